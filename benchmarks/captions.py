@@ -133,7 +133,7 @@ class Ways:
         return [
             answer.text
             for picture in self.pictures[:ALONE]
-            for _, answer in self.transformers.generate([Request(0, [picture], PROMPT)])
+            for _, answer in self.transformers.answer([Request(0, [picture], PROMPT)])
         ]
 
     def one_at_a_time_vllm(self) -> list[str]:
@@ -229,9 +229,8 @@ def compare_scores(
             fresh = [marked(picture, number) for picture in pictures]
             for name, (prompt, choices) in asked.items():
                 requests = [Request(i, [p], prompt, choices) for i, p in enumerate(fresh)]
-                answering: Any = scorer.score if choices else scorer.generate
                 started, cpu = time.perf_counter(), time.process_time()
-                answers = [answer for _, answer in answering(iter(requests))]
+                answers = [answer for _, answer in scorer.answer(iter(requests))]
                 if number:  # the first round warms up
                     seconds[name].append(time.perf_counter() - started)
                     used[name].append(time.process_time() - cpu)

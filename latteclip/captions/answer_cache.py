@@ -1,7 +1,4 @@
-"""Answers to requests, cached in SQLite beyond the run that asked, and what a valid answer is.
-
-A job writes the file of its shard (`2-of-4.sqlite`) and reads those of other splits as well.
-"""
+"""Answers to requests, cached in SQLite beyond the run that asked, and what a valid answer is."""
 
 import contextlib
 import errno
@@ -13,25 +10,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from latteclip.captions.requests import Answer
 from latteclip.core.errors import UserError
 from latteclip.core.files import sqlite_uri
-from latteclip.core.terminal import one_line, printable
+from latteclip.core.terminal import one_line
 
 COMMIT_ANSWERS, COMMIT_SECONDS = 100, 10.0  # written to the disk at least as often
 LOCK_SECONDS = 60.0  # to wait while another process writes
 MAX_CHARACTERS = 2**20  # of any answer
 MAX_TOKENS = 2**31 - 1  # what the tables' column holds
-MAX_WORD = 256  # characters of a finish reason
 CREATE = """
-    CREATE TABLE IF NOT EXISTS answers (
-        digest TEXT PRIMARY KEY, text TEXT, finish_reason TEXT, n_tokens INTEGER, n_read INTEGER,
-        engine TEXT, date TEXT
-    )
+    CREATE TABLE IF NOT EXISTS answers (digest TEXT PRIMARY KEY, text TEXT, finish_reason TEXT,
+        n_tokens INTEGER, n_read INTEGER, engine TEXT, date TEXT)
 """
 INSERT = """
     INSERT OR IGNORE INTO answers
@@ -40,14 +33,13 @@ INSERT = """
 
 
 class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
-    """Answers by the digest of their request; a context manager that commits at its end."""
+    """Answers by the digest of their request; a context manager that commits at its end.
+
+    A job writes the file of its shard (`2-of-4.sqlite`) and reads those of other splits as well.
+    """
 
     def __init__(self, folder: str | Path, name: str = "1-of-1") -> None:
-        """Open the files of a folder, of which that of the named shard is written.
-
-        Raises:
-            UserError: a file is damaged, or cannot be opened.
-        """
+        """Open the files of a folder, of which that of the named shard is written."""
         self.path = Path(folder) / f"{name}.sqlite"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._pending: dict[str, Answer] = {}
@@ -92,18 +84,14 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
 
     def add(self, digest: str, answer: Answer, engine: str) -> None:
         """Cache a valid answer; it is on the disk after the next commit."""
-        self._pending[digest] = replace(answer, engine=engine, date=today(), digest=digest)
+        today = datetime.now(UTC).date().isoformat()
+        self._pending[digest] = replace(answer, engine=engine, date=today, digest=digest)
         waiting = time.monotonic() - self._committed
         if len(self._pending) >= COMMIT_ANSWERS or waiting >= COMMIT_SECONDS:
             self.commit()
 
     def commit(self) -> None:
-        """Write the pending answers to the disk, all of them or none.
-
-        Raises:
-            UserError: the file cannot be written.
-            OSError: the disk is full.
-        """
+        """Write the pending answers to the disk, all of them or none."""
         with _explained(self.path), self._files[self.path] as file:
             file.executemany(INSERT, map(vars, self._pending.values()))
         self._pending.clear()
@@ -118,8 +106,8 @@ class CachedKeys:
 
     def __contains__(self, digest: object) -> bool:
         key = np.uint64(_key(str(digest)))
-        place = int(np.searchsorted(self.keys, key))
-        return place < len(self.keys) and bool(self.keys[place] == key)
+        place = np.searchsorted(self.keys, key)
+        return key in self.keys[place : place + 1]
 
 
 def _key(digest: str) -> int:
@@ -137,6 +125,7 @@ def _connected(path: Path) -> sqlite3.Connection:
 
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
+    """Raise SQLite's errors as a UserError, or as an OSError where the disk is full."""
     try:
         yield
     except sqlite3.Error as error:
@@ -150,31 +139,19 @@ def _explained(path: Path) -> Iterator[None]:
         ) from None
 
 
-def today() -> str:
-    """Return the day in UTC."""
-    return datetime.now(UTC).date().isoformat()
-
-
 def problem(answer: Answer, longest: int = MAX_CHARACTERS) -> str | None:
-    """Return why an engine's answer is not valid; None where it is.
+    """Return why an engine's answer cannot be cached; None where it can.
 
     Its values may be of other types than they should. The text may have so many characters.
     """
-    text, reason = answer.text, answer.finish_reason
-    if not isinstance(text, str):
-        return f"its text is {_in_short(text)}"
-    if len(text) > longest:
-        return f"its text has {len(text)} characters, more than {longest}"
-    if re.search("[\ud800-\udfff]", text):
-        return "its text has half a character (a lone surrogate)"
+    for text in (answer.text, answer.finish_reason):
+        if not isinstance(text, str):
+            return f"it has {one_line(ascii(text), 40)} in place of text"
+        if len(text) > longest:
+            return f"it has {len(text)} characters, more than {longest}"
+        if re.search("[\ud800-\udfff]", text):
+            return "it has half a character (a lone surrogate)"
     for number in (answer.n_tokens, answer.n_read):
         if number is not None and not (type(number) is int and 0 <= number <= MAX_TOKENS):
-            return f"its number of tokens is {_in_short(number)}"
-    is_word = isinstance(reason, str) and len(reason) <= MAX_WORD and "\n" not in reason
-    if not is_word or printable(reason) != reason:
-        return f"its finish reason is {_in_short(reason)}"
+            return f"its number of tokens is {one_line(ascii(number), 40)}"
     return None
-
-
-def _in_short(value: Any) -> str:
-    return one_line(ascii(value), 40)

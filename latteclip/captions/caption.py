@@ -1,7 +1,7 @@
 """Image and group descriptions from a multimodal model (LatteCLIP, section 3.2).
 
-Every answer goes to a cache as it comes, from which the table is made at the end. So a broken run
-goes on where it stopped, and a request is answered once.
+Every answer is cached as it comes, and the table is written at the end. So a broken run goes on
+where it stopped, and a request is answered once.
 """
 
 import contextlib
@@ -13,27 +13,22 @@ from typing import Any
 
 from latteclip.captions.engines import base as engines
 from latteclip.captions.engines.base import FILE, CaptionerSettings
-from latteclip.captions.requests import (
-    RETRY_PROMPT,
-    Answer,
-    GroupSettings,
-    Questions,
-    failed,
-    questions_about,
-)
-from latteclip.captions.runner import CaptionJob, Row, running, write_table
+from latteclip.captions.requests import Answer, GroupSettings, Questions, failed, questions_about
+from latteclip.captions.runner import CaptionJob, Row, Runner, running, write_table
 from latteclip.core import tables
 
 log = logging.getLogger(__name__)
+# Added to the prompt of a second attempt, after an answer that was empty or cut.
+RETRY_PROMPT = "Answer with one short sentence."
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _TOKENS = re.compile(r"<\|?/?(?:s|pad|unk|eos|bos|im_start|im_end|endoftext|eot_id)\|?>", re.I)
-_LABEL = re.compile(r"^(?:assistant|caption|description|answer)\s*:\s*", re.I)
-_CONSENT = re.compile(r"^(?:sure|certainly|of course|absolutely|okay|ok)\s*[!,.:]\s*(?=\S)", re.I)
-_PREFACE = re.compile(
-    r"^here(?:['\u2019]s| is| are| it is)\b[^.!?\"\u201c]{0,100}?:\s*(?=\S)", re.I
+_OPENING = re.compile(
+    r"^(?:(?:assistant|caption|description|answer)\s*:\s*"
+    r"|(?:sure|certainly|of course|absolutely|okay|ok)\s*[!,.:]\s*(?=\S)"
+    r"|here(?:['\u2019]s| is| are| it is)\b[^.!?\"\u201c]{0,100}?:\s*(?=\S))",
+    re.I,
 )
-_CURLY = (("\u201c", "\u201d"), ("\u2018", "\u2019"))
-_QUOTES = (*((mark, mark) for mark in ('"', "'", "**", "*", "`")), *_CURLY)
+_QUOTES = [*((mark, mark) for mark in ('"', "'", "**", "*", "`")), "\u201c\u201d", "\u2018\u2019"]
 
 
 def caption_images(
@@ -52,7 +47,7 @@ def caption_images(
     Raises:
         UserError: the engine does not start, or too many captions are missing.
     """
-    job = CaptionJob(captioner, output, store, threads, shard)
+    job = CaptionJob(captioner, output, store, threads, shard, "captioner.images_file")
     _caption(job, images_path, pseudo_labels_path, prompt)
 
 
@@ -68,12 +63,8 @@ def caption_groups(
     shard: str = "1/1",
     threads: int,
 ) -> None:
-    """Draw groups of the images that are not in the test split and write their captions.
-
-    Raises:
-        UserError: as of `caption_images`.
-    """
-    job = CaptionJob(captioner, output, store, threads, shard)
+    """Draw groups of the images that are not in the test split and write their captions."""
+    job = CaptionJob(captioner, output, store, threads, shard, "captioner.groups_file")
     _caption(job, images_path, pseudo_labels_path, prompt, groups)
 
 
@@ -84,65 +75,50 @@ def _caption(
     prompt: str,
     groups: GroupSettings | None = None,
 ) -> None:
-    questions = questions_about(
-        images_path, pseudo_labels_path, prompt, job.settings.layout, job.shard, groups
-    )
+    single = job.settings.layout
+    questions = questions_about(images_path, pseudo_labels_path, prompt, single, job.shard, groups)
     metadata: dict[str, Any] = {"prompt": prompt, "retry_prompt": RETRY_PROMPT}
     if groups:
         metadata["groups"] = asdict(groups)
-    n, file_key = len(questions), "groups_file" if groups else "images_file"
-    with _answers(job, questions, file_key) as answers_of:
-        count = write_table(
-            job,
-            tables.CAPTIONS,
-            n,
-            lambda row: _row(questions, row, answers_of(row)),
-            f"captioner.{file_key}",
-            metadata,
-        )
+    with _rows(job, questions) as row_of:
+        count = write_table(job, tables.CAPTIONS, len(questions), row_of, metadata)
     log.info(
         "Wrote %d captions, %d empty, %d without an answer, %d cut at %d tokens.",
-        *(n, count["empty"], count["failed"], count["cut"], job.settings.max_new_tokens),
+        *(count["asked"], count["empty"], count["failed"], count["cut"]),
+        job.settings.max_new_tokens,
     )
 
 
 @contextlib.contextmanager
-def _answers(
-    job: CaptionJob, questions: Questions, file_key: str
-) -> Iterator[Callable[[int], list[Answer]]]:
-    """Yield a function that returns the answers about a row, from the user's file or an engine."""
+def _rows(job: CaptionJob, questions: Questions) -> Iterator[Callable[[int], Row]]:
+    """Yield a function that returns a row, by the user's file or by an engine."""
     if job.settings.engine == FILE:
-        path = getattr(job.settings, file_key)
-        texts = engines.module_of(FILE).read_captions(path, f"captioner.{file_key}")
-        yield lambda row: [_of_file(texts.get(questions.ids[row]))]
+        path = getattr(job.settings, job.file_key.removeprefix("captioner."))
+        found = engines.module_of(FILE).read_captions(path, job.file_key)
+        missing = failed("the file has no caption for it")
+        yield lambda row: _row(questions, row, [found.get(questions.ids[row], missing)])
         return
 
     def question(row: int, attempt: int) -> tuple[str, None]:
         prompt = questions.prompts(row)
         return (prompt if attempt == 1 else f"{prompt} {RETRY_PROMPT}"), None
 
+    def answers(runner: Runner, row: int) -> list[Answer]:
+        return [replace(answer, text=clean(answer.text)) for answer in runner.answers(row)]
+
     with running(job, questions, question) as runner:
         rows = range(len(questions))
         runner.ask(rows)
-        again = [row for row in rows if _wants_another(runner.answers(row)[0])]
+        first = ((row, answers(runner, row)[0]) for row in rows)
+        again = [row for row, answer in first if answer.error is None and not _is_good(answer)]
         if again:
             log.info("%d answers are empty or cut.", len(again))
             runner.ask(again, attempt=2)
-        yield lambda row: [replace(a, text=clean(a.text)) for a in runner.answers(row)]
-
-
-def _of_file(text: str | None) -> Answer:
-    if text is None:
-        return failed("the file has no caption for it")
-    return Answer(text, "stop", None, engine=FILE)
-
-
-def _wants_another(answer: Answer) -> bool:
-    return answer.error is None and not _is_good(answer)
+        yield lambda row: _row(questions, row, answers(runner, row))
 
 
 def _is_good(answer: Answer) -> bool:
-    return answer.finish_reason != "length" and bool(clean(answer.text))
+    return answer.finish_reason != "length" and bool(answer.text)
 
 
 def _row(questions: Questions, row: int, answers: Sequence[Answer]) -> Row:
@@ -178,8 +154,7 @@ def clean(text: str) -> str:
 
 
 def _strip_once(text: str) -> str:
-    for rule in (_LABEL, _CONSENT, _PREFACE):
-        text = rule.sub("", text)
+    text = _OPENING.sub("", text)
     for left, right in _QUOTES:
         inner = text[len(left) : len(text) - len(right)]
         if text == left + inner + right and left not in inner and right not in inner:

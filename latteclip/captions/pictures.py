@@ -25,11 +25,6 @@ class Layout:
     square: int | None = None  # then each picture is scaled to a square of this side, pixels
 
 
-def single_layout(max_side: int | None, square: int | None) -> Layout:
-    """Return the layout of one image, which is not scaled down before it becomes a square."""
-    return Layout(max_side=None if square else max_side, square=square)
-
-
 def read_image(path: str) -> bytes:
     """Return the bytes of an image."""
     try:
@@ -50,18 +45,17 @@ def pictures_of(
     return lay_out(images, layout)
 
 
-def lay_out(images: Sequence[Image.Image], layout: Layout) -> list[Image.Image]:
+def lay_out(images: list[Image.Image], layout: Layout) -> list[Image.Image]:
     """Return the RGB pictures that the model sees of RGB images.
 
     A square is scaled whatever the shape (bicubic), as LLaVA-1.6 does for its overview.
     """
-    pictures = list(images)
     if layout.kind == "grid":
-        pictures = [grid(pictures, layout.canvas, layout.gap)]
+        images = [grid(images, layout.canvas, layout.gap)]
     if layout.square is None:
-        return pictures
+        return images
     size = (layout.square, layout.square)
-    return [picture.resize(size, Image.Resampling.BICUBIC) for picture in pictures]
+    return [image.resize(size, Image.Resampling.BICUBIC) for image in images]
 
 
 def grid(pictures: Sequence[Image.Image], canvas: int, gap: int) -> Image.Image:

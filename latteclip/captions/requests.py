@@ -23,8 +23,6 @@ from latteclip.core.errors import UserError
 from latteclip.core.hashing import digest as joint_digest
 
 DIGEST_LENGTH = 32  # hexadecimal digits: 128 bits
-# Added to the prompt of a second attempt, after an answer that was empty or cut.
-RETRY_PROMPT = "Answer with one short sentence."
 HASHED_WHOLE = 64 * 2**20  # files up to this size are hashed whole
 SAMPLES, SAMPLE = 256, 64 * 2**10  # of larger ones: this many blocks of this many bytes
 SPECIAL_TOKENS = "added unless the prompt begins with them"  # the rule of all engines
@@ -41,6 +39,10 @@ class Choices:
     kind: str  # likelihood: of each text as the answer; multiple_choice: of each as the first token
     texts: tuple[str, ...]
     prompts: tuple[str, ...] = ()  # of multiple_choice: the prompt, its options in each order
+
+    @property
+    def by_letters(self) -> bool:
+        return self.kind == "multiple_choice"
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """An engine's answer to a request, as the model wrote it."""
+    """An answer to a request, as the model wrote it."""
 
     text: str
     finish_reason: str  # "stop", "length" where max_new_tokens cut it, or "error"
@@ -107,12 +109,11 @@ def digest(
     """Return DIGEST_LENGTH hexadecimal digits for a request about image files of these bytes."""
     parts = [hashlib.sha256(content).digest() for content in contents]
     images = parts[0] if len(parts) == 1 else hashlib.sha256(b"".join(parts)).digest()
-    shared = _shared_part(len(contents), prompt, identity, choices)
-    return joint_digest(images, shared)[:DIGEST_LENGTH]
+    return joint_digest(images, _shared(len(contents), prompt, identity, choices))[:DIGEST_LENGTH]
 
 
 @functools.lru_cache(maxsize=4096)
-def _shared_part(n_images: int, prompt: str, identity: Identity, choices: Choices | None) -> bytes:
+def _shared(n_images: int, prompt: str, identity: Identity, choices: Choices | None) -> bytes:
     asked = messages([{"type": "image"}] * n_images, prompt)
     wanted = None if choices is None else asdict(choices)
     return json.dumps([asked, asdict(identity), wanted], sort_keys=True).encode()
@@ -121,8 +122,8 @@ def _shared_part(n_images: int, prompt: str, identity: Identity, choices: Choice
 def fingerprint(model: str) -> str:
     """Return the name of a model on the Hugging Face hub, or a digest of a folder's files.
 
-    Files of at most 64 MiB count with every byte. Larger ones count with their size and with
-    blocks spread evenly over them, which no training leaves unchanged.
+    Of large files, their size and blocks spread evenly over them count. No training leaves these
+    unchanged.
     """
     folder = Path(model)
     if not folder.is_dir():
@@ -147,35 +148,23 @@ def _sampled(path: Path) -> bytes:
 
 def special_tokens(model: str, revision: str | None) -> str | None:
     """Return the rule for special tokens, or None where the tokenizer's files add none."""
+    from huggingface_hub import hf_hub_download
+
+    def values_of(name: str) -> Any:
+        is_folder = hub_names.is_folder(model)
+        path = Path(model, name) if is_folder else hf_hub_download(model, name, revision=revision)
+        return json.loads(Path(path).read_bytes())
+
     try:
-        tokenizer, settings = (
-            json.loads(_file(model, revision, name).read_bytes())
-            for name in ("tokenizer.json", "tokenizer_config.json")
-        )
-        adding = json.dumps(tokenizer["post_processor"])
+        adding = json.dumps(values_of("tokenizer.json")["post_processor"])
+        settings = values_of("tokenizer_config.json")
         adds = any(part in adding for part in ADDING) or any(settings.get(name) for name in ADDS)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         adds = True
     return SPECIAL_TOKENS if adds else None
 
 
-def _file(model: str, revision: str | None, name: str) -> Path:
-    if hub_names.is_folder(model):
-        return Path(model, name)
-    import huggingface_hub
-
-    cached = huggingface_hub.try_to_load_from_cache(model, name, revision=revision)
-    if not isinstance(cached, str):
-        cached = huggingface_hub.hf_hub_download(model, name, revision=revision)
-    return Path(cached)
-
-
 # --- questions of a table ------------------------------------------------------------------------
-
-
-def shard_of(row_id: str, of: int) -> int:
-    """Return the shard of a row, from 1 to `of`, which does not depend on other rows."""
-    return 1 + int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:8]) % of
 
 
 @dataclass(frozen=True)
@@ -189,7 +178,7 @@ class GroupSettings:
     groups_per_class: int | None = None  # null: one for every image
 
     def picture_layout(self, single: Layout) -> Layout:
-        """Return how a group is shown, where `single` is how one image is shown."""
+        """Return the layout of a group, where `single` is that of one image."""
         if self.layout == "grid":
             return Layout("grid", self.canvas, self.gap, square=single.square)
         return replace(single, kind=self.layout)
@@ -230,8 +219,7 @@ def questions_about(
 ) -> Questions:
     """Return one question about each image, or each group, of a shard without the test split.
 
-    The pseudo-labels are needed for groups, and where the prompt has a place for them. `single` is
-    the layout of an image by itself, and a shard is written as "2/4".
+    `single` is the layout of an image by itself, and a shard is written as "2/4".
     """
     table, classnames = tables.read_unlabelled(images_path, training=True)
     image_ids = table["image_id"].to_pylist()
@@ -263,14 +251,17 @@ def questions_about(
     )
 
 
+def shard_of(row_id: str, of: int) -> int:
+    """Return the shard of a row, from 1 to `of`, which does not depend on other rows."""
+    return 1 + int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:8]) % of
+
+
 def _max_pixels(layout: Layout, table: pa.Table) -> int:
     """Return a number of pixels that no picture exceeds; at least 1."""
     if side := layout.square or layout.canvas:
         return side**2
-    width, height = (table[name].to_numpy().astype(np.int64) for name in ("width", "height"))
-    if layout.max_side is not None:
-        width, height = np.minimum(width, layout.max_side), np.minimum(height, layout.max_side)
-    return int((width * height).max(initial=1))
+    sides = np.array([table["width"].to_numpy(), table["height"].to_numpy()], np.int64)
+    return int(np.minimum(sides, layout.max_side or np.inf).prod(axis=0).max(initial=1))
 
 
 # --- groups --------------------------------------------------------------------------------------
@@ -282,18 +273,12 @@ def draw_groups(
     """Draw four images of its class for every image, at random (LatteCLIP, section 3.2).
 
     There are four random circular orders of the class's n images. Each of the four drawn images is
-    the next one in one of these orders. So every image is drawn about four times, and an image that
-    is added to the class later changes the few groups in which it takes its place, and no others.
-
-    Args:
-        image_ids: of the N images.
-        labels: their pseudo-labels.
-        seed: another one gives other groups.
-        per_class: draw for this many images of each class, chosen at random, instead of for all.
+    the next one in one of these orders. So every image is drawn about four times. An image that is
+    added to the class later changes only the few groups in which it takes its place. Of fewer than
+    four images, members are drawn with replacement.
 
     Returns:
-        By the index of each image that has a group, the indices of its four members. They are
-        different where the class has four images, and drawn with replacement where not.
+        The indices of the four members, by that of each image, or of `per_class` of each class.
     """
     keys = np.array([_keys(seed, image_id) for image_id in image_ids])  # [N, 5]
     of_class: dict[int, list[int]] = {}
@@ -324,11 +309,8 @@ def _of_class(keys: np.ndarray) -> np.ndarray:
     groups = np.empty((n, GROUP_SIZE), np.int64)
     for turn in range(GROUP_SIZE):
         step = np.ones(n, np.int64)
-        while True:
+        for _ in range(turn + 1):  # until the image is none of the earlier ones
             drawn = orders[(places[:, turn] + step) % n, turn]
-            taken = (groups[:, :turn] == drawn[:, None]).any(axis=1)
-            if not taken.any():
-                break
-            step += taken
+            step += (groups[:, :turn] == drawn[:, None]).any(axis=1)
         groups[:, turn] = drawn
     return groups

@@ -12,7 +12,7 @@ import functools
 import logging
 import math
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,16 +21,7 @@ import pyarrow.compute as pc
 import torch
 
 from latteclip.captions.engines import base as engines
-from latteclip.captions.engines.base import (
-    FILE,
-    KINDS,
-    LIKELIHOOD,
-    MULTIPLE_CHOICE,
-    CaptionerSettings,
-    Scores,
-    letter_of,
-    log_sum,
-)
+from latteclip.captions.engines.base import FILE, CaptionerSettings, Scores
 from latteclip.captions.requests import Answer, Choices, Questions, failed, questions_about
 from latteclip.captions.runner import CaptionJob, Row, Runner, running, write_table
 from latteclip.clip.classifier import ROWS, Classifier, classify, load_classifier
@@ -54,7 +45,7 @@ INSTRUCTION = "Answer with the letter."
 class ScoreSettings:
     """How classes are scored."""
 
-    kind: str | None  # one of KINDS
+    kind: str  # likelihood or multiple_choice
     topk: int  # options; all classes where there are few
     answer: str | None  # of likelihood: the text with a place for the class name; null: ANSWER
     orders: int  # of multiple_choice: in how many orders the options are shown
@@ -63,29 +54,18 @@ class ScoreSettings:
     prompt: str = ""  # of likelihood
 
     @property
-    def template(self) -> str:
-        return ANSWER if self.answer is None else self.answer
-
-    @property
     def by_letters(self) -> bool:
-        return self.kind == MULTIPLE_CHOICE
+        return self.kind == "multiple_choice"
 
     def check(self, engine: str) -> None:
-        """Raise UserError for questions that make no sense, or that the engine cannot answer."""
-        if self.kind not in KINDS:
-            raise UserError(f"scores.kind is {self.kind}; set it to {' or '.join(KINDS)}.")
-        if self.by_letters:
-            return
+        """Raise UserError for likelihoods that make no sense, or that the engine does not have."""
+        problem = ""
         if engine == "openai":
-            raise UserError(
-                "captioner.engine openai has no likelihoods: set scores.kind to multiple_choice, "
-                "or captioner.engine to vllm or transformers."
-            )
-        if PLACE in self.prompt:
-            raise UserError(
-                f"The image prompt {self.prompt!r} names the pseudo-label, which scores would then "
-                f"repeat: take {PLACE} out of prompts.image, or set scores.kind to multiple_choice."
-            )
+            problem = "captioner.engine openai has no likelihoods"
+        elif PLACE in self.prompt:
+            problem = f"prompts.image names the pseudo-label ({PLACE}), which scores would repeat"
+        if problem and not self.by_letters:
+            raise UserError(f"{problem}; change it, or set scores.kind to multiple_choice.")
 
 
 def score_classes(
@@ -103,18 +83,25 @@ def score_classes(
     """Write CLASS_SCORES of the images of a shard that are not in the test split.
 
     Raises:
-        UserError: the settings make no sense, the engine does not start, or too many images end
-            without scores.
+        UserError: the engine does not start, or too many images end without scores.
     """
-    job = CaptionJob(captioner, output, store, threads, shard, scoring=True)
+    job = CaptionJob(captioner, output, store, threads, shard, FILE_KEY, scoring=True)
     scores.check(captioner.engine)
-    prompt = "" if scores.by_letters else scores.prompt
-    images = questions_about(images_path, None, prompt, captioner.layout, job.shard)
+    images = questions_about(images_path, None, "", captioner.layout, job.shard)
     k = _n_options(scores, images.classnames)
+    metadata = {
+        "classnames": list(images.classnames),
+        "model": captioner.model,
+        "kind": scores.kind,
+        "prompt": letters_prompt(["..."]) if scores.by_letters else scores.prompt,
+        "answer": None if scores.by_letters else scores.answer or ANSWER,
+        "topk": scores.topk,
+        "orders": scores.orders if scores.by_letters else None,
+        "share": scores.share,
+    }
     with contextlib.ExitStack() as stack:
         if captioner.engine == FILE:
-            found = engines.module_of(FILE).read_scores(scores.file, images.classnames)
-            row_of = functools.partial(_of_file, images, found)
+            row_of = _rows_of_file(images, scores.file)
         else:
             classifier, _ = load_classifier(class_embeddings_path, classnames=images.classnames)
             # Of the whole dataset in every shard, so that shards agree on the share.
@@ -125,24 +112,23 @@ def score_classes(
             runner = stack.enter_context(running(job, images, questions.ask))
             runner.ask(np.flatnonzero(is_asked).tolist())
             row_of = functools.partial(questions.row, runner, is_asked)
-        metadata = {
-            "classnames": list(images.classnames),
-            "model": captioner.model,
-            "kind": scores.kind,
-            "prompt": letters_prompt(["..."]) if scores.by_letters else scores.prompt,
-            "answer": None if scores.by_letters else scores.template,
-            "topk": scores.topk,
-            "orders": scores.orders if scores.by_letters else None,
-            "share": scores.share,
-        }
-        count = write_table(job, tables.CLASS_SCORES, len(images), row_of, FILE_KEY, metadata)
+        count = write_table(job, tables.CLASS_SCORES, len(images), row_of, metadata)
     log.info(
         "Wrote the scores of %d images, %d without an answer, %d not asked about.",
         *(count["asked"] - count["failed"], count["failed"], len(images) - count["asked"]),
     )
 
 
-# --- options of an image -------------------------------------------------------------------------
+def _rows_of_file(images: Questions, path: str | None) -> Callable[[int], Row]:
+    found = engines.module_of(FILE).read_scores(path, FILE_KEY, images.classnames)
+
+    def row_of(row: int) -> Row:
+        options, values = found.get(images.ids[row], ([], []))
+        answer = Answer("", "stop", None, engine=FILE) if options else failed("the file lacks it")
+        columns = {"image_id": images.ids[row], "options": options, "log_probabilities": values}
+        return {**columns, "none": None, "error": answer.error, "digest": None}, [answer]
+
+    return row_of
 
 
 def _n_options(settings: ScoreSettings, classnames: Sequence[str]) -> int:
@@ -159,14 +145,10 @@ def _n_options(settings: ScoreSettings, classnames: Sequence[str]) -> int:
 def best_classes(
     pseudo_labels_path: str, image_ids: pa.ChunkedArray, classifier: Classifier, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k best classes of images under a classifier, by their stored features.
+    """Return the k best classes of images by their stored features, and how sure the best one is.
 
     Returns:
-        int32 [N, K], the best first, equal ones in the order of the classes; and float32 [N],
-        cosine of the best class over that of the second.
-
-    Raises:
-        UserError: the table lacks an image.
+        int32 [N, K], the best first, and float32 [N], its cosine minus that of the second.
     """
     classes = np.empty((len(image_ids), k), np.int32)
     margins = np.full(len(image_ids), np.nan, np.float32)
@@ -206,41 +188,42 @@ class ClassQuestions:
     settings: ScoreSettings
 
     def ask(self, row: int, _: int) -> tuple[str, Choices]:
-        """Return the prompt about an image, and the choices that go with it.
-
-        All orders of the options are one request, and share the image.
-        """
+        """Return the prompt about an image, and its choices: all orders share the image."""
         names = self._names(row)
         if not self.settings.by_letters:
-            texts = tuple(fill(self.settings.template, name) for name in names)
-            return self.settings.prompt, Choices(LIKELIHOOD, texts)
+            texts = tuple(fill(self.settings.answer or ANSWER, name) for name in names)
+            return self.settings.prompt, Choices("likelihood", texts)
         prompts = tuple(letters_prompt([names[i] for i in order]) for order in self._orders(row))
-        return prompts[0], Choices(MULTIPLE_CHOICE, letters_of(len(names)), prompts)
+        return prompts[0], Choices("multiple_choice", letters_of(len(names)), prompts)
 
     def row(self, runner: Runner, is_asked: np.ndarray, row: int) -> Row:
         answers = runner.answers(row) if is_asked[row] else []
-        values, error = None, answers[0].error if answers else None
+        values: Sequence[float] = []
+        error = answers[0].error if answers else None
         if answers and error is None:
-            values, error = self._values(row, Scores.parse(answers[0].text))
+            scores = Scores.parse(answers[0].text)
+            if self.settings.by_letters:
+                values, error = self._over_orders(row, scores)
+            else:
+                [values] = scores.log_probabilities
+        k = self.options.shape[1]
         columns = {
             "image_id": self.images.ids[row],
             "options": self.options[row].tolist() if values else [],
-            "log_probabilities": (values or [])[: self.options.shape[1]],
-            "none": values[-1] if values and self.settings.by_letters else None,
+            "log_probabilities": values[:k],
+            "none": values[k] if values[k:] else None,
             "error": error,
             "digest": answers[0].digest if answers else None,
         }
         return columns, answers
 
-    def _values(self, row: int, scores: Scores) -> tuple[list[float] | None, str | None]:
-        if not self.settings.by_letters:
-            return list(scores.log_probabilities[0]), None
+    def _over_orders(self, row: int, scores: Scores) -> tuple[list[float], str | None]:
         letters = letters_of(self.options.shape[1])
         for first in scores.first:
-            if letter_of(first, letters) is None:
-                return None, f"the answer begins with {first!r}, which is none of the letters"
+            if first.removeprefix(" ") not in letters:
+                return [], f"the answer begins with {first!r}, which is none of the letters"
         values = over_orders(scores.log_probabilities, self._orders(row))
-        return values, "no letter has any probability" if values is None else None
+        return values, None if values else "no letter has any probability"
 
     def _orders(self, row: int) -> list[list[int]]:
         names, image_id = self._names(row), self.images.ids[row]
@@ -248,13 +231,6 @@ class ClassQuestions:
 
     def _names(self, row: int) -> list[str]:
         return [self.images.classnames[c] for c in self.options[row]]
-
-
-def _of_file(images: Questions, found: dict[str, tuple[list[int], list[float]]], row: int) -> Row:
-    options, values = found.get(images.ids[row], ([], []))
-    answer = Answer("", "stop", None, engine=FILE) if options else failed("the file lacks it")
-    columns = {"image_id": images.ids[row], "options": options, "log_probabilities": values}
-    return {**columns, "none": None, "error": answer.error, "digest": None}, [answer]
 
 
 # --- multiple choice by letters ------------------------------------------------------------------
@@ -277,27 +253,13 @@ def order_of(image_id: str, number: int, options: Sequence[str]) -> list[int]:
     return sorted(range(len(options)), key=lambda i: digest(str(number), image_id, options[i]))
 
 
-def over_orders(
-    rows: Sequence[Sequence[float]], orders: Sequence[Sequence[int]]
-) -> list[float] | None:
+def over_orders(rows: Sequence[Sequence[float]], orders: Sequence[Sequence[int]]) -> list[float]:
     """Return log-probabilities of K options and of none of them, over all orders of the options.
 
-    In each order the log-probabilities of the K + 1 letters are normalised among themselves. Their
-    mean, in which the bias for a letter or a place in one order evens out, is normalised once more.
-    The result is None where every number is minus infinity.
+    Those of the K + 1 letters are normalised in each order. Their mean, in which the bias for a
+    letter or a place evens out, is normalised again. It is empty where all are minus infinity.
     """
-    n = len(orders[0])
-    sums = [0.0] * (n + 1)
-    for row, order in zip(rows, orders, strict=True):
-        normalised = _log_normalised(row)
-        if normalised is None:
-            return None
-        for place, option in enumerate([*order, n]):
-            sums[option] += normalised[place]
-    return _log_normalised([total / len(orders) for total in sums])
-
-
-def _log_normalised(values: Sequence[float]) -> list[float] | None:
-    """Return log-probabilities whose probabilities sum to one; None where all are -inf."""
-    total = log_sum(values)
-    return None if total == -math.inf else [value - total for value in values]
+    places = torch.tensor([[*order, len(order)] for order in orders]).argsort(dim=1)
+    normalised = torch.tensor(rows, dtype=torch.float64).log_softmax(dim=1)
+    mean = normalised.gather(1, places).mean(dim=0).log_softmax(dim=0)
+    return [] if mean.isnan().any() else [*map(float, mean)]

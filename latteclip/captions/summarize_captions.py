@@ -25,8 +25,8 @@ def summarize_captions(captions_paths: Sequence[str], images_path: str, output: 
 
 def _summary(path: str, classnames: Sequence[str]) -> dict[str, Any]:
     table, metadata = tables.read(path, tables.CAPTIONS, COLUMNS)
-    texts = table["caption"].filter(pc.not_equal(table["caption"], ""))
-    failed = pc.is_valid(table["error"])
+    is_empty, failed = pc.equal(table["caption"], ""), pc.is_valid(table["error"])
+    texts = table["caption"].filter(pc.invert(is_empty))
     counts = pc.value_counts(texts)  # in the order of their first row
     n_naming = sum(map(mentions(classnames), tables.Strings(texts)))
     return {
@@ -36,13 +36,13 @@ def _summary(path: str, classnames: Sequence[str]) -> dict[str, Any]:
         "prompt": metadata.get("prompt"),
         "captions": len(table),
         "failed": _count(failed),
-        "empty": _count(pc.and_not(pc.equal(table["caption"], ""), failed)),
+        "empty": _count(pc.and_not(is_empty, failed)),
         "cut": _count(pc.equal(table["finish_reason"], "length")),
         "asked_twice": _count(pc.greater(table["attempts"], 1)),
         "words": _percentiles(pc.count_substring_regex(texts, r"\S+")),
         "tokens": _percentiles(table["n_tokens"].drop_null()),
         "distinct": len(counts),
-        "share_duplicates": round(1 - len(counts) / max(1, len(texts)), 4) if len(texts) else 0.0,
+        "share_duplicates": round(1 - len(counts) / len(texts), 4) if len(texts) else 0.0,
         "share_naming_a_class": round(n_naming / max(1, len(texts)), 4),
         "most_repeated": _most_repeated(counts),
     }

@@ -6,10 +6,7 @@ from typing import Any
 
 
 def mentions(classnames: Sequence[str]) -> Callable[[str], bool]:
-    """Return a test whether a text has any of the class names as whole words, in any case.
-
-    It is the one definition behind every share of captions that name a class.
-    """
+    """Return a test whether a text has any of the class names as whole words, in any case."""
     pattern = re.compile(rf"(?<!\w){_any_of(classnames)}(?!\w)", re.IGNORECASE)
     return lambda text: pattern.search(text) is not None
 

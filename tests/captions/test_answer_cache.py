@@ -1,12 +1,10 @@
 import errno
-import fcntl
 import pickle
-import sqlite3
 from dataclasses import replace
+from datetime import date
 
 import pytest
 
-from latteclip.captions import answer_cache
 from latteclip.captions.answer_cache import COMMIT_ANSWERS, AnswerCache, problem
 from latteclip.captions.requests import Answer
 from latteclip.core.errors import UserError
@@ -35,14 +33,14 @@ def cached(folder, numbers, shard="1-of-1"):
         return [number for number, each in found.items() if each]
 
 
-def test_an_answer_comes_back_as_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr(answer_cache, "today", lambda: "2026-02-03")
+def test_an_answer_comes_back_as_it_was(tmp_path):
     with AnswerCache(tmp_path) as cache:
         cache.add(name(3), answer(3), "engine 1")
         assert cache.get(name(3)).text == answer(3).text  # before it is committed
     with AnswerCache(tmp_path) as cache:
-        expected = replace(answer(3), engine="engine 1", date="2026-02-03", digest=name(3))
-        assert cache.get(name(3)) == expected
+        found = cache.get(name(3))
+        date.fromisoformat(found.date)
+        assert replace(found, date="") == replace(answer(3), engine="engine 1", digest=name(3))
         assert cache.get(name(4)) is None
 
 
@@ -66,12 +64,12 @@ def test_two_runs_at_once_lose_nothing(tmp_path):
 
 
 def test_keys_tell_a_worker_process_what_is_cached(tmp_path):
+    with AnswerCache(tmp_path / "empty") as cache:
+        assert name(0) not in cache.snapshot()
     fill(tmp_path, range(30))
     with AnswerCache(tmp_path, "1-of-2") as cache:
         keys = pickle.loads(pickle.dumps(cache.snapshot()))
     assert [number for number in range(60) if name(number) in keys] == list(range(30))
-    with AnswerCache(tmp_path / "empty") as cache:
-        assert name(0) not in cache.snapshot()
 
 
 def test_a_full_disk_is_one(tmp_path):
@@ -99,21 +97,6 @@ def test_a_damaged_file_is_one_sentence(tmp_path, start, shard):
     assert cached(tmp_path, numbers, shard) == []
 
 
-def test_a_file_system_without_locks_is_used_all_the_same(tmp_path, monkeypatch):
-    def lockf(*_):
-        raise OSError(errno.ENOLCK, "no locks")
-
-    opened = []
-    connect = sqlite3.connect
-    monkeypatch.setattr(fcntl, "lockf", lockf)
-    monkeypatch.setattr(
-        sqlite3, "connect", lambda path, **options: opened.append(path) or connect(path, **options)
-    )
-    fill(tmp_path, [1])
-    assert cached(tmp_path, [1]) == [1]
-    assert all(path.endswith("?nolock=1") for path in opened)
-
-
 @pytest.mark.parametrize(
     "answer",
     [
@@ -121,11 +104,8 @@ def test_a_file_system_without_locks_is_used_all_the_same(tmp_path, monkeypatch)
         Answer("x" * 101, "stop", 1),
         Answer("a \ud800", "stop", 1),
         Answer("a", "stop", 10**12),
-        Answer("a", "stop", True),
         Answer("a", "stop", 1, n_read=-1),
         Answer("a", 7, 1),
-        Answer("a", "stop\x1b[2J", 1),
-        Answer("a", "s" * 1000, 1),
     ],
     ids=ascii,
 )

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 
+import psutil
 import pytest
 from support.chat_server import MODEL
 from support.checkout import hear_interrupts
@@ -43,12 +44,17 @@ def finish(process, output):
 
 
 def stop_after(process, output, server, n, number):
-    """Send the signal once the server has answered n more requests; the exit status."""
+    """Send the signal once the server has answered n more requests; the exit status.
+
+    No process that decodes images outlives it.
+    """
     wanted = server.answered + n
     while server.answered < wanted and process.poll() is None:
         time.sleep(0.001)
+    workers = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
     process.communicate()
+    assert psutil.wait_procs(workers, timeout=10)[1] == []
     assert not output.exists()
     assert list(output.parent.glob(f".{output.name}*")) == []
     return process.returncode

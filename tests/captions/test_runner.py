@@ -1,25 +1,17 @@
 import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from PIL import Image
 from support.captioning import describe
-from support.tiny import ROOT, write_pictures
+from support.commands import python
+from support.tiny import write_pictures
 
 from latteclip.captions import requests
+from latteclip.captions.caption import RETRY_PROMPT
 from latteclip.captions.pictures import Layout
-from latteclip.captions.requests import (
-    RETRY_PROMPT,
-    Answer,
-    Identity,
-    Request,
-    digest,
-)
+from latteclip.captions.requests import Answer, Identity, Request, digest
 from latteclip.captions.runner import PIXELS, Preparer, workers
 from latteclip.core.errors import UserError
 
@@ -76,23 +68,6 @@ def test_a_renamed_image_and_a_twin_are_not_asked(dataset, recorder):
     assert recorder.requests == []
 
 
-def test_a_broken_run_goes_on_where_it_stopped(dataset, recorder):
-    def break_down(request):
-        if request.key == 4:
-            raise RuntimeError("the machine is gone")
-        return describe(request)
-
-    recorder.reply = break_down
-    with pytest.raises(RuntimeError):
-        dataset.caption_images()
-    assert not dataset.output.exists()
-    recorder.reply = describe
-    recorder.forget()
-    broken = dataset.caption_images()
-    assert 0 < len(recorder.requests) < 7
-    assert broken == dataset.caption_images(store=False)
-
-
 def test_empty_and_cut_answers_are_asked_once_more(dataset, recorder):
     def reply(request):
         again = request.prompt.endswith(RETRY_PROMPT)
@@ -131,16 +106,12 @@ def test_too_many_empty_captions_are_refused_and_nothing_is_written(dataset, rec
 
 
 def test_an_error_is_recorded_for_its_image_and_asked_again_by_the_next_run(dataset, recorder):
-    def reply(request):
-        if request.key == 2:
-            return Answer("", "error", None, "HTTP 400: bad picture")
-        return describe(request)
-
-    recorder.reply = reply
+    error = Answer("", "error", None, "HTTP 400: bad picture")
+    recorder.reply = lambda request: error if request.key == 2 else describe(request)
     columns = dataset.caption_images(max_failed=0.2)
     assert columns["error"] == [None, None, "HTTP 400: bad picture", *[None] * 4]
-    assert columns["finish_reason"][2] == "error"
-    assert (columns["caption"][2], columns["n_tokens"][2]) == ("", None)
+    found = [columns[name][2] for name in ("finish_reason", "caption", "n_tokens")]
+    assert found == ["error", "", None]
     with pytest.raises(UserError, match="HTTP 400"):
         dataset.caption_images()
     recorder.reply = describe
@@ -167,85 +138,26 @@ def test_an_invalid_answer_is_a_failure_of_its_row(dataset, recorder):
 # --- worker processes ----------------------------------------------------------------------------
 
 
-def preparer(*, as_urls=False, cached=(), **layout):
-    return Preparer(identity(**layout), as_urls, cached)
-
-
-def identity(**layout):
-    return Identity("m", None, "auto", None, 77, Layout(**layout))
-
-
-def prepare(tasks, **options):
-    with workers(preparer(**options), 2, PIXELS) as pool:
-        return list(pool.in_order(tasks))
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("pictures"), 11)
-
-
-def test_tasks_come_back_in_order_and_cached_ones_are_not_decoded(files):
-    digests = [digest([Path(file).read_bytes()], "?", identity()) for file in files]
+def test_tasks_come_back_in_order_and_cached_ones_are_not_decoded(tmp_path):
+    files, identity = write_pictures(tmp_path, 11), Identity("m", None, "auto", None, 77, Layout())
+    digests = [digest([Path(file).read_bytes()], "?", identity) for file in files]
     tasks = [Request(10 + number, (), "?", None, [file]) for number, file in enumerate(files)]
-    prepared = prepare(tasks, cached=digests[:4])
-    assert [(item.key, item.prompt) for item in prepared] == [(task.key, "?") for task in tasks]
+    with workers(Preparer(identity, False, digests[:4]), 2, PIXELS) as pool:
+        prepared = list(pool.in_order(tasks))
+    assert [item.key for item in prepared] == [task.key for task in tasks]
     assert [item.digest for item in prepared] == digests
     assert [len(item.pictures) for item in prepared] == [0] * 4 + [1] * 7
     for item, file in zip(prepared[4:], files[4:], strict=True):
-        [picture] = item.pictures
-        assert np.array_equal(np.asarray(picture), np.asarray(Image.open(file)))
+        assert np.array_equal(np.asarray(item.pictures[0]), np.asarray(Image.open(file)))
 
 
-def test_an_image_that_is_no_image_is_named(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"a\.png"):
-        prepare([Request(0, (), "?", None, [str(tmp_path / "a.png")])], as_urls=True)
-
-
-def python(code, *arguments):
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+def test_an_image_that_is_no_image_is_named(dataset, recorder):
+    Path(dataset.files[3]).write_bytes(b"no image")
+    with pytest.raises(UserError, match=dataset.files[3]):
+        dataset.caption_images()
 
 
 def test_workers_import_nothing_heavy():
     heavy = "{'torch', 'vllm', 'pandas', 'transformers', 'openai'}"
-    process = python(f"import sys, latteclip.captions.runner; print({heavy} & set(sys.modules))")
-    assert process.communicate()[0].strip() == "set()"
-
-
-PARENT = """
-import sys, time
-from latteclip.captions.pictures import Layout
-from latteclip.captions.requests import Identity, Request
-from latteclip.captions.runner import Preparer, workers
-if __name__ == "__main__":
-    identity = Identity("m", None, "auto", None, 77, Layout())
-    pool = workers(Preparer(identity, False, ()), 2, 64 * 64)
-    next(pool.in_order(Request(n, (), "?", None, [sys.argv[1]]) for n in range(1000)))
-    print(*pool._pool._processes, flush=True)
-    time.sleep(60)
-"""
-
-
-def is_running(pid):
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def test_workers_do_not_outlive_a_killed_parent(files):
-    process = python(PARENT, files[0])
-    pids = [int(pid) for pid in process.stdout.readline().split()]
-    assert len(pids) == 2
-    process.kill()
-    process.wait()
-    until = time.monotonic() + 10
-    while any(map(is_running, pids)) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not any(map(is_running, pids))
+    run = python(f"import sys, latteclip.captions.runner; print({heavy} & set(sys.modules))")
+    assert run.stdout.strip() == "set()"

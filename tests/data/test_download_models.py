@@ -40,7 +40,7 @@ from PIL import Image
 from latteclip.captions.engines.base import CaptionerSettings, start
 from latteclip.captions.requests import Request
 captioner = start(CaptionerSettings(**json.loads(sys.argv[1])), 1, 1)
-[(_, answer)] = captioner.generate([Request(0, [Image.new("RGB", (64, 64))], "What is it?")])
+[(_, answer)] = captioner.answer([Request(0, [Image.new("RGB", (64, 64))], "What is it?")])
 print(answer.n_tokens)
 """
 CAPTIONER = {

@@ -35,9 +35,9 @@ def answers(settings, paths):
 def answers_of(captioner, settings, paths):
     """The same of a captioner that has started."""
     shown = pictures(paths)
-    if not engines.loads_model(settings.engine):
+    if not settings.loads_model:
         shown = [list(map(data_url, each)) for each in shown]
-    found = captioner.generate(Request(key, each, PROMPT) for key, each in enumerate(shown))
+    found = captioner.answer(Request(key, each, PROMPT) for key, each in enumerate(shown))
     by_key = {request.key: answer for request, answer in found}
     assert [each.error for each in by_key.values()] == [None] * len(shown)
     return [
@@ -57,7 +57,7 @@ def read_by_vllm(captioner, paths):
 
     llm.llm_engine.add_request = noting
     for shown in pictures(paths):
-        captioner._enqueue(Request(0, shown, PROMPT))
+        captioner._enqueued(Request(0, shown, PROMPT))
     llm.llm_engine.add_request = add
     llm.wait_for_completion(use_tqdm=False)
     return found

@@ -91,7 +91,7 @@ def answers(index, tmp_path_factory):
 
 def ask(captioner, *requests):
     """The answers in the order of the requests."""
-    found = {request.key: answer for request, answer in captioner.generate(requests)}
+    found = {request.key: answer for request, answer in captioner.answer(requests)}
     return [found[request.key] for request in requests]
 
 

@@ -52,7 +52,7 @@ def requests(textures):
 
 def scores_of(scorer, requests):
     """The scores that a scorer gives, in the order of the requests."""
-    answers = {request.key: answer for request, answer in scorer.score(iter(requests))}
+    answers = {request.key: answer for request, answer in scorer.answer(iter(requests))}
     return [Scores.parse(answers[request.key].text) for request in requests]
 
 

@@ -7,22 +7,17 @@ captions and class scores of this engine alone.
 import importlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
-from latteclip.captions.pictures import Layout, single_layout
+from latteclip.captions.pictures import Layout
 from latteclip.captions.requests import Answer, Request, failed
 from latteclip.config import hub_names
-from latteclip.core.errors import UserError
 
 ENGINES = {"vllm": "VllmEngine", "openai": "OpenaiEngine", "transformers": "TransformersEngine"}
 FILE = "file"  # in place of an engine: captions and scores that the user brings along
-LIKELIHOOD, MULTIPLE_CHOICE = KINDS = ("likelihood", "multiple_choice")  # of scores
 SCORED = "scores"  # finish reason of answers that are scores
-ROUNDING = 1e-3  # by which a log-probability may be above zero
-LOWEST = -1e300  # of a log-probability that is not minus infinity
 Answered = Iterator[tuple[Request, Answer]]
 WouldWait = Callable[[], bool]  # whether the next request is not there yet
 
@@ -52,7 +47,14 @@ class CaptionerSettings:
 
     @property
     def layout(self) -> Layout:
-        return single_layout(self.max_image_side, self.square_side)
+        """The layout of one image, which is not scaled down before it becomes a square."""
+        max_side = None if self.square_side else self.max_image_side
+        return Layout(max_side=max_side, square=self.square_side)
+
+    @property
+    def loads_model(self) -> bool:
+        """Whether the engine loads the model itself; a server is sent pictures as URLs."""
+        return self.engine in hub_names.ENGINES
 
 
 def never() -> bool:
@@ -61,52 +63,31 @@ def never() -> bool:
 
 
 class Engine(Protocol):
-    """A model that answers requests greedily; made of (settings, threads, pictures, scoring).
-
-    Both methods yield each request with its answer, as answers come, and take requests as they have
-    room for them. A request that cannot be answered gets an answer with an error. Where the next
-    request would have to be waited for, work at hand comes first.
-    """
+    """A model that answers greedily; built from (settings, threads, pictures, scoring)."""
 
     version: str
 
-    def generate(self, requests: Iterable[Request], would_wait: WouldWait = never) -> Answered:
-        """Answer in words."""
+    def answer(self, requests: Iterable[Request], would_wait: WouldWait = never) -> Answered:
+        """Yield each request with its answer: words, or `Scores.as_answer` of its choices.
 
-    def score(self, requests: Iterable[Request], would_wait: WouldWait = never) -> Answered:
-        """Score the choices of each request (`Scores.as_answer`)."""
+        Answers come in any order, and requests are taken as there is room for them. A request that
+        cannot be answered gets an answer with an error. Where the next request would have to be
+        waited for, work at hand comes first.
+        """
 
 
 def start(
     settings: CaptionerSettings, threads: int, pictures: int, *, scoring: bool = False
 ) -> Engine:
-    """Start an engine whose requests show at most so many pictures, for `score` too if `scoring`.
-
-    Raises:
-        UserError: a model that is not there, or an engine that does not start.
-    """
-    is_local = loads_model(settings.engine) and hub_names.is_folder(settings.model)
-    if is_local and not (Path(settings.model) / "config.json").is_file():
-        raise UserError(
-            f"Captioner model folder {settings.model} has no config.json; "
-            "set captioner.model to a model folder or a Hugging Face id."
-        )
-    module = module_of(settings.engine)
-    engine: Engine = getattr(module, ENGINES[settings.engine])(settings, threads, pictures, scoring)
+    """Start an engine whose requests show at most so many pictures, with choices if `scoring`."""
+    engine_class = getattr(module_of(settings.engine), ENGINES[settings.engine])
+    engine: Engine = engine_class(settings, threads, pictures, scoring)
     return engine
 
 
 def module_of(engine: str) -> Any:
     """Import the module of an engine."""
     return importlib.import_module(f"latteclip.captions.engines.{engine}")
-
-
-def loads_model(engine: str) -> bool:
-    """Return whether an engine loads the model itself; a server is sent pictures as URLs."""
-    return engine in hub_names.ENGINES
-
-
-# --- scores --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -138,23 +119,3 @@ class Scores:
         values = json.loads(text)
         rows = ([-math.inf if v is None else v for v in row] for row in values["log_probabilities"])
         return cls(tuple(map(tuple, rows)), tuple(values["first"]))
-
-
-def is_log_probability(value: Any) -> bool:
-    """Return whether a value is a finite log-probability, but for rounding."""
-    numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    return numeric and LOWEST <= value <= ROUNDING
-
-
-def log_sum(values: Sequence[float]) -> float:
-    """Return the logarithm of the sum of probabilities that are given as logarithms."""
-    largest = max(values, default=-math.inf)
-    if largest == -math.inf:
-        return largest
-    return largest + math.log(math.fsum(math.exp(value - largest) for value in values))
-
-
-def letter_of(text: str, letters: Sequence[str]) -> str | None:
-    """Return the letter that a token is, with or without a space before it; None for others."""
-    bare = text.removeprefix(" ")
-    return bare if bare in letters else None

@@ -9,13 +9,11 @@ from typing import Any
 import pandas as pd
 
 from latteclip.captions.answer_cache import problem
-from latteclip.captions.engines.base import LOWEST
+from latteclip.captions.engines.base import FILE
 from latteclip.captions.requests import Answer
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
 
-SCORES = "scores.file"
-OwnScores = tuple[list[int], list[float]]  # classes, and a log-probability of each
 TEXT: dict[str, Any] = {"dtype": str, "keep_default_na": False}
 READERS: dict[str, Callable[[str], pd.DataFrame]] = {
     ".parquet": pd.read_parquet,
@@ -25,51 +23,53 @@ READERS: dict[str, Callable[[str], pd.DataFrame]] = {
 }
 
 
-def read_captions(path: str | None, key: str) -> Mapping[str, str]:
-    """Return captions by image_id, with single spaces.
+def read_captions(path: str | None, key: str) -> Mapping[str, Answer]:
+    """Return captions by image_id, with single spaces, from the columns image_id and caption.
 
-    Args:
-        path: a Parquet, CSV, TSV or JSON Lines file with the columns image_id and caption.
-        key: of the configuration, that names the file.
+    `key` is that of the configuration that names the file.
     """
     captions = {}
     for image_id, caption in _rows(path, key, ["image_id", "caption"]):
         text = "" if pd.isna(caption) else str(caption)
-        if found := problem(Answer(text, "stop", None)):
+        answer = Answer(" ".join(text.split()), "stop", None, engine=FILE)
+        if found := problem(answer):
             raise UserError(f"{key} {path}: the caption of {image_id!r} is invalid: {found}.")
-        captions[image_id] = " ".join(text.split())
+        captions[image_id] = answer
     return captions
 
 
-def read_scores(path: str | None, classnames: Sequence[str]) -> Mapping[str, OwnScores]:
-    """Return scores by image_id.
+def read_scores(
+    path: str | None, key: str, classnames: Sequence[str]
+) -> Mapping[str, tuple[list[int], list[float]]]:
+    """Return classes by image_id, and a log-probability of each.
 
-    Args:
-        path: as above, with the columns image_id, options (lists of class names or of their numbers
-            from 0) and log_probabilities (lists of numbers, which may be -inf). In CSV and TSV a
-            list is JSON.
-        classnames: C of them.
+    The columns are image_id, options (lists of class names or of their numbers from 0) and
+    log_probabilities (lists of numbers, which may be -inf). In CSV and TSV a list is JSON.
     """
     class_of: dict[Any, int] = {name: number for number, name in enumerate(classnames)}
     class_of |= {number: number for number in range(len(classnames))}
     scores = {}
-    for image_id, *cells in _rows(path, SCORES, ["image_id", "options", "log_probabilities"]):
-        options, values = map(_list, cells)
-        if found := _problem(options, values, class_of):
-            raise UserError(f"{SCORES} {path}, image {image_id!r}: {found}.")
-        scores[image_id] = [class_of[option] for option in options], [float(v) for v in values]
+    for image_id, *cells in _rows(path, key, ["image_id", "options", "log_probabilities"]):
+        try:
+            options, values = map(_list, cells)
+            classes, numbers = [class_of[option] for option in options], [*map(float, values)]
+        except (LookupError, TypeError, ValueError):
+            classes, numbers = [], []
+        are_numbers = any(v > -math.inf for v in numbers) and all(v < math.inf for v in numbers)
+        if not (are_numbers and len(set(classes)) == len(classes) == len(numbers)):
+            raise UserError(
+                f"{key} {path}, image {image_id!r}: options must be different classes, and "
+                "log_probabilities as many numbers, not all of them -inf; they are "
+                f"{one_line(cells)}."
+            )
+        scores[image_id] = classes, numbers
     return scores
 
 
 def _rows(path: str | None, key: str, columns: Sequence[str]) -> list[tuple[Any, ...]]:
     """Return some columns of a file by rows, the first of which is an image_id that is unique."""
-    if path is None:
-        raise UserError(
-            f"captioner.engine file needs {key}; a method does without image or group captions "
-            "where its switch image_description or group_description is false."
-        )
-    reader = READERS.get(Path(path).suffix.lower())
-    if reader is None:
+    reader = READERS.get(Path(path or "").suffix.lower())
+    if path is None or reader is None:
         raise UserError(f"{key} {path} does not end in any of {', '.join(READERS)}.")
     try:
         table = reader(path)
@@ -84,30 +84,5 @@ def _rows(path: str | None, key: str, columns: Sequence[str]) -> list[tuple[Any,
     return list(zip(image_ids, *(table[name] for name in columns[1:]), strict=True))
 
 
-def _list(cell: Any) -> Sequence[Any]:
-    """Return the list in a cell; an empty one where the cell holds something else."""
-    if isinstance(cell, str):
-        try:
-            cell = json.loads(cell.replace("-inf", "-Infinity"))
-        except (ValueError, RecursionError):
-            return []
-    values = cell.tolist() if hasattr(cell, "tolist") else cell
-    return values if isinstance(values, list) else []
-
-
-def _problem(options: Sequence[Any], values: Sequence[Any], classes: Mapping[Any, int]) -> str:
-    """Return what is wrong with a row; an empty text where nothing is."""
-    if not options or len(options) != len(values):
-        lengths = f"{len(options)} and {len(values)}"
-        return f"options and log_probabilities must be lists of one length, not {lengths}"
-    for option in options:
-        if not isinstance(option, str | int) or option is True or option is False:
-            return f"option {option!r} is neither a class name nor its number"
-        if option not in classes:
-            return f"option {option!r} is no class of images.parquet"
-    if len({classes[option] for option in options}) < len(options):
-        return "a class is among the options twice"
-    for value in values:
-        if not (isinstance(value, int | float) and (value == -math.inf or abs(value) <= -LOWEST)):
-            return f"{one_line(repr(value))} is not a log-probability"
-    return "every option has the log-probability -inf" if max(values) == -math.inf else ""
+def _list(cell: Any) -> list[Any]:
+    return list(json.loads(cell.replace("-inf", "-Infinity")) if isinstance(cell, str) else cell)

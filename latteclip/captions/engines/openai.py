@@ -1,31 +1,22 @@
 """Any server that speaks OpenAI's chat completions, such as `vllm serve` on another machine."""
 
-import dataclasses
+import itertools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
+import numpy as np
 import openai
 
-from latteclip.captions.engines.base import (
-    Answered,
-    CaptionerSettings,
-    Scores,
-    WouldWait,
-    is_log_probability,
-    letter_of,
-    log_sum,
-    never,
-)
+from latteclip.captions.engines.base import Answered, CaptionerSettings, Scores, WouldWait, never
 from latteclip.captions.requests import Answer, Request, failed, messages
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import KEY, URL, one_line
 
-REFUSED = (401, 403, 404)  # no request will fare better
-REDIRECTS = range(300, 400)
-MAX_OWNER = 64  # characters of who serves a model
+REFUSED = {*range(300, 400), 401, 403, 404}  # no request will fare better
 TOP_LOGPROBS = 20  # tokens that a server names at most
+LOWEST, HIGHEST = -1e300, 1e-3  # of a log-probability; it may be rounded
 # Raised where a reply, as the SDK parsed it, lacks what it must have.
 UNUSABLE = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
@@ -40,14 +31,9 @@ class OpenaiEngine:
     def __init__(self, settings: CaptionerSettings, *_: object) -> None:
         url = os.environ.get(URL)
         if not url:
-            raise UserError(
-                f"captioner.engine openai needs the server's address in the environment: "
-                f"export {URL}=http://host:8000/v1 (and {KEY}, where it wants a key)."
-            )
+            raise UserError(f"Engine openai needs a server: export {URL}=http://host:8000/v1.")
         self._where = f"The server at {one_line(url)} ({URL})"
-        self._model = settings.model
-        self._concurrency = settings.concurrency
-        self._max_new_tokens = settings.max_new_tokens
+        self._settings = settings
         self._client = openai.OpenAI(
             base_url=url,
             api_key=os.environ.get(KEY, "").strip() or "none",
@@ -61,56 +47,42 @@ class OpenaiEngine:
     def _served_by(self) -> str:
         try:
             models = self._client.models.list().data
-            owner = next(model.owned_by for model in models if model.id == self._model)
+            owner = next(model.owned_by for model in models if model.id == self._settings.model)
         except (openai.APIStatusError, *UNUSABLE, StopIteration):  # some servers have no list
-            return "server"
+            owner = None
         except openai.APIError as error:
             raise UserError(f"{self._where} does not answer: {_why(error)}.") from None
-        return f"server of {one_line(owner, MAX_OWNER)}" if owner else "server"
+        return f"server of {one_line(owner, 64)}" if owner else "server"
 
-    def generate(self, requests: Iterable[Request], would_wait: WouldWait = never) -> Answered:
-        return self._answered(requests, self._generate)
-
-    def score(self, requests: Iterable[Request], would_wait: WouldWait = never) -> Answered:
-        return self._answered(requests, self._score)
-
-    def _answered(self, requests: Iterable[Request], ask: Callable[[Request], Answer]) -> Answered:
-        source = iter(requests)
+    def answer(self, requests: Iterable[Request], would_wait: WouldWait = never) -> Answered:
+        source, n = iter(requests), self._settings.concurrency
         waiting: dict[Future[Answer], Request] = {}
-        pool = ThreadPoolExecutor(self._concurrency)
+        pool = ThreadPoolExecutor(n)
         try:
-            more = True
-            while more or waiting:
-                while more and len(waiting) < self._concurrency:
-                    request = next(source, None)
-                    if request is None:
-                        more = False
-                    else:
-                        waiting[pool.submit(self._explained, ask, request)] = request
+            while True:
+                for request in itertools.islice(source, n - len(waiting)):
+                    waiting[pool.submit(self._answer, request)] = request
+                if not waiting:
+                    return
                 done, _ = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield waiting.pop(future), future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _explained(self, ask: Callable[[Request], Answer], request: Request) -> Answer:
+    def _answer(self, request: Request) -> Answer:
         """Return an answer, or why there is none.
 
         Raises:
             UserError: there is none for any request.
         """
         try:
-            return ask(request)
+            return self._caption(request) if request.choices is None else self._score(request)
         except openai.APIStatusError as error:
             if error.status_code in REFUSED:
                 raise UserError(
-                    f"{self._where} refuses to answer ({_why(error)}); check {KEY} and "
-                    "captioner.model."
-                ) from None
-            if error.status_code in REDIRECTS:
-                raise UserError(
-                    f"{self._where} redirects requests to another address, to which no picture is "
-                    f"sent; export {URL} with the address that answers."
+                    f"{self._where} refuses to answer, or redirects to another address "
+                    f"({_why(error)}); check {URL}, {KEY} and captioner.model."
                 ) from None
             return failed(f"HTTP {error.status_code}: {_why(error)}")
         except openai.APIError as error:  # no connection, or no answer in time
@@ -118,16 +90,16 @@ class OpenaiEngine:
         except UNUSABLE as error:
             return failed(f"the server's answer cannot be used: {one_line(error)}")
 
-    def _complete(self, request: Request, **options: Any) -> Any:
-        """Return the server's completion of a request, which is greedy."""
+    def _complete(self, request: Request, prompt: str, **options: Any) -> Any:
+        """Return the server's completion, which is greedy."""
         pictures = [{"type": "image_url", "image_url": {"url": url}} for url in request.pictures]
-        turns: Any = messages(pictures, request.prompt)
+        turns: Any = messages(pictures, prompt)
         return self._client.chat.completions.create(
-            model=self._model, messages=turns, temperature=0.0, **options
+            model=self._settings.model, messages=turns, temperature=0.0, **options
         )
 
-    def _generate(self, request: Request) -> Answer:
-        reply = self._complete(request, max_tokens=self._max_new_tokens)
+    def _caption(self, request: Request) -> Answer:
+        reply = self._complete(request, request.prompt, max_tokens=self._settings.max_new_tokens)
         choice, usage = reply.choices[0], reply.usage
         return Answer(
             choice.message.content or "",
@@ -142,25 +114,25 @@ class OpenaiEngine:
         A letter that is not among them gets the smallest log-probability that was named, an upper
         bound of its log-probability.
         """
-        letters, rows, first = request.wanted.texts, [], []
+        rows, first = [], []
+        options = {"max_tokens": 1, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
         for prompt in request.wanted.prompts:
-            asked = dataclasses.replace(request, prompt=prompt)
-            reply = self._complete(asked, max_tokens=1, logprobs=True, top_logprobs=TOP_LOGPROBS)
+            reply = self._complete(request, prompt, **options)
             tokens = reply.choices[0].logprobs and reply.choices[0].logprobs.content
             if not (tokens and tokens[0].top_logprobs):
-                return failed(
-                    "the reply has no log-probabilities (top_logprobs), which letters need; use "
-                    "another server, or captioner.engine vllm or transformers"
+                raise ValueError(
+                    "it has no log-probabilities (top_logprobs), which letters need; use another "
+                    "server, or captioner.engine vllm or transformers"
                 )
-            values: dict[str, list[float]] = {letter: [] for letter in letters}
+            values: dict[str, list[float]] = {letter: [] for letter in request.wanted.texts}
             named = tokens[0].top_logprobs
             for each in named:
-                if not is_log_probability(each.logprob):
-                    return failed(f"the logprob of a token is {one_line(each.logprob, 40)}")
-                if letter := letter_of(each.token, letters):
-                    values[letter].append(each.logprob)
+                if not LOWEST <= each.logprob <= HIGHEST:
+                    raise ValueError(f"the logprob of a token is {each.logprob}")
+                values.get(each.token.removeprefix(" "), []).append(each.logprob)
             smallest = min(each.logprob for each in named)
-            rows.append(tuple(log_sum(found) if found else smallest for found in values.values()))
+            sums = (np.logaddexp.reduce(found) if found else smallest for found in values.values())
+            rows.append(tuple(map(float, sums)))
             first.append(str(tokens[0].token))
         return Scores(tuple(rows), tuple(first)).as_answer(len(rows))
 

@@ -4,6 +4,7 @@ Letters: K choices of a request.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,15 +15,10 @@ from latteclip.captions.requests import Request, messages
 from latteclip.core.errors import UserError
 
 ANSWER = 0  # any token: what follows it is not looked at
-NEEDS = {"image_processor": "takes no pictures", "chat_template": "has no chat template"}
 
 
 def load(settings: CaptionerSettings) -> Any:
-    """Return the model's processor, which pads on the left.
-
-    Raises:
-        UserError: there is none, or it takes no pictures or no conversations.
-    """
+    """Return the model's processor, which pads on the left and takes pictures and conversations."""
     import transformers
 
     options = {"revision": settings.revision, "padding_side": "left", "trust_remote_code": False}
@@ -30,20 +26,12 @@ def load(settings: CaptionerSettings) -> Any:
         processor = transformers.AutoProcessor.from_pretrained(settings.model, **options)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"Captioner model {settings.model!r} cannot be loaded: {error}") from None
-    for part, lack in NEEDS.items():
-        if getattr(processor, part, None) is None:
-            raise UserError(
-                f"Captioner model {settings.model!r} {lack}; set captioner.model to a multimodal "
-                "model that answers questions."
-            )
+    if any(getattr(processor, part, None) is None for part in ("image_processor", "chat_template")):
+        raise UserError(
+            f"Captioner model {settings.model!r} takes no pictures or has no chat template; set "
+            "captioner.model to a multimodal model that answers questions."
+        )
     return processor
-
-
-def as_text(processor: Any, n_pictures: int, prompt: str) -> str:
-    """Return a request in the words of the model's chat template, up to where the answer begins."""
-    conversation = messages([{"type": "image"}] * n_pictures, prompt)
-    text: str = processor.apply_chat_template(conversation, add_generation_prompt=True)
-    return text
 
 
 def adds_special_tokens(tokenizer: Any, prompt: str) -> bool:
@@ -54,15 +42,18 @@ def adds_special_tokens(tokenizer: Any, prompt: str) -> bool:
 
 @dataclass(frozen=True)
 class Split:
-    """A prompt and its K choices, tokenised together and taken apart.
+    """A prompt and its K choices, tokenised as one text each and taken apart where they differ.
 
-    A tokenizer may merge the end of the prompt with the beginning of a choice. So both are one text
-    for it, and the choices begin where the first of them parts from the prompt.
+    A tokenizer may merge the end of the prompt with the beginning of a choice.
     """
 
     prompt: list[int]  # the prompt alone
     start: int  # so many of its tokens begin every choice's text
     tails: list[list[int]]  # K: the tokens after these
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(map(len, self.tails))
 
 
 class Tokens:
@@ -76,22 +67,22 @@ class Tokens:
 
     def prompts(self, request: Request) -> list[str]:
         """Return what the model reads before it answers, images as marks: one, or one per order."""
-        asked = request.wanted.prompts or [request.prompt]
+        orders = request.choices.prompts if request.choices else ()
         n = len(request.pictures)
-        return [as_text(self._processor, n, prompt) for prompt in asked]
+        return [self.rendered(prompt, n) for prompt in orders or [request.prompt]]
+
+    def rendered(self, prompt: str, n_pictures: int) -> str:
+        """Return a prompt in the words of the chat template, up to where the answer begins."""
+        conversation = messages([{"type": "image"}] * n_pictures, prompt)
+        return str(self._processor.apply_chat_template(conversation, add_generation_prompt=True))
 
     def ids(self, text: str) -> list[int]:
         """Return the token ids of a text that begins as a prompt does."""
         special = adds_special_tokens(self._tokenizer, text)
-        found: list[int] = self._tokenizer(text, add_special_tokens=special)["input_ids"]
-        return found
+        return list(self._tokenizer(text, add_special_tokens=special)["input_ids"])
 
     def split(self, prompt: str, texts: Sequence[str]) -> Split:
-        """Take a prompt and its choices apart, with one space between them at most.
-
-        Raises:
-            UserError: a choice has no token.
-        """
+        """Take a prompt and its choices apart, with one space between them at most."""
         if prompt[-1:].isspace():
             texts = [text.removeprefix(" ") for text in texts]
         alone = self.ids(prompt)
@@ -112,11 +103,7 @@ class Tokens:
         return Split(whole[0], start, [[*ids[start:], ANSWER] for ids in whole])
 
     def _ids_of_letters(self, letters: tuple[str, ...]) -> list[list[int]]:
-        """Return the tokens that are a letter, or a space and the letter, for each of them.
-
-        Raises:
-            UserError: a letter has none.
-        """
+        """Return the tokens that are a letter, or a space and the letter, for each of them."""
         found: dict[str, list[int]] = {letter: [] for letter in letters}
         texts = self._tokenizer.batch_decode([[number] for number in range(len(self._tokenizer))])
         for number, text in enumerate(texts):
@@ -130,14 +117,13 @@ class Tokens:
         return list(found.values())
 
     def text(self, token: int) -> str:
-        decoded: str = self._tokenizer.decode([token])
-        return decoded
+        return str(self._tokenizer.decode([token]))
 
 
 def _shared_start(texts: Sequence[Sequence[int]]) -> int:
     """Return how many tokens all texts begin with together."""
-    places = enumerate(zip(*texts, strict=False))
-    return next((i for i, tokens in places if len(set(tokens)) > 1), min(map(len, texts)))
+    columns = zip(*texts, strict=False)
+    return len([*itertools.takewhile(lambda tokens: len(set(tokens)) == 1, columns)])
 
 
 def exclusive(values: Sequence[float], tails: Sequence[Sequence[int]]) -> list[float]:
@@ -147,20 +133,12 @@ def exclusive(values: Sequence[float], tails: Sequence[Sequence[int]]) -> list[f
     inside, which is taken off. A choice that no other one begins with keeps its value to the last
     bit. All tails are different.
     """
-    found = dict(zip(map(tuple, tails), values, strict=True))
-    return [_without_longer(tail, found) for tail in found]
-
-
-def _without_longer(tail: tuple[int, ...], values: dict[tuple[int, ...], float]) -> float:
-    value = values[tail]
-    longer = [other for other in values if _continues(other, tail)]
-    # "dotted swiss" is inside "dotted" already.
-    next_longer = [o for o in longer if not any(_continues(o, between) for between in longer)]
-    if not longer or value == -math.inf:
-        return value
-    rest = 1.0 - math.fsum(math.exp(values[other] - value) for other in next_longer)
-    return value + math.log(rest) if rest > 0 else -math.inf
-
-
-def _continues(whole: tuple[int, ...], part: tuple[int, ...]) -> bool:
-    return len(whole) > len(part) and whole[: len(part)] == part
+    whole = dict(zip(map(tuple, tails), values, strict=True))
+    alone: dict[tuple[int, ...], float] = {}
+    for tail in sorted(whole, key=len, reverse=True):
+        longer = [alone[other] for other in alone if other[: len(tail)] == tail]
+        alone[tail] = value = whole[tail]
+        if value > -math.inf:
+            rest = 1.0 - math.fsum(math.exp(each - value) for each in longer)
+            alone[tail] = value + math.log(rest) if rest > 0 else -math.inf
+    return [alone[tail] for tail in whole]

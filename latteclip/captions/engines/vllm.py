@@ -1,40 +1,39 @@
-"""vLLM's offline engine.
+"""vLLM's offline engine, and explanations of its failures.
 
 vLLM caches no prefix for log-probabilities of a prompt. So for each choice all but the vision
 tower's part is computed again. The requests of letters share the picture.
 """
 
+import contextlib
 import functools
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, TypeVar
+import re
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
+import pydantic
+import torch  # does not touch CUDA by itself
 from PIL import Image
 
 from latteclip.captions.engines import processors
-from latteclip.captions.engines.base import (
-    MULTIPLE_CHOICE,
-    Answered,
-    CaptionerSettings,
-    Scores,
-    WouldWait,
-    log_sum,
-    never,
-)
-from latteclip.captions.engines.processors import Tokens, exclusive
-from latteclip.captions.engines.vllm_output import EngineOutput, explained
-from latteclip.captions.requests import Answer, Request, failed, messages
+from latteclip.captions.engines.base import Answered, CaptionerSettings, Scores, WouldWait, never
+from latteclip.captions.engines.processors import Split, Tokens, exclusive
+from latteclip.captions.requests import Answer, Request, failed
 from latteclip.core import gpus
 from latteclip.core.errors import UserError
+from latteclip.core.terminal import one_line
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 PROBE = 64  # side of a picture to try, pixels
 CACHED_PROMPTS = 4096  # with their tokens
-QUEUED = 2  # requests inside the engine for each one that it works on: rendered ahead
+QUEUED = 2  # prompts inside the engine for each one that it works on: rendered ahead
 DEFAULTS = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -47,6 +46,38 @@ DEFAULTS_OF_CPU = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # other jobs use the same cores
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # starts twice as fast
 }
+GRACE = 5.0  # seconds to wait for the end of an engine's output
+LINES = 400  # of the output that are remembered: several tracebacks
+# Before a line of the log of an engine's process: its name, then level, time and place.
+LOG_PREFIX = re.compile(r"(\(\S+( \S+)* pid=\d+\) )?([A-Z]+ \S+ \S+ \[\S+\] )?")
+# A line that says what went wrong: of Python, of a compiler.
+TELLING = re.compile(r"[\w.]*(Error|Exception): |.*\berror: ")
+# An error of one process that says no more than that another one has failed.
+ELSEWHERE = re.compile("root cause|stack trace", re.IGNORECASE)
+# Parts of vLLM's errors, in lower case, and what to do about them; the first that fits counts.
+REMEDIES = {
+    "memory for the cache|kv cache|gpu memory utilization|out of memory": (
+        "raise captioner.gpu_memory_utilization or free the GPU, lower captioner.max_model_len or "
+        "captioner.batch_size, set captioner.quantization, or spread the model over GPUs with "
+        "captioner.tensor_parallel_size"
+    ),
+    "maximum model length|maximum context length|max_model_len": (
+        "set captioner.max_model_len to what the model can read, and large enough for picture, "
+        "prompt and captioner.max_new_tokens; captioner.square_side or a lower "
+        "captioner.max_image_side makes pictures shorter"
+    ),
+    "not supported for now|model architectures|does not recognize this architecture": (
+        "this vLLM does not know the model: set another captioner.model, or captioner.engine to "
+        "transformers"
+    ),
+    "deserializing header|incomplete metadata": (
+        "a file of weights is damaged: delete it and fetch the model again"
+    ),
+    "nvcc|ninja|cuda_home|python.h|c compiler": (
+        "install a C compiler and Python's headers, as latteclip doctor says, and do not set "
+        "VLLM_USE_FLASHINFER_SAMPLER"
+    ),
+}
 
 
 def _is_for_cpu() -> bool:
@@ -55,8 +86,6 @@ def _is_for_cpu() -> bool:
     Nothing in this process may touch CUDA before vLLM's workers start. They are spawned, not
     forked, in case a library has touched it nevertheless.
     """
-    import torch  # does not touch CUDA by itself
-
     os.environ |= {**DEFAULTS, **os.environ, "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
     gpus.refuse_unusable(torch.__version__, torch.version.cuda)
     from vllm.platforms import current_platform
@@ -64,20 +93,18 @@ def _is_for_cpu() -> bool:
     return bool(current_platform.is_cpu())
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One request to vLLM: a choice, or the letters in one order."""
+@dataclass
+class _Asked:
+    """A request inside vLLM: one prompt, or one for each choice or order of the options."""
 
     request: Request
-    picture: str  # the name by which vLLM recognises the picture
-    number: int
-    of: int
-    ids: list[int]  # the tokens that vLLM reads
-    tails: list[list[int]] | None  # of the choices; None: letters
+    split: Split | None  # of likelihoods
+    numbers: list[str]  # by which vLLM calls the prompts
+    outputs: dict[str, Any] = field(default_factory=dict)  # by number
 
 
 class VllmEngine:
-    """Keeps vLLM's scheduler full: each finished request makes room for the next one."""
+    """Keeps vLLM's scheduler full: each finished prompt makes room for the next one."""
 
     def __init__(
         self, settings: CaptionerSettings, threads: int, pictures: int, scoring: bool = False
@@ -85,8 +112,6 @@ class VllmEngine:
         gpus.claim(settings.tensor_parallel_size)
         on_cpu = _is_for_cpu()
         if on_cpu:
-            import torch
-
             torch.set_num_threads(threads)
             os.environ |= {**DEFAULTS_OF_CPU, "OMP_NUM_THREADS": str(threads), **os.environ}
         elif sentence := gpus.missing_compiler():
@@ -94,6 +119,7 @@ class VllmEngine:
         import vllm
 
         self.version = f"vllm {vllm.__version__}"
+        self._tokens = Tokens(processors.load(settings), settings.model)
         self._output = EngineOutput()
         try:
             with self._output.collected():
@@ -126,56 +152,73 @@ class VllmEngine:
             ) from None
         self._refusals = (ValueError, vllm.exceptions.VLLMClientError)
         self._ends = (RuntimeError, MemoryError, vllm.exceptions.VLLMServerError)
-        self._sampling_of: Callable[..., Any] = vllm.SamplingParams
-        self._sampling = vllm.SamplingParams(temperature=0.0, max_tokens=settings.max_new_tokens)
+        self._sampling_of = functools.partial(vllm.SamplingParams, temperature=0.0)
+        self._sampling = self._sampling_of(max_tokens=settings.max_new_tokens)
         self._max_queued = QUEUED * settings.batch_size
-        self._rendered = functools.lru_cache(CACHED_PROMPTS)(self._render)
-        self._try_out(settings.model, pictures)
-        if scoring:
-            self._tokens = Tokens(processors.load(settings), settings.model)
-            self._names = map(str, itertools.count())  # of pictures
-
-    def _try_out(self, model: str, pictures: int) -> None:
-        """Ask about black pictures, so that an unfit model fails before work begins."""
-        [(_, answer)] = self.generate([Request(0, _blacks(pictures), "?")])
+        self._caption_ids = functools.lru_cache(CACHED_PROMPTS)(
+            lambda prompt, n: self._tokens.ids(self._tokens.rendered(prompt, n))
+        )
+        self._names = map(str, itertools.count())  # of pictures
+        # An unfit model fails before work begins.
+        black = Image.new("RGB", (PROBE, PROBE))
+        [(_, answer)] = self.answer([Request(0, [black] * pictures, "?")])
         if answer.error is not None:
             raise UserError(
-                f"Captioner model {model!r} cannot be asked about pictures: {answer.error}"
+                f"Captioner model {settings.model!r} cannot be asked about pictures: {answer.error}"
             )
 
-    def generate(self, requests: Iterable[Request], would_wait: WouldWait = never) -> Answered:
-        for request, output in self._run(requests, self._enqueue, would_wait):
-            yield request, output if isinstance(output, Answer) else _answer(output)
-
-    def _run(
-        self, requests: Iterable[T], enqueue: Callable[[T], str], would_wait: WouldWait
-    ) -> Iterator[tuple[T, Any]]:
-        """Yield each request with vLLM's output, or with an answer that has an error.
-
-        `enqueue` gives a request to vLLM and returns the id that its output will have.
-        """
-        engine, source = self._llm.llm_engine, iter(requests)
-        waiting: dict[str, T] = {}
-        more = True
-        while more or waiting:
-            while more and len(waiting) < self._max_queued and not (waiting and would_wait()):
+    def answer(self, requests: Iterable[Request], would_wait: WouldWait = never) -> Answered:
+        source = iter(requests)
+        waiting: dict[str, _Asked] = {}
+        while True:
+            while len(waiting) < self._max_queued and not (waiting and would_wait()):
                 request = next(source, None)
                 if request is None:
-                    more = False
                     break
                 try:
-                    waiting[enqueue(request)] = request
+                    asked = self._enqueued(request)
+                    waiting |= dict.fromkeys(asked.numbers, asked)
                 except self._refusals as error:  # too long, or a picture that it cannot take
                     yield request, failed(explained(error))
             if not waiting:
-                continue
-            try:
-                outputs = engine.step()
-            except self._ends as error:
-                raise UserError(f"vLLM stopped: {self._reason(error)}") from None
-            for output in outputs:
-                if output.finished:
-                    yield waiting.pop(output.request_id), output
+                return
+            for output in self._finished():
+                asked = waiting.pop(output.request_id)
+                asked.outputs[output.request_id] = output
+                if len(asked.outputs) == len(asked.numbers):
+                    yield asked.request, self._answer(asked)
+
+    def _enqueued(self, request: Request) -> _Asked:
+        """Give a request to vLLM, whole or not at all."""
+        choices, split, sampling = request.choices, None, self._sampling
+        pictures: dict[str, Any] = {"multi_modal_data": {"image": list(request.pictures)}}
+        if choices is None:
+            texts = [self._caption_ids(request.prompt, len(request.pictures))]
+        else:
+            pictures["multi_modal_uuids"] = {"image": [next(self._names)]}
+            prompts = self._tokens.prompts(request)
+            if choices.by_letters:
+                texts = [*map(self._tokens.ids, prompts)]
+                ids_of = self._tokens.ids_of_letters(choices.texts)
+                options: dict[str, Any] = {"logprob_token_ids": list(itertools.chain(*ids_of))}
+            else:
+                split = self._tokens.split(prompts[0], choices.texts)
+                texts = [split.prompt[: split.start] + tail for tail in split.tails]
+                # Of the tokens of the prompt themselves, in lists and not in an object for each.
+                options = {"prompt_logprobs": 0, "flat_logprobs": True}
+            # Else each token of the prompt becomes text, in the thread that steps the engine.
+            sampling = self._sampling_of(max_tokens=1, detokenize=False, **options)
+        asked: Any = [{"prompt_token_ids": ids, **pictures} for ids in texts]
+        numbers = self._llm.enqueue(asked, sampling, use_tqdm=False)
+        # vLLM appends random characters.
+        return _Asked(request, split, [number.partition("-")[0] for number in numbers])
+
+    def _finished(self) -> Iterator[Any]:
+        try:
+            outputs = self._llm.llm_engine.step()
+        except self._ends as error:
+            raise UserError(f"vLLM stopped: {self._reason(error)}") from None
+        return (output for output in outputs if output.finished)
 
     def _reason(self, error: BaseException) -> str:
         """Return why the engine does not run; the job's log has the last lines that it printed."""
@@ -183,105 +226,99 @@ class VllmEngine:
         log.info("vLLM printed:\n%s", "\n".join(printed), extra={"on_terminal": True})
         return explained(error, printed)
 
-    def _enqueue(self, request: Request) -> str:
-        prompt: Any = self._rendered(request.prompt, len(request.pictures))
-        pictures = {kind: list(request.pictures) for kind in prompt["multi_modal_data"]}
-        return self._queue({**prompt, "multi_modal_data": pictures}, self._sampling)
-
-    def _queue(self, prompt: Any, sampling: Any) -> str:
-        """Give a prompt to vLLM; returns the id that its output will have."""
-        [number] = self._llm.enqueue([prompt], sampling, use_tqdm=False)
-        return number.partition("-")[0]  # vLLM appends random characters
-
-    def _render(self, prompt: str, pictures: int) -> Any:
-        """Return the tokens of a request with black pictures, as the model's own processor does.
-
-        `LLM.enqueue_chat` would render each request again, and never adds special tokens.
-        """
-        from vllm.renderers import ChatParams
-
-        renderer = self._llm.renderer
-        asks = {"add_generation_prompt": True, "tokenize": False}
-        black = [{"type": "image_pil", "image_pil": each} for each in _blacks(pictures)]
-        conversation: Any = messages(black, prompt)
-        text: Any
-        _, text = renderer.render_messages(conversation, ChatParams(chat_template_kwargs=asks))
-        special = processors.adds_special_tokens(renderer.get_tokenizer(), text["prompt"])
-        params = renderer.default_chat_tok_params.with_kwargs(add_special_tokens=special)
-        [tokens] = renderer.tokenize_prompts([text], params)
-        return tokens
-
-    def score(self, requests: Iterable[Request], would_wait: WouldWait = never) -> Answered:
-        back: dict[int, dict[int, Any]] = {}  # key of a request to the outputs of its parts
-        for part, output in self._run(self._parts(requests), self._enqueue_part, would_wait):
-            outputs = back.setdefault(part.request.key, {})
-            outputs[part.number] = output
-            if len(outputs) == part.of:
-                del back[part.request.key]
-                yield part.request, self._scored(part, [outputs[n] for n in range(part.of)])
-
-    def _parts(self, requests: Iterable[Request]) -> Iterator[_Part]:
-        for request in requests:
-            name, prompts, tails = next(self._names), self._tokens.prompts(request), None
-            if request.wanted.kind == MULTIPLE_CHOICE:
-                texts = [*map(self._tokens.ids, prompts)]
-            else:
-                split = self._tokens.split(prompts[0], request.wanted.texts)
-                tails = split.tails
-                texts = [split.prompt[: split.start] + tail for tail in tails]
-            for number, ids in enumerate(texts):
-                yield _Part(request, name, number, len(texts), ids, tails)
-
-    def _enqueue_part(self, part: _Part) -> str:
-        if part.tails is None:
-            ids_of = self._tokens.ids_of_letters(part.request.wanted.texts)
-            wanted: dict[str, Any] = {"logprob_token_ids": list(itertools.chain(*ids_of))}
-        else:
-            # Of the tokens of the prompt themselves, in lists and not in an object for each.
-            wanted = {"prompt_logprobs": 0, "flat_logprobs": True}
-        prompt = {
-            "prompt_token_ids": part.ids,
-            "multi_modal_data": {"image": list(part.request.pictures)},
-            "multi_modal_uuids": {"image": [part.picture]},
-        }
-        # Without this each token of the prompt becomes text, in the thread that steps the engine.
-        sampling = self._sampling_of(temperature=0.0, max_tokens=1, detokenize=False, **wanted)
-        return self._queue(prompt, sampling)
-
-    def _scored(self, part: _Part, outputs: list[Any]) -> Answer:
-        """Return the answer to a request whose parts have all come back."""
-        for output in outputs:
-            if isinstance(output, Answer):  # an error
-                return output
-        if part.tails is None:
-            completions = [output.outputs[0] for output in outputs]
-            rows = (self._of_letters(part.request, completion) for completion in completions)
+    def _answer(self, asked: _Asked) -> Answer:
+        outputs = [asked.outputs[number] for number in asked.numbers]
+        completions = [output.outputs[0] for output in outputs]
+        if asked.request.choices is None:
+            [output], [completion] = outputs, completions
+            reason, n_tokens = completion.finish_reason or "unknown", len(completion.token_ids)
+            return Answer(completion.text, reason, n_tokens, n_read=len(output.prompt_token_ids))
+        if asked.split is None:
+            letters = self._tokens.ids_of_letters(asked.request.wanted.texts)
+            rows = (_of_letters(completion, letters) for completion in completions)
             first = (self._tokens.text(completion.token_ids[0]) for completion in completions)
-            return Scores(tuple(rows), tuple(first)).as_answer(part.of)
-        pairs = zip(outputs, part.tails, strict=True)
+            return Scores(tuple(rows), tuple(first)).as_answer(len(outputs))
+        pairs = zip(outputs, asked.split.tails, strict=True)
         values = [_of_tail(output.prompt_logprobs, tail) for output, tail in pairs]
-        row = tuple(exclusive(values, part.tails))
-        return Scores((row,)).as_answer(sum(map(len, part.tails)))
-
-    def _of_letters(self, request: Request, completion: Any) -> tuple[float, ...]:
-        """Return log-probabilities of letters, which vLLM computes before any masking."""
-        [logprobs] = completion.logprobs
-        letters = self._tokens.ids_of_letters(request.wanted.texts)
-        return tuple(log_sum([logprobs[number].logprob for number in ids]) for ids in letters)
+        row = tuple(exclusive(values, asked.split.tails))
+        return Scores((row,)).as_answer(asked.split.n_tokens)
 
 
-def _blacks(pictures: int) -> list[Image.Image]:
-    return [Image.new("RGB", (PROBE, PROBE))] * pictures
-
-
-def _answer(output: Any) -> Answer:
-    completion = output.outputs[0]
-    reason = completion.finish_reason or "unknown"
-    n_read = len(output.prompt_token_ids)
-    return Answer(completion.text, reason, len(completion.token_ids), n_read=n_read)
+def _of_letters(completion: Any, letters: list[list[int]]) -> tuple[float, ...]:
+    """Return log-probabilities of letters, which vLLM computes before any masking."""
+    [logprobs] = completion.logprobs
+    found = ([logprobs[number].logprob for number in ids] for ids in letters)
+    return tuple(float(np.logaddexp.reduce(values)) for values in found)
 
 
 def _of_tail(logprobs: Any, tail: list[int]) -> float:
     """Return the log-probability of the last tokens of a prompt, in which pictures are longer."""
     places = zip(logprobs[-len(tail) :], tail, strict=True)
     return float(sum(place[number].logprob for place, number in places))
+
+
+class EngineOutput:
+    """Passes the output of the engine's processes on, and remembers its last lines.
+
+    The processes inherit a pipe in place of their standard streams. A thread reads it as long as
+    they run, and writes to the standard error.
+    """
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque(maxlen=LINES)
+        reader, self._writer = os.pipe()
+        self._thread = threading.Thread(target=self._pass_on, args=(reader, os.dup(2)), daemon=True)
+        self._thread.start()
+
+    @contextlib.contextmanager
+    def collected(self) -> Iterator[None]:
+        """Collect what this process prints in the body, and those that it starts there."""
+        before = [os.dup(number) for number in (1, 2)]
+        _redirect(self._writer, self._writer)
+        os.close(self._writer)
+        try:
+            yield
+        finally:
+            _redirect(*before)
+            for saved in before:
+                os.close(saved)
+
+    def lines(self) -> list[str]:
+        """Return the last lines that the processes printed, all of them if the processes ended."""
+        self._thread.join(GRACE)
+        return [*self._lines]
+
+    def _pass_on(self, reader: int, stderr: int) -> None:
+        with open(reader, encoding="utf-8", errors="replace", newline="") as pipe:
+            for line in pipe:
+                with contextlib.suppress(OSError):  # nobody reads it
+                    os.write(stderr, line.encode())
+                self._lines.append(line.rstrip("\r\n"))
+
+
+def _redirect(stdout: int, stderr: int) -> None:
+    """Let the standard streams write to other files."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # nobody reads it
+            stream.flush()
+    os.dup2(stdout, 1)
+    os.dup2(stderr, 2)
+
+
+def explained(error: BaseException, printed: Sequence[str] = ()) -> str:
+    """Return one sentence: the telling line, and which key of the configuration to change.
+
+    The last lines that vLLM printed tell more where the error only says that a process failed.
+    """
+    texts = [str(error)]
+    if isinstance(error, pydantic.ValidationError):
+        texts = [each["msg"].removeprefix("Value error, ") for each in error.errors()]
+    raised = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
+    bare = [LOG_PREFIX.sub("", line, count=1) for line in reversed(printed)]
+    lines = [*raised, *filter(TELLING.match, bare)]
+    lines = [line for line in lines if not ELSEWHERE.search(line)] or raised or [repr(error)]
+    for marks, remedy in REMEDIES.items():
+        for line in lines:
+            if re.search(marks, line.lower()):
+                return f"{one_line(line).rstrip('.')}; {remedy}."
+    return one_line(lines[0])

@@ -32,7 +32,7 @@ def engine(**changes):
 
 
 def ask(n=1, **changes):
-    return {request.key: answer for request, answer in engine(**changes).generate(requests(n))}
+    return {request.key: answer for request, answer in engine(**changes).answer(requests(n))}
 
 
 def test_pictures_and_prompt_reach_the_server_and_answers_come_back(server):
@@ -56,13 +56,6 @@ def test_a_busy_or_failing_server_is_asked_again(server, status):
     server.fail = lambda number, body: (status, {"retry-after-ms": 1}) if number < 2 else None
     assert ask()[0].error is None
     assert len(server.requests) == 3
-
-
-def test_retry_after_is_honoured(server):
-    server.fail = lambda number, body: (429, {"Retry-After": 1}) if number == 0 else None
-    ask()
-    first, second = (request["time"] for request in server.requests)
-    assert second - first >= 1
 
 
 def test_an_error_of_one_request_is_its_own(server):
@@ -127,21 +120,14 @@ def test_whatever_the_list_of_models_is_captions_are_asked_for(server, models):
     server.models = models
     found = engine(retries=0)
     assert found.version == "openai server"
-    [(_, answer)] = found.generate(requests(1))
+    [(_, answer)] = found.answer(requests(1))
     assert answer.error is None
 
 
-@pytest.mark.parametrize("url", ["", "host:8000"])
-def test_an_address_that_is_none_is_one_sentence(monkeypatch, url):
+@pytest.mark.parametrize("url", ["", "host:8000", "http://127.0.0.1:9/v1"])
+def test_an_address_without_a_server_is_one_sentence(monkeypatch, url):
     monkeypatch.setenv("OPENAI_BASE_URL", url)
     with pytest.raises(UserError, match="OPENAI_BASE_URL"):
-        ask(retries=0)
-
-
-def test_an_unreachable_server_is_one_sentence(monkeypatch):
-    with serving() as server:
-        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-    with pytest.raises(UserError, match=server.url):
         ask(retries=0)
 
 
@@ -161,7 +147,7 @@ def score(n=1, options=("banded", "dotted", "woven")):
     choices = Choices("multiple_choice", letters_of(len(options)), prompts)
     url = data_url(picture(0))
     asked = [Request(key, [url], prompts[0], choices) for key in range(n)]
-    return {request.key: answer for request, answer in engine(retries=0).score(asked)}
+    return {request.key: answer for request, answer in engine(retries=0).answer(asked)}
 
 
 def test_letters_are_read_from_the_first_token(server):
@@ -182,13 +168,9 @@ def test_letters_are_read_from_the_first_token(server):
     assert (body["max_tokens"], body["logprobs"], body["top_logprobs"]) == (1, True, 20)
 
 
-@pytest.mark.parametrize("value", [None, math.nan, 3.0])
-def test_a_log_probability_that_is_none_is_an_error_of_its_request(server, value):
-    server.likely = lambda body: [("A", value)]
+@pytest.mark.parametrize(
+    "likely", [None, [], *([("A", value)] for value in (None, math.nan, 3.0))], ids=str
+)
+def test_a_reply_without_log_probabilities_is_an_error_of_its_request(server, likely):
+    server.likely = likely if likely is None else lambda body: likely
     assert score()[0].error
-
-
-@pytest.mark.parametrize("likely", [None, lambda body: []], ids=["no key", "no token"])
-def test_a_reply_without_log_probabilities_names_another_engine(server, likely):
-    server.likely = likely
-    assert "captioner.engine" in score()[0].error

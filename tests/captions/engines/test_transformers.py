@@ -1,8 +1,13 @@
 import dataclasses
+import re
+import shutil
 
+import pytest
 from support.commands import PROMPT, SETTINGS, about, ask, paths_of
+from support.tiny import DEMO_LLAVA
 
 from latteclip.captions.engines.transformers import TransformersEngine
+from latteclip.core.errors import UserError
 
 
 def test_transformers_ends_its_sentences_and_counts_tokens(answers):
@@ -25,3 +30,13 @@ def test_an_answer_is_cut_at_max_new_tokens(index):
     short = dataclasses.replace(SETTINGS, max_new_tokens=3)
     [answer] = ask(TransformersEngine(short, threads=1), about(paths_of(index)[0]))
     assert (answer.finish_reason, answer.n_tokens) == ("length", 3)
+
+
+@pytest.mark.parametrize("suffixes", [(), (".json", ".jinja")])
+def test_a_folder_without_a_model_is_one_sentence(tmp_path, suffixes):
+    """Without a file, and without weights."""
+    for file in DEMO_LLAVA.iterdir():
+        if file.suffix in suffixes:
+            shutil.copy(file, tmp_path)
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
+        TransformersEngine(dataclasses.replace(SETTINGS, model=str(tmp_path)))

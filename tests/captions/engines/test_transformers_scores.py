@@ -34,7 +34,6 @@ def test_likelihoods_are_those_of_a_plain_forward_pass(scorer, plain, requests):
 
 def test_letters_are_those_of_a_plain_forward_pass(scorer, plain, requests):
     some = requests["multiple_choice"][:12]
-    assert len({request.prompt.count("\n") for request in some}) == 4  # padded to the longest
     for request, scores in zip(some, scores_of(scorer, some), strict=True):
         rows, first = plain.letters(request)
         assert len(scores.log_probabilities) == len(request.choices.prompts)
@@ -47,19 +46,15 @@ def test_the_end_of_a_prompt_that_a_choice_changes_is_left_to_the_choices(
     scorer, plain, textures, monkeypatch
 ):
     """ "dot" + "ted" is one token, and so is the "dot" that the prompt ends with."""
-    whole = Plain(scorer).prompt
-    ends = {0: " dot", 1: ""}
-    prompt_of = lambda request: whole(request) + ends[request.key]  # noqa: E731
-    monkeypatch.setattr(scorer._tokens, "prompts", lambda request: [prompt_of(request)])
-    asked = [
-        Request(0, [open_rgb(textures[0])], PROMPT, Choices("likelihood", ("ted lines", " a"))),
-        Request(1, [open_rgb(textures[1])], PROMPT, Choices("likelihood", (" dot", " a grid"))),
-    ]
-    split = scorer._tokens.split(prompt_of(asked[0]), asked[0].choices.texts)
+    choices = Choices("likelihood", ("ted lines", " a"))
+    request = Request(0, [open_rgb(textures[0])], PROMPT, choices)
+    prompt = plain.prompt(request) + " dot"
+    monkeypatch.setattr(scorer._tokens, "prompts", lambda request: [prompt])
+    split = scorer._tokens.split(prompt, choices.texts)
     assert split.start < len(split.prompt)
-    for request, scores in zip(asked, scores_of(scorer, asked), strict=True):
-        expected = plain.likelihoods(request, prompt_of(request))
-        assert scores.log_probabilities[0] == pytest.approx(expected, abs=TOLERANCE)
+    [scores] = scores_of(scorer, [request])
+    expected = plain.likelihoods(request, prompt)
+    assert scores.log_probabilities[0] == pytest.approx(expected, abs=TOLERANCE)
 
 
 def test_a_name_that_begins_another_is_scored_without_it(scorer, plain, textures):
@@ -73,14 +68,6 @@ def test_a_name_that_begins_another_is_scored_without_it(scorer, plain, textures
     rest = math.exp(dot) - sum(map(math.exp, inside))
     assert scores.log_probabilities[0][0] == pytest.approx(math.log(rest), abs=TOLERANCE)
     assert scores.log_probabilities[0][1:] == pytest.approx([dotted, grid], abs=TOLERANCE)
-
-
-def test_a_batch_has_at_most_so_many_choices(requests):
-    small = TransformersEngine(dataclasses.replace(SETTINGS, batch_size=12), threads=1)
-    assert [len(batch) for batch in small._batches(requests["likelihood"][:5])] == [2, 2, 1]
-    # One order of the first request, two of the second, three of the third, one of the fourth.
-    assert [len(batch) for batch in small._batches(requests["multiple_choice"][:12])] == [6, 6]
-    assert list(small._batches([])) == []
 
 
 def test_another_architecture_counts_its_positions_right(textures, tmp_path):

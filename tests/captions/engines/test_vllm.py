@@ -1,84 +1,135 @@
+"""vLLM's offline engine. One process starts it for most tests, for its import takes the longest."""
+
 import dataclasses
+import json
+import os
 import signal
 import subprocess
 import time
-from typing import Annotated
 
-import pydantic
 import pytest
-from support.commands import SETTINGS, N, command, python, read, run
+from support.commands import PROMPT, SETTINGS, N, command, python, read
+from support.scored_textures import scores_of
 
+from latteclip.captions import caption
 from latteclip.captions.answer_cache import AnswerCache
 from latteclip.captions.engines import vllm
-from latteclip.captions.engines.vllm_output import explained
+from latteclip.captions.engines.transformers import TransformersEngine
+from latteclip.captions.engines.vllm import explained
 from latteclip.core import gpus, tables
 from latteclip.core.errors import UserError
 
-# What an engine's processes print: one ends in the body, one is still there after it.
-LATER = """
-import subprocess, sys
-from latteclip.captions.engines.vllm_output import EngineOutput
-print("before")
-output = EngineOutput()
-with output.collected():
-    print("here", flush=True)
-    subprocess.run([sys.executable, "-c", "print('child')"])
-    code = "import sys; sys.stdin.read(); print('late', file=sys.stderr)"
-    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
-child.communicate(b"")
-print(output.lines())
-print("after")
-"""
-# Three commands, one after the other in a process: its import of vLLM takes the longest.
-FAILURES = """
+VLLM = dataclasses.replace(SETTINGS, engine="vllm", batch_size=8)
+# Two starts that fail, and one whose engine answers requests of all kinds.
+ALL = """
 import dataclasses, json, shutil, sys
 from pathlib import Path
-from support.commands import SETTINGS, command
+from support.commands import PROMPT, SETTINGS, command
+from support.scored_textures import request, scores_of
+from latteclip.captions import caption
+from latteclip.captions.engines import base as engines
+from latteclip.captions.requests import Choices
 from latteclip.cli import main
 
 if __name__ == "__main__":
-    index, folder = sys.argv[1], Path(sys.argv[2])
-    for name in ("long", "unknown", "damaged"):
-        model = shutil.copytree(SETTINGS.model, folder / name)
-        settings = dataclasses.replace(SETTINGS, engine="vllm", model=str(model))
-        if name == "long":
-            settings = dataclasses.replace(settings, max_model_len=9999)
-        elif name == "unknown":
-            config = json.loads((model / "config.json").read_bytes())
-            config["architectures"] = ["NoSuchModel"]
-            (model / "config.json").write_text(json.dumps(config))
-        else:
-            weights = model / "model.safetensors"
-            weights.write_bytes(weights.read_bytes()[:-1000])
-        log = folder / f"{name}.log"
-        arguments = command(index, settings, folder / "captions.parquet", "--log", log)
+    index, folder, files = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
+    settings = dataclasses.replace(SETTINGS, engine="vllm", batch_size=8)
+    weights = Path(shutil.copytree(SETTINGS.model, folder / "model"), "model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    changes = {"long": {"max_model_len": 9999}, "damaged": {"model": str(folder / "model")}}
+    for name, each in changes.items():
+        unfit, log = dataclasses.replace(settings, **each), folder / f"{name}.log"
+        arguments = command(index, unfit, folder / "x.parquet", "--log", log)
         assert main.main(arguments[1:]) == 2
+
+    engine = engines.start(settings, 1, 1, scoring=True)
+    engines.start = lambda *_, **__: engine
+    caption.caption_images(index, None, PROMPT, settings, folder / "captions.parquet", threads=1)
+    found = {}
+    for kind in ("likelihood", "multiple_choice"):
+        asked = [request(kind, number, path) for number, path in enumerate(files)]
+        found[kind] = [dataclasses.astuple(scores) for scores in scores_of(engine, asked)]
+    long = "word " * 400
+    letters = Choices("multiple_choice", ("A", "B"), (PROMPT, long))
+    found["refused"] = [
+        [answer.error for _, answer in engine.answer([each])]
+        for choices in (letters, Choices("likelihood", ("a", "b")), None)
+        for each in [dataclasses.replace(asked[0], prompt=long, choices=choices)]
+    ]
+    (folder / "scores.json").write_text(json.dumps(found))
 """
 
 
-@pytest.mark.slow
-def test_vllm_stopped_on_its_way_writes_what_transformers_writes(index, answers, tmp_path):
-    settings = dataclasses.replace(SETTINGS, engine="vllm", batch_size=2)
-    output, store, log = (tmp_path / name for name in ("captions.parquet", "store", "log"))
-    options = ("--store", store, "--log", log)
+@pytest.fixture(scope="module")
+def by_vllm(index, textures, tmp_path_factory):
+    """What an engine in a process of its own, as on a GPU, prints and writes: errors, a folder."""
+    folder = tmp_path_factory.mktemp("vllm")
+    run = python(ALL, index, folder, *textures, VLLM_ENABLE_V1_MULTIPROCESSING="1")
+    return run.stderr, folder
 
-    arguments = command(index, settings, output, *options)
-    first = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+
+@pytest.mark.slow
+def test_vllm_writes_what_transformers_writes(by_vllm, answers):
+    path = by_vllm[1] / "captions.parquet"
+    assert read(path) == answers
+    assert tables.read(path, tables.CAPTIONS)[1]["engine"].startswith("vllm ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["likelihood", "multiple_choice"])
+def test_vllm_scores_as_transformers_does(by_vllm, requests, kind):
+    expected = scores_of(TransformersEngine(SETTINGS, threads=1), requests[kind])
+    written = json.loads((by_vllm[1] / "scores.json").read_text())[kind]
+    for one, (rows, first) in zip(expected, written, strict=True):
+        assert one.first == tuple(first)
+        for row, values in zip(one.log_probabilities, rows, strict=True):
+            assert values == pytest.approx(row, abs=1e-3)  # 2e-5 was the largest difference
+
+
+@pytest.mark.slow
+def test_what_vllm_refuses_is_one_error_of_the_request(by_vllm):
+    """Also where it refuses one of the prompts of a request."""
+    refused = json.loads((by_vllm[1] / "scores.json").read_text())["refused"]
+    assert len(refused) == 3
+    for [error] in refused:
+        assert "captioner.max_model_len" in error
+
+
+@pytest.mark.slow
+def test_why_an_engine_does_not_start_is_in_the_job_s_log(by_vllm):
+    """By an engine whose exception says no more than that it failed."""
+    errors, folder = by_vllm
+    long, damaged = ((folder / f"{name}.log").read_text() for name in ("long", "damaged"))
+    [reason] = [line for line in long.splitlines() if line.startswith("error: ")]
+    assert "captioner.max_model_len" in reason
+    [reason] = [line for line in damaged.splitlines() if line.startswith("error: ")]
+    assert "SafetensorError: " in reason
+    assert "fetch the model again" in reason
+    traceback = "Traceback (most recent call last)"  # of the engine, passed on once
+    assert damaged.count(traceback) == errors.count(traceback) > 0
+
+
+@pytest.mark.slow
+def test_what_vllm_answered_before_a_signal_is_not_asked_again(index, answers, tmp_path, caplog):
+    output, store, log = (tmp_path / name for name in ("captions.parquet", "store", "log"))
+    arguments = command(index, VLLM, output, "--store", store, "--log", log)
+    run = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
     while not (log.exists() and " started in " in log.read_text()):
-        assert first.poll() is None, first.communicate()
+        assert run.poll() is None, run.communicate()
         time.sleep(0.01)
-    first.send_signal(signal.SIGTERM)
-    _, errors = first.communicate()
-    assert first.returncode == 128 + signal.SIGTERM, errors
+    run.send_signal(signal.SIGTERM)
+    _, errors = run.communicate()
+    assert run.returncode == 128 + signal.SIGTERM, errors
     assert not output.exists()
     with AnswerCache(store, "1-of-0") as cache:
         n = len(cache.snapshot().keys)
-
-    run(index, dataclasses.replace(settings, batch_size=16), output, *options)
+    caplog.set_level("INFO")
+    caption.caption_images(index, None, PROMPT, SETTINGS, str(output), str(store), threads=1)
     assert read(output) == answers
-    assert tables.read(output, tables.CAPTIONS)[1]["engine"].startswith("vllm ")
-    asked = int(log.read_text().rpartition("Asked ")[2].split()[0])
-    assert asked <= N - n
+    assert int(caplog.text.rpartition("Asked ")[2].split()[0]) <= N - n
+
+
+# --- without an engine ---------------------------------------------------------------------------
 
 
 def test_a_gpu_without_a_compiler_is_refused_before_vllm_is_imported(monkeypatch):
@@ -99,14 +150,7 @@ def test_a_gpu_without_a_compiler_is_refused_before_vllm_is_imported(monkeypatch
     ],
 )
 def test_errors_of_vllm_name_the_key_to_turn(error, key):
-    """Of this process, by pydantic's words; and of the engine's own process, by what it prints."""
-
-    def refuse(_):
-        raise ValueError(error)
-
-    config = pydantic.create_model("VllmConfig", x=Annotated[int, pydantic.AfterValidator(refuse)])
-    with pytest.raises(pydantic.ValidationError) as raised:
-        config(x=1)
+    """Of this process, and of the engine's own process by what it prints."""
     place = "(EngineCore pid=21) ERROR 11-26 20:01:55 [core.py:1510]"
     printed = [
         "x.py:3: UserWarning: out of memory, quantization",
@@ -116,10 +160,34 @@ def test_errors_of_vllm_name_the_key_to_turn(error, key):
         f"{place} Exception: WorkerProc initialization failed. See stack trace for root cause.",
     ]
     failed = RuntimeError("Engine core initialization failed. See root cause above.")
-    for found in (explained(raised.value), explained(failed, printed)):
-        sentence = found.removeprefix("x: ").removeprefix("ValueError: ")
-        assert sentence.startswith(error.rstrip("."))
-        assert key in sentence
+    for found in (explained(ValueError(error)), explained(failed, printed)):
+        assert found.removeprefix("ValueError: ").startswith(error.rstrip("."))
+        assert key in found
+
+
+def test_an_error_that_nobody_knows_is_its_first_line():
+    assert explained(RuntimeError("something\nelse")) == "something"
+    assert explained(RuntimeError()) == "RuntimeError()"
+    dead = RuntimeError("EngineCore encountered an issue. See stack trace (above).")
+    assert explained(dead, ["main.c:9:10: fatal error: x.h: No such file"]).startswith("main.c")
+    assert explained(dead, ["no error here"]).startswith("EngineCore encountered an issue")
+
+
+# What an engine's processes print: one ends in the body, one is still there after it.
+LATER = """
+import subprocess, sys
+from latteclip.captions.engines.vllm import EngineOutput
+print("before")
+output = EngineOutput()
+with output.collected():
+    print("here", flush=True)
+    subprocess.run([sys.executable, "-c", "print('child')"])
+    code = "import sys; sys.stdin.read(); print('late', file=sys.stderr)"
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+child.communicate(b"")
+print(output.lines())
+print("after")
+"""
 
 
 def test_an_engine_s_output_is_passed_on_and_its_last_lines_are_kept():
@@ -129,26 +197,56 @@ def test_an_engine_s_output_is_passed_on_and_its_last_lines_are_kept():
     assert run.stderr.splitlines() == ["here", "child", "late"]
 
 
-@pytest.mark.slow
-def test_why_an_engine_does_not_start_is_in_the_job_s_log(index, tmp_path):
-    """By an engine in a process of its own, whose exception says no more than that it failed."""
-    run = python(FAILURES, index, tmp_path, VLLM_ENABLE_V1_MULTIPROCESSING="1")
-    logs = {path.stem: path.read_text() for path in tmp_path.glob("*.log")}
-    reasons = {name: log.splitlines()[-1] for name, log in logs.items()}
-    assert set(reasons) == {"long", "unknown", "damaged"}
-    assert "(9999) is greater than" in reasons["long"]
-    assert "captioner.max_model_len" in reasons["long"]
-    assert "['NoSuchModel'] are not supported" in reasons["unknown"]
-    assert "captioner.engine to transformers" in reasons["unknown"]
-    assert "SafetensorError: " in reasons["damaged"]
-    assert "fetch the model again" in reasons["damaged"]
-    traceback = "Traceback (most recent call last)"  # of the engine, passed on once
-    assert logs["damaged"].count(traceback) == run.stderr.count(traceback) > 0
+# The machine of the tests has no CUDA. A card is stood in for by an `nvidia-smi`, and all functions
+# of torch.cuda by ones that remember that they were called; vLLM is real but for its class LLM.
+START = """
+import json, os, sys, types
+import torch
+
+torch.version.cuda = "13.0"  # of a build that the driver below can be used with
+called = []
+
+def remember(module, name):
+    setattr(module, name, lambda *_, **__: called.append(name))
+
+for name, value in list(vars(torch.cuda).items()):
+    own = isinstance(value, types.FunctionType) and value.__module__ == "torch.cuda"
+    if own and name != "_is_compiled":  # which asks the build alone
+        remember(torch.cuda, name)
+for name in ("_cuda_init", "_cuda_getDeviceCount", "_cuda_isInBadFork"):
+    if hasattr(torch._C, name):
+        remember(torch._C, name)
+
+class Started(Exception):
+    pass
+
+def started(**options):
+    names = "VLLM_WORKER_MULTIPROC_METHOD", "LATTECLIP_GPUS"
+    found = [*map(os.environ.get, names), options["limit_mm_per_prompt"], called]
+    raise Started(json.dumps(found))
+
+sys.modules["vllm.entrypoints.llm"] = types.SimpleNamespace(LLM=started)
+from latteclip.captions import requests
+from latteclip.captions.engines import base as engines
+from latteclip.captions.engines.base import CaptionerSettings
+
+settings = CaptionerSettings(**json.loads(sys.argv[1]))
+requests.special_tokens(settings.model, settings.revision)
+try:
+    engines.start(settings, 1, 4)
+except Started as found:
+    print(found)
+"""
 
 
-def test_an_error_that_nobody_knows_is_its_first_line():
-    assert explained(RuntimeError("something\nelse")) == "something"
-    assert explained(RuntimeError()) == "RuntimeError()"
-    dead = RuntimeError("EngineCore encountered an issue. See stack trace (above).")
-    assert explained(dead, ["main.c:9:10: fatal error: x.h: No such file"]).startswith("main.c")
-    assert explained(dead, ["no error here"]).startswith("EngineCore encountered an issue")
+def test_workers_are_spawned_from_a_process_that_has_not_touched_cuda(tmp_path, monkeypatch):
+    answers = 'case $1 in --list-gpus) echo "GPU 0: H100 (UUID: GPU-1)";; *) echo 580.1;; esac'
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{answers}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    for name in ("VLLM_WORKER_MULTIPROC_METHOD", "CUDA_VISIBLE_DEVICES", "LATTECLIP_GPUS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    run = python(START, json.dumps(dataclasses.asdict(VLLM)), PATH=path)
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert found == ["spawn", "GPU-1", {"image": 4, "video": 0, "audio": 0}, []]

@@ -14,7 +14,6 @@ from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.pictures import data_url
 from latteclip.captions.requests import Choices, Request
 from latteclip.core import tables
-from latteclip.core.errors import UserError
 from latteclip.data.images import open_rgb
 
 
@@ -40,18 +39,6 @@ def test_a_vllm_server_writes_what_the_offline_engine_writes(
 
 
 @pytest.mark.slow
-def test_what_a_vllm_server_refuses_is_recorded(index, vllm_server, tmp_path, monkeypatch):
-    monkeypatch.setenv("OPENAI_BASE_URL", vllm_server)
-    settings = dataclasses.replace(SETTINGS, engine="openai", model=SERVED_AS, max_failed=1.0)
-    output = tmp_path / "captions.parquet"
-    caption.caption_images(index, None, "word " * 400, settings, str(output), threads=1)
-    assert all(error.startswith("HTTP 400: ") for error in read(output)["error"])
-    unknown = dataclasses.replace(settings, model="other")
-    with pytest.raises(UserError, match=r"refuses to answer.*captioner\.model"):
-        caption.caption_images(index, None, PROMPT, unknown, str(output), threads=1)
-
-
-@pytest.mark.slow
 def test_a_vllm_server_tells_the_log_probabilities_of_its_first_token(
     index, vllm_server, monkeypatch
 ):
@@ -61,9 +48,9 @@ def test_a_vllm_server_tells_the_log_probabilities_of_its_first_token(
     # Words in place of letters: those with which the demo's LLaVA begins.
     choices = Choices("multiple_choice", ("a", "mostly"), prompts)
     server = OpenaiEngine(dataclasses.replace(SETTINGS, engine="openai", model=SERVED_AS))
-    [(_, answer)] = server.score([Request(0, [data_url(open_rgb(path))], prompts[0], choices)])
+    [(_, answer)] = server.answer([Request(0, [data_url(open_rgb(path))], prompts[0], choices)])
     local = TransformersEngine(SETTINGS, threads=1)
-    [(_, expected)] = local.score([Request(0, [open_rgb(path)], prompts[0], choices)])
+    [(_, expected)] = local.answer([Request(0, [open_rgb(path)], prompts[0], choices)])
     found, wanted = Scores.parse(answer.text), Scores.parse(expected.text)
     assert found.first == wanted.first
     for row, other in zip(found.log_probabilities, wanted.log_probabilities, strict=True):
