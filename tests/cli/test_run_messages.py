@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from support.class_folders import class_folders
+from support.image_folders import class_folders
 
 from latteclip.cli import run_messages
 from latteclip.config import layers

@@ -1,12 +1,12 @@
 import open_clip
 import pytest
 import torch
-from support import small_memory
 from support.backbones import (
     CPU,
     TEXTS,
     assert_same_gradients,
     gradients,
+    limit_memory,
     pictures,
     stock_images,
     stock_texts,
@@ -94,7 +94,7 @@ def test_batches_halve_until_they_fit_and_say_so_once(kind, backbones, monkeypat
     clip = clips.load(backbones[kind], None, CPU)
     images, tokens = pictures(clip, 9), clip.tokenizer(TEXTS * 6)
     wanted = encode.encode_images(clip, images), encode.encode_texts(clip, tokens)
-    small_memory.limit(monkeypatch, clip, 2)
+    limit_memory(monkeypatch, clip, 2)
     for _ in range(2):
         found = encode.encode_images(clip, images), encode.encode_texts(clip, tokens)
         for pair in zip(found, wanted, strict=True):
@@ -107,7 +107,7 @@ def test_no_memory_for_a_single_image_is_a_sentence_and_training_batches_do_not_
     backbones, monkeypatch
 ):
     clip = clips.load(backbones["vit"], None, CPU)
-    small_memory.limit(monkeypatch, clip, 0)
+    limit_memory(monkeypatch, clip, 0)
     with pytest.raises(torch.OutOfMemoryError):
         encode.encode_images(clip, pictures(clip, 5))
     with torch.no_grad(), pytest.raises(UserError, match=r"clip\.model"):

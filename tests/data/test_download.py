@@ -12,8 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from support.downloads import ARCHIVE, CONTENT, settings, wanted
-from support.web import jpeg, sha256, zipped
+from support.web import ARCHIVE, CONTENT, jpeg, settings, sha256, wanted, zipped
 
 from latteclip.cli import main
 from latteclip.core.errors import UserError

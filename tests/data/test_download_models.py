@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.eyes import write_eye
-from support.tiny import DEMO_CLIP, DEMO_LLAVA, write_backbone
+from support.tiny import DEMO_CLIP, DEMO_LLAVA, write_backbone, write_eye
 from support.web import COMMIT, Host
 
 TOKEN = "hf_tokenThatMayNotBeShown"

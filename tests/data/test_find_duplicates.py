@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.fft import dctn
-from support.twins import TWINS, cropped, picture
+from support.image_folders import TWINS, cropped, picture
 
 from latteclip.core import tables
 from latteclip.data import find_duplicates as stage

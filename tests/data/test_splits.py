@@ -1,4 +1,5 @@
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -6,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.image_folders import coop, folders, images, index
-from support.permissions import as_nobody
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
@@ -236,11 +236,20 @@ def test_what_is_wrong_with_class_folders_is_said(tmp_path, names, message):
         read_split(tmp_path, SplitSettings("folders"))
 
 
-def test_a_folder_that_cannot_be_read_is_named(open_folder):
-    images(open_folder, "cat/1.jpg", "dog/1.jpg", "cat/deep/deeper/2.jpg")
-    (open_folder / "cat/deep/deeper").chmod(0)
-    with as_nobody(), pytest.raises(UserError, match="cat/deep/deeper"):
-        read_split(open_folder, SplitSettings("folders", test_fraction=0.5))
+def test_a_folder_that_cannot_be_read_is_named():
+    is_root = os.geteuid() == 0  # who may read everything
+    with tempfile.TemporaryDirectory() as name:
+        images(Path(name), "cat/1.jpg", "dog/1.jpg", "cat/deep/deeper/2.jpg")
+        hidden = Path(name, "cat/deep/deeper")
+        hidden.chmod(0)
+        Path(name).chmod(0o755)
+        try:
+            os.seteuid(65534 if is_root else os.geteuid())
+            with pytest.raises(UserError, match="cat/deep/deeper"):
+                read_split(Path(name), SplitSettings("folders", test_fraction=0.5))
+        finally:
+            os.seteuid(0 if is_root else os.geteuid())
+            hidden.chmod(0o755)
 
 
 def test_a_name_that_is_not_text_is_an_error(tmp_path):

@@ -5,8 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from support.eyes import WIDTH, network_of, write_eye
-from support.tiny import DEMO_CLIP, write_pictures
+from support.tiny import DEMO_CLIP, EYE_WIDTH, network_of, write_eye, write_pictures
 
 from latteclip.clip import finetuned
 from latteclip.clip.classifier import Classifier, save_classifier
@@ -41,7 +40,7 @@ def test_the_folder_is_the_pretrained_model_with_the_classifier(tmp_path, head, 
 def test_image_models_beside_clip_stand_in_the_folder_and_predict(tmp_path, demo_clip):
     name = write_eye(tmp_path / "eye")
     draw = torch.Generator().manual_seed(0)
-    classifier = Classifier.of(torch.randn(2, 128 + WIDTH, generator=draw))
+    classifier = Classifier.of(torch.randn(2, 128 + EYE_WIDTH, generator=draw))
     save_classifier(tmp_path / "c.safetensors", classifier, {**DESCRIBED, "eyes": [name]})
     settings = PretrainedClip(NAME, None, eyes=[name])
     assemble_model(str(tmp_path / "c.safetensors"), settings, str(tmp_path / "model"))

@@ -2,8 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from support.eyes import network_of, write_eye
-from support.tiny import DEMO_CLIP, write_index, write_pictures
+from support.tiny import DEMO_CLIP, network_of, write_eye, write_index, write_pictures
 from timm.data import create_transform
 
 from latteclip.clip import image_models

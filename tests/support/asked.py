@@ -19,7 +19,6 @@ SIZES = [(120, 90), (60, 100), (50, 50), (128, 128)]
 
 
 def pictures(paths):
-    """What each request shows."""
     images = [
         Image.open(path).convert("RGB").resize(size)
         for path, size in zip(paths, SIZES, strict=True)

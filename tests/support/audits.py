@@ -41,7 +41,6 @@ def population(predictions, confidence=None, classes=5):
 
 
 def answer(session: AuditSession, *answers: Answer):
-    """Save answers beside those that are saved."""
     saved, revision = read_answers(session.path, session.schema)
     saved |= {one.image_id: one for one in answers}
     write_answers(session.path, session.schema, saved, revision)

@@ -1,7 +1,6 @@
 """axe-core, which looks for what keeps people with a screen reader or a keyboard out of a page."""
 
 import hashlib
-import shutil
 import subprocess
 import tarfile
 from pathlib import Path
@@ -14,30 +13,21 @@ SEVERE = ("serious", "critical")
 
 
 def script(folder: Path) -> str:
-    """The text of axe.min.js, kept in a folder; the test is skipped where it cannot be had."""
+    """The text of axe.min.js, stored in a folder; the test is skipped where it cannot be had."""
     path = folder / f"axe-{VERSION}.min.js"
     if not path.is_file():
-        packed = _pack(folder)
+        command = ["npm", "pack", f"axe-core@{VERSION}", "--ignore-scripts", "--silent"]
+        try:
+            subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=180)
+        except (subprocess.SubprocessError, OSError) as error:
+            pytest.skip(f"axe-core cannot be fetched by npm ({error})")
+        packed = folder / f"axe-core-{VERSION}.tgz"
         with tarfile.open(packed) as archive:
-            member = archive.extractfile("package/axe.min.js")
-            path.write_bytes(member.read())
+            path.write_bytes(archive.extractfile("package/axe.min.js").read())
         packed.unlink()
     content = path.read_bytes()
     assert hashlib.sha256(content).hexdigest() == SHA256, f"{path} is not axe-core {VERSION}"
     return content.decode()
-
-
-def _pack(folder: Path) -> Path:
-    """The package as npm downloads it."""
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("neither axe-core in the cache nor npm to fetch it")
-    command = [npm, "pack", f"axe-core@{VERSION}", "--ignore-scripts", "--silent"]
-    try:
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=180)
-    except (subprocess.SubprocessError, OSError) as error:
-        pytest.skip(f"axe-core cannot be fetched by npm ({error})")
-    return folder / f"axe-core-{VERSION}.tgz"
 
 
 def violations(page, axe: str) -> list[str]:

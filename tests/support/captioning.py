@@ -26,15 +26,7 @@ SETTINGS = CaptionerSettings(
 GROUPS = GroupSettings(seed=4, canvas=64, gap=4)
 CLASSNAMES = ["red dots", "lines"]
 LABELS = [1, 0, 1, 1, 1, 0, 1]
-TEXTS = [
-    "Red  dots on cloth.",
-    "red dots on cloth.",
-    "A grid",
-    "A grid",
-    "Outlines, reddots",
-    "",
-    "",
-]
+TEXTS = ["Red  dots on cloth.", "red dots on cloth.", *["A grid"] * 2, "Outlines, reddots", "", ""]
 
 
 def mean_colour(picture):
@@ -60,12 +52,10 @@ class Recorder:
             self.requests.append(request)
             late.append(request)
             if len(late) == 3:
-                yield self._answered(late.pop())
+                answered = late.pop()
+                yield answered, self.reply(answered)
         for request in late:
-            yield self._answered(request)
-
-    def _answered(self, request):
-        return request, self.reply(request)
+            yield request, self.reply(request)
 
     @property
     def prompts(self):
@@ -91,8 +81,8 @@ def recorder(monkeypatch):
 class Dataset:
     """7 training images and 2 test images that are not even on the disk."""
 
-    def __init__(self, folder):
-        self.folder = folder
+    def __init__(self, folder, classnames=CLASSNAMES):
+        self.folder, self.classnames = folder, classnames
         self.files = write_pictures(folder / "pictures", 7)
         self.index(self.files)
         self.names = [Path(file).name for file in self.files]
@@ -100,15 +90,11 @@ class Dataset:
         self.output = folder / "captions" / "out.parquet"
 
     def index(self, files):
-        tests = [str(self.folder / "pictures" / f"test{i}.png") for i in range(2)]
+        first, last = (str(self.folder / "pictures" / f"test{i}.png") for i in range(2))
         splits = ["test", *["train"] * (len(files) - 1), "val", "test"]
-        self.images = write_index(
-            self.folder / "images.parquet",
-            [tests[0], *files, tests[1]],
-            splits,
-            [0] * (len(files) + 2),
-            CLASSNAMES,
-        )
+        files = [first, *files, last]
+        path = self.folder / "images.parquet"
+        self.images = write_index(path, files, splits, [0] * len(files), self.classnames)
 
     def job(self, *, store=True, output=None, shard="1/1", **changes):
         return {

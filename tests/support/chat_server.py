@@ -6,18 +6,14 @@ import json
 import threading
 import time
 from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
-import numpy as np
 import pytest
 from PIL import Image
+from support.captioning import mean_colour
+from support.web import listening
 
 MODEL = "tiny"
-
-
-def describe(picture):
-    """A text that tells pictures apart."""
-    return " ".join(str(round(value)) for value in np.asarray(picture).mean(axis=(0, 1)))
 
 
 class ChatServer:
@@ -57,7 +53,7 @@ class ChatServer:
 
     def completion(self, body):
         *pictures, text = body["messages"][0]["content"]
-        seen = [describe(decoded(part["image_url"]["url"])) for part in pictures]
+        seen = [mean_colour(decoded(part["image_url"]["url"])) for part in pictures]
         words = f"{text['text']} {'/'.join(seen)}".split()
         cut = words[: body["max_tokens"]]
         choice = {
@@ -75,7 +71,7 @@ class ChatServer:
 
 
 def logprobs(likely):
-    """The log-probabilities of an answer of one token; of none where there is nothing likely."""
+    """The log-probabilities of an answer of one token, or of none."""
     named = [{"token": token, "logprob": value, "bytes": None} for token, value in likely]
     return [{**named[0], "top_logprobs": named}] if named else []
 
@@ -84,51 +80,39 @@ def decoded(url):
     return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
 
 
-def handler(server):
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
 
-        def do_GET(self):
-            models = [{"id": MODEL, "object": "model", "created": 0, "owned_by": "tests"}]
-            self._send(200, {}, server.models or {"object": "list", "data": models})
+    def do_GET(self):
+        models = [{"id": MODEL, "object": "model", "created": 0, "owned_by": "tests"}]
+        self.send(200, {}, self.chat.models or {"object": "list", "data": models})
 
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            self._send(
-                *server.reply(body, {name.lower(): value for name, value in self.headers.items()})
-            )
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.send(*self.chat.reply(body, headers))
 
-        def _send(self, status, headers, content, *_):
-            data = content if isinstance(content, bytes) else json.dumps(content).encode()
-            self.send_response(status)
-            for name, value in {"Content-Length": len(data), **headers}.items():
-                self.send_header(name, str(value))
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            with suppress(BrokenPipeError, ConnectionResetError):  # who asked may be gone
-                self.wfile.write(data)
+    def send(self, status, headers, content, *_):
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in {"Content-Length": len(data), **headers}.items():
+            self.send_header(name, str(value))
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        with suppress(BrokenPipeError, ConnectionResetError):  # who asked may be gone
+            self.wfile.write(data)
 
-        def log_message(self, *args):
-            pass
-
-    return Handler
+    def log_message(self, *args):
+        pass
 
 
 @contextmanager
 def serving():
     """A running server; its address is `url`."""
     server = ChatServer()
-    http = ThreadingHTTPServer(("127.0.0.1", 0), handler(server))
-    http.daemon_threads = True
-    server.url = f"http://127.0.0.1:{http.server_port}/v1"
-    thread = threading.Thread(target=http.serve_forever, args=(0.05,))
-    thread.start()
-    try:
+    with listening(type("Handler", (_Handler,), {"chat": server})) as url:
+        server.url = f"{url}/v1"
         yield server
-    finally:
-        http.shutdown()
-        thread.join()
-        http.server_close()
 
 
 @pytest.fixture

@@ -66,7 +66,6 @@ class Checkout:
         return subprocess.Popen(list(map(str, command)), text=True, **options)
 
     def run(self, *command, path=(), **options):
-        """Run a command of the environment to its end."""
         with self.start(*command, path=path, **options) as process:
             output, _ = process.communicate()
         return subprocess.CompletedProcess(process.args, process.returncode, output)
@@ -84,7 +83,6 @@ class Checkout:
         return self._warm("snakemake", "-j2", *arguments, path=path)
 
     def latteclip(self, *arguments):
-        """The same of `latteclip`."""
         return self._warm("latteclip", *arguments)
 
     def _warm(self, script, *arguments, path=()):

@@ -1,4 +1,4 @@
-"""Captioning by the command line, with the demo's LLaVA."""
+"""Captions and scores of textures by the demo's LLaVA: commands and requests."""
 
 import dataclasses
 import json
@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import captioning
 from support.tiny import DEMO_LLAVA, ROOT, write_index
 
 from latteclip.captions import caption
-from latteclip.captions.engines.base import CaptionerSettings
-from latteclip.captions.requests import Request
+from latteclip.captions.engines.base import Scores
+from latteclip.captions.requests import Choices, Request
+from latteclip.captions.score_classes import letters_of, letters_prompt
 from latteclip.core import tables
 from latteclip.data.images import open_rgb
 from latteclip.demo.generate_textures import TextureSettings, generate_textures
@@ -20,15 +22,10 @@ from latteclip.demo.generate_textures import TextureSettings, generate_textures
 N = 30
 
 PROMPT = "Describe the texture in the photo concisely, less than 20 words."
-SETTINGS = CaptionerSettings(
-    engine="transformers",
-    model=str(DEMO_LLAVA),
-    revision=None,
-    dtype="float32",
-    max_new_tokens=40,
-    max_model_len=256,
-    gpu_memory_utilization=0.5,
-    batch_size=16,
+SETTINGS = dataclasses.replace(
+    captioning.SETTINGS,
+    **{"model": str(DEMO_LLAVA), "revision": None, "batch_size": 16},
+    **{"max_new_tokens": 40, "max_model_len": 256},
 )
 WRITTEN = ("id", "caption", "finish_reason", "n_tokens", "attempts", "error", "digest")
 
@@ -49,25 +46,17 @@ def command(index, settings, output, *more, prompt=PROMPT, kind="images"):
 
 def run(*arguments, env=None, **options):
     """Run caption-images or caption-groups as a command of its own."""
-    finished = subprocess.run(
-        command(*arguments, **options),
-        capture_output=True,
-        text=True,
-        env={**os.environ, **(env or {})},
-    )
-    assert finished.returncode == 0, finished.stderr
-    return finished
+    return _finish(command(*arguments, **options), env or {})
 
 
 def python(code, *arguments, **environment):
-    """Run code in a new interpreter."""
     paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    finished = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=os.environ | paths | environment,
-    )
+    return _finish([sys.executable, "-c", code, *map(str, arguments)], paths | environment)
+
+
+def _finish(words, environment):
+    environment = os.environ | environment
+    finished = subprocess.run(words, capture_output=True, text=True, env=environment)
     assert finished.returncode == 0, finished.stderr
     return finished
 
@@ -90,7 +79,6 @@ def answers(index, tmp_path_factory):
 
 
 def ask(captioner, *requests):
-    """The answers in the order of the requests."""
     found = {request.key: answer for request, answer in captioner.answer(requests)}
     return [found[request.key] for request in requests]
 
@@ -101,3 +89,47 @@ def about(path, prompt=PROMPT, key=0):
 
 def paths_of(index):
     return tables.read(index, tables.IMAGES)[0]["path"].to_pylist()
+
+
+ANSWER = " a {} texture with"
+NAMES = ["banded", "bubbly", "dotted", "grid", "marbled", "woven"]
+
+
+@pytest.fixture(scope="session")
+def textures(tmp_path_factory):
+    """Paths of 50 of the demo's textures."""
+    folder = tmp_path_factory.mktemp("scored")
+    generate_textures(TextureSettings(50, 1, 0.85, seed=0), folder / "data")
+    return sorted(map(str, (folder / "data").rglob("*.png")))[:50]
+
+
+def options_of(number):
+    """Five classes, others for other pictures."""
+    return [NAMES[(number + i) % len(NAMES)] for i in range(5)]
+
+
+def request(kind, number, path):
+    """What is asked about the picture of a number."""
+    names = options_of(number)
+    if kind == "likelihood":
+        choices = Choices(kind, tuple(ANSWER.format(name) for name in names))
+        return Request(number, [open_rgb(path)], PROMPT, choices)
+    shown = names[: 2 + number % 4]  # prompts of several lengths
+    orders = [shown, shown[::-1], [*shown[1:], shown[0]]][: 1 + number % 3]
+    prompts = tuple(map(letters_prompt, orders))
+    choices = Choices(kind, letters_of(len(shown)), prompts)
+    return Request(number, [open_rgb(path)], prompts[0], choices)
+
+
+@pytest.fixture(scope="session")
+def requests(textures):
+    """Requests of both kinds about the textures, by kind."""
+    return {
+        kind: [request(kind, number, path) for number, path in enumerate(textures)]
+        for kind in ("likelihood", "multiple_choice")
+    }
+
+
+def scores_of(scorer, requests):
+    answers = {request.key: answer for request, answer in scorer.answer(iter(requests))}
+    return [Scores.parse(answers[request.key].text) for request in requests]

@@ -1,9 +1,12 @@
-"""Folders of small images, and splits of them."""
+"""Folders of small images, splits of them, and near-duplicates."""
 
 import csv
+import io
 import json
 
-from support.tiny import SHARED
+import numpy as np
+from PIL import Image
+from support.tiny import SHARED, write_pictures
 from support.web import jpeg
 
 from latteclip.core import tables
@@ -14,7 +17,6 @@ COOP_SPLITS = SHARED / "data" / "coop_splits"
 
 
 def images(root, *names, content=None):
-    """Write small JPEGs."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,3 +46,35 @@ def index(root, tmp_path, threads=1, folder_state=None, **settings):
     table, metadata = tables.read(output, tables.IMAGES)
     with corrupt.open(newline="") as file:
         return table.to_pylist(), metadata["classnames"], list(csv.DictReader(file))
+
+
+def class_folders(root, names=("red dots", "lines"), n=4):
+    for number, name in enumerate(names):
+        write_pictures(root / name, n, seed=number, size=(64, 64))
+    return root
+
+
+def picture(seed, size=(160, 120)):
+    """Coarse random patches: none is like that of another seed."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+def scaled(image):
+    return image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)
+
+
+def recompressed(image):
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=30)
+    return Image.open(file).convert("RGB")
+
+
+def cropped(image, share=0.93, across=0.7, down=0.2):
+    """A share of each side, from a place of it."""
+    width, height = round(share * image.width), round(share * image.height)
+    left, top = round(across * (image.width - width)), round(down * (image.height - height))
+    return image.crop((left, top, left + width, top + height))
+
+
+TWINS = {"scaled": scaled, "recompressed": recompressed, "cropped": cropped}

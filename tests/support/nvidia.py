@@ -39,7 +39,6 @@ def broken_nvidia_smi(folder):
 
 
 def write(folder, commands):
-    """Write the program."""
     script = folder / "nvidia-smi"
     script.write_text(f"#!{SHELL}\n{commands}")
     script.chmod(0o755)

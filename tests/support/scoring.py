@@ -2,15 +2,13 @@
 
 import dataclasses
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from support.captioning import SETTINGS, Recorder, mean_colour
-from support.tiny import write_index, write_pictures
+from support.captioning import SETTINGS, Dataset, mean_colour
+from support.tiny import write_pseudo_labels
 
-from latteclip.captions.engines import base as engines
 from latteclip.captions.engines.base import Scores
 from latteclip.captions.score_classes import ScoreSettings, score_classes
 from latteclip.clip.classifier import Classifier, save_classifier
@@ -57,58 +55,28 @@ def reply(request):
 
 
 @pytest.fixture
-def scorer(monkeypatch):
-    recorder = Recorder(reply)
-
-    def start(settings, threads, pictures, *, scoring=False):
-        recorder.starts += 1
-        return recorder
-
-    monkeypatch.setattr(engines, "start", start)
+def scorer(recorder):
+    recorder.reply = reply
     return recorder
 
 
-class ScoredDataset:
+class ScoredDataset(Dataset):
     """7 training images and 2 test images that are not even on the disk; C classes."""
 
     def __init__(self, folder, n_classes=25):
-        self.folder = folder
-        self.files = write_pictures(folder / "pictures", N)
-        self.names = [Path(file).name for file in self.files]
-        self.classnames = [f"class {number}" for number in range(n_classes)]
+        super().__init__(folder, [f"class {number}" for number in range(n_classes)])
         self.output = folder / "class_scores.parquet"
         rng = np.random.default_rng(3)
         self.features = rng.normal(size=(N + 2, WIDTH)).astype(np.float32)
         self.weights = rng.normal(size=(n_classes, WIDTH)).astype(np.float32)
-        self.write()
-
-    def write(self):
-        """The files that the stage reads, from the attributes."""
-        tests = [str(self.folder / "pictures" / f"test{i}.png") for i in range(2)]
-        files = [tests[0], *self.files, tests[1]]
-        splits = ["test", *["train"] * (len(self.files) - 1), "val", "test"]
-        images, labels, embeddings = (
-            self.folder / name
-            for name in ("images.parquet", "pseudo_labels.parquet", "class_embeddings.safetensors")
-        )
-        write_index(images, files, splits, [None] * len(files), self.classnames)
-        n = len(files)
-        tables.write(
-            labels,
-            {
-                "image_id": [Path(file).name for file in files],
-                "split": splits,
-                "pseudo_label": [0] * n,
-                "confidence": [0.5] * n,
-                "topk_labels": [[0]] * n,
-                "topk_scores": [[0.5]] * n,
-                "image_features": self.features[:n].tolist(),
-            },
-            tables.PSEUDO_LABELS,
-        )
+        index, _ = tables.read_unlabelled(self.images, training=False)
+        ids, splits = (index[name].to_pylist() for name in ("image_id", "split"))
+        labels = folder / "pseudo_labels.parquet"
+        write_pseudo_labels(labels, ids, [0] * len(ids), 0.5, self.features, splits)
+        embeddings = str(folder / "class_embeddings.safetensors")
         classifier = Classifier.of(torch.from_numpy(self.weights))
         save_classifier(embeddings, classifier, {"classnames": self.classnames})
-        self.inputs = [str(images), str(labels), str(embeddings)]
+        self.inputs = [self.images, str(labels), embeddings]
 
     @property
     def cosines(self):

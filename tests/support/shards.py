@@ -1,9 +1,7 @@
 """Shards as WebDataset and Hugging Face `datasets` write them, by their public descriptions.
 
-A tar of WebDataset holds the parts of a sample one after the other, as plain files of one key
-(github.com/webdataset/webdataset, "The WebDataset Format"). A Parquet file of `datasets` has a
-column `image` of bytes and path, `label`, and describes both in its metadata (the documentation of
-`datasets.Image` and `ClassLabel`).
+See "The WebDataset Format" of github.com/webdataset/webdataset, and the documentation of
+`datasets.Image` and `ClassLabel`.
 """
 
 import io
@@ -47,7 +45,6 @@ def labelled(numbers, classes=2, form="JPEG"):
 
 
 def parquet_shard(path, *args, **options):
-    """Write a Parquet file, see `parquet_bytes`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(parquet_bytes(*args, **options))
     return path

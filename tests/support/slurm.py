@@ -17,8 +17,7 @@ from pathlib import Path
 from support import warm
 from support.checkout import hear_interrupts
 
-DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
-CPUS, MEMORY_MB = 8, 64_000  # what the node claims to have
+DAEMONS = ("slurmctld", "slurmd", "sbatch")
 GPUS = ("/dev/null", "/dev/zero")  # SLURM wants character devices, and looks at no more than that
 # The profile, but at the pace of a test.
 PROFILE = (
@@ -33,9 +32,8 @@ SlurmctldHost={host}({address})
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 SlurmUser={user}
 SlurmdUser={user}
-AuthType=auth/munge
-CredType=cred/munge
-AuthInfo=socket={folder}/munge.socket
+AuthType=auth/slurm
+CredType=cred/slurm
 SlurmctldPort={controller_port}
 SlurmdPort={node_port}
 StateSaveLocation={folder}/state
@@ -55,7 +53,7 @@ AccountingStorageType=accounting_storage/none
 SlurmdParameters=config_overrides
 ReturnToService=2
 GresTypes=gpu
-NodeName={host} NodeAddr={address} CPUs={cpus} RealMemory={memory} Gres=gpu:{gpus}
+NodeName={host} NodeAddr={address} CPUs=8 RealMemory=64000 Gres=gpu:2
 PartitionName=cpu Nodes=ALL Default=YES
 PartitionName=gpu Nodes=ALL
 """
@@ -113,7 +111,6 @@ class Slurm:
         return {"SLURM_CONF": configuration, "PATH": _search_path(self.folder / "bin")}
 
     def __call__(self, *command):
-        """Run a program of SLURM; its output."""
         return subprocess.run(
             list(map(str, command)),
             env={**os.environ, **self.environment},
@@ -145,7 +142,7 @@ class Slurm:
         configuration = shlex.quote(self.environment["SLURM_CONF"])
         srun.write_text(f'#!/bin/sh\nSLURM_CONF={configuration} exec {shutil.which("srun")} "$@"\n')
         srun.chmod(0o755)
-        key = self.folder / "munge.key"
+        key = self.folder / "slurm.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
         self.folder.chmod(0o755)
@@ -158,26 +155,11 @@ class Slurm:
                 folder=self.folder,
                 controller_port=_free_port(),
                 node_port=_free_port(),
-                cpus=CPUS,
-                memory=MEMORY_MB,
-                gpus=len(GPUS),
             )
         )
         lines = [f"Name=gpu File={device}" for device in GPUS]
         (self.folder / "gres.conf").write_text("\n".join(["AutoDetect=off", *lines]) + "\n")
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
-        munge = [
-            f"--{name}={self.folder}/munge.{suffix}"
-            for name, suffix in (
-                ("key-file", "key"),
-                ("socket", "socket"),
-                ("pid-file", "pid"),
-                ("log-file", "log"),
-                ("seed-file", "seed"),
-            )
-        ]
-        self._daemon("munged", "--foreground", "--force", *munge)  # in a private folder
-        wait(lambda: (self.folder / "munge.socket").exists(), "munge's socket")
         self._daemon("slurmctld", "-D", "-i")
         self._daemon("slurmd", "-D", "-N", host)
         wait(self._is_idle, f"an idle node (see the logs in {self.folder})")
@@ -203,13 +185,10 @@ class Slurm:
 class OnCluster:
     """A checkout whose workflow runs on a cluster."""
 
-    def __init__(self, checkout, slurm, cold=()):
-        """See `warm`: jobs do without their processes of "snakemake" and "stages" unless `cold`."""
-        self.checkout = checkout
-        self.slurm = slurm
-        self._python = (
-            sys.executable if "snakemake" in cold else warm.interpreter("stages" not in cold)
-        )
+    def __init__(self, checkout, slurm, *, cold=False):
+        """Where it is `cold`, jobs do without warm processes (see `warm`)."""
+        self.checkout, self.slurm = checkout, slurm
+        self._python = sys.executable if cold else warm.interpreter()
         checkout.environment |= slurm.environment
         self._log = checkout.root / "snakemake.out"
 
@@ -225,8 +204,9 @@ class OnCluster:
     def finish(self, process):
         """Wait for its good end; what it said."""
         process.wait(900)
-        assert process.returncode == 0, self.said()
-        return self.said()
+        said = self._log.read_text()
+        assert process.returncode == 0, said
+        return said
 
     def jobs(self):
         """The jobs that it submitted, in their order."""
@@ -234,11 +214,7 @@ class OnCluster:
         return [job for job in self.slurm.jobs() if job["WorkDir"] == here]
 
     def jobs_of(self, rule):
-        """The same of one rule."""
         return [job for job in self.jobs() if job["Comment"].startswith(f"rule_{rule}_")]
-
-    def said(self):
-        return self._log.read_text()
 
 
 def requested(job):
@@ -256,11 +232,7 @@ def requested(job):
 
 
 def wait(condition, what):
-    """The first true value of a condition.
-
-    Raises:
-        TimeoutError: it does not come.
-    """
+    """The first true value of a condition."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         if value := condition():

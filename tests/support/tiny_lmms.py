@@ -1,9 +1,9 @@
-"""Multimodal models of the architectures that people use, tiny and with random weights.
+"""Checkpoints of the multimodal architectures that people use, tiny and with random weights.
 
-Each is a checkpoint as the hub has it: weights, configuration, processor, tokenizer (of letters)
-and a chat template in the words of the real one.
+Their tokenizers are of letters, and their chat templates have the words of the real ones.
 """
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from train_llava import name_for_both
 # A conversation: what stands before and after a turn of the user, an image, and before the answer.
 CHATML = ("<|im_start|>user\n", "<|im_end|>\n", "<|im_start|>assistant\n")
 QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+QWEN_VISION = {"hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 64}
 QWEN_MARKS = ("vision_start", "vision_end", "image_pad", "video_pad")
 TEXT = {
     "hidden_size": 64,
@@ -25,12 +26,14 @@ TEXT = {
     "head_dim": 32,
     "max_position_embeddings": 4096,
 }
+SIDE = 56  # of a square, in pixels
+SQUARE = {"height": SIDE, "width": SIDE}
 VISION = {
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
-    "image_size": 56,
+    "image_size": SIDE,
     "patch_size": 14,
 }
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
@@ -91,15 +94,15 @@ def template(before, after, answer, image, start=""):
     )
 
 
-def save(folder, model, config, processor, end):
+def save(folder, kind, config, processor, own):
     """Save a model with random weights that tells pictures apart, and its processor."""
     torch.manual_seed(0)
-    made = model(config).float()
-    for parameter in made.parameters():
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(config).float()
+    for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.data *= 6
-    made.generation_config.eos_token_id = end
-    made.save_pretrained(folder)
+    model.generation_config.eos_token_id = own.text["eos_token_id"]
+    model.save_pretrained(folder)
     if config.vision_config.model_type == "clip_vision_model":
         name_for_both(Path(folder) / "model.safetensors")
     processor.save_pretrained(folder)
@@ -111,59 +114,44 @@ def llava(folder):
 
     Its template begins with the token that the tokenizer would add, as Gemma 3's does.
     """
-    own = tokens("</s>", "<pad>", "<image>", begin="<s>")
-    size = {"height": VISION["image_size"], "width": VISION["image_size"]}
-    processor = transformers.LlavaProcessor(
-        transformers.CLIPImageProcessor(size={"shortest_edge": 56}, crop_size=size),
-        own.tokenizer,
-        patch_size=VISION["patch_size"],
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=template("USER: ", " ", "ASSISTANT:", "<image>\n", start="<s>"),
-    )
-    config = transformers.LlavaConfig(
-        vision_config=transformers.CLIPVisionConfig(**VISION),
-        text_config=transformers.LlamaConfig(**own.text),
-        image_token_id=own.number("<image>"),
-        image_seq_length=16,
-    )
-    model = transformers.LlavaForConditionalGeneration
-    return save(folder, model, config, processor, own.text["eos_token_id"])
+    pictures = transformers.CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=SQUARE)
+    chat = template("USER: ", " ", "ASSISTANT:", "<image>\n", start="<s>")
+    return _llava(folder, "Llava", transformers.LlamaConfig, pictures, chat)
 
 
-def llava_next(folder, side=VISION["image_size"]):
+def llava_next(folder):
     """LLaVA-1.6: CLIP and Mistral; an overview and tiles, as many as the picture has room for.
 
     The tokenizer adds the token with which its template does not begin.
     """
-    own = tokens("</s>", "<pad>", "<image>", begin="<s>")
-    processor = llava_next_processor(own.tokenizer, side)
-    config = transformers.LlavaNextConfig(
-        vision_config=transformers.CLIPVisionConfig(**VISION | {"image_size": side}),
-        text_config=transformers.MistralConfig(**own.text, sliding_window=None),
-        image_token_id=own.number("<image>"),
-        image_grid_pinpoints=processor.image_processor.image_grid_pinpoints,
-        image_seq_length=(side // VISION["patch_size"]) ** 2,
+    grids = [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)]
+    tiles = {"image_grid_pinpoints": [[height * SIDE, width * SIDE] for height, width in grids]}
+    pictures = transformers.LlavaNextImageProcessor(
+        size={"shortest_edge": SIDE}, crop_size=SQUARE, **tiles
     )
-    model = transformers.LlavaNextForConditionalGeneration
-    return save(folder, model, config, processor, own.text["eos_token_id"])
+    text = functools.partial(transformers.MistralConfig, sliding_window=None)
+    chat = template("[INST] ", " [/INST]", "", "<image>\n")
+    return _llava(folder, "LlavaNext", text, pictures, chat, **tiles)
 
 
-def llava_next_processor(tokenizer, side):
-    """That of LLaVA-1.6, whose vision tower sees squares of a side; in earnest 336 pixels."""
-    grids = [[1, 2], [2, 1], [2, 2], [3, 1], [1, 3]]
-    return transformers.LlavaNextProcessor(
-        transformers.LlavaNextImageProcessor(
-            size={"shortest_edge": side},
-            crop_size={"height": side, "width": side},
-            image_grid_pinpoints=[[height * side, width * side] for height, width in grids],
-        ),
-        tokenizer,
-        patch_size=14,
+def _llava(folder, kind, text, pictures, chat, **options):
+    own = tokens("</s>", "<pad>", "<image>", begin="<s>")
+    processor = getattr(transformers, f"{kind}Processor")(
+        pictures,
+        own.tokenizer,
+        patch_size=VISION["patch_size"],
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=template("[INST] ", " [/INST]", "", "<image>\n"),
+        chat_template=chat,
     )
+    config = getattr(transformers, f"{kind}Config")(
+        vision_config=transformers.CLIPVisionConfig(**VISION),
+        text_config=text(**own.text),
+        image_token_id=own.number("<image>"),
+        image_seq_length=(SIDE // VISION["patch_size"]) ** 2,
+        **options,
+    )
+    return save(folder, kind, config, processor, own)
 
 
 def qwen2_vl(folder):
@@ -171,19 +159,14 @@ def qwen2_vl(folder):
 
 
 def qwen2_5_vl(folder):
-    vision = {
-        **{"hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 64},
-        **{"window_size": 56, "fullatt_block_indexes": [1]},
-    }
-    return _qwen(folder, "Qwen2_5_VL", vision)
+    return _qwen(
+        folder, "Qwen2_5_VL", {**QWEN_VISION, "window_size": 56, "fullatt_block_indexes": [1]}
+    )
 
 
 def qwen3_vl(folder):
-    vision = {
-        **{"hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 64},
-        **{"num_position_embeddings": 64, "deepstack_visual_indexes": [0]},
-    }
-    return _qwen(folder, "Qwen3VL", vision, patch=16)
+    more = {"num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
+    return _qwen(folder, "Qwen3VL", {**QWEN_VISION, **more}, patch=16)
 
 
 def _qwen(folder, name, vision, patch=14):
@@ -209,8 +192,7 @@ def _qwen(folder, name, vision, patch=14):
         vision_start_token_id=own.number("<|vision_start|>"),
         vision_end_token_id=own.number("<|vision_end|>"),
     )
-    model = getattr(transformers, f"{name}ForConditionalGeneration")
-    return save(folder, model, config, processor, own.text["eos_token_id"])
+    return save(folder, name, config, processor, own)
 
 
 def internvl(folder):
@@ -224,16 +206,14 @@ def internvl(folder):
         context_image_token="<IMG_CONTEXT>",
         video_token="<video>",
     )
-    side = VISION["image_size"]
-    size = {"height": side, "width": side}
     processor = transformers.InternVLProcessor(
-        transformers.GotOcr2ImageProcessor(size=size, crop_to_patches=True, max_patches=4),
+        transformers.GotOcr2ImageProcessor(size=SQUARE, crop_to_patches=True, max_patches=4),
         own.tokenizer,
-        transformers.InternVLVideoProcessor(size=size),
+        transformers.InternVLVideoProcessor(size=SQUARE),
         image_seq_length=4,
         chat_template=template(*CHATML, "<IMG_CONTEXT>\n"),
     )
-    vision = {**VISION, "image_size": [side, side], "patch_size": [14, 14]}
+    vision = {**VISION, "image_size": [SIDE, SIDE], "patch_size": [14, 14]}
     config = transformers.InternVLConfig(
         text_config={"model_type": "qwen2", **own.text},
         vision_config=vision,
@@ -241,5 +221,4 @@ def internvl(folder):
         image_seq_length=4,
         downsample_ratio=0.5,
     )
-    model = transformers.InternVLForConditionalGeneration
-    return save(folder, model, config, processor, own.text["eos_token_id"])
+    return save(folder, "InternVL", config, processor, own)

@@ -36,11 +36,7 @@ IMPORTED = {
 
 
 def run(script, arguments, environment, folder, stages=False):
-    """The exit status of a script of the environment with such arguments, and what it said.
-
-    Args:
-        stages: whether the stages that Snakemake runs are warm too.
-    """
+    """The exit status of a script and what it said; the `stages` of Snakemake may be warm too."""
     if stages:
         environment = environment | {PYTHON: str(interpreter())}
     reading, writing = os.pipe()
@@ -54,14 +50,14 @@ def run(script, arguments, environment, folder, stages=False):
         return ended(server), said
 
 
-def interpreter(stages=True):
-    """Python of an environment in which Snakemake is warm; `latteclip` beside it if `stages`."""
+def interpreter():
+    """Python of an environment in which Snakemake and `latteclip` are warm."""
     for script in IMPORTED:
         _connect(script).close()
-    folder = Path(os.environ[FOLDER]) / ("stages" if stages else "snakemakes")
+    folder = Path(os.environ[FOLDER]) / "environment"
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            _write_environment(folder, ["python", "latteclip"] if stages else ["python"])
+            _write_environment(folder)
     return folder / "bin" / "python"
 
 
@@ -86,8 +82,8 @@ def _connect(script):
     return server
 
 
-def _write_environment(folder, warm):
-    """That of the tests, but for some commands, which ask the warm processes."""
+def _write_environment(folder):
+    """That of the tests, but for commands that ask the warm processes."""
     commands = folder / "bin"
     commands.mkdir(parents=True)
     base = Path(sys.base_prefix) / "bin"
@@ -95,11 +91,8 @@ def _write_environment(folder, warm):
     (folder / "lib").symlink_to(Path(sys.prefix) / "lib")
     source = (TESTS / "support" / "warm_command.py").read_text()
     for name in ("python", "latteclip"):
-        if name in warm:
-            (commands / name).write_text(f"#!{sys.executable} -IS\n{source}")
-            (commands / name).chmod(0o755)
-        else:
-            (commands / name).symlink_to(Path(sys.executable).with_name(name))
+        (commands / name).write_text(f"#!{sys.executable} -IS\n{source}")
+        (commands / name).chmod(0o755)
 
 
 def _serve(path):

@@ -1,18 +1,37 @@
-"""A web server on 127.0.0.1 with the faults of real ones, and small archives to serve from it."""
+"""A web server on 127.0.0.1 with the faults of real ones, and downloads from it."""
 
 import contextlib
 import hashlib
 import io
 import json
+import sys
 import tarfile
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import gdown
+import pytest
 from PIL import Image
+
+from latteclip.data.download_dataset import Download, DownloadSettings
 
 WHOLE = 200  # the status of an answer with the whole file
 COMMIT = "c" * 40  # of every repo that it serves as a Hugging Face hub
+
+
+@contextlib.contextmanager
+def listening(handler):
+    """Serve by a thread; the address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 class Host:
@@ -27,12 +46,8 @@ class Host:
         self.drops = set()  # paths whose content comes byte by byte
         self.ending = threading.Event()
         self.requests = []
-        handler = type("Handler", (_Handler,), {"host": self})
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def serve(self, path, content):
-        """Serve bytes; returns their URL."""
         self.files[path] = content
         return self.url + path
 
@@ -47,22 +62,16 @@ class Host:
             size = len(content)
             tree.append({"type": "file", "path": name, "size": size, "oid": "0", "lfs": lfs})
         said = {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
+        self.files[f"/api/models/{repo}"] = json.dumps(said).encode()
         for place in (revision, COMMIT):
             self.files[f"/api/models/{repo}/revision/{place}"] = json.dumps(said).encode()
             self.files[f"/api/models/{repo}/tree/{place}"] = json.dumps(tree).encode()
-        self.files[f"/api/models/{repo}"] = json.dumps(said).encode()
 
     @contextlib.contextmanager
     def running(self):
-        thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        try:
+        with listening(type("Handler", (_Handler,), {"host": self})) as self.url:
             yield self
-        finally:
             self.ending.set()
-            self.server.shutdown()
-            self.server.server_close()
-            thread.join()
 
     def spend(self, faults, path):
         """Whether a fault is due; each is due a number of times."""
@@ -77,73 +86,64 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_HEAD(self):
-        self.answer(body=False)
+        self.do_GET(body=False)
 
-    def do_GET(self):
-        self.answer(body=True)
-
-    def answer(self, *, body):
-        path = self.path.split("?")[0]
+    def do_GET(self, body=True):
+        host, path = self.host, self.path.split("?")[0]
         asked = self.headers.get("Range")
         start = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
-        self.host.requests.append((path, start))
-        if body and self.host.spend(self.host.busy, path):
-            self.send_error(503)
-            return
-        for start_of_path, (status, code) in self.host.refused.items():
+        host.requests.append((path, start))
+        if body and host.spend(host.busy, path):
+            return self.send_error(503)
+        for start_of_path, refusal in host.refused.items():
             if path.startswith(start_of_path):
-                self.refuse(status, code)
-                return
-        if path not in self.host.files:
-            self.refuse(404, "EntryNotFound")
-            return
-        content = self.host.files[path]
-        digest = hashlib.sha256(content).hexdigest()
-        partial = asked is not None and self.host.ranges
+                return self.refuse(*refusal)
+        if path not in host.files:
+            return self.refuse(404, "EntryNotFound")
+        content = host.files[path]
+        digest, size = hashlib.sha256(content).hexdigest(), len(content)
+        partial = asked is not None and host.ranges
         rest = content[start:] if partial else content
-        self.send_response(206 if partial else WHOLE)
-        if partial:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("ETag", f'"{digest}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("X-Linked-ETag", f'"{digest}"')
-        self.send_header("X-Linked-Size", str(len(content)))
         kind = "application/json" if path.startswith("/api/") else "application/octet-stream"
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(rest)))
-        self.end_headers()
-        if body and path in self.host.drops:
-            self.drip(rest)
-        elif body:
-            cut = self.host.spend(self.host.cut, path)
-            with contextlib.suppress(ConnectionError):
-                self.wfile.write(rest[: len(rest) // 2] if cut else rest)
+        headers = {
+            **{"ETag": f'"{digest}"', "Content-Type": kind, "Content-Length": len(rest)},
+            **{"X-Repo-Commit": COMMIT, "X-Linked-ETag": f'"{digest}"', "X-Linked-Size": size},
+        }
+        if partial:
+            headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
+        self.head(206 if partial else WHOLE, headers)
+        with contextlib.suppress(OSError):
+            if body and path in host.drops:
+                self.drip(rest)
+            elif body:
+                self.wfile.write(rest[: len(rest) // 2] if host.spend(host.cut, path) else rest)
+        return None
 
     def drip(self, content):
         """Send byte by byte, until the other side or the test ends."""
-        with contextlib.suppress(OSError):
-            for byte in content:
-                if self.host.ending.wait(0.05):
-                    return
-                self.wfile.write(bytes([byte]))
+        for byte in content:
+            if self.host.ending.wait(0.05):
+                return
+            self.wfile.write(bytes([byte]))
 
     def refuse(self, status, code):
+        # The commit lets clients note that there is no such file.
+        self.head(status, {"X-Error-Code": code, "X-Repo-Commit": COMMIT, "Content-Length": 0})
+
+    def head(self, status, headers):
         self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("X-Repo-Commit", COMMIT)  # lets clients note that there is no such file
-        self.send_header("Content-Length", "0")
+        for name, value in headers.items():
+            self.send_header(name, str(value))
         self.end_headers()
 
 
 def jpeg(colour=(10, 200, 30), size=(12, 8)):
-    """A small real JPEG."""
     buffer = io.BytesIO()
     Image.new("RGB", size, colour).save(buffer, "JPEG")
     return buffer.getvalue()
 
 
 def tar(files, mode="w:gz"):
-    """A tar archive of files by name."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode=mode) as archive:
         for name, content in files.items():
@@ -154,7 +154,6 @@ def tar(files, mode="w:gz"):
 
 
 def zipped(files):
-    """A zip archive of files by name."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():
@@ -165,3 +164,39 @@ def zipped(files):
 def sha256(content):
     """A checksum as a dataset's file writes it."""
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+CONTENT = bytes(range(256)) * 8192  # 2 MB: several pieces
+ARCHIVE = tar({"images/a.jpg": jpeg(), "images/b.jpg": jpeg((1, 2, 3))})
+
+
+@pytest.fixture
+def host():
+    with Host().running() as running:
+        yield running
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """Seconds that were waited between tries, without waiting."""
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    module = sys.modules[gdown.download.__module__]  # hidden behind the function of its name
+    monkeypatch.setattr(module, "_wait_or_cancel", lambda *, seconds, cancel: None)
+    return waited
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "resources" / "demo" / "downloads"
+    path.mkdir(parents=True)
+    return path
+
+
+def wanted(*where, content=CONTENT, **more):
+    return Download(list(where), sha256(content), **more)
+
+
+def settings(*where, content=ARCHIVE, **more):
+    file = wanted(*where, content=content, **more)
+    return DownloadSettings({"images.tar.gz": file}, "A title", "A licence", "A paper")

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from support import warm
 from support.checkout import Checkout
-from support.class_folders import class_folders
+from support.image_folders import class_folders
 from support.tiny import ROOT
 
 MINE = ("dataset=mine", "image_dir=photos")

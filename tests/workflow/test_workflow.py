@@ -13,7 +13,7 @@ import torch
 import yaml
 from open_clip import create_model_and_transforms
 from support.checkout import N_TEST, N_TRAIN, hear_interrupts
-from support.class_folders import class_folders
+from support.image_folders import class_folders
 from support.tiny import write_pictures
 
 from latteclip.core import tables

