@@ -217,7 +217,8 @@ def write_pseudo_labels(place: Place) -> Work:
     embeddings = torch.nn.functional.normalize(torch.randn(len(classnames), WIDTH), dim=1)
     shown = torch.randint(len(classnames), (len(table),), generator=draw)
     features = _features(embeddings * WIDTH**0.5, shown, 3.0, draw)
-    described = {"classnames": classnames, "model": "random", "pretrained": None, "template": "{}"}
+    described = {"classnames": classnames, "model": "random", "pretrained": None}
+    described |= {"template": "{}", "logit_scale": 100.0}
     save_classifier(place.file("classes.safetensors"), Classifier.of(embeddings), described)
     output = place.file("pseudo_labels.parquet")
     return lambda: pseudo_label_images.write_pseudo_labels(
@@ -649,6 +650,57 @@ def export_labels(place: Place) -> Work:
     return lambda: print(stage.export_labels(str(folder), "csv", place.file("labels.csv")))
 
 
+def _teaching_session(place: Place) -> Any:
+    """Return a session of `latteclip teach` on labels of class scores, 60 % of which are right."""
+    import numpy as np
+    import pyarrow as pa
+    import torch
+
+    from latteclip.audit.teach import TeachingSession
+    from latteclip.core import tables
+
+    folder = Path(place.file("."))
+    table, names = tables.read_unlabelled(place.file("images.parquet"), training=False)
+    draw = torch.Generator().manual_seed(0)  # as of the features of `write_pseudo_labels`
+    shown = torch.randint(len(names), (len(table),), generator=draw).numpy()
+    rng = np.random.default_rng(0)
+    scored = np.where(rng.random(len(shown)) < 0.6, shown, rng.integers(0, len(names), len(shown)))
+    options = (scored[:, None] + np.arange(5)) % len(names)
+    logs = np.log(np.tile(np.array([0.6, 0.1, 0.1, 0.1, 0.1], np.float32), (len(shown), 1)))
+    ends = pa.array(np.arange(0, options.size + 1, 5, dtype=np.int32))
+    columns = {name: pa.nulls(len(table), kind) for name, kind in _kinds(tables.CLASS_SCORES)}
+    columns |= {"image_id": table["image_id"].combine_chunks()}
+    columns |= {
+        "options": pa.ListArray.from_arrays(ends, pa.array(options.ravel().astype(np.int32))),
+        "log_probabilities": pa.ListArray.from_arrays(ends, pa.array(logs.ravel())),
+    }
+    tables.write(folder / "class_scores.parquet", columns, tables.CLASS_SCORES)
+    columns = {name: pa.nulls(len(table), kind) for name, kind in _kinds(tables.FUSED_LABELS)}
+    columns |= {"image_id": table["image_id"], "calibrated_label": shown, "fused_label": shown}
+    columns |= {"fused_confidence": rng.random(len(shown), np.float32)}
+    made = {"model": "random", "pretrained": None, "votes": "class scores"}
+    tables.write(folder / "fused_labels.parquet", columns, tables.FUSED_LABELS, made)
+    shutil.copy(place.file("classes.safetensors"), folder / "class_embeddings.safetensors")
+    return TeachingSession(folder, 100)
+
+
+def _kinds(schema: Any) -> list[tuple[str, Any]]:
+    return [(field.name, field.type) for field in schema]
+
+
+def teach(place: Place) -> Work:
+    """The next ten images of `latteclip teach`, after the labels learned from ten answers."""
+    from latteclip.labels.answers import CLASS, Answer
+
+    session = _teaching_session(place)
+    answers: dict[str, Answer] = {}
+
+    while len(answers) < 20:  # before, the labels learned once, which loads what they learn with
+        one = session.open_questions(answers)[0]
+        answers[one.key] = Answer(one.image_id, CLASS, one.options[0], one.phase)
+    return lambda: _done(bool(session.open_questions(answers)))
+
+
 @dataclass(frozen=True)
 class Step:
     """A function of this module, and how the table calls it; None: not in the table."""
@@ -679,6 +731,7 @@ STEPS = [
     Step(gather_captions, "gather_captions of 64 shards"),
     Step(summarize_captions, "summarize_captions, images and groups"),
     Step(fuse_labels, "fuse_labels: votes fused"),
+    Step(teach, "latteclip teach: the next ten images"),
     Step(read_training_data, "fine-tuning: inputs read, one epoch's batches"),
     Step(tokenize_texts, "fine-tuning: captions tokenised"),
     Step(finetune, f"fine-tuning: {TRAINED} steps, stopped and resumed once"),
