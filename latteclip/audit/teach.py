@@ -90,11 +90,14 @@ class TeachingSession(Interview):
         self.pool = self._choose_pool([*row_of.values()])  # [P] ascending rows
         self._place = {int(row): place for place, row in enumerate(self.pool)}
         self.model = self._read_model()
-        self._labels = self._start = self.posterior().argmax(dim=1)
+        self.posterior = self._probabilities()  # [P, C]
+        self._labels = self._start = self.posterior.argmax(dim=1)
         self.questions = []
-        for one in answers.values():
-            if one.image_id in row_of:
-                self._ask(row_of[one.image_id], one.phase or TEACH, repeat=one.repeat)
+        self._ask(
+            (row_of[one.image_id], one.phase or TEACH, one.repeat)
+            for one in answers.values()
+            if one.image_id in row_of
+        )
         if answers:
             self._learn(answers)
 
@@ -147,7 +150,7 @@ class TeachingSession(Interview):
                 f"{100 * high:.0f} % of all labels are right ({right} of {n}). This interval holds "
                 "at every moment."
             )
-        posterior = self.posterior()
+        posterior = self.posterior
         changed = int((posterior.argmax(dim=1) != self._start).sum())
         doubtful = int((posterior.amax(dim=1) < DOUBT).sum())
         return f"{changed:,} labels changed so far, and {doubtful:,} are in doubt."
@@ -204,8 +207,8 @@ class TeachingSession(Interview):
         """Whether there are so many classes that little is learned between answers."""
         return len(self.pool) * len(self.classnames) > LIGHT_ENTRIES
 
-    def posterior(self) -> torch.Tensor:
-        """Return the probabilities [P, C]."""
+    def _probabilities(self) -> torch.Tensor:
+        """Return the probabilities [P, C] of the classes."""
         rows = torch.arange(len(self.pool))
         if not self.model.is_informed:
             return self.model.images.zero_shot(rows).exp()
@@ -223,7 +226,8 @@ class TeachingSession(Interview):
         if len(labelled.rows) and self.model.is_informed:
             for _ in range(1 if self._is_light else STEPS):
                 self.model.step(light=self._is_light)
-        self._labels = self.posterior().argmax(dim=1)
+        self.posterior = self._probabilities()
+        self._labels = self.posterior.argmax(dim=1)
 
     # --- questions -------------------------------------------------------------------------------
 
@@ -238,38 +242,43 @@ class TeachingSession(Interview):
         if left > 0 and not checking:
             again = self._to_repeat(answers) if learn else []
             rows = self._doubtful(answers, min(BATCH, left) - len(again))
-            found = [self._ask(row, TEACH) for row in rows]
-            return found + [self._ask(row, TEACH, repeat=True) for row in again]
+            return self._ask(
+                [*((row, TEACH, False) for row in rows), *((row, TEACH, True) for row in again)]
+            )
         names = {one.image_id for one in answers.values()}
         rest = (int(row) for row in self._order if self.ids[int(row)] not in names)
         wanted = max(0, min(BATCH, self.total - len(answers)))
-        return [self._ask(row, CHECK) for row in islice(rest, wanted)]
+        return self._ask((row, CHECK, False) for row in islice(rest, wanted))
 
-    def _ask(self, row: int, phase: str, *, repeat: bool = False) -> Question:
-        """Return a new question."""
-        names = list(self.classnames)
-        if len(names) > ALL_OFFERED:
-            likely, place = torch.arange(OFFERED), self._place.get(row)
-            if place is not None:
-                likely = self._predicted(place).topk(OFFERED).indices
-            names = [self.classnames[label] for label in sorted(likely.tolist())]
-        number = len(self.questions)
-        self.questions.append(
-            Question(number, self.ids[row], self.paths[row], names, phase, repeat)
-        )
-        return self.questions[-1]
+    def _ask(self, asked: Iterable[tuple[int, str, bool]]) -> list[Question]:
+        """Return new questions about rows: each with its phase, and whether it is a repetition."""
+        asked, number = list(asked), len(self.questions)
+        offered = self._offered([row for row, _, _ in asked])
+        for (row, phase, repeat), names in zip(asked, offered, strict=True):
+            one = len(self.questions), self.ids[row], self.paths[row], names, phase, repeat
+            self.questions.append(Question(*one))
+        return self.questions[number:]
 
-    def _predicted(self, place: int) -> torch.Tensor:
-        """Return the log-probabilities [C] of an image by everything but its answer."""
-        rows = torch.tensor([place])
+    def _offered(self, rows: list[int]) -> list[list[str]]:
+        """Return the classes that the page offers for each row."""
+        if len(self.classnames) <= ALL_OFFERED:
+            return [list(self.classnames)] * len(rows)
+        places = [place for row in rows if (place := self._place.get(row)) is not None]
+        likely = iter(self._predicted(places).topk(OFFERED).indices.sort(dim=1).values.tolist())
+        first = list(range(OFFERED))  # of an image outside the pool
+        found = [next(likely) if row in self._place else first for row in rows]
+        return [[self.classnames[label] for label in labels] for labels in found]
+
+    def _predicted(self, places: list[int]) -> torch.Tensor:
+        """Return the log-probabilities [n, C] of images by everything but their answers."""
+        rows = torch.tensor(places, dtype=torch.long)
         if not self.model.is_informed:
-            return self.model.images.zero_shot(rows)[0]
-        return self.model.predicted_log_posterior(rows)[0]
+            return self.model.images.zero_shot(rows)
+        return self.model.predicted_log_posterior(rows)
 
     def _doubtful(self, answers: Mapping[str, Answer], n: int) -> list[int]:
         """Return rows with the smallest margins, or in their place images that cover the pool."""
-        posterior = self.posterior()
-        best = posterior.topk(min(2, posterior.shape[1]), dim=1).values
+        best = self.posterior.topk(min(2, self.posterior.shape[1]), dim=1).values
         margins = best[:, 0] - best[:, -1]
         asked = {one.image_id for one in answers.values()}
         order = margins.argsort().tolist()
@@ -286,15 +295,20 @@ class TeachingSession(Interview):
     def _to_repeat(self, answers: Mapping[str, Answer]) -> list[int]:
         """Return the row whose answer all else denies most, if any, to ask about it once more."""
         repeated = {one.image_id for one in answers.values() if one.repeat}
-        denied = []
+        rows, named = [], []
         for name, row in self._rows(answers.values()).items():
-            answer, place = answers.get(name), self._place.get(row)
-            if answer is None or answer.kind != CLASS or name in repeated or place is None:
-                continue
-            predicted = self._predicted(place).exp()
-            share = predicted[self.classnames.index(str(answer.classname))].item()
-            if share < DENIED and predicted.max() > CERTAIN:
-                denied.append((share, row))
+            answer = answers.get(name)
+            if answer and answer.kind == CLASS and name not in repeated and row in self._place:
+                rows.append(row)
+                named.append(self.classnames.index(str(answer.classname)))
+        predicted = self._predicted([self._place[row] for row in rows]).exp()
+        shares = predicted[range(len(rows)), named].tolist()
+        certain = (predicted > CERTAIN).any(dim=1).tolist()
+        denied = [
+            (share, row)
+            for share, row, is_certain in zip(shares, rows, certain, strict=True)
+            if share < DENIED and is_certain
+        ]
         return [min(denied, key=itemgetter(0))[1]] if denied else []
 
     def _checked(self, answers: Mapping[str, Answer]) -> tuple[int, int, float, float] | None:

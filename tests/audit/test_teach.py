@@ -80,7 +80,7 @@ def test_questions_follow_the_model_of_the_fused_labels(taken):
     )
     labels, described = tables.read(taken.path("fused_labels.parquet"), tables.FUSED_LABELS)
     assert described["eyes"][0]["weight"] > 0
-    found = TeachingSession(taken.folder, 10).posterior().amax(dim=1)
+    found = TeachingSession(taken.folder, 10).posterior.amax(dim=1)
     np.testing.assert_allclose(found, labels["fused_confidence"].to_numpy(), atol=1e-6)
 
 
