@@ -73,7 +73,7 @@ def range_test(results: Path) -> list[tuple[float, float]]:
     keys = schedule(n, recipe.batch_size, total, SEED)
     batches = setup.batches(setup.images(str(results), SEED), keys)
     try:
-        for _ in training.steps(batches, setup.inputs.labels, total, per_epoch):
+        for _ in training.steps(batches, total, per_epoch):
             training.flush_metrics()
     except DivergedError:
         pass

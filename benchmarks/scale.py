@@ -217,7 +217,7 @@ def write_pseudo_labels(place: Place) -> Work:
     embeddings = torch.nn.functional.normalize(torch.randn(len(classnames), WIDTH), dim=1)
     shown = torch.randint(len(classnames), (len(table),), generator=draw)
     features = _features(embeddings * WIDTH**0.5, shown, 3.0, draw)
-    described = {"classnames": classnames, "model": "random", "pretrained": None}
+    described: dict[str, Any] = {"classnames": classnames, "model": "random", "pretrained": None}
     described |= {"template": "{}", "logit_scale": 100.0}
     save_classifier(place.file("classes.safetensors"), Classifier.of(embeddings), described)
     output = place.file("pseudo_labels.parquet")

@@ -252,12 +252,13 @@ class TeachingSession(Interview):
 
     def _ask(self, asked: Iterable[tuple[int, str, bool]]) -> list[Question]:
         """Return new questions about rows: each with its phase, and whether it is a repetition."""
-        asked, number = list(asked), len(self.questions)
+        asked, start = list(asked), len(self.questions)
         offered = self._offered([row for row, _, _ in asked])
-        for (row, phase, repeat), names in zip(asked, offered, strict=True):
-            one = len(self.questions), self.ids[row], self.paths[row], names, phase, repeat
-            self.questions.append(Question(*one))
-        return self.questions[number:]
+        self.questions += [
+            Question(start + i, self.ids[row], self.paths[row], offered[i], phase, repeat)
+            for i, (row, phase, repeat) in enumerate(asked)
+        ]
+        return self.questions[start:]
 
     def _offered(self, rows: list[int]) -> list[list[str]]:
         """Return the classes that the page offers for each row."""

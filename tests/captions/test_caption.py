@@ -13,8 +13,8 @@ from support.captioning import (
     provenance,
 )
 
+from latteclip.captions.groups import draw_groups
 from latteclip.captions.pictures import grid
-from latteclip.captions.requests import draw_groups
 from latteclip.core.errors import UserError
 
 

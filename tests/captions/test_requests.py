@@ -5,13 +5,13 @@ import pytest
 from support.tiny import write_index, write_pseudo_labels
 
 from latteclip.captions import requests
+from latteclip.captions.groups import draw_groups
 from latteclip.captions.pictures import Layout
 from latteclip.captions.requests import (
     Choices,
     GroupSettings,
     Identity,
     digest,
-    draw_groups,
     fingerprint,
     questions_about,
     shard_of,
