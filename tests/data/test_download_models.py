@@ -111,8 +111,9 @@ def hub(tmp_path):
 
 @pytest.fixture
 def gone(tmp_path):
-    """A hub that does not answer; its method `running` makes it answer for a while."""
-    return Hub(tmp_path)
+    """A hub that no longer answers; its method `running` makes it answer for a while."""
+    with Hub(tmp_path).running() as hub:
+        return hub
 
 
 def refusal(told):
@@ -207,7 +208,6 @@ def test_offline_and_not_there(gone):
 
 
 def test_without_a_network(gone):
-    gone.server.server_close()
     sentence = refusal(gone.download("captioner", model="me/llava"))
     assert "me/llava" in sentence and "HF_ENDPOINT" in sentence
 
