@@ -177,7 +177,7 @@ def content_digest(path: str) -> str | None:
     """Return the digest of an image's bytes, or None where it cannot be read."""
     try:
         return hashlib.sha256(read_bytes(path)).hexdigest()[:32]
-    except (OSError, UserError):
+    except (OSError, ValueError):
         return None
 
 
