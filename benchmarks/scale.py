@@ -625,7 +625,6 @@ def write_predictions(place: Place) -> Work:
 def export_labels(place: Place) -> Work:
     """Labels of captions taken away as CSV; the table of labels is made before."""
     import numpy as np
-    import pyarrow as pa
     import torch
 
     from latteclip.clip.classifier import Classifier, save_classifier
@@ -634,7 +633,7 @@ def export_labels(place: Place) -> Work:
 
     table, names = tables.read_unlabelled(place.file("images.parquet"), training=True)
     n, folder = len(table), Path(place.file("."))
-    columns = {field.name: pa.nulls(n, field.type) for field in tables.FUSED_LABELS}
+    columns = _nulls(tables.FUSED_LABELS, n)
     labels = np.arange(n) % len(names)
     columns |= {"image_id": table["image_id"], "calibrated_label": labels, "fused_label": labels}
     columns |= {"fused_confidence": np.full(n, 0.5, np.float32)}
@@ -668,14 +667,14 @@ def _teaching_session(place: Place) -> Any:
     options = (scored[:, None] + np.arange(5)) % len(names)
     logs = np.log(np.tile(np.array([0.6, 0.1, 0.1, 0.1, 0.1], np.float32), (len(shown), 1)))
     ends = pa.array(np.arange(0, options.size + 1, 5, dtype=np.int32))
-    columns = {name: pa.nulls(len(table), kind) for name, kind in _kinds(tables.CLASS_SCORES)}
+    columns = _nulls(tables.CLASS_SCORES, len(table))
     columns |= {"image_id": table["image_id"].combine_chunks()}
     columns |= {
         "options": pa.ListArray.from_arrays(ends, pa.array(options.ravel().astype(np.int32))),
         "log_probabilities": pa.ListArray.from_arrays(ends, pa.array(logs.ravel())),
     }
     tables.write(folder / "class_scores.parquet", columns, tables.CLASS_SCORES)
-    columns = {name: pa.nulls(len(table), kind) for name, kind in _kinds(tables.FUSED_LABELS)}
+    columns = _nulls(tables.FUSED_LABELS, len(table))
     columns |= {"image_id": table["image_id"], "calibrated_label": shown, "fused_label": shown}
     columns |= {"fused_confidence": rng.random(len(shown), np.float32)}
     made = {"model": "random", "pretrained": None, "votes": "class scores"}
@@ -684,8 +683,11 @@ def _teaching_session(place: Place) -> Any:
     return TeachingSession(folder, 100)
 
 
-def _kinds(schema: Any) -> list[tuple[str, Any]]:
-    return [(field.name, field.type) for field in schema]
+def _nulls(schema: Any, n: int) -> dict[str, Any]:
+    """Return the columns of a table of n rows that are not filled."""
+    import pyarrow as pa
+
+    return {field.name: pa.nulls(n, field.type) for field in schema}
 
 
 def teach(place: Place) -> Work:

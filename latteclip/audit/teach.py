@@ -91,7 +91,7 @@ class TeachingSession(Interview):
         self._place = {int(row): place for place, row in enumerate(self.pool)}
         self.model = self._read_model()
         self.posterior = self._probabilities()  # [P, C]
-        self._labels = self._start = self.posterior.argmax(dim=1)
+        self._start = self._labels
         self.questions = []
         self._ask(
             (row_of[one.image_id], one.phase or TEACH, one.repeat)
@@ -150,9 +150,8 @@ class TeachingSession(Interview):
                 f"{100 * high:.0f} % of all labels are right ({right} of {n}). This interval holds "
                 "at every moment."
             )
-        posterior = self.posterior
-        changed = int((posterior.argmax(dim=1) != self._start).sum())
-        doubtful = int((posterior.amax(dim=1) < DOUBT).sum())
+        changed = int((self._labels != self._start).sum())
+        doubtful = int((self.posterior.amax(dim=1) < DOUBT).sum())
         return f"{changed:,} labels changed so far, and {doubtful:,} are in doubt."
 
     def result(self, answers: Mapping[str, Answer]) -> dict[str, Any]:
@@ -207,6 +206,11 @@ class TeachingSession(Interview):
         """Whether there are so many classes that little is learned between answers."""
         return len(self.pool) * len(self.classnames) > LIGHT_ENTRIES
 
+    @property
+    def _labels(self) -> torch.Tensor:
+        """The likeliest classes [P]."""
+        return self.posterior.argmax(dim=1)
+
     def _probabilities(self) -> torch.Tensor:
         """Return the probabilities [P, C] of the classes."""
         rows = torch.arange(len(self.pool))
@@ -227,7 +231,6 @@ class TeachingSession(Interview):
             for _ in range(1 if self._is_light else STEPS):
                 self.model.step(light=self._is_light)
         self.posterior = self._probabilities()
-        self._labels = self.posterior.argmax(dim=1)
 
     # --- questions -------------------------------------------------------------------------------
 
@@ -318,11 +321,11 @@ class TeachingSession(Interview):
         if not checking:
             return None
         row_of = self._rows(checking)
-        right = 0
+        right, labels = 0, self._labels
         for answer in checking:
             place = self._place.get(row_of.get(answer.image_id, -1))
             if place is not None and answer.kind == CLASS:
-                right += self.classnames[int(self._labels[place])] == answer.classname
+                right += self.classnames[int(labels[place])] == answer.classname
         n = len(self.ids)
         taught = len({one.image_id for one in answers.values() if one.phase != CHECK})
         ends = confidence_sequence(right, len(checking), n - taught)

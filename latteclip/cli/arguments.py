@@ -172,12 +172,12 @@ def run(module: str, name: str, arguments: argparse.Namespace) -> Any:
     function = getattr(import_module(module), name)
     hints = get_type_hints(function)
     positional, named = [], {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        value = _value(hints[name], getattr(arguments, name), name)
+    for key, parameter in inspect.signature(function).parameters.items():
+        value = _value(hints[key], getattr(arguments, key), key)
         if parameter.kind is parameter.POSITIONAL_ONLY:
             positional.append(value)
         else:
-            named[name] = value
+            named[key] = value
     return function(*positional, **named)
 
 
