@@ -41,8 +41,10 @@ install: $(INSTALLED)
 .venv/.installed-broken:
 	@nvidia-smi; echo 'error: nvidia-smi fails; repair the driver (after a kernel update, reboot), or export CUDA_VISIBLE_DEVICES= for the CPU.' >&2; exit 1
 
+# With the learning rate that the search finds here, which would take a minute.
 demo: install
-	snakemake -j$(JOBS) --config dataset=demo method=$(DEMO_METHODS) seeds=1
+	snakemake -j$(JOBS) --config dataset=demo method=$(DEMO_METHODS) seeds=1 \
+	  methods='{recommended_single: {finetune: {lr: 3.0e-4}}}'
 	@cat results/summary.md
 
 # Files of tests side by side: more than two cores keep busy, for some mostly wait.

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import gammaln
-from scipy.stats import beta, false_discovery_control
+from scipy.special import betaincinv, gammaln
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -50,7 +49,7 @@ def _log_choose(n: npt.NDArray[np.int_], k: int) -> Floats:
 
 def upper_bound(wrong: int, answers: int) -> float:
     """Return the upper end of Clopper and Pearson's exact one-sided interval for a share."""
-    return 1.0 if wrong >= answers else float(beta.ppf(1 - ALPHA, wrong + 1, answers - wrong))
+    return 1.0 if wrong >= answers else float(betaincinv(wrong + 1, answers - wrong, 1 - ALPHA))
 
 
 def fewest_answers(max_error: float) -> int:
@@ -85,6 +84,8 @@ def conformal_accepted(
     Hochberg's procedure selects (conformal labelling, arXiv 2510.14581). For confidences [m] and
     wrong labels [m] see `pac_threshold`. Those of the other labels are [N].
     """
+    from scipy.stats import false_discovery_control  # it takes half a second to import
+
     rng = np.random.default_rng(TIE_SEED)
     # Complex numbers are ordered by the first part, and then by the second.
     drawn, rest = (part + 1j * rng.random(len(part)) for part in (confidence, others))
