@@ -213,15 +213,17 @@ def test_without_a_network(gone):
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "hint"),
-    [(403, "GatedRepo", "terms"), (404, "RevisionNotFound", "private")],
+    ("kind", "model", "status", "code", "hint"),
+    [
+        ("clip", "hf-hub:me/clip", 403, "GatedRepo", "terms"),
+        ("captioner", "me/llava", 404, "RevisionNotFound", "private"),
+        ("eye", "hf-hub:me/eye", 403, "GatedRepo", "terms"),
+    ],
 )
-def test_a_repo_that_is_closed_or_not_there(hub, status, code, hint):
+def test_a_repo_that_is_closed_or_not_there(hub, kind, model, status, code, hint):
     hub.refused = {"/me/": (status, code), "/api/models/me/": (status, code)}
-    models = (("clip", "hf-hub:me/clip"), ("captioner", "me/llava"), ("eye", "hf-hub:me/eye"))
-    for kind, model in models:
-        sentence = refusal(hub.download(kind, model=model))
-        assert model in sentence and hint in sentence and "HF_TOKEN" in sentence
+    sentence = refusal(hub.download(kind, model=model))
+    assert model in sentence and hint in sentence and "HF_TOKEN" in sentence
 
 
 @pytest.mark.parametrize("kind", ["clip", "captioner", "eye"])

@@ -88,7 +88,9 @@ def test_two_processes_train_as_one_does(tmp_path, inputs, chosen, two):
         assert second[name] == pytest.approx(first[name], rel=1e-4, abs=1e-6), name
     prototypes = [load_file(each / "model" / FILES[0])["classifier"] for each in (one, two)]
     torch.testing.assert_close(*prototypes, rtol=1e-3, atol=2e-4)
-    start, *ends = (load_file(each / FILES[1]) for each in (DEMO_CLIP, one / "model", two / "model"))
+    start, *ends = (
+        load_file(each / FILES[1]) for each in (DEMO_CLIP, one / "model", two / "model")
+    )
     assert distance(*ends) < 1e-3 * distance(start, ends[0])
     assert (two / "log").read_text().count("The training has") == 1  # the first process logs
 
