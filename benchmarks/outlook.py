@@ -2,10 +2,10 @@
 
     python benchmarks/outlook.py [docs/scaling.jsonl]
 
-Nothing is run or timed. Measured rows are the lines that `benchmarks/scale.py --lines` wrote. Times
-of computed ones are images over the rates on paper of benchmarks/paper_rates.py. Memory, and CPU
+Nothing is run or timed. Measured cells are the lines that `benchmarks/scale.py --lines` wrote.
+Times of models are images over the rates on paper of benchmarks/paper_rates.py. Memory, and CPU
 time where a stage runs no model, lie on the straight line through the smallest and the largest
-number measured; disk is the measured bytes of an image.
+number measured. Disk is the measured bytes of an image.
 """
 
 import argparse
@@ -34,7 +34,7 @@ class Step:
     """A step of benchmarks/scale.py."""
 
     title: str
-    shown: str | None = "the same"  # None: that was shown above
+    shown: str | None = None  # title of its own row. None: it has none
     files: tuple[str, ...] = ()  # that it writes
 
 
@@ -49,7 +49,7 @@ class Stage:
     steps: tuple[Step, ...]
     breaks: str
     then: str
-    seconds: float | None = None  # for an image
+    seconds: float | None = None  # for an image. None: measured, and on the line beyond
     computed: bool = True
     mib: float = 0.0  # on top
     disk: float = 0.0  # bytes for an image on top of the first step's files
@@ -77,6 +77,11 @@ class Measured:
         """Size of a file for each image."""
         last = max(n for name, n in self._files if name == file)
         return float(self._files[file, last] / last)
+
+    def value(self, measure: str, title: str, n: int) -> float:
+        """CPU seconds or MiB for n images: measured, or else on the line."""
+        found = self._steps.get((title, n))
+        return float(found[measure]) if found else self.line(measure, title, n)
 
     def cell(self, step: Step, n: int) -> str:
         """What was measured with n images; a dash: it was not run."""
@@ -116,8 +121,8 @@ def stages() -> list[Stage]:
         ),
         Stage(
             "find_duplicates",
-            (Step("find_duplicates", "the same, made hashes"),),
-            "time; of a picture that is there more than nine times not every pair is listed",
+            (Step("find_duplicates"),),
+            "time",
             NONE,
         ),
         Stage(
@@ -128,7 +133,6 @@ def stages() -> list[Stage]:
                     "scores and table",
                     ("pseudo_labels.parquet",),
                 ),
-                Step("features of the training images read", "features read"),
             ),
             "the cores that decode, then `TMPDIR`",
             "more cores beside the GPU; a larger `TMPDIR`",
@@ -139,8 +143,6 @@ def stages() -> list[Stage]:
             "captions of images and groups",
             (
                 Step(f"captions of groups: plan of {shard}", f"plan of groups, {shard}"),
-                Step(f"captions of images: plan of {shard}", f"plan of images, {shard}"),
-                Step("captions of groups: plan of all", "plan of all groups"),
                 Step("N answers cached", "answers cached", ("cached answers",)),
                 Step(
                     f"N cached answers: those of {shard} found",
@@ -154,7 +156,7 @@ def stages() -> list[Stage]:
         ),
         Stage(
             "gather_captions",
-            (Step("gather_captions of 64 shards", "of 64 shards", ("captions/images.parquet",)),),
+            (Step("gather_captions of 64 shards", files=("captions/images.parquet",)),),
             *MEMORY,
         ),
         Stage(
@@ -164,7 +166,7 @@ def stages() -> list[Stage]:
         ),
         Stage(
             "fuse_labels",
-            (Step("fuse_labels: votes fused", "votes fused"),),
+            (Step("fuse_labels: votes fused"),),
             "time, N x C x D",
             "a GPU; fewer classes",
             disk=2 * FEATURE,
@@ -173,7 +175,6 @@ def stages() -> list[Stage]:
             "finetune",
             (
                 Step("fine-tuning: captions tokenised", "captions read and tokenised"),
-                Step("fine-tuning: inputs read, one epoch's batches", "inputs and batches alone"),
                 Step(
                     "fine-tuning: 200 steps, stopped and resumed once",
                     "200 steps of 128, stopped and resumed",
@@ -186,7 +187,7 @@ def stages() -> list[Stage]:
         ),
         Stage(
             "evaluate",
-            (Step("pseudo-labels: scores, table written", None),),
+            (Step("pseudo-labels: scores, table written"),),
             *("as pseudo_label_images", "as there"),
             seconds=(1 - TRAINING) * encoding,
             disk=(1 - TRAINING) * FEATURE,
@@ -194,24 +195,24 @@ def stages() -> list[Stage]:
         Stage("evaluate_classifier", (Step("evaluation of the zero-shot row"),), *MEMORY),
         Stage(
             "propagate_labels",
-            (Step("propagate_labels", "the same, approximate from 100,000"),),
+            (Step("propagate_labels"),),
             "time, N x C; above 100,000 images neighbours are approximate",
             "leave `label_propagation` out of `method`",
         ),
         Stage(
             "report_dataset",
-            (Step("report_dataset of two methods", "of two methods"),),
+            (Step("report_dataset of two methods"),),
             "memory of one job; the page is a sample",
             MEMORY[1],
         ),
         Stage(
             "predict, beside the model",
-            (Step("predict: images found, predictions written", "the same"),),
+            (Step("predict: images found, predictions written"),),
             *("memory: the list of images", "several lists"),
         ),
         Stage(
             "labels export",
-            (Step("latteclip labels export, CSV", "as CSV", ("labels.csv",)),),
+            (Step("latteclip labels export, CSV", files=("labels.csv",)),),
             *MEMORY,
         ),
     ]
@@ -242,11 +243,13 @@ def rows(lines: Path = LINES) -> list[str]:
         if stage.computed:
             disk = stage.disk + sum(map(measured.bytes, step.files))
             cells = []
+            value = measured.value if stage.seconds is None else measured.line
             for n in SIZES:
-                cpu, memory = (measured.line(name, step.title, n) for name in ("cpu", "memory"))
+                cpu, memory = (value(name, step.title, n) for name in ("cpu", "memory"))
                 seconds = cpu if stage.seconds is None else stage.seconds * n
                 cells.append(_cell(seconds, stage.mib + memory, disk * n))
-            found.append(_row([stage.name, "computed", *cells, *limits]))
+            kind = "both" if stage.seconds is None else "computed"
+            found.append(_row([stage.name, kind, *cells, *limits]))
             limits = ["", ""]
         for step in stage.steps:
             shown = step.shown if stage.computed else stage.name

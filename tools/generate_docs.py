@@ -22,10 +22,10 @@ PAGE = layers.ROOT / "docs" / "configuration.md"  # of a clone
 TABLE = re.compile(r"(<!-- keys: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SIZES = (100, 500, 1_500, 5_000, 20_000, 100_000, 1_000_000)  # training images
 BOUNDS = {
-    bounds.Ge: ("at least", "ge"),
-    bounds.Gt: ("above", "gt"),
-    bounds.Le: ("at most", "le"),
-    bounds.Lt: ("below", "lt"),
+    bounds.Ge: ("≥", "ge"),
+    bounds.Gt: (">", "gt"),
+    bounds.Le: ("≤", "le"),
+    bounds.Lt: ("<", "lt"),
 }
 Row = tuple[str, str, str]
 
@@ -46,11 +46,11 @@ def render(text: str) -> str:
 
 def _sizes() -> str:
     """Return the settings of `recommended` for some numbers of training images."""
-    rows = [["training images", "batch size", "epochs", "steps", "captions"], ["---:"] * 5]
+    rows = [["training images", "batch size", "epochs", "steps"], ["---:"] * 4]
     for n in SIZES:
         size, epochs = auto_batch_size(n), auto_epochs(n)
         steps = epochs * steps_per_epoch(n, size)
-        rows.append([f"{n:,}", f"{size}", f"{epochs}", f"{steps:,}", f"{n:,}"])
+        rows.append([f"{n:,}", f"{size}", f"{epochs}", f"{steps:,}"])
     return _markdown(rows)
 
 
@@ -88,8 +88,8 @@ def _meaning(annotation: Any, field: Any = None) -> str:
         words += [_meaning(part) for part in get_args(annotation)]
     for bound in [*getattr(field, "metadata", ()), *getattr(annotation, "metadata", ())]:
         if type(bound) in BOUNDS:
-            word, attribute = BOUNDS[type(bound)]
-            words.append(f"{word} {getattr(bound, attribute)}")
+            sign, attribute = BOUNDS[type(bound)]
+            words.append(f"{sign} {getattr(bound, attribute)}")
     return "; ".join(filter(None, words)).replace("|", "\\|").replace("<", "&lt;")
 
 
