@@ -21,7 +21,6 @@ from latteclip.clip.classifier import load_classifier
 from latteclip.config.stage_params import TRAIN_PREDICTIONS
 from latteclip.core import tables
 from latteclip.core.holdout import Fold
-from latteclip.core.steps import auto_batch_size, auto_epochs, steps_per_epoch
 from latteclip.evaluate import evaluate as evaluation
 from latteclip.evaluate import evaluate_classifier
 from latteclip.evaluate.results import read_metrics
@@ -35,7 +34,14 @@ from latteclip.labels import calibrate_zero_shot, fuse_labels
 from latteclip.labels.predictors import FusionSettings
 from latteclip.train import finetune
 from latteclip.train.data import TrainingFiles
-from latteclip.train.settings import Compute, Finetune, FinetuneSettings
+from latteclip.train.settings import (
+    Compute,
+    Finetune,
+    FinetuneSettings,
+    auto_batch_size,
+    auto_epochs,
+    steps_per_epoch,
+)
 
 SEEDS = 3
 SHARE = 0.1

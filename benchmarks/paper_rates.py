@@ -6,9 +6,10 @@ Hours are counts of images divided by rates, which are measured on a machine or 
 import re
 from dataclasses import dataclass
 
+from latteclip.cli.estimate import groups, samples
 from latteclip.config import job_resources
 from latteclip.config.configuration import Configuration
-from latteclip.config.job_resources import Counts, counts, groups, samples
+from latteclip.config.job_resources import Counts, counts
 
 # On paper (docs/scaling.md): what a card computes in bf16, TFLOP/s, and the share that is reached.
 PEAKS = {"A100": 312, "H100": 989}
@@ -125,7 +126,7 @@ def _encoding(
 
 
 def _trained(configuration: Configuration, dataset: str) -> list[tuple[str, int]]:
-    return [run for run in configuration.runs(dataset) if configuration.is_trained(run[0])]
+    return [run for run in configuration.runs(dataset) if configuration.is_tuned(run[0])]
 
 
 def disk(configuration: Configuration, sizes: Sizes) -> dict[str, float]:

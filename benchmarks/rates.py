@@ -20,7 +20,7 @@ import yaml
 
 from latteclip.config import layers, stage_params
 from latteclip.config.configuration import Configuration
-from latteclip.core.settings import from_values
+from latteclip.core.files import from_values
 from latteclip.core.signals import Signals
 from latteclip.train import data
 from latteclip.train.settings import FinetuneSettings

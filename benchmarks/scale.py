@@ -541,8 +541,8 @@ def _training_data(place: Place) -> tuple[Any, Any]:
 
 def read_training_data(place: Place) -> Work:
     """What fine-tuning reads before it touches a text or an image, and the batches of an epoch."""
-    from latteclip.core.steps import steps_per_epoch
     from latteclip.train import data as training_data
+    from latteclip.train.settings import steps_per_epoch
 
     def work() -> None:
         data, _ = _training_data(place)

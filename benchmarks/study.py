@@ -16,6 +16,7 @@ import paper_rates
 import torch
 import yaml
 
+from latteclip.cli.estimate import samples
 from latteclip.config import job_resources, layers
 from latteclip.config.configuration import Configuration
 
@@ -56,9 +57,9 @@ def checkpoint_rows(study: Configuration, method: str = "latteclip") -> list[tup
     for dataset in study.datasets:
         images = job_resources.counts(study, dataset)
         assert images
-        samples = job_resources.samples(study, dataset, method, images.train)
+        seen = samples(study, dataset, method, images.train)
         epochs = study.method(method, dataset)["finetune"]["epochs"]
-        rows.append((dataset, epochs, round(samples / min(rates.samples, rates.fed))))
+        rows.append((dataset, epochs, round(seen / min(rates.samples, rates.fed))))
     return rows
 
 

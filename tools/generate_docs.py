@@ -16,7 +16,7 @@ import yaml
 from latteclip.config import layers
 from latteclip.config.model import Config, Dataset, Section, Shared, section_of
 from latteclip.core.files import write_text
-from latteclip.core.steps import auto_batch_size, auto_epochs, steps_per_epoch
+from latteclip.train.settings import auto_batch_size, auto_epochs, steps_per_epoch
 
 PAGE = layers.ROOT / "docs" / "configuration.md"  # of a clone
 TABLE = re.compile(r"(<!-- keys: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -11,7 +11,7 @@ from latteclip.captions.requests import GroupSettings
 from latteclip.captions.text import user_file_of
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.settings import from_values
+from latteclip.core.files import from_values
 
 WIDTH = 100
 

@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from latteclip.core.settings import from_json, list_from_json
+from latteclip.core.files import from_json, list_from_json
 
 SHORT = {"n": ["-n"], "output": ["-o"], "topk": ["-k"]}  # further flags of options
 ALTERNATIVES = (("offline", "answers", "score"), ("max_error", "false_discovery"))

@@ -17,10 +17,12 @@ import pandas as pd
 from latteclip.cli import runs
 from latteclip.config import layers
 from latteclip.config.configuration import Configuration
-from latteclip.config.job_resources import Counts, groups, samples
+from latteclip.config.job_resources import Counts
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.core.files import from_values
 from latteclip.report.runs import job_costs, tokens_of
+from latteclip.train.settings import Finetune
 
 RESULTS = Path("results")
 LIMIT = 64  # of the command that makes a limited run
@@ -170,6 +172,21 @@ def _jobs(
             "gpus": float("nan") if cost.gpu_seconds is None else cost.gpu_seconds / seconds,
             "asks_nothing": rows > asked == 0,  # answers had been cached
         }
+
+
+def groups(configuration: Configuration, dataset: str, images: Counts) -> float:
+    """Return the groups that are described: one for every image, or a number for each class."""
+    of_a_class = configuration.section("groups", dataset)["groups_per_class"]
+    if of_a_class is None or images.classes is None:
+        return images.train
+    return min(images.train, int(of_a_class) * images.classes)
+
+
+def samples(configuration: Configuration, dataset: str, method: str, n: int) -> int:
+    """Return the images that a fine-tuning on n images sees, in whole batches over all epochs."""
+    section = configuration.method(method, dataset)["finetune"]
+    recipe = from_values(Finetune, section, "finetune").recipe(n, lr=1.0)
+    return recipe.epochs * recipe.steps_per_epoch(n) * min(recipe.batch_size, n)
 
 
 def _training(history: Path, images: int) -> float | None:

@@ -17,13 +17,11 @@ from typing import Any
 
 from snakemake.exceptions import WorkflowError
 from snakemake.io import sourcecache_entry
-from snakemake.logging import logger
 from snakemake.settings.enums import Quietness
 
 from latteclip.cli import run_messages, runs
-from latteclip.config import checks, job_resources, layers, source_dependencies
+from latteclip.config import checks, job_resources, layers, stage_params
 from latteclip.config.configuration import Configuration, as_json, note_shards
-from latteclip.config.stage_params import FOLDER_FILES
 from latteclip.core import gpus
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import paint
@@ -159,7 +157,7 @@ class RuleFunctions:
 
     def sources(self, *modules: str) -> Any:
         """Return the source files of modules and of their imports, as inputs."""
-        return self.unstored(source_dependencies.sources(*modules))
+        return self.unstored(stage_params.sources(*modules))
 
     def as_found(self, answer: OfJob) -> OfJob:
         """Return JSON with paths of results as a job finds them: a storage copies them for it."""
@@ -177,7 +175,7 @@ class RuleFunctions:
         if folder is None:
             return ""
         split = self.configuration.section("split", dataset)
-        indexed = FOLDER_FILES.format(dataset=dataset)
+        indexed = stage_params.FOLDER_FILES.format(dataset=dataset)
         with workflow_errors():
             state = folder_files.state(folder, split["kind"], split.get("classes"), indexed)
         return f"--folder-state {state} --folder-files {indexed}"
@@ -273,24 +271,13 @@ class RuleFunctions:
         runs.note_run()
         for dataset in self.configuration.datasets:
             files = (f"results/{dataset}/captions/", f"results/{dataset}/class_scores")
-            if any(file.startswith(files) for file in pending):
-                self._start_captions(dataset)
+            if self._notes_shards and any(file.startswith(files) for file in pending):
+                note_shards(dataset, self.configuration.shards(dataset))
         if not self._is_module:  # whose options would be those of the other workflow
             methods = self._workflow.deployment_settings.deployment_method
             whole = {name: self.configuration.whole(name) for name in self.configuration.datasets}
             runs.note_options(whole, self._config, [m.item_to_choice() for m in methods])
         self._print(run_messages.started(self.configuration, pending))
-
-    def _start_captions(self, dataset: str) -> None:
-        """Note how many jobs caption a dataset, and warn if they cannot all run at once."""
-        if self._notes_shards:
-            note_shards(dataset, self.configuration.shards(dataset))
-        _, of_this_machine = self._cores_and_gpus()
-        if of_this_machine and not self.on_cluster():
-            cores = self._workflow.resource_settings.cores or _cores()
-            options = (self.configuration, dataset, cores, of_this_machine)
-            if warning := job_resources.too_few_for_shards(*options):
-                logger.warning(warning)
 
     def end_run(self) -> None:
         """Print where the results are, after the last lines of Snakemake."""
@@ -327,4 +314,4 @@ def _cores() -> int:
 
 @functools.cache
 def _sees_gpus() -> bool:
-    return bool(gpus.visible()) or gpus.unlisted()
+    return bool(gpus.visible())

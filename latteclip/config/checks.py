@@ -1,4 +1,4 @@
-"""Check what a run needs besides a valid configuration, before its first job and in a dry run.
+"""Check what a run needs besides valid keys, before its first job and in a dry run.
 
 Imports nothing heavy.
 """
@@ -7,12 +7,13 @@ import os
 import re
 from collections.abc import Collection, Iterator
 from functools import cache
-from importlib.util import find_spec
+from importlib.metadata import distribution
 from pathlib import Path
 
 from latteclip.config import hub_names
-from latteclip.config.configuration import Configuration
-from latteclip.config.stage_params import captions_in_use
+from latteclip.config.configuration import EYES_METHOD, Configuration
+from latteclip.config.stage_params import captions_in_use, user_file
+from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.terminal import URL
 
@@ -20,12 +21,23 @@ CLASSES = "classes.txt"
 SPLITS = {"train", "val", "test"}
 HIDDEN = (".", "__MACOSX")
 LARGE_MODEL = 2e9  # bytes of a captioner that takes days without a GPU
+WILDCARD = re.compile(r"\{\s*\w+\s*[,}]")  # as Snakemake fills it in, in any path of a rule
+# Pseudo-labels of objectives that do not take all kinds.
+PSEUDO_LABELS = {
+    EYES_METHOD: ("fused",),
+    "image_prototypes": ("zero_shot", "zero_shot_calibrated", "fused"),
+}
+# Switches of LatteCLIP of which at least one must be on.
+ALTERNATIVES = (
+    ("class_description", "image_description", "group_description"),
+    ("zero_shot_loss", "finetuned_loss"),
+)
 
 
 def refuse_unready(configuration: Configuration) -> None:
-    """Raise UserError for the first missing file or unknown name of a run."""
+    """Raise UserError for the first contradiction, missing file or unknown name of a run."""
     for dataset in configuration.datasets:
-        found = [_folder, _clip]
+        found = [_source, _words, _methods, _clip]
         if configuration.caption_kinds(dataset) or configuration.scores_classes(dataset):
             found += [_captioner, _files]
         for problems in found:
@@ -33,16 +45,30 @@ def refuse_unready(configuration: Configuration) -> None:
                 raise UserError(f"Dataset {dataset}: {problem}")
 
 
-def _folder(configuration: Configuration, dataset: str) -> Iterator[str]:
-    """Check that a folder of images has classes."""
+def _source(configuration: Configuration, dataset: str) -> Iterator[str]:
+    """Check the source of the images, and that a folder of images has classes."""
+    if "source" not in configuration.dataset(dataset):
+        yield (
+            "it has no source; name the folder of its images with --config "
+            f"dataset={dataset} image_dir=..., or as source in its file."
+        )
     folder = configuration.dataset(dataset)["source"].get("folder")
     split = configuration.section("split", dataset)
-    if folder is None or split["kind"] != "folders" or split.get("classes"):
+    if folder is None:
         return
-    file = os.path.join(folder, CLASSES)
+    if not os.path.isdir(folder):  # False, not an error, where barred
+        yield f"source.folder {folder} is not a folder."
+    if WILDCARD.search(folder):
+        yield (
+            f"source.folder {folder} has braces, which Snakemake takes for a wildcard; rename the "
+            "folder, or give a symbolic link to it."
+        )
     images = os.path.normpath(os.path.join(folder, split.get("images", ".")))
     is_readable = os.access(images, os.R_OK | os.X_OK)  # if not, index_images says why
-    if is_readable and not os.path.lexists(file) and not class_folders(images):
+    if split["kind"] != "folders" or split.get("classes") or not is_readable:
+        return
+    file = os.path.join(folder, CLASSES)
+    if not os.path.lexists(file) and not class_folders(images):
         yield (
             f"{folder} has neither class folders nor a {CLASSES}. Move the images of each class "
             f"into a folder of its own, or write the names of the classes into {file}, one per "
@@ -62,6 +88,36 @@ def _folders(place: str) -> set[str]:
         return {e.name for e in entries if e.is_dir() and not e.name.startswith(HIDDEN)}
 
 
+def _words(configuration: Configuration, dataset: str) -> Iterator[str]:
+    """Check the class templates and synonyms."""
+    synonyms = configuration.dataset(dataset).get("class_synonyms")
+    try:
+        ClassTemplates.of(configuration.section("template", dataset), synonyms)
+    except UserError as error:
+        yield str(error)
+
+
+def _methods(configuration: Configuration, dataset: str) -> Iterator[str]:
+    """Check that the settings of a method fit each other and those of the dataset."""
+    scored = configuration.scores_classes(dataset)
+    for method in configuration.methods_of(dataset):
+        values = configuration.method(method, dataset)
+        objective, labels = values["objective"], configuration.pseudo_labels(method, dataset)
+        if objective == EYES_METHOD and not configuration.eyes:
+            yield f"method {method} needs image models; set eyes, or leave it out of method."
+        if labels not in (allowed := PSEUDO_LABELS.get(objective, (labels,))):
+            yield f"method {method} takes pseudo_labels {' or '.join(allowed)}, not {labels}."
+        if labels in ("lmm", "caption") and scored != (labels == "lmm"):
+            yield (
+                f"method {method} has pseudo_labels {labels}, but scores.kind is "
+                f"{'set' if scored else 'null'}: lmm are class scores, caption are captions."
+            )
+        switches = values.get("switches", {})
+        for keys in ALTERNATIVES:
+            if objective == "latteclip" and not any(switches.get(key, True) for key in keys):
+                yield f"method {method} has all switches {', '.join(keys)} off; switch one on."
+
+
 def _clip(configuration: Configuration, dataset: str) -> Iterator[str]:
     """Check that open_clip knows the names of the CLIP model and its weights, or that files exist.
 
@@ -69,101 +125,21 @@ def _clip(configuration: Configuration, dataset: str) -> Iterator[str]:
     """
     values = configuration.section("clip", dataset)
     model, pretrained = values["model"], values["pretrained"]
+    if model.startswith(hub_names.FOLDER):
+        file = os.path.join(model.removeprefix(hub_names.FOLDER), hub_names.CLIP_CONFIG)
+        if not os.path.isfile(file):
+            yield f"clip.model {model}: {file} does not exist."
     if model.startswith(hub_names.WHOLE):
         return
     if model.replace("/", "-") not in open_clip_models():
         yield f"clip.model {model} is unknown; {suggestion(model, open_clip_models())}"
+    if not pretrained:
+        yield f"clip.model {model} needs clip.pretrained."
     if "/" in pretrained and not os.path.isfile(pretrained):
         yield f"clip.pretrained {pretrained} is not a file."
     tag = pretrained.lower().replace("-", "_")  # as open_clip compares it
     if not os.path.isfile(pretrained) and tag not in open_clip_tags():
         yield f"clip.pretrained {pretrained}: {suggestion(pretrained, open_clip_tags())}"
-
-
-def _captioner(configuration: Configuration, dataset: str) -> Iterator[str]:
-    """Check the name of the captioner's model, and that its server has an address."""
-    values = configuration.section("captioner", dataset)
-    engine, model = values["engine"], values["model"]
-    if engine in hub_names.ENGINES and not os.path.isdir(model):
-        if hub_names.is_folder(model):
-            yield f"captioner.model {model} is not a folder."
-        elif "/" not in model:
-            yield (
-                f"captioner.model {model} is neither a folder nor a name of the Hugging Face hub, "
-                "such as llava-hf/llava-v1.6-mistral-7b-hf."
-            )
-    if engine == "openai" and not os.environ.get(URL) and not _has_answers(configuration, dataset):
-        yield (
-            f"captioner.engine openai needs the address of a server: export {URL}=http://host:8000"
-            "/v1, or set another engine."
-        )
-
-
-def _has_answers(configuration: Configuration, dataset: str) -> bool:
-    """Return whether the tables of the captioner's answers exist."""
-    tables = captions_in_use(configuration, dataset)
-    tables += [f"results/{dataset}/class_scores.parquet"] * configuration.scores_classes(dataset)
-    return all(map(os.path.isfile, tables))
-
-
-def _files(configuration: Configuration, dataset: str) -> Iterator[str]:
-    """Check that the user's captions and scores exist if a method of the run reads them."""
-    if configuration.section("captioner", dataset)["engine"] != "file":
-        return
-    files = configuration.user_files(dataset)
-    needed = {
-        f"captioner.{kind}s_file": _without(configuration, dataset, kind)
-        for kind in configuration.caption_kinds(dataset)
-    }
-    if configuration.scores_classes(dataset):
-        needed["scores.file"] = " where scores.kind is set."
-    for key, reason in needed.items():
-        if key not in files:
-            yield f"captioner.engine file needs {key}{reason}"
-        # Snakemake would go on with a table that was made of another file.
-        elif not os.path.isfile(files[key]):
-            yield f"{key} {files[key]} is not a file."
-
-
-def _without(configuration: Configuration, dataset: str, kind: str) -> str:
-    """Return which methods read captions of a kind, and how to run the others only."""
-    methods = configuration.methods_of(dataset)
-    reading = [m for m in methods if configuration.needs_captions(m, kind, dataset)]
-    others = ",".join(m for m in methods if m not in reading)
-    without = f" To run without them, give method={others}." if others else ""
-    return f", captions of {kind}s, for {', '.join(reading)}.{without}"
-
-
-def refuse_slow_captions(configuration: Configuration, pending: Collection[str]) -> None:
-    """Raise UserError if a large captioner would write some of the pending files without a GPU.
-
-    An empty CUDA_VISIBLE_DEVICES asks for the CPU.
-    """
-    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
-        return
-    for dataset in configuration.datasets:
-        tables = ("captions/images", "captions/groups", "class_scores", "captions/shards")
-        places = tuple(f"results/{dataset}/{table}" for table in tables)
-        asks = any(path.startswith(places) for path in pending)
-        if asks and _is_large(configuration, dataset):
-            model = configuration.section("captioner", dataset)["model"]
-            raise UserError(
-                f"Dataset {dataset}: this machine has no NVIDIA GPU (nvidia-smi is not there), and "
-                f"captions by {model} would take days. Let a server write them, "
-                f"--config \"captioner={{'engine': 'openai', 'model': '{model}'}}\" with {URL}; "
-                f"bring your own, captioner.engine file; or set CUDA_VISIBLE_DEVICES= in the "
-                f"environment to use the CPU all the same."
-            )
-
-
-def _is_large(configuration: Configuration, dataset: str) -> bool:
-    """Return whether the captioner is large; one of the hub, of unknown size, counts as large."""
-    values = configuration.section("captioner", dataset)
-    if values["engine"] not in hub_names.ENGINES:
-        return False
-    if not os.path.isdir(values["model"]):
-        return True
-    return sum(f.stat().st_size for f in os.scandir(values["model"]) if f.is_file()) > LARGE_MODEL
 
 
 @cache
@@ -180,7 +156,79 @@ def open_clip_tags() -> frozenset[str]:
 
 
 def _open_clip() -> Path:
-    spec = find_spec("open_clip")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent
+    return Path(str(distribution("open_clip_torch").locate_file("open_clip")))
+
+
+def _captioner(configuration: Configuration, dataset: str) -> Iterator[str]:
+    """Check the captioner's model and lengths, and that its server has an address."""
+    values = configuration.section("captioner", dataset)
+    engine, model = values["engine"], values["model"]
+    longest, answer = values["max_model_len"], values["max_new_tokens"]
+    is_loaded = engine in hub_names.ENGINES
+    if is_loaded and answer >= longest:
+        yield (
+            f"captioner.max_new_tokens {answer} leave no room for a picture within "
+            f"captioner.max_model_len {longest}; lower the first or raise the second."
+        )
+    named = "/" in model and not hub_names.is_folder(model)
+    if is_loaded and not named and not os.path.isdir(model):
+        yield (
+            f"captioner.model {model} is neither a folder nor a name of the Hugging Face hub, "
+            "such as llava-hf/llava-v1.6-mistral-7b-hf."
+        )
+    tables = captions_in_use(configuration, dataset)
+    tables += [f"results/{dataset}/class_scores.parquet"] * configuration.scores_classes(dataset)
+    if engine == "openai" and not os.environ.get(URL) and not all(map(os.path.isfile, tables)):
+        yield (
+            f"captioner.engine openai needs the address of a server: export {URL}=http://host:8000"
+            "/v1, or set another engine."
+        )
+
+
+def _files(configuration: Configuration, dataset: str) -> Iterator[str]:
+    """Check that the user's captions and scores exist if a method of the run reads them."""
+    if configuration.section("captioner", dataset)["engine"] != "file":
+        return
+    methods, needed = configuration.methods_of(dataset), {}
+    for kind in configuration.caption_kinds(dataset):
+        reading = [m for m in methods if configuration.needs_captions(m, kind, dataset)]
+        others = ",".join(m for m in methods if m not in reading)
+        without = f" To run without them, give method={others}." if others else ""
+        needed[f"captioner.{kind}s_file"] = f", for {', '.join(reading)}.{without}"
+    if configuration.scores_classes(dataset):
+        needed["scores.file"] = " where scores.kind is set."
+    for key, reason in needed.items():
+        files = user_file(configuration, dataset, key)
+        if not files:
+            yield f"captioner.engine file needs {key}{reason}"
+        # Snakemake would go on with a table that was made of another file.
+        elif not os.path.isfile(files[0]):
+            yield f"{key} {files[0]} is not a file."
+
+
+def refuse_slow_captions(configuration: Configuration, pending: Collection[str]) -> None:
+    """Raise UserError if a large captioner would write some of the pending files without a GPU.
+
+    An empty CUDA_VISIBLE_DEVICES asks for the CPU.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return
+    for dataset in configuration.datasets:
+        tables = ("captions/images", "captions/groups", "class_scores", "captions/shards")
+        places = tuple(f"results/{dataset}/{table}" for table in tables)
+        values = configuration.section("captioner", dataset)
+        if any(path.startswith(places) for path in pending) and _is_large(**values):
+            raise UserError(
+                f"Dataset {dataset}: this machine has no NVIDIA GPU (nvidia-smi is not there), and "
+                f"captions by {values['model']} would take days. Let a server write them, --config "
+                f"\"captioner={{'engine': 'openai', 'model': '{values['model']}'}}\" with {URL}; "
+                "bring your own, captioner.engine file; or set CUDA_VISIBLE_DEVICES= in the "
+                "environment to use the CPU all the same."
+            )
+
+
+def _is_large(engine: str, model: str, **_: object) -> bool:
+    """Return whether a captioner is large; a model of the hub, of unknown size, counts as large."""
+    if engine not in hub_names.ENGINES or not os.path.isdir(model):
+        return engine in hub_names.ENGINES
+    return sum(f.stat().st_size for f in os.scandir(model) if f.is_file()) > LARGE_MODEL

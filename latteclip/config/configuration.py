@@ -4,7 +4,6 @@ Imports nothing heavy: a mistake in the configuration is answered in the first s
 """
 
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,34 +12,28 @@ from typing import Any
 from latteclip.config import hub_names
 from latteclip.config.layers import merge
 from latteclip.config.model import check, unknown
-from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError
 from latteclip.core.files import read_object, write_json
-from latteclip.core.steps import AUTO
 
 Config = Mapping[str, Any]
-ALL = "all"
+ALL, AUTO = "all", "auto"
 # Default methods, for images in the user's own folder and for other datasets.
 FOLDER_METHODS = ("zero_shot", "zero_shot_calibrated", "image_prototypes", "recommended")
 BENCHMARK_METHODS = (*FOLDER_METHODS[:3], "latteclip", "recommended")
-# Objectives of methods that do not fine-tune. Those of HEADS have a classifier.
+# Objectives of methods that fine-tune, once for each seed.
+TRAINED = ("flyp", "flyp_supervised", "latteclip")
+# Objectives of methods that have a classifier and do not fine-tune.
 HEADS = ("zero_shot_calibrated", "image_prototypes", "image_prototypes_eyes")
 EYES_METHOD = "image_prototypes_eyes"  # runs by default where there are image models beside CLIP
-UNTRAINED = ("zero_shot", "label_propagation", *HEADS)
 # Objectives that select_model never chooses: one reads labels, the other has no classifier.
 NO_CANDIDATES = ("flyp_supervised", "label_propagation")
 AVERAGED = ("flyp", "flyp_supervised")  # whose classifier is made of texts only
-# Pseudo-labels that fuse_labels makes.
-BY_CAPTIONS = ("caption", "lmm", "fused")
-# Switches of LatteCLIP of which at least one must be on.
-ALTERNATIVES = (
-    ("class_description", "image_description", "group_description"),
-    ("zero_shot_loss", "finetuned_loss"),
-)
 # Number of captioning jobs by `captions.shards: auto`. The first run chose it by its free GPUs.
 # Later runs read it here, so that more or fewer GPUs rerun nothing.
 SHARDS = "results/{dataset}/captions/shards.json"
-WILDCARD = re.compile(r"\{\s*\w+\s*[,}]")  # as Snakemake fills it in, in any path of a rule
+# Captioners that read each picture as a square of OVERVIEW pixels, and as tiles.
+LLAVA_NEXT = re.compile(r"llava-(v?1\.6|next)", re.IGNORECASE)
+OVERVIEW = 336
 
 
 def names(value: Any) -> list[str]:
@@ -51,9 +44,7 @@ def names(value: Any) -> list[str]:
 
 def seed_list(value: int | str | Iterable[int]) -> list[int]:
     """Return seeds from a count (3 -> 0, 1, 2), a list, or a comma-separated string."""
-    if isinstance(value, int):
-        return list(range(value))
-    return [int(part) for part in names(value)]
+    return list(range(value)) if isinstance(value, int) else [int(part) for part in names(value)]
 
 
 class Configuration:
@@ -65,7 +56,7 @@ class Configuration:
     """
 
     def __init__(self, files: Config, given: Config, gpus: int = 1) -> None:
-        """Check a configuration.
+        """Check keys, values and names. `checks.refuse_unready` checks what a run needs besides.
 
         Args:
             files: the configuration of the files (`layers.defaults`).
@@ -78,51 +69,38 @@ class Configuration:
         self._gpus = gpus
         self._given = check(given)
         self.config = check(merge(files, self._given))
-        asked = names(self.config["dataset"])
+        self.seeds = seed_list(self.config["seeds"])
+        self.table = self.config["table"]
+        name, self.limit = self.table["name"], self.config["limit"]
+        # Suffixes of files of a table with its own name, and of datasets of a limited run.
+        self.suffix = "" if name == "summary" else f"-{name}"
+        self.limit_suffix = "" if self.limit is None else f"_{self.limit}"
+        # Image models beside CLIP, by the names of their files.
+        eyes = filter(None, names(self.config["eyes"]))
+        self.eyes = {hub_names.slug({"model": name}): name for name in eyes}
+        self.datasets = self._datasets()
+        self.methods = list(dict.fromkeys(m for d in self.datasets for m in self.methods_of(d)))
+        self._check_methods()
+
+    def _datasets(self) -> list[str]:
+        """Return the keys of the datasets that are run."""
+        known, asked = self.config["datasets"], names(self.config["dataset"])
         if folder := self.config.get("image_dir"):
             if len(asked) != 1 or asked == [ALL]:
                 raise UserError(f"image_dir belongs to one dataset, but dataset asks for {asked}.")
-            self.config["datasets"].setdefault(asked[0], {})["source"] = {"folder": folder}
-        self.datasets = self.from_source("downloads") if asked == [ALL] else asked
-        self.seeds = seed_list(self.config["seeds"])
-        for name in self.datasets:
-            if name not in self.config["datasets"]:
-                sentence = unknown(f"Dataset {name!r}", name, self.config["datasets"])
+            known.setdefault(asked[0], {})["source"] = {"folder": folder}
+        found = self.from_source("downloads") if asked == [ALL] else asked
+        for name in found:
+            if name not in known:
+                sentence = unknown(f"Dataset {name!r}", name, known)
                 raise UserError(f"{sentence} For your own images add image_dir=path/to/photos.")
-        self.limit: int | None = self.config["limit"]
-        if self.limit is not None:
-            self.datasets = [self._limited(name) for name in self.datasets]
-        self.methods = list(dict.fromkeys(m for d in self.datasets for m in self.methods_of(d)))
-        self.table = self.config["table"]
-        self._check_methods()
-        for dataset in self.datasets:
-            if fault := self._fault_of_dataset(dataset):
-                raise UserError(f"Dataset {dataset} {fault}.")
-            for method in self.methods_of(dataset):
-                if fault := self._fault_of_method(method, dataset):
-                    raise UserError(f"Method {method} for dataset {dataset}: {fault}.")
-
-    @property
-    def suffix(self) -> str:
-        """Return the suffix of files of a table with its own name, beside the main ones."""
-        name = self.table["name"]
-        return "" if name == "summary" else f"-{name}"
-
-    @property
-    def limit_suffix(self) -> str:
-        """Return the suffix of the datasets, table and overview of a limited run."""
-        return "" if self.limit is None else f"_{self.limit}"
-
-    def _limited(self, dataset: str) -> str:
-        """Add a dataset of a limited number of images, and return its key."""
-        name = f"{dataset}{self.limit_suffix}"
-        if name in self.config["datasets"]:
-            raise UserError(
-                f"A limit of {self.limit} would write to results/{name}, but {name} is a dataset "
-                "of its own; choose another limit."
-            )
-        self.config["datasets"][name] = self.config["datasets"][dataset]
-        return name
+            if self.limit is not None and f"{name}{self.limit_suffix}" in known:
+                raise UserError(
+                    f"A limit of {self.limit} would write to results/{name}{self.limit_suffix}, "
+                    "which is a dataset of its own; choose another limit."
+                )
+        known |= {f"{name}{self.limit_suffix}": known[name] for name in found}
+        return [f"{name}{self.limit_suffix}" for name in found]
 
     def whole(self, dataset: str) -> str:
         """Return the key of the dataset from which a limited run takes its images."""
@@ -135,11 +113,8 @@ class Configuration:
 
     def from_source(self, kind: str) -> list[str]:
         """Return the keys of the datasets with one kind of source."""
-        return sorted(
-            key
-            for key, values in self.config["datasets"].items()
-            if kind in values.get("source", {})
-        )
+        known = self.config["datasets"].items()
+        return sorted(key for key, values in known if kind in values.get("source", {}))
 
     def methods_of(self, dataset: str) -> list[str]:
         """Return the methods that run on a dataset."""
@@ -158,7 +133,7 @@ class Configuration:
         if name == "clip" and result["model"].startswith(hub_names.WHOLE):
             result["pretrained"] = None
         if name == "captioner" and result["square_side"] == AUTO:
-            result["square_side"] = hub_names.overview_side(result["model"])
+            result["square_side"] = OVERVIEW if LLAVA_NEXT.search(result["model"]) else None
         return result
 
     def method(self, method: str, dataset: str) -> dict[str, Any]:
@@ -177,26 +152,6 @@ class Configuration:
         result.pop("like", None)
         return result
 
-    def objective(self, method: str) -> str:
-        """Return the method's objective."""
-        return str(self._inherited(method)["objective"])
-
-    def reads_eyes(self, method: str) -> bool:
-        """Return whether the method classifies by image models beside CLIP."""
-        return self.objective(method) == EYES_METHOD
-
-    def is_trained(self, method: str) -> bool:
-        """Return whether the method's model is fine-tuned or an average of fine-tuned ones."""
-        return self.objective(method) not in UNTRAINED
-
-    def is_average(self, method: str) -> bool:
-        """Return whether the method's model averages the trainings of another method."""
-        return self.objective(method) == "average_weights"
-
-    def averaged(self, method: str) -> str:
-        """Return the method whose models this one averages."""
-        return str(self._inherited(method)["of"])
-
     def _inherited(self, method: str) -> dict[str, Any]:
         return merge(*map(self.config["methods"].get, self._lineage(method)))
 
@@ -211,6 +166,30 @@ class Configuration:
             lineage.insert(0, other)
         return lineage
 
+    def objective(self, method: str) -> str:
+        """Return the method's objective."""
+        return str(self._inherited(method)["objective"])
+
+    def averaged(self, method: str) -> str:
+        """Return the method whose models this one averages."""
+        return str(self._inherited(method)["of"])
+
+    def reads_eyes(self, method: str) -> bool:
+        """Return whether the method classifies by image models beside CLIP."""
+        return self.objective(method) == EYES_METHOD
+
+    def is_trained(self, method: str) -> bool:
+        """Return whether the method fine-tunes, once for each seed."""
+        return self.objective(method) in TRAINED
+
+    def is_average(self, method: str) -> bool:
+        """Return whether the method's model averages the trainings of another method."""
+        return self.objective(method) == "average_weights"
+
+    def is_tuned(self, method: str) -> bool:
+        """Return whether the method's model is fine-tuned or an average of fine-tuned ones."""
+        return self.is_trained(method) or self.is_average(method)
+
     def pseudo_labels(self, method: str, dataset: str) -> str | None:
         """Return the method's pseudo-labels, or None if it reads true labels or none."""
         values = self.method(method, dataset)
@@ -222,19 +201,11 @@ class Configuration:
 
     def reads_fused_labels(self, method: str, dataset: str) -> bool:
         """Return whether the method uses the labels of fuse_labels."""
-        return self.pseudo_labels(method, dataset) in BY_CAPTIONS
+        return self.pseudo_labels(method, dataset) in ("caption", "lmm", "fused")
 
     def reads_calibrated(self, method: str, dataset: str) -> bool:
         """Return whether the method uses the labels of the calibrated zero-shot classifier."""
         return self.pseudo_labels(method, dataset) == "zero_shot_calibrated"
-
-    def has_captions(self, kind: str, dataset: str) -> bool:
-        """Return whether some method of the run needs captions of a kind."""
-        return kind in self.caption_kinds(dataset)
-
-    def runs_calibrated(self, dataset: str) -> bool:
-        """Return whether the calibrated zero-shot classifier is a method of the run."""
-        return "zero_shot_calibrated" in map(self.objective, self.methods_of(dataset))
 
     def scores_classes(self, dataset: str) -> bool:
         """Return whether class scores of the captioner vote in place of its captions."""
@@ -246,6 +217,11 @@ class Configuration:
         is_on = values.get("switches", {}).get(f"{kind}_description", True)
         return bool(values["objective"] == "latteclip" and is_on)
 
+    def needs_captions(self, method: str, kind: str, dataset: str) -> bool:
+        """Return whether the method or its labels need captions of a kind."""
+        vote = self.reads_fused_labels(method, dataset) and not self.scores_classes(dataset)
+        return self.reads_captions(method, kind, dataset) or (kind == "image" and vote)
+
     def caption_kinds(self, dataset: str) -> list[str]:
         """Return the kinds of captions, "image" and "group", that a method or its labels need."""
         methods = self.methods_of(dataset)
@@ -255,10 +231,9 @@ class Configuration:
             if any(self.needs_captions(method, kind, dataset) for method in methods)
         ]
 
-    def needs_captions(self, method: str, kind: str, dataset: str) -> bool:
-        """Return whether the method or its labels need captions of a kind."""
-        vote = self.reads_fused_labels(method, dataset) and not self.scores_classes(dataset)
-        return self.reads_captions(method, kind, dataset) or (kind == "image" and vote)
+    def has_captions(self, kind: str, dataset: str) -> bool:
+        """Return whether some method of the run needs captions of a kind."""
+        return kind in self.caption_kinds(dataset)
 
     def shards(self, dataset: str) -> int:
         """Return how many jobs write each kind of captions, and the class scores."""
@@ -282,32 +257,23 @@ class Configuration:
         found = [self.hub_model(section, dataset) for dataset in self.config["datasets"]]
         return {hub_names.slug(names): names for names in found if names}
 
-    @property
-    def eyes(self) -> dict[str, str]:
-        """Image models beside CLIP, by the names of their files."""
-        eyes = filter(None, names(self.config["eyes"]))
-        return {hub_names.slug({"model": name}): name for name in eyes}
-
     def hub_eyes(self) -> dict[str, hub_names.Names]:
         """Return the image models that come from the hub, by the names of their notes."""
-        found = {slug: hub_names.hub_eye(name) for slug, name in self.eyes.items()}
-        return {slug: model for slug, model in found.items() if model}
+        on_hub = (item for item in self.eyes.items() if not item[1].startswith(hub_names.FOLDER))
+        return {slug: {"model": name} for slug, name in on_hub}
 
     def runs(self, dataset: str) -> list[tuple[str, int]]:
         """Return (method, seed) of every evaluation; a method without training runs once."""
         return [
             (method, seed)
             for method in self.methods_of(dataset)
-            for seed in (self.seeds if self._has_seeds(method) else [0])
+            for seed in (self.seeds if self.is_trained(method) else [0])
         ]
-
-    def _has_seeds(self, method: str) -> bool:
-        return self.is_trained(method) and not self.is_average(method)
 
     def trainings(self, dataset: str) -> list[tuple[str, int]]:
         """Return (method, seed) of every fine-tuning of the run, those of an average included."""
         methods = [self.averaged(m) if self.is_average(m) else m for m in self.methods_of(dataset)]
-        found = [m for m in dict.fromkeys(methods) if self._has_seeds(m)]
+        found = filter(self.is_trained, dict.fromkeys(methods))
         return [(method, seed) for method in found for seed in self.seeds]
 
     def candidates(self, dataset: str) -> list[tuple[str, int]]:
@@ -318,17 +284,6 @@ class Configuration:
         found = [run for run in self.runs(dataset) if self.objective(run[0]) not in NO_CANDIDATES]
         judges = self.section("selection", dataset)["share"] > 0
         return found if judges and len(found) > 1 else []
-
-    def user_files(self, dataset: str) -> dict[str, str]:
-        """Return the user's files that replace the captioner, by their keys."""
-        if self.section("captioner", dataset)["engine"] != "file":
-            return {}
-        return {
-            f"{part}.{key}": file
-            for part in ("captioner", "scores")
-            for key, file in self.section(part, dataset).items()
-            if key.endswith("file") and file is not None
-        }
 
     def _check_methods(self) -> None:
         """Raise UserError for unknown methods, circles of `like`, and impossible averages."""
@@ -352,62 +307,6 @@ class Configuration:
     def _check_name(self, method: str, what: str) -> None:
         if method not in self.config["methods"]:
             raise UserError(unknown(what.format(repr(method)), method, self.config["methods"]))
-
-    def _fault_of_method(self, method: str, dataset: str) -> str | None:
-        """Return how settings of a method contradict each other or those of the dataset."""
-        values, labels = self.method(method, dataset), self.pseudo_labels(method, dataset)
-        objective, scored = values["objective"], self.scores_classes(dataset)
-        if objective == EYES_METHOD and not self.eyes:
-            return "it needs image models beside CLIP; set eyes, or leave it out of method"
-        if objective == EYES_METHOD and labels != "fused":
-            return f"its pseudo_labels are fused, not {labels}"
-        if objective == "image_prototypes" and labels in ("caption", "lmm"):
-            return f"its pseudo_labels are zero_shot, zero_shot_calibrated or fused, not {labels}"
-        if labels == "lmm" and not scored:
-            return "pseudo_labels: lmm are the captioner's class scores; set scores.kind as well"
-        if labels == "caption" and scored:
-            return "pseudo_labels: caption need scores.kind: null; of class scores they are lmm"
-        switches = values.get("switches", {})
-        for keys in ALTERNATIVES:
-            if objective == "latteclip" and not any(switches.get(key, True) for key in keys):
-                return f"its switches {', '.join(keys)} are all off; switch one on"
-        return None
-
-    def _fault_of_dataset(self, dataset: str) -> str | None:
-        """Return what is wrong with a dataset, as the end of a sentence."""
-        values = self.dataset(dataset)
-        if "source" not in values:
-            return (
-                "has no source; name the folder of its images with --config "
-                f"dataset={dataset} image_dir=..., or as source in its file"
-            )
-        try:
-            ClassTemplates.of(self.section("template", dataset), values.get("class_synonyms"))
-        except UserError as error:
-            return f"has wrong words: {str(error).rstrip('.')}"
-        folder = values["source"].get("folder", ".")
-        if not os.path.isdir(folder):  # False, not an error, where barred
-            return f"has the source.folder {folder}, which is not a folder"
-        if WILDCARD.search(folder):
-            return (
-                f"has a source.folder with braces, {folder}, which Snakemake takes for a wildcard; "
-                "rename the folder, or give a symbolic link to it"
-            )
-        clip, captioner = self.section("clip", dataset), self.section("captioner", dataset)
-        model = clip["model"]
-        config = os.path.join(model.removeprefix(hub_names.FOLDER), hub_names.CLIP_CONFIG)
-        if model.startswith(hub_names.FOLDER) and not os.path.isfile(config):
-            return f"has the clip.model {model}, but {config} is not there"
-        if not model.startswith(hub_names.WHOLE) and not clip["pretrained"]:
-            return f"has the clip.model {model}, which needs clip.pretrained"
-        longest, answer = captioner["max_model_len"], captioner["max_new_tokens"]
-        asks = captioner["engine"] in hub_names.ENGINES and self.caption_kinds(dataset)
-        if asks and answer >= longest:
-            return (
-                f"has captioner.max_new_tokens {answer}, which leave no room for a picture within "
-                f"captioner.max_model_len {longest}; lower the first or raise the second"
-            )
-        return None
 
 
 def as_json(value: Any) -> str:

@@ -4,7 +4,6 @@ Imports nothing heavy: the workflow asks while it reads its configuration.
 """
 
 import os
-import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -14,10 +13,6 @@ OPEN_CLIP = "open_clip:"  # of eyes: an image tower, as <model>/<pretrained>
 CLIP_CONFIG = "open_clip_config.json"  # of a model's folder
 TEXT_TOWER = "text_tower"  # folder in it: configuration of a text tower of transformers
 ENGINES = ("vllm", "transformers")  # that load a captioner themselves
-
-# Names of captioners that read each picture as a square of OVERVIEW pixels, and as tiles.
-LLAVA_NEXT = re.compile(r"llava-(v?1\.6|next)", re.IGNORECASE)
-OVERVIEW = 336
 
 # The keys of a section that name its model.
 Names = dict[str, str | None]
@@ -45,16 +40,6 @@ def hub_captioner(values: Mapping[str, Any]) -> Names | None:
     if values["engine"] not in ENGINES or is_folder(values["model"]):
         return None
     return {"model": values["model"], "revision": values["revision"]}
-
-
-def hub_eye(name: str) -> Names | None:
-    """Return the names of an image model of the hub, None for a folder."""
-    return None if name.startswith(FOLDER) else {"model": name}
-
-
-def overview_side(model: str) -> int | None:
-    """Return the side of the square that a captioner reads of a picture; None for others."""
-    return OVERVIEW if LLAVA_NEXT.search(model) else None
 
 
 def slug(names: Names) -> str:

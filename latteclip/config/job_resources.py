@@ -8,11 +8,11 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from latteclip.config.configuration import Configuration
+from latteclip.config.configuration import AUTO, Configuration
 from latteclip.config.hub_names import ENGINES
-from latteclip.core.steps import AUTO, auto_batch_size, auto_epochs, steps_per_epoch
 
 INDEX = "results/{dataset}/images.parquet"
+MAX_EPOCHS = 30  # of finetune.epochs: auto
 
 
 class Counts(NamedTuple):
@@ -28,17 +28,14 @@ class Counts(NamedTuple):
 TABLES = (4_000, 4_000, 10, 1_000)
 RESOURCES = {
     **dict.fromkeys(("caption_images", "caption_groups", "score_classes"), (24_000, 4_000, 20, 1)),
-    "pseudo_label_images": (8_000, 8_000, 15, 100),
-    "encode_images": (8_000, 8_000, 15, 100),
-    "calibrate_zero_shot": (8_000, 8_000, 15, 100),
-    "score_unknown": (8_000, 8_000, 15, 100),
-    "evaluate": (8_000, 8_000, 15, 100),
+    **dict.fromkeys(("pseudo_label_images", "encode_images", "evaluate"), (8_000, 8_000, 15, 100)),
+    **dict.fromkeys(("calibrate_zero_shot", "score_unknown"), (8_000, 8_000, 15, 100)),
     "evaluate_classifier": (8_000, 8_000, 15, 100),
     "index_images": (4_000, 4_000, 15, 100),
     "find_duplicates": (4_000, 4_000, 10, 500),
     "fuse_labels": (16_000, 16_000, 20, 200),
-    "find_learning_rate": (12_000, 8_000, 20, 200),
-    "finetune": (12_000, 8_000, 20, 200),  # beside `training_memory`
+    # Beside `training_memory`.
+    **dict.fromkeys(("finetune", "find_learning_rate"), (12_000, 8_000, 20, 200)),
     "average_weights": (16_000, 0, 10, 1_000),
     "assemble_model": (8_000, 0, 10, 1_000),
     "propagate_labels": (16_000, 16_000, 20, 100),
@@ -102,25 +99,10 @@ def caption_threads(
     return max(1, min(wanted, cores // max(1, at_once)))
 
 
-def too_few_for_shards(
-    configuration: Configuration, dataset: str, cores: int, gpus: int
-) -> str | None:
-    """Return a warning if the shards of a dataset's captions cannot all run at once."""
-    shards, of_a_job = configuration.shards(dataset), captioner_gpus(configuration, dataset)
-    at_once = min(cores, gpus // max(1, of_a_job))
-    if not of_a_job or shards <= at_once:
-        return None
-    return (
-        f"{shards} jobs write the captions of {dataset}, but at most {max(1, at_once)} at a time: "
-        f"this run may use {cores} cores and {gpus} GPUs. Give -j{8 * shards} and --resources "
-        f"gpu={of_a_job * shards}, or set captions.shards."
-    )
-
-
 def epochs(configuration: Configuration, dataset: str, method: str) -> int:
     """Return the passes of a fine-tuning over the images, at most."""
     wanted = configuration.method(method, dataset)["finetune"]["epochs"]
-    return auto_epochs(1) if wanted == AUTO else int(wanted)
+    return MAX_EPOCHS if wanted == AUTO else int(wanted)
 
 
 def share_of_shard(configuration: Configuration, shards: str = "1") -> float:
@@ -150,20 +132,3 @@ def counts(configuration: Configuration, dataset: str) -> Counts | None:
         return None
     most = configuration.limit or math.inf
     return Counts(min(stated["train"], most), min(stated["test"], most), stated.get("classes"))
-
-
-def groups(configuration: Configuration, dataset: str, images: Counts) -> float:
-    """Return the groups that are described: one for every image, or a number for each class."""
-    of_a_class = configuration.section("groups", dataset)["groups_per_class"]
-    if of_a_class is None or images.classes is None:
-        return images.train
-    return min(images.train, int(of_a_class) * images.classes)
-
-
-def samples(configuration: Configuration, dataset: str, method: str, n: int) -> int:
-    """Return the images that a fine-tuning on n images sees, in whole batches over all epochs."""
-    section = configuration.method(method, dataset)["finetune"]
-    size, epochs = section["batch_size"], section["epochs"]
-    size = auto_batch_size(n) if size == AUTO else int(size)
-    epochs = auto_epochs(n) if epochs == AUTO else int(epochs)
-    return epochs * steps_per_epoch(n, size, section["steps_multiple_of"]) * min(size, n)

@@ -4,8 +4,9 @@ A project is a folder in which the workflow runs. Its folder `config` may hold a
 files of datasets, which win over the shipped ones. In a clone both folders are the same.
 """
 
+import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,10 @@ def difference(config: Config, base: Config) -> dict[str, Any]:
     for key, value in config.items():
         other = base.get(key)
         if isinstance(value, Mapping) and isinstance(other, Mapping):
-            value = difference(value, other)
-            if not value:
-                continue
-        elif key in base and value == other:
-            continue
-        result[key] = value
+            if below := difference(value, other):
+                result[key] = below
+        elif key not in base or value != other:
+            result[key] = value
     return result
 
 
@@ -63,14 +62,16 @@ def defaults(project: Path | None = PROJECT) -> dict[str, Any]:
     Raises:
         UserError: a file is not valid YAML, or does not hold a mapping.
     """
-    return merge(*(_read(file) for folder in _folders(project) for file in _files(folder)))
+    folders = [CONFIG]
+    if project is not None and project.is_dir() and not project.samefile(CONFIG):
+        folders.append(project)
+    files = ((f / "config.yaml", *sorted((f / "datasets").glob("*.yaml"))) for f in folders)
+    return merge(*map(_read, itertools.chain(*files)))
 
 
 def datasets(project: Path | None = PROJECT) -> dict[str, dict[str, Any]]:
     """Return the content of the files of datasets, by key in alphabetical order."""
-    files = (file for folder in _folders(project) for file in _files(folder)[1:])
-    found = merge(*map(_read, files)).get("datasets", {})
-    return dict(sorted(found.items()))
+    return dict(sorted(defaults(project).get("datasets", {}).items()))
 
 
 def given(pairs: Sequence[str], files: Sequence[str]) -> dict[str, Any]:
@@ -94,17 +95,6 @@ def _pair(text: str) -> dict[str, Any]:
     raise UserError(f"--config {one_line(text)} is not KEY=VALUE; correct it.")
 
 
-def _folders(project: Path | None) -> Iterator[Path]:
-    yield CONFIG
-    if project is not None and project.is_dir() and not project.samefile(CONFIG):
-        yield project
-
-
-def _files(folder: Path) -> list[Path]:
-    """Return config.yaml, which need not exist, and the files of datasets."""
-    return [folder / "config.yaml", *sorted((folder / "datasets").glob("*.yaml"))]
-
-
 def _read(file: Path) -> dict[str, Any]:
     """Return the keys of a configuration file; none if there is no such file.
 
@@ -120,9 +110,8 @@ def _read(file: Path) -> dict[str, Any]:
     if file.is_relative_to(CONFIG):
         text = text.replace("{package}", relative_to_cwd(PACKAGE))
     content = parse_yaml(text, what) or {}
-    found = content.get("datasets", {}) if isinstance(content, dict) else None
-    if not isinstance(found, dict) or not all(isinstance(one, dict) for one in found.values()):
-        raise UserError(f"{what} must hold keys with values, and below datasets keys of datasets.")
+    if not isinstance(content, dict):
+        raise UserError(f"{what} must hold keys with values.")
     return content
 
 

@@ -28,6 +28,8 @@ Pixels = Annotated[int, Field(ge=16)]
 AboveZero = Annotated[float, Field(gt=0)]
 AtLeastZero = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Half = Annotated[float, Field(ge=0, le=0.5)]
+Third = Annotated[float, Field(ge=0, le=0.33)]
 ShareAboveZero = Annotated[float, Field(gt=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Line = Annotated[str, Field(pattern=r"^[^\n]+$")]  # a name or a path
@@ -39,6 +41,8 @@ FileName = Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 CHECKSUM = "md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}|git_blob:[0-9a-f]{40}"
 MethodName = Annotated[str, Field(pattern="^[a-z0-9_]{1,100}$")]
 Texts = str | list[str]
+Shards = Annotated[int, Field(ge=1, le=1000)] | Auto
+Engine = Literal["vllm", "openai", "transformers", "file"]
 Objective = Literal[
     "zero_shot",
     "zero_shot_calibrated",
@@ -130,9 +134,7 @@ class Inference(Section):
 class Captioner(Section):
     """The multimodal model that writes the captions."""
 
-    engine: Literal["vllm", "openai", "transformers", "file"] = key(
-        "vllm; openai: a server at OPENAI_BASE_URL; transformers; file: your own captions"
-    )
+    engine: Engine = key("openai: a server at OPENAI_BASE_URL; file: your own captions")
     model: Line = key("a Hugging Face id, a folder, or a server's name for the model")
     revision: Line | None = key("a commit of the Hugging Face repo; null: its main branch")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = key("weights and arithmetic")
@@ -143,9 +145,7 @@ class Captioner(Section):
     gpu_memory_utilization: ShareAboveZero = key("share of the GPU's memory that vLLM takes")
     batch_size: Positive = key("requests that the engine works on at once")
     max_image_side: Pixels | None = key("larger images are scaled to this side; null: no limit")
-    square_side: Pixels | Auto | None = key(
-        "side of the square to which images are scaled; auto: 336 for LLaVA-1.6; null: no square"
-    )
+    square_side: Pixels | Auto | None = key("scale images to a square; auto: 336 for LLaVA-1.6")
     concurrency: Positive = key("engine openai: requests that the server gets at once")
     timeout: AboveZero = key("engine openai: seconds to wait for an answer")
     retries: Natural = key("engine openai: retries if the server is busy or silent")
@@ -157,9 +157,7 @@ class Captioner(Section):
 class Captions(Section):
     """How captioning is divided into jobs."""
 
-    shards: Annotated[int, Field(ge=1, le=1000)] | Auto = key(
-        "jobs that write captions of a kind, or class scores; auto: one for each GPU free at first"
-    )
+    shards: Shards = key("jobs that write captions or class scores; auto: one for each free GPU")
 
 
 class Scores(Section):
@@ -180,17 +178,13 @@ class Scores(Section):
 class Selection(Section):
     """The choice of a model without labels."""
 
-    share: Annotated[float, Field(ge=0, le=0.33)] = key(
-        "share of the training images that each seed leaves out to choose a model; 0: no choice"
-    )
+    share: Third = key("share of training images that each seed leaves out; 0: no model is chosen")
 
 
 class Unknown(Section):
     """Images that show none of the classes."""
 
-    share: Annotated[float, Field(ge=0, le=0.5)] = key(
-        "share of training images to mark as unknown"
-    )
+    share: Half = key("share of training images to mark as unknown")
 
 
 class Groups(Section):

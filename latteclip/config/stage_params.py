@@ -5,10 +5,12 @@ decides which stages a changed key reruns: it returns what its stage reads, and 
 """
 
 import json
+import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from latteclip.config import hub_names, source_dependencies
+from latteclip.config import hub_names, layers
 from latteclip.config.configuration import NO_CANDIDATES, Configuration
 from latteclip.config.model import Shared
 
@@ -22,8 +24,78 @@ TRAIN_PREDICTIONS = "train_predictions.parquet"
 # Files of a run that are not Parquet, by their kinds.
 FILES = {"metrics": "metrics.json", "model": "model"}
 DESCRIBED = ("title", "licence", "citation", "source", "class_synonyms")
+# An import of a module of the package, with the names that it takes from the module.
+IMPORT = re.compile(r"^ *(?:from|import) (latteclip[\w.]*)(?: import (\([^)]*\)|.*))?", re.M)
+# Modules that cannot change what a stage writes: errors, messages, signals, files put in place,
+# checks of settings, and the GPUs and processes that do the work in order.
+WITHOUT_EFFECT = frozenset(
+    f"latteclip.{name}"
+    for name in (
+        *("core.errors", "core.files", "core.gpus", "core.signals", "core.terminal"),
+        "data.workers",
+    )
+)
 Paths = list[str]
 Settings = dict[str, Any]
+
+
+# Code: an edit reruns the stages whose rules have the edited module among their inputs. Snakemake
+# itself sees the shell command of a rule, not the package behind it.
+
+
+def sources(*modules: str) -> Paths:
+    """Return the files of modules and of their imports from the package, also in functions.
+
+    Sorted paths, relative where they are inside the working folder. A package's `__init__.py` is
+    not among them, for it is a docstring alone.
+    """
+    return list(_sources(modules, Path.cwd()))
+
+
+@cache  # hundreds of jobs have the same code
+def _sources(modules: tuple[str, ...], _here: Path) -> Paths:
+    return sorted(layers.relative_to_cwd(_file(name)) for name in closure(*modules))
+
+
+def closure(*modules: str) -> set[str]:
+    """Return modules and their direct and indirect imports from the package."""
+    found: set[str] = set()
+    waiting = [*modules]
+    while waiting:
+        if (name := waiting.pop()) not in found:
+            found.add(name)
+            waiting += _imports(_file(name))
+    return found
+
+
+@cache
+def _imports(file: Path) -> list[str]:
+    """Return the modules that a file imports from the package, without those of no effect."""
+    names = set()
+    for module, taken in IMPORT.findall(file.read_text("utf-8")):
+        names |= {module, *(f"{module}.{name}" for name in re.findall(r"\w+", taken))}
+    return [name for name in names - WITHOUT_EFFECT if _file(name).is_file()]
+
+
+def _file(name: str) -> Path:
+    return layers.PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py")
+
+
+def templates() -> Paths:
+    """Return the templates, style and script of the pages, which count as code."""
+    return sorted(map(layers.relative_to_cwd, (layers.PACKAGE / "report" / "templates").iterdir()))
+
+
+def engine_code(configuration: Configuration, dataset: str) -> Paths:
+    """Return the sources of the engine that writes a dataset's captions and scores its classes."""
+    engine = configuration.section("captioner", dataset)["engine"]
+    return sources(f"latteclip.captions.engines.{engine}")
+
+
+def objective_code(configuration: Configuration, method: str) -> Paths:
+    """Return the sources of a method's objective."""
+    module = configuration.objective(method).removesuffix("_supervised")
+    return sources(f"latteclip.train.objectives.{module}")
 
 
 # Sources and models.
@@ -44,8 +116,8 @@ def made_folder(configuration: Configuration, dataset: str) -> Paths:
 def download_dataset(configuration: Configuration, dataset: str) -> Settings:
     """Return the files to download, and their terms of use."""
     values = configuration.dataset(dataset)
-    terms = [key for key in ("title", "licence", "citation") if key in values]
-    return {"downloads": values["source"]["downloads"]} | {key: values[key] for key in terms}
+    terms = {key: values[key] for key in ("title", "licence", "citation") if key in values}
+    return {"downloads": values["source"]["downloads"], **terms}
 
 
 def index_images(configuration: Configuration, dataset: str) -> Settings:
@@ -60,18 +132,6 @@ def hub_model(configuration: Configuration, dataset: str, section: str) -> Paths
     return [MODEL_NOTE.format(model=hub_names.slug(names))] if names else []
 
 
-def engine_code(configuration: Configuration, dataset: str) -> Paths:
-    """Return the sources of the engine that writes a dataset's captions and scores its classes."""
-    engine = configuration.section("captioner", dataset)["engine"]
-    return source_dependencies.sources(f"latteclip.captions.engines.{engine}")
-
-
-def objective_code(configuration: Configuration, method: str) -> Paths:
-    """Return the sources of a method's objective."""
-    module = configuration.objective(method).removesuffix("_supervised")
-    return source_dependencies.sources(f"latteclip.train.objectives.{module}")
-
-
 # Captions, class scores and labels.
 
 
@@ -81,9 +141,11 @@ def answer_store(configuration: Configuration, dataset: str, kind: str) -> str:
 
 
 def user_file(configuration: Configuration, dataset: str, key: str) -> Paths:
-    """Return the user's file that a key such as "scores.file" names if it is in use."""
-    files = configuration.user_files(dataset)
-    return [files[key]] if key in files else []
+    """Return the file that a key such as "scores.file" names if it replaces the captioner."""
+    section, name = key.split(".")
+    file = configuration.section(section, dataset)[name]
+    is_used = configuration.section("captioner", dataset)["engine"] == "file"
+    return [file] if is_used and file is not None else []
 
 
 def scores(configuration: Configuration, dataset: str) -> Settings:
@@ -117,11 +179,9 @@ def pseudo_label_images(configuration: Configuration, dataset: str) -> Settings:
 
 def encode_images(configuration: Configuration, dataset: str, eye: str) -> Settings:
     """Return an image model beside CLIP, and how images are encoded."""
-    return {
-        "model": configuration.eyes[eye],
-        "batch_size": configuration.section("inference", dataset)["batch_size"],
-        "precision": configuration.section("clip", dataset)["precision"],
-    }
+    size = configuration.section("inference", dataset)["batch_size"]
+    precision = configuration.section("clip", dataset)["precision"]
+    return {"model": configuration.eyes[eye], "batch_size": size, "precision": precision}
 
 
 def fuse_labels(configuration: Configuration, dataset: str) -> Settings:
@@ -143,8 +203,8 @@ def image_features_of_method(configuration: Configuration, dataset: str, method:
 def shows_fused_labels(configuration: Configuration, dataset: str) -> bool:
     """Return whether a page shows fused labels, which image models or a person helped to make."""
     methods = configuration.methods_of(dataset)
-    fused = any(configuration.reads_fused_labels(method, dataset) for method in methods)
-    return bool(configuration.eyes or teaching_answers(configuration, dataset)) and fused
+    helped = configuration.eyes or teaching_answers(configuration, dataset)
+    return bool(helped) and any(configuration.reads_fused_labels(m, dataset) for m in methods)
 
 
 def teaching_answers(_: Configuration, dataset: str) -> Paths:
@@ -158,9 +218,10 @@ def teaching_answers(_: Configuration, dataset: str) -> Paths:
 
 def assemble_model(configuration: Configuration, dataset: str, method: str) -> Settings:
     """Return the CLIP model, and the image models beside it if the method predicts by them."""
-    eyes = list(configuration.eyes.values())
-    models = {"eyes": eyes} if configuration.reads_eyes(method) else {}
-    return {**configuration.section("clip", dataset), **models}
+    values = configuration.section("clip", dataset)
+    if not configuration.reads_eyes(method):
+        return dict(values)
+    return {**values, "eyes": list(configuration.eyes.values())}
 
 
 def models_to_assemble(configuration: Configuration, method: str) -> Paths:
@@ -218,7 +279,7 @@ def finetune(configuration: Configuration, dataset: str, method: str, seed: str)
 def find_learning_rate(configuration: Configuration, dataset: str, method: str) -> Settings:
     """Return the settings of the training without its fold and head."""
     values = finetune(configuration, dataset, method, "0")
-    return {key: value for key, value in values.items() if key not in ("fold", "head")}
+    return {key: values[key] for key in values.keys() - {"fold", "head"}}
 
 
 def finetune_command(configuration: Configuration, dataset: str) -> str:
@@ -230,10 +291,11 @@ def finetune_command(configuration: Configuration, dataset: str) -> str:
     return f"{claim} torchrun --standalone --nproc-per-node {processes} -m -- latteclip"
 
 
-def averaged(configuration: Configuration, dataset: str, method: str) -> list[dict[str, str]]:
+def averaged(configuration: Configuration, dataset: str, method: str) -> list[Settings]:
     """Return the files of each training that average_weights averages."""
     of, kinds = configuration.averaged(method), ("model", "history", "train_predictions")
-    return [_files(dataset, of, seed, *kinds) for seed in configuration.seeds]
+    runs = [_run(dataset, of, seed, *kinds) for seed in configuration.seeds]
+    return [{kind: run[kind] for kind in kinds} for run in runs]
 
 
 # Evaluation and the choice of a model.
@@ -244,12 +306,11 @@ def evaluate(configuration: Configuration, dataset: str, method: str, seed: str)
 
     An average left none out: each of its trainings left out others.
     """
-    has_fold = not configuration.is_average(method)
-    return {
-        **configuration.section("inference", dataset),
-        "precision": configuration.section("clip", dataset)["precision"],
-        **({"fold": fold(configuration, dataset, seed)} if has_fold else {}),
-    }
+    precision = configuration.section("clip", dataset)["precision"]
+    values = {**configuration.section("inference", dataset), "precision": precision}
+    if configuration.is_average(method):
+        return values
+    return {**values, "fold": fold(configuration, dataset, seed)}
 
 
 def evaluate_classifier(configuration: Configuration, dataset: str, method: str) -> Settings:
@@ -267,13 +328,9 @@ def propagate_labels(configuration: Configuration, dataset: str, method: str) ->
 
 def candidates(configuration: Configuration, dataset: str) -> list[Settings]:
     """Return the runs among which select_model chooses."""
+    kinds = ("metrics", "train_predictions", "model")
     return [
-        {
-            "method": method,
-            "seed": seed,
-            "objective": configuration.objective(method),
-            **_files(dataset, method, seed, "metrics", "train_predictions", "model"),
-        }
+        {"objective": configuration.objective(method), **_run(dataset, method, seed, *kinds)}
         for method, seed in configuration.candidates(dataset)
     ]
 
@@ -282,13 +339,13 @@ def audited_runs(configuration: Configuration, dataset: str) -> list[Settings]:
     """Return the runs that score_audit scores."""
     found = []
     for method, seed in configuration.runs(dataset):
-        files = _files(dataset, method, seed, "metrics", "predictions", "train_predictions")
-        has_model = configuration.objective(method) != "label_propagation"
-        if not has_model:
-            files["train_predictions"] = None
+        run = _run(dataset, method, seed, "metrics", "predictions", "train_predictions")
+        run["has_model"] = configuration.objective(method) != "label_propagation"
+        if not run["has_model"]:
+            run["train_predictions"] = None
         elif configuration.is_average(method):
-            files["train_predictions"] = LEFT_OUT.format(dataset=dataset, method=method, seed=seed)
-        found.append({"method": method, "seed": seed, "has_model": has_model, **files})
+            run["train_predictions"] = LEFT_OUT.format(dataset=dataset, method=method, seed=seed)
+        found.append(run)
     return found
 
 
@@ -297,9 +354,9 @@ def page_runs(configuration: Configuration, dataset: str) -> list[Settings]:
     found = []
     for method, seed in configuration.runs(dataset):
         kinds = ["metrics", "predictions"]
-        kinds += ["history"] * configuration.is_trained(method)
+        kinds += ["history"] * configuration.is_tuned(method)
         kinds += ["train_predictions"] * (configuration.objective(method) != "label_propagation")
-        found.append({"method": method, "seed": seed, **_files(dataset, method, seed, *kinds)})
+        found.append(_run(dataset, method, seed, *kinds))
     return found
 
 
@@ -330,31 +387,36 @@ def audit_if_any(configuration: Configuration, dataset: str) -> Paths:
 
 def taught_labels(configuration: Configuration, dataset: str) -> Paths:
     """Return the fused labels of a dataset about which a person answered."""
-    taught = teaching_answers(configuration, dataset)
-    shown = taught and shows_fused_labels(configuration, dataset)
+    is_taught = bool(teaching_answers(configuration, dataset))
+    shown = is_taught and shows_fused_labels(configuration, dataset)
     return [f"results/{dataset}/fused_labels.parquet"] if shown else []
 
 
 # Pages.
 
 
-def main_method(configuration: Configuration, dataset: str) -> str:
-    """Return the method of a page without a chosen model: the last one that can be chosen."""
-    methods = configuration.methods_of(dataset)
+def report_dataset(configuration: Configuration, dataset: str) -> str:
+    """Return the settings of the page of a dataset, as JSON in the order in which it is read.
+
+    Without a chosen model, the page's main method is the last one that can be chosen. The method
+    of the paper is the first LatteCLIP that is like no other.
+    """
+    methods, all_methods = configuration.methods_of(dataset), configuration.config["methods"]
     able = [m for m in methods if configuration.objective(m) not in NO_CANDIDATES]
-    return (able or methods)[-1]
+    paper = [m for m in methods if all_methods[m].get("objective") == "latteclip"]
+    values = {
+        "dataset": dataset,
+        "baseline": configuration.table["baseline"],
+        "main": (able or methods)[-1],
+        "paper": next((m for m in paper if "like" not in all_methods[m]), None),
+        "suffix": configuration.suffix,
+        "overview": overview(configuration),
+        "config": _resolved(configuration, dataset),
+    }
+    return json.dumps(values, ensure_ascii=False)
 
 
-def paper_method(configuration: Configuration, dataset: str) -> str | None:
-    """Return the method of the paper if it is run: the first LatteCLIP that is like no other."""
-    for method in configuration.methods_of(dataset):
-        values = configuration.config["methods"][method]
-        if values.get("objective") == "latteclip" and "like" not in values:
-            return method
-    return None
-
-
-def resolved_config(configuration: Configuration, dataset: str) -> Settings:
+def _resolved(configuration: Configuration, dataset: str) -> Settings:
     """Return the configuration of a dataset, resolved, in the order in which it is read."""
     file = configuration.dataset(dataset)
     sections = [name for name in Shared.model_fields if name not in ("template", "finetune")]
@@ -374,20 +436,6 @@ def resolved_config(configuration: Configuration, dataset: str) -> Settings:
     }
 
 
-def report_dataset(configuration: Configuration, dataset: str) -> str:
-    """Return the settings of the page of a dataset, as JSON in the order in which it is read."""
-    values = {
-        "dataset": dataset,
-        "baseline": configuration.table["baseline"],
-        "main": main_method(configuration, dataset),
-        "paper": paper_method(configuration, dataset),
-        "suffix": configuration.suffix,
-        "overview": overview(configuration),
-        "config": resolved_config(configuration, dataset),
-    }
-    return json.dumps(values, ensure_ascii=False)
-
-
 def others(configuration: Configuration) -> str:
     """Return the option that adds the datasets of earlier runs to the main table and its page.
 
@@ -404,11 +452,10 @@ def overview(configuration: Configuration) -> str:
 
 def index_results(configuration: Configuration) -> Settings:
     """Return the pages and titles of the datasets for the page over all of them."""
-    pages = {key: f"{key}/report{configuration.suffix}.html" for key in configuration.datasets}
     titles = {key: one.get("title") for key, one in configuration.config["datasets"].items()}
     return {
         "baseline": configuration.table["baseline"],
-        "reports": pages,
+        "reports": {k: f"{k}/report{configuration.suffix}.html" for k in configuration.datasets},
         "titles": {key: title for key, title in titles.items() if title},
     }
 
@@ -427,7 +474,8 @@ def _image_prototypes(configuration: Configuration, dataset: str, method: str) -
     return f"results/{dataset}/classifiers/{name}.safetensors"
 
 
-def _files(dataset: str, method: str, seed: int, *kinds: str) -> dict[str, Any]:
-    """Return files of a run by their kinds."""
+def _run(dataset: str, method: str, seed: int, *kinds: str) -> Settings:
+    """Return a run, and its files by their kinds."""
     folder = f"results/{dataset}/{method}/seed{seed}"
-    return {kind: f"{folder}/{FILES.get(kind, f'{kind}.parquet')}" for kind in kinds}
+    files = {kind: f"{folder}/{FILES.get(kind, f'{kind}.parquet')}" for kind in kinds}
+    return {"method": method, "seed": seed, **files}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from latteclip.core.errors import UserError, suggestion
-from latteclip.core.settings import from_values
+from latteclip.core.files import from_values
 
 PLACE = "{}"
 
@@ -65,21 +65,17 @@ class ClassTemplates:
         cls, template: str | Sequence[str], synonyms: Mapping[str, Sequence[str]] | None = None
     ) -> Self:
         """Build them from a dataset's `template` and `class_synonyms`, or raise UserError."""
-        cleaned = {
-            clean_classname(str(name)): [*map(clean_classname, others)]
-            for name, others in (synonyms or {}).items()
-        }
+        pairs = (synonyms or {}).items()
+        cleaned = {clean_classname(str(k)): [*map(clean_classname, v)] for k, v in pairs}
         return cls([template] if isinstance(template, str) else list(template), cleaned)
 
     @classmethod
     def described_by(cls, metadata: Mapping[str, Any]) -> Self:
         """Build them from the metadata of a file (`described`), or raise UserError."""
-        values = {
-            "templates": metadata.get("templates", [metadata.get("template")]),
-            "synonyms": metadata.get("class_synonyms", {}),
-            "written": metadata.get("written_names", {}),
-        }
-        return from_values(cls, values)
+        templates = metadata.get("templates", [metadata.get("template")])
+        others = {"synonyms": "class_synonyms", "written": "written_names"}
+        values = {field: metadata.get(key, {}) for field, key in others.items()}
+        return from_values(cls, {"templates": templates, **values})
 
     @property
     def template(self) -> str:
@@ -89,13 +85,9 @@ class ClassTemplates:
     @property
     def described(self) -> dict[str, Any]:
         """Return them as metadata, without empty entries."""
-        described = {
-            "template": self.template,
-            "templates": self.templates if len(self.templates) > 1 else [],
-            "class_synonyms": self.synonyms,
-            "written_names": self.written,
-        }
-        return {key: value for key, value in described.items() if value}
+        several = {"templates": self.templates} if len(self.templates) > 1 else {}
+        names = {"class_synonyms": self.synonyms, "written_names": self.written}
+        return {"template": self.template, **several, **{k: v for k, v in names.items() if v}}
 
     def as_written(self, classnames: Sequence[str]) -> list[str]:
         """Return class names as the dataset writes them."""
@@ -112,8 +104,6 @@ class ClassTemplates:
                     f"dataset; {suggestion(classname, rows)}"
                 )
             if not rows.keys().isdisjoint(others):
-                raise UserError(
-                    f"class_synonyms calls {classname!r} by the name of a class: {others}."
-                )
+                raise UserError(f"class_synonyms of {classname!r} names a class: {others}.")
             named += [(other, rows[classname]) for other in others]
         return named

@@ -11,7 +11,6 @@ FULL = {errno.ENOSPC, errno.EDQUOT}
 # As libraries of Rust and C++ put it, whose errors have no number.
 FULL_WORDS = ("No space left on device", "Disk quota exceeded")
 MIB = 2**20
-SHARED_MEMORY = "/dev/shm"
 WORKER_KILLED = (
     "A process that loads images was killed, mostly because memory ran out; lower threads of this "
     "stage, or compute.cache_gib of a training."
@@ -47,10 +46,10 @@ def full_disk(error: BaseException) -> str | None:
     for cause in chain(error):
         if getattr(cause, "errno", None) in FULL or any(w in str(cause) for w in FULL_WORDS):
             place = getattr(cause, "filename", None)
-            where = f"There is no space left for {place}" if place else "A disk is full"
             return (
-                f"{where}; free some space (of results, resources, the hub's cache or TMPDIR) or "
-                "ask for a larger quota, and rerun: finished work is not lost."
+                f"There is no space left{f' for {place}' if place else ''}; free some space (of "
+                "results, resources, the hub's cache or TMPDIR) or ask for a larger quota, and "
+                "rerun: finished work is not lost."
             )
     return None
 
@@ -64,17 +63,14 @@ def refused_by_system(error: BaseException) -> str | None:
 
 
 def worker_failure(error: BaseException) -> str | None:
-    """Return the message for a full /dev/shm, or for a killed process that loaded images.
-
-    None: it is another error.
-    """
+    """Return the message for a full /dev/shm or a killed worker. None: it is another error."""
     text = f"{error} {error.__cause__}"
     if not isinstance(error, RuntimeError) or "DataLoader worker" not in text:
         return None
     if "shared memory" in text or "Bus error" in text:
-        total, _, free = shutil.disk_usage(SHARED_MEMORY)
+        total, _, free = shutil.disk_usage("/dev/shm")
         return (
-            f"{SHARED_MEMORY} has {total // MIB} MiB, {free // MIB} of them free, too few for the "
+            f"/dev/shm has {total // MIB} MiB, {free // MIB} of them free, too few for the "
             "processes that load images; lower threads of this stage, or start the container with "
             "more of it (docker run --shm-size=8g; Apptainer: --bind /dev/shm)."
         )

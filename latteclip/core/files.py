@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, JSON read back, and paths that somebody else chose."""
+"""Files written whole or not at all, JSON read back, and paths that somebody else chose."""
 
 import contextlib
 import errno
@@ -9,12 +9,15 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from latteclip.core.errors import DELETE_AND_RERUN, UserError
+from latteclip.core.terminal import one_line
 
+T = TypeVar("T")
 DAY = 24 * 60 * 60  # seconds after which a temporary file of another machine is left over
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # of a file system without locks
 
@@ -62,10 +65,10 @@ def remove_left_over(folder: Path, name: str = "*") -> None:
     A file of this machine goes when its process is gone, another when it is a day old.
     """
     for temporary in folder.glob(f".{name}.*.tmp"):
-        rest, _, process = temporary.name.removesuffix(".tmp").rpartition(".")
         with contextlib.suppress(FileNotFoundError):  # another process was faster
-            if rest.endswith(f".{socket.gethostname()}"):
-                is_left_over = not Path("/proc", process).exists()
+            process = temporary.suffixes[-2]
+            if temporary.name.endswith(f".{socket.gethostname()}{process}.tmp"):
+                is_left_over = not Path("/proc", process[1:]).exists()
             else:
                 is_left_over = time.time() - temporary.lstat().st_mtime > DAY
             if is_left_over:
@@ -91,21 +94,59 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_object(
-    path: str | Path, keys: Iterable[str], remedy: str = DELETE_AND_RERUN
+    path: str | Path, keys: Collection[str], remedy: str = DELETE_AND_RERUN
 ) -> dict[str, Any]:
     """Read a JSON object with the keys, and perhaps more, or raise UserError with the remedy."""
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run the stage that writes it.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:  # also of bytes that are not UTF-8
         raise UserError(f"{path} is not valid JSON ({error}); {remedy}.") from None
-    lacking = [key for key in keys if key not in values] if isinstance(values, dict) else keys
-    if lacking or not isinstance(values, dict):
-        raise UserError(f"{path} is not an object with {', '.join(lacking)}; {remedy}.")
+    if not isinstance(values, dict) or not values.keys() >= set(keys):
+        raise UserError(f"{path} is not an object with {', '.join(keys)}; {remedy}.")
     return values
+
+
+def from_values(cls: type[T], values: Mapping[str, Any], section: str = "") -> T:
+    """Build a dataclass, and those that its annotations name, from a mapping.
+
+    Raises:
+        UserError: a key of the section is missing or unknown, or a value has another type.
+    """
+    return from_json(cls, json.dumps(values), section)
+
+
+def from_json(cls: type[T], text: str, section: str = "") -> T:
+    """Build a dataclass from a JSON object; see `from_values`."""
+    return list_from_json(cls, f"[{text}]", section)[0]
+
+
+def list_from_json(cls: type[T], text: str, section: str = "") -> list[T]:
+    """Build a dataclass from each object of a JSON list; see `from_values`."""
+    from pydantic import ValidationError  # here: --help does without
+
+    try:
+        built: list[T] = _list_of(cls).validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(filter(None, (section, *map(str, first["loc"][1:]))))
+        raise UserError(
+            f"Settings for {cls.__name__}{f', {key}' if key else ''}: {first['msg']}, not "
+            f"{one_line(repr(first['input']))}."
+        ) from None
+    return built
+
+
+@cache
+def _list_of(cls: type[Any]) -> Any:
+    """Return the validator of a list: of a dataclass alone, pydantic takes no configuration."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(
+        list[cls],  # type: ignore[valid-type]
+        config={"strict": True, "extra": "forbid", "allow_inf_nan": False},
+    )
 
 
 def existing(path: str | Path) -> Path:

@@ -30,7 +30,6 @@ PAUSE = 1.0  # seconds until a busy GPU is tried again
 TIMEOUT = 60  # seconds in which nvidia-smi answers
 NOT_FOUND = 6  # its exit status where there is no such GPU, or none at all
 FREE = 1024  # MiB in use on a card that nobody computes on, at most
-DEVICES = Path("/dev")
 REPAIR = (
     "repair the driver (after a kernel update, reboot), or export CUDA_VISIBLE_DEVICES= for a run "
     "on the CPU"
@@ -38,7 +37,7 @@ REPAIR = (
 # The oldest driver for each CUDA (NVIDIA, "CUDA Compatibility", minor version compatibility).
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 # The oldest compute capability for which each CUDA has code, where torch was built for older ones.
-OLDEST_CARD = {13: (7, 5)}  # Turing; CUDA 12 has Volta (V100) and Pascal
+OLDEST_CARD = {13: 7.5}  # Turing; CUDA 12 has Volta (V100) and Pascal
 _locks: list[IO[str]] = []  # of this process, which end with it
 
 
@@ -53,18 +52,21 @@ def claim(n: int = 1) -> None:
         return
     usable = visible()
     if not usable:
-        if unlisted():
-            log.warning(
-                "A GPU is here, but nvidia-smi is not, so jobs cannot lock the GPU that they use: "
-                "start the container with NVIDIA_DRIVER_CAPABILITIES=compute,utility."
-            )
         return
     if len(usable) < n:
         within = f" ({VISIBLE}={os.environ[VISIBLE]})" if VISIBLE in os.environ else ""
         raise UserError(f"{n} GPUs are wanted, but there are {len(usable)} to use{within}.")
     in_use = _memory_in_use()
-    emptiest = sorted(usable, key=lambda name: in_use.get(usable[name], 0))
-    chosen = _wait_for(n, {name: usable[name] for name in emptiest})
+    emptiest = dict(sorted(usable.items(), key=lambda gpu: in_use.get(gpu[1], 0)))
+    chosen = _lock(n, emptiest)
+    if not chosen:
+        log.info(
+            "Waiting for %s of %s GPUs, which other jobs use; %s=shared does not wait.",
+            *(n, len(usable), CLAIMED),
+        )
+    while not chosen:
+        time.sleep(PAUSE)
+        chosen = _lock(n, emptiest)
     memory = [f"{usable[name]} ({in_use.get(usable[name], '?')} MiB in use)" for name in chosen]
     log.info("This job uses %s.", ", ".join(memory))
     os.environ[CLAIMED] = ",".join(chosen)
@@ -72,13 +74,31 @@ def claim(n: int = 1) -> None:
         os.environ[VISIBLE] = os.environ[CLAIMED]
 
 
+def _lock(n: int, usable: Mapping[str, str]) -> list[str]:
+    """Lock the first n GPUs that are free, all at once. If they are fewer, lock none."""
+    locked: dict[str, IO[str]] = {}
+    with contextlib.ExitStack() as files:
+        for name, uuid in usable.items():
+            # Old names of MIG have slashes.
+            lock = f"latteclip-{os.getuid()}-{uuid.replace('/', '-')}.lock"
+            file = files.enter_context(Path(tempfile.gettempdir(), lock).open("w"))
+            with contextlib.suppress(OSError):  # another process has it
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locked[name] = file
+            if len(locked) == n:
+                files.pop_all()
+                _locks.extend(locked.values())
+                return list(locked)
+    return []
+
+
 def visible() -> dict[str, str]:
     """Return the GPUs that this process may use: their names in CUDA_VISIBLE_DEVICES, with UUIDs.
 
     Names are numbers, or beginnings of UUIDs of GPUs or their parts by MIG. As for CUDA, the first
-    name that is none ends the list.
+    name that is none ends the list. An empty list or -1 asks for the CPU.
     """
-    if hidden():
+    if not re.match(r"\d|GPU|MIG", os.environ.get(VISIBLE, "GPU").strip()):
         return {}
     found = _uuids()
     if VISIBLE not in os.environ:
@@ -86,17 +106,6 @@ def visible() -> dict[str, str]:
     named = [name.strip() for name in os.environ[VISIBLE].split(",")]
     uuids = [_uuid_of(name, found) for name in named]
     return dict(zip(named, itertools.takewhile(bool, uuids), strict=False))
-
-
-def hidden() -> bool:
-    """Return whether CUDA_VISIBLE_DEVICES names no GPU, as for a run on the CPU."""
-    return not re.match(r"\d|GPU|MIG", os.environ.get(VISIBLE, "GPU").strip())
-
-
-def unlisted() -> bool:
-    """Return whether there are GPUs to use, but no nvidia-smi: containers may leave it out."""
-    devices = DEVICES.glob("nvidia[0-9]*")
-    return not hidden() and shutil.which("nvidia-smi") is None and any(devices)
 
 
 def free() -> int:
@@ -108,9 +117,7 @@ def free() -> int:
 
 def _memory_in_use() -> dict[str, int]:
     """Return the MiB in use on whole GPUs by UUID, as far as NVIDIA's tool says."""
-    lines = _nvidia_smi("--query-gpu=uuid,memory.used", "--format=csv,noheader,nounits")
-    pairs = [line.partition(", ") for line in lines]
-    return {uuid: int(used) for uuid, _, used in pairs if used.isdigit()}
+    return {uuid: int(used) for uuid, used in _query("uuid,memory.used") if used.isdigit()}
 
 
 def _uuid_of(name: str, found: Mapping[str, Sequence[str]]) -> str:
@@ -149,19 +156,32 @@ def _nvidia_smi(*options: str) -> list[str]:
     raise UserError(f"nvidia-smi fails with status {run.returncode} ({reason}); {REPAIR}.")
 
 
+def _query(fields: str) -> list[list[str]]:
+    """Return fields of each whole GPU."""
+    lines = _nvidia_smi(f"--query-gpu={fields}", "--format=csv,noheader,nounits")
+    return [line.split(", ", fields.count(",")) for line in lines]
+
+
 def refuse_unusable(torch_version: str, cuda: str | None, *, sees_none: bool = False) -> None:
     """Raise UserError where torch, built for `cuda` or the CPU, cannot use the visible GPUs.
 
     With `sees_none` torch has been asked, and sees no GPU.
     """
-    if not visible():
+    usable = visible().values()
+    if not usable:
         return
-    driver = "".join(_nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")[:1])
+    cards = _query("uuid,driver_version,compute_cap,name")
+    driver = cards[0][1] if cards else ""
     major = int((cuda or "0").partition(".")[0])
+    old = [
+        f"{name} (compute capability {capability})"
+        for uuid, _, capability, name in cards
+        if uuid in usable and _is_below(capability, OLDEST_CARD.get(major, 0))
+    ]
     if cuda is None:
         problem, remedy = "is a build for the CPU", "run make install KIND=cuda"
-    elif card := _old_card(major):
-        problem = f"was built for CUDA {cuda}, which has no code for {card}"
+    elif old:
+        problem = f"was built for CUDA {cuda}, which has no code for {old[0]}"
         remedy = "use a newer card, caption by a server (captioner.engine openai)"
     elif sees_none or _is_too_old(driver, major):
         oldest = f", which needs driver {OLDEST_DRIVER[major]}," if major in OLDEST_DRIVER else ""
@@ -185,64 +205,20 @@ def _is_too_old(driver: str, cuda: int) -> bool:
         library = ctypes.CDLL("libcuda.so.1")
         if not library.cuDriverGetVersion(ctypes.byref(version)):  # makes no context
             return version.value // 1000 < cuda
-    return int(driver.partition(".")[0] or 0) < OLDEST_DRIVER.get(cuda, 0)
+    return _is_below(driver, OLDEST_DRIVER.get(cuda, 0))
 
 
-def _old_card(cuda: int) -> str | None:
-    """Return the first visible GPU that is too old for a version of CUDA."""
-    usable = visible().values()
-    oldest = OLDEST_CARD.get(cuda, (0, 0))
-    for line in _nvidia_smi("--query-gpu=uuid,compute_cap,name", "--format=csv,noheader"):
-        if found := re.fullmatch(r"(\S+), (\d+)\.(\d+), (.+)", line):
-            uuid, major, minor, name = found.groups()
-            if uuid in usable and (int(major), int(minor)) < oldest:
-                return f"{name} (compute capability {major}.{minor})"
-    return None
-
-
-def _wait_for(n: int, usable: Mapping[str, str]) -> list[str]:
-    """Lock n GPUs, all at once, so that no two jobs wait for each other."""
-    if not (chosen := _lock(n, usable)):
-        log.info(
-            "Waiting for %s of %s GPUs, which other jobs use; %s=shared does not wait.",
-            *(n, len(usable), CLAIMED),
-        )
-    while not chosen:
-        time.sleep(PAUSE)
-        chosen = _lock(n, usable)
-    return chosen
-
-
-def _lock(n: int, usable: Mapping[str, str]) -> list[str]:
-    """Lock the first n GPUs that are free. If they are fewer, lock none."""
-    taken: dict[str, IO[str]] = {}
-    for name, uuid in usable.items():
-        if len(taken) < n and (file := _lock_file(uuid)):
-            taken[name] = file
-    if len(taken) < n:
-        for file in taken.values():
-            file.close()
-        return []
-    _locks.extend(taken.values())
-    return list(taken)
-
-
-def _lock_file(uuid: str) -> IO[str] | None:
-    """Lock the file of a GPU. Return None if another process has it."""
-    name = f"latteclip-{os.getuid()}-{uuid.replace('/', '-')}.lock"  # old names of MIG have slashes
-    file = (Path(tempfile.gettempdir()) / name).open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return None
-    return file
+def _is_below(version: str, oldest: float) -> bool:
+    """Return whether a version such as 7.0 or 535.183.01 is older. An unknown one is not."""
+    found = re.match(r"\d+(\.\d+)?", version)
+    return bool(found) and float(found[0]) < oldest
 
 
 def missing_compiler() -> str | None:
     """Return a sentence where Triton lacks a C compiler or Python's headers."""
     compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
-    if any(map(shutil.which, compilers)) and Path(_python_headers(), "Python.h").is_file():
+    headers = Path(sysconfig.get_config_var("INCLUDEPY"), "Python.h")
+    if any(map(shutil.which, compilers)) and headers.is_file():
         return None
     python = f"python{sys.version_info.major}.{sys.version_info.minor}"
     return (
@@ -250,12 +226,6 @@ def missing_compiler() -> str | None:
         f"the C compiler {' or '.join(compilers)} and Python's headers; run apt install gcc "
         f"{python}-dev (Debian, Ubuntu) or dnf install gcc {python}-devel (Fedora, RHEL)."
     )
-
-
-def _python_headers() -> str:
-    """Return the folder of Python's headers, which Debian's own scheme lacks."""
-    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
-    return sysconfig.get_paths(scheme)["include"]
 
 
 def main(arguments: Sequence[str]) -> None:

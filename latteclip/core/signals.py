@@ -18,9 +18,8 @@ class Terminated(BaseException):
     """A signal ends the process. No `except Exception` of a library can stop it."""
 
     def __init__(self, number: int, saved: str | None = None) -> None:
-        """Note what is `saved` of the work. None: what `ending_in_order` says."""
         super().__init__(number)
-        self.saved = saved
+        self.saved = saved  # of the work; None: what `ending_in_order` says
         self.status = 128 + number  # of a process that the signal ended, as in shells
 
 

@@ -245,9 +245,8 @@ def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
 
 def list_column(rows: npt.NDArray[Any]) -> pa.ListArray:
     """Return [N, K] as a column of lists."""
-    n, width = rows.shape
-    offsets = pa.array(np.arange(0, n * width + 1, width, dtype=np.int32))
-    return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(rows).reshape(-1)))
+    offsets = np.arange(0, rows.size + 1, rows.shape[1], dtype=np.int32)
+    return pa.ListArray.from_arrays(offsets, np.ascontiguousarray(rows).reshape(-1))
 
 
 def from_list_column(column: pa.ChunkedArray) -> npt.NDArray[Any]:
@@ -269,8 +268,7 @@ def read_unlabelled(path: str | Path, *, training: bool) -> tuple[pa.Table, list
 
 def read_written_names(path: str | Path) -> dict[str, str]:
     """Return the names that the dataset of an index writes differently, by class name."""
-    names: dict[str, str] = read_metadata(path, "image_id").get("written_names", {})
-    return names
+    return dict(read_metadata(path, "image_id").get("written_names", {}))
 
 
 def lookup(

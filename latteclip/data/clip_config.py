@@ -13,9 +13,8 @@ from pydantic import Field
 
 from latteclip.config.hub_names import CLIP_CONFIG, FOLDER, HUB, TEXT_TOWER
 from latteclip.core.errors import UserError
-from latteclip.core.files import read_object
+from latteclip.core.files import from_values, read_object
 from latteclip.core.open_clip_import import open_clip
-from latteclip.core.settings import from_values
 
 CONFIG, TOWER = CLIP_CONFIG, TEXT_TOWER
 TOKENIZER = "tokenizer_config.json"

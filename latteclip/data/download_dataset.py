@@ -27,9 +27,8 @@ from latteclip import __version__
 from latteclip.config import layers, model
 from latteclip.core.class_templates import clean_classnames
 from latteclip.core.errors import UserError, first_line, full_disk
-from latteclip.core.files import new_folder, replacing
+from latteclip.core.files import from_values, new_folder, replacing
 from latteclip.core.hashing import digest
-from latteclip.core.settings import from_values
 from latteclip.core.signals import ending_in_order
 from latteclip.core.terminal import Progress
 from latteclip.data import splits

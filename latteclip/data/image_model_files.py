@@ -13,8 +13,7 @@ from pydantic import Field
 from latteclip.config.hub_names import CLIP_CONFIG, FOLDER, HUB, OPEN_CLIP
 from latteclip.core import hashing
 from latteclip.core.errors import UserError, suggestion
-from latteclip.core.files import read_object
-from latteclip.core.settings import from_values
+from latteclip.core.files import from_values, read_object
 from latteclip.data.clip_config import fields_of, section
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

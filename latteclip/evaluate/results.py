@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latteclip.core.files import read_object
-from latteclip.core.settings import from_values
+from latteclip.core.files import from_values, read_object
 
 Run = tuple[str, int]  # method and seed
 FIGURES = ("acc1", "acc5", "mean_per_class_recall")

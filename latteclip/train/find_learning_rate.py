@@ -16,11 +16,10 @@ from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import encode_files
 from latteclip.core.files import write_json
 from latteclip.core.signals import Signals, ending_in_order
-from latteclip.core.steps import auto_warmup_steps
 from latteclip.core.terminal import Progress
 from latteclip.train.data import TrainingFiles, schedule
 from latteclip.train.images import TrainingImages
-from latteclip.train.settings import FinetuneSettings, Recipe
+from latteclip.train.settings import FinetuneSettings, Recipe, auto_warmup_steps
 from latteclip.train.training import DivergedError, Setup, Training, prepare_training
 
 log = logging.getLogger(__name__)

@@ -22,13 +22,12 @@ from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import new_folder, read_object, remove_left_over, replacing
 from latteclip.core.hashing import digest_of
 from latteclip.core.signals import Terminated, ending_in_order
-from latteclip.core.steps import AUTO
 from latteclip.core.terminal import Progress
 from latteclip.labels.fusion import fuse
 from latteclip.labels.label_sources import CalibratedFeatures, label_votes
 from latteclip.train import parallel
 from latteclip.train.data import TrainingFiles, schedule
-from latteclip.train.settings import GROUND_TRUTH, FinetuneSettings
+from latteclip.train.settings import AUTO, GROUND_TRUTH, FinetuneSettings
 from latteclip.train.training import DivergedError, Setup, Training, prepare_training
 
 log = logging.getLogger(__name__)

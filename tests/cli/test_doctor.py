@@ -83,7 +83,7 @@ def test_a_torch_that_cannot_use_the_gpu_is_a_warning(tools, tmp_path, monkeypat
 
 def test_what_triton_compiles_with_counts_on_a_gpu(tools, monkeypatch, tmp_path):
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(gpus, "_python_headers", lambda: str(tmp_path))
+    monkeypatch.setattr(gpus.sysconfig, "get_config_var", lambda _: str(tmp_path))
     tools("nvidia-smi", "echo card")
     *_, (level, text) = doctor.findings(doctor.gpu)
     python = f"python{sys.version_info.major}.{sys.version_info.minor}"

@@ -6,7 +6,7 @@ import timm
 import yaml
 from support.tiny import ROOT
 
-from latteclip.config import layers
+from latteclip.config import checks, layers
 from latteclip.config.configuration import Configuration, note_shards
 from latteclip.config.layers import merge
 from latteclip.core.errors import UserError
@@ -25,7 +25,7 @@ def configured(config, **given):
 
 def refused(config, message, **given):
     with pytest.raises(UserError, match=message) as caught:
-        configured(config, **given)
+        checks.refuse_unready(configured(config, **given))
     assert "\n" not in str(caught.value)
 
 
@@ -153,7 +153,7 @@ def test_strings_of_the_command_line_become_what_the_schema_wants(config):
         ({"methods": {"new": {"like": "lateclip"}}}, "lateclip.*latteclip"),
         ({"table": {"baseline": "latte"}}, r"table\.baseline .*latteclip"),
         ({"clip": {"model": "ViT-B-32"}}, r"clip\.pretrained"),
-        ({"datasets": {"demo": {"template": ["a {}.", "photo"]}}}, "demo .*template .*photo"),
+        ({"datasets": {"demo": {"template": ["a {}.", "photo"]}}}, "demo: template .*photo"),
         ({"datasets": {"demo": {"class_synonyms": {"grid": ["net", "net"]}}}}, "class_synonyms"),
         ({"methods": {"a": {"like": "b"}, "b": {"like": "c"}, "c": {"like": "b"}}}, "a, b, c, b"),
         # The last stage would find these, after days of captioning.

@@ -21,13 +21,6 @@ def test_a_training_has_room_for_the_pictures_it_keeps_and_for_each_process(conf
     assert asked(processes={"finetune": 8}) == usual + 7 * 6_000
 
 
-def test_too_few_gpus_or_cores_for_the_shards_are_a_warning(configured):
-    found = configured(dataset="dtd", captions={"shards": 4})
-    assert job_resources.too_few_for_shards(found, "dtd", 16, 4) is None
-    for cores, gpus in ((16, 1), (2, 4)):
-        assert "gpu=4" in job_resources.too_few_for_shards(found, "dtd", cores, gpus)
-
-
 def test_images_are_those_of_the_index_or_else_of_the_file(configured, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photographs").mkdir()

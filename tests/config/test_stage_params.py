@@ -1,5 +1,7 @@
 """Which files and settings the stages get: a key that a stage does not get reruns nothing of it."""
 
+import json
+
 import pytest
 
 from latteclip.config import stage_params
@@ -125,9 +127,8 @@ def test_a_model_is_chosen_where_there_are_several_and_images_to_judge(configure
     ],
 )
 def test_the_methods_that_have_a_part_of_a_page(configured, methods, main, paper):
-    found = configured(method=methods)
-    assert stage_params.main_method(found, "demo") == main
-    assert stage_params.paper_method(found, "demo") == paper
+    values = json.loads(stage_params.report_dataset(configured(method=methods), "demo"))
+    assert (values["main"], values["paper"]) == (main, paper)
 
 
 def test_image_models_beside_clip_add_a_classifier_and_their_features(configured):

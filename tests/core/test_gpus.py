@@ -182,13 +182,3 @@ def test_a_build_that_cannot_use_the_gpu_is_one_sentence(
     gpus.refuse_unusable("2.14.0", "13.0")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     gpus.refuse_unusable("2.14.0", cuda, sees_none=True)
-
-
-def test_gpus_that_no_tool_lists_are_told_of(machine, monkeypatch, tmp_path, caplog):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(gpus, "DEVICES", tmp_path)
-    gpus.claim()
-    assert not caplog.text
-    (tmp_path / "nvidia0").touch()
-    gpus.claim()
-    assert "NVIDIA_DRIVER_CAPABILITIES" in caplog.text

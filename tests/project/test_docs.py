@@ -8,8 +8,8 @@ from support.tiny import ROOT
 from latteclip import __version__
 from latteclip.config import layers, model
 from latteclip.config.configuration import Configuration
-from latteclip.core.steps import steps_per_epoch
 from latteclip.deploy import model_card
+from latteclip.train.settings import steps_per_epoch
 
 STAGES = ROOT / "docs" / "how-it-works.md"
 

@@ -22,12 +22,11 @@ def nvidia_smi(folder, gpus, driver="560.35.03", memory=(), capability="8.0"):
         lines += [f"  MIG 1g.5gb     Device  {i}: (UUID: {part})" for i, part in enumerate(parts)]
     listed = "\n".join(f"echo '{line}'" for line in lines)
     used = "\n".join(f"echo '{uuid}, {n}'" for uuid, n in zip(gpus, memory, strict=False))
-    cards = "\n".join(f"echo '{uuid}, {capability}, NVIDIA card'" for uuid in gpus)
+    cards = "\n".join(f"echo '{uuid}, {driver}, {capability}, NVIDIA card'" for uuid in gpus)
     write(
         folder,
-        f'case "$1" in\n--query-gpu=driver_version) echo {driver} ;;\n'
-        f"--query-gpu=uuid,memory.used) :\n{used}\n;;\n"
-        f"--query-gpu=uuid,compute_cap,name) :\n{cards}\n;;\n"
+        f'case "$1" in\n--query-gpu=uuid,memory.used) :\n{used}\n;;\n'
+        f"--query-gpu=uuid,driver_version,compute_cap,name) :\n{cards}\n;;\n"
         f"--list-gpus|-L) :\n{listed}\n;;\n*) exit 6 ;;\nesac\n",
     )
 

@@ -9,10 +9,10 @@ from support.trainings import CLASSNAMES
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
-from latteclip.core.steps import steps_per_epoch
 from latteclip.train import data as training_data
 from latteclip.train.data import TrainingFiles, schedule
 from latteclip.train.objectives.base import TokenizedTexts
+from latteclip.train.settings import steps_per_epoch
 
 LABELS = [2, 0, 2, 1, 0, 2, 1]
 TRUE = [0, 0, 2, 1, 1, 2, 1]

@@ -150,7 +150,7 @@ def taught(checkout):
 
 
 # What decides and what does not: settings, files of code by their content, answers. Which stages
-# import which module is the matter of tests/config/test_source_dependencies.py.
+# import which module is the matter of tests/config/test_sources.py.
 SHARDED = {"caption_images_shard": 2, "caption_groups_shard": 2, "gather_captions": 2}
 SETTINGS = {
     "finetune={'lr': 1e-4}": TUNED,

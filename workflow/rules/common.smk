@@ -10,7 +10,7 @@ if IS_CLONE:
     sys.path.insert(0, str(ROOT))
 
 from latteclip.cli.rule_functions import RuleFunctions, file_names, one_of, options
-from latteclip.config import job_resources, source_dependencies, stage_params
+from latteclip.config import job_resources, stage_params
 from latteclip.config.configuration import HEADS, Configuration
 from latteclip.config.stage_params import LEFT_OUT, MODEL_NOTE
 

@@ -19,7 +19,7 @@ rule evaluate:
     benchmark:
         "results/{dataset}/{method}/seed{seed}/benchmarks/evaluate.jsonl"
     wildcard_constraints:
-        method=one_of(filter(configuration.is_trained, configuration.config["methods"])),
+        method=one_of(filter(configuration.is_tuned, configuration.config["methods"])),
     conda:
         "../../envs/latteclip.yaml"
     threads: threads_of("evaluate")

@@ -15,13 +15,17 @@ rule report_dataset:
         predictions=given_each(stage_params.page_runs, "predictions"),
         train_predictions=given_each(stage_params.page_runs, "train_predictions"),
         selection=given(stage_params.selection_if_any),
-        calibrated=given_if(Configuration.runs_calibrated, CALIBRATED),
+        calibrated=given_if(
+            lambda c, dataset: "zero_shot_calibrated"
+            in map(c.objective, c.methods_of(dataset)),
+            CALIBRATED,
+        ),
         audit=given(stage_params.audit_if_any),
         fused_labels=given_if(stage_params.shows_fused_labels, FUSED_LABELS),
         unknown="results/{dataset}/unknown.parquet",
         duplicates="results/{dataset}/duplicates.parquet",
         corrupt="results/{dataset}/corrupt.csv",
-        templates=unstored(source_dependencies.templates()),
+        templates=unstored(stage_params.templates()),
         code=sources("latteclip.report.report_dataset"),
     output:
         report(
@@ -54,7 +58,7 @@ rule index_results:
         metrics=rules.summarize.input.metrics,
         selections=rules.summarize.input.selections,
         audits=rules.summarize.input.audits,
-        templates=unstored(source_dependencies.templates()),
+        templates=unstored(stage_params.templates()),
         code=sources("latteclip.report.index_results"),
     output:
         report(

@@ -28,13 +28,7 @@ rule assemble_model:
         " --output {output} --log {log}"
 
 
-trained_by_themselves = [
-    method
-    for method in configuration.config["methods"]
-    if configuration.is_trained(method) and not configuration.is_average(method)
-]
-
-
+trained = list(filter(configuration.is_trained, configuration.config["methods"]))
 TRAINING_FILES = (
     *("images", "pseudo_labels", "image_captions", "group_captions", "fused_labels"),
     *("calibrated", "image_prototypes"),
@@ -60,7 +54,7 @@ rule find_learning_rate:
     benchmark:
         "results/{dataset}/{method}/benchmarks/find_learning_rate.jsonl"
     wildcard_constraints:
-        method=one_of(trained_by_themselves),
+        method=one_of(trained),
     priority: EARLY
     conda:
         "../../envs/latteclip.yaml"
@@ -102,7 +96,7 @@ rule finetune:
     benchmark:
         "results/{dataset}/{method}/seed{seed}/benchmarks/finetune.jsonl"
     wildcard_constraints:
-        method=one_of(trained_by_themselves),
+        method=one_of(trained),
     priority: EARLY
     conda:
         "../../envs/latteclip.yaml"

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from latteclip.core import devices
-from latteclip.core.settings import from_values
+from latteclip.core.files import from_values
 from latteclip.train.objectives import base
 
 MARGIN_FLOOR = 1e-6

@@ -1,7 +1,7 @@
 import pytest
 
 from latteclip.config import layers
-from latteclip.config import source_dependencies as code
+from latteclip.config import stage_params as code
 
 
 @pytest.fixture
