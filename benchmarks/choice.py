@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 
 from latteclip.clip.classifier import load_classifier
-from latteclip.config.stage_params import TRAIN_PREDICTIONS
 from latteclip.core import tables
 from latteclip.core.holdout import Fold
 from latteclip.evaluate import evaluate as evaluation
@@ -144,7 +143,7 @@ def _run(folder: Path, method: str, seed: int) -> tuple[str, str, int, str, str,
     """Return dataset, method and seed of a run, and its files in a new folder."""
     place = folder / method / f"seed{seed}"
     place.mkdir(parents=True, exist_ok=True)
-    names = ("predictions.parquet", "metrics.json", TRAIN_PREDICTIONS)
+    names = ("predictions.parquet", "metrics.json", "train_predictions.parquet")
     predictions, figures, training = (str(place / name) for name in names)
     return folder.name, method, seed, predictions, figures, training
 
@@ -226,7 +225,7 @@ def _regret(folder: Path, runs: list[tuple[str, int, Path]], named: str) -> floa
         CandidateFiles(
             *(method, seed, method, tuple(values["marks"])),
             metrics=str(path),
-            train_predictions=str(path.with_name(TRAIN_PREDICTIONS)),
+            train_predictions=str(path.with_name("train_predictions.parquet")),
             model=str(path.parent),
         )
         for (method, seed, path), values in zip(runs, figures, strict=True)

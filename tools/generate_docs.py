@@ -62,21 +62,14 @@ def _rows(section: type[Section], defaults: Any, prefix: str, skip: set[str]) ->
             continue
         field, key, default = section.model_fields[name], prefix + name, values.get(name)
         inner = section_of(field.annotation)
-        if inner is None:
+        if inner is None or (prefix and name in Shared.model_fields):
             shown = f"`{_yaml(default)}`" if name in values else ""
             yield f"`{key}`", shown, _meaning(field.annotation, field)
-        elif prefix and name in Shared.model_fields:
-            yield f"`{key}`", "", f"keys of `{name}` for this method"
         else:
-            yield f"**`{key}`**", "", _meaning(field.annotation, field) or _summary(inner)
+            yield f"**`{key}`**", "", _meaning(field.annotation, field)
             by_name = get_origin(field.annotation) is dict
             below = f"{key}.<name>." if by_name else f"{key}."
             yield from _rows(inner, {} if by_name else default, below, skip)
-
-
-def _summary(section: type[Section]) -> str:
-    text = (section.__doc__ or "").rstrip(".")
-    return text[:1].lower() + text[1:] if text[1:2].islower() else text
 
 
 def _meaning(annotation: Any, field: Any = None) -> str:

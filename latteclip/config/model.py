@@ -56,7 +56,7 @@ Objective = Literal[
 ]
 
 
-def key(description: str = "") -> Any:
+def key(description: str) -> Any:
     """Return a key of a section, which may be absent."""
     return Field(default=None, description=description)
 
@@ -75,65 +75,53 @@ class Section(BaseModel):
 
 
 class Counts(Section):
-    """Numbers that the index must have."""
-
     train: Positive = key("training images, validation images included")
     test: Positive = key("test images")
     classes: Annotated[int, Field(ge=2)] = key("classes")
 
 
 class Lists(Section):
-    """The list of each split, with lines of image and class name; for shards, a glob."""
-
     train: Line = key("list or shards of the training images")
     val: Line = key("list or shards of the validation images")
     test: Line = key("list or shards of the test images")
 
 
 class Split(Section):
-    """How the folder of a dataset is read."""
-
     kind: Literal["coop", "folders", "csv", "lists", "webdataset", "parquet"] = key(
         "a CoOp split JSON, class folders, a table, one list per split, or shards of two kinds"
     )
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = key("share of labelled images for testing")
     max_corrupt: Share = key("share of images, rounded up, that may be broken")
     file: Line = key("the split JSON or table, relative to the dataset's folder")
-    lists: Lists = key()
+    lists: Lists = key(
+        "the list of each split, with lines of image and class name; for shards, a glob"
+    )
     suffix: str = key("suffix that turns an image of a list into a path")
     image: Suffix = key("suffix of the images in tar shards, if samples have several images")
     label: Line = key("labels of shards: a suffix (cls; txt; json:field) or a Parquet column")
     classes: Line = key("file of class names, one per line, in label order")
     images: Line = key("folder to which the split's paths are relative")
     classname_replace: dict[str, str] = key("replacements that turn folder names into class names")
-    counts: Counts = key()
+    counts: Counts = key("numbers that the index must have")
 
 
 class Prompts(Section):
-    """The prompts of the captioner."""
-
     image: Text = key("about one image; {} is its pseudo-label")
     group: Text = key("about a group; {} is its pseudo-label")
 
 
 class Clip(Section):
-    """The CLIP model that is adapted."""
-
     model: Line = key("an open_clip name, hf-hub:<repo> or local-dir:<folder>")
     pretrained: Line | None = key("open_clip tag or weights file; null: in hf-hub: or local-dir:")
     precision: Literal["bf16", "fp16", "float32"] = key("GPU arithmetic; weights are float32")
 
 
 class Inference(Section):
-    """Zero-shot pseudo-labels and evaluation."""
-
     batch_size: Positive = key("images encoded at once")
     topk: Annotated[int, Field(ge=5)] = key("best classes kept for each image")
 
 
 class Captioner(Section):
-    """The multimodal model that writes the captions."""
-
     engine: Engine = key("openai: a server at OPENAI_BASE_URL; file: your own captions")
     model: Line = key("a Hugging Face id, a folder, or a server's name for the model")
     revision: Line | None = key("a commit of the Hugging Face repo; null: its main branch")
@@ -155,14 +143,10 @@ class Captioner(Section):
 
 
 class Captions(Section):
-    """How captioning is divided into jobs."""
-
     shards: Shards = key("jobs that write captions or class scores; auto: one for each free GPU")
 
 
 class Scores(Section):
-    """The captioner's scores of CLIP's best classes."""
-
     kind: Literal["likelihood", "multiple_choice"] | None = key(
         "likelihood: of each class's text; multiple_choice: of letters of a list; null: no scores"
     )
@@ -176,20 +160,14 @@ class Scores(Section):
 
 
 class Selection(Section):
-    """The choice of a model without labels."""
-
     share: Third = key("share of training images that each seed leaves out; 0: no model is chosen")
 
 
 class Unknown(Section):
-    """Images that show none of the classes."""
-
     share: Half = key("share of training images to mark as unknown")
 
 
 class Groups(Section):
-    """Group captions: four images of one pseudo-label, one group for every image."""
-
     seed: Natural = key("seed of the groups")
     groups_per_class: Positive | None = key("groups of each class; null: one for every image")
     layout: Literal["grid", "multi_image"] = key("one picture of all four images, or four pictures")
@@ -198,8 +176,6 @@ class Groups(Section):
 
 
 class Finetune(Section):
-    """The optimiser."""
-
     epochs: Positive | Auto = key("passes over the training images; auto: by their number")
     warmup_steps: Natural | Auto = key("steps of linear warm-up; auto: a tenth, at most 50")
     steps_multiple_of: Positive = key("steps of an epoch are rounded up to a multiple of this")
@@ -213,8 +189,6 @@ class Finetune(Section):
 
 
 class Compute(Section):
-    """How fine-tuning is computed: speed and memory, not results."""
-
     cache_gib: AtLeastZero = key("GiB in memory for decoded images; more are on disk, if they fit")
     micro_batch: Positive | Auto | None = key("images encoded at once; auto: what fits; null: all")
     gradient_checkpointing: bool = key("recompute activations: less memory, more time")
@@ -223,14 +197,10 @@ class Compute(Section):
 
 
 class Processes(Section):
-    """Processes of a job, each on its own GPU."""
-
     finetune: Positive = key("processes of finetune, which divide each batch")
 
 
 class Threads(Section):
-    """CPU threads of each job."""
-
     index_images: Positive = key("threads of index_images")
     pseudo_label_images: Positive = key("threads of pseudo_label_images")
     caption: Positive = key("threads of caption_images, caption_groups and score_classes")
@@ -239,8 +209,6 @@ class Threads(Section):
 
 
 class Switches(Section):
-    """The switches of LatteCLIP, all on by default."""
-
     alpha: ShareAboveZero = key("1 - momentum of the targets")
     class_description: bool = key("mix in the class description")
     image_description: bool = key("mix in the image description")
@@ -253,8 +221,6 @@ class Switches(Section):
 
 
 class Graph(Section):
-    """The graph of class texts and training images of label_propagation."""
-
     neighbours: Positive = key("images, and class texts, linked to an image")
     gamma: AboveZero = key("power of the cosines between images and texts")
     alpha: Annotated[float, Field(gt=0, lt=1)] = key("share of a score that comes from neighbours")
@@ -271,9 +237,9 @@ class MethodOfDataset(Section):
     )
     prototypes: Literal["text", "image"] = key("prototypes at the start; image is not in the paper")
     head: Literal["tuned", "refit"] = key("the classifier after training; refit: image prototypes")
-    graph: Graph = key()
-    switches: Switches = key()
-    finetune: Finetune = key()
+    graph: Graph = key("the graph of class texts and training images of label_propagation")
+    switches: Switches = key("the switches of LatteCLIP, all on by default")
+    finetune: Finetune = key("keys of `finetune` for this method")
 
 
 class Method(MethodOfDataset):
@@ -283,15 +249,11 @@ class Method(MethodOfDataset):
 
 
 class Table(Section):
-    """The table over all datasets and methods of a run."""
-
     name: Key = key("name of its files results/<name>.csv and .md")
     baseline: Line = key("the reference method: gains are relative to it")
 
 
 class HubOrDriveFile(Section):
-    """A file of Hugging Face or of Google Drive."""
-
     hf: Line = key("a Hugging Face repo")
     file: Line = key("a path in it, or a glob that matches one of its files")
     revision: Line = key("a commit of it")
@@ -303,8 +265,6 @@ class HubOrDriveFile(Section):
 
 
 class Download(Section):
-    """A file to download."""
-
     sources: list[Line | HubOrDriveFile] = key(
         "URLs, paths on this machine, {hf: repo, file: name} or {drive: id}, tried in order"
     )
@@ -317,8 +277,6 @@ class Download(Section):
 
 
 class Textures(Section):
-    """Textures generated by latteclip.demo."""
-
     train: Positive = key("training images")
     test: Positive = key("test images")
     gap: Share = key("distance to the source domain")
@@ -326,10 +284,8 @@ class Textures(Section):
 
 
 class Source(Section):
-    """Where the images come from: one of these keys."""
-
     folder: Line = key("a folder on this machine")
-    textures: Textures = key()
+    textures: Textures = key("textures generated by latteclip.demo")
     downloads: dict[FileName, Download] = key("files to download, by name")
 
     @model_validator(mode="after")
@@ -342,21 +298,23 @@ class Source(Section):
 class Shared(Section):
     """Keys that a dataset may have too."""
 
-    split: Split = key()
+    split: Split = key("how the folder of a dataset is read")
     template: Texts = key("class template with {} for the name, or a list to average over")
-    prompts: Prompts = key()
-    clip: Clip = key()
-    inference: Inference = key()
-    captioner: Captioner = key()
-    captions: Captions = key()
-    scores: Scores = key()
-    selection: Selection = key()
-    unknown: Unknown = key()
-    groups: Groups = key()
-    finetune: Finetune = key()
-    compute: Compute = key()
-    processes: Processes = key()
-    threads: Threads = key()
+    prompts: Prompts = key("the prompts of the captioner")
+    clip: Clip = key("the CLIP model that is adapted")
+    inference: Inference = key("zero-shot pseudo-labels and evaluation")
+    captioner: Captioner = key("the multimodal model that writes the captions")
+    captions: Captions = key("how captioning is divided into jobs")
+    scores: Scores = key("the captioner's scores of CLIP's best classes")
+    selection: Selection = key("the choice of a model without labels")
+    unknown: Unknown = key("images that show none of the classes")
+    groups: Groups = key(
+        "group captions: four images of one pseudo-label, one group for every image"
+    )
+    finetune: Finetune = key("the optimiser")
+    compute: Compute = key("how fine-tuning is computed: speed and memory, not results")
+    processes: Processes = key("processes of a job, each on its own GPU")
+    threads: Threads = key("CPU threads of each job")
 
 
 class Dataset(Shared):
@@ -366,7 +324,7 @@ class Dataset(Shared):
     licence: str = key("terms of use of its images")
     citation: str = key("the paper to cite")
     size: str = key("size of its downloads, in words")
-    source: Source = key()
+    source: Source = key("where the images come from: one of these keys")
     class_synonyms: dict[str, list[str]] = key("other names of classes, averaged with the name")
     methods: dict[Key, MethodOfDataset] = key("what the dataset changes of a method")
 
@@ -388,7 +346,7 @@ class Config(Shared):
         "image models beside CLIP that help to label images: a name of timm, hf-hub:<repo>, "
         "local-dir:<folder> or open_clip:<model>/<tag>"
     )
-    table: Table = key()
+    table: Table = key("the table over all datasets and methods of a run")
     methods: dict[MethodName, Method] = key("methods by name")
     datasets: dict[Key, Dataset] = key("datasets by key")
 

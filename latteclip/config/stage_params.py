@@ -20,7 +20,6 @@ MODEL_NOTE = "resources/models/{model}.json"
 FOLDER_FILES = "resources/{dataset}/folder_files.parquet"
 # Predictions of the trainings of an average for the images that they left out.
 LEFT_OUT = "results/{dataset}/{method}/seed{seed}/left_out.parquet"
-TRAIN_PREDICTIONS = "train_predictions.parquet"
 # Files of a run that are not Parquet, by their kinds.
 FILES = {"metrics": "metrics.json", "model": "model"}
 DESCRIBED = ("title", "licence", "citation", "source", "class_synonyms")
@@ -28,13 +27,10 @@ DESCRIBED = ("title", "licence", "citation", "source", "class_synonyms")
 IMPORT = re.compile(r"^ *(?:from|import) (latteclip[\w.]*)(?: import (\([^)]*\)|.*))?", re.M)
 # Modules that cannot change what a stage writes: errors, messages, signals, files put in place,
 # checks of settings, and the GPUs and processes that do the work in order.
-WITHOUT_EFFECT = frozenset(
-    f"latteclip.{name}"
-    for name in (
-        *("core.errors", "core.files", "core.gpus", "core.signals", "core.terminal"),
-        "data.workers",
-    )
-)
+WITHOUT_EFFECT = {
+    *(f"latteclip.core.{name}" for name in ("errors", "files", "gpus", "signals", "terminal")),
+    "latteclip.data.workers",
+}
 Paths = list[str]
 Settings = dict[str, Any]
 
@@ -43,28 +39,21 @@ Settings = dict[str, Any]
 # itself sees the shell command of a rule, not the package behind it.
 
 
+@cache  # hundreds of jobs have the same code
 def sources(*modules: str) -> Paths:
     """Return the files of modules and of their imports from the package, also in functions.
 
     Sorted paths, relative where they are inside the working folder. A package's `__init__.py` is
     not among them, for it is a docstring alone.
     """
-    return list(_sources(modules, Path.cwd()))
-
-
-@cache  # hundreds of jobs have the same code
-def _sources(modules: tuple[str, ...], _here: Path) -> Paths:
     return sorted(layers.relative_to_cwd(_file(name)) for name in closure(*modules))
 
 
 def closure(*modules: str) -> set[str]:
     """Return modules and their direct and indirect imports from the package."""
-    found: set[str] = set()
-    waiting = [*modules]
-    while waiting:
-        if (name := waiting.pop()) not in found:
-            found.add(name)
-            waiting += _imports(_file(name))
+    found = set(modules)
+    while new := {name for module in found for name in _imports(_file(module))} - found:
+        found |= new
     return found
 
 
@@ -190,14 +179,10 @@ def fuse_labels(configuration: Configuration, dataset: str) -> Settings:
     return {**configuration.section("clip", dataset), "batch_size": size}
 
 
-def image_features(configuration: Configuration, dataset: str) -> Paths:
-    """Return the features of the images by each image model beside CLIP."""
-    return [f"results/{dataset}/eyes/{eye}.parquet" for eye in configuration.eyes]
-
-
-def image_features_of_method(configuration: Configuration, dataset: str, method: str) -> Paths:
-    """Return the features by other image models if the method's classifier reads them."""
-    return image_features(configuration, dataset) if configuration.reads_eyes(method) else []
+def image_features(configuration: Configuration, dataset: str, method: str = "") -> Paths:
+    """Return the features by image models beside CLIP: all, or those that a method reads."""
+    eyes = configuration.eyes if not method or configuration.reads_eyes(method) else ()
+    return [f"results/{dataset}/eyes/{eye}.parquet" for eye in eyes]
 
 
 def shows_fused_labels(configuration: Configuration, dataset: str) -> bool:

@@ -141,4 +141,4 @@ def test_image_models_beside_clip_add_a_classifier_and_their_features(configured
     assert settings["eyes"] == ["local-dir:/models/eye", "vit_small"]
     for method in ("image_prototypes", "zero_shot"):
         assert "eyes" not in stage_params.assemble_model(found, "dtd", method)
-        assert stage_params.image_features_of_method(found, "dtd", method) == []
+        assert stage_params.image_features(found, "dtd", method) == []

@@ -48,7 +48,7 @@ rule evaluate_classifier:
         votes=given_if(
             Configuration.reads_fused_labels, "results/{dataset}/votes.parquet"
         ),
-        eyes=given(stage_params.image_features_of_method),
+        eyes=given(stage_params.image_features),
         code=sources("latteclip.evaluate.evaluate_classifier"),
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
