@@ -47,9 +47,9 @@ def full_disk(error: BaseException) -> str | None:
         if getattr(cause, "errno", None) in FULL or any(w in str(cause) for w in FULL_WORDS):
             place = getattr(cause, "filename", None)
             return (
-                f"There is no space left{f' for {place}' if place else ''}; free some space (of "
-                "results, resources, the hub's cache or TMPDIR) or ask for a larger quota, and "
-                "rerun: finished work is not lost."
+                f"The disk{f' of {place}' if place else ''} is full; free some space (of results, "
+                "resources, the hub's cache or TMPDIR) or ask for a larger quota, and rerun: "
+                "finished work is not lost."
             )
     return None
 
