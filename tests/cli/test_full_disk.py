@@ -32,7 +32,7 @@ def is_about_space(outcome):
     status, errors = outcome
     assert status == 2
     [sentence] = errors
-    return "no space left" in sentence or "A disk is full" in sentence
+    return " is full; free some space" in sentence
 
 
 def noise(n):
