@@ -105,7 +105,8 @@ def _methods(configuration: Configuration, dataset: str) -> Iterator[str]:
         objective, labels = values["objective"], configuration.pseudo_labels(method, dataset)
         if objective == EYES_METHOD and not configuration.eyes:
             yield f"method {method} needs image models; set eyes, or leave it out of method."
-        if labels not in (allowed := PSEUDO_LABELS.get(objective, (labels,))):
+        allowed = PSEUDO_LABELS.get(objective)
+        if allowed and labels not in allowed:
             yield f"method {method} takes pseudo_labels {' or '.join(allowed)}, not {labels}."
         if labels in ("lmm", "caption") and scored != (labels == "lmm"):
             yield (

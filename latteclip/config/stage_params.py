@@ -105,8 +105,8 @@ def made_folder(configuration: Configuration, dataset: str) -> Paths:
 def download_dataset(configuration: Configuration, dataset: str) -> Settings:
     """Return the files to download, and their terms of use."""
     values = configuration.dataset(dataset)
-    terms = {key: values[key] for key in ("title", "licence", "citation") if key in values}
-    return {"downloads": values["source"]["downloads"], **terms}
+    terms = [key for key in ("title", "licence", "citation") if key in values]
+    return {"downloads": values["source"]["downloads"], **{key: values[key] for key in terms}}
 
 
 def index_images(configuration: Configuration, dataset: str) -> Settings:

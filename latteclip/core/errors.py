@@ -11,6 +11,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT}
 # As libraries of Rust and C++ put it, whose errors have no number.
 FULL_WORDS = ("No space left on device", "Disk quota exceeded")
 MIB = 2**20
+SHARED_MEMORY = "/dev/shm"
 WORKER_KILLED = (
     "A process that loads images was killed, mostly because memory ran out; lower threads of this "
     "stage, or compute.cache_gib of a training."
@@ -68,9 +69,9 @@ def worker_failure(error: BaseException) -> str | None:
     if not isinstance(error, RuntimeError) or "DataLoader worker" not in text:
         return None
     if "shared memory" in text or "Bus error" in text:
-        total, _, free = shutil.disk_usage("/dev/shm")
+        total, _, free = shutil.disk_usage(SHARED_MEMORY)
         return (
-            f"/dev/shm has {total // MIB} MiB, {free // MIB} of them free, too few for the "
+            f"{SHARED_MEMORY} has {total // MIB} MiB, {free // MIB} of them free, too few for the "
             "processes that load images; lower threads of this stage, or start the container with "
             "more of it (docker run --shm-size=8g; Apptainer: --bind /dev/shm)."
         )

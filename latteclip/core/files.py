@@ -127,7 +127,7 @@ def list_from_json(cls: type[T], text: str, section: str = "") -> list[T]:
     from pydantic import ValidationError  # here: --help does without
 
     try:
-        built: list[T] = _list_of(cls).validate_json(text)
+        built: list[T] = _list_of(cls).validate_json(text)  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(filter(None, (section, *map(str, first["loc"][1:]))))

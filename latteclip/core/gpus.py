@@ -211,7 +211,7 @@ def _is_too_old(driver: str, cuda: int) -> bool:
 def _is_below(version: str, oldest: float) -> bool:
     """Return whether a version such as 7.0 or 535.183.01 is older. An unknown one is not."""
     found = re.match(r"\d+(\.\d+)?", version)
-    return bool(found) and float(found[0]) < oldest
+    return found is not None and float(found[0]) < oldest
 
 
 def missing_compiler() -> str | None:
