@@ -25,7 +25,7 @@ from latteclip.evaluate import evaluate_classifier
 from latteclip.evaluate.results import read_metrics
 from latteclip.evaluate.select_model import (
     SIMPLICITY,
-    CandidateFiles,
+    Candidate,
     choose,
     read_votes,
 )
@@ -222,7 +222,7 @@ def _regret(folder: Path, runs: list[tuple[str, int, Path]], named: str) -> floa
     """Return the regret of the choice among runs: of each method the mean over its seeds counts."""
     figures = [read_metrics(str(path)) for _, _, path in runs]
     candidates = [
-        CandidateFiles(
+        Candidate(
             *(method, seed, method, tuple(values["marks"])),
             metrics=str(path),
             train_predictions=str(path.with_name("train_predictions.parquet")),

@@ -65,8 +65,7 @@ class Data:
         self.test = (torch.as_tensor(features[:]) - mean).double() / self.images.length
         self.start = LabelModel(self.images, self.votes, session.model.others)
         self.learned = copy.copy(self.start)
-        if self.start.is_informed:
-            self.learned.learn(ROUNDS)
+        self.learned.learn(ROUNDS)
         self.before: Fusion = copy.copy(self.start).fused()
 
     @staticmethod

@@ -197,8 +197,7 @@ class TeachingSession(Interview):
             threads=torch.get_num_threads(),
         )
         model = LabelModel(known.images, known.votes, known.others)
-        if model.is_informed:
-            model.learn(STEPS if self._is_light else ROUNDS)
+        model.learn(STEPS if self._is_light else ROUNDS)
         return model
 
     @property
@@ -213,10 +212,7 @@ class TeachingSession(Interview):
 
     def _probabilities(self) -> torch.Tensor:
         """Return the probabilities [P, C] of the classes."""
-        rows = torch.arange(len(self.pool))
-        if not self.model.is_informed:
-            return self.model.images.zero_shot(rows).exp()
-        return self.model.log_posterior(rows).exp()
+        return self.model.log_posterior(torch.arange(len(self.pool))).exp()
 
     def _learn(self, answers: Mapping[str, Answer]) -> None:
         """Learn from the answers of the first phase."""
@@ -227,7 +223,6 @@ class TeachingSession(Interview):
         labelled, _ = labelled_rows(taught, pool, self.classnames)
         if len(labelled.rows):
             self.model = self.model.answered(labelled)
-        if len(labelled.rows) and self.model.is_informed:
             for _ in range(1 if self._is_light else STEPS):
                 self.model.step(light=self._is_light)
         self.posterior = self._probabilities()
@@ -275,10 +270,7 @@ class TeachingSession(Interview):
 
     def _predicted(self, places: list[int]) -> torch.Tensor:
         """Return the log-probabilities [n, C] of images by everything but their answers."""
-        rows = torch.tensor(places, dtype=torch.long)
-        if not self.model.is_informed:
-            return self.model.images.zero_shot(rows)
-        return self.model.predicted_log_posterior(rows)
+        return self.model.predicted_log_posterior(torch.tensor(places, dtype=torch.long))
 
     def _doubtful(self, answers: Mapping[str, Answer], n: int) -> list[int]:
         """Return rows with the smallest margins, or in their place images that cover the pool."""

@@ -1,7 +1,4 @@
-"""Images classified by a fine-tuned model: the test split, and some training images.
-
-Letters: N images, K best classes.
-"""
+"""Images classified by a fine-tuned model: the test split, and some training images."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,4 @@
-"""The test split classified by the features of the pretrained model and a classifier of them.
-
-Without a test split, all images are classified.
-"""
+"""The test split classified by the features of the pretrained model and a classifier of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

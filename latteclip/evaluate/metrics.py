@@ -1,7 +1,6 @@
 """Accuracy on the test split, and the files of a run with predictions and metrics.
 
 A dataset without a test split has predictions for its training images, and no accuracy.
-
 Letters: N evaluated images, C classes, K best classes.
 """
 
@@ -34,27 +33,10 @@ def recalls(
     return np.divide(hits, counts, out=np.full(n_classes, np.nan), where=counts > 0), counts
 
 
-def metrics(
-    ranked: npt.NDArray[np.int_], labels: npt.NDArray[np.int_], classnames: Sequence[str]
-) -> dict[str, object]:
-    """Return acc1, acc5 and mean_per_class_recall as fractions, and the per-class table."""
-    recall, counts = recalls(ranked[:, 0], labels, len(classnames))
-    return {
-        "acc1": accuracy(ranked, labels, 1),
-        "acc5": accuracy(ranked, labels, 5),
-        "mean_per_class_recall": float(np.nanmean(recall)),
-        "per_class": [
-            {"classname": name, "images": int(n), "recall": None if n == 0 else float(value)}
-            for name, n, value in zip(classnames, counts, recall, strict=True)
-        ],
-    }
-
-
 def read_evaluated_images(images_path: str, dataset: str) -> tuple[pa.Table, list[str]]:
-    """Read the N rows of an IMAGES table that are evaluated, and the C class names.
+    """Read the test split of an IMAGES table, and the C class names.
 
-    They are the test split. Where that is empty, they are all images, without their labels.
-    Without any image, UserError is raised.
+    Where it is empty, all images are evaluated, without their labels.
     """
     table, metadata = tables.read(images_path, tables.IMAGES)
     if len(table) == 0:
@@ -62,7 +44,6 @@ def read_evaluated_images(images_path: str, dataset: str) -> tuple[pa.Table, lis
     tests = table.filter(pc.equal(table["split"], "test"))
     if len(tests):
         return tests, metadata["classnames"]
-    # Images that were trained on give no accuracy.
     unknown = (tables.IMAGES.field(name) for name in tables.LABEL_COLUMNS)
     columns = {name: table[name] for name in table.column_names}
     columns |= {field.name: pa.nulls(len(table), field.type) for field in unknown}
@@ -102,11 +83,17 @@ def write(
     )
     result: dict[str, object] = {"dataset": dataset, "method": method, "seed": seed}
     result |= {"marks": list(marks), "images": len(images)}
-    labels = images["label"]
-    if labels.null_count:
+    result |= {"acc1": None, "acc5": None, "mean_per_class_recall": None, "per_class": []}
+    if images["label"].null_count:
         log.warning("No labels to test with in %s: predictions only.", dataset)
-        result |= {"acc1": None, "acc5": None, "mean_per_class_recall": None, "per_class": []}
     else:
-        result |= metrics(ranked, labels.to_numpy(), classnames)
+        labels = images["label"].to_numpy()
+        recall, counts = recalls(ranked[:, 0], labels, len(classnames))
+        result |= {f"acc{k}": accuracy(ranked, labels, k) for k in (1, 5)}
+        result["mean_per_class_recall"] = float(np.nanmean(recall))
+        result["per_class"] = [
+            {"classname": name, "images": int(n), "recall": None if n == 0 else float(value)}
+            for name, n, value in zip(classnames, counts, recall, strict=True)
+        ]
         log.info("%s, %s, seed %d: acc1 %.4f", dataset, method, seed, result["acc1"])
     write_json(metrics_output, result)

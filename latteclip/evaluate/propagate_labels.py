@@ -1,9 +1,7 @@
 """Labels propagated from class texts over unlabelled images: a baseline without training.
 
 ZLaP (Stojnic, Kalantidis, Tolias, CVPR 2024, arXiv 2404.04072) in its inductive form. The graph
-joins the texts of the classes and the training images; test images are linked to it one by one.
-Neighbours among very many images are approximate, see `IVFPQIndex`.
-
+joins the texts of the classes and the training images. Test images are linked to it one by one.
 Letters: N training images, M test images, C classes, D embedding width, Q queries, P points,
 K neighbours, V = C + N nodes: the classes, then the training images.
 """
@@ -46,12 +44,9 @@ class BruteForceIndex:
     def nearest(
         self, queries: torch.Tensor, k: int, first: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return cosines and indices of the k points nearest to each query, both [Q, k].
+        """Return cosines and indices of the k points nearest to each query [Q, D], both [Q, k].
 
-        Args:
-            queries: [Q, D], L2-normalised.
-            k: at most P, and less where there is `first`.
-            first: queries are the points from this one on, and none is its own neighbour.
+        With `first`, queries are the points from this one on, and none is its own neighbour.
         """
         cosines = queries @ self.points.T  # [Q, P]
         if first is not None:
@@ -61,12 +56,10 @@ class BruteForceIndex:
 
 
 class IVFPQIndex:
-    """Points on disk, with an index in memory that proposes likely neighbours.
+    """Points on disk, with an index of faiss in memory that proposes likely neighbours.
 
-    Points are assigned to cells around centroids and stored as codes of two bits a dimension
-    (inverted lists with product quantisation: Jegou, Douze, Schmid 2011; in registers: Andre,
-    Kermarrec, Le Scouarnec 2017; both by faiss). Exact cosines choose among the candidates that the
-    codes propose. The same points give the same neighbours.
+    Points are assigned to cells around centroids and stored as codes of two bits a dimension.
+    Exact cosines choose among the candidates that the codes propose.
     """
 
     at_once = QUERIES
@@ -105,10 +98,7 @@ class IVFPQIndex:
         return best.values, candidates.gather(1, best.indices)
 
 
-NeighbourIndex = BruteForceIndex | IVFPQIndex
-
-
-def neighbour_index(features: Features, device: torch.device) -> NeighbourIndex:
+def neighbour_index(features: Features, device: torch.device) -> BruteForceIndex | IVFPQIndex:
     """Return the index of points [P, D] that suits their number and the device."""
     if device.type == "cpu" and len(features) > MAX_BRUTE_FORCE:
         return IVFPQIndex(features)
@@ -139,7 +129,7 @@ class Graph:
         self,
         classes: torch.Tensor,
         features: Features,
-        images: NeighbourIndex,
+        images: BruteForceIndex | IVFPQIndex,
         settings: PropagationSettings,
     ) -> None:
         self.classes, self.images, self.settings = classes, images, settings
@@ -153,11 +143,10 @@ class Graph:
         self.scale = torch.where(degrees > 0, degrees.rsqrt(), 0)  # 0 for a node without links
 
     def neighbours(self, queries: Features, *, same: bool = False) -> torch.Tensor:
-        """Return the links of images [Q, D] into the graph: [Q, V] sparse, one row per image.
+        """Return the links [Q, V] sparse of images [Q, D] to the K nearest texts and images.
 
-        An image is linked to the K nearest class texts, and apart from these to the K nearest
-        images. A link weighs as much as the cosine, to the power gamma for a text. A negative
-        cosine makes no link. Where queries and images are the same, none is its own neighbour.
+        A link weighs as much as the cosine, to the power gamma for a text. A negative cosine makes
+        no link. Where queries and images are the same, none is its own neighbour.
         """
         texts, n_images = BruteForceIndex(self.classes), self.images.n
         k, n_classes = self.settings.neighbours, texts.n
@@ -199,25 +188,19 @@ class Graph:
     def rank(self, tests: Features | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the best classes of test images [M, D] and their scores, both [M, topk].
 
-        None: the N training images are ranked themselves. Equal scores are in the order of the
-        classes, of which some are propagated at a time.
-
-        A test image x with links w scores sum_j w_xj d_j^-1/2 Z_j, as if it were alone. Up to a
-        factor of the image, that is what the propagation gives to a node that hangs on the graph
-        and sends nothing back. The authors' code leaves d_j out, as does `normalise_test_links:
-        false`: then the texts, whose degrees are large, weigh much more than the images.
+        None: the N training images are ranked themselves. A test image x with links w scores
+        sum_j w_xj d_j^-1/2 Z_j: up to a factor, what the propagation gives to a node that sends
+        nothing back. The authors' code leaves d_j out, as does `normalise_test_links: false`: then
+        the texts, whose degrees are large, weigh much more than the images.
         """
         links = None if tests is None else self.neighbours(tests)
         n, n_classes = self.images.n if tests is None else len(tests), len(self.classes)
         labels, best = torch.empty(n, 0, dtype=torch.long), torch.empty(n, 0)
         for some in parts(n_classes, max(1, SCORES // len(self.scale))):
             found = self.propagate(some)  # [V, c]
-            if links is None:
-                found = found[n_classes:]
-            else:
-                if self.settings.normalise_test_links:
-                    found = self.scale[:, None] * found
-                found = torch.sparse.mm(links, found)
+            if links is not None and self.settings.normalise_test_links:
+                found = self.scale[:, None] * found
+            found = found[n_classes:] if links is None else torch.sparse.mm(links, found)
             found = found.cpu()
             order, best = best_classes(torch.cat([best, found], 1), self.settings.topk)
             numbers = torch.arange(some.start, some.stop).expand_as(found)
@@ -241,8 +224,7 @@ def propagate_labels(
 ) -> None:
     """Fit the graph on the images that are not in the test split, and classify those that are.
 
-    Without a test split the images of the graph themselves are classified. Labels are read to
-    measure the accuracy, after the predictions are made.
+    Without a test split the images of the graph themselves are classified.
     """
     where = devices.pick(device, threads)
     index, classnames = tables.read_unlabelled(images_path, training=False)

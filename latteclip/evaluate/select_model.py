@@ -8,7 +8,6 @@ compared on the images that their trainings left out.
 
 The rule resembles that of one standard error (Hastie et al. 2009, section 7.10): a model replaces a
 simpler one only where its lead is clear. A person's answers come before votes where they decide.
-
 Letters: K candidates, n images with votes, C classes.
 """
 
@@ -43,12 +42,15 @@ CLEAR = 0.25  # standard errors by which a model has to lead a simpler one
 
 @dataclass(frozen=True)
 class Candidate:
-    """A classifier that may be chosen."""
+    """A classifier that may be chosen, and its files."""
 
     method: str
     seed: int
     objective: str
     marks: tuple[str, ...] = ()  # keys of `results.MARKS`
+    metrics: str = ""
+    train_predictions: str = ""
+    model: str = ""  # folder
 
     @property
     def run(self) -> Run:
@@ -62,15 +64,6 @@ class Candidate:
     def simplicity(self) -> int:
         """Return a rank: the smaller, the simpler; the same for all trained ones."""
         return (*SIMPLICITY, self.objective).index(self.objective)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CandidateFiles(Candidate):
-    """A candidate with its files."""
-
-    metrics: str
-    train_predictions: str
-    model: str  # folder
 
 
 class Comparison(NamedTuple):
@@ -144,7 +137,7 @@ class Choice:
 
 def select_model(
     dataset: str,
-    candidates: Sequence[CandidateFiles],
+    candidates: Sequence[Candidate],
     votes_path: str | None,
     audit_path: str | None,
     output: str,
@@ -188,7 +181,7 @@ def select_model(
     log.info("%s: %s is chosen. %s", dataset, chosen.method, reason)
 
 
-def read_votes(runs: Sequence[CandidateFiles], votes_path: str | None) -> Votes | str:
+def read_votes(runs: Sequence[Candidate], votes_path: str | None) -> Votes | str:
     """Return the votes and what each run predicts, or why there are none."""
     if votes_path is None:
         return "this run has neither captions of images nor class scores"
@@ -214,14 +207,14 @@ def choose(candidates: Sequence[Candidate], votes: Votes | str, audit: Audit | N
     person's answers decide that others are better than the one that would be taken, the most
     accurate of those is. In place of votes stands why there are none.
     """
-    start = best_training_free(candidates, votes)
-    found = start if isinstance(votes, str) else _best_trained(candidates, start, votes)
-    if audit and (better := _better_by_answers(candidates, found, audit)):
-        return Choice(better[0], "answers", better[1], start)
+    start = found = best_training_free(candidates, votes)
     if isinstance(votes, str):
         reason = f"{candidates[found].method} is the default without votes: {votes}."
-        return Choice(found, "default", reason, start)
-    return Choice(found, "votes", _by_votes(candidates, found, start, votes), start)
+        choice = Choice(found, "default", reason, start)
+    else:
+        found = _best_trained(candidates, start, votes)
+        choice = Choice(found, "votes", _by_votes(candidates, found, start, votes), start)
+    return (audit and _by_answers(candidates, choice, audit)) or choice
 
 
 def eligible(candidates: Sequence[Candidate]) -> list[int]:
@@ -273,51 +266,50 @@ def _best_trained(candidates: Sequence[Candidate], start: int, votes: Votes) -> 
     return max(leading, key=order, default=start)
 
 
-def _better_by_answers(
-    candidates: Sequence[Candidate], found: int, audit: Audit
-) -> tuple[int, str] | None:
-    """Return the most accurate candidate that answers decide to be better, if any, and why."""
+def _by_answers(candidates: Sequence[Candidate], choice: Choice, audit: Audit) -> Choice | None:
+    """Return the most accurate candidate that answers decide to be better, if any."""
     runs = [one.run for one in candidates]
-    pairs = [(i, audit.compare(runs[i], runs[found])) for i in eligible(candidates)]
-    better = {i: pair for i, pair in pairs if pair and pair.decided and pair.value > 0}
+    pairs = {i: audit.compare(runs[i], runs[choice.index]) for i in eligible(candidates)}
+    better = {i: pair for i, pair in pairs.items() if pair and pair.decided and pair.value > 0}
     values = {one.run: one.value for one in audit.accuracies}
     best = max(better, key=lambda i: values[runs[i]], default=None)
     if best is None:
         return None
     pair = better[best]
-    return best, (
+    reason = (
         f"A person's answers about {audit.answered:,} {audit.split} images decide: "
         f"{pair.method} is better than {pair.other} by {100 * pair.value:.1f} points "
         f"({100 * pair.low:.1f} to {100 * pair.high:.1f})."
     )
+    return Choice(best, "answers", reason, choice.reference)
 
 
 def _by_votes(candidates: Sequence[Candidate], found: int, start: int, votes: Votes) -> str:
-    """Return the reason of a choice by votes: the numbers against the closest rival."""
-    pooled, winner, note = votes.pooled(candidates), candidates[found], ""
+    """Return the reason of a choice by votes: the numbers against the closest rival.
+
+    That is the reference, or else a trained candidate, or else the simplest of the others.
+    """
+    pooled, winner, note = votes.pooled(candidates), candidates[found].method, ""
     against = {i: pooled.compare(found, i) for i in eligible(candidates)}
     others = [i for i, pair in against.items() if i != found and pair.images]
-    trained = [
-        i for i in against if candidates[i].is_trained and candidates[i].method != winner.method
-    ]
+    trained = [i for i in against if candidates[i].is_trained and candidates[i].method != winner]
     enough = [i for i in trained if against[i].images >= MIN_HELD_OUT]
+    if found == start and not others:
+        return f"{winner} is the only model that can be compared."
     if found != start:
         rival = start
     elif enough:
         rival = min(enough, key=lambda i: against[i].difference)
-        note = "" if winner.is_trained else " No trained model has a clear lead."
-    elif others:
-        rival = min(others, key=lambda i: candidates[i].simplicity)
     else:
-        return f"{winner.method} is the only model that can be compared."
-    if trained and not enough and not winner.is_trained:
-        note = f" No trained model has {MIN_HELD_OUT} held-out images, which a comparison needs."
+        rival = min(others, key=lambda i: candidates[i].simplicity)
     compared, other = against[rival], candidates[rival].method
-    if compared.difference < 0 and not note:
+    if trained and not enough and not candidates[found].is_trained:
+        note = f" No trained model has {MIN_HELD_OUT} held-out images, which a comparison needs."
+    elif compared.difference < 0:
         note = " That lead is not clear, so the simpler model is taken."
     return (
-        f"{winner.method} and {other} classify {compared.differ:,} of {compared.images:,} held-out "
-        f"images differently: by the {votes.source}, {winner.method} should be right for "
+        f"{winner} and {other} classify {compared.differ:,} of {compared.images:,} held-out images "
+        f"differently: by the {votes.source}, {winner} should be right for "
         f"{compared.support:,.1f} of them and {other} for {compared.other_support:,.1f}.{note}"
     )
 

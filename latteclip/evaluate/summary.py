@@ -1,6 +1,5 @@
 """Means, spreads and gains over datasets and methods, with the paper's figures beside them."""
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import pandas as pd
 
 from latteclip.core import tables
-from latteclip.core.errors import UserError
 from latteclip.evaluate.results import (
     FIGURES,
     MARKS,
@@ -20,7 +18,6 @@ from latteclip.evaluate.results import (
     read_selection,
 )
 
-log = logging.getLogger(__name__)
 Paths = Iterable[str | Path]
 # The paper's abstract gives no accuracies of single datasets.
 PAPER_SOURCE = "LatteCLIP, abstract (arXiv 2410.08211, WACV 2025)"
@@ -42,29 +39,23 @@ def read_results(
 ) -> tuple[list[dict[str, Any]], dict[str, Selection], dict[str, Audit]]:
     """Read the metrics of a run, and of each dataset the choice of a model and the audit.
 
-    Those of other datasets in `others`, a folder of earlier results, are added. A dataset of which
-    a file is broken is left out with a warning. A broken file of this run raises UserError.
+    Those of other datasets in `others`, a folder of earlier results, are added.
     """
     found = _read(metrics_paths, selection_paths, audit_paths)
     here = {values["dataset"] for values in found[0]}
     # Where a storage keeps the results, the folder need not be there.
     for folder in sorted(Path(others).glob("*")) if others else []:
-        paths = sorted(folder.glob("*/seed*/metrics.json"))
+        paths, index = sorted(folder.glob("*/seed*/metrics.json")), folder / "images.parquet"
         if folder.name in here or not paths:
             continue
-        try:
-            index = folder / "images.parquet"
-            if index.is_file() and "limit" in tables.read_metadata(index, "image_id"):
-                continue  # a limited run has its own table
-            more = _read(paths, folder.glob("selection.json"), folder.glob("audit.json"))
-        except UserError as error:
-            log.warning("%s is left out of the table: %s", folder.name, error)
-            continue
+        if index.is_file() and "limit" in tables.read_metadata(index, "image_id"):
+            continue  # a limited run has its own table
+        more = _read(paths, folder.glob("selection.json"), folder.glob("audit.json"))
         for kind, added in zip(found, more, strict=True):
             kind += added
-    metrics, *of_datasets = found
-    selections, audits = ({one.dataset: one for one in kind} for kind in of_datasets)
-    return mark_audited(metrics, audits), selections, audits
+    metrics, selections, audits = found
+    by_name = {audit.dataset: audit for audit in audits}
+    return mark_audited(metrics, by_name), {one.dataset: one for one in selections}, by_name
 
 
 def _read(metrics: Paths, selections: Paths, audits: Paths) -> list[list[Any]]:
@@ -73,16 +64,10 @@ def _read(metrics: Paths, selections: Paths, audits: Paths) -> list[list[Any]]:
 
 
 def summary(runs: Sequence[Mapping[str, Any]], baseline: str) -> pd.DataFrame:
-    """Return percentages per dataset and method, in the order in which they first occur.
+    """Return the COLUMNS in percent by dataset and method, in the order in which they first occur.
 
-    Args:
-        runs: metrics, with FIGURES that are fractions or None.
-        baseline: the method that gains are over.
-
-    Returns:
-        The COLUMNS: marks of any seed, separated by spaces; of each metric its mean over seeds, and
-        of acc1 its sample standard deviation (null for a single run) and its gain over the baseline
-        on the same dataset (null where that was not run).
+    Marks are those of any seed, separated by spaces. Metrics are means over seeds. Of acc1 there
+    are the sample standard deviation and the gain over a baseline on the same dataset.
     """
     table = pd.DataFrame(runs)
     table = table.assign(**{name: pd.to_numeric(table[name]) * 100 for name in FIGURES})
@@ -129,7 +114,7 @@ def by_dataset(table: pd.DataFrame) -> pd.DataFrame:
 def means_over_datasets(table: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
     """Return mean acc1 of each method over the datasets with an accuracy of all, and their names.
 
-    There are no means where there are fewer than two such datasets.
+    Without two such datasets there are no means.
     """
     complete = by_dataset(table).dropna(axis=1)
     means = complete.mean(axis=1) if len(complete.columns) > 1 else pd.Series()
@@ -137,10 +122,7 @@ def means_over_datasets(table: pd.DataFrame) -> tuple[dict[str, float], list[str
 
 
 def gain_on_paper_datasets(table: pd.DataFrame) -> tuple[float | None, int]:
-    """Return the mean gain of latteclip over zero_shot in points, and over how many datasets.
-
-    None where the two were run together on none of the paper's datasets.
-    """
+    """Return the mean gain of latteclip over zero_shot in points, and over how many datasets."""
     wanted = by_dataset(table).reindex(index=["latteclip", "zero_shot"], columns=PAPER_DATASETS)
     gains = [new - old for new, old in wanted.to_numpy().T if not pd.isna(new - old)]
     return (sum(gains) / len(gains), len(gains)) if gains else (None, 0)

@@ -32,12 +32,9 @@ def read_index(
 ) -> tuple[pa.Table, list[str]]:
     """Read columns of an image index with `pseudo_label` and `confidence`, and the class names."""
     index, metadata = tables.read(images, tables.IMAGES, columns)
-    added = ["pseudo_label", "confidence"]
-    zero_shot, _ = tables.read(pseudo_labels, tables.PSEUDO_LABELS, ["image_id", *added])
-    if not zero_shot["image_id"].equals(index["image_id"]):
-        raise UserError(f"{pseudo_labels} is not of the images of {images}; rerun its stage.")
-    for name in added:
-        index = index.append_column(name, zero_shot[name])
+    for name in ("pseudo_label", "confidence"):
+        wanted = tables.PSEUDO_LABELS, "image_id", name, index["image_id"]
+        index = index.append_column(name, tables.lookup_column(pseudo_labels, *wanted))
     return index, metadata["classnames"]
 
 

@@ -42,10 +42,8 @@ def read_foreign(
     UserError names unknown classes, and images of two classes.
     """
     names = [PurePath(place).name for place in paths]
-    known: dict[str, str] = dict(zip(names, image_ids, strict=True))
-    for name, times in Counter(names).items():
-        if times > 1:
-            del known[name]
+    times = Counter(names)
+    known = {name: i for name, i in zip(names, image_ids, strict=True) if times[name] == 1}
     known |= dict(zip(paths, image_ids, strict=True)) | {name: name for name in image_ids}
     answers: dict[tuple[str, str], Answer] = {}
     missing = []

@@ -1,8 +1,7 @@
 """A person's answers in one JSON file, which the page exports and the server saves.
 
-The file names the plan that its images were drawn by. It is replaced as a whole, and only by a
-process that has read its latest revision. Answers that teach name the content of their image, by
-which they are found again when files are renamed.
+The file names the plan that its images were drawn by. Only a process that has read its latest
+revision replaces it.
 """
 
 import hashlib
@@ -75,16 +74,14 @@ class AnswerSchema:
     classnames: tuple[str, ...]
 
     def document(self, answers: Mapping[str, Answer]) -> dict[str, Any]:
-        """Return the content of a file of answers."""
         entries = ANSWERS.dump_python([*answers.values()], by_alias=True, exclude_defaults=True)
         return {**self.header(), "answers": entries}
 
     def header(self) -> dict[str, Any]:
-        """Return what identifies the plan in a file of answers."""
         return {"plan": self.plan, "dataset": self.dataset, "version": VERSION}
 
     def parse(self, content: bytes, where: str) -> dict[str, Answer]:
-        """Return the answers of a document of this plan in their order, or raise UserError."""
+        """Return the answers of a document of this plan by their keys, or raise UserError."""
         try:
             document = DOCUMENT.validate_json(content)
         except ValidationError as error:
@@ -94,10 +91,10 @@ class AnswerSchema:
                 f"{where} is not a file of answers of latteclip audit ({place}: {first['msg']})."
             ) from None
         if document.plan != self.plan:
-            plan, dataset = one_line(document.plan, 80), one_line(document.dataset, 80)
+            other = one_line(f"{document.dataset}, plan {document.plan}", 160)
             raise UserError(
-                f"{where} answers another audit (of {dataset}, plan {plan}) than that of "
-                f"{self.dataset}, plan {self.plan}; nothing was taken from it."
+                f"{where} answers another audit ({other}) than that of {self.dataset}, plan "
+                f"{self.plan}; nothing was taken from it."
             )
         for number, answer in enumerate(document.answers, start=1):
             self._check(answer, f"{where}, answer {number},")
@@ -129,7 +126,7 @@ def read_answers(path: Path, schema: AnswerSchema) -> tuple[dict[str, Answer], s
     """Return the answers of a file and its revision; none and "" where there is no file."""
     if not path.exists():
         return {}, ""
-    content = _read(path)  # once: another process may replace the file
+    content = _read(path)
     return schema.parse(content, str(path)), _revision(content)
 
 
@@ -186,7 +183,7 @@ def labelled_rows(
 ) -> tuple[LabelledRows, list[str]]:
     """Find the answered images among the training images, by name or else by content.
 
-    Answers "cannot tell" are left out. The names of images that are gone are returned as well.
+    Answers "cannot tell" are left out. Names of images that are gone are returned as well.
     """
     number = {name: label for label, name in enumerate(classnames)}
     known = [answer for answer in answers.values() if answer.kind != UNSURE]

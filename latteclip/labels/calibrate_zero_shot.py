@@ -1,8 +1,7 @@
 """Classifiers from zero-shot scores and image features alone. Not in the paper.
 
-Outside its training domain CLIP predicts some classes too often and others hardly ever. Each
-class's mean score over the unlabelled training images is what it gets whatever the image
-shows. Subtracted, it is the bias of a classifier that applies to any image.
+Outside its training domain CLIP predicts some classes too often and others hardly ever. The
+calibrated classifier subtracts from each class its mean score over the unlabelled training images.
 """
 
 import logging
@@ -24,10 +23,7 @@ def calibrate_zero_shot(
     output: str,
     prototypes_output: str,
 ) -> None:
-    """Write two classifiers: the calibrated class texts, and image prototypes by their labels.
-
-    Both have the description of the class embeddings. Labels are not read.
-    """
+    """Write two classifiers: the calibrated class texts, and image prototypes by their labels."""
     table, classnames = tables.read_unlabelled(images_path, training=True)
     if len(table) == 0:
         raise UserError(f"{images_path} has no training image; check the dataset's split.")

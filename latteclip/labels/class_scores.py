@@ -1,7 +1,4 @@
-"""What a multimodal model says of CLIP's best classes, for those who weigh it.
-
-Letters: N images, C classes, K options of an image.
-"""
+"""Scores of a multimodal model for CLIP's best classes: N images, K options of an image."""
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +14,8 @@ ROUNDING = 1e-3  # of the log of a sum of probabilities
 def read_class_scores(path: str, image_ids: pa.ChunkedArray) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the options of N images and their log-probabilities, from a CLASS_SCORES table.
 
-    Both are [N, K], int64 and float32. Scores are as the model gave them: biases of classes are in
-    them. Where an image has fewer options than K, which is at least 1, the class is -1 and the
-    score minus infinity. UserError names images that the table lacks.
+    Both are [N, K], int64 and float32. Where an image has fewer options than K, which is at least
+    1, the class is -1 and the score minus infinity. UserError names images that the table lacks.
     """
     classes, values = (
         tables.lookup_column(path, tables.CLASS_SCORES, "image_id", name, image_ids)

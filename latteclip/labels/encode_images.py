@@ -25,28 +25,19 @@ class EncodingSettings:
 def encode_images(
     images_path: str, settings: EncodingSettings, output: str, *, device: str, threads: int
 ) -> None:
-    """Write IMAGE_FEATURES of every image of every split. Labels are not read."""
+    """Write IMAGE_FEATURES of every image of every split."""
     table, _ = tables.read_unlabelled(images_path, training=False)
     picked = devices.pick(device, threads)
     model = image_models.load(settings.model, picked, settings.precision)
     features = encode_files(model, tables.Strings(table["path"]), settings.batch_size, threads)
-    is_constant = len(features) > 1
     with tables.writing(output, tables.IMAGE_FEATURES, image_models.described(model)) as add:
         for rows in parts(len(features), ROWS):
             part, ids = features[rows], table["image_id"].slice(rows.start, ROWS)
-            finite = part.isfinite().all(dim=1)
-            if not finite.all():
-                image_id = ids[int((~finite).nonzero()[0])].as_py()
+            broken = (~part.isfinite().all(dim=1)).nonzero()
+            if len(broken):
                 raise UserError(
                     f"Image model {settings.model!r} gives features that are not finite numbers "
-                    f"for the image {image_id!r}; take it out of eyes."
+                    f"for the image {ids[int(broken[0])].as_py()!r}; take it out of eyes."
                 )
-            is_constant = is_constant and bool((part == features[:1]).all())
             add({"image_id": ids, "image_features": tables.list_column(part.numpy())})
-    if is_constant:
-        log.warning(
-            "Image model %r gives the same features for all images, so it cannot help; take it out "
-            "of eyes.",
-            settings.model,
-        )
     log.info("Encoded %d images by %s, width %d.", len(table), settings.model, model.width)

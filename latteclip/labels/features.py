@@ -1,18 +1,13 @@
-"""Image features as the zero-shot stage stored them.
-
-Letters: N images, D embedding width.
-"""
+"""Image features as the stages stored them: N images, D embedding width."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from latteclip.clip.feature_memmap import FeatureMemmap, parts
 from latteclip.core import tables
-from latteclip.core.errors import UserError
 
 ROWS = 2**14  # of the table in memory at once
 
@@ -36,21 +31,16 @@ def read_features(
 ) -> FeatureMemmap:
     """Return features [N, D] of images in a table, in the order of `image_ids`."""
     table, _ = tables.read(path, schema, ["image_id"])
-    rows = pc.index_in(image_ids, table["image_id"])
-    if rows.null_count:
-        raise UserError(
-            f"{path} lacks {rows.null_count} of {len(rows)} images; delete it and rerun its stage."
-        )
-    order = np.argsort(rows.to_numpy(), kind="stable")
-    rows = rows.to_numpy()[order]  # ascending, as they come from the file
+    rows = tables.find_rows(image_ids, table["image_id"], path)
+    order = np.argsort(rows, kind="stable")
+    rows = rows[order]  # ascending, as they come from the file
     features, start = FeatureMemmap(0, 0), 0
     for piece in tables.read_pieces(path, schema, ["image_features"], ROWS):
-        column = piece["image_features"].combine_chunks()
-        values = column.flatten().to_numpy().reshape(len(column), -1)
+        values = tables.from_list_column(piece["image_features"])
         if not start:
             features = FeatureMemmap(len(rows), values.shape[1])
         first, last = np.searchsorted(rows, (start, start + len(values)))
-        part = torch.from_numpy(values[rows[first:last] - start])
-        features[torch.from_numpy(order[first:last])] = part
+        found = torch.from_numpy(values[rows[first:last] - start])
+        features[torch.from_numpy(order[first:last])] = found
         start += len(values)
     return features

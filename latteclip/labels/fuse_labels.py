@@ -18,7 +18,7 @@ from latteclip.labels.answers import read_labelled
 from latteclip.labels.fusion import FUSED, OTHER, Fusion, fuse
 from latteclip.labels.guarantees import checked_sentence, confidence_sequence
 from latteclip.labels.label_sources import CentredFeatures, LabelledRows, Votes
-from latteclip.labels.predictors import FusionSettings, IndividualLabels, read_predictors
+from latteclip.labels.predictors import FusionSettings, Predictors, read_predictors
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def fuse_labels(
     settings: FusionSettings,
     output: str,
     prototypes_output: str,
-    votes_output: str | None = None,
+    votes_output: str,
     *,
     image_captions_path: str | None = None,
     class_scores_path: str | None = None,
@@ -40,7 +40,7 @@ def fuse_labels(
     device: str,
     threads: int,
 ) -> None:
-    """Write FUSED_LABELS for every image that is not in the test split, and a classifier.
+    """Write FUSED_LABELS and VOTES of the images that are not in the test split, and a classifier.
 
     The classifier pools zero-shot scores and image prototypes, and needs no caption. Labels of the
     dataset are not read.
@@ -68,25 +68,22 @@ def fuse_labels(
     if eyes_prototypes_output is not None:
         joint = _joint_classifier((images, *known.others), fusion, scale)
         save_classifier(eyes_prototypes_output, joint, {**described, "eyes": names})
-    summary = _summary(fusion, known.individual, names)
+    summary = _summary(fusion, known, names)
     if labelled is not None:
         summary["answers"] = _summary_of_answers(labelled, fusion, image_ids, classnames)
-    columns = _columns(image_ids, known.individual, fusion)
+    columns = _columns(image_ids, known, fusion)
     tables.write(output, columns, tables.FUSED_LABELS, {**described, **summary})
     log.info(
-        "%d %s vote, of which %.1f %% agree with the calibrated zero-shot labels (p-value %.3f: "
-        "they %s). %d labels changed; latteclip labels show says more.",
-        *(summary["voting"], summary["votes"], 100 * summary["agreement"]),
-        fusion.parameters.test.p_value,
+        "%d %s vote, and %s. %d labels changed; latteclip labels show says more.",
+        *(summary["voting"], summary["votes"]),
         "count" if summary["corroborated"] else "are ignored",
         summary["changed"],
     )
-    if votes_output is not None:
-        metadata = {name: summary[name] for name in ("votes", "corroborated")}
-        metadata |= {"classnames": classnames, "leaked": known.leaked}
-        columns = _votes(image_ids, known.votes, fusion)
-        schema = tables.VOTES_EYES if eyes_paths else tables.VOTES
-        tables.write(votes_output, {n: columns[n] for n in schema.names}, schema, metadata)
+    metadata = {name: summary[name] for name in ("votes", "corroborated")}
+    metadata |= {"classnames": classnames, "leaked": known.leaked}
+    columns = _votes(image_ids, known.votes, fusion)
+    schema = tables.VOTES_EYES if eyes_paths else tables.VOTES
+    tables.write(votes_output, {n: columns[n] for n in schema.names}, schema, metadata)
 
 
 def _votes(image_ids: pa.ChunkedArray, votes: Votes, fusion: Fusion) -> dict[str, Any]:
@@ -111,23 +108,20 @@ def _joint_classifier(
     return Classifier.of(weights, torch.stack([part.bias for part in each]).sum(dim=0))
 
 
-def _columns(
-    image_ids: pa.ChunkedArray, individual: dict[str, IndividualLabels], fusion: Fusion
-) -> dict[str, Any]:
+def _columns(image_ids: pa.ChunkedArray, known: Predictors, fusion: Fusion) -> dict[str, Any]:
     """Return the columns of FUSED_LABELS."""
-    calibrated = fusion.individual_labels["zero_shot"]
+    calibrated, confidence = fusion.individual_labels["zero_shot"], known.confidence
     columns = {field.name: pa.nulls(len(image_ids), field.type) for field in tables.FUSED_LABELS}
     columns |= {
         "image_id": image_ids,
         "calibrated_label": _column(calibrated),
+        f"{known.source}_label": _column(torch.where(confidence > 0, known.labels, calibrated)),
+        f"{known.source}_confidence": pa.array(confidence.numpy()),
         "fused_label": _column(fusion.labels),
         "fused_confidence": pa.array(fusion.confidence.numpy()),
     }
     if "images" in fusion.individual_labels:
         columns["image_label"] = _column(fusion.individual_labels["images"])
-    for name, (labels, confidence) in individual.items():
-        columns[f"{name}_label"] = _column(torch.where(confidence > 0, labels, calibrated))
-        columns[f"{name}_confidence"] = pa.array(confidence.numpy())
     return columns
 
 
@@ -135,19 +129,16 @@ def _column(labels: torch.Tensor) -> pa.Array:
     return pa.array(labels.int().numpy())
 
 
-def _summary(
-    fusion: Fusion, individual: dict[str, IndividualLabels], eyes: Sequence[str]
-) -> dict[str, Any]:
+def _summary(fusion: Fusion, known: Predictors, eyes: Sequence[str]) -> dict[str, Any]:
     """Return what was learned of votes and predictors, for the metadata."""
-    name, (labels, confidence) = list(individual.items())[-1]
     found, calibrated = fusion.parameters, fusion.individual_labels["zero_shot"]
-    has, test = confidence > 0, found.test
+    has, test = known.confidence > 0, found.test
     n = int(has.sum())
     weights = {"zero_shot": found.zero_shot, "images": found.images[0], "texts": found.texts}
     summary: dict[str, Any] = {
-        "votes": "class scores" if name == "lmm" else "captions",
+        "votes": "class scores" if known.source == "lmm" else "captions",
         "voting": n,
-        "agreement": int((labels == calibrated)[has].sum()) / max(1, n),
+        "agreement": int((known.labels == calibrated)[has].sum()) / max(1, n),
         "corroborated": test.significant,
         "corroboration": {key: getattr(test, key) for key in ("images", "zero_shot", "p_value")},
         "weights": weights,

@@ -19,7 +19,7 @@ prototypes of the next round are means under `fused`.
 u is the share of the votes that q explains. Where u is large, votes and q make the same mistakes,
 and their product would be too sure of these mistakes. Hence the exponent, whose form is a guess
 that two development sets support. Where votes agree with the predictors no better than permuted
-votes do (`corroborate`), the votes carry no information, and the labels are those of z.
+votes do (`corroborate`), they carry no information, and the labels are those of z.
 
 A person's answer replaces the posterior of its image, weighs ANSWER_WEIGHT in the prototypes, and
 counts as a certain vote in the fit of a, b and u. In that of theta, the class is known. The weights
@@ -27,7 +27,6 @@ of q, of the vote and of t in the posterior are then fitted to the answers, with
 values above. Where votes carry no information, answers alone are the votes.
 
 Computed in float64, some rows at a time. Parameters are learned on a sample of many images.
-
 Letters: N training images, n some of them, C classes, D embedding width, K classes kept, M image
 models, A answered images.
 """
@@ -156,7 +155,7 @@ def corroborate(
       criterion with linear kernels (Gretton et al. 2005), x features and v votes about their means;
     - sum_i <z_i, v_i>, z zero-shot probabilities.
 
-    A part of the sample [n] of images with votes may be enough.
+    Images are a sample [n] of those with votes, of which a part may be enough.
     """
     if len(sample) == 0:
         return PermutationTest(0.0, 0.0, 1.0, (0.0,) * len(others), (1.0,) * len(others))
@@ -222,10 +221,7 @@ class FusionParameters:
         return 1 - self.explained_share**INDEPENDENCE
 
     def classes(self, votes: torch.Tensor) -> torch.Tensor:
-        """Return the probabilities of classes [n, C] by votes [n, C] alone.
-
-        A class that votes name too often gains less by a vote.
-        """
+        """Return the probabilities of classes [n, C] by votes [n, C] alone."""
         if not len(self.confusion):
             return votes
         return vote_log_likelihood(votes, self.confusion).softmax(dim=1)
@@ -242,8 +238,7 @@ class CheckedLabels(NamedTuple):
 class Fusion:
     """Fused labels and how they came about.
 
-    The classifiers are logits of centred features. The joint one is of all image models together,
-    used or not.
+    Weights are logits of centred features, joint ones of all image models together, used or not.
     """
 
     parameters: FusionParameters
@@ -255,7 +250,7 @@ class Fusion:
     gains: dict[str, float]  # log-likelihood of the votes over their mean, by predictors
     joint_head: torch.Tensor  # [N] the class by `joint_weights`, without the image's own part
     joint_weights: tuple[torch.Tensor, ...]  # [C, D] float64 of each model
-    # FUSED labels, and those of classifiers, if answers check them.
+    # FUSED labels, and those of classifiers by the names of their files, if answers check them.
     checked: Mapping[str, CheckedLabels] = field(default_factory=dict)
 
 
@@ -352,7 +347,7 @@ class LabelModel:
 
     @property
     def is_informed(self) -> bool:
-        """Whether votes or answers carry information."""
+        """Whether votes or answers carry information; else the labels are zero-shot ones."""
         return self.parameters.test.significant or len(self.answers.taught) > 0
 
     def answered(self, answers: LabelledRows) -> "LabelModel":
@@ -373,11 +368,13 @@ class LabelModel:
         return model
 
     def step(self, *, light: bool = False) -> None:
-        """Learn parameters, and update the prototypes.
+        """Learn parameters from votes or answers if there are any, and update the prototypes.
 
         With many classes, the confusion matrix is what takes time. Where there are votes and
         answers, a light step learns only what answers decide.
         """
+        if not self.is_informed:
+            return
         self.last = self.prototypes
         if light and len(self.answers.rows) and self.parameters.test.significant:
             self.parameters = self._fit_to_answers(self.parameters)
@@ -444,10 +441,15 @@ class LabelModel:
         """Return log fused(c) [n, C], normalised, in which answers replace the posterior."""
         return self.answers.replace(rows, self.predicted_log_posterior(rows))
 
-    def predicted_log_posterior(self, rows: Rows) -> torch.Tensor:
-        """Return log fused(c) [n, C] by predictors and votes alone."""
+    def predicted_log_posterior(
+        self, rows: Rows, predictors: Sequence[torch.Tensor] = ()
+    ) -> torch.Tensor:
+        """Return log fused(c) [n, C] by predictors, by default the last ones, and votes alone."""
         parameters, has = self.parameters, self.votes.has[rows, None]
-        scores = pool(self.last.predictors(rows), parameters.weights)
+        predictors = predictors or self.last.predictors(rows)
+        if not self.is_informed:
+            return predictors[0]
+        scores = pool(predictors, parameters.weights)
         scores = torch.where(has, parameters.independence * scores, scores)
         if len(parameters.confusion):
             votes = self.votes.probabilities(rows)
@@ -457,10 +459,6 @@ class LabelModel:
         if texts is not None:
             scores = scores + parameters.texts * texts
         return scores.log_softmax(dim=1)
-
-    def fused(self) -> Fusion:
-        """Learn in ROUNDS rounds and return the labels."""
-        return self._labelled(self.learn(ROUNDS)) if self.is_informed else self._calibrated()
 
     def learn(self, rounds: int) -> dict[str, float]:
         """Learn from votes or answers in some rounds, and return the gains of the predictors.
@@ -488,53 +486,36 @@ class LabelModel:
         """Return the images from which a few numbers are learned."""
         return _spaced(self.sample, self.n_classes, SMALL_SAMPLE)
 
-    def _calibrated(self) -> Fusion:
-        """Return calibrated zero-shot labels, where the votes carry no information."""
-        labels, confidence = torch.empty(self.n, dtype=torch.long), torch.empty(self.n)
-        for rows in parts(self.n):
-            best = self.images.zero_shot(rows).exp().max(dim=1)
-            labels[rows], confidence[rows] = best.indices, best.values.float()
-        return Fusion(
-            parameters=self.parameters,
-            labels=labels,
-            confidence=confidence,
-            individual_labels={"zero_shot": labels},
-            gains={},
-            head=labels,
-            weights=self.images.texts,
-            joint_head=labels,
-            joint_weights=self._of_all([self.images.texts]),
-        )
-
-    def _labelled(self, gained: dict[str, float]) -> Fusion:
-        """Return the labels of the last round, and the heads by the prototypes of these labels."""
-        weights, own = self.parameters.weights, self._own_weights()
-        columns = (torch.empty(self.n, dtype=torch.long) for _ in range(5))
-        labels, zero_shot, images, head, joint = columns
+    def fused(self) -> Fusion:
+        """Learn in ROUNDS rounds, and return the labels and the heads by their prototypes."""
+        gained = self.learn(ROUNDS)
+        parameters, own = self.parameters, self._own_weights()
+        labels, zero_shot, images, head, joint = torch.empty(5, self.n, dtype=torch.long)
         confidence = torch.empty(self.n)
         for rows in parts(self.n):
-            best = self.log_posterior(rows).exp().max(dim=1)
-            zero_shot[rows], images[rows] = (
-                table.argmax(dim=1) for table in self.last.predictors(rows)[:2]
-            )
+            predictors = self.last.predictors(rows)
+            zero_shot[rows], images[rows] = (table.argmax(dim=1) for table in predictors[:2])
+            posterior = self.predicted_log_posterior(rows, predictors)
+            best = self.answers.replace(rows, posterior).exp().max(dim=1)
             confidence[rows] = best.values.float()
             # An image of none of the classes has confidence 0.
             labels[rows] = torch.where(best.values > 0, best.indices, zero_shot[rows])
             predictors = self.prototypes.predictors(rows)
             head[rows] = pool(predictors[:2], own).argmax(dim=1)
-            joint[rows] = pool(predictors, weights).argmax(dim=1)
-        weight_of = dict(zip(self.used, self.parameters.images[1:], strict=True))
+            joint[rows] = pool(predictors, parameters.weights).argmax(dim=1)
+        individual = {"zero_shot": zero_shot} | ({"images": images} if self.is_informed else {})
+        weight_of = dict(zip(self.used, parameters.images[1:], strict=True))
         others = (weight_of.get(i, 0.0) for i in range(len(self.others)))
         return Fusion(
-            parameters=replace(self.parameters, images=(self.parameters.images[0], *others)),
+            parameters=replace(parameters, images=(parameters.images[0], *others)),
             labels=labels,
             confidence=confidence,
-            individual_labels={"zero_shot": zero_shot, "images": images},
+            individual_labels=individual,
             gains=gained,
             head=head,
             weights=self.prototypes.head(own)[0],
             joint_head=joint,
-            joint_weights=self._of_all(self.prototypes.head(weights)),
+            joint_weights=self._of_all(self.prototypes.head(parameters.weights)),
         )
 
     def _own_weights(self) -> torch.Tensor:
@@ -548,8 +529,7 @@ class LabelModel:
     def _of_all(self, heads: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Return the heads of CLIP, of the used models, and zeros for the other models."""
         head_of = dict(zip(self.used, heads[1:], strict=False))
-        n_classes = len(heads[0])
-        zeros = [heads[0].new_zeros(n_classes, len(model.mean)) for model in self.others]
+        zeros = (heads[0].new_zeros(self.n_classes, len(model.mean)) for model in self.others)
         return heads[0], *(head_of.get(i, zero) for i, zero in enumerate(zeros))
 
 
@@ -568,10 +548,7 @@ def fuse(
 
 
 def cross_fit(model: LabelModel, labelled: LabelledRows) -> dict[str, CheckedLabels]:
-    """Label the images drawn to check, each without its answer and those of its fold.
-
-    Beside FUSED labels are those of the classifiers of the fold, by the names of their files.
-    """
+    """Label the images drawn to check, each without its answer and those of its fold."""
     drawn = labelled.drawn.nonzero()[:, 0]
     order = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(SEED))
     found: dict[str, CheckedLabels] = {}
@@ -605,7 +582,7 @@ def _classified(
 def prototypes_by_zero_shot(images: CalibratedFeatures) -> torch.Tensor:
     """Return the head z + (1 - u^4) b s, logits [C, D] of centred features, without any vote.
 
-    Zero-shot scores vote in the place of captions, and image prototypes alone predict them.
+    Zero-shot scores vote in the place of captions.
     """
     n, n_classes = len(images.centred), len(images.texts)
     votes = zero_shot_votes(images)
@@ -687,8 +664,8 @@ def gains(
 ) -> tuple[dict[str, float], dict[int, float]]:
     """Return the nats per vote that predictors gain over the mean vote.
 
-    Predictors are z, and s of CLIP and of `others`, tables [n, C] like the votes. By how many nats
-    each of `others` makes all votes likelier is returned as well.
+    Predictors are z, and s of CLIP and of `others`, tables [n, C] like the votes. The nats by which
+    each of `others` makes all votes likelier are returned as well.
     """
     overall = votes.mean(dim=0)
 

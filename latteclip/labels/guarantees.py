@@ -1,7 +1,4 @@
-"""What a person's answers about images drawn at random guarantee about the other labels.
-
-Letters: N labels, m answers about images drawn uniformly, k of them right.
-"""
+"""What a person's answers about m images drawn at random guarantee about N other labels."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,13 +17,10 @@ def confidence_sequence(right: int, answers: int, population: int) -> tuple[floa
     """Return an interval for the share of right labels that holds at every moment.
 
     The prior-posterior-ratio martingale for draws without replacement, with a uniform prior, gives
-    intervals of which all hold at once with 95 % probability: looking at them early or stopping
-    when one pleases changes nothing (Waudby-Smith and Ramdas, Confidence sequences for sampling
-    without replacement, NeurIPS 2020, arXiv 2006.04347).
+    intervals of which all hold at once with 95 % probability (Waudby-Smith and Ramdas, NeurIPS
+    2020, arXiv 2006.04347).
     """
-    theta = np.arange(population + 1)  # right labels
-    possible = (theta >= right) & (population - theta >= answers - right)
-    theta = theta[possible]
+    theta = np.arange(right, population - (answers - right) + 1)  # right labels, as is possible
     log_likelihood = _log_choose(theta, right) + _log_choose(population - theta, answers - right)
     log_posterior = log_likelihood - np.logaddexp.reduce(log_likelihood)
     inside = theta[log_posterior > np.log(ALPHA / (population + 1))]
@@ -34,7 +28,7 @@ def confidence_sequence(right: int, answers: int, population: int) -> tuple[floa
 
 
 def checked_sentence(checked: Mapping[str, Any]) -> str:
-    """Say how right labels are by the metadata of `fuse_labels`."""
+    """Return how right labels are by the metadata of `fuse_labels`."""
     value, low, high = (100 * checked[name] for name in ("value", "low", "high"))
     return (
         f"checked by {checked['answers']} answers of yours: {value:.1f} % right, 95 % interval "
@@ -53,7 +47,7 @@ def upper_bound(wrong: int, answers: int) -> float:
 
 
 def fewest_answers(max_error: float) -> int:
-    """Return how many answers can promise this error at all: if no label among them is wrong."""
+    """Return how many answers promise this error if no label among them is wrong."""
     return int(np.ceil(np.log(ALPHA) / np.log1p(-max_error)))
 
 
@@ -62,10 +56,8 @@ def pac_threshold(confidence: Floats, wrong: Bools, max_error: float) -> float:
 
     With 95 % probability, at most `max_error` of ALL labels are wrong and taken. Sets of the surest
     labels are nested, so the exact bound of the largest set needs no correction for the search
-    (Candes, Ilyas and Zrnic, Probably approximately correct labels, arXiv 2506.10908).
-
-    Confidences [m] are of labels of images that were drawn uniformly. A label is wrong [m] where a
-    person's answer is another one.
+    (Candes, Ilyas and Zrnic, arXiv 2506.10908). Confidences [m] are of images drawn uniformly, of
+    which some labels are wrong [m].
     """
     if upper_bound(0, len(wrong)) > max_error:
         return float("inf")
@@ -78,11 +70,10 @@ def pac_threshold(confidence: Floats, wrong: Bools, max_error: float) -> float:
 def conformal_accepted(
     confidence: Floats, wrong: Bools, others: Floats, false_discovery: float
 ) -> Bools:
-    """Return which of N other labels may be used: on average, at most a share of them is wrong.
+    """Return which of the others [N] may be used: on average, at most a share of them is wrong.
 
     Each label has a conformal p-value for the hypothesis that it is wrong, and Benjamini and
-    Hochberg's procedure selects (conformal labelling, arXiv 2510.14581). For confidences [m] and
-    wrong labels [m] see `pac_threshold`. Those of the other labels are [N].
+    Hochberg's procedure selects (arXiv 2510.14581). For the first two see `pac_threshold`.
     """
     from scipy.stats import false_discovery_control  # it takes half a second to import
 

@@ -1,7 +1,7 @@
 """What labels are made of: image features, votes for classes, and a person's answers.
 
-Tables of images and classes are computed for some rows at a time. Letters: N training images, n
-some of them, A answered ones, C classes, D embedding width, U distinct captions, K options.
+Letters: N training images, n some of them, A answered ones, C classes, D embedding width, U
+distinct captions, K options.
 """
 
 from collections.abc import Callable, Iterator
@@ -62,7 +62,7 @@ class CentredFeatures:
 
 
 def whiten(features: Features) -> CentredFeatures:
-    """Whiten and centre features [N, D] in place: variances in all directions are nearly equal.
+    """Whiten and centre features [N, D] in place.
 
     Prototypes of whitened features are a linear discriminant analysis whose covariance, shrunken
     towards a multiple of the identity, needs no labels.
@@ -84,8 +84,7 @@ def whiten(features: Features) -> CentredFeatures:
 class CalibratedFeatures(CentredFeatures):
     """CLIP's centred image features, and the classes as their texts describe them.
 
-    Logits of centred features under the class texts are zero-shot logits less each class's mean
-    over the images, up to a constant of each image.
+    Their logits are zero-shot logits less each class's mean, up to a constant of each image.
     """
 
     texts: torch.Tensor = field(kw_only=True)  # [C, D] float64: logits of centred features
@@ -157,11 +156,10 @@ def caption_votes(
 
 
 def class_score_votes(options: torch.Tensor, scores: torch.Tensor, n_classes: int) -> Votes:
-    """Return what a multimodal model answers when asked to choose a class among some options.
+    """Return votes by log-probabilities [N, K] of options [N, K], of which -1 is none.
 
     An image keeps its options when votes are permuted: CLIP chose the options, so they carry
-    information about the image whatever the answer is. Options [N, K] are -1 where there are fewer,
-    and scores [N, K] are log-probabilities.
+    information about the image whatever the answer is.
     """
     options, order = options.sort(dim=1)
     scores, given = scores.gather(1, order), options >= 0
@@ -188,11 +186,10 @@ def class_score_votes(options: torch.Tensor, scores: torch.Tensor, n_classes: in
 def _without_means(
     options: torch.Tensor, scores: torch.Tensor, given: torch.Tensor, n_classes: int
 ) -> torch.Tensor:
-    """Subtract from scores [N, K] the effect of each image and of each class.
+    """Subtract from scores [N, K] the effects of images and of classes, by alternating means.
 
-    The sum of both effects that fits best is found by alternating means. Where images have
-    different options, class means alone would contain how good the other options were. Scores are
-    0 where no option is given [N, K].
+    Where images have different options, class means alone would contain how good the other options
+    were. Scores are 0 where no option is given [N, K].
     """
     where, owners = options[given], given.nonzero()[:, 0]
     values = scores[given].double()
@@ -252,8 +249,7 @@ class LabelledRows:
     def replace(self, rows: Rows, log_posterior: torch.Tensor) -> torch.Tensor:
         """Return a log-posterior [n, C] in which answered rows follow the answers.
 
-        Of two answers that differ, the posterior decides. An image of none of the classes has
-        -inf for all.
+        It decides between two answers that differ. An image of no class has -inf for all.
         """
         place = self.place[rows]
         is_answered = place >= 0

@@ -33,8 +33,6 @@ from latteclip.labels.label_sources import (
 )
 
 log = logging.getLogger(__name__)
-# Labels [N] by captions or class scores alone, and their probabilities [N], 0 without a vote.
-IndividualLabels = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -52,9 +50,11 @@ class Predictors:
     """What the labels of N images are made of."""
 
     images: CalibratedFeatures
-    votes: Votes  # of class scores where there are some, or else of captions
     others: list[CentredFeatures]  # of image models beside CLIP
-    individual: dict[str, IndividualLabels]  # by what votes; the last one counts
+    votes: Votes
+    source: str  # of the votes: "caption", or "lmm" for class scores
+    labels: torch.Tensor  # [N] by this source alone
+    confidence: torch.Tensor  # [N] float32, 0 without a vote
     leaked: bool  # whether the captioner read the pseudo-labels
     described: dict[str, Any]  # CLIP
 
@@ -72,40 +72,39 @@ def read_predictors(
     device: str,
     threads: int,
 ) -> Predictors:
-    """Read features and votes of N images; for the arguments see `fuse_labels`."""
+    """Read features of N images, and the votes of their class scores or else captions."""
     model, pretrained = settings.model, settings.pretrained
     classes, described = load_classifier(
         class_embeddings_path, classnames=classnames, model=model, pretrained=pretrained
     )
-    scale = described["logit_scale"]
+    scale, leaked = described["logit_scale"], False
     features = read_features(pseudo_labels_path, image_ids)
     images = CalibratedFeatures.of(features, classes.weights, scale)
-    individual: dict[str, IndividualLabels] = {}
-    leaked = False
-    if image_captions_path is not None:
+    if class_scores_path is not None:
+        options, scores = read_class_scores(class_scores_path, image_ids)
+        source, votes = "lmm", class_score_votes(options, scores, len(classnames))
+        labels, confidence = _best(votes.probabilities(rows) for rows in parts(len(image_ids)))
+    elif image_captions_path is not None:
         clip = clips.load(model, pretrained, devices.pick(device, threads), settings.precision)
         captions, leaked = read_captions(image_captions_path, image_ids)
         texts, row_of = encode_captions(captions, clip, settings.batch_size)
-        votes = caption_votes(texts, row_of, classes.weights, scale)
+        source, votes = "caption", caption_votes(texts, row_of, classes.weights, scale)
         logits = (scale * classes.weights).double().T  # class means are not subtracted
         labels, confidence = _best(
             (texts[rows].double() @ logits).softmax(dim=1) for rows in parts(len(texts))
         )
         confidence[-1] = 0
-        individual["caption"] = labels[row_of], confidence[row_of]
-    if class_scores_path is not None:
-        options, scores = read_class_scores(class_scores_path, image_ids)
-        votes, leaked = class_score_votes(options, scores, len(classnames)), False
-        individual["lmm"] = _best(votes.probabilities(rows) for rows in parts(len(image_ids)))
-    if not individual:
+        labels, confidence = labels[row_of], confidence[row_of]
+    else:
         raise UserError("Nothing votes: give --image-captions or --class-scores.")
     features_of = (read_features(path, image_ids, tables.IMAGE_FEATURES) for path in eyes_paths)
-    return Predictors(images, votes, [*map(whiten, features_of)], individual, leaked, described)
+    others = [*map(whiten, features_of)]
+    return Predictors(images, others, votes, source, labels, confidence, leaked, described)
 
 
-def _best(tables: Iterable[torch.Tensor]) -> IndividualLabels:
+def _best(probabilities: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the best classes by tables of probabilities, and their probabilities."""
-    best = [table.max(dim=1) for table in tables]
+    best = [table.max(dim=1) for table in probabilities]
     confidence, labels = (torch.cat(column) for column in zip(*best, strict=True))
     return labels, confidence.float()
 

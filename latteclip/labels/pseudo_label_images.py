@@ -43,11 +43,10 @@ def pseudo_label_images(
     device: str,
     threads: int,
 ) -> None:
-    """Write PSEUDO_LABELS for every image of every split, and W0. Labels are not read.
+    """Write PSEUDO_LABELS for every image of every split, and the classifier W0 [C, D].
 
-    W0 [C, D] is a classifier. Its description has classnames, template (the first one), templates
-    (if there are several), class_synonyms, written_names, model, pretrained and logit_scale, the
-    factor of cosines in a softmax.
+    The description of W0 has classnames, template (the first one), templates (if there are
+    several), class_synonyms, written_names, model, pretrained and logit_scale.
     """
     table, classnames = tables.read_unlabelled(images_path, training=False)
     clip = clips.load(

@@ -45,8 +45,7 @@ def score_unknown(
     """Write UNKNOWN for every image of every split, and the detector for new images.
 
     Where the captioner scored classes of a training image, its scores decide. Thresholds follow
-    from a person's answers where these show that the scores tell images of no class apart. Labels
-    are not read.
+    from a person's answers where these show that the scores tell images of no class apart.
     """
     table, classnames = tables.read_unlabelled(images_path, training=False)
     training = pc.not_equal(table["split"], "test").to_numpy()

@@ -1,6 +1,5 @@
 """`latteclip labels show`: how the labels of a dataset came about, and a few images."""
 
-import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from latteclip.core.errors import UserError
 from latteclip.labels.guarantees import checked_sentence
 
 WIDTH = 100
+SEED = 0  # of the images
 # Sources of labels: title, column of the label, column of a confidence.
 SOURCES = (
     ("zero-shot", "zero_shot_label", None),
@@ -58,7 +58,6 @@ def show(results: str, n: int, image_ids: Sequence[str] = ()) -> str:
 
 
 def _by_id(ids: pa.ChunkedArray, wanted: Sequence[str], path: Path) -> list[int]:
-    """Return the rows of images."""
     rows: list[int | None] = pc.index_in(pa.array(wanted), ids).to_pylist()
     if None in rows:
         missing = wanted[rows.index(None)]
@@ -69,7 +68,7 @@ def _by_id(ids: pa.ChunkedArray, wanted: Sequence[str], path: Path) -> list[int]
 
 
 def _of_each_kind(table: pa.Table, n: int) -> list[int]:
-    """Return n rows in table order, in equal numbers as far as they exist of three kinds.
+    """Return n rows drawn at random, in equal numbers as far as they exist of three kinds.
 
     The label is not the zero-shot one, or else sources disagree, or all sources agree.
     """
@@ -79,15 +78,10 @@ def _of_each_kind(table: pa.Table, n: int) -> list[int]:
         if confidence is not None:
             voted[label] = voted[label].where(table[confidence].to_numpy() > 0)
     disagree = voted.max(axis=1) != voted.min(axis=1)
-    kinds = np.where(changed, 0, 2 - disagree)
-    rows_of = [np.flatnonzero(kinds == kind) for kind in range(3)]
-    turns = [(turn, kind) for kind, rows in enumerate(rows_of) for turn in range(len(rows[:n]))]
-    taken = [kind for _, kind in sorted(turns)[:n]]
-    spread = [
-        rows[np.arange(taken.count(kind)) * len(rows) // max(1, taken.count(kind))]
-        for kind, rows in enumerate(rows_of)
-    ]
-    return sorted(np.concatenate(spread).tolist())
+    order = np.random.default_rng(SEED).permutation(len(voted))
+    kinds = np.where(changed, 0, 2 - disagree)[order]
+    turns = pd.Series(kinds).groupby(kinds).cumcount()
+    return sorted(order[np.lexsort((kinds, turns))[:n]].tolist())
 
 
 def _summary(path: Path, n: int, moved: int, metadata: dict[str, Any]) -> str:
@@ -116,24 +110,24 @@ def _summary(path: Path, n: int, moved: int, metadata: dict[str, Any]) -> str:
 
 def _predictors(metadata: dict[str, Any]) -> list[str]:
     """Return lines on what the predictors of the votes are worth."""
-    weights, gains, eyes = metadata["weights"], metadata["gains"], metadata.get("eyes", [])
+    weights, gains = metadata["weights"], metadata["gains"]
     rows = {
         "zero-shot scores": (weights["zero_shot"], gains["zero_shot"]),
         "image prototypes": (weights["images"], gains["images"]),
-        **{eye["model"]: (eye["weight"], eye["gain"]) for eye in eyes},
-        "together": (math.nan, gains["both"]),
+        **{eye["model"]: (eye["weight"], eye["gain"]) for eye in metadata.get("eyes", [])},
+        "together": (np.nan, gains["both"]),
     }
     if metadata["votes"] == "captions":
-        rows["prototypes of captions"] = (weights["texts"], math.nan)
+        rows["prototypes of captions"] = (weights["texts"], np.nan)
     frame = pd.DataFrame(rows, index=["weight", "times as likely"]).T
     frame["times as likely"] = np.exp(frame["times as likely"])
     table = frame.to_string(float_format="{:.2f}".format, na_rep="")
     return [
         "predictors: their weights, and how many times as likely a vote is as by frequencies",
         *textwrap.indent(table, "  ").splitlines(),
-        "explained: zero-shot scores and image prototypes explain "
-        f"{metadata['explained_share']:.0%} of the votes; the more they explain, the likelier all "
-        f"make the same mistakes, so beside a vote they count {metadata['independence']:.2f} times",
+        f"explained: the predictors explain {metadata['explained_share']:.0%} of the votes; the "
+        "more they explain, the likelier all make the same mistakes, so beside a vote they count "
+        f"{metadata['independence']:.2f} times",
     ]
 
 

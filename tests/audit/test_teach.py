@@ -72,7 +72,7 @@ def test_questions_follow_the_model_of_the_fused_labels(taken):
         *(taken.path(name) for name in ("images.parquet", "pseudo_labels.parquet")),
         taken.path("class_embeddings.safetensors"),
         FusionSettings("m", None, 8),
-        *(taken.path(name) for name in ("fused_labels.parquet", "prototypes")),
+        *(taken.path(name) for name in ("fused_labels.parquet", "prototypes", "votes")),
         class_scores_path=taken.path("class_scores.parquet"),
         eyes_paths=[str(eye)],
         device="cpu",

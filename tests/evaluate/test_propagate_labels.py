@@ -119,17 +119,6 @@ def classified(tests, graph):
     return scores.gather(1, labels.argsort(dim=1))
 
 
-@pytest.mark.parametrize(("n", "neighbours"), [(N, K), (3, 50), (1, 50)])
-def test_the_graph_equals_the_loop(classes, n, neighbours):
-    settings = replace(SETTINGS, neighbours=neighbours)  # or all where there are fewer
-    images = unit_vectors(n, 1)
-    graph = link(classes, images, settings)
-    wanted = torch.tensor(weights_of(classes.tolist(), images.tolist(), settings))
-    torch.testing.assert_close(graph.links.to_dense(), wanted)
-    degrees = wanted.sum(dim=1)
-    torch.testing.assert_close(graph.scale, torch.where(degrees > 0, degrees.rsqrt(), 0))
-
-
 @pytest.mark.parametrize("alpha", [0.6, 0.95])
 def test_propagated_scores_equal_the_inverse(classes, images, alpha):
     graph = link(classes, images, replace(SETTINGS, alpha=alpha))
@@ -137,9 +126,13 @@ def test_propagated_scores_equal_the_inverse(classes, images, alpha):
     torch.testing.assert_close(graph.propagate(slice(0, C)), wanted, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-def test_scores_of_test_images_equal_the_loop(classes, images, tests, normalise):
-    settings = replace(SETTINGS, normalise_test_links=normalise)
+@pytest.mark.parametrize(
+    ("n", "neighbours", "normalise"), [(N, K, True), (N, K, False), (3, 50, True), (1, 50, True)]
+)
+def test_scores_of_test_images_equal_the_loop(classes, tests, n, neighbours, normalise):
+    """Where there are fewer neighbours, all are taken."""
+    settings = replace(SETTINGS, neighbours=neighbours, normalise_test_links=normalise)
+    images = unit_vectors(n, 1)
     graph = link(classes, images, settings)
     found = classified(tests, graph)
     wanted = test_scores_of(tests.tolist(), classes.tolist(), images.tolist(), settings)

@@ -4,7 +4,6 @@ import re
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import NormalDist
 
 import numpy as np
 import pyarrow as pa
@@ -54,7 +53,7 @@ class Results:
             predictions = np.where(agree, np.arange(N), np.arange(N) + 1) % C
             self.write_predictions(files["train_predictions"], predictions)
             paths = {name: str(path) for name, path in files.items()}
-            self.runs.append(stage.CandidateFiles(method, 0, objective, **paths))
+            self.runs.append(Candidate(method, 0, objective, **paths))
         self.write_votes(votes)
 
     def write_predictions(self, path, predictions, classnames=CLASSNAMES, ids=IDS):
@@ -352,40 +351,3 @@ def test_answers_that_decide_win_over_votes():
     ):
         found = choose(named, votes, audited)
         assert (named[found.index].method, found.by) == wanted
-
-
-# --- what it costs -------------------------------------------------------------------------------
-
-
-class World:
-    """Images with votes, and classifiers of known accuracies that share some of their mistakes."""
-
-    def __init__(self, rng, n, accuracies, right_votes, n_classes=10, alike=0.7):
-        labels = rng.integers(n_classes, size=n)
-
-        def mistaken(other):
-            return (labels + np.where(other, 1, rng.integers(1, n_classes, size=n))) % n_classes
-
-        shared = rng.random(n) < 0.5  # images that all classifiers mistake for the same class
-        hard = rng.normal(size=n)
-        rows = []
-        for accuracy in accuracies:
-            score = np.sqrt(alike) * hard + np.sqrt(1 - alike) * rng.normal(size=n)
-            is_right = score < NormalDist().inv_cdf(accuracy)
-            rows.append(np.where(is_right, labels, mistaken(shared)))
-        votes = np.where(rng.random(n) < right_votes, labels, mistaken(np.zeros(n, bool)))
-        self.votes = Votes(np.eye(n_classes)[votes], np.array(rows))
-
-
-@pytest.mark.parametrize(("n", "right_votes"), [(100, 0.6), (450, 0.3)])
-def test_the_choice_costs_little_over_many_draws(n, right_votes):
-    """Undertrained, good and overtrained candidates beside prototypes: points of accuracy lost."""
-    rng = np.random.default_rng(0)
-    named = candidates("image_prototypes", "flyp")
-    for gain in (-0.4, -0.1, -0.05, -0.02, 0.0, 0.02, 0.05, 0.1):
-        accuracies = (0.6, 0.6 + gain)
-        regrets = [
-            100 * (max(accuracies) - accuracies[choose(named, world.votes, None).index])
-            for world in (World(rng, n, accuracies, right_votes) for _ in range(60))
-        ]
-        assert np.mean(regrets) <= 3, gain

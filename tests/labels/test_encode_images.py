@@ -113,12 +113,3 @@ def test_features_that_are_not_finite_name_the_image(pictures, tmp_path, monkeyp
     monkeypatch.setattr(image_models.Pooled, "encode_image", broken)
     with pytest.raises(UserError, match=r"not finite numbers for the image"):
         pictures.run(write_eye(tmp_path / "eye"))
-
-
-def test_constant_features_are_marked(pictures, tmp_path, caplog):
-    def zero(state):
-        return {name: torch.zeros_like(value) for name, value in state.items()}
-
-    found, _ = pictures.run(write_eye(tmp_path / "eye", weights=zero))
-    assert found.isfinite().all()
-    assert [record.levelname for record in caplog.records].count("WARNING") == 1

@@ -220,18 +220,6 @@ def test_class_scores_alone_vote_without_a_model(dataset, monkeypatch):
     assert dataset.right(columns["fused_label"]) > dataset.right(dataset.calibrated())
 
 
-def test_with_both_the_scores_vote_and_captions_have_labels_of_their_own(dataset):
-    captions, _ = dataset.run()
-    scores, alone = dataset.run(captions=False, scores=True)
-    columns, metadata = dataset.run(scores=True)
-    assert columns == {
-        **scores,
-        "caption_label": captions["caption_label"],
-        "caption_confidence": captions["caption_confidence"],
-    }
-    assert metadata == alone
-
-
 def test_an_image_without_options_has_no_vote(dataset):
     dataset.options[:5] = -1
     dataset.options[5, 2:] = -1

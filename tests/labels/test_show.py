@@ -111,10 +111,18 @@ def test_each_label_of_an_image_and_its_caption_are_shown(labelled):
 
 
 def test_images_of_all_kinds_are_shown(labelled):
-    # Changed: b, e, h. Disputed: c, g. Undisputed: a, d, f, i.
-    wanted = {1: "b", 3: "abc", 6: "abcefg", 8: "abcdefgh", 99: "abcdefghi"}
-    for n, names in wanted.items():
-        assert shown(labelled.show(n)) == [f"{name}.png" for name in names]
+    changed, disputed, undisputed = "beh", "cg", "adfi"
+    for n, wanted in {
+        1: (1, 0, 0),
+        3: (1, 1, 1),
+        6: (2, 2, 2),
+        8: (3, 2, 3),
+        99: (3, 2, 4),
+    }.items():
+        names = shown(labelled.show(n))
+        assert names == sorted(names)
+        kinds = (changed, disputed, undisputed)
+        assert tuple(sum(name[0] in kind for name in names) for kind in kinds) == wanted
 
 
 def test_images_by_name_are_shown_in_the_order_asked_for(labelled):
