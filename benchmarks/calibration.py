@@ -15,7 +15,7 @@ import numpy as np
 
 from latteclip.audit.sampling import read_population, sampling_order, stratify
 from latteclip.core import tables
-from latteclip.deploy.calibration import calibrate, expected_calibration_error
+from latteclip.deploy.label_table import calibrate, expected_calibration_error
 
 
 def main() -> None:

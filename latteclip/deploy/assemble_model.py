@@ -10,7 +10,6 @@ from latteclip.clip import model as clips
 from latteclip.clip.classifier import load_classifier, save_classifier
 from latteclip.core import hashing
 from latteclip.core.class_templates import ClassTemplates
-from latteclip.core.errors import UserError
 from latteclip.core.files import replacing
 
 
@@ -29,8 +28,6 @@ def assemble_model(classifier_path: str, settings: PretrainedClip, output: str) 
     classifier, described = load_classifier(
         classifier_path, model=settings.model, pretrained=settings.pretrained
     )
-    if described.get("eyes", []) != settings.eyes:
-        raise UserError(f"{classifier_path} is of other eyes than asked for; rerun its stage.")
     clip = clips.load(settings.model, settings.pretrained, torch.device("cpu"))
     words = ClassTemplates.described_by(described)
     with replacing(output) as folder:

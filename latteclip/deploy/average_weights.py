@@ -42,8 +42,8 @@ def average_weights(
     """Write the model whose weights are the means of those of S trainings.
 
     Its classifier is the class texts under the averaged text tower. A training that collapsed or
-    diverged is left out, unless all did. The history is that of the first training. The average is
-    judged by the predictions of each training for the images that it left out.
+    diverged is left out, unless all did. The history is that of the first training. The predictions
+    are those of each training for the images that it left out.
     """
     new_folder(model_output)
     marks = [set(tables.read_metadata(each.history, "step")["marks"]) for each in trainings]

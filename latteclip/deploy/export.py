@@ -1,7 +1,7 @@
 """Export a fine-tuned model for other software.
 
 Each form is a folder with the weights as its library expects them, the classifier, the class names
-as CLIP_benchmark reads them, and a model card.
+as CLIP_benchmark reads them, and a model card of where it comes from and how to use it.
 
 Letters: N images, C classes, D embedding width, H x W the model's input size.
 """
@@ -10,38 +10,44 @@ import json
 import logging
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from latteclip.clip import finetuned
+from latteclip.clip.classifier import load_classifier
 from latteclip.clip.model import CLASSIFIER
-from latteclip.core import hashing
-from latteclip.core.class_templates import PLACE
-from latteclip.core.errors import UserError
+from latteclip.config import layers
+from latteclip.core import hashing, tables
+from latteclip.core.class_templates import PLACE, ClassTemplates, clean_classname
+from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import new_folder, replacing, write_json
-from latteclip.deploy.model_card import model_card, read_origin
+from latteclip.core.open_clip_import import open_clip
+from latteclip.deploy.model_origin import run_of
+from latteclip.evaluate.results import read_metrics
 
 log = logging.getLogger(__name__)
+TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+FIGURES = {
+    "acc1": "top-1 accuracy",
+    "acc5": "top-5 accuracy",
+    "mean_per_class_recall": "mean per-class recall",
+}
 # As --custom_classname_file and --custom_template_file of CLIP_benchmark read them.
 BENCHMARK_CLASSNAMES = "clip_benchmark_classnames.json"
 BENCHMARK_TEMPLATES = "clip_benchmark_templates.json"
 BENCHMARK_PLACE = "{c}"  # for our {}
-GRAPH, PREPROCESSING = "model.onnx", "preprocess.json"
-OUTPUTS = ["scores", "probabilities", "image_features"]  # of the graph
 LIMIT = 1.8e9  # bytes of weights above which they get a separate file: a graph holds 2 GB
 
 
 def export(model: str, destination: str, form: str, licence: str | None = None) -> str:
     """Write a fine-tuned model to a new folder, whole or not at all. Return how to upload it.
 
-    Args:
-        model: results/<dataset>, where a model was chosen, or the folder of a model or run.
-        destination: a folder that does not exist, or is empty.
-        form: a key of FORMS.
-        licence: of the weights, as the hub spells it.
+    The arguments are those of `latteclip export`, and `form` is a key of FORMS.
     """
     folder = new_folder(destination)
     opened = finetuned.load(model, torch.device("cpu"))
@@ -100,41 +106,124 @@ class ImageClassifier(torch.nn.Module):
 @torch.no_grad()
 def _onnx(opened: finetuned.FinetunedModel, folder: Path) -> None:
     """Write the graph with class names in its metadata, and how images are preprocessed."""
-    try:
-        import onnxscript  # noqa: F401 - torch's exporter needs it, and says so late
-    except ImportError as error:
-        raise UserError(
-            f"--format onnx needs packages that are not installed ({error}); "
-            "pip install onnx onnxruntime onnxscript."
-        ) from None
     tower: Any = opened.clip.model.visual
     size = tower.preprocess_cfg["size"]
     module = ImageClassifier(opened).eval()
     example = torch.zeros(2, 3, *([size] * 2 if isinstance(size, int) else size))
     try:
+        import onnxscript  # noqa: F401 - torch's exporter needs it, and says so late
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's exporter warns about itself
             program = torch.onnx.export(
                 module,
                 (example,),
                 input_names=["pixel_values"],
-                output_names=OUTPUTS,
+                output_names=["scores", "probabilities", "image_features"],
                 dynamic_shapes={"pixel_values": {0: torch.export.Dim("images")}},
                 dynamo=True,
                 verbose=False,
             )
-    except torch.onnx.errors.OnnxExporterError as error:
-        first = str(error).strip().splitlines()[0]
+    except (ImportError, torch.onnx.errors.OnnxExporterError) as error:
         raise UserError(
-            f"--format onnx: the image tower {type(tower).__name__} has no ONNX form ({first}); "
-            "use --format open_clip."
+            f"--format onnx: {first_line(error)}; pip install onnx onnxruntime onnxscript, or use "
+            f"--format open_clip if {type(tower).__name__} has no ONNX form."
         ) from error
     assert program is not None  # as it is with dynamo=True
     names = opened.words.as_written(opened.classnames)
     program.model.metadata_props["classnames"] = json.dumps(names)
     n_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
-    program.save(folder / GRAPH, external_data=n_bytes > LIMIT)
-    write_json(folder / PREPROCESSING, tower.preprocess_cfg)
+    program.save(folder / "model.onnx", external_data=n_bytes > LIMIT)
+    write_json(folder / "preprocess.json", tower.preprocess_cfg)
 
 
 FORMS = {"open_clip": _open_clip, "transformers": _transformers, "onnx": _onnx}
+
+
+# --- the model card ------------------------------------------------------------------------------
+
+
+def read_origin(model: Path) -> dict[str, Any]:
+    """Read the files beside a model folder, or beside the run that it was chosen from.
+
+    The settings are those of the training, or of CLIP alone. `is_trained` is None where no file
+    says so, and `reason` is why the model was chosen.
+    """
+    run, reason = run_of(model)
+    metrics, settings, is_trained = {}, {}, None
+    if (path := run / "metrics.json").is_file():
+        metrics, is_trained = read_metrics(path), False
+    if (path := run / "history.parquet").is_file():
+        history = tables.read_metadata(path, "step")
+        settings, is_trained = history["settings"], "diverged" not in history.get("marks", [])
+    elif metrics and (path := run.parents[1] / "class_embeddings.safetensors").is_file():
+        settings = load_classifier(path)[1]
+    origin = {"metrics": metrics, "settings": settings, "is_trained": is_trained, "reason": reason}
+    return {**origin, "dataset": metrics.get("dataset", "custom")}
+
+
+def model_card(
+    opened: finetuned.FinetunedModel, origin: Mapping[str, Any], form: str, licence: str | None
+) -> ModelCard:
+    """Return the model card: Markdown with the metadata that the hub reads."""
+    metrics, dataset = origin["metrics"], origin["dataset"]
+    described = layers.datasets().get(dataset, {})
+    title = described.get("title", dataset)
+    has_results = metrics.get("acc1") is not None
+    results = [(name, metrics[key]) for key, name in FIGURES.items() if has_results]
+    of_test = {"dataset_type": dataset, "dataset_name": title, "dataset_split": "test"}
+    task = {"task_type": "image-classification", "metric_type": "accuracy", **of_test}
+    repo = _repo(origin["settings"])
+    data = ModelCardData(
+        library_name=form,
+        pipeline_tag="zero-shot-image-classification",
+        tags=["clip", "latteclip"],
+        license=licence or "other",
+        license_name=None if licence else "that-of-the-base-model",
+        base_model=repo,
+        model_name=f"{metrics['method']}-{dataset}" if results else None,
+        eval_results=[EvalResult(**task, metric_name=n, metric_value=v) for n, v in results]
+        or None,
+    )
+    card: ModelCard = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        form=form,
+        licence=licence,
+        title=title,
+        described=described,
+        **origin,
+        results=results,
+        base=_base(origin["settings"], repo),
+        eyes=len(opened.eyes_widths),
+        templates=opened.words.templates,
+        classes=[_class(name, opened.words) for name in opened.classnames],
+    )
+    return card
+
+
+def _class(classname: str, words: ClassTemplates) -> str:
+    """Return the name of a class, with its synonyms."""
+    [name] = words.as_written([classname])
+    others = words.synonyms.get(clean_classname(classname, {}))
+    return f"{name} (also {', '.join(others)})" if others else name
+
+
+def _repo(settings: Mapping[str, Any]) -> str | None:
+    """Return the base model's repository on the hub, where open_clip knows it."""
+    model, tag = str(settings.get("model", "")), settings.get("pretrained")
+    if model.startswith("hf-hub:"):
+        return model.removeprefix("hf-hub:")
+    if not tag:
+        return None
+    known = open_clip.get_pretrained_cfg(model.replace("/", "-"), tag)
+    return str(known.get("hf_hub", "")).strip("/") or None
+
+
+def _base(settings: Mapping[str, Any], repo: str | None) -> str:
+    """Return the base model as Markdown."""
+    if not settings:
+        return "not recorded"
+    tag = settings.get("pretrained")
+    name = settings["model"] + (f" with {tag}" if tag else "")
+    return f"[{name}](https://huggingface.co/{repo})" if repo else f"`{name}`"

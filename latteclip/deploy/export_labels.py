@@ -7,7 +7,8 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import quote
@@ -18,12 +19,12 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from latteclip import __version__
-from latteclip.audit.sampling import audit_files
+from latteclip.captions.pictures import read_image
 from latteclip.core import tables
-from latteclip.core.errors import UserError, first_line
+from latteclip.core.errors import UserError
 from latteclip.core.files import new_folder, replacing
 from latteclip.core.terminal import one_line
-from latteclip.data.images import FORMATS, image_exists, open_rgb, read_bytes, shard_member
+from latteclip.data.images import FORMATS, image_exists, open_rgb, shard_member
 from latteclip.deploy import label_table
 
 log = logging.getLogger(__name__)
@@ -58,36 +59,31 @@ def export_labels(
 ) -> str:
     """Write the labels of the training images, and return sentences on what was written.
 
-    The arguments are those of `latteclip labels export`. `form` is csv, parquet or one of FOLDERS,
-    and `output` is a file, or a new or empty folder for FOLDERS. Raises UserError where there are
-    no labels, `output` cannot be written, or an image vanished.
+    The arguments are those of `latteclip labels export`, and `form` is its format. Raises UserError
+    where there are no labels, `output` cannot be written, or an image vanished.
     """
     if copy and form != "imagefolder":
         raise UserError(f"--copy is for --format imagefolder; {form} holds no images.")
-    if form not in FOLDERS and os.path.isdir(output):
-        raise UserError(f"--output {output} is a folder; name a file.")
     place = new_folder(output) if form in FOLDERS else Path(output)
     for kind in leave_out:
         if not (path := Path(folder) / f"{kind}.parquet").is_file():
             raise UserError(f"--leave-out {kind} reads {path}; run the workflow, which writes it.")
     (table, described), promises = label_table.read(Path(folder)), []
-    if max_error is not None or false_discovery is not None:
-        taken, promise = label_table.accepted(Path(folder), max_error, false_discovery)
-        table = table.append_column("accepted", taken)
+    if share := max_error or false_discovery:
+        on_average = max_error is None
+        taken, promise = label_table.accepted(Path(folder), share, on_average=on_average)
         number = pc.if_else(taken, 0, pa.scalar(None, pa.int32()))
         guarantee = pa.DictionaryArray.from_arrays(number, pa.array([promise]))
-        table = table.append_column("guarantee", guarantee)
+        table = table.append_column("accepted", taken).append_column("guarantee", guarantee)
         promises = [promise]
     counts = {kind: pc.sum(is_kind).as_py() or 0 for kind, is_kind in _kinds(table).items()}
     for kind in leave_out:
         table = table.filter(pc.invert(_kinds(table)[kind]))
+    write = partial(_write_image_folder, copy=copy) if form == "imagefolder" else WRITERS[form]
     with replacing(place) as temporary:
-        if form == "imagefolder":
-            _write_image_folder(temporary, table, described["classnames"], copy=copy)
-        else:
-            WRITERS[form](temporary, table, described)
+        write(temporary, table, described)
     n, error = len(table) - table["label"].null_count, _error(described["calibration"])
-    lines = [f"{n} labels, {error}, are in {output}.", *promises, *_about_answers(table, folder)]
+    lines = [f"{n} labels, {error}, are in {output}.", *promises, *_about_answers(table)]
     for kind, count in counts.items():
         rest = f"{LEAVE_OUT[kind]}; --leave-out {kind} exports without them"
         rest = "are left out" if kind in leave_out else rest
@@ -111,8 +107,7 @@ def _kinds(table: pa.Table) -> dict[str, pa.ChunkedArray]:
 
 def _error(calibration: Mapping[str, Any]) -> str:
     """Describe how far the probabilities are off."""
-    if "demo_error" in calibration:
-        error = calibration["demo_error"]
+    if error := calibration.get("demo_error"):
         return f"uncalibrated (on the demo their expected calibration error is {error})"
     return (
         f"calibrated by {calibration['answers']} answers (expected calibration error "
@@ -120,21 +115,17 @@ def _error(calibration: Mapping[str, Any]) -> str:
     )
 
 
-def _about_answers(table: pa.Table, folder: str) -> Iterator[str]:
+def _about_answers(table: pa.Table) -> list[str]:
     """Describe what a person's answers changed."""
     answered = table.filter(pc.is_valid(table["answered"]))
-    if len(answered):
-        label, fused = (answered[name].cast(pa.string()) for name in ("label", "fused_label"))
-        changed = pc.sum(pc.not_equal(label, fused)).as_py() or 0
-        yield (
-            f"A person answered about {len(answered)} of the images: {changed} labels are another "
-            f"class by that, and {label.null_count} images of none of the classes have no label."
-        )
-    if audit_files(Path(folder), "test")[1].is_file():
-        yield (
-            "Answers about images of the test split change nothing here; latteclip audit "
-            f"{folder} --split train asks about the exported ones."
-        )
+    if not len(answered):
+        return []
+    label, fused = (answered[name].cast(pa.string()) for name in ("label", "fused_label"))
+    changed = pc.sum(pc.not_equal(label, fused)).as_py() or 0
+    return [
+        f"A person answered about {len(answered)} of the images: {changed} labels are another "
+        f"class by that, and {label.null_count} images of none of the classes have no label."
+    ]
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -145,7 +136,6 @@ def _write_csv(path: Path, table: pa.Table, _: Mapping[str, Any]) -> None:
 
 
 def _write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write CSV with empty cells for unknown values."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
@@ -211,7 +201,7 @@ WRITERS = {"csv": _write_csv, "parquet": _write_parquet, "label-studio": _write_
 
 
 def _write_image_folder(
-    folder: Path, table: pa.Table, classnames: Sequence[str], *, copy: bool
+    folder: Path, table: pa.Table, described: Mapping[str, Any], *, copy: bool
 ) -> None:
     """Write a folder of each class with its images, and a table."""
     if not copy:
@@ -222,10 +212,9 @@ def _write_image_folder(
             f"{len(vanished)} of {len(paths)} images are not there, the first {vanished[0]}; run "
             "it in the folder of the results, or rerun the workflow."
         )
-    new_name = unique_filenames()
+    names, new_name = described["classnames"], unique_filenames()
     new_name(TABLE)
-    folders = {name: (folder / new_name(name), unique_filenames()) for name in classnames}
-    converted = Counter[str]()
+    folders = {name: (folder / new_name(name), unique_filenames()) for name in names}
     folder.mkdir()
 
     def place(row: dict[str, Any]) -> dict[str, Any]:
@@ -234,50 +223,26 @@ def _write_image_folder(
         class_folder, new_name = folders[row["label"]]
         class_folder.mkdir(exist_ok=True)
         name = _file_name(row)
-        suffix = name.suffix.lower()
-        is_read = suffix in READ_BY_TORCHVISION
+        is_read = name.suffix.lower() in READ_BY_TORCHVISION
         if not is_read:
-            converted[suffix or "no suffix"] += 1
-            name = name.with_suffix(".png" if suffix == ".gif" else ".jpg")
+            name = name.with_suffix(".png" if name.suffix.lower() == ".gif" else ".jpg")
         target = class_folder / new_name(name.name)
-        _place_image(row["path"], target, convert=not is_read, copy=copy)
+        if not is_read:  # the converted image is upright and in RGB
+            open_rgb(row["path"]).save(target, quality=QUALITY, subsampling=0)
+        elif copy:
+            target.write_bytes(read_image(row["path"]))
+        else:
+            target.symlink_to(Path(row["path"]).absolute())
         return {"file": target.relative_to(folder).as_posix(), **row}
 
     rows = map(place, tables.rows_of(table))
     _write_rows(folder / TABLE, ["file", *table.column_names], rows)
-    if converted:
-        log.warning(
-            "%d images are converted to JPEG or PNG, since torchvision's ImageFolder does not read "
-            "them as they are (%s).",
-            *(converted.total(), ", ".join(f"{n} {kind}" for kind, n in converted.most_common())),
-        )
     if empty := sorted(name for name, (place, _) in folders.items() if not place.is_dir()):
         log.warning(
             "%d classes have no image and so no folder, which torchvision's ImageFolder would "
             "refuse: %s.",
             *(len(empty), one_line(", ".join(empty))),
         )
-
-
-def _place_image(source: str, target: Path, *, convert: bool, copy: bool) -> None:
-    """Convert, link or copy an image. A converted one is upright and in RGB."""
-    if convert:
-        open_rgb(source).save(target, quality=QUALITY, subsampling=0)
-    elif copy:
-        target.write_bytes(_image_bytes(source))
-    else:
-        target.symlink_to(Path(source).absolute())
-
-
-def _image_bytes(path: str) -> bytes:
-    """Return the bytes of an image; raise UserError where they cannot be read."""
-    try:
-        return read_bytes(path)
-    except Exception as error:  # pyarrow fails in many ways on broken shards
-        raise UserError(
-            f"Image {path} cannot be read ({first_line(error)}); replace its file, or rerun the "
-            "workflow, which leaves such images out."
-        ) from None
 
 
 def _refuse_shards(table: pa.Table, why: str) -> None:
@@ -288,11 +253,11 @@ def _refuse_shards(table: pa.Table, why: str) -> None:
 
 
 def _file_name(row: Mapping[str, Any]) -> PurePath:
-    """Return a file name for an image. A row of a Parquet shard has a number and no suffix."""
+    """Return a file name for an image. An image in a Parquet shard has no suffix."""
     member = shard_member(row["path"])
     if member is None or member.kind == "tar":
         return PurePath(PurePath(row["image_id" if member else "path"]).name)
-    with Image.open(io.BytesIO(_image_bytes(row["path"])), formats=FORMATS) as image:
+    with Image.open(io.BytesIO(read_image(row["path"])), formats=FORMATS) as image:
         return PurePath(f"{PurePath(row['image_id']).name}.{str(image.format).lower()}")
 
 

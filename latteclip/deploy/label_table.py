@@ -1,30 +1,33 @@
 """The labels of a dataset as one table, with one row per training image.
 
-Where a person answered, the answer is the label.
+Where a person answered, the answer is the label. Answers of an audit calibrate the probabilities by
+Platt's calibration (1999): the log-odds of a probability times a slope, whose inverse is called
+temperature, plus an intercept. Both are fitted to the answers by maximum likelihood.
 
-Letters: N images, C classes.
+Letters: N images, C classes, n answers.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from scipy.optimize import minimize
+from scipy.special import expit, log_expit, logit
 
 from latteclip.audit.sampling import SamplingPlan, audit_files, read_plan
 from latteclip.audit.score import answered_prefix
 from latteclip.clip.classifier import classify, load_classifier
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.deploy.abstention import read_answers_of_labels, require_answers
-from latteclip.deploy.calibration import Calibration, calibrate
+from latteclip.deploy.model_origin import require_answers
 from latteclip.labels.answers import CLASS, NONE, UNSURE, Answer, read_answers
 from latteclip.labels.features import read_features
-from latteclip.labels.guarantees import conformal_accepted, fewest_answers, pac_threshold
+from latteclip.labels.guarantees import Floats, conformal_accepted, fewest_answers, pac_threshold
 
 log = logging.getLogger(__name__)
 SPLIT = "train"  # the audit of these images
@@ -32,6 +35,9 @@ MIN_ANSWERS = 50  # that calibrate
 # Expected calibration error of fused_confidence on the demo: `python benchmarks/calibration.py`.
 DEMO_ERROR = 0.21
 ANSWERS = {NONE: "none of these", UNSURE: "cannot tell"}
+FOLDS = 5
+BINS = 10  # of equal width
+MARGIN = 1e-6  # distance of probabilities from 0 and 1
 
 
 def read(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
@@ -53,9 +59,11 @@ def read(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
     written = tables.read_written_names(index)
     names = pa.array([written.get(name, name) for name in classnames], pa.string())
     audited, calibration = _audited(folder, labels)
-    answers = _teaching_answers(described, classnames) | audited
+    teaching = described.get("answers", {}).get("images", {})
+    answers = {key: Answer(key, CLASS if name else NONE, name) for key, name in teaching.items()}
+    answers |= audited
+    corrected, answered = _with_answers(labels, answers, classnames, written)
     confidence = labels["fused_confidence"].to_numpy().astype(np.float64)
-    runner_up = _runner_up(folder, labels, classnames)
 
     def column(file: str, schema: pa.Schema, name: str) -> pa.ChunkedArray | pa.Array:
         """Return a column of another table of images; nulls without the table."""
@@ -72,12 +80,12 @@ def read(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
     columns = {
         "image_id": ids,
         "path": column("images.parquet", tables.IMAGES, "path"),
-        # The label is null where a person says "none of these".
-        "label": named(_corrected(labels, answers, classnames)),
-        "answered": _answered(answers, ids, written),  # a person's answer; null: not asked
+        "label": named(corrected),
+        "answered": answered,
         "fused_label": named(labels["fused_label"]),  # of the workflow
         "probability": (calibration or np.asarray)(confidence).astype(np.float32),  # of that label
-        "runner_up": named(runner_up),  # the best other class by images alone; null: there is none
+        # The best other class by images alone; null: there is none.
+        "runner_up": named(_runner_up(folder, labels, classnames)),
         "zero_shot": named(column("pseudo_labels.parquet", tables.PSEUDO_LABELS, "pseudo_label")),
         "zero_shot_calibrated": named(labels["calibrated_label"]),
         "image_prototypes": named(labels["image_label"]),  # null where they were not used
@@ -94,8 +102,7 @@ def read(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
         "duplicate_of": _duplicates(folder / "duplicates.parquet", ids, answers),
     }
     fitted = asdict(calibration) if calibration else {"demo_error": DEMO_ERROR}
-    keys = ("model", "pretrained", "votes")
-    described = {str(key): described[key] for key in keys if key in described}
+    described = {k: described[k] for k in ("model", "pretrained", "votes") if k in described}
     described |= {"classnames": names.to_pylist(), "calibration": fitted}
     return pa.table(columns), described
 
@@ -123,9 +130,9 @@ def _duplicates(
     rows = [pc.index_in(pairs[name], ids) for name in pairs.column_names]
     both = pc.and_(*(pc.is_valid(one) for one in rows))
     is_answered = pc.is_in(ids, pa.array(list(answers), pa.string())).to_numpy()
-    rank = np.argsort(np.argsort(~is_answered, kind="stable"))
+    row_of = np.argsort(~is_answered, kind="stable")
+    rank = np.argsort(row_of)
     places = np.sort([rank[part.filter(both).to_numpy()] for part in rows], axis=0)
-    row_of = np.argsort(rank)
     original: dict[int, int] = {}
     for first, later in sorted(places.T.tolist(), key=lambda pair: pair[::-1]):
         if first not in original:  # else its own original decides
@@ -133,6 +140,75 @@ def _duplicates(
     found = np.full(len(ids), -1)
     found[row_of[list(original)]] = row_of[list(original.values())]
     return ids.take(pa.array(found, mask=found < 0))
+
+
+# --- calibration ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A correction of probabilities, and its error."""
+
+    slope: float
+    intercept: float
+    answers: int
+    error_before: float  # expected calibration error over the answers
+    error: float  # the same after correction by the answers of the other folds
+
+    def __call__(self, probabilities: Floats) -> Floats:
+        """Return corrected probabilities [N] in the same order."""
+        return _corrected_by(probabilities, self.slope, self.intercept)
+
+
+def calibrate(probabilities: Floats, right: Floats, weights: Floats) -> Calibration:
+    """Fit a calibration to answers.
+
+    The error is cross-validated: each of FOLDS parts is corrected by a fit to the others.
+
+    Args:
+        probabilities: [n] of the labels that were answered about.
+        right: [n] 1 where the label is right, else 0.
+        weights: [n] how many images each answer stands for.
+    """
+    weights = weights / weights.mean()
+    held_out, folds = np.empty(len(right)), np.arange(len(right)) % FOLDS
+    for fold in range(FOLDS):
+        out = folds == fold
+        fitted = _fit(probabilities[~out], right[~out], weights[~out])
+        held_out[out] = _corrected_by(probabilities[out], *fitted)
+    errors = [expected_calibration_error(p, right, weights) for p in (probabilities, held_out)]
+    return Calibration(*_fit(probabilities, right, weights), len(right), *errors)
+
+
+def _corrected_by(probabilities: Floats, slope: float, intercept: float) -> Floats:
+    return np.asarray(expit(slope * _log_odds(probabilities) + intercept))
+
+
+def _log_odds(probabilities: Floats) -> Floats:
+    return np.asarray(logit(probabilities.clip(MARGIN, 1 - MARGIN)))
+
+
+def _fit(probabilities: Floats, right: Floats, weights: Floats) -> tuple[float, float]:
+    """Return slope, at least 0, and intercept. Few answers leave them near 1 and 0."""
+    odds, sign = _log_odds(probabilities), 2 * right - 1
+
+    def loss(free: Floats) -> float:
+        likelihood = weights @ log_expit(sign * (free[0] * odds + free[1]))
+        return float(((free[0] - 1) ** 2 + free[1] ** 2) / 2 - likelihood)
+
+    slope, intercept = minimize(loss, [1.0, 0.0], bounds=[(0, None), (None, None)]).x
+    return float(slope), float(intercept)
+
+
+def expected_calibration_error(probabilities: Floats, right: Floats, weights: Floats) -> float:
+    """Return the mean gap between probability and accuracy over BINS (Guo et al. 2017).
+
+    The arguments are those of `calibrate`. Few answers overstate the error, since the accuracy of a
+    bin is then far off by chance.
+    """
+    place = np.minimum((probabilities * BINS).astype(int), BINS - 1)
+    gaps = np.bincount(place, weights * (right - probabilities), BINS)
+    return float(np.abs(gaps).sum() / weights.sum())
 
 
 # --- answers -------------------------------------------------------------------------------------
@@ -172,63 +248,54 @@ def _calibration(
     return calibrate(confidence, right, images_per_answer[strata])
 
 
-def _teaching_answers(described: Mapping[str, Any], classnames: Sequence[str]) -> dict[str, Answer]:
-    """Return the answers from which the labels learned, where both answers about an image agree."""
-    return {
-        image: Answer(image, NONE if name is None else CLASS, name)
-        for image, name in read_answers_of_labels(described)[0].items()
-        if name is None or name in classnames
-    }
+def _with_answers(
+    labels: pa.Table,
+    answers: Mapping[str, Answer],
+    classnames: Sequence[str],
+    written: Mapping[str, str],
+) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+    """Return the labels [N] with answers in their place, and the answers in words.
 
-
-def _corrected(
-    labels: pa.Table, answers: Mapping[str, Answer], classnames: Sequence[str]
-) -> pa.ChunkedArray:
-    """Return the labels [N] with answers in their place; null for "none of these"."""
+    The label is null for "none of these", and the words are null where there is no answer.
+    """
+    rows = pc.index_in(labels["image_id"], pa.array(list(answers), pa.string()))
     number: dict[str | None, int] = {name: label for label, name in enumerate(classnames)}
-    certain = [one for one in answers.values() if one.kind != UNSURE]
-    answered = pa.array([number.get(one.classname) for one in certain], pa.int32())
-    rows = pc.index_in(labels["image_id"], pa.array([one.image_id for one in certain], pa.string()))
-    return pc.if_else(pc.is_valid(rows), answered.take(rows), labels["fused_label"])
-
-
-def _answered(
-    answers: Mapping[str, Answer], ids: pa.ChunkedArray, written: Mapping[str, str]
-) -> pa.Array:
-    """Return the answer about each image in words; null where there is none."""
-    rows = pc.index_in(ids, pa.array(list(answers), pa.string())).combine_chunks()
+    every = answers.values()
+    classes = pa.array([number.get(one.classname) for one in every], pa.int32())
+    is_certain = pa.array([one.kind != UNSURE for one in every], pa.bool_()).take(rows)
     words = [
         written.get(one.classname, one.classname) if one.classname else ANSWERS[one.kind]
-        for one in answers.values()
+        for one in every
     ]
-    return pa.array(words, pa.string()).take(rows)
+    is_certain = pc.fill_null(is_certain, fill_value=False)
+    corrected = pc.if_else(is_certain, classes.take(rows), labels["fused_label"])
+    return corrected, pa.array(words, pa.string()).take(rows)
 
 
-def accepted(
-    folder: Path, max_error: float | None, false_discovery: float | None
-) -> tuple[pa.Array, str]:
+def accepted(folder: Path, share: float, *, on_average: bool) -> tuple[pa.Array, str]:
     """Return which labels [N] may be taken without a look, and the guarantee in words.
 
-    At most `max_error` of all labels, or on average `false_discovery` of the taken ones, is wrong
-    and taken. Answered images are taken by their answers. Raises UserError for too few answers
-    about images that were drawn at random.
+    At most a share of all labels, or `on_average` of the taken ones, is wrong and taken. Answered
+    images are taken by their answers. Raises UserError for too few answers about images that were
+    drawn at random.
     """
     labels, described = tables.read(folder / "fused_labels.parquet", tables.FUSED_LABELS)
-    named, checked = read_answers_of_labels(described)
+    answers = described.get("answers", {"images": {}})
+    checked = answers.get("checked", {})
     confidence = np.array(checked.get("confidence", []))
     wrong = ~np.array(checked.get("right", []), dtype=bool)
     sure = labels["fused_confidence"].to_numpy().astype(np.float64)
-    if max_error is not None:
-        require_answers(len(wrong), fewest_answers(max_error), max_error, folder)
-        taken = sure >= pac_threshold(confidence, wrong, max_error)
-        promise = f"at most {100 * max_error:g} % of all labels are wrong and taken, with 95 % "
-        promise += "probability"
-    else:
-        share = float(false_discovery or 0)
-        require_answers(len(wrong), int(1 / (share or 1)), share, folder)
+    needed = int(1 / share) if on_average else fewest_answers(share)
+    require_answers(len(wrong), needed, share, folder)
+    if on_average:
         taken = conformal_accepted(confidence, wrong, sure, share)
         promise = f"on average at most {100 * share:g} % of the taken labels are wrong"
-    taken |= pc.is_in(labels["image_id"], pa.array(list(named), pa.string())).to_numpy()
+    else:
+        taken = sure >= pac_threshold(confidence, wrong, share)
+        promise = (
+            f"at most {100 * share:g} % of all labels are wrong and taken, with 95 % probability"
+        )
+    taken |= pc.is_in(labels["image_id"], pa.array(list(answers["images"]), pa.string())).to_numpy()
     n_left = len(taken) - taken.sum()
     return pa.array(taken), (
         f"Of {len(taken):,} labels {taken.sum():,} may be taken: {promise}. For all of them, "

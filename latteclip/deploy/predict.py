@@ -13,7 +13,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -28,35 +28,34 @@ from latteclip.clip import finetuned, image_models
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import best_classes
 from latteclip.clip.encode import encoded
-from latteclip.clip.ood import UnknownDetector, load_detector
+from latteclip.clip.ood import load_detector
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import replacing
 from latteclip.core.terminal import one_line, printable
 from latteclip.data import loader
 from latteclip.data.folder_files import IMAGE_SUFFIXES, image_files
-from latteclip.deploy.abstention import abstention_threshold
-from latteclip.deploy.model_origin import results_with
+from latteclip.deploy.model_origin import abstention_threshold, result_file
 
 log = logging.getLogger(__name__)
 STDIN = "-"
-DETECTOR = Path("classifiers") / "unknown.safetensors"  # in a dataset's results
+DETECTOR = "classifiers/unknown.safetensors"  # in a dataset's results
 ROWS = 10_000  # of a Parquet row group: small ones would fill the footer
 COLUMNS = pa.schema(
-    [
-        ("path", pa.string()),
-        ("classname", pa.string()),
-        ("probability", pa.float32()),
-        ("score", pa.float32()),
+    {
+        "path": pa.string(),
+        "classname": pa.string(),
+        "probability": pa.float32(),
+        "score": pa.float32(),
         # Of several classes. CSV has the three columns above for each class instead.
-        ("topk_labels", pa.list_(pa.int32())),
-        ("topk_classnames", pa.list_(pa.string())),
-        ("topk_scores", pa.list_(pa.float32())),
-        ("topk_probabilities", pa.list_(pa.float32())),
-        ("unknown_score", pa.float32()),
-        ("is_unknown", pa.bool_()),
-        ("abstained", pa.bool_()),
-    ]
+        "topk_labels": pa.list_(pa.int32()),
+        "topk_classnames": pa.list_(pa.string()),
+        "topk_scores": pa.list_(pa.float32()),
+        "topk_probabilities": pa.list_(pa.float32()),
+        "unknown_score": pa.float32(),
+        "is_unknown": pa.bool_(),
+        "abstained": pa.bool_(),
+    }
 )
 BEST, TOPK, UNKNOWN = COLUMNS.names[:4], COLUMNS.names[4:8], COLUMNS.names[8:10]
 
@@ -132,7 +131,10 @@ class Classifier:
         if abstain is not None:
             self.threshold = abstention_threshold(self.model, self, abstain)
         if unknown:
-            self.pretrained, self.detector = load_detector_of(self.model, picked, precision)
+            path = result_file(DETECTOR, self.model.folder, "--unknown")
+            self.detector = load_detector(path, self.model.classnames)
+            base = self.detector.described
+            self.pretrained = clips.load(base["model"], base["pretrained"], picked, precision)
 
     def __call__(self, paths: Sequence[str | Path], topk: int = 1) -> list[Prediction]:
         """Return the predictions of image files in order, without files that are no image."""
@@ -149,52 +151,29 @@ class Classifier:
             for models in [of_clip, *([eye] for eye in self.eyes)]
         ]
         for ((indices, errors), (features, *others)), *beside in zip(*passes, strict=True):
-            features = torch.cat([features, *(found for _, [found] in beside)], dim=1)
             for error in filter(None, errors):
                 log.warning("skipped: %s", error)
             readable = torch.tensor([not error for error in errors])  # [B]
+            features = torch.cat([features, *(found for _, [found] in beside)], dim=1)
             named = [paths[index] for index in indices[readable].tolist()]
-            predictions = self._predict(named, features[readable], topk)
-            if self.detector:
-                scores = self.detector.scores(others[0][readable]).tolist()
-                line = self.detector.threshold
-                predictions = [
-                    replace(one, unknown_score=score, is_unknown=score > line)
-                    for one, score in zip(predictions, scores, strict=True)
-                ]
-            yield from predictions
+            scores = self.detector.scores(others[0][readable]).tolist() if self.detector else None
+            yield from self._predict(named, features[readable], topk, scores)
 
-    def _predict(self, paths: list[str], features: torch.Tensor, topk: int) -> list[Prediction]:
-        """Return the predictions of B images from their features [B, D]."""
+    def _predict(
+        self, paths: list[str], features: torch.Tensor, topk: int, unknown_scores: list[Any] | None
+    ) -> Iterator[Prediction]:
+        """Yield the predictions of B images from their features [B, D]."""
         scores = self.model.classifier.scores(features)  # [B, C]
         labels, best = best_classes(scores, topk)  # [B, K]
         probabilities = (self.model.logit_scale * scores).softmax(dim=1).gather(1, labels)
         names = self.model.words.as_written(self.model.classnames)
         columns = (part.tolist() for part in (labels, best, probabilities))
-        predictions = [
-            Prediction(path, own, [names[label] for label in own], *numbers)
-            for path, own, *numbers in zip(paths, *columns, strict=True)
-        ]
-        if (line := self.threshold) is not None:
-            predictions = [replace(one, abstained=one.probability < line) for one in predictions]
-        return predictions
-
-
-def load_detector_of(
-    model: finetuned.FinetunedModel, device: torch.device, precision: str
-) -> tuple[clips.Clip, UnknownDetector]:
-    """Load the pretrained CLIP and the detector of the dataset in whose results a model lies."""
-    folder = results_with(DETECTOR, model.folder, "--unknown")
-    detector = load_detector(folder / DETECTOR, model.classnames)
-    base = detector.described
-    clip = clips.load(base["model"], base["pretrained"], device, precision)
-    visuals: list[Any] = [one.model.visual for one in (model.clip, clip)]
-    if visuals[0].preprocess_cfg != visuals[1].preprocess_cfg:
-        raise UserError(
-            f"{model.folder} and {base['model']} preprocess images differently, so one was not "
-            "fine-tuned from the other; rerun the workflow."
-        )
-    return clip, detector
+        unknown_scores = unknown_scores or [None] * len(paths)
+        for path, own, *numbers, unknown in zip(paths, *columns, unknown_scores, strict=True):
+            is_unknown = unknown > self.detector.threshold if self.detector else None
+            abstained = None if self.threshold is None else numbers[1][0] < self.threshold
+            own_names = [names[label] for label in own]
+            yield Prediction(path, own, own_names, *numbers, unknown, is_unknown, abstained)
 
 
 class ReadableFiles(loader.ImageFiles):
@@ -225,7 +204,6 @@ def predict(
 
     See `image_paths`, `writer_of` and Classifier for the arguments.
     """
-    further = UNKNOWN * unknown + ["abstained"] * (abstain is not None)
     write = writer_of(output)  # refuses a bad suffix before the work
     paths = image_paths(words, sys.stdin.buffer)
     classifier = Classifier(model, unknown=unknown, abstain=abstain, **loading)
@@ -236,9 +214,9 @@ def predict(
             n.update(classified=1, abstained=bool(one.abstained))
             yield one
 
-    write(counted(), topk, further)
-    n_skipped = len(paths) - n["classified"]
+    write(counted(), topk, UNKNOWN * unknown + ["abstained"] * (abstain is not None))
     abstained = f", abstained from {n['abstained']}" if abstain is not None else ""
+    n_skipped = len(paths) - n["classified"]
     log.info("Classified %d images%s, skipped %d.", n["classified"], abstained, n_skipped)
     return n_skipped
 
@@ -311,10 +289,8 @@ def writer_of(output: str | None) -> Callable[[Rows, int, list[str]], None]:
     file is written whole or not at all.
     """
     suffix = ".csv" if output is None else Path(output).suffix.lower()
-    if suffix not in FORMATS:
-        raise UserError(f"--output {output} ends in none of {', '.join(FORMATS)}.")
-    if output is not None and os.path.isdir(output):
-        raise UserError(f"--output {output} is a folder; name a file.")
+    if suffix not in FORMATS or (output is not None and os.path.isdir(output)):
+        raise UserError(f"--output {output} is a folder, or ends in none of {', '.join(FORMATS)}.")
     return partial(FORMATS[suffix], output)
 
 

@@ -1,8 +1,7 @@
 """Methods compared on the images of a split: numbers in, small tables and charts out.
 
-Tables are lists of dicts, as templates read them. Charts are drawn by Matplotlib as SVG that takes
-its colours and fonts from the page: colours are written as placeholders and replaced by CSS
-variables, so that one drawing serves light and dark.
+Tables are lists of dicts, as templates read them. Charts are drawn by Matplotlib as SVG whose
+colours are replaced by CSS variables of the page, so that one drawing serves light and dark.
 
 Letters: M methods, N images, C classes, S seeds, T points of a line, B bins.
 """
@@ -24,7 +23,7 @@ from matplotlib.figure import Figure
 
 from latteclip.clip.classifier import load_classifier
 from latteclip.evaluate.metrics import recalls
-from latteclip.evaluate.summary import known, summary
+from latteclip.evaluate.summary import summary
 from latteclip.report import runs
 from latteclip.report.runs import Floats, Ints
 
@@ -32,17 +31,8 @@ Row = dict[str, Any]
 BASELINE = "zero_shot"
 METHODS = 8  # methods that are compared image by image
 ROWS = 1000  # classes in a table
-VISIBLE = 0.05  # points: a smaller change is written as none
 CURVES, POINTS = 6, 120  # methods in a chart of the training, and points of a line
 BIASES = 20  # classes in the chart of biases
-# Columns of a summary: names on the page.
-FIGURES = {
-    "acc1_mean": "acc1",
-    "acc1_std": "spread",
-    "acc1_gain": "over_baseline",
-    "acc5_mean": "acc5",
-    "mean_per_class_recall": "recall",
-}
 
 # --- accuracy ------------------------------------------------------------------------------------
 
@@ -50,35 +40,26 @@ FIGURES = {
 def headline(
     metrics: Sequence[Mapping[str, Any]], baseline: str, zero_shot: float | None
 ) -> list[Row]:
-    """Return one row per method, in percent and points, in the order of the runs.
-
-    Args:
-        metrics: of every run of one dataset.
-        baseline: the method of `over_baseline`.
-        zero_shot: acc1 of the pretrained model as a fraction.
-    """
-    rows = []
-    for values in summary(metrics, baseline).to_dict("records"):
-        row: Row = {name: known(values[column]) for column, name in FIGURES.items()}
-        row |= {name: values[name] for name in ("method", "seeds")}
-        row["marks"] = values["marks"].split()
+    """Return the rows of `summary`, with the accuracies of runs and the gain over zero-shot."""
+    table = summary(metrics, baseline)
+    rows = _rows(table.astype(object).where(table.notna(), None))
+    for row in rows:
+        row["marks"] = row["marks"].split()
         seeds = [run["acc1"] for run in metrics if run["method"] == row["method"]]
         row["each"] = [100 * value for value in seeds if value is not None]
-        row["gain"] = None
-        if row["acc1"] is not None and zero_shot is not None:
-            row["gain"] = row["acc1"] - 100 * zero_shot
-        rows.append(row)
+        row["gain"] = difference(row["acc1_mean"], zero_shot)
     return rows
+
+
+def difference(value: float | None, base: float | None) -> float | None:
+    """Return a value minus another one, None where either is unknown."""
+    return None if value is None or base is None else value - base
 
 
 def class_changes(labels: Ints, before: Ints, after: Ints, classnames: Sequence[str]) -> list[Row]:
     """Return the recall of each class with images in percent, the largest gain first.
 
-    Args:
-        labels: [N].
-        before: [N] predictions of the pretrained model.
-        after: [N] predictions of a model.
-        classnames: of the C classes.
+    Labels and predictions, `before` by the pretrained model, are [N].
     """
     (old, counts), (new, _) = (recalls(x, labels, len(classnames)) for x in (before, after))
     columns = {"classname": classnames, "images": counts, "before": 100 * old, "after": 100 * new}
@@ -94,7 +75,7 @@ def _rows(table: pd.DataFrame) -> list[Row]:
 def confusion(labels: Ints, predictions: Ints, classes: list[int]) -> Floats:
     """Return the share of each of K classes (row) that is predicted as each (column) [K, K].
 
-    The row of a class without images is zero. Labels and predictions are [N].
+    The row of a class without images is zero.
     """
     inside = np.isin(labels, classes)
     shares = pd.crosstab(labels[inside], predictions[inside], normalize="index")
@@ -102,10 +83,9 @@ def confusion(labels: Ints, predictions: Ints, classes: list[int]) -> Floats:
 
 
 def pairs(first: Ints, second: Ints) -> pd.DataFrame:
-    """Return `images` with different classes `first` and `second`, by both [N].
+    """Count the images [N] of different classes `first` and `second`, for pairs that occur.
 
-    `share` is the percentage of the images of the first class. Pairs that do not occur take no
-    memory.
+    `share` is the percentage of the images of the first class.
     """
     counts = pd.DataFrame({"first": first, "second": second}).value_counts(sort=False)
     table = counts.sort_index().reset_index(name="images")
@@ -114,14 +94,10 @@ def pairs(first: Ints, second: Ints) -> pd.DataFrame:
 
 
 def worst_pairs(labels: Ints, before: Ints, after: Ints, n: int) -> list[Row]:
-    """Return the n largest confusions of a model, in percent of the true class.
-
-    `share_before` is that of the pretrained model. Arrays are [N], as for `class_changes`.
-    """
+    """Return the n largest confusions of a model, with the pretrained model's `share_before`."""
     worst = pairs(labels, after).sort_values("share", ascending=False, kind="stable").head(n)
-    found = worst.merge(
-        pairs(labels, before), "left", on=["first", "second"], suffixes=("", "_before")
-    )
+    old = pairs(labels, before)
+    found = worst.merge(old, "left", on=["first", "second"], suffixes=("", "_before"))
     return _rows(found.fillna(0.0))
 
 
@@ -144,9 +120,9 @@ def classes_of(found: Sequence[Row], n: int) -> list[int]:
 def changed_images(
     labels: Ints, before: Ints, after: Ints, margins: Floats, *, improved: bool, n: int
 ) -> list[int]:
-    """Return the n images with the largest margin that a model corrects, or breaks.
+    """Return the n images [N] with the largest margin that a model corrects, or breaks.
 
-    Classes take turns. Arrays are [N]; margins are those over the second best class.
+    Classes take turns.
     """
     right, was = after == labels, before == labels
     changed = np.flatnonzero((right & ~was) if improved else (~right & was))
@@ -155,13 +131,7 @@ def changed_images(
 
 
 def class_balanced_top(order: Ints, classes: Ints, n: int) -> list[int]:
-    """Return the first n images of an order, none of a class before all others had as many.
-
-    Args:
-        order: numbers of images, the best first.
-        classes: [N] of all images.
-        n: how many at most.
-    """
+    """Return the first n images of an order, of which classes [N] take turns."""
     turns = pd.Series(order).groupby(classes[order]).cumcount().to_numpy()
     return [int(i) for i in order[np.argsort(turns, kind="stable")[:n]]]
 
@@ -212,37 +182,25 @@ def read_method_predictions(
 
 def methods_used(found: MethodPredictions) -> dict[str, Row]:
     """Return how many classes each method uses, and the percentage of images that it changes."""
+    changed = 100 * (found.labels != found.before).mean(axis=1)
     return {
-        name: {
-            "classes": len(np.unique(labels)),
-            "changed": 100 * float((labels != found.before).mean()),
-        }
-        for name, labels in zip(found.methods, found.labels, strict=True)
+        name: {"classes": len(np.unique(labels)), "changed": share}
+        for name, labels, share in zip(found.methods, found.labels, changed.tolist(), strict=True)
     }
 
 
 def class_sizes(found: MethodPredictions, labels: Ints | None, c: int) -> list[Row]:
     """Return the sizes of the C classes by each method, the largest first; at most ROWS."""
     counts = np.stack([np.bincount(one, minlength=c) for one in found.labels])  # [M, C]
-    true = [None] * c if labels is None else np.bincount(labels, minlength=c).tolist()
     before, after = counts[0], counts[found.main]
-    return [
-        {
-            "label": label,
-            "true": true[label],
-            "before": int(before[label]),
-            "after": int(after[label]),
-            "each": counts[:, label].tolist(),
-        }
-        for label in np.lexsort((-before, -after))[:ROWS].tolist()
-    ]
+    table = pd.DataFrame({"label": range(c), "before": before, "after": after})
+    table["true"] = None if labels is None else np.bincount(labels, minlength=c)
+    table["each"] = counts.T.tolist()
+    return _rows(table.iloc[np.lexsort((-before, -after))[:ROWS]])
 
 
 def disputed(found: MethodPredictions, n: int) -> list[int]:
-    """Return the n images with the most different classes, then with the largest margin.
-
-    Classes take turns.
-    """
+    """Return the n images with the most different classes, then margins. Classes take turns."""
     order = np.lexsort((-found.margins, -found.n_classes))
     return class_balanced_top(order[found.n_classes[order] > 1], found.after, n)
 
@@ -258,11 +216,8 @@ def sides(found: MethodPredictions, i: int) -> list[tuple[int, list[str]]]:
 def ends_of_classes(found: MethodPredictions, budget: int, most: int) -> list[Row]:
     """Return the images of each predicted class with the largest and the smallest margins.
 
-    Args:
-        found: predictions for N images.
-        budget: images in all; where classes are too many for it, those come with whose images
-            other methods disagree most.
-        most: images of a class at each end.
+    At most `budget` images are returned, and `most` of a class at each end. Of too many classes,
+    those come about whose images other methods disagree most.
     """
     order = np.argsort(-found.margins, kind="stable")
     classes = pd.Series(order).groupby(found.after[order])
@@ -335,35 +290,35 @@ class Line(NamedTuple):
     series: int  # 0 to 5: which colour and dash
 
 
-def training_charts(run_files: Sequence[runs.RunFiles], main: str) -> list[Row]:
+def training_curves(run_files: Sequence[runs.RunFiles]) -> dict[str, list[dict[str, Floats]]]:
+    """Read the histories of the runs of each trained method."""
+    curves: dict[str, list[dict[str, Floats]]] = {}
+    for run in run_files:
+        if run.history:
+            read = runs.read_curves(run.history, POINTS)
+            curves.setdefault(run.method, []).extend([read] if read else [])
+    return curves
+
+
+def training_charts(curves: Mapping[str, Curves], main: str) -> list[Row]:
     """Draw the curves of the trained methods, the main one first."""
-    names = list(dict.fromkeys(run.method for run in run_files if run.history))
-    names.sort(key=lambda name: name != main)
-    curves = {name: _curves(run_files, name) for name in names[:CURVES]}
+    names = sorted(curves, key=lambda name: name != main)
     more = f" The first {CURVES} of {len(names)} methods." if len(names) > CURVES else ""
-    charts = []
-    for column, title, note in OF_TRAINING:
-        lines = _lines((name, column, curves[name]) for name in curves)
-        if lines:
-            charts.append(line_chart(title, lines, x_label="epoch", note=note + more, legend=True))
-    return charts
+    charts = [
+        (title, note + more, _lines((name, column, curves[name]) for name in names[:CURVES]))
+        for column, title, note in OF_TRAINING
+    ]
+    return [line_chart(title, lines, note) for title, note, lines in charts if lines]
 
 
-def latteclip_charts(run_files: Sequence[runs.RunFiles], method: str) -> list[Row]:
+def latteclip_charts(curves: Curves) -> list[Row]:
     """Draw what only LatteCLIP's training has: two labels an image, mixed texts, prototypes."""
-    curves = _curves(run_files, method)
     charts = []
     for columns, title, note in OF_LATTECLIP:
         lines = _lines((name, column, curves) for column, name in columns.items())
         if len(lines) >= min(2, len(columns)):
-            charts.append(line_chart(title, lines, x_label="epoch", note=note, legend=True))
+            charts.append(line_chart(title, lines, note))
     return charts
-
-
-def _curves(run_files: Sequence[runs.RunFiles], method: str) -> Curves:
-    """Read the histories of a method's runs."""
-    paths = [run.history for run in run_files if run.method == method and run.history]
-    return [curves for path in paths if (curves := runs.read_curves(path, POINTS))]
 
 
 def _lines(wanted: Iterable[tuple[str, str, Curves]]) -> list[Line]:
@@ -372,31 +327,23 @@ def _lines(wanted: Iterable[tuple[str, str, Curves]]) -> list[Line]:
     for series, (name, column, curves) in enumerate(wanted):
         having = [curve for curve in curves if column in curve and curve[column].any()]
         if having:
-            points = min(len(curve["epoch"]) for curve in having)
-            values = [curve[column] for curve in having]
-            lines.append(Line(name, having[0]["epoch"][:points], values, series))
+            shortest = min((curve["epoch"] for curve in having), key=len)
+            x = having[0]["epoch"][: len(shortest)]
+            lines.append(Line(name, x, [curve[column] for curve in having], series))
     return lines
 
 
 def bias_chart(path: str) -> Row:
-    """Draw the bias that calibration subtracts from each class, in logits.
+    """Draw the bias that a calibrated zero-shot classifier subtracts from each class, in logits.
 
     Biases are relative to their mean, which changes no prediction. Of many classes, the BIASES
-    largest are drawn, either way.
-
-    Args:
-        path: the calibrated zero-shot classifier.
-
-    Raises:
-        UserError: it is missing or broken.
+    largest are drawn, either way. Raises UserError for a broken file.
     """
     classifier, described = load_classifier(path)
     biases = -described["logit_scale"] * classifier.bias.double().numpy()  # [C]
-    biases -= biases.mean()
-    largest = pd.Series(biases, described["classnames"]).sort_values(
-        key=np.abs, ascending=False, kind="stable"
-    )[:BIASES]
-    shown = largest.sort_values(ascending=False, kind="stable")
+    biases = pd.Series(biases - biases.mean(), described["classnames"])
+    order: dict[str, Any] = {"ascending": False, "kind": "stable"}
+    shown = biases.sort_values(key=np.abs, **order)[:BIASES].sort_values(**order)
     title, x_label = "Classes that zero-shot CLIP favours", "score above the mean of all classes"
     note = (
         "The mean score of a class over the training images, whatever they show. "
@@ -409,47 +356,35 @@ def bias_chart(path: str) -> Row:
         colours = np.where(shown < 0, SERIES[1][0], SERIES[0][0])
         axes.barh(rows, shown.to_numpy(), height=0.7, color=colours.tolist())
         axes.axvline(0, color=MUTED, linewidth=0.8)
-        names = [
-            name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…" for name in shown.index
-        ]
+        names = [n if len(n) <= MAX_NAME else f"{n[: MAX_NAME - 1]}…" for n in shown.index]
         axes.set_yticks(rows, names, parse_math=False)
         axes.set_ylim(len(shown) - 0.4, -0.6)
         bars = "; ".join(f"{name}: {value:+.2f}" for name, value in shown.items())
         return _drawing(figure, title, f"{title}, {x_label}: {bars}.", note)
 
 
-def pseudo_label_charts(train: runs.Split) -> Row:
+def pseudo_label_charts(train: runs.Split) -> list[Row]:
     """Draw the confidence of the pseudo-labels of the training images, and their accuracy."""
-    right = None if train.labels is None else train.pseudo_labels == train.labels
-    charts = [_confidence_chart(train.confidence, right)]
-    if right is not None:
-        running = np.cumsum(right[np.argsort(-train.confidence, kind="stable")])  # [N]
-        percents = np.linspace(1, 100, 100)
-        ends = np.ceil(percents / 100 * len(right)).astype(int)
-        line = Line("accuracy", percents, [100 * (running[ends - 1] / ends)], 0)
-        charts.append(
-            line_chart(
-                "Accuracy of the most confident",
-                [line],
-                x_label="percent of the pseudo-labels, by confidence",
-                note="Accuracy of the pseudo-labels among the most confident ones, in percent.",
-            )
-        )
-    return {
-        "charts": charts,
-        "accuracy": None if right is None else 100 * float(right.mean()),
-        "confidence": 100 * float(train.confidence.mean()),
-        "classes": len(np.unique(train.pseudo_labels)),
-    }
+    if train.labels is None:
+        return [_confidence_chart(train.confidence, None)]
+    right = train.pseudo_labels == train.labels
+    running = np.cumsum(right[np.argsort(-train.confidence, kind="stable")])  # [N]
+    percents = np.linspace(1, 100, 100)
+    ends = np.ceil(percents / 100 * len(right)).astype(int)
+    accuracies = line_chart(
+        "Accuracy of the most confident",
+        [Line("accuracy", percents, [100 * (running[ends - 1] / ends)], 0)],
+        "Accuracy of the pseudo-labels among the most confident ones, in percent.",
+        x_label="percent of the pseudo-labels, by confidence",
+        legend=False,
+    )
+    return [_confidence_chart(train.confidence, right), accuracies]
 
 
 def reliability(confidence: Floats, right: Ints | None, bins: int = 10) -> tuple[Floats, Floats]:
     """Return the share of the images in each bin of confidence [B], and their accuracy [B].
 
-    Args:
-        confidence: [N], between 0 and 1.
-        right: [N], whether the pseudo-label is the label; None where labels are not known.
-        bins: of equal width.
+    Bins have equal width. `right` [N] is None where labels are not known.
     """
     place = np.minimum((confidence * bins).astype(int), bins - 1)
     values = pd.Series(np.full(len(place), np.nan) if right is None else right.astype(float))
@@ -485,7 +420,7 @@ def _confidence_chart(confidence: Floats, right: Ints | None) -> Row:
 
 
 def line_chart(
-    title: str, lines: Sequence[Line], *, x_label: str, note: str, legend: bool = False
+    title: str, lines: Sequence[Line], note: str, *, x_label: str = "epoch", legend: bool = True
 ) -> Row:
     """Draw lines over one axis; the alternative text names where each begins and ends."""
     with _axes(x_label) as (figure, axes):
@@ -524,8 +459,7 @@ def _drawing(
     with mpl.rc_context({"svg.hashsalt": title}):  # ids that repeat on no other chart nor vary
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = file.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<(metadata|style).*?</\1>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<(metadata|style).*?</\1>", "", text[text.index("<svg") :], flags=re.DOTALL)
     used = set(re.findall(r"#([\w.-]+)", text))
     text = re.sub(r' id="([\w.-]+)"', lambda m: m[0] if m[1] in used else "", text)
     for placeholder, variable in VARIABLES.items():

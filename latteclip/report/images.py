@@ -40,8 +40,6 @@ TWIN = (168, 8_000)
 EXAMPLES, DISPUTES, UNKNOWN, PAIRS = 6, 12, 24, 6
 ENDS, OF_CLASS = 240, 3  # surest and least sure: in all, and of a class at each end
 
-# --- pictures ------------------------------------------------------------------------------------
-
 
 class Picture(NamedTuple):
     """A picture as an <img> wants it."""
@@ -99,27 +97,23 @@ def read_captions(
         known["label"] = train.labels
     names_class = cache(lambda label: mentions([classnames[label]]))
     numbers = {train.image_ids[i]: i for i in chosen}
-    wanted = pa.array(sorted({int(train.pseudo_labels[i]) for i in chosen}), pa.int32())
     counts: Counter[str] = Counter()
     rows: dict[int, Row] = {}
     of_label: dict[int, Row] = {}
     for piece in tables.read_pieces(path, tables.CAPTIONS, ["members", "caption"], PIECE):
-        texts = piece["caption"].to_pylist()
         places = train.places(pc.list_element(piece["members"], 0))
+        texts = piece["caption"].to_pylist()
         counts["texts"] += sum(map(bool, texts))
         for kind, labels in known.items():
             of_texts = zip(texts, labels[places].tolist(), strict=True)
             counts[kind] += sum(names_class(label)(text) for text, label in of_texts)
-        own = pa.array(train.pseudo_labels[places], pa.int32())
-        piece = piece.append_column("label", own).filter(pc.is_in(own, wanted))
-        for row in piece.to_pylist():
-            of_label.setdefault(row["label"], row)
+        for row, label in zip(piece.to_pylist(), train.pseudo_labels[places].tolist(), strict=True):
+            of_label.setdefault(label, row)
             for name in numbers.keys() & row["members"]:
                 rows.setdefault(numbers[name], row)
     if "groups" in metadata:
-        for i in chosen:
-            if (label := int(train.pseudo_labels[i])) in of_label:
-                rows.setdefault(i, of_label[label])
+        labels_of = {i: int(train.pseudo_labels[i]) for i in chosen}
+        rows = {i: of_label[n] for i, n in labels_of.items() if n in of_label} | rows
     n = counts["texts"]
     naming = {kind: 100 * counts[kind] / n if n else None for kind in known}
     return Captions(metadata, naming, rows)
@@ -159,18 +153,16 @@ def gallery(
     for place, i in enumerate(chosen):
         own = {kind: found.rows.get(i) for kind, found in captions.items()}
         image, group = own.get("image"), own.get("group")
-        rows.append(
-            {
-                **_image(train, i, PICTURE),
-                "confidence": float(train.confidence[i]),
-                "pseudo_label": int(train.pseudo_labels[i]),
-                "prediction": None if predictions is None else predictions[place],
-                "label": None if train.labels is None else int(train.labels[i]),
-                "image_caption": image and image["caption"],
-                "group_caption": group and group["caption"],
-                "group": group and _grid(group["members"], train, captions["group"].metadata),
-            }
-        )
+        row = {
+            "confidence": float(train.confidence[i]),
+            "pseudo_label": int(train.pseudo_labels[i]),
+            "prediction": predictions and predictions[place],
+            "label": None if train.labels is None else int(train.labels[i]),
+            "image_caption": image and image["caption"],
+            "group_caption": group and group["caption"],
+            "group": group and _grid(group["members"], train, captions["group"].metadata),
+        }
+        rows.append(_image(train, i, PICTURE) | row)
     return rows
 
 
@@ -185,11 +177,10 @@ def _grid(members: Sequence[str], train: Split, metadata: Mapping[str, Any]) -> 
 def changed_examples(split: Split, found: MethodPredictions, *, improved: bool) -> list[Row]:
     """Return images whose prediction changed from wrong to right, or from right to wrong."""
     assert split.labels is not None
-    labels, before, after = split.labels, split.pseudo_labels, found.after
+    arrays = {"label": split.labels, "before": split.pseudo_labels, "after": found.after}
     chosen = comparison.changed_images(
-        labels, before, after, found.margins, improved=improved, n=EXAMPLES
+        *arrays.values(), found.margins, improved=improved, n=EXAMPLES
     )
-    arrays = {"label": labels, "before": before, "after": after}
     return [
         _image(split, i, PICTURE) | {name: int(values[i]) for name, values in arrays.items()}
         for i in chosen
@@ -224,13 +215,9 @@ def _thumbnail(split: Split, i: int, prediction: int, **more: float) -> Row:
 
 
 def read_unknown(path: str, splits: Sequence[Split]) -> Row:
-    """Return the images that most likely show none of the classes, the likeliest first.
+    """Return the images of some splits that most likely show none of the classes, likeliest first.
 
     Images with a score of the captioner come first.
-
-    Args:
-        path: an UNKNOWN table.
-        splits: in one of which each image is.
     """
     table, _ = tables.read(path, tables.UNKNOWN)
     by_clip, by_captioner = (table[n].to_numpy() for n in ("score", "captioner_score"))
@@ -280,9 +267,7 @@ def read_duplicates(path: str, train: Split, test: Split, run_files: Sequence[Ru
         **{"training": training, "between": between, "test": both},
         "leaked": int(leaked.sum()),
         "accuracies": _leak_free_accuracies(test, leaked, run_files),
-        "examples": [
-            [_image(split, i, TWIN) for split, i in pair] for pair in zip(*sides, strict=True)
-        ],
+        "examples": [[_image(*side, TWIN) for side in pair] for pair in zip(*sides, strict=True)],
     }
 
 

@@ -9,24 +9,11 @@ from typing import Any
 import pandas as pd
 
 from latteclip.core.files import write_text
+from latteclip.evaluate import summary
 from latteclip.evaluate.results import MARKS
-from latteclip.evaluate.summary import (
-    PAPER_DATASETS,
-    PAPER_GAIN_OVER_OTHERS,
-    PAPER_GAIN_OVER_ZERO_SHOT,
-    PAPER_SOURCE,
-    gain_on_paper_datasets,
-    known,
-    means_over_datasets,
-    read_results,
-    split_by_labels,
-    summary,
-    union,
-)
 from latteclip.report import render
 
 log = logging.getLogger(__name__)
-TEMPLATE = "index.html"
 
 
 @dataclass(frozen=True)
@@ -46,59 +33,50 @@ def index_results(
     output: str,
     others: str | None = None,
 ) -> None:
-    """Write the page that compares every run, one HTML file that needs no network.
-
-    Raises:
-        UserError: a file is missing or broken.
-    """
-    runs, chosen, audits = read_results(metrics_paths, selections_paths, audits_paths, others)
-    table, without = split_by_labels(summary(runs, settings.baseline))
+    """Write the page that compares every run, one HTML file that needs no network."""
+    paths = metrics_paths, selections_paths, audits_paths
+    runs, chosen, audits = summary.read_results(*paths, others)
+    table, without = summary.split_by_labels(summary.summary(runs, settings.baseline))
     sizes = {
         run["dataset"]: {"images": run["images"], "classes": len(run["per_class"]) or None}
         for run in runs
     }
-    marks = table.groupby("method", sort=False)["marks"].agg(lambda of: union(of.str.split()))
-    means, complete = means_over_datasets(table) if len(table) else ({}, [])
-    folder = Path(output).parent
+    by_method = table.groupby("method", sort=False)["marks"]
+    marks = {method: summary.union(of.str.split()).split() for method, of in by_method}
+    means, complete = summary.means_over_datasets(table) if len(table) else ({}, [])
     pages = {name: f"{name}/report.html" for name in sizes}
-    reports = {name: page for name, page in pages.items() if (folder / page).is_file()}
+    is_there = {name: (Path(output).parent / page).is_file() for name, page in pages.items()}
     page = render.render(
-        TEMPLATE,
+        "index.html",
         settings=settings,
-        reports=reports | settings.reports,
+        reports={name: pages[name] for name in pages if is_there[name]} | settings.reports,
         unlabelled=list(dict.fromkeys(without["dataset"])),
         datasets=list(dict.fromkeys(table["dataset"])),
-        marks={method: names.split() for method, names in marks.items()},
+        marks=marks,
         cells=_cells(table),
         sizes=sizes,
         chosen=chosen,
         audits=audits,
-        explained={mark: MARKS[mark] for mark in MARKS if any(mark in m.split() for m in marks)},
+        explained={mark: MARKS[mark] for mark in MARKS if any(mark in m for m in marks.values())},
         complete=complete,
         means=means,
-        paper=gain_on_paper_datasets(table) if len(table) else None,
-        published=(PAPER_GAIN_OVER_ZERO_SHOT, PAPER_GAIN_OVER_OTHERS),
-        n_paper=len(PAPER_DATASETS),
-        source=PAPER_SOURCE,
+        paper=summary.gain_on_paper_datasets(table) if len(table) else None,
+        published=(summary.PAPER_GAIN_OVER_ZERO_SHOT, summary.PAPER_GAIN_OVER_OTHERS),
+        n_paper=len(summary.PAPER_DATASETS),
+        source=summary.PAPER_SOURCE,
     )
     write_text(output, page)
     log.info("Wrote %s, datasets: %s.", output, ", ".join(sizes))
 
 
 def _cells(table: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return the rows of a summary by dataset and method, with the best method that needs no label.
+    """Return the rows of a summary by dataset and method, with `is_best`.
 
-    Figures are in percent and points.
+    The best method of a dataset is the most accurate one that reads no label.
     """
     reads_labels = table["marks"].str.contains("supervised")
     best = table[~reads_labels].groupby("dataset")["acc1_mean"].max()
     is_best = ~reads_labels & (table["acc1_mean"] == table["dataset"].map(best))
-    return {
-        (row["dataset"], row["method"]): {
-            "acc1": known(row["acc1_mean"]),
-            "spread": known(row["acc1_std"]),
-            "gain": known(row["acc1_gain"]),
-            "is_best": row["is_best"],
-        }
-        for row in table.assign(is_best=is_best).to_dict("records")
-    }
+    rows = table.assign(is_best=is_best).set_index(["dataset", "method"]).astype(object)
+    cells: Any = rows.where(rows.notna(), None).to_dict("index")
+    return cells

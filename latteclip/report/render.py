@@ -10,8 +10,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 PACKAGE = "latteclip.report"
-# So that a page can be mailed.
-MAX_BYTES = 5_000_000
 
 
 def render(template: str, **values: Any) -> str:
@@ -36,7 +34,7 @@ def environment(package: str) -> Environment:
         lstrip_blocks=True,
     )
     formats = (number, signed, breakable, duration, memory)
-    found.filters |= {"shell_quoted": shlex.quote, **{each.__name__: each for each in formats}}
+    found.filters |= {"shell_quoted": shlex.quote, **{one.__name__: one for one in formats}}
     return found
 
 

@@ -3,23 +3,22 @@
 Letters: N images, C classes.
 """
 
-import csv
 import json
 import logging
 import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import yaml
 
 from latteclip.captions import text
 from latteclip.core import tables
-from latteclip.core.errors import UserError
 from latteclip.core.files import write_text
 from latteclip.evaluate.metrics import accuracy
 from latteclip.evaluate.results import (
@@ -33,13 +32,13 @@ from latteclip.evaluate.results import (
 from latteclip.evaluate.train_predictions import choose_examples, read_predictions
 from latteclip.labels.guarantees import checked_sentence
 from latteclip.report import comparison, images, render, runs
-from latteclip.report.comparison import ROWS, VISIBLE, Row
+from latteclip.report.comparison import ROWS, Row
 from latteclip.report.runs import RunFiles
 
 log = logging.getLogger(__name__)
-TEMPLATE = "report.html"
 ZERO_SHOT = "zero_shot"
 WORST_PAIRS, MATRIX_CLASSES = 12, 12
+VISIBLE = 0.05  # points: a smaller change is written as none
 
 
 @dataclass(frozen=True)
@@ -77,23 +76,21 @@ def report_dataset(
 
     It is about the chosen model. Without labels it compares predictions instead of accuracies. A
     note stands in place of the parts for which captions or a trained method are missing.
-
-    Raises:
-        UserError: an input is missing or does not fit the others.
     """
     train, test, classnames = runs.read_splits(images_path, pseudo_labels_path)
     # The evaluated images. Labels of images that were trained on give no accuracy.
     split = test if len(test) else replace(train, labels=None)
-    audit = read_audit(audit_path) if audit_path else None
-    selection = read_selection(selection_path) if selection_path else None
+    audit, selection = _read(read_audit, audit_path), _read(read_selection, selection_path)
     metrics = [read_metrics(run.metrics) for run in runs_files]
-    if audit:
-        metrics = mark_audited(metrics, {settings.dataset: audit})
+    metrics = mark_audited(metrics, {settings.dataset: audit} if audit else {})
     zero_shot = None
     if split.labels is not None:
-        zero_shot = accuracy(split.pseudo_labels[:, None], split.labels, 1)
+        zero_shot = 100 * accuracy(split.pseudo_labels[:, None], split.labels, 1)
     rows = comparison.headline(metrics, settings.baseline, zero_shot)
-    main = main_run(runs_files, selection, settings.main)
+    wanted = selection.run if selection else None
+    main = min(
+        runs_files, key=lambda run: ((run.method, run.seed) != wanted, run.method != settings.main)
+    )
     found = comparison.read_method_predictions(runs_files, main)
     chosen = choose_examples(train.confidence, train.pseudo_labels)
     captions = {
@@ -105,97 +102,84 @@ def report_dataset(
     if main.train_predictions and main.method != ZERO_SHOT:
         examples = read_predictions(main.train_predictions, classnames, held_out=False)
         predictions = examples["prediction"].to_pylist()
+    curves = comparison.training_curves(runs_files)
+    drawn = curves.keys() & {main.method, settings.paper}
     page = render.render(
-        TEMPLATE,
+        "report.html",
         settings=settings,
         classnames=classnames,
         train=train,
         test=test,
         split=split,
         labelled=split.labels is not None,
-        lead=lead(main, metrics, zero_shot, selection, settings),
+        lead=_lead(main, metrics, zero_shot, selection, settings),
         selection=selection,
         audit=audit,
         rows=rows,
-        axis=_axis(rows, zero_shot),
-        zero_shot=None if zero_shot is None else 100 * zero_shot,
+        axis=None if zero_shot is None else _axis(rows, zero_shot),
+        zero_shot=zero_shot,
         marks_of_runs={m: MARKS[m] for m in MARKS if any(m in row["marks"] for row in rows)},
-        variants=variants(rows, settings.config["methods"]),
+        variants=_ablations(rows, settings.config["methods"]),
         **_changes(split, found, classnames),
         compared=_compared(found, split, len(classnames)),
         items=images.gallery(chosen, train, predictions, captions),
-        unknown=images.read_unknown(unknown_path, [test, train]) if unknown_path else None,
+        unknown=_read(images.read_unknown, unknown_path, [test, train]),
         recipes=runs.read_recipes(runs_files),
-        training=comparison.training_charts(runs_files, main.method),
-        parts=comparison.latteclip_charts(runs_files, main.method),
+        training=comparison.training_charts(curves, main.method),
+        parts={name: comparison.latteclip_charts(curves[name]) for name in drawn},
         paper=next((row for row in rows if row["method"] == settings.paper), None),
-        paper_parts=comparison.latteclip_charts(runs_files, settings.paper)
-        if settings.paper and settings.paper != main.method
-        else [],
-        pseudo_labels=comparison.pseudo_label_charts(train),
-        biases=comparison.bias_chart(calibrated_path) if calibrated_path else None,
-        signals=_signals(fused_labels_path) if fused_labels_path else {},
-        captions=images.caption_statistics(caption_summary_path, captions)
-        if caption_summary_path
-        else {},
-        duplicates=images.read_duplicates(duplicates_path, train, test, runs_files)
-        if duplicates_path
-        else None,
-        corrupt=_read_csv(corrupt_path) if corrupt_path else [],
+        pseudo_label_charts=comparison.pseudo_label_charts(train),
+        pseudo_classes=len(np.unique(train.pseudo_labels)),
+        biases=_read(comparison.bias_chart, calibrated_path),
+        signals=_read(_signals, fused_labels_path),
+        captions=_read(images.caption_statistics, caption_summary_path, captions),
+        duplicates=_read(images.read_duplicates, duplicates_path, train, test, runs_files),
+        corrupt=_read(_rows_of_csv, corrupt_path),
         skipped=tables.read_metadata(images_path, "image_id").get("skipped", {}),
         provenance=_provenance(Path(output).parent, settings, runs_files, captions.values()),
     )
-    size = len(page.encode())
-    if size > render.MAX_BYTES:
-        raise UserError(
-            f"The report of {settings.dataset} would take {size / 1e6:.1f} MB, more than the "
-            f"{render.MAX_BYTES / 1e6:.0f} MB that a page may have; ask for fewer methods at once."
-        )
     write_text(output, page)
-    log.info("Wrote %s: %d methods, %.1f MB.", output, len(rows), size / 1e6)
+    log.info("Wrote %s: %d methods, %.1f MB.", output, len(rows), len(page.encode()) / 1e6)
+
+
+def _read(read: Callable[..., Any], path: str | None, *others: Any) -> Any:
+    """Return `read(path, *others)`, None without a path."""
+    return read(path, *others) if path else None
+
+
+def _rows_of_csv(path: str) -> list[Row]:
+    rows: list[Row] = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
+    return rows
 
 
 def _signals(path: str) -> Row:
     """Return what image models and a person's answers are worth to the labels."""
     described = tables.read_metadata(path, "image_id")
-    rows = described.get("eyes", [])
+    answers, rows = described.get("answers", {}), described.get("eyes", [])
     if rows:
         own = {"zero_shot": "zero-shot CLIP", "images": "image features of CLIP"}
         gains, weights = described["gains"], described["weights"]
-        rows = [
-            *({"model": own[k], "weight": weights[k], "gain": gains.get(k, 0.0)} for k in own),
-            *rows,
-        ]
-    answers = described.get("answers")
-    checked = answers and answers.get("checked")
+        of_clip = ({"model": own[k], "weight": weights[k], "gain": gains.get(k, 0.0)} for k in own)
+        rows = [*of_clip, *rows]
+    checked = answers.get("checked")
     return {
         "predictors": [{**row, "times": math.exp(row["gain"])} for row in rows],
-        "answers": answers and len(answers["images"]),
+        "answers": len(answers.get("images", ())),
         "checked": checked and checked_sentence(checked),
     }
 
 
-def main_run(run_files: Sequence[RunFiles], selection: Selection | None, fallback: str) -> RunFiles:
-    """Return the chosen run; where none is chosen, the first of a method."""
-    by_name = {(run.method, run.seed): run for run in run_files}
-    if selection and selection.run in by_name:
-        return by_name[selection.run]
-    return next((run for run in run_files if run.method == fallback), run_files[0])
-
-
-def lead(
+def _lead(
     run: RunFiles,
     metrics: Sequence[Mapping[str, Any]],
     zero_shot: float | None,
     selection: Selection | None,
     settings: ReportSettings,
 ) -> Row:
-    """Return the run that a page is about, with its accuracy, gain and command.
-
-    The metrics are those of all runs, and `zero_shot` is acc1 of the pretrained model, a fraction.
-    """
-    of_method = [one for one in metrics if one["method"] == run.method]
-    acc1 = next((one["acc1"] for one in of_method if one["seed"] == run.seed), None)
+    """Return the run that a page is about, with its accuracy in percent, gain and command."""
+    of_method = {one["seed"]: one["acc1"] for one in metrics if one["method"] == run.method}
+    acc1 = of_method[run.seed]
+    acc1 = None if acc1 is None else 100 * acc1
     is_chosen = selection is not None and selection.run == (run.method, run.seed)
     model, folder = None, f"results/{settings.dataset}"
     if is_chosen:
@@ -207,8 +191,8 @@ def lead(
         "seed": run.seed,
         "seeds": len(of_method),
         "is_chosen": is_chosen,
-        "acc1": None if acc1 is None else 100 * acc1,
-        "gain": None if acc1 is None or zero_shot is None else 100 * (acc1 - zero_shot),
+        "acc1": acc1,
+        "gain": comparison.difference(acc1, zero_shot),
         "command": model and f"latteclip predict {shlex.quote(model)} photos",
     }
 
@@ -231,48 +215,41 @@ def _compared(found: comparison.MethodPredictions, split: runs.Split, c: int) ->
     }
 
 
-def _read_csv(path: str) -> list[dict[str, str]]:
-    with Path(path).open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _axis(rows: Sequence[Row], zero_shot: float | None) -> tuple[float, float] | None:
+def _axis(rows: Sequence[Row], zero_shot: float) -> tuple[int, int]:
     """Return the ends of the scale on which the accuracies of all seeds are drawn, in percent."""
-    values = [value for row in rows for value in row["each"]]
-    if zero_shot is not None:
-        values.append(100 * zero_shot)
-    if not values:
-        return None
-    low, high = 5 * np.floor(min(values) / 5), 5 * np.ceil(max(values) / 5)
-    return float(low), float(max(high, low + 5))
+    values = [zero_shot, *(value for row in rows for value in row["each"])]
+    low, high = 5 * math.floor(min(values) / 5), 5 * math.ceil(max(values) / 5)
+    return low, max(high, low + 5)
 
 
-def variants(rows: Sequence[Row], methods: dict[str, dict[str, Any]]) -> list[Row]:
-    """Return the ablations among the rows: methods that are `like` another one that was run."""
-    acc1 = {row["method"]: row["acc1"] for row in rows}
-    found = []
-    for name, value in acc1.items():
-        like = str(methods[name].get("like"))
-        if like in acc1:
-            known = value is not None and acc1[like] is not None
-            changed = _difference(methods[like], methods[name])
-            difference = value - acc1[like] if known else None
-            row = {"method": name, "like": like, "changed": changed}
-            found.append({**row, "acc1": value, "difference": difference})
-    return found
+def _ablations(rows: Sequence[Row], methods: dict[str, dict[str, Any]]) -> list[Row]:
+    """Return the methods among the rows that are `like` another one that was run."""
+    acc1 = {row["method"]: row["acc1_mean"] for row in rows}
+    pairs = {name: str(methods[name].get("like")) for name in acc1}
+    return [
+        {
+            "method": name,
+            "like": like,
+            "changed": _changed(methods[like], methods[name]),
+            "acc1": acc1[name],
+            "difference": comparison.difference(acc1[name], acc1[like]),
+        }
+        for name, like in pairs.items()
+        if like in acc1
+    ]
 
 
-def _difference(one: dict[str, Any], other: dict[str, Any]) -> str:
+def _changed(one: dict[str, Any], other: dict[str, Any]) -> str:
     """Return the leaves of `other` that `one` does not have, as `key: value`."""
     parts = []
     for key, value in other.items():
         if key == "like" or value == one.get(key):
             continue
         if isinstance(value, dict):
-            parts.append(_difference(one.get(key) or {}, value))
+            parts.append(_changed(one.get(key) or {}, value))
         else:
             parts.append(f"{key}: {json.dumps(value)}")
-    return ", ".join(part for part in parts if part)
+    return ", ".join(filter(None, parts))
 
 
 def _changes(

@@ -6,6 +6,7 @@ Letters: N images, C classes.
 import json
 import subprocess
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -70,11 +71,7 @@ class Split:
 
 
 def read_splits(images: str, pseudo_labels: str) -> tuple[Split, Split, list[str]]:
-    """Read the training and the test images of an index, and the C class names.
-
-    Raises:
-        UserError: the two tables are not of the same images.
-    """
+    """Read the training and the test images of an index, and the C class names."""
     columns = ["image_id", "path", "split", "label"]
     index, classnames = read_index(images, pseudo_labels, columns)
     is_test = pc.equal(index["split"], "test")
@@ -110,28 +107,25 @@ def read_margins(path: str) -> tuple[Ints, Floats]:
 
 def read_recipes(run_files: Sequence[RunFiles]) -> list[dict[str, Any]]:
     """Read the training settings of each trained method from the history of its first run."""
-    histories: dict[str, str] = {}
+    recipes: dict[str, dict[str, Any]] = {}
     for run in run_files:
-        if run.history:
-            histories.setdefault(run.method, run.history)
-    recipes = []
-    for method, path in histories.items():
-        described = tables.read_metadata(path, "step")
-        values = described["settings"]["finetune"]
-        recipe = {"method": method, **{key: values[key] for key in SETTINGS}}
-        # Settings that followed from the images, the model and the device.
-        recipe["found"] = [SETTINGS[key] for key in described["found"] if key in SETTINGS]
-        # Trainings, whose weights are averaged.
-        recipes.append(recipe | {"averaged": described.get("averaged", 1)})
-    return recipes
+        if run.history and run.method not in recipes:
+            described = tables.read_metadata(run.history, "step")
+            values = described["settings"]["finetune"]
+            recipes[run.method] = {
+                "method": run.method,
+                **{key: values[key] for key in SETTINGS},
+                # Settings that followed from the images, the model and the device.
+                "found": [SETTINGS[key] for key in described["found"] if key in SETTINGS],
+                "averaged": described.get("averaged", 1),  # trainings
+            }
+    return list(recipes.values())
 
 
 def read_curves(path: str, points: int) -> dict[str, Floats]:
-    """Read a training's history as at most `points` means of neighbouring steps.
+    """Read the columns of DRAWN that a history has, as at most `points` means of steps.
 
-    Returns:
-        `epoch`, how many epochs were done by the middle of each point, and each column of DRAWN
-        that is not empty.
+    `epoch` is how many epochs were done by the middle of each point.
     """
     table, _ = tables.read(path, tables.HISTORY, ["step", "epoch", *DRAWN])
     steps = len(table)
@@ -139,13 +133,11 @@ def read_curves(path: str, points: int) -> dict[str, Floats]:
         return {}
     per_epoch = max(1, int(pc.sum(pc.equal(table["epoch"], table["epoch"][0])).as_py()))
     edges = np.linspace(0, steps, min(points, steps) + 1).astype(int)
-    curves = {"epoch": (edges[:-1] + edges[1:]) / 2 / per_epoch}
-    for name in DRAWN:
-        column = table[name]
-        if column.null_count == 0:
-            values = column.to_numpy().astype(np.float64)
-            curves[name] = np.add.reduceat(values, edges[:-1]) / np.diff(edges)
-    return curves
+    drawn = {name: table[name] for name in DRAWN if table[name].null_count == 0}
+    return {"epoch": (edges[:-1] + edges[1:]) / 2 / per_epoch} | {
+        name: np.add.reduceat(column.to_numpy().astype(np.float64), edges[:-1]) / np.diff(edges)
+        for name, column in drawn.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -165,10 +157,8 @@ def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide results."""
     found = {"python": python_version(), "latteclip": __version__}
     for name in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 
@@ -183,16 +173,12 @@ def commit(folder: str = ".") -> str | None:
 
 
 def job_costs(folder: Path) -> list[JobCost]:
-    """Return what each last job of a dataset's folder took, in the order in which they ended.
-
-    Benchmark files are no inputs of stages: a missing one must not rerun a training.
-    """
-    paths = (*folder.glob("benchmarks/*.jsonl"), *folder.glob("*/**/benchmarks/*.jsonl"))
+    """Return what each last job of a dataset's folder took, in the order in which they ended."""
     costs = []
+    paths = folder.rglob("benchmarks/*.jsonl")
     for path in sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path)):
-        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-        if lines:
-            values = json.loads(lines[-1])
+        if lines := path.read_text(encoding="utf-8").strip():
+            values = json.loads(lines.rpartition("\n")[2])
             seconds, cpu, memory = (_number(values.get(k)) for k in ("s", "cpu_time", "max_rss"))
             gpus = _number((values.get("resources") or {}).get("gpu"))  # with --benchmark-extended
             of_gpus = None if gpus is None or seconds is None else gpus * seconds
@@ -205,14 +191,12 @@ def job_costs(folder: Path) -> list[JobCost]:
 def total(jobs: Sequence[JobCost]) -> JobCost:
     """Return the sums over some jobs, and the largest memory; None where no job has a number."""
 
-    def numbers(name: str) -> list[float]:
+    def known(name: str) -> list[float]:
         return [value for job in jobs if (value := getattr(job, name)) is not None]
 
-    def added(name: str) -> float | None:
-        return sum(numbers(name)) if numbers(name) else None
-
-    times = (added("seconds"), added("cpu_seconds"), added("gpu_seconds"))
-    return JobCost(Path(), "in all", "", *times, max(numbers("memory"), default=None))
+    numbers = [known(name) for name in ("seconds", "cpu_seconds", "gpu_seconds")]
+    times = (sum(each) if each else None for each in numbers)
+    return JobCost(Path(), "in all", "", *times, max(known("memory"), default=None))
 
 
 def tokens_of(folder: Path) -> Iterator[tuple[str, int, int]]:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
-from latteclip.deploy.calibration import FOLDS, calibrate, expected_calibration_error
+from latteclip.deploy.label_table import FOLDS, calibrate, expected_calibration_error
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from support.tiny import ROOT
 from latteclip import __version__
 from latteclip.config import layers, model
 from latteclip.config.configuration import Configuration
-from latteclip.deploy import model_card
+from latteclip.deploy import export
 from latteclip.train.settings import steps_per_epoch
 
 STAGES = ROOT / "docs" / "how-it-works.md"
@@ -38,7 +38,7 @@ def test_the_citation_is_that_of_the_paper():
     paper = citation["preferred-citation"]
     names = [author["family-names"] for author in paper["authors"]]
     assert names == ["Cao", "Jaritz", "Guillaumin", "Charette", "Bazzani"]
-    assert paper["title"] in model_card.TEMPLATE.read_text("utf-8")
+    assert paper["title"] in export.TEMPLATE.read_text("utf-8")
     assert "2410.08211" in paper["url"]
     assert paper["year"] == 2025
 

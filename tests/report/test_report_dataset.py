@@ -16,7 +16,7 @@ from support.pages import BOTH_KINDS, write, write_audit, write_unknown
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import tables
 from latteclip.evaluate import train_predictions
-from latteclip.report import comparison, images, render, runs
+from latteclip.report import comparison, images, runs
 
 
 @pytest.fixture(scope="module")
@@ -347,7 +347,7 @@ def test_noise_in_thousands_of_classes_makes_a_page_that_can_be_mailed(tmp_path)
         noise = results.rng.integers(0, 256, (500, 500, 3), dtype=np.uint8)
         Image.fromarray(noise).save(path)
     page, text = write(results, captions=BOTH_KINDS, unknown=write_unknown(results))
-    assert len(text.encode()) < render.MAX_BYTES
+    assert len(text.encode()) < 5_000_000
     assert len(page.tables["class-sizes"]) == 1 + comparison.ROWS
 
 
