@@ -20,20 +20,11 @@ import yaml
 from latteclip.captions import text
 from latteclip.core import tables
 from latteclip.core.files import write_text
-from latteclip.evaluate.metrics import accuracy
-from latteclip.evaluate.results import (
-    MARKS,
-    Selection,
-    mark_audited,
-    read_audit,
-    read_metrics,
-    read_selection,
-)
+from latteclip.evaluate import results
 from latteclip.evaluate.train_predictions import choose_examples, read_predictions
 from latteclip.labels.guarantees import checked_sentence
 from latteclip.report import comparison, images, render, runs
 from latteclip.report.comparison import ROWS, Row
-from latteclip.report.runs import RunFiles
 
 log = logging.getLogger(__name__)
 ZERO_SHOT = "zero_shot"
@@ -80,12 +71,15 @@ def report_dataset(
     train, test, classnames = runs.read_splits(images_path, pseudo_labels_path)
     # The evaluated images. Labels of images that were trained on give no accuracy.
     split = test if len(test) else replace(train, labels=None)
-    audit, selection = _read(read_audit, audit_path), _read(read_selection, selection_path)
-    metrics = [read_metrics(run.metrics) for run in runs_files]
-    metrics = mark_audited(metrics, {settings.dataset: audit} if audit else {})
-    zero_shot = None
+    audit, selection = (
+        _read(results.read_audit, audit_path),
+        _read(results.read_selection, selection_path),
+    )
+    metrics = [results.read_metrics(run.metrics) for run in runs_files]
+    metrics = results.mark_audited(metrics, {settings.dataset: audit} if audit else {})
+    zero_shot = None  # accuracy in percent
     if split.labels is not None:
-        zero_shot = 100 * accuracy(split.pseudo_labels[:, None], split.labels, 1)
+        zero_shot = 100 * float((split.pseudo_labels == split.labels).mean())
     rows = comparison.headline(metrics, settings.baseline, zero_shot)
     wanted = selection.run if selection else None
     main = min(
@@ -118,7 +112,9 @@ def report_dataset(
         rows=rows,
         axis=None if zero_shot is None else _axis(rows, zero_shot),
         zero_shot=zero_shot,
-        marks_of_runs={m: MARKS[m] for m in MARKS if any(m in row["marks"] for row in rows)},
+        marks_of_runs={
+            m: results.MARKS[m] for m in results.MARKS if any(m in row["marks"] for row in rows)
+        },
         variants=_ablations(rows, settings.config["methods"]),
         **_changes(split, found, classnames),
         compared=_compared(found, split, len(classnames)),
@@ -170,10 +166,10 @@ def _signals(path: str) -> Row:
 
 
 def _lead(
-    run: RunFiles,
+    run: runs.RunFiles,
     metrics: Sequence[Mapping[str, Any]],
     zero_shot: float | None,
-    selection: Selection | None,
+    selection: results.Selection | None,
     settings: ReportSettings,
 ) -> Row:
     """Return the run that a page is about, with its accuracy in percent, gain and command."""
@@ -279,7 +275,7 @@ def _changes(
 def _provenance(
     folder: Path,
     settings: ReportSettings,
-    run_files: Sequence[RunFiles],
+    run_files: Sequence[runs.RunFiles],
     captions: Iterable[images.Captions],
 ) -> Row:
     """Return versions, commit, seeds, configuration, captioner, and the costs of jobs."""

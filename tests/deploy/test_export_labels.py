@@ -18,7 +18,7 @@ from latteclip.core.errors import UserError
 from latteclip.data.images import open_rgb
 from latteclip.data.splits import SplitSettings, read_split
 from latteclip.deploy import label_table
-from latteclip.deploy.export_labels import export_labels, sanitized, unique_filenames
+from latteclip.deploy.export_labels import export_labels, sanitized
 
 
 @pytest.fixture
@@ -348,13 +348,6 @@ def test_a_long_name_is_cut_and_keeps_its_suffix(name):
     found = sanitized(name)
     assert len(found.encode()) <= 200
     assert found.endswith(".png") == name.endswith(".png")
-
-
-def test_names_that_would_be_the_same_get_numbers():
-    new_name = unique_filenames()
-    assert [new_name(name) for name in ("a/b", "a:b", "A_B")] == ["a_b", "a_b_2", "A_B_3"]
-    found = [new_name(name) for name in ("x.png", "x.png", "X.png")]
-    assert found == ["x.png", "x_2.png", "X_3.png"]
 
 
 # --- guarantees ----------------------------------------------------------------------------------
