@@ -172,8 +172,8 @@ class Classifier:
         for path, own, *numbers, unknown in zip(paths, *columns, unknown_scores, strict=True):
             is_unknown = unknown > self.detector.threshold if self.detector else None
             abstained = None if self.threshold is None else numbers[1][0] < self.threshold
-            own_names = [names[label] for label in own]
-            yield Prediction(path, own, own_names, *numbers, unknown, is_unknown, abstained)
+            own_names, marks = [names[label] for label in own], (unknown, is_unknown, abstained)
+            yield Prediction(path, own, own_names, *numbers, *marks)
 
 
 class ReadableFiles(loader.ImageFiles):

@@ -177,10 +177,11 @@ def _grid(members: Sequence[str], train: Split, metadata: Mapping[str, Any]) -> 
 def changed_examples(split: Split, found: MethodPredictions, *, improved: bool) -> list[Row]:
     """Return images whose prediction changed from wrong to right, or from right to wrong."""
     assert split.labels is not None
-    arrays = {"label": split.labels, "before": split.pseudo_labels, "after": found.after}
+    labels, before, after = split.labels, split.pseudo_labels, found.after
     chosen = comparison.changed_images(
-        *arrays.values(), found.margins, improved=improved, n=EXAMPLES
+        labels, before, after, found.margins, improved=improved, n=EXAMPLES
     )
+    arrays = {"label": labels, "before": before, "after": after}
     return [
         _image(split, i, PICTURE) | {name: int(values[i]) for name, values in arrays.items()}
         for i in chosen
@@ -267,7 +268,9 @@ def read_duplicates(path: str, train: Split, test: Split, run_files: Sequence[Ru
         **{"training": training, "between": between, "test": both},
         "leaked": int(leaked.sum()),
         "accuracies": _leak_free_accuracies(test, leaked, run_files),
-        "examples": [[_image(*side, TWIN) for side in pair] for pair in zip(*sides, strict=True)],
+        "examples": [
+            [_image(split, i, TWIN) for split, i in pair] for pair in zip(*sides, strict=True)
+        ],
     }
 
 

@@ -144,8 +144,8 @@ def _read(read: Callable[..., Any], path: str | None, *others: Any) -> Any:
 
 
 def _rows_of_csv(path: str) -> list[Row]:
-    rows: list[Row] = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
-    return rows
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return table.to_dict("records")  # type: ignore[return-value]
 
 
 def _signals(path: str) -> Row:

@@ -195,8 +195,8 @@ def total(jobs: Sequence[JobCost]) -> JobCost:
         return [value for job in jobs if (value := getattr(job, name)) is not None]
 
     numbers = [known(name) for name in ("seconds", "cpu_seconds", "gpu_seconds")]
-    times = (sum(each) if each else None for each in numbers)
-    return JobCost(Path(), "in all", "", *times, max(known("memory"), default=None))
+    wall, cpu, gpu = (sum(each) if each else None for each in numbers)
+    return JobCost(Path(), "in all", "", wall, cpu, gpu, max(known("memory"), default=None))
 
 
 def tokens_of(folder: Path) -> Iterator[tuple[str, int, int]]:
