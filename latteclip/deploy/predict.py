@@ -169,11 +169,11 @@ class Classifier:
         names = self.model.words.as_written(self.model.classnames)
         columns = (part.tolist() for part in (labels, best, probabilities))
         unknown_scores = unknown_scores or [None] * len(paths)
-        for path, own, *numbers, unknown in zip(paths, *columns, unknown_scores, strict=True):
+        for path, own, values, shares, unknown in zip(paths, *columns, unknown_scores, strict=True):
             is_unknown = unknown > self.detector.threshold if self.detector else None
-            abstained = None if self.threshold is None else numbers[1][0] < self.threshold
-            own_names, marks = [names[label] for label in own], (unknown, is_unknown, abstained)
-            yield Prediction(path, own, own_names, *numbers, *marks)
+            abstained = None if self.threshold is None else shares[0] < self.threshold
+            own_names = [names[label] for label in own]
+            yield Prediction(path, own, own_names, values, shares, unknown, is_unknown, abstained)
 
 
 class ReadableFiles(loader.ImageFiles):

@@ -78,4 +78,4 @@ def _cells(table: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
     best = table[~reads_labels].groupby("dataset")["acc1_mean"].max()
     is_best = ~reads_labels & (table["acc1_mean"] == table["dataset"].map(best))
     rows = table.assign(is_best=is_best).set_index(["dataset", "method"]).astype(object)
-    return rows.where(rows.notna(), None).to_dict("index")  # type: ignore[no-any-return]
+    return rows.where(rows.notna(), None).to_dict("index")  # type: ignore[return-value]
