@@ -96,7 +96,7 @@ def audit(data: Data, n: int, wrong: float, rng: np.random.Generator) -> Floats:
         "", data.population.classnames, data.population.image_ids, data.strata, order, ""
     )
     columns = zip(data.population.candidates, data.population.predictions.T, strict=True)
-    runs = [score.RunPredictions(*run, True, own) for run, own in columns]
+    runs = [score.RunPredictions(run, True, own) for run, own in columns]
     found = score.score("", plan, runs, answers)
     ends = [(one.low, one.high) for one in found.accuracies]
     return np.array([*ends, *((one.low, one.high) for one in found.comparisons)])

@@ -2,10 +2,6 @@
 
 The page holds the answers. The server saves them after each key press, and the page that works
 offline exports them as the same JSON.
-
-Any page that is open in a browser can send requests to 127.0.0.1, and a stranger's domain name can
-point there. So each request must hold a secret token and name this server as its host. A request
-that names its origin must come from this page, and a request that changes something must name it.
 """
 
 import contextlib
@@ -18,7 +14,7 @@ import secrets
 import shlex
 import threading
 import webbrowser
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,24 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from markupsafe import Markup
 
-from latteclip.audit.sampling import (
-    Population,
-    audit_files,
-    read_or_draw,
-    read_population,
-    runs_in,
-)
-from latteclip.audit.score import (
-    MAX_IMAGES,
-    TooFewAnswersError,
-    as_text,
-    next_steps,
-    read_predictions,
-    score,
-    table_rows,
-)
+from latteclip.audit import sampling, score
 from latteclip.core.errors import UserError, full_disk
 from latteclip.core.files import write_text
 from latteclip.core.hashing import digest
@@ -105,20 +87,24 @@ class Question:
 
     def as_json(self, picture: str) -> dict[str, Any]:
         values = {"image": self.image_id, "options": self.options, "picture": picture}
-        optional = {"phase": self.phase, "repeat": self.repeat}
-        return {**values, **{key: value for key, value in optional.items() if value}}
+        values |= {"phase": self.phase, "repeat": self.repeat}
+        return {key: value for key, value in values.items() if value}
 
 
 class Interview:
     """A series of questions whose answers are in one file."""
 
-    title: str  # of the page
+    name: str  # of the command
     images: str  # the kind of images, for the page
-    command: str  # that goes on, or imports answers
+    folder: Path  # of a dataset's results
     path: Path  # of the answers
     schema: AnswerSchema
     total: int  # how many questions there are
     questions: list[Question]  # as far as they are known
+
+    def answers(self) -> dict[str, Answer]:
+        """Return the saved answers."""
+        return read_answers(self.path, self.schema)[0]
 
     def open_questions(self, answers: Mapping[str, Answer]) -> list[Question]:
         """Return questions without an answer, none if all are answered."""
@@ -138,98 +124,92 @@ class Interview:
 
     def answered(self, answers: Mapping[str, Answer]) -> int:
         """Return how many of the questions have an answer."""
-        return self.total - len(self.open_questions(answers))
+        return min(len(answers), self.total)
 
     def status(self, _: Mapping[str, Answer]) -> str:
         """Return a sentence for the page."""
         return ""
 
     def result(self, answers: Mapping[str, Answer]) -> dict[str, Any]:
-        """Return the result so far, as texts for the page."""
+        """Return a sentence, tables of a head and rows, and steps: a text and a command each."""
         raise NotImplementedError
+
+    def state(self, answers: Mapping[str, Answer], revision: str) -> dict[str, Any]:
+        """Return what the page must know when it opens and after each answer."""
+        upcoming = self.open_questions(answers)  # labels may learn, and the status follows
+        return {
+            **self.schema.document(answers),
+            "revision": revision,
+            "answered": self.answered(answers),
+            "total": self.total,
+            "status": self.status(answers),
+            "upcoming": [one.as_json(f"image/{one.number}") for one in upcoming[:UPCOMING]],
+        }
 
 
 class AuditSession(Interview):
     """An audit of a dataset's results: a plan, its first questions, and the answers to them."""
 
-    def __init__(self, folder: str | Path, split: str | None, budget: int) -> None:
-        """Go on with the audit of a dataset's results, or begin it.
+    name = "audit"
 
-        Args:
-            folder: of the results.
-            split: test or train; None: see `read_population`.
-            budget: how many images are asked about at most.
-        """
-        if not 1 <= budget <= MAX_IMAGES:
-            raise UserError(f"--budget {budget} is not between 1 and {MAX_IMAGES:,} images.")
+    def __init__(self, folder: str | Path, split: str | None, budget: int) -> None:
+        """Begin or continue an audit of a split (see `read_population`) with `budget` questions."""
         self.folder = Path(folder)
-        if not self.folder.is_dir():
-            raise UserError(f"{folder} is not a folder; name the results of a dataset.")
-        self.population = read_population(folder, split)
-        self.dataset, split = self.population.dataset, self.population.split
-        self.title, self.images = "Audit", f"{split} images"
-        self.command = f"latteclip audit {shlex.quote(str(folder))}"
-        plan_file, self.path = audit_files(self.folder, split)
-        self.plan = read_or_draw(plan_file, self.population)
-        self.schema = self.plan.schema(self.dataset)
+        self.population = sampling.read_population(self.folder, split)
+        self.images = f"{self.population.split} images"
+        plan_file, self.path = sampling.audit_files(self.folder, self.population.split)
+        self.plan = sampling.read_or_draw(plan_file, self.population)
+        self.schema = self.plan.schema(self.population.dataset)
         ids, paths = self.population.image_ids, self.population.paths
         self.questions = [
             Question(number, ids[row], paths[row], offered_classes(self.population, row))
             for number, row in enumerate(self.plan.order[:budget].tolist())
         ]
         self.total = len(self.questions)
-        if self.total < budget:
-            log.warning(
-                "The %s split has %d images that can be asked about, fewer than the budget of %d.",
-                *(split, self.total, budget),
-            )
-
-    def answers(self) -> dict[str, Answer]:
-        return read_answers(self.path, self.schema)[0]
 
     def result(self, answers: Mapping[str, Answer]) -> dict[str, Any]:
-        audit = self.score(answers)
-        accuracies, differences = table_rows(audit)
-        return {
-            "sentence": audit.sentence,
-            "tables": [
-                [["model", "right, %", "95 % interval"], accuracies],
-                [["difference", "points", "95 % interval", ""], differences],
-            ],
-            "steps": next_steps(self.folder, audit),
-        }
+        return score.as_texts(self.folder, self.score(answers))
 
     def score(self, answers: Mapping[str, Answer]) -> Audit:
         """Score every run in the folder by answers; UserError where there are too few."""
-        runs = [one for one in runs_in(self.folder) if one.predictions]
-        predictions = read_predictions(self.dataset, self.plan, runs)
-        return score(self.dataset, self.plan, predictions, answers)
+        runs = [one for one in sampling.runs_in(self.folder) if one.predictions]
+        dataset = self.population.dataset
+        predictions = score.read_predictions(dataset, self.plan, runs)
+        return score.score(dataset, self.plan, predictions, answers)
 
 
-def offered_classes(population: Population, row: int) -> list[str]:
-    """Return the classes that are offered for an image, in the order of all classes.
+def offered_classes(population: sampling.Population, row: int) -> list[str]:
+    """Return the classes that are offered for an image: those that runs predict, and likely others.
 
-    Few classes are all offered. Of many, those are offered that a run predicts, CLIP's next best,
-    and others at random up to OFFERED. Their order does not tell who predicts which.
+    Of many classes, others are CLIP's next best, and random ones up to OFFERED.
     """
-    c = len(population.classnames)
-    if c <= ALL_OFFERED:
-        return list(population.classnames)
     rng = np.random.default_rng(int(digest(population.image_ids[row])[:16], 16))
     predicted = dict.fromkeys(population.predictions[row].tolist())
-    others = [*population.ranked[row].tolist(), *rng.permutation(c).tolist()]
-    offered = list(predicted | dict.fromkeys(others))[: max(OFFERED, len(predicted))]
-    return [population.classnames[label] for label in sorted(offered)]
+    random = rng.permutation(len(population.classnames))
+    others = dict.fromkeys([*population.ranked[row].tolist(), *random.tolist()])
+    likely = list(predicted | others)[: max(OFFERED, len(predicted))]
+    return in_class_order(population.classnames, likely)
+
+
+def in_class_order(classnames: Sequence[str], likely: Sequence[int]) -> list[str]:
+    """Return all classes where they are few, or else the likely ones.
+
+    Their order, that of all classes, does not tell which is likelier.
+    """
+    labels = range(len(classnames)) if len(classnames) <= ALL_OFFERED else sorted(likely)
+    return [classnames[label] for label in labels]
 
 
 # --- the command ---------------------------------------------------------------------------------
 
 
-def print_estimate(session: AuditSession) -> None:
-    """Print the accuracies by the saved answers, and what to do next."""
-    audit = session.score(session.answers())
-    print(as_text(audit))
-    for text, command in next_steps(session.folder, audit):
+def print_result(interview: Interview) -> None:
+    """Print the result by the saved answers, and what to do next."""
+    result = interview.result(interview.answers())
+    for head, rows in result["tables"]:
+        print(pd.DataFrame(rows, columns=head).to_string(index=False), end="\n\n")
+    print(result["sentence"])
+    for text, command in result["steps"]:
         print(f"\n{text}", *([f"\n  {command}"] if command else []), sep="")
 
 
@@ -241,26 +221,22 @@ def import_answers(interview: Interview, path: str) -> None:
         write_answers(interview.path, interview.schema, {**exported, **answers}, revision)
     except StaleRevisionError:
         raise UserError(f"{interview.path} changed meanwhile; run the command again.") from None
-    log.info("Took %d answers from %s.", len(exported.keys() - answers.keys()), path)
-    if repeated := len(exported.keys() & answers.keys()):
-        log.warning("%d images have an answer already, which stands.", repeated)
+    log.info(
+        "Took %d of %d answers from %s: an image that has an answer keeps it.",
+        *(len(exported.keys() - answers.keys()), len(exported), path),
+    )
 
 
 def serve(interview: Interview, port: int, *, browser: bool) -> None:
-    """Ask the questions on a page of this machine until Ctrl-C, or raise UserError."""
+    """Ask the questions on a page of this machine until Ctrl-C, then print the result if any."""
     with InterviewServer(interview, port) as server, contextlib.suppress(KeyboardInterrupt):
         print(f"The page: {server.address}", flush=True)
         print("Every answer is saved at once; Ctrl-C ends, the same command goes on.", flush=True)
-        if browser and not webbrowser.open(server.address):
-            log.warning("No browser could be opened: open the address yourself.")
+        if browser:
+            webbrowser.open(server.address)
         server.serve_forever()
-
-
-def serve_audit(session: AuditSession, port: int, *, browser: bool) -> None:
-    """Serve the audit's page, then print the estimate if there are enough answers."""
-    serve(session, port, browser=browser)
-    with contextlib.suppress(TooFewAnswersError):
-        print_estimate(session)
+    with contextlib.suppress(score.TooFewAnswersError):
+        print_result(interview)
 
 
 # --- the page ------------------------------------------------------------------------------------
@@ -268,64 +244,43 @@ def serve_audit(session: AuditSession, port: int, *, browser: bool) -> None:
 
 def render_page(interview: Interview, sources: str, values: Mapping[str, Any]) -> tuple[str, str]:
     """Return the page with values for its script, and the policy that allows these `sources`."""
-    folder = files(PACKAGE) / "templates"
-    script = (folder / "audit.js").read_text(encoding="utf-8")
-    style = render.style() + (folder / "audit.css").read_text(encoding="utf-8")
+    script = (files(PACKAGE) / "templates" / "audit.js").read_text(encoding="utf-8")
     policy = render.policy(script, sources)
-    page = render.environment(PACKAGE).get_template("audit.html")
-    text = page.render(
-        policy=policy,
-        style=Markup(style),
-        script=Markup(script),
-        interview=interview,
-        classnames=sorted(interview.schema.classnames),
-        all_offered=len(interview.schema.classnames) <= ALL_OFFERED,
-        values={**interview.schema.header(), **values},
+    text = (
+        render.environment(PACKAGE)
+        .get_template("audit.html")
+        .render(
+            policy=policy,
+            style=Markup(render.style()),
+            script=Markup(script),
+            interview=interview,
+            classnames=sorted(interview.schema.classnames),
+            all_offered=len(interview.schema.classnames) <= ALL_OFFERED,
+            values={**interview.schema.header(), **values},
+        )
     )
     return text, policy
 
 
-def page_state(
-    interview: Interview, answers: Mapping[str, Answer], revision: str
-) -> dict[str, Any]:
-    """Return what the page must know when it opens and after each answer."""
-    upcoming = interview.open_questions(answers)  # labels may learn, and the status follows
-    return {
-        **interview.schema.document(answers),
-        "revision": revision,
-        "answered": interview.answered(answers),
-        "total": interview.total,
-        "status": interview.status(answers),
-        "upcoming": [one.as_json(f"image/{one.number}") for one in upcoming[:UPCOMING]],
-    }
-
-
 def write_offline(interview: Interview, output: str) -> None:
     """Write a page that needs no server, with all open questions, or raise UserError."""
-    answers, _ = read_answers(interview.path, interview.schema)
-    questions = interview.all_open(answers)
+    questions = interview.all_open(interview.answers())
     if not questions:
         raise UserError(
             f"All {interview.total} images are answered already; a larger --budget asks more."
         )
-    max_bytes = min(MAX_PICTURE, TOTAL_BYTES // len(questions))
-    if max_bytes < MIN_PICTURE:
-        raise UserError(
-            f"A page with {len(questions):,} pictures would be too large; ask for at most "
-            f"--budget {TOTAL_BYTES // MIN_PICTURE}."
-        )
+    max_bytes = max(MIN_PICTURE, min(MAX_PICTURE, TOTAL_BYTES // len(questions)))
+    folder = shlex.quote(str(interview.folder))
     values = {
         "offline": True,
-        "take": f"{interview.command} --answers answers.json",
+        "take": f"latteclip {interview.name} {folder} --answers answers.json",
         "answered": interview.total - len(questions),
         "questions": [question.as_json(_data_uri(question, max_bytes)) for question in questions],
     }
-    text, _ = render_page(interview, OFFLINE, values)
-    write_text(output, text)
+    write_text(output, render_page(interview, OFFLINE, values)[0])
     log.info(
-        "Wrote %s: %d images, %d are answered already, %.1f MB. Open it in any browser, export the "
-        "answers there, and run %s.",
-        *(output, len(questions), values["answered"], len(text.encode()) / 1e6, values["take"]),
+        "Wrote %s with %d images. Open it in any browser, export the answers there, and run %s.",
+        *(output, len(questions), values["take"]),
     )
 
 
@@ -339,6 +294,9 @@ def _data_uri(question: Question, max_bytes: int) -> str:
 
 
 # --- the server ----------------------------------------------------------------------------------
+# Any page that is open in a browser can send requests to 127.0.0.1, and a stranger's domain name
+# can point there. So each request must hold a secret token and name this server as its host. A
+# request that names its origin must come from this page. One that changes something must name it.
 
 Reply = tuple[HTTPStatus, str, bytes]  # with the type of the content
 
@@ -362,8 +320,7 @@ class InterviewServer(ThreadingHTTPServer):
             super().__init__((HOST, port), Handler)
         except (OSError, OverflowError) as error:
             raise UserError(
-                f"Port {port} cannot be used ({getattr(error, 'strerror', None) or error}); leave "
-                "--port out, and any free one is taken."
+                f"Port {port} cannot be used ({error}); without --port, a free one is taken."
             ) from None
 
     @property
@@ -383,33 +340,29 @@ class Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "latteclip", ""
     policy = "default-src 'none'"
 
-    def do_GET(self) -> None:
-        self._answer(self._get)
-
-    def do_PUT(self) -> None:
-        self._answer(self._put)
-
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Log nothing: the address holds the token."""
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Refuse a request without repeating it."""
-        self._send(code, JSON, _json({"error": HTTPStatus(code).phrase}))
+        self._send(*_error(HTTPStatus(code)))
 
-    def _answer(self, act: Callable[[str], Reply]) -> None:
+    def do_GET(self) -> None:
+        """Reply to a request, whatever its method."""
         try:
-            reply = act(self._checked_path())
+            reply = self._reply(self._checked_path())
         except RefusedError as refusal:
-            self.send_error(refusal.args[0])
-            return
+            reply = _error(refusal.args[0])
         except UserError as error:
-            reply = HTTPStatus.BAD_REQUEST, JSON, _json({"error": str(error)})
+            reply = _error(HTTPStatus.BAD_REQUEST, str(error))
         except OSError as error:
             if full_disk(error) is None:
                 raise
             log.warning(DISK_FULL)
-            reply = HTTPStatus.INSUFFICIENT_STORAGE, JSON, _json({"error": DISK_FULL})
+            reply = _error(HTTPStatus.INSUFFICIENT_STORAGE, DISK_FULL)
         self._send(*reply)
+
+    do_PUT = do_GET  # noqa: N815
 
     def _checked_path(self) -> str:
         """Return the path after the token, if the request may be answered."""
@@ -424,53 +377,47 @@ class Handler(BaseHTTPRequestHandler):
             raise RefusedError(HTTPStatus.NOT_FOUND)
         return self.path[len(start) :]
 
-    def _get(self, path: str) -> Reply:
+    def _reply(self, path: str) -> Reply:
         interview = self.server.interview
-        if path.startswith("image/"):
-            return HTTPStatus.OK, WEBP, self._picture(path.removeprefix("image/"))
-        if path not in ("", "result"):
+        image_of = {f"image/{one.number}": one.path for one in interview.questions}
+        if self.command == "PUT" and path == "answers":
+            return self._save(interview)
+        if self.command == "GET" and path in image_of:  # no path comes from outside
+            file = io.BytesIO()
+            open_rgb(image_of[path], max_side=SERVED_SIDE).save(file, "WEBP", quality=90)
+            return HTTPStatus.OK, WEBP, file.getvalue()
+        if self.command == "PUT" or path not in ("", "result"):
             raise RefusedError(HTTPStatus.NOT_FOUND)
         with self.server.busy:
             answers, revision = read_answers(interview.path, interview.schema)
             if path == "result":
                 return HTTPStatus.OK, JSON, _json(interview.result(answers))
-            values = {"offline": False, "state": page_state(interview, answers, revision)}
+            values = {"state": interview.state(answers, revision)}
         html, self.policy = render_page(interview, SERVED, values)
         return HTTPStatus.OK, HTML, html.encode()
 
-    def _picture(self, text: str) -> bytes:
-        """Return a picture by its number: no path comes from outside."""
-        number, questions = _number(text), self.server.interview.questions
-        if number is None or number >= len(questions):
-            raise RefusedError(HTTPStatus.NOT_FOUND)
-        file = io.BytesIO()
-        open_rgb(questions[number].path, max_side=SERVED_SIDE).save(file, "WEBP", quality=90)
-        return file.getvalue()
-
-    def _put(self, path: str) -> Reply:
-        if path != "answers":
-            raise RefusedError(HTTPStatus.NOT_FOUND)
-        interview, status = self.server.interview, HTTPStatus.OK
+    def _save(self, interview: Interview) -> Reply:
+        """Save the answers of the page, or return those that another page has saved."""
         answers = interview.admitted(interview.schema.parse(self._body(), "The request"))
-        revision = self.headers.get("If-Match", "").strip('"')
+        revision, status = self.headers.get("If-Match", "").strip('"'), HTTPStatus.OK
         with self.server.busy:
             try:
                 revision = write_answers(interview.path, interview.schema, answers, revision)
-            except StaleRevisionError:  # another page has saved answers: this page merges them
+            except StaleRevisionError:
                 answers, revision = read_answers(interview.path, interview.schema)
                 status = HTTPStatus.PRECONDITION_FAILED
-            return status, JSON, _json(page_state(interview, answers, revision))
+            return status, JSON, _json(interview.state(answers, revision))
 
     def _body(self) -> bytes:
         """Return the body, after its length and type are checked."""
-        length = _number(self.headers.get("Content-Length", ""))
-        if length is None or "Transfer-Encoding" in self.headers:
+        length = self.headers.get("Content-Length", "")
+        if not re.fullmatch("[0-9]{1,9}", length) or "Transfer-Encoding" in self.headers:
             raise RefusedError(HTTPStatus.LENGTH_REQUIRED)
-        if length > MAX_BODY:
+        if int(length) > MAX_BODY:
             raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         if self.headers.get_content_type() != JSON:
             raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
-        return self.rfile.read(length)
+        return self.rfile.read(int(length))
 
     def _send(self, status: int, kind: str, body: bytes) -> None:
         policy = f"{self.policy}; frame-ancestors 'none'"
@@ -486,6 +433,5 @@ def _json(values: Any) -> bytes:
     return json.dumps(values).encode()
 
 
-def _number(text: str) -> int | None:
-    """Return a whole number below a milliard, or None."""
-    return int(text) if re.fullmatch("[0-9]{1,9}", text) else None
+def _error(status: HTTPStatus, message: str = "") -> Reply:
+    return status, JSON, _json({"error": message or status.phrase})

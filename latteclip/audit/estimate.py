@@ -7,7 +7,7 @@ would count as known. So ADDED answers of the largest possible variance are adde
 Letters: n answers, H strata.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,23 +19,17 @@ LEVEL = 0.95
 ADDED = 2  # answers, to the variance of each stratum
 
 
-@dataclass(frozen=True)
-class Mean:
+class Mean(NamedTuple):
     """The estimated mean over a population, and its variance."""
 
     value: float
     sampling: float  # variance if the same sample had been drawn with replacement
     known: float  # the part of it that a finite population saves
-    freedom: float  # degrees of freedom of the variance
+    quantile: float  # standard errors that an interval reaches to each side
 
     @property
     def variance(self) -> float:
         return max(0.0, self.sampling - self.known)
-
-    @property
-    def quantile(self) -> float:
-        """The standard errors that an interval reaches to each side."""
-        return float(stats.t.ppf((1 + LEVEL) / 2, self.freedom))
 
     @property
     def reach(self) -> float:
@@ -43,25 +37,12 @@ class Mean:
         return self.quantile * float(np.sqrt(self.variance))
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """An estimate and the ends of its 95 % interval."""
 
     value: float
     low: float
     high: float
-
-
-@dataclass(frozen=True)
-class Difference(Interval):
-    """The difference in accuracy between two classifiers."""
-
-    more: int | None  # answers that are still needed to decide; None: unknown
-
-    @property
-    def decided(self) -> bool:
-        """Whether the interval leaves out zero, or both are known to be equal."""
-        return self.low > 0 or self.high < 0 or self.more == 0
 
 
 def stratified_mean(values: Floats, strata: Ints, sizes: Ints, largest: float) -> Mean:
@@ -86,7 +67,8 @@ def stratified_mean(values: Floats, strata: Ints, sizes: Ints, largest: float) -
     spread = float((left**2 * free / (free + ADDED) ** 2).sum())
     most = float(max(1, len(values) - int(np.count_nonzero(n))))
     freedom = min(most, float(left.sum()) ** 2 / spread) if spread > 0 else most
-    return Mean(float((shares * means).sum()), float(sampling.sum()), float(known.sum()), freedom)
+    quantile = float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+    return Mean(float((shares * means).sum()), float(sampling.sum()), float(known.sum()), quantile)
 
 
 def share(hits: Floats, strata: Ints, sizes: Ints) -> Interval:
@@ -105,11 +87,14 @@ def share(hits: Floats, strata: Ints, sizes: Ints) -> Interval:
     return Interval(mean.value, max(0.0, middle - reach), min(1.0, middle + reach))
 
 
-def difference(hits: Floats, others: Floats, drawn: Ints, strata: Ints, differ: Ints) -> Difference:
+def difference(
+    hits: Floats, others: Floats, drawn: Ints, strata: Ints, differ: Ints
+) -> tuple[Interval, int | None]:
     """Estimate the difference in accuracy between one classifier and another.
 
     Where both predict the same there is no difference. So the images on which they differ are a
-    population of their own, whose part in each stratum is known.
+    population of their own, whose part in each stratum is known. Returns also how many more answers
+    would let the interval leave out zero: 0 if it does, or None if this is unknown.
 
     Args:
         hits: [n], 1 where the first is right.
@@ -120,18 +105,17 @@ def difference(hits: Floats, others: Floats, drawn: Ints, strata: Ints, differ: 
     """
     rows, apart = np.flatnonzero(differ[drawn]), float(differ.mean())
     if not apart:
-        return Difference(0.0, 0.0, 0.0, 0)
+        return Interval(0.0, 0.0, 0.0), 0
     if not len(rows):
-        return Difference(0.0, -apart, apart, None)
+        return Interval(0.0, -apart, apart), None
     sizes = np.bincount(strata[differ == 1], minlength=strata.max() + 1)
     mean = stratified_mean((hits - others)[rows], strata[drawn[rows]], sizes, largest=1.0)
     low, high = (max(-1.0, min(1.0, mean.value + sign * mean.reach)) for sign in (-1, 1))
-    more = _more(mean, len(drawn), len(strata))
-    return Difference(apart * mean.value, apart * low, apart * high, more)
+    found = Interval(apart * mean.value, apart * low, apart * high)
+    return found, _more(mean, len(drawn), len(strata))
 
 
 def _more(mean: Mean, n: int, images: int) -> int | None:
-    """Return how many more answers let the interval leave out zero at the same estimate."""
     if abs(mean.value) > mean.reach or n >= images:
         return 0
     if mean.value == 0:

@@ -5,16 +5,15 @@ Every prefix of the order is a stratified sample.
 Letters: N images, K candidates, C classes, H strata.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from latteclip.audit.estimate import Floats, Ints
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.hashing import digest
@@ -22,12 +21,9 @@ from latteclip.evaluate.results import Run, read_selection
 from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS
 from latteclip.labels.answers import AnswerSchema
 
-log = logging.getLogger(__name__)
-Ints = npt.NDArray[np.int_]
-Floats = npt.NDArray[np.float64]
 BASELINE = "zero_shot"
+BASELINES = (BASELINE, "zero_shot_calibrated")  # which need no model of their own
 TABLES = ("predictions.parquet", "left_out.parquet", "train_predictions.parquet")  # of a run
-FIRST_METHODS = (BASELINE, "zero_shot_calibrated")  # of the candidates
 SEED = 0
 # The strata, and how often an image of each is drawn in comparison with the last. Where candidates
 # agree, an answer says nothing about their difference, and less about their accuracies the surer
@@ -42,11 +38,11 @@ RATES = np.array(list(STRATA.values()))  # [H]
 # A stratum that would get fewer of the first PREFIX images is joined with the next.
 MIN_IMAGES, PREFIX = 5, 50
 PLAN = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("stratum", pa.int8()),
-        ("turn", pa.int32()),  # position in the order, from 0
-    ]
+    {
+        "image_id": pa.string(),
+        "stratum": pa.int8(),
+        "turn": pa.int32(),  # position in the order, from 0
+    }
 )
 
 
@@ -119,17 +115,12 @@ def audit_files(folder: Path, split: str) -> tuple[Path, Path]:
     return place / "plan.parquet", place / "answers.json"
 
 
-# --- population ----------------------------------------------------------------------------------
-
-
 def read_population(folder: str | Path, split: str | None = None) -> Population:
-    """Read the images of a split with the predictions of every method that was run.
+    """Read the images of a split with what one run of each method predicts, or raise UserError.
 
-    The chosen run represents its method, or else its first seed does. Beside a test split, only
-    training images are taken that no candidate learned from. Without a test split, all images are
-    taken, for their labels are wanted. Where images are planned already, methods that do not
-    predict all of them are left out. `split` is test where there are test images, or else train.
-    Raises UserError where there is nothing to audit.
+    A split None is test where there are test images. Beside a test split, only training images are
+    taken that no candidate learned from. Where images are planned already, methods that do not
+    predict all of them are left out.
     """
     folder = Path(folder)
     index, classnames = tables.read_unlabelled(folder / "images.parquet", training=False)
@@ -141,10 +132,15 @@ def read_population(folder: str | Path, split: str | None = None) -> Population:
     chosen = chosen_run(folder)
     predicted = _candidates(folder, classnames, chosen, held_out=held_out)
     plan, _ = audit_files(folder, split)
-    if plan.exists():  # images that came later are no part of the audit
+    if plan.exists():  # images and methods that came later are no part of it
         planned = pa.array(read_plan(plan).image_ids)
         index = index.filter(pc.is_in(index["image_id"], planned))
-        predicted = _covering(planned, predicted)
+        covering = {
+            run: table
+            for run, table in predicted.items()
+            if pc.all(pc.is_in(planned, table["image_id"])).as_py()
+        }
+        predicted = covering or predicted
     for table in predicted.values():
         index = index.filter(pc.is_in(index["image_id"], table["image_id"]))
     if not len(index):
@@ -178,14 +174,13 @@ def runs_in(folder: Path) -> list[RunFiles]:
     found = []
     for place in folder.glob("*/seed*"):
         method, number = place.parent.name, place.name.removeprefix("seed")
-        files = (place / name for name in TABLES)
-        evaluated, averaged, trained = (str(one) if one.is_file() else None for one in files)
-        if number.isdecimal() and (evaluated or averaged or trained):
-            has_model = (place / "model").is_dir() or method in FIRST_METHODS
+        files = [str(place / name) if (place / name).is_file() else None for name in TABLES]
+        if number.isdecimal() and any(files):
+            evaluated, averaged, trained = files
+            has_model = (place / "model").is_dir() or method in BASELINES
             tables_of = str(place / "metrics.json"), evaluated, averaged or trained
             found.append(RunFiles(method, int(number), *tables_of, has_model))
-    rank = {method: number for number, method in enumerate(FIRST_METHODS)}
-    return sorted(found, key=lambda one: (rank.get(one.method, len(rank)), one.run))
+    return sorted(found, key=lambda one: (one.method not in BASELINES, one.run))
 
 
 def chosen_run(folder: Path) -> Run | None:
@@ -197,40 +192,20 @@ def chosen_run(folder: Path) -> Run | None:
 def _candidates(
     folder: Path, classnames: Sequence[str], chosen: Run | None, *, held_out: bool
 ) -> dict[Run, pa.Table]:
-    """Return what one run of each method predicts, with the chosen seed where there is such a run.
-
-    Each seed leaves out other training images.
-    """
+    """Return what one run of each method predicts, of the chosen seed where there is such a run."""
     found: dict[str, RunFiles] = {}
     for one in runs_in(folder):
         has_table = (one.train_predictions if held_out else one.predictions) is not None
         if has_table and (one.method not in found or (chosen and one.seed == chosen[1])):
             found[one.method] = one
-    if not found:
+    predicted = {one.run: one.read(classnames, held_out=held_out) for one in found.values()}
+    of_classes = {run: table for run, table in predicted.items() if table is not None}
+    if not of_classes:
         raise UserError(
             f"{folder} has no predictions of the images yet; run the workflow first: "
             f"snakemake -j4 --config dataset={folder.absolute().name}."
         )
-    predicted = {one.run: one.read(classnames, held_out=held_out) for one in found.values()}
-    if other := [run for run, table in predicted.items() if table is None]:
-        raise UserError(f"{folder}: {other[0]} is of other classes than images.parquet; rerun it.")
-    return predicted
-
-
-def _covering(images: pa.Array, predicted: dict[Run, pa.Table]) -> dict[Run, pa.Table]:
-    """Return the candidates that predict all these images; all candidates if none does."""
-    covers = {
-        run: pc.all(pc.is_in(images, table["image_id"])).as_py() for run, table in predicted.items()
-    }
-    if not any(covers.values()):
-        return predicted
-    if missing := [method for (method, _), covered in covers.items() if not covered]:
-        names = ", ".join(missing)
-        log.warning("%s: left out, without predictions of some images of this audit.", names)
-    return {run: table for run, table in predicted.items() if covers[run]}
-
-
-# --- plan ----------------------------------------------------------------------------------------
+    return of_classes
 
 
 def read_plan(path: str | Path) -> SamplingPlan:

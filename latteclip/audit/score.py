@@ -7,23 +7,24 @@ import logging
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations, takewhile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from latteclip.audit.estimate import difference, share
-from latteclip.audit.sampling import BASELINE, Ints, RunFiles, SamplingPlan, chosen_run
+from latteclip.audit.sampling import BASELINE, Ints, RunFiles, SamplingPlan, chosen_run, read_plan
 from latteclip.core.errors import UserError
+from latteclip.core.files import write_json
 from latteclip.evaluate.results import Accuracy, Audit, Comparison, Run, read_metrics
-from latteclip.labels.answers import NONE, UNSURE, Answer
+from latteclip.labels.answers import NONE, UNSURE, Answer, read_answers
 
 log = logging.getLogger(__name__)
 MIN_ANSWERS = 10  # for an interval
-MAX_IMAGES = 10_000  # of an audit
 
 
 class TooFewAnswersError(UserError):
@@ -34,10 +35,27 @@ class TooFewAnswersError(UserError):
 class RunPredictions:
     """What a run predicts of the images of a plan."""
 
-    method: str
-    seed: int
+    run: Run
     can_be_chosen: bool  # it reads no label, and it has a model
     predictions: Ints  # [N]
+
+
+def score_audit(
+    dataset: str, plan_path: str, answers_path: str, runs: Sequence[RunFiles], output: str
+) -> None:
+    """Write an `Audit` as JSON: the accuracy of every run and the difference of every pair.
+
+    Both lists are empty where the answers decide nothing, and `sentence` gives the reason.
+    """
+    try:
+        plan = read_plan(plan_path)
+        answers, _ = read_answers(Path(answers_path), plan.schema(dataset))
+        audit = score(dataset, plan, read_predictions(dataset, plan, runs), answers)
+    except UserError as error:  # answers about other images stop no run of the workflow
+        log.warning("%s", error)
+        audit = Audit(dataset, "", 0, 0, 0, 0, "", str(error), [], [])
+    write_json(output, asdict(audit))
+    log.info("%s: %s", dataset, audit.sentence)
 
 
 def read_predictions(
@@ -45,13 +63,14 @@ def read_predictions(
 ) -> list[RunPredictions]:
     """Return the predictions of the runs that predict all images of a plan, or raise UserError."""
     found, missing = [], []
-    for run in runs:
-        predictions = _predictions(plan, run)
+    for files in runs:
+        predictions = _predictions(plan, files)
         if predictions is None:
-            missing.append(run.method)
-            continue
-        can_be_chosen = run.has_model and "supervised" not in read_metrics(run.metrics)["marks"]
-        found.append(RunPredictions(run.method, run.seed, can_be_chosen, predictions))
+            missing.append(files.method)
+        else:
+            reads_labels = "supervised" in read_metrics(files.metrics)["marks"]
+            can_be_chosen = files.has_model and not reads_labels
+            found.append(RunPredictions(files.run, can_be_chosen, predictions))
     if not found:
         raise UserError(
             f"The answers about {dataset} are about images or classes that no model has now; move "
@@ -63,10 +82,10 @@ def read_predictions(
     return found
 
 
-def _predictions(plan: SamplingPlan, run: RunFiles) -> Ints | None:
+def _predictions(plan: SamplingPlan, files: RunFiles) -> Ints | None:
     """Return predictions [N] from the table that has all images of the plan, if either has."""
     for held_out in (False, True):
-        table = run.read(plan.classnames, held_out=held_out)
+        table = files.read(plan.classnames, held_out=held_out)
         if table is not None:
             places = pc.index_in(pa.array(plan.image_ids), table["image_id"])
             if not places.null_count:
@@ -98,31 +117,21 @@ def score(
     label_of: dict[str | None, int] = {name: row for row, name in enumerate(plan.classnames)}
     labels = np.array([label_of.get(one.classname, -1) for one in known.values()])
     sizes, strata = np.bincount(plan.strata), plan.strata[rows]
-    hits = [(run.predictions[rows] == labels).astype(np.float64) for run in runs]  # K times [n]
-    accuracies = []
-    for run, hit in zip(runs, hits, strict=True):
-        found = share(hit, strata, sizes)
-        ends = (found.value, found.low, found.high)
-        accuracies.append(Accuracy(run.method, run.seed, *ends, run.can_be_chosen))
+    hits = [(one.predictions[rows] == labels).astype(np.float64) for one in runs]  # K times [n]
+    accuracies = [
+        Accuracy(*one.run, *share(hit, strata, sizes), one.can_be_chosen)
+        for one, hit in zip(runs, hits, strict=True)
+    ]
     scale = len(answers) / len(known)  # some of the further answers will be "cannot tell", too
     left = len(plan.strata) - len(answers)
     comparisons = []
     for j, i in combinations(range(len(runs)), 2):
-        one, other = runs[i], runs[j]
-        differ = (one.predictions != other.predictions).astype(np.int_)
-        apart = difference(hits[i], hits[j], rows, plan.strata, differ)
-        more = apart.more
-        if not left and not apart.decided:
-            more = 0
-        elif more:
-            more = min(left, int(np.ceil(more * scale)))
-        comparisons.append(
-            Comparison(
-                *(one.method, one.seed, other.method, other.seed),
-                *(apart.value, apart.low, apart.high),
-                *(apart.decided, more),
-            )
-        )
+        differ = (runs[i].predictions != runs[j].predictions).astype(np.int_)
+        found, more = difference(hits[i], hits[j], rows, plan.strata, differ)
+        is_decided = more == 0
+        if more or not left:
+            more = min(left, int(np.ceil((more or 0) * scale)))
+        comparisons.append(Comparison(*runs[i].run, *runs[j].run, *found, is_decided, more))
     audit = Audit(
         dataset,
         plan.split,
@@ -150,17 +159,12 @@ def answered_prefix(plan: SamplingPlan, answers: Mapping[str, Answer]) -> dict[s
     return found
 
 
-# --- sentences -----------------------------------------------------------------------------------
-
-
 def verdict(audit: Audit) -> str:
     """Name the best run, and say whether it is decidedly better than the others."""
     name = run_names(audit)
     best = audit.best or audit.accuracies[0]
     value = f"{_percent(best.value)} % of the images ({_interval(best)})"
     compared = comparisons_of_best(audit)
-    if not compared:
-        return f"{name[best.run]} is right on {value}; there is no other model to compare it with."
     lead = "The best model is" if all(one.decided for one in compared) else "So far the best is"
     sentences = [_comparison_sentence(one, name[one.runs[1]]) for one in compared]
     return " ".join([f"{lead} {name[best.run]}, right on {value}.", *sentences])
@@ -196,11 +200,8 @@ def _interval(one: Accuracy | Comparison, sign: str = "") -> str:
 
 def _comparison_sentence(one: Comparison, other: str) -> str:
     points = f"{_percent(one.value)} points ({_interval(one)})"
-    if one.value == one.low == one.high == 0:
-        return f"{other} predicts the same for every image."
     if not one.decided:
-        yet = "" if one.more == 0 else " yet"
-        return f"It is not{yet} decided whether it beats {other}: {needed(one)} (so far {points})."
+        return f"It is not decided whether it beats {other}: {needed(one)} (so far {points})."
     if one.value == 0:
         return f"It is right as often as {other}."
     return f"It is better than {other} by {points}."
@@ -216,38 +217,33 @@ def needed(one: Comparison) -> str:
     return f"about {about:,} more images"
 
 
-def table_rows(audit: Audit) -> tuple[list[list[str]], list[list[str]]]:
-    """Return accuracies, the best first, and differences between the best and the other runs.
+def as_texts(folder: Path, audit: Audit) -> dict[str, Any]:
+    """Return the verdict, tables of a head and rows each, and what to do next.
 
-    Each row has a name, a figure, its interval and, of a difference, what is undecided.
+    The tables are accuracies, the best first, and differences between the best and the other runs.
     """
     name = run_names(audit)
     order = sorted(audit.accuracies, key=lambda one: -one.value)
     best = audit.best or order[0]
-    compared = [one for other in order if (one := audit.compare(best.run, other.run))]
-    return [[name[one.run], _percent(one.value), _interval(one)] for one in order], [
+    accuracies = [[name[one.run], _percent(one.value), _interval(one)] for one in order]
+    differences = [
         [
             f"{name[best.run]} - {name[one.runs[1]]}",
             *(_percent(one.value, "+"), _interval(one, "+")),
             "" if one.decided else f"undecided, {needed(one)}",
         ]
-        for one in compared
+        for other in order
+        if (one := audit.compare(best.run, other.run))
     ]
-
-
-def as_text(audit: Audit) -> str:
-    """Format an audit for a terminal."""
-    lines = [
-        f"{audit.answered} of {audit.images:,} {audit.split} images answered, drawn at random; "
-        f"{audit.cannot_tell} cannot be told, {audit.none_of_these} are of no class. "
-        "Percent, with 95 % intervals:",
+    tables = [
+        (["model", "right, %", "95 % interval"], accuracies),
+        (["difference", "points", "95 % interval", ""], differences),
     ]
-    for title, rows in zip(("", "Differences in points:"), table_rows(audit), strict=True):
-        width = max((len(row[0]) for row in rows), default=0)
-        lines += ["", title] if title and rows else []
-        for name, value, interval, *rest in rows:
-            lines.append(f"  {name:{width}}  {value:>5}  ({interval})  {''.join(rest)}".rstrip())
-    return "\n".join([*lines, "", audit.sentence])
+    return {
+        "sentence": audit.sentence,
+        "tables": [table for table in tables if table[1]],
+        "steps": next_steps(folder, audit),
+    }
 
 
 def next_steps(folder: Path, audit: Audit) -> list[tuple[str, str]]:
@@ -255,7 +251,7 @@ def next_steps(folder: Path, audit: Audit) -> list[tuple[str, str]]:
     quoted = shlex.quote(str(folder))
     found = [_take_model(folder, audit, audit.best.run)] if audit.best else []
     if more := [one.more or 0 for one in comparisons_of_best(audit) if not one.decided]:
-        budget = min(audit.images, MAX_IMAGES, -(-(audit.answered + max(10, *more)) // 10) * 10)
+        budget = min(audit.images, -(-(audit.answered + max(10, *more)) // 10) * 10)
         if budget > audit.answered:
             command = f"latteclip audit {quoted} --budget {budget}"
             found.append(("To decide more, answer more:", command))
@@ -264,10 +260,13 @@ def next_steps(folder: Path, audit: Audit) -> list[tuple[str, str]]:
         f"decide, and shows them in {folder / 'report.html'}."
     )
     found.append((text, ""))
-    if (folder / "fused_labels.parquet").is_file():
-        command = f"latteclip labels export {quoted} --format csv --output labels.csv"
-        found.append(("To export the labels of the training images:", command))
-    return found
+    return found + [export_step(folder)] * (folder / "fused_labels.parquet").is_file()
+
+
+def export_step(folder: Path) -> tuple[str, str]:
+    """Return how to export the labels: a text and a command."""
+    command = f"latteclip labels export {shlex.quote(str(folder))} --format csv"
+    return "To export the labels of the training images:", f"{command} --output labels.csv"
 
 
 def _take_model(folder: Path, audit: Audit, best: Run) -> tuple[str, str]:

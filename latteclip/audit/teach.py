@@ -1,17 +1,15 @@
 """`latteclip teach`: ask about the training images from which the labels learn most.
 
-In the first phase, images are asked about whose label is in doubt, and the labels learn from every
-ten answers. In the second phase, images drawn at random from all others check the labels as they
-were before that phase, so that the interval holds at every moment.
+First come images whose label is in doubt, and the labels learn from every ten answers. Then images
+drawn at random from all others check the labels as they were before, so that the interval holds at
+every moment.
 
 Letters: N training images, P images of the pool that is computed with, C classes.
 """
 
-import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import islice
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from latteclip.audit.app import ALL_OFFERED, OFFERED, Interview, Question
+from latteclip.audit.app import OFFERED, Interview, Question, in_class_order
+from latteclip.audit.score import export_step
 from latteclip.config.hub_names import slug
 from latteclip.core import tables
 from latteclip.core.errors import UserError
@@ -32,7 +31,6 @@ from latteclip.labels.answers import (
     Answer,
     content_digest,
     labelled_rows,
-    read_answers,
     teaching_schema,
 )
 from latteclip.labels.fusion import ROUNDS, LabelModel
@@ -44,7 +42,7 @@ BATCH = 10  # questions between which the labels learn
 STEPS = 2  # rounds of the fusion that it takes; with many classes one
 MAX_POOL, MIN_POOL = 4096, 1024  # images that are computed with
 POOL_ENTRIES = 2**20  # of their table of classes; fewer images have more classes
-LIGHT_ENTRIES = 2**19  # above which the confusion matrix is not learned again
+LIGHT_ENTRIES = 2**19  # above which little is learned between answers: no confusion matrix
 COVERAGE = 2  # images of each class to begin with, where nothing is known of the classes
 ITERATIONS = 20  # of k-means
 DOUBT = 0.5  # a label below this probability is in doubt
@@ -55,16 +53,13 @@ MAX_TEXTS = 256  # captions encoded at once
 class TeachingSession(Interview):
     """The questions of `latteclip teach`, and the labels that learn from their answers."""
 
+    name, images = "teach", "training images"
+
     def __init__(self, folder: str | Path, budget: int, checking: int | None = None) -> None:
         """Begin, or go on with the answers that are saved.
 
-        Args:
-            folder: of a dataset's results.
-            budget: how many questions, beside labels that were imported.
-            checking: how many of them check the labels; None: half.
+        The budget is beside labels that were imported. `checking` of it, or half, check the labels.
         """
-        if budget < 1:
-            raise UserError(f"--budget {budget} is no number of images.")
         self.folder, self.labels = Path(folder), Path(folder) / "fused_labels.parquet"
         dataset = self.folder.absolute().name
         if not self.labels.is_file():
@@ -72,15 +67,12 @@ class TeachingSession(Interview):
                 f"{self.labels} does not exist: run the workflow first, "
                 f"snakemake -j4 labels --config dataset={dataset}."
             )
-        self.index, self.classnames = tables.read_unlabelled(
-            self.folder / "images.parquet", training=True
-        )
+        index = self.folder / "images.parquet"
+        self.index, self.classnames = tables.read_unlabelled(index, training=True)
         self.ids, self.paths = (tables.Strings(self.index[name]) for name in ("image_id", "path"))
-        self.title, self.images = "Teach", "training images"
-        self.command = f"latteclip teach {shlex.quote(str(folder))}"
         self.path = self.folder / "answers.json"
         self.schema = teaching_schema(dataset, self.classnames)
-        answers, _ = read_answers(self.path, self.schema)
+        answers = self.answers()
         imported = sum(one.phase is None for one in answers.values())
         self.total = min(budget + imported, len(self.ids))
         checking = budget // 2 if checking is None else checking
@@ -89,6 +81,7 @@ class TeachingSession(Interview):
         row_of = self._rows(answers.values())
         self.pool = self._choose_pool([*row_of.values()])  # [P] ascending rows
         self._place = {int(row): place for place, row in enumerate(self.pool)}
+        self._is_light = len(self.pool) * len(self.classnames) > LIGHT_ENTRIES
         self.model = self._read_model()
         self.posterior = self._probabilities()  # [P, C]
         self._start = self._labels
@@ -101,13 +94,9 @@ class TeachingSession(Interview):
         if answers:
             self._learn(answers)
 
-    # --- interview -------------------------------------------------------------------------------
-
     def open_questions(self, answers: Mapping[str, Answer]) -> list[Question]:
         found = super().open_questions(answers)
-        if not found and self.answered(answers) < self.total:
-            return self._next_questions(answers)
-        return found
+        return found or (self._next_questions(answers) if len(answers) < self.total else [])
 
     def all_open(self, answers: Mapping[str, Answer]) -> list[Question]:
         """Ask the least certain images at once: offline, nothing is learned in between."""
@@ -125,11 +114,12 @@ class TeachingSession(Interview):
         asked = {question.key: question.phase for question in self.questions}
         found = {}
         for key, answer in answers.items():
-            if answer.image_id not in row_of and answer.content is None:
-                raise UserError(f"{answer.image_id!r} is not a training image of {self.folder}.")
             found[key] = answer
             if answer.content is None:
-                content = content_digest(self.paths[row_of[answer.image_id]])
+                row = row_of.get(answer.image_id)
+                if row is None:
+                    raise UserError(f"{answer.image_id!r} is no training image of {self.folder}.")
+                content = content_digest(self.paths[row])
                 found[key] = replace(answer, content=content, phase=asked.get(key, answer.phase))
         return found
 
@@ -138,9 +128,6 @@ class TeachingSession(Interview):
         if is_foreign(path):
             return read_foreign(path, list(self.ids), list(self.paths), self.classnames)
         return super().read_file(path)
-
-    def answered(self, answers: Mapping[str, Answer]) -> int:
-        return min(len(answers), self.total)
 
     def status(self, answers: Mapping[str, Answer]) -> str:
         if checked := self._checked(answers):
@@ -155,15 +142,10 @@ class TeachingSession(Interview):
         return f"{changed:,} labels changed so far, and {doubtful:,} are in doubt."
 
     def result(self, answers: Mapping[str, Answer]) -> dict[str, Any]:
-        export = f"latteclip labels export {shlex.quote(str(self.folder))}"
-        steps = {
-            "Run the workflow again as before: labels, the recommended model and the pages follow "
-            "the answers.": f"snakemake -j4 --config dataset={self.schema.dataset}",
-            "To export the labels:": f"{export} --format csv --output labels.csv",
-        }
-        return {"sentence": self.status(answers), "tables": [], "steps": list(steps.items())}
-
-    # --- learning --------------------------------------------------------------------------------
+        text = "Run the workflow again as before: labels, models and pages follow the answers."
+        again = text, f"snakemake -j4 --config dataset={self.schema.dataset}"
+        steps = [again, export_step(self.folder)]
+        return {"sentence": self.status(answers), "tables": [], "steps": steps}
 
     def _choose_pool(self, answered: list[int]) -> np.ndarray:
         """Return the rows of answered, random and the least certain images."""
@@ -183,7 +165,7 @@ class TeachingSession(Interview):
         by_captions = made["votes"] == "captions"
         file = "captions/images.parquet" if by_captions else "class_scores.parquet"
         votes = str(self.folder / file)
-        eyes = (slug({"model": eye["model"]}) for eye in made.get("eyes", []))
+        eyes = [slug({"model": eye["model"]}) for eye in made.get("eyes", [])]
         known = read_predictors(
             self.index["image_id"].take(pa.array(self.pool)),
             self.classnames,
@@ -199,11 +181,6 @@ class TeachingSession(Interview):
         model = LabelModel(known.images, known.votes, known.others)
         model.learn(STEPS if self._is_light else ROUNDS)
         return model
-
-    @property
-    def _is_light(self) -> bool:
-        """Whether there are so many classes that little is learned between answers."""
-        return len(self.pool) * len(self.classnames) > LIGHT_ENTRIES
 
     @property
     def _labels(self) -> torch.Tensor:
@@ -227,97 +204,82 @@ class TeachingSession(Interview):
                 self.model.step(light=self._is_light)
         self.posterior = self._probabilities()
 
-    # --- questions -------------------------------------------------------------------------------
-
     def _next_questions(
         self, answers: Mapping[str, Answer], *, learn: bool = True
     ) -> list[Question]:
         taught = [one for one in answers.values() if one.phase != CHECK]
-        checking = len(answers) > len(taught)  # once it has begun, it goes on
-        left = self.n_taught - len(taught)
-        if learn and taught and not checking:
+        is_checking = len(answers) > len(taught)  # once it has begun, it goes on
+        if learn and taught and not is_checking:
             self._learn(answers)
-        if left > 0 and not checking:
+        wanted = min(BATCH, self.n_taught - len(taught))
+        if wanted > 0 and not is_checking:
             again = self._to_repeat(answers) if learn else []
-            rows = self._doubtful(answers, min(BATCH, left) - len(again))
-            return self._ask(
-                [*((row, TEACH, False) for row in rows), *((row, TEACH, True) for row in again)]
-            )
+            rows = self._doubtful(answers, wanted - len(again))
+            asked = [(row, TEACH, False) for row in rows]
+            return self._ask([*asked, *((row, TEACH, True) for row in again)])
         names = {one.image_id for one in answers.values()}
         rest = (int(row) for row in self._order if self.ids[int(row)] not in names)
-        wanted = max(0, min(BATCH, self.total - len(answers)))
-        return self._ask((row, CHECK, False) for row in islice(rest, wanted))
+        drawn = islice(rest, min(BATCH, self.total - len(answers)))
+        return self._ask((row, CHECK, False) for row in drawn)
 
     def _ask(self, asked: Iterable[tuple[int, str, bool]]) -> list[Question]:
         """Return new questions about rows: each with its phase, and whether it is a repetition."""
         asked, start = list(asked), len(self.questions)
-        offered = self._offered([row for row, _, _ in asked])
-        self.questions += [
-            Question(start + i, self.ids[row], self.paths[row], offered[i], phase, repeat)
-            for i, (row, phase, repeat) in enumerate(asked)
-        ]
+        predicted = self._predicted(row for row, _, _ in asked)
+        likely = predicted.topk(min(OFFERED, len(self.classnames))).indices.tolist()
+        for (row, phase, repeat), labels in zip(asked, likely, strict=True):
+            place = len(self.questions), self.ids[row], self.paths[row]
+            options = in_class_order(self.classnames, labels)
+            self.questions.append(Question(*place, options, phase, repeat))
         return self.questions[start:]
 
-    def _offered(self, rows: list[int]) -> list[list[str]]:
-        """Return the classes that the page offers for each row."""
-        if len(self.classnames) <= ALL_OFFERED:
-            return [list(self.classnames)] * len(rows)
-        places = [place for row in rows if (place := self._place.get(row)) is not None]
-        likely = iter(self._predicted(places).topk(OFFERED).indices.sort(dim=1).values.tolist())
-        first = list(range(OFFERED))  # of an image outside the pool
-        found = [next(likely) if row in self._place else first for row in rows]
-        return [[self.classnames[label] for label in labels] for labels in found]
-
-    def _predicted(self, places: list[int]) -> torch.Tensor:
-        """Return the log-probabilities [n, C] of images by everything but their answers."""
-        return self.model.predicted_log_posterior(torch.tensor(places, dtype=torch.long))
+    def _predicted(self, rows: Iterable[int]) -> torch.Tensor:
+        """Return the log-probabilities [n, C] of images of the pool, answers aside."""
+        places = torch.tensor([self._place[row] for row in rows], dtype=torch.long)
+        return self.model.predicted_log_posterior(places)
 
     def _doubtful(self, answers: Mapping[str, Answer], n: int) -> list[int]:
         """Return rows with the smallest margins, or in their place images that cover the pool."""
         best = self.posterior.topk(min(2, self.posterior.shape[1]), dim=1).values
-        margins = best[:, 0] - best[:, -1]
-        asked = {one.image_id for one in answers.values()}
-        order = margins.argsort().tolist()
+        order = (best[:, 0] - best[:, -1]).argsort().tolist()
         if not self.model.parameters.test.significant:
-            order = [*self._centres(), *order]
+            x = torch.as_tensor(self.model.images.centred[torch.arange(len(self.pool))])
+            k = min(COVERAGE * len(self.classnames), max(1, self.n_taught // 2), len(x))
+            order = [*medoids(x, k), *order]
+        asked = {one.image_id for one in answers.values()}
         rows = dict.fromkeys(int(self.pool[place]) for place in order)
         return [row for row in rows if self.ids[row] not in asked][:n]
-
-    def _centres(self) -> list[int]:
-        """Return the places of the images nearest to the centres of k-means."""
-        x = torch.as_tensor(self.model.images.centred[torch.arange(len(self.pool))])
-        return medoids(x, min(COVERAGE * len(self.classnames), max(1, self.n_taught // 2), len(x)))
 
     def _to_repeat(self, answers: Mapping[str, Answer]) -> list[int]:
         """Return the row whose answer all else denies most, if any, to ask about it once more."""
         repeated = {one.image_id for one in answers.values() if one.repeat}
-        rows, named = [], []
-        for name, row in self._rows(answers.values()).items():
-            answer = answers.get(name)
-            if answer and answer.kind == CLASS and name not in repeated and row in self._place:
-                rows.append(row)
-                named.append(self.classnames.index(str(answer.classname)))
-        predicted = self._predicted([self._place[row] for row in rows]).exp()
-        shares = predicted[range(len(rows)), named].tolist()
+        once = {
+            row: self.classnames.index(str(answers[name].classname))
+            for name, row in self._rows(answers.values()).items()
+            if name in answers and answers[name].kind == CLASS
+            if name not in repeated and row in self._place
+        }
+        predicted = self._predicted(once).exp()
+        shares = predicted[range(len(once)), [*once.values()]].tolist()
+        share_of = dict(zip(once, shares, strict=True))
         certain = (predicted > CERTAIN).any(dim=1).tolist()
         denied = [
-            (share, row)
-            for share, row, is_certain in zip(shares, rows, certain, strict=True)
-            if share < DENIED and is_certain
+            row for row, sure in zip(once, certain, strict=True) if sure and share_of[row] < DENIED
         ]
-        return [min(denied, key=itemgetter(0))[1]] if denied else []
+        return sorted(denied, key=share_of.__getitem__)[:1]
 
     def _checked(self, answers: Mapping[str, Answer]) -> tuple[int, int, float, float] | None:
         """Return right and checked labels, and the interval for the share of all that are right."""
         checking = [one for one in answers.values() if one.phase == CHECK and one.kind != UNSURE]
         if not checking:
             return None
-        row_of = self._rows(checking)
-        right, labels = 0, self._labels
-        for answer in checking:
-            place = self._place.get(row_of.get(answer.image_id, -1))
-            if place is not None and answer.kind == CLASS:
-                right += self.classnames[int(labels[place])] == answer.classname
+        labels = self._labels.tolist()
+        label_of = {
+            name: self.classnames[labels[self._place[row]]]
+            for name, row in self._rows(checking).items()
+            if row in self._place
+        }
+        right = sum(label_of.get(one.image_id, "") == one.classname for one in checking)
         n = len(self.ids)
         taught = len({one.image_id for one in answers.values() if one.phase != CHECK})
         ends = confidence_sequence(right, len(checking), n - taught)

@@ -192,9 +192,9 @@ def audit(
     if answers:
         app.import_answers(session, answers)
     if answers or score:
-        app.print_estimate(session)
+        app.print_result(session)
     else:
-        app.serve_audit(session, port, browser=not no_browser)
+        app.serve(session, port, browser=not no_browser)
 
 
 def predict(

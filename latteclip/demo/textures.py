@@ -1,16 +1,21 @@
 """Synthetic textures for the demo: 64x64 RGB images of 14 DTD classes, with their attributes.
 
 Two domains share the classes: the source is clean, the target is bent, blotchy, dim, blurred and
-noisy. `domain_at` returns those between them. Only numpy draws, from one seeded generator, so the
-same arguments give the same bytes. Arrays are float32 [N, 64, 64] unless stated otherwise (N images
-of one class, drawn together). Coordinates run from -1 to 1 over the image.
+noisy. A `gap` (0..1) is a fraction of the way from source to target. Only numpy draws, from one
+seeded generator, so the same arguments give the same bytes. Arrays are float32 [N, 64, 64] unless
+stated otherwise (N images of one class, drawn together). Coordinates run from -1 to 1.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
+
+from latteclip.core.files import replacing
 
 SIDE = 64
 CHUNK = 128  # images of one class drawn at once; bounds memory, and is part of what a seed means
@@ -57,18 +62,8 @@ class Attributes:
     finish: str
 
 
-@dataclass(frozen=True)
-class Domain:
-    """How images of a domain are drawn."""
-
-    measures: dict[str, tuple[float, float]]  # (low, high) of uniform draws, by name of MEASURES
-    cast: float  # standard deviation of the colour cast
-    rotation: float  # standard deviation of the angle around its orientation, radians
-    inverted: float  # probability that a pattern may be lighter than its ground
-    earthy: float  # probability that a colour comes from EARTHY
-
-
-# The domain of gap 0 (source) and of gap 1 (target). The order of measures is part of a seed.
+# At gap 0 (source) and gap 1 (target). Measures are drawn uniformly from low to high, in an order
+# that is part of a seed.
 MEASURES = {
     "noise": ((0.0, 0.02), (0.03, 0.10)),  # standard deviation of pixel noise, intensities in 0..1
     "blur": ((0.1, 0.4), (0.5, 1.1)),  # sigma of the blur, pixels
@@ -80,25 +75,14 @@ MEASURES = {
     "brightness": ((0.0, 0.1), (-0.15, 0.05)),  # added to intensities
     "blotches": ((0.0, 0.02), (0.05, 0.18)),  # strength of uneven ground
 }
-OTHERS = {"cast": (0.0, 0.08), "rotation": (0.08, 0.2), "inverted": (0.1, 0.5), "earthy": (0, 0.75)}
+CAST = 0.0, 0.08  # standard deviation of the colour cast
+ROTATION = 0.08, 0.2  # standard deviation of the angle around its orientation, radians
+INVERTED = 0.1, 0.5  # probability that a pattern may be lighter than its ground
+EARTHINESS = 0.0, 0.75  # probability that a colour comes from EARTHY
 
 
-def domain_at(gap: float) -> Domain:
-    """Return the domain a fraction `gap` (0..1) of the way from source to target."""
-    if not 0 <= gap <= 1:
-        raise ValueError(f"gap must be between 0 (source) and 1 (target), not {gap}")
-
-    def between(source: float, target: float) -> float:
-        return (1 - gap) * source + gap * target
-
-    measures = {
-        name: (between(source[0], target[0]), between(source[1], target[1]))
-        for name, (source, target) in MEASURES.items()
-    }
-    return Domain(measures, **{name: between(*ends) for name, ends in OTHERS.items()})
-
-
-# --- the plane that patterns are drawn on ------------------------------------------------------
+def _between(gap: float, source: float, target: float) -> float:
+    return (1 - gap) * source + gap * target
 
 
 @dataclass(frozen=True)
@@ -108,34 +92,20 @@ class Plane:
     rng: np.random.Generator
     x: np.ndarray  # [N, 64, 64]
     y: np.ndarray  # [N, 64, 64]
-    cos: np.ndarray  # [N, 1, 1], of the pattern's angle
-    sin: np.ndarray  # [N, 1, 1]
+    turned: tuple[np.ndarray, np.ndarray]  # x and y, turned by the pattern's angle
+    along: np.ndarray  # [N, 64, 64], position in the pattern's direction, in periods
+    across: np.ndarray  # [N, 64, 64], position across it
     frequency: np.ndarray  # [N, 1, 1], periods across the image
-    phase: tuple[np.ndarray, np.ndarray]  # two of [N, 1, 1], periods
+    phase: np.ndarray  # [2, N, 1, 1], periods
 
     @property
     def n(self) -> int:
-        """Return the number of planes."""
         return len(self.x)
 
     @property
     def pixel(self) -> np.ndarray:
-        """Return the width of a pixel in periods, [N, 1, 1]."""
+        """The width of a pixel in periods, [N, 1, 1]."""
         return self.frequency / SIDE
-
-    @property
-    def along(self) -> np.ndarray:
-        """Return the position along the pattern's direction, in periods."""
-        turned = self.x * self.cos + self.y * self.sin
-        position: np.ndarray = turned * self.frequency / 2 + self.phase[0]
-        return position
-
-    @property
-    def across(self) -> np.ndarray:
-        """Return the position across the pattern's direction, in periods."""
-        turned = -self.x * self.sin + self.y * self.cos
-        position: np.ndarray = turned * self.frequency / 2 + self.phase[1]
-        return position
 
     def uniform(self, low: float, high: float) -> np.ndarray:
         """Return one number per image, [N, 1, 1]."""
@@ -143,16 +113,15 @@ class Plane:
 
     def by_image(self, table: np.ndarray, index: np.ndarray) -> np.ndarray:
         """Look `index` [N, 64, 64] up in each image's row of `table` [N, K]."""
-        found: np.ndarray = table[np.arange(self.n)[:, None, None], index]
-        return found
+        return np.take_along_axis(table, index.reshape(self.n, -1), 1).reshape(index.shape)
 
 
 class Relief(NamedTuple):
     """A drawn pattern: 0 is background, 1 is foreground; shade multiplies, gloss adds white."""
 
     cover: np.ndarray
-    shade: np.ndarray | None = None
-    gloss: np.ndarray | None = None
+    shade: np.ndarray = np.ones(1, np.float32)
+    gloss: np.ndarray = np.zeros(1, np.float32)
 
 
 def _upsampling(grid: int) -> np.ndarray:
@@ -353,7 +322,7 @@ def _crosshatched(p: Plane) -> Relief:
     """Draw two families of unsteady pencil strokes that cross at a slant."""
     slant = p.uniform(0.45, 0.68)  # radians from the pattern's direction
     unsteady = 0.12 * _smooth_noise(p.rng, p.n, 6)
-    along, across = p.x * p.cos + p.y * p.sin, -p.x * p.sin + p.y * p.cos
+    along, across = p.turned
     cover = np.zeros_like(along)
     for sign in (1, -1):
         turned = -along * np.sin(sign * slant) + across * np.cos(slant)
@@ -382,7 +351,7 @@ CLASSNAMES = tuple(PATTERNS)
 
 @dataclass(frozen=True)
 class _Draw:
-    """Return the attribute ids and measures of N images of one class, each array [N]."""
+    """The attribute ids and measures of N images of one class, each array [N]."""
 
     foreground: np.ndarray
     background: np.ndarray
@@ -390,13 +359,7 @@ class _Draw:
     orientation: np.ndarray
     angle: np.ndarray
     frequency: np.ndarray
-    measures: dict[str, np.ndarray]  # the uniform draws of the domain, by name
-
-    @property
-    def finish(self) -> np.ndarray:
-        """Return the index into FINISHES, [N], by the strongest flaw."""
-        noise, contrast, blur = (self.measures[k] for k in ("noise", "contrast", "blur"))
-        return np.where(noise > 0.055, 2, np.where(contrast < 0.5, 3, np.where(blur > 0.6, 1, 0)))
+    measures: dict[str, np.ndarray]  # by name of MEASURES
 
 
 def _colour(rng: np.random.Generator, n: int, earthy: float) -> np.ndarray:
@@ -407,30 +370,31 @@ def _colour(rng: np.random.Generator, n: int, earthy: float) -> np.ndarray:
 
 
 def _colours(
-    rng: np.random.Generator, n: int, domain: Domain, classname: str
+    rng: np.random.Generator, n: int, gap: float, classname: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return foreground and background ids, [N] each, that differ visibly."""
-    front, back = _colour(rng, n, domain.earthy), _colour(rng, n, domain.earthy)
+    earthy = _between(gap, *EARTHINESS)
+    front, back = _colour(rng, n, earthy), _colour(rng, n, earthy)
     while (alike := np.abs(_RGB[front] - _RGB[back]).sum(1) < 0.75).any():
-        back[alike] = _colour(rng, int(alike.sum()), domain.earthy)
+        back[alike] = _colour(rng, int(alike.sum()), earthy)
     front_is_lighter = _LUMINANCE[front] > _LUMINANCE[back]
     if classname == "cobwebbed":  # threads are lighter than what is behind them
         swap = ~front_is_lighter & (rng.random(n) < 0.8)
     else:
-        swap = front_is_lighter & (rng.random(n) > domain.inverted)
+        swap = front_is_lighter & (rng.random(n) > _between(gap, *INVERTED))
     return np.where(swap, back, front), np.where(swap, front, back)
 
 
-def _draw_attributes(rng: np.random.Generator, n: int, domain: Domain, classname: str) -> _Draw:
-    measures = {
-        name: rng.uniform(low, high, n).astype(np.float32)
-        for name, (low, high) in domain.measures.items()
-    }
-    front, back = _colours(rng, n, domain, classname)
+def _draw_attributes(rng: np.random.Generator, n: int, gap: float, classname: str) -> _Draw:
+    measures = {}
+    for name, (source, target) in MEASURES.items():
+        low, high = (_between(gap, *ends) for ends in zip(source, target, strict=True))
+        measures[name] = rng.uniform(low, high, n).astype(np.float32)
+    front, back = _colours(rng, n, gap, classname)
     base = np.array([8.5, 6.0, 4.0])[rng.integers(0, 3, n)] * rng.uniform(0.9, 1.1, n)
     frequency = np.clip(base * measures["frequency"], 2.6, 13).astype(np.float32)
     direction = rng.integers(0, 4, n)  # multiples of 45 degrees; both diagonals have one name
-    angle = direction * np.pi / 4 + rng.normal(0, domain.rotation, n).clip(-0.3, 0.3)
+    angle = direction * np.pi / 4 + rng.normal(0, _between(gap, *ROTATION), n).clip(-0.3, 0.3)
     return _Draw(
         foreground=front,
         background=back,
@@ -443,7 +407,7 @@ def _draw_attributes(rng: np.random.Generator, n: int, domain: Domain, classname
 
 
 def _bend(rng: np.random.Generator, draw: _Draw) -> Plane:
-    """Planes seen in perspective and warped, with the pattern's angle and frequency on them."""
+    """Return planes seen in perspective and warped, with the pattern's angle and frequency."""
     n = len(draw.angle)
     towards = rng.uniform(0, 2 * np.pi, n).astype(np.float32)
     tilt = draw.measures["perspective"]
@@ -451,16 +415,15 @@ def _bend(rng: np.random.Generator, draw: _Draw) -> Plane:
     tilt_y = (tilt * np.sin(towards))[:, None, None]
     depth = 1 + tilt_x * _X + tilt_y * _Y
     warp = 2 * draw.measures["warp"][:, None, None]
-    phases = rng.uniform(0, 1, (2, n, 1, 1)).astype(np.float32)
-    return Plane(
-        rng=rng,
-        x=_X / depth + warp * _smooth_noise(rng, n, 4),
-        y=_Y / depth + warp * _smooth_noise(rng, n, 4),
-        cos=np.cos(draw.angle)[:, None, None],
-        sin=np.sin(draw.angle)[:, None, None],
-        frequency=draw.frequency[:, None, None],
-        phase=(phases[0], phases[1]),
+    phase = rng.uniform(0, 1, (2, n, 1, 1)).astype(np.float32)
+    x = _X / depth + warp * _smooth_noise(rng, n, 4)
+    y = _Y / depth + warp * _smooth_noise(rng, n, 4)
+    cos, sin, frequency = (
+        values[:, None, None] for values in (np.cos(draw.angle), np.sin(draw.angle), draw.frequency)
     )
+    turned = x * cos + y * sin, -x * sin + y * cos
+    along, across = (turned[i] * frequency / 2 + phase[i] for i in range(2))
+    return Plane(rng, x, y, turned, along, across, frequency, phase)
 
 
 def _paint(rng: np.random.Generator, draw: _Draw, relief: Relief) -> np.ndarray:
@@ -470,11 +433,8 @@ def _paint(rng: np.random.Generator, draw: _Draw, relief: Relief) -> np.ndarray:
     front = np.clip(_RGB[draw.foreground] + jitter[0], 0, 1)[:, None, None]
     back = np.clip(_RGB[draw.background] + jitter[1], 0, 1)[:, None, None]
     image: np.ndarray = back + (front - back) * relief.cover[..., None]
-    if relief.shade is not None:
-        image = image * relief.shade[..., None]
-    if relief.gloss is not None:
-        image = image + (1 - image) * relief.gloss[..., None]
-    return image
+    image = image * relief.shade[..., None]
+    return image + (1 - image) * relief.gloss[..., None]
 
 
 def _blur(image: np.ndarray, sigma: np.ndarray) -> np.ndarray:
@@ -489,10 +449,8 @@ def _blur(image: np.ndarray, sigma: np.ndarray) -> np.ndarray:
     return blurred
 
 
-def _photograph(
-    rng: np.random.Generator, image: np.ndarray, draw: _Draw, domain: Domain
-) -> np.ndarray:
-    """Give painted images [N, 64, 64, 3] the flaws of the domain; returns uint8."""
+def _photograph(rng: np.random.Generator, image: np.ndarray, draw: _Draw, gap: float) -> np.ndarray:
+    """Return painted images [N, 64, 64, 3] with the flaws of their domain, as uint8."""
     n = len(image)
     measure = {name: value[:, None, None, None] for name, value in draw.measures.items()}
     mean = image.mean((1, 2), keepdims=True)
@@ -501,13 +459,16 @@ def _photograph(
     towards = rng.uniform(0, 2 * np.pi, (n, 1, 1)).astype(np.float32)
     slope = _X * np.cos(towards) + _Y * np.sin(towards)
     image = image * (1 + measure["light"] * slope[..., None])
-    cast = rng.normal(0, domain.cast, (n, 1, 1, 3)).astype(np.float32)
+    cast = rng.normal(0, _between(gap, *CAST), (n, 1, 1, 3)).astype(np.float32)
     image = _blur(image + measure["brightness"] + cast, draw.measures["blur"])
     image = image + measure["noise"] * rng.standard_normal(image.shape, np.float32)
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def _name(draw: _Draw, classname: str) -> list[Attributes]:
+    """Return the attributes of each image. The finish is its strongest flaw."""
+    noise, contrast, blur = (draw.measures[name] for name in ("noise", "contrast", "blur"))
+    finish = np.where(noise > 0.055, 2, np.where(contrast < 0.5, 3, np.where(blur > 0.6, 1, 0)))
     return [
         Attributes(
             classname=classname,
@@ -515,7 +476,7 @@ def _name(draw: _Draw, classname: str) -> list[Attributes]:
             background=COLOUR_NAMES[draw.background[i]],
             size=SIZES[draw.size[i]],
             orientation=ORIENTATIONS[draw.orientation[i]] if classname in DIRECTIONAL else None,
-            finish=FINISHES[draw.finish[i]],
+            finish=FINISHES[finish[i]],
         )
         for i in range(len(draw.foreground))
     ]
@@ -524,14 +485,11 @@ def _name(draw: _Draw, classname: str) -> list[Attributes]:
 def generate(
     n: int, gap: float, seed: int, *, stream: int = 0
 ) -> tuple[np.ndarray, list[Attributes]]:
-    """Draw n textures of random classes from the domain at `gap`.
+    """Return n textures of random classes, uint8 [N, 64, 64, 3], and the attributes of each.
 
-    The pair (seed, stream) decides everything: streams of one seed share no images.
-
-    Returns images uint8 [N, 64, 64, 3], and the attributes of each.
+    Streams of one seed share no images.
     """
     rng = np.random.default_rng([seed, stream])
-    domain = domain_at(gap)
     labels = rng.integers(0, len(CLASSNAMES), n)
     images = np.empty((n, SIDE, SIDE, 3), np.uint8)
     attributes: dict[int, Attributes] = {}
@@ -539,8 +497,39 @@ def generate(
         members = np.flatnonzero(labels == label)
         for start in range(0, len(members), CHUNK):
             chunk = members[start : start + CHUNK]
-            draw = _draw_attributes(rng, len(chunk), domain, classname)
+            draw = _draw_attributes(rng, len(chunk), gap, classname)
             relief = PATTERNS[classname](_bend(rng, draw))
-            images[chunk] = _photograph(rng, _paint(rng, draw, relief), draw, domain)
+            images[chunk] = _photograph(rng, _paint(rng, draw, relief), draw, gap)
             attributes.update(zip(chunk.tolist(), _name(draw, classname), strict=True))
     return images, [attributes[i] for i in range(n)]
+
+
+@dataclass(frozen=True)
+class TextureSettings:
+    """How many textures, and from which domain."""
+
+    train: int
+    test: int
+    gap: float  # 0 (source) to 1 (target)
+    seed: int
+
+
+def generate_textures(settings: TextureSettings, output: str | Path) -> None:
+    """Write `images/<classname>/<classname>_<number>.png` and the CoOp split `split.json`.
+
+    Train and test images come from different random streams of the seed. The whole folder appears
+    at once.
+    """
+    split: dict[str, list[tuple[str, int, str]]] = {"train": [], "val": [], "test": []}
+    with replacing(output) as new:
+        new.mkdir()
+        number = 0
+        for stream, (name, n) in enumerate([("train", settings.train), ("test", settings.test)]):
+            images, attributes = generate(n, settings.gap, settings.seed, stream=stream)
+            for image, classname in zip(images, (a.classname for a in attributes), strict=True):
+                path = Path("images", classname, f"{classname}_{number:05d}.png")
+                (new / path).parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(new / path)
+                split[name].append((path.as_posix(), CLASSNAMES.index(classname), classname))
+                number += 1
+        (new / "split.json").write_text(json.dumps(split, indent=0) + "\n", encoding="utf-8")

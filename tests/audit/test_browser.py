@@ -188,11 +188,10 @@ def test_a_file_works_without_a_network_and_its_answers_are_taken(visit, axe, re
         page.locator("#export").click()
     download.value.save_as(exported)
     assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
-    for taken, standing in ((12, 0), (0, 12)):  # the second time, nothing counts twice
+    for taken in (12, 0):  # the second time, nothing counts twice
         done = subprocess.run(
             command(results, "--answers", str(exported)), capture_output=True, text=True, cwd=ROOT
         )
         assert done.returncode == 0, done.stderr
-        assert f" {taken} " in done.stderr
-        assert (f"{standing} images" in done.stderr) == bool(standing)
+        assert f" {taken} of 12 " in done.stderr
     assert len(saved(results)) == 12

@@ -1,6 +1,42 @@
-import pytest
+import json
 
+import pytest
+from PIL import Image
+
+from latteclip.core.errors import UserError
 from latteclip.demo import textures
+from latteclip.demo.textures import TextureSettings, generate_textures
+
+
+def files_of(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_dataset_layout(tmp_path):
+    generate_textures(TextureSettings(30, 20, 0.7, seed=3), tmp_path / "data")
+    split = json.loads((tmp_path / "data" / "split.json").read_text())
+    assert {name: len(entries) for name, entries in split.items()} == {
+        "train": 30,
+        "val": 0,
+        "test": 20,
+    }
+    entries = split["train"] + split["test"]
+    assert len({path for path, _, _ in entries}) == 50
+    for path, label, classname in entries:
+        assert textures.CLASSNAMES[label] == classname == path.split("/")[1]
+        with Image.open(tmp_path / "data" / path) as image:
+            assert (image.size, image.mode) == ((64, 64), "RGB")
+
+
+def test_a_dataset_has_the_same_bytes_each_time_and_replaces_no_folder(tmp_path):
+    for name in ("first", "second"):
+        generate_textures(TextureSettings(20, 10, 0.5, seed=0), tmp_path / name)
+    before = files_of(tmp_path / "first")
+    assert before == files_of(tmp_path / "second")
+    with pytest.raises(UserError, match="first"):
+        generate_textures(TextureSettings(20, 10, 0.5, seed=1), tmp_path / "first")
+    assert files_of(tmp_path / "first") == before
+    assert {p.name for p in tmp_path.iterdir()} == {"first", "second"}
 
 
 @pytest.mark.parametrize("other", [{"seed": 6}, {"stream": 1}, {"gap": 0.6}])
@@ -14,11 +50,3 @@ def test_every_class_is_drawn_with_contrast():
     images, named = textures.generate(280, 0.0, 5)
     assert {a.classname for a in named} == set(textures.CLASSNAMES)
     assert images.std(axis=(1, 2)).max(axis=1).min() > 5
-
-
-def test_domains_run_from_source_to_target():
-    for gap, blur, earthy in ((0, (0.1, 0.4), 0), (1, (0.5, 1.1), 0.75), (0.5, (0.3, 0.75), 0.375)):
-        domain = textures.domain_at(gap)
-        assert domain.measures["blur"] == pytest.approx(blur) and domain.earthy == earthy
-    with pytest.raises(ValueError, match="gap"):
-        textures.domain_at(1.5)
