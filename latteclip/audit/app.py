@@ -86,8 +86,8 @@ class Question:
         return Answer(self.image_id, UNSURE, repeat=self.repeat).key
 
     def as_json(self, picture: str) -> dict[str, Any]:
-        values = {"image": self.image_id, "options": self.options, "picture": picture}
-        values |= {"phase": self.phase, "repeat": self.repeat}
+        values: dict[str, Any] = {"image": self.image_id, "options": self.options}
+        values |= {"picture": picture, "phase": self.phase, "repeat": self.repeat}
         return {key: value for key, value in values.items() if value}
 
 

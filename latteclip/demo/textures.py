@@ -434,7 +434,8 @@ def _paint(rng: np.random.Generator, draw: _Draw, relief: Relief) -> np.ndarray:
     back = np.clip(_RGB[draw.background] + jitter[1], 0, 1)[:, None, None]
     image: np.ndarray = back + (front - back) * relief.cover[..., None]
     image = image * relief.shade[..., None]
-    return image + (1 - image) * relief.gloss[..., None]
+    image += (1 - image) * relief.gloss[..., None]
+    return image
 
 
 def _blur(image: np.ndarray, sigma: np.ndarray) -> np.ndarray:
