@@ -84,7 +84,7 @@ def settings_for(model: str | None) -> CaptionerSettings:
 
 def make_images(folder: Path, n: int) -> str:
     """An index of n textures, no two files of the same bytes."""
-    from latteclip.demo.textures import TextureSettings, generate_textures
+    from latteclip.demo.generate_textures import TextureSettings, generate_textures
 
     generate_textures(TextureSettings(min(n, DISTINCT), 1, gap=0.5, seed=1), folder / "data")
     contents = [path.read_bytes() for path in sorted((folder / "data").rglob("*.png"))]

@@ -26,7 +26,7 @@ from PIL import Image
 from latteclip.core import devices
 from latteclip.data.folder_files import image_files
 from latteclip.data.images import open_rgb
-from latteclip.demo.textures import TextureSettings, generate_textures
+from latteclip.demo.generate_textures import TextureSettings, generate_textures
 from latteclip.train import images
 
 MEGAPIXELS = (4000, 3000)

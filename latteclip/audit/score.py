@@ -7,7 +7,7 @@ import logging
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import combinations, takewhile
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latteclip.audit.estimate import difference, share
-from latteclip.audit.sampling import BASELINE, Ints, RunFiles, SamplingPlan, chosen_run, read_plan
+from latteclip.audit.sampling import BASELINE, Ints, RunFiles, SamplingPlan, chosen_run
 from latteclip.core.errors import UserError
-from latteclip.core.files import write_json
 from latteclip.evaluate.results import Accuracy, Audit, Comparison, Run, read_metrics
-from latteclip.labels.answers import NONE, UNSURE, Answer, read_answers
+from latteclip.labels.answers import NONE, UNSURE, Answer
 
 log = logging.getLogger(__name__)
 MIN_ANSWERS = 10  # for an interval
@@ -38,24 +37,6 @@ class RunPredictions:
     run: Run
     can_be_chosen: bool  # it reads no label, and it has a model
     predictions: Ints  # [N]
-
-
-def score_audit(
-    dataset: str, plan_path: str, answers_path: str, runs: Sequence[RunFiles], output: str
-) -> None:
-    """Write an `Audit` as JSON: the accuracy of every run and the difference of every pair.
-
-    Both lists are empty where the answers decide nothing, and `sentence` gives the reason.
-    """
-    try:
-        plan = read_plan(plan_path)
-        answers, _ = read_answers(Path(answers_path), plan.schema(dataset))
-        audit = score(dataset, plan, read_predictions(dataset, plan, runs), answers)
-    except UserError as error:  # answers about other images stop no run of the workflow
-        log.warning("%s", error)
-        audit = Audit(dataset, "", 0, 0, 0, 0, "", str(error), [], [])
-    write_json(output, asdict(audit))
-    log.info("%s: %s", dataset, audit.sentence)
 
 
 def read_predictions(

@@ -1,7 +1,7 @@
 """The commands that the rules of the workflow call, one for each stage."""
 
 STAGES = {  # by command: the module of its function
-    "generate_textures": "latteclip.demo.textures",
+    "generate_textures": "latteclip.demo.generate_textures",
     "download_dataset": "latteclip.data.download_dataset",
     "download_clip": "latteclip.data.download_models",
     "download_captioner": "latteclip.data.download_models",
@@ -25,7 +25,7 @@ STAGES = {  # by command: the module of its function
     "evaluate": "latteclip.evaluate.evaluate",
     "evaluate_classifier": "latteclip.evaluate.evaluate_classifier",
     "propagate_labels": "latteclip.evaluate.propagate_labels",
-    "score_audit": "latteclip.audit.score",
+    "score_audit": "latteclip.audit.score_audit",
     "select_model": "latteclip.evaluate.select_model",
     "summarize": "latteclip.evaluate.summarize",
     "report_dataset": "latteclip.report.report_dataset",

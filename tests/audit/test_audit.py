@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from support.audits import answer, answer_next, made_audit, population
 
-from latteclip.audit import app, sampling, score
+from latteclip.audit import app, sampling, score, score_audit
 from latteclip.audit.app import OFFERED, AuditSession, offered_classes
 from latteclip.audit.sampling import read_population
 from latteclip.core import tables
@@ -240,7 +240,7 @@ def score_again(results, runs=None):
         sampling.RunFiles(run.method, run.seed, run.metrics, run.predictions, None, True)
         for run in runs or results.runs
     ]
-    score.score_audit(
+    score_audit.score_audit(
         "made", str(folder / "plan.parquet"), str(folder / "answers.json"), files, output
     )
     return read_audit(output)

@@ -1,8 +1,8 @@
 import descriptions
 import pytest
 
-from latteclip.demo import textures
-from latteclip.demo.textures import Attributes
+from latteclip.demo import generate_textures as textures
+from latteclip.demo.generate_textures import Attributes
 
 
 def attributes(classname="striped", **changes):

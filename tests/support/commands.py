@@ -17,7 +17,7 @@ from latteclip.captions.requests import Choices, Request
 from latteclip.captions.score_classes import letters_of, letters_prompt
 from latteclip.core import tables
 from latteclip.data.images import open_rgb
-from latteclip.demo.textures import TextureSettings, generate_textures
+from latteclip.demo.generate_textures import TextureSettings, generate_textures
 
 N = 30
 

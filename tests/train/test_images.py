@@ -23,7 +23,7 @@ from torchvision.transforms import ColorJitter, InterpolationMode, RandomResized
 
 from latteclip.core.errors import UserError
 from latteclip.data.loader import loader
-from latteclip.demo.textures import SIDE
+from latteclip.demo.generate_textures import SIDE
 from latteclip.train import images
 from latteclip.train.images import (
     Augmentation,

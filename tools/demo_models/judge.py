@@ -22,8 +22,8 @@ from training import normalise, to_channels
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from latteclip.core.devices import keep_big_buffers
-from latteclip.demo import textures
-from latteclip.demo.textures import CLASSNAMES, Attributes
+from latteclip.demo import generate_textures as textures
+from latteclip.demo.generate_textures import CLASSNAMES, Attributes
 
 log = logging.getLogger(__name__)
 

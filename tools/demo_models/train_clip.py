@@ -46,7 +46,7 @@ from transformers import PreTrainedTokenizerFast
 
 from latteclip.core.devices import keep_big_buffers
 from latteclip.core.files import replacing, write_json
-from latteclip.demo import textures
+from latteclip.demo import generate_textures as textures
 
 log = logging.getLogger(__name__)
 

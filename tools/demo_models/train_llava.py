@@ -35,7 +35,7 @@ from transformers import (
 
 from latteclip.core.devices import keep_big_buffers
 from latteclip.core.files import replacing
-from latteclip.demo import textures
+from latteclip.demo import generate_textures as textures
 
 log = logging.getLogger(__name__)
 

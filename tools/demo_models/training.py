@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from latteclip.demo import textures
+from latteclip.demo import generate_textures as textures
 
 log = logging.getLogger(__name__)
 

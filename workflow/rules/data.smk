@@ -3,7 +3,7 @@
 
 rule generate_textures:
     input:
-        code=sources("latteclip.demo.textures"),
+        code=sources("latteclip.demo.generate_textures"),
     output:
         local(directory("resources/{dataset}/data")),
     log:

@@ -116,7 +116,7 @@ rule score_audit:
         metrics=given_each(stage_params.audited_runs, "metrics"),
         predictions=given_each(stage_params.audited_runs, "predictions"),
         train_predictions=given_each(stage_params.audited_runs, "train_predictions"),
-        code=sources("latteclip.audit.score"),
+        code=sources("latteclip.audit.score_audit"),
     output:
         f"results/{{dataset}}/audit{SUFFIX}.json",
     log:

@@ -4,8 +4,8 @@ import pytest
 from PIL import Image
 
 from latteclip.core.errors import UserError
-from latteclip.demo import textures
-from latteclip.demo.textures import TextureSettings, generate_textures
+from latteclip.demo import generate_textures as textures
+from latteclip.demo.generate_textures import TextureSettings, generate_textures
 
 
 def files_of(folder):

@@ -1,0 +1,33 @@
+"""Score a person's answers whenever an answer or a model changed."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from latteclip.audit.sampling import RunFiles, read_plan
+from latteclip.audit.score import read_predictions, score
+from latteclip.core.errors import UserError
+from latteclip.core.files import write_json
+from latteclip.evaluate.results import Audit
+from latteclip.labels.answers import read_answers
+
+log = logging.getLogger(__name__)
+
+
+def score_audit(
+    dataset: str, plan_path: str, answers_path: str, runs: Sequence[RunFiles], output: str
+) -> None:
+    """Write an `Audit` as JSON: the accuracy of every run and the difference of every pair.
+
+    Both lists are empty where the answers decide nothing, and `sentence` gives the reason.
+    """
+    try:
+        plan = read_plan(plan_path)
+        answers, _ = read_answers(Path(answers_path), plan.schema(dataset))
+        audit = score(dataset, plan, read_predictions(dataset, plan, runs), answers)
+    except UserError as error:  # answers about other images stop no run of the workflow
+        log.warning("%s", error)
+        audit = Audit(dataset, "", 0, 0, 0, 0, "", str(error), [], [])
+    write_json(output, asdict(audit))
+    log.info("%s: %s", dataset, audit.sentence)
