@@ -68,7 +68,7 @@ def load(model: str, pretrained: str | None, device: torch.device, precision: st
     if not clip_config.is_foreign(model):
         model = model.replace("/", "-")  # ViT-B/32, as OpenAI writes it
     what = f"CLIP model {model!r} with pretrained {pretrained!r}"
-    with loading(what, clip_config.remedy(model)), tempfile.TemporaryDirectory() as folder:
+    with loading(what, clip_config.REMEDY), tempfile.TemporaryDirectory() as folder:
         config = clip_config.read(model)
         tower = clip_config.text_tower(model, config)
         options: dict[str, Any] = {"pretrained_text": False}
@@ -88,7 +88,7 @@ def load(model: str, pretrained: str | None, device: torch.device, precision: st
     check_finite(model, network)
 
     def tokenizer() -> Any:
-        with loading(what, clip_config.remedy(model)):
+        with loading(what, clip_config.REMEDY):
             return clip_config.tokenizer(model, config)
 
     return Clip(network.eval(), tokenizer, preprocess, config, device, precision, text_tower=tower)

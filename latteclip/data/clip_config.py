@@ -17,7 +17,6 @@ from latteclip.core.files import from_values, read_object
 from latteclip.core.open_clip_import import open_clip
 
 CONFIG, TOWER = CLIP_CONFIG, TEXT_TOWER
-TOKENIZER = "tokenizer_config.json"
 # Sections that open_clip hands on to torch, transformers or nltk, and the keys they may have.
 HANDED_ON = {
     "act_kwargs": {"approximate"},
@@ -26,7 +25,7 @@ HANDED_ON = {
 }
 WEIGHTS = "open_clip_model.safetensors"  # open_clip prefers it to all other files
 PICKLES = (".bin", ".pth")  # suffixes of weights that open_clip reads where that file is missing
-REMEDY = "take another copy of the model, or one from a source that you trust"
+REMEDY = "take another copy of the model, or another model"
 MAX_LAYERS, MAX_PIXELS, MAX_NUMBER = 1024, 4096, 10**8
 # Keys of a text tower's configuration that decide how or where it is computed, or name things.
 NOT_OF_THE_NETWORK = {"_name_or_path", "architectures", "dtype", "transformers_version"}
@@ -46,13 +45,12 @@ class Preprocessing:
 def read(model: str) -> dict[str, Any]:
     """Return the section `model_cfg` of an open_clip name, `hf-hub:<repo>` or `local-dir:<folder>`.
 
-    Raises:
-        UserError: open_clip has no such name, or the configuration is broken or refused.
+    Raises UserError where open_clip has no such name, or the configuration is broken or refused.
     """
     if not is_foreign(model):
         config: dict[str, Any] | None = open_clip.get_model_config(model)
         if config is None:
-            raise UserError(f"open_clip lists no such name; {remedy(model)}.")
+            raise UserError(f"open_clip lists no such name; {REMEDY}.")
         return config
     is_folder = model.startswith(FOLDER)
     path = Path(model.removeprefix(FOLDER)) / CONFIG if is_folder else hub_file(model, CONFIG)
@@ -71,13 +69,6 @@ def is_foreign(model: str) -> bool:
     return model.startswith((HUB, FOLDER))
 
 
-def remedy(model: str) -> str:
-    """Return the remedy for a model that cannot be loaded."""
-    if is_foreign(model):
-        return REMEDY
-    return "set clip.model and clip.pretrained to a model that open_clip lists"
-
-
 def hub_file(model: str, name: str = WEIGHTS) -> Path:
     """Return a file of `hf-hub:<repo>` in the hub's cache, fetched where it is missing.
 
@@ -89,7 +80,7 @@ def hub_file(model: str, name: str = WEIGHTS) -> Path:
 
 def _refuse_code_and_pickles(folder: Path) -> None:
     """Raise UserError where a tokenizer names code to run, or open_clip would read a pickle."""
-    for path in (folder / "config.json", folder / TOKENIZER):
+    for path in (folder / "config.json", folder / "tokenizer_config.json"):
         if path.exists() and "auto_map" in read_object(path, [], REMEDY):
             raise UserError(f"{path} names code to run (auto_map), which is refused; {REMEDY}.")
     pickles = sorted(path for path in folder.glob("*") if path.suffix in PICKLES)
@@ -104,8 +95,7 @@ def check(whole: dict[str, Any]) -> None:
     """Raise UserError where a configuration has an unknown key or a dangerous value."""
     check_numbers(whole)
     model = section(whole, "model_cfg")
-    towers = {"vision_cfg": open_clip.CLIPVisionCfg, "text_cfg": open_clip.CLIPTextCfg}
-    for name, cls in towers.items():
+    for name, cls in ("vision_cfg", open_clip.CLIPVisionCfg), ("text_cfg", open_clip.CLIPTextCfg):
         tower = section(model, name)
         try:
             cls(**tower)
@@ -146,11 +136,10 @@ def check_numbers(value: Any, key: str = "") -> None:
         for inner in value:
             check_numbers(inner, key)
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        name = key.rpartition(".")[2]
         least, most = -MAX_NUMBER, MAX_NUMBER
-        if name.endswith("layers"):
+        if key.endswith("layers"):
             least, most = 1, MAX_LAYERS
-        elif name in ("image_size", "size", "patch_size"):
+        elif key.rpartition(".")[2] in ("image_size", "size", "patch_size"):
             least, most = 1, MAX_PIXELS
         if not least <= value <= most:
             raise UserError(f"{key} {value} is out of bounds.")
@@ -161,9 +150,7 @@ def text_tower(model: str, config: dict[str, Any]) -> dict[str, Any] | None:
 
     A model folder holds it in `text_tower`. The hub is asked only for a model that the user named
     by open_clip or the hub. Keys that describe no network (code, kernels, precision) are left out.
-
-    Raises:
-        UserError: it is missing, or not of a kind that open_clip builds.
+    Raises UserError where it is missing, or not of a kind that open_clip builds.
     """
     name = config["text_cfg"].get("hf_model_name")
     if not name:
@@ -180,11 +167,9 @@ def text_tower(model: str, config: dict[str, Any]) -> dict[str, Any] | None:
             f"hold: put its config.json into {path.parent}."
         )
     values = read_object(path, ["model_type"], REMEDY)
-    kind, known_kinds = values["model_type"], list(open_clip.hf_configs.arch_dict)
-    if kind not in known_kinds:
-        raise UserError(
-            f"{path} is of the kind {kind!r}, none of {', '.join(known_kinds)}; {REMEDY}."
-        )
+    kind, kinds = values["model_type"], list(open_clip.hf_configs.arch_dict)
+    if kind not in kinds:
+        raise UserError(f"{path} is of the kind {kind!r}, none of {', '.join(kinds)}; {REMEDY}.")
     check_numbers(values)
     known = CONFIG_MAPPING[kind]().to_dict().keys() - NOT_OF_THE_NETWORK
     return {key: value for key, value in values.items() if key in known} | {"model_type": kind}

@@ -1,8 +1,7 @@
 """List, download and check the datasets.
 
 `resources/<dataset>/downloads/` holds a dataset's files as they came, `resources/<dataset>/data/`
-their content. A downloaded file counts only with its checksum. The data folder appears whole or not
-at all.
+their content. A file counts only with its checksum. The data folder appears whole or not at all.
 """
 
 import fnmatch
@@ -15,7 +14,7 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -25,75 +24,35 @@ from filelock import FileLock
 
 from latteclip import __version__
 from latteclip.config import layers, model
+from latteclip.config.model import Download, HubOrDriveFile
 from latteclip.core.class_templates import clean_classnames
 from latteclip.core.errors import UserError, first_line, full_disk
 from latteclip.core.files import from_values, new_folder, replacing
 from latteclip.core.hashing import digest
 from latteclip.core.signals import ending_in_order
 from latteclip.core.terminal import Progress
-from latteclip.data import splits
 from latteclip.data.images import image_exists
-from latteclip.data.splits import HeaderOrEnd, tar_entries
+from latteclip.data.splits import HeaderOrEnd, SplitSettings, read_split, tar_entries
 
 log = logging.getLogger(__name__)
 RESOURCES = Path("resources")
 DOWNLOADS = "downloads"  # the folder of files as they came, beside the data folder
 PARTS = ".part"  # in the downloads folder: unfinished files
 LOCK = ".lock"
-REJECTED = ".rejected"  # appended to the name of a file with a wrong checksum
 HUB_CHECKSUM = "hub"  # a checksum that the Hugging Face hub is asked for
 RETRIES = 5  # of one file, each continues where the last attempt broke off
 TIMEOUT = (15.0, 60.0)  # seconds to connect, and between two pieces
 BUSY = frozenset({None, 408, 425, 429, 500, 502, 503, 504})  # HTTP states that may pass
 CHUNK = 2**20
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-
-
-@dataclass(frozen=True)
-class Source:
-    """A place to fetch a file from: a URL or a path, a file of Google Drive or of a hub's repo."""
-
-    url: str = ""  # or a path of this machine
-    drive: str = ""  # an id
-    hf: str = ""  # a repo
-    file: str = ""  # a path in the repo, or a glob
-    revision: str | None = None
-    type: str = "model"  # of the repo
-    checksum: str | None = None  # where its bytes differ, or HUB_CHECKSUM
-
-    def __str__(self) -> str:
-        if self.drive:
-            return f"https://drive.google.com/uc?id={self.drive}"
-        repo = f"datasets/{self.hf}" if self.type == "dataset" else self.hf
-        return f"https://huggingface.co/{repo}/{self.file}" if self.hf else self.url
-
-    @property
-    def name(self) -> str:
-        """The file's name at the source, or a glob of it."""
-        return self.drive or (self.file or self.url.split("?")[0]).rstrip("/").rpartition("/")[2]
-
-
-@dataclass(frozen=True)
-class Download:
-    """A file of a dataset."""
-
-    sources: list[str | Source]  # tried in order
-    checksum: str | None = None  # md5:, sha256: or git_blob: and hexadecimal digits
-    into: str = "."  # folder in the dataset's folder that takes the file or its content
-    nested: list[str] = field(default_factory=list)  # names of archives inside the archive
-    unpack: bool = True  # False: a shard, which is read as it is
-
-    @property
-    def places(self) -> list[Source]:
-        """Its sources."""
-        return [Source(spec) if isinstance(spec, str) else spec for spec in self.sources]
+Source = str | HubOrDriveFile  # a URL or a path of this machine, or a file of a hub or drive
 
 
 @dataclass(frozen=True)
 class DownloadSettings:
-    """The files of a dataset, and its terms."""
+    """The files of a dataset by name, and its terms."""
 
-    downloads: dict[str, Download]  # by file name
+    downloads: dict[str, Download]
     title: str = ""
     licence: str = "not stated"
     citation: str = "not stated"
@@ -102,9 +61,8 @@ class DownloadSettings:
 def download_dataset(dataset: str, settings: DownloadSettings, output: str) -> None:
     """Make the data folder of a dataset. Files that exist already are not fetched again.
 
-    Raises:
-        UserError: no source gives a file, an archive is broken or unsafe, or the folder holds files
-            of something else.
+    Raises UserError where no source gives a file, an archive is broken or unsafe, or the folder
+    holds files of something else.
     """
     folder = Path(output).parent / DOWNLOADS
     terms = f"licence: {settings.licence}\n  please cite: {settings.citation}"
@@ -117,65 +75,58 @@ def download_dataset(dataset: str, settings: DownloadSettings, output: str) -> N
         files = {name: fetch(name, spec, folder) for name, spec in settings.downloads.items()}
         with replacing(output, overwrite=True) as data:
             for name, spec in settings.downloads.items():
-                _place(files[name], name, spec, data / spec.into)
+                _place(files[name], name, spec, data / (spec.into or "."))
     log.info("Dataset %s is in %s.", dataset, output)
 
 
 def _place(file: Path, name: str, download: Download, folder: Path) -> None:
-    """Unpack an archive, link a shard, or copy any other file into the data folder."""
+    """Unpack an archive, or link or copy any other file, into the data folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    if not download.unpack:
-        try:
-            os.link(file.resolve(), folder / name)  # takes its room once, where the disk can do so
-        except OSError:
-            shutil.copyfile(file, folder / name)
-    elif file.name.lower().endswith(ARCHIVES):
+    if download.unpack is not False and file.name.lower().endswith(ARCHIVES):
         log.info("Unpacking %s.", file)
         unpack(file, folder)
-        for pattern in download.nested:
+        for pattern in download.nested or []:
             for inner in sorted(path for path in folder.rglob(pattern) if path.is_file()):
                 unpack(inner, inner.parent)
                 inner.unlink()
-    else:
+        return
+    try:
+        os.link(file.resolve(), folder / name)  # takes its room once, where the disk can do so
+    except OSError:
         shutil.copyfile(file, folder / name)
-
-
-# --- fetching ------------------------------------------------------------------------------------
 
 
 def fetch(name: str, download: Download, folder: Path) -> Path:
     """Return a verified file: put there by hand, fetched by an earlier run, or fetched now."""
     problems = []
     for path, checksum in candidates(name, download, folder):
-        if is_verified(path, checksum):
+        wrong = wrong_checksum(path, checksum)
+        if not wrong:
             return path
-        problems.append(_reject(path, checksum))
-    for source in download.places:
-        log.info("Fetching %s from %s.", name, source)
+        problems.append(wrong)
+    for source in download.sources or []:
+        log.info("Fetching %s from %s.", name, address(source))
         try:
             return _fetch_from(source, name, download, folder)
         except Exception as error:  # of requests, gdown, the hub's client, httpx, or the system
             if full_disk(error):
                 raise
             reason = str(error) if isinstance(error, UserError) else first_line(error)
-            log.warning("%s failed: %s", source, reason)
-            problems.append(f"{source}: {reason}")
-    wanted = download.checksum or "it has no known checksum"
+            log.warning("%s failed: %s", address(source), reason)
+            problems.append(f"{address(source)}: {reason}")
+    lines = "\n  ".join([f"{name} could not be fetched.", *problems])
     raise UserError(
-        f"{name} could not be fetched.\n  "
-        + "\n  ".join(problems)
-        + f"\nGet it in any other way, put it into {folder.resolve()} as {name} ({wanted}), and "
-        "rerun."
+        f"{lines}\nGet it in any other way, put it into {folder.resolve()} as {name} "
+        f"({download.checksum or 'it has no known checksum'}), and rerun."
     )
 
 
 def candidates(name: str, download: Download, folder: Path) -> Iterator[tuple[Path, str | None]]:
     """Yield the files of a downloads folder that may be the wanted one, with known checksums."""
-    known = {name: download.checksum}
-    for source in download.places:
-        if source.checksum:  # other bytes, under another name
-            pinned = None if source.checksum == HUB_CHECKSUM else source.checksum
-            known.setdefault(source.name, pinned)
+    known: dict[str, str | None] = {name: download.checksum}
+    for source in download.sources or []:
+        if checksum := _own_checksum(source):  # other bytes, under another name
+            known.setdefault(_name(source), None if checksum == HUB_CHECKSUM else checksum)
     present = sorted(path for path in folder.iterdir() if path.is_file())
     for pattern, checksum in known.items():
         for path in present:
@@ -183,63 +134,78 @@ def candidates(name: str, download: Download, folder: Path) -> Iterator[tuple[Pa
                 yield path, checksum
 
 
-def is_verified(path: Path, checksum: str | None) -> bool:
-    """Return whether a file has a checksum. Without any it counts, with a warning."""
+def address(source: Source) -> str:
+    """Return the URL or path of a source."""
+    if isinstance(source, str):
+        return source
+    if source.drive:
+        return f"https://drive.google.com/file/d/{source.drive}"
+    kind = "datasets/" if source.type == "dataset" else ""
+    return f"https://huggingface.co/{kind}{source.hf}/{source.file}"
+
+
+def _name(source: Source) -> str:
+    """Return the file's name at the source, or a glob of it."""
+    where = source.split("?")[0] if isinstance(source, str) else address(source)
+    return where.rstrip("/").rpartition("/")[2]
+
+
+def _own_checksum(source: Source) -> str | None:
+    """Return the checksum of a source whose bytes differ, or HUB_CHECKSUM."""
+    return None if isinstance(source, str) else source.checksum
+
+
+def wrong_checksum(path: Path, checksum: str | None) -> str:
+    """Return what is wrong with a file, "" where nothing is. Without a checksum it is accepted.
+
+    The checksum is `md5:`, `sha256:` or `git_blob:` and hexadecimal digits.
+    """
     if checksum is None:
         log.warning("No checksum of %s is known: taken as it is.", path)
-        return True
-    return checksum_of(path, checksum) == checksum
-
-
-def checksum_of(path: Path, like: str) -> str:
-    """Return the checksum of a file, of the kind of another one: md5, sha256 or git_blob."""
-    kind = like.partition(":")[0]
+        return ""
+    kind = checksum.partition(":")[0]
     state = hashlib.new("sha1" if kind == "git_blob" else kind)
     if kind == "git_blob":
         state.update(f"blob {path.stat().st_size}\0".encode())
     with path.open("rb") as file:
         hashlib.file_digest(file, lambda: state)
-    return f"{kind}:{state.hexdigest()}"
-
-
-def _reject(path: Path, checksum: str | None) -> str:
-    """Rename a file with a wrong checksum, and return the sentence about it."""
-    found = checksum_of(path, str(checksum))
-    aside = path.with_name(path.name + REJECTED)
-    os.replace(path, aside)
-    return f"{path} has the checksum {found} and not {checksum}; now {aside.name}"
+    found = f"{kind}:{state.hexdigest()}"
+    return "" if found == checksum else f"{path} has the checksum {found} and not {checksum}"
 
 
 def _fetch_from(source: Source, name: str, download: Download, folder: Path) -> Path:
     """Fetch from one source and verify."""
-    checksum = source.checksum or download.checksum
-    part = folder / PARTS / digest(str(source))[:16]
+    own_checksum = _own_checksum(source)
+    checksum: str | None = own_checksum or download.checksum
+    part = folder / PARTS / digest(address(source))[:16]
     # Only a checksum tells whether the halves of a continued file belong together.
     continues = part.exists() and checksum is not None
     if not continues:
         shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True, exist_ok=True)
-    fetched = part / source.name
-    if source.hf:
+    fetched = part / _name(source)
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        _fetch_url(source, fetched)
+    elif isinstance(source, str):
+        shutil.copyfile(source, fetched)
+    elif source.hf:
         fetched, from_hub = _fetch_from_hub(source, part)
         checksum = from_hub if checksum == HUB_CHECKSUM else checksum
-    elif source.drive:
-        _fetch_from_drive(source.drive, fetched)
-    elif source.url.startswith(("http://", "https://")):
-        _fetch_url(source.url, fetched)
     else:
-        shutil.copyfile(source.url, fetched)
-    right = is_verified(fetched, checksum)
-    if continues and not right:
-        log.info("The continued file of %s is not whole. Fetching it again.", source)
+        import gdown
+
+        options: dict[str, Any] = {"resume": True, "retries": RETRIES, "timeout": TIMEOUT}
+        gdown.download(id=source.drive, output=str(fetched), use_cookies=False, **options)
+    if wrong := wrong_checksum(fetched, checksum):
         shutil.rmtree(part)
+        if not continues:
+            raise UserError(wrong)
+        log.info("The continued file of %s is not whole. Fetching it again.", address(source))
         return _fetch_from(source, name, download, folder)
-    target = folder / (fetched.name if source.checksum else name)
+    target = folder / (fetched.name if own_checksum else name)
     os.replace(fetched, target)
     shutil.rmtree(part)
-    if not right:
-        raise UserError(_reject(target, checksum))
-    log.info("%s served %s (%d bytes).", source, target.name, target.stat().st_size)
+    log.info("%s served %s (%d bytes).", address(source), target.name, target.stat().st_size)
     return target
 
 
@@ -265,9 +231,7 @@ def _continue_url(url: str, path: Path) -> None:
         headers["Range"] = f"bytes={done}-"
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
         if done and response.status_code == requests.codes.requested_range_not_satisfiable:
-            path.unlink()
-            _continue_url(url, path)
-            return
+            return  # it is whole, which its checksum decides
         response.raise_for_status()
         if response.status_code != requests.codes.partial:
             done = 0
@@ -281,20 +245,7 @@ def _continue_url(url: str, path: Path) -> None:
                 progress.add(len(piece))
 
 
-def _fetch_from_drive(file_id: str, path: Path) -> None:
-    """Fetch a file that is shared on Google Drive."""
-    import gdown
-
-    options: dict[str, Any] = {
-        "resume": True,
-        "retries": RETRIES,
-        "timeout": TIMEOUT,
-        "use_cookies": False,
-    }
-    gdown.download(id=file_id, output=str(path), **options)
-
-
-def _fetch_from_hub(source: Source, folder: Path) -> tuple[Path, str | None]:
+def _fetch_from_hub(source: HubOrDriveFile, folder: Path) -> tuple[Path, str | None]:
     """Fetch a file of a Hugging Face repo, and return it with its checksum if that is asked for.
 
     HF_ENDPOINT and HF_TOKEN in the environment apply.
@@ -313,18 +264,14 @@ def _fetch_from_hub(source: Source, folder: Path) -> tuple[Path, str | None]:
         [name] = found
         lfs = files[name].lfs
         checksum = f"sha256:{lfs.sha256}" if lfs else f"git_blob:{files[name].blob_id}"
-        log.info("%s is %s.", source, name)
+        log.info("%s is %s.", address(source), name)
     return Path(hf_hub_download(source.hf, name, local_dir=folder, **repo)), checksum
-
-
-# --- unpacking -----------------------------------------------------------------------------------
 
 
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a zip or tar file, known by its content, into an existing folder and nowhere else.
 
-    Raises:
-        UserError: the archive is damaged, cut off or unsafe.
+    Raises UserError where the archive is damaged, cut off or unsafe.
     """
     progress = Progress(None, "B unpacked", scale=True)
     try:
@@ -391,30 +338,27 @@ def _check_name(name: str, archive: Path) -> None:
         raise UserError(f"{archive} holds {name!r}, which leads out of its folder: refused.")
 
 
-# --- `latteclip datasets` ------------------------------------------------------------------------
-
-
 def command(words: Sequence[str]) -> str:
     """Return the output of `latteclip datasets [check [KEY ...]]`."""
     known = layers.datasets()
     model.check({"datasets": known})
     if not words:
         return _table(known)
-    if words[0] != "check":
-        raise UserError(model.unknown(f"latteclip datasets {words[0]}", words[0], ["check"]))
-    for key in words[1:]:
+    action, *keys = words
+    if action != "check":
+        raise UserError(model.unknown(f"latteclip datasets {action}", action, ["check"]))
+    for key in keys:
         if key not in known:
             raise UserError(model.unknown(f"Dataset {key!r}", key, known))
-    present = [key for key, values in known.items() if _folder(key, values).is_dir()]
-    found = [
-        (right, f"{key}: {line}")
-        for key in words[1:] or present
-        for right, line in _findings(key, known[key])
-    ]
-    lines = [line for _, line in sorted(found, key=lambda finding: finding[0])]
-    if not all(right for right, _ in found):
-        raise UserError("\n".join(["the files on the disk are not right:", *lines]))
-    return "\n".join(lines) or "No dataset is on the disk yet."
+    keys = keys or [key for key, values in known.items() if _folder(key, values).is_dir()]
+    wrong: list[str] = []
+    fine: list[str] = []
+    for key in keys:
+        for right, line in _findings(key, known[key]):
+            (fine if right else wrong).append(f"{key}: {line}")
+    if wrong:
+        raise UserError("\n".join(["the files on the disk are not right:", *wrong, *fine]))
+    return "\n".join(fine) or "No dataset is on the disk yet."
 
 
 def _folder(key: str, values: Mapping[str, Any]) -> Path:
@@ -449,17 +393,17 @@ def _findings(key: str, values: Mapping[str, Any]) -> Iterator[tuple[bool, str]]
         if not found:
             yield False, f"{name} is not in {folder}; the next run fetches it"
         for path, checksum in found:
-            right = is_verified(path, checksum)
-            known = "has its checksum" if checksum else "has no known checksum"
-            yield right, f"{path} {known if right else 'has a wrong checksum'}"
-    settings = from_values(splits.SplitSettings, values.get("split", {}))
+            wrong = wrong_checksum(path, checksum)
+            known = "its checksum" if checksum else "no known checksum"
+            yield not wrong, wrong or f"{path} has {known}"
+    settings = from_values(SplitSettings, values.get("split", {}))
     try:
-        images, split = splits.read_split(_folder(key, values), settings)
+        images, split = read_split(_folder(key, values), settings)
         clean_classnames(split.names, settings.classname_replace)
     except UserError as error:
         yield False, str(error)
         return
-    counts = Counter(item.split for item in split.items)
     missing = [item.image_id for item in split.items if not image_exists(images / item.path)]
     lacking = f"{len(missing)} are missing, such as {missing[0]}" if missing else "none is missing"
-    yield not missing, f"{dict(counts)} images of {len(split.names)} classes: {lacking}"
+    counts = dict(Counter(item.split for item in split.items))
+    yield not missing, f"{counts} images of {len(split.names)} classes: {lacking}"

@@ -99,11 +99,9 @@ def _fetch_clip(model: str, pretrained: str | None) -> list[str]:
 
 
 def _cached(repo: str, revision: str | None = None) -> dict[str, Any]:
-    """Return the commit of a repo in the cache, and each file with its bytes.
+    """Return the commit of a repo in the cache, and the size of each file.
 
-    Raises:
-        FileNotFoundError: no such repo or revision, or a part of its weights is missing.
-        UserError: a file is damaged.
+    Raises FileNotFoundError where a part is missing, and UserError where a file is damaged.
     """
     from huggingface_hub import snapshot_download
 
@@ -123,19 +121,18 @@ def _cached(repo: str, revision: str | None = None) -> dict[str, Any]:
 
 def _write_note(settings: HubModel, repos: Sequence[dict[str, Any]], output: str) -> None:
     """Write what the cache has: the same when the same is fetched again, so that nothing reruns."""
-    from huggingface_hub import constants
+    from huggingface_hub.constants import HF_HUB_CACHE
 
     for cached in repos:
         size = sum(cached["files"].values()) / 1e9
-        log.info("%s, commit %s: %.2f GB", cached["repo"], cached["commit"], size)
-    log.info("The cache is %s.", constants.HF_HUB_CACHE)
+        log.info("%s, %s: %.2f GB in %s", cached["repo"], cached["commit"], size, HF_HUB_CACHE)
     write_json(output, {**asdict(settings), "repos": repos})
 
 
 @contextlib.contextmanager
 def _explained(what: str, keys: str) -> Iterator[None]:
     """Turn any error of the hub or its cache into one sentence, but for a full disk."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, errors
     from huggingface_hub.utils.logging import get_logger
 
     get_logger().handlers.clear()  # they print warnings that the log prints as well
@@ -146,31 +143,25 @@ def _explained(what: str, keys: str) -> Iterator[None]:
     except Exception as error:  # of open_clip, transformers, the hub's client or httpx
         if full_disk(error):
             raise
-        reason = first_line(error).rstrip(".")
+        absent = (
+            errors.RepositoryNotFoundError,
+            errors.RevisionNotFoundError,
+            errors.RemoteEntryNotFoundError,
+        )
+        causes = list(chain(error))
         if constants.HF_HUB_OFFLINE:
-            raise UserError(
-                f"{what} is not in the cache {constants.HF_HUB_CACHE} ({reason}), and "
-                "HF_HUB_OFFLINE is set; fetch it where there is internet and that variable is not "
-                "set, or set HF_HOME to a cache that has it."
-            ) from error
-        raise UserError(f"{what} cannot be fetched ({reason}); {_remedy(error, keys)}.") from error
-
-
-def _remedy(error: Exception, keys: str) -> str:
-    """Return the remedy for an error, or for the error of the hub that it wraps."""
-    from huggingface_hub import errors
-
-    absent = (
-        errors.RepositoryNotFoundError,
-        errors.RevisionNotFoundError,
-        errors.RemoteEntryNotFoundError,
-    )
-    causes = list(chain(error))
-    if any(isinstance(one, errors.GatedRepoError) for one in causes):
-        return "accept its terms on its page of the hub, and set HF_TOKEN to a token of yours"
-    if any(isinstance(one, absent) for one in causes):
-        return f"check {keys}, and HF_TOKEN for a private model"
-    return (
-        "check the network (https_proxy for a proxy, HF_ENDPOINT for a mirror) and the file system "
-        "of the cache (HF_HOME for another one, which needs file locks), and rerun"
-    )
+            remedy = (
+                f"HF_HUB_OFFLINE is set, and the cache {constants.HF_HUB_CACHE} lacks it: fetch it "
+                "where there is internet, or set HF_HOME to a cache that has it"
+            )
+        elif any(isinstance(one, errors.GatedRepoError) for one in causes):
+            remedy = "accept its terms on its page of the hub, and set HF_TOKEN to a token of yours"
+        elif any(isinstance(one, absent) for one in causes):
+            remedy = f"check {keys}, and HF_TOKEN for a private model"
+        else:
+            remedy = (
+                "check the network (https_proxy for a proxy, HF_ENDPOINT for a mirror) and the "
+                "disk of the cache (HF_HOME for another one, which needs file locks), and rerun"
+            )
+        reason = first_line(error).rstrip(".")
+        raise UserError(f"{what} cannot be fetched ({reason}); {remedy}.") from error

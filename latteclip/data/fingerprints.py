@@ -21,11 +21,11 @@ VIEWS = [(1.0, 0.5, 0.5)] + [(share, *place) for share in CROPS for place in PLA
 BITS = FREQUENCIES**2
 HASHES = len(VIEWS) * BITS // 8  # bytes of the V hashes of a picture
 FINGERPRINTS = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("hashes", pa.binary(HASHES)),  # of the views, the whole first
-        ("thumbnail", pa.binary(THUMBNAIL**2)),  # grey
-    ]
+    {
+        "image_id": pa.string(),
+        "hashes": pa.binary(HASHES),  # of the views, the whole first
+        "thumbnail": pa.binary(THUMBNAIL**2),  # grey
+    }
 )
 Floats = npt.NDArray[np.float32]
 

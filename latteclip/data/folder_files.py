@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -30,8 +31,8 @@ LITTER = re.compile(
     re.IGNORECASE,
 )
 LINKED = 2  # levels on which links to folders are followed, as class folders may be
-CHECKSUM = 16  # bytes
-UNKNOWN = bytes(CHECKSUM)  # the checksum of a file that was not read
+CHECKSUM = partial(hashlib.blake2b, digest_size=16)  # of a file's content
+UNKNOWN = bytes(16)  # the checksum of a file that was not read
 THREADS = 8  # that read files of which only the time is new
 BATCH = 10_000
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,10}")
@@ -67,9 +68,6 @@ def inside(name: str, source: Path) -> str:
             "that folder)."
         )
     return name
-
-
-# --- listing -------------------------------------------------------------------------------------
 
 
 def _entries(
@@ -126,9 +124,6 @@ def image_files(
     return sorted(found)
 
 
-# --- changes -------------------------------------------------------------------------------------
-
-
 def digest(found: Iterable[File]) -> str:
     """Return a digest of names, sizes and times."""
     state = hashlib.sha256()
@@ -141,21 +136,15 @@ def checksum(path: str | Path) -> bytes:
     """Return a checksum of a file's content, UNKNOWN where it cannot be read."""
     try:
         with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=CHECKSUM)).digest()
+            return hashlib.file_digest(file, CHECKSUM).digest()
     except OSError:
         return UNKNOWN
-
-
-def checksum_of(content: bytes) -> bytes:
-    """Return the checksum of a file that has such a content."""
-    return hashlib.blake2b(content, digest_size=CHECKSUM).digest()
 
 
 def state(folder: str, kind: str, classes: str | None, indexed: str) -> str:
     """Return a text for the files of a folder, another one where a name or content changed.
 
-    `indexed` is the table of the files of the last index (`write`). Where times alone are new, they
-    are noted there, and the content is not compared again.
+    `indexed` is the table of the files of the last index (`write`), which notes new times.
     """
     new = digest(files(folder, kind, classes))
     if not os.path.isfile(indexed):
@@ -175,22 +164,16 @@ def state(folder: str, kind: str, classes: str | None, indexed: str) -> str:
     if [os.fsencode(f.name) for f in now] != names or [f.size for f in now] != sizes:
         return new
     touched = [row for row, file in enumerate(now) if file.mtime_ns != times[row]]
-    paths = [os.path.join(folder, now[row].name) for row in touched]
-    if not _have_checksums(paths, [checksums[row] for row in touched]):
-        return new
+    if len(touched) >= BATCH:
+        log.warning("%d files of %s have a new time; comparing them.", len(touched), folder)
+    with ThreadPoolExecutor(THREADS) as pool:
+        for start in range(0, len(touched), BATCH):
+            part = touched[start : start + BATCH]
+            paths = (os.path.join(folder, now[row].name) for row in part)
+            if list(pool.map(checksum, paths)) != [checksums[row] for row in part]:
+                return new
     write(indexed, now, before, checksums)
     return before
-
-
-def _have_checksums(paths: Sequence[str], checksums: Sequence[bytes]) -> bool:
-    if len(paths) >= BATCH:
-        log.warning("%d files have a new time, such as %s; comparing them.", len(paths), paths[0])
-    with ThreadPoolExecutor(THREADS) as pool:
-        for start in range(0, len(paths), BATCH):
-            part = slice(start, start + BATCH)
-            if list(pool.map(checksum, paths[part])) != checksums[part]:
-                return False
-    return True
 
 
 def write(path: str, found: list[File], state: str, checksums: Sequence[bytes]) -> None:

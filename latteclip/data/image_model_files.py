@@ -4,6 +4,7 @@ A configuration is a stranger's. It names a network of timm, and may contain the
 code. Weights are safetensors.
 """
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,10 +15,9 @@ from latteclip.config.hub_names import CLIP_CONFIG, FOLDER, HUB, OPEN_CLIP
 from latteclip.core import hashing
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.files import from_values, read_object
-from latteclip.data.clip_config import fields_of, section
+from latteclip.data.clip_config import REMEDY, fields_of, section
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-REMEDY = "take another copy of the model, or another model"
 Side = Annotated[int, Field(ge=0, le=4096)]  # pixels
 Pixels = Annotated[int, Field(ge=1, le=4096)]
 AboveZero = Annotated[float, Field(gt=0)]
@@ -83,57 +83,12 @@ def open_clip_names(name: str) -> tuple[str, str | None] | None:
 def timm_model(name: str) -> TimmModel:
     """Return a network of timm by its name, `hf-hub:<repo>` or `local-dir:<folder>`.
 
-    Files of the hub are fetched where they are not in its cache.
-
-    Raises:
-        UserError: there is no such model, it has no safetensors, or its configuration contains what
-            it may not.
-        OSError: the hub does not give the files.
+    Files of the hub are fetched where they are not in its cache. Raises UserError where there is no
+    such model, it has no safetensors, or its configuration contains what it may not.
     """
-    if not name.startswith(FOLDER):
-        return _checked(*_from_hub(repo(name)))
-    config, weights = (Path(name.removeprefix(FOLDER), file) for file in (CONFIG, WEIGHTS))
-    if not config.is_file() or not weights.is_file():
-        raise UserError(
-            f"{config.parent} is no folder of an image model, which has {CONFIG} and {WEIGHTS} of "
-            f"timm, or {CLIP_CONFIG} of open_clip."
-        )
-    return _checked(config, weights)
-
-
-def repo(name: str) -> str:
-    """Return the repo of the hub that has the weights of a model."""
-    if name.startswith(HUB):
-        return name.removeprefix(HUB)
     import timm
 
-    found = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-    if found is None or not found.hf_hub_id:
-        near = suggestion(name, timm.list_models(pretrained=True))
-        raise UserError(f"timm has no weights of an image model {name!r}; {near}")
-    return str(found.hf_hub_id)
-
-
-def _from_hub(repo: str) -> tuple[Path, Path]:
-    """Return configuration and weights in the hub's cache, fetched where they are missing."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import RemoteEntryNotFoundError
-
-    try:
-        config, weights = (Path(hf_hub_download(repo, name)) for name in (CONFIG, WEIGHTS))
-    except RemoteEntryNotFoundError:
-        raise UserError(
-            f"{repo} lacks {CONFIG} or {WEIGHTS}, and weights of other formats are not loaded; "
-            "name a model that has both."
-        ) from None
-    hashing.verify_blob(weights)
-    return config, weights
-
-
-def _checked(config: Path, weights: Path) -> TimmModel:
-    """Return a network after checks of its configuration."""
-    import timm
-
+    config, weights = _files(name)
     values = read_object(config, [], REMEDY)
     architecture = values.get("architecture")
     if not isinstance(architecture, str) or not timm.is_model(architecture):
@@ -149,3 +104,37 @@ def _checked(config: Path, weights: Path) -> TimmModel:
     except UserError as error:
         raise UserError(f"{config}: {str(error).rstrip('.')}; {REMEDY}.") from None
     return TimmModel(architecture, outputs, arguments, preprocessing, config, weights)
+
+
+def _files(name: str) -> tuple[Path, Path]:
+    """Return configuration and weights, fetched where they are missing in the hub's cache."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    if name.startswith(FOLDER):
+        config, weights = (Path(name.removeprefix(FOLDER), file) for file in (CONFIG, WEIGHTS))
+        if config.is_file() and weights.is_file():
+            return config, weights
+    else:
+        with contextlib.suppress(RemoteEntryNotFoundError):
+            place = repo(name)
+            config, weights = (Path(hf_hub_download(place, file)) for file in (CONFIG, WEIGHTS))
+            hashing.verify_blob(weights)
+            return config, weights
+    raise UserError(
+        f"{name} lacks {CONFIG} or {WEIGHTS} of timm, or {CLIP_CONFIG} of open_clip, and weights "
+        "of other formats are not loaded; name a model that has them."
+    )
+
+
+def repo(name: str) -> str:
+    """Return the repo of the hub that has the weights of a model."""
+    if name.startswith(HUB):
+        return name.removeprefix(HUB)
+    import timm
+
+    found = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if found is None or not found.hf_hub_id:
+        near = suggestion(name, timm.list_models(pretrained=True))
+        raise UserError(f"timm has no weights of an image model {name!r}; {near}")
+    return str(found.hf_hub_id)

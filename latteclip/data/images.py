@@ -30,9 +30,9 @@ MAX_RATIO = 1000  # of the longer side to the shorter one: a model's input makes
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L")
 MAX_BYTES = 2**28  # of an image in a shard
 MAX_GROUP = 2**30  # bytes of a column of a row group, as written and as read
+_LOCK = threading.Lock()
 _MEMBER = re.compile(
-    r"(?P<shard>.+\.(?P<kind>tar|parquet))#(?P<first>\d{1,18})\+(?P<second>\d{1,18})",
-    re.ASCII | re.DOTALL | re.IGNORECASE,
+    r"(.+\.(tar|parquet))#(\d{1,18})\+(\d{1,18})", re.ASCII | re.DOTALL | re.IGNORECASE
 )
 
 
@@ -50,7 +50,8 @@ def shard_member(path: str | Path) -> Member | None:
     found = _MEMBER.fullmatch(str(path))
     if found is None:
         return None
-    return Member(found["shard"], found["kind"].lower(), int(found["first"]), int(found["second"]))
+    shard, kind, first, second = found.groups()
+    return Member(shard, kind.lower(), int(first), int(second))
 
 
 def container_of(path: str | Path) -> str:
@@ -67,9 +68,8 @@ def image_exists(path: str | Path) -> bool:
 def read_bytes(path: str | Path) -> bytes:
     """Return the bytes of an image.
 
-    Raises:
-        OSError: the file is missing or cannot be read.
-        ValueError: it is no regular file, or the shard holds no such image.
+    Raises OSError for a file that is missing or cannot be read, and ValueError for a file that is
+    not regular, or a shard without such an image.
     """
     found = shard_member(path)
     _check_regular(container_of(path))
@@ -96,70 +96,46 @@ def _of_tar(found: Member) -> bytes:
     return content
 
 
-# --- Parquet files -------------------------------------------------------------------------------
-
-
 def _of_parquet(found: Member) -> bytes:
     state = os.stat(found.shard)
-    group = _RowGroup(found.shard, found.first, state.st_size, state.st_mtime_ns)
-    content = group.image(found.second)
+    with _LOCK:  # threads that decode share a row group
+        images, problem = _row_group(found.shard, found.first, state.st_size, state.st_mtime_ns)
+    if found.second >= len(images):
+        raise ValueError(problem)
+    values = images[found.second]
+    is_struct = values.type.num_fields > 0  # of bytes and paths
+    content: bytes | None = (values.field("bytes") if is_struct else values)[0].as_py()
     if content is None:
         raise ValueError("its row holds no bytes of an image")
     return content
 
 
 @lru_cache(maxsize=1)
-class _RowGroup:
-    """The images of a row group, read up to the highest requested row.
+def _row_group(shard: str, group: int, _size: int, _mtime_ns: int) -> tuple[list[Any], str]:
+    """Return the images of a row group, in arrays of one row, and why there are no more of them.
 
-    Another size or time of the file opens it again.
+    Another size or time of the file reads it again.
     """
-
-    def __init__(self, shard: str, group: int, size: int, mtime_ns: int) -> None:
-        self._read: list[Any] = []  # arrays of one row
-        self._rest = _images(shard, group)
-        self._problem = "its row group has fewer rows"
-        self._lock = threading.Lock()  # threads that decode share a row group
-
-    def image(self, row: int) -> bytes | None:
-        """Return the bytes of the image of a row."""
-        try:
-            with self._lock:
-                while len(self._read) <= row:
-                    self._read.append(next(self._rest))
-        except StopIteration:
-            raise ValueError(self._problem) from None
-        except (OSError, ValueError) as error:
-            self._problem = str(error)  # the rows after this one have it as well
-            raise
-        values = self._read[row]
-        is_struct = values.type.num_fields > 0  # of bytes and paths
-        content: bytes | None = (values.field("bytes") if is_struct else values)[0].as_py()
-        return content
-
-
-def _images(shard: str, group: int) -> Iterator[Any]:
-    """Yield the images of a row group, in arrays of one row."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(shard, pre_buffer=False) as file:
-        if group >= file.num_row_groups:
-            raise ValueError("its file has fewer row groups")
-        yield from rows(file, group, image_column(file))
+    images: list[Any] = []
+    try:
+        with pq.ParquetFile(shard, pre_buffer=False) as file:
+            if group >= file.num_row_groups:
+                return [], "its file has fewer row groups"
+            images.extend(rows(file, group, image_column(file)))
+    except Exception as error:  # of pyarrow, on damaged files: the images before it remain
+        return images, str(error)
+    return images, "its row group has fewer rows"
 
 
 def rows(file: Any, group: int, column: str, at_once: int = 1) -> Iterator[Any]:
     """Yield a column of a row group in arrays of `at_once` rows.
 
-    A footer may lie about sizes, and a value that is written once may be read millions of times.
-    So the memory is counted.
-
-    Raises:
-        ValueError: the group, or its rows so far, take more than MAX_GROUP bytes.
+    Raises ValueError where it takes more than MAX_GROUP bytes. A footer may lie about sizes, and a
+    value that is written once may be read millions of times. So the memory is counted.
     """
-    too_large = ValueError(
-        f"row group {group} is too large; write the file with smaller row groups"
-    )
+    too_large = ValueError(f"row group {group} is too large; write the file with smaller ones")
     # Its columns are not asked: where their metadata is damaged, pyarrow ends the process.
     if file.metadata.row_group(group).total_byte_size > MAX_GROUP:
         raise too_large
@@ -182,9 +158,6 @@ def image_column(file: Any) -> str:
     return str(found[0])
 
 
-# --- decoding ------------------------------------------------------------------------------------
-
-
 def open_rgb(
     path: str | Path,
     *,
@@ -194,15 +167,11 @@ def open_rgb(
 ) -> Image.Image:
     """Decode an image of a file or shard, or its content: upright by its EXIF orientation, RGB.
 
-    Args:
-        path: of the image, or its name in messages beside `content`.
-        content: the bytes of the image.
-        max_side: a longer picture is scaled down to this many pixels (Lanczos).
-        min_side: without `max_side`, a JPEG may be decoded at a half, a quarter or an eighth of
-            its size, where its shorter side keeps this many pixels.
+    A picture with a side of more than `max_side` pixels is scaled down (Lanczos). With `min_side`
+    alone, a JPEG may be decoded at a half, a quarter or an eighth of its size, where its shorter
+    side keeps so many pixels. Beside `content`, the path is a name for messages.
 
-    Raises:
-        UserError: the file is missing or cannot be decoded.
+    Raises UserError where the file is missing or cannot be decoded.
     """
     try:
         if content is None and shard_member(path):

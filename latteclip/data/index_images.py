@@ -1,11 +1,9 @@
-"""Index a dataset's folder. Every image is decoded once, also by later runs.
-
-Letters: N images, C classes.
-"""
+"""Index a dataset's folder. Every image is decoded once, also by later runs."""
 
 import contextlib
 import csv
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -13,12 +11,10 @@ import os
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from latteclip.core import tables
@@ -50,8 +46,9 @@ CREATE = """
     ) WITHOUT ROWID
 """
 SELECT = "SELECT images.* FROM json_each(?) CROSS JOIN images ON images.path = value"
-FileStats = npt.NDArray[np.int64]  # [N, 2]: size and time in ns of the file that holds an image
+Stat = tuple[int, int]  # size and time in ns of the file that holds an image
 Decoded = Fingerprint | str  # or the reason why the image cannot be decoded
+Broken = tuple[str, str, str, str]  # image_id, path, split and reason
 
 
 def index_images(
@@ -72,15 +69,12 @@ def index_images(
     `drawn_from`, the images of each whole split.
 
     Images that cannot be decoded are left out and listed in a CSV file. Decoded images are cached
-    beside the index, so that a killed run continues.
-
-    Raises:
-        UserError: the split does not fit its form or the folder, or too many images are broken.
+    beside the index, so that a killed run continues. Raises UserError where the split does not fit
+    its form or the folder, or too many images are broken.
     """
     started = time.monotonic()
-    listed: list[folder_files.File] = []
-    if folder_state:
-        listed += folder_files.files(folder, settings.kind, settings.classes)
+    kind, classes = settings.kind, settings.classes
+    listed = [*folder_files.files(folder, kind, classes)] if folder_state else []
     images, split = read_split(Path(folder), settings)
     classnames = clean_classnames(split.names, settings.classname_replace)
     pairs = zip(classnames, split.names, strict=True)
@@ -94,7 +88,7 @@ def index_images(
         metadata |= {"limit": settings.limit, "drawn_from": dict(drawn_from)}
         split = draw(split, settings.limit)
     counts = Counter[str]()
-    broken: list[tuple[str, str, str, str]] = []  # image_id, path, split and reason
+    broken: list[Broken] = []
     content = hashlib.sha256()
     with (
         tables.writing(output, tables.IMAGES, metadata) as add,
@@ -102,9 +96,9 @@ def index_images(
         replacing(corrupt_output) as corrupt,
         DecodeCache(Path(output).with_name(CACHE)) as cache,
     ):
-        for items, paths, decoded in _batches(images, split.items, threads, cache):
+        for batch in _batches(images, split.items, threads, cache):
             rows = []
-            for item, path, found in zip(items, paths, decoded, strict=True):
+            for item, path, found in batch:
                 if isinstance(found, str):
                     broken.append((item.image_id, path, item.split, found))
                     continue
@@ -134,13 +128,44 @@ def _checksums(
     """
     for start in range(0, len(files), BATCH):
         part = files[start : start + BATCH]
-        paths = [os.path.normpath(os.path.join(folder, file.name)) for file in part]
-        stats = np.array([(file.size, file.mtime_ns) for file in part], np.int64)
-        for path, cached in zip(paths, cache.get(paths, stats), strict=True):
-            if cached:
-                yield cached.checksum
+        stats = {os.path.normpath(os.path.join(folder, file.name)): file[1:] for file in part}
+        cached = cache.get(stats)
+        for path in stats:
+            if path in cached:
+                yield cached[path].checksum
             else:
                 yield folder_files.checksum(path) if limit is None else folder_files.UNKNOWN
+
+
+def _report(broken: Sequence[Broken], output: Path) -> None:
+    """List the broken images in a CSV file and, up to a number, in the log."""
+    with output.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("image_id", "path", "split", "reason"), *broken])
+    for image_id, _, _, reason in broken[:LOGGED]:
+        log.warning("Cannot be decoded: %s (%s)", image_id, reason)
+
+
+def _check(
+    broken: Sequence[Broken], split: Split, counts: Counter[str], max_corrupt: float, folder: str
+) -> None:
+    """Raise UserError where too many images are broken, or a needed split has none left."""
+    n_images = len(split.items)
+    if len(broken) > math.ceil(max_corrupt * n_images):
+        first = ", ".join(f"{image_id} ({reason})" for image_id, _, _, reason in broken[:NAMED])
+        enough = math.ceil(100 * len(broken) / n_images) / 100
+        raise UserError(
+            f"{len(broken)} of the {n_images} images of {folder} cannot be decoded, more than "
+            f"{max_corrupt:.2%}, such as {first}. Replace or remove them, or let them be left out: "
+            f"--config \"split={{'max_corrupt': {enough}}}\"."
+        )
+    splits = {item.split for item in split.items}
+    are_labelled = all(item.label is not None for item in split.items)
+    if not counts["train"] + counts["val"]:
+        raise UserError(f"{folder} has no usable image in the train split.")
+    if not counts["test"] and ("test" in splits or are_labelled):
+        raise UserError(f"{folder} has no usable image in the test split.")
+    if broken:
+        log.warning("Left out %d of %d images that cannot be decoded.", len(broken), n_images)
 
 
 def _log_counts(
@@ -161,85 +186,40 @@ def _log_counts(
     )
 
 
-def _report(broken: Sequence[Sequence[str]], output: Path) -> None:
-    """List the broken images in a CSV file and, up to a number, in the log."""
-    with output.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([["image_id", "path", "split", "reason"], *broken])
-    for image_id, _, _, reason in broken[:LOGGED]:
-        log.warning("Cannot be decoded: %s (%s)", image_id, reason)
-
-
-def _check(
-    broken: Sequence[Sequence[str]],
-    split: Split,
-    counts: Counter[str],
-    max_corrupt: float,
-    folder: str,
-) -> None:
-    """Raise UserError where too many images are broken, or a needed split has none left."""
-    n_images = len(split.items)
-    if len(broken) > math.ceil(max_corrupt * n_images):
-        first = ", ".join(f"{image_id} ({reason})" for image_id, _, _, reason in broken[:NAMED])
-        enough = math.ceil(100 * len(broken) / n_images) / 100
-        raise UserError(
-            f"{len(broken)} of the {n_images} images of {folder} cannot be decoded, more than "
-            f"{max_corrupt:.2%}, such as {first}. Replace or remove them, or let them be left out: "
-            f"--config \"split={{'max_corrupt': {enough}}}\"."
-        )
-    splits = {item.split for item in split.items}
-    are_labelled = all(item.label is not None for item in split.items)
-    needed = {
-        "train": counts["train"] + counts["val"],
-        "test": counts["test"] or not ("test" in splits or are_labelled),
-    }
-    for name, n in needed.items():
-        if not n:
-            raise UserError(f"{folder} has no usable image in the {name} split.")
-    if broken:
-        log.warning("Left out %d of %d images that cannot be decoded.", len(broken), n_images)
-
-
-# --- decoding ------------------------------------------------------------------------------------
-
-
 def decode(path: str) -> Decoded:
     """Decode an image, and return its fingerprint or the reason why it cannot be decoded."""
     found = image_files.read_and_decode(path)
     if isinstance(found, str):
         return found
     content, picture = found
-    return fingerprint(picture, folder_files.checksum_of(content))
+    return fingerprint(picture, folder_files.CHECKSUM(content).digest())
 
 
 def _batches(
     images: Path, items: Sequence[Item], threads: int, cache: "DecodeCache"
-) -> Iterator[tuple[Sequence[Item], list[str], list[Decoded]]]:
-    """Yield items, their paths and their decoded images in order, BATCH at a time.
+) -> Iterator[list[tuple[Item, str, Decoded]]]:
+    """Yield items with their paths and decoded images in order, BATCH at a time.
 
     All threads decode the images that are not in the cache. An image that cannot be decoded is
     tried again next time.
     """
     progress, n_cached = Progress(len(items), "images"), 0
     key = "threads.index_images"
-    with Workers(
-        decode, threads, chunk=CHUNK, ahead=AHEAD * threads, name=str, threads_key=key
-    ) as workers:
+    with Workers(decode, threads, chunk=CHUNK, ahead=AHEAD * threads, threads_key=key) as workers:
         for start in range(0, len(items), BATCH):
             part = items[start : start + BATCH]
             paths = [os.path.normpath(images / item.path) for item in part]
             stats = file_stats(paths)
-            decoded: list[Decoded | None] = [*cache.get(paths, stats)]
-            new = [row for row, found in enumerate(decoded) if found is None]
-            progress.skip(len(part) - len(new))
-            n_cached += len(part) - len(new)
-            results = workers.in_order(paths[row] for row in new)
-            for rows in (new[i : i + CACHED_TOGETHER] for i in range(0, len(new), CACHED_TOGETHER)):
-                for row, result in zip(rows, results, strict=False):
-                    decoded[row] = result
-                    progress.add(1)
-                good = {row: one for row in rows if isinstance(one := decoded[row], Fingerprint)}
-                cache.put([paths[row] for row in good], stats[list(good)], list(good.values()))
-            yield part, paths, [found for found in decoded if found is not None]
+            decoded: dict[str, Decoded] = {**cache.get(stats)}
+            progress.skip(len(decoded))
+            n_cached += len(decoded)
+            new = [path for path in stats if path not in decoded]
+            results = zip(new, workers.in_order(new), strict=True)
+            while found := dict(itertools.islice(results, CACHED_TOGETHER)):
+                decoded |= found
+                cache.put(found, stats)
+                progress.add(len(found))
+            yield [(item, path, decoded[path]) for item, path in zip(part, paths, strict=True)]
     if n_cached:
         log.info("%d of %d images are in the cache.", n_cached, len(items))
 
@@ -268,23 +248,22 @@ class DecodeCache(contextlib.AbstractContextManager["DecodeCache"]):
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def get(self, paths: Sequence[str], stats: FileStats) -> list[Fingerprint | None]:
-        """Return the fingerprints of N images, None of new and changed images."""
-        wanted = dict(zip(paths, map(tuple, stats.tolist()), strict=True))
+    def get(self, stats: Mapping[str, Stat]) -> dict[str, Fingerprint]:
+        """Return the fingerprints of images, by path, without new and changed images."""
         with self._explained():
-            rows = self._file.execute(SELECT, [json.dumps(paths)]).fetchall()
-        found = {
+            rows = self._file.execute(SELECT, [json.dumps([*stats])]).fetchall()
+        return {
             path: Fingerprint(*values)
             for path, size, mtime_ns, *values in rows
-            if wanted[path] == (size, mtime_ns)
+            if stats[path] == (size, mtime_ns)
         }
-        return [found.get(path) for path in paths]
 
-    def put(self, paths: Sequence[str], stats: FileStats, found: Sequence[Fingerprint]) -> None:
-        """Write the fingerprints of N images, whose file stats were read before the images."""
+    def put(self, decoded: Mapping[str, Decoded], stats: Mapping[str, Stat]) -> None:
+        """Write the fingerprints of images, whose file stats were read before the images."""
         rows = [
-            (path, *stat, *vars(one).values())
-            for path, stat, one in zip(paths, stats.tolist(), found, strict=True)
+            (path, *stats[path], *vars(found).values())
+            for path, found in decoded.items()
+            if isinstance(found, Fingerprint)
         ]
         with self._explained(), self._file:
             self._file.executemany(
@@ -302,17 +281,12 @@ class DecodeCache(contextlib.AbstractContextManager["DecodeCache"]):
             ) from None
 
 
-def file_stats(paths: Sequence[str]) -> FileStats:
-    """Return size and time of the files that hold N images, NO_FILE where there is none."""
-    found, last, stat = [], "", NO_FILE
-    for path in paths:
-        container = image_files.container_of(path)
-        if container != last:  # the images of a shard stand together
-            try:
-                state = os.stat(container)
-                stat = (state.st_size, state.st_mtime_ns)
-            except OSError:
-                stat = NO_FILE
-            last = container
-        found.append(stat)
-    return np.array(found, np.int64).reshape(-1, 2)
+def file_stats(paths: Iterable[str]) -> dict[str, Stat]:
+    """Return size and time of the files that hold images, by path, NO_FILE where there is none."""
+    containers = {path: image_files.container_of(path) for path in paths}
+    stats = dict.fromkeys(containers.values(), NO_FILE)  # the images of a shard share one
+    for container in stats:
+        with contextlib.suppress(OSError):
+            state = os.stat(container)
+            stats[container] = (state.st_size, state.st_mtime_ns)
+    return {path: stats[container] for path, container in containers.items()}

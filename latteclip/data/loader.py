@@ -19,8 +19,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from latteclip.core import errors
-from latteclip.core.errors import UserError
+from latteclip.core.errors import SHARED_MEMORY, WORKER_KILLED, UserError, worker_failure
 from latteclip.data.images import open_rgb
 
 log = logging.getLogger(__name__)
@@ -48,8 +47,7 @@ def batches(
 ) -> Iterator[tuple[Any, torch.Tensor]]:
     """Yield the keys of each batch [B], on the CPU, and its images [B, 3, H, W] on a device.
 
-    Each batch is decoded while the model encodes the batch before it: beside a GPU by so many
-    worker processes, and otherwise by threads of this process.
+    Each batch is decoded while the model encodes the batch before it.
     """
     if device.type == "cuda":
         item_bytes = files.transform(Image.new("RGB", (64, 64))).nbytes
@@ -68,12 +66,10 @@ def _by_threads(
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     ahead: list[Future[Any]] = []
     try:
-        for indices in keys:
+        for indices in itertools.chain(keys, [()]):
             now, ahead = ahead, [pool.submit(files.__getitem__, index) for index in indices]
             if now:
                 yield default_collate([sample.result() for sample in now])
-        if ahead:
-            yield default_collate([sample.result() for sample in ahead])
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -85,19 +81,19 @@ def loader(
     workers: int,
     pinned: bool,
     item_bytes: float = 0,
-    collate: Callable[[list[Any]], Any] | None = None,
+    collate: Callable[[list[Any]], Any] = default_collate,
 ) -> DataLoader[Any]:
-    """Return a loader of whole batches. The number of workers changes nothing but its speed.
+    """Return a loader of whole batches, in the order of their keys. The first is the largest.
 
     Args:
         files: the items.
-        keys: of the items of each batch, in order. The first batch is the largest.
-        workers: maximum number of processes. 0: this process loads.
+        keys: of the items of each batch.
+        workers: maximum number of processes, which changes the speed alone. 0: this process loads.
         pinned: whether a GPU copies batches without the CPU.
         item_bytes: mean size of an item, which bounds the workers (`bounded`).
-        collate: makes a batch of its items. None: their tensors are stacked.
+        collate: makes a batch of its items.
     """
-    keys, ahead, stack = iter(keys), None, collate or default_collate
+    keys, ahead = iter(keys), None
     first = list(next(keys, ()))
     if workers:
         workers, ahead = bounded(workers, len(first) * item_bytes)
@@ -108,14 +104,14 @@ def loader(
         prefetch_factor=ahead if workers else None,
         multiprocessing_context="fork" if workers else None,  # they share the `ImageCache`
         pin_memory=pinned,
-        collate_fn=(lambda samples: _shared(stack(samples))) if workers else stack,
+        collate_fn=(lambda samples: _shared(collate(samples))) if workers else collate,
         generator=torch.Generator(),  # or it would draw a number that a resumed run lacks
         worker_init_fn=_leave_signals_to_parent,
     )
 
 
-def _leave_signals_to_parent(worker: int) -> None:
-    """Ignore signals: a cluster sends them to every process of a job, but the parent decides."""
+def _leave_signals_to_parent(_worker: int) -> None:
+    """Ignore signals, which a cluster sends to every process of a job: the parent decides."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
@@ -128,25 +124,23 @@ def in_order(n: int, batch_size: int) -> list[range]:
 def bounded(wanted: int, batch_bytes: float) -> tuple[int, int]:
     """Return the number of workers, and of batches that each prepares ahead of the model.
 
-    These batches and the model's take at most `SHARE` of the free space in /dev/shm. Where not even
-    two batches fit into that, there are no workers.
+    With the model's batch they take at most `SHARE` of the free space in /dev/shm. Without room for
+    two batches there are no workers.
     """
-    free = shutil.disk_usage(errors.SHARED_MEMORY).free
+    free = shutil.disk_usage(SHARED_MEMORY).free
     room = int(free * SHARE / batch_bytes) - 1 if batch_bytes else 2 * wanted
-    if 2 * wanted <= room:
-        return wanted, 2
     workers = max(0, min(wanted, room))
     if workers < wanted:
         log.warning(
             "%s has %d MiB free, so that %d of %d processes load images, in batches of %d MiB; "
             "docker run --shm-size=8g (Apptainer: --bind /dev/shm) gives a container more of it.",
-            *(errors.SHARED_MEMORY, free // MIB, workers or 1, wanted, batch_bytes / MIB),
+            *(SHARED_MEMORY, free // MIB, workers or 1, wanted, batch_bytes / MIB),
         )
-    return workers, 1
+    return workers, 2 if 2 * wanted <= room else 1
 
 
 def _shared(batch: Any) -> Any:
-    """Move the tensors of a batch, perhaps in lists and tuples, to shared memory, and return it.
+    """Move the tensors of a batch to shared memory, and return it.
 
     torch would do so in a thread of the worker, where a full /dev/shm loses the batch and the
     training waits for it without end. Here the worker fails.
@@ -162,17 +156,16 @@ def _shared(batch: Any) -> Any:
 def watched(batches: Iterable[T]) -> Iterator[T]:
     """Yield the batches of a DataLoader.
 
-    Raises:
-        UserError: a worker raised it, was killed, or found /dev/shm full.
+    Raises UserError where a worker raised it, was killed, or found /dev/shm full.
     """
     try:
         yield from batches
     except UserError as error:  # torch puts the worker's traceback before the sentence
         raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
     except (EOFError, ConnectionError):  # the socket of a killed worker that does not count as dead
-        raise UserError(errors.WORKER_KILLED) from None
+        raise UserError(WORKER_KILLED) from None
     except RuntimeError as error:
-        if sentence := errors.worker_failure(error):
+        if sentence := worker_failure(error):
             raise UserError(sentence) from None
         raise
 

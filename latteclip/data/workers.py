@@ -1,7 +1,4 @@
-"""Decode images ahead of their use, in an ordered pool of worker processes.
-
-Letters: n worker processes.
-"""
+"""Decode images ahead of their use, in an ordered pool of worker processes."""
 
 import contextlib
 import itertools
@@ -24,8 +21,7 @@ R = TypeVar("R")
 class Workers(contextlib.AbstractContextManager["Workers[T, R]"], Generic[T, R]):
     """Processes that work on tasks in order, with a bounded number of tasks in flight.
 
-    A worker starts in a fraction of a second and stays small if the module of `work` imports
-    nothing heavy, such as torch.
+    They start quickly and stay small if the module of `work` imports nothing heavy, such as torch.
     """
 
     def __init__(
@@ -35,18 +31,18 @@ class Workers(contextlib.AbstractContextManager["Workers[T, R]"], Generic[T, R])
         *,
         chunk: int,
         ahead: int,
-        name: Callable[[T], str],
         threads_key: str,
+        name: Callable[[T], str] = str,
     ) -> None:
-        """Create the pool, whose n processes start with the first tasks.
+        """Create a pool of n processes, which start with the first tasks.
 
         Args:
             work: a function, or an object of a class, at the top level of its module.
             n: number of processes.
             chunk: tasks that a worker takes at a time.
             ahead: chunks that are ready or wait for a worker, besides the n in progress.
-            name: returns the name of a task's image for messages.
             threads_key: the key of the configuration that sets n.
+            name: returns the name of a task's image for messages.
         """
         # Not forked from this process, which may hold the threads and the GPU of an engine.
         context = multiprocessing.get_context("forkserver")
@@ -61,17 +57,12 @@ class Workers(contextlib.AbstractContextManager["Workers[T, R]"], Generic[T, R])
         self._pool.shutdown(wait=kind is None, cancel_futures=True)
 
     def in_order(self, tasks: Iterable[T]) -> Iterator[R]:
-        """Yield the result of each task, in the order of the tasks.
-
-        Raises:
-            UserError: a process died.
-        """
+        """Yield the result of each task in order, or raise UserError where a process died."""
         source = iter(tasks)
+        chunks = iter(lambda: list(itertools.islice(source, self._chunk)), [])
         while True:
             try:
-                while len(self._waiting) < self._room and (
-                    chunk := list(itertools.islice(source, self._chunk))
-                ):
+                for chunk in itertools.islice(chunks, self._room - len(self._waiting)):
                     first = self._waiting[0][0] if self._waiting else chunk[0]
                     self._waiting.append((chunk[0], self._pool.submit(_work_on, chunk)))
                 if not self._waiting:

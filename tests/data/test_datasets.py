@@ -15,7 +15,7 @@ from latteclip.config.configuration import Configuration, as_json
 from latteclip.config.layers import merge
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classnames
-from latteclip.data.splits import SplitSettings, read_coop
+from latteclip.data.splits import READERS, SplitSettings
 
 # key -> key of classnames.json, archive, how it is packed, folder of the images in it
 TEN = {
@@ -149,7 +149,7 @@ def test_what_the_files_say_is_what_the_paper_says(key):
     assert clean_classnames(names, replacements) == cleaned
     real = COOP_SPLITS / values["split"].get("file", "none")
     if real.is_file():
-        found, rows, _ = read_coop(COOP_SPLITS, SplitSettings(file=real.name))
+        found, rows = READERS["coop"](COOP_SPLITS, SplitSettings("coop", real.name), Counter())
         counts = Counter(split == "test" for _, split, _, _ in rows)
         assert (counts[False], counts[True], found) == (train, test, names)
         spec = values["source"]["downloads"][real.name]
@@ -201,5 +201,5 @@ def test_a_changed_download_is_found(place, capsys):
     assert "none is missing" in capsys.readouterr().out
     (place / "resources/eurosat/downloads/EuroSAT.zip").write_bytes(b"rotten")
     assert main.main(["datasets", "check", "eurosat"]) == 2
-    assert "EuroSAT.zip has a wrong checksum" in capsys.readouterr().err
+    assert "EuroSAT.zip has the checksum" in capsys.readouterr().err
     assert (place / "resources/eurosat/downloads/EuroSAT.zip").is_file()

@@ -8,22 +8,23 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from pydantic_core import to_jsonable_python
 from support.web import ARCHIVE, CONTENT, jpeg, settings, sha256, wanted, zipped
 
 from latteclip.cli import main
+from latteclip.config.model import Download, HubOrDriveFile
 from latteclip.core.errors import UserError
 from latteclip.core.hashing import digest
 from latteclip.data import download_dataset as downloads
-from latteclip.data.download_dataset import Download, Source, download_dataset, fetch
+from latteclip.data.download_dataset import download_dataset, fetch
 
 
 def unknown(*where):
     """A download without a checksum."""
-    return Download(list(where))
+    return Download(sources=list(where))
 
 
 def names(folder):
@@ -97,11 +98,11 @@ def test_after_404_the_next_source_serves_and_the_log_says_so(host, folder, tmp_
     assert f"{mine} served file.bin" in caplog.text and "No checksum" in caplog.text
 
 
-def test_a_wrong_checksum_sets_the_file_aside(host, folder):
+def test_a_file_with_a_wrong_checksum_does_not_count(host, folder):
     url = host.serve("/file.bin", b"something else")
     with pytest.raises(UserError, match=rf"{sha256(b'something else')} and not {sha256(CONTENT)}"):
         fetch("file.bin", wanted(url), folder)
-    assert names(folder) == ["file.bin.rejected"]
+    assert not names(folder)
     good = host.serve("/good.bin", CONTENT)
     assert fetch("file.bin", wanted(url, good), folder).read_bytes() == CONTENT
 
@@ -124,7 +125,7 @@ def test_when_all_fail_one_message_says_what_to_do(host, folder, waits):
     ],
 )
 def test_a_file_placed_by_hand_counts_with_a_checksum_of_any_kind(folder, checksum):
-    spec = Download(["/no/such/file"], checksum)
+    spec = Download(sources=["/no/such/file"], checksum=checksum)
     (folder / "file.bin").write_bytes(CONTENT)
     assert fetch("file.bin", spec, folder) == folder / "file.bin"
     (folder / "file.bin").write_bytes(CONTENT[1:])
@@ -146,7 +147,7 @@ def test_a_part_from_google_drive_counts_only_under_a_checksum(folder, monkeypat
         output.write_bytes(CONTENT)
 
     monkeypatch.setattr("gdown.download", download)
-    spec = (wanted if is_known else unknown)(Source(drive="an-id"))
+    spec = (wanted if is_known else unknown)(HubOrDriveFile(drive="an-id"))
     with pytest.raises(UserError, match="broken off"):
         fetch("file.bin", spec, folder)
     assert fetch("file.bin", spec, folder).read_bytes() == CONTENT
@@ -242,7 +243,7 @@ sys.exit(main.main(sys.argv[1:]))
 def test_an_unpack_killed_half_way_is_redone(host, tmp_path):
     url = host.serve("/images.tar.gz", ARCHIVE)
     output = tmp_path / "demo" / "data"
-    words = arguments(output, asdict(settings(url)))
+    words = arguments(output, to_jsonable_python(settings(url), exclude_none=True))
     done = subprocess.run([sys.executable, "-c", KILLED, *words], check=False)
     assert done.returncode == -signal.SIGKILL
     left = [path for path in output.parent.iterdir() if path.name.endswith(".tmp")]
@@ -257,7 +258,7 @@ def test_an_unpack_killed_half_way_is_redone(host, tmp_path):
 def test_two_runs_at_once_fetch_once(host, tmp_path):
     url = host.serve("/images.tar.gz", ARCHIVE)
     output = tmp_path / "demo" / "data"
-    words = arguments(output, asdict(settings(url)))
+    words = arguments(output, to_jsonable_python(settings(url), exclude_none=True))
     program = [Path(sys.executable).with_name("latteclip"), *words]
     runs = [subprocess.Popen(program) for _ in range(2)]
     assert [run.wait() for run in runs] == [0, 0]

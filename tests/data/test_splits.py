@@ -124,7 +124,7 @@ def test_a_wrong_number_of_images_shows_both_numbers(tmp_path):
     images(tmp_path, "a.jpg", "b.jpg", "c.jpg")
     coop(tmp_path, [["a.jpg", 0, "a"], ["b.jpg", 1, "b"]], [["c.jpg", 1, "b"]])
     read_split(tmp_path, SplitSettings("coop", counts={"train": 2, "test": 1, "classes": 2}))
-    with pytest.raises(UserError, match=r"2 train .*3 .*2 classes .*4"):
+    with pytest.raises(UserError, match=r"'train': 2.*'classes': 2.*'train': 3.*'classes': 4"):
         read_split(tmp_path, SplitSettings("coop", counts={"train": 3, "test": 1, "classes": 4}))
 
 

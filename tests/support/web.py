@@ -14,7 +14,8 @@ import gdown
 import pytest
 from PIL import Image
 
-from latteclip.data.download_dataset import Download, DownloadSettings
+from latteclip.config.model import Download
+from latteclip.data.download_dataset import DownloadSettings
 
 WHOLE = 200  # the status of an answer with the whole file
 COMMIT = "c" * 40  # of every repo that it serves as a Hugging Face hub
@@ -194,7 +195,7 @@ def folder(tmp_path):
 
 
 def wanted(*where, content=CONTENT, **more):
-    return Download(list(where), sha256(content), **more)
+    return Download(sources=list(where), checksum=sha256(content), **more)
 
 
 def settings(*where, content=ARCHIVE, **more):
