@@ -46,44 +46,33 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "threads": {"default": os.cpu_count()},
     "device": {"default": "auto"},
 }
-# Options that are not in the documentation of their function, for stages share most of them.
-# W0 is the classifier of the class texts.
+# Arguments that the documentation of their function leaves out, for commands share most of them.
+# Tables of the option's name need no words. W0 is the classifier of the class texts.
 OPTIONS = {
     "answers": "a person's answers about images",
-    "audit": "accuracies by a person's answers",
     "audits": "accuracies by a person's answers, of the datasets that were audited",
     "baseline": "the method that gains are over",
-    "calibrated": "the zero-shot classifier without class means",
-    "caption_summary": "summary of the captions",
-    "captions": "CAPTIONS tables, each called by the name of its file",
+    "budget": "how many images (default: 100)",
     "checkpoint": "folder of the checkpoint, removed at the end",
     "class_embeddings": "W0",
-    "class_scores": "a CLASS_SCORES table, which votes in place of captions",
     "classifier": "W0, or what a stage made of it",
-    "corrupt": "CSV of images that could not be decoded",
-    "csv": "the table for programs",
-    "detector": "the detector of images of no class",
+    "configfile": "as snakemake takes it",
     "device": "auto, cpu, cuda or cuda:<n> (default: auto)",
     "eyes": "IMAGE_FEATURES tables of image models beside CLIP",
-    "eyes_prototypes": "the classifier of the features of all models",
     "files": "the inputs, by name",
     "folder_files": "the user's files when they were indexed",
     "folder_state": "digest of the user's files",
-    "fused_labels": "labels by captions, image models and answers",
-    "group_captions": "a CAPTIONS table of groups",
-    "history": "a HISTORY table, with a row per step",
     "left_out": "TRAIN_PREDICTIONS of an average, by its trainings",
-    "markdown": "the table for people",
+    "no_browser": "print the address alone",
+    "offline": "write a page that needs no server, to answer elsewhere",
     "others": "folder of earlier results, of which other datasets are added",
-    "plan": "the order in which the images were drawn",
+    "port": "of the page (default: any that is free)",
     "prompt": "the question, with {} for the pseudo-label",
-    "prototypes": "the classifier of image prototypes",
-    "pseudo_labels": "a PSEUDO_LABELS table, also for the features of the images",
+    "results": "a dataset's folder: results/<dataset>",
     "scores": "which classes are scored, and how",
     "shard": "which part of how many",
     "store": "folder of the answers that outlive this run (default: they are not cached)",
     "threads": "CPU threads (default: all)",
-    "votes": "a VOTES table, by which classifiers can be checked",
 }
 
 
@@ -171,14 +160,10 @@ def run(module: str, name: str, arguments: argparse.Namespace) -> Any:
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     function = getattr(import_module(module), name)
     hints = get_type_hints(function)
-    positional, named = [], {}
-    for key, parameter in inspect.signature(function).parameters.items():
-        value = _value(hints[key], getattr(arguments, key), key)
-        if parameter.kind is parameter.POSITIONAL_ONLY:
-            positional.append(value)
-        else:
-            named[key] = value
-    return function(*positional, **named)
+    signature = inspect.signature(function)
+    values = {key: _value(hints[key], getattr(arguments, key), key) for key in signature.parameters}
+    bound = inspect.BoundArguments(signature, values)  # type: ignore[arg-type]
+    return function(*bound.args, **bound.kwargs)
 
 
 def _value(hint: Any, given: Any, name: str) -> Any:

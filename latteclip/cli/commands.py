@@ -1,7 +1,8 @@
-"""The commands for users. `latteclip.cli.stages` has the commands for the workflow's rules.
+"""The commands for users, and the tables of all commands.
 
 `latteclip.cli.arguments` makes their command lines from signatures and documentation. A command
-imports its code when it runs, so that --help does without torch.
+imports its code when it runs, so that --help does without torch. It returns its output or its exit
+status.
 """
 
 import os
@@ -10,15 +11,46 @@ from collections.abc import Sequence
 from typing import Literal
 
 from latteclip.core.errors import UserError
-from latteclip.core.terminal import for_terminal
 
-SKIPPED = 3  # exit status: some images could not be decoded
-COMMANDS = {  # the modules of their functions, in the order of the help
-    **dict.fromkeys(("workflow", "datasets", "captions", "labels", "teach"), __name__),
-    **dict.fromkeys(("audit", "predict", "export"), __name__),
+COMMANDS = {  # of users: the modules of their functions, in the order of the help
+    **dict.fromkeys(("workflow", "datasets", "captions", "labels", "teach", "audit"), __name__),
+    "predict": "latteclip.deploy.predict",
+    "export": "latteclip.deploy.export",
     "status": "latteclip.cli.status",
     "doctor": "latteclip.cli.doctor",
     "completion": "latteclip.cli.main",
+}
+# Of the rules of the workflow, in the order of the stages.
+STAGES = {  # by command: the module of its function
+    "generate_textures": "latteclip.demo.generate_textures",
+    "download_dataset": "latteclip.data.download_dataset",
+    "download_clip": "latteclip.data.download_models",
+    "download_captioner": "latteclip.data.download_models",
+    "download_eye": "latteclip.data.download_models",
+    "index_images": "latteclip.data.index_images",
+    "find_duplicates": "latteclip.data.find_duplicates",
+    "encode_images": "latteclip.labels.encode_images",
+    "pseudo_label_images": "latteclip.labels.pseudo_label_images",
+    "caption_images": "latteclip.captions.caption",
+    "caption_groups": "latteclip.captions.caption",
+    "score_classes": "latteclip.captions.score_classes",
+    "gather_captions": "latteclip.captions.gather_captions",
+    "summarize_captions": "latteclip.captions.summarize_captions",
+    "calibrate_zero_shot": "latteclip.labels.calibrate_zero_shot",
+    "fuse_labels": "latteclip.labels.fuse_labels",
+    "score_unknown": "latteclip.labels.score_unknown",
+    "assemble_model": "latteclip.deploy.assemble_model",
+    "find_learning_rate": "latteclip.train.find_learning_rate",
+    "finetune": "latteclip.train.finetune",
+    "average_weights": "latteclip.deploy.average_weights",
+    "evaluate": "latteclip.evaluate.evaluate",
+    "evaluate_classifier": "latteclip.evaluate.evaluate_classifier",
+    "propagate_labels": "latteclip.evaluate.propagate_labels",
+    "score_audit": "latteclip.audit.score_audit",
+    "select_model": "latteclip.evaluate.select_model",
+    "summarize": "latteclip.evaluate.summarize",
+    "report_dataset": "latteclip.report.report_dataset",
+    "index_results": "latteclip.report.index_results",
 }
 
 
@@ -32,26 +64,23 @@ def workflow(arguments: Sequence[str], /) -> None:
     """
     from latteclip.config import layers
 
-    own = ["--snakefile", str(layers.SNAKEFILE), "--directory", "."]
-    command = [sys.executable, "-m", "snakemake", *own, *arguments]
     sys.stdout.flush()
-    os.execv(sys.executable, command)  # signals are to reach Snakemake itself
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(layers.SNAKEFILE)]
+    os.execv(sys.executable, [*command, "--directory", ".", *arguments])  # it gets all signals
 
 
-def datasets(check: Sequence[str] = (), /) -> None:
+def datasets(check: Sequence[str] = (), /) -> str:
     """List the datasets, or verify what is on disk.
 
     Args:
         check: check, and the keys of datasets to verify (default: all that are on disk)
     """
-    from latteclip.data import download_dataset as listing
+    from latteclip.data import download_dataset
 
-    print(for_terminal(listing.command(check)))
+    return download_dataset.command(check)
 
 
-def captions(
-    action: Literal["show"], file: str, /, n: int = 5, pictures: str | None = None
-) -> None:
+def captions(action: Literal["show"], file: str, /, n: int = 5, pictures: str | None = None) -> str:
     """Show a few captions with class and prompt.
 
     Args:
@@ -62,7 +91,7 @@ def captions(
     """
     from latteclip.captions import show
 
-    print(for_terminal(show.show(file, n, pictures)))
+    return show.show(file, n, pictures)
 
 
 def labels(
@@ -77,7 +106,7 @@ def labels(
     max_error: float | None = None,
     false_discovery: float | None = None,
     leave_out: Sequence[Literal["unknown", "duplicates"]] = (),
-) -> None:
+) -> str:
     """Show where labels come from, or export them.
 
     Without --image, show prints images whose label changed, where signals disagree, and where all
@@ -85,7 +114,6 @@ def labels(
 
     Args:
         action: show or export
-        results: a dataset's folder: results/<dataset>
         n: show: how many images (default: 6), 0 for the summary alone
         image: show: these images instead, by their image_id in images.parquet
         format: export: the format
@@ -100,22 +128,15 @@ def labels(
     if action == "show":
         from latteclip.labels import show
 
-        print(for_terminal(show.show(results, n, image)))
-        return
+        return show.show(results, n, image)
     from latteclip.deploy import export_labels
 
     if not format or not output:
         raise UserError("latteclip labels export needs --format FORMAT and --output PATH.")
-    report = export_labels.export_labels(
-        results,
-        format,
-        output,
-        copy=copy,
-        leave_out=leave_out,
-        max_error=max_error,
-        false_discovery=false_discovery,
+    errors = {"max_error": max_error, "false_discovery": false_discovery}
+    return export_labels.export_labels(
+        results, format, output, copy=copy, leave_out=leave_out, **errors
     )
-    print(for_terminal(report))
 
 
 def teach(
@@ -135,13 +156,8 @@ def teach(
     them.
 
     Args:
-        results: a dataset's folder: results/<dataset>
-        budget: how many images (default: 100)
-        offline: write a page that needs no server, to answer elsewhere
         answers: import the answers that it exports, or labels of some images: CSV, Parquet or JSON
             Lines with the columns image and class, or an export of Label Studio
-        port: of the page (default: any that is free)
-        no_browser: print the address alone
     """
     from latteclip.audit import app
     from latteclip.audit.teach import TeachingSession
@@ -173,15 +189,10 @@ def audit(
     RESULTS/audit, and the workflow scores models by them.
 
     Args:
-        results: a dataset's folder: results/<dataset>
         split: whose images (default: test, where there are any); of the training images beside a
             test split, those that no model learned from
-        budget: how many images (default: 100)
-        offline: write a page that needs no server, to answer elsewhere
         answers: import the answers that it exports
         score: print the estimate from the answers so far
-        port: of the page (default: any that is free)
-        no_browser: print the address alone
     """
     from latteclip.audit import app
 
@@ -195,71 +206,3 @@ def audit(
         app.print_result(session)
     else:
         app.serve(session, port, browser=not no_browser)
-
-
-def predict(
-    model: str,
-    paths: Sequence[str],
-    /,
-    *,
-    output: str | None = None,
-    topk: int = 1,
-    batch_size: int = 256,
-    precision: Literal["bf16", "fp16", "float32"] = "bf16",
-    device: str,
-    threads: int,
-    unknown: bool = False,
-    abstain: float | None = None,
-) -> int:
-    """Classify images with a tuned model.
-
-    Images that cannot be decoded are reported on stderr and left out; the exit status is then 3.
-    score is that of the model's classifier, such as the cosine of image and prototype; probability
-    is the softmax of the scaled scores over all classes.
-
-    Args:
-        model: results/<dataset>, for the chosen model, or results/<dataset>/<method>/seed<n>/model
-        paths: image, folder (with all below it), glob, or - for a list on stdin
-        output: .csv, .jsonl or .parquet file (default: CSV on stdout)
-        topk: classes per image (default: 1)
-        batch_size: images encoded at once (default: 256)
-        precision: of a GPU's arithmetic (default: bf16)
-        unknown: mark images that belong to none of the classes (unknown_score, is_unknown)
-        abstain: mark the least certain predictions (abstained), so that with 95 % probability at
-            most this share of all is wrong and not marked, by the answers of latteclip teach
-    """
-    from latteclip.deploy import predict as prediction
-
-    skipped = prediction.predict(
-        model,
-        paths,
-        output,
-        topk=topk,
-        batch_size=batch_size,
-        precision=precision,
-        device=device,
-        threads=threads,
-        unknown=unknown,
-        abstain=abstain,
-    )
-    return SKIPPED if skipped else 0
-
-
-def export(
-    model: str,
-    destination: str,
-    /,
-    format: Literal["open_clip", "transformers", "onnx"],
-    licence: str | None = None,
-) -> None:
-    """Write a tuned model as open_clip, transformers or ONNX load it.
-
-    Args:
-        model: results/<dataset>, for the chosen model, or results/<dataset>/<method>/seed<n>/model
-        destination: new or empty folder
-        format: the library that loads it
-        licence: of the weights, as the hub spells it: mit, apache-2.0, cc-by-nc-4.0, ...
-    """
-    from latteclip.deploy import export as exporting
-
-    print(f"To upload it: {exporting.export(model, destination, format, licence)}")

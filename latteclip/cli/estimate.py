@@ -6,16 +6,17 @@ the others only bounds are known: a few images are too few to tell work from loa
 """
 
 import re
-from collections import Counter
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import Any
 
 import pandas as pd
 
 from latteclip.cli import runs
-from latteclip.config import layers
+from latteclip.config import job_resources, layers
 from latteclip.config.configuration import Configuration
 from latteclip.config.job_resources import Counts
 from latteclip.core import tables
@@ -28,6 +29,7 @@ RESULTS = Path("results")
 LIMIT = 64  # of the command that makes a limited run
 # What the stages grow with; all others take the same time for any number of images.
 IMAGES, TRAINING, GROUPS, STEPS = "images", "training images", "groups", "training steps"
+NOTHING = "-"
 GROWS = {
     **dict.fromkeys(("index_images", "find_duplicates", "pseudo_label_images"), IMAGES),
     **dict.fromkeys(("encode_images", "score_unknown", "propagate_labels"), IMAGES),
@@ -45,8 +47,6 @@ LOADS_CLIP = (
 )
 ASKED = re.compile(r"^Asked (\d+) requests about (\d+) rows in ([\d.]+) s", re.MULTILINE)
 INDEXED = re.compile(r"^Indexed .* in ([\d.]+) s", re.MULTILINE)
-COLUMNS = ["stage", "limited", "loading", "least", "most", "gpus", "asks_nothing"]  # of a job
-ROW = "  {:20} {:>4} {:>9} {:>9}  {:15} {:>22}"
 NOTE = """\
   Loading takes the same time for any number of images. The work of the index, of captions and of
   fine-tuning was measured. Other stages have bounds. The lower bound counts all of a job as
@@ -55,16 +55,10 @@ NOTE = """\
 
 
 def estimate(datasets: Sequence[str], config: Sequence[str], configfiles: Sequence[str]) -> str:
-    """Return hours, tokens and disk of full runs, by stage.
+    """Return hours, tokens and disk of full runs by stage, of some or of the configured datasets.
 
-    Args:
-        datasets: keys; none for those of the configuration.
-        config: KEY=VALUE over the options of the limited run, as snakemake takes them; `limit` says
-            which limited run counts, without it that of the most images.
-        configfiles: as snakemake takes them.
-
-    Raises:
-        UserError: a dataset has no limited run.
+    `config` is laid over the options of the limited run. Its `limit` names that run, otherwise the
+    run of the most images counts. Raises UserError for a dataset without a limited run.
     """
     given = layers.given(config, configfiles)
     if not datasets:
@@ -77,7 +71,8 @@ def _of_dataset(dataset: str, given: Mapping[str, Any]) -> Iterator[str]:
     limit = given.get("limit") or _largest_limit(dataset)
     folder = RESULTS / f"{dataset}_{limit}"
     index = folder / "images.parquet"
-    if limit is None or not index.is_file():
+    metadata = tables.read_metadata(index, "split") if index.is_file() else {}
+    if "drawn_from" not in metadata:
         raise UserError(
             f"There is no limited run of {dataset} to estimate from; make one: latteclip workflow "
             f"-j4 --config dataset={dataset} limit={limit or LIMIT}"
@@ -85,29 +80,34 @@ def _of_dataset(dataset: str, given: Mapping[str, Any]) -> Iterator[str]:
     noted = runs.read_options(folder.name)
     values = layers.merge(noted["config"] if noted else {}, given)
     configuration = Configuration(layers.defaults(), {**values, "dataset": dataset, "limit": limit})
-    small, whole = _counts(index)
+    small = job_resources.counts(configuration, folder.name)
+    assert small is not None  # there is an index
+    test = metadata["drawn_from"].get("test", 0)
+    images, drawn = sum(metadata["drawn_from"].values()), small.train + small.test
+    whole = Counts(images - test, test, small.classes)
+    n_groups, n_drawn = (groups(configuration, folder.name, part) for part in (whole, small))
     factors = {
-        IMAGES: (whole.train + whole.test) / (small.train + small.test),
+        NOTHING: 1.0,
+        IMAGES: images / drawn,
         TRAINING: whole.train / small.train,
-        GROUPS: groups(configuration, folder.name, whole)
-        / groups(configuration, folder.name, small),
+        GROUPS: n_groups / n_drawn,
     }
-    jobs = pd.DataFrame(_jobs(configuration, folder.name, small, whole, factors), columns=COLUMNS)
+    jobs = pd.DataFrame(_jobs(configuration, folder, small, whole, factors))
     yield (
-        f"{dataset}, by {folder}: {whole.train + whole.test:,} images, {whole.train:,} of them for "
-        f"training, from {small.train + small.test:,} and {small.train:,}"
+        f"{dataset}, by {folder}: {images:,} images, {whole.train:,} of them for training, from "
+        f"{drawn:,} and {small.train:,}"
     )
-    yield ROW.format("stage", "jobs", "limited", "loading", "grows with", "full run")
-    for stage, of_stage in jobs.groupby("stage", sort=False):
-        yield _row(str(stage), of_stage, GROWS.get(str(stage), "-"))
-    yield _row("in all", jobs, "")
+    yield textwrap.indent(_stages(jobs), "  ")
     gpu_time = "not measured"
     if jobs["gpus"].notna().any():
         gpu_time = _range(*((jobs[end] * jobs["gpus"]).sum() for end in ("least", "most")))
     yield f"  GPU time: {gpu_time}"
     yield f"  tokens: {_tokens(folder, factors)}"
     yield f"  disk: {_disk(folder, factors[IMAGES]) / 1e9:.1f} GB below {RESULTS / dataset}"
-    yield from _gaps(folder / f"report{configuration.suffix}.html", jobs)
+    if not (folder / f"report{configuration.suffix}.html").is_file():
+        yield f"  {folder} is not finished: stages that did not run are not counted."
+    for stage in jobs["stage"][jobs["asks_nothing"]].unique():
+        yield f"  {stage} had all answers from earlier runs: the time of asking is not counted."
     yield NOTE
 
 
@@ -117,57 +117,40 @@ def _largest_limit(dataset: str) -> int | None:
     return max((int(place) for place in places if place.isdecimal()), default=None)
 
 
-def _counts(index: Path) -> tuple[Counts, Counts]:
-    """Return the images of a limited run, and of the run that it is a sample of."""
-    table, metadata = tables.read(index, tables.IMAGES, ["split"])
-    if "drawn_from" not in metadata:
-        raise UserError(f"{index} is not of a limited run; run it again with limit=N.")
-    small = Counter(table["split"].to_pylist())
-    classes = len(metadata["classnames"])
-    return _images(small, classes), _images(metadata["drawn_from"], classes)
-
-
-def _images(splits: Mapping[str, int], classes: int) -> Counts:
-    test = splits.get("test", 0)
-    return Counts(sum(splits.values()) - test, test, classes)
-
-
 def _jobs(
     configuration: Configuration,
-    name: str,
+    folder: Path,
     small: Counts,
     whole: Counts,
     factors: Mapping[str, float],
 ) -> Iterator[dict[str, Any]]:
-    """Yield COLUMNS of every job that was measured: seconds of the limited and the full run."""
-    costs = [(cost, cost.seconds) for cost in job_costs(Path("results", name)) if cost.seconds]
+    """Yield every job that was measured: seconds of the limited run, and bounds of the full run."""
+    costs = [(cost, cost.seconds) for cost in job_costs(folder) if cost.seconds]
     clip = min((seconds for cost, seconds in costs if cost.rule == LOADS_ONLY), default=0.0)
     shortest = min((seconds for _, seconds in costs), default=0.0)
     for cost, seconds in costs:
-        kind = GROWS.get(cost.rule)
-        growth = 1.0 if kind is None else factors.get(kind, 1.0)
-        asked, rows, work = 0, 0, None
-        log = cost.path.parents[1] / "logs" / f"{cost.path.stem}.log"
+        grows, place = GROWS.get(cost.rule, NOTHING), cost.path.parents[1]
+        growth, asked, rows = factors.get(grows, 1.0), 0, 0
+        work = 0.0 if grows == NOTHING else None
+        log = place / "logs" / f"{cost.path.stem}.log"
         text = log.read_text("utf-8", errors="replace") if log.is_file() else ""
         if found := ASKED.search(text):
             asked, rows, work = int(found[1]), int(found[2]), float(found[3])
             growth *= rows / asked if 0 < asked < rows else 1  # others had been cached
         elif found := INDEXED.search(text):
             work = float(found[1])
-        elif kind == STEPS:
+        elif grows == STEPS:
             method = cost.run.partition(",")[0]
-            seen = samples(configuration, name, method, small.train)
-            growth = samples(configuration, name, method, whole.train) / seen
-            work = _training(cost.path.parents[1] / "history.parquet", seen)
-        if kind is None:
-            loading = seconds
-        elif work is None:
+            seen = samples(configuration, folder.name, method, small.train)
+            growth = samples(configuration, folder.name, method, whole.train) / seen
+            work = _training(place / "history.parquet", seen)
+        if work is None:
             loading = min(seconds, clip if cost.rule in LOADS_CLIP else shortest)
         else:
             loading = max(0.0, seconds - work)
         most = loading + growth * (seconds - loading)
         yield {
-            **{"stage": cost.rule, "limited": seconds, "loading": loading},
+            **{"stage": cost.rule, "jobs": 1, "limited": seconds, "loading": loading},
             **{"least": seconds if work is None else most, "most": most},
             "gpus": float("nan") if cost.gpu_seconds is None else cost.gpu_seconds / seconds,
             "asks_nothing": rows > asked == 0,  # answers had been cached
@@ -195,13 +178,22 @@ def _training(history: Path, images: int) -> float | None:
         return None
     table, _ = tables.read(history, tables.HISTORY, ["images_per_second"])
     rates = [rate for rate in table["images_per_second"].to_pylist() if rate]
-    return images * sum(1 / rate for rate in rates) / len(rates) if rates else None
+    return images / harmonic_mean(rates) if rates else None
 
 
-def _row(stage: str, jobs: pd.DataFrame, grows: str) -> str:
-    limited, loading, least, most = jobs[["limited", "loading", "least", "most"]].sum()
-    times = _time(limited), _time(loading), grows, _range(least, most)
-    return ROW.format(stage, len(jobs), *times).rstrip()
+def _stages(jobs: pd.DataFrame) -> str:
+    """Return the table of the stages, and of all."""
+    sums = jobs.groupby("stage", sort=False)[["jobs", "limited", "loading", "least", "most"]].sum()
+    grows = [*(GROWS.get(stage, NOTHING) for stage in sums.index), ""]
+    sums.loc["in all"] = sums.sum()
+    columns = {
+        "jobs": sums["jobs"].astype(int),
+        "limited": sums["limited"].map(_time),
+        "loading": sums["loading"].map(_time),
+        "grows with": grows,
+        "full run": [_range(*bounds) for bounds in sums[["least", "most"]].to_numpy()],
+    }
+    return pd.DataFrame(columns).rename_axis(None).to_string()
 
 
 def _range(least: float, most: float) -> str:
@@ -226,13 +218,3 @@ def _disk(folder: Path, factor: float) -> float:
     """Return the bytes of the full run's results: models keep their size, tables and pages grow."""
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     return sum(f.stat().st_size * (1 if f.suffix == ".safetensors" else factor) for f in files)
-
-
-def _gaps(page: Path, jobs: pd.DataFrame) -> Iterator[str]:
-    """Yield what the estimate leaves out."""
-    if not page.is_file():
-        yield f"  {page.parent} is not finished: stages that did not run are not counted."
-    for stage in jobs["stage"][jobs["asks_nothing"]].unique():
-        yield f"  {stage} had all answers from earlier runs: the time of asking is not counted."
-    if LOADS_ONLY not in set(jobs["stage"]):
-        yield f"  No {LOADS_ONLY} was measured: times of stages that load CLIP are upper bounds."

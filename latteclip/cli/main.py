@@ -8,20 +8,18 @@ import textwrap
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, NoReturn, TextIO
+from typing import Any, Literal, NoReturn, TextIO
 
 from latteclip import __version__
-from latteclip.cli import arguments, commands, stages
+from latteclip.cli import arguments
+from latteclip.cli.commands import COMMANDS, STAGES
 from latteclip.core.errors import UserError, full_disk, refused_by_system, worker_failure
 from latteclip.core.signals import Terminated, unwinding
 from latteclip.core.terminal import for_terminal, paint
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
-HELP = ("-h", "--help")
+HELP = {"-h", "--help"}
 NONE = "\0"  # as the character that options begin with: every argument is a word
-# Arguments of commands that are paths, for completion.
-FILES = {"answers", "configfile", "destination", "file", "model", "offline", "output", "paths"}
-FILES |= {"pictures", "results"}
 DESCRIPTION = "Adapt CLIP to unlabelled images (LatteCLIP, arXiv 2410.08211)."
 EPILOG = """\
 run the workflow in any folder, which gets the results:
@@ -55,18 +53,16 @@ def drop_unwritten() -> None:
 
 
 class Formatter(logging.Formatter):
-    """Formats messages without a prefix, coloured by level, and without secrets."""
+    """Formats messages without secrets; coloured by level for a terminal (None: a file)."""
 
     def __init__(self, stream: TextIO | None, *, tracebacks: bool) -> None:
-        """stream: the terminal. None: a file, which has no colours."""
         super().__init__("%(message)s")
         self.stream, self.tracebacks = stream, tracebacks
 
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return super().formatException(ei) if self.tracebacks else ""
+
     def format(self, record: logging.LogRecord) -> str:
-        # A copy: a formatter leaves its traceback in the record for the next one.
-        record = logging.makeLogRecord({**record.__dict__, "exc_text": None})
-        if not self.tracebacks:
-            record.exc_info = None
         text = for_terminal(super().format(record))
         if self.stream is None or record.levelno < logging.WARNING:
             return text
@@ -109,29 +105,25 @@ class Parser(argparse.ArgumentParser):
 
 def parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
     """Return the command line: the commands of users, and the stage of the workflow in `given`."""
-    names = textwrap.fill(", ".join(map(_dashed, stages.STAGES)), 76, break_on_hyphens=False)
-    names = textwrap.indent(names, "  ")
-    epilog = EPILOG.format(stages=names)
+    names = textwrap.fill(", ".join(map(_dashed, STAGES)), 76, break_on_hyphens=False)
+    epilog = EPILOG.format(stages=textwrap.indent(names, "  "))
     layout = argparse.RawDescriptionHelpFormatter
     top = Parser(prog="latteclip", description=DESCRIPTION, epilog=epilog, formatter_class=layout)
     top.add_argument("--version", action="version", version=f"latteclip {__version__}")
     _add_debug(top, default=False)
     subs = top.add_subparsers(required=True, title="commands", metavar="command")
-    for name, module in commands.COMMANDS.items():
-        # All that follows is an argument of snakemake, options included.
-        passes_on = name == "workflow" and not set(given[1:2]) & set(HELP)
-        sub = subs.add_parser(
-            name,
-            help=arguments.first_line(module, name),
-            add_help=not passes_on,
-            prefix_chars=NONE if passes_on else "-",
-        )
+    for name, module in COMMANDS.items():
+        # All that follows `workflow` is an argument of snakemake, options included.
+        passes_on = name == "workflow" and not HELP & set(given[1:2])
+        about, prefix = arguments.first_line(module, name), NONE if passes_on else "-"
+        sub = subs.add_parser(name, help=about, add_help=not passes_on, prefix_chars=prefix)
         _define(sub, module, name)
         if not passes_on:
             _add_debug(sub)
-    if stage := _stage_called(given):
-        sub = subs.add_parser(_dashed(stage))  # not in the list
-        _define(sub, stages.STAGES[stage], stage)
+    word = next((word for word in given if not word.startswith("-")), "").replace("-", "_")
+    if module := STAGES.get(word, ""):
+        sub = subs.add_parser(_dashed(word))  # not in the list
+        _define(sub, module, word)
         sub.add_argument("--log", help="file that gets the log as well")
         _add_debug(sub)
     return top
@@ -160,19 +152,13 @@ def completion(shell: Literal["bash", "zsh", "fish", "tcsh"], /) -> None:
     [commands_action] = (a for a in top._actions if isinstance(a, argparse._SubParsersAction))
     for sub in commands_action.choices.values():
         for action in sub._actions:
-            if action.dest in FILES:
+            if action.nargs != 0 and not action.choices:
                 action.complete = shtab.FILE
     print(shtab.complete(top, shell=shell))
 
 
 def _dashed(function: str) -> str:
     return function.replace("_", "-")
-
-
-def _stage_called(given: Sequence[str]) -> str | None:
-    """Return the stage that is the first argument besides options, if it is one."""
-    word = next((word for word in given if not word.startswith("-")), "")
-    return next((stage for stage in stages.STAGES if _dashed(stage) == word), None)
 
 
 def _add_debug(sub: argparse.ArgumentParser, default: object = argparse.SUPPRESS) -> None:
@@ -199,42 +185,35 @@ def _run(given: Sequence[str]) -> int:
         args = parser(given).parse_args(given)
         name, debug = args.name, args.debug
         return _call(args)
-    except UserError as error:
-        logger.error("error: %s", error, exc_info=debug)
-        return BAD_INPUT
     except BrokenPipeError:  # of `latteclip datasets | head`
         return FAILED
     except (KeyboardInterrupt, Terminated) as stopped:
         logger.error("interrupted")
         return stopped.status if isinstance(stopped, Terminated) else INTERRUPTED
     except Exception as error:
-        if sentence := full_disk(error) or refused_by_system(error):
-            logger.error("error: %s", sentence, exc_info=debug)
-            return BAD_INPUT
-        if sentence := worker_failure(error):
+        kind = type(error).__name__
+        of_system = full_disk(error) or refused_by_system(error)
+        of_user = str(error) if isinstance(error, UserError) else of_system
+        if sentence := of_user or worker_failure(error):
             logger.error("error: %s", sentence, exc_info=debug)
         else:
-            kind = type(error).__name__
             logger.exception("error: %s failed (%s: %s); --debug shows where.", name, kind, error)
-        return FAILED
+        return BAD_INPUT if of_user else FAILED
 
 
 def _call(args: argparse.Namespace) -> int:
     """Call the function of a command, write its output, and return its exit status."""
-    start_log(debug=args.debug)
+    log = start_log(debug=args.debug)
     with unwinding():
         if file := getattr(args, "log", None):
             add_log_file(file)
-        _log_job(logging.getLogger("latteclip"))
-        status: int = args.run(args) or 0
+        if number := os.environ.get("SLURM_JOB_ID"):
+            variables = ("SLURM_RESTART_COUNT", "CUDA_VISIBLE_DEVICES")
+            restarts, gpus = (os.environ.get(name, "") for name in variables)
+            text = "SLURM job %s on %s, restarted %s times; CUDA_VISIBLE_DEVICES=%s."
+            log.info(text, number, os.uname().nodename, restarts or 0, gpus)
+        result = args.run(args)
+        if isinstance(result, str):
+            print(for_terminal(result))
         sys.stdout.flush()
-    return status
-
-
-def _log_job(logger: logging.Logger) -> None:
-    """Log which job of a SLURM cluster this is, and which GPUs it has."""
-    if number := os.environ.get("SLURM_JOB_ID"):
-        restarts = os.environ.get("SLURM_RESTART_COUNT", 0)
-        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        text = "SLURM job %s on %s, restarted %s times; CUDA_VISIBLE_DEVICES=%s."
-        logger.info(text, number, os.uname().nodename, restarts, gpus)
+    return result if isinstance(result, int) else 0

@@ -28,6 +28,10 @@ from latteclip.core.terminal import paint
 from latteclip.data import folder_files
 
 OfJob = Callable[[Any], Any]  # a function of a job's wildcards, as Snakemake takes it
+SHARING = {  # threads of stages of which several jobs share the cores of this machine
+    "finetune": job_resources.training_threads,
+    "caption": job_resources.caption_threads,
+}
 
 
 def one_of(names: Iterable[str]) -> str:
@@ -70,14 +74,8 @@ class RuleFunctions:
     """Inputs, parameters and resources of jobs, by the configuration and the machine."""
 
     def __init__(self, workflow: Any, config: Mapping[str, Any]) -> None:
-        """Load the configuration.
-
-        Args:
-            workflow: the object that Snakemake gives to a Snakefile.
-            config: what the command line or, in a module, the other workflow gives.
-        """
-        self._workflow = workflow
-        self._config = config
+        """Load the configuration, with `config` of the command line or of another workflow."""
+        self._workflow, self._config = workflow, config
         self._is_module = not workflow.modifier.is_main_snakefile()
         self._provider = workflow.storage_settings.default_storage_provider
         self._results = workflow.modifier.path_modifier.apply_default_storage("results")
@@ -98,8 +96,7 @@ class RuleFunctions:
         else:
             # Snakemake reads files of --configfile too, but accepts a key given twice.
             layers.given([], self._workflow.configfiles)
-            counts = self._notes_shards and self._workflow.is_main_process
-            gpus_here = free_gpus() if counts else 1
+            gpus_here = free_gpus() if self._notes_shards and self._workflow.is_main_process else 1
             loaded = Configuration(layers.defaults(), self._config, gpus=gpus_here)
         if not self._workflow.remote_exec:  # the sender of the job has checked
             checks.refuse_unready(loaded)
@@ -113,20 +110,16 @@ class RuleFunctions:
 
         def answer(wildcards: Any) -> Any:
             values = {**dict(wildcards.items()), **fixed}
-            named = {key: value for key, value in values.items() if key in names}
-            return function(self.configuration, **named)
+            return function(self.configuration, **{k: v for k, v in values.items() if k in names})
 
         return answer
 
     def given_if(self, condition: Callable[..., Any], path: str, **fixed: Any) -> OfJob:
         """Return an input, with wildcards, that a condition on the configuration decides."""
         wanted = self.given(condition, **fixed)
-
-        def answer(wildcards: Any) -> list[str]:
-            named = {**dict(wildcards.items()), **fixed}
-            return [path.format(**named)] if wanted(wildcards) else []
-
-        return answer
+        return lambda wildcards: (
+            [path.format(**{**dict(wildcards.items()), **fixed})] if wanted(wildcards) else []
+        )
 
     def given_each(self, function: Callable[..., Any], key: str) -> OfJob:
         """Return the values of one key of each of several runs, as inputs."""
@@ -134,23 +127,20 @@ class RuleFunctions:
         return lambda wildcards: [run[key] for run in answer(wildcards) if run.get(key)]
 
     def given_json(self, function: Callable[..., Any], **fixed: Any) -> OfJob:
-        """Return the same with its result as JSON."""
+        """Return `given` with its result as JSON."""
         answer = self.given(function, **fixed)
         return lambda wildcards: as_json(answer(wildcards))
 
-    def given_unstored(self, function: Callable[..., Any], **fixed: Any) -> OfJob:
-        """Return the same for inputs that no storage holds."""
-        answer = self.given(function, **fixed)
-        return lambda wildcards: self.unstored(answer(wildcards))
-
     def unstored(self, files: Any) -> Any:
-        """Return inputs that no storage holds: code, and files of the user.
+        """Return inputs, or their function, that no storage holds: code and files of the user.
 
-        Where a storage holds the results (docs/cluster.md), Snakemake looks there for all inputs
-        but sources of the workflow. Local files would bind a job to this machine.
+        Where a storage holds the results, Snakemake looks there for all inputs but sources of the
+        workflow. Local files would bind a job to this machine.
         """
         if self._provider is None:
             return files
+        if callable(files):
+            return lambda wildcards: self.unstored(files(wildcards))
         if isinstance(files, str):
             return sourcecache_entry(files, files)
         return [self.unstored(file) for file in files]
@@ -198,20 +188,13 @@ class RuleFunctions:
         return cores, (limit.value if limit else free_gpus()) if self.has_gpus() else None
 
     def threads_of(self, stage: str) -> OfJob:
-        """Return the threads of a stage, at most the cores of this machine.
-
-        Trainings and captioning jobs that run at once on this machine share its cores.
-        """
-        shared = {
-            "finetune": job_resources.training_threads,
-            "caption": job_resources.caption_threads,
-        }.get(stage)
+        """Return the threads of a stage: jobs that run at once on this machine share its cores."""
 
         def threads(wildcards: Any) -> int:
             wanted = int(self.configuration.section("threads", wildcards.dataset)[stage])
             if self.on_cluster():
                 return wanted
-            if shared:
+            if shared := SHARING.get(stage):
                 return shared(self.configuration, wildcards.dataset, *self._cores_and_gpus())
             return min(wanted, _cores())
 
@@ -246,8 +229,7 @@ class RuleFunctions:
     def _images(self, wildcards: Any, input: Any) -> int:
         """Return the images of the index, or of the dataset's file if there is no index here.
 
-        Raises:
-            FileNotFoundError: there is no index yet. Snakemake asks again later.
+        FileNotFoundError: there is no index yet. Snakemake asks again later.
         """
         if "images" not in input.keys() or self._provider not in (None, "fs"):
             counts = self.configuration.section("split", wildcards.dataset).get("counts", {})
@@ -288,19 +270,16 @@ class RuleFunctions:
         """Print the error messages of failed jobs last, also with --quiet."""
         scheduler = self._workflow.scheduler
         lines = [
-            paint(
-                run_messages.failure(job.rule.name, dict(job.wildcards.items()), job.log),
-                "red",
-                sys.stderr,
-            )
+            run_messages.failure(job.rule.name, dict(job.wildcards.items()), job.log)
             for each in (*scheduler.failed, *scheduler.running)  # failed, or stopped
             for job in (each.jobs if each.is_group() else [each])
         ]
-        atexit.register(self._print, lines, is_error=True)
+        lines = [paint(line, "red", sys.stderr) for line in lines]
+        atexit.register(print, "", *lines, sep="\n", file=sys.stderr, flush=True)
 
-    def _print(self, lines: Iterable[str], is_error: bool = False) -> None:
-        """Print to stderr as Snakemake does; `--quiet all` lets errors through only."""
-        if is_error or Quietness.ALL not in (self._workflow.output_settings.quiet or ()):
+    def _print(self, lines: Iterable[str]) -> None:
+        """Print to stderr as Snakemake does, but not with `--quiet all`."""
+        if Quietness.ALL not in (self._workflow.output_settings.quiet or ()):
             print("", *lines, sep="\n", file=sys.stderr, flush=True)
 
 

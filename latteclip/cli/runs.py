@@ -7,9 +7,8 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from latteclip.core.errors import UserError
 from latteclip.core.files import read_object, write_json
@@ -32,18 +31,16 @@ def note_run() -> None:
 
 def describe_lock(unlock: str) -> str | None:
     """Return the sentence on the lock of the current folder, with the command that removes it."""
-    taken = [path.stat().st_mtime for path in LOCKS.glob("*.lock")]
-    if not taken:
+    taken = max((path.stat().st_mtime for path in LOCKS.glob("*.lock")), default=None)
+    if taken is None:
         return None
     owner = "a run that is just starting, or was killed then"
     # A note that is older than the lock is of an earlier run.
-    if LOCK_NOTE.is_file() and LOCK_NOTE.stat().st_mtime >= max(taken):
+    if LOCK_NOTE.is_file() and LOCK_NOTE.stat().st_mtime >= taken:
         run = read_object(LOCK_NOTE, ("host", "process"))
         owner = f"process {run['process']} on {run['host']}"
-        if run["host"] == socket.gethostname():
-            if Path("/proc", str(run["process"])).exists():
-                return f"A run works in this folder: {owner}, this machine."
-            owner += ", which is gone"
+        if run["host"] == socket.gethostname() and Path("/proc", str(run["process"])).exists():
+            return f"A run works in this folder: {owner}, this machine."
     return (
         f"Snakemake's lock of this folder is of {owner}. If no run works here, remove the lock: "
         f"{unlock}"
@@ -53,18 +50,13 @@ def describe_lock(unlock: str) -> str | None:
 def note_options(
     datasets: Mapping[str, str], config: Mapping[str, Any], deployment: Sequence[str]
 ) -> None:
-    """Note the options of a run, for `latteclip status`.
+    """Note the options of a run, for `latteclip status`: its `config` and --sdm.
 
-    Args:
-        datasets: keys below results, and those that the configuration names.
-        config: --config laid over the contents of --configfile.
-        deployment: --sdm.
+    `datasets` are keys below results, with those that the configuration names.
     """
-    values = {
-        "config": {**config, "dataset": list(datasets.values())},
-        "deployment": sorted(deployment),
-    }
+    whole = {**config, "dataset": list(datasets.values())}
     for dataset in datasets:
+        values = {"config": whole, "deployment": sorted(deployment)}
         write_json(OPTION_NOTES / f"{dataset}.json", values)
 
 
@@ -79,46 +71,27 @@ def noted_datasets() -> list[str]:
     return sorted(path.stem for path in OPTION_NOTES.glob("*.json"))
 
 
-@dataclass(frozen=True)
-class QueuedJob:
-    """A job that waits or runs."""
+class QueuedJob(NamedTuple):
+    """A job of a workflow that waits or runs."""
 
     id: str
-    state: str  # PENDING, RUNNING, ...
-    reason: str  # why it waits, in SLURM's word
-    elapsed: str
-    limit: str
     name: str  # rule and wildcards
-
-    def __str__(self) -> str:
-        if self.state == "PENDING":
-            return f"waits: {self.reason}"
-        return f"{self.state.lower()} for {self.elapsed} of {self.limit}"
+    state: str  # waits: Resources
 
 
 def queue() -> list[QueuedJob]:
-    """Return the user's jobs of workflows that run here, by a SLURM cluster if there is one.
-
-    Raises:
-        UserError: SLURM does not answer.
-    """
+    """Return the jobs of workflows in this folder, or raise UserError if SLURM does not answer."""
     if shutil.which("squeue") is None:
         return []
-    command = ["squeue", "--me", "--noheader", "--format", "\t".join(FIELDS)]
-    try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=True)
-    except subprocess.TimeoutExpired:
-        raise UserError(f"squeue gave no answer in {TIMEOUT} s; is the cluster up?") from None
-    except subprocess.CalledProcessError as error:
-        lines = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
-        raise UserError(f"squeue fails: {lines[-1]}") from None
     jobs = []
-    for line in run.stdout.splitlines():
+    command = ("squeue", "--me", "--noheader", "--format", "\t".join(FIELDS))
+    for line in output_of(*command, remedy="is the cluster up?"):
         number, state, reason, elapsed, limit, working_folder, comment = line.split("\t")
         rule = RULE.fullmatch(comment)
         if rule and Path(working_folder).resolve() == Path.cwd():
-            name = " ".join(filter(None, rule.groups()))
-            jobs.append(QueuedJob(number, state, reason, elapsed, limit, name))
+            runs = f"{state.lower()} for {elapsed} of {limit}"
+            text = f"waits: {reason}" if state == "PENDING" else runs
+            jobs.append(QueuedJob(number, " ".join(filter(None, rule.groups())), text))
     return jobs
 
 
@@ -130,8 +103,23 @@ def refuse_second_run() -> None:
         log.warning("Jobs of earlier runs were not looked for: %s", error)
         return
     if jobs:
+        number, name, state = jobs[0]
         raise UserError(
-            f"SLURM still has {len(jobs)} jobs of another run in this folder, the first is "
-            f"{jobs[0].name} (job {jobs[0].id}, {jobs[0]}). Wait for that run; if its snakemake is "
-            f"gone, wait for the jobs or end them: scancel {' '.join(job.id for job in jobs)}"
+            f"SLURM still has {len(jobs)} jobs of another run in this folder, the first is {name} "
+            f"(job {number}, {state}). Wait for that run; if its snakemake is gone, wait for the "
+            f"jobs or end them: scancel {' '.join(job.id for job in jobs)}"
         )
+
+
+def output_of(*command: str, remedy: str, timeout: float = TIMEOUT) -> list[str]:
+    """Return the lines that a program prints, or raise UserError with the last one if it fails."""
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=True)
+    except subprocess.TimeoutExpired:
+        problem = f"no answer in {timeout} s"
+    except subprocess.CalledProcessError as error:
+        lines = (error.stderr.strip() or error.stdout.strip()).splitlines()
+        problem = lines[-1].strip() if lines else f"exit status {error.returncode}"
+    else:
+        return run.stdout.splitlines()
+    raise UserError(f"{Path(command[0]).name} fails ({problem}); {remedy}")

@@ -117,7 +117,7 @@ def free() -> int:
 
 def _memory_in_use() -> dict[str, int]:
     """Return the MiB in use on whole GPUs by UUID, as far as NVIDIA's tool says."""
-    return {uuid: int(used) for uuid, used in _query("uuid,memory.used") if used.isdigit()}
+    return {uuid: int(used) for uuid, used in query("uuid,memory.used") if used.isdigit()}
 
 
 def _uuid_of(name: str, found: Mapping[str, Sequence[str]]) -> str:
@@ -156,7 +156,7 @@ def _nvidia_smi(*options: str) -> list[str]:
     raise UserError(f"nvidia-smi fails with status {run.returncode} ({reason}); {REPAIR}.")
 
 
-def _query(fields: str) -> list[list[str]]:
+def query(fields: str) -> list[list[str]]:
     """Return fields of each whole GPU."""
     lines = _nvidia_smi(f"--query-gpu={fields}", "--format=csv,noheader,nounits")
     return [line.split(", ", fields.count(",")) for line in lines]
@@ -170,7 +170,7 @@ def refuse_unusable(torch_version: str, cuda: str | None, *, sees_none: bool = F
     usable = visible().values()
     if not usable:
         return
-    cards = _query("uuid,driver_version,compute_cap,name")
+    cards = query("uuid,driver_version,compute_cap,name")
     driver = cards[0][1] if cards else ""
     major = int((cuda or "0").partition(".")[0])
     old = [

@@ -12,7 +12,7 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -44,16 +44,26 @@ BENCHMARK_PLACE = "{c}"  # for our {}
 LIMIT = 1.8e9  # bytes of weights above which they get a separate file: a graph holds 2 GB
 
 
-def export(model: str, destination: str, form: str, licence: str | None = None) -> str:
-    """Write a fine-tuned model to a new folder, whole or not at all. Return how to upload it.
+def export(
+    model: str,
+    destination: str,
+    /,
+    format: Literal["open_clip", "transformers", "onnx"],
+    licence: str | None = None,
+) -> str:
+    """Write a tuned model as open_clip, transformers or ONNX load it.
 
-    The arguments are those of `latteclip export`, and `form` is a key of FORMS.
+    Args:
+        model: results/<dataset>, for the chosen model, or results/<dataset>/<method>/seed<n>/model
+        destination: new or empty folder
+        format: the library that loads it
+        licence: of the weights, as the hub spells it: mit, apache-2.0, cc-by-nc-4.0, ...
     """
     folder = new_folder(destination)
     opened = finetuned.load(model, torch.device("cpu"))
-    if opened.eyes_widths and form != "open_clip":
+    if opened.eyes_widths and format != "open_clip":
         raise UserError(
-            f"{model} needs features of image models beside CLIP, which --format {form} cannot "
+            f"{model} needs features of image models beside CLIP, which --format {format} cannot "
             "hold; use --format open_clip, or another model of the dataset."
         )
     if folder.is_relative_to(opened.folder.resolve()):
@@ -62,14 +72,14 @@ def export(model: str, destination: str, form: str, licence: str | None = None) 
     templates = [one.replace(PLACE, BENCHMARK_PLACE) for one in opened.words.templates]
     with replacing(folder) as temporary:
         temporary.mkdir()
-        FORMS[form](opened, temporary)
+        FORMS[format](opened, temporary)
         shutil.copyfile(opened.folder / CLASSIFIER, temporary / CLASSIFIER)
         write_json(temporary / BENCHMARK_CLASSNAMES, {origin["dataset"]: opened.classnames})
         write_json(temporary / BENCHMARK_TEMPLATES, {origin["dataset"]: templates})
-        model_card(opened, origin, form, licence).save(temporary / "README.md")
+        model_card(opened, origin, format, licence).save(temporary / "README.md")
         hashing.write_sums(temporary)
-    log.info("%s: %d classes as %s.", destination, len(opened.classnames), form)
-    return f"hf upload <user>/<name> {destination}"
+    log.info("%s: %d classes as %s.", destination, len(opened.classnames), format)
+    return f"To upload it: hf upload <user>/<name> {destination}"
 
 
 def _open_clip(opened: finetuned.FinetunedModel, folder: Path) -> None:

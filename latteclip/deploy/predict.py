@@ -18,7 +18,7 @@ from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import pyarrow as pa
 import torch
@@ -39,6 +39,7 @@ from latteclip.deploy.model_origin import abstention_threshold, result_file
 
 log = logging.getLogger(__name__)
 STDIN = "-"
+SKIPPED = 3  # exit status: some images could not be decoded
 DETECTOR = "classifiers/unknown.safetensors"  # in a dataset's results
 ROWS = 10_000  # of a Parquet row group: small ones would fill the footer
 COLUMNS = pa.schema(
@@ -192,33 +193,58 @@ class ReadableFiles(loader.ImageFiles):
 
 def predict(
     model: str,
-    words: Sequence[str],
-    output: str | None,
+    paths: Sequence[str],
+    /,
     *,
-    topk: int,
+    output: str | None = None,
+    topk: int = 1,
+    batch_size: int = 256,
+    precision: Literal["bf16", "fp16", "float32"] = "bf16",
+    device: str,
+    threads: int,
     unknown: bool = False,
     abstain: float | None = None,
-    **loading: Any,
 ) -> int:
-    """Write predictions of the images that `words` name, and return how many were skipped.
+    """Classify images with a tuned model.
 
-    See `image_paths`, `writer_of` and Classifier for the arguments.
+    Images that cannot be decoded are reported on stderr and left out; the exit status is then 3.
+    score is that of the model's classifier, such as the cosine of image and prototype; probability
+    is the softmax of the scaled scores over all classes.
+
+    Args:
+        model: results/<dataset>, for the chosen model, or results/<dataset>/<method>/seed<n>/model
+        paths: image, folder (with all below it), glob, or - for a list on stdin
+        output: .csv, .jsonl or .parquet file (default: CSV on stdout)
+        topk: classes per image (default: 1)
+        batch_size: images encoded at once (default: 256)
+        precision: of a GPU's arithmetic (default: bf16)
+        unknown: mark images that belong to none of the classes (unknown_score, is_unknown)
+        abstain: mark the least certain predictions (abstained), so that with 95 % probability at
+            most this share of all is wrong and not marked, by the answers of latteclip teach
     """
     write = writer_of(output)  # refuses a bad suffix before the work
-    paths = image_paths(words, sys.stdin.buffer)
-    classifier = Classifier(model, unknown=unknown, abstain=abstain, **loading)
+    files = image_paths(paths, sys.stdin.buffer)
+    classifier = Classifier(
+        model,
+        device=device,
+        threads=threads,
+        batch_size=batch_size,
+        precision=precision,
+        unknown=unknown,
+        abstain=abstain,
+    )
     n = Counter[str]()
 
     def counted() -> Iterator[Prediction]:
-        for one in classifier.predictions(paths, topk):
+        for one in classifier.predictions(files, topk):
             n.update(classified=1, abstained=bool(one.abstained))
             yield one
 
     write(counted(), topk, UNKNOWN * unknown + ["abstained"] * (abstain is not None))
     abstained = f", abstained from {n['abstained']}" if abstain is not None else ""
-    n_skipped = len(paths) - n["classified"]
+    n_skipped = len(files) - n["classified"]
     log.info("Classified %d images%s, skipped %d.", n["classified"], abstained, n_skipped)
-    return n_skipped
+    return SKIPPED if n_skipped else 0
 
 
 # --- image files --------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 
-from latteclip.cli import arguments, commands, main, stages
+from latteclip.cli import arguments, commands, main
 from latteclip.core.files import replacing
 from latteclip.train import finetune
 
@@ -39,7 +39,7 @@ def test_help_and_configuration_import_nothing_heavy(code):
 
 
 def test_every_command_has_help(capsys):
-    names = [*commands.COMMANDS, *stages.STAGES]
+    names = [*commands.COMMANDS, *commands.STAGES]
     for command in map(main._dashed, names):
         with pytest.raises(SystemExit) as caught:
             main.main([command, "--help"])

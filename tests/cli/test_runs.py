@@ -90,9 +90,9 @@ def test_the_queue_holds_the_jobs_of_the_folder(listing, tmp_path, monkeypatch):
         (*RUNNING[:-1], "link", "rule_all"),
     )
     assert runs.queue() == [
-        QueuedJob("3", "PENDING", "Resources", "0:00", "2:00:00", "finetune demo_flyp_0"),
-        QueuedJob("4_2", "RUNNING", "None", "1:05", "20:00", "caption_images_shard demo_2_4"),
-        QueuedJob("4_2", "RUNNING", "None", "1:05", "20:00", "all"),
+        QueuedJob("3", "finetune demo_flyp_0", "waits: Resources"),
+        QueuedJob("4_2", "caption_images_shard demo_2_4", "running for 1:05 of 20:00"),
+        QueuedJob("4_2", "all", "running for 1:05 of 20:00"),
     ]
 
 

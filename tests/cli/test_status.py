@@ -15,12 +15,12 @@ def test_a_dataset_is_looked_at_with_the_options_of_its_last_run(tmp_path, monke
     runs.note_options({"c_64": "c"}, {"limit": 64}, [])
     of_two = ['image_dir="photos"', "seeds=1", 'captioner={"revision": null}', 'dataset=["a", "b"]']
     assert list(status._options(["a", "b", "c_64", "dtd"], [], [], [])) == [
-        ["--config", "dataset=dtd"],
         ["--config", *sorted(of_two[:3]), of_two[3], "--sdm", "conda"],
         ["--config", "limit=64", 'dataset=["c"]'],
+        ["--config", 'dataset=["dtd"]'],
     ]
     given = status._options(["a"], ["seeds=2"], [], [])
-    assert list(given) == [["--config", "seeds=2", "dataset=a"]]
+    assert list(given) == [["--config", "seeds=2", 'dataset=["a"]']]
     read = Configuration(layers.defaults(project=None), snakemake_cli.parse_config(of_two[1:3]))
     assert (read.seeds, read.section("captioner", "dtd")["revision"]) == ([0], None)
     assert runs.noted_datasets() == ["a", "b", "c_64"]

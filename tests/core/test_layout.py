@@ -7,7 +7,7 @@ from pathlib import Path
 
 from support.tiny import ROOT
 
-from latteclip.cli.stages import STAGES
+from latteclip.cli.commands import STAGES
 
 PACKAGE = ROOT / "latteclip"
 # In the order in which they may use each other: a room uses those before it, and itself.

@@ -13,10 +13,10 @@ rule caption_images:
             lambda c, dataset: "{}" in c.section("prompts", dataset)["image"],
             "results/{dataset}/pseudo_labels.parquet",
         ),
-        own=given_unstored(stage_params.user_file, key="captioner.images_file"),
+        own=unstored(given(stage_params.user_file, key="captioner.images_file")),
         captioner_model=given(stage_params.hub_model, section="captioner"),
         code=sources("latteclip.captions.caption"),
-        engine_code=given_unstored(stage_params.engine_code),
+        engine_code=unstored(given(stage_params.engine_code)),
     output:
         "results/{dataset}/captions/images.parquet",
     log:
@@ -65,10 +65,10 @@ rule caption_groups:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        own=given_unstored(stage_params.user_file, key="captioner.groups_file"),
+        own=unstored(given(stage_params.user_file, key="captioner.groups_file")),
         captioner_model=given(stage_params.hub_model, section="captioner"),
         code=sources("latteclip.captions.caption"),
-        engine_code=given_unstored(stage_params.engine_code),
+        engine_code=unstored(given(stage_params.engine_code)),
     output:
         "results/{dataset}/captions/groups.parquet",
     log:
@@ -118,10 +118,10 @@ rule score_classes:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        own=given_unstored(stage_params.user_file, key="scores.file"),
+        own=unstored(given(stage_params.user_file, key="scores.file")),
         captioner_model=given(stage_params.hub_model, section="captioner"),
         code=sources("latteclip.captions.score_classes"),
-        engine_code=given_unstored(stage_params.engine_code),
+        engine_code=unstored(given(stage_params.engine_code)),
     output:
         "results/{dataset}/class_scores.parquet",
     log:

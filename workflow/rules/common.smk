@@ -21,7 +21,6 @@ given = functions.given
 given_if = functions.given_if
 given_each = functions.given_each
 given_json = functions.given_json
-given_unstored = functions.given_unstored
 unstored = functions.unstored
 sources = functions.sources
 as_found = functions.as_found

@@ -43,7 +43,7 @@ rule download_dataset:
 # those is a parameter instead.
 rule index_images:
     input:
-        made=given_unstored(stage_params.made_folder),
+        made=unstored(given(stage_params.made_folder)),
         code=sources("latteclip.data.index_images"),
     output:
         images="results/{dataset}/images.parquet",

@@ -112,7 +112,7 @@ rule propagate_labels:
 rule score_audit:
     input:
         # The order of the images, and the answers about them.
-        answers=given_unstored(stage_params.answers),
+        answers=unstored(given(stage_params.answers)),
         metrics=given_each(stage_params.audited_runs, "metrics"),
         predictions=given_each(stage_params.audited_runs, "predictions"),
         train_predictions=given_each(stage_params.audited_runs, "train_predictions"),

@@ -71,7 +71,7 @@ rule fuse_labels:
             lambda c, dataset: not c.scores_classes(dataset), CAPTIONS, kind="image"
         ),
         class_scores=given_if(Configuration.scores_classes, CLASS_SCORES),
-        answers=given_unstored(stage_params.teaching_answers),
+        answers=unstored(given(stage_params.teaching_answers)),
         eyes=given(stage_params.image_features),
         clip_model=given(stage_params.hub_model, section="clip"),
         code=sources("latteclip.labels.fuse_labels"),

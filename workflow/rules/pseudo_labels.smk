@@ -35,7 +35,7 @@ rule score_unknown:
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
         class_scores=given_if(Configuration.scores_classes, CLASS_SCORES),
-        answers=given_unstored(stage_params.teaching_answers),
+        answers=unstored(given(stage_params.teaching_answers)),
         code=sources("latteclip.labels.score_unknown"),
     output:
         scores="results/{dataset}/unknown.parquet",

@@ -46,7 +46,7 @@ rule find_learning_rate:
         image_prototypes=given(stage_params.image_prototypes_of_method),
         clip_model=given(stage_params.hub_model, section="clip"),
         code=sources("latteclip.train.find_learning_rate"),
-        objective_code=given_unstored(stage_params.objective_code),
+        objective_code=unstored(given(stage_params.objective_code)),
     output:
         "results/{dataset}/{method}/learning_rate.json",
     log:
@@ -87,7 +87,7 @@ rule finetune:
         ),
         clip_model=given(stage_params.hub_model, section="clip"),
         code=sources("latteclip.train.finetune"),
-        objective_code=given_unstored(stage_params.objective_code),
+        objective_code=unstored(given(stage_params.objective_code)),
     output:
         model=directory("results/{dataset}/{method}/seed{seed}/model"),
         history="results/{dataset}/{method}/seed{seed}/history.parquet",
