@@ -71,6 +71,7 @@ OPTIONS = {
     "results": "a dataset's folder: results/<dataset>",
     "scores": "which classes are scored, and how",
     "shard": "which part of how many",
+    "shell": "its name",
     "store": "folder of the answers that outlive this run (default: they are not cached)",
     "threads": "CPU threads (default: all)",
 }

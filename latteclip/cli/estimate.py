@@ -1,9 +1,4 @@
-"""Estimate the cost of a full run of a dataset from a limited run.
-
-A job's time is loading, which is the same for any number of images, and work, which grows with the
-images or with the steps of a training. Logs and histories have the time of work of some stages. Of
-the others only bounds are known: a few images are too few to tell work from loading.
-"""
+"""Estimate the cost of a full run of a dataset from a limited run, as NOTE says."""
 
 import re
 import textwrap

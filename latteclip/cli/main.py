@@ -142,9 +142,6 @@ def completion(shell: Literal["bash", "zsh", "fish", "tcsh"], /) -> None:
       zsh  (~/.zshrc, after compinit)   eval "$(latteclip completion zsh)"
       fish (~/.config/fish/config.fish) latteclip completion fish | source
       tcsh (~/.tcshrc)                  eval "`latteclip completion tcsh`"
-
-    Args:
-        shell: its name
     """
     import shtab
 

@@ -41,10 +41,7 @@ def describe_lock(unlock: str) -> str | None:
         owner = f"process {run['process']} on {run['host']}"
         if run["host"] == socket.gethostname() and Path("/proc", str(run["process"])).exists():
             return f"A run works in this folder: {owner}, this machine."
-    return (
-        f"Snakemake's lock of this folder is of {owner}. If no run works here, remove the lock: "
-        f"{unlock}"
-    )
+    return f"The lock is of {owner}. If no run works here, remove the lock: {unlock}"
 
 
 def note_options(

@@ -89,11 +89,10 @@ def test_a_folder_of_images_is_estimated_by_the_options_of_its_limited_run(limit
 
 
 def test_what_the_limited_run_does_not_tell_is_said(limited):
-    (limited / "image_prototypes" / "seed0" / "benchmarks" / "assemble_model.jsonl").unlink()
     (limited / "report.html").unlink()
     (limited / "logs" / "caption_images.log").write_text("Asked 0 requests about 64 rows in 0.0 s")
     found = estimate.estimate(["demo"], CONFIG, [])
-    assert "upper bounds" in found and "not finished" in found and "earlier runs" in found
+    assert "not finished" in found and "earlier runs" in found
 
 
 @pytest.mark.parametrize("arguments", [["dtd"], ["--config", "dataset=dtd", "limit=8"]])
