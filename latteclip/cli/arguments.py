@@ -66,6 +66,7 @@ OPTIONS = {
     "no_browser": "print the address alone",
     "offline": "write a page that needs no server, to answer elsewhere",
     "others": "folder of earlier results, of which other datasets are added",
+    "plan": "the order in which the images were drawn",
     "port": "of the page (default: any that is free)",
     "prompt": "the question, with {} for the pseudo-label",
     "results": "a dataset's folder: results/<dataset>",
