@@ -247,7 +247,7 @@ def main() -> None:
             predict(
                 str(root / "model"),
                 paths,
-                str(root / "out.jsonl"),
+                output=str(root / "out.jsonl"),
                 topk=TOPK,
                 batch_size=BATCH,
                 precision="bf16",

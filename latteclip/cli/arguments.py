@@ -164,7 +164,7 @@ def run(module: str, name: str, arguments: argparse.Namespace) -> Any:
     hints = get_type_hints(function)
     signature = inspect.signature(function)
     values = {key: _value(hints[key], getattr(arguments, key), key) for key in signature.parameters}
-    bound = inspect.BoundArguments(signature, values)  # type: ignore[arg-type]
+    bound = inspect.BoundArguments(signature, values)
     return function(*bound.args, **bound.kwargs)
 
 

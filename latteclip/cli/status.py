@@ -208,7 +208,8 @@ def _table(jobs: pd.DataFrame) -> Iterator[str]:
         title = paint(for_terminal(str(name)), "bold", sys.stdout)
         yield f"{title}: {done} of {len(of_dataset)} jobs done"
         alike = of_dataset.groupby(["rule", "method", "state", "why"], sort=False)
-        for (rule, run, state, why), seeds in alike["seed"]:
+        for key, seeds in alike["seed"]:
+            rule, run, state, why = map(str, key)
             if numbers := [*seeds.dropna()]:
                 run += f", seed{'s' * (len(numbers) > 1)} {', '.join(numbers)}"
             colour = paint(f"{state:7}", COLOURS[state], sys.stdout)
