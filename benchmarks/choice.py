@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from trainings import flyp_settings, training_files
 
 from latteclip.clip.classifier import load_classifier
 from latteclip.core import tables
@@ -32,15 +33,7 @@ from latteclip.evaluate.select_model import (
 from latteclip.labels import calibrate_zero_shot, fuse_labels
 from latteclip.labels.predictors import FusionSettings
 from latteclip.train import finetune
-from latteclip.train.data import TrainingFiles
-from latteclip.train.settings import (
-    Compute,
-    Finetune,
-    FinetuneSettings,
-    auto_batch_size,
-    auto_epochs,
-    steps_per_epoch,
-)
+from latteclip.train.settings import auto_epochs
 
 SEEDS = 3
 SHARE = 0.1
@@ -155,37 +148,18 @@ def _tune(args: argparse.Namespace, folder: Path, name: str, seed: int) -> None:
         return
     recipe, fold = RECIPES[name], Fold(SHARE, seed, SEEDS)
     epochs = max(1, round(auto_epochs(args.images) * recipe.epochs))
-    size = auto_batch_size(args.images)
-    steps = epochs * steps_per_epoch(args.images, size)
-    section = Finetune(
-        *(epochs, steps // 10, size, 1, args.rate * recipe.rate),
-        *(0.9, 0.98, 1e-6, 0.2, "frozen"),
-    )
-    embeddings = args.results / "class_embeddings.safetensors"
-    _, described = load_classifier(str(embeddings))
-    settings = FinetuneSettings(
-        model=described["model"],
-        pretrained=described["pretrained"],
-        template=args.template,
-        objective="flyp",
-        finetune=section,
-        pseudo_labels="fused",
-        compute=Compute(cache_gib=4),
-        fold=fold,
-    )
-    place = folder / name / f"seed{seed}"
-    images, pseudo_labels = (str(folder / name) for name in ("images.parquet", PSEUDO_LABELS))
+    rate = args.rate * recipe.rate
+    settings = flyp_settings(args.results, args.template, fold, epochs=epochs, lr=rate)
+    place, files = folder / name / f"seed{seed}", training_files(folder)
     model, history = str(place / "model"), str(place / "history.parquet")
-    labels = str(folder / "fused_labels.parquet")
     finetune.finetune(
-        TrainingFiles(images, pseudo_labels, fused_labels=labels),
-        *(settings, model, history, str(place / "checkpoint")),
+        *(files, settings, model, history, str(place / "checkpoint")),
         seed=seed,
         device="cpu",
         threads=1,
     )
     evaluation.evaluate(
-        *(images, pseudo_labels, model, history),
+        *(files.images, files.pseudo_labels, model, history),
         evaluation.EvaluateSettings(batch_size=64, topk=TOPK, fold=fold),
         dataset=dataset,
         method=method,

@@ -8,17 +8,17 @@ the rate where it falls fastest, and a tenth of the rate where it is lowest.
 """
 
 import argparse
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from trainings import flyp_settings, training_files
 
-from latteclip.clip.classifier import load_classifier
 from latteclip.core.signals import Signals
-from latteclip.train.data import TrainingFiles, schedule
-from latteclip.train.settings import Compute, Finetune, FinetuneSettings, Recipe
-from latteclip.train.training import DivergedError, Setup, prepare_training
+from latteclip.train.data import schedule
+from latteclip.train.settings import Recipe
+from latteclip.train.training import DivergedError, Setup
 
 LOW, HIGH = 1e-6, 1e-1
 SMOOTHING = 0.9  # of the loss, from step to step
@@ -47,27 +47,12 @@ def main() -> None:
 
 def range_test(results: Path) -> list[tuple[float, float]]:
     """Return the rate and the loss of each step, until it is not finite or all steps are taken."""
-    _, described = load_classifier(str(results / "class_embeddings.safetensors"))
-    section = Finetune("auto", "auto", "auto", 1, "auto", 0.9, 0.98, 1e-6, 0.2, "frozen")
-    settings = FinetuneSettings(
-        model=described["model"],
-        pretrained=described["pretrained"],
-        template=described["template"],
-        objective="flyp",
-        finetune=section,
-        pseudo_labels="fused",
-        compute=Compute(cache_gib=4),
-    )
-    names = ("images.parquet", "pseudo_labels.parquet", "fused_labels.parquet")
-    images, pseudo_labels, fused = (str(results / name) for name in names)
-    files = TrainingFiles(images, pseudo_labels, fused_labels=fused)
-    setup = Setup.load(files, settings, "cpu", torch.get_num_threads())
+    settings = flyp_settings(results)
+    setup = Setup(training_files(results), settings, "cpu", torch.get_num_threads())
     n = len(setup.inputs.paths)
-    recipe = GrowingRate(**vars(replace(section.recipe(n, LOW))))
+    recipe = GrowingRate(**vars(settings.finetune.recipe(n, LOW)))
     per_epoch = recipe.steps_per_epoch(n)
     total = recipe.epochs * per_epoch
-    tokens = setup.texts.tokens
-    prepare_training(setup.clip, settings.compute, recipe.batch_norm, tokens, recipe.batch_size)
     torch.manual_seed(SEED)
     training = setup.training(recipe, Signals(), SEED)
     keys = schedule(n, recipe.batch_size, total, SEED)

@@ -71,8 +71,6 @@ def text_tower(model: torch.nn.Module) -> Any:
 def encode_images(clip: Clip, images: torch.Tensor) -> torch.Tensor:
     """Encode images [B, 3, H, W] to L2-normalised float32 features [B, D]."""
     model: Any = clip.model
-    if clip.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
     with devices.autocast(clip.device, clip.precision):
         features = _encode(clip, model.encode_image, images)
     return F.normalize(features.float(), dim=-1)

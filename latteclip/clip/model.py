@@ -42,7 +42,6 @@ class Clip:
     precision: str = "bf16"  # of both towers on CUDA, one of devices.PRECISIONS
     micro_batch: int | None = None  # images or texts encoded at once with gradients
     at_once: int | None = None  # the same without gradients, once memory ran out
-    channels_last: bool = False  # memory format of the image tower and its images
     text_tower: dict[str, Any] | None = None  # configuration of one of transformers
 
     @cached_property
@@ -185,7 +184,7 @@ def save_network(clip: Clip, folder: Path) -> None:
     """Write a new folder that stock open_clip loads by `local-dir:`."""
     folder.mkdir(parents=True)
     model: Any = clip.model
-    state = {  # copies: safetensors takes neither shared memory nor other memory formats
+    state = {  # copies: safetensors takes no shared memory
         name: tensor.clone(memory_format=torch.contiguous_format)
         for name, tensor in model.state_dict().items()
     }

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -46,7 +45,7 @@ class TrainingData:
     """The N images that are not in the test split."""
 
     paths: tables.Strings
-    sizes: npt.NDArray[np.int32]  # [N, 2] width and height of each image
+    sizes: np.ndarray  # [N, 2] width and height of each image
     labels: torch.Tensor  # [N] class that the training takes each image for
     classnames: list[str]
     texts: TrainingTexts
@@ -61,10 +60,9 @@ def read(
 ) -> TrainingData:
     """Read the inputs, and add their texts to `texts`.
 
-    Args:
-        labels: zero_shot, zero_shot_calibrated, caption, lmm, fused (without images that a person
-            found to show no class), or ground_truth, the only kind that reads labels.
-        fold: the images that are left out, and with them the captions of their groups.
+    The `labels` are zero_shot, zero_shot_calibrated, caption, lmm, fused (without images that a
+    person found to show no class), or ground_truth, the only kind that reads labels. The images of
+    the fold are left out, and the captions of groups with any of them.
     """
     table, classnames = tables.read_unlabelled(files.images, training=True)
     all_ids = table["image_id"]
@@ -101,17 +99,17 @@ def read(
         group_labels = torch.from_numpy(classes)
         del captions
     prototypes = _image_prototypes(files, image_ids, classnames)
-    ids = TrainingTexts(class_ids, image_texts, group_texts, group_labels, prototypes)
+    ids = (class_ids, image_texts, group_texts, group_labels, prototypes)
     pa.default_memory_pool().release_unused()  # Arrow keeps freed memory, here some GiB
     paths = tables.Strings(table["path"])
-    numbers = (str(kind.tolist()) for kind in vars(ids).values() if kind is not None)
+    numbers = (str(kind.tolist()) for kind in ids if kind is not None)
     content = itertools.chain(paths, map(str, pseudo_labels.tolist()), texts.texts, numbers)
     return TrainingData(
         paths=paths,
         sizes=np.stack([table[name].to_numpy() for name in ("width", "height")], axis=1),
         labels=torch.from_numpy(pseudo_labels),
         classnames=classnames,
-        texts=ids,
+        texts=TrainingTexts(texts, *ids),
         n_scheduled=len(all_ids),
         digest=digest_of(content),
         written_names=tables.read_written_names(files.images),
@@ -119,14 +117,12 @@ def read(
     )
 
 
-def _labels(files: TrainingFiles, kind: str, image_ids: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+def _labels(files: TrainingFiles, kind: str, image_ids: pa.ChunkedArray) -> np.ndarray:
     """Return the class [N] that each image is taken for."""
     if kind == "zero_shot_calibrated":
-        assert files.calibrated
-        classifier, _ = load_classifier(files.calibrated)
+        classifier, _ = load_classifier(str(files.calibrated))
         best, _ = classify(read_features(files.pseudo_labels, image_ids), classifier, 1)
-        calibrated: npt.NDArray[np.int64] = best[:, 0].numpy()
-        return calibrated
+        return np.asarray(best[:, 0])
     path, schema, column = {
         GROUND_TRUTH: (files.images, tables.IMAGES, "label"),
         "zero_shot": (files.pseudo_labels, tables.PSEUDO_LABELS, "pseudo_label"),
@@ -137,8 +133,7 @@ def _labels(files: TrainingFiles, kind: str, image_ids: pa.ChunkedArray) -> npt.
             f"{path} has no {column} for {labels.null_count} of {len(labels)} training images; "
             "take another method, or scores.kind (lmm_label needs it, caption_label excludes it)."
         )
-    known: npt.NDArray[np.int64] = labels.to_numpy().astype(np.int64)
-    return known
+    return np.asarray(labels, np.int64)
 
 
 def _image_prototypes(
@@ -158,8 +153,8 @@ def _image_prototypes(
 
 
 def _groups(
-    path: str, image_ids: pa.ChunkedArray, label_of: npt.NDArray[np.int64]
-) -> tuple[pa.ChunkedArray, npt.NDArray[np.int64]]:
+    path: str, image_ids: pa.ChunkedArray, label_of: np.ndarray
+) -> tuple[pa.ChunkedArray, np.ndarray]:
     """Return the captions and most frequent classes of groups without images that are left out.
 
     A class of images without a group gets one with an empty caption.
@@ -168,7 +163,10 @@ def _groups(
     rows = tables.find_rows(pc.list_flatten(table["members"]), image_ids, path)
     labels = iter(label_of[rows].tolist())
     sizes = pc.list_value_length(table["members"]).to_pylist()
-    found = np.array([_most_frequent([*itertools.islice(labels, n)]) for n in sizes], np.int64)
+    counts = (Counter(itertools.islice(labels, n)) for n in sizes)
+    found = np.array(
+        [LEFT_OUT if LEFT_OUT in each else each.most_common(1)[0][0] for each in counts], np.int64
+    )  # the first of equally frequent ones
     is_whole = found != LEFT_OUT
     lacking = np.setdiff1d(label_of[label_of != LEFT_OUT], found)
     captions = table["caption"].filter(pa.array(is_whole))
@@ -176,13 +174,8 @@ def _groups(
     return pa.chunked_array([*captions.chunks, empty]), np.concatenate([found[is_whole], lacking])
 
 
-def _most_frequent(labels: list[int]) -> int:
-    """Return the first of the most frequent labels, or LEFT_OUT if it is among them."""
-    return LEFT_OUT if LEFT_OUT in labels else Counter(labels).most_common(1)[0][0]
-
-
 def _or_class(
-    captions: pa.ChunkedArray, labels: npt.NDArray[np.int64], descriptions: list[str]
+    captions: pa.ChunkedArray, labels: np.ndarray, descriptions: list[str]
 ) -> pa.ChunkedArray:
     """Replace empty captions by the class description of their label."""
     instead = pa.array(descriptions, pa.string()).take(pa.array(labels))
@@ -195,8 +188,7 @@ def schedule(
 ) -> Iterator[list[tuple[int, int]]]:
     """Yield batches of keys (number of the shuffle, image) from step `start` to step `steps`.
 
-    They are cut from consecutive shuffles of the n images, so no image is ever two passes ahead of
-    another. All batches have one size, of n images at most. Memory holds one shuffle.
+    They are cut from consecutive shuffles of the n images, and all have one size, n at most.
     """
     generator = torch.Generator().manual_seed(seed)
     number, shuffle = -1, torch.empty(0)

@@ -6,7 +6,7 @@ Not in the paper. Letters: n images that are trained on, m held-out images, C cl
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,9 +18,8 @@ from latteclip.core.files import write_json
 from latteclip.core.signals import Signals, ending_in_order
 from latteclip.core.terminal import Progress
 from latteclip.train.data import TrainingFiles, schedule
-from latteclip.train.images import TrainingImages
 from latteclip.train.settings import FinetuneSettings, Recipe, auto_warmup_steps
-from latteclip.train.training import DivergedError, Setup, Training, prepare_training
+from latteclip.train.training import DivergedError, Setup, Training
 
 log = logging.getLogger(__name__)
 RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
@@ -34,17 +33,18 @@ SEED = 0  # of the choice and the order of the images
 FACTORS = torch.logspace(0, 2.5, 51)  # of cosines in a softmax
 
 
-@dataclass(frozen=True)
 class _Search:
-    """What all short trainings share."""
+    """What all short trainings share: the model, the images and the order of their keys."""
 
-    setup: Setup
-    recipe: Recipe
-    images: TrainingImages
-    trained: torch.Tensor  # [n] images that are trained on
-    held_out: torch.Tensor  # [m] images that the rates are compared on
-    pretrained: dict[str, torch.Tensor]  # state of the model
-    signals: Signals
+    def __init__(self, setup: Setup, recipe: Recipe, folder: str, signals: Signals) -> None:
+        n = len(setup.inputs.paths)
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(SEED))
+        m = min(n // HELD_OUT_EVERY, MAX_HELD_OUT)
+        self.trained, self.held_out = order[m:], order[:m]
+        self.setup, self.recipe, self.signals = setup, recipe, signals
+        self.images = setup.images(folder, SEED)
+        state = setup.clip.model.state_dict()
+        self.pretrained = {name: each.detach().cpu().clone() for name, each in state.items()}
 
     def run(self, lr: float) -> torch.Tensor:
         """Train for a few steps, and return `losses`, infinite ones if the training diverged."""
@@ -57,16 +57,15 @@ class _Search:
             [(number, int(self.trained[index])) for number, index in batch]
             for batch in schedule(n, recipe.batch_size, total, SEED)
         )
-        batches = self.setup.batches(self.images, keys)
         progress = Progress(total, f"steps at {lr:g}")
-        for _ in training.steps(batches, total, per_epoch=total):
+        for _ in training.steps(self.setup.batches(self.images, keys), total, per_epoch=total):
             progress.add(1)
         try:
             training.flush_metrics()
             losses = self.losses(training)
         except DivergedError:
             losses = torch.full((len(self.held_out),), math.inf)
-        log.info("Learning rate %g: loss %.4f of held-out images.", lr, brier_score(losses))
+        log.info("Learning rate %g: loss %.4f of held-out images.", lr, losses.mean().item())
         return losses
 
     def training(self, recipe: Recipe) -> Training:
@@ -101,24 +100,17 @@ def find_learning_rate(
     read.
     """
     with ending_in_order("Nothing was found yet: a rerun starts from the beginning.") as signals:
-        setup = Setup.load(files, settings, device, threads)
+        setup = Setup(files, settings, device, threads)
         n = len(setup.inputs.paths)
         recipe = settings.finetune.recipe(n, FALLBACK)
         if n < MIN_IMAGES:
             why = f"{n} images are too few to compare rates"
             write_json(output, {"lr": FALLBACK, "reason": why, "pretrained_loss": None, "runs": []})
             return
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(SEED))
-        m = min(n // HELD_OUT_EVERY, MAX_HELD_OUT)
-        tokens, size = setup.texts.tokens, min(recipe.batch_size, n - m)
-        prepare_training(setup.clip, settings.compute, recipe.batch_norm, tokens, size)
-        images = setup.images(str(Path(output).parent), SEED)
-        state = setup.clip.model.state_dict()
-        pretrained = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
-        search = _Search(setup, recipe, images, order[m:], order[:m], pretrained, signals)
-        pretrained_loss = brier_score(search.losses(search.training(recipe)))
+        search = _Search(setup, recipe, str(Path(output).parent), signals)
+        pretrained_loss = search.losses(search.training(recipe)).mean().item()
         losses = climb(search.run)
-        scores = {lr: brier_score(each) for lr, each in losses.items()}
+        scores = {lr: each.mean().item() for lr, each in losses.items()}
         if min(scores.values()) < pretrained_loss:
             lr, why = chosen(losses), "the highest that is not clearly worse than the best"
         else:
@@ -141,34 +133,30 @@ def climb(run: Callable[[float], torch.Tensor]) -> dict[float, torch.Tensor]:
     losses = {FIRST: run(FIRST)}
     for lr in RATES[place + 1 :]:
         losses[lr] = run(lr)
-        if is_worse(losses[lr], losses[_best(losses)]):
+        if is_worse(losses[lr], _best(losses)):
             break
-    lower = RATES[:place][::-1] if len(losses) == 2 else ()
-    for lr in lower:
+    if len(losses) > 2:
+        return losses
+    for lr in reversed(RATES[:place]):
         best = _best(losses)
         losses[lr] = run(lr)
-        if brier_score(losses[lr]) >= brier_score(losses[best]):
+        if losses[lr].mean() >= best.mean():
             break
     return losses
 
 
 def chosen(losses: Mapping[float, torch.Tensor]) -> float:
-    """Return the highest rate that is not worse than the best."""
+    """Return the highest rate that is not worse than the best, or FIRST if all diverged."""
     best = _best(losses)
-    return max((lr for lr in losses if not is_worse(losses[lr], losses[best])), default=best)
+    return max((lr for lr in losses if not is_worse(losses[lr], best)), default=FIRST)
 
 
-def _best(losses: Mapping[float, torch.Tensor]) -> float:
-    return min(losses, key=lambda lr: brier_score(losses[lr]))
-
-
-def brier_score(losses: torch.Tensor) -> float:
-    """Return the mean of squared errors of probabilities [m]."""
-    return losses.mean().item()
+def _best(losses: Mapping[float, torch.Tensor]) -> torch.Tensor:
+    return min(losses.values(), key=lambda each: each.mean().item())
 
 
 def is_worse(losses: torch.Tensor, others: torch.Tensor) -> bool:
     """Return whether losses [m] are infinite, or higher by more than a standard error."""
     differences = losses - others
     error = differences.std().item() / math.sqrt(len(differences))
-    return not math.isfinite(brier_score(losses)) or differences.mean().item() > error
+    return not losses.mean().isfinite() or differences.mean().item() > error

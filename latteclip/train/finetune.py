@@ -1,7 +1,4 @@
-"""The training loop: both CLIP towers under an objective.
-
-Letters: N training images, C classes, D embedding width.
-"""
+"""The training loop: both CLIP towers under an objective."""
 
 import json
 import logging
@@ -28,7 +25,7 @@ from latteclip.labels.label_sources import CalibratedFeatures, label_votes
 from latteclip.train import parallel
 from latteclip.train.data import TrainingFiles, schedule
 from latteclip.train.settings import AUTO, GROUND_TRUTH, FinetuneSettings
-from latteclip.train.training import DivergedError, Setup, Training, prepare_training
+from latteclip.train.training import DivergedError, Setup, Training
 
 log = logging.getLogger(__name__)
 CHECK_EVERY = 20  # steps between looks at the losses: each look waits for the device
@@ -52,24 +49,17 @@ def finetune(
 
     Only the objective `flyp_supervised` reads labels. An interrupted run resumes from its last
     checkpoint and gives the same bytes as an uninterrupted one. SIGTERM and Ctrl-C save the current
-    step. If a training diverges at a learning rate of `find_learning_rate`, the pretrained model is
-    written, marked "diverged".
-
-    Raises:
-        UserError: an input does not fit, or the training diverged at a rate set by hand.
+    step. A training that diverges at a rate of `find_learning_rate` leaves the pretrained model,
+    marked "diverged". UserError: an input does not fit, or it diverged at a rate set by hand.
     """
     new_folder(model_output)  # before the work, and not after it
     parallel.start(device)
     log.info("The training has %d threads of %s cores.", threads, os.cpu_count())
-    threads = max(1, threads // parallel.size())
     with ending_in_order("Nothing was trained yet: a rerun starts from the beginning.") as signals:
         torch.manual_seed(seed)
-        setup = Setup.load(files, settings, device, threads)
+        setup = Setup(files, settings, device, max(1, threads // parallel.size()))
         rate = read_object(files.learning_rate, ["lr"])["lr"] if files.learning_rate else None
         recipe = settings.finetune.recipe(setup.inputs.n_scheduled, rate)
-        batch_size = min(recipe.batch_size, len(setup.inputs.paths))
-        batch_norm, tokens = recipe.batch_norm, setup.texts.tokens
-        prepare_training(setup.clip, settings.compute, batch_norm, tokens, batch_size)
         auto = [key for key, value in vars(settings.finetune).items() if value == AUTO]
         settings = replace(settings, finetune=recipe)
         decisive = {key: value for key, value in asdict(settings).items() if key != "compute"}
@@ -109,7 +99,7 @@ def finetune(
 
 
 class CheckpointManager:
-    """The newest checkpoint of a training. Others in its folder stay until its end."""
+    """The newest checkpoint of a training. Those of others in its folder stay until its end."""
 
     def __init__(self, folder: str, identity: str) -> None:
         """Start the clock. `identity` is the digest of all that decides the result."""
@@ -148,7 +138,7 @@ class CheckpointManager:
         remove_left_over(self.folder)
 
     def terminated(self, training: Training) -> Terminated:
-        """Return the exception that ends the process after a signal and a checkpoint."""
+        """Return the exception that ends the process after `save`."""
         saved = f"Step {len(training.history)} is saved in {self.folder}: rerun to resume."
         return Terminated(training.stop_signal or training.signals.number, saved)
 
@@ -182,10 +172,9 @@ def _classifier(training: Training, setup: Setup) -> Classifier:
     """Return the classifier of the model. A refit head (not in the paper) has labels as votes."""
     if setup.settings.head != "refit":
         return Classifier.of(training.objective.classifier())
-    clip, inputs = setup.clip, setup.inputs
-    features = encode_files(clip, inputs.paths, training.recipe.batch_size, setup.threads)  # [N, D]
-    texts = class_embeddings(clip, setup.settings.words.template, inputs.classnames)  # [C, D]
-    scale = training.logit_scale.exp().item()
+    clip, inputs, scale = setup.clip, setup.inputs, training.logit_scale.exp().item()
+    features = encode_files(clip, inputs.paths, training.recipe.batch_size, setup.threads)
+    texts = class_embeddings(clip, setup.settings.words.template, inputs.classnames)
     images = CalibratedFeatures.of(features, texts, scale)
     fused = fuse(images, label_votes(inputs.labels, len(texts)))
     return images.classifier(fused.weights, scale)
@@ -200,11 +189,10 @@ def _write(
     history_output: str,
 ) -> None:
     """Write the model with its classifier, and the history."""
-    inputs = setup.inputs
-    words = replace(setup.settings.words, written=inputs.written_names)
+    words = replace(setup.settings.words, written=setup.inputs.written_names)
     try:
         with replacing(model_output) as folder:
-            clips.save(setup.clip, classifier, inputs.classnames, words, folder)
+            clips.save(setup.clip, classifier, setup.inputs.classnames, words, folder)
     except UserError:  # jobs of a killed Snakemake go on beside those of a rerun: the first wins
         there = Path(history_output).exists() and tables.read_metadata(history_output, "step")
         if not there or there["training"] != metadata["training"]:

@@ -1,7 +1,7 @@
 """Training images: decoded, reduced, cached, and augmented in batches on the device.
 
-The augmentation is open_clip's (RandomResizedCrop, ColorJitter and Grayscale of torchvision with
-the parameters below, no horizontal flip), but colours are not rounded between steps.
+The augmentation is open_clip's (RandomResizedCrop, ColorJitter, Grayscale), but colours are not
+rounded between steps.
 Letters: N images, B batch, K random numbers of an image, h x w its size, H x W the model's input.
 """
 
@@ -35,20 +35,19 @@ log = logging.getLogger(__name__)
 # LatteCLIP, section 4 (implementation details).
 SCALE = (0.9, 1.0)  # area of the crop as a share of the picture's
 RATIO = (3 / 4, 4 / 3)  # width over height of the crop
-# Longer over shorter side, from which on no crop of RATIO has SCALE of the area: RATIO[1] /
-# SCALE[0], rounded up. Every crop is then the largest one in the middle.
+# Longer over shorter side, from which on every crop is the largest one in the middle: no crop of
+# RATIO has SCALE of the area. RATIO[1] / SCALE[0], rounded up.
 WIDEST = 1.5
 PROBABILITIES = (0.8, 0.2)  # of colour jitter, of grey
-# Of brightness, contrast, saturation (factors) and hue (turns of its circle): the neutral values,
-# and the largest difference from them.
+# Brightness, contrast, saturation (factors) and hue (turns of its circle): the neutral values, and
+# the largest difference from them.
 UNCHANGED, STRENGTHS = (1.0, 1.0, 1.0, 0.0), (0.5, 0.5, 0.5, 0.1)
 GREY = 4  # number of the step after these four
 # Shorter side of cached images over the model's input size: a crop differs less from one of the
 # original than bilinear and bicubic resizing differ.
 MARGIN = 1.5
 ATTEMPTS = 10  # at a crop that lies within the image
-# Random numbers of an image: of the attempts, the place of the crop, the order and factors of the
-# jitter, whether it is applied and whether the image becomes grey.
+# Random numbers of an image. The last two say whether it is jittered, and whether it becomes grey.
 PARTS = {"area": ATTEMPTS, "ratio": ATTEMPTS, "place": 2, "order": 4, "factors": 4, "whether": 2}
 DRAWN = sum(PARTS.values())
 ON_CPU = 2**16  # pixels processed at once, so that they stay in the CPU's cache
@@ -74,8 +73,8 @@ def resize_for_cache(path: str, side: int) -> np.ndarray:
     image = open_rgb(path, min_side=side)
     size = tuple(cached_sizes(np.array([image.size]), side)[0].tolist())
     if size != image.size:
-        box = _middle(image.size, size)
-        image = image.resize(size, Image.Resampling.BICUBIC, box, reducing_gap=REDUCING_GAP)
+        box, gap = _middle(image.size, size), REDUCING_GAP
+        image = image.resize(size, Image.Resampling.BICUBIC, box, reducing_gap=gap)
     return np.asarray(image)
 
 
@@ -94,29 +93,27 @@ class ImageCache:
     def __init__(self, sizes: np.ndarray, in_memory: int, folder: str | Path | None) -> None:
         """Make room for `sizes` bytes [N]: `in_memory` of them in memory, others in the folder."""
         self.ends = np.cumsum(sizes, dtype=np.int64)  # [N]
+        self.starts = self.ends - sizes
         self.n_in_memory = int(np.searchsorted(self.ends, in_memory, side="right"))
         # [N, 2] height and width, 0 until the image is cached.
         self.shapes = np.frombuffer(mmap.mmap(-1, len(sizes) * 8), np.int32).reshape(-1, 2)
         self._memory = os.fdopen(os.memfd_create("latteclip"), "w+b")
         self._disk = tempfile.TemporaryFile(dir=existing(folder)) if folder else None  # noqa: SIM115
 
-    def _place(self, index: int) -> tuple[Any, int]:
-        """Return the file of an image, and where it starts there."""
-        file = self._memory if index < self.n_in_memory else self._disk
-        return file, int(self.ends[index - 1]) if index else 0
+    def _file(self, index: int) -> Any:
+        return self._memory if index < self.n_in_memory else self._disk
 
     def get(self, index: int) -> np.ndarray | None:
         """Return an image [h, w, 3], or None if it is not cached."""
         height, width = self.shapes[index].tolist()
         if not height:
             return None
-        file, start = self._place(index)
-        content = os.pread(file.fileno(), height * width * 3, start)
+        content = os.pread(self._file(index).fileno(), height * width * 3, self.starts[index])
         return np.frombuffer(content, np.uint8).reshape(height, width, 3)
 
     def put(self, index: int, image: np.ndarray) -> None:
         """Cache an image [h, w, 3] if there is room for it."""
-        file, start = self._place(index)
+        file, start = self._file(index), self.starts[index]
         if file is None or start + image.size > self.ends[index]:
             return
         with contextlib.suppress(OSError):  # the disk is full, for example
@@ -147,10 +144,10 @@ class TrainingImages(Dataset[tuple[np.ndarray, np.ndarray]]):
         in_memory /= parallel.size()
         beyond = max(0.0, taken.sum() - in_memory)
         has_room = FREE * parallel.size() * beyond <= shutil.disk_usage(existing(folder)).free
-        others = f"cached on the disk of {folder}" if has_room else "decoded each time"
         log.info(
             "Resized images take %.1f GiB: in memory %.1f at most (compute.cache_gib), others %s.",
-            *(taken.sum() / 2**30, in_memory / 2**30, others),
+            *(taken.sum() / 2**30, in_memory / 2**30),
+            f"cached on the disk of {folder}" if has_room else "decoded each time",
         )
         self.cache = ImageCache(taken, int(in_memory), folder if beyond and has_room else None)
 
@@ -167,27 +164,27 @@ class TrainingImages(Dataset[tuple[np.ndarray, np.ndarray]]):
     ) -> Iterator[torch.Tensor]:
         """Decode ahead of the model, and yield transformed images [B, 3, H, W] on its device."""
         on_gpu = device.type == "cuda"
-        workers = threads if on_gpu else 0  # without a GPU, the model keeps the CPU busy
-        # Processes that share out the batches share /dev/shm.
-        size = parallel.size() * self.cache.ends[-1] / len(self.paths)
         ready = loader(
-            self, keys, workers=workers, pinned=on_gpu, item_bytes=size, collate=_together
+            self,
+            keys,
+            workers=threads if on_gpu else 0,  # without a GPU, the model keeps the CPU busy
+            pinned=on_gpu,
+            # Processes that share out the batches share /dev/shm.
+            item_bytes=parallel.size() * self.cache.ends[-1] / len(self.paths),
+            collate=_together,
         )
-        for drawn, sizes, pixels in watched(ready):
-            parts = pixels.to(device, non_blocking=True).split((3 * sizes.prod(1)).tolist())
-            shapes = [(height, width, 3) for height, width in sizes.tolist()]
-            crops = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
-            yield self.transform(crops, drawn)
+        for drawn, shapes, pixels in watched(ready):
+            parts = pixels.to(device, non_blocking=True).split([math.prod(x) for x in shapes])
+            pictures = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+            yield self.transform(pictures, drawn)
 
 
-def _together(samples: list[tuple[np.ndarray, np.ndarray]]) -> tuple[torch.Tensor, ...]:
-    """Return random numbers [B, K], heights and widths [B, 2], and all pixels."""
+def _together(samples: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Any, ...]:
+    """Return random numbers [B, K], shapes (h, w, 3), and all pixels one after another."""
     drawn, images = zip(*samples, strict=True)
-    return (
-        torch.from_numpy(np.stack(drawn)),
-        torch.tensor([image.shape[:2] for image in images]),
-        torch.from_numpy(np.concatenate([image.reshape(-1) for image in images])),
-    )
+    pixels = np.concatenate([image.reshape(-1) for image in images])
+    shapes = [image.shape for image in images]
+    return torch.from_numpy(np.stack(drawn)), shapes, torch.from_numpy(pixels)
 
 
 def draw(seed: int, number: int, index: int) -> np.ndarray:
@@ -220,10 +217,8 @@ class Augmentation:
         device = pictures[0].device
         boxes = crops(torch.tensor([picture.shape[:2] for picture in pictures]), drawn).tolist()
         order, factors = colours(drawn)
-        factors, mean, std = (
-            devices.send(values, device)
-            for values in (factors, torch.tensor(self.mean), torch.tensor(self.std))
-        )
+        given = (factors, torch.tensor(self.mean), torch.tensor(self.std))
+        factors, mean, std = (devices.send(values, device) for values in given)
         batch = torch.empty(len(pictures), 3, *self.side, device=device)
         for rows in self._portions(order, device):
             images = torch.empty(len(rows), 3, *self.side, device=device)
@@ -283,11 +278,11 @@ def colours(drawn: torch.Tensor) -> tuple[list[list[int]], torch.Tensor]:
     """Return each image's STEPS in order, and all factors [B, 5], of ColorJitter and Grayscale."""
     part = _parts(drawn)
     factors = torch.tensor(UNCHANGED) + torch.tensor(STRENGTHS) * (2 * part["factors"] - 1)
-    jittered, grey = (part["whether"] < torch.tensor(PROBABILITIES)).unbind(1)
+    whether = (part["whether"] < torch.tensor(PROBABILITIES)).tolist()
     shuffled = part["order"].argsort(dim=1).tolist()
     order = [
-        steps * jitter + [GREY] * turn
-        for steps, jitter, turn in zip(shuffled, jittered.tolist(), grey.tolist(), strict=True)
+        steps * is_jittered + [GREY] * is_grey
+        for steps, (is_jittered, is_grey) in zip(shuffled, whether, strict=True)
     ]
     return order, torch.cat([factors, torch.zeros(len(drawn), 1)], dim=1)
 

@@ -1,7 +1,6 @@
 """Data-parallel training: one process per device, as `torchrun` starts them.
 
-Every process computes the same loss over the whole batch. Only the encoding of images and texts is
-shared out.
+Every process encodes its share of images and texts, and computes the loss of the whole batch.
 """
 
 import contextlib
@@ -51,12 +50,11 @@ def rank() -> int:
 
 
 def _rows(n: int, process: int) -> slice:
-    """Return a process's share of n rows. Their sizes differ by one at most."""
     return slice(n * process // size(), n * (process + 1) // size())
 
 
 def share(items: Any) -> Any:
-    """Return this process's share, consecutive items of a sequence or tensor."""
+    """Return this process's consecutive items. Sizes of shares differ by one at most."""
     return items[_rows(len(items), rank())]
 
 

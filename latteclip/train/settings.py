@@ -58,15 +58,11 @@ class Finetune:
 
     def recipe(self, n: int, lr: float | None = None) -> "Recipe":
         """Return the numbers of a training on n images, with `lr` in place of "auto"."""
-        rate = lr if isinstance(self.lr, str) else self.lr
-        assert rate is not None
-        size = auto_batch_size(n) if isinstance(self.batch_size, str) else self.batch_size
-        epochs = auto_epochs(n) if isinstance(self.epochs, str) else self.epochs
+        found: dict[str, Any] = {key: each for key, each in vars(self).items() if each != AUTO}
+        size = found.setdefault("batch_size", auto_batch_size(n))
+        epochs = found.setdefault("epochs", auto_epochs(n))
         steps = epochs * steps_per_epoch(n, size, self.steps_multiple_of)
-        warmup = self.warmup_steps
-        warmup = auto_warmup_steps(steps) if isinstance(warmup, str) else warmup
-        found = {"epochs": epochs, "batch_size": size, "warmup_steps": warmup, "lr": rate}
-        return Recipe(**{**vars(self), **found})
+        return Recipe(**{"warmup_steps": auto_warmup_steps(steps), "lr": lr, **found})
 
 
 @dataclass(frozen=True)
@@ -121,7 +117,7 @@ class FinetuneSettings:
 
     @property
     def words(self) -> ClassTemplates:
-        """Templates and synonyms of the classes. Training uses only the first template."""
+        """The templates, of which training uses the first, and synonyms of the classes."""
         return ClassTemplates.of(self.template, self.class_synonyms)
 
     @property

@@ -8,10 +8,8 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
@@ -19,7 +17,7 @@ from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.clip.model import Clip
 from latteclip.core import devices
-from latteclip.core.errors import UserError, first_line
+from latteclip.core.errors import UserError
 from latteclip.core.signals import Signals
 from latteclip.train import data, parallel
 from latteclip.train.images import Augmentation, TrainingImages
@@ -28,8 +26,6 @@ from latteclip.train.settings import FROZEN, Compute, FinetuneSettings, Recipe
 
 log = logging.getLogger(__name__)
 MAX_LOGIT_SCALE = math.log(100)
-MOMENTS = 2  # of AdamW, each as large as the weights
-KINDS_OF_TEXT = 4  # that an objective asks for at most, per image of a batch
 OUT_OF_MEMORY = (
     "The GPU's memory does not suffice; lower compute.micro_batch (finetune.batch_size if "
     "finetune.batch_norm is train), set compute.gradient_checkpointing to true, or take a smaller "
@@ -48,34 +44,26 @@ class DivergedError(UserError):
         super().__init__(f"{what}; nothing was written: {remedy}.")
 
 
-@dataclass
 class Setup:
     """The model and the data of a training."""
 
-    clip: Clip
-    texts: base.TokenizedTexts
-    inputs: data.TrainingData
-    settings: FinetuneSettings
-    threads: int
-
-    @classmethod
-    def load(
-        cls, files: data.TrainingFiles, settings: FinetuneSettings, device: str, threads: int
-    ) -> Self:
+    def __init__(
+        self, files: data.TrainingFiles, settings: FinetuneSettings, device: str, threads: int
+    ) -> None:
         """Load the pretrained model and the data, or raise UserError for what does not fit."""
+        self.settings, self.threads = settings, threads
         picked = devices.pick(device, threads)
-        clip = clips.load(settings.model, settings.pretrained, picked, settings.precision)
-        texts = base.TokenizedTexts(clip)
-        template = settings.words.template
-        inputs = data.read(files, template, settings.labels, texts, settings.fold)
-        return cls(clip, texts, inputs, settings, threads)
+        self.clip = clips.load(settings.model, settings.pretrained, picked, settings.precision)
+        batch_norm = settings.finetune.batch_norm
+        self.may_halve = prepare_training(self.clip, settings.compute, batch_norm)
+        texts, template = base.TokenizedTexts(self.clip), settings.words.template
+        self.inputs = data.read(files, template, settings.labels, texts, settings.fold)
 
     def training(self, recipe: Recipe, signals: Signals, seed: int) -> "Training":
-        """Return a training that begins with the model as it is, after `prepare_training`."""
-        objective = base.make_objective(
-            self.settings.objective, self.texts, self.inputs.texts, self.settings.switches, seed
-        )
-        return Training(objective, recipe, signals)
+        """Return a training that begins with the model as it is."""
+        name, switches = self.settings.objective, self.settings.switches
+        objective = base.make_objective(name, self.inputs.texts, switches, seed)
+        return Training(objective, recipe, signals, self.may_halve)
 
     def images(self, folder: str, seed: int) -> TrainingImages:
         """Return the training images, cached in memory and on the disk of a folder."""
@@ -92,15 +80,12 @@ class Setup:
             yield rows, self.inputs.labels[rows], share
 
 
-def prepare_training(
-    clip: Clip, compute: Compute, batch_norm: str, tokens: torch.Tensor, batch_size: int
-) -> None:
+def prepare_training(clip: Clip, compute: Compute, batch_norm: str) -> bool:
     """Prepare both towers as the section `compute` says, or raise UserError if they cannot.
 
     Micro-batches are exact (Gao et al. 2021, GradCache): the loss still compares the whole batch.
-    On a GPU, convolutional image towers are faster with the channels-last memory format. On a CPU
-    the backward pass of torch 2.13 writes past its memory in that format. The tokens [T, L] are of
-    all texts.
+    Returns whether a step may halve them when memory runs out. Of several processes none may, for
+    the others would wait.
     """
     model: Any = clip.model
     moves = batch_norm != FROZEN and bool(batch_norms(model))  # statistics, as batches are seen
@@ -111,85 +96,13 @@ def prepare_training(
             "once and whole; set compute.micro_batch to null, compute.gradient_checkpointing to "
             f"false and processes.finetune to 1, or finetune.batch_norm to {FROZEN}."
         )
+    clip.micro_batch = None if compute.micro_batch == "auto" else compute.micro_batch
     if compute.gradient_checkpointing:
-        try:
-            model.set_grad_checkpointing(True)
-        except (ValueError, AttributeError, NotImplementedError) as error:
-            raise UserError(
-                f"compute.gradient_checkpointing does not go with clip.model ({first_line(error)});"
-                " set it to false."
-            ) from error
-    convolutions = sum(isinstance(each, torch.nn.Conv2d) for each in model.visual.modules())
-    if convolutions > 1 and clip.device.type == "cuda":  # a ViT has one, which cuts the patches
-        clip.channels_last = True
-        model.visual.to(memory_format=torch.channels_last)
-    if compute.micro_batch != "auto":
-        clip.micro_batch = compute.micro_batch
-    elif clip.device.type == "cuda":  # a CPU takes the whole batch
-        training_mode(model, FROZEN)  # the trial leaves statistics alone
-        share = -(-batch_size // parallel.size())
-        clip.micro_batch = micro_batch(clip, tokens, share, is_divisible=not moves)
-        model.eval()
+        model.set_grad_checkpointing(True)
     if compute.compile:
-        _compile(clip)
-
-
-def _compile(clip: Clip) -> None:
-    try:
-        torch.compile(lambda x: 2 * x + 1)(torch.ones(8, device=clip.device))
-    except RuntimeError as error:
-        raise UserError(
-            f"compute.compile: torch.compile does not work on this machine ({first_line(error)}); "
-            "install a C++ compiler or set it to false."
-        ) from error
-    model: Any = clip.model
-    model.visual.compile()
-    encode.text_tower(model).transformer.compile(dynamic=True)
-
-
-def micro_batch(
-    clip: Clip, tokens: torch.Tensor, images: int, is_divisible: bool = True
-) -> int | None:
-    """Return how many images or texts of a batch may be encoded at once. None: all of them.
-
-    Tries a step with the whole batch, then with ever smaller powers of two, and changes neither
-    weights nor random generators. UserError: one image, or an indivisible batch, does not fit.
-    """
-    size = images
-    while not _fits(clip, tokens, images, None if size == images else size):
-        if size == 1 or not is_divisible:
-            raise UserError(OUT_OF_MEMORY)
-        size = 1 << ((size - 1).bit_length() - 1)
-    if size == images:
-        return None
-    log.info("compute.micro_batch: %d images or texts of %d fit into the GPU.", size, images)
-    return size
-
-
-def _fits(clip: Clip, tokens: torch.Tensor, images: int, size: int | None) -> bool:
-    """Return whether memory suffices to encode `size` rows at once, beside AdamW's moments."""
-    height, width = np.broadcast_to(clip.model.visual.image_size, 2)  # type: ignore[arg-type, union-attr]
-    causal = encode.CausalText.of(clip.model)  # any other tower sees the padding as well
-    order = (causal.lengths(tokens) if causal else tokens[:, 0]).argsort()
-    chosen = torch.linspace(0, len(order) - 1, min(len(order), KINDS_OF_TEXT * images)).long()
-    cuda = [clip.device] if clip.device.type == "cuda" else []
-    trained = [each for each in clip.model.parameters() if each.requires_grad]
-    before, clip.micro_batch = clip.micro_batch, size
-    try:
-        with torch.random.fork_rng(devices=cuda):
-            moments = [torch.empty_like(each) for each in trained for _ in range(MOMENTS)]
-            blank = torch.zeros(images, 3, height, width, device=clip.device)
-            features = encode.encode_images(clip, blank).sum()
-            (features + encode.encode_texts(clip, tokens[order[chosen]].long()).sum()).backward()
-            del moments
-    except torch.OutOfMemoryError:
-        return False
-    finally:
-        clip.micro_batch = before
-        clip.model.zero_grad()
-        if cuda:
-            torch.cuda.empty_cache()
-    return True
+        model.visual.compile()
+        encode.text_tower(model).transformer.compile(dynamic=True)
+    return compute.micro_batch == "auto" and not moves and parallel.size() == 1
 
 
 def training_mode(model: torch.nn.Module, batch_norm: str) -> None:
@@ -217,24 +130,26 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
 class Training:
     """Everything that a step changes."""
 
-    def __init__(self, objective: base.Objective, recipe: Recipe, signals: Signals) -> None:
-        clip, n_classes = objective.texts.clip, len(objective.ids.classes)
+    def __init__(
+        self, objective: base.Objective, recipe: Recipe, signals: Signals, may_halve: bool = False
+    ) -> None:
+        clip, n_classes = objective.clip, len(objective.texts.classes)
         self.clip, self.objective, self.recipe, self.signals = clip, objective, recipe, signals
+        self.may_halve = may_halve  # the micro-batch when memory runs out
         # `fused` takes a third of the time on a CPU, and does not wait for a GPU under a scaler.
         groups = parameter_groups(clip.model, recipe.weight_decay)
         betas = (recipe.beta1, recipe.beta2)
         self.adamw = torch.optim.AdamW(groups, betas=betas, eps=recipe.eps, fused=True)
         # int64 [C] how often each class was predicted in the epoch so far
         self.predicted = torch.zeros(n_classes, dtype=torch.long, device=clip.device)
-        self.history: list[dict[str, Any]] = []  # one row per step, plain numbers
+        self.history: list[dict[str, Any]] = []  # a row of numbers for each step
         self.stop_signal = 0  # that any process received during the last step; 0: none
         fp16 = clip.device.type == "cuda" and clip.precision == "fp16"
         self.scaler = torch.amp.GradScaler(clip.device.type, enabled=fp16)
         # A pretrained scale may lie above the bound: SigLIP's does.
         self.max_logit_scale = max(MAX_LOGIT_SCALE, self.logit_scale.item())
-        # Rows whose tensors are still on the device, when the first began, and their seconds
-        # without a batch and images.
-        self._pending: list[dict[str, Any]] = []
+        self._pending: list[dict[str, Any]] = []  # rows whose tensors are still on the device
+        # When the first of them began, and for how many seconds they waited for how many images.
         self._began, self._waited, self._images = 0.0, 0.0, 0
 
     @property
@@ -269,17 +184,12 @@ class Training:
 
         Nothing here waits for a GPU's results, which would leave the GPU idle.
         """
-        index, labels, images = batch
         for group in self.adamw.param_groups:
             group["lr"] = rate
         training_mode(self.clip.model, self.recipe.batch_norm)
-        scale = self.logit_scale.exp()
-        pseudo_labels = devices.send(labels, self.clip.device)  # [B]
-        features = parallel.gather(encode.encode_images(self.clip, images), len(index))  # [B, D]
-        given = base.TrainingBatch(index, labels, features, scale)
-        loss, scores, logs = self.objective.loss(given)
-        self.adamw.zero_grad()
-        self.scaler.scale(loss).backward()
+        scale = self.logit_scale.detach().exp()
+        pseudo_labels = devices.send(batch[1], self.clip.device)  # [B]
+        loss, scores, logs = self._halving_on_oom(batch)
         trained = (p for group in self.adamw.param_groups for p in group["params"])
         self.stop_signal = parallel.average_gradients(trained, self.signals.number)
         self.scaler.step(self.adamw)
@@ -297,10 +207,32 @@ class Training:
                 **logs,
             }
 
-    def flush_metrics(self) -> None:
-        """Wait for the device, and move the pending rows into the history as numbers.
+    def _halving_on_oom(self, batch: Batch) -> base.Outcome:
+        """Return what `_gradients` does, in smaller micro-batches each time memory runs out."""
+        while True:
+            self.adamw.zero_grad()
+            try:
+                return self._gradients(batch)
+            except torch.OutOfMemoryError:  # which holds memory until the handler is left
+                size = self.clip.micro_batch or len(batch[2])
+                if size == 1 or not self.may_halve:
+                    raise
+            self.clip.micro_batch = 1 << ((size - 1).bit_length() - 1)  # a power of two
+            log.info("compute.micro_batch: %d do not fit, %d at once.", size, self.clip.micro_batch)
 
-        All get the same speed. A loss that is not finite raises DivergedError.
+    def _gradients(self, batch: Batch) -> base.Outcome:
+        """Return the loss of a batch, its scores and scalars, after the backward pass."""
+        index, labels, images = batch
+        features = parallel.gather(encode.encode_images(self.clip, images), len(index))  # [B, D]
+        given = base.TrainingBatch(index, labels, features, self.logit_scale.exp())
+        loss, scores, logs = self.objective.loss(given)
+        self.scaler.scale(loss).backward()
+        return loss, scores, logs
+
+    def flush_metrics(self) -> None:
+        """Wait for the device, and move the pending rows to the history, all with one speed.
+
+        A loss that is not finite raises DivergedError.
         """
         rows, self._pending = self._pending, []
         scalars = [(row, name) for row in rows for name in row if torch.is_tensor(row[name])]

@@ -32,17 +32,13 @@ class Case:
         self.class_texts = class_texts(TEMPLATE, self.classnames)
         self.index = torch.randperm(n, generator=generator)[:b]
         self.images = torch.randn(b, 3, SIDE, SIDE, generator=generator)
-        self.bank = TokenizedTexts(self.clip)
-        self.texts = TrainingTexts(
-            self.bank.add(self.class_texts),
-            self.bank.add(self.image_texts),
-            self.bank.add(self.group_texts),
-            self.labels,
-        )
+        bank = TokenizedTexts(self.clip)
+        ids = map(bank.add, (self.class_texts, self.image_texts, self.group_texts))
+        self.texts = TrainingTexts(bank, *ids, self.labels)
         self.draws = GroupSampler(self.labels, c, seed)
 
     def latteclip(self, **switches):
-        return LatteClip(self.bank, self.texts, Switches(**switches), self.draws_seed())
+        return LatteClip(self.texts, Switches(**switches), self.draws_seed())
 
     def draws_seed(self):
         return self.draws.generator.initial_seed()

@@ -28,7 +28,6 @@ from latteclip.labels.label_sources import CalibratedFeatures, label_votes
 from latteclip.train import finetune as finetuning
 from latteclip.train.data import TrainingFiles
 from latteclip.train.finetune import CheckpointManager, finetune
-from latteclip.train.images import ImageCache
 from latteclip.train.settings import Recipe
 from latteclip.train.training import Training
 
@@ -332,12 +331,6 @@ def test_a_run_that_is_ended_again_and_again_ends_with_the_same_bytes(
 
 
 # --- how it is computed --------------------------------------------------------------------------
-
-
-def test_where_pictures_are_kept_changes_no_byte(inputs, tuned, monkeypatch):
-    assert_same_run(inputs.run("on disk too", compute={"cache_gib": 5e-5}), tuned)
-    monkeypatch.setattr(ImageCache, "get", lambda *_: None)
-    assert_same_run(inputs.run("nothing is kept"), tuned)
 
 
 def test_a_training_that_runs_out_of_memory_says_what_to_set(inputs, monkeypatch):

@@ -9,13 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.backbones import CPU, TEXTS, assert_same_gradients, gradients, pictures
+from support.backbones import CPU, assert_same_gradients, gradients, limit_memory
 from support.objectives import SHAPES, Case
 from support.tiny import FINETUNE
 
-from latteclip.clip import encode
 from latteclip.clip import model as clips
-from latteclip.clip.classifier import Classifier
 from latteclip.core import devices
 from latteclip.core.errors import UserError
 from latteclip.core.signals import Signals
@@ -23,11 +21,9 @@ from latteclip.train.objectives.flyp import Flyp
 from latteclip.train.settings import Compute, Finetune, Recipe
 from latteclip.train.training import (
     Training,
-    micro_batch,
     parameter_groups,
     prediction_entropy,
     prepare_training,
-    training_mode,
 )
 
 # --- settings ------------------------------------------------------------------------------------
@@ -65,7 +61,7 @@ def load(backbones, kind):
 
 def prepare(clip, batch_norm="frozen", **chosen):
     compute = Compute(**{"micro_batch": None, **chosen})
-    prepare_training(clip, compute, batch_norm, clip.tokenizer(TEXTS), len(TEXTS))
+    return prepare_training(clip, compute, batch_norm)
 
 
 def text_module(clip):
@@ -87,28 +83,6 @@ def test_moving_statistics_of_parts_of_batches_are_refused(
         prepare(load(backbones, "resnet"), "train", **compute)
 
 
-def test_channels_last_changes_no_feature_and_nothing_that_is_saved(backbones, tmp_path):
-    """It is for convolutions on a GPU."""
-    clip = load(backbones, "convnext")
-    prepare(clip)
-    assert not clip.channels_last
-    images = pictures(clip, 3)
-    before = encode.encode_images(clip, images)
-    clip.device = torch.device("cuda")
-    prepare(clip)
-    clip.device = CPU
-    assert clip.channels_last
-    formats = []
-    clip.model.visual.register_forward_pre_hook(
-        lambda _, args: formats.append(args[0].is_contiguous(memory_format=torch.channels_last))
-    )
-    torch.testing.assert_close(encode.encode_images(clip, images), before, rtol=1e-4, atol=1e-5)
-    assert formats == [True]
-    clips.save(clip, Classifier.of(torch.eye(2)), ["a", "b"], "{}", tmp_path / "model")
-    again = clips.load(f"local-dir:{tmp_path / 'model'}", None, CPU)
-    assert torch.equal(encode.encode_images(again, images), before)
-
-
 def has_compiler():
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
 
@@ -127,57 +101,16 @@ def test_compiled_towers_have_the_same_features_and_gradients(backbones):
     assert_same_gradients(gradients(clip), before, rtol=1e-3)
 
 
-def test_a_machine_that_cannot_compile_is_told_the_key(backbones, monkeypatch):
-    def run(*_):
-        raise RuntimeError("no compiler")
-
-    monkeypatch.setattr(torch, "compile", lambda function: run)
-    with pytest.raises(UserError, match=r"compute\.compile"):
-        prepare(load(backbones, "vit"), compile=True)
-
-
-@pytest.fixture
-def fitting(backbones, monkeypatch):
-    """How many of 48 images are encoded at once by a CLIP that can encode so many rows."""
-
-    def fitting(rows, **options):
-        encoded = encode._encode
-
-        def bounded(clip, function, batch):
-            if (clip.micro_batch or len(batch)) > rows:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-            return encoded(clip, function, batch)
-
-        monkeypatch.setattr(encode, "_encode", bounded)
-        clip = load(backbones, "vit")
-        return micro_batch(clip, clip.tokenizer(TEXTS), 48, **options)
-
-    return fitting
-
-
-@pytest.mark.parametrize(("rows", "chosen"), [(48, None), (47, 32), (1, 1)])
-def test_the_largest_power_of_two_that_fits_is_chosen(rows, chosen, fitting):
-    assert fitting(rows) == chosen
-
-
-@pytest.mark.parametrize(("rows", "is_divisible"), [(0, True), (47, False)])
-def test_what_does_not_fit_is_one_sentence(rows, is_divisible, fitting):
-    with pytest.raises(UserError, match=r"finetune\.batch_size"):
-        fitting(rows, is_divisible=is_divisible)
-
-
-def test_trying_changes_nothing(backbones):
-    clip = load(backbones, "hf_mean")  # which has dropout
-    before = gradients(clip)
-    saved = {name: tensor.clone() for name, tensor in clip.model.state_dict().items()}
-    state = torch.get_rng_state()
-    training_mode(clip.model, "frozen")
-    micro_batch(clip, clip.tokenizer(TEXTS), 6)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(saved[name], each) for name, each in clip.model.state_dict().items())
-    assert all(parameter.grad is None for parameter in clip.model.parameters())
-    clip.model.eval()
-    assert_same_gradients(gradients(clip), before, rtol=0)
+@pytest.mark.parametrize(
+    ("batch_norm", "processes", "may"),
+    [("frozen", 1, True), ("train", 1, False), ("frozen", 2, False)],
+)
+def test_auto_halves_micro_batches_but_no_moving_statistics_and_not_beside_other_processes(
+    batch_norm, processes, may, backbones, monkeypatch
+):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    assert prepare(load(backbones, "resnet"), batch_norm, micro_batch="auto") == may
+    assert not prepare(load(backbones, "vit"), micro_batch=2)
 
 
 # --- steps ---------------------------------------------------------------------------------------
@@ -196,7 +129,7 @@ def test_only_matrices_decay(demo_clip):
 
 
 OBJECTIVES = {
-    "flyp": lambda case: Flyp(case.bank, case.texts),
+    "flyp": lambda case: Flyp(case.texts),
     "latteclip": lambda case: case.latteclip(),
     "no mixer": lambda case: case.latteclip(mixer_weights=False),
     "epoch": lambda case: case.latteclip(mixer_prototypes="epoch", group_description=False),
@@ -239,10 +172,10 @@ def move(model):
                 module._parameters[name] = torch.nn.Parameter(send(parameter.data, None))
 
 
-def a_training(case, objective):
+def a_training(case, objective, may_halve=False):
     """A training of the case's model on a device that notices when it is waited for."""
     recipe = Recipe(**FINETUNE | {"batch_size": len(case.index)})
-    training = Training(OBJECTIVES[objective](case), recipe, Signals())
+    training = Training(OBJECTIVES[objective](case), recipe, Signals(), may_halve)
     training.predicted = training.predicted.as_subclass(OnDevice)
     return training
 
@@ -273,6 +206,24 @@ def test_micro_batches_give_every_objective_its_gradients(objective, shape, size
     largest = max(gradient.abs().max() for gradient in whole.values()).item()
     for name, gradient in whole.items():
         torch.testing.assert_close(parts[name], gradient, rtol=1e-5, atol=1e-5 * largest, msg=name)
+
+
+@pytest.mark.parametrize(("rows", "chosen"), [(6, None), (5, 4), (1, 1)])
+def test_a_step_halves_its_micro_batches_until_they_fit(rows, chosen, monkeypatch):
+    case = Case(6, 4, 9)
+    training = a_training(case, "latteclip", may_halve=True)
+    limit_memory(monkeypatch, case.clip, rows)
+    take(training, case)
+    assert case.clip.micro_batch == chosen
+
+
+@pytest.mark.parametrize(("rows", "may_halve"), [(0, True), (5, False)])
+def test_what_does_not_fit_is_one_sentence(rows, may_halve, monkeypatch):
+    case = Case(6, 4, 9)
+    training = a_training(case, "latteclip", may_halve)
+    limit_memory(monkeypatch, case.clip, rows)
+    with pytest.raises(UserError, match=r"finetune\.batch_size"):
+        take(training, case)
 
 
 @pytest.mark.parametrize(

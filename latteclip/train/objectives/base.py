@@ -1,7 +1,6 @@
 """What every objective has: tokenised texts, batches and the contrastive loss.
 
-Letters: N training images, B batch, C classes, D embedding width, G group descriptions, T texts,
-U distinct texts, L tokens.
+Letters: N images, B batch, C classes, D width, G groups, T texts, U distinct texts, L tokens.
 """
 
 import importlib
@@ -35,12 +34,11 @@ class TokenizedTexts:
         """Return the ids [T] of the texts. The same text always has the same id."""
         if not isinstance(texts, pa.ChunkedArray):
             texts = pa.chunked_array([texts], pa.string())
-        texts, self._tokens = texts.cast(pa.large_string()), None
-        n_known = len(self._texts)
+        texts, n_known = texts.cast(pa.large_string()), len(self._texts)
         # Numbered by first occurrence, so that known texts keep their ids.
         both = pa.chunked_array([*self._texts.chunks, *texts.chunks], texts.type)
         encoded = pc.dictionary_encode(both).combine_chunks()
-        self._texts = pa.chunked_array([encoded.dictionary])
+        self._texts, self._tokens = pa.chunked_array([encoded.dictionary]), None
         return torch.from_numpy(encoded.indices.to_numpy()[n_known:].astype(np.int64))
 
     @property
@@ -68,14 +66,14 @@ class TokenizedTexts:
 
 @dataclass(frozen=True)
 class TrainingTexts:
-    """Ids in a `TokenizedTexts` of every text that a method may use."""
+    """Ids of every text that a method may use."""
 
+    tokenized: TokenizedTexts
     classes: torch.Tensor  # [C] class descriptions T(c)
     images: torch.Tensor  # [N] image descriptions; empty if the method has none
     groups: torch.Tensor  # [G] group descriptions; empty if the method has none
     group_labels: torch.Tensor  # [G] the pseudo-label that each group was drawn from
-    # [C, D] L2-normalised prototypes to start from. None: the class descriptions.
-    prototypes: torch.Tensor | None = None
+    prototypes: torch.Tensor | None = None  # [C, D] to start from. None: class descriptions
 
 
 @dataclass(frozen=True)
@@ -97,8 +95,8 @@ class Objective:
 
     STATE: tuple[str, ...] = ()  # attributes with the tensors that change from step to step
 
-    def __init__(self, texts: TokenizedTexts, ids: TrainingTexts) -> None:
-        self.texts, self.ids = texts, ids
+    def __init__(self, texts: TrainingTexts) -> None:
+        self.texts, self.clip = texts, texts.tokenized.clip
 
     def loss(self, batch: TrainingBatch) -> Outcome:
         """Return the loss of a batch, its scores, and detached scalars for the history."""
@@ -117,12 +115,12 @@ class Objective:
     def restore(self, state: dict[str, torch.Tensor]) -> None:
         """Continue from a `state`."""
         for name in self.STATE:
-            setattr(self, name, state[name].to(self.texts.clip.device))
+            setattr(self, name, state[name].to(self.clip.device))
 
     @torch.no_grad()
     def classifier(self) -> torch.Tensor:
         """Return the classifier of the current model: f_txt(T(c)), [C, D]."""
-        return self.texts.encode(self.ids.classes)
+        return self.texts.tokenized.encode(self.texts.classes)
 
 
 def contrastive(
@@ -135,9 +133,8 @@ def contrastive(
 
 
 def make_objective(
-    name: str, texts: TokenizedTexts, ids: TrainingTexts, switches: Mapping[str, Any], seed: int
+    name: str, texts: TrainingTexts, switches: Mapping[str, Any], seed: int
 ) -> Objective:
     """Return what `make` of an objective's module returns: its edit reruns only its trainings."""
-    of_labels = name.removesuffix("_supervised")  # by the true labels
-    module = importlib.import_module(f"latteclip.train.objectives.{of_labels}")
-    return module.make(texts, ids, switches, seed)  # type: ignore[no-any-return]
+    module = importlib.import_module(f"{__package__}.{name.removesuffix('_supervised')}")
+    return module.make(texts, switches, seed)  # type: ignore[no-any-return]

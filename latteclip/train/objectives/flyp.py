@@ -7,9 +7,9 @@ import torch
 from latteclip.train.objectives import base
 
 
-def make(texts: base.TokenizedTexts, ids: base.TrainingTexts, switches: Any, seed: int) -> "Flyp":
-    """Return FLYP, which has no switches. A method that is `like` another may inherit some."""
-    return Flyp(texts, ids)
+def make(texts: base.TrainingTexts, switches: Any, seed: int) -> "Flyp":
+    """Return FLYP. It ignores switches, which a method that is `like` another may inherit."""
+    return Flyp(texts)
 
 
 class Flyp(base.Objective):
@@ -17,15 +17,15 @@ class Flyp(base.Objective):
 
     STATE = ("epoch_classifier",)
 
-    def __init__(self, texts: base.TokenizedTexts, ids: base.TrainingTexts) -> None:
-        super().__init__(texts, ids)
+    def __init__(self, texts: base.TrainingTexts) -> None:
+        super().__init__(texts)
         self.start_epoch()
 
     def start_epoch(self) -> None:
         self.epoch_classifier = self.classifier()  # [C, D]
 
     def loss(self, batch: base.TrainingBatch) -> base.Outcome:
-        targets = self.texts.encode(self.ids.classes[batch.pseudo_labels])  # [B, D]
+        targets = self.texts.tokenized.encode(self.texts.classes[batch.pseudo_labels])  # [B, D]
         loss = base.contrastive(batch.features, targets, batch.scale)
         scores: torch.Tensor = batch.features.detach() @ self.epoch_classifier.T  # [B, C]
         return loss, scores, {"loss_zero_shot": loss.detach()}

@@ -1,6 +1,6 @@
 """LatteCLIP (arXiv 2410.08211), section 3: prototypes move towards mixed descriptions.
 
-Letters: B batch, C classes, D embedding width, G group descriptions, K kinds of text, M targets.
+Letters: B batch, C classes, D width, G group descriptions, K kinds of text, M targets.
 """
 
 from collections.abc import Mapping
@@ -17,11 +17,9 @@ from latteclip.train.objectives import base
 MARGIN_FLOOR = 1e-6
 
 
-def make(
-    texts: base.TokenizedTexts, ids: base.TrainingTexts, switches: Mapping[str, Any], seed: int
-) -> "LatteClip":
+def make(texts: base.TrainingTexts, switches: Mapping[str, Any], seed: int) -> "LatteClip":
     """Return LatteCLIP with the given switches, or raise UserError for an unknown switch."""
-    return LatteClip(texts, ids, from_values(Switches, switches, "switches"), seed)
+    return LatteClip(texts, from_values(Switches, switches, "switches"), seed)
 
 
 @dataclass(frozen=True)
@@ -59,16 +57,14 @@ class LatteClip(base.Objective):
 
     STATE = ("prototypes", "start", "epoch_prototypes")
 
-    def __init__(
-        self, texts: base.TokenizedTexts, ids: base.TrainingTexts, switches: Switches, seed: int
-    ) -> None:
-        super().__init__(texts, ids)
+    def __init__(self, texts: base.TrainingTexts, switches: Switches, seed: int) -> None:
+        super().__init__(texts)
         self.switches = switches
         self.prototypes = super().classifier()  # P [C, D]
-        if ids.prototypes is not None:
-            self.prototypes = ids.prototypes.to(self.prototypes)
+        if texts.prototypes is not None:
+            self.prototypes = texts.prototypes.to(self.prototypes)
         self.start = self.epoch_prototypes = self.prototypes
-        self.groups = GroupSampler(ids.group_labels, len(ids.classes), seed)
+        self.groups = GroupSampler(texts.group_labels, len(texts.classes), seed)
         kinds = [switches.class_description, switches.image_description, switches.group_description]
         self.used = torch.tensor(kinds, device=self.prototypes.device)[:, None]  # [3, 1]
         # Labels [B] and targets [B, D] of this step, for each loss.
@@ -114,15 +110,15 @@ class LatteClip(base.Objective):
 
         A description that is off has the features of the class, and weight 0.
         """
-        n = len(self.ids.classes)
+        n = len(self.texts.classes)
         # To look for the classes that occur would wait for the GPU.
         classes = torch.arange(n) if n <= labels.numel() else labels.unique().cpu()
-        ids = [self.ids.classes[classes]]
+        ids = [self.texts.classes[classes]]
         if self.switches.image_description:
-            ids.append(self.ids.images[batch.index])
+            ids.append(self.texts.images[batch.index])
         if self.switches.group_description:
-            ids.append(self.ids.groups[self.groups.draw(batch.pseudo_labels)])
-        encoded = self.texts.encode(torch.cat(ids))
+            ids.append(self.texts.groups[self.groups.draw(batch.pseudo_labels)])
+        encoded = self.texts.tokenized.encode(torch.cat(ids))
         of_classes, *described = encoded.split([*map(len, ids)])
         of_labels = of_classes[torch.searchsorted(devices.send(classes, labels.device), labels)]
         if not self.switches.image_description:

@@ -10,7 +10,7 @@ from latteclip.train.objectives.flyp import Flyp
 @pytest.mark.parametrize("shape", SHAPES)
 def test_flyp_equals_the_reference(shape):
     case = Case(*shape, seed=sum(shape))
-    objective = Flyp(case.bank, case.texts)
+    objective = Flyp(case.texts)
     loss = objective.loss(case.batch())[0]
     wanted = reference.flyp(
         case.clip, case.images, case.labels[case.index].tolist(), case.reference_texts()
@@ -25,7 +25,7 @@ def test_flyp_equals_the_reference(shape):
 
 def test_scores_of_flyp_are_those_of_the_class_texts_at_the_epochs_start():
     case = Case(5, 7, 11)
-    objective = Flyp(case.bank, case.texts)
+    objective = Flyp(case.texts)
     before = objective.classifier()
     with torch.no_grad():
         case.clip.model.text_projection.add_(0.05 * torch.randn(40, WIDTH))
