@@ -1,7 +1,4 @@
-"""Check what a run needs besides valid keys, before its first job and in a dry run.
-
-Imports nothing heavy.
-"""
+"""Check what a run needs besides valid keys, in its first second and in a dry run."""
 
 import os
 import re
@@ -120,10 +117,7 @@ def _methods(configuration: Configuration, dataset: str) -> Iterator[str]:
 
 
 def _clip(configuration: Configuration, dataset: str) -> Iterator[str]:
-    """Check that open_clip knows the names of the CLIP model and its weights, or that files exist.
-
-    The pair of both is checked by download_clip, the first job.
-    """
+    """Check the names of the CLIP model and its weights, whose pair the first job checks."""
     values = configuration.section("clip", dataset)
     model, pretrained = values["model"], values["pretrained"]
     if model.startswith(hub_names.FOLDER):

@@ -56,15 +56,12 @@ class Configuration:
     """
 
     def __init__(self, files: Config, given: Config, gpus: int = 1) -> None:
-        """Check keys, values and names. `checks.refuse_unready` checks what a run needs besides.
+        """Check keys, values and names, or raise UserError for the first mistake.
 
         Args:
             files: the configuration of the files (`layers.defaults`).
             given: the keys of --config and --configfile, which also win over those of a dataset.
             gpus: number of GPUs for captions if `captions.shards` is auto.
-
-        Raises:
-            UserError: the first mistake.
         """
         self._gpus = gpus
         self._given = check(given)
@@ -277,13 +274,10 @@ class Configuration:
         return [(method, seed) for method in found for seed in self.seeds]
 
     def candidates(self, dataset: str) -> list[tuple[str, int]]:
-        """Return (method, seed) of the runs among which select_model chooses.
-
-        There are none without held-out images, or with less than two runs.
-        """
+        """Return (method, seed) of the runs among which select_model chooses, if it can."""
         found = [run for run in self.runs(dataset) if self.objective(run[0]) not in NO_CANDIDATES]
-        judges = self.section("selection", dataset)["share"] > 0
-        return found if judges and len(found) > 1 else []
+        has_judges = self.section("selection", dataset)["share"] > 0  # held-out images
+        return found if has_judges and len(found) > 1 else []
 
     def _check_methods(self) -> None:
         """Raise UserError for unknown methods, circles of `like`, and impossible averages."""

@@ -1,7 +1,4 @@
-"""Tell models of the Hugging Face hub from files, and name the notes on them.
-
-Imports nothing heavy: the workflow asks while it reads its configuration.
-"""
+"""Tell models of the Hugging Face hub from files, and name the notes on them."""
 
 import os
 from collections.abc import Mapping

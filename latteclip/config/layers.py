@@ -57,11 +57,7 @@ def difference(config: Config, base: Config) -> dict[str, Any]:
 
 
 def defaults(project: Path | None = PROJECT) -> dict[str, Any]:
-    """Return the configuration of the files, those of a project over the shipped ones.
-
-    Raises:
-        UserError: a file is not valid YAML, or does not hold a mapping.
-    """
+    """Return the configuration of the files, those of a project over the shipped ones."""
     folders = [CONFIG]
     if project is not None and project.is_dir() and not project.samefile(CONFIG):
         folders.append(project)
@@ -78,21 +74,19 @@ def given(pairs: Sequence[str], files: Sequence[str]) -> dict[str, Any]:
     """Return the configuration that a command line gives, read as snakemake reads it.
 
     The pairs of --config win over the files of --configfile, and the later file over the earlier.
-
-    Raises:
-        UserError: a file does not exist or is not valid, or a pair is not KEY=VALUE.
+    UserError: a file does not exist or is not valid, or a pair is not KEY=VALUE.
     """
+    layers = []
     for file in files:
         if not Path(file).is_file():
             raise UserError(f"Configuration file {file} does not exist; check --configfile.")
-    return merge(*(_read(Path(file)) for file in files), *map(_pair, pairs))
-
-
-def _pair(text: str) -> dict[str, Any]:
-    key, equals, value = text.partition("=")
-    if key and equals:
-        return {key: parse_yaml(value, f"--config {one_line(text)}")}
-    raise UserError(f"--config {one_line(text)} is not KEY=VALUE; correct it.")
+        layers.append(_read(Path(file)))
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise UserError(f"--config {one_line(pair)} is not KEY=VALUE; correct it.")
+        layers.append({key: parse_yaml(value, f"--config {one_line(pair)}")})
+    return merge(*layers)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -133,11 +127,7 @@ class _Loader(_SafeLoader):
 
 
 def parse_yaml(text: str, what: str) -> Any:
-    """Return the value of a YAML text.
-
-    Raises:
-        UserError: it is not valid YAML; names the text and its line.
-    """
+    """Return the value of a YAML text, or raise UserError with its name and line."""
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # also a date of no calendar

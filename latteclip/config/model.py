@@ -354,8 +354,7 @@ class Config(Shared):
 def check(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration, whole or in part, with values of the right types.
 
-    Raises:
-        UserError: the first mistake; names the key and, for an unknown key, the nearest one.
+    UserError: the first mistake; names the key and, for an unknown key, the nearest one.
     """
     try:
         return Config.model_validate(values).model_dump(exclude_unset=True)

@@ -43,8 +43,7 @@ Settings = dict[str, Any]
 def sources(*modules: str) -> Paths:
     """Return the files of modules and of their imports from the package, also in functions.
 
-    Sorted paths, relative where they are inside the working folder. A package's `__init__.py` is
-    not among them, for it is a docstring alone.
+    Without each package's `__init__.py`, which is a docstring alone.
     """
     return sorted(layers.relative_to_cwd(_file(name)) for name in closure(*modules))
 
@@ -287,13 +286,10 @@ def averaged(configuration: Configuration, dataset: str, method: str) -> list[Se
 
 
 def evaluate(configuration: Configuration, dataset: str, method: str, seed: str) -> Settings:
-    """Return how images are encoded, how many classes are kept, and which images were left out.
-
-    An average left none out: each of its trainings left out others.
-    """
+    """Return how images are encoded, how many classes are kept, and which images were left out."""
     precision = configuration.section("clip", dataset)["precision"]
     values = {**configuration.section("inference", dataset), "precision": precision}
-    if configuration.is_average(method):
+    if configuration.is_average(method):  # each of its trainings left out others
         return values
     return {**values, "fold": fold(configuration, dataset, seed)}
 

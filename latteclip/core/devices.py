@@ -19,10 +19,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # from glibc's malloc.h
 
 
 def pick(name: str, threads: int) -> torch.device:
-    """Set the number of CPU threads, and return the device auto, cpu, cuda or cuda:<n>.
-
-    UserError: there is no such device, or torch cannot use it.
-    """
+    """Set the number of CPU threads, and return a device, or raise UserError if there is none."""
     if not NAMES.fullmatch(name):
         raise UserError(f"--device {one_line(name)} is none of auto, cpu, cuda and cuda:<n>.")
     torch.set_num_threads(threads)
@@ -84,9 +81,9 @@ def autocast(
 
 
 def keep_big_buffers() -> None:
-    """Let glibc keep freed memory, which makes training on a CPU two to three times as fast.
+    """Let glibc keep freed memory: training on a CPU allocates the same buffers at every step.
 
-    Training allocates the same big buffers at every step. The process keeps its peak memory.
+    That makes it two to three times as fast. The process keeps its peak memory.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

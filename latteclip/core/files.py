@@ -28,10 +28,7 @@ def replacing(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     The body may create a file or a folder under that name. When the body raises, what it wrote is
     removed and `path` stays as it was. Files that killed processes left over are removed first.
-
-    Raises:
-        UserError: `path` is a folder with content, which needs `overwrite`.
-        OSError: its place cannot be written, or is a file where the body created a folder.
+    UserError: `path` is a folder with content, which needs `overwrite`.
     """
     path = Path(path)
     if path.is_dir() and not overwrite:
@@ -111,8 +108,7 @@ def read_object(
 def from_values(cls: type[T], values: Mapping[str, Any], section: str = "") -> T:
     """Build a dataclass, and those that its annotations name, from a mapping.
 
-    Raises:
-        UserError: a key of the section is missing or unknown, or a value has another type.
+    UserError: a key of the section is missing or unknown, or a value has another type.
     """
     return from_json(cls, json.dumps(values), section)
 
