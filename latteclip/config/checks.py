@@ -126,32 +126,27 @@ def _clip(configuration: Configuration, dataset: str) -> Iterator[str]:
             yield f"clip.model {model}: {file} does not exist."
     if model.startswith(hub_names.WHOLE):
         return
-    if model.replace("/", "-") not in open_clip_models():
-        yield f"clip.model {model} is unknown; {suggestion(model, open_clip_models())}"
+    models, tags = open_clip_names()
+    if model.replace("/", "-") not in models:
+        yield f"clip.model {model} is unknown; {suggestion(model, models)}"
     if not pretrained:
         yield f"clip.model {model} needs clip.pretrained."
     if "/" in pretrained and not os.path.isfile(pretrained):
         yield f"clip.pretrained {pretrained} is not a file."
     tag = pretrained.lower().replace("-", "_")  # as open_clip compares it
-    if not os.path.isfile(pretrained) and tag not in open_clip_tags():
-        yield f"clip.pretrained {pretrained}: {suggestion(pretrained, open_clip_tags())}"
+    if not os.path.isfile(pretrained) and tag not in tags:
+        yield f"clip.pretrained {pretrained}: {suggestion(pretrained, tags)}"
 
 
 @cache
-def open_clip_models() -> frozenset[str]:
-    """Return the models of the installed open_clip, whose import would take that of torch."""
-    return frozenset(path.stem for path in _open_clip().glob("model_configs/*.json"))
+def open_clip_names() -> tuple[set[str], set[str]]:
+    """Return the models and tags of open_clip, whose import would take that of torch.
 
-
-@cache
-def open_clip_tags() -> frozenset[str]:
-    """Return the names of pretrained weights: the arguments of `dict` in a source of open_clip."""
-    source = (_open_clip() / "pretrained.py").read_text("utf-8")
-    return frozenset(re.findall(r"(\w+)=_\w+\(", source))
-
-
-def _open_clip() -> Path:
-    return Path(str(distribution("open_clip_torch").locate_file("open_clip")))
+    Tags are the arguments of `dict` in one of its sources.
+    """
+    folder = Path(str(distribution("open_clip_torch").locate_file("open_clip")))
+    models = {path.stem for path in folder.glob("model_configs/*.json")}
+    return models, set(re.findall(r"(\w+)=_\w+\(", (folder / "pretrained.py").read_text("utf-8")))
 
 
 def _captioner(configuration: Configuration, dataset: str) -> Iterator[str]:

@@ -5,7 +5,7 @@ Imports nothing heavy: a mistake in the configuration is answered in the first s
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,6 @@ def names(value: Any) -> list[str]:
     return [str(part).strip() for part in parts]
 
 
-def seed_list(value: int | str | Iterable[int]) -> list[int]:
-    """Return seeds from a count (3 -> 0, 1, 2), a list, or a comma-separated string."""
-    return list(range(value)) if isinstance(value, int) else [int(part) for part in names(value)]
-
-
 class Configuration:
     """The resolved configuration: the settings of each stage for each dataset and method.
 
@@ -66,7 +61,8 @@ class Configuration:
         self._gpus = gpus
         self._given = check(given)
         self.config = check(merge(files, self._given))
-        self.seeds = seed_list(self.config["seeds"])
+        seeds = self.config["seeds"]  # a number, a list, or a comma-separated string
+        self.seeds = list(range(seeds) if isinstance(seeds, int) else map(int, names(seeds)))
         self.table = self.config["table"]
         name, self.limit = self.table["name"], self.config["limit"]
         # Suffixes of files of a table with its own name, and of datasets of a limited run.
@@ -286,17 +282,18 @@ class Configuration:
             self._check_name(name, "Method {}")
         self._check_name(self.table["baseline"], "Method {} of table.baseline")
         for name in methods:
-            if "objective" not in self._inherited(name):
+            values = self._inherited(name)
+            if "objective" not in values:
                 key = f"methods.{self._lineage(name)[0]}.objective"
                 raise UserError(f"Configuration key {key} is missing; add it, or `like`.")
-        for name in filter(self.is_average, methods):
-            of = str(self._inherited(name).get("of"))
-            self._check_name(of, f"Method {{}}, methods.{name}.of,")
-            if self.objective(of) not in AVERAGED:
-                raise UserError(
-                    f"methods.{name}.of is {of}, whose objective {self.objective(of)} cannot be "
-                    f"averaged; name a method whose objective is {' or '.join(AVERAGED)}."
-                )
+            if values["objective"] == "average_weights":
+                of = str(values.get("of"))
+                self._check_name(of, f"Method {{}}, methods.{name}.of,")
+                if self._inherited(of).get("objective") not in AVERAGED:
+                    raise UserError(
+                        f"methods.{name}.of is {of}, which cannot be averaged; name a method whose "
+                        f"objective is {' or '.join(AVERAGED)}."
+                    )
 
     def _check_name(self, method: str, what: str) -> None:
         if method not in self.config["methods"]:

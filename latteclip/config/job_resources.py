@@ -105,11 +105,6 @@ def epochs(configuration: Configuration, dataset: str, method: str) -> int:
     return MAX_EPOCHS if wanted == AUTO else int(wanted)
 
 
-def share_of_shard(configuration: Configuration, shards: str = "1") -> float:
-    """Return the share of the images of a captioning job."""
-    return 1 / int(shards)
-
-
 def questions_per_image(configuration: Configuration, dataset: str, shards: str = "1") -> float:
     """Return the mean number of questions about an image in a job that scores classes."""
     values = configuration.section("scores", dataset)

@@ -103,9 +103,15 @@ def visible() -> dict[str, str]:
     found = _uuids()
     if VISIBLE not in os.environ:
         return {name: name for uuid, parts in found.items() for name in parts or [uuid]}
-    named = [name.strip() for name in os.environ[VISIBLE].split(",")]
-    uuids = [_uuid_of(name, found) for name in named]
-    return dict(zip(named, itertools.takewhile(bool, uuids), strict=False))
+    whole, usable = list(found), {}
+    known = [*whole, *itertools.chain(*found.values())]
+    for name in map(str.strip, os.environ[VISIBLE].split(",")):
+        of_number = whole[int(name) :] if name.isdigit() else []
+        of_name = [uuid for uuid in known if name and uuid.startswith(name)]
+        if not (matching := of_number or of_name):
+            break
+        usable[name] = matching[0]
+    return usable
 
 
 def free() -> int:
@@ -118,14 +124,6 @@ def free() -> int:
 def _memory_in_use() -> dict[str, int]:
     """Return the MiB in use on whole GPUs by UUID, as far as NVIDIA's tool says."""
     return {uuid: int(used) for uuid, used in query("uuid,memory.used") if used.isdigit()}
-
-
-def _uuid_of(name: str, found: Mapping[str, Sequence[str]]) -> str:
-    """Return the UUID of a GPU or of a part of one, or nothing."""
-    if name.isdigit():
-        return next(itertools.islice(found, int(name), None), "")
-    known = [*found, *itertools.chain(*found.values())]
-    return next((uuid for uuid in known if name and uuid.startswith(name)), "")
 
 
 def _uuids() -> dict[str, list[str]]:

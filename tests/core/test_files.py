@@ -146,7 +146,6 @@ def test_settings_come_from_json_with_what_their_annotations_name():
         ({"inner": {}}, r"inner\.lr"),
         ({"parts": [{"lr": 1}, {"lr": None}]}, r"parts\.1\.lr"),
         ({"size": True}, "size"),
-        ({"kind": "never"}, "kind"),
     ],
     ids=str,
 )

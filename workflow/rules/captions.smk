@@ -34,7 +34,7 @@ rule caption_images:
         cpus_per_gpu=cores_per_gpu(job_resources.captioner_gpus),
         nodes=1,
         mem_mb=memory("caption_images"),
-        runtime=minutes("caption_images", job_resources.share_of_shard),
+        runtime=minutes("caption_images", lambda c, shards="1": 1 / int(shards)),
     params:
         captioner=given_json(Configuration.section, name="captioner"),
         prompt=given(lambda c, dataset: c.section("prompts", dataset)["image"]),
@@ -86,7 +86,7 @@ rule caption_groups:
         cpus_per_gpu=cores_per_gpu(job_resources.captioner_gpus),
         nodes=1,
         mem_mb=memory("caption_groups"),
-        runtime=minutes("caption_groups", job_resources.share_of_shard),
+        runtime=minutes("caption_groups", lambda c, shards="1": 1 / int(shards)),
     params:
         captioner=given_json(Configuration.section, name="captioner"),
         groups=given_json(Configuration.section, name="groups"),
