@@ -15,9 +15,8 @@ import pyarrow.compute as pc
 import torch
 
 from latteclip.clip import model as clips
-from latteclip.clip.classifier import Classifier
+from latteclip.clip.classifier import Classifier, FeatureMemmap
 from latteclip.clip.encode import class_embeddings, encode_files
-from latteclip.clip.feature_memmap import FeatureMemmap
 from latteclip.clip.finetuned import load
 from latteclip.core import tables
 from latteclip.core.holdout import Fold, left_out

@@ -44,12 +44,10 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from latteclip.captions import caption
-from latteclip.captions.engines import base as engines
-from latteclip.captions.engines.base import CaptionerSettings
+from latteclip.captions import caption, requests
 from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.engines.vllm import VllmEngine
-from latteclip.captions.requests import Choices, Request, messages
+from latteclip.captions.requests import CaptionerSettings, Choices, Request, messages
 from latteclip.captions.score_classes import letters_of, letters_prompt
 from latteclip.config import layers
 from latteclip.core import tables
@@ -127,7 +125,7 @@ class Ways:
         processor = self.transformers._processor
         turn = messages([{"type": "image"}], PROMPT)
         self.rendered = processor.apply_chat_template(turn, add_generation_prompt=True)
-        engines.start = lambda *_, **__: self.vllm
+        requests.start = lambda *_, **__: self.vllm
 
     def one_at_a_time_transformers(self) -> list[str]:
         return [

@@ -230,7 +230,7 @@ def _features(centres: Any, shown: Any, noise: float, draw: Any) -> Any:
     """FeatureMemmap [N, D], L2-normalised: around the centre [C, D] of what each row [N] shows."""
     import torch
 
-    from latteclip.clip.feature_memmap import FeatureMemmap
+    from latteclip.clip.classifier import FeatureMemmap
 
     made = FeatureMemmap(len(shown), WIDTH)
     for start in range(0, len(shown), 2**14):
@@ -294,8 +294,8 @@ def propagate_labels(place: Place) -> Work:
 
 
 def _group_questions(place: Place, shard: str) -> Callable[[], Any]:
+    from latteclip.captions.groups import GroupSettings, questions_about
     from latteclip.captions.pictures import Layout
-    from latteclip.captions.requests import GroupSettings, questions_about
 
     index, labels = place.file("images.parquet"), place.file("pseudo_labels.parquet")
     drawn = GroupSettings(seed=0, canvas=672, gap=20)
@@ -304,8 +304,8 @@ def _group_questions(place: Place, shard: str) -> Callable[[], Any]:
 
 def plan_images(place: Place) -> Work:
     """What a job of 64 does before it asks about its first image."""
+    from latteclip.captions.groups import questions_about
     from latteclip.captions.pictures import Layout
-    from latteclip.captions.requests import questions_about
 
     index, labels = place.file("images.parquet"), place.file("pseudo_labels.parquet")
     part = f"1/{SHARDS}"
@@ -334,7 +334,7 @@ def _walk(questions: Any) -> None:
 
 def make_captions(place: Place) -> Work:
     """Captions of images in shards and of groups in one table."""
-    from latteclip.captions.requests import shard_of
+    from latteclip.captions.groups import shard_of
     from latteclip.core import tables
 
     texts = _captions(place)
@@ -423,16 +423,16 @@ def find_answers(place: Place) -> Work:
 
     def work() -> None:
         with AnswerCache(place.folder / "answers", f"1-of-{SHARDS}") as cache:
-            cached = cache.snapshot()
+            cache.digests()
             for number in range(0, place.n, SHARDS):
-                _done(_digest(number) in cached and cache.get(_digest(number)) is not None)
+                _done(cache.get(_digest(number)) is not None)
 
     return work
 
 
 def gather_captions(place: Place) -> Work:
     """64 shards into one table."""
-    from latteclip.captions import gather_captions as stage
+    from latteclip.captions import caption as stage
 
     output = place.file("captions/images.parquet")
     return lambda: stage.gather_captions(place.file("images.parquet"), place.shards(), output)
@@ -455,7 +455,7 @@ def fuse_labels(place: Place) -> Work:
     """
     import torch
 
-    from latteclip.clip.feature_memmap import FeatureMemmap
+    from latteclip.clip.classifier import FeatureMemmap
     from latteclip.core import tables
     from latteclip.labels import fusion
     from latteclip.labels.label_sources import CalibratedFeatures, caption_votes

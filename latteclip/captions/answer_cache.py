@@ -7,13 +7,13 @@ import re
 import sqlite3
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
-from latteclip.captions.requests import Answer
+from latteclip.captions.requests import DIGEST_LENGTH, Answer
 from latteclip.core.errors import UserError
 from latteclip.core.files import sqlite_uri
 from latteclip.core.terminal import one_line
@@ -60,9 +60,6 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
             for file in self._files.values():
                 file.close()
 
-    def __contains__(self, digest: str) -> bool:
-        return self.get(digest) is not None
-
     def get(self, digest: str) -> Answer | None:
         if digest in self._pending:
             return self._pending[digest]
@@ -73,14 +70,15 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
                 return Answer(**row)
         return None
 
-    def snapshot(self) -> "CachedKeys":
-        """Return which requests have an answer by now, for worker processes."""
+    def digests(self) -> np.ndarray:
+        """Return the digests of requests that have an answer on the disk: bytes [A], sorted."""
         found = []
         for path, file in self._files.items():
             with _explained(path):
                 rows = file.execute("SELECT digest FROM answers")
-                found.append(np.fromiter((_key(digest) for (digest,) in rows), np.uint64))
-        return CachedKeys(np.sort(np.concatenate(found)))
+                digests = (digest.encode() for (digest,) in rows)
+                found.append(np.fromiter(digests, f"S{DIGEST_LENGTH}"))
+        return np.sort(np.concatenate(found))
 
     def add(self, digest: str, answer: Answer, engine: str) -> None:
         """Cache a valid answer; it is on the disk after the next commit."""
@@ -96,22 +94,6 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
             file.executemany(INSERT, map(vars, self._pending.values()))
         self._pending.clear()
         self._committed = time.monotonic()
-
-
-@dataclass(frozen=True)
-class CachedKeys:
-    """The requests that had an answer when a job began."""
-
-    keys: np.ndarray  # uint64, sorted
-
-    def __contains__(self, digest: object) -> bool:
-        key = np.uint64(_key(str(digest)))
-        place = np.searchsorted(self.keys, key)
-        return key in self.keys[place : place + 1]
-
-
-def _key(digest: str) -> int:
-    return int(digest[:16], 16)
 
 
 def _connected(path: Path) -> sqlite3.Connection:
@@ -131,24 +113,19 @@ def _explained(path: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
-        remedy = "see that nothing else uses it and that its disk can be written"
-        if not isinstance(error, sqlite3.OperationalError):
-            remedy = "delete it: its requests are asked again"
         raise UserError(
-            f"The cached answers of {path} cannot be used ({error}); {remedy}, and rerun."
+            f"The cached answers of {path} cannot be used ({error}); see that nothing else uses it "
+            "and that its disk can be written, or delete it: its requests are asked again."
         ) from None
 
 
-def problem(answer: Answer, longest: int = MAX_CHARACTERS) -> str | None:
-    """Return why an engine's answer cannot be cached; None where it can.
-
-    Its values may be of other types than they should. The text may have so many characters.
-    """
+def problem(answer: Answer) -> str | None:
+    """Return why an engine's answer, whose values may be of any type, cannot be cached."""
     for text in (answer.text, answer.finish_reason):
         if not isinstance(text, str):
             return f"it has {one_line(ascii(text), 40)} in place of text"
-        if len(text) > longest:
-            return f"it has {len(text)} characters, more than {longest}"
+        if len(text) > MAX_CHARACTERS:
+            return f"it has {len(text)} characters, more than {MAX_CHARACTERS}"
         if re.search("[\ud800-\udfff]", text):
             return "it has half a character (a lone surrogate)"
     for number in (answer.n_tokens, answer.n_read):

@@ -7,13 +7,16 @@ where it stopped, and a request is answered once.
 import contextlib
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from latteclip.captions.engines import base as engines
-from latteclip.captions.engines.base import FILE, CaptionerSettings
-from latteclip.captions.requests import Answer, GroupSettings, Questions, failed, questions_about
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from latteclip.captions.groups import GroupSettings, Questions, questions_about
+from latteclip.captions.requests import FILE, Answer, CaptionerSettings, failed, module_of
 from latteclip.captions.runner import CaptionJob, Row, Runner, running, write_table
 from latteclip.core import tables
 
@@ -44,8 +47,7 @@ def caption_images(
 ) -> None:
     """Write a caption for every image that is not in the test split.
 
-    Raises:
-        UserError: the engine does not start, or too many captions are missing.
+    UserError: the engine does not start, or too many captions are missing.
     """
     job = CaptionJob(captioner, output, store, threads, shard, "captioner.images_file")
     _caption(job, images_path, pseudo_labels_path, prompt)
@@ -94,7 +96,7 @@ def _rows(job: CaptionJob, questions: Questions) -> Iterator[Callable[[int], Row
     """Yield a function that returns a row, by the user's file or by an engine."""
     if job.settings.engine == FILE:
         path = getattr(job.settings, job.file_key.removeprefix("captioner."))
-        found = engines.module_of(FILE).read_captions(path, job.file_key)
+        found = module_of(FILE).read_captions(path, job.file_key)
         missing = failed("the file has no caption for it")
         yield lambda row: _row(questions, row, [found.get(questions.ids[row], missing)])
         return
@@ -138,6 +140,32 @@ def _row(questions: Questions, row: int, answers: Sequence[Answer]) -> Row:
         "digest": answers[0].digest,
     }
     return columns, answers
+
+
+def gather_captions(images_path: str, shard_paths: Sequence[str], output: str) -> None:
+    """Write the rows of all shards, of captions or of class scores, in the order of the index."""
+    is_scores = "options" in pq.read_schema(shard_paths[0]).names
+    schema = tables.CLASS_SCORES if is_scores else tables.CAPTIONS
+    parts, metadata = zip(*(tables.read(path, schema) for path in shard_paths), strict=True)
+    rows = pa.concat_tables(parts)
+    index, _ = tables.read_unlabelled(images_path, training=True)
+    # Not every image has a group.
+    order = pc.index_in(index["image_id"], rows[schema.names[0]]).combine_chunks().drop_null()
+    with tables.writing(output, schema, _joined(metadata)) as add:
+        for start in range(0, max(1, len(order)), tables.CAPTION_ROWS):
+            piece = rows.take(order[start : start + tables.CAPTION_ROWS]).combine_chunks()
+            add({name: piece[name] for name in schema.names})
+
+
+def _joined(shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the metadata of all shards together: engines, sums of tokens, last date."""
+    engines = {name for shard in shards for name in shard["engine"].split(", ") if name}
+    return {
+        **shards[0],
+        "engine": ", ".join(sorted(engines)),
+        "date": max(shard["date"] or "" for shard in shards) or None,
+        **{key: sum(s[key] for s in shards) for key in ("tokens_read", "tokens_written")},
+    }
 
 
 def clean(text: str) -> str:

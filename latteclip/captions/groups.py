@@ -1,12 +1,19 @@
-"""Groups of four images of one class, whose captions say what the images share.
+"""Questions about images, and about groups of four images of one class.
 
-Letters: N training images, n images of one class.
+Letters: N training images, n images of one class, R rows of a table (images or groups).
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
+
+from latteclip.captions.pictures import Layout
+from latteclip.core import tables
+from latteclip.core.class_templates import PLACE, fill
+from latteclip.core.errors import UserError
 
 GROUP_SIZE = 4
 
@@ -58,3 +65,92 @@ def _of_class(keys: np.ndarray) -> np.ndarray:
             step += (groups[:, :turn] == drawn[:, None]).any(axis=1)
         groups[:, turn] = drawn
     return groups
+
+
+# --- questions of a table ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GroupSettings:
+    """How groups are drawn and laid out."""
+
+    seed: int
+    canvas: int  # side of the square picture, pixels
+    gap: int  # between its cells, pixels
+    layout: str = "grid"  # or multi_image: the four as separate pictures
+    groups_per_class: int | None = None  # null: one for every image
+
+    def picture_layout(self, single: Layout) -> Layout:
+        """Return the layout of a group, where `single` is that of one image."""
+        if self.layout == "grid":
+            return Layout("grid", self.canvas, self.gap, square=single.square)
+        return replace(single, kind=self.layout)
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The R rows that a table will have, in columns: a million rows must fit."""
+
+    ids: Sequence[str]  # R
+    members: np.ndarray  # int [R, images of a request], indices into `image_ids`
+    image_ids: pa.ChunkedArray  # N
+    paths: pa.ChunkedArray  # N
+    classnames: Sequence[str]
+    labels: Sequence[int] | None  # R, of groups
+    prompts: Callable[[int], str]  # of a row
+    layout: Layout
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def paths_of(self, row: int) -> list[str]:
+        return [self.paths[int(i)].as_py() for i in self.members[row]]
+
+    @property
+    def n_pictures(self) -> int:
+        return int(self.members.shape[1]) if self.layout.kind == "multi_image" else 1
+
+
+def questions_about(
+    images_path: str,
+    pseudo_labels_path: str | None,
+    prompt: str,
+    single: Layout,
+    shard: str,
+    groups: GroupSettings | None = None,
+) -> Questions:
+    """Return one question about each image, or each group, of a shard without the test split.
+
+    `single` is the layout of one image.
+    """
+    table, classnames = tables.read_unlabelled(images_path, training=True)
+    image_ids = table["image_id"].to_pylist()
+    labels: list[int] = []
+    if groups or PLACE in prompt:
+        if pseudo_labels_path is None:
+            raise UserError(f"Prompt {prompt!r} names the pseudo-label; give --pseudo-labels.")
+        labels = tables.lookup(
+            pseudo_labels_path, tables.PSEUDO_LABELS, "image_id", "pseudo_label", image_ids
+        )
+    candidates: Sequence[int] | dict[int, list[int]] = range(len(image_ids))
+    if groups:  # drawn over the whole dataset in every shard, so that shards agree
+        candidates = draw_groups(image_ids, labels, groups.seed, groups.groups_per_class)
+    number, of = map(int, shard.split("/"))
+    rows = [i for i in candidates if shard_of(image_ids[i], of) == number]
+    members = [candidates[i] for i in rows]
+    filled = [fill(prompt, classname) for classname in classnames]
+    return Questions(
+        ids=[image_ids[i] for i in rows],
+        members=np.array(members, np.int64).reshape(-1, GROUP_SIZE if groups else 1),
+        image_ids=table["image_id"],
+        paths=table["path"],
+        classnames=classnames,
+        labels=[labels[i] for i in rows] if groups else None,
+        prompts=lambda row: filled[labels[rows[row]]] if labels else prompt,
+        layout=groups.picture_layout(single) if groups else single,
+    )
+
+
+def shard_of(row_id: str, of: int) -> int:
+    """Return the shard of a row, from 1 to `of`, which does not depend on other rows."""
+    return 1 + int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:8]) % of

@@ -1,28 +1,27 @@
-"""Questions about images and groups, and the digests by which their answers are found again.
+"""Requests to engines, their answers, and the digests by which answers are found again.
 
-Letters: N training images, R rows of a table (images or groups).
+An engine is a class in a module of `engines`, imported by its name. So an edit of it reruns the
+captions and class scores of this engine alone.
 """
 
 import functools
 import hashlib
+import importlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
-import numpy as np
-import pyarrow as pa
 from PIL import Image
 
-from latteclip.captions.groups import GROUP_SIZE, draw_groups
 from latteclip.captions.pictures import Layout
 from latteclip.config import hub_names
-from latteclip.core import tables
-from latteclip.core.class_templates import PLACE, fill
-from latteclip.core.errors import UserError
 from latteclip.core.hashing import digest as joint_digest
 
+ENGINES = {"vllm": "VllmEngine", "openai": "OpenaiEngine", "transformers": "TransformersEngine"}
+FILE = "file"  # in place of an engine: captions and scores that the user brings along
 DIGEST_LENGTH = 32  # hexadecimal digits: 128 bits
 HASHED_WHOLE = 64 * 2**20  # files up to this size are hashed whole
 SAMPLES, SAMPLE = 256, 64 * 2**10  # of larger ones: this many blocks of this many bytes
@@ -30,6 +29,41 @@ SPECIAL_TOKENS = "added unless the prompt begins with them"  # the rule of all e
 # Parts of a tokenizer.json, and settings of a tokenizer_config.json, that add special tokens.
 ADDING = ("SpecialToken", "BertProcessing", "RobertaProcessing")
 ADDS = ("add_bos_token", "add_eos_token")
+
+
+@dataclass(frozen=True)
+class CaptionerSettings:
+    """What decides a caption, besides the picture and the prompt, and how fast it comes."""
+
+    engine: str  # of ENGINES, or FILE
+    model: str  # Hugging Face id or folder, or the name under which a server serves it
+    revision: str | None
+    dtype: str
+    max_new_tokens: int
+    max_model_len: int
+    gpu_memory_utilization: float
+    batch_size: int  # requests that the engine works on at once
+    quantization: str | None = None  # as vLLM names it; null: what the model's files say
+    tensor_parallel_size: int = 1  # GPUs that hold the model together
+    max_image_side: int | None = None  # a larger image is scaled down to this, pixels
+    square_side: int | None = None  # each picture is scaled to a square of this side, pixels
+    concurrency: int = 32  # requests that a server gets at once
+    timeout: float = 120.0  # seconds for an answer of a server
+    retries: int = 5  # when a server is busy or does not answer
+    max_failed: float = 0.05  # share of requests that may end without a caption
+    images_file: str | None = None  # of engine file: image_id and caption
+    groups_file: str | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of one image, which is not scaled down before it becomes a square."""
+        max_side = None if self.square_side else self.max_image_side
+        return Layout(max_side=max_side, square=self.square_side)
+
+    @property
+    def loads_model(self) -> bool:
+        """Whether the engine loads the model itself; a server is sent pictures as URLs."""
+        return self.engine in hub_names.ENGINES
 
 
 @dataclass(frozen=True)
@@ -56,18 +90,13 @@ class Request:
     paths: Sequence[str] = ()  # of the images, until their pictures are made
     digest: str = ""  # by which its answer is cached
 
-    @property
-    def wanted(self) -> Choices:
-        assert self.choices is not None
-        return self.choices
-
 
 @dataclass(frozen=True)
 class Answer:
     """An answer to a request, as the model wrote it."""
 
     text: str
-    finish_reason: str  # "stop", "length" where max_new_tokens cut it, or "error"
+    finish_reason: str  # "stop", "length" where max_new_tokens cut it, "scores" or "error"
     n_tokens: int | None
     error: str | None = None  # why there is no text; such an answer is not cached
     n_read: int | None = None  # tokens of the request, pictures included
@@ -81,9 +110,73 @@ def failed(error: str) -> Answer:
     return Answer("", "error", None, error)
 
 
+@dataclass(frozen=True)
+class Scores:
+    """Natural log-probabilities of the choices of a request, in their order.
+
+    A row for each prompt: one of likelihoods, one for each order of the options of multiple choice.
+    """
+
+    log_probabilities: tuple[tuple[float, ...], ...]
+    first: tuple[str, ...] = ()  # of multiple choice: the most likely first token of each
+
+    def as_answer(self, n_tokens: int) -> Answer:
+        """Return the scores as JSON; an error where one of them is not a number."""
+        rows = self.log_probabilities
+        if any(math.isnan(value) for row in rows for value in row):
+            return failed(
+                "the model's log-probabilities are not numbers; set captioner.dtype to bfloat16 or "
+                "float32"
+            )
+        # JSON has no word for minus infinity.
+        numbers = [[round(v, 6) if math.isfinite(v) else None for v in row] for row in rows]
+        text = json.dumps({"log_probabilities": numbers, "first": self.first}, ensure_ascii=False)
+        return Answer(text, "scores", n_tokens)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read the text of an answer."""
+        values = json.loads(text)
+        rows = ([-math.inf if v is None else v for v in row] for row in values["log_probabilities"])
+        return cls(tuple(map(tuple, rows)), tuple(values["first"]))
+
+
 def messages(pictures: Sequence[dict[str, Any]], prompt: str) -> list[dict[str, Any]]:
     """Return one turn of a user: the pictures, then the text."""
     return [{"role": "user", "content": [*pictures, {"type": "text", "text": prompt}]}]
+
+
+# --- engines -------------------------------------------------------------------------------------
+
+
+class Engine(Protocol):
+    """A model that answers greedily, built from the arguments of `start`."""
+
+    version: str
+
+    def answer(
+        self, requests: Iterable[Request], would_wait: Callable[[], bool] | None = None
+    ) -> Iterator[tuple[Request, Answer]]:
+        """Yield each request with its answer: words, or `Scores.as_answer` of its choices.
+
+        Answers come in any order, and requests are taken as there is room for them. A request that
+        cannot be answered gets an answer with an error. Where `would_wait` says that the
+        next request is not there yet, work at hand comes first.
+        """
+
+
+def start(
+    settings: CaptionerSettings, threads: int, pictures: int, *, scoring: bool = False
+) -> Engine:
+    """Start an engine whose requests show at most so many pictures, with choices if `scoring`."""
+    engine_class = getattr(module_of(settings.engine), ENGINES[settings.engine])
+    engine: Engine = engine_class(settings, threads, pictures, scoring)
+    return engine
+
+
+def module_of(engine: str) -> Any:
+    """Import the module of an engine, or of FILE."""
+    return importlib.import_module(f"latteclip.captions.engines.{engine}")
 
 
 # --- digests -------------------------------------------------------------------------------------
@@ -162,103 +255,3 @@ def special_tokens(model: str, revision: str | None) -> str | None:
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         adds = True
     return SPECIAL_TOKENS if adds else None
-
-
-# --- questions of a table ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class GroupSettings:
-    """How groups are drawn and laid out."""
-
-    seed: int
-    canvas: int  # side of the square picture, pixels
-    gap: int  # between its cells, pixels
-    layout: str = "grid"  # or multi_image: the four as separate pictures
-    groups_per_class: int | None = None  # null: one for every image
-
-    def picture_layout(self, single: Layout) -> Layout:
-        """Return the layout of a group, where `single` is that of one image."""
-        if self.layout == "grid":
-            return Layout("grid", self.canvas, self.gap, square=single.square)
-        return replace(single, kind=self.layout)
-
-
-@dataclass(frozen=True)
-class Questions:
-    """The R rows that a table will have, in columns: a million rows must fit."""
-
-    ids: Sequence[str]  # R
-    members: np.ndarray  # int [R, images of a request], indices into `image_ids`
-    image_ids: pa.ChunkedArray  # N
-    paths: pa.ChunkedArray  # N
-    classnames: Sequence[str]
-    labels: Sequence[int] | None  # R, of groups
-    prompts: Callable[[int], str]  # of a row
-    layout: Layout
-    max_pixels: int  # of a picture
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def paths_of(self, row: int) -> list[str]:
-        return [self.paths[int(i)].as_py() for i in self.members[row]]
-
-    @property
-    def n_pictures(self) -> int:
-        return int(self.members.shape[1]) if self.layout.kind == "multi_image" else 1
-
-
-def questions_about(
-    images_path: str,
-    pseudo_labels_path: str | None,
-    prompt: str,
-    single: Layout,
-    shard: str,
-    groups: GroupSettings | None = None,
-) -> Questions:
-    """Return one question about each image, or each group, of a shard without the test split.
-
-    `single` is the layout of an image by itself, and a shard is written as "2/4".
-    """
-    table, classnames = tables.read_unlabelled(images_path, training=True)
-    image_ids = table["image_id"].to_pylist()
-    labels: list[int] = []
-    if groups or PLACE in prompt:
-        if pseudo_labels_path is None:
-            raise UserError(f"Prompt {prompt!r} names the pseudo-label; give --pseudo-labels.")
-        labels = tables.lookup(
-            pseudo_labels_path, tables.PSEUDO_LABELS, "image_id", "pseudo_label", image_ids
-        )
-    candidates: Sequence[int] | dict[int, list[int]] = range(len(image_ids))
-    if groups:  # drawn over the whole dataset in every shard, so that shards agree
-        candidates = draw_groups(image_ids, labels, groups.seed, groups.groups_per_class)
-    number, of = map(int, shard.split("/"))
-    rows = [i for i in candidates if shard_of(image_ids[i], of) == number]
-    members = [candidates[i] for i in rows]
-    filled = [fill(prompt, classname) for classname in classnames]
-    layout = groups.picture_layout(single) if groups else single
-    return Questions(
-        ids=[image_ids[i] for i in rows],
-        members=np.array(members, np.int64).reshape(-1, GROUP_SIZE if groups else 1),
-        image_ids=table["image_id"],
-        paths=table["path"],
-        classnames=classnames,
-        labels=[labels[i] for i in rows] if groups else None,
-        prompts=lambda row: filled[labels[rows[row]]] if labels else prompt,
-        layout=layout,
-        max_pixels=_max_pixels(layout, table),
-    )
-
-
-def shard_of(row_id: str, of: int) -> int:
-    """Return the shard of a row, from 1 to `of`, which does not depend on other rows."""
-    return 1 + int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:8]) % of
-
-
-def _max_pixels(layout: Layout, table: pa.Table) -> int:
-    """Return a number of pixels that no picture exceeds; at least 1."""
-    if side := layout.square or layout.canvas:
-        return side**2
-    sides = np.array([table["width"].to_numpy(), table["height"].to_numpy()], np.int64)
-    return int(np.minimum(sides, layout.max_side or np.inf).prod(axis=0).max(initial=1))

@@ -1,4 +1,4 @@
-"""Asking an engine about every row of a table, each request once, and writing the table."""
+"""Ask an engine about every row of a table, each request once, and write the table."""
 
 import contextlib
 import itertools
@@ -6,7 +6,7 @@ import logging
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,11 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from latteclip.captions import requests
-from latteclip.captions.answer_cache import MAX_CHARACTERS, AnswerCache, problem
-from latteclip.captions.engines import base as engines
-from latteclip.captions.engines.base import FILE, CaptionerSettings, Engine
+from latteclip.captions.answer_cache import AnswerCache, problem
+from latteclip.captions.groups import Questions
 from latteclip.captions.pictures import data_url, pictures_of, read_image
-from latteclip.captions.requests import Answer, Choices, Identity, Questions, Request, failed
+from latteclip.captions.requests import Answer, CaptionerSettings, Choices, Request, failed
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.signals import ending_in_order
@@ -29,9 +28,7 @@ from latteclip.data.workers import Workers
 log = logging.getLogger(__name__)
 ATTEMPTS = 2
 MAX_CONSECUTIVE_FAILURES = 50  # requests, before a run gives up
-CHARACTERS_PER_TOKEN = 256  # more than any token of the known vocabularies has
-CHUNKS = 8, 64  # requests that a worker prepares at a time: at least, at most
-PIXELS = 8 * 1344**2  # and no more of them than show so many pixels
+CHUNK = 8  # requests that a worker prepares at a time
 PREFETCHED_CHUNKS = 8  # that are ready or wait for a worker, besides those in work
 Question = Callable[[int, int], tuple[str, Choices | None]]  # about a row in an attempt
 Row = tuple[dict[str, Any], Sequence[Answer]]  # columns, and the answers that they come from
@@ -58,15 +55,16 @@ class CaptionJob:
 class Preparer:
     """Reads, identifies and decodes images ahead of the engine, in worker processes."""
 
-    identity: Identity
+    identity: requests.Identity
     as_urls: bool  # encode pictures for a server
-    cached: Container[str]  # digests of requests whose answers are cached
+    cached: np.ndarray  # digests of requests whose answers are cached: bytes [A], sorted
 
     def __call__(self, request: Request) -> Request:
         """Give a request its digest, and its pictures unless its answer is cached."""
         contents = [read_image(path) for path in request.paths]
         digest = requests.digest(contents, request.prompt, self.identity, request.choices)
-        if digest in self.cached:
+        place = np.searchsorted(self.cached, digest.encode())
+        if digest.encode() in self.cached[place : place + 1]:
             return replace(request, digest=digest)
         pictures: list[Any] = pictures_of(self.identity.layout, request.paths, contents)
         if self.as_urls:
@@ -74,27 +72,11 @@ class Preparer:
         return replace(request, digest=digest, pictures=pictures)
 
 
-def workers(preparer: Preparer, n: int, max_pixels: int) -> Workers[Request, Request]:
-    """Return n processes that prepare requests in order.
-
-    The fewer pixels a request has, the more requests go to a worker at a time. Each time costs this
-    process as much as a small picture does.
-    """
-    return Workers(
-        preparer,
-        n,
-        chunk=int(np.clip(PIXELS // max_pixels, *CHUNKS)),
-        ahead=PREFETCHED_CHUNKS,
-        name=lambda request: request.paths[0],
-        threads_key="threads.caption",
-    )
-
-
 @contextlib.contextmanager
 def running(job: CaptionJob, questions: Questions, question: Question) -> Iterator["Runner"]:
     """Open the cache of the answers, which a signal leaves whole, and start worker processes."""
     settings, model, revision = job.settings, job.settings.model, job.settings.revision
-    identity = Identity(
+    identity = requests.Identity(
         model=requests.fingerprint(model),
         revision=revision,
         dtype=settings.dtype,
@@ -112,10 +94,15 @@ def running(job: CaptionJob, questions: Questions, question: Question) -> Iterat
         stack.enter_context(ending_in_order(saved))
         folder = job.store or stack.enter_context(tempfile.TemporaryDirectory())
         cache = stack.enter_context(AnswerCache(folder, job.shard.replace("/", "-of-")))
-        preparer = Preparer(identity, not settings.loads_model, cache.snapshot())
-        max_pixels = questions.max_pixels * questions.n_pictures
-        pool = stack.enter_context(workers(preparer, job.threads, max_pixels))
-        runner = Runner(job, questions, question, cache, pool)
+        pool = Workers(
+            Preparer(identity, not settings.loads_model, cache.digests()),
+            job.threads,
+            chunk=CHUNK,
+            ahead=PREFETCHED_CHUNKS,
+            name=lambda request: request.paths[0],
+            threads_key="threads.caption",
+        )
+        runner = Runner(job, questions, question, cache, stack.enter_context(pool))
         yield runner
         runner.log_rates()
 
@@ -134,13 +121,11 @@ class Runner:
     pool: Workers[Request, Request]
 
     def __post_init__(self) -> None:
-        tokens = MAX_CHARACTERS if self.job.scoring else self.job.settings.max_new_tokens
-        self._max_characters = min(tokens * CHARACTERS_PER_TOKEN, MAX_CHARACTERS)
         shape, digest_type = (ATTEMPTS, len(self.questions)), f"S{requests.DIGEST_LENGTH}"
         self._digests = np.zeros(shape, digest_type)  # of requests
         self._errors: dict[str, str] = {}  # by the digest of the request
         self._under_way: set[str] = set()  # digests
-        self._n_rows = self._n_asked = self._n_tokens = self._n_read = self._failures = 0
+        self._n_rows = self._n_asked = self._n_tokens = self._failures = 0
         self._seconds = 0.0  # of answering
 
     def ask(self, rows: Sequence[int], attempt: int = 1) -> None:
@@ -155,22 +140,18 @@ class Runner:
         first = next(pending, None)
         if first is None:
             return
-        engine = self._engine
-        started, tokens_before = time.monotonic(), self._n_tokens
+        engine, pending = self._engine, itertools.chain([first], pending)
+        started = time.monotonic()
         progress.restart()
-        for request, answer in engine.answer(
-            itertools.chain([first], pending), self.pool.are_behind
-        ):
+        for request, answer in engine.answer(pending, self.pool.are_behind):
             self._take(request, answer, engine.version)
-            rate = (self._n_tokens - tokens_before) / (time.monotonic() - started)
-            progress.add(1, f"{rate:.0f} tokens/s")
+            progress.add(1)
         self._seconds += time.monotonic() - started
 
     @cached_property
-    def _engine(self) -> Engine:
-        started, job = time.monotonic(), self.job
-        n = self.questions.n_pictures
-        engine = engines.start(job.settings, job.threads, n, scoring=job.scoring)
+    def _engine(self) -> requests.Engine:
+        started, job, n = time.monotonic(), self.job, self.questions.n_pictures
+        engine = requests.start(job.settings, job.threads, n, scoring=job.scoring)
         log.info("%s started in %.0f s.", engine.version, time.monotonic() - started)
         return engine
 
@@ -181,7 +162,7 @@ class Runner:
         for request in prepared:
             digest = request.digest
             self._digests[attempt - 1, request.key] = digest
-            if not request.pictures or digest in self._under_way or digest in self.cache:
+            if not request.pictures or digest in self._under_way or self.cache.get(digest):
                 progress.skip(1)
                 continue
             self._under_way.add(digest)
@@ -192,13 +173,12 @@ class Runner:
         self._under_way.discard(request.digest)
         self._n_asked += 1
         error = answer.error
-        if error is None and (found := problem(answer, self._max_characters)):
+        if error is None and (found := problem(answer)):
             error = f"the answer is invalid: {found}"
         if error is None:
             self.cache.add(request.digest, answer, engine)
             self._failures = 0
             self._n_tokens += answer.n_tokens or 0
-            self._n_read += answer.n_read or 0
             return
         self._failures += 1
         self._errors[request.digest] = error = one_line(error)
@@ -218,11 +198,13 @@ class Runner:
     def log_rates(self) -> None:
         seconds = max(self._seconds, 1e-9)
         log.info(
-            "Asked %d requests about %d rows in %.1f s: %.1f %s/s, %.0f tokens/s; "
-            "a request has %.0f tokens.",
+            "Asked %d requests about %d rows in %.1f s: %.1f %s/s, %.0f tokens/s.",
             *(self._n_asked, self._n_rows, self._seconds, self._n_asked / seconds, self.job.unit),
-            *(self._n_tokens / seconds, self._n_read / max(1, self._n_asked)),
+            self._n_tokens / seconds,
         )
+
+
+# --- tables --------------------------------------------------------------------------------------
 
 
 def write_table(
@@ -276,7 +258,7 @@ def _count(columns: Mapping[str, Any], answers: Sequence[Answer]) -> dict[str, i
 def _too_many(job: CaptionJob, count: Counter[str], error: str) -> UserError:
     settings, first = job.settings, f" (the first error: {error})" if error else ""
     who, remedy = settings.model, "try another prompt, captioner.model or scores.kind, or rerun"
-    if settings.engine == FILE:
+    if settings.engine == requests.FILE:
         who, remedy = "Your file", f"add them: see {job.file_key}"
     return UserError(
         f"{who} has no {job.unit} for {count['failed']} of {count['asked']} images or groups"

@@ -17,12 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
-from latteclip.captions.engines import base as engines
-from latteclip.captions.engines.base import FILE, CaptionerSettings, Scores
-from latteclip.captions.requests import Answer, Choices, Questions, failed, questions_about
+from latteclip.captions.groups import Questions, questions_about
+from latteclip.captions.requests import FILE, Answer, CaptionerSettings, Choices, Scores, module_of
 from latteclip.captions.runner import CaptionJob, Row, Runner, running, write_table
 from latteclip.clip.classifier import ROWS, Classifier, classify, load_classifier
 from latteclip.core import tables
@@ -57,16 +55,6 @@ class ScoreSettings:
     def by_letters(self) -> bool:
         return self.kind == "multiple_choice"
 
-    def check(self, engine: str) -> None:
-        """Raise UserError for likelihoods that make no sense, or that the engine does not have."""
-        problem = ""
-        if engine == "openai":
-            problem = "captioner.engine openai has no likelihoods"
-        elif PLACE in self.prompt:
-            problem = f"prompts.image names the pseudo-label ({PLACE}), which scores would repeat"
-        if problem and not self.by_letters:
-            raise UserError(f"{problem}; change it, or set scores.kind to multiple_choice.")
-
 
 def score_classes(
     images_path: str,
@@ -82,13 +70,13 @@ def score_classes(
 ) -> None:
     """Write CLASS_SCORES of the images of a shard that are not in the test split.
 
-    Raises:
-        UserError: the engine does not start, or too many images end without scores.
+    UserError: the engine does not start, or too many images end without scores.
     """
     job = CaptionJob(captioner, output, store, threads, shard, FILE_KEY, scoring=True)
-    scores.check(captioner.engine)
     images = questions_about(images_path, None, "", captioner.layout, job.shard)
-    k = _n_options(scores, images.classnames)
+    n = len(images.classnames)
+    k = n if n <= ALL_UP_TO else min(scores.topk, n)
+    _check(scores, captioner.engine, k)
     metadata = {
         "classnames": list(images.classnames),
         "model": captioner.model,
@@ -106,12 +94,14 @@ def score_classes(
             classifier, _ = load_classifier(class_embeddings_path, classnames=images.classnames)
             # Of the whole dataset in every shard, so that shards agree on the share.
             options, margins = best_classes(pseudo_labels_path, images.image_ids, classifier, k)
+            is_asked = np.zeros(len(margins), bool)
+            n_asked = math.ceil(scores.share * len(margins))
+            is_asked[np.argsort(margins, kind="stable")[:n_asked]] = True
             rows = images.members[:, 0]
-            is_asked = _least_sure(margins, scores.share)[rows]
-            questions = ClassQuestions(images, options[rows], scores)
+            questions = ClassQuestions(images, options[rows], is_asked[rows], scores)
             runner = stack.enter_context(running(job, images, questions.ask))
-            runner.ask(np.flatnonzero(is_asked).tolist())
-            row_of = functools.partial(questions.row, runner, is_asked)
+            runner.ask(np.flatnonzero(questions.is_asked).tolist())
+            row_of = functools.partial(questions.row, runner)
         count = write_table(job, tables.CLASS_SCORES, len(images), row_of, metadata)
     log.info(
         "Wrote the scores of %d images, %d without an answer, %d not asked about.",
@@ -119,61 +109,49 @@ def score_classes(
     )
 
 
+def _check(settings: ScoreSettings, engine: str, k: int) -> None:
+    """Raise UserError for scores of k options that make no sense, or that the engine lacks."""
+    if settings.by_letters and k > MAX_OPTIONS:
+        problem = f"there are {MAX_OPTIONS} letters for {k} options; lower scores.topk"
+    elif engine == "openai" and not settings.by_letters:
+        problem = "captioner.engine openai has none; set scores.kind to multiple_choice"
+    elif PLACE in settings.prompt:
+        problem = f"scores would repeat the pseudo-label ({PLACE}) of prompts.image; change it"
+    else:
+        return
+    raise UserError(f"Of scores.kind {settings.kind}, {problem}.")
+
+
 def _rows_of_file(images: Questions, path: str | None) -> Callable[[int], Row]:
-    found = engines.module_of(FILE).read_scores(path, FILE_KEY, images.classnames)
+    found = module_of(FILE).read_scores(path, FILE_KEY, images.classnames)
 
     def row_of(row: int) -> Row:
         options, values = found.get(images.ids[row], ([], []))
-        answer = Answer("", "stop", None, engine=FILE) if options else failed("the file lacks it")
+        error = None if options else "the file lacks it"
         columns = {"image_id": images.ids[row], "options": options, "log_probabilities": values}
-        return {**columns, "none": None, "error": answer.error, "digest": None}, [answer]
+        answer = Answer("", "stop", None, engine=FILE)
+        return {**columns, "none": None, "error": error, "digest": None}, [answer]
 
     return row_of
-
-
-def _n_options(settings: ScoreSettings, classnames: Sequence[str]) -> int:
-    n = len(classnames)
-    k = n if n <= ALL_UP_TO else min(settings.topk, n)
-    if settings.by_letters and k > MAX_OPTIONS:
-        raise UserError(
-            f"There are letters for {MAX_OPTIONS} options and not for {k}: lower scores.topk, or "
-            "set scores.kind to likelihood."
-        )
-    return k
 
 
 def best_classes(
     pseudo_labels_path: str, image_ids: pa.ChunkedArray, classifier: Classifier, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k best classes of images by their stored features, and how sure the best one is.
+    """Return the k best classes of images by their stored features: int32 [N, K], the best first.
 
-    Returns:
-        int32 [N, K], the best first, and float32 [N], its cosine minus that of the second.
+    And how sure the best one is: float32 [N], its cosine minus that of the second.
     """
-    classes = np.empty((len(image_ids), k), np.int32)
-    margins = np.full(len(image_ids), np.nan, np.float32)
+    ids, classes, margins = [], [], []
     columns = ["image_id", "image_features"]
     for piece in tables.read_pieces(pseudo_labels_path, tables.PSEUDO_LABELS, columns, ROWS):
-        places = pc.index_in(piece["image_id"], image_ids)
-        rows = places.drop_null().to_numpy()
         features = torch.from_numpy(tables.from_list_column(piece["image_features"]).copy())
-        wanted = torch.from_numpy(places.is_valid().to_numpy())
-        best, scores = classify(features[wanted], classifier, max(k, 2))
-        classes[rows] = best[:, :k].numpy()
-        margins[rows] = (scores[:, 0] - scores[:, 1]).numpy()
-    if missing := int(np.isnan(margins).sum()):
-        raise UserError(
-            f"{pseudo_labels_path} lacks {missing} of {len(margins)} images; delete it and rerun "
-            "its stage."
-        )
-    return classes, margins
-
-
-def _least_sure(margins: np.ndarray, share: float) -> np.ndarray:
-    """Return bool [N]: the share of the images that have the smallest margins, at least one."""
-    result = np.zeros(len(margins), bool)
-    result[np.argsort(margins, kind="stable")[: math.ceil(share * len(margins))]] = True
-    return result
+        best, scores = classify(features, classifier, max(k, 2))
+        ids += piece["image_id"].chunks
+        classes.append(best[:, :k].int().numpy())
+        margins.append((scores[:, 0] - scores[:, 1]).numpy())
+    rows = tables.find_rows(image_ids, pa.chunked_array(ids), pseudo_labels_path)
+    return np.concatenate(classes)[rows], np.concatenate(margins)[rows]
 
 
 # --- questions and answers -----------------------------------------------------------------------
@@ -185,10 +163,11 @@ class ClassQuestions:
 
     images: Questions
     options: np.ndarray  # int32 [R, K]
+    is_asked: np.ndarray  # bool [R]
     settings: ScoreSettings
 
     def ask(self, row: int, _: int) -> tuple[str, Choices]:
-        """Return the prompt about an image, and its choices: all orders share the image."""
+        """Return the prompt about an image, and its choices."""
         names = self._names(row)
         if not self.settings.by_letters:
             texts = tuple(fill(self.settings.answer or ANSWER, name) for name in names)
@@ -196,16 +175,9 @@ class ClassQuestions:
         prompts = tuple(letters_prompt([names[i] for i in order]) for order in self._orders(row))
         return prompts[0], Choices("multiple_choice", letters_of(len(names)), prompts)
 
-    def row(self, runner: Runner, is_asked: np.ndarray, row: int) -> Row:
-        answers = runner.answers(row) if is_asked[row] else []
-        values: Sequence[float] = []
-        error = answers[0].error if answers else None
-        if answers and error is None:
-            scores = Scores.parse(answers[0].text)
-            if self.settings.by_letters:
-                values, error = self._over_orders(row, scores)
-            else:
-                [values] = scores.log_probabilities
+    def row(self, runner: Runner, row: int) -> Row:
+        answers = runner.answers(row) if self.is_asked[row] else []
+        values, error = self._values(row, answers[0]) if answers else ([], None)
         k = self.options.shape[1]
         columns = {
             "image_id": self.images.ids[row],
@@ -217,7 +189,13 @@ class ClassQuestions:
         }
         return columns, answers
 
-    def _over_orders(self, row: int, scores: Scores) -> tuple[list[float], str | None]:
+    def _values(self, row: int, answer: Answer) -> tuple[Sequence[float], str | None]:
+        """Return scores of the options, and with letters of none of them; or why there are none."""
+        if answer.error is not None:
+            return [], answer.error
+        scores = Scores.parse(answer.text)
+        if not self.settings.by_letters:
+            return scores.log_probabilities[0], None
         letters = letters_of(self.options.shape[1])
         for first in scores.first:
             if first.removeprefix(" ") not in letters:

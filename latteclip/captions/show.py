@@ -5,9 +5,9 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from latteclip.captions.engines.base import CaptionerSettings
+from latteclip.captions.groups import GroupSettings
 from latteclip.captions.pictures import pictures_of, read_image
-from latteclip.captions.requests import GroupSettings
+from latteclip.captions.requests import CaptionerSettings
 from latteclip.captions.text import user_file_of
 from latteclip.core import tables
 from latteclip.core.errors import UserError
@@ -17,12 +17,9 @@ WIDTH = 100
 
 
 def show(path: str, n: int, pictures: str | None = None) -> str:
-    """Return a few captions as text.
+    """Return n captions of a table in results/<dataset>/captions, spread over it, as text.
 
-    Args:
-        path: of a CAPTIONS table in results/<dataset>/captions.
-        n: how many captions, spread over the table.
-        pictures: folder that gets the pictures as the model saw them.
+    The folder `pictures` gets the pictures as the model saw them.
     """
     table, metadata = tables.read(path, tables.CAPTIONS)
     results = Path(path).resolve().parents[1]
@@ -30,13 +27,15 @@ def show(path: str, n: int, pictures: str | None = None) -> str:
     paths = dict(zip(index["image_id"].to_pylist(), index["path"].to_pylist(), strict=True))
     step = max(1, len(table) // max(1, n))
     rows = table.take(list(range(0, len(table), step))[:n]).to_pylist()
-    columns = tables.PSEUDO_LABELS, "image_id", "pseudo_label"
     labels = results / "pseudo_labels.parquet"
-    ids = [row["id"] for row in rows]
-    found = tables.lookup(labels, *columns, ids) if labels.is_file() else [None] * len(rows)
+    names: list[str | None] = [None] * len(rows)
+    if labels.is_file():
+        columns = tables.PSEUDO_LABELS, "image_id", "pseudo_label"
+        found = tables.lookup(labels, *columns, [row["id"] for row in rows])
+        names = [classnames[label] for label in found]
     blocks = [_header(path, len(table), metadata)]
-    for row, label in zip(rows, found, strict=True):
-        lines = _lines(row, None if label is None else classnames[label])
+    for row, name in zip(rows, names, strict=True):
+        lines = _lines(row, name)
         if pictures is not None:
             files = save_pictures(row, metadata, paths, pictures)
             lines += [f"  picture   {file}" for file in files]
@@ -49,10 +48,7 @@ def save_pictures(
 ) -> list[Path]:
     """Write the pictures of a row, from its members and `paths`, to a folder; return the files."""
     if gone := [member for member in row["members"] if member not in paths]:
-        raise UserError(
-            f"{gone[0]} of the row {row['id']!r} is no longer in the image index: its picture "
-            "cannot be made again; ask for other rows, or rerun the captions."
-        )
+        raise UserError(f"{gone[0]} is no longer in the image index; rerun the captions.")
     layout = from_values(CaptionerSettings, metadata["captioner"]).layout
     if "groups" in metadata:
         layout = from_values(GroupSettings, metadata["groups"]).picture_layout(layout)

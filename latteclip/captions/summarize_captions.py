@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latteclip.captions.text import mentions, model_of, user_file_of
+from latteclip.captions.text import count_mentions, model_of, user_file_of
 from latteclip.core import tables
 from latteclip.core.files import write_json
 
@@ -28,7 +28,6 @@ def _summary(path: str, classnames: Sequence[str]) -> dict[str, Any]:
     is_empty, failed = pc.equal(table["caption"], ""), pc.is_valid(table["error"])
     texts = table["caption"].filter(pc.invert(is_empty))
     counts = pc.value_counts(texts)  # in the order of their first row
-    n_naming = sum(map(mentions(classnames), tables.Strings(texts)))
     return {
         "engine": metadata.get("engine"),
         "model": model_of(metadata),
@@ -43,7 +42,7 @@ def _summary(path: str, classnames: Sequence[str]) -> dict[str, Any]:
         "tokens": _percentiles(table["n_tokens"].drop_null()),
         "distinct": len(counts),
         "share_duplicates": round(1 - len(counts) / len(texts), 4) if len(texts) else 0.0,
-        "share_naming_a_class": round(n_naming / max(1, len(texts)), 4),
+        "share_naming_a_class": round(count_mentions(texts, classnames) / max(1, len(texts)), 4),
         "most_repeated": _most_repeated(counts),
     }
 

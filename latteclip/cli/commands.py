@@ -34,7 +34,7 @@ STAGES = {  # by command: the module of its function
     "caption_images": "latteclip.captions.caption",
     "caption_groups": "latteclip.captions.caption",
     "score_classes": "latteclip.captions.score_classes",
-    "gather_captions": "latteclip.captions.gather_captions",
+    "gather_captions": "latteclip.captions.caption",
     "summarize_captions": "latteclip.captions.summarize_captions",
     "calibrate_zero_shot": "latteclip.labels.calibrate_zero_shot",
     "fuse_labels": "latteclip.labels.fuse_labels",

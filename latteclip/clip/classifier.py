@@ -1,25 +1,71 @@
-"""Linear classifiers of image features, and their files.
+"""Image features, and linear classifiers of them with their files.
 
 Letters: N images, C classes, D embedding width.
 """
 
 import json
-from collections.abc import Mapping
+import os
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from latteclip.clip.feature_memmap import Features, parts
 from latteclip.core.errors import DELETE_AND_RERUN, UserError, first_line
 from latteclip.core.files import replacing
 
 KEY = "classifier"  # of the matrix, and of the one entry of the metadata
 BIAS = "classifier_bias"  # of the vector
 ROWS = 2**14  # images whose scores are held at once
+
+
+class FeatureMemmap:
+    """A table [N, D] of float32 zeros in a temporary file, which goes with the process.
+
+    Rows are indexed like a tensor's, by slices, indices or masks. Reads return copies. OSError: the
+    disk is full.
+    """
+
+    def __init__(self, n: int, width: int) -> None:
+        self.shape = (n, width)
+        self._file = tempfile.TemporaryFile(prefix="latteclip-")  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
+        size = n * width * np.dtype(np.float32).itemsize
+        if size:  # allocated now: a mapped file that outgrows its disk would kill the process
+            os.posix_fallocate(self._file.fileno(), 0, size)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(np.array(self._mapped()[_index(rows)]))
+
+    def __setitem__(self, rows: slice | torch.Tensor, values: torch.Tensor) -> None:
+        self._mapped()[_index(rows)] = values.numpy()
+
+    def _mapped(self) -> np.ndarray:
+        """Map the table each time: pages of a mapping count as the process's memory."""
+        if 0 in self.shape:
+            return np.empty(self.shape, np.float32)
+        return np.memmap(self._file, np.float32, "r+", shape=self.shape)
+
+
+Features = torch.Tensor | FeatureMemmap  # [N, D], in memory or not
+
+
+def parts(n: int, size: int) -> Iterator[slice]:
+    """Return slices of N rows, `size` rows at a time."""
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def _index(rows: slice | torch.Tensor) -> slice | np.ndarray:
+    return rows if isinstance(rows, slice) else rows.numpy()
 
 
 @dataclass(frozen=True)
@@ -42,11 +88,8 @@ class Classifier:
 
 
 def save_classifier(path: str | Path, classifier: Classifier, described: Mapping[str, Any]) -> None:
-    """Write a classifier with its description.
-
-    The description is JSON in one entry of the metadata, for safetensors writes several entries in
-    random order.
-    """
+    """Write a classifier with its description."""
+    # In one entry of the metadata, for safetensors writes several entries in random order.
     tensors = {KEY: classifier.weights, BIAS: classifier.bias}
     with replacing(path) as temporary:
         save_file(tensors, temporary, {KEY: json.dumps(described, ensure_ascii=False)})
@@ -55,8 +98,7 @@ def save_classifier(path: str | Path, classifier: Classifier, described: Mapping
 def load_classifier(path: str | Path, **expected: object) -> tuple[Classifier, dict[str, Any]]:
     """Load a classifier to the CPU, with its description.
 
-    Raises:
-        UserError: there is no such file, it cannot classify, or has other entries than `expected`.
+    UserError: there is no such file, it cannot classify, or has other entries than `expected`.
     """
     try:
         with safe_open(path, framework="pt") as file:

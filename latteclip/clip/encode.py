@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from latteclip.clip.feature_memmap import FeatureMemmap
+from latteclip.clip.classifier import FeatureMemmap
 from latteclip.clip.model import Clip
 from latteclip.core import devices
 from latteclip.core.class_templates import ClassTemplates, class_texts
@@ -142,10 +142,7 @@ def encode_files(clip: Clip, paths: Sequence[str], batch_size: int, threads: int
 def encoded(
     models: Sequence[Clip], files: loader.ImageFiles, batch_size: int, threads: int
 ) -> Iterator[tuple[Any, list[torch.Tensor]]]:
-    """Yield the marks of B files and their features [B, D] on the CPU by each model.
-
-    The models are on one device and share the transform of `files`.
-    """
+    """Yield the marks of B files and their features [B, D] on the CPU by models on one device."""
     progress, order = Progress(len(files), "images"), loader.in_order(len(files), batch_size)
     for marks, batch in loader.batches(files, order, models[0].device, threads):
         yield marks, [encode_images(clip, batch).cpu() for clip in models]

@@ -40,7 +40,7 @@ def load(
     *,
     classnames: Sequence[str] | None = None,
 ) -> FinetunedModel:
-    """Load a fine-tuned model from its folder, or the folder of its run or dataset.
+    """Load a fine-tuned model from the folder that `find` finds.
 
     UserError: it is not a fine-tuned model, a file is broken, or it has other `classnames`.
     """

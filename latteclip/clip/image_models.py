@@ -46,33 +46,25 @@ class Pooled(torch.nn.Module):
 def load(name: str, device: torch.device, precision: str = "bf16") -> ImageModel:
     """Load an image model in float32, in evaluation mode.
 
-    Args:
-        name: a name of timm, `hf-hub:<repo>`, `local-dir:<folder>` or `open_clip:<model>/<tag>`.
-        device: of the model.
-        precision: bf16, fp16 or float32, in which a GPU encodes.
-
-    Raises:
-        UserError: there is no such model, it is damaged, or it gives no features.
+    It is named as in timm, as `hf-hub:<repo>`, `local-dir:<folder>` or `open_clip:<model>/<tag>`.
+    UserError: there is no such model, it is damaged, or it gives no features.
     """
     devices.check_precision(device, precision)
     with clips.loading(f"Image model {name!r}", "check eyes"):
-        if (names := open_clip_names(name)) is None:
-            import timm  # not at the top: it takes a second
+        if names := open_clip_names(name):
+            return ImageModel(**vars(clips.load(*names, device, precision)) | {"name": name})
+        import timm  # not at the top: it takes a second
 
-            files = timm_model(name)
-            network = Pooled(_network(files)).eval().to(device)
-            clips.check_finite(name, network)
-            config = {"embed_dim": _width(network, files, device)}
-            values = vars(files.preprocessing) | {"is_training": False}
-            values["input_size"] = tuple(values["input_size"])
-            transform = timm.data.create_transform(**values)
-            found = (network, _no_texts, transform, config, device, precision)
-            return ImageModel(*found, name=name, timm=files)
-    return ImageModel(**{**vars(clips.load(*names, device, precision)), "name": name})
-
-
-def _no_texts() -> Any:
-    raise UserError("An image model beside CLIP reads no texts.")
+        files = timm_model(name)
+        network = Pooled(_network(files)).eval().to(device)
+        clips.check_finite(name, network)
+        config = {"embed_dim": _width(network, files, device)}
+        values = vars(files.preprocessing) | {"is_training": False}
+        transform = timm.data.create_transform(
+            **{**values, "input_size": tuple(values["input_size"])}
+        )
+        found = (network, lambda: None, transform, config, device, precision)
+        return ImageModel(*found, name=name, timm=files)
 
 
 def _network(files: TimmModel) -> Any:
@@ -90,7 +82,6 @@ def _network(files: TimmModel) -> Any:
 
 @torch.no_grad()
 def _width(network: Pooled, files: TimmModel, device: torch.device) -> int:
-    """Return the width of the features, by those of a blank image."""
     found = network.encode_image(torch.zeros(1, *files.preprocessing.input_size, device=device))
     if not isinstance(found, torch.Tensor) or found.ndim != 2 or not found.shape[1]:
         raise UserError(f"{files.architecture} gives no feature vector for an image.")

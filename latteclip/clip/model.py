@@ -53,11 +53,9 @@ class Clip:
 def load(model: str, pretrained: str | None, device: torch.device, precision: str = "bf16") -> Clip:
     """Load weights in float32, in evaluation mode, without running code of a model.
 
-    Args:
-        model: an open_clip name, `hf-hub:<repo>` or `local-dir:<folder>`.
-        pretrained: an open_clip tag or a weights file; None with the two prefixes.
-        device: of the model.
-        precision: bf16, fp16 or float32, in which a GPU encodes. A CPU encodes in float32.
+    `model` is an open_clip name, `hf-hub:<repo>` or `local-dir:<folder>`, and `pretrained` an
+    open_clip tag or a weights file, None with the two prefixes. A GPU encodes in the precision
+    bf16, fp16 or float32, a CPU in float32.
 
     Raises:
         UserError: the model is missing or damaged, or the device lacks the precision. A damaged

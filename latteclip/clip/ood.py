@@ -12,8 +12,14 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 
-from latteclip.clip.classifier import ROWS, Classifier, load_classifier, save_classifier
-from latteclip.clip.feature_memmap import Features, parts
+from latteclip.clip.classifier import (
+    ROWS,
+    Classifier,
+    Features,
+    load_classifier,
+    parts,
+    save_classifier,
+)
 
 
 @dataclass(frozen=True)

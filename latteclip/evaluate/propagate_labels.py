@@ -15,8 +15,7 @@ from typing import Any, cast
 import pyarrow.compute as pc
 import torch
 
-from latteclip.clip.classifier import best_classes, load_classifier
-from latteclip.clip.feature_memmap import Features, parts
+from latteclip.clip.classifier import Features, best_classes, load_classifier, parts
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate import metrics

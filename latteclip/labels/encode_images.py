@@ -4,9 +4,8 @@ import logging
 from dataclasses import dataclass
 
 from latteclip.clip import image_models
-from latteclip.clip.classifier import ROWS
+from latteclip.clip.classifier import ROWS, parts
 from latteclip.clip.encode import encode_files
-from latteclip.clip.feature_memmap import parts
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
 

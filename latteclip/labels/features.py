@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from latteclip.clip.feature_memmap import FeatureMemmap, parts
+from latteclip.clip.classifier import FeatureMemmap, parts
 from latteclip.core import tables
 
 ROWS = 2**14  # of the table in memory at once

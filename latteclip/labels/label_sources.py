@@ -12,9 +12,8 @@ from typing import Self
 import torch
 import torch.nn.functional as F
 
-from latteclip.clip import feature_memmap
-from latteclip.clip.classifier import Classifier
-from latteclip.clip.feature_memmap import Features
+from latteclip.clip import classifier as classifiers
+from latteclip.clip.classifier import Classifier, Features
 
 ROWS = 4096  # images that are computed with at once
 FLOOR = 50.0  # nats: the largest difference between the scores of two options of an image
@@ -269,4 +268,4 @@ class LabelledRows:
 
 def parts(n: int) -> Iterator[slice]:
     """Return the rows of n images, ROWS at a time."""
-    return feature_memmap.parts(n, ROWS)
+    return classifiers.parts(n, ROWS)

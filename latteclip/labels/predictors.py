@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from latteclip.clip import encode, feature_memmap
+from latteclip.clip import classifier as classifiers
+from latteclip.clip import encode
 from latteclip.clip import model as clips
-from latteclip.clip.classifier import load_classifier
-from latteclip.clip.feature_memmap import FeatureMemmap
+from latteclip.clip.classifier import FeatureMemmap, load_classifier
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import Progress
@@ -138,7 +138,7 @@ def encode_captions(
     row_of = pc.fill_null(encoded.indices, len(distinct)).to_numpy()
     progress = Progress(len(distinct), "captions")
     features = FeatureMemmap(len(distinct) + 1, clip.config["embed_dim"])
-    for rows in feature_memmap.parts(len(distinct), batch_size):
+    for rows in classifiers.parts(len(distinct), batch_size):
         batch = list(distinct[rows])
         features[rows] = encode.encode_texts(clip, clip.tokenizer(batch)).cpu()
         progress.add(len(batch))

@@ -12,9 +12,8 @@ import torch
 
 from latteclip.clip import classifier
 from latteclip.clip import model as clips
-from latteclip.clip.classifier import ROWS, best_classes
+from latteclip.clip.classifier import ROWS, Features, best_classes, parts
 from latteclip.clip.encode import class_embeddings, encode_files
-from latteclip.clip.feature_memmap import Features, parts
 from latteclip.core import devices, tables
 from latteclip.core.class_templates import ClassTemplates
 

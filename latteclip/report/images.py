@@ -10,7 +10,6 @@ import base64
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from latteclip.captions.pictures import grid
-from latteclip.captions.text import mentions
+from latteclip.captions.text import count_mentions
 from latteclip.core import tables
 from latteclip.core.files import read_object
 from latteclip.data.images import open_rgb
@@ -95,18 +94,17 @@ def read_captions(
     known = {"pseudo_label": train.pseudo_labels}
     if train.labels is not None and "groups" not in metadata:
         known["label"] = train.labels
-    names_class = cache(lambda label: mentions([classnames[label]]))
     numbers = {train.image_ids[i]: i for i in chosen}
     counts: Counter[str] = Counter()
     rows: dict[int, Row] = {}
     of_label: dict[int, Row] = {}
     for piece in tables.read_pieces(path, tables.CAPTIONS, ["members", "caption"], PIECE):
         places = train.places(pc.list_element(piece["members"], 0))
-        texts = piece["caption"].to_pylist()
-        counts["texts"] += sum(map(bool, texts))
+        counts["texts"] += pc.sum(pc.not_equal(piece["caption"], "")).as_py() or 0
         for kind, labels in known.items():
-            of_texts = zip(texts, labels[places].tolist(), strict=True)
-            counts[kind] += sum(names_class(label)(text) for text, label in of_texts)
+            for label in np.unique(labels[places]):
+                texts = piece["caption"].filter(pa.array(labels[places] == label))
+                counts[kind] += count_mentions(texts, [classnames[label]])
         for row, label in zip(piece.to_pylist(), train.pseudo_labels[places].tolist(), strict=True):
             of_label.setdefault(label, row)
             for name in numbers.keys() & row["members"]:

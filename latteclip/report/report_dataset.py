@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from latteclip.captions import text
+from latteclip.captions.text import model_of, user_file_of
 from latteclip.core import tables
 from latteclip.core.files import write_text
 from latteclip.evaluate import results
@@ -287,8 +287,8 @@ def _provenance(
         "commit": runs.commit(),
         "versions": runs.versions(),
         "seeds": sorted({run.seed for run in run_files}),
-        "model": text.model_of(first),
-        "user_files": [file for one in described if (file := text.user_file_of(one))],
+        "model": model_of(first),
+        "user_files": [file for one in described if (file := user_file_of(one))],
         "engine": first.get("engine"),
         "read": sum(one.get("tokens_read") or 0 for one in described),
         "written_tokens": sum(one.get("tokens_written") or 0 for one in described),

@@ -11,8 +11,7 @@ import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 
-from latteclip.clip.classifier import ROWS, classify, load_classifier
-from latteclip.clip.feature_memmap import parts
+from latteclip.clip.classifier import ROWS, classify, load_classifier, parts
 from latteclip.core import tables
 from latteclip.core.class_templates import class_texts
 from latteclip.core.errors import UserError

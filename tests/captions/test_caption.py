@@ -13,6 +13,7 @@ from support.captioning import (
     provenance,
 )
 
+from latteclip.captions.caption import clean
 from latteclip.captions.groups import draw_groups
 from latteclip.captions.pictures import grid
 from latteclip.core.errors import UserError
@@ -86,3 +87,35 @@ def test_captions_of_ones_own_take_the_captioner_s_place(dataset, recorder):
     path.write_text("\n".join(["image_id,caption", lines[0]]))
     with pytest.raises(UserError, match=r"captioner\.images_file"):
         dataset.caption_images(engine="file", images_file=str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "caption"),
+    [
+        (" A red\n\n  texture. \t", "A red texture."),
+        ("\u201cA red texture.\u201d", "A red texture."),
+        ("**A red texture.**", "A red texture."),
+        ('Sure! Here\'s a concise description:\n\n"A red texture."', "A red texture."),
+        ("ASSISTANT: A red texture.", "A red texture."),
+        ("A red texture.</s>", "A red texture."),
+        ("A red textur\ufffd\ufffd", "A red textur"),
+        ("A\x00 red\x07 texture\x1b[2J\x9b.", "A red texture [2J ."),
+        ('""', ""),
+    ],
+)
+def test_what_is_no_caption_goes(text, caption):
+    assert clean(text) == caption
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        'A "red" texture with "holes"',
+        "The photo shows here: nothing",
+        "Here is a cat.",
+        "It's the artist's cloth",
+        "Sure",
+    ],
+)
+def test_what_belongs_to_the_caption_stays(caption):
+    assert clean(caption) == caption

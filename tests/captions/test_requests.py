@@ -2,20 +2,11 @@ import dataclasses
 from collections import Counter
 
 import pytest
-from support.tiny import write_index, write_pseudo_labels
 
 from latteclip.captions import requests
-from latteclip.captions.groups import draw_groups
+from latteclip.captions.groups import draw_groups, shard_of
 from latteclip.captions.pictures import Layout
-from latteclip.captions.requests import (
-    Choices,
-    GroupSettings,
-    Identity,
-    digest,
-    fingerprint,
-    questions_about,
-    shard_of,
-)
+from latteclip.captions.requests import Choices, Identity, digest, fingerprint
 
 IDENTITY = Identity("m", None, "auto", None, 77, Layout())
 
@@ -66,31 +57,13 @@ def test_a_model_folder_goes_by_its_content_wherever_it_is(tmp_path, monkeypatch
     assert len(set(seen)) == 3
 
 
-# --- shards, and pixels of a picture -------------------------------------------------------------
+# --- shards --------------------------------------------------------------------------------------
 
 
 def test_a_shard_of_an_image_does_not_depend_on_other_images():
     counts = Counter(shard_of(f"{number}.png", 4) for number in range(1000))
     assert sorted(counts) == [1, 2, 3, 4]
     assert all(abs(count - 250) < 60 for count in counts.values())
-
-
-@pytest.mark.parametrize(
-    ("layout", "groups", "n_pictures", "pixels"),
-    [
-        (Layout(), None, 1, 70 * 64),
-        (Layout(max_side=66), None, 1, 66 * 64),
-        (Layout(square=33), None, 1, 33**2),
-        (Layout(max_side=66), GroupSettings(0, 128, 4), 1, 128**2),
-        (Layout(max_side=66), GroupSettings(0, 128, 4, "multi_image"), 4, 66 * 64),
-    ],
-)
-def test_no_picture_has_more_pixels_than_a_bound(tmp_path, layout, groups, n_pictures, pixels):
-    names = ["a", "b", "c", "d"]
-    index = write_index(tmp_path / "i", names, ["train"] * 4, [None] * 4, ["x", "y"])
-    labels = write_pseudo_labels(tmp_path / "l", names, [0] * 4)
-    found = questions_about(index, labels, "?", layout, "1/1", groups)
-    assert (found.n_pictures, found.max_pixels) == (n_pictures, pixels)
 
 
 # --- groups --------------------------------------------------------------------------------------

@@ -1,18 +1,20 @@
+import dataclasses
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from support.captioning import describe
+from support.captioning import GROUPS, describe, read
 from support.commands import python
 from support.tiny import write_pictures
 
 from latteclip.captions import requests
-from latteclip.captions.caption import RETRY_PROMPT
+from latteclip.captions.caption import RETRY_PROMPT, gather_captions
+from latteclip.captions.groups import shard_of
 from latteclip.captions.pictures import Layout
 from latteclip.captions.requests import Answer, Identity, Request, digest
-from latteclip.captions.runner import PIXELS, Preparer, workers
+from latteclip.captions.runner import Preparer
 from latteclip.core.errors import UserError
 
 
@@ -129,25 +131,48 @@ def test_a_run_of_failures_ends_early(dataset, recorder, monkeypatch):
 
 
 def test_an_invalid_answer_is_a_failure_of_its_row(dataset, recorder):
-    long = Answer("x" * 10**7, "stop", 9)  # ten megabytes for nine tokens
+    long = Answer("x" * 10**7, "stop", 9)
     recorder.reply = lambda request: long if request.key == 2 else describe(request)
     columns = dataset.caption_images(max_failed=0.2)
     assert [error is None for error in columns["error"]] == [row != 2 for row in range(7)]
 
 
+# --- shards --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "n"), [("images", 3), ("groups", 2)])
+def test_shards_give_the_same_bytes_however_many_there_are(dataset, recorder, kind, n):
+    groups = dataclasses.replace(GROUPS, groups_per_class=3)
+    caption = {
+        "images": dataset.caption_images,
+        "groups": lambda **options: dataset.caption_groups(groups=groups, **options),
+    }[kind]
+    whole = dataset.folder / "whole.parquet"
+    caption(output=whole, store=False)
+    asked = len(recorder.requests)
+    recorder.forget()
+    shards = [dataset.folder / f"shards/{number}.parquet" for number in range(1, n + 1)]
+    for number, path in enumerate(shards, start=1):
+        rows = caption(output=path, shard=f"{number}/{n}", store=False)
+        assert {shard_of(row, n) for row in rows["id"]} <= {number}
+    assert len(recorder.requests) == asked
+    gathered = dataset.folder / "gathered.parquet"
+    gather_captions(dataset.images, [str(path) for path in shards], str(gathered))
+    assert read(gathered) == read(whole)
+    assert gathered.read_bytes() == whole.read_bytes()
+
+
 # --- worker processes ----------------------------------------------------------------------------
 
 
-def test_tasks_come_back_in_order_and_cached_ones_are_not_decoded(tmp_path):
-    files, identity = write_pictures(tmp_path, 11), Identity("m", None, "auto", None, 77, Layout())
+def test_cached_requests_are_not_decoded(tmp_path):
+    files, identity = write_pictures(tmp_path, 5), Identity("m", None, "auto", None, 77, Layout())
     digests = [digest([Path(file).read_bytes()], "?", identity) for file in files]
-    tasks = [Request(10 + number, (), "?", None, [file]) for number, file in enumerate(files)]
-    with workers(Preparer(identity, False, digests[:4]), 2, PIXELS) as pool:
-        prepared = list(pool.in_order(tasks))
-    assert [item.key for item in prepared] == [task.key for task in tasks]
+    prepare = Preparer(identity, False, np.sort(np.array(digests[:2], "S32")))
+    prepared = [prepare(Request(0, (), "?", None, [file])) for file in files]
     assert [item.digest for item in prepared] == digests
-    assert [len(item.pictures) for item in prepared] == [0] * 4 + [1] * 7
-    for item, file in zip(prepared[4:], files[4:], strict=True):
+    assert [len(item.pictures) for item in prepared] == [0] * 2 + [1] * 3
+    for item, file in zip(prepared[2:], files[2:], strict=True):
         assert np.array_equal(np.asarray(item.pictures[0]), np.asarray(Image.open(file)))
 
 

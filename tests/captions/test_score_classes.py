@@ -16,7 +16,7 @@ from support.scoring import (
     value,
 )
 
-from latteclip.captions.gather_captions import gather_captions
+from latteclip.captions.caption import gather_captions
 from latteclip.captions.score_classes import over_orders
 from latteclip.core.errors import UserError
 

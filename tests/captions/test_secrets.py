@@ -41,8 +41,6 @@ def test_no_secret_is_left(dataset, server, monkeypatch, capfd, status, whole, e
 
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_BASE_URL", server.url.replace("//", f"//me:{PASSWORD}@"))
-    models = [{"id": MODEL, "owned_by": f"Bearer {KEY}"}]
-    server.models = json.dumps({"object": "list", "data": models}).encode()
     server.fail = fail
     settings = dataclasses.replace(SETTINGS, **OPENAI, max_failed=0.9 if whole else 0.0)
     folder = dataset.folder

@@ -1,8 +1,12 @@
 import json
+import re
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from latteclip.captions.summarize_captions import summarize_captions
+from latteclip.captions.text import count_mentions
 
 
 def test_the_summary_counts_lengths_repetitions_failures_and_class_names(captioned):
@@ -27,3 +31,21 @@ def test_the_summary_counts_lengths_repetitions_failures_and_class_names(caption
     groups = summary["groups"]
     assert groups["share_naming_a_class"] == 1
     assert groups["most_repeated"] == [{"caption": "lines", "times": 7}]
+
+
+def test_class_names_are_found_as_if_each_were_looked_for():
+    draw = np.random.default_rng(0)
+    letters = ["a", "b", "C", " ", ".", "-", "é", "("]
+
+    def words(n, longest):
+        drawn = (draw.choice(letters, draw.integers(1, longest + 1)) for _ in range(n))
+        return ["".join(each).strip() for each in drawn]
+
+    names = list(dict.fromkeys(filter(None, words(60, 6))))
+    plain = [re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE) for name in names[5:]]
+    found = [
+        (count_mentions(pa.chunked_array([[text]]), names[5:]), any(p.search(text) for p in plain))
+        for text in words(500, 9)
+    ]
+    assert {one for one, _ in found} == {True, False}
+    assert all(one == other for one, other in found)

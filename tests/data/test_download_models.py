@@ -36,8 +36,7 @@ print(encode.encode_texts(found, found.tokenizer(["a photo of a red thing"])).no
 CAPTION = """
 import json, sys
 from PIL import Image
-from latteclip.captions.engines.base import CaptionerSettings, start
-from latteclip.captions.requests import Request
+from latteclip.captions.requests import CaptionerSettings, Request, start
 captioner = start(CaptionerSettings(**json.loads(sys.argv[1])), 1, 1)
 [(_, answer)] = captioner.answer([Request(0, [Image.new("RGB", (64, 64))], "What is it?")])
 print(answer.n_tokens)

@@ -7,10 +7,9 @@ import sys
 from PIL import Image
 from support.commands import python
 
-from latteclip.captions.engines import base as engines
-from latteclip.captions.engines.base import CaptionerSettings
+from latteclip.captions import requests
 from latteclip.captions.pictures import Layout, data_url, lay_out
-from latteclip.captions.requests import Request
+from latteclip.captions.requests import CaptionerSettings, Request
 
 PROMPT = "What is it?"
 # Of all four, besides each as it is: as squares, as a canvas, as several images.
@@ -28,7 +27,7 @@ def pictures(paths):
 
 def answers(settings, paths):
     """[text, finish_reason, tokens written, tokens read] of each request."""
-    return answers_of(engines.start(settings, 1, len(SIZES)), settings, paths)
+    return answers_of(requests.start(settings, 1, len(SIZES)), settings, paths)
 
 
 def answers_of(captioner, settings, paths):
@@ -74,7 +73,7 @@ def _by_one_engine_after_the_other(models, paths):
 
     for values in models:
         settings = CaptionerSettings(**values)
-        captioner = engines.start(settings, 1, len(SIZES))
+        captioner = requests.start(settings, 1, len(SIZES))
         yield answers_of(captioner, settings, paths), read_by_vllm(captioner, paths)
         del captioner
         cleanup_dist_env_and_memory()

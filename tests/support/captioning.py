@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from support.tiny import write_index, write_pictures, write_pseudo_labels
 
-from latteclip.captions import caption
-from latteclip.captions.engines import base as engines
-from latteclip.captions.engines.base import CaptionerSettings
-from latteclip.captions.requests import Answer, GroupSettings
+from latteclip.captions import caption, requests
+from latteclip.captions.groups import GroupSettings
+from latteclip.captions.requests import Answer, CaptionerSettings
 from latteclip.core import tables
 
 SETTINGS = CaptionerSettings(
@@ -74,7 +73,7 @@ def recorder(monkeypatch):
         recorder.pictures = pictures
         return recorder
 
-    monkeypatch.setattr(engines, "start", start)
+    monkeypatch.setattr(requests, "start", start)
     return recorder
 
 

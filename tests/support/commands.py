@@ -12,8 +12,7 @@ from support import captioning
 from support.tiny import DEMO_LLAVA, ROOT, write_index
 
 from latteclip.captions import caption
-from latteclip.captions.engines.base import Scores
-from latteclip.captions.requests import Choices, Request
+from latteclip.captions.requests import Choices, Request, Scores
 from latteclip.captions.score_classes import letters_of, letters_prompt
 from latteclip.core import tables
 from latteclip.data.images import open_rgb

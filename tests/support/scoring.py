@@ -9,7 +9,7 @@ import torch
 from support.captioning import SETTINGS, Dataset, mean_colour
 from support.tiny import write_pseudo_labels
 
-from latteclip.captions.engines.base import Scores
+from latteclip.captions.requests import Scores
 from latteclip.captions.score_classes import ScoreSettings, score_classes
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import tables

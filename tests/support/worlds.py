@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from latteclip.clip.feature_memmap import FeatureMemmap
+from latteclip.clip.classifier import FeatureMemmap
 from latteclip.labels.label_sources import (
     CalibratedFeatures,
     Votes,

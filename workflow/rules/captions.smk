@@ -171,7 +171,7 @@ rule gather_captions:
     input:
         images="results/{dataset}/images.parquet",
         shards=given(stage_params.shards),
-        code=sources("latteclip.captions.gather_captions"),
+        code=sources("latteclip.captions.caption"),
     output:
         "results/{dataset}/captions/{kind}.parquet",
     log:
@@ -192,7 +192,7 @@ use rule gather_captions as gather_scores with:
     input:
         images="results/{dataset}/images.parquet",
         shards=given(stage_params.shards, kind="class_scores"),
-        code=sources("latteclip.captions.gather_captions"),
+        code=sources("latteclip.captions.caption"),
     output:
         "results/{dataset}/class_scores.parquet",
     log:

@@ -1,16 +1,16 @@
 """Any server that speaks OpenAI's chat completions, such as `vllm serve` on another machine."""
 
+import contextlib
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
 import openai
 
-from latteclip.captions.engines.base import Answered, CaptionerSettings, Scores, WouldWait, never
-from latteclip.captions.requests import Answer, Request, failed, messages
+from latteclip.captions.requests import Answer, CaptionerSettings, Request, Scores, failed, messages
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import KEY, URL, one_line
 
@@ -28,6 +28,8 @@ class OpenaiEngine:
     when the server is busy, fails or cannot be reached.
     """
 
+    version = "openai server"
+
     def __init__(self, settings: CaptionerSettings, *_: object) -> None:
         url = os.environ.get(URL)
         if not url:
@@ -42,19 +44,13 @@ class OpenaiEngine:
             # Pictures go to this server alone.
             http_client=openai.DefaultHttpxClient(follow_redirects=False),
         )
-        self.version = f"openai {self._served_by()}"
-
-    def _served_by(self) -> str:
         try:
-            models = self._client.models.list().data
-            owner = next(model.owned_by for model in models if model.id == self._settings.model)
-        except (openai.APIStatusError, *UNUSABLE, StopIteration):  # some servers have no list
-            owner = None
+            with contextlib.suppress(openai.APIStatusError, *UNUSABLE):  # some have no list
+                self._client.models.list()
         except openai.APIError as error:
             raise UserError(f"{self._where} does not answer: {_why(error)}.") from None
-        return f"server of {one_line(owner, 64)}" if owner else "server"
 
-    def answer(self, requests: Iterable[Request], would_wait: WouldWait = never) -> Answered:
+    def answer(self, requests: Iterable[Request], *_: object) -> Iterator[tuple[Request, Answer]]:
         source, n = iter(requests), self._settings.concurrency
         waiting: dict[Future[Answer], Request] = {}
         pool = ThreadPoolExecutor(n)
@@ -64,7 +60,7 @@ class OpenaiEngine:
                     waiting[pool.submit(self._answer, request)] = request
                 if not waiting:
                     return
-                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                done = wait(waiting, return_when=FIRST_COMPLETED).done
                 for future in done:
                     yield waiting.pop(future), future.result()
         finally:
@@ -77,7 +73,9 @@ class OpenaiEngine:
             UserError: there is none for any request.
         """
         try:
-            return self._caption(request) if request.choices is None else self._score(request)
+            if request.choices is None:
+                return self._caption(request)
+            return self._score(request, request.choices.prompts, request.choices.texts)
         except openai.APIStatusError as error:
             if error.status_code in REFUSED:
                 raise UserError(
@@ -108,7 +106,7 @@ class OpenaiEngine:
             n_read=None if usage is None else usage.prompt_tokens,
         )
 
-    def _score(self, request: Request) -> Answer:
+    def _score(self, request: Request, prompts: Sequence[str], letters: Sequence[str]) -> Answer:
         """Read the letters among the tokens that the server names for the start of its answer.
 
         A letter that is not among them gets the smallest log-probability that was named, an upper
@@ -116,7 +114,7 @@ class OpenaiEngine:
         """
         rows, first = [], []
         options = {"max_tokens": 1, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
-        for prompt in request.wanted.prompts:
+        for prompt in prompts:
             reply = self._complete(request, prompt, **options)
             tokens = reply.choices[0].logprobs and reply.choices[0].logprobs.content
             if not (tokens and tokens[0].top_logprobs):
@@ -124,7 +122,7 @@ class OpenaiEngine:
                     "it has no log-probabilities (top_logprobs), which letters need; use another "
                     "server, or captioner.engine vllm or transformers"
                 )
-            values: dict[str, list[float]] = {letter: [] for letter in request.wanted.texts}
+            values: dict[str, list[float]] = {letter: [] for letter in letters}
             named = tokens[0].top_logprobs
             for each in named:
                 if not LOWEST <= each.logprob <= HIGHEST:

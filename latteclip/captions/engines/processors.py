@@ -10,11 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from latteclip.captions.engines.base import CaptionerSettings
-from latteclip.captions.requests import Request, messages
+from latteclip.captions.requests import Answer, CaptionerSettings, Request, Scores, messages
 from latteclip.core.errors import UserError
-
-ANSWER = 0  # any token: what follows it is not looked at
 
 
 def load(settings: CaptionerSettings) -> Any:
@@ -51,16 +48,16 @@ class Split:
     start: int  # so many of its tokens begin every choice's text
     tails: list[list[int]]  # K: the tokens after these
 
-    @property
-    def n_tokens(self) -> int:
-        return sum(map(len, self.tails))
+    def answer(self, values: Sequence[float]) -> Answer:
+        """Return the answer by the log-probabilities [K] of the tails."""
+        row = tuple(exclusive(values, self.tails))
+        return Scores((row,)).as_answer(sum(map(len, self.tails)))
 
 
 class Tokens:
     """The chat template and the tokenizer of a model."""
 
     def __init__(self, processor: Any, model: str) -> None:
-        """Take a processor of transformers; `model` is its name for messages."""
         self._processor, self._model = processor, model
         self._tokenizer = processor.tokenizer
         self.ids_of_letters = functools.cache(self._ids_of_letters)
@@ -68,13 +65,11 @@ class Tokens:
     def prompts(self, request: Request) -> list[str]:
         """Return what the model reads before it answers, images as marks: one, or one per order."""
         orders = request.choices.prompts if request.choices else ()
-        n = len(request.pictures)
-        return [self.rendered(prompt, n) for prompt in orders or [request.prompt]]
-
-    def rendered(self, prompt: str, n_pictures: int) -> str:
-        """Return a prompt in the words of the chat template, up to where the answer begins."""
-        conversation = messages([{"type": "image"}] * n_pictures, prompt)
-        return str(self._processor.apply_chat_template(conversation, add_generation_prompt=True))
+        marks = [{"type": "image"}] * len(request.pictures)
+        return [
+            self._processor.apply_chat_template(messages(marks, prompt), add_generation_prompt=True)
+            for prompt in orders or [request.prompt]
+        ]
 
     def ids(self, text: str) -> list[int]:
         """Return the token ids of a text that begins as a prompt does."""
@@ -95,12 +90,6 @@ class Tokens:
                     "or change scores.answer."
                 )
         return Split(alone, start, [ids[start:] for ids in whole])
-
-    def split_orders(self, prompts: Sequence[str]) -> Split:
-        """Take prompts apart that begin alike. Each tail ends in a token in the answer's place."""
-        whole = [self.ids(prompt) for prompt in prompts]
-        start = _shared_start(whole)
-        return Split(whole[0], start, [[*ids[start:], ANSWER] for ids in whole])
 
     def _ids_of_letters(self, letters: tuple[str, ...]) -> list[list[int]]:
         """Return the tokens that are a letter, or a space and the letter, for each of them."""

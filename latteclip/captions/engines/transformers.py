@@ -1,11 +1,10 @@
 """Captions and class scores through transformers, for machines on which vLLM does not run.
 
-Letters: O choices (or orders of options) of a request, T tokens of the longest one, V words of the
-vocabulary.
+Letters: K choices of a request, T tokens of the longest one, V words of the vocabulary.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +12,8 @@ import transformers
 from torch.nn.utils.rnn import pad_sequence
 
 from latteclip.captions.engines import processors
-from latteclip.captions.engines.base import Answered, CaptionerSettings, Scores, WouldWait, never
-from latteclip.captions.engines.processors import Split, Tokens, exclusive
-from latteclip.captions.requests import Answer, Request
+from latteclip.captions.engines.processors import Split, Tokens
+from latteclip.captions.requests import Answer, CaptionerSettings, Choices, Request, Scores
 from latteclip.core import devices
 from latteclip.core.errors import UserError
 
@@ -48,7 +46,7 @@ class TransformersEngine:
         self._model.eval().to(self._device)
         self._tokens = Tokens(self._processor, settings.model)
 
-    def answer(self, requests: Iterable[Request], would_wait: WouldWait = never) -> Answered:
+    def answer(self, requests: Iterable[Request], *_: object) -> Iterator[tuple[Request, Answer]]:
         source = iter(requests)
         while batch := list(itertools.islice(source, self._batch_size)):
             try:
@@ -66,7 +64,7 @@ class TransformersEngine:
         if choices is None:
             return self._captions(batch)
         score = self._letters if choices.by_letters else self._likelihoods
-        return [score(request) for request in batch]
+        return [score(request, request.choices or choices) for request in batch]
 
     def _captions(self, batch: Sequence[Request]) -> list[Answer]:
         inputs = self._inputs(batch, [self._tokens.prompts(request)[0] for request in batch])
@@ -80,10 +78,9 @@ class TransformersEngine:
         """Return an answer whose tokens are padded after their end."""
         ends = self._model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
-        length = next((i + 1 for i, token in enumerate(tokens) if token in ends), None)
-        if length is None:
-            return Answer(text, "length", len(tokens), n_read=n_read)
-        return Answer(text, "stop", length, n_read=n_read)
+        places = [place for place, token in enumerate(tokens, start=1) if token in ends]
+        reason, length = ("stop", places[0]) if places else ("length", len(tokens))
+        return Answer(text, reason, length, n_read=n_read)
 
     def _inputs(self, batch: Sequence[Request], prompts: Sequence[str]) -> Any:
         """Return pictures and prompts as the model takes them, padded on the left."""
@@ -96,34 +93,27 @@ class TransformersEngine:
             add_special_tokens=special,
         ).to(self._device, self._model.dtype)
 
-    def _letters(self, request: Request) -> Answer:
-        prompts = self._tokens.prompts(request)
-        split = self._tokens.split_orders(prompts)
-        ends = torch.tensor([len(tail) - 1 for tail in split.tails], device=self._device)
-        places = ends.unique()  # logits of other places are not needed, and large
-        logits = self._logits(request, prompts[0], split, places)
-        rows = logits[range(len(ends)), torch.searchsorted(places, ends)].float().log_softmax(1)
-        ids_of = self._tokens.ids_of_letters(request.wanted.texts)
-        values = (tuple(row[ids].logsumexp(dim=0).item() for ids in ids_of) for row in rows)
-        first = (self._tokens.text(int(row.argmax())) for row in rows)
-        return Scores(tuple(values), tuple(first)).as_answer(len(rows))
+    def _letters(self, request: Request, choices: Choices) -> Answer:
+        ids_of = self._tokens.ids_of_letters(choices.texts)
+        rows, first = [], []
+        for prompt in self._tokens.prompts(request):
+            logits = self._model(**self._inputs([request], [prompt]), logits_to_keep=1).logits
+            row = logits[0, -1].float().log_softmax(0)
+            rows.append(tuple(row[ids].logsumexp(dim=0).item() for ids in ids_of))
+            first.append(self._tokens.text(int(row.argmax())))
+        return Scores(tuple(rows), tuple(first)).as_answer(len(rows))
 
-    def _likelihoods(self, request: Request) -> Answer:
+    def _likelihoods(self, request: Request, choices: Choices) -> Answer:
         [prompt] = self._tokens.prompts(request)
-        split = self._tokens.split(prompt, request.wanted.texts)
-        places = torch.arange(max(map(len, split.tails)), device=self._device)
-        logits = self._logits(request, prompt, split, places)
+        split = self._tokens.split(prompt, choices.texts)
         values = []
-        for row, tail in zip(logits, split.tails, strict=True):
+        for row, tail in zip(self._logits(request, prompt, split), split.tails, strict=True):
             found = row[: len(tail)].float().log_softmax(1)[range(len(tail)), tail]
             values.append(found.double().sum().item())
-        row = tuple(exclusive(values, split.tails))
-        return Scores((row,)).as_answer(split.n_tokens)
+        return split.answer(values)
 
-    def _logits(
-        self, request: Request, prompt: str, split: Split, places: torch.Tensor
-    ) -> torch.Tensor:
-        """Return logits [O, places, V] of the tokens at ascending places of the tails.
+    def _logits(self, request: Request, prompt: str, split: Split) -> torch.Tensor:
+        """Return logits [K, T, V] of the tokens of the tails.
 
         The model reads what all tails have in common once. Padding follows the tails, so that no
         token of theirs sees it.
@@ -133,15 +123,10 @@ class TransformersEngine:
         shared = shape[1] - len(split.prompt) + split.start
         begin = {k: v[:, :shared] if v.shape == shape else v for k, v in inputs.items()}
         prefix = self._model(**begin, use_cache=True, logits_to_keep=1)
-        n, later = len(split.tails), places[places > 0]
-        logits: torch.Tensor = prefix.logits.expand(n, -1, -1)  # of the first place
-        if not len(later):
-            return logits
-        prefix.past_key_values.batch_repeat_interleave(n)
+        logits: torch.Tensor = prefix.logits.expand(len(split.tails), -1, -1)  # of the first token
         tokens = pad_sequence([*map(torch.tensor, split.tails)], batch_first=True).to(self._device)
-        rest = self._model(
-            input_ids=tokens[:, :-1],
-            past_key_values=prefix.past_key_values,
-            logits_to_keep=later - 1,
-        ).logits
-        return torch.cat([logits, rest], dim=1) if len(later) < len(places) else rest
+        if tokens.shape[1] == 1:
+            return logits
+        prefix.past_key_values.batch_repeat_interleave(len(tokens))
+        rest = self._model(input_ids=tokens[:, :-1], past_key_values=prefix.past_key_values).logits
+        return torch.cat([logits, rest], dim=1)

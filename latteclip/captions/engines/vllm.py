@@ -4,34 +4,25 @@ vLLM caches no prefix for log-probabilities of a prompt. So for each choice all 
 tower's part is computed again. The requests of letters share the picture.
 """
 
-import contextlib
 import functools
 import itertools
-import logging
 import os
 import re
-import sys
-import threading
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pydantic
 import torch  # does not touch CUDA by itself
-from PIL import Image
 
 from latteclip.captions.engines import processors
-from latteclip.captions.engines.base import Answered, CaptionerSettings, Scores, WouldWait, never
-from latteclip.captions.engines.processors import Split, Tokens, exclusive
-from latteclip.captions.requests import Answer, Request, failed
+from latteclip.captions.engines.processors import Split, Tokens
+from latteclip.captions.requests import Answer, CaptionerSettings, Request, Scores, failed
 from latteclip.core import gpus
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
 
-log = logging.getLogger(__name__)
-PROBE = 64  # side of a picture to try, pixels
 CACHED_PROMPTS = 4096  # with their tokens
 QUEUED = 2  # prompts inside the engine for each one that it works on: rendered ahead
 DEFAULTS = {
@@ -46,21 +37,14 @@ DEFAULTS_OF_CPU = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # other jobs use the same cores
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # starts twice as fast
 }
-GRACE = 5.0  # seconds to wait for the end of an engine's output
-LINES = 400  # of the output that are remembered: several tracebacks
-# Before a line of the log of an engine's process: its name, then level, time and place.
-LOG_PREFIX = re.compile(r"(\(\S+( \S+)* pid=\d+\) )?([A-Z]+ \S+ \S+ \[\S+\] )?")
-# A line that says what went wrong: of Python, of a compiler.
-TELLING = re.compile(r"[\w.]*(Error|Exception): |.*\berror: ")
-# An error of one process that says no more than that another one has failed.
-ELSEWHERE = re.compile("root cause|stack trace", re.IGNORECASE)
+MEMORY = (
+    "raise captioner.gpu_memory_utilization or free the GPU, lower captioner.max_model_len or "
+    "captioner.batch_size, set captioner.quantization, or spread the model over GPUs with "
+    "captioner.tensor_parallel_size"
+)
 # Parts of vLLM's errors, in lower case, and what to do about them; the first that fits counts.
 REMEDIES = {
-    "memory for the cache|kv cache|gpu memory utilization|out of memory": (
-        "raise captioner.gpu_memory_utilization or free the GPU, lower captioner.max_model_len or "
-        "captioner.batch_size, set captioner.quantization, or spread the model over GPUs with "
-        "captioner.tensor_parallel_size"
-    ),
+    "memory for the cache|kv cache|gpu memory utilization|out of memory": MEMORY,
     "maximum model length|maximum context length|max_model_len": (
         "set captioner.max_model_len to what the model can read, and large enough for picture, "
         "prompt and captioner.max_new_tokens; captioner.square_side or a lower "
@@ -70,22 +54,16 @@ REMEDIES = {
         "this vLLM does not know the model: set another captioner.model, or captioner.engine to "
         "transformers"
     ),
-    "deserializing header|incomplete metadata": (
-        "a file of weights is damaged: delete it and fetch the model again"
-    ),
-    "nvcc|ninja|cuda_home|python.h|c compiler": (
-        "install a C compiler and Python's headers, as latteclip doctor says, and do not set "
-        "VLLM_USE_FLASHINFER_SAMPLER"
+    "root cause|stack trace": (  # of another process
+        f"the lines that vLLM printed above say why: of memory, {MEMORY}; of a damaged file, "
+        "delete it and fetch the model again"
     ),
 }
 
 
 def _is_for_cpu() -> bool:
-    """Return whether vLLM computes on the CPU here: it asks the driver.
-
-    Nothing in this process may touch CUDA before vLLM's workers start. They are spawned, not
-    forked, in case a library has touched it nevertheless.
-    """
+    """Return whether vLLM computes on the CPU here: it asks the driver and does not touch CUDA."""
+    # Workers are not forked, in case a library has touched CUDA in this process nevertheless.
     os.environ |= {**DEFAULTS, **os.environ, "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
     gpus.refuse_unusable(torch.__version__, torch.version.cuda)
     from vllm.platforms import current_platform
@@ -120,58 +98,49 @@ class VllmEngine:
 
         self.version = f"vllm {vllm.__version__}"
         self._tokens = Tokens(processors.load(settings), settings.model)
-        self._output = EngineOutput()
         try:
-            with self._output.collected():
-                self._llm = vllm.LLM(
-                    model=settings.model,
-                    revision=settings.revision,
-                    dtype=settings.dtype,  # type: ignore[arg-type]
-                    quantization=settings.quantization,  # type: ignore[arg-type]
-                    tensor_parallel_size=settings.tensor_parallel_size,
-                    max_model_len=settings.max_model_len,
-                    max_num_seqs=settings.batch_size,
-                    gpu_memory_utilization=settings.gpu_memory_utilization,
-                    # vLLM reserves memory for the most of each kind that it allows.
-                    limit_mm_per_prompt={"image": pictures, "video": 0, "audio": 0},
-                    # The files of transformers, which `download_captioner` fetches. A repo may also
-                    # have Mistral's form of them, which vLLM would prefer.
-                    config_format="hf",
-                    tokenizer_mode="hf",
-                    load_format="safetensors",
-                    # Of scores a picture comes once for each choice, under the same name. Of
-                    # captions it comes once, and to hash it would be in vain.
-                    mm_processor_cache_gb=1 if scoring else 0,
-                    enable_prefix_caching=scoring,
-                    enforce_eager=on_cpu,
-                    trust_remote_code=False,
-                )
+            self._llm = vllm.LLM(
+                model=settings.model,
+                revision=settings.revision,
+                dtype=settings.dtype,  # type: ignore[arg-type]
+                quantization=settings.quantization,  # type: ignore[arg-type]
+                tensor_parallel_size=settings.tensor_parallel_size,
+                max_model_len=settings.max_model_len,
+                max_num_seqs=settings.batch_size,
+                gpu_memory_utilization=settings.gpu_memory_utilization,
+                # vLLM reserves memory for the most of each kind that it allows.
+                limit_mm_per_prompt={"image": pictures, "video": 0, "audio": 0},
+                # The files of transformers, which `download_captioner` fetches. A repo may also
+                # have Mistral's form of them, which vLLM would prefer.
+                config_format="hf",
+                tokenizer_mode="hf",
+                load_format="safetensors",
+                # Of scores a picture comes once for each choice, under the same name. Of
+                # captions it comes once, and to hash it would be in vain.
+                mm_processor_cache_gb=1 if scoring else 0,
+                enable_prefix_caching=scoring,
+                enforce_eager=on_cpu,
+                trust_remote_code=False,
+            )
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"Captioner model {settings.model!r} cannot be loaded: {self._reason(error)}"
+                f"Captioner model {settings.model!r} cannot be loaded: {explained(error)}"
             ) from None
         self._refusals = (ValueError, vllm.exceptions.VLLMClientError)
         self._ends = (RuntimeError, MemoryError, vllm.exceptions.VLLMServerError)
         self._sampling_of = functools.partial(vllm.SamplingParams, temperature=0.0)
         self._sampling = self._sampling_of(max_tokens=settings.max_new_tokens)
         self._max_queued = QUEUED * settings.batch_size
-        self._caption_ids = functools.lru_cache(CACHED_PROMPTS)(
-            lambda prompt, n: self._tokens.ids(self._tokens.rendered(prompt, n))
-        )
+        self._ids = functools.lru_cache(CACHED_PROMPTS)(self._tokens.ids)
         self._names = map(str, itertools.count())  # of pictures
-        # An unfit model fails before work begins.
-        black = Image.new("RGB", (PROBE, PROBE))
-        [(_, answer)] = self.answer([Request(0, [black] * pictures, "?")])
-        if answer.error is not None:
-            raise UserError(
-                f"Captioner model {settings.model!r} cannot be asked about pictures: {answer.error}"
-            )
 
-    def answer(self, requests: Iterable[Request], would_wait: WouldWait = never) -> Answered:
+    def answer(
+        self, requests: Iterable[Request], would_wait: Callable[[], bool] | None = None
+    ) -> Iterator[tuple[Request, Answer]]:
         source = iter(requests)
         waiting: dict[str, _Asked] = {}
         while True:
-            while len(waiting) < self._max_queued and not (waiting and would_wait()):
+            while len(waiting) < self._max_queued and not (waiting and would_wait and would_wait()):
                 request = next(source, None)
                 if request is None:
                     break
@@ -192,13 +161,11 @@ class VllmEngine:
         """Give a request to vLLM, whole or not at all."""
         choices, split, sampling = request.choices, None, self._sampling
         pictures: dict[str, Any] = {"multi_modal_data": {"image": list(request.pictures)}}
-        if choices is None:
-            texts = [self._caption_ids(request.prompt, len(request.pictures))]
-        else:
+        prompts = self._tokens.prompts(request)
+        texts = [*map(self._ids, prompts)]
+        if choices is not None:
             pictures["multi_modal_uuids"] = {"image": [next(self._names)]}
-            prompts = self._tokens.prompts(request)
             if choices.by_letters:
-                texts = [*map(self._tokens.ids, prompts)]
                 ids_of = self._tokens.ids_of_letters(choices.texts)
                 options: dict[str, Any] = {"logprob_token_ids": list(itertools.chain(*ids_of))}
             else:
@@ -217,31 +184,24 @@ class VllmEngine:
         try:
             outputs = self._llm.llm_engine.step()
         except self._ends as error:
-            raise UserError(f"vLLM stopped: {self._reason(error)}") from None
+            raise UserError(f"vLLM stopped: {explained(error)}") from None
         return (output for output in outputs if output.finished)
-
-    def _reason(self, error: BaseException) -> str:
-        """Return why the engine does not run; the job's log has the last lines that it printed."""
-        printed = self._output.lines()
-        log.info("vLLM printed:\n%s", "\n".join(printed), extra={"on_terminal": True})
-        return explained(error, printed)
 
     def _answer(self, asked: _Asked) -> Answer:
         outputs = [asked.outputs[number] for number in asked.numbers]
         completions = [output.outputs[0] for output in outputs]
-        if asked.request.choices is None:
+        choices = asked.request.choices
+        if choices is None:
             [output], [completion] = outputs, completions
             reason, n_tokens = completion.finish_reason or "unknown", len(completion.token_ids)
             return Answer(completion.text, reason, n_tokens, n_read=len(output.prompt_token_ids))
         if asked.split is None:
-            letters = self._tokens.ids_of_letters(asked.request.wanted.texts)
+            letters = self._tokens.ids_of_letters(choices.texts)
             rows = (_of_letters(completion, letters) for completion in completions)
             first = (self._tokens.text(completion.token_ids[0]) for completion in completions)
             return Scores(tuple(rows), tuple(first)).as_answer(len(outputs))
         pairs = zip(outputs, asked.split.tails, strict=True)
-        values = [_of_tail(output.prompt_logprobs, tail) for output, tail in pairs]
-        row = tuple(exclusive(values, asked.split.tails))
-        return Scores((row,)).as_answer(asked.split.n_tokens)
+        return asked.split.answer([_of_tail(output.prompt_logprobs, t) for output, t in pairs])
 
 
 def _of_letters(completion: Any, letters: list[list[int]]) -> tuple[float, ...]:
@@ -257,68 +217,14 @@ def _of_tail(logprobs: Any, tail: list[int]) -> float:
     return float(sum(place[number].logprob for place, number in places))
 
 
-class EngineOutput:
-    """Passes the output of the engine's processes on, and remembers its last lines.
-
-    The processes inherit a pipe in place of their standard streams. A thread reads it as long as
-    they run, and writes to the standard error.
-    """
-
-    def __init__(self) -> None:
-        self._lines: deque[str] = deque(maxlen=LINES)
-        reader, self._writer = os.pipe()
-        self._thread = threading.Thread(target=self._pass_on, args=(reader, os.dup(2)), daemon=True)
-        self._thread.start()
-
-    @contextlib.contextmanager
-    def collected(self) -> Iterator[None]:
-        """Collect what this process prints in the body, and those that it starts there."""
-        before = [os.dup(number) for number in (1, 2)]
-        _redirect(self._writer, self._writer)
-        os.close(self._writer)
-        try:
-            yield
-        finally:
-            _redirect(*before)
-            for saved in before:
-                os.close(saved)
-
-    def lines(self) -> list[str]:
-        """Return the last lines that the processes printed, all of them if the processes ended."""
-        self._thread.join(GRACE)
-        return [*self._lines]
-
-    def _pass_on(self, reader: int, stderr: int) -> None:
-        with open(reader, encoding="utf-8", errors="replace", newline="") as pipe:
-            for line in pipe:
-                with contextlib.suppress(OSError):  # nobody reads it
-                    os.write(stderr, line.encode())
-                self._lines.append(line.rstrip("\r\n"))
-
-
-def _redirect(stdout: int, stderr: int) -> None:
-    """Let the standard streams write to other files."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):  # nobody reads it
-            stream.flush()
-    os.dup2(stdout, 1)
-    os.dup2(stderr, 2)
-
-
-def explained(error: BaseException, printed: Sequence[str] = ()) -> str:
-    """Return one sentence: the telling line, and which key of the configuration to change.
-
-    The last lines that vLLM printed tell more where the error only says that a process failed.
-    """
+def explained(error: BaseException) -> str:
+    """Return one sentence: the line of the error that says what failed, and what to change."""
     texts = [str(error)]
     if isinstance(error, pydantic.ValidationError):
         texts = [each["msg"].removeprefix("Value error, ") for each in error.errors()]
-    raised = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
-    bare = [LOG_PREFIX.sub("", line, count=1) for line in reversed(printed)]
-    lines = [*raised, *filter(TELLING.match, bare)]
-    lines = [line for line in lines if not ELSEWHERE.search(line)] or raised or [repr(error)]
+    lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
     for marks, remedy in REMEDIES.items():
         for line in lines:
             if re.search(marks, line.lower()):
                 return f"{one_line(line).rstrip('.')}; {remedy}."
-    return one_line(lines[0])
+    return one_line(lines[0] if lines else repr(error))

@@ -9,10 +9,9 @@ from support.captioning import mean_colour
 from support.chat_server import MODEL, serving
 
 from latteclip.captions.answer_cache import problem
-from latteclip.captions.engines.base import Scores
 from latteclip.captions.engines.openai import OpenaiEngine
 from latteclip.captions.pictures import data_url
-from latteclip.captions.requests import Choices, Request
+from latteclip.captions.requests import Choices, Request, Scores
 from latteclip.captions.score_classes import letters_of, letters_prompt
 from latteclip.core.errors import UserError
 
@@ -114,9 +113,7 @@ def test_a_reply_that_breaks_off_is_asked_for_again(server):
     assert len(server.requests) == 2
 
 
-@pytest.mark.parametrize(
-    "models", [b"no JSON", b'{"data": [3, {"id": []}]}', b'{"data": [{"id": "tiny"}]}']
-)
+@pytest.mark.parametrize("models", [b"no JSON", b'{"data": [3, {"id": []}]}'])
 def test_whatever_the_list_of_models_is_captions_are_asked_for(server, models):
     server.models = models
     found = engine(retries=0)

@@ -17,11 +17,10 @@ from support.commands import PROMPT, SETTINGS, WRITTEN, paths_of, read
 from support.tiny import DEMO_LLAVA
 
 from latteclip.captions import caption
-from latteclip.captions.engines.base import Scores
 from latteclip.captions.engines.openai import OpenaiEngine
 from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.pictures import data_url
-from latteclip.captions.requests import Choices, Request
+from latteclip.captions.requests import Choices, Request, Scores
 from latteclip.core import tables
 from latteclip.data.images import open_rgb
 
@@ -87,7 +86,7 @@ def test_a_vllm_server_writes_what_the_offline_engine_writes(
     written = read(output)
     for name in set(WRITTEN) - {"digest"}:  # the server's name for the model is part of that
         assert written[name] == answers[name]
-    assert tables.read(output, tables.CAPTIONS)[1]["engine"] == "openai server of vllm"
+    assert tables.read(output, tables.CAPTIONS)[1]["engine"] == "openai server"
 
 
 @pytest.mark.slow
