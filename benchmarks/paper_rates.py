@@ -6,7 +6,7 @@ Hours are counts of images divided by rates, which are measured on a machine or 
 import re
 from dataclasses import dataclass
 
-from latteclip.cli.estimate import groups, samples
+from latteclip.cli.estimate import GROUPS, amounts, samples
 from latteclip.config import job_resources
 from latteclip.config.configuration import Configuration
 from latteclip.config.job_resources import Counts, counts
@@ -92,7 +92,7 @@ def _slower(rate: float, rates: Rates) -> float:
 def _captioning(configuration: Configuration, dataset: str, images: Counts, rates: Rates) -> float:
     """GPU seconds of captions and class scores; a score counts as a caption, which is too much."""
     asked = [
-        groups(configuration, dataset, images) if kind == "group" else float(images.train)
+        amounts(configuration, dataset, images)[GROUPS] if kind == "group" else float(images.train)
         for kind in configuration.caption_kinds(dataset)
     ]
     if configuration.scores_classes(dataset):

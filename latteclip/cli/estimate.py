@@ -78,19 +78,13 @@ def _of_dataset(dataset: str, given: Mapping[str, Any]) -> Iterator[str]:
     small = job_resources.counts(configuration, folder.name)
     assert small is not None  # there is an index
     test = metadata["drawn_from"].get("test", 0)
-    images, drawn = sum(metadata["drawn_from"].values()), small.train + small.test
-    whole = Counts(images - test, test, small.classes)
-    n_groups, n_drawn = (groups(configuration, folder.name, part) for part in (whole, small))
-    factors = {
-        NOTHING: 1.0,
-        IMAGES: images / drawn,
-        TRAINING: whole.train / small.train,
-        GROUPS: n_groups / n_drawn,
-    }
+    whole = Counts(sum(metadata["drawn_from"].values()) - test, test, small.classes)
+    before, after = (amounts(configuration, folder.name, images) for images in (small, whole))
+    factors = {kind: after[kind] / before[kind] for kind in after}
     jobs = pd.DataFrame(_jobs(configuration, folder, small, whole, factors))
     yield (
-        f"{dataset}, by {folder}: {images:,} images, {whole.train:,} of them for training, from "
-        f"{drawn:,} and {small.train:,}"
+        f"{dataset}, by {folder}: {after[IMAGES]:,} images, {whole.train:,} of them for training, "
+        f"from {before[IMAGES]:,} and {small.train:,}"
     )
     yield textwrap.indent(_stages(jobs), "  ")
     gpu_time = "not measured"
@@ -110,6 +104,14 @@ def _largest_limit(dataset: str) -> int | None:
     """Return the limit of the largest limited run of a dataset."""
     places = (path.name.removeprefix(f"{dataset}_") for path in RESULTS.glob(f"{dataset}_*"))
     return max((int(place) for place in places if place.isdecimal()), default=None)
+
+
+def amounts(configuration: Configuration, dataset: str, images: Counts) -> dict[str, int]:
+    """Return how much a run on so many images has of what stages grow with."""
+    groups, of_a_class = images.train, configuration.section("groups", dataset)["groups_per_class"]
+    if of_a_class is not None and images.classes is not None:
+        groups = min(groups, int(of_a_class) * images.classes)
+    return {NOTHING: 1, IMAGES: images.train + images.test, TRAINING: images.train, GROUPS: groups}
 
 
 def _jobs(
@@ -150,14 +152,6 @@ def _jobs(
             "gpus": float("nan") if cost.gpu_seconds is None else cost.gpu_seconds / seconds,
             "asks_nothing": rows > asked == 0,  # answers had been cached
         }
-
-
-def groups(configuration: Configuration, dataset: str, images: Counts) -> float:
-    """Return the groups that are described: one for every image, or a number for each class."""
-    of_a_class = configuration.section("groups", dataset)["groups_per_class"]
-    if of_a_class is None or images.classes is None:
-        return images.train
-    return min(images.train, int(of_a_class) * images.classes)
 
 
 def samples(configuration: Configuration, dataset: str, method: str, n: int) -> int:

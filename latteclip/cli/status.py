@@ -29,7 +29,8 @@ SHARED = "all datasets"
 COLOURS = {"done": "green", "stale": "yellow", "missing": "red"}
 FOLLOWING = ("Missing output files", "Input files updated by another job")
 MAX_REASON = 70  # characters
-HEAD = re.compile(r"^\w*(?:Error|Exception)\b.*:$", re.MULTILINE)  # of an error of Snakemake
+# The beginning of an error of Snakemake.
+HEAD = re.compile(r"^(?:\w*(?:Error|Exception)\b.*:$|\S+: error:)", re.MULTILINE)
 PLACE = re.compile(r'^ *File ".*$', re.MULTILINE)
 
 
