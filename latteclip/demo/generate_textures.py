@@ -8,7 +8,9 @@ stated otherwise (N images of one class, drawn together). Coordinates run from -
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -521,16 +523,24 @@ def generate_textures(settings: TextureSettings, output: str | Path) -> None:
     Train and test images come from different random streams of the seed. The whole folder appears
     at once.
     """
-    split: dict[str, list[tuple[str, int, str]]] = {"train": [], "val": [], "test": []}
-    with replacing(output) as new:
+    n, first = (settings.train, settings.test), (0, settings.train)
+    with replacing(output) as new, ThreadPoolExecutor() as pool:
         new.mkdir()
-        number = 0
-        for stream, (name, n) in enumerate([("train", settings.train), ("test", settings.test)]):
-            images, attributes = generate(n, settings.gap, settings.seed, stream=stream)
-            for image, classname in zip(images, (a.classname for a in attributes), strict=True):
-                path = Path("images", classname, f"{classname}_{number:05d}.png")
-                (new / path).parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(image).save(new / path)
-                split[name].append((path.as_posix(), CLASSNAMES.index(classname), classname))
-                number += 1
+        train, test = pool.map(partial(_write_images, new, settings), n, (0, 1), first)
+        split = {"train": train, "val": [], "test": test}
         (new / "split.json").write_text(json.dumps(split, indent=0) + "\n", encoding="utf-8")
+
+
+def _write_images(
+    folder: Path, settings: TextureSettings, n: int, stream: int, first: int
+) -> list[tuple[str, int, str]]:
+    """Write n images of a stream, numbered from `first`, and return their rows of the split."""
+    rows = []
+    images, attributes = generate(n, settings.gap, settings.seed, stream=stream)
+    for number, (image, named) in enumerate(zip(images, attributes, strict=True), first):
+        classname = named.classname
+        path = Path("images", classname, f"{classname}_{number:05d}.png")
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / path)
+        rows.append((path.as_posix(), CLASSNAMES.index(classname), classname))
+    return rows
