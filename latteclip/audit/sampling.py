@@ -18,7 +18,7 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.hashing import digest
 from latteclip.evaluate.results import Run, read_selection
-from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS
+from latteclip.evaluate.train_predictions import MISSING, TRAIN_PREDICTIONS
 from latteclip.labels.answers import AnswerSchema
 
 BASELINE = "zero_shot"
@@ -61,20 +61,27 @@ class RunFiles:
     def run(self) -> Run:
         return self.method, self.seed
 
-    def read(self, classnames: Sequence[str], *, held_out: bool) -> pa.Table | None:
-        """Return `image_id` and `prediction` of evaluated images, or of held-out training images.
+    def predictions_of(self, image_ids: pa.ChunkedArray, classnames: Sequence[str]) -> Ints:
+        """Return classes [n], or MISSING for images that the run learned from or does not predict.
 
-        None: there is no such table, or it is of other classes.
+        Tables of other classes are ignored. Without a test split, all images are evaluated.
         """
-        path = self.train_predictions if held_out else self.predictions
-        if path is None:
-            return None
-        columns = ["image_id", "prediction", *["held_out"] * held_out]
-        schema = TRAIN_PREDICTIONS if held_out else tables.PREDICTIONS
-        table, described = tables.read(path, schema, columns)
-        if described.get("classnames") != list(classnames):
-            return None
-        return table.filter(table["held_out"]) if held_out else table
+        found = np.full(len(image_ids), MISSING)
+        for path, schema in (
+            (self.predictions, tables.PREDICTIONS),
+            (self.train_predictions, TRAIN_PREDICTIONS),
+        ):
+            if path is None:
+                continue
+            columns = [name for name in TRAIN_PREDICTIONS.names if name in schema.names]
+            table, described = tables.read(path, schema, columns)
+            if described.get("classnames") != list(classnames):
+                continue
+            if "held_out" in columns:
+                table = table.filter(table["held_out"])
+            predicted = table["prediction"].take(pc.index_in(image_ids, table["image_id"]))
+            found = np.where(found == MISSING, predicted.fill_null(MISSING).to_numpy(), found)
+        return found
 
 
 @dataclass(frozen=True)
@@ -118,39 +125,29 @@ def audit_files(folder: Path, split: str) -> tuple[Path, Path]:
 def read_population(folder: str | Path, split: str | None = None) -> Population:
     """Read the images of a split with what one run of each method predicts, or raise UserError.
 
-    A split None is test where there are test images. Beside a test split, only training images are
-    taken that no candidate learned from. Where images are planned already, methods that do not
-    predict all of them are left out.
+    Without a split, it is test where there are test images. Where images are planned already,
+    methods that do not predict all of them are left out.
     """
     folder = Path(folder)
     index, classnames = tables.read_unlabelled(folder / "images.parquet", training=False)
     is_test = pc.equal(index["split"], "test")
-    has_tests = bool(pc.any(is_test).as_py())
-    split = split or ("test" if has_tests else "train")
-    held_out = has_tests and split == "train"
+    split = split or ("test" if pc.any(is_test).as_py() else "train")
     index = index.filter(is_test if split == "test" else pc.invert(is_test))
-    chosen = chosen_run(folder)
-    predicted = _candidates(folder, classnames, chosen, held_out=held_out)
-    plan, _ = audit_files(folder, split)
-    if plan.exists():  # images and methods that came later are no part of it
-        planned = pa.array(read_plan(plan).image_ids)
-        index = index.filter(pc.is_in(index["image_id"], planned))
-        covering = {
-            run: table
-            for run, table in predicted.items()
-            if pc.all(pc.is_in(planned, table["image_id"])).as_py()
-        }
-        predicted = covering or predicted
-    for table in predicted.values():
-        index = index.filter(pc.is_in(index["image_id"], table["image_id"]))
-    if not len(index):
-        raise UserError(f"{folder} has no {split} images that all models predict and none knows.")
-    ids = index["image_id"]
-    columns = [
-        table["prediction"].take(pc.index_in(ids, table["image_id"])).to_numpy()
-        for table in predicted.values()
-    ]
-    predictions, candidates = np.stack(columns, axis=1).astype(np.int_), list(predicted)
+    chosen, (plan, _) = chosen_run(folder), audit_files(folder, split)
+    if plan.exists():  # images that came later are no part of the audit
+        index = index.filter(pc.is_in(index["image_id"], pa.array(read_plan(plan).image_ids)))
+    predicted = _candidates(folder, index["image_id"], classnames, chosen)
+    if plan.exists():  # nor are methods that do not predict all of its images
+        complete = {run: found for run, found in predicted.items() if MISSING not in found}
+        predicted = complete or predicted
+    known = np.all([found != MISSING for found in predicted.values()], axis=0)
+    if not (predicted and known.any()):
+        raise UserError(
+            f"{folder} has no {split} images that all models predict and none learned from; run "
+            f"the workflow first: snakemake -j4 --config dataset={folder.absolute().name}."
+        )
+    index, ids = index.filter(known), index["image_id"].filter(known)
+    predictions, candidates = np.stack([*predicted.values()], axis=1)[known], list(predicted)
     differ = (predictions != predictions[:, :1]).sum(axis=0)  # from the baseline
     scores = folder / "pseudo_labels.parquet", tables.PSEUDO_LABELS, "image_id"
     ranked = tables.lookup_column(*scores, "topk_labels", ids)
@@ -190,22 +187,16 @@ def chosen_run(folder: Path) -> Run | None:
 
 
 def _candidates(
-    folder: Path, classnames: Sequence[str], chosen: Run | None, *, held_out: bool
-) -> dict[Run, pa.Table]:
+    folder: Path, image_ids: pa.ChunkedArray, classnames: Sequence[str], chosen: Run | None
+) -> dict[Run, Ints]:
     """Return what one run of each method predicts, of the chosen seed where there is such a run."""
-    found: dict[str, RunFiles] = {}
+    found: dict[str, tuple[Run, Ints]] = {}
     for one in runs_in(folder):
-        has_table = (one.train_predictions if held_out else one.predictions) is not None
-        if has_table and (one.method not in found or (chosen and one.seed == chosen[1])):
-            found[one.method] = one
-    predicted = {one.run: one.read(classnames, held_out=held_out) for one in found.values()}
-    of_classes = {run: table for run, table in predicted.items() if table is not None}
-    if not of_classes:
-        raise UserError(
-            f"{folder} has no predictions of the images yet; run the workflow first: "
-            f"snakemake -j4 --config dataset={folder.absolute().name}."
-        )
-    return of_classes
+        if one.method not in found or (chosen and one.seed == chosen[1]):
+            predictions = one.predictions_of(image_ids, classnames)
+            if (predictions != MISSING).any():
+                found[one.method] = one.run, predictions
+    return dict(found.values())
 
 
 def read_plan(path: str | Path) -> SamplingPlan:

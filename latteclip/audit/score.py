@@ -20,6 +20,7 @@ from latteclip.audit.estimate import difference, share
 from latteclip.audit.sampling import BASELINE, Ints, RunFiles, SamplingPlan, chosen_run
 from latteclip.core.errors import UserError
 from latteclip.evaluate.results import Accuracy, Audit, Comparison, Run, read_metrics
+from latteclip.evaluate.train_predictions import MISSING
 from latteclip.labels.answers import NONE, UNSURE, Answer
 
 log = logging.getLogger(__name__)
@@ -45,8 +46,8 @@ def read_predictions(
     """Return the predictions of the runs that predict all images of a plan, or raise UserError."""
     found, missing = [], []
     for files in runs:
-        predictions = _predictions(plan, files)
-        if predictions is None:
+        predictions = files.predictions_of(pa.chunked_array([plan.image_ids]), plan.classnames)
+        if MISSING in predictions:
             missing.append(files.method)
         else:
             reads_labels = "supervised" in read_metrics(files.metrics)["marks"]
@@ -61,18 +62,6 @@ def read_predictions(
         names = ", ".join(dict.fromkeys(missing))
         log.warning("%s: left out, without predictions of some images of the audit.", names)
     return found
-
-
-def _predictions(plan: SamplingPlan, files: RunFiles) -> Ints | None:
-    """Return predictions [N] from the table that has all images of the plan, if either has."""
-    for held_out in (False, True):
-        table = files.read(plan.classnames, held_out=held_out)
-        if table is not None:
-            places = pc.index_in(pa.array(plan.image_ids), table["image_id"])
-            if not places.null_count:
-                found: Ints = table["prediction"].take(places).to_numpy().astype(np.int_)
-                return found
-    return None
 
 
 def score(
