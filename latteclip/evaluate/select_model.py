@@ -30,12 +30,11 @@ from latteclip.evaluate.results import FAILED, Audit, Run, read_audit, read_metr
 from latteclip.evaluate.train_predictions import MISSING, held_out_predictions
 
 log = logging.getLogger(__name__)
-EYES = "image_prototypes_eyes"  # objective: it encodes each image by further models
 AVERAGE = "average_weights"  # objective: its trainings predict the images that they left out
 # Objectives without training, the simplest first, and in the order in which they are taken where
 # there are no votes.
-SIMPLICITY = ("zero_shot", "zero_shot_calibrated", "image_prototypes", EYES)
-SAFEST = ("zero_shot_calibrated", "zero_shot", "image_prototypes", EYES)
+SIMPLICITY = ("zero_shot", "zero_shot_calibrated", "image_prototypes", "image_prototypes_eyes")
+SAFEST = ("zero_shot_calibrated", "zero_shot", "image_prototypes", "image_prototypes_eyes")
 MIN_IMAGES = 20  # to compare classifiers without training
 CLEAR = 0.25  # standard errors by which a model has to lead a simpler one
 
@@ -156,9 +155,7 @@ def select_model(
     votes = read_votes(candidates, votes_path)
     audit = read_audit(audit_path) if audit_path else None
     choice = choose(candidates, votes, audit)
-    chosen, reason = candidates[choice.index], choice.reason
-    if chosen.objective == EYES:
-        reason += " It encodes each image a second time, by the image models beside CLIP."
+    chosen = candidates[choice.index]
     with replacing(model_output) as folder:
         hidden = shutil.ignore_patterns(".*")  # files of Snakemake
         shutil.copytree(chosen.model, folder, copy_function=_link, ignore=hidden)
@@ -170,7 +167,7 @@ def select_model(
             "dataset": dataset,
             "method": chosen.method,
             "seed": chosen.seed,
-            "reason": reason,
+            "reason": choice.reason,
             "by": choice.by,
             "reference": {"method": method, "seed": seed},
             "candidates": _rows(candidates, accuracies, choice, votes, audit),
@@ -178,7 +175,7 @@ def select_model(
             "regret": None if best is None else 100 * (best - accuracies[choice.index]),
         },
     )
-    log.info("%s: %s is chosen. %s", dataset, chosen.method, reason)
+    log.info("%s: %s is chosen. %s", dataset, chosen.method, choice.reason)
 
 
 def read_votes(runs: Sequence[Candidate], votes_path: str | None) -> Votes | str:
@@ -199,13 +196,12 @@ def read_votes(runs: Sequence[Candidate], votes_path: str | None) -> Votes | str
 
 
 def choose(candidates: Sequence[Candidate], votes: Votes | str, audit: Audit | None) -> Choice:
-    """Choose a candidate; labels have no part in it.
+    """Choose a candidate by votes, or why there are none, and by a person's answers.
 
     A trained one replaces the best without training (the reference) where at least MIN_HELD_OUT
-    images are held out for it and its lead `is_clear`. Of trained ones the best method is
-    taken, all its seeds together, and of its seeds the one with the largest lead. Where a
-    person's answers decide that others are better than the one that would be taken, the most
-    accurate of those is. In place of votes stands why there are none.
+    images are held out for it and its lead `is_clear`. Of trained ones the best method is taken,
+    all its seeds together, and of its seeds the one with the largest lead. Where answers decide
+    that others are better, the most accurate of them is taken.
     """
     start = found = best_training_free(candidates, votes)
     if isinstance(votes, str):
@@ -285,23 +281,16 @@ def _by_answers(candidates: Sequence[Candidate], choice: Choice, audit: Audit) -
 
 
 def _by_votes(candidates: Sequence[Candidate], found: int, start: int, votes: Votes) -> str:
-    """Return the reason of a choice by votes: the numbers against the closest rival.
-
-    That is the reference, or else a trained candidate, or else the simplest of the others.
-    """
+    """Return the reason of a choice by votes: the numbers against the closest rival."""
     pooled, winner, note = votes.pooled(candidates), candidates[found].method, ""
-    against = {i: pooled.compare(found, i) for i in eligible(candidates)}
-    others = [i for i, pair in against.items() if i != found and pair.images]
+    against = {i: pooled.compare(found, i) for i in eligible(candidates) if i != found}
+    others = [i for i, pair in against.items() if pair.images]
+    if not others:
+        return f"{winner} is the only model that can be compared."
     trained = [i for i in against if candidates[i].is_trained and candidates[i].method != winner]
     enough = [i for i in trained if against[i].images >= MIN_HELD_OUT]
-    if found == start and not others:
-        return f"{winner} is the only model that can be compared."
-    if found != start:
-        rival = start
-    elif enough:
-        rival = min(enough, key=lambda i: against[i].difference)
-    else:
-        rival = min(others, key=lambda i: candidates[i].simplicity)
+    closest = min(enough or others, key=lambda i: against[i].difference)
+    rival = closest if found == start else start
     compared, other = against[rival], candidates[rival].method
     if trained and not enough and not candidates[found].is_trained:
         note = f" No trained model has {MIN_HELD_OUT} held-out images, which a comparison needs."

@@ -26,7 +26,7 @@ def summarize(
 ) -> None:
     """Write one row per dataset and method: means and spreads over seeds, gain over the baseline.
 
-    Accuracies by a person's answers stand in columns of their own, and below the Markdown table.
+    Accuracies by a person's answers stand in columns of their own.
     """
     paths = metrics_paths, selections_paths, audits_paths
     metrics, selections, audits = read_results(*paths, others)
@@ -52,7 +52,6 @@ def summarize(
         accuracy_table(labelled, baseline),
         _unlabelled_table(unlabelled),
         "\n".join(f"- {STAR} {one.dataset}: {one.reason}" for one in selections.values()),
-        _audit_table([one for one in audits.values() if one.dataset in {*labelled["dataset"]}]),
         "\n".join(map(_verdict, audits.values())),
         "\n".join(filter(None, map(_checked_labels, fused_labels_paths))),
     ]
@@ -93,27 +92,7 @@ def _unlabelled_table(table: pd.DataFrame) -> str:
         "right by answers": table["audited"].map(_number)
         + interval.mask(table["audited"].isna(), ""),
     }
-    notes = [
-        f"- {name}: `latteclip audit results/{name}` asks about a hundred images, and estimates "
-        "the accuracy of each method."
-        for name, part in table.groupby("dataset")
-        if part["audited"].isna().all()
-    ]
-    return _with_notes(pd.DataFrame(columns), notes)
-
-
-def _audit_table(audits: Sequence[Audit]) -> str:
-    rows = [
-        {
-            "audited": audit.dataset,
-            "method": f"{one.method} (seed {one.seed})",
-            "acc1": f"{100 * one.value:.1f}",
-            "95 % interval": f"{100 * one.low:.1f} to {100 * one.high:.1f}",
-        }
-        for audit in audits
-        for one in audit.accuracies
-    ]
-    return _with_notes(pd.DataFrame(rows))
+    return _with_notes(pd.DataFrame(columns))
 
 
 def _verdict(audit: Audit) -> str:

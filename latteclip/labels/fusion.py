@@ -46,7 +46,6 @@ from latteclip.labels.label_sources import (
     Rows,
     Votes,
     parts,
-    zero_shot_votes,
 )
 
 ROUNDS = 8
@@ -165,7 +164,7 @@ def corroborate(
     sample = sample[:: -(-len(sample) // size)]
     features = [model.centred[sample].double() for model in models]
     norms = [x.square().sum(dim=1) for x in features]
-    zero_shot = images.zero_shot(sample).exp()
+    zero_shot = images.probabilities(sample)
     permuted = (votes.permuted or (lambda rows: votes.probabilities(rows).__getitem__))(sample)
 
     def statistics(order: torch.Tensor) -> list[float]:
@@ -322,7 +321,7 @@ class LabelModel:
         self.n, self.n_classes = len(images.centred), len(images.texts)
         self.sample = _spaced(votes.has.nonzero()[:, 0], self.n_classes, SAMPLE)
         test = corroborate(images, votes, self.sample, others)
-        start = votes if test.significant else zero_shot_votes(images)
+        start = votes.probabilities if test.significant else images.probabilities
         if not test.significant:
             votes = Votes(torch.zeros(self.n, dtype=torch.bool), votes.probabilities)
             self.sample = self.sample[:0]
@@ -333,15 +332,14 @@ class LabelModel:
         nothing, weights = torch.empty(0, self.n_classes), (0.0,) * (1 + len(others))
         self.parameters = FusionParameters(test, nothing, images=weights)
         # Of the next round, and of the last one, from which the parameters were learned.
-        self.prototypes = self.last = self._prototypes(self._posterior(start.probabilities))
+        self.prototypes = self.last = self._prototypes(start)
 
-    def _posterior(self, table: Callable[[slice], torch.Tensor]) -> Posterior:
-        """Return the posterior of which `table` returns some rows [n, C]."""
+    def _prototypes(self, table: Callable[[slice], torch.Tensor]) -> Prototypes:
+        """Return the prototypes by a posterior of which `table` returns some rows [n, C]."""
         weights = torch.where(self.answers.place >= 0, ANSWER_WEIGHT, 1.0).double()
-        return Posterior.of(table, self.n_classes, weights)
+        return self._of_used_models(Posterior.of(table, self.n_classes, weights))
 
-    def _prototypes(self, posterior: Posterior) -> Prototypes:
-        """Return the prototypes of a posterior."""
+    def _of_used_models(self, posterior: Posterior) -> Prototypes:
         used = [self.others[i] for i in self.used]
         return Prototypes(self.images, posterior, used, self.votes.text_features)
 
@@ -364,7 +362,7 @@ class LabelModel:
             found = answers.replace(rows, (before + TINY).log()).exp()
             return found * (before.any(dim=1) | (answers.place[rows] >= 0))[:, None]
 
-        model.prototypes = model._prototypes(model._posterior(table))
+        model.prototypes = model._prototypes(table)
         return model
 
     def step(self, *, light: bool = False) -> None:
@@ -376,12 +374,9 @@ class LabelModel:
         if not self.is_informed:
             return
         self.last = self.prototypes
-        if light and len(self.answers.rows) and self.parameters.test.significant:
-            self.parameters = self._fit_to_answers(self.parameters)
-        else:
-            self.parameters = self._fit_to_answers(self._learn())
-        posterior = self._posterior(lambda rows: self.log_posterior(rows).exp())
-        self.prototypes = self._prototypes(posterior)
+        is_light = light and len(self.answers.rows) and self.parameters.test.significant
+        self.parameters = self._fit_to_answers(self.parameters if is_light else self._learn())
+        self.prototypes = self._prototypes(lambda rows: self.log_posterior(rows).exp())
 
     def _learn(self) -> FusionParameters:
         """Return the likeliest parameters on a sample of the images with votes or answers."""
@@ -475,11 +470,11 @@ class LabelModel:
                 return {}
             votes = self.votes.probabilities(sample)
             gained, ratios = gains(self.last.predictors(sample), votes, self.used)
-            useless = min(ratios, key=lambda number: ratios[number], default=None)
+            useless = min(ratios, key=ratios.__getitem__, default=None)
             if useless is None or ratios[useless] >= MIN_RATIO:
                 return gained
             self.used = [number for number in self.used if number != useless]
-            self.prototypes, self.parameters = self._prototypes(start), parameters
+            self.prototypes, self.parameters = self._of_used_models(start), parameters
 
     @property
     def small_sample(self) -> torch.Tensor:
@@ -585,11 +580,10 @@ def prototypes_by_zero_shot(images: CalibratedFeatures) -> torch.Tensor:
     Zero-shot scores vote in the place of captions.
     """
     n, n_classes = len(images.centred), len(images.texts)
-    votes = zero_shot_votes(images)
     ones = torch.ones(n, dtype=torch.float64)
-    start = Prototypes(images, Posterior.of(votes.probabilities, n_classes, ones))
+    start = Prototypes(images, Posterior.of(images.probabilities, n_classes, ones))
     sample = _spaced(torch.arange(n), n_classes, SMALL_SAMPLE)
-    cast = votes.probabilities(sample)
+    cast = images.probabilities(sample)
     weights, share = fit_mixture(start.predictors(sample)[1:], cast, cast.mean(dim=0))
     own = (1 - share**INDEPENDENCE) * weights[0]
     return start.head(torch.stack([torch.ones_like(own), own]))[0]

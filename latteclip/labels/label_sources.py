@@ -99,6 +99,10 @@ class CalibratedFeatures(CentredFeatures):
         """Return calibrated log-probabilities [n, C] float64."""
         return (self.centred[rows].double() @ self.texts.T).log_softmax(dim=1)
 
+    def probabilities(self, rows: Rows) -> torch.Tensor:
+        """Return calibrated probabilities [n, C] float64."""
+        return self.zero_shot(rows).exp()
+
 
 # --- votes ---------------------------------------------------------------------------------------
 
@@ -114,12 +118,6 @@ class Votes:
     text_features: Callable[[Rows], torch.Tensor] | None = None
     # A function from a permutation [n] to the votes [n, C] of rows in its order, if special.
     permuted: Callable[[torch.Tensor], Callable[[torch.Tensor], torch.Tensor]] | None = None
-
-
-def zero_shot_votes(images: CalibratedFeatures) -> Votes:
-    """Return the calibrated zero-shot scores themselves, where there is no other vote."""
-    has = torch.ones(len(images.centred), dtype=torch.bool)
-    return Votes(has, lambda rows: images.zero_shot(rows).exp())
 
 
 def label_votes(labels: torch.Tensor, n_classes: int) -> Votes:

@@ -2,7 +2,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -106,19 +106,6 @@ def test_the_model_that_captions_favour_is_chosen_and_all_counts_are_written(res
     assert selection.agreement("latteclip") == pytest.approx(0.3)
     # The reason has the numbers against the closest rival.
     assert {"latteclip", "60", "120"} <= set(re.findall(r"\w+", selection.reason))
-
-
-def test_a_choice_that_costs_a_second_encoding_says_so(results):
-    before, _ = results.select()
-    shutil.rmtree(results.folder / "model")
-    results.runs = [
-        replace(run, objective="image_prototypes_eyes") if run.method == before["method"] else run
-        for run in results.runs
-    ]
-    found, _ = results.select()
-    assert found["method"] == before["method"]
-    assert "second time" not in before["reason"]
-    assert "second time" in found["reason"]
 
 
 def test_answers_choose_and_are_written_beside_the_votes(results):
