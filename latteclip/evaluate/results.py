@@ -46,14 +46,14 @@ class Selection:
 
 
 def read_selection(path: str | Path) -> Selection:
-    """Read the choice of `select_model`, or raise UserError for a missing or broken file."""
+    """Read the choice of `select_model`."""
     keys = ("dataset", "method", "seed", "reason")
     values = read_object(path, keys)
     return Selection(**{key: values[key] for key in keys}, candidates=values.get("candidates", []))
 
 
 def read_metrics(path: str | Path) -> dict[str, Any]:
-    """Read the metrics of a run, or raise UserError for a missing or broken file."""
+    """Read the metrics of a run."""
     return {"marks": [], **read_object(path, METRICS)}
 
 
@@ -94,10 +94,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Audit:
-    """The accuracies of the runs of a dataset by a person's answers.
-
-    Without enough answers about these images, both lists are empty, and `sentence` says why.
-    """
+    """The accuracies of the runs of a dataset by a person's answers, both empty without enough."""
 
     dataset: str
     split: str
@@ -133,7 +130,7 @@ class Audit:
 
 
 def read_audit(path: str | Path) -> Audit:
-    """Read the audit of a dataset, or raise UserError for a missing or broken file."""
+    """Read the audit of a dataset."""
     return from_values(Audit, read_object(path, ["dataset"]))
 
 
@@ -141,9 +138,6 @@ def mark_audited(
     runs: Sequence[Mapping[str, Any]], audits: Mapping[str, Audit]
 ) -> list[dict[str, Any]]:
     """Return the metrics of runs, with a mark at the methods that were audited."""
-    marked = []
-    for run in runs:
-        audit = audits.get(run["dataset"])
-        is_audited = audit is not None and audit.accuracy(run["method"]) is not None
-        marked.append({**run, "marks": [*run["marks"], *[AUDITED] * is_audited]})
-    return marked
+    audited = {(name, one.method) for name, audit in audits.items() for one in audit.accuracies}
+    marks = [[AUDITED] * ((run["dataset"], run["method"]) in audited) for run in runs]
+    return [{**run, "marks": [*run["marks"], *mark]} for run, mark in zip(runs, marks, strict=True)]

@@ -1,13 +1,10 @@
 """The model of a dataset, chosen without labels among the candidates of a run.
 
-Two classifiers are compared on the images for which they predict different classes: the image votes
-for the class that its caption (or a multimodal model) makes likelier. The classifier that is right
-more often gets more votes, whatever mistakes captions make, as long as the classifiers do not share
-them. Classifiers without training predict each image without its own vote. Trained ones are
-compared on the images that their trainings left out.
-
-The rule resembles that of one standard error (Hastie et al. 2009, section 7.10): a model replaces a
-simpler one only where its lead is clear. A person's answers come before votes where they decide.
+Where two classifiers predict different classes of an image that neither learned from, the image
+votes for the class that its caption (or a multimodal model) makes likelier. The classifier that is
+right more often gets more votes, whatever mistakes captions make, unless it shares them. As in the
+rule of one standard error (Hastie et al. 2009, section 7.10), a model replaces a simpler one only
+where its lead is clear. A person's answers come before votes where they decide.
 Letters: K candidates, n images with votes, C classes.
 """
 
@@ -31,8 +28,7 @@ from latteclip.evaluate.train_predictions import MISSING, held_out_predictions
 
 log = logging.getLogger(__name__)
 AVERAGE = "average_weights"  # objective: its trainings predict the images that they left out
-# Objectives without training, the simplest first, and in the order in which they are taken where
-# there are no votes.
+# Objectives without training: the simplest first, and in the order without votes.
 SIMPLICITY = ("zero_shot", "zero_shot_calibrated", "image_prototypes", "image_prototypes_eyes")
 SAFEST = ("zero_shot_calibrated", "zero_shot", "image_prototypes", "image_prototypes_eyes")
 MIN_IMAGES = 20  # to compare classifiers without training
@@ -61,7 +57,7 @@ class Candidate:
 
     @property
     def simplicity(self) -> int:
-        """Return a rank: the smaller, the simpler; the same for all trained ones."""
+        """Return a rank: the smaller, the simpler."""
         return (*SIMPLICITY, self.objective).index(self.objective)
 
 
@@ -77,7 +73,6 @@ class Comparison(NamedTuple):
 
     @property
     def is_clear(self) -> bool:
-        """Return whether the lead is more than CLEAR standard errors."""
         return self.difference > CLEAR * self.standard_error
 
 
@@ -224,8 +219,7 @@ def eligible(candidates: Sequence[Candidate]) -> list[int]:
 def best_training_free(candidates: Sequence[Candidate], votes: Votes | str) -> int:
     """Return the simplest candidate without training that the best one does not lead clearly.
 
-    Without votes, or with too few held-out images, it is the safest. Where all are trained, it is
-    the one that leads most.
+    Without enough votes it is the safest. Where all are trained, it is the one that leads most.
     """
     able = eligible(candidates)
     simple = [i for i in able if not candidates[i].is_trained]

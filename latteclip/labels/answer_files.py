@@ -59,10 +59,8 @@ def read_foreign(
         else:
             answers[found, label] = Answer(found, CLASS, label)
     if missing:
-        log.warning(
-            "%s: %d images are not training images, such as %s; they are left out.",
-            *(path, len(missing), one_line(missing[0], 80)),
-        )
+        first = one_line(missing[0], 80)
+        log.warning("%s: %d images are no training images, such as %s.", path, len(missing), first)
     if not answers:
         raise UserError(f"{path} names no training image of this dataset.")
     return by_key(list(answers.values()), path)

@@ -117,10 +117,7 @@ def read_captions(path: str, image_ids: pa.ChunkedArray) -> tuple[pa.ChunkedArra
     )
     leaked = pc.count_distinct(prompts, mode="all").as_py() > 1
     if leaked:
-        log.warning(
-            "The prompts for the captions contained the pseudo-labels. The captions may repeat "
-            "the pseudo-labels, and then correct few of them."
-        )
+        log.warning("The prompts contained the pseudo-labels, so captions may only repeat them.")
     captions = pc.utf8_trim_whitespace(captions)
     return pc.if_else(pc.equal(captions, ""), None, captions), leaked
 

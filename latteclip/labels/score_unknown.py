@@ -86,18 +86,13 @@ def score_unknown(
         "is_unknown": unknown,
     }
     tables.write(output, columns, tables.UNKNOWN, metadata)
-    log.info(
-        "%d of %d images are marked unknown, %d of them by the captioner, which scored %d images. "
-        "CLIP marks images whose distance from each class text is above %.3f.",
-        *(unknown.sum(), len(table), unknown[scored].sum(), scored.sum(), metadata["threshold"]),
-    )
+    log.info("%d of %d images are marked unknown.", unknown.sum(), len(table))
 
 
 def answered_threshold(scores: Floats, is_none: Bools, otherwise: float) -> float:
     """Return the midpoint of the mean scores [A] of answered images of a class and of none.
 
-    It is `otherwise` if there are too few of either kind, or if the scores of the images of none
-    are not significantly larger.
+    It is `otherwise` with too few of either kind, or if those of none are not clearly larger.
     """
     if min(is_none.sum(), (~is_none).sum()) < MIN_ANSWERS:
         return otherwise

@@ -90,10 +90,9 @@ def _summary(path: Path, n: int, moved: int, metadata: dict[str, Any]) -> str:
     if metadata["corroborated"]:
         verdict, predictors = "better than permuted votes do, so they count", _predictors(metadata)
     lines = [
-        f"{path}: {n} training images, {len(metadata['classnames'])} classes, CLIP "
-        f"{metadata['model']}",
+        f"{path}: {n} training images, {len(metadata['classnames'])} classes, {metadata['model']}",
         f"votes: {votes} of {metadata['voting']} of {n} images, {metadata['agreement']:.0%} of "
-        "them for the class of the calibrated zero-shot scores (each class's mean subtracted)",
+        "them for the class of the calibrated zero-shot scores",
         f"test: {votes} agree with images and zero-shot scores {verdict} (p-value {p_value:.3f})",
         *predictors,
         f"labels: {moved} of {n} differ from the zero-shot ones, {metadata['changed']} from the "
@@ -104,8 +103,7 @@ def _summary(path: Path, n: int, moved: int, metadata: dict[str, Any]) -> str:
         if checked := answers.get("checked"):
             line += f"; labels {checked_sentence(checked)}"
         lines.append(line)
-    wrap = textwrap.TextWrapper(WIDTH, subsequent_indent="  ", break_on_hyphens=False)
-    return "\n".join(line if len(line) <= WIDTH else wrap.fill(line) for line in lines)
+    return "\n".join(lines)
 
 
 def _predictors(metadata: dict[str, Any]) -> list[str]:
@@ -125,9 +123,8 @@ def _predictors(metadata: dict[str, Any]) -> list[str]:
     return [
         "predictors: their weights, and how many times as likely a vote is as by frequencies",
         *textwrap.indent(table, "  ").splitlines(),
-        f"explained: the predictors explain {metadata['explained_share']:.0%} of the votes; the "
-        "more they explain, the likelier all make the same mistakes, so beside a vote they count "
-        f"{metadata['independence']:.2f} times",
+        f"explained: the predictors explain {metadata['explained_share']:.0%} of the votes, so "
+        f"beside a vote they count {metadata['independence']:.2f} times",
     ]
 
 

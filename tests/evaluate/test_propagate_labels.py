@@ -38,71 +38,42 @@ def tests():
     return unit_vectors(M, 2)
 
 
-# --- the reference: plain loops over lists, and a dense inverse ----------------------------------
+# --- the reference: dense matrices and an inverse, in double precision ----------------------------
 
 
-def best(query, points, k, leave_out=None):
-    """The k points of the largest cosine with the query, as (index, cosine)."""
-    cosines = [
-        (index, sum(a * b for a, b in zip(query, point, strict=True)))
-        for index, point in enumerate(points)
-        if index != leave_out
-    ]
-    return sorted(cosines, key=lambda pair: -pair[1])[:k]
+def dense_links(queries, classes, images, settings, *, same=False):
+    """Links [Q, C + N] of images."""
+
+    def nearest(points, *, same=False):
+        cosines = queries @ points.T
+        if same:
+            cosines.fill_diagonal_(-math.inf)
+        k = min(settings.neighbours, len(points) - same)
+        best = cosines.sort(dim=1, descending=True, stable=True).indices[:, :k]
+        nothing = torch.zeros_like(cosines)
+        return nothing.scatter(1, best, cosines.gather(1, best).clamp(min=0))
+
+    return torch.cat([nearest(classes) ** settings.gamma, nearest(images, same=same)], dim=1)
 
 
-def links_of(query, classes, images, settings, leave_out=None):
-    """{node: weight} of the links of one image; classes are the first nodes."""
-    links = {
-        node: max(0, cosine) ** settings.gamma
-        for node, cosine in best(query, classes, settings.neighbours)
-    }
-    for index, cosine in best(query, images, settings.neighbours, leave_out):
-        links[len(classes) + index] = max(0, cosine)
-    return links
+def reference(classes, images, settings):
+    """(I - alpha S)^-1 at the columns of the classes [V, C], and roots of the degrees [V]."""
+    c, v = len(classes), len(classes) + len(images)
+    one_way = torch.zeros(v, v, dtype=torch.float64)
+    one_way[c:] = dense_links(images, classes, images, settings, same=True)
+    weights = one_way + one_way.T
+    roots = torch.where(weights.sum(dim=1) > 0, weights.sum(dim=1) ** -0.5, 0.0)
+    system = torch.eye(v).double() - settings.alpha * roots[:, None] * weights * roots
+    return torch.linalg.inv(system)[:, :c], roots
 
 
-def weights_of(classes, images, settings):
-    """W as nested lists."""
-    nodes = len(classes) + len(images)
-    weights = [[0.0] * nodes for _ in range(nodes)]
-    for index, image in enumerate(images):
-        own = len(classes) + index
-        for node, weight in links_of(image, classes, images, settings, leave_out=index).items():
-            weights[own][node] += weight
-            weights[node][own] += weight
-    return weights
-
-
-def inverse_root(degree):
-    return 1 / math.sqrt(degree) if degree > 0 else 0.0
-
-
-def scores_of(weights, alpha):
-    """(I - alpha S)^-1 at the columns of the classes, in double precision."""
-    roots = [inverse_root(sum(row)) for row in weights]
-    system = [
-        [(i == j) - alpha * roots[i] * weights[i][j] * roots[j] for j in range(len(weights))]
-        for i in range(len(weights))
-    ]
-    return torch.linalg.inv(torch.tensor(system, dtype=torch.float64))[:, :C].tolist()
-
-
-def test_scores_of(tests, classes, images, settings):
-    """Scores [M][C] of test images."""
-    weights = weights_of(classes, images, settings)
-    scores = scores_of(weights, settings.alpha)
-    result = []
-    for test in tests:
-        row = [0.0] * C
-        for node, weight in links_of(test, classes, images, settings).items():
-            root = inverse_root(sum(weights[node])) if settings.normalise_test_links else 1
-            row = [s + weight * root * scores[node][c] for c, s in enumerate(row)]
-        result.append(row)
-    return torch.tensor(result)
-
-
-test_scores_of.__test__ = False
+def scores_of(tests, classes, images, settings):
+    """Scores [M, C] of test images."""
+    tests, classes, images = tests.double(), classes.double(), images.double()
+    scores, roots = reference(classes, images, settings)
+    if settings.normalise_test_links:
+        scores = roots[:, None] * scores
+    return (dense_links(tests, classes, images, settings) @ scores).float()
 
 
 # --- the maths ------------------------------------------------------------------------------------
@@ -121,8 +92,9 @@ def classified(tests, graph):
 
 @pytest.mark.parametrize("alpha", [0.6, 0.95])
 def test_propagated_scores_equal_the_inverse(classes, images, alpha):
-    graph = link(classes, images, replace(SETTINGS, alpha=alpha))
-    wanted = torch.tensor(scores_of(weights_of(classes.tolist(), images.tolist(), SETTINGS), alpha))
+    settings = replace(SETTINGS, alpha=alpha)
+    graph = link(classes, images, settings)
+    wanted = reference(classes.double(), images.double(), settings)[0].float()
     torch.testing.assert_close(graph.propagate(slice(0, C)), wanted, rtol=1e-4, atol=1e-6)
 
 
@@ -135,7 +107,7 @@ def test_scores_of_test_images_equal_the_loop(classes, tests, n, neighbours, nor
     images = unit_vectors(n, 1)
     graph = link(classes, images, settings)
     found = classified(tests, graph)
-    wanted = test_scores_of(tests.tolist(), classes.tolist(), images.tolist(), settings)
+    wanted = scores_of(tests, classes, images, settings)
     assert found.shape == (M, C)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
 
@@ -148,7 +120,7 @@ def test_classes_are_ranked_whatever_is_propagated_at_once(
     classes[4] = classes[1]  # equal scores, in the order of the classes
     graph = link(classes, images)
     labels, best = graph.rank(tests)
-    wanted = test_scores_of(tests.tolist(), classes.tolist(), images.tolist(), SETTINGS)
+    wanted = scores_of(tests, classes, images, SETTINGS)
     order = wanted.sort(dim=1, descending=True, stable=True).indices[:, :5]
     torch.testing.assert_close(best, wanted.gather(1, order), rtol=1e-4, atol=1e-6)
     firm = (labels != 1) & (labels != 4)  # rounding may order these two
@@ -200,10 +172,7 @@ def dataset(tmp_path, classes):
 def test_the_test_split_is_classified_by_the_graph_of_the_other_images(dataset, classes):
     predictions, found = dataset.run()
     features, tested = dataset.world.features, range(3, N, 4)
-    wanted = test_scores_of(
-        *(features[tested].tolist(), classes.tolist(), features[dataset.training].tolist()),
-        SETTINGS,
-    )
+    wanted = scores_of(features[tested], classes, features[dataset.training], SETTINGS)
     assert list(predictions) == [dataset.names[row] for row in tested]
     for row, scores in zip(predictions.values(), wanted.tolist(), strict=True):
         order = sorted(range(C), key=lambda c, s=scores: -s[c])[:5]
@@ -217,10 +186,9 @@ def test_the_test_split_is_classified_by_the_graph_of_the_other_images(dataset, 
 def test_without_a_test_split_the_images_of_the_graph_are_classified(dataset, classes):
     dataset.splits = ["train"] * N
     predictions, found = dataset.run()
-    weights = weights_of(classes.tolist(), dataset.world.features.tolist(), SETTINGS)
-    wanted = torch.tensor(scores_of(weights, SETTINGS.alpha)[C:]).argmax(dim=1)
+    scores, _ = reference(classes.double(), dataset.world.features.double(), SETTINGS)
     assert list(predictions) == dataset.names and found["acc1"] is None
-    assert [row["prediction"] for row in predictions.values()] == wanted.tolist()
+    assert [row["prediction"] for row in predictions.values()] == scores[C:].argmax(dim=1).tolist()
 
 
 def test_no_label_changes_a_prediction_and_those_of_training_images_no_byte(dataset):
