@@ -18,7 +18,6 @@ CLASSES = "classes.txt"
 SPLITS = {"train", "val", "test"}
 HIDDEN = (".", "__MACOSX")
 LARGE_MODEL = 2e9  # bytes of a captioner that takes days without a GPU
-WILDCARD = re.compile(r"\{\s*\w+\s*[,}]")  # as Snakemake fills it in, in any path of a rule
 # Pseudo-labels of objectives that do not take all kinds.
 PSEUDO_LABELS = {
     EYES_METHOD: ("fused",),
@@ -55,11 +54,6 @@ def _source(configuration: Configuration, dataset: str) -> Iterator[str]:
         return
     if not os.path.isdir(folder):  # False, not an error, where barred
         yield f"source.folder {folder} is not a folder."
-    if WILDCARD.search(folder):
-        yield (
-            f"source.folder {folder} has braces, which Snakemake takes for a wildcard; rename the "
-            "folder, or give a symbolic link to it."
-        )
     images = os.path.normpath(os.path.join(folder, split.get("images", ".")))
     is_readable = os.access(images, os.R_OK | os.X_OK)  # if not, index_images says why
     if split["kind"] != "folders" or split.get("classes") or not is_readable:

@@ -201,13 +201,6 @@ def test_pictures_are_squares_for_captioners_that_see_them_so(config):
         assert found["square_side"] == side
 
 
-def test_braces_in_a_source_folder_are_refused(config, tmp_path):
-    """Snakemake takes them for wildcards, and would put a value in their place."""
-    folder = tmp_path / "{ x, [0-9]+}"
-    folder.mkdir()
-    refused(config, "braces", **source(folder=str(folder)))
-
-
 @pytest.mark.parametrize(
     ("gpus", "captioner", "expected"),
     [
