@@ -99,8 +99,6 @@ def _read(file: Path) -> dict[str, Any]:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{what} cannot be read: {one_line(error)}.") from None
     if file.is_relative_to(CONFIG):
         text = text.replace("{package}", relative_to_cwd(PACKAGE))
     content = parse_yaml(text, what) or {}
@@ -109,11 +107,7 @@ def _read(file: Path) -> dict[str, Any]:
     return content
 
 
-# libyaml, if PyYAML was built with it, takes a tenth of the time.
-_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-class _Loader(_SafeLoader):
+class _Loader(yaml.CSafeLoader):
     """Safe loader that refuses a key given twice, of which YAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -123,7 +117,7 @@ class _Loader(_SafeLoader):
                 reason = f"the key {key.value} is there twice; remove one"
                 raise yaml.MarkedYAMLError(problem=reason, problem_mark=key.start_mark)
             seen.add((key.tag, str(key.value)))
-        return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
+        return super().construct_mapping(node, deep)
 
 
 def parse_yaml(text: str, what: str) -> Any:
