@@ -169,7 +169,7 @@ def read_origin(model: Path) -> dict[str, Any]:
     elif metrics and (path := run.parents[1] / "class_embeddings.safetensors").is_file():
         settings = load_classifier(path)[1]
     origin = {"metrics": metrics, "settings": settings, "is_trained": is_trained, "reason": reason}
-    return {**origin, "dataset": metrics.get("dataset", "custom")}
+    return origin | {"dataset": metrics.get("dataset", "custom")}
 
 
 def model_card(
@@ -204,7 +204,7 @@ def model_card(
         described=described,
         **origin,
         results=results,
-        base=_base(origin["settings"], repo),
+        repo=repo,
         eyes=len(opened.eyes_widths),
         templates=opened.words.templates,
         classes=[_class(name, opened.words) for name in opened.classnames],
@@ -228,12 +228,3 @@ def _repo(settings: Mapping[str, Any]) -> str | None:
         return None
     known = open_clip.get_pretrained_cfg(model.replace("/", "-"), tag)
     return str(known.get("hf_hub", "")).strip("/") or None
-
-
-def _base(settings: Mapping[str, Any], repo: str | None) -> str:
-    """Return the base model as Markdown."""
-    if not settings:
-        return "not recorded"
-    tag = settings.get("pretrained")
-    name = settings["model"] + (f" with {tag}" if tag else "")
-    return f"[{name}](https://huggingface.co/{repo})" if repo else f"`{name}`"

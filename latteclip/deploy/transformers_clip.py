@@ -15,10 +15,11 @@ from latteclip.clip.encode import CausalText, text_tower
 from latteclip.clip.finetuned import FinetunedModel
 from latteclip.clip.model import Clip
 from latteclip.core.class_templates import class_texts
-from latteclip.core.errors import UserError
+from latteclip.core.errors import UserError, first_line
 from latteclip.core.open_clip_import import open_clip
 
 RESAMPLING = {"bilinear": 2, "bicubic": 3}  # of PIL
+CROPPED = {"shortest": True, "squash": False}  # by resize mode
 RENAMED = {  # parts of the names of open_clip's weights, in this order: of transformers'
     "visual.transformer.resblocks": "vision_model.encoder.layers",
     "transformer.resblocks": "text_model.encoder.layers",
@@ -48,29 +49,23 @@ ACTIVATIONS = {
 
 def write(opened: FinetunedModel, folder: Path) -> None:
     """Write model and processor for the `from_pretrained` of transformers, or raise UserError."""
-    clip = opened.clip
+    clip, words = opened.clip, opened.words
+    causal: Any = CausalText.of(clip.model)  # None for another text tower
+    visual: Any = clip.model.visual
+    texts = [text for one in words.templates for text in class_texts(one, opened.classnames)]
     try:
         tokenizer = _tokenizer(opened)
-        model = _model(clip, tokenizer)
-        is_same = _has_same_features(clip, model)
+        model = _model(clip, causal, tokenizer)
+        images = _image_processor(visual.preprocess_cfg)
+        _check_tokens(clip, causal, tokenizer, texts)
+        _check_features(clip, model)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise _refused("the network has other parts") from error
-    if not is_same:
-        raise _refused("the network computes other features")
-    for template in opened.words.templates:
-        _check_tokens(clip, tokenizer, class_texts(template, opened.classnames))
-    visual: Any = clip.model.visual
-    processor = transformers.CLIPProcessor(
-        image_processor=_image_processor(visual.preprocess_cfg), tokenizer=tokenizer
-    )
+        raise UserError(
+            "--format transformers: the network has other parts than transformers' CLIPModel "
+            f"({first_line(error)}); use --format open_clip."
+        ) from error
     model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-
-
-def _refused(why: str) -> UserError:
-    return UserError(
-        f"--format transformers: {why} than transformers' CLIPModel; use --format open_clip."
-    )
+    transformers.CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
 
 
 def _tokenizer(opened: FinetunedModel) -> Any:
@@ -90,27 +85,22 @@ def _tokenizer(opened: FinetunedModel) -> Any:
     return tokenizer
 
 
-def _check_tokens(clip: Clip, tokenizer: Any, texts: list[str]) -> None:
-    """Raise UserError if a class text has other tokens, up to the end of the text."""
+def _check_tokens(clip: Clip, causal: CausalText, tokenizer: Any, texts: list[str]) -> None:
+    """Raise ValueError if a text has other tokens, up to the end of the text."""
     tokens = clip.tokenizer(texts)
-    for text, ours, n in zip(texts, tokens.tolist(), _causal(clip).lengths(tokens), strict=True):
-        if ours[:n] != tokenizer(text, truncation=True)["input_ids"][:n]:
-            raise _refused(f"the text {text!r} has other tokens")
+    theirs = tokenizer(texts, truncation=True)["input_ids"]
+    rows = zip(texts, tokens.tolist(), theirs, causal.lengths(tokens), strict=True)
+    for text, ours, other, n in rows:
+        if ours[:n] != other[:n]:
+            raise ValueError(f"the text {text!r} has other tokens")
 
 
-def _causal(clip: Clip) -> CausalText:
-    """Return the text tower, which transformers' CLIPModel has in this kind alone."""
-    if (found := CausalText.of(clip.model)) is None:
-        raise _refused("the text tower is of another kind")
-    return found
-
-
-def _model(clip: Clip, tokenizer: Any) -> transformers.CLIPModel:
+def _model(clip: Clip, causal: CausalText, tokenizer: Any) -> transformers.CLIPModel:
     """Return the same network, if transformers has it."""
     visual: Any = clip.model.visual
-    text, width = _causal(clip).tower, visual.output_dim
+    text, width = causal.tower, visual.output_dim
     shortest = clip.tokenizer(["a"])
-    end = shortest[0, _causal(clip).lengths(shortest)[0] - 1]
+    end = shortest[0, causal.lengths(shortest)[0] - 1]
     config = transformers.CLIPConfig(
         projection_dim=width,
         text_config={
@@ -165,14 +155,12 @@ def _state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def _image_processor(preprocessing: dict[str, Any]) -> Any:
     """Return the evaluation transform in transformers' terms."""
-    size, mode = preprocessing["size"], preprocessing["resize_mode"]
+    size, is_cropped = preprocessing["size"], CROPPED[preprocessing["resize_mode"]]
     side = size if isinstance(size, int) else size[0]
     whole = {"height": side, "width": side}
-    if mode not in ("shortest", "squash"):
-        raise _refused(f"images have another resize mode ({mode})")
     return transformers.CLIPImageProcessor(
-        size={"shortest_edge": side} if mode == "shortest" else whole,
-        do_center_crop=mode == "shortest",
+        size={"shortest_edge": side} if is_cropped else whole,
+        do_center_crop=is_cropped,
         crop_size=whole,
         resample=RESAMPLING[preprocessing["interpolation"]],
         image_mean=list(preprocessing["mean"]),
@@ -181,8 +169,8 @@ def _image_processor(preprocessing: dict[str, Any]) -> Any:
 
 
 @torch.no_grad()
-def _has_same_features(clip: Clip, model: transformers.CLIPModel) -> bool:
-    """Return whether both networks give the same features of two images and two texts."""
+def _check_features(clip: Clip, model: transformers.CLIPModel) -> None:
+    """Raise ValueError if the networks give other features of two images and two texts."""
     visual: Any = clip.model.visual
     image = torch.randn(2, 3, *visual.image_size, generator=torch.Generator().manual_seed(0))
     tokens = clip.tokenizer(["a", "a photo of a thing."])
@@ -190,6 +178,6 @@ def _has_same_features(clip: Clip, model: transformers.CLIPModel) -> bool:
         (clip.model.encode_image(image), model.get_image_features(image)),  # type: ignore[operator]
         (clip.model.encode_text(tokens), model.get_text_features(tokens)),  # type: ignore[operator]
     )
-    return all(
-        torch.allclose(ours, theirs.pooler_output, rtol=1e-3, atol=1e-4) for ours, theirs in pairs
-    )
+    for ours, theirs in pairs:
+        if not torch.allclose(ours, theirs.pooler_output, rtol=1e-3, atol=1e-4):
+            raise ValueError("it computes other features")

@@ -145,7 +145,7 @@ class MethodPredictions:
 
     methods: list[str]  # M, the first one is zero-shot, where it was run
     labels: Ints  # [M, N]
-    main: int  # the method of the run that the page is about
+    main: str  # the method of the run that the page is about
     runner_up: Ints  # [N], the second best classes by the main run
     margins: Floats  # [N], by how much the best class beats the second
     total: int  # methods that were run
@@ -156,7 +156,7 @@ class MethodPredictions:
 
     @property
     def after(self) -> Ints:
-        return np.asarray(self.labels[self.main])
+        return np.asarray(self.labels[self.methods.index(self.main)])
 
     @cached_property
     def n_classes(self) -> Ints:
@@ -176,8 +176,8 @@ def read_method_predictions(
     base = BASELINE if BASELINE in paths else next(iter(order))
     names = list(dict.fromkeys([base, main.method, *order]))[:METHODS]
     labels = np.stack([runs.read_predictions(paths[name]) for name in names])
-    place = names.index(main.method)
-    return MethodPredictions(names, labels, place, *runs.read_margins(main.predictions), len(paths))
+    margins = runs.read_margins(main.predictions)
+    return MethodPredictions(names, labels, main.method, *margins, len(paths))
 
 
 def methods_used(found: MethodPredictions) -> dict[str, Row]:
@@ -192,7 +192,7 @@ def methods_used(found: MethodPredictions) -> dict[str, Row]:
 def class_sizes(found: MethodPredictions, labels: Ints | None, c: int) -> list[Row]:
     """Return the sizes of the C classes by each method, the largest first; at most ROWS."""
     counts = np.stack([np.bincount(one, minlength=c) for one in found.labels])  # [M, C]
-    before, after = counts[0], counts[found.main]
+    before, after = counts[0], counts[found.methods.index(found.main)]
     table = pd.DataFrame({"label": range(c), "before": before, "after": after})
     table["true"] = None if labels is None else np.bincount(labels, minlength=c)
     table["each"] = counts.T.tolist()

@@ -117,7 +117,12 @@ def report_dataset(
         },
         variants=_ablations(rows, settings.config["methods"]),
         **_changes(split, found, classnames),
-        compared=_compared(found, split, len(classnames)),
+        compared=found,
+        methods_used=comparison.methods_used(found),
+        class_sizes=comparison.class_sizes(found, split.labels, len(classnames)),
+        shifts=comparison.shifts(found.before, found.after, WORST_PAIRS),
+        disputes=[] if split.labels is not None else images.disputes(found, split),
+        panels=images.class_panels(found, split),
         items=images.gallery(chosen, train, predictions, captions),
         unknown=_read(images.read_unknown, unknown_path, [test, train]),
         recipes=runs.read_recipes(runs_files),
@@ -174,7 +179,7 @@ def _lead(
 ) -> Row:
     """Return the run that a page is about, with its accuracy in percent, gain and command."""
     of_method = {one["seed"]: one["acc1"] for one in metrics if one["method"] == run.method}
-    acc1 = of_method[run.seed]
+    acc1 = of_method.get(run.seed)
     acc1 = None if acc1 is None else 100 * acc1
     is_chosen = selection is not None and selection.run == (run.method, run.seed)
     model, folder = None, f"results/{settings.dataset}"
@@ -190,24 +195,6 @@ def _lead(
         "acc1": acc1,
         "gain": comparison.difference(acc1, zero_shot),
         "command": model and f"latteclip predict {shlex.quote(model)} photos",
-    }
-
-
-def _compared(found: comparison.MethodPredictions, split: runs.Split, c: int) -> Row:
-    """Return how the methods differ, whether or not labels are known."""
-    sizes = comparison.class_sizes(found, split.labels, c)
-    return {
-        "methods": found.methods,
-        "main": found.methods[found.main],
-        "base": found.methods[0],
-        "total": found.total,
-        "used": comparison.methods_used(found),
-        "sizes": sizes,
-        "largest": max(max(size["before"], size["after"]) for size in sizes),
-        "agreed": 100 * float((found.n_classes == 1).mean()),
-        "shifts": comparison.shifts(found.before, found.after, WORST_PAIRS),
-        "disputes": [] if split.labels is not None else images.disputes(found, split),
-        "panels": images.class_panels(found, split),
     }
 
 

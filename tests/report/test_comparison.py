@@ -96,7 +96,7 @@ def found():
     labels[1][labels[1] == 4] = 3
     labels[:, :9] = labels[1, :9]  # all methods agree
     names, second = ["zero_shot", "main", "other"], (labels[1] + 1) % C
-    return comparison.MethodPredictions(names, labels, 1, second, rng.random(N), M)
+    return comparison.MethodPredictions(names, labels, "main", second, rng.random(N), M)
 
 
 def test_disputed_images_have_most_answers_and_classes_take_turns(found):
