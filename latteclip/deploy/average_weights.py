@@ -17,9 +17,9 @@ from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import class_embeddings
 from latteclip.core import tables
-from latteclip.core.files import new_folder, replacing
-from latteclip.evaluate import train_predictions
+from latteclip.core.files import replacing
 from latteclip.evaluate.results import FAILED
+from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS, read_predictions
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,6 @@ def average_weights(
     diverged is left out, unless all did. The history is that of the first training. The predictions
     are those of each training for the images that it left out.
     """
-    new_folder(model_output)
     marks = [set(tables.read_metadata(each.history, "step")["marks"]) for each in trainings]
     sound = [each for each, own in zip(trainings, marks, strict=True) if FAILED.isdisjoint(own)]
     used = sound or trainings
@@ -55,10 +54,15 @@ def average_weights(
     described |= {"marks": sorted(set(described["marks"])), "averaged": len(used)}
     columns = {name: history[name] for name in history.column_names}
     tables.write(history_output, columns, tables.HISTORY, described)
-    _write_left_out([each.train_predictions for each in used], left_out_output, first.classnames)
-    texts = class_embeddings(first.clip, first.words.template, first.classnames)  # [C, D]
+    names = first.classnames
+    left_out = [read_predictions(each.train_predictions, names, held_out=True) for each in used]
+    rows = pa.concat_tables(left_out).combine_chunks()  # none left out an image of another
+    columns = {"image_id": rows["image_id"], "prediction": rows["prediction"]}
+    columns["held_out"] = np.full(len(rows), fill_value=True)
+    tables.write(left_out_output, columns, TRAIN_PREDICTIONS, {"classnames": names})
+    texts = class_embeddings(first.clip, first.words.template, names)  # [C, D]
     with replacing(model_output) as folder:
-        clips.save(first.clip, Classifier.of(texts), first.classnames, first.words, folder)
+        clips.save(first.clip, Classifier.of(texts), names, first.words, folder)
     log.info("Averaged the weights of %d of %d trainings.", len(used), len(trainings))
 
 
@@ -71,12 +75,3 @@ def _average(first: finetuned.FinetunedModel, others: Sequence[str]) -> None:
         for name, mean in state.items():
             if mean.is_floating_point():  # counters of BatchNorm are whole numbers
                 mean += (weights[name] - mean) / number
-
-
-def _write_left_out(paths: Sequence[str], output: str, classnames: Sequence[str]) -> None:
-    """Write the predictions of several trainings, none of which left out an image of another."""
-    read = train_predictions.read_predictions
-    rows = pa.concat_tables([read(path, classnames, held_out=True) for path in paths])
-    held_out = rows["image_id"], rows["prediction"].to_numpy()
-    no_examples = rows["image_id"].slice(0, 0), np.empty(0, np.int_)
-    train_predictions.write_predictions(output, held_out, no_examples, classnames)

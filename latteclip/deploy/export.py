@@ -37,10 +37,6 @@ FIGURES = {
     "acc5": "top-5 accuracy",
     "mean_per_class_recall": "mean per-class recall",
 }
-# As --custom_classname_file and --custom_template_file of CLIP_benchmark read them.
-BENCHMARK_CLASSNAMES = "clip_benchmark_classnames.json"
-BENCHMARK_TEMPLATES = "clip_benchmark_templates.json"
-BENCHMARK_PLACE = "{c}"  # for our {}
 LIMIT = 1.8e9  # bytes of weights above which they get a separate file: a graph holds 2 GB
 
 
@@ -69,13 +65,15 @@ def export(
     if folder.is_relative_to(opened.folder.resolve()):
         raise UserError(f"{destination} lies in the folder of the model; name another one.")
     origin = read_origin(opened.folder)
-    templates = [one.replace(PLACE, BENCHMARK_PLACE) for one in opened.words.templates]
+    classnames = {origin["dataset"]: opened.classnames}
+    templates = {origin["dataset"]: [t.replace(PLACE, "{c}") for t in opened.words.templates]}
     with replacing(folder) as temporary:
         temporary.mkdir()
         FORMS[format](opened, temporary)
         shutil.copyfile(opened.folder / CLASSIFIER, temporary / CLASSIFIER)
-        write_json(temporary / BENCHMARK_CLASSNAMES, {origin["dataset"]: opened.classnames})
-        write_json(temporary / BENCHMARK_TEMPLATES, {origin["dataset"]: templates})
+        # As --custom_classname_file and --custom_template_file of CLIP_benchmark read them.
+        write_json(temporary / "clip_benchmark_classnames.json", classnames)
+        write_json(temporary / "clip_benchmark_templates.json", templates)
         model_card(opened, origin, format, licence).save(temporary / "README.md")
         hashing.write_sums(temporary)
     log.info("%s: %d classes as %s.", destination, len(opened.classnames), format)

@@ -29,7 +29,6 @@ from latteclip.deploy import label_table
 
 log = logging.getLogger(__name__)
 FOLDERS = ("label-studio", "imagefolder")  # formats of several files
-TASKS, CONFIG = "tasks.json", "config.xml"  # of Label Studio
 TABLE = "labels.csv"  # beside the folders of classes
 LOCAL = "/data/local-files/?d="  # where Label Studio serves files of its machine
 NOT_IN_XML = re.compile("[\x00-\x08\x0b-\x1f\ud800-\udfff\ufffe\uffff]")
@@ -156,14 +155,14 @@ def _write_label_studio(folder: Path, table: pa.Table, described: Mapping[str, A
     kind = "uncalibrated" if "demo_error" in described["calibration"] else "calibrated"
     tasks = (_task(row, f"latteclip {__version__}, {kind}") for row in tables.rows_of(table))
     folder.mkdir()
-    with (folder / TASKS).open("w", encoding="utf-8") as file:
+    with (folder / "tasks.json").open("w", encoding="utf-8") as file:
         file.write("[\n")
         for number, task in enumerate(tasks):
             file.write(",\n" * (number > 0) + json.dumps(task, ensure_ascii=False))
         file.write("\n]\n")
     names = (quoteattr(_in_xml(name)) for name in described["classnames"])
     choices = "\n".join(f"    <Choice value={name}/>" for name in names)
-    (folder / CONFIG).write_text(
+    (folder / "config.xml").write_text(
         '<View>\n  <Image name="image" value="$image"/>\n'
         '  <Choices name="label" toName="image" choice="single">\n'
         f"{choices}\n  </Choices>\n</View>\n",

@@ -92,9 +92,8 @@ def require_answers(n: int, needed: int, share: float, folder: Path, of: int | N
 
 def _is_classifier(model: FinetunedModel, folder: Path, name: str) -> bool:
     """Return whether a model's classifier is one of `fuse_labels`, which learned from answers."""
-    path = folder / "classifiers" / f"{name}.safetensors"
-    weights = model.classifier.weights
-    return path.is_file() and torch.equal(load_classifier(path)[0].weights, weights)
+    classifier, _ = load_classifier(folder / "classifiers" / f"{name}.safetensors")
+    return torch.equal(classifier.weights, model.classifier.weights)
 
 
 def _unseen(model: FinetunedModel, ids: Sequence[str]) -> list[str]:

@@ -38,7 +38,6 @@ from latteclip.data.folder_files import IMAGE_SUFFIXES, image_files
 from latteclip.deploy.model_origin import abstention_threshold, result_file
 
 log = logging.getLogger(__name__)
-STDIN = "-"
 SKIPPED = 3  # exit status: some images could not be decoded
 DETECTOR = "classifiers/unknown.safetensors"  # in a dataset's results
 ROWS = 10_000  # of a Parquet row group: small ones would fill the footer
@@ -259,7 +258,7 @@ def image_paths(words: Iterable[str], stdin: IO[bytes]) -> list[str]:
     """
     paths: list[str] = []
     for word in words:
-        paths += _listed(stdin) if word == STDIN else _named(word)
+        paths += _listed(stdin) if word == "-" else _named(word)
     if not paths:
         raise UserError("No image is named; give images, folders, globs, or a list on stdin by -.")
     return list(dict.fromkeys(paths))

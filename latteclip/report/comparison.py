@@ -295,8 +295,7 @@ def training_curves(run_files: Sequence[runs.RunFiles]) -> dict[str, list[dict[s
     curves: dict[str, list[dict[str, Floats]]] = {}
     for run in run_files:
         if run.history:
-            read = runs.read_curves(run.history, POINTS)
-            curves.setdefault(run.method, []).extend([read] if read else [])
+            curves.setdefault(run.method, []).append(runs.read_curves(run.history, POINTS))
     return curves
 
 
