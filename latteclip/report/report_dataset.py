@@ -224,15 +224,10 @@ def _ablations(rows: Sequence[Row], methods: dict[str, dict[str, Any]]) -> list[
 
 def _changed(one: dict[str, Any], other: dict[str, Any]) -> str:
     """Return the leaves of `other` that `one` does not have, as `key: value`."""
-    parts = []
-    for key, value in other.items():
-        if key == "like" or value == one.get(key):
-            continue
-        if isinstance(value, dict):
-            parts.append(_changed(one.get(key) or {}, value))
-        else:
-            parts.append(f"{key}: {json.dumps(value)}")
-    return ", ".join(filter(None, parts))
+    before, after = (pd.json_normalize(each).to_dict("records")[0] for each in (one, other))
+    leaves = {key: value for key, value in after.items() if value != before.get(key)}
+    names = {key: str(key).rpartition(".")[2] for key in leaves if key != "like"}
+    return ", ".join(f"{name}: {json.dumps(leaves[key])}" for key, name in names.items())
 
 
 def _changes(

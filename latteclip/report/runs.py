@@ -26,11 +26,6 @@ Ints = npt.NDArray[np.int_]
 Floats = npt.NDArray[np.float64]
 # Names of a training's settings on the page.
 SETTINGS = {"lr": "learning rate", "batch_size": "images a step", "epochs": "epochs"}
-# Columns of a training's history that are drawn.
-DRAWN = (
-    *("loss", "loss_zero_shot", "loss_finetuned", "agreement", "class_balance"),
-    *("weight_class", "weight_image", "weight_group", "prototype_drift"),
-)
 # Tables of captions and class scores in a dataset's folder.
 ANSWERS = ("captions/images", "captions/groups", "class_scores")
 PACKAGES = (
@@ -123,21 +118,21 @@ def read_recipes(run_files: Sequence[RunFiles]) -> list[dict[str, Any]]:
 
 
 def read_curves(path: str, points: int) -> dict[str, Floats]:
-    """Read the columns of DRAWN that a history has, as at most `points` means of steps.
+    """Read the columns of a history that are filled, as at most `points` means of steps.
 
     `epoch` is how many epochs were done by the middle of each point.
     """
-    table, _ = tables.read(path, tables.HISTORY, ["step", "epoch", *DRAWN])
+    table, _ = tables.read(path, tables.HISTORY)
     steps = len(table)
     if steps == 0:
         return {}
     per_epoch = max(1, int(pc.sum(pc.equal(table["epoch"], table["epoch"][0])).as_py()))
     edges = np.linspace(0, steps, min(points, steps) + 1).astype(int)
-    drawn = {name: table[name] for name in DRAWN if table[name].null_count == 0}
-    return {"epoch": (edges[:-1] + edges[1:]) / 2 / per_epoch} | {
-        name: np.add.reduceat(column.to_numpy().astype(np.float64), edges[:-1]) / np.diff(edges)
-        for name, column in drawn.items()
-    }
+    curves = {"epoch": (edges[:-1] + edges[1:]) / 2 / per_epoch}
+    for name in (name for name in tables.HISTORY.names[2:] if table[name].null_count == 0):
+        values = table[name].to_numpy().astype(np.float64)
+        curves[name] = np.add.reduceat(values, edges[:-1]) / np.diff(edges)
+    return curves
 
 
 @dataclass(frozen=True)
