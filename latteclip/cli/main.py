@@ -20,6 +20,7 @@ from latteclip.core.terminal import for_terminal, paint
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 HELP = {"-h", "--help"}
 NONE = "\0"  # as the character that options begin with: every argument is a word
+DEBUG: dict[str, Any] = {"action": "store_true", "help": "show where an error came from"}
 DESCRIPTION = "Adapt CLIP to unlabelled images (LatteCLIP, arXiv 2410.08211)."
 EPILOG = """\
 run the workflow in any folder, which gets the results:
@@ -109,7 +110,7 @@ def parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
     layout = argparse.RawDescriptionHelpFormatter
     top = Parser(prog="latteclip", description=DESCRIPTION, epilog=epilog, formatter_class=layout)
     top.add_argument("--version", action="version", version=f"latteclip {__version__}")
-    _add_debug(top, default=False)
+    top.add_argument("--debug", **DEBUG)
     subs = top.add_subparsers(required=True, title="commands", metavar="command")
     for name, module in COMMANDS.items():
         # All that follows `workflow` is an argument of snakemake, options included.
@@ -118,19 +119,19 @@ def parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
         sub = subs.add_parser(name, help=about, add_help=not passes_on, prefix_chars=prefix)
         _define(sub, module, name)
         if not passes_on:
-            _add_debug(sub)
+            sub.add_argument("--debug", **DEBUG)
     word = next((word for word in given if not word.startswith("-")), "").replace("-", "_")
     if module := STAGES.get(word, ""):
         sub = subs.add_parser(_dashed(word))  # not in the list
         _define(sub, module, word)
         sub.add_argument("--log", help="file that gets the log as well")
-        _add_debug(sub)
+        sub.add_argument("--debug", **DEBUG)
     return top
 
 
 def _define(sub: argparse.ArgumentParser, module: str, name: str) -> None:
     arguments.add_arguments(sub, module, name)
-    sub.set_defaults(run=partial(arguments.run, module, name), name=_dashed(name))
+    sub.set_defaults(run=partial(arguments.run, module, name))
 
 
 def completion(shell: Literal["bash", "zsh", "fish", "tcsh"], /) -> None:
@@ -157,49 +158,35 @@ def _dashed(function: str) -> str:
     return function.replace("_", "-")
 
 
-def _add_debug(sub: argparse.ArgumentParser, default: object = argparse.SUPPRESS) -> None:
-    """Add --debug, before or after the command: the absent one must not reset the other."""
-    sub.add_argument(
-        "--debug", action="store_true", default=default, help="show where an error came from"
-    )
-
-
 def main(given: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status, one of those in EPILOG."""
+    """Run one command, report its errors, and return its exit status, one of those in EPILOG."""
     # torch reads it when it is imported. Its idle threads then leave the cores to decoders.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    given = sys.argv[1:] if given is None else given
+    debug = "--debug" in given
+    log = start_log(debug=debug)
     try:
-        return _run(sys.argv[1:] if given is None else given)
+        return _call(parser(given).parse_args(given), log)
+    except BrokenPipeError:  # of `latteclip datasets | head`
+        return FAILED
+    except (KeyboardInterrupt, Terminated) as stopped:
+        log.error("interrupted")
+        return stopped.status if isinstance(stopped, Terminated) else INTERRUPTED
+    except Exception as error:
+        of_system = full_disk(error) or refused_by_system(error)
+        of_user = str(error) if isinstance(error, UserError) else of_system
+        if sentence := of_user or worker_failure(error):
+            log.error("error: %s", sentence, exc_info=debug)
+        else:
+            text = "error: a bug, or the machine (%s: %s); --debug shows where."
+            log.exception(text, type(error).__name__, error)
+        return BAD_INPUT if of_user else FAILED
     finally:
         drop_unwritten()
 
 
-def _run(given: Sequence[str]) -> int:
-    """Run one command and report its errors."""
-    logger, name, debug = start_log(debug=False), "latteclip", False
-    try:
-        args = parser(given).parse_args(given)
-        name, debug = args.name, args.debug
-        return _call(args)
-    except BrokenPipeError:  # of `latteclip datasets | head`
-        return FAILED
-    except (KeyboardInterrupt, Terminated) as stopped:
-        logger.error("interrupted")
-        return stopped.status if isinstance(stopped, Terminated) else INTERRUPTED
-    except Exception as error:
-        kind = type(error).__name__
-        of_system = full_disk(error) or refused_by_system(error)
-        of_user = str(error) if isinstance(error, UserError) else of_system
-        if sentence := of_user or worker_failure(error):
-            logger.error("error: %s", sentence, exc_info=debug)
-        else:
-            logger.exception("error: %s failed (%s: %s); --debug shows where.", name, kind, error)
-        return BAD_INPUT if of_user else FAILED
-
-
-def _call(args: argparse.Namespace) -> int:
+def _call(args: argparse.Namespace, log: logging.Logger) -> int:
     """Call the function of a command, write its output, and return its exit status."""
-    log = start_log(debug=args.debug)
     with unwinding():
         if file := getattr(args, "log", None):
             add_log_file(file)
