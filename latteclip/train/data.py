@@ -189,15 +189,11 @@ def schedule(
 
     They are cut from consecutive shuffles of the n images, and all have one size, n at most.
     """
-    generator = torch.Generator().manual_seed(seed)
-    number, shuffle = -1, torch.empty(0)
-    size = min(batch_size, n)
-    for step in range(start, steps):
-        keys: list[tuple[int, int]] = []
-        while len(keys) < size:
-            wanted, place = divmod(step * size + len(keys), n)
-            while number < wanted:
-                number, shuffle = number + 1, torch.randperm(n, generator=generator)
-            images = shuffle[place : place + size - len(keys)].tolist()
-            keys += [(number, image) for image in images]
-        yield keys
+    generator, size = torch.Generator().manual_seed(seed), min(batch_size, n)
+    shuffles = enumerate(torch.randperm(n, generator=generator) for _ in itertools.count())
+    n_done, place = divmod(start * size, n)
+    rest = itertools.islice(shuffles, n_done, None)
+    stream = ((number, image) for number, shuffle in rest for image in shuffle.tolist())
+    keys = itertools.islice(stream, place, place + (steps - start) * size)
+    while batch := list(itertools.islice(keys, size)):
+        yield batch
