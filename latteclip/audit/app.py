@@ -106,13 +106,11 @@ class Interview:
         """Return the saved answers."""
         return read_answers(self.path, self.schema)[0]
 
-    def open_questions(self, answers: Mapping[str, Answer]) -> list[Question]:
-        """Return questions without an answer, none if all are answered."""
+    def open_questions(
+        self, answers: Mapping[str, Answer], *, offline: bool = False
+    ) -> list[Question]:
+        """Return the next questions, and offline all of them; none if all are answered."""
         return [one for one in self.questions if one.key not in answers]
-
-    def all_open(self, answers: Mapping[str, Answer]) -> list[Question]:
-        """Return all questions without an answer."""
-        return self.open_questions(answers)
 
     def admitted(self, answers: Mapping[str, Answer]) -> dict[str, Answer]:
         """Return answers as they are saved, or raise UserError."""
@@ -121,10 +119,6 @@ class Interview:
     def read_file(self, path: str) -> dict[str, Answer]:
         """Return the answers of a file, or raise UserError."""
         return read_exported(path, self.schema)
-
-    def answered(self, answers: Mapping[str, Answer]) -> int:
-        """Return how many of the questions have an answer."""
-        return min(len(answers), self.total)
 
     def status(self, _: Mapping[str, Answer]) -> str:
         """Return a sentence for the page."""
@@ -140,7 +134,7 @@ class Interview:
         return {
             **self.schema.document(answers),
             "revision": revision,
-            "answered": self.answered(answers),
+            "answered": min(len(answers), self.total),
             "total": self.total,
             "status": self.status(answers),
             "upcoming": [one.as_json(f"image/{one.number}") for one in upcoming[:UPCOMING]],
@@ -230,8 +224,9 @@ def import_answers(interview: Interview, path: str) -> None:
 def serve(interview: Interview, port: int, *, browser: bool) -> None:
     """Ask the questions on a page of this machine until Ctrl-C, then print the result if any."""
     with InterviewServer(interview, port) as server, contextlib.suppress(KeyboardInterrupt):
-        print(f"The page: {server.address}", flush=True)
-        print("Every answer is saved at once; Ctrl-C ends, the same command goes on.", flush=True)
+        print(
+            f"The page: {server.address}\nEvery answer is saved at once. Ctrl-C ends.", flush=True
+        )
         if browser:
             webbrowser.open(server.address)
         server.serve_forever()
@@ -264,7 +259,7 @@ def render_page(interview: Interview, sources: str, values: Mapping[str, Any]) -
 
 def write_offline(interview: Interview, output: str) -> None:
     """Write a page that needs no server, with all open questions, or raise UserError."""
-    questions = interview.all_open(interview.answers())
+    questions = interview.open_questions(interview.answers(), offline=True)
     if not questions:
         raise UserError(
             f"All {interview.total} images are answered already; a larger --budget asks more."

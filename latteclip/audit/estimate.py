@@ -96,12 +96,8 @@ def difference(
     population of their own, whose part in each stratum is known. Returns also how many more answers
     would let the interval leave out zero: 0 if it does, or None if this is unknown.
 
-    Args:
-        hits: [n], 1 where the first is right.
-        others: [n], 1 where the second is.
-        drawn: [n], the images with an answer.
-        strata: [N] of all images.
-        differ: [N], 1 where the predictions differ.
+    `hits` and `others` [n] are 1 where the first and the second are right about the images `drawn`
+    [n]. `differ` [N] is 1 where their predictions differ.
     """
     rows, apart = np.flatnonzero(differ[drawn]), float(differ.mean())
     if not apart:

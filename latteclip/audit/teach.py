@@ -94,33 +94,26 @@ class TeachingSession(Interview):
         if answers:
             self._learn(answers)
 
-    def open_questions(self, answers: Mapping[str, Answer]) -> list[Question]:
-        found = super().open_questions(answers)
-        return found or (self._next_questions(answers) if len(answers) < self.total else [])
-
-    def all_open(self, answers: Mapping[str, Answer]) -> list[Question]:
-        """Ask the least certain images at once: offline, nothing is learned in between."""
+    def open_questions(
+        self, answers: Mapping[str, Answer], *, offline: bool = False
+    ) -> list[Question]:
+        """Return the next questions. Offline, all are asked at once, and nothing is learned."""
         answers, found = dict(answers), super().open_questions(answers)
-        while len(answers) < self.total:
-            for one in found:
-                answers.setdefault(one.key, Answer(one.image_id, UNSURE, phase=one.phase))
-            if not (added := self._next_questions(answers, learn=False)):
+        while len(answers) < self.total and (offline or not found):
+            answers |= {one.key: Answer(one.image_id, UNSURE, phase=one.phase) for one in found}
+            if not (added := self._next_questions(answers, learn=not offline)):
                 break
             found += added
         return found
 
     def admitted(self, answers: Mapping[str, Answer]) -> dict[str, Answer]:
-        row_of = self._rows(answers.values())
-        asked = {question.key: question.phase for question in self.questions}
-        found = {}
+        row_of, found = self._rows(answers.values()), dict(answers)
         for key, answer in answers.items():
-            found[key] = answer
             if answer.content is None:
                 row = row_of.get(answer.image_id)
                 if row is None:
                     raise UserError(f"{answer.image_id!r} is no training image of {self.folder}.")
-                content = content_digest(self.paths[row])
-                found[key] = replace(answer, content=content, phase=asked.get(key, answer.phase))
+                found[key] = replace(answer, content=content_digest(self.paths[row]))
         return found
 
     def read_file(self, path: str) -> dict[str, Answer]:

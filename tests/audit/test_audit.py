@@ -136,7 +136,7 @@ def test_a_larger_budget_goes_on(results, label_of):
     assert first.open_questions(first.answers()) == []
     second = AuditSession(results.folder, None, 30)
     assert second.open_questions(second.answers())[0].number == 20
-    assert second.answered(second.answers()) == 20
+    assert second.state(second.answers(), "")["answered"] == 20
     assert AuditSession(results.folder, None, 500).total == N_TEST
 
 
