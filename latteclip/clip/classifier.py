@@ -59,7 +59,7 @@ class FeatureMemmap:
 Features = torch.Tensor | FeatureMemmap  # [N, D], in memory or not
 
 
-def parts(n: int, size: int) -> Iterator[slice]:
+def parts(n: int, size: int = ROWS) -> Iterator[slice]:
     """Return slices of N rows, `size` rows at a time."""
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 

@@ -12,14 +12,7 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 
-from latteclip.clip.classifier import (
-    ROWS,
-    Classifier,
-    Features,
-    load_classifier,
-    parts,
-    save_classifier,
-)
+from latteclip.clip.classifier import Classifier, Features, load_classifier, parts, save_classifier
 
 
 @dataclass(frozen=True)
@@ -41,7 +34,7 @@ class UnknownDetector:
         described: Mapping[str, Any],
     ) -> tuple[Self, torch.Tensor]:
         """Return a detector that calls a share of the training images unknown, and all scores."""
-        every = parts(len(features), ROWS)
+        every = parts(len(features))
         sums = [features[rows][training[rows]].double().sum(dim=0) for rows in every]
         mean = (torch.stack(sums).sum(dim=0) / training.sum()).float()
         scores = cls(texts, mean, 0.0, described).scores(features)
@@ -52,7 +45,7 @@ class UnknownDetector:
         """Return scores [N] of L2-normalised image features [N, D]."""
         nearest = [
             (F.normalize(features[rows] - self.mean, dim=1) @ self.texts.T).amax(dim=1)
-            for rows in parts(len(features), ROWS)
+            for rows in parts(len(features))
         ]
         return 1 - torch.cat(nearest)
 

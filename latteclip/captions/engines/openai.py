@@ -16,7 +16,6 @@ from latteclip.core.terminal import KEY, URL, one_line
 
 REFUSED = {*range(300, 400), 401, 403, 404}  # no request will fare better
 TOP_LOGPROBS = 20  # tokens that a server names at most
-LOWEST, HIGHEST = -1e300, 1e-3  # of a log-probability; it may be rounded
 # Raised where a reply, as the SDK parsed it, lacks what it must have.
 UNUSABLE = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
@@ -125,8 +124,6 @@ class OpenaiEngine:
             values: dict[str, list[float]] = {letter: [] for letter in letters}
             named = tokens[0].top_logprobs
             for each in named:
-                if not LOWEST <= each.logprob <= HIGHEST:
-                    raise ValueError(f"the logprob of a token is {each.logprob}")
                 values.get(each.token.removeprefix(" "), []).append(each.logprob)
             smallest = min(each.logprob for each in named)
             sums = (np.logaddexp.reduce(found) if found else smallest for found in values.values())

@@ -166,9 +166,7 @@ def test_letters_are_read_from_the_first_token(server):
     assert (body["max_tokens"], body["logprobs"], body["top_logprobs"]) == (1, True, 20)
 
 
-@pytest.mark.parametrize(
-    "likely", [None, [], *([("A", value)] for value in (None, math.nan, 3.0))], ids=str
-)
+@pytest.mark.parametrize("likely", [None, [], [("A", None)]], ids=str)
 def test_a_reply_without_log_probabilities_is_an_error_of_its_request(server, likely):
     server.likely = likely if likely is None else lambda body: likely
     assert score()[0].error
