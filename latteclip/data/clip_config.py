@@ -72,7 +72,7 @@ def is_foreign(model: str) -> bool:
 def hub_file(model: str, name: str = WEIGHTS) -> Path:
     """Return a file of `hf-hub:<repo>` in the hub's cache, fetched where it is missing.
 
-    Weights are safetensors: of a repo without them, FileNotFoundError is raised and no pickle read.
+    A repo without weights in safetensors is a FileNotFoundError: no pickle is read.
     """
     fetch = open_clip.pretrained.download_pretrained_from_hf
     return Path(fetch(model.removeprefix(HUB), filename=name))

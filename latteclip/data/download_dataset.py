@@ -37,8 +37,6 @@ from latteclip.data.splits import HeaderOrEnd, SplitSettings, read_split, tar_en
 log = logging.getLogger(__name__)
 RESOURCES = Path("resources")
 DOWNLOADS = "downloads"  # the folder of files as they came, beside the data folder
-PARTS = ".part"  # in the downloads folder: unfinished files
-LOCK = ".lock"
 HUB_CHECKSUM = "hub"  # a checksum that the Hugging Face hub is asked for
 RETRIES = 5  # of one file, each continues where the last attempt broke off
 TIMEOUT = (15.0, 60.0)  # seconds to connect, and between two pieces
@@ -71,7 +69,7 @@ def download_dataset(dataset: str, settings: DownloadSettings, output: str) -> N
         new_folder(output)  # it was not unpacked from files of this dataset
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = "Fetched files stay, and a rerun continues from there."
-    with ending_in_order(unfinished), FileLock(folder / LOCK):  # two runs may want it at once
+    with ending_in_order(unfinished), FileLock(folder / ".lock"):  # two runs may want it at once
         files = {name: fetch(name, spec, folder) for name, spec in settings.downloads.items()}
         with replacing(output, overwrite=True) as data:
             for name, spec in settings.downloads.items():
@@ -177,10 +175,8 @@ def _fetch_from(source: Source, name: str, download: Download, folder: Path) -> 
     """Fetch from one source and verify."""
     own_checksum = _own_checksum(source)
     checksum: str | None = own_checksum or download.checksum
-    part = folder / PARTS / digest(address(source))[:16]
-    # Only a checksum tells whether the halves of a continued file belong together.
-    continues = part.exists() and checksum is not None
-    if not continues:
+    part = folder / ".part" / digest(address(source))[:16]  # an unfinished file
+    if checksum is None:  # nothing tells whether the halves of a continued file belong together
         shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True, exist_ok=True)
     fetched = part / _name(source)
@@ -198,10 +194,7 @@ def _fetch_from(source: Source, name: str, download: Download, folder: Path) -> 
         gdown.download(id=source.drive, output=str(fetched), use_cookies=False, **options)
     if wrong := wrong_checksum(fetched, checksum):
         shutil.rmtree(part)
-        if not continues:
-            raise UserError(wrong)
-        log.info("The continued file of %s is not whole. Fetching it again.", address(source))
-        return _fetch_from(source, name, download, folder)
+        raise UserError(f"{wrong}; a rerun fetches it again")
     target = folder / (fetched.name if own_checksum else name)
     os.replace(fetched, target)
     shutil.rmtree(part)
@@ -394,8 +387,7 @@ def _findings(key: str, values: Mapping[str, Any]) -> Iterator[tuple[bool, str]]
             yield False, f"{name} is not in {folder}; the next run fetches it"
         for path, checksum in found:
             wrong = wrong_checksum(path, checksum)
-            known = "its checksum" if checksum else "no known checksum"
-            yield not wrong, wrong or f"{path} has {known}"
+            yield not wrong, wrong or f"{path} has {checksum or 'no known checksum'}"
     settings = from_values(SplitSettings, values.get("split", {}))
     try:
         images, split = read_split(_folder(key, values), settings)

@@ -67,8 +67,8 @@ def download_captioner(settings: HubModel, output: str) -> None:
         cached = _cached(repo, revision)
         if not any(name.endswith(WEIGHTS) for name in cached["files"]):
             raise UserError(
-                f"Captioner model {repo!r} has no safetensors, and weights of other formats are "
-                "not loaded; set captioner.model to a repo that has them."
+                f"Captioner model {repo!r} has no safetensors; set captioner.model to a repo with "
+                "weights of this format."
             )
     _write_note(settings, [cached], output)
 
@@ -86,8 +86,8 @@ def _fetch_clip(model: str, pretrained: str | None) -> list[str]:
         tag = open_clip.get_pretrained_cfg(model, pretrained or "")
         if config is None or not tag:
             raise UserError(
-                f"open_clip knows no CLIP model {model!r} with pretrained {pretrained!r}; set "
-                "clip.model and clip.pretrained to a pair that it lists."
+                f"open_clip lists no clip.model {model!r} with clip.pretrained {pretrained!r}; "
+                "set them to a pair that it lists."
             )
         weights = tag["hf_hub"].rpartition("/")[0]  # <owner>/<name>/<file or nothing>
         open_clip.download_pretrained(tag)
@@ -148,16 +148,16 @@ def _explained(what: str, keys: str) -> Iterator[None]:
             errors.RevisionNotFoundError,
             errors.RemoteEntryNotFoundError,
         )
-        causes = list(chain(error))
         if constants.HF_HUB_OFFLINE:
             remedy = (
                 f"HF_HUB_OFFLINE is set, and the cache {constants.HF_HUB_CACHE} lacks it: fetch it "
                 "where there is internet, or set HF_HOME to a cache that has it"
             )
-        elif any(isinstance(one, errors.GatedRepoError) for one in causes):
-            remedy = "accept its terms on its page of the hub, and set HF_TOKEN to a token of yours"
-        elif any(isinstance(one, absent) for one in causes):
-            remedy = f"check {keys}, and HF_TOKEN for a private model"
+        elif any(isinstance(one, absent) for one in chain(error)):
+            remedy = (
+                f"check {keys}, and for a private or gated model set HF_TOKEN and accept the terms "
+                "on its page of the hub"
+            )
         else:
             remedy = (
                 "check the network (https_proxy for a proxy, HF_ENDPOINT for a mirror) and the "

@@ -128,10 +128,7 @@ def candidates(hashes: Bytes) -> Ints:
 
 
 def _search_index(whole: Bytes) -> Any:
-    """Return a search index of N hashes [N, BITS / 8] by Hamming distance.
-
-    Many hashes are divided into about 4 sqrt(N) cells.
-    """
+    """Return a search index of N hashes [N, BITS / 8], in 4 sqrt(N) cells where they are many."""
     whole = np.ascontiguousarray(whole)
     index: Any = faiss.IndexBinaryFlat(BITS)
     if len(whole) > ALL_PAIRS:
@@ -171,7 +168,7 @@ def _correlation(one: Floats, other: Floats) -> Floats:
 
 
 def detail_correlation(ones: Bytes, others: Bytes, views: Sequence[int]) -> Floats:
-    """Return the correlation of the details of aligned RGB pictures [P, S, S, 3], -1 to 1 [P].
+    """Return the correlation of the details of RGB pictures [P, S, S, 3] after alignment [P].
 
     The alignment starts from `views` [P]: which of VIEWS of the one the other shows.
     """

@@ -62,10 +62,7 @@ def hashes(grey: Floats) -> npt.NDArray[np.uint8]:
 
 
 def inside(start: float, length: float, side: int) -> Floats:
-    """Return the share of each pixel of a side that lies in a stretch [side].
-
-    Start and length of the stretch are shares of the side.
-    """
+    """Return the share of each pixel of a side [side] in a stretch, given in shares of the side."""
     pixels = np.arange(side, dtype=np.float32)
     first, last = start * side, (start + length) * side
     part = np.minimum(pixels + 1, last) - np.maximum(pixels, first)

@@ -59,21 +59,19 @@ def is_utf8(text: str) -> bool:
 
 def inside(name: str, source: Path) -> str:
     """Return a name in a list, shard or folder if it is a path inside the folder of images."""
-    if not is_utf8(name):
-        raise UserError(f"{source}: the name {name!r} is not UTF-8; rename it.")
     path = PurePosixPath(name)
-    if not name or "\0" in name or path.is_absolute() or ".." in path.parts:
+    if not name or not is_utf8(name) or "\0" in name or path.is_absolute() or ".." in path.parts:
         raise UserError(
-            f"{source}: {name!r} is not a path inside the folder of images (split.images sets "
-            "that folder)."
+            f"{source}: {name!r} is not a path in UTF-8 inside the folder of images (split.images "
+            "sets that folder)."
         )
     return name
 
 
 def _entries(
     folder: str, *, deep: bool, linked: int = 0, prefix: str = ""
-) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Yield the files in a folder, but no litter, with their names, always in the same order.
+) -> Iterator[tuple[str, str, os.DirEntry[str]]]:
+    """Yield names, suffixes and entries of files in a folder without litter, in one order.
 
     On `linked` levels, links to folders are followed.
     """
@@ -84,7 +82,7 @@ def _entries(
         if is_litter(entry.name):
             continue
         if not entry.is_dir():
-            yield prefix + entry.name, entry
+            yield prefix + entry.name, os.path.splitext(entry.name)[1].lower(), entry
         elif deep and (linked > 0 or not entry.is_symlink()):
             folders.append(entry)
     for entry in folders:
@@ -98,8 +96,7 @@ def files(folder: str, kind: str, classes: str | None = None) -> Iterator[File]:
     With `split.kind` "folders" these are images and lists of classes, otherwise all files.
     """
     with readable():
-        for name, entry in _entries(folder, deep=True, linked=LINKED):
-            suffix = os.path.splitext(name)[1].lower()
+        for name, suffix, entry in _entries(folder, deep=True, linked=LINKED):
             counts = suffix in IMAGE_SUFFIXES or name in (CLASSES, classes)
             if (counts or kind != "folders") and entry.is_file():
                 state = entry.stat()
@@ -115,8 +112,7 @@ def image_files(
     """
     found = []
     with readable():
-        for name, entry in _entries(os.fspath(folder), deep=deep):
-            suffix = os.path.splitext(name)[1].lower()
+        for name, suffix, entry in _entries(os.fspath(folder), deep=deep):
             if suffix in IMAGE_SUFFIXES:
                 found.append(Path(folder, name))
             elif skipped is not None and entry.name != CLASSES:

@@ -72,18 +72,14 @@ def read_bytes(path: str | Path) -> bytes:
     not regular, or a shard without such an image.
     """
     found = shard_member(path)
-    _check_regular(container_of(path))
+    if not stat.S_ISREG(os.stat(container_of(path)).st_mode):  # reading a pipe may never end
+        raise ValueError("it is no regular file")
     if found is None:
         return Path(path).read_bytes()
     content = _of_tar(found) if found.kind == "tar" else _of_parquet(found)
     if len(content) > MAX_BYTES:
         raise ValueError(f"it has more than {MAX_BYTES} bytes")
     return content
-
-
-def _check_regular(path: str | Path) -> None:
-    if not stat.S_ISREG(os.stat(path).st_mode):  # the reading of a pipe may never end
-        raise ValueError("it is no regular file")
 
 
 def _of_tar(found: Member) -> bytes:
@@ -174,11 +170,7 @@ def open_rgb(
     Raises UserError where the file is missing or cannot be decoded.
     """
     try:
-        if content is None and shard_member(path):
-            content = io.BytesIO(read_bytes(path))
-        elif content is None:
-            _check_regular(path)
-        return _decode(content or path, max_side, min_side)
+        return _decode(content or io.BytesIO(read_bytes(path)), max_side, min_side)
     except Exception as error:  # decoders fail in many ways on broken files
         raise UserError(
             f"Image {path} cannot be decoded ({_reason(error)}); replace or remove it."
@@ -195,7 +187,7 @@ def read_and_decode(path: str | Path) -> tuple[bytes, Image.Image] | str:
 
 
 def _decode(
-    file: BinaryIO | str | Path, max_side: int | None = None, min_side: int | None = None
+    file: BinaryIO, max_side: int | None = None, min_side: int | None = None
 ) -> Image.Image:
     """Decode as `open_rgb` does, and raise whatever a decoder raises."""
     with Image.open(file, formats=FORMATS) as image:
@@ -203,9 +195,7 @@ def _decode(
         if width * height > MAX_PIXELS:  # before any memory is taken
             raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
         if max(width, height) > MAX_RATIO * min(width, height):
-            raise ValueError(
-                f"{width} x {height} pixels: one side is over {MAX_RATIO} times longer"
-            )
+            raise ValueError(f"{width} x {height} pixels are longer than {MAX_RATIO} to 1")
         scale = 1.0
         if max_side is not None:
             scale = 2 * max_side / max(width, height)  # so that Lanczos has something to average

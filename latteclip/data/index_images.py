@@ -129,12 +129,10 @@ def _checksums(
     for start in range(0, len(files), BATCH):
         part = files[start : start + BATCH]
         stats = {os.path.normpath(os.path.join(folder, file.name)): file[1:] for file in part}
-        cached = cache.get(stats)
-        for path in stats:
-            if path in cached:
-                yield cached[path].checksum
-            else:
-                yield folder_files.checksum(path) if limit is None else folder_files.UNKNOWN
+        known = {path: found.checksum for path, found in cache.get(stats).items()}
+        if limit is None:
+            known |= {path: folder_files.checksum(path) for path in stats if path not in known}
+        yield from (known.get(path, folder_files.UNKNOWN) for path in stats)
 
 
 def _report(broken: Sequence[Broken], output: Path) -> None:
@@ -158,11 +156,11 @@ def _check(
             f"{max_corrupt:.2%}, such as {first}. Replace or remove them, or let them be left out: "
             f"--config \"split={{'max_corrupt': {enough}}}\"."
         )
-    splits = {item.split for item in split.items}
+    has_tests = any(item.split == "test" for item in split.items)
     are_labelled = all(item.label is not None for item in split.items)
     if not counts["train"] + counts["val"]:
         raise UserError(f"{folder} has no usable image in the train split.")
-    if not counts["test"] and ("test" in splits or are_labelled):
+    if not counts["test"] and (has_tests or are_labelled):
         raise UserError(f"{folder} has no usable image in the test split.")
     if broken:
         log.warning("Left out %d of %d images that cannot be decoded.", len(broken), n_images)

@@ -1,8 +1,6 @@
 """Load image files as batches of tensors, by processes beside a GPU and threads beside a CPU.
 
 Worker processes hand their batches over in /dev/shm, which containers make small.
-
-Letters: N images, B batch, H x W the model's input size.
 """
 
 import atexit
@@ -122,10 +120,9 @@ def in_order(n: int, batch_size: int) -> list[range]:
 
 
 def bounded(wanted: int, batch_bytes: float) -> tuple[int, int]:
-    """Return the number of workers, and of batches that each prepares ahead of the model.
+    """Return the number of workers, perhaps none, and of batches that each prepares ahead.
 
-    With the model's batch they take at most `SHARE` of the free space in /dev/shm. Without room for
-    two batches there are no workers.
+    With the model's batch they take at most `SHARE` of the free space in /dev/shm.
     """
     free = shutil.disk_usage(SHARED_MEMORY).free
     room = int(free * SHARE / batch_bytes) - 1 if batch_bytes else 2 * wanted
@@ -142,8 +139,7 @@ def bounded(wanted: int, batch_bytes: float) -> tuple[int, int]:
 def _shared(batch: Any) -> Any:
     """Move the tensors of a batch to shared memory, and return it.
 
-    torch would do so in a thread of the worker, where a full /dev/shm loses the batch and the
-    training waits for it without end. Here the worker fails.
+    Without it torch does so in a thread, where a full /dev/shm makes the training wait without end.
     """
     if isinstance(batch, torch.Tensor):
         batch.share_memory_()

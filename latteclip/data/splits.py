@@ -122,8 +122,8 @@ def _labelled(
             label = None
         elif type(label) is not int or not 0 <= label < len(names):
             raise UserError(
-                f"{root}: {image_id} has the label {str(value)[:80]!r}, which is none of the "
-                f"{len(names)} classes; complete the class names, or correct the label."
+                f"{root}: {image_id} has the label {str(value)[:80]!r}, none of the {len(names)} "
+                "classes; complete the class names, or correct the label."
             )
         has_splits |= bool(split)
         if not split:
@@ -170,10 +170,9 @@ def _check(split: Split, counts: Mapping[str, int], root: Path) -> None:
         raise UserError(f"The split of {root} lists no image.")
     if strange := [name for name in split.names if not folder_files.is_utf8(name)]:
         raise UserError(f"{root}: class name {strange[0]!r} is not UTF-8; correct it.")
-    if repeated := [i for i, n in Counter(item.image_id for item in split.items).items() if n > 1]:
-        raise UserError(
-            f"The split of {root} lists {len(repeated)} images twice, the first {repeated[0]!r}."
-        )
+    [(image_id, times)] = Counter(item.image_id for item in split.items).most_common(1)
+    if times > 1:
+        raise UserError(f"The split of {root} lists images twice, such as {image_id!r}.")
     tests = sum(item.split == "test" for item in split.items)
     found = {"train": len(split.items) - tests, "test": tests, "classes": len(split.names)}
     if not counts.items() <= found.items():
@@ -223,15 +222,13 @@ def _number_or_name(text: str) -> int | str:
 
 
 def _read_table(root: Path, settings: SplitSettings, _skipped: Counter[str]) -> Listing:
-    """Read a CoOp split, or a table with the columns path, and any of split, label, classname.
+    """Read a CoOp split, a table, or lists.
 
     A label is a number where a column or a file has class names, else it is the class name itself.
     """
-    is_coop = settings.kind == "coop"
-    path = _existing(root, settings.file or ("split.json" if is_coop else "split.csv"))
-    table = list(_coop_rows(path) if is_coop else _csv_rows(path))
-    listed = [] if is_coop else _listed_classes(root, settings)
-    names = listed or _table_names(table, path)
+    table = list(TABLES[settings.kind](root, settings))
+    listed = [] if settings.kind == "coop" else _listed_classes(root, settings)
+    names = listed or _table_names(table, root)
     known = set(names)
     rows = (
         (image, split, name or (label if label in known else _number_or_name(label)), image)
@@ -240,8 +237,9 @@ def _read_table(root: Path, settings: SplitSettings, _skipped: Counter[str]) -> 
     return names, rows
 
 
-def _coop_rows(path: Path) -> Iterator[tuple[str, ...]]:
+def _coop_rows(root: Path, settings: SplitSettings) -> Iterator[tuple[str, ...]]:
     """Yield COLUMNS of {"train": [[path, label, classname], ...], "val": ..., "test": ...}."""
+    path = _existing(root, settings.file or "split.json")
     try:
         content = TypeAdapter(CoopSplit).validate_json(path.read_bytes(), strict=True)
     except ValidationError as error:
@@ -255,8 +253,9 @@ def _coop_rows(path: Path) -> Iterator[tuple[str, ...]]:
             yield image, split, str(label), name
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[str, ...]]:
-    """Yield COLUMNS of a table, "" where a cell is empty. A .tsv has tabs."""
+def _csv_rows(root: Path, settings: SplitSettings) -> Iterator[tuple[str, ...]]:
+    """Yield COLUMNS of a table, which has path and perhaps the others. A .tsv has tabs."""
+    path = _existing(root, settings.file or "split.csv")
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -264,8 +263,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, ...]]:
             header = [name.strip().lower() for name in reader.fieldnames or []]
             if not {"path"} <= set(header) <= set(COLUMNS):
                 raise UserError(
-                    f"Split file {path} must begin with the column names path and any of label, "
-                    f"classname, split; it begins with {','.join(header)!r}."
+                    f"Split file {path} has the columns {header}, and not path with any of "
+                    f"{COLUMNS[1:]}."
                 )
             reader.fieldnames = header
             for row in reader:
@@ -280,7 +279,18 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, ...]]:
         raise UserError(f"Split file {path} is not valid CSV in UTF-8: {error}.") from None
 
 
-def _table_names(table: Sequence[Sequence[str]], path: Path) -> list[str]:
+def _list_rows(root: Path, settings: SplitSettings) -> Iterator[tuple[str, ...]]:
+    """Yield COLUMNS of one list per split, of lines "<image> <class name>"."""
+    for split, listed in settings.lists.items():
+        for line in _lines(_existing(root, listed)):
+            image, _, name = line.partition(" ")
+            yield image + settings.suffix, split, "", name
+
+
+TABLES = {"coop": _coop_rows, "csv": _csv_rows, "lists": _list_rows}
+
+
+def _table_names(table: Sequence[Sequence[str]], root: Path) -> list[str]:
     """Return class names by their numbers where a table has both, else sorted."""
     both = [(_number_or_name(label), name) for _, _, label, name in table if label and name]
     names: Mapping[int | str, str] = dict(both)
@@ -288,28 +298,16 @@ def _table_names(table: Sequence[Sequence[str]], path: Path) -> list[str]:
     wrong += [label for label in range(len(names)) if label not in names]
     if wrong:
         raise UserError(
-            f"Split file {path}: label {wrong[0]} has no class name or several; labels run from 0 "
-            "without a gap."
+            f"The split of {root}: label {wrong[0]} has no class name or several; count from 0 on."
         )
     if both:
         return [names[label] for label in range(len(names))]
     found = sorted({name or label for _, _, label, name in table} - {""})
     if table and all(isinstance(_number_or_name(name), int) for name in found):
         raise UserError(
-            f"Split file {path} has no class names: add a column classname, or a file {CLASSES} "
-            "with one name per line."
+            f"The split of {root} has no class names: add a column classname, or a file {CLASSES}."
         )
     return found
-
-
-def _read_lists(root: Path, settings: SplitSettings, _skipped: Counter[str]) -> Listing:
-    """Read one list per split, of lines "<image> <class name>"."""
-    rows: list[Row] = []
-    for split, listed in settings.lists.items():
-        for line in _lines(_existing(root, listed)):
-            image, _, name = line.partition(" ")
-            rows.append((image + settings.suffix, split, name, image + settings.suffix))
-    return _listed_classes(root, settings), rows
 
 
 def _read_class_folders(root: Path, settings: SplitSettings, skipped: Counter[str]) -> Listing:
@@ -356,14 +354,13 @@ def _folder_names(folder: Path, class_folders: Mapping[str, Sequence[str]]) -> l
     names = sorted(set(itertools.chain(*class_folders.values())))
     if not names:
         raise UserError(
-            f"{folder} holds no class folders; put each class's images in one, or write the class "
-            f"names into {CLASSES}, one per line, if no image has a label."
+            f"{folder} holds no class folders; add them, or list the classes in {CLASSES}."
         )
     train, test = (class_folders.get(split, []) for split in ("train", "test"))
     if train and test and not set(train) & set(test):
         raise UserError(
             f"{folder}: the folders of train {train} and of test {test} have no class in common; "
-            f"put unlabelled images right into train, or write the class names into {CLASSES}."
+            f"put unlabelled images right into train, or list the classes in {CLASSES}."
         )
     return names
 
@@ -396,9 +393,8 @@ def _read_shards(root: Path, settings: SplitSettings, skipped: Counter[str]) -> 
         names = names or sorted({row[2] for row in rows if row[2] and isinstance(row[2], str)})
     if not names:
         raise UserError(
-            f"The shards in {folder} name no classes, or different ones: write the class names "
-            f"into {root / CLASSES}, one per line in label order, or set split.label to where "
-            "labels are."
+            f"The shards in {folder} name no classes, or different ones: list them in label order "
+            f"in {root / CLASSES}, or set split.label to where labels are."
         )
     return names, rows
 
@@ -424,15 +420,12 @@ def _named_shards(folder: Path, kind: str) -> list[tuple[Path, str]]:
             found[folder / name] = _SPLIT_OF.get(words[-1].lower(), "val") if words else ""
     splits = set(found.values())
     if not found:
-        raise UserError(
-            f"{folder} holds no shards (*{SUFFIXES[kind]}); split.images names their folder."
-        )
+        raise UserError(f"{folder} holds no *{SUFFIXES[kind]}; split.images names their folder.")
     if splits != {""} and not {"train", "test"} <= splits <= set(SPLITS):
-        examples = {split: path.name for path, split in found.items()}
-        named = ", ".join(f"{name}: {split or 'nothing'}" for split, name in examples.items())
+        examples = {split or "nothing": path.name for path, split in found.items()}
         raise UserError(
             f"The names of all shards in {folder}, or of none, must say train, val or test, and "
-            f"name both train and test ({named}); split.lists can name the shards of each split."
+            f"name both train and test, unlike {examples}; or set split.lists."
         )
     return list(found.items())
 
@@ -455,8 +448,7 @@ def _tar_samples(
                 continue
             if len(found) > 1:
                 raise UserError(
-                    f"{shard}: the sample {key!r} has {len(found)} images ({', '.join(found)}); "
-                    "split.image of the dataset says which one counts."
+                    f"{shard}: the sample {key!r} has the images {found}; set split.image to one."
                 )
             image, label = parts[found[0]], parts.get(label_suffix.lower())
             where = f"{shard}: {key}.{label_suffix}"
@@ -488,8 +480,7 @@ def _tar_label(file: BinaryIO, entry: tarfile.TarInfo, json_key: str, where: str
     except (ValueError, LookupError, TypeError, RecursionError):
         what = f"JSON with the field {json_key!r}" if json_key else "text in UTF-8"
         raise UserError(
-            f"{where} is not {what} of at most {MAX_LABEL} bytes; set split.label to where labels "
-            "are."
+            f"{where} is no {what} of at most {MAX_LABEL} bytes; set split.label to the labels."
         ) from None
 
 
@@ -559,7 +550,7 @@ def _described_classes(file: Any, column: str) -> tuple[str, ...]:
 READERS: dict[str, Callable[[Path, SplitSettings, Counter[str]], Listing]] = {
     "coop": _read_table,
     "csv": _read_table,
-    "lists": _read_lists,
+    "lists": _read_table,
     "folders": _read_class_folders,
     "webdataset": _read_shards,
     "parquet": _read_shards,

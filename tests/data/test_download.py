@@ -60,6 +60,9 @@ def test_a_file_that_changed_meanwhile_is_fetched_again(host, folder, broken_off
     url = broken_off(wanted if is_known else unknown)
     host.serve("/file.bin", other)
     spec = wanted(url, content=other) if is_known else unknown(url)
+    if is_known:
+        with pytest.raises(UserError, match=sha256(other)):
+            fetch("file.bin", spec, folder)
     assert fetch("file.bin", spec, folder).read_bytes() == other
 
 

@@ -129,9 +129,9 @@ def entry(name, kind=tarfile.REGTYPE, target="", **values):
 @pytest.mark.parametrize(
     ("info", "said"),
     [
-        (entry("../a.jpg"), "not a path inside"),
-        (entry("/a.jpg"), "not a path inside"),
-        (entry("a\udcff.jpg"), "is not UTF-8; rename it"),
+        (entry("../a.jpg"), "not a path"),
+        (entry("/a.jpg"), "not a path"),
+        (entry("a\udcff.jpg"), "not a path in UTF-8"),
         (entry("a.jpg", tarfile.SYMTYPE, "/etc/passwd"), "no plain file"),
         (entry("a.jpg", tarfile.LNKTYPE, "000001.jpg"), "no plain file"),
         (entry("a.jpg", tarfile.FIFOTYPE), "no plain file"),
