@@ -165,9 +165,8 @@ class Graph:
     def propagate(self, classes: slice) -> torch.Tensor:
         """Return scores Z [V, c] of every node for c classes: columns of (I - alpha S)^-1 Y.
 
-        S = D^-1/2 W D^-1/2, D the degrees; Y [V, C] is 1 where a node is the text of the class,
-        else 0. Z is the limit of Z <- alpha S Z + Y (Zhou et al. 2003), which is
-        alpha^(t + 1) / (1 - alpha) from it after t steps, S having no eigenvalue beyond 1.
+        S = D^-1/2 W D^-1/2 with degrees D, and Y marks the texts of the classes. Z is the limit of
+        Z <- alpha S Z + Y (Zhou et al. 2003), alpha^(t + 1) / (1 - alpha) from it after t steps.
         """
         alpha, (rows, columns) = self.settings.alpha, self.links.indices()
         spread = torch.sparse_coo_tensor(

@@ -28,10 +28,6 @@ PAPER_DATASETS = (
 )
 PAPER_GAIN_OVER_ZERO_SHOT = 4.74  # points of top-1 accuracy, mean over the ten
 PAPER_GAIN_OVER_OTHERS = 3.45  # over the best other unsupervised method
-COLUMNS = [
-    *("dataset", "method", "marks", "seeds", "acc1_mean", "acc1_std", "acc1_gain", "baseline"),
-    *("acc5_mean", "mean_per_class_recall"),
-]
 
 
 def read_results(
@@ -41,8 +37,9 @@ def read_results(
 
     Those of other datasets in `others`, a folder of earlier results, are added.
     """
-    found = _read(metrics_paths, selection_paths, audit_paths)
-    here = {values["dataset"] for values in found[0]}
+    metrics, selections = [*map(read_metrics, metrics_paths)], [*selection_paths]
+    audits = [*audit_paths]
+    here = {values["dataset"] for values in metrics}
     # Where a storage keeps the results, the folder need not be there.
     for folder in sorted(Path(others).glob("*")) if others else []:
         paths, index = sorted(folder.glob("*/seed*/metrics.json")), folder / "images.parquet"
@@ -50,42 +47,35 @@ def read_results(
             continue
         if index.is_file() and "limit" in tables.read_metadata(index, "image_id"):
             continue  # a limited run has its own table
-        more = _read(paths, folder.glob("selection.json"), folder.glob("audit.json"))
-        for kind, added in zip(found, more, strict=True):
-            kind += added
-    metrics, selections, audits = found
-    by_name = {audit.dataset: audit for audit in audits}
-    return mark_audited(metrics, by_name), {one.dataset: one for one in selections}, by_name
-
-
-def _read(metrics: Paths, selections: Paths, audits: Paths) -> list[list[Any]]:
-    readers = (read_metrics, metrics), (read_selection, selections), (read_audit, audits)
-    return [[*map(read, paths)] for read, paths in readers]
+        metrics += map(read_metrics, paths)
+        selections += folder.glob("selection.json")
+        audits += folder.glob("audit.json")
+    scored = {audit.dataset: audit for audit in map(read_audit, audits)}
+    chosen = {selection.dataset: selection for selection in map(read_selection, selections)}
+    return mark_audited(metrics, scored), chosen, scored
 
 
 def summary(runs: Sequence[Mapping[str, Any]], baseline: str) -> pd.DataFrame:
-    """Return the COLUMNS in percent by dataset and method, in the order in which they first occur.
+    """Return percentages by dataset and method, in the order in which they first occur.
 
     Marks are those of any seed, separated by spaces. Metrics are means over seeds. Of acc1 there
     are the sample standard deviation and the gain over a baseline on the same dataset.
     """
     table = pd.DataFrame(runs)
     table = table.assign(**{name: pd.to_numeric(table[name]) * 100 for name in FIGURES})
-    table = (
-        table.groupby(["dataset", "method"], sort=False)
-        .agg(
-            marks=("marks", union),
-            seeds=("seed", "nunique"),
-            acc1_mean=("acc1", "mean"),
-            acc1_std=("acc1", "std"),
-            acc5_mean=("acc5", "mean"),
-            mean_per_class_recall=("mean_per_class_recall", "mean"),
-        )
-        .reset_index()
+    table = table.groupby(["dataset", "method"], sort=False, as_index=False).agg(
+        marks=("marks", union),
+        seeds=("seed", "nunique"),
+        acc1_mean=("acc1", "mean"),
+        acc1_std=("acc1", "std"),
+        acc5_mean=("acc5", "mean"),
+        mean_per_class_recall=("mean_per_class_recall", "mean"),
     )
     base = table[table["method"] == baseline].set_index("dataset")["acc1_mean"]
-    gain = table["acc1_mean"] - table["dataset"].map(base)
-    return table.assign(acc1_gain=gain, baseline=baseline)[COLUMNS]
+    place = list(table).index("acc5_mean")
+    table.insert(place, "acc1_gain", table["acc1_mean"] - table["dataset"].map(base))
+    table.insert(place + 1, "baseline", baseline)
+    return table
 
 
 def union(marks: Iterable[Sequence[str]]) -> str:

@@ -1,8 +1,5 @@
 import numpy as np
-import pytest
-from support.tiny import write_index, write_pseudo_labels
 
-from latteclip.core.errors import UserError
 from latteclip.evaluate import train_predictions
 
 N, C = 41, 7
@@ -19,10 +16,3 @@ def test_examples_go_from_sure_to_unsure_over_different_classes():
         train_predictions.choose_examples(confidence[:3], labels[:3], 12)
         == np.argsort(-confidence[:3]).tolist()
     )
-
-
-def test_pseudo_labels_of_other_images_are_refused(tmp_path):
-    index = write_index(tmp_path / "images.parquet", ["y"], ["train"], [0], ["a", "b"])
-    pseudo = write_pseudo_labels(tmp_path / "pseudo_labels.parquet", ["x"], [0])
-    with pytest.raises(UserError, match=r"pseudo_labels\.parquet"):
-        train_predictions.read_index(index, pseudo, ["image_id"])
