@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from latteclip.core.files import from_json, list_from_json
+from latteclip.core.files import from_json
 
 SHORT = {"n": ["-n"], "output": ["-o"], "topk": ["-k"]}  # further flags of options
 ALTERNATIVES = (("offline", "answers", "score"), ("max_error", "false_discovery"))
@@ -170,8 +170,5 @@ def run(module: str, name: str, arguments: argparse.Namespace) -> Any:
 
 def _value(hint: Any, given: Any, name: str) -> Any:
     """Return the value of a parameter: of a dataclass, or a list of some, the argument is JSON."""
-    if is_dataclass(hint):
-        return from_json(hint, given)  # type: ignore[arg-type]
-    if any(map(is_dataclass, inner := get_args(hint))):
-        return list_from_json(inner[0], given, name)
-    return given
+    is_json = any(map(is_dataclass, (hint, *get_args(hint))))
+    return from_json(hint, given, name) if is_json else given

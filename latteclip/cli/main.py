@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from latteclip import __version__
 from latteclip.cli import arguments
 from latteclip.cli.commands import COMMANDS, STAGES
 from latteclip.core.errors import UserError, full_disk, refused_by_system, worker_failure
-from latteclip.core.signals import Terminated, unwinding
+from latteclip.core.signals import Signals, Terminated
 from latteclip.core.terminal import for_terminal, paint
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -187,7 +188,7 @@ def main(given: Sequence[str] | None = None) -> int:
 
 def _call(args: argparse.Namespace, log: logging.Logger) -> int:
     """Call the function of a command, write its output, and return its exit status."""
-    with unwinding():
+    with Signals().received(signal.SIGTERM):  # as Ctrl-C: temporary files are removed
         if file := getattr(args, "log", None):
             add_log_file(file)
         if number := os.environ.get("SLURM_JOB_ID"):

@@ -1,9 +1,9 @@
 """Devices, precision and threads."""
 
-import contextlib
 import ctypes
 import logging
 import re
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -71,13 +71,11 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def autocast(
-    device: torch.device, precision: str = "bf16"
-) -> contextlib.AbstractContextManager[None]:
+def autocast(device: torch.device, precision: str = "bf16") -> AbstractContextManager[None]:
     """Return autocast to bf16 or fp16 on CUDA, and nothing for float32 or on other devices."""
     if device.type == "cuda" and precision != "float32":
         return torch.autocast("cuda", dtype=PRECISIONS[precision])
-    return contextlib.nullcontext()
+    return nullcontext()
 
 
 def keep_big_buffers() -> None:

@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -105,7 +105,7 @@ def read_object(
     return values
 
 
-def from_values(cls: type[T], values: Mapping[str, Any], section: str = "") -> T:
+def from_values(cls: type[T], values: Any, section: str = "") -> T:
     """Build a dataclass, and those that its annotations name, from a mapping.
 
     UserError: a key of the section is missing or unknown, or a value has another type.
@@ -114,24 +114,18 @@ def from_values(cls: type[T], values: Mapping[str, Any], section: str = "") -> T
 
 
 def from_json(cls: type[T], text: str, section: str = "") -> T:
-    """Build a dataclass from a JSON object; see `from_values`."""
-    return list_from_json(cls, f"[{text}]", section)[0]
-
-
-def list_from_json(cls: type[T], text: str, section: str = "") -> list[T]:
-    """Build a dataclass from each object of a JSON list; see `from_values`."""
+    """Build a dataclass, or a list of some, from JSON; see `from_values`."""
     from pydantic import ValidationError  # here: --help does without
 
     try:
-        built: list[T] = _list_of(cls).validate_json(text)  # type: ignore[arg-type]
+        [built] = _list_of(cls).validate_json(f"[{text}]")  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(filter(None, (section, *map(str, first["loc"][1:]))))
+        key = ".".join(map(str, (section or cls.__name__, *first["loc"][1:])))
         raise UserError(
-            f"Settings for {cls.__name__}{f', {key}' if key else ''}: {first['msg']}, not "
-            f"{one_line(repr(first['input']))}."
+            f"Setting {key}: {first['msg']}, not {one_line(repr(first['input']))}."
         ) from None
-    return built
+    return built  # type: ignore[no-any-return]
 
 
 @cache

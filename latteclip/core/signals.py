@@ -26,9 +26,8 @@ class Terminated(BaseException):
 class Signals:
     """Receives SIGTERM and Ctrl-C: the first one counts, later ones are ignored."""
 
-    def __init__(self) -> None:
-        self.number = 0  # of the signal that came; 0: none
-        self.are_deferred = False  # whoever sets it checks `number` and raises Terminated
+    number = 0  # of the signal that came; 0: none
+    are_deferred = False  # whoever sets it checks `number` and raises Terminated
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
@@ -48,11 +47,6 @@ class Signals:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def unwinding() -> contextlib.AbstractContextManager[None]:
-    """Let SIGTERM unwind the body, as Ctrl-C does, so that its temporary files are removed."""
-    return Signals().received(signal.SIGTERM)
 
 
 @contextlib.contextmanager

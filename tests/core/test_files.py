@@ -11,7 +11,6 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import (
     from_json,
     from_values,
-    list_from_json,
     read_object,
     replacing,
     write_text,
@@ -134,7 +133,7 @@ def example(**values):
 
 def test_settings_come_from_json_with_what_their_annotations_name():
     assert from_json(Example, '{"size": 3, "ratio": 2}') == Example(3, 2.0)
-    assert list_from_json(Inner, '[{"lr": 1}, {"lr": 2}]') == [Inner(1), Inner(2)]
+    assert from_json(list[Inner], '[{"lr": 1}, {"lr": 2}]') == [Inner(1), Inner(2)]
     assert example(parts=[{"lr": 0.5}, {"lr": 1, "epochs": 4}]).parts == [Inner(0.5), Inner(1, 4)]
 
 
