@@ -9,12 +9,10 @@ from snakemake.exceptions import WorkflowError
 from snakemake.iocontainers import InputFiles
 
 from latteclip.cli import rule_functions
-from latteclip.cli.rule_functions import RuleFunctions, options
-from latteclip.config import job_resources, layers, stage_params
-from latteclip.config.configuration import Configuration
+from latteclip.cli.rule_functions import RuleFunctions
+from latteclip.config import job_resources, layers
 from latteclip.core import tables
 
-CAPTIONS = "results/{dataset}/captions/{kind}s.parquet"
 DEMO = SimpleNamespace(dataset="demo", items=lambda: [("dataset", "demo"), ("method", "flyp")])
 
 
@@ -97,31 +95,7 @@ def test_resources_wait_for_the_index_and_grow_with_it_and_each_attempt(function
     assert memory(DEMO, inputs, 1) == 12_000 + 8 * n // 1_000
 
 
-def test_parameters_take_the_wildcards_that_a_function_names(functions):
-    found = functions()
-    assert found.given(lambda c, dataset: c.whole(dataset))(DEMO) == "demo"
-    section = found.given_json(Configuration.section, name="unknown")
-    assert section(DEMO) == '{"share": 0.05}'
-
-
-def test_absent_inputs_make_no_options():
-    inputs = {"eyes": ["a", "b"], "class_scores": []}
-    assert options("eyes", "class_scores")(DEMO, inputs) == "--eyes a --eyes b"
-
-
 def test_a_mistaken_configuration_is_snakemake_s_error(functions, monkeypatch):
     monkeypatch.setattr(sys, "tracebacklimit", 1000, raising=False)  # restored afterwards
     with pytest.raises(WorkflowError, match="demmo"):
         functions(dataset="demmo")
-
-
-def test_an_input_is_there_where_the_configuration_needs_it(functions):
-    latteclip = functions(method="latteclip").given_if
-    assert latteclip(Configuration.has_captions, CAPTIONS, kind="group")(DEMO) == [
-        "results/demo/captions/groups.parquet"
-    ]
-    assert functions().given_if(Configuration.has_captions, CAPTIONS, kind="group")(DEMO) == []
-    judged = functions(method="zero_shot,flyp", seeds=1).given_each(
-        stage_params.candidates, "model"
-    )
-    assert judged(DEMO) == [f"results/demo/{m}/seed0/model" for m in ("zero_shot", "flyp")]

@@ -13,38 +13,17 @@ from latteclip.core.errors import UserError
 UNLOCK = "snakemake --unlock"
 
 
-@pytest.fixture
-def locked(tmp_path, monkeypatch):
-    """A working folder that Snakemake has locked; notes a run, as if it had been so before."""
+def test_a_lock_is_removed_unless_its_process_lives(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runs.LOCKS.mkdir(parents=True)
-    lock = runs.LOCKS / "0.output.lock"
-    lock.touch()
-
-    def note(**values):
-        runs.note_run()
-        known = json.loads(runs.LOCK_NOTE.read_text())
-        runs.LOCK_NOTE.write_text(json.dumps(known | values))
-        moved = runs.LOCK_NOTE.stat().st_mtime - 10
-        os.utime(lock, (moved, moved))
-
-    return note
-
-
-@pytest.fixture
-def gone():
-    """The number of a process that is no more."""
-    process = subprocess.Popen(["true"])
-    process.wait()
-    return process.pid
-
-
-def test_a_lock_is_removed_unless_its_process_lives(locked, gone):
-    locked()
+    (runs.LOCKS / "0.output.lock").touch()
+    runs.note_run()
     here = f"process {os.getpid()} on {socket.gethostname()}"
     assert here in runs.describe_lock(UNLOCK) and UNLOCK not in runs.describe_lock(UNLOCK)
-    for note in ({"process": gone}, {"host": "elsewhere"}):
-        locked(**note)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for host, process in ((socket.gethostname(), gone.pid), ("elsewhere", os.getpid())):
+        runs.LOCK_NOTE.write_text(json.dumps({"host": host, "process": process}))
         assert runs.describe_lock(UNLOCK).endswith(UNLOCK)
 
 
