@@ -66,7 +66,7 @@ def read(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
     confidence = labels["fused_confidence"].to_numpy().astype(np.float64)
 
     def column(file: str, schema: pa.Schema, name: str) -> pa.ChunkedArray | pa.Array:
-        """Return a column of another table of images; nulls without the table."""
+        """Return a column of another table of images, or nulls without the table."""
         if not (folder / file).is_file():
             return pa.nulls(len(ids), schema.field(name).type)
         return tables.lookup_column(folder / file, schema, schema.names[0], name, ids)
@@ -120,7 +120,7 @@ def _runner_up(folder: Path, labels: pa.Table, classnames: list[str]) -> pa.Chun
 def _duplicates(
     path: Path, ids: pa.ChunkedArray, answers: Mapping[str, Answer]
 ) -> pa.ChunkedArray | pa.Array:
-    """Return for each image the id of another one of the same picture; null for the first.
+    """Return for each image the id of another image of the same picture, null for the first.
 
     Of images of the same picture, the first is one with an answer, or else the first of the table.
     """

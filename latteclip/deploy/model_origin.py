@@ -1,7 +1,7 @@
-"""What the results of a dataset tell of a model: its run, and the guarantee of its predictions.
+"""Find the run of a model in the results of its dataset, and the guarantee of its predictions.
 
-A person's answers about training images that were drawn at random (`latteclip teach`), and that the
-classifier did not learn from, give a probability from which predictions come with a guarantee.
+The guarantee follows from a person's answers about training images that were drawn at random
+(`latteclip teach`) and that the classifier did not learn from.
 
 Letters: m answers.
 """

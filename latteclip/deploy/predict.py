@@ -62,7 +62,7 @@ BEST, TOPK, UNKNOWN = COLUMNS.names[:4], COLUMNS.names[4:8], COLUMNS.names[8:10]
 
 @dataclass(frozen=True)
 class Prediction:
-    """The K best classes of one image, best first; the best one, its probability and score."""
+    """The K best classes of an image, best first, and the probability and score of the best."""
 
     path: str
     topk_labels: list[int]
@@ -310,8 +310,8 @@ Rows = Iterator[Prediction]
 def writer_of(output: str | None) -> Callable[[Rows, int, list[str]], None]:
     """Return the function that writes predictions of K classes, with further columns.
 
-    The suffix of `output` names the format (none: CSV on stdout); another one raises UserError. A
-    file is written whole or not at all.
+    The suffix of `output` names the format (none: CSV on stdout), or raises UserError. A file is
+    written whole or not at all.
     """
     suffix = ".csv" if output is None else Path(output).suffix.lower()
     if suffix not in FORMATS or (output is not None and os.path.isdir(output)):

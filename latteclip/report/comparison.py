@@ -190,7 +190,7 @@ def methods_used(found: MethodPredictions) -> dict[str, Row]:
 
 
 def class_sizes(found: MethodPredictions, labels: Ints | None, c: int) -> list[Row]:
-    """Return the sizes of the C classes by each method, the largest first; at most ROWS."""
+    """Return the sizes of the C classes by each method, the ROWS largest first."""
     counts = np.stack([np.bincount(one, minlength=c) for one in found.labels])  # [M, C]
     before, after = counts[0], counts[found.methods.index(found.main)]
     table = pd.DataFrame({"label": range(c), "before": before, "after": after})
@@ -217,7 +217,7 @@ def ends_of_classes(found: MethodPredictions, budget: int, most: int) -> list[Ro
     """Return the images of each predicted class with the largest and the smallest margins.
 
     At most `budget` images are returned, and `most` of a class at each end. Of too many classes,
-    those come about whose images other methods disagree most.
+    the most disputed are returned.
     """
     order = np.argsort(-found.margins, kind="stable")
     classes = pd.Series(order).groupby(found.after[order])
@@ -421,7 +421,7 @@ def _confidence_chart(confidence: Floats, right: Ints | None) -> Row:
 def line_chart(
     title: str, lines: Sequence[Line], note: str, *, x_label: str = "epoch", legend: bool = True
 ) -> Row:
-    """Draw lines over one axis; the alternative text names where each begins and ends."""
+    """Draw lines over one axis. The alternative text names where each begins and ends."""
     with _axes(x_label) as (figure, axes):
         for line in lines:
             values = np.stack([run[: len(line.x)] for run in line.runs])  # [S, T]

@@ -34,7 +34,7 @@ PICTURE = (320, 30_000)  # of the gallery
 GRID = (448, 60_000)
 DISPUTE = (240, 9_000)
 THUMBNAIL = (112, 3_500)
-TWIN = (168, 8_000)
+DUPLICATE = (168, 8_000)
 # Numbers of pictures.
 EXAMPLES, DISPUTES, UNKNOWN, PAIRS = 6, 12, 24, 6
 ENDS, OF_CLASS = 240, 3  # surest and least sure: in all, and of a class at each end
@@ -267,7 +267,7 @@ def read_duplicates(path: str, train: Split, test: Split, run_files: Sequence[Ru
         "leaked": int(leaked.sum()),
         "accuracies": _leak_free_accuracies(test, leaked, run_files),
         "examples": [
-            [_image(split, i, TWIN) for split, i in pair] for pair in zip(*sides, strict=True)
+            [_image(split, i, DUPLICATE) for split, i in pair] for pair in zip(*sides, strict=True)
         ],
     }
 

@@ -137,7 +137,7 @@ def read_curves(path: str, points: int) -> dict[str, Floats]:
 
 @dataclass(frozen=True)
 class JobCost:
-    """The time and memory of a job, by Snakemake's benchmark file; None where not measured."""
+    """The time and memory of a job, by Snakemake's benchmark file, None where not measured."""
 
     path: Path  # of the benchmark file
     rule: str
@@ -158,7 +158,7 @@ def versions() -> dict[str, str]:
 
 
 def commit(folder: str = ".") -> str | None:
-    """Return the commit of a repository, "-dirty" where files differ; None without git."""
+    """Return the commit of a repository, "-dirty" where files differ, or None without git."""
     command = ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -184,7 +184,7 @@ def job_costs(folder: Path) -> list[JobCost]:
 
 
 def total(jobs: Sequence[JobCost]) -> JobCost:
-    """Return the sums over some jobs, and the largest memory; None where no job has a number."""
+    """Return the sums over some jobs, and the largest memory, or None without a number."""
 
     def known(name: str) -> list[float]:
         return [value for job in jobs if (value := getattr(job, name)) is not None]
@@ -204,7 +204,7 @@ def tokens_of(folder: Path) -> Iterator[tuple[str, int, int]]:
 
 
 def _number(value: object) -> float | None:
-    """Return a number; None for NA or "-", which Snakemake writes where it measured nothing."""
+    """Return a number, None for NA or "-", which Snakemake writes where it measured nothing."""
     try:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
