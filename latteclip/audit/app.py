@@ -109,7 +109,7 @@ class Interview:
     def open_questions(
         self, answers: Mapping[str, Answer], *, offline: bool = False
     ) -> list[Question]:
-        """Return the next questions, and offline all of them; none if all are answered."""
+        """Return the next questions without an answer, and offline all of them."""
         return [one for one in self.questions if one.key not in answers]
 
     def admitted(self, answers: Mapping[str, Answer]) -> dict[str, Answer]:
@@ -165,7 +165,7 @@ class AuditSession(Interview):
         return score.as_texts(self.folder, self.score(answers))
 
     def score(self, answers: Mapping[str, Answer]) -> Audit:
-        """Score every run in the folder by answers; UserError where there are too few."""
+        """Score every run in the folder by answers, or raise UserError where these are too few."""
         runs = [one for one in sampling.runs_in(self.folder) if one.predictions]
         dataset = self.population.dataset
         predictions = score.read_predictions(dataset, self.plan, runs)
@@ -208,7 +208,7 @@ def print_result(interview: Interview) -> None:
 
 
 def import_answers(interview: Interview, path: str) -> None:
-    """Add the answers of an exported file; an image that has an answer keeps it."""
+    """Add the answers of an exported file about images that have no answer yet."""
     exported = interview.admitted(interview.read_file(path))
     answers, revision = read_answers(interview.path, interview.schema)
     try:
@@ -224,9 +224,7 @@ def import_answers(interview: Interview, path: str) -> None:
 def serve(interview: Interview, port: int, *, browser: bool) -> None:
     """Ask the questions on a page of this machine until Ctrl-C, then print the result if any."""
     with InterviewServer(interview, port) as server, contextlib.suppress(KeyboardInterrupt):
-        print(
-            f"The page: {server.address}\nEvery answer is saved at once. Ctrl-C ends.", flush=True
-        )
+        print(f"The page: {server.address}\nEvery answer is saved. Ctrl-C ends.", flush=True)
         if browser:
             webbrowser.open(server.address)
         server.serve_forever()
@@ -241,18 +239,15 @@ def render_page(interview: Interview, sources: str, values: Mapping[str, Any]) -
     """Return the page with values for its script, and the policy that allows these `sources`."""
     script = (files(PACKAGE) / "templates" / "audit.js").read_text(encoding="utf-8")
     policy = render.policy(script, sources)
-    text = (
-        render.environment(PACKAGE)
-        .get_template("audit.html")
-        .render(
-            policy=policy,
-            style=Markup(render.style()),
-            script=Markup(script),
-            interview=interview,
-            classnames=sorted(interview.schema.classnames),
-            all_offered=len(interview.schema.classnames) <= ALL_OFFERED,
-            values={**interview.schema.header(), **values},
-        )
+    template = render.environment(PACKAGE).get_template("audit.html")
+    text = template.render(
+        policy=policy,
+        style=Markup(render.style()),
+        script=Markup(script),
+        interview=interview,
+        classnames=sorted(interview.schema.classnames),
+        all_offered=len(interview.schema.classnames) <= ALL_OFFERED,
+        values={**interview.schema.header(), **values},
     )
     return text, policy
 

@@ -211,10 +211,7 @@ def read_plan(path: str | Path) -> SamplingPlan:
 
 
 def read_or_draw(path: Path, population: Population) -> SamplingPlan:
-    """Read the plan of an audit, or draw it; later candidates do not change it.
-
-    Raises UserError if the plan is of other images or classes.
-    """
+    """Read the plan of an audit, or draw it. UserError: it is of other images or classes."""
     if not path.exists():
         strata = stratify(population)
         turn = sampling_order(strata, np.random.default_rng(SEED))

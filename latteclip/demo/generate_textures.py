@@ -54,7 +54,7 @@ _X, _Y = _AXIS[None, None, :], _AXIS[None, :, None]  # broadcast to [1, 64, 64]
 
 @dataclass(frozen=True)
 class Attributes:
-    """What is true of one image; `orientation` is None for classes without a direction."""
+    """What is true of one image. Classes without a direction have no orientation."""
 
     classname: str
     foreground: str
@@ -119,7 +119,7 @@ class Plane:
 
 
 class Relief(NamedTuple):
-    """A drawn pattern: 0 is background, 1 is foreground; shade multiplies, gloss adds white."""
+    """A drawn pattern, of background 0 and foreground 1. Shade multiplies, gloss adds white."""
 
     cover: np.ndarray
     shade: np.ndarray = np.ones(1, np.float32)
@@ -441,7 +441,7 @@ def _paint(rng: np.random.Generator, draw: _Draw, relief: Relief) -> np.ndarray:
 
 
 def _blur(image: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """Blur with a Gaussian of seven taps per side; sigma [N] in pixels."""
+    """Blur with a Gaussian of seven taps per side and sigma [N] in pixels."""
     taps = np.arange(-3, 4, dtype=np.float32)
     weights = np.exp(-(taps**2) / (2 * np.maximum(sigma, 0.12)[:, None] ** 2))  # [N, 7]
     weights = (weights / weights.sum(1, keepdims=True))[:, :, None, None, None]
