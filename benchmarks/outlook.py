@@ -141,14 +141,7 @@ def stages() -> list[Stage]:
         ),
         Stage(
             "captions of images and groups",
-            (
-                Step(f"captions of groups: plan of {shard}", f"plan of groups, {shard}"),
-                Step("N answers cached", "answers cached", ("cached answers",)),
-                Step(
-                    f"N cached answers: those of {shard} found",
-                    f"cached answers of {shard} found",
-                ),
-            ),
+            (Step(f"captions of groups: plan of {shard}", f"plan of groups, {shard}"),),
             "**time, before all else**; then memory, for each shard plans with the whole index",
             "more shards and GPUs; `groups.groups_per_class`; `captioner.square_side`",
             seconds=2 * TRAINING / rates.captions,
