@@ -7,12 +7,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+NAMES = 128  # that are looked for at once: the time of more grows faster than their number
+
 
 def count_mentions(texts: pa.ChunkedArray, classnames: Sequence[str]) -> int:
     """Return how many texts have any of the class names as whole words, in any case."""
-    names, no_letter = "|".join(map(re.escape, classnames)), r"[^\pL\pN_]"
-    pattern = f"(?:^|{no_letter})(?:{names})(?:{no_letter}|$)"
-    return int(pc.sum(pc.match_substring_regex(texts, pattern, ignore_case=True)).as_py() or 0)
+    n, no_letter = len(texts), r"[^\pL\pN_]"
+    for start in range(0, len(classnames), NAMES):
+        names = "|".join(map(re.escape, classnames[start : start + NAMES]))
+        pattern = f"(?:^|{no_letter})(?:{names})(?:{no_letter}|$)"
+        found = pc.match_substring_regex(texts, pattern, ignore_case=True)
+        texts = texts.filter(pc.invert(found))
+    return n - len(texts)
 
 
 def user_file_of(metadata: Mapping[str, Any]) -> str | None:

@@ -30,7 +30,8 @@ def test_the_summary_counts_lengths_repetitions_failures_and_class_names(caption
     assert groups["most_repeated"] == [{"caption": "lines", "times": 7}]
 
 
-def test_class_names_are_found_as_if_each_were_looked_for():
+def test_class_names_are_found_as_if_each_were_looked_for(monkeypatch):
+    monkeypatch.setattr("latteclip.captions.text.NAMES", 20)
     draw = np.random.default_rng(0)
     letters = ["a", "b", "C", " ", ".", "-", "é", "("]
 
