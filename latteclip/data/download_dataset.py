@@ -123,8 +123,9 @@ def candidates(name: str, download: Download, folder: Path) -> Iterator[tuple[Pa
     """Yield the files of a downloads folder that may be the wanted one, with known checksums."""
     known: dict[str, str | None] = {name: download.checksum}
     for source in download.sources or []:
-        if checksum := _own_checksum(source):  # other bytes, under another name
-            known.setdefault(_name(source), None if checksum == HUB_CHECKSUM else checksum)
+        if not isinstance(source, str) and source.checksum:  # other bytes, under another name
+            pinned = None if source.checksum == HUB_CHECKSUM else source.checksum
+            known.setdefault(_name(source), pinned)
     present = sorted(path for path in folder.iterdir() if path.is_file())
     for pattern, checksum in known.items():
         for path in present:
@@ -148,11 +149,6 @@ def _name(source: Source) -> str:
     return where.rstrip("/").rpartition("/")[2]
 
 
-def _own_checksum(source: Source) -> str | None:
-    """Return the checksum of a source whose bytes differ, or HUB_CHECKSUM."""
-    return None if isinstance(source, str) else source.checksum
-
-
 def wrong_checksum(path: Path, checksum: str | None) -> str:
     """Return what is wrong with a file, "" where nothing is. Without a checksum it is accepted.
 
@@ -173,7 +169,7 @@ def wrong_checksum(path: Path, checksum: str | None) -> str:
 
 def _fetch_from(source: Source, name: str, download: Download, folder: Path) -> Path:
     """Fetch from one source and verify."""
-    own_checksum = _own_checksum(source)
+    own_checksum = None if isinstance(source, str) else source.checksum
     checksum: str | None = own_checksum or download.checksum
     part = folder / ".part" / digest(address(source))[:16]  # an unfinished file
     if checksum is None:  # nothing tells whether the halves of a continued file belong together

@@ -12,6 +12,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def index_images(
         tables.writing(output, tables.IMAGES, metadata) as add,
         tables.writing(fingerprints_output, FINGERPRINTS) as add_fingerprints,
         replacing(corrupt_output) as corrupt,
-        DecodeCache(Path(output).with_name(CACHE)) as cache,
+        _open_cache(Path(output).with_name(CACHE)) as cache,
     ):
         for batch in _batches(images, split.items, threads, cache):
             rows = []
@@ -222,37 +223,43 @@ def _batches(
         log.info("%d of %d images are in the cache.", n_cached, len(items))
 
 
-class DecodeCache(contextlib.AbstractContextManager["DecodeCache"]):
+@contextlib.contextmanager
+def _open_cache(path: Path) -> Iterator["DecodeCache"]:
+    """Open a cache of decoded images, which is emptied where it is of other code or libraries."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    code = [Path(str(module.__file__)).read_bytes() for module in (fingerprints, image_files)]
+    libraries = map(version, ("numpy", "pillow", "pillow_heif"))
+    current = int(digest(*code, *libraries)[:8], 16) >> 1  # as many bits as there is room for
+    try:
+        with contextlib.closing(sqlite3.connect(sqlite_uri(path), uri=True)) as file:
+            with file:
+                if file.execute("PRAGMA user_version").fetchone() != (current,):
+                    file.execute("DROP TABLE IF EXISTS images")
+                    file.execute(f"PRAGMA user_version = {current}")
+                file.execute(CREATE)
+            yield DecodeCache(file)
+    except sqlite3.Error as error:
+        raise UserError(
+            f"{path}, the cache of decoded images, cannot be used ({error}); free some space on "
+            "the disk, or delete the file, and rerun."
+        ) from None
+
+
+@dataclass
+class DecodeCache:
     """Fingerprints of decoded images, so that indexing again decodes new and changed images only.
 
     An SQLite file with one writer. An entry counts while the image's path, and its file's size and
-    time, stay the same. The file begins empty where it is of other code or libraries.
+    time, stay the same.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        code = [Path(str(module.__file__)).read_bytes() for module in (fingerprints, image_files)]
-        libraries = map(version, ("numpy", "pillow", "pillow_heif"))
-        current = int(digest(*code, *libraries)[:8], 16) >> 1  # as many bits as there is room for
-        with self._explained():
-            self._file = sqlite3.connect(sqlite_uri(path), uri=True)
-            with self._file:
-                if self._file.execute("PRAGMA user_version").fetchone() != (current,):
-                    self._file.execute("DROP TABLE IF EXISTS images")
-                    self._file.execute(f"PRAGMA user_version = {current}")
-                self._file.execute(CREATE)
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    file: sqlite3.Connection
 
     def get(self, stats: Mapping[str, Stat]) -> dict[str, Fingerprint]:
         """Return the fingerprints of images, by path, without new and changed images."""
-        with self._explained():
-            rows = self._file.execute(SELECT, [json.dumps([*stats])]).fetchall()
         return {
             path: Fingerprint(*values)
-            for path, size, mtime_ns, *values in rows
+            for path, size, mtime_ns, *values in self.file.execute(SELECT, [json.dumps([*stats])])
             if stats[path] == (size, mtime_ns)
         }
 
@@ -263,20 +270,8 @@ class DecodeCache(contextlib.AbstractContextManager["DecodeCache"]):
             for path, found in decoded.items()
             if isinstance(found, Fingerprint)
         ]
-        with self._explained(), self._file:
-            self._file.executemany(
-                "INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows
-            )
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            raise UserError(
-                f"{self.path}, the cache of decoded images, cannot be used ({error}); free some "
-                "space on the disk, or delete the file, and rerun."
-            ) from None
+        with self.file:
+            self.file.executemany("INSERT OR REPLACE INTO images VALUES (?,?,?,?,?,?,?,?)", rows)
 
 
 def file_stats(paths: Iterable[str]) -> dict[str, Stat]:
