@@ -8,7 +8,18 @@ import pandas as pd
 from latteclip.core import tables
 from latteclip.core.files import write_text
 from latteclip.evaluate.results import MARKS, Audit
-from latteclip.evaluate.summary import read_results, split_by_labels, summary, union
+from latteclip.evaluate.summary import (
+    PAPER_DATASETS,
+    PAPER_GAIN_OVER_ZERO_SHOT,
+    PAPER_SOURCE,
+    by_dataset,
+    gain_on_paper_datasets,
+    means_over_datasets,
+    read_results,
+    split_by_labels,
+    summary,
+    union,
+)
 from latteclip.labels.guarantees import checked_sentence
 
 STAR = "★"  # of the chosen model
@@ -54,6 +65,7 @@ def summarize(
         "\n".join(f"- {STAR} {one.dataset}: {one.reason}" for one in selections.values()),
         "\n".join(map(_verdict, audits.values())),
         "\n".join(filter(None, map(_checked_labels, fused_labels_paths))),
+        dataset_table(labelled) if len(labelled) else "",
     ]
     write_text(markdown_output, "\n\n".join(filter(None, parts)) + "\n")
 
@@ -106,11 +118,30 @@ def _checked_labels(path: str) -> str:
     return f"- labels of {Path(path).parent.name}, {checked_sentence(checked)}" if checked else ""
 
 
-def _with_notes(table: pd.DataFrame, notes: Sequence[str] = ()) -> str:
-    """Return a Markdown table, its first two columns set to the left, and notes below it."""
+def dataset_table(table: pd.DataFrame) -> str:
+    """Return methods by datasets, where there are several, and the paper's mean gain."""
+    parts, accuracies = [], by_dataset(table)
+    means, complete = means_over_datasets(table)
+    if len(accuracies.columns) > 1:
+        accuracies["mean"] = accuracies.index.map(means)
+        parts.append(_with_notes(accuracies.map(_number).rename_axis("acc1").reset_index(), left=1))
+        if means and len(complete) + 1 < len(accuracies.columns):
+            parts.append(f"The mean is over {', '.join(complete)}, on which all methods were run.")
+    gain, n = gain_on_paper_datasets(table)
+    if gain is not None:
+        parts.append(
+            f"latteclip over zero_shot, mean over {n} of the paper's {len(PAPER_DATASETS)} "
+            f"datasets: {gain:+.2f}; published, over all: {PAPER_GAIN_OVER_ZERO_SHOT:+.2f} "
+            f"({PAPER_SOURCE})."
+        )
+    return "\n\n".join(parts)
+
+
+def _with_notes(table: pd.DataFrame, notes: Sequence[str] = (), left: int = 2) -> str:
+    """Return a Markdown table, its first columns set to the left, and notes below it."""
     if not len(table):
         return ""
-    align = ["left", "left", *["right"] * (len(table.columns) - 2)]
+    align = ["left"] * left + ["right"] * (len(table.columns) - left)
     # The cells are texts, which tabulate would read as numbers.
     text = table.to_markdown(index=False, colalign=align, disable_numparse=True)
     return "\n".join([text, *([""] if notes else []), *notes])

@@ -141,3 +141,23 @@ def test_datasets_of_earlier_runs_stay_in_the_table(tmp_path):
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert ["mine", "latteclip ★", "1", "62.5", "60.0 (50.0 to 70.0)"] in rows
     assert "mine" not in [row[0] for row in rows[: len(MARKED)]]
+
+
+def test_several_datasets_make_the_paper_s_table_with_its_published_mean(tmp_path):
+    accuracies = {"dtd": (0.4, 0.6), "mine": (0.1, 0.9), "eurosat": (0.2, 0.25)}
+    runs = [
+        run(dataset, method, 0, acc1)
+        for dataset, pair in accuracies.items()
+        for method, acc1 in zip(("zero_shot", "latteclip"), pair, strict=True)
+    ]
+    runs.append(run("sun397", "latteclip", 0, 0.3))
+    text = summarize.dataset_table(summary(runs, "zero_shot"))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    assert rows[0] == ["acc1", "dtd", "mine", "eurosat", "sun397", "mean"]
+    assert rows[2] == ["zero_shot", "40.0", "10.0", "20.0", "-", "23.3"]
+    assert rows[3] == ["latteclip", "60.0", "90.0", "25.0", "30.0", "58.3"]
+    # 20 points on dtd, 5 on eurosat, but not those on mine.
+    assert "+12.50" in text and "+4.74" in text
+    assert summarize.dataset_table(summary(runs[2:3], "zero_shot")) == ""
+    table_of_marked = summarize.dataset_table(summary(MARKED, "zero_shot"))
+    assert "\n".join(summarized(tmp_path)[1]).endswith(table_of_marked)
