@@ -32,6 +32,13 @@ def natural(text: str) -> int:
     return int(text)
 
 
+def positive(text: str) -> int:
+    """Return a whole number of the command line that is not 0."""
+    if not (number := natural(text)):
+        raise argparse.ArgumentTypeError("0 is too few")
+    return number
+
+
 def share(text: str) -> float:
     """Return a share between 0 and 1 of the command line."""
     value = float(text)
@@ -43,6 +50,7 @@ def share(text: str) -> float:
 # Arguments that are not those of their parameter.
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "arguments": {"nargs": argparse.REMAINDER, "metavar": "ARGUMENT"},
+    "budget": {"type": positive},
     "threads": {"default": os.cpu_count()},
     "device": {"default": "auto"},
 }

@@ -107,6 +107,8 @@ def test_an_interruption_is_told_and_status_130(buggy, monkeypatch, capsys):
         ("evaluate --seed -1", "--seed"),
         ("labels export results --max-error 1", "--max-error"),
         ("teach results --offline a --answers b", "--answers"),
+        ("teach results --budget 0", "--budget"),
+        ("audit results --budget -5", r"--budget: .*-5"),
         ("predict m a.jpg --nonsense\033[31m", r"--nonsense\\x1b"),
     ],
     ids=lambda text: text[:40],
