@@ -75,6 +75,7 @@ def start_log(*, debug: bool) -> logging.Logger:
     """Return the package's logger, which writes to stderr."""
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setFormatter(Formatter(sys.stderr, tracebacks=debug))
+    terminal.addFilter(lambda record: not hasattr(record, "on_terminal"))  # printed already
     logging.basicConfig(level=logging.WARNING, handlers=[terminal], force=True)
     log = logging.getLogger("latteclip")
     log.setLevel(logging.INFO if _is_first() else logging.WARNING)

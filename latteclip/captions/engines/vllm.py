@@ -4,17 +4,24 @@ vLLM caches no prefix for log-probabilities of a prompt. So for each choice all 
 tower's part is computed again. The requests of letters share the picture.
 """
 
+import contextlib
 import functools
 import itertools
+import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydantic
 import torch  # does not touch CUDA by itself
+from PIL import Image
 
 from latteclip.captions.engines import processors
 from latteclip.captions.engines.processors import Split, Tokens
@@ -23,6 +30,8 @@ from latteclip.core import gpus
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
 
+log = logging.getLogger(__name__)
+PROBE = 64  # side of a picture to try, pixels
 CACHED_PROMPTS = 4096  # with their tokens
 QUEUED = 2  # prompts inside the engine for each one that it works on: rendered ahead
 DEFAULTS = {
@@ -37,14 +46,21 @@ DEFAULTS_OF_CPU = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # other jobs use the same cores
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # starts twice as fast
 }
-MEMORY = (
-    "raise captioner.gpu_memory_utilization or free the GPU, lower captioner.max_model_len or "
-    "captioner.batch_size, set captioner.quantization, or spread the model over GPUs with "
-    "captioner.tensor_parallel_size"
-)
+GRACE = 5.0  # seconds to wait for the end of an engine's output
+LINES = 400  # of the output that are remembered: several tracebacks
+# Before a line of the log of an engine's process: its name, then level, time and place.
+LOG_PREFIX = re.compile(r"(\(\S+( \S+)* pid=\d+\) )?([A-Z]+ \S+ \S+ \[\S+\] )?")
+# A line that says what went wrong: of Python, of a compiler.
+TELLING = re.compile(r"[\w.]*(Error|Exception): |.*\berror: ")
+# An error of one process that says no more than that another one has failed.
+ELSEWHERE = re.compile("root cause|stack trace", re.IGNORECASE)
 # Parts of vLLM's errors, in lower case, and what to do about them; the first that fits counts.
 REMEDIES = {
-    "memory for the cache|kv cache|gpu memory utilization|out of memory": MEMORY,
+    "memory for the cache|kv cache|gpu memory utilization|out of memory": (
+        "raise captioner.gpu_memory_utilization or free the GPU, lower captioner.max_model_len or "
+        "captioner.batch_size, set captioner.quantization, or spread the model over GPUs with "
+        "captioner.tensor_parallel_size"
+    ),
     "maximum model length|maximum context length|max_model_len": (
         "set captioner.max_model_len to what the model can read, and large enough for picture, "
         "prompt and captioner.max_new_tokens; captioner.square_side or a lower "
@@ -54,9 +70,12 @@ REMEDIES = {
         "this vLLM does not know the model: set another captioner.model, or captioner.engine to "
         "transformers"
     ),
-    "root cause|stack trace": (  # of another process
-        f"the lines that vLLM printed above say why: of memory, {MEMORY}; of a damaged file, "
-        "delete it and fetch the model again"
+    "deserializing header|incomplete metadata": (
+        "a file of weights is damaged: delete it and fetch the model again"
+    ),
+    "nvcc|ninja|cuda_home|python.h|c compiler": (
+        "install a C compiler and Python's headers, as latteclip doctor says, and do not set "
+        "VLLM_USE_FLASHINFER_SAMPLER"
     ),
 }
 
@@ -98,33 +117,35 @@ class VllmEngine:
 
         self.version = f"vllm {vllm.__version__}"
         self._tokens = Tokens(processors.load(settings), settings.model)
+        self._copy = tempfile.NamedTemporaryFile()  # of what vLLM prints  # noqa: SIM115
         try:
-            self._llm = vllm.LLM(
-                model=settings.model,
-                revision=settings.revision,
-                dtype=settings.dtype,  # type: ignore[arg-type]
-                quantization=settings.quantization,  # type: ignore[arg-type]
-                tensor_parallel_size=settings.tensor_parallel_size,
-                max_model_len=settings.max_model_len,
-                max_num_seqs=settings.batch_size,
-                gpu_memory_utilization=settings.gpu_memory_utilization,
-                # vLLM reserves memory for the most of each kind that it allows.
-                limit_mm_per_prompt={"image": pictures, "video": 0, "audio": 0},
-                # The files of transformers, which `download_captioner` fetches. A repo may also
-                # have Mistral's form of them, which vLLM would prefer.
-                config_format="hf",
-                tokenizer_mode="hf",
-                load_format="safetensors",
-                # Of scores a picture comes once for each choice, under the same name. Of
-                # captions it comes once, and to hash it would be in vain.
-                mm_processor_cache_gb=1 if scoring else 0,
-                enable_prefix_caching=scoring,
-                enforce_eager=on_cpu,
-                trust_remote_code=False,
-            )
+            with copied_output(self._copy.name) as self._tee:
+                self._llm = vllm.LLM(
+                    model=settings.model,
+                    revision=settings.revision,
+                    dtype=settings.dtype,  # type: ignore[arg-type]
+                    quantization=settings.quantization,  # type: ignore[arg-type]
+                    tensor_parallel_size=settings.tensor_parallel_size,
+                    max_model_len=settings.max_model_len,
+                    max_num_seqs=settings.batch_size,
+                    gpu_memory_utilization=settings.gpu_memory_utilization,
+                    # vLLM reserves memory for the most of each kind that it allows.
+                    limit_mm_per_prompt={"image": pictures, "video": 0, "audio": 0},
+                    # The files of transformers, which `download_captioner` fetches. A repo may also
+                    # have Mistral's form of them, which vLLM would prefer.
+                    config_format="hf",
+                    tokenizer_mode="hf",
+                    load_format="safetensors",
+                    # Of scores a picture comes once for each choice, under the same name. Of
+                    # captions it comes once, and to hash it would be in vain.
+                    mm_processor_cache_gb=1 if scoring else 0,
+                    enable_prefix_caching=scoring,
+                    enforce_eager=on_cpu,
+                    trust_remote_code=False,
+                )
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"Captioner model {settings.model!r} cannot be loaded: {explained(error)}"
+                f"Captioner model {settings.model!r} cannot be loaded: {self._reason(error)}"
             ) from None
         self._refusals = (ValueError, vllm.exceptions.VLLMClientError)
         self._ends = (RuntimeError, MemoryError, vllm.exceptions.VLLMServerError)
@@ -133,6 +154,13 @@ class VllmEngine:
         self._max_queued = QUEUED * settings.batch_size
         self._ids = functools.lru_cache(CACHED_PROMPTS)(self._tokens.ids)
         self._names = map(str, itertools.count())  # of pictures
+        # An unfit model fails before work begins.
+        black = Image.new("RGB", (PROBE, PROBE))
+        [(_, answer)] = self.answer([Request(0, [black] * pictures, "?")])
+        if answer.error is not None:
+            raise UserError(
+                f"Captioner model {settings.model!r} cannot be asked about pictures: {answer.error}"
+            )
 
     def answer(
         self, requests: Iterable[Request], would_wait: Callable[[], bool] | None = None
@@ -184,8 +212,16 @@ class VllmEngine:
         try:
             outputs = self._llm.llm_engine.step()
         except self._ends as error:
-            raise UserError(f"vLLM stopped: {explained(error)}") from None
+            raise UserError(f"vLLM stopped: {self._reason(error)}") from None
         return (output for output in outputs if output.finished)
+
+    def _reason(self, error: BaseException) -> str:
+        """Return why the engine does not run; the job's log has the last lines that it printed."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._tee.wait(GRACE)
+        printed = Path(self._copy.name).read_text("utf-8", "replace").splitlines()[-LINES:]
+        log.info("vLLM printed:\n%s", "\n".join(printed), extra={"on_terminal": True})
+        return explained(error, printed)
 
     def _answer(self, asked: _Asked) -> Answer:
         outputs = [asked.outputs[number] for number in asked.numbers]
@@ -217,14 +253,47 @@ def _of_tail(logprobs: Any, tail: list[int]) -> float:
     return float(sum(place[number].logprob for place, number in places))
 
 
-def explained(error: BaseException) -> str:
-    """Return one sentence: the line of the error that says what failed, and what to change."""
+@contextlib.contextmanager
+def copied_output(path: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Copy to a file what this process prints in the body, and the processes that it starts there.
+
+    Yields `tee`, which passes all on to the standard error and ends with the last of the processes.
+    """
+    command = ["tee", path]
+    tee = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, start_new_session=True)
+    before = [os.dup(number) for number in (1, 2)]
+    with tee.stdin:  # type: ignore[union-attr]
+        _redirect([tee.stdin.fileno()] * 2)  # type: ignore[union-attr]
+    try:
+        yield tee
+    finally:
+        _redirect(before)
+        for saved in before:
+            os.close(saved)
+
+
+def _redirect(files: Sequence[int]) -> None:
+    """Let standard output and standard error write to two open files."""
+    for number, (stream, file) in enumerate(zip((sys.stdout, sys.stderr), files, strict=True), 1):
+        with contextlib.suppress(OSError):  # nobody reads it
+            stream.flush()
+        os.dup2(file, number)
+
+
+def explained(error: BaseException, printed: Sequence[str] = ()) -> str:
+    """Return one sentence: the telling line, and which key of the configuration to change.
+
+    The last lines that vLLM printed tell more where the error only says that a process failed.
+    """
     texts = [str(error)]
     if isinstance(error, pydantic.ValidationError):
         texts = [each["msg"].removeprefix("Value error, ") for each in error.errors()]
-    lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
+    raised = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
+    bare = [LOG_PREFIX.sub("", line, count=1) for line in reversed(printed)]
+    lines = [*raised, *filter(TELLING.match, bare)]
+    lines = [line for line in lines if not ELSEWHERE.search(line)] or raised or [repr(error)]
     for marks, remedy in REMEDIES.items():
         for line in lines:
             if re.search(marks, line.lower()):
                 return f"{one_line(line).rstrip('.')}; {remedy}."
-    return one_line(lines[0] if lines else repr(error))
+    return one_line(lines[0])

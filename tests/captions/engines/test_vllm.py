@@ -34,10 +34,11 @@ if __name__ == "__main__":
     settings = dataclasses.replace(SETTINGS, engine="vllm", batch_size=8)
     weights = Path(shutil.copytree(SETTINGS.model, folder / "model"), "model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1000])
-    changes = {"max_model_len": 9999}, {"model": str(folder / "model")}
-    for each in changes:
-        unfit = dataclasses.replace(settings, **each)
-        assert main.main(command(index, unfit, folder / "x.parquet")[1:]) == 2
+    changes = {"long": {"max_model_len": 9999}, "damaged": {"model": str(folder / "model")}}
+    for name, each in changes.items():
+        unfit, log = dataclasses.replace(settings, **each), folder / f"{name}.log"
+        arguments = command(index, unfit, folder / "x.parquet", "--log", log)
+        assert main.main(arguments[1:]) == 2
 
     engine = requests.start(settings, 1, 1, scoring=True)
     requests.start = lambda *_, **__: engine
@@ -59,10 +60,10 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def by_vllm(index, textures, tmp_path_factory):
-    """An engine in a process of its own, as on a GPU: what it prints, and the folder it writes."""
+    """An engine in a process of its own, as on a GPU: its standard error, and its folder."""
     folder = tmp_path_factory.mktemp("vllm")
     run = python(ALL, index, folder, *textures, VLLM_ENABLE_V1_MULTIPROCESSING="1")
-    return run, folder
+    return run.stderr, folder
 
 
 @pytest.mark.slow
@@ -93,13 +94,17 @@ def test_what_vllm_refuses_is_one_error_of_the_request(by_vllm):
 
 
 @pytest.mark.slow
-def test_why_an_engine_does_not_start_is_one_sentence(by_vllm):
-    """Of this process, and of the engine's, whose exception says no more than that it failed."""
-    run, _ = by_vllm
-    long, damaged = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
-    assert "captioner.max_model_len" in long
-    assert "printed above" in damaged
-    assert "SafetensorError: " in run.stdout + run.stderr
+def test_why_an_engine_does_not_start_is_in_the_job_s_log(by_vllm):
+    """By an engine whose exception says no more than that it failed."""
+    errors, folder = by_vllm
+    long, damaged = ((folder / f"{name}.log").read_text() for name in ("long", "damaged"))
+    [reason] = [line for line in long.splitlines() if line.startswith("error: ")]
+    assert "captioner.max_model_len" in reason
+    [reason] = [line for line in damaged.splitlines() if line.startswith("error: ")]
+    assert "SafetensorError: " in reason
+    assert "fetch the model again" in reason
+    traceback = "Traceback (most recent call last)"  # of the engine, passed on once
+    assert damaged.count(traceback) == errors.count(traceback) > 0
 
 
 @pytest.mark.slow
@@ -139,16 +144,55 @@ def test_a_gpu_without_a_compiler_is_refused_before_vllm_is_imported(monkeypatch
         ("CUDA out of memory. Tried to allocate 2.00 GiB.", "batch_size"),
         ("The prompt (length 3000) is longer than the maximum model length.", "max_model_len"),
         ("Model architectures ['X'] are not supported for now.", r"captioner.model"),
-        ("Engine core initialization failed. See root cause above.", "gpu_memory_utilization"),
-        ("Something.\nelse", "Something."),
-        ("", "ValueError"),
+        ("Failed to find C compiler. Please specify via CC environment variable", "doctor"),
     ],
 )
 def test_errors_of_vllm_name_the_key_to_turn(error, key):
-    found = explained(ValueError(error))
-    assert found.startswith(error.partition("\n")[0].rstrip("."))
-    assert key in found
-    assert "\n" not in found
+    """Of this process, and of the engine's own process by what it prints."""
+    place = "(EngineCore pid=21) ERROR 11-26 20:01:55 [core.py:1510]"
+    printed = [
+        "x.py:3: UserWarning: out of memory, quantization",
+        f"{place} Traceback (most recent call last):",
+        f'{place}     raise ValueError("max_model_len, quantization")',
+        f"{place} ValueError: {error}",
+        f"{place} Exception: WorkerProc initialization failed. See stack trace for root cause.",
+    ]
+    failed = RuntimeError("Engine core initialization failed. See root cause above.")
+    for found in (explained(ValueError(error)), explained(failed, printed)):
+        assert found.removeprefix("ValueError: ").startswith(error.rstrip("."))
+        assert key in found
+
+
+def test_an_error_that_nobody_knows_is_its_first_line():
+    assert explained(RuntimeError("something\nelse")) == "something"
+    assert explained(RuntimeError()) == "RuntimeError()"
+    dead = RuntimeError("EngineCore encountered an issue. See stack trace (above).")
+    assert explained(dead, ["main.c:9:10: fatal error: x.h: No such file"]).startswith("main.c")
+    assert explained(dead, ["no error here"]).startswith("EngineCore encountered an issue")
+
+
+# What an engine's processes print: one ends in the body, one is still there after it.
+LATER = """
+import subprocess, sys
+from latteclip.captions.engines.vllm import copied_output
+print("before")
+with copied_output(sys.argv[1]) as tee:
+    print("here", flush=True)
+    subprocess.run([sys.executable, "-c", "print('child')"])
+    code = "import sys; sys.stdin.read(); print('late', file=sys.stderr)"
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+child.communicate(b"")
+tee.wait()
+print("after")
+"""
+
+
+def test_an_engine_s_output_is_passed_on_and_copied(tmp_path):
+    """Also of a process that ends later, and of this one."""
+    run = python(LATER, tmp_path / "copy")
+    assert run.stdout.splitlines() == ["before", "after"]
+    for found in (run.stderr, (tmp_path / "copy").read_text()):
+        assert found.splitlines() == ["here", "child", "late"]
 
 
 # The machine of the tests has no CUDA. A card is stood in for by an `nvidia-smi`, and all functions
