@@ -19,7 +19,6 @@ import numpy as np
 from scipy import stats
 
 from latteclip.audit import score
-from latteclip.audit.estimate import Interval, share
 from latteclip.audit.sampling import (
     STRATA,
     Floats,
@@ -30,6 +29,7 @@ from latteclip.audit.sampling import (
     sampling_order,
     stratify,
 )
+from latteclip.audit.score import Interval, share
 from latteclip.core import tables
 from latteclip.labels.answers import CLASS, Answer
 

@@ -20,7 +20,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -195,6 +195,41 @@ def in_class_order(classnames: Sequence[str], likely: Sequence[int]) -> list[str
 
 
 # --- the command ---------------------------------------------------------------------------------
+
+
+def audit(
+    results: str,
+    /,
+    split: Literal["test", "train"] | None = None,
+    budget: int = 100,
+    offline: str | None = None,
+    answers: str | None = None,
+    score: bool = False,
+    port: int = 0,
+    no_browser: bool = False,
+) -> None:
+    """Ask you about a few images, and report whether tuning helped.
+
+    The page is on this machine alone, and its address is a secret. Images are drawn at random,
+    more of them where an answer tells more. No model is trained on the answers. They are in
+    RESULTS/audit, and the workflow scores models by them.
+
+    Args:
+        split: whose images (default: test, where there are any); of the training images beside a
+            test split, those that no model learned from
+        answers: import the answers that it exports
+        score: print the estimate from the answers so far
+    """
+    session = AuditSession(results, split, budget)
+    if offline:
+        write_offline(session, offline)
+        return
+    if answers:
+        import_answers(session, answers)
+    if answers or score:
+        print_result(session)
+    else:
+        serve(session, port, browser=not no_browser)
 
 
 def print_result(interview: Interview) -> None:

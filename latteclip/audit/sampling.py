@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latteclip.audit.estimate import Floats, Ints
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.hashing import digest
@@ -21,6 +21,8 @@ from latteclip.evaluate.results import Run, read_selection
 from latteclip.evaluate.train_predictions import MISSING, TRAIN_PREDICTIONS
 from latteclip.labels.answers import AnswerSchema
 
+Ints = npt.NDArray[np.int_]
+Floats = npt.NDArray[np.float64]
 BASELINE = "zero_shot"
 BASELINES = (BASELINE, "zero_shot_calibrated")  # which need no model of their own
 TABLES = ("predictions.parquet", "left_out.parquet", "train_predictions.parquet")  # of a run
@@ -37,13 +39,8 @@ STRATA = {
 RATES = np.array(list(STRATA.values()))  # [H]
 # A stratum that would get fewer of the first PREFIX images is joined with the next.
 MIN_IMAGES, PREFIX = 5, 50
-PLAN = pa.schema(
-    {
-        "image_id": pa.string(),
-        "stratum": pa.int8(),
-        "turn": pa.int32(),  # position in the order, from 0
-    }
-)
+# `turn` is the position in the order, from 0.
+PLAN = pa.schema({"image_id": pa.string(), "stratum": pa.int8(), "turn": pa.int32()})
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from latteclip.audit import app
 from latteclip.audit.app import OFFERED, Interview, Question, in_class_order
 from latteclip.audit.score import export_step
 from latteclip.config.hub_names import slug
@@ -48,6 +49,35 @@ ITERATIONS = 20  # of k-means
 DOUBT = 0.5  # a label below this probability is in doubt
 DENIED, CERTAIN = 0.02, 0.9  # an answer this unlikely, against a class this likely, is asked again
 MAX_TEXTS = 256  # captions encoded at once
+
+
+def teach(
+    results: str,
+    /,
+    budget: int = 100,
+    offline: str | None = None,
+    answers: str | None = None,
+    port: int = 0,
+    no_browser: bool = False,
+) -> None:
+    """Ask you about the training images from which the labels learn most.
+
+    The first half of the images are those whose labels are in doubt, and the labels learn from
+    every ten answers. The other half are drawn at random and check the labels. Answers are in
+    RESULTS/answers.json. Run the workflow again, and labels, recommended model and pages follow
+    them.
+
+    Args:
+        answers: import the answers that it exports, or labels of some images: CSV, Parquet or JSON
+            Lines with the columns image and class, or an export of Label Studio
+    """
+    session = TeachingSession(results, budget)
+    if offline:
+        app.write_offline(session, offline)
+    elif answers:
+        app.import_answers(session, answers)
+    else:
+        app.serve(session, port, browser=not no_browser)
 
 
 class TeachingSession(Interview):
@@ -83,7 +113,7 @@ class TeachingSession(Interview):
         self._place = {int(row): place for place, row in enumerate(self.pool)}
         self._is_light = len(self.pool) * len(self.classnames) > LIGHT_ENTRIES
         self.model = self._read_model()
-        self.posterior = self._probabilities()  # [P, C]
+        self._learn({})
         self._start = self._labels
         self.questions = []
         self._ask(
@@ -180,10 +210,6 @@ class TeachingSession(Interview):
         """The likeliest classes [P]."""
         return self.posterior.argmax(dim=1)
 
-    def _probabilities(self) -> torch.Tensor:
-        """Return the probabilities [P, C] of the classes."""
-        return self.model.log_posterior(torch.arange(len(self.pool))).exp()
-
     def _learn(self, answers: Mapping[str, Answer]) -> None:
         """Learn from the answers of the first phase."""
         taught = {  # known by name alone, so that no file is read
@@ -195,7 +221,7 @@ class TeachingSession(Interview):
             self.model = self.model.answered(labelled)
             for _ in range(1 if self._is_light else STEPS):
                 self.model.step(light=self._is_light)
-        self.posterior = self._probabilities()
+        self.posterior = self.model.log_posterior(torch.arange(len(self.pool))).exp()  # [P, C]
 
     def _next_questions(
         self, answers: Mapping[str, Answer], *, learn: bool = True
@@ -253,13 +279,10 @@ class TeachingSession(Interview):
             if name not in repeated and row in self._place
         }
         predicted = self._predicted(once).exp()
-        shares = predicted[range(len(once)), [*once.values()]].tolist()
-        share_of = dict(zip(once, shares, strict=True))
-        certain = (predicted > CERTAIN).any(dim=1).tolist()
-        denied = [
-            row for row, sure in zip(once, certain, strict=True) if sure and share_of[row] < DENIED
-        ]
-        return sorted(denied, key=share_of.__getitem__)[:1]
+        shares = predicted[range(len(once)), [*once.values()]]
+        shares[~(predicted > CERTAIN).any(dim=1)] = 1.0
+        ordered = sorted(zip(shares.tolist(), once, strict=True))
+        return [row for share, row in ordered[:1] if share < DENIED]
 
     def _checked(self, answers: Mapping[str, Answer]) -> tuple[int, int, float, float] | None:
         """Return right and checked labels, and the interval for the share of all that are right."""

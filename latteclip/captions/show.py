@@ -3,7 +3,7 @@
 import os
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from latteclip.captions.groups import GroupSettings
 from latteclip.captions.pictures import pictures_of, read_image
@@ -16,13 +16,17 @@ from latteclip.core.files import from_values
 WIDTH = 100
 
 
-def show(path: str, n: int, pictures: str | None = None) -> str:
-    """Return n captions of a table in results/<dataset>/captions, spread over it, as text.
+def captions(action: Literal["show"], file: str, /, n: int = 5, pictures: str | None = None) -> str:
+    """Show a few captions with class and prompt.
 
-    The folder `pictures` gets the pictures as the model saw them.
+    Args:
+        action: show
+        file: a table of captions: results/<dataset>/captions/*.parquet
+        n: how many (default: 5)
+        pictures: folder in which their pictures are drawn
     """
-    table, metadata = tables.read(path, tables.CAPTIONS)
-    results = Path(path).resolve().parents[1]
+    table, metadata = tables.read(file, tables.CAPTIONS)
+    results = Path(file).resolve().parents[1]
     index, classnames = tables.read_unlabelled(results / "images.parquet", training=True)
     paths = dict(zip(index["image_id"].to_pylist(), index["path"].to_pylist(), strict=True))
     step = max(1, len(table) // max(1, n))
@@ -33,12 +37,12 @@ def show(path: str, n: int, pictures: str | None = None) -> str:
         columns = tables.PSEUDO_LABELS, "image_id", "pseudo_label"
         found = tables.lookup(labels, *columns, [row["id"] for row in rows])
         names = [classnames[label] for label in found]
-    blocks = [_header(path, len(table), metadata)]
+    blocks = [_header(file, len(table), metadata)]
     for row, name in zip(rows, names, strict=True):
         lines = _lines(row, name)
         if pictures is not None:
-            files = save_pictures(row, metadata, paths, pictures)
-            lines += [f"  picture   {file}" for file in files]
+            saved = save_pictures(row, metadata, paths, pictures)
+            lines += [f"  picture   {picture}" for picture in saved]
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 

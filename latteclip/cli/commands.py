@@ -13,7 +13,12 @@ from typing import Literal
 from latteclip.core.errors import UserError
 
 COMMANDS = {  # of users: the modules of their functions, in the order of the help
-    **dict.fromkeys(("workflow", "datasets", "captions", "labels", "teach", "audit"), __name__),
+    "workflow": __name__,
+    "datasets": "latteclip.data.download_dataset",
+    "captions": "latteclip.captions.show",
+    "labels": __name__,
+    "teach": "latteclip.audit.teach",
+    "audit": "latteclip.audit.app",
     "predict": "latteclip.deploy.predict",
     "export": "latteclip.deploy.export",
     "status": "latteclip.cli.status",
@@ -69,31 +74,6 @@ def workflow(arguments: Sequence[str], /) -> None:
     os.execv(sys.executable, [*command, "--directory", ".", *arguments])  # it gets all signals
 
 
-def datasets(check: Sequence[str] = (), /) -> str:
-    """List the datasets, or verify what is on disk.
-
-    Args:
-        check: check, and the keys of datasets to verify (default: all that are on disk)
-    """
-    from latteclip.data import download_dataset
-
-    return download_dataset.command(check)
-
-
-def captions(action: Literal["show"], file: str, /, n: int = 5, pictures: str | None = None) -> str:
-    """Show a few captions with class and prompt.
-
-    Args:
-        action: show
-        file: a table of captions: results/<dataset>/captions/*.parquet
-        n: how many (default: 5)
-        pictures: folder in which their pictures are drawn
-    """
-    from latteclip.captions import show
-
-    return show.show(file, n, pictures)
-
-
 def labels(
     action: Literal["show", "export"],
     results: str,
@@ -137,72 +117,3 @@ def labels(
     return export_labels.export_labels(
         results, format, output, copy=copy, leave_out=leave_out, **errors
     )
-
-
-def teach(
-    results: str,
-    /,
-    budget: int = 100,
-    offline: str | None = None,
-    answers: str | None = None,
-    port: int = 0,
-    no_browser: bool = False,
-) -> None:
-    """Ask you about the training images from which the labels learn most.
-
-    The first half of the images are those whose labels are in doubt, and the labels learn from
-    every ten answers. The other half are drawn at random and check the labels. Answers are in
-    RESULTS/answers.json. Run the workflow again, and labels, recommended model and pages follow
-    them.
-
-    Args:
-        answers: import the answers that it exports, or labels of some images: CSV, Parquet or JSON
-            Lines with the columns image and class, or an export of Label Studio
-    """
-    from latteclip.audit import app
-    from latteclip.audit.teach import TeachingSession
-
-    session = TeachingSession(results, budget)
-    if offline:
-        app.write_offline(session, offline)
-    elif answers:
-        app.import_answers(session, answers)
-    else:
-        app.serve(session, port, browser=not no_browser)
-
-
-def audit(
-    results: str,
-    /,
-    split: Literal["test", "train"] | None = None,
-    budget: int = 100,
-    offline: str | None = None,
-    answers: str | None = None,
-    score: bool = False,
-    port: int = 0,
-    no_browser: bool = False,
-) -> None:
-    """Ask you about a few images, and report whether tuning helped.
-
-    The page is on this machine alone, and its address is a secret. Images are drawn at random,
-    more of them where an answer tells more. No model is trained on the answers. They are in
-    RESULTS/audit, and the workflow scores models by them.
-
-    Args:
-        split: whose images (default: test, where there are any); of the training images beside a
-            test split, those that no model learned from
-        answers: import the answers that it exports
-        score: print the estimate from the answers so far
-    """
-    from latteclip.audit import app
-
-    session = app.AuditSession(results, split, budget)
-    if offline:
-        app.write_offline(session, offline)
-        return
-    if answers:
-        app.import_answers(session, answers)
-    if answers or score:
-        app.print_result(session)
-    else:
-        app.serve(session, port, browser=not no_browser)

@@ -327,13 +327,17 @@ def _check_name(name: str, archive: Path) -> None:
         raise UserError(f"{archive} holds {name!r}, which leads out of its folder: refused.")
 
 
-def command(words: Sequence[str]) -> str:
-    """Return the output of `latteclip datasets [check [KEY ...]]`."""
+def datasets(check: Sequence[str] = (), /) -> str:
+    """List the datasets, or verify what is on disk.
+
+    Args:
+        check: check, and the keys of datasets to verify (default: all that are on disk)
+    """
     known = layers.datasets()
     model.check({"datasets": known})
-    if not words:
+    if not check:
         return _table(known)
-    action, *keys = words
+    action, *keys = check
     if action != "check":
         raise UserError(model.unknown(f"latteclip datasets {action}", action, ["check"]))
     for key in keys:

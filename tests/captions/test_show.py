@@ -3,17 +3,17 @@ from support.captioning import CLASSNAMES, provenance, read
 
 from latteclip.captions.pictures import grid
 from latteclip.captions.requests import Answer
-from latteclip.captions.show import save_pictures, show
+from latteclip.captions.show import captions, save_pictures
 from latteclip.cli import main
 
 
 def test_captions_are_shown_with_class_and_prompt(captioned):
-    text = show(str(captioned.folder / "captions/images.parquet"), 3)
+    text = captions("show", str(captioned.folder / "captions/images.parquet"), 3)
     assert "7 captions by some/model (recorder 1, revision abc, " in text
     assert text.count("prompt    What?") == 3
     assert f"class     {CLASSNAMES[1]} (pseudo-label)" in text
     assert "caption   Red dots on cloth." in text
-    everything = show(str(captioned.folder / "captions/images.parquet"), 99)
+    everything = captions("show", str(captioned.folder / "captions/images.parquet"), 99)
     assert everything.count("prompt    What?") == 7
     assert "none: HTTP 400" in everything
     assert "none: empty" in everything
@@ -27,7 +27,7 @@ def test_groups_are_shown_with_their_members_and_their_pictures_can_be_made_agai
 ):
     path = captioned.folder / "captions/groups.parquet"
     folder = tmp_path / "pictures"
-    text = show(str(path), 2, str(folder))
+    text = captions("show", str(path), 2, str(folder))
     assert text.count("members   ") == 2
     asked = {request.key: request.pictures for request in recorder.requests[-7:]}
     columns = read(path)

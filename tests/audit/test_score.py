@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from latteclip.audit import estimate
+from latteclip.audit import score
 
 # The farms of the United States in 1992, acres by county (Lohr, Sampling: Design and Analysis,
 # example 3.2): counties of each region, counties drawn, and mean and variance of these.
@@ -24,34 +24,34 @@ def sample(mean, variance, n):
 
 
 def test_mean_and_error_are_those_of_a_textbook(monkeypatch):
-    monkeypatch.setattr(estimate, "ADDED", 0)
+    monkeypatch.setattr(score, "ADDED", 0)
     rows = list(REGIONS.values())
     values = np.concatenate([sample(mean, var, n) for _, n, mean, var in rows])
     strata = np.repeat(np.arange(4), [n for _, n, _, _ in rows])
     sizes = np.array([size for size, _, _, _ in rows])
-    found = estimate.stratified_mean(values, strata, sizes, largest=0)
+    found = score.stratified_mean(values, strata, sizes, largest=0)
     assert found.value * sizes.sum() == pytest.approx(TOTAL, rel=1e-6)
     assert found.variance**0.5 * sizes.sum() == pytest.approx(ERROR, rel=1e-6)
 
 
 def test_a_share_is_wilsons_interval_where_answers_are_many():
     hits = np.repeat([1.0, 0.0], [900, 1100])
-    found = estimate.share(hits, np.zeros(2000, int), np.array([10**9]))
+    found = score.share(hits, np.zeros(2000, int), np.array([10**9]))
     wilson = stats.binomtest(900, 2000).proportion_ci(method="wilson")
     assert (found.low, found.high) == pytest.approx((wilson.low, wilson.high), abs=2e-4)
 
 
 @pytest.mark.parametrize("hit", [0.0, 1.0])
 def test_answers_that_are_all_alike_do_not_count_as_certain(hit):
-    found = estimate.share(np.full(20, hit), np.repeat([0, 1], 10), np.array([500, 500]))
+    found = score.share(np.full(20, hit), np.repeat([0, 1], 10), np.array([500, 500]))
     assert found.value == hit
     assert 0.05 < found.high - found.low < 0.4
 
 
 def test_a_stratum_without_answers_makes_the_interval_wider():
     hits, strata = np.array([1.0, 0.0] * 10), np.zeros(20, int)
-    known = estimate.share(hits, strata, np.array([1000]))
-    guessed = estimate.share(hits, strata, np.array([600, 400]))
+    known = score.share(hits, strata, np.array([1000]))
+    guessed = score.share(hits, strata, np.array([600, 400]))
     assert guessed.value == known.value
     assert guessed.high - guessed.low > known.high - known.low
 
@@ -62,7 +62,7 @@ def test_a_difference_counts_only_where_two_say_different_things():
     drawn = np.arange(0, n, 10)
     hits = np.where(differ[drawn] == 1, 1.0, 0.5)
     others = np.where(differ[drawn] == 1, 0.0, 0.5)
-    found, more = estimate.difference(hits, others, drawn, np.zeros(n, int), differ)
+    found, more = score.difference(hits, others, drawn, np.zeros(n, int), differ)
     assert found.value == pytest.approx(0.2)
     assert found.high == pytest.approx(0.2)  # it cannot be more
     assert more == 0
@@ -77,7 +77,7 @@ def test_as_many_more_answers_as_it_says_decide():
     def more_after(times):
         hits = np.tile(values, times)
         drawn = np.arange(len(hits))
-        return estimate.difference(hits, 1 - hits, drawn, np.zeros(n, int), differ)[1]
+        return score.difference(hits, 1 - hits, drawn, np.zeros(n, int), differ)[1]
 
     more = more_after(1)
     assert more > 0
@@ -96,6 +96,6 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
         rows = np.concatenate(
             [rng.choice(np.flatnonzero(strata == h), 20, False) for h in range(3)]
         )
-        found = estimate.share(hits[rows] * 1.0, strata[rows], np.array([600, 300, 100]))
+        found = score.share(hits[rows] * 1.0, strata[rows], np.array([600, 300, 100]))
         holds += found.low <= truth <= found.high
     assert holds / 400 > 0.93
