@@ -21,6 +21,11 @@ def count_mentions(texts: pa.ChunkedArray, classnames: Sequence[str]) -> int:
     return n - len(texts)
 
 
+def mention(classname: str) -> re.Pattern[str]:
+    """Return the pattern that finds a class name as whole words, in any case, in a single text."""
+    return re.compile(rf"(?<!\w){re.escape(classname)}(?!\w)", re.IGNORECASE)
+
+
 def user_file_of(metadata: Mapping[str, Any]) -> str | None:
     """Return the user's file that a CAPTIONS table was made from; None: a model wrote it."""
     captioner = metadata.get("captioner", {})

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from latteclip.captions.pictures import grid
-from latteclip.captions.text import count_mentions
+from latteclip.captions.text import mention
 from latteclip.core import tables
 from latteclip.core.files import read_object
 from latteclip.data.images import open_rgb
@@ -98,13 +98,14 @@ def read_captions(
     counts: Counter[str] = Counter()
     rows: dict[int, Row] = {}
     of_label: dict[int, Row] = {}
+    mentions = [*map(mention, classnames)]
     for piece in tables.read_pieces(path, tables.CAPTIONS, ["members", "caption"], PIECE):
         places = train.places(pc.list_element(piece["members"], 0))
-        counts["texts"] += pc.sum(pc.not_equal(piece["caption"], "")).as_py() or 0
+        texts = piece["caption"].to_pylist()
+        counts["texts"] += sum(map(bool, texts))
         for kind, labels in known.items():
-            for label in np.unique(labels[places]):
-                texts = piece["caption"].filter(pa.array(labels[places] == label))
-                counts[kind] += count_mentions(texts, [classnames[label]])
+            pairs = zip(texts, labels[places].tolist(), strict=True)
+            counts[kind] += sum(bool(mentions[label].search(text)) for text, label in pairs)
         for row, label in zip(piece.to_pylist(), train.pseudo_labels[places].tolist(), strict=True):
             of_label.setdefault(label, row)
             for name in numbers.keys() & row["members"]:
