@@ -17,7 +17,7 @@ from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.clip.model import Clip
 from latteclip.core import devices
-from latteclip.core.errors import UserError
+from latteclip.core.errors import UserError, first_line
 from latteclip.core.signals import Signals
 from latteclip.train import data, parallel
 from latteclip.train.images import Augmentation, TrainingImages
@@ -98,8 +98,26 @@ def prepare_training(clip: Clip, compute: Compute, batch_norm: str) -> bool:
         )
     clip.micro_batch = None if compute.micro_batch == "auto" else compute.micro_batch
     if compute.gradient_checkpointing:
-        model.set_grad_checkpointing(True)
+        try:
+            model.set_grad_checkpointing(True)
+        except (ValueError, AttributeError, NotImplementedError) as error:
+            raise UserError(
+                f"compute.gradient_checkpointing does not go with clip.model ({first_line(error)});"
+                " set it to false."
+            ) from error
+    convolutions = sum(isinstance(each, torch.nn.Conv2d) for each in model.visual.modules())
+    # For convolutions on a GPU. A ViT has one, which cuts the patches. On a CPU the backward pass
+    # of torch 2.13 writes past its memory in this format.
+    if convolutions > 1 and clip.device.type == "cuda":
+        model.visual.to(memory_format=torch.channels_last)
     if compute.compile:
+        try:
+            torch.compile(lambda x: 2 * x + 1)(torch.ones(8, device=clip.device))
+        except RuntimeError as error:
+            raise UserError(
+                f"compute.compile: torch.compile does not work here ({first_line(error)}); "
+                "install a C++ compiler or set it to false."
+            ) from error
         model.visual.compile()
         encode.text_tower(model).transformer.compile(dynamic=True)
     return compute.micro_batch == "auto" and not moves and parallel.size() == 1
@@ -208,7 +226,11 @@ class Training:
             }
 
     def _halving_on_oom(self, batch: Batch) -> base.Outcome:
-        """Return what `_gradients` does, in smaller micro-batches each time memory runs out."""
+        """Return what `_gradients` does, in smaller micro-batches each time memory runs out.
+
+        All random draws are the same again.
+        """
+        objective, random = self.objective.state(), self._random_state()
         while True:
             self.adamw.zero_grad()
             try:
@@ -217,6 +239,8 @@ class Training:
                 size = self.clip.micro_batch or len(batch[2])
                 if size == 1 or not self.may_halve:
                     raise
+            self.objective.restore(objective)
+            self._restore_random(random)
             self.clip.micro_batch = 1 << ((size - 1).bit_length() - 1)  # a power of two
             log.info("compute.micro_batch: %d do not fit, %d at once.", size, self.clip.micro_batch)
 
@@ -255,8 +279,7 @@ class Training:
             "objective": self.objective.state(),
             "predicted": self.predicted,
             "history": self.history,
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state() if self.clip.device.type == "cuda" else None,
+            **self._random_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -267,6 +290,14 @@ class Training:
         self.objective.restore(state["objective"])
         self.predicted = state["predicted"].to(self.clip.device)
         self.history = state["history"]
+        self._restore_random(state)
+
+    def _random_state(self) -> dict[str, torch.Tensor | None]:
+        on_gpu = self.clip.device.type == "cuda"
+        cuda = torch.cuda.get_rng_state() if on_gpu else None
+        return {"torch": torch.get_rng_state(), "cuda": cuda}
+
+    def _restore_random(self, state: dict[str, Any]) -> None:
         torch.set_rng_state(state["torch"])
         if self.clip.device.type == "cuda" and state["cuda"] is not None:
             torch.cuda.set_rng_state(state["cuda"])

@@ -9,12 +9,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.backbones import CPU, assert_same_gradients, gradients, limit_memory
+from support.backbones import CPU, assert_same_gradients, gradients, limit_memory, pictures
 from support.objectives import SHAPES, Case
 from support.tiny import FINETUNE
 
+from latteclip.clip import encode
 from latteclip.clip import model as clips
+from latteclip.clip.classifier import Classifier
 from latteclip.core import devices
+from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError
 from latteclip.core.signals import Signals
 from latteclip.train.objectives.flyp import Flyp
@@ -81,6 +84,32 @@ def test_moving_statistics_of_parts_of_batches_are_refused(
     prepare(load(backbones, "vit"), "train", **compute)
     with pytest.raises(UserError, match=r"finetune\.batch_norm"):
         prepare(load(backbones, "resnet"), "train", **compute)
+
+
+def test_channels_last_changes_no_feature_and_nothing_that_is_saved(backbones, tmp_path):
+    """It is for convolutions on a GPU."""
+    clip, images = load(backbones, "convnext"), pictures(load(backbones, "convnext"), 3)
+    before = encode.encode_images(clip, images)
+    clip.device = torch.device("cuda")
+    prepare(clip)
+    clip.device = CPU
+    matrices = [each for each in clip.model.visual.parameters() if each.ndim == 4]
+    assert all(each.is_contiguous(memory_format=torch.channels_last) for each in matrices)
+    torch.testing.assert_close(encode.encode_images(clip, images), before, rtol=1e-4, atol=1e-5)
+    clips.save(
+        clip, Classifier.of(torch.eye(2)), ["a", "b"], ClassTemplates(["{}"]), tmp_path / "m"
+    )
+    again = clips.load(f"local-dir:{tmp_path / 'm'}", None, CPU)
+    assert torch.equal(encode.encode_images(again, images), before)
+
+
+def test_a_machine_that_cannot_compile_is_told_the_key(backbones, monkeypatch):
+    def run(*_):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda function: run)
+    with pytest.raises(UserError, match=r"compute\.compile"):
+        prepare(load(backbones, "vit"), compile=True)
 
 
 def has_compiler():
@@ -215,6 +244,11 @@ def test_a_step_halves_its_micro_batches_until_they_fit(rows, chosen, monkeypatc
     limit_memory(monkeypatch, case.clip, rows)
     take(training, case)
     assert case.clip.micro_batch == chosen
+    other = Case(6, 4, 9)
+    other.clip.micro_batch = chosen
+    from_the_start = a_training(other, "latteclip")
+    take(from_the_start, other)  # draws the same groups
+    assert torch.equal(training.objective.prototypes, from_the_start.objective.prototypes)
 
 
 @pytest.mark.parametrize(("rows", "may_halve"), [(0, True), (5, False)])
