@@ -237,14 +237,17 @@ def test_micro_batches_give_every_objective_its_gradients(objective, shape, size
         torch.testing.assert_close(parts[name], gradient, rtol=1e-5, atol=1e-5 * largest, msg=name)
 
 
-@pytest.mark.parametrize(("rows", "chosen"), [(6, None), (5, 4), (1, 1)])
-def test_a_step_halves_its_micro_batches_until_they_fit(rows, chosen, monkeypatch):
-    case = Case(6, 4, 9)
+@pytest.mark.parametrize(
+    ("classes", "rows", "chosen"), [(4, 6, None), (4, 5, 4), (4, 1, 1), (9, 6, 4)]
+)
+def test_a_step_halves_its_micro_batches_until_they_fit(classes, rows, chosen, monkeypatch):
+    """With nine classes the images fit at first and the texts do not."""
+    case = Case(6, classes, 9)
     training = a_training(case, "latteclip", may_halve=True)
     limit_memory(monkeypatch, case.clip, rows)
     take(training, case)
     assert case.clip.micro_batch == chosen
-    other = Case(6, 4, 9)
+    other = Case(6, classes, 9)
     other.clip.micro_batch = chosen
     from_the_start = a_training(other, "latteclip")
     take(from_the_start, other)  # draws the same groups
