@@ -37,7 +37,6 @@ def assemble_model(classifier_path: str, settings: PretrainedClip, output: str) 
 
 
 def _add_eyes(names: list[str], folder: Path) -> None:
-    """Write image models beside CLIP into its folder."""
     models = [image_models.load(name, torch.device("cpu")) for name in names]
     for number, model in enumerate(models):
         image_models.save(model, folder / image_models.EYES / str(number))

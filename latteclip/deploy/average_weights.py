@@ -52,14 +52,12 @@ def average_weights(
     _average(first, [each.model for each in used[1:]])
     history, described = tables.read(used[0].history, tables.HISTORY)
     described |= {"marks": sorted(set(described["marks"])), "averaged": len(used)}
-    columns = {name: history[name] for name in history.column_names}
-    tables.write(history_output, columns, tables.HISTORY, described)
+    tables.write(history_output, history, tables.HISTORY, described)
     names = first.classnames
     left_out = [read_predictions(each.train_predictions, names, held_out=True) for each in used]
     rows = pa.concat_tables(left_out).combine_chunks()  # none left out an image of another
-    columns = {"image_id": rows["image_id"], "prediction": rows["prediction"]}
-    columns["held_out"] = np.full(len(rows), fill_value=True)
-    tables.write(left_out_output, columns, TRAIN_PREDICTIONS, {"classnames": names})
+    rows = rows.append_column("held_out", np.full((1, len(rows)), fill_value=True))
+    tables.write(left_out_output, rows, TRAIN_PREDICTIONS, {"classnames": names})
     texts = class_embeddings(first.clip, first.words.template, names)  # [C, D]
     with replacing(model_output) as folder:
         clips.save(first.clip, Classifier.of(texts), names, first.words, folder)

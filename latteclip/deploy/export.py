@@ -2,8 +2,6 @@
 
 Each form is a folder with the weights as its library expects them, the classifier, the class names
 as CLIP_benchmark reads them, and a model card of where it comes from and how to use it.
-
-Letters: N images, C classes, D embedding width, H x W the model's input size.
 """
 
 import json
@@ -27,6 +25,7 @@ from latteclip.core.class_templates import PLACE, ClassTemplates, clean_classnam
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import new_folder, replacing, write_json
 from latteclip.core.open_clip_import import open_clip
+from latteclip.deploy import transformers_clip
 from latteclip.deploy.model_origin import run_of
 from latteclip.evaluate.results import read_metrics
 
@@ -86,12 +85,6 @@ def _open_clip(opened: finetuned.FinetunedModel, folder: Path) -> None:
     shutil.copytree(opened.folder, folder, dirs_exist_ok=True, ignore=hidden)
 
 
-def _transformers(opened: finetuned.FinetunedModel, folder: Path) -> None:
-    from latteclip.deploy import transformers_clip
-
-    transformers_clip.write(opened, folder)
-
-
 class ImageClassifier(torch.nn.Module):
     """The computation of the graph."""
 
@@ -102,9 +95,7 @@ class ImageClassifier(torch.nn.Module):
         self.register_buffer("bias", opened.classifier.bias)
         self.logit_scale = opened.logit_scale
 
-    def forward(
-        self, pixel_values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return scores [N, C], probabilities [N, C] and features [N, D] of images [N, 3, H, W]."""
         features = F.normalize(self.model.encode_image(pixel_values), dim=-1)  # type: ignore[operator]
         scores = features @ self.weights.T + self.bias  # type: ignore[operator]
@@ -145,7 +136,7 @@ def _onnx(opened: finetuned.FinetunedModel, folder: Path) -> None:
     write_json(folder / "preprocess.json", tower.preprocess_cfg)
 
 
-FORMS = {"open_clip": _open_clip, "transformers": _transformers, "onnx": _onnx}
+FORMS = {"open_clip": _open_clip, "transformers": transformers_clip.write, "onnx": _onnx}
 
 
 # --- the model card ------------------------------------------------------------------------------
@@ -177,8 +168,8 @@ def model_card(
     metrics, dataset = origin["metrics"], origin["dataset"]
     described = layers.datasets().get(dataset, {})
     title = described.get("title", dataset)
-    has_results = metrics.get("acc1") is not None
-    results = [(name, metrics[key]) for key, name in FIGURES.items() if has_results]
+    is_known = metrics.get("acc1") is not None
+    results = [(name, metrics[key]) for key, name in FIGURES.items() if is_known]
     of_test = {"dataset_type": dataset, "dataset_name": title, "dataset_split": "test"}
     task = {"task_type": "image-classification", "metric_type": "accuracy", **of_test}
     repo = _repo(origin["settings"])
@@ -211,7 +202,6 @@ def model_card(
 
 
 def _class(classname: str, words: ClassTemplates) -> str:
-    """Return the name of a class, with its synonyms."""
     [name] = words.as_written([classname])
     others = words.synonyms.get(clean_classname(classname, {}))
     return f"{name} (also {', '.join(others)})" if others else name
@@ -219,10 +209,8 @@ def _class(classname: str, words: ClassTemplates) -> str:
 
 def _repo(settings: Mapping[str, Any]) -> str | None:
     """Return the base model's repository on the hub, where open_clip knows it."""
-    model, tag = str(settings.get("model", "")), settings.get("pretrained")
+    model, tag = str(settings.get("model", "")), settings.get("pretrained") or ""
     if model.startswith("hf-hub:"):
         return model.removeprefix("hf-hub:")
-    if not tag:
-        return None
     known = open_clip.get_pretrained_cfg(model.replace("/", "-"), tag)
     return str(known.get("hf_hub", "")).strip("/") or None

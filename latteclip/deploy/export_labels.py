@@ -105,7 +105,6 @@ def _kinds(table: pa.Table) -> dict[str, pa.ChunkedArray]:
 
 
 def _error(calibration: Mapping[str, Any]) -> str:
-    """Describe how far the probabilities are off."""
     if error := calibration.get("demo_error"):
         return f"uncalibrated (on the demo their expected calibration error is {error})"
     return (
@@ -115,7 +114,6 @@ def _error(calibration: Mapping[str, Any]) -> str:
 
 
 def _about_answers(table: pa.Table) -> list[str]:
-    """Describe what a person's answers changed."""
     answered = table.filter(pc.is_valid(table["answered"]))
     if not len(answered):
         return []
@@ -150,7 +148,6 @@ def _write_parquet(path: Path, table: pa.Table, described: Mapping[str, Any]) ->
 
 
 def _write_label_studio(folder: Path, table: pa.Table, described: Mapping[str, Any]) -> None:
-    """Write tasks as Label Studio imports them, and the labelling interface."""
     _refuse_shards(table, "Label Studio shows files; export them by --format imagefolder --copy")
     kind = "uncalibrated" if "demo_error" in described["calibration"] else "calibrated"
     tasks = (_task(row, f"latteclip {__version__}, {kind}") for row in tables.rows_of(table))
@@ -183,7 +180,6 @@ def _task(row: dict[str, Any], version: str) -> dict[str, Any]:
 
 
 def _choice(classname: str) -> dict[str, Any]:
-    """Return the part of a prediction or an annotation that names a class."""
     value = {"choices": [_in_xml(classname)]}
     return {"from_name": "label", "to_name": "image", "type": "choices", "value": value}
 
@@ -202,7 +198,6 @@ WRITERS = {"csv": _write_csv, "parquet": _write_parquet, "label-studio": _write_
 def _write_image_folder(
     folder: Path, table: pa.Table, described: Mapping[str, Any], *, copy: bool
 ) -> None:
-    """Write a folder of each class with its images, and a table."""
     if not copy:
         _refuse_shards(table, "no link leads into a shard; use --copy")
     paths = tables.Strings(table.filter(pc.is_valid(table["label"]))["path"])

@@ -2,8 +2,6 @@
 
 The guarantee follows from a person's answers about training images that were drawn at random
 (`latteclip teach`) and that the classifier did not learn from.
-
-Letters: m answers.
 """
 
 import logging
@@ -23,6 +21,7 @@ from latteclip.evaluate.train_predictions import read_predictions
 from latteclip.labels.guarantees import Bools, Floats, fewest_answers, pac_threshold
 
 log = logging.getLogger(__name__)
+Classify = Callable[[Sequence[str]], Sequence[Any]]  # image files to a model's `Prediction`s
 
 
 def result_file(name: str, model: Path, option: str) -> Path:
@@ -46,14 +45,11 @@ def run_of(model: Path) -> tuple[Path, str]:
     return run / selection.method / f"seed{selection.seed}", selection.reason
 
 
-def abstention_threshold(
-    model: FinetunedModel, classify: Callable[[Sequence[str]], Sequence[Any]], max_error: float
-) -> float:
+def abstention_threshold(model: FinetunedModel, classify: Classify, max_error: float) -> float:
     """Return the probability that a prediction needs for the guarantee, and log the guarantee.
 
     With 95 % probability, at most the share `max_error` of all predictions is wrong and not
-    abstained from. `classify` returns the model's `Prediction`s for image files. Raises UserError
-    outside of a dataset's results, and for too few answers.
+    abstained from. Raises UserError outside of a dataset's results, and for too few answers.
     """
     path = result_file("fused_labels.parquet", model.folder, "--abstain")
     answers = tables.read_metadata(path, "image_id").get("answers", {})
@@ -61,8 +57,8 @@ def abstention_threshold(
     ids, heads = checked.get("image_id", []), checked.get("classifiers", {})
     name = next((name for name in heads if _is_classifier(model, path.parent, name)), None)
     if name is None:
-        unseen = _unseen(model, ids)
-        confidence, right = _predicted(path.parent, unseen, named, model.classnames, classify)
+        unseen = {image: named[image] for image in _unseen(model, ids)}
+        confidence, right = _predicted(model, path.parent, unseen, classify)
         how = "which the model was not trained on"
     else:
         confidence, right = (np.array(heads[name][key]) for key in ("confidence", "right"))
@@ -112,15 +108,11 @@ def _unseen(model: FinetunedModel, ids: Sequence[str]) -> list[str]:
 
 
 def _predicted(
-    folder: Path,
-    ids: Sequence[str],
-    named: Mapping[str, str | None],
-    classnames: Sequence[str],
-    classify: Callable[[Sequence[str]], Sequence[Any]],
+    model: FinetunedModel, folder: Path, answers: Mapping[str, str | None], classify: Classify
 ) -> tuple[Floats, Bools]:
-    """Return the probabilities [m] of a model's predictions, and whether answers confirm them."""
+    """Return the probabilities [m] of predictions for m images, and whether answers agree."""
+    ids = list(answers)
     paths = tables.lookup(folder / "images.parquet", tables.IMAGES, "image_id", "path", ids)
-    class_of = dict(zip(paths, (named[image] for image in ids), strict=True))
-    predictions = classify(paths)
-    right = [classnames[one.topk_labels[0]] == class_of[one.path] for one in predictions]
+    class_of, predictions = dict(zip(paths, answers.values(), strict=True)), classify(paths)
+    right = [model.classnames[one.topk_labels[0]] == class_of[one.path] for one in predictions]
     return np.array([one.probability for one in predictions]), np.array(right, dtype=bool)

@@ -337,7 +337,6 @@ def _text(output: str | None) -> Iterator[Any]:
 
 
 def _write_csv(output: str | None, rows: Rows, topk: int, further: list[str]) -> None:
-    """Write CSV with three columns for each of the best classes, best first."""
     ranks = ["", *(f"_{rank}" for rank in range(2, topk + 1))]
     header = [name + rank for rank in ranks for name in ("classname", "probability", "score")]
     with _text(output) as file:

@@ -72,9 +72,8 @@ def _tokenizer(opened: FinetunedModel) -> Any:
     """Return the tokenizer of transformers, which differs in the padding at most."""
     given = opened.clip.tokenizer
     if isinstance(given, open_clip.tokenizer.HFTokenizer):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            opened.folder, trust_remote_code=False
-        )
+        load = transformers.AutoTokenizer.from_pretrained
+        tokenizer = load(opened.folder, trust_remote_code=False)
     else:
         names = {given.sot_token_id: "<|startoftext|>", given.eot_token_id: "<|endoftext|>"}
         tokenizer = transformers.CLIPTokenizer(
@@ -89,14 +88,13 @@ def _check_tokens(clip: Clip, causal: CausalText, tokenizer: Any, texts: list[st
     """Raise ValueError if a text has other tokens, up to the end of the text."""
     tokens = clip.tokenizer(texts)
     theirs = tokenizer(texts, truncation=True)["input_ids"]
-    rows = zip(texts, tokens.tolist(), theirs, causal.lengths(tokens), strict=True)
-    for text, ours, other, n in rows:
+    lengths = causal.lengths(tokens)
+    for text, ours, other, n in zip(texts, tokens.tolist(), theirs, lengths, strict=True):
         if ours[:n] != other[:n]:
             raise ValueError(f"the text {text!r} has other tokens")
 
 
 def _model(clip: Clip, causal: CausalText, tokenizer: Any) -> transformers.CLIPModel:
-    """Return the same network, if transformers has it."""
     visual: Any = clip.model.visual
     text, width = causal.tower, visual.output_dim
     shortest = clip.tokenizer(["a"])
@@ -125,7 +123,6 @@ def _model(clip: Clip, causal: CausalText, tokenizer: Any) -> transformers.CLIPM
 
 
 def _shape(transformer: Any, norm: nn.LayerNorm) -> dict[str, Any]:
-    """Return the configuration of a tower's layers."""
     block = transformer.resblocks[0]
     activation = type(block.mlp.gelu), getattr(block.mlp.gelu, "approximate", None)
     return {
@@ -139,7 +136,6 @@ def _shape(transformer: Any, norm: nn.LayerNorm) -> dict[str, Any]:
 
 
 def _state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the weights under transformers' names."""
     state = {}
     for name, tensor in model.state_dict().items():
         name = name.removeprefix("text.")
@@ -154,7 +150,6 @@ def _state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _image_processor(preprocessing: dict[str, Any]) -> Any:
-    """Return the evaluation transform in transformers' terms."""
     size, is_cropped = preprocessing["size"], CROPPED[preprocessing["resize_mode"]]
     side = size if isinstance(size, int) else size[0]
     whole = {"height": side, "width": side}
@@ -169,15 +164,13 @@ def _image_processor(preprocessing: dict[str, Any]) -> Any:
 
 
 @torch.no_grad()
-def _check_features(clip: Clip, model: transformers.CLIPModel) -> None:
+def _check_features(clip: Clip, model: Any) -> None:
     """Raise ValueError if the networks give other features of two images and two texts."""
-    visual: Any = clip.model.visual
-    image = torch.randn(2, 3, *visual.image_size, generator=torch.Generator().manual_seed(0))
+    own: Any = clip.model
+    image = torch.randn(2, 3, *own.visual.image_size, generator=torch.Generator().manual_seed(0))
     tokens = clip.tokenizer(["a", "a photo of a thing."])
-    pairs = (
-        (clip.model.encode_image(image), model.get_image_features(image)),  # type: ignore[operator]
-        (clip.model.encode_text(tokens), model.get_text_features(tokens)),  # type: ignore[operator]
-    )
-    for ours, theirs in pairs:
+    images = own.encode_image(image), model.get_image_features(image)
+    texts = own.encode_text(tokens), model.get_text_features(tokens)
+    for ours, theirs in (images, texts):
         if not torch.allclose(ours, theirs.pooler_output, rtol=1e-3, atol=1e-4):
             raise ValueError("it computes other features")

@@ -27,7 +27,7 @@ from latteclip.evaluate.summary import summary
 from latteclip.report import runs
 from latteclip.report.runs import Floats, Ints
 
-Row = dict[str, Any]
+Row = dict[Any, Any]
 BASELINE = "zero_shot"
 METHODS = 8  # methods that are compared image by image
 ROWS = 1000  # classes in a table
@@ -42,7 +42,7 @@ def headline(
 ) -> list[Row]:
     """Return the rows of `summary`, with the accuracies of runs and the gain over zero-shot."""
     table = summary(metrics, baseline)
-    rows = _rows(table.astype(object).where(table.notna(), None))
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")
     for row in rows:
         row["marks"] = row["marks"].split()
         seeds = [run["acc1"] for run in metrics if run["method"] == row["method"]]
@@ -64,12 +64,8 @@ def class_changes(labels: Ints, before: Ints, after: Ints, classnames: Sequence[
     (old, counts), (new, _) = (recalls(x, labels, len(classnames)) for x in (before, after))
     columns = {"classname": classnames, "images": counts, "before": 100 * old, "after": 100 * new}
     table = pd.DataFrame(columns | {"change": 100 * new - 100 * old})[counts > 0]
-    return _rows(table.sort_values(["change", "classname"], ascending=[False, True]))
-
-
-def _rows(table: pd.DataFrame) -> list[Row]:
-    rows: list[Any] = table.to_dict("records")
-    return rows
+    table = table.sort_values(["change", "classname"], ascending=[False, True])
+    return table.to_dict("records")
 
 
 def confusion(labels: Ints, predictions: Ints, classes: list[int]) -> Floats:
@@ -98,13 +94,7 @@ def worst_pairs(labels: Ints, before: Ints, after: Ints, n: int) -> list[Row]:
     worst = pairs(labels, after).sort_values("share", ascending=False, kind="stable").head(n)
     old = pairs(labels, before)
     found = worst.merge(old, "left", on=["first", "second"], suffixes=("", "_before"))
-    return _rows(found.fillna(0.0))
-
-
-def shifts(before: Ints, after: Ints, n: int) -> list[Row]:
-    """Return the n most frequent differences between two methods [N]."""
-    table = pairs(before, after).sort_values("images", ascending=False, kind="stable")
-    return _rows(table.head(n))
+    return found.fillna(0.0).to_dict("records")
 
 
 def classes_of(found: Sequence[Row], n: int) -> list[int]:
@@ -196,7 +186,7 @@ def class_sizes(found: MethodPredictions, labels: Ints | None, c: int) -> list[R
     table = pd.DataFrame({"label": range(c), "before": before, "after": after})
     table["true"] = None if labels is None else np.bincount(labels, minlength=c)
     table["each"] = counts.T.tolist()
-    return _rows(table.iloc[np.lexsort((-before, -after))[:ROWS]])
+    return table.take(np.lexsort((-before, -after))[:ROWS]).to_dict("records")
 
 
 def disputed(found: MethodPredictions, n: int) -> list[int]:

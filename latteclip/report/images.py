@@ -66,7 +66,6 @@ def picture(image: Image.Image, side: int, max_bytes: int) -> Picture:
 
 
 def _image(split: Split, i: int, size: tuple[int, int]) -> Row:
-    """Return the name and the picture of an image of a split."""
     shown = picture(open_rgb(split.paths[i], max_side=size[0]), *size)
     return {"image_id": split.image_ids[i], "picture": shown}
 

@@ -45,11 +45,11 @@ def index_results(
     marks = {method: summary.union(of.str.split()).split() for method, of in by_method}
     means, complete = summary.means_over_datasets(table) if len(table) else ({}, [])
     pages = {name: f"{name}/report.html" for name in sizes}
-    is_there = {name: (Path(output).parent / page).is_file() for name, page in pages.items()}
+    pages = {name: page for name, page in pages.items() if (Path(output).parent / page).is_file()}
     page = render.render(
         "index.html",
         settings=settings,
-        reports={name: pages[name] for name in pages if is_there[name]} | settings.reports,
+        reports=pages | settings.reports,
         unlabelled=list(dict.fromkeys(without["dataset"])),
         datasets=list(dict.fromkeys(table["dataset"])),
         marks=marks,

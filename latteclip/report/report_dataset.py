@@ -1,12 +1,8 @@
-"""One page about a dataset: accuracies of its runs, their changes, pictures, and provenance.
-
-Letters: N images, C classes.
-"""
+"""One page about a dataset: accuracies of its runs, their changes, pictures, and provenance."""
 
 import json
 import logging
 import math
-import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -71,10 +67,8 @@ def report_dataset(
     train, test, classnames = runs.read_splits(images_path, pseudo_labels_path)
     # The evaluated images. Labels of images that were trained on give no accuracy.
     split = test if len(test) else replace(train, labels=None)
-    audit, selection = (
-        _read(results.read_audit, audit_path),
-        _read(results.read_selection, selection_path),
-    )
+    audit = _read(results.read_audit, audit_path)
+    selection = _read(results.read_selection, selection_path)
     metrics = [results.read_metrics(run.metrics) for run in runs_files]
     metrics = results.mark_audited(metrics, {settings.dataset: audit} if audit else {})
     zero_shot = None  # accuracy in percent
@@ -96,6 +90,8 @@ def report_dataset(
     if main.train_predictions and main.method != ZERO_SHOT:
         examples = read_predictions(main.train_predictions, classnames, held_out=False)
         predictions = examples["prediction"].to_pylist()
+    shifts = comparison.pairs(found.before, found.after)
+    shifts = shifts.sort_values("images", ascending=False, kind="stable").head(WORST_PAIRS)
     curves = comparison.training_curves(runs_files)
     drawn = curves.keys() & {main.method, settings.paper}
     page = render.render(
@@ -106,7 +102,7 @@ def report_dataset(
         test=test,
         split=split,
         labelled=split.labels is not None,
-        lead=_lead(main, metrics, zero_shot, selection, settings),
+        lead=_lead(main, metrics, zero_shot, selection),
         selection=selection,
         audit=audit,
         rows=rows,
@@ -120,7 +116,7 @@ def report_dataset(
         compared=found,
         methods_used=comparison.methods_used(found),
         class_sizes=comparison.class_sizes(found, split.labels, len(classnames)),
-        shifts=comparison.shifts(found.before, found.after, WORST_PAIRS),
+        shifts=shifts.to_dict("records"),
         disputes=[] if split.labels is not None else images.disputes(found, split),
         panels=images.class_panels(found, split),
         items=images.gallery(chosen, train, predictions, captions),
@@ -150,7 +146,7 @@ def _read(read: Callable[..., Any], path: str | None, *others: Any) -> Any:
 
 def _rows_of_csv(path: str) -> list[Row]:
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    return table.to_dict("records")  # type: ignore[return-value]
+    return table.to_dict("records")
 
 
 def _signals(path: str) -> Row:
@@ -175,26 +171,19 @@ def _lead(
     metrics: Sequence[Mapping[str, Any]],
     zero_shot: float | None,
     selection: results.Selection | None,
-    settings: ReportSettings,
 ) -> Row:
-    """Return the run that a page is about, with its accuracy in percent, gain and command."""
+    """Return the run that a page is about, with its accuracy in percent and its gain."""
     of_method = {one["seed"]: one["acc1"] for one in metrics if one["method"] == run.method}
     acc1 = of_method.get(run.seed)
     acc1 = None if acc1 is None else 100 * acc1
-    is_chosen = selection is not None and selection.run == (run.method, run.seed)
-    model, folder = None, f"results/{settings.dataset}"
-    if is_chosen:
-        model = f"{folder}/model{settings.suffix}" if settings.suffix else folder
-    elif run.train_predictions:
-        model = f"{folder}/{run.method}/seed{run.seed}/model"
     return {
         "method": run.method,
         "seed": run.seed,
         "seeds": len(of_method),
-        "is_chosen": is_chosen,
+        "is_chosen": selection is not None and selection.run == (run.method, run.seed),
+        "has_model": bool(run.train_predictions),
         "acc1": acc1,
         "gain": comparison.difference(acc1, zero_shot),
-        "command": model and f"latteclip predict {shlex.quote(model)} photos",
     }
 
 
@@ -260,7 +249,6 @@ def _provenance(
     run_files: Sequence[runs.RunFiles],
     captions: Iterable[images.Captions],
 ) -> Row:
-    """Return versions, commit, seeds, configuration, captioner, and the costs of jobs."""
     described = [one.metadata for one in captions]
     first = described[0] if described else {}
     jobs = runs.job_costs(folder)
