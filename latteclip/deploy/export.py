@@ -139,9 +139,6 @@ def _onnx(opened: finetuned.FinetunedModel, folder: Path) -> None:
 FORMS = {"open_clip": _open_clip, "transformers": transformers_clip.write, "onnx": _onnx}
 
 
-# --- the model card ------------------------------------------------------------------------------
-
-
 def read_origin(model: Path) -> dict[str, Any]:
     """Read the files beside a model folder, or beside the run that it was chosen from.
 

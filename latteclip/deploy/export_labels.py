@@ -125,9 +125,6 @@ def _about_answers(table: pa.Table) -> list[str]:
     ]
 
 
-# --- files ---------------------------------------------------------------------------------------
-
-
 def _write_csv(path: Path, table: pa.Table, _: Mapping[str, Any]) -> None:
     _write_rows(path, table.column_names, tables.rows_of(table))
 
@@ -190,9 +187,6 @@ def _in_xml(text: str) -> str:
 
 
 WRITERS = {"csv": _write_csv, "parquet": _write_parquet, "label-studio": _write_label_studio}
-
-
-# --- a folder of class folders -------------------------------------------------------------------
 
 
 def _write_image_folder(

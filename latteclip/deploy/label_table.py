@@ -142,9 +142,6 @@ def _duplicates(
     return ids.take(pa.array(found, mask=found < 0))
 
 
-# --- calibration ---------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Calibration:
     """A correction of probabilities, and its error."""
@@ -157,7 +154,7 @@ class Calibration:
 
     def __call__(self, probabilities: Floats) -> Floats:
         """Return corrected probabilities [N] in the same order."""
-        return _corrected_by(probabilities, self.slope, self.intercept)
+        return np.asarray(expit(self.slope * _log_odds(probabilities) + self.intercept))
 
 
 def calibrate(probabilities: Floats, right: Floats, weights: Floats) -> Calibration:
@@ -171,29 +168,25 @@ def calibrate(probabilities: Floats, right: Floats, weights: Floats) -> Calibrat
         weights: [n] how many images each answer stands for.
     """
     weights = weights / weights.mean()
-    held_out, folds = np.empty(len(right)), np.arange(len(right)) % FOLDS
+    odds, folds = _log_odds(probabilities), np.arange(len(right)) % FOLDS
+    held_out = np.empty(len(right))
     for fold in range(FOLDS):
         out = folds == fold
-        fitted = _fit(probabilities[~out], right[~out], weights[~out])
-        held_out[out] = _corrected_by(probabilities[out], *fitted)
+        slope, intercept = _fit(odds[~out], right[~out], weights[~out])
+        held_out[out] = expit(slope * odds[out] + intercept)
     errors = [expected_calibration_error(p, right, weights) for p in (probabilities, held_out)]
-    return Calibration(*_fit(probabilities, right, weights), len(right), *errors)
-
-
-def _corrected_by(probabilities: Floats, slope: float, intercept: float) -> Floats:
-    return np.asarray(expit(slope * _log_odds(probabilities) + intercept))
+    return Calibration(*_fit(odds, right, weights), len(right), *errors)
 
 
 def _log_odds(probabilities: Floats) -> Floats:
     return np.asarray(logit(probabilities.clip(MARGIN, 1 - MARGIN)))
 
 
-def _fit(probabilities: Floats, right: Floats, weights: Floats) -> tuple[float, float]:
+def _fit(odds: Floats, right: Floats, weights: Floats) -> tuple[float, float]:
     """Return slope, at least 0, and intercept. Few answers leave them near 1 and 0."""
-    odds, sign = _log_odds(probabilities), 2 * right - 1
 
     def loss(free: Floats) -> float:
-        likelihood = weights @ log_expit(sign * (free[0] * odds + free[1]))
+        likelihood = weights @ log_expit((2 * right - 1) * (free[0] * odds + free[1]))
         return float(((free[0] - 1) ** 2 + free[1] ** 2) / 2 - likelihood)
 
     slope, intercept = minimize(loss, [1.0, 0.0], bounds=[(0, None), (None, None)]).x
@@ -209,9 +202,6 @@ def expected_calibration_error(probabilities: Floats, right: Floats, weights: Fl
     place = np.minimum((probabilities * BINS).astype(int), BINS - 1)
     gaps = np.bincount(place, weights * (right - probabilities), BINS)
     return float(np.abs(gaps).sum() / weights.sum())
-
-
-# --- answers -------------------------------------------------------------------------------------
 
 
 def _audited(folder: Path, labels: pa.Table) -> tuple[dict[str, Answer], Calibration | None]:

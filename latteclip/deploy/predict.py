@@ -57,6 +57,7 @@ COLUMNS = pa.schema(
         "abstained": pa.bool_(),
     }
 )
+Rows = Iterator["Prediction"]
 BEST, TOPK, UNKNOWN = COLUMNS.names[:4], COLUMNS.names[4:8], COLUMNS.names[8:10]
 
 
@@ -304,9 +305,6 @@ def _matches(pattern: str) -> list[str]:
 # --- prediction files ---------------------------------------------------------------------------
 
 
-Rows = Iterator[Prediction]
-
-
 def writer_of(output: str | None) -> Callable[[Rows, int, list[str]], None]:
     """Return the function that writes predictions of K classes, with further columns.
 
@@ -365,11 +363,7 @@ def _write_parquet(output: str, rows: Rows, topk: int, further: list[str]) -> No
             write({name: [_unicode(getattr(one, name)) for one in some] for name in names})
 
 
-FORMATS: dict[str, Callable[..., None]] = {
-    ".csv": _write_csv,
-    ".jsonl": _write_jsonl,
-    ".parquet": _write_parquet,
-}
+FORMATS: dict[str, Any] = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}
 
 
 def _unicode(value: object) -> object:

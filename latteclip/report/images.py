@@ -70,9 +70,6 @@ def _image(split: Split, i: int, size: tuple[int, int]) -> Row:
     return {"image_id": split.image_ids[i], "picture": shown}
 
 
-# --- captions ------------------------------------------------------------------------------------
-
-
 class Captions(NamedTuple):
     """The captions of one kind, as far as the page needs them."""
 
@@ -132,9 +129,6 @@ def caption_statistics(path: str, captions: Mapping[str, Captions]) -> dict[str,
             "names_label": one.naming.get("label"),
         }
     return found
-
-
-# --- images of a page ----------------------------------------------------------------------------
 
 
 def gallery(
@@ -239,9 +233,6 @@ def _find(image_ids: pa.ChunkedArray, splits: Sequence[Split]) -> list[tuple[Spl
     return [
         next((split, i) for split, i in zip(splits, rows, strict=True) if i >= 0) for rows in places
     ]
-
-
-# --- near-duplicates -----------------------------------------------------------------------------
 
 
 def read_duplicates(path: str, train: Split, test: Split, run_files: Sequence[RunFiles]) -> Row:

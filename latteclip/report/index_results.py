@@ -57,7 +57,7 @@ def index_results(
         sizes=sizes,
         chosen=chosen,
         audits=audits,
-        explained={mark: MARKS[mark] for mark in MARKS if any(mark in m for m in marks.values())},
+        meanings=MARKS,
         complete=complete,
         means=means,
         paper=summary.gain_on_paper_datasets(table) if len(table) else None,

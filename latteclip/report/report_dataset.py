@@ -108,9 +108,7 @@ def report_dataset(
         rows=rows,
         axis=None if zero_shot is None else _axis(rows, zero_shot),
         zero_shot=zero_shot,
-        marks_of_runs={
-            m: results.MARKS[m] for m in results.MARKS if any(m in row["marks"] for row in rows)
-        },
+        meanings=results.MARKS,
         variants=_ablations(rows, settings.config["methods"]),
         **_changes(split, found, classnames),
         compared=found,
