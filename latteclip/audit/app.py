@@ -103,7 +103,6 @@ class Interview:
     questions: list[Question]  # as far as they are known
 
     def answers(self) -> dict[str, Answer]:
-        """Return the saved answers."""
         return read_answers(self.path, self.schema)[0]
 
     def open_questions(
@@ -173,10 +172,7 @@ class AuditSession(Interview):
 
 
 def offered_classes(population: sampling.Population, row: int) -> list[str]:
-    """Return the classes that are offered for an image: those that runs predict, and likely others.
-
-    Of many classes, others are CLIP's next best, and random ones up to OFFERED.
-    """
+    """Return the classes that runs predict of an image, then CLIP's next best, then random ones."""
     rng = np.random.default_rng(int(digest(population.image_ids[row])[:16], 16))
     predicted = dict.fromkeys(population.predictions[row].tolist())
     random = rng.permutation(len(population.classnames))
@@ -186,10 +182,7 @@ def offered_classes(population: sampling.Population, row: int) -> list[str]:
 
 
 def in_class_order(classnames: Sequence[str], likely: Sequence[int]) -> list[str]:
-    """Return all classes where they are few, or else the likely ones.
-
-    Their order, that of all classes, does not tell which is likelier.
-    """
+    """Return all classes if they are few, or the likely ones in an order that tells nothing."""
     labels = range(len(classnames)) if len(classnames) <= ALL_OFFERED else sorted(likely)
     return [classnames[label] for label in labels]
 
@@ -223,10 +216,9 @@ def audit(
     session = AuditSession(results, split, budget)
     if offline:
         write_offline(session, offline)
-        return
-    if answers:
-        import_answers(session, answers)
-    if answers or score:
+    elif answers or score:
+        if answers:
+            import_answers(session, answers)
         print_result(session)
     else:
         serve(session, port, browser=not no_browser)

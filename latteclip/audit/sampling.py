@@ -1,8 +1,6 @@
 """The images of an audit: those that may be drawn, what models predict of them, and their order.
 
-Every prefix of the order is a stratified sample.
-
-Letters: N images, K candidates, C classes, H strata.
+Every prefix of the order is a stratified sample. Letters: N images, K candidates, H strata.
 """
 
 from collections.abc import Sequence
@@ -64,10 +62,8 @@ class RunFiles:
         Tables of other classes are ignored. Without a test split, all images are evaluated.
         """
         found = np.full(len(image_ids), MISSING)
-        for path, schema in (
-            (self.predictions, tables.PREDICTIONS),
-            (self.train_predictions, TRAIN_PREDICTIONS),
-        ):
+        files = {self.predictions: tables.PREDICTIONS, self.train_predictions: TRAIN_PREDICTIONS}
+        for path, schema in files.items():
             if path is None:
                 continue
             columns = [name for name in TRAIN_PREDICTIONS.names if name in schema.names]
@@ -147,20 +143,12 @@ def read_population(folder: str | Path, split: str | None = None) -> Population:
     predictions, candidates = np.stack([*predicted.values()], axis=1)[known], list(predicted)
     differ = (predictions != predictions[:, :1]).sum(axis=0)  # from the baseline
     scores = folder / "pseudo_labels.parquet", tables.PSEUDO_LABELS, "image_id"
-    ranked = tables.lookup_column(*scores, "topk_labels", ids)
-    confidence = tables.lookup_column(*scores, "confidence", ids)
-    return Population(
-        folder.absolute().name,
-        split,
-        classnames,
-        ids.to_pylist(),
-        index["path"].to_pylist(),
-        candidates,
-        predictions,
-        np.array(ranked.to_pylist(), dtype=np.int_),
-        confidence.to_numpy().astype(np.float64),
-        candidates.index(chosen) if chosen in candidates[1:] else int(differ.argmax()),
-    )
+    ranked = tables.from_list_column(tables.lookup_column(*scores, "topk_labels", ids))
+    confidence = tables.lookup_column(*scores, "confidence", ids).to_numpy().astype(np.float64)
+    model = candidates.index(chosen) if chosen in candidates[1:] else int(differ.argmax())
+    name, images = folder.absolute().name, (ids.to_pylist(), index["path"].to_pylist())
+    of_images = predictions, ranked.astype(np.int_), confidence
+    return Population(name, split, classnames, *images, candidates, *of_images, model)
 
 
 def runs_in(folder: Path) -> list[RunFiles]:

@@ -3,7 +3,6 @@
 The variance is that of stratified sampling without replacement (Cochran, Sampling Techniques, 1977,
 5.6), with Satterthwaite's degrees of freedom (5.4). A small stratum whose few answers are all alike
 would count as known. So ADDED answers of the largest possible variance are added to each stratum.
-
 Letters: N images, K runs, H strata, n answers.
 """
 
@@ -108,18 +107,10 @@ def score(
         if more or not left:
             more = min(left, int(np.ceil((more or 0) * scale)))
         comparisons.append(Comparison(*runs[i].run, *runs[j].run, *found, is_decided, more))
-    audit = Audit(
-        dataset,
-        plan.split,
-        images=len(plan.image_ids),
-        answered=len(answers),
-        cannot_tell=len(answers) - len(known),
-        none_of_these=sum(one.kind == NONE for one in known.values()),
-        plan=plan.digest,
-        sentence="",
-        accuracies=accuracies,
-        comparisons=comparisons,
-    )
+    cannot_tell = len(answers) - len(known)
+    none_of_these = sum(one.kind == NONE for one in known.values())
+    counts = len(plan.image_ids), len(answers), cannot_tell, none_of_these
+    audit = Audit(dataset, plan.split, *counts, plan.digest, "", accuracies, comparisons)
     return replace(audit, sentence=verdict(audit))
 
 

@@ -18,10 +18,7 @@ log = logging.getLogger(__name__)
 def score_audit(
     dataset: str, plan_path: str, answers_path: str, runs: Sequence[RunFiles], output: str
 ) -> None:
-    """Write an `Audit` as JSON: the accuracy of every run and the difference of every pair.
-
-    Both lists are empty where the answers decide nothing, and `sentence` gives the reason.
-    """
+    """Write an `Audit` as JSON. Without enough answers, `sentence` gives the reason."""
     try:
         plan = read_plan(plan_path)
         answers, _ = read_answers(Path(answers_path), plan.schema(dataset))

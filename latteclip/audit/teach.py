@@ -2,9 +2,7 @@
 
 First come images whose label is in doubt, and the labels learn from every ten answers. Then images
 drawn at random from all others check the labels as they were before, so that the interval holds at
-every moment.
-
-Letters: N training images, P images of the pool that is computed with, C classes.
+every moment. Letters: N training images, P images of the pool that is computed with, C classes.
 """
 
 from collections.abc import Iterable, Mapping

@@ -157,7 +157,6 @@ def first_line(module: str, name: str) -> str:
 
 @cache
 def _function(module: str, name: str) -> ast.FunctionDef:
-    """Return the syntax tree of a function of a module."""
     file = Path(__file__).parents[2].joinpath(*module.split(".")).with_suffix(".py")
     tree = ast.parse(file.read_bytes())
     return next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
@@ -171,12 +170,9 @@ def run(module: str, name: str, arguments: argparse.Namespace) -> Any:
     function = getattr(import_module(module), name)
     hints = get_type_hints(function)
     signature = inspect.signature(function)
-    values = {key: _value(hints[key], getattr(arguments, key), key) for key in signature.parameters}
+    values = {key: getattr(arguments, key) for key in signature.parameters}
+    for key, text in values.items():
+        if any(map(is_dataclass, (hints[key], *get_args(hints[key])))):  # or a list of some
+            values[key] = from_json(hints[key], text, key)
     bound = inspect.BoundArguments(signature, values)
     return function(*bound.args, **bound.kwargs)
-
-
-def _value(hint: Any, given: Any, name: str) -> Any:
-    """Return the value of a parameter: of a dataclass, or a list of some, the argument is JSON."""
-    is_json = any(map(is_dataclass, (hint, *get_args(hint))))
-    return from_json(hint, given, name) if is_json else given

@@ -194,8 +194,7 @@ def _import(code: str) -> dict[str, Any]:
     """Return the JSON that code prints last in a new interpreter."""
     command, remedy = (sys.executable, "-c", code), "run make install again"
     lines = runs.output_of(*command, remedy=remedy, timeout=IMPORT_TIMEOUT)
-    found: dict[str, Any] = json.loads(lines[-1])
-    return found
+    return dict(json.loads(lines[-1]))
 
 
 CHECKS: dict[str, Check] = {

@@ -63,7 +63,9 @@ def estimate(datasets: Sequence[str], config: Sequence[str], configfiles: Sequen
 
 
 def _of_dataset(dataset: str, given: Mapping[str, Any]) -> Iterator[str]:
-    limit = given.get("limit") or _largest_limit(dataset)
+    places = (path.name.removeprefix(f"{dataset}_") for path in RESULTS.glob(f"{dataset}_*"))
+    limits = [int(place) for place in places if place.isdecimal()]
+    limit = given.get("limit") or max(limits, default=None)
     folder = RESULTS / f"{dataset}_{limit}"
     index = folder / "images.parquet"
     metadata = tables.read_metadata(index, "split") if index.is_file() else {}
@@ -98,12 +100,6 @@ def _of_dataset(dataset: str, given: Mapping[str, Any]) -> Iterator[str]:
     for stage in jobs["stage"][jobs["asks_nothing"]].unique():
         yield f"  {stage} had all answers from earlier runs: the time of asking is not counted."
     yield NOTE
-
-
-def _largest_limit(dataset: str) -> int | None:
-    """Return the limit of the largest limited run of a dataset."""
-    places = (path.name.removeprefix(f"{dataset}_") for path in RESULTS.glob(f"{dataset}_*"))
-    return max((int(place) for place in places if place.isdecimal()), default=None)
 
 
 def amounts(configuration: Configuration, dataset: str, images: Counts) -> dict[str, int]:
@@ -171,7 +167,6 @@ def _training(history: Path, images: int) -> float | None:
 
 
 def _stages(jobs: pd.DataFrame) -> str:
-    """Return the table of the stages, and of all."""
     sums = jobs.groupby("stage", sort=False)[["jobs", "limited", "loading", "least", "most"]].sum()
     grows = [*(GROWS.get(stage, NOTHING) for stage in sums.index), ""]
     sums.loc["in all"] = sums.sum()
@@ -194,7 +189,6 @@ def _time(seconds: float) -> str:
 
 
 def _tokens(folder: Path, factors: Mapping[str, float]) -> str:
-    """Return the tokens of the full run's questions and answers."""
     read = written = 0.0
     for name, of_questions, of_answers in tokens_of(folder):
         factor = factors[GROUPS if name == "captions/groups" else TRAINING]

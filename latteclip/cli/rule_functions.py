@@ -127,7 +127,6 @@ class RuleFunctions:
         return lambda wildcards: [run[key] for run in answer(wildcards) if run.get(key)]
 
     def given_json(self, function: Callable[..., Any], **fixed: Any) -> OfJob:
-        """Return `given` with its result as JSON."""
         answer = self.given(function, **fixed)
         return lambda wildcards: as_json(answer(wildcards))
 

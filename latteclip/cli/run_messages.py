@@ -53,7 +53,6 @@ def _images(configuration: Configuration, dataset: str) -> str:
 
 
 def _unreadable(dataset: str) -> str:
-    """Return the number of images that the index left out."""
     path = Path(f"results/{dataset}/corrupt.csv")
     if not path.is_file():
         return ""
@@ -63,7 +62,6 @@ def _unreadable(dataset: str) -> str:
 
 
 def _classes(folder: str) -> str:
-    """Return the number of classes of a folder of images, and its source."""
     path = Path(folder, checks.CLASSES)
     try:
         names = [line for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
@@ -73,7 +71,6 @@ def _classes(folder: str) -> str:
 
 
 def _downloads(configuration: Configuration, pending: Collection[str]) -> Iterator[str]:
-    """Yield the downloads of a run, with known sizes."""
     for dataset in configuration.from_source("downloads"):
         if f"resources/{dataset}/data" in pending:
             size = configuration.dataset(dataset).get("size", "size unknown")

@@ -94,14 +94,12 @@ def _has_own_workflow() -> bool:
 
 
 def _lock() -> Iterator[str]:
-    """Yield the sentence on Snakemake's lock of this folder, if there is one."""
     program = "snakemake" if _has_own_workflow() else "latteclip workflow"
     if sentence := runs.describe_lock(f"{program} --unlock"):
         yield f"{paint('lock', 'bold', sys.stdout)}: {sentence}\n"
 
 
 def _queue() -> Iterator[str]:
-    """Yield the jobs of this folder in the queue of a cluster, if there are any."""
     title = paint("SLURM queue", "bold", sys.stdout)
     try:
         if jobs := runs.queue():
@@ -232,7 +230,6 @@ def _costs(folder: Path) -> Iterator[str]:
 
 
 def _cost(jobs: Sequence[JobCost]) -> str:
-    """Return the cost of jobs in words."""
     cost = total(jobs)
     times = {"": cost.seconds, "CPU ": cost.cpu_seconds, "GPU ": cost.gpu_seconds}
     parts = [f"{len(jobs)} job{'s' * (len(jobs) != 1)}"]

@@ -133,10 +133,8 @@ def _list_of(cls: type[Any]) -> Any:
     """Return the validator of a list: of a dataclass alone, pydantic takes no configuration."""
     from pydantic import TypeAdapter
 
-    return TypeAdapter(
-        list[cls],  # type: ignore[valid-type]
-        config={"strict": True, "extra": "forbid", "allow_inf_nan": False},
-    )
+    items: Any = list[cls]  # type: ignore[valid-type]
+    return TypeAdapter(items, config={"strict": True, "extra": "forbid", "allow_inf_nan": False})
 
 
 def existing(path: str | Path) -> Path:

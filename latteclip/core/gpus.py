@@ -58,8 +58,7 @@ def claim(n: int = 1) -> None:
         raise UserError(f"{n} GPUs are wanted, but there are {len(usable)} to use{within}.")
     in_use = _memory_in_use()
     emptiest = dict(sorted(usable.items(), key=lambda gpu: in_use.get(gpu[1], 0)))
-    chosen = _lock(n, emptiest)
-    if not chosen:
+    if not (chosen := _lock(n, emptiest)):
         log.info(
             "Waiting for %s of %s GPUs, which other jobs use; %s=shared does not wait.",
             *(n, len(usable), CLAIMED),

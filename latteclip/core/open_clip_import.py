@@ -11,9 +11,7 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
 from typing import Any
 
-PUT_OFF = frozenset(
-    ("timm", *(f"torchvision.{name}" for name in ("datasets", "io", "models", "ops")))
-)
+PUT_OFF = {"timm", *(f"torchvision.{name}" for name in ("datasets", "io", "models", "ops"))}
 
 
 class _LateLoader(SourceFileLoader):

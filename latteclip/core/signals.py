@@ -30,7 +30,6 @@ class Signals:
     are_deferred = False  # whoever sets it checks `number` and raises Terminated
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal."""
         if not self.number:
             self.number = number
             if not self.are_deferred:

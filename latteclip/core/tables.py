@@ -1,7 +1,4 @@
-"""The Parquet tables that stages write and read, with their schemas.
-
-Letters: N images, C classes, D embedding width, G groups.
-"""
+"""The Parquet tables that stages write and read, with their schemas."""
 
 import contextlib
 import json

@@ -59,7 +59,6 @@ class Progress:
         self.started = self.logged = time.monotonic()
 
     def restart(self) -> None:
-        """Restart the clock, after a preparation."""
         self.started = self.logged = time.monotonic()
 
     def skip(self, n: int) -> None:
