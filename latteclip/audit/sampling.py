@@ -147,8 +147,9 @@ def read_population(folder: str | Path, split: str | None = None) -> Population:
     confidence = tables.lookup_column(*scores, "confidence", ids).to_numpy().astype(np.float64)
     model = candidates.index(chosen) if chosen in candidates[1:] else int(differ.argmax())
     name, images = folder.absolute().name, (ids.to_pylist(), index["path"].to_pylist())
-    of_images = predictions, ranked.astype(np.int_), confidence
-    return Population(name, split, classnames, *images, candidates, *of_images, model)
+    return Population(
+        name, split, classnames, *images, candidates, predictions, ranked, confidence, model
+    )
 
 
 def runs_in(folder: Path) -> list[RunFiles]:

@@ -286,10 +286,7 @@ def needed(one: Comparison) -> str:
 
 
 def as_texts(folder: Path, audit: Audit) -> dict[str, Any]:
-    """Return the verdict, tables of a head and rows each, and what to do next.
-
-    The tables are accuracies, the best first, and differences between the best and the other runs.
-    """
+    """Return the verdict, tables (head, rows) of accuracies and differences, and the next steps."""
     name = run_names(audit)
     order = sorted(audit.accuracies, key=lambda one: -one.value)
     best = audit.best or order[0]

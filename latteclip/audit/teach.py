@@ -84,10 +84,7 @@ class TeachingSession(Interview):
     name, images = "teach", "training images"
 
     def __init__(self, folder: str | Path, budget: int, checking: int | None = None) -> None:
-        """Begin, or go on with the answers that are saved.
-
-        The budget is beside labels that were imported. `checking` of it, or half, check the labels.
-        """
+        """Begin, or go on with saved answers. `checking` of the budget, or half, check labels."""
         self.folder, self.labels = Path(folder), Path(folder) / "fused_labels.parquet"
         dataset = self.folder.absolute().name
         if not self.labels.is_file():

@@ -1,8 +1,7 @@
 """The commands for users, and the tables of all commands.
 
-`latteclip.cli.arguments` makes their command lines from signatures and documentation. A command
-imports its code when it runs, so that --help does without torch. It returns its output or its exit
-status.
+`latteclip.cli.arguments` makes their command lines from signatures and documentation. The code is
+imported when it runs, so that --help does without torch. It returns its output or exit status.
 """
 
 import os

@@ -83,7 +83,7 @@ def _of_dataset(dataset: str, given: Mapping[str, Any]) -> Iterator[str]:
     whole = Counts(sum(metadata["drawn_from"].values()) - test, test, small.classes)
     before, after = (amounts(configuration, folder.name, images) for images in (small, whole))
     factors = {kind: after[kind] / before[kind] for kind in after}
-    jobs = pd.DataFrame(_jobs(configuration, folder, small, whole, factors))
+    jobs = pd.DataFrame(_jobs(configuration, folder, before, after))
     yield (
         f"{dataset}, by {folder}: {after[IMAGES]:,} images, {whole.train:,} of them for training, "
         f"from {before[IMAGES]:,} and {small.train:,}"
@@ -111,11 +111,7 @@ def amounts(configuration: Configuration, dataset: str, images: Counts) -> dict[
 
 
 def _jobs(
-    configuration: Configuration,
-    folder: Path,
-    small: Counts,
-    whole: Counts,
-    factors: Mapping[str, float],
+    configuration: Configuration, folder: Path, before: Mapping[str, int], after: Mapping[str, int]
 ) -> Iterator[dict[str, Any]]:
     """Yield every job that was measured: seconds of the limited run, and bounds of the full run."""
     costs = [(cost, cost.seconds) for cost in job_costs(folder) if cost.seconds]
@@ -123,7 +119,7 @@ def _jobs(
     shortest = min((seconds for _, seconds in costs), default=0.0)
     for cost, seconds in costs:
         grows, place = GROWS.get(cost.rule, NOTHING), cost.path.parents[1]
-        growth, asked, rows = factors.get(grows, 1.0), 0, 0
+        growth, asked, rows = after.get(grows, 1) / before.get(grows, 1), 0, 0
         work = 0.0 if grows == NOTHING else None
         log = place / "logs" / f"{cost.path.stem}.log"
         text = log.read_text("utf-8", errors="replace") if log.is_file() else ""
@@ -133,9 +129,9 @@ def _jobs(
         elif found := INDEXED.search(text):
             work = float(found[1])
         elif grows == STEPS:
-            method = cost.run.partition(",")[0]
-            seen = samples(configuration, folder.name, method, small.train)
-            growth = samples(configuration, folder.name, method, whole.train) / seen
+            names = folder.name, cost.run.partition(",")[0]
+            seen = samples(configuration, *names, before[TRAINING])
+            growth = samples(configuration, *names, after[TRAINING]) / seen
             work = _training(place / "history.parquet", seen)
         if work is None:
             loading = min(seconds, clip if cost.rule in LOADS_CLIP else shortest)

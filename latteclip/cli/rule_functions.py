@@ -1,7 +1,4 @@
-"""Functions that the rules and handlers of the Snakefile call: they join configuration and machine.
-
-Rules are in workflow/rules. What depends on the configuration only is in latteclip/config.
-"""
+"""Functions that rules and handlers of the Snakefile call: they join configuration and machine."""
 
 import atexit
 import contextlib

@@ -86,10 +86,7 @@ def _downloads(configuration: Configuration, pending: Collection[str]) -> Iterat
 
 
 def finished(configuration: Configuration, outputs: Collection[str]) -> list[str]:
-    """Return the places of the results, and the next commands.
-
-    The outputs are those of all jobs, whether or not they had to be written again.
-    """
+    """Return the places of the results, and the next commands, by the outputs of all jobs."""
     lines: list[str] = []
     for dataset in configuration.datasets:
         results = f"results/{dataset}"

@@ -47,10 +47,7 @@ def describe_lock(unlock: str) -> str | None:
 def note_options(
     datasets: Mapping[str, str], config: Mapping[str, Any], deployment: Sequence[str]
 ) -> None:
-    """Note the options of a run, for `latteclip status`: its `config` and --sdm.
-
-    `datasets` are keys below results, with those that the configuration names.
-    """
+    """Note `config` and --sdm of a run. `datasets` maps names below results to those configured."""
     whole = {**config, "dataset": list(datasets.values())}
     for dataset in datasets:
         values = {"config": whole, "deployment": sorted(deployment)}

@@ -106,10 +106,7 @@ def read_object(
 
 
 def from_values(cls: type[T], values: Any, section: str = "") -> T:
-    """Build a dataclass, and those that its annotations name, from a mapping.
-
-    UserError: a key of the section is missing or unknown, or a value has another type.
-    """
+    """Build a dataclass from a mapping. UserError: a key is missing or unknown, a type is wrong."""
     return from_json(cls, json.dumps(values), section)
 
 

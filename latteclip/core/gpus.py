@@ -160,10 +160,7 @@ def query(fields: str) -> list[list[str]]:
 
 
 def refuse_unusable(torch_version: str, cuda: str | None, *, sees_none: bool = False) -> None:
-    """Raise UserError where torch, built for `cuda` or the CPU, cannot use the visible GPUs.
-
-    With `sees_none` torch has been asked, and sees no GPU.
-    """
+    """Raise UserError where torch, built for `cuda` or the CPU, cannot use a visible GPU."""
     usable = visible().values()
     if not usable:
         return

@@ -214,10 +214,7 @@ def _metadata(file: pq.ParquetFile) -> dict[str, Any]:
 
 
 class Strings(Sequence[str]):
-    """A column of strings in Arrow's memory, which forked worker processes share.
-
-    As Python objects, a million paths take 120 MB, and each process gets a copy bit by bit.
-    """
+    """A column of strings in Arrow's memory, of which forked processes make no copies."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         self.column = column
