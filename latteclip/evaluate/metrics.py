@@ -44,10 +44,10 @@ def read_evaluated_images(images_path: str, dataset: str) -> tuple[pa.Table, lis
     tests = table.filter(pc.equal(table["split"], "test"))
     if len(tests):
         return tests, metadata["classnames"]
-    unknown = (tables.IMAGES.field(name) for name in tables.LABEL_COLUMNS)
-    columns = {name: table[name] for name in table.column_names}
-    columns |= {field.name: pa.nulls(len(table), field.type) for field in unknown}
-    return pa.table(columns, schema=tables.IMAGES), metadata["classnames"]
+    unlabelled = table.drop_columns([*tables.LABEL_COLUMNS])
+    # The columns that are missing become null.
+    table = pa.concat_tables([tests, unlabelled], promote_options="default")
+    return table, metadata["classnames"]
 
 
 def write(
@@ -62,11 +62,8 @@ def write(
 ) -> None:
     """Write the predictions of a run, and its metrics where the images have labels.
 
-    Args:
-        images: from `read_evaluated_images`.
-        ranked: [N, K] the best classes of each image, best first, with `scores` [N, K].
-        marks: keys of `results.MARKS`.
-        run: dataset, method and seed.
+    Images are those of `read_evaluated_images`, with their best classes, best first, and the scores
+    of these, both [N, K]. Marks are keys of `results.MARKS`. A run is dataset, method and seed.
     """
     dataset, method, seed = run
     tables.write(

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import pyarrow.compute as pc
 import torch
 
 from latteclip.clip.classifier import Features, best_classes, load_classifier, parts
@@ -147,19 +146,18 @@ class Graph:
         A link weighs as much as the cosine, to the power gamma for a text. A negative cosine makes
         no link. Where queries and images are the same, none is its own neighbour.
         """
-        texts, n_images = BruteForceIndex(self.classes), self.images.n
-        k, n_classes = self.settings.neighbours, texts.n
+        texts, k = BruteForceIndex(self.classes), self.settings.neighbours
         weights, nodes = [], []
         for rows in parts(len(queries), self.images.at_once):
             part, first = queries[rows].to(self.classes.device), rows.start if same else None
-            to_classes, class_index = texts.nearest(part, min(k, n_classes))
-            to_images, image_index = self.images.nearest(part, min(k, n_images - same), first)
+            to_classes, class_index = texts.nearest(part, min(k, texts.n))
+            to_images, image_index = self.images.nearest(part, min(k, self.images.n - same), first)
             to_classes = to_classes.clamp(min=0) ** self.settings.gamma
             weights.append(torch.cat([to_classes, to_images.clamp(min=0)], 1))
-            nodes.append(torch.cat([class_index, n_classes + image_index], 1))  # [part, up to 2 K]
+            nodes.append(torch.cat([class_index, texts.n + image_index], 1))  # [part, up to 2 K]
         columns = torch.cat(nodes)
         starts = torch.arange(len(queries), device=columns.device)[:, None].expand_as(columns)
-        shape = len(queries), n_classes + n_images
+        shape = len(queries), texts.n + self.images.n
         return _sparse(starts, columns, torch.cat(weights), shape)
 
     def propagate(self, classes: slice) -> torch.Tensor:
@@ -187,9 +185,8 @@ class Graph:
         """Return the best classes of test images [M, D] and their scores, both [M, topk].
 
         None: the N training images are ranked themselves. A test image x with links w scores
-        sum_j w_xj d_j^-1/2 Z_j: up to a factor, what the propagation gives to a node that sends
-        nothing back. The authors' code leaves d_j out, as does `normalise_test_links: false`: then
-        the texts, whose degrees are large, weigh much more than the images.
+        sum_j w_xj d_j^-1/2 Z_j, as if it received and sent nothing back. The authors' code leaves
+        d_j out, as does `normalise_test_links: false`, which gives the texts much more weight.
         """
         links = None if tests is None else self.neighbours(tests)
         n, n_classes = self.images.n if tests is None else len(tests), len(self.classes)
@@ -225,17 +222,17 @@ def propagate_labels(
     Without a test split the images of the graph themselves are classified.
     """
     where = devices.pick(device, threads)
-    index, classnames = tables.read_unlabelled(images_path, training=False)
-    classes, _ = load_classifier(class_embeddings_path, classnames=classnames)
-    is_test = pc.equal(index["split"], "test")
-    trained, tested = (index.filter(rows)["image_id"] for rows in (pc.invert(is_test), is_test))
-    if len(trained) == 0:
+    training, names = tables.read_unlabelled(images_path, training=True)
+    classes, _ = load_classifier(class_embeddings_path, classnames=names)
+    if len(training) == 0:
         raise UserError(f"{images_path} has no training image; check the dataset's split.")
-    features = read_features(pseudo_labels_path, trained)  # [N, D]
+    evaluated, _ = metrics.read_evaluated_images(images_path, dataset)
+    features = read_features(pseudo_labels_path, training["image_id"])  # [N, D]
     graph = Graph(classes.weights.to(where), features, neighbour_index(features, where), settings)
-    tests = read_features(pseudo_labels_path, tested) if len(tested) else None  # [M, D]
+    tests = None
+    if evaluated["split"][0].as_py() == "test":
+        tests = read_features(pseudo_labels_path, evaluated["image_id"])  # [M, D]
     ranked, best = graph.rank(tests)
-    evaluated, names = metrics.read_evaluated_images(images_path, dataset)
     metrics.write(
         *(evaluated, names, ranked.numpy(), best.numpy(), []),
         *((dataset, method, seed), predictions_output, metrics_output),

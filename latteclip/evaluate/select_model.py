@@ -55,11 +55,6 @@ class Candidate:
     def is_trained(self) -> bool:
         return self.objective not in SIMPLICITY
 
-    @property
-    def simplicity(self) -> int:
-        """Return a rank: the smaller, the simpler."""
-        return (*SIMPLICITY, self.objective).index(self.objective)
-
 
 class Comparison(NamedTuple):
     """A candidate compared with another on the held-out images of both."""
@@ -116,7 +111,7 @@ class Votes:
             seeds = [j for j in able if candidates[j].method == candidates[i].method]
             own = self.predictions[i]
             predictions[seeds] = np.where(own == MISSING, predictions[seeds], own)
-        return Votes(self.shares, predictions, self.source)
+        return replace(self, predictions=predictions)
 
 
 @dataclass(frozen=True)
@@ -143,10 +138,8 @@ def select_model(
     """
     metrics = [read_metrics(one.metrics) for one in candidates]
     accuracies = [values["acc1"] for values in metrics]
-    candidates = [
-        replace(one, marks=tuple(values["marks"]))
-        for one, values in zip(candidates, metrics, strict=True)
-    ]
+    pairs = zip(candidates, metrics, strict=True)
+    candidates = [replace(one, marks=tuple(values["marks"])) for one, values in pairs]
     votes = read_votes(candidates, votes_path)
     audit = read_audit(audit_path) if audit_path else None
     choice = choose(candidates, votes, audit)
@@ -193,10 +186,9 @@ def read_votes(runs: Sequence[Candidate], votes_path: str | None) -> Votes | str
 def choose(candidates: Sequence[Candidate], votes: Votes | str, audit: Audit | None) -> Choice:
     """Choose a candidate by votes, or why there are none, and by a person's answers.
 
-    A trained one replaces the best without training (the reference) where at least MIN_HELD_OUT
-    images are held out for it and its lead `is_clear`. Of trained ones the best method is taken,
-    all its seeds together, and of its seeds the one with the largest lead. Where answers decide
-    that others are better, the most accurate of them is taken.
+    The best trained one replaces the best without training (the reference) where its lead over at
+    least MIN_HELD_OUT images `is_clear`: first the method, all seeds together, then its seed. Where
+    answers decide that others are better, the most accurate of them is taken.
     """
     start = found = best_training_free(candidates, votes)
     if isinstance(votes, str):
@@ -234,7 +226,7 @@ def best_training_free(candidates: Sequence[Candidate], votes: Votes | str) -> i
     if not simple:
         return best
     ties = [i for i in compared if not votes.compare(best, i).is_clear]
-    return min(ties, key=lambda i: (candidates[i].simplicity, i))
+    return min(ties, key=lambda i: (SIMPLICITY.index(candidates[i].objective), i))
 
 
 def _best_trained(candidates: Sequence[Candidate], start: int, votes: Votes) -> int:

@@ -7,19 +7,8 @@ import pandas as pd
 
 from latteclip.core import tables
 from latteclip.core.files import write_text
+from latteclip.evaluate import summary
 from latteclip.evaluate.results import MARKS, Audit
-from latteclip.evaluate.summary import (
-    PAPER_DATASETS,
-    PAPER_GAIN_OVER_ZERO_SHOT,
-    PAPER_SOURCE,
-    by_dataset,
-    gain_on_paper_datasets,
-    means_over_datasets,
-    read_results,
-    split_by_labels,
-    summary,
-    union,
-)
 from latteclip.labels.guarantees import checked_sentence
 
 STAR = "★"  # of the chosen model
@@ -40,8 +29,8 @@ def summarize(
     Accuracies by a person's answers stand in columns of their own.
     """
     paths = metrics_paths, selections_paths, audits_paths
-    metrics, selections, audits = read_results(*paths, others)
-    table = summary(metrics, baseline)
+    metrics, selections, audits = summary.read_results(*paths, others)
+    table = summary.summary(metrics, baseline)
     rows = []
     for dataset, method in table[["dataset", "method"]].itertuples(index=False):
         chosen = selections.get(dataset)
@@ -58,7 +47,7 @@ def summarize(
         )
     table = table.join(pd.DataFrame(rows))
     write_text(csv_output, table.to_csv(index=False, float_format="%.2f"))
-    labelled, unlabelled = split_by_labels(table)
+    labelled, unlabelled = summary.split_by_labels(table)
     parts = [
         accuracy_table(labelled, baseline),
         _unlabelled_table(unlabelled),
@@ -86,7 +75,9 @@ def accuracy_table(table: pd.DataFrame, baseline: str) -> str:
         "acc5": table["acc5_mean"].map(_number),
         "per-class recall": table["mean_per_class_recall"].map(_number),
     }
-    notes = [f"- {mark}: {MARKS[mark]}." for mark in union(table["marks"].str.split()).split()]
+    notes = [
+        f"- {mark}: {MARKS[mark]}." for mark in summary.union(table["marks"].str.split()).split()
+    ]
     return _with_notes(pd.DataFrame(columns), notes)
 
 
@@ -120,19 +111,19 @@ def _checked_labels(path: str) -> str:
 
 def dataset_table(table: pd.DataFrame) -> str:
     """Return methods by datasets, where there are several, and the paper's mean gain."""
-    parts, accuracies = [], by_dataset(table)
-    means, complete = means_over_datasets(table)
+    parts, accuracies = [], summary.by_dataset(table)
+    means, complete = summary.means_over_datasets(table)
     if len(accuracies.columns) > 1:
         accuracies["mean"] = accuracies.index.map(means)
         parts.append(_with_notes(accuracies.map(_number).rename_axis("acc1").reset_index(), left=1))
         if means and len(complete) + 1 < len(accuracies.columns):
             parts.append(f"The mean is over {', '.join(complete)}, on which all methods were run.")
-    gain, n = gain_on_paper_datasets(table)
+    gain, n = summary.gain_on_paper_datasets(table)
     if gain is not None:
         parts.append(
-            f"latteclip over zero_shot, mean over {n} of the paper's {len(PAPER_DATASETS)} "
-            f"datasets: {gain:+.2f}; published, over all: {PAPER_GAIN_OVER_ZERO_SHOT:+.2f} "
-            f"({PAPER_SOURCE})."
+            f"latteclip over zero_shot, mean over {n} of the paper's {len(summary.PAPER_DATASETS)} "
+            f"datasets: {gain:+.2f}; published, over all: {summary.PAPER_GAIN_OVER_ZERO_SHOT:+.2f} "
+            f"({summary.PAPER_SOURCE})."
         )
     return "\n\n".join(parts)
 

@@ -90,11 +90,6 @@ def split_by_labels(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return table[is_labelled], table[~is_labelled]
 
 
-def known(value: float) -> float | None:
-    """Return a figure of a table, None where it is missing."""
-    return None if pd.isna(value) else float(value)
-
-
 def by_dataset(table: pd.DataFrame) -> pd.DataFrame:
     """Return acc1 of a summary with one row per method and one column per dataset."""
     accuracies = table.pivot(index="method", columns="dataset", values="acc1_mean")

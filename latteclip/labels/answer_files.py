@@ -72,14 +72,12 @@ def _read_rows(path: str) -> Iterator[tuple[str, str]]:
     try:
         if suffix == ".parquet":
             yield from _columns(pq.read_table(path).to_pylist(), path)
-        elif suffix == ".csv":
-            with Path(path).open(encoding="utf-8-sig", newline="") as file:
-                yield from _columns(csv.DictReader(file), path)
-        elif suffix in TABLES:
-            with Path(path).open(encoding="utf-8") as file:
-                yield from _columns((json.loads(line) for line in file if line.strip()), path)
-        else:
+        elif suffix not in TABLES:
             yield from _label_studio(json.loads(Path(path).read_text(encoding="utf-8")))
+        else:
+            with Path(path).open(encoding="utf-8-sig", newline="") as file:
+                lines = (json.loads(line) for line in file if line.strip())
+                yield from _columns(csv.DictReader(file) if suffix == ".csv" else lines, path)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError, csv.Error, pa.ArrowException, KeyError, TypeError) as error:
@@ -99,10 +97,8 @@ def _columns(rows: Any, path: str) -> Iterator[tuple[str, str]]:
 def _label_studio(tasks: Any) -> Iterator[tuple[str, str]]:
     """Yield the choices of the last annotation of each task."""
     for task in tasks:
-        annotations = task.get("annotations") or []
-        results = annotations[-1]["result"] if annotations else []
-        for result in results:
+        annotations = task.get("annotations") or [{"result": []}]
+        for result in annotations[-1]["result"]:
             for choice in result.get("value", {}).get("choices", []):
-                data = task["data"]
-                image = data.get("image_id") or data["image"]
+                image = task["data"].get("image_id") or task["data"]["image"]
                 yield unquote(image.rpartition("?d=")[2]), choice

@@ -162,9 +162,6 @@ def _read(path: str | Path) -> bytes:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
 
 
-# --- answers that teach --------------------------------------------------------------------------
-
-
 def teaching_schema(dataset: str, classnames: Sequence[str]) -> AnswerSchema:
     """Return the schema of the answers that teach."""
     return AnswerSchema(PLAN_OF_TEACHING, dataset, None, tuple(classnames))

@@ -87,7 +87,6 @@ def fuse_labels(
 
 
 def _votes(image_ids: pa.ChunkedArray, votes: Votes, fusion: Fusion) -> dict[str, Any]:
-    """Return the columns of VOTES_EYES."""
     judges = torch.from_numpy(judging(tables.Strings(image_ids))) & votes.has
     vote = fusion.parameters.classes(votes.probabilities(judges)).float()
     return {
@@ -109,7 +108,6 @@ def _joint_classifier(
 
 
 def _columns(image_ids: pa.ChunkedArray, known: Predictors, fusion: Fusion) -> dict[str, Any]:
-    """Return the columns of FUSED_LABELS."""
     calibrated, confidence = fusion.individual_labels["zero_shot"], known.confidence
     columns = {field.name: pa.nulls(len(image_ids), field.type) for field in tables.FUSED_LABELS}
     columns |= {

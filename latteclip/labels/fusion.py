@@ -72,9 +72,6 @@ MAX_PRODUCTS = 2**28  # of images, D and C: it decides between the two
 SEED = 0
 
 
-# --- posterior -----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Posterior:
     """Probabilities of classes: of each image the KEPT largest, which sum to 1."""
@@ -114,9 +111,6 @@ class Posterior:
             check_invariants=True,
         )
         return table @ x
-
-
-# --- permutation test ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -189,9 +183,6 @@ def corroborate(
     p_value, *p_values = ((1 + number) / (1 + N_PERMUTATIONS) for number in as_large)
     by_images, by_scores, *by_others = standard[0].tolist()
     return PermutationTest(by_images, by_scores, p_value, tuple(by_others), tuple(p_values))
-
-
-# --- model of the labels -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -368,8 +359,7 @@ class LabelModel:
     def step(self, *, light: bool = False) -> None:
         """Learn parameters from votes or answers if there are any, and update the prototypes.
 
-        With many classes, the confusion matrix is what takes time. Where there are votes and
-        answers, a light step learns only what answers decide.
+        Where there are both, a light step learns what answers decide, without the confusion matrix.
         """
         if not self.is_informed:
             return
@@ -592,9 +582,6 @@ def prototypes_by_zero_shot(images: CalibratedFeatures) -> torch.Tensor:
 def _spaced(rows: torch.Tensor, n_classes: int, entries: int) -> torch.Tensor:
     """Return evenly spaced rows, whose table of classes has about so many entries."""
     return rows[:: -(-max(1, len(rows)) * n_classes // entries)]
-
-
-# --- fits ----------------------------------------------------------------------------------------
 
 
 def pool(tables: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,6 @@
 """What labels are made of: image features, votes for classes, and a person's answers.
 
-Letters: N training images, n some of them, A answered ones, C classes, D embedding width, U
-distinct captions, K options.
+Letters as in `fusion`, but for K options of an image, and U distinct captions.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,9 +22,6 @@ MIN_LENGTH = 1e-5  # mean distance from the mean below which features do not tel
 SHRINKAGE = 0.8  # of a covariance towards a multiple of the identity: found on photographs of DTD
 COVARIANCE_ROWS = 2**16  # images from which it is estimated, at most
 Rows = slice | torch.Tensor
-
-
-# --- images --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -104,9 +100,6 @@ class CalibratedFeatures(CentredFeatures):
         return self.zero_shot(rows).exp()
 
 
-# --- votes ---------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Votes:
     """What captions, or a model that was asked, say of the class of each image."""
@@ -131,9 +124,7 @@ def caption_votes(
 ) -> Votes:
     """Score captions like images, by scaled cosines of their features and the classes [C, D].
 
-    Args:
-        texts: [U + 1, D] float32, the last row for images without a caption.
-        row_of: [N] the row of each image's caption.
+    Texts are [U + 1, D] float32, the last row for images without a caption, and `row_of` is [N].
     """
     last = len(texts) - 1
     has = row_of != last
@@ -162,9 +153,9 @@ def class_score_votes(options: torch.Tensor, scores: torch.Tensor, n_classes: in
     scores, given = scores.gather(1, order), options >= 0
     best = scores.masked_fill(~given, -torch.inf).amax(dim=1, keepdim=True)
     best = torch.where(best.isfinite(), best, 0.0)
-    scores = (scores - best).clamp(min=-FLOOR)  # also of a probability of 0
+    # The floor is also the score of a probability of 0.
+    scores = (scores - best).clamp(min=-FLOOR).masked_fill(~given, 0.0)
     options = options.clamp(min=0)
-    scores = scores.masked_fill(~given, 0.0)
     scores = _without_means(options, scores, given, n_classes).masked_fill(~given, -torch.inf)
 
     def table(options: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -202,9 +193,6 @@ def _without_means(
     without = (scores.double() - means[options]).masked_fill(~given, 0.0)
     without -= without.sum(dim=1, keepdim=True) / per_image[:, None]
     return without.round(decimals=DECIMALS).float()
-
-
-# --- answers -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,4 @@
-"""What labels are made of: image features, and votes of captions or class scores.
-
-Letters: N images, C classes, D embedding width, T captions, U distinct ones.
-"""
+"""Read what labels are made of: features of N images, and votes of captions or class scores."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -97,8 +94,7 @@ def read_predictors(
         labels, confidence = labels[row_of], confidence[row_of]
     else:
         raise UserError("Nothing votes: give --image-captions or --class-scores.")
-    features_of = (read_features(path, image_ids, tables.IMAGE_FEATURES) for path in eyes_paths)
-    others = [*map(whiten, features_of)]
+    others = [whiten(read_features(one, image_ids, tables.IMAGE_FEATURES)) for one in eyes_paths]
     return Predictors(images, others, votes, source, labels, confidence, leaked, described)
 
 
@@ -126,7 +122,7 @@ def read_captions(path: str, image_ids: pa.ChunkedArray) -> tuple[pa.ChunkedArra
 def encode_captions(
     captions: pa.ChunkedArray, clip: clips.Clip, batch_size: int
 ) -> tuple[FeatureMemmap, torch.Tensor]:
-    """Return features [U + 1, D] of the distinct captions, and the row of each caption [T].
+    """Return features of the distinct captions [U + 1, width], and the row of each caption.
 
     The last row is zero, for images without a caption. The tokenizer cuts long captions.
     """

@@ -30,10 +30,7 @@ SOURCES = (
 def show(results: str, n: int, image_ids: Sequence[str] = ()) -> str:
     """Return the summary of a dataset's labels, and some images with the label by each source.
 
-    Args:
-        results: the folder of a dataset's results.
-        n: number of images.
-        image_ids: the images to print; without any, n images of different kinds.
+    Images are those of the given ids, or else n of different kinds.
     """
     folder = Path(results)
     path, captions = folder / "fused_labels.parquet", folder / "captions" / "images.parquet"
@@ -43,8 +40,8 @@ def show(results: str, n: int, image_ids: Sequence[str] = ()) -> str:
             "or class scores (pseudo_labels: caption, lmm or fused)."
         )
     table, metadata = tables.read(path, tables.FUSED_LABELS)
-    columns = tables.PSEUDO_LABELS, "image_id", "pseudo_label"
-    zero_shot = tables.lookup_column(folder / "pseudo_labels.parquet", *columns, table["image_id"])
+    wanted = tables.PSEUDO_LABELS, "image_id", "pseudo_label", table["image_id"]
+    zero_shot = tables.lookup_column(folder / "pseudo_labels.parquet", *wanted)
     table = table.append_column("zero_shot_label", zero_shot)
     chosen = _by_id(table["image_id"], image_ids, path) if image_ids else _of_each_kind(table, n)
     rows = table.take(pa.array(chosen, pa.int64())).to_pylist()
@@ -99,15 +96,12 @@ def _summary(path: Path, n: int, moved: int, metadata: dict[str, Any]) -> str:
         "calibrated ones",
     ]
     if answers := metadata.get("answers"):
-        line = f"answers: a person answered about {len(answers['images'])} images"
-        if checked := answers.get("checked"):
-            line += f"; labels {checked_sentence(checked)}"
-        lines.append(line)
+        checked = f"; labels {checked_sentence(answers['checked'])}" if "checked" in answers else ""
+        lines.append(f"answers: a person answered about {len(answers['images'])} images{checked}")
     return "\n".join(lines)
 
 
 def _predictors(metadata: dict[str, Any]) -> list[str]:
-    """Return lines on what the predictors of the votes are worth."""
     weights, gains = metadata["weights"], metadata["gains"]
     rows = {
         "zero-shot scores": (weights["zero_shot"], gains["zero_shot"]),
@@ -129,7 +123,6 @@ def _predictors(metadata: dict[str, Any]) -> list[str]:
 
 
 def _image(row: dict[str, Any], caption: str | None, metadata: dict[str, Any]) -> str:
-    """Return an image's label by each source, and its caption."""
     written = metadata.get("written_names", {})
     names = [written.get(name, name) for name in metadata["classnames"]]
     lines = [row["image_id"]]
@@ -142,7 +135,7 @@ def _image(row: dict[str, Any], caption: str | None, metadata: dict[str, Any]) -
         lines.append(f"  {title:<11} {text}")
         if title == "caption" and caption:
             lines.append(textwrap.indent(textwrap.fill(caption, WIDTH - 14), " " * 14))
-    answers = metadata.get("answers", {"images": {}})["images"]
+    answers = metadata.get("answers", {}).get("images", {})
     if row["image_id"] in answers:
         lines.append(f"  {'answered':<11} {answers[row['image_id']] or 'none of these'}")
     return "\n".join(lines)
