@@ -1,7 +1,6 @@
 """Accuracy on the test split, and the files of a run with predictions and metrics.
 
 A dataset without a test split has predictions for its training images, and no accuracy.
-Letters: N evaluated images, C classes, K best classes.
 """
 
 import logging
@@ -17,11 +16,6 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import write_json
 
 log = logging.getLogger(__name__)
-
-
-def accuracy(ranked: npt.NDArray[np.int_], labels: npt.NDArray[np.int_], k: int) -> float:
-    """Return the share of the N images whose label is among their first k of [N, K]."""
-    return float((ranked[:, :k] == labels[:, None]).any(axis=1).mean())
 
 
 def recalls(
@@ -86,7 +80,8 @@ def write(
     else:
         labels = images["label"].to_numpy()
         recall, counts = recalls(ranked[:, 0], labels, len(classnames))
-        result |= {f"acc{k}": accuracy(ranked, labels, k) for k in (1, 5)}
+        is_right = ranked == labels[:, None]
+        result |= {f"acc{k}": float(is_right[:, :k].any(axis=1).mean()) for k in (1, 5)}
         result["mean_per_class_recall"] = float(np.nanmean(recall))
         result["per_class"] = [
             {"classname": name, "images": int(n), "recall": None if n == 0 else float(value)}

@@ -8,7 +8,6 @@ K neighbours, V = C + N nodes: the classes, then the training images.
 
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -54,9 +53,8 @@ class BruteForceIndex:
 
 
 class IVFPQIndex:
-    """Points on disk, with an index of faiss in memory that proposes likely neighbours.
+    """Points on disk, and in memory an index of faiss: cells of codes of two bits a dimension.
 
-    Points are assigned to cells around centroids and stored as codes of two bits a dimension.
     Exact cosines choose among the candidates that the codes propose.
     """
 
@@ -240,10 +238,8 @@ def propagate_labels(
 
 
 def _sparse(
-    rows: torch.Tensor, columns: torch.Tensor, weights: torch.Tensor, shape: Sequence[int]
+    rows: torch.Tensor, columns: torch.Tensor, weights: torch.Tensor, shape: tuple[int, int]
 ) -> torch.Tensor:
     """Return a sparse matrix of the weights, summed where they share a place."""
-    places = torch.stack([rows.flatten(), columns.flatten()])
-    return torch.sparse_coo_tensor(
-        places, weights.flatten(), tuple(shape), check_invariants=True
-    ).coalesce()
+    places, values = torch.stack([rows.flatten(), columns.flatten()]), weights.flatten()
+    return torch.sparse_coo_tensor(places, values, shape, check_invariants=True).coalesce()

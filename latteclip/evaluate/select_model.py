@@ -5,7 +5,6 @@ votes for the class that its caption (or a multimodal model) makes likelier. The
 right more often gets more votes, whatever mistakes captions make, unless it shares them. As in the
 rule of one standard error (Hastie et al. 2009, section 7.10), a model replaces a simpler one only
 where its lead is clear. A person's answers come before votes where they decide.
-Letters: K candidates, n images with votes, C classes.
 """
 
 import logging
@@ -73,7 +72,7 @@ class Comparison(NamedTuple):
 
 @dataclass(frozen=True)
 class Votes:
-    """Votes of images, and what the candidates predict for them."""
+    """Votes of n images for C classes, and what the K candidates predict for them."""
 
     shares: npt.NDArray[np.floating]  # [n, C] probability of each class by the caption alone
     predictions: npt.NDArray[np.int_]  # [K, n] classes, MISSING where not held out

@@ -82,7 +82,6 @@ def accuracy_table(table: pd.DataFrame, baseline: str) -> str:
 
 
 def _unlabelled_table(table: pd.DataFrame) -> str:
-    """Return the agreement with votes and the audited accuracy where no label is known."""
     if not len(table):
         return ""
     low, high = table["audited_low"].map(_number), table["audited_high"].map(_number)

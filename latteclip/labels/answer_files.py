@@ -67,7 +67,6 @@ def read_foreign(
 
 
 def _read_rows(path: str) -> Iterator[tuple[str, str]]:
-    """Yield image and class of each entry."""
     suffix = Path(path).suffix.lower()
     try:
         if suffix == ".parquet":

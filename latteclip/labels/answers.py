@@ -101,7 +101,6 @@ class AnswerSchema:
         return by_key(document.answers, where)
 
     def _check(self, answer: Answer, where: str) -> None:
-        """Raise UserError for an image or a class that an answer may not name."""
         image, name = answer.image_id, answer.classname
         if self.image_ids is not None and image not in self.image_ids:
             raise UserError(f"{where} is about {one_line(image, 120)!r}, which was not drawn.")
@@ -140,8 +139,7 @@ def write_answers(
 ) -> str:
     """Replace the given revision of a file of answers, and return the new one.
 
-    Raises:
-        StaleRevisionError: another process has written the file since.
+    StaleRevisionError: another process has written the file since.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.with_name(".lock"), timeout=LOCK_SECONDS):
@@ -187,8 +185,8 @@ def labelled_rows(
     row_of = _rows_by_image(known, images)
     gone = sorted({one.image_id for one in known} - row_of.keys())
     known = [one for one in known if one.image_id in row_of]
-    each = torch.tensor([row_of[one.image_id] for one in known], dtype=torch.long)
-    rows, places = each.unique(return_inverse=True)
+    each = [row_of[one.image_id] for one in known]
+    rows, places = torch.tensor(each, dtype=torch.long).unique(return_inverse=True)
     shares = torch.zeros(len(rows), len(classnames), dtype=torch.float64)
     drawn = torch.zeros(len(rows), dtype=torch.bool)
     for answer, place in zip(known, places, strict=True):
@@ -210,7 +208,6 @@ def read_labelled(path: str, images: pa.Table, classnames: Sequence[str]) -> Lab
 
 
 def _rows_by_image(answers: Sequence[Answer], images: pa.Table) -> dict[str, int]:
-    """Return the row of each answered image that is there."""
     paths = tables.Strings(images["path"])
     wanted = {answer.image_id: answer.content for answer in answers}
     places = pa.compute.index_in(pa.array(list(wanted), pa.string()), images["image_id"])

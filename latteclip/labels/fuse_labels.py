@@ -17,7 +17,7 @@ from latteclip.core.holdout import judging
 from latteclip.labels.answers import read_labelled
 from latteclip.labels.fusion import FUSED, OTHER, Fusion, fuse
 from latteclip.labels.guarantees import checked_sentence, confidence_sequence
-from latteclip.labels.label_sources import CentredFeatures, LabelledRows, Votes
+from latteclip.labels.label_sources import LabelledRows, Votes
 from latteclip.labels.predictors import FusionSettings, Predictors, read_predictors
 
 log = logging.getLogger(__name__)
@@ -42,8 +42,7 @@ def fuse_labels(
 ) -> None:
     """Write FUSED_LABELS and VOTES of the images that are not in the test split, and a classifier.
 
-    The classifier pools zero-shot scores and image prototypes, and needs no caption. Labels of the
-    dataset are not read.
+    The classifier pools zero-shot scores and image prototypes. The dataset's labels are not read.
     """
     table, classnames = tables.read_unlabelled(images_path, training=True)
     image_ids = table["image_id"]
@@ -66,18 +65,21 @@ def fuse_labels(
     save_classifier(prototypes_output, images.classifier(fusion.weights, scale), described)
     names = [tables.read_metadata(path, "image_id")["model"] for path in eyes_paths]
     if eyes_prototypes_output is not None:
-        joint = _joint_classifier((images, *known.others), fusion, scale)
+        pairs = zip((images, *known.others), fusion.joint_weights, strict=True)
+        heads = [model.classifier(weights, scale) for model, weights in pairs]
+        # Of the features of all models, side by side.
+        weights = torch.cat([head.weights for head in heads], dim=1)
+        joint = Classifier.of(weights, torch.stack([head.bias for head in heads]).sum(dim=0))
         save_classifier(eyes_prototypes_output, joint, {**described, "eyes": names})
     summary = _summary(fusion, known, names)
     if labelled is not None:
         summary["answers"] = _summary_of_answers(labelled, fusion, image_ids, classnames)
     columns = _columns(image_ids, known, fusion)
     tables.write(output, columns, tables.FUSED_LABELS, {**described, **summary})
+    effect = "count" if summary["corroborated"] else "are ignored"
     log.info(
         "%d %s vote, and %s. %d labels changed; latteclip labels show says more.",
-        *(summary["voting"], summary["votes"]),
-        "count" if summary["corroborated"] else "are ignored",
-        summary["changed"],
+        *(summary["voting"], summary["votes"], effect, summary["changed"]),
     )
     metadata = {name: summary[name] for name in ("votes", "corroborated")}
     metadata |= {"classnames": classnames, "leaked": known.leaked}
@@ -95,16 +97,6 @@ def _votes(image_ids: pa.ChunkedArray, votes: Votes, fusion: Fusion) -> dict[str
         "head": _column(fusion.head[judges]),
         "joint_head": _column(fusion.joint_head[judges]),
     }
-
-
-def _joint_classifier(
-    models: Sequence[CentredFeatures], fusion: Fusion, scale: float
-) -> Classifier:
-    """Return the classifier of the features of all models, side by side."""
-    pairs = zip(models, fusion.joint_weights, strict=True)
-    each = [model.classifier(weights, scale) for model, weights in pairs]
-    weights = torch.cat([part.weights for part in each], dim=1)
-    return Classifier.of(weights, torch.stack([part.bias for part in each]).sum(dim=0))
 
 
 def _columns(image_ids: pa.ChunkedArray, known: Predictors, fusion: Fusion) -> dict[str, Any]:
@@ -128,7 +120,6 @@ def _column(labels: torch.Tensor) -> pa.Array:
 
 
 def _summary(fusion: Fusion, known: Predictors, eyes: Sequence[str]) -> dict[str, Any]:
-    """Return what was learned of votes and predictors, for the metadata."""
     found, calibrated = fusion.parameters, fusion.individual_labels["zero_shot"]
     has, test = known.confidence > 0, found.test
     n = int(has.sum())

@@ -226,10 +226,7 @@ class CheckedLabels(NamedTuple):
 
 @dataclass(frozen=True)
 class Fusion:
-    """Fused labels and how they came about.
-
-    Weights are logits of centred features, joint ones of all image models together, used or not.
-    """
+    """Fused labels. Weights are logits of centred features, joint ones of all models, used or not."""
 
     parameters: FusionParameters
     labels: torch.Tensor  # [N] the likeliest class
@@ -319,8 +316,9 @@ class LabelModel:
         self.images, self.votes, self.others = images, votes, others
         # Without votes, answers tell which image models are of use.
         self.used = test.informative if test.significant else list(range(len(others)))
-        self.answers = LabelledRows.none(self.n, self.n_classes)
         nothing, weights = torch.empty(0, self.n_classes), (0.0,) * (1 + len(others))
+        no_rows = torch.empty(0, dtype=torch.long)
+        self.answers = LabelledRows(self.n, no_rows, nothing.double(), no_rows > 0)
         self.parameters = FusionParameters(test, nothing, images=weights)
         # Of the next round, and of the last one, from which the parameters were learned.
         self.prototypes = self.last = self._prototypes(start)
@@ -565,10 +563,7 @@ def _classified(
 
 
 def prototypes_by_zero_shot(images: CalibratedFeatures) -> torch.Tensor:
-    """Return the head z + (1 - u^4) b s, logits [C, D] of centred features, without any vote.
-
-    Zero-shot scores vote in the place of captions.
-    """
+    """Return the head z + (1 - u^4) b s [C, D] of centred features, with z as the votes."""
     n, n_classes = len(images.centred), len(images.texts)
     ones = torch.ones(n, dtype=torch.float64)
     start = Prototypes(images, Posterior.of(images.probabilities, n_classes, ones))

@@ -204,12 +204,6 @@ class LabelledRows:
     shares: torch.Tensor  # [A, C] float64 share of each class; 0 for an image of none of them
     drawn: torch.Tensor  # [A] bool: whether the image was drawn at random, to check labels
 
-    @classmethod
-    def none(cls, n: int, n_classes: int) -> Self:
-        """Return no answers."""
-        rows, shares = torch.empty(0, dtype=torch.long), torch.empty(0, n_classes)
-        return cls(n, rows, shares.double(), rows > 0)
-
     def select(self, mask: torch.Tensor) -> "LabelledRows":
         """Return some of the answered images."""
         return LabelledRows(self.n, self.rows[mask], self.shares[mask], self.drawn[mask])
@@ -247,8 +241,6 @@ class LabelledRows:
 
     def at_end(self, table: torch.Tensor) -> torch.Tensor:
         """Return a table [n, C] in which the last rows, those of `taught`, are the answers."""
-        if not len(self.truth):
-            return table
         return torch.cat([table[: len(table) - len(self.truth)], self.truth])
 
 

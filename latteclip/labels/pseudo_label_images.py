@@ -1,7 +1,4 @@
-"""Zero-shot pseudo-labels from a frozen CLIP (LatteCLIP, section 3.1).
-
-Letters: N images, C classes, D embedding width.
-"""
+"""Zero-shot pseudo-labels of N images from a frozen CLIP (LatteCLIP, section 3.1)."""
 
 import logging
 from collections.abc import Mapping
@@ -48,26 +45,19 @@ def pseudo_label_images(
     several), class_synonyms, written_names, model, pretrained and logit_scale.
     """
     table, classnames = tables.read_unlabelled(images_path, training=False)
-    clip = clips.load(
-        settings.model, settings.pretrained, devices.pick(device, threads), settings.precision
-    )
+    model, pretrained, picked = settings.model, settings.pretrained, devices.pick(device, threads)
+    clip = clips.load(model, pretrained, picked, settings.precision)
     words = ClassTemplates.of(settings.template, settings.class_synonyms)
     words = replace(words, written=tables.read_written_names(images_path))
     embeddings = class_embeddings(clip, words.templates, classnames, words.synonyms)  # [C, D]
     features = encode_files(clip, table["path"].to_pylist(), settings.batch_size, threads)
-    described = {
-        "classnames": classnames,
-        "model": settings.model,
-        "pretrained": settings.pretrained,
-        **words.described,
-    }
+    described: dict[str, object] = {"classnames": classnames, "model": model}
+    described |= {"pretrained": pretrained, **words.described}
     scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]
     write_pseudo_labels(output, table, features, embeddings, scale, settings.topk, described)
-    classifier.save_classifier(
-        class_embeddings_output,
-        classifier.Classifier.of(embeddings),
-        {**described, "logit_scale": scale},
-    )
+    described["logit_scale"] = scale
+    head = classifier.Classifier.of(embeddings)
+    classifier.save_classifier(class_embeddings_output, head, described)
     log.info("Pseudo-labelled %d images with %d classes.", len(table), len(classnames))
 
 

@@ -44,7 +44,7 @@ def show(results: str, n: int, image_ids: Sequence[str] = ()) -> str:
     zero_shot = tables.lookup_column(folder / "pseudo_labels.parquet", *wanted)
     table = table.append_column("zero_shot_label", zero_shot)
     chosen = _by_id(table["image_id"], image_ids, path) if image_ids else _of_each_kind(table, n)
-    rows = table.take(pa.array(chosen, pa.int64())).to_pylist()
+    rows = table.take(chosen).to_pylist()
     texts = [None] * len(rows)
     if captions.is_file():
         ids = [row["image_id"] for row in rows]
@@ -54,17 +54,17 @@ def show(results: str, n: int, image_ids: Sequence[str] = ()) -> str:
     return "\n\n".join([_summary(path, len(table), moved, metadata), *images])
 
 
-def _by_id(ids: pa.ChunkedArray, wanted: Sequence[str], path: Path) -> list[int]:
-    rows: list[int | None] = pc.index_in(pa.array(wanted), ids).to_pylist()
-    if None in rows:
-        missing = wanted[rows.index(None)]
+def _by_id(ids: pa.ChunkedArray, wanted: Sequence[str], path: Path) -> pa.Array:
+    rows = pc.index_in(pa.array(wanted), ids)
+    if rows.null_count:
+        missing, example = wanted[rows.is_null().index(True).as_py()], ids[0].as_py()
         raise UserError(
-            f"{path} has no image {missing!r}. An image_id of this table is {ids[0].as_py()!r}."
+            f"{path} has no image {missing!r}. An image_id of this table is {example!r}."
         )
-    return [row for row in rows if row is not None]
+    return rows
 
 
-def _of_each_kind(table: pa.Table, n: int) -> list[int]:
+def _of_each_kind(table: pa.Table, n: int) -> pa.Array:
     """Return n rows drawn at random, in equal numbers as far as they exist of three kinds.
 
     The label is not the zero-shot one, or else sources disagree, or all sources agree.
@@ -78,7 +78,7 @@ def _of_each_kind(table: pa.Table, n: int) -> list[int]:
     order = np.random.default_rng(SEED).permutation(len(voted))
     kinds = np.where(changed, 0, 2 - disagree)[order]
     turns = pd.Series(kinds).groupby(kinds).cumcount()
-    return sorted(order[np.lexsort((kinds, turns))[:n]].tolist())
+    return pa.array(np.sort(order[np.lexsort((kinds, turns))[:n]]))
 
 
 def _summary(path: Path, n: int, moved: int, metadata: dict[str, Any]) -> str:
