@@ -226,7 +226,7 @@ class CheckedLabels(NamedTuple):
 
 @dataclass(frozen=True)
 class Fusion:
-    """Fused labels. Weights are logits of centred features, joint ones of all models, used or not."""
+    """Fused labels. Weights are logits of centred features, the joint ones of every model."""
 
     parameters: FusionParameters
     labels: torch.Tensor  # [N] the likeliest class
