@@ -1,7 +1,6 @@
 """Write the pretrained CLIP with a training-free classifier as a model folder."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
@@ -33,14 +32,11 @@ def assemble_model(classifier_path: str, settings: PretrainedClip, output: str) 
     with replacing(output) as folder:
         clips.save(clip, classifier, described["classnames"], words, folder)
         if settings.eyes:
-            _add_eyes(settings.eyes, folder)
-
-
-def _add_eyes(names: list[str], folder: Path) -> None:
-    models = [image_models.load(name, torch.device("cpu")) for name in names]
-    for number, model in enumerate(models):
-        image_models.save(model, folder / image_models.EYES / str(number))
-    classifier, described = load_classifier(folder / clips.CLASSIFIER)
-    described |= {"eyes": names, finetuned.EYES_WIDTHS: [model.width for model in models]}
-    save_classifier(folder / clips.CLASSIFIER, classifier, described)
-    hashing.write_sums(folder)
+            models = [image_models.load(name, torch.device("cpu")) for name in settings.eyes]
+            for number, model in enumerate(models):
+                image_models.save(model, folder / image_models.EYES / str(number))
+            classifier, described = load_classifier(folder / clips.CLASSIFIER)
+            widths = [model.width for model in models]
+            described |= {"eyes": settings.eyes, finetuned.EYES_WIDTHS: widths}
+            save_classifier(folder / clips.CLASSIFIER, classifier, described)
+            hashing.write_sums(folder)

@@ -91,10 +91,7 @@ def export_labels(
 
 
 def _kinds(table: pa.Table) -> dict[str, pa.ChunkedArray]:
-    """Return which images are of each kind in LEAVE_OUT.
-
-    An image to which a person gave a class is not unknown.
-    """
+    """Return which images are of each kind in LEAVE_OUT. A class by a person is not unknown."""
     label, answered = (table[name].cast(pa.string()) for name in ("label", "answered"))
     by_person = pc.fill_null(pc.equal(label, answered), fill_value=False)
     unknown = pc.fill_null(table["is_unknown"], fill_value=False)

@@ -257,9 +257,7 @@ def image_paths(words: Iterable[str], stdin: IO[bytes]) -> list[str]:
     for a list on stdin with one path per line, or with null characters between them. Raises
     UserError for a word that names nothing.
     """
-    paths: list[str] = []
-    for word in words:
-        paths += _listed(stdin) if word == "-" else _named(word)
+    paths = [p for word in words for p in (_listed(stdin) if word == "-" else _named(word))]
     if not paths:
         raise UserError("No image is named; give images, folders, globs, or a list on stdin by -.")
     return list(dict.fromkeys(paths))

@@ -57,10 +57,7 @@ def difference(value: float | None, base: float | None) -> float | None:
 
 
 def class_changes(labels: Ints, before: Ints, after: Ints, classnames: Sequence[str]) -> list[Row]:
-    """Return the recall of each class with images in percent, the largest gain first.
-
-    Labels and predictions, `before` by the pretrained model, are [N].
-    """
+    """Return recalls of classes in percent by labels and predictions [N], largest gain first."""
     (old, counts), (new, _) = (recalls(x, labels, len(classnames)) for x in (before, after))
     columns = {"classname": classnames, "images": counts, "before": 100 * old, "after": 100 * new}
     table = pd.DataFrame(columns | {"change": 100 * new - 100 * old})[counts > 0]
@@ -69,20 +66,14 @@ def class_changes(labels: Ints, before: Ints, after: Ints, classnames: Sequence[
 
 
 def confusion(labels: Ints, predictions: Ints, classes: list[int]) -> Floats:
-    """Return the share of each of K classes (row) that is predicted as each (column) [K, K].
-
-    The row of a class without images is zero.
-    """
+    """Return the share of each of K classes (row) that is predicted as each (column) [K, K]."""
     inside = np.isin(labels, classes)
     shares = pd.crosstab(labels[inside], predictions[inside], normalize="index")
     return shares.reindex(index=classes, columns=classes, fill_value=0.0).to_numpy()
 
 
 def pairs(first: Ints, second: Ints) -> pd.DataFrame:
-    """Count the images [N] of different classes `first` and `second`, for pairs that occur.
-
-    `share` is the percentage of the images of the first class.
-    """
+    """Count images [N] by pairs of different classes, with their `share` of the first class."""
     counts = pd.DataFrame({"first": first, "second": second}).value_counts(sort=False)
     table = counts.sort_index().reset_index(name="images")
     table["share"] = 100 * (table["images"] / table.groupby("first")["images"].transform("sum"))
@@ -110,10 +101,7 @@ def classes_of(found: Sequence[Row], n: int) -> list[int]:
 def changed_images(
     labels: Ints, before: Ints, after: Ints, margins: Floats, *, improved: bool, n: int
 ) -> list[int]:
-    """Return the n images [N] with the largest margin that a model corrects, or breaks.
-
-    Classes take turns.
-    """
+    """Return the n surest images [N] that a model corrects, or breaks. Classes take turns."""
     right, was = after == labels, before == labels
     changed = np.flatnonzero((right & ~was) if improved else (~right & was))
     order = changed[np.argsort(-margins[changed], kind="stable")]
@@ -139,10 +127,6 @@ class MethodPredictions:
     runner_up: Ints  # [N], the second best classes by the main run
     margins: Floats  # [N], by how much the best class beats the second
     total: int  # methods that were run
-
-    @property
-    def before(self) -> Ints:
-        return np.asarray(self.labels[0])
 
     @property
     def after(self) -> Ints:
@@ -172,7 +156,7 @@ def read_method_predictions(
 
 def methods_used(found: MethodPredictions) -> dict[str, Row]:
     """Return how many classes each method uses, and the percentage of images that it changes."""
-    changed = 100 * (found.labels != found.before).mean(axis=1)
+    changed = 100 * (found.labels != found.labels[0]).mean(axis=1)
     return {
         name: {"classes": len(np.unique(labels)), "changed": share}
         for name, labels, share in zip(found.methods, found.labels, changed.tolist(), strict=True)

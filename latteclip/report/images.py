@@ -2,8 +2,6 @@
 
 Pictures are small WebP files as data URIs. However many images and classes there are, the gallery
 takes at most 1.9 MB as text, and the other pictures 1.5 MB.
-
-Letters: S seeds, N test images, P pairs.
 """
 
 import base64
@@ -13,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
@@ -23,6 +20,7 @@ from latteclip.captions.text import mention
 from latteclip.core import tables
 from latteclip.core.files import read_object
 from latteclip.data.images import open_rgb
+from latteclip.labels.guarantees import Bools
 from latteclip.report import comparison
 from latteclip.report.comparison import MethodPredictions, Row
 from latteclip.report.runs import RunFiles, Split, read_predictions
@@ -137,10 +135,7 @@ def gallery(
     predictions: Sequence[int] | None,
     captions: Mapping[str, Captions],
 ) -> list[Row]:
-    """Return the chosen training images with their captions and a group of their pseudo-label.
-
-    The predictions are those of the page's model for them.
-    """
+    """Return the chosen training images with captions, predictions and a group of their label."""
     rows = []
     for place, i in enumerate(chosen):
         own = {kind: found.rows.get(i) for kind, found in captions.items()}
@@ -208,13 +203,12 @@ def _thumbnail(split: Split, i: int, prediction: int, **more: float) -> Row:
 
 
 def read_unknown(path: str, splits: Sequence[Split]) -> Row:
-    """Return the images of some splits that most likely show none of the classes, likeliest first.
-
-    Images with a score of the captioner come first.
-    """
+    """Return the images of some splits that most likely show none of the classes."""
     table, _ = tables.read(path, tables.UNKNOWN)
     by_clip, by_captioner = (table[n].to_numpy() for n in ("score", "captioner_score"))
-    best = np.lexsort((-by_clip, -by_captioner))[:UNKNOWN]  # NaN, no score, comes last
+    best = np.lexsort((-by_clip, -by_captioner))[
+        :UNKNOWN
+    ]  # those with a captioner's score (not NaN) first
     places = _find(table["image_id"].take(best), splits)
     return {
         "marked": pc.sum(table["is_unknown"]).as_py() or 0,
@@ -243,7 +237,7 @@ def read_duplicates(path: str, train: Split, test: Split, run_files: Sequence[Ru
     """
     table, _ = tables.read(path, tables.DUPLICATES)
     names = ("image_id", "duplicate_id")
-    in_test = np.stack([test.places(table[name]) for name in names])  # [2, P]
+    in_test = np.stack([test.places(table[name]) for name in names])  # [2, pairs]
     of_test = (in_test >= 0).sum(axis=0)  # images of each pair
     training, between, both = np.bincount(of_test, minlength=3).tolist()
     leaked = np.zeros(len(test), np.bool_)
@@ -263,19 +257,16 @@ def read_duplicates(path: str, train: Split, test: Split, run_files: Sequence[Ru
     }
 
 
-def _leak_free_accuracies(
-    test: Split, leaked: npt.NDArray[np.bool_], run_files: Sequence[RunFiles]
-) -> list[Row]:
-    """Return the accuracy of each method in percent, and that without leaked images [N].
-
-    None where no label is known, or no test image leaks, or all do.
-    """
+def _leak_free_accuracies(test: Split, leaked: Bools, run_files: Sequence[RunFiles]) -> list[Row]:
+    """Return the accuracy of each method in percent, and without leaked images, if some leak."""
     if test.labels is None or not leaked.any() or leaked.all():
         return []
     rows = []
     for method in dict.fromkeys(run.method for run in run_files):
         paths = [run.predictions for run in run_files if run.method == method]
-        right = np.stack([read_predictions(path) == test.labels for path in paths])  # [S, N]
+        right = np.stack(
+            [read_predictions(path) == test.labels for path in paths]
+        )  # [runs, images]
         acc1, without = (100 * float(part.mean()) for part in (right, right[:, ~leaked]))
         rows.append({"method": method, "acc1": acc1, "without": without})
     return rows

@@ -70,10 +70,7 @@ def index_results(
 
 
 def _cells(table: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return the rows of a summary by dataset and method, with `is_best`.
-
-    The best method of a dataset is the most accurate one that reads no label.
-    """
+    """Return rows of a summary by dataset and method, the best without labels as `is_best`."""
     reads_labels = table["marks"].str.contains("supervised")
     best = table[~reads_labels].groupby("dataset")["acc1_mean"].max()
     is_best = ~reads_labels & (table["acc1_mean"] == table["dataset"].map(best))

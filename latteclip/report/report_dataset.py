@@ -20,10 +20,9 @@ from latteclip.evaluate import results
 from latteclip.evaluate.train_predictions import choose_examples, read_predictions
 from latteclip.labels.guarantees import checked_sentence
 from latteclip.report import comparison, images, render, runs
-from latteclip.report.comparison import ROWS, Row
+from latteclip.report.comparison import BASELINE, ROWS, Row
 
 log = logging.getLogger(__name__)
-ZERO_SHOT = "zero_shot"
 WORST_PAIRS, MATRIX_CLASSES = 12, 12
 VISIBLE = 0.05  # points: a smaller change is written as none
 
@@ -87,10 +86,10 @@ def report_dataset(
         if path
     }
     predictions = None
-    if main.train_predictions and main.method != ZERO_SHOT:
+    if main.train_predictions and main.method != BASELINE:
         examples = read_predictions(main.train_predictions, classnames, held_out=False)
         predictions = examples["prediction"].to_pylist()
-    shifts = comparison.pairs(found.before, found.after)
+    shifts = comparison.pairs(found.labels[0], found.after)
     shifts = shifts.sort_values("images", ascending=False, kind="stable").head(WORST_PAIRS)
     curves = comparison.training_curves(runs_files)
     drawn = curves.keys() & {main.method, settings.paper}
@@ -195,7 +194,6 @@ def _axis(rows: Sequence[Row], zero_shot: float) -> tuple[int, int]:
 def _ablations(rows: Sequence[Row], methods: dict[str, dict[str, Any]]) -> list[Row]:
     """Return the methods among the rows that are `like` another one that was run."""
     acc1 = {row["method"]: row["acc1_mean"] for row in rows}
-    pairs = {name: str(methods[name].get("like")) for name in acc1}
     return [
         {
             "method": name,
@@ -204,8 +202,8 @@ def _ablations(rows: Sequence[Row], methods: dict[str, dict[str, Any]]) -> list[
             "acc1": acc1[name],
             "difference": comparison.difference(acc1[name], acc1[like]),
         }
-        for name, like in pairs.items()
-        if like in acc1
+        for name in acc1
+        if (like := str(methods[name].get("like"))) in acc1
     ]
 
 
@@ -220,7 +218,6 @@ def _changed(one: dict[str, Any], other: dict[str, Any]) -> str:
 def _changes(
     split: runs.Split, found: comparison.MethodPredictions, classnames: Sequence[str]
 ) -> Row:
-    """Return what the main model changes on images with labels: classes, confusions, images."""
     if split.labels is None:
         return {}
     labels, before, after = split.labels, split.pseudo_labels, found.after

@@ -1,7 +1,4 @@
-"""Inputs of the pages: splits, predictions, histories, versions, and the costs of jobs.
-
-Letters: N images, C classes.
-"""
+"""Inputs of the pages: splits, predictions, histories, versions, and the costs of jobs."""
 
 import json
 import subprocess
@@ -66,7 +63,7 @@ class Split:
 
 
 def read_splits(images: str, pseudo_labels: str) -> tuple[Split, Split, list[str]]:
-    """Read the training and the test images of an index, and the C class names."""
+    """Read the training and the test images of an index, and the class names."""
     columns = ["image_id", "path", "split", "label"]
     index, classnames = read_index(images, pseudo_labels, columns)
     is_test = pc.equal(index["split"], "test")
@@ -87,7 +84,7 @@ def _split(name: str, table: pa.Table) -> Split:
 
 
 def read_predictions(path: str) -> Ints:
-    """Read the predictions of a run [N]."""
+    """Read the predictions of a run for N images [N]."""
     table, _ = tables.read(path, tables.PREDICTIONS, ["prediction"])
     return np.asarray(table["prediction"])
 
