@@ -203,16 +203,13 @@ def difference(
     mean = stratified_mean((hits - others)[rows], strata[drawn[rows]], sizes, largest=1.0)
     low, high = (max(-1.0, min(1.0, mean.value + sign * mean.reach)) for sign in (-1, 1))
     found = Interval(apart * mean.value, apart * low, apart * high)
-    return found, _more(mean, len(drawn), len(strata))
-
-
-def _more(mean: Mean, n: int, images: int) -> int | None:
+    n, images = len(drawn), len(strata)
     if abs(mean.value) > mean.reach or n >= images:
-        return 0
+        return found, 0
     if mean.value == 0:
-        return None
+        return found, None
     times = mean.sampling / ((mean.value / mean.quantile) ** 2 + mean.known)
-    return int(min(images - n, max(1, np.ceil((times - 1) * n))))
+    return found, int(min(images - n, max(1, np.ceil((times - 1) * n))))
 
 
 def answered_prefix(plan: SamplingPlan, answers: Mapping[str, Answer]) -> dict[str, Answer]:

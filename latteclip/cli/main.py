@@ -114,26 +114,22 @@ def parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"latteclip {__version__}")
     top.add_argument("--debug", **DEBUG)
     subs = top.add_subparsers(required=True, title="commands", metavar="command")
-    for name, module in COMMANDS.items():
+    word = next((word for word in given if not word.startswith("-")), "").replace("-", "_")
+    stage = {word: STAGES[word]} if word in STAGES else {}
+    for name, module in {**COMMANDS, **stage}.items():
         # All that follows `workflow` is an argument of snakemake, options included.
         passes_on = name == "workflow" and not HELP & set(given[1:2])
-        about, prefix = arguments.first_line(module, name), NONE if passes_on else "-"
-        sub = subs.add_parser(name, help=about, add_help=not passes_on, prefix_chars=prefix)
-        _define(sub, module, name)
+        words: dict[str, Any] = {"prefix_chars": NONE if passes_on else "-"}
+        if name in COMMANDS:  # the list of commands has no stages
+            words["help"] = arguments.first_line(module, name)
+        sub = subs.add_parser(_dashed(name), add_help=not passes_on, **words)
+        arguments.add_arguments(sub, module, name)
+        sub.set_defaults(run=partial(arguments.run, module, name))
+        if name in stage:
+            sub.add_argument("--log", help="file that gets the log as well")
         if not passes_on:
             sub.add_argument("--debug", **DEBUG)
-    word = next((word for word in given if not word.startswith("-")), "").replace("-", "_")
-    if module := STAGES.get(word, ""):
-        sub = subs.add_parser(_dashed(word))  # not in the list
-        _define(sub, module, word)
-        sub.add_argument("--log", help="file that gets the log as well")
-        sub.add_argument("--debug", **DEBUG)
     return top
-
-
-def _define(sub: argparse.ArgumentParser, module: str, name: str) -> None:
-    arguments.add_arguments(sub, module, name)
-    sub.set_defaults(run=partial(arguments.run, module, name))
 
 
 def completion(shell: Literal["bash", "zsh", "fish", "tcsh"], /) -> None:
