@@ -94,7 +94,7 @@ def _check_tokens(clip: Clip, causal: CausalText, tokenizer: Any, texts: list[st
             raise ValueError(f"the text {text!r} has other tokens")
 
 
-def _model(clip: Clip, causal: CausalText, tokenizer: Any) -> transformers.CLIPModel:
+def _model(clip: Clip, causal: CausalText, tokenizer: Any) -> Any:
     visual: Any = clip.model.visual
     text, width = causal.tower, visual.output_dim
     shortest = clip.tokenizer(["a"])
@@ -117,7 +117,7 @@ def _model(clip: Clip, causal: CausalText, tokenizer: Any) -> transformers.CLIPM
             **_shape(visual.transformer, visual.ln_post),
         },
     )
-    model: transformers.CLIPModel = transformers.CLIPModel(config).eval()
+    model = transformers.CLIPModel(config).eval()
     model.load_state_dict(_state(clip.model), strict=True)
     return model
 
