@@ -32,15 +32,7 @@ from latteclip.core.files import write_text
 from latteclip.core.hashing import digest
 from latteclip.data.images import open_rgb
 from latteclip.evaluate.results import Audit
-from latteclip.labels.answers import (
-    UNSURE,
-    Answer,
-    AnswerSchema,
-    StaleRevisionError,
-    read_answers,
-    read_exported,
-    write_answers,
-)
+from latteclip.labels.answers import UNSURE, Answer, AnswerSchema, StaleRevisionError
 from latteclip.report import render
 from latteclip.report.images import picture
 
@@ -103,7 +95,7 @@ class Interview:
     questions: list[Question]  # as far as they are known
 
     def answers(self) -> dict[str, Answer]:
-        return read_answers(self.path, self.schema)[0]
+        return self.schema.read(self.path)[0]
 
     def open_questions(
         self, answers: Mapping[str, Answer], *, offline: bool = False
@@ -116,8 +108,7 @@ class Interview:
         return dict(answers)
 
     def read_file(self, path: str) -> dict[str, Answer]:
-        """Return the answers of a file, or raise UserError."""
-        return read_exported(path, self.schema)
+        return self.schema.read_exported(path)
 
     def status(self, _: Mapping[str, Answer]) -> str:
         """Return a sentence for the page."""
@@ -237,9 +228,9 @@ def print_result(interview: Interview) -> None:
 def import_answers(interview: Interview, path: str) -> None:
     """Add the answers of an exported file about images that have no answer yet."""
     exported = interview.admitted(interview.read_file(path))
-    answers, revision = read_answers(interview.path, interview.schema)
+    answers, revision = interview.schema.read(interview.path)
     try:
-        write_answers(interview.path, interview.schema, {**exported, **answers}, revision)
+        interview.schema.write(interview.path, {**exported, **answers}, revision)
     except StaleRevisionError:
         raise UserError(f"{interview.path} changed meanwhile; run the command again.") from None
     log.info(
@@ -406,7 +397,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "PUT" or path not in ("", "result"):
             raise RefusedError(HTTPStatus.NOT_FOUND)
         with self.server.busy:
-            answers, revision = read_answers(interview.path, interview.schema)
+            answers, revision = interview.schema.read(interview.path)
             if path == "result":
                 return HTTPStatus.OK, JSON, _json(interview.result(answers))
             values = {"state": interview.state(answers, revision)}
@@ -419,14 +410,13 @@ class Handler(BaseHTTPRequestHandler):
         revision, status = self.headers.get("If-Match", "").strip('"'), HTTPStatus.OK
         with self.server.busy:
             try:
-                revision = write_answers(interview.path, interview.schema, answers, revision)
+                revision = interview.schema.write(interview.path, answers, revision)
             except StaleRevisionError:
-                answers, revision = read_answers(interview.path, interview.schema)
+                answers, revision = interview.schema.read(interview.path)
                 status = HTTPStatus.PRECONDITION_FAILED
             return status, JSON, _json(interview.state(answers, revision))
 
     def _body(self) -> bytes:
-        """Return the body, after its length and type are checked."""
         length = self.headers.get("Content-Length", "")
         if not re.fullmatch("[0-9]{1,9}", length) or "Transfer-Encoding" in self.headers:
             raise RefusedError(HTTPStatus.LENGTH_REQUIRED)

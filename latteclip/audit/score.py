@@ -70,10 +70,7 @@ def read_predictions(
 
 
 def score(
-    dataset: str,
-    plan: SamplingPlan,
-    runs: Sequence[RunPredictions],
-    answers: Mapping[str, Answer],
+    dataset: str, plan: SamplingPlan, runs: Sequence[RunPredictions], answers: Mapping[str, Answer]
 ) -> Audit:
     """Estimate the accuracies of runs and all their differences from answers.
 
@@ -297,15 +294,10 @@ def as_texts(folder: Path, audit: Audit) -> dict[str, Any]:
         for other in order
         if (one := audit.compare(best.run, other.run))
     ]
-    tables = [
-        (["model", "right, %", "95 % interval"], accuracies),
-        (["difference", "points", "95 % interval", ""], differences),
-    ]
-    return {
-        "sentence": audit.sentence,
-        "tables": [table for table in tables if table[1]],
-        "steps": next_steps(folder, audit),
-    }
+    tables = [(["model", "right, %", "95 % interval"], accuracies)]
+    if differences:
+        tables.append((["difference", "points", "95 % interval", ""], differences))
+    return {"sentence": audit.sentence, "tables": tables, "steps": next_steps(folder, audit)}
 
 
 def next_steps(folder: Path, audit: Audit) -> list[tuple[str, str]]:

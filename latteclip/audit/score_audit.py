@@ -10,7 +10,6 @@ from latteclip.audit.score import read_predictions, score
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_json
 from latteclip.evaluate.results import Audit
-from latteclip.labels.answers import read_answers
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +20,7 @@ def score_audit(
     """Write an `Audit` as JSON. Without enough answers, `sentence` gives the reason."""
     try:
         plan = read_plan(plan_path)
-        answers, _ = read_answers(Path(answers_path), plan.schema(dataset))
+        answers, _ = plan.schema(dataset).read(Path(answers_path))
         audit = score(dataset, plan, read_predictions(dataset, plan, runs), answers)
     except UserError as error:  # answers about other images stop no run of the workflow
         log.warning("%s", error)

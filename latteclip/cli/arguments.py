@@ -122,7 +122,6 @@ def _parameters(signature: ast.arguments) -> list[tuple[ast.arg, ast.expr | None
 
 
 def _add_option(place: Any, option: str, **words: Any) -> None:
-    """Add an option, which is required without a default."""
     if "action" not in words and "choices" not in words:
         words["metavar"] = option.upper()
     if "nargs" in words:

@@ -1,7 +1,6 @@
 """The commands for users, and the tables of all commands.
 
-`latteclip.cli.arguments` makes their command lines from signatures and documentation. The code is
-imported when it runs, so that --help does without torch. It returns its output or exit status.
+Code is imported when it runs, so that --help needs no torch. It returns its output or exit status.
 """
 
 import os

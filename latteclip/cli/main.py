@@ -184,7 +184,6 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 def _call(args: argparse.Namespace, log: logging.Logger) -> int:
-    """Call the function of a command, write its output, and return its exit status."""
     with Signals().received(signal.SIGTERM):  # as Ctrl-C: temporary files are removed
         if file := getattr(args, "log", None):
             add_log_file(file)

@@ -18,9 +18,10 @@ from snakemake.settings.enums import Quietness
 
 from latteclip.cli import run_messages, runs
 from latteclip.config import checks, job_resources, layers, stage_params
-from latteclip.config.configuration import Configuration, as_json, note_shards
+from latteclip.config.configuration import SHARDS, Configuration
 from latteclip.core import gpus
 from latteclip.core.errors import UserError
+from latteclip.core.files import write_json
 from latteclip.core.terminal import paint
 from latteclip.data import folder_files
 
@@ -99,8 +100,6 @@ class RuleFunctions:
             checks.refuse_unready(loaded)
         return loaded
 
-    # Inputs and parameters.
-
     def given(self, function: Callable[..., Any], **fixed: Any) -> OfJob:
         """Return a function of the configuration as one of a job's wildcards."""
         names = inspect.signature(function).parameters
@@ -125,7 +124,7 @@ class RuleFunctions:
 
     def given_json(self, function: Callable[..., Any], **fixed: Any) -> OfJob:
         answer = self.given(function, **fixed)
-        return lambda wildcards: as_json(answer(wildcards))
+        return lambda wildcards: json.dumps(answer(wildcards), sort_keys=True, ensure_ascii=False)
 
     def unstored(self, files: Any) -> Any:
         """Return inputs, or their function, that no storage holds: code and files of the user.
@@ -165,8 +164,6 @@ class RuleFunctions:
         with workflow_errors():
             state = folder_files.state(folder, split["kind"], split.get("classes"), indexed)
         return f"--folder-state {state} --folder-files {indexed}"
-
-    # Resources.
 
     def on_cluster(self) -> bool:
         """Return whether jobs go to other machines, also in a dry run."""
@@ -250,7 +247,8 @@ class RuleFunctions:
         for dataset in self.configuration.datasets:
             files = (f"results/{dataset}/captions/", f"results/{dataset}/class_scores")
             if self._notes_shards and any(file.startswith(files) for file in pending):
-                note_shards(dataset, self.configuration.shards(dataset))
+                number = self.configuration.shards(dataset)
+                write_json(SHARDS.format(dataset=dataset), {"shards": number})
         if not self._is_module:  # whose options would be those of the other workflow
             methods = self._workflow.deployment_settings.deployment_method
             whole = {name: self.configuration.whole(name) for name in self.configuration.datasets}

@@ -107,7 +107,6 @@ def finished(configuration: Configuration, outputs: Collection[str]) -> list[str
 
 
 def _results(configuration: Configuration, dataset: str, page: str) -> Iterator[str]:
-    """Yield the page and the model of a dataset, and the commands that use them."""
     yield f"{dataset}: {_images(configuration, dataset)}. The page is {page}."
     results = f"results/{dataset}"
     model = f"{results}/model{configuration.suffix}"

@@ -89,7 +89,6 @@ def _options(
 
 
 def _has_own_workflow() -> bool:
-    """Return whether snakemake finds a workflow in this folder by itself."""
     return Path("Snakefile").is_file() or Path("workflow/Snakefile").is_file()
 
 
@@ -107,9 +106,6 @@ def _queue() -> Iterator[str]:
         yield from (f"  job {job.id:9}  {job.name:40}  {job.state}" for job in jobs)
     except UserError as error:
         yield f"{title}: {error}"
-
-
-# --- Snakemake ----------------------------------------------------------------------------------
 
 
 def _jobs(options: Sequence[str]) -> pd.DataFrame:
@@ -195,9 +191,6 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, json.dumps(value, ensure_ascii=False)
-
-
-# --- the table ----------------------------------------------------------------------------------
 
 
 def _table(jobs: pd.DataFrame) -> Iterator[str]:

@@ -80,7 +80,6 @@ def _folders(place: str) -> set[str]:
 
 
 def _words(configuration: Configuration, dataset: str) -> Iterator[str]:
-    """Check the class templates and synonyms."""
     synonyms = configuration.dataset(dataset).get("class_synonyms")
     try:
         ClassTemplates.of(configuration.section("template", dataset), synonyms)

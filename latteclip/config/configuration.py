@@ -1,9 +1,5 @@
-"""Resolve the workflow's configuration for datasets and methods.
+"""Resolve the workflow's configuration for datasets and methods, without heavy imports."""
 
-Imports nothing heavy: a mistake in the configuration is answered in the first second.
-"""
-
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +9,7 @@ from latteclip.config import hub_names
 from latteclip.config.layers import merge
 from latteclip.config.model import check, unknown
 from latteclip.core.errors import UserError
-from latteclip.core.files import read_object, write_json
+from latteclip.core.files import read_object
 
 Config = Mapping[str, Any]
 ALL, AUTO = "all", "auto"
@@ -76,7 +72,6 @@ class Configuration:
         self._check_methods()
 
     def _datasets(self) -> list[str]:
-        """Return the keys of the datasets that are run."""
         known, asked = self.config["datasets"], names(self.config["dataset"])
         if folder := self.config.get("image_dir"):
             if len(asked) != 1 or asked == [ALL]:
@@ -100,7 +95,6 @@ class Configuration:
         return dataset.removesuffix(self.limit_suffix)
 
     def dataset(self, dataset: str) -> dict[str, Any]:
-        """Return the content of the dataset's file."""
         found: dict[str, Any] = self.config["datasets"][dataset]
         return found
 
@@ -160,7 +154,6 @@ class Configuration:
         return lineage
 
     def objective(self, method: str) -> str:
-        """Return the method's objective."""
         return str(self._inherited(method)["objective"])
 
     def averaged(self, method: str) -> str:
@@ -298,13 +291,3 @@ class Configuration:
     def _check_name(self, method: str, what: str) -> None:
         if method not in self.config["methods"]:
             raise UserError(unknown(what.format(repr(method)), method, self.config["methods"]))
-
-
-def as_json(value: Any) -> str:
-    """Return settings as one line of JSON with sorted keys, as rules give them to commands."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False)
-
-
-def note_shards(dataset: str, number: int) -> None:
-    """Note the number of shards for later runs."""
-    write_json(SHARDS.format(dataset=dataset), {"shards": number})

@@ -90,10 +90,7 @@ def given(pairs: Sequence[str], files: Sequence[str]) -> dict[str, Any]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """Return the keys of a configuration file; none if there is no such file.
-
-    In the shipped files {package} is the folder of the package.
-    """
+    """Return the keys of a file, if there is one. In a shipped file, {package} is the package."""
     what = f"Configuration file {file}"
     try:
         text = file.read_text(encoding="utf-8")

@@ -35,15 +35,12 @@ Paths = list[str]
 Settings = dict[str, Any]
 
 
-# Code: an edit reruns the stages whose rules have the edited module among their inputs. Snakemake
-# itself sees the shell command of a rule, not the package behind it.
-
-
 @cache  # hundreds of jobs have the same code
 def sources(*modules: str) -> Paths:
     """Return the files of modules and of their imports from the package, also in functions.
 
-    Without each package's `__init__.py`, which is a docstring alone.
+    An edit reruns the stages whose rules have the edited module among their inputs. Snakemake
+    itself sees the shell command of a rule. An `__init__.py` is a docstring alone and left out.
     """
     return sorted(layers.relative_to_cwd(_file(name)) for name in closure(*modules))
 
@@ -442,7 +439,6 @@ def index_results(configuration: Configuration) -> Settings:
 
 
 def _class_words(configuration: Configuration, dataset: str) -> Settings:
-    """Return the class templates, and the synonyms if there are any."""
     synonyms = configuration.dataset(dataset).get("class_synonyms")
     words = {"template": configuration.section("template", dataset)}
     return {**words, "class_synonyms": synonyms} if synonyms else words
@@ -456,7 +452,6 @@ def _image_prototypes(configuration: Configuration, dataset: str, method: str) -
 
 
 def _run(dataset: str, method: str, seed: int, *kinds: str) -> Settings:
-    """Return a run, and its files by their kinds."""
     folder = f"results/{dataset}/{method}/seed{seed}"
     files = {kind: f"{folder}/{FILES.get(kind, f'{kind}.parquet')}" for kind in kinds}
     return {"method": method, "seed": seed, **files}

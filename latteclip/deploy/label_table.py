@@ -25,7 +25,7 @@ from latteclip.clip.classifier import classify, load_classifier
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.deploy.model_origin import require_answers
-from latteclip.labels.answers import CLASS, NONE, UNSURE, Answer, read_answers
+from latteclip.labels.answers import CLASS, NONE, UNSURE, Answer
 from latteclip.labels.features import read_features
 from latteclip.labels.guarantees import Floats, conformal_accepted, fewest_answers, pac_threshold
 
@@ -210,7 +210,7 @@ def _audited(folder: Path, labels: pa.Table) -> tuple[dict[str, Answer], Calibra
     if not answers_file.is_file():
         return {}, None
     plan = read_plan(plan_file)
-    answers, _ = read_answers(answers_file, plan.schema(folder.absolute().name))
+    answers, _ = plan.schema(folder.absolute().name).read(answers_file)
     prefix = answered_prefix(plan, answers)
     certain = {name: one for name, one in prefix.items() if one.kind != UNSURE}
     if len(certain) >= MIN_ANSWERS:

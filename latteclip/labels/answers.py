@@ -108,6 +108,29 @@ class AnswerSchema:
             likely = one_line(suggestion(str(name), self.classnames))
             raise UserError(f"{where} names the unknown class {one_line(name, 80)!r}; {likely}")
 
+    def read(self, path: Path) -> tuple[dict[str, Answer], str]:
+        """Return the answers of a file and its revision; none and "" where there is no file."""
+        if not path.exists():
+            return {}, ""
+        content = _read(path)
+        return self.parse(content, str(path)), _revision(content)
+
+    def read_exported(self, path: str | Path) -> dict[str, Answer]:
+        """Return the answers of a file that the page exported, or raise UserError."""
+        return self.parse(_read(path), str(path))
+
+    def write(self, path: Path, answers: Mapping[str, Answer], revision: str) -> str:
+        """Replace the given revision of a file of answers, and return the new one.
+
+        StaleRevisionError: another process has written the file since.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(path.with_name(".lock"), timeout=LOCK_SECONDS):
+            if revision != (_revision(_read(path)) if path.exists() else ""):
+                raise StaleRevisionError
+            write_json(path, self.document(answers))
+            return _revision(_read(path))
+
 
 def by_key(answers: Sequence[Answer], where: str) -> dict[str, Answer]:
     """Return answers by their keys, or raise UserError for two about the same image."""
@@ -119,34 +142,6 @@ def by_key(answers: Sequence[Answer], where: str) -> dict[str, Answer]:
             image = one_line(answer.image_id, 120)
             raise UserError(f"{where} answers {image!r} more than once: {names}.")
     return found
-
-
-def read_answers(path: Path, schema: AnswerSchema) -> tuple[dict[str, Answer], str]:
-    """Return the answers of a file and its revision; none and "" where there is no file."""
-    if not path.exists():
-        return {}, ""
-    content = _read(path)
-    return schema.parse(content, str(path)), _revision(content)
-
-
-def read_exported(path: str | Path, schema: AnswerSchema) -> dict[str, Answer]:
-    """Return the answers of a file that the page exported, or raise UserError."""
-    return schema.parse(_read(path), str(path))
-
-
-def write_answers(
-    path: Path, schema: AnswerSchema, answers: Mapping[str, Answer], revision: str
-) -> str:
-    """Replace the given revision of a file of answers, and return the new one.
-
-    StaleRevisionError: another process has written the file since.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(path.with_name(".lock"), timeout=LOCK_SECONDS):
-        if revision != (_revision(_read(path)) if path.exists() else ""):
-            raise StaleRevisionError
-        write_json(path, schema.document(answers))
-        return _revision(_read(path))
 
 
 def _revision(content: bytes) -> str:
@@ -199,7 +194,7 @@ def labelled_rows(
 
 def read_labelled(path: str, images: pa.Table, classnames: Sequence[str]) -> LabelledRows | None:
     """Return the answered images of a table IMAGES, if there are any; missing images are named."""
-    answers, _ = read_answers(Path(path), teaching_schema("the dataset", classnames))
+    answers, _ = teaching_schema("the dataset", classnames).read(Path(path))
     labelled, gone = labelled_rows(answers, images, classnames)
     if gone:
         names = ", ".join(one_line(name, 60) for name in gone[:3])

@@ -1,7 +1,4 @@
-"""Labels of training images by zero-shot scores, image prototypes and votes. Not in the paper.
-
-`fusion` has the model, and `predictors` reads what it is made of.
-"""
+"""Label training images by the model of `fusion`, which is not in the paper."""
 
 import logging
 from collections.abc import Sequence

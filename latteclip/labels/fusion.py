@@ -39,14 +39,8 @@ from typing import NamedTuple, Self
 import torch
 
 from latteclip.clip.classifier import best_classes
-from latteclip.labels.label_sources import (
-    CalibratedFeatures,
-    CentredFeatures,
-    LabelledRows,
-    Rows,
-    Votes,
-    parts,
-)
+from latteclip.labels import label_sources
+from latteclip.labels.label_sources import CalibratedFeatures, CentredFeatures, Rows, Votes, parts
 
 ROUNDS = 8
 EM_STEPS = 3  # in each round
@@ -318,7 +312,7 @@ class LabelModel:
         self.used = test.informative if test.significant else list(range(len(others)))
         nothing, weights = torch.empty(0, self.n_classes), (0.0,) * (1 + len(others))
         no_rows = torch.empty(0, dtype=torch.long)
-        self.answers = LabelledRows(self.n, no_rows, nothing.double(), no_rows > 0)
+        self.answers = label_sources.LabelledRows(self.n, no_rows, nothing.double(), no_rows > 0)
         self.parameters = FusionParameters(test, nothing, images=weights)
         # Of the next round, and of the last one, from which the parameters were learned.
         self.prototypes = self.last = self._prototypes(start)
@@ -337,7 +331,7 @@ class LabelModel:
         """Whether votes or answers carry information; else the labels are zero-shot ones."""
         return self.parameters.test.significant or len(self.answers.taught) > 0
 
-    def answered(self, answers: LabelledRows) -> "LabelModel":
+    def answered(self, answers: label_sources.LabelledRows) -> "LabelModel":
         """Return a model with these answers, which goes on from the posterior so far.
 
         Where votes carry no information, the prototypes start from the answers alone.
@@ -520,7 +514,7 @@ def fuse(
     images: CalibratedFeatures,
     votes: Votes,
     others: Sequence[CentredFeatures] = (),
-    labelled: LabelledRows | None = None,
+    labelled: label_sources.LabelledRows | None = None,
 ) -> Fusion:
     """Label N images by zero-shot scores, image prototypes, votes and a person's answers."""
     start = LabelModel(images, votes, others)
@@ -530,7 +524,7 @@ def fuse(
     return replace(start.answered(labelled).fused(), checked=checked)
 
 
-def cross_fit(model: LabelModel, labelled: LabelledRows) -> dict[str, CheckedLabels]:
+def cross_fit(model: LabelModel, labelled: label_sources.LabelledRows) -> dict[str, CheckedLabels]:
     """Label the images drawn to check, each without its answer and those of its fold."""
     drawn = labelled.drawn.nonzero()[:, 0]
     order = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(SEED))
@@ -668,16 +662,13 @@ def _cross_entropy(targets: torch.Tensor, predicted: torch.Tensor) -> torch.Tens
 def _minimise(
     loss: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor, n_weights: int
 ) -> torch.Tensor:
-    """Minimise a loss by L-BFGS, the first entries being weights, none of them negative.
-
-    A predictor whose weight would be negative gets 0, and the others are fitted again.
-    """
+    """Minimise a loss by L-BFGS, the first entries being weights, none of them negative."""
     active = torch.ones_like(start)
     while True:
         found = _descend(lambda free: loss(free * active), start * active) * active
         if not (found[:n_weights] < 0).any():
             return found
-        active[found[:n_weights].argmin()] = 0
+        active[found[:n_weights].argmin()] = 0  # and the other predictors are fitted again
 
 
 def _descend(loss: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor) -> torch.Tensor:

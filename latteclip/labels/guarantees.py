@@ -37,8 +37,7 @@ def checked_sentence(checked: Mapping[str, Any]) -> str:
 
 
 def _log_choose(n: npt.NDArray[np.int_], k: int) -> Floats:
-    found: Floats = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
-    return found
+    return np.asarray(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1))
 
 
 def upper_bound(wrong: int, answers: int) -> float:
@@ -83,5 +82,4 @@ def conformal_accepted(
     errors = np.sort(drawn[wrong])
     surer = len(errors) - np.searchsorted(errors, rest)  # wrong ones at least as sure
     p_values = (1 + surer) / (1 + len(wrong))
-    found: Bools = false_discovery_control(p_values) <= false_discovery
-    return found
+    return np.asarray(false_discovery_control(p_values) <= false_discovery)

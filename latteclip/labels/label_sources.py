@@ -1,7 +1,4 @@
-"""What labels are made of: image features, votes for classes, and a person's answers.
-
-Letters as in `fusion`, but for K options of an image, and U distinct captions.
-"""
+"""Image features, votes for classes and a person's answers, with the letters of `fusion`."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -124,7 +121,7 @@ def caption_votes(
 ) -> Votes:
     """Score captions like images, by scaled cosines of their features and the classes [C, D].
 
-    Texts are [U + 1, D] float32, the last row for images without a caption, and `row_of` is [N].
+    Texts of U captions are [U + 1, D], the last row for images without one, and `row_of` is [N].
     """
     last = len(texts) - 1
     has = row_of != last
@@ -144,7 +141,7 @@ def caption_votes(
 
 
 def class_score_votes(options: torch.Tensor, scores: torch.Tensor, n_classes: int) -> Votes:
-    """Return votes by log-probabilities [N, K] of options [N, K], of which -1 is none.
+    """Return votes by log-probabilities [N, K] of K options of each image, of which -1 is none.
 
     An image keeps its options when votes are permuted: CLIP chose the options, so they carry
     information about the image whatever the answer is.
@@ -205,7 +202,6 @@ class LabelledRows:
     drawn: torch.Tensor  # [A] bool: whether the image was drawn at random, to check labels
 
     def select(self, mask: torch.Tensor) -> "LabelledRows":
-        """Return some of the answered images."""
         return LabelledRows(self.n, self.rows[mask], self.shares[mask], self.drawn[mask])
 
     @cached_property

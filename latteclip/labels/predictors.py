@@ -17,17 +17,10 @@ from latteclip.clip.classifier import FeatureMemmap, load_classifier
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import Progress
+from latteclip.labels import label_sources
 from latteclip.labels.class_scores import read_class_scores
 from latteclip.labels.features import read_features
-from latteclip.labels.label_sources import (
-    CalibratedFeatures,
-    CentredFeatures,
-    Votes,
-    caption_votes,
-    class_score_votes,
-    parts,
-    whiten,
-)
+from latteclip.labels.label_sources import CalibratedFeatures, CentredFeatures, Votes, parts, whiten
 
 log = logging.getLogger(__name__)
 
@@ -79,13 +72,14 @@ def read_predictors(
     images = CalibratedFeatures.of(features, classes.weights, scale)
     if class_scores_path is not None:
         options, scores = read_class_scores(class_scores_path, image_ids)
-        source, votes = "lmm", class_score_votes(options, scores, len(classnames))
+        source, votes = "lmm", label_sources.class_score_votes(options, scores, len(classnames))
         labels, confidence = _best(votes.probabilities(rows) for rows in parts(len(image_ids)))
     elif image_captions_path is not None:
         clip = clips.load(model, pretrained, devices.pick(device, threads), settings.precision)
         captions, leaked = read_captions(image_captions_path, image_ids)
         texts, row_of = encode_captions(captions, clip, settings.batch_size)
-        source, votes = "caption", caption_votes(texts, row_of, classes.weights, scale)
+        source = "caption"
+        votes = label_sources.caption_votes(texts, row_of, classes.weights, scale)
         logits = (scale * classes.weights).double().T  # class means are not subtracted
         labels, confidence = _best(
             (texts[rows].double() @ logits).softmax(dim=1) for rows in parts(len(texts))

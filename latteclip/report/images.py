@@ -196,7 +196,6 @@ def class_panels(found: MethodPredictions, split: Split) -> list[Row]:
 
 
 def _thumbnail(split: Split, i: int, prediction: int, **more: float) -> Row:
-    """Return a small picture with the prediction, and the second best class or a score."""
     label = None if split.labels is None else int(split.labels[i])
     row = {"label": label, "prediction": int(prediction), "second": None, "score": None}
     return _image(split, i, THUMBNAIL) | row | more
@@ -206,9 +205,8 @@ def read_unknown(path: str, splits: Sequence[Split]) -> Row:
     """Return the images of some splits that most likely show none of the classes."""
     table, _ = tables.read(path, tables.UNKNOWN)
     by_clip, by_captioner = (table[n].to_numpy() for n in ("score", "captioner_score"))
-    best = np.lexsort((-by_clip, -by_captioner))[
-        :UNKNOWN
-    ]  # those with a captioner's score (not NaN) first
+    # Images with a captioner's score, which is not NaN, come first.
+    best = np.lexsort((-by_clip, -by_captioner))[:UNKNOWN]
     places = _find(table["image_id"].take(best), splits)
     return {
         "marked": pc.sum(table["is_unknown"]).as_py() or 0,
@@ -222,7 +220,6 @@ def read_unknown(path: str, splits: Sequence[Split]) -> Row:
 
 
 def _find(image_ids: pa.ChunkedArray, splits: Sequence[Split]) -> list[tuple[Split, int]]:
-    """Return the split in which each image is, and its row there."""
     places = np.transpose([split.places(image_ids) for split in splits]).tolist()
     return [
         next((split, i) for split, i in zip(splits, rows, strict=True) if i >= 0) for rows in places
@@ -264,9 +261,7 @@ def _leak_free_accuracies(test: Split, leaked: Bools, run_files: Sequence[RunFil
     rows = []
     for method in dict.fromkeys(run.method for run in run_files):
         paths = [run.predictions for run in run_files if run.method == method]
-        right = np.stack(
-            [read_predictions(path) == test.labels for path in paths]
-        )  # [runs, images]
+        right = np.stack([read_predictions(path) == test.labels for path in paths])  # [runs, N]
         acc1, without = (100 * float(part.mean()) for part in (right, right[:, ~leaked]))
         rows.append({"method": method, "acc1": acc1, "without": without})
     return rows

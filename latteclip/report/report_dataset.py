@@ -137,13 +137,11 @@ def report_dataset(
 
 
 def _read(read: Callable[..., Any], path: str | None, *others: Any) -> Any:
-    """Return `read(path, *others)`, None without a path."""
     return read(path, *others) if path else None
 
 
 def _rows_of_csv(path: str) -> list[Row]:
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    return table.to_dict("records")
+    return pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
 
 
 def _signals(path: str) -> Row:

@@ -13,7 +13,7 @@ from latteclip.audit import app
 from latteclip.audit.teach import TeachingSession
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.labels.answers import CHECK, TEACH, Answer, read_answers, write_answers
+from latteclip.labels.answers import CHECK, TEACH, Answer
 from latteclip.labels.fuse_labels import fuse_labels
 from latteclip.labels.predictors import FusionSettings
 
@@ -103,9 +103,9 @@ def test_it_goes_on_where_it_was_killed(taken, label_of):
     session = TeachingSession(taken.folder, 40)
     answers = answer_all(session, lambda one: label_of[one.image_id])
     some = dict(list(answers.items())[:13])
-    write_answers(session.path, session.schema, some, "")
+    session.schema.write(session.path, some, "")
     again = TeachingSession(taken.folder, 40)
-    saved, _ = read_answers(again.path, again.schema)
+    saved, _ = again.schema.read(again.path)
     assert saved == some and again.state(saved, "")["answered"] == 13
     more = answer_all(again, lambda one: label_of[one.image_id], saved)
     assert len(more) == 40 and list(more)[:13] == list(some)
@@ -162,7 +162,7 @@ def test_an_offline_page_asks_all_at_once_and_its_answers_are_taken(taken, label
     exported = taken.folder / "exported.json"
     exported.write_text(json.dumps({**session.schema.header(), "answers": entries}))
     app.import_answers(TeachingSession(taken.folder, 30), str(exported))
-    saved, _ = read_answers(session.path, session.schema)
+    saved, _ = session.schema.read(session.path)
     assert [one.phase for one in saved.values()].count(CHECK) == 15
 
 
@@ -187,4 +187,4 @@ def test_the_page_by_keys_alone(taken, browser, axe):
         server.shutdown()
         thread.join()
     assert complaints == []
-    assert len(read_answers(session.path, session.schema)[0]) == 24
+    assert len(session.schema.read(session.path)[0]) == 24

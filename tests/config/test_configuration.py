@@ -7,9 +7,10 @@ import yaml
 from support.tiny import ROOT
 
 from latteclip.config import checks, layers
-from latteclip.config.configuration import Configuration, note_shards
+from latteclip.config.configuration import SHARDS, Configuration
 from latteclip.config.layers import merge
 from latteclip.core.errors import UserError
+from latteclip.core.files import write_json
 from latteclip.evaluate import summary
 
 
@@ -216,7 +217,7 @@ def test_shards_are_as_many_as_gpus_are_free_at_first_and_stay_so(
     config = layers.defaults(project=None)
     first = Configuration(config, {"captioner": captioner}, gpus=gpus).shards("dtd")
     assert first == expected
-    note_shards("dtd", first)
+    write_json(SHARDS.format(dataset="dtd"), {"shards": first})
     for later in (1, 8):
         found = Configuration(config, {"captioner": captioner}, gpus=later)
         assert found.shards("dtd") == expected

@@ -11,7 +11,7 @@ from support.web import jpeg, sha256, tar, zipped
 
 from latteclip.cli import main
 from latteclip.config import stage_params
-from latteclip.config.configuration import Configuration, as_json
+from latteclip.config.configuration import Configuration
 from latteclip.config.layers import merge
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classnames
@@ -100,9 +100,9 @@ def settings_of(key, override):
 def run(key, settings):
     """The commands of the rules, here; the exit status of the first that fails."""
     data, results = f"resources/{key}/data", f"results/{key}"
-    fetched = as_json(stage_params.download_dataset(settings, key))
+    fetched = json.dumps(stage_params.download_dataset(settings, key))
     download = ["--settings", fetched, "--log", f"{results}/logs/d.log"]
-    index = ["--settings", as_json(settings.dataset(key)["split"]), "--threads", "1"]
+    index = ["--settings", json.dumps(settings.dataset(key)["split"]), "--threads", "1"]
     outputs = ["--output", f"{results}/images.parquet", "--corrupt", f"{results}/corrupt.csv"]
     outputs += ["--fingerprints", f"{results}/fingerprints.parquet"]
     return main.main(

@@ -11,10 +11,7 @@ from latteclip.labels.answers import (
     StaleRevisionError,
     content_digest,
     labelled_rows,
-    read_answers,
-    read_exported,
     teaching_schema,
-    write_answers,
 )
 
 IDS = [f"images/{i}.png" for i in range(6)]
@@ -32,21 +29,21 @@ def path(tmp_path):
 
 
 def test_answers_are_read_back_in_their_order(path):
-    assert read_answers(path, SCHEMA) == ({}, "")
-    revision = write_answers(path, SCHEMA, THREE, "")
-    saved, read_revision = read_answers(path, SCHEMA)
+    assert SCHEMA.read(path) == ({}, "")
+    revision = SCHEMA.write(path, THREE, "")
+    saved, read_revision = SCHEMA.read(path)
     assert (list(saved.items()), read_revision) == (list(THREE.items()), revision)
-    assert read_exported(str(path), SCHEMA) == THREE
+    assert SCHEMA.read_exported(str(path)) == THREE
 
 
 def test_only_the_latest_revision_is_replaced(path):
-    first = write_answers(path, SCHEMA, THREE, "")
+    first = SCHEMA.write(path, THREE, "")
     fewer = dict(list(THREE.items())[:2])
-    second = write_answers(path, SCHEMA, fewer, first)
+    second = SCHEMA.write(path, fewer, first)
     for stale in ("", first):
         with pytest.raises(StaleRevisionError):
-            write_answers(path, SCHEMA, THREE, stale)
-    assert read_answers(path, SCHEMA) == (fewer, second)
+            SCHEMA.write(path, THREE, stale)
+    assert SCHEMA.read(path) == (fewer, second)
 
 
 def test_of_two_that_write_at_once_one_is_refused(path):
@@ -54,7 +51,7 @@ def test_of_two_that_write_at_once_one_is_refused(path):
 
     def write(one):
         try:
-            outcomes.append(write_answers(path, SCHEMA, {one: Answer(one, "none")}, ""))
+            outcomes.append(SCHEMA.write(path, {one: Answer(one, "none")}, ""))
         except StaleRevisionError:
             outcomes.append(None)
 
@@ -90,7 +87,7 @@ def test_a_file_that_is_not_valid_is_named(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=r"answers\.json"):
-        read_exported(str(path), SCHEMA)
+        SCHEMA.read_exported(str(path))
 
 
 # --- answers that teach --------------------------------------------------------------------------
@@ -146,7 +143,7 @@ def test_teaching_answers_are_read_back_and_other_classes_are_named(path):
     schema = teaching_schema("made", CLASSNAMES)
     first = taught("3.png", phase="check", content="00")
     answers = {one.key: one for one in (first, taught("3.png", "none", repeat=True))}
-    write_answers(path, schema, answers, "")
-    assert read_answers(path, schema)[0] == answers
+    schema.write(path, answers, "")
+    assert schema.read(path)[0] == answers
     with pytest.raises(UserError, match="dots"):
-        read_answers(path, teaching_schema("made", ["none", "other"]))
+        teaching_schema("made", ["none", "other"]).read(path)

@@ -12,7 +12,7 @@ from support.tiny import ROOT
 
 from latteclip.audit.app import AuditSession
 from latteclip.audit.sampling import Population
-from latteclip.labels.answers import Answer, read_answers, write_answers
+from latteclip.labels.answers import Answer
 
 
 def made_audit(folder, *, n_test=120, **options):
@@ -41,9 +41,9 @@ def population(predictions, confidence=None, classes=5):
 
 
 def answer(session: AuditSession, *answers: Answer):
-    saved, revision = read_answers(session.path, session.schema)
+    saved, revision = session.schema.read(session.path)
     saved |= {one.image_id: one for one in answers}
-    write_answers(session.path, session.schema, saved, revision)
+    session.schema.write(session.path, saved, revision)
 
 
 def answer_next(session: AuditSession, n, label_of=None, kind="class"):

@@ -5,7 +5,7 @@ from support.worlds import SCALE
 
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import tables
-from latteclip.labels.answers import Answer, teaching_schema, write_answers
+from latteclip.labels.answers import Answer, teaching_schema
 
 
 class ZeroShotFiles:
@@ -58,7 +58,7 @@ class ZeroShotFiles:
         path = self.folder / "answers.json"
         path.unlink(missing_ok=True)
         entries = {one.key: one for one in answers}
-        write_answers(path, teaching_schema("made", self.classnames), entries, "")
+        teaching_schema("made", self.classnames).write(path, entries, "")
         return str(path)
 
     def written(self, *names):
