@@ -75,8 +75,7 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
         found = []
         for path, file in self._files.items():
             with _explained(path):
-                rows = file.execute("SELECT digest FROM answers")
-                digests = (digest.encode() for (digest,) in rows)
+                digests = (row[0].encode() for row in file.execute("SELECT digest FROM answers"))
                 found.append(np.fromiter(digests, f"S{DIGEST_LENGTH}"))
         return np.sort(np.concatenate(found))
 
@@ -97,7 +96,6 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
 
 
 def _connected(path: Path) -> sqlite3.Connection:
-    """Return a connection to a file, whose writer does without a write-ahead log."""
     with _explained(path):
         file = sqlite3.connect(sqlite_uri(path), uri=True, timeout=LOCK_SECONDS)
         file.row_factory = sqlite3.Row

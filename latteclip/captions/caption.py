@@ -50,7 +50,8 @@ def caption_images(
     UserError: the engine does not start, or too many captions are missing.
     """
     job = CaptionJob(captioner, output, store, threads, shard, "captioner.images_file")
-    _caption(job, images_path, pseudo_labels_path, prompt)
+    questions = questions_about(images_path, pseudo_labels_path, prompt, captioner.layout, shard)
+    _caption(job, questions, prompt)
 
 
 def caption_groups(
@@ -67,23 +68,15 @@ def caption_groups(
 ) -> None:
     """Draw groups of the images that are not in the test split and write their captions."""
     job = CaptionJob(captioner, output, store, threads, shard, "captioner.groups_file")
-    _caption(job, images_path, pseudo_labels_path, prompt, groups)
+    single = captioner.layout
+    questions = questions_about(images_path, pseudo_labels_path, prompt, single, shard, groups)
+    _caption(job, questions, prompt, groups=asdict(groups))
 
 
-def _caption(
-    job: CaptionJob,
-    images_path: str,
-    pseudo_labels_path: str | None,
-    prompt: str,
-    groups: GroupSettings | None = None,
-) -> None:
-    single = job.settings.layout
-    questions = questions_about(images_path, pseudo_labels_path, prompt, single, job.shard, groups)
-    metadata: dict[str, Any] = {"prompt": prompt, "retry_prompt": RETRY_PROMPT}
-    if groups:
-        metadata["groups"] = asdict(groups)
+def _caption(job: CaptionJob, questions: Questions, prompt: str, **metadata: Any) -> None:
+    metadata |= {"prompt": prompt, "retry_prompt": RETRY_PROMPT}
     with _rows(job, questions) as row_of:
-        count = write_table(job, tables.CAPTIONS, len(questions), row_of, metadata)
+        count = write_table(job, len(questions), row_of, metadata)
     log.info(
         "Wrote %d captions, %d empty, %d without an answer, %d cut at %d tokens.",
         *(count["asked"], count["empty"], count["failed"], count["cut"]),
@@ -158,7 +151,6 @@ def gather_captions(images_path: str, shard_paths: Sequence[str], output: str) -
 
 
 def _joined(shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the metadata of all shards together: engines, sums of tokens, last date."""
     engines = {name for shard in shards for name in shard["engine"].split(", ") if name}
     return {
         **shards[0],

@@ -1,7 +1,4 @@
-"""Questions about images, and about groups of four images of one class.
-
-Letters: N training images, n images of one class, R rows of a table (images or groups).
-"""
+"""Questions about images, and about groups of four images of one class."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -26,10 +23,8 @@ def draw_groups(
     There are four random circular orders of the class's n images. Each of the four drawn images is
     the next one in one of these orders. So every image is drawn about four times. An image that is
     added to the class later changes only the few groups in which it takes its place. Of fewer than
-    four images, members are drawn with replacement.
-
-    Returns:
-        The indices of the four members, by that of each image, or of `per_class` of each class.
+    four images, members are drawn with replacement. Returns the indices of the four members by that
+    of each of the N images, or of `per_class` of each class.
     """
     keys = np.array([_keys(seed, image_id) for image_id in image_ids])  # [N, 5]
     of_class: dict[int, list[int]] = {}
@@ -67,9 +62,6 @@ def _of_class(keys: np.ndarray) -> np.ndarray:
     return groups
 
 
-# --- questions of a table ------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class GroupSettings:
     """How groups are drawn and laid out."""
@@ -89,11 +81,11 @@ class GroupSettings:
 
 @dataclass(frozen=True)
 class Questions:
-    """The R rows that a table will have, in columns: a million rows must fit."""
+    """The R rows (images or groups) of a table, in columns: a million rows must fit."""
 
     ids: Sequence[str]  # R
     members: np.ndarray  # int [R, images of a request], indices into `image_ids`
-    image_ids: pa.ChunkedArray  # N
+    image_ids: pa.ChunkedArray  # of the N training images
     paths: pa.ChunkedArray  # N
     classnames: Sequence[str]
     labels: Sequence[int] | None  # R, of groups
@@ -115,23 +107,19 @@ def questions_about(
     images_path: str,
     pseudo_labels_path: str | None,
     prompt: str,
-    single: Layout,
+    single: Layout,  # of one image
     shard: str,
     groups: GroupSettings | None = None,
 ) -> Questions:
-    """Return one question about each image, or each group, of a shard without the test split.
-
-    `single` is the layout of one image.
-    """
+    """Return one question about each image, or each group, of a shard without the test split."""
     table, classnames = tables.read_unlabelled(images_path, training=True)
     image_ids = table["image_id"].to_pylist()
     labels: list[int] = []
     if groups or PLACE in prompt:
         if pseudo_labels_path is None:
             raise UserError(f"Prompt {prompt!r} names the pseudo-label; give --pseudo-labels.")
-        labels = tables.lookup(
-            pseudo_labels_path, tables.PSEUDO_LABELS, "image_id", "pseudo_label", image_ids
-        )
+        columns = tables.PSEUDO_LABELS, "image_id", "pseudo_label"
+        labels = tables.lookup(pseudo_labels_path, *columns, image_ids)
     candidates: Sequence[int] | dict[int, list[int]] = range(len(image_ids))
     if groups:  # drawn over the whole dataset in every shard, so that shards agree
         candidates = draw_groups(image_ids, labels, groups.seed, groups.groups_per_class)

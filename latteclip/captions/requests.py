@@ -146,9 +146,6 @@ def messages(pictures: Sequence[dict[str, Any]], prompt: str) -> list[dict[str, 
     return [{"role": "user", "content": [*pictures, {"type": "text", "text": prompt}]}]
 
 
-# --- engines -------------------------------------------------------------------------------------
-
-
 class Engine(Protocol):
     """A model that answers greedily, built from the arguments of `start`."""
 
@@ -177,9 +174,6 @@ def start(
 def module_of(engine: str) -> Any:
     """Import the module of an engine, or of FILE."""
     return importlib.import_module(f"latteclip.captions.engines.{engine}")
-
-
-# --- digests -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -109,10 +109,7 @@ def running(job: CaptionJob, questions: Questions, question: Question) -> Iterat
 
 @dataclass
 class Runner:
-    """Asks an engine for the answers that the cache lacks. In each attempt a row has one question.
-
-    The engine starts with the first request that needs it.
-    """
+    """Asks an engine, once a request needs it, for the answers that the cache lacks."""
 
     job: CaptionJob
     questions: Questions
@@ -132,10 +129,8 @@ class Runner:
         """Ask about rows whose answers are not cached."""
         self._n_rows = max(self._n_rows, len(rows))
         progress = Progress(len(rows), self.job.unit)
-        asked = (
-            Request(row, (), *self.question(row, attempt), self.questions.paths_of(row))
-            for row in rows
-        )
+        question, paths_of = self.question, self.questions.paths_of
+        asked = (Request(row, (), *question(row, attempt), paths_of(row)) for row in rows)
         pending = self._pending(self.pool.in_order(asked), attempt, progress)
         first = next(pending, None)
         if first is None:
@@ -204,15 +199,8 @@ class Runner:
         )
 
 
-# --- tables --------------------------------------------------------------------------------------
-
-
 def write_table(
-    job: CaptionJob,
-    schema: pa.Schema,
-    n: int,
-    row_of: Callable[[int], Row],
-    metadata: Mapping[str, Any],
+    job: CaptionJob, n: int, row_of: Callable[[int], Row], metadata: Mapping[str, Any]
 ) -> Counter[str]:
     """Write a table of n rows in pieces, and return how many of them were asked, failed and so on.
 
@@ -221,6 +209,7 @@ def write_table(
     """
     count, first_error, engine_names, dates = Counter[str](), "", {""}, {""}
     metadata = {**metadata, "captioner": asdict(job.settings)}
+    schema = tables.CLASS_SCORES if job.scoring else tables.CAPTIONS
     with tables.writing(job.output, schema, metadata) as add:
         for start in range(0, max(1, n), tables.CAPTION_ROWS):
             rows = []
@@ -234,12 +223,9 @@ def write_table(
             add(pa.Table.from_pylist(rows, schema))
         if count["failed"] + count["empty"] > job.settings.max_failed * count["asked"]:
             raise _too_many(job, count, first_error)
-        metadata |= {
-            "engine": ", ".join(sorted(engine_names - {""})),
-            "date": max(dates) or None,
-            "tokens_read": count["read"],
-            "tokens_written": count["written"],
-        }
+        engines = ", ".join(sorted(engine_names - {""}))
+        metadata |= {"engine": engines, "date": max(dates) or None}
+        metadata |= {"tokens_read": count["read"], "tokens_written": count["written"]}
     return count
 
 

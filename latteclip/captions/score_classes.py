@@ -3,8 +3,6 @@
 `likelihood`: the log-probability of each class's text as the answer to the image prompt (as of
 VisualGPTScore, arXiv 2306.01879). `multiple_choice`: that of the letters of a list of the classes.
 Readers of the scores remove the bias for a class, for which they need all images.
-
-Letters: N training images, R images of a shard, K options of an image.
 """
 
 import contextlib
@@ -102,7 +100,7 @@ def score_classes(
             runner = stack.enter_context(running(job, images, questions.ask))
             runner.ask(np.flatnonzero(questions.is_asked).tolist())
             row_of = functools.partial(questions.row, runner)
-        count = write_table(job, tables.CLASS_SCORES, len(images), row_of, metadata)
+        count = write_table(job, len(images), row_of, metadata)
     log.info(
         "Wrote the scores of %d images, %d without an answer, %d not asked about.",
         *(count["asked"] - count["failed"], count["failed"], len(images) - count["asked"]),
@@ -129,8 +127,7 @@ def _rows_of_file(images: Questions, path: str | None) -> Callable[[int], Row]:
         options, values = found.get(images.ids[row], ([], []))
         error = None if options else "the file lacks it"
         columns = {"image_id": images.ids[row], "options": options, "log_probabilities": values}
-        answer = Answer("", "stop", None, engine=FILE)
-        return {**columns, "none": None, "error": error, "digest": None}, [answer]
+        return {**columns, "error": error}, [Answer("", "stop", None, engine=FILE)]
 
     return row_of
 
@@ -138,10 +135,7 @@ def _rows_of_file(images: Questions, path: str | None) -> Callable[[int], Row]:
 def best_classes(
     pseudo_labels_path: str, image_ids: pa.ChunkedArray, classifier: Classifier, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k best classes of images by their stored features: int32 [N, K], the best first.
-
-    And how sure the best one is: float32 [N], its cosine minus that of the second.
-    """
+    """Return the k best classes int32 [N, K] of N images, and how much better the first is [N]."""
     ids, classes, margins = [], [], []
     columns = ["image_id", "image_features"]
     for piece in tables.read_pieces(pseudo_labels_path, tables.PSEUDO_LABELS, columns, ROWS):
@@ -154,12 +148,9 @@ def best_classes(
     return np.concatenate(classes)[rows], np.concatenate(margins)[rows]
 
 
-# --- questions and answers -----------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class ClassQuestions:
-    """The R images of a shard, and the options of each."""
+    """The R images of a shard, and the K options of each."""
 
     images: Questions
     options: np.ndarray  # int32 [R, K]
@@ -209,9 +200,6 @@ class ClassQuestions:
 
     def _names(self, row: int) -> list[str]:
         return [self.images.classnames[c] for c in self.options[row]]
-
-
-# --- multiple choice by letters ------------------------------------------------------------------
 
 
 def letters_of(n_options: int) -> tuple[str, ...]:

@@ -22,10 +22,7 @@ READERS: dict[str, Callable[[str], pd.DataFrame]] = {
 
 
 def read_captions(path: str | None, key: str) -> Mapping[str, Answer]:
-    """Return captions by image_id, with single spaces, from the columns image_id and caption.
-
-    `key` is that of the configuration that names the file.
-    """
+    """Return captions by image_id, with single spaces, from the columns image_id and caption."""
     captions = {}
     for image_id, caption in _rows(path, key, ["image_id", "caption"]):
         words = [] if pd.isna(caption) else str(caption).split()
@@ -62,7 +59,7 @@ def read_scores(
 
 
 def _rows(path: str | None, key: str, columns: Sequence[str]) -> list[tuple[Any, ...]]:
-    """Return some columns of a file by rows, the first of which is an image_id that is unique."""
+    """Return columns of the file that a key names, by rows. The first is an image_id: unique."""
     reader = READERS.get(Path(path or "").suffix.lower())
     if path is None or reader is None:
         raise UserError(f"{key} {path} does not end in any of {', '.join(READERS)}.")

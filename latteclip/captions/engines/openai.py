@@ -59,18 +59,13 @@ class OpenaiEngine:
                     waiting[pool.submit(self._answer, request)] = request
                 if not waiting:
                     return
-                done = wait(waiting, return_when=FIRST_COMPLETED).done
-                for future in done:
+                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                     yield waiting.pop(future), future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _answer(self, request: Request) -> Answer:
-        """Return an answer, or why there is none.
-
-        Raises:
-            UserError: there is none for any request.
-        """
+        """Return an answer, or why there is none. UserError: there is none for any request."""
         try:
             if request.choices is None:
                 return self._caption(request)
@@ -88,7 +83,6 @@ class OpenaiEngine:
             return failed(f"the server's answer cannot be used: {one_line(error)}")
 
     def _complete(self, request: Request, prompt: str, **options: Any) -> Any:
-        """Return the server's completion, which is greedy."""
         pictures = [{"type": "image_url", "image_url": {"url": url}} for url in request.pictures]
         turns: Any = messages(pictures, prompt)
         return self._client.chat.completions.create(

@@ -1,7 +1,4 @@
-"""The processor of a model that this process loads: how requests and choices become tokens.
-
-Letters: K choices of a request.
-"""
+"""The processor of a model that this process loads: how requests and choices become tokens."""
 
 import functools
 import itertools
@@ -66,10 +63,9 @@ class Tokens:
         """Return what the model reads before it answers, images as marks: one, or one per order."""
         orders = request.choices.prompts if request.choices else ()
         marks = [{"type": "image"}] * len(request.pictures)
-        return [
-            self._processor.apply_chat_template(messages(marks, prompt), add_generation_prompt=True)
-            for prompt in orders or [request.prompt]
-        ]
+        turns = (messages(marks, prompt) for prompt in orders or [request.prompt])
+        template = self._processor.apply_chat_template
+        return [template(turn, add_generation_prompt=True) for turn in turns]
 
     def ids(self, text: str) -> list[int]:
         """Return the token ids of a text that begins as a prompt does."""
@@ -82,7 +78,9 @@ class Tokens:
             texts = [text.removeprefix(" ") for text in texts]
         alone = self.ids(prompt)
         whole = [self.ids(prompt + text) for text in texts]
-        start = _shared_start([alone, *whole])
+        columns = zip(alone, *whole, strict=False)
+        shared = itertools.takewhile(lambda tokens: len(set(tokens)) == 1, columns)
+        start = len([*shared])
         for text, ids in zip(texts, whole, strict=True):
             if len(ids) == start:
                 raise UserError(
@@ -107,12 +105,6 @@ class Tokens:
 
     def text(self, token: int) -> str:
         return str(self._tokenizer.decode([token]))
-
-
-def _shared_start(texts: Sequence[Sequence[int]]) -> int:
-    """Return how many tokens all texts begin with together."""
-    columns = zip(*texts, strict=False)
-    return len([*itertools.takewhile(lambda tokens: len(set(tokens)) == 1, columns)])
 
 
 def exclusive(values: Sequence[float], tails: Sequence[Sequence[int]]) -> list[float]:

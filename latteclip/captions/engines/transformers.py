@@ -1,7 +1,4 @@
-"""Captions and class scores through transformers, for machines on which vLLM does not run.
-
-Letters: K choices of a request, T tokens of the longest one, V words of the vocabulary.
-"""
+"""Captions and class scores through transformers, for machines on which vLLM does not run."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,21 +27,16 @@ class TransformersEngine:
         self._device = devices.pick("auto", threads)
         self._batch_size = settings.batch_size
         self._max_new_tokens = settings.max_new_tokens
-        self._processor = processors.load(settings)
+        self._processor, model = processors.load(settings), settings.model
+        options = {"trust_remote_code": False, "use_safetensors": True, "dtype": settings.dtype}
         try:
             self._model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
-                settings.model,
-                revision=settings.revision,
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=settings.dtype,
+                model, revision=settings.revision, **options
             )
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"Captioner model {settings.model!r} cannot be loaded: {error}"
-            ) from None
+            raise UserError(f"Captioner model {model!r} cannot be loaded: {error}") from None
         self._model.eval().to(self._device)
-        self._tokens = Tokens(self._processor, settings.model)
+        self._tokens = Tokens(self._processor, model)
 
     def answer(self, requests: Iterable[Request], *_: object) -> Iterator[tuple[Request, Answer]]:
         source = iter(requests)
@@ -85,13 +77,10 @@ class TransformersEngine:
     def _inputs(self, batch: Sequence[Request], prompts: Sequence[str]) -> Any:
         """Return pictures and prompts as the model takes them, padded on the left."""
         special = processors.adds_special_tokens(self._processor.tokenizer, prompts[0])
-        return self._processor(
-            images=[list(request.pictures) for request in batch],
-            text=list(prompts),
-            padding=True,
-            return_tensors="pt",
-            add_special_tokens=special,
-        ).to(self._device, self._model.dtype)
+        options = {"padding": True, "return_tensors": "pt", "add_special_tokens": special}
+        images = [list(request.pictures) for request in batch]
+        inputs = self._processor(images=images, text=list(prompts), **options)
+        return inputs.to(self._device, self._model.dtype)
 
     def _letters(self, request: Request, choices: Choices) -> Answer:
         ids_of = self._tokens.ids_of_letters(choices.texts)
@@ -113,7 +102,7 @@ class TransformersEngine:
         return split.answer(values)
 
     def _logits(self, request: Request, prompt: str, split: Split) -> torch.Tensor:
-        """Return logits [K, T, V] of the tokens of the tails.
+        """Return logits [K, T, V] of the T tokens of the longest of K tails, by V words.
 
         The model reads what all tails have in common once. Padding follows the tails, so that no
         token of theirs sees it.
