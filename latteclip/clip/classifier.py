@@ -1,7 +1,4 @@
-"""Image features, and linear classifiers of them with their files.
-
-Letters: N images, C classes, D embedding width.
-"""
+"""Features of N images, of width D, and linear classifiers of C classes with their files."""
 
 import json
 import os

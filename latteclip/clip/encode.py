@@ -108,9 +108,8 @@ def _encode(clip: Clip, encode: Encoder, rows: torch.Tensor) -> torch.Tensor:
         return _halving_on_oom(clip, encode, rows)
     if clip.micro_batch is None:
         return encode(rows)
-    return torch.cat(
-        [checkpoint(encode, part, use_reentrant=False) for part in rows.split(clip.micro_batch)]
-    )
+    parts = rows.split(clip.micro_batch)
+    return torch.cat([checkpoint(encode, part, use_reentrant=False) for part in parts])
 
 
 def _halving_on_oom(clip: Clip, encode: Encoder, rows: torch.Tensor) -> torch.Tensor:
@@ -163,10 +162,8 @@ def class_embeddings(
     """
     words = ClassTemplates.of(template, synonyms)
     names, rows = zip(*words.names(classnames), strict=True)
-    features = [
-        encode_texts(clip, clip.tokenizer(class_texts(each, names))).cpu()
-        for each in words.templates
-    ]
+    texts = (class_texts(each, names) for each in words.templates)
+    features = [encode_texts(clip, clip.tokenizer(each)).cpu() for each in texts]
     if len(features) == 1 and len(names) == len(classnames):
         return features[0]
     sums = torch.zeros(len(classnames), features[0].shape[1])

@@ -27,7 +27,6 @@ class ImageModel(clips.Clip):
 
     @property
     def width(self) -> int:
-        """The width of the features."""
         return self.config["embed_dim"]  # type: ignore[no-any-return]
 
 
@@ -60,15 +59,13 @@ def load(name: str, device: torch.device, precision: str = "bf16") -> ImageModel
         clips.check_finite(name, network)
         config = {"embed_dim": _width(network, files, device)}
         values = vars(files.preprocessing) | {"is_training": False}
-        transform = timm.data.create_transform(
-            **{**values, "input_size": tuple(values["input_size"])}
-        )
+        values["input_size"] = tuple(values["input_size"])
+        transform = timm.data.create_transform(**values)
         found = (network, lambda: None, transform, config, device, precision)
         return ImageModel(*found, name=name, timm=files)
 
 
 def _network(files: TimmModel) -> Any:
-    """Return a network with its weights, without its classifier."""
     import timm
 
     options = {**files.arguments, "pretrained": False, "num_classes": files.outputs}

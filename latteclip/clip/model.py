@@ -57,9 +57,8 @@ def load(model: str, pretrained: str | None, device: torch.device, precision: st
     open_clip tag or a weights file, None with the two prefixes. A GPU encodes in the precision
     bf16, fp16 or float32, a CPU in float32.
 
-    Raises:
-        UserError: the model is missing or damaged, or the device lacks the precision. A damaged
-            tokenizer raises it when it is first used.
+    UserError: the model is missing or damaged, or the device lacks the precision. A damaged
+    tokenizer raises it when it is first used.
     """
     devices.check_precision(device, precision)
     if not clip_config.is_foreign(model):
@@ -173,8 +172,7 @@ def save(
     """Write a new folder that stock open_clip loads by `local-dir:`, with a classifier and sums."""
     save_network(clip, folder)
     words = ClassTemplates.of(words) if isinstance(words, str) else words
-    described = {"classnames": classnames, **words.described}
-    save_classifier(folder / CLASSIFIER, classifier, described)
+    save_classifier(folder / CLASSIFIER, classifier, {"classnames": classnames, **words.described})
     hashing.write_sums(folder)
 
 

@@ -43,10 +43,8 @@ class UnknownDetector:
 
     def scores(self, features: Features) -> torch.Tensor:
         """Return scores [N] of L2-normalised image features [N, D]."""
-        nearest = [
-            (F.normalize(features[rows] - self.mean, dim=1) @ self.texts.T).amax(dim=1)
-            for rows in parts(len(features))
-        ]
+        centred = (features[rows] - self.mean for rows in parts(len(features)))
+        nearest = [(F.normalize(part, dim=1) @ self.texts.T).amax(dim=1) for part in centred]
         return 1 - torch.cat(nearest)
 
     def save(self, path: str | Path) -> None:

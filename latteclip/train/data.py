@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 
-from latteclip.clip.classifier import ROWS, classify, load_classifier, parts
+from latteclip.clip.classifier import classify, load_classifier, parts
 from latteclip.core import tables
 from latteclip.core.class_templates import class_texts
 from latteclip.core.errors import UserError
@@ -142,11 +142,9 @@ def _image_prototypes(
     if files.image_prototypes is None:
         return None
     classifier, _ = load_classifier(files.image_prototypes, classnames=classnames)
-    features = read_features(files.pseudo_labels, image_ids)
-    mean = torch.zeros(classifier.weights.shape[1])
-    for part in parts(len(features), ROWS):
-        mean += features[part].sum(dim=0)
-    mean, rows = F.normalize(mean, dim=0), classifier.weights
+    rows, features = classifier.weights, read_features(files.pseudo_labels, image_ids)
+    sums = (features[part].sum(dim=0) for part in parts(len(features)))
+    mean = F.normalize(sum(sums, torch.zeros(rows.shape[1])), dim=0)
     # Cosines have no bias, so rows have no part along the mean feature.
     return F.normalize(rows - (rows @ mean)[:, None] * mean, dim=1)
 
@@ -163,14 +161,14 @@ def _groups(
     labels = iter(label_of[rows].tolist())
     sizes = pc.list_value_length(table["members"]).to_pylist()
     counts = (Counter(itertools.islice(labels, n)) for n in sizes)
-    found = np.array(
-        [LEFT_OUT if LEFT_OUT in each else each.most_common(1)[0][0] for each in counts], np.int64
-    )  # the first of equally frequent ones
-    is_whole = found != LEFT_OUT
-    lacking = np.setdiff1d(label_of[label_of != LEFT_OUT], found)
+    # The first of equally frequent ones.
+    found = [LEFT_OUT if LEFT_OUT in each else each.most_common(1)[0][0] for each in counts]
+    classes = np.array(found, np.int64)
+    is_whole = classes != LEFT_OUT
+    lacking = np.setdiff1d(label_of[label_of != LEFT_OUT], classes)
     captions = table["caption"].filter(pa.array(is_whole))
     empty = pa.array([""] * len(lacking), pa.string())
-    return pa.chunked_array([*captions.chunks, empty]), np.concatenate([found[is_whole], lacking])
+    return pa.chunked_array([*captions.chunks, empty]), np.concatenate([classes[is_whole], lacking])
 
 
 def _or_class(

@@ -1,7 +1,4 @@
-"""Find a learning rate without labels, by short trainings and held-out images.
-
-Not in the paper. Letters: n images that are trained on, m held-out images, C classes.
-"""
+"""Find a learning rate without labels (not in the paper): short trainings, m held-out images."""
 
 import logging
 import math
@@ -53,10 +50,8 @@ class _Search:
         steps = recipe.epochs * recipe.steps_per_epoch(len(self.setup.inputs.paths))
         total = max(2, steps // MAX_RUNS)
         training = self.training(replace(recipe, lr=lr, warmup_steps=auto_warmup_steps(total)))
-        keys = (
-            [(number, int(self.trained[index])) for number, index in batch]
-            for batch in schedule(n, recipe.batch_size, total, SEED)
-        )
+        batches = schedule(n, recipe.batch_size, total, SEED)
+        keys = ([(number, int(self.trained[i])) for number, i in batch] for batch in batches)
         progress = Progress(total, f"steps at {lr:g}")
         for _ in training.steps(self.setup.batches(self.images, keys), total, per_epoch=total):
             progress.add(1)
@@ -82,9 +77,8 @@ class _Search:
         features = encode_files(clip, paths, self.recipe.batch_size, self.setup.threads)
         scores = classifier.scores(features[slice(None)])  # [m, C]
         labels = F.one_hot(inputs.labels[self.held_out], scores.shape[1])
-        errors: list[torch.Tensor] = [
-            ((factor * scores).softmax(1) - labels).square().sum(1) for factor in FACTORS
-        ]
+        shares = ((factor * scores).softmax(1) for factor in FACTORS)  # [m, C] each
+        errors: list[torch.Tensor] = [(each - labels).square().sum(1) for each in shares]
         return min(errors, key=lambda each: each.nan_to_num(math.inf).mean().item())
 
 
@@ -115,10 +109,8 @@ def find_learning_rate(
             lr, why = chosen(losses), "the highest that is not clearly worse than the best"
         else:
             lr, why = min(scores), "no rate was better than no training"
-        runs = [
-            {"lr": rate, "loss": score if math.isfinite(score) else None}
-            for rate, score in scores.items()
-        ]
+        finite = {rate: score if math.isfinite(score) else None for rate, score in scores.items()}
+        runs = [{"lr": rate, "loss": score} for rate, score in finite.items()]
         found = {"lr": lr, "reason": why, "pretrained_loss": pretrained_loss, "runs": runs}
         write_json(output, found)
         log.info("Learning rate %g: %s.", lr, why)

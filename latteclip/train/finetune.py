@@ -132,9 +132,8 @@ class CheckpointManager:
         path = self.folder / f"step-{len(training.history):08d}-{self.identity}.pt"
         with replacing(path) as temporary:
             torch.save(training.state_dict(), temporary)
-        for other in self._own():
-            if other != path:
-                other.unlink(missing_ok=True)
+        for other in set(self._own()) - {path}:
+            other.unlink(missing_ok=True)
         remove_left_over(self.folder)
 
     def terminated(self, training: Training) -> Terminated:
@@ -188,7 +187,6 @@ def _write(
     model_output: str,
     history_output: str,
 ) -> None:
-    """Write the model with its classifier, and the history."""
     words = replace(setup.settings.words, written=setup.inputs.written_names)
     try:
         with replacing(model_output) as folder:

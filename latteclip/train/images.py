@@ -202,14 +202,12 @@ class Augmentation:
 
     @classmethod
     def of(cls, clip: Clip) -> "Augmentation":
-        """Return the transform of a model."""
         config: dict[str, Any] = clip.model.visual.preprocess_cfg  # type: ignore[assignment, union-attr]
         height, width = np.broadcast_to(config["size"], 2).tolist()
         return cls((height, width), tuple(config["mean"]), tuple(config["std"]))
 
     @property
     def cached_side(self) -> int:
-        """Shorter side of cached images."""
         return round(MARGIN * max(self.side))
 
     def __call__(self, pictures: Sequence[torch.Tensor], drawn: torch.Tensor) -> torch.Tensor:
@@ -280,10 +278,8 @@ def colours(drawn: torch.Tensor) -> tuple[list[list[int]], torch.Tensor]:
     factors = torch.tensor(UNCHANGED) + torch.tensor(STRENGTHS) * (2 * part["factors"] - 1)
     whether = (part["whether"] < torch.tensor(PROBABILITIES)).tolist()
     shuffled = part["order"].argsort(dim=1).tolist()
-    order = [
-        steps * is_jittered + [GREY] * is_grey
-        for steps, (is_jittered, is_grey) in zip(shuffled, whether, strict=True)
-    ]
+    pairs = zip(shuffled, whether, strict=True)
+    order = [steps * is_jittered + [GREY] * is_grey for steps, (is_jittered, is_grey) in pairs]
     return order, torch.cat([factors, torch.zeros(len(drawn), 1)], dim=1)
 
 

@@ -82,7 +82,6 @@ class Recipe(Finetune):
         return self.lr * (1 + math.cos(math.pi * done)) / 2
 
     def steps_per_epoch(self, n: int) -> int:
-        """Return the steps of an epoch of n images."""
         return steps_per_epoch(n, self.batch_size, self.steps_multiple_of)
 
 
@@ -122,5 +121,4 @@ class FinetuneSettings:
 
     @property
     def labels(self) -> str:
-        """The kind of labels that are trained on."""
         return GROUND_TRUTH if self.objective == "flyp_supervised" else self.pseudo_labels

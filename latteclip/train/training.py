@@ -1,7 +1,4 @@
-"""A training: its set-up, its state and its optimiser step.
-
-Letters: N training images, B batch, C classes, D embedding width, T texts, L tokens.
-"""
+"""A training: its set-up, its state and its optimiser step on B images of C classes."""
 
 import itertools
 import logging
@@ -72,7 +69,6 @@ class Setup:
         return TrainingImages(inputs.paths, inputs.sizes, transform, seed, in_memory, folder)
 
     def batches(self, images: TrainingImages, schedule: Iterable[Keys]) -> Iterator[Batch]:
-        """Yield the batches of a schedule."""
         schedule, ahead = itertools.tee(schedule)
         shares = images.batches(map(parallel.share, ahead), self.clip.device, self.threads)
         for keys, share in zip(schedule, shares, strict=True):

@@ -113,7 +113,6 @@ class Objective:
         return {name: getattr(self, name) for name in self.STATE}
 
     def restore(self, state: dict[str, torch.Tensor]) -> None:
-        """Continue from a `state`."""
         for name in self.STATE:
             setattr(self, name, state[name].to(self.clip.device))
 
