@@ -16,7 +16,7 @@ from support.tiny import write_index, write_pictures
 
 from latteclip.captions.answer_cache import COMMIT_ANSWERS, AnswerCache
 
-N, KILLS, CONCURRENCY = 600, 5, 4
+N, KILLS, CONCURRENCY = 600, 3, 4
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def test_bad_input_is_one_sentence_and_status_2(tmp_path, capsys):
 @pytest.fixture
 def buggy(monkeypatch, tmp_path):
     """A command that runs into a bug, and its log."""
-    monkeypatch.setattr("latteclip.evaluate.summarize.read_results", lambda *_: 1 / 0)
+    monkeypatch.setattr("latteclip.evaluate.summary.read_results", lambda *_: 1 / 0)
     log = tmp_path / "log.txt"
     return [*SUMMARIZE, "--log", str(log)], log
 
@@ -94,7 +94,7 @@ def test_an_interruption_is_told_and_status_130(buggy, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("latteclip.evaluate.summarize.read_results", interrupted)
+    monkeypatch.setattr("latteclip.evaluate.summary.read_results", interrupted)
     assert main.main(buggy[0]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
@@ -125,7 +125,7 @@ def test_wrong_usage_is_one_line_and_status_2(arguments, message, capsys):
 
 def test_a_file_that_the_system_refuses_is_one_sentence(buggy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        "latteclip.evaluate.summarize.read_results", lambda *_: (tmp_path / "no" / "x").read_text()
+        "latteclip.evaluate.summary.read_results", lambda *_: (tmp_path / "no" / "x").read_text()
     )
     assert main.main(buggy[0]) == 2
     assert re.fullmatch(f"error: .*{tmp_path}/no/x.*\n", capsys.readouterr().err)
@@ -139,7 +139,7 @@ def test_sigterm_unwinds_and_is_status_143(buggy, tmp_path, monkeypatch, capsys)
             time.sleep(60)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("latteclip.evaluate.summarize.read_results", write)
+    monkeypatch.setattr("latteclip.evaluate.summary.read_results", write)
     assert main.main(buggy[0]) == 143
     assert capsys.readouterr().err == "interrupted\n"
     assert not list(tmp_path.glob("*half*")) + list(tmp_path.glob(".*half*"))

@@ -283,22 +283,11 @@ def command(inputs):
     return lambda folder: start(folder, files, settings(epochs=40))
 
 
-@pytest.fixture(scope="module")
-def by_command(command, tmp_path_factory):
-    """The folder of such a training that nothing has ended."""
-    folder = tmp_path_factory.mktemp("by_command")
-    assert command(folder).wait() == 0
-    return folder
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "numbers", [[signal.SIGKILL] * 2, [signal.SIGTERM, signal.SIGINT]], ids=["killed", "asked"]
-)
-def test_a_run_that_is_ended_again_and_again_ends_with_the_same_bytes(
-    command, by_command, tmp_path, numbers
-):
+def test_a_run_that_is_ended_again_and_again_ends_with_the_same_bytes(command, inputs, tmp_path):
     """At random moments after it has written a checkpoint, through the command line."""
+    assert command(inputs.folder / "whole").wait() == 0
+    numbers = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
     delays = random.Random(0)
     folder, kept = tmp_path / "checkpoint", None
     ends = 0
@@ -326,7 +315,9 @@ def test_a_run_that_is_ended_again_and_again_ends_with_the_same_bytes(
         ends += 1
     assert status == 0
     assert ends >= 1
-    assert_same_run(*((run / "model", run / "history") for run in (by_command, tmp_path)))
+    assert_same_run(
+        *((run / "model", run / "history") for run in (inputs.folder / "whole", tmp_path))
+    )
     assert not folder.exists()
 
 
