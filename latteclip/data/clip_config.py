@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from latteclip.config.hub_names import CLIP_CONFIG, FOLDER, HUB, TEXT_TOWER
 from latteclip.core.errors import UserError
@@ -29,7 +29,6 @@ REMEDY = "take another copy of the model, or another model"
 MAX_LAYERS, MAX_PIXELS, MAX_NUMBER = 1024, 4096, 10**8
 # Keys of a text tower's configuration that decide how or where it is computed, or name things.
 NOT_OF_THE_NETWORK = {"_name_or_path", "architectures", "dtype", "transformers_version"}
-Std = Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Preprocessing:
 
     mode: Literal["RGB"] = "RGB"
     mean: tuple[float, float, float] | None = None
-    std: tuple[Std, Std, Std] | None = None
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     fill_color: Annotated[int, Field(ge=0, le=255)] = 0
 
 
@@ -176,10 +175,7 @@ def text_tower(model: str, config: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def tokenizer(model: str, config: dict[str, Any]) -> Any:
-    """Return open_clip's tokenizer of a model. It runs no code of a stranger.
-
-    A folder's tokenizer is read from the folder, without the network.
-    """
+    """Return open_clip's tokenizer, without a stranger's code, and of a folder without network."""
     options = {"trust_remote_code": False, "local_files_only": model.startswith(FOLDER)}
     of_transformers = config["text_cfg"].get("hf_tokenizer_name")
     tokenize = open_clip.get_tokenizer(model, **(options if of_transformers else {}))

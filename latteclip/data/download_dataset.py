@@ -168,7 +168,6 @@ def wrong_checksum(path: Path, checksum: str | None) -> str:
 
 
 def _fetch_from(source: Source, name: str, download: Download, folder: Path) -> Path:
-    """Fetch from one source and verify."""
     own_checksum = None if isinstance(source, str) else source.checksum
     checksum: str | None = own_checksum or download.checksum
     part = folder / ".part" / digest(address(source))[:16]  # an unfinished file
@@ -235,10 +234,7 @@ def _continue_url(url: str, path: Path) -> None:
 
 
 def _fetch_from_hub(source: HubOrDriveFile, folder: Path) -> tuple[Path, str | None]:
-    """Fetch a file of a Hugging Face repo, and return it with its checksum if that is asked for.
-
-    HF_ENDPOINT and HF_TOKEN in the environment apply.
-    """
+    """Fetch a file of a Hugging Face repo, and return it with its checksum if that is asked for."""
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.hf_api import RepoFile
 
@@ -344,18 +340,14 @@ def datasets(check: Sequence[str] = (), /) -> str:
         if key not in known:
             raise UserError(model.unknown(f"Dataset {key!r}", key, known))
     keys = keys or [key for key, values in known.items() if _folder(key, values).is_dir()]
-    wrong: list[str] = []
-    fine: list[str] = []
-    for key in keys:
-        for right, line in _findings(key, known[key]):
-            (fine if right else wrong).append(f"{key}: {line}")
+    found = [(ok, f"{key}: {line}") for key in keys for ok, line in _findings(key, known[key])]
+    fine, wrong = [line for ok, line in found if ok], [line for ok, line in found if not ok]
     if wrong:
         raise UserError("\n".join(["the files on the disk are not right:", *wrong, *fine]))
     return "\n".join(fine) or "No dataset is on the disk yet."
 
 
 def _folder(key: str, values: Mapping[str, Any]) -> Path:
-    """Return the folder of a dataset's files."""
     return Path(values.get("source", {}).get("folder", RESOURCES / key / "data"))
 
 

@@ -99,15 +99,11 @@ def _fetch_clip(model: str, pretrained: str | None) -> list[str]:
 
 
 def _cached(repo: str, revision: str | None = None) -> dict[str, Any]:
-    """Return the commit of a repo in the cache, and the size of each file.
-
-    Raises FileNotFoundError where a part is missing, and UserError where a file is damaged.
-    """
+    """Return commit and file sizes of a cached repo, or raise if a file is missing or damaged."""
     from huggingface_hub import snapshot_download
 
-    folder = Path(  # with all files that the cache has
-        snapshot_download(repo, revision=revision, ignore_patterns="*", local_files_only=True)
-    )
+    found = snapshot_download(repo, revision=revision, ignore_patterns="*", local_files_only=True)
+    folder = Path(found)  # with all files that the cache has
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in paths:
         hashing.verify_blob(path)

@@ -195,10 +195,9 @@ def _aligned(one: torch.Tensor, other: torch.Tensor, views: Sequence[int]) -> to
         down, across = torch.gradient(seen, spacing=2 / SIDE, dim=(2, 3))
         across = across / places[:, 0, None, None, None]
         down = down / places[:, 2, None, None, None]
-        slopes = torch.stack(
-            [across * MIDDLES, across, down * MIDDLES[:, None], down, seen, torch.ones_like(seen)],
-            -1,
-        ).flatten(1, 3)  # [P, S S, 6]
+        wide, high = across * MIDDLES, down * MIDDLES[:, None]
+        parts = [wide, across, high, down, seen, torch.ones_like(seen)]
+        slopes = torch.stack(parts, -1).flatten(1, 3)  # [P, S S, 6]
         normal = slopes.mT @ slopes
         damped = normal + torch.diag_embed(1e-4 * normal.diagonal(dim1=1, dim2=2) + 1e-6)
         moves = torch.linalg.solve(damped, slopes.mT @ target.flatten(1)[..., None])[..., 0]
@@ -224,7 +223,6 @@ def _blur(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def _details(pictures: torch.Tensor) -> torch.Tensor:
-    """Subtract the coarse part."""
     coarse = F.avg_pool2d(pictures, COARSE)
     return pictures - F.interpolate(coarse, size=SIDE, mode="bilinear")
 

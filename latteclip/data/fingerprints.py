@@ -3,8 +3,6 @@
 A hash marks which of a picture's lowest frequencies are above their median, by a discrete cosine
 transform (as pHash does: Zauner 2010). Crops of the picture have hashes too, so that a copy without
 its margin is similar to one of them.
-
-Letters: V views, S and K the sides of the small picture and of its frequencies.
 """
 
 from dataclasses import dataclass
@@ -14,18 +12,14 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
-SIDE, FREQUENCIES, THUMBNAIL = 64, 16, 16  # pixels, waves and pixels of a side
+SIDE, FREQUENCIES, THUMBNAIL = 64, 16, 16  # pixels S, waves K and pixels of a side
 CROPS = (0.95, 0.9)  # of each side; a view is the whole, or such a crop from five places
 PLACES = ((0.5, 0.5), (0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))  # down, across
-VIEWS = [(1.0, 0.5, 0.5)] + [(share, *place) for share in CROPS for place in PLACES]
+VIEWS = [(1.0, 0.5, 0.5)] + [(share, *place) for share in CROPS for place in PLACES]  # V
 BITS = FREQUENCIES**2
 HASHES = len(VIEWS) * BITS // 8  # bytes of the V hashes of a picture
-FINGERPRINTS = pa.schema(
-    {
-        "image_id": pa.string(),
-        "hashes": pa.binary(HASHES),  # of the views, the whole first
-        "thumbnail": pa.binary(THUMBNAIL**2),  # grey
-    }
+FINGERPRINTS = pa.schema(  # hashes of the views, the whole first, and a grey thumbnail
+    {"image_id": pa.string(), "hashes": pa.binary(HASHES), "thumbnail": pa.binary(THUMBNAIL**2)}
 )
 Floats = npt.NDArray[np.float32]
 

@@ -71,10 +71,7 @@ def inside(name: str, source: Path) -> str:
 def _entries(
     folder: str, *, deep: bool, linked: int = 0, prefix: str = ""
 ) -> Iterator[tuple[str, str, os.DirEntry[str]]]:
-    """Yield names, suffixes and entries of files in a folder without litter, in one order.
-
-    On `linked` levels, links to folders are followed.
-    """
+    """Yield names, suffixes and entries of files in one order, by links on `linked` levels."""
     with os.scandir(folder) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
     folders = []

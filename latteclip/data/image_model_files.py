@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from latteclip.config.hub_names import CLIP_CONFIG, FOLDER, HUB, OPEN_CLIP
 from latteclip.core import hashing
@@ -20,7 +20,6 @@ from latteclip.data.clip_config import REMEDY, fields_of, section
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 Side = Annotated[int, Field(ge=0, le=4096)]  # pixels
 Pixels = Annotated[int, Field(ge=1, le=4096)]
-AboveZero = Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,9 @@ class ImagePreprocessing:
 
     input_size: tuple[Literal[3], Pixels, Pixels] = (3, 224, 224)
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[AboveZero, AboveZero, AboveZero] = (0.229, 0.224, 0.225)
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
     interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
-    crop_pct: AboveZero = 0.875
+    crop_pct: PositiveFloat = 0.875
     crop_mode: Literal["center", "squash", "border"] = "center"
 
 

@@ -93,7 +93,7 @@ def _of_tar(found: Member) -> bytes:
 
 
 def _of_parquet(found: Member) -> bytes:
-    state = os.stat(found.shard)
+    state = os.stat(found.shard)  # another size or time reads the file again
     with _LOCK:  # threads that decode share a row group
         images, problem = _row_group(found.shard, found.first, state.st_size, state.st_mtime_ns)
     if found.second >= len(images):
@@ -108,10 +108,7 @@ def _of_parquet(found: Member) -> bytes:
 
 @lru_cache(maxsize=1)
 def _row_group(shard: str, group: int, _size: int, _mtime_ns: int) -> tuple[list[Any], str]:
-    """Return the images of a row group, in arrays of one row, and why there are no more of them.
-
-    Another size or time of the file reads it again.
-    """
+    """Return the images of a row group, in arrays of one row, and why there are no more of them."""
     import pyarrow.parquet as pq
 
     images: list[Any] = []

@@ -12,7 +12,6 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -37,8 +36,7 @@ AHEAD = 8  # chunks that are ready or wait, for each worker
 BATCH = 8192  # images written at a time
 CACHED_TOGETHER = 512  # images: a killed run loses no more
 CACHE = ".decode_cache.sqlite"  # beside the index, where Snakemake removes nothing
-LOGGED = 100  # broken images that the log names
-NAMED = 5  # broken images that the error names
+LOGGED, NAMED = 100, 5  # broken images that the log and the error name
 NO_FILE = (-1, -1)
 CREATE = """
     CREATE TABLE IF NOT EXISTS images (
@@ -48,6 +46,7 @@ CREATE = """
 """
 SELECT = "SELECT images.* FROM json_each(?) CROSS JOIN images ON images.path = value"
 Stat = tuple[int, int]  # size and time in ns of the file that holds an image
+Stats = Mapping[str, Stat]  # of images, by path
 Decoded = Fingerprint | str  # or the reason why the image cannot be decoded
 Broken = tuple[str, str, str, str]  # image_id, path, split and reason
 
@@ -120,18 +119,14 @@ def index_images(
 
 
 def _checksums(
-    folder: str, files: Sequence[folder_files.File], cache: "DecodeCache", limit: int | None
+    folder: str, files: Sequence[folder_files.File], cache: sqlite3.Connection, limit: int | None
 ) -> Iterator[bytes]:
-    """Yield the checksums of files of the folder, whose images are in the cache.
-
-    The others, such as lists and shards, are read. A limited run does not read them, so that a new
-    time counts as a change.
-    """
+    """Yield the checksums of files of the folder, whose images are in the cache."""
     for start in range(0, len(files), BATCH):
         part = files[start : start + BATCH]
         stats = {os.path.normpath(os.path.join(folder, file.name)): file[1:] for file in part}
-        known = {path: found.checksum for path, found in cache.get(stats).items()}
-        if limit is None:
+        known = {path: found.checksum for path, found in read_cache(cache, stats).items()}
+        if limit is None:  # else a new time of the others, as of lists and shards, is a change
             known |= {path: folder_files.checksum(path) for path in stats if path not in known}
         yield from (known.get(path, folder_files.UNKNOWN) for path in stats)
 
@@ -175,13 +170,10 @@ def _log_counts(
         n_skipped = sum(split.skipped.values())
         log.warning("Left out %d files that are no images: %s.", n_skipped, counted)
     log.info("Classes: %s", one_line(", ".join(classnames)))
+    parts, speed = [counts[part] for part in SPLITS], len(split.items) / seconds
     log.info(
         "Indexed %d images of %d classes (%d train, %d val, %d test) in %.1f s, %.0f images/s.",
-        counts.total(),
-        len(classnames),
-        *(counts[part] for part in SPLITS),
-        seconds,
-        len(split.items) / seconds,
+        *(counts.total(), len(classnames), *parts, seconds, speed),
     )
 
 
@@ -195,13 +187,9 @@ def decode(path: str) -> Decoded:
 
 
 def _batches(
-    images: Path, items: Sequence[Item], threads: int, cache: "DecodeCache"
+    images: Path, items: Sequence[Item], threads: int, cache: sqlite3.Connection
 ) -> Iterator[list[tuple[Item, str, Decoded]]]:
-    """Yield items with their paths and decoded images in order, BATCH at a time.
-
-    All threads decode the images that are not in the cache. An image that cannot be decoded is
-    tried again next time.
-    """
+    """Yield items with their paths and decoded images in order, BATCH at a time."""
     progress, n_cached = Progress(len(items), "images"), 0
     key = "threads.index_images"
     with Workers(decode, threads, chunk=CHUNK, ahead=AHEAD * threads, threads_key=key) as workers:
@@ -209,14 +197,14 @@ def _batches(
             part = items[start : start + BATCH]
             paths = [os.path.normpath(images / item.path) for item in part]
             stats = file_stats(paths)
-            decoded: dict[str, Decoded] = {**cache.get(stats)}
+            decoded: dict[str, Decoded] = {**read_cache(cache, stats)}
             progress.skip(len(decoded))
             n_cached += len(decoded)
             new = [path for path in stats if path not in decoded]
             results = zip(new, workers.in_order(new), strict=True)
             while found := dict(itertools.islice(results, CACHED_TOGETHER)):
                 decoded |= found
-                cache.put(found, stats)
+                write_cache(cache, found, stats)
                 progress.add(len(found))
             yield [(item, path, decoded[path]) for item, path in zip(part, paths, strict=True)]
     if n_cached:
@@ -224,7 +212,7 @@ def _batches(
 
 
 @contextlib.contextmanager
-def _open_cache(path: Path) -> Iterator["DecodeCache"]:
+def _open_cache(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a cache of decoded images, which is emptied where it is of other code or libraries."""
     path.parent.mkdir(parents=True, exist_ok=True)
     code = [Path(str(module.__file__)).read_bytes() for module in (fingerprints, image_files)]
@@ -237,7 +225,7 @@ def _open_cache(path: Path) -> Iterator["DecodeCache"]:
                     file.execute("DROP TABLE IF EXISTS images")
                     file.execute(f"PRAGMA user_version = {current}")
                 file.execute(CREATE)
-            yield DecodeCache(file)
+            yield file
     except sqlite3.Error as error:
         raise UserError(
             f"{path}, the cache of decoded images, cannot be used ({error}); free some space on "
@@ -245,36 +233,27 @@ def _open_cache(path: Path) -> Iterator["DecodeCache"]:
         ) from None
 
 
-@dataclass
-class DecodeCache:
-    """Fingerprints of decoded images, so that indexing again decodes new and changed images only.
-
-    An SQLite file with one writer. An entry counts while the image's path, and its file's size and
-    time, stay the same.
-    """
-
-    file: sqlite3.Connection
-
-    def get(self, stats: Mapping[str, Stat]) -> dict[str, Fingerprint]:
-        """Return the fingerprints of images, by path, without new and changed images."""
-        return {
-            path: Fingerprint(*values)
-            for path, size, mtime_ns, *values in self.file.execute(SELECT, [json.dumps([*stats])])
-            if stats[path] == (size, mtime_ns)
-        }
-
-    def put(self, decoded: Mapping[str, Decoded], stats: Mapping[str, Stat]) -> None:
-        """Write the fingerprints of images, whose file stats were read before the images."""
-        rows = [
-            (path, *stats[path], *vars(found).values())
-            for path, found in decoded.items()
-            if isinstance(found, Fingerprint)
-        ]
-        with self.file:
-            self.file.executemany("INSERT OR REPLACE INTO images VALUES (?,?,?,?,?,?,?,?)", rows)
+def read_cache(cache: sqlite3.Connection, stats: Stats) -> dict[str, Fingerprint]:
+    """Return the fingerprints of images, by path, without new and changed images."""
+    return {
+        path: Fingerprint(*values)
+        for path, size, mtime_ns, *values in cache.execute(SELECT, [json.dumps([*stats])])
+        if stats[path] == (size, mtime_ns)
+    }
 
 
-def file_stats(paths: Iterable[str]) -> dict[str, Stat]:
+def write_cache(cache: sqlite3.Connection, decoded: Mapping[str, Decoded], stats: Stats) -> None:
+    """Write the fingerprints of images that could be decoded, with earlier stats of their files."""
+    rows = [
+        (path, *stats[path], *vars(found).values())
+        for path, found in decoded.items()
+        if isinstance(found, Fingerprint)
+    ]
+    with cache:
+        cache.executemany("INSERT OR REPLACE INTO images VALUES (?,?,?,?,?,?,?,?)", rows)
+
+
+def file_stats(paths: Iterable[str]) -> Stats:
     """Return size and time of the files that hold images, by path, NO_FILE where there is none."""
     containers = {path: image_files.container_of(path) for path in paths}
     stats = dict.fromkeys(containers.values(), NO_FILE)  # the images of a shard share one

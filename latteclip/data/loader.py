@@ -43,10 +43,7 @@ class ImageFiles(Dataset[tuple[Any, torch.Tensor]]):
 def batches(
     files: ImageFiles, keys: Iterable[Sequence[int]], device: torch.device, threads: int
 ) -> Iterator[tuple[Any, torch.Tensor]]:
-    """Yield the keys of each batch [B], on the CPU, and its images [B, 3, H, W] on a device.
-
-    Each batch is decoded while the model encodes the batch before it.
-    """
+    """Yield keys [B] on the CPU and images [B, 3, H, W] on a device, decoded ahead of the model."""
     if device.type == "cuda":
         item_bytes = files.transform(Image.new("RGB", (64, 64))).nbytes
         ready = watched(loader(files, keys, workers=threads, pinned=True, item_bytes=item_bytes))
@@ -84,12 +81,9 @@ def loader(
     """Return a loader of whole batches, in the order of their keys. The first is the largest.
 
     Args:
-        files: the items.
-        keys: of the items of each batch.
         workers: maximum number of processes, which changes the speed alone. 0: this process loads.
         pinned: whether a GPU copies batches without the CPU.
         item_bytes: mean size of an item, which bounds the workers (`bounded`).
-        collate: makes a batch of its items.
     """
     keys, ahead = iter(keys), None
     first = list(next(keys, ()))
@@ -150,10 +144,7 @@ def _shared(batch: Any) -> Any:
 
 
 def watched(batches: Iterable[T]) -> Iterator[T]:
-    """Yield the batches of a DataLoader.
-
-    Raises UserError where a worker raised it, was killed, or found /dev/shm full.
-    """
+    """Yield batches, or raise UserError if a worker raised it, died or found /dev/shm full."""
     try:
         yield from batches
     except UserError as error:  # torch puts the worker's traceback before the sentence

@@ -109,10 +109,7 @@ def read_split(root: Path, settings: SplitSettings) -> tuple[Path, Split]:
 def _labelled(
     rows: Iterable[Row], names: Sequence[str], test_fraction: float, root: Path
 ) -> list[Item]:
-    """Return images with numbers as labels.
-
-    Where no row has a split, a hash of its path decides which labelled images are for testing.
-    """
+    """Return images with numbers as labels, for testing by a hash where no row has a split."""
     labels = {name: label for label, name in enumerate(names)}
     items, has_splits = [], False
     for image_id, split, value, path in rows:
@@ -152,10 +149,7 @@ def _unit_interval(image_id: str) -> float:
 
 
 def draw(split: Split, limit: int) -> Split:
-    """Return at most `limit` images of each of train, val and test, evenly spread over its order.
-
-    No label is read.
-    """
+    """Return at most `limit` images of each of SPLITS, evenly spread. No label is read."""
     drawn: list[int] = []
     for name in SPLITS:
         rows = [row for row, item in enumerate(split.items) if item.split == name]
@@ -183,10 +177,8 @@ def _check(split: Split, counts: Mapping[str, int], root: Path) -> None:
 
 
 def _folder_with(root: Path, name: str | Path, wanted: Sequence[str]) -> Path:
-    """Return `root/name`, or else the folder near the top of `root`, with one of the files.
-
-    Mirrors pack the same files under other top folders.
-    """
+    """Return `root/name`, or else the folder near the top of `root`, with one of the files."""
+    # Mirrors pack the same files under other top folders.
     below = (sorted(root.glob("*/" * depth)) for depth in range(1, DEPTH + 1))
     for folder in itertools.chain((root / name, root), itertools.chain.from_iterable(below)):
         if any(images.image_exists(folder / file) for file in wanted):
@@ -217,15 +209,11 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _number_or_name(text: str) -> int | str:
-    """Return a label as a number if it is one."""
     return int(text) if re.fullmatch("-?[0-9]{1,18}", text) else text
 
 
 def _read_table(root: Path, settings: SplitSettings, _skipped: Counter[str]) -> Listing:
-    """Read a CoOp split, a table, or lists.
-
-    A label is a number where a column or a file has class names, else it is the class name itself.
-    """
+    """Read a CoOp split, a table, or lists. Labels name the classes if nothing else does."""
     table = list(TABLES[settings.kind](root, settings))
     listed = [] if settings.kind == "coop" else _listed_classes(root, settings)
     names = listed or _table_names(table, root)
@@ -350,7 +338,6 @@ def _read_class_folders(root: Path, settings: SplitSettings, skipped: Counter[st
 
 
 def _folder_names(folder: Path, class_folders: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return the names of class folders, sorted."""
     names = sorted(set(itertools.chain(*class_folders.values())))
     if not names:
         raise UserError(
@@ -366,10 +353,7 @@ def _folder_names(folder: Path, class_folders: Mapping[str, Sequence[str]]) -> l
 
 
 def _read_shards(root: Path, settings: SplitSettings, skipped: Counter[str]) -> Listing:
-    """Read the images of all shards, in the order of the shards' paths.
-
-    Without a list of classes, Parquet files describe the classes, or the labels name them.
-    """
+    """Read all shards in the order of their paths. They name the classes that no list names."""
     folder = root / settings.images
     samples = _parquet_samples if settings.kind == "parquet" else _tar_samples
     rows: list[Row] = []
@@ -529,7 +513,6 @@ def _parquet_samples(
 
 
 def _column_of_labels(file: Any, group: int, column: str) -> Iterator[Any]:
-    """Yield the labels of a row group."""
     if column not in file.schema_arrow.names:
         yield from itertools.repeat(None, file.metadata.row_group(group).num_rows)
         return
@@ -548,10 +531,7 @@ def _described_classes(file: Any, column: str) -> tuple[str, ...]:
 
 
 READERS: dict[str, Callable[[Path, SplitSettings, Counter[str]], Listing]] = {
-    "coop": _read_table,
-    "csv": _read_table,
-    "lists": _read_table,
+    **dict.fromkeys(TABLES, _read_table),
     "folders": _read_class_folders,
-    "webdataset": _read_shards,
-    "parquet": _read_shards,
+    **dict.fromkeys(SUFFIXES, _read_shards),
 }

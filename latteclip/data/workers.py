@@ -38,7 +38,6 @@ class Workers(contextlib.AbstractContextManager["Workers[T, R]"], Generic[T, R])
 
         Args:
             work: a function, or an object of a class, at the top level of its module.
-            n: number of processes.
             chunk: tasks that a worker takes at a time.
             ahead: chunks that are ready or wait for a worker, besides the n in progress.
             threads_key: the key of the configuration that sets n.

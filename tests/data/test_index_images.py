@@ -104,13 +104,13 @@ from pathlib import Path
 from support.image_folders import index
 from latteclip.data import index_images
 index_images.CHUNK, index_images.CACHED_TOGETHER = 1, 3
-put, pieces = index_images.DecodeCache.put, []
+put, pieces = index_images.write_cache, []
 def killing(*args):
     put(*args)
     pieces.append(args)
     if len(pieces) == 4:
         os.kill(os.getpid(), signal.SIGKILL)
-index_images.DecodeCache.put = killing
+index_images.write_cache = killing
 index(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
