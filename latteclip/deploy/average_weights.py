@@ -1,7 +1,6 @@
 """Average the weights of several trainings. Not in the paper.
 
-Wortsman et al. 2022 ("Model soups") average trainings of one pretrained model, which stay close to
-each other. Letters: S trainings, N images, C classes.
+Wortsman et al. 2022 ("Model soups") average trainings of one pretrained model, which stay close.
 """
 
 import logging
@@ -26,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The files of one of the S trainings."""
+    """The files of a training."""
 
     model: str  # folder
     history: str
@@ -39,7 +38,7 @@ def average_weights(
     history_output: str,
     left_out_output: str,
 ) -> None:
-    """Write the model whose weights are the means of those of S trainings.
+    """Write the model whose weights are the means of those of all trainings.
 
     Its classifier is the class texts under the averaged text tower. A training that collapsed or
     diverged is left out, unless all did. The history is that of the first training. The predictions
@@ -58,7 +57,7 @@ def average_weights(
     rows = pa.concat_tables(left_out).combine_chunks()  # none left out an image of another
     rows = rows.append_column("held_out", np.full((1, len(rows)), fill_value=True))
     tables.write(left_out_output, rows, TRAIN_PREDICTIONS, {"classnames": names})
-    texts = class_embeddings(first.clip, first.words.template, names)  # [C, D]
+    texts = class_embeddings(first.clip, first.words.template, names)
     with replacing(model_output) as folder:
         clips.save(first.clip, Classifier.of(texts), names, first.words, folder)
     log.info("Averaged the weights of %d of %d trainings.", len(used), len(trainings))

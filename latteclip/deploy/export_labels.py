@@ -94,11 +94,8 @@ def _kinds(table: pa.Table) -> dict[str, pa.ChunkedArray]:
     """Return which images are of each kind in LEAVE_OUT. A class by a person is not unknown."""
     label, answered = (table[name].cast(pa.string()) for name in ("label", "answered"))
     by_person = pc.fill_null(pc.equal(label, answered), fill_value=False)
-    unknown = pc.fill_null(table["is_unknown"], fill_value=False)
-    return {
-        "unknown": pc.and_not(unknown, by_person),
-        "duplicates": pc.is_valid(table["duplicate_of"]),
-    }
+    unknown = pc.and_not(pc.fill_null(table["is_unknown"], fill_value=False), by_person)
+    return {"unknown": unknown, "duplicates": pc.is_valid(table["duplicate_of"])}
 
 
 def _error(calibration: Mapping[str, Any]) -> str:
@@ -179,7 +176,6 @@ def _choice(classname: str) -> dict[str, Any]:
 
 
 def _in_xml(text: str) -> str:
-    """Escape characters that XML cannot hold."""
     return NOT_IN_XML.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
@@ -247,12 +243,8 @@ def _file_name(row: Mapping[str, Any]) -> PurePath:
 
 
 def unique_filenames() -> Callable[[str], str]:
-    """Return a function that makes of names the names of files in one folder.
-
-    Every system takes these names. Equal ones get numbers, and some systems ignore case.
-    """
-    taken: set[str] = set()
-    numbers = Counter[str]()
+    """Return a function that makes of names those of files in one folder, on every system."""
+    taken, numbers = set[str](), Counter[str]()  # of names without case, which some systems ignore
 
     def new_name(name: str) -> str:
         path = PurePath(sanitized(name))

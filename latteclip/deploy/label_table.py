@@ -3,12 +3,10 @@
 Where a person answered, the answer is the label. Answers of an audit calibrate the probabilities by
 Platt's calibration (1999): the log-odds of a probability times a slope, whose inverse is called
 temperature, plus an intercept. Both are fitted to the answers by maximum likelihood.
-
-Letters: N images, C classes, n answers.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -120,10 +118,7 @@ def _runner_up(folder: Path, labels: pa.Table, classnames: list[str]) -> pa.Chun
 def _duplicates(
     path: Path, ids: pa.ChunkedArray, answers: Mapping[str, Answer]
 ) -> pa.ChunkedArray | pa.Array:
-    """Return for each image the id of another image of the same picture, null for the first.
-
-    Of images of the same picture, the first is one with an answer, or else the first of the table.
-    """
+    """Return the id of another image of the same picture, null for an answered or first one."""
     if not path.is_file():
         return pa.nulls(len(ids), pa.string())
     pairs, _ = tables.read(path, tables.DUPLICATES, ["image_id", "duplicate_id"])
@@ -153,12 +148,12 @@ class Calibration:
     error: float  # the same after correction by the answers of the other folds
 
     def __call__(self, probabilities: Floats) -> Floats:
-        """Return corrected probabilities [N] in the same order."""
+        """Return corrected probabilities in the same order."""
         return np.asarray(expit(self.slope * _log_odds(probabilities) + self.intercept))
 
 
 def calibrate(probabilities: Floats, right: Floats, weights: Floats) -> Calibration:
-    """Fit a calibration to answers.
+    """Fit a calibration to n answers.
 
     The error is cross-validated: each of FOLDS parts is corrected by a fit to the others.
 
@@ -225,7 +220,7 @@ def _audited(folder: Path, labels: pa.Table) -> tuple[dict[str, Answer], Calibra
 def _calibration(
     plan: SamplingPlan, answers: Mapping[str, Answer], labels: pa.Table
 ) -> Calibration:
-    """Calibrate by n answers. Each stands for its stratum's images per answer."""
+    """Calibrate by answers. Each stands for its stratum's images per answer."""
     answered = pa.array(list(answers))
     labels = labels.take(pc.index_in(answered, labels["image_id"]))
     fused = (plan.classnames[label] for label in labels["fused_label"].to_pylist())
@@ -239,15 +234,9 @@ def _calibration(
 
 
 def _with_answers(
-    labels: pa.Table,
-    answers: Mapping[str, Answer],
-    classnames: Sequence[str],
-    written: Mapping[str, str],
+    labels: pa.Table, answers: Mapping[str, Answer], classnames: list[str], written: dict[str, str]
 ) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-    """Return the labels [N] with answers in their place, and the answers in words.
-
-    The label is null for "none of these", and the words are null where there is no answer.
-    """
+    """Return labels, by answers (null: none of these), and the answers in words (null: none)."""
     rows = pc.index_in(labels["image_id"], pa.array(list(answers), pa.string()))
     number: dict[str | None, int] = {name: label for label, name in enumerate(classnames)}
     every = answers.values()
@@ -263,7 +252,7 @@ def _with_answers(
 
 
 def accepted(folder: Path, share: float, *, on_average: bool) -> tuple[pa.Array, str]:
-    """Return which labels [N] may be taken without a look, and the guarantee in words.
+    """Return which labels may be taken without a look, and the guarantee in words.
 
     At most a share of all labels, or `on_average` of the taken ones, is wrong and taken. Answered
     images are taken by their answers. Raises UserError for too few answers about images that were

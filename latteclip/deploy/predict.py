@@ -145,12 +145,10 @@ class Classifier:
         """Classify image files batch by batch, and log those that are no image."""
         of_clip: list[Any] = [one for one in (self.model.clip, self.pretrained) if one]
         # Each image model has a transform of its own, so it reads the images again.
-        passes = [
-            encoded(
-                models, ReadableFiles(paths, models[0].preprocess), self.batch_size, self.threads
-            )
-            for models in [of_clip, *([eye] for eye in self.eyes)]
-        ]
+        passes = []
+        for models in [of_clip, *([eye] for eye in self.eyes)]:
+            files = ReadableFiles(paths, models[0].preprocess)
+            passes.append(encoded(models, files, self.batch_size, self.threads))
         for ((indices, errors), (features, *others)), *beside in zip(*passes, strict=True):
             for error in filter(None, errors):
                 log.warning("skipped: %s", error)
@@ -178,10 +176,7 @@ class Classifier:
 
 
 class ReadableFiles(loader.ImageFiles):
-    """Image files. A file that cannot be decoded gives a blank image.
-
-    A mark is the index and the reason why the file cannot be decoded, or an empty string.
-    """
+    """Image files. A mark is an index, and the reason why it has a blank image instead, or ""."""
 
     def __getitem__(self, index: int) -> tuple[tuple[int, str], torch.Tensor]:
         try:
@@ -247,9 +242,6 @@ def predict(
     return SKIPPED if n_skipped else 0
 
 
-# --- image files --------------------------------------------------------------------------------
-
-
 def image_paths(words: Iterable[str], stdin: IO[bytes]) -> list[str]:
     """Return the image files that words name, without repetitions, in order.
 
@@ -284,23 +276,17 @@ def _named(word: str) -> list[str]:
 
 
 def _matches(pattern: str) -> list[str]:
-    """Return the paths that match a glob, without hidden ones.
-
-    Unlike glob's, pathlib's `**` follows no links to folders, which may form a loop.
-    """
+    """Return the paths that match a glob, without hidden ones."""
     if "**" not in pattern:
         return sorted(glob.glob(pattern))
     path = Path(pattern)
-    try:
+    try:  # pathlib's `**`, unlike glob's, follows no links to folders, which may form a loop
         found = list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
     except (ValueError, OSError):  # `**` is only a part of a name
         return []
     named = set(path.parts)
     visible = [one for one in found if not any(p.startswith(".") for p in {*one.parts} - named)]
     return sorted(map(str, visible))
-
-
-# --- prediction files ---------------------------------------------------------------------------
 
 
 def writer_of(output: str | None) -> Callable[[Rows, int, list[str]], None]:
