@@ -32,7 +32,7 @@ from latteclip.core.files import write_text
 from latteclip.core.hashing import digest
 from latteclip.data.images import open_rgb
 from latteclip.evaluate.results import Audit
-from latteclip.labels.answers import UNSURE, Answer, AnswerSchema, StaleRevisionError
+from latteclip.labels.answers import UNSURE, Answer, Answers, AnswerSchema, StaleRevisionError
 from latteclip.report import render
 from latteclip.report.images import picture
 
@@ -97,28 +97,26 @@ class Interview:
     def answers(self) -> dict[str, Answer]:
         return self.schema.read(self.path)[0]
 
-    def open_questions(
-        self, answers: Mapping[str, Answer], *, offline: bool = False
-    ) -> list[Question]:
+    def open_questions(self, answers: Answers, *, offline: bool = False) -> list[Question]:
         """Return the next questions without an answer, and offline all of them."""
         return [one for one in self.questions if one.key not in answers]
 
-    def admitted(self, answers: Mapping[str, Answer]) -> dict[str, Answer]:
+    def admitted(self, answers: Answers) -> dict[str, Answer]:
         """Return answers as they are saved, or raise UserError."""
         return dict(answers)
 
     def read_file(self, path: str) -> dict[str, Answer]:
         return self.schema.read_exported(path)
 
-    def status(self, _: Mapping[str, Answer]) -> str:
+    def status(self, _: Answers) -> str:
         """Return a sentence for the page."""
         return ""
 
-    def result(self, answers: Mapping[str, Answer]) -> dict[str, Any]:
+    def result(self, answers: Answers) -> dict[str, Any]:
         """Return a sentence, tables of a head and rows, and steps: a text and a command each."""
         raise NotImplementedError
 
-    def state(self, answers: Mapping[str, Answer], revision: str) -> dict[str, Any]:
+    def state(self, answers: Answers, revision: str) -> dict[str, Any]:
         """Return what the page must know when it opens and after each answer."""
         upcoming = self.open_questions(answers)  # labels may learn, and the status follows
         return {
@@ -151,10 +149,10 @@ class AuditSession(Interview):
         ]
         self.total = len(self.questions)
 
-    def result(self, answers: Mapping[str, Answer]) -> dict[str, Any]:
+    def result(self, answers: Answers) -> dict[str, Any]:
         return score.as_texts(self.folder, self.score(answers))
 
-    def score(self, answers: Mapping[str, Answer]) -> Audit:
+    def score(self, answers: Answers) -> Audit:
         """Score every run in the folder by answers, or raise UserError where these are too few."""
         runs = [one for one in sampling.runs_in(self.folder) if one.predictions]
         dataset = self.population.dataset

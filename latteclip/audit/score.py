@@ -9,7 +9,7 @@ Letters: N images, K runs, H strata, n answers.
 import logging
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, takewhile
 from pathlib import Path
@@ -24,7 +24,7 @@ from latteclip.audit.sampling import BASELINE, Floats, Ints, RunFiles, SamplingP
 from latteclip.core.errors import UserError
 from latteclip.evaluate.results import Accuracy, Audit, Comparison, Run, read_metrics
 from latteclip.evaluate.train_predictions import MISSING
-from latteclip.labels.answers import NONE, UNSURE, Answer
+from latteclip.labels.answers import NONE, UNSURE, Answer, Answers
 
 log = logging.getLogger(__name__)
 MIN_ANSWERS = 10  # for an interval
@@ -70,7 +70,7 @@ def read_predictions(
 
 
 def score(
-    dataset: str, plan: SamplingPlan, runs: Sequence[RunPredictions], answers: Mapping[str, Answer]
+    dataset: str, plan: SamplingPlan, runs: Sequence[RunPredictions], answers: Answers
 ) -> Audit:
     """Estimate the accuracies of runs and all their differences from answers.
 
@@ -209,7 +209,7 @@ def difference(
     return found, int(min(images - n, max(1, np.ceil((times - 1) * n))))
 
 
-def answered_prefix(plan: SamplingPlan, answers: Mapping[str, Answer]) -> dict[str, Answer]:
+def answered_prefix(plan: SamplingPlan, answers: Answers) -> dict[str, Answer]:
     """Return the answers in the order of the plan, up to the first image that has none."""
     names = (plan.image_ids[row] for row in plan.order)
     found = {name: answers[name] for name in takewhile(answers.__contains__, names)}

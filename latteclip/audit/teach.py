@@ -5,7 +5,7 @@ drawn at random from all others check the labels as they were before, so that th
 every moment. Letters: N training images, P images of the pool that is computed with, C classes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -28,6 +28,7 @@ from latteclip.labels.answers import (
     TEACH,
     UNSURE,
     Answer,
+    Answers,
     content_digest,
     labelled_rows,
     teaching_schema,
@@ -119,9 +120,7 @@ class TeachingSession(Interview):
         if answers:
             self._learn(answers)
 
-    def open_questions(
-        self, answers: Mapping[str, Answer], *, offline: bool = False
-    ) -> list[Question]:
+    def open_questions(self, answers: Answers, *, offline: bool = False) -> list[Question]:
         """Return the next questions. Offline, all are asked at once, and nothing is learned."""
         answers, found = dict(answers), super().open_questions(answers)
         while len(answers) < self.total and (offline or not found):
@@ -131,7 +130,7 @@ class TeachingSession(Interview):
             found += added
         return found
 
-    def admitted(self, answers: Mapping[str, Answer]) -> dict[str, Answer]:
+    def admitted(self, answers: Answers) -> dict[str, Answer]:
         row_of, found = self._rows(answers.values()), dict(answers)
         for key, answer in answers.items():
             if answer.content is None:
@@ -147,7 +146,7 @@ class TeachingSession(Interview):
             return read_foreign(path, list(self.ids), list(self.paths), self.classnames)
         return super().read_file(path)
 
-    def status(self, answers: Mapping[str, Answer]) -> str:
+    def status(self, answers: Answers) -> str:
         if checked := self._checked(answers):
             right, n, low, high = checked
             return (
@@ -159,7 +158,7 @@ class TeachingSession(Interview):
         doubtful = int((self.posterior.amax(dim=1) < DOUBT).sum())
         return f"{changed:,} labels changed so far, and {doubtful:,} are in doubt."
 
-    def result(self, answers: Mapping[str, Answer]) -> dict[str, Any]:
+    def result(self, answers: Answers) -> dict[str, Any]:
         text = "Run the workflow again as before: labels, models and pages follow the answers."
         again = text, f"snakemake -j4 --config dataset={self.schema.dataset}"
         steps = [again, export_step(self.folder)]
@@ -205,7 +204,7 @@ class TeachingSession(Interview):
         """The likeliest classes [P]."""
         return self.posterior.argmax(dim=1)
 
-    def _learn(self, answers: Mapping[str, Answer]) -> None:
+    def _learn(self, answers: Answers) -> None:
         """Learn from the answers of the first phase."""
         taught = {  # known by name alone, so that no file is read
             key: replace(one, content=None) for key, one in answers.items() if one.phase != CHECK
@@ -218,9 +217,7 @@ class TeachingSession(Interview):
                 self.model.step(light=self._is_light)
         self.posterior = self.model.log_posterior(torch.arange(len(self.pool))).exp()  # [P, C]
 
-    def _next_questions(
-        self, answers: Mapping[str, Answer], *, learn: bool = True
-    ) -> list[Question]:
+    def _next_questions(self, answers: Answers, *, learn: bool = True) -> list[Question]:
         taught = [one for one in answers.values() if one.phase != CHECK]
         is_checking = len(answers) > len(taught)  # once it has begun, it goes on
         if learn and taught and not is_checking:
@@ -252,7 +249,7 @@ class TeachingSession(Interview):
         places = torch.tensor([self._place[row] for row in rows], dtype=torch.long)
         return self.model.predicted_log_posterior(places)
 
-    def _doubtful(self, answers: Mapping[str, Answer], n: int) -> list[int]:
+    def _doubtful(self, answers: Answers, n: int) -> list[int]:
         """Return rows with the smallest margins, or in their place images that cover the pool."""
         best = self.posterior.topk(min(2, self.posterior.shape[1]), dim=1).values
         order = (best[:, 0] - best[:, -1]).argsort().tolist()
@@ -264,7 +261,7 @@ class TeachingSession(Interview):
         rows = dict.fromkeys(int(self.pool[place]) for place in order)
         return [row for row in rows if self.ids[row] not in asked][:n]
 
-    def _to_repeat(self, answers: Mapping[str, Answer]) -> list[int]:
+    def _to_repeat(self, answers: Answers) -> list[int]:
         """Return the row whose answer all else denies most, if any, to ask about it once more."""
         repeated = {one.image_id for one in answers.values() if one.repeat}
         once = {
@@ -279,7 +276,7 @@ class TeachingSession(Interview):
         ordered = sorted(zip(shares.tolist(), once, strict=True))
         return [row for share, row in ordered[:1] if share < DENIED]
 
-    def _checked(self, answers: Mapping[str, Answer]) -> tuple[int, int, float, float] | None:
+    def _checked(self, answers: Answers) -> tuple[int, int, float, float] | None:
         """Return right and checked labels, and the interval for the share of all that are right."""
         checking = [one for one in answers.values() if one.phase == CHECK and one.kind != UNSURE]
         if not checking:

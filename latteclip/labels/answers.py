@@ -61,6 +61,7 @@ class Document:
     dataset: str = ""
 
 
+Answers = Mapping[str, Answer]  # by their keys
 ANSWERS, DOCUMENT = TypeAdapter(list[Answer]), TypeAdapter(Document)
 
 
@@ -73,7 +74,7 @@ class AnswerSchema:
     image_ids: frozenset[str] | None  # None: any
     classnames: tuple[str, ...]
 
-    def document(self, answers: Mapping[str, Answer]) -> dict[str, Any]:
+    def document(self, answers: Answers) -> dict[str, Any]:
         entries = ANSWERS.dump_python([*answers.values()], by_alias=True, exclude_defaults=True)
         return {**self.header(), "answers": entries}
 
@@ -119,7 +120,7 @@ class AnswerSchema:
         """Return the answers of a file that the page exported, or raise UserError."""
         return self.parse(_read(path), str(path))
 
-    def write(self, path: Path, answers: Mapping[str, Answer], revision: str) -> str:
+    def write(self, path: Path, answers: Answers, revision: str) -> str:
         """Replace the given revision of a file of answers, and return the new one.
 
         StaleRevisionError: another process has written the file since.
@@ -169,7 +170,7 @@ def content_digest(path: str) -> str | None:
 
 
 def labelled_rows(
-    answers: Mapping[str, Answer], images: pa.Table, classnames: Sequence[str]
+    answers: Answers, images: pa.Table, classnames: Sequence[str]
 ) -> tuple[LabelledRows, list[str]]:
     """Find the answered images among the training images, by name or else by content.
 
