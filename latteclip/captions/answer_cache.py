@@ -39,7 +39,6 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
     """
 
     def __init__(self, folder: str | Path, name: str = "1-of-1") -> None:
-        """Open the files of a folder, of which that of the named shard is written."""
         self.path = Path(folder) / f"{name}.sqlite"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._pending: dict[str, Answer] = {}

@@ -46,14 +46,12 @@ def pictures_of(
 
 
 def lay_out(images: list[Image.Image], layout: Layout) -> list[Image.Image]:
-    """Return the RGB pictures that the model sees of RGB images.
-
-    A square is scaled whatever the shape (bicubic), as LLaVA-1.6 does for its overview.
-    """
+    """Return the RGB pictures that the model sees of RGB images."""
     if layout.kind == "grid":
         images = [grid(images, layout.canvas, layout.gap)]
     if layout.square is None:
         return images
+    # Whatever the shape (bicubic), as LLaVA-1.6 does for its overview.
     size = (layout.square, layout.square)
     return [image.resize(size, Image.Resampling.BICUBIC) for image in images]
 

@@ -1,8 +1,4 @@
-"""Requests to engines, their answers, and the digests by which answers are found again.
-
-An engine is a class in a module of `engines`, imported by its name. So an edit of it reruns the
-captions and class scores of this engine alone.
-"""
+"""Requests to engines, their answers, and the digests by which answers are found again."""
 
 import functools
 import hashlib
@@ -172,7 +168,7 @@ def start(
 
 
 def module_of(engine: str) -> Any:
-    """Import the module of an engine, or of FILE."""
+    """Import an engine's module, or FILE's. By name: its edit reruns this engine's stages alone."""
     return importlib.import_module(f"latteclip.captions.engines.{engine}")
 
 

@@ -118,8 +118,7 @@ class Runner:
     pool: Workers[Request, Request]
 
     def __post_init__(self) -> None:
-        shape, digest_type = (ATTEMPTS, len(self.questions)), f"S{requests.DIGEST_LENGTH}"
-        self._digests = np.zeros(shape, digest_type)  # of requests
+        self._digests = np.zeros((ATTEMPTS, len(self.questions)), f"S{requests.DIGEST_LENGTH}")
         self._errors: dict[str, str] = {}  # by the digest of the request
         self._under_way: set[str] = set()  # digests
         self._n_rows = self._n_asked = self._n_tokens = self._failures = 0

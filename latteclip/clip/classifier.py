@@ -125,10 +125,7 @@ def _check(weights: torch.Tensor, bias: torch.Tensor, described: Any) -> None:
 
 
 def best_classes(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the k best classes of each row [N, C], best first, and their scores.
-
-    Both are [N, min(k, C)]. Equal scores are ordered by class.
-    """
+    """Return the min(k, C) best classes of rows [N, C], best first (ties by class), and scores."""
     best = scores.topk(min(k + 1, scores.shape[1]), dim=1)
     indices, values = best.indices[:, :k], best.values[:, :k]
     # `topk` orders equal scores arbitrarily. Only rows with equal scores are sorted.

@@ -1,7 +1,4 @@
-"""Encode images, texts and classes.
-
-Letters: N images, B of them in a batch, T texts, L tokens, C classes, D embedding width.
-"""
+"""Encode N images (B in a batch), T texts of L tokens and C classes to features of width D."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence

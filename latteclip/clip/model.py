@@ -114,14 +114,11 @@ def check_foreign(model: str, config: dict[str, Any], options: dict[str, Any]) -
 
 
 def check_size(build: Callable[[], torch.nn.Module], files: Sequence[Path]) -> None:
-    """Raise UserError if an untrusted network has more numbers than its files have bytes.
-
-    The meta device takes no memory, but a second the first time.
-    """
+    """Raise UserError if an untrusted network has more numbers than its files have bytes."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # that there are no weights
     try:
-        with torch.device("meta"):
+        with torch.device("meta"):  # takes no memory, but a second the first time
             numbers = sum(tensor.numel() for tensor in build().state_dict().values())
     finally:
         logging.disable(before)

@@ -152,10 +152,7 @@ def _image_prototypes(
 def _groups(
     path: str, image_ids: pa.ChunkedArray, label_of: np.ndarray
 ) -> tuple[pa.ChunkedArray, np.ndarray]:
-    """Return the captions and most frequent classes of groups without images that are left out.
-
-    A class of images without a group gets one with an empty caption.
-    """
+    """Return the captions and most frequent classes of groups without images that are left out."""
     table, _ = tables.read(path, tables.CAPTIONS, ["members", "caption"])
     rows = tables.find_rows(pc.list_flatten(table["members"]), image_ids, path)
     labels = iter(label_of[rows].tolist())
@@ -165,6 +162,7 @@ def _groups(
     found = [LEFT_OUT if LEFT_OUT in each else each.most_common(1)[0][0] for each in counts]
     classes = np.array(found, np.int64)
     is_whole = classes != LEFT_OUT
+    # A class of images without a group gets one with an empty caption.
     lacking = np.setdiff1d(label_of[label_of != LEFT_OUT], classes)
     captions = table["caption"].filter(pa.array(is_whole))
     empty = pa.array([""] * len(lacking), pa.string())

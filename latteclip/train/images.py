@@ -66,13 +66,10 @@ def cached_sizes(sizes: np.ndarray, side: int) -> np.ndarray:
 
 
 def resize_for_cache(path: str, side: int) -> np.ndarray:
-    """Return an image as uint8 [h, w, 3], its shorter side at most `side`, or raise UserError.
-
-    The ends of a very long image, which no crop shows, are cut off.
-    """
+    """Return an image as uint8 [h, w, 3], its shorter side at most `side`, or raise UserError."""
     image = open_rgb(path, min_side=side)
     size = tuple(cached_sizes(np.array([image.size]), side)[0].tolist())
-    if size != image.size:
+    if size != image.size:  # no crop shows the ends of a very long image: they are cut off
         box, gap = _middle(image.size, size), REDUCING_GAP
         image = image.resize(size, Image.Resampling.BICUBIC, box, reducing_gap=gap)
     return np.asarray(image)
@@ -231,11 +228,10 @@ class Augmentation:
 
     def _portions(self, order: Sequence[list[int]], device: torch.device) -> list[list[int]]:
         """Return rows that are processed at once: all on a GPU, few with equal steps on a CPU."""
-        rows = list(range(len(order)))
         if device.type != "cpu":
-            return [rows]
+            return [list(range(len(order)))]
         n = max(1, ON_CPU // math.prod(self.side))
-        rows.sort(key=lambda row: order[row])
+        rows = sorted(range(len(order)), key=lambda row: order[row])
         groups = [list(group) for _, group in groupby(rows, key=lambda row: order[row])]
         return [group[start : start + n] for group in groups for start in range(0, len(group), n)]
 

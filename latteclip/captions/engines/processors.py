@@ -79,8 +79,7 @@ class Tokens:
         alone = self.ids(prompt)
         whole = [self.ids(prompt + text) for text in texts]
         columns = zip(alone, *whole, strict=False)
-        shared = itertools.takewhile(lambda tokens: len(set(tokens)) == 1, columns)
-        start = len([*shared])
+        start = len([*itertools.takewhile(lambda tokens: len(set(tokens)) == 1, columns)])
         for text, ids in zip(texts, whole, strict=True):
             if len(ids) == start:
                 raise UserError(

@@ -78,8 +78,7 @@ class LatteClip(base.Objective):
         scores = batch.features.detach() @ self.prototypes.T  # [B, C]
         labels = torch.stack([zero_shot, scores.argmax(dim=1)])  # [2, B]
         classes, described = self._encode(batch, labels)
-        by_epoch = switches.mixer_prototypes == "epoch"
-        against = self.epoch_prototypes if by_epoch else self.prototypes
+        against = self.epoch_prototypes if switches.mixer_prototypes == "epoch" else self.prototypes
         total = batch.features.new_zeros(())
         logs = {"prototype_drift": 1 - (self.prototypes * self.start).sum(dim=1).mean()}
         self._moves, all_weights = [], []
@@ -106,10 +105,7 @@ class LatteClip(base.Objective):
     def _encode(
         self, batch: base.TrainingBatch, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return class features [2, B, D] of two rows of labels [2, B], and descriptions [2, B, D].
-
-        A description that is off has the features of the class, and weight 0.
-        """
+        """Return class features of two rows of labels [2, B], and descriptions: [2, B, D] each."""
         n = len(self.texts.classes)
         # To look for the classes that occur would wait for the GPU.
         classes = torch.arange(n) if n <= labels.numel() else labels.unique().cpu()
@@ -121,6 +117,7 @@ class LatteClip(base.Objective):
         encoded = self.texts.tokenized.encode(torch.cat(ids))
         of_classes, *described = encoded.split([*map(len, ids)])
         of_labels = of_classes[torch.searchsorted(devices.send(classes, labels.device), labels)]
+        # A description that is off has the features of the class, and weight 0.
         if not self.switches.image_description:
             described.insert(0, of_labels[0])
         if not self.switches.group_description:
