@@ -118,7 +118,7 @@ def _runner_up(folder: Path, labels: pa.Table, classnames: list[str]) -> pa.Chun
 def _duplicates(
     path: Path, ids: pa.ChunkedArray, answers: Mapping[str, Answer]
 ) -> pa.ChunkedArray | pa.Array:
-    """Return the id of another image of the same picture, null for an answered or first one."""
+    """Return the id of an earlier image of the same picture, or null. Answered ones come first."""
     if not path.is_file():
         return pa.nulls(len(ids), pa.string())
     pairs, _ = tables.read(path, tables.DUPLICATES, ["image_id", "duplicate_id"])
