@@ -94,10 +94,11 @@ class Pictures:
 keys = [range(start, start + 4) for start in range(0, 32, 4)]
 options = {{"workers": 2, "pinned": False, "item_bytes": {item_bytes}}}
 try:
-    for _, images in watched(loader.loader(Pictures(), keys, **options)):
-        print(len(images), flush=True)
-except UserError as error:
-    print(error)
+    try:
+        for _, images in watched(loader.loader(Pictures(), keys, **options)):
+            print(len(images), flush=True)
+    except UserError as error:
+        print(error)
 except RuntimeError as error:  # raised by a signal, and not while a batch was waited for
     print(errors.worker_failure(error))
 """
