@@ -20,6 +20,7 @@ rule evaluate:
         "results/{dataset}/{method}/seed{seed}/benchmarks/evaluate.jsonl"
     wildcard_constraints:
         method=one_of(filter(configuration.is_tuned, configuration.config["methods"])),
+    priority: EARLY
     conda:
         "../../envs/latteclip.yaml"
     threads: threads_of("evaluate")

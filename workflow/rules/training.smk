@@ -136,6 +136,7 @@ rule average_weights:
         "results/{dataset}/{method}/seed{seed}/benchmarks/average_weights.jsonl"
     wildcard_constraints:
         method=methods_with("average_weights"),
+    priority: EARLY
     conda:
         "../../envs/latteclip.yaml"
     resources:
