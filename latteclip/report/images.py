@@ -95,12 +95,12 @@ def read_captions(
     mentions = [*map(mention, classnames)]
     for piece in tables.read_pieces(path, tables.CAPTIONS, ["members", "caption"], PIECE):
         places = train.places(pc.list_element(piece["members"], 0))
-        texts = piece["caption"].to_pylist()
-        counts["texts"] += sum(map(bool, texts))
+        found = piece.to_pylist()
+        counts["texts"] += sum(bool(row["caption"]) for row in found)
         for kind, labels in known.items():
-            pairs = zip(texts, labels[places].tolist(), strict=True)
-            counts[kind] += sum(bool(mentions[label].search(text)) for text, label in pairs)
-        for row, label in zip(piece.to_pylist(), train.pseudo_labels[places].tolist(), strict=True):
+            pairs = zip(found, labels[places].tolist(), strict=True)
+            counts[kind] += sum(bool(mentions[n].search(row["caption"])) for row, n in pairs)
+        for row, label in zip(found, train.pseudo_labels[places].tolist(), strict=True):
             of_label.setdefault(label, row)
             for name in numbers.keys() & row["members"]:
                 rows.setdefault(numbers[name], row)

@@ -88,7 +88,8 @@ def test_moving_statistics_of_parts_of_batches_are_refused(
 
 def test_channels_last_changes_no_feature_and_nothing_that_is_saved(backbones, tmp_path):
     """It is for convolutions on a GPU."""
-    clip, images = load(backbones, "convnext"), pictures(load(backbones, "convnext"), 3)
+    clip = load(backbones, "convnext")
+    images = pictures(clip, 3)
     before = encode.encode_images(clip, images)
     clip.device = torch.device("cuda")
     prepare(clip)

@@ -262,8 +262,9 @@ def copied_output(path: str) -> Iterator[subprocess.Popen[bytes]]:
     command = ["tee", path]
     tee = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, start_new_session=True)
     before = [os.dup(number) for number in (1, 2)]
-    with tee.stdin:  # type: ignore[union-attr]
-        _redirect([tee.stdin.fileno()] * 2)  # type: ignore[union-attr]
+    assert tee.stdin is not None
+    with tee.stdin as pipe:
+        _redirect([pipe.fileno()] * 2)
     try:
         yield tee
     finally:
