@@ -22,7 +22,6 @@ from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier, load_classifier
 from latteclip.core import devices, tables
-from latteclip.labels.class_scores import read_class_scores
 from latteclip.labels.features import read_features
 from latteclip.labels.fusion import fuse, prototypes_by_zero_shot
 from latteclip.labels.label_sources import (
@@ -31,6 +30,7 @@ from latteclip.labels.label_sources import (
     caption_votes,
     class_score_votes,
 )
+from latteclip.labels.predictors import read_class_scores
 
 Scored = tuple[float | None, float | None]  # right labels, right predictions, percent
 

@@ -174,7 +174,7 @@ def make_fingerprints(place: Place) -> Work:
     import numpy as np
 
     from latteclip.core import tables
-    from latteclip.data.fingerprints import FINGERPRINTS, HASHES, THUMBNAIL
+    from latteclip.data.images import FINGERPRINTS, HASHES, THUMBNAIL
 
     rng = np.random.default_rng(2)
 

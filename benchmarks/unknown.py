@@ -29,10 +29,10 @@ from scipy.stats import mannwhitneyu
 from latteclip.clip.classifier import load_classifier
 from latteclip.clip.ood import UnknownDetector, threshold
 from latteclip.core import tables
-from latteclip.labels.class_scores import read_class_scores, unlikeliness
 from latteclip.labels.features import read_features
 from latteclip.labels.label_sources import CalibratedFeatures
-from latteclip.labels.score_unknown import answered_threshold
+from latteclip.labels.predictors import read_class_scores
+from latteclip.labels.score_unknown import answered_threshold, unlikeliness
 
 SHARES = (0.02, 0.05, 0.1, 0.2)
 ANSWERS, DEFAULT_SHARE = 100, 0.05

@@ -21,8 +21,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from latteclip.core import tables
-from latteclip.data.fingerprints import BITS, FINGERPRINTS, THUMBNAIL, VIEWS, inside
-from latteclip.data.images import open_rgb
+from latteclip.data.images import BITS, FINGERPRINTS, THUMBNAIL, VIEWS, inside, open_rgb
 
 log = logging.getLogger(__name__)
 NEIGHBOURS = 8  # images of the nearest hashes that are compared with a view of an image

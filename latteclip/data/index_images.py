@@ -23,10 +23,10 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import replacing, sqlite_uri
 from latteclip.core.hashing import digest
 from latteclip.core.terminal import Progress, one_line
-from latteclip.data import fingerprints, folder_files
+from latteclip.data import folder_files
 from latteclip.data import images as image_files
-from latteclip.data.fingerprints import FINGERPRINTS, Fingerprint, fingerprint
 from latteclip.data.folder_files import SPLITS
+from latteclip.data.images import FINGERPRINTS, Fingerprint, fingerprint
 from latteclip.data.splits import Item, Split, SplitSettings, draw, read_split
 from latteclip.data.workers import Workers
 
@@ -215,9 +215,9 @@ def _batches(
 def _open_cache(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a cache of decoded images, which is emptied where it is of other code or libraries."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    code = [Path(str(module.__file__)).read_bytes() for module in (fingerprints, image_files)]
+    code = Path(str(image_files.__file__)).read_bytes()
     libraries = map(version, ("numpy", "pillow", "pillow_heif"))
-    current = int(digest(*code, *libraries)[:8], 16) >> 1  # as many bits as there is room for
+    current = int(digest(code, *libraries)[:8], 16) >> 1  # as many bits as there is room for
     try:
         with contextlib.closing(sqlite3.connect(sqlite_uri(path), uri=True)) as file:
             with file:

@@ -18,7 +18,6 @@ from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import Progress
 from latteclip.labels import label_sources
-from latteclip.labels.class_scores import read_class_scores
 from latteclip.labels.features import read_features
 from latteclip.labels.label_sources import CalibratedFeatures, CentredFeatures, Votes, parts, whiten
 
@@ -90,6 +89,25 @@ def read_predictors(
         raise UserError("Nothing votes: give --image-captions or --class-scores.")
     others = [whiten(read_features(one, image_ids, tables.IMAGE_FEATURES)) for one in eyes_paths]
     return Predictors(images, others, votes, source, labels, confidence, leaked, described)
+
+
+def read_class_scores(path: str, image_ids: pa.ChunkedArray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the options of N images and their log-probabilities, from a CLASS_SCORES table.
+
+    Both are [N, K], int64 and float32. Where an image has fewer options than K, which is at least
+    1, the class is -1 and the score minus infinity. UserError names images that the table lacks.
+    """
+    classes, values = (
+        tables.lookup_column(path, tables.CLASS_SCORES, "image_id", name, image_ids)
+        for name in ("options", "log_probabilities")
+    )
+    lengths = pc.fill_null(pc.list_value_length(classes), 0).to_numpy()
+    shape = len(lengths), max(1, lengths.max(initial=0))
+    options, scores = np.full(shape, -1, np.int64), np.full(shape, -np.inf, np.float32)
+    given = np.arange(shape[1]) < lengths[:, None]  # [N, K]
+    options[given] = pc.list_flatten(classes).to_numpy()
+    scores[given] = pc.list_flatten(values).to_numpy()
+    return torch.from_numpy(options), torch.from_numpy(scores)
 
 
 def _best(probabilities: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,14 +15,15 @@ from latteclip.clip.ood import UnknownDetector, threshold
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.labels.answers import read_labelled
-from latteclip.labels.class_scores import read_class_scores, unlikeliness
 from latteclip.labels.features import read_features
+from latteclip.labels.predictors import read_class_scores
 
 log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 MIN_ANSWERS = 5  # of either kind, from which a threshold follows
 MAX_P_VALUE = 0.01  # that scores tell both kinds apart
+ROUNDING = 1e-3  # of the log of a sum of probabilities
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,20 @@ def score_unknown(
     }
     tables.write(output, columns, tables.UNKNOWN, metadata)
     log.info("%d of %d images are marked unknown.", unknown.sum(), len(table))
+
+
+def unlikeliness(scores: Floats) -> Floats:
+    """Return minus the log of the probability [N] of all options together, from scores [N, K].
+
+    It grows as the probability of "none of these". It is NaN where an image has no scores. All are
+    NaN where scores cannot tell: they were normalised, or they are no probabilities.
+    """
+    has_some = scores.max(axis=1) > -np.inf
+    found = np.full(len(scores), np.nan)
+    found[has_some] = -np.logaddexp.reduce(scores[has_some].astype(np.float64), axis=1)
+    if found[has_some].min(initial=0) < -ROUNDING or found[has_some].max(initial=0) <= ROUNDING:
+        found[:] = np.nan
+    return found.clip(0, None).astype(np.float32)
 
 
 def answered_threshold(scores: Floats, is_none: Bools, otherwise: float) -> float:

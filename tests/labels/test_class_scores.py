@@ -7,7 +7,8 @@ import torch
 from support.tiny import write_class_scores
 
 from latteclip.core.errors import UserError
-from latteclip.labels.class_scores import read_class_scores, unlikeliness
+from latteclip.labels.predictors import read_class_scores
+from latteclip.labels.score_unknown import unlikeliness
 
 IDS = ["a.png", "b.png", "c.png"]
 
