@@ -30,7 +30,7 @@ GROWS = {
     **dict.fromkeys(("encode_images", "score_unknown", "propagate_labels"), IMAGES),
     **dict.fromkeys(("evaluate", "evaluate_classifier"), IMAGES),
     **dict.fromkeys(("caption_images", "score_classes"), TRAINING),
-    **dict.fromkeys(("fuse_labels", "calibrate_zero_shot"), TRAINING),
+    **dict.fromkeys(("fuse_labels", "calibrate_zero_shot", "average_weights"), TRAINING),
     "caption_groups": GROUPS,
     **dict.fromkeys(("finetune", "find_learning_rate"), STEPS),
 }
@@ -38,7 +38,7 @@ GROWS = {
 LOADS_ONLY = "assemble_model"
 LOADS_CLIP = (
     *("pseudo_label_images", "encode_images", "fuse_labels", "find_learning_rate", "finetune"),
-    *("evaluate", "propagate_labels"),
+    *("average_weights", "evaluate", "propagate_labels"),
 )
 ASKED = re.compile(r"^Asked (\d+) requests about (\d+) rows in ([\d.]+) s", re.MULTILINE)
 INDEXED = re.compile(r"^Indexed .* in ([\d.]+) s", re.MULTILINE)

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from latteclip.clip import model as clips
-from latteclip.clip.classifier import Classifier, load_classifier
+from latteclip.clip.classifier import Classifier, classify, load_classifier
+from latteclip.clip.encode import encode_files
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError
 from latteclip.data.clip_config import CONFIG
@@ -31,6 +32,13 @@ class FinetunedModel:
     def logit_scale(self) -> float:
         """The exponential of the model's parameter: the factor of cosines in a softmax."""
         return self.clip.model.logit_scale.exp().item()  # type: ignore[operator]
+
+    def classify(
+        self, paths: Sequence[str], k: int, batch_size: int, threads: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the k best classes of N image files and their scores, both [N, K]."""
+        features = encode_files(self.clip, paths, batch_size, threads)
+        return classify(features, self.classifier, k)
 
 
 def load(

@@ -36,7 +36,7 @@ RESOURCES = {
     "fuse_labels": (16_000, 16_000, 20, 200),
     # Beside `training_memory`.
     **dict.fromkeys(("finetune", "find_learning_rate"), (12_000, 8_000, 20, 200)),
-    "average_weights": (16_000, 0, 10, 1_000),
+    "average_weights": (16_000, 4_000, 10, 100),
     "assemble_model": (8_000, 0, 10, 1_000),
     "propagate_labels": (16_000, 16_000, 20, 100),
 }

@@ -164,9 +164,12 @@ def pseudo_label_images(configuration: Configuration, dataset: str) -> Settings:
 
 def encode_images(configuration: Configuration, dataset: str, eye: str) -> Settings:
     """Return an image model beside CLIP, and how images are encoded."""
+    return {"model": configuration.eyes[eye], **_encoding(configuration, dataset)}
+
+
+def _encoding(configuration: Configuration, dataset: str) -> Settings:
     size = configuration.section("inference", dataset)["batch_size"]
-    precision = configuration.section("clip", dataset)["precision"]
-    return {"model": configuration.eyes[eye], "batch_size": size, "precision": precision}
+    return {"batch_size": size, "precision": configuration.section("clip", dataset)["precision"]}
 
 
 def fuse_labels(configuration: Configuration, dataset: str) -> Settings:
@@ -273,10 +276,18 @@ def finetune_command(configuration: Configuration, dataset: str) -> str:
 
 
 def averaged(configuration: Configuration, dataset: str, method: str) -> list[Settings]:
-    """Return the files of each training that average_weights averages."""
-    of, kinds = configuration.averaged(method), ("model", "history", "train_predictions")
-    runs = [_run(dataset, of, seed, *kinds) for seed in configuration.seeds]
-    return [{kind: run[kind] for kind in kinds} for run in runs]
+    """Return the trainings that average_weights averages: their files, and what they left out."""
+    of, kinds = configuration.averaged(method), ("model", "history")
+    return [
+        {kind: _run(dataset, of, seed, *kinds)[kind] for kind in kinds}
+        | {"fold": fold(configuration, dataset, str(seed))}
+        for seed in configuration.seeds
+    ]
+
+
+def average_weights(configuration: Configuration, dataset: str) -> Settings:
+    """Return how the images that each training left out are encoded."""
+    return _encoding(configuration, dataset)
 
 
 # Evaluation and the choice of a model.

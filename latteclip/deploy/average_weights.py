@@ -8,35 +8,48 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from latteclip.clip import finetuned
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import class_embeddings
-from latteclip.core import tables
+from latteclip.core import devices, tables
 from latteclip.core.files import replacing
+from latteclip.core.holdout import NO_FOLD, Fold
 from latteclip.evaluate.results import FAILED
-from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS, read_predictions
+from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS, left_out_images
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The files of a training."""
+    """The files of a training, and the training images that it left out."""
 
     model: str  # folder
     history: str
-    train_predictions: str  # of the images that it left out, among others
+    fold: Fold = NO_FOLD
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How images are encoded."""
+
+    batch_size: int
+    precision: str = "bf16"
 
 
 def average_weights(
+    images_path: str,
     trainings: Sequence[TrainingResult],
+    settings: Encoding,
     model_output: str,
     history_output: str,
     left_out_output: str,
+    *,
+    device: str,
+    threads: int,
 ) -> None:
     """Write the model whose weights are the means of those of all trainings.
 
@@ -44,6 +57,7 @@ def average_weights(
     diverged is left out, unless all did. The history is that of the first training. The predictions
     are those of each training for the images that it left out.
     """
+    where = devices.pick(device, threads)
     marks = [set(tables.read_metadata(each.history, "step")["marks"]) for each in trainings]
     sound = [each for each, own in zip(trainings, marks, strict=True) if FAILED.isdisjoint(own)]
     used = sound or trainings
@@ -53,10 +67,15 @@ def average_weights(
     described |= {"marks": sorted(set(described["marks"])), "averaged": len(used)}
     tables.write(history_output, history, tables.HISTORY, described)
     names = first.classnames
-    left_out = [read_predictions(each.train_predictions, names, held_out=True) for each in used]
-    rows = pa.concat_tables(left_out).combine_chunks()  # none left out an image of another
-    rows = rows.append_column("held_out", np.full((1, len(rows)), fill_value=True))
-    tables.write(left_out_output, rows, TRAIN_PREDICTIONS, {"classnames": names})
+    with tables.writing(left_out_output, TRAIN_PREDICTIONS, {"classnames": names}) as add:
+        for each in used:  # none left out an image of another
+            if len(images := left_out_images(images_path, each.fold)):
+                model = finetuned.load(each.model, where, settings.precision, classnames=names)
+                paths = tables.Strings(images["path"])
+                best, _ = model.classify(paths, 1, settings.batch_size, threads)
+                held_out = np.full(len(images), fill_value=True)
+                ids = images["image_id"]
+                add({"image_id": ids, "prediction": best[:, 0].numpy(), "held_out": held_out})
     texts = class_embeddings(first.clip, first.words.template, names)
     with replacing(model_output) as folder:
         clips.save(first.clip, Classifier.of(texts), names, first.words, folder)

@@ -7,10 +7,8 @@ import pyarrow as pa
 import torch
 
 from latteclip.clip import finetuned
-from latteclip.clip.classifier import classify
-from latteclip.clip.encode import encode_files
 from latteclip.core import devices, tables
-from latteclip.core.holdout import NO_FOLD, Fold, left_out
+from latteclip.core.holdout import NO_FOLD, Fold
 from latteclip.evaluate import metrics, train_predictions
 
 
@@ -54,9 +52,7 @@ def evaluate(
 
     def rank(images: pa.Table, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the best classes of N images and their scores, both [N, K]."""
-        paths = tables.Strings(images["path"])
-        features = encode_files(model.clip, paths, settings.batch_size, threads)
-        return classify(features, model.classifier, k)
+        return model.classify(tables.Strings(images["path"]), k, settings.batch_size, threads)
 
     labels, scores = rank(table, settings.topk)
     metrics.write(
@@ -67,9 +63,7 @@ def evaluate(
         held_out = train_predictions.read_predictions(left_out_path, names, held_out=True)
         unseen = held_out["prediction"].to_numpy()
     else:
-        train, _ = tables.read_unlabelled(images_path, training=True)
-        is_unseen = left_out(tables.Strings(train["image_id"]), settings.fold)
-        held_out = train.filter(pa.array(is_unseen))
+        held_out = train_predictions.left_out_images(images_path, settings.fold)
         unseen = rank(held_out, 1)[0][:, 0].numpy() if len(held_out) else np.empty(0, np.int_)
     train_predictions.write_predictions(
         train_predictions_output,

@@ -1,13 +1,16 @@
+import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
-from support.tiny import DEMO_CLIP
+from support.tiny import DEMO_CLIP, write_index, write_pictures
 
 from latteclip.clip import finetuned
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import class_embeddings
-from latteclip.core import tables
-from latteclip.deploy.average_weights import TrainingResult, average_weights
+from latteclip.core import holdout, tables
+from latteclip.core.holdout import NO_FOLD, Fold
+from latteclip.deploy.average_weights import Encoding, TrainingResult, average_weights
 from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS
 
 CLASSNAMES = ["striped", "dotted", "woven"]
@@ -16,8 +19,8 @@ WEIGHTS = "open_clip_model.safetensors"
 CPU = torch.device("cpu")
 
 
-def training(folder, number, marks=("ours",), classnames=CLASSNAMES):
-    """The files of a training whose weights are those of the demo's CLIP times a number."""
+def training(folder, number, marks=("ours",), classnames=CLASSNAMES, fold=NO_FOLD):
+    """A training whose weights are those of the demo's CLIP times a number."""
     clip = clips.load(f"local-dir:{DEMO_CLIP}", None, CPU)
     with torch.no_grad():
         for weight in clip.model.parameters():
@@ -28,25 +31,29 @@ def training(folder, number, marks=("ours",), classnames=CLASSNAMES):
     empty = {name: [] for name in tables.HISTORY.names}
     metadata = {"settings": {"number": number}, "marks": list(marks)}
     tables.write(str(folder / "history.parquet"), empty, tables.HISTORY, metadata)
-    columns = {"image_id": [f"{number}.png"], "prediction": [round(number) % 3], "held_out": [True]}
-    described = {"classnames": classnames}
-    tables.write(str(folder / "train_predictions.parquet"), columns, TRAIN_PREDICTIONS, described)
-    return TrainingResult(
-        str(folder / "model"),
-        str(folder / "history.parquet"),
-        str(folder / "train_predictions.parquet"),
-    )
+    return TrainingResult(str(folder / "model"), str(folder / "history.parquet"), fold)
 
 
-def average(folder, results):
+def average(folder, images, results):
     outputs = [str(folder / name) for name in ("model", "history.parquet", "left_out.parquet")]
-    average_weights(results, *outputs)
+    average_weights(images, results, Encoding(32), *outputs, device="cpu", threads=1)
     return outputs
 
 
-def test_weights_are_means_and_the_classifier_is_of_the_averaged_text_tower(tmp_path):
-    results = [training(tmp_path, number) for number in (0.8, 1.0, 1.5)]
-    model, history, left_out = average(tmp_path / "average", results)
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """The index of 300 training images, of which three trainings leave out 34, 33 and 33."""
+    folder = tmp_path_factory.mktemp("images")
+    files = write_pictures(folder, 300)
+    index = str(folder / "images.parquet")
+    return write_index(index, files, ["train"] * 300, [0] * 300, CLASSNAMES)
+
+
+def test_weights_are_means_and_the_classifier_is_of_the_averaged_text_tower(tmp_path, images):
+    folds = [Fold(0.1, number, 3) for number in range(3)]
+    numbers = zip((0.8, 1.0, 1.5), folds, strict=True)
+    results = [training(tmp_path, number, fold=fold) for number, fold in numbers]
+    model, history, left_out = average(tmp_path / "average", images, results)
     start, found = load_file(DEMO_CLIP / WEIGHTS), load_file(f"{model}/{WEIGHTS}")
     for name in ("visual.conv1.weight", "token_embedding.weight", "logit_scale"):
         torch.testing.assert_close(found[name], 1.1 * start[name].float())
@@ -55,15 +62,34 @@ def test_weights_are_means_and_the_classifier_is_of_the_averaged_text_tower(tmp_
     torch.testing.assert_close(opened.classifier.weights, texts)
     assert tables.read_metadata(history, "step")["marks"] == ["ours"]
     table, _ = tables.read(left_out, TRAIN_PREDICTIONS)
-    assert table["image_id"].to_pylist() == ["0.8.png", "1.0.png", "1.5.png"]
+    found = zip(table["image_id"].to_pylist(), table["prediction"].to_pylist(), strict=True)
+    assert list(found) == [row for each in results for row in left_out_by(each, images)]
+    assert all(table["held_out"].to_pylist())
+    assert len({*table["prediction"].to_pylist()}) > 1
 
 
-def test_a_collapsed_training_has_no_part_unless_all_collapsed(tmp_path):
-    sound, collapsed = training(tmp_path, 1.0), training(tmp_path, 1.5, ("ours", "collapsed"))
-    model, history, left_out = average(tmp_path / "one", [collapsed, sound])
+def left_out_by(result, images):
+    """The images that a training left out, each with the class by its own model."""
+    model = finetuned.load(result.model, CPU)
+    index, _ = tables.read(images, tables.IMAGES, ["image_id", "path"])
+    names = index["image_id"].to_pylist()
+    for name, path, is_out in zip(
+        names, index["path"].to_pylist(), holdout.left_out(names, result.fold), strict=True
+    ):
+        if is_out:
+            picture = model.clip.preprocess(Image.open(path))[None]
+            feature = model.clip.model.encode_image(picture).detach()
+            yield name, (feature @ model.classifier.weights.T).argmax().item()
+
+
+def test_a_collapsed_training_has_no_part_unless_all_collapsed(tmp_path, images):
+    sound = training(tmp_path, 1.0, fold=Fold(0.1, 0, 2))
+    collapsed = training(tmp_path, 1.5, ("ours", "collapsed"), fold=Fold(0.1, 1, 2))
+    model, history, left_out = average(tmp_path / "one", images, [collapsed, sound])
     scale = load_file(DEMO_CLIP / WEIGHTS)["logit_scale"].float()
     torch.testing.assert_close(load_file(f"{model}/{WEIGHTS}")["logit_scale"], scale)
-    assert tables.read(left_out, TRAIN_PREDICTIONS)[0]["image_id"].to_pylist() == ["1.0.png"]
+    found = tables.read(left_out, TRAIN_PREDICTIONS)[0]["image_id"].to_pylist()
+    assert found == [name for name, _ in left_out_by(sound, images)]
     assert "collapsed" not in tables.read_metadata(history, "step")["marks"]
-    _, history, _ = average(tmp_path / "all", [collapsed])
+    _, history, _ = average(tmp_path / "all", images, [collapsed])
     assert "collapsed" in tables.read_metadata(history, "step")["marks"]

@@ -122,9 +122,9 @@ rule finetune:
 
 rule average_weights:
     input:
+        images="results/{dataset}/images.parquet",
         models=given_each(stage_params.averaged, "model"),
         histories=given_each(stage_params.averaged, "history"),
-        train_predictions=given_each(stage_params.averaged, "train_predictions"),
         code=sources("latteclip.deploy.average_weights"),
     output:
         model=directory("results/{dataset}/{method}/seed{seed}/model"),
@@ -139,11 +139,15 @@ rule average_weights:
     priority: EARLY
     conda:
         "../../envs/latteclip.yaml"
+    threads: threads_of("evaluate")
     resources:
+        gpu=gpus(),
         mem_mb=memory("average_weights"),
         runtime=minutes("average_weights"),
     params:
         trainings=as_found(given_json(stage_params.averaged)),
+        settings=given_json(stage_params.average_weights),
     shell:
-        "latteclip average-weights --trainings {params.trainings:q} --model {output.model}"
-        " --history {output.history} --left-out {output.left_out} --log {log}"
+        "latteclip average-weights --images {input.images} --trainings {params.trainings:q}"
+        " --settings {params.settings:q} --model {output.model} --history {output.history}"
+        " --left-out {output.left_out} --threads {threads} --log {log}"
