@@ -97,6 +97,11 @@ def test_a_limited_run_has_results_of_its_own(finished):
     assert all(path.startswith(("results/demo_8/", *tables)) for path in outputs)
 
 
+def test_the_trainings_of_an_average_are_not_evaluated(finished):
+    jobs = planned(finished, "seeds=2", "method=recommended")
+    assert (jobs["finetune"], jobs["average_weights"], jobs["evaluate"]) == (2, 1, 1)
+
+
 def test_a_run_ends_with_where_the_results_are(finished):
     (finished.root / "results" / "index.html").unlink()
     run = finished.snakemake("--config", "seeds=1")
