@@ -37,7 +37,7 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "HEIF", "
 MAX_PIXELS = 2**27  # of one image: twice 4 bytes each are 1 GiB
 MAX_RATIO = 1000  # of the longer side to the shorter one: a model's input makes the shorter 224
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L")
-MAX_BYTES = 2**28  # of an image in a shard
+MAX_BYTES = 2**28  # of an image
 MAX_GROUP = 2**30  # bytes of a column of a row group, as written and as read
 SIDE, FREQUENCIES, THUMBNAIL = 64, 16, 16  # pixels S, waves K and pixels of a side
 CROPS = (0.95, 0.9)  # of each side; a view is the whole, or such a crop from five places
@@ -88,16 +88,19 @@ def read_bytes(path: str | Path) -> bytes:
     """Return the bytes of an image.
 
     Raises OSError for a file that is missing or cannot be read, and ValueError for a file that is
-    not regular, or a shard without such an image.
+    not regular, a shard without such an image, or more than MAX_BYTES.
     """
-    found = shard_member(path)
-    if not stat.S_ISREG(os.stat(container_of(path)).st_mode):  # reading a pipe may never end
+    found, state = shard_member(path), os.stat(container_of(path))
+    too_large = ValueError(f"it has more than {MAX_BYTES} bytes")
+    if not stat.S_ISREG(state.st_mode):  # reading a pipe may never end
         raise ValueError("it is no regular file")
     if found is None:
+        if state.st_size > MAX_BYTES:
+            raise too_large
         return Path(path).read_bytes()
     content = _of_tar(found) if found.kind == "tar" else _of_parquet(found)
     if len(content) > MAX_BYTES:
-        raise ValueError(f"it has more than {MAX_BYTES} bytes")
+        raise too_large
     return content
 
 

@@ -68,6 +68,12 @@ def test_only_regular_files_are_opened(tmp_path):
             open_rgb(tmp_path / name)
 
 
+def test_a_huge_file_is_not_read(tmp_path):
+    with (tmp_path / "film.jpg").open("wb") as file:
+        file.truncate(2**40)
+    assert "more than" in read_and_decode(tmp_path / "film.jpg")
+
+
 # What phones write.
 
 
