@@ -14,6 +14,7 @@ rule calibrate_zero_shot:
         "results/{dataset}/logs/calibrate_zero_shot.log",
     benchmark:
         "results/{dataset}/benchmarks/calibrate_zero_shot.jsonl"
+    priority: FIRST
     conda:
         "../../envs/latteclip.yaml"
     resources:
