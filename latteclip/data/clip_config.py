@@ -15,6 +15,7 @@ from latteclip.config.hub_names import CLIP_CONFIG, FOLDER, HUB, TEXT_TOWER
 from latteclip.core.errors import UserError
 from latteclip.core.files import from_values, read_object
 from latteclip.core.open_clip_import import open_clip
+from latteclip.core.terminal import one_line
 
 CONFIG, TOWER = CLIP_CONFIG, TEXT_TOWER
 # Sections that open_clip hands on to torch, transformers or nltk, and the keys they may have.
@@ -99,10 +100,10 @@ def check(whole: dict[str, Any]) -> None:
         try:
             cls(**tower)
         except TypeError as error:
-            raise UserError(f"model_cfg.{name}: {error}.") from None
+            raise UserError(f"model_cfg.{name}: {one_line(error)}.") from None
         for key, known in HANDED_ON.items():
             for unknown in section(tower, key).keys() - known:
-                raise UserError(f"model_cfg.{name}.{key}.{unknown} is refused.")
+                raise UserError(f"model_cfg.{name}.{key}.{one_line(unknown)} is refused.")
     timm_model = section(model, "vision_cfg").get("timm_model_name")
     if timm_model is not None:  # a name that is not in timm's list may be an address or a folder
         import timm
@@ -141,7 +142,7 @@ def check_numbers(value: Any, key: str = "") -> None:
         elif key.rpartition(".")[2] in ("image_size", "size", "patch_size"):
             least, most = 1, MAX_PIXELS
         if not least <= value <= most:
-            raise UserError(f"{key} {value} is out of bounds.")
+            raise UserError(f"{one_line(key)} {value} is out of bounds.")
 
 
 def text_tower(model: str, config: dict[str, Any]) -> dict[str, Any] | None:

@@ -177,9 +177,12 @@ def test_no_kind_of_model_folder_needs_the_network(plain, kind, calls):
     ("section", "values", "wrong"),
     [
         ("vision_cfg", {"weights_url": "x"}, "vision_cfg.*weights_url"),
+        ("vision_cfg", {"weights\nurl": "x"}, "vision_cfg.*weights url"),
         ("vision_cfg", {"layers": 10**9}, "layers"),
+        ("vision_cfg", {"more\nlayers": 10**9}, "more layers"),
         ("vision_cfg", {"width": 2**20}, "its network"),
         ("text_cfg", {"norm_kwargs": {"device": "cuda"}}, "norm_kwargs.device"),
+        ("text_cfg", {"norm_kwargs": {"a\nb": 1}}, "norm_kwargs.a b"),
         ("text_cfg", {"tokenizer_kwargs": {"reduction_mask": "syntax"}}, "reduction_mask"),
         ("text_cfg", {"mlp_ratio": float("nan")}, "mlp_ratio"),
         ("preprocess_cfg", {"std": [0, 0, 0]}, "preprocess_cfg.std"),
@@ -188,8 +191,9 @@ def test_no_kind_of_model_folder_needs_the_network(plain, kind, calls):
 def test_what_a_configuration_may_not_hold_is_named(plain, section, values, wrong):
     folder = plain("custom_text")
     edit(folder / clip_config.CONFIG, lambda c: (c | c["model_cfg"])[section].update(values))
-    with pytest.raises(UserError, match=wrong):
+    with pytest.raises(UserError, match=wrong) as refused:
         clips.load(f"local-dir:{folder}", None, CPU)
+    assert "\n" not in str(refused.value)
 
 
 def test_every_model_that_open_clip_lists_could_be_in_a_folder():
