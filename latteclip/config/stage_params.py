@@ -164,10 +164,11 @@ def pseudo_label_images(configuration: Configuration, dataset: str) -> Settings:
 
 def encode_images(configuration: Configuration, dataset: str, eye: str) -> Settings:
     """Return an image model beside CLIP, and how images are encoded."""
-    return {"model": configuration.eyes[eye], **_encoding(configuration, dataset)}
+    return {"model": configuration.eyes[eye], **encoding(configuration, dataset)}
 
 
-def _encoding(configuration: Configuration, dataset: str) -> Settings:
+def encoding(configuration: Configuration, dataset: str) -> Settings:
+    """Return how images are encoded."""
     size = configuration.section("inference", dataset)["batch_size"]
     return {"batch_size": size, "precision": configuration.section("clip", dataset)["precision"]}
 
@@ -278,16 +279,11 @@ def finetune_command(configuration: Configuration, dataset: str) -> str:
 def averaged(configuration: Configuration, dataset: str, method: str) -> list[Settings]:
     """Return the trainings that average_weights averages: their files, and what they left out."""
     of, kinds = configuration.averaged(method), ("model", "history")
+    runs = [(seed, _run(dataset, of, seed, *kinds)) for seed in configuration.seeds]
     return [
-        {kind: _run(dataset, of, seed, *kinds)[kind] for kind in kinds}
-        | {"fold": fold(configuration, dataset, str(seed))}
-        for seed in configuration.seeds
+        {**{kind: run[kind] for kind in kinds}, "fold": fold(configuration, dataset, str(seed))}
+        for seed, run in runs
     ]
-
-
-def average_weights(configuration: Configuration, dataset: str) -> Settings:
-    """Return how the images that each training left out are encoded."""
-    return _encoding(configuration, dataset)
 
 
 # Evaluation and the choice of a model.
@@ -295,8 +291,7 @@ def average_weights(configuration: Configuration, dataset: str) -> Settings:
 
 def evaluate(configuration: Configuration, dataset: str, method: str, seed: str) -> Settings:
     """Return how images are encoded, how many classes are kept, and which images were left out."""
-    precision = configuration.section("clip", dataset)["precision"]
-    values = {**configuration.section("inference", dataset), "precision": precision}
+    values = {**configuration.section("inference", dataset), **encoding(configuration, dataset)}
     if configuration.is_average(method):  # each of its trainings left out others
         return values
     return {**values, "fold": fold(configuration, dataset, seed)}

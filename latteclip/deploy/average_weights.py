@@ -62,15 +62,16 @@ def average_weights(
     sound = [each for each, own in zip(trainings, marks, strict=True) if FAILED.isdisjoint(own)]
     used = sound or trainings
     first = finetuned.load(used[0].model, torch.device("cpu"))
-    _average(first, [each.model for each in used[1:]])
     history, described = tables.read(used[0].history, tables.HISTORY)
     described |= {"marks": sorted(set(described["marks"])), "averaged": len(used)}
     tables.write(history_output, history, tables.HISTORY, described)
     names = first.classnames
     with tables.writing(left_out_output, TRAIN_PREDICTIONS, {"classnames": names}) as add:
-        for each in used:  # none left out an image of another
+        for number, each in enumerate(used, 1):
+            model = finetuned.load(each.model, where, settings.precision, classnames=names)
+            _include(model.clip.model, first.clip.model, number)
+            # None left out an image of another.
             if len(images := left_out_images(images_path, each.fold)):
-                model = finetuned.load(each.model, where, settings.precision, classnames=names)
                 paths = tables.Strings(images["path"])
                 best, _ = model.classify(paths, 1, settings.batch_size, threads)
                 held_out = np.full(len(images), fill_value=True)
@@ -82,12 +83,9 @@ def average_weights(
     log.info("Averaged the weights of %d of %d trainings.", len(used), len(trainings))
 
 
-def _average(first: finetuned.FinetunedModel, others: Sequence[str]) -> None:
-    """Set the first model's weights to the means over it and other model folders."""
-    state = first.clip.model.state_dict()
-    for number, folder in enumerate(others, 2):
-        other = finetuned.load(folder, torch.device("cpu"), classnames=first.classnames)
-        weights = other.clip.model.state_dict()
-        for name, mean in state.items():
-            if mean.is_floating_point():  # counters of BatchNorm are whole numbers
-                mean += (weights[name] - mean) / number
+def _include(model: torch.nn.Module, average: torch.nn.Module, number: int) -> None:
+    """Turn the average over all models before this one into that over `number` models."""
+    weights = model.state_dict()
+    for name, mean in average.state_dict().items():
+        if mean.is_floating_point():  # counters of BatchNorm are whole numbers
+            mean += (weights[name].cpu() - mean) / number

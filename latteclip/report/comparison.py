@@ -7,7 +7,6 @@ Letters: M methods, N images, C classes, S seeds, T points of a line, B bins.
 """
 
 import io
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,9 +20,8 @@ import pandas as pd
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from safetensors import SafetensorError, safe_open
 
-from latteclip.core.errors import DELETE_AND_RERUN, UserError, first_line
+from latteclip.clip.classifier import load_classifier
 from latteclip.evaluate.metrics import recalls
 from latteclip.evaluate.summary import summary
 from latteclip.report import runs
@@ -314,15 +312,9 @@ def bias_chart(path: str) -> Row:
     Biases are relative to their mean, which changes no prediction. Of many classes, the BIASES
     largest are drawn, either way. Raises UserError for a broken file.
     """
-    try:  # without torch, which takes as long to import as the page takes to write
-        with safe_open(path, framework="numpy") as file:
-            described = json.loads(file.metadata()["classifier"])
-            bias = file.get_tensor("classifier_bias").astype(np.float64)
-        biases = pd.Series(-described["logit_scale"] * bias, described["classnames"])
-    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
-        reason = first_line(error)
-        raise UserError(f"{path} is not a classifier ({reason}); {DELETE_AND_RERUN}.") from None
-    biases -= biases.mean()
+    classifier, described = load_classifier(path)
+    biases = -described["logit_scale"] * classifier.bias.double().numpy()  # [C]
+    biases = pd.Series(biases - biases.mean(), described["classnames"])
     order: dict[str, Any] = {"ascending": False, "kind": "stable"}
     shown = biases.sort_values(key=np.abs, **order)[:BIASES].sort_values(**order)
     title, x_label = "Classes that zero-shot CLIP favours", "score above the mean of all classes"

@@ -45,8 +45,7 @@ def images(tmp_path_factory):
     """The index of 300 training images, of which three trainings leave out 34, 33 and 33."""
     folder = tmp_path_factory.mktemp("images")
     files = write_pictures(folder, 300)
-    index = str(folder / "images.parquet")
-    return write_index(index, files, ["train"] * 300, [0] * 300, CLASSNAMES)
+    return write_index(folder / "images.parquet", files, ["train"] * 300, [0] * 300, CLASSNAMES)
 
 
 def test_weights_are_means_and_the_classifier_is_of_the_averaged_text_tower(tmp_path, images):

@@ -146,7 +146,7 @@ rule average_weights:
         runtime=minutes("average_weights"),
     params:
         trainings=as_found(given_json(stage_params.averaged)),
-        settings=given_json(stage_params.average_weights),
+        settings=given_json(stage_params.encoding),
     shell:
         "latteclip average-weights --images {input.images} --trainings {params.trainings:q}"
         " --settings {params.settings:q} --model {output.model} --history {output.history}"
