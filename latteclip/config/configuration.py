@@ -76,7 +76,15 @@ class Configuration:
         if folder := self.config.get("image_dir"):
             if len(asked) != 1 or asked == [ALL]:
                 raise UserError(f"image_dir belongs to one dataset, but dataset asks for {asked}.")
-            known.setdefault(asked[0], {})["source"] = {"folder": folder}
+            values = known.setdefault(asked[0], {})
+            file = values.get("split", {}).get("file")
+            if "source" in values and not (file and Path(folder, file).is_file()):
+                lacks = f", whose split file {file} it lacks" if file else ""
+                raise UserError(
+                    f"image_dir {folder} would replace the source of dataset {asked[0]}{lacks}; "
+                    "leave image_dir out, or name your images otherwise, such as dataset=mine."
+                )
+            values["source"] = {"folder": folder}
         found = self.from_source("downloads") if asked == [ALL] else asked
         for name in found:
             if name not in known:

@@ -58,6 +58,16 @@ def test_photographs_in_a_folder_run_without_group_captions(config, tmp_path):
     assert asked.methods_of("mine") == ["latteclip"]
 
 
+def test_a_folder_replaces_the_source_of_a_dataset_only_if_it_has_the_dataset_s_split(
+    config, tmp_path
+):
+    given = {"dataset": "dtd", "image_dir": str(tmp_path)}
+    with pytest.raises(UserError, match=r"image_dir.*dtd.*split_zhou"):
+        configured(config, **given)
+    (tmp_path / config["datasets"]["dtd"]["split"]["file"]).touch()
+    assert configured(config, **given).dataset("dtd")["source"] == {"folder": str(tmp_path)}
+
+
 def test_all_datasets_are_those_that_are_downloaded(config):
     assert set(configured(config, dataset="all").datasets) == set(summary.PAPER_DATASETS)
 
@@ -163,6 +173,7 @@ def test_strings_of_the_command_line_become_what_the_schema_wants(config):
         (method(like="latteclip", switches=OFF), "own.*zero_shot_loss"),
         ({"captioner": {"max_model_len": 256, "max_new_tokens": 256}}, "max_new_tokens"),
         ({"method": "image_prototypes_eyes"}, "image_prototypes_eyes.*eyes"),
+        ({"dataset": "demo", "image_dir": "."}, r"image_dir.*demo"),
         (source(folder="photographs"), r"source\.folder photographs"),
         (source(downloads={"x.zip": DOWNLOAD}), r"x\.zip\.into "),
     ],
@@ -175,7 +186,8 @@ def test_mistakes_are_one_sentence_that_names_the_key(config, given, message):
 def test_modern_models_and_words_are_those_that_the_libraries_know(config, tmp_path):
     text = (ROOT / "config" / "modern.yaml").read_text()
     modern = yaml.safe_load(text)
-    found = configured(config, **{**modern, "image_dir": str(tmp_path)})
+    assert not {"dataset", "image_dir"} & set(modern)  # which would replace a dataset's source
+    found = configured(config, **modern, dataset="mine", image_dir=str(tmp_path))
     clip = found.section("clip", found.datasets[0])
     assert (clip["model"], clip["pretrained"]) in open_clip.list_pretrained()
     assert set(found.eyes.values()) <= set(timm.list_pretrained())

@@ -59,6 +59,7 @@ def test_the_program_takes_the_command(words, monkeypatch):
 @cases("snakemake")
 def test_the_configuration_has_the_keys_of_the_command(words, tmp_path):
     (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "split_zhou_StanfordCars.json").touch()
     pairs, files, taking = [], [], None
     for word in words:
         if word.startswith("-"):
