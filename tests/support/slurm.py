@@ -1,4 +1,4 @@
-"""A real SLURM of one node, whole in a temporary folder: no root, no systemd, no accounting."""
+"""A real SLURM in a temporary folder, of two nodes, one of which has GPUs; it needs no root."""
 
 import contextlib
 import getpass
@@ -35,13 +35,12 @@ SlurmdUser={user}
 AuthType=auth/slurm
 CredType=cred/slurm
 SlurmctldPort={controller_port}
-SlurmdPort={node_port}
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 MailProg=/bin/true
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -53,9 +52,11 @@ AccountingStorageType=accounting_storage/none
 SlurmdParameters=config_overrides
 ReturnToService=2
 GresTypes=gpu
-NodeName={host} NodeAddr={address} CPUs=8 RealMemory=64000 Gres=gpu:2
-PartitionName=cpu Nodes=ALL Default=YES
-PartitionName=gpu Nodes=ALL
+NodeName=plain NodeHostname={host} NodeAddr={address} Port={plain_port} CPUs=8 RealMemory=64000
+NodeName=gpus NodeHostname={host} NodeAddr={address} Port={gpus_port} CPUs=8 RealMemory=64000 \
+Gres=gpu:2
+PartitionName=cpu Nodes=plain Default=YES
+PartitionName=gpu Nodes=gpus
 """
 
 
@@ -129,13 +130,13 @@ class Slurm:
         self("scontrol", "requeue", number)
         job = f"JobId={number}"
         wait(lambda: "JobState=PENDING" in self("scontrol", "show", job), "the job in the queue")
-        wait(self._is_idle, "an idle node")
+        wait(self._is_idle, "idle nodes")
         time.sleep(2)  # what the node was told to forget it would refuse within the same second
         self("scontrol", "update", job, "StartTime=now")
         wait(lambda: "JobState=RUNNING" in self("scontrol", "show", job), "the job to run again")
 
     def _start(self):
-        for name in ("state", "spool", "bin"):
+        for name in ("state", "bin"):
             (self.folder / name).mkdir(parents=True)
         # Snakemake's job step calls srun without SLURM_CONF.
         srun = self.folder / "bin" / "srun"
@@ -154,18 +155,20 @@ class Slurm:
                 user=getpass.getuser(),
                 folder=self.folder,
                 controller_port=_free_port(),
-                node_port=_free_port(),
+                plain_port=_free_port(),
+                gpus_port=_free_port(),
             )
         )
-        lines = [f"Name=gpu File={device}" for device in GPUS]
+        lines = [f"NodeName=gpus Name=gpu File={device}" for device in GPUS]
         (self.folder / "gres.conf").write_text("\n".join(["AutoDetect=off", *lines]) + "\n")
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
         self._daemon("slurmctld", "-D", "-i")
-        self._daemon("slurmd", "-D", "-N", host)
-        wait(self._is_idle, f"an idle node (see the logs in {self.folder})")
+        for node in ("plain", "gpus"):
+            self._daemon("slurmd", "-D", "-N", node)
+        wait(self._is_idle, f"idle nodes (see the logs in {self.folder})")
 
     def _daemon(self, name, *options):
-        with (self.folder / f"{name}.out").open("w") as output:
+        with (self.folder / f"{name}{options[-1]}.out").open("w") as output:
             self._started.append(
                 subprocess.Popen(
                     [name, *options],
@@ -178,7 +181,7 @@ class Slurm:
 
     def _is_idle(self):
         with contextlib.suppress(subprocess.CalledProcessError):
-            return self("sinfo", "-h", "-o", "%T", "-p", "cpu").strip() == "idle"
+            return set(self("sinfo", "-h", "-o", "%T").split()) == {"idle"}
         return False
 
 
