@@ -31,7 +31,7 @@ install: $(INSTALLED)
 	@touch $@
 
 .venv/.installed-cuda: pyproject.toml envs/cuda.txt | .venv/bin/pip
-	@python envs/check_driver.py
+	@python envs/check_driver.py $(if $(filter file,$(origin KIND)),,--warn)
 	@echo "Installing the CUDA builds of torch and vLLM (KIND=cpu for the others): 4.6 GB to download, 10 GB on the disk."
 	pip install --no-deps --requirement envs/cuda.txt
 	pip install --quiet --no-deps --no-build-isolation --editable .
@@ -39,7 +39,7 @@ install: $(INSTALLED)
 
 .PHONY: .venv/.installed-broken
 .venv/.installed-broken:
-	@nvidia-smi; echo 'error: nvidia-smi fails; repair the driver (after a kernel update, reboot), or export CUDA_VISIBLE_DEVICES= for the CPU.' >&2; exit 1
+	@nvidia-smi; echo 'error: nvidia-smi fails; repair the driver (after a kernel update, reboot), export CUDA_VISIBLE_DEVICES= for the CPU, or give KIND=cuda on a login node.' >&2; exit 1
 
 # With the learning rate that the search finds here, which would take a minute.
 demo: install

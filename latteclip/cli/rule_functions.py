@@ -79,14 +79,15 @@ class RuleFunctions:
         self._results = workflow.modifier.path_modifier.apply_default_storage("results")
         # Later runs read the number of shards beside the results, if these are in a folder here.
         self._notes_shards = not self._is_module and self._provider is None
-        with workflow_errors():
-            self.configuration = self._load()
-        # GPU jobs of this machine wait for a GPU. A cluster, which has `nodes`, does so by itself.
+        # A cluster has `nodes`. Its login node may have drivers without a GPU, and is not asked.
         on_this_machine = workflow.is_main_process and workflow.resource_settings.nodes is None
+        with workflow_errors():
+            self.configuration = self._load(on_this_machine)
+        # GPU jobs of this machine wait for a GPU, as those of a cluster do by themselves.
         if on_this_machine and not self._is_module and "gpu" not in workflow.global_resources:
             workflow.register_resource("gpu", free_gpus())
 
-    def _load(self) -> Configuration:
+    def _load(self, on_this_machine: bool) -> Configuration:
         if self._is_module:
             # Its `config` wins over the shipped files as a command line does.
             shipped = layers.defaults(project=None)
@@ -94,7 +95,7 @@ class RuleFunctions:
         else:
             # Snakemake reads files of --configfile too, but accepts a key given twice.
             layers.given([], self._workflow.configfiles)
-            gpus_here = free_gpus() if self._notes_shards and self._workflow.is_main_process else 1
+            gpus_here = free_gpus() if self._notes_shards and on_this_machine else 1
             loaded = Configuration(layers.defaults(), self._config, gpus=gpus_here)
         if not self._workflow.remote_exec:  # the sender of the job has checked
             checks.refuse_unready(loaded)

@@ -160,10 +160,18 @@ def test_make_refuses_a_driver_that_does_not_answer_and_says_both_ways_out(machi
     assert "envs/cpu.txt" in make("--dry-run", "--always-make").stdout
 
 
+def test_a_login_node_with_a_driver_and_no_gpu_installs_for_cuda_with_a_warning(machine):
+    broken_nvidia_smi(machine)
+    assert "check_driver.py --warn" in make("--dry-run", "--always-make", "KIND=cuda").stdout
+    command = [sys.executable, "-S", ENVS / "check_driver.py", "--warn"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert (run.returncode, run.stderr.startswith("warning: nvidia-smi")) == (0, True)
+
+
 @pytest.mark.parametrize(("driver", "is_old"), [("535.183.01", True), ("580.65.06", False)])
 def test_an_old_driver_is_refused_before_anything_is_downloaded(machine, driver, is_old):
     nvidia_smi(machine, {"GPU-0": []}, driver=driver)
-    assert "envs/check_driver.py" in make("--dry-run", "--always-make").stdout
+    assert "envs/check_driver.py \n" in make("--dry-run", "--always-make").stdout  # no --warn
     command = [sys.executable, "-S", ENVS / "check_driver.py"]  # nothing is installed
     run = subprocess.run(command, capture_output=True, text=True)
     assert (run.returncode, "needs driver 580" in run.stderr) == (is_old, is_old)

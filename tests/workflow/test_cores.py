@@ -1,4 +1,4 @@
-"""Captions by all GPUs of one machine."""
+"""Captions by all GPUs of one machine, and a login node without one."""
 
 import os
 import re
@@ -6,7 +6,7 @@ import shutil
 
 import pyarrow.parquet as pq
 import pytest
-from support.nvidia import nvidia_smi
+from support.nvidia import broken_nvidia_smi, nvidia_smi
 
 CAPTIONS = "results/demo/captions/images.parquet"
 # Each captioning job waits until both have locked a GPU: at the end of gpus.py.
@@ -59,3 +59,16 @@ def test_two_gpus_caption_in_two_shards_at_once_and_other_machines_rerun_nothing
     assert "Nothing to be done" in planned.stdout
     three = ("--config", "captions={'shards': 3}")
     assert "gather_captions" in finished_copy.snakemake("--dry-run", CAPTIONS, *three).stdout
+
+
+def test_a_login_node_with_a_driver_and_no_gpu_plans_jobs_with_gpus(
+    checkout, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    broken_nvidia_smi(tmp_path)
+    plan = ("snakemake", "--dry-run", "--config", "method=flyp")
+    checkout.environment |= {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    here = checkout.run(*plan)
+    there = checkout.run(*plan, "--workflow-profile", "profiles/slurm")
+    assert here.returncode and "nvidia-smi fails" in here.stdout
+    assert there.returncode == 0 and "gpu=1" in there.stdout
