@@ -56,8 +56,17 @@ TELLING = re.compile(r"[\w.]*(Error|Exception): |.*\berror: ")
 ELSEWHERE = re.compile("root cause|stack trace", re.IGNORECASE)
 # Parts of vLLM's errors, in lower case, and what to do about them; the first that fits counts.
 REMEDIES = {
-    "memory for the cache|kv cache|gpu memory utilization|out of memory": (
-        "raise captioner.gpu_memory_utilization or free the GPU, lower captioner.max_model_len or "
+    "(free|available) memory on (device|node)": (
+        "lower captioner.gpu_memory_utilization to the share that is free, or end what else uses "
+        "the memory"
+    ),
+    "memory for the cache|kv cache": (
+        "raise captioner.gpu_memory_utilization where the GPU is free, lower "
+        "captioner.max_model_len, set captioner.quantization, or spread the model over GPUs with "
+        "captioner.tensor_parallel_size"
+    ),
+    "out of memory": (
+        "end what else uses the GPU, lower captioner.gpu_memory_utilization or "
         "captioner.batch_size, set captioner.quantization, or spread the model over GPUs with "
         "captioner.tensor_parallel_size"
     ),

@@ -140,8 +140,17 @@ def test_a_gpu_without_a_compiler_is_refused_before_vllm_is_imported(monkeypatch
 @pytest.mark.parametrize(
     ("error", "key"),
     [
-        ("Free memory on device is less than desired GPU memory utilization.", "gpu_memory_util"),
-        ("CUDA out of memory. Tried to allocate 2.00 GiB.", "batch_size"),
+        (
+            "Free memory on device cuda:0 (20.1/23.6 GiB) on startup is less than desired GPU "
+            "memory utilization (0.9, 21.2 GiB). Decrease GPU memory utilization or reduce GPU "
+            "memory used by other processes.",
+            "lower captioner.gpu_memory_utilization",
+        ),
+        (
+            "No available memory for the cache blocks. Try increasing `gpu_memory_utilization`.",
+            "raise captioner.gpu_memory_utilization",
+        ),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB.", "lower captioner.gpu_memory_util"),
         ("The prompt (length 3000) is longer than the maximum model length.", "max_model_len"),
         ("Model architectures ['X'] are not supported for now.", r"captioner.model"),
         ("Failed to find C compiler. Please specify via CC environment variable", "doctor"),
