@@ -1,6 +1,7 @@
 """Captions and class scores through transformers, for machines on which vLLM does not run."""
 
 import itertools
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ from latteclip.captions.requests import Answer, CaptionerSettings, Choices, Requ
 from latteclip.core import devices
 from latteclip.core.errors import UserError
 
+log = logging.getLogger(__name__)
+AT_ONCE = 16  # requests in a batch at most: at LLaVA-1.6's 2,400 tokens each they cache 5 GiB
+
 
 class TransformersEngine:
     """Answers in batches, each padded to its longest prompt."""
@@ -25,7 +29,7 @@ class TransformersEngine:
             )
         self.version = f"transformers {transformers.__version__}"
         self._device = devices.pick("auto", threads)
-        self._batch_size = settings.batch_size
+        self._at_once = min(settings.batch_size, AT_ONCE)
         self._max_new_tokens = settings.max_new_tokens
         self._processor, model = processors.load(settings), settings.model
         options = {"trust_remote_code": False, "use_safetensors": True, "dtype": settings.dtype}
@@ -39,16 +43,28 @@ class TransformersEngine:
         self._tokens = Tokens(self._processor, model)
 
     def answer(self, requests: Iterable[Request], *_: object) -> Iterator[tuple[Request, Answer]]:
-        source = iter(requests)
-        while batch := list(itertools.islice(source, self._batch_size)):
+        source, waiting = iter(requests), list[Request]()
+        while waiting := waiting or list(itertools.islice(source, self._at_once)):
+            batch = waiting[: self._at_once]
             try:
                 answers = self._answers(batch)
-            except torch.OutOfMemoryError:
-                raise UserError(
-                    f"The GPU's memory does not hold {len(batch)} requests at once; lower "
-                    "captioner.batch_size, or set captioner.dtype to bfloat16."
-                ) from None
-            yield from zip(batch, answers, strict=True)
+            except torch.OutOfMemoryError:  # which holds memory until the handler is left
+                answers = []
+            if answers:
+                yield from zip(batch, answers, strict=True)
+                waiting = waiting[len(batch) :]
+            else:
+                self._halve(len(batch))
+
+    def _halve(self, tried: int) -> None:
+        """Take half as many requests at once, or raise UserError after a single one."""
+        if tried == 1:
+            raise UserError(
+                "The GPU's memory does not hold a single request; end what else uses the GPU, set "
+                "captioner.dtype to bfloat16, or lower captioner.max_image_side."
+            )
+        self._at_once = tried // 2
+        log.warning("The GPU's memory holds no %d requests: asking fewer at once.", tried)
 
     @torch.inference_mode()
     def _answers(self, batch: Sequence[Request]) -> list[Answer]:

@@ -3,6 +3,7 @@ import re
 import shutil
 
 import pytest
+import torch
 from support.commands import PROMPT, SETTINGS, about, ask, paths_of
 from support.tiny import DEMO_LLAVA
 
@@ -24,6 +25,29 @@ def test_answers_to_prompts_of_several_lengths_are_those_of_each_alone(index):
     requests = [about(path, prompt, key) for key, prompt in enumerate(prompts)]
     alone = [ask(captioner, request)[0] for request in requests]
     assert ask(captioner, *requests) == alone
+
+
+def test_batches_are_halved_until_the_memory_holds_them(index, monkeypatch):
+    requests = [about(paths_of(index)[key % 3], PROMPT, key) for key in range(18)]
+    captioner = TransformersEngine(dataclasses.replace(SETTINGS, batch_size=512), threads=1)
+    alone = [ask(captioner, request)[0] for request in requests[:3]]
+    generate, tried = captioner._model.generate, []
+
+    def with_room(n):
+        def of_batch(input_ids, **inputs):
+            tried.append(len(input_ids))
+            if len(input_ids) > n:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return generate(input_ids=input_ids, **inputs)
+
+        monkeypatch.setattr(captioner._model, "generate", of_batch)
+
+    with_room(4)
+    assert ask(captioner, *requests) == alone * 6
+    assert tried == [16, 8, 4, 4, 4, 4, 2]
+    with_room(0)
+    with pytest.raises(UserError, match=r"captioner\.dtype"):
+        ask(captioner, requests[0])
 
 
 def test_an_answer_is_cut_at_max_new_tokens(index):
