@@ -14,13 +14,11 @@ from PIL import Image
 
 from latteclip.captions.pictures import Layout
 from latteclip.config import hub_names
-from latteclip.core.hashing import digest as joint_digest
+from latteclip.core import hashing
 
 ENGINES = {"vllm": "VllmEngine", "openai": "OpenaiEngine", "transformers": "TransformersEngine"}
 FILE = "file"  # in place of an engine: captions and scores that the user brings along
 DIGEST_LENGTH = 32  # hexadecimal digits: 128 bits
-HASHED_WHOLE = 64 * 2**20  # files up to this size are hashed whole
-SAMPLES, SAMPLE = 256, 64 * 2**10  # of larger ones: this many blocks of this many bytes
 SPECIAL_TOKENS = "added unless the prompt begins with them"  # the rule of all engines
 # Parts of a tokenizer.json, and settings of a tokenizer_config.json, that add special tokens.
 ADDING = ("SpecialToken", "BertProcessing", "RobertaProcessing")
@@ -192,7 +190,7 @@ def digest(
     """Return DIGEST_LENGTH hexadecimal digits for a request about image files of these bytes."""
     parts = [hashlib.sha256(content).digest() for content in contents]
     images = parts[0] if len(parts) == 1 else hashlib.sha256(b"".join(parts)).digest()
-    return joint_digest(images, _shared(len(contents), prompt, identity, choices))[:DIGEST_LENGTH]
+    return hashing.digest(images, _shared(len(contents), prompt, identity, choices))[:DIGEST_LENGTH]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -203,30 +201,8 @@ def _shared(n_images: int, prompt: str, identity: Identity, choices: Choices | N
 
 
 def fingerprint(model: str) -> str:
-    """Return the name of a model on the Hugging Face hub, or a digest of a folder's files.
-
-    Of large files, their size and blocks spread evenly over them count. No training leaves these
-    unchanged.
-    """
-    folder = Path(model)
-    if not folder.is_dir():
-        return model
-    parts: list[str | bytes] = []
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        parts += [path.name, _sampled(path)]
-    return f"sha256:{joint_digest(*parts)}"
-
-
-def _sampled(path: Path) -> bytes:
-    size = path.stat().st_size
-    if size <= HASHED_WHOLE:
-        return hashlib.sha256(path.read_bytes()).digest()
-    state = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        for number in range(SAMPLES):
-            file.seek((size - SAMPLE) * number // (SAMPLES - 1))
-            state.update(file.read(SAMPLE))
-    return state.digest()
+    """Return the name of a model on the Hugging Face hub, or a digest of a folder's files."""
+    return hashing.fingerprint(model) if Path(model).is_dir() else model
 
 
 def special_tokens(model: str, revision: str | None) -> str | None:

@@ -107,7 +107,10 @@ class RuleFunctions:
 
         def answer(wildcards: Any) -> Any:
             values = {**dict(wildcards.items()), **fixed}
-            return function(self.configuration, **{k: v for k, v in values.items() if k in names})
+            with workflow_errors():
+                return function(
+                    self.configuration, **{k: v for k, v in values.items() if k in names}
+                )
 
         return answer
 

@@ -110,13 +110,20 @@ def _methods(configuration: Configuration, dataset: str) -> Iterator[str]:
 
 
 def _clip(configuration: Configuration, dataset: str) -> Iterator[str]:
-    """Check the names of the CLIP model and its weights, whose pair the first job checks."""
+    """Check the names of the CLIP model, its weights and the image models beside it.
+
+    The first job checks the pair of model and weights.
+    """
     values = configuration.section("clip", dataset)
     model, pretrained = values["model"], values["pretrained"]
     if model.startswith(hub_names.FOLDER):
         file = os.path.join(model.removeprefix(hub_names.FOLDER), hub_names.CLIP_CONFIG)
         if not os.path.isfile(file):
             yield f"clip.model {model}: {file} does not exist."
+    for name in configuration.eyes.values():
+        folder = name.removeprefix(hub_names.FOLDER)
+        if folder != name and not os.path.isdir(folder):
+            yield f"eyes {name}: {folder} is not a folder."
     if model.startswith(hub_names.WHOLE):
         return
     models, tags = open_clip_names()

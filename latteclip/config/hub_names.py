@@ -32,6 +32,21 @@ def hub_clip(values: Mapping[str, Any]) -> Names | None:
     return {"model": model.replace("/", "-"), "pretrained": pretrained}  # ViT-B/32 is ViT-B-32
 
 
+def local_clip(values: Mapping[str, Any]) -> str | None:
+    """Return the folder or the file of weights of section `clip`; None for a CLIP of the hub."""
+    model, pretrained = values["model"], values["pretrained"]
+    if model.startswith(FOLDER):
+        return str(model.removeprefix(FOLDER))
+    is_file = not model.startswith(HUB) and pretrained and os.path.isfile(pretrained)
+    return str(pretrained) if is_file else None
+
+
+def local_captioner(values: Mapping[str, Any]) -> str | None:
+    """Return the folder of the model of section `captioner`, or None."""
+    is_loaded = values["engine"] in ENGINES and os.path.isdir(values["model"])
+    return str(values["model"]) if is_loaded else None
+
+
 def hub_captioner(values: Mapping[str, Any]) -> Names | None:
     """Return the names of a captioner of the hub from section `captioner`, or None."""
     if values["engine"] not in ENGINES or is_folder(values["model"]):

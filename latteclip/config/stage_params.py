@@ -5,6 +5,7 @@ decides which stages a changed key reruns: it returns what its stage reads, and 
 """
 
 import json
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from latteclip.config import hub_names, layers
 from latteclip.config.configuration import NO_CANDIDATES, Configuration
 from latteclip.config.model import Shared
+from latteclip.core.hashing import fingerprint
 
 # What is in the cache of Hugging Face for a model: shared by all datasets that name it.
 MODEL_NOTE = "resources/models/{model}.json"
@@ -115,6 +117,38 @@ def hub_model(configuration: Configuration, dataset: str, section: str) -> Paths
     """Return the note on the model of section "clip" or "captioner" if it comes from the hub."""
     names = configuration.hub_model(section, dataset)
     return [MODEL_NOTE.format(model=hub_names.slug(names))] if names else []
+
+
+# Local models, by their content: times of files that were moved or copied say nothing. No command
+# reads these parameters, but another model in the same folder reruns its jobs.
+
+
+@cache  # all jobs of a run have the same models
+def _fingerprint(path: str | None) -> str:
+    return fingerprint(path) if path and os.path.exists(path) else ""
+
+
+def local_clip(configuration: Configuration, dataset: str) -> str:
+    """Return a digest of the CLIP model if it is a folder or a file."""
+    return _fingerprint(hub_names.local_clip(configuration.section("clip", dataset)))
+
+
+def local_captioner(configuration: Configuration, dataset: str) -> str:
+    """Return a digest of the captioner's model if it is a folder."""
+    return _fingerprint(hub_names.local_captioner(configuration.section("captioner", dataset)))
+
+
+def local_eye(configuration: Configuration, eye: str) -> str:
+    """Return a digest of an image model beside CLIP if it is a folder."""
+    name = configuration.eyes[eye]
+    is_folder = name.startswith(hub_names.FOLDER)
+    return _fingerprint(name.removeprefix(hub_names.FOLDER)) if is_folder else ""
+
+
+def local_eyes(configuration: Configuration, method: str) -> str:
+    """Return the digests of the image models that the method's model folder contains."""
+    eyes = configuration.eyes if configuration.reads_eyes(method) else ()
+    return " ".join(local_eye(configuration, eye) for eye in eyes)
 
 
 # Captions, class scores and labels.

@@ -5,9 +5,11 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from latteclip.core.errors import UserError
+from latteclip.core.errors import UserError, first_line
 
 SUMS = "SHA256SUMS"
+HASHED_WHOLE = 64 * 2**20  # files of a model up to this size are hashed whole
+SAMPLES, SAMPLE = 256, 64 * 2**10  # of larger ones: this many blocks of this many bytes
 
 
 def digest(*parts: str | bytes) -> str:
@@ -28,6 +30,35 @@ def sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(model: str | Path) -> str:
+    """Return a digest of a model's file, or of the files of its folder, wherever it is.
+
+    Of large files, their size and blocks spread evenly over them count. No training leaves these
+    unchanged. Hidden files do not count.
+    """
+    root, parts = Path(model), list[str | bytes]()
+    try:
+        for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
+            name = path.relative_to(root).as_posix() if path != root else ""
+            if path.is_file() and "/." not in f"/{name}":
+                parts += [name, _sampled(path)]
+    except OSError as error:
+        raise UserError(f"Model {model} cannot be read ({first_line(error)}).") from None
+    return f"sha256:{digest(*parts)}"
+
+
+def _sampled(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size <= HASHED_WHOLE:
+        return hashlib.sha256(path.read_bytes()).digest()
+    state = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for number in range(SAMPLES):
+            file.seek((size - SAMPLE) * number // (SAMPLES - 1))
+            state.update(file.read(SAMPLE))
+    return state.digest()
 
 
 def write_sums(folder: str | Path) -> None:

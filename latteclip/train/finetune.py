@@ -14,10 +14,11 @@ import torch
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import class_embeddings, encode_files
+from latteclip.config import hub_names
 from latteclip.core import tables
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import new_folder, read_object, remove_left_over, replacing
-from latteclip.core.hashing import digest_of
+from latteclip.core.hashing import digest_of, fingerprint
 from latteclip.core.signals import Terminated, ending_in_order
 from latteclip.core.terminal import Progress
 from latteclip.labels.fusion import fuse
@@ -64,6 +65,8 @@ def finetune(
         settings = replace(settings, finetune=recipe)
         decisive = {key: value for key, value in asdict(settings).items() if key != "compute"}
         decisive |= {"seed": seed, "digest of images, labels and captions": setup.inputs.digest}
+        if local := hub_names.local_clip(vars(settings)):
+            decisive["digest of the model"] = fingerprint(local)
         identity = digest_of([json.dumps(decisive, sort_keys=True)])
         checkpoints = CheckpointManager(checkpoint, identity)
         training, diverged = setup.training(recipe, signals, seed), False

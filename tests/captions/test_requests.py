@@ -3,10 +3,9 @@ from collections import Counter
 
 import pytest
 
-from latteclip.captions import requests
 from latteclip.captions.groups import draw_groups, shard_of
 from latteclip.captions.pictures import Layout
-from latteclip.captions.requests import Choices, Identity, digest, fingerprint
+from latteclip.captions.requests import Choices, Identity, digest
 
 IDENTITY = Identity("m", None, "auto", None, 77, Layout())
 
@@ -41,20 +40,6 @@ def test_image_bytes_their_order_the_prompt_and_the_choices_count():
         for each in choices
     }
     assert len(asked) == 6 * 2 * 5
-
-
-@pytest.mark.parametrize("whole", [10**6, 1000])
-def test_a_model_folder_goes_by_its_content_wherever_it_is(tmp_path, monkeypatch, whole):
-    """Large files count by samples of it."""
-    monkeypatch.setattr(requests, "HASHED_WHOLE", whole)
-    monkeypatch.setattr(requests, "SAMPLE", 10)
-    seen = []
-    for number, content in enumerate((bytes(5000), bytes(5000), bytes(5001), bytes(4999) + b"x")):
-        (tmp_path / str(number)).mkdir()
-        (tmp_path / str(number) / "model.safetensors").write_bytes(content)
-        seen.append(fingerprint(str(tmp_path / str(number))))
-    assert seen[0] == seen[1]
-    assert len(set(seen)) == 3
 
 
 # --- shards --------------------------------------------------------------------------------------

@@ -173,6 +173,7 @@ def test_strings_of_the_command_line_become_what_the_schema_wants(config):
         (method(like="latteclip", switches=OFF), "own.*zero_shot_loss"),
         ({"captioner": {"max_model_len": 256, "max_new_tokens": 256}}, "max_new_tokens"),
         ({"method": "image_prototypes_eyes"}, "image_prototypes_eyes.*eyes"),
+        ({"eyes": "local-dir:/nowhere"}, "eyes.*nowhere"),
         ({"dataset": "demo", "image_dir": "."}, r"image_dir.*demo"),
         (source(folder="photographs"), r"source\.folder photographs"),
         (source(downloads={"x.zip": DOWNLOAD}), r"x\.zip\.into "),

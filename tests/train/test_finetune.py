@@ -253,6 +253,18 @@ def test_a_checkpoint_of_another_training_stays_until_this_one_is_finished(
     assert_same_run(run, inputs.run("fresh captions", epochs=EPOCHS))
 
 
+def test_a_checkpoint_of_a_model_that_was_replaced_in_its_folder_is_not_resumed(
+    inputs, broken_after, tmp_path, caplog
+):
+    shutil.copytree(DEMO_CLIP, tmp_path / "clip")
+    model = {"model": f"local-dir:{tmp_path / 'clip'}"}
+    broken_after(4, "replaced", **model)
+    (tmp_path / "clip" / "README.md").write_text("Another model.\n")
+    with caplog.at_level("INFO"):
+        inputs.run("replaced", epochs=EPOCHS, **model)
+    assert "another training" in caplog.text and "Resuming" not in caplog.text
+
+
 # --- kills and signals ---------------------------------------------------------------------------
 
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 import yaml
 from open_clip import create_model_and_transforms
+from safetensors.torch import load_file, save_file
 from support.checkout import N_TEST, N_TRAIN, hear_interrupts
 from support.image_folders import class_folders
-from support.tiny import write_pictures
+from support.tiny import DEMO_CLIP, write_eye, write_pictures
 
 from latteclip.core import tables
 
@@ -122,6 +123,10 @@ TUNED = {"finetune": 2, "evaluate": 2, **COLLECTED}  # flyp and latteclip
 TUNED_ON_CAPTIONS = {"finetune": 1, "evaluate": 1, **COLLECTED}  # latteclip
 NEW_GROUPS = {"summarize_captions": 1, **TUNED_ON_CAPTIONS}
 NEW_CAPTIONS = {"fuse_labels": 1, **NEW_GROUPS}
+NEW_CLIP = {
+    **{"pseudo_label_images": 1, "score_unknown": 1, "assemble_model": 1},
+    **{"evaluate_classifier": 1, "caption_groups": 1, **NEW_CAPTIONS, **TUNED},
+}
 
 
 def in_file(name):
@@ -157,6 +162,7 @@ def taught(checkout):
 # What decides and what does not: settings, files of code by their content, answers. Which stages
 # import which module is the matter of tests/config/test_sources.py.
 SHARDED = {"caption_images_shard": 2, "caption_groups_shard": 2, "gather_captions": 2}
+MODELS = "latteclip/demo/models"
 SETTINGS = {
     "finetune={'lr': 1e-4}": TUNED,
     "prompts={'image': 'What is this?'}": {"caption_images": 1, **NEW_CAPTIONS},
@@ -176,6 +182,12 @@ EDITS = {
         {"report_dataset": 1, "index_results": 1},
     ),
     "time of base.py": (touched("latteclip/train/objectives/base.py"), {}),
+    "another CLIP in its folder": (in_file(f"{MODELS}/clip/tokenizer_config.json"), NEW_CLIP),
+    "another captioner in its folder": (
+        in_file(f"{MODELS}/llava/tokenizer_config.json"),
+        {"caption_images": 1, "caption_groups": 1, **NEW_CAPTIONS},
+    ),
+    "times of a model": (touched(f"{MODELS}/clip/open_clip_model.safetensors"), {}),
 }
 
 
@@ -186,7 +198,7 @@ def edited(finished):
         path: (path.read_bytes(), path.stat())
         for name in ("latteclip", "config", "README.md")
         for path in [finished.root / name, *(finished.root / name).rglob("*")]
-        if path.is_file() and path.suffix in (".py", ".yaml", ".md", ".css")
+        if path.is_file() and path.suffix in (".py", ".yaml", ".md", ".css", ".json")
     }
     yield finished
     for path, (content, stat) in before.items():
@@ -206,6 +218,47 @@ def test_an_edit_reruns_what_depends_on_it_and_nothing_else(edited, name):
     change, wanted = EDITS[name]
     change(edited)
     assert planned(edited) == wanted
+
+
+def changed_weights(path):
+    """Other weights in a file that keeps its time, as with `cp -p`."""
+    stat = path.stat()
+    flipped = {name: tensor.flip([*range(tensor.ndim)]) for name, tensor in load_file(path).items()}
+    save_file(flipped, path)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@pytest.mark.slow
+def test_other_weights_in_the_folder_of_a_model_are_read_and_never_mixed_with_old_ones(
+    checkout, tmp_path
+):
+    clip, eye, weights = (
+        checkout.root / "clip",
+        checkout.root / "eye",
+        "open_clip_model.safetensors",
+    )
+    shutil.copytree(DEMO_CLIP, clip)
+    write_eye(eye)
+    pictures = class_folders(tmp_path / "pictures", n=6)
+    configured = mine(checkout, pictures, clip={"model": "local-dir:clip", "pretrained": None})
+    features = "results/mine/eyes/local-dir--eye.parquet"
+    asked = ["results/mine/zero_shot/seed0/model", features, *configured]
+    asked += ["--config", "eyes=local-dir:eye"]
+
+    def made():
+        run = checkout.snakemake(*asked)
+        assert run.returncode == 0, run.stdout
+        made = checkout.root / asked[0]
+        tower, classifier = load_file(made / weights), load_file(made / "prototypes.safetensors")
+        assert torch.equal(tower["text_projection"], load_file(clip / weights)["text_projection"])
+        return classifier["classifier"], pq.read_table(checkout.root / features)
+
+    classifier, table = made()
+    changed_weights(clip / weights)
+    changed_weights(eye / "model.safetensors")
+    other_classifier, other_table = made()
+    assert not torch.allclose(other_classifier, classifier, atol=0.01)
+    assert not other_table.equals(table)
 
 
 def test_the_target_labels_stops_at_labels_and_a_classifier(checkout):

@@ -36,6 +36,7 @@ rule caption_images:
         mem_mb=memory("caption_images"),
         runtime=minutes("caption_images", lambda c, shards="1": 1 / int(shards)),
     params:
+        captioner_files=given(stage_params.local_captioner),
         captioner=given_json(Configuration.section, name="captioner"),
         prompt=given(lambda c, dataset: c.section("prompts", dataset)["image"]),
         pseudo_labels=options("pseudo_labels"),
@@ -88,6 +89,7 @@ rule caption_groups:
         mem_mb=memory("caption_groups"),
         runtime=minutes("caption_groups", lambda c, shards="1": 1 / int(shards)),
     params:
+        captioner_files=given(stage_params.local_captioner),
         captioner=given_json(Configuration.section, name="captioner"),
         groups=given_json(Configuration.section, name="groups"),
         prompt=given(lambda c, dataset: c.section("prompts", dataset)["group"]),
@@ -141,6 +143,7 @@ rule score_classes:
         mem_mb=memory("score_classes"),
         runtime=minutes("score_classes", job_resources.questions_per_image),
     params:
+        captioner_files=given(stage_params.local_captioner),
         captioner=given_json(Configuration.section, name="captioner"),
         scores=given_json(stage_params.scores),
         store=given(stage_params.answer_store, kind="scores"),

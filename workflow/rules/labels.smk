@@ -50,6 +50,7 @@ rule encode_images:
         mem_mb=memory("encode_images"),
         runtime=minutes("encode_images"),
     params:
+        eye_files=given(stage_params.local_eye),
         settings=given_json(stage_params.encode_images),
     shell:
         "latteclip encode-images --images {input.images} --settings {params.settings:q}"
@@ -94,6 +95,7 @@ rule fuse_labels:
         mem_mb=memory("fuse_labels"),
         runtime=minutes("fuse_labels"),
     params:
+        clip_files=given(stage_params.local_clip),
         settings=given_json(stage_params.fuse_labels),
         votes=options("image_captions", "class_scores", "answers"),
         eyes=options("eyes"),

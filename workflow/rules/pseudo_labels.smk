@@ -22,6 +22,7 @@ rule pseudo_label_images:
         mem_mb=memory("pseudo_label_images"),
         runtime=minutes("pseudo_label_images"),
     params:
+        clip_files=given(stage_params.local_clip),
         settings=given_json(stage_params.pseudo_label_images),
     shell:
         "latteclip pseudo-label-images --images {input.images} --settings {params.settings:q}"

@@ -22,6 +22,8 @@ rule assemble_model:
         mem_mb=memory("assemble_model"),
         runtime=minutes("assemble_model"),
     params:
+        clip_files=given(stage_params.local_clip),
+        eyes_files=given(stage_params.local_eyes),
         settings=given_json(stage_params.assemble_model),
     shell:
         "latteclip assemble-model --classifier {input.classifier} --settings {params.settings:q}"
@@ -64,6 +66,7 @@ rule find_learning_rate:
         mem_mb=memory("find_learning_rate", job_resources.training_memory),
         runtime=minutes("find_learning_rate", job_resources.epochs),
     params:
+        clip_files=given(stage_params.local_clip),
         files=file_names(*TRAINING_FILES),
         settings=given_json(stage_params.find_learning_rate),
     shell:
@@ -108,6 +111,7 @@ rule finetune:
         mem_mb=memory("finetune", job_resources.training_memory),
         runtime=minutes("finetune", job_resources.epochs),
     params:
+        clip_files=given(stage_params.local_clip),
         command=given(stage_params.finetune_command),
         files=file_names(*TRAINING_FILES, "learning_rate"),
         settings=given_json(stage_params.finetune),
