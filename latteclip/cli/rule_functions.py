@@ -210,8 +210,8 @@ class RuleFunctions:
     def memory(self, stage: str, beside: Callable[..., int] | None = None) -> Callable[..., int]:
         """Return the MB of a stage, with the memory that its settings need beside it."""
         extra = self.given(beside) if beside else lambda wildcards: 0
-        return lambda wildcards, input, attempt: job_resources.memory(
-            stage, self._images(wildcards, input), attempt, extra(wildcards)
+        return lambda wildcards, input, attempt, threads: job_resources.memory(
+            stage, self._images(wildcards, input), attempt, threads, extra(wildcards)
         )
 
     def minutes(

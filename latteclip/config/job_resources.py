@@ -28,7 +28,7 @@ class Counts(NamedTuple):
 TABLES = (4_000, 4_000, 10, 1_000)
 RESOURCES = {
     **dict.fromkeys(("caption_images", "caption_groups", "score_classes"), (24_000, 4_000, 20, 1)),
-    **dict.fromkeys(("pseudo_label_images", "encode_images", "evaluate"), (8_000, 8_000, 15, 100)),
+    **dict.fromkeys(("pseudo_label_images", "encode_images", "evaluate"), (6_000, 8_000, 15, 100)),
     **dict.fromkeys(("calibrate_zero_shot", "score_unknown"), (8_000, 8_000, 15, 100)),
     "evaluate_classifier": (8_000, 8_000, 15, 100),
     "index_images": (4_000, 4_000, 15, 100),
@@ -36,16 +36,28 @@ RESOURCES = {
     "fuse_labels": (16_000, 16_000, 20, 200),
     # Beside `training_memory`.
     **dict.fromkeys(("finetune", "find_learning_rate"), (12_000, 8_000, 20, 200)),
-    "average_weights": (16_000, 4_000, 10, 100),
+    "average_weights": (14_000, 4_000, 10, 100),
     "assemble_model": (8_000, 0, 10, 1_000),
     "propagate_labels": (16_000, 16_000, 20, 100),
 }
+# Stages whose threads are processes that load images beside a GPU.
+LOADING = {"pseudo_label_images", "encode_images", "evaluate", "average_weights"}
+LOADING |= {"finetune", "find_learning_rate"}
+# MB of such a process with its photographs, of a part of a batch, of which there are two for each
+# process and one in use, and of all parts together at most (data/loader.py).
+PROCESS, PART, PARTS = 200, 68, 4_300
 
 
-def memory(stage: str, images: int, attempt: int, beside: int = 0) -> int:
+def memory(stage: str, images: int, attempt: int, threads: int, beside: int = 0) -> int:
     """Return the MB of a stage and `beside`, half as much again at each further attempt."""
     least, per_million, _, _ = RESOURCES.get(stage, TABLES)
-    return int((least + per_million * images / 1e6 + beside) * 1.5 ** (attempt - 1))
+    loading = loading_memory(threads) if stage in LOADING else 0
+    return int((least + per_million * images / 1e6 + loading + beside) * 1.5 ** (attempt - 1))
+
+
+def loading_memory(threads: int) -> int:
+    """Return the MB of so many processes that load images, whatever the size of the images."""
+    return PROCESS * threads + min(PARTS, PART * (2 * threads + 1))
 
 
 def minutes(stage: str, images: int, passes: float, attempt: int) -> int:

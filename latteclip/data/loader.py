@@ -6,9 +6,12 @@ Worker processes hand their batches over in /dev/shm, which containers make smal
 import atexit
 import itertools
 import logging
+import math
 import multiprocessing
 import shutil
 import signal
+import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -21,8 +24,10 @@ from latteclip.core.errors import SHARED_MEMORY, WORKER_KILLED, UserError, worke
 from latteclip.data.images import open_rgb
 
 log = logging.getLogger(__name__)
-SHARE = 1 / 4  # of the free space in /dev/shm, for the batches of a job
 MIB = 2**20
+PART = 64 * MIB  # of a batch that a worker makes, at most
+SHARE = 1 / 4  # of the free space in /dev/shm, for the parts of a job
+MOST = 4096 * MIB  # for the parts of a job, however large /dev/shm is
 Transform = Callable[[Image.Image], torch.Tensor]
 T = TypeVar("T")
 
@@ -44,13 +49,27 @@ def batches(
     files: ImageFiles, keys: Iterable[Sequence[int]], device: torch.device, threads: int
 ) -> Iterator[tuple[Any, torch.Tensor]]:
     """Yield keys [B] on the CPU and images [B, 3, H, W] on a device, decoded ahead of the model."""
-    if device.type == "cuda":
-        item_bytes = files.transform(Image.new("RGB", (64, 64))).nbytes
-        ready = watched(loader(files, keys, workers=threads, pinned=True, item_bytes=item_bytes))
-    else:
-        ready = _by_threads(files, keys, threads)
-    for indices, images in ready:
-        yield indices, images.to(device, non_blocking=True)
+    if device.type != "cuda":
+        yield from _by_threads(files, keys, threads)
+        return
+    item_bytes = files.transform(Image.new("RGB", (64, 64))).nbytes
+    ready = loader(files, keys, workers=threads, pinned=True, item_bytes=item_bytes)
+    marks, sent = [], []
+    for (some_marks, images), is_last in watched(ready):
+        marks.append(some_marks)
+        sent.append(images.to(device, non_blocking=True))
+        if is_last:
+            yield joined(marks), torch.cat(sent)
+            marks, sent = [], []
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    """Return the collated marks of a batch from those of its parts: tensors, texts, or lists."""
+    if isinstance(parts[0], torch.Tensor):
+        return torch.cat([*parts])
+    if isinstance(parts[0][0], str):
+        return [*itertools.chain(*parts)]
+    return [joined(each) for each in zip(*parts, strict=True)]
 
 
 def _by_threads(
@@ -77,21 +96,31 @@ def loader(
     pinned: bool,
     item_bytes: float = 0,
     collate: Callable[[list[Any]], Any] = default_collate,
-) -> DataLoader[Any]:
-    """Return a loader of whole batches, in the order of their keys. The first is the largest.
+) -> Iterator[tuple[Any, bool]]:
+    """Yield batches in the order of their keys, in parts, each with whether it ends a batch.
+
+    Send a part to the device before the next one: those ahead of it fill the memory.
 
     Args:
         workers: maximum number of processes, which changes the speed alone. 0: this process loads.
-        pinned: whether a GPU copies batches without the CPU.
-        item_bytes: mean size of an item, which bounds the workers (`bounded`).
+        pinned: whether a GPU copies parts without the CPU.
+        item_bytes: mean size of an item, which bounds the parts and the workers (`bounded`).
     """
-    keys, ahead = iter(keys), None
-    first = list(next(keys, ()))
-    if workers:
-        workers, ahead = bounded(workers, len(first) * item_bytes)
-    return DataLoader(
+    ahead, most = None, sys.maxsize
+    if workers and item_bytes:
+        workers, ahead, most = bounded(workers, item_bytes)
+    are_last: deque[bool] = deque()  # of the parts that are on their way
+
+    def parts() -> Iterator[Sequence[Any]]:
+        for batch in keys:
+            n = max(1, math.ceil(len(batch) / most))
+            for i in range(n):
+                are_last.append(i == n - 1)
+                yield batch[len(batch) * i // n : len(batch) * (i + 1) // n]
+
+    loaded = DataLoader(
         files,
-        batch_sampler=itertools.chain([first] if first else [], keys),  # type: ignore[arg-type]
+        batch_sampler=parts(),  # type: ignore[arg-type]
         num_workers=workers,
         prefetch_factor=ahead if workers else None,
         multiprocessing_context="fork" if workers else None,  # they share the `ImageCache`
@@ -100,6 +129,8 @@ def loader(
         generator=torch.Generator(),  # or it would draw a number that a resumed run lacks
         worker_init_fn=_leave_signals_to_parent,
     )
+    for part in loaded:
+        yield part, are_last.popleft()
 
 
 def _leave_signals_to_parent(_worker: int) -> None:
@@ -113,21 +144,26 @@ def in_order(n: int, batch_size: int) -> list[range]:
     return [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
 
 
-def bounded(wanted: int, batch_bytes: float) -> tuple[int, int]:
-    """Return the number of workers, perhaps none, and of batches that each prepares ahead.
+def bounded(wanted: int, item_bytes: float) -> tuple[int, int, int]:
+    """Return the numbers of workers, perhaps none, of parts that each prepares ahead, and of items.
 
-    With the model's batch they take at most `SHARE` of the free space in /dev/shm.
+    With the part that the model takes, all parts have at most `MOST` bytes, and `SHARE` of the free
+    space in /dev/shm. A part has as many items as fit into `PART` and leave each worker two parts.
     """
     free = shutil.disk_usage(SHARED_MEMORY).free
-    room = int(free * SHARE / batch_bytes) - 1 if batch_bytes else 2 * wanted
-    workers = max(0, min(wanted, room))
+    room = min(MOST, free * SHARE)
+    items = max(1, int(min(PART, room / (2 * wanted + 1)) / item_bytes))
+    parts = int(room / (items * item_bytes)) - 1
+    workers = max(0, min(wanted, parts))
+    if not workers:  # this process needs no shared memory
+        items = max(1, int(PART / item_bytes))
     if workers < wanted:
         log.warning(
-            "%s has %d MiB free, so that %d of %d processes load images, in batches of %d MiB; "
+            "%s has %d MiB free, so that %d of %d processes load images, of %d MiB each; "
             "docker run --shm-size=8g (Apptainer: --bind /dev/shm) gives a container more of it.",
-            *(SHARED_MEMORY, free // MIB, workers or 1, wanted, batch_bytes / MIB),
+            *(SHARED_MEMORY, free // MIB, workers or 1, wanted, item_bytes / MIB),
         )
-    return workers, 2 if 2 * wanted <= room else 1
+    return workers, 2 if 2 * wanted <= parts else 1, items
 
 
 def _shared(batch: Any) -> Any:

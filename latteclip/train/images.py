@@ -170,10 +170,14 @@ class TrainingImages(Dataset[tuple[np.ndarray, np.ndarray]]):
             item_bytes=parallel.size() * self.cache.ends[-1] / len(self.paths),
             collate=_together,
         )
-        for drawn, shapes, pixels in watched(ready):
-            parts = pixels.to(device, non_blocking=True).split([math.prod(x) for x in shapes])
-            pictures = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
-            yield self.transform(pictures, drawn)
+        drawn, pictures = list[torch.Tensor](), list[torch.Tensor]()
+        for (numbers, shapes, pixels), is_last in watched(ready):
+            drawn.append(numbers)
+            pieces = pixels.to(device, non_blocking=True).split([math.prod(x) for x in shapes])
+            pictures += [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+            if is_last:
+                yield self.transform(pictures, torch.cat(drawn))
+                drawn, pictures = [], []
 
 
 def _together(samples: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Any, ...]:

@@ -92,7 +92,7 @@ def test_resources_wait_for_the_index_and_grow_with_it_and_each_attempt(function
     tables.write(index, columns, tables.IMAGES, {"classnames": []})
     assert minutes(DEMO, inputs, 1) == 20 + 5 * n // 200 // 60
     assert minutes(DEMO, inputs, 2) == 2 * minutes(DEMO, inputs, 1)
-    assert memory(DEMO, inputs, 1) == 12_000 + 8 * n // 1_000
+    assert memory(DEMO, inputs, 1, 8) == job_resources.memory("finetune", n, 1, 8)
 
 
 def test_a_mistaken_configuration_is_snakemake_s_error(functions, monkeypatch):

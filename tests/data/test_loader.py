@@ -16,7 +16,8 @@ from support.shards import labelled, parquet_shard, picture, tar_shard
 from support.tiny import ROOT, write_pictures
 
 from latteclip.core.errors import UserError
-from latteclip.data.loader import ImageFiles, batches, bounded, in_order, loader, watched
+from latteclip.data import loader as loading
+from latteclip.data.loader import ImageFiles, batches, bounded, in_order, joined, loader, watched
 from latteclip.data.splits import SplitSettings, read_split
 
 CPU = torch.device("cpu")
@@ -64,7 +65,7 @@ def test_forked_workers_read_shards(tmp_path):
         files = ImageFiles([str(tmp_path / item.path) for item in split.items], np.asarray)
         np.testing.assert_array_equal(files[3][1], wanted[3])
         keys = [range(start, 40, 8) for start in range(8)]
-        for indices, images in loader(files, keys, workers=2, pinned=False, collate=_together):
+        for (indices, images), _ in loader(files, keys, workers=2, pinned=False, collate=_together):
             for index, image in zip(indices, images, strict=True):
                 np.testing.assert_array_equal(image, wanted[index])
 
@@ -72,6 +73,24 @@ def test_forked_workers_read_shards(tmp_path):
 def _together(samples):
     indices, images = zip(*samples, strict=True)
     return torch.tensor(indices), torch.from_numpy(np.stack(images))
+
+
+def test_workers_make_parts_of_large_batches_which_are_joined_again(monkeypatch):
+    class Pictures(ImageFiles):
+        def __getitem__(self, index):
+            return (index, f"{index}.jpg"), torch.full((3, 8, 8), float(index))
+
+    monkeypatch.setattr(loading, "PART", 3 * 3 * 8 * 8 * 4)  # bytes of three pictures
+    files, keys = Pictures([""] * 20, None), [[7, 2, 9, 4, 1, 3, 11], [5], [6, 8, 10]]
+    options = {"pinned": False, "item_bytes": 3 * 8 * 8 * 4}
+    parts, ends = zip(*loader(files, keys, workers=2, **options), strict=True)
+    marks, images = zip(*parts, strict=True)
+    found = [each[:, 0, 0, 0].tolist() for each in images]
+    assert found == [[7, 2], [9, 4], [1, 3, 11], [5], [6, 8, 10]]
+    assert ends == (False, False, True, True, True)
+    indices, names = joined(marks[:3])
+    assert indices.tolist() == keys[0] and names == [f"{index}.jpg" for index in keys[0]]
+    assert all(is_last for _, is_last in loader(files, keys, workers=0, **options))
 
 
 # Worker processes: batches of 3 MiB each by two of them; what item 9 does is put in.
@@ -95,8 +114,12 @@ keys = [range(start, start + 4) for start in range(0, 32, 4)]
 options = {{"workers": 2, "pinned": False, "item_bytes": {item_bytes}}}
 try:
     try:
-        for _, images in watched(loader.loader(Pictures(), keys, **options)):
-            print(len(images), flush=True)
+        n = 0
+        for (_, images), is_last in watched(loader.loader(Pictures(), keys, **options)):
+            n += len(images)
+            if is_last:
+                print(n, flush=True)
+                n = 0
     except UserError as error:
         print(error)
 except RuntimeError as error:  # raised by a signal, and not while a batch was waited for
@@ -138,12 +161,14 @@ def test_in_any_shared_memory_the_workers_are_as_many_as_it_has_room_for(shm):
 
 
 @given(st.integers(1, 256), st.integers(1, 10**9), st.integers(0, 10**12))
-def test_batches_ahead_take_a_quarter_of_the_free_shared_memory_at_most(wanted, size, free):
+def test_parts_ahead_take_a_quarter_of_the_free_shared_memory_and_4_gib_at_most(wanted, size, free):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-        workers, ahead = bounded(wanted, size)
-    assert workers == 0 or (ahead * workers + 1) * size * 4 <= free
-    assert workers == wanted or (workers + 2) * size * 4 > free  # no more would fit
+        workers, ahead, items = bounded(wanted, size)
+    room = min(free / 4, 2**32)
+    assert workers == 0 or (ahead * workers + 1) * items * size <= room
+    assert workers == wanted or (workers + 2) * size > room  # no more would fit
+    assert items == 1 or items * size <= 2**26
 
 
 @pytest.mark.parametrize(("number", "said"), [("SIGBUS", "/dev/shm"), ("SIGKILL", "memory")])

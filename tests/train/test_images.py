@@ -253,7 +253,7 @@ def test_neither_worker_processes_nor_kept_pictures_change_a_sample(tmp_path):
     for workers in (0, 2):
         files = training_pictures(paths, 2 * BYTES, tmp_path / "kept")
         options = {"workers": workers, "pinned": False, "collate": list}
-        for batch, wanted_batch in zip(loader(files, KEYS, **options), wanted, strict=True):
+        for (batch, _), wanted_batch in zip(loader(files, KEYS, **options), wanted, strict=True):
             for sample, wanted_sample in zip(batch, wanted_batch, strict=True):
                 for part, wanted_part in zip(sample, wanted_sample, strict=True):
                     np.testing.assert_array_equal(part, wanted_part)
@@ -276,7 +276,7 @@ def test_signals_to_a_whole_job_leave_the_workers_to_their_parent(tmp_path):
     for worker in multiprocessing.active_children():
         for number in (signal.SIGTERM, signal.SIGINT):
             os.kill(worker.pid, number)
-    assert [*first, *found] == [2] * 20
+    assert [*first, *found] == [(2, True)] * 20
 
 
 @pytest.mark.parametrize("memory", [3 * BYTES, BYTES], ids=["memory", "both"])
