@@ -1,7 +1,7 @@
 """vLLM's offline engine, and explanations of its failures.
 
-vLLM caches no prefix for log-probabilities of a prompt. So for each choice all but the vision
-tower's part is computed again. The requests of letters share the picture.
+The prompts of a request share the picture and all tokens that they begin with (prefix caching). So
+likelihoods are those of next tokens: vLLM caches no prefix for log-probabilities of a prompt.
 """
 
 import contextlib
@@ -33,6 +33,7 @@ from latteclip.core.terminal import one_line
 log = logging.getLogger(__name__)
 PROBE = 64  # side of a picture to try, pixels
 CACHED_PROMPTS = 4096  # with their tokens
+AT_ONCE = 128  # tokens of which vLLM returns log-probabilities, at most
 QUEUED = 2  # prompts inside the engine for each one that it works on: rendered ahead
 DEFAULTS = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -101,7 +102,7 @@ def _is_for_cpu() -> bool:
 
 @dataclass
 class _Asked:
-    """A request inside vLLM: one prompt, or one for each choice or order of the options."""
+    """A request inside vLLM: one prompt, or several of which the scores are read."""
 
     request: Request
     split: Split | None  # of likelihoods
@@ -196,26 +197,30 @@ class VllmEngine:
 
     def _enqueued(self, request: Request) -> _Asked:
         """Give a request to vLLM, whole or not at all."""
-        choices, split, sampling = request.choices, None, self._sampling
+        choices, split = request.choices, None
         pictures: dict[str, Any] = {"multi_modal_data": {"image": list(request.pictures)}}
         prompts = self._tokens.prompts(request)
         texts = [*map(self._ids, prompts)]
+        sampling: Any = self._sampling
         if choices is not None:
             pictures["multi_modal_uuids"] = {"image": [next(self._names)]}
             if choices.by_letters:
                 ids_of = self._tokens.ids_of_letters(choices.texts)
-                options: dict[str, Any] = {"logprob_token_ids": list(itertools.chain(*ids_of))}
+                sampling = self._sampling_among([*itertools.chain(*ids_of)])
             else:
                 split = self._tokens.split(prompts[0], choices.texts)
-                texts = [split.prompt[: split.start] + tail for tail in split.tails]
-                # Of the tokens of the prompt themselves, in lists and not in an object for each.
-                options = {"prompt_logprobs": 0, "flat_logprobs": True}
-            # Else each token of the prompt becomes text, in the thread that steps the engine.
-            sampling = self._sampling_of(max_tokens=1, detokenize=False, **options)
+                nexts = next_tokens(split.tails)
+                texts = [split.prompt[: split.start] + beginning for beginning, _ in nexts]
+                sampling = [self._sampling_among(tokens) for _, tokens in nexts]
         asked: Any = [{"prompt_token_ids": ids, **pictures} for ids in texts]
         numbers = self._llm.enqueue(asked, sampling, use_tqdm=False)
         # vLLM appends random characters.
         return _Asked(request, split, [number.partition("-")[0] for number in numbers])
+
+    def _sampling_among(self, tokens: Sequence[int]) -> Any:
+        """Return parameters for the log-probabilities of tokens as the next one."""
+        # Else each token of the prompt becomes text, in the thread that steps the engine.
+        return self._sampling_of(max_tokens=1, detokenize=False, logprob_token_ids=[*tokens])
 
     def _finished(self) -> Iterator[Any]:
         try:
@@ -240,13 +245,15 @@ class VllmEngine:
             [output], [completion] = outputs, completions
             reason, n_tokens = completion.finish_reason or "unknown", len(completion.token_ids)
             return Answer(completion.text, reason, n_tokens, n_read=len(output.prompt_token_ids))
-        if asked.split is None:
+        try:
+            if asked.split:
+                return asked.split.answer(of_tails(asked.split.tails, completions))
             letters = self._tokens.ids_of_letters(choices.texts)
-            rows = (_of_letters(completion, letters) for completion in completions)
-            first = (self._tokens.text(completion.token_ids[0]) for completion in completions)
-            return Scores(tuple(rows), tuple(first)).as_answer(len(outputs))
-        pairs = zip(outputs, asked.split.tails, strict=True)
-        return asked.split.answer([_of_tail(output.prompt_logprobs, t) for output, t in pairs])
+            rows = tuple(_of_letters(completion, letters) for completion in completions)
+        except KeyError as error:
+            return failed(f"{self.version} returned no log-probability of token {error}")
+        first = (self._tokens.text(completion.token_ids[0]) for completion in completions)
+        return Scores(rows, tuple(first)).as_answer(len(outputs))
 
 
 def _of_letters(completion: Any, letters: list[list[int]]) -> tuple[float, ...]:
@@ -256,10 +263,34 @@ def _of_letters(completion: Any, letters: list[list[int]]) -> tuple[float, ...]:
     return tuple(float(np.logaddexp.reduce(values)) for values in found)
 
 
-def _of_tail(logprobs: Any, tail: list[int]) -> float:
-    """Return the log-probability of the last tokens of a prompt, in which pictures are longer."""
-    places = zip(logprobs[-len(tail) :], tail, strict=True)
-    return float(sum(place[number].logprob for place, number in places))
+def next_tokens(tails: Sequence[Sequence[int]]) -> list[tuple[list[int], list[int]]]:
+    """Return the beginnings of tails, each with the tokens by which some tail goes on.
+
+    A beginning with more than AT_ONCE of them comes several times.
+    """
+    found: dict[tuple[int, ...], list[int]] = {}
+    for tail in tails:
+        for place, token in enumerate(tail):
+            tokens = found.setdefault(tuple(tail[:place]), [])
+            tokens += [token] * (token not in tokens)
+    return [
+        ([*beginning], tokens[start : start + AT_ONCE])
+        for beginning, tokens in found.items()
+        for start in range(0, len(tokens), AT_ONCE)
+    ]
+
+
+def of_tails(tails: Sequence[Sequence[int]], completions: Sequence[Any]) -> list[float]:
+    """Return the log-probabilities of K tails by the completions of their `next_tokens`."""
+    last: dict[tuple[int, ...], float] = {}  # of the last token of a beginning after the others
+    for (beginning, tokens), completion in zip(next_tokens(tails), completions, strict=True):
+        [logprobs] = completion.logprobs
+        last |= {(*beginning, token): logprobs[token].logprob for token in tokens}
+    ends = (range(1, len(tail) + 1) for tail in tails)
+    return [
+        float(sum(last[tuple(tail[:end])] for end in each))
+        for tail, each in zip(tails, ends, strict=True)
+    ]
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from types import SimpleNamespace
 
 import pytest
 from support.commands import PROMPT, SETTINGS, N, command, python, read, scores_of
@@ -13,8 +14,10 @@ from support.commands import PROMPT, SETTINGS, N, command, python, read, scores_
 from latteclip.captions import caption
 from latteclip.captions.answer_cache import AnswerCache
 from latteclip.captions.engines import vllm
+from latteclip.captions.engines.processors import Split
 from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.engines.vllm import explained
+from latteclip.captions.requests import Choices, Request
 from latteclip.core import gpus, tables
 from latteclip.core.errors import UserError
 
@@ -135,6 +138,39 @@ def test_a_gpu_without_a_compiler_is_refused_before_vllm_is_imported(monkeypatch
     monkeypatch.setattr(gpus, "missing_compiler", lambda: "apt install gcc")
     with pytest.raises(UserError, match="apt install gcc"):
         vllm.VllmEngine(SETTINGS, 1, 1)
+
+
+def test_likelihoods_are_those_of_next_tokens_which_choices_share(monkeypatch):
+    tails = [[1, 2, 9], [1, 3, 9], [1], [4, 2]]
+    monkeypatch.setattr(vllm, "AT_ONCE", 1)
+    nexts = vllm.next_tokens(tails)
+    assert nexts == [
+        *[([], [1]), ([], [4])],  # one at a time
+        *[([1], [2]), ([1], [3])],
+        *[([1, 2], [9]), ([1, 3], [9]), ([4], [2])],
+    ]
+
+    def value(tokens):
+        return -sum(number * token for number, token in enumerate(tokens, start=1)) / 7
+
+    def completion(beginning, tokens):
+        found = {token: SimpleNamespace(logprob=value([*beginning, token])) for token in tokens}
+        return SimpleNamespace(logprobs=[found])
+
+    found = vllm.of_tails(tails, [completion(*each) for each in nexts])
+    wanted = [sum(value(tail[:end]) for end in range(1, len(tail) + 1)) for tail in tails]
+    assert found == pytest.approx(wanted)
+
+
+def test_scores_of_other_tokens_than_those_asked_for_are_an_answer_that_failed():
+    """As of vllm-project/vllm#44106."""
+    engine = object.__new__(vllm.VllmEngine)
+    engine.version = "vllm 0"
+    request = Request(0, [], "?", Choices("likelihood", ("a",)))
+    completion = SimpleNamespace(logprobs=[{5: SimpleNamespace(logprob=0.0)}])
+    outputs = {"0": SimpleNamespace(outputs=[completion])}
+    asked = vllm._Asked(request, Split([], 0, [[7]]), ["0"], outputs)
+    assert "token 7" in engine._answer(asked).error
 
 
 @pytest.mark.parametrize(
