@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -260,7 +261,10 @@ class RuleFunctions:
         self._print(run_messages.started(self.configuration, pending))
 
     def end_run(self) -> None:
-        """Print where the results are, after the last lines of Snakemake."""
+        """Print where the results are, after the last lines of Snakemake, and free the disk."""
+        for dataset in self.configuration.datasets:
+            folder = stage_params.decoded_images(self.configuration, dataset)
+            shutil.rmtree(folder, ignore_errors=True)
         lines = run_messages.finished(self.configuration, _outputs(self._workflow.dag.jobs))
         atexit.register(self._print, lines)
 

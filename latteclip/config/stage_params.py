@@ -267,6 +267,11 @@ def classifier_of_method(configuration: Configuration, dataset: str, method: str
     return f"results/{dataset}/classifiers/{name}.safetensors"
 
 
+def decoded_images(configuration: Configuration, dataset: str) -> str:
+    """Return the folder of resized images that all trainings share, until a run ends."""
+    return f"resources/{configuration.whole(dataset)}/decoded"
+
+
 def fold(configuration: Configuration, dataset: str, seed: str) -> Settings:
     """Return which training images a seed leaves out, the same for all seeds if none are."""
     share = float(configuration.section("selection", dataset)["share"])

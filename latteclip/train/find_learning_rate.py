@@ -15,6 +15,7 @@ from latteclip.core.files import write_json
 from latteclip.core.signals import Signals, ending_in_order
 from latteclip.core.terminal import Progress
 from latteclip.train.data import TrainingFiles, schedule
+from latteclip.train.images import TrainingImages
 from latteclip.train.settings import FinetuneSettings, Recipe, auto_warmup_steps
 from latteclip.train.training import DivergedError, Setup, Training
 
@@ -33,13 +34,15 @@ FACTORS = torch.logspace(0, 2.5, 51)  # of cosines in a softmax
 class _Search:
     """What all short trainings share: the model, the images and the order of their keys."""
 
-    def __init__(self, setup: Setup, recipe: Recipe, folder: str, signals: Signals) -> None:
+    def __init__(
+        self, setup: Setup, recipe: Recipe, images: TrainingImages, signals: Signals
+    ) -> None:
         n = len(setup.inputs.paths)
         order = torch.randperm(n, generator=torch.Generator().manual_seed(SEED))
         m = min(n // HELD_OUT_EVERY, MAX_HELD_OUT)
         self.trained, self.held_out = order[m:], order[:m]
         self.setup, self.recipe, self.signals = setup, recipe, signals
-        self.images = setup.images(folder, SEED)
+        self.images = images
         state = setup.clip.model.state_dict()
         self.pretrained = {name: each.detach().cpu().clone() for name, each in state.items()}
 
@@ -83,7 +86,13 @@ class _Search:
 
 
 def find_learning_rate(
-    files: TrainingFiles, settings: FinetuneSettings, output: str, *, device: str, threads: int
+    files: TrainingFiles,
+    settings: FinetuneSettings,
+    output: str,
+    decoded: str | None = None,
+    *,
+    device: str,
+    threads: int,
 ) -> None:
     """Compare learning rates and write the best one, with all that was compared, as JSON.
 
@@ -101,7 +110,8 @@ def find_learning_rate(
             why = f"{n} images are too few to compare rates"
             write_json(output, {"lr": FALLBACK, "reason": why, "pretrained_loss": None, "runs": []})
             return
-        search = _Search(setup, recipe, str(Path(output).parent), signals)
+        images = setup.images(str(Path(output).parent), SEED, decoded)
+        search = _Search(setup, recipe, images, signals)
         pretrained_loss = search.losses(search.training(recipe)).mean().item()
         losses = climb(search.run)
         scores = {lr: each.mean().item() for lr, each in losses.items()}

@@ -25,6 +25,7 @@ from latteclip.labels.fusion import fuse
 from latteclip.labels.label_sources import CalibratedFeatures, label_votes
 from latteclip.train import parallel
 from latteclip.train.data import TrainingFiles, schedule
+from latteclip.train.images import TrainingImages
 from latteclip.train.settings import AUTO, GROUND_TRUTH, FinetuneSettings
 from latteclip.train.training import DivergedError, Setup, Training
 
@@ -41,6 +42,7 @@ def finetune(
     model_output: str,
     history_output: str,
     checkpoint: str,
+    decoded: str | None = None,
     *,
     seed: int,
     device: str,
@@ -49,9 +51,10 @@ def finetune(
     """Fine-tune CLIP on the images that are not in the test split.
 
     Only the objective `flyp_supervised` reads labels. An interrupted run resumes from its last
-    checkpoint and gives the same bytes as an uninterrupted one. SIGTERM and Ctrl-C save the current
-    step. A training that diverges at a rate of `find_learning_rate` leaves the pretrained model,
-    marked "diverged". UserError: an input does not fit, or it diverged at a rate set by hand.
+    checkpoint, and on a CPU gives the same bytes as an uninterrupted one. SIGTERM and Ctrl-C save
+    the current step. A training that diverges at a rate of `find_learning_rate` leaves the
+    pretrained model, marked "diverged". UserError: an input does not fit, or it diverged at a rate
+    set by hand.
     """
     new_folder(model_output)  # before the work, and not after it
     parallel.start(device)
@@ -72,7 +75,8 @@ def finetune(
         training, diverged = setup.training(recipe, signals, seed), False
         signals.are_deferred = True  # neither a step nor the writing may be interrupted
         try:
-            _train(training, setup, checkpoints, seed)
+            images = setup.images(str(checkpoints.folder), seed, decoded)
+            _train(training, setup, checkpoints, images)
         except DivergedError as error:
             if "lr" not in auto:
                 raise
@@ -145,14 +149,16 @@ class CheckpointManager:
         return Terminated(training.stop_signal or training.signals.number, saved)
 
 
-def _train(training: Training, setup: Setup, checkpoints: CheckpointManager, seed: int) -> None:
+def _train(
+    training: Training, setup: Setup, checkpoints: CheckpointManager, images: TrainingImages
+) -> None:
     """Take all steps from the last checkpoint on. After a signal, save and raise Terminated."""
     recipe, inputs, compute = training.recipe, setup.inputs, setup.settings.compute
     first = checkpoints.resume(training)
     per_epoch = recipe.steps_per_epoch(inputs.n_scheduled)
     total = recipe.epochs * per_epoch
-    keys = schedule(len(inputs.paths), recipe.batch_size, total, seed, first)
-    batches = setup.batches(setup.images(str(checkpoints.folder), seed), keys)
+    keys = schedule(len(inputs.paths), recipe.batch_size, total, images.seed, first)
+    batches = setup.batches(images, keys)
     progress = Progress(total, "steps", done=first)
     for done in training.steps(batches, total, per_epoch, first):
         is_flushed = done % per_epoch == 0 or training.stop_signal or done % CHECK_EVERY == 0

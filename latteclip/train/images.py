@@ -6,6 +6,7 @@ Letters: N images, B batch, K random numbers of an image, h x w its size, H x W 
 """
 
 import contextlib
+import functools
 import logging
 import math
 import mmap
@@ -26,8 +27,9 @@ from torch.utils.data import Dataset
 
 from latteclip.clip.model import Clip
 from latteclip.core import devices
-from latteclip.core.files import existing
-from latteclip.data.images import open_rgb
+from latteclip.core.files import existing, replacing
+from latteclip.core.hashing import digest
+from latteclip.data.images import container_of, open_rgb
 from latteclip.data.loader import loader, watched
 from latteclip.train import parallel
 
@@ -53,6 +55,7 @@ DRAWN = sum(PARTS.values())
 ON_CPU = 2**16  # pixels processed at once, so that they stay in the CPU's cache
 REDUCING_GAP = 3.0  # at which Pillow's quick resizing equals the exact one, by its documentation
 FREE = 2  # times the room on disk that must be free before images are cached there
+MOST_SHARED = 100_000  # images with a file each
 
 
 def cached_sizes(sizes: np.ndarray, side: int) -> np.ndarray:
@@ -119,6 +122,39 @@ class ImageCache:
                 self.shapes[index, 0] = image.shape[0]  # last: it marks the image as cached
 
 
+class SharedImages:
+    """Images that all trainings of a dataset share, in files of their own, whole or not there."""
+
+    def __init__(self, folder: str | Path, paths: Sequence[str], side: int) -> None:
+        """Name the files by the images as they are now, and their shorter side."""
+        state_of = functools.cache(_state)  # of shards, which have many images
+        names = (digest(path, state_of(container_of(path)), str(side)) for path in paths)
+        self.files = [Path(folder, name[:2], f"{name}.npy") for name in names]
+
+    def get(self, index: int) -> np.ndarray | None:
+        """Return an image [h, w, 3], or None if it has no file."""
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            return np.load(self.files[index], allow_pickle=False)  # type: ignore[no-any-return]
+        return None
+
+    def put(self, index: int, image: np.ndarray) -> None:
+        """Write an image [h, w, 3] if there is room for it."""
+        with (
+            contextlib.suppress(OSError),
+            replacing(self.files[index]) as path,
+            path.open("wb") as file,
+        ):
+            np.save(file, image, allow_pickle=False)
+
+
+def _state(path: str) -> str:
+    """Return what another file of this name would change."""
+    with contextlib.suppress(OSError):
+        state = os.stat(path)
+        return f"{state.st_size} {state.st_mtime_ns}"
+    return "missing"
+
+
 class TrainingImages(Dataset[tuple[np.ndarray, np.ndarray]]):
     """Random numbers [K] of an image's transform, and its pixels, by (pass, index) and seed."""
 
@@ -130,21 +166,30 @@ class TrainingImages(Dataset[tuple[np.ndarray, np.ndarray]]):
         seed: int,
         in_memory: float,
         folder: str | Path,
+        shared: str | Path | None = None,
     ) -> None:
         """Prepare the cache of images of width and height `sizes` [N, 2] in their files.
 
-        `in_memory` bytes are for all processes. The disk of `folder` has the rest, if it has room.
+        `in_memory` bytes are for all processes. If there is room, the folder `shared` has all
+        images for this training and others, or the disk of `folder` has the rest for this one.
         """
         self.paths, self.transform, self.seed = paths, transform, seed
         # A JPEG that was decoded at an eighth may be a pixel longer than its full size says.
         taken = 3 * (cached_sizes(sizes, transform.cached_side) + 1).prod(axis=1)
         in_memory /= parallel.size()
-        beyond = max(0.0, taken.sum() - in_memory)
+        self.shared, place = None, "decoded each time"
+        if shared is not None and len(paths) <= MOST_SHARED:
+            files = SharedImages(shared, paths, transform.cached_side)
+            missing = taken[[not file.exists() for file in files.files]].sum()
+            if FREE * missing <= shutil.disk_usage(existing(shared)).free:
+                self.shared, place = files, f"shared with other trainings in {shared}"
+        beyond = max(0.0, taken.sum() - in_memory) if self.shared is None else 0.0
         has_room = FREE * parallel.size() * beyond <= shutil.disk_usage(existing(folder)).free
+        if beyond and has_room:
+            place = f"cached on the disk of {folder}"
         log.info(
             "Resized images take %.1f GiB: in memory %.1f at most (compute.cache_gib), others %s.",
-            *(taken.sum() / 2**30, in_memory / 2**30),
-            f"cached on the disk of {folder}" if has_room else "decoded each time",
+            *(taken.sum() / 2**30, in_memory / 2**30, place),
         )
         self.cache = ImageCache(taken, int(in_memory), folder if beyond and has_room else None)
 
@@ -152,7 +197,11 @@ class TrainingImages(Dataset[tuple[np.ndarray, np.ndarray]]):
         number, index = key
         image = self.cache.get(index)
         if image is None:
-            image = resize_for_cache(self.paths[index], self.transform.cached_side)
+            image = self.shared.get(index) if self.shared else None
+            if image is None:
+                image = resize_for_cache(self.paths[index], self.transform.cached_side)
+                if self.shared:
+                    self.shared.put(index, image)
             self.cache.put(index, image)
         return draw(self.seed, number, index), image
 

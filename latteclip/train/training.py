@@ -62,11 +62,13 @@ class Setup:
         objective = base.make_objective(name, self.inputs.texts, switches, seed)
         return Training(objective, recipe, signals, self.may_halve)
 
-    def images(self, folder: str, seed: int) -> TrainingImages:
-        """Return the training images, cached in memory and on the disk of a folder."""
+    def images(self, folder: str, seed: int, shared: str | None = None) -> TrainingImages:
+        """Return the training images, cached in memory and in one of two folders."""
         inputs, in_memory = self.inputs, self.settings.compute.cache_gib * 2**30
         transform = Augmentation.of(self.clip)
-        return TrainingImages(inputs.paths, inputs.sizes, transform, seed, in_memory, folder)
+        return TrainingImages(
+            inputs.paths, inputs.sizes, transform, seed, in_memory, folder, shared
+        )
 
     def batches(self, images: TrainingImages, schedule: Iterable[Keys]) -> Iterator[Batch]:
         schedule, ahead = itertools.tee(schedule)

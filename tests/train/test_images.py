@@ -5,6 +5,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 from collections import Counter
@@ -291,6 +292,40 @@ def test_a_kept_picture_is_read_once(tmp_path, memory):
     with pytest.raises(UserError):
         files[0, 1]
     assert not (tmp_path / "kept").exists()  # the file has no name, and goes with the process
+
+
+def test_trainings_share_what_they_decode(tmp_path, monkeypatch):
+    paths, shared = write_pictures(tmp_path / "pictures", 4), tmp_path / "decoded"
+
+    def training(some):
+        return TrainingImages(some, np.array([WRITTEN] * len(some)), TRANSFORM, 1, 0, ".", shared)
+
+    def not_decoded(path, _):
+        raise UserError(path)
+
+    first = training(paths[:3])
+    wanted = [first[0, index][1] for index in range(3)]
+    files = [*shared.rglob("*.npy")]
+    assert len(files) == 3
+    monkeypatch.setattr(images, "resize_for_cache", not_decoded)
+    other = training([paths[3], *paths[1::-1]])  # of another fold
+    for index, picture in ((1, wanted[1]), (2, wanted[0])):
+        np.testing.assert_array_equal(other[5, index][1], picture)
+    with pytest.raises(UserError, match=re.escape(paths[3])):
+        other[0, 0]
+    os.utime(paths[1], (0, 0))  # another file of the same name
+    with pytest.raises(UserError, match=re.escape(paths[1])):
+        training(paths)[0, 1]
+    first.shared.files[2].write_bytes(b"cut off")
+    with pytest.raises(UserError, match=re.escape(paths[2])):
+        training(paths)[0, 2]
+
+
+def test_a_disk_without_room_for_all_images_is_not_shared(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    [path] = write_pictures(tmp_path / "pictures", 1)
+    files = TrainingImages([path], np.array([WRITTEN]), TRANSFORM, 1, 0, ".", tmp_path / "decoded")
+    assert files[0, 0] and not (tmp_path / "decoded").exists()
 
 
 def test_a_disk_that_is_full_costs_nothing_but_time(tmp_path, monkeypatch):

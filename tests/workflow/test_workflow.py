@@ -88,6 +88,12 @@ def test_the_model_that_was_chosen_is_there_to_predict(finished):
     assert choice["reason"] in (finished.root / "exported" / "README.md").read_text()
 
 
+def test_trainings_share_decoded_images_until_the_run_ends(finished):
+    log = (finished.root / RESULTS / "flyp/seed0/logs/finetune.log").read_text()
+    assert "shared with other trainings in resources/demo/decoded" in log
+    assert not (finished.root / "resources/demo/decoded").exists()
+
+
 def test_a_limited_run_has_results_of_its_own(finished):
     inputs, outputs = inputs_and_outputs(finished, "limit=8")
     assert "generate_textures" not in outputs.values()

@@ -69,9 +69,11 @@ rule find_learning_rate:
         clip_files=given(stage_params.local_clip),
         files=file_names(*TRAINING_FILES),
         settings=given_json(stage_params.find_learning_rate),
+        # No output, like the store of answers: the trainings go on with it.
+        decoded=given(stage_params.decoded_images),
     shell:
         "latteclip find-learning-rate --files {params.files:q} --settings {params.settings:q}"
-        " --output {output} --threads {threads} --log {log}"
+        " --output {output} --decoded {params.decoded} --threads {threads} --log {log}"
 
 
 rule finetune:
@@ -117,11 +119,12 @@ rule finetune:
         settings=given_json(stage_params.finetune),
         # No output: Snakemake removes those of a job that failed, and this is to go on from.
         checkpoint="results/{dataset}/{method}/seed{seed}/checkpoint",
+        decoded=given(stage_params.decoded_images),
     shell:
         "{params.command} finetune --files {params.files:q} --settings {params.settings:q}"
         " --seed {wildcards.seed}"
         " --model {output.model} --history {output.history} --checkpoint {params.checkpoint}"
-        " --threads {threads} --log {log}"
+        " --decoded {params.decoded} --threads {threads} --log {log}"
 
 
 rule average_weights:
