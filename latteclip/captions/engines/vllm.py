@@ -117,6 +117,11 @@ class VllmEngine:
         self, settings: CaptionerSettings, threads: int, pictures: int, scoring: bool = False
     ) -> None:
         gpus.claim(settings.tensor_parallel_size)
+        if os.environ.get(gpus.VISIBLE, "").startswith("MIG"):
+            log.warning(
+                "vLLM may take the number of a part of a GPU (MIG) for that of a GPU; if it fails, "
+                "set captioner.engine to transformers."
+            )
         on_cpu = _is_for_cpu()
         if on_cpu:
             torch.set_num_threads(threads)

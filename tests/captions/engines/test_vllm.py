@@ -133,11 +133,15 @@ def test_what_vllm_answered_before_a_signal_is_not_asked_again(index, answers, t
 # --- without an engine ---------------------------------------------------------------------------
 
 
-def test_a_gpu_without_a_compiler_is_refused_before_vllm_is_imported(monkeypatch):
+def test_a_gpu_without_a_compiler_is_refused_before_vllm_is_imported(monkeypatch, caplog):
+    """And a part of a GPU is named, which vLLM may not find."""
+    monkeypatch.setattr(gpus, "claim", lambda _: None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-4a")
     monkeypatch.setattr(vllm, "_is_for_cpu", lambda: False)
     monkeypatch.setattr(gpus, "missing_compiler", lambda: "apt install gcc")
     with pytest.raises(UserError, match="apt install gcc"):
         vllm.VllmEngine(SETTINGS, 1, 1)
+    assert "captioner.engine" in caplog.text
 
 
 def test_likelihoods_are_those_of_next_tokens_which_choices_share(monkeypatch):
