@@ -165,6 +165,8 @@ class Slurm:
         self._daemon("slurmctld", "-D", "-i")
         for node in ("plain", "gpus"):
             self._daemon("slurmd", "-D", "-N", node)
+            output = self.folder / f"slurmd{node}.out"  # one after the other: they share a socket
+            wait(lambda file=output: "slurmd started" in file.read_text(), f"slurmd of {node}")
         wait(self._is_idle, f"idle nodes (see the logs in {self.folder})")
 
     def _daemon(self, name, *options):
