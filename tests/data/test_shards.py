@@ -11,6 +11,7 @@ from support.shards import IMAGE, labelled, parquet_shard, picture, tar_shard
 from latteclip.captions.pictures import read_image
 from latteclip.core.errors import UserError
 from latteclip.data import images, splits
+from latteclip.data.folder_files import CHECKSUM
 from latteclip.data.images import image_exists, open_rgb, shard_member
 from latteclip.data.splits import SplitSettings, read_split
 
@@ -65,6 +66,8 @@ def test_images_are_read_where_they_lie(kind, tmp_path, request):
         found = [row for row in rows if row["split"] == split]
         assert [row["label"] for row in found] == [n % 2 for n in numbers]
         assert [read_image(row["path"]) for row in found] == list(map(picture, numbers))
+        checksums = [CHECKSUM(picture(number)).digest() for number in numbers]
+        assert [row["checksum"] for row in found] == checksums
         assert all(open_rgb(row["path"]).size == (12, 8) for row in found)
     assert sorted(root.rglob("*")) == before
 
