@@ -59,6 +59,7 @@ OFFLINE = "img-src data:"
 # Bytes before base64: of all pictures of the offline page, and of each at most and at least.
 TOTAL_BYTES, MAX_PICTURE, MIN_PICTURE = 18_000_000, 90_000, 4_000
 DISK_FULL = "The disk is full, so this was not saved. Free some space and answer again."
+NOT_SAVED = "The system refused this, so it was not saved"
 JSON, HTML, WEBP = "application/json", "text/html; charset=utf-8", "image/webp"
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -376,12 +377,16 @@ class Handler(BaseHTTPRequestHandler):
         except RefusedError as refusal:
             reply = _error(refusal.args[0])
         except UserError as error:
+            log.warning("%s", error)
             reply = _error(HTTPStatus.BAD_REQUEST, str(error))
+        except (ConnectionError, TimeoutError):  # of a browser that closes a connection early
+            raise
         except OSError as error:
+            status, message = HTTPStatus.INSUFFICIENT_STORAGE, DISK_FULL
             if full_disk(error) is None:
-                raise
-            log.warning(DISK_FULL)
-            reply = _error(HTTPStatus.INSUFFICIENT_STORAGE, DISK_FULL)
+                status, message = HTTPStatus.INTERNAL_SERVER_ERROR, f"{NOT_SAVED}: {error}."
+            log.warning(message)
+            reply = _error(status, message)
         self._send(*reply)
 
     do_PUT = do_GET  # noqa: N815

@@ -148,7 +148,9 @@ class Dataset:
         noted[self.photographs[image]] = kind, number, frozenset(self.classes)
 
     def teach(self):
-        self.save(*self.schemas()[0], self.pick(self.photographs), self.taught)
+        (schema, path), *_ = self.schemas()
+        if images := self.photographs.keys() - schema.read(path).answers.keys():
+            self.save(schema, path, self.pick(sorted(images)), self.taught)
 
     def audit(self):
         _, (schema, path), plan = self.schemas()
