@@ -25,7 +25,7 @@ from latteclip.core.errors import UserError
 from latteclip.deploy.model_origin import require_answers
 from latteclip.labels.answers import CLASS, NONE, UNSURE, Answer
 from latteclip.labels.features import read_features
-from latteclip.labels.guarantees import Floats, conformal_accepted, fewest_answers, pac_threshold
+from latteclip.labels.guarantees import Floats, conformal_accepted, pac_threshold
 
 log = logging.getLogger(__name__)
 SPLIT = "train"  # the audit of these images
@@ -269,8 +269,9 @@ def accepted(folder: Path, share: float, *, on_average: bool) -> tuple[pa.Array,
     confidence = np.array(checked.get("confidence", []))
     wrong = ~np.array(checked.get("right", []), dtype=bool)
     sure = labels["fused_confidence"].to_numpy().astype(np.float64)
-    needed = int(1 / share) if on_average else fewest_answers(share)
-    require_answers(len(wrong), needed, share, folder)
+    taught = len(answers["images"]) - len(checked.get("image_id", []))
+    most = len(labels) - taught
+    require_answers(len(wrong), most, share, folder, on_average=on_average)
     if on_average:
         taken = conformal_accepted(confidence, wrong, sure, share)
         promise = f"on average at most {100 * share:g} % of the taken labels are wrong"
