@@ -210,7 +210,7 @@ def predict(
         model: results/<dataset>, for the chosen model, or results/<dataset>/<method>/seed<n>/model
         paths: image, folder (with all below it), glob, or - for a list on stdin
         output: .csv, .jsonl or .parquet file (default: CSV on stdout)
-        topk: classes per image (default: 1)
+        topk: classes per image, at most all (default: 1)
         batch_size: images encoded at once (default: 256)
         precision: of a GPU's arithmetic (default: bf16)
         unknown: mark images that belong to none of the classes (unknown_score, is_unknown)
@@ -228,6 +228,7 @@ def predict(
         unknown=unknown,
         abstain=abstain,
     )
+    topk = min(topk, len(classifier.model.classnames))
     n = Counter[str]()
 
     def counted() -> Iterator[Prediction]:
@@ -327,7 +328,6 @@ def _write_csv(output: str | None, rows: Rows, topk: int, further: list[str]) ->
         for one in rows:
             ranked = zip(one.topk_classnames, one.topk_probabilities, one.topk_scores, strict=True)
             cells = [*chain.from_iterable(ranked)]
-            cells += [""] * (len(header) - len(cells))
             cells += [getattr(one, name) for name in further]
             writer.writerow([one.path, *map(tables.csv_cell, cells)])
 

@@ -148,6 +148,8 @@ def test_every_format_says_the_same(model, pictures, tmp_path, capsys):
         assert other["topk_scores"] == pytest.approx(one["topk_scores"])
         found, wanted = float(third["probability_2"]), one["topk_probabilities"][1]
         assert found == pytest.approx(wanted, abs=1e-6)
+    assert run(model, pictures[0], "-k", 10**12) == 0
+    assert capsys.readouterr().out.partition("\n")[0].endswith(f"score_{C}")
 
 
 def test_broken_images_are_reported_and_skipped(model, broken, tmp_path, capsys):
