@@ -76,7 +76,9 @@ class Configuration:
         if folder := self.config.get("image_dir"):
             if len(asked) != 1 or asked == [ALL]:
                 raise UserError(f"image_dir belongs to one dataset, but dataset asks for {asked}.")
-            known.setdefault(asked[0], {})["source"] = {"folder": folder}
+            source = {"folder": folder}
+            check({"datasets": {asked[0]: {"source": source}}})  # its name, as of those in files
+            known.setdefault(asked[0], {})["source"] = source
         found = self.from_source("downloads") if asked == [ALL] else asked
         for name in found:
             if name not in known:
