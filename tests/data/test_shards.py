@@ -140,6 +140,8 @@ def entry(name, kind=tarfile.REGTYPE, target="", **values):
         (entry("a.jpg", tarfile.FIFOTYPE), "no plain file"),
         (entry("a.jpg", tarfile.CHRTYPE), "no plain file"),
         (entry("a.jpg", pax_headers={"GNU.sparse.size": "9"}), "no plain file"),
+        (entry("a.jpg", pax_headers={"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}), "sparse"),
+        (entry("a.jpg", pax_headers={"comment": "x" * 300_000}), "header of 300"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.name[:12] + value.type.decode(),
 )
@@ -148,6 +150,12 @@ def test_entries_that_are_unsafe_are_refused(tmp_path, info, said):
     with pytest.raises(UserError, match=said) as error:
         read(root)
     assert "a.tar" in str(error.value) and len(str(error.value)) < 1000
+
+
+def test_a_part_that_is_there_twice_in_a_row_is_named(tmp_path):
+    samples = [("1", {"jpg": picture(1), "cls": b"0"})] * 2
+    with pytest.raises(UserError, match=r"a\.tar: the sample '1' has 'jpg' twice"):
+        read(one_tar(tmp_path, *samples))
 
 
 def test_damaged_compressed_and_cut_shards_are_refused(tmp_path):
