@@ -40,6 +40,7 @@ from latteclip.deploy.model_origin import abstention_threshold, result_file
 log = logging.getLogger(__name__)
 SKIPPED = 3  # exit status: some images could not be decoded
 DETECTOR = "classifiers/unknown.safetensors"  # in a dataset's results
+MAX_MESSAGE = 1000  # characters: a list may have names of any length
 ROWS = 10_000  # of a Parquet row group: small ones would fill the footer
 COLUMNS = pa.schema(
     {
@@ -151,7 +152,7 @@ class Classifier:
             passes.append(encoded(models, files, self.batch_size, self.threads))
         for ((indices, errors), (features, *others)), *beside in zip(*passes, strict=True):
             for error in filter(None, errors):
-                log.warning("skipped: %s", error)
+                log.warning("skipped: %s", one_line(error, MAX_MESSAGE))
             readable = torch.tensor([not error for error in errors])  # [B]
             features = torch.cat([features, *(found for _, [found] in beside)], dim=1)
             named = [paths[index] for index in indices[readable].tolist()]

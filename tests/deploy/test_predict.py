@@ -83,7 +83,9 @@ def test_what_is_no_regular_file_is_skipped_and_never_waited_for(model, pictures
     (tmp_path / "zeros.jpg").symlink_to("/dev/zero")
     paths = predict.image_paths([str(tmp_path)], io.BytesIO())
     assert len(paths) == N + 2
+    paths.append("n" * 10**6)
     assert len(predict.Classifier(model, device="cpu", threads=1)(paths)) == N
+    assert len(caplog.text) < 10_000
     assert "pipe.jpg" in caplog.text and "zeros.jpg" in caplog.text
 
 
