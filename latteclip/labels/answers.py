@@ -97,25 +97,23 @@ class Saved:
 
     def warn(self, path: str | Path, folder: str | Path) -> None:
         """Log which answers of a file do not count, and why; `folder` is results/<dataset>."""
-        lapsed = self.lapsed.values()
-        if names := sorted({one.classname for one in lapsed if one.classname is not None}):
-            n = sum(one.classname is not None for one in lapsed)
+        n, lapsed = len(self.answers) + len(self.lapsed) + len(self.gone), self.lapsed.values()
+        if named := [one.classname for one in lapsed if one.classname is not None]:
             log.warning(
-                "%s: %d answers are left out, for these classes are gone: %s. After renaming a "
+                "%s: left out %d of %d answers, for classes that are gone: %s. After renaming a "
                 "class, run latteclip rename-class %s OLD NEW.",
-                *(path, n, one_line(", ".join(names), 120), folder),
+                *(path, len(named), n, one_line(", ".join(sorted({*named})), 120), folder),
             )
-        if n := sum(one.kind == NONE for one in lapsed):
+        if none := sum(one.kind == NONE for one in lapsed):
             log.warning(
-                '%s: %d answers "none of these" are left out, for classes were added since.',
-                path,
-                n,
+                '%s: left out %d of %d answers: "none of these", before a class was added.',
+                *(path, none, n),
             )
         if self.gone:
             names = list(dict.fromkeys(one_line(one.image_id, 60) for one in self.gone))
             log.warning(
-                "%s: %d answers are left out, for their images are gone or changed, such as %s.",
-                *(path, len(self.gone), ", ".join(names[:3])),
+                "%s: left out %d of %d answers, for images that are gone or changed, such as %s.",
+                *(path, len(self.gone), n, ", ".join(names[:3])),
             )
 
 
@@ -151,11 +149,11 @@ class AnswerSchema:
         images = list(dict.fromkeys(one.image for one in document.answers))
         rows = dict(zip(images, locate(images, self.images), strict=True))
         ids, checksums = self.images["image_id"], self.images["checksum"]
-        classes = set(document.classes or self.classnames)
-        added = set(self.classnames) - classes
+        now, then = set(self.classnames), set(document.classes or self.classnames)
+        added, known = now - then, now | then
         found, gone = [], []
         for number, answer in enumerate(document.answers, start=1):
-            self._check(answer, classes, f"{where}, answer {number},")
+            self._check(answer, known, f"{where}, answer {number},")
             one = _not_offered(answer, added)
             if (row := rows[answer.image]) is not None:
                 content = checksums[row].as_py()
@@ -173,7 +171,7 @@ class AnswerSchema:
 
     def _check(self, answer: Answer, classes: set[str], where: str) -> None:
         name = answer.classname
-        if name not in (classes | {*self.classnames} if answer.kind == CLASS else (None,)):
+        if name not in (classes if answer.kind == CLASS else (None,)):
             likely = one_line(suggestion(str(name), self.classnames))
             raise UserError(f"{where} names the unknown class {one_line(name, 80)!r}; {likely}")
 
@@ -205,21 +203,23 @@ class AnswerSchema:
             before = self.read(path)
             if revision != before.revision:
                 raise StaleRevisionError
-            classes = list(dict.fromkeys([*before.classes, *self.classnames]))
-            missing = set(classes) - set(self.classnames)
-            names = pa.array([one.image_id for one in answers.values()], pa.string())
-            rows = pc.index_in(names, self.images["image_id"])
-            checksums = self.images["checksum"].take(rows).to_pylist()
-            given = []
-            for (key, one), checksum in zip(answers.items(), checksums, strict=True):
-                known = before.answers.get(key)
-                is_new = known is None or known.kind != one.kind
-                content = one.content if checksum is None else checksum.hex()
-                given.append(replace(_not_offered(one, missing if is_new else ()), content=content))
             lapsed = [one for key, one in before.lapsed.items() if key not in answers]
-            every = entries([*before.gone, *lapsed, *given])
+            every = entries([*before.gone, *lapsed, *self._described(answers, before)])
+            classes = list(dict.fromkeys([*before.classes, *self.classnames]))
             write_json(path, {**self.header(), "classes": classes, "answers": every})
             return _revision(_read(path))
+
+    def _described(self, answers: Answers, before: Saved) -> Iterator[Answer]:
+        """Yield answers with their images' content, new ones with the classes not offered."""
+        names = pa.array([one.image_id for one in answers.values()], pa.string())
+        rows = pc.index_in(names, self.images["image_id"])
+        checksums = self.images["checksum"].take(rows).to_pylist()
+        missing = set(before.classes) - set(self.classnames)
+        for (key, answer), checksum in zip(answers.items(), checksums, strict=True):
+            known = before.answers.get(key)
+            is_new = known is None or known.kind != answer.kind
+            content = answer.content if checksum is None else checksum.hex()
+            yield replace(_not_offered(answer, missing if is_new else ()), content=content)
 
 
 def entries(answers: Iterable[Answer]) -> list[dict[str, Any]]:
