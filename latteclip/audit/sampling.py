@@ -194,7 +194,7 @@ def read_population(folder: str | Path, split: str | None = None) -> Population:
 def predicts_most(predictions: Ints) -> bool:
     """Return whether a run predicts most images of a plan.
 
-    It learned from few of them, whose files were renamed after the drawing.
+    It may have learned from a few of them, whose files were renamed after the drawing.
     """
     return bool((predictions == MISSING).sum() <= MAX_MISSING * len(predictions))
 
@@ -235,7 +235,7 @@ def _candidates(
 def read_plan(path: str | Path, index: pa.Table, classnames: Sequence[str]) -> SamplingPlan:
     """Read what a plan says of the images that an index still has, or raise UserError.
 
-    Without the others, it is a plan of the rest: they are not gone for what an answer says.
+    The rest is a stratified sample as before, for no image is gone because of an answer.
     """
     table, described = tables.read(path, PLAN)
     split = described["split"]
