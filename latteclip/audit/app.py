@@ -32,7 +32,16 @@ from latteclip.core.files import write_text
 from latteclip.core.hashing import digest
 from latteclip.data.images import open_rgb
 from latteclip.evaluate.results import Audit
-from latteclip.labels.answers import UNSURE, Answer, Answers, AnswerSchema, StaleRevisionError
+from latteclip.evaluate.train_predictions import MISSING
+from latteclip.labels.answers import (
+    UNSURE,
+    Answer,
+    Answers,
+    AnswerSchema,
+    Saved,
+    StaleRevisionError,
+    entries,
+)
 from latteclip.report import render
 from latteclip.report.images import picture
 
@@ -50,6 +59,7 @@ OFFLINE = "img-src data:"
 # Bytes before base64: of all pictures of the offline page, and of each at most and at least.
 TOTAL_BYTES, MAX_PICTURE, MIN_PICTURE = 18_000_000, 90_000, 4_000
 DISK_FULL = "The disk is full, so this was not saved. Free some space and answer again."
+NOT_SAVED = "The system refused this, so it was not saved"
 JSON, HTML, WEBP = "application/json", "text/html; charset=utf-8", "image/webp"
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -69,6 +79,7 @@ class Question:
     number: int
     image_id: str
     path: str
+    content: str  # the image's checksum in hexadecimal digits
     options: list[str]
     phase: str | None = None  # TEACH or CHECK, of answers that teach
     repeat: bool = False  # whether the image is asked about a second time
@@ -78,7 +89,8 @@ class Question:
         return Answer(self.image_id, UNSURE, repeat=self.repeat).key
 
     def as_json(self, picture: str) -> dict[str, Any]:
-        values: dict[str, Any] = {"image": self.image_id, "options": self.options}
+        values: dict[str, Any] = {"image": self.image_id, "content": self.content}
+        values |= {"options": self.options}
         values |= {"picture": picture, "phase": self.phase, "repeat": self.repeat}
         return {key: value for key, value in values.items() if value}
 
@@ -95,17 +107,16 @@ class Interview:
     questions: list[Question]  # as far as they are known
 
     def answers(self) -> dict[str, Answer]:
-        return self.schema.read(self.path)[0]
+        return self.saved().answers
+
+    def saved(self) -> Saved:
+        return self.schema.read(self.path)
 
     def open_questions(self, answers: Answers, *, offline: bool = False) -> list[Question]:
         """Return the next questions without an answer, and offline all of them."""
         return [one for one in self.questions if one.key not in answers]
 
-    def admitted(self, answers: Answers) -> dict[str, Answer]:
-        """Return answers as they are saved, or raise UserError."""
-        return dict(answers)
-
-    def read_file(self, path: str) -> dict[str, Answer]:
+    def read_file(self, path: str) -> Saved:
         return self.schema.read_exported(path)
 
     def status(self, _: Answers) -> str:
@@ -120,7 +131,7 @@ class Interview:
         """Return what the page must know when it opens and after each answer."""
         upcoming = self.open_questions(answers)  # labels may learn, and the status follows
         return {
-            **self.schema.document(answers),
+            "answers": entries(answers.values()),
             "revision": revision,
             "answered": min(len(answers), self.total),
             "total": self.total,
@@ -143,14 +154,18 @@ class AuditSession(Interview):
         self.plan = sampling.read_or_draw(plan_file, self.population)
         self.schema = self.plan.schema(self.population.dataset)
         ids, paths = self.population.image_ids, self.population.paths
+        contents = [checksum.hex() for checksum in self.population.checksums]
         self.questions = [
-            Question(number, ids[row], paths[row], offered_classes(self.population, row))
+            Question(
+                *(number, ids[row], paths[row], contents[row]),
+                offered_classes(self.population, row),
+            )
             for number, row in enumerate(self.plan.order[:budget].tolist())
         ]
         self.total = len(self.questions)
 
     def result(self, answers: Answers) -> dict[str, Any]:
-        return score.as_texts(self.folder, self.score(answers))
+        return score.as_texts(self.folder, self.score({**self.saved().asked, **answers}))
 
     def score(self, answers: Answers) -> Audit:
         """Score every run in the folder by answers, or raise UserError where these are too few."""
@@ -163,7 +178,8 @@ class AuditSession(Interview):
 def offered_classes(population: sampling.Population, row: int) -> list[str]:
     """Return the classes that runs predict of an image, then CLIP's next best, then random ones."""
     rng = np.random.default_rng(int(digest(population.image_ids[row])[:16], 16))
-    predicted = dict.fromkeys(population.predictions[row].tolist())
+    predictions = population.predictions[row]
+    predicted = dict.fromkeys(predictions[predictions != MISSING].tolist())
     random = rng.permutation(len(population.classnames))
     others = dict.fromkeys([*population.ranked[row].tolist(), *random.tolist()])
     likely = list(predicted | others)[: max(OFFERED, len(predicted))]
@@ -225,15 +241,16 @@ def print_result(interview: Interview) -> None:
 
 def import_answers(interview: Interview, path: str) -> None:
     """Add the answers of an exported file about images that have no answer yet."""
-    exported = interview.admitted(interview.read_file(path))
-    answers, revision = interview.schema.read(interview.path)
+    exported, saved = interview.read_file(path), interview.saved()
+    exported.warn(path, interview.folder)
+    answers = {**exported.answers, **saved.answers}
     try:
-        interview.schema.write(interview.path, {**exported, **answers}, revision)
+        interview.schema.write(interview.path, answers, saved.revision)
     except StaleRevisionError:
         raise UserError(f"{interview.path} changed meanwhile; run the command again.") from None
     log.info(
         "Took %d of %d answers from %s: an image that has an answer keeps it.",
-        *(len(exported.keys() - answers.keys()), len(exported), path),
+        *(len(answers) - len(saved.answers), len(exported.answers), path),
     )
 
 
@@ -360,12 +377,16 @@ class Handler(BaseHTTPRequestHandler):
         except RefusedError as refusal:
             reply = _error(refusal.args[0])
         except UserError as error:
+            log.warning("%s", error)
             reply = _error(HTTPStatus.BAD_REQUEST, str(error))
+        except (ConnectionError, TimeoutError):  # of a browser that closes a connection early
+            raise
         except OSError as error:
+            status, message = HTTPStatus.INSUFFICIENT_STORAGE, DISK_FULL
             if full_disk(error) is None:
-                raise
-            log.warning(DISK_FULL)
-            reply = _error(HTTPStatus.INSUFFICIENT_STORAGE, DISK_FULL)
+                status, message = HTTPStatus.INTERNAL_SERVER_ERROR, f"{NOT_SAVED}: {error}."
+            log.warning(message)
+            reply = _error(status, message)
         self._send(*reply)
 
     do_PUT = do_GET  # noqa: N815
@@ -395,23 +416,23 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "PUT" or path not in ("", "result"):
             raise RefusedError(HTTPStatus.NOT_FOUND)
         with self.server.busy:
-            answers, revision = interview.schema.read(interview.path)
+            saved = interview.saved()
             if path == "result":
-                return HTTPStatus.OK, JSON, _json(interview.result(answers))
-            values = {"state": interview.state(answers, revision)}
+                return HTTPStatus.OK, JSON, _json(interview.result(saved.answers))
+            values = {"state": interview.state(saved.answers, saved.revision)}
         html, self.policy = render_page(interview, SERVED, values)
         return HTTPStatus.OK, HTML, html.encode()
 
     def _save(self, interview: Interview) -> Reply:
         """Save the answers of the page, or return those that another page has saved."""
-        answers = interview.admitted(interview.schema.parse(self._body(), "The request"))
+        answers = interview.schema.parse(self._body(), "The request").answers
         revision, status = self.headers.get("If-Match", "").strip('"'), HTTPStatus.OK
         with self.server.busy:
             try:
                 revision = interview.schema.write(interview.path, answers, revision)
             except StaleRevisionError:
-                answers, revision = interview.schema.read(interview.path)
-                status = HTTPStatus.PRECONDITION_FAILED
+                saved, status = interview.saved(), HTTPStatus.PRECONDITION_FAILED
+                answers, revision = saved.answers, saved.revision
             return status, JSON, _json(interview.state(answers, revision))
 
     def _body(self) -> bytes:

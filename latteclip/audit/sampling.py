@@ -4,7 +4,7 @@ Every prefix of the order is a stratified sample. Letters: N images, K candidate
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.hashing import digest
 from latteclip.evaluate.results import Run, read_selection
 from latteclip.evaluate.train_predictions import MISSING, TRAIN_PREDICTIONS
-from latteclip.labels.answers import AnswerSchema
+from latteclip.labels.answers import AnswerSchema, locate
 
 Ints = npt.NDArray[np.int_]
 Floats = npt.NDArray[np.float64]
@@ -38,7 +38,15 @@ RATES = np.array(list(STRATA.values()))  # [H]
 # A stratum that would get fewer of the first PREFIX images is joined with the next.
 MIN_IMAGES, PREFIX = 5, 50
 # `turn` is the position in the order, from 0.
-PLAN = pa.schema({"image_id": pa.string(), "stratum": pa.int8(), "turn": pa.int32()})
+PLAN = pa.schema(
+    {
+        "image_id": pa.string(),
+        "checksum": pa.binary(16),
+        "stratum": pa.int8(),
+        "turn": pa.int32(),
+    }
+)
+MAX_MISSING = 0.1  # of the images of a plan that a run may not predict: later, they are left out
 
 
 @dataclass(frozen=True)
@@ -86,27 +94,41 @@ class Population:
     classnames: list[str]
     image_ids: list[str]  # N
     paths: list[str]
+    checksums: list[bytes]
     candidates: list[Run]  # K: one run for each method
-    predictions: Ints  # [N, K]
+    predictions: Ints  # [N, K], MISSING where a candidate does not predict an image of a plan
     ranked: Ints  # [N, T] the pretrained model's best classes, best first
     confidence: Floats  # [N], of the first of them
     model: int  # the candidate whose difference to the first, the baseline, matters most
 
+    @property
+    def images(self) -> pa.Table:
+        """Return the images as an index has them."""
+        splits = pa.array([self.split] * len(self.image_ids), pa.string())
+        return _images(self.image_ids, self.checksums).append_column("split", splits)
+
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """The order in which the N images of an audit are asked about."""
+    """The order in which the N images of an audit are asked about, of those that are there."""
 
     split: str
-    classnames: list[str]
-    image_ids: list[str]  # N
+    classnames: list[str]  # of now
+    image_ids: list[str]  # N, of now
     strata: Ints  # [N]
     order: Ints  # [N]: rows of the images by position
-    digest: str  # of all the above
+    digest: str  # of the plan's file
+    checksums: list[bytes] = field(default_factory=list)  # N
 
     def schema(self, dataset: str) -> AnswerSchema:
-        """Return what answers to this plan may name."""
-        return AnswerSchema(self.digest, dataset, frozenset(self.image_ids), tuple(self.classnames))
+        """Return what answers to this plan may name. Of equal images the first is found first."""
+        images = _images(self.image_ids, self.checksums).take(pa.array(self.order))
+        return AnswerSchema(self.digest, dataset, images, tuple(self.classnames))
+
+
+def _images(image_ids: Sequence[str], checksums: Sequence[bytes]) -> pa.Table:
+    names = pa.chunked_array([image_ids], pa.string())
+    return pa.table({"image_id": names, "checksum": pa.array(checksums, pa.binary(16))})
 
 
 def audit_files(folder: Path, split: str) -> tuple[Path, Path]:
@@ -119,21 +141,29 @@ def read_population(folder: str | Path, split: str | None = None) -> Population:
     """Read the images of a split with what one run of each method predicts, or raise UserError.
 
     Without a split, it is test where there are test images. Where images are planned already,
-    methods that do not predict all of them are left out.
+    these are read that are still there, and methods that do not predict most of them are left out.
     """
     folder = Path(folder)
     index, classnames = tables.read_unlabelled(folder / "images.parquet", training=False)
     is_test = pc.equal(index["split"], "test")
     split = split or ("test" if pc.any(is_test).as_py() else "train")
-    index = index.filter(is_test if split == "test" else pc.invert(is_test))
     chosen, (plan, _) = chosen_run(folder), audit_files(folder, split)
     if plan.exists():  # images that came later are no part of the audit
-        index = index.filter(pc.is_in(index["image_id"], pa.array(read_plan(plan).image_ids)))
+        planned = pa.array(read_plan(plan, index, classnames).image_ids, pa.string())
+        if not len(planned):
+            raise UserError(
+                f"{plan} is about images that are all gone; move the folder {plan.parent} away to "
+                "begin a new audit."
+            )
+        index = index.take(pc.index_in(planned, index["image_id"]))
+    else:
+        index = index.filter(is_test if split == "test" else pc.invert(is_test))
     predicted = _candidates(folder, index["image_id"], classnames, chosen)
-    if plan.exists():  # nor are methods that do not predict all of its images
-        complete = {run: found for run, found in predicted.items() if MISSING not in found}
-        predicted = complete or predicted
-    known = np.all([found != MISSING for found in predicted.values()], axis=0)
+    if plan.exists():
+        predicted = {run: found for run, found in predicted.items() if predicts_most(found)}
+        known = np.full(len(index), bool(predicted))
+    else:
+        known = np.all([found != MISSING for found in predicted.values()], axis=0)
     if not (predicted and known.any()):
         raise UserError(
             f"{folder} has no {split} images that all models predict and none learned from; run "
@@ -146,10 +176,27 @@ def read_population(folder: str | Path, split: str | None = None) -> Population:
     ranked = tables.from_list_column(tables.lookup_column(*scores, "topk_labels", ids))
     confidence = tables.lookup_column(*scores, "confidence", ids).to_numpy().astype(np.float64)
     model = candidates.index(chosen) if chosen in candidates[1:] else int(differ.argmax())
-    name, images = folder.absolute().name, (ids.to_pylist(), index["path"].to_pylist())
     return Population(
-        name, split, classnames, *images, candidates, predictions, ranked, confidence, model
+        folder.absolute().name,
+        split,
+        classnames,
+        ids.to_pylist(),
+        index["path"].to_pylist(),
+        index["checksum"].to_pylist(),
+        candidates,
+        predictions,
+        ranked,
+        confidence,
+        model,
     )
+
+
+def predicts_most(predictions: Ints) -> bool:
+    """Return whether a run predicts most images of a plan.
+
+    It may have learned from a few of them, whose files were renamed after the drawing.
+    """
+    return bool((predictions == MISSING).sum() <= MAX_MISSING * len(predictions))
 
 
 def runs_in(folder: Path) -> list[RunFiles]:
@@ -185,33 +232,43 @@ def _candidates(
     return dict(found.values())
 
 
-def read_plan(path: str | Path) -> SamplingPlan:
-    """Read a plan, or raise UserError."""
+def read_plan(path: str | Path, index: pa.Table, classnames: Sequence[str]) -> SamplingPlan:
+    """Read what a plan says of the images that an index still has, or raise UserError.
+
+    The rest is a stratified sample as before, for no image is gone because of an answer.
+    """
     table, described = tables.read(path, PLAN)
-    split, classnames = described["split"], described["classnames"]
-    ids: list[str] = table["image_id"].to_pylist()
+    split = described["split"]
+    ids = table["image_id"].to_pylist()
+    contents = [checksum.hex() for checksum in table["checksum"].to_pylist()]
     strata, turn = (table[name].to_numpy().astype(np.int_) for name in ("stratum", "turn"))
     order = np.stack([strata, turn]).astype("<i8").tobytes()
-    identity = digest(split, order, *classnames, *ids)[:16]
-    return SamplingPlan(split, classnames, ids, strata, np.argsort(turn), identity)
+    identity = digest(split, order, *ids, *contents)[:16]
+    is_test = pc.equal(index["split"], "test")
+    index = index.filter(is_test if split == "test" else pc.invert(is_test))
+    rows = locate(list(zip(ids, contents, strict=True)), index)
+    is_there = np.array([row is not None for row in rows], dtype=bool)
+    found = index.take(pa.array([row for row in rows if row is not None], pa.int64()))
+    return SamplingPlan(
+        split,
+        list(classnames),
+        found["image_id"].to_pylist(),
+        strata[is_there],
+        np.argsort(turn[is_there]),
+        identity,
+        found["checksum"].to_pylist(),
+    )
 
 
 def read_or_draw(path: Path, population: Population) -> SamplingPlan:
-    """Read the plan of an audit, or draw it. UserError: it is of other images or classes."""
+    """Read the plan of an audit, or draw it."""
     if not path.exists():
         strata = stratify(population)
         turn = sampling_order(strata, np.random.default_rng(SEED))
-        columns = {"image_id": population.image_ids, "stratum": strata, "turn": turn}
-        described = {"split": population.split, "classnames": population.classnames, "seed": SEED}
-        tables.write(path, columns, PLAN, described)
-    plan, split = read_plan(path), population.split
-    images = split, population.classnames, population.image_ids
-    if (plan.split, plan.classnames, plan.image_ids) != images:
-        raise UserError(
-            f"{path} was drawn from other images or classes than the {split} split has now; move "
-            f"the folder {path.parent} away to begin a new audit."
-        )
-    return plan
+        columns = {"stratum": strata, "turn": turn}
+        columns |= {name: population.images[name] for name in ("image_id", "checksum")}
+        tables.write(path, columns, PLAN, {"split": population.split, "seed": SEED})
+    return read_plan(path, population.images, population.classnames)
 
 
 def stratify(population: Population) -> Ints:

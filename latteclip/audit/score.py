@@ -20,7 +20,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy import stats
 
-from latteclip.audit.sampling import BASELINE, Floats, Ints, RunFiles, SamplingPlan, chosen_run
+from latteclip.audit.sampling import (
+    BASELINE,
+    Floats,
+    Ints,
+    RunFiles,
+    SamplingPlan,
+    chosen_run,
+    predicts_most,
+)
 from latteclip.core.errors import UserError
 from latteclip.evaluate.results import Accuracy, Audit, Comparison, Run, read_metrics
 from latteclip.evaluate.train_predictions import MISSING
@@ -48,11 +56,13 @@ class RunPredictions:
 def read_predictions(
     dataset: str, plan: SamplingPlan, runs: Sequence[RunFiles]
 ) -> list[RunPredictions]:
-    """Return the predictions of the runs that predict all images of a plan, or raise UserError."""
+    """Return what the runs predict that predict most images of a plan, or raise UserError."""
     found, missing = [], []
     for files in runs:
-        predictions = files.predictions_of(pa.chunked_array([plan.image_ids]), plan.classnames)
-        if MISSING in predictions:
+        predictions = files.predictions_of(
+            pa.chunked_array([plan.image_ids], pa.string()), plan.classnames
+        )
+        if not predicts_most(predictions):
             missing.append(files.method)
         else:
             reads_labels = "supervised" in read_metrics(files.metrics)["marks"]
@@ -60,12 +70,12 @@ def read_predictions(
             found.append(RunPredictions(files.run, can_be_chosen, predictions))
     if not found:
         raise UserError(
-            f"The answers about {dataset} are about images or classes that no model has now; move "
-            f"results/{dataset}/audit/{plan.split} away to begin a new audit."
+            f"The answers about {dataset} are about images that no model predicts now; run the "
+            f"workflow, or move results/{dataset}/audit/{plan.split} away to begin a new audit."
         )
     if missing:
         names = ", ".join(dict.fromkeys(missing))
-        log.warning("%s: left out, without predictions of some images of the audit.", names)
+        log.warning("%s: left out, without predictions of many images of the audit.", names)
     return found
 
 
@@ -75,10 +85,13 @@ def score(
     """Estimate the accuracies of runs and all their differences from answers.
 
     Answers "cannot tell" are left out, and the other images of their stratum represent them. So are
-    answers after the first image without one, for the sample is a prefix of the order. Raises
-    TooFewAnswersError.
+    answers after the first image without one, for the sample is a prefix of the order, and images
+    that a run does not predict. Raises TooFewAnswersError.
     """
     answers = answered_prefix(plan, answers)
+    plan, runs = _predicted_by_all(plan, runs)
+    predicted = set(plan.image_ids)
+    answers = {name: one for name, one in answers.items() if name in predicted}
     known = {name: one for name, one in answers.items() if one.kind != UNSURE}
     if len(known) < MIN_ANSWERS:
         raise TooFewAnswersError(
@@ -109,6 +122,17 @@ def score(
     counts = len(plan.image_ids), len(answers), cannot_tell, none_of_these
     audit = Audit(dataset, plan.split, *counts, plan.digest, "", accuracies, comparisons)
     return replace(audit, sentence=verdict(audit))
+
+
+def _predicted_by_all(
+    plan: SamplingPlan, runs: Sequence[RunPredictions]
+) -> tuple[SamplingPlan, list[RunPredictions]]:
+    """Return the plan of the images that all runs predict, and these predictions."""
+    known = np.all([one.predictions != MISSING for one in runs], axis=0)
+    names = [name for name, is_known in zip(plan.image_ids, known, strict=True) if is_known]
+    order = (np.cumsum(known) - 1)[plan.order[known[plan.order]]]
+    left = replace(plan, image_ids=names, strata=plan.strata[known], order=order)
+    return left, [replace(one, predictions=one.predictions[known]) for one in runs]
 
 
 class Mean(NamedTuple):

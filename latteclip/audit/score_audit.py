@@ -7,6 +7,7 @@ from pathlib import Path
 
 from latteclip.audit.sampling import RunFiles, read_plan
 from latteclip.audit.score import read_predictions, score
+from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_json
 from latteclip.evaluate.results import Audit
@@ -15,13 +16,19 @@ log = logging.getLogger(__name__)
 
 
 def score_audit(
-    dataset: str, plan_path: str, answers_path: str, runs: Sequence[RunFiles], output: str
+    dataset: str,
+    images_path: str,
+    plan_path: str,
+    answers_path: str,
+    runs: Sequence[RunFiles],
+    output: str,
 ) -> None:
     """Write an `Audit` as JSON. Without enough answers, `sentence` gives the reason."""
     try:
-        plan = read_plan(plan_path)
-        answers, _ = plan.schema(dataset).read(Path(answers_path))
-        audit = score(dataset, plan, read_predictions(dataset, plan, runs), answers)
+        plan = read_plan(plan_path, *tables.read_unlabelled(images_path, training=False))
+        saved = plan.schema(dataset).read(Path(answers_path))
+        saved.warn(answers_path, Path(answers_path).parents[2])
+        audit = score(dataset, plan, read_predictions(dataset, plan, runs), saved.asked)
     except UserError as error:  # answers about other images stop no run of the workflow
         log.warning("%s", error)
         audit = Audit(dataset, "", 0, 0, 0, 0, "", str(error), [], [])

@@ -6,7 +6,6 @@ every moment. Letters: N training images, P images of the pool that is computed 
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from latteclip.labels.answers import (
     UNSURE,
     Answer,
     Answers,
-    content_digest,
+    Saved,
     labelled_rows,
     teaching_schema,
 )
@@ -97,8 +96,10 @@ class TeachingSession(Interview):
         self.index, self.classnames = tables.read_unlabelled(index, training=True)
         self.ids, self.paths = (tables.Strings(self.index[name]) for name in ("image_id", "path"))
         self.path = self.folder / "answers.json"
-        self.schema = teaching_schema(dataset, self.classnames)
-        answers = self.answers()
+        self.schema = teaching_schema(dataset, self.classnames, self.index)
+        saved = self.saved()
+        saved.warn(self.path, self.folder)
+        answers = saved.answers
         imported = sum(one.phase is None for one in answers.values())
         self.total = min(budget + imported, len(self.ids))
         checking = budget // 2 if checking is None else checking
@@ -113,9 +114,7 @@ class TeachingSession(Interview):
         self._start = self._labels
         self.questions = []
         self._ask(
-            (row_of[one.image_id], one.phase or TEACH, one.repeat)
-            for one in answers.values()
-            if one.image_id in row_of
+            (row_of[one.image_id], one.phase or TEACH, one.repeat) for one in answers.values()
         )
         if answers:
             self._learn(answers)
@@ -130,20 +129,10 @@ class TeachingSession(Interview):
             found += added
         return found
 
-    def admitted(self, answers: Answers) -> dict[str, Answer]:
-        row_of, found = self._rows(answers.values()), dict(answers)
-        for key, answer in answers.items():
-            if answer.content is None:
-                row = row_of.get(answer.image_id)
-                if row is None:
-                    raise UserError(f"{answer.image_id!r} is no training image of {self.folder}.")
-                found[key] = replace(answer, content=content_digest(self.paths[row]))
-        return found
-
-    def read_file(self, path: str) -> dict[str, Answer]:
+    def read_file(self, path: str) -> Saved:
         """Return the answers that the page exported, or labels from another tool."""
         if is_foreign(path):
-            return read_foreign(path, list(self.ids), list(self.paths), self.classnames)
+            return Saved(read_foreign(path, list(self.ids), list(self.paths), self.classnames))
         return super().read_file(path)
 
     def status(self, answers: Answers) -> str:
@@ -206,11 +195,9 @@ class TeachingSession(Interview):
 
     def _learn(self, answers: Answers) -> None:
         """Learn from the answers of the first phase."""
-        taught = {  # known by name alone, so that no file is read
-            key: replace(one, content=None) for key, one in answers.items() if one.phase != CHECK
-        }
+        taught = {key: one for key, one in answers.items() if one.phase != CHECK}
         pool = self.index.take(pa.array(self.pool))
-        labelled, _ = labelled_rows(taught, pool, self.classnames)
+        labelled = labelled_rows(taught, pool, self.classnames)
         if len(labelled.rows):
             self.model = self.model.answered(labelled)
             for _ in range(1 if self._is_light else STEPS):
@@ -240,8 +227,9 @@ class TeachingSession(Interview):
         likely = predicted.topk(min(OFFERED, len(self.classnames))).indices.tolist()
         for (row, phase, repeat), labels in zip(asked, likely, strict=True):
             place = len(self.questions), self.ids[row], self.paths[row]
+            content = self.index["checksum"][row].as_py().hex()
             options = in_class_order(self.classnames, labels)
-            self.questions.append(Question(*place, options, phase, repeat))
+            self.questions.append(Question(*place, content, options, phase, repeat))
         return self.questions[start:]
 
     def _predicted(self, rows: Iterable[int]) -> torch.Tensor:

@@ -66,7 +66,10 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
             with _explained(path):
                 row = file.execute("SELECT * FROM answers WHERE digest = ?", [digest]).fetchone()
             if row is not None:
-                return Answer(**row)
+                answer = Answer(**row)
+                if reason := problem(answer):
+                    raise _unusable(path, reason)
+                return answer
         return None
 
     def digests(self) -> np.ndarray:
@@ -74,8 +77,10 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
         found = []
         for path, file in self._files.items():
             with _explained(path):
-                digests = (row[0].encode() for row in file.execute("SELECT digest FROM answers"))
-                found.append(np.fromiter(digests, f"S{DIGEST_LENGTH}"))
+                digests = [row[0] for row in file.execute("SELECT digest FROM answers")]
+            if not all(isinstance(digest, str) and digest.isascii() for digest in digests):
+                raise _unusable(path, "the digest of a request is damaged")
+            found.append(np.array(digests, f"S{DIGEST_LENGTH}"))
         return np.sort(np.concatenate(found))
 
     def add(self, digest: str, answer: Answer, engine: str) -> None:
@@ -110,10 +115,14 @@ def _explained(path: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
-        raise UserError(
-            f"The cached answers of {path} cannot be used ({error}); see that nothing else uses it "
-            "and that its disk can be written, or delete it: its requests are asked again."
-        ) from None
+        raise _unusable(path, error) from None
+
+
+def _unusable(path: Path, reason: object) -> UserError:
+    return UserError(
+        f"The cached answers of {path} cannot be used ({reason}); see that nothing else uses it "
+        "and that its disk can be written, or delete it: its requests are asked again."
+    )
 
 
 def problem(answer: Answer) -> str | None:

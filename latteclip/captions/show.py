@@ -5,6 +5,8 @@ import textwrap
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
+
 from latteclip.captions.groups import GroupSettings
 from latteclip.captions.pictures import pictures_of, read_image
 from latteclip.captions.requests import CaptionerSettings
@@ -22,7 +24,7 @@ def captions(action: Literal["show"], file: str, /, n: int = 5, pictures: str | 
     Args:
         action: show
         file: a table of captions: results/<dataset>/captions/*.parquet
-        n: how many (default: 5)
+        n: how many (default: 5), 0 for the headline alone
         pictures: folder in which their pictures are drawn
     """
     table, metadata = tables.read(file, tables.CAPTIONS)
@@ -30,7 +32,7 @@ def captions(action: Literal["show"], file: str, /, n: int = 5, pictures: str | 
     index, classnames = tables.read_unlabelled(results / "images.parquet", training=True)
     paths = dict(zip(index["image_id"].to_pylist(), index["path"].to_pylist(), strict=True))
     step = max(1, len(table) // max(1, n))
-    rows = table.take(list(range(0, len(table), step))[:n]).to_pylist()
+    rows = table.take(pa.array(range(0, len(table), step), pa.int64())[:n]).to_pylist()
     labels = results / "pseudo_labels.parquet"
     names: list[str | None] = [None] * len(rows)
     if labels.is_file():

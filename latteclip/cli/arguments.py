@@ -22,6 +22,7 @@ from typing import Any, get_args, get_type_hints
 from latteclip.core.files import from_json
 
 SHORT = {"n": ["-n"], "output": ["-o"], "topk": ["-k"]}  # further flags of options
+MAX_THREADS = 1024
 ALTERNATIVES = (("offline", "answers", "score"), ("max_error", "false_discovery"))
 
 
@@ -39,6 +40,13 @@ def positive(text: str) -> int:
     return number
 
 
+def threads(text: str) -> int:
+    """Return a number of threads of the command line: of too many, torch crashes."""
+    if (number := positive(text)) > MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"{text} is more than {MAX_THREADS}")
+    return number
+
+
 def share(text: str) -> float:
     """Return a share between 0 and 1 of the command line."""
     value = float(text)
@@ -50,8 +58,10 @@ def share(text: str) -> float:
 # Arguments that are not those of their parameter.
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "arguments": {"nargs": argparse.REMAINDER, "metavar": "ARGUMENT"},
-    "budget": {"type": positive},
-    "threads": {"default": os.cpu_count()},
+    "n": {"type": natural},
+    "port": {"type": natural},
+    "seed": {"type": natural},
+    "threads": {"type": threads, "default": os.cpu_count()},
     "device": {"default": "auto"},
 }
 # Arguments that the documentation of their function leaves out, for commands share most of them.
@@ -143,7 +153,7 @@ def _words(parameter: ast.arg, default: ast.expr | None) -> dict[str, Any]:
         words["choices"] = ast.literal_eval(f"({choices[1]},)")
     if re.match(r"(Sequence|list)\[(str|Literal)", kind):
         words["nargs"] = "*" if "default" in words else "+"
-    for name, of_text in (("int", natural), ("float", share)):
+    for name, of_text in (("int", positive), ("float", share)):
         if kind.partition(" ")[0] == name:
             words["type"] = of_text
     return words

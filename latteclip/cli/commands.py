@@ -17,6 +17,7 @@ COMMANDS = {  # of users: the modules of their functions, in the order of the he
     "labels": __name__,
     "teach": "latteclip.audit.teach",
     "audit": "latteclip.audit.app",
+    "rename_class": "latteclip.audit.rename_class",
     "predict": "latteclip.deploy.predict",
     "export": "latteclip.deploy.export",
     "status": "latteclip.cli.status",

@@ -14,6 +14,7 @@ from latteclip.cli import runs
 from latteclip.config import job_resources, layers
 from latteclip.config.configuration import Configuration
 from latteclip.config.job_resources import Counts
+from latteclip.config.model import check
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import from_values
@@ -55,7 +56,7 @@ def estimate(datasets: Sequence[str], config: Sequence[str], configfiles: Sequen
     `config` is laid over the options of the limited run. Its `limit` names that run, otherwise the
     run of the most images counts. Raises UserError for a dataset without a limited run.
     """
-    given = layers.given(config, configfiles)
+    given = check(layers.given(config, configfiles))
     if not datasets:
         asked = Configuration(layers.defaults(), given)
         datasets = [asked.whole(name) for name in asked.datasets]

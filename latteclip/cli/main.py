@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from functools import partial
+from io import UnsupportedOperation
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TextIO
 
@@ -41,6 +42,16 @@ exit status:
   130  interrupted; captions and checkpoints are saved
   143  interrupted by SIGTERM: a cluster's time limit, scancel
 """
+
+
+def open_closed() -> None:
+    """Open the standard streams that are closed, so that no other file takes their numbers.
+
+    A closed output can still not be written. Messages are lost with a closed stderr.
+    """
+    for name, mode in {"stdin": "r", "stdout": "r", "stderr": "w"}.items():
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115
 
 
 def drop_unwritten() -> None:
@@ -161,6 +172,7 @@ def main(given: Sequence[str] | None = None) -> int:
     # torch reads it when it is imported. Its idle threads then leave the cores to decoders.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given = sys.argv[1:] if given is None else given
+    open_closed()
     debug = "--debug" in given
     log = start_log(debug=debug)
     try:
@@ -172,6 +184,8 @@ def main(given: Sequence[str] | None = None) -> int:
         return stopped.status if isinstance(stopped, Terminated) else INTERRUPTED
     except Exception as error:
         of_system = full_disk(error) or refused_by_system(error)
+        if isinstance(error, UnsupportedOperation) and not sys.stdout.writable():
+            of_system = "The standard output is closed; open it, or give --output if there is one."
         of_user = str(error) if isinstance(error, UserError) else of_system
         if sentence := of_user or worker_failure(error):
             log.error("error: %s", sentence, exc_info=debug)

@@ -57,15 +57,17 @@ def load(
     expected = {} if classnames is None else {"classnames": list(classnames)}
     path = folder / clips.CLASSIFIER
     classifier, described = load_classifier(path, **expected)
-    widths = tuple(described.get(EYES_WIDTHS, ()))
-    width = clip.config["embed_dim"] + sum(widths)
-    if not described.get("classnames") or classifier.weights.shape[1] != width:
+    widths = described.get(EYES_WIDTHS, [])
+    are_widths = isinstance(widths, list) and all(type(one) is int and one > 0 for one in widths)
+    width = clip.config["embed_dim"] + (sum(widths) if are_widths else 0)
+    has_width = are_widths and classifier.weights.shape[1] == width
+    if not described.get("classnames") or not has_width:
         raise UserError(
             f"{path} has no classnames, or no rows of the width {width} of the model beside it; "
             "put the files of one training together."
         )
     words = ClassTemplates.described_by(described)
-    return FinetunedModel(folder, clip, classifier, described["classnames"], words, widths)
+    return FinetunedModel(folder, clip, classifier, described["classnames"], words, tuple(widths))
 
 
 def find(model: str | Path) -> Path:

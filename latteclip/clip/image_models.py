@@ -1,5 +1,6 @@
 """Image models beside CLIP ("eyes"): networks of timm and image towers of open_clip."""
 
+import re
 import shutil
 from dataclasses import dataclass
 from functools import partial
@@ -97,7 +98,9 @@ def save(model: ImageModel, folder: Path) -> None:
 
 def load_beside(clip: Path, device: torch.device, precision: str = "bf16") -> list[ImageModel]:
     """Load the image models in the folder of a CLIP, in order (see `load`)."""
-    folders = sorted((clip / EYES).glob("[0-9]*"), key=lambda folder: int(folder.name))
+    names = (folder.name for folder in (clip / EYES).glob("[0-9]*"))
+    numbers = sorted(int(name) for name in names if re.fullmatch("[0-9]+", name))
+    folders = [clip / EYES / str(number) for number in numbers]
     return [load(f"{FOLDER}{folder}", device, precision) for folder in folders]
 
 

@@ -33,7 +33,7 @@ ALTERNATIVES = (
 def refuse_unready(configuration: Configuration) -> None:
     """Raise UserError for the first contradiction, missing file or unknown name of a run."""
     for dataset in configuration.datasets:
-        found = [_source, _words, _methods, _clip]
+        found = [_source, _words, _methods, _clip, _eyes]
         if configuration.caption_kinds(dataset) or configuration.scores_classes(dataset):
             found += [_captioner, _files]
         for problems in found:
@@ -120,10 +120,6 @@ def _clip(configuration: Configuration, dataset: str) -> Iterator[str]:
         file = os.path.join(model.removeprefix(hub_names.FOLDER), hub_names.CLIP_CONFIG)
         if not os.path.isfile(file):
             yield f"clip.model {model}: {file} does not exist."
-    for name in configuration.eyes.values():
-        folder = name.removeprefix(hub_names.FOLDER)
-        if folder != name and not os.path.isdir(folder):
-            yield f"eyes {name}: {folder} is not a folder."
     if model.startswith(hub_names.WHOLE):
         return
     models, tags = open_clip_names()
@@ -136,6 +132,15 @@ def _clip(configuration: Configuration, dataset: str) -> Iterator[str]:
     tag = pretrained.lower().replace("-", "_")  # as open_clip compares it
     if not os.path.isfile(pretrained) and tag not in tags:
         yield f"clip.pretrained {pretrained}: {suggestion(pretrained, tags)}"
+
+
+def _eyes(configuration: Configuration, _: str) -> Iterator[str]:
+    """Check that image models in folders are there."""
+    for name in configuration.eyes.values():
+        folder = name.removeprefix(hub_names.FOLDER)
+        files = [os.path.join(folder, file) for file in (hub_names.CLIP_CONFIG, "config.json")]
+        if name != folder and not any(map(os.path.isfile, files)):
+            yield f"eyes {name}: neither {' nor '.join(files)} exists."
 
 
 @cache

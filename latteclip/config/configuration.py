@@ -84,7 +84,9 @@ class Configuration:
                     f"image_dir {folder} would replace the source of dataset {asked[0]}{lacks}; "
                     "leave image_dir out, or name your images otherwise, such as dataset=mine."
                 )
-            values["source"] = {"folder": folder}
+            source = {"folder": folder}
+            check({"datasets": {asked[0]: {"source": source}}})  # its name, as of those in files
+            values["source"] = source
         found = self.from_source("downloads") if asked == [ALL] else asked
         for name in found:
             if name not in known:

@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
+from latteclip.core.hashing import digest
+
 HUB, FOLDER = WHOLE = "hf-hub:", "local-dir:"  # of open_clip: architecture and weights in one
 OPEN_CLIP = "open_clip:"  # of eyes: an image tower, as <model>/<pretrained>
 CLIP_CONFIG = "open_clip_config.json"  # of a model's folder
 TEXT_TOWER = "text_tower"  # folder in it: configuration of a text tower of transformers
+MAX_SLUG = 120  # characters: a file's name may have 255, and temporary ones are longer
 ENGINES = ("vllm", "transformers")  # that load a captioner themselves
 
 # The keys of a section that name its model.
@@ -57,4 +60,5 @@ def hub_captioner(values: Mapping[str, Any]) -> Names | None:
 def slug(names: Names) -> str:
     """Return names as a part of a file's name, unique, of letters, digits and `.-_~=@`."""
     parts = [quote(name, safe="") for name in names.values() if name]
-    return "@".join(parts).replace("%2F", "--").replace("%3A", "--").replace("%", "=")
+    found = "@".join(parts).replace("%2F", "--").replace("%3A", "--").replace("%", "=")
+    return found if len(found) <= MAX_SLUG else f"{found[: MAX_SLUG - 17]}-{digest(found)[:16]}"

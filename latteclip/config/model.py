@@ -28,12 +28,14 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Line = Annotated[str, Field(pattern=r"^[^\n]+$")]  # a name or a path
 Text = Annotated[str, Field(min_length=1)]
 Below = Annotated[str, Field(pattern=r"^[^/\\.][^/\\]*(/[^/\\.][^/\\]*)*$")]  # a path inside
-Key = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,100}$")]
+KEY = "^[A-Za-z0-9_-]{1,100}$"
+Key = Annotated[str, Field(pattern=KEY)]
 Suffix = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9.]*$")]
 FileName = Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 CHECKSUM = "md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}|git_blob:[0-9a-f]{40}"
+IN_WORDS = f"match pattern '{KEY}'", "be at most 100 letters, digits, _ and -"
 MethodName = Annotated[str, Field(pattern="^[a-z0-9_]{1,100}$")]
-Texts = str | list[str]
+Texts = Text | Annotated[list[str], Field(min_length=1)]
 Shards = Annotated[int, Field(ge=1, le=1000)] | Auto
 Engine = Literal["vllm", "openai", "transformers", "file"]
 Objective = Literal[
@@ -60,9 +62,22 @@ class Section(pydantic.BaseModel, extra="forbid", allow_inf_nan=False):
     @pydantic.field_validator("*", mode="before")
     @classmethod
     def _parse_null(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
-        """Parse null, which is a text in nested `--config`. Numbers pydantic parses itself."""
+        """Parse null, which is a text in nested `--config`. Numbers pydantic parses itself.
+
+        It would take a boolean for one, too.
+        """
         annotation = cls.model_fields[str(info.field_name)].annotation
+        values = value if isinstance(value, list) else [value]
+        if bool not in _types(annotation) and any(isinstance(one, bool) for one in values):
+            raise PydanticCustomError("boolean", "It should be no boolean")
         return None if value == "null" and type(None) in get_args(annotation) else value
+
+
+def _types(annotation: Any) -> Iterator[Any]:
+    """Yield a type and those that it is made of."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _types(part)
 
 
 class Counts(Section):
@@ -361,7 +376,7 @@ def _sentence(errors: list[ErrorDetails], values: Any) -> str:
     """Return the sentence on the first error, or on an unknown key, which may be misspelt."""
     first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
     path = list(_keys(first["loc"], values))
-    where = f"Configuration key {'.'.join(map(str, path))}"
+    where = f"Configuration key {one_line('.'.join(map(str, path)))}"
     field, section = None, section_of(Config)
     for part in path:
         field = section.model_fields.get(str(part)) if section else None
@@ -371,9 +386,11 @@ def _sentence(errors: list[ErrorDetails], values: Any) -> str:
     meaning = (field.description or "").partition(";")[0] if field else ""
     same = [error["msg"] for error in errors if list(_keys(error["loc"], values)) == path]
     wanted = dict.fromkeys(message.partition(" should ")[2] or message for message in same)
+    if field and type(None) in get_args(field.annotation):
+        wanted["be null"] = None
     return (
         f"{where}{f' ({meaning})' if meaning else ''} must "
-        f"{' or '.join(wanted).replace(' or be ', ' or ')}, not "
+        f"{' or '.join(wanted).replace(' or be ', ' or ').replace(*IN_WORDS)}, not "
         f"{one_line(repr(first['input']), 120)}."
     )
 

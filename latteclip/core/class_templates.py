@@ -65,8 +65,12 @@ class ClassTemplates:
         cls, template: str | Sequence[str], synonyms: Mapping[str, Sequence[str]] | None = None
     ) -> Self:
         """Build them from a dataset's `template` and `class_synonyms`, or raise UserError."""
-        pairs = (synonyms or {}).items()
-        cleaned = {clean_classname(str(k)): [*map(clean_classname, v)] for k, v in pairs}
+        cleaned: dict[str, list[str]] = {}
+        for written, others in (synonyms or {}).items():
+            name = clean_classname(str(written))
+            if name in cleaned:
+                raise UserError(f"class_synonyms names {name!r} twice; join its names in a list.")
+            cleaned[name] = [*map(clean_classname, others)]
         return cls([template] if isinstance(template, str) else list(template), cleaned)
 
     @classmethod

@@ -50,7 +50,7 @@ def full_disk(error: BaseException) -> str | None:
             return (
                 f"The disk{f' of {place}' if place else ''} is full; free some space (of results, "
                 "resources, the hub's cache or TMPDIR) or ask for a larger quota, and rerun: "
-                "finished work is not lost."
+                "what is written already is not made again."
             )
     return None
 

@@ -28,6 +28,7 @@ IMAGES = _schema(
     classname=pa.string(),  # null where the label is
     width=pa.int32(),
     height=pa.int32(),
+    checksum=pa.binary(16),  # of the file's bytes, by which answers know the image
 )
 # The files of a user's folder, when they were indexed.
 FOLDER_FILES = _schema(

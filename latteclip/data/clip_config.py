@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 
 from latteclip.config.hub_names import CLIP_CONFIG, FOLDER, HUB, TEXT_TOWER
 from latteclip.core.errors import UserError
@@ -28,6 +28,8 @@ WEIGHTS = "open_clip_model.safetensors"  # open_clip prefers it to all other fil
 PICKLES = (".bin", ".pth")  # suffixes of weights that open_clip reads where that file is missing
 REMEDY = "take another copy of the model, or another model"
 MAX_LAYERS, MAX_PIXELS, MAX_NUMBER = 1024, 4096, 10**8
+Mean = Annotated[float, Field(ge=-1000, le=1000)]  # of a colour, as a network is trained on it
+Spread = Annotated[float, Field(ge=0.001, le=1000)]
 # Keys of a text tower's configuration that decide how or where it is computed, or name things.
 NOT_OF_THE_NETWORK = {"_name_or_path", "architectures", "dtype", "transformers_version"}
 
@@ -37,8 +39,8 @@ class Preprocessing:
     """The keys of `preprocess_cfg` whose values open_clip does not check."""
 
     mode: Literal["RGB"] = "RGB"
-    mean: tuple[float, float, float] | None = None
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    mean: tuple[Mean, Mean, Mean] | None = None
+    std: tuple[Spread, Spread, Spread] | None = None
     fill_color: Annotated[int, Field(ge=0, le=255)] = 0
 
 
@@ -60,7 +62,7 @@ def read(model: str) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"{path}: {str(error).rstrip('.')}; {REMEDY}.") from None
     if is_folder:
-        _refuse_code_and_pickles(path.parent)
+        _refuse_code_pickles_and_pipes(path.parent)
     return dict(whole["model_cfg"])
 
 
@@ -78,8 +80,14 @@ def hub_file(model: str, name: str = WEIGHTS) -> Path:
     return Path(fetch(model.removeprefix(HUB), filename=name))
 
 
-def _refuse_code_and_pickles(folder: Path) -> None:
-    """Raise UserError where a tokenizer names code to run, or open_clip would read a pickle."""
+def _refuse_code_pickles_and_pipes(folder: Path) -> None:
+    """Raise UserError where a tokenizer names code to run, or open_clip would read a pickle.
+
+    A pipe or a device is refused as well, for reading it may take for ever.
+    """
+    for path in folder.rglob("*"):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path} is neither a file nor a folder, which is refused; {REMEDY}.")
     for path in (folder / "config.json", folder / "tokenizer_config.json"):
         if path.exists() and "auto_map" in read_object(path, [], REMEDY):
             raise UserError(f"{path} names code to run (auto_map), which is refused; {REMEDY}.")

@@ -42,6 +42,7 @@ RETRIES = 5  # of one file, each continues where the last attempt broke off
 TIMEOUT = (15.0, 60.0)  # seconds to connect, and between two pieces
 BUSY = frozenset({None, 408, 425, 429, 500, 502, 503, 504})  # HTTP states that may pass
 CHUNK = 2**20
+MAX_LINKS = 100_000  # of a tar, which are in memory until all files are there
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 Source = str | HubOrDriveFile  # a URL or a path of this machine, or a file of a hub or drive
 
@@ -297,6 +298,8 @@ def _unpack_tar(archive: Path, folder: Path, progress: Progress) -> None:
             if member.issym() or member.islnk():
                 _check_name(member.linkname, archive)
                 links.append(member)
+                if len(links) > MAX_LINKS:
+                    raise tarfile.ReadError(f"more than {MAX_LINKS} links")
             elif member.isdir():
                 place.mkdir(parents=True, exist_ok=True)
             elif member.isreg() and not member.issparse() and (file := tar.extractfile(member)):

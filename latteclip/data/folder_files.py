@@ -47,6 +47,11 @@ class File(NamedTuple):
     mtime_ns: int
 
 
+def size_and_time(state: os.stat_result) -> tuple[int, int]:
+    """Return size and time of a file, at most the last time that 64 bits hold (in 2262)."""
+    return state.st_size, min(state.st_mtime_ns, 2**63 - 1)
+
+
 def is_litter(name: str) -> bool:
     """Return whether a name is that of a system's file or folder, not of a user's."""
     return LITTER.match(name) is not None
@@ -97,7 +102,7 @@ def files(folder: str, kind: str, classes: str | None = None) -> Iterator[File]:
             counts = suffix in IMAGE_SUFFIXES or name in (CLASSES, classes)
             if (counts or kind != "folders") and entry.is_file():
                 state = entry.stat()
-                yield File(name, state.st_size, state.st_mtime_ns)
+                yield File(name, *size_and_time(state))
 
 
 def image_files(

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 
 from latteclip.config.hub_names import CLIP_CONFIG, FOLDER, HUB, OPEN_CLIP
 from latteclip.core import hashing
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.files import from_values, read_object
-from latteclip.data.clip_config import REMEDY, fields_of, section
+from latteclip.data.clip_config import REMEDY, Mean, Spread, fields_of, section
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 Side = Annotated[int, Field(ge=0, le=4096)]  # pixels
-Pixels = Annotated[int, Field(ge=1, le=4096)]
+Pixels = Annotated[int, Field(ge=8, le=4096)]
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class ImagePreprocessing:
     """The keys of `pretrained_cfg` that are used: how images become the input of a network."""
 
     input_size: tuple[Literal[3], Pixels, Pixels] = (3, 224, 224)
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+    mean: tuple[Mean, Mean, Mean] = (0.485, 0.456, 0.406)
+    std: tuple[Spread, Spread, Spread] = (0.229, 0.224, 0.225)
     interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
-    crop_pct: PositiveFloat = 0.875
+    crop_pct: Annotated[float, Field(ge=0.5, le=2)] = 0.875
     crop_mode: Literal["center", "squash", "border"] = "center"
 
 

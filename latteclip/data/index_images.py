@@ -259,6 +259,5 @@ def file_stats(paths: Iterable[str]) -> Stats:
     stats = dict.fromkeys(containers.values(), NO_FILE)  # the images of a shard share one
     for container in stats:
         with contextlib.suppress(OSError):
-            state = os.stat(container)
-            stats[container] = (state.st_size, state.st_mtime_ns)
+            stats[container] = folder_files.size_and_time(os.stat(container))
     return {path: stats[container] for path, container in containers.items()}

@@ -38,6 +38,12 @@ DEPTH = 3  # folders below a dataset's folder in which its parts are searched
 COLUMNS = ("path", "split", "label", "classname")  # of a table
 SUFFIXES = {"webdataset": ".tar", "parquet": ".parquet"}  # of shards, by kind of split
 MAX_LABEL = 2**20  # bytes of a part that holds a label
+# Of a tar: bytes of a header of any length, which tarfile reads whole, and number of global ones.
+MAX_HEADER, MAX_GLOBALS = 2**18, 100
+LONG_HEADERS = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
 MAX_ROWS = 10**7  # of a Parquet file: a footer may claim any number
 UNLABELLED = (None, "", -1)  # `datasets` marks an unlabelled image by the last
 LABELS_AT_ONCE = 2**16
@@ -425,7 +431,12 @@ def _tar_samples(
         tarfile.open(fileobj=file, mode="r:", tarinfo=HeaderOrEnd) as tar,
     ):
         for key, group in itertools.groupby(_tar_parts(tar, shard), itemgetter(0)):
-            parts = {suffix: entry for _, suffix, entry in group}
+            parts: dict[str, tarfile.TarInfo] = {}
+            for _, suffix, entry in group:
+                if parts.setdefault(suffix, entry) is not entry:
+                    raise UserError(
+                        f"{shard}: the sample {key!r} has {suffix!r} twice; remove one."
+                    )
             found = [suffix for suffix in parts if f".{suffix}" in wanted]
             if not found:
                 skipped[f".{next(iter(parts))}"] += 1
@@ -474,11 +485,20 @@ class HeaderOrEnd(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "HeaderOrEnd":
         try:
-            return super().frombuf(buf, encoding, errors)
+            found = super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
             if bytes(buf) == bytes(tarfile.BLOCKSIZE):
                 raise
             raise tarfile.ReadError(f"no end mark, or a damaged header: {error}") from None
+        # tarfile reads long headers whole, and the list of the parts of a sparse file.
+        if found.type in LONG_HEADERS and found.size > MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {found.size} bytes")
+        if found.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError("a sparse file")
+        return found
+
+    def _proc_gnusparse_10(self, *_: object) -> None:  # tarfile calls it, by this name alone
+        raise tarfile.ReadError("a sparse file")
 
 
 def tar_entries(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -490,6 +510,8 @@ def tar_entries(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while (entry := tar.next()) is not None:
         if entry.size < 0 or tar.offset <= offset:
             raise tarfile.ReadError("an entry leads back to an earlier one")
+        if len(tar.pax_headers) > MAX_GLOBALS:
+            raise tarfile.ReadError(f"more than {MAX_GLOBALS} global headers")
         offset = tar.offset
         yield entry
         tar.members.clear()  # type: ignore[attr-defined]  # a million take a gigabyte

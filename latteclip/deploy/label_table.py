@@ -25,7 +25,7 @@ from latteclip.core.errors import UserError
 from latteclip.deploy.model_origin import require_answers
 from latteclip.labels.answers import CLASS, NONE, UNSURE, Answer
 from latteclip.labels.features import read_features
-from latteclip.labels.guarantees import Floats, conformal_accepted, fewest_answers, pac_threshold
+from latteclip.labels.guarantees import Floats, conformal_accepted, pac_threshold
 
 log = logging.getLogger(__name__)
 SPLIT = "train"  # the audit of these images
@@ -56,7 +56,7 @@ def read(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
     classnames = tables.read_metadata(index, "image_id")["classnames"]
     written = tables.read_written_names(index)
     names = pa.array([written.get(name, name) for name in classnames], pa.string())
-    audited, calibration = _audited(folder, labels)
+    audited, calibration = _audited(folder, labels, classnames)
     teaching = described.get("answers", {}).get("images", {})
     answers = {key: Answer(key, CLASS if name else NONE, name) for key, name in teaching.items()}
     answers |= audited
@@ -199,22 +199,27 @@ def expected_calibration_error(probabilities: Floats, right: Floats, weights: Fl
     return float(np.abs(gaps).sum() / weights.sum())
 
 
-def _audited(folder: Path, labels: pa.Table) -> tuple[dict[str, Answer], Calibration | None]:
+def _audited(
+    folder: Path, labels: pa.Table, classnames: list[str]
+) -> tuple[dict[str, Answer], Calibration | None]:
     """Return the answers of an audit of these images, and the calibration that they give."""
     plan_file, answers_file = audit_files(folder, SPLIT)
     if not answers_file.is_file():
         return {}, None
-    plan = read_plan(plan_file)
-    answers, _ = plan.schema(folder.absolute().name).read(answers_file)
-    prefix = answered_prefix(plan, answers)
+    index, _ = tables.read_unlabelled(folder / "images.parquet", training=True)
+    index = index.filter(pc.is_in(index["image_id"], labels["image_id"].combine_chunks()))
+    plan = read_plan(plan_file, index, classnames)
+    saved = plan.schema(folder.absolute().name).read(answers_file)
+    saved.warn(answers_file, folder)
+    prefix = answered_prefix(plan, saved.asked)
     certain = {name: one for name, one in prefix.items() if one.kind != UNSURE}
     if len(certain) >= MIN_ANSWERS:
-        return answers, _calibration(plan, certain, labels)
+        return saved.answers, _calibration(plan, certain, labels)
     log.warning(
         "%d answers do not calibrate the probabilities; %d do: latteclip audit %s --split %s.",
         *(len(certain), MIN_ANSWERS, folder, SPLIT),
     )
-    return answers, None
+    return saved.answers, None
 
 
 def _calibration(
@@ -264,8 +269,9 @@ def accepted(folder: Path, share: float, *, on_average: bool) -> tuple[pa.Array,
     confidence = np.array(checked.get("confidence", []))
     wrong = ~np.array(checked.get("right", []), dtype=bool)
     sure = labels["fused_confidence"].to_numpy().astype(np.float64)
-    needed = int(1 / share) if on_average else fewest_answers(share)
-    require_answers(len(wrong), needed, share, folder)
+    taught = len(answers["images"]) - len(checked.get("image_id", []))
+    most = len(labels) - taught
+    require_answers(len(wrong), most, share, folder, on_average=on_average)
     if on_average:
         taken = conformal_accepted(confidence, wrong, sure, share)
         promise = f"on average at most {100 * share:g} % of the taken labels are wrong"

@@ -5,7 +5,9 @@ The guarantee follows from a person's answers about training images that were dr
 """
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate.results import read_selection
 from latteclip.evaluate.train_predictions import read_predictions
-from latteclip.labels.guarantees import Bools, Floats, fewest_answers, pac_threshold
+from latteclip.labels.guarantees import Bools, Floats, fewest_answers, pac_threshold, smallest_share
+from latteclip.train.data import MAX_DRAWN
 
 log = logging.getLogger(__name__)
 Classify = Callable[[Sequence[str]], Sequence[Any]]  # image files to a model's `Prediction`s
@@ -56,14 +59,18 @@ def abstention_threshold(model: FinetunedModel, classify: Classify, max_error: f
     named, checked = answers.get("images", {}), answers.get("checked", {})
     ids, heads = checked.get("image_id", []), checked.get("classifiers", {})
     name = next((name for name in heads if _is_classifier(model, path.parent, name)), None)
+    index, _ = tables.read_unlabelled(path.parent / "images.parquet", training=True)
+    drawable = len(index) - (len(named) - len(ids))  # all but those that were chosen to teach
     if name is None:
-        unseen = {image: named[image] for image in _unseen(model, ids)}
-        confidence, right = _predicted(model, path.parent, unseen, classify)
+        unseen = _unseen(model, ids, len(index), drawable)
+        _require_unseen(unseen, len(ids), max_error, path.parent)
+        answers = {image: named[image] for image in unseen.images}
+        confidence, right = _predicted(model, path.parent, answers, classify)
         how = "which the model was not trained on"
     else:
         confidence, right = (np.array(heads[name][key]) for key in ("confidence", "right"))
         how = "each of them left out of the classifier that it checks (five folds)"
-    require_answers(len(right), fewest_answers(max_error), max_error, path.parent, of=len(ids))
+        require_answers(len(right), drawable, max_error, path.parent)
     threshold = pac_threshold(confidence, ~right.astype(bool), max_error)
     log.info(
         "Predictions with a probability below %.4f are abstained from: with 95 %% probability, at "
@@ -75,15 +82,28 @@ def abstention_threshold(model: FinetunedModel, classify: Classify, max_error: f
     return threshold
 
 
-def require_answers(n: int, needed: int, share: float, folder: Path, of: int | None = None) -> None:
-    """Raise UserError if n answers about drawn images, `of` all, are too few for a guarantee."""
-    if n < needed:
-        which = "that the model did not learn from" if of else "that were drawn at random"
+def require_answers(
+    n: int, most: int, share: float, folder: Path, *, on_average: bool = False
+) -> None:
+    """Raise UserError if n answers about drawn images are too few for a guarantee.
+
+    There can be `most` such answers, which may be too few as well.
+    """
+    needed = fewest_answers(share, on_average=on_average)
+    if n >= needed:
+        return
+    if needed > most:
+        least = smallest_share(max(1, most), on_average=on_average)
         raise UserError(
-            f"A guarantee of {share:g} takes at least {needed} answers about images {which}, and "
-            f"there are {n}{f' among {of}' if of and n < of else ''}: latteclip teach {folder} "
-            f"--budget {2 * needed}, then run the workflow again."
+            f"A guarantee of {share:g} is out of reach: it takes {needed:,} answers about images "
+            f"that were drawn at random, and {folder} has {most:,} such images. With answers about "
+            f"all of them, {least:g} is in reach."
         )
+    raise UserError(
+        f"A guarantee of {share:g} takes at least {needed} answers about images that were drawn at "
+        f"random, and there are {n}: latteclip teach {folder} --budget {2 * needed}, then run the "
+        "workflow again."
+    )
 
 
 def _is_classifier(model: FinetunedModel, folder: Path, name: str) -> bool:
@@ -92,19 +112,59 @@ def _is_classifier(model: FinetunedModel, folder: Path, name: str) -> bool:
     return torch.equal(classifier.weights, model.classifier.weights)
 
 
-def _unseen(model: FinetunedModel, ids: Sequence[str]) -> list[str]:
-    """Return the images that the run of a model was not trained on, and had no answer of."""
+@dataclass(frozen=True)
+class Unseen:
+    """The answered images that a run was not trained on, and had no answer of."""
+
+    images: list[str]
+    most: int  # how many there can be
+    why: str = ""  # there can be no more
+    share: float = 1.0  # of the images that will be drawn
+
+
+def _unseen(model: FinetunedModel, ids: Sequence[str], n: int, drawable: int) -> Unseen:
+    """Find the images that a run did not learn from among the answered ones, of n in training."""
     run, _ = run_of(model.folder)
     history = run / "history.parquet"
     if not history.is_file():  # nothing was trained
-        return list(ids)
+        return Unseen(list(ids), drawable)
     described = tables.read_metadata(history, "step")
-    unseen = set(described.get("drawn", []))
-    if not unseen and "averaged" not in described:
-        predictions = str(run / "train_predictions.parquet")
-        held_out = read_predictions(predictions, model.classnames, held_out=True)
-        unseen = set(held_out["image_id"].to_pylist())
-    return [image for image in ids if image in unseen]
+    drawn = set(described.get("drawn", []))
+    if drawn or described.get("settings", {}).get("labels") == "fused":
+        most = int(MAX_DRAWN * n)
+        why = f"answered images are left out while they are at most a tenth of the {n:,}"
+        unseen = [image for image in ids if image in drawn]
+        return Unseen(unseen, most if len(ids) <= most else 0, why)
+    if "averaged" in described:  # another of its trainings learned from them
+        return Unseen([], 0, "its trainings together learned from all images")
+    predictions = str(run / "train_predictions.parquet")
+    table = read_predictions(predictions, model.classnames, held_out=True)
+    held_out = set(table["image_id"].to_pylist())
+    unseen, most = [image for image in ids if image in held_out], len(held_out)
+    return Unseen(unseen, most, "the training left out no others", most / n)
+
+
+def _require_unseen(unseen: Unseen, answers: int, share: float, folder: Path) -> None:
+    """Raise UserError if too few of the answers are about images that a run did not learn from."""
+    needed, n, most = fewest_answers(share), len(unseen.images), unseen.most
+    if n >= needed:
+        return
+    lack = (
+        f"it takes at least {needed:,} answers about images that the model did not learn from, and "
+        f"there are {n} among {answers}"
+    )
+    if needed <= most:
+        raise UserError(
+            f"A guarantee of {share:g} needs more answers: {lack}. Run latteclip teach {folder} "
+            f"--budget {2 * math.ceil(needed / unseen.share)}, then the workflow again."
+        )
+    within = f" In reach is {smallest_share(most):g}." if most else ""
+    other = folder / "image_prototypes" / "seed0" / "model"
+    promise = f", and these {answers} give {smallest_share(answers):g}" if answers else ""
+    raise UserError(
+        f"A guarantee of {share:g} is out of reach for this model: {lack}. There can be {most:,}, "
+        f"for {unseen.why}.{within} For {other} all answers count{promise}."
+    )
 
 
 def _predicted(

@@ -40,6 +40,7 @@ from latteclip.deploy.model_origin import abstention_threshold, result_file
 log = logging.getLogger(__name__)
 SKIPPED = 3  # exit status: some images could not be decoded
 DETECTOR = "classifiers/unknown.safetensors"  # in a dataset's results
+MAX_MESSAGE = 1000  # characters: a list may have names of any length
 ROWS = 10_000  # of a Parquet row group: small ones would fill the footer
 COLUMNS = pa.schema(
     {
@@ -151,7 +152,7 @@ class Classifier:
             passes.append(encoded(models, files, self.batch_size, self.threads))
         for ((indices, errors), (features, *others)), *beside in zip(*passes, strict=True):
             for error in filter(None, errors):
-                log.warning("skipped: %s", error)
+                log.warning("skipped: %s", one_line(error, MAX_MESSAGE))
             readable = torch.tensor([not error for error in errors])  # [B]
             features = torch.cat([features, *(found for _, [found] in beside)], dim=1)
             named = [paths[index] for index in indices[readable].tolist()]
@@ -210,7 +211,7 @@ def predict(
         model: results/<dataset>, for the chosen model, or results/<dataset>/<method>/seed<n>/model
         paths: image, folder (with all below it), glob, or - for a list on stdin
         output: .csv, .jsonl or .parquet file (default: CSV on stdout)
-        topk: classes per image (default: 1)
+        topk: classes per image, at most all (default: 1)
         batch_size: images encoded at once (default: 256)
         precision: of a GPU's arithmetic (default: bf16)
         unknown: mark images that belong to none of the classes (unknown_score, is_unknown)
@@ -228,6 +229,7 @@ def predict(
         unknown=unknown,
         abstain=abstain,
     )
+    topk = min(topk, len(classifier.model.classnames))
     n = Counter[str]()
 
     def counted() -> Iterator[Prediction]:
@@ -327,7 +329,6 @@ def _write_csv(output: str | None, rows: Rows, topk: int, further: list[str]) ->
         for one in rows:
             ranked = zip(one.topk_classnames, one.topk_probabilities, one.topk_scores, strict=True)
             cells = [*chain.from_iterable(ranked)]
-            cells += [""] * (len(header) - len(cells))
             cells += [getattr(one, name) for name in further]
             writer.writerow([one.path, *map(tables.csv_cell, cells)])
 

@@ -20,12 +20,23 @@ log = logging.getLogger(__name__)
 IMAGE = ("image", "image_id", "path", "file", "filename")  # names of the column of images
 LABEL = ("class", "label", "classname")
 TABLES = (".csv", ".parquet", ".jsonl", ".ndjson")
+# What a reader raises for bytes of another form, and for JSON with values of other types.
+WRONG = (
+    *(ValueError, LookupError, TypeError, AttributeError, RecursionError),
+    *(csv.Error, pa.ArrowException),
+)
 
 
 def is_foreign(path: str) -> bool:
-    """Return whether a file is not one that the page exports."""
-    if Path(path).suffix.lower() in TABLES:
+    """Return whether a file is not one that the page exports. UserError: it is neither."""
+    suffix = Path(path).suffix.lower()
+    if suffix in TABLES:
         return True
+    if suffix != ".json":
+        raise UserError(
+            f"{path} is neither a file of answers of the page (.json), nor an export of Label "
+            f"Studio (.json), nor a table ({', '.join(TABLES)})."
+        )
     try:
         with Path(path).open(encoding="utf-8") as file:
             return file.read(64).lstrip().startswith("[")
@@ -79,7 +90,7 @@ def _read_rows(path: str) -> Iterator[tuple[str, str]]:
                 yield from _columns(csv.DictReader(file) if suffix == ".csv" else lines, path)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
-    except (ValueError, RecursionError, csv.Error, pa.ArrowException, KeyError, TypeError) as error:
+    except WRONG as error:
         raise UserError(f"{path} is not a valid file of labels ({one_line(error, 80)}).") from None
 
 
@@ -100,4 +111,4 @@ def _label_studio(tasks: Any) -> Iterator[tuple[str, str]]:
         for result in annotations[-1]["result"]:
             for choice in result.get("value", {}).get("choices", []):
                 image = task["data"].get("image_id") or task["data"]["image"]
-                yield unquote(image.rpartition("?d=")[2]), choice
+                yield unquote(image.rpartition("?d=")[2]), str(choice)

@@ -2,31 +2,36 @@
 
 The file names the plan that its images were drawn by. Only a process that has read its latest
 revision replaces it.
+
+Images are known by their content, and classes by their names. An answer that says nothing about the
+images and classes of now stays in the file, and counts again when they are back.
 """
 
+import contextlib
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import filelock
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
-from latteclip.core import tables
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.files import write_json
 from latteclip.core.terminal import one_line
-from latteclip.data.images import read_bytes
 from latteclip.labels.label_sources import LabelledRows
 
 log = logging.getLogger(__name__)
 CLASS, NONE, UNSURE = "class", "none", "unsure"
 TEACH, CHECK = "teach", "check"  # phases of answers that teach: chosen images, and drawn ones
-VERSION = 2  # of the format
+VERSION = 3  # of the format
 PLAN_OF_TEACHING = "teach"  # the plan of answers whose images follow from the answers before
 LOCK_SECONDS = 30  # that a write waits for another one
 
@@ -43,13 +48,21 @@ class Answer:
     kind: Annotated[str, Field(alias="answer", pattern=f"^({CLASS}|{NONE}|{UNSURE})$")]
     classname: Annotated[str | None, Field(alias="class")] = None  # where the kind is CLASS
     phase: Annotated[str | None, Field(pattern=f"^({TEACH}|{CHECK})$")] = None
-    content: str | None = None  # digest of the image's bytes
+    # The image's checksum in hexadecimal digits.
+    content: Annotated[str | None, Field(pattern="^[0-9a-f]{32}$")] = None
     repeat: bool = False  # whether the image was asked about a second time
+    # Where the kind is NONE: classes that the person could not choose, of all that the file knows.
+    not_offered: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
         """The name of the answer among all: an image may have a second one."""
         return self.image_id + "\n2" * self.repeat
+
+    @property
+    def image(self) -> tuple[str, str | None]:
+        """The image's name and content when the answer was saved."""
+        return self.image_id, self.content
 
 
 @dataclass(frozen=True)
@@ -59,10 +72,49 @@ class Document:
     plan: str
     answers: list[Answer]
     dataset: str = ""
+    classes: list[str] = field(default_factory=list)  # all that the dataset had since the first
 
 
 Answers = Mapping[str, Answer]  # by their keys
 ANSWERS, DOCUMENT = TypeAdapter(list[Answer]), TypeAdapter(Document)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The answers of a file, about the images of now under their names of now."""
+
+    answers: dict[str, Answer] = field(default_factory=dict)  # by their keys
+    lapsed: dict[str, Answer] = field(default_factory=dict)  # that say nothing about these classes
+    gone: list[Answer] = field(default_factory=list)  # about images that are not there
+    classes: list[str] = field(default_factory=list)  # of the document
+    revision: str = ""  # "": there is no file
+
+    @property
+    def asked(self) -> dict[str, Answer]:
+        """Return all answers about images that are there. Those without a meaning are UNSURE."""
+        unsure = {key: Answer(one.image_id, UNSURE) for key, one in self.lapsed.items()}
+        return unsure | self.answers
+
+    def warn(self, path: str | Path, folder: str | Path) -> None:
+        """Log which answers of a file do not count, and why; `folder` is results/<dataset>."""
+        n, lapsed = len(self.answers) + len(self.lapsed) + len(self.gone), self.lapsed.values()
+        if named := [one.classname for one in lapsed if one.classname is not None]:
+            log.warning(
+                "%s: left out %d of %d answers, for classes that are gone: %s. After renaming a "
+                "class, run latteclip rename-class %s OLD NEW.",
+                *(path, len(named), n, one_line(", ".join(sorted({*named})), 120), folder),
+            )
+        if none := sum(one.kind == NONE for one in lapsed):
+            log.warning(
+                '%s: left out %d of %d answers: "none of these", before a class was added.',
+                *(path, none, n),
+            )
+        if self.gone:
+            names = list(dict.fromkeys(one_line(one.image_id, 60) for one in self.gone))
+            log.warning(
+                "%s: left out %d of %d answers, for images that are gone or changed, such as %s.",
+                *(path, len(self.gone), n, ", ".join(names[:3])),
+            )
 
 
 @dataclass(frozen=True)
@@ -71,66 +123,197 @@ class AnswerSchema:
 
     plan: str  # digest, or PLAN_OF_TEACHING
     dataset: str
-    image_ids: frozenset[str] | None  # None: any
+    images: pa.Table  # columns image_id and checksum of IMAGES
     classnames: tuple[str, ...]
 
-    def document(self, answers: Answers) -> dict[str, Any]:
-        entries = ANSWERS.dump_python([*answers.values()], by_alias=True, exclude_defaults=True)
-        return {**self.header(), "answers": entries}
-
     def header(self) -> dict[str, Any]:
-        return {"plan": self.plan, "dataset": self.dataset, "version": VERSION}
+        plan = {"plan": self.plan, "dataset": self.dataset, "version": VERSION}
+        return {**plan, "classes": list(self.classnames)}
 
-    def parse(self, content: bytes, where: str) -> dict[str, Answer]:
-        """Return the answers of a document of this plan by their keys, or raise UserError."""
-        try:
-            document = DOCUMENT.validate_json(content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            raise UserError(
-                f"{where} is not a file of answers of latteclip audit ({place}: {first['msg']})."
-            ) from None
+    def document(self, answers: Answers) -> dict[str, Any]:
+        return {**self.header(), "answers": entries(answers.values())}
+
+    def parse(self, content: bytes, where: str) -> Saved:
+        """Return the answers of a document of this plan, or raise UserError."""
+        document = _document(content, where)
         if document.plan != self.plan:
             other = one_line(f"{document.dataset}, plan {document.plan}", 160)
             raise UserError(
                 f"{where} answers another audit ({other}) than that of {self.dataset}, plan "
                 f"{self.plan}; nothing was taken from it."
             )
-        for number, answer in enumerate(document.answers, start=1):
-            self._check(answer, f"{where}, answer {number},")
-        return by_key(document.answers, where)
+        return self.resolve(document, where)
 
-    def _check(self, answer: Answer, where: str) -> None:
-        image, name = answer.image_id, answer.classname
-        if self.image_ids is not None and image not in self.image_ids:
-            raise UserError(f"{where} is about {one_line(image, 120)!r}, which was not drawn.")
-        if name not in (self.classnames if answer.kind == CLASS else (None,)):
+    def resolve(self, document: Document, where: str) -> Saved:
+        """Return the answers of a document by what they say now, or raise UserError."""
+        images = list(dict.fromkeys(one.image for one in document.answers))
+        rows = dict(zip(images, locate(images, self.images), strict=True))
+        ids, checksums = self.images["image_id"], self.images["checksum"]
+        now, then = set(self.classnames), set(document.classes or self.classnames)
+        added, known = now - then, now | then
+        found, gone = [], []
+        for number, answer in enumerate(document.answers, start=1):
+            self._check(answer, known, f"{where}, answer {number},")
+            one = _not_offered(answer, added)
+            if (row := rows[answer.image]) is not None:
+                content = checksums[row].as_py()
+                content = None if content is None else content.hex()
+                found.append(replace(one, image_id=ids[row].as_py(), content=content))
+            elif answer.content is not None:
+                gone.append(one)
+            else:
+                name = one_line(answer.image_id, 120)
+                raise UserError(f"{where} is about {name!r}, which is no image that it may name.")
+        answers = by_key(found, where)
+        lapsed = {key: one for key, one in answers.items() if self._is_lapsed(one)}
+        answers = {key: one for key, one in answers.items() if key not in lapsed}
+        return Saved(answers, lapsed, gone, document.classes)
+
+    def _check(self, answer: Answer, classes: set[str], where: str) -> None:
+        name = answer.classname
+        if name not in (classes if answer.kind == CLASS else (None,)):
             likely = one_line(suggestion(str(name), self.classnames))
             raise UserError(f"{where} names the unknown class {one_line(name, 80)!r}; {likely}")
 
-    def read(self, path: Path) -> tuple[dict[str, Answer], str]:
-        """Return the answers of a file and its revision; none and "" where there is no file."""
-        if not path.exists():
-            return {}, ""
-        content = _read(path)
-        return self.parse(content, str(path)), _revision(content)
+    def _is_lapsed(self, answer: Answer) -> bool:
+        if answer.kind == CLASS:
+            return answer.classname not in self.classnames
+        return not set(self.classnames).isdisjoint(answer.not_offered)
 
-    def read_exported(self, path: str | Path) -> dict[str, Answer]:
+    def read(self, path: Path) -> Saved:
+        """Return the answers of a file; none where there is no file."""
+        if not path.exists():
+            return Saved()
+        content = _read(path)
+        return replace(self.parse(content, str(path)), revision=_revision(content))
+
+    def read_exported(self, path: str | Path) -> Saved:
         """Return the answers of a file that the page exported, or raise UserError."""
         return self.parse(_read(path), str(path))
 
     def write(self, path: Path, answers: Answers, revision: str) -> str:
         """Replace the given revision of a file of answers, and return the new one.
 
+        What the file has about other images and classes stays in it.
+
         StaleRevisionError: another process has written the file since.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(path.with_name(".lock"), timeout=LOCK_SECONDS):
-            if revision != (_revision(_read(path)) if path.exists() else ""):
+        with locked(path):
+            before = self.read(path)
+            if revision != before.revision:
                 raise StaleRevisionError
-            write_json(path, self.document(answers))
+            lapsed = [one for key, one in before.lapsed.items() if key not in answers]
+            every = entries([*before.gone, *lapsed, *self._described(answers, before)])
+            classes = list(dict.fromkeys([*before.classes, *self.classnames]))
+            write_json(path, {**self.header(), "classes": classes, "answers": every})
             return _revision(_read(path))
+
+    def _described(self, answers: Answers, before: Saved) -> Iterator[Answer]:
+        """Yield answers with their images' content, new ones with the classes not offered."""
+        names = pa.array([one.image_id for one in answers.values()], pa.string())
+        rows = pc.index_in(names, self.images["image_id"])
+        checksums = self.images["checksum"].take(rows).to_pylist()
+        missing = set(before.classes) - set(self.classnames)
+        for (key, answer), checksum in zip(answers.items(), checksums, strict=True):
+            known = before.answers.get(key)
+            is_new = known is None or known.kind != answer.kind
+            content = answer.content if checksum is None else checksum.hex()
+            yield replace(_not_offered(answer, missing if is_new else ()), content=content)
+
+
+def entries(answers: Iterable[Answer]) -> list[dict[str, Any]]:
+    """Return answers as JSON has them."""
+    found = ANSWERS.dump_python([*answers], mode="json", by_alias=True, exclude_defaults=True)
+    return list(found)
+
+
+def _not_offered(answer: Answer, classes: Iterable[str]) -> Answer:
+    """Return an answer to which more classes were not offered."""
+    if answer.kind != NONE:
+        return answer
+    return replace(answer, not_offered=tuple(sorted({*answer.not_offered, *classes})))
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let no other process write a file of answers meanwhile, or raise UserError."""
+    lock = path.with_name(".lock")
+    try:
+        with filelock.FileLock(lock, timeout=LOCK_SECONDS):
+            yield
+    except filelock.Timeout:
+        raise UserError(
+            f"{path} cannot be written: another process has had its lock {lock} for "
+            f"{LOCK_SECONDS} s; end that process, and try again."
+        ) from None
+
+
+def rename_class(path: Path, old: str, new: str) -> int:
+    """Give a class another name in a file of answers, and return how many answers name it."""
+
+    def names(classes: Iterable[str]) -> list[str]:
+        return list(dict.fromkeys(new if one == old else one for one in classes))
+
+    with locked(path):
+        document = _document(_read(path), str(path))
+        answers = [
+            replace(
+                one,
+                classname=new if one.classname == old else one.classname,
+                not_offered=tuple(names(one.not_offered)),
+            )
+            for one in document.answers
+        ]
+        values = {**vars(document), "version": VERSION, "classes": names(document.classes)}
+        write_json(path, {**values, "answers": entries(answers)})
+    return sum(one.classname == old for one in document.answers)
+
+
+def read_classes(path: Path) -> list[str]:
+    """Return all classes that a file of answers knows, or raise UserError."""
+    document = _document(_read(path), str(path))
+    named = (one.classname for one in document.answers if one.classname is not None)
+    return list(dict.fromkeys([*document.classes, *named]))
+
+
+def _document(content: bytes, where: str) -> Document:
+    try:
+        return DOCUMENT.validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{where} is not a file of answers of latteclip audit ({place}: {first['msg']})."
+        ) from None
+
+
+def locate(images: Sequence[tuple[str, str | None]], index: pa.Table) -> list[int | None]:
+    """Return the rows of images in an index, given names and contents.
+
+    A row has the name and the content, or else the content alone; None: it is not there. A content
+    of None is any. Images of different rows stay different.
+    """
+    names, checksums = index["image_id"], index["checksum"]
+    wanted = [None if content is None else bytes.fromhex(content) for _, content in images]
+    rows = pc.index_in(pa.array([name for name, _ in images], pa.string()), names)
+    there = checksums.take(rows).to_pylist()
+    found = [
+        row if content in (None, checksum) else None
+        for row, content, checksum in zip(rows.to_pylist(), wanted, there, strict=True)
+    ]
+    moved = {content for row, content in zip(found, wanted, strict=True) if row is None}
+    moved.discard(None)
+    if moved:
+        taken, free = set(found), defaultdict[bytes, list[int]](list)
+        of_moved = pc.is_in(checksums, pa.array(list(moved), checksums.type))
+        for row in reversed(np.flatnonzero(of_moved.to_numpy()).tolist()):
+            if row not in taken:
+                free[checksums[row].as_py()].append(row)
+        for number, content in enumerate(wanted):
+            if found[number] is None and content is not None and free[content]:
+                found[number] = free[content].pop()
+    return found
 
 
 def by_key(answers: Sequence[Answer], where: str) -> dict[str, Answer]:
@@ -156,66 +339,33 @@ def _read(path: str | Path) -> bytes:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
 
 
-def teaching_schema(dataset: str, classnames: Sequence[str]) -> AnswerSchema:
-    """Return the schema of the answers that teach."""
-    return AnswerSchema(PLAN_OF_TEACHING, dataset, None, tuple(classnames))
+def teaching_schema(dataset: str, classnames: Sequence[str], images: pa.Table) -> AnswerSchema:
+    """Return the schema of the answers that teach, about the images of a table IMAGES."""
+    return AnswerSchema(PLAN_OF_TEACHING, dataset, images, tuple(classnames))
 
 
-def content_digest(path: str) -> str | None:
-    """Return the digest of an image's bytes, or None where it cannot be read."""
-    try:
-        return hashlib.sha256(read_bytes(path)).hexdigest()[:32]
-    except (OSError, ValueError):
-        return None
-
-
-def labelled_rows(
-    answers: Answers, images: pa.Table, classnames: Sequence[str]
-) -> tuple[LabelledRows, list[str]]:
-    """Find the answered images among the training images, by name or else by content.
-
-    Answers "cannot tell" are left out. Names of images that are gone are returned as well.
-    """
+def labelled_rows(answers: Answers, images: pa.Table, classnames: Sequence[str]) -> LabelledRows:
+    """Find the answered images among others by name. Answers "cannot tell" are left out."""
     number = {name: label for label, name in enumerate(classnames)}
     known = [answer for answer in answers.values() if answer.kind != UNSURE]
-    row_of = _rows_by_image(known, images)
-    gone = sorted({one.image_id for one in known} - row_of.keys())
-    known = [one for one in known if one.image_id in row_of]
-    each = [row_of[one.image_id] for one in known]
-    rows, places = torch.tensor(each, dtype=torch.long).unique(return_inverse=True)
+    names = pa.array([one.image_id for one in known], pa.string())
+    places = pc.index_in(names, images["image_id"]).to_pylist()
+    pairs = [(one, row) for one, row in zip(known, places, strict=True) if row is not None]
+    each = torch.tensor([row for _, row in pairs], dtype=torch.long)
+    rows, places = each.unique(return_inverse=True)
     shares = torch.zeros(len(rows), len(classnames), dtype=torch.float64)
     drawn = torch.zeros(len(rows), dtype=torch.bool)
-    for answer, place in zip(known, places, strict=True):
+    for (answer, _), place in zip(pairs, places, strict=True):
         drawn[place] |= answer.phase == CHECK
         if answer.kind == CLASS:
             shares[place, number[str(answer.classname)]] += 1
     shares /= shares.sum(dim=1, keepdim=True).clamp(min=1)
-    return LabelledRows(len(images), rows, shares, drawn), gone
+    return LabelledRows(len(images), rows, shares, drawn)
 
 
 def read_labelled(path: str, images: pa.Table, classnames: Sequence[str]) -> LabelledRows | None:
-    """Return the answered images of a table IMAGES, if there are any; missing images are named."""
-    answers, _ = teaching_schema("the dataset", classnames).read(Path(path))
-    labelled, gone = labelled_rows(answers, images, classnames)
-    if gone:
-        names = ", ".join(one_line(name, 60) for name in gone[:3])
-        log.warning("%s: %d answered images are gone, such as %s.", path, len(gone), names)
+    """Return the answered images of a table IMAGES, if there are any; others are named."""
+    saved = teaching_schema("the dataset", classnames, images).read(Path(path))
+    saved.warn(path, Path(path).parent)
+    labelled = labelled_rows(saved.answers, images, classnames)
     return labelled if len(labelled.rows) else None
-
-
-def _rows_by_image(answers: Sequence[Answer], images: pa.Table) -> dict[str, int]:
-    paths = tables.Strings(images["path"])
-    wanted = {answer.image_id: answer.content for answer in answers}
-    places = pa.compute.index_in(pa.array(list(wanted), pa.string()), images["image_id"])
-    found, lost = {}, {}
-    for (name, content), row in zip(wanted.items(), places.to_pylist(), strict=True):
-        if row is not None and content in (None, content_digest(paths[row])):
-            found[name] = row
-        elif content is not None:
-            lost[content] = name
-    # Renamed files: the only way to find them is to read all others.
-    others = iter(sorted({*range(len(paths))} - {*found.values()}) if lost else [])
-    while lost and (row := next(others, None)) is not None:
-        if (digest := content_digest(paths[row])) in lost:
-            found[lost.pop(str(digest))] = row
-    return found

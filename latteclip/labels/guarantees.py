@@ -1,5 +1,6 @@
 """What a person's answers about m images drawn at random guarantee about N other labels."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from scipy.special import betaincinv, gammaln
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 ALPHA = 0.05  # that a guarantee or an interval fails
+MOST = 2**62  # answers
 TIE_SEED = 0  # of the random order of equal confidences
 
 
@@ -45,9 +47,18 @@ def upper_bound(wrong: int, answers: int) -> float:
     return 1.0 if wrong >= answers else float(betaincinv(wrong + 1, answers - wrong, 1 - ALPHA))
 
 
-def fewest_answers(max_error: float) -> int:
-    """Return how many answers promise this error if no label among them is wrong."""
-    return int(np.ceil(np.log(ALPHA) / np.log1p(-max_error)))
+def fewest_answers(share: float, *, on_average: bool = False) -> int:
+    """Return how many answers promise this share of errors if no label among them is wrong."""
+    if on_average:
+        return int(min(1 / share, MOST))
+    return math.ceil(min(math.log(ALPHA) / math.log1p(-share), MOST))
+
+
+def smallest_share(answers: int, *, on_average: bool = False) -> float:
+    """Return the smallest share of errors that so many answers can promise, to two digits."""
+    share = 1 / answers if on_average else 1 - ALPHA ** (1 / answers)
+    step = 10.0 ** (math.floor(math.log10(share)) - 1)
+    return math.ceil(share / step) * step
 
 
 def pac_threshold(confidence: Floats, wrong: Bools, max_error: float) -> float:

@@ -15,6 +15,7 @@ import yaml
 
 from latteclip.captions.text import model_of, user_file_of
 from latteclip.core import tables
+from latteclip.core.errors import DELETE_AND_RERUN, UserError, first_line
 from latteclip.core.files import write_text
 from latteclip.evaluate import results
 from latteclip.evaluate.train_predictions import choose_examples, read_predictions
@@ -141,7 +142,10 @@ def _read(read: Callable[..., Any], path: str | None, *others: Any) -> Any:
 
 
 def _rows_of_csv(path: str) -> list[Row]:
-    return pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
+    except ValueError as error:  # pandas derives its own from it
+        raise UserError(f"{path} is damaged ({first_line(error)}); {DELETE_AND_RERUN}.") from None
 
 
 def _signals(path: str) -> Row:

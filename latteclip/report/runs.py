@@ -1,6 +1,7 @@
 """Inputs of the pages: splits, predictions, histories, versions, and the costs of jobs."""
 
 import json
+import logging
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -19,6 +20,7 @@ from latteclip import __version__
 from latteclip.core import tables
 from latteclip.evaluate.train_predictions import read_index
 
+log = logging.getLogger(__name__)
 Ints = npt.NDArray[np.int_]
 Floats = npt.NDArray[np.float64]
 # Names of a training's settings on the page.
@@ -169,8 +171,12 @@ def job_costs(folder: Path) -> list[JobCost]:
     costs = []
     paths = folder.rglob("benchmarks/*.jsonl")
     for path in sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path)):
-        if lines := path.read_text(encoding="utf-8").strip():
-            values = json.loads(lines.rpartition("\n")[2])
+        if lines := path.read_bytes().strip():
+            try:
+                values = dict(json.loads(lines.rpartition(b"\n")[2]))
+            except (ValueError, TypeError):  # a killed run or a full disk left a part of it
+                log.warning("%s is damaged, so its job is left out; delete it.", path)
+                continue
             seconds, cpu, memory = (_number(values.get(k)) for k in ("s", "cpu_time", "max_rss"))
             gpus = _number((values.get("resources") or {}).get("gpu"))  # with --benchmark-extended
             of_gpus = None if gpus is None or seconds is None else gpus * seconds

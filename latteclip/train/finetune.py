@@ -56,7 +56,8 @@ def finetune(
     pretrained model, marked "diverged". UserError: an input does not fit, or it diverged at a rate
     set by hand.
     """
-    new_folder(model_output)  # before the work, and not after it
+    if not Path(history_output).exists():
+        new_folder(model_output)  # before the work, and not after it
     parallel.start(device)
     log.info("The training has %d threads of %s cores.", threads, os.cpu_count())
     with ending_in_order("Nothing was trained yet: a rerun starts from the beginning.") as signals:
@@ -71,6 +72,9 @@ def finetune(
         if local := hub_names.local_clip(vars(settings)):
             decisive["digest of the model"] = fingerprint(local)
         identity = digest_of([json.dumps(decisive, sort_keys=True)])
+        if _was_trained(model_output, history_output, identity):
+            parallel.finish()
+            return
         checkpoints = CheckpointManager(checkpoint, identity)
         training, diverged = setup.training(recipe, signals, seed), False
         signals.are_deferred = True  # neither a step nor the writing may be interrupted
@@ -137,8 +141,9 @@ class CheckpointManager:
         if parallel.rank() > 0:
             return
         path = self.folder / f"step-{len(training.history):08d}-{self.identity}.pt"
-        with replacing(path) as temporary:
-            torch.save(training.state_dict(), temporary)
+        # To an open file: given a path, torch has other words for a full disk.
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            torch.save(training.state_dict(), file)
         for other in set(self._own()) - {path}:
             other.unlink(missing_ok=True)
         remove_left_over(self.folder)
@@ -197,17 +202,28 @@ def _write(
     history_output: str,
 ) -> None:
     words = replace(setup.settings.words, written=setup.inputs.written_names)
-    try:
-        with replacing(model_output) as folder:
-            clips.save(setup.clip, classifier, setup.inputs.classnames, words, folder)
-    except UserError:  # jobs of a killed Snakemake go on beside those of a rerun: the first wins
-        there = Path(history_output).exists() and tables.read_metadata(history_output, "step")
-        if not there or there["training"] != metadata["training"]:
-            raise
-        log.info("Another process of this training ended first, and wrote %s.", model_output)
+    if _was_trained(model_output, history_output, metadata["training"]):
         return
+    with replacing(model_output) as folder:
+        clips.save(setup.clip, classifier, setup.inputs.classnames, words, folder)
     columns = {name: [row.get(name) for row in history] for name in tables.HISTORY.names}
     tables.write(history_output, columns, tables.HISTORY, metadata)
+
+
+def _was_trained(model_output: str, history_output: str, identity: str) -> bool:
+    """Return whether another process wrote this model. UserError: there is another in its place.
+
+    Jobs of a killed Snakemake go on beside those of a rerun, and the first wins.
+    """
+    try:
+        new_folder(model_output)
+    except UserError:
+        there = Path(history_output).exists() and tables.read_metadata(history_output, "step")
+        if not there or there["training"] != identity:
+            raise
+        log.info("Another process of this training ended first, and wrote %s.", model_output)
+        return True
+    return False
 
 
 def _marks(settings: FinetuneSettings, training: Training, diverged: bool) -> list[str]:

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from support.audits import answer, answer_next, made_audit, population
 
@@ -241,7 +243,12 @@ def score_again(results, runs=None):
         for run in runs or results.runs
     ]
     score_audit.score_audit(
-        "made", str(folder / "plan.parquet"), str(folder / "answers.json"), files, output
+        "made",
+        results.images,
+        str(folder / "plan.parquet"),
+        str(folder / "answers.json"),
+        files,
+        output,
     )
     return read_audit(output)
 
@@ -263,9 +270,27 @@ def test_answers_to_other_images_stop_no_run_and_it_says_why(results, session, l
     found = score_again(results)
     assert (found.accuracies, found.best) == ([], None)
     assert f"There are {score.MIN_ANSWERS - 1} answers" in found.sentence
+    answer_next(session, 20, label_of)
     results.image_ids = [f"new/{name}" for name in results.image_ids]
     results.write_index()
-    assert score_again(results, [results.write_run("renamed", 0)]).accuracies == []
+    assert score_again(results).accuracies == []  # no model predicts them yet
+    assert score_again(results, [results.write_run("renamed", 0)]).answered == 29
+    results.splits = ["train"] * len(results.image_ids)
+    results.write_index()
+    assert score_again(results).accuracies == []
+    with pytest.raises(UserError, match=r"plan\.parquet"):
+        AuditSession(results.folder, "test", 60)
+
+
+def test_images_that_a_model_learns_from_later_are_left_out_for_all(results, session, label_of):
+    answer_next(session, 40, label_of)
+    names = [one.image_id for one in session.questions[:5]]
+    path = results.folder / "flyp" / "seed0" / "predictions.parquet"
+    table, described = tables.read(path, tables.PREDICTIONS)
+    learned = pc.is_in(table["image_id"], pa.array(names))
+    tables.write(path, table.filter(pc.invert(learned)), tables.PREDICTIONS, described)
+    found = score_again(results)
+    assert (found.answered, len(found.accuracies)) == (35, len(results.runs))
 
 
 def test_images_that_were_added_later_leave_the_audit_as_it_is(results, session, label_of):

@@ -1,11 +1,8 @@
-import re
-
 import numpy as np
 import pytest
 from support.audits import population
 
 from latteclip.audit import sampling
-from latteclip.core.errors import UserError
 
 SURE, NOT_SURE, OTHERS, PAIR = range(4)
 N = 400
@@ -68,8 +65,10 @@ def test_a_plan_is_drawn_once_and_kept_whatever_candidates_say_later(tmp_path):
     assert sorted(first.order) == list(range(N))
 
 
-def test_a_plan_of_other_images_is_refused(tmp_path):
-    sampling.read_or_draw(tmp_path / "plan.parquet", random_population())
-    for other in (random_population(n=N - 1), population(np.zeros((N, 3), dtype=int), classes=6)):
-        with pytest.raises(UserError, match=re.escape(str(tmp_path))):
-            sampling.read_or_draw(tmp_path / "plan.parquet", other)
+def test_without_some_images_the_others_are_in_their_order(tmp_path):
+    whole = sampling.read_or_draw(tmp_path / "plan.parquet", random_population())
+    rest = sampling.read_or_draw(tmp_path / "plan.parquet", random_population(n=N - 50))
+    assert rest.digest == whole.digest
+    names = [whole.image_ids[row] for row in whole.order if row < N - 50]
+    assert [rest.image_ids[row] for row in rest.order] == names
+    assert rest.strata.tolist() == whole.strata[: N - 50].tolist()

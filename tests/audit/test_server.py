@@ -103,6 +103,26 @@ def test_a_full_disk_is_reported_and_with_room_the_audit_goes_on(server, monkeyp
     assert put(server)[0] == 200
 
 
+def test_what_the_system_refuses_is_reported(server, monkeypatch, caplog):
+    def refused(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "answers.json")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(answers, "write_json", refused)
+        status, _, body = put(server)
+    assert status == 500 and os.strerror(errno.EROFS) in json.loads(body)["error"]
+    assert "answers.json" in caplog.text
+    assert put(server)[0] == 200
+
+
+def test_a_lock_of_another_process_is_reported(server, monkeypatch):
+    monkeypatch.setattr(answers, "LOCK_SECONDS", 0.01)
+    server.interview.path.parent.mkdir(exist_ok=True)
+    with answers.locked(server.interview.path):
+        status, _, body = put(server)
+    assert status == 400 and ".lock" in json.loads(body)["error"]
+
+
 FOREIGN = [
     {"token": ""},
     {"token": "x" * 32},

@@ -18,6 +18,8 @@ def test_captions_are_shown_with_class_and_prompt(captioned):
     assert "none: HTTP 400" in everything
     assert "none: empty" in everything
     assert "second attempt" in everything
+    path = str(captioned.folder / "captions/images.parquet")
+    assert captions("show", path, 0) == text.partition("\n")[0]
 
 
 def test_groups_are_shown_with_their_members_and_their_pictures_can_be_made_again(

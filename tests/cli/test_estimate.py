@@ -5,6 +5,7 @@ import pytest
 
 from latteclip.cli import estimate, main, runs
 from latteclip.core import tables
+from latteclip.core.errors import UserError
 
 FINETUNE = "finetune={'batch_size': 32, 'epochs': 2, 'steps_multiple_of': 1}"
 CONFIG = ["method=zero_shot,flyp,image_prototypes", "seeds=1", FINETUNE]
@@ -60,6 +61,11 @@ def test_work_that_is_measured_is_scaled_and_loading_is_not(limited):
     assert found["finetune"][-1] == "0:01:28"  # 8 + 10 * 8: 1,280 samples at 16 a second
     assert found["assemble_model"][-1] == "0:00:10"
     assert found["tokens:"][1:4] == ["64,000", "read,", "6,400"]
+
+
+def test_a_limit_of_no_image_is_refused(limited):
+    with pytest.raises(UserError, match="limit"):
+        estimate.estimate(["demo"], ["limit=0"], [])
 
 
 def test_work_that_is_not_measured_has_bounds(limited):

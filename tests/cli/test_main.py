@@ -104,6 +104,8 @@ def test_an_interruption_is_told_and_status_130(buggy, monkeypatch, capsys):
     [
         ("summarize", "required"),
         ("predict m a.jpg --threads 1.5", r"--threads: .*1\.5"),
+        *((f"predict m a.jpg --threads {n}", "--threads") for n in (0, 100000)),
+        *((f"predict m a.jpg {option} 0", option) for option in ("-k", "--batch-size")),
         ("evaluate --seed -1", "--seed"),
         ("labels export results --max-error 1", "--max-error"),
         ("teach results --offline a --answers b", "--answers"),
@@ -184,6 +186,19 @@ def test_a_full_output_is_one_sentence():
         run = subprocess.run(LIST, stdout=full, stderr=subprocess.PIPE, text=True)
     assert (run.returncode, run.stderr.count("\n")) == (2, 1)
     assert re.match("error: .*space", run.stderr)
+
+
+def closed(descriptor, *words):
+    """A run of a command that finds a standard stream closed."""
+    command = [sys.executable, "-m", "latteclip", *words]
+    options = {"stderr": subprocess.PIPE, "text": True, "check": False}
+    return subprocess.run(command, preexec_fn=lambda: os.close(descriptor), **options)
+
+
+def test_a_closed_stream_is_one_sentence(tmp_path):
+    for run in (closed(1, "datasets"), closed(0, "predict", str(tmp_path), "-")):
+        assert (run.returncode, run.stderr.count("\n")) == (2, 1)
+        assert re.match("error: (The standard output|No image)", run.stderr)
 
 
 def test_an_output_that_nobody_reads_is_no_sentence():

@@ -31,8 +31,21 @@ def of_no_class(folder):
     save_classifier(folder / clips.CLASSIFIER, head, described)
 
 
+def with_widths(widths):
+    def spoil(folder):
+        head, described = load_classifier(folder / clips.CLASSIFIER)
+        save_classifier(folder / clips.CLASSIFIER, head, {**described, "eyes_widths": widths})
+
+    return spoil
+
+
 @pytest.mark.parametrize(
-    ("spoil", "wrong"), [(not_finite, r"visual\.proj"), (of_no_class, "classnames")]
+    ("spoil", "wrong"),
+    [
+        (not_finite, r"visual\.proj"),
+        (of_no_class, "classnames"),
+        *((with_widths(widths), "width") for widths in ("64", ["a"], 64, [True, -1], None)),
+    ],
 )
 def test_what_cannot_be_a_model_is_refused(folder, spoil, wrong):
     spoil(folder)

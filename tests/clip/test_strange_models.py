@@ -1,6 +1,7 @@
 """Model folders of strangers: nothing of theirs is run, and nothing is fetched for them."""
 
 import json
+import os
 import shutil
 import socket
 
@@ -113,7 +114,13 @@ def text(config):
     return config["model_cfg"]["text_cfg"]
 
 
+def piped(folder, _):
+    (folder / "tokenizer_config.json").unlink(missing_ok=True)
+    os.mkfifo(folder / "tokenizer_config.json")
+
+
 HOSTILE = {
+    "a pipe": (piped, "tokenizer_config.json"),
     "tokenizer that is to be trusted": (trusting, "trust_remote_code"),
     "tokenizer with code": (with_code, "auto_map"),
     "tower elsewhere": (tower_elsewhere, "model folder"),
@@ -186,6 +193,8 @@ def test_no_kind_of_model_folder_needs_the_network(plain, kind, calls):
         ("text_cfg", {"tokenizer_kwargs": {"reduction_mask": "syntax"}}, "reduction_mask"),
         ("text_cfg", {"mlp_ratio": float("nan")}, "mlp_ratio"),
         ("preprocess_cfg", {"std": [0, 0, 0]}, "preprocess_cfg.std"),
+        ("preprocess_cfg", {"std": [1e-300] * 3}, "preprocess_cfg.std"),
+        ("preprocess_cfg", {"mean": [1e300] * 3}, "preprocess_cfg.mean"),
     ],
 )
 def test_what_a_configuration_may_not_hold_is_named(plain, section, values, wrong):

@@ -156,6 +156,16 @@ def test_strings_of_the_command_line_become_what_the_schema_wants(config):
         ({"datasets": {"demo": {"source": {"folder": "."}}}}, r"datasets\.demo\.source "),
         ({"finetune": None}, "finetune"),
         ({"seeds": "a,b"}, "seeds"),
+        *(({"seeds": seeds}, "seeds .*boolean") for seeds in (True, [True, 2])),
+        ({"scores": {"share": True}}, r"scores\.share .*boolean"),
+        ({"finetune": {"lr": False}}, r"finetune\.lr .*boolean"),
+        ({"dataset": []}, "dataset "),
+        ({"method": []}, "method "),
+        ({"scores": {"kind": "none"}}, r"scores\.kind .*null"),
+        *(
+            ({"dataset": name, "image_dir": "photos"}, r"key datasets\..*letters")
+            for name in ("my photos", "it's", "a$b", "a/b", "..", "a\nb", "é")
+        ),
         ({"limit": 0}, "limit"),
         ({"limit": 8, "datasets": {"demo_8": {"source": {"folder": "."}}}}, "demo_8"),
         ({"captioner": {"engine": "vlm"}}, r"captioner\.engine .*vllm"),
@@ -166,6 +176,10 @@ def test_strings_of_the_command_line_become_what_the_schema_wants(config):
         ({"clip": {"model": "ViT-B-32"}}, r"clip\.pretrained"),
         ({"datasets": {"demo": {"template": ["a {}.", "photo"]}}}, "demo: template .*photo"),
         ({"datasets": {"demo": {"class_synonyms": {"grid": ["net", "net"]}}}}, "class_synonyms"),
+        (
+            {"datasets": {"demo": {"class_synonyms": {"Grid": ["a"], "grid": ["b"]}}}},
+            "'grid' twice",
+        ),
         ({"methods": {"a": {"like": "b"}, "b": {"like": "c"}, "c": {"like": "b"}}}, "a, b, c, b"),
         # The last stage would find these, after days of captioning.
         (method(like="flyp", pseudo_labels="lmm"), r"own.*scores\.kind"),
@@ -173,7 +187,7 @@ def test_strings_of_the_command_line_become_what_the_schema_wants(config):
         (method(like="latteclip", switches=OFF), "own.*zero_shot_loss"),
         ({"captioner": {"max_model_len": 256, "max_new_tokens": 256}}, "max_new_tokens"),
         ({"method": "image_prototypes_eyes"}, "image_prototypes_eyes.*eyes"),
-        ({"eyes": "local-dir:/nowhere"}, "eyes.*nowhere"),
+        ({"eyes": "local-dir:/nowhere"}, r"eyes local-dir:/nowhere.*/nowhere/config\.json"),
         ({"dataset": "demo", "image_dir": "."}, r"image_dir.*demo"),
         (source(folder="photographs"), r"source\.folder photographs"),
         (source(downloads={"x.zip": DOWNLOAD}), r"x\.zip\.into "),

@@ -31,3 +31,8 @@ def test_a_captioner_of_the_hub_has_a_note(engine, model, revision, slug, tmp_pa
     (tmp_path / "here" / "llava").mkdir(parents=True)
     names = hub_names.hub_captioner({"engine": engine, "model": model, "revision": revision})
     assert (names and hub_names.slug(names)) == slug
+
+
+def test_a_long_name_is_cut_and_stays_unique():
+    one, other = (hub_names.slug({"model": "local-dir:" + "é/" * 99 + end}) for end in "ab")
+    assert one != other and len(one) == len(other) == hub_names.MAX_SLUG

@@ -135,6 +135,39 @@ DAMAGED = {
 }
 
 
+def with_header(kind, size, n=1):
+    """A tar with headers of any length before its file."""
+    content = b""
+    for number in range(n):
+        text = b"%d %04d=" % (size, number)
+        text += b"x" * (size - len(text) - 1) + b"\n"
+        content += member("h", kind, size=size).tobuf(tarfile.USTAR_FORMAT) + text
+        content += bytes(-size % tarfile.BLOCKSIZE)
+    return content + tar({"a.txt": b"a"}, "w")
+
+
+LARGE = {
+    "a long pax header": with_header(tarfile.XHDTYPE, 300_000),
+    "a long global header": with_header(tarfile.XGLTYPE, 300_000),
+    "a long target": with_header(tarfile.GNUTYPE_LONGLINK, 300_000),
+    "many global headers": with_header(tarfile.XGLTYPE, 20, n=101),
+    "many links": tar_of(*(member(f"{n}", tarfile.SYMTYPE, "x") for n in range(40))),
+}
+
+
+@pytest.mark.parametrize("content", LARGE.values(), ids=LARGE)
+def test_what_tarfile_would_hold_in_memory_is_refused(unpacked, monkeypatch, content):
+    monkeypatch.setattr(download_dataset, "MAX_LINKS", 39, raising=False)
+    with pytest.raises(UserError, match="archive"):
+        unpacked(content)
+
+
+def test_headers_of_usual_length_are_read(unpacked):
+    assert unpacked(with_header(tarfile.XHDTYPE, 20)) == {"a.txt": b"a"}
+    long = "/".join(["n" * 200] * 5)
+    assert unpacked(tar({long: b"b"}, "w"))[long] == b"b"
+
+
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
 def test_anything_but_a_whole_archive_is_an_error(unpacked, content):
     with pytest.raises(UserError, match="archive"):

@@ -113,6 +113,15 @@ def test_what_comes_while_the_index_is_made_is_noticed_later(tmp_path):
     assert state(root, table) != "early"
 
 
+def test_files_of_a_far_future_are_known_again(tmp_path):
+    file = folders(tmp_path / "photos") / "cat" / "0.jpg"
+    os.utime(file, (13_569_465_600,) * 2)  # in the year 2400
+    table = indexed(tmp_path / "photos", tmp_path)
+    before = state(tmp_path / "photos", table)
+    assert indexed(tmp_path / "photos", tmp_path) == table
+    assert state(tmp_path / "photos", table) == before
+
+
 def test_links_to_class_folders_are_followed_and_circles_end(tmp_path):
     images(tmp_path / "elsewhere", "1.jpg")
     root = folders(tmp_path / "photos")

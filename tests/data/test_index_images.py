@@ -13,6 +13,7 @@ from support.shards import labelled, picture, tar_shard
 
 from latteclip.core.errors import UserError
 from latteclip.data import index_images
+from latteclip.data.folder_files import checksum
 from latteclip.data.index_images import CACHE
 
 # What is indexed.
@@ -44,7 +45,8 @@ def test_every_image_is_listed_with_its_size_upright(tmp_path):
     assert len(by_id) == 21 and not corrupt
     assert (by_id["cat/0.jpg"]["width"], by_id["cat/0.jpg"]["height"]) == (12, 8)
     assert (by_id["cat/turned.jpg"]["width"], by_id["cat/turned.jpg"]["height"]) == (10, 20)
-    assert by_id["dog/1.jpg"]["path"] == str(tmp_path / "d" / "dog" / "1.jpg")
+    dog = tmp_path / "d" / "dog" / "1.jpg"
+    assert (by_id["dog/1.jpg"]["path"], by_id["dog/1.jpg"]["checksum"]) == (str(dog), checksum(dog))
 
 
 def broken(tmp_path, n=150):

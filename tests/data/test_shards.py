@@ -11,6 +11,7 @@ from support.shards import IMAGE, labelled, parquet_shard, picture, tar_shard
 from latteclip.captions.pictures import read_image
 from latteclip.core.errors import UserError
 from latteclip.data import images, splits
+from latteclip.data.folder_files import CHECKSUM
 from latteclip.data.images import image_exists, open_rgb, shard_member
 from latteclip.data.splits import SplitSettings, read_split
 
@@ -65,6 +66,8 @@ def test_images_are_read_where_they_lie(kind, tmp_path, request):
         found = [row for row in rows if row["split"] == split]
         assert [row["label"] for row in found] == [n % 2 for n in numbers]
         assert [read_image(row["path"]) for row in found] == list(map(picture, numbers))
+        checksums = [CHECKSUM(picture(number)).digest() for number in numbers]
+        assert [row["checksum"] for row in found] == checksums
         assert all(open_rgb(row["path"]).size == (12, 8) for row in found)
     assert sorted(root.rglob("*")) == before
 
@@ -137,6 +140,8 @@ def entry(name, kind=tarfile.REGTYPE, target="", **values):
         (entry("a.jpg", tarfile.FIFOTYPE), "no plain file"),
         (entry("a.jpg", tarfile.CHRTYPE), "no plain file"),
         (entry("a.jpg", pax_headers={"GNU.sparse.size": "9"}), "no plain file"),
+        (entry("a.jpg", pax_headers={"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}), "sparse"),
+        (entry("a.jpg", pax_headers={"comment": "x" * 300_000}), "header of 300"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.name[:12] + value.type.decode(),
 )
@@ -145,6 +150,12 @@ def test_entries_that_are_unsafe_are_refused(tmp_path, info, said):
     with pytest.raises(UserError, match=said) as error:
         read(root)
     assert "a.tar" in str(error.value) and len(str(error.value)) < 1000
+
+
+def test_a_part_that_is_there_twice_in_a_row_is_named(tmp_path):
+    samples = [("1", {"jpg": picture(1), "cls": b"0"})] * 2
+    with pytest.raises(UserError, match=r"a\.tar: the sample '1' has 'jpg' twice"):
+        read(one_tar(tmp_path, *samples))
 
 
 def test_damaged_compressed_and_cut_shards_are_refused(tmp_path):

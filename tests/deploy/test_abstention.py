@@ -18,7 +18,7 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.deploy import predict
 from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS
-from latteclip.labels.guarantees import pac_threshold
+from latteclip.labels.guarantees import fewest_answers, pac_threshold
 
 CLASSNAMES = ["a", "b", "c"]
 N, ERROR = 24, 0.3
@@ -136,15 +136,33 @@ def test_a_classifier_that_answers_made_is_judged_without_them(results, caplog):
     assert "five folds" in caplog.text
 
 
-@pytest.mark.parametrize("n", [20, 0])
-def test_too_few_answers_say_how_many_it_takes(results, n, tmp_path, capsys):
-    results.answer(n)
-    output = tmp_path / "out.csv"
-    arguments = [results.model, results.pictures[0], "--abstain", 0.05, "-o", output]
+def refused(results, share, capsys):
+    """What is printed where a guarantee is refused."""
+    output = results.folder / "out.csv"
+    arguments = [results.model, results.pictures[0], "--abstain", share, "-o", output]
     assert main.main(["predict", *map(str, arguments)]) == 2
-    printed = capsys.readouterr().err
-    assert "59 answers" in printed and f"there are {n}" in printed and "--budget 118" in printed
     assert not output.exists()
+    return capsys.readouterr().err
+
+
+def test_too_few_answers_say_how_many_it_takes(results, capsys):
+    results.answer(5)
+    (results.model.parent / "history.parquet").unlink()
+    printed = refused(results, ERROR, capsys)
+    assert "9 answers" in printed and "5 among 5" in printed and "--budget 18" in printed
+    results.train(held_out=results.ids[:12])  # half of the images that will be drawn
+    assert "--budget 36" in refused(results, ERROR, capsys)
+
+
+@pytest.mark.parametrize("share", ["0.05", "1e-310"])
+def test_a_guarantee_that_no_number_of_answers_gives_says_what_is_in_reach(results, share, capsys):
+    results.train(held_out=results.ids[:12])
+    printed = refused(results, share, capsys)
+    assert "out of reach" in printed and "can be 12," in printed and "--budget" not in printed
+    assert fewest_answers(0.23) <= 12 and "In reach is 0.23." in printed
+    results.train(settings={"labels": "fused"})  # which learned from all 20, more than a tenth
+    printed = refused(results, share, capsys)
+    assert "can be 0," in printed and "20 give 0.14" in printed
 
 
 @pytest.mark.parametrize("option", [{"abstain": ERROR}, {"unknown": True}])

@@ -83,7 +83,9 @@ def test_what_is_no_regular_file_is_skipped_and_never_waited_for(model, pictures
     (tmp_path / "zeros.jpg").symlink_to("/dev/zero")
     paths = predict.image_paths([str(tmp_path)], io.BytesIO())
     assert len(paths) == N + 2
+    paths.append("n" * 10**6)
     assert len(predict.Classifier(model, device="cpu", threads=1)(paths)) == N
+    assert len(caplog.text) < 10_000
     assert "pipe.jpg" in caplog.text and "zeros.jpg" in caplog.text
 
 
@@ -148,6 +150,8 @@ def test_every_format_says_the_same(model, pictures, tmp_path, capsys):
         assert other["topk_scores"] == pytest.approx(one["topk_scores"])
         found, wanted = float(third["probability_2"]), one["topk_probabilities"][1]
         assert found == pytest.approx(wanted, abs=1e-6)
+    assert run(model, pictures[0], "-k", 10**12) == 0
+    assert capsys.readouterr().out.partition("\n")[0].endswith(f"score_{C}")
 
 
 def test_broken_images_are_reported_and_skipped(model, broken, tmp_path, capsys):

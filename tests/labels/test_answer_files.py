@@ -70,6 +70,24 @@ def test_unknown_classes_and_contradictions_are_named(path, entries, named):
         read(write(path, entries))
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *(("labels.json", text) for text in ("[1, 2]", "[[1]]", '[{"annotations": 3}]')),
+        ("labels.json", '[{"annotations": [{"result": ["word"]}]}]'),
+        ("labels.json", '[{"annotations": [{"result": [{"value": []}]}]}]'),
+        ("labels.json", label_studio([("a/1.png", 7)])),
+        *(("labels.jsonl", text) for text in ("[1]", "7", '{"image": 3}', '{"image": ["a"]}')),
+        ("labels.xlsx", "PK"),
+    ],
+)
+def test_values_of_other_types_are_one_sentence(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(UserError, match="labels"):
+        read(path)
+
+
 def test_a_damaged_file_is_one_sentence(path):
     path.write_bytes(b"[\xff{" if path.suffix == ".json" else b"\xff\x00,{")
     with pytest.raises(UserError, match="labels"):

@@ -5,21 +5,46 @@ import pyarrow as pa
 import pytest
 
 from latteclip.core.errors import UserError
+from latteclip.data.folder_files import CHECKSUM
+from latteclip.labels import answers as answer_files
 from latteclip.labels.answers import (
     Answer,
     AnswerSchema,
+    Saved,
     StaleRevisionError,
-    content_digest,
     labelled_rows,
+    rename_class,
     teaching_schema,
 )
 
+
+def content(text):
+    return CHECKSUM(text.encode()).hexdigest()
+
+
+def index(pictures):
+    """Names of images with the texts that are their content."""
+    checksums = [bytes.fromhex(content(text)) for text in pictures.values()]
+    return pa.table(
+        {
+            "image_id": pa.chunked_array([list(pictures)], pa.string()),
+            "checksum": pa.chunked_array([checksums], pa.binary(16)),
+        }
+    )
+
+
+def about(image, kind, name=None, **more):
+    """An answer about an image whose content is its name."""
+    return Answer(image, kind, name, content=content(image), **more)
+
+
 IDS = [f"images/{i}.png" for i in range(6)]
-SCHEMA = AnswerSchema("0123456789abcdef", "made", frozenset(IDS), ("none", "dots", "\u202edots"))
+CLASSNAMES = ("none", "dots", "\u202edots")
+SCHEMA = AnswerSchema("0123456789abcdef", "made", index({name: name for name in IDS}), CLASSNAMES)
 THREE = {
-    IDS[1]: Answer(IDS[1], "class", "none"),
-    IDS[0]: Answer(IDS[0], "none"),
-    IDS[2]: Answer(IDS[2], "class", "\u202edots"),
+    IDS[1]: about(IDS[1], "class", "none"),
+    IDS[0]: about(IDS[0], "none"),
+    IDS[2]: about(IDS[2], "class", "\u202edots"),
 }
 
 
@@ -29,11 +54,11 @@ def path(tmp_path):
 
 
 def test_answers_are_read_back_in_their_order(path):
-    assert SCHEMA.read(path) == ({}, "")
+    assert SCHEMA.read(path) == Saved()
     revision = SCHEMA.write(path, THREE, "")
-    saved, read_revision = SCHEMA.read(path)
-    assert (list(saved.items()), read_revision) == (list(THREE.items()), revision)
-    assert SCHEMA.read_exported(str(path)) == THREE
+    saved = SCHEMA.read(path)
+    assert (list(saved.answers.items()), saved.revision) == (list(THREE.items()), revision)
+    assert SCHEMA.read_exported(str(path)).answers == THREE
 
 
 def test_only_the_latest_revision_is_replaced(path):
@@ -43,7 +68,8 @@ def test_only_the_latest_revision_is_replaced(path):
     for stale in ("", first):
         with pytest.raises(StaleRevisionError):
             SCHEMA.write(path, THREE, stale)
-    assert SCHEMA.read(path) == (fewer, second)
+    saved = SCHEMA.read(path)
+    assert (saved.answers, saved.revision) == (fewer, second)
 
 
 def test_of_two_that_write_at_once_one_is_refused(path):
@@ -77,6 +103,7 @@ def document(**values):
         document(answers=[{"image": IDS[0], "answer": "none"}] * 2),
         document(answers=[{"image": IDS[0], "answer": ["none"]}]),
         document(answers=[{"image": IDS[0], "answer": "perhaps"}]),
+        document(answers=[{"image": IDS[0], "answer": "none", "content": "../.."}]),
         document(answers=[{"image": IDS[0], "answer": "class", "class": ["dots"]}]),
         document(answers=[{"image": IDS[0], "answer": "class", "class": "other"}]),
     ],
@@ -92,58 +119,78 @@ def test_a_file_that_is_not_valid_is_named(tmp_path, content):
 
 # --- answers that teach --------------------------------------------------------------------------
 
-CLASSNAMES = ["none", "dots", "\u202edots"]
 
-
-@pytest.fixture
-def images(tmp_path):
-    """An index of five files."""
-    paths = [tmp_path / f"{i}.png" for i in range(5)]
-    for number, path in enumerate(paths):
-        path.write_bytes(b"content %d" % number)
-    return index([path.name for path in paths], paths)
-
-
-def index(ids, paths):
-    return pa.table({"image_id": pa.chunked_array([ids]), "path": [str(path) for path in paths]})
-
-
-def taught(image, name="dots", **more):
-    kind = "class" if name else "none"
-    return Answer(image, kind, name, content=more.pop("content", None), **more)
-
-
-def rows_of(answers, images):
-    found, gone = labelled_rows({one.key: one for one in answers}, images, CLASSNAMES)
-    return found.rows.tolist(), found.shares.tolist(), found.drawn.tolist(), gone
-
-
-def test_answers_become_shares_of_classes(images):
+def test_answers_become_shares_of_classes():
     answers = [
-        taught("3.png", phase="check"),
-        taught("0.png", "none", phase="teach"),
-        taught("3.png", "none", repeat=True),
-        taught("1.png", None),
-        Answer("2.png", "unsure"),
+        about(IDS[3], "class", "dots", phase="check"),
+        about(IDS[0], "class", "none", phase="teach"),
+        about(IDS[3], "class", "none", repeat=True),
+        about(IDS[1], "none"),
+        about(IDS[2], "unsure"),
     ]
-    shares = [[1, 0, 0], [0, 0, 0], [0.5, 0.5, 0]]
-    assert rows_of(answers, images) == ([0, 1, 3], shares, [False, False, True], [])
+    found = labelled_rows({one.key: one for one in answers}, SCHEMA.images, CLASSNAMES)
+    assert found.rows.tolist() == [0, 1, 3]
+    assert found.shares.tolist() == [[1, 0, 0], [0, 0, 0], [0.5, 0.5, 0]]
+    assert found.drawn.tolist() == [False, False, True]
 
 
-def test_answered_images_are_known_by_their_content(images):
-    """They are found again under other names; images that changed or are gone are left out."""
-    paths = images["path"].to_pylist()
-    answers = [taught(f"{i}.png", content=content_digest(paths[i])) for i in range(4)]
-    moved = index(["a.png", "b.png", "2.png", "3.png"], [paths[1], paths[4], paths[2], paths[0]])
-    rows, _, _, gone = rows_of(answers, moved)
-    assert (rows, gone) == ([0, 2, 3], ["3.png"])
+# --- images and classes that change --------------------------------------------------------------
 
 
-def test_teaching_answers_are_read_back_and_other_classes_are_named(path):
-    schema = teaching_schema("made", CLASSNAMES)
-    first = taught("3.png", phase="check", content="00")
-    answers = {one.key: one for one in (first, taught("3.png", "none", repeat=True))}
-    schema.write(path, answers, "")
-    assert schema.read(path)[0] == answers
-    with pytest.raises(UserError, match="dots"):
-        teaching_schema("made", ["none", "other"]).read(path)
+def schema(pictures, classnames=CLASSNAMES):
+    return teaching_schema("made", classnames, index(pictures))
+
+
+def said(saved):
+    """What the answers say: a class, or the kind."""
+    return {key: one.classname or one.kind for key, one in saved.answers.items()}
+
+
+def test_images_are_known_by_their_content(path):
+    """Of two with exchanged names, each has its answer; one that changed or is gone has none."""
+    before = schema({"a": "A", "b": "B", "c": "C", "d": "D", "same": "D"})
+    names = dict(zip("abcd", ["dots", "none", "dots", "none"], strict=True))
+    answers = {image: Answer(image, "class", name) for image, name in names.items()}
+    before.write(path, answers, "")
+    saved = schema({"b": "A", "a": "B", "c": "new", "d2": "D"}).read(path)
+    assert said(saved) == {"a": "none", "b": "dots", "d2": "none"}
+    assert [one.image_id for one in saved.gone] == ["c"]
+
+
+def test_what_says_nothing_now_stays_in_the_file_and_counts_again(path, caplog):
+    pictures = {"a": "A", "b": "B", "c": "C", "d": "D"}
+    answers = {name: Answer(name, "class", "dots") for name in "ab"} | {"c": Answer("c", "none")}
+    revision = schema(pictures).write(path, answers, "")
+    left, classes = {"b": "B", "c": "C", "d": "D"}, ("lines", "none")
+    now = schema(left, classes)
+    saved = now.read(path)
+    saved.warn(path, "results/made")
+    assert said(saved) == {} and set(saved.asked) == {"b", "c"}
+    for word in ("dots", "rename-class results/made", "added", "such as a"):
+        assert word in caplog.text
+    now.write(path, {"d": Answer("d", "none")}, revision)
+    assert said(now.read(path)) == {"d": "none"}
+    assert said(schema(pictures).read(path)) == {"a": "dots", "b": "dots", "c": "none"}
+
+
+def test_a_new_answer_takes_the_place_of_one_that_says_nothing(path):
+    revision = SCHEMA.write(path, {IDS[0]: Answer(IDS[0], "class", "dots")}, "")
+    fewer = AnswerSchema(SCHEMA.plan, "made", SCHEMA.images, ("none", "\u202edots"))
+    fewer.write(path, {IDS[0]: Answer(IDS[0], "class", "none")}, revision)
+    assert said(SCHEMA.read(path)) == {IDS[0]: "none"}
+
+
+def test_a_renamed_class_has_its_answers(path):
+    pictures = {"a": "A", "b": "B"}
+    schema(pictures).write(path, {"a": Answer("a", "class", "dots"), "b": Answer("b", "none")}, "")
+    assert rename_class(path, "dots", "points") == 1
+    saved = schema(pictures, ("points", "none", "\u202edots")).read(path)
+    assert said(saved) == {"a": "points", "b": "none"}
+
+
+def test_a_lock_that_another_process_has_is_one_sentence(path, monkeypatch):
+    monkeypatch.setattr(answer_files, "LOCK_SECONDS", 0.01)
+    path.parent.mkdir()
+    with answer_files.locked(path), pytest.raises(UserError, match=r"\.lock"):
+        SCHEMA.write(path, THREE, "")
+    assert not path.exists()

@@ -63,6 +63,8 @@ def test_a_saved_model_is_loaded_again(tmp_path, kind):
     name = write_eye(tmp_path / "eye") if kind == "timm" else DEMO
     model = image_models.load(name, torch.device("cpu"))
     image_models.save(model, tmp_path / "clip" / "eyes" / "0")
+    for strange in ("0x", "0²", "notes"):
+        (tmp_path / "clip" / "eyes" / strange).mkdir()
     [again] = image_models.load_beside(tmp_path / "clip", torch.device("cpu"))
     images = torch.rand(2, 3, *([32] * 2 if kind == "timm" else [64] * 2))
     with torch.no_grad():
@@ -82,6 +84,9 @@ BAD = {
     "a detector": ({"change": {"architecture": None, "architectures": ["DetrModel"]}}, "names no"),
     "code": ({"change": {"model_args": {"checkpoint_path": "x.pth"}}}, "checkpoint_path"),
     "sizes": ({"change": {"pretrained_cfg": {"input_size": [3, 10**9, 8]}}}, r"config\.json"),
+    "a tiny crop": ({"change": {"pretrained_cfg": {"crop_pct": 1e-9}}}, "crop_pct"),
+    "a huge crop": ({"change": {"pretrained_cfg": {"crop_pct": 1e9}}}, "crop_pct"),
+    "a tiny deviation": ({"change": {"pretrained_cfg": {"std": [1e-300] * 3}}}, "std"),
     "a large network": ({"change": {"architecture": "vit_base_patch16_224"}}, "numbers"),
     "other weights": ({"weights": cut}, "state_dict"),
     "no numbers": ({"weights": not_a_number}, "not finite"),

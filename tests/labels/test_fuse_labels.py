@@ -323,7 +323,7 @@ def test_captions_by_prompts_with_labels_are_marked(dataset, caplog, monkeypatch
 
 
 def test_labels_follow_answers_and_are_checked_by_them(dataset, caplog):
-    gone, none = Answer("gone.png", "none"), dataset.names[dataset.training[50]]
+    gone, none = Answer("gone.png", "none", content="0" * 32), dataset.names[dataset.training[50]]
     rows = dataset.training[:40]
     path = dataset.write_answers(rows, gone, Answer(none, "none"), drawn=rows[30:])
     columns, metadata = dataset.run(answers=path)

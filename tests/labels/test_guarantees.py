@@ -7,6 +7,7 @@ from latteclip.labels.guarantees import (
     conformal_accepted,
     fewest_answers,
     pac_threshold,
+    smallest_share,
     upper_bound,
 )
 
@@ -48,6 +49,15 @@ def test_so_many_answers_can_promise_an_error_at_all(max_error):
     assert sure == [np.inf, 0.0]
     if max_error == 0.05:
         assert fewest == 59
+
+
+@pytest.mark.parametrize("on_average", [False, True])
+@pytest.mark.parametrize("answers", [12, 48, 59, 120, 320, 10**6])
+def test_the_smallest_share_is_in_reach_and_hardly_a_smaller_one(answers, on_average):
+    share = smallest_share(answers, on_average=on_average)
+    assert fewest_answers(share, on_average=on_average) <= answers
+    assert fewest_answers(share * 0.89, on_average=on_average) > answers
+    assert fewest_answers(1e-310, on_average=on_average) > 10**18
 
 
 @pytest.mark.parametrize("max_error", [0.1, 0.2])

@@ -15,6 +15,7 @@ from support.pages import BOTH_KINDS, write, write_audit, write_unknown
 
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import tables
+from latteclip.core.errors import UserError
 from latteclip.evaluate import train_predictions
 from latteclip.report import comparison, images, runs
 
@@ -191,6 +192,9 @@ def test_an_unlabelled_page_has_the_model_its_comparison_and_unreadable_images(t
     ]
     assert [row[0][0] for row in page.tables["skipped"][1:]] == [".mov", "other"]
     assert text.index('id="images"') > text.index('id="captions"')
+    corrupt.write_text("")
+    with pytest.raises(UserError, match=r"corrupt\.csv"):
+        write(results, corrupt=str(corrupt))
 
 
 def test_an_audit_stands_below_the_accuracies(results, written):

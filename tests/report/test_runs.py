@@ -23,7 +23,10 @@ def test_a_history_is_drawn_as_means_of_neighbouring_steps(results):
     assert curves["epoch"][-1] == pytest.approx(2.97)
 
 
-def test_the_last_job_of_each_benchmark_file_counts(tmp_path):
+DAMAGED = {"cut": b'{"s": 61', "zeros": bytes(400), "bytes": b"\xff\xfe", "number": b"7"}
+
+
+def test_the_last_job_of_each_benchmark_file_counts(tmp_path, caplog):
     lines = '{"s": 1, "max_rss": 1}\n{"s": 61.5, "max_rss": "NA", "cpu_time": 98.5}\n'
     places = {
         "benchmarks/caption_images-1-of-2": ("caption_images", ""),
@@ -35,9 +38,12 @@ def test_the_last_job_of_each_benchmark_file_counts(tmp_path):
         path.parent.mkdir(parents=True)
         path.write_text(lines)
     (tmp_path / "benchmarks" / "empty.jsonl").touch()
+    for name, content in DAMAGED.items():
+        (tmp_path / "benchmarks" / f"{name}.jsonl").write_bytes(content)
     wanted = zip(paths, places.values(), strict=True)
     wanted = [runs.JobCost(path, *names, 61.5, 98.5, None, None) for path, names in wanted]
     assert sorted(runs.job_costs(tmp_path), key=lambda job: job.rule) == wanted
+    assert all(f"{name}.jsonl" in caplog.text for name in DAMAGED)
 
 
 def test_a_folder_without_git_has_no_commit(tmp_path):

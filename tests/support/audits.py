@@ -32,6 +32,7 @@ def population(predictions, confidence=None, classes=5):
         [f"class {c}" for c in range(classes)],
         [f"image {i}" for i in range(n)],
         [""] * n,
+        [bytes([i % 256, i // 256]).ljust(16) for i in range(n)],
         [(f"method_{j}", 0) for j in range(k)],
         np.asarray(predictions),
         np.tile(np.arange(classes), (n, 1)),
@@ -41,9 +42,9 @@ def population(predictions, confidence=None, classes=5):
 
 
 def answer(session: AuditSession, *answers: Answer):
-    saved, revision = session.schema.read(session.path)
-    saved |= {one.image_id: one for one in answers}
-    session.schema.write(session.path, saved, revision)
+    saved = session.saved()
+    every = saved.answers | {one.image_id: one for one in answers}
+    session.schema.write(session.path, every, saved.revision)
 
 
 def answer_next(session: AuditSession, n, label_of=None, kind="class"):

@@ -76,7 +76,7 @@ class Results:
 
     def write_run(self, method, seed):
         folder = self.folder / method / f"seed{seed}"
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         after = self.before if method == "zero_shot" else self.predictions(0.7)
         test = slice(self.n_train if self.n_test else 0, None)  # what is evaluated
         c = len(self.classnames)

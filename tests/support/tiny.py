@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from latteclip.clip.model import Clip
 from latteclip.core import tables
+from latteclip.data.folder_files import CHECKSUM, checksum
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
@@ -261,6 +262,10 @@ def write_index(path, files, splits, labels, classnames, written=None, image_ids
         "width": [70] * len(files),
         "height": [64] * len(files),
     }
+    columns["checksum"] = [
+        checksum(file) if Path(file).is_file() else CHECKSUM(name.encode()).digest()
+        for name, file in zip(columns["image_id"], files, strict=True)
+    ]
     metadata |= {"classnames": classnames, "written_names": written or {}}
     tables.write(path, columns, tables.IMAGES, metadata)
     return str(path)

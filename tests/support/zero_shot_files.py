@@ -27,10 +27,13 @@ class ZeroShotFiles:
     def path(self, name):
         return str(self.folder / name)
 
+    def write_index(self):
+        index = self.path("images.parquet")
+        return write_index(index, self.names, self.splits, self.labels, self.classnames)
+
     def write(self):
         """The paths of the three files."""
-        index = self.path("images.parquet")
-        write_index(index, self.names, self.splits, self.labels, self.classnames)
+        index = self.write_index()
         n = len(self.names)
         columns = {
             "image_id": self.names,
@@ -58,7 +61,8 @@ class ZeroShotFiles:
         path = self.folder / "answers.json"
         path.unlink(missing_ok=True)
         entries = {one.key: one for one in answers}
-        teaching_schema("made", self.classnames).write(path, entries, "")
+        index, _ = tables.read_unlabelled(self.write_index(), training=True)
+        teaching_schema("made", self.classnames, index).write(path, entries, "")
         return str(path)
 
     def written(self, *names):

@@ -22,7 +22,7 @@ from latteclip.clip import model as clips
 from latteclip.clip.classifier import load_classifier
 from latteclip.clip.encode import class_embeddings, encode_files
 from latteclip.core import tables
-from latteclip.core.errors import UserError
+from latteclip.core.errors import UserError, full_disk
 from latteclip.labels.fusion import fuse
 from latteclip.labels.label_sources import CalibratedFeatures, label_votes
 from latteclip.train import finetune as finetuning
@@ -32,6 +32,7 @@ from latteclip.train.settings import Recipe
 from latteclip.train.training import Training
 
 LABELS = [2, 0, 2, 1, 0, 2, 1]
+FULL = Path("/dev/full")
 WEIGHTS = "open_clip_model.safetensors"
 
 
@@ -286,6 +287,18 @@ def test_the_first_of_two_processes_that_train_the_same_wins(inputs, tuned, monk
         assert (model / WEIGHTS).read_bytes() == (tuned[0] / WEIGHTS).read_bytes()
         assert history(steps).equals(history(tuned[1]))
     assert names(inputs.folder / "another" / "checkpoint")  # nothing of it is lost either
+    monkeypatch.setattr(finetuning, "_train", None)
+    inputs.run("orphan")  # which ended before the rerun began
+    with pytest.raises(UserError, match="model"):
+        inputs.run("another", lr=0.5)
+
+
+def test_a_full_disk_under_a_checkpoint_is_one(inputs, monkeypatch, tmp_path):
+    monkeypatch.setattr(finetuning, "replacing", lambda path: contextlib.nullcontext(FULL))
+    training = SimpleNamespace(history=[], state_dict=lambda: {"a": torch.ones(10**6)})
+    with pytest.raises(OSError) as caught:
+        CheckpointManager(str(tmp_path), "x").save(training)
+    assert full_disk(caught.value)
 
 
 @pytest.fixture(scope="module")

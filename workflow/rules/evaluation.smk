@@ -112,6 +112,7 @@ rule propagate_labels:
 
 rule score_audit:
     input:
+        images="results/{dataset}/images.parquet",
         # The order of the images, and the answers about them.
         answers=unstored(given(stage_params.answers)),
         metrics=given_each(stage_params.audited_runs, "metrics"),
@@ -130,7 +131,8 @@ rule score_audit:
     params:
         runs=as_found(given_json(stage_params.audited_runs)),
     shell:
-        "latteclip score-audit --dataset {wildcards.dataset} --plan {input.answers[0]}"
+        "latteclip score-audit --dataset {wildcards.dataset} --images {input.images}"
+        " --plan {input.answers[0]}"
         " --answers {input.answers[1]} --runs {params.runs:q} --output {output} --log {log}"
 
 

@@ -6,7 +6,7 @@ const MERGES = 5; // of answers that other pages save at the same time
 
 // The answers of this page, in their order, as they are exported and saved.
 let answers = [];
-const asDocument = () => ({ plan: page.plan, dataset: page.dataset, version: page.version, answers });
+const asDocument = () => ({ plan: page.plan, dataset: page.dataset, version: page.version, classes: page.classes, answers });
 const isSame = (one, other) => one.image === other.image && Boolean(one.repeat) === Boolean(other.repeat);
 
 // The server saves all answers before the next question. The revision says which file they go on
@@ -169,8 +169,8 @@ async function once(act) {
 function give(answer) {
   if (state === null || state.upcoming.length === 0) return;
   once(async () => {
-    const { image, phase, repeat } = state.upcoming[0];
-    const added = { image, ...answer, ...(phase && { phase }), ...(repeat && { repeat }) };
+    const { image, content, phase, repeat } = state.upcoming[0];
+    const added = { image, content, ...answer, ...(phase && { phase }), ...(repeat && { repeat }) };
     const next = await source.save([...answers, added], added);
     pace.push(Math.min(MAX_SECONDS, (performance.now() - since) / 1000));
     return next;

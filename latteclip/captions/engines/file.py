@@ -45,7 +45,9 @@ def read_scores(
         try:
             options, values = map(_list, cells)
             classes, numbers = [class_of[option] for option in options], [*map(float, values)]
-        except (LookupError, TypeError, ValueError):
+            if any(isinstance(value, bool) for value in (*options, *values)):
+                raise TypeError  # true is no class 1
+        except (LookupError, TypeError, ValueError, RecursionError):
             classes, numbers = [], []
         are_numbers = any(v > -math.inf for v in numbers) and all(v < math.inf for v in numbers)
         if not (are_numbers and len(set(classes)) == len(classes) == len(numbers)):

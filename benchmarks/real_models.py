@@ -1,0 +1,421 @@
+"""Labels and untrained models by what real models said of real photographs.
+
+    python benchmarks/real_models.py FOLDER [--json FILE]
+
+FOLDER holds features of real CLIPs, and answers of a large multimodal model. Sets are found by
+their files:
+
+- `<set>.jsonl` with `<set>_clip_vitb32.npy`: one image a line, with `split`, `label`, `class` and,
+  where the model was asked, `gpt4v_top5`: its class names, the best first. Features are [images, D].
+  Images of the split `val` are new ones: nothing learns from them.
+- `<set>_text_*.npz`, where there is one: text features `W` of the same CLIP for the classes
+  `labels`. The set is then also measured on these classes alone.
+- `whurs19/*.npz`: `images`, `texts` and `labels`, without answers. Half of the images are new ones
+  in a second measurement.
+
+Labels only score. A table is printed for each purpose, in percent of right labels or predictions.
+`--json` writes the figures, null where there is nothing to compute.
+"""
+
+import argparse
+import json
+import re
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from latteclip.labels.adaptation import adapt, remove_bias, unbiased_votes
+from latteclip.labels.fusion import Fusion, LabelModel, fuse
+from latteclip.labels.label_sources import (
+    ClipFeatures,
+    Head,
+    LabelledRows,
+    Votes,
+)
+
+SCALE = 100.0  # of CLIP's cosines
+NONE = -1  # no class
+STEPS = 2  # rounds of learning after ten answers, as in `latteclip teach`
+SEEDS = 3  # drawings of uniform answers
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images of a pool, from which labels are made, and new images."""
+
+    name: str
+    features: torch.Tensor  # [N, D]
+    labels: torch.Tensor  # [N]
+    new_features: torch.Tensor  # [M, D]
+    new_labels: torch.Tensor  # [M]
+    texts: torch.Tensor | None  # [C, D]
+    n_classes: int
+    options: torch.Tensor | None  # [N, K] classes that were named, the best first, or NONE
+
+    def images(self) -> ClipFeatures:
+        """Return the features of the pool; without texts, zero-shot scores are all alike."""
+        texts = self.texts
+        if texts is None:
+            texts = torch.zeros(self.n_classes, self.features.shape[1])
+        return remove_bias(ClipFeatures.of(self.features.clone(), texts, SCALE))
+
+    def right(self, labels: torch.Tensor) -> float:
+        """Return the percentage of right labels of the pool."""
+        return _percent(labels == self.labels)
+
+    def right_new(self, images: ClipFeatures, head: Head) -> float | None:
+        """Return the percentage of right predictions for new images, if there are any."""
+        if not len(self.new_labels):
+            return None
+        scores = images.classifier(head, SCALE).scores(self.new_features)
+        return _percent(scores.argmax(dim=1) == self.new_labels)
+
+
+def _percent(right: torch.Tensor) -> float:
+    return round(100 * right.double().mean().item(), 2)
+
+
+# --- sets ----------------------------------------------------------------------------------------
+
+
+def read(folder: Path) -> Iterator[Data]:
+    """Return the sets of a folder."""
+    for path in sorted((folder / "whurs19").glob("*.npz")):
+        yield from _without_answers(path)
+    for path in sorted(folder.glob("*.jsonl")):
+        features = folder / f"{path.stem}_clip_vitb32.npy"
+        if features.is_file():
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            table = _normalised(np.load(features))
+            yield _with_answers(path.stem, rows, table)
+            for texts in sorted(folder.glob(f"{path.stem}_text_*.npz")):
+                yield _with_texts(path.stem, rows, table, texts)
+
+
+def _without_answers(path: Path) -> Iterator[Data]:
+    content = np.load(path)
+    features, texts = (_normalised(content[key]) for key in ("images", "texts"))
+    labels = torch.from_numpy(content["labels"].astype(np.int64))
+    nothing, n = slice(0, 0), len(texts)
+    name = f"{path.parent.name}_{path.stem}"
+    yield Data(name, features, labels, features[nothing], labels[nothing], texts, n, None)
+    is_new = torch.rand(len(labels), generator=torch.Generator().manual_seed(0)) < 0.5
+    halves = features[~is_new], labels[~is_new], features[is_new], labels[is_new]
+    yield Data(f"{name}_half", *halves, texts, n, None)
+
+
+def _with_answers(name: str, rows: Sequence[dict[str, Any]], features: torch.Tensor) -> Data:
+    names = {_plain(row["class"]): int(row["label"]) for row in rows}
+    pool = [i for i, row in enumerate(rows) if row.get("gpt4v_top5")]
+    if not pool:  # images without answers
+        pool = [i for i, row in enumerate(rows) if row["split"] != "val"]
+    new = [i for i, row in enumerate(rows) if row["split"] == "val"]
+    labels = torch.tensor([row["label"] for row in rows])
+    answers = [[names.get(_plain(one), NONE) for one in _named(rows[i])] for i in pool]
+    options = torch.full((len(pool), max(1, *map(len, answers))), NONE)
+    for place, classes in enumerate(answers):
+        known = list(dict.fromkeys(one for one in classes if one != NONE))
+        options[place, : len(known)] = torch.tensor(known, dtype=torch.long)
+    halves = features[pool], labels[pool], features[new], labels[new]
+    has_any = (options != NONE).any()
+    return Data(name, *halves, None, len(names), options if has_any else None)
+
+
+def _with_texts(
+    name: str, rows: Sequence[dict[str, Any]], features: torch.Tensor, path: Path
+) -> Data:
+    content = np.load(path)
+    number = {int(label): place for place, label in enumerate(content["labels"])}
+    kept = [i for i, row in enumerate(rows) if row["label"] in number]
+    own = [{**rows[i], "label": number[rows[i]["label"]]} for i in kept]
+    found = _with_answers(f"{name}_{len(number)}", own, features[kept])
+    return replace(found, texts=_normalised(content["W"]), n_classes=len(number))
+
+
+def _named(row: dict[str, Any]) -> list[str]:
+    answers = row.get("gpt4v_top5") or []
+    return [answers] if isinstance(answers, str) else [str(one) for one in answers]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", " ", name.lower()).strip()
+
+
+def _normalised(table: np.ndarray) -> torch.Tensor:
+    return F.normalize(torch.from_numpy(table.astype(np.float32)), dim=1)
+
+
+# --- what is measured ----------------------------------------------------------------------------
+
+
+def untrained(data: Data) -> Figures:
+    """Return the accuracy of zero-shot and adapted classifiers, with that of a peer."""
+    if data.texts is None:
+        return {}
+    images = data.images()
+    head = adapt(images)
+    predicted = head.logits(images.centred[:].double()).argmax(dim=1)
+    raw = Head(images.texts.weights, images.text_bias)
+    return {
+        "zero_shot": data.right((data.features @ data.texts.T).argmax(dim=1)),
+        "zero_shot_new": data.right_new(images, raw),
+        "untrained": data.right(predicted),
+        "untrained_new": data.right_new(images, head),
+        "transclip": data.right(transclip(data)),
+    }
+
+
+def labels_of_votes(data: Data) -> Figures:
+    """Return the accuracy of first answers, of labels by them, and by all answers as scores."""
+    if data.options is None:
+        return {}
+    images = data.images()
+    found = fuse(images, first_votes(data))
+    figures = {
+        "votes": data.right(data.options[:, 0]),
+        "labels": data.right(found.labels),
+        "new": data.right_new(images, found.head),
+        "expected_calibration_error": calibration_error(data, found),
+        "crowdlab": data.right(crowdlab(data)),
+        "trust_in_images": round(found.parameters.independence, 3),
+    }
+    for key, nats in (("five_answers", 1.5), ("class_scores", 3.0)):
+        scored = fuse(images, ranked_votes(data, images, nats))
+        figures[key] = data.right(scored.labels)
+        figures[f"{key}_new"] = data.right_new(images, scored.head)
+    return figures
+
+
+def first_votes(data: Data) -> Votes:
+    """Return the first answers as votes that are certain."""
+    assert data.options is not None
+    first = data.options[:, 0]
+    table = F.one_hot(first.clamp(min=0), data.n_classes).double() * (first >= 0)[:, None]
+    return Votes(first >= 0, table.__getitem__)
+
+
+def ranked_votes(data: Data, images: ClipFeatures, nats: float) -> Votes:
+    """Return all answers as class scores that fall by so many nats a rank."""
+    assert data.options is not None
+    ranks = torch.arange(data.options.shape[1], dtype=torch.float32)
+    scores = torch.where(data.options >= 0, -nats * ranks, -torch.inf)
+    return unbiased_votes(images, data.options, scores)
+
+
+def answers(data: Data) -> Figures:
+    """Return what answers of a person add, which are simulated by the true classes."""
+    if data.options is None:
+        return {}
+    images = data.images()
+    model = LabelModel(images, first_votes(data))
+    model.learn(STEPS)
+    asked = by_margin(data, model, 100)
+    drawn = [
+        torch.randperm(len(data.labels), generator=torch.Generator().manual_seed(seed))[:100]
+        for seed in range(SEEDS)
+    ]
+    taught = {"margin20": [asked[:20]], "margin100": [asked], "uniform100": drawn}
+    found = {}
+    for key, drawings in taught.items():
+        each = [_taught(data, images, rows) for rows in drawings]
+        columns = ("all", "unasked", "unasked_before", "new")
+        values = {column: [one[column] for one in each] for column in columns}
+        found[key] = {column: round(float(np.mean(one)), 2) for column, one in values.items()}
+    return {"answers": found}
+
+
+def by_margin(data: Data, model: LabelModel, n: int) -> torch.Tensor:
+    """Return the rows with the smallest margins, ten at a time, between which the model learns."""
+    asked = torch.empty(0, dtype=torch.long)
+    while len(asked) < n:
+        best = model.log_posterior(slice(None)).exp().topk(2, dim=1).values
+        margins = best[:, 0] - best[:, 1]
+        margins[asked] = torch.inf
+        asked = torch.cat([asked, margins.argsort()[:10]])
+        model = model.answered(_labelled(data, asked))
+        for _ in range(STEPS):
+            model.step()
+    return asked[:n]
+
+
+def _labelled(data: Data, rows: torch.Tensor) -> LabelledRows:
+    rows = rows.sort().values
+    shares = F.one_hot(data.labels[rows], data.n_classes).double()
+    return LabelledRows(len(data.labels), rows, shares, torch.zeros(len(rows), dtype=torch.bool))
+
+
+def _taught(data: Data, images: ClipFeatures, rows: torch.Tensor) -> Figures:
+    before = fuse(images, first_votes(data))
+    after = fuse(images, first_votes(data), labelled=_labelled(data, rows))
+    unasked = torch.ones(len(data.labels), dtype=torch.bool)
+    unasked[rows] = False
+    return {
+        "all": data.right(after.labels),
+        "unasked": _percent((after.labels == data.labels)[unasked]),
+        "unasked_before": _percent((before.labels == data.labels)[unasked]),
+        "new": data.right_new(images, after.head),
+    }
+
+
+def calibration_error(data: Data, found: Fusion) -> float:
+    """Return the expected calibration error of the labels' probabilities, in ten bins."""
+    right, confidence = (found.labels == data.labels).double(), found.confidence.double()
+    bins = (10 * confidence).long().clamp(max=9)
+    sums = torch.zeros(10, dtype=torch.float64).index_add_(0, bins, right - confidence)
+    return round(sums.abs().sum().item() / len(right), 3)
+
+
+# --- peers ---------------------------------------------------------------------------------------
+
+
+def transclip(data: Data, neighbours: int = 3, rounds: int = 10) -> torch.Tensor:
+    """Return labels by the zero-shot rule of TransCLIP (arXiv 2406.01837), written from its paper.
+
+    Gaussian classes share a diagonal covariance. A Laplacian over the nearest images and a term
+    towards the zero-shot probabilities regularise the assignments.
+    """
+    assert data.texts is not None
+    x, texts = data.features.double(), data.texts.double()
+    log_zero_shot = (SCALE * x @ texts.T).log_softmax(dim=1)
+    affinity = x @ x.T
+    affinity.fill_diagonal_(-torch.inf)
+    best = affinity.topk(neighbours, dim=1)
+    weights = torch.zeros_like(affinity).scatter_(1, best.indices, best.values.clamp(min=0))
+    z = log_zero_shot.exp()
+    sure = z.topk(min(8, len(x)), dim=0).indices
+    means = F.normalize(torch.stack([x[rows].mean(dim=0) for rows in sure.T]), dim=1)
+    variances = torch.full((x.shape[1],), 1 / x.shape[1], dtype=torch.float64)
+    for _ in range(rounds):
+        distances = (x.square() / variances).sum(dim=1, keepdim=True)
+        distances = distances - 2 * (x / variances) @ means.T
+        distances = distances + (means.square() / variances).sum(dim=1)
+        density = -0.5 * distances
+        for _ in range(5):
+            z = (density + weights @ z + log_zero_shot).softmax(dim=1)
+        counts = z.sum(dim=0).clamp(min=1e-9)
+        means = F.normalize(z.T @ x / counts[:, None], dim=1)
+        squares = x.square().sum(dim=0) - (counts[:, None] * (z.T @ x / counts[:, None]) ** 2).sum(0)
+        variances = (squares / len(x)).clamp(min=1e-8)
+    return z.argmax(dim=1)
+
+
+def crowdlab(data: Data, folds: int = 5) -> torch.Tensor:
+    """Return labels by CROWDLAB (arXiv 2210.06812) of one annotator and a classifier.
+
+    The classifier is a logistic regression on the votes of other folds. Both are weighted by how
+    much more often they agree with the votes than the most frequent class does.
+    """
+    assert data.options is not None
+    first = data.options[:, 0]
+    x = F.normalize(data.features - data.features.mean(dim=0), dim=1).double()
+    predicted = torch.zeros(len(x), data.n_classes, dtype=torch.float64)
+    for fold in range(folds):
+        is_in = torch.arange(len(x)) % folds == fold
+        rows = ~is_in & (first >= 0)
+        predicted[is_in] = _regression(x[rows], first[rows], data.n_classes, x[is_in])
+    has = first >= 0
+    consensus = torch.where(has, first, predicted.argmax(dim=1))
+    agreement = (predicted.argmax(dim=1) == consensus).double().mean().item()
+    frequent = torch.bincount(consensus).max().item() / len(consensus)
+    weight = max(0.0, 1 - (1 - agreement) / (1 - frequent))
+    # One annotator agrees with itself, so the quality of the votes is the classifier's view of them.
+    quality = predicted[has, first[has]].mean().item()
+    likelihood = torch.full_like(predicted, (1 - quality) / max(1, data.n_classes - 1))
+    likelihood[has, first[has]] = quality
+    annotator = max(0.0, 1 - (1 - quality) / (1 - frequent))
+    pooled = weight * predicted + annotator * has[:, None] * likelihood
+    return pooled.argmax(dim=1)
+
+
+def _regression(
+    x: torch.Tensor, labels: torch.Tensor, n_classes: int, others: torch.Tensor
+) -> torch.Tensor:
+    weights = torch.zeros(n_classes, x.shape[1], dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        loss = F.cross_entropy(10 * x @ weights.T, labels, reduction="sum")
+        loss = loss + 0.5 * weights.square().sum()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    return (10 * others @ weights.detach().T).softmax(dim=1)
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+TABLES: dict[str, tuple[str, ...]] = {
+    "Untrained, without captions": (
+        *("zero_shot", "zero_shot_new", "untrained", "untrained_new", "transclip"),
+    ),
+    "Labels by the answers of the LMM": (
+        *("votes", "labels", "new", "five_answers", "five_answers_new", "class_scores"),
+        *("class_scores_new", "crowdlab", "expected_calibration_error", "trust_in_images"),
+    ),
+}
+
+
+def measure(data: Data) -> Figures:
+    """Return all figures of a set."""
+    start = time.perf_counter()
+    keys = [key for columns in TABLES.values() for key in columns]
+    found: Figures = dict.fromkeys([*keys, "answers"])
+    parts: tuple[Callable[[Data], Figures], ...] = (untrained, labels_of_votes, answers)
+    for part in parts:
+        found |= part(data)
+    found["images"], found["classes"] = len(data.labels), data.n_classes
+    found["seconds"] = round(time.perf_counter() - start, 1)
+    found["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return found
+
+
+def show(results: dict[str, Figures]) -> None:
+    """Print the tables."""
+    for title, columns in TABLES.items():
+        print(f"\n{title}\n\n| set | images | classes | {' | '.join(columns)} |")
+        print("|---" * (3 + len(columns)) + "|")
+        for name, found in results.items():
+            if any(found[column] is not None for column in columns):
+                cells = [found[column] for column in ("images", "classes", *columns)]
+                print(f"| {name} | {' | '.join(map(_cell, cells))} |")
+    print("\nAnswers of a person: labels of all and of unasked images (before), new images\n")
+    for name, found in results.items():
+        for kind, one in (found["answers"] or {}).items():
+            print(
+                f"| {name} | {kind} | {one['all']} | {one['unasked']} ({one['unasked_before']}) "
+                f"| {one['new']} |"
+            )
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else str(value)
+
+
+def main() -> None:
+    """Measure each set of a folder."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    results: dict[str, Figures] = {}
+    for data in read(args.folder):
+        results[data.name] = measure(data)
+        if args.json:  # written after each set, for a run may be ended
+            args.json.write_text(json.dumps(results, indent=1) + "\n")
+    if not results:
+        parser.error(f"{args.folder} holds no set of the layout that --help describes.")
+    show(results)
+
+
+if __name__ == "__main__":
+    main()

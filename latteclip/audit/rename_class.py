@@ -1,0 +1,48 @@
+"""`latteclip rename-class`: a person's answers follow a class that has a new name."""
+
+import logging
+from pathlib import Path
+
+from latteclip.audit.sampling import audit_files
+from latteclip.core import tables
+from latteclip.core.class_templates import clean_classname
+from latteclip.core.errors import UserError, suggestion
+from latteclip.data.splits import SplitSettings
+from latteclip.labels import answers
+
+log = logging.getLogger(__name__)
+
+
+def rename_class(results: str, old: str, new: str, /) -> None:
+    """Give a class its new name in the answers of `teach` and `audit`.
+
+    Write the new name into classes.txt, or name the folder so, and run the workflow again. Two
+    classes become one if NEW is a class already.
+
+    Args:
+        old: the name in the answers
+        new: the name that the class has now
+    """
+    folder = Path(results)
+    places = [folder / "answers.json", *(audit_files(folder, one)[1] for one in ("test", "train"))]
+    classes = {path: answers.read_classes(path) for path in places if path.exists()}
+    old, new = (_as_in_answers(folder, name) for name in (old, new))
+    named = [path for path, names in classes.items() if old in names]
+    if not named:
+        known = {name for names in classes.values() for name in names}
+        raise UserError(
+            f"No answer of {folder} knows the class {old!r}; {suggestion(old, known)}"
+            if known
+            else f"{folder} has no answers, so that nothing is to be renamed."
+        )
+    for path in named:
+        n = answers.rename_class(path, old, new)
+        log.info("%s: %d answers name %r now, and no longer %r.", path, n, new, old)
+
+
+def _as_in_answers(folder: Path, name: str) -> str:
+    """Return the name of a class as the index cleans it."""
+    index = folder / "images.parquet"
+    written = tables.read_written_names(index) if index.is_file() else {}
+    cleaned = {other: clean for clean, other in written.items()}
+    return cleaned.get(name) or clean_classname(name, SplitSettings("folders").classname_replace)

@@ -1,0 +1,168 @@
+"""Zero-shot scores adapted to unlabelled images, as a mixture of Gaussian classes. Not in the paper.
+
+Classes are Gaussians of one covariance in the space of whitened image features, with frequencies
+that are estimated. Expectation-maximisation starts from the zero-shot probabilities:
+
+    p(c | image) ~= exp(z_c + o_c) * (frequency_c^(1/2) * density_c(image)^b)^e
+
+- The density is that of the other images: an image has no part in the means it is compared with.
+  One image at the origin is added to each class, so that a class without images attracts none.
+- b makes these densities predict the posterior best: features of many dimensions are less
+  independent than a Gaussian takes them to be.
+- e says how far image features are trusted. Where classes are clusters, an image is much nearer to
+  one mean than to the next, and hardly any image lies between. Where they are not, the distances to
+  both means differ by little, with the spread of an exponential distribution (`separation`).
+- o moves the share of each class by z alone towards its share by the posterior.
+
+Before this, a share of each class's mean score is subtracted from z, which removes CLIP's bias
+towards some classes, but also what its scores know of the frequencies. The share is the one with
+which image prototypes know most of the labels (`best_bias_share`).
+
+TransCLIP (Zanella et al. 2024, arXiv 2406.01837) has the mixture with a Laplacian in place of e.
+Letters: n images of a sample, C classes, D embedding width.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+
+from latteclip.labels.label_sources import ClipFeatures, Head, Votes, class_score_votes, parts
+from latteclip.labels.likelihood import cross_entropy, fit_weights
+from latteclip.labels.prototypes import (
+    FREQUENCY_EXPONENT,
+    SHARPNESS,
+    Posterior,
+    log_densities,
+    own_part_left_out,
+    spaced,
+)
+
+ROUNDS = 12
+STEP = 0.25  # of o in each round
+BIAS_SHARES = (0.0, 0.5, 1.0)
+RIDGE = 1e-5  # on b, which is larger than other weights
+SAMPLE, MAX_IMAGES = 2**25, 2**16  # entries of a table of images and classes, and images, at most
+SMALL_SAMPLE, MAX_SMALL = 2**21, 2**14  # the same where few numbers are learned
+
+
+def adapt(images: ClipFeatures) -> Head:
+    """Return a classifier of centred features, learned from a sample of the images."""
+    n_classes = len(images.texts.bias)
+    if n_classes == 1:
+        return images.texts
+    rows = _sample(torch.arange(len(images.centred)), n_classes, SAMPLE, MAX_IMAGES)
+    mixture = _Mixture(replace(images, centred=images.centred[rows]))
+    for _ in range(ROUNDS):
+        mixture.step()
+    return mixture.head()
+
+
+class _Mixture:
+    """The mixture while it is learned."""
+
+    def __init__(self, images: ClipFeatures) -> None:
+        n, self.n_classes = len(images.centred), len(images.texts.bias)
+        self.images, self.texts = images, images.texts
+        self.small = _sample(torch.arange(n), self.n_classes, SMALL_SAMPLE, MAX_SMALL)
+        self.weights = torch.ones(n, dtype=torch.float64)
+        self.posterior = Posterior.of(images.probabilities, self.n_classes, self.weights)
+        self.log_frequencies = torch.zeros(self.n_classes, dtype=torch.float64)
+
+    def step(self) -> None:
+        """Learn the parameters from the posterior, and the posterior from the parameters."""
+        x, table = self.images.centred[self.small].double(), self.posterior.table(self.small)
+        self.before, self.counts = self.posterior, self.posterior.counts(slice(None))
+        self.sums = torch.zeros_like(self.texts.weights)
+        for rows in parts(len(self.weights)):
+            self.sums += self.posterior.sums(rows, self.images.centred[rows].double())
+        densities = log_densities(x, table, self.sums, self.counts)
+        prior = FREQUENCY_EXPONENT * self.log_frequencies
+        fitted = fit_weights([densities], table, offset=prior, precision=RIDGE)
+        self.sharpness = fitted.item()
+        self.trust = separation(own_part_left_out(x, table, self.sums))
+        self.log_frequencies = self.posterior.log_frequencies()
+        by_texts = self.texts.logits(x).softmax(dim=1).mean(dim=0) + 1 / len(x)
+        bias = self.texts.bias + STEP * (self.log_frequencies - by_texts.log())
+        self.texts = self.texts._replace(bias=bias)
+        self.posterior = Posterior.of(self._probabilities, self.n_classes, self.weights)
+
+    def _probabilities(self, rows: slice) -> torch.Tensor:
+        x = self.images.centred[rows].double()
+        densities = log_densities(x, self.before.table(rows), self.sums, self.counts)
+        prior = FREQUENCY_EXPONENT * self.log_frequencies
+        by_images = self.sharpness * densities + prior
+        return (self.texts.logits(x) + self.trust * by_images).softmax(dim=1)
+
+    def head(self) -> Head:
+        """Return the classifier of new images."""
+        means = self.sums / (self.counts + 1)[:, None]
+        prior = FREQUENCY_EXPONENT * self.log_frequencies
+        bias = prior - 0.5 * self.sharpness * means.square().sum(dim=1)
+        weights = self.texts.weights + self.trust * self.sharpness * means
+        return Head(weights, self.texts.bias + self.trust * bias)
+
+
+def separation(scores: torch.Tensor) -> float:
+    """Return how far classes are clusters, from 0 to 1, by scores [n, C] of images.
+
+    The margin of an image is the difference of its two largest scores. The mean margin over the
+    standard deviation of margins is 1 for an exponential distribution, and larger where few images
+    lie between classes.
+    """
+    best = scores.topk(2, dim=1).values
+    margins = best[:, 0] - best[:, 1]
+    spread = margins.std(unbiased=False).item()
+    return min(1.0, max(0.0, margins.mean().item() / spread - 1)) if spread > 0 else 0.0
+
+
+def remove_bias(images: ClipFeatures) -> ClipFeatures:
+    """Subtract the best share of each class's mean zero-shot logit."""
+    rows = torch.arange(len(images.centred))
+    candidates = {share: images.without_bias(share) for share in BIAS_SHARES}
+    tables = {share: one.probabilities for share, one in candidates.items()}
+    return candidates[best_bias_share(images, rows, tables)]
+
+
+def unbiased_votes(images: ClipFeatures, options: torch.Tensor, scores: torch.Tensor) -> Votes:
+    """Return `class_score_votes` [N, K] without the best share of each class's mean score."""
+    n_classes = len(images.texts.bias)
+    candidates = {s: class_score_votes(options, scores, n_classes, s) for s in BIAS_SHARES}
+    tables = {share: votes.probabilities for share, votes in candidates.items()}
+    rows = candidates[0].has.nonzero()[:, 0]
+    return candidates[best_bias_share(images, rows, tables)]
+
+
+def best_bias_share(
+    images: ClipFeatures,
+    rows: torch.Tensor,
+    tables: dict[float, Callable[[torch.Tensor], torch.Tensor]],
+) -> float:
+    """Return the key of the probabilities [n, C] whose labels image prototypes know most of.
+
+    The nats are those of the information of the prototypes about the labels: the entropy of the
+    labels less the cross-entropy of their prediction by prototypes of the other images.
+    """
+    rows = _sample(rows, len(images.texts.bias), SMALL_SAMPLE, MAX_SMALL)
+    x = images.centred[rows].double()
+    known = {key: _information(x, table(rows)) for key, table in tables.items()}
+    return max(known, key=known.__getitem__)
+
+
+def _information(x: torch.Tensor, table: torch.Tensor) -> float:
+    """Return the nats that prototypes by a table [n, C] know of its labels."""
+    labels = F.one_hot(table.argmax(dim=1), table.shape[1]).double()
+    scores = SHARPNESS * own_part_left_out(x, table, table.T @ x)
+    frequencies = (labels.sum(dim=0) + 0.5) / (len(x) + 0.5 * table.shape[1])
+    log_frequencies = frequencies.log()
+    (sharpness,) = fit_weights([scores], labels, offset=log_frequencies)
+    predicted = (sharpness * scores + log_frequencies).softmax(dim=1)
+    entropy = -(frequencies * log_frequencies).sum()
+    return float(entropy - cross_entropy(labels, predicted))
+
+
+def _sample(rows: torch.Tensor, n_classes: int, entries: int, images: int) -> torch.Tensor:
+    """Return evenly spaced rows: about so many entries of a table of classes, so many at most."""
+    rows = spaced(rows, n_classes, entries)
+    return rows[:: -(-max(1, len(rows)) // images)]

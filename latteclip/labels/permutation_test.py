@@ -1,0 +1,90 @@
+"""A test without labels of whether votes carry information about their images.
+
+Letters: n images of a sample, C classes, D embedding width, M image models.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from latteclip.labels.label_sources import CentredFeatures, ClipFeatures, Votes
+
+N_PERMUTATIONS = 999  # so that the smallest p-value is 0.001
+MAX_IMAGES, MIN_IMAGES = 4096, 1024  # in the test, where there are as many
+MAX_PRODUCTS = 2**28  # of images, D and C: it decides between the two
+SEED = 0
+
+
+@dataclass(frozen=True)
+class PermutationTest:
+    """How far votes agree with the images, in standard deviations over permutations."""
+
+    images: float  # with similarities of CLIP's image features
+    zero_shot: float  # with the zero-shot scores
+    p_value: float  # of the sum of all statistics
+    others: tuple[float, ...] = ()  # with similarities of other models' image features
+    p_values: tuple[float, ...] = ()  # of the statistics of these models alone
+
+    @property
+    def significant(self) -> bool:
+        """Whether no permutation agreed as well."""
+        return self.p_value <= 1 / (N_PERMUTATIONS + 1)
+
+    @property
+    def informative(self) -> list[int]:
+        """Numbers of the other models with which no permutation agreed as well."""
+        return [i for i, p in enumerate(self.p_values) if p <= 1 / (N_PERMUTATIONS + 1)]
+
+
+def corroborate(
+    images: ClipFeatures,
+    votes: Votes,
+    sample: torch.Tensor,
+    others: Sequence[CentredFeatures] = (),
+) -> PermutationTest:
+    """Test without labels whether votes carry information about their images.
+
+    The statistics are standardised over the permutations and summed:
+
+    - for each image model, sum_{i != j} <x_i, x_j> <v_i, v_j>, the Hilbert-Schmidt independence
+      criterion with linear kernels (Gretton et al. 2005), x features and v votes about their means;
+    - sum_i <z_i, v_i>, z zero-shot probabilities.
+
+    Images are a sample [n] of those with votes, of which a part may be enough.
+    """
+    if len(sample) == 0:
+        return PermutationTest(0.0, 0.0, 1.0, (0.0,) * len(others), (1.0,) * len(others))
+    models = (images, *others)
+    width = sum(len(model.mean) for model in models)
+    size = min(MAX_IMAGES, max(MIN_IMAGES, MAX_PRODUCTS // (len(images.texts) * width)))
+    sample = sample[:: -(-len(sample) // size)]
+    features = [model.centred[sample].double() for model in models]
+    norms = [x.square().sum(dim=1) for x in features]
+    zero_shot = images.probabilities(sample)
+    permuted = (votes.permuted or (lambda rows: votes.probabilities(rows).__getitem__))(sample)
+
+    def statistics(order: torch.Tensor) -> list[float]:
+        cast = permuted(order)
+        cast = cast - cast.mean(dim=0)
+        own = cast.square().sum(dim=1)
+        found = [
+            ((x.T @ cast).square().sum() - norm @ own).item()
+            for x, norm in zip(features, norms, strict=True)
+        ]
+        return [found[0], (zero_shot * cast).sum().item(), *found[1:]]
+
+    draw = torch.Generator().manual_seed(SEED)
+    orders = [torch.randperm(len(sample), generator=draw) for _ in range(N_PERMUTATIONS)]
+    table = torch.tensor(
+        [statistics(order) for order in (torch.arange(len(sample)), *orders)], dtype=torch.float64
+    )  # [1 + N_PERMUTATIONS, 1 + M]
+    spread = table[1:].std(dim=0)
+    standard = (table - table[1:].mean(dim=0)) / torch.where(spread > 0, spread, torch.inf)
+    columns = torch.cat([standard.sum(dim=1, keepdim=True), standard[:, 2:]], dim=1)
+    as_large = (columns[1:] >= columns[0]).sum(dim=0).tolist()
+    p_value, *p_values = ((1 + number) / (1 + N_PERMUTATIONS) for number in as_large)
+    by_images, by_scores, *by_others = standard[0].tolist()
+    return PermutationTest(by_images, by_scores, p_value, tuple(by_others), tuple(p_values))
+
+

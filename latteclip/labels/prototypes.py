@@ -1,0 +1,228 @@
+"""Prototypes of classes by a posterior, and the linear discriminants that follow from them.
+
+Letters: N images, n some of them, C classes, D embedding width, K classes kept, M image models.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+
+from latteclip.clip.classifier import best_classes
+from latteclip.labels.label_sources import CentredFeatures, ClipFeatures, Rows, parts, whitener
+from latteclip.labels.likelihood import TINY
+
+KEPT = 16  # classes of an image that have a share in the prototypes
+SHARPNESS = 5.0  # of cosines: it brings them to the size of log-probabilities
+# Exponent of the frequencies of classes: between frequencies that are ignored, which lose where
+# classes are unbalanced, and those of votes, which are biased.
+FREQUENCY_EXPONENT = 0.5
+HEAD_SHRINKAGE = 0.7  # of the covariance within classes: chosen on features of CLIP
+FOLDS = 5  # of the images: each is scored by a discriminant of the others
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Probabilities of classes: of each image the KEPT largest, which sum to 1."""
+
+    classes: torch.Tensor  # [N, K] int32
+    shares: torch.Tensor  # [N, K] float32; 0 for an image of which nothing is known yet
+    n_classes: int
+    weights: torch.Tensor  # [N] float64 of images in the prototypes
+
+    @classmethod
+    def of(
+        cls, table: Callable[[slice], torch.Tensor], n_classes: int, weights: torch.Tensor
+    ) -> Self:
+        """Keep the largest probabilities of N images, of which `table` returns some rows [n, C]."""
+        n, k = len(weights), min(KEPT, n_classes)
+        kept = cls(torch.zeros(n, k, dtype=torch.int32), torch.zeros(n, k), n_classes, weights)
+        for rows in parts(n):
+            classes, shares = best_classes(table(rows), k)
+            kept.classes[rows] = classes.int()
+            kept.shares[rows] = (shares / shares.sum(dim=1, keepdim=True).clamp(min=TINY)).float()
+        return kept
+
+    def table(self, rows: Rows) -> torch.Tensor:
+        """Return weighted probabilities [n, C] float64."""
+        shares = self.shares[rows].double() * self.weights[rows, None]
+        table = shares.new_zeros(len(shares), self.n_classes)
+        return table.scatter_(1, self.classes[rows].long(), shares)
+
+    def sums(self, rows: Rows, x: torch.Tensor) -> torch.Tensor:
+        """Return sums [C, D] of x [n, D] float64 by the shares of these rows in the classes."""
+        classes = self.classes[rows].long()
+        owners = torch.arange(len(x))[:, None].expand_as(classes)
+        table = torch.sparse_coo_tensor(
+            torch.stack([classes.flatten(), owners.flatten()]),
+            (self.shares[rows].double() * self.weights[rows, None]).flatten(),
+            (self.n_classes, len(x)),
+            check_invariants=True,
+        )
+        return table @ x
+
+    def counts(self, rows: Rows) -> torch.Tensor:
+        """Return the weighted number [C] of images of each class among some rows."""
+        return self.sums(rows, torch.ones(len(self.weights[rows]), 1, dtype=torch.float64))[:, 0]
+
+    def log_frequencies(self) -> torch.Tensor:
+        """Return the logs [C] of the frequencies of classes, one image of each class added."""
+        counts = self.counts(slice(None)) + 1
+        return (counts / counts.sum()).log()
+
+
+class Prototypes:
+    """Prototypes of classes by one posterior, of the images by each model and of their texts."""
+
+    def __init__(
+        self,
+        images: ClipFeatures,
+        posterior: Posterior,
+        others: Sequence[CentredFeatures] = (),
+        text_features: Callable[[Rows], torch.Tensor] | None = None,
+    ) -> None:
+        self.images, self.posterior, self.text_features = images, posterior, text_features
+        self.models: tuple[CentredFeatures, ...] = (images, *others)
+        n_classes = posterior.n_classes
+        self.offset = FREQUENCY_EXPONENT * posterior.log_frequencies()
+        self.sums = [m.mean.new_zeros(n_classes, len(m.mean)) for m in self.models]
+        self.text_sums = torch.zeros_like(images.texts.weights)
+        for rows in parts(len(images.centred)):
+            for model, sums in zip(self.models, self.sums, strict=True):
+                sums += posterior.sums(rows, model.centred[rows].double())
+            if text_features is not None:
+                self.text_sums += posterior.sums(rows, text_features(rows))
+
+    def predictors(self, rows: Rows) -> list[torch.Tensor]:
+        """Return z and s of each model, [n, C] each: the predictors of the votes."""
+        table = self.posterior.table(rows)
+        scores = [
+            SHARPNESS * own_part_left_out(model.centred[rows].double(), table, sums)
+            for model, sums in zip(self.models, self.sums, strict=True)
+        ]
+        return [self.images.zero_shot(rows), *scores]
+
+    def text_scores(self, rows: Rows) -> torch.Tensor | None:
+        """Return t [n, C], 0 for an image without caption; None where no image has one."""
+        if self.text_features is None:
+            return None
+        texts, table = self.text_features(rows), self.posterior.table(rows)
+        return SHARPNESS * own_part_left_out(texts, table, self.text_sums)
+
+
+def own_part_left_out(
+    x: torch.Tensor, table: torch.Tensor, prototypes: torch.Tensor
+) -> torch.Tensor:
+    """Return products [n, C] of rows with L2-normalised prototypes, each without the row's part.
+
+    Prototypes are sums [C, D] of rows x [n, D] by their shares in a table [n, C].
+    """
+    products, squares = _without_own(x, table, prototypes)
+    return products / squares.clamp(min=1e-6).sqrt()
+
+
+def log_densities(
+    x: torch.Tensor, table: torch.Tensor, sums: torch.Tensor, counts: torch.Tensor
+) -> torch.Tensor:
+    """Return log-densities [n, C] of rows by classes of unit variance, without the row's part.
+
+    They lack what all classes share. Means are sums [C, D] of rows x [n, D] by their shares in a
+    table [n, C], and of one image at the origin, over the counts [C].
+    """
+    products, squares = _without_own(x, table, sums)
+    n = counts - table + 1
+    return products / n - 0.5 * squares / n.square()
+
+
+def _without_own(
+    x: torch.Tensor, table: torch.Tensor, sums: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return products [n, C] of rows with sums without the row's part, and squares of these."""
+    products, own = x @ sums.T, x.square().sum(dim=1, keepdim=True)
+    squares = sums.square().sum(dim=1) - 2 * table * products + table.square() * own
+    return products - table * own, squares
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over images of one model, by their shares in classes."""
+
+    counts: torch.Tensor  # [C]
+    sums: torch.Tensor  # [C, D]
+    squares: torch.Tensor  # [D, D] sum of x x^T
+
+    @classmethod
+    def of_folds(cls, posterior: Posterior, model: CentredFeatures) -> list[Self]:
+        """Return the moments of each fold of the images."""
+        n, c, d = len(model.centred), posterior.n_classes, len(model.mean)
+        folds = [
+            cls(*(torch.zeros(shape, dtype=torch.float64) for shape in (c, (c, d), (d, d))))
+            for _ in range(FOLDS)
+        ]
+        for part in parts(n):
+            for fold, moments in enumerate(folds):
+                rows = torch.arange(part.start, part.stop)
+                rows = rows[rows % FOLDS == fold]
+                x = model.centred[rows].double()
+                moments.counts.add_(posterior.counts(rows))
+                moments.sums.add_(posterior.sums(rows, x))
+                shares = posterior.table(rows).sum(dim=1, keepdim=True)
+                moments.squares.add_((shares * x).T @ x)
+        return folds
+
+    def __add__(self, other: "Moments") -> "Moments":
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Moments(*(a + b for a, b in pairs))
+
+    def discriminant(self) -> torch.Tensor:
+        """Return [C, D]: SHARPNESS times the directions of the class means.
+
+        They are compared where the covariance within classes, shrunken, is the identity, and where
+        images have the mean square length 1.
+        """
+        n = self.counts.sum().clamp(min=TINY)
+        means = self.sums / self.counts.clamp(min=TINY)[:, None]
+        root = whitener((self.squares - self.sums.T @ means) / n, HEAD_SHRINKAGE)
+        length = ((root @ self.squares).mul(root).sum() / n).clamp(min=TINY).sqrt()
+        return SHARPNESS * F.normalize(self.sums @ root, dim=1) @ root / length
+
+
+class Discriminants:
+    """Linear discriminants of some models: of all images, and of those outside of each fold."""
+
+    def __init__(self, posterior: Posterior, models: Sequence[CentredFeatures]) -> None:
+        self.models = models
+        self.of_all: list[torch.Tensor] = []  # of each model [C, D]
+        self.of_others: list[list[torch.Tensor]] = []  # of each model and fold [C, D]
+        for model in models:
+            folds = Moments.of_folds(posterior, model)
+            every = range(FOLDS)
+            rest = [_total([folds[i] for i in every if i != fold]) for fold in every]
+            self.of_all.append(_total(folds).discriminant())
+            self.of_others.append([moments.discriminant() for moments in rest])
+
+    def held_out(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        """Return scores [n, C] of each model, by the images outside of the row's fold."""
+        found = []
+        for model, weights in zip(self.models, self.of_others, strict=True):
+            x = model.centred[rows].double()
+            scores = x.new_zeros(len(x), len(weights[0]))
+            for fold in range(FOLDS):
+                is_in = rows % FOLDS == fold
+                scores[is_in] = x[is_in] @ weights[fold].T
+            found.append(scores)
+        return found
+
+
+def _total(moments: Sequence[Moments]) -> Moments:
+    first, *others = moments
+    for one in others:
+        first = first + one
+    return first
+
+
+def spaced(rows: torch.Tensor, n_classes: int, entries: int) -> torch.Tensor:
+    """Return evenly spaced rows, whose table of classes has about so many entries."""
+    return rows[:: -(-max(1, len(rows)) * n_classes // entries)]

@@ -1,0 +1,272 @@
+"""Answers after random changes of the images and classes, compared with a fresh computation."""
+
+from dataclasses import asdict
+from itertools import takewhile
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from support.tiny import write_pseudo_labels
+
+from latteclip.audit import sampling
+from latteclip.audit.rename_class import rename_class
+from latteclip.audit.score import answered_prefix
+from latteclip.clip.classifier import Classifier, save_classifier
+from latteclip.core import tables
+from latteclip.data.folder_files import CHECKSUM
+from latteclip.deploy import label_table
+from latteclip.labels.answers import CLASS, NONE, UNSURE, Answer, labelled_rows, teaching_schema
+
+SEQUENCES, EDITS, CHECK_EVERY = 24, 40, 5
+PICTURES, CLASSES = 30, 4
+MIN_ANSWERS = 6  # that calibrate here
+
+
+def checksum(text):
+    return CHECKSUM(text.encode()).digest()
+
+
+class Dataset:
+    """Photographs by name with a text as content, classes, and a person who answers.
+
+    A class is a number here, and has a name. What was answered is noted by content and number.
+    """
+
+    def __init__(self, folder, seed):
+        self.folder, self.rng = folder, np.random.default_rng(seed)
+        self.made = 0
+        self.photographs = {self.new("photograph"): self.new("text") for _ in range(PICTURES)}
+        self.names = {}  # of all classes that ever were
+        self.classes = [self.new_class() for _ in range(CLASSES)]
+        self.deleted, self.removed = [], []
+        self.taught, self.audited = {}, {}  # by content: kind, class, classes that were offered
+        index = self.index()
+        n = len(self.photographs)
+        columns = {"stratum": self.rng.integers(0, 3, n), "turn": self.rng.permutation(n)}
+        columns |= {name: index[name] for name in ("image_id", "checksum")}
+        self.plan = folder / "audit" / "train" / "plan.parquet"
+        tables.write(self.plan, columns, sampling.PLAN, {"split": "train"})
+        texts = list(self.photographs.values())
+        self.planned = [texts[row] for row in np.argsort(columns["turn"])]
+        self.strata = dict(zip(texts, columns["stratum"].tolist(), strict=True))
+
+    def new(self, kind):
+        self.made += 1
+        return f"{kind} {self.made}"
+
+    def new_class(self):
+        number = len(self.names)
+        self.names[number] = self.new("class")
+        return number
+
+    @property
+    def classnames(self):
+        return [self.names[number] for number in self.classes]
+
+    def index(self):
+        checksums = [*map(checksum, self.photographs.values())]
+        return pa.table(
+            {
+                "image_id": pa.chunked_array([list(self.photographs)], pa.string()),
+                "split": ["train"] * len(self.photographs),
+                "checksum": pa.chunked_array([checksums], pa.binary(16)),
+            }
+        )
+
+    def pick(self, values):
+        return list(values)[self.rng.integers(len(values))]
+
+    # --- changes
+
+    def rename(self):
+        old = self.pick(self.photographs)
+        name = f"{self.pick(['', 'a/', 'b/'])}{self.new('photograph')}"
+        self.photographs = {name if n == old else n: t for n, t in self.photographs.items()}
+
+    def exchange(self):
+        one, other = self.pick(self.photographs), self.pick(self.photographs)
+        texts = self.photographs[one], self.photographs[other]
+        self.photographs[other], self.photographs[one] = texts
+
+    def delete(self):
+        if len(self.photographs) > 5:
+            self.deleted.append(self.photographs.pop(self.pick(self.photographs)))
+
+    def restore(self):
+        if self.deleted:
+            text = self.deleted.pop(self.rng.integers(len(self.deleted)))
+            self.photographs[self.new("photograph")] = text
+
+    def overwrite(self):
+        name = self.pick(self.photographs)
+        self.deleted.append(self.photographs[name])
+        self.photographs[name] = self.new("text")
+
+    def add(self):
+        self.photographs[self.new("photograph")] = self.new("text")
+
+    def sort_otherwise(self):
+        names = list(self.photographs)
+        order = self.rng.permutation(len(names)).tolist()
+        self.photographs = {names[row]: self.photographs[names[row]] for row in order}
+
+    def reorder_classes(self):
+        self.classes = self.rng.permutation(self.classes).tolist()
+
+    def rename_class(self):
+        number = self.pick(self.classes)
+        old, self.names[number] = self.names[number], self.new("class")
+        if any(f'"{old}"' in path.read_text() for path in self.folder.rglob("answers.json")):
+            rename_class(str(self.folder), old, self.names[number])
+
+    def remove_class(self):
+        if len(self.classes) > 2:
+            self.removed.append(self.classes.pop(self.rng.integers(len(self.classes))))
+
+    def restore_class(self):
+        if self.removed:
+            self.classes.append(self.removed.pop())
+
+    def add_class(self):
+        self.classes.insert(self.rng.integers(len(self.classes) + 1), self.new_class())
+
+    # --- answers
+
+    def schemas(self):
+        plan = sampling.read_plan(self.plan, self.index(), self.classnames)
+        teaching = teaching_schema("made", self.classnames, self.index())
+        answers = self.folder / "answers.json", self.plan.with_name("answers.json")
+        return (teaching, answers[0]), (plan.schema("made"), answers[1]), plan
+
+    def save(self, schema, path, image, noted):
+        saved = schema.read(path)
+        kind = self.pick([CLASS] * 6 + [NONE, UNSURE])
+        number = self.pick(self.classes) if kind == CLASS else None
+        answer = Answer(image, kind, None if number is None else self.names[number])
+        schema.write(path, {**saved.answers, answer.key: answer}, saved.revision)
+        noted[self.photographs[image]] = kind, number, frozenset(self.classes)
+
+    def teach(self):
+        (schema, path), *_ = self.schemas()
+        if images := self.photographs.keys() - schema.read(path).answers.keys():
+            self.save(schema, path, self.pick(sorted(images)), self.taught)
+
+    def audit(self):
+        _, (schema, path), plan = self.schemas()
+        saved = schema.read(path)
+        names = (plan.image_ids[row] for row in plan.order)
+        if image := next((name for name in names if name not in saved.answers), None):
+            self.save(schema, path, image, self.audited)
+
+    def undo(self):
+        (schema, path), *_ = self.schemas()
+        saved = schema.read(path)
+        if saved.answers:
+            key = self.pick(saved.answers)
+            rest = {name: one for name, one in saved.answers.items() if name != key}
+            schema.write(path, rest, saved.revision)
+            del self.taught[self.photographs[key]]
+
+    # --- what is expected
+
+    def means(self, noted, text):
+        """What an answer about a photograph says of the classes of now; None: nothing."""
+        if text not in noted:
+            return None
+        kind, number, offered = noted[text]
+        if kind == CLASS:
+            return self.names[number] if number in self.classes else None
+        return kind if kind == UNSURE or offered.issuperset(self.classes) else None
+
+    def check(self):
+        (teaching, path), (auditing, audit_path), plan = self.schemas()
+        for schema, file, noted in (
+            (teaching, path, self.taught),
+            (auditing, audit_path, self.audited),
+        ):
+            said = {k: one.classname or one.kind for k, one in schema.read(file).answers.items()}
+            wanted = {name: self.means(noted, text) for name, text in self.photographs.items()}
+            assert said == {name: word for name, word in wanted.items() if word}
+        texts = [text for text in self.planned if text in self.photographs.values()]
+        prefix = list(takewhile(self.audited.__contains__, texts))
+        found = answered_prefix(plan, auditing.read(audit_path).asked)
+        assert [self.photographs[name] for name in found] == prefix
+        self.check_export(prefix)
+
+    def check_export(self, prefix):
+        self.write_results()
+        table, described = label_table.read(self.folder)
+        for row in table.to_pylist():
+            text = self.photographs[row["image_id"]]
+            word = self.means(self.audited, text)
+            if word is None:
+                word = self.means(self.taught, text)
+                word = None if word == UNSURE else word
+            assert row["answered"] == label_table.ANSWERS.get(word, word)
+            label = row["fused_label"] if word in (None, UNSURE) else word
+            assert row["label"] == (None if word == NONE else label)
+        certain = [t for t in prefix if self.means(self.audited, t) not in (None, UNSURE)]
+        if len(certain) < MIN_ANSWERS:
+            assert "answers" not in described["calibration"]
+            return
+        there = [self.strata[text] for text in self.planned if text in self.photographs.values()]
+        sizes = np.bincount(there, minlength=3)
+        strata = np.array([self.strata[text] for text in certain])
+        weights = sizes / np.bincount(strata, minlength=3).clip(min=1)
+        right = [self.fused(text)[0] == self.means(self.audited, text) for text in certain]
+        confidence = np.array([self.fused(text)[1] for text in certain], np.float32)
+        arrays = confidence.astype(np.float64), np.array(right, np.float64), weights[strata]
+        assert described["calibration"] == pytest.approx(asdict(label_table.calibrate(*arrays)))
+
+    def fused(self, text):
+        """A label and its confidence, which follow from the content."""
+        one, other = checksum(text)[:2]
+        return self.names[sorted(self.classes)[one % len(self.classes)]], (other + 1) / 300
+
+    def write_results(self):
+        """The tables that the workflow would write."""
+        names, n, index = self.classnames, len(self.photographs), self.index()
+        columns = nulls(tables.IMAGES, n)
+        columns |= {name: index[name] for name in index.column_names}
+        columns["path"] = index["image_id"]
+        about = {"classnames": names}
+        tables.write(self.folder / "images.parquet", columns, tables.IMAGES, about)
+        fused = [self.fused(text) for text in self.photographs.values()]
+        labels = [names.index(name) for name, _ in fused]
+        features = np.eye(n, len(names), dtype=np.float32)
+        pseudo_labels = self.folder / "pseudo_labels.parquet"
+        write_pseudo_labels(pseudo_labels, index["image_id"], labels, 0.5, features)
+        (schema, path), *_ = self.schemas()
+        labelled = labelled_rows(schema.read(path).answers, index, names)
+        taught = {
+            index["image_id"][row].as_py(): names[int(share.argmax())] if share.any() else None
+            for row, share in zip(labelled.rows.tolist(), labelled.shares, strict=True)
+        }
+        columns = nulls(tables.FUSED_LABELS, n)
+        columns |= {"image_id": index["image_id"], "fused_label": labels}
+        columns |= {"fused_confidence": [sure for _, sure in fused], "calibrated_label": labels}
+        metadata = {"model": "m", "votes": "captions", "answers": {"images": taught}}
+        tables.write(self.folder / "fused_labels.parquet", columns, tables.FUSED_LABELS, metadata)
+        head = Classifier.of(torch.eye(len(names)))
+        prototypes = self.folder / "classifiers" / "image_prototypes.safetensors"
+        save_classifier(prototypes, head, {**about, "model": "m", "logit_scale": 1.0})
+
+
+def nulls(schema, n):
+    return {field.name: pa.nulls(n, field.type) for field in schema}
+
+
+OF_IMAGES = ("rename", "exchange", "delete", "restore", "overwrite", "add", "sort_otherwise")
+OF_CLASSES = ("reorder_classes", "rename_class", "remove_class", "restore_class", "add_class")
+OF_ANSWERS = (*["teach"] * 4, *["audit"] * 8, "undo")
+
+
+@pytest.mark.parametrize("seed", range(SEQUENCES))
+def test_no_answer_is_lost_or_misread(tmp_path, monkeypatch, seed):
+    monkeypatch.setattr(label_table, "MIN_ANSWERS", MIN_ANSWERS)
+    dataset = Dataset(tmp_path, seed)
+    for number in range(1, EDITS + 1):
+        getattr(dataset, dataset.pick(OF_IMAGES + OF_CLASSES + OF_ANSWERS))()
+        if number % CHECK_EVERY == 0:
+            dataset.check()
