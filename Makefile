@@ -6,7 +6,7 @@ JOBS ?= $(shell nproc)
 # CUDA_VISIBLE_DEVICES is empty. A driver that does not answer is an error (`broken`).
 KIND ?= $(shell if [ "$${CUDA_VISIBLE_DEVICES-0}" = "" ] || ! command -v nvidia-smi >/dev/null; then echo cpu; \
   elif nvidia-smi -L >/dev/null 2>&1; then echo cuda; elif [ $$? = 6 ]; then echo cpu; else echo broken; fi)
-DEMO_METHODS := zero_shot,zero_shot_calibrated,image_prototypes,latteclip,recommended
+DEMO_METHODS := zero_shot,zero_shot_adapted,image_prototypes,latteclip,recommended
 INSTALLED := .venv/.installed-$(KIND)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1

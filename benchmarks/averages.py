@@ -21,7 +21,7 @@ from latteclip.clip.finetuned import load
 from latteclip.core import tables
 from latteclip.core.holdout import Fold, left_out
 from latteclip.labels.fusion import fuse
-from latteclip.labels.label_sources import CalibratedFeatures, label_votes
+from latteclip.labels.label_sources import ClipFeatures, label_votes
 
 SHARES = (1.0, 0.75, 0.5, 0.25)  # of the tuned weights
 State = dict[str, torch.Tensor]
@@ -88,8 +88,8 @@ def main() -> None:
         features = encoded(state, test["path"].to_pylist())[slice(None)]
         texts = class_embeddings(clip, template, names)
         scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]
-        seen = CalibratedFeatures.of(encoded(state, train["path"].to_pylist()), texts, scale)
-        remade = seen.classifier(fuse(seen, label_votes(labels, len(names))).weights, scale)
+        seen = ClipFeatures.of(encoded(state, train["path"].to_pylist()), texts, scale)
+        remade = seen.classifier(fuse(seen, label_votes(labels, len(names))).head, scale)
         heads = (Classifier.of(texts), remade)
         return tuple(  # type: ignore[return-value]
             100 * (head.scores(features).argmax(1) == truth).double().mean().item()

@@ -100,6 +100,7 @@ def make_images(folder: Path, n: int) -> str:
             "split": ["train"] * n,
             "label": pa.nulls(n, pa.int32()),
             "classname": pa.nulls(n, pa.string()),
+            "checksum": [number.to_bytes(16) for number in range(n)],
             "width": [side] * n,
             "height": [side] * n,
         },

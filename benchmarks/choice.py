@@ -30,7 +30,7 @@ from latteclip.evaluate.select_model import (
     choose,
     read_votes,
 )
-from latteclip.labels import calibrate_zero_shot, fuse_labels
+from latteclip.labels import adapt_zero_shot, fuse_labels
 from latteclip.labels.predictors import FusionSettings
 from latteclip.train import finetune
 from latteclip.train.settings import auto_epochs
@@ -116,10 +116,10 @@ def _label(results: Path, folder: Path) -> None:
         threads=1,
     )
     heads = [str(folder / name) for name in ("calibrated.safetensors", "unused.safetensors")]
-    calibrate_zero_shot.calibrate_zero_shot(images, pseudo_labels, embeddings, *heads)
+    adapt_zero_shot.adapt_zero_shot(images, pseudo_labels, embeddings, *heads)
     for method, head, own_votes in (
         ("zero_shot", embeddings, None),
-        ("zero_shot_calibrated", heads[0], None),
+        ("zero_shot_adapted", heads[0], None),
         ("image_prototypes", prototypes, votes),
     ):
         evaluate_classifier.evaluate_classifier(

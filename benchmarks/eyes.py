@@ -67,10 +67,10 @@ def line(name: str, data: Data, pairs: list[Pair], chance: Callable[[float], str
     def right(found: torch.Tensor, true: torch.Tensor) -> str:
         return f"{100 * (found == true).double().mean().item():.1f}"
 
-    own = images.classifier(fusion.weights, data.scale).scores(data.test_features)
-    joint = images.classifier(fusion.joint_weights[0], data.scale).scores(data.test_features)
-    for model, weights, (_, test) in zip(others, fusion.joint_weights[1:], pairs, strict=True):
-        joint = joint + model.classifier(weights, data.scale).scores(test)
+    own = images.classifier(fusion.head, data.scale).scores(data.test_features)
+    joint = images.classifier(fusion.joint_heads[0], data.scale).scores(data.test_features)
+    for model, head, (_, test) in zip(others, fusion.joint_heads[1:], pairs, strict=True):
+        joint = joint + model.classifier(head, data.scale).scores(test)
     cells = [
         name,
         right(fusion.labels, data.labels),

@@ -22,13 +22,13 @@ from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier, load_classifier
 from latteclip.core import devices, tables
+from latteclip.labels.adaptation import adapt, remove_bias, unbiased_votes
 from latteclip.labels.features import read_features
-from latteclip.labels.fusion import fuse, prototypes_by_zero_shot
+from latteclip.labels.fusion import fuse
 from latteclip.labels.label_sources import (
-    CalibratedFeatures,
+    ClipFeatures,
     Votes,
     caption_votes,
-    class_score_votes,
 )
 from latteclip.labels.predictors import read_class_scores
 
@@ -49,9 +49,9 @@ class Data:
     classes: torch.Tensor  # [C, D]
     scale: float
 
-    def images(self) -> CalibratedFeatures:
+    def images(self) -> ClipFeatures:
         """Of the training images."""
-        return CalibratedFeatures.of(self.features.clone(), self.classes, self.scale)
+        return remove_bias(ClipFeatures.of(self.features.clone(), self.classes, self.scale))
 
     def caption_votes(self) -> Votes:
         """Of the captions."""
@@ -179,17 +179,11 @@ def zero_shot(data: Data) -> Scored:
     return _scored(data, (data.features @ data.classes.T).argmax(1), Classifier.of(data.classes))
 
 
-def calibrated(data: Data) -> Scored:
-    """Class means off."""
+def adapted(data: Data) -> Scored:
+    """Zero-shot scores adapted to the images."""
     images = data.images()
-    labels = images.zero_shot(slice(None)).argmax(dim=1)
-    return _scored(data, labels, images.classifier(images.texts, data.scale))
-
-
-def prototypes_alone(data: Data) -> Scored:
-    """Image prototypes that zero-shot scores make."""
-    images = data.images()
-    return _scored(data, None, images.classifier(prototypes_by_zero_shot(images), data.scale))
+    classifier = images.classifier(adapt(images), data.scale)
+    return _scored(data, classifier.scores(data.features).argmax(dim=1), classifier)
 
 
 def captions_alone(data: Data) -> Scored:
@@ -199,29 +193,30 @@ def captions_alone(data: Data) -> Scored:
 
 def fused(data: Data) -> Scored:
     """Zero-shot scores, image prototypes and votes of captions."""
-    return _fused(data, data.caption_votes())
+    return _fused(data, data.images(), data.caption_votes())
 
 
-def _score_votes(data: Data) -> Votes:
+def _score_votes(data: Data, images: ClipFeatures) -> Votes:
     assert data.options is not None
     assert data.scores is not None
-    return class_score_votes(data.options, data.scores, len(data.classes))
+    return unbiased_votes(images, data.options, data.scores)
 
 
 def lmm_alone(data: Data) -> Scored:
-    """Class scores with class means off."""
-    return _scored(data, _score_votes(data).probabilities(slice(None)).argmax(dim=1), None)
+    """Class scores without a captioner's bias."""
+    votes = _score_votes(data, data.images())
+    return _scored(data, votes.probabilities(slice(None)).argmax(dim=1), None)
 
 
 def lmm_fused(data: Data) -> Scored:
     """The same with class scores as votes."""
-    return _fused(data, _score_votes(data))
-
-
-def _fused(data: Data, votes: Votes) -> Scored:
     images = data.images()
+    return _fused(data, images, _score_votes(data, images))
+
+
+def _fused(data: Data, images: ClipFeatures, votes: Votes) -> Scored:
     fusion = fuse(images, votes)
-    return _scored(data, fusion.labels, images.classifier(fusion.weights, data.scale))
+    return _scored(data, fusion.labels, images.classifier(fusion.head, data.scale))
 
 
 def _scored(data: Data, labels: torch.Tensor | None, classifier: Classifier | None) -> Scored:
@@ -259,8 +254,7 @@ def main() -> None:
     data = read(args.results, args.clip)
     parts = {
         "zero-shot": zero_shot,
-        "class means off": calibrated,
-        "prototypes by zero-shot": prototypes_alone,
+        "adapted": adapted,
         "captions alone": captions_alone,
         "fused": fused,
     }

@@ -93,6 +93,7 @@ def make_images(root: Path, n: int, classnames: list[str]) -> list[str]:
         "split": splits,
         "label": [0] * n,
         "classname": [classnames[0]] * n,
+        "checksum": [number.to_bytes(16) for number in range(n)],
         "width": [SIZE[0]] * n,
         "height": [SIZE[1]] * n,
     }

@@ -6,7 +6,7 @@ FOLDER holds features of real CLIPs, and answers of a large multimodal model. Se
 their files:
 
 - `<set>.jsonl` with `<set>_clip_vitb32.npy`: one image a line, with `split`, `label`, `class` and,
-  where the model was asked, `gpt4v_top5`: its class names, the best first. Features are [images, D].
+  where the model was asked, `gpt4v_top5`: its class names, the best first. Features are [N, D].
   Images of the split `val` are new ones: nothing learns from them.
 - `<set>_text_*.npz`, where there is one: text features `W` of the same CLIP for the classes
   `labels`. The set is then also measured on these classes alone.
@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 
 from latteclip.labels.adaptation import adapt, remove_bias, unbiased_votes
-from latteclip.labels.fusion import Fusion, LabelModel, fuse
+from latteclip.labels.fusion import ROUNDS, Fusion, LabelModel, fuse
 from latteclip.labels.label_sources import (
     ClipFeatures,
     Head,
@@ -215,8 +215,9 @@ def answers(data: Data) -> Figures:
     if data.options is None:
         return {}
     images = data.images()
+    before = fuse(images, first_votes(data))
     model = LabelModel(images, first_votes(data))
-    model.learn(STEPS)
+    model.learn(ROUNDS)
     asked = by_margin(data, model, 100)
     drawn = [
         torch.randperm(len(data.labels), generator=torch.Generator().manual_seed(seed))[:100]
@@ -225,7 +226,7 @@ def answers(data: Data) -> Figures:
     taught = {"margin20": [asked[:20]], "margin100": [asked], "uniform100": drawn}
     found = {}
     for key, drawings in taught.items():
-        each = [_taught(data, images, rows) for rows in drawings]
+        each = [_taught(data, images, before, rows) for rows in drawings]
         columns = ("all", "unasked", "unasked_before", "new")
         values = {column: [one[column] for one in each] for column in columns}
         found[key] = {column: round(float(np.mean(one)), 2) for column, one in values.items()}
@@ -252,8 +253,7 @@ def _labelled(data: Data, rows: torch.Tensor) -> LabelledRows:
     return LabelledRows(len(data.labels), rows, shares, torch.zeros(len(rows), dtype=torch.bool))
 
 
-def _taught(data: Data, images: ClipFeatures, rows: torch.Tensor) -> Figures:
-    before = fuse(images, first_votes(data))
+def _taught(data: Data, images: ClipFeatures, before: Fusion, rows: torch.Tensor) -> Figures:
     after = fuse(images, first_votes(data), labelled=_labelled(data, rows))
     unasked = torch.ones(len(data.labels), dtype=torch.bool)
     unasked[rows] = False
@@ -302,8 +302,8 @@ def transclip(data: Data, neighbours: int = 3, rounds: int = 10) -> torch.Tensor
             z = (density + weights @ z + log_zero_shot).softmax(dim=1)
         counts = z.sum(dim=0).clamp(min=1e-9)
         means = F.normalize(z.T @ x / counts[:, None], dim=1)
-        squares = x.square().sum(dim=0) - (counts[:, None] * (z.T @ x / counts[:, None]) ** 2).sum(0)
-        variances = (squares / len(x)).clamp(min=1e-8)
+        squares = z.T @ x.square() - 2 * means * (z.T @ x) + counts[:, None] * means.square()
+        variances = (squares.sum(dim=0) / len(x)).clamp(min=1e-8)
     return z.argmax(dim=1)
 
 
@@ -326,7 +326,7 @@ def crowdlab(data: Data, folds: int = 5) -> torch.Tensor:
     agreement = (predicted.argmax(dim=1) == consensus).double().mean().item()
     frequent = torch.bincount(consensus).max().item() / len(consensus)
     weight = max(0.0, 1 - (1 - agreement) / (1 - frequent))
-    # One annotator agrees with itself, so the quality of the votes is the classifier's view of them.
+    # One annotator agrees with itself, so the classifier judges the votes.
     quality = predicted[has, first[has]].mean().item()
     likelihood = torch.full_like(predicted, (1 - quality) / max(1, data.n_classes - 1))
     likelihood[has, first[has]] = quality

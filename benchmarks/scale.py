@@ -148,6 +148,7 @@ def make_index(place: Place) -> Work:
             "split": ["train" if number % 10 < 7 else "test" for number in range(place.n)],
             "label": labels,
             "classname": [classes[label] for label in labels],
+            "checksum": [number.to_bytes(16) for number in range(place.n)],
             "width": [16] * place.n,
             "height": [16] * place.n,
         }
@@ -458,7 +459,7 @@ def fuse_labels(place: Place) -> Work:
     from latteclip.clip.classifier import FeatureMemmap
     from latteclip.core import tables
     from latteclip.labels import fusion
-    from latteclip.labels.label_sources import CalibratedFeatures, caption_votes
+    from latteclip.labels.label_sources import ClipFeatures, caption_votes
 
     index, _ = tables.read_unlabelled(place.file("images.parquet"), training=True)
     n, n_classes = len(index), place.n_classes
@@ -473,7 +474,7 @@ def fuse_labels(place: Place) -> Work:
     for start in range(0, n, 2**14):
         rows = slice(start, min(start + 2**14, n))
         texts[rows] = _features(centres, named[rows], 1.0, draw)[:]
-    images = CalibratedFeatures.of(_features(centres, classes, 3.0, draw), embeddings, 100.0)
+    images = ClipFeatures.of(_features(centres, classes, 3.0, draw), embeddings, 100.0)
     votes = caption_votes(texts, torch.arange(n), embeddings, 100.0)
     return lambda: _done(fusion.fuse(images, votes).parameters.test.significant)
 
@@ -635,7 +636,7 @@ def export_labels(place: Place) -> Work:
     n, folder = len(table), Path(place.file("."))
     columns = _nulls(tables.FUSED_LABELS, n)
     labels = np.arange(n) % len(names)
-    columns |= {"image_id": table["image_id"], "calibrated_label": labels, "fused_label": labels}
+    columns |= {"image_id": table["image_id"], "adapted_label": labels, "fused_label": labels}
     columns |= {"fused_confidence": np.full(n, 0.5, np.float32)}
     tables.write(folder / "fused_labels.parquet", columns, tables.FUSED_LABELS)
     features = tables.read_pieces(
@@ -675,7 +676,7 @@ def _teaching_session(place: Place) -> Any:
     }
     tables.write(folder / "class_scores.parquet", columns, tables.CLASS_SCORES)
     columns = _nulls(tables.FUSED_LABELS, len(table))
-    columns |= {"image_id": table["image_id"], "calibrated_label": shown, "fused_label": shown}
+    columns |= {"image_id": table["image_id"], "adapted_label": shown, "fused_label": shown}
     columns |= {"fused_confidence": rng.random(len(shown), np.float32)}
     made = {"model": "random", "pretrained": None, "votes": "class scores"}
     tables.write(folder / "fused_labels.parquet", columns, tables.FUSED_LABELS, made)

@@ -61,8 +61,8 @@ class Data:
         test = labels.filter(pc.equal(labels["split"], "test"))
         self.test_classes = self.label_column(labels, test["image_id"])
         features = read_features(str(folder / "pseudo_labels.parquet"), test["image_id"])
-        mean = self.images.mean.float()
-        self.test = (torch.as_tensor(features[:]) - mean).double() / self.images.length
+        white = torch.as_tensor(features[:]).double() @ self.images.whitening
+        self.test = (white - self.images.mean) / self.images.length
         self.start = LabelModel(self.images, self.votes, session.model.others)
         self.learned = copy.copy(self.start)
         self.learned.learn(ROUNDS)
@@ -77,7 +77,7 @@ class Data:
     def labelled(self, rows: list[int], named: torch.Tensor) -> LabelledRows:
         """Return answers about rows."""
         index = torch.tensor(sorted(rows), dtype=torch.long)
-        shares = F.one_hot(named[index], len(self.images.texts)).double()
+        shares = F.one_hot(named[index], len(self.images.texts.bias)).double()
         return LabelledRows(len(named), index, shares, torch.zeros(len(index), dtype=torch.bool))
 
     def figures(self, rows: list[int], named: torch.Tensor) -> list[float]:
@@ -88,7 +88,7 @@ class Data:
         unasked = torch.ones(len(right), dtype=torch.bool)
         unasked[rows] = False
         before[rows] = named[rows]
-        head = (self.test @ fusion.weights.T).argmax(dim=1) == self.test_classes
+        head = fusion.head.logits(self.test).argmax(dim=1) == self.test_classes
         parts = (right, right[unasked], before == self.classes, head)
         return [*(100 * part.double().mean().item() for part in parts), self.probe(rows, named)]
 
@@ -108,7 +108,7 @@ class Data:
     def regression(self, rows: list[int], named: torch.Tensor) -> torch.Tensor:
         """Return the weights [C, D] of a logistic regression on the classes of some images."""
         x = self.training[rows]
-        weights = torch.zeros(len(self.images.texts), x.shape[1], dtype=torch.float64)
+        weights = torch.zeros(len(self.images.texts.bias), x.shape[1], dtype=torch.float64)
         weights.requires_grad_()
         optimiser = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
 
@@ -180,7 +180,7 @@ def imbalanced(folder: Path, ratio: float, target: Path) -> None:
 def person(data: Data, errs: float, seed: int = 0) -> torch.Tensor:
     """Return the classes that a person names, some of them wrong."""
     rng = np.random.default_rng(seed)
-    named, c = data.classes.clone(), len(data.images.texts)
+    named, c = data.classes.clone(), len(data.images.texts.bias)
     wrong = torch.from_numpy(rng.random(len(named)) < errs)
     shift = torch.from_numpy(rng.integers(1, c, len(named)))
     named[wrong] = (named[wrong] + shift[wrong]) % c
@@ -342,7 +342,7 @@ def abstaining(data: Data, errs: float, drawings: int) -> None:
         weights = data.regression(trained, fusion.labels)
         own = (data.training[drawn] @ weights.T).softmax(dim=1).max(dim=1)
         for name, confidence, right, logits in (
-            ("of the labels", head.confidence, head.right, data.test @ fusion.weights.T),
+            ("of the labels", head.confidence, head.right, fusion.head.logits(data.test)),
             (
                 *("trained", own.values, own.indices == named[drawn]),
                 F.normalize(data.test, dim=1) @ weights.T,

@@ -30,7 +30,7 @@ from latteclip.clip.classifier import load_classifier
 from latteclip.clip.ood import UnknownDetector, threshold
 from latteclip.core import tables
 from latteclip.labels.features import read_features
-from latteclip.labels.label_sources import CalibratedFeatures
+from latteclip.labels.label_sources import ClipFeatures
 from latteclip.labels.predictors import read_class_scores
 from latteclip.labels.score_unknown import answered_threshold, unlikeliness
 
@@ -94,7 +94,7 @@ def main() -> None:
             detector, of_all = UnknownDetector.learn(features, training, texts, share, {})
             own = of_all.double().numpy()
             on_test.mark(f"share {share}", own[test] > detector.threshold, outside[test])
-        images = CalibratedFeatures.of(features[training].clone(), texts, described["logit_scale"])
+        images = ClipFeatures.of(features[training].clone(), texts, described["logit_scale"])
         asked = np.flatnonzero(~test)[answered(images, ANSWERS)]
         detector, _ = UnknownDetector.learn(features, training, texts, DEFAULT_SHARE, {})
         line = answered_threshold(own[asked], outside[asked], detector.threshold)
@@ -118,7 +118,7 @@ def main() -> None:
         on_training.show()
 
 
-def answered(images: CalibratedFeatures, n: int) -> npt.NDArray[np.int_]:
+def answered(images: ClipFeatures, n: int) -> npt.NDArray[np.int_]:
     """Return n rows of training images: the smallest margins, then images drawn at random."""
     best = images.zero_shot(torch.arange(len(images.centred))).exp().topk(2, dim=1).values
     doubtful = (best[:, 0] - best[:, 1]).argsort().numpy()

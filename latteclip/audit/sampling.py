@@ -22,7 +22,7 @@ from latteclip.labels.answers import AnswerSchema, locate
 Ints = npt.NDArray[np.int_]
 Floats = npt.NDArray[np.float64]
 BASELINE = "zero_shot"
-BASELINES = (BASELINE, "zero_shot_calibrated")  # which need no model of their own
+BASELINES = (BASELINE, "zero_shot_adapted")  # which need no model of their own
 TABLES = ("predictions.parquet", "left_out.parquet", "train_predictions.parquet")  # of a run
 SEED = 0
 # The strata, and how often an image of each is drawn in comparison with the last. Where candidates

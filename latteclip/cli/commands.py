@@ -40,7 +40,7 @@ STAGES = {  # by command: the module of its function
     "score_classes": "latteclip.captions.score_classes",
     "gather_captions": "latteclip.captions.caption",
     "summarize_captions": "latteclip.captions.summarize_captions",
-    "calibrate_zero_shot": "latteclip.labels.calibrate_zero_shot",
+    "adapt_zero_shot": "latteclip.labels.adapt_zero_shot",
     "fuse_labels": "latteclip.labels.fuse_labels",
     "score_unknown": "latteclip.labels.score_unknown",
     "assemble_model": "latteclip.deploy.assemble_model",

@@ -31,7 +31,7 @@ GROWS = {
     **dict.fromkeys(("encode_images", "score_unknown", "propagate_labels"), IMAGES),
     **dict.fromkeys(("evaluate", "evaluate_classifier"), IMAGES),
     **dict.fromkeys(("caption_images", "score_classes"), TRAINING),
-    **dict.fromkeys(("fuse_labels", "calibrate_zero_shot", "average_weights"), TRAINING),
+    **dict.fromkeys(("fuse_labels", "adapt_zero_shot", "average_weights"), TRAINING),
     "caption_groups": GROUPS,
     **dict.fromkeys(("finetune", "find_learning_rate"), STEPS),
 }

@@ -21,7 +21,7 @@ LARGE_MODEL = 2e9  # bytes of a captioner that takes days without a GPU
 # Pseudo-labels of objectives that do not take all kinds.
 PSEUDO_LABELS = {
     EYES_METHOD: ("fused",),
-    "image_prototypes": ("zero_shot", "zero_shot_calibrated", "fused"),
+    "image_prototypes": ("zero_shot", "zero_shot_adapted", "fused"),
 }
 # Switches of LatteCLIP of which at least one must be on.
 ALTERNATIVES = (

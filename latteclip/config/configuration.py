@@ -14,12 +14,12 @@ from latteclip.core.files import read_object
 Config = Mapping[str, Any]
 ALL, AUTO = "all", "auto"
 # Default methods, for images in the user's own folder and for other datasets.
-FOLDER_METHODS = ("zero_shot", "zero_shot_calibrated", "image_prototypes", "recommended")
+FOLDER_METHODS = ("zero_shot", "zero_shot_adapted", "image_prototypes", "recommended")
 BENCHMARK_METHODS = (*FOLDER_METHODS[:3], "latteclip", "recommended")
 # Objectives of methods that fine-tune, once for each seed.
 TRAINED = ("flyp", "flyp_supervised", "latteclip")
 # Objectives of methods that have a classifier and do not fine-tune.
-HEADS = ("zero_shot_calibrated", "image_prototypes", "image_prototypes_eyes")
+HEADS = ("zero_shot_adapted", "image_prototypes", "image_prototypes_eyes")
 EYES_METHOD = "image_prototypes_eyes"  # runs by default where there are image models beside CLIP
 # Objectives that select_model never chooses: one reads labels, the other has no classifier.
 NO_CANDIDATES = ("flyp_supervised", "label_propagation")
@@ -199,9 +199,9 @@ class Configuration:
         """Return whether the method uses the labels of fuse_labels."""
         return self.pseudo_labels(method, dataset) in ("caption", "lmm", "fused")
 
-    def reads_calibrated(self, method: str, dataset: str) -> bool:
-        """Return whether the method uses the labels of the calibrated zero-shot classifier."""
-        return self.pseudo_labels(method, dataset) == "zero_shot_calibrated"
+    def reads_adapted(self, method: str, dataset: str) -> bool:
+        """Return whether the method uses the labels of the adapted zero-shot classifier."""
+        return self.pseudo_labels(method, dataset) == "zero_shot_adapted"
 
     def scores_classes(self, dataset: str) -> bool:
         """Return whether class scores of the captioner vote in place of its captions."""

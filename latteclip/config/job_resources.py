@@ -29,7 +29,7 @@ TABLES = (4_000, 4_000, 10, 1_000)
 RESOURCES = {
     **dict.fromkeys(("caption_images", "caption_groups", "score_classes"), (24_000, 4_000, 20, 1)),
     **dict.fromkeys(("pseudo_label_images", "encode_images", "evaluate"), (6_000, 8_000, 15, 100)),
-    **dict.fromkeys(("calibrate_zero_shot", "score_unknown"), (8_000, 8_000, 15, 100)),
+    **dict.fromkeys(("adapt_zero_shot", "score_unknown"), (8_000, 8_000, 15, 100)),
     "evaluate_classifier": (8_000, 8_000, 15, 100),
     "index_images": (4_000, 4_000, 15, 100),
     "find_duplicates": (4_000, 4_000, 10, 500),

@@ -40,7 +40,7 @@ Shards = Annotated[int, Field(ge=1, le=1000)] | Auto
 Engine = Literal["vllm", "openai", "transformers", "file"]
 Objective = Literal[
     "zero_shot",
-    "zero_shot_calibrated",
+    "zero_shot_adapted",
     "label_propagation",
     "image_prototypes",
     "image_prototypes_eyes",
@@ -238,7 +238,7 @@ class MethodOfDataset(Section):
 
     objective: Objective = key("what is optimised, if anything")
     of: Line = key("average_weights: the method whose trainings, one for each seed, are averaged")
-    pseudo_labels: Literal["zero_shot", "zero_shot_calibrated", "caption", "lmm", "fused"] = key(
+    pseudo_labels: Literal["zero_shot", "zero_shot_adapted", "caption", "lmm", "fused"] = key(
         "the training labels; all but zero_shot are not in the paper"
     )
     prototypes: Literal["text", "image"] = key("prototypes at the start; image is not in the paper")

@@ -263,7 +263,7 @@ def classifier_of_method(configuration: Configuration, dataset: str, method: str
         return f"results/{dataset}/class_embeddings.safetensors"
     if objective == "image_prototypes":
         return _image_prototypes(configuration, dataset, method)
-    name = objective if configuration.reads_eyes(method) else "calibrated"
+    name = objective if configuration.reads_eyes(method) else "adapted"
     return f"results/{dataset}/classifiers/{name}.safetensors"
 
 
@@ -490,9 +490,9 @@ def _class_words(configuration: Configuration, dataset: str) -> Settings:
 
 
 def _image_prototypes(configuration: Configuration, dataset: str, method: str) -> str:
-    """Return the image prototypes, by captions if the method reads labels by captions."""
+    """Return the classifier of image prototypes, or the adapted one without fused labels."""
     fused = configuration.reads_fused_labels(method, dataset)
-    name = "image_prototypes" if fused else "image_prototypes_by_zero_shot"
+    name = "image_prototypes" if fused else "adapted"
     return f"results/{dataset}/classifiers/{name}.safetensors"
 
 

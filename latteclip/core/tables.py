@@ -65,10 +65,10 @@ CAPTIONS = _schema(
 )
 FUSED_LABELS = _schema(
     image_id=pa.string(),  # of a training image
-    calibrated_label=pa.int32(),  # zero-shot, class means off
+    adapted_label=pa.int32(),  # zero-shot, adapted to the images
     image_label=pa.int32(),  # by image prototypes; null where the votes tell nothing
     # By the caption or by class scores alone: null where there are none for the dataset, the
-    # calibrated label with confidence 0 where there is none for the image.
+    # adapted label with confidence 0 where there is none for the image.
     caption_label=pa.int32(),
     caption_confidence=pa.float32(),
     lmm_label=pa.int32(),

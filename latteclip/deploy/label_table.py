@@ -85,7 +85,7 @@ def read(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
         # The best other class by images alone; null: there is none.
         "runner_up": named(_runner_up(folder, labels, classnames)),
         "zero_shot": named(column("pseudo_labels.parquet", tables.PSEUDO_LABELS, "pseudo_label")),
-        "zero_shot_calibrated": named(labels["calibrated_label"]),
+        "zero_shot_adapted": named(labels["adapted_label"]),
         "image_prototypes": named(labels["image_label"]),  # null where they were not used
         # Of the caption alone, or of class scores alone; null where it names no class.
         "caption_label": named(of_votes("caption", "caption_label")),

@@ -28,8 +28,8 @@ from latteclip.evaluate.train_predictions import MISSING, held_out_predictions
 log = logging.getLogger(__name__)
 AVERAGE = "average_weights"  # objective: its trainings predict the images that they left out
 # Objectives without training: the simplest first, and in the order without votes.
-SIMPLICITY = ("zero_shot", "zero_shot_calibrated", "image_prototypes", "image_prototypes_eyes")
-SAFEST = ("zero_shot_calibrated", "zero_shot", "image_prototypes", "image_prototypes_eyes")
+SIMPLICITY = ("zero_shot", "zero_shot_adapted", "image_prototypes", "image_prototypes_eyes")
+SAFEST = ("zero_shot_adapted", "zero_shot", "image_prototypes", "image_prototypes_eyes")
 MIN_IMAGES = 20  # to compare classifiers without training
 CLEAR = 0.25  # standard errors by which a model has to lead a simpler one
 

@@ -1,4 +1,4 @@
-"""Zero-shot scores adapted to unlabelled images, as a mixture of Gaussian classes. Not in the paper.
+"""Zero-shot scores adapted to images, as a mixture of Gaussian classes. Not in the paper.
 
 Classes are Gaussians of one covariance in the space of whitened image features, with frequencies
 that are estimated. Expectation-maximisation starts from the zero-shot probabilities:
@@ -22,7 +22,7 @@ TransCLIP (Zanella et al. 2024, arXiv 2406.01837) has the mixture with a Laplaci
 Letters: n images of a sample, C classes, D embedding width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -137,7 +137,7 @@ def unbiased_votes(images: ClipFeatures, options: torch.Tensor, scores: torch.Te
 def best_bias_share(
     images: ClipFeatures,
     rows: torch.Tensor,
-    tables: dict[float, Callable[[torch.Tensor], torch.Tensor]],
+    tables: Mapping[float, Callable[[torch.Tensor], torch.Tensor]],
 ) -> float:
     """Return the key of the probabilities [n, C] whose labels image prototypes know most of.
 

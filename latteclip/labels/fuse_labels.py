@@ -59,11 +59,11 @@ def fuse_labels(
     images, described, scale = known.images, known.described, known.described["logit_scale"]
     labelled = read_labelled(answers_path, table, classnames) if answers_path else None
     fusion = fuse(images, known.votes, known.others, labelled=labelled)
-    save_classifier(prototypes_output, images.classifier(fusion.weights, scale), described)
+    save_classifier(prototypes_output, images.classifier(fusion.head, scale), described)
     names = [tables.read_metadata(path, "image_id")["model"] for path in eyes_paths]
     if eyes_prototypes_output is not None:
-        pairs = zip((images, *known.others), fusion.joint_weights, strict=True)
-        heads = [model.classifier(weights, scale) for model, weights in pairs]
+        pairs = zip((images, *known.others), fusion.joint_heads, strict=True)
+        heads = [model.classifier(head, scale) for model, head in pairs]
         # Of the features of all models, side by side.
         weights = torch.cat([head.weights for head in heads], dim=1)
         joint = Classifier.of(weights, torch.stack([head.bias for head in heads]).sum(dim=0))
@@ -91,18 +91,18 @@ def _votes(image_ids: pa.ChunkedArray, votes: Votes, fusion: Fusion) -> dict[str
     return {
         "image_id": image_ids.filter(pa.array(judges.numpy())),
         "vote": tables.list_column(vote.numpy()),
-        "head": _column(fusion.head[judges]),
-        "joint_head": _column(fusion.joint_head[judges]),
+        "head": _column(fusion.predicted[judges]),
+        "joint_head": _column(fusion.joint_predicted[judges]),
     }
 
 
 def _columns(image_ids: pa.ChunkedArray, known: Predictors, fusion: Fusion) -> dict[str, Any]:
-    calibrated, confidence = fusion.individual_labels["zero_shot"], known.confidence
+    adapted, confidence = fusion.individual_labels["zero_shot"], known.confidence
     columns = {field.name: pa.nulls(len(image_ids), field.type) for field in tables.FUSED_LABELS}
     columns |= {
         "image_id": image_ids,
-        "calibrated_label": _column(calibrated),
-        f"{known.source}_label": _column(torch.where(confidence > 0, known.labels, calibrated)),
+        "adapted_label": _column(adapted),
+        f"{known.source}_label": _column(torch.where(confidence > 0, known.labels, adapted)),
         f"{known.source}_confidence": pa.array(confidence.numpy()),
         "fused_label": _column(fusion.labels),
         "fused_confidence": pa.array(fusion.confidence.numpy()),
@@ -117,21 +117,21 @@ def _column(labels: torch.Tensor) -> pa.Array:
 
 
 def _summary(fusion: Fusion, known: Predictors, eyes: Sequence[str]) -> dict[str, Any]:
-    found, calibrated = fusion.parameters, fusion.individual_labels["zero_shot"]
+    found, adapted = fusion.parameters, fusion.individual_labels["zero_shot"]
     has, test = known.confidence > 0, found.test
     n = int(has.sum())
     weights = {"zero_shot": found.zero_shot, "images": found.images[0], "texts": found.texts}
     summary: dict[str, Any] = {
         "votes": "class scores" if known.source == "lmm" else "captions",
         "voting": n,
-        "agreement": int((known.labels == calibrated)[has].sum()) / max(1, n),
+        "agreement": int((known.labels == adapted)[has].sum()) / max(1, n),
         "corroborated": test.significant,
         "corroboration": {key: getattr(test, key) for key in ("images", "zero_shot", "p_value")},
         "weights": weights,
         "explained_share": found.explained_share,
         "independence": found.independence,
         "gains": {key: gain for key, gain in fusion.gains.items() if not key.startswith(OTHER)},
-        "changed": int((fusion.labels != calibrated).sum()),
+        "changed": int((fusion.labels != adapted).sum()),
     }
     if eyes:
         summary["eyes"] = [

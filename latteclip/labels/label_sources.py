@@ -1,9 +1,9 @@
 """Image features, votes for classes and a person's answers, with the letters of `fusion`."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -16,23 +16,36 @@ FLOOR = 50.0  # nats: the largest difference between the scores of two options o
 ITERATIONS = 50  # after which means of images and of classes have converged
 DECIMALS = 3  # of nats: smaller differences are rounding errors
 MIN_LENGTH = 1e-5  # mean distance from the mean below which features do not tell images apart
-SHRINKAGE = 0.8  # of a covariance towards a multiple of the identity: found on photographs of DTD
+# Of a covariance of D dimensions by N images towards a multiple of the identity: N / (4 D) images
+# weigh as much as the identity, which keeps at least MIN_SHRINKAGE. Chosen on features of CLIP.
+IMAGES_PER_DIMENSION, MIN_SHRINKAGE = 4, 0.4
 COVARIANCE_ROWS = 2**16  # images from which it is estimated, at most
 Rows = slice | torch.Tensor
 
 
+class Head(NamedTuple):
+    """A linear classifier of centred features, in logits."""
+
+    weights: torch.Tensor  # [C, D] float64
+    bias: torch.Tensor  # [C] float64
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits [n, C] of centred features [n, D] float64."""
+        return x @ self.weights.T + self.bias
+
+
 @dataclass(frozen=True)
 class CentredFeatures:
-    """Image features of one model about their mean, of mean length 1."""
+    """Whitened image features of one model about their mean, of mean length 1."""
 
     centred: Features  # [N, D] float32
     mean: torch.Tensor  # [D] float64
     length: float  # mean distance of the features from their mean
-    whitening: torch.Tensor | None = None  # [D, D] float64, symmetric: applied before centring
+    whitening: torch.Tensor  # [D, D] float64, symmetric: applied before centring
 
     @staticmethod
-    def centre(features: Features, whitening: torch.Tensor | None = None) -> "CentredFeatures":
-        """Centre features [N, D] in place."""
+    def centre(features: Features, whitening: torch.Tensor) -> "CentredFeatures":
+        """Centre whitened features [N, D] in place."""
         n = len(features)
         mean, length = torch.zeros(features.shape[1], dtype=torch.float64), 0.0
         for rows in parts(n):
@@ -46,11 +59,11 @@ class CentredFeatures:
             features[rows] = features[rows] * 0 if is_constant else features[rows] / length
         return CentredFeatures(features, mean, 1.0 if is_constant else length, whitening)
 
-    def classifier(self, weights: torch.Tensor, scale: float) -> Classifier:
-        """Return a classifier of uncentred features from logits [C, D] of centred features."""
-        weights = weights / (self.length * scale)
-        of_features = weights if self.whitening is None else weights @ self.whitening
-        return Classifier.of(of_features, -(weights @ self.mean))
+    def classifier(self, head: "Head", scale: float) -> Classifier:
+        """Return a classifier of features as they were from a head of the centred ones."""
+        weights = head.weights / self.length
+        bias = head.bias - weights @ self.mean
+        return Classifier.of(weights @ self.whitening / scale, bias / scale)
 
 
 def whiten(features: Features) -> CentredFeatures:
@@ -59,41 +72,56 @@ def whiten(features: Features) -> CentredFeatures:
     Prototypes of whitened features are a linear discriminant analysis whose covariance, shrunken
     towards a multiple of the identity, needs no labels.
     """
-    step = -(-len(features) // COVARIANCE_ROWS)
+    n, width = features.shape
+    step = -(-n // COVARIANCE_ROWS)
     sample = features[slice(None, None, step)].double()
     sample = sample - sample.mean(dim=0)
     covariance = sample.T @ sample / len(sample)
-    variance = (covariance.trace() / len(covariance)).clamp(min=MIN_LENGTH**2)
-    identity = torch.eye(len(covariance), dtype=torch.float64)
-    values, vectors = torch.linalg.eigh(torch.lerp(covariance / variance, identity, SHRINKAGE))
-    whitening = vectors * values.rsqrt() @ vectors.T
-    for rows in parts(len(features)):
+    shrinkage = max(MIN_SHRINKAGE, 1 / (1 + n / (IMAGES_PER_DIMENSION * width)))
+    whitening = whitener(covariance, shrinkage)
+    for rows in parts(n):
         features[rows] = features[rows] @ whitening.float()
     return CentredFeatures.centre(features, whitening)
 
 
-@dataclass(frozen=True)
-class CalibratedFeatures(CentredFeatures):
-    """CLIP's centred image features, and the classes as their texts describe them.
+def whitener(covariance: torch.Tensor, shrinkage: float) -> torch.Tensor:
+    """Return the inverse root [D, D] of a covariance shrunken towards a multiple of the identity.
 
-    Their logits are zero-shot logits less each class's mean, up to a constant of each image.
+    The covariance is scaled to a mean variance of 1.
     """
+    identity = torch.eye(len(covariance), dtype=torch.float64)
+    variance = (covariance.trace() / len(covariance)).clamp(min=MIN_LENGTH**2)
+    values, vectors = torch.linalg.eigh(torch.lerp(covariance / variance, identity, shrinkage))
+    root: torch.Tensor = vectors * values.rsqrt() @ vectors.T
+    return root
 
-    texts: torch.Tensor = field(kw_only=True)  # [C, D] float64: logits of centred features
+
+@dataclass(frozen=True)
+class ClipFeatures(CentredFeatures):
+    """CLIP's centred image features, and the classes as their texts describe them."""
+
+    texts: Head = field(kw_only=True)  # zero-shot logits of centred features
+    text_bias: torch.Tensor = field(kw_only=True)  # [C] their mean over the images
 
     @classmethod
     def of(cls, features: Features, classes: torch.Tensor, scale: float) -> Self:
         """Centre features [N, D] in place and scale class embeddings [C, D] as for a softmax."""
-        images = CentredFeatures.centre(features)
-        texts = scale * images.length * classes.double()
-        return cls(images.centred, images.mean, images.length, texts=texts)
+        images = whiten(features)
+        logits = scale * torch.linalg.solve(images.whitening, classes.double().T).T
+        bias = logits @ images.mean
+        texts = Head(images.length * logits, bias)
+        return cls(**vars(images), texts=texts, text_bias=bias)
+
+    def without_bias(self, share: float) -> Self:
+        """Subtract a share of each class's mean logit."""
+        return replace(self, texts=self.texts._replace(bias=(1 - share) * self.text_bias))
 
     def zero_shot(self, rows: Rows) -> torch.Tensor:
-        """Return calibrated log-probabilities [n, C] float64."""
-        return (self.centred[rows].double() @ self.texts.T).log_softmax(dim=1)
+        """Return log-probabilities [n, C] float64."""
+        return self.texts.logits(self.centred[rows].double()).log_softmax(dim=1)
 
     def probabilities(self, rows: Rows) -> torch.Tensor:
-        """Return calibrated probabilities [n, C] float64."""
+        """Return probabilities [n, C] float64."""
         return self.zero_shot(rows).exp()
 
 
@@ -102,7 +130,7 @@ class Votes:
     """What captions, or a model that was asked, say of the class of each image."""
 
     has: torch.Tensor  # [N] bool: whether there is a vote
-    # Votes [n, C] float64 of rows, of sum 1, or of 0 without a vote; class means are subtracted.
+    # Votes [n, C] float64 of rows, of sum 1, or of 0 without a vote.
     probabilities: Callable[[Rows], torch.Tensor]
     # Centred L2-normalised features [n, D] float64 of the texts of rows, 0 without a text.
     text_features: Callable[[Rows], torch.Tensor] | None = None
@@ -140,11 +168,16 @@ def caption_votes(
     return Votes(has, probabilities, lambda rows: F.normalize(centred(rows), dim=1))
 
 
-def class_score_votes(options: torch.Tensor, scores: torch.Tensor, n_classes: int) -> Votes:
+def class_score_votes(
+    options: torch.Tensor, scores: torch.Tensor, n_classes: int, bias_share: float = 0.0
+) -> Votes:
     """Return votes by log-probabilities [N, K] of K options of each image, of which -1 is none.
 
+    A share of each class's mean score is subtracted.
+
     An image keeps its options when votes are permuted: CLIP chose the options, so they carry
-    information about the image whatever the answer is.
+    information about the image whatever the answer is. What is permuted are residuals, from which
+    the means of classes and of images are subtracted.
     """
     options, order = options.sort(dim=1)
     scores, given = scores.gather(1, order), options >= 0
@@ -153,28 +186,39 @@ def class_score_votes(options: torch.Tensor, scores: torch.Tensor, n_classes: in
     # The floor is also the score of a probability of 0.
     scores = (scores - best).clamp(min=-FLOOR).masked_fill(~given, 0.0)
     options = options.clamp(min=0)
-    scores = _without_means(options, scores, given, n_classes).masked_fill(~given, -torch.inf)
+    means = _class_means(options, scores, given, n_classes)
+    unbiased = (scores - bias_share * means[options]).round(decimals=DECIMALS)
+    residuals = _rounded_residuals(scores - means[options], given)
 
     def table(options: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         votes = scores.double().softmax(dim=1).nan_to_num(0.0)
         return votes.new_zeros(len(votes), n_classes).scatter_add_(1, options, votes)
 
+    def probabilities(rows: Rows) -> torch.Tensor:
+        return table(options[rows], unbiased[rows].masked_fill(~given[rows], -torch.inf))
+
     def permuted(rows: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        own, missing = options[rows], scores[rows].isinf()
-        # An image with fewer options lends the others the mean score of their class.
-        lent = scores[rows].masked_fill(missing, 0.0)
+        # An image with fewer options lends the others a residual of 0.
+        own, missing, lent = options[rows], ~given[rows], residuals[rows]
         return lambda order: table(own, lent[order].masked_fill(missing, -torch.inf))
 
-    return Votes(given.any(dim=1), lambda rows: table(options[rows], scores[rows]), None, permuted)
+    return Votes(given.any(dim=1), probabilities, None, permuted)
 
 
-def _without_means(
+def _rounded_residuals(scores: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+    """Subtract each image's mean from its given scores [N, K]; the others are 0."""
+    scores = scores.masked_fill(~given, 0.0)
+    means = scores.sum(dim=1, keepdim=True) / given.sum(dim=1, keepdim=True).clamp(min=1)
+    return (scores - means).masked_fill(~given, 0.0).round(decimals=DECIMALS)
+
+
+def _class_means(
     options: torch.Tensor, scores: torch.Tensor, given: torch.Tensor, n_classes: int
 ) -> torch.Tensor:
-    """Subtract from scores [N, K] the effects of images and of classes, by alternating means.
+    """Return the effects [C] of classes on scores [N, K], beside those of images.
 
-    Where images have different options, class means alone would contain how good the other options
-    were. Scores are 0 where no option is given [N, K].
+    They are alternating means: where images have different options, the mean scores of a class
+    alone would contain how good the other options were. Scores are 0 where none is given [N, K].
     """
     where, owners = options[given], given.nonzero()[:, 0]
     values = scores[given].double()
@@ -187,9 +231,7 @@ def _without_means(
         values -= step[where]
         sums = torch.zeros(len(scores), dtype=torch.float64).index_add_(0, owners, values)
         values -= (sums / per_image)[owners]
-    without = (scores.double() - means[options]).masked_fill(~given, 0.0)
-    without -= without.sum(dim=1, keepdim=True) / per_image[:, None]
-    return without.round(decimals=DECIMALS).float()
+    return means
 
 
 @dataclass(frozen=True)

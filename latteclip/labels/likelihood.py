@@ -54,8 +54,8 @@ def fit_weights(
 ) -> torch.Tensor:
     """Return the weights with which softmax(pool), through a confusion [C, C], is likeliest.
 
-    Predictors and targets are tables [n, C], and the offset is [C]. The last `n_known` targets are classes and not votes.
-    The weights have a normal prior.
+    Predictors and targets are tables [n, C], and the offset is [C]. The last `n_known` targets are
+    classes and not votes. The weights have a normal prior.
     """
 
     def loss(free: torch.Tensor) -> torch.Tensor:

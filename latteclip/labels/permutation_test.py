@@ -86,5 +86,3 @@ def corroborate(
     p_value, *p_values = ((1 + number) / (1 + N_PERMUTATIONS) for number in as_large)
     by_images, by_scores, *by_others = standard[0].tolist()
     return PermutationTest(by_images, by_scores, p_value, tuple(by_others), tuple(p_values))
-
-

@@ -18,8 +18,9 @@ from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import Progress
 from latteclip.labels import label_sources
+from latteclip.labels.adaptation import remove_bias, unbiased_votes
 from latteclip.labels.features import read_features
-from latteclip.labels.label_sources import CalibratedFeatures, CentredFeatures, Votes, parts, whiten
+from latteclip.labels.label_sources import CentredFeatures, ClipFeatures, Votes, parts, whiten
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class FusionSettings:
 class Predictors:
     """What the labels of N images are made of."""
 
-    images: CalibratedFeatures
+    images: ClipFeatures
     others: list[CentredFeatures]  # of image models beside CLIP
     votes: Votes
     source: str  # of the votes: "caption", or "lmm" for class scores
@@ -68,10 +69,10 @@ def read_predictors(
     )
     scale, leaked = described["logit_scale"], False
     features = read_features(pseudo_labels_path, image_ids)
-    images = CalibratedFeatures.of(features, classes.weights, scale)
+    images = remove_bias(ClipFeatures.of(features, classes.weights, scale))
     if class_scores_path is not None:
         options, scores = read_class_scores(class_scores_path, image_ids)
-        source, votes = "lmm", label_sources.class_score_votes(options, scores, len(classnames))
+        source, votes = "lmm", unbiased_votes(images, options, scores)
         labels, confidence = _best(votes.probabilities(rows) for rows in parts(len(image_ids)))
     elif image_captions_path is not None:
         clip = clips.load(model, pretrained, devices.pick(device, threads), settings.precision)

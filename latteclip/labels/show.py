@@ -19,7 +19,7 @@ SEED = 0  # of the images
 # Sources of labels: title, column of the label, column of a confidence.
 SOURCES = (
     ("zero-shot", "zero_shot_label", None),
-    ("calibrated", "calibrated_label", None),
+    ("adapted", "adapted_label", None),
     ("images", "image_label", None),
     ("caption", "caption_label", "caption_confidence"),
     ("LMM", "lmm_label", "lmm_confidence"),
@@ -89,11 +89,11 @@ def _summary(path: Path, n: int, moved: int, metadata: dict[str, Any]) -> str:
     lines = [
         f"{path}: {n} training images, {len(metadata['classnames'])} classes, {metadata['model']}",
         f"votes: {votes} of {metadata['voting']} of {n} images, {metadata['agreement']:.0%} of "
-        "them for the class of the calibrated zero-shot scores",
+        "them for the class of the adapted zero-shot scores",
         f"test: {votes} agree with images and zero-shot scores {verdict} (p-value {p_value:.3f})",
         *predictors,
         f"labels: {moved} of {n} differ from the zero-shot ones, {metadata['changed']} from the "
-        "calibrated ones",
+        "adapted ones",
     ]
     if answers := metadata.get("answers"):
         checked = f"; labels {checked_sentence(answers['checked'])}" if "checked" in answers else ""

@@ -21,7 +21,6 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from latteclip.clip.classifier import load_classifier
 from latteclip.evaluate.metrics import recalls
 from latteclip.evaluate.summary import summary
 from latteclip.report import runs
@@ -304,36 +303,6 @@ def _lines(wanted: Iterable[tuple[str, str, Curves]]) -> list[Line]:
             x = having[0]["epoch"][: len(shortest)]
             lines.append(Line(name, x, [curve[column] for curve in having], series))
     return lines
-
-
-def bias_chart(path: str) -> Row:
-    """Draw the bias that a calibrated zero-shot classifier subtracts from each class, in logits.
-
-    Biases are relative to their mean, which changes no prediction. Of many classes, the BIASES
-    largest are drawn, either way. Raises UserError for a broken file.
-    """
-    classifier, described = load_classifier(path)
-    biases = -described["logit_scale"] * classifier.bias.double().numpy()  # [C]
-    biases = pd.Series(biases - biases.mean(), described["classnames"])
-    order: dict[str, Any] = {"ascending": False, "kind": "stable"}
-    shown = biases.sort_values(key=np.abs, **order)[:BIASES].sort_values(**order)
-    title, x_label = "Classes that zero-shot CLIP favours", "score above the mean of all classes"
-    note = (
-        "The mean score of a class over the training images, whatever they show. "
-        "zero_shot_calibrated subtracts it."
-    )
-    if len(shown) < len(biases):
-        note += f" The {len(shown)} largest of {len(biases)}."
-    with _axes(x_label, grid="x", height=0.9 + 0.22 * len(shown)) as (figure, axes):
-        rows = np.arange(len(shown))
-        colours = np.where(shown < 0, SERIES[1][0], SERIES[0][0])
-        axes.barh(rows, shown.to_numpy(), height=0.7, color=colours.tolist())
-        axes.axvline(0, color=MUTED, linewidth=0.8)
-        names = [n if len(n) <= MAX_NAME else f"{n[: MAX_NAME - 1]}…" for n in shown.index]
-        axes.set_yticks(rows, names, parse_math=False)
-        axes.set_ylim(len(shown) - 0.4, -0.6)
-        bars = "; ".join(f"{name}: {value:+.2f}" for name, value in shown.items())
-        return _drawing(figure, title, f"{title}, {x_label}: {bars}.", note)
 
 
 def pseudo_label_charts(train: runs.Split) -> list[Row]:

@@ -34,7 +34,7 @@ class TrainingFiles:
     image_captions: str | None = None  # a CAPTIONS table
     group_captions: str | None = None  # a CAPTIONS table
     fused_labels: str | None = None  # a FUSED_LABELS table
-    calibrated: str | None = None  # zero-shot classifier without class means
+    adapted: str | None = None  # adapted zero-shot classifier
     image_prototypes: str | None = None  # a classifier, if prototypes start from it
     learning_rate: str | None = None  # output of find_learning_rate, if finetune.lr is auto
 
@@ -59,7 +59,7 @@ def read(
 ) -> TrainingData:
     """Read the inputs, and add their texts to `texts`.
 
-    The `labels` are zero_shot, zero_shot_calibrated, caption, lmm, fused (without images that a
+    The `labels` are zero_shot, zero_shot_adapted, caption, lmm, fused (without images that a
     person found to show no class), or ground_truth, the only kind that reads labels. The images of
     the fold are left out, and the captions of groups with any of them.
     """
@@ -118,8 +118,8 @@ def read(
 
 def _labels(files: TrainingFiles, kind: str, image_ids: pa.ChunkedArray) -> np.ndarray:
     """Return the class [N] that each image is taken for."""
-    if kind == "zero_shot_calibrated":
-        classifier, _ = load_classifier(str(files.calibrated))
+    if kind == "zero_shot_adapted":
+        classifier, _ = load_classifier(str(files.adapted))
         best, _ = classify(read_features(files.pseudo_labels, image_ids), classifier, 1)
         return np.asarray(best[:, 0])
     path, schema, column = {

@@ -106,7 +106,7 @@ class FinetuneSettings:
     objective: str
     finetune: Finetune
     precision: str = "bf16"
-    pseudo_labels: str = "zero_shot"  # or what calibrate_zero_shot or fuse_labels makes
+    pseudo_labels: str = "zero_shot"  # or what adapt_zero_shot or fuse_labels makes
     prototypes: str = "text"  # that LatteCLIP starts from: text or image
     head: str = "tuned"  # the classifier after training: tuned, or refit to the features
     switches: dict[str, Any] = field(default_factory=dict)  # of the objective, which validates them

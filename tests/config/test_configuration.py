@@ -45,7 +45,7 @@ def method(**values):
 def test_the_repository_s_configuration_is_valid_and_runs_the_demo(config):
     found = configured(config)
     assert found.datasets == ["demo"]
-    ours = ["zero_shot_calibrated", "image_prototypes"]
+    ours = ["zero_shot_adapted", "image_prototypes"]
     assert found.methods == ["zero_shot", *ours, "latteclip", "recommended"]
     assert found.seeds == [0, 1, 2]
 

@@ -96,10 +96,10 @@ def test_a_method_reads_what_it_trains_on(configured, method, images, groups, la
 
 
 def test_candidates_are_the_runs_that_have_a_classifier_and_read_no_label(configured):
-    method = "flyp_supervised,label_propagation,latteclip,zero_shot_calibrated"
+    method = "flyp_supervised,label_propagation,latteclip,zero_shot_adapted"
     found = configured(method=method, seeds=2)
     runs = [(one["method"], one["seed"]) for one in stage_params.candidates(found, "demo")]
-    assert runs == [("latteclip", 0), ("latteclip", 1), ("zero_shot_calibrated", 0)]
+    assert runs == [("latteclip", 0), ("latteclip", 1), ("zero_shot_adapted", 0)]
 
 
 def test_a_model_is_chosen_where_there_are_several_and_images_to_judge(configured):

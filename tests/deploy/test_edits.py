@@ -245,7 +245,7 @@ class Dataset:
         }
         columns = nulls(tables.FUSED_LABELS, n)
         columns |= {"image_id": index["image_id"], "fused_label": labels}
-        columns |= {"fused_confidence": [sure for _, sure in fused], "calibrated_label": labels}
+        columns |= {"fused_confidence": [sure for _, sure in fused], "adapted_label": labels}
         metadata = {"model": "m", "votes": "captions", "answers": {"images": taught}}
         tables.write(self.folder / "fused_labels.parquet", columns, tables.FUSED_LABELS, metadata)
         head = Classifier.of(torch.eye(len(names)))

@@ -23,7 +23,7 @@ CLASSNAMES = [f"class {c}" for c in range(C)]
 # Method: objective, share of the images whose caption it agrees with, test accuracy, marks.
 RUNS = {
     "zero_shot": ("zero_shot", 0.2, 0.3, []),
-    "zero_shot_calibrated": ("zero_shot_calibrated", 0.3, 0.5, ["ours"]),
+    "zero_shot_adapted": ("zero_shot_adapted", 0.3, 0.5, ["ours"]),
     "image_prototypes": ("image_prototypes", 0.8, 0.6, ["ours"]),
     "latteclip": ("latteclip", 0.3, 0.9, []),
     "flyp": ("flyp", 1.0, 0.1, ["collapsed"]),
@@ -142,7 +142,7 @@ def test_accuracies_have_no_part_in_the_choice(results, tmp_path, acc1):
 def test_without_usable_votes_calibrated_zero_shot_is_chosen(results, votes, n, described):
     results.write_votes(np.full((n, C), 1 / C), **described)
     found, weights = results.select(votes=votes)
-    assert weights == "of zero_shot_calibrated"
+    assert weights == "of zero_shot_adapted"
     assert n < N or found["by"] == "default"
     assert found["regret"] == pytest.approx(40)
 
@@ -251,7 +251,7 @@ def test_a_clear_winner_is_chosen_whatever_its_kind():
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_of_equals_the_simplest_is_chosen(order):
-    named = candidates("zero_shot", "zero_shot_calibrated", "image_prototypes", "flyp")[::order]
+    named = candidates("zero_shot", "zero_shot_adapted", "image_prototypes", "flyp")[::order]
     assert chosen(named, votes_for(*[range(60)] * 4)) == "zero_shot"
     assert chosen(named, votes_for(*[range(60), range(60, 120)][::order] * 2)) == "zero_shot"
 
@@ -304,7 +304,7 @@ def test_what_collapsed_or_saw_labels_is_never_chosen():
 
 
 def test_without_votes_the_safest_is_chosen():
-    methods = ["flyp", "image_prototypes", "zero_shot", "zero_shot_calibrated"]
+    methods = ["flyp", "image_prototypes", "zero_shot", "zero_shot_adapted"]
     for n in range(1, 5):
         found = choose(candidates(*methods[:n]), "nobody was asked", None)
         assert (found.index, found.by) == (n - 1, "default")

@@ -15,7 +15,7 @@ from latteclip.labels import fuse_labels as stage
 from latteclip.labels import fusion
 from latteclip.labels.answers import Answer
 from latteclip.labels.label_sources import (
-    CalibratedFeatures,
+    ClipFeatures,
     caption_votes,
     class_score_votes,
     whiten,
@@ -99,9 +99,7 @@ class Dataset(ZeroShotFiles):
         return tables.read(self.path("votes.parquet"), tables.VOTES)
 
     def images(self):
-        return CalibratedFeatures.of(
-            self.world.features[self.training], self.embeddings, self.scale
-        )
+        return ClipFeatures.of(self.world.features[self.training], self.embeddings, self.scale)
 
     def calibrated(self):
         scores = self.world.features[self.training].double() @ self.embeddings.double().T
@@ -157,21 +155,21 @@ def test_captions_are_scored_like_images_and_fused(dataset):
     assert columns["caption_label"] == votes.argmax(1).tolist()
     assert columns["caption_confidence"] == pytest.approx(votes.amax(1).tolist(), abs=1e-4)
     assert columns["lmm_label"] == columns["lmm_confidence"] == [None] * 120
-    assert columns["calibrated_label"] == dataset.calibrated()
-    pairs = list(zip(columns["caption_label"], columns["calibrated_label"], strict=True))
+    assert columns["adapted_label"] == dataset.calibrated()
+    pairs = list(zip(columns["caption_label"], columns["adapted_label"], strict=True))
     assert metadata["agreement"] == pytest.approx(sum(a == b for a, b in pairs) / 120)
     assert (metadata["votes"], metadata["voting"]) == ("captions", 120)
     assert_is_fusion(dataset, columns, metadata, dataset.caption_votes())
-    pairs = zip(columns["fused_label"], columns["calibrated_label"], strict=True)
+    pairs = zip(columns["fused_label"], columns["adapted_label"], strict=True)
     assert metadata["changed"] == sum(a != b for a, b in pairs) > 0
     assert metadata.items() >= dataset.described.items()
     assert dataset.right(columns["fused_label"]) > dataset.right(dataset.calibrated())
 
 
-def test_useless_captions_leave_the_calibrated_labels(dataset):
+def test_useless_captions_leave_the_adapted_labels(dataset):
     dataset.captions = dict.fromkeys(dataset.captions, "a photo of something.")
     columns, metadata = dataset.run()
-    assert columns["fused_label"] == columns["calibrated_label"] == dataset.calibrated()
+    assert columns["fused_label"] == columns["adapted_label"] == dataset.calibrated()
     assert columns["image_label"] == [None] * 120
     assert metadata["corroborated"] is False
     assert (metadata["explained_share"], metadata["changed"], metadata["gains"]) == (0, 0, {})

@@ -22,7 +22,7 @@ from latteclip.labels.fusion import (
     fuse,
 )
 from latteclip.labels.label_sources import (
-    CalibratedFeatures,
+    ClipFeatures,
     LabelledRows,
     caption_votes,
     class_score_votes,
@@ -426,7 +426,7 @@ def test_features_on_the_disk_give_what_features_in_memory_give(monkeypatch, row
     row_of[::5] = 900
     whole = fuse(images, caption_votes(texts, row_of, world.texts, SCALE))
     monkeypatch.setattr(label_sources, "ROWS", rows)
-    there = CalibratedFeatures.of(on_disk(world.features), world.texts, SCALE)
+    there = ClipFeatures.of(on_disk(world.features), world.texts, SCALE)
     votes = caption_votes(on_disk(texts), row_of, world.texts, SCALE)
     found = fuse(there, votes)
     assert found.labels.tolist() == whole.labels.tolist()
@@ -481,7 +481,7 @@ def test_no_table_of_all_images_and_classes_is_made(monkeypatch):
     monkeypatch.setattr(fusion, "N_PERMUTATIONS", 19)
     monkeypatch.setattr(fusion, "ROUNDS", 2)
     world = World.of(n, c)
-    images = CalibratedFeatures.of(on_disk(world.features), world.texts, SCALE)
+    images = ClipFeatures.of(on_disk(world.features), world.texts, SCALE)
     texts = torch.cat([world.texts[world.classes], torch.zeros(1, 24)])
     votes = caption_votes(on_disk(texts), torch.arange(n), world.texts, SCALE)
     with Largest() as largest:

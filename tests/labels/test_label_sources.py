@@ -7,7 +7,7 @@ from support.worlds import ALL, SCALE, World, captions_of, generator
 
 from latteclip.labels.label_sources import (
     FLOOR,
-    CalibratedFeatures,
+    ClipFeatures,
     class_score_votes,
     whiten,
 )
@@ -60,7 +60,7 @@ def test_whitening_evens_out_variances_and_its_classifier_takes_features_as_they
 
 def test_images_that_are_all_alike_are_not_told_apart_by_rounding():
     feature = F.normalize(torch.rand(1, 512, generator=generator(0)), dim=1)
-    images = CalibratedFeatures.of(feature.repeat(1000, 1), torch.randn(C, 512), SCALE)
+    images = ClipFeatures.of(feature.repeat(1000, 1), torch.randn(C, 512), SCALE)
     assert not images.centred.any()
     assert images.zero_shot(ALL).unique().tolist() == pytest.approx([-math.log(C)])
 

@@ -49,7 +49,7 @@ class Labelled:
         columns = {field.name: pa.nulls(len(names), field.type) for field in tables.FUSED_LABELS}
         columns |= {
             "image_id": names,
-            "calibrated_label": calibrated,
+            "adapted_label": calibrated,
             "image_label": images,
             "caption_label": [
                 other if own is None else own

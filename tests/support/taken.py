@@ -49,7 +49,7 @@ class Taken(ZeroShotFiles):
         n = len(self.ids)
         columns = {
             "image_id": self.ids,
-            "calibrated_label": self.fused,
+            "adapted_label": self.fused,
             "image_label": pa.nulls(n, pa.int32()),
             "caption_label": self.truth,
             "caption_confidence": [0.0 if row % 9 == 0 else 0.75 for row in range(n)],

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from latteclip.clip.classifier import FeatureMemmap
 from latteclip.labels.label_sources import (
-    CalibratedFeatures,
+    ClipFeatures,
     Votes,
     caption_votes,
     whiten,
@@ -44,7 +44,7 @@ class World:
         return len(self.texts)
 
     def images(self):
-        return CalibratedFeatures.of(self.features.clone(), self.texts, SCALE)
+        return ClipFeatures.of(self.features.clone(), self.texts, SCALE)
 
     def other_model(self, noise=0.3):
         """Features of a model beside CLIP, which tells the classes apart more clearly."""

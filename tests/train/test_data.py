@@ -105,8 +105,8 @@ def test_labels_of_captions_take_the_place_of_zero_shot_ones(files):
         files.read("lmm", fused_labels=labels)
 
 
-def test_calibrated_labels_are_those_of_the_classifier(files):
-    data, _ = files.read("zero_shot_calibrated", calibrated=files.classifier())
+def test_adapted_labels_are_those_of_the_classifier(files):
+    data, _ = files.read("zero_shot_adapted", calibrated=files.classifier())
     scores = files.features[:, :3] + torch.tensor([0.5, 0.0, -0.5])
     assert torch.equal(data.labels, scores.argmax(dim=1))
     assert data.labels.tolist() != LABELS

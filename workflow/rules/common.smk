@@ -60,7 +60,7 @@ wildcard_constraints:
 CAPTIONS = "results/{dataset}/captions/{kind}s.parquet"
 CLASS_SCORES = "results/{dataset}/class_scores.parquet"
 FUSED_LABELS = "results/{dataset}/fused_labels.parquet"
-CALIBRATED = "results/{dataset}/classifiers/calibrated.safetensors"
+ADAPTED = "results/{dataset}/classifiers/adapted.safetensors"
 # Pages, choices and audits of a table with its own name stand beside the main ones.
 SUFFIX = configuration.suffix
 # Priorities on few cores: first the jobs that most others wait for, then the longest ones.

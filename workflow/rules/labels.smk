@@ -1,29 +1,28 @@
 # Labels of the training images, and classifiers, by zero-shot scores, image features and captions.
 
 
-rule calibrate_zero_shot:
+rule adapt_zero_shot:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        code=sources("latteclip.labels.calibrate_zero_shot"),
+        code=sources("latteclip.labels.adapt_zero_shot"),
     output:
-        calibrated="results/{dataset}/classifiers/calibrated.safetensors",
-        prototypes="results/{dataset}/classifiers/image_prototypes_by_zero_shot.safetensors",
+        ADAPTED,
     log:
-        "results/{dataset}/logs/calibrate_zero_shot.log",
+        "results/{dataset}/logs/adapt_zero_shot.log",
     benchmark:
-        "results/{dataset}/benchmarks/calibrate_zero_shot.jsonl"
+        "results/{dataset}/benchmarks/adapt_zero_shot.jsonl"
     priority: FIRST
     conda:
         "../../envs/latteclip.yaml"
     resources:
-        mem_mb=memory("calibrate_zero_shot"),
-        runtime=minutes("calibrate_zero_shot"),
+        mem_mb=memory("adapt_zero_shot"),
+        runtime=minutes("adapt_zero_shot"),
     shell:
-        "latteclip calibrate-zero-shot --images {input.images}"
+        "latteclip adapt-zero-shot --images {input.images}"
         " --pseudo-labels {input.pseudo_labels} --class-embeddings {input.class_embeddings}"
-        " --output {output.calibrated} --prototypes {output.prototypes} --log {log}"
+        " --output {output} --log {log}"
 
 
 rule encode_images:

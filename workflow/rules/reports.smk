@@ -15,11 +15,6 @@ rule report_dataset:
         predictions=given_each(stage_params.page_runs, "predictions"),
         train_predictions=given_each(stage_params.page_runs, "train_predictions"),
         selection=given(stage_params.selection_if_any),
-        calibrated=given_if(
-            lambda c, dataset: "zero_shot_calibrated"
-            in map(c.objective, c.methods_of(dataset)),
-            CALIBRATED,
-        ),
         audit=given(stage_params.audit_if_any),
         fused_labels=given_if(stage_params.shows_fused_labels, FUSED_LABELS),
         unknown="results/{dataset}/unknown.parquet",
@@ -43,7 +38,7 @@ rule report_dataset:
         runtime=minutes("report_dataset"),
     params:
         captions=options("image_captions", "group_captions", "caption_summary"),
-        choice=options("selection", "calibrated", "audit", "fused_labels"),
+        choice=options("selection", "audit", "fused_labels"),
         runs=as_found(given_json(stage_params.page_runs)),
         settings=as_found(given(stage_params.report_dataset)),
     shell:

@@ -6,7 +6,7 @@ from support.zero_shot_files import ZeroShotFiles
 
 from latteclip.clip.classifier import Classifier, load_classifier
 from latteclip.core.errors import UserError
-from latteclip.labels.calibrate_zero_shot import calibrate_zero_shot
+from latteclip.labels.adapt_zero_shot import adapt_zero_shot
 
 NAMES = ("calibrated", "prototypes")
 
@@ -16,7 +16,7 @@ class Dataset(ZeroShotFiles):
 
     def run(self):
         """The two classifiers."""
-        calibrate_zero_shot(*self.write(), *map(self.path, NAMES))
+        adapt_zero_shot(*self.write(), *map(self.path, NAMES))
         found = [load_classifier(self.folder / name) for name in NAMES]
         assert [described for _, described in found] == [self.described] * 2
         return [classifier for classifier, _ in found]
