@@ -22,7 +22,7 @@ from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier, load_classifier
 from latteclip.core import devices, tables
-from latteclip.labels.adaptation import adapt, remove_bias, unbiased_votes
+from latteclip.labels.adaptation import adapt, unbiased_votes
 from latteclip.labels.features import read_features
 from latteclip.labels.fusion import fuse
 from latteclip.labels.label_sources import (
@@ -51,7 +51,7 @@ class Data:
 
     def images(self) -> ClipFeatures:
         """Of the training images."""
-        return remove_bias(ClipFeatures.of(self.features.clone(), self.classes, self.scale))
+        return adapt(ClipFeatures.of(self.features.clone(), self.classes, self.scale))
 
     def caption_votes(self) -> Votes:
         """Of the captions."""
@@ -182,7 +182,7 @@ def zero_shot(data: Data) -> Scored:
 def adapted(data: Data) -> Scored:
     """Zero-shot scores adapted to the images."""
     images = data.images()
-    classifier = images.classifier(adapt(images), data.scale)
+    classifier = images.classifier(images.adapted, data.scale)
     return _scored(data, classifier.scores(data.features).argmax(dim=1), classifier)
 
 

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from latteclip.labels.adaptation import adapt, remove_bias, unbiased_votes
+from latteclip.labels.adaptation import adapt, unbiased_votes
 from latteclip.labels.fusion import ROUNDS, Fusion, LabelModel, fuse
 from latteclip.labels.label_sources import (
     ClipFeatures,
@@ -65,7 +65,7 @@ class Data:
         texts = self.texts
         if texts is None:
             texts = torch.zeros(self.n_classes, self.features.shape[1])
-        return remove_bias(ClipFeatures.of(self.features.clone(), texts, SCALE))
+        return adapt(ClipFeatures.of(self.features.clone(), texts, SCALE))
 
     def right(self, labels: torch.Tensor) -> float:
         """Return the percentage of right labels of the pool."""
@@ -161,7 +161,7 @@ def untrained(data: Data) -> Figures:
     if data.texts is None:
         return {}
     images = data.images()
-    head = adapt(images)
+    head = images.adapted
     predicted = head.logits(images.centred[:].double()).argmax(dim=1)
     raw = Head(images.texts.weights, images.text_bias)
     return {

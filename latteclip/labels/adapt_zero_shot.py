@@ -5,7 +5,7 @@ import logging
 from latteclip.clip.classifier import load_classifier, save_classifier
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.labels.adaptation import adapt, remove_bias
+from latteclip.labels.adaptation import adapt
 from latteclip.labels.features import read_features
 from latteclip.labels.label_sources import ClipFeatures
 
@@ -22,6 +22,6 @@ def adapt_zero_shot(
     classes, described = load_classifier(class_embeddings_path, classnames=classnames)
     scale = described["logit_scale"]
     features = read_features(pseudo_labels_path, table["image_id"])
-    images = remove_bias(ClipFeatures.of(features, classes.weights, scale))
-    save_classifier(output, images.classifier(adapt(images), scale), described)
+    images = adapt(ClipFeatures.of(features, classes.weights, scale))
+    save_classifier(output, images.classifier(images.adapted, scale), described)
     log.info("Adapted %d classes to %d images.", len(classnames), len(table))

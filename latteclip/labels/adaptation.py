@@ -14,15 +14,16 @@ that are estimated. Expectation-maximisation starts from the zero-shot probabili
   both means differ by little, with the spread of an exponential distribution (`separation`).
 - o moves the share of each class by z alone towards its share by the posterior.
 
-Before this, a share of each class's mean score is subtracted from z, which removes CLIP's bias
-towards some classes, but also what its scores know of the frequencies. The share is the one with
-which image prototypes know most of the labels (`best_bias_share`).
+Before this, a share of each class's mean score may be subtracted from z. That removes CLIP's bias
+towards some classes, but also what its scores know of the frequencies: which of both it is, scores
+alone cannot tell. The share is one of those with the clearest clusters, and among these the one
+with which image prototypes know most of the labels. Without clusters nothing is subtracted.
 
 TransCLIP (Zanella et al. 2024, arXiv 2406.01837) has the mixture with a Laplacian in place of e.
 Letters: n images of a sample, C classes, D embedding width.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -42,21 +43,42 @@ from latteclip.labels.prototypes import (
 ROUNDS = 12
 STEP = 0.25  # of o in each round
 BIAS_SHARES = (0.0, 0.5, 1.0)
+MIN_TRUST = 0.3  # below which classes are no clusters
+CLEAR = 0.98  # of the clearest clusters: as clear
 RIDGE = 1e-5  # on b, which is larger than other weights
-SAMPLE, MAX_IMAGES = 2**25, 2**16  # entries of a table of images and classes, and images, at most
+SAMPLE, MAX_IMAGES = 2**24, 2**16  # entries of a table of images and classes, and images, at most
 SMALL_SAMPLE, MAX_SMALL = 2**21, 2**14  # the same where few numbers are learned
 
 
-def adapt(images: ClipFeatures) -> Head:
-    """Return a classifier of centred features, learned from a sample of the images."""
+def adapt(images: ClipFeatures) -> ClipFeatures:
+    """Return the same with adapted zero-shot logits, and zero-shot logits without their bias.
+
+    They are learned from a sample of the images.
+    """
     n_classes = len(images.texts.bias)
     if n_classes == 1:
-        return images.texts
+        return images
     rows = _sample(torch.arange(len(images.centred)), n_classes, SAMPLE, MAX_IMAGES)
-    mixture = _Mixture(replace(images, centred=images.centred[rows]))
-    for _ in range(ROUNDS):
-        mixture.step()
-    return mixture.head()
+    some = replace(images, centred=images.centred[rows])
+    mixtures = {share: _Mixture(some.without_bias(share)) for share in BIAS_SHARES}
+    for mixture in mixtures.values():
+        for _ in range(ROUNDS):
+            mixture.step()
+    share = _clearest(mixtures)
+    return replace(images.without_bias(share), adapted=mixtures[share].head())
+
+
+def _clearest(mixtures: Mapping[float, "_Mixture"]) -> float:
+    """Return the share of the bias without which classes are the clearest clusters."""
+    clearest = max(one.separation for one in mixtures.values())
+    if clearest < 1 + MIN_TRUST:
+        return 0.0
+    known = {
+        share: _information(*mixture.sample(mixture.first))
+        for share, mixture in mixtures.items()
+        if mixture.separation > CLEAR * clearest
+    }
+    return max(known, key=known.__getitem__)
 
 
 class _Mixture:
@@ -68,11 +90,12 @@ class _Mixture:
         self.small = _sample(torch.arange(n), self.n_classes, SMALL_SAMPLE, MAX_SMALL)
         self.weights = torch.ones(n, dtype=torch.float64)
         self.posterior = Posterior.of(images.probabilities, self.n_classes, self.weights)
+        self.first, self.separation = self.posterior, 1.0
         self.log_frequencies = torch.zeros(self.n_classes, dtype=torch.float64)
 
     def step(self) -> None:
         """Learn the parameters from the posterior, and the posterior from the parameters."""
-        x, table = self.images.centred[self.small].double(), self.posterior.table(self.small)
+        x, table = self.sample(self.posterior)
         self.before, self.counts = self.posterior, self.posterior.counts(slice(None))
         self.sums = torch.zeros_like(self.texts.weights)
         for rows in parts(len(self.weights)):
@@ -81,12 +104,17 @@ class _Mixture:
         prior = FREQUENCY_EXPONENT * self.log_frequencies
         fitted = fit_weights([densities], table, offset=prior, precision=RIDGE)
         self.sharpness = fitted.item()
-        self.trust = separation(own_part_left_out(x, table, self.sums))
+        self.separation = separation(own_part_left_out(x, table, self.sums))
+        self.trust = min(1.0, max(0.0, self.separation - 1))
         self.log_frequencies = self.posterior.log_frequencies()
         by_texts = self.texts.logits(x).softmax(dim=1).mean(dim=0) + 1 / len(x)
         bias = self.texts.bias + STEP * (self.log_frequencies - by_texts.log())
         self.texts = self.texts._replace(bias=bias)
         self.posterior = Posterior.of(self._probabilities, self.n_classes, self.weights)
+
+    def sample(self, posterior: Posterior) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return features [n, D] of some images, and their probabilities [n, C]."""
+        return self.images.centred[self.small].double(), posterior.table(self.small)
 
     def _probabilities(self, rows: slice) -> torch.Tensor:
         x = self.images.centred[rows].double()
@@ -105,7 +133,7 @@ class _Mixture:
 
 
 def separation(scores: torch.Tensor) -> float:
-    """Return how far classes are clusters, from 0 to 1, by scores [n, C] of images.
+    """Return how far classes are clusters, by scores [n, C] of images.
 
     The margin of an image is the difference of its two largest scores. The mean margin over the
     standard deviation of margins is 1 for an exponential distribution, and larger where few images
@@ -114,44 +142,27 @@ def separation(scores: torch.Tensor) -> float:
     best = scores.topk(2, dim=1).values
     margins = best[:, 0] - best[:, 1]
     spread = margins.std(unbiased=False).item()
-    return min(1.0, max(0.0, margins.mean().item() / spread - 1)) if spread > 0 else 0.0
-
-
-def remove_bias(images: ClipFeatures) -> ClipFeatures:
-    """Subtract the best share of each class's mean zero-shot logit."""
-    rows = torch.arange(len(images.centred))
-    candidates = {share: images.without_bias(share) for share in BIAS_SHARES}
-    tables = {share: one.probabilities for share, one in candidates.items()}
-    return candidates[best_bias_share(images, rows, tables)]
+    return margins.mean().item() / spread if spread > 0 else 1.0
 
 
 def unbiased_votes(images: ClipFeatures, options: torch.Tensor, scores: torch.Tensor) -> Votes:
     """Return `class_score_votes` [N, K] without the best share of each class's mean score."""
     n_classes = len(images.texts.bias)
-    candidates = {s: class_score_votes(options, scores, n_classes, s) for s in BIAS_SHARES}
-    tables = {share: votes.probabilities for share, votes in candidates.items()}
+    candidates = [class_score_votes(options, scores, n_classes, share) for share in BIAS_SHARES]
     rows = candidates[0].has.nonzero()[:, 0]
-    return candidates[best_bias_share(images, rows, tables)]
-
-
-def best_bias_share(
-    images: ClipFeatures,
-    rows: torch.Tensor,
-    tables: Mapping[float, Callable[[torch.Tensor], torch.Tensor]],
-) -> float:
-    """Return the key of the probabilities [n, C] whose labels image prototypes know most of.
-
-    The nats are those of the information of the prototypes about the labels: the entropy of the
-    labels less the cross-entropy of their prediction by prototypes of the other images.
-    """
-    rows = _sample(rows, len(images.texts.bias), SMALL_SAMPLE, MAX_SMALL)
+    rows = _sample(rows, n_classes, SMALL_SAMPLE, MAX_SMALL)
     x = images.centred[rows].double()
-    known = {key: _information(x, table(rows)) for key, table in tables.items()}
-    return max(known, key=known.__getitem__)
+    return max(candidates, key=lambda votes: _information(x, votes.probabilities(rows)))
 
 
 def _information(x: torch.Tensor, table: torch.Tensor) -> float:
-    """Return the nats that prototypes by a table [n, C] know of its labels."""
+    """Return the nats that prototypes by a table [n, C] know of its labels.
+
+    They are the entropy of the labels less the cross-entropy of their prediction by prototypes of
+    the other images.
+    """
+    if not len(x):
+        return 0.0
     labels = F.one_hot(table.argmax(dim=1), table.shape[1]).double()
     scores = SHARPNESS * own_part_left_out(x, table, table.T @ x)
     frequencies = (labels.sum(dim=0) + 0.5) / (len(x) + 0.5 * table.shape[1])

@@ -24,7 +24,7 @@ that q explains, and A the share that it predicts. Were votes right for a share 
 wrong at random, q would be right for A / u of them. Images are trusted less where that is less than
 u, and half where they explain all votes: there they make the same mistakes. Where votes agree with
 the predictors no better than permuted votes do (`corroborate`), they carry no information, and the
-labels are those of `adapt`.
+labels are the adapted ones of `adaptation`.
 
 A person's answer replaces the posterior of its image, weighs ANSWER_WEIGHT in the prototypes, and
 counts as a certain vote in the fit of a, b and u. In that of theta, the class is known. The weights
@@ -47,7 +47,6 @@ import torch
 import torch.nn.functional as F
 
 from latteclip.labels import label_sources
-from latteclip.labels.adaptation import adapt
 from latteclip.labels.label_sources import (
     CentredFeatures,
     ClipFeatures,
@@ -152,11 +151,10 @@ class LabelModel:
         self.n, self.n_classes = len(images.centred), len(images.texts.bias)
         self.sample = spaced(votes.has.nonzero()[:, 0], self.n_classes, SAMPLE)
         test = corroborate(images, votes, self.sample, others)
-        self.adapted = adapt(images)
         if not test.significant:
             votes = Votes(torch.zeros(self.n, dtype=torch.bool), votes.probabilities)
             self.sample = self.sample[:0]
-            images = replace(images, texts=self.adapted)
+            images = replace(images, texts=images.adapted)
         self.images, self.votes, self.others = images, votes, others
         # Without votes, answers tell which image models are of use.
         self.used = test.informative if test.significant else list(range(len(others)))
@@ -346,7 +344,9 @@ class LabelModel:
         heads = _Heads(self)
         for rows in parts(self.n):
             predictors = self.last.predictors(rows)
-            zero_shot[rows] = self.adapted.logits(self.images.centred[rows].double()).argmax(dim=1)
+            zero_shot[rows] = self.images.adapted.logits(self.images.centred[rows].double()).argmax(
+                dim=1
+            )
             images[rows] = predictors[1].argmax(dim=1)
             posterior = self.predicted_log_posterior(rows, predictors)
             best = self.answers.replace(rows, posterior).exp().max(dim=1)

@@ -102,6 +102,7 @@ class ClipFeatures(CentredFeatures):
 
     texts: Head = field(kw_only=True)  # zero-shot logits of centred features
     text_bias: torch.Tensor = field(kw_only=True)  # [C] their mean over the images
+    adapted: Head = field(kw_only=True)  # the same adapted to the images; `texts` before that
 
     @classmethod
     def of(cls, features: Features, classes: torch.Tensor, scale: float) -> Self:
@@ -110,7 +111,7 @@ class ClipFeatures(CentredFeatures):
         logits = scale * torch.linalg.solve(images.whitening, classes.double().T).T
         bias = logits @ images.mean
         texts = Head(images.length * logits, bias)
-        return cls(**vars(images), texts=texts, text_bias=bias)
+        return cls(**vars(images), texts=texts, text_bias=bias, adapted=texts)
 
     def without_bias(self, share: float) -> Self:
         """Subtract a share of each class's mean logit."""

@@ -18,7 +18,7 @@ from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import Progress
 from latteclip.labels import label_sources
-from latteclip.labels.adaptation import remove_bias, unbiased_votes
+from latteclip.labels.adaptation import adapt, unbiased_votes
 from latteclip.labels.features import read_features
 from latteclip.labels.label_sources import CentredFeatures, ClipFeatures, Votes, parts, whiten
 
@@ -69,7 +69,7 @@ def read_predictors(
     )
     scale, leaked = described["logit_scale"], False
     features = read_features(pseudo_labels_path, image_ids)
-    images = remove_bias(ClipFeatures.of(features, classes.weights, scale))
+    images = adapt(ClipFeatures.of(features, classes.weights, scale))
     if class_scores_path is not None:
         options, scores = read_class_scores(class_scores_path, image_ids)
         source, votes = "lmm", unbiased_votes(images, options, scores)

@@ -65,7 +65,9 @@ class Posterior:
 
     def counts(self, rows: Rows) -> torch.Tensor:
         """Return the weighted number [C] of images of each class among some rows."""
-        return self.sums(rows, torch.ones(len(self.weights[rows]), 1, dtype=torch.float64))[:, 0]
+        shares = self.shares[rows].double() * self.weights[rows, None]
+        classes = self.classes[rows].flatten()
+        return torch.bincount(classes, shares.flatten(), minlength=self.n_classes)
 
     def log_frequencies(self) -> torch.Tensor:
         """Return the logs [C] of the frequencies of classes, one image of each class added."""

@@ -21,7 +21,7 @@ from latteclip.core.files import new_folder, read_object, remove_left_over, repl
 from latteclip.core.hashing import digest_of, fingerprint
 from latteclip.core.signals import Terminated, ending_in_order
 from latteclip.core.terminal import Progress
-from latteclip.labels.adaptation import remove_bias
+from latteclip.labels.adaptation import adapt
 from latteclip.labels.fusion import fuse
 from latteclip.labels.label_sources import ClipFeatures, label_votes
 from latteclip.train import parallel
@@ -189,7 +189,7 @@ def _classifier(training: Training, setup: Setup) -> Classifier:
     clip, inputs, scale = setup.clip, setup.inputs, training.logit_scale.exp().item()
     features = encode_files(clip, inputs.paths, training.recipe.batch_size, setup.threads)
     texts = class_embeddings(clip, setup.settings.words.template, inputs.classnames)
-    images = remove_bias(ClipFeatures.of(features, texts, scale))
+    images = adapt(ClipFeatures.of(features, texts, scale))
     fused = fuse(images, label_votes(inputs.labels, len(texts)))
     return images.classifier(fused.head, scale)
 

@@ -13,6 +13,7 @@ from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
 from latteclip.labels import fuse_labels as stage
 from latteclip.labels import fusion
+from latteclip.labels.adaptation import adapt, unbiased_votes
 from latteclip.labels.answers import Answer
 from latteclip.labels.label_sources import (
     ClipFeatures,
@@ -99,11 +100,12 @@ class Dataset(ZeroShotFiles):
         return tables.read(self.path("votes.parquet"), tables.VOTES)
 
     def images(self):
-        return ClipFeatures.of(self.world.features[self.training], self.embeddings, self.scale)
+        features = self.world.features[self.training]
+        return adapt(ClipFeatures.of(features, self.embeddings, self.scale))
 
-    def calibrated(self):
-        scores = self.world.features[self.training].double() @ self.embeddings.double().T
-        return (scores - scores.mean(dim=0)).argmax(1).tolist()
+    def adapted(self):
+        images = self.images()
+        return images.adapted.logits(images.centred.double()).argmax(1).tolist()
 
     def right(self, labels):
         wanted = self.world.classes[self.training].tolist()
@@ -139,7 +141,7 @@ def assert_is_fusion(dataset, columns, metadata, votes):
     assert metadata["corroboration"] == pytest.approx(statistics, rel=1e-3)
     head, described = classifier.load_classifier(dataset.folder / "classifier")
     features = dataset.world.features[dataset.training]
-    wanted = images.classifier(fused.weights, dataset.scale).scores(features)
+    wanted = images.classifier(fused.head, dataset.scale).scores(features)
     torch.testing.assert_close(head.scores(features), wanted, atol=1e-3, rtol=1e-3)
     assert described == dataset.described
 
@@ -155,7 +157,7 @@ def test_captions_are_scored_like_images_and_fused(dataset):
     assert columns["caption_label"] == votes.argmax(1).tolist()
     assert columns["caption_confidence"] == pytest.approx(votes.amax(1).tolist(), abs=1e-4)
     assert columns["lmm_label"] == columns["lmm_confidence"] == [None] * 120
-    assert columns["adapted_label"] == dataset.calibrated()
+    assert columns["adapted_label"] == dataset.adapted()
     pairs = list(zip(columns["caption_label"], columns["adapted_label"], strict=True))
     assert metadata["agreement"] == pytest.approx(sum(a == b for a, b in pairs) / 120)
     assert (metadata["votes"], metadata["voting"]) == ("captions", 120)
@@ -163,13 +165,13 @@ def test_captions_are_scored_like_images_and_fused(dataset):
     pairs = zip(columns["fused_label"], columns["adapted_label"], strict=True)
     assert metadata["changed"] == sum(a != b for a, b in pairs) > 0
     assert metadata.items() >= dataset.described.items()
-    assert dataset.right(columns["fused_label"]) > dataset.right(dataset.calibrated())
+    assert dataset.right(columns["fused_label"]) > dataset.right(dataset.adapted())
 
 
 def test_useless_captions_leave_the_adapted_labels(dataset):
     dataset.captions = dict.fromkeys(dataset.captions, "a photo of something.")
     columns, metadata = dataset.run()
-    assert columns["fused_label"] == columns["adapted_label"] == dataset.calibrated()
+    assert columns["fused_label"] == columns["adapted_label"] == dataset.adapted()
     assert columns["image_label"] == [None] * 120
     assert metadata["corroborated"] is False
     assert (metadata["explained_share"], metadata["changed"], metadata["gains"]) == (0, 0, {})
@@ -181,7 +183,7 @@ def test_an_empty_caption_votes_for_nothing(dataset):
     empty = [dataset.names[i] for i in dataset.training[:3]]
     dataset.captions |= dict(zip(empty, ["", "  ", None], strict=True))
     columns, metadata = dataset.run()
-    assert columns["caption_label"][:3] == dataset.calibrated()[:3]
+    assert columns["caption_label"][:3] == dataset.adapted()[:3]
     assert columns["caption_label"][3:] == whole["caption_label"][3:]
     assert columns["caption_confidence"][:3] == [0, 0, 0]
     assert metadata["voting"] == 117
@@ -215,14 +217,14 @@ def test_class_scores_alone_vote_without_a_model(dataset, monkeypatch):
     assert columns["lmm_confidence"] == pytest.approx(best.values.tolist(), abs=1e-4)
     assert columns["caption_label"] == columns["caption_confidence"] == [None] * 120
     assert (metadata["votes"], metadata["voting"]) == ("class scores", 120)
-    assert dataset.right(columns["fused_label"]) > dataset.right(dataset.calibrated())
+    assert dataset.right(columns["fused_label"]) > dataset.right(dataset.adapted())
 
 
 def test_an_image_without_options_has_no_vote(dataset):
     dataset.options[:5] = -1
     dataset.options[5, 2:] = -1
     columns, metadata = dataset.run(captions=False, scores=True)
-    assert columns["lmm_label"][:5] == dataset.calibrated()[:5]
+    assert columns["lmm_label"][:5] == dataset.adapted()[:5]
     assert columns["lmm_confidence"][:5] == [0] * 5
     assert columns["lmm_label"][5] in dataset.options[5, :2].tolist()
     assert metadata["voting"] == 115
@@ -230,8 +232,9 @@ def test_an_image_without_options_has_no_vote(dataset):
     table, described = dataset.votes()
     voting = list(range(5, 120))
     assert table["image_id"].to_pylist() == [dataset.captioned[i] for i in voting]
-    votes = class_score_votes(dataset.options, dataset.scores, C)
-    parameters = fusion.fuse(dataset.images(), votes).parameters
+    images = dataset.images()
+    votes = unbiased_votes(images, dataset.options, dataset.scores)
+    parameters = fusion.fuse(images, votes).parameters
     wanted = parameters.classes(votes.probabilities(voting)).float()
     torch.testing.assert_close(torch.tensor(table["vote"].to_pylist()), wanted)
     assert (described["votes"], described["corroborated"]) == ("class scores", True)
@@ -281,12 +284,12 @@ def test_features_of_other_models_are_fused(dataset, demo_clip):
     assert eye["gain"] == pytest.approx(fused.gains["eyes_0"], rel=1e-2)
     assert not any(name.startswith("eyes") for name in metadata["gains"])
     votes, _ = tables.read(dataset.path("votes.parquet"), tables.VOTES_EYES)
-    assert votes["joint_head"].to_pylist() == fused.joint_head.tolist()
+    assert votes["joint_head"].to_pylist() == fused.joint_predicted.tolist()
     joint, described = classifier.load_classifier(prototypes)
     assert described["eyes"] == ["an eye"]
     both = torch.cat([dataset.world.features, other], dim=1)[training]
     found = joint.scores(both).argmax(1)
-    assert (found == fused.joint_head).double().mean() > 0.9
+    assert (found == fused.joint_predicted).double().mean() > 0.9
     assert joint.weights.shape == (C, dataset.embeddings.shape[1] + 16)
 
 

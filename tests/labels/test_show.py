@@ -103,7 +103,7 @@ def test_each_label_of_an_image_and_its_caption_are_shown(labelled):
     labelled.columns["lmm_confidence"] = [0.5] * len(LABELS)
     text = labelled.show(image_ids=["b.png"])
     lines = {line.split()[0]: line for line in text.split("\n\n")[1].split("\n")}
-    wanted = {"zero-shot": "red dots", "calibrated": "blue", "images": "blue", "caption": "0.75"}
+    wanted = {"zero-shot": "red dots", "adapted": "blue", "images": "blue", "caption": "0.75"}
     for title, said in (wanted | {"LMM": "grey (0.50)", "fused": "blue (0.90)"}).items():
         assert said in lines[title]
     assert captions[0].strip() in " ".join(text.split())

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from latteclip.clip.classifier import FeatureMemmap
+from latteclip.labels.adaptation import adapt
 from latteclip.labels.label_sources import (
     ClipFeatures,
     Votes,
@@ -57,6 +58,15 @@ class World:
         """Calibrated zero-shot scores [N, C]: class means off, computed plainly."""
         scores = SCALE * self.features.double() @ self.texts.double().T
         return scores - scores.mean(dim=0)
+
+    def zero_shot(self):
+        """Zero-shot scores [N, C], computed plainly."""
+        return SCALE * self.features.double() @ self.texts.double().T
+
+    def adapted(self):
+        """Scores [N, C] of the adapted classifier."""
+        images = adapt(self.images())
+        return images.adapted.logits(images.centred.double())
 
     def votes(self, seed=0):
         """Votes that err independently of the features."""
