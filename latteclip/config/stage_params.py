@@ -220,10 +220,9 @@ def image_features(configuration: Configuration, dataset: str, method: str = "")
 
 
 def shows_fused_labels(configuration: Configuration, dataset: str) -> bool:
-    """Return whether a page shows fused labels, which image models or a person helped to make."""
+    """Return whether a page shows fused labels: whether one of its methods reads them."""
     methods = configuration.methods_of(dataset)
-    helped = configuration.eyes or teaching_answers(configuration, dataset)
-    return bool(helped) and any(configuration.reads_fused_labels(m, dataset) for m in methods)
+    return any(configuration.reads_fused_labels(method, dataset) for method in methods)
 
 
 def teaching_answers(_: Configuration, dataset: str) -> Paths:

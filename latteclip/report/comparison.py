@@ -31,7 +31,6 @@ BASELINE = "zero_shot"
 METHODS = 8  # methods that are compared image by image
 ROWS = 1000  # classes in a table
 CURVES, POINTS = 6, 120  # methods in a chart of the training, and points of a line
-BIASES = 20  # classes in the chart of biases
 
 # --- accuracy ------------------------------------------------------------------------------------
 
@@ -209,7 +208,6 @@ def ends_of_classes(found: MethodPredictions, budget: int, most: int) -> list[Ro
 # --- charts --------------------------------------------------------------------------------------
 
 SIZE = (4.0, 2.6)  # inches of 72 units: about the width of a phone
-MAX_NAME = 22  # characters of a class name beside its bar
 # Colour and line of each series, the same in all charts, distinct without colour too.
 SERIES = [(f"#5e71{i:02x}", f"var(--series-{i})") for i in range(1, 7)]
 DASHES = ["solid", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1)), (0, (8, 2))]
@@ -385,11 +383,9 @@ def line_chart(
 
 
 @contextmanager
-def _axes(
-    x_label: str, *, grid: str = "y", height: float = SIZE[1]
-) -> Iterator[tuple[Figure, Axes]]:
-    with mpl.rc_context({**STYLE, "axes.grid.axis": grid}):
-        figure = Figure(figsize=(SIZE[0], height), layout="constrained")
+def _axes(x_label: str) -> Iterator[tuple[Figure, Axes]]:
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=SIZE, layout="constrained")
         yield figure, figure.add_subplot(xlabel=x_label)
 
 

@@ -26,6 +26,11 @@ from latteclip.report.comparison import BASELINE, ROWS, Row
 log = logging.getLogger(__name__)
 WORST_PAIRS, MATRIX_CLASSES = 12, 12
 VISIBLE = 0.05  # points: a smaller change is written as none
+LABELS = {  # of training images, by their column of FUSED_LABELS
+    "caption_label": "labels by captions alone",
+    "lmm_label": "labels by class scores alone",
+    "fused_label": "fused labels",
+}
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,7 @@ def report_dataset(
         paper=next((row for row in rows if row["method"] == settings.paper), None),
         pseudo_label_charts=comparison.pseudo_label_charts(train),
         pseudo_classes=len(np.unique(train.pseudo_labels)),
+        right=_read(_right_labels, fused_labels_path, train),
         signals=_read(_signals, fused_labels_path),
         captions=_read(images.caption_statistics, caption_summary_path, captions),
         duplicates=_read(images.read_duplicates, duplicates_path, train, test, runs_files),
@@ -144,6 +150,22 @@ def _rows_of_csv(path: str) -> list[Row]:
         return pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
     except ValueError as error:  # pandas derives its own from it
         raise UserError(f"{path} is damaged ({first_line(error)}); {DELETE_AND_RERUN}.") from None
+
+
+def _right_labels(path: str, train: runs.Split) -> dict[str, float]:
+    """Return the share of the training images that are labelled correctly, by what labels them.
+
+    An image without a caption or class scores counts with the adapted zero-shot label.
+    """
+    if train.labels is None:
+        return {}
+    table, _ = tables.read(path, tables.FUSED_LABELS, ["image_id", *LABELS])
+    table = table.take(tables.find_rows(train.image_ids.column, table["image_id"], path))
+    return {
+        name: float((table[column].to_numpy() == train.labels).mean())
+        for column, name in LABELS.items()
+        if not table[column].null_count
+    }
 
 
 def _signals(path: str) -> Row:

@@ -8,6 +8,8 @@ import pyarrow as pa
 import pytest
 from support.axe import violations
 from support.taken import CLASSNAMES, Taken
+from support.worlds import World
+from support.zero_shot_files import ZeroShotFiles
 
 from latteclip.audit import app
 from latteclip.audit.teach import TeachingSession
@@ -110,7 +112,12 @@ def test_it_goes_on_where_it_was_killed(taken, label_of):
 
 
 def test_an_answer_that_all_else_denies_is_asked_for_once_more(taken, label_of):
-    """A person names a wrong class for every eighth image, and the right one when asked again."""
+    """A person names a wrong class for every eighth image, and the right one when asked again.
+
+    Class texts and images tell the classes apart, so that all else is right about most images.
+    """
+    taken.world = World.of(len(taken.names), noise=0.3)
+    ZeroShotFiles.write(taken)
     session, asked = TeachingSession(taken.folder, 80, checking=10), []
 
     def answer_to(one):
@@ -123,7 +130,7 @@ def test_an_answer_that_all_else_denies_is_asked_for_once_more(taken, label_of):
     answers = answer_all(session, answer_to)
     repeated = [one for one in answers.values() if one.repeat]
     wrong = {one.image_id for one in answers.values() if one.classname != label_of[one.image_id]}
-    assert len({one.image_id for one in repeated} & wrong) > len(repeated) / 2
+    assert len(repeated) >= 3 and {one.image_id for one in repeated} <= wrong
     assert len({one.image_id for one in repeated}) == len(repeated)
 
 

@@ -139,7 +139,7 @@ def test_accuracies_have_no_part_in_the_choice(results, tmp_path, acc1):
         (True, 19, {}),
     ],
 )
-def test_without_usable_votes_calibrated_zero_shot_is_chosen(results, votes, n, described):
+def test_without_usable_votes_adapted_zero_shot_is_chosen(results, votes, n, described):
     results.write_votes(np.full((n, C), 1 / C), **described)
     found, weights = results.select(votes=votes)
     assert weights == "of zero_shot_adapted"

@@ -3,12 +3,10 @@
 import json
 
 import pytest
-import torch
 from support.axe import violations
 from support.made_results import CLASSNAMES, Results
 from support.pages import BOTH_KINDS, write, write_audit, write_metrics, write_unknown
 
-from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.report import index_results as index
 
 
@@ -20,13 +18,11 @@ def results(tmp_path_factory):
 @pytest.fixture(scope="module")
 def files(results, tmp_path_factory):
     """The pages of a dataset with labels and of one without, and the page over all datasets."""
-    selection, calibrated = (results.folder / name for name in ("chosen.json", "head.safetensors"))
+    selection = results.folder / "chosen.json"
     told = {"dataset": "made", "method": "flyp", "seed": 0, "reason": "flyp agrees with all votes."}
     selection.write_text(json.dumps(told))
     names = results.classnames
-    head = Classifier.of(torch.eye(len(names)), torch.linspace(-0.3, 0.3, len(names)))
-    save_classifier(calibrated, head, {"classnames": names, "logit_scale": 10.0})
-    options = {"captions": BOTH_KINDS, "selection": str(selection), "calibrated": str(calibrated)}
+    options = {"captions": BOTH_KINDS, "selection": str(selection)}
     write(results, **options)
     without = Results(tmp_path_factory.mktemp("unlabelled"), classnames=names, labelled=False)
     write(without, unknown=write_unknown(without), **options)

@@ -8,12 +8,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-import torch
 from PIL import Image
 from support.made_results import CLASSNAMES, HOSTILE, Results
 from support.pages import BOTH_KINDS, write, write_audit, write_unknown
 
-from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate import train_predictions
@@ -48,8 +46,38 @@ def test_the_table_has_the_figures_of_the_metrics_files(results, written):
             assert float(row[place][1]) == pytest.approx(100 * mean)
 
 
+def write_fused(path, results, metadata=None, **labels):
+    """Fused labels of the training images, in reverse order, and labels of other columns."""
+    n = results.n_train
+    columns = {field.name: pa.nulls(n, field.type) for field in tables.FUSED_LABELS}
+    columns |= {"image_id": results.image_ids[:n][::-1], "fused_label": results.labels[:n][::-1]}
+    columns |= {f"{name}_label": values[::-1] for name, values in labels.items()}
+    tables.write(path, columns, tables.FUSED_LABELS, metadata or {})
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"), [("caption", "captions alone"), ("lmm", "class scores alone")]
+)
+def test_labels_of_training_images_say_how_many_of_each_source_are_right(tmp_path, source, name):
+    results = Results(tmp_path)
+    labels, before = (each[: results.n_train] for each in (results.labels, results.before))
+    wrong, place = (labels + 1) % 7, np.arange(len(labels))
+    alone, fused = (np.where(place < right, labels, wrong) for right in (20, 27))
+    path = write_fused(tmp_path / "fused", results, **{source: alone, "fused": fused})
+    first, *rest = (f"{100 * (x == labels).mean():.1f}\xa0%" for x in (before, alone, fused))
+    zero_shot = f"{first} of the pseudo-labels are right"
+    others = f"{rest[0]} of the labels by {name}, and {rest[1]} of the fused labels"
+    page, _ = write(results, fused_labels=path)
+    assert f"{zero_shot}, {others}." in page.sections["pseudo-labels"]
+    page, _ = write(results)
+    assert f"{zero_shot}." in page.sections["pseudo-labels"]
+    without = Results(tmp_path / "unlabelled", labelled=False)
+    page, _ = write(without, fused_labels=write_fused(tmp_path / "other", without))
+    assert "are right" not in page.sections["pseudo-labels"]
+
+
 def test_labels_have_their_signals_and_the_answers_about_them(results, tmp_path):
-    columns = {field.name: pa.nulls(0, field.type) for field in tables.FUSED_LABELS}
     checked = {"answers": 50, "value": 0.876, "low": 0.765, "high": 0.954}
     described = {
         "weights": {"zero_shot": 0.5, "images": 1.25},
@@ -57,8 +85,7 @@ def test_labels_have_their_signals_and_the_answers_about_them(results, tmp_path)
         "eyes": [{"model": "vit<&>", "weight": 0.75, "gain": 2.0}],
         "answers": {"images": {"a": "b", "c": None}, "checked": checked},
     }
-    tables.write(tmp_path / "fused", columns, tables.FUSED_LABELS, described)
-    page, _ = write(results, fused_labels=str(tmp_path / "fused"))
+    page, _ = write(results, fused_labels=write_fused(tmp_path / "fused", results, described))
     rows = [[cell[0] for cell in row] for row in page.tables["signals"][1:]]
     assert [row[1:] for row in rows] == [["0.50", "1.00"], ["1.25", "2.72"], ["0.75", "7.39"]]
     assert rows[2][0] == "vit<&>"
@@ -213,22 +240,6 @@ def test_an_audit_stands_below_the_accuracies(results, written):
 def test_without_a_test_split_labels_tell_no_accuracy(tmp_path):
     page, _ = write(Results(tmp_path, n_test=0))
     assert not {"headline", "pairs"} & set(page.tables)
-
-
-def test_the_page_shows_the_biases_that_calibration_subtracts(tmp_path):
-    results = Results(tmp_path)
-    bias = torch.tensor([0.25, -0.5, 0.0, 0.125, 0.0, 0.0, 0.125])
-    described = {"classnames": CLASSNAMES, "logit_scale": 10.0}
-    save_classifier(
-        tmp_path / "calibrated.safetensors", Classifier.of(torch.eye(7, 9), bias), described
-    )
-    page, _ = write(results, calibrated=str(tmp_path / "calibrated.safetensors"))
-    # Calibration subtracts the opposite of the bias, in logits.
-    drawn = next(a["aria-label"] for tag, a in page.elements if "CLIP favours" in str(a))
-    values = drawn.split("of all classes: ")[1].rstrip(".").split("; ")
-    assert values[0] == f"{CLASSNAMES[1]}: +5.00"
-    assert values[-1] == f"{HOSTILE}: -2.50"
-    assert len(values) == 7
 
 
 def test_no_text_becomes_an_element(written):

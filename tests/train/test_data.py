@@ -51,7 +51,7 @@ class Files(trainings.Inputs):
 
     def classifier(self, classnames=CLASSNAMES):
         """Of the features, with a bias."""
-        path = str(self.folder / "calibrated.safetensors")
+        path = str(self.folder / "adapted.safetensors")
         head = Classifier.of(torch.eye(len(classnames), 4), torch.tensor([0.5, 0.0, -0.5]))
         save_classifier(path, head, {"classnames": classnames})
         return path
@@ -106,7 +106,7 @@ def test_labels_of_captions_take_the_place_of_zero_shot_ones(files):
 
 
 def test_adapted_labels_are_those_of_the_classifier(files):
-    data, _ = files.read("zero_shot_adapted", calibrated=files.classifier())
+    data, _ = files.read("zero_shot_adapted", adapted=files.classifier())
     scores = files.features[:, :3] + torch.tensor([0.5, 0.0, -0.5])
     assert torch.equal(data.labels, scores.argmax(dim=1))
     assert data.labels.tolist() != LABELS
@@ -119,7 +119,7 @@ def test_prototypes_of_images_have_length_one_and_nothing_of_the_mean_feature(fi
     torch.testing.assert_close(prototypes.norm(dim=1), torch.ones(len(CLASSNAMES)))
     along = prototypes @ files.features.mean(dim=0)
     torch.testing.assert_close(along, torch.zeros(len(CLASSNAMES)), atol=1e-6, rtol=0)
-    with pytest.raises(UserError, match=r"calibrated\.safetensors"):
+    with pytest.raises(UserError, match=r"adapted\.safetensors"):
         files.read(image_prototypes=files.classifier(CLASSNAMES[::-1]))
 
 
