@@ -340,7 +340,7 @@ def test_without_corroboration_other_models_have_no_weight():
     fused = fuse(world.images(), table_votes(table), [world.other_model()])
     assert fused.joint_heads[1].weights.shape == (6, 16)
     assert not fused.joint_heads[1].weights.any()
-    assert fused.labels.tolist() == world.adapted().argmax(1).tolist()
+    assert fused.labels.tolist() == world.zero_shot().argmax(1).tolist()
 
 
 # --- votes without information -------------------------------------------------------------------
@@ -378,13 +378,13 @@ FEW = {"votes": World.votes, "captions": lambda world: world.captions(right=1)}
     ],
 )
 def test_votes_without_information_change_no_label(votes, n, c):
-    """Labels and classifier are those of adapted zero-shot scores, and nothing warns."""
+    """Labels and classifier are the adapted ones, here zero-shot, and nothing warns."""
     world = World.of(n, c)
     images = world.images()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fused = fuse(images, votes(world))
-    scores = world.adapted()
+    scores = world.zero_shot()
     assert not fused.parameters.test.significant
     assert fused.labels.tolist() == scores.argmax(1).tolist()
     assert fused.confidence.tolist() == pytest.approx(scores.softmax(1).amax(1).tolist(), abs=1e-4)

@@ -23,7 +23,7 @@ from latteclip.clip.classifier import load_classifier
 from latteclip.clip.encode import class_embeddings, encode_files
 from latteclip.core import tables
 from latteclip.core.errors import UserError, full_disk
-from latteclip.labels.adaptation import remove_bias
+from latteclip.labels.adaptation import adapt
 from latteclip.labels.fusion import fuse
 from latteclip.labels.label_sources import ClipFeatures, label_votes
 from latteclip.train import finetune as finetuning
@@ -137,7 +137,7 @@ def test_a_head_made_anew_is_of_the_tuned_features_and_the_weights_stay(inputs, 
     features = encode_files(clip, inputs.files, 7, 1)[:]
     scale = clip.model.logit_scale.exp().item()
     texts = class_embeddings(clip, "a photo of a {} texture.", CLASSNAMES)
-    images = remove_bias(ClipFeatures.of(features.clone(), texts, scale))
+    images = adapt(ClipFeatures.of(features.clone(), texts, scale))
     votes = label_votes(torch.tensor(LABELS), 3)
     wanted = images.classifier(fuse(images, votes).head, scale)
     head, _ = load_classifier(Path(model) / clips.CLASSIFIER)
