@@ -18,6 +18,7 @@ Labels only score. A table is printed for each purpose, in percent of right labe
 """
 
 import argparse
+import itertools
 import json
 import re
 import resource
@@ -31,19 +32,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from latteclip.evaluate.select_model import Candidate, choose
+from latteclip.evaluate.select_model import Votes as ModelVotes
 from latteclip.labels.adaptation import adapt, unbiased_votes
 from latteclip.labels.fusion import ROUNDS, Fusion, LabelModel, fuse
+from latteclip.labels.guarantees import pac_threshold
 from latteclip.labels.label_sources import (
     ClipFeatures,
     Head,
     LabelledRows,
     Votes,
+    label_votes,
+    whiten,
 )
 
 SCALE = 100.0  # of CLIP's cosines
 NONE = -1  # no class
 STEPS = 2  # rounds of learning after ten answers, as in `latteclip teach`
 SEEDS = 3  # drawings of uniform answers
+DRAWINGS, CHECKED = 500, 100  # of images that check a promise
 Figures = dict[str, Any]
 
 
@@ -265,6 +272,48 @@ def _taught(data: Data, images: ClipFeatures, before: Fusion, rows: torch.Tensor
     }
 
 
+def guarantees(data: Data) -> Figures:
+    """Return how often a promise about the labels is kept, and the share that nobody needs to see.
+
+    In each of DRAWINGS, CHECKED images are drawn, and `labels export --max-error` is applied.
+    """
+    if data.options is None:
+        return {}
+    found = fuse(data.images(), first_votes(data))
+    right, confidence = (found.labels == data.labels).numpy(), found.confidence.double().numpy()
+    figures = {}
+    for error in (0.05, 0.1, 0.2):
+        kept, taken = [], []
+        for seed in range(DRAWINGS):
+            drawn = np.random.default_rng(seed).permutation(len(right))[:CHECKED]
+            accepted = confidence >= pac_threshold(confidence[drawn], ~right[drawn], error)
+            accepted[drawn] = False
+            kept.append((~right & accepted).sum() <= error * len(right))
+            taken.append(accepted.sum() / (len(right) - CHECKED))
+        shares = (round(100 * float(np.mean(one)), 1) for one in (kept, taken))
+        figures[str(error)] = dict(zip(("kept", "taken"), shares, strict=True))
+    return {"guarantees": figures}
+
+
+def choice(data: Data) -> Figures:
+    """Return the accuracy on new images of the untrained classifier that votes choose."""
+    if data.options is None or data.texts is None:
+        return {}
+    images, votes = data.images(), first_votes(data)
+    found = fuse(images, votes)
+    x = images.centred[:].double()
+    raw = Head(images.texts.weights, images.text_bias)
+    predicted = [head.logits(x).argmax(dim=1) for head in (raw, images.adapted)]
+    names = ("zero_shot", "zero_shot_adapted", "image_prototypes")
+    heads = dict(zip(names, (raw, images.adapted, found.head), strict=True))
+    table = torch.stack([*predicted, found.predicted])[:, votes.has]
+    shares = found.parameters.classes(votes.probabilities(votes.has))
+    candidates = [Candidate(name, 0, name) for name in names]
+    chosen = names[choose(candidates, ModelVotes(shares.numpy(), table.numpy()), None).index]
+    accuracies = {name: data.right_new(images, head) for name, head in heads.items()}
+    return {"choice": {"chosen": chosen, **accuracies}}
+
+
 def calibration_error(data: Data, found: Fusion) -> float:
     """Return the expected calibration error of the labels' probabilities, in ten bins."""
     right, confidence = (found.labels == data.labels).double(), found.confidence.double()
@@ -369,8 +418,10 @@ def measure(data: Data) -> Figures:
     """Return all figures of a set."""
     start = time.perf_counter()
     keys = [key for columns in TABLES.values() for key in columns]
-    found: Figures = dict.fromkeys([*keys, "answers"])
-    parts: tuple[Callable[[Data], Figures], ...] = (untrained, labels_of_votes, answers)
+    found: Figures = dict.fromkeys([*keys, "answers", "guarantees", "choice"])
+    parts: tuple[Callable[[Data], Figures], ...] = (
+        *(untrained, labels_of_votes, answers, guarantees, choice),
+    )
     for part in parts:
         found |= part(data)
     found["images"], found["classes"] = len(data.labels), data.n_classes
@@ -396,6 +447,33 @@ def show(results: dict[str, Figures]) -> None:
                 f"| {one['new']} |"
             )
 
+    print(f"\nPromises of {CHECKED} answers: share of {DRAWINGS} drawings in which they are kept\n")
+    for name, found in results.items():
+        for error, one in (found["guarantees"] or {}).items():
+            print(f"| {name} | {error} | kept {one['kept']} | taken {one['taken']} |")
+    print("\nChosen by votes, and the accuracies on new images\n")
+    for name, found in results.items():
+        if found["choice"]:
+            print(f"| {name} | {found['choice']} |")
+
+
+def show_eyes(folder: Path) -> None:
+    """Print labels and classifiers of each CLIP with another beside it, while the third votes."""
+    sets = [data for data in read(folder) if data.options is None and "_half" in data.name]
+    print("\nAnother CLIP as `eyes`, the zero-shot labels of a third one as votes\n")
+    for own, other, voter in itertools.permutations(sets, 3):
+        assert voter.texts is not None
+        labels = (voter.features @ voter.texts.T).argmax(dim=1)
+        votes, images = label_votes(labels, own.n_classes), own.images()
+        eyes = whiten(other.features.clone())
+        alone, both = fuse(images, votes), fuse(images, votes, [eyes])
+        joint = images.classifier(both.joint_heads[0], SCALE).scores(own.new_features)
+        joint = joint + eyes.classifier(both.joint_heads[1], SCALE).scores(other.new_features)
+        figures = [own.right(labels), own.right(alone.labels), own.right(both.labels)]
+        figures += [own.right_new(images, alone.head) or 0.0]
+        figures += [_percent(joint.argmax(dim=1) == own.new_labels)]
+        print(f"| {own.name} | {other.name} | {voter.name} | {' | '.join(map(str, figures))} |")
+
 
 def _cell(value: float | None) -> str:
     return "" if value is None else str(value)
@@ -415,6 +493,7 @@ def main() -> None:
     if not results:
         parser.error(f"{args.folder} holds no set of the layout that --help describes.")
     show(results)
+    show_eyes(args.folder)
 
 
 if __name__ == "__main__":

@@ -459,6 +459,7 @@ def fuse_labels(place: Place) -> Work:
     from latteclip.clip.classifier import FeatureMemmap
     from latteclip.core import tables
     from latteclip.labels import fusion
+    from latteclip.labels.adaptation import adapt
     from latteclip.labels.label_sources import ClipFeatures, caption_votes
 
     index, _ = tables.read_unlabelled(place.file("images.parquet"), training=True)
@@ -476,7 +477,7 @@ def fuse_labels(place: Place) -> Work:
         texts[rows] = _features(centres, named[rows], 1.0, draw)[:]
     images = ClipFeatures.of(_features(centres, classes, 3.0, draw), embeddings, 100.0)
     votes = caption_votes(texts, torch.arange(n), embeddings, 100.0)
-    return lambda: _done(fusion.fuse(images, votes).parameters.test.significant)
+    return lambda: _done(fusion.fuse(adapt(images), votes).parameters.test.significant)
 
 
 def _done(found: bool) -> None:
