@@ -61,7 +61,9 @@ from latteclip.labels.prototypes import FOLDS, Discriminants, Posterior, Prototy
 
 ROUNDS = 6
 EM_STEPS = 3  # in each round
-PRIOR = 6.0  # votes of each class as a, b and u predict them, times 1 / u^2
+# Votes of each class as a, b and u predict them, times 1 / u^2. Where a class has fewer than
+# ENOUGH images on average, proportionally more: their errors cannot be learned.
+PRIOR, ENOUGH = 6.0, 25
 OTHER_CLASSES = 3.0  # weight of the classes that a vote finds less likely
 SAMPLE = 2**23  # entries of a table of images and classes from which theta is learned, at most
 SMALL_SAMPLE = 2**21  # the same for a, b, u and w, which are a few numbers
@@ -233,8 +235,9 @@ class LabelModel:
                 self.parameters, zero_shot=zero_shot, images=tuple(images), explained_share=share
             )
         base = share * torch.eye(self.n_classes, dtype=torch.float64) + (1 - share) * overall
-        prior, confusion = PRIOR / max(share, TINY) ** 2, self.parameters.confusion
-        confusion = confusion if len(confusion) else base
+        scarcity = max(1.0, ENOUGH * self.n_classes / int(self.votes.has.sum()))
+        prior = PRIOR * scarcity / max(share, TINY) ** 2
+        confusion = self.parameters.confusion if len(self.parameters.confusion) else base
         for _ in range(EM_STEPS):
             predicted = answers.at_end(pool(predictors, weights, offset).softmax(dim=1))
             # Expected counts of votes by class, [C, C].
