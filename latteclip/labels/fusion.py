@@ -109,9 +109,11 @@ class FusionParameters:
 
     def log_likelihood(self, votes: torch.Tensor) -> torch.Tensor:
         """Return the log-likelihood [n, C] of votes [n, C] by class."""
-        first = first_classes(votes)
-        others = OTHER_CLASSES * (votes - votes * first) @ (self.others.T + TINY).log()
-        return (first @ self.confusion.T + TINY).log() + others
+        found = (self.confusion.T + TINY).log()[votes.argmax(dim=1)]
+        others = votes - votes * first_classes(votes)
+        if others.any():  # a product with a table of classes, which is slow where there are many
+            found = found + OTHER_CLASSES * others @ (self.others.T + TINY).log()
+        return found
 
     def classes(self, votes: torch.Tensor) -> torch.Tensor:
         """Return the probabilities of classes [n, C] by votes [n, C] alone."""
