@@ -32,6 +32,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from latteclip.deploy.label_table import expected_calibration_error
 from latteclip.evaluate.select_model import Candidate, choose
 from latteclip.evaluate.select_model import Votes as ModelVotes
 from latteclip.labels.adaptation import adapt, unbiased_votes
@@ -315,11 +316,11 @@ def choice(data: Data) -> Figures:
 
 
 def calibration_error(data: Data, found: Fusion) -> float:
-    """Return the expected calibration error of the labels' probabilities, in ten bins."""
+    """Return the expected calibration error of the labels' probabilities."""
     right, confidence = (found.labels == data.labels).double(), found.confidence.double()
-    bins = (10 * confidence).long().clamp(max=9)
-    sums = torch.zeros(10, dtype=torch.float64).index_add_(0, bins, right - confidence)
-    return round(sums.abs().sum().item() / len(right), 3)
+    ones = torch.ones_like(confidence)
+    arrays = (part.numpy() for part in (confidence, right, ones))
+    return round(expected_calibration_error(*arrays), 3)
 
 
 # --- peers ---------------------------------------------------------------------------------------

@@ -349,9 +349,8 @@ class LabelModel:
         heads = _Heads(self)
         for rows in parts(self.n):
             predictors = self.last.predictors(rows)
-            zero_shot[rows] = self.images.adapted.logits(self.images.centred[rows].double()).argmax(
-                dim=1
-            )
+            x = self.images.centred[rows].double()
+            zero_shot[rows] = self.images.adapted.logits(x).argmax(dim=1)
             images[rows] = predictors[1].argmax(dim=1)
             posterior = self.predicted_log_posterior(rows, predictors)
             best = self.answers.replace(rows, posterior).exp().max(dim=1)
@@ -397,8 +396,9 @@ class _Heads:
         self.discriminants = Discriminants(prototypes.posterior, prototypes.models)
         sample = model.small_sample if len(model.sample) else model.answers.taught
         targets, tables = model.log_posterior(sample).exp(), self._tables(sample)
-        self.own_weights = fit_weights(tables[:2], targets, offset=self.offset)
-        self.joint_weights = fit_weights(tables, targets, offset=self.offset)
+        self.own_weights = self.joint_weights = fit_weights(tables[:2], targets, offset=self.offset)
+        if len(tables) > 2:
+            self.joint_weights = fit_weights(tables, targets, offset=self.offset)
         self.own, *_ = self._heads(self.own_weights)
         self.joint = self._heads(self.joint_weights)
 
@@ -419,9 +419,10 @@ class _Heads:
             labels = self.images.zero_shot(rows).argmax(dim=1)
             return labels, labels
         tables = self._tables(torch.arange(rows.start, rows.stop))
-        own = pool(tables[:2], self.own_weights, self.offset)
-        joint = pool(tables, self.joint_weights, self.offset)
-        return own.argmax(dim=1), joint.argmax(dim=1)
+        own = pool(tables[:2], self.own_weights, self.offset).argmax(dim=1)
+        if len(tables) == 2:
+            return own, own
+        return own, pool(tables, self.joint_weights, self.offset).argmax(dim=1)
 
 
 def fuse(

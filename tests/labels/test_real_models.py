@@ -1,14 +1,13 @@
 """Properties on features of real CLIPs and answers of a real model, where they are at hand."""
 
-import importlib.util
 import json
 import os
 
 import numpy as np
 import pytest
-from support.tiny import ROOT
+from support.tiny import SHARED, benchmark
 
-EVIDENCE = ROOT.parent / "shared" / "data" / "real_clip"
+EVIDENCE = SHARED / "data" / "real_clip"
 LOSS = 0.3  # points by which a rule may be below its input
 
 needs_evidence = pytest.mark.skipif(
@@ -18,10 +17,7 @@ needs_evidence = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def bench():
-    spec = importlib.util.spec_from_file_location("real", ROOT / "benchmarks" / "real_models.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("real_models")
 
 
 @needs_evidence

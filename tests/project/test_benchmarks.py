@@ -1,16 +1,6 @@
-import importlib.util
-
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from support.tiny import ROOT
-
-
-def benchmark(name):
-    """The module of a benchmark, which is a script."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from support.tiny import ROOT, benchmark
 
 
 def test_every_step_of_the_benchmark_runs(tmp_path):
