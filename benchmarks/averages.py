@@ -75,7 +75,7 @@ def main() -> None:
     folders = [args.results / f"recommended_single/seed{n}/model" for n in range(args.seeds)]
     trained = [load(folder, CPU, classnames=names) for folder in folders]
     states = [each.clip.model.state_dict() for each in trained]
-    template = trained[0].words.template
+    template = trained[0].class_templates.template
     clip = clips.load(f"local-dir:{args.clip}", None, CPU)
     pretrained = {name: each.clone() for name, each in clip.model.state_dict().items()}
 

@@ -197,7 +197,7 @@ def _regret(folder: Path, runs: list[tuple[str, int, Path]], named: str) -> floa
     figures = [read_metrics(str(path)) for _, _, path in runs]
     candidates = [
         Candidate(
-            *(method, seed, method, tuple(values["marks"])),
+            *(method, seed, method, tuple(values["flags"])),
             metrics=str(path),
             train_predictions=str(path.with_name("train_predictions.parquet")),
             model=str(path.parent),

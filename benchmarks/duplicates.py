@@ -19,8 +19,9 @@ import numpy as np
 from PIL import Image
 
 from latteclip.data.find_duplicates import candidates, near_duplicates, small_picture
+from latteclip.data.fingerprints import BITS, THUMBNAIL, VIEWS, Fingerprint, fingerprint
 from latteclip.data.folder_files import image_files
-from latteclip.data.images import BITS, THUMBNAIL, VIEWS, Fingerprint, fingerprint, open_rgb
+from latteclip.data.images import open_rgb
 from latteclip.demo.generate_textures import TextureSettings, generate_textures
 
 FLIPPED = 40  # bits of the twins' hashes at scale

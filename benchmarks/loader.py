@@ -27,15 +27,15 @@ from latteclip.core import devices
 from latteclip.data.folder_files import image_files
 from latteclip.data.images import open_rgb
 from latteclip.demo.generate_textures import TextureSettings, generate_textures
-from latteclip.train import images
+from latteclip.train import training_images
 
 MEGAPIXELS = (4000, 3000)
 # The transform in open_clip's terms.
 AUG_CFG = {
-    "scale": images.SCALE,
-    "color_jitter": images.STRENGTHS,
-    "color_jitter_prob": images.PROBABILITIES[0],
-    "gray_scale_prob": images.PROBABILITIES[1],
+    "scale": training_images.SCALE,
+    "color_jitter": training_images.STRENGTHS,
+    "color_jitter_prob": training_images.PROBABILITIES[0],
+    "gray_scale_prob": training_images.PROBABILITIES[1],
 }
 
 
@@ -46,10 +46,10 @@ class Ways:
         mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
         self.paths, self.device = paths, torch.device("cpu")
         self.by_pil = open_clip.image_transform(side, is_train=True, aug_cfg=AUG_CFG)
-        self.transform = images.Augmentation((side, side), mean, std)
+        self.transform = training_images.Augmentation((side, side), mean, std)
         self.decoded = [np.asarray(open_rgb(path)) for path in paths]
         sizes = np.array([(pixels.shape[1], pixels.shape[0]) for pixels in self.decoded])
-        self.files = images.TrainingImages(paths, sizes, self.transform, 0, 2**32, ".")
+        self.files = training_images.TrainingImages(paths, sizes, self.transform, 0, 2**32, ".")
         self.package_kept()  # which keeps them
 
     def pil_read(self) -> None:

@@ -34,14 +34,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from latteclip.clip import clip_config
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import encode_images
 from latteclip.config import layers
 from latteclip.core import devices, tables
-from latteclip.data import clip_config, loader
-from latteclip.deploy.predict import Classifier as Predictor
-from latteclip.deploy.predict import predict
+from latteclip.data import loader
+from latteclip.deploy.predict import Predictor, predict
 from latteclip.evaluate.evaluate import EvaluateSettings, evaluate
 from latteclip.evaluate.train_predictions import N_EXAMPLES
 

@@ -33,8 +33,7 @@ import torch
 import torch.nn.functional as F
 
 from latteclip.deploy.label_table import expected_calibration_error
-from latteclip.evaluate.select_model import Candidate, choose
-from latteclip.evaluate.select_model import Votes as ModelVotes
+from latteclip.evaluate.select_model import Candidate, HeldOutVotes, choose
 from latteclip.labels.adaptation import adapt, unbiased_votes
 from latteclip.labels.fusion import ROUNDS, Fusion, LabelModel, fuse
 from latteclip.labels.guarantees import pac_threshold
@@ -310,7 +309,7 @@ def choice(data: Data) -> Figures:
     table = torch.stack([*predicted, found.predicted])[:, votes.has]
     shares = found.parameters.classes(votes.probabilities(votes.has))
     candidates = [Candidate(name, 0, name) for name in names]
-    chosen = names[choose(candidates, ModelVotes(shares.numpy(), table.numpy()), None).index]
+    chosen = names[choose(candidates, HeldOutVotes(shares.numpy(), table.numpy()), None).index]
     accuracies = {name: data.right_new(images, head) for name, head in heads.items()}
     return {"choice": {"chosen": chosen, **accuracies}}
 
@@ -458,18 +457,20 @@ def show(results: dict[str, Figures]) -> None:
             print(f"| {name} | {found['choice']} |")
 
 
-def show_eyes(folder: Path) -> None:
+def show_encoders(folder: Path) -> None:
     """Print labels and classifiers of each CLIP with another beside it, while the third votes."""
     sets = [data for data in read(folder) if data.options is None and "_half" in data.name]
-    print("\nAnother CLIP as `eyes`, the zero-shot labels of a third one as votes\n")
+    print("\nAnother CLIP as `image_encoders`, the zero-shot labels of a third one as votes\n")
     for own, other, voter in itertools.permutations(sets, 3):
         assert voter.texts is not None
         labels = (voter.features @ voter.texts.T).argmax(dim=1)
         votes, images = label_votes(labels, own.n_classes), own.images()
-        eyes = whiten(other.features.clone())
-        alone, both = fuse(images, votes), fuse(images, votes, [eyes])
+        image_encoders = whiten(other.features.clone())
+        alone, both = fuse(images, votes), fuse(images, votes, [image_encoders])
         joint = images.classifier(both.joint_heads[0], SCALE).scores(own.new_features)
-        joint = joint + eyes.classifier(both.joint_heads[1], SCALE).scores(other.new_features)
+        joint = joint + image_encoders.classifier(both.joint_heads[1], SCALE).scores(
+            other.new_features
+        )
         figures = [own.right(labels), own.right(alone.labels), own.right(both.labels)]
         figures += [own.right_new(images, alone.head) or 0.0]
         figures += [_percent(joint.argmax(dim=1) == own.new_labels)]
@@ -494,7 +495,7 @@ def main() -> None:
     if not results:
         parser.error(f"{args.folder} holds no set of the layout that --help describes.")
     show(results)
-    show_eyes(args.folder)
+    show_encoders(args.folder)
 
 
 if __name__ == "__main__":

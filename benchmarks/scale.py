@@ -175,13 +175,13 @@ def make_fingerprints(place: Place) -> Work:
     import numpy as np
 
     from latteclip.core import tables
-    from latteclip.data.images import FINGERPRINTS, HASHES, THUMBNAIL
+    from latteclip.data.fingerprints import HASHES, THUMBNAIL
 
     rng = np.random.default_rng(2)
 
     def work() -> None:
         index, _ = tables.read_unlabelled(place.file("images.parquet"), training=False)
-        with tables.writing(place.file("made_fingerprints.parquet"), FINGERPRINTS) as add:
+        with tables.writing(place.file("made_fingerprints.parquet"), tables.FINGERPRINTS) as add:
             for batch in index.to_batches(10_000):
                 hashes, thumbnails = (
                     rng.integers(0, 256, (len(batch), size), dtype=np.uint8)
@@ -406,14 +406,14 @@ def _digest(number: int) -> str:
 def cache_answers(place: Place) -> Work:
     """N answers in one file, as one run leaves them."""
     from latteclip.captions.answer_cache import AnswerCache
-    from latteclip.captions.requests import Answer
+    from latteclip.captions.requests import Response
 
     texts = _captions(place)
 
     def work() -> None:
         with AnswerCache(place.folder / "answers") as cache:
             for number, text in zip(range(place.n), texts, strict=False):
-                cache.add(_digest(number), Answer(text, "stop", 20, n_read=600), "vllm 0.19.1")
+                cache.add(_digest(number), Response(text, "stop", 20, n_read=600), "vllm 0.19.1")
 
     return work
 
@@ -492,7 +492,7 @@ def report_dataset(place: Place) -> Work:
 
     from latteclip.core import tables
     from latteclip.report import report_dataset as dataset_report
-    from latteclip.report.runs import RunFiles
+    from latteclip.report.runs import RunTables
 
     zero_shot, other = place.file("predictions.parquet"), place.file("other.parquet")
     table, metadata = tables.read(zero_shot, tables.PREDICTIONS)
@@ -502,7 +502,7 @@ def report_dataset(place: Place) -> Work:
     tables.write(other, columns, tables.PREDICTIONS, metadata)
     found = {"zero_shot": zero_shot, "other": other}
     runs = [
-        RunFiles(name, 0, place.file("metrics.json"), predictions=found[name]) for name in found
+        RunTables(name, 0, place.file("metrics.json"), predictions=found[name]) for name in found
     ]
     methods: dict[str, Any] = {name: {} for name in found}
     settings = dataset_report.ReportSettings(

@@ -29,12 +29,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.core import devices
-from latteclip.train.images import Augmentation, TrainingImages
 from latteclip.train.objectives import base, latteclip
 from latteclip.train.objectives.base import TokenizedTexts, TrainingBatch, TrainingTexts
 from latteclip.train.objectives.latteclip import LatteClip, Switches
 from latteclip.train.settings import FROZEN, Compute
 from latteclip.train.training import parameter_groups, prepare_training
+from latteclip.train.training_images import Augmentation, TrainingImages
 
 CLASSES, IMAGES, ALPHA, LR = 47, 480, 0.01, 1e-7  # the size of DTD's class list; its learning rate
 VOCABULARY = (

@@ -1,1 +1,1 @@
-"""The audit: a person's answers about images drawn at random, and what they say of the models."""
+"""Pages that ask a person about images, and what the answers say of labels and models."""

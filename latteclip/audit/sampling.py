@@ -16,7 +16,7 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.hashing import digest
 from latteclip.evaluate.results import Run, read_selection
-from latteclip.evaluate.train_predictions import MISSING, TRAIN_PREDICTIONS
+from latteclip.evaluate.train_predictions import MISSING
 from latteclip.labels.answers import AnswerSchema, locate
 
 Ints = npt.NDArray[np.int_]
@@ -37,15 +37,6 @@ STRATA = {
 RATES = np.array(list(STRATA.values()))  # [H]
 # A stratum that would get fewer of the first PREFIX images is joined with the next.
 MIN_IMAGES, PREFIX = 5, 50
-# `turn` is the position in the order, from 0.
-PLAN = pa.schema(
-    {
-        "image_id": pa.string(),
-        "checksum": pa.binary(16),
-        "stratum": pa.int8(),
-        "turn": pa.int32(),
-    }
-)
 MAX_MISSING = 0.1  # of the images of a plan that a run may not predict: later, they are left out
 
 
@@ -70,11 +61,14 @@ class RunFiles:
         Tables of other classes are ignored. Without a test split, all images are evaluated.
         """
         found = np.full(len(image_ids), MISSING)
-        files = {self.predictions: tables.PREDICTIONS, self.train_predictions: TRAIN_PREDICTIONS}
+        files = {
+            self.predictions: tables.PREDICTIONS,
+            self.train_predictions: tables.TRAIN_PREDICTIONS,
+        }
         for path, schema in files.items():
             if path is None:
                 continue
-            columns = [name for name in TRAIN_PREDICTIONS.names if name in schema.names]
+            columns = [name for name in tables.TRAIN_PREDICTIONS.names if name in schema.names]
             table, described = tables.read(path, schema, columns)
             if described.get("classnames") != list(classnames):
                 continue
@@ -237,7 +231,7 @@ def read_plan(path: str | Path, index: pa.Table, classnames: Sequence[str]) -> S
 
     The rest is a stratified sample as before, for no image is gone because of an answer.
     """
-    table, described = tables.read(path, PLAN)
+    table, described = tables.read(path, tables.PLAN)
     split = described["split"]
     ids = table["image_id"].to_pylist()
     contents = [checksum.hex() for checksum in table["checksum"].to_pylist()]
@@ -267,7 +261,7 @@ def read_or_draw(path: Path, population: Population) -> SamplingPlan:
         turn = sampling_order(strata, np.random.default_rng(SEED))
         columns = {"stratum": strata, "turn": turn}
         columns |= {name: population.images[name] for name in ("image_id", "checksum")}
-        tables.write(path, columns, PLAN, {"split": population.split, "seed": SEED})
+        tables.write(path, columns, tables.PLAN, {"split": population.split, "seed": SEED})
     return read_plan(path, population.images, population.classnames)
 
 

@@ -65,7 +65,7 @@ def read_predictions(
         if not predicts_most(predictions):
             missing.append(files.method)
         else:
-            reads_labels = "supervised" in read_metrics(files.metrics)["marks"]
+            reads_labels = "supervised" in read_metrics(files.metrics)["flags"]
             can_be_chosen = files.has_model and not reads_labels
             found.append(RunPredictions(files.run, can_be_chosen, predictions))
     if not found:

@@ -14,9 +14,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from latteclip.audit import app
-from latteclip.audit.app import OFFERED, Interview, Question, in_class_order
+from latteclip.audit.page import write_offline
 from latteclip.audit.score import export_step
+from latteclip.audit.server import serve
+from latteclip.audit.session import (
+    OFFERED,
+    Question,
+    QuestionSession,
+    import_answers,
+    in_class_order,
+)
 from latteclip.config.hub_names import slug
 from latteclip.core import tables
 from latteclip.core.errors import UserError
@@ -71,14 +78,14 @@ def teach(
     """
     session = TeachingSession(results, budget)
     if offline:
-        app.write_offline(session, offline)
+        write_offline(session, offline)
     elif answers:
-        app.import_answers(session, answers)
+        import_answers(session, answers)
     else:
-        app.serve(session, port, browser=not no_browser)
+        serve(session, port, browser=not no_browser)
 
 
-class TeachingSession(Interview):
+class TeachingSession(QuestionSession):
     """The questions of `latteclip teach`, and the labels that learn from their answers."""
 
     name, images = "teach", "training images"
@@ -171,7 +178,9 @@ class TeachingSession(Interview):
         by_captions = made["votes"] == "captions"
         file = "captions/images.parquet" if by_captions else "class_scores.parquet"
         votes = str(self.folder / file)
-        eyes = [slug({"model": eye["model"]}) for eye in made.get("eyes", [])]
+        image_encoders = [
+            slug({"model": encoder["model"]}) for encoder in made.get("image_encoders", [])
+        ]
         known = read_predictors(
             self.index["image_id"].take(pa.array(self.pool)),
             self.classnames,
@@ -180,7 +189,10 @@ class TeachingSession(Interview):
             str(self.folder / "class_embeddings.safetensors"),
             image_captions_path=votes if by_captions else None,
             class_scores_path=None if by_captions else votes,
-            eyes_paths=[str(self.folder / "eyes" / f"{eye}.parquet") for eye in eyes],
+            image_encoders_paths=[
+                str(self.folder / "image_encoders" / f"{encoder}.parquet")
+                for encoder in image_encoders
+            ],
             device="auto",
             threads=torch.get_num_threads(),
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from latteclip.captions.requests import DIGEST_LENGTH, Answer
+from latteclip.captions.requests import DIGEST_LENGTH, Response
 from latteclip.core.errors import UserError
 from latteclip.core.files import sqlite_uri
 from latteclip.core.terminal import one_line
@@ -41,7 +41,7 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
     def __init__(self, folder: str | Path, name: str = "1-of-1") -> None:
         self.path = Path(folder) / f"{name}.sqlite"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._pending: dict[str, Answer] = {}
+        self._pending: dict[str, Response] = {}
         self._committed = time.monotonic()
         self._files = {self.path: _connected(self.path)}
         with _explained(self.path), self._files[self.path] as file:
@@ -59,14 +59,14 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
             for file in self._files.values():
                 file.close()
 
-    def get(self, digest: str) -> Answer | None:
+    def get(self, digest: str) -> Response | None:
         if digest in self._pending:
             return self._pending[digest]
         for path, file in self._files.items():
             with _explained(path):
                 row = file.execute("SELECT * FROM answers WHERE digest = ?", [digest]).fetchone()
             if row is not None:
-                answer = Answer(**row)
+                answer = Response(**row)
                 if reason := problem(answer):
                     raise _unusable(path, reason)
                 return answer
@@ -83,7 +83,7 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
             found.append(np.array(digests, f"S{DIGEST_LENGTH}"))
         return np.sort(np.concatenate(found))
 
-    def add(self, digest: str, answer: Answer, engine: str) -> None:
+    def add(self, digest: str, answer: Response, engine: str) -> None:
         """Cache a valid answer; it is on the disk after the next commit."""
         today = datetime.now(UTC).date().isoformat()
         self._pending[digest] = replace(answer, engine=engine, date=today, digest=digest)
@@ -125,7 +125,7 @@ def _unusable(path: Path, reason: object) -> UserError:
     )
 
 
-def problem(answer: Answer) -> str | None:
+def problem(answer: Response) -> str | None:
     """Return why an engine's answer, whose values may be of any type, cannot be cached."""
     for text in (answer.text, answer.finish_reason):
         if not isinstance(text, str):

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from latteclip.captions.groups import GroupSettings, Questions, questions_about
-from latteclip.captions.requests import FILE, Answer, CaptionerSettings, failed, module_of
+from latteclip.captions.requests import FILE, CaptionerSettings, Response, failed, module_of
 from latteclip.captions.runner import CaptionJob, Row, Runner, running, write_table
 from latteclip.core import tables
 
@@ -98,7 +98,7 @@ def _rows(job: CaptionJob, questions: Questions) -> Iterator[Callable[[int], Row
         prompt = questions.prompts(row)
         return (prompt if attempt == 1 else f"{prompt} {RETRY_PROMPT}"), None
 
-    def answers(runner: Runner, row: int) -> list[Answer]:
+    def answers(runner: Runner, row: int) -> list[Response]:
         return [replace(answer, text=clean(answer.text)) for answer in runner.answers(row)]
 
     with running(job, questions, question) as runner:
@@ -112,11 +112,11 @@ def _rows(job: CaptionJob, questions: Questions) -> Iterator[Callable[[int], Row
         yield lambda row: _row(questions, row, answers(runner, row))
 
 
-def _is_good(answer: Answer) -> bool:
+def _is_good(answer: Response) -> bool:
     return answer.finish_reason != "length" and bool(answer.text)
 
 
-def _row(questions: Questions, row: int, answers: Sequence[Answer]) -> Row:
+def _row(questions: Questions, row: int, answers: Sequence[Response]) -> Row:
     """Return the columns of a row, with its first good answer or the first that has a text."""
     good = [answer for answer in answers if _is_good(answer)]
     best, *_ = good or [answer for answer in answers if answer.text] or answers[-1:]

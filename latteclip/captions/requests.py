@@ -86,7 +86,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """An answer to a request, as the model wrote it."""
 
     text: str
@@ -99,13 +99,13 @@ class Answer:
     digest: str | None = None  # of the request; None where nothing was asked
 
 
-def failed(error: str) -> Answer:
+def failed(error: str) -> Response:
     """Return the answer to a request that could not be answered."""
-    return Answer("", "error", None, error)
+    return Response("", "error", None, error)
 
 
 @dataclass(frozen=True)
-class Scores:
+class ChoiceScores:
     """Natural log-probabilities of the choices of a request, in their order.
 
     A row for each prompt: one of likelihoods, one for each order of the options of multiple choice.
@@ -114,7 +114,7 @@ class Scores:
     log_probabilities: tuple[tuple[float, ...], ...]
     first: tuple[str, ...] = ()  # of multiple choice: the most likely first token of each
 
-    def as_answer(self, n_tokens: int) -> Answer:
+    def as_answer(self, n_tokens: int) -> Response:
         """Return the scores as JSON; an error where one of them is not a number."""
         rows = self.log_probabilities
         if any(math.isnan(value) for row in rows for value in row):
@@ -125,7 +125,7 @@ class Scores:
         # JSON has no word for minus infinity.
         numbers = [[round(v, 6) if math.isfinite(v) else None for v in row] for row in rows]
         text = json.dumps({"log_probabilities": numbers, "first": self.first}, ensure_ascii=False)
-        return Answer(text, "scores", n_tokens)
+        return Response(text, "scores", n_tokens)
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -147,8 +147,8 @@ class Engine(Protocol):
 
     def answer(
         self, requests: Iterable[Request], would_wait: Callable[[], bool] | None = None
-    ) -> Iterator[tuple[Request, Answer]]:
-        """Yield each request with its answer: words, or `Scores.as_answer` of its choices.
+    ) -> Iterator[tuple[Request, Response]]:
+        """Yield each request with its answer: words, or `ChoiceScores.as_answer` of its choices.
 
         Answers come in any order, and requests are taken as there is room for them. A request that
         cannot be answered gets an answer with an error. Where `would_wait` says that the

@@ -18,7 +18,7 @@ from latteclip.captions import requests
 from latteclip.captions.answer_cache import AnswerCache, problem
 from latteclip.captions.groups import Questions
 from latteclip.captions.pictures import data_url, pictures_of, read_image
-from latteclip.captions.requests import Answer, CaptionerSettings, Choices, Request, failed
+from latteclip.captions.requests import CaptionerSettings, Choices, Request, Response, failed
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.signals import ending_in_order
@@ -31,7 +31,7 @@ MAX_CONSECUTIVE_FAILURES = 50  # requests, before a run gives up
 CHUNK = 8  # requests that a worker prepares at a time
 PREFETCHED_CHUNKS = 8  # that are ready or wait for a worker, besides those in work
 Question = Callable[[int, int], tuple[str, Choices | None]]  # about a row in an attempt
-Row = tuple[dict[str, Any], Sequence[Answer]]  # columns, and the answers that they come from
+Row = tuple[dict[str, Any], Sequence[Response]]  # columns, and the answers that they come from
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Runner:
             self._under_way.add(digest)
             yield request
 
-    def _take(self, request: Request, answer: Answer, engine: str) -> None:
+    def _take(self, request: Request, answer: Response, engine: str) -> None:
         """Cache an answer, or note why it is invalid: the only write path, for all engines."""
         self._under_way.discard(request.digest)
         self._n_asked += 1
@@ -182,7 +182,7 @@ class Runner:
                 f"{error.rstrip('.')}. The answers before them are cached."
             )
 
-    def answers(self, row: int) -> list[Answer]:
+    def answers(self, row: int) -> list[Response]:
         """Return the answers about a row, one of each attempt, or why there is none."""
         digests = [digest.decode() for digest in self._digests[:, row] if digest]
         found = [answer for digest in digests if (answer := self.cache.get(digest))]
@@ -228,7 +228,7 @@ def write_table(
     return count
 
 
-def _count(columns: Mapping[str, Any], answers: Sequence[Answer]) -> dict[str, int]:
+def _count(columns: Mapping[str, Any], answers: Sequence[Response]) -> dict[str, int]:
     is_failed = columns["error"] is not None
     return {
         "asked": int(bool(answers)),

@@ -18,7 +18,14 @@ import pyarrow as pa
 import torch
 
 from latteclip.captions.groups import Questions, questions_about
-from latteclip.captions.requests import FILE, Answer, CaptionerSettings, Choices, Scores, module_of
+from latteclip.captions.requests import (
+    FILE,
+    CaptionerSettings,
+    Choices,
+    ChoiceScores,
+    Response,
+    module_of,
+)
 from latteclip.captions.runner import CaptionJob, Row, Runner, running, write_table
 from latteclip.clip.classifier import ROWS, Classifier, classify, load_classifier
 from latteclip.core import tables
@@ -127,7 +134,7 @@ def _rows_of_file(images: Questions, path: str | None) -> Callable[[int], Row]:
         options, values = found.get(images.ids[row], ([], []))
         error = None if options else "the file lacks it"
         columns = {"image_id": images.ids[row], "options": options, "log_probabilities": values}
-        return {**columns, "error": error}, [Answer("", "stop", None, engine=FILE)]
+        return {**columns, "error": error}, [Response("", "stop", None, engine=FILE)]
 
     return row_of
 
@@ -180,11 +187,11 @@ class ClassQuestions:
         }
         return columns, answers
 
-    def _values(self, row: int, answer: Answer) -> tuple[Sequence[float], str | None]:
+    def _values(self, row: int, answer: Response) -> tuple[Sequence[float], str | None]:
         """Return scores of the options, and with letters of none of them; or why there are none."""
         if answer.error is not None:
             return [], answer.error
-        scores = Scores.parse(answer.text)
+        scores = ChoiceScores.parse(answer.text)
         if not self.settings.by_letters:
             return scores.log_probabilities[0], None
         letters = letters_of(self.options.shape[1])

@@ -65,7 +65,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "device": {"default": "auto"},
 }
 # Arguments that the documentation of their function leaves out, for commands share most of them.
-# Tables of the option's name need no words. W0 is the classifier of the class texts.
+# Tables of the option's name need no options. W0 is the classifier of the class texts.
 OPTIONS = {
     "answers": "a person's answers about images",
     "audits": "accuracies by a person's answers, of the datasets that were audited",
@@ -76,7 +76,7 @@ OPTIONS = {
     "classifier": "W0, or what a stage made of it",
     "configfile": "as snakemake takes it",
     "device": "auto, cpu, cuda or cuda:<n> (default: auto)",
-    "eyes": "IMAGE_FEATURES tables of image models beside CLIP",
+    "image_encoders": "IMAGE_FEATURES tables of image encoders beside CLIP",
     "files": "the inputs, by name",
     "folder_files": "the user's files when they were indexed",
     "folder_state": "digest of the user's files",
@@ -113,14 +113,14 @@ def add_arguments(parser: argparse.ArgumentParser, module: str, name: str) -> No
     for parameter, default in parameters:
         dest = parameter.arg
         option = re.sub(r"_(paths?|files|output)$", "", dest)
-        words: dict[str, Any] = {"help": helps.get(dest, helps.get(option))}
-        words |= {**_words(parameter, default), **ARGUMENTS.get(dest, {})}
-        if words.get("nargs") == "+" and not positional:
+        options: dict[str, Any] = {"help": helps.get(dest, helps.get(option))}
+        options |= {**_words(parameter, default), **ARGUMENTS.get(dest, {})}
+        if options.get("nargs") == "+" and not positional:
             positional.append(dest)
         if dest in positional:
-            parser.add_argument(dest, **words)
+            parser.add_argument(dest, **options)
         else:
-            _add_option(places.get(dest, parser), option.replace("_", "-"), dest=dest, **words)
+            _add_option(places.get(dest, parser), option.replace("_", "-"), dest=dest, **options)
 
 
 def _parameters(signature: ast.arguments) -> list[tuple[ast.arg, ast.expr | None]]:
@@ -131,14 +131,14 @@ def _parameters(signature: ast.arguments) -> list[tuple[ast.arg, ast.expr | None
     return [*zip(first, defaults, strict=True), *keywords]
 
 
-def _add_option(place: Any, option: str, **words: Any) -> None:
-    if "action" not in words and "choices" not in words:
-        words["metavar"] = option.upper()
-    if "nargs" in words:
-        words |= {"nargs": "*", "action": "extend", "default": []}
-    elif "default" not in words and "action" not in words:
-        words["required"] = True
-    place.add_argument(f"--{option}", *SHORT.get(option, ()), **words)
+def _add_option(place: Any, option: str, **options: Any) -> None:
+    if "action" not in options and "choices" not in options:
+        options["metavar"] = option.upper()
+    if "nargs" in options:
+        options |= {"nargs": "*", "action": "extend", "default": []}
+    elif "default" not in options and "action" not in options:
+        options["required"] = True
+    place.add_argument(f"--{option}", *SHORT.get(option, ()), **options)
 
 
 def _words(parameter: ast.arg, default: ast.expr | None) -> dict[str, Any]:
@@ -146,17 +146,17 @@ def _words(parameter: ast.arg, default: ast.expr | None) -> dict[str, Any]:
     kind = ast.unparse(parameter.annotation) if parameter.annotation else "str"
     if kind == "bool":
         return {"action": "store_true"}
-    words: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if default is not None or kind.endswith("| None"):
-        words["default"] = None if default is None else ast.literal_eval(default)
+        options["default"] = None if default is None else ast.literal_eval(default)
     if choices := re.search(r"Literal\[(.+?)\]", kind):
-        words["choices"] = ast.literal_eval(f"({choices[1]},)")
+        options["choices"] = ast.literal_eval(f"({choices[1]},)")
     if re.match(r"(Sequence|list)\[(str|Literal)", kind):
-        words["nargs"] = "*" if "default" in words else "+"
+        options["nargs"] = "*" if "default" in options else "+"
     for name, of_text in (("int", positive), ("float", share)):
         if kind.partition(" ")[0] == name:
-            words["type"] = of_text
-    return words
+            options["type"] = of_text
+    return options
 
 
 def first_line(module: str, name: str) -> str:

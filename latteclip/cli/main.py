@@ -130,10 +130,10 @@ def parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
     for name, module in {**COMMANDS, **stage}.items():
         # All that follows `workflow` is an argument of snakemake, options included.
         passes_on = name == "workflow" and not HELP & set(given[1:2])
-        words: dict[str, Any] = {"prefix_chars": NONE if passes_on else "-"}
+        options: dict[str, Any] = {"prefix_chars": NONE if passes_on else "-"}
         if name in COMMANDS:  # the list of commands has no stages
-            words["help"] = arguments.first_line(module, name)
-        sub = subs.add_parser(_dashed(name), add_help=not passes_on, **words)
+            options["help"] = arguments.first_line(module, name)
+        sub = subs.add_parser(_dashed(name), add_help=not passes_on, **options)
         arguments.add_arguments(sub, module, name)
         sub.set_defaults(run=partial(arguments.run, module, name))
         if name in stage:

@@ -78,7 +78,7 @@ def _downloads(configuration: Configuration, pending: Collection[str]) -> Iterat
     models = configuration.hub_models("clip") | configuration.hub_models("captioner")
     found = [
         f"{' '.join(filter(None, names.values()))}{SIZES.get(slug, '')}"
-        for slug, names in (models | configuration.hub_eyes()).items()
+        for slug, names in (models | configuration.hub_encoders()).items()
         if MODEL_NOTE.format(model=slug) in pending
     ]
     if found:

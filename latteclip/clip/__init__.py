@@ -1,1 +1,1 @@
-"""CLIP models: load, encode, save, classify."""
+"""CLIP models and image encoders: find, check, load, encode, save, classify."""

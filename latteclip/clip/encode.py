@@ -138,10 +138,10 @@ def encode_files(clip: Clip, paths: Sequence[str], batch_size: int, threads: int
 def encoded(
     models: Sequence[Clip], files: loader.ImageFiles, batch_size: int, threads: int
 ) -> Iterator[tuple[Any, list[torch.Tensor]]]:
-    """Yield the marks of B files and their features [B, D] on the CPU by models on one device."""
+    """Yield the keys of B files and their features [B, D] on the CPU by models on one device."""
     progress, order = Progress(len(files), "images"), loader.in_order(len(files), batch_size)
-    for marks, batch in loader.batches(files, order, models[0].device, threads):
-        yield marks, [encode_images(clip, batch).cpu() for clip in models]
+    for keys, batch in loader.batches(files, order, models[0].device, threads):
+        yield keys, [encode_images(clip, batch).cpu() for clip in models]
         progress.add(len(batch))
 
 
@@ -157,9 +157,9 @@ def class_embeddings(
     The features of several templates or names of a class are averaged, as in CLIP's evaluation.
     Raises UserError for synonyms of other classes.
     """
-    words = ClassTemplates.of(template, synonyms)
-    names, rows = zip(*words.names(classnames), strict=True)
-    texts = (class_texts(each, names) for each in words.templates)
+    class_templates = ClassTemplates.of(template, synonyms)
+    names, rows = zip(*class_templates.names(classnames), strict=True)
+    texts = (class_texts(each, names) for each in class_templates.templates)
     features = [encode_texts(clip, clip.tokenizer(each)).cpu() for each in texts]
     if len(features) == 1 and len(names) == len(classnames):
         return features[0]

@@ -8,13 +8,15 @@ import torch
 
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier, classify, load_classifier
+from latteclip.clip.clip_config import CONFIG
 from latteclip.clip.encode import encode_files
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError
-from latteclip.data.clip_config import CONFIG
 
 MODEL = "model"  # the folder's name inside that of a run
-EYES_WIDTHS = "eyes_widths"  # in the description of a classifier of the features of several models
+ENCODER_WIDTHS = (
+    "encoder_widths"  # in the description of a classifier of the features of several models
+)
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class FinetunedModel:
     clip: clips.Clip
     classifier: Classifier  # of its C classes, on the CPU
     classnames: list[str]
-    words: ClassTemplates
-    eyes_widths: tuple[int, ...] = ()  # of features of image models that stand beside CLIP's
+    class_templates: ClassTemplates
+    encoder_widths: tuple[int, ...] = ()  # of features of image encoders that stand beside CLIP's
 
     @property
     def logit_scale(self) -> float:
@@ -57,7 +59,7 @@ def load(
     expected = {} if classnames is None else {"classnames": list(classnames)}
     path = folder / clips.CLASSIFIER
     classifier, described = load_classifier(path, **expected)
-    widths = described.get(EYES_WIDTHS, [])
+    widths = described.get(ENCODER_WIDTHS, [])
     are_widths = isinstance(widths, list) and all(type(one) is int and one > 0 for one in widths)
     width = clip.config["embed_dim"] + (sum(widths) if are_widths else 0)
     has_width = are_widths and classifier.weights.shape[1] == width
@@ -66,8 +68,10 @@ def load(
             f"{path} has no classnames, or no rows of the width {width} of the model beside it; "
             "put the files of one training together."
         )
-    words = ClassTemplates.described_by(described)
-    return FinetunedModel(folder, clip, classifier, described["classnames"], words, tuple(widths))
+    class_templates = ClassTemplates.described_by(described)
+    return FinetunedModel(
+        folder, clip, classifier, described["classnames"], class_templates, tuple(widths)
+    )
 
 
 def find(model: str | Path) -> Path:

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from latteclip.clip import clip_config
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.config.hub_names import FOLDER
 from latteclip.core import devices, hashing
@@ -23,7 +24,6 @@ from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import write_json
 from latteclip.core.open_clip_import import open_clip, with_transformers
-from latteclip.data import clip_config
 
 log = logging.getLogger(__name__)
 CLASSIFIER = "prototypes.safetensors"
@@ -163,13 +163,17 @@ def save(
     clip: Clip,
     classifier: Classifier,
     classnames: list[str],
-    words: ClassTemplates | str,
+    class_templates: ClassTemplates | str,
     folder: Path,
 ) -> None:
     """Write a new folder that stock open_clip loads by `local-dir:`, with a classifier and sums."""
     save_network(clip, folder)
-    words = ClassTemplates.of(words) if isinstance(words, str) else words
-    save_classifier(folder / CLASSIFIER, classifier, {"classnames": classnames, **words.described})
+    class_templates = (
+        ClassTemplates.of(class_templates) if isinstance(class_templates, str) else class_templates
+    )
+    save_classifier(
+        folder / CLASSIFIER, classifier, {"classnames": classnames, **class_templates.described}
+    )
     hashing.write_sums(folder)
 
 

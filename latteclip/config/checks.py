@@ -8,19 +8,17 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 from latteclip.config import hub_names
-from latteclip.config.configuration import EYES_METHOD, Configuration
+from latteclip.config.configuration import ENCODERS_METHOD, Configuration
 from latteclip.config.stage_params import captions_in_use, user_file
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, suggestion
+from latteclip.core.folder_names import CLASSES, SPLITS, is_litter
 from latteclip.core.terminal import URL
 
-CLASSES = "classes.txt"
-SPLITS = {"train", "val", "test"}
-HIDDEN = (".", "__MACOSX")
 LARGE_MODEL = 2e9  # bytes of a captioner that takes days without a GPU
 # Pseudo-labels of objectives that do not take all kinds.
 PSEUDO_LABELS = {
-    EYES_METHOD: ("fused",),
+    ENCODERS_METHOD: ("fused",),
     "image_prototypes": ("zero_shot", "zero_shot_adapted", "fused"),
 }
 # Switches of LatteCLIP of which at least one must be on.
@@ -33,7 +31,7 @@ ALTERNATIVES = (
 def refuse_unready(configuration: Configuration) -> None:
     """Raise UserError for the first contradiction, missing file or unknown name of a run."""
     for dataset in configuration.datasets:
-        found = [_source, _words, _methods, _clip, _eyes]
+        found = [_source, _words, _methods, _clip, _image_encoders]
         if configuration.caption_kinds(dataset) or configuration.scores_classes(dataset):
             found += [_captioner, _files]
         for problems in found:
@@ -70,13 +68,13 @@ def _source(configuration: Configuration, dataset: str) -> Iterator[str]:
 def class_folders(folder: str) -> set[str]:
     """Return the folders of a folder of images, or else of its folders train, val and test."""
     names = _folders(folder)
-    splits = names & SPLITS
+    splits = names & set(SPLITS)
     return names if not splits else set().union(*(_folders(f"{folder}/{s}") for s in splits))
 
 
 def _folders(place: str) -> set[str]:
     with os.scandir(place) as entries:
-        return {e.name for e in entries if e.is_dir() and not e.name.startswith(HIDDEN)}
+        return {e.name for e in entries if e.is_dir() and not is_litter(e.name)}
 
 
 def _words(configuration: Configuration, dataset: str) -> Iterator[str]:
@@ -93,8 +91,8 @@ def _methods(configuration: Configuration, dataset: str) -> Iterator[str]:
     for method in configuration.methods_of(dataset):
         values = configuration.method(method, dataset)
         objective, labels = values["objective"], configuration.pseudo_labels(method, dataset)
-        if objective == EYES_METHOD and not configuration.eyes:
-            yield f"method {method} needs image models; set eyes, or leave it out of method."
+        if objective == ENCODERS_METHOD and not configuration.image_encoders:
+            yield f"method {method} needs image_encoders; set them, or leave it out of method."
         allowed = PSEUDO_LABELS.get(objective)
         if allowed and labels not in allowed:
             yield f"method {method} takes pseudo_labels {' or '.join(allowed)}, not {labels}."
@@ -110,7 +108,7 @@ def _methods(configuration: Configuration, dataset: str) -> Iterator[str]:
 
 
 def _clip(configuration: Configuration, dataset: str) -> Iterator[str]:
-    """Check the names of the CLIP model, its weights and the image models beside it.
+    """Check the names of the CLIP model, its weights and the image encoders beside it.
 
     The first job checks the pair of model and weights.
     """
@@ -134,13 +132,13 @@ def _clip(configuration: Configuration, dataset: str) -> Iterator[str]:
         yield f"clip.pretrained {pretrained}: {suggestion(pretrained, tags)}"
 
 
-def _eyes(configuration: Configuration, _: str) -> Iterator[str]:
-    """Check that image models in folders are there."""
-    for name in configuration.eyes.values():
+def _image_encoders(configuration: Configuration, _: str) -> Iterator[str]:
+    """Check that image encoders in folders are there."""
+    for name in configuration.image_encoders.values():
         folder = name.removeprefix(hub_names.FOLDER)
         files = [os.path.join(folder, file) for file in (hub_names.CLIP_CONFIG, "config.json")]
         if name != folder and not any(map(os.path.isfile, files)):
-            yield f"eyes {name}: neither {' nor '.join(files)} exists."
+            yield f"image_encoders {name}: neither {' nor '.join(files)} exists."
 
 
 @cache

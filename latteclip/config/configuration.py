@@ -19,8 +19,10 @@ BENCHMARK_METHODS = (*FOLDER_METHODS[:3], "latteclip", "recommended")
 # Objectives of methods that fine-tune, once for each seed.
 TRAINED = ("flyp", "flyp_supervised", "latteclip")
 # Objectives of methods that have a classifier and do not fine-tune.
-HEADS = ("zero_shot_adapted", "image_prototypes", "image_prototypes_eyes")
-EYES_METHOD = "image_prototypes_eyes"  # runs by default where there are image models beside CLIP
+HEADS = ("zero_shot_adapted", "image_prototypes", "image_prototypes_encoders")
+ENCODERS_METHOD = (
+    "image_prototypes_encoders"  # runs by default where there are image encoders beside CLIP
+)
 # Objectives that select_model never chooses: one reads labels, the other has no classifier.
 NO_CANDIDATES = ("flyp_supervised", "label_propagation")
 AVERAGED = ("flyp", "flyp_supervised")  # whose classifier is made of texts only
@@ -64,9 +66,9 @@ class Configuration:
         # Suffixes of files of a table with its own name, and of datasets of a limited run.
         self.suffix = "" if name == "summary" else f"-{name}"
         self.limit_suffix = "" if self.limit is None else f"_{self.limit}"
-        # Image models beside CLIP, by the names of their files.
-        eyes = filter(None, names(self.config["eyes"]))
-        self.eyes = {hub_names.slug({"model": name}): name for name in eyes}
+        # Image encoders beside CLIP, by the names of their files.
+        image_encoders = filter(None, names(self.config["image_encoders"]))
+        self.image_encoders = {hub_names.slug({"model": name}): name for name in image_encoders}
         self.datasets = self._datasets()
         self.methods = list(dict.fromkeys(m for d in self.datasets for m in self.methods_of(d)))
         self._check_methods()
@@ -119,8 +121,8 @@ class Configuration:
             return names(self.config["method"])
         in_folder = "folder" in self.dataset(dataset).get("source", {})
         methods = list(FOLDER_METHODS if in_folder else BENCHMARK_METHODS)
-        if self.eyes:
-            methods.insert(methods.index("image_prototypes") + 1, EYES_METHOD)
+        if self.image_encoders:
+            methods.insert(methods.index("image_prototypes") + 1, ENCODERS_METHOD)
         return methods
 
     def section(self, name: str, dataset: str) -> Any:
@@ -170,9 +172,9 @@ class Configuration:
         """Return the method whose models this one averages."""
         return str(self._inherited(method)["of"])
 
-    def reads_eyes(self, method: str) -> bool:
-        """Return whether the method classifies by image models beside CLIP."""
-        return self.objective(method) == EYES_METHOD
+    def reads_encoders(self, method: str) -> bool:
+        """Return whether the method classifies by image encoders beside CLIP."""
+        return self.objective(method) == ENCODERS_METHOD
 
     def is_trained(self, method: str) -> bool:
         """Return whether the method fine-tunes, once for each seed."""
@@ -191,7 +193,7 @@ class Configuration:
         values = self.method(method, dataset)
         if values["objective"] == "average_weights":
             return self.pseudo_labels(values["of"], dataset)
-        if values["objective"] not in ("flyp", "latteclip", "image_prototypes", EYES_METHOD):
+        if values["objective"] not in ("flyp", "latteclip", "image_prototypes", ENCODERS_METHOD):
             return None
         return str(values.get("pseudo_labels", "zero_shot"))
 
@@ -253,9 +255,11 @@ class Configuration:
         found = [self.hub_model(section, dataset) for dataset in self.config["datasets"]]
         return {hub_names.slug(names): names for names in found if names}
 
-    def hub_eyes(self) -> dict[str, hub_names.Names]:
-        """Return the image models that come from the hub, by the names of their notes."""
-        on_hub = (item for item in self.eyes.items() if not item[1].startswith(hub_names.FOLDER))
+    def hub_encoders(self) -> dict[str, hub_names.Names]:
+        """Return the image encoders that come from the hub, by the names of their notes."""
+        on_hub = (
+            item for item in self.image_encoders.items() if not item[1].startswith(hub_names.FOLDER)
+        )
         return {slug: {"model": name} for slug, name in on_hub}
 
     def runs(self, dataset: str) -> list[tuple[str, int]]:

@@ -8,7 +8,7 @@ from urllib.parse import quote
 from latteclip.core.hashing import digest
 
 HUB, FOLDER = WHOLE = "hf-hub:", "local-dir:"  # of open_clip: architecture and weights in one
-OPEN_CLIP = "open_clip:"  # of eyes: an image tower, as <model>/<pretrained>
+OPEN_CLIP = "open_clip:"  # of image_encoders: an image tower, as <model>/<pretrained>
 CLIP_CONFIG = "open_clip_config.json"  # of a model's folder
 TEXT_TOWER = "text_tower"  # folder in it: configuration of a text tower of transformers
 MAX_SLUG = 120  # characters: a file's name may have 255, and temporary ones are longer

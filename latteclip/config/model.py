@@ -43,7 +43,7 @@ Objective = Literal[
     "zero_shot_adapted",
     "label_propagation",
     "image_prototypes",
-    "image_prototypes_eyes",
+    "image_prototypes_encoders",
     "flyp",
     "flyp_supervised",
     "latteclip",
@@ -340,8 +340,8 @@ class Config(Shared):
         | Annotated[list[Natural], Field(min_length=1)]
         | Annotated[str, Field(pattern="^[0-9]{1,9}(,[0-9]{1,9}){0,999}$")]
     ) = key("a number of seeds, or the seeds, separated by commas")
-    eyes: list[Line] | Line = key(
-        "image models beside CLIP that help to label images: a name of timm, hf-hub:<repo>, "
+    image_encoders: list[Line] | Line = key(
+        "image encoders beside CLIP that help to label images: a name of timm, hf-hub:<repo>, "
         "local-dir:<folder> or open_clip:<model>/<tag>"
     )
     table: Table = key("the table over all datasets and methods of a run")
@@ -367,6 +367,9 @@ def section_of(annotation: Any) -> type[Section] | None:
     return next(filter(None, map(section_of, get_args(annotation))), None)
 
 
+RENAMED = {"eyes": "image_encoders"}  # keys, by their old names
+
+
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
     """Return the sentence on an unknown name, with the nearest known one or all of them."""
     return f"{what} is unknown; {suggestion(name, known)}"
@@ -382,6 +385,8 @@ def _sentence(errors: list[ErrorDetails], values: Any) -> str:
         field = section.model_fields.get(str(part)) if section else None
         section = section_of(field.annotation) if field else section
     if first["type"] == "extra_forbidden" and section:
+        if path[-1] in RENAMED:
+            return f"{where} is called {RENAMED[path[-1]]} now; use that name."
         return unknown(where, str(path[-1]), section.model_fields)
     meaning = (field.description or "").partition(";")[0] if field else ""
     same = [error["msg"] for error in errors if list(_keys(error["loc"], values)) == path]

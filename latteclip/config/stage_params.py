@@ -138,17 +138,17 @@ def local_captioner(configuration: Configuration, dataset: str) -> str:
     return _fingerprint(hub_names.local_captioner(configuration.section("captioner", dataset)))
 
 
-def local_eye(configuration: Configuration, eye: str) -> str:
-    """Return a digest of an image model beside CLIP if it is a folder."""
-    name = configuration.eyes[eye]
+def local_encoder(configuration: Configuration, encoder: str) -> str:
+    """Return a digest of an image encoder beside CLIP if it is a folder."""
+    name = configuration.image_encoders[encoder]
     is_folder = name.startswith(hub_names.FOLDER)
     return _fingerprint(name.removeprefix(hub_names.FOLDER)) if is_folder else ""
 
 
-def local_eyes(configuration: Configuration, method: str) -> str:
-    """Return the digests of the image models that the method's model folder contains."""
-    eyes = configuration.eyes if configuration.reads_eyes(method) else ()
-    return " ".join(local_eye(configuration, eye) for eye in eyes)
+def local_encoders(configuration: Configuration, method: str) -> str:
+    """Return the digests of the image encoders that the method's model folder contains."""
+    image_encoders = configuration.image_encoders if configuration.reads_encoders(method) else ()
+    return " ".join(local_encoder(configuration, encoder) for encoder in image_encoders)
 
 
 # Captions, class scores and labels.
@@ -196,9 +196,9 @@ def pseudo_label_images(configuration: Configuration, dataset: str) -> Settings:
     }
 
 
-def encode_images(configuration: Configuration, dataset: str, eye: str) -> Settings:
-    """Return an image model beside CLIP, and how images are encoded."""
-    return {"model": configuration.eyes[eye], **encoding(configuration, dataset)}
+def encode_images(configuration: Configuration, dataset: str, encoder: str) -> Settings:
+    """Return an image encoder beside CLIP, and how images are encoded."""
+    return {"model": configuration.image_encoders[encoder], **encoding(configuration, dataset)}
 
 
 def encoding(configuration: Configuration, dataset: str) -> Settings:
@@ -214,9 +214,11 @@ def fuse_labels(configuration: Configuration, dataset: str) -> Settings:
 
 
 def image_features(configuration: Configuration, dataset: str, method: str = "") -> Paths:
-    """Return the features by image models beside CLIP: all, or those that a method reads."""
-    eyes = configuration.eyes if not method or configuration.reads_eyes(method) else ()
-    return [f"results/{dataset}/eyes/{eye}.parquet" for eye in eyes]
+    """Return the features by image encoders beside CLIP: all, or those that a method reads."""
+    image_encoders = (
+        configuration.image_encoders if not method or configuration.reads_encoders(method) else ()
+    )
+    return [f"results/{dataset}/image_encoders/{encoder}.parquet" for encoder in image_encoders]
 
 
 def shows_fused_labels(configuration: Configuration, dataset: str) -> bool:
@@ -235,17 +237,17 @@ def teaching_answers(_: Configuration, dataset: str) -> Paths:
 
 
 def assemble_model(configuration: Configuration, dataset: str, method: str) -> Settings:
-    """Return the CLIP model, and the image models beside it if the method predicts by them."""
+    """Return the CLIP model, and the image encoders beside it if the method predicts by them."""
     values = configuration.section("clip", dataset)
-    if not configuration.reads_eyes(method):
+    if not configuration.reads_encoders(method):
         return dict(values)
-    return {**values, "eyes": list(configuration.eyes.values())}
+    return {**values, "image_encoders": list(configuration.image_encoders.values())}
 
 
 def models_to_assemble(configuration: Configuration, method: str) -> Paths:
-    """Return the notes on image models of the hub that the method's model folder contains."""
-    eyes = configuration.hub_eyes() if configuration.reads_eyes(method) else ()
-    return [MODEL_NOTE.format(model=eye) for eye in eyes]
+    """Return the notes on image encoders of the hub that the method's model folder contains."""
+    image_encoders = configuration.hub_encoders() if configuration.reads_encoders(method) else ()
+    return [MODEL_NOTE.format(model=encoder) for encoder in image_encoders]
 
 
 def image_prototypes_of_method(configuration: Configuration, dataset: str, method: str) -> Paths:
@@ -262,7 +264,7 @@ def classifier_of_method(configuration: Configuration, dataset: str, method: str
         return f"results/{dataset}/class_embeddings.safetensors"
     if objective == "image_prototypes":
         return _image_prototypes(configuration, dataset, method)
-    name = objective if configuration.reads_eyes(method) else "adapted"
+    name = objective if configuration.reads_encoders(method) else "adapted"
     return f"results/{dataset}/classifiers/{name}.safetensors"
 
 
@@ -336,10 +338,10 @@ def evaluate(configuration: Configuration, dataset: str, method: str, seed: str)
 
 
 def evaluate_classifier(configuration: Configuration, dataset: str, method: str) -> Settings:
-    """Return how many classes are kept for each image, and the marks of the method."""
+    """Return how many classes are kept for each image, and the flags of the method."""
     is_in_paper = configuration.objective(method) == "zero_shot"
     topk = configuration.section("inference", dataset)["topk"]
-    return {"topk": topk, "marks": [] if is_in_paper else ["ours"]}
+    return {"topk": topk, "flags": [] if is_in_paper else ["ours"]}
 
 
 def propagate_labels(configuration: Configuration, dataset: str, method: str) -> Settings:

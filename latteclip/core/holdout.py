@@ -26,7 +26,7 @@ class Fold:
 NO_FOLD = Fold()  # all images are trained on
 
 
-def judging(image_ids: Sequence[str]) -> Mask:
+def held_out_for_choice(image_ids: Sequence[str]) -> Mask:
     """Return the mask [N] of the MAX_HELD_OUT training images with the smallest id digests."""
     return _ranks(image_ids) < MAX_HELD_OUT
 
@@ -34,9 +34,9 @@ def judging(image_ids: Sequence[str]) -> Mask:
 def left_out(image_ids: Sequence[str], fold: Fold) -> Mask:
     """Return the mask [N] of the training images that a training leaves out.
 
-    The first images of `judging` are divided among the S trainings. Each gets the share of N, or
-    MIN_HELD_OUT / S images if that is more, but at most a third of N. No training leaves out any
-    image if all together would leave out fewer than MIN_HELD_OUT.
+    The first images of `held_out_for_choice` are divided among the S trainings. Each gets the share
+    of N, or MIN_HELD_OUT / S images if that is more, but at most a third of N. No training leaves
+    out any image if all together would leave out fewer than MIN_HELD_OUT.
     """
     n = len(image_ids)
     each = max(int(round(fold.share * n, 6)), -(-MIN_HELD_OUT // fold.count))

@@ -37,6 +37,11 @@ FOLDER_FILES = _schema(
     mtime_ns=pa.int64(),
     checksum=pa.binary(16),  # of the content
 )
+FINGERPRINTS = _schema(
+    image_id=pa.string(),
+    hashes=pa.binary(352),  # 11 views of 256 bits each, the whole picture first
+    thumbnail=pa.binary(256),  # 16 x 16 grey pixels
+)
 DUPLICATES = _schema(
     image_id=pa.string(),
     duplicate_id=pa.string(),  # each pair once, in the order of the index
@@ -86,8 +91,8 @@ VOTES = _schema(
     vote=pa.list_(pa.float32()),  # [C] probabilities of classes by the caption alone
     head=pa.int32(),  # by image_prototypes, of which the image has no part
 )
-# The same where image models beside CLIP are in use.
-VOTES_EYES = VOTES.append(pa.field("joint_head", pa.int32()))  # by image_prototypes_eyes
+# The same where image encoders beside CLIP are in use.
+VOTES_ENCODERS = VOTES.append(pa.field("joint_head", pa.int32()))  # by image_prototypes_encoders
 CLASS_SCORES = _schema(
     image_id=pa.string(),  # of a training image
     options=pa.list_(pa.int32()),  # CLIP's best class first; empty where none is scored
@@ -102,6 +107,15 @@ PREDICTIONS = _schema(
     prediction=pa.int32(),
     topk_labels=pa.list_(pa.int32()),
     topk_scores=pa.list_(pa.float32()),
+)
+# An image may have two rows: a classifier made of votes predicts a held-out image without the vote
+# of the image, and an example with it.
+TRAIN_PREDICTIONS = _schema(image_id=pa.string(), prediction=pa.int32(), held_out=pa.bool_())
+PLAN = _schema(  # of an audit
+    image_id=pa.string(),
+    checksum=pa.binary(16),
+    stratum=pa.int8(),
+    turn=pa.int32(),  # the position in the order, from 0
 )
 # Images of every split, by how likely they belong to none of the classes.
 UNKNOWN = _schema(

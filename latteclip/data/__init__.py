@@ -1,1 +1,1 @@
-"""From a source to the image index, and image files to batches."""
+"""Read datasets: from a source to the image index, and from image files to batches."""

@@ -21,7 +21,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 from latteclip.core import tables
-from latteclip.data.images import BITS, FINGERPRINTS, THUMBNAIL, VIEWS, inside, open_rgb
+from latteclip.data.fingerprints import BITS, THUMBNAIL, VIEWS, inside
+from latteclip.data.images import open_rgb
 
 log = logging.getLogger(__name__)
 NEIGHBOURS = 8  # images of the nearest hashes that are compared with a view of an image
@@ -45,7 +46,7 @@ Floats = npt.NDArray[np.float32]
 def find_duplicates(images_path: str, fingerprints_path: str, output: str) -> None:
     """Write DUPLICATES of all images of an index, whatever their split. Nothing is removed."""
     index, _ = tables.read_unlabelled(images_path, training=False)
-    table, _ = tables.read(fingerprints_path, FINGERPRINTS)
+    table, _ = tables.read(fingerprints_path, tables.FINGERPRINTS)
     ids = np.array(index["image_id"].to_pylist(), dtype=object)
     hashes = _bytes(table["hashes"], len(VIEWS), BITS // 8)  # [N, V, BITS / 8]
     thumbnails = _bytes(table["thumbnail"], THUMBNAIL, THUMBNAIL)  # [N, T, T]

@@ -17,19 +17,12 @@ from typing import NamedTuple
 
 from latteclip.core.errors import UserError
 from latteclip.core.files import readable
+from latteclip.core.folder_names import CLASSES, is_litter
 
 log = logging.getLogger(__name__)
-SPLITS = ("train", "val", "test")
-CLASSES = "classes.txt"
 IMAGE_SUFFIXES = frozenset(
     (".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jpeg", ".jpg", ".png", ".ppm")
 ) | {".tif", ".tiff", ".webp"}
-# Names that systems and network storages put beside users' files: thumbnails, recycle bins.
-LITTER = re.compile(
-    r"\.|__MACOSX|(@eaDir|@Recycle|@Recently-Snapshot|#recycle|#snapshot|\$RECYCLE\.BIN"
-    r"|System Volume Information|lost\+found|Thumbs\.db|ehthumbs\.db|desktop\.ini|Icon\r)$",
-    re.IGNORECASE,
-)
 LINKED = 2  # levels on which links to folders are followed, as class folders may be
 CHECKSUM = partial(hashlib.blake2b, digest_size=16)  # of a file's content
 UNKNOWN = bytes(16)  # the checksum of a file that was not read
@@ -50,11 +43,6 @@ class File(NamedTuple):
 def size_and_time(state: os.stat_result) -> tuple[int, int]:
     """Return size and time of a file, at most the last time that 64 bits hold (in 2262)."""
     return state.st_size, min(state.st_mtime_ns, 2**63 - 1)
-
-
-def is_litter(name: str) -> bool:
-    """Return whether a name is that of a system's file or folder, not of a user's."""
-    return LITTER.match(name) is not None
 
 
 def is_utf8(text: str) -> bool:

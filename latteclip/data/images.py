@@ -1,54 +1,27 @@
-"""Read images: their bytes, from a file or a shard, an upright RGB picture and its fingerprint.
+"""Read images: their bytes, from a file or a shard, and an upright RGB picture.
 
 In a shard an image has the path `<shard>.tar#<first byte>+<bytes>`, read by one seek, or
 `<file>.parquet#<row group>+<row>`. The last row group is cached, since neighbouring rows are
 usually read in sequence. Imports no torch: worker processes start quickly.
-
-A fingerprint finds near-duplicates: it has perceptual hashes and a thumbnail. A hash marks which of
-a picture's lowest frequencies are above their median, by a discrete cosine transform (as pHash
-does: Zauner 2010). Crops of the picture have hashes too, so that a copy without its margin is
-similar to one of them.
 """
 
 import io
-import math
 import os
 import re
 import stat
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-import pillow_heif
-import pyarrow as pa
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from latteclip.core.errors import UserError
+from latteclip.data.decoding import decode, reason
 
-# HEIC, which phones write. A worker has one core, and never decodes the thumbnail instead.
-pillow_heif.register_heif_opener(thumbnails=False, decode_threads=1)
-# Pillow knows many more formats, and runs programs for some of them.
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "HEIF", "JPEG2000")
-MAX_PIXELS = 2**27  # of one image: twice 4 bytes each are 1 GiB
-MAX_RATIO = 1000  # of the longer side to the shorter one: a model's input makes the shorter 224
-SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L")
 MAX_BYTES = 2**28  # of an image
 MAX_GROUP = 2**30  # bytes of a column of a row group, as written and as read
-SIDE, FREQUENCIES, THUMBNAIL = 64, 16, 16  # pixels S, waves K and pixels of a side
-CROPS = (0.95, 0.9)  # of each side; a view is the whole, or such a crop from five places
-PLACES = ((0.5, 0.5), (0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))  # down, across
-VIEWS = [(1.0, 0.5, 0.5)] + [(share, *place) for share in CROPS for place in PLACES]  # V
-BITS = FREQUENCIES**2
-HASHES = len(VIEWS) * BITS // 8  # bytes of the V hashes of a picture
-FINGERPRINTS = pa.schema(  # hashes of the views, the whole first, and a grey thumbnail
-    {"image_id": pa.string(), "hashes": pa.binary(HASHES), "thumbnail": pa.binary(THUMBNAIL**2)}
-)
-Floats = npt.NDArray[np.float32]
 _LOCK = threading.Lock()
 _MEMBER = re.compile(
     r"(.+\.(tar|parquet))#(\d{1,18})\+(\d{1,18})", re.ASCII | re.DOTALL | re.IGNORECASE
@@ -189,10 +162,10 @@ def open_rgb(
     Raises UserError where the file is missing or cannot be decoded.
     """
     try:
-        return _decode(content or io.BytesIO(read_bytes(path)), max_side, min_side)
+        return decode(content or io.BytesIO(read_bytes(path)), max_side, min_side)
     except Exception as error:  # decoders fail in many ways on broken files
         raise UserError(
-            f"Image {path} cannot be decoded ({_reason(error)}); replace or remove it."
+            f"Image {path} cannot be decoded ({reason(error)}); replace or remove it."
         ) from None
 
 
@@ -200,94 +173,6 @@ def read_and_decode(path: str | Path) -> tuple[bytes, Image.Image] | str:
     """Return the bytes and the picture of an image, or the reason why it cannot be decoded."""
     try:
         content = read_bytes(path)
-        return content, _decode(io.BytesIO(content))
+        return content, decode(io.BytesIO(content))
     except Exception as error:  # as above
-        return _reason(error)
-
-
-def _decode(
-    file: BinaryIO, max_side: int | None = None, min_side: int | None = None
-) -> Image.Image:
-    """Decode as `open_rgb` does, and raise whatever a decoder raises."""
-    with Image.open(file, formats=FORMATS) as image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:  # before any memory is taken
-            raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
-        if max(width, height) > MAX_RATIO * min(width, height):
-            raise ValueError(f"{width} x {height} pixels are longer than {MAX_RATIO} to 1")
-        scale = 1.0
-        if max_side is not None:
-            scale = 2 * max_side / max(width, height)  # so that Lanczos has something to average
-        elif min_side is not None:
-            scale = min_side / min(width, height)
-        if scale < 1:  # a JPEG is decoded at a half, a quarter or an eighth of its size
-            image.draft("RGB", (math.ceil(width * scale), math.ceil(height * scale)))
-        ImageOps.exif_transpose(image, in_place=True)
-        upright: Image.Image = image
-        if image.mode in SIXTEEN_BIT:  # convert("RGB") would clip, not scale
-            upright = image.convert("I").point(lambda value: value / 256.0).convert("L")
-        picture = upright.convert("RGB")
-    if max_side is not None and max(picture.size) > max_side:
-        picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-    return picture
-
-
-def _reason(error: Exception) -> str:
-    """Return one line on why a decoder gave up."""
-    if isinstance(error, MemoryError):
-        return "it takes more memory than there is"
-    if isinstance(error, UnidentifiedImageError):  # its message has an address in memory
-        return "it is no image of a known format"
-    return next(iter(str(error).splitlines()), "") or "it is damaged"
-
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """The size of a picture, its columns of FINGERPRINTS, and a checksum of its bytes."""
-
-    width: int
-    height: int
-    hashes: bytes
-    thumbnail: bytes
-    checksum: bytes
-
-
-def fingerprint(picture: Image.Image, checksum: bytes = b"") -> Fingerprint:
-    """Return the fingerprint of an upright RGB picture, with the checksum of its bytes."""
-    small = picture.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0)
-    grey = np.asarray(small, np.float32)
-    part = SIDE // THUMBNAIL
-    thumbnail = grey.reshape(THUMBNAIL, part, THUMBNAIL, part).mean((1, 3)).round()
-    small = thumbnail.astype(np.uint8).tobytes()
-    return Fingerprint(*picture.size, hashes(grey).tobytes(), small, checksum)
-
-
-def hashes(grey: Floats) -> npt.NDArray[np.uint8]:
-    """Return the hashes [V, BITS / 8] of a grey picture [S, S]."""
-    # Without @: threads of BLAS take ten times the CPU for matrices this small.
-    across = np.einsum("ks,st->kt", _WAVES, grey - grey.mean())  # [stretches K, S]
-    bands = np.einsum("kt,lt->kl", across, _WAVES)  # [stretches K, stretches K]
-    blocks = bands.reshape(len(_STRETCHES), FREQUENCIES, len(_STRETCHES), FREQUENCIES)
-    waves = blocks[_DOWN, :, _ACROSS].reshape(len(VIEWS), -1)  # [V, K K]
-    return np.packbits(waves > np.median(waves, axis=1, keepdims=True), axis=1)
-
-
-def inside(start: float, length: float, side: int) -> Floats:
-    """Return the share of each pixel of a side [side] in a stretch, given in shares of the side."""
-    pixels = np.arange(side, dtype=np.float32)
-    first, last = start * side, (start + length) * side
-    part = np.minimum(pixels + 1, last) - np.maximum(pixels, first)
-    return np.asarray(part.clip(0, 1), np.float32)
-
-
-def _waves(share: float, place: float) -> Floats:
-    """Return the lowest cosines [K, S] over a crop of a side, from place 0, at its start, to 1."""
-    start = (1 - share) * place
-    along = ((np.arange(SIDE) + 0.5) / SIDE - start) / share  # of the crop, where a pixel lies
-    cosines = np.cos(np.pi * np.arange(FREQUENCIES)[:, None] * along.clip(0, 1))
-    return np.asarray(cosines * inside(start, share, SIDE), np.float32)
-
-
-_STRETCHES = sorted({(share, place) for share, *places in VIEWS for place in places})
-_WAVES = np.concatenate([_waves(*one) for one in _STRETCHES])  # [stretches K, S]
-_DOWN, _ACROSS = ([_STRETCHES.index((view[0], view[axis])) for view in VIEWS] for axis in (1, 2))
+        return reason(error)

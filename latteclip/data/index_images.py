@@ -21,12 +21,12 @@ from latteclip.core import tables
 from latteclip.core.class_templates import clean_classnames
 from latteclip.core.errors import UserError
 from latteclip.core.files import replacing, sqlite_uri
+from latteclip.core.folder_names import SPLITS
 from latteclip.core.hashing import digest
 from latteclip.core.terminal import Progress, one_line
-from latteclip.data import folder_files
+from latteclip.data import decoding, fingerprints, folder_files
 from latteclip.data import images as image_files
-from latteclip.data.folder_files import SPLITS
-from latteclip.data.images import FINGERPRINTS, Fingerprint, fingerprint
+from latteclip.data.fingerprints import Fingerprint, fingerprint
 from latteclip.data.splits import Item, Split, SplitSettings, draw, read_split
 from latteclip.data.workers import Workers
 
@@ -92,7 +92,7 @@ def index_images(
     content = hashlib.sha256()
     with (
         tables.writing(output, tables.IMAGES, metadata) as add,
-        tables.writing(fingerprints_output, FINGERPRINTS) as add_fingerprints,
+        tables.writing(fingerprints_output, tables.FINGERPRINTS) as add_fingerprints,
         replacing(corrupt_output) as corrupt,
         _open_cache(Path(output).with_name(CACHE)) as cache,
     ):
@@ -108,7 +108,7 @@ def index_images(
                 counts[item.split] += 1
                 content.update(found.checksum)
             add(pa.Table.from_pylist(rows, tables.IMAGES))
-            add_fingerprints(pa.Table.from_pylist(rows, FINGERPRINTS))
+            add_fingerprints(pa.Table.from_pylist(rows, tables.FINGERPRINTS))
         _report(broken, corrupt)
         _check(broken, split, counts, settings.max_corrupt, folder)
         metadata["content"] = content.hexdigest()
@@ -215,9 +215,9 @@ def _batches(
 def _open_cache(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a cache of decoded images, which is emptied where it is of other code or libraries."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    code = Path(str(image_files.__file__)).read_bytes()
+    code = [Path(str(module.__file__)).read_bytes() for module in (decoding, fingerprints)]
     libraries = map(version, ("numpy", "pillow", "pillow_heif"))
-    current = int(digest(code, *libraries)[:8], 16) >> 1  # as many bits as there is room for
+    current = int(digest(*code, *libraries)[:8], 16) >> 1  # as many bits as there is room for
     try:
         with contextlib.closing(sqlite3.connect(sqlite_uri(path), uri=True)) as file:
             with file:

@@ -54,17 +54,17 @@ def batches(
         return
     item_bytes = files.transform(Image.new("RGB", (64, 64))).nbytes
     ready = loader(files, keys, workers=threads, pinned=True, item_bytes=item_bytes)
-    marks, sent = [], []
-    for (some_marks, images), is_last in watched(ready):
-        marks.append(some_marks)
+    keys, sent = [], []
+    for (some_keys, images), is_last in watched(ready):
+        keys.append(some_keys)
         sent.append(images.to(device, non_blocking=True))
         if is_last:
-            yield joined(marks), torch.cat(sent)
-            marks, sent = [], []
+            yield joined(keys), torch.cat(sent)
+            keys, sent = [], []
 
 
 def joined(parts: Sequence[Any]) -> Any:
-    """Return the collated marks of a batch from those of its parts: tensors, texts, or lists."""
+    """Return the collated keys of a batch from those of its parts: tensors, texts, or lists."""
     if isinstance(parts[0], torch.Tensor):
         return torch.cat([*parts])
     if isinstance(parts[0][0], str):

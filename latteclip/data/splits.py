@@ -30,8 +30,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 from latteclip.core.class_templates import clean_classname, clean_classnames
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import readable
+from latteclip.core.folder_names import CLASSES, SPLITS, is_litter
 from latteclip.data import folder_files, images
-from latteclip.data.folder_files import CLASSES, IMAGE_SUFFIXES, SPLITS, inside, is_litter
+from latteclip.data.folder_files import IMAGE_SUFFIXES, inside
 
 log = logging.getLogger(__name__)
 DEPTH = 3  # folders below a dataset's folder in which its parts are searched

@@ -1,1 +1,1 @@
-"""A tuned model outside the workflow."""
+"""Use a chosen model and its labels outside the workflow."""

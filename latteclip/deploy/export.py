@@ -56,16 +56,18 @@ def export(
     """
     folder = new_folder(destination)
     opened = finetuned.load(model, torch.device("cpu"))
-    if opened.eyes_widths and format != "open_clip":
+    if opened.encoder_widths and format != "open_clip":
         raise UserError(
-            f"{model} needs features of image models beside CLIP, which --format {format} cannot "
+            f"{model} needs features of image encoders beside CLIP, which --format {format} cannot "
             "hold; use --format open_clip, or another model of the dataset."
         )
     if folder.is_relative_to(opened.folder.resolve()):
         raise UserError(f"{destination} lies in the folder of the model; name another one.")
     origin = read_origin(opened.folder)
     classnames = {origin["dataset"]: opened.classnames}
-    templates = {origin["dataset"]: [t.replace(PLACE, "{c}") for t in opened.words.templates]}
+    templates = {
+        origin["dataset"]: [t.replace(PLACE, "{c}") for t in opened.class_templates.templates]
+    }
     with replacing(folder) as temporary:
         temporary.mkdir()
         FORMS[format](opened, temporary)
@@ -129,7 +131,7 @@ def _onnx(opened: finetuned.FinetunedModel, folder: Path) -> None:
             f"--format open_clip if {type(tower).__name__} has no ONNX form."
         ) from error
     assert program is not None  # as it is with dynamo=True
-    names = opened.words.as_written(opened.classnames)
+    names = opened.class_templates.as_written(opened.classnames)
     program.model.metadata_props["classnames"] = json.dumps(names)
     n_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
     program.save(folder / "model.onnx", external_data=n_bytes > LIMIT)
@@ -151,7 +153,7 @@ def read_origin(model: Path) -> dict[str, Any]:
         metrics, is_trained = read_metrics(path), False
     if (path := run / "history.parquet").is_file():
         history = tables.read_metadata(path, "step")
-        settings, is_trained = history["settings"], "diverged" not in history.get("marks", [])
+        settings, is_trained = history["settings"], "diverged" not in history.get("flags", [])
     elif metrics and (path := run.parents[1] / "class_embeddings.safetensors").is_file():
         settings = load_classifier(path)[1]
     origin = {"metrics": metrics, "settings": settings, "is_trained": is_trained, "reason": reason}
@@ -191,16 +193,16 @@ def model_card(
         **origin,
         results=results,
         repo=repo,
-        eyes=len(opened.eyes_widths),
-        templates=opened.words.templates,
-        classes=[_class(name, opened.words) for name in opened.classnames],
+        image_encoders=len(opened.encoder_widths),
+        templates=opened.class_templates.templates,
+        classes=[_class(name, opened.class_templates) for name in opened.classnames],
     )
     return card
 
 
-def _class(classname: str, words: ClassTemplates) -> str:
-    [name] = words.as_written([classname])
-    others = words.synonyms.get(clean_classname(classname, {}))
+def _class(classname: str, class_templates: ClassTemplates) -> str:
+    [name] = class_templates.as_written([classname])
+    others = class_templates.synonyms.get(clean_classname(classname, {}))
     return f"{name} (also {', '.join(others)})" if others else name
 
 

@@ -24,7 +24,8 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import new_folder, replacing
 from latteclip.core.terminal import one_line
-from latteclip.data.images import FORMATS, image_exists, open_rgb, shard_member
+from latteclip.data.decoding import FORMATS
+from latteclip.data.images import image_exists, open_rgb, shard_member
 from latteclip.deploy import label_table
 
 log = logging.getLogger(__name__)

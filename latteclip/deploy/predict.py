@@ -24,7 +24,7 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from latteclip.clip import finetuned, image_models
+from latteclip.clip import finetuned, image_encoders
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import best_classes
 from latteclip.clip.encode import encoded
@@ -89,7 +89,7 @@ class Prediction:
         return self.topk_scores[0]
 
 
-class Classifier:
+class Predictor:
     """A fine-tuned model that classifies image files."""
 
     def __init__(
@@ -123,11 +123,11 @@ class Classifier:
         self.batch_size = batch_size
         picked = devices.pick(device, self.threads)
         self.model = finetuned.load(model, picked, precision)
-        self.eyes = image_models.load_beside(self.model.folder, picked, precision)
-        if tuple(model.width for model in self.eyes) != self.model.eyes_widths:
+        self.image_encoders = image_encoders.load_beside(self.model.folder, picked, precision)
+        if tuple(model.width for model in self.image_encoders) != self.model.encoder_widths:
             raise UserError(
-                f"{self.model.folder} lacks image models that its classifier needs, in the folder "
-                f"{image_models.EYES}; take another copy of it."
+                f"{self.model.folder} lacks image encoders that its classifier needs, in the "
+                f"folder {image_encoders.SUBFOLDER}; take another copy of it."
             )
         self.pretrained = self.detector = self.threshold = None
         if abstain is not None:
@@ -145,9 +145,9 @@ class Classifier:
     def predictions(self, paths: Sequence[str], topk: int) -> Iterator[Prediction]:
         """Classify image files batch by batch, and log those that are no image."""
         of_clip: list[Any] = [one for one in (self.model.clip, self.pretrained) if one]
-        # Each image model has a transform of its own, so it reads the images again.
+        # Each image encoder has a transform of its own, so it reads the images again.
         passes = []
-        for models in [of_clip, *([eye] for eye in self.eyes)]:
+        for models in [of_clip, *([encoder] for encoder in self.image_encoders)]:
             files = ReadableFiles(paths, models[0].preprocess)
             passes.append(encoded(models, files, self.batch_size, self.threads))
         for ((indices, errors), (features, *others)), *beside in zip(*passes, strict=True):
@@ -166,7 +166,7 @@ class Classifier:
         scores = self.model.classifier.scores(features)  # [B, C]
         labels, best = best_classes(scores, topk)  # [B, K]
         probabilities = (self.model.logit_scale * scores).softmax(dim=1).gather(1, labels)
-        names = self.model.words.as_written(self.model.classnames)
+        names = self.model.class_templates.as_written(self.model.classnames)
         columns = (part.tolist() for part in (labels, best, probabilities))
         unknown_scores = unknown_scores or [None] * len(paths)
         for path, own, values, shares, unknown in zip(paths, *columns, unknown_scores, strict=True):
@@ -220,7 +220,7 @@ def predict(
     """
     write = writer_of(output)  # refuses a bad suffix before the work
     files = image_paths(paths, sys.stdin.buffer)
-    classifier = Classifier(
+    classifier = Predictor(
         model,
         device=device,
         threads=threads,

@@ -49,10 +49,12 @@ ACTIVATIONS = {
 
 def write(opened: FinetunedModel, folder: Path) -> None:
     """Write model and processor for the `from_pretrained` of transformers, or raise UserError."""
-    clip, words = opened.clip, opened.words
+    clip, class_templates = opened.clip, opened.class_templates
     causal: Any = CausalText.of(clip.model)  # None for another text tower
     visual: Any = clip.model.visual
-    texts = [text for one in words.templates for text in class_texts(one, opened.classnames)]
+    texts = [
+        text for one in class_templates.templates for text in class_texts(one, opened.classnames)
+    ]
     try:
         tokenizer = _tokenizer(opened)
         model = _model(clip, causal, tokenizer)

@@ -56,7 +56,7 @@ def evaluate(
 
     labels, scores = rank(table, settings.topk)
     metrics.write(
-        *(table, names, labels.numpy(), scores.numpy(), history.get("marks", [])),
+        *(table, names, labels.numpy(), scores.numpy(), history.get("flags", [])),
         *((dataset, method, seed), predictions_output, metrics_output),
     )
     if left_out_path:

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from latteclip.clip.classifier import classify, load_classifier
 from latteclip.core import tables
-from latteclip.core.holdout import judging
+from latteclip.core.holdout import held_out_for_choice
 from latteclip.evaluate import metrics, train_predictions
 from latteclip.labels.features import read_all_features
 
@@ -17,7 +17,7 @@ class ClassifierSettings:
     """How many classes are written, and how the result is marked."""
 
     topk: int  # best classes of each image
-    marks: list[str] = field(default_factory=list)  # keys of `results.MARKS`
+    flags: list[str] = field(default_factory=list)  # keys of `results.FLAGS`
 
 
 def evaluate_classifier(
@@ -32,29 +32,29 @@ def evaluate_classifier(
     predictions_output: str,
     metrics_output: str,
     train_predictions_output: str,
-    eyes_paths: Sequence[str] = (),
+    image_encoders_paths: Sequence[str] = (),
 ) -> None:
     """Write predictions and metrics of a classifier without training, and TRAIN_PREDICTIONS."""
     table, names = metrics.read_evaluated_images(images_path, dataset)
     classifier, _ = load_classifier(classifier_path, classnames=names)
-    features = read_all_features(pseudo_labels_path, eyes_paths, table["image_id"])
+    features = read_all_features(pseudo_labels_path, image_encoders_paths, table["image_id"])
     labels, scores = classify(features, classifier, settings.topk)
     metrics.write(
-        *(table, names, labels.numpy(), scores.numpy(), settings.marks),
+        *(table, names, labels.numpy(), scores.numpy(), settings.flags),
         *((dataset, method, seed), predictions_output, metrics_output),
     )
     examples = train_predictions.example_images(images_path, pseudo_labels_path)["image_id"]
     held_out = examples.slice(0, 0)
     if votes_path is None:
         ids = tables.read_unlabelled(images_path, training=True)[0]["image_id"]
-        held_out = ids.filter(pa.array(judging(tables.Strings(ids))))
+        held_out = ids.filter(pa.array(held_out_for_choice(tables.Strings(ids))))
     some = pa.chunked_array([*held_out.chunks, *examples.chunks])
-    features = read_all_features(pseudo_labels_path, eyes_paths, some)
+    features = read_all_features(pseudo_labels_path, image_encoders_paths, some)
     predicted = classify(features, classifier, 1)[0][:, 0].numpy()
     unseen, of_examples = predicted[: len(held_out)], predicted[len(held_out) :]
     if votes_path is not None:
-        head = "joint_head" if eyes_paths else "head"
-        votes, _ = tables.read(votes_path, tables.VOTES_EYES, ["image_id", head])
+        head = "joint_head" if image_encoders_paths else "head"
+        votes, _ = tables.read(votes_path, tables.VOTES_ENCODERS, ["image_id", head])
         held_out, unseen = votes["image_id"], votes[head].to_numpy()
     train_predictions.write_predictions(
         train_predictions_output, (held_out, unseen), (examples, of_examples), names

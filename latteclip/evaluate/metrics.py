@@ -49,7 +49,7 @@ def write(
     classnames: Sequence[str],
     ranked: npt.NDArray[np.int_],
     scores: npt.NDArray[np.float32],
-    marks: Sequence[str],
+    flags: Sequence[str],
     run: tuple[str, str, int],
     predictions_output: str,
     metrics_output: str,
@@ -57,7 +57,7 @@ def write(
     """Write the predictions of a run, and its metrics where the images have labels.
 
     Images are those of `read_evaluated_images`, with their best classes, best first, and the scores
-    of these, both [N, K]. Marks are keys of `results.MARKS`. A run is dataset, method and seed.
+    of these, both [N, K]. Marks are keys of `results.FLAGS`. A run is dataset, method and seed.
     """
     dataset, method, seed = run
     tables.write(
@@ -73,7 +73,7 @@ def write(
         {"classnames": list(classnames)},
     )
     result: dict[str, object] = {"dataset": dataset, "method": method, "seed": seed}
-    result |= {"marks": list(marks), "images": len(images)}
+    result |= {"flags": list(flags), "images": len(images)}
     result |= {"acc1": None, "acc5": None, "mean_per_class_recall": None, "per_class": []}
     if images["label"].null_count:
         log.warning("No labels to test with in %s: predictions only.", dataset)

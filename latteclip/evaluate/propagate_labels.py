@@ -115,7 +115,7 @@ class PropagationSettings:
     normalise_test_links: bool = True  # false: links of test images are bare similarities
 
 
-class Graph:
+class NeighbourGraph:
     """The class texts [C, D] and the training images, features [N, D], with their links.
 
     W = A + A^T, where A has the links of the images. Class texts start no links.
@@ -226,7 +226,9 @@ def propagate_labels(
         raise UserError(f"{images_path} has no training image; check the dataset's split.")
     evaluated, _ = metrics.read_evaluated_images(images_path, dataset)
     features = read_features(pseudo_labels_path, training["image_id"])  # [N, D]
-    graph = Graph(classes.weights.to(where), features, neighbour_index(features, where), settings)
+    graph = NeighbourGraph(
+        classes.weights.to(where), features, neighbour_index(features, where), settings
+    )
     tests = None
     if evaluated["split"][0].as_py() == "test":
         tests = read_features(pseudo_labels_path, evaluated["image_id"])  # [M, D]

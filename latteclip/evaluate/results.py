@@ -12,7 +12,7 @@ FIGURES = ("acc1", "acc5", "mean_per_class_recall")
 METRICS = ("dataset", "method", "seed", "images", *FIGURES, "per_class")
 AUDITED = "audited"
 # Each mark of a method in a table, and its footnote.
-MARKS = {
+FLAGS = {
     "supervised": "reads the labels of the training images: an upper bound, not an unsupervised "
     "method",
     "ours": "not in the paper",
@@ -22,7 +22,7 @@ MARKS = {
     "diverged": "the training diverged at the learning rate that was found: this is the untrained "
     "model",
 }
-FAILED = frozenset({"collapsed", "diverged"})  # marks of trainings that are never chosen
+FAILED = frozenset({"collapsed", "diverged"})  # flags of trainings that are never chosen
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def read_selection(path: str | Path) -> Selection:
 
 def read_metrics(path: str | Path) -> dict[str, Any]:
     """Read the metrics of a run."""
-    return {"marks": [], **read_object(path, METRICS)}
+    return {"flags": [], **read_object(path, METRICS)}
 
 
 @dataclass(frozen=True)
@@ -139,5 +139,5 @@ def mark_audited(
 ) -> list[dict[str, Any]]:
     """Return the metrics of runs, with a mark at the methods that were audited."""
     audited = {(name, one.method) for name, audit in audits.items() for one in audit.accuracies}
-    marks = [[AUDITED] * ((run["dataset"], run["method"]) in audited) for run in runs]
-    return [{**run, "marks": [*run["marks"], *mark]} for run, mark in zip(runs, marks, strict=True)]
+    flags = [[AUDITED] * ((run["dataset"], run["method"]) in audited) for run in runs]
+    return [{**run, "flags": [*run["flags"], *mark]} for run, mark in zip(runs, flags, strict=True)]

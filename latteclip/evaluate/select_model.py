@@ -28,8 +28,8 @@ from latteclip.evaluate.train_predictions import MISSING, held_out_predictions
 log = logging.getLogger(__name__)
 AVERAGE = "average_weights"  # objective: its trainings predict the images that they left out
 # Objectives without training: the simplest first, and in the order without votes.
-SIMPLICITY = ("zero_shot", "zero_shot_adapted", "image_prototypes", "image_prototypes_eyes")
-SAFEST = ("zero_shot_adapted", "zero_shot", "image_prototypes", "image_prototypes_eyes")
+SIMPLICITY = ("zero_shot", "zero_shot_adapted", "image_prototypes", "image_prototypes_encoders")
+SAFEST = ("zero_shot_adapted", "zero_shot", "image_prototypes", "image_prototypes_encoders")
 MIN_IMAGES = 20  # to compare classifiers without training
 CLEAR = 0.25  # standard errors by which a model has to lead a simpler one
 
@@ -41,7 +41,7 @@ class Candidate:
     method: str
     seed: int
     objective: str
-    marks: tuple[str, ...] = ()  # keys of `results.MARKS`
+    flags: tuple[str, ...] = ()  # keys of `results.FLAGS`
     metrics: str = ""
     train_predictions: str = ""
     model: str = ""  # folder
@@ -55,7 +55,7 @@ class Candidate:
         return self.objective not in SIMPLICITY
 
 
-class Comparison(NamedTuple):
+class CandidateComparison(NamedTuple):
     """A candidate compared with another on the held-out images of both."""
 
     images: int
@@ -71,7 +71,7 @@ class Comparison(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Votes:
+class HeldOutVotes:
     """Votes of n images for C classes, and what the K candidates predict for them."""
 
     shares: npt.NDArray[np.floating]  # [n, C] probability of each class by the caption alone
@@ -87,7 +87,7 @@ class Votes:
         rows = np.flatnonzero(self.predictions[i] != MISSING)
         return float((self.shares[rows].argmax(axis=1) == self.predictions[i, rows]).mean())
 
-    def compare(self, i: int, j: int) -> Comparison:
+    def compare(self, i: int, j: int) -> CandidateComparison:
         """Compare two candidates on the images that are held out for both."""
         pair = self.predictions[[i, j]]
         rows = np.flatnonzero((pair != MISSING).all(axis=0))
@@ -95,11 +95,11 @@ class Votes:
         differ, n = pair[0, rows] != pair[1, rows], max(1, len(rows))
         support, other = float(first[differ].sum()), float(second[differ].sum())
         error = math.sqrt(((first - second) ** 2).sum()) / n
-        return Comparison(
+        return CandidateComparison(
             len(rows), int(differ.sum()), support, other, (support - other) / n, error
         )
 
-    def pooled(self, candidates: Sequence[Candidate]) -> "Votes":
+    def pooled(self, candidates: Sequence[Candidate]) -> "HeldOutVotes":
         """Return the same where each seed has the predictions of all seeds of its method.
 
         Seeds leave out different images. Where an image is held out for several, the first counts.
@@ -138,7 +138,7 @@ def select_model(
     metrics = [read_metrics(one.metrics) for one in candidates]
     accuracies = [values["acc1"] for values in metrics]
     pairs = zip(candidates, metrics, strict=True)
-    candidates = [replace(one, marks=tuple(values["marks"])) for one, values in pairs]
+    candidates = [replace(one, flags=tuple(values["flags"])) for one, values in pairs]
     votes = read_votes(candidates, votes_path)
     audit = read_audit(audit_path) if audit_path else None
     choice = choose(candidates, votes, audit)
@@ -165,7 +165,7 @@ def select_model(
     log.info("%s: %s is chosen. %s", dataset, chosen.method, choice.reason)
 
 
-def read_votes(runs: Sequence[Candidate], votes_path: str | None) -> Votes | str:
+def read_votes(runs: Sequence[Candidate], votes_path: str | None) -> HeldOutVotes | str:
     """Return the votes and what each run predicts, or why there are none."""
     if votes_path is None:
         return "this run has neither captions of images nor class scores"
@@ -179,10 +179,12 @@ def read_votes(runs: Sequence[Candidate], votes_path: str | None) -> Votes | str
     shares = tables.from_list_column(table["vote"])  # [n, C]
     ids, names = table["image_id"], described["classnames"]
     predictions = [held_out_predictions(run.train_predictions, ids, names) for run in runs]
-    return Votes(shares, np.stack(predictions), described["votes"])
+    return HeldOutVotes(shares, np.stack(predictions), described["votes"])
 
 
-def choose(candidates: Sequence[Candidate], votes: Votes | str, audit: Audit | None) -> Choice:
+def choose(
+    candidates: Sequence[Candidate], votes: HeldOutVotes | str, audit: Audit | None
+) -> Choice:
     """Choose a candidate by votes, or why there are none, and by a person's answers.
 
     The best trained one replaces the best without training (the reference) where its lead over at
@@ -201,13 +203,13 @@ def choose(candidates: Sequence[Candidate], votes: Votes | str, audit: Audit | N
 
 def eligible(candidates: Sequence[Candidate]) -> list[int]:
     """Return the candidates that saw no label and did not fail; if all failed, also those."""
-    unlabelled = [i for i, one in enumerate(candidates) if "supervised" not in one.marks]
+    unlabelled = [i for i, one in enumerate(candidates) if "supervised" not in one.flags]
     if not unlabelled:
         raise UserError("No model can be chosen, for all of them saw labels; run another method.")
-    return [i for i in unlabelled if not FAILED & {*candidates[i].marks}] or unlabelled
+    return [i for i in unlabelled if not FAILED & {*candidates[i].flags}] or unlabelled
 
 
-def best_training_free(candidates: Sequence[Candidate], votes: Votes | str) -> int:
+def best_training_free(candidates: Sequence[Candidate], votes: HeldOutVotes | str) -> int:
     """Return the simplest candidate without training that the best one does not lead clearly.
 
     Without enough votes it is the safest. Where all are trained, it is the one that leads most.
@@ -228,7 +230,7 @@ def best_training_free(candidates: Sequence[Candidate], votes: Votes | str) -> i
     return min(ties, key=lambda i: (SIMPLICITY.index(candidates[i].objective), i))
 
 
-def _best_trained(candidates: Sequence[Candidate], start: int, votes: Votes) -> int:
+def _best_trained(candidates: Sequence[Candidate], start: int, votes: HeldOutVotes) -> int:
     """Return the trained candidate that leads the reference most and clearly, or the reference.
 
     An average is taken rather than one of its trainings.
@@ -265,7 +267,7 @@ def _by_answers(candidates: Sequence[Candidate], choice: Choice, audit: Audit) -
     return Choice(best, "answers", reason, choice.reference)
 
 
-def _by_votes(candidates: Sequence[Candidate], found: int, start: int, votes: Votes) -> str:
+def _by_votes(candidates: Sequence[Candidate], found: int, start: int, votes: HeldOutVotes) -> str:
     """Return the reason of a choice by votes: the numbers against the closest rival."""
     pooled, winner, note = votes.pooled(candidates), candidates[found].method, ""
     against = {i: pooled.compare(found, i) for i in eligible(candidates) if i != found}
@@ -292,7 +294,7 @@ def _rows(
     candidates: Sequence[Candidate],
     accuracies: Sequence[float | None],
     choice: Choice,
-    votes: Votes | str,
+    votes: HeldOutVotes | str,
     audit: Audit | None,
 ) -> list[dict[str, Any]]:
     """Return a row of each candidate. All seeds of a method are compared together."""
@@ -300,8 +302,8 @@ def _rows(
     answers = {one.run: asdict(one) for one in audit.accuracies} if audit else {}
     rows: list[dict[str, Any]] = []
     for i, one in enumerate(candidates):
-        row: dict[str, Any] = {"method": one.method, "seed": one.seed, "marks": list(one.marks)}
-        row |= dict.fromkeys(("agreement", *Comparison._fields))
+        row: dict[str, Any] = {"method": one.method, "seed": one.seed, "flags": list(one.flags)}
+        row |= dict.fromkeys(("agreement", *CandidateComparison._fields))
         if pooled and pooled.images(i):
             row["agreement"] = pooled.agreement(i)
             row |= pooled.compare(i, choice.reference)._asdict()

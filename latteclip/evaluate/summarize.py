@@ -8,7 +8,7 @@ import pandas as pd
 from latteclip.core import tables
 from latteclip.core.files import write_text
 from latteclip.evaluate import summary
-from latteclip.evaluate.results import MARKS, Audit
+from latteclip.evaluate.results import FLAGS, Audit
 from latteclip.labels.guarantees import checked_sentence
 
 STAR = "★"  # of the chosen model
@@ -60,12 +60,12 @@ def summarize(
 
 
 def accuracy_table(table: pd.DataFrame, baseline: str) -> str:
-    """Return the accuracies as Markdown, with notes on the marks that follow methods."""
-    marks = table["marks"].map(lambda names: f" ({', '.join(names.split())})" if names else "")
+    """Return the accuracies as Markdown, with notes on the flags that follow methods."""
+    flags = table["flags"].map(lambda names: f" ({', '.join(names.split())})" if names else "")
     spread = table["acc1_std"].map(lambda value: "" if pd.isna(value) else f" +- {value:.1f}")
     columns = {
         "dataset": table["dataset"],
-        "method": _starred(table) + marks,
+        "method": _starred(table) + flags,
         "seeds": table["seeds"],
         "acc1": table["acc1_mean"].map(_number) + spread,
         f"over {baseline.replace('_', '-')}": table["acc1_gain"]
@@ -76,7 +76,7 @@ def accuracy_table(table: pd.DataFrame, baseline: str) -> str:
         "per-class recall": table["mean_per_class_recall"].map(_number),
     }
     notes = [
-        f"- {mark}: {MARKS[mark]}." for mark in summary.union(table["marks"].str.split()).split()
+        f"- {mark}: {FLAGS[mark]}." for mark in summary.union(table["flags"].str.split()).split()
     ]
     return _with_notes(pd.DataFrame(columns), notes)
 

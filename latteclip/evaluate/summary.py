@@ -9,7 +9,7 @@ import pandas as pd
 from latteclip.core import tables
 from latteclip.evaluate.results import (
     FIGURES,
-    MARKS,
+    FLAGS,
     Audit,
     Selection,
     mark_audited,
@@ -64,7 +64,7 @@ def summary(runs: Sequence[Mapping[str, Any]], baseline: str) -> pd.DataFrame:
     table = pd.DataFrame(runs)
     table = table.assign(**{name: pd.to_numeric(table[name]) * 100 for name in FIGURES})
     table = table.groupby(["dataset", "method"], sort=False, as_index=False).agg(
-        marks=("marks", union),
+        flags=("flags", union),
         seeds=("seed", "nunique"),
         acc1_mean=("acc1", "mean"),
         acc1_std=("acc1", "std"),
@@ -78,10 +78,10 @@ def summary(runs: Sequence[Mapping[str, Any]], baseline: str) -> pd.DataFrame:
     return table
 
 
-def union(marks: Iterable[Sequence[str]]) -> str:
-    """Return the marks of some runs, each once, in the order of MARKS."""
-    used = {mark for run in marks for mark in run}
-    return " ".join(mark for mark in MARKS if mark in used)
+def union(flags: Iterable[Sequence[str]]) -> str:
+    """Return the flags of some runs, each once, in the order of FLAGS."""
+    used = {mark for run in flags for mark in run}
+    return " ".join(mark for mark in FLAGS if mark in used)
 
 
 def split_by_labels(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

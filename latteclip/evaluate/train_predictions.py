@@ -12,12 +12,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.holdout import Fold, left_out
 
 N_EXAMPLES = 12
-MISSING = -1  # in place of a class
-# An image may stand in two rows: a classifier made of votes predicts a held-out image without the
-# image's own vote, and an example with it.
-TRAIN_PREDICTIONS = pa.schema(
-    [("image_id", pa.string()), ("prediction", pa.int32()), ("held_out", pa.bool_())]
-)
+MISSING = -1
 
 
 def example_images(images: str, pseudo_labels: str) -> pa.Table:
@@ -71,12 +66,12 @@ def write_predictions(
         "prediction": np.concatenate([held_out[1], examples[1]]).astype(np.int32),
         "held_out": np.repeat([True, False], [len(held_out[1]), len(examples[1])]),
     }
-    tables.write(path, columns, TRAIN_PREDICTIONS, {"classnames": list(classnames)})
+    tables.write(path, columns, tables.TRAIN_PREDICTIONS, {"classnames": list(classnames)})
 
 
 def read_predictions(path: str, classnames: Sequence[str], *, held_out: bool) -> pa.Table:
     """Read `image_id` and `prediction` of the held-out images, or of the examples."""
-    table, metadata = tables.read(path, TRAIN_PREDICTIONS)
+    table, metadata = tables.read(path, tables.TRAIN_PREDICTIONS)
     if metadata["classnames"] != list(classnames):
         raise UserError(f"{path} is of other classes than the image index; rerun its stage.")
     wanted = table["held_out"] if held_out else pc.invert(table["held_out"])

@@ -1,1 +1,1 @@
-"""Labels without a human."""
+"""Labels of training images, from votes, image features and a person's answers."""

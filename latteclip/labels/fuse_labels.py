@@ -10,7 +10,7 @@ import torch
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.holdout import judging
+from latteclip.core.holdout import held_out_for_choice
 from latteclip.labels.answers import read_labelled
 from latteclip.labels.fusion import FUSED, OTHER, Fusion, fuse
 from latteclip.labels.guarantees import checked_sentence, confidence_sequence
@@ -32,8 +32,8 @@ def fuse_labels(
     image_captions_path: str | None = None,
     class_scores_path: str | None = None,
     answers_path: str | None = None,
-    eyes_paths: Sequence[str] = (),
-    eyes_prototypes_output: str | None = None,
+    image_encoders_paths: Sequence[str] = (),
+    encoders_prototypes_output: str | None = None,
     device: str,
     threads: int,
 ) -> None:
@@ -52,7 +52,7 @@ def fuse_labels(
         *(pseudo_labels_path, class_embeddings_path),
         image_captions_path=image_captions_path,
         class_scores_path=class_scores_path,
-        eyes_paths=eyes_paths,
+        image_encoders_paths=image_encoders_paths,
         device=device,
         threads=threads,
     )
@@ -60,14 +60,14 @@ def fuse_labels(
     labelled = read_labelled(answers_path, table, classnames) if answers_path else None
     fusion = fuse(images, known.votes, known.others, labelled=labelled)
     save_classifier(prototypes_output, images.classifier(fusion.head, scale), described)
-    names = [tables.read_metadata(path, "image_id")["model"] for path in eyes_paths]
-    if eyes_prototypes_output is not None:
+    names = [tables.read_metadata(path, "image_id")["model"] for path in image_encoders_paths]
+    if encoders_prototypes_output is not None:
         pairs = zip((images, *known.others), fusion.joint_heads, strict=True)
         heads = [model.classifier(head, scale) for model, head in pairs]
         # Of the features of all models, side by side.
         weights = torch.cat([head.weights for head in heads], dim=1)
         joint = Classifier.of(weights, torch.stack([head.bias for head in heads]).sum(dim=0))
-        save_classifier(eyes_prototypes_output, joint, {**described, "eyes": names})
+        save_classifier(encoders_prototypes_output, joint, {**described, "image_encoders": names})
     summary = _summary(fusion, known, names)
     if labelled is not None:
         summary["answers"] = _summary_of_answers(labelled, fusion, image_ids, classnames)
@@ -81,12 +81,12 @@ def fuse_labels(
     metadata = {name: summary[name] for name in ("votes", "corroborated")}
     metadata |= {"classnames": classnames, "leaked": known.leaked}
     columns = _votes(image_ids, known.votes, fusion)
-    schema = tables.VOTES_EYES if eyes_paths else tables.VOTES
+    schema = tables.VOTES_ENCODERS if image_encoders_paths else tables.VOTES
     tables.write(votes_output, {n: columns[n] for n in schema.names}, schema, metadata)
 
 
 def _votes(image_ids: pa.ChunkedArray, votes: Votes, fusion: Fusion) -> dict[str, Any]:
-    judges = torch.from_numpy(judging(tables.Strings(image_ids))) & votes.has
+    judges = torch.from_numpy(held_out_for_choice(tables.Strings(image_ids))) & votes.has
     vote = fusion.parameters.classes(votes.probabilities(judges)).float()
     return {
         "image_id": image_ids.filter(pa.array(judges.numpy())),
@@ -116,7 +116,7 @@ def _column(labels: torch.Tensor) -> pa.Array:
     return pa.array(labels.int().numpy())
 
 
-def _summary(fusion: Fusion, known: Predictors, eyes: Sequence[str]) -> dict[str, Any]:
+def _summary(fusion: Fusion, known: Predictors, image_encoders: Sequence[str]) -> dict[str, Any]:
     found, adapted = fusion.parameters, fusion.individual_labels["zero_shot"]
     has, test = known.confidence > 0, found.test
     n = int(has.sum())
@@ -133,8 +133,8 @@ def _summary(fusion: Fusion, known: Predictors, eyes: Sequence[str]) -> dict[str
         "gains": {key: gain for key, gain in fusion.gains.items() if not key.startswith(OTHER)},
         "changed": int((fusion.labels != adapted).sum()),
     }
-    if eyes:
-        summary["eyes"] = [
+    if image_encoders:
+        summary["image_encoders"] = [
             {
                 "model": model,
                 "weight": found.images[1 + i] if test.significant else 0.0,
@@ -142,7 +142,7 @@ def _summary(fusion: Fusion, known: Predictors, eyes: Sequence[str]) -> dict[str
                 "agreement": test.others[i],
                 "p_value": test.p_values[i],
             }
-            for i, model in enumerate(eyes)
+            for i, model in enumerate(image_encoders)
         ]
     return summary
 

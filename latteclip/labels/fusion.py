@@ -71,7 +71,7 @@ ANSWER_WEIGHT = 3.0  # of an answered image in the prototypes
 PRIOR_ANSWERS = 100.0  # precision of the prior of the weights that are fitted to answers
 MIN_RATIO = 1.35  # nats: a likelihood-ratio test of one weight, significant at 10 %
 FUSED = "fused"
-OTHER = "eyes_"  # begin of the name of another image model's gain, before its number
+OTHER = "encoder_"  # begin of the name of another image encoder's gain, before its number
 
 
 def trust_in_images(explained_share: float, agreement: float) -> float:
@@ -160,7 +160,7 @@ class LabelModel:
             self.sample = self.sample[:0]
             images = replace(images, texts=images.adapted)
         self.images, self.votes, self.others = images, votes, others
-        # Without votes, answers tell which image models are of use.
+        # Without votes, answers tell which image encoders are of use.
         self.used = test.informative if test.significant else list(range(len(others)))
         nothing, weights = torch.empty(0, self.n_classes), (0.0,) * (1 + len(others))
         no_rows = torch.empty(0, dtype=torch.long)
@@ -318,7 +318,7 @@ class LabelModel:
     def learn(self, rounds: int) -> dict[str, float]:
         """Learn from votes or answers in some rounds, and return the gains of the predictors.
 
-        While an image model explains too little of the votes, the rounds begin again without the
+        While an image encoder explains too little of the votes, the rounds begin again without the
         one that explains least.
         """
         start, parameters = self.prototypes.posterior, self.parameters
@@ -452,7 +452,7 @@ def cross_fit(model: LabelModel, labelled: label_sources.LabelledRows) -> dict[s
         predicted = {FUSED: (fusion.labels[rows], fusion.confidence[rows])}
         predicted["image_prototypes"] = _classified(models, (fusion.head,), rows)
         if model.others:
-            predicted["image_prototypes_eyes"] = _classified(models, fusion.joint_heads, rows)
+            predicted["image_prototypes_encoders"] = _classified(models, fusion.joint_heads, rows)
         for name, (labels, confidence) in predicted.items():
             is_right = torch.zeros(len(drawn), dtype=torch.bool)
             checked = found.setdefault(name, CheckedLabels(torch.zeros(len(drawn)), is_right))

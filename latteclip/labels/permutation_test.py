@@ -1,6 +1,6 @@
 """A test without labels of whether votes carry information about their images.
 
-Letters: n images of a sample, C classes, D embedding width, M image models.
+Letters: n images of a sample, C classes, D embedding width, M image encoders.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def corroborate(
 
     The statistics are standardised over the permutations and summed:
 
-    - for each image model, sum_{i != j} <x_i, x_j> <v_i, v_j>, the Hilbert-Schmidt independence
+    - for each image encoder, sum_{i != j} <x_i, x_j> <v_i, v_j>, the Hilbert-Schmidt independence
       criterion with linear kernels (Gretton et al. 2005), x features and v votes about their means;
     - sum_i <z_i, v_i>, z zero-shot probabilities.
 

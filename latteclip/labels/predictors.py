@@ -40,7 +40,7 @@ class Predictors:
     """What the labels of N images are made of."""
 
     images: ClipFeatures
-    others: list[CentredFeatures]  # of image models beside CLIP
+    others: list[CentredFeatures]  # of image encoders beside CLIP
     votes: Votes
     source: str  # of the votes: "caption", or "lmm" for class scores
     labels: torch.Tensor  # [N] by this source alone
@@ -58,7 +58,7 @@ def read_predictors(
     *,
     image_captions_path: str | None = None,
     class_scores_path: str | None = None,
-    eyes_paths: Sequence[str] = (),
+    image_encoders_paths: Sequence[str] = (),
     device: str,
     threads: int,
 ) -> Predictors:
@@ -88,7 +88,9 @@ def read_predictors(
         labels, confidence = labels[row_of], confidence[row_of]
     else:
         raise UserError("Nothing votes: give --image-captions or --class-scores.")
-    others = [whiten(read_features(one, image_ids, tables.IMAGE_FEATURES)) for one in eyes_paths]
+    others = [
+        whiten(read_features(one, image_ids, tables.IMAGE_FEATURES)) for one in image_encoders_paths
+    ]
     return Predictors(images, others, votes, source, labels, confidence, leaked, described)
 
 

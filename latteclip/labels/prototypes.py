@@ -1,6 +1,6 @@
 """Prototypes of classes by a posterior, and the linear discriminants that follow from them.
 
-Letters: N images, n some of them, C classes, D embedding width, K classes kept, M image models.
+Letters: N images, n some of them, C classes, D embedding width, K classes kept, M image encoders.
 """
 
 from collections.abc import Callable, Sequence

@@ -47,12 +47,14 @@ def pseudo_label_images(
     table, classnames = tables.read_unlabelled(images_path, training=False)
     model, pretrained, picked = settings.model, settings.pretrained, devices.pick(device, threads)
     clip = clips.load(model, pretrained, picked, settings.precision)
-    words = ClassTemplates.of(settings.template, settings.class_synonyms)
-    words = replace(words, written=tables.read_written_names(images_path))
-    embeddings = class_embeddings(clip, words.templates, classnames, words.synonyms)  # [C, D]
+    class_templates = ClassTemplates.of(settings.template, settings.class_synonyms)
+    class_templates = replace(class_templates, written=tables.read_written_names(images_path))
+    embeddings = class_embeddings(
+        clip, class_templates.templates, classnames, class_templates.synonyms
+    )  # [C, D]
     features = encode_files(clip, table["path"].to_pylist(), settings.batch_size, threads)
     described: dict[str, object] = {"classnames": classnames, "model": model}
-    described |= {"pretrained": pretrained, **words.described}
+    described |= {"pretrained": pretrained, **class_templates.described}
     scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]
     write_pseudo_labels(output, table, features, embeddings, scale, settings.topk, described)
     described["logit_scale"] = scale

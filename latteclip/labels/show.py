@@ -106,7 +106,10 @@ def _predictors(metadata: dict[str, Any]) -> list[str]:
     rows = {
         "zero-shot scores": (weights["zero_shot"], gains["zero_shot"]),
         "image prototypes": (weights["images"], gains["images"]),
-        **{eye["model"]: (eye["weight"], eye["gain"]) for eye in metadata.get("eyes", [])},
+        **{
+            encoder["model"]: (encoder["weight"], encoder["gain"])
+            for encoder in metadata.get("image_encoders", [])
+        },
         "together": (np.nan, gains["both"]),
     }
     if metadata["votes"] == "captions":

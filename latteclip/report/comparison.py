@@ -42,7 +42,7 @@ def headline(
     table = summary(metrics, baseline)
     rows = table.astype(object).where(table.notna(), None).to_dict("records")
     for row in rows:
-        row["marks"] = row["marks"].split()
+        row["flags"] = row["flags"].split()
         seeds = [run["acc1"] for run in metrics if run["method"] == row["method"]]
         row["each"] = [100 * value for value in seeds if value is not None]
         row["gain"] = difference(row["acc1_mean"], zero_shot)
@@ -138,7 +138,7 @@ class MethodPredictions:
 
 
 def read_method_predictions(
-    run_files: Sequence[runs.RunFiles], main: runs.RunFiles
+    run_files: Sequence[runs.RunTables], main: runs.RunTables
 ) -> MethodPredictions:
     """Read the predictions of the main run, and of the first run of each other method."""
     paths = {main.method: main.predictions}
@@ -261,7 +261,7 @@ class Line(NamedTuple):
     series: int  # 0 to 5: which colour and dash
 
 
-def training_curves(run_files: Sequence[runs.RunFiles]) -> dict[str, list[dict[str, Floats]]]:
+def training_curves(run_files: Sequence[runs.RunTables]) -> dict[str, list[dict[str, Floats]]]:
     """Read the histories of the runs of each trained method."""
     curves: dict[str, list[dict[str, Floats]]] = {}
     for run in run_files:
@@ -303,7 +303,7 @@ def _lines(wanted: Iterable[tuple[str, str, Curves]]) -> list[Line]:
     return lines
 
 
-def pseudo_label_charts(train: runs.Split) -> list[Row]:
+def pseudo_label_charts(train: runs.SplitReport) -> list[Row]:
     """Draw the confidence of the pseudo-labels of the training images, and their accuracy."""
     if train.labels is None:
         return [_confidence_chart(train.confidence, None)]

@@ -10,7 +10,7 @@ import pandas as pd
 
 from latteclip.core.files import write_text
 from latteclip.evaluate import summary
-from latteclip.evaluate.results import MARKS
+from latteclip.evaluate.results import FLAGS
 from latteclip.report import render
 
 log = logging.getLogger(__name__)
@@ -41,8 +41,8 @@ def index_results(
         run["dataset"]: {"images": run["images"], "classes": len(run["per_class"]) or None}
         for run in runs
     }
-    by_method = table.groupby("method", sort=False)["marks"]
-    marks = {method: summary.union(of.str.split()).split() for method, of in by_method}
+    by_method = table.groupby("method", sort=False)["flags"]
+    flags = {method: summary.union(of.str.split()).split() for method, of in by_method}
     means, complete = summary.means_over_datasets(table) if len(table) else ({}, [])
     pages = {name: f"{name}/report.html" for name in sizes}
     pages = {name: page for name, page in pages.items() if (Path(output).parent / page).is_file()}
@@ -52,12 +52,12 @@ def index_results(
         reports=pages | settings.reports,
         unlabelled=list(dict.fromkeys(without["dataset"])),
         datasets=list(dict.fromkeys(table["dataset"])),
-        marks=marks,
+        flags=flags,
         cells=_cells(table),
         sizes=sizes,
         chosen=chosen,
         audits=audits,
-        meanings=MARKS,
+        meanings=FLAGS,
         complete=complete,
         means=means,
         paper=summary.gain_on_paper_datasets(table) if len(table) else None,
@@ -71,7 +71,7 @@ def index_results(
 
 def _cells(table: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
     """Return rows of a summary by dataset and method, the best without labels as `is_best`."""
-    reads_labels = table["marks"].str.contains("supervised")
+    reads_labels = table["flags"].str.contains("supervised")
     best = table[~reads_labels].groupby("dataset")["acc1_mean"].max()
     is_best = ~reads_labels & (table["acc1_mean"] == table["dataset"].map(best))
     rows = table.assign(is_best=is_best).set_index(["dataset", "method"]).astype(object)

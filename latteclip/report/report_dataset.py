@@ -20,7 +20,7 @@ from latteclip.core.files import write_text
 from latteclip.evaluate import results
 from latteclip.evaluate.train_predictions import choose_examples, read_predictions
 from latteclip.labels.guarantees import checked_sentence
-from latteclip.report import comparison, images, render, runs
+from latteclip.report import comparison, gallery, render, runs
 from latteclip.report.comparison import BASELINE, ROWS, Row
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class ReportSettings:
 def report_dataset(
     images_path: str,
     pseudo_labels_path: str,
-    runs_files: Sequence[runs.RunFiles],
+    runs_files: Sequence[runs.RunTables],
     settings: ReportSettings,
     output: str,
     *,
@@ -86,7 +86,7 @@ def report_dataset(
     found = comparison.read_method_predictions(runs_files, main)
     chosen = choose_examples(train.confidence, train.pseudo_labels)
     captions = {
-        kind: images.read_captions(path, train, chosen, classnames)
+        kind: gallery.read_captions(path, train, chosen, classnames)
         for kind, path in (("image", image_captions_path), ("group", group_captions_path))
         if path
     }
@@ -112,17 +112,17 @@ def report_dataset(
         rows=rows,
         axis=None if zero_shot is None else _axis(rows, zero_shot),
         zero_shot=zero_shot,
-        meanings=results.MARKS,
+        meanings=results.FLAGS,
         variants=_ablations(rows, settings.config["methods"]),
         **_changes(split, found, classnames),
         compared=found,
         methods_used=comparison.methods_used(found),
         class_sizes=comparison.class_sizes(found, split.labels, len(classnames)),
         shifts=shifts.to_dict("records"),
-        disputes=[] if split.labels is not None else images.disputes(found, split),
-        panels=images.class_panels(found, split),
-        items=images.gallery(chosen, train, predictions, captions),
-        unknown=_read(images.read_unknown, unknown_path, [test, train]),
+        disputes=[] if split.labels is not None else gallery.disputes(found, split),
+        panels=gallery.class_panels(found, split),
+        items=gallery.gallery(chosen, train, predictions, captions),
+        unknown=_read(gallery.read_unknown, unknown_path, [test, train]),
         recipes=runs.read_recipes(runs_files),
         training=comparison.training_charts(curves, main.method),
         parts={name: comparison.latteclip_charts(curves[name]) for name in drawn},
@@ -131,8 +131,8 @@ def report_dataset(
         pseudo_classes=len(np.unique(train.pseudo_labels)),
         right=_read(_right_labels, fused_labels_path, train),
         signals=_read(_signals, fused_labels_path),
-        captions=_read(images.caption_statistics, caption_summary_path, captions),
-        duplicates=_read(images.read_duplicates, duplicates_path, train, test, runs_files),
+        captions=_read(gallery.caption_statistics, caption_summary_path, captions),
+        duplicates=_read(gallery.read_duplicates, duplicates_path, train, test, runs_files),
         corrupt=_read(_rows_of_csv, corrupt_path),
         skipped=tables.read_metadata(images_path, "image_id").get("skipped", {}),
         provenance=_provenance(Path(output).parent, settings, runs_files, captions.values()),
@@ -152,7 +152,7 @@ def _rows_of_csv(path: str) -> list[Row]:
         raise UserError(f"{path} is damaged ({first_line(error)}); {DELETE_AND_RERUN}.") from None
 
 
-def _right_labels(path: str, train: runs.Split) -> dict[str, float]:
+def _right_labels(path: str, train: runs.SplitReport) -> dict[str, float]:
     """Return the share of the training images that are labelled correctly, by what labels them.
 
     An image without a caption or class scores counts with the adapted zero-shot label.
@@ -169,9 +169,9 @@ def _right_labels(path: str, train: runs.Split) -> dict[str, float]:
 
 
 def _signals(path: str) -> Row:
-    """Return what image models and a person's answers are worth to the labels."""
+    """Return what image encoders and a person's answers are worth to the labels."""
     described = tables.read_metadata(path, "image_id")
-    answers, rows = described.get("answers", {}), described.get("eyes", [])
+    answers, rows = described.get("answers", {}), described.get("image_encoders", [])
     if rows:
         own = {"zero_shot": "zero-shot CLIP", "images": "image features of CLIP"}
         gains, weights = described["gains"], described["weights"]
@@ -186,7 +186,7 @@ def _signals(path: str) -> Row:
 
 
 def _lead(
-    run: runs.RunFiles,
+    run: runs.RunTables,
     metrics: Sequence[Mapping[str, Any]],
     zero_shot: float | None,
     selection: results.Selection | None,
@@ -238,7 +238,7 @@ def _changed(one: dict[str, Any], other: dict[str, Any]) -> str:
 
 
 def _changes(
-    split: runs.Split, found: comparison.MethodPredictions, classnames: Sequence[str]
+    split: runs.SplitReport, found: comparison.MethodPredictions, classnames: Sequence[str]
 ) -> Row:
     if split.labels is None:
         return {}
@@ -255,16 +255,16 @@ def _changes(
         "pairs": pairs,
         "inside": inside,
         "matrix": (100 * comparison.confusion(labels, after, inside)).tolist() if inside else [],
-        "improved": images.changed_examples(split, found, improved=True),
-        "hurt": images.changed_examples(split, found, improved=False),
+        "improved": gallery.changed_examples(split, found, improved=True),
+        "hurt": gallery.changed_examples(split, found, improved=False),
     }
 
 
 def _provenance(
     folder: Path,
     settings: ReportSettings,
-    run_files: Sequence[runs.RunFiles],
-    captions: Iterable[images.Captions],
+    run_files: Sequence[runs.RunTables],
+    captions: Iterable[gallery.CaptionPictures],
 ) -> Row:
     described = [one.metadata for one in captions]
     first = described[0] if described else {}

@@ -34,7 +34,7 @@ PACKAGES = (
 
 
 @dataclass(frozen=True)
-class RunFiles:
+class RunTables:
     """Where the results of one run are."""
 
     method: str
@@ -46,7 +46,7 @@ class RunFiles:
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitReport:
     """The N images of a split, in the order of the index, with their pseudo-labels."""
 
     name: str  # "test" or "training"
@@ -64,7 +64,7 @@ class Split:
         return np.asarray(pc.fill_null(pc.index_in(image_ids, self.image_ids.column), -1))
 
 
-def read_splits(images: str, pseudo_labels: str) -> tuple[Split, Split, list[str]]:
+def read_splits(images: str, pseudo_labels: str) -> tuple[SplitReport, SplitReport, list[str]]:
     """Read the training and the test images of an index, and the class names."""
     columns = ["image_id", "path", "split", "label"]
     index, classnames = read_index(images, pseudo_labels, columns)
@@ -73,9 +73,9 @@ def read_splits(images: str, pseudo_labels: str) -> tuple[Split, Split, list[str
     return _split("training", train), _split("test", test), classnames
 
 
-def _split(name: str, table: pa.Table) -> Split:
+def _split(name: str, table: pa.Table) -> SplitReport:
     labels = table["label"]
-    return Split(
+    return SplitReport(
         name,
         tables.Strings(table["image_id"]),
         tables.Strings(table["path"]),
@@ -99,7 +99,7 @@ def read_margins(path: str) -> tuple[Ints, Floats]:
     return labels[:, 1], scores[:, 0].astype(np.float64) - scores[:, 1]
 
 
-def read_recipes(run_files: Sequence[RunFiles]) -> list[dict[str, Any]]:
+def read_recipes(run_files: Sequence[RunTables]) -> list[dict[str, Any]]:
     """Read the training settings of each trained method from the history of its first run."""
     recipes: dict[str, dict[str, Any]] = {}
     for run in run_files:

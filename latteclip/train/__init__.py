@@ -1,1 +1,1 @@
-"""One training loop for exchangeable objectives."""
+"""Train a model, assemble one without training, and average trained ones."""

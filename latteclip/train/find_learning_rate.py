@@ -15,9 +15,9 @@ from latteclip.core.files import write_json
 from latteclip.core.signals import Signals, ending_in_order
 from latteclip.core.terminal import Progress
 from latteclip.train.data import TrainingFiles, schedule
-from latteclip.train.images import TrainingImages
 from latteclip.train.settings import FinetuneSettings, Recipe, auto_warmup_steps
 from latteclip.train.training import DivergedError, Setup, Training
+from latteclip.train.training_images import TrainingImages
 
 log = logging.getLogger(__name__)
 RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)

@@ -26,9 +26,9 @@ from latteclip.labels.fusion import fuse
 from latteclip.labels.label_sources import ClipFeatures, label_votes
 from latteclip.train import parallel
 from latteclip.train.data import TrainingFiles, schedule
-from latteclip.train.images import TrainingImages
 from latteclip.train.settings import AUTO, GROUND_TRUTH, FinetuneSettings
 from latteclip.train.training import DivergedError, Setup, Training
+from latteclip.train.training_images import TrainingImages
 
 log = logging.getLogger(__name__)
 CHECK_EVERY = 20  # steps between looks at the losses: each look waits for the device
@@ -97,7 +97,7 @@ def finetune(
             metadata = {
                 "settings": asdict(settings),
                 "seed": seed,
-                "marks": _marks(settings, training, diverged),
+                "flags": _flags(settings, training, diverged),
                 "found": auto,  # keys of `finetune` that were "auto"
                 "drawn": setup.inputs.drawn,
                 "training": identity,
@@ -142,7 +142,7 @@ class CheckpointManager:
         if parallel.rank() > 0:
             return
         path = self.folder / f"step-{len(training.history):08d}-{self.identity}.pt"
-        # To an open file: given a path, torch has other words for a full disk.
+        # To an open file: given a path, torch has other class_templates for a full disk.
         with replacing(path) as temporary, temporary.open("wb") as file:
             torch.save(training.state_dict(), file)
         for other in set(self._own()) - {path}:
@@ -188,7 +188,7 @@ def _classifier(training: Training, setup: Setup) -> Classifier:
         return Classifier.of(training.objective.classifier())
     clip, inputs, scale = setup.clip, setup.inputs, training.logit_scale.exp().item()
     features = encode_files(clip, inputs.paths, training.recipe.batch_size, setup.threads)
-    texts = class_embeddings(clip, setup.settings.words.template, inputs.classnames)
+    texts = class_embeddings(clip, setup.settings.class_templates.template, inputs.classnames)
     images = adapt(ClipFeatures.of(features, texts, scale))
     fused = fuse(images, label_votes(inputs.labels, len(texts)))
     return images.classifier(fused.head, scale)
@@ -202,11 +202,11 @@ def _write(
     model_output: str,
     history_output: str,
 ) -> None:
-    words = replace(setup.settings.words, written=setup.inputs.written_names)
+    class_templates = replace(setup.settings.class_templates, written=setup.inputs.written_names)
     if _was_trained(model_output, history_output, metadata["training"]):
         return
     with replacing(model_output) as folder:
-        clips.save(setup.clip, classifier, setup.inputs.classnames, words, folder)
+        clips.save(setup.clip, classifier, setup.inputs.classnames, class_templates, folder)
     columns = {name: [row.get(name) for row in history] for name in tables.HISTORY.names}
     tables.write(history_output, columns, tables.HISTORY, metadata)
 
@@ -227,15 +227,15 @@ def _was_trained(model_output: str, history_output: str, identity: str) -> bool:
     return False
 
 
-def _marks(settings: FinetuneSettings, training: Training, diverged: bool) -> list[str]:
-    """Return the keys of `results.MARKS` that apply to a run."""
-    marks = []
+def _flags(settings: FinetuneSettings, training: Training, diverged: bool) -> list[str]:
+    """Return the keys of `results.FLAGS` that apply to a run."""
+    flags = []
     if settings.labels == GROUND_TRUTH:
-        marks.append("supervised")
+        flags.append("supervised")
     elif (settings.labels, settings.prototypes, settings.head) != ("zero_shot", "text", "tuned"):
-        marks.append("ours")
+        flags.append("ours")
     if diverged:
-        return [*marks, "diverged"]
+        return [*flags, "diverged"]
     last = [row for row in training.history if row["epoch"] == training.history[-1]["epoch"]]
     agreement = sum(row["agreement"] for row in last) / len(last)
     predicted, n = int((training.predicted > 0).sum()), len(training.predicted)
@@ -245,5 +245,5 @@ def _marks(settings: FinetuneSettings, training: Training, diverged: bool) -> li
             "%.0f %% of the predictions agree with the pseudo-labels.",
             *(predicted, n, 100 * agreement),
         )
-        marks.append("collapsed")
-    return marks
+        flags.append("collapsed")
+    return flags

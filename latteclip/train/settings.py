@@ -115,7 +115,7 @@ class FinetuneSettings:
     fold: Fold = NO_FOLD  # images that are left out, for `select_model`
 
     @property
-    def words(self) -> ClassTemplates:
+    def class_templates(self) -> ClassTemplates:
         """The templates, of which training uses the first, and synonyms of the classes."""
         return ClassTemplates.of(self.template, self.class_synonyms)
 

@@ -17,9 +17,9 @@ from latteclip.core import devices
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.signals import Signals
 from latteclip.train import data, parallel
-from latteclip.train.images import Augmentation, TrainingImages
 from latteclip.train.objectives import base
 from latteclip.train.settings import FROZEN, Compute, FinetuneSettings, Recipe
+from latteclip.train.training_images import Augmentation, TrainingImages
 
 log = logging.getLogger(__name__)
 MAX_LOGIT_SCALE = math.log(100)
@@ -53,7 +53,7 @@ class Setup:
         self.clip = clips.load(settings.model, settings.pretrained, picked, settings.precision)
         batch_norm = settings.finetune.batch_norm
         self.may_halve = prepare_training(self.clip, settings.compute, batch_norm)
-        texts, template = base.TokenizedTexts(self.clip), settings.words.template
+        texts, template = base.TokenizedTexts(self.clip), settings.class_templates.template
         self.inputs = data.read(files, template, settings.labels, texts, settings.fold)
 
     def training(self, recipe: Recipe, signals: Signals, seed: int) -> "Training":

@@ -13,13 +13,13 @@ import pyarrow.compute as pc
 import pytest
 from support.audits import answer, answer_next, made_audit, population
 
-from latteclip.audit import app, sampling, score, score_audit
-from latteclip.audit.app import OFFERED, AuditSession, offered_classes
+from latteclip.audit import page, sampling, score, score_audit
+from latteclip.audit.audit import AuditSession, offered_classes
 from latteclip.audit.sampling import read_population
+from latteclip.audit.session import OFFERED
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate.results import Accuracy, Audit, Comparison, read_audit
-from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS
 from latteclip.labels.answers import Answer
 
 N_TEST = 120
@@ -72,7 +72,10 @@ def write_train_predictions(results, run, image_ids):
     columns["held_out"] = [True] * len(image_ids)
     metadata = {"classnames": results.classnames}
     tables.write(
-        results.folder / run / "train_predictions.parquet", columns, TRAIN_PREDICTIONS, metadata
+        results.folder / run / "train_predictions.parquet",
+        columns,
+        tables.TRAIN_PREDICTIONS,
+        metadata,
     )
 
 
@@ -145,11 +148,11 @@ def test_a_larger_budget_goes_on(results, label_of):
 def test_offline_needs_a_question_and_no_picture(results, session, label_of, caplog):
     gone = session.questions[0].path
     Path(gone).unlink()
-    app.write_offline(session, str(results.folder / "page.html"))
+    page.write_offline(session, str(results.folder / "page.html"))
     assert gone in caplog.text
     answer_next(session, 60, label_of)
     with pytest.raises(UserError, match="60"):
-        app.write_offline(session, str(results.folder / "other.html"))
+        page.write_offline(session, str(results.folder / "other.html"))
     assert not (results.folder / "other.html").exists()
 
 
@@ -297,10 +300,10 @@ def test_images_that_were_added_later_leave_the_audit_as_it_is(results, session,
     answer_next(session, 30, label_of)
     before = session.score(session.answers())
     plan = results.folder / "audit" / "test" / "plan.parquet"
-    table, described = tables.read(plan, sampling.PLAN)
+    table, described = tables.read(plan, tables.PLAN)
     keep = np.sort(session.plan.order[:100])  # as if the other images had come later
     columns = {name: table[name].take(keep) for name in table.column_names}
-    tables.write(plan, columns, sampling.PLAN, described)
+    tables.write(plan, columns, tables.PLAN, described)
     (results.folder / "audit" / "test" / "answers.json").unlink()
     fewer = AuditSession(results.folder, None, 60)
     assert len(fewer.population.image_ids) == 100

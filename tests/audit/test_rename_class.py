@@ -1,7 +1,7 @@
 import pytest
 from support.audits import answer_next, made_audit
 
-from latteclip.audit.app import AuditSession
+from latteclip.audit.audit import AuditSession
 from latteclip.audit.rename_class import rename_class
 from latteclip.core.errors import UserError
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from support.audits import made_audit
 
-from latteclip.audit.app import MAX_BODY, AuditSession, InterviewServer
+from latteclip.audit.audit import AuditSession
+from latteclip.audit.server import MAX_BODY, QuestionServer
 from latteclip.core.errors import UserError
 from latteclip.labels import answers
 from latteclip.labels.answers import Answer
@@ -19,7 +20,7 @@ from latteclip.labels.answers import Answer
 @pytest.fixture
 def server(tmp_path):
     results = made_audit(tmp_path / "made")
-    with InterviewServer(AuditSession(results.folder, None, 20)) as running:
+    with QuestionServer(AuditSession(results.folder, None, 20)) as running:
         thread = threading.Thread(target=running.serve_forever, args=(0.01,))
         thread.start()
         yield running
@@ -50,9 +51,9 @@ def ask(server, what="", *, method="GET", body=b"", token=None, **headers):
 
 
 def document(server, n=1, kind="none"):
-    interview = server.interview
-    ids = [interview.questions[number].image_id for number in range(n)]
-    return json.dumps(interview.schema.document({one: Answer(one, kind) for one in ids})).encode()
+    session = server.session
+    ids = [session.questions[number].image_id for number in range(n)]
+    return json.dumps(session.schema.document({one: Answer(one, kind) for one in ids})).encode()
 
 
 def put(server, body=None, revision="", **headers):
@@ -79,8 +80,8 @@ def test_answers_are_on_the_disk_before_the_next_question_is_sent(server):
     status, _, body = put(server)
     state = json.loads(body)
     assert (status, state["answered"]) == (200, 1)
-    assert state["upcoming"][0]["image"] == server.interview.questions[1].image_id
-    assert len(server.interview.answers()) == 1
+    assert state["upcoming"][0]["image"] == server.session.questions[1].image_id
+    assert len(server.session.answers()) == 1
 
 
 def test_a_page_that_does_not_know_the_saved_answers_gets_them(server):
@@ -89,7 +90,7 @@ def test_a_page_that_does_not_know_the_saved_answers_gets_them(server):
     state = json.loads(body)
     assert (status, state["revision"], len(state["answers"])) == (412, revision, 2)
     assert put(server, document(server, 3), revision)[0] == 200
-    assert len(server.interview.answers()) == 3
+    assert len(server.session.answers()) == 3
 
 
 def test_a_full_disk_is_reported_and_with_room_the_audit_goes_on(server, monkeypatch):
@@ -117,8 +118,8 @@ def test_what_the_system_refuses_is_reported(server, monkeypatch, caplog):
 
 def test_a_lock_of_another_process_is_reported(server, monkeypatch):
     monkeypatch.setattr(answers, "LOCK_SECONDS", 0.01)
-    server.interview.path.parent.mkdir(exist_ok=True)
-    with answers.locked(server.interview.path):
+    server.session.path.parent.mkdir(exist_ok=True)
+    with answers.locked(server.session.path):
         status, _, body = put(server)
     assert status == 400 and ".lock" in json.loads(body)["error"]
 
@@ -139,7 +140,7 @@ def test_without_the_token_or_from_elsewhere_nothing_is_answered(server, request
     assert put(server, **request_)[0] in (403, 404)
     for form in ({"Origin": None}, {"Content_Type": "text/plain"}):  # of another page
         assert put(server, **form)[0] in (403, 415)
-    assert not server.interview.path.exists()
+    assert not server.session.path.exists()
 
 
 @pytest.mark.parametrize("what", ["../../../etc/passwd", "-1", "20", "9" * 5000, "../answers.json"])
@@ -160,11 +161,11 @@ def test_a_body_without_answers_is_one_sentence(server, body):
     status, _, reply = put(server, body)
     assert status == 400
     assert json.loads(reply)["error"]
-    assert not server.interview.path.exists()
+    assert not server.session.path.exists()
 
 
 def test_a_missing_picture_is_one_sentence(server):
-    path = server.interview.questions[0].path
+    path = server.session.questions[0].path
     Path(path).write_bytes(b"")
     status, _, reply = ask(server, "image/0")
     assert (status, path in json.loads(reply)["error"]) == (400, True)
@@ -173,4 +174,4 @@ def test_a_missing_picture_is_one_sentence(server):
 def test_a_port_that_cannot_be_used_is_one_sentence(server):
     for port in (65536, server.server_port):
         with pytest.raises(UserError, match=str(port)):
-            InterviewServer(server.interview, port)
+            QuestionServer(server.session, port)

@@ -11,7 +11,9 @@ from support.taken import CLASSNAMES, Taken
 from support.worlds import World
 from support.zero_shot_files import ZeroShotFiles
 
-from latteclip.audit import app
+from latteclip.audit.page import write_offline
+from latteclip.audit.server import QuestionServer
+from latteclip.audit.session import import_answers
 from latteclip.audit.teach import TeachingSession
 from latteclip.core import tables
 from latteclip.core.errors import UserError
@@ -60,28 +62,28 @@ def answer_all(session, answer_to, answers=None):
 
 
 def test_questions_follow_the_model_of_the_fused_labels(taken):
-    """Class scores and another image model beside CLIP have weight in both."""
+    """Class scores and another image encoder beside CLIP have weight in both."""
     c, n = len(CLASSNAMES), len(taken.ids)
     scores = np.random.default_rng(0).normal(size=(n, c)) + 2 * np.eye(c)[taken.truth]
     scores -= np.logaddexp.reduce(scores, axis=1, keepdims=True)
     write_scores(taken.folder, taken.ids, [list(range(c))] * n, scores.tolist())
-    eye = taken.folder / "eyes" / "hf-hub--an--eye.parquet"
+    encoder = taken.folder / "image_encoders" / "hf-hub--an--encoder.parquet"
     noise = np.random.default_rng(1).normal(size=(n, 2 * c))
     features = tables.list_column((noise / 4 + np.eye(2 * c)[taken.truth]).astype(np.float32))
     columns = {"image_id": taken.ids, "image_features": features}
-    tables.write(eye, columns, tables.IMAGE_FEATURES, {"model": "hf-hub:an/eye"})
+    tables.write(encoder, columns, tables.IMAGE_FEATURES, {"model": "hf-hub:an/encoder"})
     fuse_labels(
         *(taken.path(name) for name in ("images.parquet", "pseudo_labels.parquet")),
         taken.path("class_embeddings.safetensors"),
         FusionSettings("m", None, 8),
         *(taken.path(name) for name in ("fused_labels.parquet", "prototypes", "votes")),
         class_scores_path=taken.path("class_scores.parquet"),
-        eyes_paths=[str(eye)],
+        image_encoders_paths=[str(encoder)],
         device="cpu",
         threads=1,
     )
     labels, described = tables.read(taken.path("fused_labels.parquet"), tables.FUSED_LABELS)
-    assert described["eyes"][0]["weight"] > 0
+    assert described["image_encoders"][0]["weight"] > 0
     found = TeachingSession(taken.folder, 10).posterior.amax(dim=1)
     np.testing.assert_allclose(found, labels["fused_confidence"].to_numpy(), atol=1e-6)
 
@@ -156,7 +158,7 @@ def test_without_labels_it_says_what_to_run(taken):
 def test_an_offline_page_asks_all_at_once_and_its_answers_are_taken(taken, label_of, caplog):
     session = TeachingSession(taken.folder, 30)
     page = taken.folder / "page.html"
-    app.write_offline(session, str(page))
+    write_offline(session, str(page))
     text = page.read_text()
     values = json.loads(text.split('id="values">')[1].split("</script>")[0])
     assert values["classes"] == CLASSNAMES
@@ -168,14 +170,14 @@ def test_an_offline_page_asks_all_at_once_and_its_answers_are_taken(taken, label
     assert len(entries) == 30 and len({one["image"] for one in entries}) == 30
     exported = taken.folder / "exported.json"
     exported.write_text(json.dumps({**session.schema.header(), "answers": entries}))
-    app.import_answers(TeachingSession(taken.folder, 30), str(exported))
+    import_answers(TeachingSession(taken.folder, 30), str(exported))
     assert [one.phase for one in session.answers().values()].count(CHECK) == 15
 
 
 def test_the_page_by_keys_alone(taken, browser, axe):
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     session, complaints = TeachingSession(taken.folder, 24), []
-    with app.InterviewServer(session) as server:
+    with QuestionServer(session) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         page = browser.new_page(viewport={"width": 390, "height": 800})

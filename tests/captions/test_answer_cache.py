@@ -5,7 +5,7 @@ from datetime import date
 import pytest
 
 from latteclip.captions.answer_cache import COMMIT_ANSWERS, MAX_CHARACTERS, AnswerCache, problem
-from latteclip.captions.requests import Answer
+from latteclip.captions.requests import Response
 from latteclip.core.errors import UserError
 from latteclip.core.hashing import digest
 
@@ -17,7 +17,7 @@ def name(number):
 
 
 def answer(number):
-    return Answer(f'text "{number}"\nmore \u00e9', "stop", number, n_read=9)
+    return Response(f'text "{number}"\nmore \u00e9', "stop", number, n_read=9)
 
 
 def fill(folder, numbers, shard="1-of-1"):
@@ -118,15 +118,15 @@ def test_a_damaged_row_is_one_sentence(tmp_path, column, value):
 @pytest.mark.parametrize(
     "answer",
     [
-        Answer(None, "stop", 1),
-        Answer("x" * (MAX_CHARACTERS + 1), "stop", 1),
-        Answer("a \ud800", "stop", 1),
-        Answer("a", "stop", 10**12),
-        Answer("a", "stop", 1, n_read=-1),
-        Answer("a", 7, 1),
+        Response(None, "stop", 1),
+        Response("x" * (MAX_CHARACTERS + 1), "stop", 1),
+        Response("a \ud800", "stop", 1),
+        Response("a", "stop", 10**12),
+        Response("a", "stop", 1, n_read=-1),
+        Response("a", 7, 1),
     ],
     ids=lambda answer: ascii(answer)[:60],
 )
 def test_an_answer_that_cannot_be_is_refused(answer):
     assert len(problem(answer)) < 100
-    assert problem(Answer("x" * MAX_CHARACTERS, "stop", None)) is None
+    assert problem(Response("x" * MAX_CHARACTERS, "stop", None)) is None

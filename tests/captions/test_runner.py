@@ -13,7 +13,7 @@ from latteclip.captions import requests
 from latteclip.captions.caption import RETRY_PROMPT, gather_captions
 from latteclip.captions.groups import shard_of
 from latteclip.captions.pictures import Layout
-from latteclip.captions.requests import Answer, Identity, Request, digest
+from latteclip.captions.requests import Identity, Request, Response, digest
 from latteclip.captions.runner import Preparer
 from latteclip.core.errors import UserError
 
@@ -82,7 +82,7 @@ def test_empty_and_cut_answers_are_asked_once_more(dataset, recorder):
             6: ("A long", ""),  # cut, then empty
         }
         text = texts.get(request.key, ("Good.", None))[again]
-        return Answer(text, "length" if "ong" in text else "stop", 5 if again else 9)
+        return Response(text, "length" if "ong" in text else "stop", 5 if again else 9)
 
     recorder.reply = reply
     columns = dataset.caption_images(max_failed=0.5)
@@ -100,7 +100,7 @@ def test_empty_and_cut_answers_are_asked_once_more(dataset, recorder):
 
 
 def test_too_many_empty_captions_are_refused_and_nothing_is_written(dataset, recorder):
-    recorder.reply = lambda request: Answer("" if request.key in (1, 3) else "a", "stop", 1)
+    recorder.reply = lambda request: Response("" if request.key in (1, 3) else "a", "stop", 1)
     with pytest.raises(UserError, match=r"captioner\.max_failed"):
         dataset.caption_images()
     assert not dataset.output.exists()
@@ -108,7 +108,7 @@ def test_too_many_empty_captions_are_refused_and_nothing_is_written(dataset, rec
 
 
 def test_an_error_is_recorded_for_its_image_and_asked_again_by_the_next_run(dataset, recorder):
-    error = Answer("", "error", None, "HTTP 400: bad picture")
+    error = Response("", "error", None, "HTTP 400: bad picture")
     recorder.reply = lambda request: error if request.key == 2 else describe(request)
     columns = dataset.caption_images(max_failed=0.2)
     assert columns["error"] == [None, None, "HTTP 400: bad picture", *[None] * 4]
@@ -124,14 +124,14 @@ def test_an_error_is_recorded_for_its_image_and_asked_again_by_the_next_run(data
 
 def test_a_run_of_failures_ends_early(dataset, recorder, monkeypatch):
     monkeypatch.setattr("latteclip.captions.runner.MAX_CONSECUTIVE_FAILURES", 3)
-    recorder.reply = lambda request: Answer("", "error", None, "no connection.")
+    recorder.reply = lambda request: Response("", "error", None, "no connection.")
     with pytest.raises(UserError, match="no connection"):
         dataset.caption_images()
     assert len(recorder.requests) < 7
 
 
 def test_an_invalid_answer_is_a_failure_of_its_row(dataset, recorder):
-    long = Answer("x" * 10**7, "stop", 9)
+    long = Response("x" * 10**7, "stop", 9)
     recorder.reply = lambda request: long if request.key == 2 else describe(request)
     columns = dataset.caption_images(max_failed=0.2)
     assert [error is None for error in columns["error"]] == [row != 2 for row in range(7)]

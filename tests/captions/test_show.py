@@ -2,7 +2,7 @@ from PIL import Image
 from support.captioning import CLASSNAMES, provenance, read
 
 from latteclip.captions.pictures import grid
-from latteclip.captions.requests import Answer
+from latteclip.captions.requests import Response
 from latteclip.captions.show import captions, save_pictures
 from latteclip.cli import main
 
@@ -43,7 +43,7 @@ def test_groups_are_shown_with_their_members_and_their_pictures_can_be_made_agai
 
 
 def test_what_a_terminal_would_obey_is_spelt_out(captioned, recorder, capsys):
-    recorder.reply = lambda request: Answer("A dot\x1b]0;title\x07 \u202eon it", "stop", 5)
+    recorder.reply = lambda request: Response("A dot\x1b]0;title\x07 \u202eon it", "stop", 5)
     output = captioned.folder / "captions/other.parquet"
     captioned.caption_images("Where\x1b[2J?", output=output)
     assert main.main(["captions", "show", str(output)]) == 0

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from support.backbones import CPU, pictures
 from support.fuzz import damaged, twisted
 
-from latteclip.clip import encode, finetuned
+from latteclip.clip import clip_config, encode, finetuned
 from latteclip.core.errors import UserError
-from latteclip.data import clip_config
 
 DESCRIBING = [
     clip_config.CONFIG,

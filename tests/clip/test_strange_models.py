@@ -13,10 +13,10 @@ from support.backbones import CPU, KINDS
 from support.tiny import write_bert, write_pictures
 
 from latteclip.cli import main
+from latteclip.clip import clip_config
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.core.errors import UserError
-from latteclip.data import clip_config
 
 CLASSNAMES = ["a", "b"]
 CODE = """

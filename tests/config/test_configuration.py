@@ -186,8 +186,11 @@ def test_strings_of_the_command_line_become_what_the_schema_wants(config):
         (method(like="image_prototypes", pseudo_labels="caption"), "own.*caption"),
         (method(like="latteclip", switches=OFF), "own.*zero_shot_loss"),
         ({"captioner": {"max_model_len": 256, "max_new_tokens": 256}}, "max_new_tokens"),
-        ({"method": "image_prototypes_eyes"}, "image_prototypes_eyes.*eyes"),
-        ({"eyes": "local-dir:/nowhere"}, r"eyes local-dir:/nowhere.*/nowhere/config\.json"),
+        ({"method": "image_prototypes_encoders"}, "image_prototypes_encoders.*image_encoders"),
+        (
+            {"image_encoders": "local-dir:/nowhere"},
+            r"image_encoders local-dir:/nowhere.*/nowhere/config\.json",
+        ),
         ({"dataset": "demo", "image_dir": "."}, r"image_dir.*demo"),
         (source(folder="photographs"), r"source\.folder photographs"),
         (source(downloads={"x.zip": DOWNLOAD}), r"x\.zip\.into "),
@@ -205,7 +208,7 @@ def test_modern_models_and_words_are_those_that_the_libraries_know(config, tmp_p
     found = configured(config, **modern, dataset="mine", image_dir=str(tmp_path))
     clip = found.section("clip", found.datasets[0])
     assert (clip["model"], clip["pretrained"]) in open_clip.list_pretrained()
-    assert set(found.eyes.values()) <= set(timm.list_pretrained())
+    assert set(found.image_encoders.values()) <= set(timm.list_pretrained())
     remote_sensing = yaml.safe_load(re.search(r"clip: (\{.*\})", text)[1])
     assert tuple(remote_sensing.values()) in open_clip.list_pretrained()
     assert len(found.section("template", found.datasets[0])) > 3

@@ -56,7 +56,7 @@ def test_a_stage_has_its_sources_and_no_others(monkeypatch):
         ("captions.caption", {"captions.caption"}, {"captions.score_classes", "train.finetune"}),
         ("captions.text", {"captions.summarize_captions"}, {"captions.caption", "train.finetune"}),
         ("captions.show", set(), {"captions.caption", "report.report_dataset"}),
-        ("data.clip_config", {"train.finetune", "evaluate.evaluate"}, {"evaluate.summarize"}),
+        ("clip.clip_config", {"train.finetune", "evaluate.evaluate"}, {"evaluate.summarize"}),
         ("data.find_duplicates", {"data.find_duplicates"}, {"data.index_images"}),
         ("evaluate.metrics", {"evaluate.evaluate"}, {"train.finetune", "evaluate.select_model"}),
         ("evaluate.results", {"evaluate.summarize", "report.index_results"}, {"train.finetune"}),

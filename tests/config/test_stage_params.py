@@ -129,13 +129,15 @@ def test_the_methods_that_have_a_part_of_a_page(configured, methods, main, paper
 
 
 def test_image_models_beside_clip_add_a_classifier_and_their_features(configured):
-    found = configured(dataset="dtd", eyes="local-dir:/models/eye,vit_small")
-    assert "image_prototypes_eyes" in found.methods_of("dtd")
+    found = configured(dataset="dtd", image_encoders="local-dir:/models/encoder,vit_small")
+    assert "image_prototypes_encoders" in found.methods_of("dtd")
     [local, hub] = stage_params.image_features(found, "dtd")
-    assert (local, hub) == tuple(f"results/dtd/eyes/{eye}.parquet" for eye in found.eyes)
-    assert list(found.hub_eyes().values()) == [{"model": "vit_small"}]
-    settings = stage_params.assemble_model(found, "dtd", "image_prototypes_eyes")
-    assert settings["eyes"] == ["local-dir:/models/eye", "vit_small"]
+    assert (local, hub) == tuple(
+        f"results/dtd/image_encoders/{encoder}.parquet" for encoder in found.image_encoders
+    )
+    assert list(found.hub_encoders().values()) == [{"model": "vit_small"}]
+    settings = stage_params.assemble_model(found, "dtd", "image_prototypes_encoders")
+    assert settings["image_encoders"] == ["local-dir:/models/encoder", "vit_small"]
     for method in ("image_prototypes", "zero_shot"):
-        assert "eyes" not in stage_params.assemble_model(found, "dtd", method)
+        assert "image_encoders" not in stage_params.assemble_model(found, "dtd", method)
         assert stage_params.image_features(found, "dtd", method) == []

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from latteclip.core import holdout
-from latteclip.core.holdout import MAX_HELD_OUT, MIN_HELD_OUT, Fold, judging, left_out
+from latteclip.core.holdout import MAX_HELD_OUT, MIN_HELD_OUT, Fold, held_out_for_choice, left_out
 
 
 def ids(n):
@@ -34,9 +34,9 @@ def test_folds_share_no_image_and_leave_two_thirds_to_each_training(n, count, sh
 def test_a_large_dataset_does_without_no_more_images_than_it_takes(monkeypatch):
     monkeypatch.setattr(holdout, "MAX_HELD_OUT", 300)
     masks = np.stack(folds(5000, 0.1, 3))
-    assert masks.sum() == judging(ids(5000)).sum() == 300
-    assert judging(ids(300)).all()
-    assert not (masks.any(axis=0) & ~judging(ids(5000))).any()
+    assert masks.sum() == held_out_for_choice(ids(5000)).sum() == 300
+    assert held_out_for_choice(ids(300)).all()
+    assert not (masks.any(axis=0) & ~held_out_for_choice(ids(5000))).any()
 
 
 def test_the_folds_follow_the_digests_whatever_the_order_of_the_images():

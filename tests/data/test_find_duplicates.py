@@ -9,7 +9,7 @@ from support.image_folders import TWINS, cropped, picture
 from latteclip.core import tables
 from latteclip.data import find_duplicates as stage
 from latteclip.data.find_duplicates import MIN_CORRELATION, detail_correlation
-from latteclip.data.images import (
+from latteclip.data.fingerprints import (
     BITS,
     FREQUENCIES,
     SIDE,

@@ -12,7 +12,7 @@ from support.fuzz import check, damaged, fuzzed
 from support.shards import parquet_bytes
 from support.web import tar, zipped
 
-from latteclip.data import download_dataset, images
+from latteclip.data import decoding, download_dataset, images
 from latteclip.data.splits import SUFFIXES, SplitSettings, read_split
 
 FILES = {"a/one.txt": b"one " * 300, "a/b/two.bin": bytes(range(256)) * 3, "three.txt": b""}
@@ -154,7 +154,7 @@ def picture(form):
     return buffer.getvalue()
 
 
-PICTURES = {form: picture(form) for form in images.FORMATS}
+PICTURES = {form: picture(form) for form in decoding.FORMATS}
 
 
 @fuzzed(
@@ -167,5 +167,5 @@ def test_a_damaged_image_is_decoded_or_refused(content, max_side):
         file = io.BytesIO(content)
         found = check(lambda: images.open_rgb("x", content=file, max_side=max_side))
     if found is not None:
-        assert found.mode == "RGB" and found.width * found.height <= images.MAX_PIXELS
+        assert found.mode == "RGB" and found.width * found.height <= decoding.MAX_PIXELS
         assert max_side is None or max(found.size) <= max_side

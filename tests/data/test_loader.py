@@ -84,11 +84,11 @@ def test_workers_make_parts_of_large_batches_which_are_joined_again(monkeypatch)
     files, keys = Pictures([""] * 20, None), [[7, 2, 9, 4, 1, 3, 11], [5], [6, 8, 10]]
     options = {"pinned": False, "item_bytes": 3 * 8 * 8 * 4}
     parts, ends = zip(*loader(files, keys, workers=2, **options), strict=True)
-    marks, images = zip(*parts, strict=True)
+    flags, images = zip(*parts, strict=True)
     found = [each[:, 0, 0, 0].tolist() for each in images]
     assert found == [[7, 2], [9, 4], [1, 3, 11], [5], [6, 8, 10]]
     assert ends == (False, False, True, True, True)
-    indices, names = joined(marks[:3])
+    indices, names = joined(flags[:3])
     assert indices.tolist() == keys[0] and names == [f"{index}.jpg" for index in keys[0]]
     assert all(is_last for _, is_last in loader(files, keys, workers=0, **options))
 

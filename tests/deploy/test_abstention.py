@@ -17,7 +17,6 @@ from latteclip.clip.ood import UnknownDetector
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.deploy import predict
-from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS
 from latteclip.labels.guarantees import fewest_answers, pac_threshold
 
 CLASSNAMES = ["a", "b", "c"]
@@ -55,7 +54,7 @@ class Results:
         columns = {"image_id": held_out, "prediction": [0] * len(held_out)}
         columns["held_out"] = [True] * len(held_out)
         classes = {"classnames": CLASSNAMES}
-        tables.write(run / "train_predictions.parquet", columns, TRAIN_PREDICTIONS, classes)
+        tables.write(run / "train_predictions.parquet", columns, tables.TRAIN_PREDICTIONS, classes)
 
     def answer(self, n, **heads):
         """A person answers about the first n images at random, and about three of the others."""
@@ -86,11 +85,11 @@ def results(tmp_path, demo_clip):
 
 def test_uncertain_and_unknown_images_are_marked_in_every_format(results, tmp_path, capsys):
     threshold = results.threshold(slice(20))
-    marks = {
+    flags = {
         "abstained": [one.probability < threshold for one in results.predicted],
         "is_unknown": [score > results.detector.threshold for score in results.unknown_scores],
     }
-    assert all(0 < sum(column) < N for column in marks.values())
+    assert all(0 < sum(column) < N for column in flags.values())
     (tmp_path / "broken.png").write_bytes(b"no picture")
     words = [*results.pictures[:4], tmp_path / "broken.png", *results.pictures[4:]]
     for name, options in (("plain", []), ("out", ["--unknown", "--abstain", ERROR])):
@@ -101,12 +100,12 @@ def test_uncertain_and_unknown_images_are_marked_in_every_format(results, tmp_pa
     printed = capsys.readouterr().err
     assert "20 answers" in printed and f"{threshold:.4f}" in printed
     table, plain = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("out", "plain"))
-    assert table.drop_columns(["unknown_score", *marks]).equals(plain)
+    assert table.drop_columns(["unknown_score", *flags]).equals(plain)
     lines = (tmp_path / "out.jsonl").read_text().splitlines()
     with (tmp_path / "out.csv").open() as file:
         rows = list(csv.DictReader(file))
     for found in (table.to_pylist(), [json.loads(line) for line in lines], rows):
-        for name, column in marks.items():
+        for name, column in flags.items():
             assert [str(row[name]).lower() for row in found] == [str(m).lower() for m in column]
         scores = [float(row["unknown_score"]) for row in found]
         assert scores == pytest.approx(results.unknown_scores, abs=1e-5)

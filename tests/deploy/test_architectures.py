@@ -18,7 +18,7 @@ from timm.models import register_model
 from latteclip.clip import finetuned
 from latteclip.clip import model as clips
 from latteclip.deploy.export import export
-from latteclip.deploy.predict import Classifier
+from latteclip.deploy.predict import Predictor
 from latteclip.labels.pseudo_label_images import ZeroShotSettings, pseudo_label_images
 from latteclip.train.data import TrainingFiles
 from latteclip.train.finetune import finetune
@@ -144,7 +144,7 @@ def test_one_step_moves_both_towers(architecture, run):
 def test_predictions_of_the_export_are_those_of_the_stock_model(architecture, run, tmp_path):
     export(str(run), str(tmp_path / "exported"), "open_clip")
     pictures = sorted(map(str, (run / "pictures").iterdir()))
-    found = Classifier(str(tmp_path / "exported"), device="cpu", threads=1)(pictures, topk=3)
+    found = Predictor(str(tmp_path / "exported"), device="cpu", threads=1)(pictures, topk=3)
     assert [prediction.path for prediction in found] == pictures
     opened = finetuned.load(run, torch.device("cpu"))
     images = torch.stack([opened.clip.preprocess(Image.open(path)) for path in pictures])

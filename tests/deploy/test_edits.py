@@ -46,7 +46,7 @@ class Dataset:
         columns = {"stratum": self.rng.integers(0, 3, n), "turn": self.rng.permutation(n)}
         columns |= {name: index[name] for name in ("image_id", "checksum")}
         self.plan = folder / "audit" / "train" / "plan.parquet"
-        tables.write(self.plan, columns, sampling.PLAN, {"split": "train"})
+        tables.write(self.plan, columns, tables.PLAN, {"split": "train"})
         texts = list(self.photographs.values())
         self.planned = [texts[row] for row in np.argsort(columns["turn"])]
         self.strata = dict(zip(texts, columns["stratum"].tolist(), strict=True))

@@ -183,7 +183,7 @@ def run(demo, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(demo, run / "model")
     figures = {"images": 40, "acc1": 0.5125, "acc5": 0.9, "mean_per_class_recall": 0.4}
-    metrics = {"dataset": "demo", "method": "latteclip", "seed": 2, "marks": [], "per_class": []}
+    metrics = {"dataset": "demo", "method": "latteclip", "seed": 2, "flags": [], "per_class": []}
     (run / "metrics.json").write_text(json.dumps(metrics | figures))
     settings = {"model": "ViT-B/32", "pretrained": "laion2b_s34b_b79k"}
     columns = {name: [None] for name in tables.HISTORY.names}
@@ -241,7 +241,7 @@ def test_every_template_is_told_and_what_classes_are_also_called(demo, demo_clip
     words = ClassTemplates([TEMPLATE, "a {}", "the {}?"], {"grey": ["silver", "ash"]}, written)
     classifier, _ = load_classifier(demo / clips.CLASSIFIER)
     clips.save(demo_clip, classifier, CLASSNAMES, words, tmp_path / "model")
-    assert finetuned.load(tmp_path / "model", torch.device("cpu")).words == words
+    assert finetuned.load(tmp_path / "model", torch.device("cpu")).class_templates == words
     export(str(tmp_path / "model"), str(tmp_path / "out"), "transformers")
     templates = json.loads((tmp_path / "out" / "clip_benchmark_templates.json").read_text())
     assert templates == {"custom": ["a photo of the {c}.", "a {c}", "the {c}?"]}

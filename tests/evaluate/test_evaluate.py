@@ -12,7 +12,6 @@ from latteclip.clip.classifier import Classifier
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate import evaluate as stage
-from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS
 
 CLASSNAMES = ["a", "b", "c", "d", "e", "f", "g"]
 C = 7
@@ -61,7 +60,7 @@ def evaluate(folder, index, clip, classifier, classnames=CLASSNAMES, fold=holdou
         threads=1,
     )
     found = []
-    for path, kind in ((outputs[0], tables.PREDICTIONS), (outputs[2], TRAIN_PREDICTIONS)):
+    for path, kind in ((outputs[0], tables.PREDICTIONS), (outputs[2], tables.TRAIN_PREDICTIONS)):
         table, metadata = tables.read(path, kind)
         assert metadata == {"classnames": CLASSNAMES}
         found.append(table.to_pylist())

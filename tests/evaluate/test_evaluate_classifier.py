@@ -10,7 +10,6 @@ from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate import evaluate_classifier as stage
-from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS
 
 N, C, D = 14, 6, 5
 
@@ -24,7 +23,7 @@ class Dataset(ZeroShotFiles):
         self.bias = torch.randn(C)
         self.best = (self.world.features @ self.world.texts.T + self.bias).argmax(dim=1).tolist()
 
-    def run(self, votes=None, eyes=(), described=None):
+    def run(self, votes=None, image_encoders=(), described=None):
         """Predictions of the test split, metrics, and predictions of training images, by kind."""
         path, outputs = self.path("classifier"), ("predictions", "metrics", "train_predictions")
         head = Classifier.of(self.world.texts, self.bias)
@@ -35,9 +34,9 @@ class Dataset(ZeroShotFiles):
             stage.ClassifierSettings(5, ["ours"]),
             *("set", "image_prototypes", 0),
             *map(self.path, outputs),
-            eyes,
+            image_encoders,
         )
-        table, described = tables.read(self.path(outputs[2]), TRAIN_PREDICTIONS)
+        table, described = tables.read(self.path(outputs[2]), tables.TRAIN_PREDICTIONS)
         assert described == {"classnames": self.classnames}
         kinds = {True: [], False: []}
         for row in table.to_pylist():
@@ -61,11 +60,11 @@ def test_features_of_other_models_stand_beside_clip_s(dataset):
     before, *_ = dataset.run()
     features, ids = dataset.world.features, dataset.names[::-1]  # another order of images
     columns = {"image_id": ids, "image_features": features.flip(0)[:, 2:].tolist()}
-    tables.write(dataset.path("eye"), columns, tables.IMAGE_FEATURES, {"model": "an eye"})
+    tables.write(dataset.path("encoder"), columns, tables.IMAGE_FEATURES, {"model": "an encoder"})
     dataset.world.features = features[:, :2]
     ids, heads = dataset.names[:3], {"head": [0] * 3, "joint_head": [3, 1, 2]}
-    votes = dataset.write_votes(tables.VOTES_EYES, ids, **heads)
-    after, _, found = dataset.run(votes, [dataset.path("eye")])
+    votes = dataset.write_votes(tables.VOTES_ENCODERS, ids, **heads)
+    after, _, found = dataset.run(votes, [dataset.path("encoder")])
     assert after["prediction"] == before["prediction"]
     assert [prediction for _, prediction in found[True]] == [3, 1, 2]
 
@@ -77,9 +76,9 @@ def test_test_images_held_out_images_and_examples_get_their_best_class(dataset):
     assert predictions["prediction"].to_pylist() == [best[i] for i in tests]
     hits = [best[i] == dataset.labels[i] for i in tests]
     assert metrics["acc1"] == pytest.approx(sum(hits) / len(hits))
-    assert metrics["marks"] == ["ours"]
+    assert metrics["flags"] == ["ours"]
     training = [names[i] for i in dataset.training]
-    apart = [training[i] for i in holdout.judging(training).nonzero()[0]]
+    apart = [training[i] for i in holdout.held_out_for_choice(training).nonzero()[0]]
     assert len(apart) == 3
     class_of = dict(zip(names, best, strict=True))
     assert found[True] == [(name, class_of[name]) for name in apart]

@@ -32,7 +32,7 @@ FILES = [f"{number}.png" for number in range(6)]
 SPLITS = ["test", "train", "test", "test", "val", "test"]
 
 
-def written(tmp_path, labels, marks=()):
+def written(tmp_path, labels, flags=()):
     """What is written of four test images whose predictions are 2, 1, 0, 0."""
     index = write_index(tmp_path / "images.parquet", FILES, SPLITS, labels, CLASSNAMES)
     images, names = module.read_evaluated_images(index, "set")
@@ -41,7 +41,7 @@ def written(tmp_path, labels, marks=()):
     predictions, metrics = (
         str(tmp_path / name) for name in ("predictions.parquet", "metrics.json")
     )
-    module.write(images, names, ranked, scores, marks, ("set", "m", 4), predictions, metrics)
+    module.write(images, names, ranked, scores, flags, ("set", "m", 4), predictions, metrics)
     table, metadata = tables.read(predictions, tables.PREDICTIONS)
     assert metadata == {"classnames": CLASSNAMES}
     return table.to_pydict(), json.loads(Path(metrics).read_text())
@@ -63,7 +63,7 @@ def test_predictions_of_the_test_split_and_their_metrics_are_written(tmp_path):
         "dataset": "set",
         "method": "m",
         "seed": 4,
-        "marks": ["supervised", "collapsed"],
+        "flags": ["supervised", "collapsed"],
         "images": 4,
         "acc1": 0.75,
         "acc5": 1.0,
@@ -75,7 +75,7 @@ def test_without_test_labels_there_are_predictions_but_no_metrics(tmp_path):
     assert predictions["label"] == [None] * 4
     assert predictions["prediction"] == [2, 1, 0, 0]
     assert metrics["acc1"] is metrics["acc5"] is metrics["mean_per_class_recall"] is None
-    assert metrics["per_class"] == metrics["marks"] == []
+    assert metrics["per_class"] == metrics["flags"] == []
 
 
 def test_without_test_images_all_are_evaluated_and_no_label_is_told(tmp_path):

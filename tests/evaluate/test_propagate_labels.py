@@ -80,7 +80,7 @@ def scores_of(tests, classes, images, settings):
 
 
 def link(classes, images, settings=SETTINGS):
-    return stage.Graph(classes, images, BruteForceIndex(images), settings)
+    return stage.NeighbourGraph(classes, images, BruteForceIndex(images), settings)
 
 
 def classified(tests, graph):
@@ -180,7 +180,7 @@ def test_the_test_split_is_classified_by_the_graph_of_the_other_images(dataset, 
         assert row["topk_scores"] == pytest.approx([scores[c] for c in order], rel=1e-4)
     hits = [row["prediction"] == row["label"] for row in predictions.values()]
     assert found["acc1"] == pytest.approx(sum(hits) / len(hits))
-    assert (found["method"], found["marks"]) == ("label_propagation", [])
+    assert (found["method"], found["flags"]) == ("label_propagation", [])
 
 
 def test_without_a_test_split_the_images_of_the_graph_are_classified(dataset, classes):

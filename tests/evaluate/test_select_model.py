@@ -13,14 +13,14 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import MIN_HELD_OUT
 from latteclip.evaluate import select_model as stage
-from latteclip.evaluate.results import Accuracy, Audit, Comparison, read_selection
-from latteclip.evaluate.select_model import Candidate, Votes, choose
-from latteclip.evaluate.train_predictions import MISSING, TRAIN_PREDICTIONS
+from latteclip.evaluate.results import Accuracy, Audit, CandidateComparison, read_selection
+from latteclip.evaluate.select_model import Candidate, HeldOutVotes, choose
+from latteclip.evaluate.train_predictions import MISSING
 
 N, C = 120, 4
 IDS = [f"{i}.png" for i in range(N)]
 CLASSNAMES = [f"class {c}" for c in range(C)]
-# Method: objective, share of the images whose caption it agrees with, test accuracy, marks.
+# Method: objective, share of the images whose caption it agrees with, test accuracy, flags.
 RUNS = {
     "zero_shot": ("zero_shot", 0.2, 0.3, []),
     "zero_shot_adapted": ("zero_shot_adapted", 0.3, 0.5, ["ours"]),
@@ -38,7 +38,7 @@ class Results:
         votes = np.full((N, C), 0.1)
         votes[np.arange(N), np.arange(N) % C] = 0.7
         self.runs = []
-        for method, (objective, share, acc1, marks) in RUNS.items():
+        for method, (objective, share, acc1, flags) in RUNS.items():
             files = {
                 name: folder / method / name for name in ("metrics", "train_predictions", "model")
             }
@@ -46,7 +46,7 @@ class Results:
             (files["model"] / "weights").write_text(f"of {method}")
             (files["model"] / ".snakemake_timestamp").write_text("")
             acc1 = acc1 if accuracies is None else accuracies[method]
-            values = {"dataset": "set", "method": method, "seed": 0, "marks": marks}
+            values = {"dataset": "set", "method": method, "seed": 0, "flags": flags}
             values |= {"images": 9, "per_class": [], "acc1": acc1, "acc5": acc1}
             files["metrics"].write_text(json.dumps({**values, "mean_per_class_recall": acc1}))
             agree = np.arange(N) < share * N
@@ -59,7 +59,7 @@ class Results:
     def write_predictions(self, path, predictions, classnames=CLASSNAMES, ids=IDS):
         columns = {"image_id": ids[::-1], "prediction": predictions[::-1].astype(np.int32)}
         columns["held_out"] = [True] * len(ids)
-        tables.write(path, columns, TRAIN_PREDICTIONS, {"classnames": classnames})
+        tables.write(path, columns, tables.TRAIN_PREDICTIONS, {"classnames": classnames})
 
     def write_votes(self, votes, **described):
         described = {"votes": "captions", "corroborated": True, "leaked": False, **described}
@@ -88,12 +88,12 @@ def test_the_model_that_captions_favour_is_chosen_and_all_counts_are_written(res
     assert found["regret"] == pytest.approx(30)
     rows = {row["method"]: row for row in found["candidates"]}
     assert list(rows) == list(RUNS)
-    for method, (_, share, acc1, marks) in RUNS.items():
+    for method, (_, share, acc1, flags) in RUNS.items():
         differ = round(abs(0.8 - share) * N)
         supports = (0.7 * differ, 0.1 * differ)
         support, other = supports if share > 0.8 else supports[::-1]
         assert rows[method] == {
-            **{"method": method, "seed": 0, "marks": marks, "acc1": acc1, "answers": None},
+            **{"method": method, "seed": 0, "flags": flags, "acc1": acc1, "answers": None},
             **{"images": N, "differ": differ, "support": pytest.approx(support, abs=1e-4)},
             "other_support": pytest.approx(other, abs=1e-4),
             "agreement": pytest.approx(share),
@@ -187,8 +187,8 @@ def test_predictions_of_other_classes_are_refused(results):
 M = 150
 
 
-def candidate(method, seed=0, marks=()):
-    return Candidate(method, seed, method, marks)
+def candidate(method, seed=0, flags=()):
+    return Candidate(method, seed, method, flags)
 
 
 def candidates(*methods):
@@ -204,7 +204,7 @@ def votes_for(*right, n=M):
         [0 if image in images else 1 + number for image in range(n)]
         for number, images in enumerate(right)
     ]
-    return Votes(np.eye(20)[np.zeros(n, int)], np.array(rows))
+    return HeldOutVotes(np.eye(20)[np.zeros(n, int)], np.array(rows))
 
 
 def chosen(named, votes, audit=None):
@@ -215,7 +215,7 @@ def test_a_comparison_counts_what_plain_loops_count():
     rng = np.random.default_rng(0)
     for n, c in ((1, 2), (7, 3), (40, 5)):
         shares, predictions = rng.integers(5, size=(n, c)) / 4, rng.integers(-1, c, size=(2, n))
-        found = Votes(shares, predictions).compare(0, 1)
+        found = HeldOutVotes(shares, predictions).compare(0, 1)
         both = [
             (one, other, share)
             for one, other, share in zip(*predictions.tolist(), shares, strict=True)
@@ -234,7 +234,7 @@ def test_seeds_are_judged_by_the_images_that_any_of_them_left_out():
     predictions[0] = 5
     for seed in range(3):
         predictions[1 + seed, 3 * seed : 3 * seed + 3] = seed
-    pooled = Votes(np.ones((9, 9)), predictions).pooled(named).predictions
+    pooled = HeldOutVotes(np.ones((9, 9)), predictions).pooled(named).predictions
     assert pooled[0].tolist() == [5] * 9
     assert pooled[1:].tolist() == [[0, 0, 0, 1, 1, 1, 2, 2, 2]] * 3
 
@@ -289,9 +289,9 @@ def test_the_best_trained_method_is_chosen_and_of_it_the_seed_that_leads_most():
 def test_what_collapsed_or_saw_labels_is_never_chosen():
     named = [
         candidate("zero_shot"),
-        candidate("flyp_supervised", marks=("supervised",)),
-        candidate("flyp", marks=("collapsed",)),
-        candidate("latteclip", marks=("ours", "diverged")),
+        candidate("flyp_supervised", flags=("supervised",)),
+        candidate("flyp", flags=("collapsed",)),
+        candidate("latteclip", flags=("ours", "diverged")),
         candidate("image_prototypes"),
     ]
     votes = votes_for(range(20), range(M), range(M), range(M), range(40))
@@ -318,7 +318,7 @@ def audit(named, accuracies, decided=True):
     """An audit with these accuracies, in which every difference is decided or none is."""
     runs = [Accuracy(one.method, one.seed, accuracies[one.method], 0.0, 1.0) for one in named]
     comparisons = [
-        Comparison(*one.run, *other.run, value, value - 0.1, value + 0.1, decided, None)
+        CandidateComparison(*one.run, *other.run, value, value - 0.1, value + 0.1, decided, None)
         for i, one in enumerate(runs)
         for other in runs[:i]
         for value in [one.value - other.value]

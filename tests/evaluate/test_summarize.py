@@ -7,16 +7,16 @@ import pyarrow as pa
 
 from latteclip.core import tables
 from latteclip.evaluate import summarize
-from latteclip.evaluate.results import MARKS, Accuracy, Audit, Comparison
+from latteclip.evaluate.results import FLAGS, Accuracy, Audit, Comparison
 from latteclip.evaluate.summary import summary
 
 
-def run(dataset, method, seed, acc1, marks=()):
+def run(dataset, method, seed, acc1, flags=()):
     return {
         "dataset": dataset,
         "method": method,
         "seed": seed,
-        "marks": list(marks),
+        "flags": list(flags),
         "images": 10,
         "acc1": acc1,
         "acc5": None if acc1 is None else acc1 + 0.2,
@@ -48,8 +48,8 @@ def test_the_table_lines_up_and_marks_are_explained_below_it():
     assert cells[4] == ["aaa", "latteclip", "1", "30.0", "-", "50.0", "20.0"]
     names = ["flyp_supervised (supervised)", "latteclip_fused (ours, collapsed)"]
     assert [row[1] for row in cells[5:7]] == names
-    marks = ("supervised", "ours", "collapsed")
-    assert lines[7:] == ["", *(f"- {mark}: {MARKS[mark]}." for mark in marks)]
+    flags = ("supervised", "ours", "collapsed")
+    assert lines[7:] == ["", *(f"- {mark}: {FLAGS[mark]}." for mark in flags)]
 
 
 def write_marked(folder):
@@ -76,12 +76,12 @@ def test_a_star_marks_what_was_chosen_and_below_it_says_why(tmp_path):
     (tmp_path / "selection.json").write_text(json.dumps(selection))
     written, lines = summarized(tmp_path, [str(tmp_path / "selection.json")])
     assert list(written.columns) == [
-        *("dataset", "method", "marks", "seeds", "acc1_mean", "acc1_std", "acc1_gain"),
+        *("dataset", "method", "flags", "seeds", "acc1_mean", "acc1_std", "acc1_gain"),
         *("baseline", "acc5_mean", "mean_per_class_recall", "chosen", "agreement"),
         *("audited", "audited_low", "audited_high"),
     ]
     assert written["acc1_mean"].tolist() == ["40.00", "60.00", "30.00", "90.00", "70.00"]
-    assert written["marks"].tolist() == ["", "", "", "supervised", "ours collapsed"]
+    assert written["flags"].tolist() == ["", "", "", "supervised", "ours collapsed"]
     assert written["chosen"].tolist() == ["", "", "", "", "1"]
     starred = [line for line in lines if "★" in line]
     assert "latteclip_fused ★ (ours, collapsed)" in starred[0]
@@ -103,7 +103,7 @@ def test_an_audit_stands_beside_the_accuracies_and_below_the_table(tmp_path):
     written, lines = summarized(tmp_path, [], [audit])
     assert written["audited"].tolist() == ["40.00", "60.00", "", "", ""]
     assert written["audited_low"].tolist() == ["31.00", "50.00", "", "", ""]
-    assert written["marks"].tolist()[:3] == ["audited", "audited", ""]
+    assert written["flags"].tolist()[:3] == ["audited", "audited", ""]
     assert f"- audited: dtd, 100 of 1,234 test images: {said}" in lines
 
 

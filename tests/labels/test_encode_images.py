@@ -2,10 +2,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from support.tiny import DEMO_CLIP, network_of, write_eye, write_index, write_pictures
+from support.tiny import DEMO_CLIP, network_of, write_encoder, write_index, write_pictures
 from timm.data import create_transform
 
-from latteclip.clip import image_models
+from latteclip.clip import image_encoders
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.labels.encode_images import EncodingSettings, encode_images
@@ -40,11 +40,11 @@ def pictures(tmp_path):
 
 @torch.no_grad()
 def test_features_are_those_of_the_network_under_its_own_transform(pictures, tmp_path):
-    name = write_eye(tmp_path / "eye")
+    name = write_encoder(tmp_path / "encoder")
     found, described = pictures.run(name)
     transform = create_transform((3, 32, 32), crop_pct=1.0, interpolation="bicubic")
     images = torch.stack([transform(Image.open(file).convert("RGB")) for file in pictures.files])
-    wanted = F.normalize(network_of(tmp_path / "eye")(images), dim=1)
+    wanted = F.normalize(network_of(tmp_path / "encoder")(images), dim=1)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
     assert described == {"model": name, "width": 64, "image_size": [32, 32]}
 
@@ -60,12 +60,12 @@ def test_the_image_tower_of_a_clip_is_an_image_model(pictures, demo_clip):
 
 @pytest.mark.parametrize("kind", ["timm", "open_clip"])
 def test_a_saved_model_is_loaded_again(tmp_path, kind):
-    name = write_eye(tmp_path / "eye") if kind == "timm" else DEMO
-    model = image_models.load(name, torch.device("cpu"))
-    image_models.save(model, tmp_path / "clip" / "eyes" / "0")
+    name = write_encoder(tmp_path / "encoder") if kind == "timm" else DEMO
+    model = image_encoders.load(name, torch.device("cpu"))
+    image_encoders.save(model, tmp_path / "clip" / "image_encoders" / "0")
     for strange in ("0x", "0²", "notes"):
-        (tmp_path / "clip" / "eyes" / strange).mkdir()
-    [again] = image_models.load_beside(tmp_path / "clip", torch.device("cpu"))
+        (tmp_path / "clip" / "image_encoders" / strange).mkdir()
+    [again] = image_encoders.load_beside(tmp_path / "clip", torch.device("cpu"))
     images = torch.rand(2, 3, *([32] * 2 if kind == "timm" else [64] * 2))
     with torch.no_grad():
         wanted = model.model.encode_image(images)
@@ -96,7 +96,7 @@ BAD = {
 @pytest.mark.parametrize("kind", BAD)
 def test_a_model_that_cannot_be_used_is_refused_in_one_sentence(pictures, tmp_path, kind):
     given, named = BAD[kind]
-    name = write_eye(tmp_path / "eye", **given)
+    name = write_encoder(tmp_path / "encoder", **given)
     with pytest.raises(UserError, match=named) as error:
         pictures.run(name)
     assert "\n" not in str(error.value)
@@ -110,11 +110,11 @@ def test_a_name_that_is_not_there_is_refused(pictures, name):
 
 
 def test_features_that_are_not_finite_name_the_image(pictures, tmp_path, monkeypatch):
-    encode = image_models.Pooled.encode_image
+    encode = image_encoders.Pooled.encode_image
 
     def broken(self, images):
         return encode(self, images) / 0 if len(images) == 2 else encode(self, images)
 
-    monkeypatch.setattr(image_models.Pooled, "encode_image", broken)
+    monkeypatch.setattr(image_encoders.Pooled, "encode_image", broken)
     with pytest.raises(UserError, match=r"not finite numbers for the image"):
-        pictures.run(write_eye(tmp_path / "eye"))
+        pictures.run(write_encoder(tmp_path / "encoder"))

@@ -72,7 +72,9 @@ class Dataset(ZeroShotFiles):
         ]
         return *super().write(), captions, write_class_scores(scores, self.captioned, *lists)
 
-    def run(self, *, captions=True, scores=False, settings=SETTINGS, answers=None, **eyes):
+    def run(
+        self, *, captions=True, scores=False, settings=SETTINGS, answers=None, **image_encoders
+    ):
         """The table written and its metadata."""
         *files, texts, class_scores = self.write()
         outputs = [self.path(name) for name in OUTPUTS]
@@ -83,7 +85,7 @@ class Dataset(ZeroShotFiles):
             image_captions_path=texts if captions else None,
             class_scores_path=class_scores if scores else None,
             answers_path=answers,
-            **eyes,
+            **image_encoders,
             device="cpu",
             threads=1,
         )
@@ -261,32 +263,34 @@ def test_no_label_of_an_image_and_no_test_image_has_a_part_in_it(dataset):
     assert dataset.written(*OUTPUTS) == before
 
 
-# --- image models beside CLIP ---------------------------------------------------------------------
+# --- image encoders beside CLIP ------------------------------------------------------------------
 
 
 def test_features_of_other_models_are_fused(dataset, demo_clip):
     other = dataset.world.other_model().centred
-    path, prototypes = dataset.path("eye.parquet"), dataset.path("eyes")
+    path, prototypes = dataset.path("encoder.parquet"), dataset.path("image_encoders")
     ids = dataset.names[::-1]
     columns = {"image_id": ids, "image_features": tables.list_column(other.flip(0).numpy())}
-    tables.write(path, columns, tables.IMAGE_FEATURES, {"model": "an eye"})
+    tables.write(path, columns, tables.IMAGE_FEATURES, {"model": "an encoder"})
     alone, _ = dataset.run()
-    table, metadata = dataset.run(eyes_paths=[path], eyes_prototypes_output=prototypes)
+    table, metadata = dataset.run(
+        image_encoders_paths=[path], encoders_prototypes_output=prototypes
+    )
     training = dataset.training
     fused = fusion.fuse(
         dataset.images(), dataset.caption_votes(), [whiten(other[training].clone())]
     )
     assert table["fused_label"] == fused.labels.tolist()
     assert dataset.right(table["fused_label"]) >= dataset.right(alone["fused_label"])
-    [eye] = metadata["eyes"]
-    assert (eye["model"], eye["p_value"]) == ("an eye", 0.001)
-    assert eye["weight"] == pytest.approx(fused.parameters.images[1], rel=1e-2)
-    assert eye["gain"] == pytest.approx(fused.gains["eyes_0"], rel=1e-2)
-    assert not any(name.startswith("eyes") for name in metadata["gains"])
-    votes, _ = tables.read(dataset.path("votes.parquet"), tables.VOTES_EYES)
+    [encoder] = metadata["image_encoders"]
+    assert (encoder["model"], encoder["p_value"]) == ("an encoder", 0.001)
+    assert encoder["weight"] == pytest.approx(fused.parameters.images[1], rel=1e-2)
+    assert encoder["gain"] == pytest.approx(fused.gains["encoder_0"], rel=1e-2)
+    assert not any(name.startswith("encoder_") for name in metadata["gains"])
+    votes, _ = tables.read(dataset.path("votes.parquet"), tables.VOTES_ENCODERS)
     assert votes["joint_head"].to_pylist() == fused.joint_predicted.tolist()
     joint, described = classifier.load_classifier(prototypes)
-    assert described["eyes"] == ["an eye"]
+    assert described["image_encoders"] == ["an encoder"]
     both = torch.cat([dataset.world.features, other], dim=1)[training]
     found = joint.scores(both).argmax(1)
     assert (found == fused.joint_predicted).double().mean() > 0.9
@@ -300,7 +304,7 @@ def test_of_very_many_images_some_judge(dataset, monkeypatch):
     monkeypatch.setattr(holdout, "MAX_HELD_OUT", 50)
     dataset.run()
     ids = dataset.captioned
-    wanted = [ids[i] for i in holdout.judging(ids).nonzero()[0]]
+    wanted = [ids[i] for i in holdout.held_out_for_choice(ids).nonzero()[0]]
     assert len(wanted) == 50
     assert dataset.votes()[0]["image_id"].to_pylist() == wanted
 

@@ -284,7 +284,7 @@ def test_a_vote_for_a_class_that_votes_name_too_often_weighs_less():
     torch.testing.assert_close(one.sum().item(), 1.0)
 
 
-# --- other image models --------------------------------------------------------------------------
+# --- other image encoders -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -293,7 +293,7 @@ def test_an_image_model_that_sees_more_makes_labels_and_classifiers_better(seed)
     images, votes, other = world.images(), world.captions(right=0.6, seed=seed), world.other_model()
     alone, fused = fuse(images, votes), fuse(images, votes, [other])
     assert fused.parameters.images[1] > fused.parameters.images[0]
-    assert fused.gains["eyes_0"] > fused.gains["images"]
+    assert fused.gains["encoder_0"] > fused.gains["images"]
     assert world.right(fused.labels) > world.right(alone.labels) + 0.05
     assert world.right(fused.joint_predicted) > world.right(alone.predicted) + 0.05
     scores = fused.joint_heads[0].logits(images.centred.double())
@@ -329,7 +329,7 @@ def test_beside_a_useless_model_a_good_one_counts_as_if_alone():
     assert both.parameters.images == (alone.parameters.images[0], 0, alone.parameters.images[1])
     assert both.labels.tolist() == alone.labels.tolist()
     assert both.joint_predicted.tolist() == alone.joint_predicted.tolist()
-    assert both.gains["eyes_1"] == alone.gains["eyes_0"]
+    assert both.gains["encoder_1"] == alone.gains["encoder_0"]
     assert not both.joint_heads[1].weights.any()
     assert torch.equal(both.joint_heads[2].weights, alone.joint_heads[1].weights)
 

@@ -76,7 +76,7 @@ def shown(text):
 
 def test_the_summary_has_the_numbers_of_what_was_learned(labelled):
     name = "hf-hub:timm/a_model_with_a_long_name"
-    labelled.metadata["eyes"] = [{"model": name, "weight": 0.77, "gain": 1.0}]
+    labelled.metadata["image_encoders"] = [{"model": name, "weight": 0.77, "gain": 1.0}]
     text = labelled.show(0)
     for number in ("8 of 9", "75%", "0.001", "1.23", "1.73", "1.93", "0.81", "1.32", "0.40", "50%"):
         assert number in text

@@ -61,7 +61,7 @@ def test_a_star_marks_the_model_that_was_chosen_and_below_it_says_why(compared):
     assert [cell[0] for row in table[1:] for cell in row if "★" in cell[0]] == [table[1][3][0]]
     assert "Nothing <b>beat</b> it." in page.sections[""]
     assert ("b", {}) not in page.elements
-    assert "A star marks the model that was chosen" in text
+    assert "A star flags the model that was chosen" in text
 
 
 def test_an_audit_stands_where_a_person_answered(compared):

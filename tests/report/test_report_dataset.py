@@ -15,7 +15,7 @@ from support.pages import BOTH_KINDS, write, write_audit, write_unknown
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate import train_predictions
-from latteclip.report import comparison, images, runs
+from latteclip.report import comparison, gallery, runs
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_labels_have_their_signals_and_the_answers_about_them(results, tmp_path)
     described = {
         "weights": {"zero_shot": 0.5, "images": 1.25},
         "gains": {"zero_shot": 0.0, "images": 1.0},
-        "eyes": [{"model": "vit<&>", "weight": 0.75, "gain": 2.0}],
+        "image_encoders": [{"model": "vit<&>", "weight": 0.75, "gain": 2.0}],
         "answers": {"images": {"a": "b", "c": None}, "checked": checked},
     }
     page, _ = write(results, fused_labels=write_fused(tmp_path / "fused", results, described))
@@ -154,7 +154,7 @@ def write_examples(results, labels):
         "prediction": pa.array(labels, pa.int32()),
         "held_out": [False] * len(labels),
     }
-    schema = train_predictions.TRAIN_PREDICTIONS
+    schema = tables.TRAIN_PREDICTIONS
     tables.write(path, columns, schema, {"classnames": CLASSNAMES})
     return path
 
@@ -198,7 +198,7 @@ def test_the_page_leads_with_the_chosen_model_and_all_sections_are_about_it(tmp_
 def test_an_unlabelled_page_has_the_model_its_comparison_and_unreadable_images(tmp_path):
     results = Results(tmp_path, labelled=False)
     compared = {"images": 120, "difference": 0.05, "standard_error": 0.02, "agreement": 0.625}
-    candidates = [{"method": "flyp", "seed": 0, "marks": [], "acc1": None, **compared}]
+    candidates = [{"method": "flyp", "seed": 0, "flags": [], "acc1": None, **compared}]
     results.write_index({"skipped": {".mov": 12, "other": 1}})
     corrupt = tmp_path / "corrupt.csv"
     corrupt.write_text("image_id,path,split,reason\n<b>.jpg,x,train,cannot be decoded\n")
@@ -341,7 +341,7 @@ def likely_unknown(page):
 def test_likely_unknown_images_stand_in_their_order(tmp_path):
     results = Results(tmp_path, labelled=False)
     page, _ = write(results, unknown=write_unknown(results))
-    assert likely_unknown(page) == results.image_ids[::-1][: images.UNKNOWN]
+    assert likely_unknown(page) == results.image_ids[::-1][: gallery.UNKNOWN]
     # Images with a score of the captioner come first.
     page, _ = write(results, unknown=write_unknown(results, [1.0, 3.0, 2.0]))
     ids = results.image_ids

@@ -10,7 +10,7 @@ from support.checkout import hear_interrupts
 from support.made_results import Results
 from support.tiny import ROOT
 
-from latteclip.audit.app import AuditSession
+from latteclip.audit.audit import AuditSession
 from latteclip.audit.sampling import Population
 from latteclip.labels.answers import Answer
 

@@ -9,7 +9,7 @@ from support.tiny import write_index, write_pictures, write_pseudo_labels
 
 from latteclip.captions import caption, requests
 from latteclip.captions.groups import GroupSettings
-from latteclip.captions.requests import Answer, CaptionerSettings
+from latteclip.captions.requests import CaptionerSettings, Response
 from latteclip.core import tables
 
 SETTINGS = CaptionerSettings(
@@ -34,7 +34,9 @@ def mean_colour(picture):
 
 def describe(request):
     """An answer that depends on all that is asked, and on nothing else."""
-    return Answer(f" {request.prompt}\n {'/'.join(map(mean_colour, request.pictures))}", "stop", 7)
+    return Response(
+        f" {request.prompt}\n {'/'.join(map(mean_colour, request.pictures))}", "stop", 7
+    )
 
 
 class Recorder:
@@ -132,12 +134,12 @@ def captioned(dataset, recorder):
 
     def reply(request):
         if request.key == 5:
-            return Answer("", "error", None, "HTTP 400")
+            return Response("", "error", None, "HTTP 400")
         text = TEXTS[request.key]
-        return Answer(text, "length" if text == "A grid" else "stop", len(text.split()))
+        return Response(text, "length" if text == "A grid" else "stop", len(text.split()))
 
     recorder.reply = reply
     dataset.caption_images(output=dataset.folder / "captions/images.parquet", max_failed=1.0)
-    recorder.reply = lambda request: Answer("lines", "stop", 1)
+    recorder.reply = lambda request: Response("lines", "stop", 1)
     dataset.caption_groups(output=dataset.folder / "captions/groups.parquet")
     return dataset

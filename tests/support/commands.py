@@ -12,7 +12,7 @@ from support import captioning
 from support.tiny import DEMO_LLAVA, ROOT, write_index
 
 from latteclip.captions import caption
-from latteclip.captions.requests import Choices, Request, Scores
+from latteclip.captions.requests import Choices, ChoiceScores, Request
 from latteclip.captions.score_classes import letters_of, letters_prompt
 from latteclip.core import tables
 from latteclip.data.images import open_rgb
@@ -131,4 +131,4 @@ def requests(textures):
 
 def scores_of(scorer, requests):
     answers = {request.key: answer for request, answer in scorer.answer(iter(requests))}
-    return [Scores.parse(answers[request.key].text) for request in requests]
+    return [ChoiceScores.parse(answers[request.key].text) for request in requests]

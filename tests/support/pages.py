@@ -88,13 +88,13 @@ def write(results, *, main="latteclip", baseline="zero_shot", captions=(), confi
     return Page(text), text
 
 
-def write_metrics(folder, dataset, method, seed, acc1, marks=()):
+def write_metrics(folder, dataset, method, seed, acc1, flags=()):
     path = folder / f"{dataset}-{method}-{seed}.json"
     values = {
         "dataset": dataset,
         "method": method,
         "seed": seed,
-        "marks": list(marks),
+        "flags": list(flags),
         "images": 1234,
         "acc1": acc1,
         "acc5": acc1,

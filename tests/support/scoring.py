@@ -9,7 +9,7 @@ import torch
 from support.captioning import SETTINGS, Dataset, mean_colour
 from support.tiny import write_pseudo_labels
 
-from latteclip.captions.requests import Scores
+from latteclip.captions.requests import ChoiceScores
 from latteclip.captions.score_classes import ScoreSettings, score_classes
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import tables
@@ -43,7 +43,7 @@ def letters(request, prompt):
 
 
 def answered(*rows, first=()):
-    return Scores(tuple(map(tuple, rows)), tuple(first)).as_answer(3)
+    return ChoiceScores(tuple(map(tuple, rows)), tuple(first)).as_answer(3)
 
 
 def reply(request):

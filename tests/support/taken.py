@@ -8,10 +8,9 @@ from support.tiny import write_captions, write_pictures
 from support.worlds import World
 from support.zero_shot_files import ZeroShotFiles
 
-from latteclip.audit.app import AuditSession
+from latteclip.audit.audit import AuditSession
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import tables
-from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS
 from latteclip.labels.score_unknown import UnknownSettings, score_unknown
 
 CLASSNAMES = ["a/b", "A:b", "con", "<b>&amp;\"'", "=2+3", "plain"]
@@ -69,7 +68,7 @@ class Taken(ZeroShotFiles):
         for method, labels in (("zero_shot", self.truth), ("flyp", self.fused)):
             columns = {"image_id": self.ids, "prediction": labels, "held_out": [True] * len(labels)}
             path = self.folder / method / "seed0" / "train_predictions.parquet"
-            tables.write(path, columns, TRAIN_PREDICTIONS, {"classnames": CLASSNAMES})
+            tables.write(path, columns, tables.TRAIN_PREDICTIONS, {"classnames": CLASSNAMES})
         session = AuditSession(self.folder, "train", n)
         label_of = dict(zip(self.ids, self.truth, strict=True))
         answer_next(session, n - 2, label_of.__getitem__)

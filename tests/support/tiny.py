@@ -26,7 +26,7 @@ DEMO_CLIP = ROOT / "latteclip" / "demo" / "models" / "clip"
 DEMO_LLAVA = ROOT / "latteclip" / "demo" / "models" / "llava"
 CONTEXT, VOCABULARY, SIDE, WIDTH = 16, 50, 32, 24
 START, END = VOCABULARY - 2, VOCABULARY - 1
-EYE, EYE_WIDTH = "test_vit", 64  # a network of timm
+ENCODER, ENCODER_WIDTH = "test_vit", 64  # a network of timm
 TEMPLATE = "a photo of a {}."
 # Of a training that a test can wait for.
 FINETUNE = {
@@ -213,20 +213,20 @@ def write_bert(folder):
     return str(folder)
 
 
-def write_eye(folder, *, seed=0, change=None, weights=None):
-    """Write the folder and return its name as an image model.
+def write_encoder(folder, *, seed=0, change=None, weights=None):
+    """Write the folder and return its name as an image encoder.
 
     Args:
         change: keys of config.json.
         weights: a function from the weights to those that are written.
     """
     torch.manual_seed(seed)
-    network = timm.create_model(EYE, num_classes=5, img_size=SIDE)
+    network = timm.create_model(ENCODER, num_classes=5, img_size=SIDE)
     state = network.state_dict()
     folder.mkdir(parents=True)
     save_file(weights(state) if weights else state, folder / "model.safetensors")
     config = {
-        "architecture": EYE,
+        "architecture": ENCODER,
         "num_classes": 5,
         "model_args": {"img_size": SIDE},
         "pretrained_cfg": {"input_size": [3, SIDE, SIDE], "crop_pct": 1.0, "url": "of no use"},
@@ -237,7 +237,7 @@ def write_eye(folder, *, seed=0, change=None, weights=None):
 
 def network_of(folder):
     """The network with the weights of a folder, without its classifier."""
-    network = timm.create_model(EYE, num_classes=5, img_size=SIDE)
+    network = timm.create_model(ENCODER, num_classes=5, img_size=SIDE)
     network.load_state_dict(load_file(folder / "model.safetensors"))
     network.reset_classifier(0)
     return network.eval()

@@ -41,7 +41,7 @@ ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
 @dataclass(frozen=True)
 class Tokens:
-    """A tokenizer of letters and the numbers of its marks."""
+    """A tokenizer of letters and the numbers of its flags."""
 
     tokenizer: transformers.PreTrainedTokenizerFast
     text: dict  # what the configuration of the language model says of them
@@ -50,14 +50,14 @@ class Tokens:
         return self.tokenizer.convert_tokens_to_ids(token)
 
 
-def tokens(end, pad, *marks, begin=None, **named):
-    """Of a text, with an end token, padding and further marks, of which some have names.
+def tokens(end, pad, *flags, begin=None, **named):
+    """Of a text, with an end token, padding and further flags, of which some have names.
 
     begin: the token that the tokenizer puts before a text, if any.
     """
     letters = [*map(chr, range(33, 127)), "Ġ", "Ċ"]  # of ASCII, as bytes are written
     first = [begin] if begin else []
-    special = list(dict.fromkeys([end, pad, *marks, *named.values(), *first]))
+    special = list(dict.fromkeys([end, pad, *flags, *named.values(), *first]))
     vocabulary = {token: number for number, token in enumerate([*letters, *special])}
     raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -71,7 +71,7 @@ def tokens(end, pad, *marks, begin=None, **named):
         bos_token=begin,
         eos_token=end,
         pad_token=pad,
-        extra_special_tokens=named or list(marks),
+        extra_special_tokens=named or list(flags),
         additional_special_tokens=None,
     )
     text = {

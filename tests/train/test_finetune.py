@@ -132,7 +132,7 @@ def test_a_head_made_anew_is_of_the_tuned_features_and_the_weights_stay(inputs, 
     assert state(model).keys() == state(tuned[0]).keys()
     for name, weights in state(tuned[0]).items():
         assert torch.equal(weights, state(model)[name]), name
-    assert tables.read_metadata(history, "step")["marks"] == ["ours"]
+    assert tables.read_metadata(history, "step")["flags"] == ["ours"]
     clip = clips.load(f"local-dir:{model}", None, torch.device("cpu"))
     features = encode_files(clip, inputs.files, 7, 1)[:]
     scale = clip.model.logit_scale.exp().item()
@@ -378,11 +378,11 @@ def test_statistics_stay_to_the_byte_or_move_and_with_them_the_features(
     assert {bool(cosine > 0.999) for cosine in cosines} == {batch_norm == "frozen"}
 
 
-# --- marks ---------------------------------------------------------------------------------------
+# --- flags ---------------------------------------------------------------------------------------
 
 
-def marks(path):
-    return tables.read(path, pq.read_schema(path))[1]["marks"]
+def flags(path):
+    return tables.read(path, pq.read_schema(path))[1]["flags"]
 
 
 @pytest.mark.parametrize(
@@ -397,15 +397,15 @@ def marks(path):
 def test_few_predicted_classes_or_little_agreement_are_marked(inputs, counts, agreement, marked):
     history = [{"epoch": 0, "agreement": 0.0}, {"epoch": 1, "agreement": agreement}]
     training = SimpleNamespace(history=history, predicted=torch.tensor(counts))
-    found = finetuning._marks(settings(), training, diverged=False)
+    found = finetuning._flags(settings(), training, diverged=False)
     assert found == (["collapsed"] if marked else [])
 
 
 def test_supervision_trains_on_true_labels_and_is_marked(inputs):
     supervised = inputs.run("supervised", "flyp_supervised", epochs=1)
-    assert "supervised" in marks(supervised[1])
+    assert "supervised" in flags(supervised[1])
     plain = inputs.run("plain", "flyp", epochs=1)
-    assert "supervised" not in marks(plain[1])
+    assert "supervised" not in flags(plain[1])
     assert history(supervised[1])["loss"] != history(plain[1])["loss"]
 
 
@@ -433,7 +433,7 @@ def test_a_training_that_diverges_at_a_found_rate_leaves_the_pretrained_model(
     model, path, folder = run_at_found_rate(
         inputs, f"diverges {epochs}", 1e300, epochs=epochs, warmup_steps=0, **sizes
     )
-    assert marks(path) == ["diverged"]
+    assert flags(path) == ["diverged"]
     start, end = state(DEMO_CLIP), state(model)
     assert all(torch.equal(tensor.float(), end[name].float()) for name, tensor in start.items())
     classifier, _ = load_classifier(model / clips.CLASSIFIER)

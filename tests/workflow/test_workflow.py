@@ -15,7 +15,7 @@ from open_clip import create_model_and_transforms
 from safetensors.torch import load_file, save_file
 from support.checkout import N_TEST, N_TRAIN, hear_interrupts
 from support.image_folders import class_folders
-from support.tiny import DEMO_CLIP, write_eye, write_pictures
+from support.tiny import DEMO_CLIP, write_encoder, write_pictures
 
 from latteclip.core import tables
 
@@ -238,18 +238,18 @@ def changed_weights(path):
 def test_other_weights_in_the_folder_of_a_model_are_read_and_never_mixed_with_old_ones(
     checkout, tmp_path
 ):
-    clip, eye, weights = (
+    clip, encoder, weights = (
         checkout.root / "clip",
-        checkout.root / "eye",
+        checkout.root / "encoder",
         "open_clip_model.safetensors",
     )
     shutil.copytree(DEMO_CLIP, clip)
-    write_eye(eye)
+    write_encoder(encoder)
     pictures = class_folders(tmp_path / "pictures", n=6)
     configured = mine(checkout, pictures, clip={"model": "local-dir:clip", "pretrained": None})
-    features = "results/mine/eyes/local-dir--eye.parquet"
+    features = "results/mine/image_encoders/local-dir--encoder.parquet"
     asked = ["results/mine/zero_shot/seed0/model", features, *configured]
-    asked += ["--config", "eyes=local-dir:eye"]
+    asked += ["--config", "image_encoders=local-dir:encoder"]
 
     def made():
         run = checkout.snakemake(*asked)
@@ -261,7 +261,7 @@ def test_other_weights_in_the_folder_of_a_model_are_read_and_never_mixed_with_ol
 
     classifier, table = made()
     changed_weights(clip / weights)
-    changed_weights(eye / "model.safetensors")
+    changed_weights(encoder / "model.safetensors")
     other_classifier, other_table = made()
     assert not torch.allclose(other_classifier, classifier, atol=0.01)
     assert not other_table.equals(table)

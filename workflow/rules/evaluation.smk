@@ -49,7 +49,7 @@ rule evaluate_classifier:
         votes=given_if(
             Configuration.reads_fused_labels, "results/{dataset}/votes.parquet"
         ),
-        eyes=given(stage_params.image_features),
+        image_encoders=given(stage_params.image_features),
         code=sources("latteclip.evaluate.evaluate_classifier"),
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
@@ -69,11 +69,11 @@ rule evaluate_classifier:
     params:
         settings=given_json(stage_params.evaluate_classifier),
         votes=options("votes"),
-        eyes=options("eyes"),
+        image_encoders=options("image_encoders"),
     shell:
         "latteclip evaluate-classifier --dataset {wildcards.dataset} --method {wildcards.method}"
         " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " --classifier {input.classifier} {params.votes} {params.eyes} --settings {params.settings:q}"
+        " --classifier {input.classifier} {params.votes} {params.image_encoders} --settings {params.settings:q}"
         " --predictions {output.predictions} --metrics {output.metrics}"
         " --train-predictions {output.train_predictions} --log {log}"
 

@@ -29,17 +29,18 @@ rule encode_images:
     input:
         images="results/{dataset}/images.parquet",
         model=given_if(
-            lambda c, eye: eye in c.hub_eyes(), "resources/models/{eye}.json"
+            lambda c, encoder: encoder in c.hub_encoders(),
+            "resources/models/{encoder}.json",
         ),
         code=sources("latteclip.labels.encode_images"),
     output:
-        "results/{dataset}/eyes/{eye}.parquet",
+        "results/{dataset}/image_encoders/{encoder}.parquet",
     log:
-        "results/{dataset}/logs/encode_images-{eye}.log",
+        "results/{dataset}/logs/encode_images-{encoder}.log",
     benchmark:
-        "results/{dataset}/benchmarks/encode_images-{eye}.jsonl"
+        "results/{dataset}/benchmarks/encode_images-{encoder}.jsonl"
     wildcard_constraints:
-        eye=one_of(configuration.eyes),
+        encoder=one_of(configuration.image_encoders),
     priority: FIRST
     conda:
         "../../envs/latteclip.yaml"
@@ -49,17 +50,17 @@ rule encode_images:
         mem_mb=memory("encode_images"),
         runtime=minutes("encode_images"),
     params:
-        eye_files=given(stage_params.local_eye),
+        encoder_files=given(stage_params.local_encoder),
         settings=given_json(stage_params.encode_images),
     shell:
         "latteclip encode-images --images {input.images} --settings {params.settings:q}"
         " --output {output} --threads {threads} --log {log}"
 
 
-EYES_CLASSIFIER = {}
-if configuration.eyes:
-    EYES_CLASSIFIER["eyes_prototypes"] = (
-        "results/{dataset}/classifiers/image_prototypes_eyes.safetensors"
+ENCODERS_CLASSIFIER = {}
+if configuration.image_encoders:
+    ENCODERS_CLASSIFIER["encoders_prototypes"] = (
+        "results/{dataset}/classifiers/image_prototypes_encoders.safetensors"
     )
 
 
@@ -73,11 +74,11 @@ rule fuse_labels:
         ),
         class_scores=given_if(Configuration.scores_classes, CLASS_SCORES),
         answers=unstored(given(stage_params.teaching_answers)),
-        eyes=given(stage_params.image_features),
+        image_encoders=given(stage_params.image_features),
         clip_model=given(stage_params.hub_model, section="clip"),
         code=sources("latteclip.labels.fuse_labels"),
     output:
-        **EYES_CLASSIFIER,
+        **ENCODERS_CLASSIFIER,
         labels="results/{dataset}/fused_labels.parquet",
         prototypes="results/{dataset}/classifiers/image_prototypes.safetensors",
         votes="results/{dataset}/votes.parquet",
@@ -97,13 +98,14 @@ rule fuse_labels:
         clip_files=given(stage_params.local_clip),
         settings=given_json(stage_params.fuse_labels),
         votes=options("image_captions", "class_scores", "answers"),
-        eyes=options("eyes"),
-        eyes_prototypes=lambda wildcards, output: " ".join(
-            f"--{name.replace('_', '-')} {output[name]}" for name in EYES_CLASSIFIER
+        image_encoders=options("image_encoders"),
+        encoders_prototypes=lambda wildcards, output: " ".join(
+            f"--{name.replace('_', '-')} {output[name]}"
+            for name in ENCODERS_CLASSIFIER
         ),
     shell:
         "latteclip fuse-labels --images {input.images}"
         " --pseudo-labels {input.pseudo_labels} --class-embeddings {input.class_embeddings}"
-        " {params.votes} {params.eyes} {params.eyes_prototypes} --settings {params.settings:q}"
+        " {params.votes} {params.image_encoders} {params.encoders_prototypes} --settings {params.settings:q}"
         " --output {output.labels}"
         " --prototypes {output.prototypes} --votes {output.votes} --threads {threads} --log {log}"

@@ -18,20 +18,20 @@ rule download_clip:
         "latteclip download-clip --settings {params.settings:q} --output {output} --log {log}"
 
 
-rule download_eye:
+rule download_image_encoder:
     output:
         MODEL_NOTE,
     log:
-        "results/logs/download_eye-{model}.log",
+        "results/logs/download_image_encoder-{model}.log",
     wildcard_constraints:
-        model=one_of(configuration.hub_eyes()),
+        model=one_of(configuration.hub_encoders()),
     localrule: True
     conda:
         "../../envs/latteclip.yaml"
     params:
-        settings=given_json(lambda c, model: c.hub_eyes()[model]),
+        settings=given_json(lambda c, model: c.hub_encoders()[model]),
     shell:
-        "latteclip download-eye --settings {params.settings:q} --output {output} --log {log}"
+        "latteclip download-image-encoder --settings {params.settings:q} --output {output} --log {log}"
 
 
 rule download_captioner:

@@ -6,8 +6,8 @@ rule assemble_model:
     input:
         classifier=given(stage_params.classifier_of_method),
         clip_model=given(stage_params.hub_model, section="clip"),
-        eyes=given(stage_params.models_to_assemble),
-        code=sources("latteclip.deploy.assemble_model"),
+        image_encoders=given(stage_params.models_to_assemble),
+        code=sources("latteclip.train.assemble_model"),
     output:
         directory("results/{dataset}/{method}/seed{seed}/model"),
     log:
@@ -23,7 +23,7 @@ rule assemble_model:
         runtime=minutes("assemble_model"),
     params:
         clip_files=given(stage_params.local_clip),
-        eyes_files=given(stage_params.local_eyes),
+        encoder_files=given(stage_params.local_encoders),
         settings=given_json(stage_params.assemble_model),
     shell:
         "latteclip assemble-model --classifier {input.classifier} --settings {params.settings:q}"
@@ -132,7 +132,7 @@ rule average_weights:
         images="results/{dataset}/images.parquet",
         models=given_each(stage_params.averaged, "model"),
         histories=given_each(stage_params.averaged, "history"),
-        code=sources("latteclip.deploy.average_weights"),
+        code=sources("latteclip.train.average_weights"),
     output:
         model=directory("results/{dataset}/{method}/seed{seed}/model"),
         history="results/{dataset}/{method}/seed{seed}/history.parquet",

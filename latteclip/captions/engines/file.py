@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from latteclip.captions.requests import FILE, Answer
+from latteclip.captions.requests import FILE, Response
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
 
@@ -21,12 +21,12 @@ READERS: dict[str, Callable[[str], pd.DataFrame]] = {
 }
 
 
-def read_captions(path: str | None, key: str) -> Mapping[str, Answer]:
+def read_captions(path: str | None, key: str) -> Mapping[str, Response]:
     """Return captions by image_id, with single spaces, from the columns image_id and caption."""
     captions = {}
     for image_id, caption in _rows(path, key, ["image_id", "caption"]):
         words = [] if pd.isna(caption) else str(caption).split()
-        captions[image_id] = Answer(" ".join(words), "stop", None, engine=FILE)
+        captions[image_id] = Response(" ".join(words), "stop", None, engine=FILE)
     return captions
 
 

@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 import openai
 
-from latteclip.captions.requests import Answer, CaptionerSettings, Request, Scores, failed, messages
+from latteclip.captions.requests import (
+    CaptionerSettings,
+    ChoiceScores,
+    Request,
+    Response,
+    failed,
+    messages,
+)
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import KEY, URL, one_line
 
@@ -49,9 +56,9 @@ class OpenaiEngine:
         except openai.APIError as error:
             raise UserError(f"{self._where} does not answer: {_why(error)}.") from None
 
-    def answer(self, requests: Iterable[Request], *_: object) -> Iterator[tuple[Request, Answer]]:
+    def answer(self, requests: Iterable[Request], *_: object) -> Iterator[tuple[Request, Response]]:
         source, n = iter(requests), self._settings.concurrency
-        waiting: dict[Future[Answer], Request] = {}
+        waiting: dict[Future[Response], Request] = {}
         pool = ThreadPoolExecutor(n)
         try:
             while True:
@@ -64,7 +71,7 @@ class OpenaiEngine:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _answer(self, request: Request) -> Answer:
+    def _answer(self, request: Request) -> Response:
         """Return an answer, or why there is none. UserError: there is none for any request."""
         try:
             if request.choices is None:
@@ -89,17 +96,17 @@ class OpenaiEngine:
             model=self._settings.model, messages=turns, temperature=0.0, **options
         )
 
-    def _caption(self, request: Request) -> Answer:
+    def _caption(self, request: Request) -> Response:
         reply = self._complete(request, request.prompt, max_tokens=self._settings.max_new_tokens)
         choice, usage = reply.choices[0], reply.usage
-        return Answer(
+        return Response(
             choice.message.content or "",
             choice.finish_reason or "unknown",
             None if usage is None else usage.completion_tokens,
             n_read=None if usage is None else usage.prompt_tokens,
         )
 
-    def _score(self, request: Request, prompts: Sequence[str], letters: Sequence[str]) -> Answer:
+    def _score(self, request: Request, prompts: Sequence[str], letters: Sequence[str]) -> Response:
         """Read the letters among the tokens that the server names for the start of its answer.
 
         A letter that is not among them gets the smallest log-probability that was named, an upper
@@ -123,7 +130,7 @@ class OpenaiEngine:
             sums = (np.logaddexp.reduce(found) if found else smallest for found in values.values())
             rows.append(tuple(map(float, sums)))
             first.append(str(tokens[0].token))
-        return Scores(tuple(rows), tuple(first)).as_answer(len(rows))
+        return ChoiceScores(tuple(rows), tuple(first)).as_answer(len(rows))
 
 
 def _why(error: openai.APIError) -> str:

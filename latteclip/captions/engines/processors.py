@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from latteclip.captions.requests import Answer, CaptionerSettings, Request, Scores, messages
+from latteclip.captions.requests import CaptionerSettings, ChoiceScores, Request, Response, messages
 from latteclip.core.errors import UserError
 
 
@@ -35,7 +35,7 @@ def adds_special_tokens(tokenizer: Any, prompt: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitTokens:
     """A prompt and its K choices, tokenised as one text each and taken apart where they differ.
 
     A tokenizer may merge the end of the prompt with the beginning of a choice.
@@ -45,10 +45,10 @@ class Split:
     start: int  # so many of its tokens begin every choice's text
     tails: list[list[int]]  # K: the tokens after these
 
-    def answer(self, values: Sequence[float]) -> Answer:
+    def answer(self, values: Sequence[float]) -> Response:
         """Return the answer by the log-probabilities [K] of the tails."""
         row = tuple(exclusive(values, self.tails))
-        return Scores((row,)).as_answer(sum(map(len, self.tails)))
+        return ChoiceScores((row,)).as_answer(sum(map(len, self.tails)))
 
 
 class Tokens:
@@ -60,10 +60,13 @@ class Tokens:
         self.ids_of_letters = functools.cache(self._ids_of_letters)
 
     def prompts(self, request: Request) -> list[str]:
-        """Return what the model reads before it answers, images as marks: one, or one per order."""
+        """Return what the model reads before it answers, one text for each order of the options.
+
+        Images are placeholders.
+        """
         orders = request.choices.prompts if request.choices else ()
-        marks = [{"type": "image"}] * len(request.pictures)
-        turns = (messages(marks, prompt) for prompt in orders or [request.prompt])
+        placeholders = [{"type": "image"}] * len(request.pictures)
+        turns = (messages(placeholders, prompt) for prompt in orders or [request.prompt])
         template = self._processor.apply_chat_template
         return [template(turn, add_generation_prompt=True) for turn in turns]
 
@@ -72,7 +75,7 @@ class Tokens:
         special = adds_special_tokens(self._tokenizer, text)
         return list(self._tokenizer(text, add_special_tokens=special)["input_ids"])
 
-    def split(self, prompt: str, texts: Sequence[str]) -> Split:
+    def split(self, prompt: str, texts: Sequence[str]) -> SplitTokens:
         """Take a prompt and its choices apart, with one space between them at most."""
         if prompt[-1:].isspace():
             texts = [text.removeprefix(" ") for text in texts]
@@ -86,7 +89,7 @@ class Tokens:
                     f"The tokenizer of {self._model} has no token for {text!r}; rename the class "
                     "or change scores.answer."
                 )
-        return Split(alone, start, [ids[start:] for ids in whole])
+        return SplitTokens(alone, start, [ids[start:] for ids in whole])
 
     def _ids_of_letters(self, letters: tuple[str, ...]) -> list[list[int]]:
         """Return the tokens that are a letter, or a space and the letter, for each of them."""

@@ -10,8 +10,8 @@ import transformers
 from torch.nn.utils.rnn import pad_sequence
 
 from latteclip.captions.engines import processors
-from latteclip.captions.engines.processors import Split, Tokens
-from latteclip.captions.requests import Answer, CaptionerSettings, Choices, Request, Scores
+from latteclip.captions.engines.processors import SplitTokens, Tokens
+from latteclip.captions.requests import CaptionerSettings, Choices, ChoiceScores, Request, Response
 from latteclip.core import devices
 from latteclip.core.errors import UserError
 
@@ -42,7 +42,7 @@ class TransformersEngine:
         self._model.eval().to(self._device)
         self._tokens = Tokens(self._processor, model)
 
-    def answer(self, requests: Iterable[Request], *_: object) -> Iterator[tuple[Request, Answer]]:
+    def answer(self, requests: Iterable[Request], *_: object) -> Iterator[tuple[Request, Response]]:
         source, waiting = iter(requests), list[Request]()
         while waiting := waiting or list(itertools.islice(source, self._at_once)):
             batch = waiting[: self._at_once]
@@ -67,14 +67,14 @@ class TransformersEngine:
         log.warning("The GPU's memory holds no %d requests: asking fewer at once.", tried)
 
     @torch.inference_mode()
-    def _answers(self, batch: Sequence[Request]) -> list[Answer]:
+    def _answers(self, batch: Sequence[Request]) -> list[Response]:
         choices = batch[0].choices
         if choices is None:
             return self._captions(batch)
         score = self._letters if choices.by_letters else self._likelihoods
         return [score(request, request.choices or choices) for request in batch]
 
-    def _captions(self, batch: Sequence[Request]) -> list[Answer]:
+    def _captions(self, batch: Sequence[Request]) -> list[Response]:
         inputs = self._inputs(batch, [self._tokens.prompts(request)[0] for request in batch])
         options = {"do_sample": False, "max_new_tokens": self._max_new_tokens}
         written = self._model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
@@ -82,13 +82,13 @@ class TransformersEngine:
         read = inputs["attention_mask"].sum(dim=1).tolist()
         return [self._caption(*each) for each in zip(texts, written.tolist(), read, strict=True)]
 
-    def _caption(self, text: str, tokens: list[int], n_read: int) -> Answer:
+    def _caption(self, text: str, tokens: list[int], n_read: int) -> Response:
         """Return an answer whose tokens are padded after their end."""
         ends = self._model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         places = [place for place, token in enumerate(tokens, start=1) if token in ends]
         reason, length = ("stop", places[0]) if places else ("length", len(tokens))
-        return Answer(text, reason, length, n_read=n_read)
+        return Response(text, reason, length, n_read=n_read)
 
     def _inputs(self, batch: Sequence[Request], prompts: Sequence[str]) -> Any:
         """Return pictures and prompts as the model takes them, padded on the left."""
@@ -98,7 +98,7 @@ class TransformersEngine:
         inputs = self._processor(images=images, text=list(prompts), **options)
         return inputs.to(self._device, self._model.dtype)
 
-    def _letters(self, request: Request, choices: Choices) -> Answer:
+    def _letters(self, request: Request, choices: Choices) -> Response:
         ids_of = self._tokens.ids_of_letters(choices.texts)
         rows, first = [], []
         for prompt in self._tokens.prompts(request):
@@ -106,9 +106,9 @@ class TransformersEngine:
             row = logits[0, -1].float().log_softmax(0)
             rows.append(tuple(row[ids].logsumexp(dim=0).item() for ids in ids_of))
             first.append(self._tokens.text(int(row.argmax())))
-        return Scores(tuple(rows), tuple(first)).as_answer(len(rows))
+        return ChoiceScores(tuple(rows), tuple(first)).as_answer(len(rows))
 
-    def _likelihoods(self, request: Request, choices: Choices) -> Answer:
+    def _likelihoods(self, request: Request, choices: Choices) -> Response:
         [prompt] = self._tokens.prompts(request)
         split = self._tokens.split(prompt, choices.texts)
         values = []
@@ -117,7 +117,7 @@ class TransformersEngine:
             values.append(found.double().sum().item())
         return split.answer(values)
 
-    def _logits(self, request: Request, prompt: str, split: Split) -> torch.Tensor:
+    def _logits(self, request: Request, prompt: str, split: SplitTokens) -> torch.Tensor:
         """Return logits [K, T, V] of the T tokens of the longest of K tails, by V words.
 
         The model reads what all tails have in common once. Padding follows the tails, so that no

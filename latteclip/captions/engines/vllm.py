@@ -24,8 +24,8 @@ import torch  # does not touch CUDA by itself
 from PIL import Image
 
 from latteclip.captions.engines import processors
-from latteclip.captions.engines.processors import Split, Tokens
-from latteclip.captions.requests import Answer, CaptionerSettings, Request, Scores, failed
+from latteclip.captions.engines.processors import SplitTokens, Tokens
+from latteclip.captions.requests import CaptionerSettings, ChoiceScores, Request, Response, failed
 from latteclip.core import gpus
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
@@ -105,7 +105,7 @@ class _Asked:
     """A request inside vLLM: one prompt, or several of which the scores are read."""
 
     request: Request
-    split: Split | None  # of likelihoods
+    split: SplitTokens | None  # of likelihoods
     numbers: list[str]  # by which vLLM calls the prompts
     outputs: dict[str, Any] = field(default_factory=dict)  # by number
 
@@ -179,7 +179,7 @@ class VllmEngine:
 
     def answer(
         self, requests: Iterable[Request], would_wait: Callable[[], bool] | None = None
-    ) -> Iterator[tuple[Request, Answer]]:
+    ) -> Iterator[tuple[Request, Response]]:
         source = iter(requests)
         waiting: dict[str, _Asked] = {}
         while True:
@@ -242,14 +242,14 @@ class VllmEngine:
         log.info("vLLM printed:\n%s", "\n".join(printed), extra={"on_terminal": True})
         return explained(error, printed)
 
-    def _answer(self, asked: _Asked) -> Answer:
+    def _answer(self, asked: _Asked) -> Response:
         outputs = [asked.outputs[number] for number in asked.numbers]
         completions = [output.outputs[0] for output in outputs]
         choices = asked.request.choices
         if choices is None:
             [output], [completion] = outputs, completions
             reason, n_tokens = completion.finish_reason or "unknown", len(completion.token_ids)
-            return Answer(completion.text, reason, n_tokens, n_read=len(output.prompt_token_ids))
+            return Response(completion.text, reason, n_tokens, n_read=len(output.prompt_token_ids))
         try:
             if asked.split:
                 return asked.split.answer(of_tails(asked.split.tails, completions))
@@ -258,7 +258,7 @@ class VllmEngine:
         except KeyError as error:
             return failed(f"{self.version} returned no log-probability of token {error}")
         first = (self._tokens.text(completion.token_ids[0]) for completion in completions)
-        return Scores(rows, tuple(first)).as_answer(len(outputs))
+        return ChoiceScores(rows, tuple(first)).as_answer(len(outputs))
 
 
 def _of_letters(completion: Any, letters: list[list[int]]) -> tuple[float, ...]:
@@ -338,8 +338,8 @@ def explained(error: BaseException, printed: Sequence[str] = ()) -> str:
     bare = [LOG_PREFIX.sub("", line, count=1) for line in reversed(printed)]
     lines = [*raised, *filter(TELLING.match, bare)]
     lines = [line for line in lines if not ELSEWHERE.search(line)] or raised or [repr(error)]
-    for marks, remedy in REMEDIES.items():
+    for pattern, remedy in REMEDIES.items():
         for line in lines:
-            if re.search(marks, line.lower()):
+            if re.search(pattern, line.lower()):
                 return f"{one_line(line).rstrip('.')}; {remedy}."
     return one_line(lines[0])

@@ -51,7 +51,7 @@ def test_transformers_reads_what_the_model_s_own_processor_makes(asked, models, 
         request = Request(0, shown, PROMPT, Choices("likelihood", ("a", "b")))
         [prompt] = engine._tokens.prompts(request)
         assert engine._inputs([request], [prompt])["input_ids"].tolist() == [ids]
-        alone = engine._tokens.ids(prompt)  # its pictures as marks
+        alone = engine._tokens.ids(prompt)  # its pictures as flags
         assert (alone[:3], alone[-3:]) == (ids[:3], ids[-3:])
 
 

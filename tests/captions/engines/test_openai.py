@@ -11,7 +11,7 @@ from support.chat_server import MODEL, serving
 from latteclip.captions.answer_cache import problem
 from latteclip.captions.engines.openai import OpenaiEngine
 from latteclip.captions.pictures import data_url
-from latteclip.captions.requests import Choices, Request, Scores
+from latteclip.captions.requests import Choices, ChoiceScores, Request
 from latteclip.captions.score_classes import letters_of, letters_prompt
 from latteclip.core.errors import UserError
 
@@ -157,7 +157,7 @@ def test_letters_are_read_from_the_first_token(server):
     assert len(server.requests) == 12
     both = math.log(math.exp(-0.2) + math.exp(-2.0))
     for answer in answers.values():
-        scores = Scores.parse(answer.text)
+        scores = ChoiceScores.parse(answer.text)
         first, second = scores.log_probabilities
         assert first == pytest.approx((-3.0, both, -5.0, -4.0), abs=1e-5)
         assert second == (-3.5, -4.5, -0.1, -5.5)

@@ -14,7 +14,7 @@ from support.commands import PROMPT, SETTINGS, N, command, python, read, scores_
 from latteclip.captions import caption
 from latteclip.captions.answer_cache import AnswerCache
 from latteclip.captions.engines import vllm
-from latteclip.captions.engines.processors import Split
+from latteclip.captions.engines.processors import SplitTokens
 from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.engines.vllm import explained
 from latteclip.captions.requests import Choices, Request
@@ -173,7 +173,7 @@ def test_scores_of_other_tokens_than_those_asked_for_are_an_answer_that_failed()
     request = Request(0, [], "?", Choices("likelihood", ("a",)))
     completion = SimpleNamespace(logprobs=[{5: SimpleNamespace(logprob=0.0)}])
     outputs = {"0": SimpleNamespace(outputs=[completion])}
-    asked = vllm._Asked(request, Split([], 0, [[7]]), ["0"], outputs)
+    asked = vllm._Asked(request, SplitTokens([], 0, [[7]]), ["0"], outputs)
     assert "token 7" in engine._answer(asked).error
 
 

@@ -20,7 +20,7 @@ from latteclip.captions import caption
 from latteclip.captions.engines.openai import OpenaiEngine
 from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.pictures import data_url
-from latteclip.captions.requests import Choices, Request, Scores
+from latteclip.captions.requests import Choices, ChoiceScores, Request
 from latteclip.core import tables
 from latteclip.data.images import open_rgb
 
@@ -102,7 +102,7 @@ def test_a_vllm_server_tells_the_log_probabilities_of_its_first_token(
     [(_, answer)] = server.answer([Request(0, [data_url(open_rgb(path))], prompts[0], choices)])
     local = TransformersEngine(SETTINGS, threads=1)
     [(_, expected)] = local.answer([Request(0, [open_rgb(path)], prompts[0], choices)])
-    found, wanted = Scores.parse(answer.text), Scores.parse(expected.text)
+    found, wanted = ChoiceScores.parse(answer.text), ChoiceScores.parse(expected.text)
     assert found.first == wanted.first
     for row, other in zip(found.log_probabilities, wanted.log_probabilities, strict=True):
         assert row[0] == pytest.approx(other[0], abs=1e-2)  # 1.5e-3 apart, at -7.3

@@ -10,8 +10,7 @@ from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import class_embeddings
 from latteclip.core import holdout, tables
 from latteclip.core.holdout import NO_FOLD, Fold
-from latteclip.deploy.average_weights import Encoding, TrainingResult, average_weights
-from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS
+from latteclip.train.average_weights import Encoding, TrainingResult, average_weights
 
 CLASSNAMES = ["striped", "dotted", "woven"]
 TEMPLATE = "a photo of a {} texture."
@@ -19,7 +18,7 @@ WEIGHTS = "open_clip_model.safetensors"
 CPU = torch.device("cpu")
 
 
-def training(folder, number, marks=("ours",), classnames=CLASSNAMES, fold=NO_FOLD):
+def training(folder, number, flags=("ours",), classnames=CLASSNAMES, fold=NO_FOLD):
     """A training whose weights are those of the demo's CLIP times a number."""
     clip = clips.load(f"local-dir:{DEMO_CLIP}", None, CPU)
     with torch.no_grad():
@@ -29,7 +28,7 @@ def training(folder, number, marks=("ours",), classnames=CLASSNAMES, fold=NO_FOL
     classes = Classifier.of(torch.eye(len(classnames), clip.config["embed_dim"]))
     clips.save(clip, classes, classnames, TEMPLATE, folder / "model")
     empty = {name: [] for name in tables.HISTORY.names}
-    metadata = {"settings": {"number": number}, "marks": list(marks)}
+    metadata = {"settings": {"number": number}, "flags": list(flags)}
     tables.write(str(folder / "history.parquet"), empty, tables.HISTORY, metadata)
     return TrainingResult(str(folder / "model"), str(folder / "history.parquet"), fold)
 
@@ -59,8 +58,8 @@ def test_weights_are_means_and_the_classifier_is_of_the_averaged_text_tower(tmp_
     opened = finetuned.load(model, CPU, classnames=CLASSNAMES)
     texts = class_embeddings(opened.clip, TEMPLATE, CLASSNAMES)
     torch.testing.assert_close(opened.classifier.weights, texts)
-    assert tables.read_metadata(history, "step")["marks"] == ["ours"]
-    table, _ = tables.read(left_out, TRAIN_PREDICTIONS)
+    assert tables.read_metadata(history, "step")["flags"] == ["ours"]
+    table, _ = tables.read(left_out, tables.TRAIN_PREDICTIONS)
     found = zip(table["image_id"].to_pylist(), table["prediction"].to_pylist(), strict=True)
     assert list(found) == [row for each in results for row in left_out_by(each, images)]
     assert all(table["held_out"].to_pylist())
@@ -87,8 +86,8 @@ def test_a_collapsed_training_has_no_part_unless_all_collapsed(tmp_path, images)
     model, history, left_out = average(tmp_path / "one", images, [collapsed, sound])
     scale = load_file(DEMO_CLIP / WEIGHTS)["logit_scale"].float()
     torch.testing.assert_close(load_file(f"{model}/{WEIGHTS}")["logit_scale"], scale)
-    found = tables.read(left_out, TRAIN_PREDICTIONS)[0]["image_id"].to_pylist()
+    found = tables.read(left_out, tables.TRAIN_PREDICTIONS)[0]["image_id"].to_pylist()
     assert found == [name for name, _ in left_out_by(sound, images)]
-    assert "collapsed" not in tables.read_metadata(history, "step")["marks"]
+    assert "collapsed" not in tables.read_metadata(history, "step")["flags"]
     _, history, _ = average(tmp_path / "all", images, [collapsed])
-    assert "collapsed" in tables.read_metadata(history, "step")["marks"]
+    assert "collapsed" in tables.read_metadata(history, "step")["flags"]

@@ -23,7 +23,7 @@ from latteclip.data.images import open_rgb
 from latteclip.labels.guarantees import Bools
 from latteclip.report import comparison
 from latteclip.report.comparison import MethodPredictions, Row
-from latteclip.report.runs import RunFiles, Split, read_predictions
+from latteclip.report.runs import RunTables, SplitReport, read_predictions
 
 QUALITIES = (80, 60, 40, 20)
 PIECE = 100_000  # rows of a table that are read at a time: there may be millions of captions
@@ -63,12 +63,12 @@ def picture(image: Image.Image, side: int, max_bytes: int) -> Picture:
         small = small.resize((max(1, small.width // 2), max(1, small.height // 2)))
 
 
-def _image(split: Split, i: int, size: tuple[int, int]) -> Row:
+def _image(split: SplitReport, i: int, size: tuple[int, int]) -> Row:
     shown = picture(open_rgb(split.paths[i], max_side=size[0]), *size)
     return {"image_id": split.image_ids[i], "picture": shown}
 
 
-class Captions(NamedTuple):
+class CaptionPictures(NamedTuple):
     """The captions of one kind, as far as the page needs them."""
 
     metadata: dict[str, Any]
@@ -78,8 +78,8 @@ class Captions(NamedTuple):
 
 
 def read_captions(
-    path: str, train: Split, chosen: Sequence[int], classnames: Sequence[str]
-) -> Captions:
+    path: str, train: SplitReport, chosen: Sequence[int], classnames: Sequence[str]
+) -> CaptionPictures:
     """Read the caption of each chosen training image, or of a group of its pseudo-label.
 
     If possible, that is a group that holds the image.
@@ -109,10 +109,10 @@ def read_captions(
         rows = {i: of_label[n] for i, n in labels_of.items() if n in of_label} | rows
     n = counts["texts"]
     naming = {kind: 100 * counts[kind] / n if n else None for kind in known}
-    return Captions(metadata, naming, rows)
+    return CaptionPictures(metadata, naming, rows)
 
 
-def caption_statistics(path: str, captions: Mapping[str, Captions]) -> dict[str, Row]:
+def caption_statistics(path: str, captions: Mapping[str, CaptionPictures]) -> dict[str, Row]:
     """Return the statistics of captions/summary.json by kind, with shares in percent."""
     summaries = read_object(path, [f"{kind}s" for kind in captions])
     found = {}
@@ -131,9 +131,9 @@ def caption_statistics(path: str, captions: Mapping[str, Captions]) -> dict[str,
 
 def gallery(
     chosen: Sequence[int],
-    train: Split,
+    train: SplitReport,
     predictions: Sequence[int] | None,
-    captions: Mapping[str, Captions],
+    captions: Mapping[str, CaptionPictures],
 ) -> list[Row]:
     """Return the chosen training images with captions, predictions and a group of their label."""
     rows = []
@@ -153,7 +153,7 @@ def gallery(
     return rows
 
 
-def _grid(members: Sequence[str], train: Split, metadata: Mapping[str, Any]) -> Picture:
+def _grid(members: Sequence[str], train: SplitReport, metadata: Mapping[str, Any]) -> Picture:
     """Encode the grid of a group: the captioner's picture or, with separate images, all of them."""
     layout = metadata["groups"]
     rows = train.places(pa.array(members, pa.string())).tolist()
@@ -161,7 +161,7 @@ def _grid(members: Sequence[str], train: Split, metadata: Mapping[str, Any]) -> 
     return picture(grid(pictures, layout["canvas"], layout["gap"]), *GRID)
 
 
-def changed_examples(split: Split, found: MethodPredictions, *, improved: bool) -> list[Row]:
+def changed_examples(split: SplitReport, found: MethodPredictions, *, improved: bool) -> list[Row]:
     """Return images whose prediction changed from wrong to right, or from right to wrong."""
     assert split.labels is not None
     labels, before, after = split.labels, split.pseudo_labels, found.after
@@ -175,7 +175,7 @@ def changed_examples(split: Split, found: MethodPredictions, *, improved: bool) 
     ]
 
 
-def disputes(found: MethodPredictions, split: Split) -> list[Row]:
+def disputes(found: MethodPredictions, split: SplitReport) -> list[Row]:
     """Return the images about which the methods differ most, with the methods of each class."""
     return [
         _image(split, i, DISPUTE) | {"sides": comparison.sides(found, i)}
@@ -183,7 +183,7 @@ def disputes(found: MethodPredictions, split: Split) -> list[Row]:
     ]
 
 
-def class_panels(found: MethodPredictions, split: Split) -> list[Row]:
+def class_panels(found: MethodPredictions, split: SplitReport) -> list[Row]:
     """Return the surest and the least sure images of each class, as far as there is room."""
 
     def thumbnails(rows: Sequence[int]) -> list[Row]:
@@ -195,13 +195,13 @@ def class_panels(found: MethodPredictions, split: Split) -> list[Row]:
     ]
 
 
-def _thumbnail(split: Split, i: int, prediction: int, **more: float) -> Row:
+def _thumbnail(split: SplitReport, i: int, prediction: int, **more: float) -> Row:
     label = None if split.labels is None else int(split.labels[i])
     row = {"label": label, "prediction": int(prediction), "second": None, "score": None}
     return _image(split, i, THUMBNAIL) | row | more
 
 
-def read_unknown(path: str, splits: Sequence[Split]) -> Row:
+def read_unknown(path: str, splits: Sequence[SplitReport]) -> Row:
     """Return the images of some splits that most likely show none of the classes."""
     table, _ = tables.read(path, tables.UNKNOWN)
     by_clip, by_captioner = (table[n].to_numpy() for n in ("score", "captioner_score"))
@@ -219,14 +219,18 @@ def read_unknown(path: str, splits: Sequence[Split]) -> Row:
     }
 
 
-def _find(image_ids: pa.ChunkedArray, splits: Sequence[Split]) -> list[tuple[Split, int]]:
+def _find(
+    image_ids: pa.ChunkedArray, splits: Sequence[SplitReport]
+) -> list[tuple[SplitReport, int]]:
     places = np.transpose([split.places(image_ids) for split in splits]).tolist()
     return [
         next((split, i) for split, i in zip(splits, rows, strict=True) if i >= 0) for rows in places
     ]
 
 
-def read_duplicates(path: str, train: Split, test: Split, run_files: Sequence[RunFiles]) -> Row:
+def read_duplicates(
+    path: str, train: SplitReport, test: SplitReport, run_files: Sequence[RunTables]
+) -> Row:
     """Count the pairs of a DUPLICATES table, and measure their effect on accuracies.
 
     A test image with a duplicate among the training images leaks: its accuracy is not that of a new
@@ -254,7 +258,9 @@ def read_duplicates(path: str, train: Split, test: Split, run_files: Sequence[Ru
     }
 
 
-def _leak_free_accuracies(test: Split, leaked: Bools, run_files: Sequence[RunFiles]) -> list[Row]:
+def _leak_free_accuracies(
+    test: SplitReport, leaked: Bools, run_files: Sequence[RunTables]
+) -> list[Row]:
     """Return the accuracy of each method in percent, and without leaked images, if some leak."""
     if test.labels is None or not leaked.any() or leaked.all():
         return []

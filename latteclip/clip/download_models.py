@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from latteclip.clip import clip_config, image_encoder_files
 from latteclip.config.hub_names import HUB
 from latteclip.core import hashing
 from latteclip.core.errors import UserError, chain, first_line, full_disk
 from latteclip.core.files import write_json
-from latteclip.data import clip_config, image_model_files
 
 log = logging.getLogger(__name__)
 WEIGHTS, INDEX = ".safetensors", "model.safetensors.index.json"
@@ -43,13 +43,13 @@ def download_clip(settings: HubModel, output: str) -> None:
     _write_note(settings, cached, output)
 
 
-def download_eye(settings: HubModel, output: str) -> None:
-    """Fetch weights and configuration of an image model beside CLIP, and write the note."""
-    with _explained(f"Image model {settings.model!r}", "eyes"):
-        names = image_model_files.open_clip_names(settings.model)
+def download_image_encoder(settings: HubModel, output: str) -> None:
+    """Fetch weights and configuration of an image encoder beside CLIP, and write the note."""
+    with _explained(f"Image encoder {settings.model!r}", "image_encoders"):
+        names = image_encoder_files.open_clip_names(settings.model)
         if names is None:
-            image_model_files.timm_model(settings.model)
-        repos = _fetch_clip(*names) if names else [image_model_files.repo(settings.model)]
+            image_encoder_files.timm_model(settings.model)
+        repos = _fetch_clip(*names) if names else [image_encoder_files.repo(settings.model)]
         cached = [_cached(repo) for repo in repos]
     _write_note(settings, cached, output)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from latteclip.clip import finetuned, image_models
+from latteclip.clip import finetuned, image_encoders
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import load_classifier, save_classifier
 from latteclip.core import hashing
@@ -19,7 +19,9 @@ class PretrainedClip:
     model: str
     pretrained: str | None
     precision: str = "bf16"  # of inference; not used here
-    eyes: list[str] = field(default_factory=list)  # image models whose features it classifies too
+    image_encoders: list[str] = field(
+        default_factory=list
+    )  # image encoders whose features it classifies too
 
 
 def assemble_model(classifier_path: str, settings: PretrainedClip, output: str) -> None:
@@ -28,15 +30,20 @@ def assemble_model(classifier_path: str, settings: PretrainedClip, output: str) 
         classifier_path, model=settings.model, pretrained=settings.pretrained
     )
     clip = clips.load(settings.model, settings.pretrained, torch.device("cpu"))
-    words = ClassTemplates.described_by(described)
+    class_templates = ClassTemplates.described_by(described)
     with replacing(output) as folder:
-        clips.save(clip, classifier, described["classnames"], words, folder)
-        if settings.eyes:
-            models = [image_models.load(name, torch.device("cpu")) for name in settings.eyes]
+        clips.save(clip, classifier, described["classnames"], class_templates, folder)
+        if settings.image_encoders:
+            models = [
+                image_encoders.load(name, torch.device("cpu")) for name in settings.image_encoders
+            ]
             for number, model in enumerate(models):
-                image_models.save(model, folder / image_models.EYES / str(number))
+                image_encoders.save(model, folder / image_encoders.SUBFOLDER / str(number))
             classifier, described = load_classifier(folder / clips.CLASSIFIER)
             widths = [model.width for model in models]
-            described |= {"eyes": settings.eyes, finetuned.EYES_WIDTHS: widths}
+            described |= {
+                "image_encoders": settings.image_encoders,
+                finetuned.ENCODER_WIDTHS: widths,
+            }
             save_classifier(folder / clips.CLASSIFIER, classifier, described)
             hashing.write_sums(folder)

@@ -5,14 +5,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from support.tiny import DEMO_CLIP, EYE_WIDTH, network_of, write_eye, write_pictures
+from support.tiny import DEMO_CLIP, ENCODER_WIDTH, network_of, write_encoder, write_pictures
 
 from latteclip.clip import finetuned
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core.errors import UserError
 from latteclip.deploy import predict
-from latteclip.deploy.assemble_model import PretrainedClip, assemble_model
 from latteclip.deploy.export import export
+from latteclip.train.assemble_model import PretrainedClip, assemble_model
 
 NAME = f"local-dir:{DEMO_CLIP}"
 DESCRIBED = {"classnames": ["a", "b é"], "model": NAME, "pretrained": None, "template": "a {}."}
@@ -30,7 +30,7 @@ def test_the_folder_is_the_pretrained_model_with_the_classifier(tmp_path, head, 
     found = finetuned.load(tmp_path / "model", torch.device("cpu"))
     assert torch.equal(found.classifier.weights, CLASSIFIER.weights)
     assert torch.equal(found.classifier.bias, CLASSIFIER.bias)
-    assert (found.classnames, found.words.template) == (["a", "b é"], "a {}.")
+    assert (found.classnames, found.class_templates.template) == (["a", "b é"], "a {}.")
     model = open_clip.create_model(f"local-dir:{tmp_path / 'model'}").eval()
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -38,25 +38,28 @@ def test_the_folder_is_the_pretrained_model_with_the_classifier(tmp_path, head, 
 
 
 def test_image_models_beside_clip_stand_in_the_folder_and_predict(tmp_path, demo_clip):
-    name = write_eye(tmp_path / "eye")
+    name = write_encoder(tmp_path / "encoder")
     draw = torch.Generator().manual_seed(0)
-    classifier = Classifier.of(torch.randn(2, 128 + EYE_WIDTH, generator=draw))
-    save_classifier(tmp_path / "c.safetensors", classifier, {**DESCRIBED, "eyes": [name]})
-    settings = PretrainedClip(NAME, None, eyes=[name])
+    classifier = Classifier.of(torch.randn(2, 128 + ENCODER_WIDTH, generator=draw))
+    save_classifier(tmp_path / "c.safetensors", classifier, {**DESCRIBED, "image_encoders": [name]})
+    settings = PretrainedClip(NAME, None, image_encoders=[name])
     assemble_model(str(tmp_path / "c.safetensors"), settings, str(tmp_path / "model"))
-    shutil.rmtree(tmp_path / "eye")
+    shutil.rmtree(tmp_path / "encoder")
     files = write_pictures(tmp_path / "pictures", 5)
     (tmp_path / "pictures" / "6.png").write_bytes(b"no image")
     found = predict.Classifier(tmp_path / "model", device="cpu", threads=1, batch_size=2)
     [*predictions] = found([*files[:3], tmp_path / "pictures" / "6.png", *files[3:]], topk=2)
-    network, eye = network_of(tmp_path / "model" / "eyes" / "0"), found.eyes[0]
+    network, encoder = (
+        network_of(tmp_path / "model" / "image_encoders" / "0"),
+        found.image_encoders[0],
+    )
     assert [one.path for one in predictions] == files
     for file, prediction in zip(files, predictions, strict=True):
         image = Image.open(file).convert("RGB")
         with torch.no_grad():
             parts = [
                 demo_clip.model.encode_image(demo_clip.preprocess(image)[None]),
-                network(eye.preprocess(image)[None]),
+                network(encoder.preprocess(image)[None]),
             ]
         features = torch.cat([F.normalize(part, dim=1) for part in parts], dim=1)
         scores = classifier.scores(features)[0]
@@ -66,14 +69,14 @@ def test_image_models_beside_clip_stand_in_the_folder_and_predict(tmp_path, demo
         )
     export(str(tmp_path / "model"), str(tmp_path / "out"), "open_clip")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "eyes/" in card
+    assert "image_encoders/" in card
     assert "latteclip.deploy.predict" in card.partition("```")[2]
     again = predict.Classifier(tmp_path / "out", device="cpu", threads=1)(files, topk=2)
     assert [one.topk_labels for one in again] == [one.topk_labels for one in predictions]
     for form in ("onnx", "transformers"):
         with pytest.raises(UserError, match=f"--format {form}"):
             export(str(tmp_path / "model"), str(tmp_path / form), form)
-    shutil.rmtree(tmp_path / "out" / "eyes")
+    shutil.rmtree(tmp_path / "out" / "image_encoders")
     (tmp_path / "out" / "SHA256SUMS").unlink()
-    with pytest.raises(UserError, match="eyes"):
+    with pytest.raises(UserError, match="image_encoders"):
         predict.Classifier(tmp_path / "out", device="cpu")

@@ -1,4 +1,4 @@
-"""Image models beside CLIP ("eyes"): networks of timm and image towers of open_clip."""
+"""Image encoders beside CLIP ("image_encoders"): networks of timm and image towers of open_clip."""
 
 import re
 import shutil
@@ -11,17 +11,23 @@ import torch
 from safetensors.torch import load_file
 
 from latteclip.clip import model as clips
+from latteclip.clip.image_encoder_files import (
+    CONFIG,
+    WEIGHTS,
+    TimmModel,
+    open_clip_names,
+    timm_model,
+)
 from latteclip.config.hub_names import FOLDER
 from latteclip.core import devices
 from latteclip.core.errors import UserError
-from latteclip.data.image_model_files import CONFIG, WEIGHTS, TimmModel, open_clip_names, timm_model
 
-EYES = "eyes"  # folder of image models in that of a CLIP: 0, 1, ...
+SUBFOLDER = "image_encoders"  # of a CLIP's folder, with a folder 0, 1, ... for each encoder
 
 
 @dataclass
-class ImageModel(clips.Clip):
-    """An image model, which encodes images as a CLIP does and no texts."""
+class ImageEncoder(clips.Clip):
+    """An image encoder, which encodes images as a CLIP does and no texts."""
 
     name: str = ""
     timm: TimmModel | None = None  # its files; None for a tower of open_clip
@@ -43,16 +49,16 @@ class Pooled(torch.nn.Module):
         return self.network(images)  # type: ignore[no-any-return]
 
 
-def load(name: str, device: torch.device, precision: str = "bf16") -> ImageModel:
-    """Load an image model in float32, in evaluation mode.
+def load(name: str, device: torch.device, precision: str = "bf16") -> ImageEncoder:
+    """Load an image encoder in float32, in evaluation mode.
 
     It is named as in timm, as `hf-hub:<repo>`, `local-dir:<folder>` or `open_clip:<model>/<tag>`.
     UserError: there is no such model, it is damaged, or it gives no features.
     """
     devices.check_precision(device, precision)
-    with clips.loading(f"Image model {name!r}", "check eyes"):
+    with clips.loading(f"Image encoder {name!r}", "check image_encoders"):
         if names := open_clip_names(name):
-            return ImageModel(**vars(clips.load(*names, device, precision)) | {"name": name})
+            return ImageEncoder(**vars(clips.load(*names, device, precision)) | {"name": name})
         import timm  # not at the top: it takes a second
 
         files = timm_model(name)
@@ -63,7 +69,7 @@ def load(name: str, device: torch.device, precision: str = "bf16") -> ImageModel
         values["input_size"] = tuple(values["input_size"])
         transform = timm.data.create_transform(**values)
         found = (network, lambda: None, transform, config, device, precision)
-        return ImageModel(*found, name=name, timm=files)
+        return ImageEncoder(*found, name=name, timm=files)
 
 
 def _network(files: TimmModel) -> Any:
@@ -86,7 +92,7 @@ def _width(network: Pooled, files: TimmModel, device: torch.device) -> int:
     return found.shape[1]
 
 
-def save(model: ImageModel, folder: Path) -> None:
+def save(model: ImageEncoder, folder: Path) -> None:
     """Write a folder that `load` reads as `local-dir:<folder>`."""
     if model.timm is None:
         clips.save_network(model, folder)
@@ -96,15 +102,15 @@ def save(model: ImageModel, folder: Path) -> None:
     shutil.copyfile(model.timm.weights, folder / WEIGHTS)
 
 
-def load_beside(clip: Path, device: torch.device, precision: str = "bf16") -> list[ImageModel]:
-    """Load the image models in the folder of a CLIP, in order (see `load`)."""
-    names = (folder.name for folder in (clip / EYES).glob("[0-9]*"))
+def load_beside(clip: Path, device: torch.device, precision: str = "bf16") -> list[ImageEncoder]:
+    """Load the image encoders in the folder of a CLIP, in order (see `load`)."""
+    names = (folder.name for folder in (clip / SUBFOLDER).glob("[0-9]*"))
     numbers = sorted(int(name) for name in names if re.fullmatch("[0-9]+", name))
-    folders = [clip / EYES / str(number) for number in numbers]
+    folders = [clip / SUBFOLDER / str(number) for number in numbers]
     return [load(f"{FOLDER}{folder}", device, precision) for folder in folders]
 
 
-def described(model: ImageModel) -> dict[str, Any]:
+def described(model: ImageEncoder) -> dict[str, Any]:
     """Return what a table of features says of its model."""
     size = model.timm.preprocessing.input_size[1:] if model.timm else None
     return {"model": model.name, "width": model.width} | ({"image_size": size} if size else {})

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.tiny import DEMO_CLIP, DEMO_LLAVA, write_backbone, write_eye
+from support.tiny import DEMO_CLIP, DEMO_LLAVA, write_backbone, write_encoder
 from support.web import COMMIT, Host
 
 TOKEN = "hf_tokenThatMayNotBeShown"
@@ -85,7 +85,7 @@ class Hub(Host):
 
     def download(self, kind, offline=False, **settings):
         """`latteclip download-<kind>`; its exit status and what it said."""
-        more = {"clip": {"pretrained": None}, "captioner": {"revision": None}, "eye": {}}
+        more = {"clip": {"pretrained": None}, "captioner": {"revision": None}, "encoder": {}}
         names = more[kind] | settings
         options = ["--settings", json.dumps(names), "--output", self.note]
         done = self.python(COMMAND, f"download-{kind}", *options, offline=offline)
@@ -217,7 +217,7 @@ def test_without_a_network(gone):
     [
         ("clip", "hf-hub:me/clip", 403, "GatedRepo", "terms"),
         ("captioner", "me/llava", 404, "RevisionNotFound", "private"),
-        ("eye", "hf-hub:me/eye", 403, "GatedRepo", "terms"),
+        ("encoder", "hf-hub:me/encoder", 403, "GatedRepo", "terms"),
     ],
 )
 def test_a_repo_that_is_closed_or_not_there(hub, kind, model, status, code, hint):
@@ -226,10 +226,10 @@ def test_a_repo_that_is_closed_or_not_there(hub, kind, model, status, code, hint
     assert model in sentence and hint in sentence and "HF_TOKEN" in sentence
 
 
-@pytest.mark.parametrize("kind", ["clip", "captioner", "eye"])
+@pytest.mark.parametrize("kind", ["clip", "captioner", "encoder"])
 def test_a_repo_without_safetensors_is_refused(hub, tmp_path, kind):
-    write_eye(tmp_path / "eye")
-    folder = {"clip": DEMO_CLIP, "captioner": DEMO_LLAVA, "eye": tmp_path / "eye"}[kind]
+    write_encoder(tmp_path / "encoder")
+    folder = {"clip": DEMO_CLIP, "captioner": DEMO_LLAVA, "encoder": tmp_path / "encoder"}[kind]
     files = contents(folder).items()
     left = {name: content for name, content in files if not name.endswith(".safetensors")}
     hub.serve_repo("me/model", {**left, "pytorch_model.bin": b"x"})
@@ -259,27 +259,27 @@ def test_a_shard_that_the_cache_lacks_is_noticed_offline(hub):
     assert "model-2.safetensors" in sentence
 
 
-EYE = """
+ENCODER = """
 import sys, torch
-from latteclip.clip import image_models
+from latteclip.clip import image_encoders
 from latteclip.clip.encode import encode_images
-model = image_models.load(sys.argv[1], torch.device("cpu"))
+model = image_encoders.load(sys.argv[1], torch.device("cpu"))
 images = torch.rand(2, 3, *model.timm.preprocessing.input_size[1:])
 print(encode_images(model, images).norm(dim=1).mean().item())
 """
 
 
 def test_an_image_model_is_fetched_and_loaded_offline(gone, tmp_path):
-    write_eye(tmp_path / "eye")
-    files = contents(tmp_path / "eye")
+    write_encoder(tmp_path / "encoder")
+    files = contents(tmp_path / "encoder")
     with gone.running():
-        gone.serve_repo("me/eye", {**files, "pytorch_model.bin": b"a pickle"})
-        status, said = gone.download("eye", model="hf-hub:me/eye")
+        gone.serve_repo("me/encoder", {**files, "pytorch_model.bin": b"a pickle"})
+        status, said = gone.download("encoder", model="hf-hub:me/encoder")
         assert status == 0, said
     [repo] = gone.noted()["repos"]
-    assert (repo["repo"], repo["commit"]) == ("me/eye", COMMIT)
+    assert (repo["repo"], repo["commit"]) == ("me/encoder", COMMIT)
     assert repo["files"] == {name: len(content) for name, content in files.items()}
     assert "pytorch_model.bin" not in gone.fetched()
-    done = gone.python(EYE, "hf-hub:me/eye", offline=True)
+    done = gone.python(ENCODER, "hf-hub:me/encoder", offline=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == pytest.approx(1, abs=1e-5)

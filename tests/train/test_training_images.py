@@ -25,8 +25,8 @@ from torchvision.transforms import ColorJitter, InterpolationMode, RandomResized
 from latteclip.core.errors import UserError
 from latteclip.data.loader import loader
 from latteclip.demo.generate_textures import SIDE
-from latteclip.train import images
-from latteclip.train.images import (
+from latteclip.train import training_images as images
+from latteclip.train.training_images import (
     Augmentation,
     ImageCache,
     TrainingImages,

@@ -1,4 +1,4 @@
-"""Find the files of image models beside CLIP, and check their configuration.
+"""Find the files of image encoders beside CLIP, and check their configuration.
 
 A configuration is a stranger's. It names a network of timm, and may contain the sizes below and no
 code. Weights are safetensors.
@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from latteclip.clip.clip_config import REMEDY, Mean, Spread, fields_of, section
 from latteclip.config.hub_names import CLIP_CONFIG, FOLDER, HUB, OPEN_CLIP
 from latteclip.core import hashing
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.files import from_values, read_object
-from latteclip.data.clip_config import REMEDY, Mean, Spread, fields_of, section
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 Side = Annotated[int, Field(ge=0, le=4096)]  # pixels
@@ -60,7 +60,7 @@ class TimmModel:
 
 
 def open_clip_names(name: str) -> tuple[str, str | None] | None:
-    """Return model and pretrained of an image model that open_clip loads, None for one of timm."""
+    """Return model and pretrained of an encoder that open_clip loads, None for one of timm."""
     if name.startswith(OPEN_CLIP):
         model, _, pretrained = name.removeprefix(OPEN_CLIP).rpartition("/")
         return model.replace("/", "-"), pretrained
@@ -135,5 +135,5 @@ def repo(name: str) -> str:
     found = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     if found is None or not found.hf_hub_id:
         near = suggestion(name, timm.list_models(pretrained=True))
-        raise UserError(f"timm has no weights of an image model {name!r}; {near}")
+        raise UserError(f"timm has no weights of an image encoder {name!r}; {near}")
     return str(found.hf_hub_id)

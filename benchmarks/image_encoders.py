@@ -1,13 +1,14 @@
-"""What image models beside CLIP are worth to labels and classifiers, and what useless ones cost.
+"""What image encoders beside CLIP are worth to labels and classifiers, and what useless ones cost.
 
-    snakemake -j2 --config dataset=mine image_dir=photos eyes=local-dir:eye
-    python benchmarks/eyes.py results/mine [--clip MODEL]
+    snakemake -j2 --config dataset=mine image_dir=photos image_encoders=local-dir:encoder
+    python benchmarks/image_encoders.py results/mine [--clip MODEL]
 
-reads what a run with `eyes` left of a dataset whose labels are known, and fuses labels again: with
-CLIP's features alone, with those of the run's image models, and with models that see nothing more
-(noise, a random projection of CLIP's features, grey thumbnails, CLIP's own features again). True
-labels only score. Right labels of training images, right predictions on the test split by CLIP's
-own classifier and by that of all models, in percent, and the weights of the image models.
+reads what a run with `image_encoders` left of a dataset whose labels are known, and fuses labels
+again: with CLIP's features alone, with those of the run's image encoders, and with models that see
+nothing more (noise, a random projection of CLIP's features, grey thumbnails, CLIP's own features
+again). True labels only score. It prints right labels of training images, right predictions on the
+test split by CLIP's own classifier and by that of all models, in percent, and the weights of the
+image encoders.
 """
 
 import argparse
@@ -91,17 +92,17 @@ def main() -> None:
     index, _ = tables.read(args.results / "images.parquet", tables.IMAGES)
     is_test = pc.equal(index["split"], "test")
     splits: list[pa.Table] = [index.filter(rows) for rows in (pc.invert(is_test), is_test)]
-    eyes = []
-    for path in sorted((args.results / "eyes").glob("*.parquet")):
+    image_encoders = []
+    for path in sorted((args.results / "image_encoders").glob("*.parquet")):
         train, test = (
             read_features(str(path), split["image_id"], tables.IMAGE_FEATURES)[:]
             for split in splits
         )
-        eyes.append((train, test))
+        image_encoders.append((train, test))
     grey, grey_test = (thumbnails(split["path"].to_pylist()) for split in splits)
     rows: dict[str, list[Pair]] = {
         "CLIP alone": [],
-        "with the image models of the run": eyes,
+        "with the image encoders of the run": image_encoders,
         "with noise": [noise(data)],
         "with a random projection of CLIP's features": [projection(data)],
         "with grey thumbnails": [(grey, grey_test)],

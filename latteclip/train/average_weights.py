@@ -18,7 +18,7 @@ from latteclip.core import devices, tables
 from latteclip.core.files import replacing
 from latteclip.core.holdout import NO_FOLD, Fold
 from latteclip.evaluate.results import FAILED
-from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS, left_out_images
+from latteclip.evaluate.train_predictions import left_out_images
 
 log = logging.getLogger(__name__)
 
@@ -58,15 +58,15 @@ def average_weights(
     are those of each training for the images that it left out.
     """
     where = devices.pick(device, threads)
-    marks = [set(tables.read_metadata(each.history, "step")["marks"]) for each in trainings]
-    sound = [each for each, own in zip(trainings, marks, strict=True) if FAILED.isdisjoint(own)]
+    flags = [set(tables.read_metadata(each.history, "step")["flags"]) for each in trainings]
+    sound = [each for each, own in zip(trainings, flags, strict=True) if FAILED.isdisjoint(own)]
     used = sound or trainings
     first = finetuned.load(used[0].model, torch.device("cpu"))
     history, described = tables.read(used[0].history, tables.HISTORY)
-    described |= {"marks": sorted(set(described["marks"])), "averaged": len(used)}
+    described |= {"flags": sorted(set(described["flags"])), "averaged": len(used)}
     tables.write(history_output, history, tables.HISTORY, described)
     names = first.classnames
-    with tables.writing(left_out_output, TRAIN_PREDICTIONS, {"classnames": names}) as add:
+    with tables.writing(left_out_output, tables.TRAIN_PREDICTIONS, {"classnames": names}) as add:
         for number, each in enumerate(used, 1):
             model = finetuned.load(each.model, where, settings.precision, classnames=names)
             _include(model.clip.model, first.clip.model, number)
@@ -77,9 +77,9 @@ def average_weights(
                 held_out = np.full(len(images), fill_value=True)
                 ids = images["image_id"]
                 add({"image_id": ids, "prediction": best[:, 0].numpy(), "held_out": held_out})
-    texts = class_embeddings(first.clip, first.words.template, names)
+    texts = class_embeddings(first.clip, first.class_templates.template, names)
     with replacing(model_output) as folder:
-        clips.save(first.clip, Classifier.of(texts), names, first.words, folder)
+        clips.save(first.clip, Classifier.of(texts), names, first.class_templates, folder)
     log.info("Averaged the weights of %d of %d trainings.", len(used), len(trainings))
 
 

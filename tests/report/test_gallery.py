@@ -10,7 +10,7 @@ from support.made_results import Results
 from support.pages import write
 
 from latteclip.core import tables
-from latteclip.report import images, runs
+from latteclip.report import gallery, runs
 
 CHOSEN = [3, 17, 30]
 
@@ -28,22 +28,22 @@ def train(results):
 @pytest.mark.parametrize("kind", ["image", "group"])
 def test_captions_may_be_read_in_pieces_of_any_size(results, train, kind, monkeypatch):
     path = results.write_captions(kind)
-    whole = images.read_captions(path, train, CHOSEN, results.classnames)
-    monkeypatch.setattr(images, "PIECE", 3)
-    assert images.read_captions(path, train, CHOSEN, results.classnames) == whole
+    whole = gallery.read_captions(path, train, CHOSEN, results.classnames)
+    monkeypatch.setattr(gallery, "PIECE", 3)
+    assert gallery.read_captions(path, train, CHOSEN, results.classnames) == whole
 
 
 def test_chosen_images_have_their_captions_and_a_group_that_holds_them(results, train):
     path = results.write_captions("image")
     texts = dict(pd.read_parquet(path)[["id", "caption"]].to_numpy())
-    rows = images.read_captions(path, train, CHOSEN, results.classnames).rows
+    rows = gallery.read_captions(path, train, CHOSEN, results.classnames).rows
     assert {i: row["caption"] for i, row in rows.items()} == {
         i: texts[results.image_ids[i]] for i in CHOSEN
     }
     path = results.write_captions("group")
     label_of = dict(zip(results.image_ids, results.before, strict=True))
     grouped = {name for names in pd.read_parquet(path)["members"] for name in names}
-    rows = images.read_captions(path, train, CHOSEN, results.classnames).rows
+    rows = gallery.read_captions(path, train, CHOSEN, results.classnames).rows
     for i in CHOSEN:
         members = rows[i]["members"]
         assert {label_of[name] for name in members} == {results.before[i]}
@@ -99,11 +99,11 @@ def test_without_labels_or_without_leaks_no_accuracy_is_compared(results, tmp_pa
 def test_noise_fits_into_its_bytes_and_a_small_picture_keeps_its_size():
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 256, (700, 500, 3), dtype=np.uint8))
-    small = images.picture(noise, 320, 9_000)
+    small = gallery.picture(noise, 320, 9_000)
     data = b64decode(small.uri.removeprefix("data:image/webp;base64,"))
     assert len(data) <= 9_000
     shown = Image.open(io.BytesIO(data))
     assert shown.size == (small.width, small.height)
     assert shown.width / shown.height == pytest.approx(5 / 7, abs=0.02)
-    flat = images.picture(Image.new("RGB", (64, 48), "red"), 320, 9_000)
+    flat = gallery.picture(Image.new("RGB", (64, 48), "red"), 320, 9_000)
     assert (flat.width, flat.height) == (64, 48)

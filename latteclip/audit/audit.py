@@ -1,0 +1,103 @@
+"""Ask a person about a random sample of images, and report whether tuning helped."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from latteclip.audit import sampling
+from latteclip.audit import score as scoring
+from latteclip.audit.page import write_offline
+from latteclip.audit.server import serve
+from latteclip.audit.session import (
+    OFFERED,
+    Question,
+    QuestionSession,
+    import_answers,
+    in_class_order,
+    print_result,
+)
+from latteclip.core.hashing import digest
+from latteclip.evaluate.results import Audit
+from latteclip.evaluate.train_predictions import MISSING
+from latteclip.labels.answers import Answers
+
+
+def audit(
+    results: str,
+    /,
+    split: Literal["test", "train"] | None = None,
+    budget: int = 100,
+    offline: str | None = None,
+    answers: str | None = None,
+    score: bool = False,
+    port: int = 0,
+    no_browser: bool = False,
+) -> None:
+    """Ask you about a few images, and report whether tuning helped.
+
+    The page is on this machine alone, and its address is a secret. Images are drawn at random,
+    more of them where an answer tells more. No model is trained on the answers. They are in
+    RESULTS/audit, and the workflow scores models by them.
+
+    Args:
+        split: whose images (default: test, where there are any); of the training images beside a
+            test split, those that no model learned from
+        answers: import the answers that it exports
+        score: print the estimate from the answers so far
+    """
+    session = AuditSession(results, split, budget)
+    if offline:
+        write_offline(session, offline)
+    elif answers or score:
+        if answers:
+            import_answers(session, answers)
+        print_result(session)
+    else:
+        serve(session, port, browser=not no_browser)
+
+
+class AuditSession(QuestionSession):
+    """An audit of a dataset's results: a plan, its first questions, and the answers to them."""
+
+    name = "audit"
+
+    def __init__(self, folder: str | Path, split: str | None, budget: int) -> None:
+        """Begin or continue an audit of a split (see `read_population`) with `budget` questions."""
+        self.folder = Path(folder)
+        self.population = sampling.read_population(self.folder, split)
+        self.images = f"{self.population.split} images"
+        plan_file, self.path = sampling.audit_files(self.folder, self.population.split)
+        self.plan = sampling.read_or_draw(plan_file, self.population)
+        self.schema = self.plan.schema(self.population.dataset)
+        ids, paths = self.population.image_ids, self.population.paths
+        contents = [checksum.hex() for checksum in self.population.checksums]
+        self.questions = [
+            Question(
+                *(number, ids[row], paths[row], contents[row]),
+                offered_classes(self.population, row),
+            )
+            for number, row in enumerate(self.plan.order[:budget].tolist())
+        ]
+        self.total = len(self.questions)
+
+    def result(self, answers: Answers) -> dict[str, Any]:
+        return scoring.as_texts(self.folder, self.score({**self.saved().asked, **answers}))
+
+    def score(self, answers: Answers) -> Audit:
+        """Score every run in the folder by answers, or raise UserError where these are too few."""
+        runs = [one for one in sampling.runs_in(self.folder) if one.predictions]
+        dataset = self.population.dataset
+        predictions = scoring.read_predictions(dataset, self.plan, runs)
+        return scoring.score(dataset, self.plan, predictions, answers)
+
+
+def offered_classes(population: sampling.Population, row: int) -> list[str]:
+    """Return the classes that runs predict of an image, then CLIP's next best, then random ones."""
+    rng = np.random.default_rng(int(digest(population.image_ids[row])[:16], 16))
+    predictions = population.predictions[row]
+    predicted = dict.fromkeys(predictions[predictions != MISSING].tolist())
+    random = rng.permutation(len(population.classnames))
+    others = dict.fromkeys([*population.ranked[row].tolist(), *random.tolist()])
+    likely = list(predicted | others)[: max(OFFERED, len(predicted))]
+    return in_class_order(population.classnames, likely)

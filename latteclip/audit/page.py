@@ -1,0 +1,79 @@
+"""The page that asks a person about images, served or offline.
+
+The page holds the answers. The server saves them after each key press, and the page that works
+offline exports them as the same JSON.
+"""
+
+import logging
+import shlex
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from markupsafe import Markup
+
+from latteclip.audit.session import ALL_OFFERED, Question, QuestionSession
+from latteclip.core.errors import UserError
+from latteclip.core.files import write_text
+from latteclip.data.images import open_rgb
+from latteclip.report import render
+from latteclip.report.gallery import picture
+
+log = logging.getLogger(__name__)
+OFFLINE = "img-src data:"  # sources that the policy of the offline page allows
+OFFLINE_SIDE = 640  # pixels of a picture
+# Bytes before base64: of all pictures of the offline page, and of each at most and at least.
+TOTAL_BYTES = 18_000_000
+MAX_PICTURE = 90_000
+MIN_PICTURE = 4_000
+PACKAGE = "latteclip.audit"
+
+
+def render_page(
+    session: QuestionSession, sources: str, values: Mapping[str, Any]
+) -> tuple[str, str]:
+    """Return the page with values for its script, and the policy that allows these `sources`."""
+    script = (files(PACKAGE) / "templates" / "audit.js").read_text(encoding="utf-8")
+    policy = render.policy(script, sources)
+    template = render.environment(PACKAGE).get_template("audit.html")
+    text = template.render(
+        policy=policy,
+        style=Markup(render.style()),
+        script=Markup(script),
+        session=session,
+        classnames=sorted(session.schema.classnames),
+        all_offered=len(session.schema.classnames) <= ALL_OFFERED,
+        values={**session.schema.header(), **values},
+    )
+    return text, policy
+
+
+def write_offline(session: QuestionSession, output: str) -> None:
+    """Write a page that needs no server, with all open questions, or raise UserError."""
+    questions = session.open_questions(session.answers(), offline=True)
+    if not questions:
+        raise UserError(
+            f"All {session.total} images are answered already; a larger --budget asks more."
+        )
+    max_bytes = max(MIN_PICTURE, min(MAX_PICTURE, TOTAL_BYTES // len(questions)))
+    folder = shlex.quote(str(session.folder))
+    values = {
+        "offline": True,
+        "take": f"latteclip {session.name} {folder} --answers answers.json",
+        "answered": session.total - len(questions),
+        "questions": [question.as_json(_data_uri(question, max_bytes)) for question in questions],
+    }
+    write_text(output, render_page(session, OFFLINE, values)[0])
+    log.info(
+        "Wrote %s with %d images. Open it in any browser, export the answers there, and run %s.",
+        *(output, len(questions), values["take"]),
+    )
+
+
+def _data_uri(question: Question, max_bytes: int) -> str:
+    try:
+        image = open_rgb(question.path, max_side=OFFLINE_SIDE)
+    except UserError as error:
+        log.warning("%s The question has no picture.", error)
+        return ""
+    return picture(image, OFFLINE_SIDE, max_bytes).uri

@@ -1,0 +1,195 @@
+"""The server of the page that asks a person about images.
+
+Any page that is open in a browser can send requests to 127.0.0.1, and a stranger's domain name
+can point there. So each request must hold a secret token and name this server as its host. A
+request that names its origin must come from this page. One that changes something must name it.
+"""
+
+import contextlib
+import hmac
+import io
+import json
+import logging
+import re
+import secrets
+import threading
+import webbrowser
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from latteclip.audit.page import render_page
+from latteclip.audit.score import TooFewAnswersError
+from latteclip.audit.session import QuestionSession, print_result
+from latteclip.core.errors import UserError, full_disk
+from latteclip.data.images import open_rgb
+from latteclip.labels.answers import StaleRevisionError
+
+log = logging.getLogger(__name__)
+HOST = "127.0.0.1"
+MAX_BODY = 5_000_000  # bytes of all answers; an answer has a few hundred
+TIMEOUT = 30  # seconds that a connection may wait for the rest of a request
+SERVED_SIDE = 1024  # pixels of a picture
+SERVED = "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'"
+DISK_FULL = "The disk is full, so this was not saved. Free some space and answer again."
+NOT_SAVED = "The system refused this, so it was not saved"
+JSON, HTML, WEBP = "application/json", "text/html; charset=utf-8", "image/webp"
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store",
+    "Connection": "close",
+}
+Reply = tuple[HTTPStatus, str, bytes]  # with the type of the content
+
+
+def serve(session: QuestionSession, port: int, *, browser: bool) -> None:
+    """Ask the questions on a page of this machine until Ctrl-C, then print the result if any."""
+    with QuestionServer(session, port) as server, contextlib.suppress(KeyboardInterrupt):
+        print(f"The page: {server.address}\nEvery answer is saved. Ctrl-C ends.", flush=True)
+        if browser:
+            webbrowser.open(server.address)
+        server.serve_forever()
+    with contextlib.suppress(TooFewAnswersError):
+        print_result(session)
+
+
+class RefusedError(Exception):
+    """A refused request, with its HTTPStatus."""
+
+
+class QuestionServer(ThreadingHTTPServer):
+    """Serves the questions of one session and saves the answers."""
+
+    daemon_threads = True
+    allow_reuse_address = False  # a port that another server has is in use
+
+    def __init__(self, session: QuestionSession, port: int = 0) -> None:
+        """Listen on a port of this machine, 0 for any free one, or raise UserError."""
+        self.session = session
+        self.token = secrets.token_urlsafe(24)
+        self.busy = threading.Lock()
+        try:
+            super().__init__((HOST, port), Handler)
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f"Port {port} cannot be used ({error}); without --port, a free one is taken."
+            ) from None
+
+    @property
+    def address(self) -> str:
+        return f"http://{HOST}:{self.server_port}/{self.token}/"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Ignore browsers that close a connection early."""
+        log.debug("A request ended early.", exc_info=True)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request."""
+
+    server: QuestionServer
+    timeout = TIMEOUT
+    server_version, sys_version = "latteclip", ""
+    policy = "default-src 'none'"
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        """Log nothing: the address holds the token."""
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Refuse a request without repeating it."""
+        self._send(*_error(HTTPStatus(code)))
+
+    def do_GET(self) -> None:
+        """Reply to a request, whatever its method."""
+        try:
+            reply = self._reply(self._checked_path())
+        except RefusedError as refusal:
+            reply = _error(refusal.args[0])
+        except UserError as error:
+            log.warning("%s", error)
+            reply = _error(HTTPStatus.BAD_REQUEST, str(error))
+        except (ConnectionError, TimeoutError):  # of a browser that closes a connection early
+            raise
+        except OSError as error:
+            status, message = HTTPStatus.INSUFFICIENT_STORAGE, DISK_FULL
+            if full_disk(error) is None:
+                status, message = HTTPStatus.INTERNAL_SERVER_ERROR, f"{NOT_SAVED}: {error}."
+            log.warning(message)
+            reply = _error(status, message)
+        self._send(*reply)
+
+    do_PUT = do_GET  # noqa: N815
+
+    def _checked_path(self) -> str:
+        """Return the path after the token, if the request may be answered."""
+        hosts = self.headers.get_all("Host", [])
+        if hosts not in [[f"{name}:{self.server.server_port}"] for name in (HOST, "localhost")]:
+            raise RefusedError(HTTPStatus.FORBIDDEN)
+        page = f"http://{hosts[0]}"
+        if self.headers.get("Origin", "" if self.command == "PUT" else page) != page:
+            raise RefusedError(HTTPStatus.FORBIDDEN)
+        start = f"/{self.server.token}/"
+        if not hmac.compare_digest(self.path[: len(start)].encode(), start.encode()):
+            raise RefusedError(HTTPStatus.NOT_FOUND)
+        return self.path[len(start) :]
+
+    def _reply(self, path: str) -> Reply:
+        session = self.server.session
+        image_of = {f"image/{one.number}": one.path for one in session.questions}
+        if self.command == "PUT" and path == "answers":
+            return self._save(session)
+        if self.command == "GET" and path in image_of:  # no path comes from outside
+            file = io.BytesIO()
+            open_rgb(image_of[path], max_side=SERVED_SIDE).save(file, "WEBP", quality=90)
+            return HTTPStatus.OK, WEBP, file.getvalue()
+        if self.command == "PUT" or path not in ("", "result"):
+            raise RefusedError(HTTPStatus.NOT_FOUND)
+        with self.server.busy:
+            saved = session.saved()
+            if path == "result":
+                return HTTPStatus.OK, JSON, _json(session.result(saved.answers))
+            values = {"state": session.state(saved.answers, saved.revision)}
+        html, self.policy = render_page(session, SERVED, values)
+        return HTTPStatus.OK, HTML, html.encode()
+
+    def _save(self, session: QuestionSession) -> Reply:
+        """Save the answers of the page, or return those that another page has saved."""
+        answers = session.schema.parse(self._body(), "The request").answers
+        revision, status = self.headers.get("If-Match", "").strip('"'), HTTPStatus.OK
+        with self.server.busy:
+            try:
+                revision = session.schema.write(session.path, answers, revision)
+            except StaleRevisionError:
+                saved, status = session.saved(), HTTPStatus.PRECONDITION_FAILED
+                answers, revision = saved.answers, saved.revision
+            return status, JSON, _json(session.state(answers, revision))
+
+    def _body(self) -> bytes:
+        length = self.headers.get("Content-Length", "")
+        if not re.fullmatch("[0-9]{1,9}", length) or "Transfer-Encoding" in self.headers:
+            raise RefusedError(HTTPStatus.LENGTH_REQUIRED)
+        if int(length) > MAX_BODY:
+            raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        if self.headers.get_content_type() != JSON:
+            raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
+        return self.rfile.read(int(length))
+
+    def _send(self, status: int, kind: str, body: bytes) -> None:
+        policy = f"{self.policy}; frame-ancestors 'none'"
+        of_body = {"Content-Type": kind, "Content-Length": len(body)}
+        self.send_response(status)
+        for name, value in {**HEADERS, "Content-Security-Policy": policy, **of_body}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def _json(values: Any) -> bytes:
+    return json.dumps(values).encode()
+
+
+def _error(status: HTTPStatus, message: str = "") -> Reply:
+    return status, JSON, _json({"error": message or status.phrase})

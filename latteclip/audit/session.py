@@ -1,0 +1,124 @@
+"""A series of questions about images, with the answers of a person in one file."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from latteclip.core.errors import UserError
+from latteclip.labels.answers import (
+    UNSURE,
+    Answer,
+    Answers,
+    AnswerSchema,
+    Saved,
+    StaleRevisionError,
+    entries,
+)
+
+log = logging.getLogger(__name__)
+ALL_OFFERED = 9  # classes: as many as there are keys for; of more classes, some are offered
+OFFERED = 6  # of many classes, or more where runs predict more
+UPCOMING = 3  # questions that the page knows beforehand
+
+
+@dataclass(frozen=True)
+class Question:
+    """An image and the classes that it may be of, in the order of the classes."""
+
+    number: int
+    image_id: str
+    path: str
+    content: str  # the image's checksum in hexadecimal digits
+    options: list[str]
+    phase: str | None = None  # TEACH or CHECK, of answers that teach
+    repeat: bool = False  # whether the image is asked about a second time
+
+    @property
+    def key(self) -> str:
+        return Answer(self.image_id, UNSURE, repeat=self.repeat).key
+
+    def as_json(self, picture: str) -> dict[str, Any]:
+        values: dict[str, Any] = {"image": self.image_id, "content": self.content}
+        values |= {"options": self.options}
+        values |= {"picture": picture, "phase": self.phase, "repeat": self.repeat}
+        return {key: value for key, value in values.items() if value}
+
+
+class QuestionSession:
+    """A series of questions whose answers are in one file."""
+
+    name: str  # of the command
+    images: str  # the kind of images, for the page
+    folder: Path  # of a dataset's results
+    path: Path  # of the answers
+    schema: AnswerSchema
+    total: int  # how many questions there are
+    questions: list[Question]  # as far as they are known
+
+    def answers(self) -> dict[str, Answer]:
+        return self.saved().answers
+
+    def saved(self) -> Saved:
+        return self.schema.read(self.path)
+
+    def open_questions(self, answers: Answers, *, offline: bool = False) -> list[Question]:
+        """Return the next questions without an answer, and offline all of them."""
+        return [one for one in self.questions if one.key not in answers]
+
+    def read_file(self, path: str) -> Saved:
+        return self.schema.read_exported(path)
+
+    def status(self, _: Answers) -> str:
+        """Return a sentence for the page."""
+        return ""
+
+    def result(self, answers: Answers) -> dict[str, Any]:
+        """Return a sentence, tables of a head and rows, and steps: a text and a command each."""
+        raise NotImplementedError
+
+    def state(self, answers: Answers, revision: str) -> dict[str, Any]:
+        """Return what the page must know when it opens and after each answer."""
+        upcoming = self.open_questions(answers)  # labels may learn, and the status follows
+        return {
+            "answers": entries(answers.values()),
+            "revision": revision,
+            "answered": min(len(answers), self.total),
+            "total": self.total,
+            "status": self.status(answers),
+            "upcoming": [one.as_json(f"image/{one.number}") for one in upcoming[:UPCOMING]],
+        }
+
+
+def in_class_order(classnames: Sequence[str], likely: Sequence[int]) -> list[str]:
+    """Return all classes if they are few, or the likely ones in an order that tells nothing."""
+    labels = range(len(classnames)) if len(classnames) <= ALL_OFFERED else sorted(likely)
+    return [classnames[label] for label in labels]
+
+
+def print_result(session: QuestionSession) -> None:
+    """Print the result by the saved answers, and what to do next."""
+    result = session.result(session.answers())
+    for head, rows in result["tables"]:
+        print(pd.DataFrame(rows, columns=head).to_string(index=False), end="\n\n")
+    print(result["sentence"])
+    for text, command in result["steps"]:
+        print(f"\n{text}", *([f"\n  {command}"] if command else []), sep="")
+
+
+def import_answers(session: QuestionSession, path: str) -> None:
+    """Add the answers of an exported file about images that have no answer yet."""
+    exported, saved = session.read_file(path), session.saved()
+    exported.warn(path, session.folder)
+    answers = {**exported.answers, **saved.answers}
+    try:
+        session.schema.write(session.path, answers, saved.revision)
+    except StaleRevisionError:
+        raise UserError(f"{session.path} changed meanwhile; run the command again.") from None
+    log.info(
+        "Took %d of %d answers from %s: an image that has an answer keeps it.",
+        *(len(answers) - len(saved.answers), len(exported.answers), path),
+    )

@@ -1,0 +1,17 @@
+"""Names of files and folders that mean something in a folder of images."""
+
+import re
+
+SPLITS = ("train", "val", "test")
+CLASSES = "classes.txt"  # the names of the classes, one per line
+# Names that systems and network storages put beside users' files: thumbnails, recycle bins.
+LITTER = re.compile(
+    r"\.|__MACOSX|(@eaDir|@Recycle|@Recently-Snapshot|#recycle|#snapshot|\$RECYCLE\.BIN"
+    r"|System Volume Information|lost\+found|Thumbs\.db|ehthumbs\.db|desktop\.ini|Icon\r)$",
+    re.IGNORECASE,
+)
+
+
+def is_litter(name: str) -> bool:
+    """Return whether a name is that of a system's file or folder, not of a user's."""
+    return LITTER.match(name) is not None
