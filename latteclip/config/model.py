@@ -229,7 +229,6 @@ class Graph(Section):
     neighbours: Positive = key("images, and class texts, linked to an image")
     gamma: AboveZero = key("power of the cosines between images and texts")
     alpha: Annotated[float, Field(gt=0, lt=1)] = key("share of a score that comes from neighbours")
-    normalise_test_links: bool = key("off: links of test images are plain, as in the authors' code")
 
 
 class MethodOfDataset(Section):

@@ -63,11 +63,10 @@ def vote(path, voted):
     return Ballot.of("zero-shot labels", label_votes(labels, len(voted.classes)))
 '''
 WRITER = """
+
 def _write_lines(path, table, _):
     path.write_text("\\n".join(map(str, table["label"].to_pylist())))
-
-
-WRITERS = {"lines": _write_lines, """
+"""
 FORM = '''"""The classifier alone."""
 
 import shutil
