@@ -13,7 +13,7 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import MIN_HELD_OUT
 from latteclip.evaluate import select_model as stage
-from latteclip.evaluate.results import Accuracy, Audit, CandidateComparison, read_selection
+from latteclip.evaluate.results import Accuracy, Audit, Comparison, read_selection
 from latteclip.evaluate.select_model import Candidate, HeldOutVotes, choose
 from latteclip.evaluate.train_predictions import MISSING
 
@@ -318,7 +318,7 @@ def audit(named, accuracies, decided=True):
     """An audit with these accuracies, in which every difference is decided or none is."""
     runs = [Accuracy(one.method, one.seed, accuracies[one.method], 0.0, 1.0) for one in named]
     comparisons = [
-        CandidateComparison(*one.run, *other.run, value, value - 0.1, value + 0.1, decided, None)
+        Comparison(*one.run, *other.run, value, value - 0.1, value + 0.1, decided, None)
         for i, one in enumerate(runs)
         for other in runs[:i]
         for value in [one.value - other.value]
