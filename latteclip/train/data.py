@@ -59,9 +59,9 @@ def read(
 ) -> TrainingData:
     """Read the inputs, and add their texts to `texts`.
 
-    The `labels` are zero_shot, zero_shot_adapted, caption, lmm, fused (without images that a
-    person found to show no class), or ground_truth, the only kind that reads labels. The images of
-    the fold are left out, and the captions of groups with any of them.
+    The `labels` are zero_shot, zero_shot_adapted, those of a voter by itself, fused (without images
+    that a person found to show no class), or ground_truth, the only kind that reads labels. The
+    images of the fold are left out, and the captions of groups with any of them.
     """
     table, classnames = tables.read_unlabelled(files.images, training=True)
     all_ids = table["image_id"]
@@ -130,7 +130,7 @@ def _labels(files: TrainingFiles, kind: str, image_ids: pa.ChunkedArray) -> np.n
     if labels.null_count:
         raise UserError(
             f"{path} has no {column} for {labels.null_count} of {len(labels)} training images; "
-            "take another method, or scores.kind (lmm_label needs it, caption_label excludes it)."
+            "take another method, or change votes, the source from which labels are fused."
         )
     return np.asarray(labels, np.int64)
 
