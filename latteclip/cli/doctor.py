@@ -127,6 +127,8 @@ def vllm() -> Iterator[Finding]:
     text = f"vLLM {found['version']}, built for {found['device']}"
     if found["device"] != "cuda" and gpus.visible():
         yield "warning", f"{text}, though a GPU is there; run make install KIND=cuda"
+    elif sentence := gpus.mistaken_part():
+        yield "warning", sentence.removesuffix(".")
     else:
         yield "ok", text
 

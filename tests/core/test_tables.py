@@ -85,7 +85,7 @@ def test_a_flipped_bit_is_an_error_or_changes_nothing(tmp_path):
         try:
             assert tables.read(path, SCHEMA) == expected
         except UserError as error:
-            assert "t.parquet" in str(error)  # noqa: PT017
+            assert "t.parquet" in str(error)
             told += 1
     assert told > len(whole) // 2
 
