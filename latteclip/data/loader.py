@@ -49,11 +49,17 @@ def batches(
     files: ImageFiles, keys: Iterable[Sequence[int]], device: torch.device, threads: int
 ) -> Iterator[tuple[Any, torch.Tensor]]:
     """Yield keys [B] on the CPU and images [B, 3, H, W] on a device, decoded ahead of the model."""
-    if device.type != "cuda":
-        yield from _by_threads(files, keys, threads)
-        return
+    load = by_processes if device.type == "cuda" else _by_threads
+    yield from load(files, keys, device, threads)
+
+
+def by_processes(
+    files: ImageFiles, keys: Iterable[Sequence[int]], device: torch.device, threads: int
+) -> Iterator[tuple[Any, torch.Tensor]]:
+    """Yield `batches` that processes beside a GPU load, in parts of bounded memory."""
     item_bytes = files.transform(Image.new("RGB", (64, 64))).nbytes
-    ready = loader(files, keys, workers=threads, pinned=True, item_bytes=item_bytes)
+    is_gpu = device.type == "cuda"
+    ready = loader(files, keys, workers=threads, pinned=is_gpu, item_bytes=item_bytes)
     marks, sent = [], []
     for (some_marks, images), is_last in watched(ready):
         marks.append(some_marks)
@@ -73,7 +79,7 @@ def joined(parts: Sequence[Any]) -> Any:
 
 
 def _by_threads(
-    files: ImageFiles, keys: Iterable[Sequence[int]], threads: int
+    files: ImageFiles, keys: Iterable[Sequence[int]], _: torch.device, threads: int
 ) -> Iterator[tuple[Any, torch.Tensor]]:
     # torch runs each transform in one thread. With more, OpenMP would have more threads than cores,
     # and those of the model would sleep while they wait for each other.
