@@ -54,7 +54,7 @@ def described(found: dict[str, float], workers: int) -> str:
     """Return a line of megabytes: those measured, and those for which the job asks."""
     asked = job_resources.memory("encode_images", 0, 1, workers)
     parts = ", ".join(f"{what} {value:,.0f}" for what, value in found.items())
-    return f"{parts}; asked for {asked:,} MB"
+    return f"{parts}, asked for {asked:,} MB"
 
 
 def measured(name: str, paths: list[str], batch_size: int, workers: int) -> dict[str, float]:
@@ -68,7 +68,7 @@ def measured(name: str, paths: list[str], batch_size: int, workers: int) -> dict
             for _, images in loader.by_processes(files, order, device, workers):
                 encode(images[:ENCODED])
     peak = meter.peak / MB
-    return {"MB before": alone, "at the peak": peak, "of them for loading": peak - alone}
+    return {"MB before": alone, "at the peak": peak, "for loading": peak - alone}
 
 
 def model_of(name: str) -> tuple[Callable[[torch.Tensor], Any], Any]:
