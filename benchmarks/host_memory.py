@@ -27,7 +27,7 @@ from PIL import Image
 from latteclip.config import job_resources
 from latteclip.data import loader
 
-MODELS = ("open_clip:ViT-SO400M-16-SigLIP2-384", "timm:vit_base_patch14_reg4_dinov2")
+MODELS = ("open_clip:ViT-B-16-SigLIP2-384", "timm:vit_base_patch14_reg4_dinov2")
 ENCODED = 1
 PICTURES = 8  # that are written, and read again and again
 PAUSE = 0.2  # seconds between two readings
