@@ -26,7 +26,7 @@ from latteclip.audit.session import (
 )
 from latteclip.config.hub_names import slug
 from latteclip.core import tables
-from latteclip.core.errors import UserError
+from latteclip.core.errors import UserError, run_command
 from latteclip.labels.answer_files import is_foreign, read_foreign
 from latteclip.labels.answers import (
     CHECK,
@@ -97,7 +97,7 @@ class TeachingSession(QuestionSession):
         if not self.labels.is_file():
             raise UserError(
                 f"{self.labels} does not exist: run the workflow first, "
-                f"snakemake -j4 labels --config dataset={dataset}."
+                f"{run_command(dataset, 'labels')}."
             )
         index = self.folder / "images.parquet"
         self.index, self.classnames = tables.read_unlabelled(index, training=True)
@@ -156,7 +156,7 @@ class TeachingSession(QuestionSession):
 
     def result(self, answers: Answers) -> dict[str, Any]:
         text = "Run the workflow again as before: labels, models and pages follow the answers."
-        again = text, f"snakemake -j4 --config dataset={self.schema.dataset}"
+        again = text, run_command(self.schema.dataset)
         steps = [again, export_step(self.folder)]
         return {"sentence": self.status(answers), "tables": [], "steps": steps}
 

@@ -21,7 +21,7 @@ from latteclip.audit.sampling import SamplingPlan, audit_files, read_plan
 from latteclip.audit.score import answered_prefix
 from latteclip.clip.classifier import classify, load_classifier
 from latteclip.core import tables
-from latteclip.core.errors import UserError
+from latteclip.core.errors import UserError, run_command
 from latteclip.deploy.model_origin import require_answers
 from latteclip.labels.answers import CLASS, NONE, UNSURE, Answer
 from latteclip.labels.features import read_features
@@ -49,7 +49,7 @@ def read(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
     if not path.is_file():
         raise UserError(
             f"{path} does not exist: the labels are not made yet; run "
-            f"snakemake -j4 labels --config dataset={folder.absolute().name}."
+            f"{run_command(folder.absolute().name, 'labels')}."
         )
     labels, described = tables.read(path, tables.FUSED_LABELS)
     ids = labels["image_id"]

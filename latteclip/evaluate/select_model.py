@@ -21,8 +21,9 @@ import numpy.typing as npt
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import replacing, write_json
+from latteclip.core.flags import FAILED
 from latteclip.core.holdout import MIN_HELD_OUT
-from latteclip.evaluate.results import FAILED, Audit, Run, read_audit, read_metrics
+from latteclip.evaluate.results import Audit, Run, read_audit, read_metrics
 from latteclip.evaluate.train_predictions import MISSING, held_out_predictions
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class Candidate:
     method: str
     seed: int
     objective: str
-    flags: tuple[str, ...] = ()  # keys of `results.FLAGS`
+    flags: tuple[str, ...] = ()  # keys of `core.flags.FLAGS`
     metrics: str = ""
     train_predictions: str = ""
     model: str = ""  # folder
