@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from latteclip.captions.groups import GroupSettings, Questions, questions_about
-from latteclip.captions.requests import FILE, CaptionerSettings, Response, failed, module_of
+from latteclip.captions.requests import CaptionerSettings, Response, failed, module_of
 from latteclip.captions.runner import CaptionJob, Row, Runner, running, write_table
 from latteclip.core import tables
 
@@ -87,9 +87,9 @@ def _caption(job: CaptionJob, questions: Questions, prompt: str, **metadata: Any
 @contextlib.contextmanager
 def _rows(job: CaptionJob, questions: Questions) -> Iterator[Callable[[int], Row]]:
     """Yield a function that returns a row, by the user's file or by an engine."""
-    if job.settings.engine == FILE:
+    if job.settings.reads_file:
         path = getattr(job.settings, job.file_key.removeprefix("captioner."))
-        found = module_of(FILE).read_captions(path, job.file_key)
+        found = module_of(job.settings.engine).read_captions(path, job.file_key)
         missing = failed("the file has no caption for it")
         yield lambda row: _row(questions, row, [found.get(questions.ids[row], missing)])
         return

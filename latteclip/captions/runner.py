@@ -243,7 +243,7 @@ def _count(columns: Mapping[str, Any], answers: Sequence[Response]) -> dict[str,
 def _too_many(job: CaptionJob, count: Counter[str], error: str) -> UserError:
     settings, first = job.settings, f" (the first error: {error})" if error else ""
     who, remedy = settings.model, "try another prompt, captioner.model or scores.kind, or rerun"
-    if settings.engine == requests.FILE:
+    if settings.reads_file:
         who, remedy = "Your file", f"add them: see {job.file_key}"
     return UserError(
         f"{who} has no {job.unit} for {count['failed']} of {count['asked']} images or groups"

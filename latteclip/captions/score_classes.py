@@ -19,7 +19,6 @@ import torch
 
 from latteclip.captions.groups import Questions, questions_about
 from latteclip.captions.requests import (
-    FILE,
     CaptionerSettings,
     Choices,
     ChoiceScores,
@@ -81,7 +80,7 @@ def score_classes(
     images = questions_about(images_path, None, "", captioner.layout, job.shard)
     n = len(images.classnames)
     k = n if n <= ALL_UP_TO else min(scores.topk, n)
-    _check(scores, captioner.engine, k)
+    _check(scores, k)
     metadata = {
         "classnames": list(images.classnames),
         "model": captioner.model,
@@ -93,8 +92,8 @@ def score_classes(
         "share": scores.share,
     }
     with contextlib.ExitStack() as stack:
-        if captioner.engine == FILE:
-            row_of = _rows_of_file(images, scores.file)
+        if captioner.reads_file:
+            row_of = _rows_of_file(images, captioner.engine, scores.file)
         else:
             classifier, _ = load_classifier(class_embeddings_path, classnames=images.classnames)
             # Of the whole dataset in every shard, so that shards agree on the share.
@@ -114,12 +113,10 @@ def score_classes(
     )
 
 
-def _check(settings: ScoreSettings, engine: str, k: int) -> None:
-    """Raise UserError for scores of k options that make no sense, or that the engine lacks."""
+def _check(settings: ScoreSettings, k: int) -> None:
+    """Raise UserError for scores of k options that make no sense."""
     if settings.by_letters and k > MAX_OPTIONS:
         problem = f"there are {MAX_OPTIONS} letters for {k} options; lower scores.topk"
-    elif engine == "openai" and not settings.by_letters:
-        problem = "captioner.engine openai has none; set scores.kind to multiple_choice"
     elif PLACE in settings.prompt:
         problem = f"scores would repeat the pseudo-label ({PLACE}) of prompts.image; change it"
     else:
@@ -127,14 +124,14 @@ def _check(settings: ScoreSettings, engine: str, k: int) -> None:
     raise UserError(f"Of scores.kind {settings.kind}, {problem}.")
 
 
-def _rows_of_file(images: Questions, path: str | None) -> Callable[[int], Row]:
-    found = module_of(FILE).read_scores(path, FILE_KEY, images.classnames)
+def _rows_of_file(images: Questions, engine: str, path: str | None) -> Callable[[int], Row]:
+    found = module_of(engine).read_scores(path, FILE_KEY, images.classnames)
 
     def row_of(row: int) -> Row:
         options, values = found.get(images.ids[row], ([], []))
         error = None if options else "the file lacks it"
         columns = {"image_id": images.ids[row], "options": options, "log_probabilities": values}
-        return {**columns, "error": error}, [Response("", "stop", None, engine=FILE)]
+        return {**columns, "error": error}, [Response("", "stop", None, engine=engine)]
 
     return row_of
 

@@ -140,7 +140,7 @@ def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
         return
     configuration = Configuration(layers.defaults(), layers.given(pairs, files))
     values = configuration.section("captioner", configuration.datasets[0])
-    if values["engine"] != "vllm":
+    if not configuration.engine(configuration.datasets[0]).reserves_memory:
         return
     model = values["model"]
     weights = sum(file.stat().st_size for file in _weights(model, values["revision"]))

@@ -124,6 +124,11 @@ class _Asked:
     outputs: dict[str, Any] = field(default_factory=dict)  # by number
 
 
+def make(settings: CaptionerSettings, threads: int, pictures: int, scoring: bool) -> "VllmEngine":
+    """Start vLLM."""
+    return VllmEngine(settings, threads, pictures, scoring)
+
+
 class VllmEngine:
     """Keeps vLLM's scheduler full: each finished prompt makes room for the next one."""
 
