@@ -40,6 +40,7 @@ from latteclip.labels.answers import (
     teaching_schema,
 )
 from latteclip.labels.fusion import ROUNDS, LabelModel
+from latteclip.labels.fusion_report import NAME, read_fusion_report
 from latteclip.labels.guarantees import confidence_sequence
 from latteclip.labels.predictors import FusionSettings, read_predictors
 
@@ -174,17 +175,15 @@ class TeachingSession(QuestionSession):
 
     def _read_model(self) -> LabelModel:
         """Read what the fused labels are made of for the pool, and learn without answers."""
-        made = tables.read_metadata(self.labels, "image_id")
-        by_captions = made["votes"] == "captions"
+        report = read_fusion_report(self.folder / NAME)
+        by_captions = report.votes == "captions"
         file = "captions/images.parquet" if by_captions else "class_scores.parquet"
         votes = str(self.folder / file)
-        image_encoders = [
-            slug({"model": encoder["model"]}) for encoder in made.get("image_encoders", [])
-        ]
+        image_encoders = [slug({"model": encoder.model}) for encoder in report.image_encoders]
         known = read_predictors(
             self.index["image_id"].take(pa.array(self.pool)),
             self.classnames,
-            FusionSettings(made["model"], made.get("pretrained"), MAX_TEXTS),
+            FusionSettings(report.model, report.pretrained, MAX_TEXTS),
             str(self.folder / "pseudo_labels.parquet"),
             str(self.folder / "class_embeddings.safetensors"),
             image_captions_path=votes if by_captions else None,

@@ -79,7 +79,8 @@ rule fuse_labels:
         code=sources("latteclip.labels.fuse_labels"),
     output:
         **ENCODERS_CLASSIFIER,
-        labels="results/{dataset}/fused_labels.parquet",
+        labels=FUSED_LABELS,
+        report=FUSION_REPORT,
         prototypes="results/{dataset}/classifiers/image_prototypes.safetensors",
         votes="results/{dataset}/votes.parquet",
     log:
@@ -107,5 +108,5 @@ rule fuse_labels:
         "latteclip fuse-labels --images {input.images}"
         " --pseudo-labels {input.pseudo_labels} --class-embeddings {input.class_embeddings}"
         " {params.votes} {params.image_encoders} {params.encoders_prototypes} --settings {params.settings:q}"
-        " --output {output.labels}"
+        " --output {output.labels} --report {output.report}"
         " --prototypes {output.prototypes} --votes {output.votes} --threads {threads} --log {log}"
