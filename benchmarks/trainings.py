@@ -14,9 +14,12 @@ FIXED = {"steps_multiple_of": 1, "beta1": 0.9, "beta2": 0.98, "eps": 1e-6, "weig
 
 def training_files(folder: Path) -> TrainingFiles:
     """Return the index and the labels in a folder of results."""
-    names = ("images.parquet", "pseudo_labels.parquet", "fused_labels.parquet")
-    images, pseudo_labels, fused_labels = (str(folder / name) for name in names)
-    return TrainingFiles(images, pseudo_labels, fused_labels=fused_labels)
+    return TrainingFiles(
+        images=str(folder / "images.parquet"),
+        pseudo_labels=str(folder / "pseudo_labels.parquet"),
+        fused_labels=str(folder / "fused_labels.parquet"),
+        fusion_report=str(folder / "fused_labels.json"),
+    )
 
 
 def flyp_settings(

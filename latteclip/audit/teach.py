@@ -27,7 +27,7 @@ from latteclip.audit.session import (
 from latteclip.config.hub_names import slug
 from latteclip.config.methods import VOTERS
 from latteclip.core import tables
-from latteclip.core.errors import UserError
+from latteclip.core.errors import UserError, run_command
 from latteclip.labels.answer_files import is_foreign, read_foreign
 from latteclip.labels.answers import (
     CHECK,
@@ -41,6 +41,7 @@ from latteclip.labels.answers import (
     teaching_schema,
 )
 from latteclip.labels.fusion import ROUNDS, LabelModel
+from latteclip.labels.fusion_report import NAME, read_fusion_report
 from latteclip.labels.guarantees import confidence_sequence
 from latteclip.labels.predictors import read_predictors
 from latteclip.labels.voters.base import FusionSettings
@@ -99,7 +100,7 @@ class TeachingSession(QuestionSession):
         if not self.labels.is_file():
             raise UserError(
                 f"{self.labels} does not exist: run the workflow first, "
-                f"snakemake -j4 labels --config dataset={dataset}."
+                f"{run_command(dataset, 'labels')}."
             )
         index = self.folder / "images.parquet"
         self.index, self.classnames = tables.read_unlabelled(index, training=True)
@@ -158,7 +159,7 @@ class TeachingSession(QuestionSession):
 
     def result(self, answers: Answers) -> dict[str, Any]:
         text = "Run the workflow again as before: labels, models and pages follow the answers."
-        again = text, f"snakemake -j4 --config dataset={self.schema.dataset}"
+        again = text, run_command(self.schema.dataset)
         steps = [again, export_step(self.folder)]
         return {"sentence": self.status(answers), "tables": [], "steps": steps}
 
@@ -176,18 +177,16 @@ class TeachingSession(QuestionSession):
 
     def _read_model(self) -> LabelModel:
         """Read what the fused labels are made of for the pool, and learn without answers."""
-        made = tables.read_metadata(self.labels, "image_id")
-        image_encoders = [
-            slug({"model": encoder["model"]}) for encoder in made.get("image_encoders", [])
-        ]
+        report = read_fusion_report(self.folder / NAME)
+        image_encoders = [slug({"model": encoder.model}) for encoder in report.image_encoders]
         known = read_predictors(
             self.index["image_id"].take(pa.array(self.pool)),
             self.classnames,
-            FusionSettings(made["model"], made.get("pretrained"), MAX_TEXTS),
+            FusionSettings(report.model, report.pretrained, MAX_TEXTS),
             str(self.folder / "pseudo_labels.parquet"),
             str(self.folder / "class_embeddings.safetensors"),
-            made["voter"],
-            str(self.folder / VOTERS[made["voter"]].table),
+            report.voter,
+            str(self.folder / VOTERS[report.voter].table),
             image_encoders_paths=[
                 str(self.folder / "image_encoders" / f"{encoder}.parquet")
                 for encoder in image_encoders

@@ -8,8 +8,9 @@ import torch
 
 from latteclip.clip import finetuned
 from latteclip.core import devices, tables
-from latteclip.core.holdout import NO_FOLD, Fold
+from latteclip.core.holdout import NO_FOLD, Fold, left_out_images
 from latteclip.evaluate import metrics, train_predictions
+from latteclip.train.history import TrainingMetadata
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def evaluate(
     """
     table, names = metrics.read_evaluated_images(images_path, dataset)
     examples = train_predictions.example_images(images_path, pseudo_labels_path)
-    history = tables.read_metadata(history_path, "step")
+    history = tables.read_metadata(history_path, TrainingMetadata)
     where = devices.pick(device, threads)
     model = finetuned.load(model_path, where, settings.precision, classnames=names)
 
@@ -56,14 +57,14 @@ def evaluate(
 
     labels, scores = rank(table, settings.topk)
     metrics.write(
-        *(table, names, labels.numpy(), scores.numpy(), history.get("flags", [])),
+        *(table, names, labels.numpy(), scores.numpy(), history.flags),
         *((dataset, method, seed), predictions_output, metrics_output),
     )
     if left_out_path:
         held_out = train_predictions.read_predictions(left_out_path, names, held_out=True)
         unseen = held_out["prediction"].to_numpy()
     else:
-        held_out = train_predictions.left_out_images(images_path, settings.fold)
+        held_out = left_out_images(images_path, settings.fold)
         unseen = rank(held_out, 1)[0][:, 0].numpy() if len(held_out) else np.empty(0, np.int_)
     train_predictions.write_predictions(
         train_predictions_output,

@@ -29,7 +29,7 @@ def encode_images(
     picked = devices.pick(device, threads)
     model = image_encoders.load(settings.model, picked, settings.precision)
     features = encode_files(model, tables.Strings(table["path"]), settings.batch_size, threads)
-    with tables.writing(output, tables.IMAGE_FEATURES, image_encoders.described(model)) as add:
+    with tables.writing(output, tables.IMAGE_FEATURES, image_encoders.metadata_of(model)) as add:
         for rows in parts(len(features), ROWS):
             part, ids = features[rows], table["image_id"].slice(rows.start, ROWS)
             broken = (~part.isfinite().all(dim=1)).nonzero()

@@ -1,7 +1,6 @@
 """Zero-shot pseudo-labels of N images from a frozen CLIP (LatteCLIP, section 3.1)."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -13,6 +12,7 @@ from latteclip.clip.classifier import ROWS, Features, best_classes, parts
 from latteclip.clip.encode import class_embeddings, encode_files
 from latteclip.core import devices, tables
 from latteclip.core.class_templates import ClassTemplates
+from latteclip.core.metadata import ClassesMetadata, IndexMetadata
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +47,9 @@ def pseudo_label_images(
     table, classnames = tables.read_unlabelled(images_path, training=False)
     model, pretrained, picked = settings.model, settings.pretrained, devices.pick(device, threads)
     clip = clips.load(model, pretrained, picked, settings.precision)
+    written = tables.read_metadata(images_path, IndexMetadata).written_names
     class_templates = ClassTemplates.of(settings.template, settings.class_synonyms)
-    class_templates = replace(class_templates, written=tables.read_written_names(images_path))
+    class_templates = replace(class_templates, written=written)
     embeddings = class_embeddings(
         clip, class_templates.templates, classnames, class_templates.synonyms
     )  # [C, D]
@@ -56,8 +57,9 @@ def pseudo_label_images(
     described: dict[str, object] = {"classnames": classnames, "model": model}
     described |= {"pretrained": pretrained, **class_templates.described}
     scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]
-    write_pseudo_labels(output, table, features, embeddings, scale, settings.topk, described)
     described["logit_scale"] = scale
+    classes = ClassesMetadata(classnames)
+    write_pseudo_labels(output, table, features, embeddings, scale, settings.topk, classes)
     head = classifier.Classifier.of(embeddings)
     classifier.save_classifier(class_embeddings_output, head, described)
     log.info("Pseudo-labelled %d images with %d classes.", len(table), len(classnames))
@@ -70,10 +72,10 @@ def write_pseudo_labels(
     embeddings: torch.Tensor,
     scale: float,
     topk: int,
-    described: Mapping[str, object],
+    metadata: ClassesMetadata,
 ) -> None:
     """Classify images by features [N, D] under W0 [C, D], and write PSEUDO_LABELS by parts."""
-    with tables.writing(output, tables.PSEUDO_LABELS, described) as add:
+    with tables.writing(output, tables.PSEUDO_LABELS, metadata) as add:
         for some in parts(len(features), ROWS):
             part = features[some]
             scores = part @ embeddings.T  # [rows, C]
