@@ -11,8 +11,6 @@ import pytest
 from support.checkout import DEMO, N_TRAIN, Checkout, edit, shrink
 from support.tiny import ROOT
 
-from latteclip.core import tables
-
 pytestmark = pytest.mark.slow
 METHODS = "latteclip/config/methods.py"
 COMMANDS = "latteclip/cli/commands.py"
@@ -268,9 +266,10 @@ def test_an_objective_trains_and_its_run_can_be_chosen(followed):
 
 
 def test_an_engine_writes_captions(followed):
-    captions, described = tables.read(results(followed, "captions/images.parquet"), tables.CAPTIONS)
+    captions = pq.read_table(results(followed, "captions/images.parquet"))
     assert captions["caption"].to_pylist() == [f"Texture number {i}." for i in range(N_TRAIN)]
-    assert described["engine"] == "toy 1"
+    summary = json.loads(results(followed, "captions/summary.json").read_text())
+    assert summary["images"]["engine"] == "toy 1"
 
 
 def test_a_source_of_labels_votes(followed):
