@@ -11,7 +11,7 @@ from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import held_out_for_choice
-from latteclip.core.metadata import ClassesMetadata, EncoderMetadata, VotesMetadata
+from latteclip.core.metadata import ClassesMetadata, EncoderMetadata, IndexMetadata, VotesMetadata
 from latteclip.labels import fusion_report
 from latteclip.labels.answers import read_labelled
 from latteclip.labels.fusion import FUSED, OTHER, Fusion, fuse
@@ -78,7 +78,8 @@ def fuse_labels(
         answers = _answers(labelled, fusion, image_ids, classnames)
     columns = _columns(image_ids, known, fusion)
     tables.write(output, columns, tables.FUSED_LABELS, ClassesMetadata(classnames))
-    report = _report(fusion, known, names, classnames, answers)
+    index = tables.read_metadata(images_path, IndexMetadata)
+    report = _report(fusion, known, names, index, settings, answers)
     fusion_report.write_fusion_report(report_output, report)
     effect = "count" if report.corroborated else "are ignored"
     log.info(
@@ -126,7 +127,8 @@ def _report(
     fusion: Fusion,
     known: Predictors,
     image_encoders: Sequence[str],
-    classnames: list[str],
+    index: IndexMetadata,
+    settings: FusionSettings,
     answers: fusion_report.PersonAnswers,
 ) -> FusionReport:
     learned = fusion.parameters
@@ -141,10 +143,10 @@ def _report(
             images=fusion.gains["images"],
         )
     return FusionReport(
-        classnames=classnames,
-        written_names=known.described.get("written_names", {}),
-        model=known.described["model"],
-        pretrained=known.described["pretrained"],
+        classnames=index.classnames,
+        written_names=index.written_names,
+        model=settings.model,
+        pretrained=settings.pretrained,
         votes="class scores" if known.source == "lmm" else "captions",
         voting=n,
         agreement=int((known.labels == adapted)[has_vote].sum()) / max(1, n),
