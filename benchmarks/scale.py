@@ -705,6 +705,7 @@ def _report(classnames: list[str]) -> Any:
         written_names={},
         model="random",
         pretrained=None,
+        voter="lmm",
         votes="class scores",
         voting=0,
         agreement=0.0,

@@ -25,8 +25,9 @@ from latteclip.audit.session import (
     in_class_order,
 )
 from latteclip.config.hub_names import slug
+from latteclip.config.methods import VOTERS
 from latteclip.core import tables
-from latteclip.core.errors import UserError
+from latteclip.core.errors import UserError, run_command
 from latteclip.labels.answer_files import is_foreign, read_foreign
 from latteclip.labels.answers import (
     CHECK,
@@ -42,7 +43,8 @@ from latteclip.labels.answers import (
 from latteclip.labels.fusion import ROUNDS, LabelModel
 from latteclip.labels.fusion_report import NAME, read_fusion_report
 from latteclip.labels.guarantees import confidence_sequence
-from latteclip.labels.predictors import FusionSettings, read_predictors
+from latteclip.labels.predictors import read_predictors
+from latteclip.labels.voters.base import FusionSettings
 
 SEED = 0
 BATCH = 10  # questions between which the labels learn
@@ -98,7 +100,7 @@ class TeachingSession(QuestionSession):
         if not self.labels.is_file():
             raise UserError(
                 f"{self.labels} does not exist: run the workflow first, "
-                f"snakemake -j4 labels --config dataset={dataset}."
+                f"{run_command(dataset, 'labels')}."
             )
         index = self.folder / "images.parquet"
         self.index, self.classnames = tables.read_unlabelled(index, training=True)
@@ -157,7 +159,7 @@ class TeachingSession(QuestionSession):
 
     def result(self, answers: Answers) -> dict[str, Any]:
         text = "Run the workflow again as before: labels, models and pages follow the answers."
-        again = text, f"snakemake -j4 --config dataset={self.schema.dataset}"
+        again = text, run_command(self.schema.dataset)
         steps = [again, export_step(self.folder)]
         return {"sentence": self.status(answers), "tables": [], "steps": steps}
 
@@ -176,9 +178,6 @@ class TeachingSession(QuestionSession):
     def _read_model(self) -> LabelModel:
         """Read what the fused labels are made of for the pool, and learn without answers."""
         report = read_fusion_report(self.folder / NAME)
-        by_captions = report.votes == "captions"
-        file = "captions/images.parquet" if by_captions else "class_scores.parquet"
-        votes = str(self.folder / file)
         image_encoders = [slug({"model": encoder.model}) for encoder in report.image_encoders]
         known = read_predictors(
             self.index["image_id"].take(pa.array(self.pool)),
@@ -186,8 +185,8 @@ class TeachingSession(QuestionSession):
             FusionSettings(report.model, report.pretrained, MAX_TEXTS),
             str(self.folder / "pseudo_labels.parquet"),
             str(self.folder / "class_embeddings.safetensors"),
-            image_captions_path=votes if by_captions else None,
-            class_scores_path=None if by_captions else votes,
+            report.voter,
+            str(self.folder / VOTERS[report.voter].table),
             image_encoders_paths=[
                 str(self.folder / "image_encoders" / f"{encoder}.parquet")
                 for encoder in image_encoders
@@ -195,7 +194,7 @@ class TeachingSession(QuestionSession):
             device="auto",
             threads=torch.get_num_threads(),
         )
-        model = LabelModel(known.images, known.votes, known.others)
+        model = LabelModel(known.images, known.ballot.votes, known.others)
         model.learn(STEPS if self._is_light else ROUNDS)
         return model
 

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from latteclip.captions.metadata import AnswersMetadata
-from latteclip.captions.requests import FILE, Response
+from latteclip.captions.requests import Response
 from latteclip.captions.runner import CaptionJob
 from latteclip.core import tables
 from latteclip.core.errors import UserError
@@ -56,7 +56,7 @@ def _count(columns: Mapping[str, Any], answers: Sequence[Response]) -> dict[str,
 def _too_many(job: CaptionJob, count: Counter[str], error: str) -> UserError:
     settings, first = job.settings, f" (the first error: {error})" if error else ""
     who, remedy = settings.model, "try another prompt, captioner.model or scores.kind, or rerun"
-    if settings.engine == FILE:
+    if settings.reads_file:
         who, remedy = "Your file", f"add them: see {job.file_key}"
     return UserError(
         f"{who} has no {job.unit} for {count['failed']} of {count['asked']} images or groups"

@@ -17,14 +17,7 @@ import pyarrow.parquet as pq
 from latteclip.captions.answer_table import Row, write_rows
 from latteclip.captions.groups import GroupSettings, Questions, questions_about
 from latteclip.captions.metadata import AnswersMetadata, CaptionsMetadata, ScoresMetadata
-from latteclip.captions.requests import (
-    FILE,
-    CaptionerSettings,
-    Request,
-    Response,
-    failed,
-    module_of,
-)
+from latteclip.captions.requests import CaptionerSettings, Request, Response, failed, module_of
 from latteclip.captions.runner import CaptionJob, Runner, running
 from latteclip.core import tables
 
@@ -93,7 +86,7 @@ def _caption(
         layout=job.settings.layout,
         groups=groups,
     )
-    if job.settings.engine == FILE:
+    if job.settings.reads_file:
         count = write_rows(job, _rows(questions, _answers_of_file(job, questions)), metadata)
     else:
         with running(job, questions) as runner:
@@ -133,7 +126,7 @@ def _answers(runner: Runner, questions: Questions) -> Iterator[list[Response]]:
 
 def _answers_of_file(job: CaptionJob, questions: Questions) -> Iterator[list[Response]]:
     """Yield the user's caption of each row."""
-    found = module_of(FILE).read_captions(job.file, job.file_key)
+    found = module_of(job.settings.engine).read_captions(job.file, job.file_key)
     missing = failed("the file has no caption for it")
     for row_id in questions.ids:
         yield [found.get(row_id, missing)]

@@ -16,8 +16,6 @@ from latteclip.captions.pictures import Layout
 from latteclip.config import hub_names
 from latteclip.core import hashing
 
-ENGINES = {"vllm": "VllmEngine", "openai": "OpenaiEngine", "transformers": "TransformersEngine"}
-FILE = "file"  # in place of an engine: captions and scores that the user brings along
 DIGEST_LENGTH = 32  # hexadecimal digits: 128 bits
 SPECIAL_TOKENS = "added unless the prompt begins with them"  # the rule of all engines
 # Parts of a tokenizer.json, and settings of a tokenizer_config.json, that add special tokens.
@@ -29,7 +27,7 @@ ADDS = ("add_bos_token", "add_eos_token")
 class CaptionerSettings:
     """What decides a caption, besides the picture and the prompt, and how fast it comes."""
 
-    engine: str  # of ENGINES, or FILE
+    engine: str  # module of `engines`
     model: str  # Hugging Face id or folder, or the name under which a server serves it
     revision: str | None
     dtype: str
@@ -47,17 +45,14 @@ class CaptionerSettings:
     max_failed: float = 0.05  # share of requests that may end without a caption
     images_file: str | None = None  # of engine file: image_id and caption
     groups_file: str | None = None
+    loads_model: bool = True  # whether the engine does; a server is sent pictures as URLs
+    reads_file: bool = False  # whether the user's files take the place of an engine
 
     @property
     def layout(self) -> Layout:
         """The layout of one image, which is not scaled down before it becomes a square."""
         max_side = None if self.square_side else self.max_image_side
         return Layout(max_side=max_side, square=self.square_side)
-
-    @property
-    def loads_model(self) -> bool:
-        """Whether the engine loads the model itself; a server is sent pictures as URLs."""
-        return self.engine in hub_names.ENGINES
 
 
 @dataclass(frozen=True)
@@ -141,7 +136,7 @@ def messages(pictures: Sequence[dict[str, Any]], prompt: str) -> list[dict[str, 
 
 
 class Engine(Protocol):
-    """A model that answers greedily, built from the arguments of `start`."""
+    """A model that answers greedily, which `make` of its module returns."""
 
     version: str
 
@@ -160,13 +155,12 @@ def start(
     settings: CaptionerSettings, threads: int, pictures: int, *, scoring: bool = False
 ) -> Engine:
     """Start an engine whose requests show at most so many pictures, with choices if `scoring`."""
-    engine_class = getattr(module_of(settings.engine), ENGINES[settings.engine])
-    engine: Engine = engine_class(settings, threads, pictures, scoring)
+    engine: Engine = module_of(settings.engine).make(settings, threads, pictures, scoring)
     return engine
 
 
 def module_of(engine: str) -> Any:
-    """Import an engine's module, or FILE's. By name: its edit reruns this engine's stages alone."""
+    """Import the module of an engine by its name: its edit reruns this engine's stages alone."""
     return importlib.import_module(f"latteclip.captions.engines.{engine}")
 
 

@@ -19,7 +19,6 @@ from latteclip.captions.answer_table import Row, write_rows
 from latteclip.captions.groups import Questions, questions_about
 from latteclip.captions.metadata import ScoresMetadata
 from latteclip.captions.requests import (
-    FILE,
     CaptionerSettings,
     Choices,
     ChoiceScores,
@@ -83,7 +82,7 @@ def score_classes(
     images = questions_about(images_path, None, "", captioner.layout, job.shard)
     n = len(images.classnames)
     k = n if n <= ALL_UP_TO else min(scores.topk, n)
-    _check(scores, captioner.engine, k)
+    _check(scores, k)
     metadata = ScoresMetadata(
         source=job.source,
         classnames=list(images.classnames),
@@ -94,8 +93,8 @@ def score_classes(
         orders=scores.orders if scores.by_letters else None,
         share=scores.share,
     )
-    if captioner.engine == FILE:
-        count = write_rows(job, _rows_of_file(images, file), metadata)
+    if captioner.reads_file:
+        count = write_rows(job, _rows_of_file(images, captioner.engine, file), metadata)
     else:
         classifier, _ = load_classifier(class_embeddings_path, classnames=images.classnames)
         # Of the whole dataset in every shard, so that shards agree on the share.
@@ -116,12 +115,10 @@ def score_classes(
     )
 
 
-def _check(settings: ScoreSettings, engine: str, k: int) -> None:
-    """Raise UserError for scores of k options that make no sense, or that the engine lacks."""
+def _check(settings: ScoreSettings, k: int) -> None:
+    """Raise UserError for scores of k options that make no sense."""
     if settings.by_letters and k > MAX_OPTIONS:
         problem = f"there are {MAX_OPTIONS} letters for {k} options; lower scores.topk"
-    elif engine == "openai" and not settings.by_letters:
-        problem = "captioner.engine openai has none; set scores.kind to multiple_choice"
     elif PLACE in settings.prompt:
         problem = f"scores would repeat the pseudo-label ({PLACE}) of prompts.image; change it"
     else:
@@ -129,8 +126,8 @@ def _check(settings: ScoreSettings, engine: str, k: int) -> None:
     raise UserError(f"Of scores.kind {settings.kind}, {problem}.")
 
 
-def _rows_of_file(images: Questions, path: str | None) -> Iterator[Row]:
-    found = module_of(FILE).read_scores(path, FILE_KEY, images.classnames)
+def _rows_of_file(images: Questions, engine: str, path: str | None) -> Iterator[Row]:
+    found = module_of(engine).read_scores(path, FILE_KEY, images.classnames)
     for image_id in images.ids:
         options, values = found.get(image_id, ([], []))
         columns = {
@@ -139,7 +136,7 @@ def _rows_of_file(images: Questions, path: str | None) -> Iterator[Row]:
             "log_probabilities": values,
             "error": None if options else "the file lacks it",
         }
-        yield columns, [Response("", "stop", None, engine=FILE)]
+        yield columns, [Response("", "stop", None, engine=engine)]
 
 
 def best_classes(

@@ -5,12 +5,13 @@ are in config/config.yaml, and `make docs` prints the tables of docs/configurati
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import pydantic
 from pydantic import Field
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from latteclip.config import methods
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.terminal import one_line
 
@@ -37,18 +38,16 @@ IN_WORDS = f"match pattern '{KEY}'", "be at most 100 letters, digits, _ and -"
 MethodName = Annotated[str, Field(pattern="^[a-z0-9_]{1,100}$")]
 Texts = Text | Annotated[list[str], Field(min_length=1)]
 Shards = Annotated[int, Field(ge=1, le=1000)] | Auto
-Engine = Literal["vllm", "openai", "transformers", "file"]
-Objective = Literal[
-    "zero_shot",
-    "zero_shot_adapted",
-    "label_propagation",
-    "image_prototypes",
-    "image_prototypes_encoders",
-    "flyp",
-    "flyp_supervised",
-    "latteclip",
-    "average_weights",
-]
+if TYPE_CHECKING:
+    Engine = str
+    Objective = str
+    Voter = str
+    PseudoLabels = str
+else:
+    Engine = Literal[*methods.ENGINES]
+    Objective = Literal[*methods.OBJECTIVES]
+    Voter = Literal[*methods.VOTERS]
+    PseudoLabels = Literal[*methods.PSEUDO_LABELS]
 
 
 def key(description: str) -> Any:
@@ -230,7 +229,6 @@ class Graph(Section):
     neighbours: Positive = key("images, and class texts, linked to an image")
     gamma: AboveZero = key("power of the cosines between images and texts")
     alpha: Annotated[float, Field(gt=0, lt=1)] = key("share of a score that comes from neighbours")
-    normalise_test_links: bool = key("off: links of test images are plain, as in the authors' code")
 
 
 class MethodOfDataset(Section):
@@ -238,9 +236,7 @@ class MethodOfDataset(Section):
 
     objective: Objective = key("what is optimised, if anything")
     of: Line = key("average_weights: the method whose trainings, one for each seed, are averaged")
-    pseudo_labels: Literal["zero_shot", "zero_shot_adapted", "caption", "lmm", "fused"] = key(
-        "the training labels; all but zero_shot are not in the paper"
-    )
+    pseudo_labels: PseudoLabels = key("the training labels; all but zero_shot are not in the paper")
     prototypes: Literal["text", "image"] = key("prototypes at the start; image is not in the paper")
     head: Literal["tuned", "refit"] = key("the classifier after training; refit: image prototypes")
     graph: Graph = key("the graph of class texts and training images of label_propagation")
@@ -310,6 +306,7 @@ class Shared(Section):
     captioner: Captioner = key("the multimodal model that writes the captions")
     captions: Captions = key("how captioning is divided into jobs")
     scores: Scores = key("the captioner's scores of CLIP's best classes")
+    votes: Voter | None = key("what labels are fused from; null: lmm with scores, else caption")
     selection: Selection = key("the choice of a model without labels")
     unknown: Unknown = key("images that show none of the classes")
     groups: Groups = key("group captions: four images of a pseudo-label, one group for every image")

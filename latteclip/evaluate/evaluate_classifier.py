@@ -17,7 +17,7 @@ class ClassifierSettings:
     """How many classes are written, and how the result is marked."""
 
     topk: int  # best classes of each image
-    flags: list[str] = field(default_factory=list)  # keys of `results.FLAGS`
+    flags: list[str] = field(default_factory=list)  # keys of `core.flags.FLAGS`
 
 
 def evaluate_classifier(

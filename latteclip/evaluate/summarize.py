@@ -6,8 +6,9 @@ from pathlib import Path
 import pandas as pd
 
 from latteclip.core.files import write_text
+from latteclip.core.flags import FLAGS
 from latteclip.evaluate import summary
-from latteclip.evaluate.results import FLAGS, Audit
+from latteclip.evaluate.results import Audit
 from latteclip.labels.fusion_report import read_fusion_report
 
 STAR = "★"  # of the chosen model

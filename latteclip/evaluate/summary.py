@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 
 from latteclip.core import tables
+from latteclip.core.flags import FLAGS
 from latteclip.core.metadata import IndexMetadata
 from latteclip.evaluate.results import (
     FIGURES,
-    FLAGS,
     Audit,
     Selection,
     mark_audited,

@@ -18,7 +18,8 @@ from latteclip.labels.fusion import FUSED, OTHER, Fusion, fuse
 from latteclip.labels.fusion_report import FusionReport
 from latteclip.labels.guarantees import confidence_sequence
 from latteclip.labels.label_sources import LabelledRows, Votes
-from latteclip.labels.predictors import FusionSettings, Predictors, read_predictors
+from latteclip.labels.predictors import Predictors, read_predictors
+from latteclip.labels.voters.base import FusionSettings
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +34,8 @@ def fuse_labels(
     prototypes_output: str,
     votes_output: str,
     *,
-    image_captions_path: str | None = None,
-    class_scores_path: str | None = None,
+    voter: str,
+    voter_table_path: str,
     answers_path: str | None = None,
     image_encoders_paths: Sequence[str] = (),
     encoders_prototypes_output: str | None = None,
@@ -45,6 +46,7 @@ def fuse_labels(
 
     The classifier pools zero-shot scores and image prototypes. The report is that of
     `fusion_report`. The dataset's labels are not read.
+    `voter` is the name of a module of latteclip/labels/voters, which reads its votes from a table.
     """
     table, classnames = tables.read_unlabelled(images_path, training=True)
     image_ids = table["image_id"]
@@ -54,16 +56,14 @@ def fuse_labels(
         image_ids,
         classnames,
         settings,
-        *(pseudo_labels_path, class_embeddings_path),
-        image_captions_path=image_captions_path,
-        class_scores_path=class_scores_path,
+        *(pseudo_labels_path, class_embeddings_path, voter, voter_table_path),
         image_encoders_paths=image_encoders_paths,
         device=device,
         threads=threads,
     )
     images, described, scale = known.images, known.described, known.described["logit_scale"]
     labelled = read_labelled(answers_path, table, classnames) if answers_path else None
-    fusion = fuse(images, known.votes, known.others, labelled=labelled)
+    fusion = fuse(images, known.ballot.votes, known.others, labelled=labelled)
     save_classifier(prototypes_output, images.classifier(fusion.head, scale), described)
     names = [tables.read_metadata(path, EncoderMetadata).model for path in image_encoders_paths]
     if encoders_prototypes_output is not None:
@@ -76,18 +76,19 @@ def fuse_labels(
     answers = fusion_report.PersonAnswers()
     if labelled is not None:
         answers = _answers(labelled, fusion, image_ids, classnames)
-    columns = _columns(image_ids, known, fusion)
+    columns = _columns(image_ids, known, fusion, voter)
     tables.write(output, columns, tables.FUSED_LABELS, ClassesMetadata(classnames))
     index = tables.read_metadata(images_path, IndexMetadata)
-    report = _report(fusion, known, names, index, settings, answers)
+    report = _report(fusion, known, names, index, settings, voter, answers)
     fusion_report.write_fusion_report(report_output, report)
     effect = "count" if report.corroborated else "are ignored"
     log.info(
         "%d %s vote, and %s. %d labels changed; latteclip labels show says more.",
         *(report.voting, report.votes, effect, report.changed),
     )
-    metadata = VotesMetadata(classnames, report.votes, report.corroborated, known.leaked)
-    columns = _votes(image_ids, known.votes, fusion)
+    leaked = known.ballot.leaked
+    metadata = VotesMetadata(classnames, report.votes, report.corroborated, leaked)
+    columns = _votes(image_ids, known.ballot.votes, fusion)
     schema = tables.VOTES_ENCODERS if image_encoders_paths else tables.VOTES
     tables.write(votes_output, {n: columns[n] for n in schema.names}, schema, metadata)
 
@@ -103,14 +104,16 @@ def _votes(image_ids: pa.ChunkedArray, votes: Votes, fusion: Fusion) -> dict[str
     }
 
 
-def _columns(image_ids: pa.ChunkedArray, known: Predictors, fusion: Fusion) -> dict[str, Any]:
-    adapted, confidence = fusion.individual_labels["zero_shot"], known.confidence
+def _columns(
+    image_ids: pa.ChunkedArray, known: Predictors, fusion: Fusion, voter: str
+) -> dict[str, Any]:
+    adapted, confidence = fusion.individual_labels["zero_shot"], known.ballot.confidence
     columns = {field.name: pa.nulls(len(image_ids), field.type) for field in tables.FUSED_LABELS}
     columns |= {
         "image_id": image_ids,
         "adapted_label": _column(adapted),
-        f"{known.source}_label": _column(torch.where(confidence > 0, known.labels, adapted)),
-        f"{known.source}_confidence": pa.array(confidence.numpy()),
+        f"{voter}_label": _column(torch.where(confidence > 0, known.ballot.labels, adapted)),
+        f"{voter}_confidence": pa.array(confidence.numpy()),
         "fused_label": _column(fusion.labels),
         "fused_confidence": pa.array(fusion.confidence.numpy()),
     }
@@ -129,11 +132,12 @@ def _report(
     image_encoders: Sequence[str],
     index: IndexMetadata,
     settings: FusionSettings,
+    voter: str,
     answers: fusion_report.PersonAnswers,
 ) -> FusionReport:
     learned = fusion.parameters
     test = learned.test
-    adapted, has_vote = fusion.individual_labels["zero_shot"], known.confidence > 0
+    adapted, has_vote = fusion.individual_labels["zero_shot"], known.ballot.confidence > 0
     n = int(has_vote.sum())
     gains = None
     if fusion.gains:
@@ -147,9 +151,10 @@ def _report(
         written_names=index.written_names,
         model=settings.model,
         pretrained=settings.pretrained,
-        votes="class scores" if known.source == "lmm" else "captions",
+        voter=voter,
+        votes=known.ballot.title,
         voting=n,
-        agreement=int((known.labels == adapted)[has_vote].sum()) / max(1, n),
+        agreement=int((known.ballot.labels == adapted)[has_vote].sum()) / max(1, n),
         corroborated=test.significant,
         corroboration=fusion_report.Corroboration(test.images, test.zero_shot, test.p_value),
         weights=fusion_report.Weights(learned.zero_shot, learned.images[0], learned.texts),

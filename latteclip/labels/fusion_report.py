@@ -102,7 +102,8 @@ class FusionReport:
     written_names: dict[str, str]  # by the dataset, where they differ
     model: str  # of CLIP
     pretrained: str | None
-    votes: str  # captions, or class scores
+    voter: str  # of `methods.VOTERS`
+    votes: str  # as the voter calls them: captions, or class scores
     voting: int  # images with a vote
     agreement: float  # share of the votes that are the adapted zero-shot label
     corroborated: bool  # whether the votes count

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from latteclip.core.files import write_text
+from latteclip.core.flags import FLAGS
 from latteclip.evaluate import summary
-from latteclip.evaluate.results import FLAGS
 from latteclip.report import render
 
 log = logging.getLogger(__name__)

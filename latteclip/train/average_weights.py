@@ -16,10 +16,9 @@ from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import class_embeddings
 from latteclip.core import devices, tables
 from latteclip.core.files import replacing
-from latteclip.core.holdout import NO_FOLD, Fold
+from latteclip.core.flags import FAILED
+from latteclip.core.holdout import NO_FOLD, Fold, left_out_images
 from latteclip.core.metadata import ClassesMetadata
-from latteclip.evaluate.results import FAILED
-from latteclip.evaluate.train_predictions import left_out_images
 from latteclip.train.history import TrainingMetadata
 
 log = logging.getLogger(__name__)

@@ -103,9 +103,10 @@ class FinetuneSettings:
     model: str
     pretrained: str | None
     template: str | list[str]
-    objective: str
+    objective: str  # module of `objectives`
     finetune: Finetune
     precision: str = "bf16"
+    is_supervised: bool = False  # whether true labels take the place of pseudo-labels
     pseudo_labels: str = "zero_shot"  # or what adapt_zero_shot or fuse_labels makes
     prototypes: str = "text"  # that LatteCLIP starts from: text or image
     head: str = "tuned"  # the classifier after training: tuned, or refit to the features
@@ -121,4 +122,4 @@ class FinetuneSettings:
 
     @property
     def labels(self) -> str:
-        return GROUND_TRUTH if self.objective == "flyp_supervised" else self.pseudo_labels
+        return GROUND_TRUTH if self.is_supervised else self.pseudo_labels

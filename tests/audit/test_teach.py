@@ -21,7 +21,7 @@ from latteclip.core.metadata import EncoderMetadata
 from latteclip.labels.answers import CHECK, TEACH, Answer
 from latteclip.labels.fuse_labels import fuse_labels
 from latteclip.labels.fusion_report import NAME, read_fusion_report
-from latteclip.labels.predictors import FusionSettings
+from latteclip.labels.voters.base import FusionSettings
 
 
 def write_scores(folder, ids, options, log_probabilities):
@@ -40,7 +40,7 @@ def taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     taken = Taken(tmp_path)
     write_scores(tmp_path, taken.ids, *[[[]] * len(taken.ids)] * 2)
-    taken.write_report(votes="class scores")
+    taken.write_report(voter="lmm", votes="class scores")
     return taken
 
 
@@ -78,7 +78,8 @@ def test_questions_follow_the_model_of_the_fused_labels(taken):
         taken.path("class_embeddings.safetensors"),
         FusionSettings("m", None, 8),
         *(taken.path(name) for name in ("fused_labels.parquet", NAME, "prototypes", "votes")),
-        class_scores_path=taken.path("class_scores.parquet"),
+        voter="lmm",
+        voter_table_path=taken.path("class_scores.parquet"),
         image_encoders_paths=[str(encoder)],
         device="cpu",
         threads=1,

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from latteclip.config.stage_params import candidacy
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import MIN_HELD_OUT
@@ -54,7 +55,7 @@ class Results:
             predictions = np.where(agree, np.arange(N), np.arange(N) + 1) % C
             self.write_predictions(files["train_predictions"], predictions)
             paths = {name: str(path) for name, path in files.items()}
-            self.runs.append(Candidate(method, 0, objective, **paths))
+            self.runs.append(Candidate(method, 0, **candidacy(objective), **paths))
         self.write_votes(votes)
 
     def write_predictions(self, path, predictions, classnames=CLASSNAMES, ids=IDS):
@@ -189,7 +190,7 @@ M = 150
 
 
 def candidate(method, seed=0, flags=()):
-    return Candidate(method, seed, method, flags)
+    return Candidate(method, seed, **candidacy(method), flags=flags)
 
 
 def candidates(*methods):

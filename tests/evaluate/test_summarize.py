@@ -7,9 +7,10 @@ import pyarrow as pa
 from support import records
 
 from latteclip.core import tables
+from latteclip.core.flags import FLAGS
 from latteclip.core.metadata import IndexMetadata
 from latteclip.evaluate import summarize
-from latteclip.evaluate.results import FLAGS, Accuracy, Audit, Comparison
+from latteclip.evaluate.results import Accuracy, Audit, Comparison
 from latteclip.evaluate.summary import summary
 from latteclip.labels.fusion_report import PersonAnswers, write_fusion_report
 

@@ -11,6 +11,7 @@ from latteclip.captions import caption, requests
 from latteclip.captions.groups import GroupSettings
 from latteclip.captions.metadata import CaptionsMetadata
 from latteclip.captions.requests import CaptionerSettings, Response
+from latteclip.config.methods import ENGINES
 from latteclip.core import tables
 
 SETTINGS = CaptionerSettings(
@@ -27,6 +28,12 @@ GROUPS = GroupSettings(seed=4, canvas=64, gap=4)
 CLASSNAMES = ["red dots", "lines"]
 LABELS = [1, 0, 1, 1, 1, 0, 1]
 TEXTS = ["Red  dots on cloth.", "red dots on cloth.", *["A grid"] * 2, "Outlines, reddots", "", ""]
+
+
+def of_engine(name):
+    """Settings that name an engine, with what stages ask of it."""
+    engine = ENGINES[name]
+    return {"engine": name, "loads_model": engine.loads_model, "reads_file": engine.reads_file}
 
 
 def mean_colour(picture):
@@ -99,6 +106,8 @@ class Dataset:
         self.images = write_index(path, files, splits, [0] * len(files), self.classnames)
 
     def job(self, *, store=True, output=None, shard="1/1", **changes):
+        if "engine" in changes:
+            changes |= of_engine(changes["engine"])
         return {
             "captioner": dataclasses.replace(SETTINGS, **changes),
             "output": str(output or self.output),

@@ -29,6 +29,7 @@ def fusion(**fields):
         "written_names": {},
         "model": "m",
         "pretrained": None,
+        "voter": "caption",
         "votes": "captions",
         "voting": 0,
         "agreement": 0.0,

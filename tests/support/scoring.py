@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from support.captioning import SETTINGS, Dataset, mean_colour
+from support.captioning import SETTINGS, Dataset, mean_colour, of_engine
 from support.tiny import write_pseudo_labels
 
 from latteclip.captions.requests import ChoiceScores
@@ -87,6 +87,8 @@ class ScoredDataset(Dataset):
         """Run the stage; what of `changes` is the captioner's goes there. The table's columns."""
         own = {field.name for field in dataclasses.fields(ScoreSettings)}
         captioner = {key: changes.pop(key) for key in set(changes) - own}
+        if "engine" in captioner:
+            captioner |= of_engine(captioner["engine"])
         score_classes(
             *self.inputs,
             dataclasses.replace(settings, **changes),

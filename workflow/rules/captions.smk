@@ -40,7 +40,7 @@ rule caption_images:
         runtime=minutes("caption_images"),
     params:
         captioner_files=given(stage_params.local_captioner, "dataset"),
-        captioner=given_json(Configuration.section, "dataset", name="captioner"),
+        captioner=given_json(stage_params.captioner, "dataset"),
         prompt=given(
             lambda c, dataset: c.section("prompts", dataset)["image"], "dataset"
         ),
@@ -97,7 +97,7 @@ rule caption_groups:
         runtime=minutes("caption_groups"),
     params:
         captioner_files=given(stage_params.local_captioner, "dataset"),
-        captioner=given_json(Configuration.section, "dataset", name="captioner"),
+        captioner=given_json(stage_params.captioner, "dataset"),
         groups=given_json(Configuration.section, "dataset", name="groups"),
         prompt=given(
             lambda c, dataset: c.section("prompts", dataset)["group"], "dataset"
@@ -155,7 +155,7 @@ rule score_classes:
         ),
     params:
         captioner_files=given(stage_params.local_captioner, "dataset"),
-        captioner=given_json(Configuration.section, "dataset", name="captioner"),
+        captioner=given_json(stage_params.captioner, "dataset"),
         scores=given_json(stage_params.scores, "dataset"),
         store=given(stage_params.answer_store, "dataset", kind="scores"),
         shard="",

@@ -70,20 +70,12 @@ rule fuse_labels:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        image_captions=given_if(
-            "results/{dataset}/captions/images.parquet",
-            lambda c, dataset: not c.scores_classes(dataset),
-            "dataset",
-        ),
-        class_scores=given_if(
-            "results/{dataset}/class_scores.parquet",
-            Configuration.scores_classes,
-            "dataset",
-        ),
+        voter_table=given(stage_params.voter_table, "dataset"),
         answers=unstored(given(stage_params.teaching_answers, "dataset")),
         image_encoders=given(stage_params.image_features, "dataset"),
         clip_model=given(stage_params.hub_model, "dataset", section="clip"),
         code=sources("latteclip.labels.fuse_labels"),
+        voter_code=unstored(given(stage_params.voter_code, "dataset")),
     output:
         **ENCODERS_CLASSIFIER,
         labels="results/{dataset}/fused_labels.parquet",
@@ -105,7 +97,8 @@ rule fuse_labels:
     params:
         clip_files=given(stage_params.local_clip, "dataset"),
         settings=given_json(stage_params.fuse_labels, "dataset"),
-        votes=options("image_captions", "class_scores", "answers"),
+        voter=given(Configuration.voter, "dataset"),
+        answers=options("answers"),
         image_encoders=options("image_encoders"),
         encoders_prototypes=lambda wildcards, output: " ".join(
             f"--{name.replace('_', '-')} {output[name]}"
@@ -114,6 +107,7 @@ rule fuse_labels:
     shell:
         "latteclip fuse-labels --images {input.images}"
         " --pseudo-labels {input.pseudo_labels} --class-embeddings {input.class_embeddings}"
-        " {params.votes} {params.image_encoders} {params.encoders_prototypes} --settings {params.settings:q}"
+        " --voter {params.voter} --voter-table {input.voter_table} {params.answers}"
+        " {params.image_encoders} {params.encoders_prototypes} --settings {params.settings:q}"
         " --output {output.labels} --report {output.report}"
         " --prototypes {output.prototypes} --votes {output.votes} --threads {threads} --log {log}"

@@ -27,6 +27,11 @@ TOP_LOGPROBS = 20  # tokens that a server names at most
 UNUSABLE = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
+def make(settings: CaptionerSettings, *_: object) -> "OpenaiEngine":
+    """Connect to the server."""
+    return OpenaiEngine(settings)
+
+
 class OpenaiEngine:
     """Keeps several requests under way at once.
 
@@ -76,6 +81,8 @@ class OpenaiEngine:
         try:
             if request.choices is None:
                 return self._caption(request)
+            if not request.choices.by_letters:
+                return failed("a server has no likelihoods; set scores.kind to multiple_choice")
             return self._score(request, request.choices.prompts, request.choices.texts)
         except openai.APIStatusError as error:
             if error.status_code in REFUSED:

@@ -19,6 +19,11 @@ log = logging.getLogger(__name__)
 AT_ONCE = 16  # requests in a batch at most: at LLaVA-1.6's 2,400 tokens each they cache 5 GiB
 
 
+def make(settings: CaptionerSettings, threads: int, *_: object) -> "TransformersEngine":
+    """Load the model."""
+    return TransformersEngine(settings, threads)
+
+
 class TransformersEngine:
     """Answers in batches, each padded to its longest prompt."""
 
