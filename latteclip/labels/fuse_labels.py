@@ -45,8 +45,8 @@ def fuse_labels(
     """Write FUSED_LABELS and VOTES of the images that are not in the test split, and a classifier.
 
     The classifier pools zero-shot scores and image prototypes. The report is that of
-    `fusion_report`. The dataset's labels are not read.
-    `voter` is the name of a module of latteclip/labels/voters, which reads its votes from a table.
+    `fusion_report`. The dataset's labels are not read. `voter` is the name of a module of
+    latteclip/labels/voters, which reads its votes from a table.
     """
     table, classnames = tables.read_unlabelled(images_path, training=True)
     image_ids = table["image_id"]
@@ -86,8 +86,7 @@ def fuse_labels(
         "%d %s vote, and %s. %d labels changed; latteclip labels show says more.",
         *(report.voting, report.votes, effect, report.changed),
     )
-    leaked = known.ballot.leaked
-    metadata = VotesMetadata(classnames, report.votes, report.corroborated, leaked)
+    metadata = VotesMetadata(classnames, report.votes, report.corroborated, known.ballot.leaked)
     columns = _votes(image_ids, known.ballot.votes, fusion)
     schema = tables.VOTES_ENCODERS if image_encoders_paths else tables.VOTES
     tables.write(votes_output, {n: columns[n] for n in schema.names}, schema, metadata)
