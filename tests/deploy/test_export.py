@@ -72,7 +72,7 @@ def biased(demo_clip, tmp_path_factory):
 
 
 def predicted(model, pictures):
-    classifier = predict.Classifier(model, device="cpu", threads=1)
+    classifier = predict.Predictor(model, device="cpu", threads=1)
     return classifier(pictures, topk=len(CLASSNAMES))
 
 

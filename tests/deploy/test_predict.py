@@ -65,7 +65,7 @@ def expected(model, path, demo_clip):
 
 
 def test_three_lines_from_python(model, pictures, demo_clip):
-    classifier = predict.Classifier(model, device="cpu", threads=1, batch_size=BATCH)
+    classifier = predict.Predictor(model, device="cpu", threads=1, batch_size=BATCH)
     predictions = classifier(pictures, topk=4)
     assert [one.path for one in predictions] == pictures
     for one in predictions:
@@ -84,7 +84,7 @@ def test_what_is_no_regular_file_is_skipped_and_never_waited_for(model, pictures
     paths = predict.image_paths([str(tmp_path)], io.BytesIO())
     assert len(paths) == N + 2
     paths.append("n" * 10**6)
-    assert len(predict.Classifier(model, device="cpu", threads=1)(paths)) == N
+    assert len(predict.Predictor(model, device="cpu", threads=1)(paths)) == N
     assert len(caplog.text) < 10_000
     assert "pipe.jpg" in caplog.text and "zeros.jpg" in caplog.text
 
@@ -106,7 +106,7 @@ def test_the_python_of_the_documents_runs(model, pictures, monkeypatch, tmp_path
     with torch.no_grad():
         features = names["model"].eval().encode_image(batch, normalize=True)
     labels = names["classifier"].scores(features).argmax(1)  # as its last line says
-    found = predict.Classifier(model, device="cpu", threads=1)(pictures)
+    found = predict.Predictor(model, device="cpu", threads=1)(pictures)
     assert labels.tolist() == [one.topk_labels[0] for one in found]
 
 
@@ -116,7 +116,7 @@ def test_a_classifier_of_features_of_another_width_is_refused(model, tmp_path):
     described = {"classnames": CLASSNAMES, "template": "a {}."}
     save_classifier(tmp_path / "model" / clips.CLASSIFIER, other, described)
     with pytest.raises(UserError, match=r"prototypes\.safetensors"):
-        predict.Classifier(tmp_path / "model", device="cpu", threads=1)
+        predict.Predictor(tmp_path / "model", device="cpu", threads=1)
 
 
 def run(model, *arguments):
@@ -155,7 +155,7 @@ def test_every_format_says_the_same(model, pictures, tmp_path, capsys):
 
 
 def test_broken_images_are_reported_and_skipped(model, broken, tmp_path, capsys):
-    classifier = predict.Classifier(model, device="cpu", threads=1, batch_size=BATCH)
+    classifier = predict.Predictor(model, device="cpu", threads=1, batch_size=BATCH)
     good = broken[:4] + broken[5:]
     for one, other in zip(classifier(broken), classifier(good), strict=True):
         assert (one.path, one.topk_labels) == (other.path, other.topk_labels)

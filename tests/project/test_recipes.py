@@ -11,6 +11,7 @@ import pytest
 from support.checkout import DEMO, N_TRAIN, Checkout, edit, shrink
 from support.tiny import ROOT
 
+from latteclip.captions.metadata import CaptionsMetadata
 from latteclip.core import tables
 
 pytestmark = pytest.mark.slow
@@ -268,9 +269,10 @@ def test_an_objective_trains_and_its_run_can_be_chosen(followed):
 
 
 def test_an_engine_writes_captions(followed):
-    captions, described = tables.read(results(followed, "captions/images.parquet"), tables.CAPTIONS)
+    path = results(followed, "captions/images.parquet")
+    captions = tables.read(path, tables.CAPTIONS)
     assert captions["caption"].to_pylist() == [f"Texture number {i}." for i in range(N_TRAIN)]
-    assert described["engine"] == "toy 1"
+    assert tables.read_metadata(path, CaptionsMetadata).engine == "toy 1"
 
 
 def test_a_source_of_labels_votes(followed):
