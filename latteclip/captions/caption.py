@@ -17,13 +17,7 @@ import pyarrow.parquet as pq
 from latteclip.captions.answer_table import Row, write_rows
 from latteclip.captions.groups import GroupSettings, Questions, questions_about
 from latteclip.captions.metadata import AnswersMetadata, CaptionsMetadata, ScoresMetadata
-from latteclip.captions.requests import (
-    CaptionerSettings,
-    Request,
-    Response,
-    failed,
-    module_of,
-)
+from latteclip.captions.requests import CaptionerSettings, Request, Response, failed, module_of
 from latteclip.captions.runner import CaptionJob, Runner, running
 from latteclip.core import tables
 

@@ -46,8 +46,7 @@ class CaptionJob:
     @property
     def source(self) -> AnswerSource:
         """Who answers."""
-        settings = self.settings
-        is_file = settings.reads_file
+        settings, is_file = self.settings, self.settings.reads_file
         return AnswerSource(
             model=None if is_file else settings.model,
             revision=settings.revision,

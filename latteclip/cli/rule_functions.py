@@ -3,7 +3,6 @@
 import atexit
 import contextlib
 import functools
-import inspect
 import json
 import math
 import os
@@ -103,33 +102,31 @@ class RuleFunctions:
             checks.refuse_unready(loaded)
         return loaded
 
-    def given(self, function: Callable[..., Any], **fixed: Any) -> OfJob:
-        """Return a function of the configuration as one of a job's wildcards."""
-        names = inspect.signature(function).parameters
+    def given(self, function: Callable[..., Any], *names: str, **fixed: Any) -> OfJob:
+        """Return `function` of the configuration, of the named wildcards and of fixed values."""
 
         def answer(wildcards: Any) -> Any:
-            values = {**dict(wildcards.items()), **fixed}
+            values = {name: getattr(wildcards, name) for name in names}
             with workflow_errors():
-                return function(
-                    self.configuration, **{k: v for k, v in values.items() if k in names}
-                )
+                return function(self.configuration, **values, **fixed)
 
         return answer
 
-    def given_if(self, condition: Callable[..., Any], path: str, **fixed: Any) -> OfJob:
-        """Return an input, with wildcards, that a condition on the configuration decides."""
-        wanted = self.given(condition, **fixed)
+    def given_if(self, path: str, condition: Callable[..., Any], *names: str, **fixed: Any) -> Any:
+        """Return an input, a path with wildcards, that a condition decides as in `given`."""
+        wanted = self.given(condition, *names, **fixed)
         return lambda wildcards: (
-            [path.format(**{**dict(wildcards.items()), **fixed})] if wanted(wildcards) else []
+            [path.format(**dict(wildcards.items()))] if wanted(wildcards) else []
         )
 
-    def given_each(self, function: Callable[..., Any], key: str) -> OfJob:
-        """Return the values of one key of each of several runs, as inputs."""
-        answer = self.given(function)
+    def given_each(self, key: str, function: Callable[..., Any], *names: str) -> OfJob:
+        """Return the values of one key of each of several runs, as inputs, as in `given`."""
+        answer = self.given(function, *names)
         return lambda wildcards: [run[key] for run in answer(wildcards) if run.get(key)]
 
-    def given_json(self, function: Callable[..., Any], **fixed: Any) -> OfJob:
-        answer = self.given(function, **fixed)
+    def given_json(self, function: Callable[..., Any], *names: str, **fixed: Any) -> OfJob:
+        """Return as JSON what `given` returns."""
+        answer = self.given(function, *names, **fixed)
         return lambda wildcards: json.dumps(answer(wildcards), sort_keys=True, ensure_ascii=False)
 
     def unstored(self, files: Any) -> Any:
@@ -199,31 +196,31 @@ class RuleFunctions:
 
         return threads
 
-    def gpus(self, count: Callable[..., int] = lambda configuration: 1) -> OfJob:
+    def gpus(self, count: OfJob = lambda wildcards: 1) -> OfJob:
         """Return the GPUs of a job, or 0 on a machine without one."""
-        wanted = self.given(count)
-        return lambda wildcards: wanted(wildcards) if self.has_gpus() else 0
+        return lambda wildcards: count(wildcards) if self.has_gpus() else 0
 
-    def cores_per_gpu(self, count: Callable[..., int]) -> Callable[[Any, int], int]:
+    def cores_per_gpu(self, count: OfJob) -> Callable[[Any, int], int]:
         """Return the cores beside each GPU: SLURM gives so many to each task of a job."""
-        wanted = self.given(count)
-        return lambda wildcards, threads: math.ceil(threads / max(1, wanted(wildcards)))
+        return lambda wildcards, threads: math.ceil(threads / max(1, count(wildcards)))
 
-    def memory(self, stage: str, beside: Callable[..., int] | None = None) -> Callable[..., int]:
+    def memory(self, stage: str, beside: OfJob = lambda wildcards: 0) -> Callable[..., int]:
         """Return the MB of a stage, with the memory that its settings need beside it."""
-        extra = self.given(beside) if beside else lambda wildcards: 0
         return lambda wildcards, input, attempt, threads: job_resources.memory(
-            stage, self._images(wildcards, input), attempt, threads, extra(wildcards)
+            stage, self._images(wildcards, input), attempt, threads, beside(wildcards)
         )
 
-    def minutes(
-        self, stage: str, passes: Callable[..., float] = lambda configuration: 1
-    ) -> Callable[..., int]:
-        """Return the minutes of a stage that sees every image in each of its passes."""
-        number = self.given(passes)
-        return lambda wildcards, input, attempt: job_resources.minutes(
-            stage, self._images(wildcards, input), number(wildcards), attempt
-        )
+    def minutes(self, stage: str, passes: OfJob = lambda wildcards: 1) -> Callable[..., int]:
+        """Return the minutes of a stage that sees every image in each of its passes.
+
+        A job of a shard sees its share of the images.
+        """
+
+        def answer(wildcards: Any, input: Any, attempt: int) -> int:
+            number = passes(wildcards) / int(dict(wildcards.items()).get("shards", 1))
+            return job_resources.minutes(stage, self._images(wildcards, input), number, attempt)
+
+        return answer
 
     def _images(self, wildcards: Any, input: Any) -> int:
         """Return the images of the index, or of the dataset's file if there is no index here.

@@ -116,11 +116,11 @@ def epochs(configuration: Configuration, dataset: str, method: str) -> int:
     return MAX_EPOCHS if wanted == AUTO else int(wanted)
 
 
-def questions_per_image(configuration: Configuration, dataset: str, shards: str = "1") -> float:
-    """Return the mean number of questions about an image in a job that scores classes."""
+def questions_per_image(configuration: Configuration, dataset: str) -> float:
+    """Return the mean number of questions about an image where classes are scored."""
     values = configuration.section("scores", dataset)
     orders = values["orders"] if values["kind"] == "multiple_choice" else 1
-    return float(orders * values["share"]) / int(shards)
+    return float(orders * values["share"])
 
 
 def counts(configuration: Configuration, dataset: str) -> Counts | None:

@@ -1,7 +1,8 @@
 """The inputs and parameters of rules that follow from the configuration.
 
-The first arguments are the configuration and the wildcards of a job. What a function returns
-decides which stages a changed key reruns: it returns what its stage reads, and nothing else.
+The arguments are the configuration, the wildcards that the rule names, and values that the rule
+gives: `given(stage_params.hub_model, "dataset", section="clip")`. What a function returns decides
+which stages a changed key reruns: it returns what its stage reads, and nothing else.
 """
 
 import json

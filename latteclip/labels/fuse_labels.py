@@ -11,7 +11,7 @@ from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import held_out_for_choice
-from latteclip.core.metadata import ClassesMetadata, EncoderMetadata, VotesMetadata
+from latteclip.core.metadata import ClassesMetadata, EncoderMetadata, IndexMetadata, VotesMetadata
 from latteclip.labels import fusion_report
 from latteclip.labels.answers import read_labelled
 from latteclip.labels.fusion import FUSED, OTHER, Fusion, fuse
@@ -78,7 +78,8 @@ def fuse_labels(
         answers = _answers(labelled, fusion, image_ids, classnames)
     columns = _columns(image_ids, known, fusion, voter)
     tables.write(output, columns, tables.FUSED_LABELS, ClassesMetadata(classnames))
-    report = _report(fusion, known, voter, names, classnames, answers)
+    index = tables.read_metadata(images_path, IndexMetadata)
+    report = _report(fusion, known, names, index, settings, voter, answers)
     fusion_report.write_fusion_report(report_output, report)
     effect = "count" if report.corroborated else "are ignored"
     log.info(
@@ -127,9 +128,10 @@ def _column(labels: torch.Tensor) -> pa.Array:
 def _report(
     fusion: Fusion,
     known: Predictors,
-    voter: str,
     image_encoders: Sequence[str],
-    classnames: list[str],
+    index: IndexMetadata,
+    settings: FusionSettings,
+    voter: str,
     answers: fusion_report.PersonAnswers,
 ) -> FusionReport:
     learned = fusion.parameters
@@ -144,10 +146,10 @@ def _report(
             images=fusion.gains["images"],
         )
     return FusionReport(
-        classnames=classnames,
-        written_names=known.described.get("written_names", {}),
-        model=known.described["model"],
-        pretrained=known.described.get("pretrained"),
+        classnames=index.classnames,
+        written_names=index.written_names,
+        model=settings.model,
+        pretrained=settings.pretrained,
         voter=voter,
         votes=known.ballot.title,
         voting=n,

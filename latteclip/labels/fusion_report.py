@@ -102,8 +102,8 @@ class FusionReport:
     written_names: dict[str, str]  # by the dataset, where they differ
     model: str  # of CLIP
     pretrained: str | None
-    voter: str  # the module of latteclip/labels/voters
-    votes: str  # what they are, in messages: captions
+    voter: str  # of `methods.VOTERS`
+    votes: str  # as the voter calls them: captions, or class scores
     voting: int  # images with a vote
     agreement: float  # share of the votes that are the adapted zero-shot label
     corroborated: bool  # whether the votes count

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 from snakemake.exceptions import WorkflowError
-from snakemake.iocontainers import InputFiles
+from snakemake.iocontainers import InputFiles, Wildcards
 
 from latteclip.cli import rule_functions
 from latteclip.cli.rule_functions import RuleFunctions
@@ -14,7 +14,7 @@ from latteclip.config import job_resources, layers
 from latteclip.core import tables
 from latteclip.core.metadata import IndexMetadata
 
-DEMO = SimpleNamespace(dataset="demo", items=lambda: [("dataset", "demo"), ("method", "flyp")])
+DEMO = Wildcards(fromdict={"dataset": "demo", "method": "flyp"})
 
 
 @pytest.fixture
@@ -77,15 +77,17 @@ def test_gpus_are_asked_for_where_there_are_some(functions):
     wanted = {"processes": {"finetune": 4}}
     for machine, n in (({}, 0), ({"gpus": 4}, 4), ({"cluster": True}, 4)):
         found = functions(**machine, **wanted)
-        assert found.gpus(job_resources.processes)(DEMO) == n
-        assert found.cores_per_gpu(job_resources.processes)(DEMO, 8) == 2
+        processes = found.given(job_resources.processes, "dataset")
+        assert found.gpus(processes)(DEMO) == n
+        assert found.cores_per_gpu(processes)(DEMO, 8) == 2
 
 
 def test_resources_wait_for_the_index_and_grow_with_it_and_each_attempt(functions, tmp_path):
     index = tmp_path / "images.parquet"
     found, inputs = functions(), InputFiles([str(index)])
     inputs._set_name("images", 0)
-    minutes, memory = found.minutes("finetune", job_resources.epochs), found.memory("finetune")
+    epochs = found.given(job_resources.epochs, "dataset", "method")
+    minutes, memory = found.minutes("finetune", epochs), found.memory("finetune")
     with pytest.raises(FileNotFoundError, match=r"images\.parquet"):
         minutes(DEMO, inputs, 1)
     n = 120_000

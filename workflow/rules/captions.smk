@@ -10,13 +10,16 @@ rule caption_images:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels=given_if(
-            lambda c, dataset: "{}" in c.section("prompts", dataset)["image"],
             "results/{dataset}/pseudo_labels.parquet",
+            lambda c, dataset: "{}" in c.section("prompts", dataset)["image"],
+            "dataset",
         ),
-        own=unstored(given(stage_params.user_file, key="captioner.images_file")),
-        captioner_model=given(stage_params.hub_model, section="captioner"),
+        own=unstored(
+            given(stage_params.user_file, "dataset", key="captioner.images_file")
+        ),
+        captioner_model=given(stage_params.hub_model, "dataset", section="captioner"),
         code=sources("latteclip.captions.caption"),
-        engine_code=unstored(given(stage_params.engine_code)),
+        engine_code=unstored(given(stage_params.engine_code, "dataset")),
     output:
         "results/{dataset}/captions/images.parquet",
     log:
@@ -30,18 +33,20 @@ rule caption_images:
         "../../envs/latteclip.yaml"
     threads: threads_of("caption")
     resources:
-        gpu=gpus(job_resources.captioner_gpus),
-        cpus_per_gpu=cores_per_gpu(job_resources.captioner_gpus),
+        gpu=gpus(given(job_resources.captioner_gpus, "dataset")),
+        cpus_per_gpu=cores_per_gpu(given(job_resources.captioner_gpus, "dataset")),
         nodes=1,
         mem_mb=memory("caption_images"),
-        runtime=minutes("caption_images", lambda c, shards="1": 1 / int(shards)),
+        runtime=minutes("caption_images"),
     params:
-        captioner_files=given(stage_params.local_captioner),
-        captioner=given_json(stage_params.captioner),
-        prompt=given(lambda c, dataset: c.section("prompts", dataset)["image"]),
+        captioner_files=given(stage_params.local_captioner, "dataset"),
+        captioner=given_json(stage_params.captioner, "dataset"),
+        prompt=given(
+            lambda c, dataset: c.section("prompts", dataset)["image"], "dataset"
+        ),
         pseudo_labels=options("pseudo_labels"),
         # No output: Snakemake removes those before a job, and these are to outlive it.
-        store=given(stage_params.answer_store, kind="images"),
+        store=given(stage_params.answer_store, "dataset", kind="images"),
         shard="",
     shell:
         "latteclip caption-images --images {input.images} {params.pseudo_labels}"
@@ -66,10 +71,12 @@ rule caption_groups:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        own=unstored(given(stage_params.user_file, key="captioner.groups_file")),
-        captioner_model=given(stage_params.hub_model, section="captioner"),
+        own=unstored(
+            given(stage_params.user_file, "dataset", key="captioner.groups_file")
+        ),
+        captioner_model=given(stage_params.hub_model, "dataset", section="captioner"),
         code=sources("latteclip.captions.caption"),
-        engine_code=unstored(given(stage_params.engine_code)),
+        engine_code=unstored(given(stage_params.engine_code, "dataset")),
     output:
         "results/{dataset}/captions/groups.parquet",
     log:
@@ -83,17 +90,19 @@ rule caption_groups:
         "../../envs/latteclip.yaml"
     threads: threads_of("caption")
     resources:
-        gpu=gpus(job_resources.captioner_gpus),
-        cpus_per_gpu=cores_per_gpu(job_resources.captioner_gpus),
+        gpu=gpus(given(job_resources.captioner_gpus, "dataset")),
+        cpus_per_gpu=cores_per_gpu(given(job_resources.captioner_gpus, "dataset")),
         nodes=1,
         mem_mb=memory("caption_groups"),
-        runtime=minutes("caption_groups", lambda c, shards="1": 1 / int(shards)),
+        runtime=minutes("caption_groups"),
     params:
-        captioner_files=given(stage_params.local_captioner),
-        captioner=given_json(stage_params.captioner),
-        groups=given_json(Configuration.section, name="groups"),
-        prompt=given(lambda c, dataset: c.section("prompts", dataset)["group"]),
-        store=given(stage_params.answer_store, kind="groups"),
+        captioner_files=given(stage_params.local_captioner, "dataset"),
+        captioner=given_json(stage_params.captioner, "dataset"),
+        groups=given_json(Configuration.section, "dataset", name="groups"),
+        prompt=given(
+            lambda c, dataset: c.section("prompts", dataset)["group"], "dataset"
+        ),
+        store=given(stage_params.answer_store, "dataset", kind="groups"),
         shard="",
     shell:
         "latteclip caption-groups --images {input.images} --pseudo-labels {input.pseudo_labels}"
@@ -120,10 +129,10 @@ rule score_classes:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        own=unstored(given(stage_params.user_file, key="scores.file")),
-        captioner_model=given(stage_params.hub_model, section="captioner"),
+        own=unstored(given(stage_params.user_file, "dataset", key="scores.file")),
+        captioner_model=given(stage_params.hub_model, "dataset", section="captioner"),
         code=sources("latteclip.captions.score_classes"),
-        engine_code=unstored(given(stage_params.engine_code)),
+        engine_code=unstored(given(stage_params.engine_code, "dataset")),
     output:
         "results/{dataset}/class_scores.parquet",
     log:
@@ -137,16 +146,18 @@ rule score_classes:
         "../../envs/latteclip.yaml"
     threads: threads_of("caption")
     resources:
-        gpu=gpus(job_resources.captioner_gpus),
-        cpus_per_gpu=cores_per_gpu(job_resources.captioner_gpus),
+        gpu=gpus(given(job_resources.captioner_gpus, "dataset")),
+        cpus_per_gpu=cores_per_gpu(given(job_resources.captioner_gpus, "dataset")),
         nodes=1,
         mem_mb=memory("score_classes"),
-        runtime=minutes("score_classes", job_resources.questions_per_image),
+        runtime=minutes(
+            "score_classes", given(job_resources.questions_per_image, "dataset")
+        ),
     params:
-        captioner_files=given(stage_params.local_captioner),
-        captioner=given_json(stage_params.captioner),
-        scores=given_json(stage_params.scores),
-        store=given(stage_params.answer_store, kind="scores"),
+        captioner_files=given(stage_params.local_captioner, "dataset"),
+        captioner=given_json(stage_params.captioner, "dataset"),
+        scores=given_json(stage_params.scores, "dataset"),
+        store=given(stage_params.answer_store, "dataset", kind="scores"),
         shard="",
     shell:
         "latteclip score-classes --images {input.images} --pseudo-labels {input.pseudo_labels}"
@@ -173,7 +184,7 @@ use rule score_classes as score_classes_shard with:
 rule gather_captions:
     input:
         images="results/{dataset}/images.parquet",
-        shards=given(stage_params.shards),
+        shards=given(stage_params.shards, "dataset", "kind"),
         code=sources("latteclip.captions.caption"),
     output:
         "results/{dataset}/captions/{kind}.parquet",
@@ -194,7 +205,7 @@ rule gather_captions:
 use rule gather_captions as gather_scores with:
     input:
         images="results/{dataset}/images.parquet",
-        shards=given(stage_params.shards, kind="class_scores"),
+        shards=given(stage_params.shards, "dataset", kind="class_scores"),
         code=sources("latteclip.captions.caption"),
     output:
         "results/{dataset}/class_scores.parquet",
@@ -205,7 +216,7 @@ use rule gather_captions as gather_scores with:
 rule summarize_captions:
     input:
         images="results/{dataset}/images.parquet",
-        captions=given(stage_params.captions_in_use),
+        captions=given(stage_params.captions_in_use, "dataset"),
         code=sources("latteclip.captions.summarize_captions"),
     output:
         "results/{dataset}/captions/summary.json",

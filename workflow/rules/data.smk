@@ -16,7 +16,9 @@ rule generate_textures:
         mem_mb=memory("generate_textures"),
         runtime=minutes("generate_textures"),
     params:
-        settings=given_json(lambda c, dataset: c.dataset(dataset)["source"]["textures"]),
+        settings=given_json(
+            lambda c, dataset: c.dataset(dataset)["source"]["textures"], "dataset"
+        ),
     shell:
         "latteclip generate-textures --settings {params.settings:q} --output {output} --log {log}"
 
@@ -33,7 +35,7 @@ rule download_dataset:
     conda:
         "../../envs/latteclip.yaml"
     params:
-        settings=given_json(stage_params.download_dataset),
+        settings=given_json(stage_params.download_dataset, "dataset"),
     shell:
         "latteclip download-dataset --dataset {wildcards.dataset} --settings {params.settings:q}"
         " --output {output} --log {log}"
@@ -43,7 +45,7 @@ rule download_dataset:
 # those is a parameter instead.
 rule index_images:
     input:
-        made=unstored(given(stage_params.made_folder)),
+        made=unstored(given(stage_params.made_folder, "dataset")),
         code=sources("latteclip.data.index_images"),
     output:
         images="results/{dataset}/images.parquet",
@@ -60,8 +62,8 @@ rule index_images:
         mem_mb=memory("index_images"),
         runtime=minutes("index_images"),
     params:
-        folder=given(stage_params.data_folder),
-        settings=given_json(stage_params.index_images),
+        folder=given(stage_params.data_folder, "dataset"),
+        settings=given_json(stage_params.index_images, "dataset"),
         state=lambda wildcards: functions.folder_state(wildcards.dataset),
     shell:
         "latteclip index-images --folder {params.folder:q} --settings {params.settings:q}"

@@ -8,7 +8,7 @@ rule evaluate:
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         model="results/{dataset}/{method}/seed{seed}/model",
         history="results/{dataset}/{method}/seed{seed}/history.parquet",
-        left_out=given_if(Configuration.is_average, LEFT_OUT),
+        left_out=given_if(LEFT_OUT, Configuration.is_average, "method"),
         code=sources("latteclip.evaluate.evaluate"),
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
@@ -29,7 +29,7 @@ rule evaluate:
         mem_mb=memory("evaluate"),
         runtime=minutes("evaluate"),
     params:
-        settings=given_json(stage_params.evaluate),
+        settings=given_json(stage_params.evaluate, "dataset", "method", "seed"),
         left_out=options("left_out"),
     shell:
         "latteclip evaluate --dataset {wildcards.dataset} --method {wildcards.method}"
@@ -45,11 +45,14 @@ rule evaluate_classifier:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        classifier=given(stage_params.classifier_of_method),
+        classifier=given(stage_params.classifier_of_method, "dataset", "method"),
         votes=given_if(
-            Configuration.reads_fused_labels, "results/{dataset}/votes.parquet"
+            "results/{dataset}/votes.parquet",
+            Configuration.reads_fused_labels,
+            "method",
+            "dataset",
         ),
-        image_encoders=given(stage_params.image_features),
+        image_encoders=given(stage_params.image_features, "dataset", "method"),
         code=sources("latteclip.evaluate.evaluate_classifier"),
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
@@ -67,7 +70,7 @@ rule evaluate_classifier:
         mem_mb=memory("evaluate_classifier"),
         runtime=minutes("evaluate_classifier"),
     params:
-        settings=given_json(stage_params.evaluate_classifier),
+        settings=given_json(stage_params.evaluate_classifier, "dataset", "method"),
         votes=options("votes"),
         image_encoders=options("image_encoders"),
     shell:
@@ -101,7 +104,7 @@ rule propagate_labels:
         mem_mb=memory("propagate_labels"),
         runtime=minutes("propagate_labels"),
     params:
-        settings=given_json(stage_params.propagate_labels),
+        settings=given_json(stage_params.propagate_labels, "dataset", "method"),
     shell:
         "latteclip propagate-labels --dataset {wildcards.dataset} --method {wildcards.method}"
         " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
@@ -114,10 +117,12 @@ rule score_audit:
     input:
         images="results/{dataset}/images.parquet",
         # The order of the images, and the answers about them.
-        answers=unstored(given(stage_params.answers)),
-        metrics=given_each(stage_params.audited_runs, "metrics"),
-        predictions=given_each(stage_params.audited_runs, "predictions"),
-        train_predictions=given_each(stage_params.audited_runs, "train_predictions"),
+        answers=unstored(given(stage_params.answers, "dataset")),
+        metrics=given_each("metrics", stage_params.audited_runs, "dataset"),
+        predictions=given_each("predictions", stage_params.audited_runs, "dataset"),
+        train_predictions=given_each(
+            "train_predictions", stage_params.audited_runs, "dataset"
+        ),
         code=sources("latteclip.audit.score_audit"),
     output:
         f"results/{{dataset}}/audit{SUFFIX}.json",
@@ -129,7 +134,7 @@ rule score_audit:
         mem_mb=memory("score_audit"),
         runtime=minutes("score_audit"),
     params:
-        runs=as_found(given_json(stage_params.audited_runs)),
+        runs=as_found(given_json(stage_params.audited_runs, "dataset")),
     shell:
         "latteclip score-audit --dataset {wildcards.dataset} --images {input.images}"
         " --plan {input.answers[0]}"
@@ -138,15 +143,18 @@ rule score_audit:
 
 rule select_model:
     input:
-        metrics=given_each(stage_params.candidates, "metrics"),
-        train_predictions=given_each(stage_params.candidates, "train_predictions"),
-        models=given_each(stage_params.candidates, "model"),
+        metrics=given_each("metrics", stage_params.candidates, "dataset"),
+        train_predictions=given_each(
+            "train_predictions", stage_params.candidates, "dataset"
+        ),
+        models=given_each("model", stage_params.candidates, "dataset"),
         votes=given_if(
+            "results/{dataset}/votes.parquet",
             lambda c, dataset: not c.votes_by(dataset).needs_captions
             or "image" in c.caption_kinds(dataset),
-            "results/{dataset}/votes.parquet",
+            "dataset",
         ),
-        audit=given(stage_params.audit_if_any),
+        audit=given(stage_params.audit_if_any, "dataset"),
         code=sources("latteclip.evaluate.select_model"),
     output:
         selection=f"results/{{dataset}}/selection{SUFFIX}.json",
@@ -161,7 +169,7 @@ rule select_model:
         mem_mb=memory("select_model"),
         runtime=minutes("select_model"),
     params:
-        candidates=as_found(given_json(stage_params.candidates)),
+        candidates=as_found(given_json(stage_params.candidates, "dataset")),
         judges=options("votes", "audit"),
     shell:
         "latteclip select-model --dataset {wildcards.dataset} --candidates {params.candidates:q}"

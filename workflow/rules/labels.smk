@@ -8,7 +8,7 @@ rule adapt_zero_shot:
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
         code=sources("latteclip.labels.adapt_zero_shot"),
     output:
-        ADAPTED,
+        "results/{dataset}/classifiers/adapted.safetensors",
     log:
         "results/{dataset}/logs/adapt_zero_shot.log",
     benchmark:
@@ -29,8 +29,9 @@ rule encode_images:
     input:
         images="results/{dataset}/images.parquet",
         model=given_if(
-            lambda c, encoder: encoder in c.hub_encoders(),
             "resources/models/{encoder}.json",
+            lambda c, encoder: encoder in c.hub_encoders(),
+            "encoder",
         ),
         code=sources("latteclip.labels.encode_images"),
     output:
@@ -50,8 +51,8 @@ rule encode_images:
         mem_mb=memory("encode_images"),
         runtime=minutes("encode_images"),
     params:
-        encoder_files=given(stage_params.local_encoder),
-        settings=given_json(stage_params.encode_images),
+        encoder_files=given(stage_params.local_encoder, "encoder"),
+        settings=given_json(stage_params.encode_images, "dataset", "encoder"),
     shell:
         "latteclip encode-images --images {input.images} --settings {params.settings:q}"
         " --output {output} --threads {threads} --log {log}"
@@ -69,16 +70,16 @@ rule fuse_labels:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        voter_table=given(stage_params.voter_table),
-        answers=unstored(given(stage_params.teaching_answers)),
-        image_encoders=given(stage_params.image_features),
-        clip_model=given(stage_params.hub_model, section="clip"),
+        voter_table=given(stage_params.voter_table, "dataset"),
+        answers=unstored(given(stage_params.teaching_answers, "dataset")),
+        image_encoders=given(stage_params.image_features, "dataset"),
+        clip_model=given(stage_params.hub_model, "dataset", section="clip"),
         code=sources("latteclip.labels.fuse_labels"),
-        voter_code=unstored(given(stage_params.voter_code)),
+        voter_code=unstored(given(stage_params.voter_code, "dataset")),
     output:
         **ENCODERS_CLASSIFIER,
-        labels=FUSED_LABELS,
-        report=FUSION_REPORT,
+        labels="results/{dataset}/fused_labels.parquet",
+        report="results/{dataset}/fused_labels.json",
         prototypes="results/{dataset}/classifiers/image_prototypes.safetensors",
         votes="results/{dataset}/votes.parquet",
     log:
@@ -94,9 +95,9 @@ rule fuse_labels:
         mem_mb=memory("fuse_labels"),
         runtime=minutes("fuse_labels"),
     params:
-        clip_files=given(stage_params.local_clip),
-        settings=given_json(stage_params.fuse_labels),
-        voter=given(Configuration.voter),
+        clip_files=given(stage_params.local_clip, "dataset"),
+        settings=given_json(stage_params.fuse_labels, "dataset"),
+        voter=given(Configuration.voter, "dataset"),
         answers=options("answers"),
         image_encoders=options("image_encoders"),
         encoders_prototypes=lambda wildcards, output: " ".join(

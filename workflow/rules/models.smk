@@ -13,7 +13,7 @@ rule download_clip:
     conda:
         "../../envs/latteclip.yaml"
     params:
-        settings=given_json(lambda c, model: c.hub_models("clip")[model]),
+        settings=given_json(lambda c, model: c.hub_models("clip")[model], "model"),
     shell:
         "latteclip download-clip --settings {params.settings:q} --output {output} --log {log}"
 
@@ -29,7 +29,7 @@ rule download_image_encoder:
     conda:
         "../../envs/latteclip.yaml"
     params:
-        settings=given_json(lambda c, model: c.hub_encoders()[model]),
+        settings=given_json(lambda c, model: c.hub_encoders()[model], "model"),
     shell:
         "latteclip download-image-encoder --settings {params.settings:q} --output {output} --log {log}"
 
@@ -45,6 +45,6 @@ rule download_captioner:
     conda:
         "../../envs/latteclip.yaml"
     params:
-        settings=given_json(lambda c, model: c.hub_models("captioner")[model]),
+        settings=given_json(lambda c, model: c.hub_models("captioner")[model], "model"),
     shell:
         "latteclip download-captioner --settings {params.settings:q} --output {output} --log {log}"

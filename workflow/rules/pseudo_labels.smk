@@ -4,7 +4,7 @@
 rule pseudo_label_images:
     input:
         images="results/{dataset}/images.parquet",
-        clip_model=given(stage_params.hub_model, section="clip"),
+        clip_model=given(stage_params.hub_model, "dataset", section="clip"),
         code=sources("latteclip.labels.pseudo_label_images"),
     output:
         labels="results/{dataset}/pseudo_labels.parquet",
@@ -22,8 +22,8 @@ rule pseudo_label_images:
         mem_mb=memory("pseudo_label_images"),
         runtime=minutes("pseudo_label_images"),
     params:
-        clip_files=given(stage_params.local_clip),
-        settings=given_json(stage_params.pseudo_label_images),
+        clip_files=given(stage_params.local_clip, "dataset"),
+        settings=given_json(stage_params.pseudo_label_images, "dataset"),
     shell:
         "latteclip pseudo-label-images --images {input.images} --settings {params.settings:q}"
         " --output {output.labels} --class-embeddings {output.class_embeddings}"
@@ -35,8 +35,12 @@ rule score_unknown:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        class_scores=given_if(Configuration.scores_classes, CLASS_SCORES),
-        answers=unstored(given(stage_params.teaching_answers)),
+        class_scores=given_if(
+            "results/{dataset}/class_scores.parquet",
+            Configuration.scores_classes,
+            "dataset",
+        ),
+        answers=unstored(given(stage_params.teaching_answers, "dataset")),
         code=sources("latteclip.labels.score_unknown"),
     output:
         scores="results/{dataset}/unknown.parquet",
@@ -51,7 +55,7 @@ rule score_unknown:
         mem_mb=memory("score_unknown"),
         runtime=minutes("score_unknown"),
     params:
-        settings=given_json(Configuration.section, name="unknown"),
+        settings=given_json(Configuration.section, "dataset", name="unknown"),
         scores=options("class_scores", "answers"),
     shell:
         "latteclip score-unknown --images {input.images} --pseudo-labels {input.pseudo_labels}"

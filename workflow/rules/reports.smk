@@ -5,19 +5,41 @@ rule report_dataset:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        image_captions=given_if(Configuration.has_captions, CAPTIONS, kind="image"),
-        group_captions=given_if(Configuration.has_captions, CAPTIONS, kind="group"),
-        caption_summary=given_if(
-            Configuration.caption_kinds, "results/{dataset}/captions/summary.json"
+        image_captions=given_if(
+            "results/{dataset}/captions/images.parquet",
+            Configuration.has_captions,
+            "dataset",
+            kind="image",
         ),
-        metrics=given_each(stage_params.page_runs, "metrics"),
-        histories=given_each(stage_params.page_runs, "history"),
-        predictions=given_each(stage_params.page_runs, "predictions"),
-        train_predictions=given_each(stage_params.page_runs, "train_predictions"),
-        selection=given(stage_params.selection_if_any),
-        audit=given(stage_params.audit_if_any),
-        fused_labels=given_if(stage_params.shows_fused_labels, FUSED_LABELS),
-        fusion_report=given_if(stage_params.shows_fused_labels, FUSION_REPORT),
+        group_captions=given_if(
+            "results/{dataset}/captions/groups.parquet",
+            Configuration.has_captions,
+            "dataset",
+            kind="group",
+        ),
+        caption_summary=given_if(
+            "results/{dataset}/captions/summary.json",
+            Configuration.caption_kinds,
+            "dataset",
+        ),
+        metrics=given_each("metrics", stage_params.page_runs, "dataset"),
+        histories=given_each("history", stage_params.page_runs, "dataset"),
+        predictions=given_each("predictions", stage_params.page_runs, "dataset"),
+        train_predictions=given_each(
+            "train_predictions", stage_params.page_runs, "dataset"
+        ),
+        selection=given(stage_params.selection_if_any, "dataset"),
+        audit=given(stage_params.audit_if_any, "dataset"),
+        fused_labels=given_if(
+            "results/{dataset}/fused_labels.parquet",
+            stage_params.shows_fused_labels,
+            "dataset",
+        ),
+        fusion_report=given_if(
+            "results/{dataset}/fused_labels.json",
+            stage_params.shows_fused_labels,
+            "dataset",
+        ),
         unknown="results/{dataset}/unknown.parquet",
         duplicates="results/{dataset}/duplicates.parquet",
         corrupt="results/{dataset}/corrupt.csv",
@@ -40,8 +62,8 @@ rule report_dataset:
     params:
         captions=options("image_captions", "group_captions", "caption_summary"),
         choice=options("selection", "audit", "fused_labels", "fusion_report"),
-        runs=as_found(given_json(stage_params.page_runs)),
-        settings=as_found(given(stage_params.report_dataset)),
+        runs=as_found(given_json(stage_params.page_runs, "dataset")),
+        settings=as_found(given(stage_params.report_dataset, "dataset")),
     shell:
         "latteclip report-dataset --images {input.images} --pseudo-labels {input.pseudo_labels}"
         " {params.captions} {params.choice} --duplicates {input.duplicates}"

@@ -4,9 +4,9 @@
 
 rule assemble_model:
     input:
-        classifier=given(stage_params.classifier_of_method),
-        clip_model=given(stage_params.hub_model, section="clip"),
-        image_encoders=given(stage_params.models_to_assemble),
+        classifier=given(stage_params.classifier_of_method, "dataset", "method"),
+        clip_model=given(stage_params.hub_model, "dataset", section="clip"),
+        image_encoders=given(stage_params.models_to_assemble, "method"),
         code=sources("latteclip.train.assemble_model"),
     output:
         directory("results/{dataset}/{method}/seed{seed}/model"),
@@ -22,9 +22,9 @@ rule assemble_model:
         mem_mb=memory("assemble_model"),
         runtime=minutes("assemble_model"),
     params:
-        clip_files=given(stage_params.local_clip),
-        encoder_files=given(stage_params.local_encoders),
-        settings=given_json(stage_params.assemble_model),
+        clip_files=given(stage_params.local_clip, "dataset"),
+        encoder_files=given(stage_params.local_encoders, "method"),
+        settings=given_json(stage_params.assemble_model, "dataset", "method"),
     shell:
         "latteclip assemble-model --classifier {input.classifier} --settings {params.settings:q}"
         " --output {output} --log {log}"
@@ -41,15 +41,44 @@ rule find_learning_rate:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        image_captions=given_if(Configuration.reads_captions, CAPTIONS, kind="image"),
-        group_captions=given_if(Configuration.reads_captions, CAPTIONS, kind="group"),
-        fused_labels=given_if(Configuration.reads_fused_labels, FUSED_LABELS),
-        fusion_report=given_if(Configuration.reads_fused_labels, FUSION_REPORT),
-        adapted=given_if(Configuration.reads_adapted, ADAPTED),
-        image_prototypes=given(stage_params.image_prototypes_of_method),
-        clip_model=given(stage_params.hub_model, section="clip"),
+        image_captions=given_if(
+            "results/{dataset}/captions/images.parquet",
+            Configuration.reads_captions,
+            "method",
+            "dataset",
+            kind="image",
+        ),
+        group_captions=given_if(
+            "results/{dataset}/captions/groups.parquet",
+            Configuration.reads_captions,
+            "method",
+            "dataset",
+            kind="group",
+        ),
+        fused_labels=given_if(
+            "results/{dataset}/fused_labels.parquet",
+            Configuration.reads_fused_labels,
+            "method",
+            "dataset",
+        ),
+        fusion_report=given_if(
+            "results/{dataset}/fused_labels.json",
+            Configuration.reads_fused_labels,
+            "method",
+            "dataset",
+        ),
+        adapted=given_if(
+            "results/{dataset}/classifiers/adapted.safetensors",
+            Configuration.reads_adapted,
+            "method",
+            "dataset",
+        ),
+        image_prototypes=given(
+            stage_params.image_prototypes_of_method, "dataset", "method"
+        ),
+        clip_model=given(stage_params.hub_model, "dataset", section="clip"),
         code=sources("latteclip.train.find_learning_rate"),
-        objective_code=unstored(given(stage_params.objective_code)),
+        objective_code=unstored(given(stage_params.objective_code, "method")),
     output:
         "results/{dataset}/{method}/learning_rate.json",
     log:
@@ -64,14 +93,18 @@ rule find_learning_rate:
     threads: threads_of("finetune")
     resources:
         gpu=gpus(),
-        mem_mb=memory("find_learning_rate", job_resources.training_memory),
-        runtime=minutes("find_learning_rate", job_resources.epochs),
+        mem_mb=memory(
+            "find_learning_rate", given(job_resources.training_memory, "dataset")
+        ),
+        runtime=minutes(
+            "find_learning_rate", given(job_resources.epochs, "dataset", "method")
+        ),
     params:
-        clip_files=given(stage_params.local_clip),
+        clip_files=given(stage_params.local_clip, "dataset"),
         files=file_names(*TRAINING_FILES),
-        settings=given_json(stage_params.find_learning_rate),
+        settings=given_json(stage_params.find_learning_rate, "dataset", "method"),
         # No output, like the store of answers: the trainings go on with it.
-        decoded=given(stage_params.decoded_images),
+        decoded=given(stage_params.decoded_images, "dataset"),
     shell:
         "latteclip find-learning-rate --files {params.files:q} --settings {params.settings:q}"
         " --output {output} --decoded {params.decoded} --threads {threads} --log {log}"
@@ -81,20 +114,51 @@ rule finetune:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        image_captions=given_if(Configuration.reads_captions, CAPTIONS, kind="image"),
-        group_captions=given_if(Configuration.reads_captions, CAPTIONS, kind="group"),
-        fused_labels=given_if(Configuration.reads_fused_labels, FUSED_LABELS),
-        fusion_report=given_if(Configuration.reads_fused_labels, FUSION_REPORT),
-        adapted=given_if(Configuration.reads_adapted, ADAPTED),
-        image_prototypes=given(stage_params.image_prototypes_of_method),
+        image_captions=given_if(
+            "results/{dataset}/captions/images.parquet",
+            Configuration.reads_captions,
+            "method",
+            "dataset",
+            kind="image",
+        ),
+        group_captions=given_if(
+            "results/{dataset}/captions/groups.parquet",
+            Configuration.reads_captions,
+            "method",
+            "dataset",
+            kind="group",
+        ),
+        fused_labels=given_if(
+            "results/{dataset}/fused_labels.parquet",
+            Configuration.reads_fused_labels,
+            "method",
+            "dataset",
+        ),
+        fusion_report=given_if(
+            "results/{dataset}/fused_labels.json",
+            Configuration.reads_fused_labels,
+            "method",
+            "dataset",
+        ),
+        adapted=given_if(
+            "results/{dataset}/classifiers/adapted.safetensors",
+            Configuration.reads_adapted,
+            "method",
+            "dataset",
+        ),
+        image_prototypes=given(
+            stage_params.image_prototypes_of_method, "dataset", "method"
+        ),
         learning_rate=given_if(
+            "results/{dataset}/{method}/learning_rate.json",
             lambda c, method, dataset: c.method(method, dataset)["finetune"]["lr"]
             == "auto",
-            "results/{dataset}/{method}/learning_rate.json",
+            "method",
+            "dataset",
         ),
-        clip_model=given(stage_params.hub_model, section="clip"),
+        clip_model=given(stage_params.hub_model, "dataset", section="clip"),
         code=sources("latteclip.train.finetune"),
-        objective_code=unstored(given(stage_params.objective_code)),
+        objective_code=unstored(given(stage_params.objective_code, "method")),
     output:
         model=directory("results/{dataset}/{method}/seed{seed}/model"),
         history="results/{dataset}/{method}/seed{seed}/history.parquet",
@@ -109,19 +173,19 @@ rule finetune:
         "../../envs/latteclip.yaml"
     threads: threads_of("finetune")
     resources:
-        gpu=gpus(job_resources.processes),
-        cpus_per_gpu=cores_per_gpu(job_resources.processes),
+        gpu=gpus(given(job_resources.processes, "dataset")),
+        cpus_per_gpu=cores_per_gpu(given(job_resources.processes, "dataset")),
         nodes=1,
-        mem_mb=memory("finetune", job_resources.training_memory),
-        runtime=minutes("finetune", job_resources.epochs),
+        mem_mb=memory("finetune", given(job_resources.training_memory, "dataset")),
+        runtime=minutes("finetune", given(job_resources.epochs, "dataset", "method")),
     params:
-        clip_files=given(stage_params.local_clip),
-        command=given(stage_params.finetune_command),
+        clip_files=given(stage_params.local_clip, "dataset"),
+        command=given(stage_params.finetune_command, "dataset"),
         files=file_names(*TRAINING_FILES, "learning_rate"),
-        settings=given_json(stage_params.finetune),
+        settings=given_json(stage_params.finetune, "dataset", "method", "seed"),
         # No output: Snakemake removes those of a job that failed, and this is to go on from.
         checkpoint="results/{dataset}/{method}/seed{seed}/checkpoint",
-        decoded=given(stage_params.decoded_images),
+        decoded=given(stage_params.decoded_images, "dataset"),
     shell:
         "{params.command} finetune --files {params.files:q} --settings {params.settings:q}"
         " --seed {wildcards.seed}"
@@ -132,8 +196,8 @@ rule finetune:
 rule average_weights:
     input:
         images="results/{dataset}/images.parquet",
-        models=given_each(stage_params.averaged, "model"),
-        histories=given_each(stage_params.averaged, "history"),
+        models=given_each("model", stage_params.averaged, "dataset", "method"),
+        histories=given_each("history", stage_params.averaged, "dataset", "method"),
         code=sources("latteclip.train.average_weights"),
     output:
         model=directory("results/{dataset}/{method}/seed{seed}/model"),
@@ -154,8 +218,8 @@ rule average_weights:
         mem_mb=memory("average_weights"),
         runtime=minutes("average_weights"),
     params:
-        trainings=as_found(given_json(stage_params.averaged)),
-        settings=given_json(stage_params.encoding),
+        trainings=as_found(given_json(stage_params.averaged, "dataset", "method")),
+        settings=given_json(stage_params.encoding, "dataset"),
     shell:
         "latteclip average-weights --images {input.images} --trainings {params.trainings:q}"
         " --settings {params.settings:q} --model {output.model} --history {output.history}"
