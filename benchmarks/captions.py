@@ -27,7 +27,6 @@ resident memory is printed. Without a GPU the model is the demo's LLaVA; with on
 """
 
 import argparse
-import dataclasses
 import io
 import logging
 import multiprocessing
@@ -47,9 +46,10 @@ from PIL import Image
 from latteclip.captions import caption, requests
 from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.engines.vllm import VllmEngine
-from latteclip.captions.requests import CaptionerSettings, Choices, Request, messages
+from latteclip.captions.requests import Choices, Request, messages
 from latteclip.captions.score_classes import letters_of, letters_prompt
 from latteclip.config import layers
+from latteclip.config.sections.captioner import CaptionerSection
 from latteclip.core import tables
 from latteclip.data.images import open_rgb
 
@@ -64,10 +64,10 @@ ANSWER = " a {} texture with"
 Way = Callable[[], list[str]]
 
 
-def settings_for(model: str | None) -> CaptionerSettings:
+def settings_for(model: str | None) -> CaptionerSection:
     """Of the demo's LLaVA, or of a real model on a GPU."""
     small = model is None
-    return CaptionerSettings(
+    return CaptionerSection(
         engine="vllm",
         model=str(DEMO) if model is None else model,
         revision=None,
@@ -76,15 +76,18 @@ def settings_for(model: str | None) -> CaptionerSettings:
         max_model_len=256 if small else 4096,
         gpu_memory_utilization=0.9,
         batch_size=250 if small else 512,
-        max_image_side=1344,
+        square_side=None,
     )
 
 
 def make_images(folder: Path, n: int) -> str:
     """An index of n textures, no two files of the same bytes."""
-    from latteclip.demo.generate_textures import TextureSettings, generate_textures
+    from latteclip.config.sections.textures import TexturesSection
+    from latteclip.demo.generate_textures import generate_textures
 
-    generate_textures(TextureSettings(min(n, DISTINCT), 1, gap=0.5, seed=1), folder / "data")
+    generate_textures(
+        TexturesSection(train=min(n, DISTINCT), test=1, gap=0.5, seed=1), folder / "data"
+    )
     contents = [path.read_bytes() for path in sorted((folder / "data").rglob("*.png"))]
     contents = contents[: min(n, DISTINCT)]
     paths = [folder / "images" / f"{number:06d}.png" for number in range(n)]
@@ -113,7 +116,7 @@ def make_images(folder: Path, n: int) -> str:
 class Ways:
     """The four ways to caption the same images; each returns the captions in order."""
 
-    def __init__(self, index: str, folder: Path, settings: CaptionerSettings, threads: int) -> None:
+    def __init__(self, index: str, folder: Path, settings: CaptionerSection, threads: int) -> None:
         self.index, self.folder, self.settings, self.threads = index, folder, settings, threads
         paths = tables.read(index, tables.IMAGES, ["path"])[0]["path"].to_pylist()
         self.pictures = [open_rgb(path) for path in paths]
@@ -202,7 +205,7 @@ def _spread(values: list[float], digits: int = 1) -> str:
 
 
 def compare_scores(
-    index: str, settings: CaptionerSettings, threads: int, rounds: int, bare: bool
+    index: str, settings: CaptionerSection, threads: int, rounds: int, bare: bool
 ) -> None:
     """For each engine, print how long scores take beside captions of the same images."""
     paths = tables.read(index, tables.IMAGES, ["path"])[0]["path"].to_pylist()
@@ -219,7 +222,7 @@ def compare_scores(
     size = settings.batch_size
     ways = ((TransformersEngine, FEW), (TransformersEngine, size), (VllmEngine, size))
     for engine, batch_size in ways[-1:] if bare else ways:
-        few: Any = dataclasses.replace(settings, batch_size=batch_size)
+        few: Any = settings.model_copy(update={"batch_size": batch_size})
         scorer: Any = engine(few, threads, 1, True)
         fix_length(scorer)
         seconds: dict[str, list[float]] = {name: [] for name in asked}

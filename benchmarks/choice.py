@@ -19,6 +19,8 @@ import pyarrow as pa
 from trainings import flyp_settings, training_files
 
 from latteclip.clip.classifier import load_classifier
+from latteclip.config.sections.clip import ClipSection
+from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import tables
 from latteclip.core.holdout import Fold
 from latteclip.evaluate import evaluate as evaluation
@@ -38,6 +40,7 @@ from latteclip.train.settings import auto_epochs
 SEEDS = 3
 SHARE = 0.1
 TOPK = 5
+ENCODING = InferenceSection(batch_size=64, topk=TOPK)
 PSEUDO_LABELS = "pseudo_labels.parquet"
 
 
@@ -106,7 +109,10 @@ def _label(results: Path, folder: Path) -> None:
     images, pseudo_labels = (str(folder / name) for name in ("images.parquet", PSEUDO_LABELS))
     embeddings = str(results / "class_embeddings.safetensors")
     _, described = load_classifier(embeddings)
-    settings = FusionSettings(described["model"], described["pretrained"], batch_size=64)
+    settings = FusionSettings(
+        clip=ClipSection(model=described["model"], pretrained=described["pretrained"]),
+        inference=ENCODING,
+    )
     names = ("fused_labels.parquet", "image_prototypes.safetensors", "votes.parquet")
     labels, prototypes, votes = (str(folder / name) for name in names)
     fuse_labels.fuse_labels(
@@ -127,7 +133,7 @@ def _label(results: Path, folder: Path) -> None:
             pseudo_labels,
             head,
             own_votes,
-            evaluate_classifier.ClassifierSettings(TOPK),
+            evaluate_classifier.ClassifierSettings(inference=ENCODING),
             *_run(folder, method, 0),
         )
 
@@ -160,7 +166,7 @@ def _tune(args: argparse.Namespace, folder: Path, name: str, seed: int) -> None:
     )
     evaluation.evaluate(
         *(files.images, files.pseudo_labels, model, history),
-        evaluation.EvaluateSettings(batch_size=64, topk=TOPK, fold=fold),
+        evaluation.EvaluateSettings(clip=ClipSection(), inference=ENCODING, fold=fold),
         dataset=dataset,
         method=method,
         seed=seed,

@@ -39,6 +39,8 @@ from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import encode_images
 from latteclip.config import layers
+from latteclip.config.sections.clip import ClipSection
+from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import devices, tables
 from latteclip.data import loader
 from latteclip.deploy.predict import Predictor, predict
@@ -233,7 +235,9 @@ def main() -> None:
                 str(root / "pseudo_labels.parquet"),
                 str(root / "model"),
                 str(root / "history.parquet"),
-                EvaluateSettings(BATCH, TOPK),
+                EvaluateSettings(
+                    clip=ClipSection(), inference=InferenceSection(batch_size=BATCH, topk=TOPK)
+                ),
                 dataset="benchmark",
                 method="random",
                 seed=0,

@@ -4,10 +4,10 @@ import logging
 from pathlib import Path
 
 from latteclip.audit.sampling import audit_files
+from latteclip.config.sections.split import SplitSection
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classname
 from latteclip.core.errors import UserError, suggestion
-from latteclip.data.splits import SplitSettings
 from latteclip.labels import answers
 
 log = logging.getLogger(__name__)
@@ -45,4 +45,4 @@ def _as_in_answers(folder: Path, name: str) -> str:
     index = folder / "images.parquet"
     written = tables.read_written_names(index) if index.is_file() else {}
     cleaned = {other: clean for clean, other in written.items()}
-    return cleaned.get(name) or clean_classname(name, SplitSettings("folders").classname_replace)
+    return cleaned.get(name) or clean_classname(name, SplitSection().classname_replace)

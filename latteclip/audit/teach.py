@@ -25,6 +25,8 @@ from latteclip.audit.session import (
     in_class_order,
 )
 from latteclip.config.hub_names import slug
+from latteclip.config.sections.clip import ClipSection
+from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.labels.answer_files import is_foreign, read_foreign
@@ -184,7 +186,10 @@ class TeachingSession(QuestionSession):
         known = read_predictors(
             self.index["image_id"].take(pa.array(self.pool)),
             self.classnames,
-            FusionSettings(made["model"], made.get("pretrained"), MAX_TEXTS),
+            FusionSettings(
+                clip=ClipSection(model=made["model"], pretrained=made.get("pretrained")),
+                inference=InferenceSection(batch_size=MAX_TEXTS),
+            ),
             str(self.folder / "pseudo_labels.parquet"),
             str(self.folder / "class_embeddings.safetensors"),
             image_captions_path=votes if by_captions else None,

@@ -8,16 +8,18 @@ import contextlib
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from latteclip.captions.groups import GroupSettings, Questions, questions_about
-from latteclip.captions.requests import FILE, CaptionerSettings, Response, failed, module_of
+from latteclip.captions.groups import Questions, questions_about
+from latteclip.captions.requests import FILE, Response, failed, layout_of, module_of
 from latteclip.captions.runner import CaptionJob, Row, Runner, running, write_table
+from latteclip.config.sections.captioner import CaptionerSection
+from latteclip.config.sections.groups import GroupsSection
 from latteclip.core import tables
 
 log = logging.getLogger(__name__)
@@ -38,7 +40,7 @@ def caption_images(
     images_path: str,
     pseudo_labels_path: str | None,
     prompt: str,
-    captioner: CaptionerSettings,
+    captioner: CaptionerSection,
     output: str,
     store: str | None = None,
     *,
@@ -50,7 +52,9 @@ def caption_images(
     UserError: the engine does not start, or too many captions are missing.
     """
     job = CaptionJob(captioner, output, store, threads, shard, "captioner.images_file")
-    questions = questions_about(images_path, pseudo_labels_path, prompt, captioner.layout, shard)
+    questions = questions_about(
+        images_path, pseudo_labels_path, prompt, layout_of(captioner), shard
+    )
     _caption(job, questions, prompt)
 
 
@@ -58,8 +62,8 @@ def caption_groups(
     images_path: str,
     pseudo_labels_path: str,
     prompt: str,
-    groups: GroupSettings,
-    captioner: CaptionerSettings,
+    groups: GroupsSection,
+    captioner: CaptionerSection,
     output: str,
     store: str | None = None,
     *,
@@ -68,9 +72,9 @@ def caption_groups(
 ) -> None:
     """Draw groups of the images that are not in the test split and write their captions."""
     job = CaptionJob(captioner, output, store, threads, shard, "captioner.groups_file")
-    single = captioner.layout
+    single = layout_of(captioner)
     questions = questions_about(images_path, pseudo_labels_path, prompt, single, shard, groups)
-    _caption(job, questions, prompt, groups=asdict(groups))
+    _caption(job, questions, prompt, groups=groups.model_dump())
 
 
 def _caption(job: CaptionJob, questions: Questions, prompt: str, **metadata: Any) -> None:

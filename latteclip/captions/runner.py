@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,8 @@ from latteclip.captions import requests
 from latteclip.captions.answer_cache import AnswerCache, problem
 from latteclip.captions.groups import Questions
 from latteclip.captions.pictures import data_url, pictures_of, read_image
-from latteclip.captions.requests import CaptionerSettings, Choices, Request, Response, failed
+from latteclip.captions.requests import Choices, Request, Response, failed
+from latteclip.config.sections.captioner import CaptionerSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.signals import ending_in_order
@@ -38,7 +39,7 @@ Row = tuple[dict[str, Any], Sequence[Response]]  # columns, and the answers that
 class CaptionJob:
     """How a table of captions, or of class scores, is made."""
 
-    settings: CaptionerSettings
+    settings: CaptionerSection
     output: str
     store: str | None  # folder of the answer cache; None: for this run alone
     threads: int
@@ -76,6 +77,7 @@ class Preparer:
 def running(job: CaptionJob, questions: Questions, question: Question) -> Iterator["Runner"]:
     """Open the cache of the answers, which a signal leaves whole, and start worker processes."""
     settings, model, revision = job.settings, job.settings.model, job.settings.revision
+    loads_model = requests.loads_model(settings)
     identity = requests.Identity(
         model=requests.fingerprint(model),
         revision=revision,
@@ -85,7 +87,9 @@ def running(job: CaptionJob, questions: Questions, question: Question) -> Iterat
         max_new_tokens=0 if job.scoring else settings.max_new_tokens,
         layout=questions.layout,
         # A server has its rule.
-        special_tokens=requests.special_tokens(model, revision) if settings.loads_model else None,
+        special_tokens=requests.special_tokens(model, revision)
+        if requests.loads_model(settings)
+        else None,
     )
     saved = "Without --store, all is lost."
     if job.store:
@@ -95,7 +99,7 @@ def running(job: CaptionJob, questions: Questions, question: Question) -> Iterat
         folder = job.store or stack.enter_context(tempfile.TemporaryDirectory())
         cache = stack.enter_context(AnswerCache(folder, job.shard.replace("/", "-of-")))
         pool = Workers(
-            Preparer(identity, not settings.loads_model, cache.digests()),
+            Preparer(identity, not loads_model, cache.digests()),
             job.threads,
             chunk=CHUNK,
             ahead=PREFETCHED_CHUNKS,
@@ -207,7 +211,7 @@ def write_table(
     without an answer than captioner.max_failed are a UserError.
     """
     count, first_error, engine_names, dates = Counter[str](), "", {""}, {""}
-    metadata = {**metadata, "captioner": asdict(job.settings)}
+    metadata = {**metadata, "captioner": job.settings.model_dump()}
     schema = tables.CLASS_SCORES if job.scoring else tables.CAPTIONS
     with tables.writing(job.output, schema, metadata) as add:
         for start in range(0, max(1, n), tables.CAPTION_ROWS):

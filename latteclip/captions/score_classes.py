@@ -20,14 +20,16 @@ import torch
 from latteclip.captions.groups import Questions, questions_about
 from latteclip.captions.requests import (
     FILE,
-    CaptionerSettings,
     Choices,
     ChoiceScores,
     Response,
+    layout_of,
     module_of,
 )
 from latteclip.captions.runner import CaptionJob, Row, Runner, running, write_table
 from latteclip.clip.classifier import ROWS, Classifier, classify, load_classifier
+from latteclip.config.sections.captioner import CaptionerSection
+from latteclip.config.sections.scores import ScoresSection
 from latteclip.core import tables
 from latteclip.core.class_templates import PLACE, fill
 from latteclip.core.errors import UserError
@@ -44,29 +46,13 @@ QUESTION = "Which of these does the photo show?"
 INSTRUCTION = "Answer with the letter."
 
 
-@dataclass(frozen=True)
-class ScoreSettings:
-    """How classes are scored."""
-
-    kind: str  # likelihood or multiple_choice
-    topk: int  # options; all classes where there are few
-    answer: str | None  # of likelihood: the text with a place for the class name; null: ANSWER
-    orders: int  # of multiple_choice: in how many orders the options are shown
-    share: float  # of the images, those of which CLIP is least sure
-    file: str | None = None  # of engine file
-    prompt: str = ""  # of likelihood
-
-    @property
-    def by_letters(self) -> bool:
-        return self.kind == "multiple_choice"
-
-
 def score_classes(
     images_path: str,
     pseudo_labels_path: str,
     class_embeddings_path: str,
-    scores: ScoreSettings,
-    captioner: CaptionerSettings,
+    scores: ScoresSection,
+    prompt: str,
+    captioner: CaptionerSection,
     output: str,
     store: str | None = None,
     *,
@@ -78,18 +64,19 @@ def score_classes(
     UserError: the engine does not start, or too many images end without scores.
     """
     job = CaptionJob(captioner, output, store, threads, shard, FILE_KEY, scoring=True)
-    images = questions_about(images_path, None, "", captioner.layout, job.shard)
+    images = questions_about(images_path, None, "", layout_of(captioner), job.shard)
     n = len(images.classnames)
     k = n if n <= ALL_UP_TO else min(scores.topk, n)
-    _check(scores, captioner.engine, k)
+    by_letters = is_by_letters(scores)
+    _check(scores, prompt, captioner.engine, k)
     metadata = {
         "classnames": list(images.classnames),
         "model": captioner.model,
         "kind": scores.kind,
-        "prompt": letters_prompt(["..."]) if scores.by_letters else scores.prompt,
-        "answer": None if scores.by_letters else scores.answer or ANSWER,
+        "prompt": letters_prompt(["..."]) if by_letters else prompt,
+        "answer": None if by_letters else scores.answer or ANSWER,
         "topk": scores.topk,
-        "orders": scores.orders if scores.by_letters else None,
+        "orders": scores.orders if by_letters else None,
         "share": scores.share,
     }
     with contextlib.ExitStack() as stack:
@@ -103,7 +90,7 @@ def score_classes(
             n_asked = math.ceil(scores.share * len(margins))
             is_asked[np.argsort(margins, kind="stable")[:n_asked]] = True
             rows = images.members[:, 0]
-            questions = ClassQuestions(images, options[rows], is_asked[rows], scores)
+            questions = ClassQuestions(images, options[rows], is_asked[rows], scores, prompt)
             runner = stack.enter_context(running(job, images, questions.ask))
             runner.ask(np.flatnonzero(questions.is_asked).tolist())
             row_of = functools.partial(questions.row, runner)
@@ -114,17 +101,22 @@ def score_classes(
     )
 
 
-def _check(settings: ScoreSettings, engine: str, k: int) -> None:
+def is_by_letters(scores: ScoresSection) -> bool:
+    """Return whether the answer is the letter of a class."""
+    return scores.kind == "multiple_choice"
+
+
+def _check(scores: ScoresSection, prompt: str, engine: str, k: int) -> None:
     """Raise UserError for scores of k options that make no sense, or that the engine lacks."""
-    if settings.by_letters and k > MAX_OPTIONS:
+    if is_by_letters(scores) and k > MAX_OPTIONS:
         problem = f"there are {MAX_OPTIONS} letters for {k} options; lower scores.topk"
-    elif engine == "openai" and not settings.by_letters:
+    elif engine == "openai" and not is_by_letters(scores):
         problem = "captioner.engine openai has none; set scores.kind to multiple_choice"
-    elif PLACE in settings.prompt:
+    elif PLACE in prompt:
         problem = f"scores would repeat the pseudo-label ({PLACE}) of prompts.image; change it"
     else:
         return
-    raise UserError(f"Of scores.kind {settings.kind}, {problem}.")
+    raise UserError(f"Of scores.kind {scores.kind}, {problem}.")
 
 
 def _rows_of_file(images: Questions, path: str | None) -> Callable[[int], Row]:
@@ -162,14 +154,15 @@ class ClassQuestions:
     images: Questions
     options: np.ndarray  # int32 [R, K]
     is_asked: np.ndarray  # bool [R]
-    settings: ScoreSettings
+    settings: ScoresSection
+    prompt: str  # of a likelihood
 
     def ask(self, row: int, _: int) -> tuple[str, Choices]:
         """Return the prompt about an image, and its choices."""
         names = self._names(row)
-        if not self.settings.by_letters:
+        if not is_by_letters(self.settings):
             texts = tuple(fill(self.settings.answer or ANSWER, name) for name in names)
-            return self.settings.prompt, Choices("likelihood", texts)
+            return self.prompt, Choices("likelihood", texts)
         prompts = tuple(letters_prompt([names[i] for i in order]) for order in self._orders(row))
         return prompts[0], Choices("multiple_choice", letters_of(len(names)), prompts)
 
@@ -192,7 +185,7 @@ class ClassQuestions:
         if answer.error is not None:
             return [], answer.error
         scores = ChoiceScores.parse(answer.text)
-        if not self.settings.by_letters:
+        if not is_by_letters(self.settings):
             return scores.log_probabilities[0], None
         letters = letters_of(self.options.shape[1])
         for first in scores.first:

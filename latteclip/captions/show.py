@@ -7,10 +7,12 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from latteclip.captions.groups import GroupSettings
+from latteclip.captions.groups import picture_layout
 from latteclip.captions.pictures import pictures_of, read_image
-from latteclip.captions.requests import CaptionerSettings
+from latteclip.captions.requests import layout_of
 from latteclip.captions.text import user_file_of
+from latteclip.config.sections.captioner import CaptionerSection
+from latteclip.config.sections.groups import GroupsSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import from_values
@@ -55,9 +57,9 @@ def save_pictures(
     """Write the pictures of a row, from its members and `paths`, to a folder; return the files."""
     if gone := [member for member in row["members"] if member not in paths]:
         raise UserError(f"{gone[0]} is no longer in the image index; rerun the captions.")
-    layout = from_values(CaptionerSettings, metadata["captioner"]).layout
+    layout = layout_of(from_values(CaptionerSection, metadata["captioner"]))
     if "groups" in metadata:
-        layout = from_values(GroupSettings, metadata["groups"]).picture_layout(layout)
+        layout = picture_layout(from_values(GroupsSection, metadata["groups"]), layout)
     files = [paths[member] for member in row["members"]]
     pictures = pictures_of(layout, files, [read_image(file) for file in files])
     Path(folder).mkdir(parents=True, exist_ok=True)

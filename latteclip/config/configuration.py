@@ -1,6 +1,5 @@
 """Resolve the workflow's configuration for datasets and methods, without heavy imports."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,13 @@ from typing import Any
 from latteclip.config import hub_names
 from latteclip.config.layers import merge
 from latteclip.config.model import check, unknown
+from latteclip.config.sections.base import AUTO
+from latteclip.config.sections.captioner import CaptionerSection
 from latteclip.core.errors import UserError
 from latteclip.core.files import read_object
 
 Config = Mapping[str, Any]
-ALL, AUTO = "all", "auto"
+ALL = "all"
 # Default methods, for images in the user's own folder and for other datasets.
 FOLDER_METHODS = ("zero_shot", "zero_shot_adapted", "image_prototypes", "recommended")
 BENCHMARK_METHODS = (*FOLDER_METHODS[:3], "latteclip", "recommended")
@@ -29,9 +30,6 @@ AVERAGED = ("flyp", "flyp_supervised")  # whose classifier is made of texts only
 # Number of captioning jobs by `captions.shards: auto`. The first run chose it by its free GPUs.
 # Later runs read it here, so that more or fewer GPUs rerun nothing.
 SHARDS = "results/{dataset}/captions/shards.json"
-# Captioners that read each picture as a square of OVERVIEW pixels, and as tiles.
-LLAVA_NEXT = re.compile(r"llava-(v?1\.6|next)", re.IGNORECASE)
-OVERVIEW = 336
 
 
 def names(value: Any) -> list[str]:
@@ -131,8 +129,8 @@ class Configuration:
         result = merge(*({name: layer[name]} for layer in layers if name in layer))[name]
         if name == "clip" and result["model"].startswith(hub_names.WHOLE):
             result["pretrained"] = None
-        if name == "captioner" and result["square_side"] == AUTO:
-            result["square_side"] = OVERVIEW if LLAVA_NEXT.search(result["model"]) else None
+        if name == "captioner":
+            result["square_side"] = CaptionerSection(**result).square
         return result
 
     def method(self, method: str, dataset: str) -> dict[str, Any]:

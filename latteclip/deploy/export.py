@@ -144,7 +144,7 @@ FORMS = {"open_clip": _open_clip, "transformers": transformers_clip.write, "onnx
 def read_origin(model: Path) -> dict[str, Any]:
     """Read the files beside a model folder, or beside the run that it was chosen from.
 
-    The settings are those of the training, or of CLIP alone. `is_trained` is None where no file
+    The settings are those of CLIP. `is_trained` is None where no file
     says so, and `reason` is why the model was chosen.
     """
     run, reason = run_of(model)
@@ -153,7 +153,8 @@ def read_origin(model: Path) -> dict[str, Any]:
         metrics, is_trained = read_metrics(path), False
     if (path := run / "history.parquet").is_file():
         history = tables.read_metadata(path, "step")
-        settings, is_trained = history["settings"], "diverged" not in history.get("flags", [])
+        settings = history["settings"]["clip"]
+        is_trained = "diverged" not in history.get("flags", [])
     elif metrics and (path := run.parents[1] / "class_embeddings.safetensors").is_file():
         settings = load_classifier(path)[1]
     origin = {"metrics": metrics, "settings": settings, "is_trained": is_trained, "reason": reason}

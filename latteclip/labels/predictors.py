@@ -14,6 +14,9 @@ from latteclip.clip import classifier as classifiers
 from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import FeatureMemmap, load_classifier
+from latteclip.config.sections.base import Section
+from latteclip.config.sections.clip import ClipSection
+from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import Progress
@@ -25,14 +28,11 @@ from latteclip.labels.label_sources import CentredFeatures, ClipFeatures, Votes,
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class FusionSettings:
-    """The CLIP model that reads the captions."""
+class FusionSettings(Section):
+    """The CLIP model that reads the captions, and how many it encodes at once."""
 
-    model: str
-    pretrained: str | None
-    batch_size: int  # texts encoded at once
-    precision: str = "bf16"
+    clip: ClipSection
+    inference: InferenceSection  # its `batch_size`
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def read_predictors(
     threads: int,
 ) -> Predictors:
     """Read features of N images, and the votes of their class scores or else captions."""
-    model, pretrained = settings.model, settings.pretrained
+    model, pretrained = settings.clip.model, settings.clip.pretrained
     classes, described = load_classifier(
         class_embeddings_path, classnames=classnames, model=model, pretrained=pretrained
     )
@@ -75,9 +75,9 @@ def read_predictors(
         source, votes = "lmm", unbiased_votes(images, options, scores)
         labels, confidence = _best(votes.probabilities(rows) for rows in parts(len(image_ids)))
     elif image_captions_path is not None:
-        clip = clips.load(model, pretrained, devices.pick(device, threads), settings.precision)
+        clip = clips.load(model, pretrained, devices.pick(device, threads), settings.clip.precision)
         captions, leaked = read_captions(image_captions_path, image_ids)
-        texts, row_of = encode_captions(captions, clip, settings.batch_size)
+        texts, row_of = encode_captions(captions, clip, settings.inference.batch_size)
         source = "caption"
         votes = label_sources.caption_votes(texts, row_of, classes.weights, scale)
         logits = (scale * classes.weights).double().T  # class means are not subtracted

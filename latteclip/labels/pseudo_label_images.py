@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pyarrow as pa
 import torch
@@ -11,23 +11,22 @@ from latteclip.clip import classifier
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import ROWS, Features, best_classes, parts
 from latteclip.clip.encode import class_embeddings, encode_files
+from latteclip.config.sections.base import Section
+from latteclip.config.sections.class_texts import ClassTextsSection
+from latteclip.config.sections.clip import ClipSection
+from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import devices, tables
 from latteclip.core.class_templates import ClassTemplates
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ZeroShotSettings:
-    """The CLIP model, the class templates, and how images are encoded."""
+class ZeroShotSettings(Section):
+    """The CLIP model, the texts of the classes, and how images are encoded."""
 
-    model: str
-    pretrained: str | None
-    template: str | list[str]
-    batch_size: int
-    topk: int
-    precision: str = "bf16"
-    class_synonyms: dict[str, list[str]] = field(default_factory=dict)
+    clip: ClipSection
+    inference: InferenceSection
+    class_texts: ClassTextsSection
 
 
 def pseudo_label_images(
@@ -45,18 +44,22 @@ def pseudo_label_images(
     several), class_synonyms, written_names, model, pretrained and logit_scale.
     """
     table, classnames = tables.read_unlabelled(images_path, training=False)
-    model, pretrained, picked = settings.model, settings.pretrained, devices.pick(device, threads)
-    clip = clips.load(model, pretrained, picked, settings.precision)
-    class_templates = ClassTemplates.of(settings.template, settings.class_synonyms)
+    model, pretrained = settings.clip.model, settings.clip.pretrained
+    clip = clips.load(model, pretrained, devices.pick(device, threads), settings.clip.precision)
+    class_templates = ClassTemplates.of(
+        settings.class_texts.template, settings.class_texts.class_synonyms
+    )
     class_templates = replace(class_templates, written=tables.read_written_names(images_path))
     embeddings = class_embeddings(
         clip, class_templates.templates, classnames, class_templates.synonyms
     )  # [C, D]
-    features = encode_files(clip, table["path"].to_pylist(), settings.batch_size, threads)
+    features = encode_files(clip, table["path"].to_pylist(), settings.inference.batch_size, threads)
     described: dict[str, object] = {"classnames": classnames, "model": model}
     described |= {"pretrained": pretrained, **class_templates.described}
     scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]
-    write_pseudo_labels(output, table, features, embeddings, scale, settings.topk, described)
+    write_pseudo_labels(
+        output, table, features, embeddings, scale, settings.inference.topk, described
+    )
     described["logit_scale"] = scale
     head = classifier.Classifier.of(embeddings)
     classifier.save_classifier(class_embeddings_output, head, described)

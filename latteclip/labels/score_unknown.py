@@ -1,7 +1,7 @@
 """Score how likely each image shows none of the classes, by CLIP's features or by the captioner."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from scipy.stats import mannwhitneyu
 
 from latteclip.clip.classifier import load_classifier
 from latteclip.clip.ood import UnknownDetector, threshold
+from latteclip.config.sections.unknown import UnknownSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.labels.answers import read_labelled
@@ -26,18 +27,11 @@ MAX_P_VALUE = 0.01  # that scores tell both kinds apart
 ROUNDING = 1e-3  # of the log of a sum of probabilities
 
 
-@dataclass(frozen=True)
-class UnknownSettings:
-    """The section `unknown`."""
-
-    share: float  # of the training images that are marked unknown
-
-
 def score_unknown(
     images_path: str,
     pseudo_labels_path: str,
     class_embeddings_path: str,
-    settings: UnknownSettings,
+    settings: UnknownSection,
     output: str,
     detector_output: str,
     class_scores_path: str | None = None,

@@ -105,7 +105,7 @@ def read_recipes(run_files: Sequence[RunTables]) -> list[dict[str, Any]]:
     for run in run_files:
         if run.history and run.method not in recipes:
             described = tables.read_metadata(run.history, "step")
-            values = described["settings"]["finetune"]
+            values = described["settings"]["method"]["finetune"]
             recipes[run.method] = {
                 "method": run.method,
                 **{key: values[key] for key in SETTINGS},

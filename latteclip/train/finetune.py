@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import class_embeddings, encode_files
 from latteclip.config import hub_names
+from latteclip.config.sections.base import AUTO
 from latteclip.core import tables
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import new_folder, read_object, remove_left_over, replacing
@@ -26,7 +27,7 @@ from latteclip.labels.fusion import fuse
 from latteclip.labels.label_sources import ClipFeatures, label_votes
 from latteclip.train import parallel
 from latteclip.train.data import TrainingFiles, schedule
-from latteclip.train.settings import AUTO, GROUND_TRUTH, FinetuneSettings
+from latteclip.train.settings import GROUND_TRUTH, FinetuneSettings, recipe_for
 from latteclip.train.training import DivergedError, Setup, Training
 from latteclip.train.training_images import TrainingImages
 
@@ -65,12 +66,13 @@ def finetune(
         torch.manual_seed(seed)
         setup = Setup(files, settings, device, max(1, threads // parallel.size()))
         rate = read_object(files.learning_rate, ["lr"])["lr"] if files.learning_rate else None
-        recipe = settings.finetune.recipe(setup.inputs.n_scheduled, rate)
-        auto = [key for key, value in vars(settings.finetune).items() if value == AUTO]
-        settings = replace(settings, finetune=recipe)
-        decisive = {key: value for key, value in asdict(settings).items() if key != "compute"}
+        section = settings.method.finetune
+        recipe = recipe_for(section, setup.inputs.n_scheduled, rate)
+        auto = [key for key, value in section if value == AUTO]
+        settings = settings.with_recipe(recipe)
+        decisive = settings.model_dump(exclude={"compute"})
         decisive |= {"seed": seed, "digest of images, labels and captions": setup.inputs.digest}
-        if local := hub_names.local_clip(vars(settings)):
+        if local := hub_names.local_clip(settings.clip.model_dump()):
             decisive["digest of the model"] = fingerprint(local)
         identity = digest_of([json.dumps(decisive, sort_keys=True)])
         if _was_trained(model_output, history_output, identity):
@@ -86,7 +88,8 @@ def finetune(
             if "lr" not in auto:
                 raise
             log.warning("%s The rate was found: the model stays as pretrained.", error)
-            pretrained = clips.load(settings.model, settings.pretrained, torch.device("cpu"))
+            names = settings.clip.model, settings.clip.pretrained
+            pretrained = clips.load(*names, torch.device("cpu"))
             setup.clip.model.load_state_dict(pretrained.model.state_dict())
             history, diverged = training.history, True
             training = setup.training(recipe, signals, seed)
@@ -95,7 +98,7 @@ def finetune(
         classifier = _classifier(training, setup)  # every process takes part in encoding it
         if parallel.rank() == 0:
             metadata = {
-                "settings": asdict(settings),
+                "settings": settings.model_dump(),
                 "seed": seed,
                 "flags": _flags(settings, training, diverged),
                 "found": auto,  # keys of `finetune` that were "auto"
@@ -184,7 +187,7 @@ def _train(
 
 def _classifier(training: Training, setup: Setup) -> Classifier:
     """Return the classifier of the model. A refit head (not in the paper) has labels as votes."""
-    if setup.settings.head != "refit":
+    if setup.settings.method.head != "refit":
         return Classifier.of(training.objective.classifier())
     clip, inputs, scale = setup.clip, setup.inputs, training.logit_scale.exp().item()
     features = encode_files(clip, inputs.paths, training.recipe.batch_size, setup.threads)
@@ -229,10 +232,10 @@ def _was_trained(model_output: str, history_output: str, identity: str) -> bool:
 
 def _flags(settings: FinetuneSettings, training: Training, diverged: bool) -> list[str]:
     """Return the keys of `results.FLAGS` that apply to a run."""
-    flags = []
+    flags, method = [], settings.method
     if settings.labels == GROUND_TRUTH:
         flags.append("supervised")
-    elif (settings.labels, settings.prototypes, settings.head) != ("zero_shot", "text", "tuned"):
+    elif (settings.labels, method.prototypes, method.head) != ("zero_shot", "text", "tuned"):
         flags.append("ours")
     if diverged:
         return [*flags, "diverged"]

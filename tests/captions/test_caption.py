@@ -1,6 +1,3 @@
-import dataclasses
-from dataclasses import asdict
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,6 +9,7 @@ from support.captioning import (
     mean_colour,
     provenance,
 )
+from support.sections import changed
 
 from latteclip.captions.caption import clean
 from latteclip.captions.groups import draw_groups
@@ -51,9 +49,9 @@ def test_place_in_the_image_prompt_takes_the_pseudo_label(dataset, recorder):
 def test_groups_show_the_grid_of_their_members(dataset, recorder):
     columns = dataset.caption_groups()
     metadata = provenance(dataset.output)
-    assert metadata["captioner"] == asdict(SETTINGS)
+    assert metadata["captioner"] == SETTINGS.model_dump()
     assert metadata["engine"] == "recorder 1"
-    assert (metadata["prompt"], metadata["groups"]) == ("All {}?", asdict(GROUPS))
+    assert (metadata["prompt"], metadata["groups"]) == ("All {}?", GROUPS.model_dump())
     drawn = draw_groups(dataset.names, LABELS, GROUPS.seed)
     assert columns["id"] == dataset.names
     assert columns["members"] == [[dataset.names[m] for m in drawn[i]] for i in range(7)]
@@ -71,7 +69,7 @@ def check_pictures(dataset, recorder, expected):
 
 
 def test_a_group_may_be_four_pictures(dataset, recorder):
-    dataset.caption_groups(groups=dataclasses.replace(GROUPS, layout="multi_image"))
+    dataset.caption_groups(groups=changed(GROUPS, layout="multi_image"))
     assert recorder.pictures == 4
     check_pictures(dataset, recorder, list)
 

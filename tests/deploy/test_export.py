@@ -187,7 +187,7 @@ def run(demo, tmp_path):
     (run / "metrics.json").write_text(json.dumps(metrics | figures))
     settings = {"model": "ViT-B/32", "pretrained": "laion2b_s34b_b79k"}
     columns = {name: [None] for name in tables.HISTORY.names}
-    tables.write(run / "history.parquet", columns, tables.HISTORY, {"settings": settings})
+    tables.write(run / "history.parquet", columns, tables.HISTORY, {"settings": {"clip": settings}})
     return run
 
 

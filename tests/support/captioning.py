@@ -1,18 +1,19 @@
 """A dataset to caption, and an engine that remembers what it was asked."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.sections import changed
 from support.tiny import write_index, write_pictures, write_pseudo_labels
 
 from latteclip.captions import caption, requests
-from latteclip.captions.groups import GroupSettings
-from latteclip.captions.requests import CaptionerSettings, Response
+from latteclip.captions.requests import Response
+from latteclip.config.sections.captioner import CaptionerSection
+from latteclip.config.sections.groups import GroupsSection
 from latteclip.core import tables
 
-SETTINGS = CaptionerSettings(
+SETTINGS = CaptionerSection(
     engine="transformers",
     model="some/model",
     revision="abc",
@@ -21,8 +22,9 @@ SETTINGS = CaptionerSettings(
     max_model_len=99,
     gpu_memory_utilization=0.5,
     batch_size=3,
+    max_image_side=None,
 )
-GROUPS = GroupSettings(seed=4, canvas=64, gap=4)
+GROUPS = GroupsSection(seed=4, canvas=64, gap=4)
 CLASSNAMES = ["red dots", "lines"]
 LABELS = [1, 0, 1, 1, 1, 0, 1]
 TEXTS = ["Red  dots on cloth.", "red dots on cloth.", *["A grid"] * 2, "Outlines, reddots", "", ""]
@@ -99,7 +101,7 @@ class Dataset:
 
     def job(self, *, store=True, output=None, shard="1/1", **changes):
         return {
-            "captioner": dataclasses.replace(SETTINGS, **changes),
+            "captioner": changed(SETTINGS, **changes),
             "output": str(output or self.output),
             "store": str(self.folder / "store") if store else None,
             "threads": 1,

@@ -110,7 +110,7 @@ class Results:
             values = self.rng.random(steps, dtype=np.float32)
             columns[name] = values if own else pa.nulls(steps, pa.float32())
         tuned = {"lr": 3e-5, "batch_size": 64, "epochs": epochs}
-        metadata = {"settings": {"finetune": tuned}, "found": ["lr"], "averaged": 3}
+        metadata = {"settings": {"method": {"finetune": tuned}}, "found": ["lr"], "averaged": 3}
         tables.write(path, columns, tables.HISTORY, metadata)
 
     def write_captions(self, kind, texts=None):

@@ -90,7 +90,7 @@ def test_classifier_is_the_prototypes_of_length_one(tuned, demo_clip):
 
 def test_history_has_a_row_a_step(tuned):
     metadata = tables.read_metadata(tuned[1], "step")
-    assert (metadata["seed"], metadata["settings"]["finetune"]) == (3, FINETUNE)
+    assert (metadata["seed"], metadata["settings"]["method"]["finetune"]) == (3, FINETUNE)
     table = pq.read_table(tuned[1]).to_pandas()
     assert table["step"].tolist() == [0, 1, 2, 3]
     assert table["epoch"].tolist() == [0, 0, 1, 1]
@@ -421,8 +421,8 @@ def test_a_history_names_the_settings_that_were_found(inputs):
     _, path, _ = run_at_found_rate(inputs, "auto", 2e-4, epochs=1, batch_size="auto")
     described = tables.read_metadata(path, "step")
     assert sorted(described["found"]) == ["batch_size", "lr"]
-    assert described["settings"]["finetune"]["lr"] == 2e-4
-    assert described["settings"]["finetune"]["batch_size"] == 64
+    assert described["settings"]["method"]["finetune"]["lr"] == 2e-4
+    assert described["settings"]["method"]["finetune"]["batch_size"] == 64
 
 
 @pytest.mark.parametrize("epochs", [3, 1], ids=["loss", "weights of the last step"])

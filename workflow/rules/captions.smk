@@ -145,12 +145,13 @@ rule score_classes:
     params:
         captioner_files=given(stage_params.local_captioner),
         captioner=given_json(Configuration.section, name="captioner"),
-        scores=given_json(stage_params.scores),
+        scores=given_json(Configuration.section, name="scores"),
+        prompt=given(stage_params.scores_prompt),
         store=given(stage_params.answer_store, kind="scores"),
         shard="",
     shell:
         "latteclip score-classes --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " --class-embeddings {input.class_embeddings} --scores {params.scores:q}"
+        " --class-embeddings {input.class_embeddings} --scores {params.scores:q} --prompt {params.prompt:q}"
         " --captioner {params.captioner:q} --store {params.store} {params.shard}"
         " --output {output} --threads {threads} --log {log}"
 

@@ -11,13 +11,13 @@ import numpy as np
 import openai
 
 from latteclip.captions.requests import (
-    CaptionerSettings,
     ChoiceScores,
     Request,
     Response,
     failed,
     messages,
 )
+from latteclip.config.sections.captioner import CaptionerSection
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import KEY, URL, one_line
 
@@ -36,7 +36,7 @@ class OpenaiEngine:
 
     version = "openai server"
 
-    def __init__(self, settings: CaptionerSettings, *_: object) -> None:
+    def __init__(self, settings: CaptionerSection, *_: object) -> None:
         url = os.environ.get(URL)
         if not url:
             raise UserError(f"Engine openai needs a server: export {URL}=http://host:8000/v1.")

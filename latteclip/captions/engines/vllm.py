@@ -25,7 +25,8 @@ from PIL import Image
 
 from latteclip.captions.engines import processors
 from latteclip.captions.engines.processors import SplitTokens, Tokens
-from latteclip.captions.requests import CaptionerSettings, ChoiceScores, Request, Response, failed
+from latteclip.captions.requests import ChoiceScores, Request, Response, failed
+from latteclip.config.sections.captioner import CaptionerSection
 from latteclip.core import gpus
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
@@ -114,7 +115,7 @@ class VllmEngine:
     """Keeps vLLM's scheduler full: each finished prompt makes room for the next one."""
 
     def __init__(
-        self, settings: CaptionerSettings, threads: int, pictures: int, scoring: bool = False
+        self, settings: CaptionerSection, threads: int, pictures: int, scoring: bool = False
     ) -> None:
         gpus.claim(settings.tensor_parallel_size)
         if os.environ.get(gpus.VISIBLE, "").startswith("MIG"):
@@ -138,7 +139,7 @@ class VllmEngine:
                 self._llm = vllm.LLM(
                     model=settings.model,
                     revision=settings.revision,
-                    dtype=settings.dtype,  # type: ignore[arg-type]
+                    dtype=settings.dtype,
                     quantization=settings.quantization,  # type: ignore[arg-type]
                     tensor_parallel_size=settings.tensor_parallel_size,
                     max_model_len=settings.max_model_len,

@@ -1,6 +1,5 @@
 """vLLM's offline engine. One process starts it for most tests, for its import takes the longest."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -10,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from support.commands import PROMPT, SETTINGS, N, command, python, read, scores_of
+from support.sections import changed
 
 from latteclip.captions import caption
 from latteclip.captions.answer_cache import AnswerCache
@@ -21,7 +21,7 @@ from latteclip.captions.requests import Choices, Request
 from latteclip.core import gpus, tables
 from latteclip.core.errors import UserError
 
-VLLM = dataclasses.replace(SETTINGS, engine="vllm", batch_size=8)
+VLLM = changed(SETTINGS, engine="vllm", batch_size=8)
 # Two starts that fail, and one whose engine answers requests of all kinds.
 ALL = """
 import dataclasses, json, shutil, sys
@@ -34,12 +34,12 @@ from latteclip.cli import main
 
 if __name__ == "__main__":
     index, folder, files = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
-    settings = dataclasses.replace(SETTINGS, engine="vllm", batch_size=8)
+    settings = changed(SETTINGS, engine="vllm", batch_size=8)
     weights = Path(shutil.copytree(SETTINGS.model, folder / "model"), "model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1000])
     changes = {"long": {"max_model_len": 9999}, "damaged": {"model": str(folder / "model")}}
     for name, each in changes.items():
-        unfit, log = dataclasses.replace(settings, **each), folder / f"{name}.log"
+        unfit, log = changed(settings, **each), folder / f"{name}.log"
         arguments = command(index, unfit, folder / "x.parquet", "--log", log)
         assert main.main(arguments[1:]) == 2
 
@@ -275,7 +275,7 @@ def started(**options):
 sys.modules["vllm.entrypoints.llm"] = types.SimpleNamespace(LLM=started)
 from latteclip.captions import requests
 
-settings = requests.CaptionerSettings(**json.loads(sys.argv[1]))
+settings = requests.CaptionerSection(**json.loads(sys.argv[1]))
 requests.special_tokens(settings.model, settings.revision)
 try:
     requests.start(settings, 1, 4)
@@ -293,6 +293,6 @@ def test_workers_are_spawned_from_a_process_that_has_not_touched_cuda(tmp_path, 
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    run = python(START, json.dumps(dataclasses.asdict(VLLM)), PATH=path)
+    run = python(START, json.dumps(VLLM.model_dump()), PATH=path)
     found = json.loads(run.stdout.splitlines()[-1])
     assert found == ["spawn", "GPU-1", {"image": 4, "video": 0, "audio": 0}, []]
