@@ -35,7 +35,7 @@ rule all:
             f"results/{each}/{method}/seed0/model"
             for each in configuration.datasets
             for method in configuration.methods_of(each)
-            if configuration.objective(method) in HEADS
+            if configuration.objective(method).learns_classifier
         ],
         [
             f"results/{each}/captions/summary.json"

@@ -46,10 +46,9 @@ from PIL import Image
 from latteclip.captions import caption, requests
 from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.engines.vllm import VllmEngine
-from latteclip.captions.requests import Choices, Request, messages
+from latteclip.captions.requests import CaptionerSettings, Choices, Request, messages
 from latteclip.captions.score_classes import letters_of, letters_prompt
 from latteclip.config import layers
-from latteclip.config.sections.captioner import CaptionerSection
 from latteclip.core import tables
 from latteclip.data.images import open_rgb
 
@@ -64,10 +63,10 @@ ANSWER = " a {} texture with"
 Way = Callable[[], list[str]]
 
 
-def settings_for(model: str | None) -> CaptionerSection:
+def settings_for(model: str | None) -> CaptionerSettings:
     """Of the demo's LLaVA, or of a real model on a GPU."""
     small = model is None
-    return CaptionerSection(
+    return CaptionerSettings(
         engine="vllm",
         model=str(DEMO) if model is None else model,
         revision=None,
@@ -116,7 +115,7 @@ def make_images(folder: Path, n: int) -> str:
 class Ways:
     """The four ways to caption the same images; each returns the captions in order."""
 
-    def __init__(self, index: str, folder: Path, settings: CaptionerSection, threads: int) -> None:
+    def __init__(self, index: str, folder: Path, settings: CaptionerSettings, threads: int) -> None:
         self.index, self.folder, self.settings, self.threads = index, folder, settings, threads
         paths = tables.read(index, tables.IMAGES, ["path"])[0]["path"].to_pylist()
         self.pictures = [open_rgb(path) for path in paths]
@@ -205,7 +204,7 @@ def _spread(values: list[float], digits: int = 1) -> str:
 
 
 def compare_scores(
-    index: str, settings: CaptionerSection, threads: int, rounds: int, bare: bool
+    index: str, settings: CaptionerSettings, threads: int, rounds: int, bare: bool
 ) -> None:
     """For each engine, print how long scores take beside captions of the same images."""
     paths = tables.read(index, tables.IMAGES, ["path"])[0]["path"].to_pylist()

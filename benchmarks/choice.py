@@ -19,21 +19,22 @@ import pyarrow as pa
 from trainings import flyp_settings, training_files
 
 from latteclip.clip.classifier import load_classifier
+from latteclip.config.methods import OBJECTIVES
 from latteclip.config.sections.clip import ClipSection
 from latteclip.config.sections.inference import InferenceSection
+from latteclip.config.stage_params import candidacy
 from latteclip.core import tables
 from latteclip.core.holdout import Fold
 from latteclip.evaluate import evaluate as evaluation
 from latteclip.evaluate import evaluate_classifier
 from latteclip.evaluate.results import read_metrics
 from latteclip.evaluate.select_model import (
-    SIMPLICITY,
     Candidate,
     choose,
     read_votes,
 )
 from latteclip.labels import adapt_zero_shot, fuse_labels
-from latteclip.labels.predictors import FusionSettings
+from latteclip.labels.voters.base import FusionSettings
 from latteclip.train import finetune
 from latteclip.train.settings import auto_epochs
 
@@ -117,7 +118,8 @@ def _label(results: Path, folder: Path) -> None:
     labels, prototypes, votes = (str(folder / name) for name in names)
     fuse_labels.fuse_labels(
         *(images, pseudo_labels, embeddings, settings, labels, prototypes, votes),
-        image_captions_path=str(results / "captions" / "images.parquet"),
+        voter="caption",
+        voter_table_path=str(results / "captions" / "images.parquet"),
         device="cpu",
         threads=1,
     )
@@ -192,9 +194,10 @@ def _regrets(folder: Path) -> Iterator[float]:
         (path.parent.parent.name, int(path.parent.name.removeprefix("seed")), path)
         for path in sorted(folder.glob("*/seed*/metrics.json"))
     ]
-    trained = sorted({method for method, _, _ in found if method not in SIMPLICITY})
+    untrained = [name for name, record in OBJECTIVES.items() if record.classifier]
+    trained = sorted({method for method, _, _ in found if method not in untrained})
     for methods in [*([method] for method in trained), *([trained] if len(trained) > 1 else [])]:
-        some = [run for run in found if run[0] in (*SIMPLICITY, *methods)]
+        some = [run for run in found if run[0] in (*untrained, *methods)]
         yield _regret(folder, some, ", ".join(methods))
 
 
@@ -203,7 +206,10 @@ def _regret(folder: Path, runs: list[tuple[str, int, Path]], named: str) -> floa
     figures = [read_metrics(str(path)) for _, _, path in runs]
     candidates = [
         Candidate(
-            *(method, seed, method, tuple(values["flags"])),
+            method,
+            seed,
+            **candidacy(method),
+            flags=tuple(values["flags"]),
             metrics=str(path),
             train_predictions=str(path.with_name("train_predictions.parquet")),
             model=str(path.parent),

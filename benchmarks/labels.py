@@ -30,7 +30,7 @@ from latteclip.labels.label_sources import (
     Votes,
     caption_votes,
 )
-from latteclip.labels.predictors import read_class_scores
+from latteclip.labels.voters.lmm import read_class_scores
 
 Scored = tuple[float | None, float | None]  # right labels, right predictions, percent
 

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from latteclip.config.stage_params import candidacy
 from latteclip.deploy.label_table import expected_calibration_error
 from latteclip.evaluate.select_model import Candidate, HeldOutVotes, choose
 from latteclip.labels.adaptation import adapt, unbiased_votes
@@ -308,7 +309,7 @@ def choice(data: Data) -> Figures:
     heads = dict(zip(names, (raw, images.adapted, found.head), strict=True))
     table = torch.stack([*predicted, found.predicted])[:, votes.has]
     shares = found.parameters.classes(votes.probabilities(votes.has))
-    candidates = [Candidate(name, 0, name) for name in names]
+    candidates = [Candidate(name, 0, **candidacy(name)) for name in names]
     chosen = names[choose(candidates, HeldOutVotes(shares.numpy(), table.numpy()), None).index]
     accuracies = {name: data.right_new(images, head) for name, head in heads.items()}
     return {"choice": {"chosen": chosen, **accuracies}}

@@ -31,8 +31,8 @@ from latteclip.clip.ood import UnknownDetector, threshold
 from latteclip.core import tables
 from latteclip.labels.features import read_features
 from latteclip.labels.label_sources import ClipFeatures
-from latteclip.labels.predictors import read_class_scores
 from latteclip.labels.score_unknown import answered_threshold, unlikeliness
+from latteclip.labels.voters.lmm import read_class_scores
 
 SHARES = (0.02, 0.05, 0.1, 0.2)
 ANSWERS, DEFAULT_SHARE = 100, 0.05

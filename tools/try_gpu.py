@@ -1,21 +1,25 @@
 """Try every stage on the GPU of this machine, about ten minutes, and compare it with the CPU.
 
-    python tools/try_gpu.py [--report report.json] [--limit 128]
+    python tools/try_gpu.py [--json report.json] [--limit 128]
 
 One line a check: ok, warning, or "not tried" with the reason. The demo runs on the CPU, on the GPU
-in float32 and in bf16, and with vLLM. Then models of real shapes with random weights encode
-photographs. `--rehearse` lets a machine without a GPU run all of it but the real shapes.
+in float32 and in bf16, and with vLLM. A training and an engine of vLLM get SIGTERM, and go on. Then
+models of real shapes with random weights encode photographs. `--rehearse` lets a machine without a
+GPU run all of it but the card and the real shapes.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import resource
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +44,16 @@ SHAPES = {  # of real models: the name, and images in a batch
     "timm vit_base_patch14_reg4_dinov2": 256,
 }
 PHOTOGRAPHS = 512
+# A training that lasts, and saves each of its steps.
+LONG = ("finetune={'epochs': 60, 'lr': 1e-5}", "compute={'checkpoint_minutes': 0.0001}")
+POLL = 0.05  # seconds
 Finding = tuple[bool, str]  # whether it is as it should be, and what was found
 
 
 def main() -> None:
     """Run all checks, print a line for each, and write them as JSON."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--report", type=Path, help="JSON file of all lines")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file of all lines, as JSON")
     parser.add_argument("--limit", type=int, default=128, help="images of each split of the demo")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, as if on a GPU")
     options, found = parser.parse_args(), []
@@ -66,8 +73,8 @@ def main() -> None:
             seconds = round(time.monotonic() - started, 1)
             found.append({"check": name, "level": level, "text": text, "seconds": seconds})
             print(f"{level:9}  {name:33}  {text} ({seconds:.0f} s)", flush=True)
-    if options.report:
-        options.report.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     sys.exit(any(each["level"] == "warning" for each in found))
 
 
@@ -85,9 +92,11 @@ def checks(folder: Path, limit: int) -> dict[str, Callable[[], Finding]]:
         found |= {
             f"{what} of the GPU, {precision}": check for what, check in gpu.compared(cpu).items()
         }
+    found["SIGTERM to a training on the GPU"] = gpu.interrupted_training
     vllm = Demo(folder / "vllm", limit, engine="vllm", precision="float32")
     found["demo by vLLM"] = vllm.run
     found["captions of vLLM"] = lambda: vllm.captions(cpu)
+    found["SIGTERM to vLLM"] = vllm.interrupted_captions
     found["engines that vLLM left"] = engines_left
     for shape, size in SHAPES.items():
         found[shape] = lambda shape=shape, size=size: real_shape(shape, size, folder)  # type: ignore[misc]
@@ -133,16 +142,75 @@ class Demo:
     def run(self) -> Finding:
         """Run all stages, and return the accuracies."""
         self.folder.mkdir()
+        run = self.started()
+        _, printed = run.communicate()
+        if run.returncode:
+            errors = [line for line in printed.splitlines() if "error" in line.lower()]
+            return False, " ".join(errors[-1:]) or f"exit status {run.returncode}"
+        return True, ", ".join(f"{k} {v:.1f}" for k, v in self.accuracies().items())
+
+    def started(self, *targets: str, given: Sequence[str] = ()) -> subprocess.Popen[str]:
+        """Start the workflow in the folder."""
         environment = dict(os.environ) if self.on_gpu else {**os.environ, gpus.VISIBLE: ""}
         command = [sys.executable, "-m", "snakemake", "--snakefile", str(layers.SNAKEFILE)]
         command += ["--directory", str(self.folder), "--cores", "all", "--quiet", "all"]
-        run = subprocess.run(
-            [*command, "--config", *self.given], env=environment, capture_output=True, text=True
+        command += ["--config", *self.given, *given, *targets]
+        pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+        return subprocess.Popen(command, env=environment, text=True, **pipes)  # type: ignore[call-overload, no-any-return]
+
+    def interrupted_training(self) -> Finding:
+        """End a training after a few steps by SIGTERM, and let the next run go on."""
+        run = self.results / "latteclip" / "seed0"
+        target, log = run / "model", run / "logs" / "finetune.log"
+        return self.interrupted(
+            target, log, "finetune", lambda: any(run.rglob("step-*.pt")), "Resuming", LONG
         )
-        if run.returncode:
-            errors = [line for line in run.stderr.splitlines() if "error" in line.lower()]
-            return False, " ".join(errors[-1:]) or f"exit status {run.returncode}"
-        return True, ", ".join(f"{k} {v:.1f}" for k, v in self.accuracies().items())
+
+    def interrupted_captions(self) -> Finding:
+        """End an engine at work by SIGTERM, and let the next run go on."""
+        log = self.results / "logs" / "caption_images.log"
+        target = self.results / "captions" / "images.parquet"
+        shutil.rmtree(self.folder / "resources" / self.results.name / "captions", True)
+
+        def is_at_work() -> bool:
+            return log.exists() and " started in " in log.read_text("utf-8")
+
+        return self.interrupted(target, log, "caption-images", is_at_work, "Asked ")
+
+    def interrupted(
+        self,
+        target: Path,
+        log: Path,
+        command: str,
+        is_at_work: Callable[[], bool],
+        mark: str,
+        given: Sequence[str] = (),
+    ) -> Finding:
+        """Make a target again, with SIGTERM to its command at work and another run after it.
+
+        The log of the second run must have the mark.
+        """
+        name = str(target.relative_to(self.folder))
+        log.unlink(missing_ok=True)
+        first = self.started("--forcerun", name, "--", name, given=given)
+        while first.poll() is None and not is_at_work():
+            time.sleep(POLL)
+        signalled = 0
+        for process in psutil.Process(first.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if command in process.cmdline():
+                    process.send_signal(signal.SIGTERM)
+                    signalled += 1
+        first.communicate()
+        if not signalled or first.returncode == 0:
+            return False, f"{command} ended before the signal"
+        second = self.started("--", name, given=given)
+        second.communicate()
+        lines = log.read_text("utf-8").splitlines() if log.exists() else []
+        marked = [line for line in lines if mark in line]
+        is_good = second.returncode == 0 and bool(marked) and target.exists()
+        text = marked[-1] if marked else f"exit status {second.returncode}, no {mark!r} in {log}"
+        return is_good, text
 
     def accuracies(self) -> dict[str, float]:
         """Return the accuracy of each method in percent."""

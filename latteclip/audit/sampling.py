@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latteclip.core import tables
-from latteclip.core.errors import UserError
+from latteclip.core.errors import UserError, run_command
 from latteclip.core.hashing import digest
 from latteclip.evaluate.results import Run, read_selection
 from latteclip.evaluate.train_predictions import MISSING
@@ -161,7 +161,7 @@ def read_population(folder: str | Path, split: str | None = None) -> Population:
     if not (predicted and known.any()):
         raise UserError(
             f"{folder} has no {split} images that all models predict and none learned from; run "
-            f"the workflow first: snakemake -j4 --config dataset={folder.absolute().name}."
+            f"the workflow first: {run_command(folder.absolute().name)}."
         )
     index, ids = index.filter(known), index["image_id"].filter(known)
     predictions, candidates = np.stack([*predicted.values()], axis=1)[known], list(predicted)

@@ -25,10 +25,11 @@ from latteclip.audit.session import (
     in_class_order,
 )
 from latteclip.config.hub_names import slug
+from latteclip.config.methods import VOTERS
 from latteclip.config.sections.clip import ClipSection
 from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import tables
-from latteclip.core.errors import UserError
+from latteclip.core.errors import UserError, run_command
 from latteclip.labels.answer_files import is_foreign, read_foreign
 from latteclip.labels.answers import (
     CHECK,
@@ -43,7 +44,8 @@ from latteclip.labels.answers import (
 )
 from latteclip.labels.fusion import ROUNDS, LabelModel
 from latteclip.labels.guarantees import confidence_sequence
-from latteclip.labels.predictors import FusionSettings, read_predictors
+from latteclip.labels.predictors import read_predictors
+from latteclip.labels.voters.base import FusionSettings
 
 SEED = 0
 BATCH = 10  # questions between which the labels learn
@@ -99,7 +101,7 @@ class TeachingSession(QuestionSession):
         if not self.labels.is_file():
             raise UserError(
                 f"{self.labels} does not exist: run the workflow first, "
-                f"snakemake -j4 labels --config dataset={dataset}."
+                f"{run_command(dataset, 'labels')}."
             )
         index = self.folder / "images.parquet"
         self.index, self.classnames = tables.read_unlabelled(index, training=True)
@@ -158,7 +160,7 @@ class TeachingSession(QuestionSession):
 
     def result(self, answers: Answers) -> dict[str, Any]:
         text = "Run the workflow again as before: labels, models and pages follow the answers."
-        again = text, f"snakemake -j4 --config dataset={self.schema.dataset}"
+        again = text, run_command(self.schema.dataset)
         steps = [again, export_step(self.folder)]
         return {"sentence": self.status(answers), "tables": [], "steps": steps}
 
@@ -177,9 +179,6 @@ class TeachingSession(QuestionSession):
     def _read_model(self) -> LabelModel:
         """Read what the fused labels are made of for the pool, and learn without answers."""
         made = tables.read_metadata(self.labels, "image_id")
-        by_captions = made["votes"] == "captions"
-        file = "captions/images.parquet" if by_captions else "class_scores.parquet"
-        votes = str(self.folder / file)
         image_encoders = [
             slug({"model": encoder["model"]}) for encoder in made.get("image_encoders", [])
         ]
@@ -192,8 +191,8 @@ class TeachingSession(QuestionSession):
             ),
             str(self.folder / "pseudo_labels.parquet"),
             str(self.folder / "class_embeddings.safetensors"),
-            image_captions_path=votes if by_captions else None,
-            class_scores_path=None if by_captions else votes,
+            made["voter"],
+            str(self.folder / VOTERS[made["voter"]].table),
             image_encoders_paths=[
                 str(self.folder / "image_encoders" / f"{encoder}.parquet")
                 for encoder in image_encoders
@@ -201,7 +200,7 @@ class TeachingSession(QuestionSession):
             device="auto",
             threads=torch.get_num_threads(),
         )
-        model = LabelModel(known.images, known.votes, known.others)
+        model = LabelModel(known.images, known.ballot.votes, known.others)
         model.learn(STEPS if self._is_light else ROUNDS)
         return model
 

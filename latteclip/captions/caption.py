@@ -16,9 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from latteclip.captions.groups import Questions, questions_about
-from latteclip.captions.requests import FILE, Response, failed, layout_of, module_of
+from latteclip.captions.requests import CaptionerSettings, Response, failed, module_of
 from latteclip.captions.runner import CaptionJob, Row, Runner, running, write_table
-from latteclip.config.sections.captioner import CaptionerSection
 from latteclip.config.sections.groups import GroupsSection
 from latteclip.core import tables
 
@@ -40,7 +39,7 @@ def caption_images(
     images_path: str,
     pseudo_labels_path: str | None,
     prompt: str,
-    captioner: CaptionerSection,
+    captioner: CaptionerSettings,
     output: str,
     store: str | None = None,
     *,
@@ -53,7 +52,7 @@ def caption_images(
     """
     job = CaptionJob(captioner, output, store, threads, shard, "captioner.images_file")
     questions = questions_about(
-        images_path, pseudo_labels_path, prompt, layout_of(captioner), shard
+        images_path, pseudo_labels_path, prompt, captioner.picture_layout, shard
     )
     _caption(job, questions, prompt)
 
@@ -63,7 +62,7 @@ def caption_groups(
     pseudo_labels_path: str,
     prompt: str,
     groups: GroupsSection,
-    captioner: CaptionerSection,
+    captioner: CaptionerSettings,
     output: str,
     store: str | None = None,
     *,
@@ -72,7 +71,7 @@ def caption_groups(
 ) -> None:
     """Draw groups of the images that are not in the test split and write their captions."""
     job = CaptionJob(captioner, output, store, threads, shard, "captioner.groups_file")
-    single = layout_of(captioner)
+    single = captioner.picture_layout
     questions = questions_about(images_path, pseudo_labels_path, prompt, single, shard, groups)
     _caption(job, questions, prompt, groups=groups.model_dump())
 
@@ -91,9 +90,9 @@ def _caption(job: CaptionJob, questions: Questions, prompt: str, **metadata: Any
 @contextlib.contextmanager
 def _rows(job: CaptionJob, questions: Questions) -> Iterator[Callable[[int], Row]]:
     """Yield a function that returns a row, by the user's file or by an engine."""
-    if job.settings.engine == FILE:
+    if job.settings.reads_file:
         path = getattr(job.settings, job.file_key.removeprefix("captioner."))
-        found = module_of(FILE).read_captions(path, job.file_key)
+        found = module_of(job.settings.engine).read_captions(path, job.file_key)
         missing = failed("the file has no caption for it")
         yield lambda row: _row(questions, row, [found.get(questions.ids[row], missing)])
         return

@@ -17,8 +17,6 @@ from latteclip.config import hub_names
 from latteclip.config.sections.captioner import CaptionerSection
 from latteclip.core import hashing
 
-ENGINES = {"vllm": "VllmEngine", "openai": "OpenaiEngine", "transformers": "TransformersEngine"}
-FILE = "file"  # in place of an engine: captions and scores that the user brings along
 DIGEST_LENGTH = 32  # hexadecimal digits: 128 bits
 SPECIAL_TOKENS = "added unless the prompt begins with them"  # the rule of all engines
 # Parts of a tokenizer.json, and settings of a tokenizer_config.json, that add special tokens.
@@ -26,15 +24,17 @@ ADDING = ("SpecialToken", "BertProcessing", "RobertaProcessing")
 ADDS = ("add_bos_token", "add_eos_token")
 
 
-def layout_of(captioner: CaptionerSection) -> Layout:
-    """Return the layout of one image, which is not scaled down before it becomes a square."""
-    max_side = None if captioner.square else captioner.max_image_side
-    return Layout(max_side=max_side, square=captioner.square)
+class CaptionerSettings(CaptionerSection):
+    """The captioner, with what its stages ask of the engine."""
 
+    loads_model: bool = True  # whether the engine does; a server is sent pictures as URLs
+    reads_file: bool = False  # whether the user's files take the place of an engine
 
-def loads_model(captioner: CaptionerSection) -> bool:
-    """Return whether the engine loads the model itself; a server is sent pictures as URLs."""
-    return captioner.engine in hub_names.ENGINES
+    @property
+    def picture_layout(self) -> Layout:
+        """The layout of one image, which is not scaled down before it becomes a square."""
+        max_side = None if self.square else self.max_image_side
+        return Layout(max_side=max_side, square=self.square)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def messages(pictures: Sequence[dict[str, Any]], prompt: str) -> list[dict[str, 
 
 
 class Engine(Protocol):
-    """A model that answers greedily, built from the arguments of `start`."""
+    """A model that answers greedily, which `make` of its module returns."""
 
     version: str
 
@@ -134,16 +134,15 @@ class Engine(Protocol):
 
 
 def start(
-    settings: CaptionerSection, threads: int, pictures: int, *, scoring: bool = False
+    settings: CaptionerSettings, threads: int, pictures: int, *, scoring: bool = False
 ) -> Engine:
     """Start an engine whose requests show at most so many pictures, with choices if `scoring`."""
-    engine_class = getattr(module_of(settings.engine), ENGINES[settings.engine])
-    engine: Engine = engine_class(settings, threads, pictures, scoring)
+    engine: Engine = module_of(settings.engine).make(settings, threads, pictures, scoring)
     return engine
 
 
 def module_of(engine: str) -> Any:
-    """Import an engine's module, or FILE's. By name: its edit reruns this engine's stages alone."""
+    """Import the module of an engine by its name: its edit reruns this engine's stages alone."""
     return importlib.import_module(f"latteclip.captions.engines.{engine}")
 
 

@@ -18,8 +18,7 @@ from latteclip.captions import requests
 from latteclip.captions.answer_cache import AnswerCache, problem
 from latteclip.captions.groups import Questions
 from latteclip.captions.pictures import data_url, pictures_of, read_image
-from latteclip.captions.requests import Choices, Request, Response, failed
-from latteclip.config.sections.captioner import CaptionerSection
+from latteclip.captions.requests import CaptionerSettings, Choices, Request, Response, failed
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.signals import ending_in_order
@@ -39,7 +38,7 @@ Row = tuple[dict[str, Any], Sequence[Response]]  # columns, and the answers that
 class CaptionJob:
     """How a table of captions, or of class scores, is made."""
 
-    settings: CaptionerSection
+    settings: CaptionerSettings
     output: str
     store: str | None  # folder of the answer cache; None: for this run alone
     threads: int
@@ -77,7 +76,6 @@ class Preparer:
 def running(job: CaptionJob, questions: Questions, question: Question) -> Iterator["Runner"]:
     """Open the cache of the answers, which a signal leaves whole, and start worker processes."""
     settings, model, revision = job.settings, job.settings.model, job.settings.revision
-    loads_model = requests.loads_model(settings)
     identity = requests.Identity(
         model=requests.fingerprint(model),
         revision=revision,
@@ -87,9 +85,7 @@ def running(job: CaptionJob, questions: Questions, question: Question) -> Iterat
         max_new_tokens=0 if job.scoring else settings.max_new_tokens,
         layout=questions.layout,
         # A server has its rule.
-        special_tokens=requests.special_tokens(model, revision)
-        if requests.loads_model(settings)
-        else None,
+        special_tokens=requests.special_tokens(model, revision) if settings.loads_model else None,
     )
     saved = "Without --store, all is lost."
     if job.store:
@@ -99,7 +95,7 @@ def running(job: CaptionJob, questions: Questions, question: Question) -> Iterat
         folder = job.store or stack.enter_context(tempfile.TemporaryDirectory())
         cache = stack.enter_context(AnswerCache(folder, job.shard.replace("/", "-of-")))
         pool = Workers(
-            Preparer(identity, not loads_model, cache.digests()),
+            Preparer(identity, not settings.loads_model, cache.digests()),
             job.threads,
             chunk=CHUNK,
             ahead=PREFETCHED_CHUNKS,
@@ -247,7 +243,7 @@ def _count(columns: Mapping[str, Any], answers: Sequence[Response]) -> dict[str,
 def _too_many(job: CaptionJob, count: Counter[str], error: str) -> UserError:
     settings, first = job.settings, f" (the first error: {error})" if error else ""
     who, remedy = settings.model, "try another prompt, captioner.model or scores.kind, or rerun"
-    if settings.engine == requests.FILE:
+    if settings.reads_file:
         who, remedy = "Your file", f"add them: see {job.file_key}"
     return UserError(
         f"{who} has no {job.unit} for {count['failed']} of {count['asked']} images or groups"

@@ -19,16 +19,14 @@ import torch
 
 from latteclip.captions.groups import Questions, questions_about
 from latteclip.captions.requests import (
-    FILE,
+    CaptionerSettings,
     Choices,
     ChoiceScores,
     Response,
-    layout_of,
     module_of,
 )
 from latteclip.captions.runner import CaptionJob, Row, Runner, running, write_table
 from latteclip.clip.classifier import ROWS, Classifier, classify, load_classifier
-from latteclip.config.sections.captioner import CaptionerSection
 from latteclip.config.sections.scores import ScoresSection
 from latteclip.core import tables
 from latteclip.core.class_templates import PLACE, fill
@@ -52,7 +50,7 @@ def score_classes(
     class_embeddings_path: str,
     scores: ScoresSection,
     prompt: str,
-    captioner: CaptionerSection,
+    captioner: CaptionerSettings,
     output: str,
     store: str | None = None,
     *,
@@ -64,11 +62,11 @@ def score_classes(
     UserError: the engine does not start, or too many images end without scores.
     """
     job = CaptionJob(captioner, output, store, threads, shard, FILE_KEY, scoring=True)
-    images = questions_about(images_path, None, "", layout_of(captioner), job.shard)
+    images = questions_about(images_path, None, "", captioner.picture_layout, job.shard)
     n = len(images.classnames)
     k = n if n <= ALL_UP_TO else min(scores.topk, n)
     by_letters = is_by_letters(scores)
-    _check(scores, prompt, captioner.engine, k)
+    _check(scores, prompt, k)
     metadata = {
         "classnames": list(images.classnames),
         "model": captioner.model,
@@ -80,8 +78,8 @@ def score_classes(
         "share": scores.share,
     }
     with contextlib.ExitStack() as stack:
-        if captioner.engine == FILE:
-            row_of = _rows_of_file(images, scores.file)
+        if captioner.reads_file:
+            row_of = _rows_of_file(images, captioner.engine, scores.file)
         else:
             classifier, _ = load_classifier(class_embeddings_path, classnames=images.classnames)
             # Of the whole dataset in every shard, so that shards agree on the share.
@@ -106,12 +104,10 @@ def is_by_letters(scores: ScoresSection) -> bool:
     return scores.kind == "multiple_choice"
 
 
-def _check(scores: ScoresSection, prompt: str, engine: str, k: int) -> None:
-    """Raise UserError for scores of k options that make no sense, or that the engine lacks."""
+def _check(scores: ScoresSection, prompt: str, k: int) -> None:
+    """Raise UserError for scores of k options that make no sense."""
     if is_by_letters(scores) and k > MAX_OPTIONS:
         problem = f"there are {MAX_OPTIONS} letters for {k} options; lower scores.topk"
-    elif engine == "openai" and not is_by_letters(scores):
-        problem = "captioner.engine openai has none; set scores.kind to multiple_choice"
     elif PLACE in prompt:
         problem = f"scores would repeat the pseudo-label ({PLACE}) of prompts.image; change it"
     else:
@@ -119,14 +115,14 @@ def _check(scores: ScoresSection, prompt: str, engine: str, k: int) -> None:
     raise UserError(f"Of scores.kind {scores.kind}, {problem}.")
 
 
-def _rows_of_file(images: Questions, path: str | None) -> Callable[[int], Row]:
-    found = module_of(FILE).read_scores(path, FILE_KEY, images.classnames)
+def _rows_of_file(images: Questions, engine: str, path: str | None) -> Callable[[int], Row]:
+    found = module_of(engine).read_scores(path, FILE_KEY, images.classnames)
 
     def row_of(row: int) -> Row:
         options, values = found.get(images.ids[row], ([], []))
         error = None if options else "the file lacks it"
         columns = {"image_id": images.ids[row], "options": options, "log_probabilities": values}
-        return {**columns, "error": error}, [Response("", "stop", None, engine=FILE)]
+        return {**columns, "error": error}, [Response("", "stop", None, engine=engine)]
 
     return row_of
 

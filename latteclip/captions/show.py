@@ -9,9 +9,8 @@ import pyarrow as pa
 
 from latteclip.captions.groups import picture_layout
 from latteclip.captions.pictures import pictures_of, read_image
-from latteclip.captions.requests import layout_of
+from latteclip.captions.requests import CaptionerSettings
 from latteclip.captions.text import user_file_of
-from latteclip.config.sections.captioner import CaptionerSection
 from latteclip.config.sections.groups import GroupsSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
@@ -57,7 +56,7 @@ def save_pictures(
     """Write the pictures of a row, from its members and `paths`, to a folder; return the files."""
     if gone := [member for member in row["members"] if member not in paths]:
         raise UserError(f"{gone[0]} is no longer in the image index; rerun the captions.")
-    layout = layout_of(from_values(CaptionerSection, metadata["captioner"]))
+    layout = from_values(CaptionerSettings, metadata["captioner"]).picture_layout
     if "groups" in metadata:
         layout = picture_layout(from_values(GroupsSection, metadata["groups"]), layout)
     files = [paths[member] for member in row["members"]]

@@ -29,7 +29,7 @@ def mention(classname: str) -> re.Pattern[str]:
 def user_file_of(metadata: Mapping[str, Any]) -> str | None:
     """Return the user's file that a CAPTIONS table was made from; None: a model wrote it."""
     captioner = metadata.get("captioner", {})
-    if captioner.get("engine") != "file":
+    if not captioner.get("reads_file"):
         return None
     return str(captioner["groups_file" if "groups" in metadata else "images_file"])
 

@@ -64,7 +64,7 @@ def workflow(arguments: Sequence[str], /) -> None:
     `snakemake --help` lists the arguments. The Snakefile is the package's own.
 
     Args:
-        arguments: as snakemake takes them: -j4 --config dataset=demo
+        arguments: as snakemake takes them: --cores all --config dataset=demo
     """
     from latteclip.config import layers
 

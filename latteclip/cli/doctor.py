@@ -24,7 +24,7 @@ from latteclip.cli import runs
 from latteclip.config import hub_names, layers
 from latteclip.config.configuration import Configuration
 from latteclip.core import gpus
-from latteclip.core.errors import UserError, first_line
+from latteclip.core.errors import CORES, UserError, first_line
 from latteclip.core.files import existing
 from latteclip.core.terminal import paint
 
@@ -83,7 +83,7 @@ def machine() -> Iterator[Finding]:
     yield "ok", f"Python {platform.python_version()}, {versions}"
     usable, all_cores = len(os.sched_getaffinity(0)), os.cpu_count()
     level = "ok" if usable == all_cores else "note"
-    yield level, f"{usable} of {all_cores} cores may be used; give snakemake -j{usable}"
+    yield level, f"{usable} of {all_cores} cores may be used, by snakemake {CORES}"
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     level = "ok" if total >= MEMORY_WANTED else "warning"
     yield level, f"{total:.0f} GiB of memory; the captioner and two jobs want {MEMORY_WANTED}"
@@ -127,6 +127,8 @@ def vllm() -> Iterator[Finding]:
     text = f"vLLM {found['version']}, built for {found['device']}"
     if found["device"] != "cuda" and gpus.visible():
         yield "warning", f"{text}, though a GPU is there; run make install KIND=cuda"
+    elif sentence := gpus.mistaken_part():
+        yield "warning", sentence.removesuffix(".")
     else:
         yield "ok", text
 
@@ -138,7 +140,7 @@ def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
         return
     configuration = Configuration(layers.defaults(), layers.given(pairs, files))
     values = configuration.section("captioner", configuration.datasets[0])
-    if values["engine"] != "vllm":
+    if not configuration.engine(configuration.datasets[0]).reserves_memory:
         return
     model = values["model"]
     weights = sum(file.stat().st_size for file in _weights(model, values["revision"]))

@@ -17,7 +17,7 @@ from latteclip.config.job_resources import Counts
 from latteclip.config.model import check
 from latteclip.config.sections.finetune import FinetuneSection
 from latteclip.core import tables
-from latteclip.core.errors import UserError
+from latteclip.core.errors import CORES, UserError
 from latteclip.core.files import from_values
 from latteclip.report.runs import job_costs, tokens_of
 from latteclip.train.settings import recipe_for
@@ -74,7 +74,7 @@ def _of_dataset(dataset: str, given: Mapping[str, Any]) -> Iterator[str]:
     if "drawn_from" not in metadata:
         raise UserError(
             f"There is no limited run of {dataset} to estimate from; make one: latteclip workflow "
-            f"-j4 --config dataset={dataset} limit={limit or LIMIT}"
+            f"{CORES} --config dataset={dataset} limit={limit or LIMIT}"
         )
     noted = runs.read_options(folder.name)
     values = layers.merge(noted["config"] if noted else {}, given)

@@ -26,9 +26,9 @@ DEBUG: dict[str, Any] = {"action": "store_true", "help": "show where an error ca
 DESCRIPTION = "Adapt CLIP to unlabelled images (LatteCLIP, arXiv 2410.08211)."
 EPILOG = """\
 run the workflow in any folder, which gets the results:
-  latteclip workflow -j4 --config dataset=demo        all stages, to the table of results
-  latteclip workflow -n --config dataset=demo         what would run, and why
-  latteclip workflow -j4 results/demo/images.parquet  one stage: name a file that it writes
+  latteclip workflow --cores all --config dataset=demo        all stages, to the table of results
+  latteclip workflow -n --config dataset=demo                 what would run, and why
+  latteclip workflow --cores all results/demo/images.parquet  one stage: name a file that it writes
 in the folder of the Snakefile, or with -s SNAKEFILE, "snakemake" does the same
 
 stages, which its rules call (each has --help):

@@ -20,6 +20,7 @@ from snakemake.settings.enums import Quietness
 from latteclip.cli import run_messages, runs
 from latteclip.config import checks, job_resources, layers, stage_params
 from latteclip.config.configuration import SHARDS, Configuration
+from latteclip.config.methods import ObjectiveRecord
 from latteclip.config.sections.split import SplitSection
 from latteclip.core import gpus
 from latteclip.core.errors import UserError
@@ -154,10 +155,10 @@ class RuleFunctions:
         """Return JSON with paths of results as a job finds them: a storage copies them for it."""
         return lambda wildcards: answer(wildcards).replace('"results/', f'"{self._results}/')
 
-    def methods_with(self, *objectives: str) -> str:
-        """Return a wildcard constraint: the methods that have one of the objectives."""
+    def methods_with(self, has: Callable[[ObjectiveRecord], object]) -> str:
+        """Return a wildcard constraint: the methods with an objective that has something."""
         methods = self.configuration.config["methods"]
-        return one_of(m for m in methods if self.configuration.objective(m) in objectives)
+        return one_of(m for m in methods if has(self.configuration.objective(m)))
 
     @functools.cache  # noqa: B019  Snakemake asks several times, and a million files take seconds
     def folder_state(self, dataset: str) -> str:

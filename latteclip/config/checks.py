@@ -8,7 +8,8 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 from latteclip.config import hub_names
-from latteclip.config.configuration import ENCODERS_METHOD, Configuration
+from latteclip.config.configuration import Configuration
+from latteclip.config.methods import OBJECTIVES, VOTERS
 from latteclip.config.stage_params import captions_in_use, user_file
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, suggestion
@@ -16,16 +17,6 @@ from latteclip.core.folder_names import CLASSES, SPLITS, is_litter
 from latteclip.core.terminal import URL
 
 LARGE_MODEL = 2e9  # bytes of a captioner that takes days without a GPU
-# Pseudo-labels of objectives that do not take all kinds.
-PSEUDO_LABELS = {
-    ENCODERS_METHOD: ("fused",),
-    "image_prototypes": ("zero_shot", "zero_shot_adapted", "fused"),
-}
-# Switches of LatteCLIP of which at least one must be on.
-ALTERNATIVES = (
-    ("class_description", "image_description", "group_description"),
-    ("zero_shot_loss", "finetuned_loss"),
-)
 
 
 def refuse_unready(configuration: Configuration) -> None:
@@ -33,7 +24,7 @@ def refuse_unready(configuration: Configuration) -> None:
     for dataset in configuration.datasets:
         found = [_source, _words, _methods, _clip, _image_encoders]
         if configuration.caption_kinds(dataset) or configuration.scores_classes(dataset):
-            found += [_captioner, _files]
+            found += [_captioner, _scores, _files]
         for problems in found:
             for problem in problems(configuration, dataset):
                 raise UserError(f"Dataset {dataset}: {problem}")
@@ -87,23 +78,26 @@ def _words(configuration: Configuration, dataset: str) -> Iterator[str]:
 
 def _methods(configuration: Configuration, dataset: str) -> Iterator[str]:
     """Check that the settings of a method fit each other and those of the dataset."""
-    scored = configuration.scores_classes(dataset)
+    voter, scored = configuration.voter(dataset), configuration.scores_classes(dataset)
+    if VOTERS[voter].needs_scores and not scored:
+        yield f"votes {voter} are class scores, but scores.kind is null; set it."
     for method in configuration.methods_of(dataset):
         values = configuration.method(method, dataset)
-        objective, labels = values["objective"], configuration.pseudo_labels(method, dataset)
-        if objective == ENCODERS_METHOD and not configuration.image_encoders:
+        objective = OBJECTIVES[values["objective"]]
+        labels, allowed = configuration.pseudo_labels(method, dataset), objective.pseudo_labels
+        if objective.reads_encoders and not configuration.image_encoders:
             yield f"method {method} needs image_encoders; set them, or leave it out of method."
-        allowed = PSEUDO_LABELS.get(objective)
         if allowed and labels not in allowed:
             yield f"method {method} takes pseudo_labels {' or '.join(allowed)}, not {labels}."
-        if labels in ("lmm", "caption") and scored != (labels == "lmm"):
+        if labels in VOTERS and labels != voter:
             yield (
-                f"method {method} has pseudo_labels {labels}, but scores.kind is "
-                f"{'set' if scored else 'null'}: lmm are class scores, caption are captions."
+                f"method {method} has pseudo_labels {labels}, but votes are {voter} here (scores."
+                f"kind is {'set' if scored else 'null'}): lmm are class scores, caption are "
+                "captions; change one of the two."
             )
         switches = values.get("switches", {})
-        for keys in ALTERNATIVES:
-            if objective == "latteclip" and not any(switches.get(key, True) for key in keys):
+        for keys in objective.switches:
+            if not any(switches.get(key, True) for key in keys):
                 yield f"method {method} has all switches {', '.join(keys)} off; switch one on."
 
 
@@ -154,33 +148,41 @@ def open_clip_names() -> tuple[set[str], set[str]]:
 
 def _captioner(configuration: Configuration, dataset: str) -> Iterator[str]:
     """Check the captioner's model and lengths, and that its server has an address."""
-    values = configuration.section("captioner", dataset)
-    engine, model = values["engine"], values["model"]
+    values, engine = configuration.section("captioner", dataset), configuration.engine(dataset)
+    model = values["model"]
     longest, answer = values["max_model_len"], values["max_new_tokens"]
-    is_loaded = engine in hub_names.ENGINES
-    if is_loaded and answer >= longest:
+    if engine.loads_model and answer >= longest:
         yield (
             f"captioner.max_new_tokens {answer} leave no room for a picture within "
             f"captioner.max_model_len {longest}; lower the first or raise the second."
         )
     named = "/" in model and not hub_names.is_folder(model)
-    if is_loaded and not named and not os.path.isdir(model):
+    if engine.loads_model and not named and not os.path.isdir(model):
         yield (
             f"captioner.model {model} is neither a folder nor a name of the Hugging Face hub, "
             "such as llava-hf/llava-v1.6-mistral-7b-hf."
         )
     tables = captions_in_use(configuration, dataset)
-    tables += [f"results/{dataset}/class_scores.parquet"] * configuration.scores_classes(dataset)
-    if engine == "openai" and not os.environ.get(URL) and not all(map(os.path.isfile, tables)):
+    if configuration.scores_classes(dataset):
+        tables.append(f"results/{dataset}/class_scores.parquet")
+    if engine.asks_server and not os.environ.get(URL) and not all(map(os.path.isfile, tables)):
         yield (
-            f"captioner.engine openai needs the address of a server: export {URL}=http://host:8000"
-            "/v1, or set another engine."
+            f"captioner.engine {values['engine']} needs the address of a server: export "
+            f"{URL}=http://host:8000/v1, or set another engine."
         )
+
+
+def _scores(configuration: Configuration, dataset: str) -> Iterator[str]:
+    """Check that the engine can score classes as the configuration wants them scored."""
+    name = configuration.section("captioner", dataset)["engine"]
+    is_likelihood = configuration.section("scores", dataset)["kind"] == "likelihood"
+    if is_likelihood and not configuration.engine(dataset).has_likelihoods:
+        yield f"captioner.engine {name} has no likelihoods; set scores.kind to multiple_choice."
 
 
 def _files(configuration: Configuration, dataset: str) -> Iterator[str]:
     """Check that the user's captions and scores exist if a method of the run reads them."""
-    if configuration.section("captioner", dataset)["engine"] != "file":
+    if not configuration.engine(dataset).reads_file:
         return
     methods, needed = configuration.methods_of(dataset), {}
     for kind in configuration.caption_kinds(dataset):
@@ -209,8 +211,10 @@ def refuse_slow_captions(configuration: Configuration, pending: Collection[str])
     for dataset in configuration.datasets:
         tables = ("captions/images", "captions/groups", "class_scores", "captions/shards")
         places = tuple(f"results/{dataset}/{table}" for table in tables)
+        if not configuration.engine(dataset).loads_model:
+            continue
         values = configuration.section("captioner", dataset)
-        if any(path.startswith(places) for path in pending) and _is_large(**values):
+        if any(path.startswith(places) for path in pending) and _is_large(values["model"]):
             raise UserError(
                 f"Dataset {dataset}: this machine has no NVIDIA GPU (nvidia-smi is not there), and "
                 f"captions by {values['model']} would take days. Let a server write them, --config "
@@ -220,8 +224,8 @@ def refuse_slow_captions(configuration: Configuration, pending: Collection[str])
             )
 
 
-def _is_large(engine: str, model: str, **_: object) -> bool:
+def _is_large(model: str) -> bool:
     """Return whether a captioner is large; a model of the hub, of unknown size, counts as large."""
-    if engine not in hub_names.ENGINES or not os.path.isdir(model):
-        return engine in hub_names.ENGINES
+    if not os.path.isdir(model):
+        return True
     return sum(f.stat().st_size for f in os.scandir(model) if f.is_file()) > LARGE_MODEL

@@ -4,8 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from latteclip.config import hub_names
+from latteclip.config import hub_names, methods
 from latteclip.config.layers import merge
+from latteclip.config.methods import (
+    ENGINES,
+    OBJECTIVES,
+    VOTERS,
+    EngineRecord,
+    ObjectiveRecord,
+    VoterRecord,
+)
 from latteclip.config.model import check, unknown
 from latteclip.config.sections.base import AUTO
 from latteclip.config.sections.captioner import CaptionerSection
@@ -14,19 +22,6 @@ from latteclip.core.files import read_object
 
 Config = Mapping[str, Any]
 ALL = "all"
-# Default methods, for images in the user's own folder and for other datasets.
-FOLDER_METHODS = ("zero_shot", "zero_shot_adapted", "image_prototypes", "recommended")
-BENCHMARK_METHODS = (*FOLDER_METHODS[:3], "latteclip", "recommended")
-# Objectives of methods that fine-tune, once for each seed.
-TRAINED = ("flyp", "flyp_supervised", "latteclip")
-# Objectives of methods that have a classifier and do not fine-tune.
-HEADS = ("zero_shot_adapted", "image_prototypes", "image_prototypes_encoders")
-ENCODERS_METHOD = (
-    "image_prototypes_encoders"  # runs by default where there are image encoders beside CLIP
-)
-# Objectives that select_model never chooses: one reads labels, the other has no classifier.
-NO_CANDIDATES = ("flyp_supervised", "label_propagation")
-AVERAGED = ("flyp", "flyp_supervised")  # whose classifier is made of texts only
 # Number of captioning jobs by `captions.shards: auto`. The first run chose it by its free GPUs.
 # Later runs read it here, so that more or fewer GPUs rerun nothing.
 SHARDS = "results/{dataset}/captions/shards.json"
@@ -118,10 +113,10 @@ class Configuration:
         if self.config["method"] is not None:
             return names(self.config["method"])
         in_folder = "folder" in self.dataset(dataset).get("source", {})
-        methods = list(FOLDER_METHODS if in_folder else BENCHMARK_METHODS)
+        found = list(methods.FOLDER_METHODS if in_folder else methods.BENCHMARK_METHODS)
         if self.image_encoders:
-            methods.insert(methods.index("image_prototypes") + 1, ENCODERS_METHOD)
-        return methods
+            found.insert(found.index("image_prototypes") + 1, methods.ENCODERS)
+        return found
 
     def section(self, name: str, dataset: str) -> Any:
         """Return a section (clip, split, ...) or the template as resolved for a dataset."""
@@ -163,8 +158,19 @@ class Configuration:
             lineage.insert(0, other)
         return lineage
 
-    def objective(self, method: str) -> str:
-        return str(self._inherited(method)["objective"])
+    def objective(self, method: str) -> ObjectiveRecord:
+        return OBJECTIVES[self._inherited(method)["objective"]]
+
+    def engine(self, dataset: str) -> EngineRecord:
+        return ENGINES[self.section("captioner", dataset)["engine"]]
+
+    def voter(self, dataset: str) -> str:
+        """Return the name of what votes for the classes of the training images."""
+        by_default = "lmm" if self.scores_classes(dataset) else "caption"
+        return str(self.section("votes", dataset) or by_default)
+
+    def votes_by(self, dataset: str) -> VoterRecord:
+        return VOTERS[self.voter(dataset)]
 
     def averaged(self, method: str) -> str:
         """Return the method whose models this one averages."""
@@ -172,15 +178,15 @@ class Configuration:
 
     def reads_encoders(self, method: str) -> bool:
         """Return whether the method classifies by image encoders beside CLIP."""
-        return self.objective(method) == ENCODERS_METHOD
+        return self.objective(method).reads_encoders
 
     def is_trained(self, method: str) -> bool:
         """Return whether the method fine-tunes, once for each seed."""
-        return self.objective(method) in TRAINED
+        return self.objective(method).trains
 
     def is_average(self, method: str) -> bool:
         """Return whether the method's model averages the trainings of another method."""
-        return self.objective(method) == "average_weights"
+        return self.objective(method).averages
 
     def is_tuned(self, method: str) -> bool:
         """Return whether the method's model is fine-tuned or an average of fine-tuned ones."""
@@ -189,42 +195,43 @@ class Configuration:
     def pseudo_labels(self, method: str, dataset: str) -> str | None:
         """Return the method's pseudo-labels, or None if it reads true labels or none."""
         values = self.method(method, dataset)
-        if values["objective"] == "average_weights":
+        objective = OBJECTIVES[values["objective"]]
+        if objective.averages:
             return self.pseudo_labels(values["of"], dataset)
-        if values["objective"] not in ("flyp", "latteclip", "image_prototypes", ENCODERS_METHOD):
+        if not objective.pseudo_labels:
             return None
         return str(values.get("pseudo_labels", "zero_shot"))
 
     def reads_fused_labels(self, method: str, dataset: str) -> bool:
         """Return whether the method uses the labels of fuse_labels."""
-        return self.pseudo_labels(method, dataset) in ("caption", "lmm", "fused")
+        return self.pseudo_labels(method, dataset) in methods.FUSED
 
     def reads_adapted(self, method: str, dataset: str) -> bool:
         """Return whether the method uses the labels of the adapted zero-shot classifier."""
         return self.pseudo_labels(method, dataset) == "zero_shot_adapted"
 
     def scores_classes(self, dataset: str) -> bool:
-        """Return whether class scores of the captioner vote in place of its captions."""
+        """Return whether the captioner scores classes."""
         return self.section("scores", dataset)["kind"] is not None
 
     def reads_captions(self, method: str, kind: str, dataset: str) -> bool:
         """Return whether the method trains on captions of a kind, "image" or "group"."""
         values = self.method(method, dataset)
         is_on = values.get("switches", {}).get(f"{kind}_description", True)
-        return bool(values["objective"] == "latteclip" and is_on)
+        return bool(kind in OBJECTIVES[values["objective"]].captions and is_on)
 
     def needs_captions(self, method: str, kind: str, dataset: str) -> bool:
         """Return whether the method or its labels need captions of a kind."""
-        vote = self.reads_fused_labels(method, dataset) and not self.scores_classes(dataset)
-        return self.reads_captions(method, kind, dataset) or (kind == "image" and vote)
+        votes = self.reads_fused_labels(method, dataset) and self.votes_by(dataset).needs_captions
+        return self.reads_captions(method, kind, dataset) or (kind == "image" and votes)
 
     def caption_kinds(self, dataset: str) -> list[str]:
         """Return the kinds of captions, "image" and "group", that a method or its labels need."""
-        methods = self.methods_of(dataset)
+        run = self.methods_of(dataset)
         return [
             kind
             for kind in ("image", "group")
-            if any(self.needs_captions(method, kind, dataset) for method in methods)
+            if any(self.needs_captions(method, kind, dataset) for method in run)
         ]
 
     def has_captions(self, kind: str, dataset: str) -> bool:
@@ -239,14 +246,15 @@ class Configuration:
         noted = Path(SHARDS.format(dataset=dataset))
         if noted.is_file():
             return int(read_object(noted, ["shards"])["shards"])
-        captioner = self.section("captioner", dataset)
-        at_once = self._gpus // captioner["tensor_parallel_size"]
-        return max(1, at_once) if captioner["engine"] in hub_names.ENGINES else 1
+        at_once = self._gpus // self.section("captioner", dataset)["tensor_parallel_size"]
+        return max(1, at_once) if self.engine(dataset).loads_model else 1
 
     def hub_model(self, section: str, dataset: str) -> hub_names.Names | None:
         """Return the names of the model of section "clip" or "captioner" if it is on the hub."""
-        named = {"clip": hub_names.hub_clip, "captioner": hub_names.hub_captioner}
-        return named[section](self.section(section, dataset))
+        values = self.section(section, dataset)
+        if section == "clip":
+            return hub_names.hub_clip(values)
+        return hub_names.hub_captioner(values) if self.engine(dataset).loads_model else None
 
     def hub_models(self, section: str) -> dict[str, hub_names.Names]:
         """Return the hub models of all datasets in a section, by the names of their notes."""
@@ -270,35 +278,37 @@ class Configuration:
 
     def trainings(self, dataset: str) -> list[tuple[str, int]]:
         """Return (method, seed) of every fine-tuning of the run, those of an average included."""
-        methods = [self.averaged(m) if self.is_average(m) else m for m in self.methods_of(dataset)]
-        found = filter(self.is_trained, dict.fromkeys(methods))
+        run = [self.averaged(m) if self.is_average(m) else m for m in self.methods_of(dataset)]
+        found = filter(self.is_trained, dict.fromkeys(run))
         return [(method, seed) for method in found for seed in self.seeds]
 
     def candidates(self, dataset: str) -> list[tuple[str, int]]:
         """Return (method, seed) of the runs among which select_model chooses, if it can."""
-        found = [run for run in self.runs(dataset) if self.objective(run[0]) not in NO_CANDIDATES]
+        found = [run for run in self.runs(dataset) if self.objective(run[0]).can_be_chosen]
         has_judges = self.section("selection", dataset)["share"] > 0  # held-out images
         return found if has_judges and len(found) > 1 else []
 
     def _check_methods(self) -> None:
         """Raise UserError for unknown methods, circles of `like`, and impossible averages."""
-        methods = self.config["methods"]
         for name in self.methods:
             self._check_name(name, "Method {}")
         self._check_name(self.table["baseline"], "Method {} of table.baseline")
-        for name in methods:
+        for name in self.config["methods"]:
             values = self._inherited(name)
             if "objective" not in values:
                 key = f"methods.{self._lineage(name)[0]}.objective"
                 raise UserError(f"Configuration key {key} is missing; add it, or `like`.")
-            if values["objective"] == "average_weights":
-                of = str(values.get("of"))
-                self._check_name(of, f"Method {{}}, methods.{name}.of,")
-                if self._inherited(of).get("objective") not in AVERAGED:
-                    raise UserError(
-                        f"methods.{name}.of is {of}, which cannot be averaged; name a method whose "
-                        f"objective is {' or '.join(AVERAGED)}."
-                    )
+            if OBJECTIVES[values["objective"]].averages:
+                self._check_averaged(name, str(values.get("of")))
+
+    def _check_averaged(self, method: str, of: str) -> None:
+        able = [name for name, record in OBJECTIVES.items() if record.has_text_classifier]
+        self._check_name(of, f"Method {{}}, methods.{method}.of,")
+        if self._inherited(of).get("objective") not in able:
+            raise UserError(
+                f"methods.{method}.of is {of}, which cannot be averaged; name a method whose "
+                f"objective is {' or '.join(able)}."
+            )
 
     def _check_name(self, method: str, what: str) -> None:
         if method not in self.config["methods"]:

@@ -12,7 +12,6 @@ OPEN_CLIP = "open_clip:"  # of image_encoders: an image tower, as <model>/<pretr
 CLIP_CONFIG = "open_clip_config.json"  # of a model's folder
 TEXT_TOWER = "text_tower"  # folder in it: configuration of a text tower of transformers
 MAX_SLUG = 120  # characters: a file's name may have 255, and temporary ones are longer
-ENGINES = ("vllm", "transformers")  # that load a captioner themselves
 
 # The keys of a section that name its model.
 Names = dict[str, str | None]
@@ -46,13 +45,12 @@ def local_clip(values: Mapping[str, Any]) -> str | None:
 
 def local_captioner(values: Mapping[str, Any]) -> str | None:
     """Return the folder of the model of section `captioner`, or None."""
-    is_loaded = values["engine"] in ENGINES and os.path.isdir(values["model"])
-    return str(values["model"]) if is_loaded else None
+    return str(values["model"]) if os.path.isdir(values["model"]) else None
 
 
 def hub_captioner(values: Mapping[str, Any]) -> Names | None:
     """Return the names of a captioner of the hub from section `captioner`, or None."""
-    if values["engine"] not in ENGINES or is_folder(values["model"]):
+    if is_folder(values["model"]):
         return None
     return {"model": values["model"], "revision": values["revision"]}
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from latteclip.config.configuration import Configuration
-from latteclip.config.hub_names import ENGINES
 from latteclip.config.sections.base import AUTO
 from latteclip.config.sections.split import CountsSection
 from latteclip.config.sections.textures import TexturesSection
@@ -71,8 +70,8 @@ def minutes(stage: str, images: int, passes: float, attempt: int) -> int:
 
 def captioner_gpus(configuration: Configuration, dataset: str) -> int:
     """Return the GPUs of a captioning job, 0 if a server or the user writes the captions."""
-    values = configuration.section("captioner", dataset)
-    return int(values["tensor_parallel_size"]) if values["engine"] in ENGINES else 0
+    gpus = int(configuration.section("captioner", dataset)["tensor_parallel_size"])
+    return gpus if configuration.engine(dataset).loads_model else 0
 
 
 def training_memory(configuration: Configuration, dataset: str) -> int:

@@ -4,12 +4,13 @@ Every key may be absent: layers are checked before they are laid over each other
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import pydantic
 from pydantic import Field
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from latteclip.config import methods
 from latteclip.config.sections.base import (
     Line,
     Natural,
@@ -46,18 +47,16 @@ from latteclip.core.terminal import one_line
 
 IN_WORDS = f"match pattern '{KEY}'", "be at most 100 letters, digits, _ and -"
 MethodName = Annotated[str, Field(pattern="^[a-z0-9_]{1,100}$")]
-Engine = Literal["vllm", "openai", "transformers", "file"]
-Objective = Literal[
-    "zero_shot",
-    "zero_shot_adapted",
-    "label_propagation",
-    "image_prototypes",
-    "image_prototypes_encoders",
-    "flyp",
-    "flyp_supervised",
-    "latteclip",
-    "average_weights",
-]
+if TYPE_CHECKING:
+    Engine = str
+    Objective = str
+    Voter = str
+    PseudoLabels = str
+else:
+    Engine = Literal[*methods.ENGINES]
+    Objective = Literal[*methods.OBJECTIVES]
+    Voter = Literal[*methods.VOTERS]
+    PseudoLabels = Literal[*methods.PSEUDO_LABELS]
 
 
 # Stages do not import the names of all engines and objectives: a new one reruns none of them.
@@ -72,6 +71,7 @@ class MethodOfDataset(TrainingSection):
     """Keys of a method that a dataset changes."""
 
     objective: Objective = narrowed(TrainingSection, "objective")
+    pseudo_labels: PseudoLabels = narrowed(TrainingSection, "pseudo_labels")
     of: Line | None = optional_key(
         "average_weights: the method whose trainings, one for each seed, are averaged"
     )
@@ -107,6 +107,11 @@ class Shared(TemplateSection):
     captioner: CheckedCaptionerSection = inner(CheckedCaptionerSection)
     captions: CaptionsSection = inner(CaptionsSection)
     scores: ScoresSection = inner(ScoresSection)
+    votes: Voter | None = key(
+        None,
+        "what labels are fused from; null: lmm with scores, else caption; lmm: class scores, which "
+        "need scores.kind",
+    )
     selection: SelectionSection = inner(SelectionSection)
     unknown: UnknownSection = inner(UnknownSection)
     groups: GroupsSection = inner(GroupsSection)

@@ -11,8 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from latteclip.config import hub_names, layers
-from latteclip.config.configuration import NO_CANDIDATES, Configuration
+from latteclip.config import hub_names, layers, methods
+from latteclip.config.configuration import Configuration
+from latteclip.config.methods import OBJECTIVES
 from latteclip.config.model import Shared
 from latteclip.config.sections.training import TrainingSection
 from latteclip.core.hashing import fingerprint
@@ -82,8 +83,12 @@ def engine_code(configuration: Configuration, dataset: str) -> Paths:
 
 def objective_code(configuration: Configuration, method: str) -> Paths:
     """Return the sources of a method's objective."""
-    module = configuration.objective(method).removesuffix("_supervised")
-    return sources(f"latteclip.train.objectives.{module}")
+    return sources(f"latteclip.train.objectives.{configuration.objective(method).module}")
+
+
+def voter_code(configuration: Configuration, dataset: str) -> Paths:
+    """Return the sources of what votes for the classes of a dataset's images."""
+    return sources(f"latteclip.labels.voters.{configuration.voter(dataset)}")
 
 
 # Sources and models.
@@ -135,6 +140,8 @@ def local_clip(configuration: Configuration, dataset: str) -> str:
 
 def local_captioner(configuration: Configuration, dataset: str) -> str:
     """Return a digest of the captioner's model if it is a folder."""
+    if not configuration.engine(dataset).loads_model:
+        return ""
     return _fingerprint(hub_names.local_captioner(configuration.section("captioner", dataset)))
 
 
@@ -163,7 +170,7 @@ def user_file(configuration: Configuration, dataset: str, key: str) -> Paths:
     """Return the file that a key such as "scores.file" names if it replaces the captioner."""
     section, name = key.split(".")
     file = configuration.section(section, dataset)[name]
-    is_used = configuration.section("captioner", dataset)["engine"] == "file"
+    is_used = configuration.engine(dataset).reads_file
     return [file] if is_used and file is not None else []
 
 
@@ -171,6 +178,13 @@ def scores_prompt(configuration: Configuration, dataset: str) -> str:
     """Return the question whose answers are scored; letters have a question of their own."""
     is_likelihood = configuration.section("scores", dataset)["kind"] == "likelihood"
     return str(configuration.section("prompts", dataset)["image"]) if is_likelihood else ""
+
+
+def captioner(configuration: Configuration, dataset: str) -> Settings:
+    """Return the captioner, with what its stages ask of the engine."""
+    engine = configuration.engine(dataset)
+    values = configuration.section("captioner", dataset)
+    return {**values, "loads_model": engine.loads_model, "reads_file": engine.reads_file}
 
 
 def shards(configuration: Configuration, dataset: str, kind: str) -> Paths:
@@ -216,6 +230,11 @@ def fuse_labels(configuration: Configuration, dataset: str) -> Settings:
     }
 
 
+def voter_table(configuration: Configuration, dataset: str) -> str:
+    """Return the table that votes for the classes of a dataset's images."""
+    return f"results/{dataset}/{configuration.votes_by(dataset).table}"
+
+
 def image_features(configuration: Configuration, dataset: str, method: str = "") -> Paths:
     """Return the features by image encoders beside CLIP: all, or those that a method reads."""
     image_encoders = (
@@ -226,8 +245,8 @@ def image_features(configuration: Configuration, dataset: str, method: str = "")
 
 def shows_fused_labels(configuration: Configuration, dataset: str) -> bool:
     """Return whether a page shows fused labels: whether one of its methods reads them."""
-    methods = configuration.methods_of(dataset)
-    return any(configuration.reads_fused_labels(method, dataset) for method in methods)
+    run = configuration.methods_of(dataset)
+    return any(configuration.reads_fused_labels(method, dataset) for method in run)
 
 
 def teaching_answers(_: Configuration, dataset: str) -> Paths:
@@ -256,19 +275,22 @@ def models_to_assemble(configuration: Configuration, method: str) -> Paths:
 def image_prototypes_of_method(configuration: Configuration, dataset: str, method: str) -> Paths:
     """Return the classifier from which LatteCLIP's prototypes start if it is not the texts."""
     values = configuration.method(method, dataset)
-    starts = values.get("prototypes") == "image" and values["objective"] == "latteclip"
-    return [_image_prototypes(configuration, dataset, method)] if starts else []
+    if values.get("prototypes") != "image" or not OBJECTIVES[values["objective"]].has_prototypes:
+        return []
+    fused = configuration.reads_fused_labels(method, dataset)
+    objective = OBJECTIVES["image_prototypes" if fused else "zero_shot_adapted"]
+    return [f"results/{dataset}/{objective.classifier}"]
 
 
 def classifier_of_method(configuration: Configuration, dataset: str, method: str) -> str:
-    """Return the classifier of a method without training."""
+    """Return the classifier of a method without training.
+
+    Where it takes pseudo-labels and these are not fused, it is the adapted one.
+    """
     objective = configuration.objective(method)
-    if objective == "zero_shot":
-        return f"results/{dataset}/class_embeddings.safetensors"
-    if objective == "image_prototypes":
-        return _image_prototypes(configuration, dataset, method)
-    name = objective if configuration.reads_encoders(method) else "adapted"
-    return f"results/{dataset}/classifiers/{name}.safetensors"
+    fused = configuration.reads_fused_labels(method, dataset)
+    file = methods.ADAPTED if objective.pseudo_labels and not fused else objective.classifier
+    return f"results/{dataset}/{file}"
 
 
 def decoded_images(configuration: Configuration, dataset: str) -> str:
@@ -290,10 +312,13 @@ def fold(configuration: Configuration, dataset: str, seed: str) -> Settings:
 def finetune(configuration: Configuration, dataset: str, method: str, seed: str) -> Settings:
     """Return the CLIP model, the method, and how the training is computed."""
     values = configuration.method(method, dataset)
+    objective = OBJECTIVES[values["objective"]]
+    read = {name: values[name] for name in TrainingSection.model_fields if name in values}
     return {
         "clip": configuration.section("clip", dataset),
         "class_texts": _class_texts(configuration, dataset),
-        "method": {name: values[name] for name in TrainingSection.model_fields if name in values},
+        "method": {**read, "objective": objective.module},
+        "is_supervised": objective.is_supervised,
         "compute": configuration.section("compute", dataset),
         "fold": fold(configuration, dataset, seed),
     }
@@ -342,7 +367,7 @@ def evaluate(configuration: Configuration, dataset: str, method: str, seed: str)
 
 def evaluate_classifier(configuration: Configuration, dataset: str, method: str) -> Settings:
     """Return how many classes are kept for each image, and the flags of the method."""
-    is_in_paper = configuration.objective(method) == "zero_shot"
+    is_in_paper = configuration.objective(method).in_paper
     inference = _part(configuration, "inference", dataset, "topk")
     return {"inference": inference, "flags": [] if is_in_paper else ["ours"]}
 
@@ -357,9 +382,22 @@ def candidates(configuration: Configuration, dataset: str) -> list[Settings]:
     """Return the runs among which select_model chooses."""
     kinds = ("metrics", "train_predictions", "model")
     return [
-        {"objective": configuration.objective(method), **_run(dataset, method, seed, *kinds)}
+        {
+            **candidacy(str(configuration.method(method, dataset)["objective"])),
+            **_run(dataset, method, seed, *kinds),
+        }
         for method, seed in configuration.candidates(dataset)
     ]
+
+
+def candidacy(objective: str) -> Settings:
+    """Return what select_model asks of the objective of a candidate."""
+    record = OBJECTIVES[objective]
+    return {
+        "complexity": methods.complexity(objective),
+        "is_default": record.is_default,
+        "is_average": record.averages,
+    }
 
 
 def audited_runs(configuration: Configuration, dataset: str) -> list[Settings]:
@@ -367,7 +405,7 @@ def audited_runs(configuration: Configuration, dataset: str) -> list[Settings]:
     found = []
     for method, seed in configuration.runs(dataset):
         run = _run(dataset, method, seed, "metrics", "predictions", "train_predictions")
-        run["has_model"] = configuration.objective(method) != "label_propagation"
+        run["has_model"] = configuration.objective(method).has_model
         if not run["has_model"]:
             run["train_predictions"] = None
         elif configuration.is_average(method):
@@ -381,8 +419,10 @@ def page_runs(configuration: Configuration, dataset: str) -> list[Settings]:
     found = []
     for method, seed in configuration.runs(dataset):
         kinds = ["metrics", "predictions"]
-        kinds += ["history"] * configuration.is_tuned(method)
-        kinds += ["train_predictions"] * (configuration.objective(method) != "label_propagation")
+        if configuration.is_tuned(method):
+            kinds.append("history")
+        if configuration.objective(method).has_model:
+            kinds.append("train_predictions")
         found.append(_run(dataset, method, seed, *kinds))
     return found
 
@@ -428,13 +468,13 @@ def report_dataset(configuration: Configuration, dataset: str) -> str:
     Without a chosen model, the page's main method is the last one that can be chosen. The method
     of the paper is the first LatteCLIP that is like no other.
     """
-    methods, all_methods = configuration.methods_of(dataset), configuration.config["methods"]
-    able = [m for m in methods if configuration.objective(m) not in NO_CANDIDATES]
-    paper = [m for m in methods if all_methods[m].get("objective") == "latteclip"]
+    run, all_methods = configuration.methods_of(dataset), configuration.config["methods"]
+    able = [m for m in run if configuration.objective(m).can_be_chosen]
+    paper = [m for m in run if all_methods[m].get("objective") == methods.PAPER]
     values = {
         "dataset": dataset,
         "table": {"baseline": configuration.table["baseline"]},
-        "main": (able or methods)[-1],
+        "main": (able or run)[-1],
         "paper": next((m for m in paper if "like" not in all_methods[m]), None),
         "suffix": configuration.suffix,
         "overview": overview(configuration),
@@ -447,11 +487,11 @@ def _resolved(configuration: Configuration, dataset: str) -> Settings:
     """Return the configuration of a dataset, resolved, in the order in which it is read."""
     file = configuration.dataset(dataset)
     sections = [name for name in Shared.model_fields if name not in ("template", "finetune")]
-    methods = {}
+    by_name = {}
     for method in configuration.methods_of(dataset):
         like = configuration.config["methods"][method].get("like")
         values = configuration.method(method, dataset)
-        methods[method] = {"like": like, **values} if like else values
+        by_name[method] = {"like": like, **values} if like else values
     return {
         "dataset": dataset,
         **({} if configuration.limit is None else {"limit": configuration.limit}),
@@ -459,7 +499,7 @@ def _resolved(configuration: Configuration, dataset: str) -> Settings:
         **{key: file[key] for key in DESCRIBED if key in file},
         "template": configuration.section("template", dataset),
         **{name: configuration.section(name, dataset) for name in sections},
-        "methods": methods,
+        "methods": by_name,
     }
 
 
@@ -496,13 +536,6 @@ def _class_texts(configuration: Configuration, dataset: str) -> Settings:
     synonyms = configuration.dataset(dataset).get("class_synonyms")
     words = {"template": configuration.section("template", dataset)}
     return {**words, "class_synonyms": synonyms} if synonyms else words
-
-
-def _image_prototypes(configuration: Configuration, dataset: str, method: str) -> str:
-    """Return the classifier of image prototypes, or the adapted one without fused labels."""
-    fused = configuration.reads_fused_labels(method, dataset)
-    name = "image_prototypes" if fused else "adapted"
-    return f"results/{dataset}/classifiers/{name}.safetensors"
 
 
 def _run(dataset: str, method: str, seed: int, *kinds: str) -> Settings:

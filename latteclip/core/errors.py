@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 # The end of a sentence on a damaged file that the workflow wrote.
 DELETE_AND_RERUN = "delete it and rerun the workflow"
+CORES = "--cores all"  # as messages, pages and documents run the workflow
 FULL = {errno.ENOSPC, errno.EDQUOT}
 # As libraries of Rust and C++ put it, whose errors have no number.
 FULL_WORDS = ("No space left on device", "Disk quota exceeded")
@@ -20,6 +21,11 @@ WORKER_KILLED = (
 
 class UserError(Exception):
     """A user's mistake: one sentence that names it, its place and the remedy."""
+
+
+def run_command(dataset: str, target: str = "") -> str:
+    """Return the command that runs the workflow for a dataset, or makes a target of it."""
+    return " ".join(filter(None, ["snakemake", CORES, target, "--config", f"dataset={dataset}"]))
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

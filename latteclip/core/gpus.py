@@ -113,6 +113,28 @@ def visible() -> dict[str, str]:
     return usable
 
 
+def mistaken_part() -> str | None:
+    """Return a sentence where vLLM would take the number of a part of a GPU (MIG) for a GPU's.
+
+    vLLM asks the driver about the GPU of the number that a part in CUDA_VISIBLE_DEVICES has inside
+    its own GPU: the second part of the first GPU passes for the second GPU, which may not exist.
+    """
+    names = [name.strip() for name in os.environ.get(VISIBLE, "").split(",")]
+    if not any(name.startswith("MIG") for name in names):
+        return None
+    in_use = set(visible().values())
+    for number, parts in enumerate(_uuids().values()):
+        for number_inside, uuid in enumerate(parts):
+            if uuid in in_use and number_inside != number:
+                return (
+                    f"vLLM takes {uuid}, part {number_inside} of GPU {number} (MIG), for GPU "
+                    f"{number_inside}; set captioner.engine to transformers, let a server caption "
+                    f"(captioner.engine openai), or export {VISIBLE}=... with part {number} of GPU "
+                    f"{number} or a whole GPU."
+                )
+    return None
+
+
 def free() -> int:
     """Count the GPUs to use on which next to no memory is in use."""
     usable = visible()

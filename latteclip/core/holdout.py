@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
+from latteclip.core import tables
 from latteclip.core.hashing import digest
 
 MIN_HELD_OUT = 100  # to compare trainings
@@ -46,6 +48,12 @@ def left_out(image_ids: Sequence[str], fold: Fold) -> Mask:
     first, end = (total * number // fold.count for number in (fold.number, fold.number + 1))
     ranks = _ranks(image_ids)
     return (first <= ranks) & (ranks < end)
+
+
+def left_out_images(images: str, fold: Fold) -> pa.Table:
+    """Return `image_id` and `path` of the training images that a training left out."""
+    train, _ = tables.read_unlabelled(images, training=True)
+    return train.filter(pa.array(left_out(tables.Strings(train["image_id"]), fold)))
 
 
 def _ranks(image_ids: Sequence[str]) -> npt.NDArray[np.int_]:

@@ -1,7 +1,9 @@
 """The Parquet tables that stages write and read, with their schemas."""
 
 import contextlib
+import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,9 @@ _FLOATS = (  # of a step of a training
 )
 HISTORY = _schema(step=pa.int32(), epoch=pa.int32(), **dict.fromkeys(_FLOATS, pa.float32()))
 LABEL_COLUMNS = frozenset({"label", "classname"})
+SEAL = b"LatteCLIP"  # before the SHA-256 of a file's footer, which stands before the footer
+SEAL_BYTES = len(SEAL) + hashlib.sha256().digest_size
+ENDING = 8  # bytes of the length of the footer and of Parquet's mark
 
 
 def write(
@@ -161,18 +166,41 @@ def write(
 def writing(
     path: str | Path, schema: pa.Schema, metadata: Mapping[str, Any] | None = None
 ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Write one table in pieces, whole or not at all. Its pages bear checksums.
+    """Write one table in pieces, whole or not at all. Its pages and its footer bear checksums.
 
     Yields a function that appends columns or a table as one row group. The caller may add to
     `metadata` until all pieces are written.
     """
-    with (
-        replacing(path) as temporary,
-        pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as file,
-    ):
-        yield lambda columns: file.write_table(pa.table(columns, schema=schema))
-        values = sorted((metadata or {}).items())
-        file.add_key_value_metadata({k: json.dumps(v, ensure_ascii=False) for k, v in values})
+    options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+    with replacing(path) as temporary:
+        with pq.ParquetWriter(temporary, schema, **options) as file:
+            yield lambda columns: file.write_table(pa.table(columns, schema=schema))
+            values = sorted((metadata or {}).items())
+            file.add_key_value_metadata({k: json.dumps(v, ensure_ascii=False) for k, v in values})
+        footer = _footer(temporary)
+        with temporary.open("r+b") as whole:
+            whole.seek(-len(footer), os.SEEK_END)
+            whole.write(SEAL + hashlib.sha256(footer).digest() + footer)
+
+
+def _footer(path: str | Path, before: int = 0) -> bytes:
+    """Return the footer of a Parquet file to its end, with so many bytes before it.
+
+    ValueError or OSError: there is none.
+    """
+    with Path(path).open("rb") as file:
+        file.seek(-ENDING, os.SEEK_END)
+        length = int.from_bytes(file.read(ENDING // 2), "little")
+        file.seek(-ENDING - length - before, os.SEEK_END)
+        return file.read()
+
+
+def _refuse_broken_seal(path: str | Path) -> None:
+    """Raise ValueError for a footer that its checksum does not fit; others write no checksum."""
+    found = _footer(path, SEAL_BYTES)
+    seal, footer = found[:SEAL_BYTES], found[SEAL_BYTES:]
+    if seal.startswith(SEAL) and seal != SEAL + hashlib.sha256(footer).digest():
+        raise ValueError("the checksum of its footer does not fit")
 
 
 def read(
@@ -208,6 +236,8 @@ def read_metadata(path: str | Path, column: str) -> dict[str, Any]:
 def _opened(path: str | Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
     """Open a file that has the columns."""
     try:
+        with contextlib.suppress(OSError):  # of no such file, or none of Parquet: it says more
+            _refuse_broken_seal(path)
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             missing = sorted(set(columns) - set(file.schema_arrow.names))
             if missing:

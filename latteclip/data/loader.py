@@ -49,18 +49,25 @@ def batches(
     files: ImageFiles, keys: Iterable[Sequence[int]], device: torch.device, threads: int
 ) -> Iterator[tuple[Any, torch.Tensor]]:
     """Yield keys [B] on the CPU and images [B, 3, H, W] on a device, decoded ahead of the model."""
-    if device.type != "cuda":
-        yield from _by_threads(files, keys, threads)
-        return
+    load = by_processes if device.type == "cuda" else _by_threads
+    yield from load(files, keys, device, threads)
+
+
+def by_processes(
+    files: ImageFiles, keys: Iterable[Sequence[int]], device: torch.device, threads: int
+) -> Iterator[tuple[Any, torch.Tensor]]:
+    """Yield `batches` that processes beside a GPU load, in parts of bounded memory."""
     item_bytes = files.transform(Image.new("RGB", (64, 64))).nbytes
-    ready = loader(files, keys, workers=threads, pinned=True, item_bytes=item_bytes)
-    keys, sent = [], []
+    is_gpu = device.type == "cuda"
+    ready = loader(files, keys, workers=threads, pinned=is_gpu, item_bytes=item_bytes)
+    parts: list[Any] = []
+    sent: list[torch.Tensor] = []
     for (some_keys, images), is_last in watched(ready):
-        keys.append(some_keys)
+        parts.append(some_keys)
         sent.append(images.to(device, non_blocking=True))
         if is_last:
-            yield joined(keys), torch.cat(sent)
-            keys, sent = [], []
+            yield joined(parts), torch.cat(sent)
+            parts, sent = [], []
 
 
 def joined(parts: Sequence[Any]) -> Any:
@@ -73,7 +80,7 @@ def joined(parts: Sequence[Any]) -> Any:
 
 
 def _by_threads(
-    files: ImageFiles, keys: Iterable[Sequence[int]], threads: int
+    files: ImageFiles, keys: Iterable[Sequence[int]], _: torch.device, threads: int
 ) -> Iterator[tuple[Any, torch.Tensor]]:
     # torch runs each transform in one thread. With more, OpenMP would have more threads than cores,
     # and those of the model would sleep while they wait for each other.

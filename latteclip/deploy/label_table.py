@@ -20,8 +20,9 @@ from scipy.special import expit, log_expit, logit
 from latteclip.audit.sampling import SamplingPlan, audit_files, read_plan
 from latteclip.audit.score import answered_prefix
 from latteclip.clip.classifier import classify, load_classifier
+from latteclip.config.methods import VOTERS
 from latteclip.core import tables
-from latteclip.core.errors import UserError
+from latteclip.core.errors import UserError, run_command
 from latteclip.deploy.model_origin import require_answers
 from latteclip.labels.answers import CLASS, NONE, UNSURE, Answer
 from latteclip.labels.features import read_features
@@ -49,7 +50,7 @@ def read(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
     if not path.is_file():
         raise UserError(
             f"{path} does not exist: the labels are not made yet; run "
-            f"snakemake -j4 labels --config dataset={folder.absolute().name}."
+            f"{run_command(folder.absolute().name, 'labels')}."
         )
     labels, described = tables.read(path, tables.FUSED_LABELS)
     ids = labels["image_id"]
@@ -75,6 +76,10 @@ def read(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
     def of_votes(source: str, name: str) -> pa.ChunkedArray:
         return pc.if_else(pc.greater(labels[f"{source}_confidence"], 0), labels[name], None)
 
+    by_voter = {}
+    for voter in VOTERS:  # by its votes alone; null where they name no class
+        by_voter[f"{voter}_label"] = named(of_votes(voter, f"{voter}_label"))
+        by_voter[f"{voter}_confidence"] = of_votes(voter, f"{voter}_confidence")
     columns = {
         "image_id": ids,
         "path": column("images.parquet", tables.IMAGES, "path"),
@@ -87,12 +92,8 @@ def read(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
         "zero_shot": named(column("pseudo_labels.parquet", tables.PSEUDO_LABELS, "pseudo_label")),
         "zero_shot_adapted": named(labels["adapted_label"]),
         "image_prototypes": named(labels["image_label"]),  # null where they were not used
-        # Of the caption alone, or of class scores alone; null where it names no class.
-        "caption_label": named(of_votes("caption", "caption_label")),
-        "caption_confidence": of_votes("caption", "caption_confidence"),
+        **by_voter,
         "caption": column("captions/images.parquet", tables.CAPTIONS, "caption"),
-        "lmm_label": named(of_votes("lmm", "lmm_label")),
-        "lmm_confidence": of_votes("lmm", "lmm_confidence"),
         "unknown_score": column("unknown.parquet", tables.UNKNOWN, "score"),
         "unknown_score_by_captioner": column("unknown.parquet", tables.UNKNOWN, "captioner_score"),
         "is_unknown": column("unknown.parquet", tables.UNKNOWN, "is_unknown"),

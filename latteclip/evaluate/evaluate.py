@@ -9,7 +9,7 @@ from latteclip.config.sections.base import Section
 from latteclip.config.sections.clip import ClipSection
 from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import devices, tables
-from latteclip.core.holdout import NO_FOLD, Fold
+from latteclip.core.holdout import NO_FOLD, Fold, left_out_images
 from latteclip.evaluate import metrics, train_predictions
 
 
@@ -64,7 +64,7 @@ def evaluate(
         held_out = train_predictions.read_predictions(left_out_path, names, held_out=True)
         unseen = held_out["prediction"].to_numpy()
     else:
-        held_out = train_predictions.left_out_images(images_path, settings.fold)
+        held_out = left_out_images(images_path, settings.fold)
         unseen = rank(held_out, 1)[0][:, 0].numpy() if len(held_out) else np.empty(0, np.int_)
     train_predictions.write_predictions(
         train_predictions_output,

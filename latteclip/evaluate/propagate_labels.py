@@ -182,14 +182,14 @@ class NeighbourGraph:
 
         None: the N training images are ranked themselves. A test image x with links w scores
         sum_j w_xj d_j^-1/2 Z_j, as if it received and sent nothing back. The authors' code leaves
-        d_j out, as does `normalise_test_links: false`, which gives the texts much more weight.
+        d_j out, which gives the texts much more weight.
         """
         links = None if tests is None else self.neighbours(tests)
         n, n_classes = self.images.n if tests is None else len(tests), len(self.classes)
         labels, best = torch.empty(n, 0, dtype=torch.long), torch.empty(n, 0)
         for some in parts(n_classes, max(1, SCORES // len(self.scale))):
             found = self.propagate(some)  # [V, c]
-            if links is not None and self.settings.graph.normalise_test_links:
+            if links is not None:
                 found = self.scale[:, None] * found
             found = found[n_classes:] if links is None else torch.sparse.mm(links, found)
             found = found.cpu()

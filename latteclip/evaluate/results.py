@@ -6,23 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from latteclip.core.files import from_values, read_object
+from latteclip.core.flags import AUDITED
 
 Run = tuple[str, int]  # method and seed
 FIGURES = ("acc1", "acc5", "mean_per_class_recall")
 METRICS = ("dataset", "method", "seed", "images", *FIGURES, "per_class")
-AUDITED = "audited"
-# Each mark of a method in a table, and its footnote.
-FLAGS = {
-    "supervised": "reads the labels of the training images: an upper bound, not an unsupervised "
-    "method",
-    "ours": "not in the paper",
-    AUDITED: "its accuracy was estimated from a person's answers about images drawn at random",
-    "collapsed": "predictions collapsed in training: fewer than half of the classes are predicted, "
-    "or hardly any prediction agrees with its pseudo-label",
-    "diverged": "the training diverged at the learning rate that was found: this is the untrained "
-    "model",
-}
-FAILED = frozenset({"collapsed", "diverged"})  # flags of trainings that are never chosen
 
 
 @dataclass(frozen=True)

@@ -21,15 +21,12 @@ import numpy.typing as npt
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import replacing, write_json
+from latteclip.core.flags import FAILED
 from latteclip.core.holdout import MIN_HELD_OUT
-from latteclip.evaluate.results import FAILED, Audit, Run, read_audit, read_metrics
+from latteclip.evaluate.results import Audit, Run, read_audit, read_metrics
 from latteclip.evaluate.train_predictions import MISSING, held_out_predictions
 
 log = logging.getLogger(__name__)
-AVERAGE = "average_weights"  # objective: its trainings predict the images that they left out
-# Objectives without training: the simplest first, and in the order without votes.
-SIMPLICITY = ("zero_shot", "zero_shot_adapted", "image_prototypes", "image_prototypes_encoders")
-SAFEST = ("zero_shot_adapted", "zero_shot", "image_prototypes", "image_prototypes_encoders")
 MIN_IMAGES = 20  # to compare classifiers without training
 CLEAR = 0.25  # standard errors by which a model has to lead a simpler one
 
@@ -40,8 +37,10 @@ class Candidate:
 
     method: str
     seed: int
-    objective: str
-    flags: tuple[str, ...] = ()  # keys of `results.FLAGS`
+    complexity: int | None = None  # among those without training, from 0; None: it was trained
+    is_default: bool = False  # whether it is taken where nothing votes
+    is_average: bool = False  # whether its trainings predict the images that they left out
+    flags: tuple[str, ...] = ()  # keys of `core.flags.FLAGS`
     metrics: str = ""
     train_predictions: str = ""
     model: str = ""  # folder
@@ -51,8 +50,13 @@ class Candidate:
         return self.method, self.seed
 
     @property
+    def caution(self) -> tuple[bool, int]:
+        """The order in which candidates are taken where nothing votes: the smallest first."""
+        return not self.is_default, self.complexity or 0
+
+    @property
     def is_trained(self) -> bool:
-        return self.objective not in SIMPLICITY
+        return self.complexity is None
 
 
 class CandidateComparison(NamedTuple):
@@ -220,14 +224,13 @@ def best_training_free(candidates: Sequence[Candidate], votes: HeldOutVotes | st
     if not isinstance(votes, str):
         compared = [i for i in simple or able if votes.images(i) >= needed]
     if isinstance(votes, str) or not compared:
-        order = [*SAFEST, *(candidates[i].objective for i in able)]
-        return min(simple or able, key=lambda i: order.index(candidates[i].objective))
+        return min(simple or able, key=lambda i: candidates[i].caution)
     pooled = votes.pooled(candidates)
     best = max(compared, key=lambda i: (pooled.compare(i, compared[0]).difference, -i))
     if not simple:
         return best
     ties = [i for i in compared if not votes.compare(best, i).is_clear]
-    return min(ties, key=lambda i: (SIMPLICITY.index(candidates[i].objective), i))
+    return min(ties, key=lambda i: (candidates[i].complexity or 0, i))
 
 
 def _best_trained(candidates: Sequence[Candidate], start: int, votes: HeldOutVotes) -> int:
@@ -242,8 +245,7 @@ def _best_trained(candidates: Sequence[Candidate], start: int, votes: HeldOutVot
     leads = {i: pooled.compare(i, start) for i in trained}
 
     def order(i: int) -> tuple[float, bool, float, int]:
-        is_average = candidates[i].objective == AVERAGE
-        return leads[i].difference, is_average, votes.compare(i, start).difference, -i
+        return leads[i].difference, candidates[i].is_average, votes.compare(i, start).difference, -i
 
     leading = [i for i, lead in leads.items() if lead.images >= MIN_HELD_OUT and lead.is_clear]
     return max(leading, key=order, default=start)

@@ -7,8 +7,9 @@ import pandas as pd
 
 from latteclip.core import tables
 from latteclip.core.files import write_text
+from latteclip.core.flags import FLAGS
 from latteclip.evaluate import summary
-from latteclip.evaluate.results import FLAGS, Audit
+from latteclip.evaluate.results import Audit
 from latteclip.labels.guarantees import checked_sentence
 
 STAR = "★"  # of the chosen model

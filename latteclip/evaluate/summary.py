@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 
 from latteclip.core import tables
+from latteclip.core.flags import FLAGS
 from latteclip.evaluate.results import (
     FIGURES,
-    FLAGS,
     Audit,
     Selection,
     mark_audited,

@@ -9,7 +9,6 @@ import pyarrow.compute as pc
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.holdout import Fold, left_out
 
 N_EXAMPLES = 12
 MISSING = -1
@@ -21,12 +20,6 @@ def example_images(images: str, pseudo_labels: str) -> pa.Table:
     train = index.filter(pc.not_equal(index["split"], "test"))
     confidence, labels = (train[name].to_numpy() for name in ("confidence", "pseudo_label"))
     return train.take(choose_examples(confidence, labels)).select(["image_id", "path"])
-
-
-def left_out_images(images: str, fold: Fold) -> pa.Table:
-    """Return `image_id` and `path` of the training images that a training left out."""
-    train, _ = tables.read_unlabelled(images, training=True)
-    return train.filter(pa.array(left_out(tables.Strings(train["image_id"]), fold)))
 
 
 def read_index(

@@ -15,7 +15,8 @@ from latteclip.labels.answers import read_labelled
 from latteclip.labels.fusion import FUSED, OTHER, Fusion, fuse
 from latteclip.labels.guarantees import checked_sentence, confidence_sequence
 from latteclip.labels.label_sources import LabelledRows, Votes
-from latteclip.labels.predictors import FusionSettings, Predictors, read_predictors
+from latteclip.labels.predictors import Predictors, read_predictors
+from latteclip.labels.voters.base import FusionSettings
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +30,8 @@ def fuse_labels(
     prototypes_output: str,
     votes_output: str,
     *,
-    image_captions_path: str | None = None,
-    class_scores_path: str | None = None,
+    voter: str,
+    voter_table_path: str,
     answers_path: str | None = None,
     image_encoders_paths: Sequence[str] = (),
     encoders_prototypes_output: str | None = None,
@@ -40,6 +41,7 @@ def fuse_labels(
     """Write FUSED_LABELS and VOTES of the images that are not in the test split, and a classifier.
 
     The classifier pools zero-shot scores and image prototypes. The dataset's labels are not read.
+    `voter` is the name of a module of latteclip/labels/voters, which reads its votes from a table.
     """
     table, classnames = tables.read_unlabelled(images_path, training=True)
     image_ids = table["image_id"]
@@ -49,16 +51,14 @@ def fuse_labels(
         image_ids,
         classnames,
         settings,
-        *(pseudo_labels_path, class_embeddings_path),
-        image_captions_path=image_captions_path,
-        class_scores_path=class_scores_path,
+        *(pseudo_labels_path, class_embeddings_path, voter, voter_table_path),
         image_encoders_paths=image_encoders_paths,
         device=device,
         threads=threads,
     )
     images, described, scale = known.images, known.described, known.described["logit_scale"]
     labelled = read_labelled(answers_path, table, classnames) if answers_path else None
-    fusion = fuse(images, known.votes, known.others, labelled=labelled)
+    fusion = fuse(images, known.ballot.votes, known.others, labelled=labelled)
     save_classifier(prototypes_output, images.classifier(fusion.head, scale), described)
     names = [tables.read_metadata(path, "image_id")["model"] for path in image_encoders_paths]
     if encoders_prototypes_output is not None:
@@ -68,10 +68,10 @@ def fuse_labels(
         weights = torch.cat([head.weights for head in heads], dim=1)
         joint = Classifier.of(weights, torch.stack([head.bias for head in heads]).sum(dim=0))
         save_classifier(encoders_prototypes_output, joint, {**described, "image_encoders": names})
-    summary = _summary(fusion, known, names)
+    summary = {"voter": voter, **_summary(fusion, known, names)}
     if labelled is not None:
         summary["answers"] = _summary_of_answers(labelled, fusion, image_ids, classnames)
-    columns = _columns(image_ids, known, fusion)
+    columns = _columns(image_ids, known, fusion, voter)
     tables.write(output, columns, tables.FUSED_LABELS, {**described, **summary})
     effect = "count" if summary["corroborated"] else "are ignored"
     log.info(
@@ -79,8 +79,8 @@ def fuse_labels(
         *(summary["voting"], summary["votes"], effect, summary["changed"]),
     )
     metadata = {name: summary[name] for name in ("votes", "corroborated")}
-    metadata |= {"classnames": classnames, "leaked": known.leaked}
-    columns = _votes(image_ids, known.votes, fusion)
+    metadata |= {"classnames": classnames, "leaked": known.ballot.leaked}
+    columns = _votes(image_ids, known.ballot.votes, fusion)
     schema = tables.VOTES_ENCODERS if image_encoders_paths else tables.VOTES
     tables.write(votes_output, {n: columns[n] for n in schema.names}, schema, metadata)
 
@@ -96,14 +96,16 @@ def _votes(image_ids: pa.ChunkedArray, votes: Votes, fusion: Fusion) -> dict[str
     }
 
 
-def _columns(image_ids: pa.ChunkedArray, known: Predictors, fusion: Fusion) -> dict[str, Any]:
-    adapted, confidence = fusion.individual_labels["zero_shot"], known.confidence
+def _columns(
+    image_ids: pa.ChunkedArray, known: Predictors, fusion: Fusion, voter: str
+) -> dict[str, Any]:
+    adapted, confidence = fusion.individual_labels["zero_shot"], known.ballot.confidence
     columns = {field.name: pa.nulls(len(image_ids), field.type) for field in tables.FUSED_LABELS}
     columns |= {
         "image_id": image_ids,
         "adapted_label": _column(adapted),
-        f"{known.source}_label": _column(torch.where(confidence > 0, known.labels, adapted)),
-        f"{known.source}_confidence": pa.array(confidence.numpy()),
+        f"{voter}_label": _column(torch.where(confidence > 0, known.ballot.labels, adapted)),
+        f"{voter}_confidence": pa.array(confidence.numpy()),
         "fused_label": _column(fusion.labels),
         "fused_confidence": pa.array(fusion.confidence.numpy()),
     }
@@ -118,13 +120,13 @@ def _column(labels: torch.Tensor) -> pa.Array:
 
 def _summary(fusion: Fusion, known: Predictors, image_encoders: Sequence[str]) -> dict[str, Any]:
     found, adapted = fusion.parameters, fusion.individual_labels["zero_shot"]
-    has, test = known.confidence > 0, found.test
+    has, test = known.ballot.confidence > 0, found.test
     n = int(has.sum())
     weights = {"zero_shot": found.zero_shot, "images": found.images[0], "texts": found.texts}
     summary: dict[str, Any] = {
-        "votes": "class scores" if known.source == "lmm" else "captions",
+        "votes": known.ballot.title,
         "voting": n,
-        "agreement": int((known.labels == adapted)[has].sum()) / max(1, n),
+        "agreement": int((known.ballot.labels == adapted)[has].sum()) / max(1, n),
         "corroborated": test.significant,
         "corroboration": {key: getattr(test, key) for key in ("images", "zero_shot", "p_value")},
         "weights": weights,

@@ -17,7 +17,7 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.labels.answers import read_labelled
 from latteclip.labels.features import read_features
-from latteclip.labels.predictors import read_class_scores
+from latteclip.labels.voters.lmm import read_class_scores
 
 log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float32]

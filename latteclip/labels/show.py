@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from latteclip.config.methods import VOTERS
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.labels.guarantees import checked_sentence
@@ -21,8 +22,7 @@ SOURCES = (
     ("zero-shot", "zero_shot_label", None),
     ("adapted", "adapted_label", None),
     ("images", "image_label", None),
-    ("caption", "caption_label", "caption_confidence"),
-    ("LMM", "lmm_label", "lmm_confidence"),
+    *((voter.title, f"{name}_label", f"{name}_confidence") for name, voter in VOTERS.items()),
     ("fused", "fused_label", "fused_confidence"),
 )
 

@@ -19,6 +19,7 @@ from latteclip.config.sections.table import TableSection
 from latteclip.core import tables
 from latteclip.core.errors import DELETE_AND_RERUN, UserError, first_line
 from latteclip.core.files import write_text
+from latteclip.core.flags import FLAGS
 from latteclip.evaluate import results
 from latteclip.evaluate.train_predictions import choose_examples, read_predictions
 from latteclip.labels.guarantees import checked_sentence
@@ -113,7 +114,7 @@ def report_dataset(
         rows=rows,
         axis=None if zero_shot is None else _axis(rows, zero_shot),
         zero_shot=zero_shot,
-        meanings=results.FLAGS,
+        meanings=FLAGS,
         variants=_ablations(rows, settings.config["methods"]),
         **_changes(split, found, classnames),
         compared=found,

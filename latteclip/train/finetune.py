@@ -27,7 +27,7 @@ from latteclip.labels.fusion import fuse
 from latteclip.labels.label_sources import ClipFeatures, label_votes
 from latteclip.train import parallel
 from latteclip.train.data import TrainingFiles, schedule
-from latteclip.train.settings import GROUND_TRUTH, FinetuneSettings, recipe_for
+from latteclip.train.settings import FinetuneSettings, recipe_for
 from latteclip.train.training import DivergedError, Setup, Training
 from latteclip.train.training_images import TrainingImages
 
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 CHECK_EVERY = 20  # steps between looks at the losses: each look waits for the device
 MIN_CLASSES = 0.5  # share of the classes that a sound model predicts
 MIN_AGREEMENT = 0.25  # with the pseudo-labels; chance is 1 / C
+IN_PAPER = "zero_shot", "text", "tuned"  # pseudo-labels, prototypes and head
 clock = time.monotonic
 
 
@@ -52,7 +53,7 @@ def finetune(
 ) -> None:
     """Fine-tune CLIP on the images that are not in the test split.
 
-    Only the objective `flyp_supervised` reads labels. An interrupted run resumes from its last
+    Only a supervised training reads labels. An interrupted run resumes from its last
     checkpoint, and on a CPU gives the same bytes as an uninterrupted one. SIGTERM and Ctrl-C save
     the current step. A training that diverges at a rate of `find_learning_rate` leaves the
     pretrained model, marked "diverged". UserError: an input does not fit, or it diverged at a rate
@@ -231,11 +232,11 @@ def _was_trained(model_output: str, history_output: str, identity: str) -> bool:
 
 
 def _flags(settings: FinetuneSettings, training: Training, diverged: bool) -> list[str]:
-    """Return the keys of `results.FLAGS` that apply to a run."""
+    """Return the keys of `core.flags.FLAGS` that apply to a run."""
     flags, method = [], settings.method
-    if settings.labels == GROUND_TRUTH:
+    if settings.is_supervised:
         flags.append("supervised")
-    elif (settings.labels, method.prototypes, method.head) != ("zero_shot", "text", "tuned"):
+    elif (method.pseudo_labels, method.prototypes, method.head) != IN_PAPER:
         flags.append("ours")
     if diverged:
         return [*flags, "diverged"]

@@ -77,6 +77,7 @@ class FinetuneSettings(Section):
     class_texts: ClassTextsSection
     method: TrainingSection
     compute: ComputeSection
+    is_supervised: bool = False  # whether true labels take the place of pseudo-labels
     fold: Fold = NO_FOLD  # images that are left out, for `select_model`
 
     @property
@@ -86,8 +87,7 @@ class FinetuneSettings(Section):
 
     @property
     def labels(self) -> str:
-        is_supervised = self.method.objective == "flyp_supervised"
-        return GROUND_TRUTH if is_supervised else self.method.pseudo_labels
+        return GROUND_TRUTH if self.is_supervised else self.method.pseudo_labels
 
     def with_recipe(self, recipe: Recipe) -> "FinetuneSettings":
         """Return the settings with numbers in the section `finetune`."""

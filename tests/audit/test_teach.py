@@ -21,7 +21,7 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.labels.answers import CHECK, TEACH, Answer
 from latteclip.labels.fuse_labels import fuse_labels
-from latteclip.labels.predictors import FusionSettings
+from latteclip.labels.voters.base import FusionSettings
 
 
 def write_scores(folder, ids, options, log_probabilities):
@@ -40,7 +40,10 @@ def taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     taken = Taken(tmp_path)
     write_scores(tmp_path, taken.ids, *[[[]] * len(taken.ids)] * 2)
-    path, described = tmp_path / "fused_labels.parquet", {"model": "m", "votes": "class scores"}
+    path, described = (
+        tmp_path / "fused_labels.parquet",
+        {"model": "m", "voter": "lmm", "votes": "class scores"},
+    )
     labels, _ = tables.read(path, tables.FUSED_LABELS)
     tables.write(path, labels.to_pydict(), tables.FUSED_LABELS, described)
     return taken
@@ -81,7 +84,8 @@ def test_questions_follow_the_model_of_the_fused_labels(taken):
             clip=ClipSection(model="m", pretrained=None), inference=InferenceSection(batch_size=8)
         ),
         *(taken.path(name) for name in ("fused_labels.parquet", "prototypes", "votes")),
-        class_scores_path=taken.path("class_scores.parquet"),
+        voter="lmm",
+        voter_table_path=taken.path("class_scores.parquet"),
         image_encoders_paths=[str(encoder)],
         device="cpu",
         threads=1,

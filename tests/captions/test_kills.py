@@ -8,6 +8,7 @@ import time
 
 import psutil
 import pytest
+from support.captioning import of_engine
 from support.chat_server import MODEL
 from support.checkout import hear_interrupts
 from support.commands import SETTINGS, command, read
@@ -25,7 +26,7 @@ def start(server, tmp_path):
     files = write_pictures(tmp_path / "pictures", N, size=(6, 5))
     index = write_index(tmp_path / "i.parquet", files, ["train"] * N, [None] * N, ["a", "b"])
     # Texts of 4 words fit.
-    changes = {"engine": "openai", "model": MODEL, "max_new_tokens": 4}
+    changes = {**of_engine("openai"), "model": MODEL, "max_new_tokens": 4}
     settings = changed(SETTINGS, concurrency=CONCURRENCY, **changes)
 
     def start(name):

@@ -149,7 +149,6 @@ def test_an_answered_question_is_not_asked_again(scored, scorer):
     ("changes", "message"),
     [
         ({"prompt": "Is it {}?"}, r"scores\.kind"),
-        ({"engine": "openai"}, r"scores\.kind"),
         ({"engine": "file"}, r"scores\.file"),
     ],
     ids=str,

@@ -7,7 +7,7 @@ import sqlite3
 
 import pyarrow.parquet as pq
 import pytest
-from support.captioning import SETTINGS
+from support.captioning import SETTINGS, of_engine
 from support.chat_server import MODEL
 from support.sections import changed
 
@@ -16,7 +16,7 @@ from latteclip.cli import main
 KEY = "sk-secret-0123456789"
 PASSWORD = "pass-word-0123"
 LOGIN = base64.b64encode(f"me:{PASSWORD}".encode()).decode()
-OPENAI = {"engine": "openai", "model": MODEL, "concurrency": 2, "retries": 0}
+OPENAI = {**of_engine("openai"), "model": MODEL, "concurrency": 2, "retries": 0}
 
 
 def text_of(file):

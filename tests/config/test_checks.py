@@ -96,6 +96,22 @@ def test_captions_that_the_user_lacks_are_named_with_the_methods_that_do_without
         checked(**OWN_CAPTIONS, scores={"kind": "multiple_choice"})
 
 
+def test_a_server_has_no_likelihoods(checked, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:8000/v1")
+    server = {"captioner": {"engine": "openai", "model": "llava"}}
+    checked(**server, scores={"kind": "multiple_choice"})
+    with pytest.raises(UserError, match=r"scores\.kind"):
+        checked(**server, scores={"kind": "likelihood"})
+
+
+def test_votes_by_class_scores_need_them(checked):
+    with pytest.raises(UserError, match=r"votes lmm .*scores\.kind"):
+        checked(votes="lmm")
+    with pytest.raises(UserError, match=r"recommended.* votes are caption"):
+        method = {"methods": {"recommended_single": {"pseudo_labels": "lmm"}}}
+        checked(**method, method="recommended")
+
+
 def test_captions_of_a_large_model_need_a_gpu(configured, photos, monkeypatch):
     def check(pending, **captioner):
         found = configured(dataset="mine", image_dir="photos", captioner=captioner)

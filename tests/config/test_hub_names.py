@@ -17,19 +17,18 @@ def test_a_clip_of_the_hub_has_a_note(model, pretrained, slug):
 
 
 @pytest.mark.parametrize(
-    ("engine", "model", "revision", "slug"),
+    ("model", "revision", "slug"),
     [
-        ("vllm", "me/llava", None, "me--llava"),
-        ("transformers", "me/llava", "refs/pr/1", "me--llava@refs--pr--1"),
-        ("openai", "me/llava", None, None),
-        ("vllm", "models/my/llava", None, None),
-        ("transformers", "here/llava", None, None),
+        ("me/llava", None, "me--llava"),
+        ("me/llava", "refs/pr/1", "me--llava@refs--pr--1"),
+        ("models/my/llava", None, None),
+        ("here/llava", None, None),
     ],
 )
-def test_a_captioner_of_the_hub_has_a_note(engine, model, revision, slug, tmp_path, monkeypatch):
+def test_a_captioner_of_the_hub_has_a_note(model, revision, slug, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here" / "llava").mkdir(parents=True)
-    names = hub_names.hub_captioner({"engine": engine, "model": model, "revision": revision})
+    names = hub_names.hub_captioner({"model": model, "revision": revision})
     assert (names and hub_names.slug(names)) == slug
 
 

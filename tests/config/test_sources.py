@@ -1,5 +1,6 @@
 import pytest
 
+from latteclip.cli.commands import STAGES
 from latteclip.config import layers
 from latteclip.config import stage_params as code
 
@@ -70,6 +71,8 @@ def test_a_stage_has_its_sources_and_no_others(monkeypatch):
         ("train.objectives.losses", set(), {"train.finetune"}),
         ("captions.caption", {"captions.caption"}, {"captions.score_classes", "train.finetune"}),
         ("captions.text", {"captions.summarize_captions"}, {"captions.caption", "train.finetune"}),
+        ("labels.voters.caption", set(), {"labels.fuse_labels", "labels.score_unknown"}),
+        ("labels.voters.lmm", {"labels.score_unknown"}, {"labels.fuse_labels"}),
         ("captions.show", set(), {"captions.caption", "report.report_dataset"}),
         ("clip.clip_config", {"train.finetune", "evaluate.evaluate"}, {"evaluate.summarize"}),
         ("data.find_duplicates", {"data.find_duplicates"}, {"data.index_images"}),
@@ -84,6 +87,13 @@ def test_an_edit_is_one_of_the_stages_that_import_the_module(edited, rerun, spar
     """The sources of its stage are inputs of a rule: a dry run would find the same in seconds."""
     closures = {s: code.closure(f"latteclip.{s}") for s in rerun | spared}
     assert {s for s, found in closures.items() if f"latteclip.{edited}" in found} == rerun
+
+
+def test_no_stage_has_the_records_among_its_sources():
+    """A new objective, engine or voter would rerun every stage that imports them."""
+    for name, module in STAGES.items():
+        if "download" not in name:  # whose rules have no sources
+            assert "latteclip.config.methods" not in code.closure(module), module
 
 
 def test_sources_are_absolute_from_elsewhere(tmp_path, monkeypatch):

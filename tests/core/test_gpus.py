@@ -131,6 +131,32 @@ def test_a_gpu_is_one_whatever_it_is_called(machine, job, monkeypatch):
     assert of_all.sees == "GPU-0,GPU-2"
 
 
+@pytest.mark.parametrize(
+    ("visible", "is_mistaken"),
+    [
+        ("MIG-0a", False),  # what vLLM takes for GPU 0 is part of GPU 0
+        ("MIG-0b", True),
+        ("MIG-1a", True),
+        ("MIG-1b", False),
+        ("MIG-1c", True),  # there is no GPU 2
+        ("MIG-0a,MIG-1a", True),
+        ("0,1", False),
+        (None, False),
+    ],
+)
+def test_the_number_of_a_part_of_a_gpu_is_not_taken_for_that_of_a_gpu(
+    machine, monkeypatch, tmp_path, visible, is_mistaken
+):
+    parts = {"GPU-0": ["MIG-0a", "MIG-0b"], "GPU-1": ["MIG-1a", "MIG-1b", "MIG-1c"]}
+    nvidia_smi(tmp_path, parts)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    sentence = gpus.mistaken_part()
+    assert (sentence is not None) == is_mistaken
+    if sentence:
+        assert "captioner.engine" in sentence
+
+
 def test_more_gpus_than_there_are_is_one_sentence(machine, monkeypatch):
     machine(2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")

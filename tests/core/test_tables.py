@@ -70,3 +70,27 @@ def test_no_part_of_a_table_passes_for_the_whole(tmp_path):
         path.write_bytes(whole[:length])
         with pytest.raises(UserError, match=r"t\.parquet"):
             tables.read(path, SCHEMA)
+
+
+def test_a_flipped_bit_is_an_error_or_changes_nothing(tmp_path):
+    """One bit of each byte: of values, of the schema, of the metadata, of the checksums."""
+    path = tmp_path / "t.parquet"
+    rows = {"id": [f"image {n}" for n in range(40)], "size": [None, 1, 2, 3] * 10}
+    tables.write(path, rows, SCHEMA, {"classnames": ["cat", "dog"]})
+    whole, expected = path.read_bytes(), tables.read(path, SCHEMA)
+    told = 0
+    for place in range(len(whole)):
+        flipped = whole[place] ^ (1 << place % 8)
+        path.write_bytes(whole[:place] + bytes([flipped]) + whole[place + 1 :])
+        try:
+            assert tables.read(path, SCHEMA) == expected
+        except UserError as error:
+            assert "t.parquet" in str(error)
+            told += 1
+    assert told > len(whole) // 2
+
+
+def test_a_table_of_another_program_needs_no_checksum_of_the_footer(tmp_path):
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"id": ["a"], "size": [1]}), path)
+    assert tables.read(path, SCHEMA)[0].to_pydict() == {"id": ["a"], "size": [1]}

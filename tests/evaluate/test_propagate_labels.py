@@ -73,8 +73,7 @@ def scores_of(tests, classes, images, settings):
     """Scores [M, C] of test images."""
     tests, classes, images = tests.double(), classes.double(), images.double()
     scores, roots = reference(classes, images, settings)
-    if settings.normalise_test_links:
-        scores = roots[:, None] * scores
+    scores = roots[:, None] * scores
     return (dense_links(tests, classes, images, settings) @ scores).float()
 
 
@@ -102,12 +101,10 @@ def test_propagated_scores_equal_the_inverse(classes, images, alpha):
     torch.testing.assert_close(graph.propagate(slice(0, C)), wanted, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("n", "neighbours", "normalise"), [(N, K, True), (N, K, False), (3, 50, True), (1, 50, True)]
-)
-def test_scores_of_test_images_equal_the_loop(classes, tests, n, neighbours, normalise):
+@pytest.mark.parametrize(("n", "neighbours"), [(N, K), (3, 50), (1, 50)])
+def test_scores_of_test_images_equal_the_loop(classes, tests, n, neighbours):
     """Where there are fewer neighbours, all are taken."""
-    settings = changed(GRAPH, neighbours=neighbours, normalise_test_links=normalise)
+    settings = changed(GRAPH, neighbours=neighbours)
     images = unit_vectors(n, 1)
     graph = link(classes, images, settings)
     found = classified(tests, graph)

@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from latteclip.config.stage_params import candidacy
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import MIN_HELD_OUT
 from latteclip.evaluate import select_model as stage
-from latteclip.evaluate.results import Accuracy, Audit, CandidateComparison, read_selection
+from latteclip.evaluate.results import Accuracy, Audit, Comparison, read_selection
 from latteclip.evaluate.select_model import Candidate, HeldOutVotes, choose
 from latteclip.evaluate.train_predictions import MISSING
 
@@ -53,7 +54,7 @@ class Results:
             predictions = np.where(agree, np.arange(N), np.arange(N) + 1) % C
             self.write_predictions(files["train_predictions"], predictions)
             paths = {name: str(path) for name, path in files.items()}
-            self.runs.append(Candidate(method, 0, objective, **paths))
+            self.runs.append(Candidate(method, 0, **candidacy(objective), **paths))
         self.write_votes(votes)
 
     def write_predictions(self, path, predictions, classnames=CLASSNAMES, ids=IDS):
@@ -188,7 +189,7 @@ M = 150
 
 
 def candidate(method, seed=0, flags=()):
-    return Candidate(method, seed, method, flags)
+    return Candidate(method, seed, **candidacy(method), flags=flags)
 
 
 def candidates(*methods):
@@ -318,7 +319,7 @@ def audit(named, accuracies, decided=True):
     """An audit with these accuracies, in which every difference is decided or none is."""
     runs = [Accuracy(one.method, one.seed, accuracies[one.method], 0.0, 1.0) for one in named]
     comparisons = [
-        CandidateComparison(*one.run, *other.run, value, value - 0.1, value + 0.1, decided, None)
+        Comparison(*one.run, *other.run, value, value - 0.1, value + 0.1, decided, None)
         for i, one in enumerate(runs)
         for other in runs[:i]
         for value in [one.value - other.value]

@@ -6,8 +6,9 @@ import pandas as pd
 import pyarrow as pa
 
 from latteclip.core import tables
+from latteclip.core.flags import FLAGS
 from latteclip.evaluate import summarize
-from latteclip.evaluate.results import FLAGS, Accuracy, Audit, Comparison
+from latteclip.evaluate.results import Accuracy, Audit, Comparison
 from latteclip.evaluate.summary import summary
 
 

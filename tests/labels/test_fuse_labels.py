@@ -12,7 +12,6 @@ from latteclip.clip.encode import class_embeddings
 from latteclip.config.sections.clip import ClipSection
 from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import holdout, tables
-from latteclip.core.errors import UserError
 from latteclip.labels import fuse_labels as stage
 from latteclip.labels import fusion
 from latteclip.labels.adaptation import adapt, unbiased_votes
@@ -77,9 +76,7 @@ class Dataset(ZeroShotFiles):
         ]
         return *super().write(), captions, write_class_scores(scores, self.captioned, *lists)
 
-    def run(
-        self, *, captions=True, scores=False, settings=SETTINGS, answers=None, **image_encoders
-    ):
+    def run(self, *, scores=False, settings=SETTINGS, answers=None, **image_encoders):
         """The table written and its metadata."""
         *files, texts, class_scores = self.write()
         outputs = [self.path(name) for name in OUTPUTS]
@@ -87,8 +84,8 @@ class Dataset(ZeroShotFiles):
             *files,
             settings,
             *outputs,
-            image_captions_path=texts if captions else None,
-            class_scores_path=class_scores if scores else None,
+            voter="lmm" if scores else "caption",
+            voter_table_path=class_scores if scores else texts,
             answers_path=answers,
             **image_encoders,
             device="cpu",
@@ -216,7 +213,7 @@ def test_each_distinct_caption_is_encoded_once(dataset, monkeypatch):
 
 def test_class_scores_alone_vote_without_a_model(dataset, monkeypatch):
     monkeypatch.setattr(clips, "load", lambda *_: 1 / 0)
-    columns, metadata = dataset.run(captions=False, scores=True)
+    columns, metadata = dataset.run(scores=True)
     votes = class_score_votes(dataset.options, dataset.scores, C)
     assert_is_fusion(dataset, columns, metadata, votes)
     best = votes.probabilities(slice(None)).max(dim=1)
@@ -230,7 +227,7 @@ def test_class_scores_alone_vote_without_a_model(dataset, monkeypatch):
 def test_an_image_without_options_has_no_vote(dataset):
     dataset.options[:5] = -1
     dataset.options[5, 2:] = -1
-    columns, metadata = dataset.run(captions=False, scores=True)
+    columns, metadata = dataset.run(scores=True)
     assert columns["lmm_label"][:5] == dataset.adapted()[:5]
     assert columns["lmm_confidence"][:5] == [0] * 5
     assert columns["lmm_label"][5] in dataset.options[5, :2].tolist()
@@ -246,12 +243,6 @@ def test_an_image_without_options_has_no_vote(dataset):
     torch.testing.assert_close(torch.tensor(table["vote"].to_pylist()), wanted)
     assert (described["votes"], described["corroborated"]) == ("class scores", True)
     assert described["leaked"] is False
-
-
-def test_without_captions_and_scores_there_is_no_vote(dataset):
-    with pytest.raises(UserError, match="--image-captions"):
-        dataset.run(captions=False)
-    assert not any((dataset.folder / name).exists() for name in OUTPUTS)
 
 
 # --- files ---------------------------------------------------------------------------------------

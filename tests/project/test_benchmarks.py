@@ -1,5 +1,9 @@
+import re
+import sys
+
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import pytest
 from support.tiny import ROOT, benchmark
 
 
@@ -40,3 +44,15 @@ def test_the_page_on_scale_has_the_rows_that_were_measured_and_computed():
     assert rows
     for row in rows:
         assert row in page
+
+
+def test_host_memory_is_measured_of_all_processes(tmp_path, capsys, monkeypatch):
+    memory = benchmark("host_memory")
+    arguments = ["--workers", "2", "--images", "12", "--batch-size", "4", "--megapixels", "0.1"]
+    monkeypatch.setattr(sys, "argv", ["host_memory.py", *arguments, "timm:test_vit"])
+    memory.main()
+    [line] = capsys.readouterr().out.splitlines()
+    before, peak, loading = (float(n.replace(",", "")) for n in re.findall(r" ([\d,]+),", line)[:3])
+    assert peak == pytest.approx(before + loading, abs=2)
+    assert before > 0
+    assert 0 < loading < 4000

@@ -9,7 +9,6 @@ from support.commands import python
 from latteclip.captions import requests
 from latteclip.captions.pictures import Layout, data_url, lay_out
 from latteclip.captions.requests import Request
-from latteclip.config.sections.captioner import CaptionerSection
 
 PROMPT = "What is it?"
 # Of all four, besides each as it is: as squares, as a canvas, as several images.
@@ -33,7 +32,7 @@ def answers(settings, paths):
 def answers_of(captioner, settings, paths):
     """The same of a captioner that has started."""
     shown = pictures(paths)
-    if not requests.loads_model(settings):
+    if not settings.loads_model:
         shown = [list(map(data_url, each)) for each in shown]
     found = captioner.answer(Request(key, each, PROMPT) for key, each in enumerate(shown))
     by_key = {request.key: answer for request, answer in found}
@@ -72,7 +71,7 @@ def _by_one_engine_after_the_other(models, paths):
     from vllm.distributed import cleanup_dist_env_and_memory
 
     for values in models:
-        settings = CaptionerSection(**values)
+        settings = requests.CaptionerSettings(**values)
         captioner = requests.start(settings, 1, len(SIZES))
         yield answers_of(captioner, settings, paths), read_by_vllm(captioner, paths)
         del captioner

@@ -8,12 +8,12 @@ from support.sections import changed
 from support.tiny import write_index, write_pictures, write_pseudo_labels
 
 from latteclip.captions import caption, requests
-from latteclip.captions.requests import Response
-from latteclip.config.sections.captioner import CaptionerSection
+from latteclip.captions.requests import CaptionerSettings, Response
+from latteclip.config.methods import ENGINES
 from latteclip.config.sections.groups import GroupsSection
 from latteclip.core import tables
 
-SETTINGS = CaptionerSection(
+SETTINGS = CaptionerSettings(
     engine="transformers",
     model="some/model",
     revision="abc",
@@ -28,6 +28,12 @@ GROUPS = GroupsSection(seed=4, canvas=64, gap=4)
 CLASSNAMES = ["red dots", "lines"]
 LABELS = [1, 0, 1, 1, 1, 0, 1]
 TEXTS = ["Red  dots on cloth.", "red dots on cloth.", *["A grid"] * 2, "Outlines, reddots", "", ""]
+
+
+def of_engine(name):
+    """Settings that name an engine, with what stages ask of it."""
+    engine = ENGINES[name]
+    return {"engine": name, "loads_model": engine.loads_model, "reads_file": engine.reads_file}
 
 
 def mean_colour(picture):
@@ -100,6 +106,8 @@ class Dataset:
         self.images = write_index(path, files, splits, [0] * len(files), self.classnames)
 
     def job(self, *, store=True, output=None, shard="1/1", **changes):
+        if "engine" in changes:
+            changes |= of_engine(changes["engine"])
         return {
             "captioner": changed(SETTINGS, **changes),
             "output": str(output or self.output),

@@ -10,7 +10,7 @@ from support.tiny import write_captions, write_index, write_pictures, write_pseu
 
 from latteclip.core import tables
 from latteclip.evaluate import metrics
-from latteclip.report.runs import RunFiles
+from latteclip.report.runs import RunTables
 
 HOSTILE = "<script>alert('class')</script>"
 HOSTILE_FILE = '"><img src=x onerror=alert(1)>.png'
@@ -82,7 +82,7 @@ class Results:
         c = len(self.classnames)
         ranked = np.stack([(after[test] + k) % c for k in range(5)], axis=1)
         scores = np.sort(self.rng.random(ranked.shape))[:, ::-1]
-        run = RunFiles(
+        run = RunTables(
             method,
             seed,
             str(folder / "metrics.json"),

@@ -58,7 +58,7 @@ class Taken(ZeroShotFiles):
             "fused_label": self.fused,
             "fused_confidence": self.confidence,
         }
-        metadata = {"model": "m", "votes": "captions"}
+        metadata = {"model": "m", "voter": "caption", "votes": "captions"}
         tables.write(self.path("fused_labels.parquet"), columns, tables.FUSED_LABELS, metadata)
         captions = [f'a "{row}",\nand more' for row in range(n)]
         write_captions(self.folder / "captions" / "images.parquet", self.ids, captions)

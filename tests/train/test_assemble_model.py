@@ -49,7 +49,7 @@ def test_image_models_beside_clip_stand_in_the_folder_and_predict(tmp_path, demo
     shutil.rmtree(tmp_path / "encoder")
     files = write_pictures(tmp_path / "pictures", 5)
     (tmp_path / "pictures" / "6.png").write_bytes(b"no image")
-    found = predict.Classifier(tmp_path / "model", device="cpu", threads=1, batch_size=2)
+    found = predict.Predictor(tmp_path / "model", device="cpu", threads=1, batch_size=2)
     [*predictions] = found([*files[:3], tmp_path / "pictures" / "6.png", *files[3:]], topk=2)
     network, encoder = (
         network_of(tmp_path / "model" / "image_encoders" / "0"),
@@ -73,7 +73,7 @@ def test_image_models_beside_clip_stand_in_the_folder_and_predict(tmp_path, demo
     card = (tmp_path / "out" / "README.md").read_text()
     assert "image_encoders/" in card
     assert "latteclip.deploy.predict" in card.partition("```")[2]
-    again = predict.Classifier(tmp_path / "out", device="cpu", threads=1)(files, topk=2)
+    again = predict.Predictor(tmp_path / "out", device="cpu", threads=1)(files, topk=2)
     assert [one.topk_labels for one in again] == [one.topk_labels for one in predictions]
     for form in ("onnx", "transformers"):
         with pytest.raises(UserError, match=f"--format {form}"):
@@ -81,4 +81,4 @@ def test_image_models_beside_clip_stand_in_the_folder_and_predict(tmp_path, demo
     shutil.rmtree(tmp_path / "out" / "image_encoders")
     (tmp_path / "out" / "SHA256SUMS").unlink()
     with pytest.raises(UserError, match="image_encoders"):
-        predict.Classifier(tmp_path / "out", device="cpu")
+        predict.Predictor(tmp_path / "out", device="cpu")

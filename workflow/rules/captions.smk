@@ -37,7 +37,7 @@ rule caption_images:
         runtime=minutes("caption_images", lambda c, shards="1": 1 / int(shards)),
     params:
         captioner_files=given(stage_params.local_captioner),
-        captioner=given_json(Configuration.section, name="captioner"),
+        captioner=given_json(stage_params.captioner),
         prompt=given(lambda c, dataset: c.section("prompts", dataset)["image"]),
         pseudo_labels=options("pseudo_labels"),
         # No output: Snakemake removes those before a job, and these are to outlive it.
@@ -90,7 +90,7 @@ rule caption_groups:
         runtime=minutes("caption_groups", lambda c, shards="1": 1 / int(shards)),
     params:
         captioner_files=given(stage_params.local_captioner),
-        captioner=given_json(Configuration.section, name="captioner"),
+        captioner=given_json(stage_params.captioner),
         groups=given_json(Configuration.section, name="groups"),
         prompt=given(lambda c, dataset: c.section("prompts", dataset)["group"]),
         store=given(stage_params.answer_store, kind="groups"),
@@ -144,7 +144,7 @@ rule score_classes:
         runtime=minutes("score_classes", job_resources.questions_per_image),
     params:
         captioner_files=given(stage_params.local_captioner),
-        captioner=given_json(Configuration.section, name="captioner"),
+        captioner=given_json(stage_params.captioner),
         scores=given_json(Configuration.section, name="scores"),
         prompt=given(stage_params.scores_prompt),
         store=given(stage_params.answer_store, kind="scores"),

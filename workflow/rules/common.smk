@@ -11,7 +11,7 @@ if IS_CLONE:
 
 from latteclip.cli.rule_functions import RuleFunctions, file_names, one_of, options
 from latteclip.config import job_resources, stage_params
-from latteclip.config.configuration import HEADS, Configuration
+from latteclip.config.configuration import Configuration
 from latteclip.config.stage_params import LEFT_OUT, MODEL_NOTE
 
 functions = RuleFunctions(workflow, config)

@@ -19,7 +19,7 @@ rule evaluate:
     benchmark:
         "results/{dataset}/{method}/seed{seed}/benchmarks/evaluate.jsonl"
     wildcard_constraints:
-        method=one_of(filter(configuration.is_tuned, configuration.config["methods"])),
+        method=methods_with(lambda objective: objective.trains or objective.averages),
     priority: EARLY
     conda:
         "../../envs/latteclip.yaml"
@@ -60,7 +60,7 @@ rule evaluate_classifier:
     benchmark:
         "results/{dataset}/{method}/seed{seed}/benchmarks/evaluate_classifier.jsonl"
     wildcard_constraints:
-        method=methods_with("zero_shot", *HEADS),
+        method=methods_with(lambda objective: objective.classifier),
     conda:
         "../../envs/latteclip.yaml"
     resources:
@@ -92,7 +92,7 @@ rule propagate_labels:
     benchmark:
         "results/{dataset}/{method}/seed{seed}/benchmarks/propagate_labels.jsonl"
     wildcard_constraints:
-        method=methods_with("label_propagation"),
+        method=methods_with(lambda objective: objective.reads_graph),
     conda:
         "../../envs/latteclip.yaml"
     threads: threads_of("evaluate")
@@ -142,7 +142,7 @@ rule select_model:
         train_predictions=given_each(stage_params.candidates, "train_predictions"),
         models=given_each(stage_params.candidates, "model"),
         votes=given_if(
-            lambda c, dataset: c.scores_classes(dataset)
+            lambda c, dataset: not c.votes_by(dataset).needs_captions
             or "image" in c.caption_kinds(dataset),
             "results/{dataset}/votes.parquet",
         ),

@@ -69,14 +69,12 @@ rule fuse_labels:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        image_captions=given_if(
-            lambda c, dataset: not c.scores_classes(dataset), CAPTIONS, kind="image"
-        ),
-        class_scores=given_if(Configuration.scores_classes, CLASS_SCORES),
+        voter_table=given(stage_params.voter_table),
         answers=unstored(given(stage_params.teaching_answers)),
         image_encoders=given(stage_params.image_features),
         clip_model=given(stage_params.hub_model, section="clip"),
         code=sources("latteclip.labels.fuse_labels"),
+        voter_code=unstored(given(stage_params.voter_code)),
     output:
         **ENCODERS_CLASSIFIER,
         labels="results/{dataset}/fused_labels.parquet",
@@ -97,7 +95,8 @@ rule fuse_labels:
     params:
         clip_files=given(stage_params.local_clip),
         settings=given_json(stage_params.fuse_labels),
-        votes=options("image_captions", "class_scores", "answers"),
+        voter=given(Configuration.voter),
+        answers=options("answers"),
         image_encoders=options("image_encoders"),
         encoders_prototypes=lambda wildcards, output: " ".join(
             f"--{name.replace('_', '-')} {output[name]}"
@@ -106,6 +105,7 @@ rule fuse_labels:
     shell:
         "latteclip fuse-labels --images {input.images}"
         " --pseudo-labels {input.pseudo_labels} --class-embeddings {input.class_embeddings}"
-        " {params.votes} {params.image_encoders} {params.encoders_prototypes} --settings {params.settings:q}"
+        " --voter {params.voter} --voter-table {input.voter_table} {params.answers}"
+        " {params.image_encoders} {params.encoders_prototypes} --settings {params.settings:q}"
         " --output {output.labels}"
         " --prototypes {output.prototypes} --votes {output.votes} --threads {threads} --log {log}"

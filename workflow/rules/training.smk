@@ -15,7 +15,7 @@ rule assemble_model:
     benchmark:
         "results/{dataset}/{method}/seed{seed}/benchmarks/assemble_model.jsonl"
     wildcard_constraints:
-        method=methods_with("zero_shot", *HEADS),
+        method=methods_with(lambda objective: objective.classifier),
     conda:
         "../../envs/latteclip.yaml"
     resources:
@@ -30,7 +30,7 @@ rule assemble_model:
         " --output {output} --log {log}"
 
 
-trained = list(filter(configuration.is_trained, configuration.config["methods"]))
+TRAINED = methods_with(lambda objective: objective.trains)
 TRAINING_FILES = (
     *("images", "pseudo_labels", "image_captions", "group_captions", "fused_labels"),
     *("adapted", "image_prototypes"),
@@ -56,7 +56,7 @@ rule find_learning_rate:
     benchmark:
         "results/{dataset}/{method}/benchmarks/find_learning_rate.jsonl"
     wildcard_constraints:
-        method=one_of(trained),
+        method=TRAINED,
     priority: EARLY
     conda:
         "../../envs/latteclip.yaml"
@@ -101,7 +101,7 @@ rule finetune:
     benchmark:
         "results/{dataset}/{method}/seed{seed}/benchmarks/finetune.jsonl"
     wildcard_constraints:
-        method=one_of(trained),
+        method=TRAINED,
     priority: EARLY
     conda:
         "../../envs/latteclip.yaml"
@@ -142,7 +142,7 @@ rule average_weights:
     benchmark:
         "results/{dataset}/{method}/seed{seed}/benchmarks/average_weights.jsonl"
     wildcard_constraints:
-        method=methods_with("average_weights"),
+        method=methods_with(lambda objective: objective.averages),
     priority: EARLY
     conda:
         "../../envs/latteclip.yaml"

@@ -8,10 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from latteclip.captions.requests import FILE, Response
+from latteclip.captions.requests import Response
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
 
+NAME = "file"  # in place of an engine's, beside its answers
 TEXT: dict[str, Any] = {"dtype": str, "keep_default_na": False}
 READERS: dict[str, Callable[[str], pd.DataFrame]] = {
     ".parquet": pd.read_parquet,
@@ -26,7 +27,7 @@ def read_captions(path: str | None, key: str) -> Mapping[str, Response]:
     captions = {}
     for image_id, caption in _rows(path, key, ["image_id", "caption"]):
         words = [] if pd.isna(caption) else str(caption).split()
-        captions[image_id] = Response(" ".join(words), "stop", None, engine=FILE)
+        captions[image_id] = Response(" ".join(words), "stop", None, engine=NAME)
     return captions
 
 

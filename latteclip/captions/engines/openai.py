@@ -11,13 +11,13 @@ import numpy as np
 import openai
 
 from latteclip.captions.requests import (
+    CaptionerSettings,
     ChoiceScores,
     Request,
     Response,
     failed,
     messages,
 )
-from latteclip.config.sections.captioner import CaptionerSection
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import KEY, URL, one_line
 
@@ -25,6 +25,11 @@ REFUSED = {*range(300, 400), 401, 403, 404}  # no request will fare better
 TOP_LOGPROBS = 20  # tokens that a server names at most
 # Raised where a reply, as the SDK parsed it, lacks what it must have.
 UNUSABLE = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
+def make(settings: CaptionerSettings, *_: object) -> "OpenaiEngine":
+    """Connect to the server."""
+    return OpenaiEngine(settings)
 
 
 class OpenaiEngine:
@@ -36,7 +41,7 @@ class OpenaiEngine:
 
     version = "openai server"
 
-    def __init__(self, settings: CaptionerSection, *_: object) -> None:
+    def __init__(self, settings: CaptionerSettings, *_: object) -> None:
         url = os.environ.get(URL)
         if not url:
             raise UserError(f"Engine openai needs a server: export {URL}=http://host:8000/v1.")
@@ -76,6 +81,8 @@ class OpenaiEngine:
         try:
             if request.choices is None:
                 return self._caption(request)
+            if not request.choices.by_letters:
+                return failed("a server has no likelihoods; set scores.kind to multiple_choice")
             return self._score(request, request.choices.prompts, request.choices.texts)
         except openai.APIStatusError as error:
             if error.status_code in REFUSED:

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from latteclip.captions.requests import ChoiceScores, Request, Response, messages
-from latteclip.config.sections.captioner import CaptionerSection
+from latteclip.captions.requests import CaptionerSettings, ChoiceScores, Request, Response, messages
 from latteclip.core.errors import UserError
 
 
-def load(settings: CaptionerSection) -> Any:
+def load(settings: CaptionerSettings) -> Any:
     """Return the model's processor, which pads on the left and takes pictures and conversations."""
     import transformers
 

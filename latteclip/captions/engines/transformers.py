@@ -11,8 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from latteclip.captions.engines import processors
 from latteclip.captions.engines.processors import SplitTokens, Tokens
-from latteclip.captions.requests import Choices, ChoiceScores, Request, Response
-from latteclip.config.sections.captioner import CaptionerSection
+from latteclip.captions.requests import CaptionerSettings, Choices, ChoiceScores, Request, Response
 from latteclip.core import devices
 from latteclip.core.errors import UserError
 
@@ -20,10 +19,15 @@ log = logging.getLogger(__name__)
 AT_ONCE = 16  # requests in a batch at most: at LLaVA-1.6's 2,400 tokens each they cache 5 GiB
 
 
+def make(settings: CaptionerSettings, threads: int, *_: object) -> "TransformersEngine":
+    """Load the model."""
+    return TransformersEngine(settings, threads)
+
+
 class TransformersEngine:
     """Answers in batches, each padded to its longest prompt."""
 
-    def __init__(self, settings: CaptionerSection, threads: int = 1, *_: object) -> None:
+    def __init__(self, settings: CaptionerSettings, threads: int = 1, *_: object) -> None:
         if settings.quantization is not None:
             raise UserError(
                 "captioner.quantization is vLLM's; with engine transformers set it to null."

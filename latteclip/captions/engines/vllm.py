@@ -1,7 +1,10 @@
 """vLLM's offline engine, and explanations of its failures.
 
-The prompts of a request share the picture and all tokens that they begin with (prefix caching). So
-likelihoods are those of next tokens: vLLM caches no prefix for log-probabilities of a prompt.
+The prompts of a request share the picture and all tokens that they begin with (prefix caching).
+Likelihoods are those of next tokens, which both model runners of vLLM give beside a cached prefix.
+For log-probabilities of a prompt vLLM reads no cached prefix unless `skip_reading_prefix_cache` is
+False. Then it returns none where the cached blocks reach beyond `prompt_logprob_start`, as those of
+classes that begin alike do, and it takes `prompt_logprob_token_ids` by its runner V2 alone.
 """
 
 import contextlib
@@ -25,8 +28,7 @@ from PIL import Image
 
 from latteclip.captions.engines import processors
 from latteclip.captions.engines.processors import SplitTokens, Tokens
-from latteclip.captions.requests import ChoiceScores, Request, Response, failed
-from latteclip.config.sections.captioner import CaptionerSection
+from latteclip.captions.requests import CaptionerSettings, ChoiceScores, Request, Response, failed
 from latteclip.core import gpus
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
@@ -48,6 +50,7 @@ DEFAULTS_OF_CPU = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # other jobs use the same cores
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # starts twice as fast
 }
+CACHE = "VLLM_CACHE_ROOT"
 GRACE = 5.0  # seconds to wait for the end of an engine's output
 LINES = 400  # of the output that are remembered: several tracebacks
 # Before a line of the log of an engine's process: its name, then level, time and place.
@@ -101,6 +104,16 @@ def _is_for_cpu() -> bool:
     return bool(current_platform.is_cpu())
 
 
+def _separate_cache() -> None:
+    """Give the engines of each GPU a cache of their own, unless the user names one.
+
+    vLLM writes the index of its compiled code in place, where another engine may read half of it.
+    """
+    if claimed := os.environ.get(gpus.CLAIMED):
+        root = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        os.environ.setdefault(CACHE, str(root / "vllm-latteclip" / claimed.replace("/", "-")))
+
+
 @dataclass
 class _Asked:
     """A request inside vLLM: one prompt, or several of which the scores are read."""
@@ -111,18 +124,21 @@ class _Asked:
     outputs: dict[str, Any] = field(default_factory=dict)  # by number
 
 
+def make(settings: CaptionerSettings, threads: int, pictures: int, scoring: bool) -> "VllmEngine":
+    """Start vLLM."""
+    return VllmEngine(settings, threads, pictures, scoring)
+
+
 class VllmEngine:
     """Keeps vLLM's scheduler full: each finished prompt makes room for the next one."""
 
     def __init__(
-        self, settings: CaptionerSection, threads: int, pictures: int, scoring: bool = False
+        self, settings: CaptionerSettings, threads: int, pictures: int, scoring: bool = False
     ) -> None:
         gpus.claim(settings.tensor_parallel_size)
-        if os.environ.get(gpus.VISIBLE, "").startswith("MIG"):
-            log.warning(
-                "vLLM may take the number of a part of a GPU (MIG) for that of a GPU; if it fails, "
-                "set captioner.engine to transformers."
-            )
+        if sentence := gpus.mistaken_part():
+            raise UserError(sentence)
+        _separate_cache()
         on_cpu = _is_for_cpu()
         if on_cpu:
             torch.set_num_threads(threads)

@@ -15,6 +15,3 @@ class GraphSection(Section):
     alpha: Annotated[float, Field(gt=0, lt=1)] = key(
         0.3, "share of a score that comes from neighbours"
     )
-    normalise_test_links: bool = key(
-        True, "off: links of test images are plain, as in the authors' code"
-    )

@@ -10,10 +10,8 @@ class TrainingSection(Section):
     """The objective of a training, its labels, and the classifier that it starts from and gives."""
 
     objective: Line = optional_key("what is optimised, if anything", default="zero_shot")
-    pseudo_labels: Literal["zero_shot", "zero_shot_adapted", "caption", "lmm", "fused"] = (
-        optional_key(
-            "the training labels; all but zero_shot are not in the paper", default="zero_shot"
-        )
+    pseudo_labels: Line = optional_key(
+        "the training labels; all but zero_shot are not in the paper", default="zero_shot"
     )
     prototypes: Literal["text", "image"] = optional_key(
         "prototypes at the start; image is not in the paper", default="text"

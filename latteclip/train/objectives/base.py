@@ -135,5 +135,5 @@ def make_objective(
     name: str, texts: TrainingTexts, switches: Mapping[str, Any], seed: int
 ) -> Objective:
     """Return what `make` of an objective's module returns: its edit reruns only its trainings."""
-    module = importlib.import_module(f"{__package__}.{name.removesuffix('_supervised')}")
+    module = importlib.import_module(f"{__package__}.{name}")
     return module.make(texts, switches, seed)  # type: ignore[no-any-return]

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from support.commands import PROMPT, SETTINGS, N, command, python, read, scores_of
+from support.nvidia import nvidia_smi
 from support.sections import changed
 
 from latteclip.captions import caption
@@ -50,6 +51,17 @@ if __name__ == "__main__":
     for kind in ("likelihood", "multiple_choice"):
         asked = [request(kind, number, path) for number, path in enumerate(files)]
         found[kind] = [dataclasses.astuple(scores) for scores in scores_of(engine, asked)]
+    cached = found["cached"] = []
+    answer_of = engine._answer
+
+    def answer(asked):
+        cached.append([asked.outputs[number].num_cached_tokens for number in asked.numbers])
+        return answer_of(asked)
+
+    engine._answer = answer
+    longer = [request("likelihood", number, path) for number, path in enumerate(files[:3])]
+    scores_of(engine, [dataclasses.replace(each, prompt="word " * 60) for each in longer])
+    engine._answer = answer_of
     long = "word " * 400
     letters = Choices("multiple_choice", ("A", "B"), (PROMPT, long))
     found["refused"] = [
@@ -85,6 +97,17 @@ def test_vllm_scores_as_transformers_does(by_vllm, requests, kind):
         assert one.first == tuple(first)
         for row, values in zip(one.log_probabilities, rows, strict=True):
             assert values == pytest.approx(row, abs=1e-3)  # 2e-5 was the largest difference
+
+
+@pytest.mark.slow
+def test_the_choices_of_a_likelihood_read_the_picture_once(by_vllm):
+    """Also those that vLLM works on at once. A block of its cache has 128 tokens on a CPU."""
+    cached = json.loads((by_vllm[1] / "scores.json").read_text())["cached"]
+    assert len(cached) == 3
+    for first, *others in cached:
+        assert first == 0
+        assert len(others) > 3
+        assert set(others) == {128}
 
 
 @pytest.mark.slow
@@ -133,15 +156,21 @@ def test_what_vllm_answered_before_a_signal_is_not_asked_again(index, answers, t
 # --- without an engine ---------------------------------------------------------------------------
 
 
-def test_a_gpu_without_a_compiler_is_refused_before_vllm_is_imported(monkeypatch, caplog):
-    """And a part of a GPU is named, which vLLM may not find."""
+def test_a_gpu_without_a_compiler_is_refused_before_vllm_is_imported(monkeypatch):
     monkeypatch.setattr(gpus, "claim", lambda _: None)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-4a")
     monkeypatch.setattr(vllm, "_is_for_cpu", lambda: False)
     monkeypatch.setattr(gpus, "missing_compiler", lambda: "apt install gcc")
     with pytest.raises(UserError, match="apt install gcc"):
         vllm.VllmEngine(SETTINGS, 1, 1)
-    assert "captioner.engine" in caplog.text
+
+
+def test_a_part_of_a_gpu_that_vllm_would_mistake_is_refused(monkeypatch, tmp_path):
+    nvidia_smi(tmp_path, {"GPU-0": ["MIG-4a", "MIG-4b"]})
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-4b")
+    monkeypatch.setenv("LATTECLIP_GPUS", "MIG-4b")  # claimed already
+    with pytest.raises(UserError, match=r"MIG-4b.*captioner\.engine"):
+        vllm.VllmEngine(SETTINGS, 1, 1)
 
 
 def test_likelihoods_are_those_of_next_tokens_which_choices_share(monkeypatch):
@@ -268,14 +297,14 @@ class Started(Exception):
     pass
 
 def started(**options):
-    names = "VLLM_WORKER_MULTIPROC_METHOD", "LATTECLIP_GPUS"
+    names = "VLLM_WORKER_MULTIPROC_METHOD", "LATTECLIP_GPUS", "VLLM_CACHE_ROOT"
     found = [*map(os.environ.get, names), options["limit_mm_per_prompt"], called]
     raise Started(json.dumps(found))
 
 sys.modules["vllm.entrypoints.llm"] = types.SimpleNamespace(LLM=started)
 from latteclip.captions import requests
 
-settings = requests.CaptionerSection(**json.loads(sys.argv[1]))
+settings = requests.CaptionerSettings(**json.loads(sys.argv[1]))
 requests.special_tokens(settings.model, settings.revision)
 try:
     requests.start(settings, 1, 4)
@@ -289,10 +318,12 @@ def test_workers_are_spawned_from_a_process_that_has_not_touched_cuda(tmp_path, 
     answers = f"case $* in *list-gpus*) {of_card};; *driver_version*) {version};; esac"
     (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{answers}\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
-    for name in ("VLLM_WORKER_MULTIPROC_METHOD", "CUDA_VISIBLE_DEVICES", "LATTECLIP_GPUS"):
+    names = "VLLM_WORKER_MULTIPROC_METHOD", "CUDA_VISIBLE_DEVICES", "VLLM_CACHE_ROOT"
+    for name in (*names, "LATTECLIP_GPUS", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    run = python(START, json.dumps(VLLM.model_dump()), PATH=path)
+    settings = VLLM.model_dump_json()
+    run = python(START, settings, PATH=path, XDG_CACHE_HOME=str(tmp_path))
     found = json.loads(run.stdout.splitlines()[-1])
-    assert found == ["spawn", "GPU-1", {"image": 4, "video": 0, "audio": 0}, []]
+    cache = str(tmp_path / "vllm-latteclip" / "GPU-1")  # of the engines of this GPU alone
+    assert found == ["spawn", "GPU-1", cache, {"image": 4, "video": 0, "audio": 0}, []]

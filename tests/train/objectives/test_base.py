@@ -11,7 +11,7 @@ from latteclip.train.objectives.latteclip import LatteClip
 
 def test_each_name_makes_its_objective_and_an_unknown_switch_is_refused():
     case = Case(5, 7, 11)
-    for name, kind in {"flyp": Flyp, "flyp_supervised": Flyp, "latteclip": LatteClip}.items():
+    for name, kind in {"flyp": Flyp, "latteclip": LatteClip}.items():
         assert type(make_objective(name, case.texts, {}, 3)) is kind
     with pytest.raises(UserError, match=r"switches\.alhpa"):
         make_objective("latteclip", case.texts, {"alhpa": 0.1}, 3)

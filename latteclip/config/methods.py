@@ -1,0 +1,139 @@
+"""What exists in kinds: objectives, engines and voters, and what the program asks of each.
+
+The configuration and the commands read these records. Stages do not import them, or each new
+record would rerun every stage. A stage gets what it needs as a parameter, and finds the module of
+an objective, an engine or a voter by its name.
+"""
+
+from dataclasses import dataclass
+
+CLASS_EMBEDDINGS = "class_embeddings.safetensors"  # zero-shot classifier
+ADAPTED = "classifiers/adapted.safetensors"  # the same adapted to the images
+
+
+@dataclass(frozen=True)
+class VoterRecord:
+    """A source of votes for the classes of training images, from which labels are fused."""
+
+    title: str
+    table: str  # file below results/<dataset> with what the votes are made of
+    needs_captions: bool = False  # whether that file has the captions of images
+    needs_scores: bool = False  # whether it has the captioner's scores of classes
+
+
+# Each has a module latteclip/labels/voters/<name>.py, is a value of `pseudo_labels` and of `votes`,
+# and writes the columns <name>_label and <name>_confidence of FUSED_LABELS.
+VOTERS = {
+    "caption": VoterRecord("caption", "captions/images.parquet", needs_captions=True),
+    "lmm": VoterRecord("LMM", "class_scores.parquet", needs_scores=True),
+}
+# Training labels that fuse_labels writes, and all training labels that a method may have.
+FUSED = (*VOTERS, "fused")
+PSEUDO_LABELS = ("zero_shot", "zero_shot_adapted", *FUSED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveRecord:
+    """What a method optimises, if anything.
+
+    A method trains (`module`), or has a classifier that is not trained (`classifier`), or averages
+    the trainings of another method (`averages`). A method with none of the three has no model.
+    """
+
+    module: str | None = None  # in latteclip/train/objectives; one training for each seed
+    classifier: str | None = None  # file below results/<dataset>
+    averages: bool = False
+    pseudo_labels: tuple[str, ...] = ()  # kinds of pseudo-labels that it takes
+    is_supervised: bool = False  # whether it trains on the true labels
+    in_paper: bool = False
+    captions: tuple[str, ...] = ()  # kinds of captions that it trains on, unless switched off
+    switches: tuple[tuple[str, ...], ...] = ()  # of each group one must be on
+    has_prototypes: bool = False  # whether its training may start from image prototypes
+    has_text_classifier: bool = False  # only such a classifier can be averaged
+    reads_encoders: bool = False  # whether it classifies by image encoders beside CLIP
+    reads_graph: bool = False  # whether it spreads labels over a graph of the images
+    is_default: bool = False  # whether its model is taken where nothing votes
+
+    @property
+    def trains(self) -> bool:
+        return self.module is not None
+
+    @property
+    def has_model(self) -> bool:
+        return self.trains or self.averages or self.classifier is not None
+
+    @property
+    def learns_classifier(self) -> bool:
+        """Whether its classifier is learned from the images, without a training of CLIP."""
+        return self.classifier not in (None, CLASS_EMBEDDINGS)
+
+    @property
+    def can_be_chosen(self) -> bool:
+        return self.has_model and not self.is_supervised
+
+
+# Of two methods without training that are equally good, select_model takes the one whose objective
+# comes first here.
+OBJECTIVES = {
+    "zero_shot": ObjectiveRecord(classifier=CLASS_EMBEDDINGS, in_paper=True),
+    "zero_shot_adapted": ObjectiveRecord(classifier=ADAPTED, is_default=True),
+    "label_propagation": ObjectiveRecord(reads_graph=True, in_paper=True),
+    "image_prototypes": ObjectiveRecord(
+        classifier="classifiers/image_prototypes.safetensors",
+        pseudo_labels=("zero_shot", "zero_shot_adapted", "fused"),
+    ),
+    "image_prototypes_encoders": ObjectiveRecord(
+        classifier="classifiers/image_prototypes_encoders.safetensors",
+        pseudo_labels=("fused",),
+        reads_encoders=True,
+    ),
+    "flyp": ObjectiveRecord(
+        module="flyp", pseudo_labels=PSEUDO_LABELS, in_paper=True, has_text_classifier=True
+    ),
+    "flyp_supervised": ObjectiveRecord(module="flyp", is_supervised=True, has_text_classifier=True),
+    "latteclip": ObjectiveRecord(
+        module="latteclip",
+        pseudo_labels=PSEUDO_LABELS,
+        in_paper=True,
+        captions=("image", "group"),
+        switches=(
+            ("class_description", "image_description", "group_description"),
+            ("zero_shot_loss", "finetuned_loss"),
+        ),
+        has_prototypes=True,
+    ),
+    "average_weights": ObjectiveRecord(averages=True),
+}
+PAPER = "latteclip"  # the paper's own objective
+
+# Methods of config.yaml that run by default: on images in the user's own folder, and on other
+# datasets. Where there are image encoders beside CLIP, ENCODERS follows image_prototypes.
+FOLDER_METHODS = ("zero_shot", "zero_shot_adapted", "image_prototypes", "recommended")
+BENCHMARK_METHODS = (*FOLDER_METHODS[:3], "latteclip", "recommended")
+ENCODERS = "image_prototypes_encoders"
+
+
+def complexity(objective: str) -> int | None:
+    """Return the place of an objective among those without training; None: it trains."""
+    untrained = [name for name, record in OBJECTIVES.items() if record.classifier]
+    return untrained.index(objective) if objective in untrained else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRecord:
+    """What writes captions and scores classes."""
+
+    loads_model: bool = False  # whether it loads the model itself, on a GPU if there is one
+    has_likelihoods: bool = False  # whether it scores a text that the model did not write
+    asks_server: bool = False  # whether it sends pictures to a server at OPENAI_BASE_URL
+    reads_file: bool = False  # whether captions and scores come from the user's files
+    reserves_memory: bool = False  # whether captioner.gpu_memory_utilization says what it takes
+
+
+# Each has a module latteclip/captions/engines/<name>.py.
+ENGINES = {
+    "vllm": EngineRecord(loads_model=True, has_likelihoods=True, reserves_memory=True),
+    "openai": EngineRecord(asks_server=True),
+    "transformers": EngineRecord(loads_model=True, has_likelihoods=True),
+    "file": EngineRecord(reads_file=True, has_likelihoods=True),
+}

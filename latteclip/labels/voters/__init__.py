@@ -1,0 +1,1 @@
+"""Sources of votes for the classes of training images."""
