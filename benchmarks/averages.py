@@ -20,6 +20,7 @@ from latteclip.clip.encode import class_embeddings, encode_files
 from latteclip.clip.finetuned import load
 from latteclip.core import tables
 from latteclip.core.holdout import Fold, left_out
+from latteclip.core.metadata import IndexMetadata
 from latteclip.labels.fusion import fuse
 from latteclip.labels.label_sources import ClipFeatures, label_votes
 
@@ -57,8 +58,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
 
-    images, described = tables.read(args.results / "images.parquet", tables.IMAGES)
-    names = described["classnames"]
+    index = args.results / "images.parquet"
+    images = tables.read(index, tables.IMAGES)
+    names = tables.read_metadata(index, IndexMetadata).classnames
     is_test = pc.equal(images["split"], "test")
     test, train = images.filter(is_test), images.filter(pc.invert(is_test))
     fused = tables.lookup_column(
@@ -69,7 +71,7 @@ def main() -> None:
         train["image_id"],
     )
     labels = torch.tensor(fused.to_pylist())
-    votes, _ = tables.read(args.results / "votes.parquet", tables.VOTES)
+    votes = tables.read(args.results / "votes.parquet", tables.VOTES)
     vote_of = dict(zip(votes["image_id"].to_pylist(), votes["vote"].to_pylist(), strict=True))
     truth = torch.tensor(test["label"].to_pylist())
     folders = [args.results / f"recommended_single/seed{n}/model" for n in range(args.seeds)]

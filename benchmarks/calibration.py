@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--audits", type=int, default=200)
     parser.add_argument("--budgets", type=int, nargs="+", default=[50, 100, 150])
     args = parser.parse_args()
-    said, _ = tables.read(args.folder / "fused_labels.parquet", tables.FUSED_LABELS)
+    said = tables.read(args.folder / "fused_labels.parquet", tables.FUSED_LABELS)
     ids, index = said["image_id"].to_pylist(), args.folder / "images.parquet"
     truth = np.array(tables.lookup(index, tables.IMAGES, "image_id", "label", ids))
     right = (said["fused_label"].to_numpy() == truth).astype(np.float64)

@@ -50,6 +50,7 @@ from latteclip.captions.requests import CaptionerSettings, Choices, Request, mes
 from latteclip.captions.score_classes import letters_of, letters_prompt
 from latteclip.config import layers
 from latteclip.core import tables
+from latteclip.core.metadata import IndexMetadata
 from latteclip.data.images import open_rgb
 
 DEMO = layers.PACKAGE / "demo" / "models" / "llava"
@@ -107,7 +108,7 @@ def make_images(folder: Path, n: int) -> str:
             "height": [side] * n,
         },
         tables.IMAGES,
-        {"classnames": ["a", "b"]},
+        IndexMetadata(["a", "b"]),
     )
     return str(folder / "images.parquet")
 
@@ -117,7 +118,7 @@ class Ways:
 
     def __init__(self, index: str, folder: Path, settings: CaptionerSettings, threads: int) -> None:
         self.index, self.folder, self.settings, self.threads = index, folder, settings, threads
-        paths = tables.read(index, tables.IMAGES, ["path"])[0]["path"].to_pylist()
+        paths = tables.read(index, tables.IMAGES, ["path"])["path"].to_pylist()
         self.pictures = [open_rgb(path) for path in paths]
         started = time.perf_counter()
         self.vllm = VllmEngine(settings, threads, pictures=1)
@@ -150,7 +151,7 @@ class Ways:
             caption.caption_images(
                 self.index, None, PROMPT, self.settings, output, store, threads=threads
             )
-            table, _ = tables.read(output, tables.CAPTIONS, ["caption"])
+            table = tables.read(output, tables.CAPTIONS, ["caption"])
             captions: list[str] = table["caption"].to_pylist()
             return captions
 
@@ -207,7 +208,7 @@ def compare_scores(
     index: str, settings: CaptionerSettings, threads: int, rounds: int, bare: bool
 ) -> None:
     """For each engine, print how long scores take beside captions of the same images."""
-    paths = tables.read(index, tables.IMAGES, ["path"])[0]["path"].to_pylist()
+    paths = tables.read(index, tables.IMAGES, ["path"])["path"].to_pylist()
     pictures = [open_rgb(path) for path in paths]
     orders = (letters_prompt(OPTIONS), letters_prompt(OPTIONS[::-1]))
     one, both = (Choices("multiple_choice", letters_of(len(OPTIONS)), orders[:n]) for n in (1, 2))

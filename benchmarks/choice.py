@@ -25,6 +25,7 @@ from latteclip.config.sections.inference import InferenceSection
 from latteclip.config.stage_params import candidacy
 from latteclip.core import tables
 from latteclip.core.holdout import Fold
+from latteclip.core.metadata import ClassesMetadata, IndexMetadata
 from latteclip.evaluate import evaluate as evaluation
 from latteclip.evaluate import evaluate_classifier
 from latteclip.evaluate.results import read_metrics
@@ -95,9 +96,13 @@ def _train(args: argparse.Namespace) -> None:
 
 def _draw(results: Path, folder: Path, n: int, seed: int) -> None:
     """Write the index and the pseudo-labels of all test images and of n training images."""
-    kinds = {"images.parquet": tables.IMAGES, PSEUDO_LABELS: tables.PSEUDO_LABELS}
-    for name, schema in kinds.items():
-        table, metadata = tables.read(results / name, schema)
+    kinds = (
+        ("images.parquet", tables.IMAGES, IndexMetadata),
+        (PSEUDO_LABELS, tables.PSEUDO_LABELS, ClassesMetadata),
+    )
+    for name, schema, record in kinds:
+        table = tables.read(results / name, schema)
+        metadata = tables.read_metadata(results / name, record)
         is_test = np.array(table["split"].to_pylist()) == "test"
         some = np.random.default_rng(seed).permutation(np.flatnonzero(~is_test))[:n]
         table = table.take(pa.array(np.sort(np.concatenate([np.flatnonzero(is_test), some]))))
@@ -114,10 +119,17 @@ def _label(results: Path, folder: Path) -> None:
         clip=ClipSection(model=described["model"], pretrained=described["pretrained"]),
         inference=ENCODING,
     )
-    names = ("fused_labels.parquet", "image_prototypes.safetensors", "votes.parquet")
-    labels, prototypes, votes = (str(folder / name) for name in names)
+    prototypes = str(folder / "image_prototypes.safetensors")
+    votes = str(folder / "votes.parquet")
     fuse_labels.fuse_labels(
-        *(images, pseudo_labels, embeddings, settings, labels, prototypes, votes),
+        images,
+        pseudo_labels,
+        embeddings,
+        settings,
+        str(folder / "fused_labels.parquet"),
+        str(folder / "fused_labels.json"),
+        prototypes,
+        votes,
         voter="caption",
         voter_table_path=str(results / "captions" / "images.parquet"),
         device="cpu",

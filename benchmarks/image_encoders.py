@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--clip", help="where its CLIP lies now")
     args = parser.parse_args()
     data = read(args.results, args.clip)
-    index, _ = tables.read(args.results / "images.parquet", tables.IMAGES)
+    index = tables.read(args.results / "images.parquet", tables.IMAGES)
     is_test = pc.equal(index["split"], "test")
     splits: list[pa.Table] = [index.filter(rows) for rows in (pc.invert(is_test), is_test)]
     image_encoders = []

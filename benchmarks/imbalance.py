@@ -17,6 +17,7 @@ import yaml
 from latteclip.config import layers
 from latteclip.config.layers import merge
 from latteclip.core import tables
+from latteclip.core.metadata import IndexMetadata
 
 
 def main() -> None:
@@ -28,8 +29,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--configfile", type=Path, help="that describes the dataset")
     args = parser.parse_args()
-    table, metadata = tables.read(args.results / "images.parquet", tables.IMAGES)
-    rows, names = table.to_pylist(), metadata["classnames"]
+    index = args.results / "images.parquet"
+    rows = tables.read(index, tables.IMAGES).to_pylist()
+    names = tables.read_metadata(index, IndexMetadata).classnames
     draw = np.random.default_rng(args.seed)
     train = [row for row in rows if row["split"] != "test"]
     kept = []

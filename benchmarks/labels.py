@@ -74,7 +74,7 @@ class Data:
 
 def read(folder: Path, clip_model: str | None) -> Data:
     """What a run left."""
-    index, _ = tables.read(folder / "images.parquet", tables.IMAGES)
+    index = tables.read(folder / "images.parquet", tables.IMAGES)
     is_test = pc.equal(index["split"], "test")
     train, test = (index.filter(rows) for rows in (pc.invert(is_test), is_test))
     classes, described = load_classifier(folder / "class_embeddings.safetensors")

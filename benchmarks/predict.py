@@ -42,10 +42,13 @@ from latteclip.config import layers
 from latteclip.config.sections.clip import ClipSection
 from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import devices, tables
+from latteclip.core.metadata import IndexMetadata
 from latteclip.data import loader
 from latteclip.deploy.predict import Predictor, predict
 from latteclip.evaluate.evaluate import EvaluateSettings, evaluate
 from latteclip.evaluate.train_predictions import N_EXAMPLES
+from latteclip.train.history import TrainingMetadata
+from latteclip.train.settings import Recipe
 
 HISTORY = pa.schema([("step", pa.int32())])  # evaluate reads only its metadata
 CLASSES, SIZE, BATCH, TOPK = 47, (500, 375), 32, 5
@@ -73,7 +76,19 @@ def make_model(root: Path, device: torch.device, name: str = "ViT-B-32") -> list
     width = clip.config["embed_dim"]
     classifier = Classifier.of(F.normalize(torch.randn(CLASSES, width), dim=1))
     clips.save(clip, classifier, classnames, "a photo of a {}.", root / "model")
-    tables.write(root / "history.parquet", {"step": [1]}, HISTORY)
+    metadata = TrainingMetadata(
+        model=name,
+        pretrained=None,
+        objective="flyp",
+        labels="zero_shot",
+        recipe=Recipe(epochs=1, warmup_steps=0, batch_size=1, lr=1e-5),
+        found=[],
+        seed=0,
+        flags=[],
+        drawn=[],
+        identity="",
+    )
+    tables.write(root / "history.parquet", {"step": [1]}, HISTORY, metadata)
     return classnames
 
 
@@ -99,7 +114,7 @@ def make_images(root: Path, n: int, classnames: list[str]) -> list[str]:
         "width": [SIZE[0]] * n,
         "height": [SIZE[1]] * n,
     }
-    tables.write(root / "images.parquet", columns, tables.IMAGES, {"classnames": classnames})
+    tables.write(root / "images.parquet", columns, tables.IMAGES, IndexMetadata(classnames))
     columns = {
         "image_id": paths,
         "split": splits,
@@ -268,7 +283,7 @@ def main() -> None:
             print(f"pair {pair + 1}: evaluate {clock:.2f} s, predict {other:.2f} s", flush=True)
         lines = (root / "out.jsonl").read_text("utf-8").splitlines()
         found = [json.loads(line)["topk_labels"] for line in lines[N_EXAMPLES:]]  # of test images
-        wanted = tables.read(root / "predictions.parquet", tables.PREDICTIONS)[0]["topk_labels"]
+        wanted = tables.read(root / "predictions.parquet", tables.PREDICTIONS)["topk_labels"]
         if found != wanted.to_pylist():
             raise SystemExit("The predictions differ.")
         share = share_of_checks(command)

@@ -15,6 +15,7 @@ and each other.
 """
 
 import argparse
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -136,6 +137,7 @@ def index_images(place: Place) -> Work:
 def make_index(place: Place) -> Work:
     """An index of images that are not there, 70 % of them for training."""
     from latteclip.core import tables
+    from latteclip.core.metadata import IndexMetadata
 
     def work() -> None:
         classes = sorted(place.classnames)
@@ -152,8 +154,7 @@ def make_index(place: Place) -> Work:
             "width": [16] * place.n,
             "height": [16] * place.n,
         }
-        about = {"classnames": classes}
-        tables.write(place.file("images.parquet"), columns, tables.IMAGES, about)
+        tables.write(place.file("images.parquet"), columns, tables.IMAGES, IndexMetadata(classes))
 
     return work
 
@@ -211,6 +212,7 @@ def write_pseudo_labels(place: Place) -> Work:
 
     from latteclip.clip.classifier import Classifier, save_classifier
     from latteclip.core import tables
+    from latteclip.core.metadata import ClassesMetadata
     from latteclip.labels import pseudo_label_images
 
     table, classnames = tables.read_unlabelled(place.file("images.parquet"), training=False)
@@ -222,8 +224,9 @@ def write_pseudo_labels(place: Place) -> Work:
     described |= {"template": "{}", "logit_scale": 100.0}
     save_classifier(place.file("classes.safetensors"), Classifier.of(embeddings), described)
     output = place.file("pseudo_labels.parquet")
+    metadata = ClassesMetadata(classnames)
     return lambda: pseudo_label_images.write_pseudo_labels(
-        output, table, features, embeddings, 100.0, 5, described
+        output, table, features, embeddings, 100.0, 5, metadata
     )
 
 
@@ -340,21 +343,25 @@ def _walk(questions: Any) -> None:
 def make_captions(place: Place) -> Work:
     """Captions of images in shards and of groups in one table."""
     from latteclip.captions.groups import shard_of
+    from latteclip.captions.metadata import AnswerSource, CaptionsMetadata
+    from latteclip.captions.pictures import Layout
+    from latteclip.config.sections.groups import GroupsSection
     from latteclip.core import tables
 
     texts = _captions(place)
-    metadata = {
-        "prompt": "Describe it.",
-        "captioner": {"model": "none", "max_image_side": 1344},
-        "engine": "none",
-        "date": "2026-01-01",
-        "code": "latteclip",
-        "tokens_read": 0,
-        "tokens_written": 0,
-    }
+    metadata = CaptionsMetadata(
+        source=AnswerSource("none", None, "bfloat16", None, 64),
+        engine="none",
+        date="2026-01-01",
+        prompt="Describe it.",
+        retry_prompt="",
+        layout=Layout(max_side=1344),
+    )
 
-    def write(path: str, rows: list[tuple[str, list[str], int | None]], about: Any) -> None:
-        with tables.writing(path, tables.CAPTIONS, {**metadata, **about}) as add:
+    def write(path: str, rows: list[tuple[str, list[str], int | None]], groups: Any) -> None:
+        with tables.writing(
+            path, tables.CAPTIONS, dataclasses.replace(metadata, groups=groups)
+        ) as add:
             for start in range(0, len(rows), tables.CAPTION_ROWS):
                 part = rows[start : start + tables.CAPTION_ROWS]
                 add(
@@ -379,11 +386,11 @@ def make_captions(place: Place) -> Work:
         for name in ids:
             shards[shard_of(name, SHARDS) - 1].append((name, [name], None))
         for path, rows in zip(place.shards(), shards, strict=True):
-            write(path, rows, {})
+            write(path, rows, None)
         questions = _group_questions(place, "1/1")()
         every = zip(questions.ids, questions.members, questions.labels, strict=True)
         groups = [(name, [ids[i] for i in members], label) for name, members, label in every]
-        write(place.file("captions/groups.parquet"), groups, {"groups": {"canvas": 672, "gap": 20}})
+        write(place.file("captions/groups.parquet"), groups, GroupsSection())
 
     return work
 
@@ -496,11 +503,13 @@ def report_dataset(place: Place) -> Work:
 
     from latteclip.config.sections.table import TableSection
     from latteclip.core import tables
+    from latteclip.core.metadata import ClassesMetadata
     from latteclip.report import report_dataset as dataset_report
     from latteclip.report.runs import RunTables
 
     zero_shot, other = place.file("predictions.parquet"), place.file("other.parquet")
-    table, metadata = tables.read(zero_shot, tables.PREDICTIONS)
+    table = tables.read(zero_shot, tables.PREDICTIONS)
+    metadata = tables.read_metadata(zero_shot, ClassesMetadata)
     changed = np.random.default_rng(0).random(len(table)) < 0.3
     predictions = (table["prediction"].to_numpy() + changed) % place.n_classes
     columns = {name: table[name] for name in table.column_names} | {"prediction": predictions}
@@ -643,6 +652,7 @@ def export_labels(place: Place) -> Work:
     from latteclip.clip.classifier import Classifier, save_classifier
     from latteclip.core import tables
     from latteclip.deploy import export_labels as stage
+    from latteclip.labels.fusion_report import write_fusion_report
 
     table, names = tables.read_unlabelled(place.file("images.parquet"), training=True)
     n, folder = len(table), Path(place.file("."))
@@ -651,6 +661,7 @@ def export_labels(place: Place) -> Work:
     columns |= {"image_id": table["image_id"], "adapted_label": labels, "fused_label": labels}
     columns |= {"fused_confidence": np.full(n, 0.5, np.float32)}
     tables.write(folder / "fused_labels.parquet", columns, tables.FUSED_LABELS)
+    write_fusion_report(folder / "fused_labels.json", _report(names))
     features = tables.read_pieces(
         folder / "pseudo_labels.parquet", tables.PSEUDO_LABELS, ["image_features"], 1
     )
@@ -670,6 +681,7 @@ def _teaching_session(place: Place) -> Any:
 
     from latteclip.audit.teach import TeachingSession
     from latteclip.core import tables
+    from latteclip.labels.fusion_report import write_fusion_report
 
     folder = Path(place.file("."))
     table, names = tables.read_unlabelled(place.file("images.parquet"), training=False)
@@ -690,10 +702,35 @@ def _teaching_session(place: Place) -> Any:
     columns = _nulls(tables.FUSED_LABELS, len(table))
     columns |= {"image_id": table["image_id"], "adapted_label": shown, "fused_label": shown}
     columns |= {"fused_confidence": rng.random(len(shown), np.float32)}
-    made = {"model": "random", "pretrained": None, "votes": "class scores"}
-    tables.write(folder / "fused_labels.parquet", columns, tables.FUSED_LABELS, made)
+    tables.write(folder / "fused_labels.parquet", columns, tables.FUSED_LABELS)
+    write_fusion_report(folder / "fused_labels.json", _report(names))
     shutil.copy(place.file("classes.safetensors"), folder / "class_embeddings.safetensors")
     return TeachingSession(folder, 100)
+
+
+def _report(classnames: list[str]) -> Any:
+    """Return a report of fused labels by class scores."""
+    from latteclip.labels import fusion_report
+
+    return fusion_report.FusionReport(
+        classnames=classnames,
+        written_names={},
+        model="random",
+        pretrained=None,
+        voter="lmm",
+        votes="class scores",
+        voting=0,
+        agreement=0.0,
+        corroborated=False,
+        corroboration=fusion_report.Corroboration(0.0, 0.0, 1.0),
+        weights=fusion_report.Weights(1.0, 0.0, 0.0),
+        explained_share=0.0,
+        independence=1.0,
+        gains=None,
+        changed=0,
+        image_encoders=[],
+        answers=fusion_report.PersonAnswers(),
+    )
 
 
 def _nulls(schema: Any, n: int) -> dict[str, Any]:

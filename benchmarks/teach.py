@@ -32,6 +32,7 @@ import torch.nn.functional as F
 
 from latteclip.audit.teach import TeachingSession
 from latteclip.core import tables
+from latteclip.core.metadata import IndexMetadata
 from latteclip.labels.answers import CLASS, Answer
 from latteclip.labels.features import read_features
 from latteclip.labels.fusion import FUSED, ROUNDS, Fusion, LabelModel, cross_fit
@@ -56,7 +57,7 @@ class Data:
             self.votes = Votes(torch.zeros(n, dtype=torch.bool), start.votes.probabilities)
         elif swap:
             self.votes = swapped(start.votes, n, swap)
-        labels, _ = tables.read(folder / "images.parquet", tables.IMAGES)
+        labels = tables.read(folder / "images.parquet", tables.IMAGES)
         self.classes = self.label_column(labels, session.index["image_id"])
         test = labels.filter(pc.equal(labels["split"], "test"))
         self.test_classes = self.label_column(labels, test["image_id"])
@@ -164,7 +165,8 @@ def imbalanced(folder: Path, ratio: float, target: Path) -> None:
     """Write an index whose training classes have sizes up to a ratio, beside the other files."""
     for path in folder.iterdir():
         (target / path.name).symlink_to(path.resolve())
-    table, metadata = tables.read(folder / "images.parquet", tables.IMAGES)
+    table = tables.read(folder / "images.parquet", tables.IMAGES)
+    metadata = tables.read_metadata(folder / "images.parquet", IndexMetadata)
     labels, test = table["label"].to_numpy(), pc.equal(table["split"], "test").to_numpy()
     keep, rng = test.copy(), np.random.default_rng(0)
     shares = ratio ** -np.linspace(0, 1, int(labels.max()) + 1)

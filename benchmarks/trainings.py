@@ -18,9 +18,12 @@ AUTO = dict.fromkeys(("epochs", "warmup_steps", "batch_size", "lr"), "auto")
 
 def training_files(folder: Path) -> TrainingFiles:
     """Return the index and the labels in a folder of results."""
-    names = ("images.parquet", "pseudo_labels.parquet", "fused_labels.parquet")
-    images, pseudo_labels, fused_labels = (str(folder / name) for name in names)
-    return TrainingFiles(images, pseudo_labels, fused_labels=fused_labels)
+    return TrainingFiles(
+        images=str(folder / "images.parquet"),
+        pseudo_labels=str(folder / "pseudo_labels.parquet"),
+        fused_labels=str(folder / "fused_labels.parquet"),
+        fusion_report=str(folder / "fused_labels.json"),
+    )
 
 
 def flyp_settings(

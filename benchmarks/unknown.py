@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--left-out", type=int, default=2, metavar="C")
     parser.add_argument("--draws", type=int, default=100)
     args = parser.parse_args()
-    index, _ = tables.read(args.folder / "images.parquet", tables.IMAGES)
+    index = tables.read(args.folder / "images.parquet", tables.IMAGES)
     labels = index["label"].to_numpy()
     test = np.array(index["split"].to_pylist()) == "test"
     training = torch.from_numpy(~test)

@@ -4,10 +4,10 @@ import logging
 from pathlib import Path
 
 from latteclip.audit.sampling import audit_files
-from latteclip.config.sections.split import SplitSection
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classname
 from latteclip.core.errors import UserError, suggestion
+from latteclip.core.metadata import IndexMetadata
 from latteclip.labels import answers
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,8 @@ def rename_class(results: str, old: str, new: str, /) -> None:
 def _as_in_answers(folder: Path, name: str) -> str:
     """Return the name of a class as the index cleans it."""
     index = folder / "images.parquet"
-    written = tables.read_written_names(index) if index.is_file() else {}
-    cleaned = {other: clean for clean, other in written.items()}
+    cleaned: dict[str, str] = {}
+    if index.is_file():
+        written = tables.read_metadata(index, IndexMetadata).written_names
+        cleaned = {other: clean for clean, other in written.items()}
     return cleaned.get(name) or clean_classname(name, SplitSection().classname_replace)

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from latteclip.core import tables
 from latteclip.core.errors import UserError, run_command
 from latteclip.core.hashing import digest
+from latteclip.core.metadata import ClassesMetadata
 from latteclip.evaluate.results import Run, read_selection
 from latteclip.evaluate.train_predictions import MISSING
 from latteclip.labels.answers import AnswerSchema, locate
@@ -69,14 +70,22 @@ class RunFiles:
             if path is None:
                 continue
             columns = [name for name in tables.TRAIN_PREDICTIONS.names if name in schema.names]
-            table, described = tables.read(path, schema, columns)
-            if described.get("classnames") != list(classnames):
+            table = tables.read(path, schema, columns)
+            if tables.read_metadata(path, ClassesMetadata).classnames != list(classnames):
                 continue
             if "held_out" in columns:
                 table = table.filter(table["held_out"])
             predicted = table["prediction"].take(pc.index_in(image_ids, table["image_id"]))
             found = np.where(found == MISSING, predicted.fill_null(MISSING).to_numpy(), found)
         return found
+
+
+@dataclass
+class PlanMetadata:
+    """The metadata of PLAN."""
+
+    split: str  # test, or train for the images of the training and validation splits
+    seed: int  # of the drawing
 
 
 @dataclass(frozen=True)
@@ -231,8 +240,7 @@ def read_plan(path: str | Path, index: pa.Table, classnames: Sequence[str]) -> S
 
     The rest is a stratified sample as before, for no image is gone because of an answer.
     """
-    table, described = tables.read(path, tables.PLAN)
-    split = described["split"]
+    table, split = tables.read(path, tables.PLAN), tables.read_metadata(path, PlanMetadata).split
     ids = table["image_id"].to_pylist()
     contents = [checksum.hex() for checksum in table["checksum"].to_pylist()]
     strata, turn = (table[name].to_numpy().astype(np.int_) for name in ("stratum", "turn"))
@@ -261,7 +269,7 @@ def read_or_draw(path: Path, population: Population) -> SamplingPlan:
         turn = sampling_order(strata, np.random.default_rng(SEED))
         columns = {"stratum": strata, "turn": turn}
         columns |= {name: population.images[name] for name in ("image_id", "checksum")}
-        tables.write(path, columns, tables.PLAN, {"split": population.split, "seed": SEED})
+        tables.write(path, columns, tables.PLAN, PlanMetadata(population.split, SEED))
     return read_plan(path, population.images, population.classnames)
 
 

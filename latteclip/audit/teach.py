@@ -43,6 +43,7 @@ from latteclip.labels.answers import (
     teaching_schema,
 )
 from latteclip.labels.fusion import ROUNDS, LabelModel
+from latteclip.labels.fusion_report import NAME, read_fusion_report
 from latteclip.labels.guarantees import confidence_sequence
 from latteclip.labels.predictors import read_predictors
 from latteclip.labels.voters.base import FusionSettings
@@ -178,21 +179,19 @@ class TeachingSession(QuestionSession):
 
     def _read_model(self) -> LabelModel:
         """Read what the fused labels are made of for the pool, and learn without answers."""
-        made = tables.read_metadata(self.labels, "image_id")
-        image_encoders = [
-            slug({"model": encoder["model"]}) for encoder in made.get("image_encoders", [])
-        ]
+        report = read_fusion_report(self.folder / NAME)
+        image_encoders = [slug({"model": encoder.model}) for encoder in report.image_encoders]
         known = read_predictors(
             self.index["image_id"].take(pa.array(self.pool)),
             self.classnames,
             FusionSettings(
-                clip=ClipSection(model=made["model"], pretrained=made.get("pretrained")),
+                clip=ClipSection(model=report.model, pretrained=report.pretrained),
                 inference=InferenceSection(batch_size=MAX_TEXTS),
             ),
             str(self.folder / "pseudo_labels.parquet"),
             str(self.folder / "class_embeddings.safetensors"),
-            made["voter"],
-            str(self.folder / VOTERS[made["voter"]].table),
+            report.voter,
+            str(self.folder / VOTERS[report.voter].table),
             image_encoders_paths=[
                 str(self.folder / "image_encoders" / f"{encoder}.parquet")
                 for encoder in image_encoders

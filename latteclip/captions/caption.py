@@ -4,10 +4,9 @@ Every answer is cached as it comes, and the table is written at the end. So a br
 where it stopped, and a request is answered once.
 """
 
-import contextlib
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +14,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from latteclip.captions.answer_table import Row, write_rows
 from latteclip.captions.groups import Questions, questions_about
-from latteclip.captions.requests import CaptionerSettings, Response, failed, module_of
-from latteclip.captions.runner import CaptionJob, Row, Runner, running, write_table
+from latteclip.captions.metadata import AnswersMetadata, CaptionsMetadata, ScoresMetadata
+from latteclip.captions.requests import (
+    CaptionerSettings,
+    Request,
+    Response,
+    failed,
+    module_of,
+)
+from latteclip.captions.runner import CaptionJob, Runner, running
 from latteclip.config.sections.groups import GroupsSection
 from latteclip.core import tables
 
@@ -50,7 +57,8 @@ def caption_images(
 
     UserError: the engine does not start, or too many captions are missing.
     """
-    job = CaptionJob(captioner, output, store, threads, shard, "captioner.images_file")
+    file = captioner.images_file
+    job = CaptionJob(captioner, output, store, threads, shard, "captioner.images_file", file)
     questions = questions_about(
         images_path, pseudo_labels_path, prompt, captioner.picture_layout, shard
     )
@@ -70,16 +78,29 @@ def caption_groups(
     threads: int,
 ) -> None:
     """Draw groups of the images that are not in the test split and write their captions."""
-    job = CaptionJob(captioner, output, store, threads, shard, "captioner.groups_file")
+    file = captioner.groups_file
+    job = CaptionJob(captioner, output, store, threads, shard, "captioner.groups_file", file)
     single = captioner.picture_layout
     questions = questions_about(images_path, pseudo_labels_path, prompt, single, shard, groups)
-    _caption(job, questions, prompt, groups=groups.model_dump())
+    _caption(job, questions, prompt, groups)
 
 
-def _caption(job: CaptionJob, questions: Questions, prompt: str, **metadata: Any) -> None:
-    metadata |= {"prompt": prompt, "retry_prompt": RETRY_PROMPT}
-    with _rows(job, questions) as row_of:
-        count = write_table(job, len(questions), row_of, metadata)
+def _caption(
+    job: CaptionJob, questions: Questions, prompt: str, groups: GroupsSection | None = None
+) -> None:
+    metadata = CaptionsMetadata(
+        source=job.source,
+        prompt=prompt,
+        retry_prompt=RETRY_PROMPT,
+        layout=job.settings.picture_layout,
+        groups=groups,
+    )
+    if job.settings.reads_file:
+        count = write_rows(job, _rows(questions, _answers_of_file(job, questions)), metadata)
+    else:
+        with running(job, questions) as runner:
+            _ask(runner, questions)
+            count = write_rows(job, _rows(questions, _answers(runner, questions)), metadata)
     log.info(
         "Wrote %d captions, %d empty, %d without an answer, %d cut at %d tokens.",
         *(count["asked"], count["empty"], count["failed"], count["cut"]),
@@ -87,43 +108,53 @@ def _caption(job: CaptionJob, questions: Questions, prompt: str, **metadata: Any
     )
 
 
-@contextlib.contextmanager
-def _rows(job: CaptionJob, questions: Questions) -> Iterator[Callable[[int], Row]]:
-    """Yield a function that returns a row, by the user's file or by an engine."""
-    if job.settings.reads_file:
-        path = getattr(job.settings, job.file_key.removeprefix("captioner."))
-        found = module_of(job.settings.engine).read_captions(path, job.file_key)
-        missing = failed("the file has no caption for it")
-        yield lambda row: _row(questions, row, [found.get(questions.ids[row], missing)])
-        return
+def _ask(runner: Runner, questions: Questions) -> None:
+    """Ask about every row, and once more where the answer is empty or cut."""
+    n = len(questions)
+    runner.ask((_request(questions, row) for row in range(n)), n)
+    again = []
+    for row, (answer, *_) in enumerate(_answers(runner, questions)):
+        if answer.error is None and not _is_good(answer):
+            again.append(row)
+    if again:
+        log.info("%d answers are empty or cut.", len(again))
+        requests = (_request(questions, row, f" {RETRY_PROMPT}") for row in again)
+        runner.ask(requests, len(again), attempt=2)
 
-    def question(row: int, attempt: int) -> tuple[str, None]:
-        prompt = questions.prompts(row)
-        return (prompt if attempt == 1 else f"{prompt} {RETRY_PROMPT}"), None
 
-    def answers(runner: Runner, row: int) -> list[Response]:
-        return [replace(answer, text=clean(answer.text)) for answer in runner.answers(row)]
+def _request(questions: Questions, row: int, suffix: str = "") -> Request:
+    prompt = questions.prompts(row) + suffix
+    return Request(row, (), prompt, paths=questions.paths_of(row))
 
-    with running(job, questions, question) as runner:
-        rows = range(len(questions))
-        runner.ask(rows)
-        first = ((row, answers(runner, row)[0]) for row in rows)
-        again = [row for row, answer in first if answer.error is None and not _is_good(answer)]
-        if again:
-            log.info("%d answers are empty or cut.", len(again))
-            runner.ask(again, attempt=2)
-        yield lambda row: _row(questions, row, answers(runner, row))
+
+def _answers(runner: Runner, questions: Questions) -> Iterator[list[Response]]:
+    """Yield the cleaned answers about each row."""
+    for row in range(len(questions)):
+        yield [replace(answer, text=clean(answer.text)) for answer in runner.answers(row)]
+
+
+def _answers_of_file(job: CaptionJob, questions: Questions) -> Iterator[list[Response]]:
+    """Yield the user's caption of each row."""
+    found = module_of(job.settings.engine).read_captions(job.file, job.file_key)
+    missing = failed("the file has no caption for it")
+    for row_id in questions.ids:
+        yield [found.get(row_id, missing)]
+
+
+def _rows(questions: Questions, answers: Iterable[list[Response]]) -> Iterator[Row]:
+    for row, of_row in enumerate(answers):
+        yield _columns(questions, row, of_row), of_row
 
 
 def _is_good(answer: Response) -> bool:
     return answer.finish_reason != "length" and bool(answer.text)
 
 
-def _row(questions: Questions, row: int, answers: Sequence[Response]) -> Row:
+def _columns(questions: Questions, row: int, answers: Sequence[Response]) -> dict[str, Any]:
     """Return the columns of a row, with its first good answer or the first that has a text."""
     good = [answer for answer in answers if _is_good(answer)]
     best, *_ = good or [answer for answer in answers if answer.text] or answers[-1:]
-    columns = {
+    return {
         "id": questions.ids[row],
         "members": [questions.image_ids[int(i)].as_py() for i in questions.members[row]],
         "pseudo_label": None if questions.labels is None else questions.labels[row],
@@ -135,15 +166,15 @@ def _row(questions: Questions, row: int, answers: Sequence[Response]) -> Row:
         "error": best.error,
         "digest": answers[0].digest,
     }
-    return columns, answers
 
 
 def gather_captions(images_path: str, shard_paths: Sequence[str], output: str) -> None:
     """Write the rows of all shards, of captions or of class scores, in the order of the index."""
     is_scores = "options" in pq.read_schema(shard_paths[0]).names
     schema = tables.CLASS_SCORES if is_scores else tables.CAPTIONS
-    parts, metadata = zip(*(tables.read(path, schema) for path in shard_paths), strict=True)
-    rows = pa.concat_tables(parts)
+    record = ScoresMetadata if is_scores else CaptionsMetadata
+    metadata = [tables.read_metadata(path, record) for path in shard_paths]
+    rows = pa.concat_tables([tables.read(path, schema) for path in shard_paths])
     index, _ = tables.read_unlabelled(images_path, training=True)
     # Not every image has a group.
     order = pc.index_in(index["image_id"], rows[schema.names[0]]).combine_chunks().drop_null()
@@ -153,14 +184,15 @@ def gather_captions(images_path: str, shard_paths: Sequence[str], output: str) -
             add({name: piece[name] for name in schema.names})
 
 
-def _joined(shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    engines = {name for shard in shards for name in shard["engine"].split(", ") if name}
-    return {
-        **shards[0],
-        "engine": ", ".join(sorted(engines)),
-        "date": max(shard["date"] or "" for shard in shards) or None,
-        **{key: sum(s[key] for s in shards) for key in ("tokens_read", "tokens_written")},
-    }
+def _joined(shards: Sequence[AnswersMetadata]) -> AnswersMetadata:
+    engines = {name for shard in shards for name in shard.engine.split(", ") if name}
+    return replace(
+        shards[0],
+        engine=", ".join(sorted(engines)),
+        date=max(shard.date or "" for shard in shards) or None,
+        tokens_read=sum(shard.tokens_read for shard in shards),
+        tokens_written=sum(shard.tokens_written for shard in shards),
+    )
 
 
 def clean(text: str) -> str:

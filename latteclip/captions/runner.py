@@ -1,25 +1,23 @@
-"""Ask an engine about every row of a table, each request once, and write the table."""
+"""Ask an engine about the rows of a table, each request once."""
 
 import contextlib
 import itertools
 import logging
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from latteclip.captions import requests
 from latteclip.captions.answer_cache import AnswerCache, problem
 from latteclip.captions.groups import Questions
+from latteclip.captions.metadata import AnswerSource
 from latteclip.captions.pictures import data_url, pictures_of, read_image
-from latteclip.captions.requests import CaptionerSettings, Choices, Request, Response, failed
-from latteclip.core import tables
+from latteclip.captions.requests import CaptionerSettings, Request, Response, failed
 from latteclip.core.errors import UserError
 from latteclip.core.signals import ending_in_order
 from latteclip.core.terminal import Progress, one_line
@@ -30,8 +28,6 @@ ATTEMPTS = 2
 MAX_CONSECUTIVE_FAILURES = 50  # requests, before a run gives up
 CHUNK = 8  # requests that a worker prepares at a time
 PREFETCHED_CHUNKS = 8  # that are ready or wait for a worker, besides those in work
-Question = Callable[[int, int], tuple[str, Choices | None]]  # about a row in an attempt
-Row = tuple[dict[str, Any], Sequence[Response]]  # columns, and the answers that they come from
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,22 @@ class CaptionJob:
     threads: int
     shard: str  # as 2/4
     file_key: str  # of the configuration, that names the user's file
+    file: str | None  # the user's
     scoring: bool = False  # whether a row gets scores in place of a caption
+
+    @property
+    def source(self) -> AnswerSource:
+        """Who answers."""
+        settings = self.settings
+        is_file = settings.reads_file
+        return AnswerSource(
+            model=None if is_file else settings.model,
+            revision=settings.revision,
+            dtype=settings.dtype,
+            quantization=settings.quantization,
+            max_new_tokens=settings.max_new_tokens,
+            file=self.file if is_file else None,
+        )
 
     @property
     def unit(self) -> str:
@@ -73,7 +84,7 @@ class Preparer:
 
 
 @contextlib.contextmanager
-def running(job: CaptionJob, questions: Questions, question: Question) -> Iterator["Runner"]:
+def running(job: CaptionJob, questions: Questions) -> Iterator["Runner"]:
     """Open the cache of the answers, which a signal leaves whole, and start worker processes."""
     settings, model, revision = job.settings, job.settings.model, job.settings.revision
     identity = requests.Identity(
@@ -102,7 +113,7 @@ def running(job: CaptionJob, questions: Questions, question: Question) -> Iterat
             name=lambda request: request.paths[0],
             threads_key="threads.caption",
         )
-        runner = Runner(job, questions, question, cache, stack.enter_context(pool))
+        runner = Runner(job, questions, cache, stack.enter_context(pool))
         yield runner
         runner.log_rates()
 
@@ -113,7 +124,6 @@ class Runner:
 
     job: CaptionJob
     questions: Questions
-    question: Question
     cache: AnswerCache
     pool: Workers[Request, Request]
 
@@ -124,12 +134,10 @@ class Runner:
         self._n_rows = self._n_asked = self._n_tokens = self._failures = 0
         self._seconds = 0.0  # of answering
 
-    def ask(self, rows: Sequence[int], attempt: int = 1) -> None:
-        """Ask about rows whose answers are not cached."""
-        self._n_rows = max(self._n_rows, len(rows))
-        progress = Progress(len(rows), self.job.unit)
-        question, paths_of = self.question, self.questions.paths_of
-        asked = (Request(row, (), *question(row, attempt), paths_of(row)) for row in rows)
+    def ask(self, asked: Iterable[Request], n: int, attempt: int = 1) -> None:
+        """Answer n requests, each about another row, unless their answers are cached."""
+        self._n_rows = max(self._n_rows, n)
+        progress = Progress(n, self.job.unit)
         pending = self._pending(self.pool.in_order(asked), attempt, progress)
         first = next(pending, None)
         if first is None:
@@ -183,8 +191,13 @@ class Runner:
             )
 
     def answers(self, row: int) -> list[Response]:
-        """Return the answers about a row, one of each attempt, or why there is none."""
+        """Return the answers about a row, one of each attempt, or why there is none.
+
+        There are none about a row that was not asked about.
+        """
         digests = [digest.decode() for digest in self._digests[:, row] if digest]
+        if not digests:
+            return []
         found = [answer for digest in digests if (answer := self.cache.get(digest))]
         error = self._errors.get(digests[0], "not answered")
         return found or [replace(failed(error), digest=digests[0])]
@@ -196,57 +209,3 @@ class Runner:
             *(self._n_asked, self._n_rows, self._seconds, self._n_asked / seconds, self.job.unit),
             self._n_tokens / seconds,
         )
-
-
-def write_table(
-    job: CaptionJob, n: int, row_of: Callable[[int], Row], metadata: Mapping[str, Any]
-) -> Counter[str]:
-    """Write a table of n rows in pieces, and return how many of them were asked, failed and so on.
-
-    `row_of` returns the columns of a row and its answers, none where nothing was asked. More rows
-    without an answer than captioner.max_failed are a UserError.
-    """
-    count, first_error, engine_names, dates = Counter[str](), "", {""}, {""}
-    metadata = {**metadata, "captioner": job.settings.model_dump()}
-    schema = tables.CLASS_SCORES if job.scoring else tables.CAPTIONS
-    with tables.writing(job.output, schema, metadata) as add:
-        for start in range(0, max(1, n), tables.CAPTION_ROWS):
-            rows = []
-            for row in range(start, min(start + tables.CAPTION_ROWS, n)):
-                columns, answers = row_of(row)
-                rows.append(columns)
-                count.update(_count(columns, answers))
-                first_error = first_error or columns["error"] or ""
-                engine_names |= {answer.engine for answer in answers}
-                dates |= {answer.date for answer in answers}
-            add(pa.Table.from_pylist(rows, schema))
-        if count["failed"] + count["empty"] > job.settings.max_failed * count["asked"]:
-            raise _too_many(job, count, first_error)
-        engines = ", ".join(sorted(engine_names - {""}))
-        metadata |= {"engine": engines, "date": max(dates) or None}
-        metadata |= {"tokens_read": count["read"], "tokens_written": count["written"]}
-    return count
-
-
-def _count(columns: Mapping[str, Any], answers: Sequence[Response]) -> dict[str, int]:
-    is_failed = columns["error"] is not None
-    return {
-        "asked": int(bool(answers)),
-        "failed": int(is_failed),
-        "empty": int(not is_failed and columns.get("caption") == ""),
-        "cut": int(columns.get("finish_reason") == "length"),
-        "read": sum(answer.n_read or 0 for answer in answers),
-        "written": sum(answer.n_tokens or 0 for answer in answers),
-    }
-
-
-def _too_many(job: CaptionJob, count: Counter[str], error: str) -> UserError:
-    settings, first = job.settings, f" (the first error: {error})" if error else ""
-    who, remedy = settings.model, "try another prompt, captioner.model or scores.kind, or rerun"
-    if settings.reads_file:
-        who, remedy = "Your file", f"add them: see {job.file_key}"
-    return UserError(
-        f"{who} has no {job.unit} for {count['failed']} of {count['asked']} images or groups"
-        f"{first} and empty ones for {count['empty']}, more than captioner.max_failed "
-        f"({settings.max_failed:.0%}); {remedy}."
-    )

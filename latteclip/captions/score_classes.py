@@ -5,27 +5,28 @@ VisualGPTScore, arXiv 2306.01879). `multiple_choice`: that of the letters of a l
 Readers of the scores remove the bias for a class, for which they need all images.
 """
 
-import contextlib
-import functools
 import logging
 import math
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from latteclip.captions.answer_table import Row, write_rows
 from latteclip.captions.groups import Questions, questions_about
+from latteclip.captions.metadata import ScoresMetadata
 from latteclip.captions.requests import (
     CaptionerSettings,
     Choices,
     ChoiceScores,
+    Request,
     Response,
     module_of,
 )
-from latteclip.captions.runner import CaptionJob, Row, Runner, running, write_table
+from latteclip.captions.runner import CaptionJob, running
 from latteclip.clip.classifier import ROWS, Classifier, classify, load_classifier
 from latteclip.config.sections.scores import ScoresSection
 from latteclip.core import tables
@@ -61,38 +62,39 @@ def score_classes(
 
     UserError: the engine does not start, or too many images end without scores.
     """
-    job = CaptionJob(captioner, output, store, threads, shard, FILE_KEY, scoring=True)
+    file = scores.file
+    job = CaptionJob(captioner, output, store, threads, shard, FILE_KEY, file, scoring=True)
     images = questions_about(images_path, None, "", captioner.picture_layout, job.shard)
     n = len(images.classnames)
     k = n if n <= ALL_UP_TO else min(scores.topk, n)
     by_letters = is_by_letters(scores)
     _check(scores, prompt, k)
-    metadata = {
-        "classnames": list(images.classnames),
-        "model": captioner.model,
-        "kind": scores.kind,
-        "prompt": letters_prompt(["..."]) if by_letters else prompt,
-        "answer": None if by_letters else scores.answer or ANSWER,
-        "topk": scores.topk,
-        "orders": scores.orders if by_letters else None,
-        "share": scores.share,
-    }
-    with contextlib.ExitStack() as stack:
-        if captioner.reads_file:
-            row_of = _rows_of_file(images, captioner.engine, scores.file)
-        else:
-            classifier, _ = load_classifier(class_embeddings_path, classnames=images.classnames)
-            # Of the whole dataset in every shard, so that shards agree on the share.
-            options, margins = best_classes(pseudo_labels_path, images.image_ids, classifier, k)
-            is_asked = np.zeros(len(margins), bool)
-            n_asked = math.ceil(scores.share * len(margins))
-            is_asked[np.argsort(margins, kind="stable")[:n_asked]] = True
-            rows = images.members[:, 0]
-            questions = ClassQuestions(images, options[rows], is_asked[rows], scores, prompt)
-            runner = stack.enter_context(running(job, images, questions.ask))
-            runner.ask(np.flatnonzero(questions.is_asked).tolist())
-            row_of = functools.partial(questions.row, runner)
-        count = write_table(job, len(images), row_of, metadata)
+    metadata = ScoresMetadata(
+        source=job.source,
+        classnames=list(images.classnames),
+        kind=str(scores.kind),
+        prompt=letters_prompt(["..."]) if by_letters else prompt,
+        answer=None if by_letters else scores.answer or ANSWER,
+        topk=scores.topk,
+        orders=scores.orders if by_letters else None,
+        share=scores.share,
+    )
+    if captioner.reads_file:
+        count = write_rows(job, _rows_of_file(images, captioner.engine, file), metadata)
+    else:
+        classifier, _ = load_classifier(class_embeddings_path, classnames=images.classnames)
+        # Of the whole dataset in every shard, so that shards agree on the share.
+        options, margins = best_classes(pseudo_labels_path, images.image_ids, classifier, k)
+        is_asked = np.zeros(len(margins), bool)
+        n_asked = math.ceil(scores.share * len(margins))
+        is_asked[np.argsort(margins, kind="stable")[:n_asked]] = True
+        of_shard = images.members[:, 0]
+        questions = ClassQuestions(images, options[of_shard], scores, prompt)
+        asked = np.flatnonzero(is_asked[of_shard]).tolist()
+        with running(job, images) as runner:
+            runner.ask(map(questions.request, asked), len(asked))
+            rows = (questions.row(row, runner.answers(row)) for row in range(len(images)))
+            count = write_rows(job, rows, metadata)
     log.info(
         "Wrote the scores of %d images, %d without an answer, %d not asked about.",
         *(count["asked"] - count["failed"], count["failed"], len(images) - count["asked"]),
@@ -115,16 +117,17 @@ def _check(scores: ScoresSection, prompt: str, k: int) -> None:
     raise UserError(f"Of scores.kind {scores.kind}, {problem}.")
 
 
-def _rows_of_file(images: Questions, engine: str, path: str | None) -> Callable[[int], Row]:
+def _rows_of_file(images: Questions, engine: str, path: str | None) -> Iterator[Row]:
     found = module_of(engine).read_scores(path, FILE_KEY, images.classnames)
-
-    def row_of(row: int) -> Row:
-        options, values = found.get(images.ids[row], ([], []))
-        error = None if options else "the file lacks it"
-        columns = {"image_id": images.ids[row], "options": options, "log_probabilities": values}
-        return {**columns, "error": error}, [Response("", "stop", None, engine=engine)]
-
-    return row_of
+    for image_id in images.ids:
+        options, values = found.get(image_id, ([], []))
+        columns = {
+            "image_id": image_id,
+            "options": options,
+            "log_probabilities": values,
+            "error": None if options else "the file lacks it",
+        }
+        yield columns, [Response("", "stop", None, engine=engine)]
 
 
 def best_classes(
@@ -149,21 +152,22 @@ class ClassQuestions:
 
     images: Questions
     options: np.ndarray  # int32 [R, K]
-    is_asked: np.ndarray  # bool [R]
     settings: ScoresSection
     prompt: str  # of a likelihood
 
-    def ask(self, row: int, _: int) -> tuple[str, Choices]:
-        """Return the prompt about an image, and its choices."""
-        names = self._names(row)
+    def request(self, row: int) -> Request:
+        """Return the request about an image."""
+        names, paths = self._names(row), self.images.paths_of(row)
         if not is_by_letters(self.settings):
             texts = tuple(fill(self.settings.answer or ANSWER, name) for name in names)
-            return self.prompt, Choices("likelihood", texts)
+            choices = Choices("likelihood", texts)
+            return Request(row, (), self.prompt, choices, paths)
         prompts = tuple(letters_prompt([names[i] for i in order]) for order in self._orders(row))
-        return prompts[0], Choices("multiple_choice", letters_of(len(names)), prompts)
+        choices = Choices("multiple_choice", letters_of(len(names)), prompts)
+        return Request(row, (), prompts[0], choices, paths)
 
-    def row(self, runner: Runner, row: int) -> Row:
-        answers = runner.answers(row) if self.is_asked[row] else []
+    def row(self, row: int, answers: Sequence[Response]) -> Row:
+        """Return the columns of an image; without answers it was not asked about."""
         values, error = self._values(row, answers[0]) if answers else ([], None)
         k = self.options.shape[1]
         columns = {

@@ -8,13 +8,10 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from latteclip.captions.groups import picture_layout
+from latteclip.captions.metadata import CaptionsMetadata
 from latteclip.captions.pictures import pictures_of, read_image
-from latteclip.captions.requests import CaptionerSettings
-from latteclip.captions.text import user_file_of
-from latteclip.config.sections.groups import GroupsSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.files import from_values
 
 WIDTH = 100
 
@@ -28,7 +25,8 @@ def captions(action: Literal["show"], file: str, /, n: int = 5, pictures: str | 
         n: how many (default: 5), 0 for the headline alone
         pictures: folder in which their pictures are drawn
     """
-    table, metadata = tables.read(file, tables.CAPTIONS)
+    table = tables.read(file, tables.CAPTIONS)
+    metadata = tables.read_metadata(file, CaptionsMetadata)
     results = Path(file).resolve().parents[1]
     index, classnames = tables.read_unlabelled(results / "images.parquet", training=True)
     paths = dict(zip(index["image_id"].to_pylist(), index["path"].to_pylist(), strict=True))
@@ -51,14 +49,14 @@ def captions(action: Literal["show"], file: str, /, n: int = 5, pictures: str | 
 
 
 def save_pictures(
-    row: dict[str, Any], metadata: dict[str, Any], paths: dict[str, str], folder: str
+    row: dict[str, Any], metadata: CaptionsMetadata, paths: dict[str, str], folder: str
 ) -> list[Path]:
     """Write the pictures of a row, from its members and `paths`, to a folder; return the files."""
     if gone := [member for member in row["members"] if member not in paths]:
         raise UserError(f"{gone[0]} is no longer in the image index; rerun the captions.")
-    layout = from_values(CaptionerSettings, metadata["captioner"]).picture_layout
-    if "groups" in metadata:
-        layout = picture_layout(from_values(GroupsSection, metadata["groups"]), layout)
+    layout = metadata.layout
+    if metadata.groups is not None:
+        layout = picture_layout(metadata.groups, layout)
     files = [paths[member] for member in row["members"]]
     pictures = pictures_of(layout, files, [read_image(file) for file in files])
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -70,13 +68,12 @@ def save_pictures(
     return written
 
 
-def _header(path: str, n: int, metadata: dict[str, Any]) -> str:
-    if file := user_file_of(metadata):
-        return f"{path}: {n} of your captions, from {file}"
-    captioner = metadata["captioner"]
+def _header(path: str, n: int, metadata: CaptionsMetadata) -> str:
+    if metadata.source.file is not None:
+        return f"{path}: {n} of your captions, from {metadata.source.file}"
     return (
-        f"{path}: {n} captions by {captioner['model']} "
-        f"({metadata['engine']}, revision {captioner['revision']}, {metadata['date']})"
+        f"{path}: {n} captions by {metadata.source.model} "
+        f"({metadata.engine}, revision {metadata.source.revision}, {metadata.date})"
     )
 
 

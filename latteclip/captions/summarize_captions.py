@@ -7,7 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latteclip.captions.text import count_mentions, model_of, user_file_of
+from latteclip.captions.metadata import CaptionsMetadata
+from latteclip.captions.text import count_mentions
 from latteclip.core import tables
 from latteclip.core.files import write_json
 
@@ -22,15 +23,16 @@ def summarize_captions(captions_paths: Sequence[str], images_path: str, output: 
 
 
 def _summary(path: str, classnames: Sequence[str]) -> dict[str, Any]:
-    table, metadata = tables.read(path, tables.CAPTIONS, COLUMNS)
+    table = tables.read(path, tables.CAPTIONS, COLUMNS)
+    metadata = tables.read_metadata(path, CaptionsMetadata)
     is_empty, failed = pc.equal(table["caption"], ""), pc.is_valid(table["error"])
     texts = table["caption"].filter(pc.invert(is_empty))
     counts = pc.value_counts(texts)
     return {
-        "engine": metadata.get("engine"),
-        "model": model_of(metadata),
-        "file": user_file_of(metadata),
-        "prompt": metadata.get("prompt"),
+        "engine": metadata.engine,
+        "model": metadata.source.model,
+        "file": metadata.source.file,
+        "prompt": metadata.prompt,
         "captions": len(table),
         "failed": _count(failed),
         "empty": _count(pc.and_not(is_empty, failed)),

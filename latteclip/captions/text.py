@@ -1,8 +1,7 @@
-"""Texts of captions: mentions of classes, and who wrote them."""
+"""Mentions of classes in captions."""
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,16 +23,3 @@ def count_mentions(texts: pa.ChunkedArray, classnames: Sequence[str]) -> int:
 def mention(classname: str) -> re.Pattern[str]:
     """Return the pattern that finds a class name as whole words, in any case, in a single text."""
     return re.compile(rf"(?<!\w){re.escape(classname)}(?!\w)", re.IGNORECASE)
-
-
-def user_file_of(metadata: Mapping[str, Any]) -> str | None:
-    """Return the user's file that a CAPTIONS table was made from; None: a model wrote it."""
-    captioner = metadata.get("captioner", {})
-    if not captioner.get("reads_file"):
-        return None
-    return str(captioner["groups_file" if "groups" in metadata else "images_file"])
-
-
-def model_of(metadata: Mapping[str, Any]) -> str | None:
-    """Return the model that wrote the captions of a CAPTIONS table; None: the user did."""
-    return None if user_file_of(metadata) else metadata.get("captioner", {}).get("model")

@@ -19,6 +19,7 @@ from latteclip.config.sections.finetune import FinetuneSection
 from latteclip.core import tables
 from latteclip.core.errors import CORES, UserError
 from latteclip.core.files import from_values
+from latteclip.core.metadata import IndexMetadata
 from latteclip.report.runs import job_costs, tokens_of
 from latteclip.train.settings import recipe_for
 
@@ -70,8 +71,10 @@ def _of_dataset(dataset: str, given: Mapping[str, Any]) -> Iterator[str]:
     limit = given.get("limit") or max(limits, default=None)
     folder = RESULTS / f"{dataset}_{limit}"
     index = folder / "images.parquet"
-    metadata = tables.read_metadata(index, "split") if index.is_file() else {}
-    if "drawn_from" not in metadata:
+    drawn_from = None
+    if index.is_file():
+        drawn_from = tables.read_metadata(index, IndexMetadata).drawn_from
+    if drawn_from is None:
         raise UserError(
             f"There is no limited run of {dataset} to estimate from; make one: latteclip workflow "
             f"{CORES} --config dataset={dataset} limit={limit or LIMIT}"
@@ -81,8 +84,8 @@ def _of_dataset(dataset: str, given: Mapping[str, Any]) -> Iterator[str]:
     configuration = Configuration(layers.defaults(), {**values, "dataset": dataset, "limit": limit})
     small = job_resources.counts(configuration, folder.name)
     assert small is not None  # there is an index
-    test = metadata["drawn_from"].get("test", 0)
-    whole = Counts(sum(metadata["drawn_from"].values()) - test, test, small.classes)
+    test = drawn_from.get("test", 0)
+    whole = Counts(sum(drawn_from.values()) - test, test, small.classes)
     before, after = (amounts(configuration, folder.name, images) for images in (small, whole))
     factors = {kind: after[kind] / before[kind] for kind in after}
     jobs = pd.DataFrame(_jobs(configuration, folder, before, after))
@@ -159,7 +162,7 @@ def _training(history: Path, images: int) -> float | None:
     """Return the seconds of the steps that showed so many images. None: there is no history."""
     if not history.is_file():
         return None
-    table, _ = tables.read(history, tables.HISTORY, ["images_per_second"])
+    table = tables.read(history, tables.HISTORY, ["images_per_second"])
     rates = [rate for rate in table["images_per_second"].to_pylist() if rate]
     return images / harmonic_mean(rates) if rates else None
 

@@ -21,6 +21,7 @@ from latteclip.clip.image_encoder_files import (
 from latteclip.config.hub_names import FOLDER
 from latteclip.core import devices
 from latteclip.core.errors import UserError
+from latteclip.core.metadata import EncoderMetadata
 
 SUBFOLDER = "image_encoders"  # of a CLIP's folder, with a folder 0, 1, ... for each encoder
 
@@ -110,7 +111,7 @@ def load_beside(clip: Path, device: torch.device, precision: str = "bf16") -> li
     return [load(f"{FOLDER}{folder}", device, precision) for folder in folders]
 
 
-def described(model: ImageEncoder) -> dict[str, Any]:
+def metadata_of(model: ImageEncoder) -> EncoderMetadata:
     """Return what a table of features says of its model."""
-    size = model.timm.preprocessing.input_size[1:] if model.timm else None
-    return {"model": model.name, "width": model.width} | ({"image_size": size} if size else {})
+    size = list(model.timm.preprocessing.input_size[1:]) if model.timm else None
+    return EncoderMetadata(model.name, model.width, size)

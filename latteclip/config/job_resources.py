@@ -131,10 +131,12 @@ def counts(configuration: Configuration, dataset: str) -> Counts | None:
     index = Path(INDEX.format(dataset=dataset))
     if index.is_file():
         from latteclip.core import tables
+        from latteclip.core.metadata import IndexMetadata
 
-        table, metadata = tables.read(index, tables.IMAGES, ["split"])
+        table = tables.read(index, tables.IMAGES, ["split"])
+        classnames = tables.read_metadata(index, IndexMetadata).classnames
         test = table["split"].to_pylist().count("test")
-        return Counts(len(table) - test, test, len(metadata["classnames"]))
+        return Counts(len(table) - test, test, len(classnames))
     source = configuration.dataset(dataset)["source"]
     stated = CountsSection(**configuration.section("split", dataset).get("counts", {}))
     if "textures" in source:

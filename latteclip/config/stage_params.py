@@ -453,10 +453,10 @@ def audit_if_any(configuration: Configuration, dataset: str) -> Paths:
 
 
 def taught_labels(configuration: Configuration, dataset: str) -> Paths:
-    """Return the fused labels of a dataset about which a person answered."""
+    """Return the report on the labels of a dataset about which a person answered."""
     is_taught = bool(teaching_answers(configuration, dataset))
     shown = is_taught and shows_fused_labels(configuration, dataset)
-    return [f"results/{dataset}/fused_labels.parquet"] if shown else []
+    return [f"results/{dataset}/fused_labels.json"] if shown else []
 
 
 # Pages.

@@ -115,13 +115,47 @@ def from_json(cls: type[T], text: str, section: str = "") -> T:
     from pydantic import ValidationError  # here: --help does without
 
     try:
-        [built] = _list_of(cls).validate_json(f"[{text}]")  # type: ignore[arg-type]
+        return _built(cls, text)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, (section or cls.__name__, *first["loc"][1:])))
         raise UserError(
             f"Setting {key}: {first['msg']}, not {one_line(repr(first['input']))}."
         ) from None
+
+
+def record_of(cls: type[T], values: Any, path: str | Path) -> T:
+    """Build a dataclass from the values of a file, or raise UserError that names the file."""
+    from pydantic import ValidationError
+
+    try:
+        return _built(cls, json.dumps(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"][1:]))
+        raise UserError(f"{path} is damaged ({key}: {first['msg']}); {DELETE_AND_RERUN}.") from None
+
+
+def read_record(cls: type[T], path: str | Path) -> T:
+    """Read a dataclass from the JSON file of `write_record`, or raise UserError."""
+    return record_of(cls, read_object(path, ()), path)
+
+
+def write_record(path: str | Path, record: object) -> None:
+    """Write a dataclass as JSON, whole or not at all."""
+    write_json(path, values_of(record))
+
+
+def values_of(record: object) -> dict[str, Any]:
+    """Return the fields of a dataclass as JSON has them."""
+    from pydantic_core import to_jsonable_python
+
+    return dict(to_jsonable_python(record))
+
+
+def _built(cls: type[T], text: str) -> T:
+    """Build a dataclass from JSON, or raise pydantic's ValidationError."""
+    [built] = _list_of(cls).validate_json(f"[{text}]")  # type: ignore[arg-type]
     return built  # type: ignore[no-any-return]
 
 

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from latteclip.core.errors import DELETE_AND_RERUN, UserError, first_line
-from latteclip.core.files import replacing
+from latteclip.core.files import record_of, replacing, values_of
+from latteclip.core.metadata import IndexMetadata
+
+Record = TypeVar("Record")
 
 
 def _schema(**types: pa.DataType) -> pa.Schema:
@@ -155,27 +158,27 @@ def write(
     path: str | Path,
     columns: Mapping[str, Any],
     schema: pa.Schema,
-    metadata: Mapping[str, Any] | None = None,
+    metadata: object | None = None,
 ) -> None:
-    """Write one table, whole or not at all; each metadata value is stored as JSON."""
+    """Write one table with its metadata, a dataclass, whole or not at all."""
     with writing(path, schema, metadata) as add:
         add(columns)
 
 
 @contextlib.contextmanager
 def writing(
-    path: str | Path, schema: pa.Schema, metadata: Mapping[str, Any] | None = None
+    path: str | Path, schema: pa.Schema, metadata: object | None = None
 ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Write one table in pieces, whole or not at all. Its pages and its footer bear checksums.
 
-    Yields a function that appends columns or a table as one row group. The caller may add to
-    `metadata` until all pieces are written.
+    Yields a function that appends columns or a table as one row group. The caller may set fields of
+    `metadata`, a dataclass, until all pieces are written. Each is stored as JSON.
     """
     options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
     with replacing(path) as temporary:
         with pq.ParquetWriter(temporary, schema, **options) as file:
             yield lambda columns: file.write_table(pa.table(columns, schema=schema))
-            values = sorted((metadata or {}).items())
+            values = [] if metadata is None else sorted(values_of(metadata).items())
             file.add_key_value_metadata({k: json.dumps(v, ensure_ascii=False) for k, v in values})
         footer = _footer(temporary)
         with temporary.open("r+b") as whole:
@@ -203,13 +206,11 @@ def _refuse_broken_seal(path: str | Path) -> None:
         raise ValueError("the checksum of its footer does not fit")
 
 
-def read(
-    path: str | Path, schema: pa.Schema, columns: Sequence[str] | None = None
-) -> tuple[pa.Table, dict[str, Any]]:
-    """Read a table and its metadata, or raise UserError for a file that does not hold them."""
+def read(path: str | Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a table, or raise UserError for a file that does not hold it."""
     wanted = list(columns or schema.names)
     with _opened(path, wanted) as file:
-        return _cast(file.read(columns=wanted), schema, wanted), _metadata(file)
+        return _cast(file.read(columns=wanted), schema, wanted)
 
 
 def read_pieces(
@@ -226,10 +227,12 @@ def _cast(table: pa.Table, schema: pa.Schema, columns: Sequence[str]) -> pa.Tabl
     return table.select(columns).cast(pa.schema([schema.field(name) for name in columns]))
 
 
-def read_metadata(path: str | Path, column: str) -> dict[str, Any]:
-    """Read the metadata of a table, without its rows. The column tells its kind."""
-    with _opened(path, [column]) as file:
-        return _metadata(file)
+def read_metadata(path: str | Path, record: type[Record]) -> Record:
+    """Read the metadata of a table, without its rows, into a dataclass, or raise UserError."""
+    with _opened(path, []) as file:
+        found = file.metadata.metadata or {}
+        values = {k.decode(): json.loads(v) for k, v in found.items() if k != b"ARROW:schema"}
+    return record_of(record, values, path)
 
 
 @contextlib.contextmanager
@@ -251,11 +254,6 @@ def _opened(path: str | Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile
         raise UserError(
             f"{path} is not a valid Parquet file ({first_line(error)}); {DELETE_AND_RERUN}."
         ) from None
-
-
-def _metadata(file: pq.ParquetFile) -> dict[str, Any]:
-    found = file.metadata.metadata or {}
-    return {k.decode(): json.loads(v) for k, v in found.items() if k != b"ARROW:schema"}
 
 
 class Strings(Sequence[str]):
@@ -299,15 +297,10 @@ def read_unlabelled(path: str | Path, *, training: bool) -> tuple[pa.Table, list
     Returns the table without `label` and `classname`, and the C class names in label order. With
     `training` it has only the images that are not in the test split.
     """
-    table, metadata = read(path, IMAGES, [n for n in IMAGES.names if n not in LABEL_COLUMNS])
+    table = read(path, IMAGES, [n for n in IMAGES.names if n not in LABEL_COLUMNS])
     if training:
         table = table.filter(pc.not_equal(table["split"], "test"))
-    return table, metadata["classnames"]
-
-
-def read_written_names(path: str | Path) -> dict[str, str]:
-    """Return the names that the dataset of an index writes differently, by class name."""
-    return dict(read_metadata(path, "image_id").get("written_names", {}))
+    return table, read_metadata(path, IndexMetadata).classnames
 
 
 def lookup(
@@ -322,7 +315,7 @@ def lookup_column(
     path: str | Path, schema: pa.Schema, key: str, column: str, ids: pa.ChunkedArray
 ) -> pa.ChunkedArray:
     """Return the values of `column` in a table for ids in its column `key`, or raise UserError."""
-    table, _ = read(path, schema, [key, column])
+    table = read(path, schema, [key, column])
     rows = find_rows(ids, table[key], path)
     is_whole = np.array_equal(rows, np.arange(len(table)))
     return table[column] if is_whole else table[column].take(rows)

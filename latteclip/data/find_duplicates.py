@@ -46,7 +46,7 @@ Floats = npt.NDArray[np.float32]
 def find_duplicates(images_path: str, fingerprints_path: str, output: str) -> None:
     """Write DUPLICATES of all images of an index, whatever their split. Nothing is removed."""
     index, _ = tables.read_unlabelled(images_path, training=False)
-    table, _ = tables.read(fingerprints_path, tables.FINGERPRINTS)
+    table = tables.read(fingerprints_path, tables.FINGERPRINTS)
     ids = np.array(index["image_id"].to_pylist(), dtype=object)
     hashes = _bytes(table["hashes"], len(VIEWS), BITS // 8)  # [N, V, BITS / 8]
     thumbnails = _bytes(table["thumbnail"], THUMBNAIL, THUMBNAIL)  # [N, T, T]

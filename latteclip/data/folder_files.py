@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -30,6 +31,14 @@ THREADS = 8  # that read files of which only the time is new
 BATCH = 10_000
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,10}")
 OTHER = "other"  # in place of a missing or strange suffix
+
+
+@dataclass
+class FolderMetadata:
+    """The metadata of FOLDER_FILES."""
+
+    digest: str  # of the files' names, sizes and times
+    state: str  # the text of `state` that they gave
 
 
 class File(NamedTuple):
@@ -138,12 +147,12 @@ def state(folder: str, kind: str, classes: str | None, indexed: str) -> str:
     from latteclip.core import tables
 
     try:
-        metadata = tables.read_metadata(indexed, "name")
-        before = str(metadata["state"])
-        if metadata["digest"] == new:
+        metadata = tables.read_metadata(indexed, FolderMetadata)
+        before = metadata.state
+        if metadata.digest == new:
             return before
-        table = tables.read(indexed, tables.FOLDER_FILES)[0]
-    except (UserError, KeyError):  # the images are indexed again
+        table = tables.read(indexed, tables.FOLDER_FILES)
+    except UserError:  # the images are indexed again
         return new
     now = list(files(folder, kind, classes))
     names, sizes, times, checksums = (column.to_pylist() for column in table.columns)
@@ -172,4 +181,4 @@ def write(path: str, found: list[File], state: str, checksums: Sequence[bytes]) 
         "mtime_ns": [file.mtime_ns for file in found],
         "checksum": checksums,
     }
-    tables.write(path, columns, tables.FOLDER_FILES, {"digest": digest(found), "state": state})
+    tables.write(path, columns, tables.FOLDER_FILES, FolderMetadata(digest(found), state))

@@ -24,6 +24,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import replacing, sqlite_uri
 from latteclip.core.folder_names import SPLITS
 from latteclip.core.hashing import digest
+from latteclip.core.metadata import IndexMetadata
 from latteclip.core.terminal import Progress, one_line
 from latteclip.data import decoding, fingerprints, folder_files
 from latteclip.data import images as image_files
@@ -66,10 +67,6 @@ def index_images(
 ) -> None:
     """Write the IMAGES and FINGERPRINTS tables of a dataset.
 
-    The metadata of IMAGES are class names as CLIP reads them, `written_names` that differ, counts
-    of `skipped` files and `content`, a digest of all images' bytes. With a limit, also `limit` and
-    `drawn_from`, the images of each whole split.
-
     Images that cannot be decoded are left out and listed in a CSV file. Decoded images are cached
     beside the index, so that a killed run continues. Raises UserError where the split does not fit
     its form or the folder, or too many images are broken.
@@ -80,14 +77,11 @@ def index_images(
     images, split = read_split(Path(folder), settings)
     classnames = clean_classnames(split.names, settings.classname_replace)
     pairs = zip(classnames, split.names, strict=True)
-    metadata: dict[str, object] = {
-        "classnames": classnames,
-        "written_names": {name: written for name, written in pairs if name != written},
-        "skipped": split.skipped,
-    }
+    written_names = {name: written for name, written in pairs if name != written}
+    metadata = IndexMetadata(classnames, written_names, dict(split.skipped))
     if limit is not None:
-        drawn_from = Counter(item.split for item in split.items)
-        metadata |= {"limit": limit, "drawn_from": dict(drawn_from)}
+        metadata.limit = limit
+        metadata.drawn_from = dict(Counter(item.split for item in split.items))
         split = draw(split, limit)
     counts = Counter[str]()
     broken: list[Broken] = []
@@ -113,7 +107,7 @@ def index_images(
             add_fingerprints(pa.Table.from_pylist(rows, tables.FINGERPRINTS))
         _report(broken, corrupt)
         _check(broken, split, counts, settings.max_corrupt, folder)
-        metadata["content"] = content.hexdigest()
+        metadata.content = content.hexdigest()
         if folder_state and folder_files_output:
             checksums = [*_checksums(folder, listed, cache, limit)]
             folder_files.write(folder_files_output, listed, folder_state, checksums)

@@ -28,6 +28,7 @@ from latteclip.core.open_clip_import import open_clip
 from latteclip.deploy import transformers_clip
 from latteclip.deploy.model_origin import run_of
 from latteclip.evaluate.results import read_metrics
+from latteclip.train.history import TrainingMetadata
 
 log = logging.getLogger(__name__)
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
@@ -144,20 +145,22 @@ FORMS = {"open_clip": _open_clip, "transformers": transformers_clip.write, "onnx
 def read_origin(model: Path) -> dict[str, Any]:
     """Read the files beside a model folder, or beside the run that it was chosen from.
 
-    The settings are those of CLIP. `is_trained` is None where no file
-    says so, and `reason` is why the model was chosen.
+    `clip` has `model` and `pretrained` of the CLIP that the model was before. `is_trained` is None
+    where no file says so, and `reason` is why the model was chosen.
     """
     run, reason = run_of(model)
-    metrics, settings, is_trained = {}, {}, None
+    metrics: dict[str, Any] = {}
+    clip: Mapping[str, Any] = {}
+    is_trained = None
     if (path := run / "metrics.json").is_file():
         metrics, is_trained = read_metrics(path), False
     if (path := run / "history.parquet").is_file():
-        history = tables.read_metadata(path, "step")
-        settings = history["settings"]["clip"]
-        is_trained = "diverged" not in history.get("flags", [])
+        history = tables.read_metadata(path, TrainingMetadata)
+        clip = {"model": history.model, "pretrained": history.pretrained}
+        is_trained = "diverged" not in history.flags
     elif metrics and (path := run.parents[1] / "class_embeddings.safetensors").is_file():
-        settings = load_classifier(path)[1]
-    origin = {"metrics": metrics, "settings": settings, "is_trained": is_trained, "reason": reason}
+        clip = load_classifier(path)[1]
+    origin = {"metrics": metrics, "clip": clip, "is_trained": is_trained, "reason": reason}
     return origin | {"dataset": metrics.get("dataset", "custom")}
 
 
@@ -172,7 +175,7 @@ def model_card(
     results = [(name, metrics[key]) for key, name in FIGURES.items() if is_known]
     of_test = {"dataset_type": dataset, "dataset_name": title, "dataset_split": "test"}
     task = {"task_type": "image-classification", "metric_type": "accuracy", **of_test}
-    repo = _repo(origin["settings"])
+    repo = _repo(origin["clip"])
     data = ModelCardData(
         library_name=form,
         pipeline_tag="zero-shot-image-classification",
@@ -207,9 +210,9 @@ def _class(classname: str, class_templates: ClassTemplates) -> str:
     return f"{name} (also {', '.join(others)})" if others else name
 
 
-def _repo(settings: Mapping[str, Any]) -> str | None:
+def _repo(clip: Mapping[str, Any]) -> str | None:
     """Return the base model's repository on the hub, where open_clip knows it."""
-    model, tag = str(settings.get("model", "")), settings.get("pretrained") or ""
+    model, tag = str(clip.get("model", "")), clip.get("pretrained") or ""
     if model.startswith("hf-hub:"):
         return model.removeprefix("hf-hub:")
     known = open_clip.get_pretrained_cfg(model.replace("/", "-"), tag)

@@ -27,6 +27,7 @@ from latteclip.core.terminal import one_line
 from latteclip.data.decoding import FORMATS
 from latteclip.data.images import image_exists, open_rgb, shard_member
 from latteclip.deploy import label_table
+from latteclip.deploy.label_table import LabelsMetadata
 
 log = logging.getLogger(__name__)
 FOLDERS = ("label-studio", "imagefolder")  # formats of several files
@@ -82,7 +83,7 @@ def export_labels(
     write = partial(_write_image_folder, copy=copy) if form == "imagefolder" else WRITERS[form]
     with replacing(place) as temporary:
         write(temporary, table, described)
-    n, error = len(table) - table["label"].null_count, _error(described["calibration"])
+    n, error = len(table) - table["label"].null_count, _error(described)
     lines = [f"{n} labels, {error}, are in {output}.", *promises, *_about_answers(table)]
     for kind, count in counts.items():
         rest = f"{LEAVE_OUT[kind]}; --leave-out {kind} exports without them"
@@ -99,12 +100,14 @@ def _kinds(table: pa.Table) -> dict[str, pa.ChunkedArray]:
     return {"unknown": unknown, "duplicates": pc.is_valid(table["duplicate_of"])}
 
 
-def _error(calibration: Mapping[str, Any]) -> str:
-    if error := calibration.get("demo_error"):
+def _error(described: LabelsMetadata) -> str:
+    calibration = described.calibration
+    if calibration is None:
+        error = described.demo_error
         return f"uncalibrated (on the demo their expected calibration error is {error})"
     return (
-        f"calibrated by {calibration['answers']} answers (expected calibration error "
-        f"{calibration['error']:.2f}, before {calibration['error_before']:.2f})"
+        f"calibrated by {calibration.answers} answers (expected calibration error "
+        f"{calibration.error:.2f}, before {calibration.error_before:.2f})"
     )
 
 
@@ -120,7 +123,7 @@ def _about_answers(table: pa.Table) -> list[str]:
     ]
 
 
-def _write_csv(path: Path, table: pa.Table, _: Mapping[str, Any]) -> None:
+def _write_csv(path: Path, table: pa.Table, _: LabelsMetadata) -> None:
     _write_rows(path, table.column_names, tables.rows_of(table))
 
 
@@ -131,17 +134,16 @@ def _write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
         writer.writerows([tables.csv_cell(row[name]) for name in columns] for row in rows)
 
 
-def _write_parquet(path: Path, table: pa.Table, described: Mapping[str, Any]) -> None:
+def _write_parquet(path: Path, table: pa.Table, described: LabelsMetadata) -> None:
     types = [(one.name, getattr(one.type, "value_type", one.type)) for one in table.schema]
-    described = {**described, "latteclip": __version__}
     with tables.writing(path, pa.schema(types), described) as add:
         for batch in table.to_batches(tables.CAPTION_ROWS):
             add(dict(zip(batch.schema.names, batch.columns, strict=True)))
 
 
-def _write_label_studio(folder: Path, table: pa.Table, described: Mapping[str, Any]) -> None:
+def _write_label_studio(folder: Path, table: pa.Table, described: LabelsMetadata) -> None:
     _refuse_shards(table, "Label Studio shows files; export them by --format imagefolder --copy")
-    kind = "uncalibrated" if "demo_error" in described["calibration"] else "calibrated"
+    kind = "calibrated" if described.calibration else "uncalibrated"
     tasks = (_task(row, f"latteclip {__version__}, {kind}") for row in tables.rows_of(table))
     folder.mkdir()
     with (folder / "tasks.json").open("w", encoding="utf-8") as file:
@@ -149,7 +151,7 @@ def _write_label_studio(folder: Path, table: pa.Table, described: Mapping[str, A
         for number, task in enumerate(tasks):
             file.write(",\n" * (number > 0) + json.dumps(task, ensure_ascii=False))
         file.write("\n]\n")
-    names = (quoteattr(_in_xml(name)) for name in described["classnames"])
+    names = (quoteattr(_in_xml(name)) for name in described.classnames)
     choices = "\n".join(f"    <Choice value={name}/>" for name in names)
     (folder / "config.xml").write_text(
         '<View>\n  <Image name="image" value="$image"/>\n'
@@ -184,7 +186,7 @@ WRITERS = {"csv": _write_csv, "parquet": _write_parquet, "label-studio": _write_
 
 
 def _write_image_folder(
-    folder: Path, table: pa.Table, described: Mapping[str, Any], *, copy: bool
+    folder: Path, table: pa.Table, described: LabelsMetadata, *, copy: bool
 ) -> None:
     if not copy:
         _refuse_shards(table, "no link leads into a shard; use --copy")
@@ -194,7 +196,7 @@ def _write_image_folder(
             f"{len(vanished)} of {len(paths)} images are not there, the first {vanished[0]}; run "
             "it in the folder of the results, or rerun the workflow."
         )
-    names, new_name = described["classnames"], unique_filenames()
+    names, new_name = described.classnames, unique_filenames()
     new_name(TABLE)
     folders = {name: (folder / new_name(name), unique_filenames()) for name in names}
     folder.mkdir()

@@ -7,9 +7,8 @@ temperature, plus an intercept. Both are fitted to the answers by maximum likeli
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,15 +16,18 @@ import pyarrow.compute as pc
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit, logit
 
+from latteclip import __version__
 from latteclip.audit.sampling import SamplingPlan, audit_files, read_plan
 from latteclip.audit.score import answered_prefix
 from latteclip.clip.classifier import classify, load_classifier
 from latteclip.config.methods import VOTERS
 from latteclip.core import tables
 from latteclip.core.errors import UserError, run_command
+from latteclip.core.metadata import IndexMetadata
 from latteclip.deploy.model_origin import require_answers
 from latteclip.labels.answers import CLASS, NONE, UNSURE, Answer
 from latteclip.labels.features import read_features
+from latteclip.labels.fusion_report import NAME, Check, read_fusion_report
 from latteclip.labels.guarantees import Floats, conformal_accepted, pac_threshold
 
 log = logging.getLogger(__name__)
@@ -39,11 +41,23 @@ BINS = 10  # of equal width
 MARGIN = 1e-6  # distance of probabilities from 0 and 1
 
 
-def read(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
+@dataclass
+class LabelsMetadata:
+    """What exported labels say of themselves."""
+
+    classnames: list[str]  # as the dataset writes them
+    model: str  # of CLIP
+    pretrained: str | None
+    votes: str  # captions, or class scores
+    calibration: "Calibration | None"
+    demo_error: float | None = None  # of probabilities without a calibration
+    latteclip: str = __version__
+
+
+def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
     """Read the labels of a dataset's results, a person's answers, and what describes the labels.
 
-    Names of classes are dictionaries, which take less memory. Described are CLIP, `votes`, the
-    class names as the dataset writes them, and `calibration`. Raises UserError before there are
+    Names of classes are dictionaries, which take less memory. Raises UserError before there are
     labels.
     """
     path, index = folder / "fused_labels.parquet", folder / "images.parquet"
@@ -52,14 +66,16 @@ def read(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
             f"{path} does not exist: the labels are not made yet; run "
             f"{run_command(folder.absolute().name, 'labels')}."
         )
-    labels, described = tables.read(path, tables.FUSED_LABELS)
+    labels, report = tables.read(path, tables.FUSED_LABELS), read_fusion_report(folder / NAME)
     ids = labels["image_id"]
-    classnames = tables.read_metadata(index, "image_id")["classnames"]
-    written = tables.read_written_names(index)
+    of_index = tables.read_metadata(index, IndexMetadata)
+    classnames, written = of_index.classnames, of_index.written_names
     names = pa.array([written.get(name, name) for name in classnames], pa.string())
     audited, calibration = _audited(folder, labels, classnames)
-    teaching = described.get("answers", {}).get("images", {})
-    answers = {key: Answer(key, CLASS if name else NONE, name) for key, name in teaching.items()}
+    answers = {
+        image_id: Answer(image_id, CLASS if name else NONE, name)
+        for image_id, name in report.answers.images.items()
+    }
     answers |= audited
     corrected, answered = _with_answers(labels, answers, classnames, written)
     confidence = labels["fused_confidence"].to_numpy().astype(np.float64)
@@ -100,9 +116,14 @@ def read(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
         # The image_id of another row of the same picture.
         "duplicate_of": _duplicates(folder / "duplicates.parquet", ids, answers),
     }
-    fitted = asdict(calibration) if calibration else {"demo_error": DEMO_ERROR}
-    described = {k: described[k] for k in ("model", "pretrained", "votes") if k in described}
-    described |= {"classnames": names.to_pylist(), "calibration": fitted}
+    described = LabelsMetadata(
+        classnames=names.to_pylist(),
+        model=report.model,
+        pretrained=report.pretrained,
+        votes=report.votes,
+        calibration=calibration,
+        demo_error=None if calibration else DEMO_ERROR,
+    )
     return pa.table(columns), described
 
 
@@ -122,7 +143,7 @@ def _duplicates(
     """Return the id of an earlier image of the same picture, or null. Answered ones come first."""
     if not path.is_file():
         return pa.nulls(len(ids), pa.string())
-    pairs, _ = tables.read(path, tables.DUPLICATES, ["image_id", "duplicate_id"])
+    pairs = tables.read(path, tables.DUPLICATES, ["image_id", "duplicate_id"])
     rows = [pc.index_in(pairs[name], ids) for name in pairs.column_names]
     both = pc.and_(*(pc.is_valid(one) for one in rows))
     is_answered = pc.is_in(ids, pa.array(list(answers), pa.string())).to_numpy()
@@ -264,14 +285,12 @@ def accepted(folder: Path, share: float, *, on_average: bool) -> tuple[pa.Array,
     images are taken by their answers. Raises UserError for too few answers about images that were
     drawn at random.
     """
-    labels, described = tables.read(folder / "fused_labels.parquet", tables.FUSED_LABELS)
-    answers = described.get("answers", {"images": {}})
-    checked = answers.get("checked", {})
-    confidence = np.array(checked.get("confidence", []))
-    wrong = ~np.array(checked.get("right", []), dtype=bool)
+    labels = tables.read(folder / "fused_labels.parquet", tables.FUSED_LABELS)
+    answers = read_fusion_report(folder / NAME).answers
+    checks = answers.checked.labels if answers.checked else Check([], [])
+    confidence, wrong = np.array(checks.confidence), ~np.array(checks.right, dtype=bool)
     sure = labels["fused_confidence"].to_numpy().astype(np.float64)
-    taught = len(answers["images"]) - len(checked.get("image_id", []))
-    most = len(labels) - taught
+    most = len(labels) - answers.n_teaching
     require_answers(len(wrong), most, share, folder, on_average=on_average)
     if on_average:
         taken = conformal_accepted(confidence, wrong, sure, share)
@@ -281,7 +300,7 @@ def accepted(folder: Path, share: float, *, on_average: bool) -> tuple[pa.Array,
         promise = (
             f"at most {100 * share:g} % of all labels are wrong and taken, with 95 % probability"
         )
-    taken |= pc.is_in(labels["image_id"], pa.array(list(answers["images"]), pa.string())).to_numpy()
+    taken |= pc.is_in(labels["image_id"], pa.array(list(answers.images), pa.string())).to_numpy()
     n_left = len(taken) - taken.sum()
     return pa.array(taken), (
         f"Of {len(taken):,} labels {taken.sum():,} may be taken: {promise}. For all of them, "

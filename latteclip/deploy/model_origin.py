@@ -20,8 +20,10 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate.results import read_selection
 from latteclip.evaluate.train_predictions import read_predictions
+from latteclip.labels import fusion_report
 from latteclip.labels.guarantees import Bools, Floats, fewest_answers, pac_threshold, smallest_share
 from latteclip.train.data import MAX_DRAWN
+from latteclip.train.history import TrainingMetadata
 
 log = logging.getLogger(__name__)
 Classify = Callable[[Sequence[str]], Sequence[Any]]  # image files to a model's `Prediction`s
@@ -54,21 +56,20 @@ def abstention_threshold(model: FinetunedModel, classify: Classify, max_error: f
     With 95 % probability, at most the share `max_error` of all predictions is wrong and not
     abstained from. Raises UserError outside of a dataset's results, and for too few answers.
     """
-    path = result_file("fused_labels.parquet", model.folder, "--abstain")
-    answers = tables.read_metadata(path, "image_id").get("answers", {})
-    named, checked = answers.get("images", {}), answers.get("checked", {})
-    ids, heads = checked.get("image_id", []), checked.get("classifiers", {})
-    name = next((name for name in heads if _is_classifier(model, path.parent, name)), None)
+    path = result_file(fusion_report.NAME, model.folder, "--abstain")
+    answers = fusion_report.read_fusion_report(path).answers
+    ids, checks = answers.checking, answers.checked.classifiers if answers.checked else {}
+    name = next((name for name in checks if _is_classifier(model, path.parent, name)), None)
     index, _ = tables.read_unlabelled(path.parent / "images.parquet", training=True)
-    drawable = len(index) - (len(named) - len(ids))  # all but those that were chosen to teach
+    drawable = len(index) - answers.n_teaching
     if name is None:
         unseen = _unseen(model, ids, len(index), drawable)
         _require_unseen(unseen, len(ids), max_error, path.parent)
-        answers = {image: named[image] for image in unseen.images}
-        confidence, right = _predicted(model, path.parent, answers, classify)
+        classes = {image: answers.images[image] for image in unseen.images}
+        confidence, right = _predicted(model, path.parent, classes, classify)
         how = "which the model was not trained on"
     else:
-        confidence, right = (np.array(heads[name][key]) for key in ("confidence", "right"))
+        confidence, right = np.array(checks[name].confidence), np.array(checks[name].right)
         how = "each of them left out of the classifier that it checks (five folds)"
         require_answers(len(right), drawable, max_error, path.parent)
     threshold = pac_threshold(confidence, ~right.astype(bool), max_error)
@@ -77,7 +78,7 @@ def abstention_threshold(model: FinetunedModel, classify: Classify, max_error: f
         "most %g %% of all predictions are wrong and not abstained from. This holds for images "
         "like the training images of %s without the %d that were chosen to teach. It rests on %d "
         "answers about such images drawn at random, %s.",
-        *(threshold, 100 * max_error, path.parent, len(named) - len(ids), len(right), how),
+        *(threshold, 100 * max_error, path.parent, answers.n_teaching, len(right), how),
     )
     return threshold
 
@@ -128,14 +129,14 @@ def _unseen(model: FinetunedModel, ids: Sequence[str], n: int, drawable: int) ->
     history = run / "history.parquet"
     if not history.is_file():  # nothing was trained
         return Unseen(list(ids), drawable)
-    described = tables.read_metadata(history, "step")
-    drawn = set(described.get("drawn", []))
-    if drawn or described.get("settings", {}).get("labels") == "fused":
+    described = tables.read_metadata(history, TrainingMetadata)
+    drawn = set(described.drawn)
+    if drawn or described.labels == "fused":
         most = int(MAX_DRAWN * n)
         why = f"answered images are left out while they are at most a tenth of the {n:,}"
         unseen = [image for image in ids if image in drawn]
         return Unseen(unseen, most if len(ids) <= most else 0, why)
-    if "averaged" in described:  # another of its trainings learned from them
+    if described.averaged is not None:  # another of its trainings learned from them
         return Unseen([], 0, "its trainings together learned from all images")
     predictions = str(run / "train_predictions.parquet")
     table = read_predictions(predictions, model.classnames, held_out=True)

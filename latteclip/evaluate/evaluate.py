@@ -11,6 +11,7 @@ from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import devices, tables
 from latteclip.core.holdout import NO_FOLD, Fold, left_out_images
 from latteclip.evaluate import metrics, train_predictions
+from latteclip.train.history import TrainingMetadata
 
 
 class EvaluateSettings(Section):
@@ -45,7 +46,7 @@ def evaluate(
     """
     table, names = metrics.read_evaluated_images(images_path, dataset)
     examples = train_predictions.example_images(images_path, pseudo_labels_path)
-    history = tables.read_metadata(history_path, "step")
+    history = tables.read_metadata(history_path, TrainingMetadata)
     where = devices.pick(device, threads)
     model = finetuned.load(model_path, where, settings.clip.precision, classnames=names)
 
@@ -57,7 +58,7 @@ def evaluate(
 
     labels, scores = rank(table, settings.inference.topk)
     metrics.write(
-        *(table, names, labels.numpy(), scores.numpy(), history.get("flags", [])),
+        *(table, names, labels.numpy(), scores.numpy(), history.flags),
         *((dataset, method, seed), predictions_output, metrics_output),
     )
     if left_out_path:

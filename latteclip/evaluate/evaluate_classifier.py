@@ -55,7 +55,7 @@ def evaluate_classifier(
     unseen, of_examples = predicted[: len(held_out)], predicted[len(held_out) :]
     if votes_path is not None:
         head = "joint_head" if image_encoders_paths else "head"
-        votes, _ = tables.read(votes_path, tables.VOTES_ENCODERS, ["image_id", head])
+        votes = tables.read(votes_path, tables.VOTES_ENCODERS, ["image_id", head])
         held_out, unseen = votes["image_id"], votes[head].to_numpy()
     train_predictions.write_predictions(
         train_predictions_output, (held_out, unseen), (examples, of_examples), names

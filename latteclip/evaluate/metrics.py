@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_json
+from latteclip.core.metadata import ClassesMetadata, IndexMetadata
 
 log = logging.getLogger(__name__)
 
@@ -32,16 +33,17 @@ def read_evaluated_images(images_path: str, dataset: str) -> tuple[pa.Table, lis
 
     Where it is empty, all images are evaluated, without their labels.
     """
-    table, metadata = tables.read(images_path, tables.IMAGES)
+    table = tables.read(images_path, tables.IMAGES)
+    classnames = tables.read_metadata(images_path, IndexMetadata).classnames
     if len(table) == 0:
         raise UserError(f"Dataset {dataset} has no image; check its split.")
     tests = table.filter(pc.equal(table["split"], "test"))
     if len(tests):
-        return tests, metadata["classnames"]
+        return tests, classnames
     unlabelled = table.drop_columns([*tables.LABEL_COLUMNS])
     # The columns that are missing become null.
     table = pa.concat_tables([tests, unlabelled], promote_options="default")
-    return table, metadata["classnames"]
+    return table, classnames
 
 
 def write(
@@ -70,7 +72,7 @@ def write(
             "topk_scores": tables.list_column(scores.astype(np.float32)),
         },
         tables.PREDICTIONS,
-        {"classnames": list(classnames)},
+        ClassesMetadata(list(classnames)),
     )
     result: dict[str, object] = {"dataset": dataset, "method": method, "seed": seed}
     result |= {"flags": list(flags), "images": len(images)}

@@ -23,6 +23,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import replacing, write_json
 from latteclip.core.flags import FAILED
 from latteclip.core.holdout import MIN_HELD_OUT
+from latteclip.core.metadata import VotesMetadata
 from latteclip.evaluate.results import Audit, Run, read_audit, read_metrics
 from latteclip.evaluate.train_predictions import MISSING, held_out_predictions
 
@@ -173,17 +174,18 @@ def read_votes(runs: Sequence[Candidate], votes_path: str | None) -> HeldOutVote
     """Return the votes and what each run predicts, or why there are none."""
     if votes_path is None:
         return "this run has neither captions of images nor class scores"
-    table, described = tables.read(votes_path, tables.VOTES)
-    if described["leaked"]:
+    table = tables.read(votes_path, tables.VOTES)
+    described = tables.read_metadata(votes_path, VotesMetadata)
+    if described.leaked:
         return "the captioner was given the zero-shot labels"
-    if not described["corroborated"]:
-        return f"the {described['votes']} fit the images no better than shuffled ones"
+    if not described.corroborated:
+        return f"the {described.votes} fit the images no better than shuffled ones"
     if len(table) < MIN_IMAGES:
         return f"only {len(table)} images have votes, and {MIN_IMAGES} are needed"
     shares = tables.from_list_column(table["vote"])  # [n, C]
-    ids, names = table["image_id"], described["classnames"]
+    ids, names = table["image_id"], described.classnames
     predictions = [held_out_predictions(run.train_predictions, ids, names) for run in runs]
-    return HeldOutVotes(shares, np.stack(predictions), described["votes"])
+    return HeldOutVotes(shares, np.stack(predictions), described.votes)
 
 
 def choose(

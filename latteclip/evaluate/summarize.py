@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from latteclip.core import tables
 from latteclip.core.files import write_text
 from latteclip.core.flags import FLAGS
 from latteclip.evaluate import summary
 from latteclip.evaluate.results import Audit
-from latteclip.labels.guarantees import checked_sentence
+from latteclip.labels.fusion_report import read_fusion_report
 
 STAR = "★"  # of the chosen model
 
@@ -23,7 +22,7 @@ def summarize(
     csv_output: str,
     markdown_output: str,
     others: str | None = None,
-    fused_labels_paths: Sequence[str] = (),
+    fusion_reports_paths: Sequence[str] = (),
 ) -> None:
     """Write one row per dataset and method: means and spreads over seeds, gain over the baseline.
 
@@ -54,7 +53,7 @@ def summarize(
         _unlabelled_table(unlabelled),
         "\n".join(f"- {STAR} {one.dataset}: {one.reason}" for one in selections.values()),
         "\n".join(map(_verdict, audits.values())),
-        "\n".join(filter(None, map(_checked_labels, fused_labels_paths))),
+        "\n".join(filter(None, map(_checked_labels, fusion_reports_paths))),
         dataset_table(labelled) if len(labelled) else "",
     ]
     write_text(markdown_output, "\n\n".join(filter(None, parts)) + "\n")
@@ -105,8 +104,8 @@ def _verdict(audit: Audit) -> str:
 
 def _checked_labels(path: str) -> str:
     """Return how right fused labels are by a person's answers, or nothing without answers."""
-    checked = tables.read_metadata(path, "image_id").get("answers", {}).get("checked")
-    return f"- labels of {Path(path).parent.name}, {checked_sentence(checked)}" if checked else ""
+    checked = read_fusion_report(path).answers.checked
+    return f"- labels of {Path(path).parent.name}, {checked.sentence}" if checked else ""
 
 
 def dataset_table(table: pd.DataFrame) -> str:

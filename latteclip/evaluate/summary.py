@@ -8,6 +8,7 @@ import pandas as pd
 
 from latteclip.core import tables
 from latteclip.core.flags import FLAGS
+from latteclip.core.metadata import IndexMetadata
 from latteclip.evaluate.results import (
     FIGURES,
     Audit,
@@ -45,7 +46,7 @@ def read_results(
         paths, index = sorted(folder.glob("*/seed*/metrics.json")), folder / "images.parquet"
         if folder.name in here or not paths:
             continue
-        if index.is_file() and "limit" in tables.read_metadata(index, "image_id"):
+        if index.is_file() and tables.read_metadata(index, IndexMetadata).limit is not None:
             continue  # a limited run has its own table
         metrics += map(read_metrics, paths)
         selections += folder.glob("selection.json")

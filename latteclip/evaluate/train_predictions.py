@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.core.metadata import ClassesMetadata, IndexMetadata
 
 N_EXAMPLES = 12
 MISSING = -1
@@ -26,11 +27,11 @@ def read_index(
     images: str, pseudo_labels: str, columns: Sequence[str]
 ) -> tuple[pa.Table, list[str]]:
     """Read columns of an image index with `pseudo_label` and `confidence`, and the class names."""
-    index, metadata = tables.read(images, tables.IMAGES, columns)
+    index = tables.read(images, tables.IMAGES, columns)
     for name in ("pseudo_label", "confidence"):
         wanted = tables.PSEUDO_LABELS, "image_id", name, index["image_id"]
         index = index.append_column(name, tables.lookup_column(pseudo_labels, *wanted))
-    return index, metadata["classnames"]
+    return index, tables.read_metadata(images, IndexMetadata).classnames
 
 
 def choose_examples(
@@ -59,13 +60,13 @@ def write_predictions(
         "prediction": np.concatenate([held_out[1], examples[1]]).astype(np.int32),
         "held_out": np.repeat([True, False], [len(held_out[1]), len(examples[1])]),
     }
-    tables.write(path, columns, tables.TRAIN_PREDICTIONS, {"classnames": list(classnames)})
+    tables.write(path, columns, tables.TRAIN_PREDICTIONS, ClassesMetadata(list(classnames)))
 
 
 def read_predictions(path: str, classnames: Sequence[str], *, held_out: bool) -> pa.Table:
     """Read `image_id` and `prediction` of the held-out images, or of the examples."""
-    table, metadata = tables.read(path, tables.TRAIN_PREDICTIONS)
-    if metadata["classnames"] != list(classnames):
+    table = tables.read(path, tables.TRAIN_PREDICTIONS)
+    if tables.read_metadata(path, ClassesMetadata).classnames != list(classnames):
         raise UserError(f"{path} is of other classes than the image index; rerun its stage.")
     wanted = table["held_out"] if held_out else pc.invert(table["held_out"])
     return table.filter(wanted).select(["image_id", "prediction"])

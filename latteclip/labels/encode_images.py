@@ -32,7 +32,7 @@ def encode_images(
     features = encode_files(
         model, tables.Strings(table["path"]), settings.inference.batch_size, threads
     )
-    with tables.writing(output, tables.IMAGE_FEATURES, image_encoders.described(model)) as add:
+    with tables.writing(output, tables.IMAGE_FEATURES, image_encoders.metadata_of(model)) as add:
         for rows in parts(len(features), ROWS):
             part, ids = features[rows], table["image_id"].slice(rows.start, ROWS)
             broken = (~part.isfinite().all(dim=1)).nonzero()

@@ -32,7 +32,7 @@ def read_features(
     path: str, image_ids: pa.ChunkedArray, schema: pa.Schema = tables.PSEUDO_LABELS
 ) -> FeatureMemmap:
     """Return features [N, D] of images in a table, in the order of `image_ids`."""
-    table, _ = tables.read(path, schema, ["image_id"])
+    table = tables.read(path, schema, ["image_id"])
     rows = tables.find_rows(image_ids, table["image_id"], path)
     order = np.argsort(rows, kind="stable")
     rows = rows[order]  # ascending, as they come from the file

@@ -11,9 +11,12 @@ from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import held_out_for_choice
+from latteclip.core.metadata import ClassesMetadata, EncoderMetadata, VotesMetadata
+from latteclip.labels import fusion_report
 from latteclip.labels.answers import read_labelled
 from latteclip.labels.fusion import FUSED, OTHER, Fusion, fuse
-from latteclip.labels.guarantees import checked_sentence, confidence_sequence
+from latteclip.labels.fusion_report import FusionReport
+from latteclip.labels.guarantees import confidence_sequence
 from latteclip.labels.label_sources import LabelledRows, Votes
 from latteclip.labels.predictors import Predictors, read_predictors
 from latteclip.labels.voters.base import FusionSettings
@@ -27,6 +30,7 @@ def fuse_labels(
     class_embeddings_path: str,
     settings: FusionSettings,
     output: str,
+    report_output: str,
     prototypes_output: str,
     votes_output: str,
     *,
@@ -40,8 +44,9 @@ def fuse_labels(
 ) -> None:
     """Write FUSED_LABELS and VOTES of the images that are not in the test split, and a classifier.
 
-    The classifier pools zero-shot scores and image prototypes. The dataset's labels are not read.
-    `voter` is the name of a module of latteclip/labels/voters, which reads its votes from a table.
+    The classifier pools zero-shot scores and image prototypes. The report is that of
+    `fusion_report`. The dataset's labels are not read. `voter` is the name of a module of
+    latteclip/labels/voters, which reads its votes from a table.
     """
     table, classnames = tables.read_unlabelled(images_path, training=True)
     image_ids = table["image_id"]
@@ -60,7 +65,7 @@ def fuse_labels(
     labelled = read_labelled(answers_path, table, classnames) if answers_path else None
     fusion = fuse(images, known.ballot.votes, known.others, labelled=labelled)
     save_classifier(prototypes_output, images.classifier(fusion.head, scale), described)
-    names = [tables.read_metadata(path, "image_id")["model"] for path in image_encoders_paths]
+    names = [tables.read_metadata(path, EncoderMetadata).model for path in image_encoders_paths]
     if encoders_prototypes_output is not None:
         pairs = zip((images, *known.others), fusion.joint_heads, strict=True)
         heads = [model.classifier(head, scale) for model, head in pairs]
@@ -68,18 +73,19 @@ def fuse_labels(
         weights = torch.cat([head.weights for head in heads], dim=1)
         joint = Classifier.of(weights, torch.stack([head.bias for head in heads]).sum(dim=0))
         save_classifier(encoders_prototypes_output, joint, {**described, "image_encoders": names})
-    summary = {"voter": voter, **_summary(fusion, known, names)}
+    answers = fusion_report.PersonAnswers()
     if labelled is not None:
-        summary["answers"] = _summary_of_answers(labelled, fusion, image_ids, classnames)
+        answers = _answers(labelled, fusion, image_ids, classnames)
     columns = _columns(image_ids, known, fusion, voter)
-    tables.write(output, columns, tables.FUSED_LABELS, {**described, **summary})
-    effect = "count" if summary["corroborated"] else "are ignored"
+    tables.write(output, columns, tables.FUSED_LABELS, ClassesMetadata(classnames))
+    report = _report(fusion, known, voter, names, classnames, answers)
+    fusion_report.write_fusion_report(report_output, report)
+    effect = "count" if report.corroborated else "are ignored"
     log.info(
         "%d %s vote, and %s. %d labels changed; latteclip labels show says more.",
-        *(summary["voting"], summary["votes"], effect, summary["changed"]),
+        *(report.voting, report.votes, effect, report.changed),
     )
-    metadata = {name: summary[name] for name in ("votes", "corroborated")}
-    metadata |= {"classnames": classnames, "leaked": known.ballot.leaked}
+    metadata = VotesMetadata(classnames, report.votes, report.corroborated, known.ballot.leaked)
     columns = _votes(image_ids, known.ballot.votes, fusion)
     schema = tables.VOTES_ENCODERS if image_encoders_paths else tables.VOTES
     tables.write(votes_output, {n: columns[n] for n in schema.names}, schema, metadata)
@@ -118,63 +124,84 @@ def _column(labels: torch.Tensor) -> pa.Array:
     return pa.array(labels.int().numpy())
 
 
-def _summary(fusion: Fusion, known: Predictors, image_encoders: Sequence[str]) -> dict[str, Any]:
-    found, adapted = fusion.parameters, fusion.individual_labels["zero_shot"]
-    has, test = known.ballot.confidence > 0, found.test
-    n = int(has.sum())
-    weights = {"zero_shot": found.zero_shot, "images": found.images[0], "texts": found.texts}
-    summary: dict[str, Any] = {
-        "votes": known.ballot.title,
-        "voting": n,
-        "agreement": int((known.ballot.labels == adapted)[has].sum()) / max(1, n),
-        "corroborated": test.significant,
-        "corroboration": {key: getattr(test, key) for key in ("images", "zero_shot", "p_value")},
-        "weights": weights,
-        "explained_share": found.explained_share,
-        "independence": found.independence,
-        "gains": {key: gain for key, gain in fusion.gains.items() if not key.startswith(OTHER)},
-        "changed": int((fusion.labels != adapted).sum()),
-    }
-    if image_encoders:
-        summary["image_encoders"] = [
-            {
-                "model": model,
-                "weight": found.images[1 + i] if test.significant else 0.0,
-                "gain": fusion.gains.get(f"{OTHER}{i}", 0.0),
-                "agreement": test.others[i],
-                "p_value": test.p_values[i],
-            }
-            for i, model in enumerate(image_encoders)
-        ]
-    return summary
+def _report(
+    fusion: Fusion,
+    known: Predictors,
+    voter: str,
+    image_encoders: Sequence[str],
+    classnames: list[str],
+    answers: fusion_report.PersonAnswers,
+) -> FusionReport:
+    learned = fusion.parameters
+    test = learned.test
+    adapted, has_vote = fusion.individual_labels["zero_shot"], known.ballot.confidence > 0
+    n = int(has_vote.sum())
+    gains = None
+    if fusion.gains:
+        gains = fusion_report.Gains(
+            both=fusion.gains["both"],
+            zero_shot=fusion.gains["zero_shot"],
+            images=fusion.gains["images"],
+        )
+    return FusionReport(
+        classnames=classnames,
+        written_names=known.described.get("written_names", {}),
+        model=known.described["model"],
+        pretrained=known.described.get("pretrained"),
+        voter=voter,
+        votes=known.ballot.title,
+        voting=n,
+        agreement=int((known.ballot.labels == adapted)[has_vote].sum()) / max(1, n),
+        corroborated=test.significant,
+        corroboration=fusion_report.Corroboration(test.images, test.zero_shot, test.p_value),
+        weights=fusion_report.Weights(learned.zero_shot, learned.images[0], learned.texts),
+        explained_share=learned.explained_share,
+        independence=learned.independence,
+        gains=gains,
+        changed=int((fusion.labels != adapted).sum()),
+        image_encoders=[
+            fusion_report.EncoderReport(
+                model=model,
+                weight=learned.images[1 + number] if test.significant else 0.0,
+                gain=fusion.gains.get(f"{OTHER}{number}", 0.0),
+                agreement=test.others[number],
+                p_value=test.p_values[number],
+            )
+            for number, model in enumerate(image_encoders)
+        ],
+        answers=answers,
+    )
 
 
-def _summary_of_answers(
+def _answers(
     labelled: LabelledRows, fusion: Fusion, image_ids: pa.ChunkedArray, classnames: Sequence[str]
-) -> dict[str, Any]:
-    """Return the answers and how right the labels are by them, for the metadata."""
+) -> fusion_report.PersonAnswers:
+    """Return the answers, and how right the labels are by them."""
     names = [
         " or ".join(classnames[c] for c in shares.nonzero()[:, 0]) or None
         for shares in labelled.shares
     ]
     ids = image_ids.take(pa.array(labelled.rows.numpy()))
-    found: dict[str, Any] = {"images": dict(zip(ids.to_pylist(), names, strict=True))}
+    images = dict(zip(ids.to_pylist(), names, strict=True))
     if not fusion.checked:
-        return found
-    columns = {
-        name: {"confidence": one.confidence.tolist(), "right": one.right.tolist()}
+        return fusion_report.PersonAnswers(images)
+    checks = {
+        name: fusion_report.Check(one.confidence.tolist(), one.right.tolist())
         for name, one in fusion.checked.items()
     }
-    labels = columns.pop(FUSED)
-    n, answers, right = labelled.n, len(labels["right"]), sum(labels["right"])
+    labels = checks.pop(FUSED)
+    n, answers, right = labelled.n, len(labels.right), sum(labels.right)
     taught = len(labelled.rows) - answers
     shares = (right / answers, *confidence_sequence(right, answers, n - taught))
     value, low, high = ((taught + share * (n - taught)) / n for share in shares)
-    found["checked"] = {
-        **{"answers": answers, "value": value, "low": low, "high": high},
-        "image_id": ids.filter(pa.array(labelled.drawn.numpy())).to_pylist(),
-        **labels,
-        "classifiers": columns,
-    }
-    log.info("Labels %s.", checked_sentence(found["checked"]))
-    return found
+    checked = fusion_report.CheckedLabels(
+        answers=answers,
+        value=value,
+        low=low,
+        high=high,
+        image_id=ids.filter(pa.array(labelled.drawn.numpy())).to_pylist(),
+        labels=labels,
+        classifiers=checks,
+    )
+    log.info("Labels %s.", checked.sentence)
+    return fusion_report.PersonAnswers(images, checked)

@@ -1,8 +1,6 @@
 """What a person's answers about m images drawn at random guarantee about N other labels."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,15 +25,6 @@ def confidence_sequence(right: int, answers: int, population: int) -> tuple[floa
     log_posterior = log_likelihood - np.logaddexp.reduce(log_likelihood)
     inside = theta[log_posterior > np.log(ALPHA / (population + 1))]
     return float(inside[0] / population), float(inside[-1] / population)
-
-
-def checked_sentence(checked: Mapping[str, Any]) -> str:
-    """Return how right labels are by the metadata of `fuse_labels`."""
-    value, low, high = (100 * checked[name] for name in ("value", "low", "high"))
-    return (
-        f"checked by {checked['answers']} answers of yours: {value:.1f} % right, 95 % interval "
-        f"{low:.1f} to {high:.1f}"
-    )
 
 
 def _log_choose(n: npt.NDArray[np.int_], k: int) -> Floats:

@@ -1,7 +1,6 @@
 """Zero-shot pseudo-labels of N images from a frozen CLIP (LatteCLIP, section 3.1)."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
 
 import pyarrow as pa
@@ -17,6 +16,7 @@ from latteclip.config.sections.clip import ClipSection
 from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import devices, tables
 from latteclip.core.class_templates import ClassTemplates
+from latteclip.core.metadata import ClassesMetadata, IndexMetadata
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +46,11 @@ def pseudo_label_images(
     table, classnames = tables.read_unlabelled(images_path, training=False)
     model, pretrained = settings.clip.model, settings.clip.pretrained
     clip = clips.load(model, pretrained, devices.pick(device, threads), settings.clip.precision)
+    written = tables.read_metadata(images_path, IndexMetadata).written_names
     class_templates = ClassTemplates.of(
         settings.class_texts.template, settings.class_texts.class_synonyms
     )
-    class_templates = replace(class_templates, written=tables.read_written_names(images_path))
+    class_templates = replace(class_templates, written=written)
     embeddings = class_embeddings(
         clip, class_templates.templates, classnames, class_templates.synonyms
     )  # [C, D]
@@ -57,10 +58,10 @@ def pseudo_label_images(
     described: dict[str, object] = {"classnames": classnames, "model": model}
     described |= {"pretrained": pretrained, **class_templates.described}
     scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]
-    write_pseudo_labels(
-        output, table, features, embeddings, scale, settings.inference.topk, described
-    )
     described["logit_scale"] = scale
+    classes = ClassesMetadata(classnames)
+    topk = settings.inference.topk
+    write_pseudo_labels(output, table, features, embeddings, scale, topk, classes)
     head = classifier.Classifier.of(embeddings)
     classifier.save_classifier(class_embeddings_output, head, described)
     log.info("Pseudo-labelled %d images with %d classes.", len(table), len(classnames))
@@ -73,10 +74,10 @@ def write_pseudo_labels(
     embeddings: torch.Tensor,
     scale: float,
     topk: int,
-    described: Mapping[str, object],
+    metadata: ClassesMetadata,
 ) -> None:
     """Classify images by features [N, D] under W0 [C, D], and write PSEUDO_LABELS by parts."""
-    with tables.writing(output, tables.PSEUDO_LABELS, described) as add:
+    with tables.writing(output, tables.PSEUDO_LABELS, metadata) as add:
         for some in parts(len(features), ROWS):
             part = features[some]
             scores = part @ embeddings.T  # [rows, C]

@@ -1,7 +1,7 @@
 """Score how likely each image shows none of the classes, by CLIP's features or by the captioner."""
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,17 @@ Bools = npt.NDArray[np.bool_]
 MIN_ANSWERS = 5  # of either kind, from which a threshold follows
 MAX_P_VALUE = 0.01  # that scores tell both kinds apart
 ROUNDING = 1e-3  # of the log of a sum of probabilities
+
+
+@dataclass
+class UnknownMetadata:
+    """The metadata of UNKNOWN."""
+
+    classnames: list[str]
+    threshold: float  # of the scores by CLIP
+    share: float  # as in `UnknownSection`
+    captioner_threshold: float | None = None  # None: the captioner gave no scores
+    answers: dict[str, int] | None = None  # of a person, "none" of the classes or "classes"
 
 
 def score_unknown(
@@ -58,7 +69,7 @@ def score_unknown(
         is_none = (~answers.shares.any(dim=1)).numpy()
     limit = answered_threshold(scores[rows], is_none, detector.threshold)
     replace(detector, threshold=limit).save(detector_output)
-    metadata = {**described, "threshold": limit, "share": settings.share}
+    metadata = UnknownMetadata(classnames, limit, settings.share)
     unknown = scores > limit
     by_captioner = np.full(len(table), np.nan, np.float32)
     if class_scores_path is not None:
@@ -70,10 +81,10 @@ def score_unknown(
         limit = threshold(torch.from_numpy(by_captioner[scored]), n)
         limit = answered_threshold(by_captioner[rows[asked]], is_none[asked], limit)
         unknown[scored] = by_captioner[scored] > limit
-        metadata["captioner_threshold"] = limit
+        metadata.captioner_threshold = limit
     if is_none.any():
         unknown[rows] = is_none
-        metadata["answers"] = {"none": int(is_none.sum()), "classes": int((~is_none).sum())}
+        metadata.answers = {"none": int(is_none.sum()), "classes": int((~is_none).sum())}
     columns = {
         "image_id": table["image_id"],
         "score": scores,

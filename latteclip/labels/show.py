@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from latteclip.config.methods import VOTERS
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.labels.guarantees import checked_sentence
+from latteclip.labels.fusion_report import NAME, FusionReport, read_fusion_report
 
 WIDTH = 100
 SEED = 0  # of the images
@@ -39,7 +39,8 @@ def show(results: str, n: int, image_ids: Sequence[str] = ()) -> str:
             f"{path} does not exist: no method of this dataset was run that learns from captions "
             "or class scores (pseudo_labels: caption, lmm or fused)."
         )
-    table, metadata = tables.read(path, tables.FUSED_LABELS)
+    table = tables.read(path, tables.FUSED_LABELS)
+    report = read_fusion_report(folder / NAME)
     wanted = tables.PSEUDO_LABELS, "image_id", "pseudo_label", table["image_id"]
     zero_shot = tables.lookup_column(folder / "pseudo_labels.parquet", *wanted)
     table = table.append_column("zero_shot_label", zero_shot)
@@ -49,9 +50,9 @@ def show(results: str, n: int, image_ids: Sequence[str] = ()) -> str:
     if captions.is_file():
         ids = [row["image_id"] for row in rows]
         texts = tables.lookup(captions, tables.CAPTIONS, "id", "caption", ids)
-    images = [_image(row, text, metadata) for row, text in zip(rows, texts, strict=True)]
+    images = [_image(row, text, report) for row, text in zip(rows, texts, strict=True)]
     moved = pc.sum(pc.not_equal(table["fused_label"], zero_shot)).as_py()
-    return "\n\n".join([_summary(path, len(table), moved, metadata), *images])
+    return "\n\n".join([_summary(path, len(table), moved, report), *images])
 
 
 def _by_id(ids: pa.ChunkedArray, wanted: Sequence[str], path: Path) -> pa.Array:
@@ -81,53 +82,51 @@ def _of_each_kind(table: pa.Table, n: int) -> pa.Array:
     return pa.array(np.sort(order[np.lexsort((kinds, turns))[:n]]))
 
 
-def _summary(path: Path, n: int, moved: int, metadata: dict[str, Any]) -> str:
-    votes, p_value = metadata["votes"], metadata["corroboration"]["p_value"]
+def _summary(path: Path, n: int, moved: int, report: FusionReport) -> str:
+    votes, p_value = report.votes, report.corroboration.p_value
     verdict, predictors = "no better than permuted votes do, so they are ignored", []
-    if metadata["corroborated"]:
-        verdict, predictors = "better than permuted votes do, so they count", _predictors(metadata)
+    if report.corroborated:
+        verdict, predictors = "better than permuted votes do, so they count", _predictors(report)
     lines = [
-        f"{path}: {n} training images, {len(metadata['classnames'])} classes, {metadata['model']}",
-        f"votes: {votes} of {metadata['voting']} of {n} images, {metadata['agreement']:.0%} of "
-        "them for the class of the adapted zero-shot scores",
+        f"{path}: {n} training images, {len(report.classnames)} classes, {report.model}",
+        f"votes: {votes} of {report.voting} of {n} images, {report.agreement:.0%} of them for the "
+        "class of the adapted zero-shot scores",
         f"test: {votes} agree with images and zero-shot scores {verdict} (p-value {p_value:.3f})",
         *predictors,
-        f"labels: {moved} of {n} differ from the zero-shot ones, {metadata['changed']} from the "
+        f"labels: {moved} of {n} differ from the zero-shot ones, {report.changed} from the "
         "adapted ones",
     ]
-    if answers := metadata.get("answers"):
-        checked = f"; labels {checked_sentence(answers['checked'])}" if "checked" in answers else ""
-        lines.append(f"answers: a person answered about {len(answers['images'])} images{checked}")
+    answers = report.answers
+    if answers.images:
+        checked = f"; labels {answers.checked.sentence}" if answers.checked else ""
+        lines.append(f"answers: a person answered about {len(answers.images)} images{checked}")
     return "\n".join(lines)
 
 
-def _predictors(metadata: dict[str, Any]) -> list[str]:
-    weights, gains = metadata["weights"], metadata["gains"]
+def _predictors(report: FusionReport) -> list[str]:
+    weights, gains = report.weights, report.gains
+    assert gains is not None  # as the votes count
     rows = {
-        "zero-shot scores": (weights["zero_shot"], gains["zero_shot"]),
-        "image prototypes": (weights["images"], gains["images"]),
-        **{
-            encoder["model"]: (encoder["weight"], encoder["gain"])
-            for encoder in metadata.get("image_encoders", [])
-        },
-        "together": (np.nan, gains["both"]),
+        "zero-shot scores": (weights.zero_shot, gains.zero_shot),
+        "image prototypes": (weights.images, gains.images),
+        **{encoder.model: (encoder.weight, encoder.gain) for encoder in report.image_encoders},
+        "together": (np.nan, gains.both),
     }
-    if metadata["votes"] == "captions":
-        rows["prototypes of captions"] = (weights["texts"], np.nan)
+    if report.votes == "captions":
+        rows["prototypes of captions"] = (weights.texts, np.nan)
     frame = pd.DataFrame(rows, index=["weight", "times as likely"]).T
     frame["times as likely"] = np.exp(frame["times as likely"])
     table = frame.to_string(float_format="{:.2f}".format, na_rep="")
     return [
         "predictors: their weights, and how many times as likely a vote is as by frequencies",
         *textwrap.indent(table, "  ").splitlines(),
-        f"explained: the predictors explain {metadata['explained_share']:.0%} of the votes, so "
-        f"beside a vote they count {metadata['independence']:.2f} times",
+        f"explained: the predictors explain {report.explained_share:.0%} of the votes, so beside a "
+        f"vote they count {report.independence:.2f} times",
     ]
 
 
-def _image(row: dict[str, Any], caption: str | None, metadata: dict[str, Any]) -> str:
-    written = metadata.get("written_names", {})
-    names = [written.get(name, name) for name in metadata["classnames"]]
+def _image(row: dict[str, Any], caption: str | None, report: FusionReport) -> str:
+    names = [report.written_names.get(name, name) for name in report.classnames]
     lines = [row["image_id"]]
     for title, label, confidence in SOURCES:
         if row[label] is None:
@@ -138,7 +137,7 @@ def _image(row: dict[str, Any], caption: str | None, metadata: dict[str, Any]) -
         lines.append(f"  {title:<11} {text}")
         if title == "caption" and caption:
             lines.append(textwrap.indent(textwrap.fill(caption, WIDTH - 14), " " * 14))
-    answers = metadata.get("answers", {}).get("images", {})
+    answers = report.answers.images
     if row["image_id"] in answers:
         lines.append(f"  {'answered':<11} {answers[row['image_id']] or 'none of these'}")
     return "\n".join(lines)

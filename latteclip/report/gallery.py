@@ -8,15 +8,17 @@ import base64
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from latteclip.captions.metadata import CaptionsMetadata
 from latteclip.captions.pictures import grid
 from latteclip.captions.text import mention
+from latteclip.config.sections.groups import GroupsSection
 from latteclip.core import tables
 from latteclip.core.files import read_object
 from latteclip.data.images import open_rgb
@@ -71,7 +73,7 @@ def _image(split: SplitReport, i: int, size: tuple[int, int]) -> Row:
 class CaptionPictures(NamedTuple):
     """The captions of one kind, as far as the page needs them."""
 
-    metadata: dict[str, Any]
+    metadata: CaptionsMetadata
     # Texts that name the pseudo-label of their image, and its label, in percent.
     naming: dict[str, float | None]
     rows: dict[int, Row]  # `caption` and `members` by the number of an image
@@ -84,9 +86,9 @@ def read_captions(
 
     If possible, that is a group that holds the image.
     """
-    metadata = tables.read_metadata(path, "id")
+    metadata = tables.read_metadata(path, CaptionsMetadata)
     known = {"pseudo_label": train.pseudo_labels}
-    if train.labels is not None and "groups" not in metadata:
+    if train.labels is not None and metadata.groups is None:
         known["label"] = train.labels
     numbers = {train.image_ids[i]: i for i in chosen}
     counts: Counter[str] = Counter()
@@ -104,7 +106,7 @@ def read_captions(
             of_label.setdefault(label, row)
             for name in numbers.keys() & row["members"]:
                 rows.setdefault(numbers[name], row)
-    if "groups" in metadata:
+    if metadata.groups is not None:
         labels_of = {i: int(train.pseudo_labels[i]) for i in chosen}
         rows = {i: of_label[n] for i, n in labels_of.items() if n in of_label} | rows
     n = counts["texts"]
@@ -147,18 +149,18 @@ def gallery(
             "label": None if train.labels is None else int(train.labels[i]),
             "image_caption": image and image["caption"],
             "group_caption": group and group["caption"],
-            "group": group and _grid(group["members"], train, captions["group"].metadata),
+            "group": group and _grid(group["members"], train, captions["group"].metadata.groups),
         }
         rows.append(_image(train, i, PICTURE) | row)
     return rows
 
 
-def _grid(members: Sequence[str], train: SplitReport, metadata: Mapping[str, Any]) -> Picture:
+def _grid(members: Sequence[str], train: SplitReport, groups: GroupsSection | None) -> Picture:
     """Encode the grid of a group: the captioner's picture or, with separate images, all of them."""
-    layout = metadata["groups"]
+    assert groups is not None  # as these are captions of groups
     rows = train.places(pa.array(members, pa.string())).tolist()
-    pictures = [open_rgb(train.paths[i], max_side=layout["canvas"]) for i in rows]
-    return picture(grid(pictures, layout["canvas"], layout["gap"]), *GRID)
+    pictures = [open_rgb(train.paths[i], max_side=groups.canvas) for i in rows]
+    return picture(grid(pictures, groups.canvas, groups.gap), *GRID)
 
 
 def changed_examples(split: SplitReport, found: MethodPredictions, *, improved: bool) -> list[Row]:
@@ -203,7 +205,7 @@ def _thumbnail(split: SplitReport, i: int, prediction: int, **more: float) -> Ro
 
 def read_unknown(path: str, splits: Sequence[SplitReport]) -> Row:
     """Return the images of some splits that most likely show none of the classes."""
-    table, _ = tables.read(path, tables.UNKNOWN)
+    table = tables.read(path, tables.UNKNOWN)
     by_clip, by_captioner = (table[n].to_numpy() for n in ("score", "captioner_score"))
     # Images with a captioner's score, which is not NaN, come first.
     best = np.lexsort((-by_clip, -by_captioner))[:UNKNOWN]
@@ -236,7 +238,7 @@ def read_duplicates(
     A test image with a duplicate among the training images leaks: its accuracy is not that of a new
     image. Examples are pairs from the most alike to the least, evenly spread.
     """
-    table, _ = tables.read(path, tables.DUPLICATES)
+    table = tables.read(path, tables.DUPLICATES)
     names = ("image_id", "duplicate_id")
     in_test = np.stack([test.places(table[name]) for name in names])  # [2, pairs]
     of_test = (in_test >= 0).sum(axis=0)  # images of each pair

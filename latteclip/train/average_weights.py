@@ -5,7 +5,7 @@ Wortsman et al. 2022 ("Model soups") average trainings of one pretrained model, 
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from latteclip.core import devices, tables
 from latteclip.core.files import replacing
 from latteclip.core.flags import FAILED
 from latteclip.core.holdout import NO_FOLD, Fold, left_out_images
+from latteclip.core.metadata import ClassesMetadata
+from latteclip.train.history import TrainingMetadata
 
 log = logging.getLogger(__name__)
 
@@ -59,15 +61,18 @@ def average_weights(
     are those of each training for the images that it left out.
     """
     where = devices.pick(device, threads)
-    flags = [set(tables.read_metadata(each.history, "step")["flags"]) for each in trainings]
-    sound = [each for each, own in zip(trainings, flags, strict=True) if FAILED.isdisjoint(own)]
+    described = [tables.read_metadata(each.history, TrainingMetadata) for each in trainings]
+    pairs = zip(trainings, described, strict=True)
+    sound = [each for each, own in pairs if FAILED.isdisjoint(own.flags)]
     used = sound or trainings
     first = finetuned.load(used[0].model, torch.device("cpu"))
-    history, described = tables.read(used[0].history, tables.HISTORY)
-    described |= {"flags": sorted(set(described["flags"])), "averaged": len(used)}
-    tables.write(history_output, history, tables.HISTORY, described)
+    history = tables.read(used[0].history, tables.HISTORY)
+    of_first = tables.read_metadata(used[0].history, TrainingMetadata)
+    averaged = replace(of_first, flags=sorted(set(of_first.flags)), averaged=len(used))
+    tables.write(history_output, history, tables.HISTORY, averaged)
     names = first.classnames
-    with tables.writing(left_out_output, tables.TRAIN_PREDICTIONS, {"classnames": names}) as add:
+    classes = ClassesMetadata(names)
+    with tables.writing(left_out_output, tables.TRAIN_PREDICTIONS, classes) as add:
         for number, each in enumerate(used, 1):
             model = finetuned.load(each.model, where, settings.clip.precision, classnames=names)
             _include(model.clip.model, first.clip.model, number)

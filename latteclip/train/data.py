@@ -17,7 +17,9 @@ from latteclip.core.class_templates import class_texts
 from latteclip.core.errors import UserError
 from latteclip.core.hashing import digest_of
 from latteclip.core.holdout import NO_FOLD, Fold, left_out
+from latteclip.core.metadata import IndexMetadata
 from latteclip.labels.features import read_features
+from latteclip.labels.fusion_report import read_fusion_report
 from latteclip.train.objectives.base import TokenizedTexts, TrainingTexts
 from latteclip.train.settings import GROUND_TRUTH
 
@@ -34,6 +36,7 @@ class TrainingFiles:
     image_captions: str | None = None  # a CAPTIONS table
     group_captions: str | None = None  # a CAPTIONS table
     fused_labels: str | None = None  # a FUSED_LABELS table
+    fusion_report: str | None = None  # its report
     adapted: str | None = None  # adapted zero-shot classifier
     image_prototypes: str | None = None  # a classifier, if prototypes start from it
     learning_rate: str | None = None  # output of find_learning_rate, if finetune.lr is auto
@@ -71,8 +74,7 @@ def read(
         path = str(files.fused_labels)
         where = (path, tables.FUSED_LABELS, "image_id", "fused_confidence")
         is_trained &= tables.lookup_column(*where, all_ids).to_numpy() > 0
-        answers = tables.read_metadata(path, "image_id").get("answers", {})
-        checked = answers.get("checked", {}).get("image_id", [])
+        checked = read_fusion_report(str(files.fusion_report)).answers.checking
         drawn = checked if len(checked) <= MAX_DRAWN * len(all_ids) else []
         is_trained &= ~pc.is_in(all_ids, pa.array(drawn, pa.string())).to_numpy()
     table = table.filter(pa.array(is_trained))
@@ -111,7 +113,7 @@ def read(
         texts=TrainingTexts(texts, *ids),
         n_scheduled=len(all_ids),
         digest=digest_of(content),
-        written_names=tables.read_written_names(files.images),
+        written_names=tables.read_metadata(files.images, IndexMetadata).written_names,
         drawn=drawn,
     )
 
@@ -153,7 +155,7 @@ def _groups(
     path: str, image_ids: pa.ChunkedArray, label_of: np.ndarray
 ) -> tuple[pa.ChunkedArray, np.ndarray]:
     """Return the captions and most frequent classes of groups without images that are left out."""
-    table, _ = tables.read(path, tables.CAPTIONS, ["members", "caption"])
+    table = tables.read(path, tables.CAPTIONS, ["members", "caption"])
     rows = tables.find_rows(pc.list_flatten(table["members"]), image_ids, path)
     labels = iter(label_of[rows].tolist())
     sizes = pc.list_value_length(table["members"]).to_pylist()

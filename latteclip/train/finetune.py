@@ -27,6 +27,7 @@ from latteclip.labels.fusion import fuse
 from latteclip.labels.label_sources import ClipFeatures, label_votes
 from latteclip.train import parallel
 from latteclip.train.data import TrainingFiles, schedule
+from latteclip.train.history import TrainingMetadata
 from latteclip.train.settings import FinetuneSettings, recipe_for
 from latteclip.train.training import DivergedError, Setup, Training
 from latteclip.train.training_images import TrainingImages
@@ -98,14 +99,18 @@ def finetune(
         setup.clip.model.eval()
         classifier = _classifier(training, setup)  # every process takes part in encoding it
         if parallel.rank() == 0:
-            metadata = {
-                "settings": settings.model_dump(),
-                "seed": seed,
-                "flags": _flags(settings, training, diverged),
-                "found": auto,  # keys of `finetune` that were "auto"
-                "drawn": setup.inputs.drawn,
-                "training": identity,
-            }
+            metadata = TrainingMetadata(
+                model=settings.clip.model,
+                pretrained=settings.clip.pretrained,
+                objective=settings.method.objective,
+                labels=settings.labels,
+                recipe=recipe,
+                found=auto,
+                seed=seed,
+                flags=_flags(settings, training, diverged),
+                drawn=setup.inputs.drawn,
+                identity=identity,
+            )
             _write(setup, classifier, training.history, metadata, model_output, history_output)
             if signals.number and not diverged:  # its sender may remove what the job wrote
                 checkpoints.save(training)
@@ -202,12 +207,12 @@ def _write(
     setup: Setup,
     classifier: Classifier,
     history: list[dict[str, Any]],
-    metadata: dict[str, Any],
+    metadata: TrainingMetadata,
     model_output: str,
     history_output: str,
 ) -> None:
     class_templates = replace(setup.settings.class_templates, written=setup.inputs.written_names)
-    if _was_trained(model_output, history_output, metadata["training"]):
+    if _was_trained(model_output, history_output, metadata.identity):
         return
     with replacing(model_output) as folder:
         clips.save(setup.clip, classifier, setup.inputs.classnames, class_templates, folder)
@@ -223,8 +228,9 @@ def _was_trained(model_output: str, history_output: str, identity: str) -> bool:
     try:
         new_folder(model_output)
     except UserError:
-        there = Path(history_output).exists() and tables.read_metadata(history_output, "step")
-        if not there or there["training"] != identity:
+        if not Path(history_output).exists():
+            raise
+        if tables.read_metadata(history_output, TrainingMetadata).identity != identity:
             raise
         log.info("Another process of this training ended first, and wrote %s.", model_output)
         return True

@@ -19,6 +19,7 @@ from latteclip.audit.sampling import read_population
 from latteclip.audit.session import OFFERED
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.core.metadata import ClassesMetadata
 from latteclip.evaluate.results import Accuracy, Audit, Comparison, read_audit
 from latteclip.labels.answers import Answer
 
@@ -70,7 +71,7 @@ def test_labels_are_never_read(results):
 def write_train_predictions(results, run, image_ids):
     columns = {"image_id": image_ids, "prediction": np.arange(len(image_ids), dtype=np.int32) % 7}
     columns["held_out"] = [True] * len(image_ids)
-    metadata = {"classnames": results.classnames}
+    metadata = ClassesMetadata(results.classnames)
     tables.write(
         results.folder / run / "train_predictions.parquet",
         columns,
@@ -166,7 +167,7 @@ def test_all_images_answered_give_the_accuracies_themselves(results, label_of):
     labels = results.labels[results.n_train :]
     rights = {}
     for run in results.runs:
-        table, _ = tables.read(run.predictions, tables.PREDICTIONS)
+        table = tables.read(run.predictions, tables.PREDICTIONS)
         rights[run.method, run.seed] = (table["prediction"].to_numpy() == labels).mean()
     assert {one.run: one.value for one in found.accuracies} == pytest.approx(rights)
     assert all(one.low == one.value == one.high for one in found.accuracies)
@@ -289,9 +290,10 @@ def test_images_that_a_model_learns_from_later_are_left_out_for_all(results, ses
     answer_next(session, 40, label_of)
     names = [one.image_id for one in session.questions[:5]]
     path = results.folder / "flyp" / "seed0" / "predictions.parquet"
-    table, described = tables.read(path, tables.PREDICTIONS)
+    table = tables.read(path, tables.PREDICTIONS)
+    metadata = tables.read_metadata(path, ClassesMetadata)
     learned = pc.is_in(table["image_id"], pa.array(names))
-    tables.write(path, table.filter(pc.invert(learned)), tables.PREDICTIONS, described)
+    tables.write(path, table.filter(pc.invert(learned)), tables.PREDICTIONS, metadata)
     found = score_again(results)
     assert (found.answered, len(found.accuracies)) == (35, len(results.runs))
 
@@ -300,10 +302,11 @@ def test_images_that_were_added_later_leave_the_audit_as_it_is(results, session,
     answer_next(session, 30, label_of)
     before = session.score(session.answers())
     plan = results.folder / "audit" / "test" / "plan.parquet"
-    table, described = tables.read(plan, tables.PLAN)
+    table = tables.read(plan, tables.PLAN)
+    metadata = tables.read_metadata(plan, sampling.PlanMetadata)
     keep = np.sort(session.plan.order[:100])  # as if the other images had come later
     columns = {name: table[name].take(keep) for name in table.column_names}
-    tables.write(plan, columns, tables.PLAN, described)
+    tables.write(plan, columns, tables.PLAN, metadata)
     (results.folder / "audit" / "test" / "answers.json").unlink()
     fewer = AuditSession(results.folder, None, 60)
     assert len(fewer.population.image_ids) == 100

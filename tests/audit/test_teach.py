@@ -19,8 +19,10 @@ from latteclip.config.sections.clip import ClipSection
 from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.core.metadata import EncoderMetadata
 from latteclip.labels.answers import CHECK, TEACH, Answer
 from latteclip.labels.fuse_labels import fuse_labels
+from latteclip.labels.fusion_report import NAME, read_fusion_report
 from latteclip.labels.voters.base import FusionSettings
 
 
@@ -40,12 +42,7 @@ def taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     taken = Taken(tmp_path)
     write_scores(tmp_path, taken.ids, *[[[]] * len(taken.ids)] * 2)
-    path, described = (
-        tmp_path / "fused_labels.parquet",
-        {"model": "m", "voter": "lmm", "votes": "class scores"},
-    )
-    labels, _ = tables.read(path, tables.FUSED_LABELS)
-    tables.write(path, labels.to_pydict(), tables.FUSED_LABELS, described)
+    taken.write_report(voter="lmm", votes="class scores")
     return taken
 
 
@@ -76,22 +73,23 @@ def test_questions_follow_the_model_of_the_fused_labels(taken):
     noise = np.random.default_rng(1).normal(size=(n, 2 * c))
     features = tables.list_column((noise / 4 + np.eye(2 * c)[taken.truth]).astype(np.float32))
     columns = {"image_id": taken.ids, "image_features": features}
-    tables.write(encoder, columns, tables.IMAGE_FEATURES, {"model": "hf-hub:an/encoder"})
+    metadata = EncoderMetadata("hf-hub:an/encoder", 2 * c)
+    tables.write(encoder, columns, tables.IMAGE_FEATURES, metadata)
     fuse_labels(
         *(taken.path(name) for name in ("images.parquet", "pseudo_labels.parquet")),
         taken.path("class_embeddings.safetensors"),
         FusionSettings(
             clip=ClipSection(model="m", pretrained=None), inference=InferenceSection(batch_size=8)
         ),
-        *(taken.path(name) for name in ("fused_labels.parquet", "prototypes", "votes")),
+        *(taken.path(name) for name in ("fused_labels.parquet", NAME, "prototypes", "votes")),
         voter="lmm",
         voter_table_path=taken.path("class_scores.parquet"),
         image_encoders_paths=[str(encoder)],
         device="cpu",
         threads=1,
     )
-    labels, described = tables.read(taken.path("fused_labels.parquet"), tables.FUSED_LABELS)
-    assert described["image_encoders"][0]["weight"] > 0
+    labels = tables.read(taken.path("fused_labels.parquet"), tables.FUSED_LABELS)
+    assert read_fusion_report(taken.path(NAME)).image_encoders[0].weight > 0
     found = TeachingSession(taken.folder, 10).posterior.amax(dim=1)
     np.testing.assert_allclose(found, labels["fused_confidence"].to_numpy(), atol=1e-6)
 

@@ -49,9 +49,9 @@ def test_place_in_the_image_prompt_takes_the_pseudo_label(dataset, recorder):
 def test_groups_show_the_grid_of_their_members(dataset, recorder):
     columns = dataset.caption_groups()
     metadata = provenance(dataset.output)
-    assert metadata["captioner"] == SETTINGS.model_dump()
-    assert metadata["engine"] == "recorder 1"
-    assert (metadata["prompt"], metadata["groups"]) == ("All {}?", GROUPS.model_dump())
+    assert metadata.source.model == SETTINGS.model
+    assert metadata.engine == "recorder 1"
+    assert (metadata.prompt, metadata.groups) == ("All {}?", GROUPS)
     drawn = draw_groups(dataset.names, LABELS, GROUPS.seed)
     assert columns["id"] == dataset.names
     assert columns["members"] == [[dataset.names[m] for m in drawn[i]] for i in range(7)]
@@ -80,7 +80,7 @@ def test_captions_of_ones_own_take_the_captioner_s_place(dataset, recorder):
     path.write_text("\n".join(["image_id,caption", *lines]))
     columns = dataset.caption_images(engine="file", images_file=str(path))
     assert columns["caption"] == [f"a {name}, seen" for name in dataset.names]
-    assert provenance(dataset.output)["engine"] == "file"
+    assert provenance(dataset.output).engine == "file"
     assert recorder.starts == 0
     path.write_text("\n".join(["image_id,caption", lines[0]]))
     with pytest.raises(UserError, match=r"captioner\.images_file"):

@@ -2,10 +2,12 @@ import json
 
 import pyarrow as pa
 import pytest
+from support import records
 
 from latteclip.cli import estimate, main, runs
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.core.metadata import IndexMetadata
 
 FINETUNE = "finetune={'batch_size': 32, 'epochs': 2, 'steps_multiple_of': 1}"
 CONFIG = ["method=zero_shot,flyp,image_prototypes", "seeds=1", FINETUNE]
@@ -23,10 +25,10 @@ def limited(tmp_path, monkeypatch):
     """A limited run of 64 of 640 training and 64 of 1,280 test images, with what it took."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "results" / "demo_64"
-    whole = {"limit": 64, "classnames": ["a", "b"], "drawn_from": {"train": 640, "test": 1280}}
+    whole = IndexMetadata(["a", "b"], limit=64, drawn_from={"train": 640, "test": 1280})
     splits = ["train"] * 64 + ["test"] * 64
     write(folder / "images.parquet", tables.IMAGES, whole, split=splits)
-    tokens = {"tokens_read": 6400, "tokens_written": 640}
+    tokens = records.captions_metadata(tokens_read=6400, tokens_written=640)
     write(folder / "captions" / "images.parquet", tables.CAPTIONS, tokens)
     (folder / "report.html").write_text("")
     for name, seconds, gpus in (
@@ -44,7 +46,7 @@ def limited(tmp_path, monkeypatch):
     (folder / "logs" / "caption_images.log").write_text("Asked 64 requests about 64 rows in 20.0 s")
     (folder / "logs" / "index_images.log").write_text("Indexed 128 images of 2 classes in 2.0 s")
     history = folder / "flyp" / "seed0" / "history.parquet"
-    write(history, tables.HISTORY, {}, images_per_second=[16.0] * 4)
+    write(history, tables.HISTORY, None, images_per_second=[16.0] * 4)
     return folder
 
 

@@ -12,6 +12,7 @@ from latteclip.cli import rule_functions
 from latteclip.cli.rule_functions import RuleFunctions
 from latteclip.config import job_resources, layers
 from latteclip.core import tables
+from latteclip.core.metadata import IndexMetadata
 
 DEMO = SimpleNamespace(dataset="demo", items=lambda: [("dataset", "demo"), ("method", "flyp")])
 
@@ -89,7 +90,7 @@ def test_resources_wait_for_the_index_and_grow_with_it_and_each_attempt(function
         minutes(DEMO, inputs, 1)
     n = 120_000
     columns = {column.name: pa.nulls(n, column.type) for column in tables.IMAGES}
-    tables.write(index, columns, tables.IMAGES, {"classnames": []})
+    tables.write(index, columns, tables.IMAGES, IndexMetadata([]))
     assert minutes(DEMO, inputs, 1) == 20 + 5 * n // 200 // 60
     assert minutes(DEMO, inputs, 2) == 2 * minutes(DEMO, inputs, 1)
     assert memory(DEMO, inputs, 1, 8) == job_resources.memory("finetune", n, 1, 8)

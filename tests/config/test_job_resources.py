@@ -8,6 +8,7 @@ from support.tiny import ROOT
 
 from latteclip.config import job_resources
 from latteclip.core import tables
+from latteclip.core.metadata import IndexMetadata
 from latteclip.data import loader
 
 
@@ -50,7 +51,7 @@ def test_images_are_those_of_the_index_or_else_of_the_file(configured, tmp_path,
         job_resources.INDEX.format(dataset="mine"),
         {**columns, "split": splits},
         tables.IMAGES,
-        {"classnames": ["a", "b"]},
+        IndexMetadata(["a", "b"]),
     )
     assert job_resources.counts(found, "mine") == job_resources.Counts(3, 1, 2)
 

@@ -5,18 +5,19 @@ from support.tiny import write_captions, write_index
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.core.metadata import IndexMetadata, VotesMetadata
 
 SCHEMA = pa.schema([("id", pa.string()), ("size", pa.int32())])
 
 
 def test_a_table_comes_back_with_its_metadata_and_is_always_the_same_bytes(tmp_path):
-    metadata = {"names": ["é", "b"], "n": 3, "nothing": None}
+    metadata = IndexMetadata(["é", "b"], limit=3)
     for name in ("a", "b"):
         tables.write(tmp_path / name, {"id": ["a", "b"], "size": [1, None]}, SCHEMA, metadata)
-    table, found = tables.read(tmp_path / "a", SCHEMA)
+    table = tables.read(tmp_path / "a", SCHEMA)
     assert table.to_pydict() == {"id": ["a", "b"], "size": [1, None]}
     assert table.schema.types == SCHEMA.types
-    assert found == metadata
+    assert tables.read_metadata(tmp_path / "a", IndexMetadata) == metadata
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -24,6 +25,13 @@ def test_a_missing_column_is_named(tmp_path):
     pq.write_table(pa.table({"id": ["a"]}), tmp_path / "t.parquet")
     with pytest.raises(UserError, match=r"t\.parquet.*size"):
         tables.read(tmp_path / "t.parquet", SCHEMA)
+
+
+@pytest.mark.parametrize("metadata", [None, VotesMetadata(["a"], "captions", True, False)])
+def test_metadata_of_another_table_are_refused(tmp_path, metadata):
+    tables.write(tmp_path / "t.parquet", {"id": [], "size": []}, SCHEMA, metadata)
+    with pytest.raises(UserError, match=r"t\.parquet.*delete it"):
+        tables.read_metadata(tmp_path / "t.parquet", IndexMetadata)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +70,7 @@ def test_strings_of_a_column_are_a_sequence_over_its_chunks(monkeypatch):
 
 def test_no_part_of_a_table_passes_for_the_whole(tmp_path):
     path = tmp_path / "t.parquet"
-    with tables.writing(path, SCHEMA, {"classnames": ["cat", "dog"]}) as add:
+    with tables.writing(path, SCHEMA, IndexMetadata(["cat", "dog"])) as add:
         for _ in range(2):
             add({"id": [f"image {n}" for n in range(40)], "size": [None, 1, 2, 3] * 10})
     whole = path.read_bytes()
@@ -93,4 +101,4 @@ def test_a_flipped_bit_is_an_error_or_changes_nothing(tmp_path):
 def test_a_table_of_another_program_needs_no_checksum_of_the_footer(tmp_path):
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"id": ["a"], "size": [1]}), path)
-    assert tables.read(path, SCHEMA)[0].to_pydict() == {"id": ["a"], "size": [1]}
+    assert tables.read(path, SCHEMA).to_pydict() == {"id": ["a"], "size": [1]}

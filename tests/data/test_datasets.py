@@ -16,6 +16,7 @@ from latteclip.config.layers import merge
 from latteclip.config.sections.split import SplitSection
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classnames
+from latteclip.core.metadata import IndexMetadata
 from latteclip.data.splits import READERS
 
 # key -> key of classnames.json, archive, how it is packed, folder of the images in it
@@ -113,9 +114,11 @@ def run(key, settings):
 
 def indexed(root, key):
     """Labels and class names of the index, by image."""
-    table, metadata = tables.read(root / "results" / key / "images.parquet", tables.IMAGES)
-    rows = table.to_pylist()
-    return {row["image_id"]: row["label"] for row in rows}, metadata["classnames"]
+    index = root / "results" / key / "images.parquet"
+    labels = {
+        row["image_id"]: row["label"] for row in tables.read(index, tables.IMAGES).to_pylist()
+    }
+    return labels, tables.read_metadata(index, IndexMetadata).classnames
 
 
 @pytest.mark.parametrize("key", TEN)

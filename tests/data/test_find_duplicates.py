@@ -63,7 +63,7 @@ def found(folder, photos):
     settings = SplitSection(kind="folders")
     index_images(str(photos), settings, paths[0], str(folder / "c.csv"), paths[1], threads=1)
     stage.find_duplicates(*paths)
-    return tables.read(paths[2], tables.DUPLICATES)[0].to_pylist()
+    return tables.read(paths[2], tables.DUPLICATES).to_pylist()
 
 
 def test_twins_are_found_within_and_between_splits(tmp_path, photos, caplog):

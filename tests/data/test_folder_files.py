@@ -8,6 +8,7 @@ from support.image_folders import folders, images, index
 from support.web import jpeg
 
 from latteclip.core import tables
+from latteclip.core.metadata import IndexMetadata
 from latteclip.data import folder_files
 
 LITTER = (
@@ -139,7 +140,7 @@ def test_the_index_tells_of_other_bytes_in_a_picture_of_the_same_size(tmp_path):
     for _ in range(2):
         index(root, tmp_path)
         contents.append(
-            tables.read_metadata(tmp_path / "out" / "images.parquet", "path")["content"]
+            tables.read_metadata(tmp_path / "out" / "images.parquet", IndexMetadata).content
         )
         (root / "cat" / "1.jpg").write_bytes(jpeg() + b"\0")
     assert contents[0] != contents[1]

@@ -11,6 +11,7 @@ from support.image_folders import coop, folders, images, index
 from latteclip.config.sections.split import SplitSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.core.metadata import IndexMetadata
 from latteclip.data.splits import read_split
 
 # Splits of any form: a valid one, or one clear error.
@@ -175,7 +176,7 @@ def test_litter_is_passed_over_and_other_files_are_counted_by_suffix(tmp_path, c
     (tmp_path / "classes.txt").write_text("dog\ncat\n")
     rows, _, _ = index(tmp_path, tmp_path)
     assert {row["image_id"] for row in rows} == {"0.jpg", "1.jpg", "2.jpg"}
-    skipped = tables.read_metadata(tmp_path / "out" / "images.parquet", "image_id")["skipped"]
+    skipped = tables.read_metadata(tmp_path / "out" / "images.parquet", IndexMetadata).skipped
     assert skipped == {".mov": 3, "other": 3, ".dng": 1}
     assert "Left out 7 files that are no images: 3 .mov, 3 other, 1 .dng." in caplog.text
 
@@ -197,7 +198,7 @@ def test_unlabelled_images_with_a_file_of_class_names(tmp_path):
     (tmp_path / "classes.txt").write_text("zebra\n\n  Fire_Truck \n")
     rows, names, _ = index(tmp_path, tmp_path)
     assert names == ["zebra", "fire truck"]
-    written = tables.read_written_names(tmp_path / "out" / "images.parquet")
+    written = tables.read_metadata(tmp_path / "out" / "images.parquet", IndexMetadata).written_names
     assert written == {"fire truck": "Fire_Truck"}
     assert {row["label"] for row in rows} == {None}
     assert [row["split"] for row in rows] == ["train"] * 40

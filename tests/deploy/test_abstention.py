@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from support import records
 from support.tiny import DEMO_CLIP, write_index, write_pictures
 
 from latteclip.cli import main
@@ -16,7 +17,9 @@ from latteclip.clip.encode import encode_files
 from latteclip.clip.ood import UnknownDetector
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.core.metadata import ClassesMetadata
 from latteclip.deploy import predict
+from latteclip.labels.fusion_report import NAME, Check, PersonAnswers, write_fusion_report
 from latteclip.labels.guarantees import fewest_answers, pac_threshold
 
 CLASSNAMES = ["a", "b", "c"]
@@ -50,10 +53,11 @@ class Results:
     def train(self, held_out: Sequence[str] = (), **metadata):
         run = self.model.parent
         schema = pa.schema([("step", pa.int32())])
+        metadata = records.training_metadata(**metadata)
         tables.write(run / "history.parquet", {"step": [1]}, schema, metadata)
         columns = {"image_id": held_out, "prediction": [0] * len(held_out)}
         columns["held_out"] = [True] * len(held_out)
-        classes = {"classnames": CLASSNAMES}
+        classes = ClassesMetadata(CLASSNAMES)
         tables.write(run / "train_predictions.parquet", columns, tables.TRAIN_PREDICTIONS, classes)
 
     def answer(self, n, **heads):
@@ -63,15 +67,11 @@ class Results:
             for one, own in zip(self.predicted, self.right, strict=True)
         ]
         images = dict(zip([*self.ids[:n], *self.ids[-3:]], names, strict=False))
-        checked = {"image_id": self.ids[:n], "classifiers": heads}
-        schema = tables.FUSED_LABELS
-        columns = {field.name: pa.nulls(N, field.type) for field in schema}
-        columns["image_id"] = self.ids
-        metadata = {"answers": {"images": images, "checked": checked}}
-        tables.write(self.folder / "fused_labels.parquet", columns, schema, metadata)
+        answers = PersonAnswers(images, records.checked(self.ids[:n], classifiers=heads))
+        write_fusion_report(self.folder / NAME, records.fusion(answers=answers))
 
     def classifier(self, **options):
-        return predict.Classifier(self.model, device="cpu", threads=1, **options)
+        return predict.Predictor(self.model, device="cpu", threads=1, **options)
 
     def threshold(self, rows):
         confidence = np.array([one.probability for one in self.predicted])
@@ -128,7 +128,7 @@ def test_a_classifier_that_answers_made_is_judged_without_them(results, caplog):
     place = results.folder / "classifiers" / "image_prototypes.safetensors"
     save_classifier(place, results.head, {"classnames": CLASSNAMES})
     confidence, right = np.linspace(0.1, 0.9, 15), [False, *[True] * 14]
-    head = {"confidence": confidence.tolist(), "right": right}
+    head = Check(confidence.tolist(), right)
     results.answer(15, image_prototypes=head)
     found = results.classifier(abstain=ERROR).threshold
     assert found == pac_threshold(confidence, ~np.array(right), ERROR)
@@ -159,7 +159,7 @@ def test_a_guarantee_that_no_number_of_answers_gives_says_what_is_in_reach(resul
     printed = refused(results, share, capsys)
     assert "out of reach" in printed and "can be 12," in printed and "--budget" not in printed
     assert fewest_answers(0.23) <= 12 and "In reach is 0.23." in printed
-    results.train(settings={"labels": "fused"})  # which learned from all 20, more than a tenth
+    results.train(labels="fused")  # which learned from all 20, more than a tenth
     printed = refused(results, share, capsys)
     assert "can be 0," in printed and "20 give 0.14" in printed
 
@@ -168,4 +168,4 @@ def test_a_guarantee_that_no_number_of_answers_gives_says_what_is_in_reach(resul
 def test_what_was_learned_of_a_dataset_needs_its_results(results, option, tmp_path):
     results.model.rename(tmp_path / "exported")
     with pytest.raises(UserError, match=f"--{next(iter(option))}"):
-        predict.Classifier(tmp_path / "exported", device="cpu", threads=1, **option)
+        predict.Predictor(tmp_path / "exported", device="cpu", threads=1, **option)

@@ -7,16 +7,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from support import records
 from support.tiny import write_pseudo_labels
 
 from latteclip.audit import sampling
 from latteclip.audit.rename_class import rename_class
+from latteclip.audit.sampling import PlanMetadata
 from latteclip.audit.score import answered_prefix
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import tables
+from latteclip.core.metadata import IndexMetadata
 from latteclip.data.folder_files import CHECKSUM
 from latteclip.deploy import label_table
 from latteclip.labels.answers import CLASS, NONE, UNSURE, Answer, labelled_rows, teaching_schema
+from latteclip.labels.fusion_report import NAME, PersonAnswers, write_fusion_report
 
 SEQUENCES, EDITS, CHECK_EVERY = 24, 40, 5
 PICTURES, CLASSES = 30, 4
@@ -46,7 +50,7 @@ class Dataset:
         columns = {"stratum": self.rng.integers(0, 3, n), "turn": self.rng.permutation(n)}
         columns |= {name: index[name] for name in ("image_id", "checksum")}
         self.plan = folder / "audit" / "train" / "plan.parquet"
-        tables.write(self.plan, columns, tables.PLAN, {"split": "train"})
+        tables.write(self.plan, columns, tables.PLAN, PlanMetadata("train", 0))
         texts = list(self.photographs.values())
         self.planned = [texts[row] for row in np.argsort(columns["turn"])]
         self.strata = dict(zip(texts, columns["stratum"].tolist(), strict=True))
@@ -208,7 +212,7 @@ class Dataset:
             assert row["label"] == (None if word == NONE else label)
         certain = [t for t in prefix if self.means(self.audited, t) not in (None, UNSURE)]
         if len(certain) < MIN_ANSWERS:
-            assert "answers" not in described["calibration"]
+            assert described.calibration is None
             return
         there = [self.strata[text] for text in self.planned if text in self.photographs.values()]
         sizes = np.bincount(there, minlength=3)
@@ -217,7 +221,8 @@ class Dataset:
         right = [self.fused(text)[0] == self.means(self.audited, text) for text in certain]
         confidence = np.array([self.fused(text)[1] for text in certain], np.float32)
         arrays = confidence.astype(np.float64), np.array(right, np.float64), weights[strata]
-        assert described["calibration"] == pytest.approx(asdict(label_table.calibrate(*arrays)))
+        wanted = asdict(label_table.calibrate(*arrays))
+        assert asdict(described.calibration) == pytest.approx(wanted)
 
     def fused(self, text):
         """A label and its confidence, which follow from the content."""
@@ -230,8 +235,7 @@ class Dataset:
         columns = nulls(tables.IMAGES, n)
         columns |= {name: index[name] for name in index.column_names}
         columns["path"] = index["image_id"]
-        about = {"classnames": names}
-        tables.write(self.folder / "images.parquet", columns, tables.IMAGES, about)
+        tables.write(self.folder / "images.parquet", columns, tables.IMAGES, IndexMetadata(names))
         fused = [self.fused(text) for text in self.photographs.values()]
         labels = [names.index(name) for name, _ in fused]
         features = np.eye(n, len(names), dtype=np.float32)
@@ -246,11 +250,12 @@ class Dataset:
         columns = nulls(tables.FUSED_LABELS, n)
         columns |= {"image_id": index["image_id"], "fused_label": labels}
         columns |= {"fused_confidence": [sure for _, sure in fused], "adapted_label": labels}
-        metadata = {"model": "m", "votes": "captions", "answers": {"images": taught}}
-        tables.write(self.folder / "fused_labels.parquet", columns, tables.FUSED_LABELS, metadata)
+        tables.write(self.folder / "fused_labels.parquet", columns, tables.FUSED_LABELS)
+        report = records.fusion(classnames=names, answers=PersonAnswers(taught))
+        write_fusion_report(self.folder / NAME, report)
         head = Classifier.of(torch.eye(len(names)))
         prototypes = self.folder / "classifiers" / "image_prototypes.safetensors"
-        save_classifier(prototypes, head, {**about, "model": "m", "logit_scale": 1.0})
+        save_classifier(prototypes, head, {"classnames": names, "model": "m", "logit_scale": 1.0})
 
 
 def nulls(schema, n):

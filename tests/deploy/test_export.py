@@ -11,6 +11,7 @@ import transformers
 import yaml
 from PIL import ExifTags, Image
 from safetensors.torch import load_file
+from support import records
 from support.tiny import BACKBONES, write_backbone, write_pictures
 
 from latteclip.cli import main
@@ -185,9 +186,9 @@ def run(demo, tmp_path):
     figures = {"images": 40, "acc1": 0.5125, "acc5": 0.9, "mean_per_class_recall": 0.4}
     metrics = {"dataset": "demo", "method": "latteclip", "seed": 2, "flags": [], "per_class": []}
     (run / "metrics.json").write_text(json.dumps(metrics | figures))
-    settings = {"model": "ViT-B/32", "pretrained": "laion2b_s34b_b79k"}
+    metadata = records.training_metadata(model="ViT-B/32", pretrained="laion2b_s34b_b79k")
     columns = {name: [None] for name in tables.HISTORY.names}
-    tables.write(run / "history.parquet", columns, tables.HISTORY, {"settings": {"clip": settings}})
+    tables.write(run / "history.parquet", columns, tables.HISTORY, metadata)
     return run
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from support import records
 from support.shards import parquet_shard, tar_shard
 from support.taken import CLASSNAMES, Taken, runner_up
 
@@ -16,10 +17,13 @@ from latteclip.cli import main
 from latteclip.config.sections.split import SplitSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.core.metadata import IndexMetadata
 from latteclip.data.images import open_rgb
 from latteclip.data.splits import read_split
 from latteclip.deploy import label_table
 from latteclip.deploy.export_labels import export_labels, sanitized
+from latteclip.deploy.label_table import LabelsMetadata
+from latteclip.labels.fusion_report import PersonAnswers
 
 
 @pytest.fixture
@@ -47,7 +51,7 @@ def test_each_label_comes_with_what_is_known_of_it(taken):
         assert (row["image_prototypes"], row["lmm_label"], row["answered"]) == (None, None, None)
         assert row["label"] == row["fused_label"]
         assert row["zero_shot"] == CLASSNAMES[0]  # as the made pseudo-labels are
-    unknown, _ = tables.read("unknown.parquet", tables.UNKNOWN)
+    unknown = tables.read("unknown.parquet", tables.UNKNOWN)
     names = {
         "is_unknown": "is_unknown",
         "unknown_score": "score",
@@ -76,7 +80,7 @@ def test_answers_are_the_labels_and_enough_of_them_calibrate(taken):
     right = dict(zip(taken.ids, taken.fused == taken.truth, strict=True))
     share = np.mean([right[name] for name in taken.answer(70)])
     table, described = label_table.read(taken.folder)
-    assert described["calibration"]["answers"] == 69
+    assert described.calibration.answers == 69
     means = [np.mean([row["probability"] for row in before.values()])]
     means.append(np.mean(table["probability"].to_numpy()))
     assert abs(means[1] - share) < abs(means[0] - share) or abs(means[1] - share) < 0.1
@@ -97,9 +101,9 @@ def test_csv_and_parquet_hold_the_same(taken, tmp_path):
             else:
                 text = str(value).lower() if isinstance(value, bool) else value
                 assert other[name] == ("" if value is None else text)
-    described = tables.read_metadata(tmp_path / "parquet", "label")
-    assert described["calibration"]["answers"] == 59
-    assert described["classnames"] == CLASSNAMES
+    described = tables.read_metadata(tmp_path / "parquet", LabelsMetadata)
+    assert described.calibration.answers == 59
+    assert described.classnames == CLASSNAMES
 
 
 # --- read by those whom the formats are for ------------------------------------------------------
@@ -203,9 +207,9 @@ def test_what_torchvision_would_pass_over_is_converted(taken, tmp_path):
 
 def test_answers_decide_the_folder_which_has_the_name_that_the_dataset_writes(taken, tmp_path):
     written = {"plain": "T-Shirt", "con": "Con"}
-    table, metadata = tables.read("images.parquet", tables.IMAGES)
+    table = tables.read("images.parquet", tables.IMAGES)
     columns = {name: table[name] for name in table.column_names}
-    tables.write("images.parquet", columns, tables.IMAGES, {**metadata, "written_names": written})
+    tables.write("images.parquet", columns, tables.IMAGES, IndexMetadata(CLASSNAMES, written))
     answers, output = taken.answer(60), tmp_path / "folder"
     export_labels(str(taken.folder), "imagefolder", str(output))
     with (output / "labels.csv").open(newline="") as file:
@@ -259,7 +263,7 @@ def with_paths(paths):
     """Let the images of the index lie elsewhere."""
     table = pq.read_table("images.parquet")
     columns = {name: table[name] for name in table.column_names} | {"path": paths}
-    tables.write("images.parquet", columns, tables.IMAGES, {"classnames": CLASSNAMES})
+    tables.write("images.parquet", columns, tables.IMAGES, IndexMetadata(CLASSNAMES))
 
 
 def test_images_of_one_name_get_numbers(taken, tmp_path):
@@ -356,19 +360,11 @@ def test_a_long_name_is_cut_and_keeps_its_suffix(name):
 
 def check(taken, n):
     """Write answers of `latteclip teach` into the labels: n of them check."""
-    table, metadata = tables.read(taken.path("fused_labels.parquet"), tables.FUSED_LABELS)
-    right = (taken.fused == taken.truth)[:n]
-    checked = {
-        "answers": n,
-        "image_id": taken.ids[:n],
-        "confidence": taken.confidence[:n].tolist(),
-        "right": right.tolist(),
-    }
+    right = (taken.fused == taken.truth)[:n].tolist()
+    checked = records.checked(taken.ids[:n], taken.confidence[:n].tolist(), right)
     images = {taken.ids[row]: CLASSNAMES[taken.truth[row]] for row in range(n)}
     images[taken.ids[n]] = None
-    metadata["answers"] = {"images": images, "checked": checked}
-    columns = {name: table[name] for name in table.column_names}
-    tables.write(taken.path("fused_labels.parquet"), columns, tables.FUSED_LABELS, metadata)
+    taken.write_report(answers=PersonAnswers(images, checked))
 
 
 @pytest.mark.parametrize("promise", [{"max_error": 0.5}, {"false_discovery": 0.3}], ids=str)

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from support import records
 from support.tiny import write_index, write_pictures, write_pseudo_labels
 
 from latteclip.clip import model as clips
@@ -13,6 +14,7 @@ from latteclip.config.sections.clip import ClipSection
 from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
+from latteclip.core.metadata import ClassesMetadata
 from latteclip.evaluate import evaluate as stage
 
 CLASSNAMES = ["a", "b", "c", "d", "e", "f", "g"]
@@ -44,8 +46,9 @@ def evaluate(folder, index, clip, classifier, classnames=CLASSNAMES, fold=holdou
     """Predictions and metrics of the stage, and the predictions for training images."""
     clips.save(clip, Classifier.of(classifier), classnames, "{}", folder / "model")
     schema = pa.schema([("step", pa.int32()), ("loss", pa.float64())])
-    tables.write(folder / "history", {"step": [0, 1], "loss": [0.5, 0.25]}, schema)
-    names = tables.read(index, tables.IMAGES, ["image_id"])[0]["image_id"].to_pylist()
+    metadata = records.training_metadata(flags=["ours"])
+    tables.write(folder / "history", {"step": [0, 1], "loss": [0.5, 0.25]}, schema, metadata)
+    names = tables.read(index, tables.IMAGES, ["image_id"])["image_id"].to_pylist()
     write_pseudo_labels(folder / "pseudo_labels", names, [0] * len(names), CONFIDENCE)
     outputs = [str(folder / name) for name in ("predictions", "metrics", "train_predictions")]
     stage.evaluate(
@@ -65,9 +68,8 @@ def evaluate(folder, index, clip, classifier, classnames=CLASSNAMES, fold=holdou
     )
     found = []
     for path, kind in ((outputs[0], tables.PREDICTIONS), (outputs[2], tables.TRAIN_PREDICTIONS)):
-        table, metadata = tables.read(path, kind)
-        assert metadata == {"classnames": CLASSNAMES}
-        found.append(table.to_pylist())
+        assert tables.read_metadata(path, ClassesMetadata).classnames == CLASSNAMES
+        found.append(tables.read(path, kind).to_pylist())
     return found[0], json.loads(Path(outputs[1]).read_text()), found[1]
 
 
@@ -91,6 +93,7 @@ def test_test_images_get_the_class_of_the_nearest_prototype(
         scores = scores_of(demo_clip, Path(files[0]).with_name(row["image_id"]), classifier)
         assert (row["prediction"], row["held_out"]) == (scores.index(max(scores)), False)
     wanted = {"dataset": "set", "method": "latteclip", "seed": 4, "images": 4, "acc1": hits / 4}
+    wanted["flags"] = ["ours"]
     assert found.items() >= wanted.items()
 
 

@@ -10,6 +10,7 @@ from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
+from latteclip.core.metadata import ClassesMetadata
 from latteclip.evaluate import evaluate_classifier as stage
 
 N, C, D = 14, 6, 5
@@ -37,12 +38,13 @@ class Dataset(ZeroShotFiles):
             *map(self.path, outputs),
             image_encoders,
         )
-        table, described = tables.read(self.path(outputs[2]), tables.TRAIN_PREDICTIONS)
-        assert described == {"classnames": self.classnames}
+        table = tables.read(self.path(outputs[2]), tables.TRAIN_PREDICTIONS)
+        metadata = tables.read_metadata(self.path(outputs[2]), ClassesMetadata)
+        assert metadata.classnames == self.classnames
         kinds = {True: [], False: []}
         for row in table.to_pylist():
             kinds[row["held_out"]].append((row["image_id"], row["prediction"]))
-        predictions, _ = tables.read(self.path(outputs[0]), tables.PREDICTIONS)
+        predictions = tables.read(self.path(outputs[0]), tables.PREDICTIONS)
         return predictions, json.loads(Path(self.path(outputs[1])).read_text()), kinds
 
     def write_votes(self, schema, ids, **heads):
@@ -61,7 +63,7 @@ def test_features_of_other_models_stand_beside_clip_s(dataset):
     before, *_ = dataset.run()
     features, ids = dataset.world.features, dataset.names[::-1]  # another order of images
     columns = {"image_id": ids, "image_features": features.flip(0)[:, 2:].tolist()}
-    tables.write(dataset.path("encoder"), columns, tables.IMAGE_FEATURES, {"model": "an encoder"})
+    tables.write(dataset.path("encoder"), columns, tables.IMAGE_FEATURES)
     dataset.world.features = features[:, :2]
     ids, heads = dataset.names[:3], {"head": [0] * 3, "joint_head": [3, 1, 2]}
     votes = dataset.write_votes(tables.VOTES_ENCODERS, ids, **heads)

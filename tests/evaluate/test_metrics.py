@@ -8,6 +8,7 @@ from support.tiny import write_index
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.core.metadata import ClassesMetadata
 from latteclip.evaluate import metrics as module
 
 N, C = 23, 7
@@ -42,8 +43,8 @@ def written(tmp_path, labels, flags=()):
         str(tmp_path / name) for name in ("predictions.parquet", "metrics.json")
     )
     module.write(images, names, ranked, scores, flags, ("set", "m", 4), predictions, metrics)
-    table, metadata = tables.read(predictions, tables.PREDICTIONS)
-    assert metadata == {"classnames": CLASSNAMES}
+    table = tables.read(predictions, tables.PREDICTIONS)
+    assert tables.read_metadata(predictions, ClassesMetadata).classnames == CLASSNAMES
     return table.to_pydict(), json.loads(Path(metrics).read_text())
 
 

@@ -161,7 +161,7 @@ class Dataset(ZeroShotFiles):
             device="cpu",
             threads=1,
         )
-        rows = tables.read(predictions, tables.PREDICTIONS)[0].to_pylist()
+        rows = tables.read(predictions, tables.PREDICTIONS).to_pylist()
         return {row["image_id"]: row for row in rows}, json.loads(Path(figures).read_text())
 
 

@@ -13,6 +13,7 @@ from latteclip.config.stage_params import candidacy
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import MIN_HELD_OUT
+from latteclip.core.metadata import ClassesMetadata, VotesMetadata
 from latteclip.evaluate import select_model as stage
 from latteclip.evaluate.results import Accuracy, Audit, Comparison, read_selection
 from latteclip.evaluate.select_model import Candidate, HeldOutVotes, choose
@@ -60,14 +61,14 @@ class Results:
     def write_predictions(self, path, predictions, classnames=CLASSNAMES, ids=IDS):
         columns = {"image_id": ids[::-1], "prediction": predictions[::-1].astype(np.int32)}
         columns["held_out"] = [True] * len(ids)
-        tables.write(path, columns, tables.TRAIN_PREDICTIONS, {"classnames": classnames})
+        tables.write(path, columns, tables.TRAIN_PREDICTIONS, ClassesMetadata(classnames))
 
     def write_votes(self, votes, **described):
         described = {"votes": "captions", "corroborated": True, "leaked": False, **described}
-        described |= {"classnames": CLASSNAMES}
+        metadata = VotesMetadata(CLASSNAMES, **described)
         columns = {"image_id": IDS[: len(votes)], "vote": votes.tolist()}
         columns["head"] = pa.nulls(len(votes), pa.int32())
-        tables.write(self.folder / "votes.parquet", columns, tables.VOTES, described)
+        tables.write(self.folder / "votes.parquet", columns, tables.VOTES, metadata)
 
     def select(self, *, votes=True, audit=None):
         path = str(self.folder / "votes.parquet") if votes else None

@@ -4,12 +4,15 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+from support import records
 
 from latteclip.core import tables
 from latteclip.core.flags import FLAGS
+from latteclip.core.metadata import IndexMetadata
 from latteclip.evaluate import summarize
 from latteclip.evaluate.results import Accuracy, Audit, Comparison
 from latteclip.evaluate.summary import summary
+from latteclip.labels.fusion_report import PersonAnswers, write_fusion_report
 
 
 def run(dataset, method, seed, acc1, flags=()):
@@ -109,13 +112,13 @@ def test_an_audit_stands_beside_the_accuracies_and_below_the_table(tmp_path):
 
 
 def test_labels_that_answers_checked_stand_below_the_table(tmp_path):
-    columns = {field.name: pa.nulls(0, field.type) for field in tables.FUSED_LABELS}
-    checked = {"answers": 50, "value": 0.91, "low": 0.83, "high": 0.96}
-    for dataset, answers in (("dtd", {"checked": checked}), ("other", {})):
-        path = tmp_path / dataset / "fused_labels.parquet"
-        tables.write(path, columns, tables.FUSED_LABELS, {"answers": {"images": {}, **answers}})
-    labels = [str(path) for path in tmp_path.glob("*/fused_labels.parquet")]
-    _, lines = summarized(tmp_path, fused_labels_paths=labels)
+    checked = records.checked([], answers=50, value=0.91, low=0.83, high=0.96)
+    reports = []
+    for dataset, found in (("dtd", checked), ("other", None)):
+        reports.append(str(tmp_path / dataset / "fused_labels.json"))
+        answers = PersonAnswers({}, found)
+        write_fusion_report(reports[-1], records.fusion(answers=answers))
+    _, lines = summarized(tmp_path, fusion_reports_paths=reports)
     [line] = [line for line in lines if line.startswith("- labels")]
     assert all(word in line for word in ("dtd", "50 answers", "91.0", "83.0", "96.0"))
 
@@ -135,7 +138,8 @@ def test_datasets_of_earlier_runs_stay_in_the_table(tmp_path):
     limited.parent.mkdir(parents=True)
     limited.write_text(json.dumps(run("mine_64", "latteclip", 0, 0.5)))
     no_images = {column.name: pa.nulls(0, column.type) for column in tables.IMAGES}
-    tables.write(results / "mine_64" / "images.parquet", no_images, tables.IMAGES, {"limit": 64})
+    metadata = IndexMetadata(["a", "b"], limit=64)
+    tables.write(results / "mine_64" / "images.parquet", no_images, tables.IMAGES, metadata)
     written, lines = summarized(tmp_path, others=str(results))
     assert written["dataset"].unique().tolist() == ["dtd", "aaa", "mine"]
     assert written["agreement"].tolist()[-1] == "62.50"

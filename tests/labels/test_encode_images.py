@@ -10,6 +10,7 @@ from latteclip.config.sections.clip import ClipSection
 from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.core.metadata import EncoderMetadata
 from latteclip.labels.encode_images import EncodingSettings, encode_images
 
 DEMO = f"local-dir:{DEMO_CLIP}"
@@ -32,7 +33,8 @@ class Pictures:
             encoder=model, clip=ClipSection(), inference=InferenceSection(batch_size=2)
         )
         encode_images(self.index, settings, str(self.output), device="cpu", threads=1)
-        table, described = tables.read(self.output, tables.IMAGE_FEATURES)
+        table = tables.read(self.output, tables.IMAGE_FEATURES)
+        described = tables.read_metadata(self.output, EncoderMetadata)
         assert table["image_id"].to_pylist() == [f"{i:03d}.png" for i in range(5)]
         return torch.tensor(table["image_features"].to_pylist()), described
 
@@ -50,7 +52,7 @@ def test_features_are_those_of_the_network_under_its_own_transform(pictures, tmp
     images = torch.stack([transform(Image.open(file).convert("RGB")) for file in pictures.files])
     wanted = F.normalize(network_of(tmp_path / "encoder")(images), dim=1)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
-    assert described == {"model": name, "width": 64, "image_size": [32, 32]}
+    assert described == EncoderMetadata(name, 64, [32, 32])
 
 
 @torch.no_grad()
@@ -59,7 +61,7 @@ def test_the_image_tower_of_a_clip_is_an_image_model(pictures, demo_clip):
     images = torch.stack([demo_clip.preprocess(Image.open(file)) for file in pictures.files])
     wanted = F.normalize(demo_clip.model.encode_image(images), dim=1)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
-    assert described["width"] == 128
+    assert described == EncoderMetadata(DEMO, 128)
 
 
 @pytest.mark.parametrize("kind", ["timm", "open_clip"])

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from latteclip.core import tables
+from latteclip.core.metadata import ClassesMetadata
 from latteclip.labels import pseudo_label_images
 from latteclip.labels.features import read_features
 
@@ -23,7 +24,7 @@ def labelled(tmp_path):
 
     def write(name):
         path = str(tmp_path / name)
-        about = {"classnames": list("abcdefg")}
+        about = ClassesMetadata(list("abcdefg"))
         pseudo_label_images.write_pseudo_labels(path, table, images, embeddings, 10.0, K, about)
         return path
 
@@ -32,12 +33,12 @@ def labelled(tmp_path):
 
 def test_pseudo_labels_are_written_in_pieces(labelled, monkeypatch):
     _, _, write = labelled
-    whole, metadata = tables.read(write("whole.parquet"), tables.PSEUDO_LABELS)
+    whole = tables.read(write("whole.parquet"), tables.PSEUDO_LABELS)
     monkeypatch.setattr(pseudo_label_images, "ROWS", 5)
     path = write("pieces.parquet")
-    pieces, again = tables.read(path, tables.PSEUDO_LABELS)
+    pieces = tables.read(path, tables.PSEUDO_LABELS)
     assert pq.ParquetFile(path).num_row_groups == 5
-    assert again == metadata
+    assert tables.read_metadata(path, ClassesMetadata).classnames == list("abcdefg")
     for column in ("image_id", "split", "pseudo_label", "topk_labels", "image_features"):
         assert pieces[column].to_pylist() == whole[column].to_pylist()
     assert pieces["confidence"].to_pylist() == pytest.approx(whole["confidence"].to_pylist())

@@ -1,3 +1,5 @@
+from dataclasses import asdict
+
 import pyarrow as pa
 import pytest
 import torch
@@ -12,10 +14,12 @@ from latteclip.clip.encode import class_embeddings
 from latteclip.config.sections.clip import ClipSection
 from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import holdout, tables
+from latteclip.core.metadata import ClassesMetadata, EncoderMetadata, VotesMetadata
 from latteclip.labels import fuse_labels as stage
 from latteclip.labels import fusion
 from latteclip.labels.adaptation import adapt, unbiased_votes
 from latteclip.labels.answers import Answer
+from latteclip.labels.fusion_report import Weights, read_fusion_report
 from latteclip.labels.label_sources import (
     ClipFeatures,
     caption_votes,
@@ -31,7 +35,7 @@ SETTINGS = stage.FusionSettings(
 )
 IMAGES = 160
 C, K = 6, 4
-OUTPUTS = ("out.parquet", "classifier", "votes.parquet")
+OUTPUTS = ("out.parquet", "out.json", "classifier", "votes.parquet")
 
 
 def generator(seed):
@@ -77,7 +81,7 @@ class Dataset(ZeroShotFiles):
         return *super().write(), captions, write_class_scores(scores, self.captioned, *lists)
 
     def run(self, *, scores=False, settings=SETTINGS, answers=None, **image_encoders):
-        """The table written and its metadata."""
+        """The table and the report that are written."""
         *files, texts, class_scores = self.write()
         outputs = [self.path(name) for name in OUTPUTS]
         stage.fuse_labels(
@@ -91,8 +95,9 @@ class Dataset(ZeroShotFiles):
             device="cpu",
             threads=1,
         )
-        table, metadata = tables.read(outputs[0], tables.FUSED_LABELS)
-        return table.to_pydict(), metadata
+        table = tables.read(outputs[0], tables.FUSED_LABELS)
+        assert tables.read_metadata(outputs[0], ClassesMetadata).classnames == CLASSNAMES
+        return table.to_pydict(), read_fusion_report(outputs[1])
 
     def caption_votes(self):
         texts = encode_one_by_one(self, self.captions.values())
@@ -101,7 +106,8 @@ class Dataset(ZeroShotFiles):
 
     def votes(self):
         """The table VOTES of the last run and its metadata."""
-        return tables.read(self.path("votes.parquet"), tables.VOTES)
+        path = self.path("votes.parquet")
+        return tables.read(path, tables.VOTES), tables.read_metadata(path, VotesMetadata)
 
     def images(self):
         features = self.world.features[self.training]
@@ -129,20 +135,20 @@ def encode_one_by_one(dataset, texts):
     return torch.stack(features)
 
 
-def assert_is_fusion(dataset, columns, metadata, votes):
-    """The table, its metadata and the classifier are what `fuse` makes of the votes."""
+def assert_is_fusion(dataset, columns, report, votes):
+    """The table, the report and the classifier are what `fuse` makes of the votes."""
     images = dataset.images()
     fused = fusion.fuse(images, votes)
     found, test = fused.parameters, fused.parameters.test
     assert columns["fused_label"] == fused.labels.tolist()
     assert columns["fused_confidence"] == pytest.approx(fused.confidence.tolist(), abs=1e-3)
     assert columns["image_label"] == fused.individual_labels["images"].tolist()
-    assert metadata["gains"] == pytest.approx(fused.gains, rel=1e-3)
+    assert asdict(report.gains) == pytest.approx(fused.gains, rel=1e-3)
     weights = {"zero_shot": found.zero_shot, "images": found.images[0], "texts": found.texts}
-    assert metadata["weights"] == pytest.approx(weights, rel=1e-2, abs=1e-3)
+    assert asdict(report.weights) == pytest.approx(weights, rel=1e-2, abs=1e-3)
     statistics = {"images": test.images, "zero_shot": test.zero_shot, "p_value": 0.001}
-    assert metadata["corroborated"] is test.significant is True
-    assert metadata["corroboration"] == pytest.approx(statistics, rel=1e-3)
+    assert report.corroborated is test.significant is True
+    assert asdict(report.corroboration) == pytest.approx(statistics, rel=1e-3)
     head, described = classifier.load_classifier(dataset.folder / "classifier")
     features = dataset.world.features[dataset.training]
     wanted = images.classifier(fused.head, dataset.scale).scores(features)
@@ -154,7 +160,7 @@ def assert_is_fusion(dataset, columns, metadata, votes):
 
 
 def test_captions_are_scored_like_images_and_fused(dataset):
-    columns, metadata = dataset.run()
+    columns, report = dataset.run()
     assert columns["image_id"] == [dataset.names[i] for i in dataset.training]
     texts = encode_one_by_one(dataset, dataset.captions.values())
     votes = (dataset.scale * texts @ dataset.embeddings.T).double().softmax(1)
@@ -163,34 +169,34 @@ def test_captions_are_scored_like_images_and_fused(dataset):
     assert columns["lmm_label"] == columns["lmm_confidence"] == [None] * 120
     assert columns["adapted_label"] == dataset.adapted()
     pairs = list(zip(columns["caption_label"], columns["adapted_label"], strict=True))
-    assert metadata["agreement"] == pytest.approx(sum(a == b for a, b in pairs) / 120)
-    assert (metadata["votes"], metadata["voting"]) == ("captions", 120)
-    assert_is_fusion(dataset, columns, metadata, dataset.caption_votes())
+    assert report.agreement == pytest.approx(sum(a == b for a, b in pairs) / 120)
+    assert (report.votes, report.voting) == ("captions", 120)
+    assert_is_fusion(dataset, columns, report, dataset.caption_votes())
     pairs = zip(columns["fused_label"], columns["adapted_label"], strict=True)
-    assert metadata["changed"] == sum(a != b for a, b in pairs) > 0
-    assert metadata.items() >= dataset.described.items()
+    assert report.changed == sum(a != b for a, b in pairs) > 0
+    assert (report.model, report.classnames) == (SETTINGS.model, CLASSNAMES)
     assert dataset.right(columns["fused_label"]) > dataset.right(dataset.adapted())
 
 
 def test_useless_captions_leave_the_adapted_labels(dataset):
     dataset.captions = dict.fromkeys(dataset.captions, "a photo of something.")
-    columns, metadata = dataset.run()
+    columns, report = dataset.run()
     assert columns["fused_label"] == columns["adapted_label"] == dataset.adapted()
     assert columns["image_label"] == [None] * 120
-    assert metadata["corroborated"] is False
-    assert (metadata["explained_share"], metadata["changed"], metadata["gains"]) == (0, 0, {})
-    assert metadata["weights"] == {"zero_shot": 1, "images": 0, "texts": 0}
+    assert report.corroborated is False
+    assert (report.explained_share, report.changed, report.gains) == (0, 0, None)
+    assert report.weights == Weights(zero_shot=1, images=0, texts=0)
 
 
 def test_an_empty_caption_votes_for_nothing(dataset):
     whole, _ = dataset.run()
     empty = [dataset.names[i] for i in dataset.training[:3]]
     dataset.captions |= dict(zip(empty, ["", "  ", None], strict=True))
-    columns, metadata = dataset.run()
+    columns, report = dataset.run()
     assert columns["caption_label"][:3] == dataset.adapted()[:3]
     assert columns["caption_label"][3:] == whole["caption_label"][3:]
     assert columns["caption_confidence"][:3] == [0, 0, 0]
-    assert metadata["voting"] == 117
+    assert report.voting == 117
 
 
 def test_each_distinct_caption_is_encoded_once(dataset, monkeypatch):
@@ -213,25 +219,25 @@ def test_each_distinct_caption_is_encoded_once(dataset, monkeypatch):
 
 def test_class_scores_alone_vote_without_a_model(dataset, monkeypatch):
     monkeypatch.setattr(clips, "load", lambda *_: 1 / 0)
-    columns, metadata = dataset.run(scores=True)
+    columns, report = dataset.run(scores=True)
     votes = class_score_votes(dataset.options, dataset.scores, C)
-    assert_is_fusion(dataset, columns, metadata, votes)
+    assert_is_fusion(dataset, columns, report, votes)
     best = votes.probabilities(slice(None)).max(dim=1)
     assert columns["lmm_label"] == best.indices.tolist()
     assert columns["lmm_confidence"] == pytest.approx(best.values.tolist(), abs=1e-4)
     assert columns["caption_label"] == columns["caption_confidence"] == [None] * 120
-    assert (metadata["votes"], metadata["voting"]) == ("class scores", 120)
+    assert (report.votes, report.voting) == ("class scores", 120)
     assert dataset.right(columns["fused_label"]) > dataset.right(dataset.adapted())
 
 
 def test_an_image_without_options_has_no_vote(dataset):
     dataset.options[:5] = -1
     dataset.options[5, 2:] = -1
-    columns, metadata = dataset.run(scores=True)
+    columns, report = dataset.run(scores=True)
     assert columns["lmm_label"][:5] == dataset.adapted()[:5]
     assert columns["lmm_confidence"][:5] == [0] * 5
     assert columns["lmm_label"][5] in dataset.options[5, :2].tolist()
-    assert metadata["voting"] == 115
+    assert report.voting == 115
     assert None not in columns["fused_label"]
     table, described = dataset.votes()
     voting = list(range(5, 120))
@@ -241,8 +247,8 @@ def test_an_image_without_options_has_no_vote(dataset):
     parameters = fusion.fuse(images, votes).parameters
     wanted = parameters.classes(votes.probabilities(voting)).float()
     torch.testing.assert_close(torch.tensor(table["vote"].to_pylist()), wanted)
-    assert (described["votes"], described["corroborated"]) == ("class scores", True)
-    assert described["leaked"] is False
+    assert (described.votes, described.corroborated) == ("class scores", True)
+    assert described.leaked is False
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -267,23 +273,20 @@ def test_features_of_other_models_are_fused(dataset, demo_clip):
     path, prototypes = dataset.path("encoder.parquet"), dataset.path("image_encoders")
     ids = dataset.names[::-1]
     columns = {"image_id": ids, "image_features": tables.list_column(other.flip(0).numpy())}
-    tables.write(path, columns, tables.IMAGE_FEATURES, {"model": "an encoder"})
+    tables.write(path, columns, tables.IMAGE_FEATURES, EncoderMetadata("an encoder", 16))
     alone, _ = dataset.run()
-    table, metadata = dataset.run(
-        image_encoders_paths=[path], encoders_prototypes_output=prototypes
-    )
+    table, report = dataset.run(image_encoders_paths=[path], encoders_prototypes_output=prototypes)
     training = dataset.training
     fused = fusion.fuse(
         dataset.images(), dataset.caption_votes(), [whiten(other[training].clone())]
     )
     assert table["fused_label"] == fused.labels.tolist()
     assert dataset.right(table["fused_label"]) >= dataset.right(alone["fused_label"])
-    [encoder] = metadata["image_encoders"]
-    assert (encoder["model"], encoder["p_value"]) == ("an encoder", 0.001)
-    assert encoder["weight"] == pytest.approx(fused.parameters.images[1], rel=1e-2)
-    assert encoder["gain"] == pytest.approx(fused.gains["encoder_0"], rel=1e-2)
-    assert not any(name.startswith("encoder_") for name in metadata["gains"])
-    votes, _ = tables.read(dataset.path("votes.parquet"), tables.VOTES_ENCODERS)
+    [encoder] = report.image_encoders
+    assert (encoder.model, encoder.p_value) == ("an encoder", 0.001)
+    assert encoder.weight == pytest.approx(fused.parameters.images[1], rel=1e-2)
+    assert encoder.gain == pytest.approx(fused.gains["encoder_0"], rel=1e-2)
+    votes = tables.read(dataset.path("votes.parquet"), tables.VOTES_ENCODERS)
     assert votes["joint_head"].to_pylist() == fused.joint_predicted.tolist()
     joint, described = classifier.load_classifier(prototypes)
     assert described["image_encoders"] == ["an encoder"]
@@ -313,10 +316,10 @@ def test_captions_by_prompts_with_labels_are_marked(dataset, caplog, monkeypatch
         return prompts if column == "prompt" else lookup(path, schema, key, column, ids)
 
     dataset.run()
-    assert not dataset.votes()[1]["leaked"]
+    assert not dataset.votes()[1].leaked
     monkeypatch.setattr(tables, "lookup_column", by_label)
     dataset.run()
-    assert dataset.votes()[1]["leaked"]
+    assert dataset.votes()[1].leaked
     assert [record.levelname for record in caplog.records].count("WARNING") == 1
 
 
@@ -327,17 +330,18 @@ def test_labels_follow_answers_and_are_checked_by_them(dataset, caplog):
     gone, none = Answer("gone.png", "none", content="0" * 32), dataset.names[dataset.training[50]]
     rows = dataset.training[:40]
     path = dataset.write_answers(rows, gone, Answer(none, "none"), drawn=rows[30:])
-    columns, metadata = dataset.run(answers=path)
+    columns, report = dataset.run(answers=path)
     assert columns["fused_label"][:40] == dataset.world.classes[rows].tolist()
     assert columns["fused_confidence"][:40] == [1.0] * 40
     assert columns["fused_confidence"][50] == 0
     assert "gone.png" in caplog.text
-    answers = metadata["answers"]
-    assert len(answers["images"]) == 41 and answers["images"][none] is None
-    checked = answers["checked"]
-    assert checked["image_id"] == dataset.captioned[30:40]
-    assert checked["answers"] == 10 and checked["low"] <= checked["value"] <= checked["high"]
-    assert len(checked["classifiers"]["image_prototypes"]["right"]) == 10
+    answers = report.answers
+    assert len(answers.images) == 41 and answers.images[none] is None
+    checked = answers.checked
+    assert checked.image_id == answers.checking == dataset.captioned[30:40]
+    assert (checked.answers, answers.n_teaching) == (10, 31)
+    assert checked.low <= checked.value <= checked.high
+    assert len(checked.classifiers["image_prototypes"].right) == 10
 
 
 def test_answers_that_are_empty_change_no_byte(dataset):

@@ -12,6 +12,7 @@ from latteclip.config.sections.class_texts import ClassTextsSection
 from latteclip.config.sections.clip import ClipSection
 from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import tables
+from latteclip.core.metadata import ClassesMetadata
 from latteclip.labels.pseudo_label_images import (
     ZeroShotSettings,
     class_embeddings,
@@ -35,7 +36,8 @@ def labelled(tmp_path_factory):
     index = write_index(folder / "images.parquet", files, splits, [None] * 7, CLASSNAMES)
     outputs = [str(folder / name) for name in ("out.parquet", "out.safetensors")]
     pseudo_label_images(index, SETTINGS, *outputs, device="cpu", threads=1)
-    table, metadata = tables.read(folder / "out.parquet", tables.PSEUDO_LABELS)
+    table = tables.read(folder / "out.parquet", tables.PSEUDO_LABELS)
+    metadata = tables.read_metadata(folder / "out.parquet", ClassesMetadata)
     return files, splits, table.to_pydict(), metadata, classifier.load_classifier(outputs[1])
 
 
@@ -79,9 +81,9 @@ def test_class_embeddings_have_all_that_scores_need(labelled, direct, demo_clip)
     *_, metadata, (head, described) = labelled
     torch.testing.assert_close(head.weights, torch.stack(direct[2]), rtol=1e-4, atol=1e-5)
     names = {"classnames": CLASSNAMES, "model": SETTINGS.clip.model, "pretrained": None}
-    assert metadata == {**names, "template": SETTINGS.class_texts.template}
+    assert metadata.classnames == CLASSNAMES
     scale = pytest.approx(math.exp(demo_clip.model.logit_scale.item()))
-    assert described == {**metadata, "logit_scale": scale}
+    assert described == {**names, "template": SETTINGS.class_texts.template, "logit_scale": scale}
 
 
 def text_feature(clip, text):
@@ -116,9 +118,7 @@ def test_the_files_say_how_classes_are_put_into_words(tmp_path):
         index, changed(SETTINGS, class_texts=words), *outputs, device="cpu", threads=1
     )
     described = classifier.load_classifier(outputs[1])[1]
-    metadata = tables.read(outputs[0], tables.PSEUDO_LABELS)[1]
-    for said in (described, metadata):
-        assert said["template"] == ENSEMBLE[0]
-        assert said["templates"] == ENSEMBLE
-        assert said["class_synonyms"] == {"striped": ["banded"]}
-        assert said["written_names"] == written
+    assert described["template"] == ENSEMBLE[0]
+    assert described["templates"] == ENSEMBLE
+    assert described["class_synonyms"] == {"striped": ["banded"]}
+    assert described["written_names"] == written

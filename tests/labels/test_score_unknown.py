@@ -10,7 +10,7 @@ from support.zero_shot_files import ZeroShotFiles
 
 from latteclip.config.sections.unknown import UnknownSection
 from latteclip.core import tables
-from latteclip.labels.score_unknown import score_unknown
+from latteclip.labels.score_unknown import UnknownMetadata, score_unknown
 
 
 class Dataset(ZeroShotFiles):
@@ -20,7 +20,8 @@ class Dataset(ZeroShotFiles):
         """UNKNOWN and its metadata."""
         outputs = self.path("unknown.parquet"), self.path("detector")
         score_unknown(*self.write(), UnknownSection(share=share), *outputs, class_scores, answers)
-        return tables.read(outputs[0], tables.UNKNOWN)
+        found = tables.read(outputs[0], tables.UNKNOWN)
+        return found, tables.read_metadata(outputs[0], UnknownMetadata)
 
     def bytes(self, **given):
         self.run(**given)
@@ -51,8 +52,8 @@ def test_a_share_of_the_training_images_is_called_unknown(dataset, share):
     table, told = dataset.run(share)
     unknown = np.array(table["is_unknown"].to_pylist())
     assert unknown[dataset.training].sum() == int(share * len(dataset.training))
-    assert (unknown == (table["score"].to_numpy() > told["threshold"])).all()
-    assert told["share"] == share
+    assert (unknown == (table["score"].to_numpy() > told.threshold)).all()
+    assert told.share == share
 
 
 def test_the_captioner_s_word_counts_where_it_scored_classes(dataset):
@@ -71,7 +72,7 @@ def test_the_captioner_s_word_counts_where_it_scored_classes(dataset):
     others = [i for i in range(400) if i not in asked]
     assert np.isnan(found[others]).all()
     marked = np.array(table["is_unknown"].to_pylist())
-    assert (marked[asked] == (found[asked] > told["captioner_threshold"])).all()
+    assert (marked[asked] == (found[asked] > told.captioner_threshold)).all()
     assert marked[asked].sum() == int(0.05 * n)  # of all that are for training
     assert outside.numpy()[asked][marked[asked]].all()
     assert table["score"] == before["score"]
@@ -86,10 +87,10 @@ def test_none_of_these_calibrates_the_threshold(dataset):
     table, described = dataset.run(share=0.02, answers=dataset.write_answers(asked))
     scores, unknown = (table[name].to_numpy() for name in ("score", "is_unknown"))
     limit = (scores[asked[outside[asked]]].mean() + scores[asked[~outside[asked]]].mean()) / 2
-    assert described["threshold"] == pytest.approx(limit, abs=1e-6)
+    assert described.threshold == pytest.approx(limit, abs=1e-6)
     assert (unknown[asked] == outside[asked]).all()
     rest = np.setdiff1d(np.arange(400), asked)
-    assert (unknown[rest] == (scores[rest] > described["threshold"])).all()
+    assert (unknown[rest] == (scores[rest] > described.threshold)).all()
     balanced = [
         found[rest][outside[rest]].mean() - found[rest][~outside[rest]].mean()
         for found in (before, unknown)

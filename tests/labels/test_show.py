@@ -1,27 +1,30 @@
+from dataclasses import replace
+
 import pyarrow as pa
 import pytest
+from support import records
 from support.tiny import write_captions, write_pseudo_labels
 
 from latteclip.cli import main
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.labels import fusion_report
 from latteclip.labels.show import show
 
 CLASSNAMES = ["red dots", "blue", "grey"]
-METADATA = {
-    "classnames": CLASSNAMES,
-    "model": "some/model",
-    "votes": "captions",
-    "voting": 8,
-    "agreement": 0.75,
-    "corroborated": True,
-    "corroboration": {"images": 9.0, "zero_shot": 8.0, "p_value": 0.001},
-    "weights": {"zero_shot": 0.81, "images": 1.32, "texts": 0.4},
-    "explained_share": 0.5,
-    "independence": 0.9375,
-    "gains": {"both": 0.66, "zero_shot": 0.21, "images": 0.55},
-    "changed": 2,
-}
+REPORT = records.fusion(
+    classnames=CLASSNAMES,
+    model="some/model",
+    voting=8,
+    agreement=0.75,
+    corroborated=True,
+    corroboration=fusion_report.Corroboration(9.0, 8.0, 0.001),
+    weights=fusion_report.Weights(zero_shot=0.81, images=1.32, texts=0.4),
+    explained_share=0.5,
+    independence=0.9375,
+    gains=fusion_report.Gains(both=0.66, zero_shot=0.21, images=0.55),
+    changed=2,
+)
 # image: zero-shot, calibrated, images, caption, fused
 LABELS = {
     "a.png": (0, 0, 0, 0, 0),
@@ -40,7 +43,7 @@ class Labelled:
     """The files of a dataset in which some labels changed."""
 
     def __init__(self, folder):
-        self.folder, self.metadata, self.columns = folder, dict(METADATA), {}
+        self.folder, self.report, self.columns = folder, REPORT, {}
 
     def show(self, n=3, image_ids=()):
         """What is shown of the files, which are written first."""
@@ -59,7 +62,8 @@ class Labelled:
             "fused_label": fused,
             "fused_confidence": [0.9] * len(names),
         }
-        tables.write(path, columns | self.columns, tables.FUSED_LABELS, self.metadata)
+        tables.write(path, columns | self.columns, tables.FUSED_LABELS)
+        fusion_report.write_fusion_report(self.folder / fusion_report.NAME, self.report)
         write_pseudo_labels(self.folder / "pseudo_labels.parquet", names[::-1], zero_shot[::-1])
         return show(str(self.folder), n, image_ids)
 
@@ -76,7 +80,8 @@ def shown(text):
 
 def test_the_summary_has_the_numbers_of_what_was_learned(labelled):
     name = "hf-hub:timm/a_model_with_a_long_name"
-    labelled.metadata["image_encoders"] = [{"model": name, "weight": 0.77, "gain": 1.0}]
+    encoder = fusion_report.EncoderReport(name, 0.77, 1.0, 5.0, 0.001)
+    labelled.report = replace(REPORT, image_encoders=[encoder])
     text = labelled.show(0)
     for number in ("8 of 9", "75%", "0.001", "1.23", "1.73", "1.93", "0.81", "1.32", "0.40", "50%"):
         assert number in text
@@ -85,8 +90,8 @@ def test_the_summary_has_the_numbers_of_what_was_learned(labelled):
 
 
 def test_votes_that_do_not_count_have_no_weights(labelled):
-    labelled.metadata |= {"corroborated": False, "gains": {}, "explained_share": 0.0, "changed": 0}
-    labelled.metadata["corroboration"] = {"images": 0.1, "zero_shot": -0.2, "p_value": 0.412}
+    test = fusion_report.Corroboration(0.1, -0.2, 0.412)
+    labelled.report = replace(REPORT, corroborated=False, corroboration=test, gains=None)
     labelled.columns["image_label"] = pa.nulls(len(LABELS), pa.int32())
     text = labelled.show(2)
     assert "0.412" in text
@@ -138,6 +143,10 @@ def test_files_that_are_missing_or_foreign_are_named(labelled, tmp_path):
     (tmp_path / "pseudo_labels.parquet").unlink()
     with pytest.raises(UserError, match=r"pseudo_labels\.parquet"):
         show(str(tmp_path), 5)
+    for damaged in ("{", '{"classnames": 3}'):
+        (tmp_path / fusion_report.NAME).write_text(damaged)
+        with pytest.raises(UserError, match=r"fused_labels\.json.*delete it"):
+            show(str(tmp_path), 5)
 
 
 def test_the_command_prints_it(labelled, capsys):
@@ -148,9 +157,10 @@ def test_the_command_prints_it(labelled, capsys):
 
 
 def test_an_answered_image_is_marked(labelled):
-    checked = {"answers": 20, "value": 0.8, "low": 0.7, "high": 0.9}
+    checked = records.checked([], answers=20, value=0.8, low=0.7, high=0.9)
     images = {"b.png": "blue", "c.png": None}
-    labelled.metadata["answers"] = {"images": images, "checked": checked}
+    answers = fusion_report.PersonAnswers(images, checked)
+    labelled.report = replace(REPORT, answers=answers)
     text = labelled.show(image_ids=["a.png", "b.png", "c.png"])
     assert [line.split()[1:] for line in text.splitlines() if "answered  " in line] == [
         ["blue"],

@@ -9,12 +9,15 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from PIL import Image
+from support import records
 from support.made_results import CLASSNAMES, HOSTILE, Results
 from support.pages import BOTH_KINDS, write, write_audit, write_unknown
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.core.metadata import ClassesMetadata
 from latteclip.evaluate import train_predictions
+from latteclip.labels import fusion_report
 from latteclip.report import comparison, gallery, runs
 
 
@@ -46,13 +49,13 @@ def test_the_table_has_the_figures_of_the_metrics_files(results, written):
             assert float(row[place][1]) == pytest.approx(100 * mean)
 
 
-def write_fused(path, results, metadata=None, **labels):
+def write_fused(path, results, **labels):
     """Fused labels of the training images, in reverse order, and labels of other columns."""
     n = results.n_train
     columns = {field.name: pa.nulls(n, field.type) for field in tables.FUSED_LABELS}
     columns |= {"image_id": results.image_ids[:n][::-1], "fused_label": results.labels[:n][::-1]}
     columns |= {f"{name}_label": values[::-1] for name, values in labels.items()}
-    tables.write(path, columns, tables.FUSED_LABELS, metadata or {})
+    tables.write(path, columns, tables.FUSED_LABELS)
     return str(path)
 
 
@@ -78,14 +81,16 @@ def test_labels_of_training_images_say_how_many_of_each_source_are_right(tmp_pat
 
 
 def test_labels_have_their_signals_and_the_answers_about_them(results, tmp_path):
-    checked = {"answers": 50, "value": 0.876, "low": 0.765, "high": 0.954}
-    described = {
-        "weights": {"zero_shot": 0.5, "images": 1.25},
-        "gains": {"zero_shot": 0.0, "images": 1.0},
-        "image_encoders": [{"model": "vit<&>", "weight": 0.75, "gain": 2.0}],
-        "answers": {"images": {"a": "b", "c": None}, "checked": checked},
-    }
-    page, _ = write(results, fused_labels=write_fused(tmp_path / "fused", results, described))
+    checked = records.checked([], answers=50, value=0.876, low=0.765, high=0.954)
+    report = records.fusion(
+        weights=fusion_report.Weights(0.5, 1.25, 0.0),
+        gains=fusion_report.Gains(both=1.5, zero_shot=0.0, images=1.0),
+        image_encoders=[fusion_report.EncoderReport("vit<&>", 0.75, 2.0, 9.0, 0.001)],
+        answers=fusion_report.PersonAnswers({"a": "b", "c": None}, checked),
+    )
+    path = str(tmp_path / fusion_report.NAME)
+    fusion_report.write_fusion_report(path, report)
+    page, _ = write(results, fusion_report=path)
     rows = [[cell[0] for cell in row] for row in page.tables["signals"][1:]]
     assert [row[1:] for row in rows] == [["0.50", "1.00"], ["1.25", "2.72"], ["0.75", "7.39"]]
     assert rows[2][0] == "vit<&>"
@@ -155,7 +160,7 @@ def write_examples(results, labels):
         "held_out": [False] * len(labels),
     }
     schema = tables.TRAIN_PREDICTIONS
-    tables.write(path, columns, schema, {"classnames": CLASSNAMES})
+    tables.write(path, columns, schema, ClassesMetadata(CLASSNAMES))
     return path
 
 

@@ -8,6 +8,7 @@ from support.sections import changed
 from support.tiny import write_index, write_pictures, write_pseudo_labels
 
 from latteclip.captions import caption, requests
+from latteclip.captions.metadata import CaptionsMetadata
 from latteclip.captions.requests import CaptionerSettings, Response
 from latteclip.config.methods import ENGINES
 from latteclip.config.sections.groups import GroupsSection
@@ -131,11 +132,11 @@ def dataset(tmp_path):
 
 
 def read(path):
-    return tables.read(path, tables.CAPTIONS)[0].to_pydict()
+    return tables.read(path, tables.CAPTIONS).to_pydict()
 
 
 def provenance(path):
-    return tables.read(path, tables.CAPTIONS)[1]
+    return tables.read_metadata(path, CaptionsMetadata)
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ WRITTEN = ("id", "caption", "finish_reason", "n_tokens", "attempts", "error", "d
 
 
 def read(path):
-    columns = tables.read(path, tables.CAPTIONS)[0].to_pydict()
+    columns = tables.read(path, tables.CAPTIONS).to_pydict()
     return {name: columns[name] for name in WRITTEN}
 
 
@@ -88,7 +88,7 @@ def about(path, prompt=PROMPT, key=0):
 
 
 def paths_of(index):
-    return tables.read(index, tables.IMAGES)[0]["path"].to_pylist()
+    return tables.read(index, tables.IMAGES)["path"].to_pylist()
 
 
 ANSWER = " a {} texture with"

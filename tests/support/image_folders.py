@@ -11,6 +11,7 @@ from support.web import jpeg
 
 from latteclip.config.sections.split import SplitSection
 from latteclip.core import tables
+from latteclip.core.metadata import IndexMetadata
 from latteclip.data import index_images
 
 COOP_SPLITS = SHARED / "data" / "coop_splits"
@@ -44,9 +45,10 @@ def index(root, tmp_path, threads=1, folder_state=None, limit=None, **settings):
         folder_state=folder_state and folder_state[0],
         folder_files_output=folder_state and folder_state[1],
     )
-    table, metadata = tables.read(output, tables.IMAGES)
+    rows = tables.read(output, tables.IMAGES).to_pylist()
+    classnames = tables.read_metadata(output, IndexMetadata).classnames
     with corrupt.open(newline="") as file:
-        return table.to_pylist(), metadata["classnames"], list(csv.DictReader(file))
+        return rows, classnames, list(csv.DictReader(file))
 
 
 def class_folders(root, names=("red dots", "lines"), n=4):

@@ -6,8 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from support import records
+from support.sections import changed
 from support.tiny import write_captions, write_index, write_pictures, write_pseudo_labels
 
+from latteclip.captions.metadata import AnswerSource
+from latteclip.config.sections.groups import GroupsSection
 from latteclip.core import tables
 from latteclip.evaluate import metrics
 from latteclip.report.runs import RunTables
@@ -15,6 +19,9 @@ from latteclip.report.runs import RunTables
 HOSTILE = "<script>alert('class')</script>"
 HOSTILE_FILE = '"><img src=x onerror=alert(1)>.png'
 CLASSNAMES = [HOSTILE, 'f-16a/b & "co"', "c{{ 7 * 7 }}", "dots", "lines", "waves", "rings"]
+
+
+LLAVA = AnswerSource("<i>llava</i>", None, "bfloat16", None, 64)
 
 
 @dataclass
@@ -29,7 +36,7 @@ class Results:
     methods: tuple[str, ...] = ("zero_shot", "flyp", "latteclip")
     seeds: int = 2
     dataset: str = "made"
-    captioner: dict = field(default_factory=lambda: {"model": "<i>llava</i>", "engine": "vllm"})
+    source: AnswerSource = LLAVA
 
     def __post_init__(self):
         self.rng = np.random.default_rng(0)
@@ -109,8 +116,8 @@ class Results:
             own = is_latteclip or name in ("loss", "agreement", "class_balance")
             values = self.rng.random(steps, dtype=np.float32)
             columns[name] = values if own else pa.nulls(steps, pa.float32())
-        tuned = {"lr": 3e-5, "batch_size": 64, "epochs": epochs}
-        metadata = {"settings": {"method": {"finetune": tuned}}, "found": ["lr"], "averaged": 3}
+        recipe = changed(records.RECIPE, lr=3e-5, batch_size=64, epochs=epochs)
+        metadata = records.training_metadata(recipe=recipe, found=["lr"], averaged=3)
         tables.write(path, columns, tables.HISTORY, metadata)
 
     def write_captions(self, kind, texts=None):
@@ -122,14 +129,14 @@ class Results:
             "n_tokens": pa.array([7] * (n - 1) + [None], pa.int32()),  # some servers do not say
         }
         path = self.folder / "captions" / f"{kind}s.parquet"
-        metadata = {"captioner": self.captioner, "engine": "vllm 1"}
+        metadata = records.captions_metadata(self.source, engine="vllm 1")
         if kind == "image":
             ids = self.image_ids[:n]
             return write_captions(path, ids, texts, metadata=metadata, **columns)
         labels = self.before[:n].tolist()
         of_label = {label: np.flatnonzero(self.before[:n] == label) for label in labels}
         members = [[self.image_ids[j] for j in np.resize(of_label[label], 4)] for label in labels]
-        metadata["groups"] = {"seed": 0, "canvas": 128, "gap": 4}
+        metadata.groups = GroupsSection(seed=0, canvas=128, gap=4)
         ids = [str(i) for i in range(n)]
         return write_captions(path, ids, texts, labels, members, metadata, **columns)
 

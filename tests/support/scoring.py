@@ -102,7 +102,7 @@ class ScoredDataset(Dataset):
             shard=shard,
             threads=1,
         )
-        return tables.read(output or self.output, tables.CLASS_SCORES)[0].to_pydict()
+        return tables.read(output or self.output, tables.CLASS_SCORES).to_pydict()
 
 
 @pytest.fixture

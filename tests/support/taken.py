@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import torch
+from support import records
 from support.audits import answer_next
 from support.tiny import write_captions, write_pictures
 from support.worlds import World
@@ -12,6 +13,8 @@ from latteclip.audit.audit import AuditSession
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.config.sections.unknown import UnknownSection
 from latteclip.core import tables
+from latteclip.core.metadata import ClassesMetadata
+from latteclip.labels.fusion_report import NAME, write_fusion_report
 from latteclip.labels.score_unknown import score_unknown
 
 CLASSNAMES = ["a/b", "A:b", "con", "<b>&amp;\"'", "=2+3", "plain"]
@@ -58,18 +61,23 @@ class Taken(ZeroShotFiles):
             "fused_label": self.fused,
             "fused_confidence": self.confidence,
         }
-        metadata = {"model": "m", "voter": "caption", "votes": "captions"}
-        tables.write(self.path("fused_labels.parquet"), columns, tables.FUSED_LABELS, metadata)
+        tables.write(self.path("fused_labels.parquet"), columns, tables.FUSED_LABELS)
+        self.write_report()
         captions = [f'a "{row}",\nand more' for row in range(n)]
         write_captions(self.folder / "captions" / "images.parquet", self.ids, captions)
         return found
+
+    def write_report(self, **fields):
+        """The report on the fused labels."""
+        report = records.fusion(classnames=self.classnames, **fields)
+        write_fusion_report(self.folder / NAME, report)
 
     def answer(self, n):
         """A person answers the first n questions of an audit of the training split."""
         for method, labels in (("zero_shot", self.truth), ("flyp", self.fused)):
             columns = {"image_id": self.ids, "prediction": labels, "held_out": [True] * len(labels)}
             path = self.folder / method / "seed0" / "train_predictions.parquet"
-            tables.write(path, columns, tables.TRAIN_PREDICTIONS, {"classnames": CLASSNAMES})
+            tables.write(path, columns, tables.TRAIN_PREDICTIONS, ClassesMetadata(CLASSNAMES))
         session = AuditSession(self.folder, "train", n)
         label_of = dict(zip(self.ids, self.truth, strict=True))
         answer_next(session, n - 2, label_of.__getitem__)

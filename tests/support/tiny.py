@@ -14,10 +14,12 @@ import transformers
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support import records
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from latteclip.clip.model import Clip
 from latteclip.core import tables
+from latteclip.core.metadata import IndexMetadata
 from latteclip.data.folder_files import CHECKSUM, checksum
 
 ROOT = Path(__file__).parents[2]
@@ -275,7 +277,7 @@ def write_index(path, files, splits, labels, classnames, written=None, image_ids
         checksum(file) if Path(file).is_file() else CHECKSUM(name.encode()).digest()
         for name, file in zip(columns["image_id"], files, strict=True)
     ]
-    metadata |= {"classnames": classnames, "written_names": written or {}}
+    metadata = IndexMetadata(classnames, written or {}, **metadata)
     tables.write(path, columns, tables.IMAGES, metadata)
     return str(path)
 
@@ -313,6 +315,7 @@ def write_captions(path, ids, captions, pseudo_labels=None, members=None, metada
         "error": pa.nulls(n, pa.string()),
         "digest": pa.nulls(n, pa.string()),
     }
+    metadata = metadata or records.captions_metadata()
     tables.write(path, usual | columns, tables.CAPTIONS, metadata)
     return str(path)
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from support import records
 from support.tiny import DEMO_CLIP, write_index, write_pictures
 
 from latteclip.clip import finetuned
@@ -13,6 +14,7 @@ from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import holdout, tables
 from latteclip.core.holdout import NO_FOLD, Fold
 from latteclip.train.average_weights import AveragingSettings, TrainingResult, average_weights
+from latteclip.train.history import TrainingMetadata
 
 CLASSNAMES = ["striped", "dotted", "woven"]
 TEMPLATE = "a photo of a {} texture."
@@ -30,7 +32,7 @@ def training(folder, number, flags=("ours",), classnames=CLASSNAMES, fold=NO_FOL
     classes = Classifier.of(torch.eye(len(classnames), clip.config["embed_dim"]))
     clips.save(clip, classes, classnames, TEMPLATE, folder / "model")
     empty = {name: [] for name in tables.HISTORY.names}
-    metadata = {"settings": {"number": number}, "flags": list(flags)}
+    metadata = records.training_metadata(flags=list(flags))
     tables.write(str(folder / "history.parquet"), empty, tables.HISTORY, metadata)
     return TrainingResult(str(folder / "model"), str(folder / "history.parquet"), fold)
 
@@ -61,8 +63,8 @@ def test_weights_are_means_and_the_classifier_is_of_the_averaged_text_tower(tmp_
     opened = finetuned.load(model, CPU, classnames=CLASSNAMES)
     texts = class_embeddings(opened.clip, TEMPLATE, CLASSNAMES)
     torch.testing.assert_close(opened.classifier.weights, texts)
-    assert tables.read_metadata(history, "step")["flags"] == ["ours"]
-    table, _ = tables.read(left_out, tables.TRAIN_PREDICTIONS)
+    assert tables.read_metadata(history, TrainingMetadata).flags == ["ours"]
+    table = tables.read(left_out, tables.TRAIN_PREDICTIONS)
     found = zip(table["image_id"].to_pylist(), table["prediction"].to_pylist(), strict=True)
     assert list(found) == [row for each in results for row in left_out_by(each, images)]
     assert all(table["held_out"].to_pylist())
@@ -72,7 +74,7 @@ def test_weights_are_means_and_the_classifier_is_of_the_averaged_text_tower(tmp_
 def left_out_by(result, images):
     """The images that a training left out, each with the class by its own model."""
     model = finetuned.load(result.model, CPU)
-    index, _ = tables.read(images, tables.IMAGES, ["image_id", "path"])
+    index = tables.read(images, tables.IMAGES, ["image_id", "path"])
     names = index["image_id"].to_pylist()
     for name, path, is_out in zip(
         names, index["path"].to_pylist(), holdout.left_out(names, result.fold), strict=True
@@ -89,8 +91,8 @@ def test_a_collapsed_training_has_no_part_unless_all_collapsed(tmp_path, images)
     model, history, left_out = average(tmp_path / "one", images, [collapsed, sound])
     scale = load_file(DEMO_CLIP / WEIGHTS)["logit_scale"].float()
     torch.testing.assert_close(load_file(f"{model}/{WEIGHTS}")["logit_scale"], scale)
-    found = tables.read(left_out, tables.TRAIN_PREDICTIONS)[0]["image_id"].to_pylist()
+    found = tables.read(left_out, tables.TRAIN_PREDICTIONS)["image_id"].to_pylist()
     assert found == [name for name, _ in left_out_by(sound, images)]
-    assert "collapsed" not in tables.read_metadata(history, "step")["flags"]
+    assert "collapsed" not in tables.read_metadata(history, TrainingMetadata).flags
     _, history, _ = average(tmp_path / "all", images, [collapsed])
-    assert "collapsed" in tables.read_metadata(history, "step")["flags"]
+    assert "collapsed" in tables.read_metadata(history, TrainingMetadata).flags

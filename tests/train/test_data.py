@@ -3,12 +3,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
-from support import tiny, trainings
+from support import records, tiny, trainings
 from support.trainings import CLASSNAMES
 
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
+from latteclip.labels.fusion_report import PersonAnswers, write_fusion_report
 from latteclip.train import data as training_data
 from latteclip.train.data import TrainingFiles, schedule
 from latteclip.train.objectives.base import TokenizedTexts
@@ -41,13 +42,17 @@ class Files(trainings.Inputs):
         self.features = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
         super().__init__(folder, LABELS, true=true, features=self.features)
 
-    def fused_labels(self, **metadata):
+    def fused_labels(self, drawn=()):
+        """The files of fused labels, which answers about some drawn images check."""
         schema = tables.FUSED_LABELS
         columns = {field.name: pa.nulls(len(self.names), field.type) for field in schema}
         columns |= {"image_id": self.names, "fused_label": FUSED, "caption_label": FUSED[::-1]}
         columns["fused_confidence"] = [0.5] * len(self.names)
-        tables.write(self.folder / "l.parquet", columns, schema, metadata)
-        return str(self.folder / "l.parquet")
+        labels, report = str(self.folder / "l.parquet"), str(self.folder / "l.json")
+        tables.write(labels, columns, schema)
+        answers = PersonAnswers({}, records.checked(drawn) if drawn else None)
+        write_fusion_report(report, records.fusion(answers=answers))
+        return {"fused_labels": labels, "fusion_report": report}
 
     def classifier(self, classnames=CLASSNAMES):
         """Of the features, with a bias."""
@@ -83,8 +88,7 @@ def test_training_images_and_their_zero_shot_labels_are_read(files):
 def test_a_few_images_drawn_to_check_labels_are_not_trained_on(files, monkeypatch, few):
     monkeypatch.setattr("latteclip.train.data.MAX_DRAWN", 0.5 if few else 0.1)
     drawn = files.names[1:3]
-    answers = {"images": {}, "checked": {"image_id": drawn}}
-    data, _ = files.read("fused", fused_labels=files.fused_labels(answers=answers))
+    data, _ = files.read("fused", **files.fused_labels(drawn))
     trained = [name for name in files.names if not (few and name in drawn)]
     assert [Path(path).name for path in data.paths] == trained
     assert data.drawn == (drawn if few else [])
@@ -99,10 +103,10 @@ def test_supervision_needs_every_label(tmp_path):
 
 def test_labels_of_captions_take_the_place_of_zero_shot_ones(files):
     labels = files.fused_labels()
-    assert files.read("fused", fused_labels=labels)[0].labels.tolist() == FUSED
-    assert files.read("caption", fused_labels=labels)[0].labels.tolist() == FUSED[::-1]
+    assert files.read("fused", **labels)[0].labels.tolist() == FUSED
+    assert files.read("caption", **labels)[0].labels.tolist() == FUSED[::-1]
     with pytest.raises(UserError, match=r"l\.parquet"):
-        files.read("lmm", fused_labels=labels)
+        files.read("lmm", **labels)
 
 
 def test_adapted_labels_are_those_of_the_classifier(files):

@@ -29,6 +29,7 @@ from latteclip.labels.label_sources import ClipFeatures, label_votes
 from latteclip.train import finetune as finetuning
 from latteclip.train.data import TrainingFiles
 from latteclip.train.finetune import CheckpointManager, finetune
+from latteclip.train.history import TrainingMetadata
 from latteclip.train.settings import Recipe
 from latteclip.train.training import Training
 
@@ -89,8 +90,8 @@ def test_classifier_is_the_prototypes_of_length_one(tuned, demo_clip):
 
 
 def test_history_has_a_row_a_step(tuned):
-    metadata = tables.read_metadata(tuned[1], "step")
-    assert (metadata["seed"], metadata["settings"]["method"]["finetune"]) == (3, FINETUNE)
+    metadata = tables.read_metadata(tuned[1], TrainingMetadata)
+    assert (metadata.seed, metadata.recipe) == (3, Recipe(**FINETUNE))
     table = pq.read_table(tuned[1]).to_pandas()
     assert table["step"].tolist() == [0, 1, 2, 3]
     assert table["epoch"].tolist() == [0, 0, 1, 1]
@@ -132,7 +133,7 @@ def test_a_head_made_anew_is_of_the_tuned_features_and_the_weights_stay(inputs, 
     assert state(model).keys() == state(tuned[0]).keys()
     for name, weights in state(tuned[0]).items():
         assert torch.equal(weights, state(model)[name]), name
-    assert tables.read_metadata(history, "step")["flags"] == ["ours"]
+    assert tables.read_metadata(history, TrainingMetadata).flags == ["ours"]
     clip = clips.load(f"local-dir:{model}", None, torch.device("cpu"))
     features = encode_files(clip, inputs.files, 7, 1)[:]
     scale = clip.model.logit_scale.exp().item()
@@ -382,7 +383,7 @@ def test_statistics_stay_to_the_byte_or_move_and_with_them_the_features(
 
 
 def flags(path):
-    return tables.read(path, pq.read_schema(path))[1]["flags"]
+    return tables.read_metadata(path, TrainingMetadata).flags
 
 
 @pytest.mark.parametrize(
@@ -419,10 +420,10 @@ def run_at_found_rate(inputs, name, lr, **given):
 
 def test_a_history_names_the_settings_that_were_found(inputs):
     _, path, _ = run_at_found_rate(inputs, "auto", 2e-4, epochs=1, batch_size="auto")
-    described = tables.read_metadata(path, "step")
-    assert sorted(described["found"]) == ["batch_size", "lr"]
-    assert described["settings"]["method"]["finetune"]["lr"] == 2e-4
-    assert described["settings"]["method"]["finetune"]["batch_size"] == 64
+    described = tables.read_metadata(path, TrainingMetadata)
+    assert sorted(described.found) == ["batch_size", "lr"]
+    assert described.recipe.lr == 2e-4
+    assert described.recipe.batch_size == 64
 
 
 @pytest.mark.parametrize("epochs", [3, 1], ids=["loss", "weights of the last step"])

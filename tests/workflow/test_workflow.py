@@ -18,6 +18,7 @@ from support.image_folders import class_folders
 from support.tiny import DEMO_CLIP, write_encoder, write_pictures
 
 from latteclip.core import tables
+from latteclip.core.metadata import IndexMetadata
 
 RESULTS = "results/demo"
 
@@ -397,7 +398,8 @@ def test_training_labels_change_no_byte_of_labels_captions_and_weights(finished_
     before = learned(finished_copy)
     assert len(before[0]) >= 9
     index = finished_copy.root / RESULTS / "images.parquet"
-    table, metadata = tables.read(index, tables.IMAGES)
+    table = tables.read(index, tables.IMAGES)
+    metadata = tables.read_metadata(index, IndexMetadata)
     columns = table.to_pydict()
     for name in ("label", "classname"):
         pairs = zip(columns[name], columns["split"], strict=True)

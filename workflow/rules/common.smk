@@ -60,6 +60,7 @@ wildcard_constraints:
 CAPTIONS = "results/{dataset}/captions/{kind}s.parquet"
 CLASS_SCORES = "results/{dataset}/class_scores.parquet"
 FUSED_LABELS = "results/{dataset}/fused_labels.parquet"
+FUSION_REPORT = "results/{dataset}/fused_labels.json"
 ADAPTED = "results/{dataset}/classifiers/adapted.safetensors"
 # Pages, choices and audits of a table with its own name stand beside the main ones.
 SUFFIX = configuration.suffix

@@ -182,7 +182,7 @@ rule summarize:
         audits=[
             stage_params.audit_if_any(configuration, d) for d in configuration.datasets
         ],
-        fused_labels=[
+        fusion_reports=[
             stage_params.taught_labels(configuration, d)
             for d in configuration.datasets
         ],
@@ -203,8 +203,8 @@ rule summarize:
     params:
         baseline=configuration.table["baseline"],
         others=stage_params.others(configuration),
-        fused_labels=options("fused_labels"),
+        fusion_reports=options("fusion_reports"),
     shell:
         "latteclip summarize {input.metrics} --baseline {params.baseline} {params.others}"
         " --selections {input.selections} --audits {input.audits} --csv {output.csv} --markdown {output.markdown}"
-        " {params.fused_labels} --log {log}"
+        " {params.fusion_reports} --log {log}"

@@ -77,7 +77,8 @@ rule fuse_labels:
         voter_code=unstored(given(stage_params.voter_code)),
     output:
         **ENCODERS_CLASSIFIER,
-        labels="results/{dataset}/fused_labels.parquet",
+        labels=FUSED_LABELS,
+        report=FUSION_REPORT,
         prototypes="results/{dataset}/classifiers/image_prototypes.safetensors",
         votes="results/{dataset}/votes.parquet",
     log:
@@ -107,5 +108,5 @@ rule fuse_labels:
         " --pseudo-labels {input.pseudo_labels} --class-embeddings {input.class_embeddings}"
         " --voter {params.voter} --voter-table {input.voter_table} {params.answers}"
         " {params.image_encoders} {params.encoders_prototypes} --settings {params.settings:q}"
-        " --output {output.labels}"
+        " --output {output.labels} --report {output.report}"
         " --prototypes {output.prototypes} --votes {output.votes} --threads {threads} --log {log}"

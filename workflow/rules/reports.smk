@@ -17,6 +17,7 @@ rule report_dataset:
         selection=given(stage_params.selection_if_any),
         audit=given(stage_params.audit_if_any),
         fused_labels=given_if(stage_params.shows_fused_labels, FUSED_LABELS),
+        fusion_report=given_if(stage_params.shows_fused_labels, FUSION_REPORT),
         unknown="results/{dataset}/unknown.parquet",
         duplicates="results/{dataset}/duplicates.parquet",
         corrupt="results/{dataset}/corrupt.csv",
@@ -38,7 +39,7 @@ rule report_dataset:
         runtime=minutes("report_dataset"),
     params:
         captions=options("image_captions", "group_captions", "caption_summary"),
-        choice=options("selection", "audit", "fused_labels"),
+        choice=options("selection", "audit", "fused_labels", "fusion_report"),
         runs=as_found(given_json(stage_params.page_runs)),
         settings=as_found(given(stage_params.report_dataset)),
     shell:

@@ -33,7 +33,7 @@ rule assemble_model:
 TRAINED = methods_with(lambda objective: objective.trains)
 TRAINING_FILES = (
     *("images", "pseudo_labels", "image_captions", "group_captions", "fused_labels"),
-    *("adapted", "image_prototypes"),
+    *("fusion_report", "adapted", "image_prototypes"),
 )
 
 
@@ -44,6 +44,7 @@ rule find_learning_rate:
         image_captions=given_if(Configuration.reads_captions, CAPTIONS, kind="image"),
         group_captions=given_if(Configuration.reads_captions, CAPTIONS, kind="group"),
         fused_labels=given_if(Configuration.reads_fused_labels, FUSED_LABELS),
+        fusion_report=given_if(Configuration.reads_fused_labels, FUSION_REPORT),
         adapted=given_if(Configuration.reads_adapted, ADAPTED),
         image_prototypes=given(stage_params.image_prototypes_of_method),
         clip_model=given(stage_params.hub_model, section="clip"),
@@ -83,6 +84,7 @@ rule finetune:
         image_captions=given_if(Configuration.reads_captions, CAPTIONS, kind="image"),
         group_captions=given_if(Configuration.reads_captions, CAPTIONS, kind="group"),
         fused_labels=given_if(Configuration.reads_fused_labels, FUSED_LABELS),
+        fusion_report=given_if(Configuration.reads_fused_labels, FUSION_REPORT),
         adapted=given_if(Configuration.reads_adapted, ADAPTED),
         image_prototypes=given(stage_params.image_prototypes_of_method),
         learning_rate=given_if(

@@ -18,6 +18,7 @@ from latteclip.captions.engines import vllm
 from latteclip.captions.engines.processors import SplitTokens
 from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.engines.vllm import explained
+from latteclip.captions.metadata import CaptionsMetadata
 from latteclip.captions.requests import Choices, Request
 from latteclip.core import gpus, tables
 from latteclip.core.errors import UserError
@@ -85,7 +86,7 @@ def by_vllm(index, textures, tmp_path_factory):
 def test_vllm_writes_what_transformers_writes(by_vllm, answers):
     path = by_vllm[1] / "captions.parquet"
     assert read(path) == answers
-    assert tables.read(path, tables.CAPTIONS)[1]["engine"].startswith("vllm ")
+    assert tables.read_metadata(path, CaptionsMetadata).engine.startswith("vllm ")
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from support.tiny import DEMO_LLAVA
 from latteclip.captions import caption
 from latteclip.captions.engines.openai import OpenaiEngine
 from latteclip.captions.engines.transformers import TransformersEngine
+from latteclip.captions.metadata import CaptionsMetadata
 from latteclip.captions.pictures import data_url
 from latteclip.captions.requests import Choices, ChoiceScores, Request
 from latteclip.core import tables
@@ -87,7 +88,7 @@ def test_a_vllm_server_writes_what_the_offline_engine_writes(
     written = read(output)
     for name in set(WRITTEN) - {"digest"}:  # the server's name for the model is part of that
         assert written[name] == answers[name]
-    assert tables.read(output, tables.CAPTIONS)[1]["engine"] == "openai server"
+    assert tables.read_metadata(output, CaptionsMetadata).engine == "openai server"
 
 
 @pytest.mark.slow

@@ -1,0 +1,65 @@
+"""Write a table of captions or of class scores, row by row, and count what is missing in it."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from latteclip.captions.metadata import AnswersMetadata
+from latteclip.captions.requests import Response
+from latteclip.captions.runner import CaptionJob
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+
+Row = tuple[dict[str, Any], Sequence[Response]]  # columns, and the answers that they come from
+
+
+def write_rows(job: CaptionJob, rows: Iterable[Row], metadata: AnswersMetadata) -> Counter[str]:
+    """Write a table in pieces, and return how many rows were asked, failed and so on.
+
+    A row without answers was not asked about. The metadata get the engines, the date and the tokens
+    of the answers. UserError: more rows lack an answer than captioner.max_failed.
+    """
+    count, first_error, engines, dates = Counter[str](), "", {""}, {""}
+    schema = tables.CLASS_SCORES if job.scoring else tables.CAPTIONS
+    rows = iter(rows)
+    with tables.writing(job.output, schema, metadata) as add:
+        while piece := list(itertools.islice(rows, tables.CAPTION_ROWS)):
+            for columns, answers in piece:
+                count.update(_count(columns, answers))
+                first_error = first_error or columns["error"] or ""
+                engines |= {answer.engine for answer in answers}
+                dates |= {answer.date for answer in answers}
+            add(pa.Table.from_pylist([columns for columns, _ in piece], schema))
+        if count["failed"] + count["empty"] > job.settings.max_failed * count["asked"]:
+            raise _too_many(job, count, first_error)
+        metadata.engine = ", ".join(sorted(engines - {""}))
+        metadata.date = max(dates) or None
+        metadata.tokens_read, metadata.tokens_written = count["read"], count["written"]
+    return count
+
+
+def _count(columns: Mapping[str, Any], answers: Sequence[Response]) -> dict[str, int]:
+    is_failed = columns["error"] is not None
+    return {
+        "asked": int(bool(answers)),
+        "failed": int(is_failed),
+        "empty": int(not is_failed and columns.get("caption") == ""),
+        "cut": int(columns.get("finish_reason") == "length"),
+        "read": sum(answer.n_read or 0 for answer in answers),
+        "written": sum(answer.n_tokens or 0 for answer in answers),
+    }
+
+
+def _too_many(job: CaptionJob, count: Counter[str], error: str) -> UserError:
+    settings, first = job.settings, f" (the first error: {error})" if error else ""
+    who, remedy = settings.model, "try another prompt, captioner.model or scores.kind, or rerun"
+    if settings.reads_file:
+        who, remedy = "Your file", f"add them: see {job.file_key}"
+    return UserError(
+        f"{who} has no {job.unit} for {count['failed']} of {count['asked']} images or groups"
+        f"{first} and empty ones for {count['empty']}, more than captioner.max_failed "
+        f"({settings.max_failed:.0%}); {remedy}."
+    )

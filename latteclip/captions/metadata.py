@@ -1,0 +1,52 @@
+"""What tables of captions and of class scores say of themselves in their metadata."""
+
+from dataclasses import dataclass
+
+from latteclip.captions.pictures import Layout
+from latteclip.config.sections.groups import GroupsSection
+
+
+@dataclass(frozen=True)
+class AnswerSource:
+    """Who answers: a model, as it is configured, or the user's file."""
+
+    model: str | None  # None: the user's file
+    revision: str | None
+    dtype: str
+    quantization: str | None
+    max_new_tokens: int
+    file: str | None = None  # None: a model
+
+
+@dataclass(kw_only=True)
+class AnswersMetadata:
+    """Who answered, and what the answers cost."""
+
+    source: AnswerSource
+    engine: str = ""  # names and versions, separated by commas
+    date: str | None = None  # of the last answer
+    tokens_read: int = 0
+    tokens_written: int = 0
+
+
+@dataclass(kw_only=True)
+class CaptionsMetadata(AnswersMetadata):
+    """The metadata of CAPTIONS."""
+
+    prompt: str
+    retry_prompt: str  # added to the prompt of a second attempt
+    layout: Layout  # of an image
+    groups: GroupsSection | None = None  # None: the captions are of images
+
+
+@dataclass(kw_only=True)
+class ScoresMetadata(AnswersMetadata):
+    """The metadata of CLASS_SCORES."""
+
+    classnames: list[str]
+    kind: str  # likelihood or multiple_choice
+    prompt: str
+    answer: str | None  # of a likelihood
+    topk: int
+    orders: int | None  # of multiple choice
+    share: float

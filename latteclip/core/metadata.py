@@ -1,0 +1,44 @@
+"""What tables say of themselves in their metadata, where several packages read it.
+
+Records that one package alone reads stand there: an edit reruns the stages that import its module.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class IndexMetadata:
+    """The metadata of IMAGES."""
+
+    classnames: list[str]  # as CLIP reads them, in the order of the labels
+    written_names: dict[str, str] = field(default_factory=dict)  # that differ, by class name
+    skipped: dict[str, int] = field(default_factory=dict)  # files that are no images, by suffix
+    content: str | None = None  # digest of the bytes of all images
+    limit: int | None = None  # images of a split in a limited run
+    drawn_from: dict[str, int] | None = None  # images of each whole split, of a limited run
+
+
+@dataclass
+class ClassesMetadata:
+    """The metadata of tables whose labels and predictions are positions among class names."""
+
+    classnames: list[str]
+
+
+@dataclass
+class VotesMetadata:
+    """The metadata of VOTES."""
+
+    classnames: list[str]
+    votes: str  # captions, or class scores
+    corroborated: bool  # whether they fit the images better than permuted ones
+    leaked: bool  # whether the captioner read the pseudo-labels
+
+
+@dataclass
+class EncoderMetadata:
+    """The metadata of IMAGE_FEATURES."""
+
+    model: str  # as the key `image_encoders` names it
+    width: int
+    image_size: list[int] | None = None  # height and width in pixels; None: as open_clip has it

@@ -1,0 +1,22 @@
+"""What the history of a training says of it."""
+
+from dataclasses import dataclass
+
+from latteclip.train.settings import Recipe
+
+
+@dataclass
+class TrainingMetadata:
+    """The metadata of HISTORY."""
+
+    model: str  # of CLIP
+    pretrained: str | None
+    objective: str
+    labels: str  # as `FinetuneSettings.labels`
+    recipe: Recipe
+    found: list[str]  # keys of the recipe that were "auto"
+    seed: int
+    flags: list[str]  # of `results.FLAGS`
+    drawn: list[str]  # image_ids of answered images that were left out, because they check labels
+    identity: str  # digest of all that decides the result
+    averaged: int | None = None  # trainings; None: this is one training
