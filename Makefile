@@ -76,7 +76,7 @@ envs: | .venv/bin/pip
 	python envs/pin.py cpu
 	python envs/pin.py cuda
 
-# The tables of keys in docs/configuration.md, from the model and the defaults.
+# config/config.yaml, config/schema.json and the tables of docs/configuration.md, from the sections.
 docs: install
 	python tools/generate_docs.py
 

@@ -27,7 +27,6 @@ resident memory is printed. Without a GPU the model is the demo's LLaVA; with on
 """
 
 import argparse
-import dataclasses
 import io
 import logging
 import multiprocessing
@@ -77,15 +76,18 @@ def settings_for(model: str | None) -> CaptionerSettings:
         max_model_len=256 if small else 4096,
         gpu_memory_utilization=0.9,
         batch_size=250 if small else 512,
-        max_image_side=1344,
+        square_side=None,
     )
 
 
 def make_images(folder: Path, n: int) -> str:
     """An index of n textures, no two files of the same bytes."""
-    from latteclip.demo.generate_textures import TextureSettings, generate_textures
+    from latteclip.config.sections.textures import TexturesSection
+    from latteclip.demo.generate_textures import generate_textures
 
-    generate_textures(TextureSettings(min(n, DISTINCT), 1, gap=0.5, seed=1), folder / "data")
+    generate_textures(
+        TexturesSection(train=min(n, DISTINCT), test=1, gap=0.5, seed=1), folder / "data"
+    )
     contents = [path.read_bytes() for path in sorted((folder / "data").rglob("*.png"))]
     contents = contents[: min(n, DISTINCT)]
     paths = [folder / "images" / f"{number:06d}.png" for number in range(n)]
@@ -220,7 +222,7 @@ def compare_scores(
     size = settings.batch_size
     ways = ((TransformersEngine, FEW), (TransformersEngine, size), (VllmEngine, size))
     for engine, batch_size in ways[-1:] if bare else ways:
-        few: Any = dataclasses.replace(settings, batch_size=batch_size)
+        few: Any = settings.model_copy(update={"batch_size": batch_size})
         scorer: Any = engine(few, threads, 1, True)
         fix_length(scorer)
         seconds: dict[str, list[float]] = {name: [] for name in asked}

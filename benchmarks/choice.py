@@ -20,6 +20,8 @@ from trainings import flyp_settings, training_files
 
 from latteclip.clip.classifier import load_classifier
 from latteclip.config.methods import OBJECTIVES
+from latteclip.config.sections.clip import ClipSection
+from latteclip.config.sections.inference import InferenceSection
 from latteclip.config.stage_params import candidacy
 from latteclip.core import tables
 from latteclip.core.holdout import Fold
@@ -40,6 +42,7 @@ from latteclip.train.settings import auto_epochs
 SEEDS = 3
 SHARE = 0.1
 TOPK = 5
+ENCODING = InferenceSection(batch_size=64, topk=TOPK)
 PSEUDO_LABELS = "pseudo_labels.parquet"
 
 
@@ -112,7 +115,10 @@ def _label(results: Path, folder: Path) -> None:
     images, pseudo_labels = (str(folder / name) for name in ("images.parquet", PSEUDO_LABELS))
     embeddings = str(results / "class_embeddings.safetensors")
     _, described = load_classifier(embeddings)
-    settings = FusionSettings(described["model"], described["pretrained"], batch_size=64)
+    settings = FusionSettings(
+        clip=ClipSection(model=described["model"], pretrained=described["pretrained"]),
+        inference=ENCODING,
+    )
     prototypes = str(folder / "image_prototypes.safetensors")
     votes = str(folder / "votes.parquet")
     fuse_labels.fuse_labels(
@@ -141,7 +147,7 @@ def _label(results: Path, folder: Path) -> None:
             pseudo_labels,
             head,
             own_votes,
-            evaluate_classifier.ClassifierSettings(TOPK),
+            evaluate_classifier.ClassifierSettings(inference=ENCODING),
             *_run(folder, method, 0),
         )
 
@@ -174,7 +180,7 @@ def _tune(args: argparse.Namespace, folder: Path, name: str, seed: int) -> None:
     )
     evaluation.evaluate(
         *(files.images, files.pseudo_labels, model, history),
-        evaluation.EvaluateSettings(batch_size=64, topk=TOPK, fold=fold),
+        evaluation.EvaluateSettings(clip=ClipSection(), inference=ENCODING, fold=fold),
         dataset=dataset,
         method=method,
         seed=seed,

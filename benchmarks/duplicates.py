@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from latteclip.config.sections.textures import TexturesSection
 from latteclip.data.find_duplicates import candidates, near_duplicates, small_picture
 from latteclip.data.fingerprints import BITS, THUMBNAIL, VIEWS, Fingerprint, fingerprint
 from latteclip.data.folder_files import image_files
 from latteclip.data.images import open_rgb
-from latteclip.demo.generate_textures import TextureSettings, generate_textures
+from latteclip.demo.generate_textures import generate_textures
 
 FLIPPED = 40  # bits of the twins' hashes at scale
 
@@ -129,7 +130,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "textures"
-        generate_textures(TextureSettings(args.images, 1, gap=0.85, seed=0), str(made))
+        generate_textures(TexturesSection(train=args.images, test=1, gap=0.85, seed=0), str(made))
         for place in (made, *args.folders):
             print("textures" if place == made else place.name)
             planted(image_files(place, deep=True)[: args.images])

@@ -21,10 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from latteclip.config.sections.split import SplitSection
 from latteclip.core import tables
 from latteclip.data.images import open_rgb
 from latteclip.data.index_images import index_images
-from latteclip.data.splits import SplitSettings
 
 SIZE = (500, 375)  # pixels, as most photographs of the ten datasets
 DISTINCT = 40  # different images; the others are links to them
@@ -76,7 +76,7 @@ def index(root: Path, kind: str, output: Path, threads: int) -> float:
     before = time.perf_counter()
     names = ("images.parquet", "corrupt.csv", "fingerprints.parquet")
     outputs = [str(output / name) for name in names]
-    index_images(str(root), SplitSettings(kind=kind), *outputs, threads=threads)
+    index_images(str(root), SplitSection.model_validate({"kind": kind}), *outputs, threads=threads)
     return time.perf_counter() - before
 
 

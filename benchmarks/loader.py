@@ -23,10 +23,11 @@ import open_clip
 import torch
 from PIL import Image
 
+from latteclip.config.sections.textures import TexturesSection
 from latteclip.core import devices
 from latteclip.data.folder_files import image_files
 from latteclip.data.images import open_rgb
-from latteclip.demo.generate_textures import TextureSettings, generate_textures
+from latteclip.demo.generate_textures import generate_textures
 from latteclip.train import training_images
 
 MEGAPIXELS = (4000, 3000)
@@ -132,7 +133,7 @@ def main() -> None:
     devices.pick("cpu", 1)
     with tempfile.TemporaryDirectory() as name:
         textures = Path(name) / "textures"
-        generate_textures(TextureSettings(args.pictures, 1, 0.85, 0), textures)
+        generate_textures(TexturesSection(train=args.pictures, test=1, gap=0.85, seed=0), textures)
         found = [("textures of the demo", textures, 64)]
         found += [(str(folder), folder, 224) for folder in args.folders if folder.is_dir()]
         for title, folder, side in found:

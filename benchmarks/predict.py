@@ -39,6 +39,8 @@ from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import encode_images
 from latteclip.config import layers
+from latteclip.config.sections.clip import ClipSection
+from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import devices, tables
 from latteclip.core.metadata import IndexMetadata
 from latteclip.data import loader
@@ -79,7 +81,7 @@ def make_model(root: Path, device: torch.device, name: str = "ViT-B-32") -> list
         pretrained=None,
         objective="flyp",
         labels="zero_shot",
-        recipe=Recipe(1, 0, 1, 1, 1e-5, 0.9, 0.98, 1e-6, 0.2, "frozen"),
+        recipe=Recipe(epochs=1, warmup_steps=0, batch_size=1, lr=1e-5),
         found=[],
         seed=0,
         flags=[],
@@ -248,7 +250,9 @@ def main() -> None:
                 str(root / "pseudo_labels.parquet"),
                 str(root / "model"),
                 str(root / "history.parquet"),
-                EvaluateSettings(BATCH, TOPK),
+                EvaluateSettings(
+                    clip=ClipSection(), inference=InferenceSection(batch_size=BATCH, topk=TOPK)
+                ),
                 dataset="benchmark",
                 method="random",
                 seed=0,

@@ -8,7 +8,6 @@ the rate where it falls fastest, and a tenth of the rate where it is lowest.
 """
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from trainings import flyp_settings, training_files
 
 from latteclip.core.signals import Signals
 from latteclip.train.data import schedule
-from latteclip.train.settings import Recipe
+from latteclip.train.settings import Recipe, recipe_for
 from latteclip.train.training import DivergedError, Setup
 
 LOW, HIGH = 1e-6, 1e-1
@@ -25,7 +24,6 @@ SMOOTHING = 0.9  # of the loss, from step to step
 SEED = 0
 
 
-@dataclass(frozen=True)
 class GrowingRate(Recipe):
     """A recipe whose rate grows exponentially."""
 
@@ -50,7 +48,7 @@ def range_test(results: Path) -> list[tuple[float, float]]:
     settings = flyp_settings(results)
     setup = Setup(training_files(results), settings, "cpu", torch.get_num_threads())
     n = len(setup.inputs.paths)
-    recipe = GrowingRate(**vars(settings.finetune.recipe(n, LOW)))
+    recipe = GrowingRate(**dict(recipe_for(settings.method.finetune, n, LOW)))
     per_epoch = recipe.steps_per_epoch(n)
     total = recipe.epochs * per_epoch
     torch.manual_seed(SEED)

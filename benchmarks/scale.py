@@ -125,10 +125,10 @@ def plan_jobs(place: Place) -> Work:
 
 def index_images(place: Place) -> Work:
     """The image index, by two processes."""
+    from latteclip.config.sections.split import SplitSection
     from latteclip.data import index_images as splits
-    from latteclip.data.splits import SplitSettings
 
-    settings = SplitSettings(kind="folders")
+    settings = SplitSection(kind="folders")
     names = ("images.parquet", "corrupt.csv", "fingerprints.parquet")
     outputs = [place.file(name) for name in names]
     return lambda: splits.index_images(str(place.images), settings, *outputs, threads=2)
@@ -258,6 +258,7 @@ def read_features(place: Place) -> Work:
 
 def evaluate_classifier(place: Place) -> Work:
     """Predictions and accuracy of the test split from features and the class texts."""
+    from latteclip.config.sections.inference import InferenceSection
     from latteclip.evaluate import evaluate_classifier as stage
 
     return lambda: stage.evaluate_classifier(
@@ -265,7 +266,7 @@ def evaluate_classifier(place: Place) -> Work:
         place.file("pseudo_labels.parquet"),
         place.file("classes.safetensors"),
         None,
-        stage.ClassifierSettings(5),
+        stage.ClassifierSettings(inference=InferenceSection()),
         "scale",
         "zero_shot",
         0,
@@ -279,9 +280,11 @@ def propagate_labels(place: Place) -> Work:
     """Neighbours of the training images, and the test split classified by their graph."""
     import torch
 
+    from latteclip.config.sections.graph import GraphSection
+    from latteclip.config.sections.inference import InferenceSection
     from latteclip.evaluate import propagate_labels as stage
 
-    settings = stage.PropagationSettings(topk=5)
+    settings = stage.PropagationSettings(graph=GraphSection(), inference=InferenceSection())
     return lambda: stage.propagate_labels(
         place.file("images.parquet"),
         place.file("pseudo_labels.parquet"),
@@ -298,11 +301,12 @@ def propagate_labels(place: Place) -> Work:
 
 
 def _group_questions(place: Place, shard: str) -> Callable[[], Any]:
-    from latteclip.captions.groups import GroupSettings, questions_about
+    from latteclip.captions.groups import questions_about
     from latteclip.captions.pictures import Layout
+    from latteclip.config.sections.groups import GroupsSection
 
     index, labels = place.file("images.parquet"), place.file("pseudo_labels.parquet")
-    drawn = GroupSettings(seed=0, canvas=672, gap=20)
+    drawn = GroupsSection()
     return lambda: questions_about(index, labels, "Describe them.", Layout(), shard, drawn)
 
 
@@ -338,9 +342,10 @@ def _walk(questions: Any) -> None:
 
 def make_captions(place: Place) -> Work:
     """Captions of images in shards and of groups in one table."""
-    from latteclip.captions.groups import GroupSettings, shard_of
+    from latteclip.captions.groups import shard_of
     from latteclip.captions.metadata import AnswerSource, CaptionsMetadata
     from latteclip.captions.pictures import Layout
+    from latteclip.config.sections.groups import GroupsSection
     from latteclip.core import tables
 
     texts = _captions(place)
@@ -385,7 +390,7 @@ def make_captions(place: Place) -> Work:
         questions = _group_questions(place, "1/1")()
         every = zip(questions.ids, questions.members, questions.labels, strict=True)
         groups = [(name, [ids[i] for i in members], label) for name, members, label in every]
-        write(place.file("captions/groups.parquet"), groups, GroupSettings(0, 672, 20))
+        write(place.file("captions/groups.parquet"), groups, GroupsSection())
 
     return work
 
@@ -496,6 +501,7 @@ def report_dataset(place: Place) -> Work:
     """The page of the dataset with the zero-shot row and another, made one."""
     import numpy as np
 
+    from latteclip.config.sections.table import TableSection
     from latteclip.core import tables
     from latteclip.core.metadata import ClassesMetadata
     from latteclip.report import report_dataset as dataset_report
@@ -514,7 +520,13 @@ def report_dataset(place: Place) -> Work:
     ]
     methods: dict[str, Any] = {name: {} for name in found}
     settings = dataset_report.ReportSettings(
-        "scale", "zero_shot", "other", None, "", "index.html", {"methods": methods}
+        dataset="scale",
+        table=TableSection(),
+        main="other",
+        paper=None,
+        suffix="",
+        overview="index.html",
+        config={"methods": methods},
     )
     output = place.file("report.html")
     return lambda: dataset_report.report_dataset(

@@ -28,11 +28,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
+from latteclip.config.sections.compute import ComputeSection
+from latteclip.config.sections.switches import SwitchesSection
 from latteclip.core import devices
 from latteclip.train.objectives import base, latteclip
 from latteclip.train.objectives.base import TokenizedTexts, TrainingBatch, TrainingTexts
-from latteclip.train.objectives.latteclip import LatteClip, Switches
-from latteclip.train.settings import FROZEN, Compute
+from latteclip.train.objectives.latteclip import LatteClip
+from latteclip.train.settings import FROZEN
 from latteclip.train.training import parameter_groups, prepare_training
 from latteclip.train.training_images import Augmentation, TrainingImages
 
@@ -75,7 +77,7 @@ class Setting:
         classes_ids, image_ids, group_ids = (bank.add(kind) for kind in texts)
         training_texts = TrainingTexts(bank, classes_ids, image_ids, group_ids, self.labels)
         with torch.no_grad():
-            self.objective = LatteClip(training_texts, Switches(alpha=ALPHA), seed=0)
+            self.objective = LatteClip(training_texts, SwitchesSection(alpha=ALPHA), seed=0)
 
     def package(self) -> torch.Tensor:
         """The loss as the package computes it."""
@@ -202,7 +204,7 @@ def ways(clip: clips.Clip, batch: int) -> Iterator[str]:
         for clip.precision in ("float32", "fp16"):
             yield f"clip.precision: {clip.precision}"
         clip.precision = "bf16"
-        prepare_training(clip, Compute(compile=True), FROZEN)
+        prepare_training(clip, ComputeSection(compile=True), FROZEN)
         yield "compute.compile: true"
 
 

@@ -4,12 +4,16 @@ from pathlib import Path
 from typing import Any
 
 from latteclip.clip.classifier import load_classifier
+from latteclip.config.sections.class_texts import ClassTextsSection
+from latteclip.config.sections.clip import ClipSection
+from latteclip.config.sections.compute import ComputeSection
+from latteclip.config.sections.finetune import FinetuneSection
+from latteclip.config.sections.training import TrainingSection
 from latteclip.core.holdout import NO_FOLD, Fold
 from latteclip.train.data import TrainingFiles
-from latteclip.train.settings import Compute, Finetune, FinetuneSettings
+from latteclip.train.settings import FinetuneSettings
 
 AUTO = dict.fromkeys(("epochs", "warmup_steps", "batch_size", "lr"), "auto")
-FIXED = {"steps_multiple_of": 1, "beta1": 0.9, "beta2": 0.98, "eps": 1e-6, "weight_decay": 0.2}
 
 
 def training_files(folder: Path) -> TrainingFiles:
@@ -28,12 +32,13 @@ def flyp_settings(
     """Return settings for the CLIP of a run. Keys of `finetune` that are not given are "auto"."""
     _, described = load_classifier(str(results / "class_embeddings.safetensors"))
     return FinetuneSettings(
-        model=described["model"],
-        pretrained=described["pretrained"],
-        template=template or described["template"],
-        objective="flyp",
-        finetune=Finetune(**{**AUTO, **FIXED, **finetune}, batch_norm="frozen"),
-        pseudo_labels="fused",
-        compute=Compute(cache_gib=4),
+        clip=ClipSection(model=described["model"], pretrained=described["pretrained"]),
+        class_texts=ClassTextsSection(template=template or described["template"]),
+        method=TrainingSection(
+            objective="flyp",
+            pseudo_labels="fused",
+            finetune=FinetuneSection(**(AUTO | finetune)),
+        ),
+        compute=ComputeSection(),
         fold=fold,
     )

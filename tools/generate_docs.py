@@ -1,24 +1,38 @@
-"""Write the tables of keys in docs/configuration.md from the model and the default configuration.
+"""Write what the sections of the configuration say where users read it.
 
     python tools/generate_docs.py      # `make docs`
 
-A table stands between a comment `<!-- keys: NAME -->` and the next `<!-- end -->`.
+These are the keys of config/config.yaml above its methods, the schema by which editors check and
+complete keys, and the tables in docs/configuration.md, each between a comment `<!-- keys: NAME -->`
+and the next `<!-- end -->`.
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import annotated_types as bounds
 import yaml
 
 from latteclip.config import layers
-from latteclip.config.model import Config, Dataset, Section, Shared, section_of
+from latteclip.config.model import Config, Dataset, Shared, section_of
+from latteclip.config.sections.base import Section, is_in_file
 from latteclip.core.files import write_text
 from latteclip.train.settings import auto_batch_size, auto_epochs, steps_per_epoch
 
 PAGE = layers.ROOT / "docs" / "configuration.md"  # of a clone
+DEFAULTS = layers.CONFIG / "config.yaml"
+SCHEMA = layers.CONFIG / "schema.json"
+HEAD = """\
+# yaml-language-server: $schema=schema.json
+# What to run, and defaults for all datasets; docs/configuration.md lists the other keys.
+# `make docs` writes all keys above `methods` from latteclip/config/sections.
+"""
+BY_HAND = "\n# Methods: "  # with which the part of config.yaml begins that is written by hand
+WIDTH = 100
 TABLE = re.compile(r"(<!-- keys: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SIZES = (100, 500, 1_500, 5_000, 20_000, 100_000, 1_000_000)  # training images
 BOUNDS = {
@@ -30,15 +44,57 @@ BOUNDS = {
 Row = tuple[str, str, str]
 
 
+def config_file(text: str) -> str:
+    """Return the text of config.yaml with its keys as the sections say, and its own methods."""
+    _, beginning, methods = text.partition(BY_HAND)
+    keys = "".join(_yaml_keys(Config, ""))
+    return f"{HEAD}{keys}{beginning}{methods}"
+
+
+def _yaml_keys(section: type[Section], indent: str) -> Iterator[str]:
+    """Yield the lines of the keys of a section, each after a comment, and of the sections in it."""
+    for name, field in section.model_fields.items():
+        if not is_in_file(field):
+            continue
+        inner = section_of(field.annotation)
+        lines = [] if inner is None else list(_yaml_keys(inner, f"{indent}  "))
+        if inner is not None and not lines:
+            continue
+        if not indent:
+            yield "\n"
+        comment = _meaning(field.annotation, field).replace("`", "") + "."
+        if comment.split()[0].isalpha():  # and no name
+            comment = comment[0].upper() + comment[1:]
+        prefix = f"{indent}# "
+        yield textwrap.fill(
+            comment,
+            width=WIDTH,
+            initial_indent=prefix,
+            subsequent_indent=prefix,
+            break_on_hyphens=False,
+        )
+        yield "\n"
+        if inner is not None:
+            yield f"{indent}{name}:\n"
+            yield from lines
+        else:
+            value = yaml.safe_dump({name: field.default}, width=WIDTH - 8, allow_unicode=True)
+            yield textwrap.indent(value, indent)
+
+
+def schema() -> str:
+    """Return the JSON schema of the configuration."""
+    return json.dumps(Config.model_json_schema(), indent=1, ensure_ascii=False) + "\n"
+
+
 def render(text: str) -> str:
     """Return `text` with its tables: config, dataset (without keys of config), and sizes."""
-    defaults = yaml.safe_load((layers.CONFIG / "config.yaml").read_text("utf-8"))
     head = [("key", "default", "meaning"), ("---", "---", "---")]
-    keys = [*head, *_rows(Config, defaults, "", skip={"datasets"})]
-    dataset = [*head, *_rows(Dataset, {}, "", skip=set(Config.model_fields))]
+    keys = [*head, *_rows(Config, "", skip={"datasets"})]
+    dataset = [*head, *_rows(Dataset, "", skip=set(Config.model_fields))]
     tables = {
         "config": _markdown(keys),
-        "dataset": _markdown([(key, meaning) for key, _, meaning in dataset]),
+        "dataset": _markdown(dataset),
         "sizes": _sizes(),
     }
     return TABLE.sub(lambda found: found[1] + tables[found[2]] + found[3], text)
@@ -54,22 +110,22 @@ def _sizes() -> str:
     return _markdown(rows)
 
 
-def _rows(section: type[Section], defaults: Any, prefix: str, skip: set[str]) -> Iterator[Row]:
+def _rows(section: type[Section], prefix: str, skip: set[str]) -> Iterator[Row]:
     """Yield (key, default, meaning) of the keys of a section and of the sections inside it."""
-    values = defaults if isinstance(defaults, Mapping) else {}
-    for name in dict.fromkeys((*values, *section.model_fields)):
+    for name, field in section.model_fields.items():
         if not prefix and name in skip:
             continue
-        field, key, default = section.model_fields[name], prefix + name, values.get(name)
+        key, meaning = prefix + name, _escaped(_meaning(field.annotation, field))
         inner = section_of(field.annotation)
-        if inner is None or (prefix and name in Shared.model_fields):
-            shown = f"`{_yaml(default)}`" if name in values else ""
-            yield f"`{key}`", shown, _meaning(field.annotation, field)
+        if inner is None:
+            is_shown = is_in_file(field) or field.default not in (None, "", [], {})
+            yield f"`{key}`", f"`{_yaml(field.default)}`" if is_shown else "", meaning
+        elif prefix and name in Shared.model_fields:
+            yield f"`{key}`", "", meaning
         else:
-            yield f"**`{key}`**", "", _meaning(field.annotation, field)
-            by_name = get_origin(field.annotation) is dict
-            below = f"{key}.<name>." if by_name else f"{key}."
-            yield from _rows(inner, {} if by_name else default, below, skip)
+            yield f"**`{key}`**", "", meaning
+            is_by_name = get_origin(field.annotation) is dict
+            yield from _rows(inner, f"{key}.<name>." if is_by_name else f"{key}.", skip)
 
 
 def _meaning(annotation: Any, field: Any = None) -> str:
@@ -83,7 +139,11 @@ def _meaning(annotation: Any, field: Any = None) -> str:
         if type(bound) in BOUNDS:
             sign, attribute = BOUNDS[type(bound)]
             words.append(f"{sign} {getattr(bound, attribute)}")
-    return "; ".join(filter(None, words)).replace("|", "\\|").replace("<", "&lt;")
+    return "; ".join(filter(None, words))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def _yaml(value: Any) -> str:
@@ -97,5 +157,15 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
+def files() -> dict[Path, str]:
+    """Return the files that are written, each with its text."""
+    return {
+        DEFAULTS: config_file(DEFAULTS.read_text("utf-8")),
+        SCHEMA: schema(),
+        PAGE: render(PAGE.read_text("utf-8")),
+    }
+
+
 if __name__ == "__main__":
-    write_text(PAGE, render(PAGE.read_text("utf-8")))
+    for path, text in files().items():
+        write_text(path, text)

@@ -4,11 +4,11 @@ import logging
 from pathlib import Path
 
 from latteclip.audit.sampling import audit_files
+from latteclip.config.sections.split import SplitSection
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classname
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.metadata import IndexMetadata
-from latteclip.data.splits import SplitSettings
 from latteclip.labels import answers
 
 log = logging.getLogger(__name__)
@@ -48,4 +48,4 @@ def _as_in_answers(folder: Path, name: str) -> str:
     if index.is_file():
         written = tables.read_metadata(index, IndexMetadata).written_names
         cleaned = {other: clean for clean, other in written.items()}
-    return cleaned.get(name) or clean_classname(name, SplitSettings("folders").classname_replace)
+    return cleaned.get(name) or clean_classname(name, SplitSection().classname_replace)

@@ -26,6 +26,8 @@ from latteclip.audit.session import (
 )
 from latteclip.config.hub_names import slug
 from latteclip.config.methods import VOTERS
+from latteclip.config.sections.clip import ClipSection
+from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError, run_command
 from latteclip.labels.answer_files import is_foreign, read_foreign
@@ -182,7 +184,10 @@ class TeachingSession(QuestionSession):
         known = read_predictors(
             self.index["image_id"].take(pa.array(self.pool)),
             self.classnames,
-            FusionSettings(report.model, report.pretrained, MAX_TEXTS),
+            FusionSettings(
+                clip=ClipSection(model=report.model, pretrained=report.pretrained),
+                inference=InferenceSection(batch_size=MAX_TEXTS),
+            ),
             str(self.folder / "pseudo_labels.parquet"),
             str(self.folder / "class_embeddings.safetensors"),
             report.voter,

@@ -15,10 +15,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from latteclip.captions.answer_table import Row, write_rows
-from latteclip.captions.groups import GroupSettings, Questions, questions_about
+from latteclip.captions.groups import Questions, questions_about
 from latteclip.captions.metadata import AnswersMetadata, CaptionsMetadata, ScoresMetadata
 from latteclip.captions.requests import CaptionerSettings, Request, Response, failed, module_of
 from latteclip.captions.runner import CaptionJob, Runner, running
+from latteclip.config.sections.groups import GroupsSection
 from latteclip.core import tables
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,9 @@ def caption_images(
     """
     file = captioner.images_file
     job = CaptionJob(captioner, output, store, threads, shard, "captioner.images_file", file)
-    questions = questions_about(images_path, pseudo_labels_path, prompt, captioner.layout, shard)
+    questions = questions_about(
+        images_path, pseudo_labels_path, prompt, captioner.picture_layout, shard
+    )
     _caption(job, questions, prompt)
 
 
@@ -60,7 +63,7 @@ def caption_groups(
     images_path: str,
     pseudo_labels_path: str,
     prompt: str,
-    groups: GroupSettings,
+    groups: GroupsSection,
     captioner: CaptionerSettings,
     output: str,
     store: str | None = None,
@@ -71,19 +74,19 @@ def caption_groups(
     """Draw groups of the images that are not in the test split and write their captions."""
     file = captioner.groups_file
     job = CaptionJob(captioner, output, store, threads, shard, "captioner.groups_file", file)
-    single = captioner.layout
+    single = captioner.picture_layout
     questions = questions_about(images_path, pseudo_labels_path, prompt, single, shard, groups)
     _caption(job, questions, prompt, groups)
 
 
 def _caption(
-    job: CaptionJob, questions: Questions, prompt: str, groups: GroupSettings | None = None
+    job: CaptionJob, questions: Questions, prompt: str, groups: GroupsSection | None = None
 ) -> None:
     metadata = CaptionsMetadata(
         source=job.source,
         prompt=prompt,
         retry_prompt=RETRY_PROMPT,
-        layout=job.settings.layout,
+        layout=job.settings.picture_layout,
         groups=groups,
     )
     if job.settings.reads_file:

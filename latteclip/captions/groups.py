@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from latteclip.captions.pictures import Layout
+from latteclip.config.sections.groups import GroupsSection
 from latteclip.core import tables
 from latteclip.core.class_templates import PLACE, fill
 from latteclip.core.errors import UserError
@@ -62,21 +63,11 @@ def _of_class(keys: np.ndarray) -> np.ndarray:
     return groups
 
 
-@dataclass(frozen=True)
-class GroupSettings:
-    """How groups are drawn and laid out."""
-
-    seed: int
-    canvas: int  # side of the square picture, pixels
-    gap: int  # between its cells, pixels
-    layout: str = "grid"  # or multi_image: the four as separate pictures
-    groups_per_class: int | None = None  # null: one for every image
-
-    def picture_layout(self, single: Layout) -> Layout:
-        """Return the layout of a group, where `single` is that of one image."""
-        if self.layout == "grid":
-            return Layout("grid", self.canvas, self.gap, square=single.square)
-        return replace(single, kind=self.layout)
+def picture_layout(groups: GroupsSection, single: Layout) -> Layout:
+    """Return the layout of a group, where `single` is that of one image."""
+    if groups.layout == "grid":
+        return Layout("grid", groups.canvas, groups.gap, square=single.square)
+    return replace(single, kind=groups.layout)
 
 
 @dataclass(frozen=True)
@@ -109,7 +100,7 @@ def questions_about(
     prompt: str,
     single: Layout,  # of one image
     shard: str,
-    groups: GroupSettings | None = None,
+    groups: GroupsSection | None = None,
 ) -> Questions:
     """Return one question about each image, or each group, of a shard without the test split."""
     table, classnames = tables.read_unlabelled(images_path, training=True)
@@ -135,7 +126,7 @@ def questions_about(
         classnames=classnames,
         labels=[labels[i] for i in rows] if groups else None,
         prompts=lambda row: filled[labels[rows[row]]] if labels else prompt,
-        layout=groups.picture_layout(single) if groups else single,
+        layout=picture_layout(groups, single) if groups else single,
     )
 
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from latteclip.captions.groups import GroupSettings
 from latteclip.captions.pictures import Layout
+from latteclip.config.sections.groups import GroupsSection
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class CaptionsMetadata(AnswersMetadata):
     prompt: str
     retry_prompt: str  # added to the prompt of a second attempt
     layout: Layout  # of an image
-    groups: GroupSettings | None = None  # None: the captions are of images
+    groups: GroupsSection | None = None  # None: the captions are of images
 
 
 @dataclass(kw_only=True)

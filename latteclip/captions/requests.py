@@ -14,6 +14,7 @@ from PIL import Image
 
 from latteclip.captions.pictures import Layout
 from latteclip.config import hub_names
+from latteclip.config.sections.captioner import CaptionerSection
 from latteclip.core import hashing
 
 DIGEST_LENGTH = 32  # hexadecimal digits: 128 bits
@@ -23,36 +24,17 @@ ADDING = ("SpecialToken", "BertProcessing", "RobertaProcessing")
 ADDS = ("add_bos_token", "add_eos_token")
 
 
-@dataclass(frozen=True)
-class CaptionerSettings:
-    """What decides a caption, besides the picture and the prompt, and how fast it comes."""
+class CaptionerSettings(CaptionerSection):
+    """The captioner, with what its stages ask of the engine."""
 
-    engine: str  # module of `engines`
-    model: str  # Hugging Face id or folder, or the name under which a server serves it
-    revision: str | None
-    dtype: str
-    max_new_tokens: int
-    max_model_len: int
-    gpu_memory_utilization: float
-    batch_size: int  # requests that the engine works on at once
-    quantization: str | None = None  # as vLLM names it; null: what the model's files say
-    tensor_parallel_size: int = 1  # GPUs that hold the model together
-    max_image_side: int | None = None  # a larger image is scaled down to this, pixels
-    square_side: int | None = None  # each picture is scaled to a square of this side, pixels
-    concurrency: int = 32  # requests that a server gets at once
-    timeout: float = 120.0  # seconds for an answer of a server
-    retries: int = 5  # when a server is busy or does not answer
-    max_failed: float = 0.05  # share of requests that may end without a caption
-    images_file: str | None = None  # of engine file: image_id and caption
-    groups_file: str | None = None
     loads_model: bool = True  # whether the engine does; a server is sent pictures as URLs
     reads_file: bool = False  # whether the user's files take the place of an engine
 
     @property
-    def layout(self) -> Layout:
+    def picture_layout(self) -> Layout:
         """The layout of one image, which is not scaled down before it becomes a square."""
-        max_side = None if self.square_side else self.max_image_side
-        return Layout(max_side=max_side, square=self.square_side)
+        max_side = None if self.square else self.max_image_side
+        return Layout(max_side=max_side, square=self.square)
 
 
 @dataclass(frozen=True)

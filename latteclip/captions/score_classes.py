@@ -28,6 +28,7 @@ from latteclip.captions.requests import (
 )
 from latteclip.captions.runner import CaptionJob, running
 from latteclip.clip.classifier import ROWS, Classifier, classify, load_classifier
+from latteclip.config.sections.scores import ScoresSection
 from latteclip.core import tables
 from latteclip.core.class_templates import PLACE, fill
 from latteclip.core.errors import UserError
@@ -44,28 +45,12 @@ QUESTION = "Which of these does the photo show?"
 INSTRUCTION = "Answer with the letter."
 
 
-@dataclass(frozen=True)
-class ScoreSettings:
-    """How classes are scored."""
-
-    kind: str  # likelihood or multiple_choice
-    topk: int  # options; all classes where there are few
-    answer: str | None  # of likelihood: the text with a place for the class name; null: ANSWER
-    orders: int  # of multiple_choice: in how many orders the options are shown
-    share: float  # of the images, those of which CLIP is least sure
-    file: str | None = None  # of engine file
-    prompt: str = ""  # of likelihood
-
-    @property
-    def by_letters(self) -> bool:
-        return self.kind == "multiple_choice"
-
-
 def score_classes(
     images_path: str,
     pseudo_labels_path: str,
     class_embeddings_path: str,
-    scores: ScoreSettings,
+    scores: ScoresSection,
+    prompt: str,
     captioner: CaptionerSettings,
     output: str,
     store: str | None = None,
@@ -79,18 +64,19 @@ def score_classes(
     """
     file = scores.file
     job = CaptionJob(captioner, output, store, threads, shard, FILE_KEY, file, scoring=True)
-    images = questions_about(images_path, None, "", captioner.layout, job.shard)
+    images = questions_about(images_path, None, "", captioner.picture_layout, job.shard)
     n = len(images.classnames)
     k = n if n <= ALL_UP_TO else min(scores.topk, n)
-    _check(scores, k)
+    by_letters = is_by_letters(scores)
+    _check(scores, prompt, k)
     metadata = ScoresMetadata(
         source=job.source,
         classnames=list(images.classnames),
-        kind=scores.kind,
-        prompt=letters_prompt(["..."]) if scores.by_letters else scores.prompt,
-        answer=None if scores.by_letters else scores.answer or ANSWER,
+        kind=str(scores.kind),
+        prompt=letters_prompt(["..."]) if by_letters else prompt,
+        answer=None if by_letters else scores.answer or ANSWER,
         topk=scores.topk,
-        orders=scores.orders if scores.by_letters else None,
+        orders=scores.orders if by_letters else None,
         share=scores.share,
     )
     if captioner.reads_file:
@@ -103,7 +89,7 @@ def score_classes(
         n_asked = math.ceil(scores.share * len(margins))
         is_asked[np.argsort(margins, kind="stable")[:n_asked]] = True
         of_shard = images.members[:, 0]
-        questions = ClassQuestions(images, options[of_shard], scores)
+        questions = ClassQuestions(images, options[of_shard], scores, prompt)
         asked = np.flatnonzero(is_asked[of_shard]).tolist()
         with running(job, images) as runner:
             runner.ask(map(questions.request, asked), len(asked))
@@ -115,15 +101,20 @@ def score_classes(
     )
 
 
-def _check(settings: ScoreSettings, k: int) -> None:
+def is_by_letters(scores: ScoresSection) -> bool:
+    """Return whether the answer is the letter of a class."""
+    return scores.kind == "multiple_choice"
+
+
+def _check(scores: ScoresSection, prompt: str, k: int) -> None:
     """Raise UserError for scores of k options that make no sense."""
-    if settings.by_letters and k > MAX_OPTIONS:
+    if is_by_letters(scores) and k > MAX_OPTIONS:
         problem = f"there are {MAX_OPTIONS} letters for {k} options; lower scores.topk"
-    elif PLACE in settings.prompt:
+    elif PLACE in prompt:
         problem = f"scores would repeat the pseudo-label ({PLACE}) of prompts.image; change it"
     else:
         return
-    raise UserError(f"Of scores.kind {settings.kind}, {problem}.")
+    raise UserError(f"Of scores.kind {scores.kind}, {problem}.")
 
 
 def _rows_of_file(images: Questions, engine: str, path: str | None) -> Iterator[Row]:
@@ -161,15 +152,16 @@ class ClassQuestions:
 
     images: Questions
     options: np.ndarray  # int32 [R, K]
-    settings: ScoreSettings
+    settings: ScoresSection
+    prompt: str  # of a likelihood
 
     def request(self, row: int) -> Request:
         """Return the request about an image."""
         names, paths = self._names(row), self.images.paths_of(row)
-        if not self.settings.by_letters:
+        if not is_by_letters(self.settings):
             texts = tuple(fill(self.settings.answer or ANSWER, name) for name in names)
             choices = Choices("likelihood", texts)
-            return Request(row, (), self.settings.prompt, choices, paths)
+            return Request(row, (), self.prompt, choices, paths)
         prompts = tuple(letters_prompt([names[i] for i in order]) for order in self._orders(row))
         choices = Choices("multiple_choice", letters_of(len(names)), prompts)
         return Request(row, (), prompts[0], choices, paths)
@@ -193,7 +185,7 @@ class ClassQuestions:
         if answer.error is not None:
             return [], answer.error
         scores = ChoiceScores.parse(answer.text)
-        if not self.settings.by_letters:
+        if not is_by_letters(self.settings):
             return scores.log_probabilities[0], None
         letters = letters_of(self.options.shape[1])
         for first in scores.first:

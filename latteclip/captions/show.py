@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from latteclip.captions.groups import picture_layout
 from latteclip.captions.metadata import CaptionsMetadata
 from latteclip.captions.pictures import pictures_of, read_image
 from latteclip.core import tables
@@ -55,7 +56,7 @@ def save_pictures(
         raise UserError(f"{gone[0]} is no longer in the image index; rerun the captions.")
     layout = metadata.layout
     if metadata.groups is not None:
-        layout = metadata.groups.picture_layout(layout)
+        layout = picture_layout(metadata.groups, layout)
     files = [paths[member] for member in row["members"]]
     pictures = pictures_of(layout, files, [read_image(file) for file in files])
     Path(folder).mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ that --help imports nothing heavy.
 
 Parameters before `/` are positional, and so is the first list of a function without a default. All
 others are options, without the ending _path, _paths, _files or _output. A Literal gives the
-choices, and a dataclass is an option in JSON.
+choices, and a section of the configuration or a dataclass is an option in JSON.
 """
 
 import argparse
@@ -181,7 +181,14 @@ def run(module: str, name: str, arguments: argparse.Namespace) -> Any:
     signature = inspect.signature(function)
     values = {key: getattr(arguments, key) for key in signature.parameters}
     for key, text in values.items():
-        if any(map(is_dataclass, (hints[key], *get_args(hints[key])))):  # or a list of some
+        if any(map(_is_record, (hints[key], *get_args(hints[key])))):  # or a list of some
             values[key] = from_json(hints[key], text, key)
     bound = inspect.BoundArguments(signature, values)
     return function(*bound.args, **bound.kwargs)
+
+
+def _is_record(kind: Any) -> bool:
+    """Return whether a type is a dataclass, or a section of the configuration."""
+    from pydantic import BaseModel  # here: --help does without
+
+    return is_dataclass(kind) or (isinstance(kind, type) and issubclass(kind, BaseModel))

@@ -15,12 +15,13 @@ from latteclip.config import job_resources, layers
 from latteclip.config.configuration import Configuration
 from latteclip.config.job_resources import Counts
 from latteclip.config.model import check
+from latteclip.config.sections.finetune import FinetuneSection
 from latteclip.core import tables
 from latteclip.core.errors import CORES, UserError
 from latteclip.core.files import from_values
 from latteclip.core.metadata import IndexMetadata
 from latteclip.report.runs import job_costs, tokens_of
-from latteclip.train.settings import Finetune
+from latteclip.train.settings import recipe_for
 
 RESULTS = Path("results")
 LIMIT = 64  # of the command that makes a limited run
@@ -153,7 +154,7 @@ def _jobs(
 def samples(configuration: Configuration, dataset: str, method: str, n: int) -> int:
     """Return the images that a fine-tuning on n images sees, in whole batches over all epochs."""
     section = configuration.method(method, dataset)["finetune"]
-    recipe = from_values(Finetune, section, "finetune").recipe(n, lr=1.0)
+    recipe = recipe_for(from_values(FinetuneSection, section, "finetune"), n, lr=1.0)
     return recipe.epochs * recipe.steps_per_epoch(n) * min(recipe.batch_size, n)
 
 

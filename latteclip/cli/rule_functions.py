@@ -19,7 +19,8 @@ from snakemake.settings.enums import Quietness
 from latteclip.cli import run_messages, runs
 from latteclip.config import checks, job_resources, layers, stage_params
 from latteclip.config.configuration import SHARDS, Configuration
-from latteclip.config.methods import Objective
+from latteclip.config.methods import ObjectiveRecord
+from latteclip.config.sections.split import SplitSection
 from latteclip.core import gpus
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_json
@@ -151,7 +152,7 @@ class RuleFunctions:
         """Return JSON with paths of results as a job finds them: a storage copies them for it."""
         return lambda wildcards: answer(wildcards).replace('"results/', f'"{self._results}/')
 
-    def methods_with(self, has: Callable[[Objective], object]) -> str:
+    def methods_with(self, has: Callable[[ObjectiveRecord], object]) -> str:
         """Return a wildcard constraint: the methods with an objective that has something."""
         methods = self.configuration.config["methods"]
         return one_of(m for m in methods if has(self.configuration.objective(m)))
@@ -228,8 +229,8 @@ class RuleFunctions:
         FileNotFoundError: there is no index yet. Snakemake asks again later.
         """
         if "images" not in input.keys() or self._provider not in (None, "fs"):
-            counts = self.configuration.section("split", wildcards.dataset).get("counts", {})
-            return int(counts.get("train", 0) + counts.get("test", 0))
+            split = SplitSection(**self.configuration.section("split", wildcards.dataset))
+            return (split.counts.train or 0) + (split.counts.test or 0)
         from pyarrow.parquet import read_metadata
 
         # A storage has no copy here.

@@ -8,12 +8,13 @@ import contextlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from latteclip.clip import clip_config, image_encoder_files
 from latteclip.config.hub_names import HUB
+from latteclip.config.sections.captioner import CaptionerSection
+from latteclip.config.sections.clip import ClipSection
 from latteclip.core import hashing
 from latteclip.core.errors import UserError, chain, first_line, full_disk
 from latteclip.core.files import write_json
@@ -26,35 +27,26 @@ CAPTIONER_FILES = [f"*{WEIGHTS}", "*.json", "*.txt", "*.model", "*.tiktoken", "*
 NOT_READ = ["*/*", "consolidated*"]
 
 
-@dataclass(frozen=True)
-class HubModel:
-    """A model of the hub."""
-
-    model: str  # a repo, hf-hub:<repo>, a name of open_clip or timm, or open_clip:<model>/<tag>
-    pretrained: str | None = None  # a tag of open_clip
-    revision: str | None = None  # of a captioner's repo
-
-
-def download_clip(settings: HubModel, output: str) -> None:
+def download_clip(settings: ClipSection, output: str) -> None:
     """Fetch weights, tokenizer and configuration of a CLIP, and write the note."""
     what = f"CLIP model {settings.model!r} with pretrained {settings.pretrained!r}"
     with _explained(what, "clip.model and clip.pretrained"):
         cached = [_cached(repo) for repo in _fetch_clip(settings.model, settings.pretrained)]
-    _write_note(settings, cached, output)
+    _write_note(settings.model, cached, output, pretrained=settings.pretrained)
 
 
-def download_image_encoder(settings: HubModel, output: str) -> None:
+def download_image_encoder(encoder: str, output: str) -> None:
     """Fetch weights and configuration of an image encoder beside CLIP, and write the note."""
-    with _explained(f"Image encoder {settings.model!r}", "image_encoders"):
-        names = image_encoder_files.open_clip_names(settings.model)
+    with _explained(f"Image encoder {encoder!r}", "image_encoders"):
+        names = image_encoder_files.open_clip_names(encoder)
         if names is None:
-            image_encoder_files.timm_model(settings.model)
-        repos = _fetch_clip(*names) if names else [image_encoder_files.repo(settings.model)]
+            image_encoder_files.timm_model(encoder)
+        repos = _fetch_clip(*names) if names else [image_encoder_files.repo(encoder)]
         cached = [_cached(repo) for repo in repos]
-    _write_note(settings, cached, output)
+    _write_note(encoder, cached, output)
 
 
-def download_captioner(settings: HubModel, output: str) -> None:
+def download_captioner(settings: CaptionerSection, output: str) -> None:
     """Fetch weights, processor and chat template of a captioner, and write the note."""
     from huggingface_hub import snapshot_download
 
@@ -70,7 +62,7 @@ def download_captioner(settings: HubModel, output: str) -> None:
                 f"Captioner model {repo!r} has no safetensors; set captioner.model to a repo with "
                 "weights of this format."
             )
-    _write_note(settings, [cached], output)
+    _write_note(repo, [cached], output, revision=revision)
 
 
 def _fetch_clip(model: str, pretrained: str | None) -> list[str]:
@@ -115,14 +107,21 @@ def _cached(repo: str, revision: str | None = None) -> dict[str, Any]:
     return {"repo": repo, "commit": folder.name, "files": files}
 
 
-def _write_note(settings: HubModel, repos: Sequence[dict[str, Any]], output: str) -> None:
+def _write_note(
+    model: str,
+    repos: Sequence[dict[str, Any]],
+    output: str,
+    pretrained: str | None = None,
+    revision: str | None = None,
+) -> None:
     """Write what the cache has: the same when the same is fetched again, so that nothing reruns."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     for cached in repos:
         size = sum(cached["files"].values()) / 1e9
         log.info("%s, %s: %.2f GB in %s", cached["repo"], cached["commit"], size, HF_HUB_CACHE)
-    write_json(output, {**asdict(settings), "repos": repos})
+    names = {"model": model, "pretrained": pretrained, "revision": revision}
+    write_json(output, {**names, "repos": repos})
 
 
 @contextlib.contextmanager

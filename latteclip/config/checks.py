@@ -43,7 +43,7 @@ def _source(configuration: Configuration, dataset: str) -> Iterator[str]:
         return
     if not os.path.isdir(folder):  # False, not an error, where barred
         yield f"source.folder {folder} is not a folder."
-    images = os.path.normpath(os.path.join(folder, split.get("images", ".")))
+    images = os.path.normpath(os.path.join(folder, split["images"]))
     is_readable = os.access(images, os.R_OK | os.X_OK)  # if not, index_images says why
     if split["kind"] != "folders" or split.get("classes") or not is_readable:
         return

@@ -1,25 +1,30 @@
 """Resolve the workflow's configuration for datasets and methods, without heavy imports."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from latteclip.config import hub_names, methods
 from latteclip.config.layers import merge
-from latteclip.config.methods import ENGINES, OBJECTIVES, VOTERS, Engine, Objective, Voter
+from latteclip.config.methods import (
+    ENGINES,
+    OBJECTIVES,
+    VOTERS,
+    EngineRecord,
+    ObjectiveRecord,
+    VoterRecord,
+)
 from latteclip.config.model import check, unknown
+from latteclip.config.sections.base import AUTO
+from latteclip.config.sections.captioner import CaptionerSection
 from latteclip.core.errors import UserError
 from latteclip.core.files import read_object
 
 Config = Mapping[str, Any]
-ALL, AUTO = "all", "auto"
+ALL = "all"
 # Number of captioning jobs by `captions.shards: auto`. The first run chose it by its free GPUs.
 # Later runs read it here, so that more or fewer GPUs rerun nothing.
 SHARDS = "results/{dataset}/captions/shards.json"
-# Captioners that read each picture as a square of OVERVIEW pixels, and as tiles.
-LLAVA_NEXT = re.compile(r"llava-(v?1\.6|next)", re.IGNORECASE)
-OVERVIEW = 336
 
 
 def names(value: Any) -> list[str]:
@@ -119,8 +124,8 @@ class Configuration:
         result = merge(*({name: layer[name]} for layer in layers if name in layer))[name]
         if name == "clip" and result["model"].startswith(hub_names.WHOLE):
             result["pretrained"] = None
-        if name == "captioner" and result["square_side"] == AUTO:
-            result["square_side"] = OVERVIEW if LLAVA_NEXT.search(result["model"]) else None
+        if name == "captioner":
+            result["square_side"] = CaptionerSection(**result).square
         return result
 
     def method(self, method: str, dataset: str) -> dict[str, Any]:
@@ -153,10 +158,10 @@ class Configuration:
             lineage.insert(0, other)
         return lineage
 
-    def objective(self, method: str) -> Objective:
+    def objective(self, method: str) -> ObjectiveRecord:
         return OBJECTIVES[self._inherited(method)["objective"]]
 
-    def engine(self, dataset: str) -> Engine:
+    def engine(self, dataset: str) -> EngineRecord:
         return ENGINES[self.section("captioner", dataset)["engine"]]
 
     def voter(self, dataset: str) -> str:
@@ -164,7 +169,7 @@ class Configuration:
         by_default = "lmm" if self.scores_classes(dataset) else "caption"
         return str(self.section("votes", dataset) or by_default)
 
-    def votes_by(self, dataset: str) -> Voter:
+    def votes_by(self, dataset: str) -> VoterRecord:
         return VOTERS[self.voter(dataset)]
 
     def averaged(self, method: str) -> str:

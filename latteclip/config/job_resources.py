@@ -4,11 +4,14 @@ On a cluster memory and time grow with the dataset and with each attempt. A prof
 `set-resources` overrides all of them. The numbers are generous compared with docs/scaling.md.
 """
 
-import math
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from latteclip.config.configuration import AUTO, Configuration
+from latteclip.config.configuration import Configuration
+from latteclip.config.sections.base import AUTO
+from latteclip.config.sections.split import CountsSection
+from latteclip.config.sections.textures import TexturesSection
 
 INDEX = "results/{dataset}/images.parquet"
 MAX_EPOCHS = 30  # of finetune.epochs: auto
@@ -135,8 +138,11 @@ def counts(configuration: Configuration, dataset: str) -> Counts | None:
         test = table["split"].to_pylist().count("test")
         return Counts(len(table) - test, test, len(classnames))
     source = configuration.dataset(dataset)["source"]
-    stated = configuration.section("split", dataset).get("counts") or source.get("textures")
-    if not stated:
+    stated = CountsSection(**configuration.section("split", dataset).get("counts", {}))
+    if "textures" in source:
+        textures = TexturesSection(**source["textures"])
+        stated = CountsSection(train=textures.train, test=textures.test, classes=stated.classes)
+    if stated.train is None or stated.test is None:
         return None
-    most = configuration.limit or math.inf
-    return Counts(min(stated["train"], most), min(stated["test"], most), stated.get("classes"))
+    most = configuration.limit or sys.maxsize
+    return Counts(min(stated.train, most), min(stated.test, most), stated.classes)

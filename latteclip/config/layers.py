@@ -37,9 +37,11 @@ def merge(*layers: Config | None) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for layer in layers:
         for key, value in (layer or {}).items():
-            below = result.get(key)
-            both = isinstance(below, Mapping) and isinstance(value, Mapping)
-            result[key] = merge(below, value) if both else value
+            if isinstance(value, Mapping):
+                below = result.get(key)
+                result[key] = merge(below if isinstance(below, Mapping) else {}, value)
+            else:
+                result[key] = value
     return result
 
 

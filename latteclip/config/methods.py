@@ -12,7 +12,7 @@ ADAPTED = "classifiers/adapted.safetensors"  # the same adapted to the images
 
 
 @dataclass(frozen=True)
-class Voter:
+class VoterRecord:
     """A source of votes for the classes of training images, from which labels are fused."""
 
     title: str
@@ -24,8 +24,8 @@ class Voter:
 # Each has a module latteclip/labels/voters/<name>.py, is a value of `pseudo_labels` and of `votes`,
 # and writes the columns <name>_label and <name>_confidence of FUSED_LABELS.
 VOTERS = {
-    "caption": Voter("caption", "captions/images.parquet", needs_captions=True),
-    "lmm": Voter("LMM", "class_scores.parquet", needs_scores=True),
+    "caption": VoterRecord("caption", "captions/images.parquet", needs_captions=True),
+    "lmm": VoterRecord("LMM", "class_scores.parquet", needs_scores=True),
 }
 # Training labels that fuse_labels writes, and all training labels that a method may have.
 FUSED = (*VOTERS, "fused")
@@ -33,7 +33,7 @@ PSEUDO_LABELS = ("zero_shot", "zero_shot_adapted", *FUSED)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective:
+class ObjectiveRecord:
     """What a method optimises, if anything.
 
     A method trains (`module`), or has a classifier that is not trained (`classifier`), or averages
@@ -75,23 +75,23 @@ class Objective:
 # Of two methods without training that are equally good, select_model takes the one whose objective
 # comes first here.
 OBJECTIVES = {
-    "zero_shot": Objective(classifier=CLASS_EMBEDDINGS, in_paper=True),
-    "zero_shot_adapted": Objective(classifier=ADAPTED, is_default=True),
-    "label_propagation": Objective(reads_graph=True, in_paper=True),
-    "image_prototypes": Objective(
+    "zero_shot": ObjectiveRecord(classifier=CLASS_EMBEDDINGS, in_paper=True),
+    "zero_shot_adapted": ObjectiveRecord(classifier=ADAPTED, is_default=True),
+    "label_propagation": ObjectiveRecord(reads_graph=True, in_paper=True),
+    "image_prototypes": ObjectiveRecord(
         classifier="classifiers/image_prototypes.safetensors",
         pseudo_labels=("zero_shot", "zero_shot_adapted", "fused"),
     ),
-    "image_prototypes_encoders": Objective(
+    "image_prototypes_encoders": ObjectiveRecord(
         classifier="classifiers/image_prototypes_encoders.safetensors",
         pseudo_labels=("fused",),
         reads_encoders=True,
     ),
-    "flyp": Objective(
+    "flyp": ObjectiveRecord(
         module="flyp", pseudo_labels=PSEUDO_LABELS, in_paper=True, has_text_classifier=True
     ),
-    "flyp_supervised": Objective(module="flyp", is_supervised=True, has_text_classifier=True),
-    "latteclip": Objective(
+    "flyp_supervised": ObjectiveRecord(module="flyp", is_supervised=True, has_text_classifier=True),
+    "latteclip": ObjectiveRecord(
         module="latteclip",
         pseudo_labels=PSEUDO_LABELS,
         in_paper=True,
@@ -102,7 +102,7 @@ OBJECTIVES = {
         ),
         has_prototypes=True,
     ),
-    "average_weights": Objective(averages=True),
+    "average_weights": ObjectiveRecord(averages=True),
 }
 PAPER = "latteclip"  # the paper's own objective
 
@@ -120,7 +120,7 @@ def complexity(objective: str) -> int | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Engine:
+class EngineRecord:
     """What writes captions and scores classes."""
 
     loads_model: bool = False  # whether it loads the model itself, on a GPU if there is one
@@ -132,8 +132,8 @@ class Engine:
 
 # Each has a module latteclip/captions/engines/<name>.py.
 ENGINES = {
-    "vllm": Engine(loads_model=True, has_likelihoods=True, reserves_memory=True),
-    "openai": Engine(asks_server=True),
-    "transformers": Engine(loads_model=True, has_likelihoods=True),
-    "file": Engine(reads_file=True, has_likelihoods=True),
+    "vllm": EngineRecord(loads_model=True, has_likelihoods=True, reserves_memory=True),
+    "openai": EngineRecord(asks_server=True),
+    "transformers": EngineRecord(loads_model=True, has_likelihoods=True),
+    "file": EngineRecord(reads_file=True, has_likelihoods=True),
 }

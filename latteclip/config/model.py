@@ -1,7 +1,6 @@
-"""The keys of the configuration, each with its type, bounds and description.
+"""The whole configuration: its sections, and what is true of the run, of methods and datasets.
 
-Every key may be absent here: sections are checked before they are laid over each other. Defaults
-are in config/config.yaml, and `make docs` prints the tables of docs/configuration.md from both.
+Every key may be absent: layers are checked before they are laid over each other.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,32 +11,42 @@ from pydantic import Field
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from latteclip.config import methods
+from latteclip.config.sections.base import (
+    Line,
+    Natural,
+    Positive,
+    Section,
+    inner,
+    key,
+    narrowed,
+    optional_key,
+)
+from latteclip.config.sections.captioner import CaptionerSection
+from latteclip.config.sections.captions import CaptionsSection
+from latteclip.config.sections.class_texts import SynonymsSection, TemplateSection, Texts
+from latteclip.config.sections.clip import ClipSection
+from latteclip.config.sections.compute import ComputeSection
+from latteclip.config.sections.downloads import DownloadsSection, TermsSection
+from latteclip.config.sections.finetune import FinetuneSection
+from latteclip.config.sections.graph import GraphSection
+from latteclip.config.sections.groups import GroupsSection
+from latteclip.config.sections.inference import InferenceSection
+from latteclip.config.sections.processes import ProcessesSection
+from latteclip.config.sections.prompts import PromptsSection
+from latteclip.config.sections.scores import ScoresSection
+from latteclip.config.sections.selection import SelectionSection
+from latteclip.config.sections.split import SplitSection
+from latteclip.config.sections.switches import SwitchesSection
+from latteclip.config.sections.table import KEY, Key, TableSection
+from latteclip.config.sections.textures import TexturesSection
+from latteclip.config.sections.threads import ThreadsSection
+from latteclip.config.sections.training import TrainingSection
+from latteclip.config.sections.unknown import UnknownSection
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.terminal import one_line
 
-Auto = Literal["auto"]  # the program finds the number
-Positive = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-Pixels = Annotated[int, Field(ge=16)]
-AboveZero = Annotated[float, Field(gt=0)]
-AtLeastZero = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Half = Annotated[float, Field(ge=0, le=0.5)]
-Third = Annotated[float, Field(ge=0, le=0.33)]
-ShareAboveZero = Annotated[float, Field(gt=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-Line = Annotated[str, Field(pattern=r"^[^\n]+$")]  # a name or a path
-Text = Annotated[str, Field(min_length=1)]
-Below = Annotated[str, Field(pattern=r"^[^/\\.][^/\\]*(/[^/\\.][^/\\]*)*$")]  # a path inside
-KEY = "^[A-Za-z0-9_-]{1,100}$"
-Key = Annotated[str, Field(pattern=KEY)]
-Suffix = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9.]*$")]
-FileName = Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
-CHECKSUM = "md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}|git_blob:[0-9a-f]{40}"
 IN_WORDS = f"match pattern '{KEY}'", "be at most 100 letters, digits, _ and -"
 MethodName = Annotated[str, Field(pattern="^[a-z0-9_]{1,100}$")]
-Texts = Text | Annotated[list[str], Field(min_length=1)]
-Shards = Annotated[int, Field(ge=1, le=1000)] | Auto
 if TYPE_CHECKING:
     Engine = str
     Objective = str
@@ -50,243 +59,36 @@ else:
     PseudoLabels = Literal[*methods.PSEUDO_LABELS]
 
 
-def key(description: str) -> Any:
-    """Return a key of a section, which may be absent."""
-    return Field(default=None, description=description)
+# Stages do not import the names of all engines and objectives: a new one reruns none of them.
 
 
-class Section(pydantic.BaseModel, extra="forbid", allow_inf_nan=False):
-    """Keys with values."""
-
-    @pydantic.field_validator("*", mode="before")
-    @classmethod
-    def _parse_null(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
-        """Parse null, which is a text in nested `--config`. Numbers pydantic parses itself.
-
-        It would take a boolean for one, too.
-        """
-        annotation = cls.model_fields[str(info.field_name)].annotation
-        values = value if isinstance(value, list) else [value]
-        if bool not in _types(annotation) and any(isinstance(one, bool) for one in values):
-            raise PydanticCustomError("boolean", "It should be no boolean")
-        return None if value == "null" and type(None) in get_args(annotation) else value
+class CheckedCaptionerSection(CaptionerSection):
+    __doc__ = CaptionerSection.__doc__
+    engine: Engine = narrowed(CaptionerSection, "engine")
 
 
-def _types(annotation: Any) -> Iterator[Any]:
-    """Yield a type and those that it is made of."""
-    yield annotation
-    for part in get_args(annotation):
-        yield from _types(part)
-
-
-class Counts(Section):
-    train: Positive = key("training images, validation images included")
-    test: Positive = key("test images")
-    classes: Annotated[int, Field(ge=2)] = key("classes")
-
-
-class Lists(Section):
-    train: Line = key("list or shards of the training images")
-    val: Line = key("list or shards of the validation images")
-    test: Line = key("list or shards of the test images")
-
-
-class Split(Section):
-    kind: Literal["coop", "folders", "csv", "lists", "webdataset", "parquet"] = key(
-        "a CoOp split JSON, class folders, a table, one list per split, or shards of two kinds"
-    )
-    test_fraction: Annotated[float, Field(gt=0, lt=1)] = key("share of labelled images for testing")
-    max_corrupt: Share = key("share of images, rounded up, that may be broken")
-    file: Line = key("the split JSON or table, relative to the dataset's folder")
-    lists: Lists = key(
-        "the list of each split, with lines of image and class name; for shards, a glob"
-    )
-    suffix: str = key("suffix that turns an image of a list into a path")
-    image: Suffix = key("suffix of the images in tar shards, if samples have several images")
-    label: Line = key("labels of shards: a suffix (cls; txt; json:field) or a Parquet column")
-    classes: Line = key("file of class names, one per line, in label order")
-    images: Line = key("folder to which the split's paths are relative")
-    classname_replace: dict[str, str] = key("replacements that turn folder names into class names")
-    counts: Counts = key("numbers that the index must have")
-
-
-class Prompts(Section):
-    image: Text = key("about one image; {} is its pseudo-label")
-    group: Text = key("about a group; {} is its pseudo-label")
-
-
-class Clip(Section):
-    model: Line = key("an open_clip name, hf-hub:<repo> or local-dir:<folder>")
-    pretrained: Line | None = key("open_clip tag or weights file; null: in hf-hub: or local-dir:")
-    precision: Literal["bf16", "fp16", "float32"] = key("GPU arithmetic; weights are float32")
-
-
-class Inference(Section):
-    batch_size: Positive = key("images encoded at once")
-    topk: Annotated[int, Field(ge=5)] = key("best classes kept for each image")
-
-
-class Captioner(Section):
-    engine: Engine = key("openai: a server at OPENAI_BASE_URL; file: your own captions")
-    model: Line = key("a Hugging Face id, a folder, or a server's name for the model")
-    revision: Line | None = key("a commit of the Hugging Face repo; null: its main branch")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = key("weights and arithmetic")
-    quantization: Line | None = key("as vLLM names it; null: as the model's files say")
-    tensor_parallel_size: Positive = key("GPUs that hold the model together")
-    max_new_tokens: Positive = key("longest caption, in tokens")
-    max_model_len: Positive = key("longest prompt, image and caption together, in tokens")
-    gpu_memory_utilization: ShareAboveZero = key("share of the GPU's memory that vLLM takes")
-    batch_size: Positive = key("requests that the engine works on at once")
-    max_image_side: Pixels | None = key("larger images are scaled to this side; null: no limit")
-    square_side: Pixels | Auto | None = key("scale images to a square; auto: 336 for LLaVA-1.6")
-    concurrency: Positive = key("engine openai: requests that the server gets at once")
-    timeout: AboveZero = key("engine openai: seconds to wait for an answer")
-    retries: Natural = key("engine openai: retries if the server is busy or silent")
-    images_file: Line | None = key("engine file: your captions, by image_id")
-    groups_file: Line | None = key("engine file: your group captions, by the image_id of each")
-    max_failed: Share = key("share of requests that may end without an answer")
-
-
-class Captions(Section):
-    shards: Shards = key("jobs that write captions or class scores; auto: one for each free GPU")
-
-
-class Scores(Section):
-    kind: Literal["likelihood", "multiple_choice"] | None = key(
-        "likelihood: of each class's text; multiple_choice: of letters of a list; null: no scores"
-    )
-    topk: Annotated[int, Field(ge=2)] = key("CLIP's best classes to score; all if at most 20")
-    answer: Annotated[str, Field(pattern=r"\{\}")] | None = key(
-        "likelihood: text after the prompt, {} is the class; null: a space, {} and a full stop"
-    )
-    orders: Positive = key("multiple_choice: number of random orders in which classes are listed")
-    share: ShareAboveZero = key("share of the images to score, those with the least certain label")
-    file: Line | None = key("engine file: your scores: image_id, options and log_probabilities")
-
-
-class Selection(Section):
-    share: Third = key("share of training images that each seed leaves out; 0: no model is chosen")
-
-
-class Unknown(Section):
-    share: Half = key("share of training images to mark as unknown")
-
-
-class Groups(Section):
-    seed: Natural = key("seed of the groups")
-    groups_per_class: Positive | None = key("groups of each class; null: one for every image")
-    layout: Literal["grid", "multi_image"] = key("one picture of all four images, or four pictures")
-    canvas: Pixels = key("grid: side of the square picture in pixels")
-    gap: Natural = key("grid: width of the gaps in pixels")
-
-
-class Finetune(Section):
-    epochs: Positive | Auto = key("passes over the training images; auto: by their number")
-    warmup_steps: Natural | Auto = key("steps of linear warm-up; auto: a tenth, at most 50")
-    steps_multiple_of: Positive = key("steps of an epoch are rounded up to a multiple of this")
-    batch_size: Annotated[int, Field(ge=2)] | Auto = key("images per step; auto: by their number")
-    lr: AboveZero | Auto = key("learning rate after the warm-up; auto: find_learning_rate finds it")
-    beta1: Decay = key("AdamW's first decay")
-    beta2: Decay = key("AdamW's second decay")
-    eps: AboveZero = key("AdamW's epsilon")
-    weight_decay: AtLeastZero = key("AdamW's weight decay, on matrices")
-    batch_norm: Literal["frozen", "train"] = key("statistics of BatchNorm: of pretraining, or new")
-
-
-class Compute(Section):
-    cache_gib: AtLeastZero = key("GiB in memory for decoded images; more are on disk, if they fit")
-    micro_batch: Positive | Auto | None = key("images encoded at once; auto: what fits; null: all")
-    gradient_checkpointing: bool = key("recompute activations: less memory, more time")
-    compile: bool = key("torch.compile the towers")
-    checkpoint_minutes: AtLeastZero = key("minutes between checkpoints; 0: one for every epoch")
-
-
-class Processes(Section):
-    finetune: Positive = key("processes of finetune, which divide each batch")
-
-
-class Threads(Section):
-    index_images: Positive = key("threads of index_images")
-    pseudo_label_images: Positive = key("threads of pseudo_label_images")
-    caption: Positive = key("threads of caption_images, caption_groups and score_classes")
-    finetune: Positive = key("threads of finetune")
-    evaluate: Positive = key("threads of evaluate")
-
-
-class Switches(Section):
-    alpha: ShareAboveZero = key("1 - momentum of the targets")
-    class_description: bool = key("mix in the class description")
-    image_description: bool = key("mix in the image description")
-    group_description: bool = key("mix in the group description")
-    mixer_weights: bool = key("off: equal weights")
-    mixer_prototypes: Literal["step", "epoch"] = key("prototypes against which texts are weighted")
-    zero_shot_loss: bool = key("the loss on zero-shot pseudo-labels")
-    finetuned_loss: bool = key("the loss on the tuned model's pseudo-labels")
-    prototypes: bool = key("off: the target is the mix, and the classifier is the class texts")
-
-
-class Graph(Section):
-    neighbours: Positive = key("images, and class texts, linked to an image")
-    gamma: AboveZero = key("power of the cosines between images and texts")
-    alpha: Annotated[float, Field(gt=0, lt=1)] = key("share of a score that comes from neighbours")
-
-
-class MethodOfDataset(Section):
+class MethodOfDataset(TrainingSection):
     """Keys of a method that a dataset changes."""
 
-    objective: Objective = key("what is optimised, if anything")
-    of: Line = key("average_weights: the method whose trainings, one for each seed, are averaged")
-    pseudo_labels: PseudoLabels = key("the training labels; all but zero_shot are not in the paper")
-    prototypes: Literal["text", "image"] = key("prototypes at the start; image is not in the paper")
-    head: Literal["tuned", "refit"] = key("the classifier after training; refit: image prototypes")
-    graph: Graph = key("the graph of class texts and training images of label_propagation")
-    switches: Switches = key("the switches of LatteCLIP, all on by default")
-    finetune: Finetune = key("keys of `finetune` for this method")
+    objective: Objective = narrowed(TrainingSection, "objective")
+    pseudo_labels: PseudoLabels = narrowed(TrainingSection, "pseudo_labels")
+    of: Line | None = optional_key(
+        "average_weights: the method whose trainings, one for each seed, are averaged"
+    )
+    graph: GraphSection = inner(GraphSection)
+    # What a training takes as it comes, for its objective validates it.
+    switches: SwitchesSection = inner(SwitchesSection)  # type: ignore[assignment]
 
 
 class Method(MethodOfDataset):
-    like: Line = key("the method whose settings, also those of a dataset, are the defaults")
-
-
-class Table(Section):
-    name: Key = key("name of its files results/<name>.csv and .md")
-    baseline: Line = key("the reference method: gains are relative to it")
-
-
-class HubOrDriveFile(Section):
-    hf: Line = key("a Hugging Face repo")
-    file: Line = key("a path in it, or a glob that matches one of its files")
-    revision: Line = key("a commit of it")
-    type: Literal["model", "dataset"] = key("kind of repo")
-    drive: Line = key("the id of a file on Google Drive")
-    checksum: Annotated[str, Field(pattern=f"^(hub|{CHECKSUM})$")] = key(
-        "of this source if its bytes differ; hub: the checksum of Hugging Face"
+    like: Line | None = optional_key(
+        "the method whose settings, also those of a dataset, are the defaults"
     )
 
 
-class Download(Section):
-    sources: list[Line | HubOrDriveFile] = key(
-        "URLs, paths on this machine, {hf: repo, file: name} or {drive: id}, tried in order"
-    )
-    checksum: Annotated[str, Field(pattern=f"^({CHECKSUM})$")] = key(
-        "md5:, sha256: or git_blob: and lower-case hexadecimal digits"
-    )
-    into: Below = key("folder inside the dataset's folder for the file or its content")
-    nested: list[Below] = key("archives inside the archive, unpacked where they are")
-    unpack: bool = key("off: the file is a shard of images, read as it is")
-
-
-class Textures(Section):
-    train: Positive = key("training images")
-    test: Positive = key("test images")
-    gap: Share = key("distance to the source domain")
-    seed: Natural = key("seed of the textures")
-
-
-class Source(Section):
-    folder: Line = key("a folder on this machine")
-    textures: Textures = key("textures generated by latteclip.demo")
-    downloads: dict[FileName, Download] = key("files to download, by name")
+class Source(DownloadsSection):
+    folder: Line | None = optional_key("a folder on this machine")
+    textures: TexturesSection = inner(TexturesSection)
 
     @pydantic.model_validator(mode="after")
     def _check_number(self) -> "Source":
@@ -295,55 +97,68 @@ class Source(Section):
         return self
 
 
-class Shared(Section):
+class Shared(TemplateSection):
     """Keys that a dataset may have too."""
 
-    split: Split = key("how the folder of a dataset is read")
-    template: Texts = key("class template with {} for the name, or a list to average over")
-    prompts: Prompts = key("the prompts of the captioner")
-    clip: Clip = key("the CLIP model that is adapted")
-    inference: Inference = key("zero-shot pseudo-labels and evaluation")
-    captioner: Captioner = key("the multimodal model that writes the captions")
-    captions: Captions = key("how captioning is divided into jobs")
-    scores: Scores = key("the captioner's scores of CLIP's best classes")
-    votes: Voter | None = key("what labels are fused from; null: lmm with scores, else caption")
-    selection: Selection = key("the choice of a model without labels")
-    unknown: Unknown = key("images that show none of the classes")
-    groups: Groups = key("group captions: four images of a pseudo-label, one group for every image")
-    finetune: Finetune = key("the optimiser")
-    compute: Compute = key("how fine-tuning is computed: speed and memory, not results")
-    processes: Processes = key("processes of a job, each on its own GPU")
-    threads: Threads = key("CPU threads of each job")
+    split: SplitSection = inner(SplitSection)
+    prompts: PromptsSection = inner(PromptsSection)
+    clip: ClipSection = inner(ClipSection)
+    inference: InferenceSection = inner(InferenceSection)
+    captioner: CheckedCaptionerSection = inner(CheckedCaptionerSection)
+    captions: CaptionsSection = inner(CaptionsSection)
+    scores: ScoresSection = inner(ScoresSection)
+    votes: Voter | None = key(
+        None,
+        "what labels are fused from; null: lmm with scores, else caption; lmm: class scores, which "
+        "need scores.kind",
+    )
+    selection: SelectionSection = inner(SelectionSection)
+    unknown: UnknownSection = inner(UnknownSection)
+    groups: GroupsSection = inner(GroupsSection)
+    finetune: FinetuneSection = inner(FinetuneSection)
+    compute: ComputeSection = inner(ComputeSection)
+    processes: ProcessesSection = inner(ProcessesSection)
+    threads: ThreadsSection = inner(ThreadsSection)
 
 
-class Dataset(Shared):
-    title: str = key("its full name")
-    licence: str = key("terms of use of its images")
-    citation: str = key("the paper to cite")
-    size: str = key("size of its downloads, in words")
-    source: Source = key("where the images come from: one of these keys")
-    class_synonyms: dict[str, list[str]] = key("other names of classes, averaged with the name")
-    methods: dict[Key, MethodOfDataset] = key("what the dataset changes of a method")
+class Dataset(Shared, SynonymsSection, TermsSection):
+    size: str = optional_key("size of its downloads, in words", default="")
+    source: Source = optional_key("where the images come from: one of these keys")
+    methods: dict[Key, MethodOfDataset] = optional_key(
+        "what the dataset changes of a method", default={}
+    )
 
 
-class Config(Shared):
-    dataset: Texts = key("dataset keys, separated by commas, or all")
-    image_dir: Line | None = key("a folder of images for the one dataset that is run")
-    limit: Positive | None = key("images of each split that the run takes; null: all")
-    container: Line | None = key("an image for --sdm apptainer: a file or an address")
-    method: Texts | None = key("method names, separated by commas; null: see `config.yaml`")
+class RunSection(Section):
+    """What to run."""
+
+    dataset: Texts = key("demo", "dataset keys, separated by commas, or all")
+    image_dir: Line | None = key(None, "a folder of images for the one dataset that is run")
+    limit: Positive | None = key(None, "images of each split that the run takes; null: all")
+    container: Line | None = key(
+        None, "an image for --sdm apptainer: a .sif file or an address such as docker://<image>"
+    )
+    method: Texts | None = key(
+        None,
+        "method names, separated by commas; null: zero_shot, zero_shot_adapted, image_prototypes, "
+        "recommended, and latteclip except on images in your own folder",
+    )
     seeds: (
         Annotated[int, Field(ge=1, le=1000)]
         | Annotated[list[Natural], Field(min_length=1)]
         | Annotated[str, Field(pattern="^[0-9]{1,9}(,[0-9]{1,9}){0,999}$")]
-    ) = key("a number of seeds, or the seeds, separated by commas")
+    ) = key(3, "a number of seeds, or the seeds, separated by commas; 3 means 0, 1 and 2")
     image_encoders: list[Line] | Line = key(
+        [],
         "image encoders beside CLIP that help to label images: a name of timm, hf-hub:<repo>, "
-        "local-dir:<folder> or open_clip:<model>/<tag>"
+        "local-dir:<folder> or open_clip:<model>/<tag>",
     )
-    table: Table = key("the table over all datasets and methods of a run")
-    methods: dict[MethodName, Method] = key("methods by name")
-    datasets: dict[Key, Dataset] = key("datasets by key")
+
+
+class Config(Shared, RunSection):
+    table: TableSection = inner(TableSection)
+    methods: dict[MethodName, Method] = optional_key("methods by name", default={})
+    datasets: dict[Key, Dataset] = optional_key("datasets by key", default={})
 
 
 def check(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from latteclip.config import hub_names, layers, methods
 from latteclip.config.configuration import Configuration
 from latteclip.config.methods import OBJECTIVES
 from latteclip.config.model import Shared
+from latteclip.config.sections.training import TrainingSection
 from latteclip.core.hashing import fingerprint
 
 # What is in the cache of Hugging Face for a model: shared by all datasets that name it.
@@ -113,10 +114,9 @@ def download_dataset(configuration: Configuration, dataset: str) -> Settings:
     return {"downloads": values["source"]["downloads"], **{key: values[key] for key in terms}}
 
 
-def index_images(configuration: Configuration, dataset: str) -> Settings:
-    """Return how the dataset's folder is read, and how many images are drawn in a limited run."""
-    values = configuration.section("split", dataset)
-    return values if configuration.limit is None else {**values, "limit": configuration.limit}
+def limit(configuration: Configuration) -> str:
+    """Return the option that says how many images of each split a limited run draws."""
+    return "" if configuration.limit is None else f"--limit {configuration.limit}"
 
 
 def hub_model(configuration: Configuration, dataset: str, section: str) -> Paths:
@@ -175,18 +175,17 @@ def user_file(configuration: Configuration, dataset: str, key: str) -> Paths:
     return [file] if is_used and file is not None else []
 
 
+def scores_prompt(configuration: Configuration, dataset: str) -> str:
+    """Return the question whose answers are scored; letters have a question of their own."""
+    is_likelihood = configuration.section("scores", dataset)["kind"] == "likelihood"
+    return str(configuration.section("prompts", dataset)["image"]) if is_likelihood else ""
+
+
 def captioner(configuration: Configuration, dataset: str) -> Settings:
     """Return the captioner, with what its stages ask of the engine."""
     engine = configuration.engine(dataset)
     values = configuration.section("captioner", dataset)
     return {**values, "loads_model": engine.loads_model, "reads_file": engine.reads_file}
-
-
-def scores(configuration: Configuration, dataset: str) -> Settings:
-    """Return how classes are scored, with the prompt of a likelihood."""
-    values = configuration.section("scores", dataset)
-    prompt = configuration.section("prompts", dataset)["image"]
-    return {**values, "prompt": prompt if values["kind"] == "likelihood" else ""}
 
 
 def shards(configuration: Configuration, dataset: str, kind: str) -> Paths:
@@ -205,27 +204,31 @@ def captions_in_use(configuration: Configuration, dataset: str) -> Paths:
 def pseudo_label_images(configuration: Configuration, dataset: str) -> Settings:
     """Return the CLIP model, the class templates, and how images are encoded."""
     return {
-        **configuration.section("clip", dataset),
-        **configuration.section("inference", dataset),
-        **_class_words(configuration, dataset),
+        "clip": configuration.section("clip", dataset),
+        "inference": configuration.section("inference", dataset),
+        "class_texts": _class_texts(configuration, dataset),
     }
 
 
 def encode_images(configuration: Configuration, dataset: str, encoder: str) -> Settings:
     """Return an image encoder beside CLIP, and how images are encoded."""
-    return {"model": configuration.image_encoders[encoder], **encoding(configuration, dataset)}
+    return {"encoder": configuration.image_encoders[encoder], **encoding(configuration, dataset)}
 
 
 def encoding(configuration: Configuration, dataset: str) -> Settings:
     """Return how images are encoded."""
-    size = configuration.section("inference", dataset)["batch_size"]
-    return {"batch_size": size, "precision": configuration.section("clip", dataset)["precision"]}
+    return {
+        "clip": _part(configuration, "clip", dataset, "precision"),
+        "inference": _part(configuration, "inference", dataset, "batch_size"),
+    }
 
 
 def fuse_labels(configuration: Configuration, dataset: str) -> Settings:
     """Return the CLIP model that encodes the captions, and the batch size."""
-    size = configuration.section("inference", dataset)["batch_size"]
-    return {**configuration.section("clip", dataset), "batch_size": size}
+    return {
+        "clip": configuration.section("clip", dataset),
+        "inference": _part(configuration, "inference", dataset, "batch_size"),
+    }
 
 
 def voter_table(configuration: Configuration, dataset: str) -> str:
@@ -258,10 +261,10 @@ def teaching_answers(_: Configuration, dataset: str) -> Paths:
 
 def assemble_model(configuration: Configuration, dataset: str, method: str) -> Settings:
     """Return the CLIP model, and the image encoders beside it if the method predicts by them."""
-    values = configuration.section("clip", dataset)
+    values = {"clip": configuration.section("clip", dataset)}
     if not configuration.reads_encoders(method):
-        return dict(values)
-    return {**values, "image_encoders": list(configuration.image_encoders.values())}
+        return values
+    return {**values, "encoders": list(configuration.image_encoders.values())}
 
 
 def models_to_assemble(configuration: Configuration, method: str) -> Paths:
@@ -310,17 +313,13 @@ def fold(configuration: Configuration, dataset: str, seed: str) -> Settings:
 def finetune(configuration: Configuration, dataset: str, method: str, seed: str) -> Settings:
     """Return the CLIP model, the method, and how the training is computed."""
     values = configuration.method(method, dataset)
-    objective, labels = OBJECTIVES[values["objective"]], values.get("pseudo_labels", "zero_shot")
+    objective = OBJECTIVES[values["objective"]]
+    read = {name: values[name] for name in TrainingSection.model_fields if name in values}
     return {
-        **configuration.section("clip", dataset),
-        **_class_words(configuration, dataset),
-        "objective": objective.module,
+        "clip": configuration.section("clip", dataset),
+        "class_texts": _class_texts(configuration, dataset),
+        "method": {**read, "objective": objective.module},
         "is_supervised": objective.is_supervised,
-        "pseudo_labels": labels,
-        "prototypes": values.get("prototypes", "text"),
-        "head": values.get("head", "tuned"),
-        "switches": values.get("switches", {}),
-        "finetune": values["finetune"],
         "compute": configuration.section("compute", dataset),
         "fold": fold(configuration, dataset, seed),
     }
@@ -329,7 +328,9 @@ def finetune(configuration: Configuration, dataset: str, method: str, seed: str)
 def find_learning_rate(configuration: Configuration, dataset: str, method: str) -> Settings:
     """Return the settings of the training without its fold and head."""
     values = finetune(configuration, dataset, method, "0")
-    return {key: values[key] for key in values.keys() - {"fold", "head"}}
+    del values["fold"]
+    values["method"].pop("head", None)
+    return values
 
 
 def finetune_command(configuration: Configuration, dataset: str) -> str:
@@ -356,7 +357,10 @@ def averaged(configuration: Configuration, dataset: str, method: str) -> list[Se
 
 def evaluate(configuration: Configuration, dataset: str, method: str, seed: str) -> Settings:
     """Return how images are encoded, how many classes are kept, and which images were left out."""
-    values = {**configuration.section("inference", dataset), **encoding(configuration, dataset)}
+    values = {
+        "clip": _part(configuration, "clip", dataset, "precision"),
+        "inference": configuration.section("inference", dataset),
+    }
     if configuration.is_average(method):  # each of its trainings left out others
         return values
     return {**values, "fold": fold(configuration, dataset, seed)}
@@ -364,14 +368,15 @@ def evaluate(configuration: Configuration, dataset: str, method: str, seed: str)
 
 def evaluate_classifier(configuration: Configuration, dataset: str, method: str) -> Settings:
     """Return how many classes are kept for each image, and the flags of the method."""
-    topk = configuration.section("inference", dataset)["topk"]
-    return {"topk": topk, "flags": [] if configuration.objective(method).in_paper else ["ours"]}
+    is_in_paper = configuration.objective(method).in_paper
+    inference = _part(configuration, "inference", dataset, "topk")
+    return {"inference": inference, "flags": [] if is_in_paper else ["ours"]}
 
 
 def propagate_labels(configuration: Configuration, dataset: str, method: str) -> Settings:
     """Return the graph of the images, and how many classes are kept for each."""
     graph = configuration.method(method, dataset).get("graph", {})
-    return {**graph, "topk": configuration.section("inference", dataset)["topk"]}
+    return {"graph": graph, "inference": _part(configuration, "inference", dataset, "topk")}
 
 
 def candidates(configuration: Configuration, dataset: str) -> list[Settings]:
@@ -469,7 +474,7 @@ def report_dataset(configuration: Configuration, dataset: str) -> str:
     paper = [m for m in run if all_methods[m].get("objective") == methods.PAPER]
     values = {
         "dataset": dataset,
-        "baseline": configuration.table["baseline"],
+        "table": {"baseline": configuration.table["baseline"]},
         "main": (able or run)[-1],
         "paper": next((m for m in paper if "like" not in all_methods[m]), None),
         "suffix": configuration.suffix,
@@ -517,13 +522,18 @@ def index_results(configuration: Configuration) -> Settings:
     """Return the pages and titles of the datasets for the page over all of them."""
     titles = {key: one.get("title") for key, one in configuration.config["datasets"].items()}
     return {
-        "baseline": configuration.table["baseline"],
+        "table": {"baseline": configuration.table["baseline"]},
         "reports": {k: f"{k}/report{configuration.suffix}.html" for k in configuration.datasets},
         "titles": {key: title for key, title in titles.items() if title},
     }
 
 
-def _class_words(configuration: Configuration, dataset: str) -> Settings:
+def _part(configuration: Configuration, section: str, dataset: str, key: str) -> Settings:
+    """Return a section with one key: the others rerun nothing, and the stage reads none of them."""
+    return {key: configuration.section(section, dataset)[key]}
+
+
+def _class_texts(configuration: Configuration, dataset: str) -> Settings:
     synonyms = configuration.dataset(dataset).get("class_synonyms")
     words = {"template": configuration.section("template", dataset)}
     return {**words, "class_synonyms": synonyms} if synonyms else words

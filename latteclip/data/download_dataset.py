@@ -14,7 +14,6 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -24,7 +23,13 @@ from filelock import FileLock
 
 from latteclip import __version__
 from latteclip.config import layers, model
-from latteclip.config.model import Download, HubOrDriveFile
+from latteclip.config.sections.downloads import (
+    DownloadSection,
+    DownloadsSection,
+    HubOrDriveFile,
+    TermsSection,
+)
+from latteclip.config.sections.split import SplitSection
 from latteclip.core.class_templates import clean_classnames
 from latteclip.core.errors import UserError, first_line, full_disk
 from latteclip.core.files import from_values, new_folder, replacing
@@ -32,7 +37,7 @@ from latteclip.core.hashing import digest
 from latteclip.core.signals import ending_in_order
 from latteclip.core.terminal import Progress
 from latteclip.data.images import image_exists
-from latteclip.data.splits import HeaderOrEnd, SplitSettings, read_split, tar_entries
+from latteclip.data.splits import HeaderOrEnd, read_split, tar_entries
 
 log = logging.getLogger(__name__)
 RESOURCES = Path("resources")
@@ -47,14 +52,8 @@ ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 Source = str | HubOrDriveFile  # a URL or a path of this machine, or a file of a hub or drive
 
 
-@dataclass(frozen=True)
-class DownloadSettings:
+class DownloadSettings(DownloadsSection, TermsSection):
     """The files of a dataset by name, and its terms."""
-
-    downloads: dict[str, Download]
-    title: str = ""
-    licence: str = "not stated"
-    citation: str = "not stated"
 
 
 def download_dataset(dataset: str, settings: DownloadSettings, output: str) -> None:
@@ -78,13 +77,13 @@ def download_dataset(dataset: str, settings: DownloadSettings, output: str) -> N
     log.info("Dataset %s is in %s.", dataset, output)
 
 
-def _place(file: Path, name: str, download: Download, folder: Path) -> None:
+def _place(file: Path, name: str, download: DownloadSection, folder: Path) -> None:
     """Unpack an archive, or link or copy any other file, into the data folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    if download.unpack is not False and file.name.lower().endswith(ARCHIVES):
+    if download.unpack and file.name.lower().endswith(ARCHIVES):
         log.info("Unpacking %s.", file)
         unpack(file, folder)
-        for pattern in download.nested or []:
+        for pattern in download.nested:
             for inner in sorted(path for path in folder.rglob(pattern) if path.is_file()):
                 unpack(inner, inner.parent)
                 inner.unlink()
@@ -95,7 +94,7 @@ def _place(file: Path, name: str, download: Download, folder: Path) -> None:
         shutil.copyfile(file, folder / name)
 
 
-def fetch(name: str, download: Download, folder: Path) -> Path:
+def fetch(name: str, download: DownloadSection, folder: Path) -> Path:
     """Return a verified file: put there by hand, fetched by an earlier run, or fetched now."""
     problems = []
     for path, checksum in candidates(name, download, folder):
@@ -120,7 +119,9 @@ def fetch(name: str, download: Download, folder: Path) -> Path:
     )
 
 
-def candidates(name: str, download: Download, folder: Path) -> Iterator[tuple[Path, str | None]]:
+def candidates(
+    name: str, download: DownloadSection, folder: Path
+) -> Iterator[tuple[Path, str | None]]:
     """Yield the files of a downloads folder that may be the wanted one, with known checksums."""
     known: dict[str, str | None] = {name: download.checksum}
     for source in download.sources or []:
@@ -168,7 +169,7 @@ def wrong_checksum(path: Path, checksum: str | None) -> str:
     return "" if found == checksum else f"{path} has the checksum {found} and not {checksum}"
 
 
-def _fetch_from(source: Source, name: str, download: Download, folder: Path) -> Path:
+def _fetch_from(source: Source, name: str, download: DownloadSection, folder: Path) -> Path:
     own_checksum = None if isinstance(source, str) else source.checksum
     checksum: str | None = own_checksum or download.checksum
     part = folder / ".part" / digest(address(source))[:16]  # an unfinished file
@@ -240,9 +241,9 @@ def _fetch_from_hub(source: HubOrDriveFile, folder: Path) -> tuple[Path, str | N
     from huggingface_hub.hf_api import RepoFile
 
     repo: dict[str, Any] = {"revision": source.revision, "repo_type": source.type}
-    name, checksum = source.file, None
+    hub_repo, name, checksum = str(source.hf), str(source.file), None
     if "*" in name or source.checksum == HUB_CHECKSUM:
-        tree = HfApi().list_repo_tree(source.hf, recursive=True, **repo)
+        tree = HfApi().list_repo_tree(hub_repo, recursive=True, **repo)
         files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
         found = [path for path in files if fnmatch.fnmatchcase(path.lower(), name.lower())]
         if len(found) != 1:
@@ -251,7 +252,7 @@ def _fetch_from_hub(source: HubOrDriveFile, folder: Path) -> tuple[Path, str | N
         lfs = files[name].lfs
         checksum = f"sha256:{lfs.sha256}" if lfs else f"git_blob:{files[name].blob_id}"
         log.info("%s is %s.", address(source), name)
-    return Path(hf_hub_download(source.hf, name, local_dir=folder, **repo)), checksum
+    return Path(hf_hub_download(hub_repo, name, local_dir=folder, **repo)), checksum
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -376,14 +377,14 @@ def _findings(key: str, values: Mapping[str, Any]) -> Iterator[tuple[bool, str]]
     """Yield whether each download has its checksum, the split its counts and all its images."""
     folder = RESOURCES / key / DOWNLOADS
     for name, spec in values.get("source", {}).get("downloads", {}).items():
-        download = from_values(Download, spec)
+        download = from_values(DownloadSection, spec)
         found = list(candidates(name, download, folder)) if folder.is_dir() else []
         if not found:
             yield False, f"{name} is not in {folder}; the next run fetches it"
         for path, checksum in found:
             wrong = wrong_checksum(path, checksum)
             yield not wrong, wrong or f"{path} has {checksum or 'no known checksum'}"
-    settings = from_values(SplitSettings, values.get("split", {}))
+    settings = from_values(SplitSection, values.get("split", {}))
     try:
         images, split = read_split(_folder(key, values), settings)
         clean_classnames(split.names, settings.classname_replace)

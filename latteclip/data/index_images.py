@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from latteclip.config.sections.split import SplitSection
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classnames
 from latteclip.core.errors import UserError
@@ -28,7 +29,7 @@ from latteclip.core.terminal import Progress, one_line
 from latteclip.data import decoding, fingerprints, folder_files
 from latteclip.data import images as image_files
 from latteclip.data.fingerprints import Fingerprint, fingerprint
-from latteclip.data.splits import Item, Split, SplitSettings, draw, read_split
+from latteclip.data.splits import Item, Split, draw, read_split
 from latteclip.data.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -54,12 +55,13 @@ Broken = tuple[str, str, str, str]  # image_id, path, split and reason
 
 def index_images(
     folder: str,
-    settings: SplitSettings,
+    settings: SplitSection,
     output: str,
     corrupt_output: str,
     fingerprints_output: str,
     *,
     threads: int,
+    limit: int | None = None,
     folder_state: str | None = None,
     folder_files_output: str | None = None,
 ) -> None:
@@ -77,10 +79,10 @@ def index_images(
     pairs = zip(classnames, split.names, strict=True)
     written_names = {name: written for name, written in pairs if name != written}
     metadata = IndexMetadata(classnames, written_names, dict(split.skipped))
-    if settings.limit is not None:
-        metadata.limit = settings.limit
+    if limit is not None:
+        metadata.limit = limit
         metadata.drawn_from = dict(Counter(item.split for item in split.items))
-        split = draw(split, settings.limit)
+        split = draw(split, limit)
     counts = Counter[str]()
     broken: list[Broken] = []
     content = hashlib.sha256()
@@ -107,7 +109,7 @@ def index_images(
         _check(broken, split, counts, settings.max_corrupt, folder)
         metadata.content = content.hexdigest()
         if folder_state and folder_files_output:
-            checksums = [*_checksums(folder, listed, cache, settings.limit)]
+            checksums = [*_checksums(folder, listed, cache, limit)]
             folder_files.write(folder_files_output, listed, folder_state, checksums)
     _log_counts(split, classnames, counts, time.monotonic() - started)
 

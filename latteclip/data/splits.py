@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, TypeAdapter, ValidationError
 
+from latteclip.config.sections.split import ListsSection, SplitSection
 from latteclip.core.class_templates import clean_classname, clean_classnames
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import readable
@@ -77,26 +78,7 @@ class Split:
     skipped: dict[str, int] = field(default_factory=dict)  # files that are no images, by suffix
 
 
-@dataclass(frozen=True)
-class SplitSettings:
-    """How a dataset's folder is read: section `split` of the configuration, and a limit."""
-
-    kind: str = "folders"  # a key of READERS
-    file: str | None = None
-    lists: dict[str, str] = field(default_factory=dict)
-    suffix: str = ""
-    classes: str | None = None  # None: classes.txt if it exists
-    images: str = "."
-    image: str | None = None
-    label: str | None = None
-    test_fraction: float = 0.3
-    classname_replace: dict[str, str] = field(default_factory=lambda: {"_": " "})
-    counts: dict[str, int] = field(default_factory=dict)
-    max_corrupt: float = 0.01
-    limit: int | None = None  # images of each split that are drawn; None: all
-
-
-def read_split(root: Path, settings: SplitSettings) -> tuple[Path, Split]:
+def read_split(root: Path, settings: SplitSection) -> tuple[Path, Split]:
     """Return the folder of images and the split of a dataset's folder.
 
     Raises UserError where the split does not fit its form, the folder or the expected counts.
@@ -108,7 +90,7 @@ def read_split(root: Path, settings: SplitSettings) -> tuple[Path, Split]:
         names, rows = READERS[settings.kind](root, settings, skipped)
         items = _labelled(rows, names, settings.test_fraction, root)
         split = Split(items, names, dict(skipped.most_common()))
-        _check(split, settings.counts, root)
+        _check(split, settings.counts.model_dump(exclude_none=True), root)
         probes = [items[i].path for i in (0, len(items) // 2, -1)]
         return _folder_with(root, settings.images, probes), split
 
@@ -199,7 +181,7 @@ def _existing(root: Path, name: str) -> Path:
     return _folder_with(root, place.parent, [place.name]) / place.name
 
 
-def _listed_classes(root: Path, settings: SplitSettings) -> list[str]:
+def _listed_classes(root: Path, settings: SplitSection) -> list[str]:
     """Return the class names that a file lists, in label order, none where there is no file."""
     if settings.classes is None and not (root / CLASSES).is_file():
         return []
@@ -219,7 +201,7 @@ def _number_or_name(text: str) -> int | str:
     return int(text) if re.fullmatch("-?[0-9]{1,18}", text) else text
 
 
-def _read_table(root: Path, settings: SplitSettings, _skipped: Counter[str]) -> Listing:
+def _read_table(root: Path, settings: SplitSection, _skipped: Counter[str]) -> Listing:
     """Read a CoOp split, a table, or lists. Labels name the classes if nothing else does."""
     table = list(TABLES[settings.kind](root, settings))
     listed = [] if settings.kind == "coop" else _listed_classes(root, settings)
@@ -232,7 +214,7 @@ def _read_table(root: Path, settings: SplitSettings, _skipped: Counter[str]) -> 
     return names, rows
 
 
-def _coop_rows(root: Path, settings: SplitSettings) -> Iterator[tuple[str, ...]]:
+def _coop_rows(root: Path, settings: SplitSection) -> Iterator[tuple[str, ...]]:
     """Yield COLUMNS of {"train": [[path, label, classname], ...], "val": ..., "test": ...}."""
     path = _existing(root, settings.file or "split.json")
     try:
@@ -248,7 +230,7 @@ def _coop_rows(root: Path, settings: SplitSettings) -> Iterator[tuple[str, ...]]
             yield image, split, str(label), name
 
 
-def _csv_rows(root: Path, settings: SplitSettings) -> Iterator[tuple[str, ...]]:
+def _csv_rows(root: Path, settings: SplitSection) -> Iterator[tuple[str, ...]]:
     """Yield COLUMNS of a table, which has path and perhaps the others. A .tsv has tabs."""
     path = _existing(root, settings.file or "split.csv")
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
@@ -274,9 +256,14 @@ def _csv_rows(root: Path, settings: SplitSettings) -> Iterator[tuple[str, ...]]:
         raise UserError(f"Split file {path} is not valid CSV in UTF-8: {error}.") from None
 
 
-def _list_rows(root: Path, settings: SplitSettings) -> Iterator[tuple[str, ...]]:
+def listed_splits(lists: ListsSection) -> dict[str, str]:
+    """Return the list of each split that has one, in the order of the index."""
+    return dict(sorted(lists.model_dump(exclude_none=True).items()))
+
+
+def _list_rows(root: Path, settings: SplitSection) -> Iterator[tuple[str, ...]]:
     """Yield COLUMNS of one list per split, of lines "<image> <class name>"."""
-    for split, listed in settings.lists.items():
+    for split, listed in listed_splits(settings.lists).items():
         for line in _lines(_existing(root, listed)):
             image, _, name = line.partition(" ")
             yield image + settings.suffix, split, "", name
@@ -305,7 +292,7 @@ def _table_names(table: Sequence[Sequence[str]], root: Path) -> list[str]:
     return found
 
 
-def _read_class_folders(root: Path, settings: SplitSettings, skipped: Counter[str]) -> Listing:
+def _read_class_folders(root: Path, settings: SplitSection, skipped: Counter[str]) -> Listing:
     """Read class folders: {train,val,test}/<class>/..., or <class>/... in the folder of images.
 
     A list of classes gives the names and their order. Folders match its names after clean-up.
@@ -359,13 +346,15 @@ def _folder_names(folder: Path, class_folders: Mapping[str, Sequence[str]]) -> l
     return names
 
 
-def _read_shards(root: Path, settings: SplitSettings, skipped: Counter[str]) -> Listing:
+def _read_shards(root: Path, settings: SplitSection, skipped: Counter[str]) -> Listing:
     """Read all shards in the order of their paths. They name the classes that no list names."""
     folder = root / settings.images
     samples = _parquet_samples if settings.kind == "parquet" else _tar_samples
     rows: list[Row] = []
     described: set[tuple[str, ...]] = set()
-    found = _listed_shards(folder, settings.lists) or _named_shards(folder, settings.kind)
+    found = _listed_shards(folder, listed_splits(settings.lists)) or _named_shards(
+        folder, settings.kind
+    )
     for shard, split in found:
         name = os.path.relpath(shard, folder)
         try:
@@ -422,7 +411,7 @@ def _named_shards(folder: Path, kind: str) -> list[tuple[Path, str]]:
 
 
 def _tar_samples(
-    shard: Path, settings: SplitSettings, skipped: Counter[str], _described: object
+    shard: Path, settings: SplitSection, skipped: Counter[str], _described: object
 ) -> Iterator[Sample]:
     """Yield the images of a tar in order, and count samples without an image by suffix."""
     label_suffix, _, json_key = (settings.label or "cls").partition(":")
@@ -519,7 +508,7 @@ def tar_entries(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def _parquet_samples(
-    shard: Path, settings: SplitSettings, _skipped: object, described: set[tuple[str, ...]]
+    shard: Path, settings: SplitSection, _skipped: object, described: set[tuple[str, ...]]
 ) -> Iterator[Sample]:
     """Yield the images of a Parquet file in order. Without a column of labels they have none."""
     number, column = itertools.count(), settings.label or "label"
@@ -553,7 +542,7 @@ def _described_classes(file: Any, column: str) -> tuple[str, ...]:
     return ()
 
 
-READERS: dict[str, Callable[[Path, SplitSettings, Counter[str]], Listing]] = {
+READERS: dict[str, Callable[[Path, SplitSection, Counter[str]], Listing]] = {
     **dict.fromkeys(TABLES, _read_table),
     "folders": _read_class_folders,
     **dict.fromkeys(SUFFIXES, _read_shards),

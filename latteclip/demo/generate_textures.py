@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from latteclip.config.sections.textures import TexturesSection
 from latteclip.core.files import replacing
 
 SIDE = 64
@@ -507,17 +508,7 @@ def generate(
     return images, [attributes[i] for i in range(n)]
 
 
-@dataclass(frozen=True)
-class TextureSettings:
-    """How many textures, and from which domain."""
-
-    train: int
-    test: int
-    gap: float  # 0 (source) to 1 (target)
-    seed: int
-
-
-def generate_textures(settings: TextureSettings, output: str | Path) -> None:
+def generate_textures(settings: TexturesSection, output: str | Path) -> None:
     """Write `images/<classname>/<classname>_<number>.png` and the CoOp split `split.json`.
 
     Train and test images come from different random streams of the seed. The whole folder appears
@@ -532,7 +523,7 @@ def generate_textures(settings: TextureSettings, output: str | Path) -> None:
 
 
 def _write_images(
-    folder: Path, settings: TextureSettings, n: int, stream: int, first: int
+    folder: Path, settings: TexturesSection, n: int, stream: int, first: int
 ) -> list[tuple[str, int, str]]:
     """Write n images of a stream, numbered from `first`, and return their rows of the split."""
     rows = []

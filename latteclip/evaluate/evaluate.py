@@ -1,25 +1,24 @@
 """Images classified by a fine-tuned model: the test split, and some training images."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pyarrow as pa
 import torch
 
 from latteclip.clip import finetuned
+from latteclip.config.sections.base import Section
+from latteclip.config.sections.clip import ClipSection
+from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import devices, tables
 from latteclip.core.holdout import NO_FOLD, Fold, left_out_images
 from latteclip.evaluate import metrics, train_predictions
 from latteclip.train.history import TrainingMetadata
 
 
-@dataclass(frozen=True)
-class EvaluateSettings:
+class EvaluateSettings(Section):
     """How images are classified."""
 
-    batch_size: int
-    topk: int
-    precision: str = "bf16"
+    clip: ClipSection  # its `precision`
+    inference: InferenceSection
     fold: Fold = NO_FOLD  # the training images that were not trained on
 
 
@@ -49,13 +48,15 @@ def evaluate(
     examples = train_predictions.example_images(images_path, pseudo_labels_path)
     history = tables.read_metadata(history_path, TrainingMetadata)
     where = devices.pick(device, threads)
-    model = finetuned.load(model_path, where, settings.precision, classnames=names)
+    model = finetuned.load(model_path, where, settings.clip.precision, classnames=names)
 
     def rank(images: pa.Table, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the best classes of N images and their scores, both [N, K]."""
-        return model.classify(tables.Strings(images["path"]), k, settings.batch_size, threads)
+        return model.classify(
+            tables.Strings(images["path"]), k, settings.inference.batch_size, threads
+        )
 
-    labels, scores = rank(table, settings.topk)
+    labels, scores = rank(table, settings.inference.topk)
     metrics.write(
         *(table, names, labels.numpy(), scores.numpy(), history.flags),
         *((dataset, method, seed), predictions_output, metrics_output),

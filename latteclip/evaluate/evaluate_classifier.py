@@ -1,23 +1,24 @@
 """The test split classified by the features of the pretrained model and a classifier of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import pyarrow as pa
+from pydantic import Field
 
 from latteclip.clip.classifier import classify, load_classifier
+from latteclip.config.sections.base import Section
+from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import tables
 from latteclip.core.holdout import held_out_for_choice
 from latteclip.evaluate import metrics, train_predictions
 from latteclip.labels.features import read_all_features
 
 
-@dataclass(frozen=True)
-class ClassifierSettings:
+class ClassifierSettings(Section):
     """How many classes are written, and how the result is marked."""
 
-    topk: int  # best classes of each image
-    flags: list[str] = field(default_factory=list)  # keys of `core.flags.FLAGS`
+    inference: InferenceSection  # its `topk`
+    flags: list[str] = Field(default_factory=list)  # keys of `core.flags.FLAGS`
 
 
 def evaluate_classifier(
@@ -38,7 +39,7 @@ def evaluate_classifier(
     table, names = metrics.read_evaluated_images(images_path, dataset)
     classifier, _ = load_classifier(classifier_path, classnames=names)
     features = read_all_features(pseudo_labels_path, image_encoders_paths, table["image_id"])
-    labels, scores = classify(features, classifier, settings.topk)
+    labels, scores = classify(features, classifier, settings.inference.topk)
     metrics.write(
         *(table, names, labels.numpy(), scores.numpy(), settings.flags),
         *((dataset, method, seed), predictions_output, metrics_output),

@@ -8,12 +8,14 @@ K neighbours, V = C + N nodes: the classes, then the training images.
 
 import logging
 import math
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 
 from latteclip.clip.classifier import Features, best_classes, load_classifier, parts
+from latteclip.config.sections.base import Section
+from latteclip.config.sections.graph import GraphSection
+from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate import metrics
@@ -104,14 +106,11 @@ def neighbour_index(features: Features, device: torch.device) -> BruteForceIndex
     return BruteForceIndex(there)
 
 
-@dataclass(frozen=True)
-class PropagationSettings:
+class PropagationSettings(Section):
     """How the graph is made, with the defaults of the authors' code."""
 
-    topk: int  # best classes of each image
-    neighbours: int = 5  # K: images, and texts, that an image is linked to
-    gamma: float = 5.0  # power of cosines between images and texts: they are on another scale
-    alpha: float = 0.3  # share of a score that comes from the neighbours
+    graph: GraphSection
+    inference: InferenceSection  # its `topk`
 
 
 class NeighbourGraph:
@@ -143,13 +142,13 @@ class NeighbourGraph:
         A link weighs as much as the cosine, to the power gamma for a text. A negative cosine makes
         no link. Where queries and images are the same, none is its own neighbour.
         """
-        texts, k = BruteForceIndex(self.classes), self.settings.neighbours
+        texts, k = BruteForceIndex(self.classes), self.settings.graph.neighbours
         weights, nodes = [], []
         for rows in parts(len(queries), self.images.at_once):
             part, first = queries[rows].to(self.classes.device), rows.start if same else None
             to_classes, class_index = texts.nearest(part, min(k, texts.n))
             to_images, image_index = self.images.nearest(part, min(k, self.images.n - same), first)
-            to_classes = to_classes.clamp(min=0) ** self.settings.gamma
+            to_classes = to_classes.clamp(min=0) ** self.settings.graph.gamma
             weights.append(torch.cat([to_classes, to_images.clamp(min=0)], 1))
             nodes.append(torch.cat([class_index, texts.n + image_index], 1))  # [part, up to 2 K]
         columns = torch.cat(nodes)
@@ -163,7 +162,7 @@ class NeighbourGraph:
         S = D^-1/2 W D^-1/2 with degrees D, and Y marks the texts of the classes. Z is the limit of
         Z <- alpha S Z + Y (Zhou et al. 2003), alpha^(t + 1) / (1 - alpha) from it after t steps.
         """
-        alpha, (rows, columns) = self.settings.alpha, self.links.indices()
+        alpha, (rows, columns) = self.settings.graph.alpha, self.links.indices()
         spread = torch.sparse_coo_tensor(
             self.links.indices(),
             alpha * self.scale[rows] * self.links.values() * self.scale[columns],
@@ -194,7 +193,7 @@ class NeighbourGraph:
                 found = self.scale[:, None] * found
             found = found[n_classes:] if links is None else torch.sparse.mm(links, found)
             found = found.cpu()
-            order, best = best_classes(torch.cat([best, found], 1), self.settings.topk)
+            order, best = best_classes(torch.cat([best, found], 1), self.settings.inference.topk)
             numbers = torch.arange(some.start, some.stop).expand_as(found)
             labels = torch.cat([labels, numbers], 1).gather(1, order)
         return labels, best

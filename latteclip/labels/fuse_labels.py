@@ -148,8 +148,8 @@ def _report(
     return FusionReport(
         classnames=index.classnames,
         written_names=index.written_names,
-        model=settings.model,
-        pretrained=settings.pretrained,
+        model=settings.clip.model,
+        pretrained=settings.clip.pretrained,
         voter=voter,
         votes=known.ballot.title,
         voting=n,

@@ -122,7 +122,7 @@ class FusionParameters:
         return self.log_likelihood(votes).softmax(dim=1)
 
 
-class CheckedLabels(NamedTuple):
+class CrossFitted(NamedTuple):
     """Labels of the J images drawn to check them, each learned without the image's answer."""
 
     confidence: torch.Tensor  # [J] float32
@@ -143,7 +143,7 @@ class Fusion:
     predicted: torch.Tensor  # [N] the class by `head`, learned from other folds of the images
     joint_predicted: torch.Tensor  # [N] the same of `joint_heads`
     # FUSED labels, and those of classifiers by the names of their files, if answers check them.
-    checked: Mapping[str, CheckedLabels] = field(default_factory=dict)
+    checked: Mapping[str, CrossFitted] = field(default_factory=dict)
 
 
 class LabelModel:
@@ -439,11 +439,11 @@ def fuse(
     return replace(start.answered(labelled).fused(), checked=checked)
 
 
-def cross_fit(model: LabelModel, labelled: label_sources.LabelledRows) -> dict[str, CheckedLabels]:
+def cross_fit(model: LabelModel, labelled: label_sources.LabelledRows) -> dict[str, CrossFitted]:
     """Label the images drawn to check, each without its answer and those of its fold."""
     drawn = labelled.drawn.nonzero()[:, 0]
     order = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(SEED))
-    found: dict[str, CheckedLabels] = {}
+    found: dict[str, CrossFitted] = {}
     for fold in order.chunk(FOLDS):
         use = torch.ones(len(labelled.rows), dtype=torch.bool)
         use[drawn[fold]] = False
@@ -455,7 +455,7 @@ def cross_fit(model: LabelModel, labelled: label_sources.LabelledRows) -> dict[s
             predicted["image_prototypes_encoders"] = _classified(models, fusion.joint_heads, rows)
         for name, (labels, confidence) in predicted.items():
             is_right = torch.zeros(len(drawn), dtype=torch.bool)
-            checked = found.setdefault(name, CheckedLabels(torch.zeros(len(drawn)), is_right))
+            checked = found.setdefault(name, CrossFitted(torch.zeros(len(drawn)), is_right))
             checked.confidence[fold] = confidence.float()
             shares = labelled.shares[drawn[fold]].gather(1, labels[:, None])
             checked.right[fold] = shares[:, 0] > 0

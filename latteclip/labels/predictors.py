@@ -39,7 +39,7 @@ def read_predictors(
     threads: int,
 ) -> Predictors:
     """Read features of N images, and the votes of a voter: a module of latteclip/labels/voters."""
-    model, pretrained = settings.model, settings.pretrained
+    model, pretrained = settings.clip.model, settings.clip.pretrained
     classes, described = load_classifier(
         class_embeddings_path, classnames=classnames, model=model, pretrained=pretrained
     )

@@ -1,7 +1,7 @@
 """Zero-shot pseudo-labels of N images from a frozen CLIP (LatteCLIP, section 3.1)."""
 
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pyarrow as pa
 import torch
@@ -10,6 +10,10 @@ from latteclip.clip import classifier
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import ROWS, Features, best_classes, parts
 from latteclip.clip.encode import class_embeddings, encode_files
+from latteclip.config.sections.base import Section
+from latteclip.config.sections.class_texts import ClassTextsSection
+from latteclip.config.sections.clip import ClipSection
+from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import devices, tables
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.metadata import ClassesMetadata, IndexMetadata
@@ -17,17 +21,12 @@ from latteclip.core.metadata import ClassesMetadata, IndexMetadata
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ZeroShotSettings:
-    """The CLIP model, the class templates, and how images are encoded."""
+class ZeroShotSettings(Section):
+    """The CLIP model, the texts of the classes, and how images are encoded."""
 
-    model: str
-    pretrained: str | None
-    template: str | list[str]
-    batch_size: int
-    topk: int
-    precision: str = "bf16"
-    class_synonyms: dict[str, list[str]] = field(default_factory=dict)
+    clip: ClipSection
+    inference: InferenceSection
+    class_texts: ClassTextsSection
 
 
 def pseudo_label_images(
@@ -45,21 +44,24 @@ def pseudo_label_images(
     several), class_synonyms, written_names, model, pretrained and logit_scale.
     """
     table, classnames = tables.read_unlabelled(images_path, training=False)
-    model, pretrained, picked = settings.model, settings.pretrained, devices.pick(device, threads)
-    clip = clips.load(model, pretrained, picked, settings.precision)
+    model, pretrained = settings.clip.model, settings.clip.pretrained
+    clip = clips.load(model, pretrained, devices.pick(device, threads), settings.clip.precision)
     written = tables.read_metadata(images_path, IndexMetadata).written_names
-    class_templates = ClassTemplates.of(settings.template, settings.class_synonyms)
+    class_templates = ClassTemplates.of(
+        settings.class_texts.template, settings.class_texts.class_synonyms
+    )
     class_templates = replace(class_templates, written=written)
     embeddings = class_embeddings(
         clip, class_templates.templates, classnames, class_templates.synonyms
     )  # [C, D]
-    features = encode_files(clip, table["path"].to_pylist(), settings.batch_size, threads)
+    features = encode_files(clip, table["path"].to_pylist(), settings.inference.batch_size, threads)
     described: dict[str, object] = {"classnames": classnames, "model": model}
     described |= {"pretrained": pretrained, **class_templates.described}
     scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]
     described["logit_scale"] = scale
     classes = ClassesMetadata(classnames)
-    write_pseudo_labels(output, table, features, embeddings, scale, settings.topk, classes)
+    topk = settings.inference.topk
+    write_pseudo_labels(output, table, features, embeddings, scale, topk, classes)
     head = classifier.Classifier.of(embeddings)
     classifier.save_classifier(class_embeddings_output, head, described)
     log.info("Pseudo-labelled %d images with %d classes.", len(table), len(classnames))

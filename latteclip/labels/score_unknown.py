@@ -12,6 +12,7 @@ from scipy.stats import mannwhitneyu
 
 from latteclip.clip.classifier import load_classifier
 from latteclip.clip.ood import UnknownDetector, threshold
+from latteclip.config.sections.unknown import UnknownSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.labels.answers import read_labelled
@@ -26,20 +27,13 @@ MAX_P_VALUE = 0.01  # that scores tell both kinds apart
 ROUNDING = 1e-3  # of the log of a sum of probabilities
 
 
-@dataclass(frozen=True)
-class UnknownSettings:
-    """The section `unknown`."""
-
-    share: float  # of the training images that are marked unknown
-
-
 @dataclass
 class UnknownMetadata:
     """The metadata of UNKNOWN."""
 
     classnames: list[str]
     threshold: float  # of the scores by CLIP
-    share: float  # as in `UnknownSettings`
+    share: float  # as in `UnknownSection`
     captioner_threshold: float | None = None  # None: the captioner gave no scores
     answers: dict[str, int] | None = None  # of a person, "none" of the classes or "classes"
 
@@ -48,7 +42,7 @@ def score_unknown(
     images_path: str,
     pseudo_labels_path: str,
     class_embeddings_path: str,
-    settings: UnknownSettings,
+    settings: UnknownSection,
     output: str,
     detector_output: str,
     class_scores_path: str | None = None,

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from latteclip.captions.groups import GroupSettings
 from latteclip.captions.metadata import CaptionsMetadata
 from latteclip.captions.pictures import grid
 from latteclip.captions.text import mention
+from latteclip.config.sections.groups import GroupsSection
 from latteclip.core import tables
 from latteclip.core.files import read_object
 from latteclip.data.images import open_rgb
@@ -155,7 +155,7 @@ def gallery(
     return rows
 
 
-def _grid(members: Sequence[str], train: SplitReport, groups: GroupSettings | None) -> Picture:
+def _grid(members: Sequence[str], train: SplitReport, groups: GroupsSection | None) -> Picture:
     """Encode the grid of a group: the captioner's picture or, with separate images, all of them."""
     assert groups is not None  # as these are captions of groups
     rows = train.places(pa.array(members, pa.string())).tolist()

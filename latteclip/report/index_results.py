@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import Field
 
+from latteclip.config.sections.base import Section
+from latteclip.config.sections.table import TableSection
 from latteclip.core.files import write_text
 from latteclip.core.flags import FLAGS
 from latteclip.evaluate import summary
@@ -16,13 +18,12 @@ from latteclip.report import render
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class IndexSettings:
+class IndexSettings(Section):
     """The baseline of the page, and the pages and titles of the datasets."""
 
-    baseline: str
-    reports: dict[str, str] = field(default_factory=dict)  # dataset: path beside the page
-    titles: dict[str, str] = field(default_factory=dict)
+    table: TableSection  # its `baseline`
+    reports: dict[str, str] = Field(default_factory=dict)  # dataset: path beside the page
+    titles: dict[str, str] = Field(default_factory=dict)
 
 
 def index_results(
@@ -36,7 +37,7 @@ def index_results(
     """Write the page that compares every run, one HTML file that needs no network."""
     paths = metrics_paths, selections_paths, audits_paths
     runs, chosen, audits = summary.read_results(*paths, others)
-    table, without = summary.split_by_labels(summary.summary(runs, settings.baseline))
+    table, without = summary.split_by_labels(summary.summary(runs, settings.table.baseline))
     sizes = {
         run["dataset"]: {"images": run["images"], "classes": len(run["per_class"]) or None}
         for run in runs

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from latteclip.config.sections.base import Section
+from latteclip.config.sections.table import TableSection
 from latteclip.core import tables
 from latteclip.core.errors import DELETE_AND_RERUN, UserError, first_line
 from latteclip.core.files import write_text
@@ -34,12 +36,11 @@ LABELS = {  # of training images, by their column of FUSED_LABELS
 }
 
 
-@dataclass(frozen=True)
-class ReportSettings:
+class ReportSettings(Section):
     """Which methods a page is about, and its settings."""
 
     dataset: str
-    baseline: str  # the method that the configuration compares with
+    table: TableSection  # its `baseline`
     main: str  # the method that the page is about where no model was chosen
     paper: str | None  # the method of the paper, where it was run
     suffix: str  # of the names of files of a table of its own
@@ -80,7 +81,7 @@ def report_dataset(
     zero_shot = None  # accuracy in percent
     if split.labels is not None:
         zero_shot = 100 * float((split.pseudo_labels == split.labels).mean())
-    rows = comparison.headline(metrics, settings.baseline, zero_shot)
+    rows = comparison.headline(metrics, settings.table.baseline, zero_shot)
     wanted = selection.run if selection else None
     main = min(
         runs_files, key=lambda run: ((run.method, run.seed) != wanted, run.method != settings.main)

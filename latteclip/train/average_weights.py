@@ -14,6 +14,9 @@ from latteclip.clip import finetuned
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import class_embeddings
+from latteclip.config.sections.base import Section
+from latteclip.config.sections.clip import ClipSection
+from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import devices, tables
 from latteclip.core.files import replacing
 from latteclip.core.flags import FAILED
@@ -33,18 +36,17 @@ class TrainingResult:
     fold: Fold = NO_FOLD
 
 
-@dataclass(frozen=True)
-class Encoding:
+class AveragingSettings(Section):
     """How images are encoded."""
 
-    batch_size: int
-    precision: str = "bf16"
+    clip: ClipSection  # its `precision`
+    inference: InferenceSection  # its `batch_size`
 
 
 def average_weights(
     images_path: str,
     trainings: Sequence[TrainingResult],
-    settings: Encoding,
+    settings: AveragingSettings,
     model_output: str,
     history_output: str,
     left_out_output: str,
@@ -72,12 +74,12 @@ def average_weights(
     classes = ClassesMetadata(names)
     with tables.writing(left_out_output, tables.TRAIN_PREDICTIONS, classes) as add:
         for number, each in enumerate(used, 1):
-            model = finetuned.load(each.model, where, settings.precision, classnames=names)
+            model = finetuned.load(each.model, where, settings.clip.precision, classnames=names)
             _include(model.clip.model, first.clip.model, number)
             # None left out an image of another.
             if len(images := left_out_images(images_path, each.fold)):
                 paths = tables.Strings(images["path"])
-                best, _ = model.classify(paths, 1, settings.batch_size, threads)
+                best, _ = model.classify(paths, 1, settings.inference.batch_size, threads)
                 held_out = np.full(len(images), fill_value=True)
                 ids = images["image_id"]
                 add({"image_id": ids, "prediction": best[:, 0].numpy(), "held_out": held_out})

@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from latteclip.core.files import write_json
 from latteclip.core.signals import Signals, ending_in_order
 from latteclip.core.terminal import Progress
 from latteclip.train.data import TrainingFiles, schedule
-from latteclip.train.settings import FinetuneSettings, Recipe, auto_warmup_steps
+from latteclip.train.settings import FinetuneSettings, Recipe, auto_warmup_steps, recipe_for
 from latteclip.train.training import DivergedError, Setup, Training
 from latteclip.train.training_images import TrainingImages
 
@@ -52,7 +51,8 @@ class _Search:
         recipe, n = self.recipe, len(self.trained)
         steps = recipe.epochs * recipe.steps_per_epoch(len(self.setup.inputs.paths))
         total = max(2, steps // MAX_RUNS)
-        training = self.training(replace(recipe, lr=lr, warmup_steps=auto_warmup_steps(total)))
+        changed = {"lr": lr, "warmup_steps": auto_warmup_steps(total)}
+        training = self.training(recipe.model_copy(update=changed))
         batches = schedule(n, recipe.batch_size, total, SEED)
         keys = ([(number, int(self.trained[i])) for number, i in batch] for batch in batches)
         progress = Progress(total, f"steps at {lr:g}")
@@ -105,7 +105,7 @@ def find_learning_rate(
     with ending_in_order("Nothing was found yet: a rerun starts from the beginning.") as signals:
         setup = Setup(files, settings, device, threads)
         n = len(setup.inputs.paths)
-        recipe = settings.finetune.recipe(n, FALLBACK)
+        recipe = recipe_for(settings.method.finetune, n, FALLBACK)
         if n < MIN_IMAGES:
             why = f"{n} images are too few to compare rates"
             write_json(output, {"lr": FALLBACK, "reason": why, "pretrained_loss": None, "runs": []})

@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import class_embeddings, encode_files
 from latteclip.config import hub_names
+from latteclip.config.sections.base import AUTO
 from latteclip.core import tables
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import new_folder, read_object, remove_left_over, replacing
@@ -27,7 +28,7 @@ from latteclip.labels.label_sources import ClipFeatures, label_votes
 from latteclip.train import parallel
 from latteclip.train.data import TrainingFiles, schedule
 from latteclip.train.history import TrainingMetadata
-from latteclip.train.settings import AUTO, FinetuneSettings
+from latteclip.train.settings import FinetuneSettings, recipe_for
 from latteclip.train.training import DivergedError, Setup, Training
 from latteclip.train.training_images import TrainingImages
 
@@ -67,12 +68,13 @@ def finetune(
         torch.manual_seed(seed)
         setup = Setup(files, settings, device, max(1, threads // parallel.size()))
         rate = read_object(files.learning_rate, ["lr"])["lr"] if files.learning_rate else None
-        recipe = settings.finetune.recipe(setup.inputs.n_scheduled, rate)
-        auto = [key for key, value in vars(settings.finetune).items() if value == AUTO]
-        settings = replace(settings, finetune=recipe)
-        decisive = {key: value for key, value in asdict(settings).items() if key != "compute"}
+        section = settings.method.finetune
+        recipe = recipe_for(section, setup.inputs.n_scheduled, rate)
+        auto = [key for key, value in section if value == AUTO]
+        settings = settings.with_recipe(recipe)
+        decisive = settings.model_dump(exclude={"compute"})
         decisive |= {"seed": seed, "digest of images, labels and captions": setup.inputs.digest}
-        if local := hub_names.local_clip(vars(settings)):
+        if local := hub_names.local_clip(settings.clip.model_dump()):
             decisive["digest of the model"] = fingerprint(local)
         identity = digest_of([json.dumps(decisive, sort_keys=True)])
         if _was_trained(model_output, history_output, identity):
@@ -88,7 +90,8 @@ def finetune(
             if "lr" not in auto:
                 raise
             log.warning("%s The rate was found: the model stays as pretrained.", error)
-            pretrained = clips.load(settings.model, settings.pretrained, torch.device("cpu"))
+            names = settings.clip.model, settings.clip.pretrained
+            pretrained = clips.load(*names, torch.device("cpu"))
             setup.clip.model.load_state_dict(pretrained.model.state_dict())
             history, diverged = training.history, True
             training = setup.training(recipe, signals, seed)
@@ -97,9 +100,9 @@ def finetune(
         classifier = _classifier(training, setup)  # every process takes part in encoding it
         if parallel.rank() == 0:
             metadata = TrainingMetadata(
-                model=settings.model,
-                pretrained=settings.pretrained,
-                objective=settings.objective,
+                model=settings.clip.model,
+                pretrained=settings.clip.pretrained,
+                objective=settings.method.objective,
                 labels=settings.labels,
                 recipe=recipe,
                 found=auto,
@@ -190,7 +193,7 @@ def _train(
 
 def _classifier(training: Training, setup: Setup) -> Classifier:
     """Return the classifier of the model. A refit head (not in the paper) has labels as votes."""
-    if setup.settings.head != "refit":
+    if setup.settings.method.head != "refit":
         return Classifier.of(training.objective.classifier())
     clip, inputs, scale = setup.clip, setup.inputs, training.logit_scale.exp().item()
     features = encode_files(clip, inputs.paths, training.recipe.batch_size, setup.threads)
@@ -236,10 +239,10 @@ def _was_trained(model_output: str, history_output: str, identity: str) -> bool:
 
 def _flags(settings: FinetuneSettings, training: Training, diverged: bool) -> list[str]:
     """Return the keys of `core.flags.FLAGS` that apply to a run."""
-    flags = []
+    flags, method = [], settings.method
     if settings.is_supervised:
         flags.append("supervised")
-    elif (settings.pseudo_labels, settings.prototypes, settings.head) != IN_PAPER:
+    elif (method.pseudo_labels, method.prototypes, method.head) != IN_PAPER:
         flags.append("ours")
     if diverged:
         return [*flags, "diverged"]

@@ -1,14 +1,17 @@
 """Settings of a training: typed sections of the configuration."""
 
 import math
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from latteclip.config.sections.base import AUTO, Section, narrowed
+from latteclip.config.sections.class_texts import ClassTextsSection
+from latteclip.config.sections.clip import ClipSection
+from latteclip.config.sections.compute import ComputeSection
+from latteclip.config.sections.finetune import FinetuneSection
+from latteclip.config.sections.training import TrainingSection
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.holdout import NO_FOLD, Fold
 
-Auto = Literal["auto"]
-AUTO: Auto = "auto"
 GROUND_TRUTH = "ground_truth"
 FROZEN = "frozen"
 
@@ -37,42 +40,13 @@ def auto_warmup_steps(steps: int) -> int:
     return min(50, steps // 10)
 
 
-@dataclass(frozen=True)
-class Finetune:
-    """The section `finetune`: AdamW, linear warm-up, cosine decay (LatteCLIP, section 4).
+class Recipe(FinetuneSection):
+    """The section `finetune` with a number for each "auto" (LatteCLIP, section 4)."""
 
-    "auto" follows from the number of training images, or is the rate of `find_learning_rate`.
-    """
-
-    epochs: int | Auto
-    warmup_steps: int | Auto
-    batch_size: int | Auto
-    steps_multiple_of: int  # of an epoch's steps
-    lr: float | Auto
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-    # Statistics of pretraining or of batches, which change the features at any learning rate.
-    batch_norm: Literal["frozen", "train"]
-
-    def recipe(self, n: int, lr: float | None = None) -> "Recipe":
-        """Return the numbers of a training on n images, with `lr` in place of "auto"."""
-        found: dict[str, Any] = {key: each for key, each in vars(self).items() if each != AUTO}
-        size = found.setdefault("batch_size", auto_batch_size(n))
-        epochs = found.setdefault("epochs", auto_epochs(n))
-        steps = epochs * steps_per_epoch(n, size, self.steps_multiple_of)
-        return Recipe(**{"warmup_steps": auto_warmup_steps(steps), "lr": lr, **found})
-
-
-@dataclass(frozen=True)
-class Recipe(Finetune):
-    """The section with a number for each "auto"."""
-
-    epochs: int
-    warmup_steps: int
-    batch_size: int
-    lr: float
+    epochs: int = narrowed(FinetuneSection, "epochs")
+    warmup_steps: int = narrowed(FinetuneSection, "warmup_steps")
+    batch_size: int = narrowed(FinetuneSection, "batch_size")
+    lr: float = narrowed(FinetuneSection, "lr")
 
     def rate(self, step: int, total: int) -> float:
         """Return the learning rate of a step, counted from 0, of `total` steps."""
@@ -85,41 +59,37 @@ class Recipe(Finetune):
         return steps_per_epoch(n, self.batch_size, self.steps_multiple_of)
 
 
-@dataclass(frozen=True)
-class Compute:
-    """The section `compute`. It changes no result, up to rounding."""
+def recipe_for(section: FinetuneSection, n: int, lr: float | None = None) -> Recipe:
+    """Return the numbers of a training on n images, with `lr` in place of "auto"."""
+    numbers: dict[str, Any] = {key: value for key, value in section if value != AUTO}
+    size = numbers.setdefault("batch_size", auto_batch_size(n))
+    epochs = numbers.setdefault("epochs", auto_epochs(n))
+    steps = epochs * steps_per_epoch(n, size, section.steps_multiple_of)
+    numbers.setdefault("warmup_steps", auto_warmup_steps(steps))
+    numbers.setdefault("lr", lr)
+    return Recipe(**numbers)
 
-    compile: bool = False
-    gradient_checkpointing: bool = False
-    micro_batch: int | Literal["auto"] | None = "auto"  # encoded at once. None: the whole batch
-    cache_gib: float = 0.0  # of images cached in memory; the others on disk
-    checkpoint_minutes: float = 10  # until the next one is due
 
-
-@dataclass(frozen=True)
-class FinetuneSettings:
+class FinetuneSettings(Section):
     """What decides a fine-tuned model, besides its inputs and its seed."""
 
-    model: str
-    pretrained: str | None
-    template: str | list[str]
-    objective: str  # module of `objectives`
-    finetune: Finetune
-    precision: str = "bf16"
+    clip: ClipSection
+    class_texts: ClassTextsSection
+    method: TrainingSection
+    compute: ComputeSection
     is_supervised: bool = False  # whether true labels take the place of pseudo-labels
-    pseudo_labels: str = "zero_shot"  # or what adapt_zero_shot or fuse_labels makes
-    prototypes: str = "text"  # that LatteCLIP starts from: text or image
-    head: str = "tuned"  # the classifier after training: tuned, or refit to the features
-    switches: dict[str, Any] = field(default_factory=dict)  # of the objective, which validates them
-    compute: Compute = Compute()
-    class_synonyms: dict[str, list[str]] = field(default_factory=dict)
     fold: Fold = NO_FOLD  # images that are left out, for `select_model`
 
     @property
     def class_templates(self) -> ClassTemplates:
         """The templates, of which training uses the first, and synonyms of the classes."""
-        return ClassTemplates.of(self.template, self.class_synonyms)
+        return ClassTemplates.of(self.class_texts.template, self.class_texts.class_synonyms)
 
     @property
     def labels(self) -> str:
-        return GROUND_TRUTH if self.is_supervised else self.pseudo_labels
+        return GROUND_TRUTH if self.is_supervised else self.method.pseudo_labels
+
+    def with_recipe(self, recipe: Recipe) -> "FinetuneSettings":
+        """Return the settings with numbers in the section `finetune`."""
+        method = self.method.model_copy(update={"finetune": recipe})
+        return self.model_copy(update={"method": method})

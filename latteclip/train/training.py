@@ -13,12 +13,13 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.clip.model import Clip
+from latteclip.config.sections.compute import ComputeSection
 from latteclip.core import devices
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.signals import Signals
 from latteclip.train import data, parallel
 from latteclip.train.objectives import base
-from latteclip.train.settings import FROZEN, Compute, FinetuneSettings, Recipe
+from latteclip.train.settings import FROZEN, FinetuneSettings, Recipe
 from latteclip.train.training_images import Augmentation, TrainingImages
 
 log = logging.getLogger(__name__)
@@ -50,16 +51,17 @@ class Setup:
         """Load the pretrained model and the data, or raise UserError for what does not fit."""
         self.settings, self.threads = settings, threads
         picked = devices.pick(device, threads)
-        self.clip = clips.load(settings.model, settings.pretrained, picked, settings.precision)
-        batch_norm = settings.finetune.batch_norm
+        section = settings.clip
+        self.clip = clips.load(section.model, section.pretrained, picked, section.precision)
+        batch_norm = settings.method.finetune.batch_norm
         self.may_halve = prepare_training(self.clip, settings.compute, batch_norm)
         texts, template = base.TokenizedTexts(self.clip), settings.class_templates.template
         self.inputs = data.read(files, template, settings.labels, texts, settings.fold)
 
     def training(self, recipe: Recipe, signals: Signals, seed: int) -> "Training":
         """Return a training that begins with the model as it is."""
-        name, switches = self.settings.objective, self.settings.switches
-        objective = base.make_objective(name, self.inputs.texts, switches, seed)
+        method = self.settings.method
+        objective = base.make_objective(method.objective, self.inputs.texts, method.switches, seed)
         return Training(objective, recipe, signals, self.may_halve)
 
     def images(self, folder: str, seed: int, shared: str | None = None) -> TrainingImages:
@@ -78,7 +80,7 @@ class Setup:
             yield rows, self.inputs.labels[rows], share
 
 
-def prepare_training(clip: Clip, compute: Compute, batch_norm: str) -> bool:
+def prepare_training(clip: Clip, compute: ComputeSection, batch_norm: str) -> bool:
     """Prepare both towers as the section `compute` says, or raise UserError if they cannot.
 
     Micro-batches are exact (Gao et al. 2021, GradCache): the loss still compares the whole batch.

@@ -15,6 +15,8 @@ from latteclip.audit.page import write_offline
 from latteclip.audit.server import QuestionServer
 from latteclip.audit.session import import_answers
 from latteclip.audit.teach import TeachingSession
+from latteclip.config.sections.clip import ClipSection
+from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import EncoderMetadata
@@ -76,7 +78,9 @@ def test_questions_follow_the_model_of_the_fused_labels(taken):
     fuse_labels(
         *(taken.path(name) for name in ("images.parquet", "pseudo_labels.parquet")),
         taken.path("class_embeddings.safetensors"),
-        FusionSettings("m", None, 8),
+        FusionSettings(
+            clip=ClipSection(model="m", pretrained=None), inference=InferenceSection(batch_size=8)
+        ),
         *(taken.path(name) for name in ("fused_labels.parquet", NAME, "prototypes", "votes")),
         voter="lmm",
         voter_table_path=taken.path("class_scores.parquet"),

@@ -1,5 +1,3 @@
-import dataclasses
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,6 +9,7 @@ from support.captioning import (
     mean_colour,
     provenance,
 )
+from support.sections import changed
 
 from latteclip.captions.caption import clean
 from latteclip.captions.groups import draw_groups
@@ -70,7 +69,7 @@ def check_pictures(dataset, recorder, expected):
 
 
 def test_a_group_may_be_four_pictures(dataset, recorder):
-    dataset.caption_groups(groups=dataclasses.replace(GROUPS, layout="multi_image"))
+    dataset.caption_groups(groups=changed(GROUPS, layout="multi_image"))
     assert recorder.pictures == 4
     check_pictures(dataset, recorder, list)
 

@@ -1,6 +1,5 @@
 """A run that is killed again and again ends with what an unbroken run gives."""
 
-import dataclasses
 import os
 import random
 import signal
@@ -13,6 +12,7 @@ from support.captioning import of_engine
 from support.chat_server import MODEL
 from support.checkout import hear_interrupts
 from support.commands import SETTINGS, command, read
+from support.sections import changed
 from support.tiny import write_index, write_pictures
 
 from latteclip.captions.answer_cache import COMMIT_ANSWERS, AnswerCache
@@ -27,7 +27,7 @@ def start(server, tmp_path):
     index = write_index(tmp_path / "i.parquet", files, ["train"] * N, [None] * N, ["a", "b"])
     # Texts of 4 words fit.
     changes = {**of_engine("openai"), "model": MODEL, "max_new_tokens": 4}
-    settings = dataclasses.replace(SETTINGS, concurrency=CONCURRENCY, **changes)
+    settings = changed(SETTINGS, concurrency=CONCURRENCY, **changes)
 
     def start(name):
         output = tmp_path / f"{name}.parquet"

@@ -1,4 +1,3 @@
-import dataclasses
 import os
 from pathlib import Path
 
@@ -7,6 +6,7 @@ import pytest
 from PIL import Image
 from support.captioning import GROUPS, describe, read
 from support.commands import python
+from support.sections import changed
 from support.tiny import write_pictures
 
 from latteclip.captions import requests
@@ -142,7 +142,7 @@ def test_an_invalid_answer_is_a_failure_of_its_row(dataset, recorder):
 
 @pytest.mark.parametrize(("kind", "n"), [("images", 3), ("groups", 2)])
 def test_shards_give_the_same_bytes_however_many_there_are(dataset, recorder, kind, n):
-    groups = dataclasses.replace(GROUPS, groups_per_class=3)
+    groups = changed(GROUPS, groups_per_class=3)
     caption = {
         "images": dataset.caption_images,
         "groups": lambda **options: dataset.caption_groups(groups=groups, **options),

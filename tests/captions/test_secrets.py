@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import dataclasses
 import json
 import sqlite3
 
@@ -10,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.captioning import SETTINGS, of_engine
 from support.chat_server import MODEL
+from support.sections import changed
 
 from latteclip.cli import main
 
@@ -42,11 +42,11 @@ def test_no_secret_is_left(dataset, server, monkeypatch, capfd, status, whole, e
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_BASE_URL", server.url.replace("//", f"//me:{PASSWORD}@"))
     server.fail = fail
-    settings = dataclasses.replace(SETTINGS, **OPENAI, max_failed=0.9 if whole else 0.0)
+    settings = changed(SETTINGS, **OPENAI, max_failed=0.9 if whole else 0.0)
     folder = dataset.folder
     arguments = [
         *("caption-images", "--images", dataset.images, "--prompt", "What?", "--threads", "1"),
-        *("--captioner", json.dumps(dataclasses.asdict(settings)), "--output", str(dataset.output)),
+        *("--captioner", json.dumps(settings.model_dump()), "--output", str(dataset.output)),
         *("--store", str(folder / "store"), "--log", str(folder / "logs" / "caption.log")),
     ]
     assert main.main(arguments) == exit_status

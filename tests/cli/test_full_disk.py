@@ -1,6 +1,5 @@
 """Commands on a disk that is full: a small file system in memory, seen by them alone."""
 
-import dataclasses
 import subprocess
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 from support.captioning import of_engine
 from support.commands import SETTINGS, command
+from support.sections import changed
 from support.tiny import write_index, write_pictures
 
 MOUNT = 'mount -t tmpfs -o size=$0 tmpfs "$1" && shift && exec "$@"'
@@ -46,6 +46,6 @@ def test_captioning(tmp_path):
     captions = tmp_path / "captions.csv"
     rows = [f"{Path(file).name},{noise(900).hex()[n:]}" for n, file in enumerate(files)]
     captions.write_text("\n".join(["image_id,caption", *rows]))
-    own = dataclasses.replace(SETTINGS, **of_engine("file"), images_file=str(captions))
+    own = changed(SETTINGS, **of_engine("file"), images_file=str(captions))
     disk = tmp_path / "disk"
     assert is_about_space(on_small_disk(disk, 4, *command(index, own, disk / "captions.parquet")))

@@ -85,9 +85,12 @@ class Hub(Host):
 
     def download(self, kind, offline=False, **settings):
         """`latteclip download-<kind>`; its exit status and what it said."""
-        more = {"clip": {"pretrained": None}, "captioner": {"revision": None}, "encoder": {}}
-        names = more[kind] | settings
-        options = ["--settings", json.dumps(names), "--output", self.note]
+        more = {"clip": {"pretrained": None}, "captioner": {"revision": None}}
+        if kind == "image-encoder":
+            options = ["--encoder", settings["model"]]
+        else:
+            options = ["--settings", json.dumps(more[kind] | settings)]
+        options += ["--output", self.note]
         done = self.python(COMMAND, f"download-{kind}", *options, offline=offline)
         assert TOKEN not in done.stdout + done.stderr
         assert self.note.exists() == (done.returncode == 0)
@@ -274,7 +277,7 @@ def test_an_image_model_is_fetched_and_loaded_offline(gone, tmp_path):
     files = contents(tmp_path / "encoder")
     with gone.running():
         gone.serve_repo("me/encoder", {**files, "pytorch_model.bin": b"a pickle"})
-        status, said = gone.download("encoder", model="hf-hub:me/encoder")
+        status, said = gone.download("image-encoder", model="hf-hub:me/encoder")
         assert status == 0, said
     [repo] = gone.noted()["repos"]
     assert (repo["repo"], repo["commit"]) == ("me/encoder", COMMIT)

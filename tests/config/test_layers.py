@@ -91,3 +91,9 @@ def test_paths_are_relative_inside_the_working_folder_alone(tmp_path, monkeypatc
         monkeypatch.chdir(folder)
         assert layers.relative_to_cwd(here / "a" / "b") == "a/b"
         assert layers.relative_to_cwd(tmp_path / "here_too") == str(tmp_path / "here_too")
+
+
+def test_what_merge_returns_shares_no_mapping_with_its_layers():
+    first = {"a": {"b": {"x": 1}}}
+    layers.merge(first, {"c": 2})["a"]["b"]["x"] = 3
+    assert first == {"a": {"b": {"x": 1}}}

@@ -52,7 +52,22 @@ def test_a_stage_has_its_sources_and_no_others(monkeypatch):
 @pytest.mark.parametrize(
     ("edited", "rerun", "spared"),
     [
+        (
+            "config.sections.captioner",
+            {"captions.caption", "captions.score_classes"},
+            {"train.finetune", "evaluate.evaluate", "labels.fuse_labels", "data.index_images"},
+        ),
+        (
+            "config.sections.finetune",
+            {"train.finetune", "train.find_learning_rate"},
+            {"captions.caption", "evaluate.evaluate", "labels.pseudo_label_images"},
+        ),
+        ("config.sections.split", {"data.index_images"}, {"captions.caption", "train.finetune"}),
+        ("config.sections.graph", {"evaluate.propagate_labels"}, {"train.finetune"}),
+        ("config.sections.unknown", {"labels.score_unknown"}, {"labels.fuse_labels"}),
         # By the rule, as an input of its own.
+        ("config.sections.switches", set(), {"train.finetune"}),
+        ("config.model", set(), {"train.finetune", "captions.caption", "data.index_images"}),
         ("train.objectives.losses", set(), {"train.finetune"}),
         ("captions.caption", {"captions.caption"}, {"captions.score_classes", "train.finetune"}),
         ("captions.text", {"captions.summarize_captions"}, {"captions.caption", "train.finetune"}),

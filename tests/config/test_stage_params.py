@@ -9,7 +9,7 @@ from latteclip.config import stage_params
 STAGES = {
     "pseudo_label_images": lambda c: stage_params.pseudo_label_images(c, "dtd"),
     "captioner": lambda c: c.section("captioner", "dtd"),
-    "scores": lambda c: stage_params.scores(c, "dtd"),
+    "scores": lambda c: c.section("scores", "dtd"),
     "fuse_labels": lambda c: stage_params.fuse_labels(c, "dtd"),
     "finetune": lambda c: stage_params.finetune(c, "dtd", "latteclip", "0"),
     "evaluate": lambda c: stage_params.evaluate(c, "dtd", "latteclip", "0"),
@@ -54,8 +54,8 @@ def test_a_limited_run_shares_downloads_and_answers_and_nothing_else(configured)
     assert stage_params.data_folder(found, "dtd_64") == "resources/dtd/data"
     assert stage_params.answer_store(found, "dtd_64", "images") == "resources/dtd/captions/images"
     assert stage_params.captions_in_use(found, "dtd_64")[0].startswith("results/dtd_64/")
-    assert stage_params.index_images(found, "dtd_64")["limit"] == 64
-    assert "limit" not in stage_params.index_images(configured(), "dtd")
+    assert stage_params.limit(found) == "--limit 64"
+    assert stage_params.limit(configured()) == ""
 
 
 def test_several_processes_start_under_torchrun_with_gpus_of_their_own(configured):
@@ -137,7 +137,7 @@ def test_image_models_beside_clip_add_a_classifier_and_their_features(configured
     )
     assert list(found.hub_encoders().values()) == [{"model": "vit_small"}]
     settings = stage_params.assemble_model(found, "dtd", "image_prototypes_encoders")
-    assert settings["image_encoders"] == ["local-dir:/models/encoder", "vit_small"]
+    assert settings["encoders"] == ["local-dir:/models/encoder", "vit_small"]
     for method in ("image_prototypes", "zero_shot"):
-        assert "image_encoders" not in stage_params.assemble_model(found, "dtd", method)
+        assert "encoders" not in stage_params.assemble_model(found, "dtd", method)
         assert stage_params.image_features(found, "dtd", method) == []

@@ -13,10 +13,11 @@ from latteclip.cli import main
 from latteclip.config import stage_params
 from latteclip.config.configuration import Configuration
 from latteclip.config.layers import merge
+from latteclip.config.sections.split import SplitSection
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classnames
 from latteclip.core.metadata import IndexMetadata
-from latteclip.data.splits import READERS, SplitSettings
+from latteclip.data.splits import READERS
 
 # key -> key of classnames.json, archive, how it is packed, folder of the images in it
 TEN = {
@@ -148,11 +149,13 @@ def test_what_the_files_say_is_what_the_paper_says(key):
     cleaned = [" ".join(name.lower().replace("_", " ").split()) for name in names]
     if key in ("stanford_cars", "ucf101"):
         cleaned = [" ".join(name.replace(".", " ").split()) for name in cleaned]
-    replacements = values["split"].get("classname_replace", SplitSettings().classname_replace)
+    replacements = values["split"].get("classname_replace", SplitSection().classname_replace)
     assert clean_classnames(names, replacements) == cleaned
     real = COOP_SPLITS / values["split"].get("file", "none")
     if real.is_file():
-        found, rows = READERS["coop"](COOP_SPLITS, SplitSettings("coop", real.name), Counter())
+        found, rows = READERS["coop"](
+            COOP_SPLITS, SplitSection(kind="coop", file=real.name), Counter()
+        )
         counts = Counter(split == "test" for _, split, _, _ in rows)
         assert (counts[False], counts[True], found) == (train, test, names)
         spec = values["source"]["downloads"][real.name]

@@ -15,7 +15,7 @@ from pydantic_core import to_jsonable_python
 from support.web import ARCHIVE, CONTENT, jpeg, settings, sha256, wanted, zipped
 
 from latteclip.cli import main
-from latteclip.config.model import Download, HubOrDriveFile
+from latteclip.config.sections.downloads import DownloadSection, HubOrDriveFile
 from latteclip.core.errors import UserError
 from latteclip.core.hashing import digest
 from latteclip.data import download_dataset as downloads
@@ -24,7 +24,7 @@ from latteclip.data.download_dataset import download_dataset, fetch
 
 def unknown(*where):
     """A download without a checksum."""
-    return Download(sources=list(where))
+    return DownloadSection(sources=list(where))
 
 
 def names(folder):
@@ -128,7 +128,7 @@ def test_when_all_fail_one_message_says_what_to_do(host, folder, waits):
     ],
 )
 def test_a_file_placed_by_hand_counts_with_a_checksum_of_any_kind(folder, checksum):
-    spec = Download(sources=["/no/such/file"], checksum=checksum)
+    spec = DownloadSection(sources=["/no/such/file"], checksum=checksum)
     (folder / "file.bin").write_bytes(CONTENT)
     assert fetch("file.bin", spec, folder) == folder / "file.bin"
     (folder / "file.bin").write_bytes(CONTENT[1:])

@@ -6,6 +6,7 @@ from PIL import Image
 from scipy.fft import dctn
 from support.image_folders import TWINS, cropped, picture
 
+from latteclip.config.sections.split import SplitSection
 from latteclip.core import tables
 from latteclip.data import find_duplicates as stage
 from latteclip.data.find_duplicates import MIN_CORRELATION, detail_correlation
@@ -19,7 +20,6 @@ from latteclip.data.fingerprints import (
     hashes,
 )
 from latteclip.data.index_images import index_images
-from latteclip.data.splits import SplitSettings
 
 N = 12
 
@@ -60,7 +60,7 @@ PAIRS = {
 def found(folder, photos):
     """The table of a folder of pictures."""
     paths = [str(folder / f"{name}.parquet") for name in ("images", "fingerprints", "duplicates")]
-    settings = SplitSettings("folders")
+    settings = SplitSection(kind="folders")
     index_images(str(photos), settings, paths[0], str(folder / "c.csv"), paths[1], threads=1)
     stage.find_duplicates(*paths)
     return tables.read(paths[2], tables.DUPLICATES).to_pylist()

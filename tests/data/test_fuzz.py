@@ -12,8 +12,9 @@ from support.fuzz import check, damaged, fuzzed
 from support.shards import parquet_bytes
 from support.web import tar, zipped
 
+from latteclip.config.sections.split import SplitSection
 from latteclip.data import decoding, download_dataset, images
-from latteclip.data.splits import SUFFIXES, SplitSettings, read_split
+from latteclip.data.splits import SUFFIXES, read_split
 
 FILES = {"a/one.txt": b"one " * 300, "a/b/two.bin": bytes(range(256)) * 3, "three.txt": b""}
 PACKED = {
@@ -70,7 +71,7 @@ def read_of_shard(kind, content):
     with tempfile.TemporaryDirectory() as place:
         Path(place, f"a{SUFFIXES[kind]}").write_bytes(content)
         Path(place, "classes.txt").write_text("a\nb")
-        _, split = read_split(Path(place), SplitSettings(kind))
+        _, split = read_split(Path(place), SplitSection(kind=kind))
         return [(_bytes_or_none(Path(place, item.path)), item.label) for item in split.items]
 
 

@@ -15,10 +15,11 @@ from PIL import Image
 from support.shards import labelled, parquet_shard, picture, tar_shard
 from support.tiny import ROOT, write_pictures
 
+from latteclip.config.sections.split import SplitSection
 from latteclip.core.errors import UserError
 from latteclip.data import loader as loading
 from latteclip.data.loader import ImageFiles, batches, bounded, in_order, joined, loader, watched
-from latteclip.data.splits import SplitSettings, read_split
+from latteclip.data.splits import read_split
 
 CPU = torch.device("cpu")
 
@@ -61,7 +62,7 @@ def test_forked_workers_read_shards(tmp_path):
     (tmp_path / "classes.txt").write_text("a\nb")
     wanted = [np.asarray(Image.open(io.BytesIO(content))) for content in contents]
     for kind, shard in (("webdataset", tar), ("parquet", rows)):
-        _, split = read_split(tmp_path, SplitSettings(kind, lists={"train": shard.name}))
+        _, split = read_split(tmp_path, SplitSection(kind=kind, lists={"train": shard.name}))
         files = ImageFiles([str(tmp_path / item.path) for item in split.items], np.asarray)
         np.testing.assert_array_equal(files[3][1], wanted[3])
         keys = [range(start, 40, 8) for start in range(8)]

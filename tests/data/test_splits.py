@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.image_folders import coop, folders, images, index
 
+from latteclip.config.sections.split import SplitSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import IndexMetadata
-from latteclip.data.splits import SplitSettings, read_split
+from latteclip.data.splits import read_split
 
 # Splits of any form: a valid one, or one clear error.
 
@@ -48,7 +49,7 @@ def test_any_json_is_a_split_or_one_error(content):
         images(Path(place), "a.jpg", "b/a.jpg", "b.jpg")
         Path(place, "split.json").write_bytes(content)
         try:
-            _, split = read_split(Path(place), SplitSettings("coop"))
+            _, split = read_split(Path(place), SplitSection(kind="coop"))
         except UserError as error:
             assert str(error) and "\n" not in str(error).strip()
             return
@@ -80,7 +81,7 @@ def test_any_json_is_a_split_or_one_error(content):
 def test_what_is_wrong_with_a_file_is_said(tmp_path, kind, content, message):
     (tmp_path / "split").write_text(content)
     with pytest.raises(UserError, match=message):
-        read_split(tmp_path, SplitSettings(kind, file="split"))
+        read_split(tmp_path, SplitSection(kind=kind, file="split"))
 
 
 # Tables and lists.
@@ -89,7 +90,7 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path, kind, content, message):
 def table(tmp_path, text):
     (tmp_path / "split.csv").write_text(text, encoding="utf-8-sig")
     images(tmp_path, "pictures/a.jpg", "pictures/b.jpg", "pictures/c.jpg")
-    return read_split(tmp_path, SplitSettings("csv", images="pictures"))[1]
+    return read_split(tmp_path, SplitSection(kind="csv", images="pictures"))[1]
 
 
 def test_a_table_of_class_names(tmp_path):
@@ -107,13 +108,13 @@ def test_a_table_of_class_names(tmp_path):
 def test_a_mirror_with_another_top_folder_is_understood(tmp_path):
     images(tmp_path, "mirror/dtd/images/a/1.jpg", "mirror/dtd/images/b/2.jpg")
     coop(tmp_path / "mirror", [["a/1.jpg", 0, "a"]], [["b/2.jpg", 1, "b"]])
-    settings = SplitSettings("coop", file="split.json", images="dtd/images")
+    settings = SplitSection(kind="coop", file="split.json", images="dtd/images")
     found, split = read_split(tmp_path, settings)
     assert found == tmp_path / "mirror" / "dtd" / "images" and len(split.items) == 2
 
 
 def test_missing_images_and_split_files_are_named(tmp_path):
-    settings = SplitSettings("coop", images="pictures")
+    settings = SplitSection(kind="coop", images="pictures")
     with pytest.raises(UserError, match=r"split\.json"):
         read_split(tmp_path, settings)
     coop(tmp_path, [["a/1.jpg", 0, "a"]], [["b/2.jpg", 1, "b"]])
@@ -124,9 +125,11 @@ def test_missing_images_and_split_files_are_named(tmp_path):
 def test_a_wrong_number_of_images_shows_both_numbers(tmp_path):
     images(tmp_path, "a.jpg", "b.jpg", "c.jpg")
     coop(tmp_path, [["a.jpg", 0, "a"], ["b.jpg", 1, "b"]], [["c.jpg", 1, "b"]])
-    read_split(tmp_path, SplitSettings("coop", counts={"train": 2, "test": 1, "classes": 2}))
+    read_split(tmp_path, SplitSection(kind="coop", counts={"train": 2, "test": 1, "classes": 2}))
     with pytest.raises(UserError, match=r"'train': 2.*'classes': 2.*'train': 3.*'classes': 4"):
-        read_split(tmp_path, SplitSettings("coop", counts={"train": 3, "test": 1, "classes": 4}))
+        read_split(
+            tmp_path, SplitSection(kind="coop", counts={"train": 3, "test": 1, "classes": 4})
+        )
 
 
 # Class folders.
@@ -134,9 +137,9 @@ def test_a_wrong_number_of_images_shows_both_numbers(tmp_path):
 
 def test_class_folders_are_split_by_a_hash_that_other_images_do_not_change(tmp_path):
     folders(tmp_path / "a", n=60)
-    before = read_split(tmp_path / "a", SplitSettings("folders"))[1]
+    before = read_split(tmp_path / "a", SplitSection(kind="folders"))[1]
     folders(tmp_path / "a", classes=("cat", "dog", "eel"), n=70)
-    after = read_split(tmp_path / "a", SplitSettings("folders"))[1]
+    after = read_split(tmp_path / "a", SplitSection(kind="folders"))[1]
     assert before.names == ["cat", "dog"] and after.names == ["cat", "dog", "eel"]
     assert {(i.image_id, i.split) for i in before.items} < {
         (i.image_id, i.split) for i in after.items
@@ -149,13 +152,13 @@ def test_class_folders_are_split_by_a_hash_that_other_images_do_not_change(tmp_p
 def test_a_handful_of_images_has_both_splits(tmp_path, seed):
     """Their hashes often are on one side."""
     images(tmp_path, f"cat/{seed}.jpg", f"dog/{seed}.jpg")
-    split = read_split(tmp_path, SplitSettings("folders"))[1]
+    split = read_split(tmp_path, SplitSection(kind="folders"))[1]
     assert sorted(item.split for item in split.items) == ["test", "train"]
 
 
 def test_train_and_test_folders(tmp_path):
     images(tmp_path, "train/cat/1.jpg", "val/cat/2.JPEG", "test/dog/3.png", "test/cat/deep/4.jpg")
-    split = read_split(tmp_path, SplitSettings("folders"))[1]
+    split = read_split(tmp_path, SplitSection(kind="folders"))[1]
     assert listed(split) == [
         ("train/cat/1.jpg", "train", 0),
         ("val/cat/2.JPEG", "val", 0),
@@ -204,7 +207,7 @@ def test_unlabelled_images_with_a_file_of_class_names(tmp_path):
 def test_a_file_of_class_names_gives_the_order_and_other_train_folders_are_unlabelled(tmp_path):
     images(tmp_path, "train/2024/1.jpg", "train/dog/2.jpg", "test/dog/3.jpg", "test/big_cat/4.jpg")
     (tmp_path / "classes.txt").write_text("dog\nBig cat\n")
-    split = read_split(tmp_path, SplitSettings("folders"))[1]
+    split = read_split(tmp_path, SplitSection(kind="folders"))[1]
     assert {item.image_id: item.label for item in split.items} == {
         "train/2024/1.jpg": None,
         "train/dog/2.jpg": 0,
@@ -217,7 +220,7 @@ def test_a_test_folder_that_is_no_class_is_an_error(tmp_path):
     images(tmp_path, "train/1.jpg", "test/dog/2.jpg", "test/dgo/3.jpg")
     (tmp_path / "classes.txt").write_text("dog\ncat\n")
     with pytest.raises(UserError, match=r"dgo .*classes\.txt"):
-        read_split(tmp_path, SplitSettings("folders"))
+        read_split(tmp_path, SplitSection(kind="folders"))
 
 
 @pytest.mark.parametrize(
@@ -234,7 +237,7 @@ def test_a_test_folder_that_is_no_class_is_an_error(tmp_path):
 def test_what_is_wrong_with_class_folders_is_said(tmp_path, names, message):
     images(tmp_path, *names)
     with pytest.raises(UserError, match=message):
-        read_split(tmp_path, SplitSettings("folders"))
+        read_split(tmp_path, SplitSection(kind="folders"))
 
 
 def test_a_folder_that_cannot_be_read_is_named():
@@ -247,7 +250,7 @@ def test_a_folder_that_cannot_be_read_is_named():
         try:
             os.seteuid(65534 if is_root else os.geteuid())
             with pytest.raises(UserError, match="cat/deep/deeper"):
-                read_split(Path(name), SplitSettings("folders", test_fraction=0.5))
+                read_split(Path(name), SplitSection(kind="folders", test_fraction=0.5))
         finally:
             os.seteuid(0 if is_root else os.geteuid())
             hidden.chmod(0o755)
@@ -257,4 +260,4 @@ def test_a_name_that_is_not_text_is_an_error(tmp_path):
     folders(tmp_path)
     images(tmp_path, "cat/\udcff.jpg")
     with pytest.raises(UserError, match="UTF-8"):
-        read_split(tmp_path, SplitSettings("folders"))
+        read_split(tmp_path, SplitSection(kind="folders"))

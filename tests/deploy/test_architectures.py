@@ -17,12 +17,18 @@ from timm.models import register_model
 
 from latteclip.clip import finetuned
 from latteclip.clip import model as clips
+from latteclip.config.sections.class_texts import ClassTextsSection
+from latteclip.config.sections.clip import ClipSection
+from latteclip.config.sections.compute import ComputeSection
+from latteclip.config.sections.finetune import FinetuneSection
+from latteclip.config.sections.inference import InferenceSection
+from latteclip.config.sections.training import TrainingSection
 from latteclip.deploy.export import export
 from latteclip.deploy.predict import Predictor
 from latteclip.labels.pseudo_label_images import ZeroShotSettings, pseudo_label_images
 from latteclip.train.data import TrainingFiles
 from latteclip.train.finetune import finetune
-from latteclip.train.settings import Finetune, FinetuneSettings
+from latteclip.train.settings import FinetuneSettings
 
 CLASSNAMES = ["red sky", "woven", "dotted thing"]
 N = 4
@@ -106,15 +112,21 @@ def run(architecture, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     pictures = write_pictures(folder / "pictures", N)
     index = write_index(folder / "images.parquet", pictures, ["train"] * N, [None] * N, CLASSNAMES)
-    zero_shot = ZeroShotSettings(name, None, TEMPLATE, batch_size=3, topk=2)
+    clip = ClipSection(model=name, pretrained=None)
+    class_texts = ClassTextsSection(template=TEMPLATE)
+    zero_shot = ZeroShotSettings(
+        clip=clip, class_texts=class_texts, inference=InferenceSection(batch_size=3)
+    )
     files = [str(folder / name) for name in ("labels.parquet", "embeddings.safetensors")]
     pseudo_label_images(index, zero_shot, *files, device="cpu", threads=1)
     settings = FinetuneSettings(
-        model=name,
-        pretrained=None,
-        template=TEMPLATE,
-        objective="flyp",
-        finetune=Finetune(**FINETUNE | {"epochs": 1, "batch_size": N}),
+        clip=clip,
+        class_texts=class_texts,
+        method=TrainingSection(
+            objective="flyp",
+            finetune=FinetuneSection(**FINETUNE | {"epochs": 1, "batch_size": N}),
+        ),
+        compute=ComputeSection(),
     )
     outputs = [str(folder / name) for name in ("model", "history.parquet", "checkpoints")]
     finetune(

@@ -14,11 +14,12 @@ from support.shards import parquet_shard, tar_shard
 from support.taken import CLASSNAMES, Taken, runner_up
 
 from latteclip.cli import main
+from latteclip.config.sections.split import SplitSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import IndexMetadata
 from latteclip.data.images import open_rgb
-from latteclip.data.splits import SplitSettings, read_split
+from latteclip.data.splits import read_split
 from latteclip.deploy import label_table
 from latteclip.deploy.export_labels import export_labels, sanitized
 from latteclip.deploy.label_table import LabelsMetadata
@@ -286,7 +287,7 @@ def test_images_in_shards_are_copied_out(taken, tmp_path, kind):
         samples = [(str(n), {"png": content}) for n, content in enumerate(contents)]
         tar_shard(Path("d", "a.tar"), samples)
         Path("d", "classes.txt").write_text("a\nb")
-    _, split = read_split(Path("d"), SplitSettings(kind))
+    _, split = read_split(Path("d"), SplitSection(kind=kind))
     with_paths([f"d/{item.path}" for item in split.items])
     with pytest.raises(UserError, match="--copy"):
         export_labels(".", "imagefolder", str(tmp_path / "links"))

@@ -10,6 +10,8 @@ from support.tiny import write_index, write_pictures, write_pseudo_labels
 
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
+from latteclip.config.sections.clip import ClipSection
+from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import ClassesMetadata
@@ -52,7 +54,9 @@ def evaluate(folder, index, clip, classifier, classnames=CLASSNAMES, fold=holdou
     stage.evaluate(
         index,
         *(str(folder / name) for name in ("pseudo_labels", "model", "history")),
-        stage.EvaluateSettings(batch_size=3, topk=5, fold=fold),
+        stage.EvaluateSettings(
+            clip=ClipSection(), inference=InferenceSection(batch_size=3, topk=5), fold=fold
+        ),
         dataset="set",
         method="latteclip",
         seed=4,

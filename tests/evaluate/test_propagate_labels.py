@@ -1,21 +1,23 @@
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from support.sections import changed
 from support.worlds import World, on_disk
 from support.zero_shot_files import ZeroShotFiles
 
+from latteclip.config.sections.graph import GraphSection
+from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate import propagate_labels as stage
 from latteclip.evaluate.propagate_labels import BruteForceIndex
 
 N, M, C, D, K = 31, 9, 6, 5, 4
-SETTINGS = stage.PropagationSettings(topk=5, neighbours=K, gamma=2.5, alpha=0.6)
+GRAPH = GraphSection(neighbours=K, gamma=2.5, alpha=0.6)
 
 
 def unit_vectors(n, seed):
@@ -78,20 +80,22 @@ def scores_of(tests, classes, images, settings):
 # --- the maths ------------------------------------------------------------------------------------
 
 
-def link(classes, images, settings=SETTINGS):
+def link(classes, images, settings=GRAPH):
+    settings = stage.PropagationSettings(graph=settings, inference=InferenceSection())
     return stage.NeighbourGraph(classes, images, BruteForceIndex(images), settings)
 
 
 def classified(tests, graph):
     """Scores [M, C] of test images."""
-    graph.settings = replace(graph.settings, topk=len(graph.classes))
+    inference = InferenceSection(topk=max(5, len(graph.classes)))
+    graph.settings = changed(graph.settings, inference=inference)
     labels, scores = graph.rank(tests)
     return scores.gather(1, labels.argsort(dim=1))
 
 
 @pytest.mark.parametrize("alpha", [0.6, 0.95])
 def test_propagated_scores_equal_the_inverse(classes, images, alpha):
-    settings = replace(SETTINGS, alpha=alpha)
+    settings = changed(GRAPH, alpha=alpha)
     graph = link(classes, images, settings)
     wanted = reference(classes.double(), images.double(), settings)[0].float()
     torch.testing.assert_close(graph.propagate(slice(0, C)), wanted, rtol=1e-4, atol=1e-6)
@@ -100,7 +104,7 @@ def test_propagated_scores_equal_the_inverse(classes, images, alpha):
 @pytest.mark.parametrize(("n", "neighbours"), [(N, K), (3, 50), (1, 50)])
 def test_scores_of_test_images_equal_the_loop(classes, tests, n, neighbours):
     """Where there are fewer neighbours, all are taken."""
-    settings = replace(SETTINGS, neighbours=neighbours)
+    settings = changed(GRAPH, neighbours=neighbours)
     images = unit_vectors(n, 1)
     graph = link(classes, images, settings)
     found = classified(tests, graph)
@@ -117,7 +121,7 @@ def test_classes_are_ranked_whatever_is_propagated_at_once(
     classes[4] = classes[1]  # equal scores, in the order of the classes
     graph = link(classes, images)
     labels, best = graph.rank(tests)
-    wanted = scores_of(tests, classes, images, SETTINGS)
+    wanted = scores_of(tests, classes, images, GRAPH)
     order = wanted.sort(dim=1, descending=True, stable=True).indices[:, :5]
     torch.testing.assert_close(best, wanted.gather(1, order), rtol=1e-4, atol=1e-6)
     firm = (labels != 1) & (labels != 4)  # rounding may order these two
@@ -128,7 +132,7 @@ def test_a_text_without_a_link_has_no_say():
     """The text of class 1 points away from all training images, and the test image towards it."""
     classes = torch.tensor([[1.0, 0, 0], [-1.0, 0, 0]])
     images = F.normalize(torch.tensor([[1.0, 0.1, 0], [1.0, 0.2, 0], [1.0, 0, 0.3]]), dim=1)
-    settings = stage.PropagationSettings(topk=5, neighbours=2)
+    settings = GraphSection(neighbours=2)
     graph = link(classes, images, settings)
     assert graph.scale[1] == 0
     assert torch.isfinite(graph.propagate(slice(0, 2))).all()
@@ -148,7 +152,7 @@ class Dataset(ZeroShotFiles):
         predictions, figures = self.path("predictions.parquet"), self.path("metrics.json")
         stage.propagate_labels(
             *self.write(),
-            SETTINGS,
+            stage.PropagationSettings(graph=GRAPH, inference=InferenceSection()),
             dataset="set",
             method="label_propagation",
             seed=0,
@@ -169,7 +173,7 @@ def dataset(tmp_path, classes):
 def test_the_test_split_is_classified_by_the_graph_of_the_other_images(dataset, classes):
     predictions, found = dataset.run()
     features, tested = dataset.world.features, range(3, N, 4)
-    wanted = scores_of(features[tested], classes, features[dataset.training], SETTINGS)
+    wanted = scores_of(features[tested], classes, features[dataset.training], GRAPH)
     assert list(predictions) == [dataset.names[row] for row in tested]
     for row, scores in zip(predictions.values(), wanted.tolist(), strict=True):
         order = sorted(range(C), key=lambda c, s=scores: -s[c])[:5]
@@ -183,7 +187,7 @@ def test_the_test_split_is_classified_by_the_graph_of_the_other_images(dataset, 
 def test_without_a_test_split_the_images_of_the_graph_are_classified(dataset, classes):
     dataset.splits = ["train"] * N
     predictions, found = dataset.run()
-    scores, _ = reference(classes.double(), dataset.world.features.double(), SETTINGS)
+    scores, _ = reference(classes.double(), dataset.world.features.double(), GRAPH)
     assert list(predictions) == dataset.names and found["acc1"] is None
     assert [row["prediction"] for row in predictions.values()] == scores[C:].argmax(dim=1).tolist()
 

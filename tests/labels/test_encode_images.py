@@ -6,6 +6,8 @@ from support.tiny import DEMO_CLIP, network_of, write_encoder, write_index, writ
 from timm.data import create_transform
 
 from latteclip.clip import image_encoders
+from latteclip.config.sections.clip import ClipSection
+from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import EncoderMetadata
@@ -27,7 +29,9 @@ class Pictures:
 
     def run(self, model):
         """Features [N, D] and the metadata of their table."""
-        settings = EncodingSettings(model, 2)
+        settings = EncodingSettings(
+            encoder=model, clip=ClipSection(), inference=InferenceSection(batch_size=2)
+        )
         encode_images(self.index, settings, str(self.output), device="cpu", threads=1)
         table = tables.read(self.output, tables.IMAGE_FEATURES)
         described = tables.read_metadata(self.output, EncoderMetadata)

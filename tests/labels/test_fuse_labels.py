@@ -11,6 +11,8 @@ from support.zero_shot_files import ZeroShotFiles
 from latteclip.clip import classifier, encode
 from latteclip.clip import model as clips
 from latteclip.clip.encode import class_embeddings
+from latteclip.config.sections.clip import ClipSection
+from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import holdout, tables
 from latteclip.core.metadata import ClassesMetadata, EncoderMetadata, VotesMetadata
 from latteclip.labels import fuse_labels as stage
@@ -27,7 +29,10 @@ from latteclip.labels.label_sources import (
 
 CLASSNAMES = ["striped", "dotted", "woven", "marbled", "grid", "cracked"]
 TEMPLATE = "a photo of a {} texture."
-SETTINGS = stage.FusionSettings(f"local-dir:{DEMO_CLIP}", None, batch_size=3)
+SETTINGS = stage.FusionSettings(
+    clip=ClipSection(model=f"local-dir:{DEMO_CLIP}", pretrained=None),
+    inference=InferenceSection(batch_size=3),
+)
 IMAGES = 160
 C, K = 6, 4
 OUTPUTS = ("out.parquet", "out.json", "classifier", "votes.parquet")
@@ -60,7 +65,7 @@ class Dataset(ZeroShotFiles):
         self.classnames = CLASSNAMES
         self.described = {
             "classnames": CLASSNAMES,
-            "model": SETTINGS.model,
+            "model": SETTINGS.clip.model,
             "pretrained": None,
             "template": TEMPLATE,
             "logit_scale": self.scale,

@@ -1,13 +1,16 @@
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from support.sections import changed
 from support.tiny import DEMO_CLIP, tiny_clip, write_index, write_pictures
 
 from latteclip.clip import classifier
+from latteclip.config.sections.class_texts import ClassTextsSection
+from latteclip.config.sections.clip import ClipSection
+from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import tables
 from latteclip.core.metadata import ClassesMetadata
 from latteclip.labels.pseudo_label_images import (
@@ -18,11 +21,9 @@ from latteclip.labels.pseudo_label_images import (
 
 CLASSNAMES = ["striped", "dotted", "woven", "marbled", "grid", "cracked"]
 SETTINGS = ZeroShotSettings(
-    model=f"local-dir:{DEMO_CLIP}",
-    pretrained=None,
-    template="a photo of a {} texture.",
-    batch_size=3,
-    topk=5,
+    clip=ClipSection(model=f"local-dir:{DEMO_CLIP}", pretrained=None),
+    class_texts=ClassTextsSection(template="a photo of a {} texture."),
+    inference=InferenceSection(batch_size=3, topk=5),
 )
 
 
@@ -79,10 +80,10 @@ def test_the_table_is_that_of_the_direct_computation(labelled, direct, demo_clip
 def test_class_embeddings_have_all_that_scores_need(labelled, direct, demo_clip):
     *_, metadata, (head, described) = labelled
     torch.testing.assert_close(head.weights, torch.stack(direct[2]), rtol=1e-4, atol=1e-5)
-    names = {"classnames": CLASSNAMES, "model": SETTINGS.model, "pretrained": None}
+    names = {"classnames": CLASSNAMES, "model": SETTINGS.clip.model, "pretrained": None}
     assert metadata.classnames == CLASSNAMES
     scale = pytest.approx(math.exp(demo_clip.model.logit_scale.item()))
-    assert described == {**names, "template": SETTINGS.template, "logit_scale": scale}
+    assert described == {**names, "template": SETTINGS.class_texts.template, "logit_scale": scale}
 
 
 def text_feature(clip, text):
@@ -113,7 +114,9 @@ def test_the_files_say_how_classes_are_put_into_words(tmp_path):
     index = write_index(tmp_path / "i", files, ["train", "test"], [None] * 2, CLASSNAMES, written)
     outputs = [str(tmp_path / name) for name in ("labels", "embeddings")]
     words = {"template": ENSEMBLE, "class_synonyms": {"Striped": ["banded "]}}
-    pseudo_label_images(index, replace(SETTINGS, **words), *outputs, device="cpu", threads=1)
+    pseudo_label_images(
+        index, changed(SETTINGS, class_texts=words), *outputs, device="cpu", threads=1
+    )
     described = classifier.load_classifier(outputs[1])[1]
     assert described["template"] == ENSEMBLE[0]
     assert described["templates"] == ENSEMBLE

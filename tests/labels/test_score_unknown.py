@@ -8,8 +8,9 @@ from support.tiny import write_class_scores
 from support.worlds import World
 from support.zero_shot_files import ZeroShotFiles
 
+from latteclip.config.sections.unknown import UnknownSection
 from latteclip.core import tables
-from latteclip.labels.score_unknown import UnknownMetadata, UnknownSettings, score_unknown
+from latteclip.labels.score_unknown import UnknownMetadata, score_unknown
 
 
 class Dataset(ZeroShotFiles):
@@ -18,7 +19,7 @@ class Dataset(ZeroShotFiles):
     def run(self, share=0.1, class_scores=None, answers=None):
         """UNKNOWN and its metadata."""
         outputs = self.path("unknown.parquet"), self.path("detector")
-        score_unknown(*self.write(), UnknownSettings(share), *outputs, class_scores, answers)
+        score_unknown(*self.write(), UnknownSection(share=share), *outputs, class_scores, answers)
         found = tables.read(outputs[0], tables.UNKNOWN)
         return found, tables.read_metadata(outputs[0], UnknownMetadata)
 

@@ -144,17 +144,17 @@ RECIPES = {
         "latteclip/train/objectives/toy.py": OBJECTIVE,
         METHODS: (
             "OBJECTIVES = {\n",
-            '    "toy": Objective(\n'
+            '    "toy": ObjectiveRecord(\n'
             '        module="toy", pseudo_labels=PSEUDO_LABELS, captions=("image",)\n    ),\n',
         ),
     },
     "an engine": {
         "latteclip/captions/engines/toy.py": ENGINE,
-        METHODS: ("ENGINES = {\n", '    "toy": Engine(),\n'),
+        METHODS: ("ENGINES = {\n", '    "toy": EngineRecord(),\n'),
     },
     "a source of labels": {
         "latteclip/labels/voters/toy.py": VOTER,
-        METHODS: ("VOTERS = {\n", '    "toy": Voter("toy", "pseudo_labels.parquet"),\n'),
+        METHODS: ("VOTERS = {\n", '    "toy": VoterRecord("toy", "pseudo_labels.parquet"),\n'),
         "latteclip/core/tables.py": (
             "    lmm_confidence=pa.float32(),\n",
             "    toy_label=pa.int32(),\n    toy_confidence=pa.float32(),\n",

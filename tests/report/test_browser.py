@@ -7,6 +7,7 @@ from support.axe import violations
 from support.made_results import CLASSNAMES, Results
 from support.pages import BOTH_KINDS, write, write_audit, write_metrics, write_unknown
 
+from latteclip.config.sections.table import TableSection
 from latteclip.report import index_results as index
 
 
@@ -31,10 +32,12 @@ def files(results, tmp_path_factory):
         for number in range(1, 6)
         for place, method in enumerate(f"a_method_with_a_long_name_{i}" for i in range(8))
     ]
-    settings = index.IndexSettings("a_method_with_a_long_name_0")
+    settings = index.IndexSettings(table=TableSection(baseline="a_method_with_a_long_name_0"))
     other = results.folder / "other.json"
-    other.write_text(json.dumps({**told, "dataset": "dataset_1", "method": settings.baseline}))
-    audit = write_audit(results.folder, "dataset_1", [settings.baseline])
+    other.write_text(
+        json.dumps({**told, "dataset": "dataset_1", "method": settings.table.baseline})
+    )
+    audit = write_audit(results.folder, "dataset_1", [settings.table.baseline])
     index.index_results(paths, [str(other)], [audit], settings, str(results.folder / "index.html"))
     pages = {name: results.folder / f"{name}.html" for name in ("report", "index")}
     return {**pages, "unlabelled": without.folder / "report.html"}

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from support.pages import Page, write_audit, write_metrics
 
+from latteclip.config.sections.table import TableSection
 from latteclip.report import index_results as index
 
 
@@ -20,7 +21,9 @@ def compared(tmp_path):
         write_metrics(tmp_path, "mine", "latteclip", 0, None),
     ]
     settings = index.IndexSettings(
-        "zero_shot", {"dtd": "dtd/report.html"}, {"dtd": "<u>Textures</u>"}
+        table=TableSection(),
+        reports={"dtd": "dtd/report.html"},
+        titles={"dtd": "<u>Textures</u>"},
     )
     chosen = tmp_path / "selection.json"
     told = {"dataset": "dtd", "method": "zero_shot", "seed": 0, "reason": "Nothing <b>beat</b> it."}

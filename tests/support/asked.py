@@ -1,6 +1,5 @@
 """Requests of every kind about four images, and what an engine answers."""
 
-import dataclasses
 import json
 import sys
 
@@ -9,7 +8,7 @@ from support.commands import python
 
 from latteclip.captions import requests
 from latteclip.captions.pictures import Layout, data_url, lay_out
-from latteclip.captions.requests import CaptionerSettings, Request
+from latteclip.captions.requests import Request
 
 PROMPT = "What is it?"
 # Of all four, besides each as it is: as squares, as a canvas, as several images.
@@ -63,7 +62,7 @@ def read_by_vllm(captioner, paths):
 
 def of_vllm(models, paths):
     """Answers and token ids of several models by one process, as its import takes the longest."""
-    settings = json.dumps([dataclasses.asdict(each) for each in models])
+    settings = json.dumps([each.model_dump() for each in models])
     code = "from support import asked\nif __name__ == '__main__': asked.main()"
     return json.loads(python(code, settings, *paths).stdout.splitlines()[-1])
 
@@ -72,7 +71,7 @@ def _by_one_engine_after_the_other(models, paths):
     from vllm.distributed import cleanup_dist_env_and_memory
 
     for values in models:
-        settings = CaptionerSettings(**values)
+        settings = requests.CaptionerSettings(**values)
         captioner = requests.start(settings, 1, len(SIZES))
         yield answers_of(captioner, settings, paths), read_by_vllm(captioner, paths)
         del captioner

@@ -1,17 +1,17 @@
 """A dataset to caption, and an engine that remembers what it was asked."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.sections import changed
 from support.tiny import write_index, write_pictures, write_pseudo_labels
 
 from latteclip.captions import caption, requests
-from latteclip.captions.groups import GroupSettings
 from latteclip.captions.metadata import CaptionsMetadata
 from latteclip.captions.requests import CaptionerSettings, Response
 from latteclip.config.methods import ENGINES
+from latteclip.config.sections.groups import GroupsSection
 from latteclip.core import tables
 
 SETTINGS = CaptionerSettings(
@@ -23,8 +23,9 @@ SETTINGS = CaptionerSettings(
     max_model_len=99,
     gpu_memory_utilization=0.5,
     batch_size=3,
+    max_image_side=None,
 )
-GROUPS = GroupSettings(seed=4, canvas=64, gap=4)
+GROUPS = GroupsSection(seed=4, canvas=64, gap=4)
 CLASSNAMES = ["red dots", "lines"]
 LABELS = [1, 0, 1, 1, 1, 0, 1]
 TEXTS = ["Red  dots on cloth.", "red dots on cloth.", *["A grid"] * 2, "Outlines, reddots", "", ""]
@@ -109,7 +110,7 @@ class Dataset:
         if "engine" in changes:
             changes |= of_engine(changes["engine"])
         return {
-            "captioner": dataclasses.replace(SETTINGS, **changes),
+            "captioner": changed(SETTINGS, **changes),
             "output": str(output or self.output),
             "store": str(self.folder / "store") if store else None,
             "threads": 1,

@@ -1,6 +1,5 @@
 """Captions and scores of textures by the demo's LLaVA: commands and requests."""
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -9,19 +8,21 @@ from pathlib import Path
 
 import pytest
 from support import captioning
+from support.sections import changed
 from support.tiny import DEMO_LLAVA, ROOT, write_index
 
 from latteclip.captions import caption
 from latteclip.captions.requests import Choices, ChoiceScores, Request
 from latteclip.captions.score_classes import letters_of, letters_prompt
+from latteclip.config.sections.textures import TexturesSection
 from latteclip.core import tables
 from latteclip.data.images import open_rgb
-from latteclip.demo.generate_textures import TextureSettings, generate_textures
+from latteclip.demo.generate_textures import generate_textures
 
 N = 30
 
 PROMPT = "Describe the texture in the photo concisely, less than 20 words."
-SETTINGS = dataclasses.replace(
+SETTINGS = changed(
     captioning.SETTINGS,
     **{"model": str(DEMO_LLAVA), "revision": None, "batch_size": 16},
     **{"max_new_tokens": 40, "max_model_len": 256},
@@ -38,7 +39,7 @@ def command(index, settings, output, *more, prompt=PROMPT, kind="images"):
     return [
         *(Path(sys.executable).parent / "latteclip", f"caption-{kind}"),
         *("--images", index, "--prompt", prompt, "--threads", "1"),
-        *("--captioner", json.dumps(dataclasses.asdict(settings))),
+        *("--captioner", json.dumps(settings.model_dump())),
         *("--output", str(output), *map(str, more)),
     ]
 
@@ -64,7 +65,7 @@ def _finish(words, environment):
 def index(tmp_path_factory):
     """An index of N demo textures."""
     folder = tmp_path_factory.mktemp("captioners")
-    generate_textures(TextureSettings(N, 1, 0.5, seed=9), folder / "data")
+    generate_textures(TexturesSection(train=N, test=1, gap=0.5, seed=9), folder / "data")
     files = sorted(map(str, (folder / "data").rglob("*.png")))[:N]
     return write_index(folder / "images.parquet", files, ["train"] * N, [None] * N, ["a", "b"])
 
@@ -98,7 +99,7 @@ NAMES = ["banded", "bubbly", "dotted", "grid", "marbled", "woven"]
 def textures(tmp_path_factory):
     """Paths of 50 of the demo's textures."""
     folder = tmp_path_factory.mktemp("scored")
-    generate_textures(TextureSettings(50, 1, 0.85, seed=0), folder / "data")
+    generate_textures(TexturesSection(train=50, test=1, gap=0.85, seed=0), folder / "data")
     return sorted(map(str, (folder / "data").rglob("*.png")))[:50]
 
 

@@ -9,10 +9,10 @@ from PIL import Image
 from support.tiny import SHARED, write_pictures
 from support.web import jpeg
 
+from latteclip.config.sections.split import SplitSection
 from latteclip.core import tables
 from latteclip.core.metadata import IndexMetadata
 from latteclip.data import index_images
-from latteclip.data.splits import SplitSettings
 
 COOP_SPLITS = SHARED / "data" / "coop_splits"
 
@@ -33,14 +33,15 @@ def coop(root, train, test, name="split.json"):
     (root / name).write_text(json.dumps({"train": train, "val": [], "test": test}))
 
 
-def index(root, tmp_path, threads=1, folder_state=None, **settings):
+def index(root, tmp_path, threads=1, folder_state=None, limit=None, **settings):
     """Index a folder; its rows, class names and broken images."""
     output, corrupt = tmp_path / "out" / "images.parquet", tmp_path / "out" / "corrupt.csv"
-    settings = SplitSettings(**({"kind": "folders"} | settings))
+    settings = SplitSection(**({"kind": "folders"} | settings))
     outputs = [str(output), str(corrupt), str(tmp_path / "out" / "fingerprints.parquet")]
     index_images.index_images(
         *(str(root), settings, *outputs),
         threads=threads,
+        limit=limit,
         folder_state=folder_state and folder_state[0],
         folder_files_output=folder_state and folder_state[1],
     )

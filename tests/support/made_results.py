@@ -1,16 +1,17 @@
 """Results of a run, as the stages write them, made from random numbers."""
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from support import records
+from support.sections import changed
 from support.tiny import write_captions, write_index, write_pictures, write_pseudo_labels
 
-from latteclip.captions.groups import GroupSettings
 from latteclip.captions.metadata import AnswerSource
+from latteclip.config.sections.groups import GroupsSection
 from latteclip.core import tables
 from latteclip.evaluate import metrics
 from latteclip.report.runs import RunTables
@@ -115,7 +116,7 @@ class Results:
             own = is_latteclip or name in ("loss", "agreement", "class_balance")
             values = self.rng.random(steps, dtype=np.float32)
             columns[name] = values if own else pa.nulls(steps, pa.float32())
-        recipe = replace(records.RECIPE, lr=3e-5, batch_size=64, epochs=epochs)
+        recipe = changed(records.RECIPE, lr=3e-5, batch_size=64, epochs=epochs)
         metadata = records.training_metadata(recipe=recipe, found=["lr"], averaged=3)
         tables.write(path, columns, tables.HISTORY, metadata)
 
@@ -135,7 +136,7 @@ class Results:
         labels = self.before[:n].tolist()
         of_label = {label: np.flatnonzero(self.before[:n] == label) for label in labels}
         members = [[self.image_ids[j] for j in np.resize(of_label[label], 4)] for label in labels]
-        metadata.groups = GroupSettings(seed=0, canvas=128, gap=4)
+        metadata.groups = GroupsSection(seed=0, canvas=128, gap=4)
         ids = [str(i) for i in range(n)]
         return write_captions(path, ids, texts, labels, members, metadata, **columns)
 

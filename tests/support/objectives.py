@@ -5,9 +5,10 @@ from support import reference
 from support.tiny import SIDE, TEMPLATE, tiny_clip
 
 from latteclip.clip import encode
+from latteclip.config.sections.switches import SwitchesSection
 from latteclip.core.class_templates import class_texts
 from latteclip.train.objectives.base import TokenizedTexts, TrainingBatch, TrainingTexts
-from latteclip.train.objectives.latteclip import GroupSampler, LatteClip, Switches
+from latteclip.train.objectives.latteclip import GroupSampler, LatteClip
 
 SHAPES = [(5, 7, 11), (6, 4, 9), (3, 13, 8)]  # B, C, N
 WORDS = ["red", "fine", "coarse", "woven", "soft", "thin", "bold", "dots", "lines", "cells", "x"]
@@ -38,7 +39,7 @@ class Case:
         self.draws = GroupSampler(self.labels, c, seed)
 
     def latteclip(self, **switches):
-        return LatteClip(self.texts, Switches(**switches), self.draws_seed())
+        return LatteClip(self.texts, SwitchesSection(**switches), self.draws_seed())
 
     def draws_seed(self):
         return self.draws.generator.initial_seed()

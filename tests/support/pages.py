@@ -74,7 +74,7 @@ def write(results, *, main="latteclip", baseline="zero_shot", captions=(), confi
         summarize_captions(list(paths.values()), results.images, files["caption_summary"])
     methods = {m: {"objective": m, "switches": {}} for m in results.methods}
     settings = report_dataset.ReportSettings(
-        **{"dataset": "made", "main": main, "baseline": baseline},
+        **{"dataset": "made", "main": main, "table": {"baseline": baseline}},
         **{"suffix": "", "overview": "index.html"},
         paper="latteclip" if "latteclip" in results.methods else None,
         config={"title": "<u>Made</u>", "methods": methods} | (config or {}),

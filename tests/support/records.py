@@ -7,7 +7,7 @@ from latteclip.labels.fusion_report import Check, CheckedLabels, FusionReport, P
 from latteclip.train.history import TrainingMetadata
 from latteclip.train.settings import Recipe
 
-RECIPE = Recipe(1, 0, 64, 1, 3e-5, 0.9, 0.98, 1e-6, 0.2, "frozen")
+RECIPE = Recipe(epochs=1, warmup_steps=0, batch_size=64, lr=3e-5)
 
 
 def training_metadata(**fields):

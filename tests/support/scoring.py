@@ -1,22 +1,23 @@
 """A dataset whose classes are scored, and a scorer that remembers what it was asked."""
 
-import dataclasses
 import zlib
 
 import numpy as np
 import pytest
 import torch
 from support.captioning import SETTINGS, Dataset, mean_colour, of_engine
+from support.sections import changed
 from support.tiny import write_pseudo_labels
 
 from latteclip.captions.requests import ChoiceScores
-from latteclip.captions.score_classes import ScoreSettings, score_classes
+from latteclip.captions.score_classes import score_classes
 from latteclip.clip.classifier import Classifier, save_classifier
+from latteclip.config.sections.scores import ScoresSection
 from latteclip.core import tables
 
 N, WIDTH = 7, 5
-LIKELIHOOD = ScoreSettings("likelihood", 3, None, 2, 1.0, None, "What?")
-LETTERS = dataclasses.replace(LIKELIHOOD, kind="multiple_choice", prompt="")
+LIKELIHOOD = ScoresSection(kind="likelihood", topk=3)
+LETTERS = ScoresSection(kind="multiple_choice", topk=3)
 
 
 def value(*parts):
@@ -85,14 +86,17 @@ class ScoredDataset(Dataset):
 
     def score(self, settings=LIKELIHOOD, *, store=True, output=None, shard="1/1", **changes):
         """Run the stage; what of `changes` is the captioner's goes there. The table's columns."""
-        own = {field.name for field in dataclasses.fields(ScoreSettings)}
-        captioner = {key: changes.pop(key) for key in set(changes) - own}
+        prompt = changes.pop("prompt", "What?" if settings.kind == "likelihood" else "")
+        captioner = {
+            key: changes.pop(key) for key in changes.keys() - set(ScoresSection.model_fields)
+        }
         if "engine" in captioner:
             captioner |= of_engine(captioner["engine"])
         score_classes(
             *self.inputs,
-            dataclasses.replace(settings, **changes),
-            dataclasses.replace(SETTINGS, **captioner),
+            changed(settings, **changes),
+            prompt,
+            changed(SETTINGS, **captioner),
             str(output or self.output),
             str(self.folder / "store") if store else None,
             shard=shard,

@@ -11,10 +11,11 @@ from support.zero_shot_files import ZeroShotFiles
 
 from latteclip.audit.audit import AuditSession
 from latteclip.clip.classifier import Classifier, save_classifier
+from latteclip.config.sections.unknown import UnknownSection
 from latteclip.core import tables
 from latteclip.core.metadata import ClassesMetadata
 from latteclip.labels.fusion_report import NAME, write_fusion_report
-from latteclip.labels.score_unknown import UnknownSettings, score_unknown
+from latteclip.labels.score_unknown import score_unknown
 
 CLASSNAMES = ["a/b", "A:b", "con", "<b>&amp;\"'", "=2+3", "plain"]
 
@@ -43,7 +44,7 @@ class Taken(ZeroShotFiles):
     def write(self):
         found = super().write()
         score_unknown(
-            *found, UnknownSettings(0.1), self.path("unknown.parquet"), self.path("detector")
+            *found, UnknownSection(share=0.1), self.path("unknown.parquet"), self.path("detector")
         )
         head = Classifier.of(self.world.texts)
         prototypes = self.folder / "classifiers" / "image_prototypes.safetensors"

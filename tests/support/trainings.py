@@ -19,7 +19,13 @@ from support.tiny import (
     write_pseudo_labels,
 )
 
-from latteclip.train.settings import Compute, Finetune, FinetuneSettings
+from latteclip.config.sections.class_texts import ClassTextsSection
+from latteclip.config.sections.clip import ClipSection
+from latteclip.config.sections.compute import ComputeSection
+from latteclip.config.sections.finetune import FinetuneSection
+from latteclip.config.sections.training import TrainingSection
+from latteclip.core.holdout import NO_FOLD
+from latteclip.train.settings import FinetuneSettings
 
 CLASSNAMES = ["striped", "dotted", "woven"]
 
@@ -54,14 +60,15 @@ class Inputs:
 def settings(objective="latteclip", model=f"local-dir:{DEMO_CLIP}", compute=None, **given):
     """Settings of a training of four steps. Keys of the section `finetune` are among the others."""
     section = {key: given.pop(key, value) for key, value in FINETUNE.items()}
+    words = {"template": "a photo of a {} texture."}
+    words |= {key: given.pop(key) for key in ClassTextsSection.model_fields if key in given}
+    fold = given.pop("fold", NO_FOLD)
     return FinetuneSettings(
-        model=model,
-        pretrained=None,
-        template=given.pop("template", "a photo of a {} texture."),
-        objective=objective,
-        finetune=Finetune(**section),
-        compute=Compute(**{"checkpoint_minutes": 0, **(compute or {})}),
-        **given,
+        clip=ClipSection(model=model, pretrained=None),
+        class_texts=ClassTextsSection(**words),
+        method=TrainingSection(objective=objective, finetune=FinetuneSection(**section), **given),
+        compute=ComputeSection(**{"cache_gib": 0, "checkpoint_minutes": 0, **(compute or {})}),
+        fold=fold,
     )
 
 
@@ -72,7 +79,7 @@ def start(folder, files, settings, processes=1, seed=3):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc-per-node", str(processes), "-m", "--", "latteclip"]
     command += ["finetune", "--files", json.dumps(asdict(files)), "--seed", str(seed)]
-    command += ["--settings", json.dumps(asdict(settings)), "--device", "cpu", "--threads", "1"]
+    command += ["--settings", settings.model_dump_json(), "--device", "cpu", "--threads", "1"]
     for part in ("model", "history", "checkpoint", "log"):
         command += [f"--{part}", str(folder / part)]
     return subprocess.Popen(

@@ -14,7 +14,7 @@ import gdown
 import pytest
 from PIL import Image
 
-from latteclip.config.model import Download
+from latteclip.config.sections.downloads import DownloadSection
 from latteclip.data.download_dataset import DownloadSettings
 
 WHOLE = 200  # the status of an answer with the whole file
@@ -195,9 +195,14 @@ def folder(tmp_path):
 
 
 def wanted(*where, content=CONTENT, **more):
-    return Download(sources=list(where), checksum=sha256(content), **more)
+    return DownloadSection(sources=list(where), checksum=sha256(content), **more)
 
 
 def settings(*where, content=ARCHIVE, **more):
     file = wanted(*where, content=content, **more)
-    return DownloadSettings({"images.tar.gz": file}, "A title", "A licence", "A paper")
+    return DownloadSettings(
+        downloads={"images.tar.gz": file},
+        title="A title",
+        licence="A licence",
+        citation="A paper",
+    )

@@ -9,6 +9,7 @@ from support.tiny import DEMO_CLIP, ENCODER_WIDTH, network_of, write_encoder, wr
 
 from latteclip.clip import finetuned
 from latteclip.clip.classifier import Classifier, save_classifier
+from latteclip.config.sections.clip import ClipSection
 from latteclip.core.errors import UserError
 from latteclip.deploy import predict
 from latteclip.deploy.export import export
@@ -26,7 +27,8 @@ def head(tmp_path):
 
 
 def test_the_folder_is_the_pretrained_model_with_the_classifier(tmp_path, head, demo_clip):
-    assemble_model(head, PretrainedClip(NAME, None), str(tmp_path / "model"))
+    settings = PretrainedClip(clip=ClipSection(model=NAME, pretrained=None))
+    assemble_model(head, settings, str(tmp_path / "model"))
     found = finetuned.load(tmp_path / "model", torch.device("cpu"))
     assert torch.equal(found.classifier.weights, CLASSIFIER.weights)
     assert torch.equal(found.classifier.bias, CLASSIFIER.bias)
@@ -42,7 +44,7 @@ def test_image_models_beside_clip_stand_in_the_folder_and_predict(tmp_path, demo
     draw = torch.Generator().manual_seed(0)
     classifier = Classifier.of(torch.randn(2, 128 + ENCODER_WIDTH, generator=draw))
     save_classifier(tmp_path / "c.safetensors", classifier, {**DESCRIBED, "image_encoders": [name]})
-    settings = PretrainedClip(NAME, None, image_encoders=[name])
+    settings = PretrainedClip(clip=ClipSection(model=NAME, pretrained=None), encoders=[name])
     assemble_model(str(tmp_path / "c.safetensors"), settings, str(tmp_path / "model"))
     shutil.rmtree(tmp_path / "encoder")
     files = write_pictures(tmp_path / "pictures", 5)

@@ -9,9 +9,11 @@ from latteclip.clip import finetuned
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import class_embeddings
+from latteclip.config.sections.clip import ClipSection
+from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import holdout, tables
 from latteclip.core.holdout import NO_FOLD, Fold
-from latteclip.train.average_weights import Encoding, TrainingResult, average_weights
+from latteclip.train.average_weights import AveragingSettings, TrainingResult, average_weights
 from latteclip.train.history import TrainingMetadata
 
 CLASSNAMES = ["striped", "dotted", "woven"]
@@ -37,7 +39,8 @@ def training(folder, number, flags=("ours",), classnames=CLASSNAMES, fold=NO_FOL
 
 def average(folder, images, results):
     outputs = [str(folder / name) for name in ("model", "history.parquet", "left_out.parquet")]
-    average_weights(images, results, Encoding(32), *outputs, device="cpu", threads=1)
+    settings = AveragingSettings(clip=ClipSection(), inference=InferenceSection(batch_size=32))
+    average_weights(images, results, settings, *outputs, device="cpu", threads=1)
     return outputs
 
 

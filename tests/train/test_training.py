@@ -16,12 +16,14 @@ from support.tiny import FINETUNE
 from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
+from latteclip.config.sections.compute import ComputeSection
+from latteclip.config.sections.finetune import FinetuneSection
 from latteclip.core import devices
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError
 from latteclip.core.signals import Signals
 from latteclip.train.objectives.flyp import Flyp
-from latteclip.train.settings import Compute, Finetune, Recipe
+from latteclip.train.settings import Recipe, recipe_for
 from latteclip.train.training import (
     Training,
     parameter_groups,
@@ -42,17 +44,18 @@ def test_rate_rises_linearly_then_falls_by_a_cosine():
 
 @given(n=st.integers(2, 2_000_000))
 def test_auto_follows_from_the_number_of_images(n):
-    auto = Finetune(
+    auto = FinetuneSection(
         **FINETUNE | dict.fromkeys(["epochs", "warmup_steps", "batch_size", "lr"], "auto")
     )
-    recipe, more = auto.recipe(n, 1e-5), auto.recipe(2 * n, 1e-5)
+    recipe, more = recipe_for(auto, n, 1e-5), recipe_for(auto, 2 * n, 1e-5)
     assert recipe.lr == 1e-5
     assert recipe.batch_size in (64, 128, 256, 512)
     assert 3 <= recipe.epochs <= 30
     assert recipe.warmup_steps <= recipe.epochs * recipe.steps_per_epoch(n) / 10
     assert more.batch_size >= recipe.batch_size
     assert more.epochs <= recipe.epochs
-    assert Finetune(**FINETUNE | {"lr": 0.5}).recipe(n, 1e-5) == Recipe(**FINETUNE | {"lr": 0.5})
+    given = FINETUNE | {"lr": 0.5}
+    assert recipe_for(FinetuneSection(**given), n, 1e-5) == Recipe(**given)
 
 
 # --- set-up --------------------------------------------------------------------------------------
@@ -63,7 +66,7 @@ def load(backbones, kind):
 
 
 def prepare(clip, batch_norm="frozen", **chosen):
-    compute = Compute(**{"micro_batch": None, **chosen})
+    compute = ComputeSection(**{"micro_batch": None, **chosen})
     return prepare_training(clip, compute, batch_norm)
 
 

@@ -156,12 +156,13 @@ rule score_classes:
     params:
         captioner_files=given(stage_params.local_captioner, "dataset"),
         captioner=given_json(stage_params.captioner, "dataset"),
-        scores=given_json(stage_params.scores, "dataset"),
+        scores=given_json(Configuration.section, "dataset", name="scores"),
+        prompt=given(stage_params.scores_prompt, "dataset"),
         store=given(stage_params.answer_store, "dataset", kind="scores"),
         shard="",
     shell:
         "latteclip score-classes --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " --class-embeddings {input.class_embeddings} --scores {params.scores:q}"
+        " --class-embeddings {input.class_embeddings} --scores {params.scores:q} --prompt {params.prompt:q}"
         " --captioner {params.captioner:q} --store {params.store} {params.shard}"
         " --output {output} --threads {threads} --log {log}"
 

@@ -63,12 +63,13 @@ rule index_images:
         runtime=minutes("index_images"),
     params:
         folder=given(stage_params.data_folder, "dataset"),
-        settings=given_json(stage_params.index_images, "dataset"),
+        settings=given_json(Configuration.section, "dataset", name="split"),
+        limit=given(stage_params.limit),
         state=lambda wildcards: functions.folder_state(wildcards.dataset),
     shell:
         "latteclip index-images --folder {params.folder:q} --settings {params.settings:q}"
         " --output {output.images} --corrupt {output.corrupt} --fingerprints {output.fingerprints}"
-        " {params.state} --threads {threads} --log {log}"
+        " {params.limit} {params.state} --threads {threads} --log {log}"
 
 
 rule find_duplicates:

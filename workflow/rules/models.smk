@@ -29,9 +29,9 @@ rule download_image_encoder:
     conda:
         "../../envs/latteclip.yaml"
     params:
-        settings=given_json(lambda c, model: c.hub_encoders()[model], "model"),
+        encoder=given(lambda c, model: c.hub_encoders()[model]["model"], "model"),
     shell:
-        "latteclip download-image-encoder --settings {params.settings:q} --output {output} --log {log}"
+        "latteclip download-image-encoder --encoder {params.encoder:q} --output {output} --log {log}"
 
 
 rule download_captioner:

@@ -155,7 +155,7 @@ class VllmEngine:
                 self._llm = vllm.LLM(
                     model=settings.model,
                     revision=settings.revision,
-                    dtype=settings.dtype,  # type: ignore[arg-type]
+                    dtype=settings.dtype,
                     quantization=settings.quantization,  # type: ignore[arg-type]
                     tensor_parallel_size=settings.tensor_parallel_size,
                     max_model_len=settings.max_model_len,

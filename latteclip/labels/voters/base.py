@@ -7,17 +7,17 @@ from typing import Self
 import pyarrow as pa
 import torch
 
+from latteclip.config.sections.base import Section
+from latteclip.config.sections.clip import ClipSection
+from latteclip.config.sections.inference import InferenceSection
 from latteclip.labels.label_sources import ClipFeatures, Votes, parts
 
 
-@dataclass(frozen=True)
-class FusionSettings:
-    """The CLIP model that reads the captions."""
+class FusionSettings(Section):
+    """The CLIP model that reads the captions, and how many it encodes at once."""
 
-    model: str
-    pretrained: str | None
-    batch_size: int  # texts encoded at once
-    precision: str = "bf16"
+    clip: ClipSection
+    inference: InferenceSection  # its `batch_size`
 
 
 @dataclass(frozen=True)

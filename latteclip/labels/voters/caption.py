@@ -22,9 +22,10 @@ log = logging.getLogger(__name__)
 def vote(path: str, voted: VotedImages) -> Ballot:
     """Return the votes of a CAPTIONS table."""
     settings, device = voted.settings, devices.pick(voted.device, voted.threads)
-    clip = clips.load(settings.model, settings.pretrained, device, settings.precision)
+    section = settings.clip
+    clip = clips.load(section.model, section.pretrained, device, section.precision)
     captions, leaked = read_captions(path, voted.image_ids)
-    texts, row_of = encode_captions(captions, clip, settings.batch_size)
+    texts, row_of = encode_captions(captions, clip, settings.inference.batch_size)
     votes = caption_votes(texts, row_of, voted.classes, voted.scale)
     logits = (voted.scale * voted.classes).double().T  # class means are not subtracted
     labels, confidence = best_labels(

@@ -4,12 +4,12 @@ Letters: B batch, C classes, D width, G group descriptions, K kinds of text, M t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from latteclip.config.sections.switches import SwitchesSection
 from latteclip.core import devices
 from latteclip.core.files import from_values
 from latteclip.train.objectives import base
@@ -19,22 +19,7 @@ MARGIN_FLOOR = 1e-6
 
 def make(texts: base.TrainingTexts, switches: Mapping[str, Any], seed: int) -> "LatteClip":
     """Return LatteCLIP with the given switches, or raise UserError for an unknown switch."""
-    return LatteClip(texts, from_values(Switches, switches, "switches"), seed)
-
-
-@dataclass(frozen=True)
-class Switches:
-    """The switches of LatteCLIP's ablations: a description and a loss are on."""
-
-    alpha: float = 0.01  # 1 - momentum of the targets
-    class_description: bool = True
-    image_description: bool = True
-    group_description: bool = True
-    mixer_weights: bool = True  # off: equal weights
-    mixer_prototypes: Literal["step", "epoch"] = "step"  # epoch: those of the epoch's start
-    zero_shot_loss: bool = True
-    finetuned_loss: bool = True
-    prototypes: bool = True  # off: the target is the mix, the classifier f_txt(T(c))
+    return LatteClip(texts, from_values(SwitchesSection, switches, "switches"), seed)
 
 
 class GroupSampler:
@@ -57,7 +42,7 @@ class LatteClip(base.Objective):
 
     STATE = ("prototypes", "start", "epoch_prototypes")
 
-    def __init__(self, texts: base.TrainingTexts, switches: Switches, seed: int) -> None:
+    def __init__(self, texts: base.TrainingTexts, switches: SwitchesSection, seed: int) -> None:
         super().__init__(texts)
         self.switches = switches
         self.prototypes = super().classifier()  # P [C, D]

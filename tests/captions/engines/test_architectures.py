@@ -1,12 +1,11 @@
 """The architectures that people use, with their own processors, through every engine."""
 
-import dataclasses
-
 import pytest
 import transformers
 from support import tiny_lmms
 from support.asked import PROMPT, answers, of_vllm, pictures
 from support.commands import SETTINGS, paths_of
+from support.sections import changed
 
 from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.requests import SPECIAL_TOKENS, Choices, Request, messages, special_tokens
@@ -20,7 +19,7 @@ def models(tmp_path_factory):
     """The settings with a model of each architecture."""
     changes = {"max_new_tokens": 12, "max_model_len": 1024}
     paths = {name: getattr(tiny_lmms, name)(tmp_path_factory.mktemp(name)) for name in NAMES}
-    return {name: dataclasses.replace(SETTINGS, model=paths[name], **changes) for name in NAMES}
+    return {name: changed(SETTINGS, model=paths[name], **changes) for name in NAMES}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +66,7 @@ def test_a_prompt_begins_with_the_tokenizer_s_first_token_once(asked, models):
 @pytest.fixture(scope="module")
 def by_vllm(models, four):
     """What vLLM answers, and the token ids that it reads, by architecture."""
-    settings = [dataclasses.replace(each, engine="vllm") for each in models.values()]
+    settings = [changed(each, engine="vllm") for each in models.values()]
     return dict(zip(models, of_vllm(settings, four), strict=True))
 
 

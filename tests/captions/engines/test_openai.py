@@ -15,7 +15,7 @@ from latteclip.captions.requests import Choices, ChoiceScores, Request
 from latteclip.captions.score_classes import letters_of, letters_prompt
 from latteclip.core.errors import UserError
 
-SETTINGS = {**vars(BASE), "engine": "openai", "model": MODEL, "concurrency": 4, "retries": 2}
+SETTINGS = {**dict(BASE), "engine": "openai", "model": MODEL, "concurrency": 4, "retries": 2}
 
 
 def picture(number):

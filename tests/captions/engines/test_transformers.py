@@ -1,10 +1,10 @@
-import dataclasses
 import re
 import shutil
 
 import pytest
 import torch
 from support.commands import PROMPT, SETTINGS, about, ask, paths_of
+from support.sections import changed
 from support.tiny import DEMO_LLAVA
 
 from latteclip.captions.engines.transformers import TransformersEngine
@@ -29,7 +29,7 @@ def test_answers_to_prompts_of_several_lengths_are_those_of_each_alone(index):
 
 def test_batches_are_halved_until_the_memory_holds_them(index, monkeypatch):
     requests = [about(paths_of(index)[key % 3], PROMPT, key) for key in range(18)]
-    captioner = TransformersEngine(dataclasses.replace(SETTINGS, batch_size=512), threads=1)
+    captioner = TransformersEngine(changed(SETTINGS, batch_size=512), threads=1)
     alone = [ask(captioner, request)[0] for request in requests[:3]]
     generate, tried = captioner._model.generate, []
 
@@ -51,7 +51,7 @@ def test_batches_are_halved_until_the_memory_holds_them(index, monkeypatch):
 
 
 def test_an_answer_is_cut_at_max_new_tokens(index):
-    short = dataclasses.replace(SETTINGS, max_new_tokens=3)
+    short = changed(SETTINGS, max_new_tokens=3)
     [answer] = ask(TransformersEngine(short, threads=1), about(paths_of(index)[0]))
     assert (answer.finish_reason, answer.n_tokens) == ("length", 3)
 
@@ -63,4 +63,4 @@ def test_a_folder_without_a_model_is_one_sentence(tmp_path, suffixes):
         if file.suffix in suffixes:
             shutil.copy(file, tmp_path)
     with pytest.raises(UserError, match=re.escape(str(tmp_path))):
-        TransformersEngine(dataclasses.replace(SETTINGS, model=str(tmp_path)))
+        TransformersEngine(changed(SETTINGS, model=str(tmp_path)))

@@ -1,6 +1,5 @@
 """vLLM's offline engine. One process starts it for most tests, for its import takes the longest."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -11,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from support.commands import PROMPT, SETTINGS, N, command, python, read, scores_of
 from support.nvidia import nvidia_smi
+from support.sections import changed
 
 from latteclip.captions import caption
 from latteclip.captions.answer_cache import AnswerCache
@@ -23,7 +23,7 @@ from latteclip.captions.requests import Choices, Request
 from latteclip.core import gpus, tables
 from latteclip.core.errors import UserError
 
-VLLM = dataclasses.replace(SETTINGS, engine="vllm", batch_size=8)
+VLLM = changed(SETTINGS, engine="vllm", batch_size=8)
 # Two starts that fail, and one whose engine answers requests of all kinds.
 ALL = """
 import dataclasses, json, shutil, sys
@@ -36,12 +36,12 @@ from latteclip.cli import main
 
 if __name__ == "__main__":
     index, folder, files = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
-    settings = dataclasses.replace(SETTINGS, engine="vllm", batch_size=8)
+    settings = changed(SETTINGS, engine="vllm", batch_size=8)
     weights = Path(shutil.copytree(SETTINGS.model, folder / "model"), "model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1000])
     changes = {"long": {"max_model_len": 9999}, "damaged": {"model": str(folder / "model")}}
     for name, each in changes.items():
-        unfit, log = dataclasses.replace(settings, **each), folder / f"{name}.log"
+        unfit, log = changed(settings, **each), folder / f"{name}.log"
         arguments = command(index, unfit, folder / "x.parquet", "--log", log)
         assert main.main(arguments[1:]) == 2
 
@@ -323,7 +323,7 @@ def test_workers_are_spawned_from_a_process_that_has_not_touched_cuda(tmp_path, 
     for name in (*names, "LATTECLIP_GPUS", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    settings = json.dumps(dataclasses.asdict(VLLM))
+    settings = VLLM.model_dump_json()
     run = python(START, settings, PATH=path, XDG_CACHE_HOME=str(tmp_path))
     found = json.loads(run.stdout.splitlines()[-1])
     cache = str(tmp_path / "vllm-latteclip" / "GPU-1")  # of the engines of this GPU alone

@@ -1,7 +1,6 @@
 """The engine for servers against a real one."""
 
 import contextlib
-import dataclasses
 import importlib.metadata
 import os
 import socket
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 from support.captioning import of_engine
 from support.commands import PROMPT, SETTINGS, WRITTEN, paths_of, read
+from support.sections import changed
 from support.tiny import DEMO_LLAVA
 
 from latteclip.captions import caption
@@ -82,7 +82,7 @@ def test_a_vllm_server_writes_what_the_offline_engine_writes(
     index, answers, vllm_server, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("OPENAI_BASE_URL", vllm_server)
-    settings = dataclasses.replace(SETTINGS, **of_engine("openai"), model=SERVED_AS, concurrency=8)
+    settings = changed(SETTINGS, **of_engine("openai"), model=SERVED_AS, concurrency=8)
     output = tmp_path / "captions.parquet"
     caption.caption_images(index, None, PROMPT, settings, str(output), threads=1)
     written = read(output)
@@ -100,7 +100,7 @@ def test_a_vllm_server_tells_the_log_probabilities_of_its_first_token(
     prompts = ("Describe the texture.", PROMPT)
     # Words in place of letters: those with which the demo's LLaVA begins.
     choices = Choices("multiple_choice", ("a", "mostly"), prompts)
-    server = OpenaiEngine(dataclasses.replace(SETTINGS, **of_engine("openai"), model=SERVED_AS))
+    server = OpenaiEngine(changed(SETTINGS, **of_engine("openai"), model=SERVED_AS))
     [(_, answer)] = server.answer([Request(0, [data_url(open_rgb(path))], prompts[0], choices)])
     local = TransformersEngine(SETTINGS, threads=1)
     [(_, expected)] = local.answer([Request(0, [open_rgb(path)], prompts[0], choices)])
