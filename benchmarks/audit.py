@@ -52,7 +52,9 @@ def read(folder: Path, methods: list[str] | None) -> Data:
     """Read the results of all methods or of some."""
     population = read_population(folder)
     if methods:
-        keep = [k for k, (method, _) in enumerate(population.candidates) if method in methods]
+        keep = [
+            k for k, (method, _) in enumerate(population.candidates) if method in methods
+        ]
         population = replace(
             population,
             candidates=[population.candidates[k] for k in keep],
@@ -76,7 +78,9 @@ def read(folder: Path, methods: list[str] | None) -> Data:
     )
 
 
-def answered_labels(data: Data, drawn: Ints, wrong: float, rng: np.random.Generator) -> Ints:
+def answered_labels(
+    data: Data, drawn: Ints, wrong: float, rng: np.random.Generator
+) -> Ints:
     """Return the classes that a person names for images [n]."""
     labels, c = data.labels[drawn].copy(), len(data.population.classnames)
     errs = rng.random(len(drawn)) < wrong
@@ -129,7 +133,11 @@ def figures(data: Data, ends: Floats) -> tuple[Floats, Floats, Floats]:
     close = 1e-9  # of sums in another order
     holds = (low <= data.truth + close) & (data.truth - close <= high)
     decided = (low > 0) | (high < 0)
-    return 100 * holds.mean(axis=0), 100 * (high - low).mean(axis=0), 100 * decided.mean(axis=0)
+    return (
+        100 * holds.mean(axis=0),
+        100 * (high - low).mean(axis=0),
+        100 * decided.mean(axis=0),
+    )
 
 
 def table(data: Data, n: int, audits: int, wrong: float, seed: int = 0) -> None:
@@ -148,7 +156,8 @@ def table(data: Data, n: int, audits: int, wrong: float, seed: int = 0) -> None:
               f" | {other[0][e]:13.1f} {other[1][e]:6.1f} {decides[1]} | {ratio:6.2f}")  # fmt: skip
     for name, part in (("accuracies", slice(0, k)), ("differences", slice(k, None))):
         covers = [
-            f"{one[0][part].min():.1f}, mean {one[0][part].mean():.1f}" for one in (own, other)
+            f"{one[0][part].min():.1f}, mean {one[0][part].mean():.1f}"
+            for one in (own, other)
         ]
         print(f"{name}: least coverage {covers[0]}; of simple samples {covers[1]}")
 

@@ -72,9 +72,13 @@ def main() -> None:
     )
     labels = torch.tensor(fused.to_pylist())
     votes = tables.read(args.results / "votes.parquet", tables.VOTES)
-    vote_of = dict(zip(votes["image_id"].to_pylist(), votes["vote"].to_pylist(), strict=True))
+    vote_of = dict(
+        zip(votes["image_id"].to_pylist(), votes["vote"].to_pylist(), strict=True)
+    )
     truth = torch.tensor(test["label"].to_pylist())
-    folders = [args.results / f"recommended_single/seed{n}/model" for n in range(args.seeds)]
+    folders = [
+        args.results / f"recommended_single/seed{n}/model" for n in range(args.seeds)
+    ]
     trained = [load(folder, CPU, classnames=names) for folder in folders]
     states = [each.clip.model.state_dict() for each in trained]
     template = trained[0].class_templates.template
@@ -106,8 +110,12 @@ def main() -> None:
             apart = train.filter(left_out(train["image_id"].to_pylist(), fold))
             features = encoded(mixed(share, state, pretrained), apart["path"].to_pylist())
             classes = class_embeddings(clip, template, names)
-            predicted = Classifier.of(classes).scores(features[slice(None)]).argmax(1).tolist()
-            for image_id, label in zip(apart["image_id"].to_pylist(), predicted, strict=True):
+            predicted = (
+                Classifier.of(classes).scores(features[slice(None)]).argmax(1).tolist()
+            )
+            for image_id, label in zip(
+                apart["image_id"].to_pylist(), predicted, strict=True
+            ):
                 if image_id in vote_of:
                     found.append(float(vote_of[image_id][label]))
         return 100 * sum(found) / max(1, len(found))

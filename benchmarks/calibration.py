@@ -46,7 +46,9 @@ def main() -> None:
         figures = []
         for _ in range(args.audits):
             drawn = np.argsort(sampling_order(strata, rng))[:budget]
-            each = np.bincount(strata) / np.bincount(strata[drawn], minlength=strata.max() + 1)
+            each = np.bincount(strata) / np.bincount(
+                strata[drawn], minlength=strata.max() + 1
+            )
             own = rows[drawn]
             found = calibrate(confidence[own], right[own], each[strata[drawn]])
             rest = np.setdiff1d(np.arange(len(ids)), own)

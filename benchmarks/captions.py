@@ -116,8 +116,15 @@ def make_images(folder: Path, n: int) -> str:
 class Ways:
     """The four ways to caption the same images; each returns the captions in order."""
 
-    def __init__(self, index: str, folder: Path, settings: CaptionerSettings, threads: int) -> None:
-        self.index, self.folder, self.settings, self.threads = index, folder, settings, threads
+    def __init__(
+        self, index: str, folder: Path, settings: CaptionerSettings, threads: int
+    ) -> None:
+        self.index, self.folder, self.settings, self.threads = (
+            index,
+            folder,
+            settings,
+            threads,
+        )
         paths = tables.read(index, tables.IMAGES, ["path"])["path"].to_pylist()
         self.pictures = [open_rgb(path) for path in paths]
         started = time.perf_counter()
@@ -125,7 +132,9 @@ class Ways:
         print(f"start of {self.vllm.version}: {time.perf_counter() - started:.0f} s")
         started = time.perf_counter()
         self.transformers = TransformersEngine(settings, threads)
-        print(f"start of {self.transformers.version}: {time.perf_counter() - started:.0f} s")
+        print(
+            f"start of {self.transformers.version}: {time.perf_counter() - started:.0f} s"
+        )
         processor = self.transformers._processor
         turn = messages([{"type": "image"}], PROMPT)
         self.rendered = processor.apply_chat_template(turn, add_generation_prompt=True)
@@ -139,7 +148,9 @@ class Ways:
         ]
 
     def one_at_a_time_vllm(self) -> list[str]:
-        return [text for picture in self.pictures[:ALONE] for text in self._generate([picture])]
+        return [
+            text for picture in self.pictures[:ALONE] for text in self._generate([picture])
+        ]
 
     def bare(self) -> list[str]:
         return self._generate(self.pictures)
@@ -183,7 +194,10 @@ def compare(ways: Ways, rounds: int, bare: bool) -> None:
             seconds[name].append(time.process_time() - used)
             rates[name].append(len(texts[name]) / (time.perf_counter() - started))
         agree = np.mean(
-            [a == b for a, b in zip(texts["the stage"], texts["bare LLM.generate"], strict=True)]
+            [
+                a == b
+                for a, b in zip(texts["the stage"], texts["bare LLM.generate"], strict=True)
+            ]
         )
         line = ", ".join(f"{name} {values[-1]:.1f}/s" for name, values in rates.items())
         print(f"round {number + 1}: {line}; {agree:.0%} equal captions", flush=True)
@@ -211,7 +225,9 @@ def compare_scores(
     paths = tables.read(index, tables.IMAGES, ["path"])["path"].to_pylist()
     pictures = [open_rgb(path) for path in paths]
     orders = (letters_prompt(OPTIONS), letters_prompt(OPTIONS[::-1]))
-    one, both = (Choices("multiple_choice", letters_of(len(OPTIONS)), orders[:n]) for n in (1, 2))
+    one, both = (
+        Choices("multiple_choice", letters_of(len(OPTIONS)), orders[:n]) for n in (1, 2)
+    )
     likelihood = Choices("likelihood", tuple(ANSWER.format(name) for name in OPTIONS))
     asked = {
         f"captions of {CAPTION_TOKENS} tokens": (PROMPT, None),
@@ -237,8 +253,12 @@ def compare_scores(
                     seconds[name].append(time.perf_counter() - started)
                     used[name].append(time.process_time() - cpu)
                 assert all(answer.error is None for answer in answers)
-                assert choices or {answer.n_tokens for answer in answers} == {CAPTION_TOKENS}
-        print_ratios(f"{scorer.version}, batches of {batch_size}", seconds, used, len(pictures))
+                assert choices or {answer.n_tokens for answer in answers} == {
+                    CAPTION_TOKENS
+                }
+        print_ratios(
+            f"{scorer.version}, batches of {batch_size}", seconds, used, len(pictures)
+        )
 
 
 def marked(picture: Image.Image, number: int) -> Image.Image:

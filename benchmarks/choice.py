@@ -70,14 +70,18 @@ def main() -> None:
     train = commands.add_parser("train")
     train.add_argument("results", type=Path, help="folder of a dataset's results")
     train.add_argument("output", type=Path, help="folder for what is made")
-    train.add_argument("--images", type=int, required=True, help="training images that are drawn")
+    train.add_argument(
+        "--images", type=int, required=True, help="training images that are drawn"
+    )
     train.add_argument("--draws", type=int, default=1)
     train.add_argument("--template", default="a photo of a {}.")
     train.add_argument("--rate", type=float, default=1e-4, help="of the good candidate")
     train.add_argument("--recipes", nargs="+", default=[*RECIPES], choices=[*RECIPES])
     train.set_defaults(run=_train)
     score = commands.add_parser("score")
-    score.add_argument("results", type=Path, nargs="+", help="folders with candidates and votes")
+    score.add_argument(
+        "results", type=Path, nargs="+", help="folders with candidates and votes"
+    )
     score.set_defaults(run=_score)
     args = parser.parse_args()
     args.run(args)
@@ -105,14 +109,18 @@ def _draw(results: Path, folder: Path, n: int, seed: int) -> None:
         metadata = tables.read_metadata(results / name, record)
         is_test = np.array(table["split"].to_pylist()) == "test"
         some = np.random.default_rng(seed).permutation(np.flatnonzero(~is_test))[:n]
-        table = table.take(pa.array(np.sort(np.concatenate([np.flatnonzero(is_test), some]))))
+        table = table.take(
+            pa.array(np.sort(np.concatenate([np.flatnonzero(is_test), some])))
+        )
         columns = {column: table[column] for column in table.column_names}
         tables.write(str(folder / name), columns, schema, metadata)
 
 
 def _label(results: Path, folder: Path) -> None:
     """Label the images, and evaluate what trains nothing."""
-    images, pseudo_labels = (str(folder / name) for name in ("images.parquet", PSEUDO_LABELS))
+    images, pseudo_labels = (
+        str(folder / name) for name in ("images.parquet", PSEUDO_LABELS)
+    )
     embeddings = str(results / "class_embeddings.safetensors")
     _, described = load_classifier(embeddings)
     settings = FusionSettings(
@@ -135,7 +143,9 @@ def _label(results: Path, folder: Path) -> None:
         device="cpu",
         threads=1,
     )
-    heads = [str(folder / name) for name in ("calibrated.safetensors", "unused.safetensors")]
+    heads = [
+        str(folder / name) for name in ("calibrated.safetensors", "unused.safetensors")
+    ]
     adapt_zero_shot.adapt_zero_shot(images, pseudo_labels, embeddings, *heads)
     for method, head, own_votes in (
         ("zero_shot", embeddings, None),
@@ -208,7 +218,10 @@ def _regrets(folder: Path) -> Iterator[float]:
     ]
     untrained = [name for name, record in OBJECTIVES.items() if record.classifier]
     trained = sorted({method for method, _, _ in found if method not in untrained})
-    for methods in [*([method] for method in trained), *([trained] if len(trained) > 1 else [])]:
+    for methods in [
+        *([method] for method in trained),
+        *([trained] if len(trained) > 1 else []),
+    ]:
         some = [run for run in found if run[0] in (*untrained, *methods)]
         yield _regret(folder, some, ", ".join(methods))
 

@@ -89,7 +89,9 @@ def planted(paths: list[Path]) -> None:
         copies = [plant(image, draw) for image in images]
         both = prints + [fingerprint(copy) for copy in copies]
         across = {
-            (one, other) for one, other in pairs_of(images + copies, both) if one < n <= other
+            (one, other)
+            for one, other in pairs_of(images + copies, both)
+            if one < n <= other
         }
         right = sum(other == one + n for one, other in across)
         print(
@@ -130,7 +132,9 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "textures"
-        generate_textures(TexturesSection(train=args.images, test=1, gap=0.85, seed=0), str(made))
+        generate_textures(
+            TexturesSection(train=args.images, test=1, gap=0.85, seed=0), str(made)
+        )
         for place in (made, *args.folders):
             print("textures" if place == made else place.name)
             planted(image_files(place, deep=True)[: args.images])

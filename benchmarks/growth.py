@@ -34,11 +34,15 @@ def read(path: Path) -> dict[str, dict[int, dict[str, Any]]]:
 def draw(steps: dict[str, dict[int, dict[str, Any]]], output: Path) -> None:
     """The two charts, on scales of powers of ten."""
     figure = Figure(figsize=(9, 4.6), layout="constrained")
-    for axes, (name, (label, what)) in zip(figure.subplots(1, 2), MEASURES.items(), strict=True):
+    for axes, (name, (label, what)) in zip(
+        figure.subplots(1, 2), MEASURES.items(), strict=True
+    ):
         for marker, (title, points) in zip(MARKERS, steps.items(), strict=False):
             numbers = sorted(points)
             values = [points[n][name] for n in numbers]
-            axes.plot(numbers, values, marker=marker, markersize=4, linewidth=1.2, label=title)
+            axes.plot(
+                numbers, values, marker=marker, markersize=4, linewidth=1.2, label=title
+            )
         axes.set(xscale="log", yscale="log", xlabel="images", ylabel=label, title=what)
         axes.grid(color="0.9")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)

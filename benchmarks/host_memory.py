@@ -57,7 +57,9 @@ def described(found: dict[str, float], workers: int) -> str:
     return f"{parts}, asked for {asked:,} MB"
 
 
-def measured(name: str, paths: list[str], batch_size: int, workers: int) -> dict[str, float]:
+def measured(
+    name: str, paths: list[str], batch_size: int, workers: int
+) -> dict[str, float]:
     """Return megabytes: of the process with its model, and of all processes at their peak."""
     encode, transform = model_of(name)
     files, device = loader.ImageFiles(paths, transform), torch.device("cpu")

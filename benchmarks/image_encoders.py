@@ -44,7 +44,8 @@ def noise(data: Data) -> Pair:
     """Return random numbers."""
     draw = torch.Generator().manual_seed(0)
     train, test = (
-        torch.randn(n, NOISE, generator=draw) for n in (len(data.labels), len(data.test_labels))
+        torch.randn(n, NOISE, generator=draw)
+        for n in (len(data.labels), len(data.test_labels))
     )
     return F.normalize(train, dim=1), F.normalize(test, dim=1)
 

@@ -41,7 +41,11 @@ def main() -> None:
         kept += [own[i] for i in sorted(draw.permutation(len(own))[:size])]
     folder = args.output / f"{args.results.name}_{args.ratio:g}_{args.seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    splits = {"train": kept, "val": [], "test": [row for row in rows if row["split"] == "test"]}
+    splits = {
+        "train": kept,
+        "val": [],
+        "test": [row for row in rows if row["split"] == "test"],
+    }
     lines = {
         name: [[row["image_id"], row["label"], row["classname"]] for row in some]
         for name, some in splits.items()

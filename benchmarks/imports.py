@@ -46,7 +46,9 @@ def main() -> None:
         for name, code in WAYS.items():
             times[name].append(cpu_seconds(code))
     for name, found in times.items():
-        print(f"{name}: {statistics.median(found):.2f} s ({min(found):.2f} to {max(found):.2f})")
+        print(
+            f"{name}: {statistics.median(found):.2f} s ({min(found):.2f} to {max(found):.2f})"
+        )
     _, plain, *ours = times
     for name in ours:
         pairs = zip(times[plain], times[name], strict=True)

@@ -42,7 +42,9 @@ def make_folders(root: Path, first: int, last: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if number < DISTINCT:
             coarse = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
-            Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC).save(path, quality=90)
+            Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC).save(
+                path, quality=90
+            )
         else:
             path.hardlink_to(root / f"class{number % 10}" / f"{number % DISTINCT:06d}.jpg")
 
@@ -76,7 +78,9 @@ def index(root: Path, kind: str, output: Path, threads: int) -> float:
     before = time.perf_counter()
     names = ("images.parquet", "corrupt.csv", "fingerprints.parquet")
     outputs = [str(output / name) for name in names]
-    index_images(str(root), SplitSection.model_validate({"kind": kind}), *outputs, threads=threads)
+    index_images(
+        str(root), SplitSection.model_validate({"kind": kind}), *outputs, threads=threads
+    )
     return time.perf_counter() - before
 
 
@@ -112,8 +116,12 @@ def main() -> None:
         for form in ("tars", "parquet"):
             taken = index(roots[form], KINDS[form], made[form], args.threads)
             print(f"Took from {form}: {taken:.1f} s, {taken / first:.2f} of the folders'")
-        decoded = {form: decode_in_random_order(made[form], args.images // 10) for form in KINDS}
-        said = ", ".join(f"{form} {one / decoded['folders']:.2f}" for form, one in decoded.items())
+        decoded = {
+            form: decode_in_random_order(made[form], args.images // 10) for form in KINDS
+        }
+        said = ", ".join(
+            f"{form} {one / decoded['folders']:.2f}" for form, one in decoded.items()
+        )
         print(f"CPU of decoding in random order, folders 1: {said}")
     whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     peak = max(resource.getrusage(who).ru_maxrss for who in whose) / 1024

@@ -93,7 +93,9 @@ def read(folder: Path, clip_model: str | None) -> Data:
     with torch.no_grad():
         for start in range(0, len(given), 256):
             rows = given[start : start + 256]
-            texts[rows] = encode.encode_texts(clip, clip.tokenizer([captions[i] for i in rows]))
+            texts[rows] = encode.encode_texts(
+                clip, clip.tokenizer([captions[i] for i in rows])
+            )
     options = scores = None
     if (folder / "class_scores.parquet").is_file():
         file = str(folder / "class_scores.parquet")
@@ -136,7 +138,9 @@ def swapped(share: float) -> Callable[[Data, torch.Generator], Data]:
 def _drawn(data: Data, sizes: Callable[[int, int], int], draw: torch.Generator) -> Data:
     """Some images of each class: `sizes` of its number and its place in a random order."""
     kept = []
-    for place, label in enumerate(torch.randperm(len(data.classes), generator=draw).tolist()):
+    for place, label in enumerate(
+        torch.randperm(len(data.classes), generator=draw).tolist()
+    ):
         rows = (data.labels == label).nonzero()[:, 0]
         rows = rows[torch.randperm(len(rows), generator=draw)]
         kept.append(rows[: max(1, sizes(len(rows), place))])
@@ -176,7 +180,9 @@ CHANGES: dict[str, tuple[Callable[[Data, torch.Generator], Data], bool]] = {
 
 def zero_shot(data: Data) -> Scored:
     """Cosines with the class texts."""
-    return _scored(data, (data.features @ data.classes.T).argmax(1), Classifier.of(data.classes))
+    return _scored(
+        data, (data.features @ data.classes.T).argmax(1), Classifier.of(data.classes)
+    )
 
 
 def adapted(data: Data) -> Scored:
@@ -219,7 +225,9 @@ def _fused(data: Data, images: ClipFeatures, votes: Votes) -> Scored:
     return _scored(data, fusion.labels, images.classifier(fusion.head, data.scale))
 
 
-def _scored(data: Data, labels: torch.Tensor | None, classifier: Classifier | None) -> Scored:
+def _scored(
+    data: Data, labels: torch.Tensor | None, classifier: Classifier | None
+) -> Scored:
     def right(found: torch.Tensor, true: torch.Tensor) -> float:
         return 100 * (found == true).double().mean().item()
 

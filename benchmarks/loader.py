@@ -50,7 +50,9 @@ class Ways:
         self.transform = training_images.Augmentation((side, side), mean, std)
         self.decoded = [np.asarray(open_rgb(path)) for path in paths]
         sizes = np.array([(pixels.shape[1], pixels.shape[0]) for pixels in self.decoded])
-        self.files = training_images.TrainingImages(paths, sizes, self.transform, 0, 2**32, ".")
+        self.files = training_images.TrainingImages(
+            paths, sizes, self.transform, 0, 2**32, "."
+        )
         self.package_kept()  # which keeps them
 
     def pil_read(self) -> None:
@@ -117,7 +119,9 @@ def photographs(folder: Path, n: int) -> list[str]:
         for step in (64, 16, 4):
             shape = (MEGAPIXELS[1] // step, MEGAPIXELS[0] // step, 3)
             grid = Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8))
-            image = Image.blend(image, grid.resize(MEGAPIXELS, Image.Resampling.BICUBIC), 0.5)
+            image = Image.blend(
+                image, grid.resize(MEGAPIXELS, Image.Resampling.BICUBIC), 0.5
+            )
         paths.append(str(folder / f"{number}.jpg"))
         image.save(paths[-1], quality=90)
     return paths
@@ -133,7 +137,9 @@ def main() -> None:
     devices.pick("cpu", 1)
     with tempfile.TemporaryDirectory() as name:
         textures = Path(name) / "textures"
-        generate_textures(TexturesSection(train=args.pictures, test=1, gap=0.85, seed=0), textures)
+        generate_textures(
+            TexturesSection(train=args.pictures, test=1, gap=0.85, seed=0), textures
+        )
         found = [("textures of the demo", textures, 64)]
         found += [(str(folder), folder, 224) for folder in args.folders if folder.is_dir()]
         for title, folder, side in found:

@@ -31,7 +31,9 @@ class Rates:
     samples: float | None  # trained on
     images: float | None  # encoded
     fed: float | None  # images that the cores of a job decode and crop
-    tokens: int | None = None  # of those captions, if all pictures have as many; None: as measured
+    tokens: int | None = (
+        None  # of those captions, if all pictures have as many; None: as measured
+    )
     engine_start: float = 180.0  # seconds until a captioner answers
     job_start: float = 60.0  # seconds of any other job: imports, model, first files
 
@@ -49,7 +51,9 @@ def on_paper(card: str, tokens: int = TOKENS) -> Rates:
     """Rates of a card of PEAKS, for captions of so many tokens, read and written."""
     reached = REACHED * PEAKS[card]
     caption = CAPTION * tokens / TOKENS
-    return Rates(reached / caption, reached / SAMPLE, reached / IMAGE, CORES * DECODED, tokens)
+    return Rates(
+        reached / caption, reached / SAMPLE, reached / IMAGE, CORES * DECODED, tokens
+    )
 
 
 def hours(configuration: Configuration, rates: Rates) -> dict[str, float]:
@@ -62,16 +66,21 @@ def hours(configuration: Configuration, rates: Rates) -> dict[str, float]:
     seconds = {}
     if rates.captions:
         seconds["captions"] = sum(
-            _captioning(configuration, name, images, rates) for name, images in known.items()
+            _captioning(configuration, name, images, rates)
+            for name, images in known.items()
         )
     if rates.samples:
         seconds["fine-tuning"] = sum(
-            _training(configuration, name, images, _slower(rates.samples, rates), rates.job_start)
+            _training(
+                configuration, name, images, _slower(rates.samples, rates), rates.job_start
+            )
             for name, images in known.items()
         )
     if rates.images:
         seconds["evaluation and pseudo-labels"] = sum(
-            _encoding(configuration, name, images, _slower(rates.images, rates), rates.job_start)
+            _encoding(
+                configuration, name, images, _slower(rates.images, rates), rates.job_start
+            )
             for name, images in known.items()
         )
     return {work: total / 3600 for work, total in seconds.items()}
@@ -89,14 +98,20 @@ def _slower(rate: float, rates: Rates) -> float:
     return min(rate, rates.fed) if rates.fed else rate
 
 
-def _captioning(configuration: Configuration, dataset: str, images: Counts, rates: Rates) -> float:
+def _captioning(
+    configuration: Configuration, dataset: str, images: Counts, rates: Rates
+) -> float:
     """GPU seconds of captions and class scores; a score counts as a caption, which is too much."""
     asked = [
-        amounts(configuration, dataset, images)[GROUPS] if kind == "group" else float(images.train)
+        amounts(configuration, dataset, images)[GROUPS]
+        if kind == "group"
+        else float(images.train)
         for kind in configuration.caption_kinds(dataset)
     ]
     if configuration.scores_classes(dataset):
-        asked.append(images.train * job_resources.questions_per_image(configuration, dataset))
+        asked.append(
+            images.train * job_resources.questions_per_image(configuration, dataset)
+        )
     shards = configuration.shards(dataset)
     gpus = job_resources.captioner_gpus(configuration, dataset)
     rate = _captions(configuration, dataset, rates)
@@ -133,7 +148,9 @@ def disk(configuration: Configuration, sizes: Sizes) -> dict[str, float]:
     """GB of what is kept."""
     downloads, unknown = 0.0, []
     for dataset in configuration.datasets:
-        size = re.search(r"([\d.]+) (MB|GB)", configuration.dataset(dataset).get("size", ""))
+        size = re.search(
+            r"([\d.]+) (MB|GB)", configuration.dataset(dataset).get("size", "")
+        )
         if size:
             downloads += float(size[1]) * GB[size[2]]
         elif dataset in configuration.from_source("downloads"):

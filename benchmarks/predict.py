@@ -102,7 +102,9 @@ def make_images(root: Path, n: int, classnames: list[str]) -> list[str]:
     paths = [str(root / "images" / f"{number:05d}.jpg") for number in range(n)]
     for path in paths:
         coarse = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC).save(path, quality=90)
+        Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC).save(
+            path, quality=90
+        )
     splits = ["train"] * N_EXAMPLES + ["test"] * (n - N_EXAMPLES)
     columns = {
         "image_id": paths,
@@ -135,7 +137,9 @@ def make_photographs(root: Path, size: tuple[int, int]) -> list[str]:
     paths = [str(root / "photographs" / f"{number}.jpg") for number in range(DISTINCT)]
     for path in paths:
         coarse = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
-        smooth = np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC), float)
+        smooth = np.asarray(
+            Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC), float
+        )
         grained = (smooth + rng.normal(0, GRAIN, smooth.shape)).clip(0, 255)
         Image.fromarray(grained.astype(np.uint8)).save(path, quality=90)
     return paths
@@ -147,7 +151,9 @@ def beside_encoder(model: Path, paths: list[str], args: argparse.Namespace) -> N
     clip = opened.model.clip
     named = [paths[number % len(paths)] for number in range(args.images)]
     torch.set_num_threads(1)  # as of each thread that decodes
-    decoding = statistics.median(seconds(partial(ready, clip, path))[1] for path in 5 * paths)
+    decoding = statistics.median(
+        seconds(partial(ready, clip, path))[1] for path in 5 * paths
+    )
     torch.set_num_threads(args.threads)
     batch = ready(clip, paths[0]).expand(args.batch, -1, -1, -1).contiguous()
     sizes = [len(indices) for indices in loader.in_order(args.images, args.batch)]
@@ -229,7 +235,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=96)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--encoder", choices=["ViT-B-32", "demo"])
-    parser.add_argument("--size", type=int, nargs=2, default=SIZE, metavar=("WIDTH", "HEIGHT"))
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=SIZE, metavar=("WIDTH", "HEIGHT")
+    )
     parser.add_argument("--batch", type=int, default=64)
     args = parser.parse_args()
     if args.encoder:
@@ -251,7 +259,8 @@ def main() -> None:
                 str(root / "model"),
                 str(root / "history.parquet"),
                 EvaluateSettings(
-                    clip=ClipSection(), inference=InferenceSection(batch_size=BATCH, topk=TOPK)
+                    clip=ClipSection(),
+                    inference=InferenceSection(batch_size=BATCH, topk=TOPK),
                 ),
                 dataset="benchmark",
                 method="random",
@@ -280,10 +289,17 @@ def main() -> None:
         for pair in range(args.pairs):
             times.append((seconds(stage), seconds(command)))
             (clock, _), (other, _) = times[-1]
-            print(f"pair {pair + 1}: evaluate {clock:.2f} s, predict {other:.2f} s", flush=True)
+            print(
+                f"pair {pair + 1}: evaluate {clock:.2f} s, predict {other:.2f} s",
+                flush=True,
+            )
         lines = (root / "out.jsonl").read_text("utf-8").splitlines()
-        found = [json.loads(line)["topk_labels"] for line in lines[N_EXAMPLES:]]  # of test images
-        wanted = tables.read(root / "predictions.parquet", tables.PREDICTIONS)["topk_labels"]
+        found = [
+            json.loads(line)["topk_labels"] for line in lines[N_EXAMPLES:]
+        ]  # of test images
+        wanted = tables.read(root / "predictions.parquet", tables.PREDICTIONS)[
+            "topk_labels"
+        ]
         if found != wanted.to_pylist():
             raise SystemExit("The predictions differ.")
         share = share_of_checks(command)

@@ -34,13 +34,18 @@ class GrowingRate(Recipe):
 def main() -> None:
     """Print one line for each run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("results", type=Path, nargs="+", help="folder of a dataset's results")
+    parser.add_argument(
+        "results", type=Path, nargs="+", help="folder of a dataset's results"
+    )
     print("| run | steps | loss falls fastest | a tenth of the rate at the lowest loss |")
     print("|---|---:|---:|---:|")
     for results in parser.parse_args().results:
         history = range_test(results)
         fastest, lowest = suggested(history)
-        print(f"| {results.name} | {len(history)} | {fastest:.1e} | {lowest:.1e} |", flush=True)
+        print(
+            f"| {results.name} | {len(history)} | {fastest:.1e} | {lowest:.1e} |",
+            flush=True,
+        )
 
 
 def range_test(results: Path) -> list[tuple[float, float]]:

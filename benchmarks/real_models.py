@@ -120,7 +120,9 @@ def _without_answers(path: Path) -> Iterator[Data]:
     yield Data(f"{name}_half", *halves, texts, n, None)
 
 
-def _with_answers(name: str, rows: Sequence[dict[str, Any]], features: torch.Tensor) -> Data:
+def _with_answers(
+    name: str, rows: Sequence[dict[str, Any]], features: torch.Tensor
+) -> Data:
     names = {_plain(row["class"]): int(row["label"]) for row in rows}
     pool = [i for i, row in enumerate(rows) if row.get("gpt4v_top5")]
     if not pool:  # images without answers
@@ -228,7 +230,9 @@ def answers(data: Data) -> Figures:
     model.learn(ROUNDS)
     asked = by_margin(data, model, 100)
     drawn = [
-        torch.randperm(len(data.labels), generator=torch.Generator().manual_seed(seed))[:100]
+        torch.randperm(len(data.labels), generator=torch.Generator().manual_seed(seed))[
+            :100
+        ]
         for seed in range(SEEDS)
     ]
     taught = {"margin20": [asked[:20]], "margin100": [asked], "uniform100": drawn}
@@ -237,7 +241,9 @@ def answers(data: Data) -> Figures:
         each = [_taught(data, images, before, rows) for rows in drawings]
         columns = ("all", "unasked", "unasked_before", "new")
         values = {column: [one[column] for one in each] for column in columns}
-        found[key] = {column: round(float(np.mean(one)), 2) for column, one in values.items()}
+        found[key] = {
+            column: round(float(np.mean(one)), 2) for column, one in values.items()
+        }
     return {"answers": found}
 
 
@@ -258,10 +264,14 @@ def by_margin(data: Data, model: LabelModel, n: int) -> torch.Tensor:
 def _labelled(data: Data, rows: torch.Tensor) -> LabelledRows:
     rows = rows.sort().values
     shares = F.one_hot(data.labels[rows], data.n_classes).double()
-    return LabelledRows(len(data.labels), rows, shares, torch.zeros(len(rows), dtype=torch.bool))
+    return LabelledRows(
+        len(data.labels), rows, shares, torch.zeros(len(rows), dtype=torch.bool)
+    )
 
 
-def _taught(data: Data, images: ClipFeatures, before: Fusion, rows: torch.Tensor) -> Figures:
+def _taught(
+    data: Data, images: ClipFeatures, before: Fusion, rows: torch.Tensor
+) -> Figures:
     after = fuse(images, first_votes(data), labelled=_labelled(data, rows))
     unasked = torch.ones(len(data.labels), dtype=torch.bool)
     unasked[rows] = False
@@ -281,7 +291,10 @@ def guarantees(data: Data) -> Figures:
     if data.options is None:
         return {}
     found = fuse(data.images(), first_votes(data))
-    right, confidence = (found.labels == data.labels).numpy(), found.confidence.double().numpy()
+    right, confidence = (
+        (found.labels == data.labels).numpy(),
+        found.confidence.double().numpy(),
+    )
     figures = {}
     for error in (0.05, 0.1, 0.2):
         kept, taken = [], []
@@ -310,7 +323,9 @@ def choice(data: Data) -> Figures:
     table = torch.stack([*predicted, found.predicted])[:, votes.has]
     shares = found.parameters.classes(votes.probabilities(votes.has))
     candidates = [Candidate(name, 0, **candidacy(name)) for name in names]
-    chosen = names[choose(candidates, HeldOutVotes(shares.numpy(), table.numpy()), None).index]
+    chosen = names[
+        choose(candidates, HeldOutVotes(shares.numpy(), table.numpy()), None).index
+    ]
     accuracies = {name: data.right_new(images, head) for name, head in heads.items()}
     return {"choice": {"chosen": chosen, **accuracies}}
 
@@ -352,7 +367,9 @@ def transclip(data: Data, neighbours: int = 3, rounds: int = 10) -> torch.Tensor
             z = (density + weights @ z + log_zero_shot).softmax(dim=1)
         counts = z.sum(dim=0).clamp(min=1e-9)
         means = F.normalize(z.T @ x / counts[:, None], dim=1)
-        squares = z.T @ x.square() - 2 * means * (z.T @ x) + counts[:, None] * means.square()
+        squares = (
+            z.T @ x.square() - 2 * means * (z.T @ x) + counts[:, None] * means.square()
+        )
         variances = (squares.sum(dim=0) / len(x)).clamp(min=1e-8)
     return z.argmax(dim=1)
 
@@ -440,7 +457,9 @@ def show(results: dict[str, Figures]) -> None:
             if any(found[column] is not None for column in columns):
                 cells = [found[column] for column in ("images", "classes", *columns)]
                 print(f"| {name} | {' | '.join(map(_cell, cells))} |")
-    print("\nAnswers of a person: labels of all and of unasked images (before), new images\n")
+    print(
+        "\nAnswers of a person: labels of all and of unasked images (before), new images\n"
+    )
     for name, found in results.items():
         for kind, one in (found["answers"] or {}).items():
             print(
@@ -448,7 +467,9 @@ def show(results: dict[str, Figures]) -> None:
                 f"| {one['new']} |"
             )
 
-    print(f"\nPromises of {CHECKED} answers: share of {DRAWINGS} drawings in which they are kept\n")
+    print(
+        f"\nPromises of {CHECKED} answers: share of {DRAWINGS} drawings in which they are kept\n"
+    )
     for name, found in results.items():
         for error, one in (found["guarantees"] or {}).items():
             print(f"| {name} | {error} | kept {one['kept']} | taken {one['taken']} |")
@@ -461,7 +482,9 @@ def show(results: dict[str, Figures]) -> None:
 def show_encoders(folder: Path) -> None:
     """Print labels and classifiers of each CLIP with another beside it, while the third votes."""
     sets = [data for data in read(folder) if data.options is None and "_half" in data.name]
-    print("\nAnother CLIP as `image_encoders`, the zero-shot labels of a third one as votes\n")
+    print(
+        "\nAnother CLIP as `image_encoders`, the zero-shot labels of a third one as votes\n"
+    )
     for own, other, voter in itertools.permutations(sets, 3):
         assert voter.texts is not None
         labels = (voter.features @ voter.texts.T).argmax(dim=1)
@@ -475,7 +498,9 @@ def show_encoders(folder: Path) -> None:
         figures = [own.right(labels), own.right(alone.labels), own.right(both.labels)]
         figures += [own.right_new(images, alone.head) or 0.0]
         figures += [_percent(joint.argmax(dim=1) == own.new_labels)]
-        print(f"| {own.name} | {other.name} | {voter.name} | {' | '.join(map(str, figures))} |")
+        print(
+            f"| {own.name} | {other.name} | {voter.name} | {' | '.join(map(str, figures))} |"
+        )
 
 
 def _cell(value: float | None) -> str:

@@ -42,7 +42,17 @@ TRAINED, BATCH = 200, 128  # steps that are trained, and images of each
 WORDS = 55  # of a caption
 PROSE = """a the of with on in and small large bright dark red green blue old round long striped
 smooth photo object table grass water sky wall shadow pattern detail surface edge corner"""
-ADJECTIVES = ["alpine", "common", "crested", "dusky", "giant", "golden", "grey", "hooded", "lesser"]
+ADJECTIVES = [
+    "alpine",
+    "common",
+    "crested",
+    "dusky",
+    "giant",
+    "golden",
+    "grey",
+    "hooded",
+    "lesser",
+]
 Work = Callable[[], None]
 
 
@@ -68,7 +78,8 @@ class Place:
 
     def shards(self) -> list[str]:
         return [
-            self.file(f"captions/shards/images-{i + 1}-of-{SHARDS}.parquet") for i in range(SHARDS)
+            self.file(f"captions/shards/images-{i + 1}-of-{SHARDS}.parquet")
+            for i in range(SHARDS)
         ]
 
     @property
@@ -106,7 +117,15 @@ def make_images(place: Place) -> Work:
 
 def plan_jobs(place: Place) -> Work:
     """A dry run of Snakemake: the jobs of the whole dataset, captions in shards."""
-    command = [sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "all", "--cores=2"]
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--dry-run",
+        "--quiet",
+        "all",
+        "--cores=2",
+    ]
     given = ["--config", "dataset=scale", f"image_dir={place.images}", "seeds=3"]
     shards = f"captions={{'shards': {SHARDS}}}"
     environment = {**os.environ, "PYTHONPATH": str(place.checkout)}
@@ -142,7 +161,9 @@ def make_index(place: Place) -> Work:
     def work() -> None:
         classes = sorted(place.classnames)
         labels = [number * place.n_classes // place.n for number in range(place.n)]
-        names = [f"{classes[label]}/{number:08d}.jpg" for number, label in enumerate(labels)]
+        names = [
+            f"{classes[label]}/{number:08d}.jpg" for number, label in enumerate(labels)
+        ]
         Path(place.file("images.parquet")).parent.mkdir(parents=True)
         columns = {
             "image_id": names,
@@ -154,7 +175,9 @@ def make_index(place: Place) -> Work:
             "width": [16] * place.n,
             "height": [16] * place.n,
         }
-        tables.write(place.file("images.parquet"), columns, tables.IMAGES, IndexMetadata(classes))
+        tables.write(
+            place.file("images.parquet"), columns, tables.IMAGES, IndexMetadata(classes)
+        )
 
     return work
 
@@ -182,7 +205,9 @@ def make_fingerprints(place: Place) -> Work:
 
     def work() -> None:
         index, _ = tables.read_unlabelled(place.file("images.parquet"), training=False)
-        with tables.writing(place.file("made_fingerprints.parquet"), tables.FINGERPRINTS) as add:
+        with tables.writing(
+            place.file("made_fingerprints.parquet"), tables.FINGERPRINTS
+        ) as add:
             for batch in index.to_batches(10_000):
                 hashes, thumbnails = (
                     rng.integers(0, 256, (len(batch), size), dtype=np.uint8)
@@ -220,7 +245,11 @@ def write_pseudo_labels(place: Place) -> Work:
     embeddings = torch.nn.functional.normalize(torch.randn(len(classnames), WIDTH), dim=1)
     shown = torch.randint(len(classnames), (len(table),), generator=draw)
     features = _features(embeddings * WIDTH**0.5, shown, 3.0, draw)
-    described: dict[str, Any] = {"classnames": classnames, "model": "random", "pretrained": None}
+    described: dict[str, Any] = {
+        "classnames": classnames,
+        "model": "random",
+        "pretrained": None,
+    }
     described |= {"template": "{}", "logit_scale": 100.0}
     save_classifier(place.file("classes.safetensors"), Classifier.of(embeddings), described)
     output = place.file("pseudo_labels.parquet")
@@ -251,7 +280,9 @@ def read_features(place: Place) -> Work:
 
     def work() -> None:
         table, _ = tables.read_unlabelled(place.file("images.parquet"), training=True)
-        cached_features.read_features(place.file("pseudo_labels.parquet"), table["image_id"])
+        cached_features.read_features(
+            place.file("pseudo_labels.parquet"), table["image_id"]
+        )
 
     return work
 
@@ -358,7 +389,9 @@ def make_captions(place: Place) -> Work:
         layout=Layout(max_side=1344),
     )
 
-    def write(path: str, rows: list[tuple[str, list[str], int | None]], groups: Any) -> None:
+    def write(
+        path: str, rows: list[tuple[str, list[str], int | None]], groups: Any
+    ) -> None:
         with tables.writing(
             path, tables.CAPTIONS, dataclasses.replace(metadata, groups=groups)
         ) as add:
@@ -389,7 +422,9 @@ def make_captions(place: Place) -> Work:
             write(path, rows, None)
         questions = _group_questions(place, "1/1")()
         every = zip(questions.ids, questions.members, questions.labels, strict=True)
-        groups = [(name, [ids[i] for i in members], label) for name, members, label in every]
+        groups = [
+            (name, [ids[i] for i in members], label) for name, members, label in every
+        ]
         write(place.file("captions/groups.parquet"), groups, GroupsSection())
 
     return work
@@ -424,7 +459,9 @@ def cache_answers(place: Place) -> Work:
     def work() -> None:
         with AnswerCache(place.folder / "answers") as cache:
             for number, text in zip(range(place.n), texts, strict=False):
-                cache.add(_digest(number), Response(text, "stop", 20, n_read=600), "vllm 0.19.1")
+                cache.add(
+                    _digest(number), Response(text, "stop", 20, n_read=600), "vllm 0.19.1"
+                )
 
     return work
 
@@ -447,7 +484,9 @@ def gather_captions(place: Place) -> Work:
     from latteclip.captions import caption as stage
 
     output = place.file("captions/images.parquet")
-    return lambda: stage.gather_captions(place.file("images.parquet"), place.shards(), output)
+    return lambda: stage.gather_captions(
+        place.file("images.parquet"), place.shards(), output
+    )
 
 
 def summarize_captions(place: Place) -> Work:
@@ -512,11 +551,14 @@ def report_dataset(place: Place) -> Work:
     metadata = tables.read_metadata(zero_shot, ClassesMetadata)
     changed = np.random.default_rng(0).random(len(table)) < 0.3
     predictions = (table["prediction"].to_numpy() + changed) % place.n_classes
-    columns = {name: table[name] for name in table.column_names} | {"prediction": predictions}
+    columns = {name: table[name] for name in table.column_names} | {
+        "prediction": predictions
+    }
     tables.write(other, columns, tables.PREDICTIONS, metadata)
     found = {"zero_shot": zero_shot, "other": other}
     runs = [
-        RunTables(name, 0, place.file("metrics.json"), predictions=found[name]) for name in found
+        RunTables(name, 0, place.file("metrics.json"), predictions=found[name])
+        for name in found
     ]
     methods: dict[str, Any] = {name: {} for name in found}
     settings = dataset_report.ReportSettings(
@@ -589,7 +631,13 @@ def finetune(place: Place) -> Work:
     section = {
         "epochs": 1000,  # more than are waited for
         **{"warmup_steps": 5, "batch_size": BATCH, "steps_multiple_of": 1, "lr": 3e-4},
-        **{"beta1": 0.9, "beta2": 0.98, "eps": 1e-6, "weight_decay": 0.2, "batch_norm": "frozen"},
+        **{
+            "beta1": 0.9,
+            "beta2": 0.98,
+            "eps": 1e-6,
+            "weight_decay": 0.2,
+            "batch_norm": "frozen",
+        },
     }
     settings = {
         "model": f"local-dir:{ROOT / 'latteclip' / 'demo' / 'models' / 'clip'}",
@@ -605,7 +653,15 @@ def finetune(place: Place) -> Work:
     }
     outputs = ("model", "history", "checkpoint", "log")
     options = [f"--{name}={place.file(f'trained/{name}')}" for name in outputs]
-    command = [sys.executable, "-m", "latteclip", "finetune", *options, "--seed=0", "--threads=1"]
+    command = [
+        sys.executable,
+        "-m",
+        "latteclip",
+        "finetune",
+        *options,
+        "--seed=0",
+        "--threads=1",
+    ]
     command += [f"--files={json.dumps(files)}", f"--settings={json.dumps(settings)}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
@@ -613,7 +669,9 @@ def finetune(place: Place) -> Work:
         log = place.file("trained/log")
         for _ in range(2):
             steps = _steps_told(log) + TRAINED // 2
-            with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as run:
+            with subprocess.Popen(
+                command, env=environment, stderr=subprocess.DEVNULL
+            ) as run:
                 while _steps_told(log) < steps:
                     if run.poll() is not None:
                         raise RuntimeError(f"finetune ended with status {run.returncode}.")
@@ -658,7 +716,11 @@ def export_labels(place: Place) -> Work:
     n, folder = len(table), Path(place.file("."))
     columns = _nulls(tables.FUSED_LABELS, n)
     labels = np.arange(n) % len(names)
-    columns |= {"image_id": table["image_id"], "adapted_label": labels, "fused_label": labels}
+    columns |= {
+        "image_id": table["image_id"],
+        "adapted_label": labels,
+        "fused_label": labels,
+    }
     columns |= {"fused_confidence": np.full(n, 0.5, np.float32)}
     tables.write(folder / "fused_labels.parquet", columns, tables.FUSED_LABELS)
     write_fusion_report(folder / "fused_labels.json", _report(names))
@@ -669,7 +731,9 @@ def export_labels(place: Place) -> Work:
     head = Classifier.of(torch.randn(len(names), width))
     (folder / "classifiers").mkdir(exist_ok=True)
     described = {"classnames": names}
-    save_classifier(folder / "classifiers" / "image_prototypes.safetensors", head, described)
+    save_classifier(
+        folder / "classifiers" / "image_prototypes.safetensors", head, described
+    )
     return lambda: print(stage.export_labels(str(folder), "csv", place.file("labels.csv")))
 
 
@@ -688,14 +752,18 @@ def _teaching_session(place: Place) -> Any:
     draw = torch.Generator().manual_seed(0)  # as of the features of `write_pseudo_labels`
     shown = torch.randint(len(names), (len(table),), generator=draw).numpy()
     rng = np.random.default_rng(0)
-    scored = np.where(rng.random(len(shown)) < 0.6, shown, rng.integers(0, len(names), len(shown)))
+    scored = np.where(
+        rng.random(len(shown)) < 0.6, shown, rng.integers(0, len(names), len(shown))
+    )
     options = (scored[:, None] + np.arange(5)) % len(names)
     logs = np.log(np.tile(np.array([0.6, 0.1, 0.1, 0.1, 0.1], np.float32), (len(shown), 1)))
     ends = pa.array(np.arange(0, options.size + 1, 5, dtype=np.int32))
     columns = _nulls(tables.CLASS_SCORES, len(table))
     columns |= {"image_id": table["image_id"].combine_chunks()}
     columns |= {
-        "options": pa.ListArray.from_arrays(ends, pa.array(options.ravel().astype(np.int32))),
+        "options": pa.ListArray.from_arrays(
+            ends, pa.array(options.ravel().astype(np.int32))
+        ),
         "log_probabilities": pa.ListArray.from_arrays(ends, pa.array(logs.ravel())),
     }
     tables.write(folder / "class_scores.parquet", columns, tables.CLASS_SCORES)
@@ -747,7 +815,9 @@ def teach(place: Place) -> Work:
     session = _teaching_session(place)
     answers: dict[str, Answer] = {}
 
-    while len(answers) < 20:  # before, the labels learned once, which loads what they learn with
+    while (
+        len(answers) < 20
+    ):  # before, the labels learned once, which loads what they learn with
         one = session.open_questions(answers)[0]
         answers[one.key] = Answer(one.image_id, CLASS, one.options[0], one.phase)
     return lambda: _done(bool(session.open_questions(answers)))
@@ -870,8 +940,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("images", type=int, nargs="+", metavar="N")
     parser.add_argument("--classes", type=int, default=1000)
-    parser.add_argument("--folder", type=Path, help="where the files are put; default: a temporary")
-    parser.add_argument("--lines", type=Path, help="where figures are added as lines of JSON")
+    parser.add_argument(
+        "--folder", type=Path, help="where the files are put; default: a temporary"
+    )
+    parser.add_argument(
+        "--lines", type=Path, help="where figures are added as lines of JSON"
+    )
     names = sorted({step.run.__name__ for step in STEPS})
     parser.add_argument("--only", nargs="+", default=[], metavar="STEP", choices=names)
     parser.add_argument("--step", type=int, help=argparse.SUPPRESS)

@@ -48,7 +48,9 @@ def checkpoint_gb(model: str) -> float:
     return 3 * 4 * numbers / 1e9
 
 
-def checkpoint_rows(study: Configuration, method: str = "latteclip") -> list[tuple[str, int, int]]:
+def checkpoint_rows(
+    study: Configuration, method: str = "latteclip"
+) -> list[tuple[str, int, int]]:
     """Return each dataset with the epochs and the whole seconds of one training on an A100."""
     rates = paper_rates.on_paper("A100")
     assert rates.samples
@@ -73,10 +75,16 @@ def main() -> None:
     for rule, n in planned.items():
         print(f"| {rule} | {n} |")
     print(f"\n| GPU hours, on paper | {' | '.join(paper_rates.PEAKS)} |\n|---|---:|---:|")
-    columns = [paper_rates.hours(study, paper_rates.on_paper(card)) for card in paper_rates.PEAKS]
+    columns = [
+        paper_rates.hours(study, paper_rates.on_paper(card)) for card in paper_rates.PEAKS
+    ]
     for work in columns[0]:
-        print(f"| {work} | " + " | ".join(f"{column[work]:.0f}" for column in columns) + " |")
-    print("| all | " + " | ".join(f"{sum(column.values()):.0f}" for column in columns) + " |")
+        print(
+            f"| {work} | " + " | ".join(f"{column[work]:.0f}" for column in columns) + " |"
+        )
+    print(
+        "| all | " + " | ".join(f"{sum(column.values()):.0f}" for column in columns) + " |"
+    )
     print("\n| disk | GB |\n|---|---:|")
     sizes = paper_rates.disk(study, paper_rates.Sizes())
     for what, size in sizes.items():
@@ -86,7 +94,9 @@ def main() -> None:
     size = checkpoint_gb(study.section("clip", name)["model"])
     minutes = study.section("compute", name)["checkpoint_minutes"]
     print(f"\nCheckpoints of {size:.2f} GB in one training of each dataset:\n")
-    print(f"| dataset | seconds (A100) | one an epoch | GB | every {minutes} minutes | GB |")
+    print(
+        f"| dataset | seconds (A100) | one an epoch | GB | every {minutes} minutes | GB |"
+    )
     print("|---|---:|---:|---:|---:|---:|")
     total = 0, 0, 0
     for dataset, epochs, seconds in checkpoint_rows(study):
@@ -96,7 +106,9 @@ def main() -> None:
     print(_checkpoint_line("all", *total, size))
 
 
-def _checkpoint_line(name: str, seconds: int, epochs: int, by_clock: int, size: float) -> str:
+def _checkpoint_line(
+    name: str, seconds: int, epochs: int, by_clock: int, size: float
+) -> str:
     cells = f"{epochs} | {epochs * size:.0f} | {by_clock} | {by_clock * size:.0f}"
     return f"| {name} | {seconds} | {cells} |"
 

@@ -36,7 +36,11 @@ from latteclip.core.metadata import IndexMetadata
 from latteclip.labels.answers import CLASS, Answer
 from latteclip.labels.features import read_features
 from latteclip.labels.fusion import FUSED, ROUNDS, Fusion, LabelModel, cross_fit
-from latteclip.labels.guarantees import confidence_sequence, conformal_accepted, pac_threshold
+from latteclip.labels.guarantees import (
+    confidence_sequence,
+    conformal_accepted,
+    pac_threshold,
+)
 from latteclip.labels.label_sources import LabelledRows, Votes
 
 COUNTS = (20, 50, 100, 200)
@@ -79,19 +83,26 @@ class Data:
         """Return answers about rows."""
         index = torch.tensor(sorted(rows), dtype=torch.long)
         shares = F.one_hot(named[index], len(self.images.texts.bias)).double()
-        return LabelledRows(len(named), index, shares, torch.zeros(len(index), dtype=torch.bool))
+        return LabelledRows(
+            len(named), index, shares, torch.zeros(len(index), dtype=torch.bool)
+        )
 
     def figures(self, rows: list[int], named: torch.Tensor) -> list[float]:
         """Return labels right of all, of the unasked, filled in, and test accuracies."""
         before = self.before.labels.clone()
-        fusion = self.start.answered(self.labelled(rows, named)).fused() if rows else self.before
+        fusion = (
+            self.start.answered(self.labelled(rows, named)).fused() if rows else self.before
+        )
         right = fusion.labels == self.classes
         unasked = torch.ones(len(right), dtype=torch.bool)
         unasked[rows] = False
         before[rows] = named[rows]
         head = fusion.head.logits(self.test).argmax(dim=1) == self.test_classes
         parts = (right, right[unasked], before == self.classes, head)
-        return [*(100 * part.double().mean().item() for part in parts), self.probe(rows, named)]
+        return [
+            *(100 * part.double().mean().item() for part in parts),
+            self.probe(rows, named),
+        ]
 
     def probe(self, rows: list[int], named: torch.Tensor) -> float:
         """Return the test accuracy of a logistic regression on the answers alone."""
@@ -111,7 +122,9 @@ class Data:
         x = self.training[rows]
         weights = torch.zeros(len(self.images.texts.bias), x.shape[1], dtype=torch.float64)
         weights.requires_grad_()
-        optimiser = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
+        optimiser = torch.optim.LBFGS(
+            [weights], max_iter=200, line_search_fn="strong_wolfe"
+        )
 
         def closure() -> torch.Tensor:
             optimiser.zero_grad()
@@ -134,7 +147,9 @@ class SimulatedSession(TeachingSession):
     def _read_model(self) -> LabelModel:
         return copy.copy(self.data.learned)
 
-    def answer(self, named: torch.Tensor, answers: dict[str, Answer], total: int) -> list[int]:
+    def answer(
+        self, named: torch.Tensor, answers: dict[str, Answer], total: int
+    ) -> list[int]:
         """Answer questions until there are so many answers, and return the rows in their order."""
         row_of = {name: row for row, name in enumerate(self.ids)}
         rows = []
@@ -142,7 +157,9 @@ class SimulatedSession(TeachingSession):
             one = questions[0]
             row = row_of[one.image_id]
             name = self.classnames[int(named[row])]
-            answers[one.key] = Answer(one.image_id, CLASS, name, one.phase, repeat=one.repeat)
+            answers[one.key] = Answer(
+                one.image_id, CLASS, name, one.phase, repeat=one.repeat
+            )
             rows += [] if one.repeat else [row]
         return rows
 
@@ -194,8 +211,12 @@ def learning(data: Data, errs: float) -> None:
     named = person(data, errs)
     rows = SimulatedSession(data, max(COUNTS), checking=0).answer(named, {}, max(COUNTS))
     error = 100 * (0.25 / len(data.test)) ** 0.5
-    print(f"\n{len(data.classes)} training images; standard error of the test at most {error:.1f}")
-    print("answers | chosen by | labels | of the unasked | filled in | test | probe on the answers")
+    print(
+        f"\n{len(data.classes)} training images; standard error of the test at most {error:.1f}"
+    )
+    print(
+        "answers | chosen by | labels | of the unasked | filled in | test | probe on the answers"
+    )
     for k in (0, *COUNTS):
         for how in ("teach", "random") if k else ("-",):
             found = []
@@ -228,10 +249,14 @@ def interval(data: Data, errs: float, runs: int) -> None:
         by_person = (len(known) + int((run._labels == named)[rest].sum())) / n
         right = torch.where(rest, run._labels, named) == data.classes
         entries = list(answers.items())
-        moments = [run._checked(dict(entries[:k])) for k in range(TAUGHT + 5, len(entries) + 1, 5)]
+        moments = [
+            run._checked(dict(entries[:k])) for k in range(TAUGHT + 5, len(entries) + 1, 5)
+        ]
         ends = [moment[2:] for moment in moments if moment]
         truth = int(right.sum()) / n
-        holds = [all(low <= value <= high for low, high in ends) for value in (truth, by_person)]
+        holds = [
+            all(low <= value <= high for low, high in ends) for value in (truth, by_person)
+        ]
         rows.append([truth, *holds, ends[-1][1] - ends[-1][0]])
         if len(rows) % 100 == 0 or len(rows) == runs:
             value, true, agreed, width = 100 * np.mean(np.array(rows, dtype=float), axis=0)
@@ -319,7 +344,9 @@ def cross_fitted(data: Data, named: torch.Tensor, taught: list[int], folds: int)
         threshold = pac_threshold(sure, ~checked.right.numpy(), 0.05)
         accepted = fusion.confidence.numpy().astype(np.float64) >= threshold
         wrong, share = taken(rest, drawn, accepted, right)
-        found.append([low <= truth <= high, hits / m - truth, wrong / n <= 0.05, wrong / n, share])
+        found.append(
+            [low <= truth <= high, hits / m - truth, wrong / n <= 0.05, wrong / n, share]
+        )
     inside, gap, kept, wrongs, saved = 100 * np.mean(np.array(found, dtype=float), axis=0)
     print(
         f"cross-fitted in five folds, {m} answers that also teach, {folds} drawings: estimate "
@@ -352,9 +379,13 @@ def abstaining(data: Data, errs: float, drawings: int) -> None:
         ):
             best = logits.softmax(dim=1).max(dim=1)
             for error in (0.05, 0.1, 0.2):
-                threshold = pac_threshold(confidence.double().numpy(), ~right.numpy(), error)
+                threshold = pac_threshold(
+                    confidence.double().numpy(), ~right.numpy(), error
+                )
                 accepted = best.values >= threshold
-                wrong = (accepted & (best.indices != data.test_classes)).double().mean().item()
+                wrong = (
+                    (accepted & (best.indices != data.test_classes)).double().mean().item()
+                )
                 share = accepted.double().mean().item()
                 found.setdefault((name, error), []).append((share, wrong))
     for (name, error), pairs in found.items():
@@ -373,7 +404,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--without-captions", action="store_true")
     parser.add_argument("--errs", type=float, default=0.0, help="share of wrong answers")
-    parser.add_argument("--swap", type=float, default=0.0, help="share of captions of other images")
+    parser.add_argument(
+        "--swap", type=float, default=0.0, help="share of captions of other images"
+    )
     parser.add_argument("--imbalance", type=float, default=1.0, help="of the largest class")
     parser.add_argument("--only", choices=("learning", "interval", "guarantee", "abstain"))
     parser.add_argument("--runs", type=int, default=500)

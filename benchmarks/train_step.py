@@ -38,7 +38,12 @@ from latteclip.train.settings import FROZEN
 from latteclip.train.training import parameter_groups, prepare_training
 from latteclip.train.training_images import Augmentation, TrainingImages
 
-CLASSES, IMAGES, ALPHA, LR = 47, 480, 0.01, 1e-7  # the size of DTD's class list; its learning rate
+CLASSES, IMAGES, ALPHA, LR = (
+    47,
+    480,
+    0.01,
+    1e-7,
+)  # the size of DTD's class list; its learning rate
 VOCABULARY = (
     "a the of with and in on rough smooth shiny dark bright pattern surface lines dots squares "
     "threads cracks holes folds waves grains cells woven striped blue red green brown white black "
@@ -278,7 +283,9 @@ def main() -> None:
     )
     ceiling = matmul_rate(device, clip.precision)
     share = flops(setting) / medians[1] / ceiling
-    print(f"a step's share of the matmul ceiling of {ceiling / 1e12:.2f} TFLOP/s: {share:.1%}")
+    print(
+        f"a step's share of the matmul ceiling of {ceiling / 1e12:.2f} TFLOP/s: {share:.1%}"
+    )
     updates = update_ratios(clip, args.pairs)
     print(
         f"AdamW's update takes {statistics.median(updates):.2f} times as long unless it is fused "
@@ -289,7 +296,9 @@ def main() -> None:
         ratio = median_step(setting, adamw, args.pairs) / usual
         print(f"a step with {way} takes {ratio:.2f} times as long")
     anew, kept = data_wait(setting, adamw, args.threads)
-    print(f"share of a step spent waiting for images: {anew:.1%} decoding JPEGs, {kept:.1%} after")
+    print(
+        f"share of a step spent waiting for images: {anew:.1%} decoding JPEGs, {kept:.1%} after"
+    )
     print(f"evaluation-time encoding: {encoding_rate(clip, setting.images):.1f} images/s")
 
 

@@ -60,7 +60,9 @@ def others(
         "energy": -logits.logsumexp(dim=1),
         "softmax, class means off": -off.softmax(dim=1).amax(dim=1),
         "cosine, class means off": -off.amax(dim=1),
-        "distance to the nearest prototype of images": -(centred @ prototypes.T).amax(dim=1),
+        "distance to the nearest prototype of images": -(centred @ prototypes.T).amax(
+            dim=1
+        ),
     }
     return {name: score.double().numpy() for name, score in found.items()}
 
@@ -94,7 +96,9 @@ def main() -> None:
             detector, of_all = UnknownDetector.learn(features, training, texts, share, {})
             own = of_all.double().numpy()
             on_test.mark(f"share {share}", own[test] > detector.threshold, outside[test])
-        images = ClipFeatures.of(features[training].clone(), texts, described["logit_scale"])
+        images = ClipFeatures.of(
+            features[training].clone(), texts, described["logit_scale"]
+        )
         asked = np.flatnonzero(~test)[answered(images, ANSWERS)]
         detector, _ = UnknownDetector.learn(features, training, texts, DEFAULT_SHARE, {})
         line = answered_threshold(own[asked], outside[asked], detector.threshold)
@@ -109,7 +113,9 @@ def main() -> None:
         for share in SHARES:
             line = threshold(torch.from_numpy(score), int(share * len(score)))
             on_training.mark(f"share {share}", score > line, outside[~test])
-        on_training.rank("the captioner's class scores", score.astype(float), outside[~test])
+        on_training.rank(
+            "the captioner's class scores", score.astype(float), outside[~test]
+        )
         on_training.rank("score_unknown by CLIP", own[~test], outside[~test])
     print(f"{args.folder}: {len(draws)} draws of {args.left_out} of {c} classes left out")
     on_test.show()
@@ -133,7 +139,9 @@ def captioner(
     path = folder / "class_scores.parquet"
     if not path.is_file():
         return None
-    options, scores = read_class_scores(str(path), index["image_id"].filter(pa.array(~test)))
+    options, scores = read_class_scores(
+        str(path), index["image_id"].filter(pa.array(~test))
+    )
     return options.numpy(), scores.numpy()
 
 

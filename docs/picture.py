@@ -37,13 +37,17 @@ def main() -> None:
         _show(page, args.start)
         shot = page.screenshot()
         browser.close()
-    Image.open(io.BytesIO(shot)).convert("RGB").save(args.picture, "WEBP", quality=72, method=6)
+    Image.open(io.BytesIO(shot)).convert("RGB").save(
+        args.picture, "WEBP", quality=72, method=6
+    )
 
 
 def _show(page: Page, start: str) -> None:
     """Scroll to an element without what floats above, and wait for its pictures."""
     page.add_style_tag(content="nav { position: static !important }")
-    top = page.locator(start).first.evaluate("one => one.getBoundingClientRect().top + scrollY")
+    top = page.locator(start).first.evaluate(
+        "one => one.getBoundingClientRect().top + scrollY"
+    )
     page.evaluate("Promise.all([...document.images].map(i => i.decode()))")
     page.evaluate(f"scrollTo(0, {top - ABOVE})")
 

@@ -17,7 +17,9 @@ from latteclip.core.errors import UserError  # noqa: E402
 
 def main() -> None:
     """Print a sentence where the builds cannot use the GPU, and exit unless it is a warning."""
-    pins = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "envs" / "cuda.txt").read_text(), re.M))
+    pins = dict(
+        re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "envs" / "cuda.txt").read_text(), re.M)
+    )
     cuda = ".".join(pins["nvidia-cuda-runtime"].split(".")[:2])
     try:
         gpus.refuse_unusable(pins["torch"], cuda)

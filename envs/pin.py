@@ -71,12 +71,17 @@ def wanted(extras: tuple[str, ...]) -> list[str]:
     """What pyproject.toml asks for."""
     project = tomllib.loads((ENVS.parent / "pyproject.toml").read_text("utf-8"))["project"]
     optional = project["optional-dependencies"]
-    return [*project["dependencies"], *(line for extra in extras for line in optional[extra])]
+    return [
+        *project["dependencies"],
+        *(line for extra in extras for line in optional[extra]),
+    ]
 
 
 def resolved(requirements: list[str], *, on_cpu: bool) -> list[dict[str, Any]]:
     """The metadata of each package of an environment that has what is wanted."""
-    environment = {key: value for key, value in os.environ.items() if on_cpu or key not in FOR_CPU}
+    environment = {
+        key: value for key, value in os.environ.items() if on_cpu or key not in FOR_CPU
+    }
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         options = ["--dry-run", "--ignore-installed", "--quiet", "--report", str(report)]

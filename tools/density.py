@@ -84,7 +84,9 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", nargs="?", default="latteclip", type=Path)
-    parser.add_argument("--functions", default=10, type=int, help="how many functions to list")
+    parser.add_argument(
+        "--functions", default=10, type=int, help="how many functions to list"
+    )
     args = parser.parse_args()
     rooms: dict[str, list[Density]] = defaultdict(list)
     functions: list[Density] = []

@@ -31,7 +31,9 @@ HEAD = """\
 # What to run, and defaults for all datasets; docs/configuration.md lists the other keys.
 # `make docs` writes all keys above `methods` from latteclip/config/sections.
 """
-BY_HAND = "\n# Methods: "  # with which the part of config.yaml begins that is written by hand
+BY_HAND = (
+    "\n# Methods: "  # with which the part of config.yaml begins that is written by hand
+)
 WIDTH = 100
 TABLE = re.compile(r"(<!-- keys: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SIZES = (100, 500, 1_500, 5_000, 20_000, 100_000, 1_000_000)  # training images
@@ -78,7 +80,9 @@ def _yaml_keys(section: type[Section], indent: str) -> Iterator[str]:
             yield f"{indent}{name}:\n"
             yield from lines
         else:
-            value = yaml.safe_dump({name: field.default}, width=WIDTH - 8, allow_unicode=True)
+            value = yaml.safe_dump(
+                {name: field.default}, width=WIDTH - 8, allow_unicode=True
+            )
             yield textwrap.indent(value, indent)
 
 

@@ -53,8 +53,12 @@ Finding = tuple[bool, str]  # whether it is as it should be, and what was found
 def main() -> None:
     """Run all checks, print a line for each, and write them as JSON."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--json", type=Path, metavar="FILE", help="file of all lines, as JSON")
-    parser.add_argument("--limit", type=int, default=128, help="images of each split of the demo")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="file of all lines, as JSON"
+    )
+    parser.add_argument(
+        "--limit", type=int, default=128, help="images of each split of the demo"
+    )
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, as if on a GPU")
     options, found = parser.parse_args(), []
     has_gpu = options.rehearse or bool(gpus.visible())
@@ -90,7 +94,8 @@ def checks(folder: Path, limit: int) -> dict[str, Callable[[], Finding]]:
         gpu = Demo(folder / precision, limit, precision=precision)
         found[f"demo on the GPU, {precision}"] = gpu.run
         found |= {
-            f"{what} of the GPU, {precision}": check for what, check in gpu.compared(cpu).items()
+            f"{what} of the GPU, {precision}": check
+            for what, check in gpu.compared(cpu).items()
         }
     found["SIGTERM to a training on the GPU"] = gpu.interrupted_training
     vllm = Demo(folder / "vllm", limit, engine="vllm", precision="float32")
@@ -209,13 +214,19 @@ class Demo:
         lines = log.read_text("utf-8").splitlines() if log.exists() else []
         marked = [line for line in lines if mark in line]
         is_good = second.returncode == 0 and bool(marked) and target.exists()
-        text = marked[-1] if marked else f"exit status {second.returncode}, no {mark!r} in {log}"
+        text = (
+            marked[-1]
+            if marked
+            else f"exit status {second.returncode}, no {mark!r} in {log}"
+        )
         return is_good, text
 
     def accuracies(self) -> dict[str, float]:
         """Return the accuracy of each method in percent."""
         files = sorted(self.results.glob("*/seed0/metrics.json"))
-        return {file.parts[-3]: json.loads(file.read_text())["acc1"] * 100 for file in files}
+        return {
+            file.parts[-3]: json.loads(file.read_text())["acc1"] * 100 for file in files
+        }
 
     def compared(self, other: "Demo") -> dict[str, Callable[[], Finding]]:
         """Return checks that compare this run with another one."""
@@ -233,20 +244,29 @@ class Demo:
     def features(self, other: "Demo") -> Finding:
         """Compare features of the images and their labels."""
         file, schema = "pseudo_labels.parquet", tables.PSEUDO_LABELS
-        pair = [np.array(each.column(file, schema, "image_features")) for each in (self, other)]
-        labels = [np.array(each.column(file, schema, "pseudo_label")) for each in (self, other)]
+        pair = [
+            np.array(each.column(file, schema, "image_features")) for each in (self, other)
+        ]
+        labels = [
+            np.array(each.column(file, schema, "pseudo_label")) for each in (self, other)
+        ]
         difference = float(np.abs(pair[0] - pair[1]).max())
         equal = float(np.mean(labels[0] == labels[1]))
         most, least = FEATURES["bf16" if "bf16" in self.given[-1] else "float32"]
         is_good = difference <= most and equal >= least
-        return is_good, f"features differ by {difference:.1e} at most, {equal:.1%} of labels equal"
+        return (
+            is_good,
+            f"features differ by {difference:.1e} at most, {equal:.1%} of labels equal",
+        )
 
     def captions(self, other: "Demo") -> Finding:
         """Compare the captions of images and groups."""
         equal = []
         for kind in ("images", "groups"):
             name = f"captions/{kind}.parquet"
-            mine, theirs = (x.column(name, tables.CAPTIONS, "caption") for x in (self, other))
+            mine, theirs = (
+                x.column(name, tables.CAPTIONS, "caption") for x in (self, other)
+            )
             equal += [one == two for one, two in zip(mine, theirs, strict=True)]
         share = sum(equal) / len(equal)
         return share >= CAPTIONS, f"{share:.1%} of {len(equal)} captions equal"
@@ -254,7 +274,11 @@ class Demo:
     def likelihoods(self, other: "Demo") -> Finding:
         """Compare the class scores."""
         pair = [
-            np.array(each.column("class_scores.parquet", tables.CLASS_SCORES, "log_probabilities"))
+            np.array(
+                each.column(
+                    "class_scores.parquet", tables.CLASS_SCORES, "log_probabilities"
+                )
+            )
             for each in (self, other)
         ]
         difference = float(np.abs(pair[0] - pair[1]).max())
@@ -264,12 +288,19 @@ class Demo:
         """Compare the accuracies of all methods."""
         mine, theirs = self.accuracies(), other.accuracies()
         difference = max(abs(value - theirs[name]) for name, value in mine.items())
-        return difference <= ACCURACY, f"accuracies differ by {difference:.1f} points at most"
+        return (
+            difference <= ACCURACY,
+            f"accuracies differ by {difference:.1f} points at most",
+        )
 
 
 def engines_left() -> Finding:
     """Return whether an engine of vLLM outlived its job."""
-    left = [p.pid for p in psutil.process_iter(["name"]) if "EngineCore" in (p.info["name"] or "")]
+    left = [
+        p.pid
+        for p in psutil.process_iter(["name"])
+        if "EngineCore" in (p.info["name"] or "")
+    ]
     return not left, f"processes {left}" if left else "none"
 
 
@@ -279,7 +310,9 @@ def real_shape(name: str, batch_size: int, folder: Path) -> Finding:
         raise NotTriedError("no GPU")
     library, model_name = name.split()
     if library == "open_clip":
-        model, _, transform = open_clip.create_model_and_transforms(model_name, pretrained=None)
+        model, _, transform = open_clip.create_model_and_transforms(
+            model_name, pretrained=None
+        )
         encode = model.encode_image
     else:
         model = timm.create_model(model_name, pretrained=False, num_classes=0)
@@ -296,9 +329,14 @@ def real_shape(name: str, batch_size: int, folder: Path) -> Finding:
     torch.cuda.synchronize()
     rate = len(files) / (time.monotonic() - started)
     of_gpu = torch.cuda.max_memory_allocated() / 2**30
-    usage = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    usage = (
+        resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
     host = max(each.ru_maxrss for each in usage) / 2**20
-    return True, f"{rate:.0f} images/s, {of_gpu:.1f} GiB of the GPU, {host:.1f} GiB of a process"
+    return (
+        True,
+        f"{rate:.0f} images/s, {of_gpu:.1f} GiB of the GPU, {host:.1f} GiB of a process",
+    )
 
 
 def photographs(folder: Path) -> Iterator[str]:

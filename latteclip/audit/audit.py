@@ -70,7 +70,8 @@ class AuditSession(QuestionSession):
         plan_file, self.path = sampling.audit_files(self.folder, self.population.split)
         self.plan = sampling.read_or_draw(plan_file, self.population)
         self.schema = self.plan.schema(self.population.dataset)
-        ids, paths = self.population.image_ids, self.population.paths
+        ids = self.population.image_ids
+        paths = self.population.paths
         contents = [checksum.hex() for checksum in self.population.checksums]
         self.questions = [
             Question(

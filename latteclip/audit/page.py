@@ -61,7 +61,9 @@ def write_offline(session: QuestionSession, output: str) -> None:
         "offline": True,
         "take": f"latteclip {session.name} {folder} --answers answers.json",
         "answered": session.total - len(questions),
-        "questions": [question.as_json(_data_uri(question, max_bytes)) for question in questions],
+        "questions": [
+            question.as_json(_data_uri(question, max_bytes)) for question in questions
+        ],
     }
     write_text(output, render_page(session, OFFLINE, values)[0])
     log.info(

@@ -25,7 +25,10 @@ def rename_class(results: str, old: str, new: str, /) -> None:
         new: the name that the class has now
     """
     folder = Path(results)
-    places = [folder / "answers.json", *(audit_files(folder, one)[1] for one in ("test", "train"))]
+    places = [
+        folder / "answers.json",
+        *(audit_files(folder, one)[1] for one in ("test", "train")),
+    ]
     classes = {path: answers.read_classes(path) for path in places if path.exists()}
     old, new = (_as_in_answers(folder, name) for name in (old, new))
     named = [path for path, names in classes.items() if old in names]

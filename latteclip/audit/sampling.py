@@ -24,7 +24,8 @@ Ints = npt.NDArray[np.int_]
 Floats = npt.NDArray[np.float64]
 BASELINE = "zero_shot"
 BASELINES = (BASELINE, "zero_shot_adapted")  # which need no model of their own
-TABLES = ("predictions.parquet", "left_out.parquet", "train_predictions.parquet")  # of a run
+# Of a run.
+TABLES = ("predictions.parquet", "left_out.parquet", "train_predictions.parquet")
 SEED = 0
 # The strata, and how often an image of each is drawn in comparison with the last. Where candidates
 # agree, an answer says nothing about their difference, and less about their accuracies the surer
@@ -37,8 +38,10 @@ STRATA = {
 }
 RATES = np.array(list(STRATA.values()))  # [H]
 # A stratum that would get fewer of the first PREFIX images is joined with the next.
-MIN_IMAGES, PREFIX = 5, 50
-MAX_MISSING = 0.1  # of the images of a plan that a run may not predict: later, they are left out
+MIN_IMAGES = 5
+PREFIX = 50
+# Of the images of a plan that a run may not predict: later, they are left out.
+MAX_MISSING = 0.1
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class RunFiles:
     seed: int
     metrics: str
     predictions: str | None  # of the images that are evaluated
-    train_predictions: str | None  # of training images that it did not learn from, among others
+    # Of training images that it did not learn from, among others.
+    train_predictions: str | None
     has_model: bool  # that can be chosen
 
     @property
@@ -69,14 +73,18 @@ class RunFiles:
         for path, schema in files.items():
             if path is None:
                 continue
-            columns = [name for name in tables.TRAIN_PREDICTIONS.names if name in schema.names]
+            columns = [
+                name for name in tables.TRAIN_PREDICTIONS.names if name in schema.names
+            ]
             table = tables.read(path, schema, columns)
             if tables.read_metadata(path, ClassesMetadata).classnames != list(classnames):
                 continue
             if "held_out" in columns:
                 table = table.filter(table["held_out"])
             predicted = table["prediction"].take(pc.index_in(image_ids, table["image_id"]))
-            found = np.where(found == MISSING, predicted.fill_null(MISSING).to_numpy(), found)
+            found = np.where(
+                found == MISSING, predicted.fill_null(MISSING).to_numpy(), found
+            )
         return found
 
 
@@ -99,7 +107,8 @@ class Population:
     paths: list[str]
     checksums: list[bytes]
     candidates: list[Run]  # K: one run for each method
-    predictions: Ints  # [N, K], MISSING where a candidate does not predict an image of a plan
+    # [N, K], MISSING where a candidate does not predict an image of a plan
+    predictions: Ints
     ranked: Ints  # [N, T] the pretrained model's best classes, best first
     confidence: Floats  # [N], of the first of them
     model: int  # the candidate whose difference to the first, the baseline, matters most
@@ -173,11 +182,14 @@ def read_population(folder: str | Path, split: str | None = None) -> Population:
             f"the workflow first: {run_command(folder.absolute().name)}."
         )
     index, ids = index.filter(known), index["image_id"].filter(known)
-    predictions, candidates = np.stack([*predicted.values()], axis=1)[known], list(predicted)
+    predictions = np.stack([*predicted.values()], axis=1)[known]
+    candidates = list(predicted)
     differ = (predictions != predictions[:, :1]).sum(axis=0)  # from the baseline
     scores = folder / "pseudo_labels.parquet", tables.PSEUDO_LABELS, "image_id"
     ranked = tables.from_list_column(tables.lookup_column(*scores, "topk_labels", ids))
-    confidence = tables.lookup_column(*scores, "confidence", ids).to_numpy().astype(np.float64)
+    confidence = (
+        tables.lookup_column(*scores, "confidence", ids).to_numpy().astype(np.float64)
+    )
     model = candidates.index(chosen) if chosen in candidates[1:] else int(differ.argmax())
     return Population(
         folder.absolute().name,
@@ -206,7 +218,8 @@ def runs_in(folder: Path) -> list[RunFiles]:
     """Return the runs of a dataset's results: baselines first, then by name."""
     found = []
     for place in folder.glob("*/seed*"):
-        method, number = place.parent.name, place.name.removeprefix("seed")
+        method = place.parent.name
+        number = place.name.removeprefix("seed")
         files = [str(place / name) if (place / name).is_file() else None for name in TABLES]
         if number.isdecimal() and any(files):
             evaluated, averaged, trained = files
@@ -240,7 +253,8 @@ def read_plan(path: str | Path, index: pa.Table, classnames: Sequence[str]) -> S
 
     The rest is a stratified sample as before, for no image is gone because of an answer.
     """
-    table, split = tables.read(path, tables.PLAN), tables.read_metadata(path, PlanMetadata).split
+    table = tables.read(path, tables.PLAN)
+    split = tables.read_metadata(path, PlanMetadata).split
     ids = table["image_id"].to_pylist()
     contents = [checksum.hex() for checksum in table["checksum"].to_pylist()]
     strata, turn = (table[name].to_numpy().astype(np.int_) for name in ("stratum", "turn"))
@@ -282,7 +296,8 @@ def stratify(population: Population) -> Ints:
     if agree.any():
         sure = population.confidence >= np.median(population.confidence[agree])
         strata[agree & ~sure] = 1
-    for h in range(len(RATES) - 1):  # a variance cannot be estimated from a handful of images
+    # A variance cannot be estimated from a handful of images.
+    for h in range(len(RATES) - 1):
         expected = np.bincount(strata, minlength=len(RATES)) * RATES
         larger = np.flatnonzero(expected[h + 1 :]) + h + 1
         if expected[h] * PREFIX < MIN_IMAGES * expected.sum() and len(larger):

@@ -57,7 +57,8 @@ def read_predictions(
     dataset: str, plan: SamplingPlan, runs: Sequence[RunFiles]
 ) -> list[RunPredictions]:
     """Return what the runs predict that predict most images of a plan, or raise UserError."""
-    found, missing = [], []
+    found = []
+    missing = []
     for files in runs:
         predictions = files.predictions_of(
             pa.chunked_array([plan.image_ids], pa.string()), plan.classnames
@@ -99,15 +100,20 @@ def score(
             f"{MIN_ANSWERS}: latteclip audit results/{dataset}."
         )
     rows = pc.index_in(pa.array(list(known)), pa.array(plan.image_ids)).to_numpy()
-    label_of: dict[str | None, int] = {name: row for row, name in enumerate(plan.classnames)}
+    label_of: dict[str | None, int] = {
+        name: row for row, name in enumerate(plan.classnames)
+    }
     labels = np.array([label_of.get(one.classname, -1) for one in known.values()])
-    sizes, strata = np.bincount(plan.strata), plan.strata[rows]
-    hits = [(one.predictions[rows] == labels).astype(np.float64) for one in runs]  # K times [n]
+    sizes = np.bincount(plan.strata)
+    strata = plan.strata[rows]
+    # K times [n].
+    hits = [(one.predictions[rows] == labels).astype(np.float64) for one in runs]
     accuracies = [
         Accuracy(*one.run, *share(hit, strata, sizes), one.can_be_chosen)
         for one, hit in zip(runs, hits, strict=True)
     ]
-    scale = len(answers) / len(known)  # some of the further answers will be "cannot tell", too
+    # Some of the further answers will be "cannot tell", too.
+    scale = len(answers) / len(known)
     left = len(plan.strata) - len(answers)
     comparisons = []
     for j, i in combinations(range(len(runs)), 2):
@@ -173,7 +179,9 @@ def stratified_mean(values: Floats, strata: Ints, sizes: Ints, largest: float) -
     sums = np.bincount(strata, weights=values, minlength=len(sizes))
     overall = np.average(values, weights=(sizes / np.maximum(n, 1))[strata])
     means = np.where(n > 0, sums / np.maximum(n, 1), overall)
-    squares = np.bincount(strata, weights=(values - means[strata]) ** 2, minlength=len(sizes))
+    squares = np.bincount(
+        strata, weights=(values - means[strata]) ** 2, minlength=len(sizes)
+    )
     free = np.maximum(n - 1, 0)
     variances = (squares + ADDED * largest) / (free + ADDED)
     sampling = shares**2 * variances / np.maximum(n, 1)
@@ -184,7 +192,9 @@ def stratified_mean(values: Floats, strata: Ints, sizes: Ints, largest: float) -
     most = float(max(1, len(values) - int(np.count_nonzero(n))))
     freedom = min(most, float(left.sum()) ** 2 / spread) if spread > 0 else most
     quantile = float(stats.t.ppf((1 + LEVEL) / 2, freedom))
-    return Mean(float((shares * means).sum()), float(sampling.sum()), float(known.sum()), quantile)
+    return Mean(
+        float((shares * means).sum()), float(sampling.sum()), float(known.sum()), quantile
+    )
 
 
 def share(hits: Floats, strata: Ints, sizes: Ints) -> Interval:
@@ -197,7 +207,8 @@ def share(hits: Floats, strata: Ints, sizes: Ints) -> Interval:
         return Interval(mean.value, mean.value, mean.value)
     # Where all or none are hits the variance of a share says nothing: two more answers do.
     typical = (mean.value * len(hits) + 1) / (len(hits) + 2)
-    z2 = mean.quantile**2 * mean.variance / (typical * (1 - typical))  # over the effective size
+    # Over the effective size.
+    z2 = mean.quantile**2 * mean.variance / (typical * (1 - typical))
     middle = (mean.value + z2 / 2) / (1 + z2)
     reach = (z2 * (mean.value * (1 - mean.value) + z2 / 4)) ** 0.5 / (1 + z2)
     return Interval(mean.value, max(0.0, middle - reach), min(1.0, middle + reach))
@@ -215,7 +226,8 @@ def difference(
     `hits` and `others` [n] are 1 where the first and the second are right about the images `drawn`
     [n]. `differ` [N] is 1 where their predictions differ.
     """
-    rows, apart = np.flatnonzero(differ[drawn]), float(differ.mean())
+    rows = np.flatnonzero(differ[drawn])
+    apart = float(differ.mean())
     if not apart:
         return Interval(0.0, 0.0, 0.0), 0
     if not len(rows):
@@ -224,7 +236,8 @@ def difference(
     mean = stratified_mean((hits - others)[rows], strata[drawn[rows]], sizes, largest=1.0)
     low, high = (max(-1.0, min(1.0, mean.value + sign * mean.reach)) for sign in (-1, 1))
     found = Interval(apart * mean.value, apart * low, apart * high)
-    n, images = len(drawn), len(strata)
+    n = len(drawn)
+    images = len(strata)
     if abs(mean.value) > mean.reach or n >= images:
         return found, 0
     if mean.value == 0:
@@ -251,7 +264,11 @@ def verdict(audit: Audit) -> str:
     best = audit.best or audit.accuracies[0]
     value = f"{_percent(best.value)} % of the images ({_interval(best)})"
     compared = comparisons_of_best(audit)
-    lead = "The best model is" if all(one.decided for one in compared) else "So far the best is"
+    lead = (
+        "The best model is"
+        if all(one.decided for one in compared)
+        else "So far the best is"
+    )
     sentences = [_comparison_sentence(one, name[one.runs[1]]) for one in compared]
     return " ".join([f"{lead} {name[best.run]}, right on {value}.", *sentences])
 
@@ -260,10 +277,14 @@ def comparisons_of_best(audit: Audit) -> list[Comparison]:
     """Compare the best run with the best run of another method, and with the baseline."""
     if (best := audit.best) is None:
         return []
-    others = [one for one in audit.accuracies if one.can_be_chosen and one.method != best.method]
+    others = [
+        one for one in audit.accuracies if one.can_be_chosen and one.method != best.method
+    ]
     next_best = sorted(others, key=lambda one: -one.value)[:1]
     wanted = next_best + [one for one in others if one.method == BASELINE]
-    found = [audit.compare(best.run, run) for run in dict.fromkeys(one.run for one in wanted)]
+    found = [
+        audit.compare(best.run, run) for run in dict.fromkeys(one.run for one in wanted)
+    ]
     return [one for one in found if one]
 
 
@@ -287,7 +308,9 @@ def _interval(one: Accuracy | Comparison, sign: str = "") -> str:
 def _comparison_sentence(one: Comparison, other: str) -> str:
     points = f"{_percent(one.value)} points ({_interval(one)})"
     if not one.decided:
-        return f"It is not decided whether it beats {other}: {needed(one)} (so far {points})."
+        return (
+            f"It is not decided whether it beats {other}: {needed(one)} (so far {points})."
+        )
     if one.value == 0:
         return f"It is right as often as {other}."
     return f"It is better than {other} by {points}."
@@ -321,7 +344,11 @@ def as_texts(folder: Path, audit: Audit) -> dict[str, Any]:
     tables = [(["model", "right, %", "95 % interval"], accuracies)]
     if differences:
         tables.append((["difference", "points", "95 % interval", ""], differences))
-    return {"sentence": audit.sentence, "tables": tables, "steps": next_steps(folder, audit)}
+    return {
+        "sentence": audit.sentence,
+        "tables": tables,
+        "steps": next_steps(folder, audit),
+    }
 
 
 def next_steps(folder: Path, audit: Audit) -> list[tuple[str, str]]:
@@ -349,10 +376,13 @@ def export_step(folder: Path) -> tuple[str, str]:
 
 def _take_model(folder: Path, audit: Audit, best: Run) -> tuple[str, str]:
     """Return the command that uses the best model, or the chosen one where that is as good."""
-    name, chosen = run_names(audit), chosen_run(folder)
+    name = run_names(audit)
+    chosen = chosen_run(folder)
     over = audit.compare(best, chosen) if chosen else None
     run = over.runs[1] if over and not (over.decided and over.value > 0) else best
-    model = folder / "model" if run == chosen else folder / run[0] / f"seed{run[1]}" / "model"
+    model = (
+        folder / "model" if run == chosen else folder / run[0] / f"seed{run[1]}" / "model"
+    )
     if not model.is_dir():
         return f"{name[run]} has no folder of its model: it is the pretrained CLIP.", ""
     choice = f" (the workflow chose {name[chosen]})" if chosen in name else ""

@@ -33,7 +33,9 @@ SERVED_SIDE = 1024  # pixels of a picture
 SERVED = "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'"
 DISK_FULL = "The disk is full, so this was not saved. Free some space and answer again."
 NOT_SAVED = "The system refused this, so it was not saved"
-JSON, HTML, WEBP = "application/json", "text/html; charset=utf-8", "image/webp"
+JSON = "application/json"
+HTML = "text/html; charset=utf-8"
+WEBP = "image/webp"
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -48,7 +50,9 @@ Reply = tuple[HTTPStatus, str, bytes]  # with the type of the content
 def serve(session: QuestionSession, port: int, *, browser: bool) -> None:
     """Ask the questions on a page of this machine until Ctrl-C, then print the result if any."""
     with QuestionServer(session, port) as server, contextlib.suppress(KeyboardInterrupt):
-        print(f"The page: {server.address}\nEvery answer is saved. Ctrl-C ends.", flush=True)
+        print(
+            f"The page: {server.address}\nEvery answer is saved. Ctrl-C ends.", flush=True
+        )
         if browser:
             webbrowser.open(server.address)
         server.serve_forever()
@@ -92,13 +96,16 @@ class Handler(BaseHTTPRequestHandler):
 
     server: QuestionServer
     timeout = TIMEOUT
-    server_version, sys_version = "latteclip", ""
+    server_version = "latteclip"
+    sys_version = ""
     policy = "default-src 'none'"
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Log nothing: the address holds the token."""
 
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+    def send_error(
+        self, code: int, message: str | None = None, explain: str | None = None
+    ) -> None:
         """Refuse a request without repeating it."""
         self._send(*_error(HTTPStatus(code)))
 
@@ -111,12 +118,15 @@ class Handler(BaseHTTPRequestHandler):
         except UserError as error:
             log.warning("%s", error)
             reply = _error(HTTPStatus.BAD_REQUEST, str(error))
-        except (ConnectionError, TimeoutError):  # of a browser that closes a connection early
+        # Of a browser that closes a connection early.
+        except (ConnectionError, TimeoutError):
             raise
         except OSError as error:
-            status, message = HTTPStatus.INSUFFICIENT_STORAGE, DISK_FULL
+            status = HTTPStatus.INSUFFICIENT_STORAGE
+            message = DISK_FULL
             if full_disk(error) is None:
-                status, message = HTTPStatus.INTERNAL_SERVER_ERROR, f"{NOT_SAVED}: {error}."
+                status = HTTPStatus.INTERNAL_SERVER_ERROR
+                message = f"{NOT_SAVED}: {error}."
             log.warning(message)
             reply = _error(status, message)
         self._send(*reply)
@@ -126,7 +136,9 @@ class Handler(BaseHTTPRequestHandler):
     def _checked_path(self) -> str:
         """Return the path after the token, if the request may be answered."""
         hosts = self.headers.get_all("Host", [])
-        if hosts not in [[f"{name}:{self.server.server_port}"] for name in (HOST, "localhost")]:
+        if hosts not in [
+            [f"{name}:{self.server.server_port}"] for name in (HOST, "localhost")
+        ]:
             raise RefusedError(HTTPStatus.FORBIDDEN)
         page = f"http://{hosts[0]}"
         if self.headers.get("Origin", "" if self.command == "PUT" else page) != page:
@@ -158,13 +170,16 @@ class Handler(BaseHTTPRequestHandler):
     def _save(self, session: QuestionSession) -> Reply:
         """Save the answers of the page, or return those that another page has saved."""
         answers = session.schema.parse(self._body(), "The request").answers
-        revision, status = self.headers.get("If-Match", "").strip('"'), HTTPStatus.OK
+        revision = self.headers.get("If-Match", "").strip('"')
+        status = HTTPStatus.OK
         with self.server.busy:
             try:
                 revision = session.schema.write(session.path, answers, revision)
             except StaleRevisionError:
-                saved, status = session.saved(), HTTPStatus.PRECONDITION_FAILED
-                answers, revision = saved.answers, saved.revision
+                saved = session.saved()
+                status = HTTPStatus.PRECONDITION_FAILED
+                answers = saved.answers
+                revision = saved.revision
             return status, JSON, _json(session.state(answers, revision))
 
     def _body(self) -> bytes:
@@ -181,7 +196,11 @@ class Handler(BaseHTTPRequestHandler):
         policy = f"{self.policy}; frame-ancestors 'none'"
         of_body = {"Content-Type": kind, "Content-Length": len(body)}
         self.send_response(status)
-        for name, value in {**HEADERS, "Content-Security-Policy": policy, **of_body}.items():
+        for name, value in {
+            **HEADERS,
+            "Content-Security-Policy": policy,
+            **of_body,
+        }.items():
             self.send_header(name, str(value))
         self.end_headers()
         self.wfile.write(body)

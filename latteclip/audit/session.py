@@ -111,13 +111,16 @@ def print_result(session: QuestionSession) -> None:
 
 def import_answers(session: QuestionSession, path: str) -> None:
     """Add the answers of an exported file about images that have no answer yet."""
-    exported, saved = session.read_file(path), session.saved()
+    exported = session.read_file(path)
+    saved = session.saved()
     exported.warn(path, session.folder)
     answers = {**exported.answers, **saved.answers}
     try:
         session.schema.write(session.path, answers, saved.revision)
     except StaleRevisionError:
-        raise UserError(f"{session.path} changed meanwhile; run the command again.") from None
+        raise UserError(
+            f"{session.path} changed meanwhile; run the command again."
+        ) from None
     log.info(
         "Took %d of %d answers from %s: an image that has an answer keeps it.",
         *(len(answers) - len(saved.answers), len(exported.answers), path),

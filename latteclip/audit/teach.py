@@ -57,7 +57,8 @@ LIGHT_ENTRIES = 2**19  # above which little is learned between answers: no confu
 COVERAGE = 2  # images of each class to begin with, where nothing is known of the classes
 ITERATIONS = 20  # of k-means
 DOUBT = 0.5  # a label below this probability is in doubt
-DENIED, CERTAIN = 0.02, 0.9  # an answer this unlikely, against a class this likely, is asked again
+# An answer this unlikely, against a class this likely, is asked again.
+DENIED, CERTAIN = 0.02, 0.9
 MAX_TEXTS = 256  # captions encoded at once
 
 
@@ -93,11 +94,15 @@ def teach(
 class TeachingSession(QuestionSession):
     """The questions of `latteclip teach`, and the labels that learn from their answers."""
 
-    name, images = "teach", "training images"
+    name = "teach"
+    images = "training images"
 
-    def __init__(self, folder: str | Path, budget: int, checking: int | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, budget: int, checking: int | None = None
+    ) -> None:
         """Begin, or go on with saved answers. `checking` of the budget, or half, check labels."""
-        self.folder, self.labels = Path(folder), Path(folder) / "fused_labels.parquet"
+        self.folder = Path(folder)
+        self.labels = Path(folder) / "fused_labels.parquet"
         dataset = self.folder.absolute().name
         if not self.labels.is_file():
             raise UserError(
@@ -106,7 +111,9 @@ class TeachingSession(QuestionSession):
             )
         index = self.folder / "images.parquet"
         self.index, self.classnames = tables.read_unlabelled(index, training=True)
-        self.ids, self.paths = (tables.Strings(self.index[name]) for name in ("image_id", "path"))
+        self.ids, self.paths = (
+            tables.Strings(self.index[name]) for name in ("image_id", "path")
+        )
         self.path = self.folder / "answers.json"
         self.schema = teaching_schema(dataset, self.classnames, self.index)
         saved = self.saved()
@@ -126,7 +133,8 @@ class TeachingSession(QuestionSession):
         self._start = self._labels
         self.questions = []
         self._ask(
-            (row_of[one.image_id], one.phase or TEACH, one.repeat) for one in answers.values()
+            (row_of[one.image_id], one.phase or TEACH, one.repeat)
+            for one in answers.values()
         )
         if answers:
             self._learn(answers)
@@ -135,7 +143,9 @@ class TeachingSession(QuestionSession):
         """Return the next questions. Offline, all are asked at once, and nothing is learned."""
         answers, found = dict(answers), super().open_questions(answers)
         while len(answers) < self.total and (offline or not found):
-            answers |= {one.key: Answer(one.image_id, UNSURE, phase=one.phase) for one in found}
+            answers |= {
+                one.key: Answer(one.image_id, UNSURE, phase=one.phase) for one in found
+            }
             if not (added := self._next_questions(answers, learn=not offline)):
                 break
             found += added
@@ -144,7 +154,9 @@ class TeachingSession(QuestionSession):
     def read_file(self, path: str) -> Saved:
         """Return the answers that the page exported, or labels from another tool."""
         if is_foreign(path):
-            return Saved(read_foreign(path, list(self.ids), list(self.paths), self.classnames))
+            return Saved(
+                read_foreign(path, list(self.ids), list(self.paths), self.classnames)
+            )
         return super().read_file(path)
 
     def status(self, answers: Answers) -> str:
@@ -160,7 +172,9 @@ class TeachingSession(QuestionSession):
         return f"{changed:,} labels changed so far, and {doubtful:,} are in doubt."
 
     def result(self, answers: Answers) -> dict[str, Any]:
-        text = "Run the workflow again as before: labels, models and pages follow the answers."
+        text = (
+            "Run the workflow again as before: labels, models and pages follow the answers."
+        )
         again = text, run_command(self.schema.dataset)
         steps = [again, export_step(self.folder)]
         return {"sentence": self.status(answers), "tables": [], "steps": steps}
@@ -172,7 +186,9 @@ class TeachingSession(QuestionSession):
         if n <= size:
             return np.arange(n)
         column = tables.FUSED_LABELS, "image_id", "fused_confidence"
-        confidence = tables.lookup_column(self.labels, *column, self.index["image_id"]).to_numpy()
+        confidence = tables.lookup_column(
+            self.labels, *column, self.index["image_id"]
+        ).to_numpy()
         drawn = self._order[: max(2 * self.total, size // 2)]
         doubtful = np.argpartition(confidence, size // 2)[: size // 2]
         return np.unique(np.concatenate([np.array(answered, np.int64), drawn, doubtful]))
@@ -180,7 +196,9 @@ class TeachingSession(QuestionSession):
     def _read_model(self) -> LabelModel:
         """Read what the fused labels are made of for the pool, and learn without answers."""
         report = read_fusion_report(self.folder / NAME)
-        image_encoders = [slug({"model": encoder.model}) for encoder in report.image_encoders]
+        image_encoders = [
+            slug({"model": encoder.model}) for encoder in report.image_encoders
+        ]
         known = read_predictors(
             self.index["image_id"].take(pa.array(self.pool)),
             self.classnames,
@@ -217,7 +235,8 @@ class TeachingSession(QuestionSession):
             self.model = self.model.answered(labelled)
             for _ in range(1 if self._is_light else STEPS):
                 self.model.step(light=self._is_light)
-        self.posterior = self.model.log_posterior(torch.arange(len(self.pool))).exp()  # [P, C]
+        # [P, C]
+        self.posterior = self.model.log_posterior(torch.arange(len(self.pool))).exp()
 
     def _next_questions(self, answers: Answers, *, learn: bool = True) -> list[Question]:
         taught = [one for one in answers.values() if one.phase != CHECK]
@@ -237,7 +256,8 @@ class TeachingSession(QuestionSession):
 
     def _ask(self, asked: Iterable[tuple[int, str, bool]]) -> list[Question]:
         """Return new questions about rows: each with its phase, and whether it is a repetition."""
-        asked, start = list(asked), len(self.questions)
+        asked = list(asked)
+        start = len(self.questions)
         predicted = self._predicted(row for row, _, _ in asked)
         likely = predicted.topk(min(OFFERED, len(self.classnames))).indices.tolist()
         for (row, phase, repeat), labels in zip(asked, likely, strict=True):
@@ -281,7 +301,9 @@ class TeachingSession(QuestionSession):
 
     def _checked(self, answers: Answers) -> tuple[int, int, float, float] | None:
         """Return right and checked labels, and the interval for the share of all that are right."""
-        checking = [one for one in answers.values() if one.phase == CHECK and one.kind != UNSURE]
+        checking = [
+            one for one in answers.values() if one.phase == CHECK and one.kind != UNSURE
+        ]
         if not checking:
             return None
         labels = self._labels.tolist()

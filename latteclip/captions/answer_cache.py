@@ -64,7 +64,9 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
             return self._pending[digest]
         for path, file in self._files.items():
             with _explained(path):
-                row = file.execute("SELECT * FROM answers WHERE digest = ?", [digest]).fetchone()
+                row = file.execute(
+                    "SELECT * FROM answers WHERE digest = ?", [digest]
+                ).fetchone()
             if row is not None:
                 answer = Response(**row)
                 if reason := problem(answer):

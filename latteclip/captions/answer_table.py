@@ -13,16 +13,22 @@ from latteclip.captions.runner import CaptionJob
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 
-Row = tuple[dict[str, Any], Sequence[Response]]  # columns, and the answers that they come from
+# Columns, and the answers that they come from.
+Row = tuple[dict[str, Any], Sequence[Response]]
 
 
-def write_rows(job: CaptionJob, rows: Iterable[Row], metadata: AnswersMetadata) -> Counter[str]:
+def write_rows(
+    job: CaptionJob, rows: Iterable[Row], metadata: AnswersMetadata
+) -> Counter[str]:
     """Write a table in pieces, and return how many rows were asked, failed and so on.
 
     A row without answers was not asked about. The metadata get the engines, the date and the tokens
     of the answers. UserError: more rows lack an answer than captioner.max_failed.
     """
-    count, first_error, engines, dates = Counter[str](), "", {""}, {""}
+    count = Counter[str]()
+    first_error = ""
+    engines = {""}
+    dates = {""}
     schema = tables.CLASS_SCORES if job.scoring else tables.CAPTIONS
     rows = iter(rows)
     with tables.writing(job.output, schema, metadata) as add:
@@ -54,10 +60,13 @@ def _count(columns: Mapping[str, Any], answers: Sequence[Response]) -> dict[str,
 
 
 def _too_many(job: CaptionJob, count: Counter[str], error: str) -> UserError:
-    settings, first = job.settings, f" (the first error: {error})" if error else ""
-    who, remedy = settings.model, "try another prompt, captioner.model or scores.kind, or rerun"
+    settings = job.settings
+    first = f" (the first error: {error})" if error else ""
+    who = settings.model
+    remedy = "try another prompt, captioner.model or scores.kind, or rerun"
     if settings.reads_file:
-        who, remedy = "Your file", f"add them: see {job.file_key}"
+        who = "Your file"
+        remedy = f"add them: see {job.file_key}"
     return UserError(
         f"{who} has no {job.unit} for {count['failed']} of {count['asked']} images or groups"
         f"{first} and empty ones for {count['empty']}, more than captioner.max_failed "

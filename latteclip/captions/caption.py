@@ -17,7 +17,13 @@ import pyarrow.parquet as pq
 from latteclip.captions.answer_table import Row, write_rows
 from latteclip.captions.groups import Questions, questions_about
 from latteclip.captions.metadata import AnswersMetadata, CaptionsMetadata, ScoresMetadata
-from latteclip.captions.requests import CaptionerSettings, Request, Response, failed, module_of
+from latteclip.captions.requests import (
+    CaptionerSettings,
+    Request,
+    Response,
+    failed,
+    module_of,
+)
 from latteclip.captions.runner import CaptionJob, Runner, running
 from latteclip.config.sections.groups import GroupsSection
 from latteclip.core import tables
@@ -26,14 +32,20 @@ log = logging.getLogger(__name__)
 # Added to the prompt of a second attempt, after an answer that was empty or cut.
 RETRY_PROMPT = "Answer with one short sentence."
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
-_TOKENS = re.compile(r"<\|?/?(?:s|pad|unk|eos|bos|im_start|im_end|endoftext|eot_id)\|?>", re.I)
+_TOKENS = re.compile(
+    r"<\|?/?(?:s|pad|unk|eos|bos|im_start|im_end|endoftext|eot_id)\|?>", re.I
+)
 _OPENING = re.compile(
     r"^(?:(?:assistant|caption|description|answer)\s*:\s*"
     r"|(?:sure|certainly|of course|absolutely|okay|ok)\s*[!,.:]\s*(?=\S)"
     r"|here(?:['\u2019]s| is| are| it is)\b[^.!?\"\u201c]{0,100}?:\s*(?=\S))",
     re.I,
 )
-_QUOTES = [*((mark, mark) for mark in ('"', "'", "**", "*", "`")), "\u201c\u201d", "\u2018\u2019"]
+_QUOTES = [
+    *((mark, mark) for mark in ('"', "'", "**", "*", "`")),
+    "\u201c\u201d",
+    "\u2018\u2019",
+]
 
 
 def caption_images(
@@ -52,7 +64,9 @@ def caption_images(
     UserError: the engine does not start, or too many captions are missing.
     """
     file = captioner.images_file
-    job = CaptionJob(captioner, output, store, threads, shard, "captioner.images_file", file)
+    job = CaptionJob(
+        captioner, output, store, threads, shard, "captioner.images_file", file
+    )
     questions = questions_about(
         images_path, pseudo_labels_path, prompt, captioner.picture_layout, shard
     )
@@ -73,9 +87,13 @@ def caption_groups(
 ) -> None:
     """Draw groups of the images that are not in the test split and write their captions."""
     file = captioner.groups_file
-    job = CaptionJob(captioner, output, store, threads, shard, "captioner.groups_file", file)
+    job = CaptionJob(
+        captioner, output, store, threads, shard, "captioner.groups_file", file
+    )
     single = captioner.picture_layout
-    questions = questions_about(images_path, pseudo_labels_path, prompt, single, shard, groups)
+    questions = questions_about(
+        images_path, pseudo_labels_path, prompt, single, shard, groups
+    )
     _caption(job, questions, prompt, groups)
 
 
@@ -90,7 +108,9 @@ def _caption(
         groups=groups,
     )
     if job.settings.reads_file:
-        count = write_rows(job, _rows(questions, _answers_of_file(job, questions)), metadata)
+        count = write_rows(
+            job, _rows(questions, _answers_of_file(job, questions)), metadata
+        )
     else:
         with running(job, questions) as runner:
             _ask(runner, questions)
@@ -171,7 +191,9 @@ def gather_captions(images_path: str, shard_paths: Sequence[str], output: str) -
     rows = pa.concat_tables([tables.read(path, schema) for path in shard_paths])
     index, _ = tables.read_unlabelled(images_path, training=True)
     # Not every image has a group.
-    order = pc.index_in(index["image_id"], rows[schema.names[0]]).combine_chunks().drop_null()
+    order = (
+        pc.index_in(index["image_id"], rows[schema.names[0]]).combine_chunks().drop_null()
+    )
     with tables.writing(output, schema, _joined(metadata)) as add:
         for start in range(0, max(1, len(order)), tables.CAPTION_ROWS):
             piece = rows.take(order[start : start + tables.CAPTION_ROWS]).combine_chunks()

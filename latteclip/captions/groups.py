@@ -43,7 +43,9 @@ def draw_groups(
 def _keys(seed: int, image_id: str) -> list[int]:
     """Return five random numbers that depend on nothing but the arguments."""
     state = hashlib.sha256(f"{seed} {image_id}".encode()).digest()
-    return [int.from_bytes(state[6 * turn : 6 * turn + 6]) for turn in range(GROUP_SIZE + 1)]
+    return [
+        int.from_bytes(state[6 * turn : 6 * turn + 6]) for turn in range(GROUP_SIZE + 1)
+    ]
 
 
 def _of_class(keys: np.ndarray) -> np.ndarray:
@@ -108,7 +110,9 @@ def questions_about(
     labels: list[int] = []
     if groups or PLACE in prompt:
         if pseudo_labels_path is None:
-            raise UserError(f"Prompt {prompt!r} names the pseudo-label; give --pseudo-labels.")
+            raise UserError(
+                f"Prompt {prompt!r} names the pseudo-label; give --pseudo-labels."
+            )
         columns = tables.PSEUDO_LABELS, "image_id", "pseudo_label"
         labels = tables.lookup(pseudo_labels_path, *columns, image_ids)
     candidates: Sequence[int] | dict[int, list[int]] = range(len(image_ids))

@@ -22,7 +22,8 @@ class Layout:
     canvas: int = 0  # of a grid: side of the square picture, pixels
     gap: int = 0  # between its cells, pixels
     max_side: int | None = None  # a larger image is scaled down to this many pixels
-    square: int | None = None  # then each picture is scaled to a square of this side, pixels
+    # Then each picture is scaled to a square of this side, pixels.
+    square: int | None = None
 
 
 def read_image(path: str) -> bytes:
@@ -41,7 +42,9 @@ def pictures_of(
 ) -> list[Image.Image]:
     """Return the RGB pictures that the model sees of the images at `paths`."""
     pairs = zip(paths, map(io.BytesIO, contents), strict=True)
-    images = [open_rgb(path, content=file, max_side=layout.max_side) for path, file in pairs]
+    images = [
+        open_rgb(path, content=file, max_side=layout.max_side) for path, file in pairs
+    ]
     return lay_out(images, layout)
 
 

@@ -41,9 +41,11 @@ class CaptionerSettings(CaptionerSection):
 class Choices:
     """Texts whose log-probabilities are wanted, in place of an answer in words."""
 
-    kind: str  # likelihood: of each text as the answer; multiple_choice: of each as the first token
+    # Likelihood: of each text as the answer; multiple_choice: of each as the first token.
+    kind: str
     texts: tuple[str, ...]
-    prompts: tuple[str, ...] = ()  # of multiple_choice: the prompt, its options in each order
+    # Of multiple_choice: the prompt, its options in each order.
+    prompts: tuple[str, ...] = ()
 
     @property
     def by_letters(self) -> bool:
@@ -101,14 +103,19 @@ class ChoiceScores:
             )
         # JSON has no word for minus infinity.
         numbers = [[round(v, 6) if math.isfinite(v) else None for v in row] for row in rows]
-        text = json.dumps({"log_probabilities": numbers, "first": self.first}, ensure_ascii=False)
+        text = json.dumps(
+            {"log_probabilities": numbers, "first": self.first}, ensure_ascii=False
+        )
         return Response(text, "scores", n_tokens)
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read the text of an answer."""
         values = json.loads(text)
-        rows = ([-math.inf if v is None else v for v in row] for row in values["log_probabilities"])
+        rows = (
+            [-math.inf if v is None else v for v in row]
+            for row in values["log_probabilities"]
+        )
         return cls(tuple(map(tuple, rows)), tuple(values["first"]))
 
 
@@ -161,16 +168,23 @@ class Identity:
 
 
 def digest(
-    contents: Sequence[bytes], prompt: str, identity: Identity, choices: Choices | None = None
+    contents: Sequence[bytes],
+    prompt: str,
+    identity: Identity,
+    choices: Choices | None = None,
 ) -> str:
     """Return DIGEST_LENGTH hexadecimal digits for a request about image files of these bytes."""
     parts = [hashlib.sha256(content).digest() for content in contents]
     images = parts[0] if len(parts) == 1 else hashlib.sha256(b"".join(parts)).digest()
-    return hashing.digest(images, _shared(len(contents), prompt, identity, choices))[:DIGEST_LENGTH]
+    return hashing.digest(images, _shared(len(contents), prompt, identity, choices))[
+        :DIGEST_LENGTH
+    ]
 
 
 @functools.lru_cache(maxsize=4096)
-def _shared(n_images: int, prompt: str, identity: Identity, choices: Choices | None) -> bytes:
+def _shared(
+    n_images: int, prompt: str, identity: Identity, choices: Choices | None
+) -> bytes:
     asked = messages([{"type": "image"}] * n_images, prompt)
     wanted = None if choices is None else asdict(choices)
     return json.dumps([asked, asdict(identity), wanted], sort_keys=True).encode()
@@ -187,13 +201,19 @@ def special_tokens(model: str, revision: str | None) -> str | None:
 
     def values_of(name: str) -> Any:
         is_folder = hub_names.is_folder(model)
-        path = Path(model, name) if is_folder else hf_hub_download(model, name, revision=revision)
+        path = (
+            Path(model, name)
+            if is_folder
+            else hf_hub_download(model, name, revision=revision)
+        )
         return json.loads(Path(path).read_bytes())
 
     try:
         adding = json.dumps(values_of("tokenizer.json")["post_processor"])
         settings = values_of("tokenizer_config.json")
-        adds = any(part in adding for part in ADDING) or any(settings.get(name) for name in ADDS)
+        adds = any(part in adding for part in ADDING) or any(
+            settings.get(name) for name in ADDS
+        )
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         adds = True
     return SPECIAL_TOKENS if adds else None

@@ -46,7 +46,8 @@ class CaptionJob:
     @property
     def source(self) -> AnswerSource:
         """Who answers."""
-        settings, is_file = self.settings, self.settings.reads_file
+        settings = self.settings
+        is_file = self.settings.reads_file
         return AnswerSource(
             model=None if is_file else settings.model,
             revision=settings.revision,
@@ -85,7 +86,9 @@ class Preparer:
 @contextlib.contextmanager
 def running(job: CaptionJob, questions: Questions) -> Iterator["Runner"]:
     """Open the cache of the answers, which a signal leaves whole, and start worker processes."""
-    settings, model, revision = job.settings, job.settings.model, job.settings.revision
+    settings = job.settings
+    model = job.settings.model
+    revision = job.settings.revision
     identity = requests.Identity(
         model=requests.fingerprint(model),
         revision=revision,
@@ -95,7 +98,9 @@ def running(job: CaptionJob, questions: Questions) -> Iterator["Runner"]:
         max_new_tokens=0 if job.scoring else settings.max_new_tokens,
         layout=questions.layout,
         # A server has its rule.
-        special_tokens=requests.special_tokens(model, revision) if settings.loads_model else None,
+        special_tokens=requests.special_tokens(model, revision)
+        if settings.loads_model
+        else None,
     )
     saved = "Without --store, all is lost."
     if job.store:
@@ -127,7 +132,9 @@ class Runner:
     pool: Workers[Request, Request]
 
     def __post_init__(self) -> None:
-        self._digests = np.zeros((ATTEMPTS, len(self.questions)), f"S{requests.DIGEST_LENGTH}")
+        self._digests = np.zeros(
+            (ATTEMPTS, len(self.questions)), f"S{requests.DIGEST_LENGTH}"
+        )
         self._errors: dict[str, str] = {}  # by the digest of the request
         self._under_way: set[str] = set()  # digests
         self._n_rows = self._n_asked = self._n_tokens = self._failures = 0
@@ -141,7 +148,8 @@ class Runner:
         first = next(pending, None)
         if first is None:
             return
-        engine, pending = self._engine, itertools.chain([first], pending)
+        engine = self._engine
+        pending = itertools.chain([first], pending)
         started = time.monotonic()
         progress.restart()
         for request, answer in engine.answer(pending, self.pool.are_behind):
@@ -151,7 +159,9 @@ class Runner:
 
     @cached_property
     def _engine(self) -> requests.Engine:
-        started, job, n = time.monotonic(), self.job, self.questions.n_pictures
+        started = time.monotonic()
+        job = self.job
+        n = self.questions.n_pictures
         engine = requests.start(job.settings, job.threads, n, scoring=job.scoring)
         log.info("%s started in %.0f s.", engine.version, time.monotonic() - started)
         return engine
@@ -205,6 +215,12 @@ class Runner:
         seconds = max(self._seconds, 1e-9)
         log.info(
             "Asked %d requests about %d rows in %.1f s: %.1f %s/s, %.0f tokens/s.",
-            *(self._n_asked, self._n_rows, self._seconds, self._n_asked / seconds, self.job.unit),
+            *(
+                self._n_asked,
+                self._n_rows,
+                self._seconds,
+                self._n_asked / seconds,
+                self.job.unit,
+            ),
             self._n_tokens / seconds,
         )

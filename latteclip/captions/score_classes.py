@@ -111,7 +111,9 @@ def _check(scores: ScoresSection, prompt: str, k: int) -> None:
     if is_by_letters(scores) and k > MAX_OPTIONS:
         problem = f"there are {MAX_OPTIONS} letters for {k} options; lower scores.topk"
     elif PLACE in prompt:
-        problem = f"scores would repeat the pseudo-label ({PLACE}) of prompts.image; change it"
+        problem = (
+            f"scores would repeat the pseudo-label ({PLACE}) of prompts.image; change it"
+        )
     else:
         return
     raise UserError(f"Of scores.kind {scores.kind}, {problem}.")
@@ -134,9 +136,13 @@ def best_classes(
     pseudo_labels_path: str, image_ids: pa.ChunkedArray, classifier: Classifier, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the k best classes int32 [N, K] of N images, and how much better the first is [N]."""
-    ids, classes, margins = [], [], []
+    ids = []
+    classes = []
+    margins = []
     columns = ["image_id", "image_features"]
-    for piece in tables.read_pieces(pseudo_labels_path, tables.PSEUDO_LABELS, columns, ROWS):
+    for piece in tables.read_pieces(
+        pseudo_labels_path, tables.PSEUDO_LABELS, columns, ROWS
+    ):
         features = torch.from_numpy(tables.from_list_column(piece["image_features"]).copy())
         best, scores = classify(features, classifier, max(k, 2))
         ids += piece["image_id"].chunks
@@ -157,12 +163,15 @@ class ClassQuestions:
 
     def request(self, row: int) -> Request:
         """Return the request about an image."""
-        names, paths = self._names(row), self.images.paths_of(row)
+        names = self._names(row)
+        paths = self.images.paths_of(row)
         if not is_by_letters(self.settings):
             texts = tuple(fill(self.settings.answer or ANSWER, name) for name in names)
             choices = Choices("likelihood", texts)
             return Request(row, (), self.prompt, choices, paths)
-        prompts = tuple(letters_prompt([names[i] for i in order]) for order in self._orders(row))
+        prompts = tuple(
+            letters_prompt([names[i] for i in order]) for order in self._orders(row)
+        )
         choices = Choices("multiple_choice", letters_of(len(names)), prompts)
         return Request(row, (), prompts[0], choices, paths)
 
@@ -195,7 +204,8 @@ class ClassQuestions:
         return values, None if values else "no letter has any probability"
 
     def _orders(self, row: int) -> list[list[int]]:
-        names, image_id = self._names(row), self.images.ids[row]
+        names = self._names(row)
+        image_id = self.images.ids[row]
         return [order_of(image_id, number, names) for number in range(self.settings.orders)]
 
     def _names(self, row: int) -> list[str]:
@@ -210,16 +220,22 @@ def letters_of(n_options: int) -> tuple[str, ...]:
 def letters_prompt(options: Sequence[str]) -> str:
     """Return the question, with a line for each option and one for none of them."""
     letters = letters_of(len(options))
-    lines = [f"{letter}. {name}" for letter, name in zip(letters, [*options, NONE], strict=True)]
+    lines = [
+        f"{letter}. {name}" for letter, name in zip(letters, [*options, NONE], strict=True)
+    ]
     return "\n".join([QUESTION, *lines, INSTRUCTION])
 
 
 def order_of(image_id: str, number: int, options: Sequence[str]) -> list[int]:
     """Return a permutation of K options that depends on nothing but the arguments."""
-    return sorted(range(len(options)), key=lambda i: digest(str(number), image_id, options[i]))
+    return sorted(
+        range(len(options)), key=lambda i: digest(str(number), image_id, options[i])
+    )
 
 
-def over_orders(rows: Sequence[Sequence[float]], orders: Sequence[Sequence[int]]) -> list[float]:
+def over_orders(
+    rows: Sequence[Sequence[float]], orders: Sequence[Sequence[int]]
+) -> list[float]:
     """Return log-probabilities of K options and of none of them, over all orders of the options.
 
     Those of the K + 1 letters are normalised in each order. Their mean, in which the bias for a

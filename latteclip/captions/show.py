@@ -16,7 +16,9 @@ from latteclip.core.errors import UserError
 WIDTH = 100
 
 
-def captions(action: Literal["show"], file: str, /, n: int = 5, pictures: str | None = None) -> str:
+def captions(
+    action: Literal["show"], file: str, /, n: int = 5, pictures: str | None = None
+) -> str:
     """Show a few captions with class and prompt.
 
     Args:
@@ -83,7 +85,9 @@ def _lines(row: dict[str, Any], classname: str | None) -> list[str]:
         lines.append(f"  members   {', '.join(row['members'])}")
     if classname is not None:
         lines.append(f"  class     {classname} (pseudo-label)")
-    caption = textwrap.wrap(row["caption"] or f"none: {row['error'] or 'empty'}", WIDTH - 12)
+    caption = textwrap.wrap(
+        row["caption"] or f"none: {row['error'] or 'empty'}", WIDTH - 12
+    )
     again = ", second attempt" if row["attempts"] > 1 else ""
     facts = f"({row['finish_reason']}, {row['n_tokens']} tokens{again})"
     return [*lines, "  caption   " + "\n            ".join([*caption, facts])]

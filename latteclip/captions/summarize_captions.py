@@ -16,16 +16,21 @@ TOP = 10  # repeated captions that are named
 COLUMNS = ("caption", "finish_reason", "n_tokens", "attempts", "error")
 
 
-def summarize_captions(captions_paths: Sequence[str], images_path: str, output: str) -> None:
+def summarize_captions(
+    captions_paths: Sequence[str], images_path: str, output: str
+) -> None:
     """Write, for each table of captions, lengths, repetitions and failures as JSON."""
     _, classnames = tables.read_unlabelled(images_path, training=True)
-    write_json(output, {Path(path).stem: _summary(path, classnames) for path in captions_paths})
+    write_json(
+        output, {Path(path).stem: _summary(path, classnames) for path in captions_paths}
+    )
 
 
 def _summary(path: str, classnames: Sequence[str]) -> dict[str, Any]:
     table = tables.read(path, tables.CAPTIONS, COLUMNS)
     metadata = tables.read_metadata(path, CaptionsMetadata)
-    is_empty, failed = pc.equal(table["caption"], ""), pc.is_valid(table["error"])
+    is_empty = pc.equal(table["caption"], "")
+    failed = pc.is_valid(table["error"])
     texts = table["caption"].filter(pc.invert(is_empty))
     counts = pc.value_counts(texts)
     return {
@@ -42,7 +47,9 @@ def _summary(path: str, classnames: Sequence[str]) -> dict[str, Any]:
         "tokens": _lengths(table["n_tokens"].drop_null()),
         "distinct": len(counts),
         "share_duplicates": round(1 - len(counts) / len(texts), 4) if len(texts) else 0.0,
-        "share_naming_a_class": round(count_mentions(texts, classnames) / max(1, len(texts)), 4),
+        "share_naming_a_class": round(
+            count_mentions(texts, classnames) / max(1, len(texts)), 4
+        ),
         "most_repeated": _most_repeated(counts),
     }
 
@@ -58,6 +65,10 @@ def _lengths(values: pa.ChunkedArray) -> dict[str, float]:
 
 
 def _most_repeated(counts: pa.StructArray) -> list[dict[str, Any]]:
-    repeated = pa.Table.from_struct_array(counts).filter(pc.greater(counts.field("counts"), 1))
-    best = repeated.sort_by([("counts", "descending"), ("values", "ascending")]).slice(0, TOP)
+    repeated = pa.Table.from_struct_array(counts).filter(
+        pc.greater(counts.field("counts"), 1)
+    )
+    best = repeated.sort_by([("counts", "descending"), ("values", "ascending")]).slice(
+        0, TOP
+    )
     return best.rename_columns(["caption", "times"]).to_pylist()  # type: ignore[no-any-return]

@@ -11,7 +11,8 @@ NAMES = 128  # that are looked for at once: the time of more grows faster than t
 
 def count_mentions(texts: pa.ChunkedArray, classnames: Sequence[str]) -> int:
     """Return how many texts have any of the class names as whole words, in any case."""
-    n, no_letter = len(texts), r"[^\pL\pN_]"
+    n = len(texts)
+    no_letter = r"[^\pL\pN_]"
     for start in range(0, len(classnames), NAMES):
         names = "|".join(map(re.escape, classnames[start : start + NAMES]))
         pattern = f"(?:^|{no_letter})(?:{names})(?:{no_letter}|$)"

@@ -99,7 +99,9 @@ OPTIONS = {
 def add_arguments(parser: argparse.ArgumentParser, module: str, name: str) -> None:
     """Add the arguments of a command, and describe them by the documentation of its function."""
     function = _function(module, name)
-    text, _, about = (ast.get_docstring(function) or "").replace("%", "%%").partition("Args:\n")
+    text, _, about = (
+        (ast.get_docstring(function) or "").replace("%", "%%").partition("Args:\n")
+    )
     parser.description, _, parser.epilog = text.partition("\n\n")
     if "\n  " in parser.epilog:  # it is laid out
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -120,7 +122,9 @@ def add_arguments(parser: argparse.ArgumentParser, module: str, name: str) -> No
         if dest in positional:
             parser.add_argument(dest, **options)
         else:
-            _add_option(places.get(dest, parser), option.replace("_", "-"), dest=dest, **options)
+            _add_option(
+                places.get(dest, parser), option.replace("_", "-"), dest=dest, **options
+            )
 
 
 def _parameters(signature: ast.arguments) -> list[tuple[ast.arg, ast.expr | None]]:

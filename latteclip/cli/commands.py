@@ -70,7 +70,8 @@ def workflow(arguments: Sequence[str], /) -> None:
 
     sys.stdout.flush()
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(layers.SNAKEFILE)]
-    os.execv(sys.executable, [*command, "--directory", ".", *arguments])  # it gets all signals
+    # It gets all signals.
+    os.execv(sys.executable, [*command, "--directory", ".", *arguments])
 
 
 def labels(

@@ -30,7 +30,8 @@ from latteclip.core.terminal import paint
 
 NOT_READY = 1  # exit status
 GIB = 2**30
-DISK_WANTED = 40  # GiB: LLaVA 1.6 with 7 billion parameters takes 15, the largest dataset 37
+# GiB: LLaVA 1.6 with 7 billion parameters takes 15, the largest dataset 37.
+DISK_WANTED = 40
 MEMORY_WANTED = 8  # GiB
 VLLM_MEMORY = 3 * GIB  # that vLLM takes for CUDA, its graphs and a step, about
 HUB_TIMEOUT, IMPORT_TIMEOUT = 5, 180  # seconds
@@ -57,7 +58,10 @@ def doctor(config: Sequence[str] = (), configfile: Sequence[str] = ()) -> int:
         config: KEY=VALUE, as snakemake takes it: captioner={'batch_size':50}
     """
     status = 0
-    checks: dict[str, Check] = {**CHECKS, "captioner": partial(captioner, config, configfile)}
+    checks: dict[str, Check] = {
+        **CHECKS,
+        "captioner": partial(captioner, config, configfile),
+    }
     for name, check in checks.items():
         for level, text in findings(check):
             if level == "warning":
@@ -81,12 +85,16 @@ def machine() -> Iterator[Finding]:
     """Report versions, the cores that this process may use, and the main memory."""
     versions = f"latteclip {__version__}, Snakemake {version('snakemake')}"
     yield "ok", f"Python {platform.python_version()}, {versions}"
-    usable, all_cores = len(os.sched_getaffinity(0)), os.cpu_count()
+    usable = len(os.sched_getaffinity(0))
+    all_cores = os.cpu_count()
     level = "ok" if usable == all_cores else "note"
     yield level, f"{usable} of {all_cores} cores may be used, by snakemake {CORES}"
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     level = "ok" if total >= MEMORY_WANTED else "warning"
-    yield level, f"{total:.0f} GiB of memory; the captioner and two jobs want {MEMORY_WANTED}"
+    yield (
+        level,
+        f"{total:.0f} GiB of memory; the captioner and two jobs want {MEMORY_WANTED}",
+    )
 
 
 def disk() -> Iterator[Finding]:
@@ -105,7 +113,10 @@ def gpu() -> Iterator[Finding]:
     """Report the GPUs that NVIDIA's driver shows, without torch, and the compiler for Triton."""
     cards = gpus.query("name,memory.total,driver_version")
     if not cards:
-        yield "note", "no NVIDIA GPU (nvidia-smi is missing or shows none); LLaVA would take days"
+        yield (
+            "note",
+            "no NVIDIA GPU (nvidia-smi is missing or shows none); LLaVA would take days",
+        )
         return
     for name, megabytes, driver in cards:
         yield "ok", f"{name}, {megabytes} MiB, driver {driver}"
@@ -165,17 +176,27 @@ def _weights(model: str, revision: str | None) -> list[Path]:
             folder = snapshot_download(model, revision=revision, local_files_only=True)
         except LocalEntryNotFoundError:
             return []
-    return [file for file in Path(folder).glob("*.safetensors") if "consolidated" not in file.name]
+    return [
+        file
+        for file in Path(folder).glob("*.safetensors")
+        if "consolidated" not in file.name
+    ]
 
 
 def hub() -> Iterator[Finding]:
     """Report whether Hugging Face can be reached."""
     address = constants.ENDPOINT
     if constants.HF_HUB_OFFLINE:
-        yield "note", "HF_HUB_OFFLINE is set; models must be in the cache, or local-dir: folders"
+        yield (
+            "note",
+            "HF_HUB_OFFLINE is set; models must be in the cache, or local-dir: folders",
+        )
         return
     try:
-        yield "ok", f"{address} answers ({requests.head(address, timeout=HUB_TIMEOUT).status_code})"
+        yield (
+            "ok",
+            f"{address} answers ({requests.head(address, timeout=HUB_TIMEOUT).status_code})",
+        )
     except requests.RequestException as error:
         remedy = "set https_proxy or HF_ENDPOINT, or HF_HUB_OFFLINE=1 where models are in the cache"
         yield "warning", f"{address} does not answer ({type(error).__name__}); {remedy}"
@@ -186,15 +207,21 @@ def slurm() -> Iterator[Finding]:
     if shutil.which("sinfo") is None:
         yield "note", "no SLURM (sinfo is not there); jobs run on this machine"
         return
-    lines = runs.output_of("sinfo", "--format=%P %a %l %G", remedy="ask who runs the cluster")
+    lines = runs.output_of(
+        "sinfo", "--format=%P %a %l %G", remedy="ask who runs the cluster"
+    )
     yield from (("ok", line) for line in lines)
     if find_spec("snakemake_executor_plugin_slurm") is None:
-        yield "warning", "pip install snakemake-executor-plugin-slurm, which Snakemake needs"
+        yield (
+            "warning",
+            "pip install snakemake-executor-plugin-slurm, which Snakemake needs",
+        )
 
 
 def _import(code: str) -> dict[str, Any]:
     """Return the JSON that code prints last in a new interpreter."""
-    command, remedy = (sys.executable, "-c", code), "run make install again"
+    command = (sys.executable, "-c", code)
+    remedy = "run make install again"
     lines = runs.output_of(*command, remedy=remedy, timeout=IMPORT_TIMEOUT)
     return dict(json.loads(lines[-1]))
 

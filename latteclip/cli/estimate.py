@@ -26,7 +26,10 @@ from latteclip.train.settings import recipe_for
 RESULTS = Path("results")
 LIMIT = 64  # of the command that makes a limited run
 # What the stages grow with; all others take the same time for any number of images.
-IMAGES, TRAINING, GROUPS, STEPS = "images", "training images", "groups", "training steps"
+IMAGES = "images"
+TRAINING = "training images"
+GROUPS = "groups"
+STEPS = "training steps"
 NOTHING = "-"
 GROWS = {
     **dict.fromkeys(("index_images", "find_duplicates", "pseudo_label_images"), IMAGES),
@@ -40,7 +43,13 @@ GROWS = {
 # A job that does nothing but load CLIP and write it, and the jobs that load it as well.
 LOADS_ONLY = "assemble_model"
 LOADS_CLIP = (
-    *("pseudo_label_images", "encode_images", "fuse_labels", "find_learning_rate", "finetune"),
+    *(
+        "pseudo_label_images",
+        "encode_images",
+        "fuse_labels",
+        "find_learning_rate",
+        "finetune",
+    ),
     *("average_weights", "evaluate", "propagate_labels"),
 )
 ASKED = re.compile(r"^Asked (\d+) requests about (\d+) rows in ([\d.]+) s", re.MULTILINE)
@@ -52,7 +61,9 @@ NOTE = """\
   shortest job. Jobs count one after another. Downloads, tables and pages do not count."""
 
 
-def estimate(datasets: Sequence[str], config: Sequence[str], configfiles: Sequence[str]) -> str:
+def estimate(
+    datasets: Sequence[str], config: Sequence[str], configfiles: Sequence[str]
+) -> str:
     """Return hours, tokens and disk of full runs by stage, of some or of the configured datasets.
 
     `config` is laid over the options of the limited run. Its `limit` names that run, otherwise the
@@ -66,7 +77,9 @@ def estimate(datasets: Sequence[str], config: Sequence[str], configfiles: Sequen
 
 
 def _of_dataset(dataset: str, given: Mapping[str, Any]) -> Iterator[str]:
-    places = (path.name.removeprefix(f"{dataset}_") for path in RESULTS.glob(f"{dataset}_*"))
+    places = (
+        path.name.removeprefix(f"{dataset}_") for path in RESULTS.glob(f"{dataset}_*")
+    )
     limits = [int(place) for place in places if place.isdecimal()]
     limit = given.get("limit") or max(limits, default=None)
     folder = RESULTS / f"{dataset}_{limit}"
@@ -81,12 +94,16 @@ def _of_dataset(dataset: str, given: Mapping[str, Any]) -> Iterator[str]:
         )
     noted = runs.read_options(folder.name)
     values = layers.merge(noted["config"] if noted else {}, given)
-    configuration = Configuration(layers.defaults(), {**values, "dataset": dataset, "limit": limit})
+    configuration = Configuration(
+        layers.defaults(), {**values, "dataset": dataset, "limit": limit}
+    )
     small = job_resources.counts(configuration, folder.name)
     assert small is not None  # there is an index
     test = drawn_from.get("test", 0)
     whole = Counts(sum(drawn_from.values()) - test, test, small.classes)
-    before, after = (amounts(configuration, folder.name, images) for images in (small, whole))
+    before, after = (
+        amounts(configuration, folder.name, images) for images in (small, whole)
+    )
     factors = {kind: after[kind] / before[kind] for kind in after}
     jobs = pd.DataFrame(_jobs(configuration, folder, before, after))
     yield (
@@ -109,27 +126,41 @@ def _of_dataset(dataset: str, given: Mapping[str, Any]) -> Iterator[str]:
 
 def amounts(configuration: Configuration, dataset: str, images: Counts) -> dict[str, int]:
     """Return how much a run on so many images has of what stages grow with."""
-    groups, of_a_class = images.train, configuration.section("groups", dataset)["groups_per_class"]
+    groups = images.train
+    of_a_class = configuration.section("groups", dataset)["groups_per_class"]
     if of_a_class is not None and images.classes is not None:
         groups = min(groups, int(of_a_class) * images.classes)
-    return {NOTHING: 1, IMAGES: images.train + images.test, TRAINING: images.train, GROUPS: groups}
+    return {
+        NOTHING: 1,
+        IMAGES: images.train + images.test,
+        TRAINING: images.train,
+        GROUPS: groups,
+    }
 
 
 def _jobs(
-    configuration: Configuration, folder: Path, before: Mapping[str, int], after: Mapping[str, int]
+    configuration: Configuration,
+    folder: Path,
+    before: Mapping[str, int],
+    after: Mapping[str, int],
 ) -> Iterator[dict[str, Any]]:
     """Yield every job that was measured: seconds of the limited run, and bounds of the full run."""
     costs = [(cost, cost.seconds) for cost in job_costs(folder) if cost.seconds]
     clip = min((seconds for cost, seconds in costs if cost.rule == LOADS_ONLY), default=0.0)
     shortest = min((seconds for _, seconds in costs), default=0.0)
     for cost, seconds in costs:
-        grows, place = GROWS.get(cost.rule, NOTHING), cost.path.parents[1]
-        growth, asked, rows = after.get(grows, 1) / before.get(grows, 1), 0, 0
+        grows = GROWS.get(cost.rule, NOTHING)
+        place = cost.path.parents[1]
+        growth = after.get(grows, 1) / before.get(grows, 1)
+        asked = 0
+        rows = 0
         work = 0.0 if grows == NOTHING else None
         log = place / "logs" / f"{cost.path.stem}.log"
         text = log.read_text("utf-8", errors="replace") if log.is_file() else ""
         if found := ASKED.search(text):
-            asked, rows, work = int(found[1]), int(found[2]), float(found[3])
+            asked = int(found[1])
+            rows = int(found[2])
+            work = float(found[3])
             growth *= rows / asked if 0 < asked < rows else 1  # others had been cached
         elif found := INDEXED.search(text):
             work = float(found[1])
@@ -146,7 +177,9 @@ def _jobs(
         yield {
             **{"stage": cost.rule, "jobs": 1, "limited": seconds, "loading": loading},
             **{"least": seconds if work is None else most, "most": most},
-            "gpus": float("nan") if cost.gpu_seconds is None else cost.gpu_seconds / seconds,
+            "gpus": float("nan")
+            if cost.gpu_seconds is None
+            else cost.gpu_seconds / seconds,
             "asks_nothing": rows > asked == 0,  # answers had been cached
         }
 
@@ -168,7 +201,9 @@ def _training(history: Path, images: int) -> float | None:
 
 
 def _stages(jobs: pd.DataFrame) -> str:
-    sums = jobs.groupby("stage", sort=False)[["jobs", "limited", "loading", "least", "most"]].sum()
+    sums = jobs.groupby("stage", sort=False)[
+        ["jobs", "limited", "loading", "least", "most"]
+    ].sum()
     grows = [*(GROWS.get(stage, NOTHING) for stage in sums.index), ""]
     sums.loc["in all"] = sums.sum()
     columns = {
@@ -201,4 +236,6 @@ def _tokens(folder: Path, factors: Mapping[str, float]) -> str:
 def _disk(folder: Path, factor: float) -> float:
     """Return the bytes of the full run's results: models keep their size, tables and pages grow."""
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-    return sum(f.stat().st_size * (1 if f.suffix == ".safetensors" else factor) for f in files)
+    return sum(
+        f.stat().st_size * (1 if f.suffix == ".safetensors" else factor) for f in files
+    )

@@ -19,7 +19,9 @@ from latteclip.core.errors import UserError, full_disk, refused_by_system, worke
 from latteclip.core.signals import Signals, Terminated
 from latteclip.core.terminal import for_terminal, paint
 
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+FAILED = 1
+BAD_INPUT = 2
+INTERRUPTED = 130
 HELP = {"-h", "--help"}
 NONE = "\0"  # as the character that options begin with: every argument is a word
 DEBUG: dict[str, Any] = {"action": "store_true", "help": "show where an error came from"}
@@ -70,7 +72,8 @@ class Formatter(logging.Formatter):
 
     def __init__(self, stream: TextIO | None, *, tracebacks: bool) -> None:
         super().__init__("%(message)s")
-        self.stream, self.tracebacks = stream, tracebacks
+        self.stream = stream
+        self.tracebacks = tracebacks
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
         return super().formatException(ei) if self.tracebacks else ""
@@ -79,7 +82,9 @@ class Formatter(logging.Formatter):
         text = for_terminal(super().format(record))
         if self.stream is None or record.levelno < logging.WARNING:
             return text
-        return paint(text, "red" if record.levelno >= logging.ERROR else "yellow", self.stream)
+        return paint(
+            text, "red" if record.levelno >= logging.ERROR else "yellow", self.stream
+        )
 
 
 def start_log(*, debug: bool) -> logging.Logger:
@@ -113,7 +118,9 @@ class Parser(argparse.ArgumentParser):
     """Reports an error in one line, without the usage that --help shows."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {self.prog}: {for_terminal(message)}; see {self.prog} --help.\n")
+        self.exit(
+            2, f"error: {self.prog}: {for_terminal(message)}; see {self.prog} --help.\n"
+        )
 
 
 def parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
@@ -121,7 +128,9 @@ def parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
     names = textwrap.fill(", ".join(map(_dashed, STAGES)), 76, break_on_hyphens=False)
     epilog = EPILOG.format(stages=textwrap.indent(names, "  "))
     layout = argparse.RawDescriptionHelpFormatter
-    top = Parser(prog="latteclip", description=DESCRIPTION, epilog=epilog, formatter_class=layout)
+    top = Parser(
+        prog="latteclip", description=DESCRIPTION, epilog=epilog, formatter_class=layout
+    )
     top.add_argument("--version", action="version", version=f"latteclip {__version__}")
     top.add_argument("--debug", **DEBUG)
     subs = top.add_subparsers(required=True, title="commands", metavar="command")
@@ -155,7 +164,9 @@ def completion(shell: Literal["bash", "zsh", "fish", "tcsh"], /) -> None:
     import shtab
 
     top = parser()
-    [commands_action] = (a for a in top._actions if isinstance(a, argparse._SubParsersAction))
+    [commands_action] = (
+        a for a in top._actions if isinstance(a, argparse._SubParsersAction)
+    )
     for sub in commands_action.choices.values():
         for action in sub._actions:
             if action.nargs != 0 and not action.choices:
@@ -185,7 +196,9 @@ def main(given: Sequence[str] | None = None) -> int:
     except Exception as error:
         of_system = full_disk(error) or refused_by_system(error)
         if isinstance(error, UnsupportedOperation) and not sys.stdout.writable():
-            of_system = "The standard output is closed; open it, or give --output if there is one."
+            of_system = (
+                "The standard output is closed; open it, or give --output if there is one."
+            )
         of_user = str(error) if isinstance(error, UserError) else of_system
         if sentence := of_user or worker_failure(error):
             log.error("error: %s", sentence, exc_info=debug)

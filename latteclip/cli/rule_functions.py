@@ -75,18 +75,25 @@ class RuleFunctions:
 
     def __init__(self, workflow: Any, config: Mapping[str, Any]) -> None:
         """Load the configuration, with `config` of the command line or of another workflow."""
-        self._workflow, self._config = workflow, config
+        self._workflow = workflow
+        self._config = config
         self._is_module = not workflow.modifier.is_main_snakefile()
         self._provider = workflow.storage_settings.default_storage_provider
         self._results = workflow.modifier.path_modifier.apply_default_storage("results")
         # Later runs read the number of shards beside the results, if these are in a folder here.
         self._notes_shards = not self._is_module and self._provider is None
         # A cluster has `nodes`. Its login node may have drivers without a GPU, and is not asked.
-        on_this_machine = workflow.is_main_process and workflow.resource_settings.nodes is None
+        on_this_machine = (
+            workflow.is_main_process and workflow.resource_settings.nodes is None
+        )
         with workflow_errors():
             self.configuration = self._load(on_this_machine)
         # GPU jobs of this machine wait for a GPU, as those of a cluster do by themselves.
-        if on_this_machine and not self._is_module and "gpu" not in workflow.global_resources:
+        if (
+            on_this_machine
+            and not self._is_module
+            and "gpu" not in workflow.global_resources
+        ):
             workflow.register_resource("gpu", free_gpus())
 
     def _load(self, on_this_machine: bool) -> Configuration:
@@ -113,7 +120,9 @@ class RuleFunctions:
 
         return answer
 
-    def given_if(self, path: str, condition: Callable[..., Any], *names: str, **fixed: Any) -> Any:
+    def given_if(
+        self, path: str, condition: Callable[..., Any], *names: str, **fixed: Any
+    ) -> Any:
         """Return an input, a path with wildcards, that a condition decides as in `given`."""
         wanted = self.given(condition, *names, **fixed)
         return lambda wildcards: (
@@ -128,7 +137,9 @@ class RuleFunctions:
     def given_json(self, function: Callable[..., Any], *names: str, **fixed: Any) -> OfJob:
         """Return as JSON what `given` returns."""
         answer = self.given(function, *names, **fixed)
-        return lambda wildcards: json.dumps(answer(wildcards), sort_keys=True, ensure_ascii=False)
+        return lambda wildcards: json.dumps(
+            answer(wildcards), sort_keys=True, ensure_ascii=False
+        )
 
     def unstored(self, files: Any) -> Any:
         """Return inputs, or their function, that no storage holds: code and files of the user.
@@ -150,7 +161,9 @@ class RuleFunctions:
 
     def as_found(self, answer: OfJob) -> OfJob:
         """Return JSON with paths of results as a job finds them: a storage copies them for it."""
-        return lambda wildcards: answer(wildcards).replace('"results/', f'"{self._results}/')
+        return lambda wildcards: answer(wildcards).replace(
+            '"results/', f'"{self._results}/'
+        )
 
     def methods_with(self, has: Callable[[ObjectiveRecord], object]) -> str:
         """Return a wildcard constraint: the methods with an objective that has something."""
@@ -192,7 +205,9 @@ class RuleFunctions:
             if self.on_cluster():
                 return wanted
             if shared := SHARING.get(stage):
-                return shared(self.configuration, wildcards.dataset, *self._cores_and_gpus())
+                return shared(
+                    self.configuration, wildcards.dataset, *self._cores_and_gpus()
+                )
             return min(wanted, _cores())
 
         return threads
@@ -211,7 +226,9 @@ class RuleFunctions:
             stage, self._images(wildcards, input), attempt, threads, beside(wildcards)
         )
 
-    def minutes(self, stage: str, passes: OfJob = lambda wildcards: 1) -> Callable[..., int]:
+    def minutes(
+        self, stage: str, passes: OfJob = lambda wildcards: 1
+    ) -> Callable[..., int]:
         """Return the minutes of a stage that sees every image in each of its passes.
 
         A job of a shard sees its share of the images.
@@ -219,7 +236,9 @@ class RuleFunctions:
 
         def answer(wildcards: Any, input: Any, attempt: int) -> int:
             number = passes(wildcards) / int(dict(wildcards.items()).get("shards", 1))
-            return job_resources.minutes(stage, self._images(wildcards, input), number, attempt)
+            return job_resources.minutes(
+                stage, self._images(wildcards, input), number, attempt
+            )
 
         return answer
 
@@ -235,7 +254,8 @@ class RuleFunctions:
 
         # A storage has no copy here.
         index = input.images.storage_object.query if self._provider else str(input.images)
-        with Path(index).open("rb") as file:  # given the name, pyarrow's error would lack it
+        # Given the name, pyarrow's error would lack it.
+        with Path(index).open("rb") as file:
             return int(read_metadata(file).num_rows)
 
     # Handlers. Those of a module run if the other workflow's handlers call them (docs/projects.md).
@@ -255,7 +275,9 @@ class RuleFunctions:
                 write_json(SHARDS.format(dataset=dataset), {"shards": number})
         if not self._is_module:  # whose options would be those of the other workflow
             methods = self._workflow.deployment_settings.deployment_method
-            whole = {name: self.configuration.whole(name) for name in self.configuration.datasets}
+            whole = {
+                name: self.configuration.whole(name) for name in self.configuration.datasets
+            }
             runs.note_options(whole, self._config, [m.item_to_choice() for m in methods])
         self._print(run_messages.started(self.configuration, pending))
 

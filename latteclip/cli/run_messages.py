@@ -90,7 +90,8 @@ def finished(configuration: Configuration, outputs: Collection[str]) -> list[str
     lines: list[str] = []
     for dataset in configuration.datasets:
         results = f"results/{dataset}"
-        page, labels = f"{results}/report{configuration.suffix}.html", f"{results}/{FUSED_LABELS}"
+        page = f"{results}/report{configuration.suffix}.html"
+        labels = f"{results}/{FUSED_LABELS}"
         if page in outputs:
             lines += _results(configuration, dataset, page)
         elif labels in outputs:

@@ -39,7 +39,10 @@ def describe_lock(unlock: str) -> str | None:
     if LOCK_NOTE.is_file() and LOCK_NOTE.stat().st_mtime >= taken:
         run = read_object(LOCK_NOTE, ("host", "process"))
         owner = f"process {run['process']} on {run['host']}"
-        if run["host"] == socket.gethostname() and Path("/proc", str(run["process"])).exists():
+        if (
+            run["host"] == socket.gethostname()
+            and Path("/proc", str(run["process"])).exists()
+        ):
             return f"A run works in this folder: {owner}, this machine."
     return f"The lock is of {owner}. If no run works here, remove the lock: {unlock}"
 
@@ -57,7 +60,9 @@ def note_options(
 def read_options(dataset: str) -> dict[str, Any] | None:
     """Return `config` and `deployment` of the last run of a dataset, if there was one."""
     path = OPTION_NOTES / f"{dataset}.json"
-    return read_object(path, ("config", "deployment"), "delete it") if path.is_file() else None
+    return (
+        read_object(path, ("config", "deployment"), "delete it") if path.is_file() else None
+    )
 
 
 def noted_datasets() -> list[str]:
@@ -108,7 +113,9 @@ def refuse_second_run() -> None:
 def output_of(*command: str, remedy: str, timeout: float = TIMEOUT) -> list[str]:
     """Return the lines that a program prints, or raise UserError with the last one if it fails."""
     try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=True)
+        run = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, check=True
+        )
     except subprocess.TimeoutExpired:
         problem = f"no answer in {timeout} s"
     except subprocess.CalledProcessError as error:

@@ -58,7 +58,11 @@ def status(
         print(estimates.estimate(datasets, config, configfile))
         return
     names = [Path(dataset).name for dataset in datasets]
-    if not names and not configfile and not any(pair.startswith("dataset=") for pair in config):
+    if (
+        not names
+        and not configfile
+        and not any(pair.startswith("dataset=") for pair in config)
+    ):
         known = dict.fromkeys([*layers.datasets(), *runs.noted_datasets()])
         names = [key for key in known if (RESULTS / key).is_dir()]
     found = [_jobs(options) for options in _options(names, config, configfile, sdm)]
@@ -68,7 +72,10 @@ def status(
 
 
 def _options(
-    names: Sequence[str], config: Sequence[str], configfiles: Sequence[str], sdm: Sequence[str]
+    names: Sequence[str],
+    config: Sequence[str],
+    configfiles: Sequence[str],
+    sdm: Sequence[str],
 ) -> Iterator[list[str]]:
     """Yield options of Snakemake, once for all datasets that were last run with the same ones."""
     given = (tuple(configfiles), tuple(config), tuple(sdm))
@@ -81,7 +88,9 @@ def _options(
         values = {key: value for key, value in noted["config"].items() if key != "dataset"}
         pairs = tuple(f"{key}={json.dumps(value)}" for key, value in sorted(values.items()))
         options = ((), pairs, tuple(sdm or noted["deployment"]))
-        datasets.setdefault(options, []).append(name.removesuffix(f"_{values.get('limit')}"))
+        datasets.setdefault(options, []).append(
+            name.removesuffix(f"_{values.get('limit')}")
+        )
     for (files, pairs, methods), keys in datasets.items():
         pairs += (f"dataset={json.dumps(keys)}",) * bool(keys)
         flags = {"--configfile": files, "--config": pairs, "--sdm": methods}
@@ -112,7 +121,14 @@ def _jobs(options: Sequence[str]) -> pd.DataFrame:
     """Return the jobs (see `summary`), or raise UserError with the message of Snakemake."""
     package = ["--snakefile", str(layers.SNAKEFILE), "--directory", "."]
     workflow = [] if _has_own_workflow() else package
-    command = [sys.executable, "-m", "latteclip.cli.status", "--nocolor", *workflow, *options]
+    command = [
+        sys.executable,
+        "-m",
+        "latteclip.cli.status",
+        "--nocolor",
+        *workflow,
+        *options,
+    ]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
         message = PLACE.sub("", HEAD.split(run.stderr)[-1])
@@ -126,8 +142,11 @@ async def summary(dag: Any, detailed: bool = False) -> AsyncIterator[str]:
     order = {rule: number for number, rule in enumerate(STAGES)}
     for job in dag.jobs:
         if job.output:
-            reason, wildcards = dag.reason(job), dict(job.wildcards.items())
-            exists = all([file in job.temp_output or await file.exists() for file in job.output])
+            reason = dag.reason(job)
+            wildcards = dict(job.wildcards.items())
+            exists = all(
+                [file in job.temp_output or await file.exists() for file in job.output]
+            )
             values = {
                 "is_shared": "dataset" not in wildcards,
                 "dataset": wildcards.get("dataset", SHARED),
@@ -212,10 +231,12 @@ def _table(jobs: pd.DataFrame) -> Iterator[str]:
 
 def _costs(folder: Path) -> Iterator[str]:
     """Yield the time and memory of the last jobs of a dataset, in all and by stage."""
-    jobs, answers = job_costs(folder), list(tokens_of(folder))
+    jobs = job_costs(folder)
+    answers = list(tokens_of(folder))
     if not jobs:
         return
-    read, written = sum(part[1] for part in answers), sum(part[2] for part in answers)
+    read = sum(part[1] for part in answers)
+    written = sum(part[2] for part in answers)
     tokens = f", {read:,} tokens read, {written:,} written" if read or written else ""
     yield f"  {paint('took', 'bold', sys.stdout)}: {_cost(jobs)}{tokens}"
     for stage in dict.fromkeys(job.rule for job in jobs):

@@ -34,7 +34,8 @@ class FeatureMemmap:
         self._file = tempfile.TemporaryFile(prefix="latteclip-")  # noqa: SIM115
         weakref.finalize(self, self._file.close)
         size = n * width * np.dtype(np.float32).itemsize
-        if size:  # allocated now: a mapped file that outgrows its disk would kill the process
+        # Allocated now: a mapped file that outgrows its disk would kill the process.
+        if size:
             os.posix_fallocate(self._file.fileno(), 0, size)
 
     def __len__(self) -> int:
@@ -70,7 +71,8 @@ class Classifier:
     """A linear classifier of L2-normalised image features."""
 
     weights: torch.Tensor  # [C, D] float32
-    bias: torch.Tensor  # [C] float32, in units of the scores; 0 for class texts and prototypes
+    # [C] float32, in units of the scores; 0 for class texts and prototypes
+    bias: torch.Tensor
 
     @classmethod
     def of(cls, weights: torch.Tensor, bias: torch.Tensor | None = None) -> Self:
@@ -84,7 +86,9 @@ class Classifier:
         return torch.addmm(self.bias, features, self.weights.T)
 
 
-def save_classifier(path: str | Path, classifier: Classifier, described: Mapping[str, Any]) -> None:
+def save_classifier(
+    path: str | Path, classifier: Classifier, described: Mapping[str, Any]
+) -> None:
     """Write a classifier with its description."""
     # In one entry of the metadata, for safetensors writes several entries in random order.
     tensors = {KEY: classifier.weights, BIAS: classifier.bias}
@@ -92,17 +96,27 @@ def save_classifier(path: str | Path, classifier: Classifier, described: Mapping
         save_file(tensors, temporary, {KEY: json.dumps(described, ensure_ascii=False)})
 
 
-def load_classifier(path: str | Path, **expected: object) -> tuple[Classifier, dict[str, Any]]:
+def load_classifier(
+    path: str | Path, **expected: object
+) -> tuple[Classifier, dict[str, Any]]:
     """Load a classifier to the CPU, with its description.
 
     UserError: there is no such file, it cannot classify, or has other entries than `expected`.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            weights, bias = file.get_tensor(KEY), file.get_tensor(BIAS)
+            weights = file.get_tensor(KEY)
+            bias = file.get_tensor(BIAS)
             described = json.loads(file.metadata()[KEY])
             _check(weights, bias, described)
-    except (SafetensorError, OSError, TypeError, KeyError, ValueError, RuntimeError) as error:
+    except (
+        SafetensorError,
+        OSError,
+        TypeError,
+        KeyError,
+        ValueError,
+        RuntimeError,
+    ) as error:
         raise UserError(
             f"{path} is not a classifier ({first_line(error)}); {DELETE_AND_RERUN}."
         ) from None
@@ -116,18 +130,23 @@ def _check(weights: torch.Tensor, bias: torch.Tensor, described: Any) -> None:
     """Raise ValueError for what cannot classify, for the file may be a stranger's."""
     if weights.ndim != 2 or not weights.numel() or bias.shape != weights.shape[:1]:
         raise ValueError(f"a matrix of shape {[*weights.shape]}, a bias of {[*bias.shape]}")
-    if not all(each.is_floating_point() and each.isfinite().all() for each in (weights, bias)):
+    if not all(
+        each.is_floating_point() and each.isfinite().all() for each in (weights, bias)
+    ):
         raise ValueError("numbers that are not finite floating-point ones")
     names = described.get("classnames") if isinstance(described, dict) else ()
     are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if names is not None and not (are_names and len({*names}) == len(names) == len(weights)):
+    if names is not None and not (
+        are_names and len({*names}) == len(names) == len(weights)
+    ):
         raise ValueError(f"class names that are not {len(weights)} different strings")
 
 
 def best_classes(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the min(k, C) best classes of rows [N, C], best first (ties by class), and scores."""
     best = scores.topk(min(k + 1, scores.shape[1]), dim=1)
-    indices, values = best.indices[:, :k], best.values[:, :k]
+    indices = best.indices[:, :k]
+    values = best.values[:, :k]
     # `topk` orders equal scores arbitrarily. Only rows with equal scores are sorted.
     ties = (best.values[:, 1:] == best.values[:, :-1]).any(dim=1)
     if ties.any():

@@ -17,7 +17,8 @@ from latteclip.core.files import from_values, read_object
 from latteclip.core.open_clip_import import open_clip
 from latteclip.core.terminal import one_line
 
-CONFIG, TOWER = CLIP_CONFIG, TEXT_TOWER
+CONFIG = CLIP_CONFIG
+TOWER = TEXT_TOWER
 # Sections that open_clip hands on to torch, transformers or nltk, and the keys they may have.
 HANDED_ON = {
     "act_kwargs": {"approximate"},
@@ -25,10 +26,14 @@ HANDED_ON = {
     "tokenizer_kwargs": {"clean", "strip_sep_token", "language"},
 }
 WEIGHTS = "open_clip_model.safetensors"  # open_clip prefers it to all other files
-PICKLES = (".bin", ".pth")  # suffixes of weights that open_clip reads where that file is missing
+# Suffixes of weights that open_clip reads where that file is missing.
+PICKLES = (".bin", ".pth")
 REMEDY = "take another copy of the model, or another model"
-MAX_LAYERS, MAX_PIXELS, MAX_NUMBER = 1024, 4096, 10**8
-Mean = Annotated[float, Field(ge=-1000, le=1000)]  # of a colour, as a network is trained on it
+MAX_LAYERS = 1024
+MAX_PIXELS = 4096
+MAX_NUMBER = 10**8
+# Of a colour, as a network is trained on it.
+Mean = Annotated[float, Field(ge=-1000, le=1000)]
 Spread = Annotated[float, Field(ge=0.001, le=1000)]
 # Keys of a text tower's configuration that decide how or where it is computed, or name things.
 NOT_OF_THE_NETWORK = {"_name_or_path", "architectures", "dtype", "transformers_version"}
@@ -55,7 +60,9 @@ def read(model: str) -> dict[str, Any]:
             raise UserError(f"open_clip lists no such name; {REMEDY}.")
         return config
     is_folder = model.startswith(FOLDER)
-    path = Path(model.removeprefix(FOLDER)) / CONFIG if is_folder else hub_file(model, CONFIG)
+    path = (
+        Path(model.removeprefix(FOLDER)) / CONFIG if is_folder else hub_file(model, CONFIG)
+    )
     whole = read_object(path, ["model_cfg"], REMEDY)
     try:
         check(whole)
@@ -87,10 +94,14 @@ def _refuse_code_pickles_and_pipes(folder: Path) -> None:
     """
     for path in folder.rglob("*"):
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise UserError(f"{path} is neither a file nor a folder, which is refused; {REMEDY}.")
+            raise UserError(
+                f"{path} is neither a file nor a folder, which is refused; {REMEDY}."
+            )
     for path in (folder / "config.json", folder / "tokenizer_config.json"):
         if path.exists() and "auto_map" in read_object(path, [], REMEDY):
-            raise UserError(f"{path} names code to run (auto_map), which is refused; {REMEDY}.")
+            raise UserError(
+                f"{path} names code to run (auto_map), which is refused; {REMEDY}."
+            )
     pickles = sorted(path for path in folder.glob("*") if path.suffix in PICKLES)
     if pickles and not (folder / WEIGHTS).exists():
         raise UserError(
@@ -103,7 +114,10 @@ def check(whole: dict[str, Any]) -> None:
     """Raise UserError where a configuration has an unknown key or a dangerous value."""
     check_numbers(whole)
     model = section(whole, "model_cfg")
-    for name, cls in ("vision_cfg", open_clip.CLIPVisionCfg), ("text_cfg", open_clip.CLIPTextCfg):
+    for name, cls in (
+        ("vision_cfg", open_clip.CLIPVisionCfg),
+        ("text_cfg", open_clip.CLIPTextCfg),
+    ):
         tower = section(model, name)
         try:
             cls(**tower)
@@ -113,7 +127,8 @@ def check(whole: dict[str, Any]) -> None:
             for unknown in section(tower, key).keys() - known:
                 raise UserError(f"model_cfg.{name}.{key}.{one_line(unknown)} is refused.")
     timm_model = section(model, "vision_cfg").get("timm_model_name")
-    if timm_model is not None:  # a name that is not in timm's list may be an address or a folder
+    # A name that is not in timm's list may be an address or a folder.
+    if timm_model is not None:
         import timm
 
         if not re.fullmatch(r"\w[\w.]*", str(timm_model)) or not timm.is_model(timm_model):
@@ -144,11 +159,14 @@ def check_numbers(value: Any, key: str = "") -> None:
         for inner in value:
             check_numbers(inner, key)
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        least, most = -MAX_NUMBER, MAX_NUMBER
+        least = -MAX_NUMBER
+        most = MAX_NUMBER
         if key.endswith("layers"):
-            least, most = 1, MAX_LAYERS
+            least = 1
+            most = MAX_LAYERS
         elif key.rpartition(".")[2] in ("image_size", "size", "patch_size"):
-            least, most = 1, MAX_PIXELS
+            least = 1
+            most = MAX_PIXELS
         if not least <= value <= most:
             raise UserError(f"{one_line(key)} {value} is out of bounds.")
 
@@ -175,12 +193,17 @@ def text_tower(model: str, config: dict[str, Any]) -> dict[str, Any] | None:
             f"hold: put its config.json into {path.parent}."
         )
     values = read_object(path, ["model_type"], REMEDY)
-    kind, kinds = values["model_type"], list(open_clip.hf_configs.arch_dict)
+    kind = values["model_type"]
+    kinds = list(open_clip.hf_configs.arch_dict)
     if kind not in kinds:
-        raise UserError(f"{path} is of the kind {kind!r}, none of {', '.join(kinds)}; {REMEDY}.")
+        raise UserError(
+            f"{path} is of the kind {kind!r}, none of {', '.join(kinds)}; {REMEDY}."
+        )
     check_numbers(values)
     known = CONFIG_MAPPING[kind]().to_dict().keys() - NOT_OF_THE_NETWORK
-    return {key: value for key, value in values.items() if key in known} | {"model_type": kind}
+    return {key: value for key, value in values.items() if key in known} | {
+        "model_type": kind
+    }
 
 
 def tokenizer(model: str, config: dict[str, Any]) -> Any:
@@ -191,7 +214,8 @@ def tokenizer(model: str, config: dict[str, Any]) -> Any:
     try:
         tokenize(["a"])  # a broken one fails here and not after a training
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # of Rust below tokenizers, no Exception
+        # Of Rust below tokenizers, no Exception.
+        if type(error).__name__ != "PanicException":
             raise
         raise ValueError(f"its tokenizer fails: {error}") from None
     return tokenize

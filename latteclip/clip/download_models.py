@@ -20,7 +20,8 @@ from latteclip.core.errors import UserError, chain, first_line, full_disk
 from latteclip.core.files import write_json
 
 log = logging.getLogger(__name__)
-WEIGHTS, INDEX = ".safetensors", "model.safetensors.index.json"
+WEIGHTS = ".safetensors"
+INDEX = "model.safetensors.index.json"
 # The files of a captioner that engines read. None runs when it is read: no pickle, no code.
 CAPTIONER_FILES = [f"*{WEIGHTS}", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
 # Other formats of the same weights, and Mistral's second copy of them.
@@ -31,7 +32,9 @@ def download_clip(settings: ClipSection, output: str) -> None:
     """Fetch weights, tokenizer and configuration of a CLIP, and write the note."""
     what = f"CLIP model {settings.model!r} with pretrained {settings.pretrained!r}"
     with _explained(what, "clip.model and clip.pretrained"):
-        cached = [_cached(repo) for repo in _fetch_clip(settings.model, settings.pretrained)]
+        cached = [
+            _cached(repo) for repo in _fetch_clip(settings.model, settings.pretrained)
+        ]
     _write_note(settings.model, cached, output, pretrained=settings.pretrained)
 
 
@@ -50,11 +53,17 @@ def download_captioner(settings: CaptionerSection, output: str) -> None:
     """Fetch weights, processor and chat template of a captioner, and write the note."""
     from huggingface_hub import snapshot_download
 
-    repo, revision = settings.model, settings.revision
+    repo = settings.model
+    revision = settings.revision
     at = f" at revision {revision!r}" if revision else ""
-    with _explained(f"Captioner model {repo!r}{at}", "captioner.model and captioner.revision"):
+    with _explained(
+        f"Captioner model {repo!r}{at}", "captioner.model and captioner.revision"
+    ):
         snapshot_download(
-            repo, revision=revision, allow_patterns=CAPTIONER_FILES, ignore_patterns=NOT_READ
+            repo,
+            revision=revision,
+            allow_patterns=CAPTIONER_FILES,
+            ignore_patterns=NOT_READ,
         )
         cached = _cached(repo, revision)
         if not any(name.endswith(WEIGHTS) for name in cached["files"]):
@@ -86,7 +95,9 @@ def _fetch_clip(model: str, pretrained: str | None) -> list[str]:
     clip_config.tokenizer(model, config)
     clip_config.text_tower(model, config)  # whose weights are among those of the model
     text = config["text_cfg"]
-    repos = dict.fromkeys([weights, text.get("hf_tokenizer_name"), text.get("hf_model_name")])
+    repos = dict.fromkeys(
+        [weights, text.get("hf_tokenizer_name"), text.get("hf_model_name")]
+    )
     return [repo for repo in repos if repo and not Path(repo).is_dir()]
 
 
@@ -94,7 +105,9 @@ def _cached(repo: str, revision: str | None = None) -> dict[str, Any]:
     """Return commit and file sizes of a cached repo, or raise if a file is missing or damaged."""
     from huggingface_hub import snapshot_download
 
-    found = snapshot_download(repo, revision=revision, ignore_patterns="*", local_files_only=True)
+    found = snapshot_download(
+        repo, revision=revision, ignore_patterns="*", local_files_only=True
+    )
     folder = Path(found)  # with all files that the cache has
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in paths:
@@ -103,7 +116,9 @@ def _cached(repo: str, revision: str | None = None) -> dict[str, Any]:
     if (folder / INDEX).is_file():
         wanted = set(json.loads((folder / INDEX).read_bytes())["weight_map"].values())
         if missing := sorted(wanted - set(files)):
-            raise FileNotFoundError(f"{len(missing)} files such as {missing[0]} are missing")
+            raise FileNotFoundError(
+                f"{len(missing)} files such as {missing[0]} are missing"
+            )
     return {"repo": repo, "commit": folder.name, "files": files}
 
 
@@ -119,7 +134,9 @@ def _write_note(
 
     for cached in repos:
         size = sum(cached["files"].values()) / 1e9
-        log.info("%s, %s: %.2f GB in %s", cached["repo"], cached["commit"], size, HF_HUB_CACHE)
+        log.info(
+            "%s, %s: %.2f GB in %s", cached["repo"], cached["commit"], size, HF_HUB_CACHE
+        )
     names = {"model": model, "pretrained": pretrained, "revision": revision}
     write_json(output, {**names, "repos": repos})
 

@@ -26,7 +26,9 @@ class CausalText:
     """open_clip's causal text transformer, pooled at the end-of-text token, for short texts."""
 
     def __init__(self, tower: Any, pool_type: str, eos_id: int) -> None:
-        self.tower, self.pool_type, self.eos_id = tower, pool_type, eos_id
+        self.tower = tower
+        self.pool_type = pool_type
+        self.eos_id = eos_id
 
     @classmethod
     def of(cls, model: torch.nn.Module) -> Self | None:
@@ -34,7 +36,10 @@ class CausalText:
         tower = text_tower(model)
         if isinstance(tower, open_clip.CLIP):
             causal = cls(tower, tower.text_pool_type, tower.text_eos_id)
-        elif isinstance(tower, open_clip.transformer.TextTransformer) and tower.cls_emb is None:
+        elif (
+            isinstance(tower, open_clip.transformer.TextTransformer)
+            and tower.cls_emb is None
+        ):
             causal = cls(tower, tower.pool_type, tower.eos_id)
         else:
             return None
@@ -49,11 +54,15 @@ class CausalText:
 
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return features [T, D] of tokens [T, L] with L up to the context length."""
-        tower, length = self.tower, tokens.shape[1]
+        tower = self.tower
+        length = tokens.shape[1]
         dtype = tower.transformer.get_cast_dtype()
-        x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
+        x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[
+            :length
+        ].to(dtype)
         x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
-        pool, projection = open_clip.transformer.text_global_pool, tower.text_projection
+        pool = open_clip.transformer.text_global_pool
+        projection = tower.text_projection
         pooled: torch.Tensor = pool(tower.ln_final(x), tokens, self.pool_type, self.eos_id)
         if isinstance(projection, torch.nn.Linear):
             return projection(pooled)  # type: ignore[no-any-return]
@@ -92,7 +101,9 @@ def _encode_by_length(clip: Clip, tower: CausalText, tokens: torch.Tensor) -> to
     order = lengths.argsort(stable=True)
     size = clip.micro_batch if torch.is_grad_enabled() and clip.micro_batch else len(tokens)
     features = []
-    for part in [part for bucket in order.chunk(LENGTH_BUCKETS) for part in bucket.split(size)]:
+    for part in [
+        part for bucket in order.chunk(LENGTH_BUCKETS) for part in bucket.split(size)
+    ]:
         length = int(lengths[part].max())
         part_tokens = devices.send(tokens[part, :length], clip.device)
         features.append(_encode(clip, tower.encode, part_tokens))
@@ -113,7 +124,9 @@ def _halving_on_oom(clip: Clip, encode: Encoder, rows: torch.Tensor) -> torch.Te
     """Return `encode(rows)` without gradients, in halves each time memory runs out."""
     while True:
         try:
-            return torch.cat([encode(part) for part in rows.split(clip.at_once or len(rows))])
+            return torch.cat(
+                [encode(part) for part in rows.split(clip.at_once or len(rows))]
+            )
         except torch.OutOfMemoryError:  # which holds memory until the handler is left
             tried = min(len(rows), clip.at_once or len(rows))
         if tried == 1:
@@ -122,10 +135,14 @@ def _halving_on_oom(clip: Clip, encode: Encoder, rows: torch.Tensor) -> torch.Te
                 "uses the GPU, take a smaller clip.model, or compute on the CPU."
             )
         clip.at_once = tried // 2
-        log.warning("The GPU's memory holds no %d images or texts: encoding fewer at once.", tried)
+        log.warning(
+            "The GPU's memory holds no %d images or texts: encoding fewer at once.", tried
+        )
 
 
-def encode_files(clip: Clip, paths: Sequence[str], batch_size: int, threads: int) -> FeatureMemmap:
+def encode_files(
+    clip: Clip, paths: Sequence[str], batch_size: int, threads: int
+) -> FeatureMemmap:
     """Return features [N, D] of image files under the evaluation transform."""
     files = loader.ImageFiles(paths, clip.preprocess)
     features = FeatureMemmap(len(paths), clip.config["embed_dim"])
@@ -139,7 +156,8 @@ def encoded(
     models: Sequence[Clip], files: loader.ImageFiles, batch_size: int, threads: int
 ) -> Iterator[tuple[Any, list[torch.Tensor]]]:
     """Yield the keys of B files and their features [B, D] on the CPU by models on one device."""
-    progress, order = Progress(len(files), "images"), loader.in_order(len(files), batch_size)
+    progress = Progress(len(files), "images")
+    order = loader.in_order(len(files), batch_size)
     for keys, batch in loader.batches(files, order, models[0].device, threads):
         yield keys, [encode_images(clip, batch).cpu() for clip in models]
         progress.add(len(batch))

@@ -28,7 +28,8 @@ class FinetunedModel:
     classifier: Classifier  # of its C classes, on the CPU
     classnames: list[str]
     class_templates: ClassTemplates
-    encoder_widths: tuple[int, ...] = ()  # of features of image encoders that stand beside CLIP's
+    # Of features of image encoders that stand beside CLIP's.
+    encoder_widths: tuple[int, ...] = ()
 
     @property
     def logit_scale(self) -> float:
@@ -60,7 +61,9 @@ def load(
     path = folder / clips.CLASSIFIER
     classifier, described = load_classifier(path, **expected)
     widths = described.get(ENCODER_WIDTHS, [])
-    are_widths = isinstance(widths, list) and all(type(one) is int and one > 0 for one in widths)
+    are_widths = isinstance(widths, list) and all(
+        type(one) is int and one > 0 for one in widths
+    )
     width = clip.config["embed_dim"] + (sum(widths) if are_widths else 0)
     has_width = are_widths and classifier.weights.shape[1] == width
     if not described.get("classnames") or not has_width:

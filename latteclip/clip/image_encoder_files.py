@@ -17,7 +17,8 @@ from latteclip.core import hashing
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.files import from_values, read_object
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
 Side = Annotated[int, Field(ge=0, le=4096)]  # pixels
 Pixels = Annotated[int, Field(ge=8, le=4096)]
 
@@ -95,7 +96,8 @@ def timm_model(name: str) -> TimmModel:
             f"{config} names no network of timm (architecture); name a model of timm or open_clip."
         )
     try:
-        given, arguments = section(values, "pretrained_cfg"), section(values, "model_args")
+        given = section(values, "pretrained_cfg")
+        arguments = section(values, "model_args")
         outputs: Any = values.get("num_classes", given.get("num_classes", 1000))
         known = fields_of(ImagePreprocessing, given)
         from_values(Sizes, {"num_classes": outputs, **arguments}, "model_args")
@@ -111,13 +113,17 @@ def _files(name: str) -> tuple[Path, Path]:
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     if name.startswith(FOLDER):
-        config, weights = (Path(name.removeprefix(FOLDER), file) for file in (CONFIG, WEIGHTS))
+        config, weights = (
+            Path(name.removeprefix(FOLDER), file) for file in (CONFIG, WEIGHTS)
+        )
         if config.is_file() and weights.is_file():
             return config, weights
     else:
         with contextlib.suppress(RemoteEntryNotFoundError):
             place = repo(name)
-            config, weights = (Path(hf_hub_download(place, file)) for file in (CONFIG, WEIGHTS))
+            config, weights = (
+                Path(hf_hub_download(place, file)) for file in (CONFIG, WEIGHTS)
+            )
             hashing.verify_blob(weights)
             return config, weights
     raise UserError(

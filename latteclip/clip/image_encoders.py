@@ -59,7 +59,9 @@ def load(name: str, device: torch.device, precision: str = "bf16") -> ImageEncod
     devices.check_precision(device, precision)
     with clips.loading(f"Image encoder {name!r}", "check image_encoders"):
         if names := open_clip_names(name):
-            return ImageEncoder(**vars(clips.load(*names, device, precision)) | {"name": name})
+            return ImageEncoder(
+                **vars(clips.load(*names, device, precision)) | {"name": name}
+            )
         import timm  # not at the top: it takes a second
 
         files = timm_model(name)
@@ -87,7 +89,9 @@ def _network(files: TimmModel) -> Any:
 
 @torch.no_grad()
 def _width(network: Pooled, files: TimmModel, device: torch.device) -> int:
-    found = network.encode_image(torch.zeros(1, *files.preprocessing.input_size, device=device))
+    found = network.encode_image(
+        torch.zeros(1, *files.preprocessing.input_size, device=device)
+    )
     if not isinstance(found, torch.Tensor) or found.ndim != 2 or not found.shape[1]:
         raise UserError(f"{files.architecture} gives no feature vector for an image.")
     return found.shape[1]
@@ -103,7 +107,9 @@ def save(model: ImageEncoder, folder: Path) -> None:
     shutil.copyfile(model.timm.weights, folder / WEIGHTS)
 
 
-def load_beside(clip: Path, device: torch.device, precision: str = "bf16") -> list[ImageEncoder]:
+def load_beside(
+    clip: Path, device: torch.device, precision: str = "bf16"
+) -> list[ImageEncoder]:
     """Load the image encoders in the folder of a CLIP, in order (see `load`)."""
     names = (folder.name for folder in (clip / SUBFOLDER).glob("[0-9]*"))
     numbers = sorted(int(name) for name in names if re.fullmatch("[0-9]+", name))

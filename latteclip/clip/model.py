@@ -50,7 +50,9 @@ class Clip:
         return self.get_tokenizer()
 
 
-def load(model: str, pretrained: str | None, device: torch.device, precision: str = "bf16") -> Clip:
+def load(
+    model: str, pretrained: str | None, device: torch.device, precision: str = "bf16"
+) -> Clip:
     """Load weights in float32, in evaluation mode, without running code of a model.
 
     `model` is an open_clip name, `hf-hub:<repo>` or `local-dir:<folder>`, and `pretrained` an
@@ -79,7 +81,11 @@ def load(model: str, pretrained: str | None, device: torch.device, precision: st
             # open_clip only warns if weights were trained with another activation.
             warnings.filterwarnings("error", message="QuickGELU mismatch")
             network, _, preprocess = open_clip.create_model_and_transforms(
-                model, pretrained=pretrained, device=device, require_pretrained=True, **options
+                model,
+                pretrained=pretrained,
+                device=device,
+                require_pretrained=True,
+                **options,
             )
     check_finite(model, network)
 
@@ -87,7 +93,9 @@ def load(model: str, pretrained: str | None, device: torch.device, precision: st
         with loading(what, clip_config.REMEDY):
             return clip_config.tokenizer(model, config)
 
-    return Clip(network.eval(), tokenizer, preprocess, config, device, precision, text_tower=tower)
+    return Clip(
+        network.eval(), tokenizer, preprocess, config, device, precision, text_tower=tower
+    )
 
 
 @contextlib.contextmanager
@@ -105,7 +113,9 @@ def loading(what: str, remedy: str) -> Iterator[None]:
 def check_foreign(model: str, config: dict[str, Any], options: dict[str, Any]) -> None:
     """Check the size of a network whose configuration may ask for more than its files have."""
     if model.startswith(FOLDER):
-        files = [path for path in Path(model.removeprefix(FOLDER)).iterdir() if path.is_file()]
+        files = [
+            path for path in Path(model.removeprefix(FOLDER)).iterdir() if path.is_file()
+        ]
     else:
         files = [clip_config.hub_file(model)]
     if _at_most(config) > sum(path.stat().st_size for path in files):
@@ -135,7 +145,11 @@ def _at_most(config: dict[str, Any]) -> float:
     image = open_clip.CLIPVisionCfg(**config["vision_cfg"])
     text = open_clip.CLIPTextCfg(**config["text_cfg"])
     others = [image.timm_model_name, image.attentional_pool, text.hf_model_name]
-    others += [config.get("multimodal_cfg"), isinstance(image.layers, list), not image.patch_size]
+    others += [
+        config.get("multimodal_cfg"),
+        isinstance(image.layers, list),
+        not image.patch_size,
+    ]
     if any(others):
         return math.inf
     side = max(image.image_size) if isinstance(image.image_size, list) else image.image_size
@@ -169,10 +183,14 @@ def save(
     """Write a new folder that stock open_clip loads by `local-dir:`, with a classifier and sums."""
     save_network(clip, folder)
     class_templates = (
-        ClassTemplates.of(class_templates) if isinstance(class_templates, str) else class_templates
+        ClassTemplates.of(class_templates)
+        if isinstance(class_templates, str)
+        else class_templates
     )
     save_classifier(
-        folder / CLASSIFIER, classifier, {"classnames": classnames, **class_templates.described}
+        folder / CLASSIFIER,
+        classifier,
+        {"classnames": classnames, **class_templates.described},
     )
     hashing.write_sums(folder)
 

@@ -12,7 +12,13 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 
-from latteclip.clip.classifier import Classifier, Features, load_classifier, parts, save_classifier
+from latteclip.clip.classifier import (
+    Classifier,
+    Features,
+    load_classifier,
+    parts,
+    save_classifier,
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,9 @@ class UnknownDetector:
     def scores(self, features: Features) -> torch.Tensor:
         """Return scores [N] of L2-normalised image features [N, D]."""
         centred = (features[rows] - self.mean for rows in parts(len(features)))
-        nearest = [(F.normalize(part, dim=1) @ self.texts.T).amax(dim=1) for part in centred]
+        nearest = [
+            (F.normalize(part, dim=1) @ self.texts.T).amax(dim=1) for part in centred
+        ]
         return 1 - torch.cat(nearest)
 
     def save(self, path: str | Path) -> None:
@@ -61,5 +69,6 @@ def threshold(scores: torch.Tensor, n: int) -> float:
 def load_detector(path: str | Path, classnames: Sequence[str]) -> UnknownDetector:
     """Load the detector of these classes that `UnknownDetector.save` wrote, or raise UserError."""
     classifier, described = load_classifier(path, classnames=list(classnames))
-    mean, line = torch.tensor(described.pop("mean")), described.pop("threshold")
+    mean = torch.tensor(described.pop("mean"))
+    line = described.pop("threshold")
     return UnknownDetector(classifier.weights, mean, line, described)

@@ -60,7 +60,9 @@ def class_folders(folder: str) -> set[str]:
     """Return the folders of a folder of images, or else of its folders train, val and test."""
     names = _folders(folder)
     splits = names & set(SPLITS)
-    return names if not splits else set().union(*(_folders(f"{folder}/{s}") for s in splits))
+    return (
+        names if not splits else set().union(*(_folders(f"{folder}/{s}") for s in splits))
+    )
 
 
 def _folders(place: str) -> set[str]:
@@ -78,13 +80,15 @@ def _words(configuration: Configuration, dataset: str) -> Iterator[str]:
 
 def _methods(configuration: Configuration, dataset: str) -> Iterator[str]:
     """Check that the settings of a method fit each other and those of the dataset."""
-    voter, scored = configuration.voter(dataset), configuration.scores_classes(dataset)
+    voter = configuration.voter(dataset)
+    scored = configuration.scores_classes(dataset)
     if VOTERS[voter].needs_scores and not scored:
         yield f"votes {voter} are class scores, but scores.kind is null; set it."
     for method in configuration.methods_of(dataset):
         values = configuration.method(method, dataset)
         objective = OBJECTIVES[values["objective"]]
-        labels, allowed = configuration.pseudo_labels(method, dataset), objective.pseudo_labels
+        labels = configuration.pseudo_labels(method, dataset)
+        allowed = objective.pseudo_labels
         if objective.reads_encoders and not configuration.image_encoders:
             yield f"method {method} needs image_encoders; set them, or leave it out of method."
         if allowed and labels not in allowed:
@@ -107,7 +111,8 @@ def _clip(configuration: Configuration, dataset: str) -> Iterator[str]:
     The first job checks the pair of model and weights.
     """
     values = configuration.section("clip", dataset)
-    model, pretrained = values["model"], values["pretrained"]
+    model = values["model"]
+    pretrained = values["pretrained"]
     if model.startswith(hub_names.FOLDER):
         file = os.path.join(model.removeprefix(hub_names.FOLDER), hub_names.CLIP_CONFIG)
         if not os.path.isfile(file):
@@ -130,7 +135,9 @@ def _image_encoders(configuration: Configuration, _: str) -> Iterator[str]:
     """Check that image encoders in folders are there."""
     for name in configuration.image_encoders.values():
         folder = name.removeprefix(hub_names.FOLDER)
-        files = [os.path.join(folder, file) for file in (hub_names.CLIP_CONFIG, "config.json")]
+        files = [
+            os.path.join(folder, file) for file in (hub_names.CLIP_CONFIG, "config.json")
+        ]
         if name != folder and not any(map(os.path.isfile, files)):
             yield f"image_encoders {name}: neither {' nor '.join(files)} exists."
 
@@ -143,14 +150,18 @@ def open_clip_names() -> tuple[set[str], set[str]]:
     """
     folder = Path(str(distribution("open_clip_torch").locate_file("open_clip")))
     models = {path.stem for path in folder.glob("model_configs/*.json")}
-    return models, set(re.findall(r"(\w+)=_\w+\(", (folder / "pretrained.py").read_text("utf-8")))
+    return models, set(
+        re.findall(r"(\w+)=_\w+\(", (folder / "pretrained.py").read_text("utf-8"))
+    )
 
 
 def _captioner(configuration: Configuration, dataset: str) -> Iterator[str]:
     """Check the captioner's model and lengths, and that its server has an address."""
-    values, engine = configuration.section("captioner", dataset), configuration.engine(dataset)
+    values = configuration.section("captioner", dataset)
+    engine = configuration.engine(dataset)
     model = values["model"]
-    longest, answer = values["max_model_len"], values["max_new_tokens"]
+    longest = values["max_model_len"]
+    answer = values["max_new_tokens"]
     if engine.loads_model and answer >= longest:
         yield (
             f"captioner.max_new_tokens {answer} leave no room for a picture within "
@@ -165,7 +176,11 @@ def _captioner(configuration: Configuration, dataset: str) -> Iterator[str]:
     tables = captions_in_use(configuration, dataset)
     if configuration.scores_classes(dataset):
         tables.append(f"results/{dataset}/class_scores.parquet")
-    if engine.asks_server and not os.environ.get(URL) and not all(map(os.path.isfile, tables)):
+    if (
+        engine.asks_server
+        and not os.environ.get(URL)
+        and not all(map(os.path.isfile, tables))
+    ):
         yield (
             f"captioner.engine {values['engine']} needs the address of a server: export "
             f"{URL}=http://host:8000/v1, or set another engine."
@@ -184,7 +199,8 @@ def _files(configuration: Configuration, dataset: str) -> Iterator[str]:
     """Check that the user's captions and scores exist if a method of the run reads them."""
     if not configuration.engine(dataset).reads_file:
         return
-    methods, needed = configuration.methods_of(dataset), {}
+    methods = configuration.methods_of(dataset)
+    needed = {}
     for kind in configuration.caption_kinds(dataset):
         reading = [m for m in methods if configuration.needs_captions(m, kind, dataset)]
         others = ",".join(m for m in methods if m not in reading)

@@ -53,24 +53,34 @@ class Configuration:
         self._given = check(given)
         self.config = check(merge(files, self._given))
         seeds = self.config["seeds"]  # a number, a list, or a comma-separated string
-        self.seeds = list(range(seeds) if isinstance(seeds, int) else map(int, names(seeds)))
+        self.seeds = list(
+            range(seeds) if isinstance(seeds, int) else map(int, names(seeds))
+        )
         self.table = self.config["table"]
-        name, self.limit = self.table["name"], self.config["limit"]
+        name = self.table["name"]
+        self.limit = self.config["limit"]
         # Suffixes of files of a table with its own name, and of datasets of a limited run.
         self.suffix = "" if name == "summary" else f"-{name}"
         self.limit_suffix = "" if self.limit is None else f"_{self.limit}"
         # Image encoders beside CLIP, by the names of their files.
         image_encoders = filter(None, names(self.config["image_encoders"]))
-        self.image_encoders = {hub_names.slug({"model": name}): name for name in image_encoders}
+        self.image_encoders = {
+            hub_names.slug({"model": name}): name for name in image_encoders
+        }
         self.datasets = self._datasets()
-        self.methods = list(dict.fromkeys(m for d in self.datasets for m in self.methods_of(d)))
+        self.methods = list(
+            dict.fromkeys(m for d in self.datasets for m in self.methods_of(d))
+        )
         self._check_methods()
 
     def _datasets(self) -> list[str]:
-        known, asked = self.config["datasets"], names(self.config["dataset"])
+        known = self.config["datasets"]
+        asked = names(self.config["dataset"])
         if folder := self.config.get("image_dir"):
             if len(asked) != 1 or asked == [ALL]:
-                raise UserError(f"image_dir belongs to one dataset, but dataset asks for {asked}.")
+                raise UserError(
+                    f"image_dir belongs to one dataset, but dataset asks for {asked}."
+                )
             values = known.setdefault(asked[0], {})
             file = values.get("split", {}).get("file")
             if "source" in values and not (file and Path(folder, file).is_file()):
@@ -80,13 +90,16 @@ class Configuration:
                     "leave image_dir out, or name your images otherwise, such as dataset=mine."
                 )
             source = {"folder": folder}
-            check({"datasets": {asked[0]: {"source": source}}})  # its name, as of those in files
+            # Its name, as of those in files.
+            check({"datasets": {asked[0]: {"source": source}}})
             values["source"] = source
         found = self.from_source("downloads") if asked == [ALL] else asked
         for name in found:
             if name not in known:
                 sentence = unknown(f"Dataset {name!r}", name, known)
-                raise UserError(f"{sentence} For your own images add image_dir=path/to/photos.")
+                raise UserError(
+                    f"{sentence} For your own images add image_dir=path/to/photos."
+                )
             if self.limit is not None and f"{name}{self.limit_suffix}" in known:
                 raise UserError(
                     f"A limit of {self.limit} would write to results/{name}{self.limit_suffix}, "
@@ -154,7 +167,9 @@ class Configuration:
             self._check_name(other, f"Method {{}}, which {lineage[0]} is like,")
             if other in lineage:
                 circle = ", ".join([*reversed(lineage), other])
-                raise UserError(f"Methods are like each other in a circle: {circle}; break it.")
+                raise UserError(
+                    f"Methods are like each other in a circle: {circle}; break it."
+                )
             lineage.insert(0, other)
         return lineage
 
@@ -222,7 +237,10 @@ class Configuration:
 
     def needs_captions(self, method: str, kind: str, dataset: str) -> bool:
         """Return whether the method or its labels need captions of a kind."""
-        votes = self.reads_fused_labels(method, dataset) and self.votes_by(dataset).needs_captions
+        votes = (
+            self.reads_fused_labels(method, dataset)
+            and self.votes_by(dataset).needs_captions
+        )
         return self.reads_captions(method, kind, dataset) or (kind == "image" and votes)
 
     def caption_kinds(self, dataset: str) -> list[str]:
@@ -264,7 +282,9 @@ class Configuration:
     def hub_encoders(self) -> dict[str, hub_names.Names]:
         """Return the image encoders that come from the hub, by the names of their notes."""
         on_hub = (
-            item for item in self.image_encoders.items() if not item[1].startswith(hub_names.FOLDER)
+            item
+            for item in self.image_encoders.items()
+            if not item[1].startswith(hub_names.FOLDER)
         )
         return {slug: {"model": name} for slug, name in on_hub}
 
@@ -278,7 +298,9 @@ class Configuration:
 
     def trainings(self, dataset: str) -> list[tuple[str, int]]:
         """Return (method, seed) of every fine-tuning of the run, those of an average included."""
-        run = [self.averaged(m) if self.is_average(m) else m for m in self.methods_of(dataset)]
+        run = [
+            self.averaged(m) if self.is_average(m) else m for m in self.methods_of(dataset)
+        ]
         found = filter(self.is_trained, dict.fromkeys(run))
         return [(method, seed) for method in found for seed in self.seeds]
 
@@ -312,4 +334,6 @@ class Configuration:
 
     def _check_name(self, method: str, what: str) -> None:
         if method not in self.config["methods"]:
-            raise UserError(unknown(what.format(repr(method)), method, self.config["methods"]))
+            raise UserError(
+                unknown(what.format(repr(method)), method, self.config["methods"])
+            )

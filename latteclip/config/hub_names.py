@@ -7,7 +7,8 @@ from urllib.parse import quote
 
 from latteclip.core.hashing import digest
 
-HUB, FOLDER = WHOLE = "hf-hub:", "local-dir:"  # of open_clip: architecture and weights in one
+# Of open_clip: architecture and weights in one.
+HUB, FOLDER = WHOLE = "hf-hub:", "local-dir:"
 OPEN_CLIP = "open_clip:"  # of image_encoders: an image tower, as <model>/<pretrained>
 CLIP_CONFIG = "open_clip_config.json"  # of a model's folder
 TEXT_TOWER = "text_tower"  # folder in it: configuration of a text tower of transformers
@@ -24,19 +25,22 @@ def is_folder(model: str) -> bool:
 
 def hub_clip(values: Mapping[str, Any]) -> Names | None:
     """Return the names of a CLIP of the hub from section `clip`; None for a folder or file."""
-    model, pretrained = values["model"], values["pretrained"]
+    model = values["model"]
+    pretrained = values["pretrained"]
     if model.startswith(FOLDER):
         return None
     if model.startswith(HUB):
         return {"model": model, "pretrained": None}
     if not pretrained or "/" in pretrained or os.path.isfile(pretrained):
         return None
-    return {"model": model.replace("/", "-"), "pretrained": pretrained}  # ViT-B/32 is ViT-B-32
+    # ViT-B/32 is ViT-B-32.
+    return {"model": model.replace("/", "-"), "pretrained": pretrained}
 
 
 def local_clip(values: Mapping[str, Any]) -> str | None:
     """Return the folder or the file of weights of section `clip`; None for a CLIP of the hub."""
-    model, pretrained = values["model"], values["pretrained"]
+    model = values["model"]
+    pretrained = values["pretrained"]
     if model.startswith(FOLDER):
         return str(model.removeprefix(FOLDER))
     is_file = not model.startswith(HUB) and pretrained and os.path.isfile(pretrained)
@@ -59,4 +63,8 @@ def slug(names: Names) -> str:
     """Return names as a part of a file's name, unique, of letters, digits and `.-_~=@`."""
     parts = [quote(name, safe="") for name in names.values() if name]
     found = "@".join(parts).replace("%2F", "--").replace("%3A", "--").replace("%", "=")
-    return found if len(found) <= MAX_SLUG else f"{found[: MAX_SLUG - 17]}-{digest(found)[:16]}"
+    return (
+        found
+        if len(found) <= MAX_SLUG
+        else f"{found[: MAX_SLUG - 17]}-{digest(found)[:16]}"
+    )

@@ -29,8 +29,12 @@ class Counts(NamedTuple):
 # a job that needs longer resumes. Stages that are not named read and write tables.
 TABLES = (4_000, 4_000, 10, 1_000)
 RESOURCES = {
-    **dict.fromkeys(("caption_images", "caption_groups", "score_classes"), (24_000, 4_000, 20, 1)),
-    **dict.fromkeys(("pseudo_label_images", "encode_images", "evaluate"), (6_000, 8_000, 15, 100)),
+    **dict.fromkeys(
+        ("caption_images", "caption_groups", "score_classes"), (24_000, 4_000, 20, 1)
+    ),
+    **dict.fromkeys(
+        ("pseudo_label_images", "encode_images", "evaluate"), (6_000, 8_000, 15, 100)
+    ),
     **dict.fromkeys(("adapt_zero_shot", "score_unknown"), (8_000, 8_000, 15, 100)),
     "evaluate_classifier": (8_000, 8_000, 15, 100),
     "index_images": (4_000, 4_000, 15, 100),
@@ -47,14 +51,18 @@ LOADING = {"pseudo_label_images", "encode_images", "evaluate", "average_weights"
 LOADING |= {"finetune", "find_learning_rate"}
 # MB of such a process with its photographs, of a part of a batch, of which there are two for each
 # process and one in use, and of all parts together at most (data/loader.py).
-PROCESS, PART, PARTS = 200, 68, 4_300
+PROCESS = 200
+PART = 68
+PARTS = 4_300
 
 
 def memory(stage: str, images: int, attempt: int, threads: int, beside: int = 0) -> int:
     """Return the MB of a stage and `beside`, half as much again at each further attempt."""
     least, per_million, _, _ = RESOURCES.get(stage, TABLES)
     loading = loading_memory(threads) if stage in LOADING else 0
-    return int((least + per_million * images / 1e6 + loading + beside) * 1.5 ** (attempt - 1))
+    return int(
+        (least + per_million * images / 1e6 + loading + beside) * 1.5 ** (attempt - 1)
+    )
 
 
 def loading_memory(threads: int) -> int:
@@ -95,7 +103,9 @@ def training_threads(
     """
     wanted = int(configuration.section("threads", dataset)["finetune"])
     if gpus:
-        trainings = sum(len(configuration.trainings(each)) for each in configuration.datasets)
+        trainings = sum(
+            len(configuration.trainings(each)) for each in configuration.datasets
+        )
         at_once = max(1, gpus // processes(configuration, dataset))
         wanted = max(wanted, cores // min(at_once, max(1, trainings)))
     return min(wanted, cores)
@@ -106,7 +116,9 @@ def caption_threads(
 ) -> int:
     """Return the threads of a captioning job on this machine, whose GPUs divide the cores."""
     wanted = int(configuration.section("threads", dataset)["caption"])
-    kinds = len(configuration.caption_kinds(dataset)) + configuration.scores_classes(dataset)
+    kinds = len(configuration.caption_kinds(dataset)) + configuration.scores_classes(
+        dataset
+    )
     at_once = kinds * configuration.shards(dataset) if gpus else 1
     if of_a_job := captioner_gpus(configuration, dataset):
         at_once = min(at_once, (gpus or 1) // of_a_job)
@@ -141,7 +153,9 @@ def counts(configuration: Configuration, dataset: str) -> Counts | None:
     stated = CountsSection(**configuration.section("split", dataset).get("counts", {}))
     if "textures" in source:
         textures = TexturesSection(**source["textures"])
-        stated = CountsSection(train=textures.train, test=textures.test, classes=stated.classes)
+        stated = CountsSection(
+            train=textures.train, test=textures.test, classes=stated.classes
+        )
     if stated.train is None or stated.test is None:
         return None
     most = configuration.limit or sys.maxsize

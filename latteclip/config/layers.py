@@ -27,7 +27,8 @@ PROJECT = Path("config")  # of the working folder
 
 def relative_to_cwd(path: str | Path) -> str:
     """Return a path relative to the working folder if it is inside, and absolute otherwise."""
-    absolute, here = os.path.realpath(path), os.path.realpath(".")
+    absolute = os.path.realpath(path)
+    here = os.path.realpath(".")
     inside = os.path.commonpath([absolute, here]) == here
     return os.path.relpath(absolute, here) if inside else absolute
 
@@ -81,7 +82,9 @@ def given(pairs: Sequence[str], files: Sequence[str]) -> dict[str, Any]:
     layers = []
     for file in files:
         if not Path(file).is_file():
-            raise UserError(f"Configuration file {file} does not exist; check --configfile.")
+            raise UserError(
+                f"Configuration file {file} does not exist; check --configfile."
+            )
         layers.append(_read(Path(file)))
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -109,7 +112,9 @@ def _read(file: Path) -> dict[str, Any]:
 class _Loader(yaml.CSafeLoader):
     """Safe loader that refuses a key given twice, of which YAML would silently take the last."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(
+        self, node: yaml.MappingNode, deep: bool = False
+    ) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
             if (key.tag, str(key.value)) in seen:
@@ -123,5 +128,6 @@ def parse_yaml(text: str, what: str) -> Any:
     """Return the value of a YAML text, or raise UserError with its name and line."""
     try:
         return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also a date of no calendar
+    # Also a date of no calendar.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{what} is not valid YAML: {one_line(error)}.") from None

@@ -46,7 +46,8 @@ class ObjectiveRecord:
     pseudo_labels: tuple[str, ...] = ()  # kinds of pseudo-labels that it takes
     is_supervised: bool = False  # whether it trains on the true labels
     in_paper: bool = False
-    captions: tuple[str, ...] = ()  # kinds of captions that it trains on, unless switched off
+    # Kinds of captions that it trains on, unless switched off.
+    captions: tuple[str, ...] = ()
     switches: tuple[tuple[str, ...], ...] = ()  # of each group one must be on
     has_prototypes: bool = False  # whether its training may start from image prototypes
     has_text_classifier: bool = False  # only such a classifier can be averaged
@@ -90,7 +91,9 @@ OBJECTIVES = {
     "flyp": ObjectiveRecord(
         module="flyp", pseudo_labels=PSEUDO_LABELS, in_paper=True, has_text_classifier=True
     ),
-    "flyp_supervised": ObjectiveRecord(module="flyp", is_supervised=True, has_text_classifier=True),
+    "flyp_supervised": ObjectiveRecord(
+        module="flyp", is_supervised=True, has_text_classifier=True
+    ),
     "latteclip": ObjectiveRecord(
         module="latteclip",
         pseudo_labels=PSEUDO_LABELS,
@@ -127,7 +130,8 @@ class EngineRecord:
     has_likelihoods: bool = False  # whether it scores a text that the model did not write
     asks_server: bool = False  # whether it sends pictures to a server at OPENAI_BASE_URL
     reads_file: bool = False  # whether captions and scores come from the user's files
-    reserves_memory: bool = False  # whether captioner.gpu_memory_utilization says what it takes
+    # Whether captioner.gpu_memory_utilization says what it takes.
+    reserves_memory: bool = False
 
 
 # Each has a module latteclip/captions/engines/<name>.py.

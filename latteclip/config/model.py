@@ -136,7 +136,8 @@ class RunSection(Section):
     image_dir: Line | None = key(None, "a folder of images for the one dataset that is run")
     limit: Positive | None = key(None, "images of each split that the run takes; null: all")
     container: Line | None = key(
-        None, "an image for --sdm apptainer: a .sif file or an address such as docker://<image>"
+        None,
+        "an image for --sdm apptainer: a .sif file or an address such as docker://<image>",
     )
     method: Texts | None = key(
         None,
@@ -192,7 +193,8 @@ def _sentence(errors: list[ErrorDetails], values: Any) -> str:
     first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
     path = list(_keys(first["loc"], values))
     where = f"Configuration key {one_line('.'.join(map(str, path)))}"
-    field, section = None, section_of(Config)
+    field = None
+    section = section_of(Config)
     for part in path:
         field = section.model_fields.get(str(part)) if section else None
         section = section_of(field.annotation) if field else section

@@ -29,11 +29,16 @@ LEFT_OUT = "results/{dataset}/{method}/seed{seed}/left_out.parquet"
 FILES = {"metrics": "metrics.json", "model": "model"}
 DESCRIBED = ("title", "licence", "citation", "source", "class_synonyms")
 # An import of a module of the package, with the names that it takes from the module.
-IMPORT = re.compile(r"^ *(?:from|import) (latteclip[\w.]*)(?: import (\([^)]*\)|.*))?", re.M)
+IMPORT = re.compile(
+    r"^ *(?:from|import) (latteclip[\w.]*)(?: import (\([^)]*\)|.*))?", re.M
+)
 # Modules that cannot change what a stage writes: errors, messages, signals, files put in place,
 # checks of settings, and the GPUs and processes that do the work in order.
 WITHOUT_EFFECT = {
-    *(f"latteclip.core.{name}" for name in ("errors", "files", "gpus", "signals", "terminal")),
+    *(
+        f"latteclip.core.{name}"
+        for name in ("errors", "files", "gpus", "signals", "terminal")
+    ),
     "latteclip.data.workers",
 }
 Paths = list[str]
@@ -73,7 +78,9 @@ def _file(name: str) -> Path:
 
 def templates() -> Paths:
     """Return the templates, style and script of the pages, which count as code."""
-    return sorted(map(layers.relative_to_cwd, (layers.PACKAGE / "report" / "templates").iterdir()))
+    return sorted(
+        map(layers.relative_to_cwd, (layers.PACKAGE / "report" / "templates").iterdir())
+    )
 
 
 def engine_code(configuration: Configuration, dataset: str) -> Paths:
@@ -111,7 +118,10 @@ def download_dataset(configuration: Configuration, dataset: str) -> Settings:
     """Return the files to download, and their terms of use."""
     values = configuration.dataset(dataset)
     terms = [key for key in ("title", "licence", "citation") if key in values]
-    return {"downloads": values["source"]["downloads"], **{key: values[key] for key in terms}}
+    return {
+        "downloads": values["source"]["downloads"],
+        **{key: values[key] for key in terms},
+    }
 
 
 def limit(configuration: Configuration) -> str:
@@ -143,7 +153,9 @@ def local_captioner(configuration: Configuration, dataset: str) -> str:
     """Return a digest of the captioner's model if it is a folder."""
     if not configuration.engine(dataset).loads_model:
         return ""
-    return _fingerprint(hub_names.local_captioner(configuration.section("captioner", dataset)))
+    return _fingerprint(
+        hub_names.local_captioner(configuration.section("captioner", dataset))
+    )
 
 
 def local_encoder(configuration: Configuration, encoder: str) -> str:
@@ -155,7 +167,9 @@ def local_encoder(configuration: Configuration, encoder: str) -> str:
 
 def local_encoders(configuration: Configuration, method: str) -> str:
     """Return the digests of the image encoders that the method's model folder contains."""
-    image_encoders = configuration.image_encoders if configuration.reads_encoders(method) else ()
+    image_encoders = (
+        configuration.image_encoders if configuration.reads_encoders(method) else ()
+    )
     return " ".join(local_encoder(configuration, encoder) for encoder in image_encoders)
 
 
@@ -212,7 +226,10 @@ def pseudo_label_images(configuration: Configuration, dataset: str) -> Settings:
 
 def encode_images(configuration: Configuration, dataset: str, encoder: str) -> Settings:
     """Return an image encoder beside CLIP, and how images are encoded."""
-    return {"encoder": configuration.image_encoders[encoder], **encoding(configuration, dataset)}
+    return {
+        "encoder": configuration.image_encoders[encoder],
+        **encoding(configuration, dataset),
+    }
 
 
 def encoding(configuration: Configuration, dataset: str) -> Settings:
@@ -239,9 +256,13 @@ def voter_table(configuration: Configuration, dataset: str) -> str:
 def image_features(configuration: Configuration, dataset: str, method: str = "") -> Paths:
     """Return the features by image encoders beside CLIP: all, or those that a method reads."""
     image_encoders = (
-        configuration.image_encoders if not method or configuration.reads_encoders(method) else ()
+        configuration.image_encoders
+        if not method or configuration.reads_encoders(method)
+        else ()
     )
-    return [f"results/{dataset}/image_encoders/{encoder}.parquet" for encoder in image_encoders]
+    return [
+        f"results/{dataset}/image_encoders/{encoder}.parquet" for encoder in image_encoders
+    ]
 
 
 def shows_fused_labels(configuration: Configuration, dataset: str) -> bool:
@@ -269,14 +290,21 @@ def assemble_model(configuration: Configuration, dataset: str, method: str) -> S
 
 def models_to_assemble(configuration: Configuration, method: str) -> Paths:
     """Return the notes on image encoders of the hub that the method's model folder contains."""
-    image_encoders = configuration.hub_encoders() if configuration.reads_encoders(method) else ()
+    image_encoders = (
+        configuration.hub_encoders() if configuration.reads_encoders(method) else ()
+    )
     return [MODEL_NOTE.format(model=encoder) for encoder in image_encoders]
 
 
-def image_prototypes_of_method(configuration: Configuration, dataset: str, method: str) -> Paths:
+def image_prototypes_of_method(
+    configuration: Configuration, dataset: str, method: str
+) -> Paths:
     """Return the classifier from which LatteCLIP's prototypes start if it is not the texts."""
     values = configuration.method(method, dataset)
-    if values.get("prototypes") != "image" or not OBJECTIVES[values["objective"]].has_prototypes:
+    if (
+        values.get("prototypes") != "image"
+        or not OBJECTIVES[values["objective"]].has_prototypes
+    ):
         return []
     fused = configuration.reads_fused_labels(method, dataset)
     objective = OBJECTIVES["image_prototypes" if fused else "zero_shot_adapted"]
@@ -290,7 +318,9 @@ def classifier_of_method(configuration: Configuration, dataset: str, method: str
     """
     objective = configuration.objective(method)
     fused = configuration.reads_fused_labels(method, dataset)
-    file = methods.ADAPTED if objective.pseudo_labels and not fused else objective.classifier
+    file = (
+        methods.ADAPTED if objective.pseudo_labels and not fused else objective.classifier
+    )
     return f"results/{dataset}/{file}"
 
 
@@ -310,7 +340,9 @@ def fold(configuration: Configuration, dataset: str, seed: str) -> Settings:
     return {"share": share, "number": number, "count": len(seeds)}
 
 
-def finetune(configuration: Configuration, dataset: str, method: str, seed: str) -> Settings:
+def finetune(
+    configuration: Configuration, dataset: str, method: str, seed: str
+) -> Settings:
     """Return the CLIP model, the method, and how the training is computed."""
     values = configuration.method(method, dataset)
     objective = OBJECTIVES[values["objective"]]
@@ -344,10 +376,14 @@ def finetune_command(configuration: Configuration, dataset: str) -> str:
 
 def averaged(configuration: Configuration, dataset: str, method: str) -> list[Settings]:
     """Return the trainings that average_weights averages: their files, and what they left out."""
-    of, kinds = configuration.averaged(method), ("model", "history")
+    of = configuration.averaged(method)
+    kinds = ("model", "history")
     runs = [(seed, _run(dataset, of, seed, *kinds)) for seed in configuration.seeds]
     return [
-        {**{kind: run[kind] for kind in kinds}, "fold": fold(configuration, dataset, str(seed))}
+        {
+            **{kind: run[kind] for kind in kinds},
+            "fold": fold(configuration, dataset, str(seed)),
+        }
         for seed, run in runs
     ]
 
@@ -355,7 +391,9 @@ def averaged(configuration: Configuration, dataset: str, method: str) -> list[Se
 # Evaluation and the choice of a model.
 
 
-def evaluate(configuration: Configuration, dataset: str, method: str, seed: str) -> Settings:
+def evaluate(
+    configuration: Configuration, dataset: str, method: str, seed: str
+) -> Settings:
     """Return how images are encoded, how many classes are kept, and which images were left out."""
     values = {
         "clip": _part(configuration, "clip", dataset, "precision"),
@@ -366,7 +404,9 @@ def evaluate(configuration: Configuration, dataset: str, method: str, seed: str)
     return {**values, "fold": fold(configuration, dataset, seed)}
 
 
-def evaluate_classifier(configuration: Configuration, dataset: str, method: str) -> Settings:
+def evaluate_classifier(
+    configuration: Configuration, dataset: str, method: str
+) -> Settings:
     """Return how many classes are kept for each image, and the flags of the method."""
     is_in_paper = configuration.objective(method).in_paper
     inference = _part(configuration, "inference", dataset, "topk")
@@ -410,7 +450,9 @@ def audited_runs(configuration: Configuration, dataset: str) -> list[Settings]:
         if not run["has_model"]:
             run["train_predictions"] = None
         elif configuration.is_average(method):
-            run["train_predictions"] = LEFT_OUT.format(dataset=dataset, method=method, seed=seed)
+            run["train_predictions"] = LEFT_OUT.format(
+                dataset=dataset, method=method, seed=seed
+            )
         found.append(run)
     return found
 
@@ -469,7 +511,8 @@ def report_dataset(configuration: Configuration, dataset: str) -> str:
     Without a chosen model, the page's main method is the last one that can be chosen. The method
     of the paper is the first LatteCLIP that is like no other.
     """
-    run, all_methods = configuration.methods_of(dataset), configuration.config["methods"]
+    run = configuration.methods_of(dataset)
+    all_methods = configuration.config["methods"]
     able = [m for m in run if configuration.objective(m).can_be_chosen]
     paper = [m for m in run if all_methods[m].get("objective") == methods.PAPER]
     values = {
@@ -487,7 +530,9 @@ def report_dataset(configuration: Configuration, dataset: str) -> str:
 def _resolved(configuration: Configuration, dataset: str) -> Settings:
     """Return the configuration of a dataset, resolved, in the order in which it is read."""
     file = configuration.dataset(dataset)
-    sections = [name for name in Shared.model_fields if name not in ("template", "finetune")]
+    sections = [
+        name for name in Shared.model_fields if name not in ("template", "finetune")
+    ]
     by_name = {}
     for method in configuration.methods_of(dataset):
         like = configuration.config["methods"][method].get("like")
@@ -520,10 +565,14 @@ def overview(configuration: Configuration) -> str:
 
 def index_results(configuration: Configuration) -> Settings:
     """Return the pages and titles of the datasets for the page over all of them."""
-    titles = {key: one.get("title") for key, one in configuration.config["datasets"].items()}
+    titles = {
+        key: one.get("title") for key, one in configuration.config["datasets"].items()
+    }
     return {
         "table": {"baseline": configuration.table["baseline"]},
-        "reports": {k: f"{k}/report{configuration.suffix}.html" for k in configuration.datasets},
+        "reports": {
+            k: f"{k}/report{configuration.suffix}.html" for k in configuration.datasets
+        },
         "titles": {key: title for key, title in titles.items() if title},
     }
 

@@ -23,7 +23,9 @@ def clean_classnames(names: Sequence[str], replace: Mapping[str, str]) -> list[s
     for name in names:
         clean = clean_classname(name, replace)
         if not clean:
-            raise UserError(f"Class name {name!r} is empty after clean-up; rename the class.")
+            raise UserError(
+                f"Class name {name!r} is empty after clean-up; rename the class."
+            )
         if clean in first:
             raise UserError(
                 f"Class names {first[clean]!r} and {name!r} are both {clean!r} after clean-up; "
@@ -51,25 +53,32 @@ class ClassTemplates:
 
     templates: list[str]  # each with {} for the name
     synonyms: dict[str, list[str]] = field(default_factory=dict)
-    written: dict[str, str] = field(default_factory=dict)  # by the dataset, where it differs
+    # By the dataset, where it differs.
+    written: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.templates or not all(PLACE in template for template in self.templates):
             raise UserError(f"template {self.templates} needs {PLACE} for the class name.")
         names = [name for others in self.synonyms.values() for name in others or [""]]
         if not all(names) or len(set(names)) < len(names):
-            raise UserError(f"class_synonyms has an empty name, or a name twice: {self.synonyms}.")
+            raise UserError(
+                f"class_synonyms has an empty name, or a name twice: {self.synonyms}."
+            )
 
     @classmethod
     def of(
-        cls, template: str | Sequence[str], synonyms: Mapping[str, Sequence[str]] | None = None
+        cls,
+        template: str | Sequence[str],
+        synonyms: Mapping[str, Sequence[str]] | None = None,
     ) -> Self:
         """Build them from a dataset's `template` and `class_synonyms`, or raise UserError."""
         cleaned: dict[str, list[str]] = {}
         for written, others in (synonyms or {}).items():
             name = clean_classname(str(written))
             if name in cleaned:
-                raise UserError(f"class_synonyms names {name!r} twice; join its names in a list.")
+                raise UserError(
+                    f"class_synonyms names {name!r} twice; join its names in a list."
+                )
             cleaned[name] = [*map(clean_classname, others)]
         return cls([template] if isinstance(template, str) else list(template), cleaned)
 
@@ -91,7 +100,11 @@ class ClassTemplates:
         """Return them as metadata, without empty entries."""
         several = {"templates": self.templates} if len(self.templates) > 1 else {}
         names = {"class_synonyms": self.synonyms, "written_names": self.written}
-        return {"template": self.template, **several, **{k: v for k, v in names.items() if v}}
+        return {
+            "template": self.template,
+            **several,
+            **{k: v for k, v in names.items() if v},
+        }
 
     def as_written(self, classnames: Sequence[str]) -> list[str]:
         """Return class names as the dataset writes them."""

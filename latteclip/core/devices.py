@@ -21,7 +21,9 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # from glibc's malloc.h
 def pick(name: str, threads: int) -> torch.device:
     """Set the number of CPU threads, and return a device, or raise UserError if there is none."""
     if not NAMES.fullmatch(name):
-        raise UserError(f"--device {one_line(name)} is none of auto, cpu, cuda and cuda:<n>.")
+        raise UserError(
+            f"--device {one_line(name)} is none of auto, cpu, cuda and cuda:<n>."
+        )
     torch.set_num_threads(threads)
     if name != "cpu":
         gpus.claim()

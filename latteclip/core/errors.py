@@ -25,7 +25,9 @@ class UserError(Exception):
 
 def run_command(dataset: str, target: str = "") -> str:
     """Return the command that runs the workflow for a dataset, or makes a target of it."""
-    return " ".join(filter(None, ["snakemake", CORES, target, "--config", f"dataset={dataset}"]))
+    return " ".join(
+        filter(None, ["snakemake", CORES, target, "--config", f"dataset={dataset}"])
+    )
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -51,7 +53,9 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 def full_disk(error: BaseException) -> str | None:
     """Return the message for an error due to a full disk or quota. None: it is another error."""
     for cause in chain(error):
-        if getattr(cause, "errno", None) in FULL or any(w in str(cause) for w in FULL_WORDS):
+        if getattr(cause, "errno", None) in FULL or any(
+            w in str(cause) for w in FULL_WORDS
+        ):
             place = getattr(cause, "filename", None)
             return (
                 f"The disk{f' of {place}' if place else ''} is full; free some space (of results, "

@@ -52,7 +52,9 @@ def new_folder(path: str | Path) -> Path:
     """Return the resolved path of a folder to write, or raise UserError if it is there and full."""
     folder = Path(path).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{path} exists and is not an empty folder; delete it or name another.")
+        raise UserError(
+            f"{path} exists and is not an empty folder; delete it or name another."
+        )
     return folder
 
 
@@ -133,7 +135,9 @@ def record_of(cls: type[T], values: Any, path: str | Path) -> T:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"][1:]))
-        raise UserError(f"{path} is damaged ({key}: {first['msg']}); {DELETE_AND_RERUN}.") from None
+        raise UserError(
+            f"{path} is damaged ({key}: {first['msg']}); {DELETE_AND_RERUN}."
+        ) from None
 
 
 def read_record(cls: type[T], path: str | Path) -> T:
@@ -165,7 +169,9 @@ def _list_of(cls: type[Any]) -> Any:
     from pydantic import TypeAdapter
 
     items: Any = list[cls]  # type: ignore[valid-type]
-    return TypeAdapter(items, config={"strict": True, "extra": "forbid", "allow_inf_nan": False})
+    return TypeAdapter(
+        items, config={"strict": True, "extra": "forbid", "allow_inf_nan": False}
+    )
 
 
 def existing(path: str | Path) -> Path:

@@ -66,7 +66,9 @@ def claim(n: int = 1) -> None:
     while not chosen:
         time.sleep(PAUSE)
         chosen = _lock(n, emptiest)
-    memory = [f"{usable[name]} ({in_use.get(usable[name], '?')} MiB in use)" for name in chosen]
+    memory = [
+        f"{usable[name]} ({in_use.get(usable[name], '?')} MiB in use)" for name in chosen
+    ]
     log.info("This job uses %s.", ", ".join(memory))
     os.environ[CLAIMED] = ",".join(chosen)
     if len(usable) > 1 or VISIBLE in os.environ:
@@ -102,7 +104,8 @@ def visible() -> dict[str, str]:
     found = _uuids()
     if VISIBLE not in os.environ:
         return {name: name for uuid, parts in found.items() for name in parts or [uuid]}
-    whole, usable = list(found), {}
+    whole = list(found)
+    usable = {}
     known = [*whole, *itertools.chain(*found.values())]
     for name in map(str.strip, os.environ[VISIBLE].split(",")):
         of_number = whole[int(name) :] if name.isdigit() else []
@@ -165,7 +168,11 @@ def _nvidia_smi(*options: str) -> list[str]:
         return []
     try:
         run = subprocess.run(
-            ["nvidia-smi", *options], capture_output=True, text=True, check=False, timeout=TIMEOUT
+            ["nvidia-smi", *options],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=TIMEOUT,
         )
     except subprocess.TimeoutExpired:
         raise UserError(f"nvidia-smi does not answer in {TIMEOUT} s; {REPAIR}.") from None
@@ -181,7 +188,9 @@ def query(fields: str) -> list[list[str]]:
     return [line.split(", ", fields.count(",")) for line in lines]
 
 
-def refuse_unusable(torch_version: str, cuda: str | None, *, sees_none: bool = False) -> None:
+def refuse_unusable(
+    torch_version: str, cuda: str | None, *, sees_none: bool = False
+) -> None:
     """Raise UserError where torch, built for `cuda` or the CPU, cannot use a visible GPU."""
     usable = visible().values()
     if not usable:
@@ -195,12 +204,17 @@ def refuse_unusable(torch_version: str, cuda: str | None, *, sees_none: bool = F
         if uuid in usable and _is_below(capability, OLDEST_CARD.get(major, 0))
     ]
     if cuda is None:
-        problem, remedy = "is a build for the CPU", "run make install KIND=cuda"
+        problem = "is a build for the CPU"
+        remedy = "run make install KIND=cuda"
     elif old:
         problem = f"was built for CUDA {cuda}, which has no code for {old[0]}"
         remedy = "use a newer card, caption by a server (captioner.engine openai)"
     elif sees_none or _is_too_old(driver, major):
-        oldest = f", which needs driver {OLDEST_DRIVER[major]}," if major in OLDEST_DRIVER else ""
+        oldest = (
+            f", which needs driver {OLDEST_DRIVER[major]},"
+            if major in OLDEST_DRIVER
+            else ""
+        )
         problem = f"was built for CUDA {cuda}{oldest} and cannot use a GPU"
         remedy = (
             f"update the driver, on a data-centre card add NVIDIA's cuda-compat-{major} to "

@@ -38,7 +38,8 @@ def fingerprint(model: str | Path) -> str:
     Of large files, their size and blocks spread evenly over them count. No training leaves these
     unchanged. Hidden files do not count.
     """
-    root, parts = Path(model), list[str | bytes]()
+    root = Path(model)
+    parts = list[str | bytes]()
     try:
         for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
             name = path.relative_to(root).as_posix() if path != root else ""

@@ -11,8 +11,10 @@ class IndexMetadata:
     """The metadata of IMAGES."""
 
     classnames: list[str]  # as CLIP reads them, in the order of the labels
-    written_names: dict[str, str] = field(default_factory=dict)  # that differ, by class name
-    skipped: dict[str, int] = field(default_factory=dict)  # files that are no images, by suffix
+    # That differ, by class name.
+    written_names: dict[str, str] = field(default_factory=dict)
+    # Files that are no images, by suffix.
+    skipped: dict[str, int] = field(default_factory=dict)
     content: str | None = None  # digest of the bytes of all images
     limit: int | None = None  # images of a split in a limited run
     drawn_from: dict[str, int] | None = None  # images of each whole split, of a limited run
@@ -41,4 +43,5 @@ class EncoderMetadata:
 
     model: str  # as the key `image_encoders` names it
     width: int
-    image_size: list[int] | None = None  # height and width in pixels; None: as open_clip has it
+    # Height and width in pixels; None: as open_clip has it.
+    image_size: list[int] | None = None

@@ -39,7 +39,9 @@ class Signals:
     def received(self, *numbers: int) -> Iterator[None]:
         """Handle signals in the body, but not one that a shell ignores in the background."""
         is_main = threading.current_thread() is threading.main_thread()
-        wanted = [n for n in numbers if is_main and signal.getsignal(n) is not signal.SIG_IGN]
+        wanted = [
+            n for n in numbers if is_main and signal.getsignal(n) is not signal.SIG_IGN
+        ]
         before = {number: signal.signal(number, self.receive) for number in wanted}
         try:
             yield
@@ -60,7 +62,9 @@ def ending_in_order(saved: str) -> Iterator[Signals]:
         try:
             yield signals
         except Terminated as error:
-            log.info("Stopped before the end. %s", saved if error.saved is None else error.saved)
+            log.info(
+                "Stopped before the end. %s", saved if error.saved is None else error.saved
+            )
             logging.shutdown()
             _end_children()
             os._exit(error.status)

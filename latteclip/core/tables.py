@@ -97,7 +97,8 @@ VOTES = _schema(
     head=pa.int32(),  # by image_prototypes, of which the image has no part
 )
 # The same where image encoders beside CLIP are in use.
-VOTES_ENCODERS = VOTES.append(pa.field("joint_head", pa.int32()))  # by image_prototypes_encoders
+# By image_prototypes_encoders.
+VOTES_ENCODERS = VOTES.append(pa.field("joint_head", pa.int32()))
 CLASS_SCORES = _schema(
     image_id=pa.string(),  # of a training image
     options=pa.list_(pa.int32()),  # CLIP's best class first; empty where none is scored
@@ -115,7 +116,9 @@ PREDICTIONS = _schema(
 )
 # An image may have two rows: a classifier made of votes predicts a held-out image without the vote
 # of the image, and an example with it.
-TRAIN_PREDICTIONS = _schema(image_id=pa.string(), prediction=pa.int32(), held_out=pa.bool_())
+TRAIN_PREDICTIONS = _schema(
+    image_id=pa.string(), prediction=pa.int32(), held_out=pa.bool_()
+)
 PLAN = _schema(  # of an audit
     image_id=pa.string(),
     checksum=pa.binary(16),
@@ -179,7 +182,9 @@ def writing(
         with pq.ParquetWriter(temporary, schema, **options) as file:
             yield lambda columns: file.write_table(pa.table(columns, schema=schema))
             values = [] if metadata is None else sorted(values_of(metadata).items())
-            file.add_key_value_metadata({k: json.dumps(v, ensure_ascii=False) for k, v in values})
+            file.add_key_value_metadata(
+                {k: json.dumps(v, ensure_ascii=False) for k, v in values}
+            )
         footer = _footer(temporary)
         with temporary.open("r+b") as whole:
             whole.seek(-len(footer), os.SEEK_END)
@@ -201,12 +206,15 @@ def _footer(path: str | Path, before: int = 0) -> bytes:
 def _refuse_broken_seal(path: str | Path) -> None:
     """Raise ValueError for a footer that its checksum does not fit; others write no checksum."""
     found = _footer(path, SEAL_BYTES)
-    seal, footer = found[:SEAL_BYTES], found[SEAL_BYTES:]
+    seal = found[:SEAL_BYTES]
+    footer = found[SEAL_BYTES:]
     if seal.startswith(SEAL) and seal != SEAL + hashlib.sha256(footer).digest():
         raise ValueError("the checksum of its footer does not fit")
 
 
-def read(path: str | Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+def read(
+    path: str | Path, schema: pa.Schema, columns: Sequence[str] | None = None
+) -> pa.Table:
     """Read a table, or raise UserError for a file that does not hold it."""
     wanted = list(columns or schema.names)
     with _opened(path, wanted) as file:
@@ -218,7 +226,8 @@ def read_pieces(
 ) -> Iterator[pa.Table]:
     """Read some columns of a table, at most so many rows at a time."""
     with _opened(path, columns) as file:
-        for group in range(file.num_row_groups):  # of all, the bytes would be read beforehand
+        # Of all, the bytes would be read beforehand.
+        for group in range(file.num_row_groups):
             for batch in file.iter_batches(rows, [group], list(columns)):
                 yield _cast(pa.table(batch), schema, columns)
 
@@ -231,7 +240,9 @@ def read_metadata(path: str | Path, record: type[Record]) -> Record:
     """Read the metadata of a table, without its rows, into a dataclass, or raise UserError."""
     with _opened(path, []) as file:
         found = file.metadata.metadata or {}
-        values = {k.decode(): json.loads(v) for k, v in found.items() if k != b"ARROW:schema"}
+        values = {
+            k.decode(): json.loads(v) for k, v in found.items() if k != b"ARROW:schema"
+        }
     return record_of(record, values, path)
 
 
@@ -239,7 +250,8 @@ def read_metadata(path: str | Path, record: type[Record]) -> Record:
 def _opened(path: str | Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
     """Open a file that has the columns."""
     try:
-        with contextlib.suppress(OSError):  # of no such file, or none of Parquet: it says more
+        # Of no such file, or none of Parquet: it says more.
+        with contextlib.suppress(OSError):
             _refuse_broken_seal(path)
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             missing = sorted(set(columns) - set(file.schema_arrow.names))

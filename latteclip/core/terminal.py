@@ -6,7 +6,8 @@ import re
 import time
 from typing import TextIO
 
-URL, KEY = "OPENAI_BASE_URL", "OPENAI_API_KEY"
+URL = "OPENAI_BASE_URL"
+KEY = "OPENAI_API_KEY"
 SECRETS = (KEY, "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # variables of the environment
 MIN_SECRET = 4  # characters; a shorter one may be a word
 MAX_LINE = 300  # characters of a text in a message
@@ -41,7 +42,11 @@ def one_line(value: object, longest: int = MAX_LINE) -> str:
 
 def paint(text: str, colour: str, stream: TextIO) -> str:
     """Return a text in a colour of CODES if `stream` is a terminal (see no-color.org)."""
-    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not stream.isatty()
+    plain = (
+        os.environ.get("NO_COLOR")
+        or os.environ.get("TERM") == "dumb"
+        or not stream.isatty()
+    )
     return text if plain else f"\033[{CODES[colour]}m{text}\033[0m"
 
 
@@ -53,8 +58,12 @@ class Progress:
     1200000 is 1.2M.
     """
 
-    def __init__(self, total: int | None, unit: str, *, done: int = 0, scale: bool = False) -> None:
-        self.total, self.unit, self.scale = total, unit, scale
+    def __init__(
+        self, total: int | None, unit: str, *, done: int = 0, scale: bool = False
+    ) -> None:
+        self.total = total
+        self.unit = unit
+        self.scale = scale
         self.done = self.initial = done
         self.started = self.logged = time.monotonic()
 

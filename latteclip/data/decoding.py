@@ -14,11 +14,14 @@ pillow_heif.register_heif_opener(thumbnails=False, decode_threads=1)
 # Pillow knows many more formats, and runs programs for some of them.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "HEIF", "JPEG2000")
 MAX_PIXELS = 2**27  # of one image: twice 4 bytes each are 1 GiB
-MAX_RATIO = 1000  # of the longer side to the shorter one: a model's input makes the shorter 224
+# Of the longer side to the shorter one: a model's input makes the shorter 224.
+MAX_RATIO = 1000
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L")
 
 
-def decode(file: BinaryIO, max_side: int | None = None, min_side: int | None = None) -> Image.Image:
+def decode(
+    file: BinaryIO, max_side: int | None = None, min_side: int | None = None
+) -> Image.Image:
     """Decode a file to an upright RGB picture, and raise whatever a decoder raises.
 
     `max_side` and `min_side` scale it down as `open_rgb` says.
@@ -31,7 +34,8 @@ def decode(file: BinaryIO, max_side: int | None = None, min_side: int | None = N
             raise ValueError(f"{width} x {height} pixels are longer than {MAX_RATIO} to 1")
         scale = 1.0
         if max_side is not None:
-            scale = 2 * max_side / max(width, height)  # so that Lanczos has something to average
+            # So that Lanczos has something to average.
+            scale = 2 * max_side / max(width, height)
         elif min_side is not None:
             scale = min_side / min(width, height)
         if scale < 1:  # a JPEG is decoded at a half, a quarter or an eighth of its size

@@ -49,7 +49,8 @@ BUSY = frozenset({None, 408, 425, 429, 500, 502, 503, 504})  # HTTP states that 
 CHUNK = 2**20
 MAX_LINKS = 100_000  # of a tar, which are in memory until all files are there
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-Source = str | HubOrDriveFile  # a URL or a path of this machine, or a file of a hub or drive
+# A URL or a path of this machine, or a file of a hub or drive.
+Source = str | HubOrDriveFile
 
 
 class DownloadSettings(DownloadsSection, TermsSection):
@@ -69,8 +70,11 @@ def download_dataset(dataset: str, settings: DownloadSettings, output: str) -> N
         new_folder(output)  # it was not unpacked from files of this dataset
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = "Fetched files stay, and a rerun continues from there."
-    with ending_in_order(unfinished), FileLock(folder / ".lock"):  # two runs may want it at once
-        files = {name: fetch(name, spec, folder) for name, spec in settings.downloads.items()}
+    # Two runs may want it at once.
+    with ending_in_order(unfinished), FileLock(folder / ".lock"):
+        files = {
+            name: fetch(name, spec, folder) for name, spec in settings.downloads.items()
+        }
         with replacing(output, overwrite=True) as data:
             for name, spec in settings.downloads.items():
                 _place(files[name], name, spec, data / (spec.into or "."))
@@ -89,7 +93,8 @@ def _place(file: Path, name: str, download: DownloadSection, folder: Path) -> No
                 inner.unlink()
         return
     try:
-        os.link(file.resolve(), folder / name)  # takes its room once, where the disk can do so
+        # Takes its room once, where the disk can do so.
+        os.link(file.resolve(), folder / name)
     except OSError:
         shutil.copyfile(file, folder / name)
 
@@ -106,7 +111,8 @@ def fetch(name: str, download: DownloadSection, folder: Path) -> Path:
         log.info("Fetching %s from %s.", name, address(source))
         try:
             return _fetch_from(source, name, download, folder)
-        except Exception as error:  # of requests, gdown, the hub's client, httpx, or the system
+        # Of requests, gdown, the hub's client, httpx, or the system.
+        except Exception as error:
             if full_disk(error):
                 raise
             reason = str(error) if isinstance(error, UserError) else first_line(error)
@@ -125,7 +131,8 @@ def candidates(
     """Yield the files of a downloads folder that may be the wanted one, with known checksums."""
     known: dict[str, str | None] = {name: download.checksum}
     for source in download.sources or []:
-        if not isinstance(source, str) and source.checksum:  # other bytes, under another name
+        # Other bytes, under another name.
+        if not isinstance(source, str) and source.checksum:
             pinned = None if source.checksum == HUB_CHECKSUM else source.checksum
             known.setdefault(_name(source), pinned)
     present = sorted(path for path in folder.iterdir() if path.is_file())
@@ -166,14 +173,17 @@ def wrong_checksum(path: Path, checksum: str | None) -> str:
     with path.open("rb") as file:
         hashlib.file_digest(file, lambda: state)
     found = f"{kind}:{state.hexdigest()}"
-    return "" if found == checksum else f"{path} has the checksum {found} and not {checksum}"
+    return (
+        "" if found == checksum else f"{path} has the checksum {found} and not {checksum}"
+    )
 
 
 def _fetch_from(source: Source, name: str, download: DownloadSection, folder: Path) -> Path:
     own_checksum = None if isinstance(source, str) else source.checksum
     checksum: str | None = own_checksum or download.checksum
     part = folder / ".part" / digest(address(source))[:16]  # an unfinished file
-    if checksum is None:  # nothing tells whether the halves of a continued file belong together
+    # Nothing tells whether the halves of a continued file belong together.
+    if checksum is None:
         shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True, exist_ok=True)
     fetched = part / _name(source)
@@ -195,7 +205,9 @@ def _fetch_from(source: Source, name: str, download: DownloadSection, folder: Pa
     target = folder / (fetched.name if own_checksum else name)
     os.replace(fetched, target)
     shutil.rmtree(part)
-    log.info("%s served %s (%d bytes).", address(source), target.name, target.stat().st_size)
+    log.info(
+        "%s served %s (%d bytes).", address(source), target.name, target.stat().st_size
+    )
     return target
 
 
@@ -241,7 +253,9 @@ def _fetch_from_hub(source: HubOrDriveFile, folder: Path) -> tuple[Path, str | N
     from huggingface_hub.hf_api import RepoFile
 
     repo: dict[str, Any] = {"revision": source.revision, "repo_type": source.type}
-    hub_repo, name, checksum = str(source.hf), str(source.file), None
+    hub_repo = str(source.hf)
+    name = str(source.file)
+    checksum = None
     if "*" in name or source.checksum == HUB_CHECKSUM:
         tree = HfApi().list_repo_tree(hub_repo, recursive=True, **repo)
         files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
@@ -303,7 +317,11 @@ def _unpack_tar(archive: Path, folder: Path, progress: Progress) -> None:
                     raise tarfile.ReadError(f"more than {MAX_LINKS} links")
             elif member.isdir():
                 place.mkdir(parents=True, exist_ok=True)
-            elif member.isreg() and not member.issparse() and (file := tar.extractfile(member)):
+            elif (
+                member.isreg()
+                and not member.issparse()
+                and (file := tar.extractfile(member))
+            ):
                 place.parent.mkdir(parents=True, exist_ok=True)
                 with file, place.open("wb") as unpacked:
                     shutil.copyfileobj(file, unpacked, CHUNK)
@@ -324,7 +342,9 @@ def _unpack_tar(archive: Path, folder: Path, progress: Progress) -> None:
 def _check_name(name: str, archive: Path) -> None:
     path = PureWindowsPath(name)  # takes both / and \ as separators
     if not name or path.drive or path.root or ".." in path.parts:
-        raise UserError(f"{archive} holds {name!r}, which leads out of its folder: refused.")
+        raise UserError(
+            f"{archive} holds {name!r}, which leads out of its folder: refused."
+        )
 
 
 def datasets(check: Sequence[str] = (), /) -> str:
@@ -344,8 +364,11 @@ def datasets(check: Sequence[str] = (), /) -> str:
         if key not in known:
             raise UserError(model.unknown(f"Dataset {key!r}", key, known))
     keys = keys or [key for key, values in known.items() if _folder(key, values).is_dir()]
-    found = [(ok, f"{key}: {line}") for key in keys for ok, line in _findings(key, known[key])]
-    fine, wrong = [line for ok, line in found if ok], [line for ok, line in found if not ok]
+    found = [
+        (ok, f"{key}: {line}") for key in keys for ok, line in _findings(key, known[key])
+    ]
+    fine = [line for ok, line in found if ok]
+    wrong = [line for ok, line in found if not ok]
     if wrong:
         raise UserError("\n".join(["the files on the disk are not right:", *wrong, *fine]))
     return "\n".join(fine) or "No dataset is on the disk yet."
@@ -360,8 +383,12 @@ def _table(known: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [("key", "train", "test", "classes", "download", "present", "licence")]
     for key, values in known.items():
         counts = values.get("split", {}).get("counts", {})
-        train, test, classes = (str(counts.get(name, "?")) for name in ("train", "test", "classes"))
-        size = values.get("size", "?" if "downloads" in values.get("source", {}) else "none")
+        train, test, classes = (
+            str(counts.get(name, "?")) for name in ("train", "test", "classes")
+        )
+        size = values.get(
+            "size", "?" if "downloads" in values.get("source", {}) else "none"
+        )
         present = "yes" if _folder(key, values).is_dir() else "no"
         rows.append((key, train, test, classes, size, present, values.get("licence", "?")))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -391,7 +418,13 @@ def _findings(key: str, values: Mapping[str, Any]) -> Iterator[tuple[bool, str]]
     except UserError as error:
         yield False, str(error)
         return
-    missing = [item.image_id for item in split.items if not image_exists(images / item.path)]
-    lacking = f"{len(missing)} are missing, such as {missing[0]}" if missing else "none is missing"
+    missing = [
+        item.image_id for item in split.items if not image_exists(images / item.path)
+    ]
+    lacking = (
+        f"{len(missing)} are missing, such as {missing[0]}"
+        if missing
+        else "none is missing"
+    )
     counts = dict(Counter(item.split for item in split.items))
     yield not missing, f"{counts} images of {len(split.names)} classes: {lacking}"

@@ -28,11 +28,13 @@ log = logging.getLogger(__name__)
 NEIGHBOURS = 8  # images of the nearest hashes that are compared with a view of an image
 MAX_BITS = 72  # that differ between the hashes of a pair
 MIN_SIMILARITY = 0.7  # correlation of two thumbnails whose pictures are compared
-CONTRAST = 2.0  # standard deviation in grey levels below which a thumbnail is all one colour
+# Standard deviation in grey levels below which a thumbnail is all one colour.
+CONTRAST = 2.0
 ALL_PAIRS = 20_000  # images up to which all are compared; of more, those of PROBES cells
 PROBES = 16
 SIDE = 64  # pixels
-MIDDLES = (2 * torch.arange(SIDE) + 1) / SIDE - 1  # [S] of the pixels of a side, from -1 to 1
+# [S] of the pixels of a side, from -1 to 1
+MIDDLES = (2 * torch.arange(SIDE) + 1) / SIDE - 1
 STEPS = 12  # of the alignment, the first half on blurred pictures
 COARSE = 8  # pixels of a side whose mean is subtracted, so that details remain
 SCALES = (0.75, 1.1)  # the part of a side that the other image may show
@@ -52,7 +54,9 @@ def find_duplicates(images_path: str, fingerprints_path: str, output: str) -> No
     thumbnails = _bytes(table["thumbnail"], THUMBNAIL, THUMBNAIL)  # [N, T, T]
     paths = index["path"]
     pairs, distances = near_duplicates(
-        hashes, thumbnails, lambda row: small_picture(open_rgb(paths[row].as_py(), min_side=SIDE))
+        hashes,
+        thumbnails,
+        lambda row: small_picture(open_rgb(paths[row].as_py(), min_side=SIDE)),
     )
     first, second = pairs.T
     columns = {"image_id": ids[first], "duplicate_id": ids[second], "distance": distances}
@@ -96,7 +100,8 @@ def near_duplicates(
 
     proposed = candidates(hashes)
     alike = _in_parts(lambda triples: similarity(thumbnails, triples), proposed, PAIRS)
-    proposed, alike = proposed[alike >= MIN_SIMILARITY], alike[alike >= MIN_SIMILARITY]
+    proposed = proposed[alike >= MIN_SIMILARITY]
+    alike = alike[alike >= MIN_SIMILARITY]
     pairs = np.sort(proposed[:, [0, 2]], axis=1)
     best = np.lexsort((-alike, pairs[:, 1], pairs[:, 0]))
     pairs, where = np.unique(pairs[best], axis=0, return_index=True)
@@ -146,7 +151,8 @@ def similarity(thumbnails: Bytes, triples: Ints) -> Floats:
     for view, (share, down, across) in enumerate(VIEWS):
         rows = np.flatnonzero(triples[:, 1] == view)
         image, _, other = triples[rows].T
-        seen = _sampled(share, down) @ thumbnails[image] @ _sampled(share, across).T  # [P, T, T]
+        # [P, T, T]
+        seen = _sampled(share, down) @ thumbnails[image] @ _sampled(share, across).T
         found[rows] = _correlation(seen, thumbnails[other].astype(np.float32))
     return found
 
@@ -175,7 +181,9 @@ def detail_correlation(ones: Bytes, others: Bytes, views: Sequence[int]) -> Floa
     one, other = (torch.tensor(part).float().permute(0, 3, 1, 2) for part in (ones, others))
     aligned = _warped(one, _aligned(one.mean(1, True), other.mean(1, True), views))
     inside = (..., slice(COARSE, -COARSE), slice(COARSE, -COARSE))
-    return _correlation_of_details(_details(aligned)[inside], _details(other)[inside]).numpy()
+    return _correlation_of_details(
+        _details(aligned)[inside], _details(other)[inside]
+    ).numpy()
 
 
 def _aligned(one: torch.Tensor, other: torch.Tensor, views: Sequence[int]) -> torch.Tensor:
@@ -187,7 +195,8 @@ def _aligned(one: torch.Tensor, other: torch.Tensor, views: Sequence[int]) -> to
     starts = [(share, (2 * x - 1) * (1 - share), share, (2 * y - 1) * (1 - share))
               for share, y, x in (VIEWS[view] for view in views)]  # fmt: skip
     places = torch.tensor(starts)
-    best, found = _correlation_of_details(_warped(one, places), other), places
+    best = _correlation_of_details(_warped(one, places), other)
+    found = places
     blurred = [_blur(one), _blur(other)]
     for step in range(STEPS):
         source, target = blurred if step < STEPS // 2 else (one, other)
@@ -195,7 +204,8 @@ def _aligned(one: torch.Tensor, other: torch.Tensor, views: Sequence[int]) -> to
         down, across = torch.gradient(seen, spacing=2 / SIDE, dim=(2, 3))
         across = across / places[:, 0, None, None, None]
         down = down / places[:, 2, None, None, None]
-        wide, high = across * MIDDLES, down * MIDDLES[:, None]
+        wide = across * MIDDLES
+        high = down * MIDDLES[:, None]
         parts = [wide, across, high, down, seen, torch.ones_like(seen)]
         slopes = torch.stack(parts, -1).flatten(1, 3)  # [P, S S, 6]
         normal = slopes.mT @ slopes

@@ -33,7 +33,9 @@ class Fingerprint:
 
 def fingerprint(picture: Image.Image, checksum: bytes = b"") -> Fingerprint:
     """Return the fingerprint of an upright RGB picture, with the checksum of its bytes."""
-    small = picture.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0)
+    small = picture.convert("L").resize(
+        (SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0
+    )
     grey = np.asarray(small, np.float32)
     part = SIDE // THUMBNAIL
     thumbnail = grey.reshape(THUMBNAIL, part, THUMBNAIL, part).mean((1, 3)).round()
@@ -54,7 +56,8 @@ def hashes(grey: Floats) -> npt.NDArray[np.uint8]:
 def inside(start: float, length: float, side: int) -> Floats:
     """Return the share of each pixel of a side [side] in a stretch, given in shares of the side."""
     pixels = np.arange(side, dtype=np.float32)
-    first, last = start * side, (start + length) * side
+    first = start * side
+    last = (start + length) * side
     part = np.minimum(pixels + 1, last) - np.maximum(pixels, first)
     return np.asarray(part.clip(0, 1), np.float32)
 
@@ -62,11 +65,14 @@ def inside(start: float, length: float, side: int) -> Floats:
 def _waves(share: float, place: float) -> Floats:
     """Return the lowest cosines [K, S] over a crop of a side, from place 0, at its start, to 1."""
     start = (1 - share) * place
-    along = ((np.arange(SIDE) + 0.5) / SIDE - start) / share  # of the crop, where a pixel lies
+    # Of the crop, where a pixel lies.
+    along = ((np.arange(SIDE) + 0.5) / SIDE - start) / share
     cosines = np.cos(np.pi * np.arange(FREQUENCIES)[:, None] * along.clip(0, 1))
     return np.asarray(cosines * inside(start, share, SIDE), np.float32)
 
 
 _STRETCHES = sorted({(share, place) for share, *places in VIEWS for place in places})
 _WAVES = np.concatenate([_waves(*one) for one in _STRETCHES])  # [stretches K, S]
-_DOWN, _ACROSS = ([_STRETCHES.index((view[0], view[axis])) for view in VIEWS] for axis in (1, 2))
+_DOWN, _ACROSS = (
+    [_STRETCHES.index((view[0], view[axis])) for view in VIEWS] for axis in (1, 2)
+)

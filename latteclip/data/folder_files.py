@@ -62,7 +62,13 @@ def is_utf8(text: str) -> bool:
 def inside(name: str, source: Path) -> str:
     """Return a name in a list, shard or folder if it is a path inside the folder of images."""
     path = PurePosixPath(name)
-    if not name or not is_utf8(name) or "\0" in name or path.is_absolute() or ".." in path.parts:
+    if (
+        not name
+        or not is_utf8(name)
+        or "\0" in name
+        or path.is_absolute()
+        or ".." in path.parts
+    ):
         raise UserError(
             f"{source}: {name!r} is not a path in UTF-8 inside the folder of images (split.images "
             "sets that folder)."

@@ -63,7 +63,8 @@ def read_bytes(path: str | Path) -> bytes:
     Raises OSError for a file that is missing or cannot be read, and ValueError for a file that is
     not regular, a shard without such an image, or more than MAX_BYTES.
     """
-    found, state = shard_member(path), os.stat(container_of(path))
+    found = shard_member(path)
+    state = os.stat(container_of(path))
     too_large = ValueError(f"it has more than {MAX_BYTES} bytes")
     if not stat.S_ISREG(state.st_mode):  # reading a pipe may never end
         raise ValueError("it is no regular file")
@@ -90,7 +91,9 @@ def _of_tar(found: Member) -> bytes:
 def _of_parquet(found: Member) -> bytes:
     state = os.stat(found.shard)  # another size or time reads the file again
     with _LOCK:  # threads that decode share a row group
-        images, problem = _row_group(found.shard, found.first, state.st_size, state.st_mtime_ns)
+        images, problem = _row_group(
+            found.shard, found.first, state.st_size, state.st_mtime_ns
+        )
     if found.second >= len(images):
         raise ValueError(problem)
     values = images[found.second]
@@ -123,13 +126,17 @@ def rows(file: Any, group: int, column: str, at_once: int = 1) -> Iterator[Any]:
     Raises ValueError where it takes more than MAX_GROUP bytes. A footer may lie about sizes, and a
     value that is written once may be read millions of times. So the memory is counted.
     """
-    too_large = ValueError(f"row group {group} is too large; write the file with smaller ones")
+    too_large = ValueError(
+        f"row group {group} is too large; write the file with smaller ones"
+    )
     # Its columns are not asked: where their metadata is damaged, pyarrow ends the process.
     if file.metadata.row_group(group).total_byte_size > MAX_GROUP:
         raise too_large
     taken = 0
     # In this thread: a forked worker has no others.
-    batches = file.iter_batches(at_once, row_groups=[group], columns=[column], use_threads=False)
+    batches = file.iter_batches(
+        at_once, row_groups=[group], columns=[column], use_threads=False
+    )
     for batch in batches:
         taken += batch.get_total_buffer_size()
         if taken > MAX_GROUP:
@@ -142,7 +149,9 @@ def image_column(file: Any) -> str:
     names = [file.schema.column(i).path for i in range(len(file.schema.names))]
     found = [name for name in names if name.endswith(".bytes") and name.count(".") == 1]
     if len(found) != 1:
-        raise ValueError(f"of the columns {names}, {len(found)} are images with bytes, not one")
+        raise ValueError(
+            f"of the columns {names}, {len(found)} are images with bytes, not one"
+        )
     return str(found[0])
 
 

@@ -72,7 +72,8 @@ def index_images(
     its form or the folder, or too many images are broken.
     """
     started = time.monotonic()
-    kind, classes = settings.kind, settings.classes
+    kind = settings.kind
+    classes = settings.classes
     listed = [*folder_files.files(folder, kind, classes)] if folder_state else []
     images, split = read_split(Path(folder), settings)
     classnames = clean_classnames(split.names, settings.classname_replace)
@@ -99,7 +100,12 @@ def index_images(
                     broken.append((item.image_id, path, item.split, found))
                     continue
                 classname = None if item.label is None else classnames[item.label]
-                columns = {**vars(found), **item._asdict(), "path": path, "classname": classname}
+                columns = {
+                    **vars(found),
+                    **item._asdict(),
+                    "path": path,
+                    "classname": classname,
+                }
                 rows.append(columns)
                 counts[item.split] += 1
                 content.update(found.checksum)
@@ -115,15 +121,23 @@ def index_images(
 
 
 def _checksums(
-    folder: str, files: Sequence[folder_files.File], cache: sqlite3.Connection, limit: int | None
+    folder: str,
+    files: Sequence[folder_files.File],
+    cache: sqlite3.Connection,
+    limit: int | None,
 ) -> Iterator[bytes]:
     """Yield the checksums of files of the folder, whose images are in the cache."""
     for start in range(0, len(files), BATCH):
         part = files[start : start + BATCH]
-        stats = {os.path.normpath(os.path.join(folder, file.name)): file[1:] for file in part}
+        stats = {
+            os.path.normpath(os.path.join(folder, file.name)): file[1:] for file in part
+        }
         known = {path: found.checksum for path, found in read_cache(cache, stats).items()}
-        if limit is None:  # else a new time of the others, as of lists and shards, is a change
-            known |= {path: folder_files.checksum(path) for path in stats if path not in known}
+        # Else a new time of the others, as of lists and shards, is a change.
+        if limit is None:
+            known |= {
+                path: folder_files.checksum(path) for path in stats if path not in known
+            }
         yield from (known.get(path, folder_files.UNKNOWN) for path in stats)
 
 
@@ -136,12 +150,18 @@ def _report(broken: Sequence[Broken], output: Path) -> None:
 
 
 def _check(
-    broken: Sequence[Broken], split: Split, counts: Counter[str], max_corrupt: float, folder: str
+    broken: Sequence[Broken],
+    split: Split,
+    counts: Counter[str],
+    max_corrupt: float,
+    folder: str,
 ) -> None:
     """Raise UserError where too many images are broken, or a needed split has none left."""
     n_images = len(split.items)
     if len(broken) > math.ceil(max_corrupt * n_images):
-        first = ", ".join(f"{image_id} ({reason})" for image_id, _, _, reason in broken[:NAMED])
+        first = ", ".join(
+            f"{image_id} ({reason})" for image_id, _, _, reason in broken[:NAMED]
+        )
         enough = math.ceil(100 * len(broken) / n_images) / 100
         raise UserError(
             f"{len(broken)} of the {n_images} images of {folder} cannot be decoded, more than "
@@ -155,7 +175,9 @@ def _check(
     if not counts["test"] and (has_tests or are_labelled):
         raise UserError(f"{folder} has no usable image in the test split.")
     if broken:
-        log.warning("Left out %d of %d images that cannot be decoded.", len(broken), n_images)
+        log.warning(
+            "Left out %d of %d images that cannot be decoded.", len(broken), n_images
+        )
 
 
 def _log_counts(
@@ -166,7 +188,8 @@ def _log_counts(
         n_skipped = sum(split.skipped.values())
         log.warning("Left out %d files that are no images: %s.", n_skipped, counted)
     log.info("Classes: %s", one_line(", ".join(classnames)))
-    parts, speed = [counts[part] for part in SPLITS], len(split.items) / seconds
+    parts = [counts[part] for part in SPLITS]
+    speed = len(split.items) / seconds
     log.info(
         "Indexed %d images of %d classes (%d train, %d val, %d test) in %.1f s, %.0f images/s.",
         *(counts.total(), len(classnames), *parts, seconds, speed),
@@ -186,9 +209,12 @@ def _batches(
     images: Path, items: Sequence[Item], threads: int, cache: sqlite3.Connection
 ) -> Iterator[list[tuple[Item, str, Decoded]]]:
     """Yield items with their paths and decoded images in order, BATCH at a time."""
-    progress, n_cached = Progress(len(items), "images"), 0
+    progress = Progress(len(items), "images")
+    n_cached = 0
     key = "threads.index_images"
-    with Workers(decode, threads, chunk=CHUNK, ahead=AHEAD * threads, threads_key=key) as workers:
+    with Workers(
+        decode, threads, chunk=CHUNK, ahead=AHEAD * threads, threads_key=key
+    ) as workers:
         for start in range(0, len(items), BATCH):
             part = items[start : start + BATCH]
             paths = [os.path.normpath(images / item.path) for item in part]
@@ -202,7 +228,9 @@ def _batches(
                 decoded |= found
                 write_cache(cache, found, stats)
                 progress.add(len(found))
-            yield [(item, path, decoded[path]) for item, path in zip(part, paths, strict=True)]
+            yield [
+                (item, path, decoded[path]) for item, path in zip(part, paths, strict=True)
+            ]
     if n_cached:
         log.info("%d of %d images are in the cache.", n_cached, len(items))
 
@@ -213,7 +241,8 @@ def _open_cache(path: Path) -> Iterator[sqlite3.Connection]:
     path.parent.mkdir(parents=True, exist_ok=True)
     code = [Path(str(module.__file__)).read_bytes() for module in (decoding, fingerprints)]
     libraries = map(version, ("numpy", "pillow", "pillow_heif"))
-    current = int(digest(*code, *libraries)[:8], 16) >> 1  # as many bits as there is room for
+    # As many bits as there is room for.
+    current = int(digest(*code, *libraries)[:8], 16) >> 1
     try:
         with contextlib.closing(sqlite3.connect(sqlite_uri(path), uri=True)) as file:
             with file:
@@ -238,7 +267,9 @@ def read_cache(cache: sqlite3.Connection, stats: Stats) -> dict[str, Fingerprint
     }
 
 
-def write_cache(cache: sqlite3.Connection, decoded: Mapping[str, Decoded], stats: Stats) -> None:
+def write_cache(
+    cache: sqlite3.Connection, decoded: Mapping[str, Decoded], stats: Stats
+) -> None:
     """Write the fingerprints of images that could be decoded, with earlier stats of their files."""
     rows = [
         (path, *stats[path], *vars(found).values())

@@ -36,7 +36,8 @@ class ImageFiles(Dataset[tuple[Any, torch.Tensor]]):
     """N image files under one transform. An item is the index and the image's pixels."""
 
     def __init__(self, paths: Sequence[str], transform: Transform) -> None:
-        self.paths, self.transform = paths, transform
+        self.paths = paths
+        self.transform = transform
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -67,7 +68,8 @@ def by_processes(
         sent.append(images.to(device, non_blocking=True))
         if is_last:
             yield joined(parts), torch.cat(sent)
-            parts, sent = [], []
+            parts = []
+            sent = []
 
 
 def joined(parts: Sequence[Any]) -> Any:
@@ -88,7 +90,8 @@ def _by_threads(
     ahead: list[Future[Any]] = []
     try:
         for indices in itertools.chain(keys, [()]):
-            now, ahead = ahead, [pool.submit(files.__getitem__, index) for index in indices]
+            now = ahead
+            ahead = [pool.submit(files.__getitem__, index) for index in indices]
             if now:
                 yield default_collate([sample.result() for sample in now])
     finally:
@@ -113,7 +116,8 @@ def loader(
         pinned: whether a GPU copies parts without the CPU.
         item_bytes: mean size of an item, which bounds the parts and the workers (`bounded`).
     """
-    ahead, most = None, sys.maxsize
+    ahead = None
+    most = sys.maxsize
     if workers and item_bytes:
         workers, ahead, most = bounded(workers, item_bytes)
     are_last: deque[bool] = deque()  # of the parts that are on their way
@@ -192,7 +196,8 @@ def watched(batches: Iterable[T]) -> Iterator[T]:
         yield from batches
     except UserError as error:  # torch puts the worker's traceback before the sentence
         raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
-    except (EOFError, ConnectionError):  # the socket of a killed worker that does not count as dead
+    # The socket of a killed worker that does not count as dead.
+    except (EOFError, ConnectionError):
         raise UserError(WORKER_KILLED) from None
     except RuntimeError as error:
         if sentence := worker_failure(error):

@@ -41,7 +41,8 @@ COLUMNS = ("path", "split", "label", "classname")  # of a table
 SUFFIXES = {"webdataset": ".tar", "parquet": ".parquet"}  # of shards, by kind of split
 MAX_LABEL = 2**20  # bytes of a part that holds a label
 # Of a tar: bytes of a header of any length, which tarfile reads whole, and number of global ones.
-MAX_HEADER, MAX_GLOBALS = 2**18, 100
+MAX_HEADER = 2**18
+MAX_GLOBALS = 100
 LONG_HEADERS = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
@@ -51,13 +52,16 @@ UNLABELLED = (None, "", -1)  # `datasets` marks an unlabelled image by the last
 LABELS_AT_ONCE = 2**16
 FEATURES = b"huggingface"  # the key of metadata in which `datasets` describes columns
 # The word of a shard's path that names its split.
-_WORD = re.compile(r"(?<![a-z0-9])(train|val|test|training|valid|validation|dev)(?=[^a-z]|$)", re.I)
+_WORD = re.compile(
+    r"(?<![a-z0-9])(train|val|test|training|valid|validation|dev)(?=[^a-z]|$)", re.I
+)
 _SPLIT_OF = {"train": "train", "training": "train", "test": "test"}  # all others: val
 CoopSplit = dict[str, list[tuple[str, Annotated[int, Field(ge=0)], str]]]
 # Image, split ("": a hash decides), label (a number, a class name or one of UNLABELLED), and path.
 Row = tuple[str, str, Any, str]
 Listing = tuple[list[str], Iterable[Row]]  # class names in label order, and images
-Sample = tuple[str, str, Any]  # name and place in a shard (`images.shard_member`), and label
+# Name and place in a shard (`images.shard_member`), and label.
+Sample = tuple[str, str, Any]
 
 
 class Item(NamedTuple):
@@ -75,7 +79,8 @@ class Split:
 
     items: list[Item]
     names: list[str]
-    skipped: dict[str, int] = field(default_factory=dict)  # files that are no images, by suffix
+    # Files that are no images, by suffix.
+    skipped: dict[str, int] = field(default_factory=dict)
 
 
 def read_split(root: Path, settings: SplitSection) -> tuple[Path, Split]:
@@ -100,7 +105,8 @@ def _labelled(
 ) -> list[Item]:
     """Return images with numbers as labels, for testing by a hash where no row has a split."""
     labels = {name: label for label, name in enumerate(names)}
-    items, has_splits = [], False
+    items = []
+    has_splits = False
     for image_id, split, value, path in rows:
         inside(image_id, root)
         label = labels.get(value, -1) if isinstance(value, str) else value
@@ -169,10 +175,14 @@ def _folder_with(root: Path, name: str | Path, wanted: Sequence[str]) -> Path:
     """Return `root/name`, or else the folder near the top of `root`, with one of the files."""
     # Mirrors pack the same files under other top folders.
     below = (sorted(root.glob("*/" * depth)) for depth in range(1, DEPTH + 1))
-    for folder in itertools.chain((root / name, root), itertools.chain.from_iterable(below)):
+    for folder in itertools.chain(
+        (root / name, root), itertools.chain.from_iterable(below)
+    ):
         if any(images.image_exists(folder / file) for file in wanted):
             return folder
-    raise UserError(f"{wanted[0]} is neither in {root / name} nor in the folders below {root}.")
+    raise UserError(
+        f"{wanted[0]} is neither in {root / name} nor in the folders below {root}."
+    )
 
 
 def _existing(root: Path, name: str) -> Path:
@@ -224,7 +234,9 @@ def _coop_rows(root: Path, settings: SplitSection) -> Iterator[tuple[str, ...]]:
         place = ".".join(map(str, first["loc"]))
         raise UserError(f"Split file {path}: {place} {first['msg']}.") from None
     if not {"train", "test"} <= content.keys() <= set(SPLITS):
-        raise UserError(f"Split file {path} must have the keys train and test, and perhaps val.")
+        raise UserError(
+            f"Split file {path} must have the keys train and test, and perhaps val."
+        )
     for split in SPLITS:
         for image, label, name in content.get(split, []):
             yield image, split, str(label), name
@@ -245,7 +257,9 @@ def _csv_rows(root: Path, settings: SplitSection) -> Iterator[tuple[str, ...]]:
                 )
             reader.fieldnames = header
             for row in reader:
-                image, split, label, name = (row.get(column, "").strip() for column in COLUMNS)
+                image, split, label, name = (
+                    row.get(column, "").strip() for column in COLUMNS
+                )
                 if None in row or split.lower() not in ("", *SPLITS):
                     raise UserError(
                         f"{path}, line {reader.line_num}: more fields than columns, or split "
@@ -292,7 +306,9 @@ def _table_names(table: Sequence[Sequence[str]], root: Path) -> list[str]:
     return found
 
 
-def _read_class_folders(root: Path, settings: SplitSection, skipped: Counter[str]) -> Listing:
+def _read_class_folders(
+    root: Path, settings: SplitSection, skipped: Counter[str]
+) -> Listing:
     """Read class folders: {train,val,test}/<class>/..., or <class>/... in the folder of images.
 
     A list of classes gives the names and their order. Folders match its names after clean-up.
@@ -304,7 +320,9 @@ def _read_class_folders(root: Path, settings: SplitSection, skipped: Counter[str
         raise UserError(f"{folder} has a folder {parts[0]} but not both of train and test.")
     places = {split: folder / split for split in parts} or {"": folder}
     class_folders = {
-        split: sorted(f.name for f in place.iterdir() if f.is_dir() and not is_litter(f.name))
+        split: sorted(
+            f.name for f in place.iterdir() if f.is_dir() and not is_litter(f.name)
+        )
         for split, place in places.items()
     }
     listed = _listed_classes(root, settings)
@@ -318,7 +336,9 @@ def _read_class_folders(root: Path, settings: SplitSection, skipped: Counter[str
                 found = folder_files.image_files(place / name, skipped, deep=bool(name))
                 label = name_of.get(clean_classname(name, replacements))
                 if name and split == "test" and found and label is None:
-                    raise UserError(f"{place / name} is none of the classes of {CLASSES}: {names}.")
+                    raise UserError(
+                        f"{place / name} is none of the classes of {CLASSES}: {names}."
+                    )
                 if name and split != "test" and not found and not listed:
                     raise UserError(
                         f"Class folder {place / name} holds no image "
@@ -370,7 +390,9 @@ def _read_shards(root: Path, settings: SplitSection, skipped: Counter[str]) -> L
     names = _listed_classes(root, settings)
     if not names and len(described) < 2:
         names = [name for classes in described for name in classes]
-        names = names or sorted({row[2] for row in rows if row[2] and isinstance(row[2], str)})
+        names = names or sorted(
+            {row[2] for row in rows if row[2] and isinstance(row[2], str)}
+        )
     if not names:
         raise UserError(
             f"The shards in {folder} name no classes, or different ones: list them in label order "
@@ -383,10 +405,14 @@ def _listed_shards(folder: Path, lists: Mapping[str, str]) -> list[tuple[Path, s
     """Return the shards that fit the glob of each split, with the split."""
     found = []
     for split in filter(lists.__contains__, SPLITS):
-        fitting = map(folder.joinpath, glob.iglob(lists[split], root_dir=folder, recursive=True))
+        fitting = map(
+            folder.joinpath, glob.iglob(lists[split], root_dir=folder, recursive=True)
+        )
         shards = sorted(path for path in fitting if path.is_file())
         if not shards:
-            raise UserError(f"No shard in {folder} fits {lists[split]!r}, split.lists.{split}.")
+            raise UserError(
+                f"No shard in {folder} fits {lists[split]!r}, split.lists.{split}."
+            )
         found += [(shard, split) for shard in shards]
     return found
 
@@ -400,7 +426,9 @@ def _named_shards(folder: Path, kind: str) -> list[tuple[Path, str]]:
             found[folder / name] = _SPLIT_OF.get(words[-1].lower(), "val") if words else ""
     splits = set(found.values())
     if not found:
-        raise UserError(f"{folder} holds no *{SUFFIXES[kind]}; split.images names their folder.")
+        raise UserError(
+            f"{folder} holds no *{SUFFIXES[kind]}; split.images names their folder."
+        )
     if splits != {""} and not {"train", "test"} <= splits <= set(SPLITS):
         examples = {split or "nothing": path.name for path, split in found.items()}
         raise UserError(
@@ -435,13 +463,16 @@ def _tar_samples(
                 raise UserError(
                     f"{shard}: the sample {key!r} has the images {found}; set split.image to one."
                 )
-            image, label = parts[found[0]], parts.get(label_suffix.lower())
+            image = parts[found[0]]
+            label = parts.get(label_suffix.lower())
             where = f"{shard}: {key}.{label_suffix}"
             value = _tar_label(file, label, json_key, where) if label else None
             yield f"{key}.{found[0]}", f"{image.offset_data}+{image.size}", value
 
 
-def _tar_parts(tar: tarfile.TarFile, shard: Path) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+def _tar_parts(
+    tar: tarfile.TarFile, shard: Path
+) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
     """Yield the parts of samples: key, suffix in lower case, and entry."""
     for entry in tar_entries(tar):
         if entry.isdir():
@@ -487,7 +518,8 @@ class HeaderOrEnd(tarfile.TarInfo):
             raise tarfile.ReadError("a sparse file")
         return found
 
-    def _proc_gnusparse_10(self, *_: object) -> None:  # tarfile calls it, by this name alone
+    # Tarfile calls it, by this name alone.
+    def _proc_gnusparse_10(self, *_: object) -> None:
         raise tarfile.ReadError("a sparse file")
 
 
@@ -511,7 +543,8 @@ def _parquet_samples(
     shard: Path, settings: SplitSection, _skipped: object, described: set[tuple[str, ...]]
 ) -> Iterator[Sample]:
     """Yield the images of a Parquet file in order. Without a column of labels they have none."""
-    number, column = itertools.count(), settings.label or "label"
+    number = itertools.count()
+    column = settings.label or "label"
     with pq.ParquetFile(shard) as file:
         images.image_column(file)
         if file.metadata.num_rows > MAX_ROWS:

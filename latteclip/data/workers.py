@@ -46,10 +46,13 @@ class Workers(contextlib.AbstractContextManager["Workers[T, R]"], Generic[T, R])
         # Not forked from this process, which may hold the threads and the GPU of an engine.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__, work.__module__])
-        self._chunk, self._room = chunk, n + ahead
-        self._name, self._threads_key = name, threads_key
+        self._chunk = chunk
+        self._room = n + ahead
+        self._name = name
+        self._threads_key = threads_key
         self._pool = ProcessPoolExecutor(n, context, _start_worker, (work,))
-        self._waiting: deque[tuple[T, Future[list[R]]]] = deque()  # with the first task of each
+        # With the first task of each.
+        self._waiting: deque[tuple[T, Future[list[R]]]] = deque()
         self._ready: deque[R] = deque()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -21,7 +21,8 @@ from latteclip.config.sections.textures import TexturesSection
 from latteclip.core.files import replacing
 
 SIDE = 64
-CHUNK = 128  # images of one class drawn at once; bounds memory, and is part of what a seed means
+# Images of one class drawn at once; bounds memory, and is part of what a seed means.
+CHUNK = 128
 COLOURS = {
     "red": (205, 40, 40),
     "orange": (240, 140, 30),
@@ -68,7 +69,8 @@ class Attributes:
 # At gap 0 (source) and gap 1 (target). Measures are drawn uniformly from low to high, in an order
 # that is part of a seed.
 MEASURES = {
-    "noise": ((0.0, 0.02), (0.03, 0.10)),  # standard deviation of pixel noise, intensities in 0..1
+    # Standard deviation of pixel noise, intensities in 0..1.
+    "noise": ((0.0, 0.02), (0.03, 0.10)),
     "blur": ((0.1, 0.4), (0.5, 1.1)),  # sigma of the blur, pixels
     "light": ((0.0, 0.12), (0.2, 0.6)),  # slope of the light across the image
     "perspective": ((0.0, 0.08), (0.15, 0.4)),
@@ -197,24 +199,31 @@ def _banded(p: Plane) -> Relief:
     tones = (np.cumsum(p.rng.integers(1, 4, (p.n, 64)), 1) % 5 / 4).astype(np.float32)
     band = np.floor(t).astype(int)
     blend = np.clip((t - band) / (p.pixel * pace * 2 + p.uniform(0, 0.12)), 0, 1)
-    before, here = p.by_image(tones, (band - 1) % 64), p.by_image(tones, band % 64)
+    before = p.by_image(tones, (band - 1) % 64)
+    here = p.by_image(tones, band % 64)
     return Relief(before * (1 - blend) + here * blend)
 
 
 def _chequered(p: Plane) -> Relief:
-    return Relief(_step(np.sin(np.pi * p.along) * np.sin(np.pi * p.across), p.pixel * np.pi * 0.8))
+    return Relief(
+        _step(np.sin(np.pi * p.along) * np.sin(np.pi * p.across), p.pixel * np.pi * 0.8)
+    )
 
 
 def _dotted(p: Plane) -> Relief:
     staggered = (p.rng.random((p.n, 1, 1)) < 0.5) * 0.5
     row = np.floor(p.across).astype(int) & 1
-    distance = np.hypot(_fraction(p.along + staggered * row) - 0.5, _fraction(p.across) - 0.5)
+    distance = np.hypot(
+        _fraction(p.along + staggered * row) - 0.5, _fraction(p.across) - 0.5
+    )
     return Relief(_step(p.uniform(0.2, 0.36) - distance, p.pixel))
 
 
 def _grid(p: Plane) -> Relief:
     width = np.maximum(p.uniform(0.08, 0.2), 1.2 * p.pixel)
-    return Relief(np.maximum(_lines(p.along, width, p.pixel), _lines(p.across, width, p.pixel)))
+    return Relief(
+        np.maximum(_lines(p.along, width, p.pixel), _lines(p.across, width, p.pixel))
+    )
 
 
 def _zigzagged(p: Plane) -> Relief:
@@ -225,11 +234,15 @@ def _zigzagged(p: Plane) -> Relief:
 def _honeycombed(p: Plane) -> Relief:
     """Draw hexagons: the nearer of two shifted rectangular lattices is the cell's centre."""
     ratio = float(np.sqrt(3))
-    along, across = p.along, p.across
-    ax, ay = _fraction(along) - 0.5, (_fraction(across / ratio) - 0.5) * ratio
-    bx, by = _fraction(along - 0.5) - 0.5, (_fraction(across / ratio - 0.5) - 0.5) * ratio
+    along = p.along
+    across = p.across
+    ax = _fraction(along) - 0.5
+    ay = (_fraction(across / ratio) - 0.5) * ratio
+    bx = _fraction(along - 0.5) - 0.5
+    by = (_fraction(across / ratio - 0.5) - 0.5) * ratio
     near = ax * ax + ay * ay < bx * bx + by * by
-    dx, dy = np.abs(np.where(near, ax, bx)), np.abs(np.where(near, ay, by))
+    dx = np.abs(np.where(near, ax, bx))
+    dy = np.abs(np.where(near, ay, by))
     to_centre = np.maximum(dx, dx * 0.5 + dy * ratio / 2)
     wall = np.maximum(p.uniform(0.05, 0.12), 0.6 * p.pixel)
     return Relief(1 - _step(to_centre - (0.5 - wall), p.pixel))
@@ -264,7 +277,8 @@ def _bubbly(p: Plane) -> Relief:
     inside = _step(height / (2 * radius), 2 / SIDE)
     rim = inside * np.clip(1 - 1.6 * np.sqrt(np.clip(height, 0, None)) / radius, 0, 1)
     light = p.uniform(0, 2 * np.pi)
-    lx, ly = np.cos(light), np.sin(light)
+    lx = np.cos(light)
+    ly = np.sin(light)
     spot = np.exp(-((nx - 0.42 * lx) ** 2 + (ny - 0.42 * ly) ** 2) / 0.035)
     shade = 1 + inside * 0.38 * (nx * lx + ny * ly) - 0.3 * rim
     return Relief(inside * p.uniform(0.6, 1.0), shade, 0.75 * inside * spot)
@@ -279,7 +293,8 @@ def _marbled(p: Plane) -> Relief:
 
 def _polar(p: Plane) -> tuple[np.ndarray, np.ndarray]:
     """Return the radius and angle around a random centre near the middle."""
-    dx, dy = p.x - p.uniform(-0.45, 0.45), p.y - p.uniform(-0.45, 0.45)
+    dx = p.x - p.uniform(-0.45, 0.45)
+    dy = p.y - p.uniform(-0.45, 0.45)
     return np.hypot(dx, dy), np.arctan2(dy, dx)
 
 
@@ -287,7 +302,8 @@ def _spiralled(p: Plane) -> Relief:
     radius, angle = _polar(p)
     arms = p.rng.choice([-3, -2, -1, 1, 2, 3], (p.n, 1, 1))
     logarithmic = p.rng.random((p.n, 1, 1)) < 0.3
-    evenly, widening = radius * 0.5, np.log(radius + 0.05) * 0.35
+    evenly = radius * 0.5
+    widening = np.log(radius + 0.05) * 0.35
     turn = p.frequency * np.where(logarithmic, widening, evenly)
     t = arms * angle / (2 * np.pi) + turn + p.phase[0]
     return Relief(_lines(t, p.uniform(0.35, 0.55), p.pixel * 1.3))
@@ -302,7 +318,9 @@ def _cobwebbed(p: Plane) -> Relief:
     )
     sector = _fraction((angle + wobble) * n_spokes / (2 * np.pi)) - 0.5  # 0 on a spoke
     width = p.uniform(0.9, 1.7) * 2 / SIDE
-    spokes = _step(width / 2 - np.abs(np.sin(np.pi * sector)) * 2 * radius / n_spokes, 2 / SIDE)
+    spokes = _step(
+        width / 2 - np.abs(np.sin(np.pi * sector)) * 2 * radius / n_spokes, 2 / SIDE
+    )
     sagging = radius * (1 + 0.16 * (0.5 - 2 * np.abs(sector)))
     rings = sagging * p.frequency * 0.75 + 0.25 * _smooth_noise(p.rng, p.n, 6)
     threads = _lines(rings, width * p.frequency * 0.75, p.pixel * 1.5)
@@ -311,7 +329,8 @@ def _cobwebbed(p: Plane) -> Relief:
 
 def _woven(p: Plane) -> Relief:
     """Draw strands that pass over and under each other, rounded by their shade."""
-    along, across = p.along, p.across
+    along = p.along
+    across = p.across
     over = ((np.floor(along) + np.floor(across)).astype(int) & 1) == 1
     side = np.where(over, _fraction(across), _fraction(along))
     length = np.where(over, _fraction(along), _fraction(across))
@@ -342,7 +361,16 @@ def _crosshatched(p: Plane) -> Relief:
 PATTERNS: dict[str, Callable[[Plane], Relief]] = {
     draw.__name__.removeprefix("_"): draw
     for draw in (
-        *(_banded, _bubbly, _chequered, _cobwebbed, _cracked, _crosshatched, _dotted, _grid),
+        *(
+            _banded,
+            _bubbly,
+            _chequered,
+            _cobwebbed,
+            _cracked,
+            _crosshatched,
+            _dotted,
+            _grid,
+        ),
         *(_honeycombed, _marbled, _spiralled, _striped, _woven, _zigzagged),
     )
 }
@@ -377,7 +405,8 @@ def _colours(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return foreground and background ids, [N] each, that differ visibly."""
     earthy = _between(gap, *EARTHINESS)
-    front, back = _colour(rng, n, earthy), _colour(rng, n, earthy)
+    front = _colour(rng, n, earthy)
+    back = _colour(rng, n, earthy)
     while (alike := np.abs(_RGB[front] - _RGB[back]).sum(1) < 0.75).any():
         back[alike] = _colour(rng, int(alike.sum()), earthy)
     front_is_lighter = _LUMINANCE[front] > _LUMINANCE[back]
@@ -396,12 +425,16 @@ def _draw_attributes(rng: np.random.Generator, n: int, gap: float, classname: st
     front, back = _colours(rng, n, gap, classname)
     base = np.array([8.5, 6.0, 4.0])[rng.integers(0, 3, n)] * rng.uniform(0.9, 1.1, n)
     frequency = np.clip(base * measures["frequency"], 2.6, 13).astype(np.float32)
-    direction = rng.integers(0, 4, n)  # multiples of 45 degrees; both diagonals have one name
-    angle = direction * np.pi / 4 + rng.normal(0, _between(gap, *ROTATION), n).clip(-0.3, 0.3)
+    # Multiples of 45 degrees; both diagonals have one name.
+    direction = rng.integers(0, 4, n)
+    angle = direction * np.pi / 4 + rng.normal(0, _between(gap, *ROTATION), n).clip(
+        -0.3, 0.3
+    )
     return _Draw(
         foreground=front,
         background=back,
-        size=np.digitize(-frequency, [-7.2, -5.0]),  # named for what is seen, not for the base
+        # Named for what is seen, not for the base.
+        size=np.digitize(-frequency, [-7.2, -5.0]),
         orientation=np.array([0, 1, 2, 1])[direction],
         angle=angle.astype(np.float32),
         frequency=frequency,
@@ -422,7 +455,8 @@ def _bend(rng: np.random.Generator, draw: _Draw) -> Plane:
     x = _X / depth + warp * _smooth_noise(rng, n, 4)
     y = _Y / depth + warp * _smooth_noise(rng, n, 4)
     cos, sin, frequency = (
-        values[:, None, None] for values in (np.cos(draw.angle), np.sin(draw.angle), draw.frequency)
+        values[:, None, None]
+        for values in (np.cos(draw.angle), np.sin(draw.angle), draw.frequency)
     )
     turned = x * cos + y * sin, -x * sin + y * cos
     along, across = (turned[i] * frequency / 2 + phase[i] for i in range(2))
@@ -453,7 +487,9 @@ def _blur(image: np.ndarray, sigma: np.ndarray) -> np.ndarray:
     return blurred
 
 
-def _photograph(rng: np.random.Generator, image: np.ndarray, draw: _Draw, gap: float) -> np.ndarray:
+def _photograph(
+    rng: np.random.Generator, image: np.ndarray, draw: _Draw, gap: float
+) -> np.ndarray:
     """Return painted images [N, 64, 64, 3] with the flaws of their domain, as uint8."""
     n = len(image)
     measure = {name: value[:, None, None, None] for name, value in draw.measures.items()}
@@ -472,14 +508,18 @@ def _photograph(rng: np.random.Generator, image: np.ndarray, draw: _Draw, gap: f
 def _name(draw: _Draw, classname: str) -> list[Attributes]:
     """Return the attributes of each image. The finish is its strongest flaw."""
     noise, contrast, blur = (draw.measures[name] for name in ("noise", "contrast", "blur"))
-    finish = np.where(noise > 0.055, 2, np.where(contrast < 0.5, 3, np.where(blur > 0.6, 1, 0)))
+    finish = np.where(
+        noise > 0.055, 2, np.where(contrast < 0.5, 3, np.where(blur > 0.6, 1, 0))
+    )
     return [
         Attributes(
             classname=classname,
             foreground=COLOUR_NAMES[draw.foreground[i]],
             background=COLOUR_NAMES[draw.background[i]],
             size=SIZES[draw.size[i]],
-            orientation=ORIENTATIONS[draw.orientation[i]] if classname in DIRECTIONAL else None,
+            orientation=ORIENTATIONS[draw.orientation[i]]
+            if classname in DIRECTIONAL
+            else None,
             finish=FINISHES[finish[i]],
         )
         for i in range(len(draw.foreground))
@@ -514,12 +554,15 @@ def generate_textures(settings: TexturesSection, output: str | Path) -> None:
     Train and test images come from different random streams of the seed. The whole folder appears
     at once.
     """
-    n, first = (settings.train, settings.test), (0, settings.train)
+    n = (settings.train, settings.test)
+    first = (0, settings.train)
     with replacing(output) as new, ThreadPoolExecutor() as pool:
         new.mkdir()
         train, test = pool.map(partial(_write_images, new, settings), n, (0, 1), first)
         split = {"train": train, "val": [], "test": test}
-        (new / "split.json").write_text(json.dumps(split, indent=0) + "\n", encoding="utf-8")
+        (new / "split.json").write_text(
+            json.dumps(split, indent=0) + "\n", encoding="utf-8"
+        )
 
 
 def _write_images(

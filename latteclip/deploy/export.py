@@ -67,7 +67,9 @@ def export(
     origin = read_origin(opened.folder)
     classnames = {origin["dataset"]: opened.classnames}
     templates = {
-        origin["dataset"]: [t.replace(PLACE, "{c}") for t in opened.class_templates.templates]
+        origin["dataset"]: [
+            t.replace(PLACE, "{c}") for t in opened.class_templates.templates
+        ]
     }
     with replacing(folder) as temporary:
         temporary.mkdir()
@@ -153,7 +155,8 @@ def read_origin(model: Path) -> dict[str, Any]:
     clip: Mapping[str, Any] = {}
     is_trained = None
     if (path := run / "metrics.json").is_file():
-        metrics, is_trained = read_metrics(path), False
+        metrics = read_metrics(path)
+        is_trained = False
     if (path := run / "history.parquet").is_file():
         history = tables.read_metadata(path, TrainingMetadata)
         clip = {"model": history.model, "pretrained": history.pretrained}
@@ -165,10 +168,14 @@ def read_origin(model: Path) -> dict[str, Any]:
 
 
 def model_card(
-    opened: finetuned.FinetunedModel, origin: Mapping[str, Any], form: str, licence: str | None
+    opened: finetuned.FinetunedModel,
+    origin: Mapping[str, Any],
+    form: str,
+    licence: str | None,
 ) -> ModelCard:
     """Return the model card: Markdown with the metadata that the hub reads."""
-    metrics, dataset = origin["metrics"], origin["dataset"]
+    metrics = origin["metrics"]
+    dataset = origin["dataset"]
     described = layers.datasets().get(dataset, {})
     title = described.get("title", dataset)
     is_known = metrics.get("acc1") is not None
@@ -212,7 +219,8 @@ def _class(classname: str, class_templates: ClassTemplates) -> str:
 
 def _repo(clip: Mapping[str, Any]) -> str | None:
     """Return the base model's repository on the hub, where open_clip knows it."""
-    model, tag = str(clip.get("model", "")), clip.get("pretrained") or ""
+    model = str(clip.get("model", ""))
+    tag = clip.get("pretrained") or ""
     if model.startswith("hf-hub:"):
         return model.removeprefix("hf-hub:")
     known = open_clip.get_pretrained_cfg(model.replace("/", "-"), tag)

@@ -40,7 +40,17 @@ LEAVE_OUT = {
     "duplicates": "show the same picture as another one (duplicate_of)",
 }
 # Suffixes that `torchvision.datasets.ImageFolder` looks for. It silently ignores others.
-READ_BY_TORCHVISION = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+READ_BY_TORCHVISION = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".ppm",
+    ".bmp",
+    ".pgm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
 QUALITY = 95  # of a JPEG that an image is converted to
 # Not allowed in a file name on some system: separators, Windows' signs, control characters.
 UNFIT = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')
@@ -68,7 +78,9 @@ def export_labels(
     place = new_folder(output) if form in FOLDERS else Path(output)
     for kind in leave_out:
         if not (path := Path(folder) / f"{kind}.parquet").is_file():
-            raise UserError(f"--leave-out {kind} reads {path}; run the workflow, which writes it.")
+            raise UserError(
+                f"--leave-out {kind} reads {path}; run the workflow, which writes it."
+            )
     (table, described), promises = label_table.read(Path(folder)), []
     if share := max_error or false_discovery:
         on_average = max_error is None
@@ -80,10 +92,13 @@ def export_labels(
     counts = {kind: pc.sum(is_kind).as_py() or 0 for kind, is_kind in _kinds(table).items()}
     for kind in leave_out:
         table = table.filter(pc.invert(_kinds(table)[kind]))
-    write = partial(_write_image_folder, copy=copy) if form == "imagefolder" else WRITERS[form]
+    write = (
+        partial(_write_image_folder, copy=copy) if form == "imagefolder" else WRITERS[form]
+    )
     with replacing(place) as temporary:
         write(temporary, table, described)
-    n, error = len(table) - table["label"].null_count, _error(described)
+    n = len(table) - table["label"].null_count
+    error = _error(described)
     lines = [f"{n} labels, {error}, are in {output}.", *promises, *_about_answers(table)]
     for kind, count in counts.items():
         rest = f"{LEAVE_OUT[kind]}; --leave-out {kind} exports without them"
@@ -127,7 +142,9 @@ def _write_csv(path: Path, table: pa.Table, _: LabelsMetadata) -> None:
     _write_rows(path, table.column_names, tables.rows_of(table))
 
 
-def _write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+def _write_rows(
+    path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
+) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
@@ -142,9 +159,13 @@ def _write_parquet(path: Path, table: pa.Table, described: LabelsMetadata) -> No
 
 
 def _write_label_studio(folder: Path, table: pa.Table, described: LabelsMetadata) -> None:
-    _refuse_shards(table, "Label Studio shows files; export them by --format imagefolder --copy")
+    _refuse_shards(
+        table, "Label Studio shows files; export them by --format imagefolder --copy"
+    )
     kind = "calibrated" if described.calibration else "uncalibrated"
-    tasks = (_task(row, f"latteclip {__version__}, {kind}") for row in tables.rows_of(table))
+    tasks = (
+        _task(row, f"latteclip {__version__}, {kind}") for row in tables.rows_of(table)
+    )
     folder.mkdir()
     with (folder / "tasks.json").open("w", encoding="utf-8") as file:
         file.write("[\n")
@@ -163,8 +184,12 @@ def _write_label_studio(folder: Path, table: pa.Table, described: LabelsMetadata
 
 def _task(row: dict[str, Any], version: str) -> dict[str, Any]:
     """Return an image as a task: a label is a prediction to correct, an answer an annotation."""
-    known = {key: value for key, value in row.items() if value is not None and key != "path"}
-    task: dict[str, Any] = {"data": {"image": LOCAL + quote(row["path"].lstrip("/")), **known}}
+    known = {
+        key: value for key, value in row.items() if value is not None and key != "path"
+    }
+    task: dict[str, Any] = {
+        "data": {"image": LOCAL + quote(row["path"].lstrip("/")), **known}
+    }
     if row["answered"] == row["label"] is not None:
         task["annotations"] = [{"result": [_choice(row["label"])]}]
     if row["label"] is not None:
@@ -182,7 +207,11 @@ def _in_xml(text: str) -> str:
     return NOT_IN_XML.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
-WRITERS = {"csv": _write_csv, "parquet": _write_parquet, "label-studio": _write_label_studio}
+WRITERS = {
+    "csv": _write_csv,
+    "parquet": _write_parquet,
+    "label-studio": _write_label_studio,
+}
 
 
 def _write_image_folder(
@@ -196,7 +225,8 @@ def _write_image_folder(
             f"{len(vanished)} of {len(paths)} images are not there, the first {vanished[0]}; run "
             "it in the folder of the results, or rerun the workflow."
         )
-    names, new_name = described.classnames, unique_filenames()
+    names = described.classnames
+    new_name = unique_filenames()
     new_name(TABLE)
     folders = {name: (folder / new_name(name), unique_filenames()) for name in names}
     folder.mkdir()
@@ -247,11 +277,13 @@ def _file_name(row: Mapping[str, Any]) -> PurePath:
 
 def unique_filenames() -> Callable[[str], str]:
     """Return a function that makes of names those of files in one folder, on every system."""
-    taken, numbers = set[str](), Counter[str]()  # of names without case, which some systems ignore
+    # Of names without case, which some systems ignore.
+    taken, numbers = set[str](), Counter[str]()
 
     def new_name(name: str) -> str:
         path = PurePath(sanitized(name))
-        unique, key = path.name, path.name.casefold()
+        unique = path.name
+        key = path.name.casefold()
         while unique.casefold() in taken:
             numbers[key] += 1
             unique = f"{path.stem}_{numbers[key] + 1}{path.suffix}"
@@ -267,4 +299,6 @@ def sanitized(name: str) -> str:
     if name.startswith(".") or not name.strip() or RESERVED.fullmatch(name):
         name = f"_{name.lstrip('.')}"
     stem, suffix = (part.encode() for part in os.path.splitext(name))
-    return (stem[: max(0, LONGEST - len(suffix))] + suffix)[:LONGEST].decode(errors="ignore")
+    return (stem[: max(0, LONGEST - len(suffix))] + suffix)[:LONGEST].decode(
+        errors="ignore"
+    )

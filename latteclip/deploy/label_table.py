@@ -60,16 +60,19 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
     Names of classes are dictionaries, which take less memory. Raises UserError before there are
     labels.
     """
-    path, index = folder / "fused_labels.parquet", folder / "images.parquet"
+    path = folder / "fused_labels.parquet"
+    index = folder / "images.parquet"
     if not path.is_file():
         raise UserError(
             f"{path} does not exist: the labels are not made yet; run "
             f"{run_command(folder.absolute().name, 'labels')}."
         )
-    labels, report = tables.read(path, tables.FUSED_LABELS), read_fusion_report(folder / NAME)
+    labels = tables.read(path, tables.FUSED_LABELS)
+    report = read_fusion_report(folder / NAME)
     ids = labels["image_id"]
     of_index = tables.read_metadata(index, IndexMetadata)
-    classnames, written = of_index.classnames, of_index.written_names
+    classnames = of_index.classnames
+    written = of_index.written_names
     names = pa.array([written.get(name, name) for name in classnames], pa.string())
     audited, calibration = _audited(folder, labels, classnames)
     answers = {
@@ -102,16 +105,21 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
         "label": named(corrected),
         "answered": answered,
         "fused_label": named(labels["fused_label"]),  # of the workflow
-        "probability": (calibration or np.asarray)(confidence).astype(np.float32),  # of that label
+        # Of that label.
+        "probability": (calibration or np.asarray)(confidence).astype(np.float32),
         # The best other class by images alone; null: there is none.
         "runner_up": named(_runner_up(folder, labels, classnames)),
-        "zero_shot": named(column("pseudo_labels.parquet", tables.PSEUDO_LABELS, "pseudo_label")),
+        "zero_shot": named(
+            column("pseudo_labels.parquet", tables.PSEUDO_LABELS, "pseudo_label")
+        ),
         "zero_shot_adapted": named(labels["adapted_label"]),
         "image_prototypes": named(labels["image_label"]),  # null where they were not used
         **by_voter,
         "caption": column("captions/images.parquet", tables.CAPTIONS, "caption"),
         "unknown_score": column("unknown.parquet", tables.UNKNOWN, "score"),
-        "unknown_score_by_captioner": column("unknown.parquet", tables.UNKNOWN, "captioner_score"),
+        "unknown_score_by_captioner": column(
+            "unknown.parquet", tables.UNKNOWN, "captioner_score"
+        ),
         "is_unknown": column("unknown.parquet", tables.UNKNOWN, "is_unknown"),
         # The image_id of another row of the same picture.
         "duplicate_of": _duplicates(folder / "duplicates.parquet", ids, answers),
@@ -185,13 +193,16 @@ def calibrate(probabilities: Floats, right: Floats, weights: Floats) -> Calibrat
         weights: [n] how many images each answer stands for.
     """
     weights = weights / weights.mean()
-    odds, folds = _log_odds(probabilities), np.arange(len(right)) % FOLDS
+    odds = _log_odds(probabilities)
+    folds = np.arange(len(right)) % FOLDS
     held_out = np.empty(len(right))
     for fold in range(FOLDS):
         out = folds == fold
         slope, intercept = _fit(odds[~out], right[~out], weights[~out])
         held_out[out] = expit(slope * odds[out] + intercept)
-    errors = [expected_calibration_error(p, right, weights) for p in (probabilities, held_out)]
+    errors = [
+        expected_calibration_error(p, right, weights) for p in (probabilities, held_out)
+    ]
     return Calibration(*_fit(odds, right, weights), len(right), *errors)
 
 
@@ -210,7 +221,9 @@ def _fit(odds: Floats, right: Floats, weights: Floats) -> tuple[float, float]:
     return float(slope), float(intercept)
 
 
-def expected_calibration_error(probabilities: Floats, right: Floats, weights: Floats) -> float:
+def expected_calibration_error(
+    probabilities: Floats, right: Floats, weights: Floats
+) -> float:
     """Return the mean gap between probability and accuracy over BINS (Guo et al. 2017).
 
     The arguments are those of `calibrate`. Few answers overstate the error, since the accuracy of a
@@ -256,12 +269,17 @@ def _calibration(
     confidence = labels["fused_confidence"].to_numpy().astype(np.float64)
     strata = plan.strata[pc.index_in(answered, pa.array(plan.image_ids)).to_numpy()]
     n = plan.strata.max() + 1
-    images_per_answer = np.bincount(plan.strata) / np.bincount(strata, minlength=n).clip(min=1)
+    images_per_answer = np.bincount(plan.strata) / np.bincount(strata, minlength=n).clip(
+        min=1
+    )
     return calibrate(confidence, right, images_per_answer[strata])
 
 
 def _with_answers(
-    labels: pa.Table, answers: Mapping[str, Answer], classnames: list[str], written: dict[str, str]
+    labels: pa.Table,
+    answers: Mapping[str, Answer],
+    classnames: list[str],
+    written: dict[str, str],
 ) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
     """Return labels, by answers (null: none of these), and the answers in words (null: none)."""
     rows = pc.index_in(labels["image_id"], pa.array(list(answers), pa.string()))
@@ -288,7 +306,8 @@ def accepted(folder: Path, share: float, *, on_average: bool) -> tuple[pa.Array,
     labels = tables.read(folder / "fused_labels.parquet", tables.FUSED_LABELS)
     answers = read_fusion_report(folder / NAME).answers
     checks = answers.checked.labels if answers.checked else Check([], [])
-    confidence, wrong = np.array(checks.confidence), ~np.array(checks.right, dtype=bool)
+    confidence = np.array(checks.confidence)
+    wrong = ~np.array(checks.right, dtype=bool)
     sure = labels["fused_confidence"].to_numpy().astype(np.float64)
     most = len(labels) - answers.n_teaching
     require_answers(len(wrong), most, share, folder, on_average=on_average)
@@ -297,10 +316,10 @@ def accepted(folder: Path, share: float, *, on_average: bool) -> tuple[pa.Array,
         promise = f"on average at most {100 * share:g} % of the taken labels are wrong"
     else:
         taken = sure >= pac_threshold(confidence, wrong, share)
-        promise = (
-            f"at most {100 * share:g} % of all labels are wrong and taken, with 95 % probability"
-        )
-    taken |= pc.is_in(labels["image_id"], pa.array(list(answers.images), pa.string())).to_numpy()
+        promise = f"at most {100 * share:g} % of all labels are wrong and taken, with 95 % probability"
+    taken |= pc.is_in(
+        labels["image_id"], pa.array(list(answers.images), pa.string())
+    ).to_numpy()
     n_left = len(taken) - taken.sum()
     return pa.array(taken), (
         f"Of {len(taken):,} labels {taken.sum():,} may be taken: {promise}. For all of them, "

@@ -21,17 +21,25 @@ from latteclip.core.errors import UserError
 from latteclip.evaluate.results import read_selection
 from latteclip.evaluate.train_predictions import read_predictions
 from latteclip.labels import fusion_report
-from latteclip.labels.guarantees import Bools, Floats, fewest_answers, pac_threshold, smallest_share
+from latteclip.labels.guarantees import (
+    Bools,
+    Floats,
+    fewest_answers,
+    pac_threshold,
+    smallest_share,
+)
 from latteclip.train.data import MAX_DRAWN
 from latteclip.train.history import TrainingMetadata
 
 log = logging.getLogger(__name__)
-Classify = Callable[[Sequence[str]], Sequence[Any]]  # image files to a model's `Prediction`s
+# Image files to a model's `Prediction`s.
+Classify = Callable[[Sequence[str]], Sequence[Any]]
 
 
 def result_file(name: str, model: Path, option: str) -> Path:
     """Return a file in the folder results/<dataset> of a model, or raise UserError."""
-    for place in model.absolute().parents[:3]:  # of results/<dataset>/<method>/seed<n>/model
+    # Of results/<dataset>/<method>/seed<n>/model.
+    for place in model.absolute().parents[:3]:
         if (place / name).is_file():
             return place / name
     raise UserError(
@@ -50,7 +58,9 @@ def run_of(model: Path) -> tuple[Path, str]:
     return run / selection.method / f"seed{selection.seed}", selection.reason
 
 
-def abstention_threshold(model: FinetunedModel, classify: Classify, max_error: float) -> float:
+def abstention_threshold(
+    model: FinetunedModel, classify: Classify, max_error: float
+) -> float:
     """Return the probability that a prediction needs for the guarantee, and log the guarantee.
 
     With 95 % probability, at most the share `max_error` of all predictions is wrong and not
@@ -58,7 +68,8 @@ def abstention_threshold(model: FinetunedModel, classify: Classify, max_error: f
     """
     path = result_file(fusion_report.NAME, model.folder, "--abstain")
     answers = fusion_report.read_fusion_report(path).answers
-    ids, checks = answers.checking, answers.checked.classifiers if answers.checked else {}
+    ids = answers.checking
+    checks = answers.checked.classifiers if answers.checked else {}
     name = next((name for name in checks if _is_classifier(model, path.parent, name)), None)
     index, _ = tables.read_unlabelled(path.parent / "images.parquet", training=True)
     drawable = len(index) - answers.n_teaching
@@ -69,7 +80,8 @@ def abstention_threshold(model: FinetunedModel, classify: Classify, max_error: f
         confidence, right = _predicted(model, path.parent, classes, classify)
         how = "which the model was not trained on"
     else:
-        confidence, right = np.array(checks[name].confidence), np.array(checks[name].right)
+        confidence = np.array(checks[name].confidence)
+        right = np.array(checks[name].right)
         how = "each of them left out of the classifier that it checks (five folds)"
         require_answers(len(right), drawable, max_error, path.parent)
     threshold = pac_threshold(confidence, ~right.astype(bool), max_error)
@@ -141,13 +153,16 @@ def _unseen(model: FinetunedModel, ids: Sequence[str], n: int, drawable: int) ->
     predictions = str(run / "train_predictions.parquet")
     table = read_predictions(predictions, model.classnames, held_out=True)
     held_out = set(table["image_id"].to_pylist())
-    unseen, most = [image for image in ids if image in held_out], len(held_out)
+    unseen = [image for image in ids if image in held_out]
+    most = len(held_out)
     return Unseen(unseen, most, "the training left out no others", most / n)
 
 
 def _require_unseen(unseen: Unseen, answers: int, share: float, folder: Path) -> None:
     """Raise UserError if too few of the answers are about images that a run did not learn from."""
-    needed, n, most = fewest_answers(share), len(unseen.images), unseen.most
+    needed = fewest_answers(share)
+    n = len(unseen.images)
+    most = unseen.most
     if n >= needed:
         return
     lack = (
@@ -169,11 +184,17 @@ def _require_unseen(unseen: Unseen, answers: int, share: float, folder: Path) ->
 
 
 def _predicted(
-    model: FinetunedModel, folder: Path, answers: Mapping[str, str | None], classify: Classify
+    model: FinetunedModel,
+    folder: Path,
+    answers: Mapping[str, str | None],
+    classify: Classify,
 ) -> tuple[Floats, Bools]:
     """Return the probabilities [m] of predictions for m images, and whether answers agree."""
     ids = list(answers)
     paths = tables.lookup(folder / "images.parquet", tables.IMAGES, "image_id", "path", ids)
-    class_of, predictions = dict(zip(paths, answers.values(), strict=True)), classify(paths)
-    right = [model.classnames[one.topk_labels[0]] == class_of[one.path] for one in predictions]
+    class_of = dict(zip(paths, answers.values(), strict=True))
+    predictions = classify(paths)
+    right = [
+        model.classnames[one.topk_labels[0]] == class_of[one.path] for one in predictions
+    ]
     return np.array([one.probability for one in predictions]), np.array(right, dtype=bool)

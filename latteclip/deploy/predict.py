@@ -59,7 +59,9 @@ COLUMNS = pa.schema(
     }
 )
 Rows = Iterator["Prediction"]
-BEST, TOPK, UNKNOWN = COLUMNS.names[:4], COLUMNS.names[4:8], COLUMNS.names[8:10]
+BEST = COLUMNS.names[:4]
+TOPK = COLUMNS.names[4:8]
+UNKNOWN = COLUMNS.names[8:10]
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,13 @@ class Prediction:
     topk_labels: list[int]
     topk_classnames: list[str]
     topk_scores: list[float]  # of the classifier, such as cosines
-    topk_probabilities: list[float]  # softmax over all classes of logit_scale times the scores
+    # Softmax over all classes of logit_scale times the scores.
+    topk_probabilities: list[float]
     # Of `latteclip.clip.ood`, where unknown images are marked.
     unknown_score: float | None = None
     is_unknown: bool | None = None
-    abstained: bool | None = None  # whether the best class is too uncertain for the guarantee
+    # Whether the best class is too uncertain for the guarantee.
+    abstained: bool | None = None
 
     @property
     def classname(self) -> str:
@@ -123,7 +127,9 @@ class Predictor:
         self.batch_size = batch_size
         picked = devices.pick(device, self.threads)
         self.model = finetuned.load(model, picked, precision)
-        self.image_encoders = image_encoders.load_beside(self.model.folder, picked, precision)
+        self.image_encoders = image_encoders.load_beside(
+            self.model.folder, picked, precision
+        )
         if tuple(model.width for model in self.image_encoders) != self.model.encoder_widths:
             raise UserError(
                 f"{self.model.folder} lacks image encoders that its classifier needs, in the "
@@ -136,7 +142,9 @@ class Predictor:
             path = result_file(DETECTOR, self.model.folder, "--unknown")
             self.detector = load_detector(path, self.model.classnames)
             base = self.detector.described
-            self.pretrained = clips.load(base["model"], base["pretrained"], picked, precision)
+            self.pretrained = clips.load(
+                base["model"], base["pretrained"], picked, precision
+            )
 
     def __call__(self, paths: Sequence[str | Path], topk: int = 1) -> list[Prediction]:
         """Return the predictions of image files in order, without files that are no image."""
@@ -156,11 +164,19 @@ class Predictor:
             readable = torch.tensor([not error for error in errors])  # [B]
             features = torch.cat([features, *(found for _, [found] in beside)], dim=1)
             named = [paths[index] for index in indices[readable].tolist()]
-            scores = self.detector.scores(others[0][readable]).tolist() if self.detector else None
+            scores = (
+                self.detector.scores(others[0][readable]).tolist()
+                if self.detector
+                else None
+            )
             yield from self._predict(named, features[readable], topk, scores)
 
     def _predict(
-        self, paths: list[str], features: torch.Tensor, topk: int, unknown_scores: list[Any] | None
+        self,
+        paths: list[str],
+        features: torch.Tensor,
+        topk: int,
+        unknown_scores: list[Any] | None,
     ) -> Iterator[Prediction]:
         """Yield the predictions of B images from their features [B, D]."""
         scores = self.model.classifier.scores(features)  # [B, C]
@@ -169,11 +185,15 @@ class Predictor:
         names = self.model.class_templates.as_written(self.model.classnames)
         columns = (part.tolist() for part in (labels, best, probabilities))
         unknown_scores = unknown_scores or [None] * len(paths)
-        for path, own, values, shares, unknown in zip(paths, *columns, unknown_scores, strict=True):
+        for path, own, values, shares, unknown in zip(
+            paths, *columns, unknown_scores, strict=True
+        ):
             is_unknown = unknown > self.detector.threshold if self.detector else None
             abstained = None if self.threshold is None else shares[0] < self.threshold
             own_names = [names[label] for label in own]
-            yield Prediction(path, own, own_names, values, shares, unknown, is_unknown, abstained)
+            yield Prediction(
+                path, own, own_names, values, shares, unknown, is_unknown, abstained
+            )
 
 
 class ReadableFiles(loader.ImageFiles):
@@ -253,7 +273,9 @@ def image_paths(words: Iterable[str], stdin: IO[bytes]) -> list[str]:
     """
     paths = [p for word in words for p in (_listed(stdin) if word == "-" else _named(word))]
     if not paths:
-        raise UserError("No image is named; give images, folders, globs, or a list on stdin by -.")
+        raise UserError(
+            "No image is named; give images, folders, globs, or a list on stdin by -."
+        )
     return list(dict.fromkeys(paths))
 
 
@@ -282,12 +304,15 @@ def _matches(pattern: str) -> list[str]:
     if "**" not in pattern:
         return sorted(glob.glob(pattern))
     path = Path(pattern)
-    try:  # pathlib's `**`, unlike glob's, follows no links to folders, which may form a loop
+    # Pathlib's `**`, unlike glob's, follows no links to folders, which may form a loop.
+    try:
         found = list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
     except (ValueError, OSError):  # `**` is only a part of a name
         return []
     named = set(path.parts)
-    visible = [one for one in found if not any(p.startswith(".") for p in {*one.parts} - named)]
+    visible = [
+        one for one in found if not any(p.startswith(".") for p in {*one.parts} - named)
+    ]
     return sorted(map(str, visible))
 
 
@@ -299,7 +324,9 @@ def writer_of(output: str | None) -> Callable[[Rows, int, list[str]], None]:
     """
     suffix = ".csv" if output is None else Path(output).suffix.lower()
     if suffix not in FORMATS or (output is not None and os.path.isdir(output)):
-        raise UserError(f"--output {output} is a folder, or ends in none of {', '.join(FORMATS)}.")
+        raise UserError(
+            f"--output {output} is a folder, or ends in none of {', '.join(FORMATS)}."
+        )
     return partial(FORMATS[suffix], output)
 
 
@@ -309,7 +336,9 @@ def _text(output: str | None) -> Iterator[Any]:
     if output is not None:
         with (
             replacing(output) as temporary,
-            temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+            temporary.open(
+                "w", encoding="utf-8", errors="surrogateescape", newline=""
+            ) as file,
         ):
             yield file
         return
@@ -322,12 +351,16 @@ def _text(output: str | None) -> Iterator[Any]:
 
 def _write_csv(output: str | None, rows: Rows, topk: int, further: list[str]) -> None:
     ranks = ["", *(f"_{rank}" for rank in range(2, topk + 1))]
-    header = [name + rank for rank in ranks for name in ("classname", "probability", "score")]
+    header = [
+        name + rank for rank in ranks for name in ("classname", "probability", "score")
+    ]
     with _text(output) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["path", *header, *further])
         for one in rows:
-            ranked = zip(one.topk_classnames, one.topk_probabilities, one.topk_scores, strict=True)
+            ranked = zip(
+                one.topk_classnames, one.topk_probabilities, one.topk_scores, strict=True
+            )
             cells = [*chain.from_iterable(ranked)]
             cells += [getattr(one, name) for name in further]
             writer.writerow([one.path, *map(tables.csv_cell, cells)])
@@ -343,12 +376,18 @@ def _write_jsonl(output: str, rows: Rows, topk: int, further: list[str]) -> None
 
 def _write_parquet(output: str, rows: Rows, topk: int, further: list[str]) -> None:
     names = BEST + TOPK * (topk > 1) + further
-    with tables.writing(output, pa.schema([COLUMNS.field(name) for name in names])) as write:
+    with tables.writing(
+        output, pa.schema([COLUMNS.field(name) for name in names])
+    ) as write:
         while some := [*islice(rows, ROWS)]:
             write({name: [_unicode(getattr(one, name)) for one in some] for name in names})
 
 
-FORMATS: dict[str, Any] = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}
+FORMATS: dict[str, Any] = {
+    ".csv": _write_csv,
+    ".jsonl": _write_jsonl,
+    ".parquet": _write_parquet,
+}
 
 
 def _unicode(value: object) -> object:

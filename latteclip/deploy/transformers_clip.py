@@ -49,11 +49,14 @@ ACTIVATIONS = {
 
 def write(opened: FinetunedModel, folder: Path) -> None:
     """Write model and processor for the `from_pretrained` of transformers, or raise UserError."""
-    clip, class_templates = opened.clip, opened.class_templates
+    clip = opened.clip
+    class_templates = opened.class_templates
     causal: Any = CausalText.of(clip.model)  # None for another text tower
     visual: Any = clip.model.visual
     texts = [
-        text for one in class_templates.templates for text in class_texts(one, opened.classnames)
+        text
+        for one in class_templates.templates
+        for text in class_texts(one, opened.classnames)
     ]
     try:
         tokenizer = _tokenizer(opened)
@@ -67,7 +70,9 @@ def write(opened: FinetunedModel, folder: Path) -> None:
             f"({first_line(error)}); use --format open_clip."
         ) from error
     model.save_pretrained(folder)
-    transformers.CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
+    transformers.CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(
+        folder
+    )
 
 
 def _tokenizer(opened: FinetunedModel) -> Any:
@@ -79,7 +84,9 @@ def _tokenizer(opened: FinetunedModel) -> Any:
     else:
         names = {given.sot_token_id: "<|startoftext|>", given.eot_token_id: "<|endoftext|>"}
         tokenizer = transformers.CLIPTokenizer(
-            vocab={names.get(number, word): number for word, number in given.encoder.items()},
+            vocab={
+                names.get(number, word): number for word, number in given.encoder.items()
+            },
             merges=list(given.bpe_ranks),
         )
     tokenizer.model_max_length = text_tower(opened.clip.model).context_length
@@ -98,7 +105,8 @@ def _check_tokens(clip: Clip, causal: CausalText, tokenizer: Any, texts: list[st
 
 def _model(clip: Clip, causal: CausalText, tokenizer: Any) -> Any:
     visual: Any = clip.model.visual
-    text, width = causal.tower, visual.output_dim
+    text = causal.tower
+    width = visual.output_dim
     shortest = clip.tokenizer(["a"])
     end = shortest[0, causal.lengths(shortest)[0] - 1]
     config = transformers.CLIPConfig(
@@ -152,7 +160,8 @@ def _state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _image_processor(preprocessing: dict[str, Any]) -> Any:
-    size, is_cropped = preprocessing["size"], CROPPED[preprocessing["resize_mode"]]
+    size = preprocessing["size"]
+    is_cropped = CROPPED[preprocessing["resize_mode"]]
     side = size if isinstance(size, int) else size[0]
     whole = {"height": side, "width": side}
     return transformers.CLIPImageProcessor(
@@ -169,7 +178,9 @@ def _image_processor(preprocessing: dict[str, Any]) -> Any:
 def _check_features(clip: Clip, model: Any) -> None:
     """Raise ValueError if the networks give other features of two images and two texts."""
     own: Any = clip.model
-    image = torch.randn(2, 3, *own.visual.image_size, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(
+        2, 3, *own.visual.image_size, generator=torch.Generator().manual_seed(0)
+    )
     tokens = clip.tokenizer(["a", "a photo of a thing."])
     images = own.encode_image(image), model.get_image_features(image)
     texts = own.encode_text(tokens), model.get_text_features(tokens)

@@ -66,7 +66,9 @@ def evaluate(
         unseen = held_out["prediction"].to_numpy()
     else:
         held_out = left_out_images(images_path, settings.fold)
-        unseen = rank(held_out, 1)[0][:, 0].numpy() if len(held_out) else np.empty(0, np.int_)
+        unseen = (
+            rank(held_out, 1)[0][:, 0].numpy() if len(held_out) else np.empty(0, np.int_)
+        )
     train_predictions.write_predictions(
         train_predictions_output,
         (held_out["image_id"], unseen),

@@ -38,7 +38,9 @@ def evaluate_classifier(
     """Write predictions and metrics of a classifier without training, and TRAIN_PREDICTIONS."""
     table, names = metrics.read_evaluated_images(images_path, dataset)
     classifier, _ = load_classifier(classifier_path, classnames=names)
-    features = read_all_features(pseudo_labels_path, image_encoders_paths, table["image_id"])
+    features = read_all_features(
+        pseudo_labels_path, image_encoders_paths, table["image_id"]
+    )
     labels, scores = classify(features, classifier, settings.inference.topk)
     metrics.write(
         *(table, names, labels.numpy(), scores.numpy(), settings.flags),
@@ -52,11 +54,13 @@ def evaluate_classifier(
     some = pa.chunked_array([*held_out.chunks, *examples.chunks])
     features = read_all_features(pseudo_labels_path, image_encoders_paths, some)
     predicted = classify(features, classifier, 1)[0][:, 0].numpy()
-    unseen, of_examples = predicted[: len(held_out)], predicted[len(held_out) :]
+    unseen = predicted[: len(held_out)]
+    of_examples = predicted[len(held_out) :]
     if votes_path is not None:
         head = "joint_head" if image_encoders_paths else "head"
         votes = tables.read(votes_path, tables.VOTES_ENCODERS, ["image_id", head])
-        held_out, unseen = votes["image_id"], votes[head].to_numpy()
+        held_out = votes["image_id"]
+        unseen = votes[head].to_numpy()
     train_predictions.write_predictions(
         train_predictions_output, (held_out, unseen), (examples, of_examples), names
     )

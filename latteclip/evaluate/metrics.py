@@ -86,7 +86,11 @@ def write(
         result |= {f"acc{k}": float(is_right[:, :k].any(axis=1).mean()) for k in (1, 5)}
         result["mean_per_class_recall"] = float(np.nanmean(recall))
         result["per_class"] = [
-            {"classname": name, "images": int(n), "recall": None if n == 0 else float(value)}
+            {
+                "classname": name,
+                "images": int(n),
+                "recall": None if n == 0 else float(value),
+            }
             for name, n, value in zip(classnames, counts, recall, strict=True)
         ]
         log.info("%s, %s, seed %d: acc1 %.4f", dataset, method, seed, result["acc1"])

@@ -37,7 +37,8 @@ class BruteForceIndex:
     """Points [P, D] in memory, L2-normalised, which are all compared with a query."""
 
     def __init__(self, points: torch.Tensor) -> None:
-        self.n, self.points = len(points), points
+        self.n = len(points)
+        self.points = points
         self.at_once = max(1, SIMILARITIES // self.n)
 
     def nearest(
@@ -69,14 +70,20 @@ class IVFPQIndex:
         self.n, width = features.shape
         n_cells = max(1, min(round(2 * math.sqrt(self.n)), self.n // 40))
         faiss.omp_set_num_threads(torch.get_num_threads())
-        codes = width if width % 2 else width // 2  # of four bits: one for two dimensions if even
+        # Of four bits: one for two dimensions if even.
+        codes = width if width % 2 else width // 2
         kind = f"IVF{n_cells},PQ{codes}x4fs"
-        self._index = cast(Any, faiss.index_factory(width, kind, faiss.METRIC_INNER_PRODUCT))
+        self._index = cast(
+            Any, faiss.index_factory(width, kind, faiss.METRIC_INNER_PRODUCT)
+        )
         self._index.nprobe = PROBES
         for clustering in (self._index.cp, self._index.pq.cp):
-            clustering.seed, clustering.max_points_per_centroid = SEED, TRAIN_POINTS
+            clustering.seed = SEED
+            clustering.max_points_per_centroid = TRAIN_POINTS
         draw = torch.Generator().manual_seed(SEED)
-        sample = torch.randperm(self.n, generator=draw)[: TRAIN_POINTS * n_cells].sort().values
+        sample = (
+            torch.randperm(self.n, generator=draw)[: TRAIN_POINTS * n_cells].sort().values
+        )
         self._index.train(features[sample].numpy())
         for rows in parts(self.n, QUERIES):
             self._index.add(features[rows].numpy())
@@ -88,7 +95,9 @@ class IVFPQIndex:
         among = max(CANDIDATES, k + 1)  # a point itself may be one of them
         _, found = self._index.search(queries.numpy(), among)
         candidates = torch.from_numpy(found)  # [Q, R], -1 where there are fewer
-        cosines = torch.einsum("qd,qrd->qr", queries, self._features[candidates.clamp(min=0)])
+        cosines = torch.einsum(
+            "qd,qrd->qr", queries, self._features[candidates.clamp(min=0)]
+        )
         excluded = candidates < 0
         if first is not None:
             excluded |= candidates == torch.arange(first, first + len(queries))[:, None]
@@ -96,7 +105,9 @@ class IVFPQIndex:
         return best.values, candidates.gather(1, best.indices)
 
 
-def neighbour_index(features: Features, device: torch.device) -> BruteForceIndex | IVFPQIndex:
+def neighbour_index(
+    features: Features, device: torch.device
+) -> BruteForceIndex | IVFPQIndex:
     """Return the index of points [P, D] that suits their number and the device."""
     if device.type == "cpu" and len(features) > MAX_BRUTE_FORCE:
         return IVFPQIndex(features)
@@ -126,15 +137,19 @@ class NeighbourGraph:
         images: BruteForceIndex | IVFPQIndex,
         settings: PropagationSettings,
     ) -> None:
-        self.classes, self.images, self.settings = classes, images, settings
+        self.classes = classes
+        self.images = images
+        self.settings = settings
         one_way = self.neighbours(features, same=True)
         rows, columns = one_way.indices()
-        rows, nodes = len(classes) + rows, len(classes) + images.n
+        rows = len(classes) + rows
+        nodes = len(classes) + images.n
         ends = torch.cat([rows, columns]), torch.cat([columns, rows])
         # [V, V] sparse: W, symmetric, with a zero diagonal.
         self.links = _sparse(*ends, one_way.values().repeat(2), (nodes, nodes))
         degrees = torch.sparse.sum(self.links, 1).to_dense()  # [V] row sums
-        self.scale = torch.where(degrees > 0, degrees.rsqrt(), 0)  # 0 for a node without links
+        # 0 for a node without links.
+        self.scale = torch.where(degrees > 0, degrees.rsqrt(), 0)
 
     def neighbours(self, queries: Features, *, same: bool = False) -> torch.Tensor:
         """Return the links [Q, V] sparse of images [Q, D] to the K nearest texts and images.
@@ -142,17 +157,25 @@ class NeighbourGraph:
         A link weighs as much as the cosine, to the power gamma for a text. A negative cosine makes
         no link. Where queries and images are the same, none is its own neighbour.
         """
-        texts, k = BruteForceIndex(self.classes), self.settings.graph.neighbours
-        weights, nodes = [], []
+        texts = BruteForceIndex(self.classes)
+        k = self.settings.graph.neighbours
+        weights = []
+        nodes = []
         for rows in parts(len(queries), self.images.at_once):
-            part, first = queries[rows].to(self.classes.device), rows.start if same else None
+            part = queries[rows].to(self.classes.device)
+            first = rows.start if same else None
             to_classes, class_index = texts.nearest(part, min(k, texts.n))
-            to_images, image_index = self.images.nearest(part, min(k, self.images.n - same), first)
+            to_images, image_index = self.images.nearest(
+                part, min(k, self.images.n - same), first
+            )
             to_classes = to_classes.clamp(min=0) ** self.settings.graph.gamma
             weights.append(torch.cat([to_classes, to_images.clamp(min=0)], 1))
-            nodes.append(torch.cat([class_index, texts.n + image_index], 1))  # [part, up to 2 K]
+            # [part, up to 2 K]
+            nodes.append(torch.cat([class_index, texts.n + image_index], 1))
         columns = torch.cat(nodes)
-        starts = torch.arange(len(queries), device=columns.device)[:, None].expand_as(columns)
+        starts = torch.arange(len(queries), device=columns.device)[:, None].expand_as(
+            columns
+        )
         shape = len(queries), texts.n + self.images.n
         return _sparse(starts, columns, torch.cat(weights), shape)
 
@@ -170,7 +193,9 @@ class NeighbourGraph:
             check_invariants=False,  # they are those of the links
             is_coalesced=True,
         )
-        scores = torch.zeros(len(self.scale), classes.stop - classes.start, device=spread.device)
+        scores = torch.zeros(
+            len(self.scale), classes.stop - classes.start, device=spread.device
+        )
         scores[classes].diagonal().fill_(1)  # Y
         for _ in range(math.ceil(math.log(TOLERANCE * (1 - alpha), alpha))):
             scores = torch.sparse.mm(spread, scores)
@@ -185,15 +210,19 @@ class NeighbourGraph:
         d_j out, which gives the texts much more weight.
         """
         links = None if tests is None else self.neighbours(tests)
-        n, n_classes = self.images.n if tests is None else len(tests), len(self.classes)
-        labels, best = torch.empty(n, 0, dtype=torch.long), torch.empty(n, 0)
+        n = self.images.n if tests is None else len(tests)
+        n_classes = len(self.classes)
+        labels = torch.empty(n, 0, dtype=torch.long)
+        best = torch.empty(n, 0)
         for some in parts(n_classes, max(1, SCORES // len(self.scale))):
             found = self.propagate(some)  # [V, c]
             if links is not None:
                 found = self.scale[:, None] * found
             found = found[n_classes:] if links is None else torch.sparse.mm(links, found)
             found = found.cpu()
-            order, best = best_classes(torch.cat([best, found], 1), self.settings.inference.topk)
+            order, best = best_classes(
+                torch.cat([best, found], 1), self.settings.inference.topk
+            )
             numbers = torch.arange(some.start, some.stop).expand_as(found)
             labels = torch.cat([labels, numbers], 1).gather(1, order)
         return labels, best
@@ -241,5 +270,6 @@ def _sparse(
     rows: torch.Tensor, columns: torch.Tensor, weights: torch.Tensor, shape: tuple[int, int]
 ) -> torch.Tensor:
     """Return a sparse matrix of the weights, summed where they share a place."""
-    places, values = torch.stack([rows.flatten(), columns.flatten()]), weights.flatten()
+    places = torch.stack([rows.flatten(), columns.flatten()])
+    values = weights.flatten()
     return torch.sparse_coo_tensor(places, values, shape, check_invariants=True).coalesce()

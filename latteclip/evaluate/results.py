@@ -29,7 +29,9 @@ class Selection:
 
     def agreement(self, method: str) -> float | None:
         """Return the share of votes with which a method agrees, or None."""
-        shares = [row.get("agreement") for row in self.candidates if row["method"] == method]
+        shares = [
+            row.get("agreement") for row in self.candidates if row["method"] == method
+        ]
         return next((share for share in shares if share is not None), None)
 
 
@@ -37,7 +39,9 @@ def read_selection(path: str | Path) -> Selection:
     """Read the choice of `select_model`."""
     keys = ("dataset", "method", "seed", "reason")
     values = read_object(path, keys)
-    return Selection(**{key: values[key] for key in keys}, candidates=values.get("candidates", []))
+    return Selection(
+        **{key: values[key] for key in keys}, candidates=values.get("candidates", [])
+    )
 
 
 def read_metrics(path: str | Path) -> dict[str, Any]:
@@ -73,7 +77,8 @@ class Comparison:
     low: float
     high: float
     decided: bool  # the interval leaves out zero, or both are known to be equal
-    more: int | None  # images that are still to be answered; null where it cannot be estimated
+    # Images that are still to be answered; null where it cannot be estimated.
+    more: int | None
 
     @property
     def runs(self) -> tuple[Run, Run]:
@@ -98,7 +103,9 @@ class Audit:
     def accuracy(self, method: str, seed: int | None = None) -> Accuracy | None:
         """Return the accuracy of a run of a method; without such a seed, of its first run."""
         of_method = [one for one in self.accuracies if one.method == method]
-        return next((one for one in of_method if one.seed == seed), next(iter(of_method), None))
+        return next(
+            (one for one in of_method if one.seed == seed), next(iter(of_method), None)
+        )
 
     def compare(self, one: Run, other: Run) -> Comparison | None:
         """Return the comparison of a run with another; None where either was not scored."""
@@ -126,6 +133,11 @@ def mark_audited(
     runs: Sequence[Mapping[str, Any]], audits: Mapping[str, Audit]
 ) -> list[dict[str, Any]]:
     """Return the metrics of runs, with a mark at the methods that were audited."""
-    audited = {(name, one.method) for name, audit in audits.items() for one in audit.accuracies}
+    audited = {
+        (name, one.method) for name, audit in audits.items() for one in audit.accuracies
+    }
     flags = [[AUDITED] * ((run["dataset"], run["method"]) in audited) for run in runs]
-    return [{**run, "flags": [*run["flags"], *mark]} for run, mark in zip(runs, flags, strict=True)]
+    return [
+        {**run, "flags": [*run["flags"], *mark]}
+        for run, mark in zip(runs, flags, strict=True)
+    ]

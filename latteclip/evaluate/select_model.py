@@ -38,7 +38,8 @@ class Candidate:
 
     method: str
     seed: int
-    complexity: int | None = None  # among those without training, from 0; None: it was trained
+    # Among those without training, from 0; None: it was trained.
+    complexity: int | None = None
     is_default: bool = False  # whether it is taken where nothing votes
     is_average: bool = False  # whether its trainings predict the images that they left out
     flags: tuple[str, ...] = ()  # keys of `core.flags.FLAGS`
@@ -65,9 +66,11 @@ class CandidateComparison(NamedTuple):
 
     images: int
     differ: int  # images for which the two predict different classes
-    support: float  # sum of the probabilities of the candidate's class, where the two differ
+    # Sum of the probabilities of the candidate's class, where the two differ.
+    support: float
     other_support: float  # of the other's class
-    difference: float  # share of the images that the candidate is right for, less the other's
+    # Share of the images that the candidate is right for, less the other's.
+    difference: float
     standard_error: float  # of the difference where both are right equally often
 
     @property
@@ -79,7 +82,8 @@ class CandidateComparison(NamedTuple):
 class HeldOutVotes:
     """Votes of n images for C classes, and what the K candidates predict for them."""
 
-    shares: npt.NDArray[np.floating]  # [n, C] probability of each class by the caption alone
+    # [n, C] probability of each class by the caption alone
+    shares: npt.NDArray[np.floating]
     predictions: npt.NDArray[np.int_]  # [K, n] classes, MISSING where not held out
     source: str = "captions"
 
@@ -97,8 +101,10 @@ class HeldOutVotes:
         pair = self.predictions[[i, j]]
         rows = np.flatnonzero((pair != MISSING).all(axis=0))
         first, second = (self.shares[rows, labels[rows]] for labels in pair)
-        differ, n = pair[0, rows] != pair[1, rows], max(1, len(rows))
-        support, other = float(first[differ].sum()), float(second[differ].sum())
+        differ = pair[0, rows] != pair[1, rows]
+        n = max(1, len(rows))
+        support = float(first[differ].sum())
+        other = float(second[differ].sum())
         error = math.sqrt(((first - second) ** 2).sum()) / n
         return CandidateComparison(
             len(rows), int(differ.sum()), support, other, (support - other) / n, error
@@ -183,7 +189,8 @@ def read_votes(runs: Sequence[Candidate], votes_path: str | None) -> HeldOutVote
     if len(table) < MIN_IMAGES:
         return f"only {len(table)} images have votes, and {MIN_IMAGES} are needed"
     shares = tables.from_list_column(table["vote"])  # [n, C]
-    ids, names = table["image_id"], described.classnames
+    ids = table["image_id"]
+    names = described.classnames
     predictions = [held_out_predictions(run.train_predictions, ids, names) for run in runs]
     return HeldOutVotes(shares, np.stack(predictions), described.votes)
 
@@ -211,7 +218,9 @@ def eligible(candidates: Sequence[Candidate]) -> list[int]:
     """Return the candidates that saw no label and did not fail; if all failed, also those."""
     unlabelled = [i for i, one in enumerate(candidates) if "supervised" not in one.flags]
     if not unlabelled:
-        raise UserError("No model can be chosen, for all of them saw labels; run another method.")
+        raise UserError(
+            "No model can be chosen, for all of them saw labels; run another method."
+        )
     return [i for i in unlabelled if not FAILED & {*candidates[i].flags}] or unlabelled
 
 
@@ -222,7 +231,8 @@ def best_training_free(candidates: Sequence[Candidate], votes: HeldOutVotes | st
     """
     able = eligible(candidates)
     simple = [i for i in able if not candidates[i].is_trained]
-    needed, compared = MIN_IMAGES if simple else MIN_HELD_OUT, []
+    needed = MIN_IMAGES if simple else MIN_HELD_OUT
+    compared = []
     if not isinstance(votes, str):
         compared = [i for i in simple or able if votes.images(i) >= needed]
     if isinstance(votes, str) or not compared:
@@ -247,17 +257,28 @@ def _best_trained(candidates: Sequence[Candidate], start: int, votes: HeldOutVot
     leads = {i: pooled.compare(i, start) for i in trained}
 
     def order(i: int) -> tuple[float, bool, float, int]:
-        return leads[i].difference, candidates[i].is_average, votes.compare(i, start).difference, -i
+        return (
+            leads[i].difference,
+            candidates[i].is_average,
+            votes.compare(i, start).difference,
+            -i,
+        )
 
-    leading = [i for i, lead in leads.items() if lead.images >= MIN_HELD_OUT and lead.is_clear]
+    leading = [
+        i for i, lead in leads.items() if lead.images >= MIN_HELD_OUT and lead.is_clear
+    ]
     return max(leading, key=order, default=start)
 
 
-def _by_answers(candidates: Sequence[Candidate], choice: Choice, audit: Audit) -> Choice | None:
+def _by_answers(
+    candidates: Sequence[Candidate], choice: Choice, audit: Audit
+) -> Choice | None:
     """Return the most accurate candidate that answers decide to be better, if any."""
     runs = [one.run for one in candidates]
     pairs = {i: audit.compare(runs[i], runs[choice.index]) for i in eligible(candidates)}
-    better = {i: pair for i, pair in pairs.items() if pair and pair.decided and pair.value > 0}
+    better = {
+        i: pair for i, pair in pairs.items() if pair and pair.decided and pair.value > 0
+    }
     values = {one.run: one.value for one in audit.accuracies}
     best = max(better, key=lambda i: values[runs[i]], default=None)
     if best is None:
@@ -271,18 +292,25 @@ def _by_answers(candidates: Sequence[Candidate], choice: Choice, audit: Audit) -
     return Choice(best, "answers", reason, choice.reference)
 
 
-def _by_votes(candidates: Sequence[Candidate], found: int, start: int, votes: HeldOutVotes) -> str:
+def _by_votes(
+    candidates: Sequence[Candidate], found: int, start: int, votes: HeldOutVotes
+) -> str:
     """Return the reason of a choice by votes: the numbers against the closest rival."""
-    pooled, winner, note = votes.pooled(candidates), candidates[found].method, ""
+    pooled = votes.pooled(candidates)
+    winner = candidates[found].method
+    note = ""
     against = {i: pooled.compare(found, i) for i in eligible(candidates) if i != found}
     others = [i for i, pair in against.items() if pair.images]
     if not others:
         return f"{winner} is the only model that can be compared."
-    trained = [i for i in against if candidates[i].is_trained and candidates[i].method != winner]
+    trained = [
+        i for i in against if candidates[i].is_trained and candidates[i].method != winner
+    ]
     enough = [i for i in trained if against[i].images >= MIN_HELD_OUT]
     closest = min(enough or others, key=lambda i: against[i].difference)
     rival = closest if found == start else start
-    compared, other = against[rival], candidates[rival].method
+    compared = against[rival]
+    other = candidates[rival].method
     if trained and not enough and not candidates[found].is_trained:
         note = f" No trained model has {MIN_HELD_OUT} held-out images, which a comparison needs."
     elif compared.difference < 0:
@@ -306,7 +334,11 @@ def _rows(
     answers = {one.run: asdict(one) for one in audit.accuracies} if audit else {}
     rows: list[dict[str, Any]] = []
     for i, one in enumerate(candidates):
-        row: dict[str, Any] = {"method": one.method, "seed": one.seed, "flags": list(one.flags)}
+        row: dict[str, Any] = {
+            "method": one.method,
+            "seed": one.seed,
+            "flags": list(one.flags),
+        }
         row |= dict.fromkeys(("agreement", *CandidateComparison._fields))
         if pooled and pooled.images(i):
             row["agreement"] = pooled.agreement(i)

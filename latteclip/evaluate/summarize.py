@@ -61,8 +61,12 @@ def summarize(
 
 def accuracy_table(table: pd.DataFrame, baseline: str) -> str:
     """Return the accuracies as Markdown, with notes on the flags that follow methods."""
-    flags = table["flags"].map(lambda names: f" ({', '.join(names.split())})" if names else "")
-    spread = table["acc1_std"].map(lambda value: "" if pd.isna(value) else f" +- {value:.1f}")
+    flags = table["flags"].map(
+        lambda names: f" ({', '.join(names.split())})" if names else ""
+    )
+    spread = table["acc1_std"].map(
+        lambda value: "" if pd.isna(value) else f" +- {value:.1f}"
+    )
     columns = {
         "dataset": table["dataset"],
         "method": _starred(table) + flags,
@@ -76,7 +80,8 @@ def accuracy_table(table: pd.DataFrame, baseline: str) -> str:
         "per-class recall": table["mean_per_class_recall"].map(_number),
     }
     notes = [
-        f"- {mark}: {FLAGS[mark]}." for mark in summary.union(table["flags"].str.split()).split()
+        f"- {mark}: {FLAGS[mark]}."
+        for mark in summary.union(table["flags"].str.split()).split()
     ]
     return _with_notes(pd.DataFrame(columns), notes)
 
@@ -84,7 +89,8 @@ def accuracy_table(table: pd.DataFrame, baseline: str) -> str:
 def _unlabelled_table(table: pd.DataFrame) -> str:
     if not len(table):
         return ""
-    low, high = table["audited_low"].map(_number), table["audited_high"].map(_number)
+    low = table["audited_low"].map(_number)
+    high = table["audited_high"].map(_number)
     interval = " (" + low + " to " + high + ")"
     columns = {
         "without labels": table["dataset"],
@@ -110,13 +116,18 @@ def _checked_labels(path: str) -> str:
 
 def dataset_table(table: pd.DataFrame) -> str:
     """Return methods by datasets, where there are several, and the paper's mean gain."""
-    parts, accuracies = [], summary.by_dataset(table)
+    parts = []
+    accuracies = summary.by_dataset(table)
     means, complete = summary.means_over_datasets(table)
     if len(accuracies.columns) > 1:
         accuracies["mean"] = accuracies.index.map(means)
-        parts.append(_with_notes(accuracies.map(_number).rename_axis("acc1").reset_index(), left=1))
+        parts.append(
+            _with_notes(accuracies.map(_number).rename_axis("acc1").reset_index(), left=1)
+        )
         if means and len(complete) + 1 < len(accuracies.columns):
-            parts.append(f"The mean is over {', '.join(complete)}, on which all methods were run.")
+            parts.append(
+                f"The mean is over {', '.join(complete)}, on which all methods were run."
+            )
     gain, n = summary.gain_on_paper_datasets(table)
     if gain is not None:
         parts.append(

@@ -32,18 +32,23 @@ PAPER_GAIN_OVER_OTHERS = 3.45  # over the best other unsupervised method
 
 
 def read_results(
-    metrics_paths: Paths, selection_paths: Paths, audit_paths: Paths, others: str | None = None
+    metrics_paths: Paths,
+    selection_paths: Paths,
+    audit_paths: Paths,
+    others: str | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Selection], dict[str, Audit]]:
     """Read the metrics of a run, and of each dataset the choice of a model and the audit.
 
     Those of other datasets in `others`, a folder of earlier results, are added.
     """
-    metrics, selections = [*map(read_metrics, metrics_paths)], [*selection_paths]
+    metrics = [*map(read_metrics, metrics_paths)]
+    selections = [*selection_paths]
     audits = [*audit_paths]
     here = {values["dataset"] for values in metrics}
     # Where a storage keeps the results, the folder need not be there.
     for folder in sorted(Path(others).glob("*")) if others else []:
-        paths, index = sorted(folder.glob("*/seed*/metrics.json")), folder / "images.parquet"
+        paths = sorted(folder.glob("*/seed*/metrics.json"))
+        index = folder / "images.parquet"
         if folder.name in here or not paths:
             continue
         if index.is_file() and tables.read_metadata(index, IndexMetadata).limit is not None:
@@ -109,6 +114,8 @@ def means_over_datasets(table: pd.DataFrame) -> tuple[dict[str, float], list[str
 
 def gain_on_paper_datasets(table: pd.DataFrame) -> tuple[float | None, int]:
     """Return the mean gain of latteclip over zero_shot in points, and over how many datasets."""
-    wanted = by_dataset(table).reindex(index=["latteclip", "zero_shot"], columns=PAPER_DATASETS)
+    wanted = by_dataset(table).reindex(
+        index=["latteclip", "zero_shot"], columns=PAPER_DATASETS
+    )
     gains = [new - old for new, old in wanted.to_numpy().T if not pd.isna(new - old)]
     return (sum(gains) / len(gains), len(gains)) if gains else (None, 0)

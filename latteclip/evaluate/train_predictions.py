@@ -56,7 +56,9 @@ def write_predictions(
 ) -> None:
     """Write TRAIN_PREDICTIONS from image ids and classes, of held-out images and of examples."""
     columns = {
-        "image_id": pa.concat_arrays([ids.combine_chunks() for ids, _ in (held_out, examples)]),
+        "image_id": pa.concat_arrays(
+            [ids.combine_chunks() for ids, _ in (held_out, examples)]
+        ),
         "prediction": np.concatenate([held_out[1], examples[1]]).astype(np.int32),
         "held_out": np.repeat([True, False], [len(held_out[1]), len(examples[1])]),
     }
@@ -67,7 +69,9 @@ def read_predictions(path: str, classnames: Sequence[str], *, held_out: bool) ->
     """Read `image_id` and `prediction` of the held-out images, or of the examples."""
     table = tables.read(path, tables.TRAIN_PREDICTIONS)
     if tables.read_metadata(path, ClassesMetadata).classnames != list(classnames):
-        raise UserError(f"{path} is of other classes than the image index; rerun its stage.")
+        raise UserError(
+            f"{path} is of other classes than the image index; rerun its stage."
+        )
     wanted = table["held_out"] if held_out else pc.invert(table["held_out"])
     return table.filter(wanted).select(["image_id", "prediction"])
 

@@ -29,7 +29,13 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from latteclip.labels.label_sources import ClipFeatures, Head, Votes, class_score_votes, parts
+from latteclip.labels.label_sources import (
+    ClipFeatures,
+    Head,
+    Votes,
+    class_score_votes,
+    parts,
+)
 from latteclip.labels.likelihood import cross_entropy, fit_weights
 from latteclip.labels.prototypes import (
     FREQUENCY_EXPONENT,
@@ -46,7 +52,8 @@ BIAS_SHARES = (0.0, 0.5, 1.0)
 MIN_TRUST = 0.3  # below which classes are no clusters
 CLEAR = 0.98  # of the clearest clusters: as clear
 RIDGE = 1e-5  # on b, which is larger than other weights
-SAMPLE, MAX_IMAGES = 2**24, 2**16  # entries of a table of images and classes, and images, at most
+# Entries of a table of images and classes, and images, at most.
+SAMPLE, MAX_IMAGES = 2**24, 2**16
 SMALL_SAMPLE, MAX_SMALL = 2**21, 2**14  # the same where few numbers are learned
 
 
@@ -85,12 +92,15 @@ class _Mixture:
     """The mixture while it is learned."""
 
     def __init__(self, images: ClipFeatures) -> None:
-        n, self.n_classes = len(images.centred), len(images.texts.bias)
-        self.images, self.texts = images, images.texts
+        n = len(images.centred)
+        self.n_classes = len(images.texts.bias)
+        self.images = images
+        self.texts = images.texts
         self.small = _sample(torch.arange(n), self.n_classes, SMALL_SAMPLE, MAX_SMALL)
         self.weights = torch.ones(n, dtype=torch.float64)
         self.posterior = Posterior.of(images.probabilities, self.n_classes, self.weights)
-        self.first, self.separation = self.posterior, 1.0
+        self.first = self.posterior
+        self.separation = 1.0
         self.log_frequencies = torch.zeros(self.n_classes, dtype=torch.float64)
 
     def step(self) -> None:
@@ -145,10 +155,14 @@ def separation(scores: torch.Tensor) -> float:
     return margins.mean().item() / spread if spread > 0 else 1.0
 
 
-def unbiased_votes(images: ClipFeatures, options: torch.Tensor, scores: torch.Tensor) -> Votes:
+def unbiased_votes(
+    images: ClipFeatures, options: torch.Tensor, scores: torch.Tensor
+) -> Votes:
     """Return `class_score_votes` [N, K] without the best share of each class's mean score."""
     n_classes = len(images.texts.bias)
-    candidates = [class_score_votes(options, scores, n_classes, share) for share in BIAS_SHARES]
+    candidates = [
+        class_score_votes(options, scores, n_classes, share) for share in BIAS_SHARES
+    ]
     rows = candidates[0].has.nonzero()[:, 0]
     rows = _sample(rows, n_classes, SMALL_SAMPLE, MAX_SMALL)
     x = images.centred[rows].double()

@@ -71,7 +71,9 @@ def read_foreign(
             answers[found, label] = Answer(found, CLASS, label)
     if missing:
         first = one_line(missing[0], 80)
-        log.warning("%s: %d images are no training images, such as %s.", path, len(missing), first)
+        log.warning(
+            "%s: %d images are no training images, such as %s.", path, len(missing), first
+        )
     if not answers:
         raise UserError(f"{path} names no training image of this dataset.")
     return by_key(list(answers.values()), path)
@@ -87,11 +89,15 @@ def _read_rows(path: str) -> Iterator[tuple[str, str]]:
         else:
             with Path(path).open(encoding="utf-8-sig", newline="") as file:
                 lines = (json.loads(line) for line in file if line.strip())
-                yield from _columns(csv.DictReader(file) if suffix == ".csv" else lines, path)
+                yield from _columns(
+                    csv.DictReader(file) if suffix == ".csv" else lines, path
+                )
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
     except WRONG as error:
-        raise UserError(f"{path} is not a valid file of labels ({one_line(error, 80)}).") from None
+        raise UserError(
+            f"{path} is not a valid file of labels ({one_line(error, 80)})."
+        ) from None
 
 
 def _columns(rows: Any, path: str) -> Iterator[tuple[str, str]]:
@@ -99,7 +105,9 @@ def _columns(rows: Any, path: str) -> Iterator[tuple[str, str]]:
         image = next((row[name] for name in IMAGE if row.get(name)), None)
         label = next((row[name] for name in LABEL if row.get(name)), None)
         if not isinstance(image, str):
-            raise UserError(f"{path} needs a column of images, called {' or '.join(IMAGE)}.")
+            raise UserError(
+                f"{path} needs a column of images, called {' or '.join(IMAGE)}."
+            )
         if label is not None:  # an image without a class is not labelled yet
             yield image, str(label)
 

@@ -29,10 +29,14 @@ from latteclip.core.terminal import one_line
 from latteclip.labels.label_sources import LabelledRows
 
 log = logging.getLogger(__name__)
-CLASS, NONE, UNSURE = "class", "none", "unsure"
-TEACH, CHECK = "teach", "check"  # phases of answers that teach: chosen images, and drawn ones
+CLASS = "class"
+NONE = "none"
+UNSURE = "unsure"
+# Phases of answers that teach: chosen images, and drawn ones.
+TEACH, CHECK = "teach", "check"
 VERSION = 3  # of the format
-PLAN_OF_TEACHING = "teach"  # the plan of answers whose images follow from the answers before
+# The plan of answers whose images follow from the answers before.
+PLAN_OF_TEACHING = "teach"
 LOCK_SECONDS = 30  # that a write waits for another one
 
 
@@ -72,11 +76,13 @@ class Document:
     plan: str
     answers: list[Answer]
     dataset: str = ""
-    classes: list[str] = field(default_factory=list)  # all that the dataset had since the first
+    # All that the dataset had since the first.
+    classes: list[str] = field(default_factory=list)
 
 
 Answers = Mapping[str, Answer]  # by their keys
-ANSWERS, DOCUMENT = TypeAdapter(list[Answer]), TypeAdapter(Document)
+ANSWERS = TypeAdapter(list[Answer])
+DOCUMENT = TypeAdapter(Document)
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,8 @@ class Saved:
     """The answers of a file, about the images of now under their names of now."""
 
     answers: dict[str, Answer] = field(default_factory=dict)  # by their keys
-    lapsed: dict[str, Answer] = field(default_factory=dict)  # that say nothing about these classes
+    # That say nothing about these classes.
+    lapsed: dict[str, Answer] = field(default_factory=dict)
     gone: list[Answer] = field(default_factory=list)  # about images that are not there
     classes: list[str] = field(default_factory=list)  # of the document
     revision: str = ""  # "": there is no file
@@ -97,7 +104,8 @@ class Saved:
 
     def warn(self, path: str | Path, folder: str | Path) -> None:
         """Log which answers of a file do not count, and why; `folder` is results/<dataset>."""
-        n, lapsed = len(self.answers) + len(self.lapsed) + len(self.gone), self.lapsed.values()
+        n = len(self.answers) + len(self.lapsed) + len(self.gone)
+        lapsed = self.lapsed.values()
         if named := [one.classname for one in lapsed if one.classname is not None]:
             log.warning(
                 "%s: left out %d of %d answers, for classes that are gone: %s. After renaming a "
@@ -148,10 +156,14 @@ class AnswerSchema:
         """Return the answers of a document by what they say now, or raise UserError."""
         images = list(dict.fromkeys(one.image for one in document.answers))
         rows = dict(zip(images, locate(images, self.images), strict=True))
-        ids, checksums = self.images["image_id"], self.images["checksum"]
-        now, then = set(self.classnames), set(document.classes or self.classnames)
-        added, known = now - then, now | then
-        found, gone = [], []
+        ids = self.images["image_id"]
+        checksums = self.images["checksum"]
+        now = set(self.classnames)
+        then = set(document.classes or self.classnames)
+        added = now - then
+        known = now | then
+        found = []
+        gone = []
         for number, answer in enumerate(document.answers, start=1):
             self._check(answer, known, f"{where}, answer {number},")
             one = _not_offered(answer, added)
@@ -163,7 +175,9 @@ class AnswerSchema:
                 gone.append(one)
             else:
                 name = one_line(answer.image_id, 120)
-                raise UserError(f"{where} is about {name!r}, which is no image that it may name.")
+                raise UserError(
+                    f"{where} is about {name!r}, which is no image that it may name."
+                )
         answers = by_key(found, where)
         lapsed = {key: one for key, one in answers.items() if self._is_lapsed(one)}
         answers = {key: one for key, one in answers.items() if key not in lapsed}
@@ -173,7 +187,9 @@ class AnswerSchema:
         name = answer.classname
         if name not in (classes if answer.kind == CLASS else (None,)):
             likely = one_line(suggestion(str(name), self.classnames))
-            raise UserError(f"{where} names the unknown class {one_line(name, 80)!r}; {likely}")
+            raise UserError(
+                f"{where} names the unknown class {one_line(name, 80)!r}; {likely}"
+            )
 
     def _is_lapsed(self, answer: Answer) -> bool:
         if answer.kind == CLASS:
@@ -224,7 +240,9 @@ class AnswerSchema:
 
 def entries(answers: Iterable[Answer]) -> list[dict[str, Any]]:
     """Return answers as JSON has them."""
-    found = ANSWERS.dump_python([*answers], mode="json", by_alias=True, exclude_defaults=True)
+    found = ANSWERS.dump_python(
+        [*answers], mode="json", by_alias=True, exclude_defaults=True
+    )
     return list(found)
 
 
@@ -294,7 +312,8 @@ def locate(images: Sequence[tuple[str, str | None]], index: pa.Table) -> list[in
     A row has the name and the content, or else the content alone; None: it is not there. A content
     of None is any. Images of different rows stay different.
     """
-    names, checksums = index["image_id"], index["checksum"]
+    names = index["image_id"]
+    checksums = index["checksum"]
     wanted = [None if content is None else bytes.fromhex(content) for _, content in images]
     rows = pc.index_in(pa.array([name for name, _ in images], pa.string()), names)
     there = checksums.take(rows).to_pylist()
@@ -305,7 +324,8 @@ def locate(images: Sequence[tuple[str, str | None]], index: pa.Table) -> list[in
     moved = {content for row, content in zip(found, wanted, strict=True) if row is None}
     moved.discard(None)
     if moved:
-        taken, free = set(found), defaultdict[bytes, list[int]](list)
+        taken = set(found)
+        free = defaultdict[bytes, list[int]](list)
         of_moved = pc.is_in(checksums, pa.array(list(moved), checksums.type))
         for row in reversed(np.flatnonzero(of_moved.to_numpy()).tolist()):
             if row not in taken:
@@ -339,12 +359,16 @@ def _read(path: str | Path) -> bytes:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
 
 
-def teaching_schema(dataset: str, classnames: Sequence[str], images: pa.Table) -> AnswerSchema:
+def teaching_schema(
+    dataset: str, classnames: Sequence[str], images: pa.Table
+) -> AnswerSchema:
     """Return the schema of the answers that teach, about the images of a table IMAGES."""
     return AnswerSchema(PLAN_OF_TEACHING, dataset, images, tuple(classnames))
 
 
-def labelled_rows(answers: Answers, images: pa.Table, classnames: Sequence[str]) -> LabelledRows:
+def labelled_rows(
+    answers: Answers, images: pa.Table, classnames: Sequence[str]
+) -> LabelledRows:
     """Find the answered images among others by name. Answers "cannot tell" are left out."""
     number = {name: label for label, name in enumerate(classnames)}
     known = [answer for answer in answers.values() if answer.kind != UNSURE]
@@ -363,7 +387,9 @@ def labelled_rows(answers: Answers, images: pa.Table, classnames: Sequence[str])
     return LabelledRows(len(images), rows, shares, drawn)
 
 
-def read_labelled(path: str, images: pa.Table, classnames: Sequence[str]) -> LabelledRows | None:
+def read_labelled(
+    path: str, images: pa.Table, classnames: Sequence[str]
+) -> LabelledRows | None:
     """Return the answered images of a table IMAGES, if there are any; others are named."""
     saved = teaching_schema("the dataset", classnames, images).read(Path(path))
     saved.warn(path, Path(path).parent)

@@ -32,9 +32,12 @@ def encode_images(
     features = encode_files(
         model, tables.Strings(table["path"]), settings.inference.batch_size, threads
     )
-    with tables.writing(output, tables.IMAGE_FEATURES, image_encoders.metadata_of(model)) as add:
+    with tables.writing(
+        output, tables.IMAGE_FEATURES, image_encoders.metadata_of(model)
+    ) as add:
         for rows in parts(len(features), ROWS):
-            part, ids = features[rows], table["image_id"].slice(rows.start, ROWS)
+            part = features[rows]
+            ids = table["image_id"].slice(rows.start, ROWS)
             broken = (~part.isfinite().all(dim=1)).nonzero()
             if len(broken):
                 raise UserError(
@@ -43,4 +46,6 @@ def encode_images(
                     "image_encoders."
                 )
             add({"image_id": ids, "image_features": tables.list_column(part.numpy())})
-    log.info("Encoded %d images by %s, width %d.", len(table), settings.encoder, model.width)
+    log.info(
+        "Encoded %d images by %s, width %d.", len(table), settings.encoder, model.width
+    )

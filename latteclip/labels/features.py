@@ -18,7 +18,8 @@ def read_all_features(
     """Return CLIP's features of images, and beside them those of other models [N, D of all]."""
     models = [read_features(pseudo_labels_path, image_ids)]
     models += [
-        read_features(path, image_ids, tables.IMAGE_FEATURES) for path in image_encoders_paths
+        read_features(path, image_ids, tables.IMAGE_FEATURES)
+        for path in image_encoders_paths
     ]
     if not image_encoders_paths:
         return models[0]
@@ -36,7 +37,8 @@ def read_features(
     rows = tables.find_rows(image_ids, table["image_id"], path)
     order = np.argsort(rows, kind="stable")
     rows = rows[order]  # ascending, as they come from the file
-    features, start = FeatureMemmap(0, 0), 0
+    features = FeatureMemmap(0, 0)
+    start = 0
     for piece in tables.read_pieces(path, schema, ["image_features"], ROWS):
         values = tables.from_list_column(piece["image_features"])
         if not start:

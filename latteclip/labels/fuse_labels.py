@@ -11,7 +11,12 @@ from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import held_out_for_choice
-from latteclip.core.metadata import ClassesMetadata, EncoderMetadata, IndexMetadata, VotesMetadata
+from latteclip.core.metadata import (
+    ClassesMetadata,
+    EncoderMetadata,
+    IndexMetadata,
+    VotesMetadata,
+)
 from latteclip.labels import fusion_report
 from latteclip.labels.answers import read_labelled
 from latteclip.labels.fusion import FUSED, OTHER, Fusion, fuse
@@ -61,18 +66,26 @@ def fuse_labels(
         device=device,
         threads=threads,
     )
-    images, described, scale = known.images, known.described, known.described["logit_scale"]
+    images = known.images
+    described = known.described
+    scale = known.described["logit_scale"]
     labelled = read_labelled(answers_path, table, classnames) if answers_path else None
     fusion = fuse(images, known.ballot.votes, known.others, labelled=labelled)
     save_classifier(prototypes_output, images.classifier(fusion.head, scale), described)
-    names = [tables.read_metadata(path, EncoderMetadata).model for path in image_encoders_paths]
+    names = [
+        tables.read_metadata(path, EncoderMetadata).model for path in image_encoders_paths
+    ]
     if encoders_prototypes_output is not None:
         pairs = zip((images, *known.others), fusion.joint_heads, strict=True)
         heads = [model.classifier(head, scale) for model, head in pairs]
         # Of the features of all models, side by side.
         weights = torch.cat([head.weights for head in heads], dim=1)
-        joint = Classifier.of(weights, torch.stack([head.bias for head in heads]).sum(dim=0))
-        save_classifier(encoders_prototypes_output, joint, {**described, "image_encoders": names})
+        joint = Classifier.of(
+            weights, torch.stack([head.bias for head in heads]).sum(dim=0)
+        )
+        save_classifier(
+            encoders_prototypes_output, joint, {**described, "image_encoders": names}
+        )
     answers = fusion_report.PersonAnswers()
     if labelled is not None:
         answers = _answers(labelled, fusion, image_ids, classnames)
@@ -86,7 +99,9 @@ def fuse_labels(
         "%d %s vote, and %s. %d labels changed; latteclip labels show says more.",
         *(report.voting, report.votes, effect, report.changed),
     )
-    metadata = VotesMetadata(classnames, report.votes, report.corroborated, known.ballot.leaked)
+    metadata = VotesMetadata(
+        classnames, report.votes, report.corroborated, known.ballot.leaked
+    )
     columns = _votes(image_ids, known.ballot.votes, fusion)
     schema = tables.VOTES_ENCODERS if image_encoders_paths else tables.VOTES
     tables.write(votes_output, {n: columns[n] for n in schema.names}, schema, metadata)
@@ -106,12 +121,17 @@ def _votes(image_ids: pa.ChunkedArray, votes: Votes, fusion: Fusion) -> dict[str
 def _columns(
     image_ids: pa.ChunkedArray, known: Predictors, fusion: Fusion, voter: str
 ) -> dict[str, Any]:
-    adapted, confidence = fusion.individual_labels["zero_shot"], known.ballot.confidence
-    columns = {field.name: pa.nulls(len(image_ids), field.type) for field in tables.FUSED_LABELS}
+    adapted = fusion.individual_labels["zero_shot"]
+    confidence = known.ballot.confidence
+    columns = {
+        field.name: pa.nulls(len(image_ids), field.type) for field in tables.FUSED_LABELS
+    }
     columns |= {
         "image_id": image_ids,
         "adapted_label": _column(adapted),
-        f"{voter}_label": _column(torch.where(confidence > 0, known.ballot.labels, adapted)),
+        f"{voter}_label": _column(
+            torch.where(confidence > 0, known.ballot.labels, adapted)
+        ),
         f"{voter}_confidence": pa.array(confidence.numpy()),
         "fused_label": _column(fusion.labels),
         "fused_confidence": pa.array(fusion.confidence.numpy()),
@@ -136,7 +156,8 @@ def _report(
 ) -> FusionReport:
     learned = fusion.parameters
     test = learned.test
-    adapted, has_vote = fusion.individual_labels["zero_shot"], known.ballot.confidence > 0
+    adapted = fusion.individual_labels["zero_shot"]
+    has_vote = known.ballot.confidence > 0
     n = int(has_vote.sum())
     gains = None
     if fusion.gains:
@@ -155,7 +176,9 @@ def _report(
         voting=n,
         agreement=int((known.ballot.labels == adapted)[has_vote].sum()) / max(1, n),
         corroborated=test.significant,
-        corroboration=fusion_report.Corroboration(test.images, test.zero_shot, test.p_value),
+        corroboration=fusion_report.Corroboration(
+            test.images, test.zero_shot, test.p_value
+        ),
         weights=fusion_report.Weights(learned.zero_shot, learned.images[0], learned.texts),
         explained_share=learned.explained_share,
         independence=learned.independence,
@@ -176,7 +199,10 @@ def _report(
 
 
 def _answers(
-    labelled: LabelledRows, fusion: Fusion, image_ids: pa.ChunkedArray, classnames: Sequence[str]
+    labelled: LabelledRows,
+    fusion: Fusion,
+    image_ids: pa.ChunkedArray,
+    classnames: Sequence[str],
 ) -> fusion_report.PersonAnswers:
     """Return the answers, and how right the labels are by them."""
     names = [
@@ -192,7 +218,9 @@ def _answers(
         for name, one in fusion.checked.items()
     }
     labels = checks.pop(FUSED)
-    n, answers, right = labelled.n, len(labels.right), sum(labels.right)
+    n = labelled.n
+    answers = len(labels.right)
+    right = sum(labels.right)
     taught = len(labelled.rows) - answers
     shares = (right / answers, *confidence_sequence(right, answers, n - taught))
     value, low, high = ((taught + share * (n - taught)) / n for share in shares)

@@ -63,9 +63,11 @@ ROUNDS = 6
 EM_STEPS = 3  # in each round
 # Votes of each class as a, b and u predict them, times 1 / u^2. Where a class has fewer than
 # ENOUGH images on average, proportionally more: their errors cannot be learned.
-PRIOR, ENOUGH = 6.0, 25
+PRIOR = 6.0
+ENOUGH = 25
 OTHER_CLASSES = 3.0  # weight of the classes that a vote finds less likely
-SAMPLE = 2**23  # entries of a table of images and classes from which theta is learned, at most
+# Entries of a table of images and classes from which theta is learned, at most.
+SAMPLE = 2**23
 SMALL_SAMPLE = 2**21  # the same for a, b, u and w, which are a few numbers
 ANSWER_WEIGHT = 3.0  # of an answered image in the prototypes
 PRIOR_ANSWERS = 100.0  # precision of the prior of the weights that are fitted to answers
@@ -111,7 +113,8 @@ class FusionParameters:
         """Return the log-likelihood [n, C] of votes [n, C] by class."""
         found = (self.confusion.T + TINY).log()[votes.argmax(dim=1)]
         others = votes - votes * first_classes(votes)
-        if others.any():  # a product with a table of classes, which is slow where there are many
+        # A product with a table of classes, which is slow where there are many.
+        if others.any():
             found = found + OTHER_CLASSES * others @ (self.others.T + TINY).log()
         return found
 
@@ -136,11 +139,13 @@ class Fusion:
     parameters: FusionParameters
     labels: torch.Tensor  # [N] the likeliest class
     confidence: torch.Tensor  # [N] float32, its probability
-    individual_labels: dict[str, torch.Tensor]  # [N] by "zero_shot" adapted, by CLIP's "images"
+    # [N] by "zero_shot" adapted, by CLIP's "images"
+    individual_labels: dict[str, torch.Tensor]
     gains: dict[str, float]  # log-likelihood of the votes over their mean, by predictors
     head: Head  # of CLIP's features
     joint_heads: tuple[Head, ...]  # of the features of each model
-    predicted: torch.Tensor  # [N] the class by `head`, learned from other folds of the images
+    # [N] the class by `head`, learned from other folds of the images
+    predicted: torch.Tensor
     joint_predicted: torch.Tensor  # [N] the same of `joint_heads`
     # FUSED labels, and those of classifiers by the names of their files, if answers check them.
     checked: Mapping[str, CrossFitted] = field(default_factory=dict)
@@ -152,19 +157,25 @@ class LabelModel:
     def __init__(
         self, images: ClipFeatures, votes: Votes, others: Sequence[CentredFeatures] = ()
     ) -> None:
-        self.n, self.n_classes = len(images.centred), len(images.texts.bias)
+        self.n = len(images.centred)
+        self.n_classes = len(images.texts.bias)
         self.sample = spaced(votes.has.nonzero()[:, 0], self.n_classes, SAMPLE)
         test = corroborate(images, votes, self.sample, others)
         if not test.significant:
             votes = Votes(torch.zeros(self.n, dtype=torch.bool), votes.probabilities)
             self.sample = self.sample[:0]
             images = replace(images, texts=images.adapted)
-        self.images, self.votes, self.others = images, votes, others
+        self.images = images
+        self.votes = votes
+        self.others = others
         # Without votes, answers tell which image encoders are of use.
         self.used = test.informative if test.significant else list(range(len(others)))
-        nothing, weights = torch.empty(0, self.n_classes), (0.0,) * (1 + len(others))
+        nothing = torch.empty(0, self.n_classes)
+        weights = (0.0,) * (1 + len(others))
         no_rows = torch.empty(0, dtype=torch.long)
-        self.answers = label_sources.LabelledRows(self.n, no_rows, nothing.double(), no_rows > 0)
+        self.answers = label_sources.LabelledRows(
+            self.n, no_rows, nothing.double(), no_rows > 0
+        )
         self.parameters = FusionParameters(test, nothing, nothing, images=weights)
         # Of the next round, and of the last one, from which the parameters were learned.
         start = self.first if test.significant else images.probabilities
@@ -214,29 +225,41 @@ class LabelModel:
             return
         self.last = self.prototypes
         is_light = light and len(self.answers.rows) and self.parameters.test.significant
-        self.parameters = self._fit_to_answers(self.parameters if is_light else self._learn())
+        self.parameters = self._fit_to_answers(
+            self.parameters if is_light else self._learn()
+        )
         self.prototypes = self._prototypes(lambda rows: self.log_posterior(rows).exp())
 
     def _learn(self) -> FusionParameters:
         """Return the likeliest parameters on a sample of the images with votes or answers."""
-        answers, sample, test = self.answers, self.sample, self.parameters.test
+        answers = self.answers
+        sample = self.sample
+        test = self.parameters.test
         small = spaced(torch.arange(len(sample)), self.n_classes, SMALL_SAMPLE)
         if len(answers.rows):
             sample = sample[small]
             sample = torch.cat([sample[answers.place[sample] < 0], answers.taught])
             small = torch.arange(len(sample))
-        predictors, votes = self.last.predictors(sample), self.votes.probabilities(sample)
-        first, offset = first_classes(votes), self.last.offset
+        predictors = self.last.predictors(sample)
+        votes = self.votes.probabilities(sample)
+        first = first_classes(votes)
+        offset = self.last.offset
         targets = answers.at_end(first)
         overall = targets.mean(dim=0)
-        some, cast = [table[small] for table in predictors], targets[small]
+        some = [table[small] for table in predictors]
+        cast = targets[small]
         weights, share = fit_mixture(some, cast, overall, offset)
         if not test.significant:
             zero_shot, *images = weights.tolist()
             return replace(
-                self.parameters, zero_shot=zero_shot, images=tuple(images), explained_share=share
+                self.parameters,
+                zero_shot=zero_shot,
+                images=tuple(images),
+                explained_share=share,
             )
-        base = share * torch.eye(self.n_classes, dtype=torch.float64) + (1 - share) * overall
+        base = (
+            share * torch.eye(self.n_classes, dtype=torch.float64) + (1 - share) * overall
+        )
         scarcity = max(1.0, ENOUGH * self.n_classes / int(self.votes.has.sum()))
         prior = PRIOR * scarcity / max(share, TINY) ** 2
         confusion = self.parameters.confusion if len(self.parameters.confusion) else base
@@ -276,7 +299,8 @@ class LabelModel:
     def _fit_to_answers(self, parameters: FusionParameters) -> FusionParameters:
         """Return parameters whose exponents make the answers about images with votes likely."""
         has = self.votes.has[self.answers.taught]
-        rows, truth = self.answers.taught[has], self.answers.truth[has]
+        rows = self.answers.taught[has]
+        truth = self.answers.truth[has]
         if not len(rows):
             return parameters
         factors = [
@@ -286,7 +310,8 @@ class LabelModel:
         prior = [parameters.independence, 1.0]
         texts = self.last.text_scores(rows)
         if texts is not None:
-            factors, prior = [*factors, texts], [*prior, parameters.texts]
+            factors = [*factors, texts]
+            prior = [*prior, parameters.texts]
         centre = torch.tensor(prior, dtype=torch.float64)
         precision = PRIOR_ANSWERS / len(truth)
         found = fit_weights(factors, truth, centre, centre=centre, precision=precision)
@@ -301,7 +326,8 @@ class LabelModel:
         self, rows: Rows, predictors: Sequence[torch.Tensor] = ()
     ) -> torch.Tensor:
         """Return log fused(c) [n, C] by predictors, by default the last ones, and votes alone."""
-        parameters, has = self.parameters, self.votes.has[rows, None]
+        parameters = self.parameters
+        has = self.votes.has[rows, None]
         predictors = predictors or self.last.predictors(rows)
         if not self.is_informed:
             return predictors[0]
@@ -321,19 +347,23 @@ class LabelModel:
         While an image encoder explains too little of the votes, the rounds begin again without the
         one that explains least.
         """
-        start, parameters = self.prototypes.posterior, self.parameters
+        start = self.prototypes.posterior
+        parameters = self.parameters
         while True:
             for _ in range(rounds):
                 self.step()
             sample = self.small_sample
             if not len(sample):
                 return {}
-            gained, ratios = gains(self.last.predictors(sample), self.first(sample), self.used)
+            gained, ratios = gains(
+                self.last.predictors(sample), self.first(sample), self.used
+            )
             useless = min(ratios, key=ratios.__getitem__, default=None)
             if useless is None or ratios[useless] >= MIN_RATIO:
                 return gained
             self.used = [number for number in self.used if number != useless]
-            self.prototypes, self.parameters = self._of_used_models(start), parameters
+            self.prototypes = self._of_used_models(start)
+            self.parameters = parameters
 
     @property
     def small_sample(self) -> torch.Tensor:
@@ -359,7 +389,9 @@ class LabelModel:
             labels[rows] = torch.where(best.values > 0, best.indices, zero_shot[rows])
             predicted[rows], joint_predicted[rows] = heads.held_out(rows)
         parameters = self.parameters
-        individual = {"zero_shot": zero_shot} | ({"images": images} if self.is_informed else {})
+        individual = {"zero_shot": zero_shot} | (
+            {"images": images} if self.is_informed else {}
+        )
         weight_of = dict(zip(self.used, parameters.images[1:], strict=True))
         others = (weight_of.get(i, 0.0) for i in range(len(self.others)))
         return Fusion(
@@ -377,8 +409,11 @@ class LabelModel:
     def _of_all(self, heads: Sequence[Head]) -> tuple[Head, ...]:
         """Return the heads of CLIP, of the used models, and zeros for the other models."""
         first, *others = heads
-        head_of, bias = dict(zip(self.used, others, strict=False)), torch.zeros_like(first.bias)
-        zeros = (Head(bias.new_zeros(self.n_classes, len(m.mean)), bias) for m in self.others)
+        head_of = dict(zip(self.used, others, strict=False))
+        bias = torch.zeros_like(first.bias)
+        zeros = (
+            Head(bias.new_zeros(self.n_classes, len(m.mean)), bias) for m in self.others
+        )
         return first, *(head_of.get(i, zero) for i, zero in enumerate(zeros))
 
 
@@ -386,17 +421,22 @@ class _Heads:
     """Classifiers by the posterior of a model: by CLIP's features alone, and by all models'."""
 
     def __init__(self, model: LabelModel) -> None:
-        self.images, self.is_informed = model.images, model.is_informed
+        self.images = model.images
+        self.is_informed = model.is_informed
         texts = model.images.texts
         self.own = texts
         self.joint: tuple[Head, ...] = (texts,)
         if not self.is_informed:
             return
-        prototypes, self.offset = model.prototypes, model.prototypes.offset
+        prototypes = model.prototypes
+        self.offset = model.prototypes.offset
         self.discriminants = Discriminants(prototypes.posterior, prototypes.models)
         sample = model.small_sample if len(model.sample) else model.answers.taught
-        targets, tables = model.log_posterior(sample).exp(), self._tables(sample)
-        self.own_weights = self.joint_weights = fit_weights(tables[:2], targets, offset=self.offset)
+        targets = model.log_posterior(sample).exp()
+        tables = self._tables(sample)
+        self.own_weights = self.joint_weights = fit_weights(
+            tables[:2], targets, offset=self.offset
+        )
         if len(tables) > 2:
             self.joint_weights = fit_weights(tables, targets, offset=self.offset)
         self.own, *_ = self._heads(self.own_weights)
@@ -406,7 +446,8 @@ class _Heads:
         return [self.images.zero_shot(rows), *self.discriminants.held_out(rows)]
 
     def _heads(self, weights: torch.Tensor) -> tuple[Head, ...]:
-        texts, nothing = self.images.texts, torch.zeros_like(self.offset)
+        texts = self.images.texts
+        nothing = torch.zeros_like(self.offset)
         pairs = zip(weights[1:], self.discriminants.of_all, strict=False)
         first, *others = (weight * discriminant for weight, discriminant in pairs)
         bias = weights[0] * texts.bias + self.offset
@@ -439,7 +480,9 @@ def fuse(
     return replace(start.answered(labelled).fused(), checked=checked)
 
 
-def cross_fit(model: LabelModel, labelled: label_sources.LabelledRows) -> dict[str, CrossFitted]:
+def cross_fit(
+    model: LabelModel, labelled: label_sources.LabelledRows
+) -> dict[str, CrossFitted]:
     """Label the images drawn to check, each without its answer and those of its fold."""
     drawn = labelled.drawn.nonzero()[:, 0]
     order = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(SEED))
@@ -448,11 +491,14 @@ def cross_fit(model: LabelModel, labelled: label_sources.LabelledRows) -> dict[s
         use = torch.ones(len(labelled.rows), dtype=torch.bool)
         use[drawn[fold]] = False
         fusion = model.answered(labelled.select(use)).fused()
-        rows, models = labelled.rows[drawn[fold]], (model.images, *model.others)
+        rows = labelled.rows[drawn[fold]]
+        models = (model.images, *model.others)
         predicted = {FUSED: (fusion.labels[rows], fusion.confidence[rows])}
         predicted["image_prototypes"] = _classified(models, (fusion.head,), rows)
         if model.others:
-            predicted["image_prototypes_encoders"] = _classified(models, fusion.joint_heads, rows)
+            predicted["image_prototypes_encoders"] = _classified(
+                models, fusion.joint_heads, rows
+            )
         for name, (labels, confidence) in predicted.items():
             is_right = torch.zeros(len(drawn), dtype=torch.bool)
             checked = found.setdefault(name, CrossFitted(torch.zeros(len(drawn)), is_right))
@@ -498,8 +544,13 @@ def gains(
         mixed = share * pool(tables, weights).softmax(dim=1) + (1 - share) * overall
         return cross_entropy(votes, mixed).item()
 
-    blind, both = cross_entropy(votes, overall.expand_as(votes)).item(), loss(predictors)
-    found = {"both": both, "zero_shot": loss(predictors[:1]), "images": loss(predictors[1:2])}
+    blind = cross_entropy(votes, overall.expand_as(votes)).item()
+    both = loss(predictors)
+    found = {
+        "both": both,
+        "zero_shot": loss(predictors[:1]),
+        "images": loss(predictors[1:2]),
+    }
     ratios = {}
     for place, number in enumerate(others, start=2):
         found[f"{OTHER}{number}"] = loss(predictors[place : place + 1])

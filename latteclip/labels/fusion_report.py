@@ -80,7 +80,8 @@ class CheckedLabels:
 class PersonAnswers:
     """The answers of a person from which the labels learned."""
 
-    images: dict[str, str | None] = field(default_factory=dict)  # class names; None: no class
+    # Class names; None: no class.
+    images: dict[str, str | None] = field(default_factory=dict)
     checked: CheckedLabels | None = None
 
     @property

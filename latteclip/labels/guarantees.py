@@ -20,8 +20,11 @@ def confidence_sequence(right: int, answers: int, population: int) -> tuple[floa
     intervals of which all hold at once with 95 % probability (Waudby-Smith and Ramdas, NeurIPS
     2020, arXiv 2006.04347).
     """
-    theta = np.arange(right, population - (answers - right) + 1)  # right labels, as is possible
-    log_likelihood = _log_choose(theta, right) + _log_choose(population - theta, answers - right)
+    # Right labels, as is possible.
+    theta = np.arange(right, population - (answers - right) + 1)
+    log_likelihood = _log_choose(theta, right) + _log_choose(
+        population - theta, answers - right
+    )
     log_posterior = log_likelihood - np.logaddexp.reduce(log_likelihood)
     inside = theta[log_posterior > np.log(ALPHA / (population + 1))]
     return float(inside[0] / population), float(inside[-1] / population)
@@ -33,7 +36,11 @@ def _log_choose(n: npt.NDArray[np.int_], k: int) -> Floats:
 
 def upper_bound(wrong: int, answers: int) -> float:
     """Return the upper end of Clopper and Pearson's exact one-sided interval for a share."""
-    return 1.0 if wrong >= answers else float(betaincinv(wrong + 1, answers - wrong, 1 - ALPHA))
+    return (
+        1.0
+        if wrong >= answers
+        else float(betaincinv(wrong + 1, answers - wrong, 1 - ALPHA))
+    )
 
 
 def fewest_answers(share: float, *, on_average: bool = False) -> int:
@@ -60,7 +67,9 @@ def pac_threshold(confidence: Floats, wrong: Bools, max_error: float) -> float:
     """
     if upper_bound(0, len(wrong)) > max_error:
         return float("inf")
-    allowed = max(w for w in range(len(wrong) + 1) if upper_bound(w, len(wrong)) <= max_error)
+    allowed = max(
+        w for w in range(len(wrong) + 1) if upper_bound(w, len(wrong)) <= max_error
+    )
     errors = np.sort(confidence[wrong])[::-1]
     # Labels from the next error on are taken no more.
     return float(np.nextafter(errors[allowed], np.inf)) if allowed < len(errors) else 0.0

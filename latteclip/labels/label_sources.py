@@ -15,10 +15,12 @@ ROWS = 4096  # images that are computed with at once
 FLOOR = 50.0  # nats: the largest difference between the scores of two options of an image
 ITERATIONS = 50  # after which means of images and of classes have converged
 DECIMALS = 3  # of nats: smaller differences are rounding errors
-MIN_LENGTH = 1e-5  # mean distance from the mean below which features do not tell images apart
+# Mean distance from the mean below which features do not tell images apart.
+MIN_LENGTH = 1e-5
 # Of a covariance of D dimensions by N images towards a multiple of the identity: N / (4 D) images
 # weigh as much as the identity, which keeps at least MIN_SHRINKAGE. Chosen on features of CLIP.
-IMAGES_PER_DIMENSION, MIN_SHRINKAGE = 4, 0.4
+IMAGES_PER_DIMENSION = 4
+MIN_SHRINKAGE = 0.4
 COVARIANCE_ROWS = 2**16  # images from which it is estimated, at most
 Rows = slice | torch.Tensor
 
@@ -47,7 +49,8 @@ class CentredFeatures:
     def centre(features: Features, whitening: torch.Tensor) -> "CentredFeatures":
         """Centre whitened features [N, D] in place."""
         n = len(features)
-        mean, length = torch.zeros(features.shape[1], dtype=torch.float64), 0.0
+        mean = torch.zeros(features.shape[1], dtype=torch.float64)
+        length = 0.0
         for rows in parts(n):
             mean += features[rows].sum(dim=0, dtype=torch.float64) / n
         for rows in parts(n):
@@ -91,7 +94,9 @@ def whitener(covariance: torch.Tensor, shrinkage: float) -> torch.Tensor:
     """
     identity = torch.eye(len(covariance), dtype=torch.float64)
     variance = (covariance.trace() / len(covariance)).clamp(min=MIN_LENGTH**2)
-    values, vectors = torch.linalg.eigh(torch.lerp(covariance / variance, identity, shrinkage))
+    values, vectors = torch.linalg.eigh(
+        torch.lerp(covariance / variance, identity, shrinkage)
+    )
     root: torch.Tensor = vectors * values.rsqrt() @ vectors.T
     return root
 
@@ -102,7 +107,8 @@ class ClipFeatures(CentredFeatures):
 
     texts: Head = field(kw_only=True)  # zero-shot logits of centred features
     text_bias: torch.Tensor = field(kw_only=True)  # [C] their mean over the images
-    adapted: Head = field(kw_only=True)  # the same adapted to the images; `texts` before that
+    # The same adapted to the images; `texts` before that.
+    adapted: Head = field(kw_only=True)
 
     @classmethod
     def of(cls, features: Features, classes: torch.Tensor, scale: float) -> Self:
@@ -158,7 +164,8 @@ def caption_votes(
     mean = torch.zeros(texts.shape[1], dtype=torch.float64)
     for part in parts(last):
         mean += counts[part] @ texts[part].double() / counts.sum().clamp(min=1)
-    centre, logits = mean.float(), scale * classes.double()
+    centre = mean.float()
+    logits = scale * classes.double()
 
     def centred(rows: Rows) -> torch.Tensor:
         return (texts[row_of[rows]] - centre).double() * has[rows, None]
@@ -181,7 +188,8 @@ def class_score_votes(
     the means of classes and of images are subtracted.
     """
     options, order = options.sort(dim=1)
-    scores, given = scores.gather(1, order), options >= 0
+    scores = scores.gather(1, order)
+    given = options >= 0
     best = scores.masked_fill(~given, -torch.inf).amax(dim=1, keepdim=True)
     best = torch.where(best.isfinite(), best, 0.0)
     # The floor is also the score of a probability of 0.
@@ -200,7 +208,9 @@ def class_score_votes(
 
     def permuted(rows: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         # An image with fewer options lends the others a residual of 0.
-        own, missing, lent = options[rows], ~given[rows], residuals[rows]
+        own = options[rows]
+        missing = ~given[rows]
+        lent = residuals[rows]
         return lambda order: table(own, lent[order].masked_fill(missing, -torch.inf))
 
     return Votes(given.any(dim=1), probabilities, None, permuted)
@@ -221,7 +231,8 @@ def _class_means(
     They are alternating means: where images have different options, the mean scores of a class
     alone would contain how good the other options were. Scores are 0 where none is given [N, K].
     """
-    where, owners = options[given], given.nonzero()[:, 0]
+    where = options[given]
+    owners = given.nonzero()[:, 0]
     values = scores[given].double()
     per_class = torch.bincount(where, minlength=n_classes).clamp(min=1)
     per_image = given.sum(dim=1).clamp(min=1)
@@ -241,7 +252,8 @@ class LabelledRows:
 
     n: int
     rows: torch.Tensor  # [A]
-    shares: torch.Tensor  # [A, C] float64 share of each class; 0 for an image of none of them
+    # [A, C] float64 share of each class; 0 for an image of none of them
+    shares: torch.Tensor
     drawn: torch.Tensor  # [A] bool: whether the image was drawn at random, to check labels
 
     def select(self, mask: torch.Tensor) -> "LabelledRows":
@@ -275,7 +287,9 @@ class LabelledRows:
             return log_posterior
         table = log_posterior.clone()
         answered = self.shares[place[is_answered]].log() + log_posterior[is_answered]
-        table[is_answered] = answered.log_softmax(dim=1).nan_to_num(-torch.inf, neginf=-torch.inf)
+        table[is_answered] = answered.log_softmax(dim=1).nan_to_num(
+            -torch.inf, neginf=-torch.inf
+        )
         return table
 
     def at_end(self, table: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,9 @@ TINY = 1e-9
 
 
 def pool(
-    tables: Sequence[torch.Tensor], weights: torch.Tensor, offset: torch.Tensor | float = 0.0
+    tables: Sequence[torch.Tensor],
+    weights: torch.Tensor,
+    offset: torch.Tensor | float = 0.0,
 ) -> torch.Tensor:
     """Return the weighted sum of tables [n, C], and an offset [C] of each class."""
     pooled: torch.Tensor = torch.as_tensor(offset)
@@ -34,10 +36,15 @@ def fit_mixture(
 
     def loss(free: torch.Tensor) -> torch.Tensor:
         share = free[-1].sigmoid()
-        mixed = share * pool(predictors, free[:-1], offset).softmax(dim=1) + (1 - share) * overall
+        mixed = (
+            share * pool(predictors, free[:-1], offset).softmax(dim=1)
+            + (1 - share) * overall
+        )
         return cross_entropy(votes, mixed) + RIDGE * free[:-1].square().sum()
 
-    free = _minimise(loss, torch.zeros(len(predictors) + 1, dtype=torch.float64), len(predictors))
+    free = _minimise(
+        loss, torch.zeros(len(predictors) + 1, dtype=torch.float64), len(predictors)
+    )
     return free[:-1], free[-1].sigmoid().item()
 
 
@@ -86,7 +93,9 @@ def _minimise(
         active[found[:n_weights].argmin()] = 0  # and the other predictors are fitted again
 
 
-def _descend(loss: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor) -> torch.Tensor:
+def _descend(
+    loss: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor
+) -> torch.Tensor:
     free = start.requires_grad_()
     optimiser = torch.optim.LBFGS([free], max_iter=200, line_search_fn="strong_wolfe")
 

@@ -62,7 +62,9 @@ def corroborate(
     features = [model.centred[sample].double() for model in models]
     norms = [x.square().sum(dim=1) for x in features]
     zero_shot = images.probabilities(sample)
-    permuted = (votes.permuted or (lambda rows: votes.probabilities(rows).__getitem__))(sample)
+    permuted = (votes.permuted or (lambda rows: votes.probabilities(rows).__getitem__))(
+        sample
+    )
 
     def statistics(order: torch.Tensor) -> list[float]:
         cast = permuted(order)
@@ -77,7 +79,8 @@ def corroborate(
     draw = torch.Generator().manual_seed(SEED)
     orders = [torch.randperm(len(sample), generator=draw) for _ in range(N_PERMUTATIONS)]
     table = torch.tensor(
-        [statistics(order) for order in (torch.arange(len(sample)), *orders)], dtype=torch.float64
+        [statistics(order) for order in (torch.arange(len(sample)), *orders)],
+        dtype=torch.float64,
     )  # [1 + N_PERMUTATIONS, 1 + M]
     spread = table[1:].std(dim=0)
     standard = (table - table[1:].mean(dim=0)) / torch.where(spread > 0, spread, torch.inf)

@@ -39,17 +39,21 @@ def read_predictors(
     threads: int,
 ) -> Predictors:
     """Read features of N images, and the votes of a voter: a module of latteclip/labels/voters."""
-    model, pretrained = settings.clip.model, settings.clip.pretrained
+    model = settings.clip.model
+    pretrained = settings.clip.pretrained
     classes, described = load_classifier(
         class_embeddings_path, classnames=classnames, model=model, pretrained=pretrained
     )
     scale = described["logit_scale"]
     features = read_features(pseudo_labels_path, image_ids)
     images = adapt(ClipFeatures.of(features, classes.weights, scale))
-    voted = VotedImages(image_ids, images, classes.weights, scale, settings, device, threads)
+    voted = VotedImages(
+        image_ids, images, classes.weights, scale, settings, device, threads
+    )
     # By name: an edit of a voter reruns the labels that it votes for.
     module = importlib.import_module(f"latteclip.labels.voters.{voter}")
     others = [
-        whiten(read_features(one, image_ids, tables.IMAGE_FEATURES)) for one in image_encoders_paths
+        whiten(read_features(one, image_ids, tables.IMAGE_FEATURES))
+        for one in image_encoders_paths
     ]
     return Predictors(images, others, module.vote(voter_table_path, voted), described)

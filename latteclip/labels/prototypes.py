@@ -11,7 +11,13 @@ import torch
 import torch.nn.functional as F
 
 from latteclip.clip.classifier import best_classes
-from latteclip.labels.label_sources import CentredFeatures, ClipFeatures, Rows, parts, whitener
+from latteclip.labels.label_sources import (
+    CentredFeatures,
+    ClipFeatures,
+    Rows,
+    parts,
+    whitener,
+)
 from latteclip.labels.likelihood import TINY
 
 KEPT = 16  # classes of an image that have a share in the prototypes
@@ -37,12 +43,17 @@ class Posterior:
         cls, table: Callable[[slice], torch.Tensor], n_classes: int, weights: torch.Tensor
     ) -> Self:
         """Keep the largest probabilities of N images, of which `table` returns some rows [n, C]."""
-        n, k = len(weights), min(KEPT, n_classes)
-        kept = cls(torch.zeros(n, k, dtype=torch.int32), torch.zeros(n, k), n_classes, weights)
+        n = len(weights)
+        k = min(KEPT, n_classes)
+        kept = cls(
+            torch.zeros(n, k, dtype=torch.int32), torch.zeros(n, k), n_classes, weights
+        )
         for rows in parts(n):
             classes, shares = best_classes(table(rows), k)
             kept.classes[rows] = classes.int()
-            kept.shares[rows] = (shares / shares.sum(dim=1, keepdim=True).clamp(min=TINY)).float()
+            kept.shares[rows] = (
+                shares / shares.sum(dim=1, keepdim=True).clamp(min=TINY)
+            ).float()
         return kept
 
     def table(self, rows: Rows) -> torch.Tensor:
@@ -85,7 +96,9 @@ class Prototypes:
         others: Sequence[CentredFeatures] = (),
         text_features: Callable[[Rows], torch.Tensor] | None = None,
     ) -> None:
-        self.images, self.posterior, self.text_features = images, posterior, text_features
+        self.images = images
+        self.posterior = posterior
+        self.text_features = text_features
         self.models: tuple[CentredFeatures, ...] = (images, *others)
         n_classes = posterior.n_classes
         self.offset = FREQUENCY_EXPONENT * posterior.log_frequencies()
@@ -110,7 +123,8 @@ class Prototypes:
         """Return t [n, C], 0 for an image without caption; None where no image has one."""
         if self.text_features is None:
             return None
-        texts, table = self.text_features(rows), self.posterior.table(rows)
+        texts = self.text_features(rows)
+        table = self.posterior.table(rows)
         return SHARPNESS * own_part_left_out(texts, table, self.text_sums)
 
 
@@ -142,7 +156,8 @@ def _without_own(
     x: torch.Tensor, table: torch.Tensor, sums: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return products [n, C] of rows with sums without the row's part, and squares of these."""
-    products, own = x @ sums.T, x.square().sum(dim=1, keepdim=True)
+    products = x @ sums.T
+    own = x.square().sum(dim=1, keepdim=True)
     squares = sums.square().sum(dim=1) - 2 * table * products + table.square() * own
     return products - table * own, squares
 
@@ -158,7 +173,9 @@ class Moments:
     @classmethod
     def of_folds(cls, posterior: Posterior, model: CentredFeatures) -> list[Self]:
         """Return the moments of each fold of the images."""
-        n, c, d = len(model.centred), posterior.n_classes, len(model.mean)
+        n = len(model.centred)
+        c = posterior.n_classes
+        d = len(model.mean)
         folds = [
             cls(*(torch.zeros(shape, dtype=torch.float64) for shape in (c, (c, d), (d, d))))
             for _ in range(FOLDS)

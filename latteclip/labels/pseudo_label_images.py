@@ -44,8 +44,11 @@ def pseudo_label_images(
     several), class_synonyms, written_names, model, pretrained and logit_scale.
     """
     table, classnames = tables.read_unlabelled(images_path, training=False)
-    model, pretrained = settings.clip.model, settings.clip.pretrained
-    clip = clips.load(model, pretrained, devices.pick(device, threads), settings.clip.precision)
+    model = settings.clip.model
+    pretrained = settings.clip.pretrained
+    clip = clips.load(
+        model, pretrained, devices.pick(device, threads), settings.clip.precision
+    )
     written = tables.read_metadata(images_path, IndexMetadata).written_names
     class_templates = ClassTemplates.of(
         settings.class_texts.template, settings.class_texts.class_synonyms
@@ -54,7 +57,9 @@ def pseudo_label_images(
     embeddings = class_embeddings(
         clip, class_templates.templates, classnames, class_templates.synonyms
     )  # [C, D]
-    features = encode_files(clip, table["path"].to_pylist(), settings.inference.batch_size, threads)
+    features = encode_files(
+        clip, table["path"].to_pylist(), settings.inference.batch_size, threads
+    )
     described: dict[str, object] = {"classnames": classnames, "model": model}
     described |= {"pretrained": pretrained, **class_templates.described}
     scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]

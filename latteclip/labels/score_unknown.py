@@ -62,8 +62,10 @@ def score_unknown(
     detector, found = UnknownDetector.learn(
         features, torch.from_numpy(training), classes.weights, settings.share, described
     )
-    of_training, scores = table.filter(pa.array(training)), found.numpy()
-    rows, is_none = np.empty(0, np.int64), np.empty(0, bool)
+    of_training = table.filter(pa.array(training))
+    scores = found.numpy()
+    rows = np.empty(0, np.int64)
+    is_none = np.empty(0, bool)
     if answers_path and (answers := read_labelled(answers_path, of_training, classnames)):
         rows = np.flatnonzero(training)[answers.rows]
         is_none = (~answers.shares.any(dim=1)).numpy()
@@ -77,7 +79,8 @@ def score_unknown(
         by_captioner[training] = unlikeliness(class_scores.numpy())
     scored = ~np.isnan(by_captioner)
     if scored.any():
-        n, asked = int(settings.share * len(of_training)), scored[rows]
+        n = int(settings.share * len(of_training))
+        asked = scored[rows]
         limit = threshold(torch.from_numpy(by_captioner[scored]), n)
         limit = answered_threshold(by_captioner[rows[asked]], is_none[asked], limit)
         unknown[scored] = by_captioner[scored] > limit
@@ -104,7 +107,10 @@ def unlikeliness(scores: Floats) -> Floats:
     has_some = scores.max(axis=1) > -np.inf
     found = np.full(len(scores), np.nan)
     found[has_some] = -np.logaddexp.reduce(scores[has_some].astype(np.float64), axis=1)
-    if found[has_some].min(initial=0) < -ROUNDING or found[has_some].max(initial=0) <= ROUNDING:
+    if (
+        found[has_some].min(initial=0) < -ROUNDING
+        or found[has_some].max(initial=0) <= ROUNDING
+    ):
         found[:] = np.nan
     return found.clip(0, None).astype(np.float32)
 

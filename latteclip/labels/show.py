@@ -22,7 +22,10 @@ SOURCES = (
     ("zero-shot", "zero_shot_label", None),
     ("adapted", "adapted_label", None),
     ("images", "image_label", None),
-    *((voter.title, f"{name}_label", f"{name}_confidence") for name, voter in VOTERS.items()),
+    *(
+        (voter.title, f"{name}_label", f"{name}_confidence")
+        for name, voter in VOTERS.items()
+    ),
     ("fused", "fused_label", "fused_confidence"),
 )
 
@@ -33,7 +36,8 @@ def show(results: str, n: int, image_ids: Sequence[str] = ()) -> str:
     Images are those of the given ids, or else n of different kinds.
     """
     folder = Path(results)
-    path, captions = folder / "fused_labels.parquet", folder / "captions" / "images.parquet"
+    path = folder / "fused_labels.parquet"
+    captions = folder / "captions" / "images.parquet"
     if folder.is_dir() and not path.exists():
         raise UserError(
             f"{path} does not exist: no method of this dataset was run that learns from captions "
@@ -44,7 +48,9 @@ def show(results: str, n: int, image_ids: Sequence[str] = ()) -> str:
     wanted = tables.PSEUDO_LABELS, "image_id", "pseudo_label", table["image_id"]
     zero_shot = tables.lookup_column(folder / "pseudo_labels.parquet", *wanted)
     table = table.append_column("zero_shot_label", zero_shot)
-    chosen = _by_id(table["image_id"], image_ids, path) if image_ids else _of_each_kind(table, n)
+    chosen = (
+        _by_id(table["image_id"], image_ids, path) if image_ids else _of_each_kind(table, n)
+    )
     rows = table.take(chosen).to_pylist()
     texts = [None] * len(rows)
     if captions.is_file():
@@ -58,7 +64,8 @@ def show(results: str, n: int, image_ids: Sequence[str] = ()) -> str:
 def _by_id(ids: pa.ChunkedArray, wanted: Sequence[str], path: Path) -> pa.Array:
     rows = pc.index_in(pa.array(wanted), ids)
     if rows.null_count:
-        missing, example = wanted[rows.is_null().index(True).as_py()], ids[0].as_py()
+        missing = wanted[rows.is_null().index(True).as_py()]
+        example = ids[0].as_py()
         raise UserError(
             f"{path} has no image {missing!r}. An image_id of this table is {example!r}."
         )
@@ -83,10 +90,13 @@ def _of_each_kind(table: pa.Table, n: int) -> pa.Array:
 
 
 def _summary(path: Path, n: int, moved: int, report: FusionReport) -> str:
-    votes, p_value = report.votes, report.corroboration.p_value
-    verdict, predictors = "no better than permuted votes do, so they are ignored", []
+    votes = report.votes
+    p_value = report.corroboration.p_value
+    verdict = "no better than permuted votes do, so they are ignored"
+    predictors = []
     if report.corroborated:
-        verdict, predictors = "better than permuted votes do, so they count", _predictors(report)
+        verdict = "better than permuted votes do, so they count"
+        predictors = _predictors(report)
     lines = [
         f"{path}: {n} training images, {len(report.classnames)} classes, {report.model}",
         f"votes: {votes} of {report.voting} of {n} images, {report.agreement:.0%} of them for the "
@@ -99,17 +109,23 @@ def _summary(path: Path, n: int, moved: int, report: FusionReport) -> str:
     answers = report.answers
     if answers.images:
         checked = f"; labels {answers.checked.sentence}" if answers.checked else ""
-        lines.append(f"answers: a person answered about {len(answers.images)} images{checked}")
+        lines.append(
+            f"answers: a person answered about {len(answers.images)} images{checked}"
+        )
     return "\n".join(lines)
 
 
 def _predictors(report: FusionReport) -> list[str]:
-    weights, gains = report.weights, report.gains
+    weights = report.weights
+    gains = report.gains
     assert gains is not None  # as the votes count
     rows = {
         "zero-shot scores": (weights.zero_shot, gains.zero_shot),
         "image prototypes": (weights.images, gains.images),
-        **{encoder.model: (encoder.weight, encoder.gain) for encoder in report.image_encoders},
+        **{
+            encoder.model: (encoder.weight, encoder.gain)
+            for encoder in report.image_encoders
+        },
         "together": (np.nan, gains.both),
     }
     if report.votes == "captions":

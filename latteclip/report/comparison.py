@@ -54,10 +54,17 @@ def difference(value: float | None, base: float | None) -> float | None:
     return None if value is None or base is None else value - base
 
 
-def class_changes(labels: Ints, before: Ints, after: Ints, classnames: Sequence[str]) -> list[Row]:
+def class_changes(
+    labels: Ints, before: Ints, after: Ints, classnames: Sequence[str]
+) -> list[Row]:
     """Return recalls of classes in percent by labels and predictions [N], largest gain first."""
     (old, counts), (new, _) = (recalls(x, labels, len(classnames)) for x in (before, after))
-    columns = {"classname": classnames, "images": counts, "before": 100 * old, "after": 100 * new}
+    columns = {
+        "classname": classnames,
+        "images": counts,
+        "before": 100 * old,
+        "after": 100 * new,
+    }
     table = pd.DataFrame(columns | {"change": 100 * new - 100 * old})[counts > 0]
     table = table.sort_values(["change", "classname"], ascending=[False, True])
     return table.to_dict("records")
@@ -74,13 +81,17 @@ def pairs(first: Ints, second: Ints) -> pd.DataFrame:
     """Count images [N] by pairs of different classes, with their `share` of the first class."""
     counts = pd.DataFrame({"first": first, "second": second}).value_counts(sort=False)
     table = counts.sort_index().reset_index(name="images")
-    table["share"] = 100 * (table["images"] / table.groupby("first")["images"].transform("sum"))
+    table["share"] = 100 * (
+        table["images"] / table.groupby("first")["images"].transform("sum")
+    )
     return table[table["first"] != table["second"]]
 
 
 def worst_pairs(labels: Ints, before: Ints, after: Ints, n: int) -> list[Row]:
     """Return the n largest confusions of a model, with the pretrained model's `share_before`."""
-    worst = pairs(labels, after).sort_values("share", ascending=False, kind="stable").head(n)
+    worst = (
+        pairs(labels, after).sort_values("share", ascending=False, kind="stable").head(n)
+    )
     old = pairs(labels, before)
     found = worst.merge(old, "left", on=["first", "second"], suffixes=("", "_before"))
     return found.fillna(0.0).to_dict("records")
@@ -100,7 +111,8 @@ def changed_images(
     labels: Ints, before: Ints, after: Ints, margins: Floats, *, improved: bool, n: int
 ) -> list[int]:
     """Return the n surest images [N] that a model corrects, or breaks. Classes take turns."""
-    right, was = after == labels, before == labels
+    right = after == labels
+    was = before == labels
     changed = np.flatnonzero((right & ~was) if improved else (~right & was))
     order = changed[np.argsort(-margins[changed], kind="stable")]
     return class_balanced_top(order, labels, n)
@@ -157,14 +169,17 @@ def methods_used(found: MethodPredictions) -> dict[str, Row]:
     changed = 100 * (found.labels != found.labels[0]).mean(axis=1)
     return {
         name: {"classes": len(np.unique(labels)), "changed": share}
-        for name, labels, share in zip(found.methods, found.labels, changed.tolist(), strict=True)
+        for name, labels, share in zip(
+            found.methods, found.labels, changed.tolist(), strict=True
+        )
     }
 
 
 def class_sizes(found: MethodPredictions, labels: Ints | None, c: int) -> list[Row]:
     """Return the sizes of the C classes by each method, the ROWS largest first."""
     counts = np.stack([np.bincount(one, minlength=c) for one in found.labels])  # [M, C]
-    before, after = counts[0], counts[found.methods.index(found.main)]
+    before = counts[0]
+    after = counts[found.methods.index(found.main)]
     table = pd.DataFrame({"label": range(c), "before": before, "after": after})
     table["true"] = None if labels is None else np.bincount(labels, minlength=c)
     table["each"] = counts.T.tolist()
@@ -210,21 +225,49 @@ def ends_of_classes(found: MethodPredictions, budget: int, most: int) -> list[Ro
 SIZE = (4.0, 2.6)  # inches of 72 units: about the width of a phone
 # Colour and line of each series, the same in all charts, distinct without colour too.
 SERIES = [(f"#5e71{i:02x}", f"var(--series-{i})") for i in range(1, 7)]
-DASHES = ["solid", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1)), (0, (8, 2))]
-INK, MUTED, LINE = "#5e71f1", "#5e71f2", "#5e71f3"
+DASHES = [
+    "solid",
+    (0, (5, 1.5)),
+    (0, (1, 1.2)),
+    (0, (6, 1.5, 1, 1.5)),
+    (0, (3, 1)),
+    (0, (8, 2)),
+]
+INK = "#5e71f1"
+MUTED = "#5e71f2"
+LINE = "#5e71f3"
 VARIABLES = dict(SERIES) | {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)"}
 STYLE: dict[Any, Any] = {
-    **{"svg.fonttype": "none", "font.size": 10.5, "text.color": INK, "lines.linewidth": 1.7},
+    **{
+        "svg.fonttype": "none",
+        "font.size": 10.5,
+        "text.color": INK,
+        "lines.linewidth": 1.7,
+    },
     **{"axes.edgecolor": LINE, "axes.labelcolor": MUTED, "axes.labelsize": 10},
     **{f"axes.spines.{side}": False for side in ("top", "right", "left")},
     **{"axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True},
-    **{"grid.color": LINE, "grid.linewidth": 0.7, "xtick.color": MUTED, "ytick.color": MUTED},
-    **{"xtick.labelsize": 10, "ytick.labelsize": 10, "xtick.major.size": 3, "ytick.major.size": 0},
+    **{
+        "grid.color": LINE,
+        "grid.linewidth": 0.7,
+        "xtick.color": MUTED,
+        "ytick.color": MUTED,
+    },
+    **{
+        "xtick.labelsize": 10,
+        "ytick.labelsize": 10,
+        "xtick.major.size": 3,
+        "ytick.major.size": 0,
+    },
 }
 # Column of a history, title and note of each chart that all trainings have.
 OF_TRAINING = (
     ("loss", "Loss", "The training objective, on the training images."),
-    ("agreement", "Agreement with the labels", "Share of predictions equal to their label."),
+    (
+        "agreement",
+        "Agreement with the labels",
+        "Share of predictions equal to their label.",
+    ),
     ("class_balance", "Class balance", "1: all classes are predicted equally often."),
 )
 # The same of LatteCLIP, with a name of each column.
@@ -261,7 +304,9 @@ class Line(NamedTuple):
     series: int  # 0 to 5: which colour and dash
 
 
-def training_curves(run_files: Sequence[runs.RunTables]) -> dict[str, list[dict[str, Floats]]]:
+def training_curves(
+    run_files: Sequence[runs.RunTables],
+) -> dict[str, list[dict[str, Floats]]]:
     """Read the histories of the runs of each trained method."""
     curves: dict[str, list[dict[str, Floats]]] = {}
     for run in run_files:
@@ -275,7 +320,11 @@ def training_charts(curves: Mapping[str, Curves], main: str) -> list[Row]:
     names = sorted(curves, key=lambda name: name != main)
     more = f" The first {CURVES} of {len(names)} methods." if len(names) > CURVES else ""
     charts = [
-        (title, note + more, _lines((name, column, curves[name]) for name in names[:CURVES]))
+        (
+            title,
+            note + more,
+            _lines((name, column, curves[name]) for name in names[:CURVES]),
+        )
         for column, title, note in OF_TRAINING
     ]
     return [line_chart(title, lines, note) for title, note, lines in charts if lines]
@@ -321,13 +370,17 @@ def pseudo_label_charts(train: runs.SplitReport) -> list[Row]:
     return [_confidence_chart(train.confidence, right), accuracies]
 
 
-def reliability(confidence: Floats, right: Ints | None, bins: int = 10) -> tuple[Floats, Floats]:
+def reliability(
+    confidence: Floats, right: Ints | None, bins: int = 10
+) -> tuple[Floats, Floats]:
     """Return the share of the images in each bin of confidence [B], and their accuracy [B].
 
     Bins have equal width. `right` [N] is None where labels are not known.
     """
     place = np.minimum((confidence * bins).astype(int), bins - 1)
-    values = pd.Series(np.full(len(place), np.nan) if right is None else right.astype(float))
+    values = pd.Series(
+        np.full(len(place), np.nan) if right is None else right.astype(float)
+    )
     table = values.groupby(place).agg(["size", "mean"]).reindex(range(bins))
     return table["size"].fillna(0).to_numpy() / len(place), table["mean"].to_numpy()
 
@@ -335,18 +388,23 @@ def reliability(confidence: Floats, right: Ints | None, bins: int = 10) -> tuple
 def _confidence_chart(confidence: Floats, right: Ints | None) -> Row:
     """Draw shares of images by confidence as bars, and the accuracy of each bar as a point."""
     shares, accuracy = reliability(confidence, right)
-    title, what, note = "Confidence", "share of the images", "Bars: share of the training images."
+    title = "Confidence"
+    what = "share of the images"
+    note = "Bars: share of the training images."
     x_label = "confidence of the pseudo-label"
     edges = np.linspace(0, 1, len(shares) + 1)
     with _axes(x_label) as (figure, axes):
         middles = (edges[:-1] + edges[1:]) / 2
         axes.bar(middles, 100 * shares, width=0.9 * np.diff(edges), color=LINE)
         if right is not None:
-            title, what = "Accuracy against confidence", "accuracy"
+            title = "Accuracy against confidence"
+            what = "accuracy"
             note += " Dotted line: accuracy equal to the confidence."
             axes.plot([0, 1], [0, 100], color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
             filled = shares > 0
-            axes.plot(middles[filled], 100 * accuracy[filled], color=SERIES[0][0], marker="o")
+            axes.plot(
+                middles[filled], 100 * accuracy[filled], color=SERIES[0][0], marker="o"
+            )
         axes.set_xlim(0, 1)
         axes.set_ylim(bottom=0, top=None if right is None else 100)
         axes.yaxis.set_major_formatter("{x:.0f} %")
@@ -360,16 +418,23 @@ def _confidence_chart(confidence: Floats, right: Ints | None) -> Row:
 
 
 def line_chart(
-    title: str, lines: Sequence[Line], note: str, *, x_label: str = "epoch", legend: bool = True
+    title: str,
+    lines: Sequence[Line],
+    note: str,
+    *,
+    x_label: str = "epoch",
+    legend: bool = True,
 ) -> Row:
     """Draw lines over one axis. The alternative text names where each begins and ends."""
     with _axes(x_label) as (figure, axes):
         for line in lines:
             values = np.stack([run[: len(line.x)] for run in line.runs])  # [S, T]
-            colour, dash = SERIES[line.series][0], DASHES[line.series]
+            colour = SERIES[line.series][0]
+            dash = DASHES[line.series]
             axes.plot(line.x, values.mean(axis=0), color=colour, linestyle=dash)
             if len(values) > 1:
-                low, high = values.min(axis=0), values.max(axis=0)
+                low = values.min(axis=0)
+                high = values.max(axis=0)
                 axes.fill_between(line.x, low, high, color=colour, alpha=0.18, linewidth=0)
         axes.margins(x=0.01)
         axes.set_xlim(left=0)
@@ -390,14 +455,21 @@ def _axes(x_label: str) -> Iterator[tuple[Figure, Axes]]:
 
 
 def _drawing(
-    figure: Figure, title: str, description: str, note: str, legend: Sequence[tuple[str, int]] = ()
+    figure: Figure,
+    title: str,
+    description: str,
+    note: str,
+    legend: Sequence[tuple[str, int]] = (),
 ) -> Row:
     """Return a chart with its <svg>: placeholders are replaced, and it has a description."""
     file = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": title}):  # ids that repeat on no other chart nor vary
+    # Ids that repeat on no other chart nor vary.
+    with mpl.rc_context({"svg.hashsalt": title}):
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = file.getvalue()
-    text = re.sub(r"<(metadata|style).*?</\1>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(
+        r"<(metadata|style).*?</\1>", "", text[text.index("<svg") :], flags=re.DOTALL
+    )
     used = set(re.findall(r"#([\w.-]+)", text))
     text = re.sub(r' id="([\w.-]+)"', lambda m: m[0] if m[1] in used else "", text)
     for placeholder, variable in VARIABLES.items():

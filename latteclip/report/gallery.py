@@ -28,7 +28,8 @@ from latteclip.report.comparison import MethodPredictions, Row
 from latteclip.report.runs import RunTables, SplitReport, read_predictions
 
 QUALITIES = (80, 60, 40, 20)
-PIECE = 100_000  # rows of a table that are read at a time: there may be millions of captions
+# Rows of a table that are read at a time: there may be millions of captions.
+PIECE = 100_000
 # Longer side in pixels, and bytes before base64.
 PICTURE = (320, 30_000)  # of the gallery
 GRID = (448, 60_000)
@@ -36,7 +37,10 @@ DISPUTE = (240, 9_000)
 THUMBNAIL = (112, 3_500)
 DUPLICATE = (168, 8_000)
 # Numbers of pictures.
-EXAMPLES, DISPUTES, UNKNOWN, PAIRS = 6, 12, 24, 6
+EXAMPLES = 6
+DISPUTES = 12
+UNKNOWN = 24
+PAIRS = 6
 ENDS, OF_CLASS = 240, 3  # surest and least sure: in all, and of a class at each end
 
 
@@ -61,7 +65,9 @@ def picture(image: Image.Image, side: int, max_bytes: int) -> Picture:
             small.save(file, "WEBP", quality=quality, method=4)
             if file.tell() <= max_bytes or max(small.size) <= 16:
                 encoded = base64.b64encode(file.getvalue()).decode()
-                return Picture(f"data:image/webp;base64,{encoded}", small.width, small.height)
+                return Picture(
+                    f"data:image/webp;base64,{encoded}", small.width, small.height
+                )
         small = small.resize((max(1, small.width // 2), max(1, small.height // 2)))
 
 
@@ -101,7 +107,9 @@ def read_captions(
         counts["texts"] += sum(bool(row["caption"]) for row in found)
         for kind, labels in known.items():
             pairs = zip(found, labels[places].tolist(), strict=True)
-            counts[kind] += sum(bool(mentions[n].search(row["caption"])) for row, n in pairs)
+            counts[kind] += sum(
+                bool(mentions[n].search(row["caption"])) for row, n in pairs
+            )
         for row, label in zip(found, train.pseudo_labels[places].tolist(), strict=True):
             of_label.setdefault(label, row)
             for name in numbers.keys() & row["members"]:
@@ -114,7 +122,9 @@ def read_captions(
     return CaptionPictures(metadata, naming, rows)
 
 
-def caption_statistics(path: str, captions: Mapping[str, CaptionPictures]) -> dict[str, Row]:
+def caption_statistics(
+    path: str, captions: Mapping[str, CaptionPictures]
+) -> dict[str, Row]:
     """Return the statistics of captions/summary.json by kind, with shares in percent."""
     summaries = read_object(path, [f"{kind}s" for kind in captions])
     found = {}
@@ -141,7 +151,8 @@ def gallery(
     rows = []
     for place, i in enumerate(chosen):
         own = {kind: found.rows.get(i) for kind, found in captions.items()}
-        image, group = own.get("image"), own.get("group")
+        image = own.get("image")
+        group = own.get("group")
         row = {
             "confidence": float(train.confidence[i]),
             "pseudo_label": int(train.pseudo_labels[i]),
@@ -149,13 +160,16 @@ def gallery(
             "label": None if train.labels is None else int(train.labels[i]),
             "image_caption": image and image["caption"],
             "group_caption": group and group["caption"],
-            "group": group and _grid(group["members"], train, captions["group"].metadata.groups),
+            "group": group
+            and _grid(group["members"], train, captions["group"].metadata.groups),
         }
         rows.append(_image(train, i, PICTURE) | row)
     return rows
 
 
-def _grid(members: Sequence[str], train: SplitReport, groups: GroupsSection | None) -> Picture:
+def _grid(
+    members: Sequence[str], train: SplitReport, groups: GroupsSection | None
+) -> Picture:
     """Encode the grid of a group: the captioner's picture or, with separate images, all of them."""
     assert groups is not None  # as these are captions of groups
     rows = train.places(pa.array(members, pa.string())).tolist()
@@ -163,16 +177,21 @@ def _grid(members: Sequence[str], train: SplitReport, groups: GroupsSection | No
     return picture(grid(pictures, groups.canvas, groups.gap), *GRID)
 
 
-def changed_examples(split: SplitReport, found: MethodPredictions, *, improved: bool) -> list[Row]:
+def changed_examples(
+    split: SplitReport, found: MethodPredictions, *, improved: bool
+) -> list[Row]:
     """Return images whose prediction changed from wrong to right, or from right to wrong."""
     assert split.labels is not None
-    labels, before, after = split.labels, split.pseudo_labels, found.after
+    labels = split.labels
+    before = split.pseudo_labels
+    after = found.after
     chosen = comparison.changed_images(
         labels, before, after, found.margins, improved=improved, n=EXAMPLES
     )
     arrays = {"label": labels, "before": before, "after": after}
     return [
-        _image(split, i, PICTURE) | {name: int(values[i]) for name, values in arrays.items()}
+        _image(split, i, PICTURE)
+        | {name: int(values[i]) for name, values in arrays.items()}
         for i in chosen
     ]
 
@@ -189,7 +208,10 @@ def class_panels(found: MethodPredictions, split: SplitReport) -> list[Row]:
     """Return the surest and the least sure images of each class, as far as there is room."""
 
     def thumbnails(rows: Sequence[int]) -> list[Row]:
-        return [_thumbnail(split, i, found.after[i], second=int(found.runner_up[i])) for i in rows]
+        return [
+            _thumbnail(split, i, found.after[i], second=int(found.runner_up[i]))
+            for i in rows
+        ]
 
     return [
         row | {end: thumbnails(row[end]) for end in ("surest", "least")}
@@ -226,7 +248,8 @@ def _find(
 ) -> list[tuple[SplitReport, int]]:
     places = np.transpose([split.places(image_ids) for split in splits]).tolist()
     return [
-        next((split, i) for split, i in zip(splits, rows, strict=True) if i >= 0) for rows in places
+        next((split, i) for split, i in zip(splits, rows, strict=True) if i >= 0)
+        for rows in places
     ]
 
 
@@ -255,7 +278,8 @@ def read_duplicates(
         "leaked": int(leaked.sum()),
         "accuracies": _leak_free_accuracies(test, leaked, run_files),
         "examples": [
-            [_image(split, i, DUPLICATE) for split, i in pair] for pair in zip(*sides, strict=True)
+            [_image(split, i, DUPLICATE) for split, i in pair]
+            for pair in zip(*sides, strict=True)
         ],
     }
 
@@ -269,7 +293,8 @@ def _leak_free_accuracies(
     rows = []
     for method in dict.fromkeys(run.method for run in run_files):
         paths = [run.predictions for run in run_files if run.method == method]
-        right = np.stack([read_predictions(path) == test.labels for path in paths])  # [runs, N]
+        # [runs, N]
+        right = np.stack([read_predictions(path) == test.labels for path in paths])
         acc1, without = (100 * float(part.mean()) for part in (right, right[:, ~leaked]))
         rows.append({"method": method, "acc1": acc1, "without": without})
     return rows

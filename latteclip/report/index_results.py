@@ -46,7 +46,9 @@ def index_results(
     flags = {method: summary.union(of.str.split()).split() for method, of in by_method}
     means, complete = summary.means_over_datasets(table) if len(table) else ({}, [])
     pages = {name: f"{name}/report.html" for name in sizes}
-    pages = {name: page for name, page in pages.items() if (Path(output).parent / page).is_file()}
+    pages = {
+        name: page for name, page in pages.items() if (Path(output).parent / page).is_file()
+    }
     page = render.render(
         "index.html",
         settings=settings,

@@ -27,7 +27,8 @@ from latteclip.report import comparison, gallery, render, runs
 from latteclip.report.comparison import BASELINE, ROWS, Row
 
 log = logging.getLogger(__name__)
-WORST_PAIRS, MATRIX_CLASSES = 12, 12
+WORST_PAIRS = 12
+MATRIX_CLASSES = 12
 VISIBLE = 0.05  # points: a smaller change is written as none
 LABELS = {  # of training images, by their column of FUSED_LABELS
     "caption_label": "labels by captions alone",
@@ -84,7 +85,8 @@ def report_dataset(
     rows = comparison.headline(metrics, settings.table.baseline, zero_shot)
     wanted = selection.run if selection else None
     main = min(
-        runs_files, key=lambda run: ((run.method, run.seed) != wanted, run.method != settings.main)
+        runs_files,
+        key=lambda run: ((run.method, run.seed) != wanted, run.method != settings.main),
     )
     found = comparison.read_method_predictions(runs_files, main)
     chosen = choose_examples(train.confidence, train.pseudo_labels)
@@ -138,7 +140,9 @@ def report_dataset(
         duplicates=_read(gallery.read_duplicates, duplicates_path, train, test, runs_files),
         corrupt=_read(_rows_of_csv, corrupt_path),
         skipped=tables.read_metadata(images_path, IndexMetadata).skipped,
-        provenance=_provenance(Path(output).parent, settings, runs_files, captions.values()),
+        provenance=_provenance(
+            Path(output).parent, settings, runs_files, captions.values()
+        ),
     )
     write_text(output, page)
     log.info("Wrote %s: %d methods, %.1f MB.", output, len(rows), len(page.encode()) / 1e6)
@@ -152,7 +156,9 @@ def _rows_of_csv(path: str) -> list[Row]:
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
     except ValueError as error:  # pandas derives its own from it
-        raise UserError(f"{path} is damaged ({first_line(error)}); {DELETE_AND_RERUN}.") from None
+        raise UserError(
+            f"{path} is damaged ({first_line(error)}); {DELETE_AND_RERUN}."
+        ) from None
 
 
 def _right_labels(path: str, train: runs.SplitReport) -> dict[str, float]:
@@ -176,7 +182,8 @@ def _signals(path: str) -> Row:
     report = read_fusion_report(path)
     predictors = []
     if report.image_encoders:
-        weights, gains = report.weights, report.gains or Gains(0.0, 0.0, 0.0)
+        weights = report.weights
+        gains = report.gains or Gains(0.0, 0.0, 0.0)
         predictors = [
             _predictor("zero-shot CLIP", weights.zero_shot, gains.zero_shot),
             _predictor("image features of CLIP", weights.images, gains.images),
@@ -218,7 +225,8 @@ def _lead(
 def _axis(rows: Sequence[Row], zero_shot: float) -> tuple[int, int]:
     """Return the ends of the scale on which the accuracies of all seeds are drawn, in percent."""
     values = [zero_shot, *(value for row in rows for value in row["each"])]
-    low, high = 5 * math.floor(min(values) / 5), 5 * math.ceil(max(values) / 5)
+    low = 5 * math.floor(min(values) / 5)
+    high = 5 * math.ceil(max(values) / 5)
     return low, max(high, low + 5)
 
 
@@ -251,7 +259,9 @@ def _changes(
 ) -> Row:
     if split.labels is None:
         return {}
-    labels, before, after = split.labels, split.pseudo_labels, found.after
+    labels = split.labels
+    before = split.pseudo_labels
+    after = found.after
     pairs = comparison.worst_pairs(labels, before, after, WORST_PAIRS)
     inside = comparison.classes_of(pairs, MATRIX_CLASSES)
     classes = comparison.class_changes(labels, before, after, classnames)
@@ -263,7 +273,9 @@ def _changes(
         "of": len(classes),
         "pairs": pairs,
         "inside": inside,
-        "matrix": (100 * comparison.confusion(labels, after, inside)).tolist() if inside else [],
+        "matrix": (100 * comparison.confusion(labels, after, inside)).tolist()
+        if inside
+        else [],
         "improved": gallery.changed_examples(split, found, improved=True),
         "hurt": gallery.changed_examples(split, found, improved=False),
     }
@@ -289,5 +301,7 @@ def _provenance(
         "written_tokens": sum(one.tokens_written for one in described),
         "jobs": jobs,
         "in_all": runs.total(jobs),
-        "config": yaml.safe_dump(settings.config, sort_keys=False, allow_unicode=True, width=88),
+        "config": yaml.safe_dump(
+            settings.config, sort_keys=False, allow_unicode=True, width=88
+        ),
     }

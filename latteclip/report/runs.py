@@ -70,12 +70,15 @@ class SplitReport:
         return np.asarray(pc.fill_null(pc.index_in(image_ids, self.image_ids.column), -1))
 
 
-def read_splits(images: str, pseudo_labels: str) -> tuple[SplitReport, SplitReport, list[str]]:
+def read_splits(
+    images: str, pseudo_labels: str
+) -> tuple[SplitReport, SplitReport, list[str]]:
     """Read the training and the test images of an index, and the class names."""
     columns = ["image_id", "path", "split", "label"]
     index, classnames = read_index(images, pseudo_labels, columns)
     is_test = pc.equal(index["split"], "test")
-    train, test = index.filter(pc.invert(is_test)), index.filter(is_test)
+    train = index.filter(pc.invert(is_test))
+    test = index.filter(is_test)
     return _split("training", train), _split("test", test), classnames
 
 
@@ -163,7 +166,16 @@ def versions() -> dict[str, str]:
 
 def commit(folder: str = ".") -> str | None:
     """Return the commit of a repository, "-dirty" where files differ, or None without git."""
-    command = ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    command = [
+        "git",
+        "-C",
+        folder,
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=12",
+        "--exclude=*",
+    ]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
@@ -182,11 +194,16 @@ def job_costs(folder: Path) -> list[JobCost]:
             except (ValueError, TypeError):  # a killed run or a full disk left a part of it
                 log.warning("%s is damaged, so its job is left out; delete it.", path)
                 continue
-            seconds, cpu, memory = (_number(values.get(k)) for k in ("s", "cpu_time", "max_rss"))
-            gpus = _number((values.get("resources") or {}).get("gpu"))  # with --benchmark-extended
+            seconds, cpu, memory = (
+                _number(values.get(k)) for k in ("s", "cpu_time", "max_rss")
+            )
+            # With --benchmark-extended.
+            gpus = _number((values.get("resources") or {}).get("gpu"))
             of_gpus = None if gpus is None or seconds is None else gpus * seconds
             rule = path.stem.partition("-")[0]  # without the shard
-            run = ", ".join(path.relative_to(folder).parts[:-2]).replace(", seed", ", seed ")
+            run = ", ".join(path.relative_to(folder).parts[:-2]).replace(
+                ", seed", ", seed "
+            )
             costs.append(JobCost(path, rule, run, seconds, cpu, of_gpus, memory))
     return costs
 

@@ -30,7 +30,9 @@ def assemble_model(classifier_path: str, settings: PretrainedClip, output: str) 
     with replacing(output) as folder:
         clips.save(clip, classifier, described["classnames"], class_templates, folder)
         if settings.encoders:
-            models = [image_encoders.load(name, torch.device("cpu")) for name in settings.encoders]
+            models = [
+                image_encoders.load(name, torch.device("cpu")) for name in settings.encoders
+            ]
             for number, model in enumerate(models):
                 image_encoders.save(model, folder / image_encoders.SUBFOLDER / str(number))
             classifier, described = load_classifier(folder / clips.CLASSIFIER)

@@ -74,7 +74,9 @@ def average_weights(
     classes = ClassesMetadata(names)
     with tables.writing(left_out_output, tables.TRAIN_PREDICTIONS, classes) as add:
         for number, each in enumerate(used, 1):
-            model = finetuned.load(each.model, where, settings.clip.precision, classnames=names)
+            model = finetuned.load(
+                each.model, where, settings.clip.precision, classnames=names
+            )
             _include(model.clip.model, first.clip.model, number)
             # None left out an image of another.
             if len(images := left_out_images(images_path, each.fold)):
@@ -82,7 +84,13 @@ def average_weights(
                 best, _ = model.classify(paths, 1, settings.inference.batch_size, threads)
                 held_out = np.full(len(images), fill_value=True)
                 ids = images["image_id"]
-                add({"image_id": ids, "prediction": best[:, 0].numpy(), "held_out": held_out})
+                add(
+                    {
+                        "image_id": ids,
+                        "prediction": best[:, 0].numpy(),
+                        "held_out": held_out,
+                    }
+                )
     texts = class_embeddings(first.clip, first.class_templates.template, names)
     with replacing(model_output) as folder:
         clips.save(first.clip, Classifier.of(texts), names, first.class_templates, folder)

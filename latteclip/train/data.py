@@ -58,7 +58,11 @@ class TrainingData:
 
 
 def read(
-    files: TrainingFiles, template: str, labels: str, texts: TokenizedTexts, fold: Fold = NO_FOLD
+    files: TrainingFiles,
+    template: str,
+    labels: str,
+    texts: TokenizedTexts,
+    fold: Fold = NO_FOLD,
 ) -> TrainingData:
     """Read the inputs, and add their texts to `texts`.
 
@@ -144,7 +148,8 @@ def _image_prototypes(
     if files.image_prototypes is None:
         return None
     classifier, _ = load_classifier(files.image_prototypes, classnames=classnames)
-    rows, features = classifier.weights, read_features(files.pseudo_labels, image_ids)
+    rows = classifier.weights
+    features = read_features(files.pseudo_labels, image_ids)
     sums = (features[part].sum(dim=0) for part in parts(len(features)))
     mean = F.normalize(sum(sums, torch.zeros(rows.shape[1])), dim=0)
     # Cosines have no bias, so rows have no part along the mean feature.
@@ -168,7 +173,9 @@ def _groups(
     lacking = np.setdiff1d(label_of[label_of != LEFT_OUT], classes)
     captions = table["caption"].filter(pa.array(is_whole))
     empty = pa.array([""] * len(lacking), pa.string())
-    return pa.chunked_array([*captions.chunks, empty]), np.concatenate([classes[is_whole], lacking])
+    return pa.chunked_array([*captions.chunks, empty]), np.concatenate(
+        [classes[is_whole], lacking]
+    )
 
 
 def _or_class(
@@ -187,7 +194,8 @@ def schedule(
 
     They are cut from consecutive shuffles of the n images, and all have one size, n at most.
     """
-    generator, size = torch.Generator().manual_seed(seed), min(batch_size, n)
+    generator = torch.Generator().manual_seed(seed)
+    size = min(batch_size, n)
     shuffles = enumerate(torch.randperm(n, generator=generator) for _ in itertools.count())
     n_done, place = divmod(start * size, n)
     rest = itertools.islice(shuffles, n_done, None)

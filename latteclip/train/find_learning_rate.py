@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 FIRST = 3e-5  # of them, between what suits ViTs and what suits small convolutional towers
 FALLBACK = 1e-5  # FLYP's for ViTs (Goyal et al. 2023), where nothing can be compared
-MAX_RUNS = 5  # short trainings, each of 1 / MAX_RUNS of the steps: one more training at most
+# Short trainings, each of 1 / MAX_RUNS of the steps: one more training at most.
+MAX_RUNS = 5
 HELD_OUT_EVERY = 5  # one image in so many is held out
 MAX_HELD_OUT = 2_000  # images
 MIN_IMAGES = 10  # of which two are held out
@@ -39,31 +40,43 @@ class _Search:
         n = len(setup.inputs.paths)
         order = torch.randperm(n, generator=torch.Generator().manual_seed(SEED))
         m = min(n // HELD_OUT_EVERY, MAX_HELD_OUT)
-        self.trained, self.held_out = order[m:], order[:m]
-        self.setup, self.recipe, self.signals = setup, recipe, signals
+        self.trained = order[m:]
+        self.held_out = order[:m]
+        self.setup = setup
+        self.recipe = recipe
+        self.signals = signals
         self.images = images
         state = setup.clip.model.state_dict()
-        self.pretrained = {name: each.detach().cpu().clone() for name, each in state.items()}
+        self.pretrained = {
+            name: each.detach().cpu().clone() for name, each in state.items()
+        }
 
     def run(self, lr: float) -> torch.Tensor:
         """Train for a few steps, and return `losses`, infinite ones if the training diverged."""
         self.setup.clip.model.load_state_dict(self.pretrained)
-        recipe, n = self.recipe, len(self.trained)
+        recipe = self.recipe
+        n = len(self.trained)
         steps = recipe.epochs * recipe.steps_per_epoch(len(self.setup.inputs.paths))
         total = max(2, steps // MAX_RUNS)
         changed = {"lr": lr, "warmup_steps": auto_warmup_steps(total)}
         training = self.training(recipe.model_copy(update=changed))
         batches = schedule(n, recipe.batch_size, total, SEED)
-        keys = ([(number, int(self.trained[i])) for number, i in batch] for batch in batches)
+        keys = (
+            [(number, int(self.trained[i])) for number, i in batch] for batch in batches
+        )
         progress = Progress(total, f"steps at {lr:g}")
-        for _ in training.steps(self.setup.batches(self.images, keys), total, per_epoch=total):
+        for _ in training.steps(
+            self.setup.batches(self.images, keys), total, per_epoch=total
+        ):
             progress.add(1)
         try:
             training.flush_metrics()
             losses = self.losses(training)
         except DivergedError:
             losses = torch.full((len(self.held_out),), math.inf)
-        log.info("Learning rate %g: loss %.4f of held-out images.", lr, losses.mean().item())
+        log.info(
+            "Learning rate %g: loss %.4f of held-out images.", lr, losses.mean().item()
+        )
         return losses
 
     def training(self, recipe: Recipe) -> Training:
@@ -73,7 +86,8 @@ class _Search:
 
     def losses(self, training: Training) -> torch.Tensor:
         """Return squared errors [m] of the held-out images' probabilities, at the best factor."""
-        clip, inputs = self.setup.clip, self.setup.inputs
+        clip = self.setup.clip
+        inputs = self.setup.inputs
         clip.model.eval()
         classifier = Classifier.of(training.objective.classifier())
         paths = [inputs.paths[row] for row in self.held_out.tolist()]
@@ -102,13 +116,17 @@ def find_learning_rate(
     rate step by step, the highest that is not clearly worse than the best is taken. No label is
     read.
     """
-    with ending_in_order("Nothing was found yet: a rerun starts from the beginning.") as signals:
+    with ending_in_order(
+        "Nothing was found yet: a rerun starts from the beginning."
+    ) as signals:
         setup = Setup(files, settings, device, threads)
         n = len(setup.inputs.paths)
         recipe = recipe_for(settings.method.finetune, n, FALLBACK)
         if n < MIN_IMAGES:
             why = f"{n} images are too few to compare rates"
-            write_json(output, {"lr": FALLBACK, "reason": why, "pretrained_loss": None, "runs": []})
+            write_json(
+                output, {"lr": FALLBACK, "reason": why, "pretrained_loss": None, "runs": []}
+            )
             return
         images = setup.images(str(Path(output).parent), SEED, decoded)
         search = _Search(setup, recipe, images, signals)
@@ -116,10 +134,14 @@ def find_learning_rate(
         losses = climb(search.run)
         scores = {lr: each.mean().item() for lr, each in losses.items()}
         if min(scores.values()) < pretrained_loss:
-            lr, why = chosen(losses), "the highest that is not clearly worse than the best"
+            lr = chosen(losses)
+            why = "the highest that is not clearly worse than the best"
         else:
-            lr, why = min(scores), "no rate was better than no training"
-        finite = {rate: score if math.isfinite(score) else None for rate, score in scores.items()}
+            lr = min(scores)
+            why = "no rate was better than no training"
+        finite = {
+            rate: score if math.isfinite(score) else None for rate, score in scores.items()
+        }
         runs = [{"lr": rate, "loss": score} for rate, score in finite.items()]
         found = {"lr": lr, "reason": why, "pretrained_loss": pretrained_loss, "runs": runs}
         write_json(output, found)

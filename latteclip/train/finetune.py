@@ -64,16 +64,23 @@ def finetune(
         new_folder(model_output)  # before the work, and not after it
     parallel.start(device)
     log.info("The training has %d threads of %s cores.", threads, os.cpu_count())
-    with ending_in_order("Nothing was trained yet: a rerun starts from the beginning.") as signals:
+    with ending_in_order(
+        "Nothing was trained yet: a rerun starts from the beginning."
+    ) as signals:
         torch.manual_seed(seed)
         setup = Setup(files, settings, device, max(1, threads // parallel.size()))
-        rate = read_object(files.learning_rate, ["lr"])["lr"] if files.learning_rate else None
+        rate = (
+            read_object(files.learning_rate, ["lr"])["lr"] if files.learning_rate else None
+        )
         section = settings.method.finetune
         recipe = recipe_for(section, setup.inputs.n_scheduled, rate)
         auto = [key for key, value in section if value == AUTO]
         settings = settings.with_recipe(recipe)
         decisive = settings.model_dump(exclude={"compute"})
-        decisive |= {"seed": seed, "digest of images, labels and captions": setup.inputs.digest}
+        decisive |= {
+            "seed": seed,
+            "digest of images, labels and captions": setup.inputs.digest,
+        }
         if local := hub_names.local_clip(settings.clip.model_dump()):
             decisive["digest of the model"] = fingerprint(local)
         identity = digest_of([json.dumps(decisive, sort_keys=True)])
@@ -81,7 +88,8 @@ def finetune(
             parallel.finish()
             return
         checkpoints = CheckpointManager(checkpoint, identity)
-        training, diverged = setup.training(recipe, signals, seed), False
+        training = setup.training(recipe, signals, seed)
+        diverged = False
         signals.are_deferred = True  # neither a step nor the writing may be interrupted
         try:
             images = setup.images(str(checkpoints.folder), seed, decoded)
@@ -93,7 +101,8 @@ def finetune(
             names = settings.clip.model, settings.clip.pretrained
             pretrained = clips.load(*names, torch.device("cpu"))
             setup.clip.model.load_state_dict(pretrained.model.state_dict())
-            history, diverged = training.history, True
+            history = training.history
+            diverged = True
             training = setup.training(recipe, signals, seed)
             training.history = history
         setup.clip.model.eval()
@@ -111,7 +120,9 @@ def finetune(
                 drawn=setup.inputs.drawn,
                 identity=identity,
             )
-            _write(setup, classifier, training.history, metadata, model_output, history_output)
+            _write(
+                setup, classifier, training.history, metadata, model_output, history_output
+            )
             if signals.number and not diverged:  # its sender may remove what the job wrote
                 checkpoints.save(training)
                 raise checkpoints.terminated(training)
@@ -124,7 +135,8 @@ class CheckpointManager:
 
     def __init__(self, folder: str, identity: str) -> None:
         """Start the clock. `identity` is the digest of all that decides the result."""
-        self.folder, self.identity = Path(folder), identity[:16]
+        self.folder = Path(folder)
+        self.identity = identity[:16]
         self.saved = clock()
 
     def _own(self) -> list[Path]:
@@ -139,7 +151,9 @@ class CheckpointManager:
         try:
             state = torch.load(own[-1], map_location="cpu", weights_only=True)
         except Exception as error:  # pickle and zip files raise errors of every kind
-            log.warning("%s cannot be read (%s); starting again.", own[-1], first_line(error))
+            log.warning(
+                "%s cannot be read (%s); starting again.", own[-1], first_line(error)
+            )
             return 0
         training.load_state_dict(state)
         log.info("Resuming after step %d, from %s.", len(training.history), self.folder)
@@ -168,7 +182,9 @@ def _train(
     training: Training, setup: Setup, checkpoints: CheckpointManager, images: TrainingImages
 ) -> None:
     """Take all steps from the last checkpoint on. After a signal, save and raise Terminated."""
-    recipe, inputs, compute = training.recipe, setup.inputs, setup.settings.compute
+    recipe = training.recipe
+    inputs = setup.inputs
+    compute = setup.settings.compute
     first = checkpoints.resume(training)
     per_epoch = recipe.steps_per_epoch(inputs.n_scheduled)
     total = recipe.epochs * per_epoch
@@ -176,13 +192,16 @@ def _train(
     batches = setup.batches(images, keys)
     progress = Progress(total, "steps", done=first)
     for done in training.steps(batches, total, per_epoch, first):
-        is_flushed = done % per_epoch == 0 or training.stop_signal or done % CHECK_EVERY == 0
+        is_flushed = (
+            done % per_epoch == 0 or training.stop_signal or done % CHECK_EVERY == 0
+        )
         if is_flushed:
             training.flush_metrics()
         progress.add(1, f"epoch {(done - 1) // per_epoch + 1} of {recipe.epochs}")
         if training.stop_signal:
             checkpoints.save(training)
-            parallel.wait()  # for the checkpoint: torchrun kills the others when a process is gone
+            # For the checkpoint: torchrun kills the others when a process is gone.
+            parallel.wait()
             raise checkpoints.terminated(training)
         minutes = (clock() - checkpoints.saved) / 60
         if is_flushed and done < total and minutes >= compute.checkpoint_minutes:
@@ -195,9 +214,13 @@ def _classifier(training: Training, setup: Setup) -> Classifier:
     """Return the classifier of the model. A refit head (not in the paper) has labels as votes."""
     if setup.settings.method.head != "refit":
         return Classifier.of(training.objective.classifier())
-    clip, inputs, scale = setup.clip, setup.inputs, training.logit_scale.exp().item()
+    clip = setup.clip
+    inputs = setup.inputs
+    scale = training.logit_scale.exp().item()
     features = encode_files(clip, inputs.paths, training.recipe.batch_size, setup.threads)
-    texts = class_embeddings(clip, setup.settings.class_templates.template, inputs.classnames)
+    texts = class_embeddings(
+        clip, setup.settings.class_templates.template, inputs.classnames
+    )
     images = adapt(ClipFeatures.of(features, texts, scale))
     fused = fuse(images, label_votes(inputs.labels, len(texts)))
     return images.classifier(fused.head, scale)
@@ -211,7 +234,9 @@ def _write(
     model_output: str,
     history_output: str,
 ) -> None:
-    class_templates = replace(setup.settings.class_templates, written=setup.inputs.written_names)
+    class_templates = replace(
+        setup.settings.class_templates, written=setup.inputs.written_names
+    )
     if _was_trained(model_output, history_output, metadata.identity):
         return
     with replacing(model_output) as folder:
@@ -232,23 +257,29 @@ def _was_trained(model_output: str, history_output: str, identity: str) -> bool:
             raise
         if tables.read_metadata(history_output, TrainingMetadata).identity != identity:
             raise
-        log.info("Another process of this training ended first, and wrote %s.", model_output)
+        log.info(
+            "Another process of this training ended first, and wrote %s.", model_output
+        )
         return True
     return False
 
 
 def _flags(settings: FinetuneSettings, training: Training, diverged: bool) -> list[str]:
     """Return the keys of `core.flags.FLAGS` that apply to a run."""
-    flags, method = [], settings.method
+    flags = []
+    method = settings.method
     if settings.is_supervised:
         flags.append("supervised")
     elif (method.pseudo_labels, method.prototypes, method.head) != IN_PAPER:
         flags.append("ours")
     if diverged:
         return [*flags, "diverged"]
-    last = [row for row in training.history if row["epoch"] == training.history[-1]["epoch"]]
+    last = [
+        row for row in training.history if row["epoch"] == training.history[-1]["epoch"]
+    ]
     agreement = sum(row["agreement"] for row in last) / len(last)
-    predicted, n = int((training.predicted > 0).sum()), len(training.predicted)
+    predicted = int((training.predicted > 0).sum())
+    n = len(training.predicted)
     if predicted < MIN_CLASSES * n or agreement < MIN_AGREEMENT:
         log.warning(
             "The training looks collapsed: in the last epoch %d of %d classes are predicted, and "

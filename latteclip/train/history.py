@@ -17,6 +17,7 @@ class TrainingMetadata:
     found: list[str]  # keys of the recipe that were "auto"
     seed: int
     flags: list[str]  # of `results.FLAGS`
-    drawn: list[str]  # image_ids of answered images that were left out, because they check labels
+    # Image_ids of answered images that were left out, because they check labels.
+    drawn: list[str]
     identity: str  # digest of all that decides the result
     averaged: int | None = None  # trainings; None: this is one training

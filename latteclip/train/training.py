@@ -46,27 +46,36 @@ class Setup:
     """The model and the data of a training."""
 
     def __init__(
-        self, files: data.TrainingFiles, settings: FinetuneSettings, device: str, threads: int
+        self,
+        files: data.TrainingFiles,
+        settings: FinetuneSettings,
+        device: str,
+        threads: int,
     ) -> None:
         """Load the pretrained model and the data, or raise UserError for what does not fit."""
-        self.settings, self.threads = settings, threads
+        self.settings = settings
+        self.threads = threads
         picked = devices.pick(device, threads)
         section = settings.clip
         self.clip = clips.load(section.model, section.pretrained, picked, section.precision)
         batch_norm = settings.method.finetune.batch_norm
         self.may_halve = prepare_training(self.clip, settings.compute, batch_norm)
-        texts, template = base.TokenizedTexts(self.clip), settings.class_templates.template
+        texts = base.TokenizedTexts(self.clip)
+        template = settings.class_templates.template
         self.inputs = data.read(files, template, settings.labels, texts, settings.fold)
 
     def training(self, recipe: Recipe, signals: Signals, seed: int) -> "Training":
         """Return a training that begins with the model as it is."""
         method = self.settings.method
-        objective = base.make_objective(method.objective, self.inputs.texts, method.switches, seed)
+        objective = base.make_objective(
+            method.objective, self.inputs.texts, method.switches, seed
+        )
         return Training(objective, recipe, signals, self.may_halve)
 
     def images(self, folder: str, seed: int, shared: str | None = None) -> TrainingImages:
         """Return the training images, cached in memory and in one of two folders."""
-        inputs, in_memory = self.inputs, self.settings.compute.cache_gib * 2**30
+        inputs = self.inputs
+        in_memory = self.settings.compute.cache_gib * 2**30
         transform = Augmentation.of(self.clip)
         return TrainingImages(
             inputs.paths, inputs.sizes, transform, seed, in_memory, folder, shared
@@ -88,7 +97,8 @@ def prepare_training(clip: Clip, compute: ComputeSection, batch_norm: str) -> bo
     the others would wait.
     """
     model: Any = clip.model
-    moves = batch_norm != FROZEN and bool(batch_norms(model))  # statistics, as batches are seen
+    # Statistics, as batches are seen.
+    moves = batch_norm != FROZEN and bool(batch_norms(model))
     is_in_parts = isinstance(compute.micro_batch, int) or parallel.size() > 1
     if moves and (is_in_parts or compute.gradient_checkpointing):
         raise UserError(
@@ -149,10 +159,18 @@ class Training:
     """Everything that a step changes."""
 
     def __init__(
-        self, objective: base.Objective, recipe: Recipe, signals: Signals, may_halve: bool = False
+        self,
+        objective: base.Objective,
+        recipe: Recipe,
+        signals: Signals,
+        may_halve: bool = False,
     ) -> None:
-        clip, n_classes = objective.clip, len(objective.texts.classes)
-        self.clip, self.objective, self.recipe, self.signals = clip, objective, recipe, signals
+        clip = objective.clip
+        n_classes = len(objective.texts.classes)
+        self.clip = clip
+        self.objective = objective
+        self.recipe = recipe
+        self.signals = signals
         self.may_halve = may_halve  # the micro-batch when memory runs out
         # `fused` takes a third of the time on a CPU, and does not wait for a GPU under a scaler.
         groups = parameter_groups(clip.model, recipe.weight_decay)
@@ -166,9 +184,12 @@ class Training:
         self.scaler = torch.amp.GradScaler(clip.device.type, enabled=fp16)
         # A pretrained scale may lie above the bound: SigLIP's does.
         self.max_logit_scale = max(MAX_LOGIT_SCALE, self.logit_scale.item())
-        self._pending: list[dict[str, Any]] = []  # rows whose tensors are still on the device
+        # Rows whose tensors are still on the device.
+        self._pending: list[dict[str, Any]] = []
         # When the first of them began, and for how many seconds they waited for how many images.
-        self._began, self._waited, self._images = 0.0, 0.0, 0
+        self._began = 0.0
+        self._waited = 0.0
+        self._images = 0
 
     @property
     def logit_scale(self) -> torch.Tensor:
@@ -185,7 +206,9 @@ class Training:
                 self.predicted = torch.zeros_like(self.predicted)
             began = time.monotonic()
             if not self._pending:
-                self._began, self._waited, self._images = began, 0.0, 0
+                self._began = began
+                self._waited = 0.0
+                self._images = 0
             rate = self.recipe.rate(step, total)
             try:
                 batch = next(batches)
@@ -194,7 +217,9 @@ class Training:
                 logs = self.step(batch, rate)
             except torch.OutOfMemoryError as error:
                 raise UserError(OUT_OF_MEMORY) from error
-            self._pending.append({"step": step, "epoch": step // per_epoch, "lr": rate, **logs})
+            self._pending.append(
+                {"step": step, "epoch": step // per_epoch, "lr": rate, **logs}
+            )
             yield step + 1
 
     def step(self, batch: Batch, rate: float) -> dict[str, torch.Tensor]:
@@ -230,7 +255,8 @@ class Training:
 
         All random draws are the same again.
         """
-        objective, random = self.objective.state(), self._random_state()
+        objective = self.objective.state()
+        random = self._random_state()
         while True:
             self.adamw.zero_grad()
             try:
@@ -242,12 +268,17 @@ class Training:
             self.objective.restore(objective)
             self._restore_random(random)
             self.clip.micro_batch = 1 << ((size - 1).bit_length() - 1)  # a power of two
-            log.info("compute.micro_batch: %d do not fit, %d at once.", size, self.clip.micro_batch)
+            log.info(
+                "compute.micro_batch: %d do not fit, %d at once.",
+                size,
+                self.clip.micro_batch,
+            )
 
     def _gradients(self, batch: Batch) -> base.Outcome:
         """Return the loss of a batch, its scores and scalars, after the backward pass."""
         index, labels, images = batch
-        features = parallel.gather(encode.encode_images(self.clip, images), len(index))  # [B, D]
+        # [B, D]
+        features = parallel.gather(encode.encode_images(self.clip, images), len(index))
         given = base.TrainingBatch(index, labels, features, self.logit_scale.exp())
         loss, scores, logs = self.objective.loss(given)
         self.scaler.scale(loss).backward()
@@ -258,13 +289,19 @@ class Training:
 
         A loss that is not finite raises DivergedError.
         """
-        rows, self._pending = self._pending, []
-        scalars = [(row, name) for row in rows for name in row if torch.is_tensor(row[name])]
+        rows = self._pending
+        self._pending = []
+        scalars = [
+            (row, name) for row in rows for name in row if torch.is_tensor(row[name])
+        ]
         values = torch.stack([row[name].double() for row, name in scalars]).tolist()
         for (row, name), value in zip(scalars, values, strict=True):
             row[name] = value
         seconds = time.monotonic() - self._began
-        speed = {"images_per_second": self._images / seconds, "data_wait": self._waited / seconds}
+        speed = {
+            "images_per_second": self._images / seconds,
+            "data_wait": self._waited / seconds,
+        }
         for row in rows:
             if not math.isfinite(row["loss"]):
                 raise DivergedError(f"The loss became {row['loss']} at step {row['step']}")
@@ -303,9 +340,14 @@ class Training:
             torch.cuda.set_rng_state(state["cuda"])
 
 
-def prediction_entropy(scores: torch.Tensor, scale: torch.Tensor) -> dict[str, torch.Tensor]:
+def prediction_entropy(
+    scores: torch.Tensor, scale: torch.Tensor
+) -> dict[str, torch.Tensor]:
     """Return the mean entropy of softmax(scale * scores) [B, C], and of their mean over log C."""
     predicted = (scale * scores).softmax(dim=1)  # [B, C]
     of_images = torch.special.entr(predicted).sum(dim=-1)  # [B]
     of_mean = torch.special.entr(predicted.mean(dim=0)).sum(dim=-1)
-    return {"entropy": of_images.mean(), "class_balance": of_mean / math.log(scores.shape[1])}
+    return {
+        "entropy": of_images.mean(),
+        "class_balance": of_mean / math.log(scores.shape[1]),
+    }

@@ -43,17 +43,26 @@ WIDEST = 1.5
 PROBABILITIES = (0.8, 0.2)  # of colour jitter, of grey
 # Brightness, contrast, saturation (factors) and hue (turns of its circle): the neutral values, and
 # the largest difference from them.
-UNCHANGED, STRENGTHS = (1.0, 1.0, 1.0, 0.0), (0.5, 0.5, 0.5, 0.1)
+UNCHANGED = (1.0, 1.0, 1.0, 0.0)
+STRENGTHS = (0.5, 0.5, 0.5, 0.1)
 GREY = 4  # number of the step after these four
 # Shorter side of cached images over the model's input size: a crop differs less from one of the
 # original than bilinear and bicubic resizing differ.
 MARGIN = 1.5
 ATTEMPTS = 10  # at a crop that lies within the image
 # Random numbers of an image. The last two say whether it is jittered, and whether it becomes grey.
-PARTS = {"area": ATTEMPTS, "ratio": ATTEMPTS, "place": 2, "order": 4, "factors": 4, "whether": 2}
+PARTS = {
+    "area": ATTEMPTS,
+    "ratio": ATTEMPTS,
+    "place": 2,
+    "order": 4,
+    "factors": 4,
+    "whether": 2,
+}
 DRAWN = sum(PARTS.values())
 ON_CPU = 2**16  # pixels processed at once, so that they stay in the CPU's cache
-REDUCING_GAP = 3.0  # at which Pillow's quick resizing equals the exact one, by its documentation
+# At which Pillow's quick resizing equals the exact one, by its documentation.
+REDUCING_GAP = 3.0
 FREE = 2  # times the room on disk that must be free before images are cached there
 MOST_SHARED = 100_000  # images with a file each
 
@@ -73,12 +82,15 @@ def resize_for_cache(path: str, side: int) -> np.ndarray:
     image = open_rgb(path, min_side=side)
     size = tuple(cached_sizes(np.array([image.size]), side)[0].tolist())
     if size != image.size:  # no crop shows the ends of a very long image: they are cut off
-        box, gap = _middle(image.size, size), REDUCING_GAP
+        box = _middle(image.size, size)
+        gap = REDUCING_GAP
         image = image.resize(size, Image.Resampling.BICUBIC, box, reducing_gap=gap)
     return np.asarray(image)
 
 
-def _middle(size: tuple[int, int], shape: tuple[int, int]) -> tuple[float, float, float, float]:
+def _middle(
+    size: tuple[int, int], shape: tuple[int, int]
+) -> tuple[float, float, float, float]:
     """Return left, top, right and bottom of the largest box of a shape in the middle of a size."""
     scale = min(size[0] / shape[0], size[1] / shape[1])
     # Rounding may put no corner outside the image, which Pillow would refuse.
@@ -90,7 +102,9 @@ def _middle(size: tuple[int, int], shape: tuple[int, int]) -> tuple[float, float
 class ImageCache:
     """Images that forked worker processes share, in files without names that grow as they come."""
 
-    def __init__(self, sizes: np.ndarray, in_memory: int, folder: str | Path | None) -> None:
+    def __init__(
+        self, sizes: np.ndarray, in_memory: int, folder: str | Path | None
+    ) -> None:
         """Make room for `sizes` bytes [N]: `in_memory` of them in memory, others in the folder."""
         self.ends = np.cumsum(sizes, dtype=np.int64)  # [N]
         self.starts = self.ends - sizes
@@ -108,12 +122,15 @@ class ImageCache:
         height, width = self.shapes[index].tolist()
         if not height:
             return None
-        content = os.pread(self._file(index).fileno(), height * width * 3, self.starts[index])
+        content = os.pread(
+            self._file(index).fileno(), height * width * 3, self.starts[index]
+        )
         return np.frombuffer(content, np.uint8).reshape(height, width, 3)
 
     def put(self, index: int, image: np.ndarray) -> None:
         """Cache an image [h, w, 3] if there is room for it."""
-        file, start = self._file(index), self.starts[index]
+        file = self._file(index)
+        start = self.starts[index]
         if file is None or start + image.size > self.ends[index]:
             return
         with contextlib.suppress(OSError):  # the disk is full, for example
@@ -173,25 +190,33 @@ class TrainingImages(Dataset[tuple[np.ndarray, np.ndarray]]):
         `in_memory` bytes are for all processes. If there is room, the folder `shared` has all
         images for this training and others, or the disk of `folder` has the rest for this one.
         """
-        self.paths, self.transform, self.seed = paths, transform, seed
+        self.paths = paths
+        self.transform = transform
+        self.seed = seed
         # A JPEG that was decoded at an eighth may be a pixel longer than its full size says.
         taken = 3 * (cached_sizes(sizes, transform.cached_side) + 1).prod(axis=1)
         in_memory /= parallel.size()
-        self.shared, place = None, "decoded each time"
+        self.shared = None
+        place = "decoded each time"
         if shared is not None and len(paths) <= MOST_SHARED:
             files = SharedImages(shared, paths, transform.cached_side)
             missing = taken[[not file.exists() for file in files.files]].sum()
             if FREE * missing <= shutil.disk_usage(existing(shared)).free:
-                self.shared, place = files, f"shared with other trainings in {shared}"
+                self.shared = files
+                place = f"shared with other trainings in {shared}"
         beyond = max(0.0, taken.sum() - in_memory) if self.shared is None else 0.0
-        has_room = FREE * parallel.size() * beyond <= shutil.disk_usage(existing(folder)).free
+        has_room = (
+            FREE * parallel.size() * beyond <= shutil.disk_usage(existing(folder)).free
+        )
         if beyond and has_room:
             place = f"cached on the disk of {folder}"
         log.info(
             "Resized images take %.1f GiB: in memory %.1f at most (compute.cache_gib), others %s.",
             *(taken.sum() / 2**30, in_memory / 2**30, place),
         )
-        self.cache = ImageCache(taken, int(in_memory), folder if beyond and has_room else None)
+        self.cache = ImageCache(
+            taken, int(in_memory), folder if beyond and has_room else None
+        )
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         number, index = key
@@ -219,14 +244,20 @@ class TrainingImages(Dataset[tuple[np.ndarray, np.ndarray]]):
             item_bytes=parallel.size() * self.cache.ends[-1] / len(self.paths),
             collate=_together,
         )
-        drawn, pictures = list[torch.Tensor](), list[torch.Tensor]()
+        drawn = list[torch.Tensor]()
+        pictures = list[torch.Tensor]()
         for (numbers, shapes, pixels), is_last in watched(ready):
             drawn.append(numbers)
-            pieces = pixels.to(device, non_blocking=True).split([math.prod(x) for x in shapes])
-            pictures += [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+            pieces = pixels.to(device, non_blocking=True).split(
+                [math.prod(x) for x in shapes]
+            )
+            pictures += [
+                piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)
+            ]
             if is_last:
                 yield self.transform(pictures, torch.cat(drawn))
-                drawn, pictures = [], []
+                drawn = []
+                pictures = []
 
 
 def _together(samples: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Any, ...]:
@@ -260,10 +291,14 @@ class Augmentation:
     def cached_side(self) -> int:
         return round(MARGIN * max(self.side))
 
-    def __call__(self, pictures: Sequence[torch.Tensor], drawn: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, pictures: Sequence[torch.Tensor], drawn: torch.Tensor
+    ) -> torch.Tensor:
         """Return normalised crops [B, 3, H, W] of uint8 pictures [h, w, 3], as `drawn` [B, K]."""
         device = pictures[0].device
-        boxes = crops(torch.tensor([picture.shape[:2] for picture in pictures]), drawn).tolist()
+        boxes = crops(
+            torch.tensor([picture.shape[:2] for picture in pictures]), drawn
+        ).tolist()
         order, factors = colours(drawn)
         given = (factors, torch.tensor(self.mean), torch.tensor(self.std))
         factors, mean, std = (devices.send(values, device) for values in given)
@@ -279,14 +314,20 @@ class Augmentation:
                 torch.div(image, std[:, None, None], out=batch[i])
         return batch
 
-    def _portions(self, order: Sequence[list[int]], device: torch.device) -> list[list[int]]:
+    def _portions(
+        self, order: Sequence[list[int]], device: torch.device
+    ) -> list[list[int]]:
         """Return rows that are processed at once: all on a GPU, few with equal steps on a CPU."""
         if device.type != "cpu":
             return [list(range(len(order)))]
         n = max(1, ON_CPU // math.prod(self.side))
         rows = sorted(range(len(order)), key=lambda row: order[row])
         groups = [list(group) for _, group in groupby(rows, key=lambda row: order[row])]
-        return [group[start : start + n] for group in groups for start in range(0, len(group), n)]
+        return [
+            group[start : start + n]
+            for group in groups
+            for start in range(0, len(group), n)
+        ]
 
 
 def crops(sizes: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
@@ -295,7 +336,9 @@ def crops(sizes: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     height, width = sizes.double().split(1, dim=1)  # [B, 1] each
     area = height * width * _between(part["area"], *SCALE)  # [B, ATTEMPTS]
     ratio = _between(part["ratio"], *map(math.log, RATIO)).exp()
-    tried = torch.stack([(area / ratio).sqrt().round(), (area * ratio).sqrt().round()], dim=2)
+    tried = torch.stack(
+        [(area / ratio).sqrt().round(), (area * ratio).sqrt().round()], dim=2
+    )
     fits = ((tried > 0) & (tried <= sizes[:, None])).all(dim=2)  # [B, ATTEMPTS]
     first = fits.int().argmax(dim=1)
     crop = tried[torch.arange(len(tried)), first].long()  # [B, 2]
@@ -311,7 +354,9 @@ def crops(sizes: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     return torch.cat([corner, crop], dim=1)
 
 
-def resized(picture: torch.Tensor, box: Sequence[int], side: tuple[int, int]) -> torch.Tensor:
+def resized(
+    picture: torch.Tensor, box: Sequence[int], side: tuple[int, int]
+) -> torch.Tensor:
     """Resize a crop of uint8 [h, w, 3] to integers [3, H, W]: bicubic with antialiasing."""
     top, left, height, width = box
     crop = picture[top : top + height, left : left + width].permute(2, 0, 1)[None]
@@ -328,7 +373,9 @@ def colours(drawn: torch.Tensor) -> tuple[list[list[int]], torch.Tensor]:
     whether = (part["whether"] < torch.tensor(PROBABILITIES)).tolist()
     shuffled = part["order"].argsort(dim=1).tolist()
     pairs = zip(shuffled, whether, strict=True)
-    order = [steps * is_jittered + [GREY] * is_grey for steps, (is_jittered, is_grey) in pairs]
+    order = [
+        steps * is_jittered + [GREY] * is_grey for steps, (is_jittered, is_grey) in pairs
+    ]
     return order, torch.cat([factors, torch.zeros(len(drawn), 1)], dim=1)
 
 
@@ -385,7 +432,13 @@ def adjust_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
 
 
 # In the order of their numbers. The last one, GREY, takes all saturation away.
-STEPS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue, adjust_saturation)
+STEPS = (
+    adjust_brightness,
+    adjust_contrast,
+    adjust_saturation,
+    adjust_hue,
+    adjust_saturation,
+)
 
 
 def _luma(images: torch.Tensor) -> torch.Tensor:

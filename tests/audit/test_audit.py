@@ -69,7 +69,10 @@ def test_labels_are_never_read(results):
 
 
 def write_train_predictions(results, run, image_ids):
-    columns = {"image_id": image_ids, "prediction": np.arange(len(image_ids), dtype=np.int32) % 7}
+    columns = {
+        "image_id": image_ids,
+        "prediction": np.arange(len(image_ids), dtype=np.int32) % 7,
+    }
     columns["held_out"] = [True] * len(image_ids)
     metadata = ClassesMetadata(results.classnames)
     tables.write(
@@ -81,7 +84,10 @@ def write_train_predictions(results, run, image_ids):
 
 
 def test_of_the_training_images_those_are_asked_about_that_all_models_judge(results):
-    said = {"zero_shot/seed0": results.image_ids[:31], "flyp/seed0": results.image_ids[5:20]}
+    said = {
+        "zero_shot/seed0": results.image_ids[:31],
+        "flyp/seed0": results.image_ids[5:20],
+    }
     for run, ids in said.items():
         write_train_predictions(results, run, ids)
     found = read_population(results.folder, "train")
@@ -219,7 +225,9 @@ def test_the_verdict_leads_with_the_best_model_and_compares_it_with_the_next_and
 
 
 def test_the_next_steps_name_the_command_that_takes_the_best_model(tmp_path):
-    audit = audit_of({"zero_shot": 0.25, "recommended": 0.35, "image_prototypes": 0.6}, True)
+    audit = audit_of(
+        {"zero_shot": 0.25, "recommended": 0.35, "image_prototypes": 0.6}, True
+    )
     (tmp_path / "image_prototypes" / "seed0" / "model").mkdir(parents=True)
     (tmp_path / "model").mkdir()
     command = f"latteclip predict {tmp_path}/image_prototypes/seed0/model photos"
@@ -257,12 +265,16 @@ def score_again(results, runs=None):
     return read_audit(output)
 
 
-def test_the_rule_says_what_the_printed_and_scores_a_model_again(results, session, label_of):
+def test_the_rule_says_what_the_printed_and_scores_a_model_again(
+    results, session, label_of
+):
     answer_next(session, 60, label_of)
     first = score_again(results)
     printed = session.score(session.answers())
     assert first.sentence == printed.sentence
-    assert {one.run for one in first.accuracies} == {(run.method, run.seed) for run in results.runs}
+    assert {one.run for one in first.accuracies} == {
+        (run.method, run.seed) for run in results.runs
+    }
     worst = results.folder / "flyp" / "seed0" / "predictions.parquet"
     shutil.copy(results.folder / first.best.method / "seed0" / "predictions.parquet", worst)
     again = score_again(results)
@@ -286,7 +298,9 @@ def test_answers_to_other_images_stop_no_run_and_it_says_why(results, session, l
         AuditSession(results.folder, "test", 60)
 
 
-def test_images_that_a_model_learns_from_later_are_left_out_for_all(results, session, label_of):
+def test_images_that_a_model_learns_from_later_are_left_out_for_all(
+    results, session, label_of
+):
     answer_next(session, 40, label_of)
     names = [one.image_id for one in session.questions[:5]]
     path = results.folder / "flyp" / "seed0" / "predictions.parquet"

@@ -11,10 +11,14 @@ from support.axe import violations
 from support.made_results import CLASSNAMES, HOSTILE
 from support.tiny import ROOT
 
-page_tests = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+page_tests = pytest.importorskip(
+    "playwright.sync_api", reason="playwright is not installed"
+)
 
 # Messages of the browser itself: the server is gone, or another page has saved answers.
-EXPECTED = re.compile(r"net::ERR_(CONNECTION_\w+|EMPTY_RESPONSE|CONTENT_LENGTH_MISMATCH)|412")
+EXPECTED = re.compile(
+    r"net::ERR_(CONNECTION_\w+|EMPTY_RESPONSE|CONTENT_LENGTH_MISMATCH)|412"
+)
 
 
 @pytest.fixture
@@ -35,7 +39,9 @@ def visit(browser):
         page = context.new_page()
         page.on(
             "console",
-            lambda message: EXPECTED.search(message.text) or complaints.append(message.text),
+            lambda message: (
+                EXPECTED.search(message.text) or complaints.append(message.text)
+            ),
         )
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: complaints.append(dialog.message))
@@ -56,7 +62,9 @@ def at(page, number, total):
 
 def saved(results):
     """The answers of the file."""
-    return json.loads((results.folder / "audit" / "test" / "answers.json").read_text())["answers"]
+    return json.loads((results.folder / "audit" / "test" / "answers.json").read_text())[
+        "answers"
+    ]
 
 
 def options(page):
@@ -67,7 +75,9 @@ def test_the_whole_way_by_keyboard_through_a_kill(visit, results):
     with Served(results, "--budget", "30") as served:
         page = visit(served.address)
         at(page, 0, 30)
-        assert page.locator("#picture").evaluate("one => one.decode().then(() => one.naturalWidth)")
+        assert page.locator("#picture").evaluate(
+            "one => one.decode().then(() => one.naturalWidth)"
+        )
         assert not page.locator("#figures").is_visible()  # so that it does not lead the eye
         for number in range(12):
             page.keyboard.press(str(1 + number % 3))
@@ -132,7 +142,9 @@ def test_hostile_names_are_text_and_of_many_classes_any_can_be_found(visit, tmp_
     with Served(results, "--budget", "12") as served:
         page = visit(served.address)
         at(page, 0, 12)
-        page.keyboard.press("0")  # beside the field for another class, no key says "of no class"
+        page.keyboard.press(
+            "0"
+        )  # beside the field for another class, no key says "of no class"
         page.keyboard.press("/")
         page.keyboard.type("no such class")
         page.keyboard.press("Enter")
@@ -157,7 +169,9 @@ def test_the_running_result_is_shown_when_asked_for(visit, axe, results, width, 
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         page.locator("#reveal").click()
         page.wait_for_selector("#figures:not([hidden])")
-        assert page.locator("#figures tbody tr").count() == 5 + 4  # runs, and others than the best
+        assert (
+            page.locator("#figures tbody tr").count() == 5 + 4
+        )  # runs, and others than the best
         page.keyboard.press("1")
         at(page, 11, 12)
         assert not page.locator("#figures").is_visible()
@@ -166,7 +180,9 @@ def test_the_running_result_is_shown_when_asked_for(visit, axe, results, width, 
         assert violations(page, axe) == []  # of the result
 
 
-def test_a_file_works_without_a_network_and_its_answers_are_taken(visit, axe, results, tmp_path):
+def test_a_file_works_without_a_network_and_its_answers_are_taken(
+    visit, axe, results, tmp_path
+):
     file, exported = tmp_path / "audit.html", tmp_path / "answers.json"
     run = [*command(results, "--offline", str(file)), "--budget", "15"]
     subprocess.run(run, check=True, cwd=ROOT)
@@ -187,10 +203,15 @@ def test_a_file_works_without_a_network_and_its_answers_are_taken(visit, axe, re
     with page.expect_download() as download:
         page.locator("#export").click()
     download.value.save_as(exported)
-    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert [
+        url for url in requests if not url.startswith(("file:", "data:", "blob:"))
+    ] == []
     for taken in (12, 0):  # the second time, nothing counts twice
         done = subprocess.run(
-            command(results, "--answers", str(exported)), capture_output=True, text=True, cwd=ROOT
+            command(results, "--answers", str(exported)),
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
         )
         assert done.returncode == 0, done.stderr
         assert f" {taken} of 12 " in done.stderr

@@ -14,7 +14,9 @@ def results(tmp_path):
 
 
 def answered(results):
-    return [one.classname for one in AuditSession(results.folder, None, 20).answers().values()]
+    return [
+        one.classname for one in AuditSession(results.folder, None, 20).answers().values()
+    ]
 
 
 def test_answers_follow_a_renamed_class(results):

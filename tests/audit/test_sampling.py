@@ -11,7 +11,9 @@ N = 400
 def random_population(n=N, k=3, seed=0):
     rng = np.random.default_rng(seed)
     first = rng.integers(0, 5, n)
-    said = [first] + [np.where(rng.random(n) < 0.6, first, (first + j) % 5) for j in range(1, k)]
+    said = [first] + [
+        np.where(rng.random(n) < 0.6, first, (first + j) % 5) for j in range(1, k)
+    ]
     return population(np.stack(said, axis=1), confidence=rng.random(n))
 
 

@@ -53,7 +53,9 @@ def ask(server, what="", *, method="GET", body=b"", token=None, **headers):
 def document(server, n=1, kind="none"):
     session = server.session
     ids = [session.questions[number].image_id for number in range(n)]
-    return json.dumps(session.schema.document({one: Answer(one, kind) for one in ids})).encode()
+    return json.dumps(
+        session.schema.document({one: Answer(one, kind) for one in ids})
+    ).encode()
 
 
 def put(server, body=None, revision="", **headers):
@@ -143,7 +145,9 @@ def test_without_the_token_or_from_elsewhere_nothing_is_answered(server, request
     assert not server.session.path.exists()
 
 
-@pytest.mark.parametrize("what", ["../../../etc/passwd", "-1", "20", "9" * 5000, "../answers.json"])
+@pytest.mark.parametrize(
+    "what", ["../../../etc/passwd", "-1", "20", "9" * 5000, "../answers.json"]
+)
 def test_only_the_pictures_of_questions_are_served(server, what):
     status, _, body = ask(server, f"image/{what}")
     assert status in (400, 404, 414)

@@ -59,7 +59,9 @@ def answer_all(session, answer_to, answers=None):
         assert session.questions[one.number] is one  # by which the server finds its picture
         name = answer_to(one)
         kind = "class" if name else "none"
-        answers[one.key] = Answer(one.image_id, kind, name, one.phase, one.content, one.repeat)
+        answers[one.key] = Answer(
+            one.image_id, kind, name, one.phase, one.content, one.repeat
+        )
     return answers
 
 
@@ -71,7 +73,9 @@ def test_questions_follow_the_model_of_the_fused_labels(taken):
     write_scores(taken.folder, taken.ids, [list(range(c))] * n, scores.tolist())
     encoder = taken.folder / "image_encoders" / "hf-hub--an--encoder.parquet"
     noise = np.random.default_rng(1).normal(size=(n, 2 * c))
-    features = tables.list_column((noise / 4 + np.eye(2 * c)[taken.truth]).astype(np.float32))
+    features = tables.list_column(
+        (noise / 4 + np.eye(2 * c)[taken.truth]).astype(np.float32)
+    )
     columns = {"image_id": taken.ids, "image_features": features}
     metadata = EncoderMetadata("hf-hub:an/encoder", 2 * c)
     tables.write(encoder, columns, tables.IMAGE_FEATURES, metadata)
@@ -79,9 +83,13 @@ def test_questions_follow_the_model_of_the_fused_labels(taken):
         *(taken.path(name) for name in ("images.parquet", "pseudo_labels.parquet")),
         taken.path("class_embeddings.safetensors"),
         FusionSettings(
-            clip=ClipSection(model="m", pretrained=None), inference=InferenceSection(batch_size=8)
+            clip=ClipSection(model="m", pretrained=None),
+            inference=InferenceSection(batch_size=8),
         ),
-        *(taken.path(name) for name in ("fused_labels.parquet", NAME, "prototypes", "votes")),
+        *(
+            taken.path(name)
+            for name in ("fused_labels.parquet", NAME, "prototypes", "votes")
+        ),
         voter="lmm",
         voter_table_path=taken.path("class_scores.parquet"),
         image_encoders_paths=[str(encoder)],
@@ -137,7 +145,9 @@ def test_an_answer_that_all_else_denies_is_asked_for_once_more(taken, label_of):
 
     answers = answer_all(session, answer_to)
     repeated = [one for one in answers.values() if one.repeat]
-    wrong = {one.image_id for one in answers.values() if one.classname != label_of[one.image_id]}
+    wrong = {
+        one.image_id for one in answers.values() if one.classname != label_of[one.image_id]
+    }
     assert len(repeated) >= 3 and {one.image_id for one in repeated} <= wrong
     assert len({one.image_id for one in repeated}) == len(repeated)
 
@@ -161,7 +171,9 @@ def test_without_labels_it_says_what_to_run(taken):
         TeachingSession(taken.folder, 30)
 
 
-def test_an_offline_page_asks_all_at_once_and_its_answers_are_taken(taken, label_of, caplog):
+def test_an_offline_page_asks_all_at_once_and_its_answers_are_taken(
+    taken, label_of, caplog
+):
     session = TeachingSession(taken.folder, 30)
     page = taken.folder / "page.html"
     write_offline(session, str(page))
@@ -181,7 +193,9 @@ def test_an_offline_page_asks_all_at_once_and_its_answers_are_taken(taken, label
 
 
 def test_the_page_by_keys_alone(taken, browser, axe):
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed"
+    )
     session, complaints = TeachingSession(taken.folder, 24), []
     with QuestionServer(session) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -193,7 +207,9 @@ def test_the_page_by_keys_alone(taken, browser, axe):
             sync_api.expect(page.locator("#count")).to_contain_text(f"{number} of 24")
             if number in (2, 14):
                 assert violations(page, axe) == []
-            page.keyboard.press("0" if number == 5 else "c" if number == 6 else str(1 + number % 3))
+            page.keyboard.press(
+                "0" if number == 5 else "c" if number == 6 else str(1 + number % 3)
+            )
         sync_api.expect(page.locator("#steps")).to_contain_text("snakemake")
         assert "every moment" in page.locator("#status").inner_text()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390

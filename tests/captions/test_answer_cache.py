@@ -4,7 +4,12 @@ from datetime import date
 
 import pytest
 
-from latteclip.captions.answer_cache import COMMIT_ANSWERS, MAX_CHARACTERS, AnswerCache, problem
+from latteclip.captions.answer_cache import (
+    COMMIT_ANSWERS,
+    MAX_CHARACTERS,
+    AnswerCache,
+    problem,
+)
 from latteclip.captions.requests import Response
 from latteclip.core.errors import UserError
 from latteclip.core.hashing import digest
@@ -29,7 +34,9 @@ def fill(folder, numbers, shard="1-of-1"):
 def cached(folder, numbers, shard="1-of-1"):
     with AnswerCache(folder, shard) as cache:
         found = {number: cache.get(name(number)) for number in numbers}
-        assert all(each.text == answer(number).text for number, each in found.items() if each)
+        assert all(
+            each.text == answer(number).text for number, each in found.items() if each
+        )
         return [number for number, each in found.items() if each]
 
 
@@ -40,7 +47,9 @@ def test_an_answer_comes_back_as_it_was(tmp_path):
     with AnswerCache(tmp_path) as cache:
         found = cache.get(name(3))
         date.fromisoformat(found.date)
-        assert replace(found, date="") == replace(answer(3), engine="engine 1", digest=name(3))
+        assert replace(found, date="") == replace(
+            answer(3), engine="engine 1", digest=name(3)
+        )
         assert cache.get(name(4)) is None
 
 
@@ -52,7 +61,9 @@ def test_a_job_finds_answers_of_other_splits_and_writes_its_file_alone(tmp_path)
     assert cached(tmp_path, range(8), "2-of-2") == [0, 1, 2, 3, 4, 6]  # 5: of another shard
     assert cached(tmp_path, range(8), "3-of-3") == list(range(7))
     assert (tmp_path / "1-of-1.sqlite").read_bytes() == whole
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".sqlite"] * 4  # no log beside
+    assert (
+        sorted(path.suffix for path in tmp_path.iterdir()) == [".sqlite"] * 4
+    )  # no log beside
 
 
 def test_two_runs_at_once_lose_nothing(tmp_path):
@@ -69,7 +80,9 @@ def test_digests_of_all_files_are_sorted(tmp_path):
     fill(tmp_path, range(30))
     fill(tmp_path, range(30, 40), "1-of-2")
     with AnswerCache(tmp_path, "1-of-2") as cache:
-        assert cache.digests().tolist() == sorted(name(number).encode() for number in range(40))
+        assert cache.digests().tolist() == sorted(
+            name(number).encode() for number in range(40)
+        )
 
 
 def test_a_full_disk_is_one(tmp_path):
@@ -83,7 +96,9 @@ def test_a_full_disk_is_one(tmp_path):
     assert caught.value.errno == errno.ENOSPC
 
 
-@pytest.mark.parametrize(("start", "shard"), [(0, "1-of-1"), (4096, "1-of-1"), (4096, "1-of-2")])
+@pytest.mark.parametrize(
+    ("start", "shard"), [(0, "1-of-1"), (4096, "1-of-1"), (4096, "1-of-2")]
+)
 def test_a_damaged_file_is_one_sentence(tmp_path, start, shard):
     numbers = range(2000)
     fill(tmp_path, numbers)
@@ -100,8 +115,14 @@ def test_a_damaged_file_is_one_sentence(tmp_path, start, shard):
 @pytest.mark.parametrize(
     ("column", "value"),
     [
-        *((column, value) for column in ("digest", "text", "finish_reason") for value in BAD),
-        *(("n_tokens", value) for value in (*BAD[1:], 7.5)),  # null: some servers do not say
+        *(
+            (column, value)
+            for column in ("digest", "text", "finish_reason")
+            for value in BAD
+        ),
+        *(
+            ("n_tokens", value) for value in (*BAD[1:], 7.5)
+        ),  # null: some servers do not say
     ],
 )
 def test_a_damaged_row_is_one_sentence(tmp_path, column, value):

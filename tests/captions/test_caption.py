@@ -31,9 +31,12 @@ def test_every_training_image_is_asked_and_tests_never(dataset, recorder):
     assert columns["id"] == dataset.names
     assert columns["members"] == [[name] for name in dataset.names]
     assert columns["pseudo_label"] == [None] * 7
-    assert columns["caption"] == [f"What? {mean_colour(Image.open(f))}" for f in dataset.files]
+    assert columns["caption"] == [
+        f"What? {mean_colour(Image.open(f))}" for f in dataset.files
+    ]
     facts = zip(
-        *(columns[k] for k in ("finish_reason", "n_tokens", "attempts", "error")), strict=True
+        *(columns[k] for k in ("finish_reason", "n_tokens", "attempts", "error")),
+        strict=True,
     )
     assert list(facts) == [("stop", 7, 1, None)] * 7
     assert len(set(columns["digest"])) == 7
@@ -57,7 +60,9 @@ def test_groups_show_the_grid_of_their_members(dataset, recorder):
     assert columns["members"] == [[dataset.names[m] for m in drawn[i]] for i in range(7)]
     assert columns["pseudo_label"] == LABELS
     assert columns["prompt"] == [f"All {CLASSNAMES[label]}?" for label in LABELS]
-    check_pictures(dataset, recorder, lambda members: [grid(members, GROUPS.canvas, GROUPS.gap)])
+    check_pictures(
+        dataset, recorder, lambda members: [grid(members, GROUPS.canvas, GROUPS.gap)]
+    )
 
 
 def check_pictures(dataset, recorder, expected):

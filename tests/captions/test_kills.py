@@ -24,14 +24,18 @@ N, KILLS, CONCURRENCY = 600, 3, 4
 def start(server, tmp_path):
     """Starts caption-images, with a cache of the given name."""
     files = write_pictures(tmp_path / "pictures", N, size=(6, 5))
-    index = write_index(tmp_path / "i.parquet", files, ["train"] * N, [None] * N, ["a", "b"])
+    index = write_index(
+        tmp_path / "i.parquet", files, ["train"] * N, [None] * N, ["a", "b"]
+    )
     # Texts of 4 words fit.
     changes = {**of_engine("openai"), "model": MODEL, "max_new_tokens": 4}
     settings = changed(SETTINGS, concurrency=CONCURRENCY, **changes)
 
     def start(name):
         output = tmp_path / f"{name}.parquet"
-        arguments = command(index, settings, output, "--store", tmp_path / name, prompt="See?")
+        arguments = command(
+            index, settings, output, "--store", tmp_path / name, prompt="See?"
+        )
         options = {"stderr": subprocess.PIPE, "text": True, "preexec_fn": hear_interrupts}
         return subprocess.Popen(arguments, env=dict(os.environ), **options), output
 
@@ -88,7 +92,9 @@ def test_killed_at_random_points_a_run_loses_the_answers_since_its_last_commit_a
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 130)]
 )
-def test_a_stopped_run_ends_at_once_and_the_next_goes_on(start, server, tmp_path, number, status):
+def test_a_stopped_run_ends_at_once_and_the_next_goes_on(
+    start, server, tmp_path, number, status
+):
     server.pause = 0.05
     assert stop_after(*start("stopped"), server, 30, number) == status
     n = n_answered(tmp_path / "stopped")

@@ -66,7 +66,9 @@ def with_metadata(path, kind):
     tags[0x010E] = PLACE
     tags[0x0112] = 6  # turned
     tags.get_ifd(0x8825)[29] = PLACE
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8))
+    picture = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    )
     picture.save(path, kind, exif=tags, comment=PLACE.encode(), icc_profile=PLACE.encode())
     path.write_bytes(path.read_bytes() + PLACE.encode())
     return path

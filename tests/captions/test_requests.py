@@ -31,7 +31,10 @@ def test_image_bytes_their_order_the_prompt_and_the_choices_count():
     a, b = b"a", b"b"
     choices = [
         *(None, Choices("multiple_choice", ("A", "B")), Choices("likelihood", ("A", "B"))),
-        *(Choices("multiple_choice", ("A", "B", "C")), Choices("multiple_choice", ("B", "A"))),
+        *(
+            Choices("multiple_choice", ("A", "B", "C")),
+            Choices("multiple_choice", ("B", "A")),
+        ),
     ]
     asked = {
         digest(contents, prompt, IDENTITY, each)

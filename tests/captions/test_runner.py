@@ -43,7 +43,9 @@ def test_added_and_changed_images_alone_are_asked(dataset, recorder):
     assert "What? 1 2 3" in columns["caption"]
 
 
-def test_another_prompt_is_asked_and_the_first_s_answers_stay(dataset, recorder, monkeypatch):
+def test_another_prompt_is_asked_and_the_first_s_answers_stay(
+    dataset, recorder, monkeypatch
+):
     dataset.caption_images("What?")
     dataset.caption_images("Where?")
     assert len(recorder.requests) == 14
@@ -86,7 +88,15 @@ def test_empty_and_cut_answers_are_asked_once_more(dataset, recorder):
 
     recorder.reply = reply
     columns = dataset.caption_images(max_failed=0.5)
-    assert columns["caption"] == ["Good.", "A dot.", "A short.", "A long", "", "Long", "A long"]
+    assert columns["caption"] == [
+        "Good.",
+        "A dot.",
+        "A short.",
+        "A long",
+        "",
+        "Long",
+        "A long",
+    ]
     reasons = ["stop", "stop", "stop", "length", "stop", "length", "length"]
     assert columns["finish_reason"] == reasons
     assert columns["attempts"] == [1, 2, 2, 2, 2, 2, 2]
@@ -100,14 +110,18 @@ def test_empty_and_cut_answers_are_asked_once_more(dataset, recorder):
 
 
 def test_too_many_empty_captions_are_refused_and_nothing_is_written(dataset, recorder):
-    recorder.reply = lambda request: Response("" if request.key in (1, 3) else "a", "stop", 1)
+    recorder.reply = lambda request: Response(
+        "" if request.key in (1, 3) else "a", "stop", 1
+    )
     with pytest.raises(UserError, match=r"captioner\.max_failed"):
         dataset.caption_images()
     assert not dataset.output.exists()
     assert dataset.caption_images(max_failed=0.3)["caption"].count("") == 2
 
 
-def test_an_error_is_recorded_for_its_image_and_asked_again_by_the_next_run(dataset, recorder):
+def test_an_error_is_recorded_for_its_image_and_asked_again_by_the_next_run(
+    dataset, recorder
+):
     error = Response("", "error", None, "HTTP 400: bad picture")
     recorder.reply = lambda request: error if request.key == 2 else describe(request)
     columns = dataset.caption_images(max_failed=0.2)
@@ -166,7 +180,10 @@ def test_shards_give_the_same_bytes_however_many_there_are(dataset, recorder, ki
 
 
 def test_cached_requests_are_not_decoded(tmp_path):
-    files, identity = write_pictures(tmp_path, 5), Identity("m", None, "auto", None, 77, Layout())
+    files, identity = (
+        write_pictures(tmp_path, 5),
+        Identity("m", None, "auto", None, 77, Layout()),
+    )
     digests = [digest([Path(file).read_bytes()], "?", identity) for file in files]
     prepare = Preparer(identity, False, np.sort(np.array(digests[:2], "S32")))
     prepared = [prepare(Request(0, (), "?", None, [file])) for file in files]
@@ -184,5 +201,7 @@ def test_an_image_that_is_no_image_is_named(dataset, recorder):
 
 def test_workers_import_nothing_heavy():
     heavy = "{'torch', 'vllm', 'pandas', 'transformers', 'openai'}"
-    run = python(f"import sys, latteclip.captions.runner; print({heavy} & set(sys.modules))")
+    run = python(
+        f"import sys, latteclip.captions.runner; print({heavy} & set(sys.modules))"
+    )
     assert run.stdout.strip() == "set()"

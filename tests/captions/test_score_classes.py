@@ -50,7 +50,9 @@ def test_of_few_classes_all_are_asked_about(tmp_path, scorer, n_classes, k):
     assert scored.score()["options"] == best(scored.cosines, k)
 
 
-@pytest.mark.parametrize(("settings", "share", "n"), [(LIKELIHOOD, 0.3, 3), (LETTERS, 0.01, 1)])
+@pytest.mark.parametrize(
+    ("settings", "share", "n"), [(LIKELIHOOD, 0.3, 3), (LETTERS, 0.01, 1)]
+)
 def test_only_the_images_of_which_clip_is_least_sure_are_asked_about(
     scored, scorer, settings, share, n
 ):
@@ -105,7 +107,9 @@ def test_more_options_than_letters_are_refused(tmp_path, scorer):
 
 
 @pytest.mark.parametrize("first", ["I", ""])
-def test_an_answer_outside_the_letters_leaves_an_image_without_scores(scored, scorer, first):
+def test_an_answer_outside_the_letters_leaves_an_image_without_scores(
+    scored, scorer, first
+):
     outside = answered([-3.0] * 4, [-3.0] * 4, first=["A", first])
     scorer.reply = lambda request: outside if request.key == 2 else reply(request)
     with pytest.raises(UserError, match="1 of 7"):
@@ -113,7 +117,9 @@ def test_an_answer_outside_the_letters_leaves_an_image_without_scores(scored, sc
     columns = scored.score(LETTERS, max_failed=0.2)
     assert (columns["log_probabilities"][2], columns["none"][2]) == ([], None)
     assert columns["error"][2]
-    assert [bool(options) for options in columns["options"]] == [row != 2 for row in range(N)]
+    assert [bool(options) for options in columns["options"]] == [
+        row != 2 for row in range(N)
+    ]
 
 
 # --- numbers that are none -----------------------------------------------------------------------

@@ -45,8 +45,21 @@ def test_no_secret_is_left(dataset, server, monkeypatch, capfd, status, whole, e
     settings = changed(SETTINGS, **OPENAI, max_failed=0.9 if whole else 0.0)
     folder = dataset.folder
     arguments = [
-        *("caption-images", "--images", dataset.images, "--prompt", "What?", "--threads", "1"),
-        *("--captioner", json.dumps(settings.model_dump()), "--output", str(dataset.output)),
+        *(
+            "caption-images",
+            "--images",
+            dataset.images,
+            "--prompt",
+            "What?",
+            "--threads",
+            "1",
+        ),
+        *(
+            "--captioner",
+            json.dumps(settings.model_dump()),
+            "--output",
+            str(dataset.output),
+        ),
         *("--store", str(folder / "store"), "--log", str(folder / "logs" / "caption.log")),
     ]
     assert main.main(arguments) == exit_status

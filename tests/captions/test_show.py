@@ -34,7 +34,9 @@ def test_groups_are_shown_with_their_members_and_their_pictures_can_be_made_agai
     asked = {request.key: request.pictures for request in recorder.requests[-7:]}
     columns = read(path)
     paths = dict(zip(captioned.names, captioned.files, strict=True))
-    for number, (row_id, members) in enumerate(zip(columns["id"], columns["members"], strict=True)):
+    for number, (row_id, members) in enumerate(
+        zip(columns["id"], columns["members"], strict=True)
+    ):
         row = {"id": row_id, "members": members}
         [file] = save_pictures(row, provenance(path), paths, str(folder))
         assert Image.open(file).tobytes() == asked[number][0].tobytes()
@@ -43,7 +45,9 @@ def test_groups_are_shown_with_their_members_and_their_pictures_can_be_made_agai
 
 
 def test_what_a_terminal_would_obey_is_spelt_out(captioned, recorder, capsys):
-    recorder.reply = lambda request: Response("A dot\x1b]0;title\x07 \u202eon it", "stop", 5)
+    recorder.reply = lambda request: Response(
+        "A dot\x1b]0;title\x07 \u202eon it", "stop", 5
+    )
     output = captioned.folder / "captions/other.parquet"
     captioned.caption_images("Where\x1b[2J?", output=output)
     assert main.main(["captions", "show", str(output)]) == 0

@@ -10,7 +10,9 @@ from latteclip.captions.text import count_mentions
 
 
 def test_the_summary_counts_lengths_repetitions_failures_and_class_names(captioned):
-    paths = [str(captioned.folder / f"captions/{kind}.parquet") for kind in ("images", "groups")]
+    paths = [
+        str(captioned.folder / f"captions/{kind}.parquet") for kind in ("images", "groups")
+    ]
     output = captioned.folder / "captions/summary.json"
     summarize_captions(paths, captioned.images, str(output))
     summary = json.loads(output.read_text())
@@ -40,9 +42,14 @@ def test_class_names_are_found_as_if_each_were_looked_for(monkeypatch):
         return ["".join(each).strip() for each in drawn]
 
     names = list(dict.fromkeys(filter(None, words(60, 6))))
-    plain = [re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE) for name in names[5:]]
+    plain = [
+        re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE) for name in names[5:]
+    ]
     found = [
-        (count_mentions(pa.chunked_array([[text]]), names[5:]), any(p.search(text) for p in plain))
+        (
+            count_mentions(pa.chunked_array([[text]]), names[5:]),
+            any(p.search(text) for p in plain),
+        )
         for text in words(500, 9)
     ]
     assert {one for one, _ in found} == {True, False}

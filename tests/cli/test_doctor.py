@@ -92,7 +92,9 @@ def test_what_triton_compiles_with_counts_on_a_gpu(tools, monkeypatch, tmp_path)
     assert (level, "no-such-compiler" in text) == ("warning", True)
 
 
-def test_whether_a_captioner_fits_is_known_before_it_is_loaded(tools, tmp_path, monkeypatch):
+def test_whether_a_captioner_fits_is_known_before_it_is_loaded(
+    tools, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     model = tmp_path / "llava"
     pairs = ["dataset=dtd", f"captioner={{'model': {model}}}"]

@@ -43,8 +43,12 @@ def limited(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"s": seconds, "resources": {"gpu": gpus}}))
     (folder / "logs").mkdir()
-    (folder / "logs" / "caption_images.log").write_text("Asked 64 requests about 64 rows in 20.0 s")
-    (folder / "logs" / "index_images.log").write_text("Indexed 128 images of 2 classes in 2.0 s")
+    (folder / "logs" / "caption_images.log").write_text(
+        "Asked 64 requests about 64 rows in 20.0 s"
+    )
+    (folder / "logs" / "index_images.log").write_text(
+        "Indexed 128 images of 2 classes in 2.0 s"
+    )
     history = folder / "flyp" / "seed0" / "history.parquet"
     write(history, tables.HISTORY, None, images_per_second=[16.0] * 4)
     return folder
@@ -90,7 +94,12 @@ def test_a_folder_of_images_is_estimated_by_the_options_of_its_limited_run(limit
     (limited.parents[1] / "photos").mkdir()
     noted = runs.OPTION_NOTES / "mine_64.json"
     noted.parent.mkdir(parents=True)
-    options = {"dataset": "mine", "image_dir": "photos", "limit": 64, "method": "zero_shot,flyp"}
+    options = {
+        "dataset": "mine",
+        "image_dir": "photos",
+        "limit": 64,
+        "method": "zero_shot,flyp",
+    }
     noted.write_text(json.dumps({"config": options, "deployment": []}))
     found = rows(estimate.estimate(["mine"], [], []))
     assert found["index_images"][2:] == ["0:00:04", "0:00:02", "images", "0:00:32"]
@@ -98,13 +107,17 @@ def test_a_folder_of_images_is_estimated_by_the_options_of_its_limited_run(limit
 
 def test_what_the_limited_run_does_not_tell_is_said(limited):
     (limited / "report.html").unlink()
-    (limited / "logs" / "caption_images.log").write_text("Asked 0 requests about 64 rows in 0.0 s")
+    (limited / "logs" / "caption_images.log").write_text(
+        "Asked 0 requests about 64 rows in 0.0 s"
+    )
     found = estimate.estimate(["demo"], CONFIG, [])
     assert "not finished" in found and "earlier runs" in found
 
 
 @pytest.mark.parametrize("arguments", [["dtd"], ["--config", "dataset=dtd", "limit=8"]])
-def test_without_a_limited_run_the_command_that_makes_one_is_named(limited, arguments, capsys):
+def test_without_a_limited_run_the_command_that_makes_one_is_named(
+    limited, arguments, capsys
+):
     assert main.main(["status", "--estimate", *arguments]) == main.BAD_INPUT
     said = capsys.readouterr().err
     assert "--config dataset=dtd limit=" in said and said.count("\n") == 1

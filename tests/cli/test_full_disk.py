@@ -22,7 +22,10 @@ def on_small_disk(folder, kilobytes, *arguments):
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("this machine lets no process mount a file system of its own")
     done = subprocess.run(
-        [*start, str(folder), *map(str, arguments)], capture_output=True, text=True, check=False
+        [*start, str(folder), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -48,4 +51,6 @@ def test_captioning(tmp_path):
     captions.write_text("\n".join(["image_id,caption", *rows]))
     own = changed(SETTINGS, **of_engine("file"), images_file=str(captions))
     disk = tmp_path / "disk"
-    assert is_about_space(on_small_disk(disk, 4, *command(index, own, disk / "captions.parquet")))
+    assert is_about_space(
+        on_small_disk(disk, 4, *command(index, own, disk / "captions.parquet"))
+    )

@@ -125,9 +125,12 @@ def test_wrong_usage_is_one_line_and_status_2(arguments, message, capsys):
     assert printed.count("\n") == 1
 
 
-def test_a_file_that_the_system_refuses_is_one_sentence(buggy, tmp_path, monkeypatch, capsys):
+def test_a_file_that_the_system_refuses_is_one_sentence(
+    buggy, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(
-        "latteclip.evaluate.summary.read_results", lambda *_: (tmp_path / "no" / "x").read_text()
+        "latteclip.evaluate.summary.read_results",
+        lambda *_: (tmp_path / "no" / "x").read_text(),
     )
     assert main.main(buggy[0]) == 2
     assert re.fullmatch(f"error: .*{tmp_path}/no/x.*\n", capsys.readouterr().err)
@@ -168,8 +171,12 @@ sys.exit(process())
 @pytest.mark.parametrize("own", [None, "backend:native"])
 def test_a_training_lets_segments_of_the_gpu_s_memory_grow_by_default(monkeypatch, own):
     settings = []
-    monkeypatch.setattr(finetune, "finetune", lambda: settings.append(os.environ.get(ALLOCATOR)))
-    environment = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name}
+    monkeypatch.setattr(
+        finetune, "finetune", lambda: settings.append(os.environ.get(ALLOCATOR))
+    )
+    environment = {
+        name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name
+    }
     environment |= {ALLOCATOR: own} if own else {}
     with mock.patch.dict(os.environ, environment, clear=True):
         arguments.run("latteclip.train.finetune", "finetune", Namespace())

@@ -39,7 +39,9 @@ def functions(monkeypatch):
             remote_exec=False,
             resource_settings=SimpleNamespace(nodes=4 if cluster else None, cores=cores),
             global_resources=resources,
-            register_resource=lambda name, n: resources.update({name: SimpleNamespace(value=n)}),
+            register_resource=lambda name, n: resources.update(
+                {name: SimpleNamespace(value=n)}
+            ),
             execution_settings=SimpleNamespace(),
             use_threads=cluster,
         )
@@ -82,7 +84,9 @@ def test_gpus_are_asked_for_where_there_are_some(functions):
         assert found.cores_per_gpu(processes)(DEMO, 8) == 2
 
 
-def test_resources_wait_for_the_index_and_grow_with_it_and_each_attempt(functions, tmp_path):
+def test_resources_wait_for_the_index_and_grow_with_it_and_each_attempt(
+    functions, tmp_path
+):
     index = tmp_path / "images.parquet"
     found, inputs = functions(), InputFiles([str(index)])
     inputs._set_name("images", 0)

@@ -36,9 +36,17 @@ def test_a_run_begins_with_what_it_found(mine, tmp_path):
 def test_a_run_ends_with_page_model_and_next_commands(mine, tmp_path):
     found = mine()
     page, results = "results/mine/report.html", tmp_path / "results" / "mine"
-    selection = {"dataset": "mine", "method": "recommended", "seed": 2, "reason": "It is better."}
+    selection = {
+        "dataset": "mine",
+        "method": "recommended",
+        "seed": 2,
+        "reason": "It is better.",
+    }
     write(results / "selection.json", json.dumps(selection))
-    write(results / "recommended" / "seed1" / "checkpoint" / "step-1" / "state", "0" * 2_000_000)
+    write(
+        results / "recommended" / "seed1" / "checkpoint" / "step-1" / "state",
+        "0" * 2_000_000,
+    )
     text = "\n".join(run_messages.finished(found, [page]))
     assert page in text and "recommended, seed 2, in results/mine/model" in text
     assert "latteclip audit results/mine" in text

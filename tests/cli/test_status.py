@@ -13,7 +13,12 @@ def test_a_dataset_is_looked_at_with_the_options_of_its_last_run(tmp_path, monke
     mine = {"image_dir": "photos", "seeds": 1, "captioner": {"revision": None}}
     runs.note_options({"a": "a", "b": "b"}, mine, ["conda"])
     runs.note_options({"c_64": "c"}, {"limit": 64}, [])
-    of_two = ['image_dir="photos"', "seeds=1", 'captioner={"revision": null}', 'dataset=["a", "b"]']
+    of_two = [
+        'image_dir="photos"',
+        "seeds=1",
+        'captioner={"revision": null}',
+        'dataset=["a", "b"]',
+    ]
     assert list(status._options(["a", "b", "c_64", "dtd"], [], [], [])) == [
         ["--config", *sorted(of_two[:3]), of_two[3], "--sdm", "conda"],
         ["--config", "limit=64", 'dataset=["c"]'],
@@ -21,14 +26,22 @@ def test_a_dataset_is_looked_at_with_the_options_of_its_last_run(tmp_path, monke
     ]
     given = status._options(["a"], ["seeds=2"], [], [])
     assert list(given) == [["--config", "seeds=2", 'dataset=["a"]']]
-    read = Configuration(layers.defaults(project=None), snakemake_cli.parse_config(of_two[1:3]))
+    read = Configuration(
+        layers.defaults(project=None), snakemake_cli.parse_config(of_two[1:3])
+    )
     assert (read.seeds, read.section("captioner", "dtd")["revision"]) == ([0], None)
     assert runs.noted_datasets() == ["a", "b", "c_64"]
 
 
 def test_changed_settings_are_leaves_and_texts():
-    before = [json.dumps({"finetune": {"lr": 1e-7, "epochs": 3}, "note": "it's"}), 'A "word"; or?']
-    now = [json.dumps({"finetune": {"lr": 1e-6, "epochs": 3}, "note": "it's", "n": 1}), "{}?"]
+    before = [
+        json.dumps({"finetune": {"lr": 1e-7, "epochs": 3}, "note": "it's"}),
+        'A "word"; or?',
+    ]
+    now = [
+        json.dumps({"finetune": {"lr": 1e-6, "epochs": 3}, "note": "it's", "n": 1}),
+        "{}?",
+    ]
     found = status.changed_settings(*(list(map(repr, values)) for values in (before, now)))
     assert found == ': finetune.lr 1e-07 -> 1e-06, n unset -> 1, now "{}?"'
     assert status.changed_settings([], ["2"]) == ': now "2"'
@@ -53,10 +66,18 @@ def test_stages_are_done_stale_or_missing_and_the_reason_follows(finished_copy):
     lines = [re.split(r"\s{2,}", line.strip()) for line in stages.splitlines() if line]
     assert re.match(r"demo: \d+ of 13 jobs done", lines[0][0])
     assert ["done", "generate_textures"] in lines
-    assert ["stale", "index_images", "Updated input files: latteclip/data/splits.py"] in lines
+    assert [
+        "stale",
+        "index_images",
+        "Updated input files: latteclip/data/splits.py",
+    ] in lines
     assert ["stale", "finetune", "flyp, seed 0", "an earlier stage will run"] in lines
     assert ["missing", "finetune", "flyp, seed 1", "not run yet"] in lines
-    assert [line for line in lines if line[0] == "index_images" and line[1].startswith("1 job, ")]
+    assert [
+        line
+        for line in lines
+        if line[0] == "index_images" and line[1].startswith("1 job, ")
+    ]
     rules = [line[1] for line in lines if len(line) > 1 and line[0] in status.COLOURS]
     assert rules.index("index_images") < rules.index("finetune") < rules.index("evaluate")
     assert lines[-3][0].startswith("all datasets: ")

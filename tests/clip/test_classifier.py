@@ -17,7 +17,11 @@ from latteclip.clip.classifier import (
 from latteclip.core.errors import UserError
 
 N, C, D = 23, 5, 3
-DESCRIBED = {"classnames": ["a", "é", "c", "d", "e"], "template": "{}.", "logit_scale": 12.5}
+DESCRIBED = {
+    "classnames": ["a", "é", "c", "d", "e"],
+    "template": "{}.",
+    "logit_scale": 12.5,
+}
 
 
 def test_a_classifier_and_its_description_come_back(tmp_path):
@@ -47,7 +51,9 @@ def test_a_classifier_and_its_description_come_back(tmp_path):
 )
 def test_numbers_that_cannot_classify_are_refused(tmp_path, rows, bias, described):
     path = tmp_path / "c.safetensors"
-    save_file({"classifier": rows, "classifier_bias": bias}, path, {"classifier": described})
+    save_file(
+        {"classifier": rows, "classifier_bias": bias}, path, {"classifier": described}
+    )
     with pytest.raises(UserError, match=r"c\.safetensors"):
         load_classifier(path)
 

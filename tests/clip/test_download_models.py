@@ -138,7 +138,10 @@ def test_a_clip_repo_is_fetched_loaded_and_noted_again_offline(gone, tmp_path):
     write_backbone("hf_mean", tmp_path / "both")
     files = contents(tmp_path / "both")
     config = json.loads(files["open_clip_config.json"])
-    config["model_cfg"]["text_cfg"] |= {"hf_model_name": "me/bert", "hf_tokenizer_name": "me/both"}
+    config["model_cfg"]["text_cfg"] |= {
+        "hf_model_name": "me/bert",
+        "hf_tokenizer_name": "me/both",
+    }
     files["open_clip_config.json"] = json.dumps(config).encode()
     with gone.running():
         gone.serve_repo("me/both", {**files, "open_clip_pytorch_model.bin": b"a pickle"})
@@ -149,7 +152,10 @@ def test_a_clip_repo_is_fetched_loaded_and_noted_again_offline(gone, tmp_path):
     assert note["model"] == "hf-hub:me/both" and note["pretrained"] is None
     both, bert = note["repos"]
     assert (both["repo"], both["commit"]) == ("me/both", COMMIT)
-    assert both["files"].items() >= {name: len(content) for name, content in files.items()}.items()
+    assert (
+        both["files"].items()
+        >= {name: len(content) for name, content in files.items()}.items()
+    )
     assert (bert["repo"], list(bert["files"])) == ("me/bert", ["config.json"])
     assert "open_clip_pytorch_model.bin" not in gone.fetched()
     assert_encodes_offline(gone, "hf-hub:me/both")
@@ -170,7 +176,9 @@ def test_a_listed_clip_is_fetched_and_loaded_offline(gone, tmp_path):
     weights = {"open_clip_model.safetensors": files.pop("open_clip_model.safetensors")}
     with gone.running():
         gone.serve_repo("me/weights", weights)
-        gone.serve_repo("me/words", {k: v for k, v in files.items() if k.startswith("tokenizer")})
+        gone.serve_repo(
+            "me/words", {k: v for k, v in files.items() if k.startswith("tokenizer")}
+        )
         status, said = gone.download("clip", model="tiny", pretrained="mine")
         assert status == 0, said
     assert [repo["repo"] for repo in gone.noted()["repos"]] == ["me/weights", "me/words"]
@@ -232,7 +240,9 @@ def test_a_repo_that_is_closed_or_not_there(hub, kind, model, status, code, hint
 @pytest.mark.parametrize("kind", ["clip", "captioner", "encoder"])
 def test_a_repo_without_safetensors_is_refused(hub, tmp_path, kind):
     write_encoder(tmp_path / "encoder")
-    folder = {"clip": DEMO_CLIP, "captioner": DEMO_LLAVA, "encoder": tmp_path / "encoder"}[kind]
+    folder = {"clip": DEMO_CLIP, "captioner": DEMO_LLAVA, "encoder": tmp_path / "encoder"}[
+        kind
+    ]
     files = contents(folder).items()
     left = {name: content for name, content in files if not name.endswith(".safetensors")}
     hub.serve_repo("me/model", {**left, "pytorch_model.bin": b"x"})
@@ -256,7 +266,10 @@ huggingface_hub.snapshot_download = fetch
 
 def test_a_shard_that_the_cache_lacks_is_noticed_offline(hub):
     index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
-    files = {**contents(DEMO_LLAVA), "model.safetensors.index.json": json.dumps(index).encode()}
+    files = {
+        **contents(DEMO_LLAVA),
+        "model.safetensors.index.json": json.dumps(index).encode(),
+    }
     hub.serve_repo("me/llava", files)
     sentence = refusal(hub.download("captioner", model="me/llava"))
     assert "model-2.safetensors" in sentence

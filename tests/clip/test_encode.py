@@ -48,7 +48,9 @@ def test_short_texts_are_encoded_without_their_padding(monkeypatch):
     shapes = []
     forward = clip.model.token_embedding.forward
     monkeypatch.setattr(
-        clip.model.token_embedding, "forward", lambda t: (shapes.append(t.shape), forward(t))[1]
+        clip.model.token_embedding,
+        "forward",
+        lambda t: (shapes.append(t.shape), forward(t))[1],
     )
     encode.encode_texts(clip, tokens_of_lengths([16, 4, 9, 3, 8, 16]))
     assert [tuple(shape) for shape in shapes] == [(2, 4), (2, 9), (2, 16)]

@@ -34,7 +34,9 @@ def of_no_class(folder):
 def with_widths(widths):
     def spoil(folder):
         head, described = load_classifier(folder / clips.CLASSIFIER)
-        save_classifier(folder / clips.CLASSIFIER, head, {**described, "encoder_widths": widths})
+        save_classifier(
+            folder / clips.CLASSIFIER, head, {**described, "encoder_widths": widths}
+        )
 
     return spoil
 

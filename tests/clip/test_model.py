@@ -11,7 +11,9 @@ from latteclip.clip.classifier import Classifier, load_classifier
 from latteclip.core.errors import UserError
 
 
-def test_a_name_of_open_clip_takes_a_weights_file_and_may_have_a_slash(tmp_path, monkeypatch):
+def test_a_name_of_open_clip_takes_a_weights_file_and_may_have_a_slash(
+    tmp_path, monkeypatch
+):
     write_backbone("custom_text", tmp_path / "folder")
     config = BACKBONES["custom_text"][0]
     text = {**config["text_cfg"], "hf_tokenizer_name": str(tmp_path / "folder")}
@@ -49,18 +51,24 @@ def test_a_model_that_is_not_there_is_one_sentence_that_names_it(model, pretrain
 @torch.no_grad()
 def test_stock_open_clip_loads_every_kind_that_was_saved(clip, tmp_path):
     torch.manual_seed(7)
-    for tensor in clip.model.state_dict().values():  # as if trained, running statistics included
+    for (
+        tensor
+    ) in clip.model.state_dict().values():  # as if trained, running statistics included
         if tensor.is_floating_point():
             tensor += 0.01 * torch.rand_like(tensor)
     classifier = Classifier.of(torch.randn(4, 6))
     clips.save(clip, classifier, ["a", "b", "c", "d é"], "a {}", tmp_path / "model")
     name = f"local-dir:{tmp_path / 'model'}"
-    model, _, preprocess = open_clip.create_model_and_transforms(name, require_pretrained=True)
+    model, _, preprocess = open_clip.create_model_and_transforms(
+        name, require_pretrained=True
+    )
     model.eval()
     assert type(model) is type(clip.model)
     state = clip.model.state_dict()
     assert model.state_dict().keys() == state.keys()
-    assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+    assert all(
+        torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items()
+    )
     images, tokens = pictures(clip, 3), clip.tokenizer(TEXTS)
     assert torch.equal(model.encode_image(images), clip.model.encode_image(images))
     assert torch.equal(open_clip.get_tokenizer(name)(TEXTS), tokens)

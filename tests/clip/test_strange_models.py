@@ -78,7 +78,9 @@ def with_code(folder, marker):
     for name in ("tokenizer_config.json", "config.json"):
         path = folder / name
         values = json.loads(path.read_text()) if path.exists() else {"model_type": "bert"}
-        path.write_text(json.dumps({**values, "auto_map": AUTO_MAP, "tokenizer_class": "Own"}))
+        path.write_text(
+            json.dumps({**values, "auto_map": AUTO_MAP, "tokenizer_class": "Own"})
+        )
 
 
 def trusting(folder, marker):
@@ -96,7 +98,9 @@ def tower_elsewhere(folder, marker):
     write_bert(elsewhere)
     with_code(elsewhere, marker)
     shutil.rmtree(folder / clip_config.TOWER)
-    edit(folder / clip_config.CONFIG, lambda c: text(c).update(hf_model_name=str(elsewhere)))
+    edit(
+        folder / clip_config.CONFIG, lambda c: text(c).update(hf_model_name=str(elsewhere))
+    )
 
 
 def timm_of_the_hub(folder, _):
@@ -145,7 +149,9 @@ def test_a_hostile_folder_is_refused_runs_nothing_and_asks_nobody(
     folder = plain("hf_mean")
     spoil(folder, marker)
     [picture] = write_pictures(tmp_path / "pictures", 1)
-    monkeypatch.setattr("builtins.input", lambda *_: "y")  # transformers asks whom it may trust
+    monkeypatch.setattr(
+        "builtins.input", lambda *_: "y"
+    )  # transformers asks whom it may trust
     for arguments in (
         ["predict", str(folder), picture],
         ["export", str(folder), str(tmp_path / "out"), "--format", "open_clip"],
@@ -164,7 +170,10 @@ def test_of_a_text_tower_s_configuration_only_the_network_is_taken(plain, marker
     folder = plain("hf_mean")
     before = clips.load(f"local-dir:{folder}", None, CPU)
     tower_with_code(folder, marker)
-    kernels = {"_attn_implementation": "me/kernels", "quantization_config": {"quant_method": "x"}}
+    kernels = {
+        "_attn_implementation": "me/kernels",
+        "quantization_config": {"quant_method": "x"},
+    }
     edit(folder / clip_config.TOWER / "config.json", lambda c: c.update(kernels))
     after = clips.load(f"local-dir:{folder}", None, CPU)
     assert after.text_tower == before.text_tower
@@ -199,7 +208,9 @@ def test_no_kind_of_model_folder_needs_the_network(plain, kind, calls):
 )
 def test_what_a_configuration_may_not_hold_is_named(plain, section, values, wrong):
     folder = plain("custom_text")
-    edit(folder / clip_config.CONFIG, lambda c: (c | c["model_cfg"])[section].update(values))
+    edit(
+        folder / clip_config.CONFIG, lambda c: (c | c["model_cfg"])[section].update(values)
+    )
     with pytest.raises(UserError, match=wrong) as refused:
         clips.load(f"local-dir:{folder}", None, CPU)
     assert "\n" not in str(refused.value)

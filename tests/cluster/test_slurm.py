@@ -42,7 +42,9 @@ def slurm(tmp_path_factory):
 
 
 def metrics_of(checkout):
-    paths = (f"results/demo/{method}/seed0/metrics.json" for method in ("zero_shot", "latteclip"))
+    paths = (
+        f"results/demo/{method}/seed0/metrics.json" for method in ("zero_shot", "latteclip")
+    )
     return [json.loads((checkout.root / path).read_text()) for path in paths]
 
 
@@ -84,7 +86,9 @@ def test_each_stage_asks_for_what_it_needs(whole):
     assert {"index_images", "gather_captions", "report_dataset"} <= set(asked)
     assert not {"summarize", "index_results", "all"} & set(asked)  # on the login node
     shards = whole.jobs_of("caption_images_shard")
-    assert [(job["JobState"], "ArrayJobId" in job) for job in shards] == [("COMPLETED", False)] * 2
+    assert [(job["JobState"], "ArrayJobId" in job) for job in shards] == [
+        ("COMPLETED", False)
+    ] * 2
     log = (whole.checkout.root / LATTECLIP / "logs" / "finetune.log").read_text()
     assert re.search(r"SLURM job \d+ on .*CUDA_VISIBLE_DEVICES=[01]\.", log)
 
@@ -96,7 +100,12 @@ def test_a_requeued_training_on_two_gpus_continues_to_its_end(whole, finished):
     folder = checkout.root / LATTECLIP
     shutil.rmtree(folder)
     run = OnCluster(checkout, whole.slurm, cold=True)
-    command = (f"{LATTECLIP}/metrics.json", *WHOLE, *TWO_GPUS, "compute={'checkpoint_minutes': 0}")
+    command = (
+        f"{LATTECLIP}/metrics.json",
+        *WHOLE,
+        *TWO_GPUS,
+        "compute={'checkpoint_minutes': 0}",
+    )
     process = run.start(*command)
     wait(lambda: [*folder.glob("checkpoint/step-*.pt")], "a checkpoint")
     job = run.jobs_of("finetune")[-1]

@@ -87,7 +87,9 @@ def test_a_server_needs_an_address_until_it_has_answered(checked, monkeypatch, t
 def test_captions_that_the_user_lacks_are_named_with_the_methods_that_do_without(checked):
     methods = {"method": "zero_shot,image_prototypes,latteclip,recommended"}
     without = "method=zero_shot,image_prototypes,recommended"
-    with pytest.raises(UserError, match=rf"captioner\.groups_file.* latteclip\..*{without}"):
+    with pytest.raises(
+        UserError, match=rf"captioner\.groups_file.* latteclip\..*{without}"
+    ):
         checked(**OWN_CAPTIONS, **methods)
     files = {"images_file": "mine.csv", "groups_file": "nope.csv"}
     with pytest.raises(UserError, match=r"captioner\.groups_file .*nope\.csv"):

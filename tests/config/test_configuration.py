@@ -52,7 +52,9 @@ def test_the_repository_s_configuration_is_valid_and_runs_the_demo(config):
 
 def test_photographs_in_a_folder_run_without_group_captions(config, tmp_path):
     found = configured(config, dataset="mine", image_dir=str(tmp_path))
-    assert found.methods_of("mine") == [m for m in configured(config).methods if m != "latteclip"]
+    assert found.methods_of("mine") == [
+        m for m in configured(config).methods if m != "latteclip"
+    ]
     assert found.caption_kinds("mine") == ["image"]
     asked = configured(config, dataset="mine", image_dir=str(tmp_path), method="latteclip")
     assert asked.methods_of("mine") == ["latteclip"]
@@ -88,7 +90,10 @@ def test_the_later_layer_wins(config, top):
     ]
     given = {"finetune": {"lr": 0.5}} if LAYERS[top] == "command line" else {}
     found = configured(merge(config, *layers[: top + 1]), **given)
-    assert found.method("latteclip", "demo")["finetune"]["lr"] == [0.1, 0.2, 0.3, 0.4, 0.5][top]
+    assert (
+        found.method("latteclip", "demo")["finetune"]["lr"]
+        == [0.1, 0.2, 0.3, 0.4, 0.5][top]
+    )
 
 
 def test_a_method_that_is_like_another_has_what_the_other_has_for_the_dataset(config):
@@ -103,7 +108,11 @@ def test_a_method_that_is_like_another_has_what_the_other_has_for_the_dataset(co
     assert (found["objective"], found["finetune"]["beta1"]) == ("latteclip", 0.3)
     assert "like" not in found
     # What the user gives a method reaches those that are like it.
-    given = {"methods": {"latteclip": {"switches": {"alpha": "0.5"}, "finetune": {"lr": "0.125"}}}}
+    given = {
+        "methods": {
+            "latteclip": {"switches": {"alpha": "0.5"}, "finetune": {"lr": "0.125"}}
+        }
+    }
     found = configured(alike, finetune={"lr": "0.75"}, **given)
     assert found.method("child", "demo")["switches"]["alpha"] == 0.5
     assert found.method("child", "demo")["finetune"]["lr"] == 0.125
@@ -138,10 +147,15 @@ def test_the_study_runs_what_the_paper_compares(config):
 
 def test_strings_of_the_command_line_become_what_the_schema_wants(config):
     captioner = {"revision": "null", "model": "123"}
-    found = configured(config, finetune={"lr": "2.5e-1", "epochs": "7"}, captioner=captioner)
+    found = configured(
+        config, finetune={"lr": "2.5e-1", "epochs": "7"}, captioner=captioner
+    )
     values = found.method("latteclip", "dtd")["finetune"]
     assert (values["lr"], values["epochs"]) == (0.25, 7)
-    assert found.section("captioner", "demo").items() >= {"model": "123", "revision": None}.items()
+    assert (
+        found.section("captioner", "demo").items()
+        >= {"model": "123", "revision": None}.items()
+    )
 
 
 @pytest.mark.parametrize(
@@ -174,19 +188,31 @@ def test_strings_of_the_command_line_become_what_the_schema_wants(config):
         ({"methods": {"new": {"like": "lateclip"}}}, "lateclip.*latteclip"),
         ({"table": {"baseline": "latte"}}, r"table\.baseline .*latteclip"),
         ({"clip": {"model": "ViT-B-32"}}, r"clip\.pretrained"),
-        ({"datasets": {"demo": {"template": ["a {}.", "photo"]}}}, "demo: template .*photo"),
-        ({"datasets": {"demo": {"class_synonyms": {"grid": ["net", "net"]}}}}, "class_synonyms"),
+        (
+            {"datasets": {"demo": {"template": ["a {}.", "photo"]}}},
+            "demo: template .*photo",
+        ),
+        (
+            {"datasets": {"demo": {"class_synonyms": {"grid": ["net", "net"]}}}},
+            "class_synonyms",
+        ),
         (
             {"datasets": {"demo": {"class_synonyms": {"Grid": ["a"], "grid": ["b"]}}}},
             "'grid' twice",
         ),
-        ({"methods": {"a": {"like": "b"}, "b": {"like": "c"}, "c": {"like": "b"}}}, "a, b, c, b"),
+        (
+            {"methods": {"a": {"like": "b"}, "b": {"like": "c"}, "c": {"like": "b"}}},
+            "a, b, c, b",
+        ),
         # The last stage would find these, after days of captioning.
         (method(like="flyp", pseudo_labels="lmm"), r"own.*scores\.kind"),
         (method(like="image_prototypes", pseudo_labels="caption"), "own.*caption"),
         (method(like="latteclip", switches=OFF), "own.*zero_shot_loss"),
         ({"captioner": {"max_model_len": 256, "max_new_tokens": 256}}, "max_new_tokens"),
-        ({"method": "image_prototypes_encoders"}, "image_prototypes_encoders.*image_encoders"),
+        (
+            {"method": "image_prototypes_encoders"},
+            "image_prototypes_encoders.*image_encoders",
+        ),
         (
             {"image_encoders": "local-dir:/nowhere"},
             r"image_encoders local-dir:/nowhere.*/nowhere/config\.json",
@@ -204,7 +230,9 @@ def test_mistakes_are_one_sentence_that_names_the_key(config, given, message):
 def test_modern_models_and_words_are_those_that_the_libraries_know(config, tmp_path):
     text = (ROOT / "config" / "modern.yaml").read_text()
     modern = yaml.safe_load(text)
-    assert not {"dataset", "image_dir"} & set(modern)  # which would replace a dataset's source
+    assert not {"dataset", "image_dir"} & set(
+        modern
+    )  # which would replace a dataset's source
     found = configured(config, **modern, dataset="mine", image_dir=str(tmp_path))
     clip = found.section("clip", found.datasets[0])
     assert (clip["model"], clip["pretrained"]) in open_clip.list_pretrained()
@@ -216,9 +244,15 @@ def test_modern_models_and_words_are_those_that_the_libraries_know(config, tmp_p
 
 @pytest.mark.parametrize(
     ("section", "key", "value"),
-    [("split", "kind", "csv"), ("prompts", "image", "Which?"), ("captioner", "square_side", 64)],
+    [
+        ("split", "kind", "csv"),
+        ("prompts", "image", "Which?"),
+        ("captioner", "square_side", 64),
+    ],
 )
-def test_one_key_of_a_folder_may_be_set_and_the_others_stay(config, tmp_path, section, key, value):
+def test_one_key_of_a_folder_may_be_set_and_the_others_stay(
+    config, tmp_path, section, key, value
+):
     folder = {"dataset": "mine", "image_dir": str(tmp_path)}
     plain = configured(config, **folder).section(section, "mine")
     for given in ({"datasets": {"mine": {section: {key: value}}}}, {section: {key: value}}):
@@ -227,7 +261,10 @@ def test_one_key_of_a_folder_may_be_set_and_the_others_stay(config, tmp_path, se
 
 
 def test_pictures_are_squares_for_captioners_that_see_them_so(config):
-    for model, side in (("me/llama3-llava-next-8b", 336), ("Qwen/Qwen3-VL-8B-Instruct", None)):
+    for model, side in (
+        ("me/llama3-llava-next-8b", 336),
+        ("Qwen/Qwen3-VL-8B-Instruct", None),
+    ):
         found = configured(config, captioner={"model": model}).section("captioner", "dtd")
         assert found["square_side"] == side
 

@@ -12,7 +12,9 @@ from latteclip.config import hub_names
     ],
 )
 def test_a_clip_of_the_hub_has_a_note(model, pretrained, slug):
-    names = hub_names.hub_clip({"model": model, "pretrained": pretrained, "precision": "bf16"})
+    names = hub_names.hub_clip(
+        {"model": model, "pretrained": pretrained, "precision": "bf16"}
+    )
     assert hub_names.slug(names) == slug
 
 

@@ -38,7 +38,9 @@ def test_a_training_has_room_for_the_pictures_it_keeps_and_for_each_process(conf
     assert asked(processes={"finetune": 8}) == usual + 7 * 6_000
 
 
-def test_images_are_those_of_the_index_or_else_of_the_file(configured, tmp_path, monkeypatch):
+def test_images_are_those_of_the_index_or_else_of_the_file(
+    configured, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photographs").mkdir()
     found = configured(dataset="mine", image_dir="photographs")
@@ -58,12 +60,16 @@ def test_images_are_those_of_the_index_or_else_of_the_file(configured, tmp_path,
 
 def test_slurm_sends_each_rule_with_a_gpu_to_a_partition_with_gpus():
     """A default resource cannot see the GPUs of its job, so the profile lists the rules."""
-    rules = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
+    rules = "".join(
+        path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk")
+    )
     with_gpu = set()
     for rule in re.split(r"^(?=(?:use )?rule )", rules, flags=re.MULTILINE)[1:]:
         parent, name = re.match(r"(?:use rule (\w+) as|rule) (\w+)", rule).groups()
         if re.search(r"^ +gpu=", rule, re.MULTILINE) or parent in with_gpu:
             with_gpu.add(name)
     profile = yaml.safe_load((ROOT / "profiles" / "slurm" / "config.yaml").read_text())
-    partitions = {rule: each["slurm_partition"] for rule, each in profile["set-resources"].items()}
+    partitions = {
+        rule: each["slurm_partition"] for rule, each in profile["set-resources"].items()
+    }
     assert partitions == dict.fromkeys(with_gpu, "'gpu'")

@@ -23,7 +23,9 @@ def project(tmp_path, monkeypatch):
 def test_merge_lays_later_layers_over_earlier_ones_key_by_key():
     first = {"a": {"x": 1, "y": 2}, "b": [1, 2], "c": 3}
     before = copy.deepcopy(first)
-    merged = layers.merge(first, None, {"a": {"y": 5, "z": {"w": 6}}, "b": [9]}, {"a": {"z": {}}})
+    merged = layers.merge(
+        first, None, {"a": {"y": 5, "z": {"w": 6}}, "b": [9]}, {"a": {"z": {}}}
+    )
     assert merged == {"a": {"x": 1, "y": 5, "z": {"w": 6}}, "b": [9], "c": 3}
     assert first == before
 
@@ -31,7 +33,11 @@ def test_merge_lays_later_layers_over_earlier_ones_key_by_key():
 def test_the_difference_is_what_merge_puts_back():
     base = {"a": {"x": 1, "y": 2}, "b": [1, 2], "c": 3}
     config = {"a": {"x": 1, "y": 5, "z": 0}, "b": [1, 2], "c": {"d": 4}, "e": None}
-    assert layers.difference(config, base) == {"a": {"y": 5, "z": 0}, "c": {"d": 4}, "e": None}
+    assert layers.difference(config, base) == {
+        "a": {"y": 5, "z": 0},
+        "c": {"d": 4},
+        "e": None,
+    }
     assert layers.difference(base, base) == {}
 
 

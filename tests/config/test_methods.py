@@ -10,7 +10,11 @@ from latteclip.core import tables
     [
         ("captions/engines", set(ENGINES), {"processors"}),
         ("labels/voters", set(VOTERS), {"base"}),
-        ("train/objectives", {one.module for one in OBJECTIVES.values() if one.module}, {"base"}),
+        (
+            "train/objectives",
+            {one.module for one in OBJECTIVES.values() if one.module},
+            {"base"},
+        ),
     ],
 )
 def test_every_record_has_a_module_and_every_module_a_record(folder, names, shared):

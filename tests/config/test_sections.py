@@ -29,7 +29,9 @@ def test_a_second_declaration_is_found(tmp_path):
     rules = tmp_path / "workflow" / "rules" / "labels.smk"
     for path in (section, stage, rules):
         path.parent.mkdir(parents=True)
-    section.write_text("class ClipSection(Section):\n    precision: str = key('bf16', 'bits')\n")
+    section.write_text(
+        "class ClipSection(Section):\n    precision: str = key('bf16', 'bits')\n"
+    )
     stage.write_text(
         "class Settings:\n    clip: ClipSection\n    precision: str = 'fp16'\n"
         "def encode(settings: Settings): ...\n"

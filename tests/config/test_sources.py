@@ -23,7 +23,9 @@ def test_imports_of_every_form_are_followed(package):
     package("a.first", "import latteclip.b.plain\nfrom latteclip.b import second\n")
     package("b.plain", "from latteclip.core import terminal\n")  # which has no effect
     package("b.second", "def f():\n    from latteclip.b.third import name\n")
-    package("b.third", "import json, torch\nfrom latteclip.c.fourth import (\n    x as y,\n)\n")
+    package(
+        "b.third", "import json, torch\nfrom latteclip.c.fourth import (\n    x as y,\n)\n"
+    )
     package("c.fourth", "from latteclip.a import first\n")
     package("c.stranger")
     package("core.terminal", "from latteclip.c import stranger\n")
@@ -44,7 +46,9 @@ def test_a_stage_has_its_sources_and_no_others(monkeypatch):
     assert {"latteclip/train/finetune.py", "latteclip/train/training.py"} <= set(found)
     # The objective is imported by its name: a rule adds the one that its method has.
     assert "latteclip/train/objectives/flyp.py" not in found
-    assert "latteclip/train/objectives/flyp.py" in code.sources("latteclip.train.objectives.flyp")
+    assert "latteclip/train/objectives/flyp.py" in code.sources(
+        "latteclip.train.objectives.flyp"
+    )
     assert not [file for file in found if file.endswith("__init__.py") or "/cli/" in file]
     assert "latteclip/core/terminal.py" not in found
 
@@ -55,29 +59,62 @@ def test_a_stage_has_its_sources_and_no_others(monkeypatch):
         (
             "config.sections.captioner",
             {"captions.caption", "captions.score_classes"},
-            {"train.finetune", "evaluate.evaluate", "labels.fuse_labels", "data.index_images"},
+            {
+                "train.finetune",
+                "evaluate.evaluate",
+                "labels.fuse_labels",
+                "data.index_images",
+            },
         ),
         (
             "config.sections.finetune",
             {"train.finetune", "train.find_learning_rate"},
             {"captions.caption", "evaluate.evaluate", "labels.pseudo_label_images"},
         ),
-        ("config.sections.split", {"data.index_images"}, {"captions.caption", "train.finetune"}),
+        (
+            "config.sections.split",
+            {"data.index_images"},
+            {"captions.caption", "train.finetune"},
+        ),
         ("config.sections.graph", {"evaluate.propagate_labels"}, {"train.finetune"}),
         ("config.sections.unknown", {"labels.score_unknown"}, {"labels.fuse_labels"}),
         # By the rule, as an input of its own.
         ("config.sections.switches", set(), {"train.finetune"}),
-        ("config.model", set(), {"train.finetune", "captions.caption", "data.index_images"}),
+        (
+            "config.model",
+            set(),
+            {"train.finetune", "captions.caption", "data.index_images"},
+        ),
         ("train.objectives.losses", set(), {"train.finetune"}),
-        ("captions.caption", {"captions.caption"}, {"captions.score_classes", "train.finetune"}),
-        ("captions.text", {"captions.summarize_captions"}, {"captions.caption", "train.finetune"}),
+        (
+            "captions.caption",
+            {"captions.caption"},
+            {"captions.score_classes", "train.finetune"},
+        ),
+        (
+            "captions.text",
+            {"captions.summarize_captions"},
+            {"captions.caption", "train.finetune"},
+        ),
         ("labels.voters.caption", set(), {"labels.fuse_labels", "labels.score_unknown"}),
         ("labels.voters.lmm", {"labels.score_unknown"}, {"labels.fuse_labels"}),
         ("captions.show", set(), {"captions.caption", "report.report_dataset"}),
-        ("clip.clip_config", {"train.finetune", "evaluate.evaluate"}, {"evaluate.summarize"}),
+        (
+            "clip.clip_config",
+            {"train.finetune", "evaluate.evaluate"},
+            {"evaluate.summarize"},
+        ),
         ("data.find_duplicates", {"data.find_duplicates"}, {"data.index_images"}),
-        ("evaluate.metrics", {"evaluate.evaluate"}, {"train.finetune", "evaluate.select_model"}),
-        ("evaluate.results", {"evaluate.summarize", "report.index_results"}, {"train.finetune"}),
+        (
+            "evaluate.metrics",
+            {"evaluate.evaluate"},
+            {"train.finetune", "evaluate.select_model"},
+        ),
+        (
+            "evaluate.results",
+            {"evaluate.summarize", "report.index_results"},
+            {"train.finetune"},
+        ),
         ("report.comparison", {"report.report_dataset"}, {"report.index_results"}),
         ("cli.main", set(), {"train.finetune", "report.report_dataset"}),
         ("core.gpus", set(), {"train.finetune", "evaluate.evaluate"}),
@@ -98,5 +135,7 @@ def test_no_stage_has_the_records_among_its_sources():
 
 def test_sources_are_absolute_from_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert str(layers.PACKAGE / "core" / "tables.py") in code.sources("latteclip.core.tables")
+    assert str(layers.PACKAGE / "core" / "tables.py") in code.sources(
+        "latteclip.core.tables"
+    )
     assert str(layers.PACKAGE / "report" / "templates" / "page.css") in code.templates()

@@ -13,7 +13,9 @@ STAGES = {
     "fuse_labels": lambda c: stage_params.fuse_labels(c, "dtd"),
     "finetune": lambda c: stage_params.finetune(c, "dtd", "latteclip", "0"),
     "evaluate": lambda c: stage_params.evaluate(c, "dtd", "latteclip", "0"),
-    "propagate_labels": lambda c: stage_params.propagate_labels(c, "dtd", "label_propagation"),
+    "propagate_labels": lambda c: stage_params.propagate_labels(
+        c, "dtd", "label_propagation"
+    ),
     "download_dataset": lambda c: stage_params.download_dataset(c, "dtd"),
 }
 ENCODING = {"pseudo_label_images", "evaluate", "fuse_labels"}
@@ -25,7 +27,10 @@ ENCODING = {"pseudo_label_images", "evaluate", "fuse_labels"}
         ({"finetune": {"lr": 0.5}}, {"finetune"}),
         ({"compute": {"cache_gib": 1}}, {"finetune"}),
         ({"methods": {"latteclip": {"switches": {"alpha": 0.5}}}}, {"finetune"}),
-        ({"inference": {"topk": 7}}, {"pseudo_label_images", "evaluate", "propagate_labels"}),
+        (
+            {"inference": {"topk": 7}},
+            {"pseudo_label_images", "evaluate", "propagate_labels"},
+        ),
         ({"inference": {"batch_size": 7}}, ENCODING),
         ({"clip": {"precision": "fp16"}}, {*ENCODING, "finetune"}),
         ({"captioner": {"max_new_tokens": 9}}, {"captioner"}),
@@ -45,14 +50,19 @@ ENCODING = {"pseudo_label_images", "evaluate", "fuse_labels"}
 )
 def test_a_key_reaches_the_stages_that_need_it(configured, given, stages):
     before, after = configured(), configured(**given)
-    assert stages == {name for name, stage in STAGES.items() if stage(before) != stage(after)}
+    assert stages == {
+        name for name, stage in STAGES.items() if stage(before) != stage(after)
+    }
 
 
 def test_a_limited_run_shares_downloads_and_answers_and_nothing_else(configured):
     found = configured(dataset="dtd", limit=64)
     assert found.datasets == ["dtd_64"]
     assert stage_params.data_folder(found, "dtd_64") == "resources/dtd/data"
-    assert stage_params.answer_store(found, "dtd_64", "images") == "resources/dtd/captions/images"
+    assert (
+        stage_params.answer_store(found, "dtd_64", "images")
+        == "resources/dtd/captions/images"
+    )
     assert stage_params.captions_in_use(found, "dtd_64")[0].startswith("results/dtd_64/")
     assert stage_params.limit(found) == "--limit 64"
     assert stage_params.limit(configured()) == ""
@@ -75,7 +85,9 @@ def test_each_seed_leaves_out_its_fold_in_training_and_is_judged_by_it(configure
 
 def test_the_search_for_a_learning_rate_is_the_same_for_any_seeds(configured):
     one, more = (configured(seeds=number) for number in (1, 3))
-    settings = [stage_params.find_learning_rate(each, "dtd", "flyp") for each in (one, more)]
+    settings = [
+        stage_params.find_learning_rate(each, "dtd", "flyp") for each in (one, more)
+    ]
     assert settings[0] == settings[1]
 
 

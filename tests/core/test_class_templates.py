@@ -18,7 +18,11 @@ def test_a_class_name_is_cleaned(name, replace, clean):
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(["a_b", "c", "A b"], "'a_b' and 'A b' .*'a b'"), (["x", "_"], "'_'"), (["only"], "only")],
+    [
+        (["a_b", "c", "A b"], "'a_b' and 'A b' .*'a b'"),
+        (["x", "_"], "'_'"),
+        (["only"], "only"),
+    ],
 )
 def test_names_that_cannot_stand_are_refused(names, message):
     with pytest.raises(UserError, match=message):
@@ -26,7 +30,9 @@ def test_names_that_cannot_stand_are_refused(names, message):
 
 
 def test_templates_and_names_come_back_from_metadata():
-    words = ClassTemplates(["a {}.", "the {}."], {"sea lion": ["otaria"]}, {"t-shirt": "T-Shirt"})
+    words = ClassTemplates(
+        ["a {}.", "the {}."], {"sea lion": ["otaria"]}, {"t-shirt": "T-Shirt"}
+    )
     assert ClassTemplates.described_by(words.described) == words
     assert words.as_written(["cat", "t-shirt"]) == ["cat", "T-Shirt"]
     assert ClassTemplates.described_by({"template": "a {}."}) == ClassTemplates.of("a {}.")

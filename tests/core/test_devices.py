@@ -34,7 +34,9 @@ def test_auto_is_the_gpu_where_there_is_one(has_gpu, kind, monkeypatch):
     assert devices.pick("auto", 1).type == kind
 
 
-def test_a_gpu_that_torch_cannot_use_is_no_silent_run_on_the_cpu(tmp_path, monkeypatch, caplog):
+def test_a_gpu_that_torch_cannot_use_is_no_silent_run_on_the_cpu(
+    tmp_path, monkeypatch, caplog
+):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("LATTECLIP_GPUS", "shared")
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")

@@ -100,7 +100,9 @@ def test_what_killed_processes_left_is_removed_by_the_next(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b'{"a": 1', b"\xff\xfe", b"[" * 100_000, b"[]", b'{"b": 2}'], ids=lambda c: c[:9]
+    "content",
+    [b'{"a": 1', b"\xff\xfe", b"[" * 100_000, b"[]", b'{"b": 2}'],
+    ids=lambda c: c[:9],
 )
 def test_what_is_no_such_object_is_one_sentence(tmp_path, content):
     path = tmp_path / "metrics.json"
@@ -134,7 +136,10 @@ def example(**values):
 def test_settings_come_from_json_with_what_their_annotations_name():
     assert from_json(Example, '{"size": 3, "ratio": 2}') == Example(3, 2.0)
     assert from_json(list[Inner], '[{"lr": 1}, {"lr": 2}]') == [Inner(1), Inner(2)]
-    assert example(parts=[{"lr": 0.5}, {"lr": 1, "epochs": 4}]).parts == [Inner(0.5), Inner(1, 4)]
+    assert example(parts=[{"lr": 0.5}, {"lr": 1, "epochs": 4}]).parts == [
+        Inner(0.5),
+        Inner(1, 4),
+    ]
 
 
 @pytest.mark.parametrize(

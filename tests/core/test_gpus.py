@@ -31,7 +31,9 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    return lambda n, **more: nvidia_smi(tmp_path, {f"GPU-{i}": [] for i in range(n)}, **more)
+    return lambda n, **more: nvidia_smi(
+        tmp_path, {f"GPU-{i}": [] for i in range(n)}, **more
+    )
 
 
 class Job(subprocess.Popen):
@@ -63,7 +65,9 @@ def test_jobs_side_by_side_see_gpus_of_their_own_and_leave_them_to_the_next(mach
     first = job()
     assert first.sees == "GPU-0"
     claiming = (sys.executable, "-m", "latteclip.core.gpus", "2")
-    second = job(2, command=(*claiming, sys.executable, "-c", CLAIM))  # of several processes
+    second = job(
+        2, command=(*claiming, sys.executable, "-c", CLAIM)
+    )  # of several processes
     assert second.sees == "GPU-1,GPU-2"
     third = job()
     assert third.has_to_wait
@@ -84,7 +88,9 @@ def test_a_job_that_waits_for_several_holds_none_meanwhile(machine, job):
     assert both.sees == "GPU-0,GPU-1"
 
 
-@pytest.mark.parametrize(("variable", "value"), [("LATTECLIP_GPUS", "shared"), ("LOCAL_RANK", "1")])
+@pytest.mark.parametrize(
+    ("variable", "value"), [("LATTECLIP_GPUS", "shared"), ("LOCAL_RANK", "1")]
+)
 def test_what_this_job_has_claimed_or_torchrun_chose_stays(
     machine, job, monkeypatch, variable, value
 ):
@@ -164,7 +170,9 @@ def test_more_gpus_than_there_are_is_one_sentence(machine, monkeypatch):
         gpus.claim(2)
 
 
-@pytest.mark.parametrize(("visible", "expected", "free"), [(None, "GPU-2", 2), ("0,3,1", "1", 1)])
+@pytest.mark.parametrize(
+    ("visible", "expected", "free"), [(None, "GPU-2", 2), ("0,3,1", "1", 1)]
+)
 def test_the_emptiest_card_comes_first_and_the_log_names_it(
     machine, job, monkeypatch, visible, expected, free
 ):

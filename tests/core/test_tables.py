@@ -13,7 +13,9 @@ SCHEMA = pa.schema([("id", pa.string()), ("size", pa.int32())])
 def test_a_table_comes_back_with_its_metadata_and_is_always_the_same_bytes(tmp_path):
     metadata = IndexMetadata(["é", "b"], limit=3)
     for name in ("a", "b"):
-        tables.write(tmp_path / name, {"id": ["a", "b"], "size": [1, None]}, SCHEMA, metadata)
+        tables.write(
+            tmp_path / name, {"id": ["a", "b"], "size": [1, None]}, SCHEMA, metadata
+        )
     table = tables.read(tmp_path / "a", SCHEMA)
     assert table.to_pydict() == {"id": ["a", "b"], "size": [1, None]}
     assert table.schema.types == SCHEMA.types
@@ -39,7 +41,9 @@ def test_metadata_of_another_table_are_refused(tmp_path, metadata):
 )
 def test_labels_are_not_among_what_training_stages_read(tmp_path, training, splits):
     files = ["d/a.png", "d/b.png", "d/c.png"]
-    index = write_index(tmp_path / "i", files, ["train", "test", "val"], [1, None, 0], ["x", "y"])
+    index = write_index(
+        tmp_path / "i", files, ["train", "test", "val"], [1, None, 0], ["x", "y"]
+    )
     table, classnames = tables.read_unlabelled(index, training=training)
     assert not {"label", "classname"} & set(table.column_names)
     assert classnames == ["x", "y"]
@@ -49,7 +53,9 @@ def test_labels_are_not_among_what_training_stages_read(tmp_path, training, spli
 @pytest.mark.parametrize("ids", ["cac", "abcde", "bd", ""])
 def test_lookup_follows_the_order_of_the_ids(tmp_path, ids):
     path = write_captions(tmp_path / "c.parquet", list("abcde"), list("ABCDE"))
-    assert tables.lookup(path, tables.CAPTIONS, "id", "caption", list(ids)) == list(ids.upper())
+    assert tables.lookup(path, tables.CAPTIONS, "id", "caption", list(ids)) == list(
+        ids.upper()
+    )
 
 
 def test_lookup_names_the_first_id_that_is_not_there(tmp_path):

@@ -13,7 +13,10 @@ def secrets(monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "spelt"),
-    [("a\x1b[2Jb\x07\r\x00", r"a\x1b[2Jb\x07\r\x00"), ("\u202egnp\udcff", r"\u202egnp\udcff")],
+    [
+        ("a\x1b[2Jb\x07\r\x00", r"a\x1b[2Jb\x07\r\x00"),
+        ("\u202egnp\udcff", r"\u202egnp\udcff"),
+    ],
 )
 def test_what_a_terminal_would_obey_is_spelt_out(text, spelt):
     assert printable(text) == spelt

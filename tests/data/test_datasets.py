@@ -65,9 +65,13 @@ def split_files(key, split):
     if key == "fgvc_aircraft":
         files = {"variants.txt": "\n".join(NAMES), "images_variant_val.txt": ""}
         for part, images in (("train", TRAIN), ("test", TEST)):
-            lines = [f"{name.removesuffix('.jpg')} {NAMES[i]}" for name, i in images.items()]
+            lines = [
+                f"{name.removesuffix('.jpg')} {NAMES[i]}" for name, i in images.items()
+            ]
             files[f"images_variant_{part}.txt"] = "\n".join(lines)
-        return {f"fgvc-aircraft-2013b/data/{name}": text for name, text in files.items()}, {}
+        return {
+            f"fgvc-aircraft-2013b/data/{name}": text for name, text in files.items()
+        }, {}
     rows = [[[name, i, NAMES[i]] for name, i in images.items()] for images in (TRAIN, TEST)]
     content = {"train": rows[0], "val": [], "test": rows[1]}
     return {}, {split["file"]: json.dumps(content).encode()}
@@ -79,15 +83,23 @@ def serve(key, host):
     values = own_file(key)["datasets"][key]
     inside, downloads = split_files(key, values["split"])
     files = {name: text.encode() for name, text in inside.items()}
-    files |= {f"{folder}/{name}": jpeg((50, n, 0)) for n, name in enumerate((*TRAIN, *TEST))}
+    files |= {
+        f"{folder}/{name}": jpeg((50, n, 0)) for n, name in enumerate((*TRAIN, *TEST))
+    }
     packed = zipped(files) if how == "zip" else tar(files)
     if how == "nested":
-        nested = {"caltech-101/101_ObjectCategories.tar.gz": packed, "__MACOSX/._caltech": b"x"}
+        nested = {
+            "caltech-101/101_ObjectCategories.tar.gz": packed,
+            "__MACOSX/._caltech": b"x",
+        }
         packed = zipped(nested)
     downloads[archive] = packed
     assert set(downloads) == set(values["source"]["downloads"])
     override = {
-        name: {"sources": [host.serve(f"/{key}/{name}", content)], "checksum": sha256(content)}
+        name: {
+            "sources": [host.serve(f"/{key}/{name}", content)],
+            "checksum": sha256(content),
+        }
         for name, content in downloads.items()
     }
     split = {"counts": {"train": 3, "test": 1, "classes": 3}}
@@ -105,7 +117,12 @@ def run(key, settings):
     fetched = json.dumps(stage_params.download_dataset(settings, key))
     download = ["--settings", fetched, "--log", f"{results}/logs/d.log"]
     index = ["--settings", json.dumps(settings.dataset(key)["split"]), "--threads", "1"]
-    outputs = ["--output", f"{results}/images.parquet", "--corrupt", f"{results}/corrupt.csv"]
+    outputs = [
+        "--output",
+        f"{results}/images.parquet",
+        "--corrupt",
+        f"{results}/corrupt.csv",
+    ]
     outputs += ["--fingerprints", f"{results}/fingerprints.parquet"]
     return main.main(
         ["download-dataset", "--dataset", key, "--output", data, *download]
@@ -116,7 +133,8 @@ def indexed(root, key):
     """Labels and class names of the index, by image."""
     index = root / "results" / key / "images.parquet"
     labels = {
-        row["image_id"]: row["label"] for row in tables.read(index, tables.IMAGES).to_pylist()
+        row["image_id"]: row["label"]
+        for row in tables.read(index, tables.IMAGES).to_pylist()
     }
     return labels, tables.read_metadata(index, IndexMetadata).classnames
 
@@ -130,7 +148,9 @@ def test_each_of_the_ten_is_fetched_unpacked_and_indexed(key, host, tmp_path, mo
     log = (tmp_path / "results" / key / "logs" / "d.log").read_text()
     values = own_file(key)["datasets"][key]
     assert f"licence: {values['licence']}" in log and values["citation"] in log
-    assert all(f"{host.url}/{key}/{name} served" in log for name in values["source"]["downloads"])
+    assert all(
+        f"{host.url}/{key}/{name} served" in log for name in values["source"]["downloads"]
+    )
 
 
 @pytest.mark.parametrize("key", TEN)
@@ -140,16 +160,23 @@ def test_what_the_files_say_is_what_the_paper_says(key):
     values = own_file(key)["datasets"][key]
     train, test, epochs, warmup_steps, template = FACTS[key]
     names = json.loads((COOP_SPLITS / "classnames.json").read_text())[TEN[key][0]]
-    assert values["split"]["counts"] == {"train": train, "test": test, "classes": len(names)}
+    assert values["split"]["counts"] == {
+        "train": train,
+        "test": test,
+        "classes": len(names),
+    }
     schedule = {"epochs": epochs, "warmup_steps": warmup_steps, "steps_multiple_of": 3}
     assert values["finetune"] == schedule and values["template"] == template
     assert all(
-        text.endswith(" concisely, less than 20 words.") for text in values["prompts"].values()
+        text.endswith(" concisely, less than 20 words.")
+        for text in values["prompts"].values()
     )
     cleaned = [" ".join(name.lower().replace("_", " ").split()) for name in names]
     if key in ("stanford_cars", "ucf101"):
         cleaned = [" ".join(name.replace(".", " ").split()) for name in cleaned]
-    replacements = values["split"].get("classname_replace", SplitSection().classname_replace)
+    replacements = values["split"].get(
+        "classname_replace", SplitSection().classname_replace
+    )
     assert clean_classnames(names, replacements) == cleaned
     real = COOP_SPLITS / values["split"].get("file", "none")
     if real.is_file():
@@ -197,7 +224,9 @@ def test_the_list_has_the_facts_of_each(place, capsys):
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split()[0]: line for line in lines if not line.startswith(" ")}
     assert set(rows) == {"key", "demo", *TEN}
-    assert "3948" in rows["dtd"] and "research only" in rows["dtd"] and " no " in rows["dtd"]
+    assert (
+        "3948" in rows["dtd"] and "research only" in rows["dtd"] and " no " in rows["dtd"]
+    )
     assert " yes " in rows["eurosat"]
     assert any("Cimpoi" in line for line in lines)
 

@@ -83,7 +83,9 @@ def test_a_full_disk_is_no_fault_of_the_source(host, folder):
         fetch("file.bin", wanted(url, "/no/such/file"), folder)
 
 
-def test_a_host_that_is_busy_or_breaks_off_is_asked_again_with_growing_pauses(host, folder, waits):
+def test_a_host_that_is_busy_or_breaks_off_is_asked_again_with_growing_pauses(
+    host, folder, waits
+):
     host.busy["/file.bin"], host.cut["/file.bin"] = 3, 1
     url = host.serve("/file.bin", CONTENT)
     assert fetch("file.bin", wanted(url), folder).read_bytes() == CONTENT
@@ -91,7 +93,9 @@ def test_a_host_that_is_busy_or_breaks_off_is_asked_again_with_growing_pauses(ho
     assert [start for _, start in host.requests] == [0, 0, 0, 0, len(CONTENT) // 2]
 
 
-def test_after_404_the_next_source_serves_and_the_log_says_so(host, folder, tmp_path, caplog):
+def test_after_404_the_next_source_serves_and_the_log_says_so(
+    host, folder, tmp_path, caplog
+):
     caplog.set_level(logging.INFO)
     gone, mine = f"{host.url}/gone.bin", tmp_path / "mine.bin"
     mine.write_bytes(CONTENT)
@@ -103,7 +107,9 @@ def test_after_404_the_next_source_serves_and_the_log_says_so(host, folder, tmp_
 
 def test_a_file_with_a_wrong_checksum_does_not_count(host, folder):
     url = host.serve("/file.bin", b"something else")
-    with pytest.raises(UserError, match=rf"{sha256(b'something else')} and not {sha256(CONTENT)}"):
+    with pytest.raises(
+        UserError, match=rf"{sha256(b'something else')} and not {sha256(CONTENT)}"
+    ):
         fetch("file.bin", wanted(url), folder)
     assert not names(folder)
     good = host.serve("/good.bin", CONTENT)
@@ -137,7 +143,9 @@ def test_a_file_placed_by_hand_counts_with_a_checksum_of_any_kind(folder, checks
 
 
 @pytest.mark.parametrize("is_known", [True, False])
-def test_a_part_from_google_drive_counts_only_under_a_checksum(folder, monkeypatch, is_known):
+def test_a_part_from_google_drive_counts_only_under_a_checksum(
+    folder, monkeypatch, is_known
+):
     seen = []
 
     def download(**options):
@@ -204,7 +212,9 @@ def test_the_checksum_comes_from_the_hub(host, tmp_path, monkeypatch):
 
     monkeypatch.setattr(host, "serve_repo", serve_another)
     files = {"pack.zip": zipped({"images/a.jpg": jpeg()})}
-    status, log, output = hub(host, tmp_path, {"file": "pack.zip", "checksum": "hub"}, **files)
+    status, log, output = hub(
+        host, tmp_path, {"file": "pack.zip", "checksum": "hub"}, **files
+    )
     assert status == 2 and "and not sha256:" in log, log
     assert not output.exists()
 
@@ -221,7 +231,10 @@ def test_a_shard_is_not_unpacked_and_takes_its_room_once(host, tmp_path):
 
 def test_a_folder_that_a_user_filled_is_not_replaced(tmp_path):
     output = tmp_path / "demo" / "data"
-    for match in ("could not be fetched", str(output)):  # the second time, the lock lies there
+    for match in (
+        "could not be fetched",
+        str(output),
+    ):  # the second time, the lock lies there
         with pytest.raises(UserError, match=match):
             download_dataset("demo", settings("/no/such/file"), str(output))
         output.mkdir(exist_ok=True)

@@ -36,12 +36,16 @@ def photos(tmp_path_factory):
     """Twelve pictures, half of them for testing, and a twin of each kind in one split or both."""
     root = tmp_path_factory.mktemp("photos")
     split = ["train", "test"]
-    write(root, {f"{split[i % 2]}/{'ab'[i % 3 == 0]}/{i}.jpg": picture(i) for i in range(N)})
+    write(
+        root, {f"{split[i % 2]}/{'ab'[i % 3 == 0]}/{i}.jpg": picture(i) for i in range(N)}
+    )
     write(
         root,
         {
             "train/a/scaled.jpg": TWINS["scaled"](picture(2)),  # of train/a/2.jpg
-            "test/a/recompressed.jpg": TWINS["recompressed"](picture(4)),  # of train/a/4.jpg
+            "test/a/recompressed.jpg": TWINS["recompressed"](
+                picture(4)
+            ),  # of train/a/4.jpg
             "test/b/cropped.jpg": TWINS["cropped"](picture(3)),  # of test/b/3.jpg
             "train/a/grey.jpg": Image.new("RGB", (90, 90), "grey"),
             "train/a/grey_too.jpg": Image.new("RGB", (70, 90), "grey"),
@@ -59,9 +63,13 @@ PAIRS = {
 
 def found(folder, photos):
     """The table of a folder of pictures."""
-    paths = [str(folder / f"{name}.parquet") for name in ("images", "fingerprints", "duplicates")]
+    paths = [
+        str(folder / f"{name}.parquet") for name in ("images", "fingerprints", "duplicates")
+    ]
     settings = SplitSection(kind="folders")
-    index_images(str(photos), settings, paths[0], str(folder / "c.csv"), paths[1], threads=1)
+    index_images(
+        str(photos), settings, paths[0], str(folder / "c.csv"), paths[1], threads=1
+    )
     stage.find_duplicates(*paths)
     return tables.read(paths[2], tables.DUPLICATES).to_pylist()
 
@@ -71,8 +79,9 @@ def test_twins_are_found_within_and_between_splits(tmp_path, photos, caplog):
     rows = found(tmp_path, photos)
     assert {(row["image_id"], row["duplicate_id"]) for row in rows} == PAIRS
     assert len(rows) == len(PAIRS) and all(0 <= row["distance"] < 0.15 for row in rows)
-    assert "3 pairs of near-duplicates among 17 images: 1 within training, 1 within the test " in (
-        caplog.text
+    assert (
+        "3 pairs of near-duplicates among 17 images: 1 within training, 1 within the test "
+        in (caplog.text)
     )
     assert "1 between the two." in caplog.text
 
@@ -88,7 +97,9 @@ def test_many_images_are_searched_by_cells_to_the_same_end(tmp_path, photos, mon
 def test_a_folder_without_twins_and_one_without_contrast(tmp_path):
     write(tmp_path / "p", {f"{'ab'[i % 2]}/{i}.jpg": picture(i) for i in range(N)})
     assert found(tmp_path, tmp_path / "p") == []
-    plain = {f"{'ab'[i % 2]}/{i}.jpg": Image.new("RGB", (64, 64), (i, i, i)) for i in range(N)}
+    plain = {
+        f"{'ab'[i % 2]}/{i}.jpg": Image.new("RGB", (64, 64), (i, i, i)) for i in range(N)
+    }
     write(tmp_path / "q", plain)
     assert found(tmp_path, tmp_path / "q") == []
 
@@ -134,7 +145,9 @@ def test_the_hash_of_the_whole_is_that_of_the_cosine_transform():
     waves = dctn(grey - grey.mean(), type=2)[:FREQUENCIES, :FREQUENCIES].ravel()
     wanted = waves > np.median(waves)
     found = np.unpackbits(hashes(grey)[0]).astype(bool)
-    assert (found != wanted)[np.abs(waves - np.median(waves)) > 1e-3 * waves.std()].sum() == 0
+    assert (found != wanted)[
+        np.abs(waves - np.median(waves)) > 1e-3 * waves.std()
+    ].sum() == 0
 
 
 @pytest.mark.parametrize("view", range(1, len(VIEWS)))

@@ -53,7 +53,9 @@ def change(root, what, number):
         content = bytearray(file.read_bytes())
         content[-1] ^= 1
         file.write_bytes(content)
-        os.utime(file, (number, number))  # a new time, whatever the clock of the file system
+        os.utime(
+            file, (number, number)
+        )  # a new time, whatever the clock of the file system
     elif what == "add":
         images(root, f"dog/deeper/new{number}.jpg")
     elif what == "remove":

@@ -61,7 +61,9 @@ def test_a_damaged_tar_stays_in_its_folder(content):
 
 
 SHARDS = {
-    "webdataset": tar({"1.jpg": b"one", "1.cls": b"0", "2.jpg": b"two", "2.cls": b"1"}, "w"),
+    "webdataset": tar(
+        {"1.jpg": b"one", "1.cls": b"0", "2.jpg": b"two", "2.cls": b"1"}, "w"
+    ),
     "parquet": parquet_bytes([b"one", b"two"], [0, 1], ["a", "b"]),
 }
 
@@ -72,7 +74,9 @@ def read_of_shard(kind, content):
         Path(place, f"a{SUFFIXES[kind]}").write_bytes(content)
         Path(place, "classes.txt").write_text("a\nb")
         _, split = read_split(Path(place), SplitSection(kind=kind))
-        return [(_bytes_or_none(Path(place, item.path)), item.label) for item in split.items]
+        return [
+            (_bytes_or_none(Path(place, item.path)), item.label) for item in split.items
+        ]
 
 
 def _bytes_or_none(path):
@@ -100,9 +104,13 @@ def test_no_byte_of_a_parquet_file_ends_the_process():
         check(partial(read_of_shard, "parquet", other))
 
 
-NAMES = st.sampled_from(["a", "a/b", "c", "é", "../x", "/x", "a\0b", "", "n" * 300, "d/" * 90])
+NAMES = st.sampled_from(
+    ["a", "a/b", "c", "é", "../x", "/x", "a\0b", "", "n" * 300, "d/" * 90]
+)
 ATTRIBUTES = st.dictionaries(
-    st.sampled_from(["path", "linkpath", "size", "GNU.sparse.map", "GNU.sparse.major", "x"]),
+    st.sampled_from(
+        ["path", "linkpath", "size", "GNU.sparse.map", "GNU.sparse.major", "x"]
+    ),
     st.text(st.sampled_from("../ab19,-"), max_size=12),
     max_size=1,
 )

@@ -143,4 +143,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation, turn):
 def test_a_jpeg_is_decoded_smaller_where_its_shorter_side_allows(tmp_path, min_side, size):
     picture = Image.fromarray(ramp(480, 640, 3))
     assert open_rgb(saved_as(tmp_path / "x.jpg", picture), min_side=min_side).size == size
-    assert open_rgb(saved_as(tmp_path / "x.png", picture), min_side=min_side).size == (640, 480)
+    assert open_rgb(saved_as(tmp_path / "x.png", picture), min_side=min_side).size == (
+        640,
+        480,
+    )

@@ -21,7 +21,11 @@ from latteclip.data.index_images import CACHE
 
 def test_a_limit_draws_the_same_images_evenly_from_each_split(tmp_path):
     folders(tmp_path / "d")
-    rows = [[f"{name}/{i}.jpg", c, name] for c, name in enumerate(("cat", "dog")) for i in range(9)]
+    rows = [
+        [f"{name}/{i}.jpg", c, name]
+        for c, name in enumerate(("cat", "dog"))
+        for i in range(9)
+    ]
     coop(tmp_path / "d", rows, [["cat/9.jpg", 0, "cat"], ["dog/9.jpg", 1, "dog"]])
     split = {"kind": "coop", "file": "split.json", "limit": 6}
     found, classnames, _ = index(tmp_path / "d", tmp_path, **split)
@@ -46,7 +50,10 @@ def test_every_image_is_listed_with_its_size_upright(tmp_path):
     assert (by_id["cat/0.jpg"]["width"], by_id["cat/0.jpg"]["height"]) == (12, 8)
     assert (by_id["cat/turned.jpg"]["width"], by_id["cat/turned.jpg"]["height"]) == (10, 20)
     dog = tmp_path / "d" / "dog" / "1.jpg"
-    assert (by_id["dog/1.jpg"]["path"], by_id["dog/1.jpg"]["checksum"]) == (str(dog), checksum(dog))
+    assert (by_id["dog/1.jpg"]["path"], by_id["dog/1.jpg"]["checksum"]) == (
+        str(dog),
+        checksum(dog),
+    )
 
 
 def broken(tmp_path, n=150):
@@ -71,10 +78,14 @@ def test_a_few_broken_images_are_listed_and_left_out(tmp_path, caplog):
 
 
 def test_too_many_broken_images_are_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"2 of the 22 images .* 1\.00%.*half\.jpg.*text\.jpg") as e:
+    with pytest.raises(
+        UserError, match=r"2 of the 22 images .* 1\.00%.*half\.jpg.*text\.jpg"
+    ) as e:
         index(broken(tmp_path, n=10), tmp_path)
     assert [path.name for path in (tmp_path / "out").iterdir()] == [index_images.CACHE]
-    enough = float(re.search(r"--config \"split={'max_corrupt': ([\d.]+)}\"", str(e.value))[1])
+    enough = float(
+        re.search(r"--config \"split={'max_corrupt': ([\d.]+)}\"", str(e.value))[1]
+    )
     rows, _, _ = index(broken(tmp_path, n=10), tmp_path, max_corrupt=enough)
     assert len(rows) == 20
     (tmp_path / "d" / "dog" / "text.jpg").unlink()
@@ -132,7 +143,9 @@ def spoil(*files):
 
 def outputs(folder):
     return {
-        file.name: file.read_bytes() for file in (folder / "out").iterdir() if file.name != CACHE
+        file.name: file.read_bytes()
+        for file in (folder / "out").iterdir()
+        if file.name != CACHE
     }
 
 
@@ -156,7 +169,8 @@ def test_a_run_that_was_killed_goes_on(root, tmp_path, caplog):
     words = [sys.executable, "-c", KILLED, root, tmp_path]
     path = os.pathsep.join(sys.path)
     assert (
-        subprocess.run(words, env=os.environ | {"PYTHONPATH": path}).returncode == -signal.SIGKILL
+        subprocess.run(words, env=os.environ | {"PYTHONPATH": path}).returncode
+        == -signal.SIGKILL
     )
     spoil(*(root / "cat" / f"{number}.jpg" for number in range(10)))
     _, _, corrupt = index(root, tmp_path)
@@ -167,7 +181,8 @@ def test_a_run_that_was_killed_goes_on(root, tmp_path, caplog):
 def test_images_of_a_shard_count_as_long_as_the_shard_is_as_it_was(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     shards = [
-        tar_shard(tmp_path / "d" / f"{part}.tar", labelled(range(20))) for part in ("test", "train")
+        tar_shard(tmp_path / "d" / f"{part}.tar", labelled(range(20)))
+        for part in ("test", "train")
     ]
     (tmp_path / "d" / "classes.txt").write_text("cat\ndog")
     index(tmp_path / "d", tmp_path, kind="webdataset")

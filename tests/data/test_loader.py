@@ -18,7 +18,15 @@ from support.tiny import ROOT, write_pictures
 from latteclip.config.sections.split import SplitSection
 from latteclip.core.errors import UserError
 from latteclip.data import loader as loading
-from latteclip.data.loader import ImageFiles, batches, bounded, in_order, joined, loader, watched
+from latteclip.data.loader import (
+    ImageFiles,
+    batches,
+    bounded,
+    in_order,
+    joined,
+    loader,
+    watched,
+)
 from latteclip.data.splits import read_split
 
 CPU = torch.device("cpu")
@@ -48,7 +56,9 @@ def test_a_batch_is_decoded_while_the_one_before_it_is_in_use(tmp_path):
 
 def test_what_cannot_be_decoded_ends_the_threads(tmp_path):
     before = threading.active_count()
-    files = ImageFiles([*write_pictures(tmp_path, 3), "nowhere.png"], lambda image: torch.zeros(1))
+    files = ImageFiles(
+        [*write_pictures(tmp_path, 3), "nowhere.png"], lambda image: torch.zeros(1)
+    )
     with pytest.raises(UserError, match=r"nowhere\.png"):
         list(batches(files, in_order(4, 2), CPU, threads=2))
     assert threading.active_count() == before
@@ -62,11 +72,15 @@ def test_forked_workers_read_shards(tmp_path):
     (tmp_path / "classes.txt").write_text("a\nb")
     wanted = [np.asarray(Image.open(io.BytesIO(content))) for content in contents]
     for kind, shard in (("webdataset", tar), ("parquet", rows)):
-        _, split = read_split(tmp_path, SplitSection(kind=kind, lists={"train": shard.name}))
+        _, split = read_split(
+            tmp_path, SplitSection(kind=kind, lists={"train": shard.name})
+        )
         files = ImageFiles([str(tmp_path / item.path) for item in split.items], np.asarray)
         np.testing.assert_array_equal(files[3][1], wanted[3])
         keys = [range(start, 40, 8) for start in range(8)]
-        for (indices, images), _ in loader(files, keys, workers=2, pinned=False, collate=_together):
+        for (indices, images), _ in loader(
+            files, keys, workers=2, pinned=False, collate=_together
+        ):
             for index, image in zip(indices, images, strict=True):
                 np.testing.assert_array_equal(image, wanted[index])
 
@@ -162,7 +176,9 @@ def test_in_any_shared_memory_the_workers_are_as_many_as_it_has_room_for(shm):
 
 
 @given(st.integers(1, 256), st.integers(1, 10**9), st.integers(0, 10**12))
-def test_parts_ahead_take_a_quarter_of_the_free_shared_memory_and_4_gib_at_most(wanted, size, free):
+def test_parts_ahead_take_a_quarter_of_the_free_shared_memory_and_4_gib_at_most(
+    wanted, size, free
+):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
         workers, ahead, items = bounded(wanted, size)
@@ -172,7 +188,9 @@ def test_parts_ahead_take_a_quarter_of_the_free_shared_memory_and_4_gib_at_most(
     assert items == 1 or items * size <= 2**26
 
 
-@pytest.mark.parametrize(("number", "said"), [("SIGBUS", "/dev/shm"), ("SIGKILL", "memory")])
+@pytest.mark.parametrize(
+    ("number", "said"), [("SIGBUS", "/dev/shm"), ("SIGKILL", "memory")]
+)
 def test_a_worker_that_is_killed_is_one_sentence(number, said):
     *_, last = printed(KILL.format(number))
     assert said in last

@@ -93,8 +93,14 @@ def test_a_hash_or_globs_may_say_what_is_for_testing(tmp_path):
 
 
 def test_parts_of_a_sample_in_a_folder_of_the_shard(tmp_path):
-    parts = {"JPG": picture(1), "seg.png": picture(2, form="PNG"), "json": b'{"what": "dog"}'}
-    root = one_tar(tmp_path, ("./x/a", parts), ("x/.hidden", {"jpg": b""}), ("b", {"txt": b"b"}))
+    parts = {
+        "JPG": picture(1),
+        "seg.png": picture(2, form="PNG"),
+        "json": b'{"what": "dog"}',
+    }
+    root = one_tar(
+        tmp_path, ("./x/a", parts), ("x/.hidden", {"jpg": b""}), ("b", {"txt": b"b"})
+    )
     split = read(root, label="JSON:what")
     assert [(i.image_id, i.label) for i in split.items] == [("a.tar/x/a.jpg", 1)]
     assert split.skipped == {".txt": 1}
@@ -141,10 +147,15 @@ def entry(name, kind=tarfile.REGTYPE, target="", **values):
         (entry("a.jpg", tarfile.FIFOTYPE), "no plain file"),
         (entry("a.jpg", tarfile.CHRTYPE), "no plain file"),
         (entry("a.jpg", pax_headers={"GNU.sparse.size": "9"}), "no plain file"),
-        (entry("a.jpg", pax_headers={"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}), "sparse"),
+        (
+            entry("a.jpg", pax_headers={"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}),
+            "sparse",
+        ),
         (entry("a.jpg", pax_headers={"comment": "x" * 300_000}), "header of 300"),
     ],
-    ids=lambda value: value if isinstance(value, str) else value.name[:12] + value.type.decode(),
+    ids=lambda value: (
+        value if isinstance(value, str) else value.name[:12] + value.type.decode()
+    ),
 )
 def test_entries_that_are_unsafe_are_refused(tmp_path, info, said):
     root = one_tar(tmp_path, *labelled([1]), extra=[info])
@@ -165,11 +176,22 @@ def test_damaged_compressed_and_cut_shards_are_refused(tmp_path):
     third = whole.index(b"000002.jpg")
     changed = bytearray(whole)
     changed[third] ^= 1
-    endless = bytearray(whole)  # the size of the third image, as numbers beyond 8 GiB are written
+    endless = bytearray(
+        whole
+    )  # the size of the third image, as numbers beyond 8 GiB are written
     endless[third + 124 : third + 136] = b"\x80" + (2**60).to_bytes(11, "big")
-    state = sum(endless[third : third + 148]) + sum(endless[third + 156 : third + 512]) + 8 * 32
+    state = (
+        sum(endless[third : third + 148]) + sum(endless[third + 156 : third + 512]) + 8 * 32
+    )
     endless[third + 148 : third + 156] = b"%06o\0 " % state
-    for content in (whole[: third + 600], changed, endless, gzip.compress(whole), b"", b"x" * 999):
+    for content in (
+        whole[: third + 600],
+        changed,
+        endless,
+        gzip.compress(whole),
+        b"",
+        b"x" * 999,
+    ):
         shard.write_bytes(content)
         with pytest.raises(UserError, match=r"a\.tar"):
             read(shard.parent)
@@ -191,7 +213,9 @@ def test_a_shard_that_changed_since_it_was_indexed(tars):
 
 def test_labels_are_numbers_names_or_not_known(tmp_path):
     pictures = list(map(picture, range(4)))
-    path = parquet_shard(tmp_path / "p.parquet", pictures, [1, 0, -1, None], CLASSES, column="y")
+    path = parquet_shard(
+        tmp_path / "p.parquet", pictures, [1, 0, -1, None], CLASSES, column="y"
+    )
     split = read(tmp_path, "parquet", label="y")
     assert split.names == CLASSES and [i.label for i in split.items] == [1, 0, None, None]
     with pytest.raises(UserError, match=r"no column 'label'"):
@@ -206,7 +230,9 @@ def test_labels_are_numbers_names_or_not_known(tmp_path):
 
 def test_a_row_without_an_image_counts_as_broken(tmp_path):
     contents = [*map(picture, range(9)), None, b"text"]
-    parquet_shard(tmp_path / "d" / "p.parquet", contents, [n % 2 for n in range(11)], CLASSES)
+    parquet_shard(
+        tmp_path / "d" / "p.parquet", contents, [n % 2 for n in range(11)], CLASSES
+    )
     rows, _, corrupt = index(tmp_path / "d", tmp_path, kind="parquet", max_corrupt=0.5)
     assert len(rows) == 9
     assert [row["image_id"] for row in corrupt] == ["p.parquet/9", "p.parquet/10"]
@@ -233,7 +259,9 @@ def test_files_without_images_are_refused(tmp_path):
 
 
 def test_a_value_that_is_written_once_and_read_many_times_is_bounded(tmp_path, monkeypatch):
-    path = parquet_shard(tmp_path / "p.parquet", [picture(1)] * 500, ["a" * 500] * 500, rows=500)
+    path = parquet_shard(
+        tmp_path / "p.parquet", [picture(1)] * 500, ["a" * 500] * 500, rows=500
+    )
     monkeypatch.setattr(images, "MAX_GROUP", 10_000)  # 4,000 are written
     with pytest.raises(UserError, match=r"p\.parquet.*row group 0"):
         read(tmp_path, "parquet")

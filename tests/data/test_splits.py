@@ -57,7 +57,9 @@ def test_any_json_is_a_split_or_one_error(content):
     assert ids and len(set(ids)) == len(ids)
     for item in split.items:
         assert item.split in ("train", "val", "test") and 0 <= item.label < len(split.names)
-        assert not Path(item.image_id).is_absolute() and ".." not in Path(item.image_id).parts
+        assert (
+            not Path(item.image_id).is_absolute() and ".." not in Path(item.image_id).parts
+        )
         item.image_id.encode()
 
 
@@ -75,7 +77,11 @@ def test_any_json_is_a_split_or_one_error(content):
         ("csv", "path,label\na.jpg,cat,test\n", "line 2"),
         ("csv", "path,label\na.jpg,cat\na.jpg,dog\n", "a.jpg"),
         ("csv", "path,label\n../a.jpg,cat\n", "../a.jpg"),
-        ("csv", "path,label,classname\na.jpg,0,cat\nb.jpg,1,dog\nc.jpg,2,\n", "c.jpg.*'?2'?"),
+        (
+            "csv",
+            "path,label,classname\na.jpg,0,cat\nb.jpg,1,dog\nc.jpg,2,\n",
+            "c.jpg.*'?2'?",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(tmp_path, kind, content, message):
@@ -94,11 +100,19 @@ def table(tmp_path, text):
 
 
 def test_a_table_of_class_names(tmp_path):
-    split = table(tmp_path, "path,label,split\na.jpg,dog,train\nb.jpg,cat,test\nc.jpg,,Train\n")
+    split = table(
+        tmp_path, "path,label,split\na.jpg,dog,train\nb.jpg,cat,test\nc.jpg,,Train\n"
+    )
     assert split.names == ["cat", "dog"]
-    assert listed(split) == [("a.jpg", "train", 1), ("b.jpg", "test", 0), ("c.jpg", "train", None)]
+    assert listed(split) == [
+        ("a.jpg", "train", 1),
+        ("b.jpg", "test", 0),
+        ("c.jpg", "train", None),
+    ]
     (tmp_path / "classes.txt").write_text("dog\ncat\n")
-    split = table(tmp_path, "path,label,split\na.jpg,1,train\nb.jpg,0,test\nc.jpg,cat,test\n")
+    split = table(
+        tmp_path, "path,label,split\na.jpg,1,train\nb.jpg,0,test\nc.jpg,cat,test\n"
+    )
     assert [item.label for item in split.items] == [1, 0, 1]
 
 
@@ -125,10 +139,15 @@ def test_missing_images_and_split_files_are_named(tmp_path):
 def test_a_wrong_number_of_images_shows_both_numbers(tmp_path):
     images(tmp_path, "a.jpg", "b.jpg", "c.jpg")
     coop(tmp_path, [["a.jpg", 0, "a"], ["b.jpg", 1, "b"]], [["c.jpg", 1, "b"]])
-    read_split(tmp_path, SplitSection(kind="coop", counts={"train": 2, "test": 1, "classes": 2}))
-    with pytest.raises(UserError, match=r"'train': 2.*'classes': 2.*'train': 3.*'classes': 4"):
+    read_split(
+        tmp_path, SplitSection(kind="coop", counts={"train": 2, "test": 1, "classes": 2})
+    )
+    with pytest.raises(
+        UserError, match=r"'train': 2.*'classes': 2.*'train': 3.*'classes': 4"
+    ):
         read_split(
-            tmp_path, SplitSection(kind="coop", counts={"train": 3, "test": 1, "classes": 4})
+            tmp_path,
+            SplitSection(kind="coop", counts={"train": 3, "test": 1, "classes": 4}),
         )
 
 
@@ -157,7 +176,13 @@ def test_a_handful_of_images_has_both_splits(tmp_path, seed):
 
 
 def test_train_and_test_folders(tmp_path):
-    images(tmp_path, "train/cat/1.jpg", "val/cat/2.JPEG", "test/dog/3.png", "test/cat/deep/4.jpg")
+    images(
+        tmp_path,
+        "train/cat/1.jpg",
+        "val/cat/2.JPEG",
+        "test/dog/3.png",
+        "test/cat/deep/4.jpg",
+    )
     split = read_split(tmp_path, SplitSection(kind="folders"))[1]
     assert listed(split) == [
         ("train/cat/1.jpg", "train", 0),
@@ -169,14 +194,28 @@ def test_train_and_test_folders(tmp_path):
 
 def test_litter_is_passed_over_and_other_files_are_counted_by_suffix(tmp_path, caplog):
     images(tmp_path, "cat/.hidden.jpg", "cat/._1.jpg", "__MACOSX/x/1.jpg", ".git/2.jpg")
-    images(tmp_path, "cat/.thumbnails/3.jpg", "@eaDir/x.jpg", "cat/@eaDir/1.jpg", ".hidden.mov")
-    images(tmp_path, "#recycle/1.jpg", "$RECYCLE.BIN/1.jpg", "Thumbs.db", "lost+found/1.jpg")
-    images(tmp_path, *(f"{n}.jpg" for n in range(3)), "a.MOV", "b.mov", "c.dng", "d.tar\udcff", "e")
+    images(
+        tmp_path, "cat/.thumbnails/3.jpg", "@eaDir/x.jpg", "cat/@eaDir/1.jpg", ".hidden.mov"
+    )
+    images(
+        tmp_path, "#recycle/1.jpg", "$RECYCLE.BIN/1.jpg", "Thumbs.db", "lost+found/1.jpg"
+    )
+    images(
+        tmp_path,
+        *(f"{n}.jpg" for n in range(3)),
+        "a.MOV",
+        "b.mov",
+        "c.dng",
+        "d.tar\udcff",
+        "e",
+    )
     images(tmp_path, "f.one two", "cat/g.mov")
     (tmp_path / "classes.txt").write_text("dog\ncat\n")
     rows, _, _ = index(tmp_path, tmp_path)
     assert {row["image_id"] for row in rows} == {"0.jpg", "1.jpg", "2.jpg"}
-    skipped = tables.read_metadata(tmp_path / "out" / "images.parquet", IndexMetadata).skipped
+    skipped = tables.read_metadata(
+        tmp_path / "out" / "images.parquet", IndexMetadata
+    ).skipped
     assert skipped == {".mov": 3, "other": 3, ".dng": 1}
     assert "Left out 7 files that are no images: 3 .mov, 3 other, 1 .dng." in caplog.text
 
@@ -198,14 +237,24 @@ def test_unlabelled_images_with_a_file_of_class_names(tmp_path):
     (tmp_path / "classes.txt").write_text("zebra\n\n  Fire_Truck \n")
     rows, names, _ = index(tmp_path, tmp_path)
     assert names == ["zebra", "fire truck"]
-    written = tables.read_metadata(tmp_path / "out" / "images.parquet", IndexMetadata).written_names
+    written = tables.read_metadata(
+        tmp_path / "out" / "images.parquet", IndexMetadata
+    ).written_names
     assert written == {"fire truck": "Fire_Truck"}
     assert {row["label"] for row in rows} == {None}
     assert [row["split"] for row in rows] == ["train"] * 40
 
 
-def test_a_file_of_class_names_gives_the_order_and_other_train_folders_are_unlabelled(tmp_path):
-    images(tmp_path, "train/2024/1.jpg", "train/dog/2.jpg", "test/dog/3.jpg", "test/big_cat/4.jpg")
+def test_a_file_of_class_names_gives_the_order_and_other_train_folders_are_unlabelled(
+    tmp_path,
+):
+    images(
+        tmp_path,
+        "train/2024/1.jpg",
+        "train/dog/2.jpg",
+        "test/dog/3.jpg",
+        "test/big_cat/4.jpg",
+    )
     (tmp_path / "classes.txt").write_text("dog\nBig cat\n")
     split = read_split(tmp_path, SplitSection(kind="folders"))[1]
     assert {item.image_id: item.label for item in split.items} == {

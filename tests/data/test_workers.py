@@ -43,7 +43,9 @@ if __name__ == "__main__":
 """
 
 
-def test_where_a_process_dies_the_others_end_too_though_nobody_reads_what_they_give(tmp_path):
+def test_where_a_process_dies_the_others_end_too_though_nobody_reads_what_they_give(
+    tmp_path,
+):
     (tmp_path / "run.py").write_text(DIE)
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     done = subprocess.run(

@@ -14,7 +14,9 @@ def files_of(folder):
 
 
 def test_dataset_layout(tmp_path):
-    generate_textures(TexturesSection(train=30, test=20, gap=0.7, seed=3), tmp_path / "data")
+    generate_textures(
+        TexturesSection(train=30, test=20, gap=0.7, seed=3), tmp_path / "data"
+    )
     split = json.loads((tmp_path / "data" / "split.json").read_text())
     assert {name: len(entries) for name, entries in split.items()} == {
         "train": 30,
@@ -31,11 +33,15 @@ def test_dataset_layout(tmp_path):
 
 def test_a_dataset_has_the_same_bytes_each_time_and_replaces_no_folder(tmp_path):
     for name in ("first", "second"):
-        generate_textures(TexturesSection(train=20, test=10, gap=0.5, seed=0), tmp_path / name)
+        generate_textures(
+            TexturesSection(train=20, test=10, gap=0.5, seed=0), tmp_path / name
+        )
     before = files_of(tmp_path / "first")
     assert before == files_of(tmp_path / "second")
     with pytest.raises(UserError, match="first"):
-        generate_textures(TexturesSection(train=20, test=10, gap=0.5, seed=1), tmp_path / "first")
+        generate_textures(
+            TexturesSection(train=20, test=10, gap=0.5, seed=1), tmp_path / "first"
+        )
     assert files_of(tmp_path / "first") == before
     assert {p.name for p in tmp_path.iterdir()} == {"first", "second"}
 

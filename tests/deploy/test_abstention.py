@@ -33,7 +33,9 @@ class Results:
         self.folder, self.model = folder, folder / "flyp" / "seed0" / "model"
         self.pictures = write_pictures(folder / "pictures", N)
         self.ids = [path.rpartition("/")[2] for path in self.pictures]
-        write_index(folder / "images.parquet", self.pictures, ["train"] * N, [None] * N, CLASSNAMES)
+        write_index(
+            folder / "images.parquet", self.pictures, ["train"] * N, [None] * N, CLASSNAMES
+        )
         draw = torch.Generator().manual_seed(0)
         self.head = Classifier.of(torch.randn(3, 128, generator=draw) / 9)
         clips.save(clip, self.head, CLASSNAMES, "a {}.", self.model)
@@ -45,7 +47,11 @@ class Results:
         texts = torch.nn.functional.normalize(torch.randn(3, 128, generator=draw), dim=1)
         described = {"classnames": CLASSNAMES, "model": f"local-dir:{DEMO_CLIP}"}
         self.detector, scores = UnknownDetector.learn(
-            features, torch.ones(N, dtype=torch.bool), texts, 0.3, {**described, "pretrained": None}
+            features,
+            torch.ones(N, dtype=torch.bool),
+            texts,
+            0.3,
+            {**described, "pretrained": None},
         )
         self.detector.save(folder / predict.DETECTOR)
         self.unknown_scores = scores.tolist()
@@ -58,7 +64,9 @@ class Results:
         columns = {"image_id": held_out, "prediction": [0] * len(held_out)}
         columns["held_out"] = [True] * len(held_out)
         classes = ClassesMetadata(CLASSNAMES)
-        tables.write(run / "train_predictions.parquet", columns, tables.TRAIN_PREDICTIONS, classes)
+        tables.write(
+            run / "train_predictions.parquet", columns, tables.TRAIN_PREDICTIONS, classes
+        )
 
     def answer(self, n, **heads):
         """A person answers about the first n images at random, and about three of the others."""
@@ -87,26 +95,39 @@ def test_uncertain_and_unknown_images_are_marked_in_every_format(results, tmp_pa
     threshold = results.threshold(slice(20))
     flags = {
         "abstained": [one.probability < threshold for one in results.predicted],
-        "is_unknown": [score > results.detector.threshold for score in results.unknown_scores],
+        "is_unknown": [
+            score > results.detector.threshold for score in results.unknown_scores
+        ],
     }
     assert all(0 < sum(column) < N for column in flags.values())
     (tmp_path / "broken.png").write_bytes(b"no picture")
     words = [*results.pictures[:4], tmp_path / "broken.png", *results.pictures[4:]]
     for name, options in (("plain", []), ("out", ["--unknown", "--abstain", ERROR])):
         for suffix in ("csv", "jsonl", "parquet"):
-            output = ["--output", tmp_path / f"{name}.{suffix}", "--threads", 1, "--batch-size", 5]
+            output = [
+                "--output",
+                tmp_path / f"{name}.{suffix}",
+                "--threads",
+                1,
+                "--batch-size",
+                5,
+            ]
             arguments = ["predict", results.model, *words, *options, *output]
             assert main.main([*map(str, arguments)]) == 3  # an image was left out
     printed = capsys.readouterr().err
     assert "20 answers" in printed and f"{threshold:.4f}" in printed
-    table, plain = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("out", "plain"))
+    table, plain = (
+        pq.read_table(tmp_path / f"{name}.parquet") for name in ("out", "plain")
+    )
     assert table.drop_columns(["unknown_score", *flags]).equals(plain)
     lines = (tmp_path / "out.jsonl").read_text().splitlines()
     with (tmp_path / "out.csv").open() as file:
         rows = list(csv.DictReader(file))
     for found in (table.to_pylist(), [json.loads(line) for line in lines], rows):
         for name, column in flags.items():
-            assert [str(row[name]).lower() for row in found] == [str(m).lower() for m in column]
+            assert [str(row[name]).lower() for row in found] == [
+                str(m).lower() for m in column
+            ]
         scores = [float(row["unknown_score"]) for row in found]
         assert scores == pytest.approx(results.unknown_scores, abs=1e-5)
 
@@ -117,7 +138,9 @@ def test_only_images_that_the_model_was_not_trained_on_count(results):
     results.train(held_out=results.ids[8:])  # of them 12 have an answer at random
     found = results.classifier(abstain=ERROR).threshold
     assert found == results.threshold(slice(8, 20))
-    results.train(held_out=results.ids[8:], averaged=3)  # another training learned from them
+    results.train(
+        held_out=results.ids[8:], averaged=3
+    )  # another training learned from them
     with pytest.raises(UserError, match="0 among 20"):
         results.classifier(abstain=ERROR)
 
@@ -154,10 +177,14 @@ def test_too_few_answers_say_how_many_it_takes(results, capsys):
 
 
 @pytest.mark.parametrize("share", ["0.05", "1e-310"])
-def test_a_guarantee_that_no_number_of_answers_gives_says_what_is_in_reach(results, share, capsys):
+def test_a_guarantee_that_no_number_of_answers_gives_says_what_is_in_reach(
+    results, share, capsys
+):
     results.train(held_out=results.ids[:12])
     printed = refused(results, share, capsys)
-    assert "out of reach" in printed and "can be 12," in printed and "--budget" not in printed
+    assert (
+        "out of reach" in printed and "can be 12," in printed and "--budget" not in printed
+    )
     assert fewest_answers(0.23) <= 12 and "In reach is 0.23." in printed
     results.train(labels="fused")  # which learned from all 20, more than a tenth
     printed = refused(results, share, capsys)

@@ -73,13 +73,24 @@ def described(name, folder):
         assert vision["timm_model_name"] == tower[0]
         vision |= {"timm_model_name": _smaller(tower[0], **tower[1]), "image_size": SIDE}
     if "hf_tokenizer_name" in text:
-        text |= {"hf_tokenizer_name": str(folder), "vocab_size": write_gemma_tokenizer(folder)}
+        text |= {
+            "hf_tokenizer_name": str(folder),
+            "vocab_size": write_gemma_tokenizer(folder),
+        }
     return {**config, "vision_cfg": vision, "text_cfg": text}
 
 
 def write_gemma_tokenizer(folder):
     """A tokenizer of lower-case letters, of the class of SigLIP 2's; the size of its vocabulary."""
-    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *"abcdefghijklmnopqrstuvwxyz"]
+    words = [
+        "<pad>",
+        "<eos>",
+        "<bos>",
+        "<unk>",
+        "<mask>",
+        "▁",
+        *"abcdefghijklmnopqrstuvwxyz",
+    ]
     tokenizer = transformers.GemmaTokenizer(vocab={word: n for n, word in enumerate(words)})
     tokenizer.padding_side = "right"  # as SigLIP 2's says
     tokenizer.save_pretrained(folder)
@@ -111,7 +122,9 @@ def run(architecture, tmp_path_factory):
     _, name = architecture
     folder = tmp_path_factory.mktemp("run")
     pictures = write_pictures(folder / "pictures", N)
-    index = write_index(folder / "images.parquet", pictures, ["train"] * N, [None] * N, CLASSNAMES)
+    index = write_index(
+        folder / "images.parquet", pictures, ["train"] * N, [None] * N, CLASSNAMES
+    )
     clip = ClipSection(model=name, pretrained=None)
     class_texts = ClassTextsSection(template=TEMPLATE)
     zero_shot = ZeroShotSettings(
@@ -143,7 +156,8 @@ def test_one_step_moves_both_towers(architecture, run):
     assert pq.read_table(run / "history.parquet")["loss"].to_pylist()[0] > 0
     start = Path(architecture[1].removeprefix("local-dir:"))
     before, after = (
-        load_file(folder / "open_clip_model.safetensors") for folder in (start, run / "model")
+        load_file(folder / "open_clip_model.safetensors")
+        for folder in (start, run / "model")
     )
     assert before.keys() == after.keys()
     moved = {key for key in before if not torch.equal(before[key], after[key])}
@@ -153,7 +167,9 @@ def test_one_step_moves_both_towers(architecture, run):
     assert not moved & set(norms)
 
 
-def test_predictions_of_the_export_are_those_of_the_stock_model(architecture, run, tmp_path):
+def test_predictions_of_the_export_are_those_of_the_stock_model(
+    architecture, run, tmp_path
+):
     export(str(run), str(tmp_path / "exported"), "open_clip")
     pictures = sorted(map(str, (run / "pictures").iterdir()))
     found = Predictor(str(tmp_path / "exported"), device="cpu", threads=1)(pictures, topk=3)
@@ -165,7 +181,10 @@ def test_predictions_of_the_export_are_those_of_the_stock_model(architecture, ru
     scores = opened.classifier.scores(features).sort(dim=1, descending=True).values
     assert scores.std() > 0
     torch.testing.assert_close(
-        torch.tensor([prediction.topk_scores for prediction in found]), scores, rtol=1e-4, atol=1e-5
+        torch.tensor([prediction.topk_scores for prediction in found]),
+        scores,
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 

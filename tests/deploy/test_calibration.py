@@ -56,4 +56,6 @@ def test_the_error_is_the_mean_gap_of_the_bins():
     right = np.array([0.0, 1.0, 1.0, 0.0])
     weights = np.array([1.0, 1.0, 2.0, 1.0])
     gaps = abs(1 - 0.3) + abs(2 - (2 * 0.95 + 1))
-    assert expected_calibration_error(probabilities, right, weights) == pytest.approx(gaps / 5)
+    assert expected_calibration_error(probabilities, right, weights) == pytest.approx(
+        gaps / 5
+    )

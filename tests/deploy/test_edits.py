@@ -19,7 +19,14 @@ from latteclip.core import tables
 from latteclip.core.metadata import IndexMetadata
 from latteclip.data.folder_files import CHECKSUM
 from latteclip.deploy import label_table
-from latteclip.labels.answers import CLASS, NONE, UNSURE, Answer, labelled_rows, teaching_schema
+from latteclip.labels.answers import (
+    CLASS,
+    NONE,
+    UNSURE,
+    Answer,
+    labelled_rows,
+    teaching_schema,
+)
 from latteclip.labels.fusion_report import NAME, PersonAnswers, write_fusion_report
 
 SEQUENCES, EDITS, CHECK_EVERY = 24, 40, 5
@@ -40,11 +47,16 @@ class Dataset:
     def __init__(self, folder, seed):
         self.folder, self.rng = folder, np.random.default_rng(seed)
         self.made = 0
-        self.photographs = {self.new("photograph"): self.new("text") for _ in range(PICTURES)}
+        self.photographs = {
+            self.new("photograph"): self.new("text") for _ in range(PICTURES)
+        }
         self.names = {}  # of all classes that ever were
         self.classes = [self.new_class() for _ in range(CLASSES)]
         self.deleted, self.removed = [], []
-        self.taught, self.audited = {}, {}  # by content: kind, class, classes that were offered
+        self.taught, self.audited = (
+            {},
+            {},
+        )  # by content: kind, class, classes that were offered
         index = self.index()
         n = len(self.photographs)
         columns = {"stratum": self.rng.integers(0, 3, n), "turn": self.rng.permutation(n)}
@@ -121,7 +133,9 @@ class Dataset:
     def rename_class(self):
         number = self.pick(self.classes)
         old, self.names[number] = self.names[number], self.new("class")
-        if any(f'"{old}"' in path.read_text() for path in self.folder.rglob("answers.json")):
+        if any(
+            f'"{old}"' in path.read_text() for path in self.folder.rglob("answers.json")
+        ):
             rename_class(str(self.folder), old, self.names[number])
 
     def remove_class(self):
@@ -189,8 +203,12 @@ class Dataset:
             (teaching, path, self.taught),
             (auditing, audit_path, self.audited),
         ):
-            said = {k: one.classname or one.kind for k, one in schema.read(file).answers.items()}
-            wanted = {name: self.means(noted, text) for name, text in self.photographs.items()}
+            said = {
+                k: one.classname or one.kind for k, one in schema.read(file).answers.items()
+            }
+            wanted = {
+                name: self.means(noted, text) for name, text in self.photographs.items()
+            }
             assert said == {name: word for name, word in wanted.items() if word}
         texts = [text for text in self.planned if text in self.photographs.values()]
         prefix = list(takewhile(self.audited.__contains__, texts))
@@ -214,7 +232,9 @@ class Dataset:
         if len(certain) < MIN_ANSWERS:
             assert described.calibration is None
             return
-        there = [self.strata[text] for text in self.planned if text in self.photographs.values()]
+        there = [
+            self.strata[text] for text in self.planned if text in self.photographs.values()
+        ]
         sizes = np.bincount(there, minlength=3)
         strata = np.array([self.strata[text] for text in certain])
         weights = sizes / np.bincount(strata, minlength=3).clip(min=1)
@@ -235,7 +255,9 @@ class Dataset:
         columns = nulls(tables.IMAGES, n)
         columns |= {name: index[name] for name in index.column_names}
         columns["path"] = index["image_id"]
-        tables.write(self.folder / "images.parquet", columns, tables.IMAGES, IndexMetadata(names))
+        tables.write(
+            self.folder / "images.parquet", columns, tables.IMAGES, IndexMetadata(names)
+        )
         fused = [self.fused(text) for text in self.photographs.values()]
         labels = [names.index(name) for name, _ in fused]
         features = np.eye(n, len(names), dtype=np.float32)
@@ -244,26 +266,47 @@ class Dataset:
         (schema, path), *_ = self.schemas()
         labelled = labelled_rows(schema.read(path).answers, index, names)
         taught = {
-            index["image_id"][row].as_py(): names[int(share.argmax())] if share.any() else None
+            index["image_id"][row].as_py(): names[int(share.argmax())]
+            if share.any()
+            else None
             for row, share in zip(labelled.rows.tolist(), labelled.shares, strict=True)
         }
         columns = nulls(tables.FUSED_LABELS, n)
         columns |= {"image_id": index["image_id"], "fused_label": labels}
-        columns |= {"fused_confidence": [sure for _, sure in fused], "adapted_label": labels}
+        columns |= {
+            "fused_confidence": [sure for _, sure in fused],
+            "adapted_label": labels,
+        }
         tables.write(self.folder / "fused_labels.parquet", columns, tables.FUSED_LABELS)
         report = records.fusion(classnames=names, answers=PersonAnswers(taught))
         write_fusion_report(self.folder / NAME, report)
         head = Classifier.of(torch.eye(len(names)))
         prototypes = self.folder / "classifiers" / "image_prototypes.safetensors"
-        save_classifier(prototypes, head, {"classnames": names, "model": "m", "logit_scale": 1.0})
+        save_classifier(
+            prototypes, head, {"classnames": names, "model": "m", "logit_scale": 1.0}
+        )
 
 
 def nulls(schema, n):
     return {field.name: pa.nulls(n, field.type) for field in schema}
 
 
-OF_IMAGES = ("rename", "exchange", "delete", "restore", "overwrite", "add", "sort_otherwise")
-OF_CLASSES = ("reorder_classes", "rename_class", "remove_class", "restore_class", "add_class")
+OF_IMAGES = (
+    "rename",
+    "exchange",
+    "delete",
+    "restore",
+    "overwrite",
+    "add",
+    "sort_otherwise",
+)
+OF_CLASSES = (
+    "reorder_classes",
+    "rename_class",
+    "remove_class",
+    "restore_class",
+    "add_class",
+)
 OF_ANSWERS = (*["teach"] * 4, *["audit"] * 8, "undo")
 
 

@@ -25,7 +25,15 @@ from latteclip.data.images import open_rgb
 from latteclip.deploy import predict
 from latteclip.deploy.export import export
 
-CLASSNAMES = ["red thing", "blue sky", "grey", "striped", "dotted thing", "woven", "the sky"]
+CLASSNAMES = [
+    "red thing",
+    "blue sky",
+    "grey",
+    "striped",
+    "dotted thing",
+    "woven",
+    "the sky",
+]
 TEMPLATE = "a photo of the {}."
 N = 50
 
@@ -66,7 +74,9 @@ def biased(demo_clip, tmp_path_factory):
     folder = tmp_path_factory.mktemp("biased") / "model"
     generator = torch.Generator().manual_seed(0)
     shape = len(CLASSNAMES), demo_clip.config["embed_dim"]
-    weights, bias = (torch.randn(size, generator=generator) / 9 for size in (shape, shape[:1]))
+    weights, bias = (
+        torch.randn(size, generator=generator) / 9 for size in (shape, shape[:1])
+    )
     clips.save(demo_clip, Classifier.of(weights, bias), CLASSNAMES, TEMPLATE, folder)
     return folder
 
@@ -80,7 +90,9 @@ def assert_same(ours, scores):
     """scores [N, C]: the same predictions; and nearly the same cosines."""
     assert [one.topk_labels[0] for one in ours] == scores.argmax(1).tolist()
     for one, row in zip(ours, scores.tolist(), strict=True):
-        assert [row[label] for label in one.topk_labels] == pytest.approx(one.topk_scores, abs=2e-3)
+        assert [row[label] for label in one.topk_labels] == pytest.approx(
+            one.topk_scores, abs=2e-3
+        )
 
 
 def rgb(paths):
@@ -97,7 +109,9 @@ def transformers_scores(folder, pictures):
     prototypes = load_file(folder / "prototypes.safetensors")["classifier"]
     texts = [TEMPLATE.format(name) for name in CLASSNAMES]
     with torch.no_grad():
-        inputs = processor(images=rgb(pictures), text=texts, return_tensors="pt", padding=True)
+        inputs = processor(
+            images=rgb(pictures), text=texts, return_tensors="pt", padding=True
+        )
         output = model(**inputs)
     return output.image_embeds @ prototypes.T, output.text_embeds, prototypes
 
@@ -127,7 +141,9 @@ SQUASH = {"resize_mode": "squash", "std": [0.2, 0.3, 0.4]}
     ],
     ids=["clip's tokenizer", "quick_gelu", "custom_text"],
 )
-def test_kinds_of_vit_are_the_same_in_transformers(variant, pictures, tmp_path, preprocess, config):
+def test_kinds_of_vit_are_the_same_in_transformers(
+    variant, pictures, tmp_path, preprocess, config
+):
     model = variant(preprocess, **config)
     export(str(model), str(tmp_path / "out"), "transformers")
     scores, texts, prototypes = transformers_scores(tmp_path / "out", pictures)
@@ -155,7 +171,9 @@ def test_onnx_runtime_predicts_the_same(tuned_model, pictures, tmp_path, kind):
         open_clip.transform.PreprocessCfg(**described), is_train=False
     )
     session = runtime.InferenceSession(tmp_path / "out" / "model.onnx")
-    assert json.loads(session.get_modelmeta().custom_metadata_map["classnames"]) == CLASSNAMES
+    assert (
+        json.loads(session.get_modelmeta().custom_metadata_map["classnames"]) == CLASSNAMES
+    )
     pixels = np.stack([preprocess(image).numpy() for image in rgb(pictures)])
     scores, probabilities, features = session.run(None, {"pixel_values": pixels})
     ours = predicted(model, pictures)
@@ -164,7 +182,9 @@ def test_onnx_runtime_predicts_the_same(tuned_model, pictures, tmp_path, kind):
     assert best == pytest.approx([one.probability for one in ours], abs=1e-3)
     assert np.linalg.norm(features, axis=1) == pytest.approx(1, abs=1e-5)
     head = load_classifier(model / clips.CLASSIFIER)[0]
-    assert scores == pytest.approx(head.scores(torch.from_numpy(features)).numpy(), abs=1e-4)
+    assert scores == pytest.approx(
+        head.scores(torch.from_numpy(features)).numpy(), abs=1e-4
+    )
 
 
 def test_onnx_without_its_packages_is_one_sentence(demo, tmp_path, monkeypatch, capsys):
@@ -184,7 +204,13 @@ def run(demo, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(demo, run / "model")
     figures = {"images": 40, "acc1": 0.5125, "acc5": 0.9, "mean_per_class_recall": 0.4}
-    metrics = {"dataset": "demo", "method": "latteclip", "seed": 2, "flags": [], "per_class": []}
+    metrics = {
+        "dataset": "demo",
+        "method": "latteclip",
+        "seed": 2,
+        "flags": [],
+        "per_class": [],
+    }
     (run / "metrics.json").write_text(json.dumps(metrics | figures))
     metadata = records.training_metadata(model="ViT-B/32", pretrained="laion2b_s34b_b79k")
     columns = {name: [None] for name in tables.HISTORY.names}
@@ -218,7 +244,9 @@ def test_the_card_tells_dataset_method_numbers_licence_and_base_model(run, tmp_p
 @pytest.mark.parametrize("form", ["open_clip", "transformers", "onnx"])
 def test_the_python_of_the_card_runs(biased, demo_clip, pictures, tmp_path, form):
     if form == "onnx":
-        pytest.importorskip("onnxscript", reason="the extra latteclip[onnx] is not installed")
+        pytest.importorskip(
+            "onnxscript", reason="the extra latteclip[onnx] is not installed"
+        )
     out = tmp_path / form
     export(str(biased), str(out), form)
     code = card_of(out)[1].split("```python\n")[1].split("```")[0]
@@ -229,17 +257,23 @@ def test_the_python_of_the_card_runs(biased, demo_clip, pictures, tmp_path, form
         photos.append(str(tmp_path / f"{number}.png"))
         image.save(photos[-1], exif=turned)
         names = {"pixels": demo_clip.preprocess(open_rgb(photos[-1]))[None].numpy()}
-        exec(code.replace("<this folder>", str(out)).replace("photo.jpg", photos[-1]), names)
+        exec(
+            code.replace("<this folder>", str(out)).replace("photo.jpg", photos[-1]), names
+        )
         found.append((CLASSNAMES[int(names["label"][0])], names["scores"].max().item()))
     predictions = predicted(biased, photos)
     assert [name for name, _ in found] == [one.classname for one in predictions]
-    assert [score for _, score in found] == pytest.approx([p.score for p in predictions], abs=2e-3)
+    assert [score for _, score in found] == pytest.approx(
+        [p.score for p in predictions], abs=2e-3
+    )
     assert len(dict(found)) > 1
 
 
 def test_every_template_is_told_and_what_classes_are_also_called(demo, demo_clip, tmp_path):
     written = {"grey": "Grey", "blue sky": "Blue_Sky"}
-    words = ClassTemplates([TEMPLATE, "a {}", "the {}?"], {"grey": ["silver", "ash"]}, written)
+    words = ClassTemplates(
+        [TEMPLATE, "a {}", "the {}?"], {"grey": ["silver", "ash"]}, written
+    )
     classifier, _ = load_classifier(demo / clips.CLASSIFIER)
     clips.save(demo_clip, classifier, CLASSNAMES, words, tmp_path / "model")
     assert finetuned.load(tmp_path / "model", torch.device("cpu")).class_templates == words
@@ -256,7 +290,9 @@ def test_every_template_is_told_and_what_classes_are_also_called(demo, demo_clip
 # --- the folder ----------------------------------------------------------------------------------
 
 
-def test_a_model_may_be_named_from_its_own_folder_or_the_one_above(demo, tmp_path, monkeypatch):
+def test_a_model_may_be_named_from_its_own_folder_or_the_one_above(
+    demo, tmp_path, monkeypatch
+):
     copy = tmp_path / "model"
     shutil.copytree(demo, copy)
     (copy / ".snakemake_timestamp").touch()
@@ -272,7 +308,9 @@ def test_a_folder_inside_the_model_is_refused(demo, tmp_path, capsys):
     copy = tmp_path / "model"
     shutil.copytree(demo, copy)
     before = names(copy)
-    assert main.main(["export", str(copy), str(copy / "mine"), "--format", "open_clip"]) == 2
+    assert (
+        main.main(["export", str(copy), str(copy / "mine"), "--format", "open_clip"]) == 2
+    )
     assert str(copy / "mine") in capsys.readouterr().err
     assert names(copy) == before
 

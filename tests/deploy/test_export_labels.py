@@ -48,7 +48,11 @@ def test_each_label_comes_with_what_is_known_of_it(taken):
         assert row["caption_label"] == (None if silent else CLASSNAMES[taken.truth[number]])
         assert row["caption_confidence"] == (None if silent else 0.75)
         assert row["caption"] == f'a "{number}",\nand more'
-        assert (row["image_prototypes"], row["lmm_label"], row["answered"]) == (None, None, None)
+        assert (row["image_prototypes"], row["lmm_label"], row["answered"]) == (
+            None,
+            None,
+            None,
+        )
         assert row["label"] == row["fused_label"]
         assert row["zero_shot"] == CLASSNAMES[0]  # as the made pseudo-labels are
     unknown = tables.read("unknown.parquet", tables.UNKNOWN)
@@ -73,7 +77,9 @@ def test_answers_are_the_labels_and_enough_of_them_calibrate(taken):
         if one is not None and one.kind == "class":
             assert row["label"] == row["answered"] == one.classname
         else:
-            assert row["label"] == (None if one and one.kind == "none" else row["fused_label"])
+            assert row["label"] == (
+                None if one and one.kind == "none" else row["fused_label"]
+            )
     said = Counter(row["answered"] for row in found.values())
     assert (said["none of these"], said["cannot tell"], said[None]) == (1, 1, 70)
     (taken.folder / "audit" / "train" / "answers.json").unlink()
@@ -118,10 +124,14 @@ def test_tasks_are_as_label_studio_documents_them(taken, tmp_path):
     assert [choice.get("value") for choice in choices] == CLASSNAMES
     assert image.get("value") == "$image"
     for task, row in zip(
-        json.loads((tmp_path / "tasks" / "tasks.json").read_text()), rows(taken), strict=True
+        json.loads((tmp_path / "tasks" / "tasks.json").read_text()),
+        rows(taken),
+        strict=True,
     ):
         kind = answers[row["image_id"]].kind if row["image_id"] in answers else None
-        found = [part["result"][0]["value"]["choices"] for part in task.get("annotations", [])]
+        found = [
+            part["result"][0]["value"]["choices"] for part in task.get("annotations", [])
+        ]
         assert found == ([[row["answered"]]] if kind == "class" else [])
         if kind == "none":
             assert "predictions" not in task
@@ -129,7 +139,10 @@ def test_tasks_are_as_label_studio_documents_them(taken, tmp_path):
         (prediction,) = task["predictions"]
         (result,) = prediction["result"]
         assert task["data"]["image"] == f"/data/local-files/?d={row['path']}"
-        assert (result["from_name"], result["to_name"]) == (choices.get("name"), image.get("name"))
+        assert (result["from_name"], result["to_name"]) == (
+            choices.get("name"),
+            image.get("name"),
+        )
         assert result["type"] == "choices"
         assert result["value"]["choices"] == [row["fused_label"]]
         assert prediction["score"] == pytest.approx(row["probability"])
@@ -149,7 +162,9 @@ def test_class_names_are_such_as_xml_and_file_systems_hold(taken, tmp_path):
     assert choices >= {"labels.csv", "bell\\x07", "\\ufffe and\ttab"}
     export_labels(str(taken.folder), "imagefolder", str(tmp_path / "folder"))
     assert (tmp_path / "folder" / "labels.csv").is_file()
-    assert len([path for path in (tmp_path / "folder").iterdir() if path.is_dir()]) == len(choices)
+    assert len([path for path in (tmp_path / "folder").iterdir() if path.is_dir()]) == len(
+        choices
+    )
 
 
 def folder_of(label):
@@ -173,7 +188,9 @@ def test_torchvision_reads_the_image_folder(taken, tmp_path, copy):
         assert Path(path).read_bytes() == (taken.folder / name).read_bytes()
     with (output / "labels.csv").open(newline="") as file:
         named = {row["file"]: row["image_id"] for row in csv.DictReader(file)}
-    found = {os.path.relpath(path, output): os.path.basename(path) for path, _ in read.samples}
+    found = {
+        os.path.relpath(path, output): os.path.basename(path) for path, _ in read.samples
+    }
     assert named == found
 
 
@@ -185,7 +202,10 @@ def test_what_torchvision_would_pass_over_is_converted(taken, tmp_path):
         form = {".heic": "HEIF", ".avif": "AVIF", "": "PNG"}.get(suffix, "GIF")
         Image.open(path).save(path.with_suffix(suffix), form)
         path.unlink()
-    names = [str(Path(n).with_suffix(others.get(row, ".png"))) for row, n in enumerate(taken.names)]
+    names = [
+        str(Path(n).with_suffix(others.get(row, ".png")))
+        for row, n in enumerate(taken.names)
+    ]
     with_paths(names)
     output = tmp_path / "folder"
     export_labels(str(taken.folder), "imagefolder", str(output))
@@ -205,11 +225,15 @@ def test_what_torchvision_would_pass_over_is_converted(taken, tmp_path):
 # --- whose image goes where ----------------------------------------------------------------------
 
 
-def test_answers_decide_the_folder_which_has_the_name_that_the_dataset_writes(taken, tmp_path):
+def test_answers_decide_the_folder_which_has_the_name_that_the_dataset_writes(
+    taken, tmp_path
+):
     written = {"plain": "T-Shirt", "con": "Con"}
     table = tables.read("images.parquet", tables.IMAGES)
     columns = {name: table[name] for name in table.column_names}
-    tables.write("images.parquet", columns, tables.IMAGES, IndexMetadata(CLASSNAMES, written))
+    tables.write(
+        "images.parquet", columns, tables.IMAGES, IndexMetadata(CLASSNAMES, written)
+    )
     answers, output = taken.answer(60), tmp_path / "folder"
     export_labels(str(taken.folder), "imagefolder", str(output))
     with (output / "labels.csv").open(newline="") as file:
@@ -245,14 +269,19 @@ def test_of_images_that_show_the_same_one_is_first(taken):
 
 
 @pytest.mark.parametrize("form", ["csv", "imagefolder"])
-def test_unknown_images_and_duplicates_are_counted_and_left_out_on_demand(taken, tmp_path, form):
+def test_unknown_images_and_duplicates_are_counted_and_left_out_on_demand(
+    taken, tmp_path, form
+):
     with_duplicates(taken, [(0, 1), (0, 2)])
     unknown = {row["image_id"] for row in rows(taken) if row["is_unknown"]}
     assert unknown
     words = ["labels", "export", str(taken.folder), "--format", form, "--output"]
     said = export_labels(str(taken.folder), form, str(tmp_path / "all"))
     assert "--leave-out unknown" in said and "--leave-out duplicates" in said
-    assert main.main([*words, str(tmp_path / "some"), "--leave-out", "unknown", "duplicates"]) == 0
+    assert (
+        main.main([*words, str(tmp_path / "some"), "--leave-out", "unknown", "duplicates"])
+        == 0
+    )
     table = tmp_path / "some" / ("labels.csv" if form == "imagefolder" else "")
     with table.open(newline="") as file:
         left = {row["image_id"] for row in csv.DictReader(file)}

@@ -34,7 +34,9 @@ def model(tmp_path_factory, demo_clip):
     generator = torch.Generator().manual_seed(1)
     weights, bias = (torch.randn(C, width, generator=generator) for width in (D, 1))
     words = ClassTemplates(["a {}."], written={"a": "A"})
-    clips.save(demo_clip, Classifier.of(weights / 9, bias[:, 0] / 9), CLASSNAMES, words, folder)
+    clips.save(
+        demo_clip, Classifier.of(weights / 9, bias[:, 0] / 9), CLASSNAMES, words, folder
+    )
     return folder
 
 
@@ -55,7 +57,9 @@ def expected(model, path, demo_clip):
     """(scores, probabilities) over all classes of one image, from the definitions."""
     classifier, _ = load_classifier(model / clips.CLASSIFIER)
     with torch.no_grad():
-        feature = demo_clip.model.encode_image(demo_clip.preprocess(Image.open(path))[None])[0]
+        feature = demo_clip.model.encode_image(
+            demo_clip.preprocess(Image.open(path))[None]
+        )[0]
     feature = feature / feature.norm()
     pairs = zip(classifier.weights, classifier.bias, strict=True)
     scores = [float(feature @ row) + float(own) for row, own in pairs]
@@ -75,10 +79,14 @@ def test_three_lines_from_python(model, pictures, demo_clip):
         assert one.topk_classnames == [NAMES[c] for c in order]
         assert one.classname == NAMES[order[0]]
         assert one.topk_scores == pytest.approx([scores[c] for c in order], abs=1e-5)
-        assert one.topk_probabilities == pytest.approx([probabilities[c] for c in order], abs=1e-4)
+        assert one.topk_probabilities == pytest.approx(
+            [probabilities[c] for c in order], abs=1e-4
+        )
 
 
-def test_what_is_no_regular_file_is_skipped_and_never_waited_for(model, pictures, tmp_path, caplog):
+def test_what_is_no_regular_file_is_skipped_and_never_waited_for(
+    model, pictures, tmp_path, caplog
+):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "zeros.jpg").symlink_to("/dev/zero")
     paths = predict.image_paths([str(tmp_path)], io.BytesIO())
@@ -92,7 +100,9 @@ def test_what_is_no_regular_file_is_skipped_and_never_waited_for(model, pictures
 def test_the_python_of_the_documents_runs(model, pictures, monkeypatch, tmp_path, capsys):
     pages = [ROOT / "README.md", ROOT / "docs" / "python.md"]
     blocks = [page.read_text().split("```python\n")[1:] for page in pages]
-    readme, (_, in_open_clip, *_) = [[part.split("```")[0] for part in parts] for parts in blocks]
+    readme, (_, in_open_clip, *_) = [
+        [part.split("```")[0] for part in parts] for parts in blocks
+    ]
     (tmp_path / "results" / "mine").mkdir(parents=True)
     (tmp_path / "results" / "mine" / "model").symlink_to(model)
     monkeypatch.chdir(tmp_path)
@@ -169,7 +179,9 @@ def test_broken_images_are_reported_and_skipped(model, broken, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("name", ["out.xlsx", "folder.csv"])
-def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys, name):
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path, capsys, name
+):
     (tmp_path / "folder.csv").mkdir()
     assert run(tmp_path / "no_model", tmp_path, "-o", tmp_path / name) == 2
     printed = capsys.readouterr()
@@ -182,7 +194,13 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path, c
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
-    for name in ("a.jpg", "deep/er/b.PNG", "deep/c.webp", "deep/notes.txt", "deep/.hidden.jpg"):
+    for name in (
+        "a.jpg",
+        "deep/er/b.PNG",
+        "deep/c.webp",
+        "deep/notes.txt",
+        "deep/.hidden.jpg",
+    ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()

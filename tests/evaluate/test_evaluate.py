@@ -47,10 +47,14 @@ def evaluate(folder, index, clip, classifier, classnames=CLASSNAMES, fold=holdou
     clips.save(clip, Classifier.of(classifier), classnames, "{}", folder / "model")
     schema = pa.schema([("step", pa.int32()), ("loss", pa.float64())])
     metadata = records.training_metadata(flags=["ours"])
-    tables.write(folder / "history", {"step": [0, 1], "loss": [0.5, 0.25]}, schema, metadata)
+    tables.write(
+        folder / "history", {"step": [0, 1], "loss": [0.5, 0.25]}, schema, metadata
+    )
     names = tables.read(index, tables.IMAGES, ["image_id"])["image_id"].to_pylist()
     write_pseudo_labels(folder / "pseudo_labels", names, [0] * len(names), CONFIDENCE)
-    outputs = [str(folder / name) for name in ("predictions", "metrics", "train_predictions")]
+    outputs = [
+        str(folder / name) for name in ("predictions", "metrics", "train_predictions")
+    ]
     stage.evaluate(
         index,
         *(str(folder / name) for name in ("pseudo_labels", "model", "history")),
@@ -67,7 +71,10 @@ def evaluate(folder, index, clip, classifier, classnames=CLASSNAMES, fold=holdou
         threads=1,
     )
     found = []
-    for path, kind in ((outputs[0], tables.PREDICTIONS), (outputs[2], tables.TRAIN_PREDICTIONS)):
+    for path, kind in (
+        (outputs[0], tables.PREDICTIONS),
+        (outputs[2], tables.TRAIN_PREDICTIONS),
+    ):
         assert tables.read_metadata(path, ClassesMetadata).classnames == CLASSNAMES
         found.append(tables.read(path, kind).to_pylist())
     return found[0], json.loads(Path(outputs[1]).read_text()), found[1]
@@ -88,11 +95,20 @@ def test_test_images_get_the_class_of_the_nearest_prototype(
         assert (row["prediction"], row["topk_labels"]) == (order[0], order[:5])
         assert row["topk_scores"] == pytest.approx(sorted(scores)[::-1][:5], abs=1e-5)
         hits += order[0] == labels[i]
-    assert [row["image_id"] for row in examples] == ["004.png", "001.png"]  # from the surest on
+    assert [row["image_id"] for row in examples] == [
+        "004.png",
+        "001.png",
+    ]  # from the surest on
     for row in examples:
         scores = scores_of(demo_clip, Path(files[0]).with_name(row["image_id"]), classifier)
         assert (row["prediction"], row["held_out"]) == (scores.index(max(scores)), False)
-    wanted = {"dataset": "set", "method": "latteclip", "seed": 4, "images": 4, "acc1": hits / 4}
+    wanted = {
+        "dataset": "set",
+        "method": "latteclip",
+        "seed": 4,
+        "images": 4,
+        "acc1": hits / 4,
+    }
     wanted["flags"] = ["ours"]
     assert found.items() >= wanted.items()
 
@@ -110,7 +126,11 @@ def test_images_that_were_left_out_get_the_class_of_the_nearest_prototype(
     names = [Path(pictures[0][i]).name for i in (1, 4)]
     chosen = [names[i] for i in holdout.left_out(names, fold).nonzero()[0]]
     scores = scores_of(demo_clip, Path(pictures[0][0]).with_name(chosen[0]), classifier)
-    wanted = {"image_id": chosen[0], "prediction": scores.index(max(scores)), "held_out": True}
+    wanted = {
+        "image_id": chosen[0],
+        "prediction": scores.index(max(scores)),
+        "held_out": True,
+    }
     assert [row for row in more if row["held_out"]] == [wanted]
 
 

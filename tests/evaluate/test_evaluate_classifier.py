@@ -21,13 +21,20 @@ class Dataset(ZeroShotFiles):
 
     def __init__(self, folder):
         torch.manual_seed(0)
-        super().__init__(folder, World(torch.arange(N) % C, torch.randn(N, D), torch.randn(C, D)))
+        super().__init__(
+            folder, World(torch.arange(N) % C, torch.randn(N, D), torch.randn(C, D))
+        )
         self.bias = torch.randn(C)
-        self.best = (self.world.features @ self.world.texts.T + self.bias).argmax(dim=1).tolist()
+        self.best = (
+            (self.world.features @ self.world.texts.T + self.bias).argmax(dim=1).tolist()
+        )
 
     def run(self, votes=None, image_encoders=(), described=None):
         """Predictions of the test split, metrics, and predictions of training images, by kind."""
-        path, outputs = self.path("classifier"), ("predictions", "metrics", "train_predictions")
+        path, outputs = (
+            self.path("classifier"),
+            ("predictions", "metrics", "train_predictions"),
+        )
         head = Classifier.of(self.world.texts, self.bias)
         index, pseudo_labels, _ = self.write()
         save_classifier(path, head, described or self.described)

@@ -42,14 +42,18 @@ def written(tmp_path, labels, flags=()):
     predictions, metrics = (
         str(tmp_path / name) for name in ("predictions.parquet", "metrics.json")
     )
-    module.write(images, names, ranked, scores, flags, ("set", "m", 4), predictions, metrics)
+    module.write(
+        images, names, ranked, scores, flags, ("set", "m", 4), predictions, metrics
+    )
     table = tables.read(predictions, tables.PREDICTIONS)
     assert tables.read_metadata(predictions, ClassesMetadata).classnames == CLASSNAMES
     return table.to_pydict(), json.loads(Path(metrics).read_text())
 
 
 def test_predictions_of_the_test_split_and_their_metrics_are_written(tmp_path):
-    predictions, metrics = written(tmp_path, [2, 0, 1, 1, 0, 0], ["supervised", "collapsed"])
+    predictions, metrics = written(
+        tmp_path, [2, 0, 1, 1, 0, 0], ["supervised", "collapsed"]
+    )
     assert predictions == {
         "image_id": ["0.png", "2.png", "3.png", "5.png"],
         "label": [2, 1, 1, 0],
@@ -57,7 +61,10 @@ def test_predictions_of_the_test_split_and_their_metrics_are_written(tmp_path):
         "topk_labels": [[2, 0, 1], [1, 2, 0], [0, 1, 2], [0, 2, 1]],
         "topk_scores": [[0.75, 0.5, 0.25]] * 4,
     }
-    recall = [metrics.pop("mean_per_class_recall"), *(c["recall"] for c in metrics["per_class"])]
+    recall = [
+        metrics.pop("mean_per_class_recall"),
+        *(c["recall"] for c in metrics["per_class"]),
+    ]
     assert recall == pytest.approx([2.5 / 3, 1, 0.5, 1])
     del metrics["per_class"]
     assert metrics == {

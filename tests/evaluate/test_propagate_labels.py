@@ -55,7 +55,9 @@ def dense_links(queries, classes, images, settings, *, same=False):
         nothing = torch.zeros_like(cosines)
         return nothing.scatter(1, best, cosines.gather(1, best).clamp(min=0))
 
-    return torch.cat([nearest(classes) ** settings.gamma, nearest(images, same=same)], dim=1)
+    return torch.cat(
+        [nearest(classes) ** settings.gamma, nearest(images, same=same)], dim=1
+    )
 
 
 def reference(classes, images, settings):
@@ -189,7 +191,9 @@ def test_without_a_test_split_the_images_of_the_graph_are_classified(dataset, cl
     predictions, found = dataset.run()
     scores, _ = reference(classes.double(), dataset.world.features.double(), GRAPH)
     assert list(predictions) == dataset.names and found["acc1"] is None
-    assert [row["prediction"] for row in predictions.values()] == scores[C:].argmax(dim=1).tolist()
+    assert [row["prediction"] for row in predictions.values()] == scores[C:].argmax(
+        dim=1
+    ).tolist()
 
 
 def test_no_label_changes_a_prediction_and_those_of_training_images_no_byte(dataset):
@@ -225,19 +229,25 @@ def clusters(n, c, d):
     draw = torch.Generator().manual_seed(0)
     classes = torch.randint(c, (n,), generator=draw)
     centres, falling = torch.randn(c, d, generator=draw), torch.arange(1, d + 1) ** -0.5
-    return F.normalize(centres[classes] + 4 * falling * torch.randn(n, d, generator=draw), dim=1)
+    return F.normalize(
+        centres[classes] + 4 * falling * torch.randn(n, d, generator=draw), dim=1
+    )
 
 
 def in_parts(there, points, k, same):
     """Neighbours of points among themselves or, as queries, among others."""
     parts = range(0, len(points), there.at_once)
-    found = [there.nearest(points[i : i + there.at_once], k, i if same else None) for i in parts]
+    found = [
+        there.nearest(points[i : i + there.at_once], k, i if same else None) for i in parts
+    ]
     return (torch.cat(each) for each in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("similarities", [1, 90])
 @pytest.mark.parametrize("same", [True, False])
-def test_compared_points_equal_the_loop_whatever_is_held_at_once(monkeypatch, similarities, same):
+def test_compared_points_equal_the_loop_whatever_is_held_at_once(
+    monkeypatch, similarities, same
+):
     monkeypatch.setattr(stage, "SIMILARITIES", similarities)
     points = unit_vectors(31, 1)
     queries = points if same else unit_vectors(9, 2)
@@ -253,7 +263,9 @@ def test_compared_points_equal_the_loop_whatever_is_held_at_once(monkeypatch, si
 
 @pytest.mark.parametrize("width", [30, 7])
 @pytest.mark.parametrize("same", [True, False])
-def test_most_neighbours_of_cells_are_the_nearest_and_their_cosines_exact(monkeypatch, width, same):
+def test_most_neighbours_of_cells_are_the_nearest_and_their_cosines_exact(
+    monkeypatch, width, same
+):
     monkeypatch.setattr(stage, "MAX_BRUTE_FORCE", 100)
     points, others = clusters(5300, 20, width).split(5000)
     queries = points if same else others

@@ -42,7 +42,8 @@ class Results:
         self.runs = []
         for method, (objective, share, acc1, flags) in RUNS.items():
             files = {
-                name: folder / method / name for name in ("metrics", "train_predictions", "model")
+                name: folder / method / name
+                for name in ("metrics", "train_predictions", "model")
             }
             files["model"].mkdir(parents=True)
             (files["model"] / "weights").write_text(f"of {method}")
@@ -50,7 +51,9 @@ class Results:
             acc1 = acc1 if accuracies is None else accuracies[method]
             values = {"dataset": "set", "method": method, "seed": 0, "flags": flags}
             values |= {"images": 9, "per_class": [], "acc1": acc1, "acc5": acc1}
-            files["metrics"].write_text(json.dumps({**values, "mean_per_class_recall": acc1}))
+            files["metrics"].write_text(
+                json.dumps({**values, "mean_per_class_recall": acc1})
+            )
             agree = np.arange(N) < share * N
             predictions = np.where(agree, np.arange(N), np.arange(N) + 1) % C
             self.write_predictions(files["train_predictions"], predictions)
@@ -64,7 +67,12 @@ class Results:
         tables.write(path, columns, tables.TRAIN_PREDICTIONS, ClassesMetadata(classnames))
 
     def write_votes(self, votes, **described):
-        described = {"votes": "captions", "corroborated": True, "leaked": False, **described}
+        described = {
+            "votes": "captions",
+            "corroborated": True,
+            "leaked": False,
+            **described,
+        }
         metadata = VotesMetadata(CLASSNAMES, **described)
         columns = {"image_id": IDS[: len(votes)], "vote": votes.tolist()}
         columns["head"] = pa.nulls(len(votes), pa.int32())
@@ -84,8 +92,15 @@ def results(tmp_path):
 
 def test_the_model_that_captions_favour_is_chosen_and_all_counts_are_written(results):
     found, weights = results.select()
-    assert (found["dataset"], found["method"], found["seed"]) == ("set", "image_prototypes", 0)
-    assert (found["by"], found["reference"]) == ("votes", {"method": "image_prototypes", "seed": 0})
+    assert (found["dataset"], found["method"], found["seed"]) == (
+        "set",
+        "image_prototypes",
+        0,
+    )
+    assert (found["by"], found["reference"]) == (
+        "votes",
+        {"method": "image_prototypes", "seed": 0},
+    )
     assert weights == "of image_prototypes"
     assert found["regret"] == pytest.approx(30)
     rows = {row["method"]: row for row in found["candidates"]}
@@ -116,7 +131,9 @@ def test_answers_choose_and_are_written_beside_the_votes(results):
     path.write_text(json.dumps(asdict(audit(results.runs, accuracies))))
     found, weights = results.select(audit=str(path))
     assert (weights, found["by"]) == ("of latteclip", "answers")  # flyp collapsed
-    assert [row["answers"]["value"] for row in found["candidates"]] == [*accuracies.values()]
+    assert [row["answers"]["value"] for row in found["candidates"]] == [
+        *accuracies.values()
+    ]
 
 
 @pytest.mark.parametrize("acc1", [None, 1.0])
@@ -154,14 +171,18 @@ def test_models_that_were_trained_on_all_images_are_not_compared(results):
         results.write_predictions(Path(run.train_predictions), np.zeros(0, int), ids=[])
     found, weights = results.select()
     assert weights == "of image_prototypes"
-    assert [row["images"] is None for row in found["candidates"]] == [False] * 3 + [True] * 2
+    assert [row["images"] is None for row in found["candidates"]] == [False] * 3 + [
+        True
+    ] * 2
     results.runs = results.runs[3:]
     shutil.rmtree(results.folder / "model")
     _, weights = results.select()
     assert weights == "of latteclip"
 
 
-def test_the_files_are_links_but_for_those_of_snakemake_and_else_copies(results, monkeypatch):
+def test_the_files_are_links_but_for_those_of_snakemake_and_else_copies(
+    results, monkeypatch
+):
     model = results.folder / "model"
 
     def refuse(*names):
@@ -216,7 +237,10 @@ def chosen(named, votes, audit=None):
 def test_a_comparison_counts_what_plain_loops_count():
     rng = np.random.default_rng(0)
     for n, c in ((1, 2), (7, 3), (40, 5)):
-        shares, predictions = rng.integers(5, size=(n, c)) / 4, rng.integers(-1, c, size=(2, n))
+        shares, predictions = (
+            rng.integers(5, size=(n, c)) / 4,
+            rng.integers(-1, c, size=(2, n)),
+        )
         found = HeldOutVotes(shares, predictions).compare(0, 1)
         both = [
             (one, other, share)
@@ -253,9 +277,13 @@ def test_a_clear_winner_is_chosen_whatever_its_kind():
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_of_equals_the_simplest_is_chosen(order):
-    named = candidates("zero_shot", "zero_shot_adapted", "image_prototypes", "flyp")[::order]
+    named = candidates("zero_shot", "zero_shot_adapted", "image_prototypes", "flyp")[
+        ::order
+    ]
     assert chosen(named, votes_for(*[range(60)] * 4)) == "zero_shot"
-    assert chosen(named, votes_for(*[range(60), range(60, 120)][::order] * 2)) == "zero_shot"
+    assert (
+        chosen(named, votes_for(*[range(60), range(60, 120)][::order] * 2)) == "zero_shot"
+    )
 
 
 def test_a_lead_within_a_quarter_of_a_standard_error_is_a_tie():
@@ -297,7 +325,9 @@ def test_what_collapsed_or_saw_labels_is_never_chosen():
         candidate("image_prototypes"),
     ]
     votes = votes_for(range(20), range(M), range(M), range(M), range(40))
-    best = audit(named, {one.method: 0.1 + 0.2 * (one.method[:4] == "flyp") for one in named})
+    best = audit(
+        named, {one.method: 0.1 + 0.2 * (one.method[:4] == "flyp") for one in named}
+    )
     for answers in (None, best):
         assert chosen(named, votes, answers) == "image_prototypes"
     assert chosen(named, "nobody was asked", best) == "zero_shot"
@@ -318,7 +348,9 @@ def test_without_votes_the_safest_is_chosen():
 
 def audit(named, accuracies, decided=True):
     """An audit with these accuracies, in which every difference is decided or none is."""
-    runs = [Accuracy(one.method, one.seed, accuracies[one.method], 0.0, 1.0) for one in named]
+    runs = [
+        Accuracy(one.method, one.seed, accuracies[one.method], 0.0, 1.0) for one in named
+    ]
     comparisons = [
         Comparison(*one.run, *other.run, value, value - 0.1, value + 0.1, decided, None)
         for i, one in enumerate(runs)

@@ -76,7 +76,12 @@ def summarized(folder, *args, **options):
 
 
 def test_a_star_marks_what_was_chosen_and_below_it_says_why(tmp_path):
-    selection = {"dataset": "dtd", "method": "latteclip_fused", "seed": 1, "reason": "It is best."}
+    selection = {
+        "dataset": "dtd",
+        "method": "latteclip_fused",
+        "seed": 1,
+        "reason": "It is best.",
+    }
     (tmp_path / "selection.json").write_text(json.dumps(selection))
     written, lines = summarized(tmp_path, [str(tmp_path / "selection.json")])
     assert list(written.columns) == [
@@ -94,7 +99,10 @@ def test_a_star_marks_what_was_chosen_and_below_it_says_why(tmp_path):
 
 def write_audit(folder, dataset="dtd"):
     """An audit.json of two methods."""
-    accuracies = [Accuracy("zero_shot", 0, 0.4, 0.31, 0.5), Accuracy("latteclip", 2, 0.6, 0.5, 0.7)]
+    accuracies = [
+        Accuracy("zero_shot", 0, 0.4, 0.31, 0.5),
+        Accuracy("latteclip", 2, 0.6, 0.5, 0.7),
+    ]
     one = Comparison("latteclip", 2, "zero_shot", 0, 0.2, 0.1, 0.3, True, 0)
     said = "latteclip is better than zero_shot by 20.0 points (10.0 to 30.0)."
     audit = Audit(dataset, "test", 1234, 100, 3, 2, "0" * 16, said, accuracies, [one])
@@ -157,7 +165,9 @@ def test_several_datasets_make_the_paper_s_table_with_its_published_mean(tmp_pat
     ]
     runs.append(run("sun397", "latteclip", 0, 0.3))
     text = summarize.dataset_table(summary(runs, "zero_shot"))
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()
+    ]
     assert rows[0] == ["acc1", "dtd", "mine", "eurosat", "sun397", "mean"]
     assert rows[2] == ["zero_shot", "40.0", "10.0", "20.0", "-", "23.3"]
     assert rows[3] == ["latteclip", "60.0", "90.0", "25.0", "30.0", "58.3"]

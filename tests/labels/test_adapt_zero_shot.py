@@ -34,7 +34,9 @@ def test_more_images_are_right_by_it(dataset):
     adapted = dataset.run()
     world, test = dataset.world, [i for i in range(400) if i % 4 == 3]
     zero_shot, found = (
-        (classifier.scores(world.features[test]).argmax(1) == world.classes[test]).double().mean()
+        (classifier.scores(world.features[test]).argmax(1) == world.classes[test])
+        .double()
+        .mean()
         for classifier in (Classifier.of(world.texts), adapted)
     )
     assert found > zero_shot + 0.05

@@ -29,7 +29,9 @@ def unbalanced(world, ratio):
     kept = []
     for c in range(world.n_classes):
         rows = (world.classes == c).nonzero()[:, 0]
-        kept.append(rows[: max(1, round(len(rows) * ratio ** (-c / (world.n_classes - 1))))])
+        kept.append(
+            rows[: max(1, round(len(rows) * ratio ** (-c / (world.n_classes - 1))))]
+        )
     rows = torch.cat(kept).sort().values
     world.classes, world.features = world.classes[rows], world.features[rows]
     return world

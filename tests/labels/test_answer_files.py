@@ -55,7 +55,9 @@ def test_labels_of_other_tools_are_answers(path):
 
 def test_images_that_are_not_there_are_named_and_left_out(path, caplog):
     with caplog.at_level(logging.WARNING):
-        assert read(write(path, [("gone.png", "dots"), *ENTRIES[:1]])) == [("a/1.png", "dots")]
+        assert read(write(path, [("gone.png", "dots"), *ENTRIES[:1]])) == [
+            ("a/1.png", "dots")
+        ]
     assert "gone.png" in caplog.text
     with pytest.raises(UserError, match="labels"):
         read(write(path, [("2.png", "dots")]))  # of two images the name
@@ -63,7 +65,10 @@ def test_images_that_are_not_there_are_named_and_left_out(path, caplog):
 
 @pytest.mark.parametrize(
     ("entries", "named"),
-    [([("a/1.png", "stripes")], "stripes"), ([("a/1.png", "dots"), ("a/1.png", "lines")], "lines")],
+    [
+        ([("a/1.png", "stripes")], "stripes"),
+        ([("a/1.png", "dots"), ("a/1.png", "lines")], "lines"),
+    ],
 )
 def test_unknown_classes_and_contradictions_are_named(path, entries, named):
     with pytest.raises(UserError, match=named):
@@ -77,7 +82,10 @@ def test_unknown_classes_and_contradictions_are_named(path, entries, named):
         ("labels.json", '[{"annotations": [{"result": ["word"]}]}]'),
         ("labels.json", '[{"annotations": [{"result": [{"value": []}]}]}]'),
         ("labels.json", label_studio([("a/1.png", 7)])),
-        *(("labels.jsonl", text) for text in ("[1]", "7", '{"image": 3}', '{"image": ["a"]}')),
+        *(
+            ("labels.jsonl", text)
+            for text in ("[1]", "7", '{"image": 3}', '{"image": ["a"]}')
+        ),
         ("labels.xlsx", "PK"),
     ],
 )

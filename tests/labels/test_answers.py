@@ -40,7 +40,9 @@ def about(image, kind, name=None, **more):
 
 IDS = [f"images/{i}.png" for i in range(6)]
 CLASSNAMES = ("none", "dots", "\u202edots")
-SCHEMA = AnswerSchema("0123456789abcdef", "made", index({name: name for name in IDS}), CLASSNAMES)
+SCHEMA = AnswerSchema(
+    "0123456789abcdef", "made", index({name: name for name in IDS}), CLASSNAMES
+)
 THREE = {
     IDS[1]: about(IDS[1], "class", "none"),
     IDS[0]: about(IDS[0], "none"),
@@ -159,7 +161,9 @@ def test_images_are_known_by_their_content(path):
 
 def test_what_says_nothing_now_stays_in_the_file_and_counts_again(path, caplog):
     pictures = {"a": "A", "b": "B", "c": "C", "d": "D"}
-    answers = {name: Answer(name, "class", "dots") for name in "ab"} | {"c": Answer("c", "none")}
+    answers = {name: Answer(name, "class", "dots") for name in "ab"} | {
+        "c": Answer("c", "none")
+    }
     revision = schema(pictures).write(path, answers, "")
     left, classes = {"b": "B", "c": "C", "d": "D"}, ("lines", "none")
     now = schema(left, classes)
@@ -182,7 +186,9 @@ def test_a_new_answer_takes_the_place_of_one_that_says_nothing(path):
 
 def test_a_renamed_class_has_its_answers(path):
     pictures = {"a": "A", "b": "B"}
-    schema(pictures).write(path, {"a": Answer("a", "class", "dots"), "b": Answer("b", "none")}, "")
+    schema(pictures).write(
+        path, {"a": Answer("a", "class", "dots"), "b": Answer("b", "none")}, ""
+    )
     assert rename_class(path, "dots", "points") == 1
     saved = schema(pictures, ("points", "none", "\u202edots")).read(path)
     assert said(saved) == {"a": "points", "b": "none"}

@@ -22,7 +22,9 @@ def read(path, image_ids):
 
 
 def test_options_and_scores_are_those_of_the_images_asked_for(tmp_path):
-    path = write(tmp_path / "s.parquet", [[3, 0], [], [1]], [[-1.5, -math.inf], [], [-0.25]])
+    path = write(
+        tmp_path / "s.parquet", [[3, 0], [], [1]], [[-1.5, -math.inf], [], [-0.25]]
+    )
     options, scores = read(path, ["c.png", "b.png", "a.png"])
     gap = -math.inf
     assert scores.dtype == torch.float32

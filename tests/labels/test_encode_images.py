@@ -25,7 +25,9 @@ class Pictures:
             folder / "features.parquet",
         )
         splits = ["train", "test", "val", "train", "train"]
-        self.index = write_index(folder / "i.parquet", self.files, splits, [None] * 5, ["a", "b"])
+        self.index = write_index(
+            folder / "i.parquet", self.files, splits, [None] * 5, ["a", "b"]
+        )
 
     def run(self, model):
         """Features [N, D] and the metadata of their table."""
@@ -49,7 +51,9 @@ def test_features_are_those_of_the_network_under_its_own_transform(pictures, tmp
     name = write_encoder(tmp_path / "encoder")
     found, described = pictures.run(name)
     transform = create_transform((3, 32, 32), crop_pct=1.0, interpolation="bicubic")
-    images = torch.stack([transform(Image.open(file).convert("RGB")) for file in pictures.files])
+    images = torch.stack(
+        [transform(Image.open(file).convert("RGB")) for file in pictures.files]
+    )
     wanted = F.normalize(network_of(tmp_path / "encoder")(images), dim=1)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
     assert described == EncoderMetadata(name, 64, [32, 32])
@@ -58,7 +62,9 @@ def test_features_are_those_of_the_network_under_its_own_transform(pictures, tmp
 @torch.no_grad()
 def test_the_image_tower_of_a_clip_is_an_image_model(pictures, demo_clip):
     found, described = pictures.run(DEMO)
-    images = torch.stack([demo_clip.preprocess(Image.open(file)) for file in pictures.files])
+    images = torch.stack(
+        [demo_clip.preprocess(Image.open(file)) for file in pictures.files]
+    )
     wanted = F.normalize(demo_clip.model.encode_image(images), dim=1)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
     assert described == EncoderMetadata(DEMO, 128)
@@ -87,9 +93,15 @@ def cut(state):
 
 
 BAD = {
-    "a detector": ({"change": {"architecture": None, "architectures": ["DetrModel"]}}, "names no"),
+    "a detector": (
+        {"change": {"architecture": None, "architectures": ["DetrModel"]}},
+        "names no",
+    ),
     "code": ({"change": {"model_args": {"checkpoint_path": "x.pth"}}}, "checkpoint_path"),
-    "sizes": ({"change": {"pretrained_cfg": {"input_size": [3, 10**9, 8]}}}, r"config\.json"),
+    "sizes": (
+        {"change": {"pretrained_cfg": {"input_size": [3, 10**9, 8]}}},
+        r"config\.json",
+    ),
     "a tiny crop": ({"change": {"pretrained_cfg": {"crop_pct": 1e-9}}}, "crop_pct"),
     "a huge crop": ({"change": {"pretrained_cfg": {"crop_pct": 1e9}}}, "crop_pct"),
     "a tiny deviation": ({"change": {"pretrained_cfg": {"std": [1e-300] * 3}}}, "std"),

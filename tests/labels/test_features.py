@@ -19,13 +19,17 @@ def labelled(tmp_path):
     """Image_ids, their features, and a function that writes their pseudo-labels."""
     names = [f"{number}.png" for number in range(N)]
     draw = torch.Generator().manual_seed(1)
-    images, embeddings = (F.normalize(torch.randn(n, D, generator=draw), dim=1) for n in (N, C))
+    images, embeddings = (
+        F.normalize(torch.randn(n, D, generator=draw), dim=1) for n in (N, C)
+    )
     table = pa.table({"image_id": names, "split": ["train"] * N})
 
     def write(name):
         path = str(tmp_path / name)
         about = ClassesMetadata(list("abcdefg"))
-        pseudo_label_images.write_pseudo_labels(path, table, images, embeddings, 10.0, K, about)
+        pseudo_label_images.write_pseudo_labels(
+            path, table, images, embeddings, 10.0, K, about
+        )
         return path
 
     return names, images, write
@@ -41,7 +45,9 @@ def test_pseudo_labels_are_written_in_pieces(labelled, monkeypatch):
     assert tables.read_metadata(path, ClassesMetadata).classnames == list("abcdefg")
     for column in ("image_id", "split", "pseudo_label", "topk_labels", "image_features"):
         assert pieces[column].to_pylist() == whole[column].to_pylist()
-    assert pieces["confidence"].to_pylist() == pytest.approx(whole["confidence"].to_pylist())
+    assert pieces["confidence"].to_pylist() == pytest.approx(
+        whole["confidence"].to_pylist()
+    )
 
 
 @pytest.mark.parametrize("rows", [4, 100])

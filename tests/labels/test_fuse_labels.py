@@ -55,11 +55,15 @@ class Dataset(ZeroShotFiles):
         self.clip, self.scale = clip, clip.model.logit_scale.exp().item()
         self.captioned = [self.names[i] for i in self.training]
         self.captions = {
-            self.names[i]: f"a {CLASSNAMES[(classes[i] + (i % 5 == 0)) % C]} texture, no. {i}."
+            self.names[
+                i
+            ]: f"a {CLASSNAMES[(classes[i] + (i % 5 == 0)) % C]} texture, no. {i}."
             for i in self.training
         }
         # The true class is among the options, and is the likeliest one for most images.
-        self.options = torch.stack([(classes[i] + torch.arange(K)) % C for i in self.training])
+        self.options = torch.stack(
+            [(classes[i] + torch.arange(K)) % C for i in self.training]
+        )
         self.scores = torch.randn(len(self.training), K, generator=draw)  # [N, K]
         self.scores[:, 0] += 2
         self.classnames = CLASSNAMES
@@ -78,7 +82,11 @@ class Dataset(ZeroShotFiles):
             [row[own].tolist() for row, own in zip(table, self.options >= 0, strict=True)]
             for table in (self.options, self.scores)
         ]
-        return *super().write(), captions, write_class_scores(scores, self.captioned, *lists)
+        return (
+            *super().write(),
+            captions,
+            write_class_scores(scores, self.captioned, *lists),
+        )
 
     def run(self, *, scores=False, settings=SETTINGS, answers=None, **image_encoders):
         """The table and the report that are written."""
@@ -131,7 +139,9 @@ def dataset(tmp_path, demo_clip):
 def encode_one_by_one(dataset, texts):
     """Features [T, D], each text encoded alone at full length."""
     clip = dataset.clip
-    features = [F.normalize(clip.model.encode_text(clip.tokenizer([t]))[0], dim=0) for t in texts]
+    features = [
+        F.normalize(clip.model.encode_text(clip.tokenizer([t]))[0], dim=0) for t in texts
+    ]
     return torch.stack(features)
 
 
@@ -144,7 +154,11 @@ def assert_is_fusion(dataset, columns, report, votes):
     assert columns["fused_confidence"] == pytest.approx(fused.confidence.tolist(), abs=1e-3)
     assert columns["image_label"] == fused.individual_labels["images"].tolist()
     assert asdict(report.gains) == pytest.approx(fused.gains, rel=1e-3)
-    weights = {"zero_shot": found.zero_shot, "images": found.images[0], "texts": found.texts}
+    weights = {
+        "zero_shot": found.zero_shot,
+        "images": found.images[0],
+        "texts": found.texts,
+    }
     assert asdict(report.weights) == pytest.approx(weights, rel=1e-2, abs=1e-3)
     statistics = {"images": test.images, "zero_shot": test.zero_shot, "p_value": 0.001}
     assert report.corroborated is test.significant is True
@@ -201,7 +215,9 @@ def test_an_empty_caption_votes_for_nothing(dataset):
 
 def test_each_distinct_caption_is_encoded_once(dataset, monkeypatch):
     dataset.captions = dict.fromkeys(dataset.captions, " a dotted texture.")
-    dataset.captions |= {name: f"text {i % 4}" for i, name in enumerate(dataset.captioned[:7])}
+    dataset.captions |= {
+        name: f"text {i % 4}" for i, name in enumerate(dataset.captioned[:7])
+    }
     batches, encode_texts = [], encode.encode_texts
 
     def count(clip, tokens):
@@ -275,7 +291,9 @@ def test_features_of_other_models_are_fused(dataset, demo_clip):
     columns = {"image_id": ids, "image_features": tables.list_column(other.flip(0).numpy())}
     tables.write(path, columns, tables.IMAGE_FEATURES, EncoderMetadata("an encoder", 16))
     alone, _ = dataset.run()
-    table, report = dataset.run(image_encoders_paths=[path], encoders_prototypes_output=prototypes)
+    table, report = dataset.run(
+        image_encoders_paths=[path], encoders_prototypes_output=prototypes
+    )
     training = dataset.training
     fused = fusion.fuse(
         dataset.images(), dataset.caption_votes(), [whiten(other[training].clone())]
@@ -327,7 +345,10 @@ def test_captions_by_prompts_with_labels_are_marked(dataset, caplog, monkeypatch
 
 
 def test_labels_follow_answers_and_are_checked_by_them(dataset, caplog):
-    gone, none = Answer("gone.png", "none", content="0" * 32), dataset.names[dataset.training[50]]
+    gone, none = (
+        Answer("gone.png", "none", content="0" * 32),
+        dataset.names[dataset.training[50]],
+    )
     rows = dataset.training[:40]
     path = dataset.write_answers(rows, gone, Answer(none, "none"), drawn=rows[30:])
     columns, report = dataset.run(answers=path)

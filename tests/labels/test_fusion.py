@@ -43,7 +43,9 @@ def test_a_row_has_no_part_in_the_prototypes_it_is_compared_with():
     for i in range(N):
         for c in range(C):
             prototype = sum(table[j, c] * x[j] for j in range(N) if j != i)
-            assert found[i, c].item() == pytest.approx((x[i] @ prototype / prototype.norm()).item())
+            assert found[i, c].item() == pytest.approx(
+                (x[i] @ prototype / prototype.norm()).item()
+            )
 
 
 @pytest.mark.parametrize("c", [1, KEPT + 5])
@@ -97,12 +99,16 @@ def test_the_permutation_test_is_that_of_its_definition(monkeypatch):
     draw = generator(permutation_test.SEED)
     orders = [torch.randperm(13, generator=draw) for _ in range(49)]
     own = torch.tensor(statistics_in_loops(features, zero_shot, votes))
-    drawn = torch.tensor([statistics_in_loops(features, zero_shot, votes[o]) for o in orders])
+    drawn = torch.tensor(
+        [statistics_in_loops(features, zero_shot, votes[o]) for o in orders]
+    )
     standard = (own - drawn.mean(dim=0)) / drawn.std(dim=0)
     others = ((drawn - drawn.mean(dim=0)) / drawn.std(dim=0)).sum(dim=1)
     assert found.images == pytest.approx(standard[0].item(), rel=1e-4)
     assert found.zero_shot == pytest.approx(standard[1].item(), rel=1e-4)
-    assert found.p_value == pytest.approx((1 + (others >= standard.sum()).sum().item()) / 50)
+    assert found.p_value == pytest.approx(
+        (1 + (others >= standard.sum()).sum().item()) / 50
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -129,7 +135,9 @@ def test_options_chosen_by_zero_shot_scores_corroborate_no_answer(seed):
 
 def mixture(predictors, votes, weights, share):
     """Mean log-likelihood of votes under u softmax(sum of weighted predictors) + (1 - u) mean."""
-    predicted = sum(w * table for w, table in zip(weights, predictors, strict=True)).softmax(dim=1)
+    predicted = sum(
+        w * table for w, table in zip(weights, predictors, strict=True)
+    ).softmax(dim=1)
     mixed = share * predicted + (1 - share) * votes.mean(dim=0)
     return (votes * mixed.log()).sum(dim=1).mean().item()
 
@@ -138,7 +146,9 @@ def mixture(predictors, votes, weights, share):
 def test_no_weights_and_share_of_a_grid_are_likelier(seed, right):
     world = World.of(seed=seed)
     votes = world.captions(right=right, seed=seed).probabilities(ALL)
-    other = 2 * torch.randn(900, 6, generator=generator(seed)) + 2 * F.one_hot(world.classes, 6)
+    other = 2 * torch.randn(900, 6, generator=generator(seed)) + 2 * F.one_hot(
+        world.classes, 6
+    )
     predictors = [world.calibrated(), other.double()]
     weights, share = fit_mixture(predictors, votes, votes.mean(dim=0))
     assert (weights >= 0).all()
@@ -146,7 +156,9 @@ def test_no_weights_and_share_of_a_grid_are_likelier(seed, right):
     found = mixture(predictors, votes, weights.tolist(), share)
     steps = [0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6]
     rates = [number / 20 for number in range(20)]
-    best = max(mixture(predictors, votes, (a, b), u) for a in steps for b in steps for u in rates)
+    best = max(
+        mixture(predictors, votes, (a, b), u) for a in steps for b in steps for u in rates
+    )
     assert found > best - 1e-3  # what the ridge may cost
 
 
@@ -193,7 +205,11 @@ def test_the_posterior_is_that_of_its_formula():
     model.parameters = parameters
     model.last = Prototypes(images, posterior_of(own), [other], votes.text_features)
     found = model.log_posterior(ALL).exp()
-    x, texts, cast = images.centred.double(), votes.text_features(ALL), votes.probabilities(ALL)
+    x, texts, cast = (
+        images.centred.double(),
+        votes.text_features(ALL),
+        votes.probabilities(ALL),
+    )
     y = other.centred.double()
     z = world.zero_shot().log_softmax(dim=1)
     frequencies = (own.sum(dim=0) + 1) / (40 + 6)
@@ -207,13 +223,19 @@ def test_the_posterior_is_that_of_its_formula():
         joint = []
         for c in range(6):
             cosines = 2 * cosine(x, i, c) + 1.5 * cosine(y, i, c)
-            q = 0.7 * z[i, c].item() + SHARPNESS * cosines + 0.5 * frequencies[c].log().item()
+            q = (
+                0.7 * z[i, c].item()
+                + SHARPNESS * cosines
+                + 0.5 * frequencies[c].log().item()
+            )
             if not votes.has[i]:
                 joint.append(math.exp(q))
                 continue
             first = int(cast[i].argmax())
             others = sum(
-                3 * cast[i, k].item() * second[c, k].log().item() for k in range(6) if k != first
+                3 * cast[i, k].item() * second[c, k].log().item()
+                for k in range(6)
+                if k != first
             )
             text = 0.5 * SHARPNESS * cosine(texts, i, c)
             vote = confusion[c, first].item() * math.exp(others)
@@ -262,7 +284,9 @@ def test_the_head_predicts_the_class_of_each_image_without_its_own_part():
     world = World.of(210, noise=1.0)
     votes = world.votes()
     fused = fuse(world.images(), votes)
-    with_own_part = world.images().classifier(fused.head, SCALE).scores(world.features).argmax(1)
+    with_own_part = (
+        world.images().classifier(fused.head, SCALE).scores(world.features).argmax(1)
+    )
     differs = with_own_part != fused.predicted
     assert differs.any()
     table = votes.probabilities(differs)
@@ -290,7 +314,11 @@ def test_a_vote_for_a_class_that_votes_name_too_often_weighs_less():
 @pytest.mark.parametrize("seed", range(3))
 def test_an_image_model_that_sees_more_makes_labels_and_classifiers_better(seed):
     world = World.of(seed=seed, noise=1.0)
-    images, votes, other = world.images(), world.captions(right=0.6, seed=seed), world.other_model()
+    images, votes, other = (
+        world.images(),
+        world.captions(right=0.6, seed=seed),
+        world.other_model(),
+    )
     alone, fused = fuse(images, votes), fuse(images, votes, [other])
     assert fused.parameters.images[1] > fused.parameters.images[0]
     assert fused.gains["encoder_0"] > fused.gains["images"]
@@ -326,7 +354,11 @@ def test_beside_a_useless_model_a_good_one_counts_as_if_alone():
     images, votes, good = world.images(), world.captions(right=0.6), world.other_model()
     useless = whiten(torch.randn(900, 32, generator=generator(1)))
     alone, both = fuse(images, votes, [good]), fuse(images, votes, [useless, good])
-    assert both.parameters.images == (alone.parameters.images[0], 0, alone.parameters.images[1])
+    assert both.parameters.images == (
+        alone.parameters.images[0],
+        0,
+        alone.parameters.images[1],
+    )
     assert both.labels.tolist() == alone.labels.tolist()
     assert both.joint_predicted.tolist() == alone.joint_predicted.tolist()
     assert both.gains["encoder_1"] == alone.gains["encoder_0"]
@@ -349,7 +381,9 @@ def test_without_corroboration_other_models_have_no_weight():
 def uniform_scores(world):
     n, c = len(world.classes), world.n_classes
     options = torch.stack([torch.randperm(c, generator=generator(0)) for _ in range(n)])
-    return class_score_votes(options, -torch.rand(n, 1, generator=generator(1)).expand(n, c), c)
+    return class_score_votes(
+        options, -torch.rand(n, 1, generator=generator(1)).expand(n, c), c
+    )
 
 
 def permuted_captions(world):
@@ -387,7 +421,9 @@ def test_votes_without_information_change_no_label(votes, n, c):
     scores = world.zero_shot()
     assert not fused.parameters.test.significant
     assert fused.labels.tolist() == scores.argmax(1).tolist()
-    assert fused.confidence.tolist() == pytest.approx(scores.softmax(1).amax(1).tolist(), abs=1e-4)
+    assert fused.confidence.tolist() == pytest.approx(
+        scores.softmax(1).amax(1).tolist(), abs=1e-4
+    )
     assert fused.individual_labels.keys() == {"zero_shot"}
     assert fused.gains == {}
     assert all(map(torch.equal, fused.head, images.adapted))
@@ -416,7 +452,9 @@ def test_features_on_the_disk_give_what_features_in_memory_give(monkeypatch, row
     world = World.of()
     images = world.images()
     draw = generator(3)
-    texts = F.normalize(world.texts[world.classes] + 0.15 * torch.randn(900, 24, generator=draw))
+    texts = F.normalize(
+        world.texts[world.classes] + 0.15 * torch.randn(900, 24, generator=draw)
+    )
     texts, row_of = torch.cat([texts, torch.zeros(1, 24)]), torch.arange(900)
     row_of[::5] = 900
     whole = fuse(images, caption_votes(texts, row_of, world.texts, SCALE))
@@ -446,13 +484,19 @@ def test_the_order_of_images_and_classes_does_not_matter():
     table = world.vote_table()
     there = fuse(world.images(), table_votes(table))
     order = torch.randperm(900, generator=generator(1))
-    classes = torch.randperm(c, generator=generator(1))  # new class k is old class classes[k]
+    classes = torch.randperm(
+        c, generator=generator(1)
+    )  # new class k is old class classes[k]
     world.features, world.texts = world.features[order], world.texts[classes]
     back = fuse(world.images(), table_votes(table[order][:, classes]))
     assert classes[back.labels].tolist() == there.labels[order].tolist()
-    torch.testing.assert_close(back.confidence, there.confidence[order], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        back.confidence, there.confidence[order], atol=1e-4, rtol=1e-3
+    )
     # Two weights of the head are learned across folds of the images, which are others now.
-    torch.testing.assert_close(back.head.weights, there.head.weights[classes], atol=0.1, rtol=0.05)
+    torch.testing.assert_close(
+        back.head.weights, there.head.weights[classes], atol=0.1, rtol=0.05
+    )
 
 
 class Largest(TorchDispatchMode):
@@ -508,7 +552,9 @@ def labelled(world, rows, *, classes=None, drawn=0):
 def test_labels_learn_from_answers(voted):
     """Answered images have their answers, and other images more often the right class."""
     world = World.of(noise=0.9, text_noise=0.9)
-    votes = world.captions(right={"captions": 0.5}.get(voted, 0.0), silent=voted == "nothing")
+    votes = world.captions(
+        right={"captions": 0.5}.get(voted, 0.0), silent=voted == "nothing"
+    )
     rows = torch.randperm(len(world.classes), generator=generator(5))[:150].tolist()
     others = torch.ones(len(world.classes), dtype=torch.bool)
     others[rows] = False

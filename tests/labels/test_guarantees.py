@@ -45,7 +45,10 @@ def test_the_exact_bound_is_scipys():
 @pytest.mark.parametrize("max_error", [0.05, 0.1, 0.2])
 def test_so_many_answers_can_promise_an_error_at_all(max_error):
     fewest = fewest_answers(max_error)
-    sure = [pac_threshold(np.ones(m), np.zeros(m, bool), max_error) for m in (fewest - 1, fewest)]
+    sure = [
+        pac_threshold(np.ones(m), np.zeros(m, bool), max_error)
+        for m in (fewest - 1, fewest)
+    ]
     assert sure == [np.inf, 0.0]
     if max_error == 0.05:
         assert fewest == 59
@@ -80,7 +83,9 @@ def test_of_the_used_labels_few_are_wrong_on_average():
         confidence, wrong, rng = world(seed)
         drawn = rng.choice(N, 200, replace=False)
         rest = np.setdiff1d(np.arange(N), drawn)
-        accepted = conformal_accepted(confidence[drawn], wrong[drawn], confidence[rest], 0.2)
+        accepted = conformal_accepted(
+            confidence[drawn], wrong[drawn], confidence[rest], 0.2
+        )
         shares.append(wrong[rest][accepted].mean() if accepted.any() else 0.0)
         used.append(accepted.mean())
     assert np.mean(shares) <= 0.2

@@ -60,7 +60,9 @@ def test_whitening_evens_out_variances_and_its_classifier_takes_features_as_they
     assert 1 < even.max() / even.min() < spread.max() / spread.min()
     head = Head(torch.randn(C, D, generator=draw).double(), torch.zeros(C).double())
     scores = white.classifier(head, 1.0).scores(features).double()
-    torch.testing.assert_close(scores, head.logits(white.centred.double()), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        scores, head.logits(white.centred.double()), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_images_that_are_all_alike_are_not_told_apart_by_rounding():
@@ -69,7 +71,9 @@ def test_images_that_are_all_alike_are_not_told_apart_by_rounding():
     images = ClipFeatures.of(feature.repeat(1000, 1), texts, SCALE)
     assert not images.centred.any()
     wanted = (SCALE * feature.double() @ texts.double().T).log_softmax(dim=1)
-    torch.testing.assert_close(images.zero_shot(ALL), wanted.expand(1000, C), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        images.zero_shot(ALL), wanted.expand(1000, C), atol=1e-4, rtol=1e-4
+    )
 
 
 # --- captions ------------------------------------------------------------------------------------
@@ -96,7 +100,10 @@ def test_captions_are_scored_by_cosines_without_class_means(world, captions):
         wanted, feature = torch.zeros(C).double(), torch.zeros(D).double()
         if i in voting:
             off = texts[row_of[i]].double() - mean
-            wanted, feature = (SCALE * world.texts.double() @ off).softmax(dim=0), off / off.norm()
+            wanted, feature = (
+                (SCALE * world.texts.double() @ off).softmax(dim=0),
+                off / off.norm(),
+            )
         torch.testing.assert_close(found[i], wanted, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(features[i], feature, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(votes.probabilities(slice(4, 9)), found[4:9])

@@ -38,7 +38,13 @@ def labelled(tmp_path_factory):
     pseudo_label_images(index, SETTINGS, *outputs, device="cpu", threads=1)
     table = tables.read(folder / "out.parquet", tables.PSEUDO_LABELS)
     metadata = tables.read_metadata(folder / "out.parquet", ClassesMetadata)
-    return files, splits, table.to_pydict(), metadata, classifier.load_classifier(outputs[1])
+    return (
+        files,
+        splits,
+        table.to_pydict(),
+        metadata,
+        classifier.load_classifier(outputs[1]),
+    )
 
 
 def unit(vector):
@@ -71,10 +77,14 @@ def test_the_table_is_that_of_the_direct_computation(labelled, direct, demo_clip
     scale = demo_clip.model.logit_scale.exp().item()
     for i, scores in enumerate(direct[1]):
         powers = [math.exp(scale * score) for score in scores]
-        assert columns["confidence"][i] == pytest.approx(max(powers) / sum(powers), abs=1e-4)
+        assert columns["confidence"][i] == pytest.approx(
+            max(powers) / sum(powers), abs=1e-4
+        )
         best = columns["topk_labels"][i]
         assert best == sorted(range(6), key=lambda c, s=scores: -s[c])[:5]
-        assert columns["topk_scores"][i] == pytest.approx([scores[c] for c in best], abs=1e-5)
+        assert columns["topk_scores"][i] == pytest.approx(
+            [scores[c] for c in best], abs=1e-5
+        )
 
 
 def test_class_embeddings_have_all_that_scores_need(labelled, direct, demo_clip):
@@ -83,7 +93,11 @@ def test_class_embeddings_have_all_that_scores_need(labelled, direct, demo_clip)
     names = {"classnames": CLASSNAMES, "model": SETTINGS.clip.model, "pretrained": None}
     assert metadata.classnames == CLASSNAMES
     scale = pytest.approx(math.exp(demo_clip.model.logit_scale.item()))
-    assert described == {**names, "template": SETTINGS.class_texts.template, "logit_scale": scale}
+    assert described == {
+        **names,
+        "template": SETTINGS.class_texts.template,
+        "logit_scale": scale,
+    }
 
 
 def text_feature(clip, text):
@@ -94,7 +108,9 @@ ENSEMBLE = ["a photo of a {}.", "the {}", "{} seen from above", "a small {} thin
 SYNONYMS = {"blue sky": ["heaven", "the blue"], "x": ["cross"]}
 
 
-@pytest.mark.parametrize("templates", [ENSEMBLE, ENSEMBLE[0]], ids=["ensemble", "one template"])
+@pytest.mark.parametrize(
+    "templates", [ENSEMBLE, ENSEMBLE[0]], ids=["ensemble", "one template"]
+)
 @torch.no_grad()
 def test_a_class_with_synonyms_is_the_mean_over_all_its_names_and_templates(templates):
     clip = tiny_clip()
@@ -111,7 +127,9 @@ def test_a_class_with_synonyms_is_the_mean_over_all_its_names_and_templates(temp
 def test_the_files_say_how_classes_are_put_into_words(tmp_path):
     files = write_pictures(tmp_path / "pictures", 2)
     written = {CLASSNAMES[0]: CLASSNAMES[0].title()}
-    index = write_index(tmp_path / "i", files, ["train", "test"], [None] * 2, CLASSNAMES, written)
+    index = write_index(
+        tmp_path / "i", files, ["train", "test"], [None] * 2, CLASSNAMES, written
+    )
     outputs = [str(tmp_path / name) for name in ("labels", "embeddings")]
     words = {"template": ENSEMBLE, "class_synonyms": {"Striped": ["banded "]}}
     pseudo_label_images(

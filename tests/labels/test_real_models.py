@@ -48,9 +48,17 @@ def test_the_benchmark_reads_a_folder_of_its_layout(bench, tmp_path):
     rows, features = [], []
     for i in range(90):
         label = i % 3
-        row = {"split": "val" if i % 5 == 4 else "test", "label": label, "class": names[label]}
+        row = {
+            "split": "val" if i % 5 == 4 else "test",
+            "label": label,
+            "class": names[label],
+        }
         if row["split"] == "test":
-            row["gpt4v_top5"] = [names[label].title(), "no such class", names[(label + 1) % 3]]
+            row["gpt4v_top5"] = [
+                names[label].title(),
+                "no such class",
+                names[(label + 1) % 3],
+            ]
         rows.append(row)
         features.append(centres[label] + 0.3 * rng.normal(size=8))
     rows[0]["gpt4v_top5"] = ["no such class"]

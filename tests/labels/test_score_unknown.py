@@ -19,7 +19,9 @@ class Dataset(ZeroShotFiles):
     def run(self, share=0.1, class_scores=None, answers=None):
         """UNKNOWN and its metadata."""
         outputs = self.path("unknown.parquet"), self.path("detector")
-        score_unknown(*self.write(), UnknownSection(share=share), *outputs, class_scores, answers)
+        score_unknown(
+            *self.write(), UnknownSection(share=share), *outputs, class_scores, answers
+        )
         found = tables.read(outputs[0], tables.UNKNOWN)
         return found, tables.read_metadata(outputs[0], UnknownMetadata)
 
@@ -64,7 +66,9 @@ def test_the_captioner_s_word_counts_where_it_scored_classes(dataset):
     n, rest = len(dataset.training), len(dataset.training) - len(asked)
     ids = [dataset.names[i] for i in dataset.training]
     options = [[1, 3]] * len(asked) + [[]] * rest
-    path = write_class_scores(dataset.path("scores.parquet"), ids, options, lists + [[]] * rest)
+    path = write_class_scores(
+        dataset.path("scores.parquet"), ids, options, lists + [[]] * rest
+    )
     before, _ = dataset.run(share=0.05)
     table, told = dataset.run(share=0.05, class_scores=path)
     found = np.array(table["captioner_score"].to_pylist(), np.float64)
@@ -86,7 +90,9 @@ def test_none_of_these_calibrates_the_threshold(dataset):
     asked = training[:60]
     table, described = dataset.run(share=0.02, answers=dataset.write_answers(asked))
     scores, unknown = (table[name].to_numpy() for name in ("score", "is_unknown"))
-    limit = (scores[asked[outside[asked]]].mean() + scores[asked[~outside[asked]]].mean()) / 2
+    limit = (
+        scores[asked[outside[asked]]].mean() + scores[asked[~outside[asked]]].mean()
+    ) / 2
     assert described.threshold == pytest.approx(limit, abs=1e-6)
     assert (unknown[asked] == outside[asked]).all()
     rest = np.setdiff1d(np.arange(400), asked)

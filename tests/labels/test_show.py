@@ -49,7 +49,9 @@ class Labelled:
         """What is shown of the files, which are written first."""
         names, path = list(LABELS), self.folder / "fused_labels.parquet"
         zero_shot, calibrated, images, captions, fused = zip(*LABELS.values(), strict=True)
-        columns = {field.name: pa.nulls(len(names), field.type) for field in tables.FUSED_LABELS}
+        columns = {
+            field.name: pa.nulls(len(names), field.type) for field in tables.FUSED_LABELS
+        }
         columns |= {
             "image_id": names,
             "adapted_label": calibrated,
@@ -58,13 +60,17 @@ class Labelled:
                 other if own is None else own
                 for own, other in zip(captions, calibrated, strict=True)
             ],
-            "caption_confidence": [0.0 if caption is None else 0.75 for caption in captions],
+            "caption_confidence": [
+                0.0 if caption is None else 0.75 for caption in captions
+            ],
             "fused_label": fused,
             "fused_confidence": [0.9] * len(names),
         }
         tables.write(path, columns | self.columns, tables.FUSED_LABELS)
         fusion_report.write_fusion_report(self.folder / fusion_report.NAME, self.report)
-        write_pseudo_labels(self.folder / "pseudo_labels.parquet", names[::-1], zero_shot[::-1])
+        write_pseudo_labels(
+            self.folder / "pseudo_labels.parquet", names[::-1], zero_shot[::-1]
+        )
         return show(str(self.folder), n, image_ids)
 
 
@@ -83,7 +89,18 @@ def test_the_summary_has_the_numbers_of_what_was_learned(labelled):
     encoder = fusion_report.EncoderReport(name, 0.77, 1.0, 5.0, 0.001)
     labelled.report = replace(REPORT, image_encoders=[encoder])
     text = labelled.show(0)
-    for number in ("8 of 9", "75%", "0.001", "1.23", "1.73", "1.93", "0.81", "1.32", "0.40", "50%"):
+    for number in (
+        "8 of 9",
+        "75%",
+        "0.001",
+        "1.23",
+        "1.73",
+        "1.93",
+        "0.81",
+        "1.32",
+        "0.40",
+        "50%",
+    ):
         assert number in text
     assert [name, "0.77", "2.72"] in [line.split() for line in text.split("\n")]
     assert shown(text) == []
@@ -108,7 +125,12 @@ def test_each_label_of_an_image_and_its_caption_are_shown(labelled):
     labelled.columns["lmm_confidence"] = [0.5] * len(LABELS)
     text = labelled.show(image_ids=["b.png"])
     lines = {line.split()[0]: line for line in text.split("\n\n")[1].split("\n")}
-    wanted = {"zero-shot": "red dots", "adapted": "blue", "images": "blue", "caption": "0.75"}
+    wanted = {
+        "zero-shot": "red dots",
+        "adapted": "blue",
+        "images": "blue",
+        "caption": "0.75",
+    }
     for title, said in (wanted | {"LMM": "grey (0.50)", "fused": "blue (0.90)"}).items():
         assert said in lines[title]
     assert captions[0].strip() in " ".join(text.split())

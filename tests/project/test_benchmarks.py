@@ -21,9 +21,13 @@ def test_every_step_of_the_benchmark_runs(tmp_path):
     assert len(index) == 202
     first = index.filter(pc.invert(pc.match_substring(index["image_id"], "new_")))
     assert len(captions) == first["split"].to_pylist().count("train")
-    assert pq.read_metadata(results / "duplicates.parquet").num_rows == 0  # by hashes alone 10
+    assert (
+        pq.read_metadata(results / "duplicates.parquet").num_rows == 0
+    )  # by hashes alone 10
     assert (results / "report.html").is_file()
-    assert sorted((results / "trained" / "checkpoint").iterdir())[-1].name >= "step-00000006"
+    assert (
+        sorted((results / "trained" / "checkpoint").iterdir())[-1].name >= "step-00000006"
+    )
     assert pq.read_table(results / "predicted.parquet").num_rows == 200
     assert len((results / "labels.csv").read_text().splitlines()) == 1 + len(captions)
 
@@ -48,11 +52,22 @@ def test_the_page_on_scale_has_the_rows_that_were_measured_and_computed():
 
 def test_host_memory_is_measured_of_all_processes(tmp_path, capsys, monkeypatch):
     memory = benchmark("host_memory")
-    arguments = ["--workers", "2", "--images", "12", "--batch-size", "4", "--megapixels", "0.1"]
+    arguments = [
+        "--workers",
+        "2",
+        "--images",
+        "12",
+        "--batch-size",
+        "4",
+        "--megapixels",
+        "0.1",
+    ]
     monkeypatch.setattr(sys, "argv", ["host_memory.py", *arguments, "timm:test_vit"])
     memory.main()
     [line] = capsys.readouterr().out.splitlines()
-    before, peak, loading = (float(n.replace(",", "")) for n in re.findall(r" ([\d,]+),", line)[:3])
+    before, peak, loading = (
+        float(n.replace(",", "")) for n in re.findall(r" ([\d,]+),", line)[:3]
+    )
     assert peak == pytest.approx(before + loading, abs=2)
     assert before > 0
     assert 0 < loading < 4000

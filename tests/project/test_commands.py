@@ -33,7 +33,11 @@ RUN_BY = {
     r"latteclip teach": "audit/test_teach.py",
     r"latteclip audit": "audit/test_audit.py",
 }
-PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+)
 
 
 def commands(program):
@@ -67,7 +71,9 @@ def test_the_configuration_has_the_keys_of_the_command(words, tmp_path):
             taking = {"--config": pairs, "--configfile": files}.get(word)
         elif taking is not None and ("=" in word or taking is files):
             taking.append(word)
-    pairs = [re.sub(r"^image_dir=.*", f"image_dir={tmp_path / 'photos'}", pair) for pair in pairs]
+    pairs = [
+        re.sub(r"^image_dir=.*", f"image_dir={tmp_path / 'photos'}", pair) for pair in pairs
+    ]
     given = layers.given(pairs, [str(ROOT / file) for file in files])
     if given.get("dataset") == "mine":
         given.setdefault("image_dir", str(tmp_path / "photos"))
@@ -87,10 +93,14 @@ def test_every_command_is_run_by_a_test_or_has_a_reason_why_not():
 
 
 def test_messages_and_pages_run_the_workflow_on_all_cores():
-    sources = (p for p in (ROOT / "latteclip").rglob("*") if p.suffix in (".py", ".md", ".html"))
+    sources = (
+        p for p in (ROOT / "latteclip").rglob("*") if p.suffix in (".py", ".md", ".html")
+    )
     texts = {path: path.read_text("utf-8") for path in (*sources, *PAGES)}
     command = "snakemake --cores all labels --config dataset=mine"
     assert errors.run_command("mine", "labels") == command
     for path, text in texts.items():
         if path.name != "benchmarks.md":  # which names the commands of its figures
-            assert not re.search(r"(snakemake|latteclip workflow) -(j|-cores )\d", text), path
+            assert not re.search(r"(snakemake|latteclip workflow) -(j|-cores )\d", text), (
+                path
+            )

@@ -30,7 +30,13 @@ def test_every_key_is_described_in_a_table():
     tables = re.findall(r"<!-- keys: \w+ -->\n(.*?)<!-- end -->", text, flags=re.DOTALL)
     assert len(tables) == 3
     rows = "".join(tables)
-    sections = (CaptionerSection, FinetuneSection, SplitSection, SwitchesSection, DownloadSection)
+    sections = (
+        CaptionerSection,
+        FinetuneSection,
+        SplitSection,
+        SwitchesSection,
+        DownloadSection,
+    )
     for section in sections:
         for key, field in section.model_fields.items():
             assert f".{key}`" in rows

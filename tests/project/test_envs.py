@@ -47,7 +47,9 @@ def test_the_conda_environment_lists_the_pins_of_a_gpu_machine(conda_file):
 
 def test_its_python_is_one_that_the_package_runs_on(conda_file):
     (python,) = [
-        part for part in conda_file["dependencies"] if str(part).partition("=")[0] == "python"
+        part
+        for part in conda_file["dependencies"]
+        if str(part).partition("=")[0] == "python"
     ]
     allowed = Requirement(f"python{PROJECT['requires-python']}").specifier
     assert python.partition("=")[2] in allowed
@@ -58,11 +60,15 @@ def test_every_rule_names_an_environment_that_exists():
     named = {
         (file.parent / name).resolve()
         for file in files
-        for name in re.findall(r'^    conda:\n        "(.+)"$', file.read_text(), re.MULTILINE)
+        for name in re.findall(
+            r'^    conda:\n        "(.+)"$', file.read_text(), re.MULTILINE
+        )
     }
     assert named == {ENVS / "latteclip.yaml"}
     said = sum(text.count("    conda:") for text in (file.read_text() for file in files))
-    rules = sum(len(re.findall(r"^rule ", file.read_text(), re.MULTILINE)) for file in files)
+    rules = sum(
+        len(re.findall(r"^rule ", file.read_text(), re.MULTILINE)) for file in files
+    )
     assert said == rules
 
 
@@ -84,7 +90,9 @@ def test_each_pin_is_one_version_that_any_package_index_has(kind):
     pins = [Requirement(line) for line in lines_of(ENVS / f"{kind}.txt")]
     for pin in pins:
         (version,) = pin.specifier
-        assert (version.operator, pin.url, "+" in version.version) == ("==", None, False), pin
+        assert (version.operator, pin.url, "+" in version.version) == ("==", None, False), (
+            pin
+        )
     names = [canonicalize_name(pin.name) for pin in pins]
     assert len(names) == len(set(names))
 
@@ -133,7 +141,9 @@ def test_make_installs_and_renews_the_pins(kind, extras):
         text=True,
     ).stdout
     assert f"--no-deps --requirement envs/{kind}.txt\n" in told
-    checks = "envs/check_driver.py" in told.partition("--requirement")[0]  # before the download
+    checks = (
+        "envs/check_driver.py" in told.partition("--requirement")[0]
+    )  # before the download
     assert checks == (kind == "cuda")
     assert f"python envs/pin.py {kind}" in told
 
@@ -151,7 +161,9 @@ def make(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-def test_make_refuses_a_driver_that_does_not_answer_and_says_both_ways_out(machine, monkeypatch):
+def test_make_refuses_a_driver_that_does_not_answer_and_says_both_ways_out(
+    machine, monkeypatch
+):
     broken_nvidia_smi(machine)
     run = make()
     assert run.returncode
@@ -162,7 +174,9 @@ def test_make_refuses_a_driver_that_does_not_answer_and_says_both_ways_out(machi
 
 def test_a_login_node_with_a_driver_and_no_gpu_installs_for_cuda_with_a_warning(machine):
     broken_nvidia_smi(machine)
-    assert "check_driver.py --warn" in make("--dry-run", "--always-make", "KIND=cuda").stdout
+    assert (
+        "check_driver.py --warn" in make("--dry-run", "--always-make", "KIND=cuda").stdout
+    )
     command = [sys.executable, "-S", ENVS / "check_driver.py", "--warn"]
     run = subprocess.run(command, capture_output=True, text=True)
     assert (run.returncode, run.stderr.startswith("warning: nvidia-smi")) == (0, True)
@@ -171,7 +185,9 @@ def test_a_login_node_with_a_driver_and_no_gpu_installs_for_cuda_with_a_warning(
 @pytest.mark.parametrize(("driver", "is_old"), [("535.183.01", True), ("580.65.06", False)])
 def test_an_old_driver_is_refused_before_anything_is_downloaded(machine, driver, is_old):
     nvidia_smi(machine, {"GPU-0": []}, driver=driver)
-    assert "envs/check_driver.py \n" in make("--dry-run", "--always-make").stdout  # no --warn
+    assert (
+        "envs/check_driver.py \n" in make("--dry-run", "--always-make").stdout
+    )  # no --warn
     command = [sys.executable, "-S", ENVS / "check_driver.py"]  # nothing is installed
     run = subprocess.run(command, capture_output=True, text=True)
     assert (run.returncode, "needs driver 580" in run.stderr) == (is_old, is_old)

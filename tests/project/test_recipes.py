@@ -154,7 +154,10 @@ RECIPES = {
     },
     "a source of labels": {
         "latteclip/labels/voters/toy.py": VOTER,
-        METHODS: ("VOTERS = {\n", '    "toy": VoterRecord("toy", "pseudo_labels.parquet"),\n'),
+        METHODS: (
+            "VOTERS = {\n",
+            '    "toy": VoterRecord("toy", "pseudo_labels.parquet"),\n',
+        ),
         "latteclip/core/tables.py": (
             "    lmm_confidence=pa.float32(),\n",
             "    toy_label=pa.int32(),\n    toy_confidence=pa.float32(),\n",
@@ -162,7 +165,10 @@ RECIPES = {
     },
     "an export format": {
         "latteclip/deploy/export_labels.py": [
-            ("    return NOT_IN_XML.sub(lambda match: ascii(match[0])[1:-1], text)\n", WRITER),
+            (
+                "    return NOT_IN_XML.sub(lambda match: ascii(match[0])[1:-1], text)\n",
+                WRITER,
+            ),
             ("WRITERS = {", '"lines": _write_lines, '),
         ],
         COMMANDS: ('    format: Literal["csv", ', '"lines", '),
@@ -215,7 +221,9 @@ def follow(root, recipe):
 def named_files(title):
     """Return the files that a recipe of CONTRIBUTING names, of a toy in their places."""
     text = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("## Recipes")[2]
-    section = text.partition(f"**Add {title}**")[2].partition("**Add ")[0].partition("\n\n`")[0]
+    section = (
+        text.partition(f"**Add {title}**")[2].partition("**Add ")[0].partition("\n\n`")[0]
+    )
     places = {"<name>": "toy", "<package>": "evaluate", "<room>": "evaluation"}
     files = set(re.findall(r"`((?:latteclip|workflow)/[^`]+\.\w+|Snakefile)`", section))
     for place, name in places.items():
@@ -267,7 +275,9 @@ def test_an_objective_trains_and_its_run_can_be_chosen(followed):
 
 def test_an_engine_writes_captions(followed):
     captions = pq.read_table(results(followed, "captions/images.parquet"))
-    assert captions["caption"].to_pylist() == [f"Texture number {i}." for i in range(N_TRAIN)]
+    assert captions["caption"].to_pylist() == [
+        f"Texture number {i}." for i in range(N_TRAIN)
+    ]
     summary = json.loads(results(followed, "captions/summary.json").read_text())
     assert summary["images"]["engine"] == "toy 1"
 
@@ -283,7 +293,15 @@ def test_a_source_of_labels_votes(followed):
 
 def test_labels_have_a_new_format(followed):
     output = followed.root / "labels.txt"
-    command = ("labels", "export", "results/demo", "--format", "lines", "--output", "labels.txt")
+    command = (
+        "labels",
+        "export",
+        "results/demo",
+        "--format",
+        "lines",
+        "--output",
+        "labels.txt",
+    )
     run = followed.latteclip(*command)
     assert run.returncode == 0, run.stdout
     assert len(output.read_text().splitlines()) == N_TRAIN
@@ -299,4 +317,6 @@ def test_models_have_a_new_format(followed):
 
 def test_a_page_and_a_stage_are_written(followed):
     assert "</main>" in results(followed, "classes.html").read_text()
-    assert json.loads(results(followed, "colours.json").read_text()) == {"pictures": N_TRAIN}
+    assert json.loads(results(followed, "colours.json").read_text()) == {
+        "pictures": N_TRAIN
+    }

@@ -20,25 +20,38 @@ def results(tmp_path_factory):
 def files(results, tmp_path_factory):
     """The pages of a dataset with labels and of one without, and the page over all datasets."""
     selection = results.folder / "chosen.json"
-    told = {"dataset": "made", "method": "flyp", "seed": 0, "reason": "flyp agrees with all votes."}
+    told = {
+        "dataset": "made",
+        "method": "flyp",
+        "seed": 0,
+        "reason": "flyp agrees with all votes.",
+    }
     selection.write_text(json.dumps(told))
     names = results.classnames
     options = {"captions": BOTH_KINDS, "selection": str(selection)}
     write(results, **options)
-    without = Results(tmp_path_factory.mktemp("unlabelled"), classnames=names, labelled=False)
+    without = Results(
+        tmp_path_factory.mktemp("unlabelled"), classnames=names, labelled=False
+    )
     write(without, unknown=write_unknown(without), **options)
     paths = [
-        write_metrics(results.folder, f"dataset_{number}", method, 0, 0.1 * number + 0.01 * place)
+        write_metrics(
+            results.folder, f"dataset_{number}", method, 0, 0.1 * number + 0.01 * place
+        )
         for number in range(1, 6)
         for place, method in enumerate(f"a_method_with_a_long_name_{i}" for i in range(8))
     ]
-    settings = index.IndexSettings(table=TableSection(baseline="a_method_with_a_long_name_0"))
+    settings = index.IndexSettings(
+        table=TableSection(baseline="a_method_with_a_long_name_0")
+    )
     other = results.folder / "other.json"
     other.write_text(
         json.dumps({**told, "dataset": "dataset_1", "method": settings.table.baseline})
     )
     audit = write_audit(results.folder, "dataset_1", [settings.table.baseline])
-    index.index_results(paths, [str(other)], [audit], settings, str(results.folder / "index.html"))
+    index.index_results(
+        paths, [str(other)], [audit], settings, str(results.folder / "index.html")
+    )
     pages = {name: results.folder / f"{name}.html" for name in ("report", "index")}
     return {**pages, "unlabelled": without.folder / "report.html"}
 
@@ -107,7 +120,9 @@ def opened(page):
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1280, "dark")])
 @pytest.mark.parametrize("name", ["report", "unlabelled", "index"])
-def test_nobody_is_kept_out_and_nothing_is_wider_than_the_window(visit, axe, name, width, scheme):
+def test_nobody_is_kept_out_and_nothing_is_wider_than_the_window(
+    visit, axe, name, width, scheme
+):
     page = opened(visit(name, width, color_scheme=scheme))
     assert page.evaluate("document.documentElement.scrollWidth") == width
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")

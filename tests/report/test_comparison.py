@@ -71,7 +71,9 @@ def test_reliability_equals_the_loop():
 @pytest.mark.parametrize("improved", [True, False])
 def test_changed_images_are_those_between_right_and_wrong(arrays, improved):
     labels, before, after, margins = arrays
-    found = comparison.changed_images(labels, before, after, margins, improved=improved, n=N)
+    found = comparison.changed_images(
+        labels, before, after, margins, improved=improved, n=N
+    )
     changed = [
         i
         for i in range(N)
@@ -144,9 +146,12 @@ def test_a_chart_takes_its_colours_from_the_page_and_is_the_same_each_time():
     x = np.arange(4.0)
     lines = [comparison.Line("a", x, [x, 2 * x], 0), comparison.Line("b", x, [3 - x], 3)]
     svg, again = (
-        comparison.line_chart("Loss", lines, x_label="epoch", note="")["svg"] for _ in range(2)
+        comparison.line_chart("Loss", lines, x_label="epoch", note="")["svg"]
+        for _ in range(2)
     )
     assert svg == again
     assert "var(--series-1)" in svg and "var(--series-4)" in svg
-    assert not re.search(r"#[0-9a-f]{6}\b|<style", svg)  # a style would be one of the whole page
+    assert not re.search(
+        r"#[0-9a-f]{6}\b|<style", svg
+    )  # a style would be one of the whole page
     assert "a from 0 to 4.5; b from 3 to 0" in svg

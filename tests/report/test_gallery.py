@@ -71,7 +71,11 @@ def test_near_duplicates_are_counted_and_leaked_test_images_left_out(results):
     numbers = re.findall(r"\d+", page.sections["images"])
     for number in "61232":  # pairs; within training, within testing, between; leaked images
         numbers = numbers[numbers.index(number) + 1 :]
-    alts = [a["alt"] for tag, a in page.elements if tag == "img" and "near-duplicates" in a["alt"]]
+    alts = [
+        a["alt"]
+        for tag, a in page.elements
+        if tag == "img" and "near-duplicates" in a["alt"]
+    ]
     assert len(alts) == 12 and alts[0].endswith(results.image_ids[0])
     rows = page.tables["without-leaks"][1:]
     assert [row[0][0] for row in rows] == list(results.methods)

@@ -26,7 +26,12 @@ def compared(tmp_path):
         titles={"dtd": "<u>Textures</u>"},
     )
     chosen = tmp_path / "selection.json"
-    told = {"dataset": "dtd", "method": "zero_shot", "seed": 0, "reason": "Nothing <b>beat</b> it."}
+    told = {
+        "dataset": "dtd",
+        "method": "zero_shot",
+        "seed": 0,
+        "reason": "Nothing <b>beat</b> it.",
+    }
     chosen.write_text(json.dumps(told))
     audits = [write_audit(tmp_path, "mine", ["latteclip"])]
     earlier = tmp_path / "results" / "earlier" / "latteclip" / "seed0"
@@ -61,7 +66,9 @@ def test_a_star_marks_the_model_that_was_chosen_and_below_it_says_why(compared):
     page, text = compared
     table = page.tables["comparison"]
     assert table[1][3][0].split() == ["★", "50.0"]
-    assert [cell[0] for row in table[1:] for cell in row if "★" in cell[0]] == [table[1][3][0]]
+    assert [cell[0] for row in table[1:] for cell in row if "★" in cell[0]] == [
+        table[1][3][0]
+    ]
     assert "Nothing <b>beat</b> it." in page.sections[""]
     assert ("b", {}) not in page.elements
     assert "A star flags the model that was chosen" in text
@@ -70,7 +77,10 @@ def test_a_star_marks_the_model_that_was_chosen_and_below_it_says_why(compared):
 def test_an_audit_stands_where_a_person_answered(compared):
     page, _ = compared
     (row,) = page.tables["unlabelled"][1:]
-    assert [cell[0].strip() for cell in (row[0], row[-1])] == ["mine", "41.0 (30.0 to 62.0)"]
+    assert [cell[0].strip() for cell in (row[0], row[-1])] == [
+        "mine",
+        "41.0 (30.0 to 62.0)",
+    ]
     assert "mine: It <i>helped</i>." in page.sections[""]
     assert ("i", {}) not in page.elements
 

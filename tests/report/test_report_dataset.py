@@ -53,7 +53,10 @@ def write_fused(path, results, **labels):
     """Fused labels of the training images, in reverse order, and labels of other columns."""
     n = results.n_train
     columns = {field.name: pa.nulls(n, field.type) for field in tables.FUSED_LABELS}
-    columns |= {"image_id": results.image_ids[:n][::-1], "fused_label": results.labels[:n][::-1]}
+    columns |= {
+        "image_id": results.image_ids[:n][::-1],
+        "fused_label": results.labels[:n][::-1],
+    }
     columns |= {f"{name}_label": values[::-1] for name, values in labels.items()}
     tables.write(path, columns, tables.FUSED_LABELS)
     return str(path)
@@ -62,13 +65,17 @@ def write_fused(path, results, **labels):
 @pytest.mark.parametrize(
     ("source", "name"), [("caption", "captions alone"), ("lmm", "class scores alone")]
 )
-def test_labels_of_training_images_say_how_many_of_each_source_are_right(tmp_path, source, name):
+def test_labels_of_training_images_say_how_many_of_each_source_are_right(
+    tmp_path, source, name
+):
     results = Results(tmp_path)
     labels, before = (each[: results.n_train] for each in (results.labels, results.before))
     wrong, place = (labels + 1) % 7, np.arange(len(labels))
     alone, fused = (np.where(place < right, labels, wrong) for right in (20, 27))
     path = write_fused(tmp_path / "fused", results, **{source: alone, "fused": fused})
-    first, *rest = (f"{100 * (x == labels).mean():.1f}\xa0%" for x in (before, alone, fused))
+    first, *rest = (
+        f"{100 * (x == labels).mean():.1f}\xa0%" for x in (before, alone, fused)
+    )
     zero_shot = f"{first} of the pseudo-labels are right"
     others = f"{rest[0]} of the labels by {name}, and {rest[1]} of the fused labels"
     page, _ = write(results, fused_labels=path)
@@ -92,7 +99,11 @@ def test_labels_have_their_signals_and_the_answers_about_them(results, tmp_path)
     fusion_report.write_fusion_report(path, report)
     page, _ = write(results, fusion_report=path)
     rows = [[cell[0] for cell in row] for row in page.tables["signals"][1:]]
-    assert [row[1:] for row in rows] == [["0.50", "1.00"], ["1.25", "2.72"], ["0.75", "7.39"]]
+    assert [row[1:] for row in rows] == [
+        ["0.50", "1.00"],
+        ["1.25", "2.72"],
+        ["0.75", "7.39"],
+    ]
     assert rows[2][0] == "vit<&>"
     figures = ("2 training", "50 answers", "87.6", "76.5", "95.4")
     assert all(figure in page.sections["answers"] for figure in figures)
@@ -119,7 +130,11 @@ def test_ablations_name_what_differs_and_by_how_much(tmp_path):
     results = Results(tmp_path, methods=("latteclip", "latteclip_plain", "zero_shot"))
     methods = {
         "zero_shot": {"objective": "zero_shot"},
-        "latteclip": {"objective": "latteclip", "switches": {"alpha": 0.1}, "finetune": {"lr": 1}},
+        "latteclip": {
+            "objective": "latteclip",
+            "switches": {"alpha": 0.1},
+            "finetune": {"lr": 1},
+        },
         "latteclip_plain": {
             "like": "latteclip",
             "objective": "latteclip",
@@ -144,7 +159,12 @@ def test_ablations_name_what_differs_and_by_how_much(tmp_path):
 def choose(results, method, seed, **more):
     """What select_model writes; its path."""
     path = results.folder / "selection.json"
-    choice = {"dataset": "made", "method": method, "seed": seed, "reason": "It <i>agrees</i>."}
+    choice = {
+        "dataset": "made",
+        "method": method,
+        "seed": seed,
+        "reason": "It <i>agrees</i>.",
+    }
     path.write_text(json.dumps(choice | more))
     return str(path)
 
@@ -173,7 +193,9 @@ def test_the_page_leads_with_the_chosen_model_and_all_sections_are_about_it(tmp_
     page, text = write(results, selection=choose(results, "flyp", 1))
     first = page.sections[""]
     acc1 = 100 * results.metrics("flyp")[1]["acc1"]
-    assert f"{acc1:.1f}" in first and "flyp (seed 1)" in first and "It <i>agrees</i>." in first
+    assert (
+        f"{acc1:.1f}" in first and "flyp (seed 1)" in first and "It <i>agrees</i>." in first
+    )
     assert "latteclip predict results/made photos" in first
     assert ("i", {}) not in page.elements
     names = [row[0][0] for row in page.tables["headline"][1:]]
@@ -182,7 +204,8 @@ def test_the_page_leads_with_the_chosen_model_and_all_sections_are_about_it(tmp_
     own = pd.read_parquet(run.predictions)["prediction"].to_numpy()
     truth = results.labels[results.n_train :]
     recall = {
-        name: 100 * (own[truth == label] == label).mean() for label, name in enumerate(CLASSNAMES)
+        name: 100 * (own[truth == label] == label).mean()
+        for label, name in enumerate(CLASSNAMES)
     }
     assert {row[0][0]: float(row[3][1]) for row in page.tables["per-class"][1:]} == recall
     sizes = dict(zip(CLASSNAMES, np.bincount(own, minlength=len(CLASSNAMES)), strict=True))
@@ -202,7 +225,12 @@ def test_the_page_leads_with_the_chosen_model_and_all_sections_are_about_it(tmp_
 
 def test_an_unlabelled_page_has_the_model_its_comparison_and_unreadable_images(tmp_path):
     results = Results(tmp_path, labelled=False)
-    compared = {"images": 120, "difference": 0.05, "standard_error": 0.02, "agreement": 0.625}
+    compared = {
+        "images": 120,
+        "difference": 0.05,
+        "standard_error": 0.02,
+        "agreement": 0.625,
+    }
     candidates = [{"method": "flyp", "seed": 0, "flags": [], "acc1": None, **compared}]
     results.write_index({"skipped": {".mov": 12, "other": 1}})
     corrupt = tmp_path / "corrupt.csv"
@@ -230,7 +258,9 @@ def test_an_unlabelled_page_has_the_model_its_comparison_and_unreadable_images(t
 
 
 def test_an_audit_stands_below_the_accuracies(results, written):
-    page, _ = write(results, audit=write_audit(results.folder, "made", ["zero_shot", "flyp"]))
+    page, _ = write(
+        results, audit=write_audit(results.folder, "made", ["zero_shot", "flyp"])
+    )
     assert [[cell[0].strip() for cell in row[:4]] for row in page.tables["audit"][1:]] == [
         ["flyp", "1", "51.0", "30.0 to 62.0"],
         ["zero_shot", "0", "41.0", "30.0 to 62.0"],
@@ -252,7 +282,9 @@ def test_no_text_becomes_an_element(written):
     kinds = {tag for tag, _ in page.elements}
     assert not kinds & {"b", "u", "iframe", "object"}
     assert sum(tag == "script" for tag, _ in page.elements) == 1
-    assert not [a for _, attributes in page.elements for a in attributes if a.startswith("on")]
+    assert not [
+        a for _, attributes in page.elements for a in attributes if a.startswith("on")
+    ]
     assert HOSTILE in page.sections["classes"]
     assert "c{{ 7 * 7 }}" in page.sections["classes"]
     assert "<b>a group</b> of dots & 0" in page.sections["gallery"]
@@ -261,7 +293,9 @@ def test_no_text_becomes_an_element(written):
     assert any("onerror=alert(1)" in alt for alt in alts)
 
 
-def test_the_page_fetches_nothing_runs_only_its_own_script_and_its_links_lead_somewhere(written):
+def test_the_page_fetches_nothing_runs_only_its_own_script_and_its_links_lead_somewhere(
+    written,
+):
     page, text = written
     for tag, attributes in page.elements:
         for name in ("src", "href", "xlink:href"):
@@ -269,13 +303,19 @@ def test_the_page_fetches_nothing_runs_only_its_own_script_and_its_links_lead_so
             is_inside = target.startswith(("#", "data:", "../index.html"))
             assert is_inside, (tag, target)
     assert not re.search(r"url\((?!#)|@import", text)
-    policy = next(a["content"] for t, a in page.elements if t == "meta" and "http-equiv" in a)
+    policy = next(
+        a["content"] for t, a in page.elements if t == "meta" and "http-equiv" in a
+    )
     assert policy.startswith("default-src 'none'; img-src data:")
     assert "script-src 'sha256-" in policy
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     targets = {
-        a[n][1:] for _, a in page.elements for n in a if n.endswith("href") if a[n][0] == "#"
+        a[n][1:]
+        for _, a in page.elements
+        for n in a
+        if n.endswith("href")
+        if a[n][0] == "#"
     }
     assert targets <= set(ids)
 
@@ -289,7 +329,11 @@ def test_the_page_and_the_summary_of_the_captions_agree(tmp_path):
     assert summary["share_naming_a_class"] == round(26 / 29, 4)
     rows = {row[0][0]: row[1][0] for row in page.tables["caption-statistics"]}
     assert rows["name a class"] == f"{100 * summary['share_naming_a_class']:.1f} %"
-    for row, key in (("asked for", "captions"), ("empty", "empty"), ("distinct texts", "distinct")):
+    for row, key in (
+        ("asked for", "captions"),
+        ("empty", "empty"),
+        ("distinct texts", "distinct"),
+    ):
         assert rows[row] == str(summary[key])
     assert rows["words, mean"] == f"{summary['words']['mean']:.1f}"
     for row, labels in (("pseudo-label", results.before), ("true class", results.labels)):
@@ -316,9 +360,14 @@ def test_without_labels_the_page_compares_predictions(tmp_path):
         share = 100 * (labels != said["zero_shot"]).mean()
         assert float(changed[method][1]) == pytest.approx(share)
     sizes = {
-        row[0][0]: [float(cell[1]) for cell in row[2:]] for row in page.tables["class-sizes"][1:]
+        row[0][0]: [float(cell[1]) for cell in row[2:]]
+        for row in page.tables["class-sizes"][1:]
     }
-    order = ("zero_shot", "latteclip", "flyp")  # the main method beside what it is compared with
+    order = (
+        "zero_shot",
+        "latteclip",
+        "flyp",
+    )  # the main method beside what it is compared with
     for label, name in enumerate(CLASSNAMES):
         assert sizes[name] == [(said[method] == label).sum() for method in order]
     for old, new, size, _ in page.tables["shifts"][1:]:

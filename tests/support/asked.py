@@ -21,7 +21,10 @@ def pictures(paths):
         Image.open(path).convert("RGB").resize(size)
         for path, size in zip(paths, SIZES, strict=True)
     ]
-    return [*([image] for image in images), *(lay_out(images, layout) for layout in LAYOUTS)]
+    return [
+        *([image] for image in images),
+        *(lay_out(images, layout) for layout in LAYOUTS),
+    ]
 
 
 def answers(settings, paths):
@@ -38,7 +41,12 @@ def answers_of(captioner, settings, paths):
     by_key = {request.key: answer for request, answer in found}
     assert [each.error for each in by_key.values()] == [None] * len(shown)
     return [
-        [by_key[key].text, by_key[key].finish_reason, by_key[key].n_tokens, by_key[key].n_read]
+        [
+            by_key[key].text,
+            by_key[key].finish_reason,
+            by_key[key].n_tokens,
+            by_key[key].n_read,
+        ]
         for key in range(len(shown))
     ]
 
@@ -79,4 +87,6 @@ def _by_one_engine_after_the_other(models, paths):
 
 
 def main():
-    print(json.dumps([*_by_one_engine_after_the_other(json.loads(sys.argv[1]), sys.argv[2:])]))
+    print(
+        json.dumps([*_by_one_engine_after_the_other(json.loads(sys.argv[1]), sys.argv[2:])])
+    )

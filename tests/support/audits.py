@@ -54,7 +54,10 @@ def answer_next(session: AuditSession, n, label_of=None, kind="class"):
     assert len(ids) == n
     answer(
         session,
-        *(Answer(one, kind, names[label_of(one)] if kind == "class" else None) for one in ids),
+        *(
+            Answer(one, kind, names[label_of(one)] if kind == "class" else None)
+            for one in ids
+        ),
     )
 
 

@@ -18,7 +18,9 @@ def script(folder: Path) -> str:
     if not path.is_file():
         command = ["npm", "pack", f"axe-core@{VERSION}", "--ignore-scripts", "--silent"]
         try:
-            subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=180)
+            subprocess.run(
+                command, cwd=folder, check=True, capture_output=True, timeout=180
+            )
         except (subprocess.SubprocessError, OSError) as error:
             pytest.skip(f"axe-core cannot be fetched by npm ({error})")
         packed = folder / f"axe-core-{VERSION}.tgz"
@@ -26,7 +28,9 @@ def script(folder: Path) -> str:
             path.write_bytes(archive.extractfile("package/axe.min.js").read())
         packed.unlink()
     content = path.read_bytes()
-    assert hashlib.sha256(content).hexdigest() == SHA256, f"{path} is not axe-core {VERSION}"
+    assert hashlib.sha256(content).hexdigest() == SHA256, (
+        f"{path} is not axe-core {VERSION}"
+    )
     return content.decode()
 
 

@@ -64,7 +64,9 @@ def limit_memory(monkeypatch, clip, rows):
     def limited(function):
         def run(*args):
             if len(args[-1]) > rows:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+                raise torch.OutOfMemoryError(
+                    "CUDA out of memory. Tried to allocate 2.00 GiB."
+                )
             return function(*args)
 
         return run

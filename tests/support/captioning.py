@@ -28,13 +28,24 @@ SETTINGS = CaptionerSettings(
 GROUPS = GroupsSection(seed=4, canvas=64, gap=4)
 CLASSNAMES = ["red dots", "lines"]
 LABELS = [1, 0, 1, 1, 1, 0, 1]
-TEXTS = ["Red  dots on cloth.", "red dots on cloth.", *["A grid"] * 2, "Outlines, reddots", "", ""]
+TEXTS = [
+    "Red  dots on cloth.",
+    "red dots on cloth.",
+    *["A grid"] * 2,
+    "Outlines, reddots",
+    "",
+    "",
+]
 
 
 def of_engine(name):
     """Settings that name an engine, with what stages ask of it."""
     engine = ENGINES[name]
-    return {"engine": name, "loads_model": engine.loads_model, "reads_file": engine.reads_file}
+    return {
+        "engine": name,
+        "loads_model": engine.loads_model,
+        "reads_file": engine.reads_file,
+    }
 
 
 def mean_colour(picture):
@@ -96,7 +107,9 @@ class Dataset:
         self.files = write_pictures(folder / "pictures", 7)
         self.index(self.files)
         self.names = [Path(file).name for file in self.files]
-        self.labels = write_pseudo_labels(folder / "pseudo_labels.parquet", self.names, LABELS)
+        self.labels = write_pseudo_labels(
+            folder / "pseudo_labels.parquet", self.names, LABELS
+        )
         self.output = folder / "captions" / "out.parquet"
 
     def index(self, files):
@@ -122,7 +135,9 @@ class Dataset:
         return read(options.get("output") or self.output)
 
     def caption_groups(self, prompt="All {}?", groups=GROUPS, **options):
-        caption.caption_groups(self.images, self.labels, prompt, groups, **self.job(**options))
+        caption.caption_groups(
+            self.images, self.labels, prompt, groups, **self.job(**options)
+        )
         return read(options.get("output") or self.output)
 
 
@@ -150,7 +165,9 @@ def captioned(dataset, recorder):
         return Response(text, "length" if text == "A grid" else "stop", len(text.split()))
 
     recorder.reply = reply
-    dataset.caption_images(output=dataset.folder / "captions/images.parquet", max_failed=1.0)
+    dataset.caption_images(
+        output=dataset.folder / "captions/images.parquet", max_failed=1.0
+    )
     recorder.reply = lambda request: Response("lines", "stop", 1)
     dataset.caption_groups(output=dataset.folder / "captions/groups.parquet")
     return dataset

@@ -37,7 +37,9 @@ class ChatServer:
     def reply(self, body, headers):
         with self._lock:
             number = len(self.requests)
-            self.requests.append({"body": body, "headers": headers, "time": time.monotonic()})
+            self.requests.append(
+                {"body": body, "headers": headers, "time": time.monotonic()}
+            )
             self.active += 1
             self.most_active = max(self.active, self.most_active)
         try:
@@ -63,9 +65,18 @@ class ChatServer:
         }
         if body.get("logprobs") and self.likely is not None:
             choice["logprobs"] = {"content": logprobs(self.likely(body))}
-        usage = {"prompt_tokens": 1, "completion_tokens": len(cut), "total_tokens": 1 + len(cut)}
+        usage = {
+            "prompt_tokens": 1,
+            "completion_tokens": len(cut),
+            "total_tokens": 1 + len(cut),
+        }
         return {
-            **{"id": "x", "object": "chat.completion", "created": 0, "model": body["model"]},
+            **{
+                "id": "x",
+                "object": "chat.completion",
+                "created": 0,
+                "model": body["model"],
+            },
             **{"choices": [choice], "usage": usage},
         }
 

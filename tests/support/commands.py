@@ -67,7 +67,9 @@ def index(tmp_path_factory):
     folder = tmp_path_factory.mktemp("captioners")
     generate_textures(TexturesSection(train=N, test=1, gap=0.5, seed=9), folder / "data")
     files = sorted(map(str, (folder / "data").rglob("*.png")))[:N]
-    return write_index(folder / "images.parquet", files, ["train"] * N, [None] * N, ["a", "b"])
+    return write_index(
+        folder / "images.parquet", files, ["train"] * N, [None] * N, ["a", "b"]
+    )
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,11 @@ def fuzzed(**strategies):
                     break
             assert _peak() - before < MEMORY
 
-        run.__name__, run.__doc__, run.__module__ = body.__name__, body.__doc__, body.__module__
+        run.__name__, run.__doc__, run.__module__ = (
+            body.__name__,
+            body.__doc__,
+            body.__module__,
+        )
         return pytest.mark.fuzz(run)
 
     return decorate

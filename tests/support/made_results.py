@@ -42,7 +42,9 @@ class Results:
         self.rng = np.random.default_rng(0)
         n, c = self.n_train + self.n_test, len(self.classnames)
         pictures = write_pictures(self.folder / "pictures", 9)
-        hostile = Path(pictures[0]).rename(self.folder / "pictures" / HOSTILE_FILE.replace("/", ""))
+        hostile = Path(pictures[0]).rename(
+            self.folder / "pictures" / HOSTILE_FILE.replace("/", "")
+        )
         pictures[0] = str(hostile)
         self.splits = ["train"] * self.n_train + ["test"] * self.n_test
         self.image_ids = [f"{i}/{HOSTILE_FILE}" for i in range(n)]
@@ -126,7 +128,9 @@ class Results:
         texts = texts or [f"<b>a {kind}</b> of dots & {i % 4}" for i in range(n)]
         columns = {
             "finish_reason": ["stop"] * (n - 1) + ["length"],
-            "n_tokens": pa.array([7] * (n - 1) + [None], pa.int32()),  # some servers do not say
+            "n_tokens": pa.array(
+                [7] * (n - 1) + [None], pa.int32()
+            ),  # some servers do not say
         }
         path = self.folder / "captions" / f"{kind}s.parquet"
         metadata = records.captions_metadata(self.source, engine="vllm 1")
@@ -135,12 +139,16 @@ class Results:
             return write_captions(path, ids, texts, metadata=metadata, **columns)
         labels = self.before[:n].tolist()
         of_label = {label: np.flatnonzero(self.before[:n] == label) for label in labels}
-        members = [[self.image_ids[j] for j in np.resize(of_label[label], 4)] for label in labels]
+        members = [
+            [self.image_ids[j] for j in np.resize(of_label[label], 4)] for label in labels
+        ]
         metadata.groups = GroupsSection(seed=0, canvas=128, gap=4)
         ids = [str(i) for i in range(n)]
         return write_captions(path, ids, texts, labels, members, metadata, **columns)
 
     def metrics(self, method):
         return [
-            json.loads(Path(run.metrics).read_text()) for run in self.runs if run.method == method
+            json.loads(Path(run.metrics).read_text())
+            for run in self.runs
+            if run.method == method
         ]

@@ -19,10 +19,14 @@ def nvidia_smi(folder, gpus, driver="560.35.03", memory=(), capability="8.0"):
     lines = []
     for number, (uuid, parts) in enumerate(gpus.items()):
         lines.append(f"GPU {number}: NVIDIA A100-SXM4-40GB (UUID: {uuid})")
-        lines += [f"  MIG 1g.5gb     Device  {i}: (UUID: {part})" for i, part in enumerate(parts)]
+        lines += [
+            f"  MIG 1g.5gb     Device  {i}: (UUID: {part})" for i, part in enumerate(parts)
+        ]
     listed = "\n".join(f"echo '{line}'" for line in lines)
     used = "\n".join(f"echo '{uuid}, {n}'" for uuid, n in zip(gpus, memory, strict=False))
-    cards = "\n".join(f"echo '{uuid}, {driver}, {capability}, NVIDIA card'" for uuid in gpus)
+    cards = "\n".join(
+        f"echo '{uuid}, {driver}, {capability}, NVIDIA card'" for uuid in gpus
+    )
     write(
         folder,
         f'case "$1" in\n--query-gpu=uuid,memory.used) :\n{used}\n;;\n'

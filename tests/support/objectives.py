@@ -11,7 +11,19 @@ from latteclip.train.objectives.base import TokenizedTexts, TrainingBatch, Train
 from latteclip.train.objectives.latteclip import GroupSampler, LatteClip
 
 SHAPES = [(5, 7, 11), (6, 4, 9), (3, 13, 8)]  # B, C, N
-WORDS = ["red", "fine", "coarse", "woven", "soft", "thin", "bold", "dots", "lines", "cells", "x"]
+WORDS = [
+    "red",
+    "fine",
+    "coarse",
+    "woven",
+    "soft",
+    "thin",
+    "bold",
+    "dots",
+    "lines",
+    "cells",
+    "x",
+]
 
 
 class Case:
@@ -72,7 +84,10 @@ class Case:
 
     def gradients(self, loss):
         return torch.autograd.grad(
-            loss, list(self.clip.model.parameters()), allow_unused=True, materialize_grads=True
+            loss,
+            list(self.clip.model.parameters()),
+            allow_unused=True,
+            materialize_grads=True,
         )
 
     def assert_same_gradients(self, loss, wanted_loss):
@@ -83,7 +98,11 @@ class Case:
             # Float32 sums of many terms: small entries err by as much as the largest ones.
             tolerance = 5e-5 * wanted.abs().max().item()
             torch.testing.assert_close(
-                gradient, wanted, rtol=1e-5, atol=max(tolerance, 1e-9), msg=lambda m, n=name: n + m
+                gradient,
+                wanted,
+                rtol=1e-5,
+                atol=max(tolerance, 1e-9),
+                msg=lambda m, n=name: n + m,
             )
 
 

@@ -62,12 +62,16 @@ class Page(HTMLParser):
 BOTH_KINDS = {"image": None, "group": None}
 
 
-def write(results, *, main="latteclip", baseline="zero_shot", captions=(), config=None, **files):
+def write(
+    results, *, main="latteclip", baseline="zero_shot", captions=(), config=None, **files
+):
     """The page of some results with further files, and its text.
 
     Captions are given as {kind: texts}, with None for some of their own.
     """
-    paths = {kind: results.write_captions(kind, texts) for kind, texts in dict(captions).items()}
+    paths = {
+        kind: results.write_captions(kind, texts) for kind, texts in dict(captions).items()
+    }
     files |= {f"{kind}_captions": path for kind, path in paths.items()}
     if paths:
         files["caption_summary"] = str(results.folder / "captions" / "summary.json")

@@ -66,7 +66,9 @@ def best_class(feature, prototypes):
 
 
 def weight(feature, prototypes):
-    scores = sorted((dot(feature, prototype).item() for prototype in prototypes), reverse=True)
+    scores = sorted(
+        (dot(feature, prototype).item() for prototype in prototypes), reverse=True
+    )
     return scores[0] - scores[1] + 1e-6
 
 
@@ -111,8 +113,12 @@ def latteclip(clip, images, pseudo_labels, texts, prototypes, epoch_prototypes, 
                 described.append(text_feature(clip, texts.images[i]))
             if switches.group_description:
                 described.append(text_feature(clip, texts.groups[i]))
-            weights = [weight(u, against) if switches.mixer_weights else 1.0 for u in described]
-            mixed = sum(w * u for w, u in zip(weights, described, strict=True)) / sum(weights)
+            weights = [
+                weight(u, against) if switches.mixer_weights else 1.0 for u in described
+            ]
+            mixed = sum(w * u for w, u in zip(weights, described, strict=True)) / sum(
+                weights
+            )
             target = mixed
             if switches.prototypes:
                 target = prototypes[label] + switches.alpha * (mixed - prototypes[label])

@@ -84,11 +84,14 @@ class ScoredDataset(Dataset):
         """Of the training images, [N, C]."""
         return self.features[1 : 1 + N] @ self.weights.T
 
-    def score(self, settings=LIKELIHOOD, *, store=True, output=None, shard="1/1", **changes):
+    def score(
+        self, settings=LIKELIHOOD, *, store=True, output=None, shard="1/1", **changes
+    ):
         """Run the stage; what of `changes` is the captioner's goes there. The table's columns."""
         prompt = changes.pop("prompt", "What?" if settings.kind == "likelihood" else "")
         captioner = {
-            key: changes.pop(key) for key in changes.keys() - set(ScoresSection.model_fields)
+            key: changes.pop(key)
+            for key in changes.keys() - set(ScoresSection.model_fields)
         }
         if "engine" in captioner:
             captioner |= of_engine(captioner["engine"])

@@ -18,7 +18,10 @@ from support import warm
 from support.checkout import hear_interrupts
 
 DAEMONS = ("slurmctld", "slurmd", "sbatch")
-GPUS = ("/dev/null", "/dev/zero")  # SLURM wants character devices, and looks at no more than that
+GPUS = (
+    "/dev/null",
+    "/dev/zero",
+)  # SLURM wants character devices, and looks at no more than that
 # The profile, but at the pace of a test.
 PROFILE = (
     *("--workflow-profile", "profiles/slurm"),
@@ -129,11 +132,19 @@ class Slurm:
         """Put a running job back into the queue; SLURM would let it wait for two minutes."""
         self("scontrol", "requeue", number)
         job = f"JobId={number}"
-        wait(lambda: "JobState=PENDING" in self("scontrol", "show", job), "the job in the queue")
+        wait(
+            lambda: "JobState=PENDING" in self("scontrol", "show", job),
+            "the job in the queue",
+        )
         wait(self._is_idle, "idle nodes")
-        time.sleep(2)  # what the node was told to forget it would refuse within the same second
+        time.sleep(
+            2
+        )  # what the node was told to forget it would refuse within the same second
         self("scontrol", "update", job, "StartTime=now")
-        wait(lambda: "JobState=RUNNING" in self("scontrol", "show", job), "the job to run again")
+        wait(
+            lambda: "JobState=RUNNING" in self("scontrol", "show", job),
+            "the job to run again",
+        )
 
     def _start(self):
         for name in ("state", "bin"):
@@ -141,7 +152,9 @@ class Slurm:
         # Snakemake's job step calls srun without SLURM_CONF.
         srun = self.folder / "bin" / "srun"
         configuration = shlex.quote(self.environment["SLURM_CONF"])
-        srun.write_text(f'#!/bin/sh\nSLURM_CONF={configuration} exec {shutil.which("srun")} "$@"\n')
+        srun.write_text(
+            f'#!/bin/sh\nSLURM_CONF={configuration} exec {shutil.which("srun")} "$@"\n'
+        )
         srun.chmod(0o755)
         key = self.folder / "slurm.key"
         key.write_bytes(os.urandom(128))
@@ -165,8 +178,13 @@ class Slurm:
         self._daemon("slurmctld", "-D", "-i")
         for node in ("plain", "gpus"):
             self._daemon("slurmd", "-D", "-N", node)
-            output = self.folder / f"slurmd{node}.out"  # one after the other: they share a socket
-            wait(lambda file=output: "slurmd started" in file.read_text(), f"slurmd of {node}")
+            output = (
+                self.folder / f"slurmd{node}.out"
+            )  # one after the other: they share a socket
+            wait(
+                lambda file=output: "slurmd started" in file.read_text(),
+                f"slurmd of {node}",
+            )
         wait(self._is_idle, f"idle nodes (see the logs in {self.folder})")
 
     def _daemon(self, name, *options):

@@ -44,7 +44,10 @@ class Taken(ZeroShotFiles):
     def write(self):
         found = super().write()
         score_unknown(
-            *found, UnknownSection(share=0.1), self.path("unknown.parquet"), self.path("detector")
+            *found,
+            UnknownSection(share=0.1),
+            self.path("unknown.parquet"),
+            self.path("detector"),
         )
         head = Classifier.of(self.world.texts)
         prototypes = self.folder / "classifiers" / "image_prototypes.safetensors"
@@ -75,9 +78,15 @@ class Taken(ZeroShotFiles):
     def answer(self, n):
         """A person answers the first n questions of an audit of the training split."""
         for method, labels in (("zero_shot", self.truth), ("flyp", self.fused)):
-            columns = {"image_id": self.ids, "prediction": labels, "held_out": [True] * len(labels)}
+            columns = {
+                "image_id": self.ids,
+                "prediction": labels,
+                "held_out": [True] * len(labels),
+            }
             path = self.folder / method / "seed0" / "train_predictions.parquet"
-            tables.write(path, columns, tables.TRAIN_PREDICTIONS, ClassesMetadata(CLASSNAMES))
+            tables.write(
+                path, columns, tables.TRAIN_PREDICTIONS, ClassesMetadata(CLASSNAMES)
+            )
         session = AuditSession(self.folder, "train", n)
         label_of = dict(zip(self.ids, self.truth, strict=True))
         answer_next(session, n - 2, label_of.__getitem__)

@@ -85,7 +85,9 @@ def tiny_clip(seed=0, *, tower=open_clip.CLIP, **text):
         if parameter.ndim == 1:
             parameter.data += 0.1 * torch.randn_like(parameter)
     # A fresh tower hardly tells texts apart, which would leave the mixer's margins to rounding.
-    embedding = model.token_embedding if tower is open_clip.CLIP else model.text.token_embedding
+    embedding = (
+        model.token_embedding if tower is open_clip.CLIP else model.text.token_embedding
+    )
     embedding.weight.data *= 30
     transform = open_clip.image_transform(SIDE, is_train=False)
     config = {"embed_dim": WIDTH}
@@ -99,7 +101,12 @@ WORDS = (
 )
 VIT = {"image_size": SIDE, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
 TEXT = {"context_length": CONTEXT, "width": 40, "heads": 4, "layers": 2}
-OWN = {"vocab_size": 4 + len(WORDS), "hf_tokenizer_name": "own", "eos_id": EOS, "pad_id": PAD}
+OWN = {
+    "vocab_size": 4 + len(WORDS),
+    "hf_tokenizer_name": "own",
+    "eos_id": EOS,
+    "pad_id": PAD,
+}
 AT_END = {**TEXT, **OWN, "pool_type": "eos"}
 HF = {"context_length": CONTEXT, "hf_tokenizer_name": "own", "hf_proj_type": "linear"}
 
@@ -140,7 +147,9 @@ BACKBONES = {
         **{"init_logit_bias": -10, "init_logit_scale": 4.77},
     ),
     "convnext": backbone(timm_vision("test_convnext", ""), AT_END),
-    "custom_text": backbone(VIT, {**AT_END, "proj_bias": True}, custom_text=True, quick_gelu=True),
+    "custom_text": backbone(
+        VIT, {**AT_END, "proj_bias": True}, custom_text=True, quick_gelu=True
+    ),
     "hf_mean": backbone(VIT, {**HF, "hf_pooler_type": "mean_pooler"}),
     "hf_cls": backbone(VIT, {**HF, "hf_pooler_type": "cls_pooler"}),
     "coca": backbone(
@@ -231,7 +240,11 @@ def write_encoder(folder, *, seed=0, change=None, weights=None):
         "architecture": ENCODER,
         "num_classes": 5,
         "model_args": {"img_size": SIDE},
-        "pretrained_cfg": {"input_size": [3, SIDE, SIDE], "crop_pct": 1.0, "url": "of no use"},
+        "pretrained_cfg": {
+            "input_size": [3, SIDE, SIDE],
+            "crop_pct": 1.0,
+            "url": "of no use",
+        },
     }
     (folder / "config.json").write_text(json.dumps(config | (change or {})))
     return f"local-dir:{folder}"
@@ -259,7 +272,9 @@ def write_pictures(folder, n, *, seed=0, size=(70, 64)):
     return paths
 
 
-def write_index(path, files, splits, labels, classnames, written=None, image_ids=None, **metadata):
+def write_index(
+    path, files, splits, labels, classnames, written=None, image_ids=None, **metadata
+):
     """An IMAGES table of picture files; a label may be None.
 
     written: names as the dataset has them, by class name.
@@ -300,7 +315,9 @@ def write_pseudo_labels(
     return str(path)
 
 
-def write_captions(path, ids, captions, pseudo_labels=None, members=None, metadata=None, **columns):
+def write_captions(
+    path, ids, captions, pseudo_labels=None, members=None, metadata=None, **columns
+):
     """A CAPTIONS table; without `members` every id is an image's."""
     n = len(ids)
     usual = {

@@ -114,7 +114,9 @@ def llava(folder):
 
     Its template begins with the token that the tokenizer would add, as Gemma 3's does.
     """
-    pictures = transformers.CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=SQUARE)
+    pictures = transformers.CLIPImageProcessor(
+        size={"shortest_edge": SIDE}, crop_size=SQUARE
+    )
     chat = template("USER: ", " ", "ASSISTANT:", "<image>\n", start="<s>")
     return _llava(folder, "Llava", transformers.LlamaConfig, pictures, chat)
 
@@ -125,7 +127,9 @@ def llava_next(folder):
     The tokenizer adds the token with which its template does not begin.
     """
     grids = [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)]
-    tiles = {"image_grid_pinpoints": [[height * SIDE, width * SIDE] for height, width in grids]}
+    tiles = {
+        "image_grid_pinpoints": [[height * SIDE, width * SIDE] for height, width in grids]
+    }
     pictures = transformers.LlavaNextImageProcessor(
         size={"shortest_edge": SIDE}, crop_size=SQUARE, **tiles
     )
@@ -160,7 +164,9 @@ def qwen2_vl(folder):
 
 def qwen2_5_vl(folder):
     return _qwen(
-        folder, "Qwen2_5_VL", {**QWEN_VISION, "window_size": 56, "fullatt_block_indexes": [1]}
+        folder,
+        "Qwen2_5_VL",
+        {**QWEN_VISION, "window_size": 56, "fullatt_block_indexes": [1]},
     )
 
 
@@ -171,7 +177,9 @@ def qwen3_vl(folder):
 
 def _qwen(folder, name, vision, patch=14):
     """Of Qwen: pictures in their own shape; a position has three numbers."""
-    own = tokens("<|im_end|>", "<|endoftext|>", "<|im_start|>", *(f"<|{m}|>" for m in QWEN_MARKS))
+    own = tokens(
+        "<|im_end|>", "<|endoftext|>", "<|im_start|>", *(f"<|{m}|>" for m in QWEN_MARKS)
+    )
     pixels = {"patch_size": patch, "temporal_patch_size": 2, "merge_size": 2}
     size = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}
     videos = "Qwen3VLVideoProcessor" if name == "Qwen3VL" else "Qwen2VLVideoProcessor"
@@ -207,7 +215,9 @@ def internvl(folder):
         video_token="<video>",
     )
     processor = transformers.InternVLProcessor(
-        transformers.GotOcr2ImageProcessor(size=SQUARE, crop_to_patches=True, max_patches=4),
+        transformers.GotOcr2ImageProcessor(
+            size=SQUARE, crop_to_patches=True, max_patches=4
+        ),
         own.tokenizer,
         transformers.InternVLVideoProcessor(size=SQUARE),
         image_seq_length=4,

@@ -33,7 +33,9 @@ CLASSNAMES = ["striped", "dotted", "woven"]
 class Inputs:
     """Training pictures with pseudo-labels, beside test pictures that are not on disk."""
 
-    def __init__(self, folder, labels, *, true=None, classnames=CLASSNAMES, **pseudo_labels):
+    def __init__(
+        self, folder, labels, *, true=None, classnames=CLASSNAMES, **pseudo_labels
+    ):
         n, self.folder = len(labels), folder
         self.files = write_pictures(folder / "pictures", n)
         self.names = [Path(file).name for file in self.files]
@@ -44,7 +46,9 @@ class Inputs:
             write_index, folder / "i.parquet", files, splits, true, classnames
         )
         self.index = self.write_index()
-        self.labels = write_pseudo_labels(folder / "p.parquet", self.names, labels, **pseudo_labels)
+        self.labels = write_pseudo_labels(
+            folder / "p.parquet", self.names, labels, **pseudo_labels
+        )
 
     def captions(self, captions):
         """Write a caption of each picture."""
@@ -66,8 +70,12 @@ def settings(objective="latteclip", model=f"local-dir:{DEMO_CLIP}", compute=None
     return FinetuneSettings(
         clip=ClipSection(model=model, pretrained=None),
         class_texts=ClassTextsSection(**words),
-        method=TrainingSection(objective=objective, finetune=FinetuneSection(**section), **given),
-        compute=ComputeSection(**{"cache_gib": 0, "checkpoint_minutes": 0, **(compute or {})}),
+        method=TrainingSection(
+            objective=objective, finetune=FinetuneSection(**section), **given
+        ),
+        compute=ComputeSection(
+            **{"cache_gib": 0, "checkpoint_minutes": 0, **(compute or {})}
+        ),
         fold=fold,
     )
 
@@ -79,7 +87,14 @@ def start(folder, files, settings, processes=1, seed=3):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc-per-node", str(processes), "-m", "--", "latteclip"]
     command += ["finetune", "--files", json.dumps(asdict(files)), "--seed", str(seed)]
-    command += ["--settings", settings.model_dump_json(), "--device", "cpu", "--threads", "1"]
+    command += [
+        "--settings",
+        settings.model_dump_json(),
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+    ]
     for part in ("model", "history", "checkpoint", "log"):
         command += [f"--{part}", str(folder / part)]
     return subprocess.Popen(

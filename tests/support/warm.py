@@ -29,8 +29,14 @@ IMPORTED = {
     "latteclip": (
         *("numpy", "PIL.Image", "pyarrow.parquet", "torch", "torchvision", "open_clip"),
         *("transformers.generation.utils", "transformers.models.auto.processing_auto"),
-        *("transformers.models.llava.modeling_llava", "transformers.models.clip.modeling_clip"),
-        *("transformers.models.llama.modeling_llama", "transformers.models.llava.processing_llava"),
+        *(
+            "transformers.models.llava.modeling_llava",
+            "transformers.models.clip.modeling_clip",
+        ),
+        *(
+            "transformers.models.llama.modeling_llama",
+            "transformers.models.llava.processing_llava",
+        ),
     ),
 }
 
@@ -43,7 +49,9 @@ def run(script, arguments, environment, folder, stages=False):
     server = _connect(script)
     with os.fdopen(reading, encoding="utf-8") as output:
         with Path(os.devnull).open() as nothing:
-            ask(server, arguments, environment, folder, [nothing.fileno(), writing, writing])
+            ask(
+                server, arguments, environment, folder, [nothing.fileno(), writing, writing]
+            )
         os.close(writing)
         said = output.read()
     with server:
@@ -72,7 +80,11 @@ def _connect(script):
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,  # buffers what is said, as a pipe does
                 cwd=TESTS,
-                env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+                env={
+                    name: value
+                    for name, value in os.environ.items()
+                    if name != "PYTHONPATH"
+                },
             )
             while not path.exists():
                 assert process.poll() is None, f"{script} cannot be imported"
@@ -87,7 +99,9 @@ def _write_environment(folder):
     commands = folder / "bin"
     commands.mkdir(parents=True)
     base = Path(sys.base_prefix) / "bin"
-    (folder / "pyvenv.cfg").write_text(f"home = {base}\ninclude-system-site-packages = false\n")
+    (folder / "pyvenv.cfg").write_text(
+        f"home = {base}\ninclude-system-site-packages = false\n"
+    )
     (folder / "lib").symlink_to(Path(sys.prefix) / "lib")
     source = (TESTS / "support" / "warm_command.py").read_text()
     for name in ("python", "latteclip"):
@@ -145,7 +159,9 @@ def _become(script, streams, arguments, environment, folder):
     sys.argv = [str(script), *arguments]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # wherever the tests run
     sys.path[0] = str(script.parent)
-    sys.path[1:1] = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+    sys.path[1:1] = [
+        path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path
+    ]
 
 
 def _main(name):

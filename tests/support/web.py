@@ -61,8 +61,14 @@ class Host:
             digest = hashlib.sha256(content).hexdigest()
             lfs = {"oid": digest, "size": len(content), "pointerSize": 1}
             size = len(content)
-            tree.append({"type": "file", "path": name, "size": size, "oid": "0", "lfs": lfs})
-        said = {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
+            tree.append(
+                {"type": "file", "path": name, "size": size, "oid": "0", "lfs": lfs}
+            )
+        said = {
+            "id": repo,
+            "sha": COMMIT,
+            "siblings": [{"rfilename": name} for name in files],
+        }
         self.files[f"/api/models/{repo}"] = json.dumps(said).encode()
         for place in (revision, COMMIT):
             self.files[f"/api/models/{repo}/revision/{place}"] = json.dumps(said).encode()
@@ -105,10 +111,16 @@ class _Handler(BaseHTTPRequestHandler):
         digest, size = hashlib.sha256(content).hexdigest(), len(content)
         partial = asked is not None and host.ranges
         rest = content[start:] if partial else content
-        kind = "application/json" if path.startswith("/api/") else "application/octet-stream"
+        kind = (
+            "application/json" if path.startswith("/api/") else "application/octet-stream"
+        )
         headers = {
             **{"ETag": f'"{digest}"', "Content-Type": kind, "Content-Length": len(rest)},
-            **{"X-Repo-Commit": COMMIT, "X-Linked-ETag": f'"{digest}"', "X-Linked-Size": size},
+            **{
+                "X-Repo-Commit": COMMIT,
+                "X-Linked-ETag": f'"{digest}"',
+                "X-Linked-Size": size,
+            },
         }
         if partial:
             headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
@@ -117,7 +129,9 @@ class _Handler(BaseHTTPRequestHandler):
             if body and path in host.drops:
                 self.drip(rest)
             elif body:
-                self.wfile.write(rest[: len(rest) // 2] if host.spend(host.cut, path) else rest)
+                self.wfile.write(
+                    rest[: len(rest) // 2] if host.spend(host.cut, path) else rest
+                )
         return None
 
     def drip(self, content):
@@ -129,7 +143,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def refuse(self, status, code):
         # The commit lets clients note that there is no such file.
-        self.head(status, {"X-Error-Code": code, "X-Repo-Commit": COMMIT, "Content-Length": 0})
+        self.head(
+            status, {"X-Error-Code": code, "X-Repo-Commit": COMMIT, "Content-Length": 0}
+        )
 
     def head(self, status, headers):
         self.send_response(status)
@@ -182,7 +198,9 @@ def waits(monkeypatch):
     """Seconds that were waited between tries, without waiting."""
     waited = []
     monkeypatch.setattr("time.sleep", waited.append)
-    module = sys.modules[gdown.download.__module__]  # hidden behind the function of its name
+    module = sys.modules[
+        gdown.download.__module__
+    ]  # hidden behind the function of its name
     monkeypatch.setattr(module, "_wait_or_cancel", lambda *, seconds, cancel: None)
     return waited
 

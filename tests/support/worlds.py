@@ -74,7 +74,9 @@ class World:
 
     def vote_table(self, strength=6.0, noise=4.0, *, seed=0):
         """The table [N, C] of these votes."""
-        table = noise * torch.randn(len(self.classes), self.n_classes, generator=generator(seed))
+        table = noise * torch.randn(
+            len(self.classes), self.n_classes, generator=generator(seed)
+        )
         table += strength * F.one_hot(self.classes, self.n_classes)
         return table.double().softmax(dim=1)
 

@@ -57,7 +57,9 @@ class ZeroShotFiles:
             label = int(self.world.classes[row])
             name = self.classnames[label] if label < len(self.classnames) else None
             phase = "check" if row in drawn else "teach"
-            answers.append(Answer(self.names[row], "class" if name else "none", name, phase))
+            answers.append(
+                Answer(self.names[row], "class" if name else "none", name, phase)
+            )
         path = self.folder / "answers.json"
         path.unlink(missing_ok=True)
         entries = {one.key: one for one in answers}

@@ -16,7 +16,12 @@ from latteclip.deploy.export import export
 from latteclip.train.assemble_model import PretrainedClip, assemble_model
 
 NAME = f"local-dir:{DEMO_CLIP}"
-DESCRIBED = {"classnames": ["a", "b é"], "model": NAME, "pretrained": None, "template": "a {}."}
+DESCRIBED = {
+    "classnames": ["a", "b é"],
+    "model": NAME,
+    "pretrained": None,
+    "template": "a {}.",
+}
 CLASSIFIER = Classifier.of(torch.ones(2, 128), torch.tensor([0.5, -0.5]))
 
 
@@ -43,14 +48,20 @@ def test_image_models_beside_clip_stand_in_the_folder_and_predict(tmp_path, demo
     name = write_encoder(tmp_path / "encoder")
     draw = torch.Generator().manual_seed(0)
     classifier = Classifier.of(torch.randn(2, 128 + ENCODER_WIDTH, generator=draw))
-    save_classifier(tmp_path / "c.safetensors", classifier, {**DESCRIBED, "image_encoders": [name]})
-    settings = PretrainedClip(clip=ClipSection(model=NAME, pretrained=None), encoders=[name])
+    save_classifier(
+        tmp_path / "c.safetensors", classifier, {**DESCRIBED, "image_encoders": [name]}
+    )
+    settings = PretrainedClip(
+        clip=ClipSection(model=NAME, pretrained=None), encoders=[name]
+    )
     assemble_model(str(tmp_path / "c.safetensors"), settings, str(tmp_path / "model"))
     shutil.rmtree(tmp_path / "encoder")
     files = write_pictures(tmp_path / "pictures", 5)
     (tmp_path / "pictures" / "6.png").write_bytes(b"no image")
     found = predict.Predictor(tmp_path / "model", device="cpu", threads=1, batch_size=2)
-    [*predictions] = found([*files[:3], tmp_path / "pictures" / "6.png", *files[3:]], topk=2)
+    [*predictions] = found(
+        [*files[:3], tmp_path / "pictures" / "6.png", *files[3:]], topk=2
+    )
     network, encoder = (
         network_of(tmp_path / "model" / "image_encoders" / "0"),
         found.image_encoders[0],

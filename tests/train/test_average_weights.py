@@ -13,7 +13,11 @@ from latteclip.config.sections.clip import ClipSection
 from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import holdout, tables
 from latteclip.core.holdout import NO_FOLD, Fold
-from latteclip.train.average_weights import AveragingSettings, TrainingResult, average_weights
+from latteclip.train.average_weights import (
+    AveragingSettings,
+    TrainingResult,
+    average_weights,
+)
 from latteclip.train.history import TrainingMetadata
 
 CLASSNAMES = ["striped", "dotted", "woven"]
@@ -38,8 +42,12 @@ def training(folder, number, flags=("ours",), classnames=CLASSNAMES, fold=NO_FOL
 
 
 def average(folder, images, results):
-    outputs = [str(folder / name) for name in ("model", "history.parquet", "left_out.parquet")]
-    settings = AveragingSettings(clip=ClipSection(), inference=InferenceSection(batch_size=32))
+    outputs = [
+        str(folder / name) for name in ("model", "history.parquet", "left_out.parquet")
+    ]
+    settings = AveragingSettings(
+        clip=ClipSection(), inference=InferenceSection(batch_size=32)
+    )
     average_weights(images, results, settings, *outputs, device="cpu", threads=1)
     return outputs
 
@@ -49,10 +57,14 @@ def images(tmp_path_factory):
     """The index of 300 training images, of which three trainings leave out 34, 33 and 33."""
     folder = tmp_path_factory.mktemp("images")
     files = write_pictures(folder, 300)
-    return write_index(folder / "images.parquet", files, ["train"] * 300, [0] * 300, CLASSNAMES)
+    return write_index(
+        folder / "images.parquet", files, ["train"] * 300, [0] * 300, CLASSNAMES
+    )
 
 
-def test_weights_are_means_and_the_classifier_is_of_the_averaged_text_tower(tmp_path, images):
+def test_weights_are_means_and_the_classifier_is_of_the_averaged_text_tower(
+    tmp_path, images
+):
     folds = [Fold(0.1, number, 3) for number in range(3)]
     numbers = zip((0.8, 1.0, 1.5), folds, strict=True)
     results = [training(tmp_path, number, fold=fold) for number, fold in numbers]

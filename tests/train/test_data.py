@@ -30,7 +30,9 @@ def test_the_shuffles_are_those_of_torch_one_after_another(n, batch_size, start)
     assert list(schedule(n, batch_size, 12, 5, start)) == wanted
 
 
-@pytest.mark.parametrize(("n", "multiple", "steps"), [(3, 1, 1), (4, 1, 2), (10, 3, 6), (2, 3, 3)])
+@pytest.mark.parametrize(
+    ("n", "multiple", "steps"), [(3, 1, 1), (4, 1, 2), (10, 3, 6), (2, 3, 3)]
+)
 def test_an_epoch_has_the_steps_that_hold_its_images_up_to_a_multiple(n, multiple, steps):
     assert steps_per_epoch(n, 3, multiple) == steps
 
@@ -46,7 +48,11 @@ class Files(trainings.Inputs):
         """The files of fused labels, which answers about some drawn images check."""
         schema = tables.FUSED_LABELS
         columns = {field.name: pa.nulls(len(self.names), field.type) for field in schema}
-        columns |= {"image_id": self.names, "fused_label": FUSED, "caption_label": FUSED[::-1]}
+        columns |= {
+            "image_id": self.names,
+            "fused_label": FUSED,
+            "caption_label": FUSED[::-1],
+        }
         columns["fused_confidence"] = [0.5] * len(self.names)
         labels, report = str(self.folder / "l.parquet"), str(self.folder / "l.json")
         tables.write(labels, columns, schema)
@@ -135,10 +141,17 @@ def test_an_empty_caption_is_the_class_description(files):
 
 
 def test_groups_have_their_most_frequent_class_and_other_classes_their_description(files):
-    groups = files.groups([[1, 0, 2, 5], [2, 6, 3, 0]], ["a", "b"])  # of classes 0222 and 2112
+    groups = files.groups(
+        [[1, 0, 2, 5], [2, 6, 3, 0]], ["a", "b"]
+    )  # of classes 0222 and 2112
     data, texts = files.read(group_captions=groups)
     assert [texts[i] for i in data.texts.groups] == ["a", "b", "a striped.", "a dotted."]
-    assert data.texts.group_labels.tolist() == [2, 2, 0, 1]  # the first of equally frequent ones
+    assert data.texts.group_labels.tolist() == [
+        2,
+        2,
+        0,
+        1,
+    ]  # the first of equally frequent ones
 
 
 def test_left_out_images_and_what_shows_them_are_not_trained_on(files, monkeypatch):
@@ -148,7 +161,9 @@ def test_left_out_images_and_what_shows_them_are_not_trained_on(files, monkeypat
     assert len(out) == 2
     kept = [i for i in range(7) if i not in out]
     one, other = sorted(out)
-    groups = files.groups([[*kept[:2]], [kept[0], one], [kept[2]], [other] * 4], list("abcd"))
+    groups = files.groups(
+        [[*kept[:2]], [kept[0], one], [kept[2]], [other] * 4], list("abcd")
+    )
     captions = files.captions([f"caption {i}" for i in range(7)])
     data, texts = files.read(fold=fold, image_captions=captions, group_captions=groups)
     assert [Path(path).name for path in data.paths] == [files.names[i] for i in kept]

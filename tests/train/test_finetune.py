@@ -52,7 +52,9 @@ class Trainings(Inputs):
         return self.finetune(name, settings(objective, **given), seed, *self.texts)[:2]
 
     def finetune(self, name, chosen, seed, *files, **more):
-        outputs = [self.folder / name / part for part in ("model", "history.parquet", "checkpoint")]
+        outputs = [
+            self.folder / name / part for part in ("model", "history.parquet", "checkpoint")
+        ]
         inputs = TrainingFiles(self.index, self.labels, *files, **more)
         finetune(inputs, chosen, *map(str, outputs), seed=seed, device="cpu", threads=1)
         return outputs
@@ -95,7 +97,9 @@ def test_history_has_a_row_a_step(tuned):
     table = pq.read_table(tuned[1]).to_pandas()
     assert table["step"].tolist() == [0, 1, 2, 3]
     assert table["epoch"].tolist() == [0, 0, 1, 1]
-    assert table["lr"].tolist() == pytest.approx([Recipe(**FINETUNE).rate(s, 4) for s in range(4)])
+    assert table["lr"].tolist() == pytest.approx(
+        [Recipe(**FINETUNE).rate(s, 4) for s in range(4)]
+    )
     assert (table["loss_zero_shot"] + table["loss_finetuned"]).tolist() == pytest.approx(
         table["loss"].tolist(), rel=1e-5
     )
@@ -142,7 +146,9 @@ def test_a_head_made_anew_is_of_the_tuned_features_and_the_weights_stay(inputs, 
     votes = label_votes(torch.tensor(LABELS), 3)
     wanted = images.classifier(fuse(images, votes).head, scale)
     head, _ = load_classifier(Path(model) / clips.CLASSIFIER)
-    torch.testing.assert_close(head.scores(features), wanted.scores(features), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        head.scores(features), wanted.scores(features), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_a_loss_that_explodes_stops_the_training_and_writes_nothing(inputs):
@@ -311,7 +317,9 @@ def command(inputs):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_ended_again_and_again_ends_with_the_same_bytes(command, inputs, tmp_path):
+def test_a_run_that_is_ended_again_and_again_ends_with_the_same_bytes(
+    command, inputs, tmp_path
+):
     """At random moments after it has written a checkpoint, through the command line."""
     assert command(inputs.folder / "whole").wait() == 0
     numbers = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
@@ -321,7 +329,9 @@ def test_a_run_that_is_ended_again_and_again_ends_with_the_same_bytes(command, i
     while True:
         before = set(folder.glob("step-*"))
         process = command(tmp_path)
-        while process.poll() is None:  # until it has done an epoch more, then a little longer
+        while (
+            process.poll() is None
+        ):  # until it has done an epoch more, then a little longer
             if set(folder.glob("step-*")) - before:
                 time.sleep(delays.uniform(0, 0.4))
                 break
@@ -371,7 +381,9 @@ def test_statistics_stay_to_the_byte_or_move_and_with_them_the_features(
     before, after = state(Path(model.removeprefix("local-dir:"))), state(tuned)
     names = [name for name in before if name.endswith(("running_mean", "running_var"))]
     assert names
-    assert {torch.equal(after[name], before[name]) for name in names} == {batch_norm == "frozen"}
+    assert {torch.equal(after[name], before[name]) for name in names} == {
+        batch_norm == "frozen"
+    }
     loaded = [clips.load(name, None, CPU) for name in (model, f"local-dir:{tuned}")]
     with torch.no_grad():
         features = [encode.encode_images(clip, pictures(clip, 5)) for clip in loaded]
@@ -395,7 +407,9 @@ def flags(path):
         ([9, 9, 9, 9, 9], 0.25, False),
     ],
 )
-def test_few_predicted_classes_or_little_agreement_are_marked(inputs, counts, agreement, marked):
+def test_few_predicted_classes_or_little_agreement_are_marked(
+    inputs, counts, agreement, marked
+):
     history = [{"epoch": 0, "agreement": 0.0}, {"epoch": 1, "agreement": agreement}]
     training = SimpleNamespace(history=history, predicted=torch.tensor(counts))
     found = finetuning._flags(settings(), training, diverged=False)
@@ -436,7 +450,9 @@ def test_a_training_that_diverges_at_a_found_rate_leaves_the_pretrained_model(
     )
     assert flags(path) == ["diverged"]
     start, end = state(DEMO_CLIP), state(model)
-    assert all(torch.equal(tensor.float(), end[name].float()) for name, tensor in start.items())
+    assert all(
+        torch.equal(tensor.float(), end[name].float()) for name, tensor in start.items()
+    )
     classifier, _ = load_classifier(model / clips.CLASSIFIER)
     texts = class_embeddings(demo_clip, "a photo of a {} texture.", CLASSNAMES)
     torch.testing.assert_close(classifier.weights, texts)

@@ -65,7 +65,9 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def chosen(model):
     """Settings of five epochs, each of four steps."""
-    return settings(model=model, switches={"mixer_prototypes": "epoch"}, batch_size=9, epochs=5)
+    return settings(
+        model=model, switches={"mixer_prototypes": "epoch"}, batch_size=9, epochs=5
+    )
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,9 @@ def test_two_processes_train_as_one_does(tmp_path, inputs, chosen, two):
     one = run(tmp_path, inputs, chosen, 1)
     first, second = (pq.read_table(folder / "history").to_pydict() for folder in (one, two))
     assert second["loss"] == pytest.approx(first["loss"], rel=1e-5)
-    assert len(set(first["loss"])) == len(first["loss"]) >= 8  # each step has learnt from the last
+    assert (
+        len(set(first["loss"])) == len(first["loss"]) >= 8
+    )  # each step has learnt from the last
     for name in ("agreement", "prototype_drift", "logit_scale", "entropy"):
         assert second[name] == pytest.approx(first[name], rel=1e-4, abs=1e-6), name
     prototypes = [load_file(each / "model" / FILES[0])["classifier"] for each in (one, two)]
@@ -92,7 +96,9 @@ def test_two_processes_train_as_one_does(tmp_path, inputs, chosen, two):
         load_file(each / FILES[1]) for each in (DEMO_CLIP, one / "model", two / "model")
     )
     assert distance(*ends) < 1e-3 * distance(start, ends[0])
-    assert (two / "log").read_text().count("The training has") == 1  # the first process logs
+    assert (two / "log").read_text().count(
+        "The training has"
+    ) == 1  # the first process logs
 
 
 def worker(process, rank):

@@ -99,9 +99,15 @@ def test_channels_last_changes_no_feature_and_nothing_that_is_saved(backbones, t
     clip.device = CPU
     matrices = [each for each in clip.model.visual.parameters() if each.ndim == 4]
     assert all(each.is_contiguous(memory_format=torch.channels_last) for each in matrices)
-    torch.testing.assert_close(encode.encode_images(clip, images), before, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        encode.encode_images(clip, images), before, rtol=1e-4, atol=1e-5
+    )
     clips.save(
-        clip, Classifier.of(torch.eye(2)), ["a", "b"], ClassTemplates(["{}"]), tmp_path / "m"
+        clip,
+        Classifier.of(torch.eye(2)),
+        ["a", "b"],
+        ClassTemplates(["{}"]),
+        tmp_path / "m",
     )
     again = clips.load(f"local-dir:{tmp_path / 'm'}", None, CPU)
     assert torch.equal(encode.encode_images(again, images), before)
@@ -156,7 +162,12 @@ def test_only_matrices_decay(demo_clip):
     )
     assert decayed | spared == set(named.values())
     assert not decayed & spared
-    assert {"logit_scale", "ln_final.weight", "ln_final.bias", "visual.ln_pre.weight"} <= spared
+    assert {
+        "logit_scale",
+        "ln_final.weight",
+        "ln_final.bias",
+        "visual.ln_pre.weight",
+    } <= spared
     assert {"text_projection", "token_embedding.weight", "visual.conv1.weight"} <= decayed
     assert not any(name.endswith(".bias") for name in decayed)
 
@@ -238,7 +249,9 @@ def test_micro_batches_give_every_objective_its_gradients(objective, shape, size
     assert parts.keys() == whole.keys()
     largest = max(gradient.abs().max() for gradient in whole.values()).item()
     for name, gradient in whole.items():
-        torch.testing.assert_close(parts[name], gradient, rtol=1e-5, atol=1e-5 * largest, msg=name)
+        torch.testing.assert_close(
+            parts[name], gradient, rtol=1e-5, atol=1e-5 * largest, msg=name
+        )
 
 
 @pytest.mark.parametrize(
@@ -308,6 +321,10 @@ def test_prediction_entropy_equals_the_loop():
     found = prediction_entropy(scores, torch.tensor(3.0))
     weights = np.exp(3 * scores.numpy().astype(float))
     shares = weights / weights.sum(axis=1, keepdims=True)  # [5, 7]
-    entropies = [-sum(p * math.log(p) for p in row) for row in (*shares, shares.mean(axis=0))]
+    entropies = [
+        -sum(p * math.log(p) for p in row) for row in (*shares, shares.mean(axis=0))
+    ]
     assert found["entropy"].item() == pytest.approx(sum(entropies[:5]) / 5, rel=1e-5)
-    assert found["class_balance"].item() == pytest.approx(entropies[5] / math.log(7), rel=1e-5)
+    assert found["class_balance"].item() == pytest.approx(
+        entropies[5] / math.log(7), rel=1e-5
+    )

@@ -66,7 +66,9 @@ def pictures(n, *sizes):
     found = []
     for (height, width), _ in zip(itertools.cycle(sizes), range(n), strict=False):
         coarse = Image.fromarray(rng.integers(0, 256, (6, 7, 3), dtype=np.uint8))
-        found.append(torch.from_numpy(np.array(coarse.resize((width, height), Image.BICUBIC))))
+        found.append(
+            torch.from_numpy(np.array(coarse.resize((width, height), Image.BICUBIC)))
+        )
     return found
 
 
@@ -74,8 +76,12 @@ def assert_same_distribution(found, wanted):
     """Kolmogorov and Smirnov's test of two samples, at a level of 0.001."""
     found, wanted = np.sort(found), np.sort(wanted)
     at = np.concatenate([found, wanted])
-    shares = [np.searchsorted(part, at, side="right") / len(part) for part in (found, wanted)]
-    assert np.abs(shares[0] - shares[1]).max() < 1.95 * math.sqrt(1 / len(found) + 1 / len(wanted))
+    shares = [
+        np.searchsorted(part, at, side="right") / len(part) for part in (found, wanted)
+    ]
+    assert np.abs(shares[0] - shares[1]).max() < 1.95 * math.sqrt(
+        1 / len(found) + 1 / len(wanted)
+    )
 
 
 @pytest.mark.parametrize("size", [(96, 96), (336, 440), (300, 210)], ids=str)
@@ -85,7 +91,9 @@ def test_crops_are_distributed_as_those_of_torchvision(many, size):
     parameters = RandomResizedCrop.get_params
     wanted = [parameters(image, list(AUG_CFG["scale"]), [3 / 4, 4 / 3]) for _ in range(N)]
     found = images.crops(torch.tensor(size).expand(N, 2), many).double().T
-    for kind, (one, other) in enumerate(zip(found, torch.tensor(wanted).double().T, strict=True)):
+    for kind, (one, other) in enumerate(
+        zip(found, torch.tensor(wanted).double().T, strict=True)
+    ):
         assert_same_distribution(one.numpy(), other.numpy()), kind
     top, left, height, width = found
     assert (top >= 0).all() and (left >= 0).all()
@@ -112,7 +120,9 @@ def test_colours_are_drawn_as_open_clip_does(many):
     assert {steps[-1] for steps in order if len(steps) in (1, 5)} == {images.GREY}
     counts = Counter(map(tuple, jittered))
     assert counts.keys() == set(itertools.permutations(range(4)))
-    assert max(abs(count - len(jittered) / 24) for count in counts.values()) < 4 * math.sqrt(N / 24)
+    assert max(
+        abs(count - len(jittered) / 24) for count in counts.values()
+    ) < 4 * math.sqrt(N / 24)
     torch.manual_seed(0)
     own = jitter.transf
     ranges = own.brightness, own.contrast, own.saturation, own.hue
@@ -132,16 +142,22 @@ def test_each_step_is_that_of_torchvision(name, factor):
     by = 0.2 * (factor - 1) if name == "hue" else factor
     wanted = torch.stack([getattr(TF, f"adjust_{name}")(image, by) for image in given])
     found = getattr(images, f"adjust_{name}")(given.clone(), torch.full((5, 1, 1, 1), by))
-    torch.testing.assert_close(found, wanted, rtol=0, atol=5e-4)  # the weights have three digits
+    torch.testing.assert_close(
+        found, wanted, rtol=0, atol=5e-4
+    )  # the weights have three digits
 
 
 def by_pil(picture, drawn, side):
     """What torchvision makes of a PIL picture by the same numbers."""
-    ((top, left, height, width),) = images.crops(torch.tensor([picture.shape[:2]]), drawn).tolist()
+    ((top, left, height, width),) = images.crops(
+        torch.tensor([picture.shape[:2]]), drawn
+    ).tolist()
     (order,), factors = images.colours(drawn)
     image = Image.fromarray(picture.numpy())
     size = (side, side)
-    image = TF.resized_crop(image, top, left, height, width, size, InterpolationMode.BICUBIC)
+    image = TF.resized_crop(
+        image, top, left, height, width, size, InterpolationMode.BICUBIC
+    )
     names = ("brightness", "contrast", "saturation", "hue")
     for number in order:
         if number == images.GREY:
@@ -254,7 +270,9 @@ def test_neither_worker_processes_nor_kept_pictures_change_a_sample(tmp_path):
     for workers in (0, 2):
         files = training_pictures(paths, 2 * BYTES, tmp_path / "kept")
         options = {"workers": workers, "pinned": False, "collate": list}
-        for (batch, _), wanted_batch in zip(loader(files, KEYS, **options), wanted, strict=True):
+        for (batch, _), wanted_batch in zip(
+            loader(files, KEYS, **options), wanted, strict=True
+        ):
             for sample, wanted_sample in zip(batch, wanted_batch, strict=True):
                 for part, wanted_part in zip(sample, wanted_sample, strict=True):
                     np.testing.assert_array_equal(part, wanted_part)
@@ -264,7 +282,10 @@ def test_batches_hold_transformed_pictures_in_the_order_of_their_keys(tmp_path):
     paths = write_pictures(tmp_path, 5)
     files = training_pictures(paths)
     for found, batch in zip(files.batches(KEYS, CPU, threads=1), KEYS, strict=True):
-        small = [torch.tensor(resize_for_cache(paths[i], TRANSFORM.cached_side)) for _, i in batch]
+        small = [
+            torch.tensor(resize_for_cache(paths[i], TRANSFORM.cached_side))
+            for _, i in batch
+        ]
         drawn = torch.tensor(np.stack([images.draw(11, *key) for key in batch]))
         assert torch.equal(found, TRANSFORM(small, drawn))
 
@@ -291,14 +312,18 @@ def test_a_kept_picture_is_read_once(tmp_path, memory):
         np.testing.assert_array_equal(files[1, index][1], picture)
     with pytest.raises(UserError):
         files[0, 1]
-    assert not (tmp_path / "kept").exists()  # the file has no name, and goes with the process
+    assert not (
+        tmp_path / "kept"
+    ).exists()  # the file has no name, and goes with the process
 
 
 def test_trainings_share_what_they_decode(tmp_path, monkeypatch):
     paths, shared = write_pictures(tmp_path / "pictures", 4), tmp_path / "decoded"
 
     def training(some):
-        return TrainingImages(some, np.array([WRITTEN] * len(some)), TRANSFORM, 1, 0, ".", shared)
+        return TrainingImages(
+            some, np.array([WRITTEN] * len(some)), TRANSFORM, 1, 0, ".", shared
+        )
 
     def not_decoded(path, _):
         raise UserError(path)
@@ -324,7 +349,9 @@ def test_trainings_share_what_they_decode(tmp_path, monkeypatch):
 def test_a_disk_without_room_for_all_images_is_not_shared(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     [path] = write_pictures(tmp_path / "pictures", 1)
-    files = TrainingImages([path], np.array([WRITTEN]), TRANSFORM, 1, 0, ".", tmp_path / "decoded")
+    files = TrainingImages(
+        [path], np.array([WRITTEN]), TRANSFORM, 1, 0, ".", tmp_path / "decoded"
+    )
     assert files[0, 0] and not (tmp_path / "decoded").exists()
 
 

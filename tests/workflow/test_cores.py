@@ -58,7 +58,9 @@ def test_two_gpus_caption_in_two_shards_at_once_and_other_machines_rerun_nothing
     planned = finished_copy.snakemake("--dry-run", CAPTIONS)
     assert "Nothing to be done" in planned.stdout
     three = ("--config", "captions={'shards': 3}")
-    assert "gather_captions" in finished_copy.snakemake("--dry-run", CAPTIONS, *three).stdout
+    assert (
+        "gather_captions" in finished_copy.snakemake("--dry-run", CAPTIONS, *three).stdout
+    )
 
 
 def test_a_login_node_with_a_driver_and_no_gpu_plans_jobs_with_gpus(

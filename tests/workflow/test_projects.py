@@ -37,7 +37,10 @@ def own_code(checkout, *arguments, cwd):
 
 
 def tiny_clip(checkout):
-    return {"model": f"local-dir:{checkout.root}/latteclip/demo/models/clip", "pretrained": None}
+    return {
+        "model": f"local-dir:{checkout.root}/latteclip/demo/models/clip",
+        "pretrained": None,
+    }
 
 
 def write_yaml(path, content):
@@ -58,7 +61,9 @@ def files_of(folder):
 
 def test_photos_in_a_folder_of_their_own(checkout, project, tmp_path):
     main = checkout.root / "latteclip" / "cli" / "main.py"
-    main.write_text(main.read_text().replace("import argparse\n", f"import argparse\n{NOTE}", 1))
+    main.write_text(
+        main.read_text().replace("import argparse\n", f"import argparse\n{NOTE}", 1)
+    )
     write_yaml(project / "config" / "config.yaml", {"clip": tiny_clip(checkout)})
     before = files_of(checkout.root)
     snakemake = ("-j2", "--snakefile", checkout.root / "Snakefile")
@@ -74,7 +79,11 @@ def test_photos_in_a_folder_of_their_own(checkout, project, tmp_path):
 
 
 def test_files_of_a_project_add_datasets_and_change_defaults(checkout, project):
-    values = {"source": {"folder": "photos"}, "split": {"kind": "folders"}, "template": "a {}."}
+    values = {
+        "source": {"folder": "photos"},
+        "split": {"kind": "folders"},
+        "template": "a {}.",
+    }
     values |= {"prompts": {"image": "?", "group": "?"}, "groups": {"gap": 3}}
     config = project / "config"
     write_yaml(config / "datasets" / "mine.yaml", {"datasets": {"mine": values}})
@@ -174,7 +183,14 @@ def test_a_wheel_holds_every_file_of_the_workflow(installed):
 def test_a_wheel_runs_the_workflow(checkout, installed, project):
     shrunken = "datasets={'demo': {'source': {'textures': {'train': 60, 'test': 40}}}}"
     target = "results/demo/images.parquet"
-    command = ("env", f"PYTHONPATH={installed}", sys.executable, "-m", "latteclip", "workflow")
+    command = (
+        "env",
+        f"PYTHONPATH={installed}",
+        sys.executable,
+        "-m",
+        "latteclip",
+        "workflow",
+    )
     config = ("--config", "dataset=demo", "seeds=1", shrunken)
     run = checkout.run(*command, "-j1", *config, "--", target, cwd=project)
     assert run.returncode == 0, run.stdout

@@ -16,7 +16,9 @@ def test_the_table_and_the_pages_are_in_it(finished, browser, tmp_path):
     with zipfile.ZipFile(tmp_path / "report.zip") as archive:
         archive.extractall(tmp_path)
     report = (tmp_path / "report" / "report.html").as_uri()
-    with browser.new_context(offline=True, viewport={"width": 1280, "height": 900}) as context:
+    with browser.new_context(
+        offline=True, viewport={"width": 1280, "height": 900}
+    ) as context:
         page = context.new_page()
         page.goto(report)
         link = artefact(page, "Accuracy", "table of accuracies")

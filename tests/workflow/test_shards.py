@@ -42,7 +42,9 @@ def by_picture(root, dataset, file, column):
     order = {}
     for split, numbers in NUMBERS.items():
         ids = [
-            i for i, part in zip(index["image_id"], index["split"], strict=True) if part == split
+            i
+            for i, part in zip(index["image_id"], index["split"], strict=True)
+            if part == split
         ]
         if dataset == "folders":
             ids.sort(key=lambda image_id: image_id.rpartition("/")[2])

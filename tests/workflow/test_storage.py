@@ -7,7 +7,9 @@ import pytest
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("rsync") is None, reason="the plugin copies with rsync"),
+    pytest.mark.skipif(
+        shutil.which("rsync") is None, reason="the plugin copies with rsync"
+    ),
 ]
 RUN = ("--config", "method=zero_shot,latteclip", "seeds=1")
 
@@ -21,7 +23,13 @@ def test_a_storage_holds_the_results_that_a_folder_would(finished_copy, tmp_path
     }
     assert len(expected) == 2
     shutil.rmtree(root / "results")
-    command = (*RUN, "--default-storage-provider", "fs", "--default-storage-prefix", elsewhere)
+    command = (
+        *RUN,
+        "--default-storage-provider",
+        "fs",
+        "--default-storage-prefix",
+        elsewhere,
+    )
     run = finished_copy.snakemake(*command)
     assert run.returncode == 0, run.stdout
     for path, metrics in expected.items():

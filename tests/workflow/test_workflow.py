@@ -54,7 +54,9 @@ def test_a_run_ends_with_the_table(finished):
 
 def test_every_stage_covers_its_images(finished):
     index = parquet(finished, "images.parquet")
-    train = [i for i, s in zip(index["image_id"], index["split"], strict=True) if s != "test"]
+    train = [
+        i for i, s in zip(index["image_id"], index["split"], strict=True) if s != "test"
+    ]
     assert len(index["image_id"]) == N_TRAIN + N_TEST
     assert len(train) == N_TRAIN
     assert parquet(finished, "pseudo_labels.parquet")["image_id"] == index["image_id"]
@@ -114,8 +116,13 @@ def test_a_run_ends_with_where_the_results_are(finished):
     (finished.root / "results" / "index.html").unlink()
     run = finished.snakemake("--config", "seeds=1")
     assert run.returncode == 0, run.stdout
-    begun, ended = run.stdout.index("demo: 100 images of "), run.stdout.rindex("demo: 100 images")
-    assert begun < run.stdout.index("rule index_results:") < run.stdout.index("Elapsed time")
+    begun, ended = (
+        run.stdout.index("demo: 100 images of "),
+        run.stdout.rindex("demo: 100 images"),
+    )
+    assert (
+        begun < run.stdout.index("rule index_results:") < run.stdout.index("Elapsed time")
+    )
     assert run.stdout.index("Elapsed time") < ended
     assert "results/demo/report.html" in run.stdout[ended:]
     assert "latteclip predict results/demo" in run.stdout[ended:]
@@ -163,7 +170,9 @@ def answered(checkout):
 
 def taught(checkout):
     """A person's answers about training images."""
-    (checkout.root / RESULTS / "answers.json").write_text('{"plan": "teach", "answers": []}')
+    (checkout.root / RESULTS / "answers.json").write_text(
+        '{"plan": "teach", "answers": []}'
+    )
 
 
 # What decides and what does not: settings, files of code by their content, answers. Which stages
@@ -189,7 +198,10 @@ EDITS = {
         {"report_dataset": 1, "index_results": 1},
     ),
     "time of base.py": (touched("latteclip/train/objectives/base.py"), {}),
-    "another CLIP in its folder": (in_file(f"{MODELS}/clip/tokenizer_config.json"), NEW_CLIP),
+    "another CLIP in its folder": (
+        in_file(f"{MODELS}/clip/tokenizer_config.json"),
+        NEW_CLIP,
+    ),
     "another captioner in its folder": (
         in_file(f"{MODELS}/llava/tokenizer_config.json"),
         {"caption_images": 1, "caption_groups": 1, **NEW_CAPTIONS},
@@ -230,7 +242,9 @@ def test_an_edit_reruns_what_depends_on_it_and_nothing_else(edited, name):
 def changed_weights(path):
     """Other weights in a file that keeps its time, as with `cp -p`."""
     stat = path.stat()
-    flipped = {name: tensor.flip([*range(tensor.ndim)]) for name, tensor in load_file(path).items()}
+    flipped = {
+        name: tensor.flip([*range(tensor.ndim)]) for name, tensor in load_file(path).items()
+    }
     save_file(flipped, path)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
@@ -247,7 +261,9 @@ def test_other_weights_in_the_folder_of_a_model_are_read_and_never_mixed_with_ol
     shutil.copytree(DEMO_CLIP, clip)
     write_encoder(encoder)
     pictures = class_folders(tmp_path / "pictures", n=6)
-    configured = mine(checkout, pictures, clip={"model": "local-dir:clip", "pretrained": None})
+    configured = mine(
+        checkout, pictures, clip={"model": "local-dir:clip", "pretrained": None}
+    )
     features = "results/mine/image_encoders/local-dir--encoder.parquet"
     asked = ["results/mine/zero_shot/seed0/model", features, *configured]
     asked += ["--config", "image_encoders=local-dir:encoder"]
@@ -256,8 +272,13 @@ def test_other_weights_in_the_folder_of_a_model_are_read_and_never_mixed_with_ol
         run = checkout.snakemake(*asked)
         assert run.returncode == 0, run.stdout
         made = checkout.root / asked[0]
-        tower, classifier = load_file(made / weights), load_file(made / "prototypes.safetensors")
-        assert torch.equal(tower["text_projection"], load_file(clip / weights)["text_projection"])
+        tower, classifier = (
+            load_file(made / weights),
+            load_file(made / "prototypes.safetensors"),
+        )
+        assert torch.equal(
+            tower["text_projection"], load_file(clip / weights)["text_projection"]
+        )
         return classifier["classifier"], pq.read_table(checkout.root / features)
 
     classifier, table = made()
@@ -315,10 +336,14 @@ def inputs_and_outputs(checkout, *config, path=()):
 
 def notes(outputs):
     """The notes on models among the outputs, with the rules that write them."""
-    return {file: rule for file, rule in outputs.items() if file.startswith("resources/models/")}
+    return {
+        file: rule for file, rule in outputs.items() if file.startswith("resources/models/")
+    }
 
 
-def test_each_model_is_fetched_once_and_before_the_stages_that_load_it(checkout, no_heavy_imports):
+def test_each_model_is_fetched_once_and_before_the_stages_that_load_it(
+    checkout, no_heavy_imports
+):
     config = ["dataset=dtd,eurosat", "method=zero_shot,latteclip,flyp_fused"]
     inputs, outputs = inputs_and_outputs(checkout, *config, path=no_heavy_imports)
     assert notes(outputs) == {CLIP: "download_clip", CAPTIONER: "download_captioner"}
@@ -369,7 +394,9 @@ def test_a_training_that_ctrl_c_stops_continues_with_the_next_run(finished_copy)
     os.killpg(run.pid, signal.SIGINT)
     output, _ = run.communicate()
     assert run.returncode != 0, output
-    saved = int(re.search(r"Step (\d+) is saved", (folder / "logs/finetune.log").read_text())[1])
+    saved = int(
+        re.search(r"Step (\d+) is saved", (folder / "logs/finetune.log").read_text())[1]
+    )
     [checkpoint] = folder.glob("checkpoint/*")
     assert checkpoint.name.startswith(f"step-{saved:08d}-")
     assert not (folder / "model").exists()
@@ -387,7 +414,12 @@ def test_a_training_that_ctrl_c_stops_continues_with_the_next_run(finished_copy)
 def learned(checkout):
     """The bytes of labels, captions and weights, and the history without its timings."""
     results = checkout.root / RESULTS
-    names = ("*labels.parquet", "captions/*s.parquet", "unknown.parquet", "**/*.safetensors")
+    names = (
+        "*labels.parquet",
+        "captions/*s.parquet",
+        "unknown.parquet",
+        "**/*.safetensors",
+    )
     files = [path for name in names for path in results.glob(name)]
     history = parquet(checkout, "latteclip/seed0/history.parquet")
     del history["images_per_second"], history["data_wait"]
@@ -406,7 +438,9 @@ def test_training_labels_change_no_byte_of_labels_captions_and_weights(finished_
         columns[name] = [value if split == "test" else None for value, split in pairs]
     tables.write(index, columns, tables.IMAGES, metadata)
     targets = ("latteclip/seed0/model", "unknown.parquet", "fused_labels.parquet")
-    run = finished_copy.snakemake(*(f"{RESULTS}/{name}" for name in targets), "--config", "seeds=1")
+    run = finished_copy.snakemake(
+        *(f"{RESULTS}/{name}" for name in targets), "--config", "seeds=1"
+    )
     assert run.returncode == 0, run.stdout
     ran = set(re.findall(r"^localrule (\w+):", run.stdout, re.MULTILINE))
     assert ran >= {"pseudo_label_images", *LOADS_CAPTIONER, "fuse_labels", "finetune"}
@@ -437,7 +471,9 @@ def no_heavy_imports(tmp_path):
     folder = tmp_path / "no_heavy_imports"
     for name in ("torch", "vllm", "transformers", "open_clip", "torchvision"):
         (folder / name).mkdir(parents=True)
-        (folder / name / "__init__.py").write_text(f"raise ImportError('heavy import of {name}')\n")
+        (folder / name / "__init__.py").write_text(
+            f"raise ImportError('heavy import of {name}')\n"
+        )
     installed = Path(find_spec("open_clip").origin).parent
     for name in ("model_configs", "pretrained.py"):  # read as files
         (folder / "open_clip" / name).symlink_to(installed / name)
@@ -474,10 +510,14 @@ def test_a_folder_without_labels_is_used_whole(checkout, tmp_path):
     results = checkout.root / "results" / "mine"
     names = sorted([*(os.path.basename(file) for file in files), "copy.png"])
     for method in ("zero_shot", "label_propagation", "zero_shot_adapted"):
-        found = pq.read_table(results / method / "seed0" / "predictions.parquet").to_pydict()
+        found = pq.read_table(
+            results / method / "seed0" / "predictions.parquet"
+        ).to_pydict()
         assert found["image_id"] == names and found["label"] == [None] * 13
         found = json.loads((results / method / "seed0" / "metrics.json").read_text())
         assert found["acc1"] is None and found["images"] == 13
     twins = pq.read_table(results / "duplicates.parquet").to_pylist()
-    assert ("003.png", "copy.png") in {(row["image_id"], row["duplicate_id"]) for row in twins}
+    assert ("003.png", "copy.png") in {
+        (row["image_id"], row["duplicate_id"]) for row in twins
+    }
     assert (results / "report.html").is_file()

@@ -72,7 +72,9 @@ def describe(attributes: Attributes) -> str:
     E.g. "a striped texture with thin diagonal red stripes on a white background, crisp."
     """
     noun = NOUNS[attributes.classname]
-    pattern = _words(size_word(attributes), attributes.orientation, attributes.foreground, noun)
+    pattern = _words(
+        size_word(attributes), attributes.orientation, attributes.foreground, noun
+    )
     return (
         f"a {attributes.classname} texture with {pattern} "
         f"on a {attributes.background} background, {attributes.finish}."

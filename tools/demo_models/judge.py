@@ -59,7 +59,9 @@ class Captioner:
 
     def __init__(self, folder: Path) -> None:
         self.processor = AutoProcessor.from_pretrained(folder)
-        self.model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        self.model = LlavaForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32
+        )
 
     @torch.no_grad()
     def caption(self, prompt: str, pictures: np.ndarray) -> list[str]:
@@ -68,8 +70,12 @@ class Captioner:
         text = self.processor.apply_chat_template([{"role": "user", "content": content}])
         answers: list[str] = []
         for start in range(0, len(pictures), BATCH):
-            batch = [Image.fromarray(picture) for picture in pictures[start : start + BATCH]]
-            inputs = self.processor(images=batch, text=[text] * len(batch), return_tensors="pt")
+            batch = [
+                Image.fromarray(picture) for picture in pictures[start : start + BATCH]
+            ]
+            inputs = self.processor(
+                images=batch, text=[text] * len(batch), return_tensors="pt"
+            )
             tokens = self.model.generate(**inputs, do_sample=False, max_new_tokens=40)  # type: ignore[misc]
             new = tokens[:, inputs.input_ids.shape[1] :]
             answers += self.processor.batch_decode(new, skip_special_tokens=True)
@@ -83,7 +89,9 @@ def score(captions: Sequence[str], attributes: Sequence[Attributes]) -> dict[str
     hits = {
         "classname": [a.classname in text.split() for text, a in pairs],
         "noun": [NOUNS[a.classname] in text.split() for text, a in pairs],
-        "foreground": [a.foreground in text.split(" on a ")[0].split() for text, a in pairs],
+        "foreground": [
+            a.foreground in text.split(" on a ")[0].split() for text, a in pairs
+        ],
         "background": [f"on a {a.background} background" in text for text, a in pairs],
         "size": [f"with {size_word(a)} " in text for text, a in pairs],
         "orientation": [f" {a.orientation} " in text for text, a in directed],
@@ -103,7 +111,9 @@ def score_groups(
     """Return the percentage of groups with a majority class whose description names it."""
     named = []
     for text, group in zip(captions, groups, strict=True):
-        ((classname, count),) = Counter(attributes[i].classname for i in group).most_common(1)
+        ((classname, count),) = Counter(attributes[i].classname for i in group).most_common(
+            1
+        )
         if count >= 3:
             named.append(classname in text.split(" textures ")[0].split())
     return {
@@ -114,7 +124,9 @@ def score_groups(
 
 
 def _row(gap: float, figures: dict[str, float]) -> str:
-    return f"gap {gap:.2f}: " + ", ".join(f"{name} {value:.1f}" for name, value in figures.items())
+    return f"gap {gap:.2f}: " + ", ".join(
+        f"{name} {value:.1f}" for name, value in figures.items()
+    )
 
 
 def main() -> None:
@@ -130,14 +142,20 @@ def main() -> None:
     for gap in CLIP_GAPS:
         images, attributes = textures.generate(2000, gap, SEED)
         truth = [CLASSNAMES.index(a.classname) for a in attributes]
-        log.info(_row(gap, {"CLIP zero-shot top-1": 100 * (clip.classify(images) == truth).mean()}))
+        log.info(
+            _row(
+                gap, {"CLIP zero-shot top-1": 100 * (clip.classify(images) == truth).mean()}
+            )
+        )
     for gap in CAPTION_GAPS:
         images, attributes = textures.generate(500, gap, SEED)
         captions = captioner.caption(train_llava.IMAGE_PROMPT, images)
         log.info(_row(gap, score(captions, attributes)))
         groups = draw_groups(clip.classify(images), np.random.default_rng(SEED))
         pictures = train_llava.group_pictures(train_llava.to_cells(images)[groups])
-        captions = captioner.caption(train_llava.GROUP_PROMPT, pictures.permute(0, 2, 3, 1).numpy())
+        captions = captioner.caption(
+            train_llava.GROUP_PROMPT, pictures.permute(0, 2, 3, 1).numpy()
+        )
         log.info(_row(gap, score_groups(captions, groups, attributes)))
 
 

@@ -81,7 +81,10 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
         single="<start> $A <end>", special_tokens=ends
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<start>", eos_token="<end>", pad_token="<pad>"
+        tokenizer_object=tokenizer,
+        bos_token="<start>",
+        eos_token="<end>",
+        pad_token="<pad>",
     )
 
 
@@ -123,7 +126,11 @@ def build(config: dict[str, Any]) -> open_clip.CLIP:
 def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.Tensor:
     """Return tokens [T, CONTEXT], as open_clip's HFTokenizer does."""
     tokens: torch.Tensor = tokenizer(
-        texts, return_tensors="pt", max_length=CONTEXT, padding="max_length", truncation=True
+        texts,
+        return_tensors="pt",
+        max_length=CONTEXT,
+        padding="max_length",
+        truncation=True,
     ).input_ids
     return tokens
 
@@ -171,7 +178,9 @@ def train(steps: int) -> tuple[open_clip.CLIP, PreTrainedTokenizerFast, dict[str
     log.info("%.2fM parameters", sum(p.numel() for p in model.parameters()) / 1e6)
     model.train()
     optimizer = optimiser([model, heads], weight_decay=0.1)
-    steps_taken = optimise(optimizer, losses(model, heads, tokenizer, pool), steps, LEARNING_RATE)
+    steps_taken = optimise(
+        optimizer, losses(model, heads, tokenizer, pool), steps, LEARNING_RATE
+    )
     for _ in steps_taken:
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
@@ -179,12 +188,17 @@ def train(steps: int) -> tuple[open_clip.CLIP, PreTrainedTokenizerFast, dict[str
 
 
 def save(
-    model: open_clip.CLIP, tokenizer: PreTrainedTokenizerFast, config: dict[str, Any], folder: Path
+    model: open_clip.CLIP,
+    tokenizer: PreTrainedTokenizerFast,
+    config: dict[str, Any],
+    folder: Path,
 ) -> None:
     """Write a folder that stock open_clip loads by `local-dir:`, weights in float16."""
     with replacing(folder, overwrite=True) as new:
         tokenizer.save_pretrained(new)
-        state = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
+        state = {
+            name: tensor.half().contiguous() for name, tensor in model.state_dict().items()
+        }
         save_file(state, new / "open_clip_model.safetensors")
         preprocessing = {
             "mean": [MEAN] * 3,
@@ -193,7 +207,8 @@ def save(
             "resize_mode": "shortest",
         }
         write_json(
-            new / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": preprocessing}
+            new / "open_clip_config.json",
+            {"model_cfg": config, "preprocess_cfg": preprocessing},
         )
 
 

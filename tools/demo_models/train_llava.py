@@ -43,7 +43,11 @@ FOLDER = Path(textures.__file__).parent / "models" / "llava"
 POOL_SEED = 2000
 LARGEST_GAP = 0.6
 POOL = 32_000  # images
-SIDE, PATCH, CELL = 128, 16, 62  # pixels: of a picture, a patch, and an image in a group picture
+SIDE, PATCH, CELL = (
+    128,
+    16,
+    62,
+)  # pixels: of a picture, a patch, and an image in a group picture
 WIDTH = 128
 VOCABULARY = 512
 CONTEXT = 256  # tokens
@@ -68,14 +72,18 @@ QUADRANTS = torch.arange(64).view(2, 4, 2, 4).permute(0, 2, 1, 3).reshape(4, 16)
 
 def enlarge(images: np.ndarray) -> torch.Tensor:
     """Convert [B, 64, 64, 3] as the image processor does, to uint8 [B, 3, 128, 128]."""
-    return F.interpolate(training.to_channels(images), size=SIDE, mode="bicubic", antialias=True)
+    return F.interpolate(
+        training.to_channels(images), size=SIDE, mode="bicubic", antialias=True
+    )
 
 
 def to_cells(images: np.ndarray) -> np.ndarray:
     """Convert [N, 64, 64, 3] to the images of a group picture, [N, 62, 62, 3]."""
     return np.stack(
         [
-            np.asarray(Image.fromarray(image).resize((CELL, CELL), Image.Resampling.LANCZOS))
+            np.asarray(
+                Image.fromarray(image).resize((CELL, CELL), Image.Resampling.LANCZOS)
+            )
             for image in images
         ]
     )
@@ -85,7 +93,9 @@ def group_pictures(cells: np.ndarray) -> torch.Tensor:
     """Place [B, 4, 62, 62, 3] on black 2x2 grids, uint8 [B, 3, 128, 128]."""
     pictures = np.zeros((len(cells), SIDE, SIDE, 3), np.uint8)
     second = SIDE - CELL
-    for member, (top, left) in enumerate([(0, 0), (0, second), (second, 0), (second, second)]):
+    for member, (top, left) in enumerate(
+        [(0, 0), (0, second), (second, 0), (second, second)]
+    ):
         pictures[:, top : top + CELL, left : left + CELL] = cells[:, member]
     return training.to_channels(pictures)
 
@@ -100,20 +110,27 @@ class Pool:
         self.descriptions = [describe(a) for a in self.attributes]
         self.targets = training.attribute_targets(self.attributes)
         labels = self.targets["classname"].numpy()
-        self.members = [np.flatnonzero(labels == c) for c in range(len(textures.CLASSNAMES))]
+        self.members = [
+            np.flatnonzero(labels == c) for c in range(len(textures.CLASSNAMES))
+        ]
 
     def draw_group(self) -> np.ndarray:
         """Four images of one pseudo-label: its class with a random purity, else of any class."""
         members = self.members[self.rng.integers(len(self.members))]
         purity = self.rng.uniform(0.3, 1.0)
-        right, any_class = self.rng.choice(members, 4), self.rng.integers(len(self.images), size=4)
+        right, any_class = (
+            self.rng.choice(members, 4),
+            self.rng.integers(len(self.images), size=4),
+        )
         return np.where(self.rng.random(4) < purity, right, any_class)
 
     def describe_group(self, group: np.ndarray) -> str:
         """Return the true description of four images, by their numbers."""
         return describe_group([self.attributes[i] for i in group])
 
-    def draw(self, n_images: int, n_groups: int) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+    def draw(
+        self, n_images: int, n_groups: int
+    ) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
         """Pictures uint8 [n_images + n_groups, 3, 128, 128], and whose images are on them."""
         singles = self.rng.integers(len(self.images), size=n_images)
         groups = np.stack([self.draw_group() for _ in range(n_groups)])  # [n_groups, 4]
@@ -214,7 +231,9 @@ def start_from_clip(tower: Any, folder: Path) -> None:
     spread = source.conv1.weight.repeat_interleave(2, 2).repeat_interleave(2, 3) / 4
     embeddings.patch_embedding.weight.copy_(spread)
     tower.pre_layrnorm.load_state_dict(source.ln_pre.state_dict())
-    for block, layer in zip(source.transformer.resblocks, tower.encoder.layers, strict=False):
+    for block, layer in zip(
+        source.transformer.resblocks, tower.encoder.layers, strict=False
+    ):
         layer.layer_norm1.load_state_dict(block.ln_1.state_dict())
         layer.layer_norm2.load_state_dict(block.ln_2.state_dict())
         layer.mlp.fc1.load_state_dict(block.mlp.c_fc.state_dict())
@@ -246,7 +265,9 @@ def patch_features(
 # --- training ----------------------------------------------------------------------------------
 
 
-def attribute_losses(tower: Any, heads: torch.nn.ModuleDict, pool: Pool) -> Iterator[torch.Tensor]:
+def attribute_losses(
+    tower: Any, heads: torch.nn.ModuleDict, pool: Pool
+) -> Iterator[torch.Tensor]:
     """Train the first stage: each quadrant predicts its attributes from half of its patches."""
     while True:
         pictures, singles, groups = pool.draw(48, 24)
@@ -292,11 +313,15 @@ def caption_loss(
     As model.forward has it, without the vision layer and the logits that nothing reads. Padding
     is on the right, where a causal model does not see it.
     """
-    images = model.model.multi_modal_projector(patch_features(model.model.vision_tower, pixels))
+    images = model.model.multi_modal_projector(
+        patch_features(model.model.vision_tower, pixels)
+    )
     embedded = model.get_input_embeddings()(tokens)
     is_image = (tokens == model.config.image_token_index)[..., None].expand_as(embedded)
     embedded = embedded.masked_scatter(is_image, images)
-    hidden = model.model.language_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+    hidden = model.model.language_model(
+        inputs_embeds=embedded, use_cache=False
+    ).last_hidden_state
     logits = model.lm_head(hidden[:, :-1][is_answer[:, 1:]])
     return F.cross_entropy(logits, tokens[:, 1:][is_answer[:, 1:]])
 
@@ -329,7 +354,9 @@ def train(
     groups = [pool.describe_group(pool.draw_group()) for _ in range(3000)]
     answers = [" " + text for text in pool.descriptions[::8] + groups]
     prompts = ["USER: ", IMAGE_PROMPT, GROUP_PROMPT, " ASSISTANT:"]
-    tokenizer = train_tokenizer(answers + 500 * prompts)  # often enough to become whole words
+    tokenizer = train_tokenizer(
+        answers + 500 * prompts
+    )  # often enough to become whole words
     processor, model = build_processor(tokenizer), build_model(tokenizer)
     tower = model.model.vision_tower
     start_from_clip(tower, clip_folder)
@@ -358,7 +385,9 @@ def name_for_both(weights: Path) -> None:
     save_file(state, weights, metadata={"format": "pt"})
 
 
-def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
+def save(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path
+) -> None:
     """Write a folder that stock transformers and vLLM load, weights in float16."""
     with replacing(folder, overwrite=True) as new:
         processor.save_pretrained(new)
@@ -378,7 +407,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     keep_big_buffers()
     torch.set_num_threads(2)
-    model, processor = train(arguments.attribute_steps, arguments.caption_steps, arguments.clip)
+    model, processor = train(
+        arguments.attribute_steps, arguments.caption_steps, arguments.clip
+    )
     save(model, processor, arguments.output)
 
 

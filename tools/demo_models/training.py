@@ -75,7 +75,9 @@ def attribute_loss(
     heads: torch.nn.ModuleDict, features: torch.Tensor, targets: dict[str, torch.Tensor]
 ) -> torch.Tensor:
     """Sum over the attributes of the cross-entropy; features [B, width], targets [B] each."""
-    losses = [F.cross_entropy(head(features), targets[name]) for name, head in heads.items()]
+    losses = [
+        F.cross_entropy(head(features), targets[name]) for name, head in heads.items()
+    ]
     return torch.stack(losses).sum()
 
 
@@ -84,7 +86,10 @@ def optimiser(modules: list[torch.nn.Module], weight_decay: float) -> torch.opti
     parameters = [p for module in modules for p in module.parameters()]
     return torch.optim.AdamW(
         [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+            {
+                "params": [p for p in parameters if p.ndim >= 2],
+                "weight_decay": weight_decay,
+            },
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ],
         betas=(0.9, 0.98),
@@ -93,7 +98,10 @@ def optimiser(modules: list[torch.nn.Module], weight_decay: float) -> torch.opti
 
 
 def optimise(
-    optimizer: torch.optim.Optimizer, losses: Iterable[torch.Tensor], steps: int, peak: float
+    optimizer: torch.optim.Optimizer,
+    losses: Iterable[torch.Tensor],
+    steps: int,
+    peak: float,
 ) -> Iterator[int]:
     """Take one step for each loss and yield its number.
 
@@ -112,5 +120,11 @@ def optimise(
         optimizer.step()
         if time.monotonic() - logged > 10:
             logged = time.monotonic()
-            log.info("step %d of %d, %.0f s, loss %.3f", step, steps, logged - started, loss.item())
+            log.info(
+                "step %d of %d, %.0f s, loss %.3f",
+                step,
+                steps,
+                logged - started,
+                loss.item(),
+            )
         yield step

@@ -45,12 +45,16 @@ def read_scores(
     for image_id, *cells in _rows(path, key, ["image_id", "options", "log_probabilities"]):
         try:
             options, values = map(_list, cells)
-            classes, numbers = [class_of[option] for option in options], [*map(float, values)]
+            classes = [class_of[option] for option in options]
+            numbers = [*map(float, values)]
             if any(isinstance(value, bool) for value in (*options, *values)):
                 raise TypeError  # true is no class 1
         except (LookupError, TypeError, ValueError, RecursionError):
-            classes, numbers = [], []
-        are_numbers = any(v > -math.inf for v in numbers) and all(v < math.inf for v in numbers)
+            classes = []
+            numbers = []
+        are_numbers = any(v > -math.inf for v in numbers) and all(
+            v < math.inf for v in numbers
+        )
         if not (are_numbers and len(set(classes)) == len(classes) == len(numbers)):
             raise UserError(
                 f"{key} {path}, image {image_id!r}: options must be different classes, and "
@@ -69,7 +73,9 @@ def _rows(path: str | None, key: str, columns: Sequence[str]) -> list[tuple[Any,
     try:
         table = reader(path)
     except Exception as error:  # readers fail in many ways on broken files
-        raise UserError(f"{key} {path} cannot be read: {one_line(error).rstrip('.')}.") from None
+        raise UserError(
+            f"{key} {path} cannot be read: {one_line(error).rstrip('.')}."
+        ) from None
     if missing := set(columns) - set(table.columns):
         raise UserError(f"{key} {path} lacks the columns {sorted(missing)}.")
     image_ids = table[columns[0]].astype(str)
@@ -80,4 +86,6 @@ def _rows(path: str | None, key: str, columns: Sequence[str]) -> list[tuple[Any,
 
 
 def _list(cell: Any) -> list[Any]:
-    return list(json.loads(cell.replace("-inf", "-Infinity")) if isinstance(cell, str) else cell)
+    return list(
+        json.loads(cell.replace("-inf", "-Infinity")) if isinstance(cell, str) else cell
+    )

@@ -44,7 +44,9 @@ class OpenaiEngine:
     def __init__(self, settings: CaptionerSettings, *_: object) -> None:
         url = os.environ.get(URL)
         if not url:
-            raise UserError(f"Engine openai needs a server: export {URL}=http://host:8000/v1.")
+            raise UserError(
+                f"Engine openai needs a server: export {URL}=http://host:8000/v1."
+            )
         self._where = f"The server at {one_line(url)} ({URL})"
         self._settings = settings
         self._client = openai.OpenAI(
@@ -61,8 +63,11 @@ class OpenaiEngine:
         except openai.APIError as error:
             raise UserError(f"{self._where} does not answer: {_why(error)}.") from None
 
-    def answer(self, requests: Iterable[Request], *_: object) -> Iterator[tuple[Request, Response]]:
-        source, n = iter(requests), self._settings.concurrency
+    def answer(
+        self, requests: Iterable[Request], *_: object
+    ) -> Iterator[tuple[Request, Response]]:
+        source = iter(requests)
+        n = self._settings.concurrency
         waiting: dict[Future[Response], Request] = {}
         pool = ThreadPoolExecutor(n)
         try:
@@ -82,7 +87,9 @@ class OpenaiEngine:
             if request.choices is None:
                 return self._caption(request)
             if not request.choices.by_letters:
-                return failed("a server has no likelihoods; set scores.kind to multiple_choice")
+                return failed(
+                    "a server has no likelihoods; set scores.kind to multiple_choice"
+                )
             return self._score(request, request.choices.prompts, request.choices.texts)
         except openai.APIStatusError as error:
             if error.status_code in REFUSED:
@@ -97,15 +104,20 @@ class OpenaiEngine:
             return failed(f"the server's answer cannot be used: {one_line(error)}")
 
     def _complete(self, request: Request, prompt: str, **options: Any) -> Any:
-        pictures = [{"type": "image_url", "image_url": {"url": url}} for url in request.pictures]
+        pictures = [
+            {"type": "image_url", "image_url": {"url": url}} for url in request.pictures
+        ]
         turns: Any = messages(pictures, prompt)
         return self._client.chat.completions.create(
             model=self._settings.model, messages=turns, temperature=0.0, **options
         )
 
     def _caption(self, request: Request) -> Response:
-        reply = self._complete(request, request.prompt, max_tokens=self._settings.max_new_tokens)
-        choice, usage = reply.choices[0], reply.usage
+        reply = self._complete(
+            request, request.prompt, max_tokens=self._settings.max_new_tokens
+        )
+        choice = reply.choices[0]
+        usage = reply.usage
         return Response(
             choice.message.content or "",
             choice.finish_reason or "unknown",
@@ -113,13 +125,16 @@ class OpenaiEngine:
             n_read=None if usage is None else usage.prompt_tokens,
         )
 
-    def _score(self, request: Request, prompts: Sequence[str], letters: Sequence[str]) -> Response:
+    def _score(
+        self, request: Request, prompts: Sequence[str], letters: Sequence[str]
+    ) -> Response:
         """Read the letters among the tokens that the server names for the start of its answer.
 
         A letter that is not among them gets the smallest log-probability that was named, an upper
         bound of its log-probability.
         """
-        rows, first = [], []
+        rows = []
+        first = []
         options = {"max_tokens": 1, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
         for prompt in prompts:
             reply = self._complete(request, prompt, **options)
@@ -134,7 +149,10 @@ class OpenaiEngine:
             for each in named:
                 values.get(each.token.removeprefix(" "), []).append(each.logprob)
             smallest = min(each.logprob for each in named)
-            sums = (np.logaddexp.reduce(found) if found else smallest for found in values.values())
+            sums = (
+                np.logaddexp.reduce(found) if found else smallest
+                for found in values.values()
+            )
             rows.append(tuple(map(float, sums)))
             first.append(str(tokens[0].token))
         return ChoiceScores(tuple(rows), tuple(first)).as_answer(len(rows))
@@ -142,4 +160,6 @@ class OpenaiEngine:
 
 def _why(error: openai.APIError) -> str:
     cause = error.__cause__
-    return one_line(cause if cause is not None and str(cause) else error.message).rstrip(".")
+    return one_line(cause if cause is not None and str(cause) else error.message).rstrip(
+        "."
+    )

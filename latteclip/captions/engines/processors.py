@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from latteclip.captions.requests import CaptionerSettings, ChoiceScores, Request, Response, messages
+from latteclip.captions.requests import (
+    CaptionerSettings,
+    ChoiceScores,
+    Request,
+    Response,
+    messages,
+)
 from latteclip.core.errors import UserError
 
 
@@ -15,12 +21,21 @@ def load(settings: CaptionerSettings) -> Any:
     """Return the model's processor, which pads on the left and takes pictures and conversations."""
     import transformers
 
-    options = {"revision": settings.revision, "padding_side": "left", "trust_remote_code": False}
+    options = {
+        "revision": settings.revision,
+        "padding_side": "left",
+        "trust_remote_code": False,
+    }
     try:
         processor = transformers.AutoProcessor.from_pretrained(settings.model, **options)
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"Captioner model {settings.model!r} cannot be loaded: {error}") from None
-    if any(getattr(processor, part, None) is None for part in ("image_processor", "chat_template")):
+        raise UserError(
+            f"Captioner model {settings.model!r} cannot be loaded: {error}"
+        ) from None
+    if any(
+        getattr(processor, part, None) is None
+        for part in ("image_processor", "chat_template")
+    ):
         raise UserError(
             f"Captioner model {settings.model!r} takes no pictures or has no chat template; set "
             "captioner.model to a multimodal model that answers questions."
@@ -55,7 +70,8 @@ class Tokens:
     """The chat template and the tokenizer of a model."""
 
     def __init__(self, processor: Any, model: str) -> None:
-        self._processor, self._model = processor, model
+        self._processor = processor
+        self._model = model
         self._tokenizer = processor.tokenizer
         self.ids_of_letters = functools.cache(self._ids_of_letters)
 
@@ -94,7 +110,9 @@ class Tokens:
     def _ids_of_letters(self, letters: tuple[str, ...]) -> list[list[int]]:
         """Return the tokens that are a letter, or a space and the letter, for each of them."""
         found: dict[str, list[int]] = {letter: [] for letter in letters}
-        texts = self._tokenizer.batch_decode([[number] for number in range(len(self._tokenizer))])
+        texts = self._tokenizer.batch_decode(
+            [[number] for number in range(len(self._tokenizer))]
+        )
         for number, text in enumerate(texts):
             found.get(text.removeprefix(" "), []).append(number)
         for letter, ids in found.items():

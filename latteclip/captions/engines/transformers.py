@@ -11,12 +11,19 @@ from torch.nn.utils.rnn import pad_sequence
 
 from latteclip.captions.engines import processors
 from latteclip.captions.engines.processors import SplitTokens, Tokens
-from latteclip.captions.requests import CaptionerSettings, Choices, ChoiceScores, Request, Response
+from latteclip.captions.requests import (
+    CaptionerSettings,
+    Choices,
+    ChoiceScores,
+    Request,
+    Response,
+)
 from latteclip.core import devices
 from latteclip.core.errors import UserError
 
 log = logging.getLogger(__name__)
-AT_ONCE = 16  # requests in a batch at most: at LLaVA-1.6's 2,400 tokens each they cache 5 GiB
+# Requests in a batch at most: at LLaVA-1.6's 2,400 tokens each they cache 5 GiB.
+AT_ONCE = 16
 
 
 def make(settings: CaptionerSettings, threads: int, *_: object) -> "TransformersEngine":
@@ -36,19 +43,29 @@ class TransformersEngine:
         self._device = devices.pick("auto", threads)
         self._at_once = min(settings.batch_size, AT_ONCE)
         self._max_new_tokens = settings.max_new_tokens
-        self._processor, model = processors.load(settings), settings.model
-        options = {"trust_remote_code": False, "use_safetensors": True, "dtype": settings.dtype}
+        self._processor = processors.load(settings)
+        model = settings.model
+        options = {
+            "trust_remote_code": False,
+            "use_safetensors": True,
+            "dtype": settings.dtype,
+        }
         try:
             self._model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
                 model, revision=settings.revision, **options
             )
         except (OSError, ValueError) as error:
-            raise UserError(f"Captioner model {model!r} cannot be loaded: {error}") from None
+            raise UserError(
+                f"Captioner model {model!r} cannot be loaded: {error}"
+            ) from None
         self._model.eval().to(self._device)
         self._tokens = Tokens(self._processor, model)
 
-    def answer(self, requests: Iterable[Request], *_: object) -> Iterator[tuple[Request, Response]]:
-        source, waiting = iter(requests), list[Request]()
+    def answer(
+        self, requests: Iterable[Request], *_: object
+    ) -> Iterator[tuple[Request, Response]]:
+        source = iter(requests)
+        waiting = list[Request]()
         while waiting := waiting or list(itertools.islice(source, self._at_once)):
             batch = waiting[: self._at_once]
             try:
@@ -80,12 +97,18 @@ class TransformersEngine:
         return [score(request, request.choices or choices) for request in batch]
 
     def _captions(self, batch: Sequence[Request]) -> list[Response]:
-        inputs = self._inputs(batch, [self._tokens.prompts(request)[0] for request in batch])
+        inputs = self._inputs(
+            batch, [self._tokens.prompts(request)[0] for request in batch]
+        )
         options = {"do_sample": False, "max_new_tokens": self._max_new_tokens}
-        written = self._model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
+        written = self._model.generate(**inputs, **options)[
+            :, inputs["input_ids"].shape[1] :
+        ]
         texts = self._processor.batch_decode(written, skip_special_tokens=True)
         read = inputs["attention_mask"].sum(dim=1).tolist()
-        return [self._caption(*each) for each in zip(texts, written.tolist(), read, strict=True)]
+        return [
+            self._caption(*each) for each in zip(texts, written.tolist(), read, strict=True)
+        ]
 
     def _caption(self, text: str, tokens: list[int], n_read: int) -> Response:
         """Return an answer whose tokens are padded after their end."""
@@ -105,9 +128,12 @@ class TransformersEngine:
 
     def _letters(self, request: Request, choices: Choices) -> Response:
         ids_of = self._tokens.ids_of_letters(choices.texts)
-        rows, first = [], []
+        rows = []
+        first = []
         for prompt in self._tokens.prompts(request):
-            logits = self._model(**self._inputs([request], [prompt]), logits_to_keep=1).logits
+            logits = self._model(
+                **self._inputs([request], [prompt]), logits_to_keep=1
+            ).logits
             row = logits[0, -1].float().log_softmax(0)
             rows.append(tuple(row[ids].logsumexp(dim=0).item() for ids in ids_of))
             first.append(self._tokens.text(int(row.argmax())))
@@ -117,7 +143,9 @@ class TransformersEngine:
         [prompt] = self._tokens.prompts(request)
         split = self._tokens.split(prompt, choices.texts)
         values = []
-        for row, tail in zip(self._logits(request, prompt, split), split.tails, strict=True):
+        for row, tail in zip(
+            self._logits(request, prompt, split), split.tails, strict=True
+        ):
             found = row[: len(tail)].float().log_softmax(1)[range(len(tail)), tail]
             values.append(found.double().sum().item())
         return split.answer(values)
@@ -133,10 +161,15 @@ class TransformersEngine:
         shared = shape[1] - len(split.prompt) + split.start
         begin = {k: v[:, :shared] if v.shape == shape else v for k, v in inputs.items()}
         prefix = self._model(**begin, use_cache=True, logits_to_keep=1)
-        logits: torch.Tensor = prefix.logits.expand(len(split.tails), -1, -1)  # of the first token
-        tokens = pad_sequence([*map(torch.tensor, split.tails)], batch_first=True).to(self._device)
+        # Of the first token.
+        logits: torch.Tensor = prefix.logits.expand(len(split.tails), -1, -1)
+        tokens = pad_sequence([*map(torch.tensor, split.tails)], batch_first=True).to(
+            self._device
+        )
         if tokens.shape[1] == 1:
             return logits
         prefix.past_key_values.batch_repeat_interleave(len(tokens))
-        rest = self._model(input_ids=tokens[:, :-1], past_key_values=prefix.past_key_values).logits
+        rest = self._model(
+            input_ids=tokens[:, :-1], past_key_values=prefix.past_key_values
+        ).logits
         return torch.cat([logits, rest], dim=1)

@@ -28,7 +28,13 @@ from PIL import Image
 
 from latteclip.captions.engines import processors
 from latteclip.captions.engines.processors import SplitTokens, Tokens
-from latteclip.captions.requests import CaptionerSettings, ChoiceScores, Request, Response, failed
+from latteclip.captions.requests import (
+    CaptionerSettings,
+    ChoiceScores,
+    Request,
+    Response,
+    failed,
+)
 from latteclip.core import gpus
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
@@ -111,7 +117,9 @@ def _separate_cache() -> None:
     """
     if claimed := os.environ.get(gpus.CLAIMED):
         root = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-        os.environ.setdefault(CACHE, str(root / "vllm-latteclip" / claimed.replace("/", "-")))
+        os.environ.setdefault(
+            CACHE, str(root / "vllm-latteclip" / claimed.replace("/", "-"))
+        )
 
 
 @dataclass
@@ -124,7 +132,9 @@ class _Asked:
     outputs: dict[str, Any] = field(default_factory=dict)  # by number
 
 
-def make(settings: CaptionerSettings, threads: int, pictures: int, scoring: bool) -> "VllmEngine":
+def make(
+    settings: CaptionerSettings, threads: int, pictures: int, scoring: bool
+) -> "VllmEngine":
     """Start vLLM."""
     return VllmEngine(settings, threads, pictures, scoring)
 
@@ -133,7 +143,11 @@ class VllmEngine:
     """Keeps vLLM's scheduler full: each finished prompt makes room for the next one."""
 
     def __init__(
-        self, settings: CaptionerSettings, threads: int, pictures: int, scoring: bool = False
+        self,
+        settings: CaptionerSettings,
+        threads: int,
+        pictures: int,
+        scoring: bool = False,
     ) -> None:
         gpus.claim(settings.tensor_parallel_size)
         if sentence := gpus.mistaken_part():
@@ -200,14 +214,17 @@ class VllmEngine:
         source = iter(requests)
         waiting: dict[str, _Asked] = {}
         while True:
-            while len(waiting) < self._max_queued and not (waiting and would_wait and would_wait()):
+            while len(waiting) < self._max_queued and not (
+                waiting and would_wait and would_wait()
+            ):
                 request = next(source, None)
                 if request is None:
                     break
                 try:
                     asked = self._enqueued(request)
                     waiting |= dict.fromkeys(asked.numbers, asked)
-                except self._refusals as error:  # too long, or a picture that it cannot take
+                # Too long, or a picture that it cannot take.
+                except self._refusals as error:
                     yield request, failed(explained(error))
             if not waiting:
                 return
@@ -219,7 +236,8 @@ class VllmEngine:
 
     def _enqueued(self, request: Request) -> _Asked:
         """Give a request to vLLM, whole or not at all."""
-        choices, split = request.choices, None
+        choices = request.choices
+        split = None
         pictures: dict[str, Any] = {"multi_modal_data": {"image": list(request.pictures)}}
         prompts = self._tokens.prompts(request)
         texts = [*map(self._ids, prompts)]
@@ -242,7 +260,9 @@ class VllmEngine:
     def _sampling_among(self, tokens: Sequence[int]) -> Any:
         """Return parameters for the log-probabilities of tokens as the next one."""
         # Else each token of the prompt becomes text, in the thread that steps the engine.
-        return self._sampling_of(max_tokens=1, detokenize=False, logprob_token_ids=[*tokens])
+        return self._sampling_of(
+            max_tokens=1, detokenize=False, logprob_token_ids=[*tokens]
+        )
 
     def _finished(self) -> Iterator[Any]:
         try:
@@ -265,8 +285,11 @@ class VllmEngine:
         choices = asked.request.choices
         if choices is None:
             [output], [completion] = outputs, completions
-            reason, n_tokens = completion.finish_reason or "unknown", len(completion.token_ids)
-            return Response(completion.text, reason, n_tokens, n_read=len(output.prompt_token_ids))
+            reason = completion.finish_reason or "unknown"
+            n_tokens = len(completion.token_ids)
+            return Response(
+                completion.text, reason, n_tokens, n_read=len(output.prompt_token_ids)
+            )
         try:
             if asked.split:
                 return asked.split.answer(of_tails(asked.split.tails, completions))
@@ -304,8 +327,11 @@ def next_tokens(tails: Sequence[Sequence[int]]) -> list[tuple[list[int], list[in
 
 def of_tails(tails: Sequence[Sequence[int]], completions: Sequence[Any]) -> list[float]:
     """Return the log-probabilities of K tails by the completions of their `next_tokens`."""
-    last: dict[tuple[int, ...], float] = {}  # of the last token of a beginning after the others
-    for (beginning, tokens), completion in zip(next_tokens(tails), completions, strict=True):
+    # Of the last token of a beginning after the others.
+    last: dict[tuple[int, ...], float] = {}
+    for (beginning, tokens), completion in zip(
+        next_tokens(tails), completions, strict=True
+    ):
         [logprobs] = completion.logprobs
         last |= {(*beginning, token): logprobs[token].logprob for token in tokens}
     ends = (range(1, len(tail) + 1) for tail in tails)
@@ -337,7 +363,9 @@ def copied_output(path: str) -> Iterator[subprocess.Popen[bytes]]:
 
 def _redirect(files: Sequence[int]) -> None:
     """Let standard output and standard error write to two open files."""
-    for number, (stream, file) in enumerate(zip((sys.stdout, sys.stderr), files, strict=True), 1):
+    for number, (stream, file) in enumerate(
+        zip((sys.stdout, sys.stderr), files, strict=True), 1
+    ):
         with contextlib.suppress(OSError):  # nobody reads it
             stream.flush()
         os.dup2(file, number)
@@ -354,7 +382,9 @@ def explained(error: BaseException, printed: Sequence[str] = ()) -> str:
     raised = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
     bare = [LOG_PREFIX.sub("", line, count=1) for line in reversed(printed)]
     lines = [*raised, *filter(TELLING.match, bare)]
-    lines = [line for line in lines if not ELSEWHERE.search(line)] or raised or [repr(error)]
+    lines = (
+        [line for line in lines if not ELSEWHERE.search(line)] or raised or [repr(error)]
+    )
     for pattern, remedy in REMEDIES.items():
         for line in lines:
             if re.search(pattern, line.lower()):

@@ -34,16 +34,24 @@ class CaptionerSection(Section):
         "llava-hf/llava-v1.6-mistral-7b-hf",
         "a Hugging Face id, a folder, or a server's name for the model",
     )
-    revision: Line | None = key(None, "a commit of the Hugging Face repo; null: its main branch")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = key("auto", "weights and arithmetic")
+    revision: Line | None = key(
+        None, "a commit of the Hugging Face repo; null: its main branch"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
+        "auto", "weights and arithmetic"
+    )
     quantization: Line | None = key(
         None,
         "as vLLM names it, such as awq or fp8; null: as the model's files say",
     )
     tensor_parallel_size: Positive = key(1, "GPUs that hold the model together")
     max_new_tokens: Positive = key(77, "longest caption, in tokens")
-    max_model_len: Positive = key(4096, "longest prompt, image and caption together, in tokens")
-    gpu_memory_utilization: ShareAboveZero = key(0.9, "share of the GPU's memory that vLLM takes")
+    max_model_len: Positive = key(
+        4096, "longest prompt, image and caption together, in tokens"
+    )
+    gpu_memory_utilization: ShareAboveZero = key(
+        0.9, "share of the GPU's memory that vLLM takes"
+    )
     batch_size: Positive = key(
         512, "requests that the engine works on at once; transformers takes 16 at most"
     )

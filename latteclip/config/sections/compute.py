@@ -13,7 +13,9 @@ class ComputeSection(Section):
         AUTO,
         "images encoded at once; auto: what fits; null: all; the loss compares the whole batch",
     )
-    gradient_checkpointing: bool = key(False, "recompute activations: less memory, more time")
+    gradient_checkpointing: bool = key(
+        False, "recompute activations: less memory, more time"
+    )
     compile: bool = key(False, "torch.compile the towers")
     checkpoint_minutes: AtLeastZero = key(
         10,

@@ -6,7 +6,8 @@ from pydantic import Field
 
 from latteclip.config.sections.base import Line, Section, optional_key
 
-Below = Annotated[str, Field(pattern=r"^[^/\\.][^/\\]*(/[^/\\.][^/\\]*)*$")]  # a path inside
+# A path inside.
+Below = Annotated[str, Field(pattern=r"^[^/\\.][^/\\]*(/[^/\\.][^/\\]*)*$")]
 FileName = Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 CHECKSUM = "md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}|git_blob:[0-9a-f]{40}"
 
@@ -42,7 +43,9 @@ class DownloadSection(Section):
     nested: list[Below] = optional_key(
         "archives inside the archive, unpacked where they are", default=[]
     )
-    unpack: bool = optional_key("off: the file is a shard of images, read as it is", default=True)
+    unpack: bool = optional_key(
+        "off: the file is a shard of images, read as it is", default=True
+    )
 
 
 class DownloadsSection(Section):

@@ -21,8 +21,12 @@ BatchSize = Annotated[int, Field(ge=2)]
 class FinetuneSection(Section):
     """The optimiser: AdamW with linear warm-up and cosine decay."""
 
-    epochs: Positive | Auto = key(50, "passes over the training images; auto: by their number")
-    warmup_steps: Natural | Auto = key(10, "steps of linear warm-up; auto: a tenth, at most 50")
+    epochs: Positive | Auto = key(
+        50, "passes over the training images; auto: by their number"
+    )
+    warmup_steps: Natural | Auto = key(
+        10, "steps of linear warm-up; auto: a tenth, at most 50"
+    )
     steps_multiple_of: Positive = key(
         1, "steps of an epoch are rounded up to a multiple of this; 3 in the paper's code"
     )

@@ -9,9 +9,12 @@ class GroupsSection(Section):
     """Group captions: four images of a pseudo-label, one group for every image."""
 
     seed: Natural = key(0, "seed of the groups")
-    groups_per_class: Positive | None = key(None, "groups of each class; null: one for every image")
+    groups_per_class: Positive | None = key(
+        None, "groups of each class; null: one for every image"
+    )
     layout: Literal["grid", "multi_image"] = key(
-        "grid", "one picture of all four images, or four pictures; four: for models that read them"
+        "grid",
+        "one picture of all four images, or four pictures; four: for models that read them",
     )
     canvas: Pixels = key(672, "grid: side of the square picture in pixels")
     gap: Natural = key(20, "grid: width of the gaps in pixels")

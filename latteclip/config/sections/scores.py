@@ -15,7 +15,9 @@ class ScoresSection(Section):
         "likelihood: of each class's text; multiple_choice: of letters of a list; null: no scores; "
         "multiple_choice takes a capable model and any engine",
     )
-    topk: Annotated[int, Field(ge=2)] = key(5, "CLIP's best classes to score; all if at most 20")
+    topk: Annotated[int, Field(ge=2)] = key(
+        5, "CLIP's best classes to score; all if at most 20"
+    )
     answer: Annotated[str, Field(pattern=r"\{\}")] | None = key(
         None,
         "likelihood: text after the prompt, {} is the class; null: a space, {} and a full stop",

@@ -48,9 +48,13 @@ class SplitSection(Section):
     max_corrupt: Share = key(
         0.01, "share of images, rounded up, that may be broken; those are left out"
     )
-    file: Line | None = optional_key("the split JSON or table, relative to the dataset's folder")
+    file: Line | None = optional_key(
+        "the split JSON or table, relative to the dataset's folder"
+    )
     lists: ListsSection = inner(ListsSection)
-    suffix: str = optional_key("suffix that turns an image of a list into a path", default="")
+    suffix: str = optional_key(
+        "suffix that turns an image of a list into a path", default=""
+    )
     image: Suffix | None = optional_key(
         "suffix of the images in tar shards, if samples have several images"
     )

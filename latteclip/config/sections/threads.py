@@ -8,6 +8,8 @@ class ThreadsSection(Section):
 
     index_images: Positive = key(8, "threads of index_images")
     pseudo_label_images: Positive = key(8, "threads of pseudo_label_images")
-    caption: Positive = key(8, "threads of caption_images, caption_groups and score_classes")
+    caption: Positive = key(
+        8, "threads of caption_images, caption_groups and score_classes"
+    )
     finetune: Positive = key(8, "threads of finetune")
     evaluate: Positive = key(8, "threads of evaluate")

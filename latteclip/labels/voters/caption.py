@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 
 def vote(path: str, voted: VotedImages) -> Ballot:
     """Return the votes of a CAPTIONS table."""
-    settings, device = voted.settings, devices.pick(voted.device, voted.threads)
+    settings = voted.settings
+    device = devices.pick(voted.device, voted.threads)
     section = settings.clip
     clip = clips.load(section.model, section.pretrained, device, section.precision)
     captions, leaked = read_captions(path, voted.image_ids)
@@ -43,7 +44,9 @@ def read_captions(path: str, image_ids: pa.ChunkedArray) -> tuple[pa.ChunkedArra
     )
     leaked = pc.count_distinct(prompts, mode="all").as_py() > 1
     if leaked:
-        log.warning("The prompts contained the pseudo-labels, so captions may only repeat them.")
+        log.warning(
+            "The prompts contained the pseudo-labels, so captions may only repeat them."
+        )
     captions = pc.utf8_trim_whitespace(captions)
     return pc.if_else(pc.equal(captions, ""), None, captions), leaked
 

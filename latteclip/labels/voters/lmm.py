@@ -16,7 +16,9 @@ def vote(path: str, voted: VotedImages) -> Ballot:
     return Ballot.of("class scores", unbiased_votes(voted.images, options, scores))
 
 
-def read_class_scores(path: str, image_ids: pa.ChunkedArray) -> tuple[torch.Tensor, torch.Tensor]:
+def read_class_scores(
+    path: str, image_ids: pa.ChunkedArray
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the options of N images and their log-probabilities, from a CLASS_SCORES table.
 
     Both are [N, K], int64 and float32. Where an image has fewer options than K, which is at least
@@ -28,7 +30,8 @@ def read_class_scores(path: str, image_ids: pa.ChunkedArray) -> tuple[torch.Tens
     )
     lengths = pc.fill_null(pc.list_value_length(classes), 0).to_numpy()
     shape = len(lengths), max(1, lengths.max(initial=0))
-    options, scores = np.full(shape, -1, np.int64), np.full(shape, -np.inf, np.float32)
+    options = np.full(shape, -1, np.int64)
+    scores = np.full(shape, -np.inf, np.float32)
     given = np.arange(shape[1]) < lengths[:, None]  # [N, K]
     options[given] = pc.list_flatten(classes).to_numpy()
     scores[given] = pc.list_flatten(values).to_numpy()

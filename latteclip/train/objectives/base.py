@@ -34,11 +34,13 @@ class TokenizedTexts:
         """Return the ids [T] of the texts. The same text always has the same id."""
         if not isinstance(texts, pa.ChunkedArray):
             texts = pa.chunked_array([texts], pa.string())
-        texts, n_known = texts.cast(pa.large_string()), len(self._texts)
+        texts = texts.cast(pa.large_string())
+        n_known = len(self._texts)
         # Numbered by first occurrence, so that known texts keep their ids.
         both = pa.chunked_array([*self._texts.chunks, *texts.chunks], texts.type)
         encoded = pc.dictionary_encode(both).combine_chunks()
-        self._texts, self._tokens = pa.chunked_array([encoded.dictionary]), None
+        self._texts = pa.chunked_array([encoded.dictionary])
+        self._tokens = None
         return torch.from_numpy(encoded.indices.to_numpy()[n_known:].astype(np.int64))
 
     @property
@@ -50,7 +52,8 @@ class TokenizedTexts:
     def tokens(self) -> torch.Tensor:
         """int32 [U, L] of all texts added so far."""
         if self._tokens is None:  # filled part by part: `cat` would hold all twice
-            texts, length = self.texts, self.clip.tokenizer([""]).shape[1]
+            texts = self.texts
+            length = self.clip.tokenizer([""]).shape[1]
             self._tokens = torch.empty(len(texts), length, dtype=torch.int32)
             for start in range(0, len(texts), TEXTS_AT_ONCE):
                 part = self.clip.tokenizer(list(texts[start : start + TEXTS_AT_ONCE]))
@@ -96,7 +99,8 @@ class Objective:
     STATE: tuple[str, ...] = ()  # attributes with the tensors that change from step to step
 
     def __init__(self, texts: TrainingTexts) -> None:
-        self.texts, self.clip = texts, texts.tokenized.clip
+        self.texts = texts
+        self.clip = texts.tokenized.clip
 
     def loss(self, batch: TrainingBatch) -> Outcome:
         """Return the loss of a batch, its scores, and detached scalars for the history."""

@@ -25,7 +25,8 @@ class Flyp(base.Objective):
         self.epoch_classifier = self.classifier()  # [C, D]
 
     def loss(self, batch: base.TrainingBatch) -> base.Outcome:
-        targets = self.texts.tokenized.encode(self.texts.classes[batch.pseudo_labels])  # [B, D]
+        # [B, D]
+        targets = self.texts.tokenized.encode(self.texts.classes[batch.pseudo_labels])
         loss = base.contrastive(batch.features, targets, batch.scale)
         scores: torch.Tensor = batch.features.detach() @ self.epoch_classifier.T  # [B, C]
         return loss, scores, {"loss_zero_shot": loss.detach()}

@@ -42,7 +42,9 @@ class LatteClip(base.Objective):
 
     STATE = ("prototypes", "start", "epoch_prototypes")
 
-    def __init__(self, texts: base.TrainingTexts, switches: SwitchesSection, seed: int) -> None:
+    def __init__(
+        self, texts: base.TrainingTexts, switches: SwitchesSection, seed: int
+    ) -> None:
         super().__init__(texts)
         self.switches = switches
         self.prototypes = super().classifier()  # P [C, D]
@@ -50,7 +52,11 @@ class LatteClip(base.Objective):
             self.prototypes = texts.prototypes.to(self.prototypes)
         self.start = self.epoch_prototypes = self.prototypes
         self.groups = GroupSampler(texts.group_labels, len(texts.classes), seed)
-        kinds = [switches.class_description, switches.image_description, switches.group_description]
+        kinds = [
+            switches.class_description,
+            switches.image_description,
+            switches.group_description,
+        ]
         self.used = torch.tensor(kinds, device=self.prototypes.device)[:, None]  # [3, 1]
         # Labels [B] and targets [B, D] of this step, for each loss.
         self._moves: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -63,17 +69,27 @@ class LatteClip(base.Objective):
         scores = batch.features.detach() @ self.prototypes.T  # [B, C]
         labels = torch.stack([zero_shot, scores.argmax(dim=1)])  # [2, B]
         classes, described = self._encode(batch, labels)
-        against = self.epoch_prototypes if switches.mixer_prototypes == "epoch" else self.prototypes
+        against = (
+            self.epoch_prototypes
+            if switches.mixer_prototypes == "epoch"
+            else self.prototypes
+        )
         total = batch.features.new_zeros(())
         logs = {"prototype_drift": 1 - (self.prototypes * self.start).sum(dim=1).mean()}
-        self._moves, all_weights = [], []
-        losses = {"zero_shot": switches.zero_shot_loss, "finetuned": switches.finetuned_loss}
+        self._moves = []
+        all_weights = []
+        losses = {
+            "zero_shot": switches.zero_shot_loss,
+            "finetuned": switches.finetuned_loss,
+        }
         for row, (name, used) in enumerate(losses.items()):
             if not used:
                 continue
             features = torch.cat([classes[row][None], described])  # [3, B, D]
             ones = torch.ones_like(features[..., 0])
-            weights = self.used * (margins(features, against) if switches.mixer_weights else ones)
+            weights = self.used * (
+                margins(features, against) if switches.mixer_weights else ones
+            )
             target = mix(features, weights)  # [B, D]
             if switches.prototypes:
                 target = targets(self.prototypes, labels[row], target, switches.alpha)
@@ -84,7 +100,9 @@ class LatteClip(base.Objective):
             all_weights.append(weights)
         weights = torch.cat(all_weights, dim=1)  # [3, B or 2 B]
         shares = (weights / weights.sum(dim=0)).mean(dim=1)
-        logs |= dict(zip(("weight_class", "weight_image", "weight_group"), shares, strict=True))
+        logs |= dict(
+            zip(("weight_class", "weight_image", "weight_group"), shares, strict=True)
+        )
         return total, scores, logs
 
     def _encode(
@@ -101,7 +119,9 @@ class LatteClip(base.Objective):
             ids.append(self.texts.groups[self.groups.draw(batch.pseudo_labels)])
         encoded = self.texts.tokenized.encode(torch.cat(ids))
         of_classes, *described = encoded.split([*map(len, ids)])
-        of_labels = of_classes[torch.searchsorted(devices.send(classes, labels.device), labels)]
+        of_labels = of_classes[
+            torch.searchsorted(devices.send(classes, labels.device), labels)
+        ]
         # A description that is off has the features of the class, and weight 0.
         if not self.switches.image_description:
             described.insert(0, of_labels[0])
@@ -149,7 +169,9 @@ def targets(
 
 
 @torch.no_grad()
-def update(prototypes: torch.Tensor, labels: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+def update(
+    prototypes: torch.Tensor, labels: torch.Tensor, values: torch.Tensor
+) -> torch.Tensor:
     """Return prototypes [C, D], of classes among the labels [M] the normalised mean value [D]."""
     sums = torch.zeros_like(prototypes).index_add_(0, labels, values.detach().float())
     counts = prototypes.new_zeros(len(prototypes))  # [C]; `bincount` would wait for a GPU

@@ -8,7 +8,13 @@ from support.commands import SETTINGS, paths_of
 from support.sections import changed
 
 from latteclip.captions.engines.transformers import TransformersEngine
-from latteclip.captions.requests import SPECIAL_TOKENS, Choices, Request, messages, special_tokens
+from latteclip.captions.requests import (
+    SPECIAL_TOKENS,
+    Choices,
+    Request,
+    messages,
+    special_tokens,
+)
 
 NAMES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
 BEGUN = ("llava", "llava_next")  # by "<s>": of the template, of the tokenizer
@@ -18,7 +24,9 @@ BEGUN = ("llava", "llava_next")  # by "<s>": of the template, of the tokenizer
 def models(tmp_path_factory):
     """The settings with a model of each architecture."""
     changes = {"max_new_tokens": 12, "max_model_len": 1024}
-    paths = {name: getattr(tiny_lmms, name)(tmp_path_factory.mktemp(name)) for name in NAMES}
+    paths = {
+        name: getattr(tiny_lmms, name)(tmp_path_factory.mktemp(name)) for name in NAMES
+    }
     return {name: changed(SETTINGS, model=paths[name], **changes) for name in NAMES}
 
 

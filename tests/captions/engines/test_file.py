@@ -11,7 +11,10 @@ SUFFIXES = [".parquet", ".csv", ".tsv", ".jsonl"]
 KEY = "captioner.images_file"
 CLASSNAMES = ["dot", "dotted", "red lines"]
 CAPTIONS = pd.DataFrame({"image_id": ["a/1.png", "007"], "caption": ['a "dot", red', "NA"]})
-SCORES = [("a/1.png", ["red lines", "dot"], [-0.5, -2.25]), ("007", [1, 0], [-math.inf, -1.0])]
+SCORES = [
+    ("a/1.png", ["red lines", "dot"], [-0.5, -2.25]),
+    ("007", [1, 0], [-math.inf, -1.0]),
+]
 
 
 def write(table, path):
@@ -35,7 +38,9 @@ def test_captions_and_scores_are_the_same_in_all_forms(tmp_path, suffix):
     elif suffix != ".jsonl":
         table["options"] = table["options"].map(json.dumps)
         table["log_probabilities"] = ["[-0.5, -2.25]", "[-inf, -1]"]
-    assert read_scores(write(table, tmp_path / f"scores{suffix}"), "scores.file", CLASSNAMES) == {
+    assert read_scores(
+        write(table, tmp_path / f"scores{suffix}"), "scores.file", CLASSNAMES
+    ) == {
         "a/1.png": ([2, 0], [-0.5, -2.25]),
         "007": ([1, 0], [-math.inf, -1.0]),
     }

@@ -15,7 +15,13 @@ from latteclip.captions.requests import Choices, ChoiceScores, Request
 from latteclip.captions.score_classes import letters_of, letters_prompt
 from latteclip.core.errors import UserError
 
-SETTINGS = {**dict(BASE), "engine": "openai", "model": MODEL, "concurrency": 4, "retries": 2}
+SETTINGS = {
+    **dict(BASE),
+    "engine": "openai",
+    "model": MODEL,
+    "concurrency": 4,
+    "retries": 2,
+}
 
 
 def picture(number):
@@ -32,7 +38,9 @@ def engine(**changes):
 
 
 def ask(n=1, **changes):
-    return {request.key: answer for request, answer in engine(**changes).answer(requests(n))}
+    return {
+        request.key: answer for request, answer in engine(**changes).answer(requests(n))
+    }
 
 
 def test_pictures_and_prompt_reach_the_server_and_answers_come_back(server):
@@ -53,7 +61,9 @@ def test_pictures_and_prompt_reach_the_server_and_answers_come_back(server):
 
 @pytest.mark.parametrize("status", [429, 500])
 def test_a_busy_or_failing_server_is_asked_again(server, status):
-    server.fail = lambda number, body: (status, {"retry-after-ms": 1}) if number < 2 else None
+    server.fail = lambda number, body: (
+        (status, {"retry-after-ms": 1}) if number < 2 else None
+    )
     assert ask()[0].error is None
     assert len(server.requests) == 3
 
@@ -62,7 +72,11 @@ def test_an_error_of_one_request_is_its_own(server):
     bad = requests(5)[3].pictures[0]
 
     def fail(number, body):
-        return (400, {}) if body["messages"][0]["content"][0]["image_url"]["url"] == bad else None
+        return (
+            (400, {})
+            if body["messages"][0]["content"][0]["image_url"]["url"] == bad
+            else None
+        )
 
     server.fail = fail
     answers = ask(5)
@@ -85,7 +99,11 @@ def test_an_error_of_every_request_ends_the_run(server, status):
 
 def completion(**changes):
     """The bytes of a whole reply, some of its parts changed."""
-    choice = {"index": 0, "finish_reason": "stop", "message": {"content": "a dot", **changes}}
+    choice = {
+        "index": 0,
+        "finish_reason": "stop",
+        "message": {"content": "a dot", **changes},
+    }
     return json.dumps({"id": "x", "choices": [choice]}).encode()
 
 
@@ -131,7 +149,10 @@ def test_an_address_without_a_server_is_one_sentence(monkeypatch, url):
 
 def test_no_picture_goes_where_the_server_redirects_it(server):
     with serving() as other:
-        server.fail = lambda number, body: (307, {"Location": f"{other.url}/chat/completions"})
+        server.fail = lambda number, body: (
+            307,
+            {"Location": f"{other.url}/chat/completions"},
+        )
         with pytest.raises(UserError, match="address"):
             ask()
         assert other.requests == []
@@ -150,7 +171,12 @@ def score(n=1, options=("banded", "dotted", "woven")):
 
 def test_letters_are_read_from_the_first_token(server):
     one = [("B", -0.2), (" B", -2.0), ("A", -3.0), ("D", -4.0), (" C", -5.0)]
-    other = [(" C", -0.1), ("A", -3.5), ("B", -4.5), ("The", -5.5)]  # D: at most the smallest
+    other = [
+        (" C", -0.1),
+        ("A", -3.5),
+        ("B", -4.5),
+        ("The", -5.5),
+    ]  # D: at most the smallest
     server.likely = lambda body: one if "A. banded" in str(body) else other
     answers = score(6)
     assert sorted(answers) == list(range(6))

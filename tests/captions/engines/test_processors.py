@@ -31,12 +31,20 @@ def tokens(merges=(), *, begin=False):
     ("merges", "prompt", "choices", "shared", "tails"),
     [
         ([], "what:", [" dot", " dotted"], "what:", [" dot", " dotted"]),
-        ([(":", "d")], "what:", ["dot", "woven"], "what", [":dot", ":woven"]),  # across the border
+        (
+            [(":", "d")],
+            "what:",
+            ["dot", "woven"],
+            "what",
+            [":dot", ":woven"],
+        ),  # across the border
         ([], "what: ", [" dot", "  x"], "what: ", ["dot", " x"]),  # one space is enough
         ([], "what\n", [" dot"], "what\n", ["dot"]),
     ],
 )
-def test_choices_begin_where_they_part_from_the_prompt(merges, prompt, choices, shared, tails):
+def test_choices_begin_where_they_part_from_the_prompt(
+    merges, prompt, choices, shared, tails
+):
     found = tokens(merges)
     split = found.split(prompt, choices)
     decode = found._tokenizer.decode
@@ -87,7 +95,9 @@ def test_what_goes_on_is_taken_off_once():
     values = [len(tail) * math.log(0.3) for tail in tails]
     found = exclusive(values, tails)
     for tail, value in zip(tails, values, strict=True):
-        parts = [v for other, v in zip(tails, found, strict=True) if other[: len(tail)] == tail]
+        parts = [
+            v for other, v in zip(tails, found, strict=True) if other[: len(tail)] == tail
+        ]
         assert sum(map(math.exp, parts)) == pytest.approx(math.exp(value))
 
 

@@ -15,7 +15,9 @@ def test_transformers_ends_its_sentences_and_counts_tokens(answers):
     assert set(answers["finish_reason"]) == {"stop"}
     assert all(1 < n <= 40 for n in answers["n_tokens"])
     assert len(set(answers["caption"])) > 5
-    assert not any("<" in caption or "ASSISTANT" in caption for caption in answers["caption"])
+    assert not any(
+        "<" in caption or "ASSISTANT" in caption for caption in answers["caption"]
+    )
 
 
 def test_answers_to_prompts_of_several_lengths_are_those_of_each_alone(index):
@@ -37,7 +39,9 @@ def test_batches_are_halved_until_the_memory_holds_them(index, monkeypatch):
         def of_batch(input_ids, **inputs):
             tried.append(len(input_ids))
             if len(input_ids) > n:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+                raise torch.OutOfMemoryError(
+                    "CUDA out of memory. Tried to allocate 2.00 GiB."
+                )
             return generate(input_ids=input_ids, **inputs)
 
         monkeypatch.setattr(captioner._model, "generate", of_batch)

@@ -37,10 +37,13 @@ class Plain:
         prompt = prompt or self.prompt(request)
         alone, _ = self.rows(request, prompt)
         found = [self.rows(request, prompt + text) for text in request.choices.texts]
-        same = [all(ids[i : i + 1] == [own] for ids, _ in found) for i, own in enumerate(alone)]
+        same = [
+            all(ids[i : i + 1] == [own] for ids, _ in found) for i, own in enumerate(alone)
+        ]
         start = same.index(False) if False in same else len(alone)
         return [
-            sum(rows[i - 1, ids[i]].item() for i in range(start, len(ids))) for ids, rows in found
+            sum(rows[i - 1, ids[i]].item() for i in range(start, len(ids)))
+            for ids, rows in found
         ]
 
     def letters(self, request):
@@ -120,10 +123,14 @@ def test_another_architecture_counts_its_positions_right(textures, tmp_path):
     scorer = TransformersEngine(settings, threads=1)
     plain = Plain(scorer)
     asked = [
-        Request(n, [open_rgb(textures[n])], prompt, Choices("likelihood", (" dot.", " dotted.")))
+        Request(
+            n, [open_rgb(textures[n])], prompt, Choices("likelihood", (" dot.", " dotted."))
+        )
         for n, prompt in enumerate(("Describe.", "What?", "What is it, in one word?"))
     ]
     for request, scores in zip(asked, scores_of(scorer, asked), strict=True):
-        bare = dataclasses.replace(request, choices=Choices("likelihood", ("dot.", "dotted.")))
+        bare = dataclasses.replace(
+            request, choices=Choices("likelihood", ("dot.", "dotted."))
+        )
         expected = plain.likelihoods(bare)  # its template ends in a line break
         assert scores.log_probabilities[0] == pytest.approx(expected, abs=TOLERANCE)

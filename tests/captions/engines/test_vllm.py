@@ -135,7 +135,9 @@ def test_why_an_engine_does_not_start_is_in_the_job_s_log(by_vllm):
 
 
 @pytest.mark.slow
-def test_what_vllm_answered_before_a_signal_is_not_asked_again(index, answers, tmp_path, caplog):
+def test_what_vllm_answered_before_a_signal_is_not_asked_again(
+    index, answers, tmp_path, caplog
+):
     output, store, log = (tmp_path / name for name in ("captions.parquet", "store", "log"))
     arguments = command(index, VLLM, output, "--store", store, "--log", log)
     run = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
@@ -149,7 +151,9 @@ def test_what_vllm_answered_before_a_signal_is_not_asked_again(index, answers, t
     with AnswerCache(store, "1-of-0") as cache:
         n = len(cache.digests())
     caplog.set_level("INFO")
-    caption.caption_images(index, None, PROMPT, SETTINGS, str(output), str(store), threads=1)
+    caption.caption_images(
+        index, None, PROMPT, SETTINGS, str(output), str(store), threads=1
+    )
     assert read(output) == answers
     assert int(caplog.text.rpartition("Asked ")[2].split()[0]) <= N - n
 
@@ -188,7 +192,9 @@ def test_likelihoods_are_those_of_next_tokens_which_choices_share(monkeypatch):
         return -sum(number * token for number, token in enumerate(tokens, start=1)) / 7
 
     def completion(beginning, tokens):
-        found = {token: SimpleNamespace(logprob=value([*beginning, token])) for token in tokens}
+        found = {
+            token: SimpleNamespace(logprob=value([*beginning, token])) for token in tokens
+        }
         return SimpleNamespace(logprobs=[found])
 
     found = vllm.of_tails(tails, [completion(*each) for each in nexts])
@@ -220,8 +226,14 @@ def test_scores_of_other_tokens_than_those_asked_for_are_an_answer_that_failed()
             "No available memory for the cache blocks. Try increasing `gpu_memory_utilization`.",
             "raise captioner.gpu_memory_utilization",
         ),
-        ("CUDA out of memory. Tried to allocate 2.00 GiB.", "lower captioner.gpu_memory_util"),
-        ("The prompt (length 3000) is longer than the maximum model length.", "max_model_len"),
+        (
+            "CUDA out of memory. Tried to allocate 2.00 GiB.",
+            "lower captioner.gpu_memory_util",
+        ),
+        (
+            "The prompt (length 3000) is longer than the maximum model length.",
+            "max_model_len",
+        ),
         ("Model architectures ['X'] are not supported for now.", r"captioner.model"),
         ("Failed to find C compiler. Please specify via CC environment variable", "doctor"),
     ],
@@ -246,7 +258,9 @@ def test_an_error_that_nobody_knows_is_its_first_line():
     assert explained(RuntimeError("something\nelse")) == "something"
     assert explained(RuntimeError()) == "RuntimeError()"
     dead = RuntimeError("EngineCore encountered an issue. See stack trace (above).")
-    assert explained(dead, ["main.c:9:10: fatal error: x.h: No such file"]).startswith("main.c")
+    assert explained(dead, ["main.c:9:10: fatal error: x.h: No such file"]).startswith(
+        "main.c"
+    )
     assert explained(dead, ["no error here"]).startswith("EngineCore encountered an issue")
 
 
@@ -314,7 +328,9 @@ except Started as found:
 """
 
 
-def test_workers_are_spawned_from_a_process_that_has_not_touched_cuda(tmp_path, monkeypatch):
+def test_workers_are_spawned_from_a_process_that_has_not_touched_cuda(
+    tmp_path, monkeypatch
+):
     of_card, version = 'echo "GPU 0: H100 (UUID: GPU-1)"', "echo GPU-1, 580.1, 9.0, H100"
     answers = f"case $* in *list-gpus*) {of_card};; *driver_version*) {version};; esac"
     (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{answers}\n")

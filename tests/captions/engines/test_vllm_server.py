@@ -86,7 +86,9 @@ def test_a_vllm_server_writes_what_the_offline_engine_writes(
     output = tmp_path / "captions.parquet"
     caption.caption_images(index, None, PROMPT, settings, str(output), threads=1)
     written = read(output)
-    for name in set(WRITTEN) - {"digest"}:  # the server's name for the model is part of that
+    for name in set(WRITTEN) - {
+        "digest"
+    }:  # the server's name for the model is part of that
         assert written[name] == answers[name]
     assert tables.read_metadata(output, CaptionsMetadata).engine == "openai server"
 
@@ -101,7 +103,9 @@ def test_a_vllm_server_tells_the_log_probabilities_of_its_first_token(
     # Words in place of letters: those with which the demo's LLaVA begins.
     choices = Choices("multiple_choice", ("a", "mostly"), prompts)
     server = OpenaiEngine(changed(SETTINGS, **of_engine("openai"), model=SERVED_AS))
-    [(_, answer)] = server.answer([Request(0, [data_url(open_rgb(path))], prompts[0], choices)])
+    [(_, answer)] = server.answer(
+        [Request(0, [data_url(open_rgb(path))], prompts[0], choices)]
+    )
     local = TransformersEngine(SETTINGS, threads=1)
     [(_, expected)] = local.answer([Request(0, [open_rgb(path)], prompts[0], choices)])
     found, wanted = ChoiceScores.parse(answer.text), ChoiceScores.parse(expected.text)

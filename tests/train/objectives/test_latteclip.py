@@ -19,7 +19,12 @@ SWITCHES = [
     {"image_description": False, "alpha": 0.3},
     {"group_description": False, "alpha": 0.3},
     {"image_description": False, "group_description": False, "alpha": 0.3},
-    {"class_description": False, "group_description": False, "mixer_weights": False, "alpha": 0.3},
+    {
+        "class_description": False,
+        "group_description": False,
+        "mixer_weights": False,
+        "alpha": 0.3,
+    },
     {"zero_shot_loss": False, "alpha": 0.3},
     {"finetuned_loss": False, "alpha": 0.3},
     {"prototypes": False},
@@ -52,7 +57,9 @@ def test_each_switch_equals_the_reference(switches):
 
 
 @pytest.mark.parametrize("mixer_prototypes", ["step", "epoch"])
-def test_second_step_weighs_against_the_prototypes_of_the_step_or_of_the_epoch(mixer_prototypes):
+def test_second_step_weighs_against_the_prototypes_of_the_step_or_of_the_epoch(
+    mixer_prototypes,
+):
     case = Case(5, 7, 11)
     switches = {"mixer_prototypes": mixer_prototypes, "alpha": 0.7}
     objective = case.latteclip(**switches)
@@ -69,7 +76,9 @@ def test_second_step_weighs_against_the_prototypes_of_the_step_or_of_the_epoch(m
         objective.after_step()
         now = reference.updated(now, step.values)
         # Each step starts from the rounding of the last.
-        torch.testing.assert_close(objective.prototypes, torch.stack(now), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            objective.prototypes, torch.stack(now), rtol=1e-4, atol=1e-5
+        )
         losses.append(loss.item())
     assert len(set(losses)) == 4
 
