@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latteclip.core import tables
-from latteclip.core.errors import UserError, run_command
+from latteclip.core.errors import UserError
 from latteclip.core.hashing import digest
 from latteclip.core.metadata import ClassesMetadata
+from latteclip.core.run_options import run_command
 from latteclip.evaluate.results import Run, read_selection
 from latteclip.evaluate.train_predictions import MISSING
 from latteclip.labels.answers import AnswerSchema, locate
@@ -179,7 +180,7 @@ def read_population(folder: str | Path, split: str | None = None) -> Population:
     if not (predicted and known.any()):
         raise UserError(
             f"{folder} has no {split} images that all models predict and none learned from; run "
-            f"the workflow first: {run_command(folder.absolute().name)}."
+            f"the workflow first: {run_command(folder)}."
         )
     index, ids = index.filter(known), index["image_id"].filter(known)
     predictions = np.stack([*predicted.values()], axis=1)[known]

@@ -29,7 +29,8 @@ from latteclip.config.methods import VOTERS
 from latteclip.config.sections.clip import ClipSection
 from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import tables
-from latteclip.core.errors import UserError, run_command
+from latteclip.core.errors import UserError
+from latteclip.core.run_options import run_command
 from latteclip.labels.answer_files import is_foreign, read_foreign
 from latteclip.labels.answers import (
     CHECK,
@@ -107,7 +108,7 @@ class TeachingSession(QuestionSession):
         if not self.labels.is_file():
             raise UserError(
                 f"{self.labels} does not exist: run the workflow first, "
-                f"{run_command(dataset, 'labels')}."
+                f"{run_command(self.folder, 'labels')}."
             )
         index = self.folder / "images.parquet"
         self.index, self.classnames = tables.read_unlabelled(index, training=True)
@@ -175,7 +176,7 @@ class TeachingSession(QuestionSession):
         text = (
             "Run the workflow again as before: labels, models and pages follow the answers."
         )
-        again = text, run_command(self.schema.dataset)
+        again = text, run_command(self.folder)
         steps = [again, export_step(self.folder)]
         return {"sentence": self.status(answers), "tables": [], "steps": steps}
 

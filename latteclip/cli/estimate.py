@@ -10,13 +10,12 @@ from typing import Any
 
 import pandas as pd
 
-from latteclip.cli import runs
 from latteclip.config import job_resources, layers
 from latteclip.config.configuration import Configuration
 from latteclip.config.job_resources import Counts
 from latteclip.config.model import check
 from latteclip.config.sections.finetune import FinetuneSection
-from latteclip.core import tables
+from latteclip.core import run_options, tables
 from latteclip.core.errors import CORES, UserError
 from latteclip.core.files import from_values
 from latteclip.core.metadata import IndexMetadata
@@ -92,7 +91,7 @@ def _of_dataset(dataset: str, given: Mapping[str, Any]) -> Iterator[str]:
             f"There is no limited run of {dataset} to estimate from; make one: latteclip workflow "
             f"{CORES} --config dataset={dataset} limit={limit or LIMIT}"
         )
-    noted = runs.read_options(folder.name)
+    noted = run_options.read_options(folder.name)
     values = layers.merge(noted["config"] if noted else {}, given)
     configuration = Configuration(
         layers.defaults(), {**values, "dataset": dataset, "limit": limit}

@@ -21,7 +21,7 @@ from latteclip.config import checks, job_resources, layers, stage_params
 from latteclip.config.configuration import SHARDS, Configuration
 from latteclip.config.methods import ObjectiveRecord
 from latteclip.config.sections.split import SplitSection
-from latteclip.core import gpus
+from latteclip.core import gpus, run_options
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_json
 from latteclip.core.terminal import paint
@@ -278,7 +278,9 @@ class RuleFunctions:
             whole = {
                 name: self.configuration.whole(name) for name in self.configuration.datasets
             }
-            runs.note_options(whole, self._config, [m.item_to_choice() for m in methods])
+            run_options.note_options(
+                whole, self._config, [m.item_to_choice() for m in methods]
+            )
         self._print(run_messages.started(self.configuration, pending))
 
     def end_run(self) -> None:

@@ -6,9 +6,8 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from latteclip.core.errors import UserError
 from latteclip.core.files import read_object, write_json
@@ -16,7 +15,6 @@ from latteclip.core.files import read_object, write_json
 FOLDER = Path(".snakemake")
 LOCKS = FOLDER / "locks"
 LOCK_NOTE = FOLDER / "latteclip_run.json"
-OPTION_NOTES = FOLDER / "latteclip_options"
 TIMEOUT = 30  # seconds: a busy controller answers slowly
 # Of `squeue --format`. The executor writes rule and wildcards into the comment.
 FIELDS = ("%i", "%T", "%r", "%M", "%l", "%Z", "%k")
@@ -45,29 +43,6 @@ def describe_lock(unlock: str) -> str | None:
         ):
             return f"A run works in this folder: {owner}, this machine."
     return f"The lock is of {owner}. If no run works here, remove the lock: {unlock}"
-
-
-def note_options(
-    datasets: Mapping[str, str], config: Mapping[str, Any], deployment: Sequence[str]
-) -> None:
-    """Note `config` and --sdm of a run. `datasets` maps names below results to those configured."""
-    whole = {**config, "dataset": list(datasets.values())}
-    for dataset in datasets:
-        values = {"config": whole, "deployment": sorted(deployment)}
-        write_json(OPTION_NOTES / f"{dataset}.json", values)
-
-
-def read_options(dataset: str) -> dict[str, Any] | None:
-    """Return `config` and `deployment` of the last run of a dataset, if there was one."""
-    path = OPTION_NOTES / f"{dataset}.json"
-    return (
-        read_object(path, ("config", "deployment"), "delete it") if path.is_file() else None
-    )
-
-
-def noted_datasets() -> list[str]:
-    """Return the datasets that have been run here."""
-    return sorted(path.stem for path in OPTION_NOTES.glob("*.json"))
 
 
 class QueuedJob(NamedTuple):

@@ -20,6 +20,7 @@ import pandas as pd
 from latteclip.cli import runs
 from latteclip.cli.commands import STAGES
 from latteclip.config import layers
+from latteclip.core import run_options
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import for_terminal, one_line, paint
 from latteclip.report.runs import JobCost, job_costs, tokens_of, total
@@ -63,7 +64,7 @@ def status(
         and not configfile
         and not any(pair.startswith("dataset=") for pair in config)
     ):
-        known = dict.fromkeys([*layers.datasets(), *runs.noted_datasets()])
+        known = dict.fromkeys([*layers.datasets(), *run_options.noted_datasets()])
         names = [key for key in known if (RESULTS / key).is_dir()]
     found = [_jobs(options) for options in _options(names, config, configfile, sdm)]
     jobs = pd.concat(found).drop_duplicates("outputs")  # datasets share some
@@ -81,12 +82,12 @@ def _options(
     given = (tuple(configfiles), tuple(config), tuple(sdm))
     datasets: dict[tuple[tuple[str, ...], ...], list[str]] = {} if names else {given: []}
     for name in names:
-        noted = None if config or configfiles else runs.read_options(name)
+        noted = None if config or configfiles else run_options.read_options(name)
         if noted is None:
             datasets.setdefault(given, []).append(name)
             continue
         values = {key: value for key, value in noted["config"].items() if key != "dataset"}
-        pairs = tuple(f"{key}={json.dumps(value)}" for key, value in sorted(values.items()))
+        pairs = tuple(run_options.pairs(values))
         options = ((), pairs, tuple(sdm or noted["deployment"]))
         datasets.setdefault(options, []).append(
             name.removesuffix(f"_{values.get('limit')}")
@@ -97,12 +98,8 @@ def _options(
         yield [word for flag, words in flags.items() if words for word in (flag, *words)]
 
 
-def _has_own_workflow() -> bool:
-    return Path("Snakefile").is_file() or Path("workflow/Snakefile").is_file()
-
-
 def _lock() -> Iterator[str]:
-    program = "snakemake" if _has_own_workflow() else "latteclip workflow"
+    program = "snakemake" if run_options.has_own_workflow() else "latteclip workflow"
     if sentence := runs.describe_lock(f"{program} --unlock"):
         yield f"{paint('lock', 'bold', sys.stdout)}: {sentence}\n"
 
@@ -120,7 +117,7 @@ def _queue() -> Iterator[str]:
 def _jobs(options: Sequence[str]) -> pd.DataFrame:
     """Return the jobs (see `summary`), or raise UserError with the message of Snakemake."""
     package = ["--snakefile", str(layers.SNAKEFILE), "--directory", "."]
-    workflow = [] if _has_own_workflow() else package
+    workflow = [] if run_options.has_own_workflow() else package
     command = [
         sys.executable,
         "-m",

@@ -23,13 +23,6 @@ class UserError(Exception):
     """A user's mistake: one sentence that names it, its place and the remedy."""
 
 
-def run_command(dataset: str, target: str = "") -> str:
-    """Return the command that runs the workflow for a dataset, or makes a target of it."""
-    return " ".join(
-        filter(None, ["snakemake", CORES, target, "--config", f"dataset={dataset}"])
-    )
-
-
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return the end of a sentence on an unknown name: the nearest known one, or all of them."""
     names = sorted(known)

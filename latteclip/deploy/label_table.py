@@ -22,8 +22,9 @@ from latteclip.audit.score import answered_prefix
 from latteclip.clip.classifier import classify, load_classifier
 from latteclip.config.methods import VOTERS
 from latteclip.core import tables
-from latteclip.core.errors import UserError, run_command
+from latteclip.core.errors import UserError
 from latteclip.core.metadata import IndexMetadata
+from latteclip.core.run_options import run_command
 from latteclip.deploy.model_origin import require_answers
 from latteclip.labels.answers import CLASS, NONE, UNSURE, Answer
 from latteclip.labels.features import read_features
@@ -65,7 +66,7 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
     if not path.is_file():
         raise UserError(
             f"{path} does not exist: the labels are not made yet; run "
-            f"{run_command(folder.absolute().name, 'labels')}."
+            f"{run_command(folder, 'labels')}."
         )
     labels = tables.read(path, tables.FUSED_LABELS)
     report = read_fusion_report(folder / NAME)

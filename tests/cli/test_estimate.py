@@ -4,8 +4,8 @@ import pyarrow as pa
 import pytest
 from support import records
 
-from latteclip.cli import estimate, main, runs
-from latteclip.core import tables
+from latteclip.cli import estimate, main
+from latteclip.core import run_options, tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import IndexMetadata
 
@@ -92,7 +92,7 @@ def test_kept_answers_are_asked_for_in_the_full_run(limited):
 def test_a_folder_of_images_is_estimated_by_the_options_of_its_limited_run(limited):
     limited.rename(limited.with_name("mine_64"))
     (limited.parents[1] / "photos").mkdir()
-    noted = runs.OPTION_NOTES / "mine_64.json"
+    noted = run_options.NOTES / "mine_64.json"
     noted.parent.mkdir(parents=True)
     options = {
         "dataset": "mine",

@@ -3,18 +3,19 @@ import re
 
 from snakemake import cli as snakemake_cli
 
-from latteclip.cli import runs, status
+from latteclip.cli import status
 from latteclip.config import layers
 from latteclip.config.configuration import Configuration
+from latteclip.core import run_options
 
 
 def test_a_dataset_is_looked_at_with_the_options_of_its_last_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mine = {"image_dir": "photos", "seeds": 1, "captioner": {"revision": None}}
-    runs.note_options({"a": "a", "b": "b"}, mine, ["conda"])
-    runs.note_options({"c_64": "c"}, {"limit": 64}, [])
+    run_options.note_options({"a": "a", "b": "b"}, mine, ["conda"])
+    run_options.note_options({"c_64": "c"}, {"limit": 64}, [])
     of_two = [
-        'image_dir="photos"',
+        "image_dir=photos",
         "seeds=1",
         'captioner={"revision": null}',
         'dataset=["a", "b"]',
@@ -30,7 +31,7 @@ def test_a_dataset_is_looked_at_with_the_options_of_its_last_run(tmp_path, monke
         layers.defaults(project=None), snakemake_cli.parse_config(of_two[1:3])
     )
     assert (read.seeds, read.section("captioner", "dtd")["revision"]) == ([0], None)
-    assert runs.noted_datasets() == ["a", "b", "c_64"]
+    assert run_options.noted_datasets() == ["a", "b", "c_64"]
 
 
 def test_changed_settings_are_leaves_and_texts():

@@ -9,7 +9,6 @@ from support.tiny import ROOT
 from latteclip.cli import main
 from latteclip.config import layers
 from latteclip.config.configuration import Configuration
-from latteclip.core import errors
 
 # Of the documents' commands, those that no test runs, and the test that runs others with small
 # models and images. The first pattern in a command counts.
@@ -97,8 +96,6 @@ def test_messages_and_pages_run_the_workflow_on_all_cores():
         p for p in (ROOT / "latteclip").rglob("*") if p.suffix in (".py", ".md", ".html")
     )
     texts = {path: path.read_text("utf-8") for path in (*sources, *PAGES)}
-    command = "snakemake --cores all labels --config dataset=mine"
-    assert errors.run_command("mine", "labels") == command
     for path, text in texts.items():
         if path.name != "benchmarks.md":  # which names the commands of its figures
             assert not re.search(r"(snakemake|latteclip workflow) -(j|-cores )\d", text), (

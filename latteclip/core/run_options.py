@@ -1,0 +1,69 @@
+"""Options of the last run of each dataset, and the command that repeats the run."""
+
+import json
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from latteclip.core.errors import CORES
+from latteclip.core.files import read_object, write_json
+
+NOTES = Path(".snakemake", "latteclip_options")  # of the folder in which the workflow runs
+
+
+def note_options(
+    datasets: Mapping[str, str], config: Mapping[str, Any], deployment: Sequence[str]
+) -> None:
+    """Note `config` and --sdm of a run. `datasets` maps names below results to those configured."""
+    whole = {**config, "dataset": list(datasets.values())}
+    for dataset in datasets:
+        values = {"config": whole, "deployment": sorted(deployment)}
+        write_json(NOTES / f"{dataset}.json", values)
+
+
+def read_options(dataset: str, root: Path = Path()) -> dict[str, Any] | None:
+    """Return `config` and `deployment` of the last run of a dataset, if there was one."""
+    path = root / NOTES / f"{dataset}.json"
+    if not path.is_file():
+        return None
+    return read_object(path, ("config", "deployment"), "delete it")
+
+
+def noted_datasets() -> list[str]:
+    """Return the datasets that have been run here."""
+    return sorted(path.stem for path in NOTES.glob("*.json"))
+
+
+def has_own_workflow(root: Path = Path()) -> bool:
+    """Return whether snakemake finds a workflow in a folder by itself."""
+    return (root / "Snakefile").is_file() or (root / "workflow" / "Snakefile").is_file()
+
+
+def pairs(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the arguments of `--config` that give these values."""
+    for key, value in sorted(config.items()):
+        yield f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def run_command(results: str | Path, target: str = "") -> str:
+    """Return the command that runs the workflow for a dataset again, or makes a target of it.
+
+    `results` is the folder of the dataset's results. The options are those of its last run.
+    """
+    folder = Path(os.path.abspath(results))
+    root = folder.parent.parent
+    noted = read_options(folder.name, root) or {"config": {}, "deployment": []}
+    config = {key: value for key, value in noted["config"].items() if key != "dataset"}
+    suffix = f"_{config['limit']}" if config.get("limit") else ""
+    dataset = folder.name.removesuffix(suffix)
+    words = ["snakemake"] if has_own_workflow(root) else ["latteclip", "workflow"]
+    words += CORES.split()
+    if root != Path.cwd():
+        words += ["--directory", str(root)]
+    if noted["deployment"]:
+        words += ["--sdm", *noted["deployment"]]
+    if target:
+        words.append(target)
+    return shlex.join([*words, "--config", f"dataset={dataset}", *pairs(config)])

@@ -1,0 +1,32 @@
+import json
+import shlex
+
+from snakemake import cli as snakemake_cli
+
+from latteclip.core import run_options
+
+
+def test_the_command_repeats_the_last_run_of_a_dataset(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Snakefile").touch()
+    config = {"image_dir": "my photos", "seeds": 1, "captioner": {"revision": None}}
+    run_options.note_options({"mine": "mine", "b": "b"}, config, ["conda"])
+    words = shlex.split(run_options.run_command("results/mine", "labels"))
+    assert words[:6] == ["snakemake", "--cores", "all", "--sdm", "conda", "labels"]
+    assert words[6:8] == ["--config", "dataset=mine"]
+    given = snakemake_cli.parse_config(words[7:])
+    assert given["image_dir"] == "my photos" and given["seeds"] == 1
+    assert json.dumps(given["captioner"]) == '{"revision": "null"}'
+
+
+def test_a_limited_run_is_repeated_by_the_name_of_its_dataset(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_options.note_options({"mine_64": "mine"}, {"limit": 64}, [])
+    command = run_options.run_command("results/mine_64")
+    assert command == "latteclip workflow --cores all --config dataset=mine limit=64"
+
+
+def test_results_elsewhere_name_the_folder_of_their_workflow(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = run_options.run_command(tmp_path / "x" / "results" / "mine")
+    assert f"--directory {tmp_path / 'x'} " in command and command.endswith("dataset=mine")
