@@ -72,11 +72,14 @@ class AuditSession(QuestionSession):
         self.schema = self.plan.schema(self.population.dataset)
         ids = self.population.image_ids
         paths = self.population.paths
-        contents = [checksum.hex() for checksum in self.population.checksums]
+        checksums = self.population.checksums
         self.questions = [
             Question(
-                *(number, ids[row], paths[row], contents[row]),
-                offered_classes(self.population, row),
+                number=number,
+                image_id=ids[row],
+                path=paths[row],
+                content=checksums[row].hex(),
+                options=offered_classes(self.population, row),
             )
             for number, row in enumerate(self.plan.order[:budget].tolist())
         ]
@@ -95,10 +98,13 @@ class AuditSession(QuestionSession):
 
 def offered_classes(population: sampling.Population, row: int) -> list[str]:
     """Return the classes that runs predict of an image, then CLIP's next best, then random ones."""
-    rng = np.random.default_rng(int(digest(population.image_ids[row])[:16], 16))
+    seed = int(digest(population.image_ids[row])[:16], 16)
+    rng = np.random.default_rng(seed)
     predictions = population.predictions[row]
-    predicted = dict.fromkeys(predictions[predictions != MISSING].tolist())
-    random = rng.permutation(len(population.classnames))
-    others = dict.fromkeys([*population.ranked[row].tolist(), *random.tolist()])
-    likely = list(predicted | others)[: max(OFFERED, len(predicted))]
-    return in_class_order(population.classnames, likely)
+    known = predictions[predictions != MISSING]
+    predicted = dict.fromkeys(known.tolist())
+    ranked = population.ranked[row].tolist()
+    random = rng.permutation(len(population.classnames)).tolist()
+    ordered = list(predicted | dict.fromkeys(ranked + random))
+    n_offered = max(OFFERED, len(predicted))
+    return in_class_order(population.classnames, ordered[:n_offered])

@@ -68,7 +68,9 @@ def write_offline(session: QuestionSession, output: str) -> None:
     write_text(output, render_page(session, OFFLINE, values)[0])
     log.info(
         "Wrote %s with %d images. Open it in any browser, export the answers there, and run %s.",
-        *(output, len(questions), values["take"]),
+        output,
+        len(questions),
+        values["take"],
     )
 
 

@@ -300,8 +300,10 @@ def stratify(population: Population) -> Ints:
     # A variance cannot be estimated from a handful of images.
     for h in range(len(RATES) - 1):
         expected = np.bincount(strata, minlength=len(RATES)) * RATES
-        larger = np.flatnonzero(expected[h + 1 :]) + h + 1
-        if expected[h] * PREFIX < MIN_IMAGES * expected.sum() and len(larger):
+        is_small = expected[h] * PREFIX < MIN_IMAGES * expected.sum()
+        filled = np.flatnonzero(expected)
+        larger = filled[filled > h]
+        if is_small and len(larger):
             strata[strata == h] = larger[0]
     return strata
 
@@ -315,7 +317,9 @@ def sampling_order(strata: Ints, rng: np.random.Generator) -> Ints:
     due = np.empty(len(strata))
     for h in np.unique(strata):
         rows = np.flatnonzero(strata == h)
-        due[rows] = (rng.permutation(len(rows)) + rng.random()) / (len(rows) * RATES[h])
+        n = len(rows)
+        order = rng.permutation(n)
+        due[rows] = (order + rng.random()) / (n * RATES[h])
     turn = np.empty(len(strata), dtype=np.int_)
     turn[np.argsort(due, kind="stable")] = np.arange(len(strata))
     return turn

@@ -7,11 +7,12 @@ Letters: N images, K runs, H strata, n answers.
 """
 
 import logging
+import math
 import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, takewhile
+from itertools import combinations, compress, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,8 +93,8 @@ def score(
     answers = answered_prefix(plan, answers)
     plan, runs = _predicted_by_all(plan, runs)
     predicted = set(plan.image_ids)
-    answers = {name: one for name, one in answers.items() if name in predicted}
-    known = {name: one for name, one in answers.items() if one.kind != UNSURE}
+    answers = {name: answer for name, answer in answers.items() if name in predicted}
+    known = {name: answer for name, answer in answers.items() if answer.kind != UNSURE}
     if len(known) < MIN_ANSWERS:
         raise TooFewAnswersError(
             f"There are {len(known)} answers that name a class or none; give at least "
@@ -103,30 +104,41 @@ def score(
     label_of: dict[str | None, int] = {
         name: row for row, name in enumerate(plan.classnames)
     }
-    labels = np.array([label_of.get(one.classname, -1) for one in known.values()])
+    labels = np.array([label_of.get(answer.classname, -1) for answer in known.values()])
     sizes = np.bincount(plan.strata)
     strata = plan.strata[rows]
     # K times [n].
-    hits = [(one.predictions[rows] == labels).astype(np.float64) for one in runs]
-    accuracies = [
-        Accuracy(*one.run, *share(hit, strata, sizes), one.can_be_chosen)
-        for one, hit in zip(runs, hits, strict=True)
-    ]
+    hits = [(run.predictions[rows] == labels).astype(np.float64) for run in runs]
+    accuracies = []
+    for run, hit in zip(runs, hits, strict=True):
+        interval = share(hit, strata, sizes)
+        accuracies.append(Accuracy(*run.run, *interval, run.can_be_chosen))
     # Some of the further answers will be "cannot tell", too.
     scale = len(answers) / len(known)
     left = len(plan.strata) - len(answers)
     comparisons = []
     for j, i in combinations(range(len(runs)), 2):
         differ = (runs[i].predictions != runs[j].predictions).astype(np.int_)
-        found, more = difference(hits[i], hits[j], rows, plan.strata, differ)
+        interval, more = difference(hits[i], hits[j], rows, plan.strata, differ)
         is_decided = more == 0
         if more or not left:
-            more = min(left, int(np.ceil((more or 0) * scale)))
-        comparisons.append(Comparison(*runs[i].run, *runs[j].run, *found, is_decided, more))
-    cannot_tell = len(answers) - len(known)
-    none_of_these = sum(one.kind == NONE for one in known.values())
-    counts = len(plan.image_ids), len(answers), cannot_tell, none_of_these
-    audit = Audit(dataset, plan.split, *counts, plan.digest, "", accuracies, comparisons)
+            wanted = int(np.ceil((more or 0) * scale))
+            more = min(left, wanted)
+        comparisons.append(
+            Comparison(*runs[i].run, *runs[j].run, *interval, is_decided, more)
+        )
+    audit = Audit(
+        dataset=dataset,
+        split=plan.split,
+        images=len(plan.image_ids),
+        answered=len(answers),
+        cannot_tell=len(answers) - len(known),
+        none_of_these=sum(answer.kind == NONE for answer in known.values()),
+        plan=plan.digest,
+        sentence="",
+        accuracies=accuracies,
+        comparisons=comparisons,
+    )
     return replace(audit, sentence=verdict(audit))
 
 
@@ -134,11 +146,19 @@ def _predicted_by_all(
     plan: SamplingPlan, runs: Sequence[RunPredictions]
 ) -> tuple[SamplingPlan, list[RunPredictions]]:
     """Return the plan of the images that all runs predict, and these predictions."""
-    known = np.all([one.predictions != MISSING for one in runs], axis=0)
-    names = [name for name, is_known in zip(plan.image_ids, known, strict=True) if is_known]
-    order = (np.cumsum(known) - 1)[plan.order[known[plan.order]]]
-    left = replace(plan, image_ids=names, strata=plan.strata[known], order=order)
-    return left, [replace(one, predictions=one.predictions[known]) for one in runs]
+    is_known = np.all([run.predictions != MISSING for run in runs], axis=0)
+    names = list(compress(plan.image_ids, is_known))
+    new_rows = np.cumsum(is_known) - 1
+    remaining = plan.order[is_known[plan.order]]
+    remaining_plan = replace(
+        plan,
+        image_ids=names,
+        strata=plan.strata[is_known],
+        order=new_rows[remaining],
+    )
+    return remaining_plan, [
+        replace(run, predictions=run.predictions[is_known]) for run in runs
+    ]
 
 
 class Mean(NamedTuple):
@@ -174,26 +194,35 @@ def stratified_mean(values: Floats, strata: Ints, sizes: Ints, largest: float) -
     of all others and as one answer. `sizes` [H] are those of the population, and `largest` is the
     variance that values could have at most.
     """
-    n = np.bincount(strata, minlength=len(sizes))
+    n_strata = len(sizes)
+    n = np.bincount(strata, minlength=n_strata)
+    n_counted = np.maximum(n, 1)
+    is_answered = n > 0
     shares = sizes / sizes.sum()
-    sums = np.bincount(strata, weights=values, minlength=len(sizes))
-    overall = np.average(values, weights=(sizes / np.maximum(n, 1))[strata])
-    means = np.where(n > 0, sums / np.maximum(n, 1), overall)
-    squares = np.bincount(
-        strata, weights=(values - means[strata]) ** 2, minlength=len(sizes)
-    )
+    sums = np.bincount(strata, weights=values, minlength=n_strata)
+    weights = sizes / n_counted
+    overall = np.average(values, weights=weights[strata])
+    means = np.where(is_answered, sums / n_counted, overall)
+    deviations = (values - means[strata]) ** 2
+    squares = np.bincount(strata, weights=deviations, minlength=n_strata)
     free = np.maximum(n - 1, 0)
     variances = (squares + ADDED * largest) / (free + ADDED)
-    sampling = shares**2 * variances / np.maximum(n, 1)
-    known = np.where(n > 0, shares**2 * variances / np.maximum(sizes, 1), 0)
+    sampling = shares**2 * variances / n_counted
+    census = shares**2 * variances / np.maximum(sizes, 1)
+    known = np.where(is_answered, census, 0)
     left = sampling - known
     # The added variance is no estimate: it has no error of its own.
-    spread = float((left**2 * free / (free + ADDED) ** 2).sum())
-    most = float(max(1, len(values) - int(np.count_nonzero(n))))
-    freedom = min(most, float(left.sum()) ** 2 / spread) if spread > 0 else most
-    quantile = float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+    spread = left**2 * free / (free + ADDED) ** 2
+    spread = float(spread.sum())
+    n_answered = int(np.count_nonzero(n))
+    freedom = float(max(1, len(values) - n_answered))
+    if spread > 0:
+        freedom = min(freedom, float(left.sum()) ** 2 / spread)
     return Mean(
-        float((shares * means).sum()), float(sampling.sum()), float(known.sum()), quantile
+        value=float((shares * means).sum()),
+        sampling=float(sampling.sum()),
+        known=float(known.sum()),
+        quantile=float(stats.t.ppf((1 + LEVEL) / 2, freedom)),
     )
 
 
@@ -203,15 +232,20 @@ def share(hits: Floats, strata: Ints, sizes: Ints) -> Interval:
     The interval is Wilson's (1927) with the sample's effective size and Student's quantile.
     """
     mean = stratified_mean(hits, strata, sizes, largest=0.25)
+    value = mean.value
     if mean.variance <= 0:
-        return Interval(mean.value, mean.value, mean.value)
+        return Interval(value, value, value)
     # Where all or none are hits the variance of a share says nothing: two more answers do.
-    typical = (mean.value * len(hits) + 1) / (len(hits) + 2)
-    # Over the effective size.
-    z2 = mean.quantile**2 * mean.variance / (typical * (1 - typical))
-    middle = (mean.value + z2 / 2) / (1 + z2)
-    reach = (z2 * (mean.value * (1 - mean.value) + z2 / 4)) ** 0.5 / (1 + z2)
-    return Interval(mean.value, max(0.0, middle - reach), min(1.0, middle + reach))
+    typical = (value * len(hits) + 1) / (len(hits) + 2)
+    variance_of_one = typical * (1 - typical)
+    # The squared quantile over the effective size.
+    z2 = mean.quantile**2 * mean.variance / variance_of_one
+    middle = (value + z2 / 2) / (1 + z2)
+    variance = value * (1 - value) + z2 / 4
+    reach = (z2 * variance) ** 0.5 / (1 + z2)
+    low = max(0.0, middle - reach)
+    high = min(1.0, middle + reach)
+    return Interval(value, low, high)
 
 
 def difference(
@@ -233,17 +267,21 @@ def difference(
     if not len(rows):
         return Interval(0.0, -apart, apart), None
     sizes = np.bincount(strata[differ == 1], minlength=strata.max() + 1)
-    mean = stratified_mean((hits - others)[rows], strata[drawn[rows]], sizes, largest=1.0)
-    low, high = (max(-1.0, min(1.0, mean.value + sign * mean.reach)) for sign in (-1, 1))
-    found = Interval(apart * mean.value, apart * low, apart * high)
+    leads = (hits - others)[rows]
+    mean = stratified_mean(leads, strata[drawn[rows]], sizes, largest=1.0)
+    low = max(-1.0, min(1.0, mean.value - mean.reach))
+    high = max(-1.0, min(1.0, mean.value + mean.reach))
+    interval = Interval(apart * mean.value, apart * low, apart * high)
     n = len(drawn)
     images = len(strata)
     if abs(mean.value) > mean.reach or n >= images:
-        return found, 0
+        return interval, 0
     if mean.value == 0:
-        return found, None
-    times = mean.sampling / ((mean.value / mean.quantile) ** 2 + mean.known)
-    return found, int(min(images - n, max(1, np.ceil((times - 1) * n))))
+        return interval, None
+    needed_variance = (mean.value / mean.quantile) ** 2
+    times = mean.sampling / (needed_variance + mean.known)
+    more = max(1, np.ceil((times - 1) * n))
+    return interval, int(min(images - n, more))
 
 
 def answered_prefix(plan: SamplingPlan, answers: Answers) -> dict[str, Answer]:
@@ -278,14 +316,13 @@ def comparisons_of_best(audit: Audit) -> list[Comparison]:
     if (best := audit.best) is None:
         return []
     others = [
-        one for one in audit.accuracies if one.can_be_chosen and one.method != best.method
+        run for run in audit.accuracies if run.can_be_chosen and run.method != best.method
     ]
-    next_best = sorted(others, key=lambda one: -one.value)[:1]
-    wanted = next_best + [one for one in others if one.method == BASELINE]
-    found = [
-        audit.compare(best.run, run) for run in dict.fromkeys(one.run for one in wanted)
-    ]
-    return [one for one in found if one]
+    next_best = sorted(others, key=lambda run: -run.value)[:1]
+    baselines = [run for run in others if run.method == BASELINE]
+    wanted = dict.fromkeys(run.run for run in next_best + baselines)
+    comparisons = [audit.compare(best.run, run) for run in wanted]
+    return [comparison for comparison in comparisons if comparison]
 
 
 def run_names(audit: Audit) -> dict[Run, str]:
@@ -329,18 +366,21 @@ def needed(one: Comparison) -> str:
 def as_texts(folder: Path, audit: Audit) -> dict[str, Any]:
     """Return the verdict, tables (head, rows) of accuracies and differences, and the next steps."""
     name = run_names(audit)
-    order = sorted(audit.accuracies, key=lambda one: -one.value)
+    order = sorted(audit.accuracies, key=lambda run: -run.value)
     best = audit.best or order[0]
-    accuracies = [[name[one.run], _percent(one.value), _interval(one)] for one in order]
-    differences = [
-        [
-            f"{name[best.run]} - {name[one.runs[1]]}",
-            *(_percent(one.value, "+"), _interval(one, "+")),
-            "" if one.decided else f"undecided, {needed(one)}",
-        ]
-        for other in order
-        if (one := audit.compare(best.run, other.run))
-    ]
+    accuracies = [[name[run.run], _percent(run.value), _interval(run)] for run in order]
+    differences = []
+    for other in order:
+        comparison = audit.compare(best.run, other.run)
+        if comparison:
+            remark = "" if comparison.decided else f"undecided, {needed(comparison)}"
+            row = [
+                f"{name[best.run]} - {name[comparison.runs[1]]}",
+                _percent(comparison.value, "+"),
+                _interval(comparison, "+"),
+                remark,
+            ]
+            differences.append(row)
     tables = [(["model", "right, %", "95 % interval"], accuracies)]
     if differences:
         tables.append((["difference", "points", "95 % interval", ""], differences))
@@ -354,18 +394,23 @@ def as_texts(folder: Path, audit: Audit) -> dict[str, Any]:
 def next_steps(folder: Path, audit: Audit) -> list[tuple[str, str]]:
     """Return what to do after an audit, the most important first: a text, a command or "" each."""
     quoted = shlex.quote(str(folder))
-    found = [_take_model(folder, audit, audit.best.run)] if audit.best else []
-    if more := [one.more or 0 for one in comparisons_of_best(audit) if not one.decided]:
-        budget = min(audit.images, -(-(audit.answered + max(10, *more)) // 10) * 10)
+    steps = [_take_model(folder, audit, audit.best.run)] if audit.best else []
+    undecided = [one for one in comparisons_of_best(audit) if not one.decided]
+    if undecided:
+        more = max(10, *(comparison.more or 0 for comparison in undecided))
+        rounded = 10 * math.ceil((audit.answered + more) / 10)
+        budget = min(audit.images, rounded)
         if budget > audit.answered:
             command = f"latteclip audit {quoted} --budget {budget}"
-            found.append(("To decide more, answer more:", command))
+            steps.append(("To decide more, answer more:", command))
     text = (
         "Run the workflow again as before: it chooses the model by these answers where they "
         f"decide, and shows them in {folder / 'report.html'}."
     )
-    found.append((text, ""))
-    return found + [export_step(folder)] * (folder / "fused_labels.parquet").is_file()
+    steps.append((text, ""))
+    if (folder / "fused_labels.parquet").is_file():
+        steps.append(export_step(folder))
+    return steps
 
 
 def export_step(folder: Path) -> tuple[str, str]:
@@ -378,13 +423,18 @@ def _take_model(folder: Path, audit: Audit, best: Run) -> tuple[str, str]:
     """Return the command that uses the best model, or the chosen one where that is as good."""
     name = run_names(audit)
     chosen = chosen_run(folder)
-    over = audit.compare(best, chosen) if chosen else None
-    run = over.runs[1] if over and not (over.decided and over.value > 0) else best
-    model = (
-        folder / "model" if run == chosen else folder / run[0] / f"seed{run[1]}" / "model"
-    )
+    comparison = audit.compare(best, chosen) if chosen else None
+    run = best
+    if comparison and not (comparison.decided and comparison.value > 0):
+        run = comparison.runs[1]
+    method, seed = run
+    model = folder / method / f"seed{seed}" / "model"
+    target = model
+    if run == chosen:
+        model = folder / "model"
+        target = folder
     if not model.is_dir():
         return f"{name[run]} has no folder of its model: it is the pretrained CLIP.", ""
     choice = f" (the workflow chose {name[chosen]})" if chosen in name else ""
-    target = shlex.quote(str(folder if run == chosen else model))
-    return f"To use {name[run]}{choice}:", f"latteclip predict {target} photos"
+    command = f"latteclip predict {shlex.quote(str(target))} photos"
+    return f"To use {name[run]}{choice}:", command

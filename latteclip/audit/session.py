@@ -106,7 +106,9 @@ def print_result(session: QuestionSession) -> None:
         print(pd.DataFrame(rows, columns=head).to_string(index=False), end="\n\n")
     print(result["sentence"])
     for text, command in result["steps"]:
-        print(f"\n{text}", *([f"\n  {command}"] if command else []), sep="")
+        print(f"\n{text}")
+        if command:
+            print(f"  {command}")
 
 
 def import_answers(session: QuestionSession, path: str) -> None:
@@ -123,5 +125,7 @@ def import_answers(session: QuestionSession, path: str) -> None:
         ) from None
     log.info(
         "Took %d of %d answers from %s: an image that has an answer keeps it.",
-        *(len(answers) - len(saved.answers), len(exported.answers), path),
+        len(answers) - len(saved.answers),
+        len(exported.answers),
+        path,
     )

@@ -240,32 +240,41 @@ class TeachingSession(QuestionSession):
         self.posterior = self.model.log_posterior(torch.arange(len(self.pool))).exp()
 
     def _next_questions(self, answers: Answers, *, learn: bool = True) -> list[Question]:
-        taught = [one for one in answers.values() if one.phase != CHECK]
-        is_checking = len(answers) > len(taught)  # once it has begun, it goes on
-        if learn and taught and not is_checking:
+        teaching = [answer for answer in answers.values() if answer.phase != CHECK]
+        is_checking = len(answers) > len(teaching)  # once it has begun, it goes on
+        if learn and teaching and not is_checking:
             self._learn(answers)
-        wanted = min(BATCH, self.n_taught - len(taught))
+        wanted = min(BATCH, self.n_taught - len(teaching))
         if wanted > 0 and not is_checking:
             again = self._to_repeat(answers) if learn else []
             rows = self._doubtful(answers, wanted - len(again))
-            asked = [(row, TEACH, False) for row in rows]
-            return self._ask([*asked, *((row, TEACH, True) for row in again)])
-        names = {one.image_id for one in answers.values()}
-        rest = (int(row) for row in self._order if self.ids[int(row)] not in names)
-        drawn = islice(rest, min(BATCH, self.total - len(answers)))
-        return self._ask((row, CHECK, False) for row in drawn)
+            first_time = [(row, TEACH, False) for row in rows]
+            repeated = [(row, TEACH, True) for row in again]
+            return self._ask(first_time + repeated)
+        asked = {answer.image_id for answer in answers.values()}
+        rest = (int(row) for row in self._order if self.ids[int(row)] not in asked)
+        n_checked = min(BATCH, self.total - len(answers))
+        return self._ask((row, CHECK, False) for row in islice(rest, n_checked))
 
     def _ask(self, asked: Iterable[tuple[int, str, bool]]) -> list[Question]:
         """Return new questions about rows: each with its phase, and whether it is a repetition."""
         asked = list(asked)
         start = len(self.questions)
         predicted = self._predicted(row for row, _, _ in asked)
-        likely = predicted.topk(min(OFFERED, len(self.classnames))).indices.tolist()
+        n_offered = min(OFFERED, len(self.classnames))
+        likely = predicted.topk(n_offered).indices.tolist()
         for (row, phase, repeat), labels in zip(asked, likely, strict=True):
-            place = len(self.questions), self.ids[row], self.paths[row]
-            content = self.index["checksum"][row].as_py().hex()
-            options = in_class_order(self.classnames, labels)
-            self.questions.append(Question(*place, content, options, phase, repeat))
+            checksum = self.index["checksum"][row].as_py()
+            question = Question(
+                number=len(self.questions),
+                image_id=self.ids[row],
+                path=self.paths[row],
+                content=checksum.hex(),
+                options=in_class_order(self.classnames, labels),
+                phase=phase,
+                repeat=repeat,
+            )
+            self.questions.append(question)
         return self.questions[start:]
 
     def _predicted(self, rows: Iterable[int]) -> torch.Tensor:
@@ -275,29 +284,38 @@ class TeachingSession(QuestionSession):
 
     def _doubtful(self, answers: Answers, n: int) -> list[int]:
         """Return rows with the smallest margins, or in their place images that cover the pool."""
-        best = self.posterior.topk(min(2, self.posterior.shape[1]), dim=1).values
-        order = (best[:, 0] - best[:, -1]).argsort().tolist()
+        n_best = min(2, self.posterior.shape[1])
+        best = self.posterior.topk(n_best, dim=1).values
+        margins = best[:, 0] - best[:, -1]
+        order = margins.argsort().tolist()
         if not self.model.parameters.test.significant:
-            x = torch.as_tensor(self.model.images.centred[torch.arange(len(self.pool))])
-            k = min(COVERAGE * len(self.classnames), max(1, self.n_taught // 2), len(x))
-            order = [*medoids(x, k), *order]
-        asked = {one.image_id for one in answers.values()}
-        rows = dict.fromkeys(int(self.pool[place]) for place in order)
-        return [row for row in rows if self.ids[row] not in asked][:n]
+            features = self.model.images.centred[torch.arange(len(self.pool))]
+            n_classes = len(self.classnames)
+            half = max(1, self.n_taught // 2)
+            k = min(COVERAGE * n_classes, half, len(features))
+            covering = medoids(torch.as_tensor(features), k)
+            order = covering + order
+        asked = {answer.image_id for answer in answers.values()}
+        rows = dict.fromkeys(self.pool[order].tolist())
+        doubtful = (row for row in rows if self.ids[row] not in asked)
+        return list(islice(doubtful, n))
 
     def _to_repeat(self, answers: Answers) -> list[int]:
         """Return the row whose answer all else denies most, if any, to ask about it once more."""
-        repeated = {one.image_id for one in answers.values() if one.repeat}
-        once = {
-            row: self.classnames.index(str(answers[name].classname))
-            for name, row in self._rows(answers.values()).items()
-            if name in answers and answers[name].kind == CLASS
-            if name not in repeated and row in self._place
-        }
-        predicted = self._predicted(once).exp()
-        shares = predicted[range(len(once)), [*once.values()]]
-        shares[~(predicted > CERTAIN).any(dim=1)] = 1.0
-        ordered = sorted(zip(shares.tolist(), once, strict=True))
+        repeated = {answer.image_id for answer in answers.values() if answer.repeat}
+        label_of_row: dict[int, int] = {}
+        for image_id, row in self._rows(answers.values()).items():
+            answer = answers.get(image_id)
+            if answer is None or answer.kind != CLASS:
+                continue
+            if image_id not in repeated and row in self._place:
+                label_of_row[row] = self.classnames.index(str(answer.classname))
+        rows = list(label_of_row)
+        predicted = self._predicted(rows).exp()
+        shares = predicted[range(len(rows)), list(label_of_row.values())]
+        is_certain = (predicted > CERTAIN).any(dim=1)
+        shares[~is_certain] = 1.0
+        ordered = sorted(zip(shares.tolist(), rows, strict=True))
         return [row for share, row in ordered[:1] if share < DENIED]
 
     def _checked(self, answers: Answers) -> tuple[int, int, float, float] | None:
@@ -330,16 +348,25 @@ class TeachingSession(QuestionSession):
 
 def medoids(x: torch.Tensor, k: int) -> list[int]:
     """Return the rows of x [n, D] nearest to k centres of k-means, without repetition."""
-    draw = torch.Generator().manual_seed(SEED)
-    chosen = [int(torch.randint(len(x), (1,), generator=draw))]
-    distance = (x - x[chosen[0]]).square().sum(dim=1)
+    generator = torch.Generator().manual_seed(SEED)
+    first = int(torch.randint(len(x), (1,), generator=generator))
+    chosen = [first]
+    distance = _squared_distances(x, x[first])
     while len(chosen) < k and distance.sum() > 0:
-        chosen.append(int(torch.multinomial(distance, 1, generator=draw)))
-        distance = torch.minimum(distance, (x - x[chosen[-1]]).square().sum(dim=1))
+        row = int(torch.multinomial(distance, 1, generator=generator))
+        chosen.append(row)
+        distance = torch.minimum(distance, _squared_distances(x, x[row]))
     centres = x[chosen].clone()
     for _ in range(ITERATIONS):
         nearest = torch.cdist(x, centres).argmin(dim=1)
         for number in range(len(centres)):
-            if (nearest == number).any():
-                centres[number] = x[nearest == number].mean(dim=0)
-    return list(dict.fromkeys(torch.cdist(x, centres).argmin(dim=0).tolist()))
+            members = x[nearest == number]
+            if len(members):
+                centres[number] = members.mean(dim=0)
+    nearest_rows = torch.cdist(x, centres).argmin(dim=0)
+    return list(dict.fromkeys(nearest_rows.tolist()))
+
+
+def _squared_distances(x: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
+    """Return the squared distances [n] of x [n, D] from a centre [D]."""
+    return (x - centre).square().sum(dim=1)

@@ -117,7 +117,10 @@ def _caption(
             count = write_rows(job, _rows(questions, _answers(runner, questions)), metadata)
     log.info(
         "Wrote %d captions, %d empty, %d without an answer, %d cut at %d tokens.",
-        *(count["asked"], count["empty"], count["failed"], count["cut"]),
+        count["asked"],
+        count["empty"],
+        count["failed"],
+        count["cut"],
         job.settings.max_new_tokens,
     )
 

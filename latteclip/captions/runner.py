@@ -215,12 +215,10 @@ class Runner:
         seconds = max(self._seconds, 1e-9)
         log.info(
             "Asked %d requests about %d rows in %.1f s: %.1f %s/s, %.0f tokens/s.",
-            *(
-                self._n_asked,
-                self._n_rows,
-                self._seconds,
-                self._n_asked / seconds,
-                self.job.unit,
-            ),
+            self._n_asked,
+            self._n_rows,
+            self._seconds,
+            self._n_asked / seconds,
+            self.job.unit,
             self._n_tokens / seconds,
         )

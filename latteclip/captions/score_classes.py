@@ -97,7 +97,9 @@ def score_classes(
             count = write_rows(job, rows, metadata)
     log.info(
         "Wrote the scores of %d images, %d without an answer, %d not asked about.",
-        *(count["asked"] - count["failed"], count["failed"], len(images) - count["asked"]),
+        count["asked"] - count["failed"],
+        count["failed"],
+        len(images) - count["asked"],
     )
 
 

@@ -40,7 +40,8 @@ def pick(name: str, threads: int) -> torch.device:
             log.warning(
                 "This stage runs on the CPU, though torch is built for CUDA %s: there is no GPU, "
                 "--device is cpu, or %s hides it.",
-                *(torch.version.cuda, gpus.VISIBLE),
+                torch.version.cuda,
+                gpus.VISIBLE,
             )
         keep_big_buffers()
     return torch.device(name)

@@ -61,7 +61,9 @@ def claim(n: int = 1) -> None:
     if not (chosen := _lock(n, emptiest)):
         log.info(
             "Waiting for %s of %s GPUs, which other jobs use; %s=shared does not wait.",
-            *(n, len(usable), CLAIMED),
+            n,
+            len(usable),
+            CLAIMED,
         )
     while not chosen:
         time.sleep(PAUSE)

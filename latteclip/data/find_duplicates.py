@@ -66,7 +66,11 @@ def find_duplicates(images_path: str, fingerprints_path: str, output: str) -> No
     log.info(
         "%d pairs of near-duplicates among %d images: %d within training, %d within the test split,"
         " %d between the two.",
-        *(len(pairs), len(ids), in_train, in_test, across),
+        len(pairs),
+        len(ids),
+        in_train,
+        in_test,
+        across,
     )
 
 

@@ -192,7 +192,11 @@ def _log_counts(
     speed = len(split.items) / seconds
     log.info(
         "Indexed %d images of %d classes (%d train, %d val, %d test) in %.1f s, %.0f images/s.",
-        *(counts.total(), len(classnames), *parts, seconds, speed),
+        counts.total(),
+        len(classnames),
+        *parts,
+        seconds,
+        speed,
     )
 
 

@@ -172,7 +172,11 @@ def bounded(wanted: int, item_bytes: float) -> tuple[int, int, int]:
         log.warning(
             "%s has %d MiB free, so that %d of %d processes load images, of %d MiB each; "
             "docker run --shm-size=8g (Apptainer: --bind /dev/shm) gives a container more of it.",
-            *(SHARED_MEMORY, free // MIB, workers or 1, wanted, item_bytes / MIB),
+            SHARED_MEMORY,
+            free // MIB,
+            workers or 1,
+            wanted,
+            item_bytes / MIB,
         )
     return workers, 2 if 2 * wanted <= parts else 1, items
 

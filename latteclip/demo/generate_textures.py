@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -194,55 +193,62 @@ def _banded(p: Plane) -> Relief:
     """Draw bands of five tones and uneven width that melt into each other."""
     pace = 0.62
     t = p.across * pace
-    sway = np.sin(2 * np.pi * t * p.uniform(0.3, 0.6) + 2 * np.pi * p.phase[0])
-    t = t + p.uniform(0.1, 0.22) * sway
-    tones = (np.cumsum(p.rng.integers(1, 4, (p.n, 64)), 1) % 5 / 4).astype(np.float32)
+    sway_frequency = p.uniform(0.3, 0.6)
+    angle = 2 * np.pi * t * sway_frequency + 2 * np.pi * p.phase[0]
+    t = t + p.uniform(0.1, 0.22) * np.sin(angle)
+    steps = p.rng.integers(1, 4, (p.n, 64))
+    tones = np.cumsum(steps, 1) % 5 / 4
+    tones = tones.astype(np.float32)
     band = np.floor(t).astype(int)
-    blend = np.clip((t - band) / (p.pixel * pace * 2 + p.uniform(0, 0.12)), 0, 1)
+    width = p.pixel * pace * 2 + p.uniform(0, 0.12)
+    blend = np.clip((t - band) / width, 0, 1)
     before = p.by_image(tones, (band - 1) % 64)
     here = p.by_image(tones, band % 64)
     return Relief(before * (1 - blend) + here * blend)
 
 
 def _chequered(p: Plane) -> Relief:
-    return Relief(
-        _step(np.sin(np.pi * p.along) * np.sin(np.pi * p.across), p.pixel * np.pi * 0.8)
-    )
+    waves = np.sin(np.pi * p.along) * np.sin(np.pi * p.across)
+    return Relief(_step(waves, p.pixel * np.pi * 0.8))
 
 
 def _dotted(p: Plane) -> Relief:
-    staggered = (p.rng.random((p.n, 1, 1)) < 0.5) * 0.5
+    is_staggered = p.rng.random((p.n, 1, 1)) < 0.5
+    shift = np.where(is_staggered, 0.5, 0.0)
     row = np.floor(p.across).astype(int) & 1
-    distance = np.hypot(
-        _fraction(p.along + staggered * row) - 0.5, _fraction(p.across) - 0.5
-    )
-    return Relief(_step(p.uniform(0.2, 0.36) - distance, p.pixel))
+    dx = _fraction(p.along + shift * row) - 0.5
+    dy = _fraction(p.across) - 0.5
+    radius = p.uniform(0.2, 0.36)
+    return Relief(_step(radius - np.hypot(dx, dy), p.pixel))
 
 
 def _grid(p: Plane) -> Relief:
     width = np.maximum(p.uniform(0.08, 0.2), 1.2 * p.pixel)
-    return Relief(
-        np.maximum(_lines(p.along, width, p.pixel), _lines(p.across, width, p.pixel))
-    )
+    lines_along = _lines(p.along, width, p.pixel)
+    lines_across = _lines(p.across, width, p.pixel)
+    return Relief(np.maximum(lines_along, lines_across))
 
 
 def _zigzagged(p: Plane) -> Relief:
-    turn = np.abs(_fraction(p.along * 0.5) - 0.5) * 2 * p.uniform(1.0, 1.7)
-    return Relief(_lines(p.across * 0.8 + turn, p.uniform(0.35, 0.58), p.pixel * 1.2))
+    height = p.uniform(1.0, 1.7)
+    turn = np.abs(_fraction(p.along * 0.5) - 0.5) * 2 * height
+    width = p.uniform(0.35, 0.58)
+    return Relief(_lines(p.across * 0.8 + turn, width, p.pixel * 1.2))
 
 
 def _honeycombed(p: Plane) -> Relief:
     """Draw hexagons: the nearer of two shifted rectangular lattices is the cell's centre."""
     ratio = float(np.sqrt(3))
-    along = p.along
-    across = p.across
-    ax = _fraction(along) - 0.5
-    ay = (_fraction(across / ratio) - 0.5) * ratio
-    bx = _fraction(along - 0.5) - 0.5
-    by = (_fraction(across / ratio - 0.5) - 0.5) * ratio
-    near = ax * ax + ay * ay < bx * bx + by * by
-    dx = np.abs(np.where(near, ax, bx))
-    dy = np.abs(np.where(near, ay, by))
+    rows = p.across / ratio
+    first_x = _fraction(p.along) - 0.5
+    first_y = (_fraction(rows) - 0.5) * ratio
+    second_x = _fraction(p.along - 0.5) - 0.5
+    second_y = (_fraction(rows - 0.5) - 0.5) * ratio
+    first_distance = first_x * first_x + first_y * first_y
+    second_distance = second_x * second_x + second_y * second_y
+    first_is_nearer = first_distance < second_distance
+    dx = np.abs(np.where(first_is_nearer, first_x, second_x))
+    dy = np.abs(np.where(first_is_nearer, first_y, second_y))
     to_centre = np.maximum(dx, dx * 0.5 + dy * ratio / 2)
     wall = np.maximum(p.uniform(0.05, 0.12), 0.6 * p.pixel)
     return Relief(1 - _step(to_centre - (0.5 - wall), p.pixel))
@@ -251,44 +257,65 @@ def _honeycombed(p: Plane) -> Relief:
 def _cracked(p: Plane) -> Relief:
     """Draw borders between the cells of random points, on a crumpled plane."""
     most = 26
-    points = p.rng.uniform(-1.15, 1.15, (p.n, most, 2)).astype(np.float32)
-    wanted = np.clip((p.frequency[:, 0] * 0.5) ** 2, 5, most)
-    points[np.arange(most)[None] >= wanted] = 9  # far outside the image
+    points = p.rng.uniform(-1.15, 1.15, (p.n, most, 2))
+    points = points.astype(np.float32)
+    wanted = (p.frequency[:, 0] * 0.5) ** 2
+    wanted = np.clip(wanted, 5, most)
+    is_unwanted = np.arange(most)[None] >= wanted
+    points[is_unwanted] = 9  # far outside the image
     x = p.x + 0.09 * _fractal_noise(p.rng, p.n)
     y = p.y + 0.09 * _fractal_noise(p.rng, p.n)
-    nearest = np.sqrt(np.partition(_distances(x, y, points), 1, axis=1)[:, :2])
-    width = p.uniform(0.05, 0.1) * (1 + 0.8 * _smooth_noise(p.rng, p.n, 6))
-    return Relief(_step(width - (nearest[:, 1] - nearest[:, 0]), 0.05))
+    squares = _distances(x, y, points)
+    nearest_two = np.partition(squares, 1, axis=1)[:, :2]
+    distances = np.sqrt(nearest_two)
+    width = p.uniform(0.05, 0.1)
+    width = width * (1 + 0.8 * _smooth_noise(p.rng, p.n, 6))
+    from_border = distances[:, 1] - distances[:, 0]
+    return Relief(_step(width - from_border, 0.05))
 
 
 def _bubbly(p: Plane) -> Relief:
     """Draw lit balls of uneven size, the frontmost at each pixel seen."""
     most = 34
-    centres = p.rng.uniform(-1.15, 1.15, (p.n, most, 2)).astype(np.float32)
-    radii = p.rng.uniform(0.56, 1.44, (p.n, most)).astype(np.float32) / p.frequency[:, 0]
-    wanted = np.clip((p.frequency[:, 0] * 0.62) ** 2, 5, most)
-    radii[np.arange(most)[None] >= wanted] = 1e-3
+    centres = p.rng.uniform(-1.15, 1.15, (p.n, most, 2))
+    centres = centres.astype(np.float32)
+    radii = p.rng.uniform(0.56, 1.44, (p.n, most))
+    radii = radii.astype(np.float32) / p.frequency[:, 0]
+    wanted = (p.frequency[:, 0] * 0.62) ** 2
+    wanted = np.clip(wanted, 5, most)
+    is_unwanted = np.arange(most)[None] >= wanted
+    radii[is_unwanted] = 1e-3
     heights = radii[..., None, None] ** 2 - _distances(p.x, p.y, centres)  # [N, K, 64, 64]
     front = heights.argmax(1)
-    height = np.take_along_axis(heights, front[:, None], 1)[:, 0]
+    height = np.take_along_axis(heights, front[:, None], 1)
+    height = height[:, 0]
     radius = p.by_image(radii, front)
-    nx = (p.x - p.by_image(centres[..., 0], front)) / radius
-    ny = (p.y - p.by_image(centres[..., 1], front)) / radius
+    centre_x = p.by_image(centres[..., 0], front)
+    centre_y = p.by_image(centres[..., 1], front)
+    normal_x = (p.x - centre_x) / radius
+    normal_y = (p.y - centre_y) / radius
     inside = _step(height / (2 * radius), 2 / SIDE)
-    rim = inside * np.clip(1 - 1.6 * np.sqrt(np.clip(height, 0, None)) / radius, 0, 1)
+    from_rim = np.sqrt(np.clip(height, 0, None))
+    rim = inside * np.clip(1 - 1.6 * from_rim / radius, 0, 1)
     light = p.uniform(0, 2 * np.pi)
-    lx = np.cos(light)
-    ly = np.sin(light)
-    spot = np.exp(-((nx - 0.42 * lx) ** 2 + (ny - 0.42 * ly) ** 2) / 0.035)
-    shade = 1 + inside * 0.38 * (nx * lx + ny * ly) - 0.3 * rim
-    return Relief(inside * p.uniform(0.6, 1.0), shade, 0.75 * inside * spot)
+    light_x = np.cos(light)
+    light_y = np.sin(light)
+    spot_x = normal_x - 0.42 * light_x
+    spot_y = normal_y - 0.42 * light_y
+    spot = np.exp(-(spot_x**2 + spot_y**2) / 0.035)
+    facing = normal_x * light_x + normal_y * light_y
+    shade = 1 + inside * 0.38 * facing - 0.3 * rim
+    cover = inside * p.uniform(0.6, 1.0)
+    return Relief(cover, shade, gloss=0.75 * inside * spot)
 
 
 def _marbled(p: Plane) -> Relief:
     turbulence = _fractal_noise(p.rng, p.n, (3, 4, 6, 9, 13, 20))
     t = p.across * 0.33 + p.uniform(0.5, 0.9) * turbulence
-    veins = (1 - np.abs(np.sin(np.pi * t))) ** p.uniform(1.0, 3.2)
-    return Relief(np.clip(veins + 0.18 * _fractal_noise(p.rng, p.n, (6, 9, 13)), 0, 1))
+    sharpness = p.uniform(1.0, 3.2)
+    veins = (1 - np.abs(np.sin(np.pi * t))) ** sharpness
+    clouds = 0.18 * _fractal_noise(p.rng, p.n, (6, 9, 13))
+    return Relief(np.clip(veins + clouds, 0, 1))
 
 
 def _polar(p: Plane) -> tuple[np.ndarray, np.ndarray]:
@@ -301,43 +328,55 @@ def _polar(p: Plane) -> tuple[np.ndarray, np.ndarray]:
 def _spiralled(p: Plane) -> Relief:
     radius, angle = _polar(p)
     arms = p.rng.choice([-3, -2, -1, 1, 2, 3], (p.n, 1, 1))
-    logarithmic = p.rng.random((p.n, 1, 1)) < 0.3
+    is_logarithmic = p.rng.random((p.n, 1, 1)) < 0.3
     evenly = radius * 0.5
     widening = np.log(radius + 0.05) * 0.35
-    turn = p.frequency * np.where(logarithmic, widening, evenly)
-    t = arms * angle / (2 * np.pi) + turn + p.phase[0]
-    return Relief(_lines(t, p.uniform(0.35, 0.55), p.pixel * 1.3))
+    turns = np.where(is_logarithmic, widening, evenly)
+    turns = p.frequency * turns
+    turns_of_arms = arms * angle / (2 * np.pi)
+    t = turns_of_arms + turns + p.phase[0]
+    width = p.uniform(0.35, 0.55)
+    return Relief(_lines(t, width, p.pixel * 1.3))
 
 
 def _cobwebbed(p: Plane) -> Relief:
     """Draw uneven spokes around a centre and sagging rings between them."""
     radius, angle = _polar(p)
     n_spokes = p.rng.integers(7, 15, (p.n, 1, 1))
-    wobble = 0.25 * np.sin(angle * 2 + 2 * np.pi * p.phase[0]) + 0.12 * np.sin(
-        angle * 5 + 2 * np.pi * p.phase[1]
-    )
-    sector = _fraction((angle + wobble) * n_spokes / (2 * np.pi)) - 0.5  # 0 on a spoke
+    phase = 2 * np.pi * p.phase  # radians
+    slow = np.sin(angle * 2 + phase[0])
+    fast = np.sin(angle * 5 + phase[1])
+    wobble = 0.25 * slow + 0.12 * fast
+    sectors = (angle + wobble) * n_spokes / (2 * np.pi)
+    sector = _fraction(sectors) - 0.5  # 0 on a spoke
     width = p.uniform(0.9, 1.7) * 2 / SIDE
-    spokes = _step(
-        width / 2 - np.abs(np.sin(np.pi * sector)) * 2 * radius / n_spokes, 2 / SIDE
-    )
-    sagging = radius * (1 + 0.16 * (0.5 - 2 * np.abs(sector)))
-    rings = sagging * p.frequency * 0.75 + 0.25 * _smooth_noise(p.rng, p.n, 6)
-    threads = _lines(rings, width * p.frequency * 0.75, p.pixel * 1.5)
-    return Relief(np.maximum(spokes, threads * p.uniform(0.65, 1.0)))
+    from_spoke = np.abs(np.sin(np.pi * sector)) * 2 * radius / n_spokes
+    spokes = _step(width / 2 - from_spoke, 2 / SIDE)
+    sag = 0.16 * (0.5 - 2 * np.abs(sector))
+    sagging = radius * (1 + sag)
+    unsteady = 0.25 * _smooth_noise(p.rng, p.n, 6)
+    rings = sagging * p.frequency * 0.75 + unsteady
+    ring_width = width * p.frequency * 0.75
+    threads = _lines(rings, ring_width, p.pixel * 1.5)
+    threads = threads * p.uniform(0.65, 1.0)
+    return Relief(np.maximum(spokes, threads))
 
 
 def _woven(p: Plane) -> Relief:
     """Draw strands that pass over and under each other, rounded by their shade."""
-    along = p.along
-    across = p.across
-    over = ((np.floor(along) + np.floor(across)).astype(int) & 1) == 1
-    side = np.where(over, _fraction(across), _fraction(along))
-    length = np.where(over, _fraction(along), _fraction(across))
+    cells = np.floor(p.along) + np.floor(p.across)
+    is_over = (cells.astype(int) & 1) == 1
+    along = _fraction(p.along)
+    across = _fraction(p.across)
+    side = np.where(is_over, across, along)
+    length = np.where(is_over, along, across)
     slack = np.maximum(p.uniform(0.04, 0.12), 0.5 * p.pixel)
     edge = _step(0.5 - slack - np.abs(side - 0.5), p.pixel)
-    bulge = (0.62 + 0.38 * np.sin(np.pi * length)) * (0.8 + 0.2 * np.sin(np.pi * side))
-    return Relief(np.where(over, 1, p.uniform(0, 0.5)), (0.35 + 0.65 * edge) * bulge)
+    bulge_along = 0.62 + 0.38 * np.sin(np.pi * length)
+    bulge_across = 0.8 + 0.2 * np.sin(np.pi * side)
+    bulge = bulge_along * bulge_across
+    cover = np.where(is_over, 1, p.uniform(0, 0.5))
+    return Relief(cover, shade=(0.35 + 0.65 * edge) * bulge)
 
 
 def _crosshatched(p: Plane) -> Relief:
@@ -349,29 +388,35 @@ def _crosshatched(p: Plane) -> Relief:
     for sign in (1, -1):
         turned = -along * np.sin(sign * slant) + across * np.cos(slant)
         t = turned * p.frequency * 0.62 + unsteady + sign * 5 * p.phase[0]
-        strength = p.rng.uniform(0.35, 1.0, (p.n, 64)).astype(np.float32)
-        pressure = np.clip(1 + 0.5 * _smooth_noise(p.rng, p.n, 9), 0, 1)
+        strengths = p.rng.uniform(0.35, 1.0, (p.n, 64))
+        strengths = strengths.astype(np.float32)
+        pressure = 1 + 0.5 * _smooth_noise(p.rng, p.n, 9)
+        pressure = np.clip(pressure, 0, 1)
         width = np.maximum(p.uniform(0.18, 0.36), 1.3 * p.pixel)
         strokes = _lines(t, width, p.pixel * 1.3)
-        drawn = p.by_image(strength, np.floor(t).astype(int) % 64) * strokes * pressure
-        cover = np.maximum(cover, drawn)
+        stroke = np.floor(t).astype(int) % 64
+        strength = p.by_image(strengths, stroke)
+        cover = np.maximum(cover, strength * strokes * pressure)
     return Relief(cover)
 
 
 PATTERNS: dict[str, Callable[[Plane], Relief]] = {
     draw.__name__.removeprefix("_"): draw
     for draw in (
-        *(
-            _banded,
-            _bubbly,
-            _chequered,
-            _cobwebbed,
-            _cracked,
-            _crosshatched,
-            _dotted,
-            _grid,
-        ),
-        *(_honeycombed, _marbled, _spiralled, _striped, _woven, _zigzagged),
+        _banded,
+        _bubbly,
+        _chequered,
+        _cobwebbed,
+        _cracked,
+        _crosshatched,
+        _dotted,
+        _grid,
+        _honeycombed,
+        _marbled,
+        _spiralled,
+        _striped,
+        _woven,
+        _zigzagged,
     )
 }
 CLASSNAMES = tuple(PATTERNS)
@@ -420,16 +465,18 @@ def _colours(
 def _draw_attributes(rng: np.random.Generator, n: int, gap: float, classname: str) -> _Draw:
     measures = {}
     for name, (source, target) in MEASURES.items():
-        low, high = (_between(gap, *ends) for ends in zip(source, target, strict=True))
+        low = _between(gap, source[0], target[0])
+        high = _between(gap, source[1], target[1])
         measures[name] = rng.uniform(low, high, n).astype(np.float32)
     front, back = _colours(rng, n, gap, classname)
-    base = np.array([8.5, 6.0, 4.0])[rng.integers(0, 3, n)] * rng.uniform(0.9, 1.1, n)
+    size = rng.integers(0, 3, n)
+    base = np.array([8.5, 6.0, 4.0])[size]
+    base = base * rng.uniform(0.9, 1.1, n)
     frequency = np.clip(base * measures["frequency"], 2.6, 13).astype(np.float32)
     # Multiples of 45 degrees; both diagonals have one name.
     direction = rng.integers(0, 4, n)
-    angle = direction * np.pi / 4 + rng.normal(0, _between(gap, *ROTATION), n).clip(
-        -0.3, 0.3
-    )
+    rotation = rng.normal(0, _between(gap, *ROTATION), n)
+    angle = direction * np.pi / 4 + rotation.clip(-0.3, 0.3)
     return _Draw(
         foreground=front,
         background=back,
@@ -442,49 +489,78 @@ def _draw_attributes(rng: np.random.Generator, n: int, gap: float, classname: st
     )
 
 
+def _for_pixels(values: np.ndarray) -> np.ndarray:
+    """Return one number per image [N] as [N, 1, 1]."""
+    return values[:, None, None]
+
+
 def _bend(rng: np.random.Generator, draw: _Draw) -> Plane:
     """Return planes seen in perspective and warped, with the pattern's angle and frequency."""
     n = len(draw.angle)
     towards = rng.uniform(0, 2 * np.pi, n).astype(np.float32)
     tilt = draw.measures["perspective"]
-    tilt_x = (tilt * np.cos(towards))[:, None, None]
-    tilt_y = (tilt * np.sin(towards))[:, None, None]
+    tilt_x = _for_pixels(tilt * np.cos(towards))
+    tilt_y = _for_pixels(tilt * np.sin(towards))
     depth = 1 + tilt_x * _X + tilt_y * _Y
-    warp = 2 * draw.measures["warp"][:, None, None]
+    warp = 2 * _for_pixels(draw.measures["warp"])
     phase = rng.uniform(0, 1, (2, n, 1, 1)).astype(np.float32)
     x = _X / depth + warp * _smooth_noise(rng, n, 4)
     y = _Y / depth + warp * _smooth_noise(rng, n, 4)
-    cos, sin, frequency = (
-        values[:, None, None]
-        for values in (np.cos(draw.angle), np.sin(draw.angle), draw.frequency)
+    cos = _for_pixels(np.cos(draw.angle))
+    sin = _for_pixels(np.sin(draw.angle))
+    frequency = _for_pixels(draw.frequency)
+    turned_x = x * cos + y * sin
+    turned_y = -x * sin + y * cos
+    return Plane(
+        rng=rng,
+        x=x,
+        y=y,
+        turned=(turned_x, turned_y),
+        along=turned_x * frequency / 2 + phase[0],
+        across=turned_y * frequency / 2 + phase[1],
+        frequency=frequency,
+        phase=phase,
     )
-    turned = x * cos + y * sin, -x * sin + y * cos
-    along, across = (turned[i] * frequency / 2 + phase[i] for i in range(2))
-    return Plane(rng, x, y, turned, along, across, frequency, phase)
 
 
 def _paint(rng: np.random.Generator, draw: _Draw, relief: Relief) -> np.ndarray:
     """Colour a pattern, [N, 64, 64, 3] in about 0..1."""
     n = len(draw.foreground)
     jitter = rng.normal(0, 0.035, (2, n, 3)).astype(np.float32)
-    front = np.clip(_RGB[draw.foreground] + jitter[0], 0, 1)[:, None, None]
-    back = np.clip(_RGB[draw.background] + jitter[1], 0, 1)[:, None, None]
-    image: np.ndarray = back + (front - back) * relief.cover[..., None]
-    image = image * relief.shade[..., None]
-    image += (1 - image) * relief.gloss[..., None]
+    front = np.clip(_RGB[draw.foreground] + jitter[0], 0, 1)
+    back = np.clip(_RGB[draw.background] + jitter[1], 0, 1)
+    front = front[:, None, None]
+    back = back[:, None, None]
+    cover = relief.cover[..., None]
+    shade = relief.shade[..., None]
+    gloss = relief.gloss[..., None]
+    image: np.ndarray = back + (front - back) * cover
+    image = image * shade
+    image += (1 - image) * gloss
     return image
 
 
 def _blur(image: np.ndarray, sigma: np.ndarray) -> np.ndarray:
     """Blur with a Gaussian of seven taps per side and sigma [N] in pixels."""
     taps = np.arange(-3, 4, dtype=np.float32)
-    weights = np.exp(-(taps**2) / (2 * np.maximum(sigma, 0.12)[:, None] ** 2))  # [N, 7]
-    weights = (weights / weights.sum(1, keepdims=True))[:, :, None, None, None]
-    padded = np.pad(image, ((0, 0), (3, 3), (0, 0), (0, 0)), mode="edge")
-    image = sum(weights[:, i] * padded[:, i : i + SIDE] for i in range(7))
-    padded = np.pad(image, ((0, 0), (0, 0), (3, 3), (0, 0)), mode="edge")
-    blurred: np.ndarray = sum(weights[:, i] * padded[:, :, i : i + SIDE] for i in range(7))
-    return blurred
+    sigma = np.maximum(sigma, 0.12)[:, None]
+    weights = np.exp(-(taps**2) / (2 * sigma**2))  # [N, 7]
+    weights = weights / weights.sum(1, keepdims=True)
+    down = _weighted_shifts(image, weights, axis=1)
+    return _weighted_shifts(down, weights, axis=2)
+
+
+def _weighted_shifts(image: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
+    """Return the sum of images shifted by -3 to 3 pixels along an axis, with weights [N, 7]."""
+    margins = [(0, 0)] * image.ndim
+    margins[axis] = (3, 3)
+    padded = np.pad(image, margins, mode="edge")
+    total = np.zeros_like(image)
+    for tap in range(7):
+        shifted = padded.take(range(tap, tap + SIDE), axis=axis)
+        weight = weights[:, tap, None, None, None]
+        total += weight * shifted
+    return total
 
 
 def _photograph(
@@ -495,35 +571,45 @@ def _photograph(
     measure = {name: value[:, None, None, None] for name, value in draw.measures.items()}
     mean = image.mean((1, 2), keepdims=True)
     image = mean + (image - mean) * measure["contrast"]
-    image = image + measure["blotches"] * _fractal_noise(rng, n, (4, 6, 9, 13))[..., None]
-    towards = rng.uniform(0, 2 * np.pi, (n, 1, 1)).astype(np.float32)
+    blotches = _fractal_noise(rng, n, (4, 6, 9, 13))[..., None]
+    image = image + measure["blotches"] * blotches
+    towards = rng.uniform(0, 2 * np.pi, (n, 1, 1))
+    towards = towards.astype(np.float32)
     slope = _X * np.cos(towards) + _Y * np.sin(towards)
-    image = image * (1 + measure["light"] * slope[..., None])
-    cast = rng.normal(0, _between(gap, *CAST), (n, 1, 1, 3)).astype(np.float32)
-    image = _blur(image + measure["brightness"] + cast, draw.measures["blur"])
-    image = image + measure["noise"] * rng.standard_normal(image.shape, np.float32)
-    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+    light = 1 + measure["light"] * slope[..., None]
+    image = image * light
+    cast_deviation = _between(gap, *CAST)
+    cast = rng.normal(0, cast_deviation, (n, 1, 1, 3))
+    cast = cast.astype(np.float32)
+    image = image + measure["brightness"] + cast
+    image = _blur(image, draw.measures["blur"])
+    noise = rng.standard_normal(image.shape, np.float32)
+    image = image + measure["noise"] * noise
+    scaled = np.clip(image, 0, 1) * 255
+    return (scaled + 0.5).astype(np.uint8)
 
 
 def _name(draw: _Draw, classname: str) -> list[Attributes]:
     """Return the attributes of each image. The finish is its strongest flaw."""
-    noise, contrast, blur = (draw.measures[name] for name in ("noise", "contrast", "blur"))
-    finish = np.where(
-        noise > 0.055, 2, np.where(contrast < 0.5, 3, np.where(blur > 0.6, 1, 0))
-    )
-    return [
-        Attributes(
+    is_grainy = draw.measures["noise"] > 0.055
+    is_faded = draw.measures["contrast"] < 0.5
+    is_soft = draw.measures["blur"] > 0.6
+    finish = np.select([is_grainy, is_faded, is_soft], ["grainy", "faded", "soft"], "crisp")
+    attributes = []
+    for i in range(len(draw.foreground)):
+        orientation = None
+        if classname in DIRECTIONAL:
+            orientation = ORIENTATIONS[draw.orientation[i]]
+        image = Attributes(
             classname=classname,
             foreground=COLOUR_NAMES[draw.foreground[i]],
             background=COLOUR_NAMES[draw.background[i]],
             size=SIZES[draw.size[i]],
-            orientation=ORIENTATIONS[draw.orientation[i]]
-            if classname in DIRECTIONAL
-            else None,
-            finish=FINISHES[finish[i]],
+            orientation=orientation,
+            finish=str(finish[i]),
         )
-        for i in range(len(draw.foreground))
-    ]
+        attributes.append(image)
+    return attributes
 
 
 def generate(
@@ -554,12 +640,13 @@ def generate_textures(settings: TexturesSection, output: str | Path) -> None:
     Train and test images come from different random streams of the seed. The whole folder appears
     at once.
     """
-    n = (settings.train, settings.test)
-    first = (0, settings.train)
     with replacing(output) as new, ThreadPoolExecutor() as pool:
         new.mkdir()
-        train, test = pool.map(partial(_write_images, new, settings), n, (0, 1), first)
-        split = {"train": train, "val": [], "test": test}
+        train = pool.submit(_write_images, new, settings, settings.train, stream=0, first=0)
+        test = pool.submit(
+            _write_images, new, settings, settings.test, stream=1, first=settings.train
+        )
+        split = {"train": train.result(), "val": [], "test": test.result()}
         (new / "split.json").write_text(
             json.dumps(split, indent=0) + "\n", encoding="utf-8"
         )

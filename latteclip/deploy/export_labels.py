@@ -255,7 +255,8 @@ def _write_image_folder(
         log.warning(
             "%d classes have no image and so no folder, which torchvision's ImageFolder would "
             "refuse: %s.",
-            *(len(empty), one_line(", ".join(empty))),
+            len(empty),
+            one_line(", ".join(empty)),
         )
 
 

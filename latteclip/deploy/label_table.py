@@ -253,7 +253,10 @@ def _audited(
         return saved.answers, _calibration(plan, certain, labels)
     log.warning(
         "%d answers do not calibrate the probabilities; %d do: latteclip audit %s --split %s.",
-        *(len(certain), MIN_ANSWERS, folder, SPLIT),
+        len(certain),
+        MIN_ANSWERS,
+        folder,
+        SPLIT,
     )
     return saved.answers, None
 

@@ -90,7 +90,12 @@ def abstention_threshold(
         "most %g %% of all predictions are wrong and not abstained from. This holds for images "
         "like the training images of %s without the %d that were chosen to teach. It rests on %d "
         "answers about such images drawn at random, %s.",
-        *(threshold, 100 * max_error, path.parent, answers.n_teaching, len(right), how),
+        threshold,
+        100 * max_error,
+        path.parent,
+        answers.n_teaching,
+        len(right),
+        how,
     )
     return threshold
 

@@ -58,17 +58,24 @@ def evaluate(
 
     labels, scores = rank(table, settings.inference.topk)
     metrics.write(
-        *(table, names, labels.numpy(), scores.numpy(), history.flags),
-        *((dataset, method, seed), predictions_output, metrics_output),
+        table,
+        names,
+        ranked=labels.numpy(),
+        scores=scores.numpy(),
+        flags=history.flags,
+        run=(dataset, method, seed),
+        predictions_output=predictions_output,
+        metrics_output=metrics_output,
     )
     if left_out_path:
         held_out = train_predictions.read_predictions(left_out_path, names, held_out=True)
         unseen = held_out["prediction"].to_numpy()
     else:
         held_out = left_out_images(images_path, settings.fold)
-        unseen = (
-            rank(held_out, 1)[0][:, 0].numpy() if len(held_out) else np.empty(0, np.int_)
-        )
+        unseen = np.empty(0, np.int_)
+        if len(held_out):
+            best, _ = rank(held_out, 1)
+            unseen = best[:, 0].numpy()
     train_predictions.write_predictions(
         train_predictions_output,
         (held_out["image_id"], unseen),

@@ -43,8 +43,14 @@ def evaluate_classifier(
     )
     labels, scores = classify(features, classifier, settings.inference.topk)
     metrics.write(
-        *(table, names, labels.numpy(), scores.numpy(), settings.flags),
-        *((dataset, method, seed), predictions_output, metrics_output),
+        table,
+        names,
+        ranked=labels.numpy(),
+        scores=scores.numpy(),
+        flags=settings.flags,
+        run=(dataset, method, seed),
+        predictions_output=predictions_output,
+        metrics_output=metrics_output,
     )
     examples = train_predictions.example_images(images_path, pseudo_labels_path)["image_id"]
     held_out = examples.slice(0, 0)

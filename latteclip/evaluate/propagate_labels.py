@@ -261,8 +261,14 @@ def propagate_labels(
         tests = read_features(pseudo_labels_path, evaluated["image_id"])  # [M, D]
     ranked, best = graph.rank(tests)
     metrics.write(
-        *(evaluated, names, ranked.numpy(), best.numpy(), []),
-        *((dataset, method, seed), predictions_output, metrics_output),
+        evaluated,
+        names,
+        ranked=ranked.numpy(),
+        scores=best.numpy(),
+        flags=[],
+        run=(dataset, method, seed),
+        predictions_output=predictions_output,
+        metrics_output=metrics_output,
     )
 
 

@@ -136,8 +136,10 @@ def mark_audited(
     audited = {
         (name, one.method) for name, audit in audits.items() for one in audit.accuracies
     }
-    flags = [[AUDITED] * ((run["dataset"], run["method"]) in audited) for run in runs]
-    return [
-        {**run, "flags": [*run["flags"], *mark]}
-        for run, mark in zip(runs, flags, strict=True)
-    ]
+    marked = []
+    for run in runs:
+        flags = list(run["flags"])
+        if (run["dataset"], run["method"]) in audited:
+            flags.append(AUDITED)
+        marked.append({**run, "flags": flags})
+    return marked

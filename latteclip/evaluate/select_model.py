@@ -99,15 +99,23 @@ class HeldOutVotes:
     def compare(self, i: int, j: int) -> CandidateComparison:
         """Compare two candidates on the images that are held out for both."""
         pair = self.predictions[[i, j]]
-        rows = np.flatnonzero((pair != MISSING).all(axis=0))
-        first, second = (self.shares[rows, labels[rows]] for labels in pair)
-        differ = pair[0, rows] != pair[1, rows]
+        is_held_out = (pair != MISSING).all(axis=0)
+        rows = np.flatnonzero(is_held_out)
+        own, other = pair[:, rows]
+        own_shares = self.shares[rows, own]
+        other_shares = self.shares[rows, other]
+        differ = own != other
+        support = float(own_shares[differ].sum())
+        other_support = float(other_shares[differ].sum())
+        squares = (own_shares - other_shares) ** 2
         n = max(1, len(rows))
-        support = float(first[differ].sum())
-        other = float(second[differ].sum())
-        error = math.sqrt(((first - second) ** 2).sum()) / n
         return CandidateComparison(
-            len(rows), int(differ.sum()), support, other, (support - other) / n, error
+            images=len(rows),
+            differ=int(differ.sum()),
+            support=support,
+            other_support=other_support,
+            difference=(support - other_support) / n,
+            standard_error=math.sqrt(squares.sum()) / n,
         )
 
     def pooled(self, candidates: Sequence[Candidate]) -> "HeldOutVotes":
@@ -204,14 +212,17 @@ def choose(
     least MIN_HELD_OUT images `is_clear`: first the method, all seeds together, then its seed. Where
     answers decide that others are better, the most accurate of them is taken.
     """
-    start = found = best_training_free(candidates, votes)
+    reference = best_training_free(candidates, votes)
     if isinstance(votes, str):
-        reason = f"{candidates[found].method} is the default without votes: {votes}."
-        choice = Choice(found, "default", reason, start)
+        reason = f"{candidates[reference].method} is the default without votes: {votes}."
+        choice = Choice(reference, "default", reason, reference)
     else:
-        found = _best_trained(candidates, start, votes)
-        choice = Choice(found, "votes", _by_votes(candidates, found, start, votes), start)
-    return (audit and _by_answers(candidates, choice, audit)) or choice
+        best = _best_trained(candidates, reference, votes)
+        reason = _by_votes(candidates, best, reference, votes)
+        choice = Choice(best, "votes", reason, reference)
+    if audit is None:
+        return choice
+    return _by_answers(candidates, choice, audit) or choice
 
 
 def eligible(candidates: Sequence[Candidate]) -> list[int]:
@@ -231,14 +242,16 @@ def best_training_free(candidates: Sequence[Candidate], votes: HeldOutVotes | st
     """
     able = eligible(candidates)
     simple = [i for i in able if not candidates[i].is_trained]
+    allowed = simple or able
     needed = MIN_IMAGES if simple else MIN_HELD_OUT
     compared = []
     if not isinstance(votes, str):
-        compared = [i for i in simple or able if votes.images(i) >= needed]
+        compared = [i for i in allowed if votes.images(i) >= needed]
     if isinstance(votes, str) or not compared:
-        return min(simple or able, key=lambda i: candidates[i].caution)
+        return min(allowed, key=lambda i: candidates[i].caution)
     pooled = votes.pooled(candidates)
-    best = max(compared, key=lambda i: (pooled.compare(i, compared[0]).difference, -i))
+    leads = {i: pooled.compare(i, compared[0]).difference for i in compared}
+    best = max(compared, key=lambda i: (leads[i], -i))
     if not simple:
         return best
     ties = [i for i in compared if not votes.compare(best, i).is_clear]

@@ -177,9 +177,11 @@ def _information(x: torch.Tensor, table: torch.Tensor) -> float:
     """
     if not len(x):
         return 0.0
-    labels = F.one_hot(table.argmax(dim=1), table.shape[1]).double()
+    n_classes = table.shape[1]
+    labels = F.one_hot(table.argmax(dim=1), n_classes).double()
     scores = SHARPNESS * own_part_left_out(x, table, table.T @ x)
-    frequencies = (labels.sum(dim=0) + 0.5) / (len(x) + 0.5 * table.shape[1])
+    counts = labels.sum(dim=0) + 0.5
+    frequencies = counts / (len(x) + 0.5 * n_classes)
     log_frequencies = frequencies.log()
     (sharpness,) = fit_weights([scores], labels, offset=log_frequencies)
     predicted = (sharpness * scores + log_frequencies).softmax(dim=1)

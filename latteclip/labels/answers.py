@@ -61,7 +61,7 @@ class Answer:
     @property
     def key(self) -> str:
         """The name of the answer among all: an image may have a second one."""
-        return self.image_id + "\n2" * self.repeat
+        return f"{self.image_id}\n2" if self.repeat else self.image_id
 
     @property
     def image(self) -> tuple[str, str | None]:
@@ -110,18 +110,27 @@ class Saved:
             log.warning(
                 "%s: left out %d of %d answers, for classes that are gone: %s. After renaming a "
                 "class, run latteclip rename-class %s OLD NEW.",
-                *(path, len(named), n, one_line(", ".join(sorted({*named})), 120), folder),
+                path,
+                len(named),
+                n,
+                one_line(", ".join(sorted({*named})), 120),
+                folder,
             )
         if none := sum(one.kind == NONE for one in lapsed):
             log.warning(
                 '%s: left out %d of %d answers: "none of these", before a class was added.',
-                *(path, none, n),
+                path,
+                none,
+                n,
             )
         if self.gone:
             names = list(dict.fromkeys(one_line(one.image_id, 60) for one in self.gone))
             log.warning(
                 "%s: left out %d of %d answers, for images that are gone or changed, such as %s.",
-                *(path, len(self.gone), n, ", ".join(names[:3])),
+                path,
+                len(self.gone),
+                n,
+                ", ".join(names[:3]),
             )
 
 
@@ -227,15 +236,18 @@ class AnswerSchema:
 
     def _described(self, answers: Answers, before: Saved) -> Iterator[Answer]:
         """Yield answers with their images' content, new ones with the classes not offered."""
-        names = pa.array([one.image_id for one in answers.values()], pa.string())
-        rows = pc.index_in(names, self.images["image_id"])
+        names = [answer.image_id for answer in answers.values()]
+        rows = pc.index_in(pa.array(names, pa.string()), self.images["image_id"])
         checksums = self.images["checksum"].take(rows).to_pylist()
         missing = set(before.classes) - set(self.classnames)
         for (key, answer), checksum in zip(answers.items(), checksums, strict=True):
             known = before.answers.get(key)
-            is_new = known is None or known.kind != answer.kind
+            if known is None or known.kind != answer.kind:
+                described = _not_offered(answer, missing)
+            else:
+                described = _not_offered(answer, ())
             content = answer.content if checksum is None else checksum.hex()
-            yield replace(_not_offered(answer, missing if is_new else ()), content=content)
+            yield replace(described, content=content)
 
 
 def entries(answers: Iterable[Answer]) -> list[dict[str, Any]]:
@@ -370,21 +382,26 @@ def labelled_rows(
     answers: Answers, images: pa.Table, classnames: Sequence[str]
 ) -> LabelledRows:
     """Find the answered images among others by name. Answers "cannot tell" are left out."""
-    number = {name: label for label, name in enumerate(classnames)}
+    label_of = {name: label for label, name in enumerate(classnames)}
     known = [answer for answer in answers.values() if answer.kind != UNSURE]
-    names = pa.array([one.image_id for one in known], pa.string())
-    places = pc.index_in(names, images["image_id"]).to_pylist()
-    pairs = [(one, row) for one, row in zip(known, places, strict=True) if row is not None]
-    each = torch.tensor([row for _, row in pairs], dtype=torch.long)
-    rows, places = each.unique(return_inverse=True)
+    names = pa.array([answer.image_id for answer in known], pa.string())
+    rows_of_known = pc.index_in(names, images["image_id"]).to_pylist()
+    present = []
+    rows_of_present = []
+    for answer, row in zip(known, rows_of_known, strict=True):
+        if row is not None:
+            present.append(answer)
+            rows_of_present.append(row)
+    each = torch.tensor(rows_of_present, dtype=torch.long)
+    rows, positions = each.unique(return_inverse=True)
     shares = torch.zeros(len(rows), len(classnames), dtype=torch.float64)
-    drawn = torch.zeros(len(rows), dtype=torch.bool)
-    for (answer, _), place in zip(pairs, places, strict=True):
-        drawn[place] |= answer.phase == CHECK
+    is_drawn = torch.zeros(len(rows), dtype=torch.bool)
+    for answer, position in zip(present, positions, strict=True):
+        is_drawn[position] |= answer.phase == CHECK
         if answer.kind == CLASS:
-            shares[place, number[str(answer.classname)]] += 1
+            shares[position, label_of[str(answer.classname)]] += 1
     shares /= shares.sum(dim=1, keepdim=True).clamp(min=1)
-    return LabelledRows(len(images), rows, shares, drawn)
+    return LabelledRows(len(images), rows, shares, is_drawn)
 
 
 def read_labelled(

@@ -61,7 +61,10 @@ def fuse_labels(
         image_ids,
         classnames,
         settings,
-        *(pseudo_labels_path, class_embeddings_path, voter, voter_table_path),
+        pseudo_labels_path,
+        class_embeddings_path,
+        voter,
+        voter_table_path,
         image_encoders_paths=image_encoders_paths,
         device=device,
         threads=threads,
@@ -97,7 +100,10 @@ def fuse_labels(
     effect = "count" if report.corroborated else "are ignored"
     log.info(
         "%d %s vote, and %s. %d labels changed; latteclip labels show says more.",
-        *(report.voting, report.votes, effect, report.changed),
+        report.voting,
+        report.votes,
+        effect,
+        report.changed,
     )
     metadata = VotesMetadata(
         classnames, report.votes, report.corroborated, known.ballot.leaked
@@ -205,10 +211,11 @@ def _answers(
     classnames: Sequence[str],
 ) -> fusion_report.PersonAnswers:
     """Return the answers, and how right the labels are by them."""
-    names = [
-        " or ".join(classnames[c] for c in shares.nonzero()[:, 0]) or None
-        for shares in labelled.shares
-    ]
+    names: list[str | None] = []
+    for shares in labelled.shares:
+        labels = shares.nonzero()[:, 0].tolist()
+        named = " or ".join(classnames[label] for label in labels)
+        names.append(named or None)
     ids = image_ids.take(pa.array(labelled.rows.numpy()))
     images = dict(zip(ids.to_pylist(), names, strict=True))
     if not fusion.checked:

@@ -209,9 +209,12 @@ class LabelModel:
         is_first = not len(self.answers.rows) and not self.parameters.test.significant
 
         def table(rows: slice) -> torch.Tensor:
-            before = self.prototypes.posterior.table(rows) * (not is_first)
-            found = answers.replace(rows, (before + TINY).log()).exp()
-            return found * (before.any(dim=1) | (answers.place[rows] >= 0))[:, None]
+            before = self.prototypes.posterior.table(rows)
+            if is_first:
+                before = torch.zeros_like(before)
+            posterior = answers.replace(rows, (before + TINY).log()).exp()
+            is_known = before.any(dim=1) | (answers.place[rows] >= 0)
+            return posterior * is_known[:, None]
 
         model.prototypes = model._prototypes(table)
         return model
@@ -269,7 +272,9 @@ class LabelModel:
             seen = first / (predicted @ confusion).clamp(min=TINY)
             confusion = _normalised(confusion * (predicted.T @ seen) + prior * base)
             weights = fit_weights(
-                *(some, cast, weights),
+                some,
+                cast,
+                start=weights,
                 offset=offset,
                 confusion=confusion,
                 n_known=len(answers.truth),
@@ -285,7 +290,11 @@ class LabelModel:
         others = _normalised(posterior.T @ votes + prior * confusion @ by_first)
         zero_shot, *images = weights.tolist()
         found = FusionParameters(
-            *(test, confusion, others, zero_shot, tuple(images)),
+            test=test,
+            confusion=confusion,
+            others=others,
+            zero_shot=zero_shot,
+            images=tuple(images),
             explained_share=share,
             agreement=agreement,
         )
@@ -447,12 +456,13 @@ class _Heads:
 
     def _heads(self, weights: torch.Tensor) -> tuple[Head, ...]:
         texts = self.images.texts
-        nothing = torch.zeros_like(self.offset)
-        pairs = zip(weights[1:], self.discriminants.of_all, strict=False)
+        of_texts, *of_images = weights
+        pairs = zip(of_images, self.discriminants.of_all, strict=False)
         first, *others = (weight * discriminant for weight, discriminant in pairs)
-        bias = weights[0] * texts.bias + self.offset
-        own = Head(weights[0] * texts.weights + first, bias)
-        return own, *(Head(other, nothing) for other in others)
+        bias = of_texts * texts.bias + self.offset
+        own = Head(of_texts * texts.weights + first, bias)
+        no_bias = torch.zeros_like(self.offset)
+        return own, *(Head(other, no_bias) for other in others)
 
     def held_out(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the classes of some rows by CLIP alone and by all models, of other folds."""

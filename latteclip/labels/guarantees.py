@@ -20,13 +20,15 @@ def confidence_sequence(right: int, answers: int, population: int) -> tuple[floa
     intervals of which all hold at once with 95 % probability (Waudby-Smith and Ramdas, NeurIPS
     2020, arXiv 2006.04347).
     """
-    # Right labels, as is possible.
-    theta = np.arange(right, population - (answers - right) + 1)
-    log_likelihood = _log_choose(theta, right) + _log_choose(
-        population - theta, answers - right
-    )
+    wrong = answers - right
+    # Every possible number of right labels in the population.
+    theta = np.arange(right, population - wrong + 1)
+    choices_of_right = _log_choose(theta, right)
+    choices_of_wrong = _log_choose(population - theta, wrong)
+    log_likelihood = choices_of_right + choices_of_wrong
     log_posterior = log_likelihood - np.logaddexp.reduce(log_likelihood)
-    inside = theta[log_posterior > np.log(ALPHA / (population + 1))]
+    lowest = np.log(ALPHA / (population + 1))
+    inside = theta[log_posterior > lowest]
     return float(inside[0] / population), float(inside[-1] / population)
 
 
@@ -36,11 +38,9 @@ def _log_choose(n: npt.NDArray[np.int_], k: int) -> Floats:
 
 def upper_bound(wrong: int, answers: int) -> float:
     """Return the upper end of Clopper and Pearson's exact one-sided interval for a share."""
-    return (
-        1.0
-        if wrong >= answers
-        else float(betaincinv(wrong + 1, answers - wrong, 1 - ALPHA))
-    )
+    if wrong >= answers:
+        return 1.0
+    return float(betaincinv(wrong + 1, answers - wrong, 1 - ALPHA))
 
 
 def fewest_answers(share: float, *, on_average: bool = False) -> int:

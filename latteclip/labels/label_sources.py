@@ -144,6 +144,13 @@ class Votes:
     # A function from a permutation [n] to the votes [n, C] of rows in its order, if special.
     permuted: Callable[[torch.Tensor], Callable[[torch.Tensor], torch.Tensor]] | None = None
 
+    def reordered(self, rows: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return a function from a permutation [n] to the votes [n, C] of rows in its order."""
+        if self.permuted is not None:
+            return self.permuted(rows)
+        probabilities = self.probabilities(rows)
+        return lambda order: probabilities[order]
+
 
 def label_votes(labels: torch.Tensor, n_classes: int) -> Votes:
     """Return votes that are certain, for the given labels [N]."""

@@ -62,19 +62,19 @@ def corroborate(
     features = [model.centred[sample].double() for model in models]
     norms = [x.square().sum(dim=1) for x in features]
     zero_shot = images.probabilities(sample)
-    permuted = (votes.permuted or (lambda rows: votes.probabilities(rows).__getitem__))(
-        sample
-    )
+    permuted = votes.reordered(sample)
 
     def statistics(order: torch.Tensor) -> list[float]:
         cast = permuted(order)
         cast = cast - cast.mean(dim=0)
         own = cast.square().sum(dim=1)
-        found = [
-            ((x.T @ cast).square().sum() - norm @ own).item()
-            for x, norm in zip(features, norms, strict=True)
-        ]
-        return [found[0], (zero_shot * cast).sum().item(), *found[1:]]
+        by_model = []
+        for x, norm in zip(features, norms, strict=True):
+            covariance = (x.T @ cast).square().sum()
+            by_model.append((covariance - norm @ own).item())
+        by_images, *by_others = by_model
+        by_scores = (zero_shot * cast).sum().item()
+        return [by_images, by_scores, *by_others]
 
     draw = torch.Generator().manual_seed(SEED)
     orders = [torch.randperm(len(sample), generator=draw) for _ in range(N_PERMUTATIONS)]

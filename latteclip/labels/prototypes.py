@@ -5,6 +5,7 @@ Letters: N images, n some of them, C classes, D embedding width, K classes kept,
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import torch
@@ -176,10 +177,8 @@ class Moments:
         n = len(model.centred)
         c = posterior.n_classes
         d = len(model.mean)
-        folds = [
-            cls(*(torch.zeros(shape, dtype=torch.float64) for shape in (c, (c, d), (d, d))))
-            for _ in range(FOLDS)
-        ]
+        zeros = partial(torch.zeros, dtype=torch.float64)
+        folds = [cls(zeros(c), zeros(c, d), zeros(d, d)) for _ in range(FOLDS)]
         for part in parts(n):
             for fold, moments in enumerate(folds):
                 rows = torch.arange(part.start, part.stop)
@@ -192,8 +191,11 @@ class Moments:
         return folds
 
     def __add__(self, other: "Moments") -> "Moments":
-        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return Moments(*(a + b for a, b in pairs))
+        return Moments(
+            counts=self.counts + other.counts,
+            sums=self.sums + other.sums,
+            squares=self.squares + other.squares,
+        )
 
     def discriminant(self) -> torch.Tensor:
         """Return [C, D]: SHARPNESS times the directions of the class means.
@@ -203,9 +205,12 @@ class Moments:
         """
         n = self.counts.sum().clamp(min=TINY)
         means = self.sums / self.counts.clamp(min=TINY)[:, None]
-        root = whitener((self.squares - self.sums.T @ means) / n, HEAD_SHRINKAGE)
-        length = ((root @ self.squares).mul(root).sum() / n).clamp(min=TINY).sqrt()
-        return SHARPNESS * F.normalize(self.sums @ root, dim=1) @ root / length
+        within = (self.squares - self.sums.T @ means) / n
+        root = whitener(within, HEAD_SHRINKAGE)
+        square_length = (root @ self.squares).mul(root).sum() / n
+        length = square_length.clamp(min=TINY).sqrt()
+        directions = F.normalize(self.sums @ root, dim=1)
+        return SHARPNESS * directions @ root / length
 
 
 class Discriminants:
@@ -217,10 +222,12 @@ class Discriminants:
         self.of_others: list[list[torch.Tensor]] = []  # of each model and fold [C, D]
         for model in models:
             folds = Moments.of_folds(posterior, model)
-            every = range(FOLDS)
-            rest = [_total([folds[i] for i in every if i != fold]) for fold in every]
+            of_others = []
+            for fold in range(FOLDS):
+                rest = _total(folds[:fold] + folds[fold + 1 :])
+                of_others.append(rest.discriminant())
             self.of_all.append(_total(folds).discriminant())
-            self.of_others.append([moments.discriminant() for moments in rest])
+            self.of_others.append(of_others)
 
     def held_out(self, rows: torch.Tensor) -> list[torch.Tensor]:
         """Return scores [n, C] of each model, by the images outside of the row's fold."""

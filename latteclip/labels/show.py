@@ -48,9 +48,9 @@ def show(results: str, n: int, image_ids: Sequence[str] = ()) -> str:
     wanted = tables.PSEUDO_LABELS, "image_id", "pseudo_label", table["image_id"]
     zero_shot = tables.lookup_column(folder / "pseudo_labels.parquet", *wanted)
     table = table.append_column("zero_shot_label", zero_shot)
-    chosen = (
-        _by_id(table["image_id"], image_ids, path) if image_ids else _of_each_kind(table, n)
-    )
+    chosen = _of_each_kind(table, n)
+    if image_ids:
+        chosen = _by_id(table["image_id"], image_ids, path)
     rows = table.take(chosen).to_pylist()
     texts = [None] * len(rows)
     if captions.is_file():
@@ -78,15 +78,18 @@ def _of_each_kind(table: pa.Table, n: int) -> pa.Array:
     The label is not the zero-shot one, or else sources disagree, or all sources agree.
     """
     voted = table.select([label for _, label, _ in SOURCES]).to_pandas()
-    changed = voted["fused_label"] != voted["zero_shot_label"]
+    is_changed = voted["fused_label"] != voted["zero_shot_label"]
     for _, label, confidence in SOURCES:
         if confidence is not None:
-            voted[label] = voted[label].where(table[confidence].to_numpy() > 0)
+            has_vote = table[confidence].to_numpy() > 0
+            voted[label] = voted[label].where(has_vote)
     disagree = voted.max(axis=1) != voted.min(axis=1)
+    kinds = np.select([is_changed, disagree], [0, 1], default=2)
     order = np.random.default_rng(SEED).permutation(len(voted))
-    kinds = np.where(changed, 0, 2 - disagree)[order]
+    kinds = kinds[order]
     turns = pd.Series(kinds).groupby(kinds).cumcount()
-    return pa.array(np.sort(order[np.lexsort((kinds, turns))[:n]]))
+    by_turn = order[np.lexsort((kinds, turns))]
+    return pa.array(np.sort(by_turn[:n]))
 
 
 def _summary(path: Path, n: int, moved: int, report: FusionReport) -> str:

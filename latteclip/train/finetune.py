@@ -284,7 +284,9 @@ def _flags(settings: FinetuneSettings, training: Training, diverged: bool) -> li
         log.warning(
             "The training looks collapsed: in the last epoch %d of %d classes are predicted, and "
             "%.0f %% of the predictions agree with the pseudo-labels.",
-            *(predicted, n, 100 * agreement),
+            predicted,
+            n,
+            100 * agreement,
         )
         flags.append("collapsed")
     return flags

@@ -212,7 +212,9 @@ class TrainingImages(Dataset[tuple[np.ndarray, np.ndarray]]):
             place = f"cached on the disk of {folder}"
         log.info(
             "Resized images take %.1f GiB: in memory %.1f at most (compute.cache_gib), others %s.",
-            *(taken.sum() / 2**30, in_memory / 2**30, place),
+            taken.sum() / 2**30,
+            in_memory / 2**30,
+            place,
         )
         self.cache = ImageCache(
             taken, int(in_memory), folder if beyond and has_room else None
