@@ -377,15 +377,16 @@ def finetune_command(configuration: Configuration, dataset: str) -> str:
 def averaged(configuration: Configuration, dataset: str, method: str) -> list[Settings]:
     """Return the trainings that average_weights averages: their files, and what they left out."""
     of = configuration.averaged(method)
-    kinds = ("model", "history")
-    runs = [(seed, _run(dataset, of, seed, *kinds)) for seed in configuration.seeds]
-    return [
-        {
-            **{kind: run[kind] for kind in kinds},
+    trainings = []
+    for seed in configuration.seeds:
+        run = _run(dataset, of, seed, "model", "history")
+        training = {
+            "model": run["model"],
+            "history": run["history"],
             "fold": fold(configuration, dataset, str(seed)),
         }
-        for seed, run in runs
-    ]
+        trainings.append(training)
+    return trainings
 
 
 # Evaluation and the choice of a model.

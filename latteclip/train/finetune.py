@@ -241,7 +241,9 @@ def _write(
         return
     with replacing(model_output) as folder:
         clips.save(setup.clip, classifier, setup.inputs.classnames, class_templates, folder)
-    columns = {name: [row.get(name) for row in history] for name in tables.HISTORY.names}
+    columns = {}
+    for name in tables.HISTORY.names:
+        columns[name] = [row.get(name) for row in history]
     tables.write(history_output, columns, tables.HISTORY, metadata)
 
 
