@@ -422,14 +422,12 @@ def propagate_labels(configuration: Configuration, dataset: str, method: str) ->
 
 def candidates(configuration: Configuration, dataset: str) -> list[Settings]:
     """Return the runs among which select_model chooses."""
-    kinds = ("metrics", "train_predictions", "model")
-    return [
-        {
-            **candidacy(str(configuration.method(method, dataset)["objective"])),
-            **_run(dataset, method, seed, *kinds),
-        }
-        for method, seed in configuration.candidates(dataset)
-    ]
+    found = []
+    for method, seed in configuration.candidates(dataset):
+        objective = str(configuration.method(method, dataset)["objective"])
+        run = _run(dataset, method, seed, "metrics", "train_predictions", "model")
+        found.append(candidacy(objective) | run)
+    return found
 
 
 def candidacy(objective: str) -> Settings:

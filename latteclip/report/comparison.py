@@ -250,27 +250,27 @@ MUTED = "#5e71f2"
 LINE = "#5e71f3"
 VARIABLES = dict(SERIES) | {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)"}
 STYLE: dict[Any, Any] = {
-    **{
-        "svg.fonttype": "none",
-        "font.size": 10.5,
-        "text.color": INK,
-        "lines.linewidth": 1.7,
-    },
-    **{"axes.edgecolor": LINE, "axes.labelcolor": MUTED, "axes.labelsize": 10},
-    **{f"axes.spines.{side}": False for side in ("top", "right", "left")},
-    **{"axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True},
-    **{
-        "grid.color": LINE,
-        "grid.linewidth": 0.7,
-        "xtick.color": MUTED,
-        "ytick.color": MUTED,
-    },
-    **{
-        "xtick.labelsize": 10,
-        "ytick.labelsize": 10,
-        "xtick.major.size": 3,
-        "ytick.major.size": 0,
-    },
+    "svg.fonttype": "none",
+    "font.size": 10.5,
+    "text.color": INK,
+    "lines.linewidth": 1.7,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
 }
 # Column of a history, title and note of each chart that all trainings have.
 OF_TRAINING = (
