@@ -5,6 +5,7 @@ Every prefix of the order is a stratified sample. Letters: N images, K candidate
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -209,24 +210,28 @@ def read_population(folder: str | Path, split: str | None = None) -> Population:
     predictions = np.stack([*predicted.values()], axis=1)[known]
     candidates = list(predicted)
     differ = (predictions != predictions[:, :1]).sum(axis=0)  # from the baseline
-    scores = folder / "pseudo_labels.parquet", tables.PSEUDO_LABELS, "image_id"
-    ranked = tables.from_list_column(tables.lookup_column(*scores, "topk_labels", ids))
-    confidence = (
-        tables.lookup_column(*scores, "confidence", ids).to_numpy().astype(np.float64)
+    lookup = partial(
+        tables.lookup_column,
+        folder / "pseudo_labels.parquet",
+        tables.PSEUDO_LABELS,
+        "image_id",
+        ids=ids,
     )
+    ranked = tables.from_list_column(lookup(column="topk_labels"))
+    confidence = lookup(column="confidence").to_numpy().astype(np.float64)
     model = candidates.index(chosen) if chosen in candidates[1:] else int(differ.argmax())
     return Population(
-        folder.absolute().name,
-        split,
-        classnames,
-        ids.to_pylist(),
-        index["path"].to_pylist(),
-        index["checksum"].to_pylist(),
-        candidates,
-        predictions,
-        ranked,
-        confidence,
-        model,
+        dataset=folder.absolute().name,
+        split=split,
+        classnames=classnames,
+        image_ids=ids.to_pylist(),
+        paths=index["path"].to_pylist(),
+        checksums=index["checksum"].to_pylist(),
+        candidates=candidates,
+        predictions=predictions,
+        ranked=ranked,
+        confidence=confidence,
+        model=model,
     )
 
 
@@ -247,9 +252,15 @@ def runs_in(folder: Path) -> list[RunFiles]:
         files = [str(place / name) if (place / name).is_file() else None for name in TABLES]
         if number.isdecimal() and any(files):
             evaluated, averaged, trained = files
-            has_model = (place / "model").is_dir() or method in BASELINES
-            tables_of = str(place / "metrics.json"), evaluated, averaged or trained
-            found.append(RunFiles(method, int(number), *tables_of, has_model))
+            run = RunFiles(
+                method=method,
+                seed=int(number),
+                metrics=str(place / "metrics.json"),
+                predictions=evaluated,
+                train_predictions=averaged or trained,
+                has_model=(place / "model").is_dir() or method in BASELINES,
+            )
+            found.append(run)
     return sorted(found, key=lambda one: (one.method not in BASELINES, one.run))
 
 

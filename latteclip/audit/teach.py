@@ -186,13 +186,18 @@ class TeachingSession(QuestionSession):
         size = max(MIN_POOL, min(MAX_POOL, POOL_ENTRIES // len(self.classnames)))
         if n <= size:
             return np.arange(n)
-        column = tables.FUSED_LABELS, "image_id", "fused_confidence"
         confidence = tables.lookup_column(
-            self.labels, *column, self.index["image_id"]
-        ).to_numpy()
-        drawn = self._order[: max(2 * self.total, size // 2)]
-        doubtful = np.argpartition(confidence, size // 2)[: size // 2]
-        return np.unique(np.concatenate([np.array(answered, np.int64), drawn, doubtful]))
+            self.labels,
+            tables.FUSED_LABELS,
+            key="image_id",
+            column="fused_confidence",
+            ids=self.index["image_id"],
+        )
+        half = size // 2
+        drawn = self._order[: max(2 * self.total, half)]
+        doubtful = np.argpartition(confidence.to_numpy(), half)[:half]
+        rows = [np.array(answered, np.int64), drawn, doubtful]
+        return np.unique(np.concatenate(rows))
 
     def _read_model(self) -> LabelModel:
         """Read what the fused labels are made of for the pool, and learn without answers."""

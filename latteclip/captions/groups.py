@@ -113,8 +113,13 @@ def questions_about(
             raise UserError(
                 f"Prompt {prompt!r} names the pseudo-label; give --pseudo-labels."
             )
-        columns = tables.PSEUDO_LABELS, "image_id", "pseudo_label"
-        labels = tables.lookup(pseudo_labels_path, *columns, image_ids)
+        labels = tables.lookup(
+            pseudo_labels_path,
+            tables.PSEUDO_LABELS,
+            key="image_id",
+            column="pseudo_label",
+            ids=image_ids,
+        )
     candidates: Sequence[int] | dict[int, list[int]] = range(len(image_ids))
     if groups:  # drawn over the whole dataset in every shard, so that shards agree
         candidates = draw_groups(image_ids, labels, groups.seed, groups.groups_per_class)

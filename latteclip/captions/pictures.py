@@ -67,13 +67,15 @@ def grid(pictures: Sequence[Image.Image], canvas: int, gap: int) -> Image.Image:
     """
     cell = (canvas - gap) // 2
     square = Image.new("RGB", (canvas, canvas))
-    for place, picture in enumerate(pictures):
-        row, column = divmod(place, 2)
+    for position, picture in enumerate(pictures):
+        row, column = divmod(position, 2)
         scale = min(cell / picture.width, cell / picture.height)
-        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        left = column * (cell + gap) + (cell - size[0]) // 2
-        top = row * (cell + gap) + (cell - size[1]) // 2
-        square.paste(picture.resize(size, Image.Resampling.LANCZOS), (left, top))
+        width = max(1, round(picture.width * scale))
+        height = max(1, round(picture.height * scale))
+        scaled = picture.resize((width, height), Image.Resampling.LANCZOS)
+        left = column * (cell + gap) + (cell - width) // 2
+        top = row * (cell + gap) + (cell - height) // 2
+        square.paste(scaled, (left, top))
     return square
 
 

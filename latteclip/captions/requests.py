@@ -102,7 +102,7 @@ class ChoiceScores:
                 "float32"
             )
         # JSON has no word for minus infinity.
-        numbers = [[round(v, 6) if math.isfinite(v) else None for v in row] for row in rows]
+        numbers = [list(map(_as_json_number, row)) for row in rows]
         text = json.dumps(
             {"log_probabilities": numbers, "first": self.first}, ensure_ascii=False
         )
@@ -112,11 +112,15 @@ class ChoiceScores:
     def parse(cls, text: str) -> Self:
         """Read the text of an answer."""
         values = json.loads(text)
-        rows = (
-            [-math.inf if v is None else v for v in row]
-            for row in values["log_probabilities"]
-        )
-        return cls(tuple(map(tuple, rows)), tuple(values["first"]))
+        rows = []
+        for row in values["log_probabilities"]:
+            rows.append(tuple(-math.inf if value is None else value for value in row))
+        return cls(tuple(rows), tuple(values["first"]))
+
+
+def _as_json_number(value: float) -> float | None:
+    """Return a number with six digits after the point, or None for an infinite one."""
+    return round(value, 6) if math.isfinite(value) else None
 
 
 def messages(pictures: Sequence[dict[str, Any]], prompt: str) -> list[dict[str, Any]]:

@@ -171,10 +171,11 @@ class ClassQuestions:
             texts = tuple(fill(self.settings.answer or ANSWER, name) for name in names)
             choices = Choices("likelihood", texts)
             return Request(row, (), self.prompt, choices, paths)
-        prompts = tuple(
-            letters_prompt([names[i] for i in order]) for order in self._orders(row)
-        )
-        choices = Choices("multiple_choice", letters_of(len(names)), prompts)
+        prompts = []
+        for order in self._orders(row):
+            options = [names[i] for i in order]
+            prompts.append(letters_prompt(options))
+        choices = Choices("multiple_choice", letters_of(len(names)), tuple(prompts))
         return Request(row, (), prompts[0], choices, paths)
 
     def row(self, row: int, answers: Sequence[Response]) -> Row:

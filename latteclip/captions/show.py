@@ -37,9 +37,14 @@ def captions(
     labels = results / "pseudo_labels.parquet"
     names: list[str | None] = [None] * len(rows)
     if labels.is_file():
-        columns = tables.PSEUDO_LABELS, "image_id", "pseudo_label"
-        found = tables.lookup(labels, *columns, [row["id"] for row in rows])
-        names = [classnames[label] for label in found]
+        row_labels = tables.lookup(
+            labels,
+            tables.PSEUDO_LABELS,
+            key="image_id",
+            column="pseudo_label",
+            ids=[row["id"] for row in rows],
+        )
+        names = [classnames[label] for label in row_labels]
     blocks = [_header(file, len(table), metadata)]
     for row, name in zip(rows, names, strict=True):
         lines = _lines(row, name)
@@ -85,9 +90,9 @@ def _lines(row: dict[str, Any], classname: str | None) -> list[str]:
         lines.append(f"  members   {', '.join(row['members'])}")
     if classname is not None:
         lines.append(f"  class     {classname} (pseudo-label)")
-    caption = textwrap.wrap(
-        row["caption"] or f"none: {row['error'] or 'empty'}", WIDTH - 12
-    )
+    caption = row["caption"] or f"none: {row['error'] or 'empty'}"
     again = ", second attempt" if row["attempts"] > 1 else ""
     facts = f"({row['finish_reason']}, {row['n_tokens']} tokens{again})"
-    return [*lines, "  caption   " + "\n            ".join([*caption, facts])]
+    wrapped = [*textwrap.wrap(caption, WIDTH - 12), facts]
+    lines.append("  caption   " + "\n            ".join(wrapped))
+    return lines

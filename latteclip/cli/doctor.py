@@ -220,9 +220,10 @@ def slurm() -> Iterator[Finding]:
 
 def _import(code: str) -> dict[str, Any]:
     """Return the JSON that code prints last in a new interpreter."""
-    command = (sys.executable, "-c", code)
     remedy = "run make install again"
-    lines = runs.output_of(*command, remedy=remedy, timeout=IMPORT_TIMEOUT)
+    lines = runs.output_of(
+        sys.executable, "-c", code, remedy=remedy, timeout=IMPORT_TIMEOUT
+    )
     return dict(json.loads(lines[-1]))
 
 

@@ -164,21 +164,27 @@ def _jobs(
         elif found := INDEXED.search(text):
             work = float(found[1])
         elif grows == STEPS:
-            names = folder.name, cost.run.partition(",")[0]
-            seen = samples(configuration, *names, before[TRAINING])
-            growth = samples(configuration, *names, after[TRAINING]) / seen
+            method = cost.run.partition(",")[0]
+            seen = samples(configuration, folder.name, method, before[TRAINING])
+            expected = samples(configuration, folder.name, method, after[TRAINING])
+            growth = expected / seen
             work = _training(place / "history.parquet", seen)
         if work is None:
             loading = min(seconds, clip if cost.rule in LOADS_CLIP else shortest)
         else:
             loading = max(0.0, seconds - work)
         most = loading + growth * (seconds - loading)
+        gpus = float("nan")
+        if cost.gpu_seconds is not None:
+            gpus = cost.gpu_seconds / seconds
         yield {
-            **{"stage": cost.rule, "jobs": 1, "limited": seconds, "loading": loading},
-            **{"least": seconds if work is None else most, "most": most},
-            "gpus": float("nan")
-            if cost.gpu_seconds is None
-            else cost.gpu_seconds / seconds,
+            "stage": cost.rule,
+            "jobs": 1,
+            "limited": seconds,
+            "loading": loading,
+            "least": seconds if work is None else most,
+            "most": most,
+            "gpus": gpus,
             "asks_nothing": rows > asked == 0,  # answers had been cached
         }
 

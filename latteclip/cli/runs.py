@@ -58,8 +58,15 @@ def queue() -> list[QueuedJob]:
     if shutil.which("squeue") is None:
         return []
     jobs = []
-    command = ("squeue", "--me", "--noheader", "--format", "\t".join(FIELDS))
-    for line in output_of(*command, remedy="is the cluster up?"):
+    lines = output_of(
+        "squeue",
+        "--me",
+        "--noheader",
+        "--format",
+        "\t".join(FIELDS),
+        remedy="is the cluster up?",
+    )
+    for line in lines:
         number, state, reason, elapsed, limit, working_folder, comment = line.split("\t")
         rule = RULE.fullmatch(comment)
         if rule and Path(working_folder).resolve() == Path.cwd():

@@ -93,7 +93,8 @@ def _options(
             name.removesuffix(f"_{values.get('limit')}")
         )
     for (files, pairs, methods), keys in datasets.items():
-        pairs += (f"dataset={json.dumps(keys)}",) * bool(keys)
+        if keys:
+            pairs += (f"dataset={json.dumps(keys)}",)
         flags = {"--configfile": files, "--config": pairs, "--sdm": methods}
         yield [word for flag, words in flags.items() if words for word in (flag, *words)]
 
@@ -218,10 +219,13 @@ def _table(jobs: pd.DataFrame) -> Iterator[str]:
         alike = of_dataset.groupby(["rule", "method", "state", "why"], sort=False)
         for key, seeds in alike["seed"]:
             rule, run, state, why = map(str, key)
-            if numbers := [*seeds.dropna()]:
-                run += f", seed{'s' * (len(numbers) > 1)} {', '.join(numbers)}"
-            colour = paint(f"{state:7}", COLOURS[state], sys.stdout)
-            yield f"  {colour}  {rule:22}  {run:34}  {why}".rstrip()
+            numbers = list(seeds.dropna())
+            if numbers:
+                word = "seed" if len(numbers) == 1 else "seeds"
+                run += f", {word} {', '.join(numbers)}"
+            coloured = paint(f"{state:7}", COLOURS[state], sys.stdout)
+            line = f"  {coloured}  {rule:22}  {run:34}  {why}"
+            yield line.rstrip()
         yield from _costs(RESULTS / str(name))
         yield ""
 
@@ -237,13 +241,14 @@ def _costs(folder: Path) -> Iterator[str]:
     tokens = f", {read:,} tokens read, {written:,} written" if read or written else ""
     yield f"  {paint('took', 'bold', sys.stdout)}: {_cost(jobs)}{tokens}"
     for stage in dict.fromkeys(job.rule for job in jobs):
-        yield f"  {'':7}  {stage:22}  {_cost([job for job in jobs if job.rule == stage])}"
+        of_stage = [job for job in jobs if job.rule == stage]
+        yield f"  {'':7}  {stage:22}  {_cost(of_stage)}"
 
 
 def _cost(jobs: Sequence[JobCost]) -> str:
     cost = total(jobs)
     times = {"": cost.seconds, "CPU ": cost.cpu_seconds, "GPU ": cost.gpu_seconds}
-    parts = [f"{len(jobs)} job{'s' * (len(jobs) != 1)}"]
+    parts = ["1 job" if len(jobs) == 1 else f"{len(jobs)} jobs"]
     parts += [f"{name}{timedelta(seconds=round(t))}" for name, t in times.items() if t]
     parts += [f"{cost.memory:,.0f} MiB"] if cost.memory else []
     return ", ".join(parts)

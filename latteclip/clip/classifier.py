@@ -144,11 +144,13 @@ def _check(weights: torch.Tensor, bias: torch.Tensor, described: Any) -> None:
 
 def best_classes(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the min(k, C) best classes of rows [N, C], best first (ties by class), and scores."""
-    best = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    n_best = min(k + 1, scores.shape[1])
+    best = scores.topk(n_best, dim=1)
     indices = best.indices[:, :k]
     values = best.values[:, :k]
     # `topk` orders equal scores arbitrarily. Only rows with equal scores are sorted.
-    ties = (best.values[:, 1:] == best.values[:, :-1]).any(dim=1)
+    are_equal = best.values[:, 1:] == best.values[:, :-1]
+    ties = are_equal.any(dim=1)
     if ties.any():
         ordered = scores[ties].sort(dim=1, descending=True, stable=True)
         indices[ties] = ordered.indices[:, :k]

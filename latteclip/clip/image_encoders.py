@@ -71,8 +71,16 @@ def load(name: str, device: torch.device, precision: str = "bf16") -> ImageEncod
         values = vars(files.preprocessing) | {"is_training": False}
         values["input_size"] = tuple(values["input_size"])
         transform = timm.data.create_transform(**values)
-        found = (network, lambda: None, transform, config, device, precision)
-        return ImageEncoder(*found, name=name, timm=files)
+        return ImageEncoder(
+            model=network,
+            get_tokenizer=lambda: None,
+            preprocess=transform,
+            config=config,
+            device=device,
+            precision=precision,
+            name=name,
+            timm=files,
+        )
 
 
 def _network(files: TimmModel) -> Any:

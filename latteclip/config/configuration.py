@@ -246,11 +246,11 @@ class Configuration:
     def caption_kinds(self, dataset: str) -> list[str]:
         """Return the kinds of captions, "image" and "group", that a method or its labels need."""
         run = self.methods_of(dataset)
-        return [
-            kind
-            for kind in ("image", "group")
-            if any(self.needs_captions(method, kind, dataset) for method in run)
-        ]
+        kinds = []
+        for kind in ("image", "group"):
+            if any(self.needs_captions(method, kind, dataset) for method in run):
+                kinds.append(kind)
+        return kinds
 
     def has_captions(self, kind: str, dataset: str) -> bool:
         """Return whether some method of the run needs captions of a kind."""

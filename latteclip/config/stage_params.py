@@ -377,15 +377,16 @@ def finetune_command(configuration: Configuration, dataset: str) -> str:
 def averaged(configuration: Configuration, dataset: str, method: str) -> list[Settings]:
     """Return the trainings that average_weights averages: their files, and what they left out."""
     of = configuration.averaged(method)
-    kinds = ("model", "history")
-    runs = [(seed, _run(dataset, of, seed, *kinds)) for seed in configuration.seeds]
-    return [
-        {
-            **{kind: run[kind] for kind in kinds},
+    trainings = []
+    for seed in configuration.seeds:
+        run = _run(dataset, of, seed, "model", "history")
+        training = {
+            "model": run["model"],
+            "history": run["history"],
             "fold": fold(configuration, dataset, str(seed)),
         }
-        for seed, run in runs
-    ]
+        trainings.append(training)
+    return trainings
 
 
 # Evaluation and the choice of a model.
@@ -421,14 +422,12 @@ def propagate_labels(configuration: Configuration, dataset: str, method: str) ->
 
 def candidates(configuration: Configuration, dataset: str) -> list[Settings]:
     """Return the runs among which select_model chooses."""
-    kinds = ("metrics", "train_predictions", "model")
-    return [
-        {
-            **candidacy(str(configuration.method(method, dataset)["objective"])),
-            **_run(dataset, method, seed, *kinds),
-        }
-        for method, seed in configuration.candidates(dataset)
-    ]
+    found = []
+    for method, seed in configuration.candidates(dataset):
+        objective = str(configuration.method(method, dataset)["objective"])
+        run = _run(dataset, method, seed, "metrics", "train_predictions", "model")
+        found.append(candidacy(objective) | run)
+    return found
 
 
 def candidacy(objective: str) -> Settings:

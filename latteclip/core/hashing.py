@@ -65,12 +65,12 @@ def _sampled(path: Path) -> bytes:
 def write_sums(folder: str | Path) -> None:
     """Write SHA256SUMS of the files below a folder, without hidden files and the README."""
     folder = Path(folder)
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    lines = [
-        f"{sha256(folder / name)}  {name}\n"
-        for name in sorted(path.relative_to(folder).as_posix() for path in paths)
-        if name not in (SUMS, "README.md") and "/." not in f"/{name}"
-    ]
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    lines = []
+    for name in sorted(path.relative_to(folder).as_posix() for path in files):
+        is_hidden = "/." in f"/{name}"
+        if not is_hidden and name not in (SUMS, "README.md"):
+            lines.append(f"{sha256(folder / name)}  {name}\n")
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 

@@ -1,6 +1,7 @@
 """Which of N training images compare classifiers, and which each of S trainings leaves out."""
 
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,11 +42,15 @@ def left_out(image_ids: Sequence[str], fold: Fold) -> Mask:
     out any image if all together would leave out fewer than MIN_HELD_OUT.
     """
     n = len(image_ids)
-    each = max(int(round(fold.share * n, 6)), -(-MIN_HELD_OUT // fold.count))
-    total = min(fold.count * each, n * fold.count // max(fold.count, 3), MAX_HELD_OUT)
+    count = fold.count
+    by_share = int(round(fold.share * n, 6))
+    each = max(by_share, math.ceil(MIN_HELD_OUT / count))
+    most = n * count // max(count, 3)
+    total = min(count * each, most, MAX_HELD_OUT)
     if not fold.share or total < MIN_HELD_OUT:
         total = 0
-    first, end = (total * number // fold.count for number in (fold.number, fold.number + 1))
+    first = total * fold.number // count
+    end = total * (fold.number + 1) // count
     ranks = _ranks(image_ids)
     return (first <= ranks) & (ranks < end)
 

@@ -97,21 +97,25 @@ def near_duplicates(
     """
 
     def details(triples: Ints) -> Floats:
-        rows, place = np.unique(triples[:, [0, 2]], return_inverse=True)
+        rows, positions = np.unique(triples[:, [0, 2]], return_inverse=True)
         pictures = np.stack([picture(row) for row in rows.tolist()])
-        one, other = place.reshape(-1, 2).T
-        return detail_correlation(pictures[one], pictures[other], triples[:, 1].tolist())
+        first, second = positions.reshape(-1, 2).T
+        views = triples[:, 1].tolist()
+        return detail_correlation(pictures[first], pictures[second], views)
 
     proposed = candidates(hashes)
     alike = _in_parts(lambda triples: similarity(thumbnails, triples), proposed, PAIRS)
     proposed = proposed[alike >= MIN_SIMILARITY]
     alike = alike[alike >= MIN_SIMILARITY]
     pairs = np.sort(proposed[:, [0, 2]], axis=1)
-    best = np.lexsort((-alike, pairs[:, 1], pairs[:, 0]))
-    pairs, where = np.unique(pairs[best], axis=0, return_index=True)
-    alike = _in_parts(details, proposed[best][where], PICTURES)
-    same = alike >= MIN_CORRELATION
-    return pairs[same], (1 - alike[same]).clip(min=0)
+    most_alike_first = np.lexsort((-alike, pairs[:, 1], pairs[:, 0]))
+    proposed = proposed[most_alike_first]
+    pairs = pairs[most_alike_first]
+    pairs, first_rows = np.unique(pairs, axis=0, return_index=True)
+    alike = _in_parts(details, proposed[first_rows], PICTURES)
+    is_same = alike >= MIN_CORRELATION
+    distances = 1 - alike[is_same]
+    return pairs[is_same], distances.clip(min=0)
 
 
 def _in_parts(score: Callable[[Ints], Floats], triples: Ints, size: int) -> Floats:
@@ -124,15 +128,18 @@ def candidates(hashes: Bytes) -> Ints:
     """Return triples [P, 3]: an image, its view, and the image whose whole has a similar hash."""
     faiss.omp_set_num_threads(1)  # several would wait for each other longer than one works
     index = _search_index(hashes[:, 0])
+    n_nearest = min(NEIGHBOURS + 1, len(hashes))
     found = [np.empty((0, 3), np.int64)]
     queries = hashes.reshape(-1, BITS // 8)  # [N V, BITS / 8]
     for start in range(0, len(queries), QUERIES):
         part = queries[start : start + QUERIES]
-        bits, rows = index.search(part, min(NEIGHBOURS + 1, len(hashes)))  # [Q, 9] both
-        query, place = np.nonzero((rows >= 0) & (bits <= MAX_BITS))
+        bits, rows = index.search(part, n_nearest)  # [Q, 9] both
+        is_near = (rows >= 0) & (bits <= MAX_BITS)
+        query, _ = np.nonzero(is_near)
         image, view = np.divmod(start + query, len(VIEWS))
-        triples = np.stack([image, view, rows[query, place]], axis=1)
-        found.append(triples[triples[:, 0] != triples[:, 2]])
+        other = rows[is_near]
+        triples = np.stack([image, view, other], axis=1)
+        found.append(triples[image != other])
     return np.concatenate(found)
 
 
@@ -155,9 +162,11 @@ def similarity(thumbnails: Bytes, triples: Ints) -> Floats:
     for view, (share, down, across) in enumerate(VIEWS):
         rows = np.flatnonzero(triples[:, 1] == view)
         image, _, other = triples[rows].T
-        # [P, T, T]
-        seen = _sampled(share, down) @ thumbnails[image] @ _sampled(share, across).T
-        found[rows] = _correlation(seen, thumbnails[other].astype(np.float32))
+        from_rows = _sampled(share, down)
+        from_columns = _sampled(share, across)
+        seen = from_rows @ thumbnails[image] @ from_columns.T  # [P, T, T]
+        whole = thumbnails[other].astype(np.float32)
+        found[rows] = _correlation(seen, whole)
     return found
 
 
@@ -196,31 +205,49 @@ def _aligned(one: torch.Tensor, other: torch.Tensor, views: Sequence[int]) -> to
     Gauss-Newton steps on the squared difference, with a gain and an offset of brightness beside
     scale and shift (Lucas and Kanade 1981; Baker and Matthews 2004).
     """
-    starts = [(share, (2 * x - 1) * (1 - share), share, (2 * y - 1) * (1 - share))
-              for share, y, x in (VIEWS[view] for view in views)]  # fmt: skip
+    starts = []
+    for view in views:
+        share, down, across = VIEWS[view]
+        room = 1 - share
+        starts.append((share, (2 * across - 1) * room, share, (2 * down - 1) * room))
     places = torch.tensor(starts)
-    best = _correlation_of_details(_warped(one, places), other)
-    found = places
-    blurred = [_blur(one), _blur(other)]
+    best_correlation = _correlation_of_details(_warped(one, places), other)
+    best = places
+    blurred_one = _blur(one)
+    blurred_other = _blur(other)
     for step in range(STEPS):
-        source, target = blurred if step < STEPS // 2 else (one, other)
-        seen = _warped(source, places)
-        down, across = torch.gradient(seen, spacing=2 / SIDE, dim=(2, 3))
-        across = across / places[:, 0, None, None, None]
-        down = down / places[:, 2, None, None, None]
-        wide = across * MIDDLES
-        high = down * MIDDLES[:, None]
-        parts = [wide, across, high, down, seen, torch.ones_like(seen)]
-        slopes = torch.stack(parts, -1).flatten(1, 3)  # [P, S S, 6]
-        normal = slopes.mT @ slopes
-        damped = normal + torch.diag_embed(1e-4 * normal.diagonal(dim1=1, dim2=2) + 1e-6)
-        moves = torch.linalg.solve(damped, slopes.mT @ target.flatten(1)[..., None])[..., 0]
-        places = places + (moves[:, :4] / moves[:, 4:5].clamp(min=0.3)).clamp(-0.1, 0.1)
-        places[:, ::2] = places[:, ::2].clamp(*SCALES)
-        now = _correlation_of_details(_warped(one, places), other)
-        found = torch.where((now > best)[:, None], places, found)
-        best = torch.maximum(now, best)
-    return found
+        if step < STEPS // 2:
+            places = _next_places(blurred_one, blurred_other, places)
+        else:
+            places = _next_places(one, other, places)
+        correlation = _correlation_of_details(_warped(one, places), other)
+        is_better = correlation > best_correlation
+        best = torch.where(is_better[:, None], places, best)
+        best_correlation = torch.maximum(correlation, best_correlation)
+    return best
+
+
+def _next_places(
+    source: torch.Tensor, target: torch.Tensor, places: torch.Tensor
+) -> torch.Tensor:
+    """Return scales and shifts [P, 4] after a Gauss-Newton step from the given ones."""
+    seen = _warped(source, places)
+    down, across = torch.gradient(seen, spacing=2 / SIDE, dim=(2, 3))
+    across = across / places[:, 0, None, None, None]
+    down = down / places[:, 2, None, None, None]
+    wide = across * MIDDLES
+    high = down * MIDDLES[:, None]
+    parts = [wide, across, high, down, seen, torch.ones_like(seen)]
+    slopes = torch.stack(parts, -1).flatten(1, 3)  # [P, S S, 6]
+    normal = slopes.mT @ slopes
+    damping = 1e-4 * normal.diagonal(dim1=1, dim2=2) + 1e-6
+    damped = normal + torch.diag_embed(damping)
+    projected = slopes.mT @ target.flatten(1)[..., None]
+    moves = torch.linalg.solve(damped, projected)[..., 0]
+    gain = moves[:, 4:5].clamp(min=0.3)
+    moved: torch.Tensor = places + (moves[:, :4] / gain).clamp(-0.1, 0.1)
+    moved[:, ::2] = moved[:, ::2].clamp(*SCALES)
+    return moved
 
 
 def _warped(pictures: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

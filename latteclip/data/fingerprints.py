@@ -73,6 +73,5 @@ def _waves(share: float, place: float) -> Floats:
 
 _STRETCHES = sorted({(share, place) for share, *places in VIEWS for place in places})
 _WAVES = np.concatenate([_waves(*one) for one in _STRETCHES])  # [stretches K, S]
-_DOWN, _ACROSS = (
-    [_STRETCHES.index((view[0], view[axis])) for view in VIEWS] for axis in (1, 2)
-)
+_DOWN = [_STRETCHES.index((share, down)) for share, down, _ in VIEWS]
+_ACROSS = [_STRETCHES.index((share, across)) for share, _, across in VIEWS]

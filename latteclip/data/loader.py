@@ -129,6 +129,9 @@ def loader(
                 are_last.append(i == n - 1)
                 yield batch[len(batch) * i // n : len(batch) * (i + 1) // n]
 
+    def collate_shared(samples: Any) -> Any:
+        return _shared(collate(samples))
+
     loaded = DataLoader(
         files,
         batch_sampler=parts(),  # type: ignore[arg-type]
@@ -136,7 +139,7 @@ def loader(
         prefetch_factor=ahead if workers else None,
         multiprocessing_context="fork" if workers else None,  # they share the `ImageCache`
         pin_memory=pinned,
-        collate_fn=(lambda samples: _shared(collate(samples))) if workers else collate,
+        collate_fn=collate_shared if workers else collate,
         generator=torch.Generator(),  # or it would draw a number that a resumed run lacks
         worker_init_fn=_leave_signals_to_parent,
     )

@@ -319,12 +319,10 @@ def _read_class_folders(
     if parts and not {"train", "test"} <= set(parts):
         raise UserError(f"{folder} has a folder {parts[0]} but not both of train and test.")
     places = {split: folder / split for split in parts} or {"": folder}
-    class_folders = {
-        split: sorted(
-            f.name for f in place.iterdir() if f.is_dir() and not is_litter(f.name)
-        )
-        for split, place in places.items()
-    }
+    class_folders = {}
+    for split, place in places.items():
+        subfolders = [path.name for path in place.iterdir() if path.is_dir()]
+        class_folders[split] = sorted(n for n in subfolders if not is_litter(n))
     listed = _listed_classes(root, settings)
     names = listed or _folder_names(folder, class_folders)
     replacements = settings.classname_replace

@@ -113,7 +113,8 @@ def _onnx(opened: finetuned.FinetunedModel, folder: Path) -> None:
     tower: Any = opened.clip.model.visual
     size = tower.preprocess_cfg["size"]
     module = ImageClassifier(opened).eval()
-    example = torch.zeros(2, 3, *([size] * 2 if isinstance(size, int) else size))
+    height, width = (size, size) if isinstance(size, int) else size
+    example = torch.zeros(2, 3, height, width)
     try:
         import onnxscript  # noqa: F401 - torch's exporter needs it, and says so late
 

@@ -107,9 +107,14 @@ def export_labels(
     error = _error(described)
     lines = [f"{n} labels, {error}, are in {output}.", *promises, *_about_answers(table)]
     for kind, count in counts.items():
-        rest = f"{LEAVE_OUT[kind]}; --leave-out {kind} exports without them"
-        rest = "are left out" if kind in leave_out else rest
-        lines += [f"{count} images {rest}."] * (count > 0)
+        if not count:
+            continue
+        if kind in leave_out:
+            lines.append(f"{count} images are left out.")
+        else:
+            lines.append(
+                f"{count} images {LEAVE_OUT[kind]}; --leave-out {kind} exports without them."
+            )
     return "\n".join(lines)
 
 
@@ -154,7 +159,8 @@ def _write_rows(
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
-        writer.writerows([tables.csv_cell(row[name]) for name in columns] for row in rows)
+        for row in rows:
+            writer.writerow([tables.csv_cell(row[name]) for name in columns])
 
 
 def _write_parquet(path: Path, table: pa.Table, described: LabelsMetadata) -> None:
@@ -176,7 +182,9 @@ def _write_label_studio(folder: Path, table: pa.Table, described: LabelsMetadata
     with (folder / "tasks.json").open("w", encoding="utf-8") as file:
         file.write("[\n")
         for number, task in enumerate(tasks):
-            file.write(",\n" * (number > 0) + json.dumps(task, ensure_ascii=False))
+            if number > 0:
+                file.write(",\n")
+            file.write(json.dumps(task, ensure_ascii=False))
         file.write("\n]\n")
     names = (quoteattr(_in_xml(name)) for name in described.classnames)
     choices = "\n".join(f"    <Choice value={name}/>" for name in names)

@@ -154,17 +154,20 @@ def _duplicates(
         return pa.nulls(len(ids), pa.string())
     pairs = tables.read(path, tables.DUPLICATES, ["image_id", "duplicate_id"])
     rows = [pc.index_in(pairs[name], ids) for name in pairs.column_names]
-    both = pc.and_(*(pc.is_valid(one) for one in rows))
+    are_known = pc.and_(pc.is_valid(rows[0]), pc.is_valid(rows[1]))
     is_answered = pc.is_in(ids, pa.array(list(answers), pa.string())).to_numpy()
     row_of = np.argsort(~is_answered, kind="stable")
-    rank = np.argsort(row_of)
-    places = np.sort([rank[part.filter(both).to_numpy()] for part in rows], axis=0)
-    original: dict[int, int] = {}
-    for first, later in sorted(places.T.tolist(), key=lambda pair: pair[::-1]):
+    rank_of = np.argsort(row_of)
+    ranks = [rank_of[part.filter(are_known).to_numpy()] for part in rows]
+    ranked = np.sort(ranks, axis=0).T.tolist()
+    original: dict[int, int] = {}  # rank of the original, by the rank of the duplicate
+    for first, later in sorted(ranked, key=lambda pair: pair[::-1]):
         if first not in original:  # else its own original decides
             original.setdefault(later, first)
+    duplicates = row_of[list(original)]
+    originals = row_of[list(original.values())]
     found = np.full(len(ids), -1)
-    found[row_of[list(original)]] = row_of[list(original.values())]
+    found[duplicates] = originals
     return ids.take(pa.array(found, mask=found < 0))
 
 

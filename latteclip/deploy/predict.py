@@ -59,9 +59,9 @@ COLUMNS = pa.schema(
     }
 )
 Rows = Iterator["Prediction"]
-BEST = COLUMNS.names[:4]
-TOPK = COLUMNS.names[4:8]
-UNKNOWN = COLUMNS.names[8:10]
+BEST: list[str] = COLUMNS.names[:4]
+TOPK: list[str] = COLUMNS.names[4:8]
+UNKNOWN: list[str] = COLUMNS.names[8:10]
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,10 @@ def predict(
             n.update(classified=1, abstained=bool(one.abstained))
             yield one
 
-    write(counted(), topk, UNKNOWN * unknown + ["abstained"] * (abstain is not None))
+    further = list(UNKNOWN) if unknown else []
+    if abstain is not None:
+        further.append("abstained")
+    write(counted(), topk, further)
     abstained = f", abstained from {n['abstained']}" if abstain is not None else ""
     n_skipped = len(files) - n["classified"]
     log.info("Classified %d images%s, skipped %d.", n["classified"], abstained, n_skipped)
@@ -310,10 +313,12 @@ def _matches(pattern: str) -> list[str]:
     except (ValueError, OSError):  # `**` is only a part of a name
         return []
     named = set(path.parts)
-    visible = [
-        one for one in found if not any(p.startswith(".") for p in {*one.parts} - named)
-    ]
-    return sorted(map(str, visible))
+    visible = []
+    for file in found:
+        new_parts = set(file.parts) - named
+        if not any(part.startswith(".") for part in new_parts):
+            visible.append(str(file))
+    return sorted(visible)
 
 
 def writer_of(output: str | None) -> Callable[[Rows, int, list[str]], None]:
@@ -366,8 +371,13 @@ def _write_csv(output: str | None, rows: Rows, topk: int, further: list[str]) ->
             writer.writerow([one.path, *map(tables.csv_cell, cells)])
 
 
+def _names(topk: int, further: list[str]) -> list[str]:
+    """Return the columns of predictions of K classes, with further ones."""
+    return BEST + TOPK + further if topk > 1 else BEST + further
+
+
 def _write_jsonl(output: str, rows: Rows, topk: int, further: list[str]) -> None:
-    names = BEST + TOPK * (topk > 1) + further
+    names = _names(topk, further)
     with _text(output) as file:
         for one in rows:
             row = {name: getattr(one, name) for name in names}
@@ -375,12 +385,14 @@ def _write_jsonl(output: str, rows: Rows, topk: int, further: list[str]) -> None
 
 
 def _write_parquet(output: str, rows: Rows, topk: int, further: list[str]) -> None:
-    names = BEST + TOPK * (topk > 1) + further
-    with tables.writing(
-        output, pa.schema([COLUMNS.field(name) for name in names])
-    ) as write:
-        while some := [*islice(rows, ROWS)]:
-            write({name: [_unicode(getattr(one, name)) for one in some] for name in names})
+    names = _names(topk, further)
+    schema = pa.schema([COLUMNS.field(name) for name in names])
+    with tables.writing(output, schema) as write:
+        while some := list(islice(rows, ROWS)):
+            columns = {}
+            for name in names:
+                columns[name] = [_unicode(getattr(row, name)) for row in some]
+            write(columns)
 
 
 FORMATS: dict[str, Any] = {

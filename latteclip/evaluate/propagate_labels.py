@@ -144,9 +144,13 @@ class NeighbourGraph:
         rows, columns = one_way.indices()
         rows = len(classes) + rows
         nodes = len(classes) + images.n
-        ends = torch.cat([rows, columns]), torch.cat([columns, rows])
         # [V, V] sparse: W, symmetric, with a zero diagonal.
-        self.links = _sparse(*ends, one_way.values().repeat(2), (nodes, nodes))
+        self.links = _sparse(
+            rows=torch.cat([rows, columns]),
+            columns=torch.cat([columns, rows]),
+            weights=one_way.values().repeat(2),
+            shape=(nodes, nodes),
+        )
         degrees = torch.sparse.sum(self.links, 1).to_dense()  # [V] row sums
         # 0 for a node without links.
         self.scale = torch.where(degrees > 0, degrees.rsqrt(), 0)

@@ -103,9 +103,8 @@ class Audit:
     def accuracy(self, method: str, seed: int | None = None) -> Accuracy | None:
         """Return the accuracy of a run of a method; without such a seed, of its first run."""
         of_method = [one for one in self.accuracies if one.method == method]
-        return next(
-            (one for one in of_method if one.seed == seed), next(iter(of_method), None)
-        )
+        first = of_method[0] if of_method else None
+        return next((one for one in of_method if one.seed == seed), first)
 
     def compare(self, one: Run, other: Run) -> Comparison | None:
         """Return the comparison of a run with another; None where either was not scored."""
@@ -113,8 +112,15 @@ class Audit:
             if each.runs == (one, other):
                 return each
             if each.runs == (other, one):
-                ends = (-each.value, -each.high, -each.low)
-                return Comparison(*one, *other, *ends, each.decided, each.more)
+                return Comparison(
+                    *one,
+                    *other,
+                    value=-each.value,
+                    low=-each.high,
+                    high=-each.low,
+                    decided=each.decided,
+                    more=each.more,
+                )
         return None
 
     @property

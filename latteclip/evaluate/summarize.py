@@ -28,8 +28,9 @@ def summarize(
 
     Accuracies by a person's answers stand in columns of their own.
     """
-    paths = metrics_paths, selections_paths, audits_paths
-    metrics, selections, audits = summary.read_results(*paths, others)
+    metrics, selections, audits = summary.read_results(
+        metrics_paths, selections_paths, audits_paths, others
+    )
     table = summary.summary(metrics, baseline)
     rows = []
     for dataset, method in table[["dataset", "method"]].itertuples(index=False):

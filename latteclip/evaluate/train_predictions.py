@@ -29,8 +29,14 @@ def read_index(
     """Read columns of an image index with `pseudo_label` and `confidence`, and the class names."""
     index = tables.read(images, tables.IMAGES, columns)
     for name in ("pseudo_label", "confidence"):
-        wanted = tables.PSEUDO_LABELS, "image_id", name, index["image_id"]
-        index = index.append_column(name, tables.lookup_column(pseudo_labels, *wanted))
+        values = tables.lookup_column(
+            pseudo_labels,
+            tables.PSEUDO_LABELS,
+            key="image_id",
+            column=name,
+            ids=index["image_id"],
+        )
+        index = index.append_column(name, values)
     return index, tables.read_metadata(images, IndexMetadata).classnames
 
 

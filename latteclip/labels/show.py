@@ -45,8 +45,13 @@ def show(results: str, n: int, image_ids: Sequence[str] = ()) -> str:
         )
     table = tables.read(path, tables.FUSED_LABELS)
     report = read_fusion_report(folder / NAME)
-    wanted = tables.PSEUDO_LABELS, "image_id", "pseudo_label", table["image_id"]
-    zero_shot = tables.lookup_column(folder / "pseudo_labels.parquet", *wanted)
+    zero_shot = tables.lookup_column(
+        folder / "pseudo_labels.parquet",
+        tables.PSEUDO_LABELS,
+        key="image_id",
+        column="pseudo_label",
+        ids=table["image_id"],
+    )
     table = table.append_column("zero_shot_label", zero_shot)
     chosen = _of_each_kind(table, n)
     if image_ids:

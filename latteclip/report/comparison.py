@@ -177,13 +177,15 @@ def methods_used(found: MethodPredictions) -> dict[str, Row]:
 
 def class_sizes(found: MethodPredictions, labels: Ints | None, c: int) -> list[Row]:
     """Return the sizes of the C classes by each method, the ROWS largest first."""
-    counts = np.stack([np.bincount(one, minlength=c) for one in found.labels])  # [M, C]
+    sizes = [np.bincount(predicted, minlength=c) for predicted in found.labels]
+    counts = np.stack(sizes)  # [M, C]
     before = counts[0]
     after = counts[found.methods.index(found.main)]
     table = pd.DataFrame({"label": range(c), "before": before, "after": after})
     table["true"] = None if labels is None else np.bincount(labels, minlength=c)
     table["each"] = counts.T.tolist()
-    return table.take(np.lexsort((-before, -after))[:ROWS]).to_dict("records")
+    largest = np.lexsort((-before, -after))[:ROWS]
+    return table.take(largest).to_dict("records")
 
 
 def disputed(found: MethodPredictions, n: int) -> list[int]:
@@ -209,14 +211,24 @@ def ends_of_classes(found: MethodPredictions, budget: int, most: int) -> list[Ro
     order = np.argsort(-found.margins, kind="stable")
     classes = pd.Series(order).groupby(found.after[order])
     sizes = classes.size()
-    against = pd.Series(found.n_classes > 1).groupby(found.after).sum()
-    per = int(np.clip(budget // (2 * len(sizes)), 1, most))
-    chosen = np.lexsort((-sizes, -against))[: budget // (2 * per)]
+    is_disputed = pd.Series(found.n_classes > 1)
+    n_disputed = is_disputed.groupby(found.after).sum()
+    n_at_end = int(np.clip(budget // (2 * len(sizes)), 1, most))
+    n_classes = budget // (2 * n_at_end)
+    by_dispute = np.lexsort((-sizes, -n_disputed))
+    chosen = sizes.index[by_dispute[:n_classes]]
     rows = []
-    for label in sorted(sizes.index[chosen].tolist()):
-        of_class = classes.get_group(label).tolist()
-        row = {"label": label, "images": len(of_class), "disputed": int(against[label])}
-        rows.append({**row, "surest": of_class[:per], "least": of_class[per:][-per:][::-1]})
+    for label in sorted(chosen.tolist()):
+        members = classes.get_group(label).tolist()
+        rest = members[n_at_end:]
+        row = {
+            "label": label,
+            "images": len(members),
+            "disputed": int(n_disputed[label]),
+            "surest": members[:n_at_end],
+            "least": rest[-n_at_end:][::-1],
+        }
+        rows.append(row)
     return rows
 
 
@@ -238,27 +250,27 @@ MUTED = "#5e71f2"
 LINE = "#5e71f3"
 VARIABLES = dict(SERIES) | {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)"}
 STYLE: dict[Any, Any] = {
-    **{
-        "svg.fonttype": "none",
-        "font.size": 10.5,
-        "text.color": INK,
-        "lines.linewidth": 1.7,
-    },
-    **{"axes.edgecolor": LINE, "axes.labelcolor": MUTED, "axes.labelsize": 10},
-    **{f"axes.spines.{side}": False for side in ("top", "right", "left")},
-    **{"axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True},
-    **{
-        "grid.color": LINE,
-        "grid.linewidth": 0.7,
-        "xtick.color": MUTED,
-        "ytick.color": MUTED,
-    },
-    **{
-        "xtick.labelsize": 10,
-        "ytick.labelsize": 10,
-        "xtick.major.size": 3,
-        "ytick.major.size": 0,
-    },
+    "svg.fonttype": "none",
+    "font.size": 10.5,
+    "text.color": INK,
+    "lines.linewidth": 1.7,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
 }
 # Column of a history, title and note of each chart that all trainings have.
 OF_TRAINING = (
@@ -319,15 +331,12 @@ def training_charts(curves: Mapping[str, Curves], main: str) -> list[Row]:
     """Draw the curves of the trained methods, the main one first."""
     names = sorted(curves, key=lambda name: name != main)
     more = f" The first {CURVES} of {len(names)} methods." if len(names) > CURVES else ""
-    charts = [
-        (
-            title,
-            note + more,
-            _lines((name, column, curves[name]) for name in names[:CURVES]),
-        )
-        for column, title, note in OF_TRAINING
-    ]
-    return [line_chart(title, lines, note) for title, note, lines in charts if lines]
+    charts = []
+    for column, title, note in OF_TRAINING:
+        lines = _lines((name, column, curves[name]) for name in names[:CURVES])
+        if lines:
+            charts.append(line_chart(title, lines, note + more))
+    return charts
 
 
 def latteclip_charts(curves: Curves) -> list[Row]:
@@ -338,6 +347,13 @@ def latteclip_charts(curves: Curves) -> list[Row]:
         if len(lines) >= min(2, len(columns)):
             charts.append(line_chart(title, lines, note))
     return charts
+
+
+def _ends(line: Line) -> str:
+    """Say where a line begins and ends, as means of its runs."""
+    start = np.mean([run[0] for run in line.runs])
+    end = np.mean([run[-1] for run in line.runs])
+    return f"{line.name} from {start:.3g} to {end:.3g}"
 
 
 def _lines(wanted: Iterable[tuple[str, str, Curves]]) -> list[Line]:
@@ -377,12 +393,13 @@ def reliability(
 
     Bins have equal width. `right` [N] is None where labels are not known.
     """
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    values = pd.Series(
-        np.full(len(place), np.nan) if right is None else right.astype(float)
-    )
-    table = values.groupby(place).agg(["size", "mean"]).reindex(range(bins))
-    return table["size"].fillna(0).to_numpy() / len(place), table["mean"].to_numpy()
+    number = np.minimum((confidence * bins).astype(int), bins - 1)
+    if right is None:
+        right = np.full(len(number), np.nan)
+    groups = pd.Series(right.astype(float)).groupby(number)
+    table = groups.agg(["size", "mean"]).reindex(range(bins))
+    shares = table["size"].fillna(0).to_numpy() / len(number)
+    return shares, table["mean"].to_numpy()
 
 
 def _confidence_chart(confidence: Floats, right: Ints | None) -> Row:
@@ -438,11 +455,7 @@ def line_chart(
                 axes.fill_between(line.x, low, high, color=colour, alpha=0.18, linewidth=0)
         axes.margins(x=0.01)
         axes.set_xlim(left=0)
-        ends = "; ".join(
-            f"{line.name} from {np.mean([run[0] for run in line.runs]):.3g} "
-            f"to {np.mean([run[-1] for run in line.runs]):.3g}"
-            for line in lines
-        )
+        ends = "; ".join(map(_ends, lines))
         names = [(line.name, line.series) for line in lines] if legend else []
         return _drawing(figure, title, f"{title} by {x_label}: {ends}.", note, names)
 

@@ -188,12 +188,15 @@ def changed_examples(
     chosen = comparison.changed_images(
         labels, before, after, found.margins, improved=improved, n=EXAMPLES
     )
-    arrays = {"label": labels, "before": before, "after": after}
-    return [
-        _image(split, i, PICTURE)
-        | {name: int(values[i]) for name, values in arrays.items()}
-        for i in chosen
-    ]
+    rows = []
+    for i in chosen:
+        classes = {
+            "label": int(labels[i]),
+            "before": int(before[i]),
+            "after": int(after[i]),
+        }
+        rows.append(_image(split, i, PICTURE) | classes)
+    return rows
 
 
 def disputes(found: MethodPredictions, split: SplitReport) -> list[Row]:
@@ -213,10 +216,12 @@ def class_panels(found: MethodPredictions, split: SplitReport) -> list[Row]:
             for i in rows
         ]
 
-    return [
-        row | {end: thumbnails(row[end]) for end in ("surest", "least")}
-        for row in comparison.ends_of_classes(found, ENDS, OF_CLASS)
-    ]
+    panels = []
+    for row in comparison.ends_of_classes(found, ENDS, OF_CLASS):
+        surest = thumbnails(row["surest"])
+        least = thumbnails(row["least"])
+        panels.append({**row, "surest": surest, "least": least})
+    return panels
 
 
 def _thumbnail(split: SplitReport, i: int, prediction: int, **more: float) -> Row:
@@ -246,11 +251,13 @@ def read_unknown(path: str, splits: Sequence[SplitReport]) -> Row:
 def _find(
     image_ids: pa.ChunkedArray, splits: Sequence[SplitReport]
 ) -> list[tuple[SplitReport, int]]:
-    places = np.transpose([split.places(image_ids) for split in splits]).tolist()
-    return [
-        next((split, i) for split, i in zip(splits, rows, strict=True) if i >= 0)
-        for rows in places
-    ]
+    """Return the split that each image is in, and its position there."""
+    places = np.transpose([split.places(image_ids) for split in splits])  # [n, splits]
+    found = []
+    for rows in places.tolist():
+        in_splits = zip(splits, rows, strict=True)
+        found.append(next((split, i) for split, i in in_splits if i >= 0))
+    return found
 
 
 def read_duplicates(
@@ -266,21 +273,24 @@ def read_duplicates(
     in_test = np.stack([test.places(table[name]) for name in names])  # [2, pairs]
     of_test = (in_test >= 0).sum(axis=0)  # images of each pair
     training, between, both = np.bincount(of_test, minlength=3).tolist()
+    is_leak = (in_test >= 0) & (of_test == 1)
     leaked = np.zeros(len(test), np.bool_)
-    leaked[in_test[(in_test >= 0) & (of_test == 1)]] = True
+    leaked[in_test[is_leak]] = True
     spread = np.linspace(0, len(table) - 1, min(PAIRS, len(table))).astype(int)
     alike = np.argsort(table["distance"].to_numpy(), kind="stable")
     examples = table.take(alike[np.unique(spread)])
     sides = [_find(examples[name], (train, test)) for name in names]
+    pairs = []
+    for pair in zip(*sides, strict=True):
+        pairs.append([_image(split, i, DUPLICATE) for split, i in pair])
     return {
         "pairs": len(table),
-        **{"training": training, "between": between, "test": both},
+        "training": training,
+        "between": between,
+        "test": both,
         "leaked": int(leaked.sum()),
         "accuracies": _leak_free_accuracies(test, leaked, run_files),
-        "examples": [
-            [_image(split, i, DUPLICATE) for split, i in pair]
-            for pair in zip(*sides, strict=True)
-        ],
+        "examples": pairs,
     }
 
 

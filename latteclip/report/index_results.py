@@ -35,8 +35,9 @@ def index_results(
     others: str | None = None,
 ) -> None:
     """Write the page that compares every run, one HTML file that needs no network."""
-    paths = metrics_paths, selections_paths, audits_paths
-    runs, chosen, audits = summary.read_results(*paths, others)
+    runs, chosen, audits = summary.read_results(
+        metrics_paths, selections_paths, audits_paths, others
+    )
     table, without = summary.split_by_labels(summary.summary(runs, settings.table.baseline))
     sizes = {
         run["dataset"]: {"images": run["images"], "classes": len(run["per_class"]) or None}

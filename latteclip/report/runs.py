@@ -133,12 +133,17 @@ def read_curves(path: str, points: int) -> dict[str, Floats]:
     steps = len(table)
     if steps == 0:
         return {}
-    per_epoch = max(1, int(pc.sum(pc.equal(table["epoch"], table["epoch"][0])).as_py()))
+    epochs = table["epoch"].to_numpy()
+    per_epoch = max(1, np.count_nonzero(epochs == epochs[0]))
     edges = np.linspace(0, steps, min(points, steps) + 1).astype(int)
-    curves = {"epoch": (edges[:-1] + edges[1:]) / 2 / per_epoch}
-    for name in (name for name in tables.HISTORY.names[2:] if table[name].null_count == 0):
-        values = table[name].to_numpy().astype(np.float64)
-        curves[name] = np.add.reduceat(values, edges[:-1]) / np.diff(edges)
+    starts = edges[:-1]
+    middles = (starts + edges[1:]) / 2
+    curves = {"epoch": middles / per_epoch}
+    for name in tables.HISTORY.names[2:]:
+        if table[name].null_count == 0:
+            values = table[name].to_numpy().astype(np.float64)
+            sums = np.add.reduceat(values, starts)
+            curves[name] = sums / np.diff(edges)
     return curves
 
 

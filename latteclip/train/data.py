@@ -75,9 +75,14 @@ def read(
     is_trained = ~left_out(tables.Strings(all_ids), fold)
     drawn: list[str] = []
     if labels == "fused":
-        path = str(files.fused_labels)
-        where = (path, tables.FUSED_LABELS, "image_id", "fused_confidence")
-        is_trained &= tables.lookup_column(*where, all_ids).to_numpy() > 0
+        confidence = tables.lookup_column(
+            str(files.fused_labels),
+            tables.FUSED_LABELS,
+            key="image_id",
+            column="fused_confidence",
+            ids=all_ids,
+        )
+        is_trained &= confidence.to_numpy() > 0
         checked = read_fusion_report(str(files.fusion_report)).answers.checking
         drawn = checked if len(checked) <= MAX_DRAWN * len(all_ids) else []
         is_trained &= ~pc.is_in(all_ids, pa.array(drawn, pa.string())).to_numpy()
@@ -93,8 +98,13 @@ def read(
     image_texts = group_texts = group_labels = torch.zeros(0, dtype=torch.long)
     class_ids = texts.add(descriptions)
     if files.image_captions:
-        where = (files.image_captions, tables.CAPTIONS, "id", "caption")
-        captions = tables.lookup_column(*where, image_ids)
+        captions = tables.lookup_column(
+            files.image_captions,
+            tables.CAPTIONS,
+            key="id",
+            column="caption",
+            ids=image_ids,
+        )
         image_texts = texts.add(_or_class(captions, pseudo_labels, descriptions))
     if files.group_captions:
         label_of = np.full(len(all_ids), LEFT_OUT)
@@ -104,17 +114,28 @@ def read(
         group_labels = torch.from_numpy(classes)
         del captions
     prototypes = _image_prototypes(files, image_ids, classnames)
-    ids = (class_ids, image_texts, group_texts, group_labels, prototypes)
     pa.default_memory_pool().release_unused()  # Arrow keeps freed memory, here some GiB
     paths = tables.Strings(table["path"])
-    numbers = (str(kind.tolist()) for kind in ids if kind is not None)
-    content = itertools.chain(paths, map(str, pseudo_labels.tolist()), texts.texts, numbers)
+    training_texts = TrainingTexts(
+        tokenized=texts,
+        classes=class_ids,
+        images=image_texts,
+        groups=group_texts,
+        group_labels=group_labels,
+        prototypes=prototypes,
+    )
+    content = itertools.chain(
+        paths,
+        map(str, pseudo_labels.tolist()),
+        texts.texts,
+        map(str, training_texts.ids()),
+    )
     return TrainingData(
         paths=paths,
         sizes=np.stack([table[name].to_numpy() for name in ("width", "height")], axis=1),
         labels=torch.from_numpy(pseudo_labels),
         classnames=classnames,
-        texts=TrainingTexts(texts, *ids),
+        texts=training_texts,
         n_scheduled=len(all_ids),
         digest=digest_of(content),
         written_names=tables.read_metadata(files.images, IndexMetadata).written_names,

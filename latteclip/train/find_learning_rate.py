@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from latteclip.core.signals import Signals, ending_in_order
 from latteclip.core.terminal import Progress
 from latteclip.train.data import TrainingFiles, schedule
 from latteclip.train.settings import FinetuneSettings, Recipe, auto_warmup_steps, recipe_for
-from latteclip.train.training import DivergedError, Setup, Training
+from latteclip.train.training import DivergedError, Keys, Setup, Training
 from latteclip.train.training_images import TrainingImages
 
 log = logging.getLogger(__name__)
@@ -61,12 +61,15 @@ class _Search:
         changed = {"lr": lr, "warmup_steps": auto_warmup_steps(total)}
         training = self.training(recipe.model_copy(update=changed))
         batches = schedule(n, recipe.batch_size, total, SEED)
-        keys = (
-            [(number, int(self.trained[i])) for number, i in batch] for batch in batches
-        )
+        trained = self.trained.tolist()
+
+        def keys() -> Iterator[Keys]:
+            for batch in batches:
+                yield [(number, trained[i]) for number, i in batch]
+
         progress = Progress(total, f"steps at {lr:g}")
         for _ in training.steps(
-            self.setup.batches(self.images, keys), total, per_epoch=total
+            self.setup.batches(self.images, keys()), total, per_epoch=total
         ):
             progress.add(1)
         try:
@@ -94,8 +97,10 @@ class _Search:
         features = encode_files(clip, paths, self.recipe.batch_size, self.setup.threads)
         scores = classifier.scores(features[slice(None)])  # [m, C]
         labels = F.one_hot(inputs.labels[self.held_out], scores.shape[1])
-        shares = ((factor * scores).softmax(1) for factor in FACTORS)  # [m, C] each
-        errors: list[torch.Tensor] = [(each - labels).square().sum(1) for each in shares]
+        errors: list[torch.Tensor] = []
+        for factor in FACTORS:
+            shares = (factor * scores).softmax(1)  # [m, C]
+            errors.append((shares - labels).square().sum(1))
         return min(errors, key=lambda each: each.nan_to_num(math.inf).mean().item())
 
 

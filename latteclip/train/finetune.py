@@ -98,8 +98,9 @@ def finetune(
             if "lr" not in auto:
                 raise
             log.warning("%s The rate was found: the model stays as pretrained.", error)
-            names = settings.clip.model, settings.clip.pretrained
-            pretrained = clips.load(*names, torch.device("cpu"))
+            pretrained = clips.load(
+                settings.clip.model, settings.clip.pretrained, torch.device("cpu")
+            )
             setup.clip.model.load_state_dict(pretrained.model.state_dict())
             history = training.history
             diverged = True
@@ -241,7 +242,9 @@ def _write(
         return
     with replacing(model_output) as folder:
         clips.save(setup.clip, classifier, setup.inputs.classnames, class_templates, folder)
-    columns = {name: [row.get(name) for row in history] for name in tables.HISTORY.names}
+    columns = {}
+    for name in tables.HISTORY.names:
+        columns[name] = [row.get(name) for row in history]
     tables.write(history_output, columns, tables.HISTORY, metadata)
 
 

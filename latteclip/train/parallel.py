@@ -5,6 +5,7 @@ Every process encodes its share of images and texts, and computes the loss of th
 
 import contextlib
 import itertools
+import math
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -69,13 +70,18 @@ def gather(part: torch.Tensor, n: int) -> torch.Tensor:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: torch.Tensor, n: int) -> torch.Tensor:
+        n_processes = size()
         ctx.rows = _rows(n, rank())
-        padded = part.new_zeros(-(-n // size()), *part.shape[1:])
+        longest = math.ceil(n / n_processes)
+        padded = part.new_zeros(longest, *part.shape[1:])
         padded[: len(part)] = part
-        parts = [torch.empty_like(padded) for _ in range(size())]
-        dist.all_gather(parts, padded)
-        lengths = [rows.stop - rows.start for rows in (_rows(n, p) for p in range(size()))]
-        return torch.cat([each[:m] for each, m in zip(parts, lengths, strict=True)])
+        gathered = [torch.empty_like(padded) for _ in range(n_processes)]
+        dist.all_gather(gathered, padded)
+        parts = []
+        for process, rows_and_padding in enumerate(gathered):
+            rows = _rows(n, process)
+            parts.append(rows_and_padding[: rows.stop - rows.start])
+        return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:

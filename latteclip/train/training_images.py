@@ -338,10 +338,11 @@ def crops(sizes: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     height, width = sizes.double().split(1, dim=1)  # [B, 1] each
     area = height * width * _between(part["area"], *SCALE)  # [B, ATTEMPTS]
     ratio = _between(part["ratio"], *map(math.log, RATIO)).exp()
-    tried = torch.stack(
-        [(area / ratio).sqrt().round(), (area * ratio).sqrt().round()], dim=2
-    )
-    fits = ((tried > 0) & (tried <= sizes[:, None])).all(dim=2)  # [B, ATTEMPTS]
+    tried_heights = (area / ratio).sqrt().round()
+    tried_widths = (area * ratio).sqrt().round()
+    tried = torch.stack([tried_heights, tried_widths], dim=2)
+    is_inside = (tried > 0) & (tried <= sizes[:, None])
+    fits = is_inside.all(dim=2)  # [B, ATTEMPTS]
     first = fits.int().argmax(dim=1)
     crop = tried[torch.arange(len(tried)), first].long()  # [B, 2]
     corner = (part["place"] * (sizes - crop + 1)).long()
@@ -352,7 +353,8 @@ def crops(sizes: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     middle = torch.cat([heights, widths], dim=1).long()
     none = ~fits.any(dim=1, keepdim=True)
     crop = torch.where(none, middle, crop)
-    corner = torch.where(none, (sizes - middle) // 2, torch.minimum(corner, sizes - crop))
+    corner = torch.minimum(corner, sizes - crop)
+    corner = torch.where(none, (sizes - middle) // 2, corner)
     return torch.cat([corner, crop], dim=1)
 
 
@@ -371,14 +373,18 @@ def resized(
 def colours(drawn: torch.Tensor) -> tuple[list[list[int]], torch.Tensor]:
     """Return each image's STEPS in order, and all factors [B, 5], of ColorJitter and Grayscale."""
     part = _parts(drawn)
-    factors = torch.tensor(UNCHANGED) + torch.tensor(STRENGTHS) * (2 * part["factors"] - 1)
+    changes = torch.tensor(STRENGTHS) * (2 * part["factors"] - 1)
+    factors = torch.tensor(UNCHANGED) + changes
     whether = (part["whether"] < torch.tensor(PROBABILITIES)).tolist()
     shuffled = part["order"].argsort(dim=1).tolist()
-    pairs = zip(shuffled, whether, strict=True)
-    order = [
-        steps * is_jittered + [GREY] * is_grey for steps, (is_jittered, is_grey) in pairs
-    ]
-    return order, torch.cat([factors, torch.zeros(len(drawn), 1)], dim=1)
+    orders = []
+    for steps, (is_jittered, is_grey) in zip(shuffled, whether, strict=True):
+        order = list(steps) if is_jittered else []
+        if is_grey:
+            order.append(GREY)
+        orders.append(order)
+    factor_of_grey = torch.zeros(len(drawn), 1)
+    return orders, torch.cat([factors, factor_of_grey], dim=1)
 
 
 def recoloured(
@@ -425,9 +431,12 @@ def adjust_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     top = torch.maximum(torch.maximum(red, green), blue)
     low = torch.minimum(torch.minimum(red, green), blue)
     turned = torch.empty_like(images)
-    for channel, (after, before) in enumerate(((green, blue), (blue, red), (red, green))):
-        torch.sub(after, before, out=turned[:, channel : channel + 1])
-    turned.sign_().mul_((top - low).mul_(6 * turns))
+    slopes = ((green, blue), (blue, red), (red, green))
+    for channel, (after, before) in enumerate(slopes):
+        slope = turned[:, channel : channel + 1]
+        torch.sub(after, before, out=slope)
+    distance = (top - low).mul_(6 * turns)
+    turned.sign_().mul_(distance)
     rest = (top + low).sub_(red).sub_(green).sub_(blue)
     torch.sub(rest, turned, out=turned).add_(images, alpha=2)
     return torch.clamp(turned, low, top, out=turned)

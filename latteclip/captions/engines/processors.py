@@ -137,9 +137,11 @@ def exclusive(values: Sequence[float], tails: Sequence[Sequence[int]]) -> list[f
     whole = dict(zip(map(tuple, tails), values, strict=True))
     alone: dict[tuple[int, ...], float] = {}
     for tail in sorted(whole, key=len, reverse=True):
+        value = whole[tail]
         longer = [alone[other] for other in alone if other[: len(tail)] == tail]
-        alone[tail] = value = whole[tail]
+        alone[tail] = value
         if value > -math.inf:
-            rest = 1.0 - math.fsum(math.exp(each - value) for each in longer)
+            shares = [math.exp(each - value) for each in longer]
+            rest = 1.0 - math.fsum(shares)
             alone[tail] = value + math.log(rest) if rest > 0 else -math.inf
     return [alone[tail] for tail in whole]

@@ -304,8 +304,11 @@ class VllmEngine:
 def _of_letters(completion: Any, letters: list[list[int]]) -> tuple[float, ...]:
     """Return log-probabilities of letters, which vLLM computes before any masking."""
     [logprobs] = completion.logprobs
-    found = ([logprobs[number].logprob for number in ids] for ids in letters)
-    return tuple(float(np.logaddexp.reduce(values)) for values in found)
+    sums = []
+    for ids in letters:
+        values = [logprobs[number].logprob for number in ids]
+        sums.append(float(np.logaddexp.reduce(values)))
+    return tuple(sums)
 
 
 def next_tokens(tails: Sequence[Sequence[int]]) -> list[tuple[list[int], list[int]]]:
@@ -313,14 +316,15 @@ def next_tokens(tails: Sequence[Sequence[int]]) -> list[tuple[list[int], list[in
 
     A beginning with more than AT_ONCE of them comes several times.
     """
-    found: dict[tuple[int, ...], list[int]] = {}
+    next_of: dict[tuple[int, ...], list[int]] = {}
     for tail in tails:
-        for place, token in enumerate(tail):
-            tokens = found.setdefault(tuple(tail[:place]), [])
-            tokens += [token] * (token not in tokens)
+        for length, token in enumerate(tail):
+            tokens = next_of.setdefault(tuple(tail[:length]), [])
+            if token not in tokens:
+                tokens.append(token)
     return [
         ([*beginning], tokens[start : start + AT_ONCE])
-        for beginning, tokens in found.items()
+        for beginning, tokens in next_of.items()
         for start in range(0, len(tokens), AT_ONCE)
     ]
 
@@ -334,11 +338,11 @@ def of_tails(tails: Sequence[Sequence[int]], completions: Sequence[Any]) -> list
     ):
         [logprobs] = completion.logprobs
         last |= {(*beginning, token): logprobs[token].logprob for token in tokens}
-    ends = (range(1, len(tail) + 1) for tail in tails)
-    return [
-        float(sum(last[tuple(tail[:end])] for end in each))
-        for tail, each in zip(tails, ends, strict=True)
-    ]
+    sums = []
+    for tail in tails:
+        beginnings = (tuple(tail[: end + 1]) for end in range(len(tail)))
+        sums.append(float(sum(last[beginning] for beginning in beginnings)))
+    return sums
 
 
 @contextlib.contextmanager
@@ -352,7 +356,7 @@ def copied_output(path: str) -> Iterator[subprocess.Popen[bytes]]:
     before = [os.dup(number) for number in (1, 2)]
     assert tee.stdin is not None
     with tee.stdin as pipe:
-        _redirect([pipe.fileno()] * 2)
+        _redirect([pipe.fileno(), pipe.fileno()])
     try:
         yield tee
     finally:

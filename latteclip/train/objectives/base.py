@@ -4,7 +4,7 @@ Letters: N images, B batch, C classes, D width, G groups, T texts, U distinct te
 """
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +77,15 @@ class TrainingTexts:
     groups: torch.Tensor  # [G] group descriptions; empty if the method has none
     group_labels: torch.Tensor  # [G] the pseudo-label that each group was drawn from
     prototypes: torch.Tensor | None = None  # [C, D] to start from. None: class descriptions
+
+    def ids(self) -> Iterator[list[Any]]:
+        """Yield the ids of each kind of texts, and prototypes if there are any, as lists."""
+        yield self.classes.tolist()
+        yield self.images.tolist()
+        yield self.groups.tolist()
+        yield self.group_labels.tolist()
+        if self.prototypes is not None:
+            yield self.prototypes.tolist()
 
 
 @dataclass(frozen=True)
