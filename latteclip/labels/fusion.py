@@ -183,6 +183,10 @@ class LabelModel:
         used = [self.others[i] for i in self.used]
         return Prototypes(self.images, posterior, used, self.votes.text_features)
 
+    def vote_log_likelihood(self, rows: Rows, parameters: FusionParameters) -> torch.Tensor:
+        """Return the log-likelihood [n, C] of the votes of some rows by class."""
+        return parameters.log_likelihood(self.votes.probabilities(rows))
+
     @property
     def is_informed(self) -> bool:
         """Whether votes or answers carry information; else the labels are zero-shot ones."""
@@ -281,7 +285,7 @@ class LabelModel:
             return parameters
         factors = [
             pool(self.last.predictors(rows), parameters.weights, self.last.offset),
-            parameters.log_likelihood(self.votes.probabilities(rows)),
+            self.vote_log_likelihood(rows, parameters),
         ]
         prior = [parameters.independence, 1.0]
         texts = self.last.text_scores(rows)
@@ -308,8 +312,7 @@ class LabelModel:
         scores = pool(predictors, parameters.weights, self.last.offset)
         scores = torch.where(has, parameters.independence * scores, scores)
         if len(parameters.confusion):
-            likelihood = parameters.log_likelihood(self.votes.probabilities(rows))
-            scores = scores + parameters.votes * likelihood * has
+            scores = scores + parameters.votes * self.vote_log_likelihood(rows, parameters) * has
         texts = self.last.text_scores(rows) if parameters.texts else None
         if texts is not None:
             scores = scores + parameters.texts * texts

@@ -37,7 +37,7 @@ def fit_mixture(
         mixed = share * pool(predictors, free[:-1], offset).softmax(dim=1) + (1 - share) * overall
         return cross_entropy(votes, mixed) + RIDGE * free[:-1].square().sum()
 
-    free = _minimise(loss, torch.zeros(len(predictors) + 1, dtype=torch.float64), len(predictors))
+    free = minimise(loss, torch.zeros(len(predictors) + 1, dtype=torch.float64), len(predictors))
     return free[:-1], free[-1].sigmoid().item()
 
 
@@ -66,7 +66,7 @@ def fit_weights(
         return cross_entropy(targets, seen) + precision * (free - centre).square().sum()
 
     first = torch.zeros(len(predictors), dtype=torch.float64) if start is None else start
-    return _minimise(loss, first, len(first))
+    return minimise(loss, first, len(first))
 
 
 def cross_entropy(targets: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
@@ -74,7 +74,7 @@ def cross_entropy(targets: torch.Tensor, predicted: torch.Tensor) -> torch.Tenso
     return -(targets * (predicted + TINY).log()).sum(dim=1).mean()
 
 
-def _minimise(
+def minimise(
     loss: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor, n_weights: int
 ) -> torch.Tensor:
     """Minimise a loss by L-BFGS, the first entries being weights, none of them negative."""
