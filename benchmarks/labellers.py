@@ -37,7 +37,7 @@ from latteclip.labels.adaptation import adapt
 from latteclip.labels.cascade import images_to_ask, unknown_voter
 from latteclip.labels.label_sources import ClipFeatures, Votes
 from latteclip.labels.voter_estimates import ZERO_SHOT, Estimate, estimate_voters
-from latteclip.labels.voters import JointFusion, fuse_voters, zero_shot_labels
+from latteclip.labels.voters import JointFusion, fuse_voters, test_voter, zero_shot_labels
 
 SCALE = 100.0  # of CLIP's cosines
 NONE = -1  # no class
@@ -198,10 +198,11 @@ def measure(data: Data) -> Figures:
     """Return all figures of a set."""
     start = time.perf_counter()
     images = data.images()
+    tests = {name: test_voter(images, one) for name, one in data.votes(list(data.voters)).items()}
     labels: dict[str, float] = {}
     for key, names in steps(data).items():
         votes = data.votes(names)
-        joint = fuse_voters(images, votes)
+        joint = fuse_voters(images, votes, tests=tests)
         labels[key] = data.right(joint.fusion.labels)
     said = dict(data.voters)
     if data.texts is not None:
@@ -261,9 +262,11 @@ def planted(data: Data) -> Figures:
     """Return right labels by the first voters, and with each planted voter beside them."""
     names = next(group for key, group in steps(data).items() if key in ("simple", "all"))
     images, votes = data.images(), data.votes(names)
-    found = {"without": data.right(fuse_voters(images, votes).fusion.labels)}
+    tests = {name: test_voter(images, one) for name, one in votes.items()}
+    joint = fuse_voters(images, votes, tests=tests)
+    found = {"without": data.right(joint.fusion.labels)}
     for key, labels in planted_voters(data, data.voters[names[0]]).items():
-        joint = fuse_voters(images, votes | {key: data.votes_of(labels)})
+        joint = fuse_voters(images, votes | {key: data.votes_of(labels)}, tests=tests)
         found[key] = data.right(joint.fusion.labels)
     return found
 

@@ -150,11 +150,15 @@ class LabelModel:
     """The model of the labels while it is learned."""
 
     def __init__(
-        self, images: ClipFeatures, votes: Votes, others: Sequence[CentredFeatures] = ()
+        self,
+        images: ClipFeatures,
+        votes: Votes,
+        others: Sequence[CentredFeatures] = (),
+        test: PermutationTest | None = None,
     ) -> None:
         self.n, self.n_classes = len(images.centred), len(images.texts.bias)
         self.sample = spaced(votes.has.nonzero()[:, 0], self.n_classes, SAMPLE)
-        test = corroborate(images, votes, self.sample, others)
+        test = test or corroborate(images, votes, self.sample, others)
         if not test.significant:
             votes = Votes(torch.zeros(self.n, dtype=torch.bool), votes.probabilities)
             self.sample = self.sample[:0]

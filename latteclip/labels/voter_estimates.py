@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
+from latteclip.labels.fusion import SAMPLE
 from latteclip.labels.guarantees import confidence_sequence
 from latteclip.labels.label_sources import LabelledRows, Votes
 from latteclip.labels.likelihood import pool
@@ -27,7 +28,6 @@ from latteclip.labels.prototypes import spaced
 from latteclip.labels.voters import (
     NO_VOTE,
     SAME_FAMILY,
-    SAMPLE,
     JointFusion,
     JointModel,
     Sampled,

@@ -38,6 +38,7 @@ from latteclip.labels.fusion import (
     EM_STEPS,
     ENOUGH,
     PRIOR,
+    SAMPLE,
     SMALL_SAMPLE,
     Fusion,
     FusionParameters,
@@ -48,12 +49,11 @@ from latteclip.labels.fusion import (
 )
 from latteclip.labels.label_sources import CentredFeatures, ClipFeatures, Rows, Votes, parts
 from latteclip.labels.likelihood import RIDGE, TINY, fit_weights, minimise, pool
-from latteclip.labels.permutation_test import corroborate
+from latteclip.labels.permutation_test import PermutationTest, corroborate
 from latteclip.labels.prototypes import Posterior, Prototypes, spaced
 
 SAME_FAMILY = 0.5  # mean correlation of residuals from which voters are one family
 MIN_SHARED = 10  # images of two voters below which nothing is known of shared errors
-SAMPLE = 2**23  # entries of a table of images and classes, at most
 NO_VOTE = -1
 OTHERS_ONLY = 0.5  # share of a voter's own vote that its confusion matrix is learned without
 
@@ -100,7 +100,11 @@ class JointModel(LabelModel):
     """The model of the labels by several voters while it is learned."""
 
     def __init__(
-        self, images: ClipFeatures, voters: Sequence[Votes], others: Sequence[CentredFeatures] = ()
+        self,
+        images: ClipFeatures,
+        voters: Sequence[Votes],
+        others: Sequence[CentredFeatures],
+        test: PermutationTest,
     ) -> None:
         self.voters = list(voters)
         self.classes_of = [first_labels(one) for one in voters]  # of each [N] int32
@@ -111,7 +115,7 @@ class JointModel(LabelModel):
         self.shared = torch.ones(len(voters), len(voters), dtype=torch.float64)  # [V, V] rho
         texts = next((one.text_features for one in voters if one.text_features), None)
         has = torch.stack([one.has for one in voters]).any(dim=0)
-        super().__init__(images, Votes(has, self._mean_vote, texts), others)
+        super().__init__(images, Votes(has, self._mean_vote, texts), others, test)
 
     def _mean_vote(self, rows: Rows) -> torch.Tensor:
         """Return the weighted mean [n, C] of the likeliest classes by all voters."""
@@ -204,12 +208,14 @@ class JointModel(LabelModel):
             self.families = families(self.shared)
         scores = pool(predictors, weights, offset)
         by_image = self.vote_weights(sample)
-        sizes = by_image.sum(dim=0)
-        size = float(sizes.sum().clamp(min=TINY))
-        share = float(sizes @ torch.tensor(shares, dtype=torch.float64)) / size
+        # A voter that predictors explain nothing of says nothing about them.
+        explained = torch.tensor(shares, dtype=torch.float64)
+        counted = by_image * explained
+        size = float(counted.sum().clamp(min=TINY))
+        share = float((counted @ explained).sum()) / size
         best = scores.argmax(dim=1)
         hits = torch.stack([best == one.labels for one in votes], dim=1)
-        agreement = float((hits * by_image).sum()) / size
+        agreement = float((hits * counted).sum()) / size
         e = trust_in_images(share, agreement)
         posterior = sum(_weighted(by_image, votes, confusions), e * scores)
         posterior = answers.at_end(posterior.softmax(dim=1))
@@ -402,20 +408,25 @@ def fuse_voters(
     voters: Mapping[str, Votes],
     others: Sequence[CentredFeatures] = (),
     labelled: label_sources.LabelledRows | None = None,
+    tests: Mapping[str, PermutationTest] | None = None,
 ) -> JointFusion:
     """Label N images by the votes of one or more voters, and say what each is worth.
 
-    Where at most one voter carries information, the labels are those of `fusion.fuse`.
+    Where at most one voter carries information, the labels are those of `fusion.fuse`. `tests` are
+    results of `test_voter`, if there are some already.
     """
-    used = list(voters)
-    if len(voters) > 1:
-        used = [name for name, votes in voters.items() if informs(images, votes)]
+    tests = tests or {}
+    tests = {
+        name: tests[name] if name in tests else test_voter(images, votes, others)
+        for name, votes in voters.items()
+    }
+    used = [name for name, test in tests.items() if test.significant] or list(voters)[:1]
+    most = max(used, key=lambda name: int(voters[name].has.sum()))
     model: LabelModel
-    if len(used) < 2:
-        used = used or list(voters)[:1]
-        model = LabelModel(images, voters[used[0]], others)
+    if len(used) == 1:
+        model = LabelModel(images, voters[most], others, tests[most])
     else:
-        model = JointModel(images, [voters[name] for name in used], others)
+        model = JointModel(images, [voters[name] for name in used], others, tests[most])
     checked = {}
     if labelled is not None:
         checked = cross_fit(model, labelled) if labelled.drawn.any() else {}
@@ -424,10 +435,12 @@ def fuse_voters(
     return JointFusion(fusion, dict.fromkeys(voters) | _voters_of(model, fusion, used), model)
 
 
-def informs(images: ClipFeatures, votes: Votes) -> bool:
-    """Return whether a voter agrees with the images better than its permuted votes do."""
+def test_voter(
+    images: ClipFeatures, votes: Votes, others: Sequence[CentredFeatures] = ()
+) -> PermutationTest:
+    """Test whether a voter agrees with the images better than its permuted votes do."""
     rows = votes.has.nonzero()[:, 0]
-    return corroborate(images, votes, spaced(rows, len(images.texts.bias), SAMPLE)).significant
+    return corroborate(images, votes, spaced(rows, len(images.texts.bias), SAMPLE), others)
 
 
 def _voters_of(model: LabelModel, fusion: Fusion, used: Sequence[str]) -> dict[str, Voter]:
