@@ -37,6 +37,7 @@ from latteclip.labels.adaptation import adapt
 from latteclip.labels.cascade import images_to_ask, unknown_voter
 from latteclip.labels.label_sources import ClipFeatures, Votes
 from latteclip.labels.voter_estimates import ZERO_SHOT, Estimate, estimate_voters
+from latteclip.labels.voter_tables import votes_by_labels
 from latteclip.labels.voters import JointFusion, fuse_voters, test_voter, zero_shot_labels
 
 SCALE = 100.0  # of CLIP's cosines
@@ -77,9 +78,7 @@ class Data:
 
     def votes_of(self, labels: torch.Tensor) -> Votes:
         """Return certain votes by labels [N]."""
-        table = F.one_hot(labels.clamp(min=0), self.n_classes).double()
-        table = table * (labels != NONE)[:, None]
-        return Votes(labels != NONE, table.__getitem__)
+        return votes_by_labels(self.name, labels, len(self.labels), self.n_classes)
 
 
 # --- sets ----------------------------------------------------------------------------------------
@@ -199,20 +198,22 @@ def measure(data: Data) -> Figures:
     start = time.perf_counter()
     images = data.images()
     tests = {name: test_voter(images, one) for name, one in data.votes(list(data.voters)).items()}
+    said = dict(data.voters)
+    if data.texts is not None:
+        said[ZERO_SHOT] = zero_shot_labels(images).long()
     labels: dict[str, float] = {}
+    orders: dict[str, Figures] = {}
     for key, names in steps(data).items():
         votes = data.votes(names)
         joint = fuse_voters(images, votes, tests=tests)
         labels[key] = data.right(joint.fusion.labels)
-    said = dict(data.voters)
-    if data.texts is not None:
-        said[ZERO_SHOT] = zero_shot_labels(images).long()
-    voters = {
-        name: _figures(data, said[name], joint, name, estimate)
-        for name, estimate in estimate_voters(joint, votes).items()
-    }
+        voters = {
+            name: _figures(data, said[name], joint, name, estimate)
+            for name, estimate in estimate_voters(joint, votes).items()
+        }
+        orders[key] = order(voters)
     found: Figures = {"images": len(data.labels), "classes": data.n_classes, "labels": labels}
-    found |= {"voters": voters, "order": order(voters)}
+    found |= {"voters": voters, "orders": orders}
     found["seconds"] = round(time.perf_counter() - start, 1)
     return found
 
@@ -235,11 +236,14 @@ def _figures(
     }
 
 
-def order(voters: Mapping[str, Figures]) -> Figures | None:
-    """Return how the estimates that tell order the voters, and how far they are off."""
+def order(voters: Mapping[str, Figures]) -> Figures:
+    """Return how the estimates that tell order the voters, and how far they are off.
+
+    Nothing is returned where fewer than two voters can be told.
+    """
     told = [one for one in voters.values() if one["tells"]]
     if len(told) < 2:
-        return None
+        return {}
     true, estimated = ([one[key] for one in told] for key in ("true", "estimated"))
     wrong = [
         abs(true[i] - true[j])
@@ -340,7 +344,7 @@ def show(results: Mapping[str, Figures]) -> None:
     for name, found in results.items():
         for voter, one in found["voters"].items():
             print(f"| {name} | {voter} | {' | '.join(_cell(one[key]) for key in COLUMNS)} |")
-    for key in ("labels", "order", "planted", "cascade"):
+    for key in ("labels", "orders", "planted", "cascade"):
         print(f"\n{key}\n")
         for name, found in results.items():
             if found.get(key):

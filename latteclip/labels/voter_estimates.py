@@ -25,8 +25,8 @@ from latteclip.labels.guarantees import confidence_sequence
 from latteclip.labels.label_sources import LabelledRows, Votes
 from latteclip.labels.likelihood import pool
 from latteclip.labels.prototypes import spaced
+from latteclip.labels.voter_tables import NO_VOTE
 from latteclip.labels.voters import (
-    NO_VOTE,
     SAME_FAMILY,
     JointFusion,
     JointModel,

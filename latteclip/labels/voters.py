@@ -51,10 +51,10 @@ from latteclip.labels.label_sources import CentredFeatures, ClipFeatures, Rows, 
 from latteclip.labels.likelihood import RIDGE, TINY, fit_weights, minimise, pool
 from latteclip.labels.permutation_test import PermutationTest, corroborate
 from latteclip.labels.prototypes import Posterior, Prototypes, spaced
+from latteclip.labels.voter_tables import NO_VOTE
 
 SAME_FAMILY = 0.5  # mean correlation of residuals from which voters are one family
 MIN_SHARED = 10  # images of two voters below which nothing is known of shared errors
-NO_VOTE = -1
 OTHERS_ONLY = 0.5  # share of a voter's own vote that its confusion matrix is learned without
 
 
