@@ -325,6 +325,8 @@ def cascade(data: Data) -> Figures:
             confusion = voter.parameters.confusion
         size = min(-(-budget // BATCHES), budget - int(asked.sum()))
         rows, _ = images_to_ask(joint.model, asked, confusion, size)
+        if not len(rows):
+            break
         asked[rows] = True
     found["chosen"] = data.right(by(asked).fusion.labels)
     gain = found["whole"] - found["without"]

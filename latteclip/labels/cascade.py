@@ -34,12 +34,16 @@ def unknown_voter(n_classes: int) -> torch.Tensor:
 def images_to_ask(
     model: LabelModel, asked: torch.Tensor, confusion: torch.Tensor, size: int
 ) -> tuple[torch.Tensor, float]:
-    """Return the images [size] with the largest expected gain, and the mean gain of these.
+    """Return images [size] drawn with probabilities as their expected gains, and the mean gain.
 
-    Images that were asked about [N], and those that a person answered, are left out.
+    The largest gains alone would be images of a few classes while little is known. Images that
+    were asked about [N], and those that a person answered, are left out.
     """
     each = [expected_gain(model.log_posterior(rows).exp(), confusion) for rows in parts(model.n)]
     gains = torch.cat(each)
-    gains[asked | (model.answers.place >= 0)] = -torch.inf
-    best = gains.topk(min(size, int(gains.isfinite().sum())))
-    return best.indices, float(best.values.mean()) if len(best.values) else 0.0
+    gains[asked | (model.answers.place >= 0)] = 0.0
+    # The largest of log p + Gumbel noise are a sample without replacement (Gumbel-top-k).
+    uniform = torch.rand(len(gains), generator=torch.Generator().manual_seed(int(asked.sum())))
+    keys = gains.clamp(min=0).log() - (-uniform.double().log()).log()
+    chosen = keys.topk(min(size, int((gains > 0).sum()))).indices
+    return chosen, float(gains[chosen].mean()) if len(chosen) else 0.0

@@ -25,8 +25,8 @@ def votes_by_labels(voter: str, labels: torch.Tensor, n_images: int, n_classes: 
     wrong = (labels < NO_VOTE) | (labels >= n_classes)
     if wrong.any():
         raise UserError(
-            f"The voter {voter!r} votes for class {int(labels[wrong][0])}, but the classes are 0 to "
-            f"{n_classes - 1}; give it the class list of this dataset."
+            f"The voter {voter!r} votes for class {int(labels[wrong][0])}, but the classes are 0 "
+            f"to {n_classes - 1}; give it the class list of this dataset."
         )
     has = labels != NO_VOTE
     numbers = labels.long().clamp(min=0)
