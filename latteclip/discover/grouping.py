@@ -199,6 +199,13 @@ class Merge:
 
 def merges(evidence: Evidence, labels: Ints) -> list[Merge]:
     """Return the merges of K groups until one is left, in their order."""
+    tree = _Tree(blocks(evidence, labels))
+    unit = np.sqrt(len(labels) / len(tree.best) / 2)
+    return [Merge(i, j, float(cost / unit)) for i, j, cost in tree.merges()]
+
+
+def blocks(evidence: Evidence, labels: Ints) -> "list[Block]":
+    """Return the sums of K groups in looks and in names."""
     n_groups = int(labels.max(initial=0)) + 1
     table = _Shares.of_labels(labels, n_groups).table
     reliable = scipy.sparse.diags(evidence.reliability) @ table
@@ -206,14 +213,11 @@ def merges(evidence: Evidence, labels: Ints) -> list[Merge]:
     names = reliable.T @ evidence.names
     sizes = np.bincount(labels, minlength=n_groups).astype(np.float64)
     reliabilities = np.asarray(reliable.sum(axis=0), np.float64).ravel()
-    tree = _Tree(
-        [_Block(looks @ looks.T, sizes, 1.0), _Block((names @ names.T).toarray(), reliabilities, NAMES)]
-    )
-    unit = np.sqrt(len(labels) / n_groups / 2)
-    return [Merge(i, j, float(cost) / float(unit)) for i, j, cost in tree.merges()]
+    products = (names @ names.T).toarray()
+    return [Block(looks @ looks.T, sizes, 1.0), Block(products, reliabilities, NAMES)]
 
 
-class _Block:
+class Block:
     """Inner products of the sums of K groups in looks or in names, which add up in a merge."""
 
     def __init__(self, products: npt.ArrayLike, sizes: npt.NDArray[np.float64], weight: float):
@@ -229,6 +233,10 @@ class _Block:
         found: npt.NDArray[np.float64] = self.weight * np.maximum(distances, 0) * np.sqrt(halves)
         return found
 
+    def joined(self, member: npt.NDArray[np.float64]) -> "Block":
+        """Return the block of classes, of which the groups are members [C, K]."""
+        return Block(member @ self.products @ member.T, member @ self.sizes, self.weight)
+
     def merge(self, i: int, j: int) -> None:
         self.products[i] += self.products[j]
         self.products[:, i] += self.products[:, j]
@@ -238,7 +246,7 @@ class _Block:
 class _Tree:
     """Groups that merge by the smallest cost, with the best partner of each."""
 
-    def __init__(self, blocks: list[_Block]) -> None:
+    def __init__(self, blocks: list[Block]) -> None:
         self.blocks = blocks
         k = len(blocks[0].sizes)
         self.alive = np.ones(k, bool)

@@ -62,7 +62,7 @@ def singular(word: str) -> str:
 
 
 def phrases(answer: str) -> list[str]:
-    """Return the names in an answer: in lower case, singular, without articles and places."""
+    """Return the names in an answer: in lower case, without articles and places."""
     found = []
     text = "\n".join(map(clean, answer[:MAX_ANSWER].splitlines())).lower()
     for part in _SEPARATORS.split(text)[:MAX_PHRASES]:
@@ -72,8 +72,20 @@ def phrases(answer: str) -> list[str]:
         pieces = ([word for word in one.split() if word not in _EMPTY] for one in _REST.split(plain))
         words = [word[:MAX_WORD] for word in next(filter(None, pieces), [])]
         if words:
-            found.append(" ".join([*words[:-1], singular(words[-1])]))
+            found.append(" ".join(words))
     return found
+
+
+def without_plurals(listed: Sequence[list[str]]) -> list[list[str]]:
+    """Return names with their last words in the singular, where that is a word of the answers."""
+    known = {word for one in listed for phrase in one for word in phrase.split()}
+
+    def plain(phrase: str) -> str:
+        start, space, last = phrase.rpartition(" ")
+        one = singular(last)
+        return start + space + (one if one in known else last)
+
+    return [[plain(phrase) for phrase in one] for one in listed]
 
 
 def terms_of(phrase: str) -> Iterator[str]:
@@ -104,7 +116,7 @@ class Names:
 
 def read_names(answers: Sequence[str], minimum: int = MIN_IMAGES) -> Names:
     """Return the terms that at least so many of the answers have, most frequent first."""
-    listed = [phrases(answer) for answer in answers]
+    listed = without_plurals([phrases(answer) for answer in answers])
     held = [Counter(term for phrase in one for term in terms_of(phrase)) for one in listed]
     images = Counter(term for one in held for term in one)
     whole = Counter(phrase for one in listed for phrase in set(one))

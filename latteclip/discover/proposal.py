@@ -1,0 +1,331 @@
+"""Classes that are proposed for images without class names, and what a person does with them.
+
+A proposal has L leaves, which are small groups of images, and merges that join them to classes. A
+class is a set of leaves, so that a split undoes the merge that joined it last. Actions are replayed
+on the proposal in their order: the page does the same in its script.
+
+Letters: N images, L leaves, C classes.
+"""
+
+import itertools
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, Field, ValidationError
+
+from latteclip.core.class_templates import clean_classname
+from latteclip.core.errors import UserError
+from latteclip.discover import grouping
+from latteclip.discover.grouping import Block, Evidence, Groups, Merge
+from latteclip.discover.names import Names
+from latteclip.discover.naming import UNNAMED, name_classes, term_counts
+
+MAX_NAME = 100  # characters of a class name
+MAX_ACTIONS = 10_000
+LEAF = 2 * grouping.MIN_IMAGES  # images of a group that is divided into leaves, at least
+ITERATIONS = 20  # of a division
+TERMS = 12  # of a leaf that the page knows
+STEEPNESS = 2.0  # of the odds that two classes are the same, by the logarithm of the cost
+LEAST_GAIN = 1.0  # images for which it is worth to ask
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Leaves of N images, how they merge, and the classes that are suggested."""
+
+    leaves: Ints  # [N]
+    steps: list[Merge]  # of L leaves, until one is left
+    classes: list[list[int]]  # the leaves of each class, ascending
+    names: list[list[str]]  # of each class, the best first
+    shares: list[list[float]]  # of the images of each class that have each name
+    suggested: int  # the number of classes that the curve suggests
+    blocks: list[Block]  # the sums of the leaves in looks and names
+    unit: float  # of costs
+
+    @property
+    def sizes(self) -> Ints:
+        """Return the images [L] of each leaf."""
+        return np.bincount(self.leaves, minlength=len(self.steps) + 1)
+
+    def costs(self, classes: Sequence[Sequence[int]]) -> npt.NDArray[np.float64]:
+        """Return the relative cost [C, C] of merging two of C classes, which are sets of leaves."""
+        member = np.zeros((len(classes), len(self.steps) + 1))
+        for number, leaves in enumerate(classes):
+            member[number, list(leaves)] = 1
+        joined = [block.joined(member) for block in self.blocks]
+        rows = [sum(block.costs(k) for block in joined) for k in range(len(classes))]
+        return np.array(rows).reshape(len(classes), len(classes)) / self.unit
+
+    def labels(self, classes: Sequence[Sequence[int]] | None = None) -> Ints:
+        """Return the class [N] of each image, -1 for none."""
+        owner = np.full(len(self.steps) + 1, -1)
+        for number, leaves in enumerate(self.classes if classes is None else classes):
+            owner[list(leaves)] = number
+        found: Ints = owner[self.leaves]
+        return found
+
+
+def propose(evidence: Evidence, n_classes: int | None = None) -> Proposal:
+    """Propose classes of images: a given number, or as many as the curve of merges suggests."""
+    groups = grouping.group(evidence)
+    leaves = divide(evidence, groups.labels)
+    within = leaves.max(initial=0) + 1 - groups.n_groups
+    steps = _steps(evidence, groups, leaves)
+    n_leaves = len(steps) + 1
+    suggested = grouping.suggested_number(steps[within:], n_leaves - within)
+    owner = grouping.cut(steps, n_leaves, suggested if n_classes is None else n_classes)
+    classes = [np.flatnonzero(owner == k).tolist() for k in range(int(owner.max(initial=0)) + 1)]
+    named = name_classes(owner[leaves], evidence.terms, len(classes))
+    unit = float(np.sqrt(len(leaves) / groups.n_groups / 2))
+    blocks = grouping.blocks(evidence, leaves)
+    return Proposal(
+        leaves, steps, classes, named.names, named.shares, suggested, blocks, unit
+    )
+
+
+def divide(evidence: Evidence, labels: Ints) -> Ints:
+    """Return leaves [N]: each group that is large enough in two halves, by looks and names."""
+    leaves = labels.copy()
+    n_leaves = int(labels.max(initial=0)) + 1
+    order = np.argsort(labels, kind="stable")
+    ends = np.cumsum(np.bincount(labels, minlength=n_leaves))
+    for rows in np.split(order, ends[:-1]):
+        if len(rows) < LEAF:
+            continue
+        names = evidence.names[rows]
+        names = names[:, np.unique(names.indices)].toarray() * evidence.reliability[rows, None]
+        x = np.hstack([evidence.looks[rows], np.sqrt(grouping.NAMES) * names])
+        is_second = _halves(x)
+        if min(is_second.sum(), (~is_second).sum()) >= grouping.MIN_IMAGES:
+            leaves[rows[is_second]] = n_leaves
+            n_leaves += 1
+    return leaves
+
+
+def _halves(x: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
+    """Return two halves of rows [n, D] by k-means that begins along the main direction."""
+    x = x - x.mean(axis=0)
+    direction = np.linalg.svd(x @ x.T, hermitian=True)[0][:, 0] if len(x) <= 500 else x @ x[0]
+    is_second = direction > np.median(direction)
+    for _ in range(ITERATIONS):
+        if not 0 < is_second.sum() < len(x):
+            break
+        first, second = x[~is_second].mean(axis=0), x[is_second].mean(axis=0)
+        after = ((x - second) ** 2).sum(axis=1) < ((x - first) ** 2).sum(axis=1)
+        if (after == is_second).all():
+            break
+        is_second = after
+    return is_second
+
+
+def _steps(evidence: Evidence, groups: Groups, leaves: Ints) -> list[Merge]:
+    """Return the merges of leaves: first the halves of each group, then the groups."""
+    pairs = np.unique(np.stack([groups.labels, leaves], axis=1), axis=0)
+    halves = [(int(k), int(leaf)) for k, leaf in pairs if k != leaf]
+    return [
+        *(Merge(k, leaf, 0.0) for k, leaf in halves),
+        *grouping.merges(evidence, groups.labels),
+    ]
+
+
+# --- a person's actions --------------------------------------------------------------------------
+
+
+class Action(BaseModel, extra="forbid"):
+    """What a person does: the classes are numbers, which a split continues."""
+
+    do: Literal["rename", "merge", "split", "drop", "none", "keep"]
+    of: int = Field(ge=0)  # a class
+    other: int | None = Field(default=None, ge=0)  # merge: the class that is taken into it
+    name: str | None = Field(default=None, max_length=10 * MAX_NAME)  # rename
+    image: str | None = Field(default=None, max_length=10_000)  # none: of no class
+
+
+@dataclass
+class State:
+    """Classes by number after some actions."""
+
+    leaves: dict[int, list[int]]
+    names: dict[int, str]
+    next_number: int
+    none: set[str] = field(default_factory=set)  # images of no class
+    dropped: list[int] = field(default_factory=list)  # leaves of no class
+
+
+def start(proposal: Proposal) -> State:
+    """Return the classes as they are proposed."""
+    leaves = {k: list(one) for k, one in enumerate(proposal.classes)}
+    names = {k: one[0] for k, one in enumerate(proposal.names)}
+    return State(leaves, names, len(leaves))
+
+
+def replay(proposal: Proposal, actions: Sequence[Action]) -> State:
+    """Return the classes after some actions. UserError: an action that the classes do not allow."""
+    state = start(proposal)
+    for number, action in enumerate(actions):
+        if problem := _apply(state, action, proposal):
+            raise UserError(f"Action {number + 1} of classes.json, {action.do}: {problem}")
+    return state
+
+
+def _apply(state: State, action: Action, proposal: Proposal) -> str:
+    """Apply an action, or return why it cannot be."""
+    if action.of not in state.leaves:
+        return f"there is no class {action.of}."
+    if action.do == "rename":
+        name = class_name(action.name or "")
+        others = {clean_classname(one) for k, one in state.names.items() if k != action.of}
+        if not name or clean_classname(name) in others:
+            return f"the name {(action.name or '')[:MAX_NAME]!r} is empty or in use."
+        state.names[action.of] = name
+    elif action.do == "merge":
+        if action.other not in state.leaves or action.other == action.of:
+            return f"there is no other class {action.other}."
+        state.leaves[action.of] = sorted(state.leaves[action.of] + state.leaves.pop(action.other))
+        del state.names[action.other]
+    elif action.do == "split":
+        parts = split(state.leaves[action.of], proposal.steps)
+        if not parts:
+            return f"the class {state.names[action.of]!r} cannot be split further."
+        state.leaves[action.of], state.leaves[state.next_number] = parts
+        state.names[state.next_number] = _free_name(state, action.of)
+        state.next_number += 1
+    elif action.do == "drop":
+        state.dropped += state.leaves.pop(action.of)
+        del state.names[action.of]
+    elif action.do == "none" and action.image:
+        state.none ^= {action.image}
+    return ""
+
+
+def class_name(text: str) -> str:
+    """Return a name on one line, without control characters, of at most MAX_NAME characters."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in text)
+    return " ".join(plain.split())[:MAX_NAME].strip()
+
+
+def _free_name(state: State, of: int) -> str:
+    taken = {clean_classname(one) for one in state.names.values()}
+    number = 2
+    while clean_classname(f"{state.names[of]} {number}") in taken:
+        number += 1
+    return f"{state.names[of]} {number}"
+
+
+def split(leaves: Sequence[int], steps: Sequence[Merge]) -> tuple[list[int], list[int]] | None:
+    """Return the two parts of a class that merged last, the one with its first leaf first."""
+    if len(leaves) < 2:
+        return None
+    inside, owner = set(leaves), {}
+    parts: dict[int, set[int]] = {}
+    for step in steps:
+        a = parts.pop(step.into, {step.into}) if step.into not in owner else set()
+        b = parts.pop(step.taken, {step.taken})
+        if a & inside and b & inside and (a | b) >= inside:
+            first, second = sorted(([*(a & inside)], [*(b & inside)]), key=min)
+            return sorted(first), sorted(second)
+        parts[step.into] = a | b
+    return None
+
+
+@dataclass(frozen=True)
+class Question:
+    """Whether two classes are the same, or a class holds two."""
+
+    do: Literal["merge", "split"]
+    of: int
+    other: int | None
+    gain: float  # images that are expected to change
+
+    def key(self, state: State) -> tuple[int, ...]:
+        """Return the leaves of the classes, by which an answer is known."""
+        others = [] if self.other is None else state.leaves[self.other]
+        return tuple(sorted([*state.leaves[self.of], *others]))
+
+
+def questions(
+    proposal: Proposal, state: State, asked: Collection[tuple[int, ...]], n: int | None = None
+) -> list[Question]:
+    """Return what to ask, first where most images are expected to change.
+
+    Two classes are likelier the same where it costs little to merge them, and those at the limit
+    of the cost are as likely the same as not. `asked` has the keys of the answered questions.
+    """
+    numbers = sorted(state.leaves)
+    parts = {k: split(state.leaves[k], proposal.steps) for k in numbers}
+    sides = [side for k in numbers for side in (parts[k] or ())]
+    costs = proposal.costs([state.leaves[k] for k in numbers])
+    inner = proposal.costs(sides)
+    sizes = proposal.sizes
+    found, place = [], 0
+    for k in numbers:
+        if pair := parts[k]:
+            least = min(int(sizes[side].sum()) for side in pair)
+            different = 1 - _same(inner[place, place + 1])
+            found.append(Question("split", k, None, least * different))
+            place += 2
+    n_images = np.array([sizes[state.leaves[k]].sum() for k in numbers])
+    gains = np.minimum(n_images[:, None], n_images) * _same(costs)
+    for i, j in zip(*np.nonzero(np.triu(gains, 1) >= LEAST_GAIN), strict=True):
+        a, b = sorted((int(i), int(j)), key=lambda one: (-n_images[one], one))
+        found.append(Question("merge", numbers[a], numbers[b], float(gains[i, j])))
+    found.sort(key=lambda one: (-one.gain, one.do, one.of, one.other or 0))
+    fresh = (one for one in found if one.key(state) not in asked)
+    return list(itertools.islice(fresh, n))
+
+
+def _same(costs: Any) -> Any:
+    """Return the probability that two classes are the same, by the relative cost of merging."""
+    return 1 / (1 + (costs / grouping.STOP) ** STEEPNESS)
+
+
+def parse_actions(content: bytes | str, where: str) -> list[Action]:
+    """Read the actions of a page. UserError: what is not a list of them."""
+    try:
+        values = json.loads(content)["actions"]
+        if not isinstance(values, list) or len(values) > MAX_ACTIONS:
+            raise ValueError(f"not a list of at most {MAX_ACTIONS}")
+        return [Action.model_validate(value) for value in values]
+    except (ValueError, LookupError, TypeError, RecursionError, ValidationError) as error:
+        first = str(error).splitlines()[0][:200]
+        raise UserError(f"{where} holds no actions of `latteclip classes` ({first}).") from None
+
+
+# --- what a person sees --------------------------------------------------------------------------
+
+
+def parents(proposal: Proposal) -> dict[int, int]:
+    """Return the class whose name a class's name ends with: of "sea turtle" that is "turtle"."""
+    number = {names[0]: k for k, names in enumerate(proposal.names)}
+    found = {}
+    for k, names in enumerate(proposal.names):
+        words = names[0].split()
+        for start in range(1, len(words)):
+            parent = " ".join(words[start:])
+            if parent in number:
+                found[k] = number[parent]
+                break
+    return found
+
+
+def leaf_terms(proposal: Proposal, names: Names) -> list[Mapping[str, int]]:
+    """Return the most frequent terms of each leaf, with the number of its images."""
+    n_leaves = len(proposal.steps) + 1
+    table = term_counts(proposal.leaves, names, n_leaves)
+    found = []
+    for leaf in range(n_leaves):
+        row = table[leaf]
+        order = np.lexsort((row.indices, -row.data))[:TERMS]
+        terms = (names.terms[row.indices[place]] for place in order)
+        found.append(dict(zip(terms, row.data[order].tolist(), strict=True)))
+    return found
+
+
+def is_unnamed(name: str) -> bool:
+    """Return whether a class has no name of its own."""
+    return name.startswith(f"{UNNAMED} ")
