@@ -61,7 +61,7 @@ def _source(configuration: Configuration, dataset: str) -> Iterator[str]:
         yield (
             f"{folder} has neither class folders nor a {CLASSES}. Move the images of each class "
             f"into a folder of its own, or write the names of the classes into {file}, one per "
-            "line."
+            "line. Or let a stage propose classes: --config \"split={'classes': 'discover'}\"."
         )
 
 

@@ -10,6 +10,7 @@ from latteclip.config.layers import merge
 from latteclip.config.model import check, unknown
 from latteclip.core.errors import UserError
 from latteclip.core.files import read_object
+from latteclip.core.folder_names import DISCOVER
 
 Config = Mapping[str, Any]
 ALL, AUTO = "all", "auto"
@@ -204,6 +205,10 @@ class Configuration:
     def reads_adapted(self, method: str, dataset: str) -> bool:
         """Return whether the method uses the labels of the adapted zero-shot classifier."""
         return self.pseudo_labels(method, dataset) == "zero_shot_adapted"
+
+    def discovers(self, dataset: str) -> bool:
+        """Return whether the classes of a dataset are proposed by a stage."""
+        return bool(self.section("split", dataset).get("classes") == DISCOVER)
 
     def scores_classes(self, dataset: str) -> bool:
         """Return whether class scores of the captioner vote in place of its captions."""

@@ -105,7 +105,7 @@ class Split(Section):
     suffix: str = key("suffix that turns an image of a list into a path")
     image: Suffix = key("suffix of the images in tar shards, if samples have several images")
     label: Line = key("labels of shards: a suffix (cls; txt; json:field) or a Parquet column")
-    classes: Line = key("file of class names, one per line, in label order")
+    classes: Line = key("file of class names, one per line, in label order; discover: a stage proposes them")
     images: Line = key("folder to which the split's paths are relative")
     classname_replace: dict[str, str] = key("replacements that turn folder names into class names")
     counts: Counts = key("numbers that the index must have")
@@ -114,6 +114,13 @@ class Split(Section):
 class Prompts(Section):
     image: Text = key("about one image; {} is its pseudo-label")
     group: Text = key("about a group; {} is its pseudo-label")
+
+
+class Discover(Section):
+    classes: Annotated[int, Field(ge=2)] | Auto = key("number of classes; auto: where merging stops")
+    prompt: Text = key("what the captioner is asked about each image")
+    max_new_tokens: Positive = key("longest name, in tokens")
+    file: Line | None = key("engine file: your names, by image_id; null: captioner.images_file")
 
 
 class Clip(Section):
@@ -305,6 +312,7 @@ class Shared(Section):
     split: Split = key("how the folder of a dataset is read")
     template: Texts = key("class template with {} for the name, or a list to average over")
     prompts: Prompts = key("the prompts of the captioner")
+    discover: Discover = key("classes of images without class names, if split.classes: discover")
     clip: Clip = key("the CLIP model that is adapted")
     inference: Inference = key("zero-shot pseudo-labels and evaluation")
     captioner: Captioner = key("the multimodal model that writes the captions")

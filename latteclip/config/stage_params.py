@@ -14,6 +14,7 @@ from typing import Any
 from latteclip.config import hub_names, layers
 from latteclip.config.configuration import NO_CANDIDATES, Configuration
 from latteclip.config.model import Shared
+from latteclip.core.folder_names import CLASSES
 from latteclip.core.hashing import fingerprint
 
 # What is in the cache of Hugging Face for a model: shared by all datasets that name it.
@@ -109,8 +110,47 @@ def download_dataset(configuration: Configuration, dataset: str) -> Settings:
 
 def index_images(configuration: Configuration, dataset: str) -> Settings:
     """Return how the dataset's folder is read, and how many images are drawn in a limited run."""
+    values = index_unnamed_images(configuration, dataset)
+    if not configuration.discovers(dataset):
+        return values
+    return {**values, "classes": os.path.abspath(f"results/{dataset}/{CLASSES}")}
+
+
+def index_unnamed_images(configuration: Configuration, dataset: str) -> Settings:
+    """Return the same where the classes are not known yet."""
     values = configuration.section("split", dataset)
     return values if configuration.limit is None else {**values, "limit": configuration.limit}
+
+
+def names_file(configuration: Configuration, dataset: str) -> Paths:
+    """Return the user's names of images, or else captions, if these replace the captioner."""
+    is_used = configuration.section("captioner", dataset)["engine"] == "file"
+    file = name_images(configuration, dataset)["images_file"]
+    return [file] if is_used and file is not None else []
+
+
+def name_images(configuration: Configuration, dataset: str) -> Settings:
+    """Return the captioner as it is asked for a name."""
+    values, discover = (configuration.section(name, dataset) for name in ("captioner", "discover"))
+    file = values["images_file"] if discover["file"] is None else discover["file"]
+    return {**values, "max_new_tokens": discover["max_new_tokens"], "images_file": file}
+
+
+def encode_looks(configuration: Configuration, dataset: str) -> Settings:
+    """Return the CLIP model, and how images are encoded."""
+    clip = configuration.section("clip", dataset)
+    return {**clip, **encoding(configuration, dataset)}
+
+
+def discover_classes(configuration: Configuration, dataset: str) -> Settings:
+    """Return how many classes are proposed."""
+    return {"classes": configuration.section("discover", dataset)["classes"]}
+
+
+def class_actions(_: Configuration, dataset: str) -> Paths:
+    """Return what a person did to the proposed classes, if `latteclip classes` wrote it."""
+    path = f"results/{dataset}/classes.json"
+    return [path] if Path(path).is_file() else []
 
 
 def hub_model(configuration: Configuration, dataset: str, section: str) -> Paths:

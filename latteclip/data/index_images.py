@@ -21,7 +21,7 @@ from latteclip.core import tables
 from latteclip.core.class_templates import clean_classnames
 from latteclip.core.errors import UserError
 from latteclip.core.files import replacing, sqlite_uri
-from latteclip.core.folder_names import SPLITS
+from latteclip.core.folder_names import DISCOVER, SPLITS
 from latteclip.core.hashing import digest
 from latteclip.core.terminal import Progress, one_line
 from latteclip.data import decoding, fingerprints, folder_files
@@ -76,7 +76,9 @@ def index_images(
     kind, classes = settings.kind, settings.classes
     listed = [*folder_files.files(folder, kind, classes)] if folder_state else []
     images, split = read_split(Path(folder), settings)
-    classnames = clean_classnames(split.names, settings.classname_replace)
+    classnames = []
+    if classes != DISCOVER:
+        classnames = clean_classnames(split.names, settings.classname_replace)
     pairs = zip(classnames, split.names, strict=True)
     metadata: dict[str, object] = {
         "classnames": classnames,

@@ -17,8 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse
 
-from latteclip.captions.caption import clean
-
 MAX_ANSWER = 2_000  # characters of an answer that are read
 MAX_WORDS, MAX_WORD = 4, 40  # of a term, and characters of a word
 MAX_PHRASES = 40  # of an answer
@@ -31,6 +29,7 @@ ROWS = 2048  # images that are compared with all at once
 FREQUENCY_EXPONENT = 0.5  # of the logarithm of N over a term's images, in its weight
 Floats = npt.NDArray[np.float32]
 
+_MARKS = re.compile(r"<\|?/?\w{1,20}\|?>")  # of models and of HTML
 _SEPARATORS = re.compile(r"[,;:.!?/|\n\r\t\u2022\u3001\u3002]+|\s-\s|--+")
 _OPENING = re.compile(
     r"^(?:(?:the|this|an?|it|there) )?(?:(?:object|image|picture|photo\w*|item|subject)s? )?"
@@ -64,7 +63,7 @@ def singular(word: str) -> str:
 def phrases(answer: str) -> list[str]:
     """Return the names in an answer: in lower case, without articles and places."""
     found = []
-    text = "\n".join(map(clean, answer[:MAX_ANSWER].splitlines())).lower()
+    text = _MARKS.sub(" ", answer[:MAX_ANSWER]).lower()
     for part in _SEPARATORS.split(text)[:MAX_PHRASES]:
         plain = part.replace("\u2019", "'").replace("'s ", " ")
         plain = " ".join(re.sub(r"[^\w' ]+|_", " ", plain).replace("'", "").split())

@@ -29,8 +29,7 @@ MAX_ACTIONS = 10_000
 LEAF = 2 * grouping.MIN_IMAGES  # images of a group that is divided into leaves, at least
 ITERATIONS = 20  # of a division
 TERMS = 12  # of a leaf that the page knows
-STEEPNESS = 2.0  # of the odds that two classes are the same, by the logarithm of the cost
-LEAST_GAIN = 1.0  # images for which it is worth to ask
+STEEPNESS = 2.0  # with which doubt falls with the logarithm of the cost
 Ints = npt.NDArray[np.int64]
 
 
@@ -74,7 +73,7 @@ def propose(evidence: Evidence, n_classes: int | None = None) -> Proposal:
     """Propose classes of images: a given number, or as many as the curve of merges suggests."""
     groups = grouping.group(evidence)
     leaves = divide(evidence, groups.labels)
-    within = leaves.max(initial=0) + 1 - groups.n_groups
+    within = int(leaves.max(initial=0)) + 1 - groups.n_groups
     steps = _steps(evidence, groups, leaves)
     n_leaves = len(steps) + 1
     suggested = grouping.suggested_number(steps[within:], n_leaves - within)
@@ -253,8 +252,8 @@ def questions(
 ) -> list[Question]:
     """Return what to ask, first where most images are expected to change.
 
-    Two classes are likelier the same where it costs little to merge them, and those at the limit
-    of the cost are as likely the same as not. `asked` has the keys of the answered questions.
+    Asked are whether a class is the same as the one nearest to it, and whether the two parts that
+    it was merged from are the same. `asked` has the keys of the answered questions.
     """
     numbers = sorted(state.leaves)
     parts = {k: split(state.leaves[k], proposal.steps) for k in numbers}
@@ -266,22 +265,23 @@ def questions(
     for k in numbers:
         if pair := parts[k]:
             least = min(int(sizes[side].sum()) for side in pair)
-            different = 1 - _same(inner[place, place + 1])
-            found.append(Question("split", k, None, least * different))
+            found.append(Question("split", k, None, least * _doubt(inner[place, place + 1])))
             place += 2
     n_images = np.array([sizes[state.leaves[k]].sum() for k in numbers])
-    gains = np.minimum(n_images[:, None], n_images) * _same(costs)
-    for i, j in zip(*np.nonzero(np.triu(gains, 1) >= LEAST_GAIN), strict=True):
-        a, b = sorted((int(i), int(j)), key=lambda one: (-n_images[one], one))
-        found.append(Question("merge", numbers[a], numbers[b], float(gains[i, j])))
+    np.fill_diagonal(costs, np.inf)
+    nearest = costs.argmin(axis=1) if len(numbers) > 1 else []
+    for i, j in sorted({(min(i, j), max(i, j)) for i, j in enumerate(map(int, nearest))}):
+        a, b = sorted((i, j), key=lambda one: (-n_images[one], one))
+        gain = int(n_images[b]) * _doubt(costs[i, j])
+        found.append(Question("merge", numbers[a], numbers[b], gain))
     found.sort(key=lambda one: (-one.gain, one.do, one.of, one.other or 0))
     fresh = (one for one in found if one.key(state) not in asked)
     return list(itertools.islice(fresh, n))
 
 
-def _same(costs: Any) -> Any:
-    """Return the probability that two classes are the same, by the relative cost of merging."""
-    return 1 / (1 + (costs / grouping.STOP) ** STEEPNESS)
+def _doubt(cost: float) -> float:
+    """Return how uncertain it is that two classes are the same: 1 where the cost is at its limit."""
+    return float(np.exp(-STEEPNESS * abs(np.log(max(cost, 1e-3) / grouping.STOP))))
 
 
 def parse_actions(content: bytes | str, where: str) -> list[Action]:

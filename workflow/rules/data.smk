@@ -44,6 +44,7 @@ rule download_dataset:
 rule index_images:
     input:
         made=unstored(given(stage_params.made_folder)),
+        classes=given_if(Configuration.discovers, "results/{dataset}/classes.txt"),
         code=sources("latteclip.data.index_images"),
     output:
         images="results/{dataset}/images.parquet",

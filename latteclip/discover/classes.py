@@ -1,0 +1,5 @@
+"""`latteclip classes`."""
+
+
+def classes(results: str, /) -> None:
+    """Show the proposed classes."""
