@@ -108,6 +108,7 @@ def _described(found: Discovery, state: State, n_actions: int) -> Mapping[str, A
     curve = [[n_leaves - i, round(s.cost, 3)] for i, s in enumerate(proposal.steps) if s.cost]
     return {
         "proposal": found.digest,
+        "settings": {"classes": found.classes},
         "suggested": proposal.suggested,
         "actions": n_actions,
         "without_name": int((found.evidence.best < 0).sum()),

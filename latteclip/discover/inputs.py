@@ -34,6 +34,7 @@ class Discovery:
     image_ids: list[str]
     evidence: Evidence
     proposal: Proposal
+    classes: int | str = AUTO  # of the settings
 
     @property
     def digest(self) -> str:
@@ -62,7 +63,7 @@ def discover(
             f"least {MIN_IMAGES} images must share a name that the others lack. Write the names of "
             "the classes into classes.txt in the folder of the images, or change discover.prompt."
         )
-    return Discovery(ids.to_pylist(), proposal_of, proposal)
+    return Discovery(ids.to_pylist(), proposal_of, proposal, settings.classes)
 
 
 def _evidence(answers: pa.ChunkedArray, looks: np.ndarray, names_path: str) -> Evidence:
@@ -81,7 +82,7 @@ def read_actions(path: str | Path, discovery: Discovery) -> list[Action]:
         return []
     content = Path(path).read_bytes()
     actions = parse_actions(content, str(path))
-    if f'"{discovery.digest}"' not in content.decode(errors="replace"):
+    if f'"{discovery.digest}"'.encode() not in content:
         raise UserError(
             f"{path} belongs to other images or names, for the proposal of classes has changed. "
             "To keep the classes as they are, copy classes.txt beside it into the folder of the "

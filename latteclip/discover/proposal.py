@@ -9,7 +9,7 @@ Letters: N images, L leaves, C classes.
 
 import itertools
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -154,6 +154,11 @@ class State:
     next_number: int
     none: set[str] = field(default_factory=set)  # images of no class
     dropped: list[int] = field(default_factory=list)  # leaves of no class
+    asked: set[tuple[int, ...]] = field(default_factory=set)  # leaves of questions with an answer
+
+    def key(self, *numbers: int | None) -> tuple[int, ...]:
+        """Return the leaves of some classes, by which the answer to a question is known."""
+        return tuple(sorted(leaf for k in numbers if k is not None for leaf in self.leaves[k]))
 
 
 def start(proposal: Proposal) -> State:
@@ -167,15 +172,17 @@ def replay(proposal: Proposal, actions: Sequence[Action]) -> State:
     """Return the classes after some actions. UserError: an action that the classes do not allow."""
     state = start(proposal)
     for number, action in enumerate(actions):
-        if problem := _apply(state, action, proposal):
+        if problem := apply(state, action, proposal):
             raise UserError(f"Action {number + 1} of classes.json, {action.do}: {problem}")
     return state
 
 
-def _apply(state: State, action: Action, proposal: Proposal) -> str:
-    """Apply an action, or return why it cannot be."""
-    if action.of not in state.leaves:
-        return f"there is no class {action.of}."
+def apply(state: State, action: Action, proposal: Proposal) -> str:
+    """Apply an action to the classes, or return why it cannot be."""
+    if action.of not in state.leaves or action.other not in (None, *state.leaves):
+        return f"there is no class {action.of if action.other is None else action.other}."
+    if action.do in ("keep", "split", "merge"):
+        state.asked.add(state.key(action.of, action.other))
     if action.do == "rename":
         name = class_name(action.name or "")
         others = {clean_classname(one) for k, one in state.names.items() if k != action.of}
@@ -183,8 +190,8 @@ def _apply(state: State, action: Action, proposal: Proposal) -> str:
             return f"the name {(action.name or '')[:MAX_NAME]!r} is empty or in use."
         state.names[action.of] = name
     elif action.do == "merge":
-        if action.other not in state.leaves or action.other == action.of:
-            return f"there is no other class {action.other}."
+        if action.other is None or action.other == action.of:
+            return "there is no other class."
         state.leaves[action.of] = sorted(state.leaves[action.of] + state.leaves.pop(action.other))
         del state.names[action.other]
     elif action.do == "split":
@@ -241,19 +248,14 @@ class Question:
     other: int | None
     gain: float  # images that are expected to change
 
-    def key(self, state: State) -> tuple[int, ...]:
-        """Return the leaves of the classes, by which an answer is known."""
-        others = [] if self.other is None else state.leaves[self.other]
-        return tuple(sorted([*state.leaves[self.of], *others]))
-
 
 def questions(
-    proposal: Proposal, state: State, asked: Collection[tuple[int, ...]], n: int | None = None
+    proposal: Proposal, state: State, n: int | None = None
 ) -> list[Question]:
     """Return what to ask, first where most images are expected to change.
 
     Asked are whether a class is the same as the one nearest to it, and whether the two parts that
-    it was merged from are the same. `asked` has the keys of the answered questions.
+    it was merged from are the same. Answered questions are left out.
     """
     numbers = sorted(state.leaves)
     parts = {k: split(state.leaves[k], proposal.steps) for k in numbers}
@@ -275,7 +277,7 @@ def questions(
         gain = int(n_images[b]) * _doubt(costs[i, j])
         found.append(Question("merge", numbers[a], numbers[b], gain))
     found.sort(key=lambda one: (-one.gain, one.do, one.of, one.other or 0))
-    fresh = (one for one in found if one.key(state) not in asked)
+    fresh = (one for one in found if state.key(one.of, one.other) not in state.asked)
     return list(itertools.islice(fresh, n))
 
 
