@@ -142,7 +142,7 @@ def after_actions(found: Proposal, truth: Ints) -> dict[str, float]:
         if question.do == "merge":
             sides = state.leaves[question.of], state.leaves[question.other or 0]
         else:
-            sides = proposal.split(state.leaves[question.of], found.steps) or ([], [])
+            sides = proposal.split(state.leaves[question.of], found.tree) or ([], [])
         is_same = len({_most_frequent(truth[np.isin(found.leaves, one)]) for one in sides}) == 1
         do = question.do if is_same == (question.do == "merge") else "keep"
         proposal.apply(state, Action(do=do, of=question.of, other=question.other), found)

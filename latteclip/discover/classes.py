@@ -197,7 +197,7 @@ class ClassesPage:
             "proposal": self.found.digest,
             "suggested": proposal.suggested,
             "leaves": leaves,
-            "steps": [[step.into, step.taken] for step in proposal.steps],
+            "tree": proposal.tree,
             "classes": proposal.classes,
             "names": [names[k] for k in sorted(names)],
             "kinds": [[k, above] for k, above in parents(proposal).items()],

@@ -23,18 +23,22 @@ MAX_PHRASES = 40  # of an answer
 MIN_IMAGES = 3  # of a term: fewer tell nothing about looks
 MAX_TERMS = 20_000  # the most frequent ones
 NEIGHBOURS = 10
-QUERIES = 16_384  # images whose neighbours are searched, or a few of each term
-OF_A_TERM = 8
+QUERIES = 16_384  # images whose neighbours are searched, about: of each term as many
+OF_A_TERM = 2  # at least
 ROWS = 2048  # images that are compared with all at once
 FREQUENCY_EXPONENT = 0.5  # of the logarithm of N over a term's images, in its weight
 Floats = npt.NDArray[np.float32]
 
 _MARKS = re.compile(r"<\|?/?\w{1,20}\|?>")  # of models and of HTML
 _SEPARATORS = re.compile(r"[,;:.!?/|\n\r\t\u2022\u3001\u3002]+|\s-\s|--+")
+_SENTENCE = re.compile(
+    r"^(?:(?:the|this|an?|it|there|in the) )?(?:main )?"
+    r"(?:(?:object|image|picture|photo\w*|item|subject)s? )?"
+    r"(?:(?:in|of) the (?:image|picture|photo\w*) )?"
+    r"(?:is|are|shows?|depicts?|contains?|features?) "
+)
 _OPENING = re.compile(
-    r"^(?:(?:the|this|an?|it|there) )?(?:(?:object|image|picture|photo\w*|item|subject)s? )?"
-    r"(?:(?:is|are|shows?|depicts?|contains?|features?|seen?|in the image) )*"
-    r"(?:(?:an?|the|some) )?(?:(?:close ?up|black and white|\w+) )?"
+    r"^(?:(?:an?|the|some) )?(?:(?:close ?up|black and white|\w+) )?"
     r"(?:photo\w*|picture|image|view|pair|bunch|group|lot|close ?up|kind|type|piece|set)s? of "
 )
 # After one of these, an answer says where something is or what it does.
@@ -67,7 +71,7 @@ def phrases(answer: str) -> list[str]:
     for part in _SEPARATORS.split(text)[:MAX_PHRASES]:
         plain = part.replace("\u2019", "'").replace("'s ", " ")
         plain = " ".join(re.sub(r"[^\w' ]+|_", " ", plain).replace("'", "").split())
-        plain = _OPENING.sub("", plain)
+        plain = _OPENING.sub("", _SENTENCE.sub("", plain))
         pieces = ([word for word in one.split() if word not in _EMPTY] for one in _REST.split(plain))
         words = [word[:MAX_WORD] for word in next(filter(None, pieces), [])]
         if words:
@@ -170,7 +174,8 @@ def _queries(names: Names, n_images: int) -> npt.NDArray[np.int64]:
     by_term = names.counts.tocsc()
     ends = zip(by_term.indptr, by_term.indptr[1:], strict=False)
     columns = [by_term.indices[start:end] for start, end in ends]
-    some = [rows[:: -(-len(rows) // OF_A_TERM)] for rows in columns]
+    wanted = max(OF_A_TERM, QUERIES // len(columns))
+    some = [rows[:: -(-len(rows) // wanted)] for rows in columns]
     return np.unique(np.concatenate(some)).astype(np.int64)
 
 

@@ -7,10 +7,12 @@ on the proposal in their order: the page does the same in its script.
 Letters: N images, L leaves, C classes.
 """
 
+import heapq
 import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -45,6 +47,16 @@ class Proposal:
     suggested: int  # the number of classes that the curve suggests
     blocks: list[Block]  # the sums of the leaves in looks and names
     unit: float  # of costs
+
+    @cached_property
+    def tree(self) -> list[int]:
+        """Return the parent of each leaf, then of each merge; the last has none."""
+        n_leaves = len(self.steps) + 1
+        node, found = list(range(n_leaves)), [-1] * (n_leaves + len(self.steps))
+        for number, step in enumerate(self.steps, start=n_leaves):
+            found[node[step.into]] = found[node[step.taken]] = number
+            node[step.into] = number
+        return found
 
     @property
     def sizes(self) -> Ints:
@@ -195,7 +207,7 @@ def apply(state: State, action: Action, proposal: Proposal) -> str:
         state.leaves[action.of] = sorted(state.leaves[action.of] + state.leaves.pop(action.other))
         del state.names[action.other]
     elif action.do == "split":
-        parts = split(state.leaves[action.of], proposal.steps)
+        parts = split(state.leaves[action.of], proposal.tree)
         if not parts:
             return f"the class {state.names[action.of]!r} cannot be split further."
         state.leaves[action.of], state.leaves[state.next_number] = parts
@@ -223,19 +235,24 @@ def _free_name(state: State, of: int) -> str:
     return f"{state.names[of]} {number}"
 
 
-def split(leaves: Sequence[int], steps: Sequence[Merge]) -> tuple[list[int], list[int]] | None:
-    """Return the two parts of a class that merged last, the one with its first leaf first."""
-    if len(leaves) < 2:
-        return None
-    inside, owner = set(leaves), {}
-    parts: dict[int, set[int]] = {}
-    for step in steps:
-        a = parts.pop(step.into, {step.into}) if step.into not in owner else set()
-        b = parts.pop(step.taken, {step.taken})
-        if a & inside and b & inside and (a | b) >= inside:
-            first, second = sorted(([*(a & inside)], [*(b & inside)]), key=min)
+def split(leaves: Sequence[int], tree: Sequence[int]) -> tuple[list[int], list[int]] | None:
+    """Return the two parts of a class that merged last, the one with its first leaf first.
+
+    The tree has the parent of each node: leaves, then merges in their order.
+    """
+    inside = {leaf: [leaf] for leaf in leaves}
+    nodes = sorted(inside)
+    while len(inside) > 1:
+        node = heapq.heappop(nodes)
+        part, above = inside.pop(node), tree[node]
+        if above not in inside:
+            heapq.heappush(nodes, above)
+            inside[above] = part
+        elif len(inside) > 1:
+            inside[above] = inside[above] + part
+        else:
+            first, second = sorted((inside[above], part), key=min)
             return sorted(first), sorted(second)
-        parts[step.into] = a | b
     return None
 
 
@@ -258,7 +275,7 @@ def questions(
     it was merged from are the same. Answered questions are left out.
     """
     numbers = sorted(state.leaves)
-    parts = {k: split(state.leaves[k], proposal.steps) for k in numbers}
+    parts = {k: split(state.leaves[k], proposal.tree) for k in numbers}
     sides = [side for k in numbers for side in (parts[k] or ())]
     costs = proposal.costs([state.leaves[k] for k in numbers])
     inner = proposal.costs(sides)

@@ -18,15 +18,13 @@ const same = (a, b) => sorted(a).join() === sorted(b).join();
 const clean = (name) => name.toLowerCase().split(/\s+/).filter(Boolean).join(" ");
 
 function split(leaves) {
-  if (leaves.length < 2) return null;
-  const inside = new Set(leaves), parts = new Map();
-  const part = (leaf) => { const found = parts.get(leaf) || [leaf]; parts.delete(leaf); return found; };
-  for (const [into, taken] of values.steps) {
-    const a = part(into), b = part(taken), all = a.concat(b);
-    const first = a.filter((leaf) => inside.has(leaf)), second = b.filter((leaf) => inside.has(leaf));
-    if (first.length && second.length && first.length + second.length === leaves.length)
-      return [sorted(first), sorted(second)].sort((x, y) => x[0] - y[0]);
-    parts.set(into, all);
+  const inside = new Map(leaves.map((leaf) => [leaf, [leaf]]));
+  while (inside.size > 1) {
+    const node = Math.min(...inside.keys()), part = inside.get(node), above = values.tree[node];
+    inside.delete(node);
+    const other = inside.get(above) || [];
+    if (other.length && inside.size === 1) return [sorted(other), sorted(part)].sort((x, y) => x[0] - y[0]);
+    inside.set(above, other.concat(part));
   }
   return null;
 }
