@@ -86,7 +86,7 @@ def scored(labels: Sequence[Any] | Ints, truth: Ints) -> Figures:
     alone = shares.sum(axis=1, keepdims=True) * shares.sum(axis=0, keepdims=True)
     has = shares > 0
     mutual = (shares[has] * np.log(shares[has] / alone[has])).sum()
-    entropies = sum(_entropy(shares.sum(axis=axis)) for axis in (0, 1))
+    entropies = _entropy(shares.sum(axis=0)) + _entropy(shares.sum(axis=1))
     return {
         "classes": len(table),
         "hungarian": round(100 * float(shares[rows, columns].sum()), 1),
@@ -112,7 +112,7 @@ def measure(data: Named, *, actions: bool) -> Figures:
     """Return the figures of a set with one kind of names."""
     n_classes = int(data.truth.max()) + 1
     plain = ["; ".join(phrases(answer)) for answer in data.answers]
-    figures = {
+    figures: Figures = {
         "answers": scored(plain, data.truth),
         "looks": scored(by_looks(data.features, n_classes), data.truth),
     }
@@ -162,9 +162,7 @@ def show(results: dict[str, Figures]) -> None:
     kinds = ("answers", "looks", "given", "found")
     print(f"| names | {' | '.join(kinds)} | actions | first |\n{'|---' * 7}|")
     for name, found in results.items():
-        cells = [
-            "{classes}: {hungarian} ({nmi})".format(**found[kind]) for kind in kinds
-        ]
+        cells = ["{classes}: {hungarian} ({nmi})".format(**found[kind]) for kind in kinds]
         after = ", ".join(f"{n}: {value}" for n, value in found.get("actions", {}).items())
         first = ", ".join(name for name, _ in found["names"][:3])
         print(f"| {name} | {' | '.join(cells)} | {after} | {first} |")

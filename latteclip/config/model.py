@@ -105,7 +105,9 @@ class Split(Section):
     suffix: str = key("suffix that turns an image of a list into a path")
     image: Suffix = key("suffix of the images in tar shards, if samples have several images")
     label: Line = key("labels of shards: a suffix (cls; txt; json:field) or a Parquet column")
-    classes: Line = key("file of class names, one per line, in label order; discover: a stage proposes them")
+    classes: Line = key(
+        "file of class names, one per line, in label order; discover: a stage proposes them"
+    )
     images: Line = key("folder to which the split's paths are relative")
     classname_replace: dict[str, str] = key("replacements that turn folder names into class names")
     counts: Counts = key("numbers that the index must have")
@@ -117,7 +119,9 @@ class Prompts(Section):
 
 
 class Discover(Section):
-    classes: Annotated[int, Field(ge=2)] | Auto = key("number of classes; auto: where merging stops")
+    classes: Annotated[int, Field(ge=2)] | Auto = key(
+        "number of classes; auto: where merging stops"
+    )
     prompt: Text = key("what the captioner is asked about each image")
     max_new_tokens: Positive = key("longest name, in tokens")
     file: Line | None = key("engine file: your names, by image_id; null: captioner.images_file")

@@ -81,9 +81,7 @@ def classes(
     page = ClassesPage(results)
     if offline:
         write_text(offline, page.offline_page())
-        log.info(
-            "Wrote %s. Open it in any browser, export there, and run %s.", offline, page.take
-        )
+        log.info("Wrote %s. Open it in any browser, export there, and run %s.", offline, page.take)
     elif actions:
         existing(actions)
         page.save(read_actions(actions, page.found), page.saved().revision)
@@ -170,10 +168,8 @@ class ClassesPage:
 
     def _questions(self, state: State) -> list[dict[str, Any]]:
         found = questions(self.found.proposal, state, QUESTIONS)
-        return [
-            {"do": one.do, "leaves": [state.leaves[k] for k in (one.of, one.other) if k is not None]}
-            for one in found
-        ]
+        pairs = ((one, [one.of] if one.other is None else [one.of, one.other]) for one in found)
+        return [{"do": one.do, "leaves": [state.leaves[k] for k in pair]} for one, pair in pairs]
 
     def values(self, sources: Mapping[int, str]) -> dict[str, Any]:
         """Return the proposal for the page's script, with the addresses of pictures by row."""
@@ -256,7 +252,7 @@ class ClassesHandler(Handler):
     """One request of the page."""
 
     def _reply(self, path: str) -> Reply:
-        page: ClassesPage = self.server.session  # type: ignore[assignment]
+        page: ClassesPage = self.server.session
         if self.command == "PUT" and path == "actions":
             return self._save_actions(page)
         if self.command == "GET" and path in {f"image/{r}" for one in page.pictures for r in one}:

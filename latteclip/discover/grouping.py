@@ -101,7 +101,7 @@ def group(evidence: Evidence, rounds: int = ROUNDS) -> Groups:
 
 
 def regroup(evidence: Evidence, labels: Ints, rounds: int = 1) -> Groups:
-    """Return groups that begin with labels [N], of which each is in use, and where images belong."""
+    """Return where images belong, of groups that begin with labels [N]. Each label is in use."""
     n_groups = int(labels.max(initial=0)) + 1
     shares = _Shares.of_labels(labels, n_groups)
     for _ in range(rounds):
@@ -159,9 +159,7 @@ def _step(evidence: Evidence, shares: _Shares) -> tuple[Groups, _Shares]:
     return found, _Shares(scipy.sparse.csr_matrix(cells, (n, k)))
 
 
-def _scores(
-    evidence: Evidence, shares: scipy.sparse.csr_matrix
-) -> Iterator[tuple[slice, Floats]]:
+def _scores(evidence: Evidence, shares: scipy.sparse.csr_matrix) -> Iterator[tuple[slice, Floats]]:
     """Yield rows and their scores [n, K]."""
     weighted_shares = scipy.sparse.diags(evidence.reliability) @ shares
     looks = np.asarray(shares.T @ evidence.looks, np.float32)  # [K, D]
@@ -293,4 +291,5 @@ def cut(steps: list[Merge], n_groups: int, n_classes: int) -> Ints:
     owner = np.arange(n_groups)
     for step in steps[: max(0, n_groups - n_classes)]:
         owner[owner == step.taken] = step.into
-    return np.unique(owner, return_inverse=True)[1].astype(np.int64)
+    found: Ints = np.unique(owner, return_inverse=True)[1].astype(np.int64)
+    return found

@@ -95,5 +95,3 @@ def write_actions(path: str | Path, discovery: Discovery, actions: list[Action])
     """Write a person's actions, from which the classes follow."""
     values = [action.model_dump(exclude_none=True) for action in actions]
     write_json(path, {"proposal": discovery.digest, "actions": values})
-
-

@@ -48,8 +48,11 @@ _REST = re.compile(
     r"|showing)\b"
 )
 _EMPTY = frozenset(
-    "a an the this that these those its it is are very some there one two three several many few "
-    "other his her their i you we not no s".split()
+    (
+        *("a", "an", "the", "this", "that", "these", "those", "it", "its", "is", "are", "very"),
+        *("some", "there", "one", "two", "three", "several", "many", "few", "other", "his"),
+        *("her", "their", "i", "you", "we", "not", "no", "s"),
+    )
 )
 
 
@@ -72,11 +75,15 @@ def phrases(answer: str) -> list[str]:
         plain = part.replace("\u2019", "'").replace("'s ", " ")
         plain = " ".join(re.sub(r"[^\w' ]+|_", " ", plain).replace("'", "").split())
         plain = _OPENING.sub("", _SENTENCE.sub("", plain))
-        pieces = ([word for word in one.split() if word not in _EMPTY] for one in _REST.split(plain))
+        pieces = map(_full_words, _REST.split(plain))
         words = [word[:MAX_WORD] for word in next(filter(None, pieces), [])]
         if words:
             found.append(" ".join(words))
     return found
+
+
+def _full_words(text: str) -> list[str]:
+    return [word for word in text.split() if word not in _EMPTY]
 
 
 def without_plurals(listed: Sequence[list[str]]) -> list[list[str]]:

@@ -52,7 +52,7 @@ def term_counts(labels: Ints, names: Names, n_classes: int) -> scipy.sparse.csr_
 
 
 def _ranked(row: scipy.sparse.csr_matrix, size: int, names: Names) -> list[tuple[float, int]]:
-    """Return terms of a class, the best first: by the F-score of having the term and being in it."""
+    """Return terms of a class, the best first: by the F-score of the term as a test for it."""
     images = names.images
     scored = []
     for term, n in zip(row.indices, row.data, strict=True):

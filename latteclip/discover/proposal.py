@@ -10,7 +10,7 @@ Letters: N images, L leaves, C classes.
 import heapq
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -94,9 +94,7 @@ def propose(evidence: Evidence, n_classes: int | None = None) -> Proposal:
     named = name_classes(owner[leaves], evidence.terms, len(classes))
     unit = float(np.sqrt(len(leaves) / groups.n_groups / 2))
     blocks = grouping.blocks(evidence, leaves)
-    return Proposal(
-        leaves, steps, classes, named.names, named.shares, suggested, blocks, unit
-    )
+    return Proposal(leaves, steps, classes, named.names, named.shares, suggested, blocks, unit)
 
 
 def divide(evidence: Evidence, labels: Ints) -> Ints:
@@ -122,7 +120,7 @@ def _halves(x: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
     """Return two halves of rows [n, D] by k-means that begins along the main direction."""
     x = x - x.mean(axis=0)
     direction = np.linalg.svd(x @ x.T, hermitian=True)[0][:, 0] if len(x) <= 500 else x @ x[0]
-    is_second = direction > np.median(direction)
+    is_second: npt.NDArray[np.bool_] = direction > np.median(direction)
     for _ in range(ITERATIONS):
         if not 0 < is_second.sum() < len(x):
             break
@@ -266,9 +264,7 @@ class Question:
     gain: float  # images that are expected to change
 
 
-def questions(
-    proposal: Proposal, state: State, n: int | None = None
-) -> list[Question]:
+def questions(proposal: Proposal, state: State, n: int | None = None) -> list[Question]:
     """Return what to ask, first where most images are expected to change.
 
     Asked are whether a class is the same as the one nearest to it, and whether the two parts that
@@ -299,7 +295,7 @@ def questions(
 
 
 def _doubt(cost: float) -> float:
-    """Return how uncertain it is that two classes are the same: 1 where the cost is at its limit."""
+    """Return how uncertain it is that two classes are the same, 1 at the limit of the cost."""
     return float(np.exp(-STEEPNESS * abs(np.log(max(cost, 1e-3) / grouping.STOP))))
 
 
@@ -332,7 +328,7 @@ def parents(proposal: Proposal) -> dict[int, int]:
     return found
 
 
-def leaf_terms(proposal: Proposal, names: Names) -> list[Mapping[str, int]]:
+def leaf_terms(proposal: Proposal, names: Names) -> list[dict[str, int]]:
     """Return the most frequent terms of each leaf, with the number of its images."""
     n_leaves = len(proposal.steps) + 1
     table = term_counts(proposal.leaves, names, n_leaves)

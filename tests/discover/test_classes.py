@@ -146,5 +146,5 @@ def test_the_offline_page_exports_what_the_command_imports(visit, results, tmp_p
 
 
 def test_a_dataset_with_classes_of_its_own_has_no_page(tmp_path):
-    with pytest.raises(UserError, match="discovery.json"):
+    with pytest.raises(UserError, match=r"discovery\.json"):
         ClassesPage(tmp_path)
