@@ -73,10 +73,8 @@ def _members(found: Discovery, labels: grouping.Ints, names: list[str]) -> pa.Ta
     others = np.where(again.labels == place[filled], again.second, again.labels)
     confidence = np.where(again.labels == place[filled], again.confidence, 1 - again.confidence)
     row_names = [None if k < 0 else names[k] for k in labels]
-    second = [
-        names[used[k]] if used[k] != label else None
-        for k, label in zip(others, filled, strict=True)
-    ]
+    pairs = zip(used[others], filled, strict=True)
+    second = [None if k == label else names[k] for k, label in pairs]
     columns = {
         "image_id": found.image_ids,
         "classname": row_names,
