@@ -12,10 +12,8 @@ from latteclip.core.errors import UserError
 from latteclip.discover.classes import ClassesPage, ClassesServer, classes
 
 # Messages of the browser itself: another page has saved, or a picture's connection ended.
-NETWORK = "CONNECTION_\\w+|EMPTY_RESPONSE|CONTENT_LENGTH_MISMATCH|ABORTED"
+NETWORK = r"CONNECTION_\w+|EMPTY_RESPONSE|CONTENT_LENGTH_MISMATCH|ABORTED"
 EXPECTED = re.compile(rf"412|net::ERR_({NETWORK})")
-    r"412|net::ERR_(CONNECTION_\w+|EMPTY_RESPONSE|CONTENT_LENGTH_MISMATCH|ABORTED)"
-)
 page_tests = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 
