@@ -13,13 +13,13 @@ from latteclip.config.configuration import Configuration
 # Of the documents' commands, those that no test runs, and the test that runs others with small
 # models and images. The first pattern in a command counts.
 UNRUN = {
+    r"snakemake .*discover": "its stages are tested one by one, and no test runs them together",
     r"modern\.yaml": "needs models of the hub and a GPU",
     r"--sdm": "needs conda or Apptainer with internet",
     r"dataset=(dtd|stanford_cars|food101)|study\.yaml|status dtd": "needs models of the hub",
 }
 RUN_BY = {
     r"latteclip classes results": "discover/test_classes.py",
-    r"snakemake .*discover": "discover/test_discover_classes.py",
     r"snakemake .*default-storage": "workflow/test_storage.py",
     r"snakemake .*(--snakefile|labels|image_dir)": "workflow/test_workflow.py",
     r"latteclip workflow": "workflow/test_projects.py",
