@@ -32,10 +32,12 @@ STEPS = "training steps"
 NOTHING = "-"
 GROWS = {
     **dict.fromkeys(("index_images", "find_duplicates", "pseudo_label_images"), IMAGES),
+    "index_unnamed_images": IMAGES,
     **dict.fromkeys(("encode_images", "score_unknown", "propagate_labels"), IMAGES),
     **dict.fromkeys(("evaluate", "evaluate_classifier"), IMAGES),
-    **dict.fromkeys(("caption_images", "score_classes"), TRAINING),
+    **dict.fromkeys(("caption_images", "name_images", "score_classes"), TRAINING),
     **dict.fromkeys(("fuse_labels", "adapt_zero_shot", "average_weights"), TRAINING),
+    **dict.fromkeys(("encode_looks", "discover_classes"), TRAINING),
     "caption_groups": GROUPS,
     **dict.fromkeys(("finetune", "find_learning_rate"), STEPS),
 }
@@ -45,6 +47,7 @@ LOADS_CLIP = (
     *(
         "pseudo_label_images",
         "encode_images",
+        "encode_looks",
         "fuse_labels",
         "find_learning_rate",
         "finetune",

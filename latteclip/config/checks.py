@@ -10,10 +10,10 @@ from pathlib import Path
 from latteclip.config import hub_names
 from latteclip.config.configuration import Configuration
 from latteclip.config.methods import OBJECTIVES, VOTERS
-from latteclip.config.stage_params import captions_in_use, user_file
+from latteclip.config.stage_params import captions_in_use, names_file, user_file
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, suggestion
-from latteclip.core.folder_names import CLASSES, SPLITS, is_litter
+from latteclip.core.folder_names import CLASSES, DISCOVER, SPLITS, is_litter
 from latteclip.core.terminal import URL
 
 LARGE_MODEL = 2e9  # bytes of a captioner that takes days without a GPU
@@ -23,7 +23,11 @@ def refuse_unready(configuration: Configuration) -> None:
     """Raise UserError for the first contradiction, missing file or unknown name of a run."""
     for dataset in configuration.datasets:
         found = [_source, _words, _methods, _clip, _image_encoders]
-        if configuration.caption_kinds(dataset) or configuration.scores_classes(dataset):
+        if (
+            configuration.caption_kinds(dataset)
+            or configuration.scores_classes(dataset)
+            or configuration.discovers(dataset)
+        ):
             found += [_captioner, _scores, _files]
         for problems in found:
             for problem in problems(configuration, dataset):
@@ -39,6 +43,11 @@ def _source(configuration: Configuration, dataset: str) -> Iterator[str]:
         )
     folder = configuration.dataset(dataset)["source"].get("folder")
     split = configuration.section("split", dataset)
+    if configuration.discovers(dataset) and split["kind"] != "folders":
+        yield (
+            f"split.classes {DISCOVER} proposes classes of images in folders, but split.kind is "
+            f"{split['kind']}; put the images into a folder, or name the classes."
+        )
     if folder is None:
         return
     if not os.path.isdir(folder):  # False, not an error, where barred
@@ -52,7 +61,7 @@ def _source(configuration: Configuration, dataset: str) -> Iterator[str]:
         yield (
             f"{folder} has neither class folders nor a {CLASSES}. Move the images of each class "
             f"into a folder of its own, or write the names of the classes into {file}, one per "
-            "line."
+            "line. Or let a stage propose classes: --config \"split={'classes': 'discover'}\"."
         )
 
 
@@ -176,6 +185,8 @@ def _captioner(configuration: Configuration, dataset: str) -> Iterator[str]:
     tables = captions_in_use(configuration, dataset)
     if configuration.scores_classes(dataset):
         tables.append(f"results/{dataset}/class_scores.parquet")
+    if configuration.discovers(dataset):
+        tables.append(f"results/{dataset}/names.parquet")
     if (
         engine.asks_server
         and not os.environ.get(URL)
@@ -215,6 +226,12 @@ def _files(configuration: Configuration, dataset: str) -> Iterator[str]:
         # Snakemake would go on with a table that was made of another file.
         elif not os.path.isfile(files[0]):
             yield f"{key} {files[0]} is not a file."
+    if configuration.discovers(dataset):
+        named = names_file(configuration, dataset)
+        if not named:
+            yield "captioner.engine file needs discover.file where split.classes is discover."
+        elif not os.path.isfile(named[0]):
+            yield f"discover.file {named[0]} is not a file."
 
 
 def refuse_slow_captions(configuration: Configuration, pending: Collection[str]) -> None:
@@ -225,7 +242,13 @@ def refuse_slow_captions(configuration: Configuration, pending: Collection[str])
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         return
     for dataset in configuration.datasets:
-        tables = ("captions/images", "captions/groups", "class_scores", "captions/shards")
+        tables = (
+            "captions/images",
+            "captions/groups",
+            "class_scores",
+            "captions/shards",
+            "names",
+        )
         places = tuple(f"results/{dataset}/{table}" for table in tables)
         if not configuration.engine(dataset).loads_model:
             continue

@@ -19,6 +19,7 @@ from latteclip.config.sections.base import AUTO
 from latteclip.config.sections.captioner import CaptionerSection
 from latteclip.core.errors import UserError
 from latteclip.core.files import read_object
+from latteclip.core.folder_names import DISCOVER
 
 Config = Mapping[str, Any]
 ALL = "all"
@@ -224,6 +225,10 @@ class Configuration:
     def reads_adapted(self, method: str, dataset: str) -> bool:
         """Return whether the method uses the labels of the adapted zero-shot classifier."""
         return self.pseudo_labels(method, dataset) == "zero_shot_adapted"
+
+    def discovers(self, dataset: str) -> bool:
+        """Return whether the classes of a dataset are proposed by a stage."""
+        return bool(self.section("split", dataset).get("classes") == DISCOVER)
 
     def scores_classes(self, dataset: str) -> bool:
         """Return whether the captioner scores classes."""

@@ -36,6 +36,8 @@ RESOURCES = {
         ("pseudo_label_images", "encode_images", "evaluate"), (6_000, 8_000, 15, 100)
     ),
     **dict.fromkeys(("adapt_zero_shot", "score_unknown"), (8_000, 8_000, 15, 100)),
+    "encode_looks": (6_000, 8_000, 15, 100),
+    "discover_classes": (4_000, 16_000, 15, 200),
     "evaluate_classifier": (8_000, 8_000, 15, 100),
     "index_images": (4_000, 4_000, 15, 100),
     "find_duplicates": (4_000, 4_000, 10, 500),
@@ -47,7 +49,13 @@ RESOURCES = {
     "propagate_labels": (16_000, 16_000, 20, 100),
 }
 # Stages whose threads are processes that load images beside a GPU.
-LOADING = {"pseudo_label_images", "encode_images", "evaluate", "average_weights"}
+LOADING = {
+    "pseudo_label_images",
+    "encode_images",
+    "encode_looks",
+    "evaluate",
+    "average_weights",
+}
 LOADING |= {"finetune", "find_learning_rate"}
 # MB of such a process with its photographs, of a part of a batch, of which there are two for each
 # process and one in use, and of all parts together at most (data/loader.py).

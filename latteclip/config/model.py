@@ -26,6 +26,7 @@ from latteclip.config.sections.captions import CaptionsSection
 from latteclip.config.sections.class_texts import SynonymsSection, TemplateSection, Texts
 from latteclip.config.sections.clip import ClipSection
 from latteclip.config.sections.compute import ComputeSection
+from latteclip.config.sections.discover import DiscoverSection
 from latteclip.config.sections.downloads import DownloadsSection, TermsSection
 from latteclip.config.sections.finetune import FinetuneSection
 from latteclip.config.sections.graph import GraphSection
@@ -102,6 +103,7 @@ class Shared(TemplateSection):
 
     split: SplitSection = inner(SplitSection)
     prompts: PromptsSection = inner(PromptsSection)
+    discover: DiscoverSection = inner(DiscoverSection)
     clip: ClipSection = inner(ClipSection)
     inference: InferenceSection = inner(InferenceSection)
     captioner: CheckedCaptionerSection = inner(CheckedCaptionerSection)

@@ -177,7 +177,7 @@ def local_encoders(configuration: Configuration, method: str) -> str:
 
 
 def answer_store(configuration: Configuration, dataset: str, kind: str) -> str:
-    """Return the folder of the cached answers about "images", "groups" or "scores"."""
+    """Return the folder of the cached answers about "images", "names" and so on."""
     return f"resources/{configuration.whole(dataset)}/captions/{kind}"
 
 
@@ -200,6 +200,42 @@ def captioner(configuration: Configuration, dataset: str) -> Settings:
     engine = configuration.engine(dataset)
     values = configuration.section("captioner", dataset)
     return {**values, "loads_model": engine.loads_model, "reads_file": engine.reads_file}
+
+
+def name_images(configuration: Configuration, dataset: str) -> Settings:
+    """Return the captioner as it is asked for a name."""
+    values = configuration.section("discover", dataset)
+    named = {
+        **captioner(configuration, dataset),
+        "max_new_tokens": values["max_new_tokens"],
+    }
+    return named if values["file"] is None else {**named, "images_file": values["file"]}
+
+
+def names_file(configuration: Configuration, dataset: str) -> Paths:
+    """Return the user's names of images, or else captions, if they replace the captioner."""
+    file = name_images(configuration, dataset)["images_file"]
+    is_used = configuration.engine(dataset).reads_file
+    return [file] if is_used and file is not None else []
+
+
+def encode_looks(configuration: Configuration, dataset: str) -> Settings:
+    """Return the CLIP model, and the batch size."""
+    return {
+        "clip": configuration.section("clip", dataset),
+        "inference": _part(configuration, "inference", dataset, "batch_size"),
+    }
+
+
+def discover_classes(configuration: Configuration, dataset: str) -> Settings:
+    """Return how many classes are proposed."""
+    return _part(configuration, "discover", dataset, "classes")
+
+
+def class_actions(_: Configuration, dataset: str) -> Paths:
+    """Return what a person did to the proposed classes, if `latteclip classes` wrote it."""
+    path = f"results/{dataset}/classes.json"
+    return [path] if Path(path).is_file() else []
 
 
 def shards(configuration: Configuration, dataset: str, kind: str) -> Paths:

@@ -22,7 +22,7 @@ from latteclip.core import tables
 from latteclip.core.class_templates import clean_classnames
 from latteclip.core.errors import UserError
 from latteclip.core.files import replacing, sqlite_uri
-from latteclip.core.folder_names import SPLITS
+from latteclip.core.folder_names import DISCOVER, SPLITS
 from latteclip.core.hashing import digest
 from latteclip.core.metadata import IndexMetadata
 from latteclip.core.terminal import Progress, one_line
@@ -61,11 +61,15 @@ def index_images(
     fingerprints_output: str,
     *,
     threads: int,
+    classes_path: str | None = None,
     limit: int | None = None,
     folder_state: str | None = None,
     folder_files_output: str | None = None,
 ) -> None:
     """Write the IMAGES and FINGERPRINTS tables of a dataset.
+
+    `classes_path` lists the classes that a stage has proposed. Until then, where `split.classes` is
+    "discover", the index has no classes, and all its images are training images without labels.
 
     Images that cannot be decoded are left out and listed in a CSV file. Decoded images are cached
     beside the index, so that a killed run continues. Raises UserError where the split does not fit
@@ -75,8 +79,13 @@ def index_images(
     kind = settings.kind
     classes = settings.classes
     listed = [*folder_files.files(folder, kind, classes)] if folder_state else []
+    if classes_path is not None:
+        proposed = {"classes": os.path.abspath(classes_path)}
+        settings = settings.model_copy(update=proposed)
     images, split = read_split(Path(folder), settings)
-    classnames = clean_classnames(split.names, settings.classname_replace)
+    classnames = []
+    if settings.classes != DISCOVER:
+        classnames = clean_classnames(split.names, settings.classname_replace)
     pairs = zip(classnames, split.names, strict=True)
     written_names = {name: written for name, written in pairs if name != written}
     metadata = IndexMetadata(classnames, written_names, dict(split.skipped))

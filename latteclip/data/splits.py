@@ -31,7 +31,7 @@ from latteclip.config.sections.split import ListsSection, SplitSection
 from latteclip.core.class_templates import clean_classname, clean_classnames
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import readable
-from latteclip.core.folder_names import CLASSES, SPLITS, is_litter
+from latteclip.core.folder_names import CLASSES, DISCOVER, SPLITS, is_litter
 from latteclip.data import folder_files, images
 from latteclip.data.folder_files import IMAGE_SUFFIXES, inside
 
@@ -193,6 +193,8 @@ def _existing(root: Path, name: str) -> Path:
 
 def _listed_classes(root: Path, settings: SplitSection) -> list[str]:
     """Return the class names that a file lists, in label order, none where there is no file."""
+    if settings.classes == DISCOVER:
+        return []
     if settings.classes is None and not (root / CLASSES).is_file():
         return []
     return list(_lines(_existing(root, settings.classes or CLASSES)))
@@ -324,9 +326,12 @@ def _read_class_folders(
         subfolders = [path.name for path in place.iterdir() if path.is_dir()]
         class_folders[split] = sorted(n for n in subfolders if not is_litter(n))
     listed = _listed_classes(root, settings)
-    names = listed or _folder_names(folder, class_folders)
+    names = listed
+    if not listed and settings.classes != DISCOVER:
+        names = _folder_names(folder, class_folders)
     replacements = settings.classname_replace
-    name_of = dict(zip(clean_classnames(names, replacements), names, strict=True))
+    cleaned = clean_classnames(names, replacements) if names else []
+    name_of = dict(zip(cleaned, names, strict=True))
 
     def rows() -> Iterator[Row]:
         for split, place in places.items():

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "latteclip"
 # In the order in which they may use each other: a room uses those before it, and itself.
 ROOMS = (
     *("core", "config", "data", "clip", "captions", "labels", "train", "evaluate"),
-    *("report", "audit", "deploy", "demo", "cli"),
+    *("report", "audit", "discover", "deploy", "demo", "cli"),
 )
 
 

@@ -18,6 +18,8 @@ UNRUN = {
     r"dataset=(dtd|stanford_cars|food101)|study\.yaml|status dtd": "needs models of the hub",
 }
 RUN_BY = {
+    r"latteclip classes results": "workflow/test_discover.py",
+    r"snakemake .*discover": "workflow/test_discover.py",
     r"snakemake .*default-storage": "workflow/test_storage.py",
     r"snakemake .*(--snakefile|labels|image_dir)": "workflow/test_workflow.py",
     r"latteclip workflow": "workflow/test_projects.py",

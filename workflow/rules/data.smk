@@ -46,6 +46,9 @@ rule download_dataset:
 rule index_images:
     input:
         made=unstored(given(stage_params.made_folder, "dataset")),
+        classes=given_if(
+            "results/{dataset}/classes.txt", Configuration.discovers, "dataset"
+        ),
         code=sources("latteclip.data.index_images"),
     output:
         images="results/{dataset}/images.parquet",
@@ -64,12 +67,13 @@ rule index_images:
     params:
         folder=given(stage_params.data_folder, "dataset"),
         settings=given_json(Configuration.section, "dataset", name="split"),
+        classes=options("classes"),
         limit=given(stage_params.limit),
         state=lambda wildcards: functions.folder_state(wildcards.dataset),
     shell:
         "latteclip index-images --folder {params.folder:q} --settings {params.settings:q}"
         " --output {output.images} --corrupt {output.corrupt} --fingerprints {output.fingerprints}"
-        " {params.limit} {params.state} --threads {threads} --log {log}"
+        " {params.classes} {params.limit} {params.state} --threads {threads} --log {log}"
 
 
 rule find_duplicates:

@@ -61,7 +61,9 @@ class SplitSection(Section):
     label: Line | None = optional_key(
         "labels of shards: a suffix (cls; txt; json:field) or a Parquet column"
     )
-    classes: Line | None = optional_key("file of class names, one per line, in label order")
+    classes: Line | None = optional_key(
+        "file of class names, one per line, in label order; discover: a stage proposes them"
+    )
     images: Line = key(".", "folder to which the split's paths are relative")
     classname_replace: dict[str, str] = optional_key(
         "replacements that turn folder names into class names", default={"_": " "}

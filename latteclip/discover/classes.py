@@ -1,0 +1,298 @@
+"""`latteclip classes`: a page on which a person corrects the proposed classes."""
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import shlex
+import threading
+import webbrowser
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from latteclip.audit.server import (
+    JSON,
+    SERVED,
+    WEBP,
+    Handler,
+    QuestionServer,
+    RefusedError,
+    Reply,
+)
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.core.files import read_record, write_text
+from latteclip.core.run_options import run_command
+from latteclip.data.images import open_rgb
+from latteclip.discover import grouping
+from latteclip.discover.inputs import ACTIONS, discover, read_actions, write_actions
+from latteclip.discover.proposal import (
+    Action,
+    State,
+    leaf_terms,
+    parents,
+    parse_actions,
+    questions,
+    replay,
+)
+from latteclip.discover.records import DiscoveryRecord
+from latteclip.report import render
+from latteclip.report.gallery import picture
+
+log = logging.getLogger(__name__)
+SIDE = 256  # pixels of a served picture
+SURE, DOUBTFUL = 3, 2  # pictures of a leaf
+QUESTIONS = 40  # that the page knows
+OFFLINE, OFFLINE_SIDE = "img-src data:", 112
+OFFLINE_BYTES, MIN_PICTURE, MAX_PICTURE = 3_200_000, 1_200, 9_000  # before base64
+MAX_PICTURES = 1_600  # of the offline page
+PACKAGE = "latteclip.discover"
+CONFLICT = "Another page has changed the classes; they are shown here now."
+
+
+def classes(
+    results: str,
+    /,
+    offline: str | None = None,
+    actions: str | None = None,
+    port: int = 0,
+    no_browser: bool = False,
+) -> None:
+    """Show the proposed classes, to rename, merge, split and drop them.
+
+    What you do is saved in RESULTS/classes.json. Run the workflow again, and the classes, labels,
+    models and pages follow.
+
+    Args:
+        actions: import what it exports, in place of what is saved
+    """
+    page = ClassesPage(results)
+    if offline:
+        write_text(offline, page.offline_page())
+        log.info(
+            "Wrote %s. Open it in any browser, export there, and run %s.",
+            offline,
+            page.take,
+        )
+    elif actions:
+        if not Path(actions).is_file():
+            raise UserError(f"{actions} is no file; give what the page exported.")
+        page.save(read_actions(actions, page.found), page.saved().revision)
+        log.info("Took the actions of %s.", actions)
+    else:
+        with ClassesServer(page, port) as server, contextlib.suppress(KeyboardInterrupt):
+            print(f"The page: {server.address}\nAll is saved. Ctrl-C ends.", flush=True)
+            if not no_browser:
+                webbrowser.open(server.address)
+            server.serve_forever()
+        print(page.result())
+
+
+class StaleActionsError(Exception):
+    """Another page has saved other actions meanwhile."""
+
+
+@dataclass(frozen=True)
+class SavedActions:
+    """What a person did so far."""
+
+    actions: list[Action]
+    revision: str  # a digest
+
+
+class ClassesPage:
+    """The proposed classes of a dataset, and what a person does to them."""
+
+    def __init__(self, results: str | Path) -> None:
+        """Read the proposal, or raise UserError."""
+        self.folder = Path(results)
+        self.dataset = self.folder.absolute().name
+        self.path = self.folder / ACTIONS
+        described = self.folder / "discovery.json"
+        if not described.is_file():
+            raise UserError(
+                f"{described} does not exist: no stage has proposed classes. Run the workflow "
+                f"with --config dataset={self.dataset} \"split={{'classes': 'discover'}}\" first."
+            )
+        index = str(self.folder / "unnamed_images.parquet")
+        self.found = discover(
+            index,
+            str(self.folder / "names.parquet"),
+            str(self.folder / "looks.parquet"),
+            read_record(DiscoveryRecord, described).wanted,
+        )
+        self.paths = tables.read_unlabelled(index, training=True)[0]["path"].to_pylist()
+        self.pictures = self._pictures()  # rows of the leaves, the surest first
+        self.busy = threading.Lock()
+
+    def _pictures(self) -> list[list[int]]:
+        leaves = self.found.proposal.leaves
+        again = grouping.regroup(self.found.evidence, leaves)
+        confidence = np.where(
+            again.labels == leaves, again.confidence, 1 - again.confidence
+        )
+        order = np.lexsort((-confidence, leaves))
+        ends = np.cumsum(np.bincount(leaves))[:-1]
+        rows = (part.tolist() for part in np.split(order, ends))
+        return [[*one[:SURE], *one[max(SURE, len(one) - DOUBTFUL) :]] for one in rows]
+
+    @property
+    def take(self) -> str:
+        """Return the command that imports what the offline page exports."""
+        return f"latteclip classes {shlex.quote(str(self.folder))} --actions classes.json"
+
+    def saved(self) -> SavedActions:
+        actions = read_actions(self.path, self.found)
+        return SavedActions(actions, _revision(actions))
+
+    def save(self, actions: Sequence[Action], revision: str) -> SavedActions:
+        """Save actions. UserError: the classes do not allow one of them."""
+        replay(self.found.proposal, actions)
+        with self.busy:
+            if self.saved().revision != revision:
+                raise StaleActionsError
+            write_actions(self.path, self.found, [*actions])
+        return self.saved()
+
+    def state(self, saved: SavedActions) -> dict[str, Any]:
+        """Return what the page must know when it opens and after each action."""
+        state = replay(self.found.proposal, saved.actions)
+        return {
+            "actions": [action.model_dump(exclude_none=True) for action in saved.actions],
+            "revision": saved.revision,
+            "questions": self._questions(state),
+        }
+
+    def _questions(self, state: State) -> list[dict[str, Any]]:
+        found = questions(self.found.proposal, state, QUESTIONS)
+        pairs = (
+            (one, [one.of] if one.other is None else [one.of, one.other]) for one in found
+        )
+        return [
+            {"do": one.do, "leaves": [state.leaves[k] for k in pair]} for one, pair in pairs
+        ]
+
+    def values(self, sources: Mapping[int, str]) -> dict[str, Any]:
+        """Return the proposal for the page's script, with the addresses of pictures by row."""
+        proposal = self.found.proposal
+        terms = leaf_terms(proposal, self.found.evidence.terms)
+        leaves = [
+            {
+                "n": int(size),
+                "terms": terms[leaf],
+                "pictures": [
+                    {
+                        "image": self.found.image_ids[row],
+                        "source": sources[row],
+                        "sure": i < SURE,
+                    }
+                    for i, row in enumerate(self.pictures[leaf])
+                    if row in sources
+                ],
+            }
+            for leaf, size in enumerate(proposal.sizes)
+        ]
+        names = {k: one[0] for k, one in enumerate(proposal.names)}
+        return {
+            "dataset": self.dataset,
+            "proposal": self.found.digest,
+            "suggested": proposal.suggested,
+            "leaves": leaves,
+            "tree": proposal.tree,
+            "classes": proposal.classes,
+            "names": [names[k] for k in sorted(names)],
+            "kinds": [[k, above] for k, above in parents(proposal).items()],
+            "again": run_command(self.folder),
+        }
+
+    def page(self) -> tuple[str, str]:
+        """Return the served page and its policy."""
+        rows = (row for one in self.pictures for row in one)
+        values = self.values({row: f"image/{row}" for row in rows})
+        return _rendered(self.dataset, SERVED, {**values, **self.state(self.saved())})
+
+    def offline_page(self) -> str:
+        """Return a page that needs no server."""
+        rows = [row for one in self.pictures for row in one]
+        if len(rows) > MAX_PICTURES:  # some of each leaf
+            most = max(1, MAX_PICTURES // len(self.pictures))
+            rows = [row for one in self.pictures for row in one[:most]][:MAX_PICTURES]
+        size = max(MIN_PICTURE, min(MAX_PICTURE, OFFLINE_BYTES // max(1, len(rows))))
+        sources = {row: uri for row in rows if (uri := self._data_uri(row, size))}
+        own = {"offline": True, "take": self.take, **self.state(self.saved())}
+        return _rendered(self.dataset, OFFLINE, {**self.values(sources), **own})[0]
+
+    def _data_uri(self, row: int, max_bytes: int) -> str:
+        try:
+            image = open_rgb(self.paths[row], max_side=OFFLINE_SIDE)
+        except UserError as error:
+            log.warning("%s It has no picture on the page.", error)
+            return ""
+        return picture(image, OFFLINE_SIDE, max_bytes).uri
+
+    def result(self) -> str:
+        """Return what follows from the saved actions."""
+        actions = self.saved().actions
+        state = replay(self.found.proposal, actions)
+        return (
+            f"Classes: {len(state.leaves)}. Your actions: {len(actions)}. Run the workflow again, "
+            f"and classes.txt, labels, models and pages follow:\n  {run_command(self.folder)}"
+        )
+
+
+def _revision(actions: Sequence[Action]) -> str:
+    text = json.dumps([action.model_dump(exclude_none=True) for action in actions])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _rendered(dataset: str, sources: str, values: Mapping[str, Any]) -> tuple[str, str]:
+    script = (files(PACKAGE) / "templates" / "classes.js").read_text(encoding="utf-8")
+    policy = render.policy(script, sources)
+    template = render.environment(PACKAGE).get_template("classes.html")
+    own = {"style": Markup(render.style()), "script": Markup(script)}
+    return template.render(policy=policy, dataset=dataset, values=values, **own), policy
+
+
+class ClassesHandler(Handler):
+    """One request of the page."""
+
+    def _reply(self, path: str) -> Reply:
+        page: ClassesPage = self.server.session
+        if self.command == "PUT" and path == "actions":
+            return self._save_actions(page)
+        if self.command == "GET" and path in {
+            f"image/{r}" for one in page.pictures for r in one
+        }:
+            file = io.BytesIO()  # no path comes from outside
+            row = int(path.removeprefix("image/"))
+            open_rgb(page.paths[row], max_side=SIDE).save(file, "WEBP", quality=85)
+            return HTTPStatus.OK, WEBP, file.getvalue()
+        if self.command == "PUT" or path:
+            raise RefusedError(HTTPStatus.NOT_FOUND)
+        html, self.policy = page.page()
+        return HTTPStatus.OK, "text/html; charset=utf-8", html.encode()
+
+    def _save_actions(self, page: ClassesPage) -> Reply:
+        actions = parse_actions(self._body(), "The request")
+        revision, status = self.headers.get("If-Match", "").strip('"'), HTTPStatus.OK
+        values: dict[str, Any] = {}
+        try:
+            saved = page.save(actions, revision)
+        except StaleActionsError:
+            saved, status = page.saved(), HTTPStatus.PRECONDITION_FAILED
+            values["message"] = CONFLICT
+        return status, JSON, json.dumps({**page.state(saved), **values}).encode()
+
+
+class ClassesServer(QuestionServer):
+    """Serves the page and saves the actions."""
+
+    handler = ClassesHandler

@@ -1,0 +1,306 @@
+"""Groups of images by looks and names, and the order in which they merge.
+
+An image begins in the group of its most reliable name. In ROUNDS rounds it goes where
+
+    SHARPNESS (cos(x, X_k) + r cos(u, U_k)) + log n_k / 2
+
+is largest, softly: x are whitened image features, u are weighted names, r is how well looks predict
+the name, X_k and U_k are the means of group k without the image's own part. Groups of fewer than
+MIN_IMAGES images dissolve. Then the two groups with the smallest cost merge, again and again:
+
+    |X_i - X_j|^2 sqrt(h) + NAMES |U_i - U_j|^2 sqrt(g)
+
+h is half the harmonic mean of the two numbers of images, and g is the same of summed reliabilities,
+so that groups without names are compared by looks alone. The exponent is between that of Ward's
+rule, which splits large groups, and the distance of means, which follows outliers. Costs are
+relative to sqrt(N / 2 K) of the K groups at the beginning: those of groups of mean size at distance
+1. More images of the same kinds leave them as they are.
+
+Nothing is random. Letters: N images, D embedding width, T terms, K groups, n some images.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse
+
+from latteclip.discover.names import Names, predictability, weighted
+
+ROUNDS = 8
+SHARPNESS = 10.0  # nats of a cosine
+NAMES = 0.7  # weight of names beside looks, whose features have a mean length of 1
+MIN_IMAGES = 3
+STOP = 0.65  # the relative cost above which groups are different classes
+KEPT = 8  # groups of an image that have a share in the means
+ROWS = 2048  # images that are scored at once
+TINY = 1e-9
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Looks and names of N images."""
+
+    looks: Floats  # [N, D] whitened, centred, of mean length 1
+    names: scipy.sparse.csr_matrix  # [N, T] of length 1, or 0 without a name
+    reliability: Floats  # [N]
+    best: Ints  # [N] the most reliable term, or -1
+    terms: Names
+    weights: Floats  # [T] how well looks predict each term
+
+    @classmethod
+    def of(cls, looks: Floats, terms: Names) -> "Evidence":
+        """Weight the names of images by their looks."""
+        weights = predictability(looks, terms)
+        return cls(looks, *weighted(terms, weights), terms, weights)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The groups of N images."""
+
+    labels: Ints  # [N] the likeliest group
+    confidence: Floats  # [N] its probability
+    second: Ints  # [N] the second likeliest group, or the only one
+    n_groups: int
+
+
+@dataclass(frozen=True)
+class _Shares:
+    """The shares of N images in K groups, of which each has a few."""
+
+    table: scipy.sparse.csr_matrix  # [N, K]
+
+    @classmethod
+    def of_labels(cls, labels: Ints, n_groups: int) -> "_Shares":
+        rows = np.flatnonzero(labels >= 0)
+        cells = np.ones(len(rows), np.float32), (rows, labels[rows])
+        return cls(scipy.sparse.csr_matrix(cells, (len(labels), n_groups)))
+
+
+def group(evidence: Evidence, rounds: int = ROUNDS) -> Groups:
+    """Group images by their names and looks, beginning with the names."""
+    used, start = np.unique(evidence.best[evidence.best >= 0], return_inverse=True)
+    labels = np.full(len(evidence.best), -1)
+    labels[evidence.best >= 0] = start
+    if not len(used):
+        return _one_group(len(labels))
+    shares = _without_small(_Shares.of_labels(labels, len(used)))
+    for done in range(4 * rounds):
+        found, shares = _step(evidence, shares)
+        sizes = np.bincount(found.labels, minlength=found.n_groups)
+        is_small = sizes < MIN_IMAGES
+        if done + 1 >= rounds and not is_small.any():
+            break
+        if done + 1 >= rounds:
+            shares = _select(shares, ~is_small)
+    return _numbered(found)
+
+
+def regroup(evidence: Evidence, labels: Ints, rounds: int = 1) -> Groups:
+    """Return where images belong, of groups that begin with labels [N]. Each label is in use."""
+    n_groups = int(labels.max(initial=0)) + 1
+    shares = _Shares.of_labels(labels, n_groups)
+    for _ in range(rounds):
+        found, shares = _step(evidence, shares)
+    return found
+
+
+def _one_group(n: int) -> Groups:
+    zeros = np.zeros(n, np.int64)
+    return Groups(zeros, np.ones(n, np.float32), zeros, 1)
+
+
+def _without_small(shares: _Shares) -> _Shares:
+    sizes = np.asarray(shares.table.sum(axis=0)).ravel()
+    keep = sizes >= min(MIN_IMAGES, sizes.max())
+    return _select(shares, keep)
+
+
+def _select(shares: _Shares, keep: npt.NDArray[np.bool_]) -> _Shares:
+    if not keep.any():
+        keep = np.ones_like(keep)
+    table = shares.table[:, np.flatnonzero(keep)].tocsr()
+    sums = np.asarray(table.sum(axis=1)).ravel()
+    scale = np.divide(1, sums, out=np.zeros_like(sums), where=sums > 0)
+    return _Shares(scipy.sparse.diags(scale).astype(np.float32) @ table)
+
+
+def _numbered(found: Groups) -> Groups:
+    """Return groups that all have images, numbered by the first of them."""
+    used, first = np.unique(found.labels, return_index=True)
+    order = used[np.argsort(first)]
+    number = np.full(found.n_groups, -1)
+    number[order] = np.arange(len(order))
+    labels, second = number[found.labels], number[found.second]
+    return replace(
+        found,
+        labels=labels,
+        second=np.where(second < 0, labels, second),
+        n_groups=len(order),
+    )
+
+
+def _step(evidence: Evidence, shares: _Shares) -> tuple[Groups, _Shares]:
+    """Return the likeliest groups by the means of some shares, and the shares that follow."""
+    n, k = shares.table.shape
+    kept = min(KEPT, k)
+    columns, values = np.empty((n, kept), np.int64), np.empty((n, kept), np.float32)
+    for rows, scores in _scores(evidence, shares.table):
+        best = np.argpartition(-scores, kept - 1, axis=1)[:, :kept]
+        top = np.take_along_axis(scores, best, axis=1)
+        order = np.lexsort((best, -top), axis=1)
+        columns[rows] = np.take_along_axis(best, order, axis=1)
+        top = np.take_along_axis(top, order, axis=1)
+        top = np.exp(top - top[:, :1])
+        values[rows] = top / top.sum(axis=1, keepdims=True)
+    cells = values.ravel(), columns.ravel(), np.arange(0, n * kept + 1, kept)
+    found = Groups(columns[:, 0], values[:, 0], columns[:, min(1, kept - 1)], k)
+    return found, _Shares(scipy.sparse.csr_matrix(cells, (n, k)))
+
+
+def _scores(
+    evidence: Evidence, shares: scipy.sparse.csr_matrix
+) -> Iterator[tuple[slice, Floats]]:
+    """Yield rows and their scores [n, K]."""
+    weighted_shares = scipy.sparse.diags(evidence.reliability) @ shares
+    looks = np.asarray(shares.T @ evidence.looks, np.float32)  # [K, D]
+    names = (weighted_shares.T @ evidence.names).tocsr()  # [K, T]
+    look_squares = (looks**2).sum(axis=1)
+    name_squares = np.asarray(names.multiply(names).sum(axis=1)).ravel()
+    sizes = np.asarray(shares.sum(axis=0)).ravel() + 1
+    offset = 0.5 * np.log(sizes / sizes.sum())
+    for start in range(0, len(evidence.looks), ROWS):
+        rows = slice(start, start + ROWS)
+        x, u = evidence.looks[rows], evidence.names[rows]
+        own, r = shares[rows].toarray(), evidence.reliability[rows, None]
+        scores = _cosines(x @ looks.T, (x**2).sum(axis=1, keepdims=True), own, look_squares)
+        squares = np.asarray(u.multiply(u).sum(axis=1)).reshape(-1, 1)
+        products = (u @ names.T).toarray()
+        scores += r * _cosines(products, squares, own * r, name_squares)
+        yield rows, (SHARPNESS * scores + offset).astype(np.float32)
+
+
+def _cosines(products: Floats, own_squares: Floats, own: Floats, squares: Floats) -> Floats:
+    """Return products of rows with normalised sums, each without the row's own share."""
+    lengths = squares - 2 * own * products + own**2 * own_squares
+    found: Floats = (products - own * own_squares) / np.sqrt(np.maximum(lengths, 1e-6))
+    return found
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Two groups that become one: the second is taken into the first."""
+
+    into: int
+    taken: int
+    cost: float  # relative
+
+
+def merges(evidence: Evidence, labels: Ints) -> list[Merge]:
+    """Return the merges of K groups until one is left, in their order."""
+    tree = _Tree(blocks(evidence, labels))
+    unit = np.sqrt(len(labels) / len(tree.best) / 2)
+    return [Merge(i, j, float(cost / unit)) for i, j, cost in tree.merges()]
+
+
+def blocks(evidence: Evidence, labels: Ints) -> "list[Block]":
+    """Return the sums of K groups in looks and in names."""
+    n_groups = int(labels.max(initial=0)) + 1
+    table = _Shares.of_labels(labels, n_groups).table
+    reliable = scipy.sparse.diags(evidence.reliability) @ table
+    looks = table.T @ evidence.looks
+    names = reliable.T @ evidence.names
+    sizes = np.bincount(labels, minlength=n_groups).astype(np.float64)
+    reliabilities = np.asarray(reliable.sum(axis=0), np.float64).ravel()
+    products = (names @ names.T).toarray()
+    return [Block(looks @ looks.T, sizes, 1.0), Block(products, reliabilities, NAMES)]
+
+
+class Block:
+    """Inner products of the sums of K groups in looks or in names, which add up in a merge."""
+
+    def __init__(
+        self, products: npt.ArrayLike, sizes: npt.NDArray[np.float64], weight: float
+    ):
+        self.products, self.sizes = np.array(products, np.float64), sizes.copy()
+        self.weight = weight
+
+    def costs(self, i: int) -> npt.NDArray[np.float64]:
+        """Return the cost of merging group i with each [K]."""
+        n = np.maximum(self.sizes, TINY)
+        squares = self.products.diagonal() / n**2
+        distances = squares + squares[i] - 2 * self.products[i] / (n * n[i])
+        halves = self.sizes * self.sizes[i] / np.maximum(self.sizes + self.sizes[i], TINY)
+        found: npt.NDArray[np.float64] = (
+            self.weight * np.maximum(distances, 0) * np.sqrt(halves)
+        )
+        return found
+
+    def joined(self, member: npt.NDArray[np.float64]) -> "Block":
+        """Return the block of classes, of which the groups are members [C, K]."""
+        return Block(member @ self.products @ member.T, member @ self.sizes, self.weight)
+
+    def merge(self, i: int, j: int) -> None:
+        self.products[i] += self.products[j]
+        self.products[:, i] += self.products[:, j]
+        self.sizes[i] += self.sizes[j]
+
+
+class _Tree:
+    """Groups that merge by the smallest cost, with the best partner of each."""
+
+    def __init__(self, blocks: list[Block]) -> None:
+        self.blocks = blocks
+        k = len(blocks[0].sizes)
+        self.alive = np.ones(k, bool)
+        self.costs = np.stack([self._costs(i) for i in range(k)])
+        self.partner = self.costs.argmin(axis=1)
+        self.best = self.costs.min(axis=1)
+
+    def _costs(self, i: int) -> npt.NDArray[np.float64]:
+        found = sum(block.costs(i) for block in self.blocks)
+        result = np.where(self.alive, found, np.inf)
+        result[i] = np.inf
+        return result
+
+    def merges(self) -> Iterator[tuple[int, int, float]]:
+        """Yield the two groups of each merge, and its cost."""
+        for _ in range(len(self.best) - 1):
+            i = int(self.best.argmin())
+            j = int(self.partner[i])
+            i, j, cost = min(i, j), max(i, j), float(self.best[i])
+            for block in self.blocks:
+                block.merge(i, j)
+            self.alive[j] = False
+            self.costs[j] = self.costs[:, j] = np.inf
+            self.costs[i] = self.costs[:, i] = self._costs(i)
+            self.best[j] = np.inf
+            changed = self.alive & ((self.partner == i) | (self.partner == j))
+            changed[i] = True
+            for row in np.flatnonzero(changed):
+                self.partner[row] = self.costs[row].argmin()
+                self.best[row] = self.costs[row, self.partner[row]]
+            closer = self.alive & (self.costs[:, i] < self.best)
+            self.partner[closer], self.best[closer] = i, self.costs[closer, i]
+            yield i, j, cost
+
+
+def suggested_number(steps: list[Merge], n_groups: int) -> int:
+    """Return the number of classes after the merges before the first that costs more than STOP."""
+    n_merged = next(
+        (place for place, step in enumerate(steps) if step.cost > STOP), len(steps)
+    )
+    return max(min(2, n_groups), n_groups - n_merged)
+
+
+def cut(steps: list[Merge], n_groups: int, n_classes: int) -> Ints:
+    """Return the class [K] of each group after as many merges as leave `n_classes`."""
+    owner = np.arange(n_groups)
+    for step in steps[: max(0, n_groups - n_classes)]:
+        owner[owner == step.taken] = step.into
+    found: Ints = np.unique(owner, return_inverse=True)[1].astype(np.int64)
+    return found

@@ -1,0 +1,79 @@
+"""Names of classes by the terms of their images.
+
+A class is named by the term that stands for it best: most of its images have it, and few others do.
+Letters: N images, K classes, T terms.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse
+
+from latteclip.discover.names import Names
+
+RUNNERS_UP = 4
+PART_OF_NAMES = 0.5  # factor of a term that is never a whole name, as "harley"
+UNNAMED = "group"  # begin of the name of a class whose images share no name
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ClassNames:
+    """The names of K classes, the best first, with the share of their images that have each."""
+
+    names: list[list[str]]  # of each class at least one, and no first name twice
+    shares: list[list[float]]
+
+
+def name_classes(labels: Ints, names: Names, n_classes: int) -> ClassNames:
+    """Return the names of classes by the labels [N] of the images."""
+    table = term_counts(labels, names, n_classes)
+    sizes = np.bincount(labels, minlength=n_classes)
+    ranked = [_ranked(table[k], int(sizes[k]), names) for k in range(n_classes)]
+    chosen = _distinct(ranked)
+    found, shares = [], []
+    for k, first in enumerate(chosen):
+        others = [term for _, term in ranked[k] if term != first][:RUNNERS_UP]
+        terms = [*([first] if first >= 0 else []), *others]
+        unnamed = [] if first >= 0 else [f"{UNNAMED} {k + 1}"]
+        found.append([*unnamed, *(names.terms[term] for term in terms)])
+        counts = [*([0] * len(unnamed)), *(table[k, term] for term in terms)]
+        shares.append([round(float(n) / max(1, int(sizes[k])), 3) for n in counts])
+    return ClassNames(found, shares)
+
+
+def term_counts(labels: Ints, names: Names, n_classes: int) -> scipy.sparse.csr_matrix:
+    """Return how many images [K, T] of each class have each term."""
+    has = names.counts.astype(bool).astype(np.int64)
+    cells = np.ones(len(labels), np.int64), (labels, np.arange(len(labels)))
+    return (scipy.sparse.csr_matrix(cells, (n_classes, len(labels))) @ has).tocsr()
+
+
+def _ranked(
+    row: scipy.sparse.csr_matrix, size: int, names: Names
+) -> list[tuple[float, int]]:
+    """Return terms of a class, the best first: by the F-score of the term as a test for it."""
+    images = names.images
+    scored = []
+    for term, n in zip(row.indices, row.data, strict=True):
+        score = 2 * n / (images[term] + size)
+        score *= 1.0 if names.whole[term] else PART_OF_NAMES
+        scored.append((-float(score), -len(names.terms[term].split()), int(term)))
+    return [(-score, term) for score, _, term in sorted(scored)]
+
+
+def _distinct(ranked: Sequence[list[tuple[float, int]]]) -> list[int]:
+    """Return a term for each class, none twice, and -1 where none is left.
+
+    The class that fits a term best has it.
+    """
+    pairs = [(-score, k, term) for k, one in enumerate(ranked) for score, term in one]
+    taken: dict[int, int] = {}
+    used: set[int] = set()
+    for _, k, term in sorted(pairs):
+        if k not in taken and term not in used:
+            taken[k] = term
+            used.add(term)
+    return [taken.get(k, -1) for k in range(len(ranked))]

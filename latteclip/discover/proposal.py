@@ -1,0 +1,366 @@
+"""Classes that are proposed for images without class names, and what a person does with them.
+
+A proposal has L leaves, which are small groups of images, and merges that join them to classes. A
+class is a set of leaves, so that a split undoes the merge that joined it last. Actions are replayed
+on the proposal in their order: the page does the same in its script.
+
+Letters: N images, L leaves, C classes.
+"""
+
+import heapq
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, Field, ValidationError
+
+from latteclip.core.class_templates import clean_classname
+from latteclip.core.errors import UserError
+from latteclip.discover import grouping
+from latteclip.discover.grouping import Block, Evidence, Groups, Merge
+from latteclip.discover.names import Names
+from latteclip.discover.naming import UNNAMED, name_classes, term_counts
+
+MAX_NAME = 100  # characters of a class name
+MAX_ACTIONS = 10_000
+LEAF = 2 * grouping.MIN_IMAGES  # images of a group that is divided into leaves, at least
+ITERATIONS = 20  # of a division
+TERMS = 12  # of a leaf that the page knows
+STEEPNESS = 2.0  # with which doubt falls with the logarithm of the cost
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Leaves of N images, how they merge, and the classes that are suggested."""
+
+    leaves: Ints  # [N]
+    steps: list[Merge]  # of L leaves, until one is left
+    classes: list[list[int]]  # the leaves of each class, ascending
+    names: list[list[str]]  # of each class, the best first
+    shares: list[list[float]]  # of the images of each class that have each name
+    suggested: int  # the number of classes that the curve suggests
+    blocks: list[Block]  # the sums of the leaves in looks and names
+    unit: float  # of costs
+
+    @cached_property
+    def tree(self) -> list[int]:
+        """Return the parent of each leaf, then of each merge; the last has none."""
+        n_leaves = len(self.steps) + 1
+        node, found = list(range(n_leaves)), [-1] * (n_leaves + len(self.steps))
+        for number, step in enumerate(self.steps, start=n_leaves):
+            found[node[step.into]] = found[node[step.taken]] = number
+            node[step.into] = number
+        return found
+
+    @property
+    def sizes(self) -> Ints:
+        """Return the images [L] of each leaf."""
+        return np.bincount(self.leaves, minlength=len(self.steps) + 1)
+
+    def costs(self, classes: Sequence[Sequence[int]]) -> npt.NDArray[np.float64]:
+        """Return the relative cost [C, C] of merging two of C classes, which are sets of leaves."""
+        member = np.zeros((len(classes), len(self.steps) + 1))
+        for number, leaves in enumerate(classes):
+            member[number, list(leaves)] = 1
+        joined = [block.joined(member) for block in self.blocks]
+        rows = [sum(block.costs(k) for block in joined) for k in range(len(classes))]
+        return np.array(rows).reshape(len(classes), len(classes)) / self.unit
+
+    def labels(self, classes: Sequence[Sequence[int]] | None = None) -> Ints:
+        """Return the class [N] of each image, -1 for none."""
+        owner = np.full(len(self.steps) + 1, -1)
+        for number, leaves in enumerate(self.classes if classes is None else classes):
+            owner[list(leaves)] = number
+        found: Ints = owner[self.leaves]
+        return found
+
+
+def propose(evidence: Evidence, n_classes: int | None = None) -> Proposal:
+    """Propose classes of images: a given number, or as many as the curve of merges suggests."""
+    groups = grouping.group(evidence)
+    leaves = divide(evidence, groups.labels)
+    within = int(leaves.max(initial=0)) + 1 - groups.n_groups
+    steps = _steps(evidence, groups, leaves)
+    n_leaves = len(steps) + 1
+    suggested = grouping.suggested_number(steps[within:], n_leaves - within)
+    owner = grouping.cut(steps, n_leaves, suggested if n_classes is None else n_classes)
+    classes = [
+        np.flatnonzero(owner == k).tolist() for k in range(int(owner.max(initial=0)) + 1)
+    ]
+    named = name_classes(owner[leaves], evidence.terms, len(classes))
+    unit = float(np.sqrt(len(leaves) / groups.n_groups / 2))
+    blocks = grouping.blocks(evidence, leaves)
+    return Proposal(
+        leaves, steps, classes, named.names, named.shares, suggested, blocks, unit
+    )
+
+
+def divide(evidence: Evidence, labels: Ints) -> Ints:
+    """Return leaves [N]: each group that is large enough in two halves, by looks and names."""
+    leaves = labels.copy()
+    n_leaves = int(labels.max(initial=0)) + 1
+    order = np.argsort(labels, kind="stable")
+    ends = np.cumsum(np.bincount(labels, minlength=n_leaves))
+    for rows in np.split(order, ends[:-1]):
+        if len(rows) < LEAF:
+            continue
+        names = evidence.names[rows]
+        names = (
+            names[:, np.unique(names.indices)].toarray() * evidence.reliability[rows, None]
+        )
+        x = np.hstack([evidence.looks[rows], np.sqrt(grouping.NAMES) * names])
+        is_second = _halves(x)
+        if min(is_second.sum(), (~is_second).sum()) >= grouping.MIN_IMAGES:
+            leaves[rows[is_second]] = n_leaves
+            n_leaves += 1
+    return leaves
+
+
+def _halves(x: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
+    """Return two halves of rows [n, D] by k-means that begins along the main direction."""
+    x = x - x.mean(axis=0)
+    direction = (
+        np.linalg.svd(x @ x.T, hermitian=True)[0][:, 0] if len(x) <= 500 else x @ x[0]
+    )
+    is_second: npt.NDArray[np.bool_] = direction > np.median(direction)
+    for _ in range(ITERATIONS):
+        if not 0 < is_second.sum() < len(x):
+            break
+        first, second = x[~is_second].mean(axis=0), x[is_second].mean(axis=0)
+        after = ((x - second) ** 2).sum(axis=1) < ((x - first) ** 2).sum(axis=1)
+        if (after == is_second).all():
+            break
+        is_second = after
+    return is_second
+
+
+def _steps(evidence: Evidence, groups: Groups, leaves: Ints) -> list[Merge]:
+    """Return the merges of leaves: first the halves of each group, then the groups."""
+    pairs = np.unique(np.stack([groups.labels, leaves], axis=1), axis=0)
+    halves = [(int(k), int(leaf)) for k, leaf in pairs if k != leaf]
+    return [
+        *(Merge(k, leaf, 0.0) for k, leaf in halves),
+        *grouping.merges(evidence, groups.labels),
+    ]
+
+
+# --- a person's actions --------------------------------------------------------------------------
+
+
+class Action(BaseModel, extra="forbid"):
+    """What a person does: the classes are numbers, which a split continues."""
+
+    do: Literal["rename", "merge", "split", "drop", "none", "keep"]
+    of: int = Field(ge=0)  # a class
+    other: int | None = Field(default=None, ge=0)  # merge: the class that is taken into it
+    name: str | None = Field(default=None, max_length=10 * MAX_NAME)  # rename
+    image: str | None = Field(default=None, max_length=10_000)  # none: of no class
+
+
+@dataclass
+class State:
+    """Classes by number after some actions."""
+
+    leaves: dict[int, list[int]]
+    names: dict[int, str]
+    next_number: int
+    none: set[str] = field(default_factory=set)  # images of no class
+    dropped: list[int] = field(default_factory=list)  # leaves of no class
+    asked: set[tuple[int, ...]] = field(
+        default_factory=set
+    )  # leaves of questions with an answer
+
+    def key(self, *numbers: int | None) -> tuple[int, ...]:
+        """Return the leaves of some classes, by which the answer to a question is known."""
+        return tuple(
+            sorted(leaf for k in numbers if k is not None for leaf in self.leaves[k])
+        )
+
+
+def start(proposal: Proposal) -> State:
+    """Return the classes as they are proposed."""
+    leaves = {k: list(one) for k, one in enumerate(proposal.classes)}
+    names = {k: one[0] for k, one in enumerate(proposal.names)}
+    return State(leaves, names, len(leaves))
+
+
+def replay(proposal: Proposal, actions: Sequence[Action]) -> State:
+    """Return the classes after some actions. UserError: an action that the classes do not allow."""
+    state = start(proposal)
+    for number, action in enumerate(actions):
+        if problem := apply(state, action, proposal):
+            raise UserError(f"Action {number + 1} of classes.json, {action.do}: {problem}")
+    return state
+
+
+def apply(state: State, action: Action, proposal: Proposal) -> str:
+    """Apply an action to the classes, or return why it cannot be."""
+    if action.of not in state.leaves or action.other not in (None, *state.leaves):
+        return f"there is no class {action.of if action.other is None else action.other}."
+    if action.do in ("keep", "split", "merge"):
+        state.asked.add(state.key(action.of, action.other))
+    if action.do == "rename":
+        name = class_name(action.name or "")
+        others = {clean_classname(one) for k, one in state.names.items() if k != action.of}
+        if not name or clean_classname(name) in others:
+            return f"the name {(action.name or '')[:MAX_NAME]!r} is empty or in use."
+        state.names[action.of] = name
+    elif action.do == "merge":
+        if action.other is None or action.other == action.of:
+            return "there is no other class."
+        state.leaves[action.of] = sorted(
+            state.leaves[action.of] + state.leaves.pop(action.other)
+        )
+        del state.names[action.other]
+    elif action.do == "split":
+        parts = split(state.leaves[action.of], proposal.tree)
+        if not parts:
+            return f"the class {state.names[action.of]!r} cannot be split further."
+        state.leaves[action.of], state.leaves[state.next_number] = parts
+        state.names[state.next_number] = _free_name(state, action.of)
+        state.next_number += 1
+    elif action.do == "drop":
+        state.dropped += state.leaves.pop(action.of)
+        del state.names[action.of]
+    elif action.do == "none" and action.image:
+        state.none ^= {action.image}
+    return ""
+
+
+def class_name(text: str) -> str:
+    """Return a name on one line, without control characters, of at most MAX_NAME characters."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in text)
+    return " ".join(plain.split())[:MAX_NAME].strip()
+
+
+def _free_name(state: State, of: int) -> str:
+    taken = {clean_classname(one) for one in state.names.values()}
+    number = 2
+    while clean_classname(f"{state.names[of]} {number}") in taken:
+        number += 1
+    return f"{state.names[of]} {number}"
+
+
+def split(leaves: Sequence[int], tree: Sequence[int]) -> tuple[list[int], list[int]] | None:
+    """Return the two parts of a class that merged last, the one with its first leaf first.
+
+    The tree has the parent of each node: leaves, then merges in their order.
+    """
+    inside = {leaf: [leaf] for leaf in leaves}
+    nodes = sorted(inside)
+    while len(inside) > 1:
+        node = heapq.heappop(nodes)
+        part, above = inside.pop(node), tree[node]
+        if above not in inside:
+            heapq.heappush(nodes, above)
+            inside[above] = part
+        elif len(inside) > 1:
+            inside[above] = inside[above] + part
+        else:
+            first, second = sorted((inside[above], part), key=min)
+            return sorted(first), sorted(second)
+    return None
+
+
+@dataclass(frozen=True)
+class ClassQuestion:
+    """Whether two classes are the same, or a class holds two."""
+
+    do: Literal["merge", "split"]
+    of: int
+    other: int | None
+    gain: float  # images that are expected to change
+
+
+def questions(
+    proposal: Proposal, state: State, n: int | None = None
+) -> list[ClassQuestion]:
+    """Return what to ask, first where most images are expected to change.
+
+    Asked are whether a class is the same as the one nearest to it, and whether the two parts that
+    it was merged from are the same. Answered questions are left out.
+    """
+    numbers = sorted(state.leaves)
+    parts = {k: split(state.leaves[k], proposal.tree) for k in numbers}
+    sides = [side for k in numbers for side in (parts[k] or ())]
+    costs = proposal.costs([state.leaves[k] for k in numbers])
+    inner = proposal.costs(sides)
+    sizes = proposal.sizes
+    found, place = [], 0
+    for k in numbers:
+        if pair := parts[k]:
+            least = min(int(sizes[side].sum()) for side in pair)
+            found.append(
+                ClassQuestion("split", k, None, least * _doubt(inner[place, place + 1]))
+            )
+            place += 2
+    n_images = np.array([sizes[state.leaves[k]].sum() for k in numbers])
+    np.fill_diagonal(costs, np.inf)
+    nearest = costs.argmin(axis=1) if len(numbers) > 1 else []
+    for i, j in sorted({(min(i, j), max(i, j)) for i, j in enumerate(map(int, nearest))}):
+        a, b = sorted((i, j), key=lambda one: (-n_images[one], one))
+        gain = int(n_images[b]) * _doubt(costs[i, j])
+        found.append(ClassQuestion("merge", numbers[a], numbers[b], gain))
+    found.sort(key=lambda one: (-one.gain, one.do, one.of, one.other or 0))
+    fresh = (one for one in found if state.key(one.of, one.other) not in state.asked)
+    return list(itertools.islice(fresh, n))
+
+
+def _doubt(cost: float) -> float:
+    """Return how uncertain it is that two classes are the same, 1 at the limit of the cost."""
+    return float(np.exp(-STEEPNESS * abs(np.log(max(cost, 1e-3) / grouping.STOP))))
+
+
+def parse_actions(content: bytes | str, where: str) -> list[Action]:
+    """Read the actions of a page. UserError: what is not a list of them."""
+    try:
+        values = json.loads(content)["actions"]
+        if not isinstance(values, list) or len(values) > MAX_ACTIONS:
+            raise ValueError(f"not a list of at most {MAX_ACTIONS}")
+        return [Action.model_validate(value) for value in values]
+    except (ValueError, LookupError, TypeError, RecursionError, ValidationError) as error:
+        first = str(error).splitlines()[0][:200]
+        raise UserError(
+            f"{where} holds no actions of `latteclip classes` ({first})."
+        ) from None
+
+
+# --- what a person sees --------------------------------------------------------------------------
+
+
+def parents(proposal: Proposal) -> dict[int, int]:
+    """Return the class whose name a class's name ends with: of "sea turtle" that is "turtle"."""
+    number = {names[0]: k for k, names in enumerate(proposal.names)}
+    found = {}
+    for k, names in enumerate(proposal.names):
+        words = names[0].split()
+        for start in range(1, len(words)):
+            parent = " ".join(words[start:])
+            if parent in number:
+                found[k] = number[parent]
+                break
+    return found
+
+
+def leaf_terms(proposal: Proposal, names: Names) -> list[dict[str, int]]:
+    """Return the most frequent terms of each leaf, with the number of its images."""
+    n_leaves = len(proposal.steps) + 1
+    table = term_counts(proposal.leaves, names, n_leaves)
+    found = []
+    for leaf in range(n_leaves):
+        row = table[leaf]
+        order = np.lexsort((row.indices, -row.data))[:TERMS]
+        terms = (names.terms[row.indices[place]] for place in order)
+        found.append(dict(zip(terms, row.data[order].tolist(), strict=True)))
+    return found
+
+
+def is_unnamed(name: str) -> bool:
+    """Return whether a class has no name of its own."""
+    return name.startswith(f"{UNNAMED} ")

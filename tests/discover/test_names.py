@@ -1,0 +1,63 @@
+"""Names in the answers of a captioner."""
+
+import numpy as np
+import pytest
+
+from latteclip.discover.names import phrases, predictability, read_names, terms_of, weighted
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        ("Leopard.", ["leopard"]),
+        ("A photo of a Grand Piano", ["grand piano"]),
+        ("The image shows a leopard in tall grass.", ["leopard"]),
+        ("man with red hair", ["man"]),
+        ("Watch, wristwatch, timepiece.", ["watch", "wristwatch", "timepiece"]),
+        ("sea-horse\nwater", ["sea horse", "water"]),
+        ("", []),
+        ("... !!! \x00\x1b[31m", ["31m"]),
+        ("<b>dog</b>", ["dog"]),
+        ("\U0001f600", []),
+        ("x" * 10_000, ["x" * 40]),
+    ],
+)
+def test_an_answer_gives_the_names_in_it(answer, found):
+    assert phrases(answer) == found
+
+
+def test_terms_are_all_parts_of_a_name_the_longest_first():
+    assert [*terms_of("big red dog")] == [
+        "big red dog",
+        "big red",
+        "red dog",
+        "big",
+        "red",
+        "dog",
+    ]
+
+
+def test_a_plural_joins_its_singular_only_where_that_is_written():
+    answers = ["dogs", "dog", "a dog", "Scissors", "scissors", "scissors"]
+    assert read_names(answers).terms == ["dog", "scissors"]
+
+
+def test_names_that_differ_in_case_alone_are_one():
+    names = read_names(["Dog", "DOG", "dog "])
+    assert (names.terms, names.images.tolist()) == (["dog"], [3])
+
+
+def test_words_that_looks_do_not_predict_carry_no_weight():
+    rng = np.random.default_rng(0)
+    truth = np.arange(200) % 4
+    centres = rng.normal(size=(4, 16))
+    looks = (centres[truth] + 0.1 * rng.normal(size=(200, 16))).astype(np.float32)
+    colours = rng.choice(["red", "blue"], 200)
+    nouns = ["cup", "dog", "car", "fish"]
+    names = read_names([f"{colours[i]} {nouns[truth[i]]}" for i in range(200)])
+    weights = dict(zip(names.terms, predictability(looks, names), strict=True))
+    assert min(weights[noun] for noun in nouns) > 0.95
+    assert max(weights["red"], weights["blue"]) < 0.2
+    _, reliability, best = weighted(names, np.array([*weights.values()], np.float32))
+    assert {names.terms[term] for term in best} == set(nouns)
+    assert reliability.min() > 0.95

@@ -1,0 +1,38 @@
+"""Results of a dataset without class names, as the stages before the proposal leave them."""
+
+import numpy as np
+from support.tiny import write_captions, write_index, write_pictures
+
+from latteclip.config.sections.discover import DiscoverSection
+from latteclip.core import tables
+from latteclip.core.metadata import EncoderMetadata
+from latteclip.discover.discover_classes import discover_classes
+
+KINDS = ["cup", "dog", "car"]
+N = 36
+
+
+def run(folder, **more):
+    """Run the stage as its rule does."""
+    paths = (
+        str(folder / f"{name}.parquet") for name in ("unnamed_images", "names", "looks")
+    )
+    outputs = (str(folder / name) for name in ("classes.txt", "discovery.json"))
+    settings = DiscoverSection()
+    discover_classes(*paths, settings, *outputs, str(folder / "discovered.parquet"), **more)
+
+
+def write_inputs(folder, answers):
+    """Write images of three kinds, with these answers."""
+    rng = np.random.default_rng(0)
+    kinds = np.arange(len(answers)) % len(KINDS)
+    files = write_pictures(folder / "pictures", len(answers))
+    n = len(files)
+    write_index(folder / "unnamed_images.parquet", files, ["train"] * n, [None] * n, [])
+    ids = [f"{number:03d}.png" for number in range(n)]
+    write_captions(folder / "names.parquet", ids, answers)
+    looks = rng.normal(size=(len(KINDS), 8))[kinds] + 0.2 * rng.normal(size=(n, 8))
+    looks = (looks / np.linalg.norm(looks, axis=1, keepdims=True)).astype(np.float32)
+    columns = {"image_id": ids, "image_features": tables.list_column(looks)}
+    metadata = EncoderMetadata(model="a/clip", width=8)
+    tables.write(folder / "looks.parquet", columns, tables.IMAGE_FEATURES, metadata)

@@ -1,0 +1,87 @@
+"""Photographs without class names, through Snakemake."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+
+from latteclip.core import tables
+from latteclip.core.metadata import ClassesMetadata
+
+NAMES = ("cup", "dog", "car")
+COLOURS = ((200, 30, 30), (30, 200, 30), (30, 30, 200))
+N = 24
+RESULTS = "results/mine"
+LABELS = f"{RESULTS}/pseudo_labels.parquet"
+
+
+@pytest.fixture
+def configured(checkout):
+    """Options of a run on pictures of three colours, whose names the user gives."""
+    rng = np.random.default_rng(0)
+    photos = checkout.root / "photos"
+    photos.mkdir()
+    answers = []
+    for number in range(N):
+        kind = number % len(NAMES)
+        noise = rng.normal(0, 40, (64, 64, 3))
+        pixels = np.clip(COLOURS[kind] + noise, 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(photos / f"{number:02d}.png")
+        answers.append({"image_id": f"{number:02d}.png", "caption": f"a {NAMES[kind]}"})
+    lines = "\n".join(json.dumps(answer) for answer in answers)
+    (checkout.root / "names.jsonl").write_text(lines)
+    dataset = {
+        "source": {"folder": "photos"},
+        "split": {"classes": "discover"},
+        "clip": {"model": "local-dir:latteclip/demo/models/clip", "pretrained": None},
+        "captioner": {"engine": "file"},
+        "discover": {"file": "names.jsonl"},
+    }
+    text = yaml.safe_dump({"dataset": "mine", "datasets": {"mine": dataset}})
+    (checkout.root / "mine.yaml").write_text(text)
+    return ["--configfile", "mine.yaml", "--config", "method=zero_shot"]
+
+
+def test_labels_are_of_the_proposed_classes_and_follow_what_a_person_does(
+    checkout, configured
+):
+    results = checkout.root / RESULTS
+    run = checkout.snakemake(LABELS, *configured)
+    assert run.returncode == 0, run.stdout
+    classes = (results / "classes.txt").read_text().splitlines()
+    assert sorted(classes) == sorted(NAMES)
+    assert "Nobody has looked" in run.stdout
+    assert len(pq.read_table(checkout.root / LABELS)) == N
+    again = checkout.snakemake(LABELS, *configured)
+    assert "Nothing to be done" in again.stdout
+
+    proposal = json.loads((results / "discovery.json").read_text())["proposal"]
+    renamed = {"do": "rename", "of": classes.index("dog"), "name": "hound"}
+    exported = checkout.root / "exported.json"
+    exported.write_text(json.dumps({"proposal": proposal, "actions": [renamed]}))
+    taken = checkout.latteclip("classes", RESULTS, "--actions", "exported.json")
+    assert taken.returncode == 0, taken.stdout
+    run = checkout.snakemake(LABELS, *configured)
+    assert run.returncode == 0, run.stdout
+    assert "name_images" not in run.stdout
+    known = tables.read_metadata(checkout.root / LABELS, ClassesMetadata).classnames
+    assert sorted(known) == ["car", "cup", "hound"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        (["discover={'file': null}"], "discover.file"),
+        (["discover={'file': 'nowhere.csv'}"], "nowhere.csv"),
+        (["split={'classes': 'discover', 'kind': 'csv'}"], "split.kind"),
+    ],
+)
+def test_what_the_proposal_lacks_is_named_before_the_run(
+    checkout, configured, changes, key
+):
+    run = checkout.snakemake("--dry-run", LABELS, *configured, *changes)
+    assert run.returncode != 0
+    assert key in run.stdout.splitlines()[-1]

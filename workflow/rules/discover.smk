@@ -1,0 +1,111 @@
+# Classes of images that have no class names (split.classes: discover): an index without classes, a
+# name for each image by the captioner, and the classes that follow from names and looks.
+
+DISCOVERING = one_of(
+    key for key in configuration.config["datasets"] if configuration.discovers(key)
+)
+
+
+use rule index_images as index_unnamed_images with:
+    input:
+        made=unstored(given(stage_params.made_folder, "dataset")),
+        classes=[],
+        code=sources("latteclip.data.index_images"),
+    output:
+        images="results/{dataset}/unnamed_images.parquet",
+        corrupt="results/{dataset}/unnamed_corrupt.csv",
+        fingerprints="results/{dataset}/unnamed_fingerprints.parquet",
+    log:
+        "results/{dataset}/logs/index_unnamed_images.log",
+    benchmark:
+        "results/{dataset}/benchmarks/index_unnamed_images.jsonl"
+    wildcard_constraints:
+        dataset=DISCOVERING,
+    params:
+        settings=given_json(Configuration.section, "dataset", name="split"),
+
+
+use rule caption_images as name_images with:
+    input:
+        images="results/{dataset}/unnamed_images.parquet",
+        own=unstored(given(stage_params.names_file, "dataset")),
+        pseudo_labels=[],
+        captioner_model=given(stage_params.hub_model, "dataset", section="captioner"),
+        code=sources("latteclip.captions.caption"),
+        engine_code=unstored(given(stage_params.engine_code, "dataset")),
+    output:
+        "results/{dataset}/names.parquet",
+    log:
+        "results/{dataset}/logs/name_images.log",
+    benchmark:
+        "results/{dataset}/benchmarks/name_images.jsonl"
+    wildcard_constraints:
+        dataset=DISCOVERING,
+    params:
+        captioner=given_json(stage_params.name_images, "dataset"),
+        prompt=given(
+            lambda c, dataset: c.section("discover", dataset)["prompt"], "dataset"
+        ),
+        store=given(stage_params.answer_store, "dataset", kind="names"),
+
+
+rule encode_looks:
+    input:
+        images="results/{dataset}/unnamed_images.parquet",
+        clip_model=given(stage_params.hub_model, "dataset", section="clip"),
+        code=sources("latteclip.discover.encode_looks"),
+    output:
+        "results/{dataset}/looks.parquet",
+    log:
+        "results/{dataset}/logs/encode_looks.log",
+    benchmark:
+        "results/{dataset}/benchmarks/encode_looks.jsonl"
+    wildcard_constraints:
+        dataset=DISCOVERING,
+    priority: FIRST
+    conda:
+        "../../envs/latteclip.yaml"
+    threads: threads_of("pseudo_label_images")
+    resources:
+        gpu=gpus(),
+        mem_mb=memory("encode_looks"),
+        runtime=minutes("encode_looks"),
+    params:
+        clip_files=given(stage_params.local_clip, "dataset"),
+        settings=given_json(stage_params.encode_looks, "dataset"),
+    shell:
+        "latteclip encode-looks --images {input.images} --settings {params.settings:q}"
+        " --output {output} --threads {threads} --log {log}"
+
+
+rule discover_classes:
+    input:
+        images="results/{dataset}/unnamed_images.parquet",
+        names="results/{dataset}/names.parquet",
+        looks="results/{dataset}/looks.parquet",
+        actions=unstored(given(stage_params.class_actions, "dataset")),
+        code=sources("latteclip.discover.discover_classes"),
+    output:
+        classes="results/{dataset}/classes.txt",
+        proposal="results/{dataset}/discovery.json",
+        members="results/{dataset}/discovered.parquet",
+    log:
+        "results/{dataset}/logs/discover_classes.log",
+    benchmark:
+        "results/{dataset}/benchmarks/discover_classes.jsonl"
+    wildcard_constraints:
+        dataset=DISCOVERING,
+    priority: FIRST
+    conda:
+        "../../envs/latteclip.yaml"
+    resources:
+        mem_mb=memory("discover_classes"),
+        runtime=minutes("discover_classes"),
+    params:
+        settings=given_json(stage_params.discover_classes, "dataset"),
+        actions=options("actions"),
+    shell:
+        "latteclip discover-classes --images {input.images} --names {input.names}"
+        " --looks {input.looks} {params.actions} --settings {params.settings:q}"
+        " --output {output.classes} --proposal {output.proposal} --members {output.members}"
+        " --log {log}"
