@@ -26,7 +26,7 @@ Ints = npt.NDArray[np.int_]
 Floats = npt.NDArray[np.float64]
 BASELINE = "zero_shot"
 BASELINES = (BASELINE, "zero_shot_adapted")  # which need no model of their own
-# Of a run.
+# The tables of a run.
 TABLES = ("predictions.parquet", "left_out.parquet", "train_predictions.parquet")
 SEED = 0
 # The strata, and how often an image of each is drawn in comparison with the last. Where candidates
@@ -42,7 +42,7 @@ RATES = np.array(list(STRATA.values()))  # [H]
 # A stratum that would get fewer of the first PREFIX images is joined with the next.
 MIN_IMAGES = 5
 PREFIX = 50
-# Of the images of a plan that a run may not predict: later, they are left out.
+# Share of a plan's images that a run may leave unpredicted: later, they are left out.
 MAX_MISSING = 0.1
 
 
@@ -53,8 +53,8 @@ class RunFiles:
     method: str
     seed: int
     metrics: str
-    predictions: str | None  # of the images that are evaluated
-    # Of training images that it did not learn from, among others.
+    predictions: str | None  # predictions of the images that are evaluated
+    # Predictions of training images, among them those that the run did not learn from.
     train_predictions: str | None
     has_model: bool  # that can be chosen
 
@@ -95,7 +95,7 @@ class PlanMetadata:
     """The metadata of PLAN."""
 
     split: str  # test, or train for the images of the training and validation splits
-    seed: int  # of the drawing
+    seed: int  # seed of the drawing
 
 
 @dataclass(frozen=True)
@@ -127,11 +127,11 @@ class SamplingPlan:
     """The order in which the N images of an audit are asked about, of those that are there."""
 
     split: str
-    classnames: list[str]  # of now
+    classnames: list[str]  # the names of the classes as they are now
     image_ids: list[str]  # N, of now
     strata: Ints  # [N]
     order: Ints  # [N]: rows of the images by position
-    digest: str  # of the plan's file
+    digest: str  # digest of the plan's file
     checksums: list[bytes] = field(default_factory=list)  # N
 
     def schema(self, dataset: str) -> AnswerSchema:

@@ -53,10 +53,11 @@ SEED = 0
 BATCH = 10  # questions between which the labels learn
 STEPS = 2  # rounds of the fusion that it takes; with many classes one
 MAX_POOL, MIN_POOL = 4096, 1024  # images that are computed with
-POOL_ENTRIES = 2**20  # of their table of classes; fewer images have more classes
+# Entries of the table of images and classes: with more classes there are fewer images.
+POOL_ENTRIES = 2**20
 LIGHT_ENTRIES = 2**19  # above which little is learned between answers: no confusion matrix
 COVERAGE = 2  # images of each class to begin with, where nothing is known of the classes
-ITERATIONS = 20  # of k-means
+ITERATIONS = 20  # iterations of k-means
 DOUBT = 0.5  # a label below this probability is in doubt
 # An answer this unlikely, against a class this likely, is asked again.
 DENIED, CERTAIN = 0.02, 0.9

@@ -23,7 +23,7 @@ from latteclip.report.runs import job_costs, tokens_of
 from latteclip.train.settings import recipe_for
 
 RESULTS = Path("results")
-LIMIT = 64  # of the command that makes a limited run
+LIMIT = 64  # images of the limited run that the command makes
 # What the stages grow with; all others take the same time for any number of images.
 IMAGES = "images"
 TRAINING = "training images"

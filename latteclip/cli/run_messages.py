@@ -19,7 +19,7 @@ ERROR = "error: "  # begins the message of a command that fails
 STOPPED = ("Stopped", "interrupted")  # beginnings of the last line of a log after Ctrl-C
 TRACEBACK = "Traceback (most recent call last):"
 MAX_MESSAGE = 2_000  # characters
-SIZES = {  # of models that the documents name
+SIZES = {  # sizes of the models that the documents name
     "ViT-B-32@laion2b_s34b_b79k": " (0.6 GB)",
     "llava-hf--llava-v1.6-mistral-7b-hf": " (15.1 GB)",
     "vit_base_patch14_reg4_dinov2.lvd142m": " (0.35 GB)",

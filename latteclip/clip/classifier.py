@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from latteclip.core.errors import DELETE_AND_RERUN, UserError, first_line
 from latteclip.core.files import replacing
 
-KEY = "classifier"  # of the matrix, and of the one entry of the metadata
-BIAS = "classifier_bias"  # of the vector
+KEY = "classifier"  # names the matrix, and the one entry of the metadata
+BIAS = "classifier_bias"  # names the vector
 ROWS = 2**14  # images whose scores are held at once
 
 

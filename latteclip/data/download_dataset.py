@@ -43,11 +43,11 @@ log = logging.getLogger(__name__)
 RESOURCES = Path("resources")
 DOWNLOADS = "downloads"  # the folder of files as they came, beside the data folder
 HUB_CHECKSUM = "hub"  # a checksum that the Hugging Face hub is asked for
-RETRIES = 5  # of one file, each continues where the last attempt broke off
+RETRIES = 5  # retries of one file: each continues where the last attempt broke off
 TIMEOUT = (15.0, 60.0)  # seconds to connect, and between two pieces
 BUSY = frozenset({None, 408, 425, 429, 500, 502, 503, 504})  # HTTP states that may pass
 CHUNK = 2**20
-MAX_LINKS = 100_000  # of a tar, which are in memory until all files are there
+MAX_LINKS = 100_000  # links of a tar, at most: they are in memory until all files are there
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # A URL or a path of this machine, or a file of a hub or drive.
 Source = str | HubOrDriveFile
@@ -111,7 +111,7 @@ def fetch(name: str, download: DownloadSection, folder: Path) -> Path:
         log.info("Fetching %s from %s.", name, address(source))
         try:
             return _fetch_from(source, name, download, folder)
-        # Of requests, gdown, the hub's client, httpx, or the system.
+        # Raised by requests, gdown, the hub's client, httpx, or the system.
         except Exception as error:
             if full_disk(error):
                 raise
@@ -281,7 +281,7 @@ def unpack(archive: Path, folder: Path) -> None:
         (_unpack_zip if is_zip else _unpack_tar)(archive, folder, progress)
     except UserError:
         raise
-    except Exception as error:  # of tarfile, zipfile, a compression, or the system
+    except Exception as error:  # raised by tarfile, zipfile, a compression, or the system
         if full_disk(error):
             raise
         raise UserError(

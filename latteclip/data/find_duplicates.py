@@ -35,10 +35,10 @@ PROBES = 16
 SIDE = 64  # pixels
 # [S] of the pixels of a side, from -1 to 1
 MIDDLES = (2 * torch.arange(SIDE) + 1) / SIDE - 1
-STEPS = 12  # of the alignment, the first half on blurred pictures
+STEPS = 12  # steps of the alignment, the first half on blurred pictures
 COARSE = 8  # pixels of a side whose mean is subtracted, so that details remain
 SCALES = (0.75, 1.1)  # the part of a side that the other image may show
-MIN_CORRELATION = 0.85  # of the details of near-duplicates
+MIN_CORRELATION = 0.85  # smallest correlation of the details of near-duplicates
 QUERIES, PAIRS, PICTURES = 2**14, 2**14, 256  # at a time
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
@@ -172,7 +172,7 @@ def similarity(thumbnails: Bytes, triples: Ints) -> Floats:
 
 def _sampled(share: float, place: float) -> Floats:
     """Return the map [T, T] from a side of a thumbnail to the side of a crop of it."""
-    pixel = share / THUMBNAIL  # of the crop, as a share of the side
+    pixel = share / THUMBNAIL  # size of the crop's pixel, as a share of the side
     starts = (1 - share) * place + pixel * np.arange(THUMBNAIL)
     return np.stack([inside(start, pixel, THUMBNAIL) / share for start in starts])
 

@@ -20,7 +20,7 @@ from PIL import Image
 from latteclip.core.errors import UserError
 from latteclip.data.decoding import decode, reason
 
-MAX_BYTES = 2**28  # of an image
+MAX_BYTES = 2**28  # bytes of an image, at most
 MAX_GROUP = 2**30  # bytes of a column of a row group, as written and as read
 _LOCK = threading.Lock()
 _MEMBER = re.compile(
@@ -97,7 +97,7 @@ def _of_parquet(found: Member) -> bytes:
     if found.second >= len(images):
         raise ValueError(problem)
     values = images[found.second]
-    is_struct = values.type.num_fields > 0  # of bytes and paths
+    is_struct = values.type.num_fields > 0  # a column of bytes and paths
     content: bytes | None = (values.field("bytes") if is_struct else values)[0].as_py()
     if content is None:
         raise ValueError("its row holds no bytes of an image")
@@ -115,7 +115,8 @@ def _row_group(shard: str, group: int, _size: int, _mtime_ns: int) -> tuple[list
             if group >= file.num_row_groups:
                 return [], "its file has fewer row groups"
             images.extend(rows(file, group, image_column(file)))
-    except Exception as error:  # of pyarrow, on damaged files: the images before it remain
+    # Raised by pyarrow on damaged files: the images before it remain.
+    except Exception as error:
         return images, str(error)
     return images, "its row group has fewer rows"
 

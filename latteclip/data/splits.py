@@ -37,17 +37,18 @@ from latteclip.data.folder_files import IMAGE_SUFFIXES, inside
 
 log = logging.getLogger(__name__)
 DEPTH = 3  # folders below a dataset's folder in which its parts are searched
-COLUMNS = ("path", "split", "label", "classname")  # of a table
-SUFFIXES = {"webdataset": ".tar", "parquet": ".parquet"}  # of shards, by kind of split
+COLUMNS = ("path", "split", "label", "classname")  # columns of a table
+# Suffixes of shards, by kind of split.
+SUFFIXES = {"webdataset": ".tar", "parquet": ".parquet"}
 MAX_LABEL = 2**20  # bytes of a part that holds a label
-# Of a tar: bytes of a header of any length, which tarfile reads whole, and number of global ones.
+# A tar's headers: bytes of each, which tarfile reads whole, and number of global ones, at most.
 MAX_HEADER = 2**18
 MAX_GLOBALS = 100
 LONG_HEADERS = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
 )
-MAX_ROWS = 10**7  # of a Parquet file: a footer may claim any number
+MAX_ROWS = 10**7  # rows of a Parquet file, at most: a footer may claim any number
 UNLABELLED = (None, "", -1)  # `datasets` marks an unlabelled image by the last
 LABELS_AT_ONCE = 2**16
 FEATURES = b"huggingface"  # the key of metadata in which `datasets` describes columns

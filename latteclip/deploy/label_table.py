@@ -38,7 +38,7 @@ MIN_ANSWERS = 50  # that calibrate
 DEMO_ERROR = 0.21
 ANSWERS = {NONE: "none of these", UNSURE: "cannot tell"}
 FOLDS = 5
-BINS = 10  # of equal width
+BINS = 10  # number of bins, of equal width
 MARGIN = 1e-6  # distance of probabilities from 0 and 1
 
 
@@ -47,11 +47,12 @@ class LabelsMetadata:
     """What exported labels say of themselves."""
 
     classnames: list[str]  # as the dataset writes them
-    model: str  # of CLIP
+    model: str  # the name of the CLIP model
     pretrained: str | None
     votes: str  # captions, or class scores
     calibration: "Calibration | None"
-    demo_error: float | None = None  # of probabilities without a calibration
+    # Calibration error of uncalibrated probabilities on the demo.
+    demo_error: float | None = None
     latteclip: str = __version__
 
 
@@ -105,8 +106,8 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
         "path": column("images.parquet", tables.IMAGES, "path"),
         "label": named(corrected),
         "answered": answered,
-        "fused_label": named(labels["fused_label"]),  # of the workflow
-        # Of that label.
+        "fused_label": named(labels["fused_label"]),  # the label that the workflow chose
+        # The probability is that of `fused_label`.
         "probability": (calibration or np.asarray)(confidence).astype(np.float32),
         # The best other class by images alone; null: there is none.
         "runner_up": named(_runner_up(folder, labels, classnames)),

@@ -41,14 +41,14 @@ log = logging.getLogger(__name__)
 SKIPPED = 3  # exit status: some images could not be decoded
 DETECTOR = "classifiers/unknown.safetensors"  # in a dataset's results
 MAX_MESSAGE = 1000  # characters: a list may have names of any length
-ROWS = 10_000  # of a Parquet row group: small ones would fill the footer
+ROWS = 10_000  # rows in a Parquet row group: small groups would fill the footer
 COLUMNS = pa.schema(
     {
         "path": pa.string(),
         "classname": pa.string(),
         "probability": pa.float32(),
         "score": pa.float32(),
-        # Of several classes. CSV has the three columns above for each class instead.
+        # Written for several classes. CSV has the three columns above for each class instead.
         "topk_labels": pa.list_(pa.int32()),
         "topk_classnames": pa.list_(pa.string()),
         "topk_scores": pa.list_(pa.float32()),
@@ -71,10 +71,10 @@ class Prediction:
     path: str
     topk_labels: list[int]
     topk_classnames: list[str]
-    topk_scores: list[float]  # of the classifier, such as cosines
+    topk_scores: list[float]  # the classifier's scores, such as cosines
     # Softmax over all classes of logit_scale times the scores.
     topk_probabilities: list[float]
-    # Of `latteclip.clip.ood`, where unknown images are marked.
+    # A score of `latteclip.clip.ood`, where unknown images are marked.
     unknown_score: float | None = None
     is_unknown: bool | None = None
     # Whether the best class is too uncertain for the guarantee.

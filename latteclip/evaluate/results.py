@@ -91,14 +91,14 @@ class Audit:
 
     dataset: str
     split: str
-    images: int  # of the split, from which images were drawn
+    images: int  # number of images in the split from which images were drawn
     answered: int
     cannot_tell: int  # answers without a class
     none_of_these: int  # images of no class: every prediction is wrong there
     plan: str  # digest of the drawing
     sentence: str  # the verdict: the best run, and the runs that it decidedly beats
-    accuracies: list[Accuracy]  # of every run
-    comparisons: list[Comparison]  # of every pair of runs, once
+    accuracies: list[Accuracy]  # one for every run
+    comparisons: list[Comparison]  # one for every pair of runs
 
     def accuracy(self, method: str, seed: int | None = None) -> Accuracy | None:
         """Return the accuracy of a run of a method; without such a seed, of its first run."""

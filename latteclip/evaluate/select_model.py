@@ -68,10 +68,11 @@ class CandidateComparison(NamedTuple):
     differ: int  # images for which the two predict different classes
     # Sum of the probabilities of the candidate's class, where the two differ.
     support: float
-    other_support: float  # of the other's class
+    other_support: float  # the same sum for the other's class
     # Share of the images that the candidate is right for, less the other's.
     difference: float
-    standard_error: float  # of the difference where both are right equally often
+    # Standard error of the difference, where both are right equally often.
+    standard_error: float
 
     @property
     def is_clear(self) -> bool:

@@ -47,10 +47,10 @@ from latteclip.labels.prototypes import (
 )
 
 ROUNDS = 12
-STEP = 0.25  # of o in each round
+STEP = 0.25  # share of the way that o moves in each round
 BIAS_SHARES = (0.0, 0.5, 1.0)
 MIN_TRUST = 0.3  # below which classes are no clusters
-CLEAR = 0.98  # of the clearest clusters: as clear
+CLEAR = 0.98  # share of the clearest clusters' separation that counts as clear too
 RIDGE = 1e-5  # on b, which is larger than other weights
 # Entries of a table of images and classes, and images, at most.
 SAMPLE, MAX_IMAGES = 2**24, 2**16

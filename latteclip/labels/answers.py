@@ -34,7 +34,7 @@ NONE = "none"
 UNSURE = "unsure"
 # Phases of answers that teach: chosen images, and drawn ones.
 TEACH, CHECK = "teach", "check"
-VERSION = 3  # of the format
+VERSION = 3  # version of the format
 # The plan of answers whose images follow from the answers before.
 PLAN_OF_TEACHING = "teach"
 LOCK_SECONDS = 30  # that a write waits for another one
@@ -93,7 +93,7 @@ class Saved:
     # That say nothing about these classes.
     lapsed: dict[str, Answer] = field(default_factory=dict)
     gone: list[Answer] = field(default_factory=list)  # about images that are not there
-    classes: list[str] = field(default_factory=list)  # of the document
+    classes: list[str] = field(default_factory=list)  # names of the classes in the document
     revision: str = ""  # "": there is no file
 
     @property

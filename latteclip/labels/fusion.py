@@ -69,7 +69,7 @@ OTHER_CLASSES = 3.0  # weight of the classes that a vote finds less likely
 # Entries of a table of images and classes from which theta is learned, at most.
 SAMPLE = 2**23
 SMALL_SAMPLE = 2**21  # the same for a, b, u and w, which are a few numbers
-ANSWER_WEIGHT = 3.0  # of an answered image in the prototypes
+ANSWER_WEIGHT = 3.0  # weight of an answered image in the prototypes
 PRIOR_ANSWERS = 100.0  # precision of the prior of the weights that are fitted to answers
 MIN_RATIO = 1.35  # nats: a likelihood-ratio test of one weight, significant at 10 %
 FUSED = "fused"
@@ -142,8 +142,8 @@ class Fusion:
     # [N] by "zero_shot" adapted, by CLIP's "images"
     individual_labels: dict[str, torch.Tensor]
     gains: dict[str, float]  # log-likelihood of the votes over their mean, by predictors
-    head: Head  # of CLIP's features
-    joint_heads: tuple[Head, ...]  # of the features of each model
+    head: Head  # classifier of CLIP's features
+    joint_heads: tuple[Head, ...]  # classifiers of each model's features
     # [N] the class by `head`, learned from other folds of the images
     predicted: torch.Tensor
     joint_predicted: torch.Tensor  # [N] the same of `joint_heads`
@@ -177,7 +177,7 @@ class LabelModel:
             self.n, no_rows, nothing.double(), no_rows > 0
         )
         self.parameters = FusionParameters(test, nothing, nothing, images=weights)
-        # Of the next round, and of the last one, from which the parameters were learned.
+        # `prototypes` serve the next round. From `last` the parameters were learned.
         start = self.first if test.significant else images.probabilities
         self.prototypes = self.last = self._prototypes(start)
 

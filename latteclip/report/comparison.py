@@ -304,7 +304,8 @@ OF_LATTECLIP = (
         "cosine to the start, as the mean over classes.",
     ),
 )
-Curves = Sequence[Mapping[str, Floats]]  # of the runs of a method, see `runs.read_curves`
+# One mapping for each run of a method, see `runs.read_curves`.
+Curves = Sequence[Mapping[str, Floats]]
 
 
 class Line(NamedTuple):

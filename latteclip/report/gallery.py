@@ -31,7 +31,7 @@ QUALITIES = (80, 60, 40, 20)
 # Rows of a table that are read at a time: there may be millions of captions.
 PIECE = 100_000
 # Longer side in pixels, and bytes before base64.
-PICTURE = (320, 30_000)  # of the gallery
+PICTURE = (320, 30_000)  # a picture of the gallery
 GRID = (448, 60_000)
 DISPUTE = (240, 9_000)
 THUMBNAIL = (112, 3_500)

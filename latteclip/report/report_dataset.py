@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 WORST_PAIRS = 12
 MATRIX_CLASSES = 12
 VISIBLE = 0.05  # points: a smaller change is written as none
-LABELS = {  # of training images, by their column of FUSED_LABELS
+LABELS = {  # titles of the labels of training images, by their column of FUSED_LABELS
     "caption_label": "labels by captions alone",
     "lmm_label": "labels by class scores alone",
     "fused_label": "fused labels",
@@ -44,7 +44,7 @@ class ReportSettings(Section):
     table: TableSection  # its `baseline`
     main: str  # the method that the page is about where no model was chosen
     paper: str | None  # the method of the paper, where it was run
-    suffix: str  # of the names of files of a table of its own
+    suffix: str  # ends the names of files that belong to a table of its own
     overview: str  # the page over all datasets, beside the dataset's folder
     config: dict[str, Any]  # as merged for this dataset
 

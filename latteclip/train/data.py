@@ -23,7 +23,8 @@ from latteclip.labels.fusion_report import read_fusion_report
 from latteclip.train.objectives.base import TokenizedTexts, TrainingTexts
 from latteclip.train.settings import GROUND_TRUTH
 
-MAX_DRAWN = 0.1  # of the training images: more answers are worth more in the training
+# Share of the training images, at most: more answers are worth more in the training.
+MAX_DRAWN = 0.1
 LEFT_OUT = -1  # in place of the label of an image that is left out
 
 
@@ -53,7 +54,7 @@ class TrainingData:
     texts: TrainingTexts
     n_scheduled: int  # images that decide the number of steps: N and those left out
     digest: str  # changes when anything above changes
-    written_names: dict[str, str]  # of classes, see `ClassTemplates`
+    written_names: dict[str, str]  # written names of classes, see `ClassTemplates`
     drawn: list[str]  # left out too: answered images that check the labels
 
 

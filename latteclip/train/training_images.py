@@ -40,7 +40,7 @@ RATIO = (3 / 4, 4 / 3)  # width over height of the crop
 # Longer over shorter side, from which on every crop is the largest one in the middle: no crop of
 # RATIO has SCALE of the area. RATIO[1] / SCALE[0], rounded up.
 WIDEST = 1.5
-PROBABILITIES = (0.8, 0.2)  # of colour jitter, of grey
+PROBABILITIES = (0.8, 0.2)  # probabilities of colour jitter and of grey
 # Brightness, contrast, saturation (factors) and hue (turns of its circle): the neutral values, and
 # the largest difference from them.
 UNCHANGED = (1.0, 1.0, 1.0, 0.0)
@@ -144,7 +144,7 @@ class SharedImages:
 
     def __init__(self, folder: str | Path, paths: Sequence[str], side: int) -> None:
         """Name the files by the images as they are now, and their shorter side."""
-        state_of = functools.cache(_state)  # of shards, which have many images
+        state_of = functools.cache(_state)  # cached, for a shard has many images
         names = (digest(path, state_of(container_of(path)), str(side)) for path in paths)
         self.files = [Path(folder, name[:2], f"{name}.npy") for name in names]
 
