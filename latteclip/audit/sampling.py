@@ -238,7 +238,7 @@ def runs_in(folder: Path) -> list[RunFiles]:
                 has_model=(place / "model").is_dir() or method in BASELINES,
             )
             found.append(run)
-    return sorted(found, key=lambda one: (one.method not in BASELINES, one.run))
+    return sorted(found, key=lambda run: (run.method not in BASELINES, run.run))
 
 
 def chosen_run(folder: Path) -> Run | None:
@@ -252,11 +252,11 @@ def _candidates(
 ) -> dict[Run, Ints]:
     """Return what one run of each method predicts, of the chosen seed where there is such a run."""
     found: dict[str, tuple[Run, Ints]] = {}
-    for one in runs_in(folder):
-        if one.method not in found or (chosen and one.seed == chosen[1]):
-            predictions = one.predictions_of(image_ids, classnames)
+    for run in runs_in(folder):
+        if run.method not in found or (chosen and run.seed == chosen[1]):
+            predictions = run.predictions_of(image_ids, classnames)
             if (predictions != MISSING).any():
-                found[one.method] = one.run, predictions
+                found[run.method] = run.run, predictions
     return dict(found.values())
 
 

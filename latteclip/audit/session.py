@@ -67,7 +67,7 @@ class QuestionSession:
 
     def open_questions(self, answers: Answers, *, offline: bool = False) -> list[Question]:
         """Return the next questions without an answer, and offline all of them."""
-        return [one for one in self.questions if one.key not in answers]
+        return [question for question in self.questions if question.key not in answers]
 
     def read_file(self, path: str) -> Saved:
         return self.schema.read_exported(path)
@@ -89,7 +89,10 @@ class QuestionSession:
             "answered": min(len(answers), self.total),
             "total": self.total,
             "status": self.status(answers),
-            "upcoming": [one.as_json(f"image/{one.number}") for one in upcoming[:UPCOMING]],
+            "upcoming": [
+                question.as_json(f"image/{question.number}")
+                for question in upcoming[:UPCOMING]
+            ],
         }
 
 

@@ -42,14 +42,14 @@ GROWS = {
 # A job that does nothing but load CLIP and write it, and the jobs that load it as well.
 LOADS_ONLY = "assemble_model"
 LOADS_CLIP = (
-    *(
-        "pseudo_label_images",
-        "encode_images",
-        "fuse_labels",
-        "find_learning_rate",
-        "finetune",
-    ),
-    *("average_weights", "evaluate", "propagate_labels"),
+    "pseudo_label_images",
+    "encode_images",
+    "fuse_labels",
+    "find_learning_rate",
+    "finetune",
+    "average_weights",
+    "evaluate",
+    "propagate_labels",
 )
 ASKED = re.compile(r"^Asked (\d+) requests about (\d+) rows in ([\d.]+) s", re.MULTILINE)
 INDEXED = re.compile(r"^Indexed .* in ([\d.]+) s", re.MULTILINE)

@@ -252,7 +252,7 @@ def _audited(
     saved = plan.schema(folder.absolute().name).read(answers_file)
     saved.warn(answers_file, folder)
     prefix = answered_prefix(plan, saved.asked)
-    certain = {name: one for name, one in prefix.items() if one.kind != UNSURE}
+    certain = {name: answer for name, answer in prefix.items() if answer.kind != UNSURE}
     if len(certain) >= MIN_ANSWERS:
         return saved.answers, _calibration(plan, certain, labels)
     log.warning(
@@ -273,7 +273,7 @@ def _calibration(
     labels = labels.take(pc.index_in(answered, labels["image_id"]))
     fused = (plan.classnames[label] for label in labels["fused_label"].to_pylist())
     pairs = zip(fused, answers.values(), strict=True)
-    right = np.array([name == one.classname for name, one in pairs], dtype=np.float64)
+    right = np.array([name == answer.classname for name, answer in pairs], dtype=np.float64)
     confidence = labels["fused_confidence"].to_numpy().astype(np.float64)
     strata = plan.strata[pc.index_in(answered, pa.array(plan.image_ids)).to_numpy()]
     n = plan.strata.max() + 1
@@ -293,11 +293,15 @@ def _with_answers(
     rows = pc.index_in(labels["image_id"], pa.array(list(answers), pa.string()))
     number: dict[str | None, int] = {name: label for label, name in enumerate(classnames)}
     every = answers.values()
-    classes = pa.array([number.get(one.classname) for one in every], pa.int32())
-    is_certain = pa.array([one.kind != UNSURE for one in every], pa.bool_()).take(rows)
+    classes = pa.array([number.get(answer.classname) for answer in every], pa.int32())
+    is_certain = pa.array([answer.kind != UNSURE for answer in every], pa.bool_()).take(
+        rows
+    )
     words = [
-        written.get(one.classname, one.classname) if one.classname else ANSWERS[one.kind]
-        for one in every
+        written.get(answer.classname, answer.classname)
+        if answer.classname
+        else ANSWERS[answer.kind]
+        for answer in every
     ]
     is_certain = pc.fill_null(is_certain, fill_value=False)
     corrected = pc.if_else(is_certain, classes.take(rows), labels["fused_label"])

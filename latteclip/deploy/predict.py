@@ -253,9 +253,9 @@ def predict(
     n = Counter[str]()
 
     def counted() -> Iterator[Prediction]:
-        for one in classifier.predictions(files, topk):
-            n.update(classified=1, abstained=bool(one.abstained))
-            yield one
+        for prediction in classifier.predictions(files, topk):
+            n.update(classified=1, abstained=bool(prediction.abstained))
+            yield prediction
 
     further = list(UNKNOWN) if unknown else []
     if abstain is not None:
@@ -362,13 +362,16 @@ def _write_csv(output: str | None, rows: Rows, topk: int, further: list[str]) ->
     with _text(output) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["path", *header, *further])
-        for one in rows:
+        for prediction in rows:
             ranked = zip(
-                one.topk_classnames, one.topk_probabilities, one.topk_scores, strict=True
+                prediction.topk_classnames,
+                prediction.topk_probabilities,
+                prediction.topk_scores,
+                strict=True,
             )
             cells = [*chain.from_iterable(ranked)]
-            cells += [getattr(one, name) for name in further]
-            writer.writerow([one.path, *map(tables.csv_cell, cells)])
+            cells += [getattr(prediction, name) for name in further]
+            writer.writerow([prediction.path, *map(tables.csv_cell, cells)])
 
 
 def _names(topk: int, further: list[str]) -> list[str]:
@@ -379,8 +382,8 @@ def _names(topk: int, further: list[str]) -> list[str]:
 def _write_jsonl(output: str, rows: Rows, topk: int, further: list[str]) -> None:
     names = _names(topk, further)
     with _text(output) as file:
-        for one in rows:
-            row = {name: getattr(one, name) for name in names}
+        for prediction in rows:
+            row = {name: getattr(prediction, name) for name in names}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

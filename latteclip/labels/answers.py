@@ -99,14 +99,16 @@ class Saved:
     @property
     def asked(self) -> dict[str, Answer]:
         """Return all answers about images that are there. Those without a meaning are UNSURE."""
-        unsure = {key: Answer(one.image_id, UNSURE) for key, one in self.lapsed.items()}
+        unsure = {
+            key: Answer(answer.image_id, UNSURE) for key, answer in self.lapsed.items()
+        }
         return unsure | self.answers
 
     def warn(self, path: str | Path, folder: str | Path) -> None:
         """Log which answers of a file do not count, and why; `folder` is results/<dataset>."""
         n = len(self.answers) + len(self.lapsed) + len(self.gone)
         lapsed = self.lapsed.values()
-        if named := [one.classname for one in lapsed if one.classname is not None]:
+        if named := [answer.classname for answer in lapsed if answer.classname is not None]:
             log.warning(
                 "%s: left out %d of %d answers, for classes that are gone: %s. After renaming a "
                 "class, run latteclip rename-class %s OLD NEW.",
@@ -116,7 +118,7 @@ class Saved:
                 one_line(", ".join(sorted({*named})), 120),
                 folder,
             )
-        if none := sum(one.kind == NONE for one in lapsed):
+        if none := sum(answer.kind == NONE for answer in lapsed):
             log.warning(
                 '%s: left out %d of %d answers: "none of these", before a class was added.',
                 path,
@@ -124,7 +126,9 @@ class Saved:
                 n,
             )
         if self.gone:
-            names = list(dict.fromkeys(one_line(one.image_id, 60) for one in self.gone))
+            names = list(
+                dict.fromkeys(one_line(answer.image_id, 60) for answer in self.gone)
+            )
             log.warning(
                 "%s: left out %d of %d answers, for images that are gone or changed, such as %s.",
                 path,
@@ -163,7 +167,7 @@ class AnswerSchema:
 
     def resolve(self, document: Document, where: str) -> Saved:
         """Return the answers of a document by what they say now, or raise UserError."""
-        images = list(dict.fromkeys(one.image for one in document.answers))
+        images = list(dict.fromkeys(answer.image for answer in document.answers))
         rows = dict(zip(images, locate(images, self.images), strict=True))
         ids = self.images["image_id"]
         checksums = self.images["checksum"]
@@ -175,21 +179,21 @@ class AnswerSchema:
         gone = []
         for number, answer in enumerate(document.answers, start=1):
             self._check(answer, known, f"{where}, answer {number},")
-            one = _not_offered(answer, added)
+            completed = _not_offered(answer, added)
             if (row := rows[answer.image]) is not None:
                 content = checksums[row].as_py()
                 content = None if content is None else content.hex()
-                found.append(replace(one, image_id=ids[row].as_py(), content=content))
+                found.append(replace(completed, image_id=ids[row].as_py(), content=content))
             elif answer.content is not None:
-                gone.append(one)
+                gone.append(completed)
             else:
                 name = one_line(answer.image_id, 120)
                 raise UserError(
                     f"{where} is about {name!r}, which is no image that it may name."
                 )
         answers = by_key(found, where)
-        lapsed = {key: one for key, one in answers.items() if self._is_lapsed(one)}
-        answers = {key: one for key, one in answers.items() if key not in lapsed}
+        lapsed = {key: answer for key, answer in answers.items() if self._is_lapsed(answer)}
+        answers = {key: answer for key, answer in answers.items() if key not in lapsed}
         return Saved(answers, lapsed, gone, document.classes)
 
     def _check(self, answer: Answer, classes: set[str], where: str) -> None:
@@ -228,7 +232,7 @@ class AnswerSchema:
             before = self.read(path)
             if revision != before.revision:
                 raise StaleRevisionError
-            lapsed = [one for key, one in before.lapsed.items() if key not in answers]
+            lapsed = [answer for key, answer in before.lapsed.items() if key not in answers]
             every = entries([*before.gone, *lapsed, *self._described(answers, before)])
             classes = list(dict.fromkeys([*before.classes, *self.classnames]))
             write_json(path, {**self.header(), "classes": classes, "answers": every})
@@ -283,27 +287,29 @@ def rename_class(path: Path, old: str, new: str) -> int:
     """Give a class another name in a file of answers, and return how many answers name it."""
 
     def names(classes: Iterable[str]) -> list[str]:
-        return list(dict.fromkeys(new if one == old else one for one in classes))
+        return list(dict.fromkeys(new if name == old else name for name in classes))
 
     with locked(path):
         document = _document(_read(path), str(path))
         answers = [
             replace(
-                one,
-                classname=new if one.classname == old else one.classname,
-                not_offered=tuple(names(one.not_offered)),
+                answer,
+                classname=new if answer.classname == old else answer.classname,
+                not_offered=tuple(names(answer.not_offered)),
             )
-            for one in document.answers
+            for answer in document.answers
         ]
         values = {**vars(document), "version": VERSION, "classes": names(document.classes)}
         write_json(path, {**values, "answers": entries(answers)})
-    return sum(one.classname == old for one in document.answers)
+    return sum(answer.classname == old for answer in document.answers)
 
 
 def read_classes(path: Path) -> list[str]:
     """Return all classes that a file of answers knows, or raise UserError."""
     document = _document(_read(path), str(path))
-    named = (one.classname for one in document.answers if one.classname is not None)
+    named = (
+        answer.classname for answer in document.answers if answer.classname is not None
+    )
     return list(dict.fromkeys([*document.classes, *named]))
 
 
@@ -354,7 +360,8 @@ def by_key(answers: Sequence[Answer], where: str) -> dict[str, Answer]:
     for answer in answers:
         other = found.setdefault(answer.key, answer)
         if other is not answer:
-            names = " and ".join(repr(one.classname or one.kind) for one in (other, answer))
+            pair = (other, answer)
+            names = " and ".join(repr(each.classname or each.kind) for each in pair)
             image = one_line(answer.image_id, 120)
             raise UserError(f"{where} answers {image!r} more than once: {names}.")
     return found

@@ -208,7 +208,11 @@ def _lead(
     selection: results.Selection | None,
 ) -> Row:
     """Return the run that a page is about, with its accuracy in percent and its gain."""
-    of_method = {one["seed"]: one["acc1"] for one in metrics if one["method"] == run.method}
+    of_method = {
+        run_metrics["seed"]: run_metrics["acc1"]
+        for run_metrics in metrics
+        if run_metrics["method"] == run.method
+    }
     acc1 = of_method.get(run.seed)
     acc1 = None if acc1 is None else 100 * acc1
     return {
@@ -246,9 +250,11 @@ def _ablations(rows: Sequence[Row], methods: dict[str, dict[str, Any]]) -> list[
     ]
 
 
-def _changed(one: dict[str, Any], other: dict[str, Any]) -> str:
-    """Return the leaves of `other` that `one` does not have, as `key: value`."""
-    before, after = (pd.json_normalize(each).to_dict("records")[0] for each in (one, other))
+def _changed(method: dict[str, Any], other: dict[str, Any]) -> str:
+    """Return the leaves of `other` that `method` does not have, as `key: value`."""
+    before, after = (
+        pd.json_normalize(each).to_dict("records")[0] for each in (method, other)
+    )
     leaves = {key: value for key, value in after.items() if value != before.get(key)}
     names = {key: str(key).rpartition(".")[2] for key in leaves if key != "like"}
     return ", ".join(f"{name}: {json.dumps(leaves[key])}" for key, name in names.items())
@@ -287,7 +293,7 @@ def _provenance(
     run_files: Sequence[runs.RunTables],
     captions: Iterable[gallery.CaptionPictures],
 ) -> Row:
-    described = [one.metadata for one in captions]
+    described = [kind.metadata for kind in captions]
     jobs = runs.job_costs(folder)
     return {
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -295,10 +301,12 @@ def _provenance(
         "versions": runs.versions(),
         "seeds": sorted({run.seed for run in run_files}),
         "model": described[0].source.model if described else None,
-        "user_files": [one.source.file for one in described if one.source.file],
+        "user_files": [
+            metadata.source.file for metadata in described if metadata.source.file
+        ],
         "engine": described[0].engine if described else None,
-        "read": sum(one.tokens_read for one in described),
-        "written_tokens": sum(one.tokens_written for one in described),
+        "read": sum(metadata.tokens_read for metadata in described),
+        "written_tokens": sum(metadata.tokens_written for metadata in described),
         "jobs": jobs,
         "in_all": runs.total(jobs),
         "config": yaml.safe_dump(

