@@ -222,23 +222,26 @@ def predicts_most(predictions: Ints) -> bool:
 
 def runs_in(folder: Path) -> list[RunFiles]:
     """Return the runs of a dataset's results: baselines first, then by name."""
-    found = []
-    for place in folder.glob("*/seed*"):
-        method = place.parent.name
-        number = place.name.removeprefix("seed")
-        files = [str(place / name) if (place / name).is_file() else None for name in TABLES]
+    runs = []
+    for run_folder in folder.glob("*/seed*"):
+        method = run_folder.parent.name
+        number = run_folder.name.removeprefix("seed")
+        files = [
+            str(run_folder / name) if (run_folder / name).is_file() else None
+            for name in TABLES
+        ]
         if number.isdecimal() and any(files):
             evaluated, averaged, trained = files
             run = RunFiles(
                 method=method,
                 seed=int(number),
-                metrics=str(place / "metrics.json"),
+                metrics=str(run_folder / "metrics.json"),
                 predictions=evaluated,
                 train_predictions=averaged or trained,
-                has_model=(place / "model").is_dir() or method in BASELINES,
+                has_model=(run_folder / "model").is_dir() or method in BASELINES,
             )
-            found.append(run)
-    return sorted(found, key=lambda run: (run.method not in BASELINES, run.run))
+            runs.append(run)
+    return sorted(runs, key=lambda run: (run.method not in BASELINES, run.run))
 
 
 def chosen_run(folder: Path) -> Run | None:
@@ -251,13 +254,13 @@ def _candidates(
     folder: Path, image_ids: pa.ChunkedArray, classnames: Sequence[str], chosen: Run | None
 ) -> dict[Run, Ints]:
     """Return what one run of each method predicts, of the chosen seed where there is such a run."""
-    found: dict[str, tuple[Run, Ints]] = {}
+    run_of_method: dict[str, tuple[Run, Ints]] = {}
     for run in runs_in(folder):
-        if run.method not in found or (chosen and run.seed == chosen[1]):
+        if run.method not in run_of_method or (chosen and run.seed == chosen[1]):
             predictions = run.predictions_of(image_ids, classnames)
             if (predictions != MISSING).any():
-                found[run.method] = run.run, predictions
-    return dict(found.values())
+                run_of_method[run.method] = run.run, predictions
+    return dict(run_of_method.values())
 
 
 def read_plan(path: str | Path, index: pa.Table, classnames: Sequence[str]) -> SamplingPlan:

@@ -249,7 +249,7 @@ def share(hits: Floats, strata: Ints, sizes: Ints) -> Interval:
 
 
 def difference(
-    hits: Floats, others: Floats, drawn: Ints, strata: Ints, differ: Ints
+    hits: Floats, others: Floats, asked: Ints, strata: Ints, differ: Ints
 ) -> tuple[Interval, int | None]:
     """Estimate the difference in accuracy between one classifier and another.
 
@@ -257,10 +257,10 @@ def difference(
     population of their own, whose part in each stratum is known. Returns also how many more answers
     would let the interval leave out zero: 0 if it does, or None if this is unknown.
 
-    `hits` and `others` [n] are 1 where the first and the second are right about the images `drawn`
+    `hits` and `others` [n] are 1 where the first and the second are right about the images `asked`
     [n]. `differ` [N] is 1 where their predictions differ.
     """
-    rows = np.flatnonzero(differ[drawn])
+    rows = np.flatnonzero(differ[asked])
     apart = float(differ.mean())
     if not apart:
         return Interval(0.0, 0.0, 0.0), 0
@@ -268,11 +268,11 @@ def difference(
         return Interval(0.0, -apart, apart), None
     sizes = np.bincount(strata[differ == 1], minlength=strata.max() + 1)
     leads = (hits - others)[rows]
-    mean = stratified_mean(leads, strata[drawn[rows]], sizes, largest=1.0)
+    mean = stratified_mean(leads, strata[asked[rows]], sizes, largest=1.0)
     low = max(-1.0, min(1.0, mean.value - mean.reach))
     high = max(-1.0, min(1.0, mean.value + mean.reach))
     interval = Interval(apart * mean.value, apart * low, apart * high)
-    n = len(drawn)
+    n = len(asked)
     images = len(strata)
     if abs(mean.value) > mean.reach or n >= images:
         return interval, 0

@@ -175,7 +175,7 @@ class AnswerSchema:
         then = set(document.classes or self.classnames)
         added = now - then
         known = now | then
-        found = []
+        resolved = []
         gone = []
         for number, answer in enumerate(document.answers, start=1):
             self._check(answer, known, f"{where}, answer {number},")
@@ -183,7 +183,9 @@ class AnswerSchema:
             if (row := rows[answer.image]) is not None:
                 content = checksums[row].as_py()
                 content = None if content is None else content.hex()
-                found.append(replace(completed, image_id=ids[row].as_py(), content=content))
+                resolved.append(
+                    replace(completed, image_id=ids[row].as_py(), content=content)
+                )
             elif answer.content is not None:
                 gone.append(completed)
             else:
@@ -191,7 +193,7 @@ class AnswerSchema:
                 raise UserError(
                     f"{where} is about {name!r}, which is no image that it may name."
                 )
-        answers = by_key(found, where)
+        answers = by_key(resolved, where)
         lapsed = {key: answer for key, answer in answers.items() if self._is_lapsed(answer)}
         answers = {key: answer for key, answer in answers.items() if key not in lapsed}
         return Saved(answers, lapsed, gone, document.classes)
@@ -256,10 +258,10 @@ class AnswerSchema:
 
 def entries(answers: Iterable[Answer]) -> list[dict[str, Any]]:
     """Return answers as JSON has them."""
-    found = ANSWERS.dump_python(
+    values = ANSWERS.dump_python(
         [*answers], mode="json", by_alias=True, exclude_defaults=True
     )
-    return list(found)
+    return list(values)
 
 
 def _not_offered(answer: Answer, classes: Iterable[str]) -> Answer:
@@ -335,36 +337,36 @@ def locate(images: Sequence[tuple[str, str | None]], index: pa.Table) -> list[in
     wanted = [None if content is None else bytes.fromhex(content) for _, content in images]
     rows = pc.index_in(pa.array([name for name, _ in images], pa.string()), names)
     there = checksums.take(rows).to_pylist()
-    found = [
+    located = [
         row if content in (None, checksum) else None
         for row, content, checksum in zip(rows.to_pylist(), wanted, there, strict=True)
     ]
-    moved = {content for row, content in zip(found, wanted, strict=True) if row is None}
+    moved = {content for row, content in zip(located, wanted, strict=True) if row is None}
     moved.discard(None)
     if moved:
-        taken = set(found)
+        taken = set(located)
         free = defaultdict[bytes, list[int]](list)
         of_moved = pc.is_in(checksums, pa.array(list(moved), checksums.type))
         for row in reversed(np.flatnonzero(of_moved.to_numpy()).tolist()):
             if row not in taken:
                 free[checksums[row].as_py()].append(row)
         for number, content in enumerate(wanted):
-            if found[number] is None and content is not None and free[content]:
-                found[number] = free[content].pop()
-    return found
+            if located[number] is None and content is not None and free[content]:
+                located[number] = free[content].pop()
+    return located
 
 
 def by_key(answers: Sequence[Answer], where: str) -> dict[str, Answer]:
     """Return answers by their keys, or raise UserError for two about the same image."""
-    found: dict[str, Answer] = {}
+    answer_of_key: dict[str, Answer] = {}
     for answer in answers:
-        other = found.setdefault(answer.key, answer)
+        other = answer_of_key.setdefault(answer.key, answer)
         if other is not answer:
             pair = (other, answer)
             names = " and ".join(repr(each.classname or each.kind) for each in pair)
             image = one_line(answer.image_id, 120)
             raise UserError(f"{where} answers {image!r} more than once: {names}.")
-    return found
+    return answer_of_key
 
 
 def _revision(content: bytes) -> str:

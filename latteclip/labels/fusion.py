@@ -494,14 +494,14 @@ def cross_fit(
     model: LabelModel, labelled: label_sources.LabelledRows
 ) -> dict[str, CrossFitted]:
     """Label the images drawn to check, each without its answer and those of its fold."""
-    drawn = labelled.drawn.nonzero()[:, 0]
-    order = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(SEED))
-    found: dict[str, CrossFitted] = {}
+    checking = labelled.drawn.nonzero()[:, 0]
+    order = torch.randperm(len(checking), generator=torch.Generator().manual_seed(SEED))
+    fitted: dict[str, CrossFitted] = {}
     for fold in order.chunk(FOLDS):
         use = torch.ones(len(labelled.rows), dtype=torch.bool)
-        use[drawn[fold]] = False
+        use[checking[fold]] = False
         fusion = model.answered(labelled.select(use)).fused()
-        rows = labelled.rows[drawn[fold]]
+        rows = labelled.rows[checking[fold]]
         models = (model.images, *model.others)
         predicted = {FUSED: (fusion.labels[rows], fusion.confidence[rows])}
         predicted["image_prototypes"] = _classified(models, (fusion.head,), rows)
@@ -510,12 +510,14 @@ def cross_fit(
                 models, fusion.joint_heads, rows
             )
         for name, (labels, confidence) in predicted.items():
-            is_right = torch.zeros(len(drawn), dtype=torch.bool)
-            checked = found.setdefault(name, CrossFitted(torch.zeros(len(drawn)), is_right))
+            is_right = torch.zeros(len(checking), dtype=torch.bool)
+            checked = fitted.setdefault(
+                name, CrossFitted(torch.zeros(len(checking)), is_right)
+            )
             checked.confidence[fold] = confidence.float()
-            shares = labelled.shares[drawn[fold]].gather(1, labels[:, None])
+            shares = labelled.shares[checking[fold]].gather(1, labels[:, None])
             checked.right[fold] = shares[:, 0] > 0
-    return found
+    return fitted
 
 
 def _classified(
@@ -556,14 +558,14 @@ def gains(
 
     blind = cross_entropy(votes, overall.expand_as(votes)).item()
     both = loss(predictors)
-    found = {
+    losses = {
         "both": both,
         "zero_shot": loss(predictors[:1]),
         "images": loss(predictors[1:2]),
     }
     ratios = {}
-    for place, number in enumerate(others, start=2):
-        found[f"{OTHER}{number}"] = loss(predictors[place : place + 1])
-        without = [*predictors[:place], *predictors[place + 1 :]]
+    for position, number in enumerate(others, start=2):
+        losses[f"{OTHER}{number}"] = loss(predictors[position : position + 1])
+        without = [*predictors[:position], *predictors[position + 1 :]]
         ratios[number] = len(votes) * (loss(without) - both)
-    return {name: blind - value for name, value in found.items()}, ratios
+    return {name: blind - value for name, value in losses.items()}, ratios

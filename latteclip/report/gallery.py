@@ -178,15 +178,15 @@ def _grid(
 
 
 def changed_examples(
-    split: SplitReport, found: MethodPredictions, *, improved: bool
+    split: SplitReport, predictions: MethodPredictions, *, improved: bool
 ) -> list[Row]:
     """Return images whose prediction changed from wrong to right, or from right to wrong."""
     assert split.labels is not None
     labels = split.labels
     before = split.pseudo_labels
-    after = found.after
+    after = predictions.after
     chosen = comparison.changed_images(
-        labels, before, after, found.margins, improved=improved, n=EXAMPLES
+        labels, before, after, predictions.margins, improved=improved, n=EXAMPLES
     )
     rows = []
     for i in chosen:
@@ -199,25 +199,25 @@ def changed_examples(
     return rows
 
 
-def disputes(found: MethodPredictions, split: SplitReport) -> list[Row]:
+def disputes(predictions: MethodPredictions, split: SplitReport) -> list[Row]:
     """Return the images about which the methods differ most, with the methods of each class."""
     return [
-        _image(split, i, DISPUTE) | {"sides": comparison.sides(found, i)}
-        for i in comparison.disputed(found, DISPUTES)
+        _image(split, i, DISPUTE) | {"sides": comparison.sides(predictions, i)}
+        for i in comparison.disputed(predictions, DISPUTES)
     ]
 
 
-def class_panels(found: MethodPredictions, split: SplitReport) -> list[Row]:
+def class_panels(predictions: MethodPredictions, split: SplitReport) -> list[Row]:
     """Return the surest and the least sure images of each class, as far as there is room."""
 
     def thumbnails(rows: Sequence[int]) -> list[Row]:
         return [
-            _thumbnail(split, i, found.after[i], second=int(found.runner_up[i]))
+            _thumbnail(split, i, predictions.after[i], second=int(predictions.runner_up[i]))
             for i in rows
         ]
 
     panels = []
-    for row in comparison.ends_of_classes(found, ENDS, OF_CLASS):
+    for row in comparison.ends_of_classes(predictions, ENDS, OF_CLASS):
         surest = thumbnails(row["surest"])
         least = thumbnails(row["least"])
         panels.append({**row, "surest": surest, "least": least})
@@ -253,11 +253,11 @@ def _find(
 ) -> list[tuple[SplitReport, int]]:
     """Return the split that each image is in, and its position there."""
     places = np.transpose([split.places(image_ids) for split in splits])  # [n, splits]
-    found = []
+    located = []
     for rows in places.tolist():
         in_splits = zip(splits, rows, strict=True)
-        found.append(next((split, i) for split, i in in_splits if i >= 0))
-    return found
+        located.append(next((split, i) for split, i in in_splits if i >= 0))
+    return located
 
 
 def read_duplicates(

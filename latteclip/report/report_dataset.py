@@ -261,13 +261,15 @@ def _changed(method: dict[str, Any], other: dict[str, Any]) -> str:
 
 
 def _changes(
-    split: runs.SplitReport, found: comparison.MethodPredictions, classnames: Sequence[str]
+    split: runs.SplitReport,
+    predictions: comparison.MethodPredictions,
+    classnames: Sequence[str],
 ) -> Row:
     if split.labels is None:
         return {}
     labels = split.labels
     before = split.pseudo_labels
-    after = found.after
+    after = predictions.after
     pairs = comparison.worst_pairs(labels, before, after, WORST_PAIRS)
     inside = comparison.classes_of(pairs, MATRIX_CLASSES)
     classes = comparison.class_changes(labels, before, after, classnames)
@@ -282,8 +284,8 @@ def _changes(
         "matrix": (100 * comparison.confusion(labels, after, inside)).tolist()
         if inside
         else [],
-        "improved": gallery.changed_examples(split, found, improved=True),
-        "hurt": gallery.changed_examples(split, found, improved=False),
+        "improved": gallery.changed_examples(split, predictions, improved=True),
+        "hurt": gallery.changed_examples(split, predictions, improved=False),
     }
 
 
