@@ -259,12 +259,17 @@ def _fetch_from_hub(source: HubOrDriveFile, folder: Path) -> tuple[Path, str | N
     if "*" in name or source.checksum == HUB_CHECKSUM:
         tree = HfApi().list_repo_tree(hub_repo, recursive=True, **repo)
         files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-        found = [path for path in files if fnmatch.fnmatchcase(path.lower(), name.lower())]
-        if len(found) != 1:
-            raise UserError(f"{name} fits {len(found)} files of the repo: {sorted(files)}")
-        [name] = found
-        lfs = files[name].lfs
-        checksum = f"sha256:{lfs.sha256}" if lfs else f"git_blob:{files[name].blob_id}"
+        pattern = name.lower()
+        fitting = [path for path in files if fnmatch.fnmatchcase(path.lower(), pattern)]
+        if len(fitting) != 1:
+            raise UserError(
+                f"{name} fits {len(fitting)} files of the repo: {sorted(files)}"
+            )
+        [name] = fitting
+        file = files[name]
+        checksum = f"git_blob:{file.blob_id}"
+        if file.lfs:
+            checksum = f"sha256:{file.lfs.sha256}"
         log.info("%s is %s.", address(source), name)
     return Path(hf_hub_download(hub_repo, name, local_dir=folder, **repo)), checksum
 
@@ -383,14 +388,17 @@ def _table(known: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [("key", "train", "test", "classes", "download", "present", "licence")]
     for key, values in known.items():
         counts = values.get("split", {}).get("counts", {})
-        train, test, classes = (
-            str(counts.get(name, "?")) for name in ("train", "test", "classes")
+        is_downloaded = "downloads" in values.get("source", {})
+        row = (
+            key,
+            str(counts.get("train", "?")),
+            str(counts.get("test", "?")),
+            str(counts.get("classes", "?")),
+            values.get("size", "?" if is_downloaded else "none"),
+            "yes" if _folder(key, values).is_dir() else "no",
+            values.get("licence", "?"),
         )
-        size = values.get(
-            "size", "?" if "downloads" in values.get("source", {}) else "none"
-        )
-        present = "yes" if _folder(key, values).is_dir() else "no"
-        rows.append((key, train, test, classes, size, present, values.get("licence", "?")))
+        rows.append(row)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

@@ -100,7 +100,8 @@ def read_split(root: Path, settings: SplitSection) -> tuple[Path, Split]:
         items = _labelled(rows, names, settings.test_fraction, root)
         split = Split(items, names, dict(skipped.most_common()))
         _check(split, settings.counts.model_dump(exclude_none=True), root)
-        probes = [items[i].path for i in (0, len(items) // 2, -1)]
+        middle = len(items) // 2
+        probes = [items[0].path, items[middle].path, items[-1].path]
         return _folder_with(root, settings.images, probes), split
 
 
@@ -181,11 +182,15 @@ def _check(split: Split, counts: Mapping[str, int], root: Path) -> None:
 
 def _folder_with(root: Path, name: str | Path, wanted: Sequence[str]) -> Path:
     """Return `root/name`, or else the folder near the top of `root`, with one of the files."""
-    # Mirrors pack the same files under other top folders.
-    below = (sorted(root.glob("*/" * depth)) for depth in range(1, DEPTH + 1))
-    for folder in itertools.chain(
-        (root / name, root), itertools.chain.from_iterable(below)
-    ):
+
+    def folders() -> Iterator[Path]:
+        yield root / name
+        yield root
+        # Mirrors pack the same files under other top folders.
+        for depth in range(1, DEPTH + 1):
+            yield from sorted(root.glob("*/" * depth))
+
+    for folder in folders():
         if any(images.image_exists(folder / file) for file in wanted):
             return folder
     raise UserError(
@@ -225,11 +230,15 @@ def _read_table(root: Path, settings: SplitSection, _skipped: Counter[str]) -> L
     listed = [] if settings.kind == "coop" else _listed_classes(root, settings)
     names = listed or _table_names(table, root)
     known = set(names)
-    rows = (
-        (image, split, name or (label if label in known else _number_or_name(label)), image)
-        for image, split, label, name in table
-    )
-    return names, rows
+
+    def rows() -> Iterator[Row]:
+        for image, split, label, name in table:
+            value: int | str = name or label
+            if not name and label not in known:
+                value = _number_or_name(label)
+            yield image, split, value, image
+
+    return names, rows()
 
 
 def _coop_rows(root: Path, settings: SplitSection) -> Iterator[tuple[str, ...]]:
@@ -398,9 +407,9 @@ def _read_shards(root: Path, settings: SplitSection, skipped: Counter[str]) -> L
     names = _listed_classes(root, settings)
     if not names and len(described) < 2:
         names = [name for classes in described for name in classes]
-        names = names or sorted(
-            {row[2] for row in rows if row[2] and isinstance(row[2], str)}
-        )
+        if not names:
+            labels = {label for _, _, label, _ in rows if isinstance(label, str)}
+            names = sorted(labels - {""})
     if not names:
         raise UserError(
             f"The shards in {folder} name no classes, or different ones: list them in label order "

@@ -166,13 +166,12 @@ def read_method_predictions(
 
 def methods_used(predictions: MethodPredictions) -> dict[str, Row]:
     """Return how many classes each method uses, and the percentage of images that it changes."""
-    changed = 100 * (predictions.labels != predictions.labels[0]).mean(axis=1)
-    return {
-        name: {"classes": len(np.unique(labels)), "changed": share}
-        for name, labels, share in zip(
-            predictions.methods, predictions.labels, changed.tolist(), strict=True
-        )
-    }
+    base = predictions.labels[0]
+    used = {}
+    for name, labels in zip(predictions.methods, predictions.labels, strict=True):
+        changed = float((labels != base).mean())
+        used[name] = {"classes": len(np.unique(labels)), "changed": 100 * changed}
+    return used
 
 
 def class_sizes(predictions: MethodPredictions, labels: Ints | None, c: int) -> list[Row]:
@@ -365,9 +364,14 @@ def _lines(wanted: Iterable[tuple[str, str, Curves]]) -> list[Line]:
     for series, (name, column, curves) in enumerate(wanted):
         having = [curve for curve in curves if column in curve and curve[column].any()]
         if having:
-            shortest = min((curve["epoch"] for curve in having), key=len)
-            x = having[0]["epoch"][: len(shortest)]
-            lines.append(Line(name, x, [curve[column] for curve in having], series))
+            n_points = min(len(curve["epoch"]) for curve in having)
+            line = Line(
+                name=name,
+                x=having[0]["epoch"][:n_points],
+                runs=[curve[column] for curve in having],
+                series=series,
+            )
+            lines.append(line)
     return lines
 
 
@@ -376,12 +380,14 @@ def pseudo_label_charts(train: runs.SplitReport) -> list[Row]:
     if train.labels is None:
         return [_confidence_chart(train.confidence, None)]
     right = train.pseudo_labels == train.labels
-    running = np.cumsum(right[np.argsort(-train.confidence, kind="stable")])  # [N]
+    surest_first = np.argsort(-train.confidence, kind="stable")
+    n_right = np.cumsum(right[surest_first])  # [N]
     percents = np.linspace(1, 100, 100)
     ends = np.ceil(percents / 100 * len(right)).astype(int)
+    accuracy = 100 * (n_right[ends - 1] / ends)
     accuracies = line_chart(
         "Accuracy of the most confident",
-        [Line("accuracy", percents, [100 * (running[ends - 1] / ends)], 0)],
+        [Line(name="accuracy", x=percents, runs=[accuracy], series=0)],
         "Accuracy of the pseudo-labels among the most confident ones, in percent.",
         x_label="percent of the pseudo-labels, by confidence",
         legend=False,

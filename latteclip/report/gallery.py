@@ -102,15 +102,15 @@ def read_captions(
     of_label: dict[int, Row] = {}
     mentions = [*map(mention, classnames)]
     for piece in tables.read_pieces(path, tables.CAPTIONS, ["members", "caption"], PIECE):
-        places = train.places(pc.list_element(piece["members"], 0))
-        found = piece.to_pylist()
-        counts["texts"] += sum(bool(row["caption"]) for row in found)
+        first_members = train.places(pc.list_element(piece["members"], 0))
+        captions = piece.to_pylist()
+        counts["texts"] += sum(bool(row["caption"]) for row in captions)
         for kind, labels in known.items():
-            pairs = zip(found, labels[places].tolist(), strict=True)
-            counts[kind] += sum(
-                bool(mentions[n].search(row["caption"])) for row, n in pairs
-            )
-        for row, label in zip(found, train.pseudo_labels[places].tolist(), strict=True):
+            labels_of_rows = labels[first_members].tolist()
+            for row, label in zip(captions, labels_of_rows, strict=True):
+                counts[kind] += bool(mentions[label].search(row["caption"]))
+        pseudo_labels = train.pseudo_labels[first_members].tolist()
+        for row, label in zip(captions, pseudo_labels, strict=True):
             of_label.setdefault(label, row)
             for name in numbers.keys() & row["members"]:
                 rows.setdefault(numbers[name], row)
@@ -305,6 +305,7 @@ def _leak_free_accuracies(
         paths = [run.predictions for run in run_files if run.method == method]
         # [runs, N]
         right = np.stack([read_predictions(path) == test.labels for path in paths])
-        acc1, without = (100 * float(part.mean()) for part in (right, right[:, ~leaked]))
+        acc1 = 100 * float(right.mean())
+        without = 100 * float(right[:, ~leaked].mean())
         rows.append({"method": method, "acc1": acc1, "without": without})
     return rows

@@ -186,18 +186,20 @@ def _groups(
     rows = tables.find_rows(pc.list_flatten(table["members"]), image_ids, path)
     labels = iter(label_of[rows].tolist())
     sizes = pc.list_value_length(table["members"]).to_pylist()
-    counts = (Counter(itertools.islice(labels, n)) for n in sizes)
-    # The first of equally frequent ones.
-    found = [LEFT_OUT if LEFT_OUT in each else each.most_common(1)[0][0] for each in counts]
-    classes = np.array(found, np.int64)
+    class_of_group = []
+    for n in sizes:
+        members = Counter(itertools.islice(labels, n))
+        # The first of equally frequent ones.
+        [(most_frequent, _)] = members.most_common(1)
+        class_of_group.append(LEFT_OUT if LEFT_OUT in members else most_frequent)
+    classes = np.array(class_of_group, np.int64)
     is_whole = classes != LEFT_OUT
     # A class of images without a group gets one with an empty caption.
     lacking = np.setdiff1d(label_of[label_of != LEFT_OUT], classes)
     captions = table["caption"].filter(pa.array(is_whole))
     empty = pa.array([""] * len(lacking), pa.string())
-    return pa.chunked_array([*captions.chunks, empty]), np.concatenate(
-        [classes[is_whole], lacking]
-    )
+    captions = pa.chunked_array([*captions.chunks, empty])
+    return captions, np.concatenate([classes[is_whole], lacking])
 
 
 def _or_class(

@@ -110,9 +110,13 @@ class ImageCache:
         self.starts = self.ends - sizes
         self.n_in_memory = int(np.searchsorted(self.ends, in_memory, side="right"))
         # [N, 2] height and width, 0 until the image is cached.
-        self.shapes = np.frombuffer(mmap.mmap(-1, len(sizes) * 8), np.int32).reshape(-1, 2)
-        self._memory = os.fdopen(os.memfd_create("latteclip"), "w+b")
-        self._disk = tempfile.TemporaryFile(dir=existing(folder)) if folder else None  # noqa: SIM115
+        shared = mmap.mmap(-1, len(sizes) * 8)
+        self.shapes = np.frombuffer(shared, np.int32).reshape(-1, 2)
+        descriptor = os.memfd_create("latteclip")
+        self._memory = os.fdopen(descriptor, "w+b")
+        self._disk = None
+        if folder:
+            self._disk = tempfile.TemporaryFile(dir=existing(folder))  # noqa: SIM115
 
     def _file(self, index: int) -> Any:
         return self._memory if index < self.n_in_memory else self._disk
@@ -361,7 +365,8 @@ def resized(
 ) -> torch.Tensor:
     """Resize a crop of uint8 [h, w, 3] to integers [3, H, W]: bicubic with antialiasing."""
     top, left, height, width = box
-    crop = picture[top : top + height, left : left + width].permute(2, 0, 1)[None]
+    crop = picture[top : top + height, left : left + width]
+    crop = crop.permute(2, 0, 1)[None]
     if crop.device.type == "cuda":  # which resizes no integers
         exact = F.interpolate(crop.float(), side, mode="bicubic", antialias=True)
         return exact[0].round_().clamp_(0, 255)
