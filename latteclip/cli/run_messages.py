@@ -20,7 +20,7 @@ NAMED = 5  # class folders of a message
 STOPPED = ("Stopped", "interrupted")  # beginnings of the last line of a log after Ctrl-C
 TRACEBACK = "Traceback (most recent call last):"
 MAX_MESSAGE = 2_000  # characters
-SIZES = {  # of models that the documents name
+SIZES = {  # sizes of the models that the documents name
     "ViT-B-32@laion2b_s34b_b79k": " (0.6 GB)",
     "llava-hf--llava-v1.6-mistral-7b-hf": " (15.1 GB)",
     "vit_base_patch14_reg4_dinov2.lvd142m": " (0.35 GB)",
@@ -147,12 +147,16 @@ def _results(configuration: Configuration, dataset: str, page: str) -> Iterator[
 def failure(rule: str, wildcards: Mapping[str, str], logs: Sequence[str]) -> str:
     """Return the error message of a job that failed or was stopped, from its last log."""
     values = dict(wildcards)
-    of_dataset = f" of {values.pop('dataset')}" if "dataset" in values else ""
+    job = rule
+    if "dataset" in values:
+        job += f" of {values.pop('dataset')}"
     parts = [f"{k} {v}" if k in ("seed", "shard") else v for k, v in values.items()]
-    job = f"{rule}{of_dataset}" + (f" ({', '.join(parts)})" if parts else "")
-    log = next((log for log in reversed(logs) if os.path.isfile(log)), None)
-    if log is None:
+    if parts:
+        job += f" ({', '.join(parts)})"
+    written = [log for log in logs if os.path.isfile(log)]
+    if not written:
         return f"{ERROR}{job} has no log. The messages above say why."
+    log = written[-1]
     text = Path(log).read_text("utf-8", errors="replace").strip()
     _, is_known, message = f"\n{text}".rpartition(f"\n{ERROR}")
     if is_known:
