@@ -96,6 +96,7 @@ lint: install
 	snakefmt --check Snakefile workflow
 	mypy
 	snakemake --lint
+	python tools/density.py --functions 3 --max 6.5 --max-function 14
 
 format: install
 	ruff check --fix .

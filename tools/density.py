@@ -1,6 +1,6 @@
 """Print how much is packed into a line: AST nodes a line of code, and the densest functions.
 
-    python tools/density.py [FOLDER] [--functions 10]
+    python tools/density.py [FOLDER] [--functions 10] [--max 6.5] [--max-function 14]
 
 A line of code has a token that is neither a comment nor part of a docstring. Nodes are those of
 Python's `ast`, without the contexts Load, Store and Del.
@@ -9,13 +9,15 @@ Python's `ast`, without the contexts Load, Store and Del.
 import argparse
 import ast
 import io
+import math
+import sys
 import tokenize
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-MIN_LINES = 8  # of a function that is listed
+MIN_LINES = 8  # lines of code of a function that is listed, at least
 CONTEXTS = (ast.Load, ast.Store, ast.Del)
 NO_CODE = (
     tokenize.COMMENT,
@@ -44,11 +46,11 @@ class Density(NamedTuple):
 def code_lines(text: str, tree: ast.AST) -> set[int]:
     """Return the numbers of the lines of code."""
     docstrings = set(_docstring_lines(tree))
-    found: set[int] = set()
+    lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type not in NO_CODE:
-            found.update(range(token.start[0], token.end[0] + 1))
-    return found - docstrings
+            lines.update(range(token.start[0], token.end[0] + 1))
+    return lines - docstrings
 
 
 def _docstring_lines(tree: ast.AST) -> Iterator[int]:
@@ -81,31 +83,53 @@ def measure(path: Path) -> tuple[Density, list[Density]]:
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table, and exit with 1 and a sentence where more is packed than allowed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", nargs="?", default="latteclip", type=Path)
     parser.add_argument(
         "--functions", default=10, type=int, help="how many functions to list"
     )
+    parser.add_argument("--max", default=math.inf, type=float, help="nodes a line of all")
+    parser.add_argument(
+        "--max-function", default=math.inf, type=float, help="nodes a line of a function"
+    )
     args = parser.parse_args()
     rooms: dict[str, list[Density]] = defaultdict(list)
     functions: list[Density] = []
     for path in sorted(args.folder.rglob("*.py")):
-        density, found = measure(path)
+        density, functions_of_file = measure(path)
         inside = path.relative_to(args.folder).parts
         rooms[inside[0] if len(inside) > 1 else "."].append(density)
-        functions += found
+        functions += functions_of_file
     for room, files in rooms.items():
-        print(_row(room, files))
-    print(_row("all", [one for files in rooms.values() for one in files]))
-    for one in sorted(functions, key=lambda one: -one.value)[: args.functions]:
-        print(f"{one.value:6.1f}  {one.name}")
+        _print_row(total(room, files))
+    package = total("all", [density for files in rooms.values() for density in files])
+    _print_row(package)
+    functions.sort(key=lambda density: -density.value)
+    for density in functions[: args.functions]:
+        print(f"{density.value:6.1f}  {density.name}")
+    if package.value > args.max:
+        sys.exit(
+            f"error: {args.folder} has {package.value:.2f} AST nodes a line of code, more than "
+            f"{args.max:g}; say the densest functions in more steps."
+        )
+    if functions and functions[0].value > args.max_function:
+        densest = functions[0]
+        sys.exit(
+            f"error: {densest.name} has {densest.value:.1f} AST nodes a line of code, more than "
+            f"{args.max_function:g}; say it in more steps."
+        )
 
 
-def _row(name: str, files: list[Density]) -> str:
-    nodes = sum(one.nodes for one in files)
-    lines = sum(one.lines for one in files)
-    return f"{nodes / max(1, lines):6.2f}  {name:10} {lines:7,} lines of code"
+def total(name: str, files: list[Density]) -> Density:
+    """Return the density of several files together."""
+    nodes = sum(density.nodes for density in files)
+    lines = sum(density.lines for density in files)
+    return Density(name, nodes, lines)
+
+
+def _print_row(density: Density) -> None:
+    print(f"{density.value:6.2f}  {density.name:10} {density.lines:7,} lines of code")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ Ints = npt.NDArray[np.int_]
 Floats = npt.NDArray[np.float64]
 BASELINE = "zero_shot"
 BASELINES = (BASELINE, "zero_shot_adapted")  # which need no model of their own
-# Of a run.
+# The tables of a run.
 TABLES = ("predictions.parquet", "left_out.parquet", "train_predictions.parquet")
 SEED = 0
 TEST = "test"  # the split that no model learned from
@@ -43,7 +43,7 @@ RATES = np.array(list(STRATA.values()))  # [H]
 # A stratum that would get fewer of the first PREFIX images is joined with the next.
 MIN_IMAGES = 5
 PREFIX = 50
-# Of the images of a plan that a run may not predict: later, they are left out.
+# Share of a plan's images that a run may leave unpredicted: later, they are left out.
 MAX_MISSING = 0.1
 
 
@@ -54,8 +54,8 @@ class RunFiles:
     method: str
     seed: int
     metrics: str
-    predictions: str | None  # of the images that are evaluated
-    # Of training images that it did not learn from, among others.
+    predictions: str | None  # predictions of the images that are evaluated
+    # Predictions of training images, among them those that the run did not learn from.
     train_predictions: str | None
     has_model: bool  # that can be chosen
 
@@ -114,7 +114,7 @@ class PlanMetadata:
     """The metadata of PLAN."""
 
     split: str  # test, or train for the images of the training and validation splits
-    seed: int  # of the drawing
+    seed: int  # seed of the drawing
 
 
 @dataclass(frozen=True)
@@ -146,11 +146,11 @@ class SamplingPlan:
     """The order in which the N images of an audit are asked about, of those that are there."""
 
     split: str
-    classnames: list[str]  # of now
+    classnames: list[str]  # the names of the classes as they are now
     image_ids: list[str]  # N, of now
     strata: Ints  # [N]
     order: Ints  # [N]: rows of the images by position
-    digest: str  # of the plan's file
+    digest: str  # digest of the plan's file
     checksums: list[bytes] = field(default_factory=list)  # N
 
     def schema(self, dataset: str) -> AnswerSchema:
@@ -245,23 +245,26 @@ def predicts_most(predictions: Ints) -> bool:
 
 def runs_in(folder: Path) -> list[RunFiles]:
     """Return the runs of a dataset's results: baselines first, then by name."""
-    found = []
-    for place in folder.glob("*/seed*"):
-        method = place.parent.name
-        number = place.name.removeprefix("seed")
-        files = [str(place / name) if (place / name).is_file() else None for name in TABLES]
+    runs = []
+    for run_folder in folder.glob("*/seed*"):
+        method = run_folder.parent.name
+        number = run_folder.name.removeprefix("seed")
+        files = [
+            str(run_folder / name) if (run_folder / name).is_file() else None
+            for name in TABLES
+        ]
         if number.isdecimal() and any(files):
             evaluated, averaged, trained = files
             run = RunFiles(
                 method=method,
                 seed=int(number),
-                metrics=str(place / "metrics.json"),
+                metrics=str(run_folder / "metrics.json"),
                 predictions=evaluated,
                 train_predictions=averaged or trained,
-                has_model=(place / "model").is_dir() or method in BASELINES,
+                has_model=(run_folder / "model").is_dir() or method in BASELINES,
             )
-            found.append(run)
-    return sorted(found, key=lambda one: (one.method not in BASELINES, one.run))
+            runs.append(run)
+    return sorted(runs, key=lambda run: (run.method not in BASELINES, run.run))
 
 
 def chosen_run(folder: Path) -> Run | None:
@@ -278,15 +281,14 @@ def _candidates(
     split: str,
 ) -> dict[Run, Ints]:
     """Return what one run of each method predicts, of the chosen seed where there is such a run."""
-    found: dict[str, tuple[Run, Ints]] = {}
+    run_of_method: dict[str, tuple[Run, Ints]] = {}
     runs = runs_in(folder)
-    for run, predictions in zip(
-        runs, predictions_of(runs, image_ids, classnames, split), strict=True
-    ):
-        is_wanted = run.method not in found or (chosen and run.seed == chosen[1])
+    of_runs = predictions_of(runs, image_ids, classnames, split)
+    for run, predictions in zip(runs, of_runs, strict=True):
+        is_wanted = run.method not in run_of_method or (chosen and run.seed == chosen[1])
         if is_wanted and (predictions != MISSING).any():
-            found[run.method] = run.run, predictions
-    return dict(found.values())
+            run_of_method[run.method] = run.run, predictions
+    return dict(run_of_method.values())
 
 
 def _taught(

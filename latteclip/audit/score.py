@@ -249,7 +249,7 @@ def share(hits: Floats, strata: Ints, sizes: Ints) -> Interval:
 
 
 def difference(
-    hits: Floats, others: Floats, drawn: Ints, strata: Ints, differ: Ints
+    hits: Floats, others: Floats, asked: Ints, strata: Ints, differ: Ints
 ) -> tuple[Interval, int | None]:
     """Estimate the difference in accuracy between one classifier and another.
 
@@ -257,10 +257,10 @@ def difference(
     population of their own, whose part in each stratum is known. Returns also how many more answers
     would let the interval leave out zero: 0 if it does, or None if this is unknown.
 
-    `hits` and `others` [n] are 1 where the first and the second are right about the images `drawn`
+    `hits` and `others` [n] are 1 where the first and the second are right about the images `asked`
     [n]. `differ` [N] is 1 where their predictions differ.
     """
-    rows = np.flatnonzero(differ[drawn])
+    rows = np.flatnonzero(differ[asked])
     apart = float(differ.mean())
     if not apart:
         return Interval(0.0, 0.0, 0.0), 0
@@ -268,11 +268,11 @@ def difference(
         return Interval(0.0, -apart, apart), None
     sizes = np.bincount(strata[differ == 1], minlength=strata.max() + 1)
     leads = (hits - others)[rows]
-    mean = stratified_mean(leads, strata[drawn[rows]], sizes, largest=1.0)
+    mean = stratified_mean(leads, strata[asked[rows]], sizes, largest=1.0)
     low = max(-1.0, min(1.0, mean.value - mean.reach))
     high = max(-1.0, min(1.0, mean.value + mean.reach))
     interval = Interval(apart * mean.value, apart * low, apart * high)
-    n = len(drawn)
+    n = len(asked)
     images = len(strata)
     if abs(mean.value) > mean.reach or n >= images:
         return interval, 0
@@ -304,10 +304,13 @@ def verdict(audit: Audit) -> str:
     compared = comparisons_of_best(audit)
     lead = (
         "The best model is"
-        if all(one.decided for one in compared)
+        if all(comparison.decided for comparison in compared)
         else "So far the best is"
     )
-    sentences = [_comparison_sentence(one, name[one.runs[1]]) for one in compared]
+    sentences = [
+        _comparison_sentence(comparison, name[comparison.runs[1]])
+        for comparison in compared
+    ]
     return " ".join([f"{lead} {name[best.run]}, right on {value}.", *sentences])
 
 
@@ -327,10 +330,10 @@ def comparisons_of_best(audit: Audit) -> list[Comparison]:
 
 def run_names(audit: Audit) -> dict[Run, str]:
     """Return the name of each run: its method, and the seed where the method has several."""
-    times = Counter(one.method for one in audit.accuracies)
+    times = Counter(run.method for run in audit.accuracies)
     return {
-        one.run: one.method if times[one.method] == 1 else f"{one.method} (seed {one.seed})"
-        for one in audit.accuracies
+        run.run: run.method if times[run.method] == 1 else f"{run.method} (seed {run.seed})"
+        for run in audit.accuracies
     }
 
 
@@ -338,28 +341,31 @@ def _percent(value: float, sign: str = "") -> str:
     return f"{100 * value:{sign}.1f}"
 
 
-def _interval(one: Accuracy | Comparison, sign: str = "") -> str:
-    return f"{_percent(one.low, sign)} to {_percent(one.high, sign)}"
+def _interval(estimate: Accuracy | Comparison, sign: str = "") -> str:
+    return f"{_percent(estimate.low, sign)} to {_percent(estimate.high, sign)}"
 
 
-def _comparison_sentence(one: Comparison, other: str) -> str:
-    points = f"{_percent(one.value)} points ({_interval(one)})"
-    if not one.decided:
+def _comparison_sentence(comparison: Comparison, other: str) -> str:
+    points = f"{_percent(comparison.value)} points ({_interval(comparison)})"
+    if not comparison.decided:
         return (
-            f"It is not decided whether it beats {other}: {needed(one)} (so far {points})."
+            f"It is not decided whether it beats {other}: {needed(comparison)} "
+            f"(so far {points})."
         )
-    if one.value == 0:
+    if comparison.value == 0:
         return f"It is right as often as {other}."
     return f"It is better than {other} by {points}."
 
 
-def needed(one: Comparison) -> str:
+def needed(comparison: Comparison) -> str:
     """Say how many more images would decide a comparison."""
-    if one.more is None:
+    if comparison.more is None:
         return "no difference is seen so far"
-    if not one.more:
+    if not comparison.more:
         return "no image is left to ask about"
-    about = one.more if one.more < 10 else int(10 * np.ceil(one.more / 10))
+    about = (
+        comparison.more if comparison.more < 10 else int(10 * np.ceil(comparison.more / 10))
+    )
     return f"about {about:,} more images"
 
 
@@ -395,7 +401,9 @@ def next_steps(folder: Path, audit: Audit) -> list[tuple[str, str]]:
     """Return what to do after an audit, the most important first: a text, a command or "" each."""
     quoted = shlex.quote(str(folder))
     steps = [_take_model(folder, audit, audit.best.run)] if audit.best else []
-    undecided = [one for one in comparisons_of_best(audit) if not one.decided]
+    undecided = [
+        comparison for comparison in comparisons_of_best(audit) if not comparison.decided
+    ]
     if undecided:
         more = max(10, *(comparison.more or 0 for comparison in undecided))
         rounded = 10 * math.ceil((audit.answered + more) / 10)

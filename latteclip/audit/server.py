@@ -119,7 +119,7 @@ class Handler(BaseHTTPRequestHandler):
         except UserError as error:
             log.warning("%s", error)
             reply = _error(HTTPStatus.BAD_REQUEST, str(error))
-        # Of a browser that closes a connection early.
+        # A browser closes a connection early.
         except (ConnectionError, TimeoutError):
             raise
         except OSError as error:

@@ -21,7 +21,7 @@ from latteclip.labels.answers import (
 
 log = logging.getLogger(__name__)
 ALL_OFFERED = 9  # classes: as many as there are keys for; of more classes, some are offered
-OFFERED = 6  # of many classes, or more where runs predict more
+OFFERED = 6  # classes that are offered if there are many; more where runs predict more
 UPCOMING = 3  # questions that the page knows beforehand
 
 
@@ -51,10 +51,10 @@ class Question:
 class QuestionSession:
     """A series of questions whose answers are in one file."""
 
-    name: str  # of the command
+    name: str  # name of the command
     images: str  # the kind of images, for the page
-    folder: Path  # of a dataset's results
-    path: Path  # of the answers
+    folder: Path  # folder of a dataset's results
+    path: Path  # path of the answers
     schema: AnswerSchema
     total: int  # how many questions there are
     questions: list[Question]  # as far as they are known
@@ -67,7 +67,7 @@ class QuestionSession:
 
     def open_questions(self, answers: Answers, *, offline: bool = False) -> list[Question]:
         """Return the next questions without an answer, and offline all of them."""
-        return [one for one in self.questions if one.key not in answers]
+        return [question for question in self.questions if question.key not in answers]
 
     def read_file(self, path: str) -> Saved:
         return self.schema.read_exported(path)
@@ -89,7 +89,10 @@ class QuestionSession:
             "answered": min(len(answers), self.total),
             "total": self.total,
             "status": self.status(answers),
-            "upcoming": [one.as_json(f"image/{one.number}") for one in upcoming[:UPCOMING]],
+            "upcoming": [
+                question.as_json(f"image/{question.number}")
+                for question in upcoming[:UPCOMING]
+            ],
         }
 
 

@@ -53,10 +53,11 @@ SEED = 0
 BATCH = 10  # questions between which the labels learn
 STEPS = 2  # rounds of the fusion that it takes; with many classes one
 MAX_POOL, MIN_POOL = 4096, 1024  # images that are computed with
-POOL_ENTRIES = 2**20  # of their table of classes; fewer images have more classes
+# Entries of the table of images and classes: with more classes there are fewer images.
+POOL_ENTRIES = 2**20
 LIGHT_ENTRIES = 2**19  # above which little is learned between answers: no confusion matrix
 COVERAGE = 2  # images of each class to begin with, where nothing is known of the classes
-ITERATIONS = 20  # of k-means
+ITERATIONS = 20  # iterations of k-means
 DOUBT = 0.5  # a label below this probability is in doubt
 # An answer this unlikely, against a class this likely, is asked again.
 DENIED, CERTAIN = 0.02, 0.9
@@ -120,7 +121,7 @@ class TeachingSession(QuestionSession):
         saved = self.saved()
         saved.warn(self.path, self.folder)
         answers = saved.answers
-        imported = sum(one.phase is None for one in answers.values())
+        imported = sum(answer.phase is None for answer in answers.values())
         self.total = min(budget + imported, len(self.ids))
         checking = budget // 2 if checking is None else checking
         self.n_taught = self.total - min(checking, self.total)
@@ -134,8 +135,8 @@ class TeachingSession(QuestionSession):
         self._start = self._labels
         self.questions = []
         self._ask(
-            (row_of[one.image_id], one.phase or TEACH, one.repeat)
-            for one in answers.values()
+            (row_of[answer.image_id], answer.phase or TEACH, answer.repeat)
+            for answer in answers.values()
         )
         if answers:
             self._learn(answers)
@@ -145,7 +146,8 @@ class TeachingSession(QuestionSession):
         answers, found = dict(answers), super().open_questions(answers)
         while len(answers) < self.total and (offline or not found):
             answers |= {
-                one.key: Answer(one.image_id, UNSURE, phase=one.phase) for one in found
+                question.key: Answer(question.image_id, UNSURE, phase=question.phase)
+                for question in found
             }
             if not (added := self._next_questions(answers, learn=not offline)):
                 break
@@ -234,7 +236,7 @@ class TeachingSession(QuestionSession):
 
     def _learn(self, answers: Answers) -> None:
         """Learn from the answers of the first phase."""
-        taught = {key: one for key, one in answers.items() if one.phase != CHECK}
+        taught = {key: answer for key, answer in answers.items() if answer.phase != CHECK}
         pool = self.index.take(pa.array(self.pool))
         labelled = labelled_rows(taught, pool, self.classnames)
         if len(labelled.rows):
@@ -326,7 +328,9 @@ class TeachingSession(QuestionSession):
     def _checked(self, answers: Answers) -> tuple[int, int, float, float] | None:
         """Return right and checked labels, and the interval for the share of all that are right."""
         checking = [
-            one for one in answers.values() if one.phase == CHECK and one.kind != UNSURE
+            answer
+            for answer in answers.values()
+            if answer.phase == CHECK and answer.kind != UNSURE
         ]
         if not checking:
             return None
@@ -336,16 +340,20 @@ class TeachingSession(QuestionSession):
             for name, row in self._rows(checking).items()
             if row in self._place
         }
-        right = sum(label_of.get(one.image_id, "") == one.classname for one in checking)
+        right = sum(
+            label_of.get(answer.image_id, "") == answer.classname for answer in checking
+        )
         n = len(self.ids)
-        taught = len({one.image_id for one in answers.values() if one.phase != CHECK})
+        taught = len(
+            {answer.image_id for answer in answers.values() if answer.phase != CHECK}
+        )
         ends = confidence_sequence(right, len(checking), n - taught)
         low, high = ((taught + share * (n - taught)) / n for share in ends)
         return right, len(checking), low, high
 
     def _rows(self, answers: Iterable[Answer]) -> dict[str, int]:
         """Return the rows of the answered images that are there."""
-        names = list(dict.fromkeys(one.image_id for one in answers))
+        names = list(dict.fromkeys(answer.image_id for answer in answers))
         places = pa.compute.index_in(pa.array(names, pa.string()), self.index["image_id"])
         rows = zip(names, places.to_pylist(), strict=True)
         return {name: row for name, row in rows if row is not None}

@@ -20,7 +20,7 @@ from latteclip.core.terminal import one_line
 
 COMMIT_ANSWERS, COMMIT_SECONDS = 100, 10.0  # written to the disk at least as often
 LOCK_SECONDS = 60.0  # to wait while another process writes
-MAX_CHARACTERS = 2**20  # of any answer
+MAX_CHARACTERS = 2**20  # characters of an answer, at most
 MAX_TOKENS = 2**31 - 1  # what the tables' column holds
 CREATE = """
     CREATE TABLE IF NOT EXISTS answers (digest TEXT PRIMARY KEY, text TEXT, finish_reason TEXT,

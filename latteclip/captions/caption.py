@@ -194,12 +194,13 @@ def gather_captions(images_path: str, shard_paths: Sequence[str], output: str) -
     rows = pa.concat_tables([tables.read(path, schema) for path in shard_paths])
     index, _ = tables.read_unlabelled(images_path, training=True)
     # Not every image has a group.
-    order = (
-        pc.index_in(index["image_id"], rows[schema.names[0]]).combine_chunks().drop_null()
-    )
+    row_of_image = pc.index_in(index["image_id"], rows[schema.names[0]])
+    order = row_of_image.combine_chunks().drop_null()
+    n_at_once = tables.CAPTION_ROWS
     with tables.writing(output, schema, _joined(metadata)) as add:
-        for start in range(0, max(1, len(order)), tables.CAPTION_ROWS):
-            piece = rows.take(order[start : start + tables.CAPTION_ROWS]).combine_chunks()
+        for start in range(0, max(1, len(order)), n_at_once):
+            piece = rows.take(order[start : start + n_at_once])
+            piece = piece.combine_chunks()
             add({name: piece[name] for name in schema.names})
 
 

@@ -78,11 +78,11 @@ class Questions:
 
     ids: Sequence[str]  # R
     members: np.ndarray  # int [R, images of a request], indices into `image_ids`
-    image_ids: pa.ChunkedArray  # of the N training images
+    image_ids: pa.ChunkedArray  # ids of the N training images
     paths: pa.ChunkedArray  # N
     classnames: Sequence[str]
     labels: Sequence[int] | None  # R, of groups
-    prompts: Callable[[int], str]  # of a row
+    prompts: Callable[[int], str]  # the prompt of a row
     layout: Layout
 
     def __len__(self) -> int:
@@ -100,7 +100,7 @@ def questions_about(
     images_path: str,
     pseudo_labels_path: str | None,
     prompt: str,
-    single: Layout,  # of one image
+    single: Layout,  # the layout of one image
     shard: str,
     groups: GroupsSection | None = None,
 ) -> Questions:

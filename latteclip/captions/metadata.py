@@ -24,7 +24,7 @@ class AnswersMetadata:
 
     source: AnswerSource
     engine: str = ""  # names and versions, separated by commas
-    date: str | None = None  # of the last answer
+    date: str | None = None  # date of the last answer
     tokens_read: int = 0
     tokens_written: int = 0
 
@@ -35,7 +35,7 @@ class CaptionsMetadata(AnswersMetadata):
 
     prompt: str
     retry_prompt: str  # added to the prompt of a second attempt
-    layout: Layout  # of an image
+    layout: Layout  # layout of an image
     groups: GroupsSection | None = None  # None: the captions are of images
 
 
@@ -46,7 +46,7 @@ class ScoresMetadata(AnswersMetadata):
     classnames: list[str]
     kind: str  # likelihood or multiple_choice
     prompt: str
-    answer: str | None  # of a likelihood
+    answer: str | None  # template of the answers whose likelihood is asked for
     topk: int
-    orders: int | None  # of multiple choice
+    orders: int | None  # number of orders in multiple choice
     share: float

@@ -19,7 +19,7 @@ class Layout:
     """How the images of a request become the pictures that the model sees."""
 
     kind: str = "single"  # single, grid or multi_image
-    canvas: int = 0  # of a grid: side of the square picture, pixels
+    canvas: int = 0  # side of a grid's square picture, pixels
     gap: int = 0  # between its cells, pixels
     max_side: int | None = None  # a larger image is scaled down to this many pixels
     # Then each picture is scaled to a square of this side, pixels.

@@ -44,7 +44,7 @@ class Choices:
     # Likelihood: of each text as the answer; multiple_choice: of each as the first token.
     kind: str
     texts: tuple[str, ...]
-    # Of multiple_choice: the prompt, its options in each order.
+    # Prompts of multiple_choice, one for each order of the options.
     prompts: tuple[str, ...] = ()
 
     @property
@@ -58,9 +58,9 @@ class Request:
 
     key: int  # the row
     pictures: Sequence[Image.Image | str]  # RGB, or data URLs for a server
-    prompt: str  # of this attempt
+    prompt: str  # the prompt of this attempt
     choices: Choices | None = None  # None: an answer in words is wanted
-    paths: Sequence[str] = ()  # of the images, until their pictures are made
+    paths: Sequence[str] = ()  # paths of the images, until their pictures are made
     digest: str = ""  # by which its answer is cached
 
 
@@ -75,7 +75,7 @@ class Response:
     n_read: int | None = None  # tokens of the request, pictures included
     engine: str = ""  # that gave it; of cached answers
     date: str = ""  # on which it did, UTC
-    digest: str | None = None  # of the request; None where nothing was asked
+    digest: str | None = None  # digest of the request; None where nothing was asked
 
 
 def failed(error: str) -> Response:
@@ -91,7 +91,8 @@ class ChoiceScores:
     """
 
     log_probabilities: tuple[tuple[float, ...], ...]
-    first: tuple[str, ...] = ()  # of multiple choice: the most likely first token of each
+    # In multiple choice, the most likely first token of each order.
+    first: tuple[str, ...] = ()
 
     def as_answer(self, n_tokens: int) -> Response:
         """Return the scores as JSON; an error where one of them is not a number."""

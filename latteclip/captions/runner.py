@@ -39,7 +39,7 @@ class CaptionJob:
     store: str | None  # folder of the answer cache; None: for this run alone
     threads: int
     shard: str  # as 2/4
-    file_key: str  # of the configuration, that names the user's file
+    file_key: str  # key of the configuration that names the user's file
     file: str | None  # the user's
     scoring: bool = False  # whether a row gets scores in place of a caption
 
@@ -138,7 +138,7 @@ class Runner:
         self._errors: dict[str, str] = {}  # by the digest of the request
         self._under_way: set[str] = set()  # digests
         self._n_rows = self._n_asked = self._n_tokens = self._failures = 0
-        self._seconds = 0.0  # of answering
+        self._seconds = 0.0  # seconds of answering
 
     def ask(self, asked: Iterable[Request], n: int, attempt: int = 1) -> None:
         """Answer n requests, each about another row, unless their answers are cached."""

@@ -83,7 +83,7 @@ def score_classes(
         count = write_rows(job, _rows_of_file(images, captioner.engine, file), metadata)
     else:
         classifier, _ = load_classifier(class_embeddings_path, classnames=images.classnames)
-        # Of the whole dataset in every shard, so that shards agree on the share.
+        # Every shard reads the whole dataset, so that shards agree on the share.
         options, margins = best_classes(pseudo_labels_path, images.image_ids, classifier, k)
         is_asked = np.zeros(len(margins), bool)
         n_asked = math.ceil(scores.share * len(margins))
@@ -161,7 +161,7 @@ class ClassQuestions:
     images: Questions
     options: np.ndarray  # int32 [R, K]
     settings: ScoresSection
-    prompt: str  # of a likelihood
+    prompt: str  # the prompt if likelihoods are asked for
 
     def request(self, row: int) -> Request:
         """Return the request about an image."""

@@ -90,9 +90,12 @@ def _lines(row: dict[str, Any], classname: str | None) -> list[str]:
         lines.append(f"  members   {', '.join(row['members'])}")
     if classname is not None:
         lines.append(f"  class     {classname} (pseudo-label)")
-    caption = row["caption"] or f"none: {row['error'] or 'empty'}"
-    again = ", second attempt" if row["attempts"] > 1 else ""
-    facts = f"({row['finish_reason']}, {row['n_tokens']} tokens{again})"
-    wrapped = [*textwrap.wrap(caption, WIDTH - 12), facts]
+    caption = row["caption"]
+    if not caption:
+        caption = f"none: {row['error'] or 'empty'}"
+    facts = f"{row['finish_reason']}, {row['n_tokens']} tokens"
+    if row["attempts"] > 1:
+        facts += ", second attempt"
+    wrapped = [*textwrap.wrap(caption, WIDTH - 12), f"({facts})"]
     lines.append("  caption   " + "\n            ".join(wrapped))
     return lines

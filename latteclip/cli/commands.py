@@ -10,7 +10,7 @@ from typing import Literal
 
 from latteclip.core.errors import UserError
 
-COMMANDS = {  # of users: the modules of their functions, in the order of the help
+COMMANDS = {  # users' commands: the modules of their functions, in the order of the help
     "workflow": __name__,
     "datasets": "latteclip.data.download_dataset",
     "captions": "latteclip.captions.show",
@@ -25,7 +25,7 @@ COMMANDS = {  # of users: the modules of their functions, in the order of the he
     "doctor": "latteclip.cli.doctor",
     "completion": "latteclip.cli.main",
 }
-# Of the rules of the workflow, in the order of the stages.
+# The commands of the workflow's rules, in the order of the stages.
 STAGES = {  # by command: the module of its function
     "generate_textures": "latteclip.demo.generate_textures",
     "download_dataset": "latteclip.data.download_dataset",

@@ -23,7 +23,7 @@ from latteclip.report.runs import job_costs, tokens_of
 from latteclip.train.settings import recipe_for
 
 RESULTS = Path("results")
-LIMIT = 64  # of the command that makes a limited run
+LIMIT = 64  # images of the limited run that the command makes
 # What the stages grow with; all others take the same time for any number of images.
 IMAGES = "images"
 TRAINING = "training images"
@@ -44,15 +44,15 @@ GROWS = {
 # A job that does nothing but load CLIP and write it, and the jobs that load it as well.
 LOADS_ONLY = "assemble_model"
 LOADS_CLIP = (
-    *(
-        "pseudo_label_images",
-        "encode_images",
-        "encode_looks",
-        "fuse_labels",
-        "find_learning_rate",
-        "finetune",
-    ),
-    *("average_weights", "evaluate", "propagate_labels"),
+    "pseudo_label_images",
+    "encode_images",
+    "encode_looks",
+    "fuse_labels",
+    "find_learning_rate",
+    "finetune",
+    "average_weights",
+    "evaluate",
+    "propagate_labels",
 )
 ASKED = re.compile(r"^Asked (\d+) requests about (\d+) rows in ([\d.]+) s", re.MULTILINE)
 INDEXED = re.compile(r"^Indexed .* in ([\d.]+) s", re.MULTILINE)

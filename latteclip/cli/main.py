@@ -188,7 +188,7 @@ def main(given: Sequence[str] | None = None) -> int:
     log = start_log(debug=debug)
     try:
         return _call(parser(given).parse_args(given), log)
-    except BrokenPipeError:  # of `latteclip datasets | head`
+    except BrokenPipeError:  # `latteclip datasets | head` ends so
         return FAILED
     except (KeyboardInterrupt, Terminated) as stopped:
         log.error("interrupted")

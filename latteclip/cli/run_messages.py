@@ -16,10 +16,11 @@ from latteclip.evaluate.results import read_selection
 
 FUSED_LABELS = "fused_labels.parquet"
 ERROR = "error: "  # begins the message of a command that fails
+NAMED = 5  # class folders of a message
 STOPPED = ("Stopped", "interrupted")  # beginnings of the last line of a log after Ctrl-C
 TRACEBACK = "Traceback (most recent call last):"
 MAX_MESSAGE = 2_000  # characters
-SIZES = {  # of models that the documents name
+SIZES = {  # sizes of the models that the documents name
     "ViT-B-32@laion2b_s34b_b79k": " (0.6 GB)",
     "llava-hf--llava-v1.6-mistral-7b-hf": " (15.1 GB)",
     "vit_base_patch14_reg4_dinov2.lvd142m": " (0.35 GB)",
@@ -66,8 +67,18 @@ def _classes(folder: str) -> str:
     try:
         names = [line for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, ValueError):
-        return f"{len(checks.class_folders(folder))} class folders"
+        return _named_folders(sorted(checks.class_folders(folder)))
     return f"{len(names)} classes in {path}"
+
+
+def _named_folders(names: Sequence[str]) -> str:
+    """Return the number and some names of the folders that are classes, and how to say others."""
+    some = ", ".join(map(one_line, names[:NAMED]))
+    more = ", ..." if len(names) > NAMED else ""
+    return (
+        f"{len(names)} class folders ({some}{more}), which are the classes unless a "
+        f"{checks.CLASSES} lists others"
+    )
 
 
 def _downloads(configuration: Configuration, pending: Collection[str]) -> Iterator[str]:
@@ -136,12 +147,16 @@ def _results(configuration: Configuration, dataset: str, page: str) -> Iterator[
 def failure(rule: str, wildcards: Mapping[str, str], logs: Sequence[str]) -> str:
     """Return the error message of a job that failed or was stopped, from its last log."""
     values = dict(wildcards)
-    of_dataset = f" of {values.pop('dataset')}" if "dataset" in values else ""
+    job = rule
+    if "dataset" in values:
+        job += f" of {values.pop('dataset')}"
     parts = [f"{k} {v}" if k in ("seed", "shard") else v for k, v in values.items()]
-    job = f"{rule}{of_dataset}" + (f" ({', '.join(parts)})" if parts else "")
-    log = next((log for log in reversed(logs) if os.path.isfile(log)), None)
-    if log is None:
+    if parts:
+        job += f" ({', '.join(parts)})"
+    written = [log for log in logs if os.path.isfile(log)]
+    if not written:
         return f"{ERROR}{job} has no log. The messages above say why."
+    log = written[-1]
     text = Path(log).read_text("utf-8", errors="replace").strip()
     _, is_known, message = f"\n{text}".rpartition(f"\n{ERROR}")
     if is_known:

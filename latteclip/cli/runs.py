@@ -16,7 +16,7 @@ FOLDER = Path(".snakemake")
 LOCKS = FOLDER / "locks"
 LOCK_NOTE = FOLDER / "latteclip_run.json"
 TIMEOUT = 30  # seconds: a busy controller answers slowly
-# Of `squeue --format`. The executor writes rule and wildcards into the comment.
+# Fields of `squeue --format`. The executor writes rule and wildcards into the comment.
 FIELDS = ("%i", "%T", "%r", "%M", "%l", "%Z", "%k")
 RULE = re.compile(r"(?:rule|group)_(.+?)(?:_wildcards_(.+))?")
 log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from latteclip.core.errors import DELETE_AND_RERUN, UserError, first_line
 from latteclip.core.files import replacing
 
-KEY = "classifier"  # of the matrix, and of the one entry of the metadata
-BIAS = "classifier_bias"  # of the vector
+KEY = "classifier"  # names the matrix, and the one entry of the metadata
+BIAS = "classifier_bias"  # names the vector
 ROWS = 2**14  # images whose scores are held at once
 
 
@@ -128,17 +128,17 @@ def load_classifier(
 
 def _check(weights: torch.Tensor, bias: torch.Tensor, described: Any) -> None:
     """Raise ValueError for what cannot classify, for the file may be a stranger's."""
-    if weights.ndim != 2 or not weights.numel() or bias.shape != weights.shape[:1]:
+    is_matrix = weights.ndim == 2 and weights.numel() > 0
+    if not is_matrix or bias.shape != weights.shape[:1]:
         raise ValueError(f"a matrix of shape {[*weights.shape]}, a bias of {[*bias.shape]}")
-    if not all(
-        each.is_floating_point() and each.isfinite().all() for each in (weights, bias)
-    ):
-        raise ValueError("numbers that are not finite floating-point ones")
+    for numbers in (weights, bias):
+        if not (numbers.is_floating_point() and numbers.isfinite().all()):
+            raise ValueError("numbers that are not finite floating-point ones")
     names = described.get("classnames") if isinstance(described, dict) else ()
+    if names is None:
+        return
     are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if names is not None and not (
-        are_names and len({*names}) == len(names) == len(weights)
-    ):
+    if not are_names or not len(set(names)) == len(names) == len(weights):
         raise ValueError(f"class names that are not {len(weights)} different strings")
 
 

@@ -32,7 +32,7 @@ REMEDY = "take another copy of the model, or another model"
 MAX_LAYERS = 1024
 MAX_PIXELS = 4096
 MAX_NUMBER = 10**8
-# Of a colour, as a network is trained on it.
+# Mean of a colour, as a network is trained on it.
 Mean = Annotated[float, Field(ge=-1000, le=1000)]
 Spread = Annotated[float, Field(ge=0.001, le=1000)]
 # Keys of a text tower's configuration that decide how or where it is computed, or name things.
@@ -214,7 +214,7 @@ def tokenizer(model: str, config: dict[str, Any]) -> Any:
     try:
         tokenize(["a"])  # a broken one fails here and not after a training
     except BaseException as error:
-        # Of Rust below tokenizers, no Exception.
+        # The Rust code of tokenizers raises it, and it is no Exception.
         if type(error).__name__ != "PanicException":
             raise
         raise ValueError(f"its tokenizer fails: {error}") from None

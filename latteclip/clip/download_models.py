@@ -152,7 +152,8 @@ def _explained(what: str, keys: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:  # of open_clip, transformers, the hub's client or httpx
+    # Raised by open_clip, transformers, the hub's client or httpx.
+    except Exception as error:
         if full_disk(error):
             raise
         absent = (

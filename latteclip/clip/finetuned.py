@@ -25,10 +25,10 @@ class FinetunedModel:
 
     folder: Path
     clip: clips.Clip
-    classifier: Classifier  # of its C classes, on the CPU
+    classifier: Classifier  # classifier of the model's C classes, on the CPU
     classnames: list[str]
     class_templates: ClassTemplates
-    # Of features of image encoders that stand beside CLIP's.
+    # Widths of the features of image encoders that stand beside CLIP's.
     encoder_widths: tuple[int, ...] = ()
 
     @property

@@ -54,7 +54,7 @@ class TimmModel:
 
     architecture: str
     outputs: int  # classes of its weights, 0 without a classifier
-    arguments: dict[str, Any]  # of the network
+    arguments: dict[str, Any]  # arguments of the network's constructor
     preprocessing: ImagePreprocessing
     config: Path
     weights: Path

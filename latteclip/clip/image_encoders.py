@@ -23,7 +23,8 @@ from latteclip.core import devices
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import EncoderMetadata
 
-SUBFOLDER = "image_encoders"  # of a CLIP's folder, with a folder 0, 1, ... for each encoder
+# Subfolder of a CLIP's folder, with a folder 0, 1, ... for each encoder.
+SUBFOLDER = "image_encoders"
 
 
 @dataclass

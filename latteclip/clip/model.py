@@ -39,7 +39,7 @@ class Clip:
     preprocess: Transform  # evaluation transform
     config: dict[str, Any]  # open_clip's model_cfg
     device: torch.device
-    precision: str = "bf16"  # of both towers on CUDA, one of devices.PRECISIONS
+    precision: str = "bf16"  # precision of both towers on CUDA, one of devices.PRECISIONS
     micro_batch: int | None = None  # images or texts encoded at once with gradients
     at_once: int | None = None  # the same without gradients, once memory ran out
     text_tower: dict[str, Any] | None = None  # configuration of one of transformers

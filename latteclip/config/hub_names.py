@@ -7,10 +7,11 @@ from urllib.parse import quote
 
 from latteclip.core.hashing import digest
 
-# Of open_clip: architecture and weights in one.
+# Prefixes of open_clip's names that give architecture and weights in one.
 HUB, FOLDER = WHOLE = "hf-hub:", "local-dir:"
-OPEN_CLIP = "open_clip:"  # of image_encoders: an image tower, as <model>/<pretrained>
-CLIP_CONFIG = "open_clip_config.json"  # of a model's folder
+# Prefix of an image tower in image_encoders, named <model>/<pretrained>.
+OPEN_CLIP = "open_clip:"
+CLIP_CONFIG = "open_clip_config.json"  # file in a model's folder
 TEXT_TOWER = "text_tower"  # folder in it: configuration of a text tower of transformers
 MAX_SLUG = 120  # characters: a file's name may have 255, and temporary ones are longer
 

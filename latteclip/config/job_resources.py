@@ -14,7 +14,7 @@ from latteclip.config.sections.split import CountsSection
 from latteclip.config.sections.textures import TexturesSection
 
 INDEX = "results/{dataset}/images.parquet"
-MAX_EPOCHS = 30  # of finetune.epochs: auto
+MAX_EPOCHS = 30  # the number of epochs that is assumed for finetune.epochs: auto
 
 
 class Counts(NamedTuple):

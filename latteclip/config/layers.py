@@ -22,7 +22,7 @@ INSTALLED = PACKAGE / "shipped"
 ROOT = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent
 SNAKEFILE = ROOT / "Snakefile"
 CONFIG = ROOT / "config"
-PROJECT = Path("config")  # of the working folder
+PROJECT = Path("config")  # the project's configuration, in the working folder
 
 
 def relative_to_cwd(path: str | Path) -> str:

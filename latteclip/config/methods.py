@@ -48,7 +48,8 @@ class ObjectiveRecord:
     in_paper: bool = False
     # Kinds of captions that it trains on, unless switched off.
     captions: tuple[str, ...] = ()
-    switches: tuple[tuple[str, ...], ...] = ()  # of each group one must be on
+    # Groups of switches: one of each group must be on.
+    switches: tuple[tuple[str, ...], ...] = ()
     has_prototypes: bool = False  # whether its training may start from image prototypes
     has_text_classifier: bool = False  # only such a classifier can be averaged
     reads_encoders: bool = False  # whether it classifies by image encoders beside CLIP
@@ -73,7 +74,7 @@ class ObjectiveRecord:
         return self.has_model and not self.is_supervised
 
 
-# Of two methods without training that are equally good, select_model takes the one whose objective
+# Where two methods without training are equally good, select_model takes the one whose objective
 # comes first here.
 OBJECTIVES = {
     "zero_shot": ObjectiveRecord(classifier=CLASS_EMBEDDINGS, in_paper=True),

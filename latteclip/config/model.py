@@ -204,16 +204,19 @@ def _sentence(errors: list[ErrorDetails], values: Any) -> str:
         if path[-1] in RENAMED:
             return f"{where} is called {RENAMED[path[-1]]} now; use that name."
         return unknown(where, str(path[-1]), section.model_fields)
-    meaning = (field.description or "").partition(";")[0] if field else ""
-    same = [error["msg"] for error in errors if list(_keys(error["loc"], values)) == path]
-    wanted = dict.fromkeys(message.partition(" should ")[2] or message for message in same)
+    if field and field.description:
+        meaning = field.description.partition(";")[0]
+        where = f"{where} ({meaning})"
+    wanted: dict[str, None] = {}
+    for error in errors:
+        if list(_keys(error["loc"], values)) == path:
+            message = error["msg"]
+            wanted[message.partition(" should ")[2] or message] = None
     if field and type(None) in get_args(field.annotation):
         wanted["be null"] = None
-    return (
-        f"{where}{f' ({meaning})' if meaning else ''} must "
-        f"{' or '.join(wanted).replace(' or be ', ' or ').replace(*IN_WORDS)}, not "
-        f"{one_line(repr(first['input']), 120)}."
-    )
+    alternatives = " or ".join(wanted).replace(" or be ", " or ").replace(*IN_WORDS)
+    given = one_line(repr(first["input"]), 120)
+    return f"{where} must {alternatives}, not {given}."
 
 
 def _keys(location: tuple[int | str, ...], values: Any) -> Iterator[int | str]:

@@ -57,10 +57,13 @@ def sources(*modules: str) -> Paths:
 
 def closure(*modules: str) -> set[str]:
     """Return modules and their direct and indirect imports from the package."""
-    found = set(modules)
-    while new := {name for module in found for name in _imports(_file(module))} - found:
-        found |= new
-    return found
+    modules_read = set(modules)
+    while (
+        new := {name for module in modules_read for name in _imports(_file(module))}
+        - modules_read
+    ):
+        modules_read |= new
+    return modules_read
 
 
 @cache
@@ -458,12 +461,12 @@ def propagate_labels(configuration: Configuration, dataset: str, method: str) ->
 
 def candidates(configuration: Configuration, dataset: str) -> list[Settings]:
     """Return the runs among which select_model chooses."""
-    found = []
+    runs = []
     for method, seed in configuration.candidates(dataset):
         objective = str(configuration.method(method, dataset)["objective"])
         run = _run(dataset, method, seed, "metrics", "train_predictions", "model")
-        found.append(candidacy(objective) | run)
-    return found
+        runs.append(candidacy(objective) | run)
+    return runs
 
 
 def candidacy(objective: str) -> Settings:

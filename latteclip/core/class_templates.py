@@ -59,8 +59,11 @@ class ClassTemplates:
     def __post_init__(self) -> None:
         if not self.templates or not all(PLACE in template for template in self.templates):
             raise UserError(f"template {self.templates} needs {PLACE} for the class name.")
-        names = [name for others in self.synonyms.values() for name in others or [""]]
-        if not all(names) or len(set(names)) < len(names):
+        names: list[str] = []
+        for others in self.synonyms.values():
+            names += others or [""]
+        is_repeated = len(set(names)) < len(names)
+        if is_repeated or not all(names):
             raise UserError(
                 f"class_synonyms has an empty name, or a name twice: {self.synonyms}."
             )

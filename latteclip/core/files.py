@@ -19,7 +19,8 @@ from latteclip.core.terminal import one_line
 
 T = TypeVar("T")
 DAY = 24 * 60 * 60  # seconds after which a temporary file of another machine is left over
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # of a file system without locks
+# Errors of a file system without locks.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ REPAIR = (
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 # The oldest compute capability for which each CUDA has code, where torch was built for older ones.
 OLDEST_CARD = {13: 7.5}  # Turing; CUDA 12 has Volta (V100) and Pascal
-_locks: list[IO[str]] = []  # of this process, which end with it
+_locks: list[IO[str]] = []  # locks of this process, which end with it
 
 
 def claim(n: int = 1) -> None:

@@ -9,7 +9,8 @@ from latteclip.core.errors import UserError, first_line
 
 SUMS = "SHA256SUMS"
 HASHED_WHOLE = 64 * 2**20  # files of a model up to this size are hashed whole
-SAMPLES, SAMPLE = 256, 64 * 2**10  # of larger ones: this many blocks of this many bytes
+# Larger files: this many blocks of this many bytes are read.
+SAMPLES, SAMPLE = 256, 64 * 2**10
 
 
 def digest(*parts: str | bytes) -> str:

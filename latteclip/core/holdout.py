@@ -21,7 +21,7 @@ Mask = npt.NDArray[np.bool_]
 class Fold:
     """The part of the training images that one of S trainings leaves out, each another part."""
 
-    share: float = 0.0  # of the training images; 0: no training leaves out any
+    share: float = 0.0  # share of the training images; 0: no training leaves out any
     number: int = 0  # which of the S trainings
     count: int = 1  # S
 

@@ -10,7 +10,8 @@ from typing import Any
 from latteclip.core.errors import CORES
 from latteclip.core.files import read_object, write_json
 
-NOTES = Path(".snakemake", "latteclip_options")  # of the folder in which the workflow runs
+# Notes in the folder in which the workflow runs.
+NOTES = Path(".snakemake", "latteclip_options")
 
 
 def note_options(

@@ -19,14 +19,15 @@ class Terminated(BaseException):
 
     def __init__(self, number: int, saved: str | None = None) -> None:
         super().__init__(number)
-        self.saved = saved  # of the work; None: what `ending_in_order` says
-        self.status = 128 + number  # of a process that the signal ended, as in shells
+        self.saved = saved  # what is saved of the work; None: what `ending_in_order` says
+        # Exit status of a process that the signal ended, as in shells.
+        self.status = 128 + number
 
 
 class Signals:
     """Receives SIGTERM and Ctrl-C: the first one counts, later ones are ignored."""
 
-    number = 0  # of the signal that came; 0: none
+    number = 0  # number of the signal that came; 0: none
     are_deferred = False  # whoever sets it checks `number` and raises Terminated
 
     def receive(self, number: int, frame: FrameType | None) -> None:

@@ -33,14 +33,14 @@ IMAGES = _schema(
     classname=pa.string(),  # null where the label is
     width=pa.int32(),
     height=pa.int32(),
-    checksum=pa.binary(16),  # of the file's bytes, by which answers know the image
+    checksum=pa.binary(16),  # checksum of the file's bytes, by which answers know the image
 )
 # The files of a user's folder, when they were indexed.
 FOLDER_FILES = _schema(
     name=pa.binary(),  # relative to the folder, as the system has it
     size=pa.int64(),
     mtime_ns=pa.int64(),
-    checksum=pa.binary(16),  # of the content
+    checksum=pa.binary(16),  # checksum of the content
 )
 FINGERPRINTS = _schema(
     image_id=pa.string(),
@@ -64,17 +64,17 @@ PSEUDO_LABELS = _schema(
 CAPTIONS = _schema(
     id=pa.string(),  # the image_id; of a group, that of the image it was drawn for
     members=pa.list_(pa.string()),  # the image_ids in the picture
-    pseudo_label=pa.int32(),  # of a group; null for an image
+    pseudo_label=pa.int32(),  # label of a group; null for an image
     prompt=pa.string(),
     caption=pa.string(),  # empty where the model wrote nothing or was not reached
     finish_reason=pa.string(),  # stop, length (cut) or error
     n_tokens=pa.int32(),  # null where the engine does not say
     attempts=pa.int8(),  # 2 where the first answer was empty or cut
     error=pa.string(),  # why there is no answer
-    digest=pa.string(),  # of the request, see latteclip.captions.requests
+    digest=pa.string(),  # digest of the request, see latteclip.captions.requests
 )
 FUSED_LABELS = _schema(
-    image_id=pa.string(),  # of a training image
+    image_id=pa.string(),  # id of a training image
     adapted_label=pa.int32(),  # zero-shot, adapted to the images
     image_label=pa.int32(),  # by image prototypes; null where the votes tell nothing
     # By the caption or by class scores alone: null where there are none for the dataset, the
@@ -100,12 +100,13 @@ VOTES = _schema(
 # By image_prototypes_encoders.
 VOTES_ENCODERS = VOTES.append(pa.field("joint_head", pa.int32()))
 CLASS_SCORES = _schema(
-    image_id=pa.string(),  # of a training image
+    image_id=pa.string(),  # id of a training image
     options=pa.list_(pa.int32()),  # CLIP's best class first; empty where none is scored
-    log_probabilities=pa.list_(pa.float32()),  # of each option, natural, perhaps -inf
-    none=pa.float32(),  # of "none of these"; null where that was no option
+    # Natural logarithm for each option, perhaps -inf.
+    log_probabilities=pa.list_(pa.float32()),
+    none=pa.float32(),  # log-probability of "none of these"; null where that was no option
     error=pa.string(),  # why there are no scores, though they were asked for
-    digest=pa.string(),  # of the request; null where none was made
+    digest=pa.string(),  # digest of the request; null where none was made
 )
 PREDICTIONS = _schema(
     image_id=pa.string(),
@@ -119,7 +120,7 @@ PREDICTIONS = _schema(
 TRAIN_PREDICTIONS = _schema(
     image_id=pa.string(), prediction=pa.int32(), held_out=pa.bool_()
 )
-PLAN = _schema(  # of an audit
+PLAN = _schema(  # the plan of an audit
     image_id=pa.string(),
     checksum=pa.binary(16),
     stratum=pa.int8(),
@@ -132,15 +133,16 @@ UNKNOWN = _schema(
     captioner_score=pa.float32(),  # the same by class scores; null where there are none
     is_unknown=pa.bool_(),  # above its threshold in the metadata, the captioner's if any
 )
-CAPTION_ROWS = 10_000  # of a row group of CAPTIONS
+CAPTION_ROWS = 10_000  # rows in a row group of CAPTIONS
 STRINGS = 4096  # or other values of a column that are Python objects at once
-_FLOATS = (  # of a step of a training
+_FLOATS = (  # measures of a step of a training
     "lr",
     "loss",
     "loss_zero_shot",  # on the frozen labels: zero-shot ones unless the method says so
     "loss_finetuned",
     "agreement",  # share of the batch whose prediction is its pseudo-label
-    "entropy",  # of the predictions, and their balance: see training.prediction_entropy
+    # Entropy of the predictions, and their balance: see training.prediction_entropy.
+    "entropy",
     "class_balance",
     "weight_class",  # mean share of each text in the mixes
     "weight_image",
@@ -226,7 +228,7 @@ def read_pieces(
 ) -> Iterator[pa.Table]:
     """Read some columns of a table, at most so many rows at a time."""
     with _opened(path, columns) as file:
-        # Of all, the bytes would be read beforehand.
+        # Given all row groups, it would read their bytes beforehand.
         for group in range(file.num_row_groups):
             for batch in file.iter_batches(rows, [group], list(columns)):
                 yield _cast(pa.table(batch), schema, columns)
@@ -250,7 +252,7 @@ def read_metadata(path: str | Path, record: type[Record]) -> Record:
 def _opened(path: str | Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
     """Open a file that has the columns."""
     try:
-        # Of no such file, or none of Parquet: it says more.
+        # If there is no such file, or it is no Parquet, the next line says more.
         with contextlib.suppress(OSError):
             _refuse_broken_seal(path)
         with pq.ParquetFile(path, page_checksum_verification=True) as file:

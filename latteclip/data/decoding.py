@@ -13,8 +13,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 pillow_heif.register_heif_opener(thumbnails=False, decode_threads=1)
 # Pillow knows many more formats, and runs programs for some of them.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "HEIF", "JPEG2000")
-MAX_PIXELS = 2**27  # of one image: twice 4 bytes each are 1 GiB
-# Of the longer side to the shorter one: a model's input makes the shorter 224.
+MAX_PIXELS = 2**27  # pixels of one image, at most: twice 4 bytes each are 1 GiB
+# Ratio of the longer side to the shorter one, at most: a model's input makes the shorter 224.
 MAX_RATIO = 1000
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L")
 

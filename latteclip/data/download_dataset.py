@@ -43,11 +43,11 @@ log = logging.getLogger(__name__)
 RESOURCES = Path("resources")
 DOWNLOADS = "downloads"  # the folder of files as they came, beside the data folder
 HUB_CHECKSUM = "hub"  # a checksum that the Hugging Face hub is asked for
-RETRIES = 5  # of one file, each continues where the last attempt broke off
+RETRIES = 5  # retries of one file: each continues where the last attempt broke off
 TIMEOUT = (15.0, 60.0)  # seconds to connect, and between two pieces
 BUSY = frozenset({None, 408, 425, 429, 500, 502, 503, 504})  # HTTP states that may pass
 CHUNK = 2**20
-MAX_LINKS = 100_000  # of a tar, which are in memory until all files are there
+MAX_LINKS = 100_000  # links of a tar, at most: they are in memory until all files are there
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # A URL or a path of this machine, or a file of a hub or drive.
 Source = str | HubOrDriveFile
@@ -111,7 +111,7 @@ def fetch(name: str, download: DownloadSection, folder: Path) -> Path:
         log.info("Fetching %s from %s.", name, address(source))
         try:
             return _fetch_from(source, name, download, folder)
-        # Of requests, gdown, the hub's client, httpx, or the system.
+        # Raised by requests, gdown, the hub's client, httpx, or the system.
         except Exception as error:
             if full_disk(error):
                 raise
@@ -259,12 +259,17 @@ def _fetch_from_hub(source: HubOrDriveFile, folder: Path) -> tuple[Path, str | N
     if "*" in name or source.checksum == HUB_CHECKSUM:
         tree = HfApi().list_repo_tree(hub_repo, recursive=True, **repo)
         files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-        found = [path for path in files if fnmatch.fnmatchcase(path.lower(), name.lower())]
-        if len(found) != 1:
-            raise UserError(f"{name} fits {len(found)} files of the repo: {sorted(files)}")
-        [name] = found
-        lfs = files[name].lfs
-        checksum = f"sha256:{lfs.sha256}" if lfs else f"git_blob:{files[name].blob_id}"
+        pattern = name.lower()
+        fitting = [path for path in files if fnmatch.fnmatchcase(path.lower(), pattern)]
+        if len(fitting) != 1:
+            raise UserError(
+                f"{name} fits {len(fitting)} files of the repo: {sorted(files)}"
+            )
+        [name] = fitting
+        file = files[name]
+        checksum = f"git_blob:{file.blob_id}"
+        if file.lfs:
+            checksum = f"sha256:{file.lfs.sha256}"
         log.info("%s is %s.", address(source), name)
     return Path(hf_hub_download(hub_repo, name, local_dir=folder, **repo)), checksum
 
@@ -281,7 +286,7 @@ def unpack(archive: Path, folder: Path) -> None:
         (_unpack_zip if is_zip else _unpack_tar)(archive, folder, progress)
     except UserError:
         raise
-    except Exception as error:  # of tarfile, zipfile, a compression, or the system
+    except Exception as error:  # raised by tarfile, zipfile, a compression, or the system
         if full_disk(error):
             raise
         raise UserError(
@@ -383,14 +388,17 @@ def _table(known: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [("key", "train", "test", "classes", "download", "present", "licence")]
     for key, values in known.items():
         counts = values.get("split", {}).get("counts", {})
-        train, test, classes = (
-            str(counts.get(name, "?")) for name in ("train", "test", "classes")
+        is_downloaded = "downloads" in values.get("source", {})
+        row = (
+            key,
+            str(counts.get("train", "?")),
+            str(counts.get("test", "?")),
+            str(counts.get("classes", "?")),
+            values.get("size", "?" if is_downloaded else "none"),
+            "yes" if _folder(key, values).is_dir() else "no",
+            values.get("licence", "?"),
         )
-        size = values.get(
-            "size", "?" if "downloads" in values.get("source", {}) else "none"
-        )
-        present = "yes" if _folder(key, values).is_dir() else "no"
-        rows.append((key, train, test, classes, size, present, values.get("licence", "?")))
+        rows.append(row)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

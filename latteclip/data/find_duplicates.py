@@ -35,10 +35,10 @@ PROBES = 16
 SIDE = 64  # pixels
 # [S] of the pixels of a side, from -1 to 1
 MIDDLES = (2 * torch.arange(SIDE) + 1) / SIDE - 1
-STEPS = 12  # of the alignment, the first half on blurred pictures
+STEPS = 12  # steps of the alignment, the first half on blurred pictures
 COARSE = 8  # pixels of a side whose mean is subtracted, so that details remain
 SCALES = (0.75, 1.1)  # the part of a side that the other image may show
-MIN_CORRELATION = 0.85  # of the details of near-duplicates
+MIN_CORRELATION = 0.85  # smallest correlation of the details of near-duplicates
 QUERIES, PAIRS, PICTURES = 2**14, 2**14, 256  # at a time
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
@@ -172,17 +172,17 @@ def similarity(thumbnails: Bytes, triples: Ints) -> Floats:
 
 def _sampled(share: float, place: float) -> Floats:
     """Return the map [T, T] from a side of a thumbnail to the side of a crop of it."""
-    pixel = share / THUMBNAIL  # of the crop, as a share of the side
+    pixel = share / THUMBNAIL  # size of the crop's pixel, as a share of the side
     starts = (1 - share) * place + pixel * np.arange(THUMBNAIL)
     return np.stack([inside(start, pixel, THUMBNAIL) / share for start in starts])
 
 
-def _correlation(one: Floats, other: Floats) -> Floats:
+def _correlation(first: Floats, second: Floats) -> Floats:
     """Return the correlation of pictures [P, T, T] with others [P]."""
-    one, other = (part - part.mean((1, 2), keepdims=True) for part in (one, other))
-    deviations = [np.sqrt((part**2).mean((1, 2))) for part in (one, other)]
+    first, second = (part - part.mean((1, 2), keepdims=True) for part in (first, second))
+    deviations = [np.sqrt((part**2).mean((1, 2))) for part in (first, second)]
     plain = np.minimum(*deviations) < CONTRAST
-    product = (one * other).mean((1, 2))
+    product = (first * second).mean((1, 2))
     return np.where(plain, 0, product / np.maximum(deviations[0] * deviations[1], 1e-6))
 
 
@@ -191,15 +191,19 @@ def detail_correlation(ones: Bytes, others: Bytes, views: Sequence[int]) -> Floa
 
     The alignment starts from `views` [P]: which of VIEWS of the one the other shows.
     """
-    one, other = (torch.tensor(part).float().permute(0, 3, 1, 2) for part in (ones, others))
-    aligned = _warped(one, _aligned(one.mean(1, True), other.mean(1, True), views))
+    first, second = (
+        torch.tensor(part).float().permute(0, 3, 1, 2) for part in (ones, others)
+    )
+    aligned = _warped(first, _aligned(first.mean(1, True), second.mean(1, True), views))
     inside = (..., slice(COARSE, -COARSE), slice(COARSE, -COARSE))
     return _correlation_of_details(
-        _details(aligned)[inside], _details(other)[inside]
+        _details(aligned)[inside], _details(second)[inside]
     ).numpy()
 
 
-def _aligned(one: torch.Tensor, other: torch.Tensor, views: Sequence[int]) -> torch.Tensor:
+def _aligned(
+    first: torch.Tensor, second: torch.Tensor, views: Sequence[int]
+) -> torch.Tensor:
     """Return scale and shift across, then down, of the best match of grey pictures [P, 4].
 
     Gauss-Newton steps on the squared difference, with a gain and an offset of brightness beside
@@ -210,19 +214,19 @@ def _aligned(one: torch.Tensor, other: torch.Tensor, views: Sequence[int]) -> to
         share, down, across = VIEWS[view]
         room = 1 - share
         starts.append((share, (2 * across - 1) * room, share, (2 * down - 1) * room))
-    places = torch.tensor(starts)
-    best_correlation = _correlation_of_details(_warped(one, places), other)
-    best = places
-    blurred_one = _blur(one)
-    blurred_other = _blur(other)
+    fits = torch.tensor(starts)
+    best_correlation = _correlation_of_details(_warped(first, fits), second)
+    best = fits
+    blurred_first = _blur(first)
+    blurred_second = _blur(second)
     for step in range(STEPS):
         if step < STEPS // 2:
-            places = _next_places(blurred_one, blurred_other, places)
+            fits = _next_places(blurred_first, blurred_second, fits)
         else:
-            places = _next_places(one, other, places)
-        correlation = _correlation_of_details(_warped(one, places), other)
+            fits = _next_places(first, second, fits)
+        correlation = _correlation_of_details(_warped(first, fits), second)
         is_better = correlation > best_correlation
-        best = torch.where(is_better[:, None], places, best)
+        best = torch.where(is_better[:, None], fits, best)
         best_correlation = torch.maximum(correlation, best_correlation)
     return best
 
@@ -270,7 +274,7 @@ def _details(pictures: torch.Tensor) -> torch.Tensor:
 
 def _correlation_of_details(ones: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """Return the correlation of pictures [P, C, S, S], each channel about its own mean [P]."""
-    one, other = (part - part.mean((2, 3), keepdim=True) for part in (ones, others))
-    lengths = one.flatten(1).norm(dim=1) * other.flatten(1).norm(dim=1)
-    correlation: torch.Tensor = (one * other).flatten(1).sum(1) / lengths.clamp(min=1e-6)
+    first, second = (part - part.mean((2, 3), keepdim=True) for part in (ones, others))
+    lengths = first.flatten(1).norm(dim=1) * second.flatten(1).norm(dim=1)
+    correlation: torch.Tensor = (first * second).flatten(1).sum(1) / lengths.clamp(min=1e-6)
     return correlation

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from PIL import Image
 
 SIDE, FREQUENCIES, THUMBNAIL = 64, 16, 16  # pixels S, waves K and pixels of a side
-CROPS = (0.95, 0.9)  # of each side; a view is the whole, or such a crop from five places
+# Shares of each side; a view is the whole, or such a crop from five places.
+CROPS = (0.95, 0.9)
 PLACES = ((0.5, 0.5), (0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))  # down, across
 VIEWS = [(1.0, 0.5, 0.5)] + [(share, *place) for share in CROPS for place in PLACES]  # V
 BITS = FREQUENCIES**2
@@ -65,7 +66,7 @@ def inside(start: float, length: float, side: int) -> Floats:
 def _waves(share: float, place: float) -> Floats:
     """Return the lowest cosines [K, S] over a crop of a side, from place 0, at its start, to 1."""
     start = (1 - share) * place
-    # Of the crop, where a pixel lies.
+    # Where each pixel lies in the crop, from 0 to 1.
     along = ((np.arange(SIDE) + 0.5) / SIDE - start) / share
     cosines = np.cos(np.pi * np.arange(FREQUENCIES)[:, None] * along.clip(0, 1))
     return np.asarray(cosines * inside(start, share, SIDE), np.float32)

@@ -25,7 +25,7 @@ IMAGE_SUFFIXES = frozenset(
     (".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jpeg", ".jpg", ".png", ".ppm")
 ) | {".tif", ".tiff", ".webp"}
 LINKED = 2  # levels on which links to folders are followed, as class folders may be
-CHECKSUM = partial(hashlib.blake2b, digest_size=16)  # of a file's content
+CHECKSUM = partial(hashlib.blake2b, digest_size=16)  # hash of a file's content
 UNKNOWN = bytes(16)  # the checksum of a file that was not read
 THREADS = 8  # that read files of which only the time is new
 BATCH = 10_000
@@ -37,7 +37,7 @@ OTHER = "other"  # in place of a missing or strange suffix
 class FolderMetadata:
     """The metadata of FOLDER_FILES."""
 
-    digest: str  # of the files' names, sizes and times
+    digest: str  # digest of the files' names, sizes and times
     state: str  # the text of `state` that they gave
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from latteclip.core.errors import UserError
 from latteclip.data.decoding import decode, reason
 
-MAX_BYTES = 2**28  # of an image
+MAX_BYTES = 2**28  # bytes of an image, at most
 MAX_GROUP = 2**30  # bytes of a column of a row group, as written and as read
 _LOCK = threading.Lock()
 _MEMBER = re.compile(
@@ -39,17 +39,17 @@ class Member(NamedTuple):
 
 def shard_member(path: str | Path) -> Member | None:
     """Return where a path points in a shard, None for the path of a separate file."""
-    found = _MEMBER.fullmatch(str(path))
-    if found is None:
+    match = _MEMBER.fullmatch(str(path))
+    if match is None:
         return None
-    shard, kind, first, second = found.groups()
+    shard, kind, first, second = match.groups()
     return Member(shard, kind.lower(), int(first), int(second))
 
 
 def container_of(path: str | Path) -> str:
     """Return the file on the disk that holds an image."""
-    found = shard_member(path)
-    return found.shard if found else str(path)
+    member = shard_member(path)
+    return member.shard if member else str(path)
 
 
 def image_exists(path: str | Path) -> bool:
@@ -63,41 +63,41 @@ def read_bytes(path: str | Path) -> bytes:
     Raises OSError for a file that is missing or cannot be read, and ValueError for a file that is
     not regular, a shard without such an image, or more than MAX_BYTES.
     """
-    found = shard_member(path)
+    member = shard_member(path)
     state = os.stat(container_of(path))
     too_large = ValueError(f"it has more than {MAX_BYTES} bytes")
     if not stat.S_ISREG(state.st_mode):  # reading a pipe may never end
         raise ValueError("it is no regular file")
-    if found is None:
+    if member is None:
         if state.st_size > MAX_BYTES:
             raise too_large
         return Path(path).read_bytes()
-    content = _of_tar(found) if found.kind == "tar" else _of_parquet(found)
+    content = _of_tar(member) if member.kind == "tar" else _of_parquet(member)
     if len(content) > MAX_BYTES:
         raise too_large
     return content
 
 
-def _of_tar(found: Member) -> bytes:
-    size = min(found.second, MAX_BYTES + 1)
-    with Path(found.shard).open("rb") as file:
-        file.seek(found.first)
+def _of_tar(member: Member) -> bytes:
+    size = min(member.second, MAX_BYTES + 1)
+    with Path(member.shard).open("rb") as file:
+        file.seek(member.first)
         content = file.read(size)
     if len(content) < size:
         raise ValueError("its shard is cut off")
     return content
 
 
-def _of_parquet(found: Member) -> bytes:
-    state = os.stat(found.shard)  # another size or time reads the file again
+def _of_parquet(member: Member) -> bytes:
+    state = os.stat(member.shard)  # another size or time reads the file again
     with _LOCK:  # threads that decode share a row group
         images, problem = _row_group(
-            found.shard, found.first, state.st_size, state.st_mtime_ns
+            member.shard, member.first, state.st_size, state.st_mtime_ns
         )
-    if found.second >= len(images):
+    if member.second >= len(images):
         raise ValueError(problem)
-    values = images[found.second]
-    is_struct = values.type.num_fields > 0  # of bytes and paths
+    values = images[member.second]
+    is_struct = values.type.num_fields > 0  # a column of bytes and paths
     content: bytes | None = (values.field("bytes") if is_struct else values)[0].as_py()
     if content is None:
         raise ValueError("its row holds no bytes of an image")
@@ -115,7 +115,8 @@ def _row_group(shard: str, group: int, _size: int, _mtime_ns: int) -> tuple[list
             if group >= file.num_row_groups:
                 return [], "its file has fewer row groups"
             images.extend(rows(file, group, image_column(file)))
-    except Exception as error:  # of pyarrow, on damaged files: the images before it remain
+    # Raised by pyarrow on damaged files: the images before it remain.
+    except Exception as error:
         return images, str(error)
     return images, "its row group has fewer rows"
 
@@ -147,12 +148,12 @@ def rows(file: Any, group: int, column: str, at_once: int = 1) -> Iterator[Any]:
 def image_column(file: Any) -> str:
     """Return the column of a Parquet file that holds images, as `datasets` writes them."""
     names = [file.schema.column(i).path for i in range(len(file.schema.names))]
-    found = [name for name in names if name.endswith(".bytes") and name.count(".") == 1]
-    if len(found) != 1:
+    columns = [name for name in names if name.endswith(".bytes") and name.count(".") == 1]
+    if len(columns) != 1:
         raise ValueError(
-            f"of the columns {names}, {len(found)} are images with bytes, not one"
+            f"of the columns {names}, {len(columns)} are images with bytes, not one"
         )
-    return str(found[0])
+    return str(columns[0])
 
 
 def open_rgb(

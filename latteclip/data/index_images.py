@@ -48,7 +48,7 @@ CREATE = """
 """
 SELECT = "SELECT images.* FROM json_each(?) CROSS JOIN images ON images.path = value"
 Stat = tuple[int, int]  # size and time in ns of the file that holds an image
-Stats = Mapping[str, Stat]  # of images, by path
+Stats = Mapping[str, Stat]  # what the system says of image files, by path
 Decoded = Fingerprint | str  # or the reason why the image cannot be decoded
 Broken = tuple[str, str, str, str]  # image_id, path, split and reason
 

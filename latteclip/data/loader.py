@@ -25,8 +25,8 @@ from latteclip.data.images import open_rgb
 
 log = logging.getLogger(__name__)
 MIB = 2**20
-PART = 64 * MIB  # of a batch that a worker makes, at most
-SHARE = 1 / 4  # of the free space in /dev/shm, for the parts of a job
+PART = 64 * MIB  # bytes of a part of a batch that a worker makes, at most
+SHARE = 1 / 4  # share of the free space in /dev/shm for the parts of a job
 MOST = 4096 * MIB  # for the parts of a job, however large /dev/shm is
 Transform = Callable[[Image.Image], torch.Tensor]
 T = TypeVar("T")
@@ -120,7 +120,8 @@ def loader(
     most = sys.maxsize
     if workers and item_bytes:
         workers, ahead, most = bounded(workers, item_bytes)
-    are_last: deque[bool] = deque()  # of the parts that are on their way
+    # Whether each part on its way is the last one of its batch.
+    are_last: deque[bool] = deque()
 
     def parts() -> Iterator[Sequence[Any]]:
         for batch in keys:

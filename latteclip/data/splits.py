@@ -37,17 +37,21 @@ from latteclip.data.folder_files import IMAGE_SUFFIXES, inside
 
 log = logging.getLogger(__name__)
 DEPTH = 3  # folders below a dataset's folder in which its parts are searched
-COLUMNS = ("path", "split", "label", "classname")  # of a table
-SUFFIXES = {"webdataset": ".tar", "parquet": ".parquet"}  # of shards, by kind of split
+COLUMNS = ("path", "split", "label", "classname")  # columns of a table
+# Suffixes of shards, by kind of split.
+SUFFIXES = {"webdataset": ".tar", "parquet": ".parquet"}
 MAX_LABEL = 2**20  # bytes of a part that holds a label
-# Of a tar: bytes of a header of any length, which tarfile reads whole, and number of global ones.
+# A tar's headers: bytes of each, which tarfile reads whole, and number of global ones, at most.
 MAX_HEADER = 2**18
 MAX_GLOBALS = 100
 LONG_HEADERS = (
-    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
-    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
 )
-MAX_ROWS = 10**7  # of a Parquet file: a footer may claim any number
+MAX_ROWS = 10**7  # rows of a Parquet file, at most: a footer may claim any number
 UNLABELLED = (None, "", -1)  # `datasets` marks an unlabelled image by the last
 LABELS_AT_ONCE = 2**16
 FEATURES = b"huggingface"  # the key of metadata in which `datasets` describes columns
@@ -96,7 +100,8 @@ def read_split(root: Path, settings: SplitSection) -> tuple[Path, Split]:
         items = _labelled(rows, names, settings.test_fraction, root)
         split = Split(items, names, dict(skipped.most_common()))
         _check(split, settings.counts.model_dump(exclude_none=True), root)
-        probes = [items[i].path for i in (0, len(items) // 2, -1)]
+        middle = len(items) // 2
+        probes = [items[0].path, items[middle].path, items[-1].path]
         return _folder_with(root, settings.images, probes), split
 
 
@@ -145,12 +150,12 @@ def _unit_interval(image_id: str) -> float:
 
 def draw(split: Split, limit: int) -> Split:
     """Return at most `limit` images of each of SPLITS, evenly spread. No label is read."""
-    drawn: list[int] = []
+    chosen: list[int] = []
     for name in SPLITS:
         rows = [row for row, item in enumerate(split.items) if item.split == name]
         n = min(limit, len(rows))
-        drawn += [rows[i * len(rows) // n] for i in range(n)]
-    return replace(split, items=[split.items[row] for row in sorted(drawn)])
+        chosen += [rows[i * len(rows) // n] for i in range(n)]
+    return replace(split, items=[split.items[row] for row in sorted(chosen)])
 
 
 def _check(split: Split, counts: Mapping[str, int], root: Path) -> None:
@@ -163,21 +168,29 @@ def _check(split: Split, counts: Mapping[str, int], root: Path) -> None:
     if times > 1:
         raise UserError(f"The split of {root} lists images twice, such as {image_id!r}.")
     tests = sum(item.split == "test" for item in split.items)
-    found = {"train": len(split.items) - tests, "test": tests, "classes": len(split.names)}
-    if not counts.items() <= found.items():
+    numbers = {
+        "train": len(split.items) - tests,
+        "test": tests,
+        "classes": len(split.names),
+    }
+    if not counts.items() <= numbers.items():
         raise UserError(
-            f"The split of {root} has {found}, where {dict(counts)} are expected; complete the "
+            f"The split of {root} has {numbers}, where {dict(counts)} are expected; complete the "
             "folder, or correct split.counts of the dataset (train counts val as well)."
         )
 
 
 def _folder_with(root: Path, name: str | Path, wanted: Sequence[str]) -> Path:
     """Return `root/name`, or else the folder near the top of `root`, with one of the files."""
-    # Mirrors pack the same files under other top folders.
-    below = (sorted(root.glob("*/" * depth)) for depth in range(1, DEPTH + 1))
-    for folder in itertools.chain(
-        (root / name, root), itertools.chain.from_iterable(below)
-    ):
+
+    def folders() -> Iterator[Path]:
+        yield root / name
+        yield root
+        # Mirrors pack the same files under other top folders.
+        for depth in range(1, DEPTH + 1):
+            yield from sorted(root.glob("*/" * depth))
+
+    for folder in folders():
         if any(images.image_exists(folder / file) for file in wanted):
             return folder
     raise UserError(
@@ -187,8 +200,8 @@ def _folder_with(root: Path, name: str | Path, wanted: Sequence[str]) -> Path:
 
 def _existing(root: Path, name: str) -> Path:
     """Return `root/name`, or else a file with the last part of `name` near the top of `root`."""
-    place = Path(name)
-    return _folder_with(root, place.parent, [place.name]) / place.name
+    path = Path(name)
+    return _folder_with(root, path.parent, [path.name]) / path.name
 
 
 def _listed_classes(root: Path, settings: SplitSection) -> list[str]:
@@ -219,11 +232,15 @@ def _read_table(root: Path, settings: SplitSection, _skipped: Counter[str]) -> L
     listed = [] if settings.kind == "coop" else _listed_classes(root, settings)
     names = listed or _table_names(table, root)
     known = set(names)
-    rows = (
-        (image, split, name or (label if label in known else _number_or_name(label)), image)
-        for image, split, label, name in table
-    )
-    return names, rows
+
+    def rows() -> Iterator[Row]:
+        for image, split, label, name in table:
+            value: int | str = name or label
+            if not name and label not in known:
+                value = _number_or_name(label)
+            yield image, split, value, image
+
+    return names, rows()
 
 
 def _coop_rows(root: Path, settings: SplitSection) -> Iterator[tuple[str, ...]]:
@@ -233,8 +250,8 @@ def _coop_rows(root: Path, settings: SplitSection) -> Iterator[tuple[str, ...]]:
         content = TypeAdapter(CoopSplit).validate_json(path.read_bytes(), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise UserError(f"Split file {path}: {place} {first['msg']}.") from None
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"Split file {path}: {where} {first['msg']}.") from None
     if not {"train", "test"} <= content.keys() <= set(SPLITS):
         raise UserError(
             f"Split file {path} must have the keys train and test, and perhaps val."
@@ -300,12 +317,12 @@ def _table_names(table: Sequence[Sequence[str]], root: Path) -> list[str]:
         )
     if both:
         return [names[label] for label in range(len(names))]
-    found = sorted({name or label for _, _, label, name in table} - {""})
-    if table and all(isinstance(_number_or_name(name), int) for name in found):
+    values = sorted({name or label for _, _, label, name in table} - {""})
+    if table and all(isinstance(_number_or_name(name), int) for name in values):
         raise UserError(
             f"The split of {root} has no class names: add a column classname, or a file {CLASSES}."
         )
-    return found
+    return values
 
 
 def _read_class_folders(
@@ -320,10 +337,10 @@ def _read_class_folders(
     parts = [split for split in SPLITS if (folder / split).is_dir()]
     if parts and not {"train", "test"} <= set(parts):
         raise UserError(f"{folder} has a folder {parts[0]} but not both of train and test.")
-    places = {split: folder / split for split in parts} or {"": folder}
+    split_folders = {split: folder / split for split in parts} or {"": folder}
     class_folders = {}
-    for split, place in places.items():
-        subfolders = [path.name for path in place.iterdir() if path.is_dir()]
+    for split, split_folder in split_folders.items():
+        subfolders = [path.name for path in split_folder.iterdir() if path.is_dir()]
         class_folders[split] = sorted(n for n in subfolders if not is_litter(n))
     listed = _listed_classes(root, settings)
     names = listed
@@ -334,20 +351,22 @@ def _read_class_folders(
     name_of = dict(zip(cleaned, names, strict=True))
 
     def rows() -> Iterator[Row]:
-        for split, place in places.items():
+        for split, split_folder in split_folders.items():
             for name in ("", *class_folders[split]):
-                found = folder_files.image_files(place / name, skipped, deep=bool(name))
+                files = folder_files.image_files(
+                    split_folder / name, skipped, deep=bool(name)
+                )
                 label = name_of.get(clean_classname(name, replacements))
-                if name and split == "test" and found and label is None:
+                if name and split == "test" and files and label is None:
                     raise UserError(
-                        f"{place / name} is none of the classes of {CLASSES}: {names}."
+                        f"{split_folder / name} is none of the classes of {CLASSES}: {names}."
                     )
-                if name and split != "test" and not found and not listed:
+                if name and split != "test" and not files and not listed:
                     raise UserError(
-                        f"Class folder {place / name} holds no image "
+                        f"Class folder {split_folder / name} holds no image "
                         f"({', '.join(sorted(IMAGE_SUFFIXES))}); add some or remove the folder."
                     )
-                for file in found:
+                for file in files:
                     image_id = file.relative_to(folder).as_posix()
                     yield image_id, split, label, image_id
 
@@ -375,14 +394,14 @@ def _read_shards(root: Path, settings: SplitSection, skipped: Counter[str]) -> L
     samples = _parquet_samples if settings.kind == "parquet" else _tar_samples
     rows: list[Row] = []
     described: set[tuple[str, ...]] = set()
-    found = _listed_shards(folder, listed_splits(settings.lists)) or _named_shards(
+    shards = _listed_shards(folder, listed_splits(settings.lists)) or _named_shards(
         folder, settings.kind
     )
-    for shard, split in found:
+    for shard, split in shards:
         name = os.path.relpath(shard, folder)
         try:
-            for sample, place, label in samples(shard, settings, skipped, described):
-                rows.append((f"{name}/{sample}", split, label, f"{name}#{place}"))
+            for sample, position, label in samples(shard, settings, skipped, described):
+                rows.append((f"{name}/{sample}", split, label, f"{name}#{position}"))
         except UserError:
             raise
         except Exception as error:  # tarfile raises errors of many kinds on damaged headers
@@ -393,9 +412,9 @@ def _read_shards(root: Path, settings: SplitSection, skipped: Counter[str]) -> L
     names = _listed_classes(root, settings)
     if not names and len(described) < 2:
         names = [name for classes in described for name in classes]
-        names = names or sorted(
-            {row[2] for row in rows if row[2] and isinstance(row[2], str)}
-        )
+        if not names:
+            labels = {label for _, _, label, _ in rows if isinstance(label, str)}
+            names = sorted(labels - {""})
     if not names:
         raise UserError(
             f"The shards in {folder} name no classes, or different ones: list them in label order "
@@ -406,7 +425,7 @@ def _read_shards(root: Path, settings: SplitSection, skipped: Counter[str]) -> L
 
 def _listed_shards(folder: Path, lists: Mapping[str, str]) -> list[tuple[Path, str]]:
     """Return the shards that fit the glob of each split, with the split."""
-    found = []
+    listed = []
     for split in filter(lists.__contains__, SPLITS):
         fitting = map(
             folder.joinpath, glob.iglob(lists[split], root_dir=folder, recursive=True)
@@ -416,29 +435,31 @@ def _listed_shards(folder: Path, lists: Mapping[str, str]) -> list[tuple[Path, s
             raise UserError(
                 f"No shard in {folder} fits {lists[split]!r}, split.lists.{split}."
             )
-        found += [(shard, split) for shard in shards]
-    return found
+        listed += [(shard, split) for shard in shards]
+    return listed
 
 
 def _named_shards(folder: Path, kind: str) -> list[tuple[Path, str]]:
     """Return all shards, each with the split that a word of its path names, or ""."""
-    found = dict[Path, str]()
+    split_of = dict[Path, str]()
     for name in sorted(Path(file.name) for file in folder_files.files(str(folder), kind)):
         if name.suffix.lower() == SUFFIXES[kind]:
             words: list[str] = _WORD.findall(name.as_posix())
-            found[folder / name] = _SPLIT_OF.get(words[-1].lower(), "val") if words else ""
-    splits = set(found.values())
-    if not found:
+            split_of[folder / name] = (
+                _SPLIT_OF.get(words[-1].lower(), "val") if words else ""
+            )
+    splits = set(split_of.values())
+    if not split_of:
         raise UserError(
             f"{folder} holds no *{SUFFIXES[kind]}; split.images names their folder."
         )
     if splits != {""} and not {"train", "test"} <= splits <= set(SPLITS):
-        examples = {split or "nothing": path.name for path, split in found.items()}
+        examples = {split or "nothing": path.name for path, split in split_of.items()}
         raise UserError(
             f"The names of all shards in {folder}, or of none, must say train, val or test, and "
             f"name both train and test, unlike {examples}; or set split.lists."
         )
-    return list(found.items())
+    return list(split_of.items())
 
 
 def _tar_samples(
@@ -458,19 +479,20 @@ def _tar_samples(
                     raise UserError(
                         f"{shard}: the sample {key!r} has {suffix!r} twice; remove one."
                     )
-            found = [suffix for suffix in parts if f".{suffix}" in wanted]
-            if not found:
+            suffixes = [suffix for suffix in parts if f".{suffix}" in wanted]
+            if not suffixes:
                 skipped[f".{next(iter(parts))}"] += 1
                 continue
-            if len(found) > 1:
+            if len(suffixes) > 1:
                 raise UserError(
-                    f"{shard}: the sample {key!r} has the images {found}; set split.image to one."
+                    f"{shard}: the sample {key!r} has the images {suffixes}; set split.image "
+                    "to one."
                 )
-            image = parts[found[0]]
+            image = parts[suffixes[0]]
             label = parts.get(label_suffix.lower())
             where = f"{shard}: {key}.{label_suffix}"
             value = _tar_label(file, label, json_key, where) if label else None
-            yield f"{key}.{found[0]}", f"{image.offset_data}+{image.size}", value
+            yield f"{key}.{suffixes[0]}", f"{image.offset_data}+{image.size}", value
 
 
 def _tar_parts(
@@ -509,17 +531,17 @@ class HeaderOrEnd(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "HeaderOrEnd":
         try:
-            found = super().frombuf(buf, encoding, errors)
+            header = super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
             if bytes(buf) == bytes(tarfile.BLOCKSIZE):
                 raise
             raise tarfile.ReadError(f"no end mark, or a damaged header: {error}") from None
         # tarfile reads long headers whole, and the list of the parts of a sparse file.
-        if found.type in LONG_HEADERS and found.size > MAX_HEADER:
-            raise tarfile.ReadError(f"a header of {found.size} bytes")
-        if found.type == tarfile.GNUTYPE_SPARSE:
+        if header.type in LONG_HEADERS and header.size > MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {header.size} bytes")
+        if header.type == tarfile.GNUTYPE_SPARSE:
             raise tarfile.ReadError("a sparse file")
-        return found
+        return header
 
     # Tarfile calls it, by this name alone.
     def _proc_gnusparse_10(self, *_: object) -> None:

@@ -90,7 +90,7 @@ class Workers(contextlib.AbstractContextManager["Workers[T, R]"], Generic[T, R])
         return not self._ready and bool(self._waiting) and not self._waiting[0][1].done()
 
 
-_work: Callable[[Any], Any]  # of a worker process
+_work: Callable[[Any], Any]  # the function that a worker process calls
 
 
 def _start_worker(work: Callable[[Any], Any]) -> None:

@@ -86,7 +86,7 @@ def export(
 
 def _open_clip(opened: finetuned.FinetunedModel, folder: Path) -> None:
     """Copy the model folder, which open_clip also reads from the hub."""
-    hidden = shutil.ignore_patterns(".*")  # of Snakemake, and half-written files
+    hidden = shutil.ignore_patterns(".*")  # Snakemake's files, and half-written ones
     shutil.copytree(opened.folder, folder, dirs_exist_ok=True, ignore=hidden)
 
 

@@ -51,7 +51,7 @@ READ_BY_TORCHVISION = (
     ".tiff",
     ".webp",
 )
-QUALITY = 95  # of a JPEG that an image is converted to
+QUALITY = 95  # quality of the JPEG that an image is converted to
 # Not allowed in a file name on some system: separators, Windows' signs, control characters.
 UNFIT = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')
 LONGEST = 200  # bytes; a number has room after it
@@ -292,7 +292,7 @@ def _file_name(row: Mapping[str, Any]) -> PurePath:
 
 def unique_filenames() -> Callable[[str], str]:
     """Return a function that makes of names those of files in one folder, on every system."""
-    # Of names without case, which some systems ignore.
+    # Names are compared without case, which some systems ignore.
     taken, numbers = set[str](), Counter[str]()
 
     def new_name(name: str) -> str:

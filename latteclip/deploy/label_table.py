@@ -38,7 +38,7 @@ MIN_ANSWERS = 50  # that calibrate
 DEMO_ERROR = 0.21
 ANSWERS = {NONE: "none of these", UNSURE: "cannot tell"}
 FOLDS = 5
-BINS = 10  # of equal width
+BINS = 10  # number of bins, of equal width
 MARGIN = 1e-6  # distance of probabilities from 0 and 1
 
 
@@ -47,11 +47,12 @@ class LabelsMetadata:
     """What exported labels say of themselves."""
 
     classnames: list[str]  # as the dataset writes them
-    model: str  # of CLIP
+    model: str  # the name of the CLIP model
     pretrained: str | None
     votes: str  # captions, or class scores
     calibration: "Calibration | None"
-    demo_error: float | None = None  # of probabilities without a calibration
+    # Calibration error of uncalibrated probabilities on the demo.
+    demo_error: float | None = None
     latteclip: str = __version__
 
 
@@ -105,8 +106,8 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
         "path": column("images.parquet", tables.IMAGES, "path"),
         "label": named(corrected),
         "answered": answered,
-        "fused_label": named(labels["fused_label"]),  # of the workflow
-        # Of that label.
+        "fused_label": named(labels["fused_label"]),  # the label that the workflow chose
+        # The probability is that of `fused_label`.
         "probability": (calibration or np.asarray)(confidence).astype(np.float32),
         # The best other class by images alone; null: there is none.
         "runner_up": named(_runner_up(folder, labels, classnames)),
@@ -251,7 +252,7 @@ def _audited(
     saved = plan.schema(folder.absolute().name).read(answers_file)
     saved.warn(answers_file, folder)
     prefix = answered_prefix(plan, saved.asked)
-    certain = {name: one for name, one in prefix.items() if one.kind != UNSURE}
+    certain = {name: answer for name, answer in prefix.items() if answer.kind != UNSURE}
     if len(certain) >= MIN_ANSWERS:
         return saved.answers, _calibration(plan, certain, labels)
     log.warning(
@@ -272,7 +273,7 @@ def _calibration(
     labels = labels.take(pc.index_in(answered, labels["image_id"]))
     fused = (plan.classnames[label] for label in labels["fused_label"].to_pylist())
     pairs = zip(fused, answers.values(), strict=True)
-    right = np.array([name == one.classname for name, one in pairs], dtype=np.float64)
+    right = np.array([name == answer.classname for name, answer in pairs], dtype=np.float64)
     confidence = labels["fused_confidence"].to_numpy().astype(np.float64)
     strata = plan.strata[pc.index_in(answered, pa.array(plan.image_ids)).to_numpy()]
     n = plan.strata.max() + 1
@@ -292,11 +293,15 @@ def _with_answers(
     rows = pc.index_in(labels["image_id"], pa.array(list(answers), pa.string()))
     number: dict[str | None, int] = {name: label for label, name in enumerate(classnames)}
     every = answers.values()
-    classes = pa.array([number.get(one.classname) for one in every], pa.int32())
-    is_certain = pa.array([one.kind != UNSURE for one in every], pa.bool_()).take(rows)
+    classes = pa.array([number.get(answer.classname) for answer in every], pa.int32())
+    is_certain = pa.array([answer.kind != UNSURE for answer in every], pa.bool_()).take(
+        rows
+    )
     words = [
-        written.get(one.classname, one.classname) if one.classname else ANSWERS[one.kind]
-        for one in every
+        written.get(answer.classname, answer.classname)
+        if answer.classname
+        else ANSWERS[answer.kind]
+        for answer in every
     ]
     is_certain = pc.fill_null(is_certain, fill_value=False)
     corrected = pc.if_else(is_certain, classes.take(rows), labels["fused_label"])

@@ -38,7 +38,7 @@ Classify = Callable[[Sequence[str]], Sequence[Any]]
 
 def result_file(name: str, model: Path, option: str) -> Path:
     """Return a file in the folder results/<dataset> of a model, or raise UserError."""
-    # Of results/<dataset>/<method>/seed<n>/model.
+    # A model is in results/<dataset>/<method>/seed<n>/model.
     for place in model.absolute().parents[:3]:
         if (place / name).is_file():
             return place / name
@@ -137,7 +137,7 @@ class Unseen:
     images: list[str]
     most: int  # how many there can be
     why: str = ""  # there can be no more
-    share: float = 1.0  # of the images that will be drawn
+    share: float = 1.0  # the images' share of those that will be drawn
 
 
 def _unseen(model: FinetunedModel, ids: Sequence[str], n: int, drawable: int) -> Unseen:

@@ -41,14 +41,14 @@ log = logging.getLogger(__name__)
 SKIPPED = 3  # exit status: some images could not be decoded
 DETECTOR = "classifiers/unknown.safetensors"  # in a dataset's results
 MAX_MESSAGE = 1000  # characters: a list may have names of any length
-ROWS = 10_000  # of a Parquet row group: small ones would fill the footer
+ROWS = 10_000  # rows in a Parquet row group: small groups would fill the footer
 COLUMNS = pa.schema(
     {
         "path": pa.string(),
         "classname": pa.string(),
         "probability": pa.float32(),
         "score": pa.float32(),
-        # Of several classes. CSV has the three columns above for each class instead.
+        # Written for several classes. CSV has the three columns above for each class instead.
         "topk_labels": pa.list_(pa.int32()),
         "topk_classnames": pa.list_(pa.string()),
         "topk_scores": pa.list_(pa.float32()),
@@ -71,10 +71,10 @@ class Prediction:
     path: str
     topk_labels: list[int]
     topk_classnames: list[str]
-    topk_scores: list[float]  # of the classifier, such as cosines
+    topk_scores: list[float]  # the classifier's scores, such as cosines
     # Softmax over all classes of logit_scale times the scores.
     topk_probabilities: list[float]
-    # Of `latteclip.clip.ood`, where unknown images are marked.
+    # A score of `latteclip.clip.ood`, where unknown images are marked.
     unknown_score: float | None = None
     is_unknown: bool | None = None
     # Whether the best class is too uncertain for the guarantee.
@@ -146,9 +146,20 @@ class Predictor:
                 base["model"], base["pretrained"], picked, precision
             )
 
-    def __call__(self, paths: Sequence[str | Path], topk: int = 1) -> list[Prediction]:
-        """Return the predictions of image files in order, without files that are no image."""
-        return list(self.predictions([str(path) for path in paths], topk))
+    def __call__(
+        self, paths: str | Path | Sequence[str | Path], topk: int = 1
+    ) -> list[Prediction]:
+        """Return the predictions of image files in order, without files that are no image.
+
+        A folder stands for the image files in it and below it.
+        """
+        given = [paths] if isinstance(paths, str | Path) else paths
+        files: list[str] = []
+        for path in map(str, given):
+            files += (
+                map(str, image_files(path, deep=True)) if os.path.isdir(path) else [path]
+            )
+        return list(self.predictions(files, topk))
 
     def predictions(self, paths: Sequence[str], topk: int) -> Iterator[Prediction]:
         """Classify image files batch by batch, and log those that are no image."""
@@ -253,9 +264,9 @@ def predict(
     n = Counter[str]()
 
     def counted() -> Iterator[Prediction]:
-        for one in classifier.predictions(files, topk):
-            n.update(classified=1, abstained=bool(one.abstained))
-            yield one
+        for prediction in classifier.predictions(files, topk):
+            n.update(classified=1, abstained=bool(prediction.abstained))
+            yield prediction
 
     further = list(UNKNOWN) if unknown else []
     if abstain is not None:
@@ -362,13 +373,16 @@ def _write_csv(output: str | None, rows: Rows, topk: int, further: list[str]) ->
     with _text(output) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["path", *header, *further])
-        for one in rows:
+        for prediction in rows:
             ranked = zip(
-                one.topk_classnames, one.topk_probabilities, one.topk_scores, strict=True
+                prediction.topk_classnames,
+                prediction.topk_probabilities,
+                prediction.topk_scores,
+                strict=True,
             )
             cells = [*chain.from_iterable(ranked)]
-            cells += [getattr(one, name) for name in further]
-            writer.writerow([one.path, *map(tables.csv_cell, cells)])
+            cells += [getattr(prediction, name) for name in further]
+            writer.writerow([prediction.path, *map(tables.csv_cell, cells)])
 
 
 def _names(topk: int, further: list[str]) -> list[str]:
@@ -379,8 +393,8 @@ def _names(topk: int, further: list[str]) -> list[str]:
 def _write_jsonl(output: str, rows: Rows, topk: int, further: list[str]) -> None:
     names = _names(topk, further)
     with _text(output) as file:
-        for one in rows:
-            row = {name: getattr(one, name) for name in names}
+        for prediction in rows:
+            row = {name: getattr(prediction, name) for name in names}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

@@ -18,7 +18,7 @@ from latteclip.core.class_templates import class_texts
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.open_clip_import import open_clip
 
-RESAMPLING = {"bilinear": 2, "bicubic": 3}  # of PIL
+RESAMPLING = {"bilinear": 2, "bicubic": 3}  # PIL's numbers of the filters
 CROPPED = {"shortest": True, "squash": False}  # by resize mode
 RENAMED = {  # parts of the names of open_clip's weights, in this order: of transformers'
     "visual.transformer.resblocks": "vision_model.encoder.layers",

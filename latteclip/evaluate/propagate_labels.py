@@ -29,8 +29,9 @@ CANDIDATES = 64  # R at least, of which the exact cosines are computed
 PROBES = 64  # cells that are searched for each query
 TRAIN_POINTS = 64  # points of each cell that cells are learned from
 SEED = 0
-SCORES = 2**26  # of nodes for classes that are propagated at once: 256 MiB
-TOLERANCE = 1e-8  # of the propagated scores, relative to what is propagated
+# Number of scores (nodes times classes) that are propagated at once: 256 MiB.
+SCORES = 2**26
+TOLERANCE = 1e-8  # largest error of the propagated scores, relative to what is propagated
 
 
 class BruteForceIndex:
@@ -70,7 +71,7 @@ class IVFPQIndex:
         self.n, width = features.shape
         n_cells = max(1, min(round(2 * math.sqrt(self.n)), self.n // 40))
         faiss.omp_set_num_threads(torch.get_num_threads())
-        # Of four bits: one for two dimensions if even.
+        # A code has four bits: one code for two dimensions if their number is even.
         codes = width if width % 2 else width // 2
         kind = f"IVF{n_cells},PQ{codes}x4fs"
         self._index = cast(

@@ -91,43 +91,43 @@ class Audit:
 
     dataset: str
     split: str
-    images: int  # of the split, from which images were drawn
+    images: int  # number of images in the split from which images were drawn
     answered: int
     cannot_tell: int  # answers without a class
     none_of_these: int  # images of no class: every prediction is wrong there
     plan: str  # digest of the drawing
     sentence: str  # the verdict: the best run, and the runs that it decidedly beats
-    accuracies: list[Accuracy]  # of every run
-    comparisons: list[Comparison]  # of every pair of runs, once
+    accuracies: list[Accuracy]  # one for every run
+    comparisons: list[Comparison]  # one for every pair of runs
 
     def accuracy(self, method: str, seed: int | None = None) -> Accuracy | None:
         """Return the accuracy of a run of a method; without such a seed, of its first run."""
-        of_method = [one for one in self.accuracies if one.method == method]
+        of_method = [accuracy for accuracy in self.accuracies if accuracy.method == method]
         first = of_method[0] if of_method else None
-        return next((one for one in of_method if one.seed == seed), first)
+        return next((accuracy for accuracy in of_method if accuracy.seed == seed), first)
 
-    def compare(self, one: Run, other: Run) -> Comparison | None:
+    def compare(self, run: Run, other: Run) -> Comparison | None:
         """Return the comparison of a run with another; None where either was not scored."""
-        for each in self.comparisons:
-            if each.runs == (one, other):
-                return each
-            if each.runs == (other, one):
+        for comparison in self.comparisons:
+            if comparison.runs == (run, other):
+                return comparison
+            if comparison.runs == (other, run):
                 return Comparison(
-                    *one,
+                    *run,
                     *other,
-                    value=-each.value,
-                    low=-each.high,
-                    high=-each.low,
-                    decided=each.decided,
-                    more=each.more,
+                    value=-comparison.value,
+                    low=-comparison.high,
+                    high=-comparison.low,
+                    decided=comparison.decided,
+                    more=comparison.more,
                 )
         return None
 
     @property
     def best(self) -> Accuracy | None:
         """Return the most accurate of the runs that can be chosen; of equals the first."""
-        able = [one for one in self.accuracies if one.can_be_chosen]
-        return max(able, key=lambda one: one.value, default=None)
+        able = [accuracy for accuracy in self.accuracies if accuracy.can_be_chosen]
+        return max(able, key=lambda accuracy: accuracy.value, default=None)
 
 
 def read_audit(path: str | Path) -> Audit:
@@ -140,7 +140,9 @@ def mark_audited(
 ) -> list[dict[str, Any]]:
     """Return the metrics of runs, with a mark at the methods that were audited."""
     audited = {
-        (name, one.method) for name, audit in audits.items() for one in audit.accuracies
+        (name, accuracy.method)
+        for name, audit in audits.items()
+        for accuracy in audit.accuracies
     }
     marked = []
     for run in runs:

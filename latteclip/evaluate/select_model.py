@@ -71,10 +71,11 @@ class CandidateComparison(NamedTuple):
     differ: int  # images for which the two predict different classes
     # Sum of the probabilities of the candidate's class, where the two differ.
     support: float
-    other_support: float  # of the other's class
+    other_support: float  # the same sum for the other's class
     # Share of the images that the candidate is right for, less the other's.
     difference: float
-    standard_error: float  # of the difference where both are right equally often
+    # Standard error of the difference, where both are right equally often.
+    standard_error: float
 
     @property
     def is_clear(self) -> bool:
@@ -157,10 +158,12 @@ def select_model(
 
     Accuracies are written beside the choice, and have no part in it.
     """
-    metrics = [read_metrics(one.metrics) for one in candidates]
+    metrics = [read_metrics(candidate.metrics) for candidate in candidates]
     accuracies = [values["acc1"] for values in metrics]
     pairs = zip(candidates, metrics, strict=True)
-    candidates = [replace(one, flags=tuple(values["flags"])) for one, values in pairs]
+    candidates = [
+        replace(candidate, flags=tuple(values["flags"])) for candidate, values in pairs
+    ]
     votes = read_votes(candidates, votes_path)
     audit = read_audit(audit_path) if audit_path else None
     choice = choose(candidates, votes, audit)
@@ -231,7 +234,9 @@ def choose(
 
 def eligible(candidates: Sequence[Candidate]) -> list[int]:
     """Return the candidates that saw no label and did not fail; if all failed, also those."""
-    unlabelled = [i for i, one in enumerate(candidates) if "supervised" not in one.flags]
+    unlabelled = [
+        i for i, candidate in enumerate(candidates) if "supervised" not in candidate.flags
+    ]
     if not unlabelled:
         raise UserError(
             "No model can be chosen, for all of them saw labels; run another method."
@@ -291,12 +296,12 @@ def _by_answers(
     candidates: Sequence[Candidate], choice: Choice, audit: Audit
 ) -> Choice | None:
     """Return the most accurate candidate that answers decide to be better, if any."""
-    runs = [one.run for one in candidates]
+    runs = [candidate.run for candidate in candidates]
     pairs = {i: audit.compare(runs[i], runs[choice.index]) for i in eligible(candidates)}
     better = {
         i: pair for i, pair in pairs.items() if pair and pair.decided and pair.value > 0
     }
-    values = {one.run: one.value for one in audit.accuracies}
+    values = {run.run: run.value for run in audit.accuracies}
     best = max(better, key=lambda i: values[runs[i]], default=None)
     if best is None:
         return None
@@ -389,19 +394,19 @@ def _rows(
 ) -> list[dict[str, Any]]:
     """Return a row of each candidate. All seeds of a method are compared together."""
     pooled = None if isinstance(votes, str) else votes.pooled(candidates)
-    answers = {one.run: asdict(one) for one in audit.accuracies} if audit else {}
+    answers = {run.run: asdict(run) for run in audit.accuracies} if audit else {}
     rows: list[dict[str, Any]] = []
-    for i, one in enumerate(candidates):
+    for i, candidate in enumerate(candidates):
         row: dict[str, Any] = {
-            "method": one.method,
-            "seed": one.seed,
-            "flags": list(one.flags),
+            "method": candidate.method,
+            "seed": candidate.seed,
+            "flags": list(candidate.flags),
         }
         row |= dict.fromkeys(("agreement", *CandidateComparison._fields))
         if pooled and pooled.images(i):
             row["agreement"] = pooled.agreement(i)
             row |= pooled.compare(i, choice.reference)._asdict()
-        row |= {"answers": answers.get(one.run), "acc1": accuracies[i]}
+        row |= {"answers": answers.get(candidate.run), "acc1": accuracies[i]}
         rows.append({**row, "chosen": i == choice.index})
     return rows
 

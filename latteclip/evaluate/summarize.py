@@ -11,7 +11,7 @@ from latteclip.evaluate import summary
 from latteclip.evaluate.results import Audit
 from latteclip.labels.fusion_report import read_fusion_report
 
-STAR = "★"  # of the chosen model
+STAR = "★"  # marks the chosen model
 
 
 def summarize(

@@ -47,10 +47,10 @@ from latteclip.labels.prototypes import (
 )
 
 ROUNDS = 12
-STEP = 0.25  # of o in each round
+STEP = 0.25  # share of the way that o moves in each round
 BIAS_SHARES = (0.0, 0.5, 1.0)
 MIN_TRUST = 0.3  # below which classes are no clusters
-CLEAR = 0.98  # of the clearest clusters: as clear
+CLEAR = 0.98  # share of the clearest clusters' separation that counts as clear too
 RIDGE = 1e-5  # on b, which is larger than other weights
 # Entries of a table of images and classes, and images, at most.
 SAMPLE, MAX_IMAGES = 2**24, 2**16
@@ -106,19 +106,24 @@ class _Mixture:
     def step(self) -> None:
         """Learn the parameters from the posterior, and the posterior from the parameters."""
         x, table = self.sample(self.posterior)
-        self.before, self.counts = self.posterior, self.posterior.counts(slice(None))
+        self.before = self.posterior
+        self.counts = self.posterior.counts(slice(None))
         self.sums = torch.zeros_like(self.texts.weights)
         for rows in parts(len(self.weights)):
-            self.sums += self.posterior.sums(rows, self.images.centred[rows].double())
+            features = self.images.centred[rows].double()
+            self.sums += self.posterior.sums(rows, features)
         densities = log_densities(x, table, self.sums, self.counts)
         prior = FREQUENCY_EXPONENT * self.log_frequencies
         fitted = fit_weights([densities], table, offset=prior, precision=RIDGE)
         self.sharpness = fitted.item()
-        self.separation = separation(own_part_left_out(x, table, self.sums))
+        scores = own_part_left_out(x, table, self.sums)
+        self.separation = separation(scores)
         self.trust = min(1.0, max(0.0, self.separation - 1))
         self.log_frequencies = self.posterior.log_frequencies()
-        by_texts = self.texts.logits(x).softmax(dim=1).mean(dim=0) + 1 / len(x)
-        bias = self.texts.bias + STEP * (self.log_frequencies - by_texts.log())
+        probabilities = self.texts.logits(x).softmax(dim=1)
+        by_texts = probabilities.mean(dim=0) + 1 / len(x)
+        lacking = self.log_frequencies - by_texts.log()
+        bias = self.texts.bias + STEP * lacking
         self.texts = self.texts._replace(bias=bias)
         self.posterior = Posterior.of(self._probabilities, self.n_classes, self.weights)
 

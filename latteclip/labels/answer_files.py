@@ -22,8 +22,13 @@ LABEL = ("class", "label", "classname")
 TABLES = (".csv", ".parquet", ".jsonl", ".ndjson")
 # What a reader raises for bytes of another form, and for JSON with values of other types.
 WRONG = (
-    *(ValueError, LookupError, TypeError, AttributeError, RecursionError),
-    *(csv.Error, pa.ArrowException),
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    csv.Error,
+    pa.ArrowException,
 )
 
 

@@ -34,7 +34,7 @@ NONE = "none"
 UNSURE = "unsure"
 # Phases of answers that teach: chosen images, and drawn ones.
 TEACH, CHECK = "teach", "check"
-VERSION = 3  # of the format
+VERSION = 3  # version of the format
 # The plan of answers whose images follow from the answers before.
 PLAN_OF_TEACHING = "teach"
 LOCK_SECONDS = 30  # that a write waits for another one
@@ -93,20 +93,22 @@ class Saved:
     # That say nothing about these classes.
     lapsed: dict[str, Answer] = field(default_factory=dict)
     gone: list[Answer] = field(default_factory=list)  # about images that are not there
-    classes: list[str] = field(default_factory=list)  # of the document
+    classes: list[str] = field(default_factory=list)  # names of the classes in the document
     revision: str = ""  # "": there is no file
 
     @property
     def asked(self) -> dict[str, Answer]:
         """Return all answers about images that are there. Those without a meaning are UNSURE."""
-        unsure = {key: Answer(one.image_id, UNSURE) for key, one in self.lapsed.items()}
+        unsure = {
+            key: Answer(answer.image_id, UNSURE) for key, answer in self.lapsed.items()
+        }
         return unsure | self.answers
 
     def warn(self, path: str | Path, folder: str | Path) -> None:
         """Log which answers of a file do not count, and why; `folder` is results/<dataset>."""
         n = len(self.answers) + len(self.lapsed) + len(self.gone)
         lapsed = self.lapsed.values()
-        if named := [one.classname for one in lapsed if one.classname is not None]:
+        if named := [answer.classname for answer in lapsed if answer.classname is not None]:
             log.warning(
                 "%s: left out %d of %d answers, for classes that are gone: %s. After renaming a "
                 "class, run latteclip rename-class %s OLD NEW.",
@@ -116,7 +118,7 @@ class Saved:
                 one_line(", ".join(sorted({*named})), 120),
                 folder,
             )
-        if none := sum(one.kind == NONE for one in lapsed):
+        if none := sum(answer.kind == NONE for answer in lapsed):
             log.warning(
                 '%s: left out %d of %d answers: "none of these", before a class was added.',
                 path,
@@ -124,7 +126,9 @@ class Saved:
                 n,
             )
         if self.gone:
-            names = list(dict.fromkeys(one_line(one.image_id, 60) for one in self.gone))
+            names = list(
+                dict.fromkeys(one_line(answer.image_id, 60) for answer in self.gone)
+            )
             log.warning(
                 "%s: left out %d of %d answers, for images that are gone or changed, such as %s.",
                 path,
@@ -163,7 +167,7 @@ class AnswerSchema:
 
     def resolve(self, document: Document, where: str) -> Saved:
         """Return the answers of a document by what they say now, or raise UserError."""
-        images = list(dict.fromkeys(one.image for one in document.answers))
+        images = list(dict.fromkeys(answer.image for answer in document.answers))
         rows = dict(zip(images, locate(images, self.images), strict=True))
         ids = self.images["image_id"]
         checksums = self.images["checksum"]
@@ -171,25 +175,27 @@ class AnswerSchema:
         then = set(document.classes or self.classnames)
         added = now - then
         known = now | then
-        found = []
+        resolved = []
         gone = []
         for number, answer in enumerate(document.answers, start=1):
             self._check(answer, known, f"{where}, answer {number},")
-            one = _not_offered(answer, added)
+            completed = _not_offered(answer, added)
             if (row := rows[answer.image]) is not None:
                 content = checksums[row].as_py()
                 content = None if content is None else content.hex()
-                found.append(replace(one, image_id=ids[row].as_py(), content=content))
+                resolved.append(
+                    replace(completed, image_id=ids[row].as_py(), content=content)
+                )
             elif answer.content is not None:
-                gone.append(one)
+                gone.append(completed)
             else:
                 name = one_line(answer.image_id, 120)
                 raise UserError(
                     f"{where} is about {name!r}, which is no image that it may name."
                 )
-        answers = by_key(found, where)
-        lapsed = {key: one for key, one in answers.items() if self._is_lapsed(one)}
-        answers = {key: one for key, one in answers.items() if key not in lapsed}
+        answers = by_key(resolved, where)
+        lapsed = {key: answer for key, answer in answers.items() if self._is_lapsed(answer)}
+        answers = {key: answer for key, answer in answers.items() if key not in lapsed}
         return Saved(answers, lapsed, gone, document.classes)
 
     def _check(self, answer: Answer, classes: set[str], where: str) -> None:
@@ -228,7 +234,7 @@ class AnswerSchema:
             before = self.read(path)
             if revision != before.revision:
                 raise StaleRevisionError
-            lapsed = [one for key, one in before.lapsed.items() if key not in answers]
+            lapsed = [answer for key, answer in before.lapsed.items() if key not in answers]
             every = entries([*before.gone, *lapsed, *self._described(answers, before)])
             classes = list(dict.fromkeys([*before.classes, *self.classnames]))
             write_json(path, {**self.header(), "classes": classes, "answers": every})
@@ -252,10 +258,10 @@ class AnswerSchema:
 
 def entries(answers: Iterable[Answer]) -> list[dict[str, Any]]:
     """Return answers as JSON has them."""
-    found = ANSWERS.dump_python(
+    values = ANSWERS.dump_python(
         [*answers], mode="json", by_alias=True, exclude_defaults=True
     )
-    return list(found)
+    return list(values)
 
 
 def _not_offered(answer: Answer, classes: Iterable[str]) -> Answer:
@@ -283,27 +289,29 @@ def rename_class(path: Path, old: str, new: str) -> int:
     """Give a class another name in a file of answers, and return how many answers name it."""
 
     def names(classes: Iterable[str]) -> list[str]:
-        return list(dict.fromkeys(new if one == old else one for one in classes))
+        return list(dict.fromkeys(new if name == old else name for name in classes))
 
     with locked(path):
         document = _document(_read(path), str(path))
         answers = [
             replace(
-                one,
-                classname=new if one.classname == old else one.classname,
-                not_offered=tuple(names(one.not_offered)),
+                answer,
+                classname=new if answer.classname == old else answer.classname,
+                not_offered=tuple(names(answer.not_offered)),
             )
-            for one in document.answers
+            for answer in document.answers
         ]
         values = {**vars(document), "version": VERSION, "classes": names(document.classes)}
         write_json(path, {**values, "answers": entries(answers)})
-    return sum(one.classname == old for one in document.answers)
+    return sum(answer.classname == old for answer in document.answers)
 
 
 def read_classes(path: Path) -> list[str]:
     """Return all classes that a file of answers knows, or raise UserError."""
     document = _document(_read(path), str(path))
-    named = (one.classname for one in document.answers if one.classname is not None)
+    named = (
+        answer.classname for answer in document.answers if answer.classname is not None
+    )
     return list(dict.fromkeys([*document.classes, *named]))
 
 
@@ -329,35 +337,36 @@ def locate(images: Sequence[tuple[str, str | None]], index: pa.Table) -> list[in
     wanted = [None if content is None else bytes.fromhex(content) for _, content in images]
     rows = pc.index_in(pa.array([name for name, _ in images], pa.string()), names)
     there = checksums.take(rows).to_pylist()
-    found = [
+    located = [
         row if content in (None, checksum) else None
         for row, content, checksum in zip(rows.to_pylist(), wanted, there, strict=True)
     ]
-    moved = {content for row, content in zip(found, wanted, strict=True) if row is None}
+    moved = {content for row, content in zip(located, wanted, strict=True) if row is None}
     moved.discard(None)
     if moved:
-        taken = set(found)
+        taken = set(located)
         free = defaultdict[bytes, list[int]](list)
         of_moved = pc.is_in(checksums, pa.array(list(moved), checksums.type))
         for row in reversed(np.flatnonzero(of_moved.to_numpy()).tolist()):
             if row not in taken:
                 free[checksums[row].as_py()].append(row)
         for number, content in enumerate(wanted):
-            if found[number] is None and content is not None and free[content]:
-                found[number] = free[content].pop()
-    return found
+            if located[number] is None and content is not None and free[content]:
+                located[number] = free[content].pop()
+    return located
 
 
 def by_key(answers: Sequence[Answer], where: str) -> dict[str, Answer]:
     """Return answers by their keys, or raise UserError for two about the same image."""
-    found: dict[str, Answer] = {}
+    answer_of_key: dict[str, Answer] = {}
     for answer in answers:
-        other = found.setdefault(answer.key, answer)
+        other = answer_of_key.setdefault(answer.key, answer)
         if other is not answer:
-            names = " and ".join(repr(one.classname or one.kind) for one in (other, answer))
+            pair = (other, answer)
+            names = " and ".join(repr(each.classname or each.kind) for each in pair)
             image = one_line(answer.image_id, 120)
             raise UserError(f"{where} answers {image!r} more than once: {names}.")
-    return found
+    return answer_of_key
 
 
 def _revision(content: bytes) -> str:

@@ -9,7 +9,7 @@ import torch
 from latteclip.clip.classifier import FeatureMemmap, parts
 from latteclip.core import tables
 
-ROWS = 2**14  # of the table in memory at once
+ROWS = 2**14  # rows of the table that are in memory at once
 
 
 def read_all_features(

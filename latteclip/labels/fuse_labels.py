@@ -81,7 +81,7 @@ def fuse_labels(
     if encoders_prototypes_output is not None:
         pairs = zip((images, *known.others), fusion.joint_heads, strict=True)
         heads = [model.classifier(head, scale) for model, head in pairs]
-        # Of the features of all models, side by side.
+        # The joint classifier reads the features of all models, side by side.
         weights = torch.cat([head.weights for head in heads], dim=1)
         joint = Classifier.of(
             weights, torch.stack([head.bias for head in heads]).sum(dim=0)

@@ -69,7 +69,7 @@ OTHER_CLASSES = 3.0  # weight of the classes that a vote finds less likely
 # Entries of a table of images and classes from which theta is learned, at most.
 SAMPLE = 2**23
 SMALL_SAMPLE = 2**21  # the same for a, b, u and w, which are a few numbers
-ANSWER_WEIGHT = 3.0  # of an answered image in the prototypes
+ANSWER_WEIGHT = 3.0  # weight of an answered image in the prototypes
 PRIOR_ANSWERS = 100.0  # precision of the prior of the weights that are fitted to answers
 MIN_RATIO = 1.35  # nats: a likelihood-ratio test of one weight, significant at 10 %
 FUSED = "fused"
@@ -142,8 +142,8 @@ class Fusion:
     # [N] by "zero_shot" adapted, by CLIP's "images"
     individual_labels: dict[str, torch.Tensor]
     gains: dict[str, float]  # log-likelihood of the votes over their mean, by predictors
-    head: Head  # of CLIP's features
-    joint_heads: tuple[Head, ...]  # of the features of each model
+    head: Head  # classifier of CLIP's features
+    joint_heads: tuple[Head, ...]  # classifiers of each model's features
     # [N] the class by `head`, learned from other folds of the images
     predicted: torch.Tensor
     joint_predicted: torch.Tensor  # [N] the same of `joint_heads`
@@ -181,7 +181,7 @@ class LabelModel:
             self.n, no_rows, nothing.double(), no_rows > 0
         )
         self.parameters = FusionParameters(test, nothing, nothing, images=weights)
-        # Of the next round, and of the last one, from which the parameters were learned.
+        # `prototypes` serve the next round. From `last` the parameters were learned.
         start = self.first if test.significant else images.probabilities
         self.prototypes = self.last = self._prototypes(start)
 
@@ -503,14 +503,14 @@ def cross_fit(
     model: LabelModel, labelled: label_sources.LabelledRows
 ) -> dict[str, CrossFitted]:
     """Label the images drawn to check, each without its answer and those of its fold."""
-    drawn = labelled.drawn.nonzero()[:, 0]
-    order = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(SEED))
-    found: dict[str, CrossFitted] = {}
+    checking = labelled.drawn.nonzero()[:, 0]
+    order = torch.randperm(len(checking), generator=torch.Generator().manual_seed(SEED))
+    fitted: dict[str, CrossFitted] = {}
     for fold in order.chunk(FOLDS):
         use = torch.ones(len(labelled.rows), dtype=torch.bool)
-        use[drawn[fold]] = False
+        use[checking[fold]] = False
         fusion = model.answered(labelled.select(use)).fused()
-        rows = labelled.rows[drawn[fold]]
+        rows = labelled.rows[checking[fold]]
         models = (model.images, *model.others)
         predicted = {FUSED: (fusion.labels[rows], fusion.confidence[rows])}
         predicted["image_prototypes"] = _classified(models, (fusion.head,), rows)
@@ -519,12 +519,14 @@ def cross_fit(
                 models, fusion.joint_heads, rows
             )
         for name, (labels, confidence) in predicted.items():
-            is_right = torch.zeros(len(drawn), dtype=torch.bool)
-            checked = found.setdefault(name, CrossFitted(torch.zeros(len(drawn)), is_right))
+            is_right = torch.zeros(len(checking), dtype=torch.bool)
+            checked = fitted.setdefault(
+                name, CrossFitted(torch.zeros(len(checking)), is_right)
+            )
             checked.confidence[fold] = confidence.float()
-            shares = labelled.shares[drawn[fold]].gather(1, labels[:, None])
+            shares = labelled.shares[checking[fold]].gather(1, labels[:, None])
             checked.right[fold] = shares[:, 0] > 0
-    return found
+    return fitted
 
 
 def _classified(
@@ -565,14 +567,14 @@ def gains(
 
     blind = cross_entropy(votes, overall.expand_as(votes)).item()
     both = loss(predictors)
-    found = {
+    losses = {
         "both": both,
         "zero_shot": loss(predictors[:1]),
         "images": loss(predictors[1:2]),
     }
     ratios = {}
-    for place, number in enumerate(others, start=2):
-        found[f"{OTHER}{number}"] = loss(predictors[place : place + 1])
-        without = [*predictors[:place], *predictors[place + 1 :]]
+    for position, number in enumerate(others, start=2):
+        losses[f"{OTHER}{number}"] = loss(predictors[position : position + 1])
+        without = [*predictors[:position], *predictors[position + 1 :]]
         ratios[number] = len(votes) * (loss(without) - both)
-    return {name: blind - value for name, value in found.items()}, ratios
+    return {name: blind - value for name, value in losses.items()}, ratios

@@ -23,7 +23,7 @@ class Weights:
 
     zero_shot: float
     images: float
-    texts: float  # of captions
+    texts: float  # weight of the prototypes of captions
 
 
 @dataclass(frozen=True)
@@ -101,16 +101,16 @@ class FusionReport:
 
     classnames: list[str]
     written_names: dict[str, str]  # by the dataset, where they differ
-    model: str  # of CLIP
+    model: str  # the name of the CLIP model
     pretrained: str | None
-    voter: str  # of `methods.VOTERS`
+    voter: str  # key of `methods.VOTERS`
     votes: str  # as the voter calls them: captions, or class scores
     voting: int  # images with a vote
     agreement: float  # share of the votes that are the adapted zero-shot label
     corroborated: bool  # whether the votes count
     corroboration: Corroboration
     weights: Weights
-    explained_share: float  # of the votes, by the predictors
+    explained_share: float  # share of the votes that the predictors explain
     independence: float  # how many times predictors count beside a vote
     gains: Gains | None  # None where the votes do not count
     changed: int  # labels that are not the adapted zero-shot ones

@@ -8,9 +8,9 @@ from scipy.special import betaincinv, gammaln
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
-ALPHA = 0.05  # that a guarantee or an interval fails
+ALPHA = 0.05  # probability that a guarantee or an interval fails
 MOST = 2**62  # answers
-TIE_SEED = 0  # of the random order of equal confidences
+TIE_SEED = 0  # seed of the random order of equal confidences
 
 
 def confidence_sequence(right: int, answers: int, population: int) -> tuple[float, float]:

@@ -14,11 +14,11 @@ from latteclip.clip.classifier import Classifier, Features
 ROWS = 4096  # images that are computed with at once
 FLOOR = 50.0  # nats: the largest difference between the scores of two options of an image
 ITERATIONS = 50  # after which means of images and of classes have converged
-DECIMALS = 3  # of nats: smaller differences are rounding errors
+DECIMALS = 3  # decimals of nats that count: smaller differences are rounding errors
 # Mean distance from the mean below which features do not tell images apart.
 MIN_LENGTH = 1e-5
-# Of a covariance of D dimensions by N images towards a multiple of the identity: N / (4 D) images
-# weigh as much as the identity, which keeps at least MIN_SHRINKAGE. Chosen on features of CLIP.
+# A covariance of D dimensions by N images shrinks towards a multiple of the identity. This weighs
+# as much as 4 D images, and its share is at least MIN_SHRINKAGE. Chosen on features of CLIP.
 IMAGES_PER_DIMENSION = 4
 MIN_SHRINKAGE = 0.4
 COVARIANCE_ROWS = 2**16  # images from which it is estimated, at most

@@ -12,7 +12,7 @@ from latteclip.labels.label_sources import CentredFeatures, ClipFeatures, Votes
 
 N_PERMUTATIONS = 999  # so that the smallest p-value is 0.001
 MAX_IMAGES, MIN_IMAGES = 4096, 1024  # in the test, where there are as many
-MAX_PRODUCTS = 2**28  # of images, D and C: it decides between the two
+MAX_PRODUCTS = 2**28  # images times D times C, at most: it decides between the two
 SEED = 0
 
 
@@ -22,9 +22,9 @@ class PermutationTest:
 
     images: float  # with similarities of CLIP's image features
     zero_shot: float  # with the zero-shot scores
-    p_value: float  # of the sum of all statistics
+    p_value: float  # p-value of the sum of all statistics
     others: tuple[float, ...] = ()  # with similarities of other models' image features
-    p_values: tuple[float, ...] = ()  # of the statistics of these models alone
+    p_values: tuple[float, ...] = ()  # p-values of the statistics of these models alone
 
     @property
     def significant(self) -> bool:

@@ -20,7 +20,7 @@ class Predictors:
     """What the labels of N images are made of."""
 
     images: ClipFeatures
-    others: list[CentredFeatures]  # of image encoders beside CLIP
+    others: list[CentredFeatures]  # features of the image encoders beside CLIP
     ballot: Ballot  # what the voter says
     described: dict[str, Any]  # CLIP
 

@@ -22,12 +22,13 @@ from latteclip.labels.label_sources import (
 from latteclip.labels.likelihood import TINY
 
 KEPT = 16  # classes of an image that have a share in the prototypes
-SHARPNESS = 5.0  # of cosines: it brings them to the size of log-probabilities
+SHARPNESS = 5.0  # factor that brings cosines to the size of log-probabilities
 # Exponent of the frequencies of classes: between frequencies that are ignored, which lose where
 # classes are unbalanced, and those of votes, which are biased.
 FREQUENCY_EXPONENT = 0.5
-HEAD_SHRINKAGE = 0.7  # of the covariance within classes: chosen on features of CLIP
-FOLDS = 5  # of the images: each is scored by a discriminant of the others
+# Shrinkage of the covariance within classes: chosen on features of CLIP.
+HEAD_SHRINKAGE = 0.7
+FOLDS = 5  # folds of the images: each is scored by a discriminant of the others
 
 
 @dataclass(frozen=True)
@@ -218,8 +219,9 @@ class Discriminants:
 
     def __init__(self, posterior: Posterior, models: Sequence[CentredFeatures]) -> None:
         self.models = models
-        self.of_all: list[torch.Tensor] = []  # of each model [C, D]
-        self.of_others: list[list[torch.Tensor]] = []  # of each model and fold [C, D]
+        self.of_all: list[torch.Tensor] = []  # a discriminant [C, D] for each model
+        # A discriminant [C, D] for each model and fold.
+        self.of_others: list[list[torch.Tensor]] = []
         for model in models:
             folds = Moments.of_folds(posterior, model)
             of_others = []

@@ -22,9 +22,9 @@ from latteclip.labels.voters.lmm import read_class_scores
 log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
-MIN_ANSWERS = 5  # of either kind, from which a threshold follows
+MIN_ANSWERS = 5  # fewest answers of either kind from which a threshold follows
 MAX_P_VALUE = 0.01  # that scores tell both kinds apart
-ROUNDING = 1e-3  # of the log of a sum of probabilities
+ROUNDING = 1e-3  # largest rounding error of the log of a sum of probabilities
 
 
 @dataclass
@@ -32,10 +32,11 @@ class UnknownMetadata:
     """The metadata of UNKNOWN."""
 
     classnames: list[str]
-    threshold: float  # of the scores by CLIP
+    threshold: float  # threshold of the scores by CLIP
     share: float  # as in `UnknownSection`
     captioner_threshold: float | None = None  # None: the captioner gave no scores
-    answers: dict[str, int] | None = None  # of a person, "none" of the classes or "classes"
+    # Number of a person's answers: "none" of the classes, or "classes".
+    answers: dict[str, int] | None = None
 
 
 def score_unknown(

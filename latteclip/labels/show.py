@@ -16,7 +16,7 @@ from latteclip.core.errors import UserError
 from latteclip.labels.fusion_report import NAME, FusionReport, read_fusion_report
 
 WIDTH = 100
-SEED = 0  # of the images
+SEED = 0  # seed of the draw of images
 # Sources of labels: title, column of the label, column of a confidence.
 SOURCES = (
     ("zero-shot", "zero_shot_label", None),

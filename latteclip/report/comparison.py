@@ -164,23 +164,22 @@ def read_method_predictions(
     return MethodPredictions(names, labels, main.method, *margins, len(paths))
 
 
-def methods_used(found: MethodPredictions) -> dict[str, Row]:
+def methods_used(predictions: MethodPredictions) -> dict[str, Row]:
     """Return how many classes each method uses, and the percentage of images that it changes."""
-    changed = 100 * (found.labels != found.labels[0]).mean(axis=1)
-    return {
-        name: {"classes": len(np.unique(labels)), "changed": share}
-        for name, labels, share in zip(
-            found.methods, found.labels, changed.tolist(), strict=True
-        )
-    }
+    base = predictions.labels[0]
+    used = {}
+    for name, labels in zip(predictions.methods, predictions.labels, strict=True):
+        changed = float((labels != base).mean())
+        used[name] = {"classes": len(np.unique(labels)), "changed": 100 * changed}
+    return used
 
 
-def class_sizes(found: MethodPredictions, labels: Ints | None, c: int) -> list[Row]:
+def class_sizes(predictions: MethodPredictions, labels: Ints | None, c: int) -> list[Row]:
     """Return the sizes of the C classes by each method, the ROWS largest first."""
-    sizes = [np.bincount(predicted, minlength=c) for predicted in found.labels]
+    sizes = [np.bincount(predicted, minlength=c) for predicted in predictions.labels]
     counts = np.stack(sizes)  # [M, C]
     before = counts[0]
-    after = counts[found.methods.index(found.main)]
+    after = counts[predictions.methods.index(predictions.main)]
     table = pd.DataFrame({"label": range(c), "before": before, "after": after})
     table["true"] = None if labels is None else np.bincount(labels, minlength=c)
     table["each"] = counts.T.tolist()
@@ -188,31 +187,33 @@ def class_sizes(found: MethodPredictions, labels: Ints | None, c: int) -> list[R
     return table.take(largest).to_dict("records")
 
 
-def disputed(found: MethodPredictions, n: int) -> list[int]:
+def disputed(predictions: MethodPredictions, n: int) -> list[int]:
     """Return the n images with the most different classes, then margins. Classes take turns."""
-    order = np.lexsort((-found.margins, -found.n_classes))
-    return class_balanced_top(order[found.n_classes[order] > 1], found.after, n)
+    order = np.lexsort((-predictions.margins, -predictions.n_classes))
+    return class_balanced_top(order[predictions.n_classes[order] > 1], predictions.after, n)
 
 
-def sides(found: MethodPredictions, i: int) -> list[tuple[int, list[str]]]:
+def sides(predictions: MethodPredictions, i: int) -> list[tuple[int, list[str]]]:
     """Return each class that an image gets with the methods that predict it, most methods first."""
     by_class: dict[int, list[str]] = {}
-    for name, label in zip(found.methods, found.labels[:, i].tolist(), strict=True):
+    for name, label in zip(
+        predictions.methods, predictions.labels[:, i].tolist(), strict=True
+    ):
         by_class.setdefault(label, []).append(name)
     return sorted(by_class.items(), key=lambda side: -len(side[1]))
 
 
-def ends_of_classes(found: MethodPredictions, budget: int, most: int) -> list[Row]:
+def ends_of_classes(predictions: MethodPredictions, budget: int, most: int) -> list[Row]:
     """Return the images of each predicted class with the largest and the smallest margins.
 
     At most `budget` images are returned, and `most` of a class at each end. Of too many classes,
     the most disputed are returned.
     """
-    order = np.argsort(-found.margins, kind="stable")
-    classes = pd.Series(order).groupby(found.after[order])
+    order = np.argsort(-predictions.margins, kind="stable")
+    classes = pd.Series(order).groupby(predictions.after[order])
     sizes = classes.size()
-    is_disputed = pd.Series(found.n_classes > 1)
-    n_disputed = is_disputed.groupby(found.after).sum()
+    is_disputed = pd.Series(predictions.n_classes > 1)
+    n_disputed = is_disputed.groupby(predictions.after).sum()
     n_at_end = int(np.clip(budget // (2 * len(sizes)), 1, most))
     n_classes = budget // (2 * n_at_end)
     by_dispute = np.lexsort((-sizes, -n_disputed))
@@ -304,7 +305,8 @@ OF_LATTECLIP = (
         "cosine to the start, as the mean over classes.",
     ),
 )
-Curves = Sequence[Mapping[str, Floats]]  # of the runs of a method, see `runs.read_curves`
+# One mapping for each run of a method, see `runs.read_curves`.
+Curves = Sequence[Mapping[str, Floats]]
 
 
 class Line(NamedTuple):
@@ -362,9 +364,14 @@ def _lines(wanted: Iterable[tuple[str, str, Curves]]) -> list[Line]:
     for series, (name, column, curves) in enumerate(wanted):
         having = [curve for curve in curves if column in curve and curve[column].any()]
         if having:
-            shortest = min((curve["epoch"] for curve in having), key=len)
-            x = having[0]["epoch"][: len(shortest)]
-            lines.append(Line(name, x, [curve[column] for curve in having], series))
+            n_points = min(len(curve["epoch"]) for curve in having)
+            line = Line(
+                name=name,
+                x=having[0]["epoch"][:n_points],
+                runs=[curve[column] for curve in having],
+                series=series,
+            )
+            lines.append(line)
     return lines
 
 
@@ -373,12 +380,14 @@ def pseudo_label_charts(train: runs.SplitReport) -> list[Row]:
     if train.labels is None:
         return [_confidence_chart(train.confidence, None)]
     right = train.pseudo_labels == train.labels
-    running = np.cumsum(right[np.argsort(-train.confidence, kind="stable")])  # [N]
+    surest_first = np.argsort(-train.confidence, kind="stable")
+    n_right = np.cumsum(right[surest_first])  # [N]
     percents = np.linspace(1, 100, 100)
     ends = np.ceil(percents / 100 * len(right)).astype(int)
+    accuracy = 100 * (n_right[ends - 1] / ends)
     accuracies = line_chart(
         "Accuracy of the most confident",
-        [Line("accuracy", percents, [100 * (running[ends - 1] / ends)], 0)],
+        [Line(name="accuracy", x=percents, runs=[accuracy], series=0)],
         "Accuracy of the pseudo-labels among the most confident ones, in percent.",
         x_label="percent of the pseudo-labels, by confidence",
         legend=False,

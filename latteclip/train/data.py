@@ -23,7 +23,8 @@ from latteclip.labels.fusion_report import read_fusion_report
 from latteclip.train.objectives.base import TokenizedTexts, TrainingTexts
 from latteclip.train.settings import GROUND_TRUTH
 
-MAX_DRAWN = 0.1  # of the training images: more answers are worth more in the training
+# Share of the training images, at most: more answers are worth more in the training.
+MAX_DRAWN = 0.1
 LEFT_OUT = -1  # in place of the label of an image that is left out
 
 
@@ -53,7 +54,7 @@ class TrainingData:
     texts: TrainingTexts
     n_scheduled: int  # images that decide the number of steps: N and those left out
     digest: str  # changes when anything above changes
-    written_names: dict[str, str]  # of classes, see `ClassTemplates`
+    written_names: dict[str, str]  # written names of classes, see `ClassTemplates`
     drawn: list[str]  # left out too: answered images that check the labels
 
 
@@ -185,18 +186,20 @@ def _groups(
     rows = tables.find_rows(pc.list_flatten(table["members"]), image_ids, path)
     labels = iter(label_of[rows].tolist())
     sizes = pc.list_value_length(table["members"]).to_pylist()
-    counts = (Counter(itertools.islice(labels, n)) for n in sizes)
-    # The first of equally frequent ones.
-    found = [LEFT_OUT if LEFT_OUT in each else each.most_common(1)[0][0] for each in counts]
-    classes = np.array(found, np.int64)
+    class_of_group = []
+    for n in sizes:
+        members = Counter(itertools.islice(labels, n))
+        # The first of equally frequent ones.
+        [(most_frequent, _)] = members.most_common(1)
+        class_of_group.append(LEFT_OUT if LEFT_OUT in members else most_frequent)
+    classes = np.array(class_of_group, np.int64)
     is_whole = classes != LEFT_OUT
     # A class of images without a group gets one with an empty caption.
     lacking = np.setdiff1d(label_of[label_of != LEFT_OUT], classes)
     captions = table["caption"].filter(pa.array(is_whole))
     empty = pa.array([""] * len(lacking), pa.string())
-    return pa.chunked_array([*captions.chunks, empty]), np.concatenate(
-        [classes[is_whole], lacking]
-    )
+    captions = pa.chunked_array([*captions.chunks, empty])
+    return captions, np.concatenate([classes[is_whole], lacking])
 
 
 def _or_class(

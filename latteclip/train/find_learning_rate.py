@@ -20,15 +20,16 @@ from latteclip.train.training_images import TrainingImages
 
 log = logging.getLogger(__name__)
 RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
-FIRST = 3e-5  # of them, between what suits ViTs and what suits small convolutional towers
+# First rate to try, between what suits ViTs and what suits small convolutional towers.
+FIRST = 3e-5
 FALLBACK = 1e-5  # FLYP's for ViTs (Goyal et al. 2023), where nothing can be compared
 # Short trainings, each of 1 / MAX_RUNS of the steps: one more training at most.
 MAX_RUNS = 5
 HELD_OUT_EVERY = 5  # one image in so many is held out
 MAX_HELD_OUT = 2_000  # images
-MIN_IMAGES = 10  # of which two are held out
-SEED = 0  # of the choice and the order of the images
-FACTORS = torch.logspace(0, 2.5, 51)  # of cosines in a softmax
+MIN_IMAGES = 10  # fewest images: two of them are held out
+SEED = 0  # seed of the choice and the order of the images
+FACTORS = torch.logspace(0, 2.5, 51)  # factors of cosines in a softmax
 
 
 class _Search:

@@ -9,14 +9,14 @@ from latteclip.train.settings import Recipe
 class TrainingMetadata:
     """The metadata of HISTORY."""
 
-    model: str  # of CLIP
+    model: str  # the name of the CLIP model
     pretrained: str | None
     objective: str
     labels: str  # as `FinetuneSettings.labels`
     recipe: Recipe
     found: list[str]  # keys of the recipe that were "auto"
     seed: int
-    flags: list[str]  # of `results.FLAGS`
+    flags: list[str]  # keys of `results.FLAGS`
     # Image_ids of answered images that were left out, because they check labels.
     drawn: list[str]
     identity: str  # digest of all that decides the result

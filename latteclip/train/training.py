@@ -29,7 +29,7 @@ OUT_OF_MEMORY = (
     "finetune.batch_norm is train), set compute.gradient_checkpointing to true, or take a smaller "
     "clip.model."
 )
-Keys = list[tuple[int, int]]  # of a batch, see `data.schedule`
+Keys = list[tuple[int, int]]  # keys of a batch, see `data.schedule`
 # Rows [B] of the training images, their labels [B], and this process's share [b, 3, H, W] of them.
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 

@@ -40,7 +40,7 @@ RATIO = (3 / 4, 4 / 3)  # width over height of the crop
 # Longer over shorter side, from which on every crop is the largest one in the middle: no crop of
 # RATIO has SCALE of the area. RATIO[1] / SCALE[0], rounded up.
 WIDEST = 1.5
-PROBABILITIES = (0.8, 0.2)  # of colour jitter, of grey
+PROBABILITIES = (0.8, 0.2)  # probabilities of colour jitter and of grey
 # Brightness, contrast, saturation (factors) and hue (turns of its circle): the neutral values, and
 # the largest difference from them.
 UNCHANGED = (1.0, 1.0, 1.0, 0.0)
@@ -110,9 +110,13 @@ class ImageCache:
         self.starts = self.ends - sizes
         self.n_in_memory = int(np.searchsorted(self.ends, in_memory, side="right"))
         # [N, 2] height and width, 0 until the image is cached.
-        self.shapes = np.frombuffer(mmap.mmap(-1, len(sizes) * 8), np.int32).reshape(-1, 2)
-        self._memory = os.fdopen(os.memfd_create("latteclip"), "w+b")
-        self._disk = tempfile.TemporaryFile(dir=existing(folder)) if folder else None  # noqa: SIM115
+        shared = mmap.mmap(-1, len(sizes) * 8)
+        self.shapes = np.frombuffer(shared, np.int32).reshape(-1, 2)
+        descriptor = os.memfd_create("latteclip")
+        self._memory = os.fdopen(descriptor, "w+b")
+        self._disk = None
+        if folder:
+            self._disk = tempfile.TemporaryFile(dir=existing(folder))  # noqa: SIM115
 
     def _file(self, index: int) -> Any:
         return self._memory if index < self.n_in_memory else self._disk
@@ -144,7 +148,7 @@ class SharedImages:
 
     def __init__(self, folder: str | Path, paths: Sequence[str], side: int) -> None:
         """Name the files by the images as they are now, and their shorter side."""
-        state_of = functools.cache(_state)  # of shards, which have many images
+        state_of = functools.cache(_state)  # cached, for a shard has many images
         names = (digest(path, state_of(container_of(path)), str(side)) for path in paths)
         self.files = [Path(folder, name[:2], f"{name}.npy") for name in names]
 
@@ -246,28 +250,26 @@ class TrainingImages(Dataset[tuple[np.ndarray, np.ndarray]]):
             item_bytes=parallel.size() * self.cache.ends[-1] / len(self.paths),
             collate=_together,
         )
-        drawn = list[torch.Tensor]()
+        parts = list[torch.Tensor]()
         pictures = list[torch.Tensor]()
         for (numbers, shapes, pixels), is_last in watched(ready):
-            drawn.append(numbers)
-            pieces = pixels.to(device, non_blocking=True).split(
-                [math.prod(x) for x in shapes]
-            )
-            pictures += [
-                piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)
-            ]
+            parts.append(numbers)
+            lengths = [math.prod(shape) for shape in shapes]
+            pieces = pixels.to(device, non_blocking=True).split(lengths)
+            for piece, shape in zip(pieces, shapes, strict=True):
+                pictures.append(piece.view(shape))
             if is_last:
-                yield self.transform(pictures, torch.cat(drawn))
-                drawn = []
+                yield self.transform(pictures, torch.cat(parts))
+                parts = []
                 pictures = []
 
 
 def _together(samples: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Any, ...]:
     """Return random numbers [B, K], shapes (h, w, 3), and all pixels one after another."""
-    drawn, images = zip(*samples, strict=True)
+    numbers, images = zip(*samples, strict=True)
     pixels = np.concatenate([image.reshape(-1) for image in images])
     shapes = [image.shape for image in images]
-    return torch.from_numpy(np.stack(drawn)), shapes, torch.from_numpy(pixels)
+    return torch.from_numpy(np.stack(numbers)), shapes, torch.from_numpy(pixels)
 
 
 def draw(seed: int, number: int, index: int) -> np.ndarray:
@@ -294,14 +296,14 @@ class Augmentation:
         return round(MARGIN * max(self.side))
 
     def __call__(
-        self, pictures: Sequence[torch.Tensor], drawn: torch.Tensor
+        self, pictures: Sequence[torch.Tensor], numbers: torch.Tensor
     ) -> torch.Tensor:
-        """Return normalised crops [B, 3, H, W] of uint8 pictures [h, w, 3], as `drawn` [B, K]."""
+        """Return normalised crops [B, 3, H, W] of uint8 pictures [h, w, 3], by `numbers` [B, K]."""
         device = pictures[0].device
         boxes = crops(
-            torch.tensor([picture.shape[:2] for picture in pictures]), drawn
+            torch.tensor([picture.shape[:2] for picture in pictures]), numbers
         ).tolist()
-        order, factors = colours(drawn)
+        order, factors = colours(numbers)
         given = (factors, torch.tensor(self.mean), torch.tensor(self.std))
         factors, mean, std = (devices.send(values, device) for values in given)
         batch = torch.empty(len(pictures), 3, *self.side, device=device)
@@ -332,9 +334,9 @@ class Augmentation:
         ]
 
 
-def crops(sizes: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+def crops(sizes: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     """Return top, left, height and width [B, 4] of RandomResizedCrop for sizes h and w [B, 2]."""
-    part = _parts(drawn)
+    part = _parts(numbers)
     height, width = sizes.double().split(1, dim=1)  # [B, 1] each
     area = height * width * _between(part["area"], *SCALE)  # [B, ATTEMPTS]
     ratio = _between(part["ratio"], *map(math.log, RATIO)).exp()
@@ -363,16 +365,17 @@ def resized(
 ) -> torch.Tensor:
     """Resize a crop of uint8 [h, w, 3] to integers [3, H, W]: bicubic with antialiasing."""
     top, left, height, width = box
-    crop = picture[top : top + height, left : left + width].permute(2, 0, 1)[None]
+    crop = picture[top : top + height, left : left + width]
+    crop = crop.permute(2, 0, 1)[None]
     if crop.device.type == "cuda":  # which resizes no integers
         exact = F.interpolate(crop.float(), side, mode="bicubic", antialias=True)
         return exact[0].round_().clamp_(0, 255)
     return F.interpolate(crop, side, mode="bicubic", antialias=True)[0]
 
 
-def colours(drawn: torch.Tensor) -> tuple[list[list[int]], torch.Tensor]:
+def colours(numbers: torch.Tensor) -> tuple[list[list[int]], torch.Tensor]:
     """Return each image's STEPS in order, and all factors [B, 5], of ColorJitter and Grayscale."""
-    part = _parts(drawn)
+    part = _parts(numbers)
     changes = torch.tensor(STRENGTHS) * (2 * part["factors"] - 1)
     factors = torch.tensor(UNCHANGED) + changes
     whether = (part["whether"] < torch.tensor(PROBABILITIES)).tolist()
@@ -383,7 +386,7 @@ def colours(drawn: torch.Tensor) -> tuple[list[list[int]], torch.Tensor]:
         if is_grey:
             order.append(GREY)
         orders.append(order)
-    factor_of_grey = torch.zeros(len(drawn), 1)
+    factor_of_grey = torch.zeros(len(numbers), 1)
     return orders, torch.cat([factors, factor_of_grey], dim=1)
 
 
@@ -459,9 +462,9 @@ def _luma(images: torch.Tensor) -> torch.Tensor:
     return luma
 
 
-def _parts(drawn: torch.Tensor) -> dict[str, torch.Tensor]:
-    return dict(zip(PARTS, drawn.split(list(PARTS.values()), dim=1), strict=True))
+def _parts(numbers: torch.Tensor) -> dict[str, torch.Tensor]:
+    return dict(zip(PARTS, numbers.split(list(PARTS.values()), dim=1), strict=True))
 
 
-def _between(drawn: torch.Tensor, low: float, high: float) -> torch.Tensor:
-    return low + (high - low) * drawn.double()
+def _between(numbers: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    return low + (high - low) * numbers.double()

@@ -161,7 +161,7 @@ class TransformersEngine:
         shared = shape[1] - len(split.prompt) + split.start
         begin = {k: v[:, :shared] if v.shape == shape else v for k, v in inputs.items()}
         prefix = self._model(**begin, use_cache=True, logits_to_keep=1)
-        # Of the first token.
+        # The logits of each tail's first token.
         logits: torch.Tensor = prefix.logits.expand(len(split.tails), -1, -1)
         tokens = pad_sequence([*map(torch.tensor, split.tails)], batch_first=True).to(
             self._device

@@ -58,7 +58,7 @@ DEFAULTS_OF_CPU = {
 }
 CACHE = "VLLM_CACHE_ROOT"
 GRACE = 5.0  # seconds to wait for the end of an engine's output
-LINES = 400  # of the output that are remembered: several tracebacks
+LINES = 400  # lines of the output that are remembered: several tracebacks
 # Before a line of the log of an engine's process: its name, then level, time and place.
 LOG_PREFIX = re.compile(r"(\(\S+( \S+)* pid=\d+\) )?([A-Z]+ \S+ \S+ \[\S+\] )?")
 # A line that says what went wrong: of Python, of a compiler.
@@ -127,7 +127,7 @@ class _Asked:
     """A request inside vLLM: one prompt, or several of which the scores are read."""
 
     request: Request
-    split: SplitTokens | None  # of likelihoods
+    split: SplitTokens | None  # the tokens of prompt and choices, for likelihoods
     numbers: list[str]  # by which vLLM calls the prompts
     outputs: dict[str, Any] = field(default_factory=dict)  # by number
 
@@ -163,7 +163,7 @@ class VllmEngine:
 
         self.version = f"vllm {vllm.__version__}"
         self._tokens = Tokens(processors.load(settings), settings.model)
-        self._copy = tempfile.NamedTemporaryFile()  # of what vLLM prints  # noqa: SIM115
+        self._copy = tempfile.NamedTemporaryFile()  # a copy of what vLLM prints  # noqa: SIM115
         try:
             with copied_output(self._copy.name) as self._tee:
                 self._llm = vllm.LLM(
@@ -182,8 +182,8 @@ class VllmEngine:
                     config_format="hf",
                     tokenizer_mode="hf",
                     load_format="safetensors",
-                    # Of scores a picture comes once for each choice, under the same name. Of
-                    # captions it comes once, and to hash it would be in vain.
+                    # Scores send a picture once for each choice, under the same name. Captions
+                    # send it once, and to hash it would be in vain.
                     mm_processor_cache_gb=1 if scoring else 0,
                     enable_prefix_caching=scoring,
                     enforce_eager=on_cpu,
@@ -199,7 +199,7 @@ class VllmEngine:
         self._sampling = self._sampling_of(max_tokens=settings.max_new_tokens)
         self._max_queued = QUEUED * settings.batch_size
         self._ids = functools.lru_cache(CACHED_PROMPTS)(self._tokens.ids)
-        self._names = map(str, itertools.count())  # of pictures
+        self._names = map(str, itertools.count())  # names of pictures
         # An unfit model fails before work begins.
         black = Image.new("RGB", (PROBE, PROBE))
         [(_, answer)] = self.answer([Request(0, [black] * pictures, "?")])
@@ -331,7 +331,7 @@ def next_tokens(tails: Sequence[Sequence[int]]) -> list[tuple[list[int], list[in
 
 def of_tails(tails: Sequence[Sequence[int]], completions: Sequence[Any]) -> list[float]:
     """Return the log-probabilities of K tails by the completions of their `next_tokens`."""
-    # Of the last token of a beginning after the others.
+    # Log-probability of the last token of a beginning after the others.
     last: dict[tuple[int, ...], float] = {}
     for (beginning, tokens), completion in zip(
         next_tokens(tails), completions, strict=True

@@ -27,7 +27,7 @@ class VotedImages:
     image_ids: pa.ChunkedArray  # [N]
     images: ClipFeatures
     classes: torch.Tensor  # [C, D] class embeddings
-    scale: float  # of CLIP's cosines
+    scale: float  # factor of CLIP's cosines
     settings: FusionSettings
     device: str
     threads: int
@@ -40,7 +40,7 @@ class VotedImages:
 class Ballot:
     """The votes of a voter, and its labels by themselves."""
 
-    title: str  # of the votes, in messages: "captions"
+    title: str  # what messages call the votes: "captions"
     votes: Votes
     labels: torch.Tensor  # [N]
     confidence: torch.Tensor  # [N] float32, 0 without a vote
