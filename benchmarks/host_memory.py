@@ -69,7 +69,7 @@ def measured(
         with torch.inference_mode():
             for _, images in loader.by_processes(files, order, device, workers):
                 encode(images[:ENCODED])
-    peak = meter.peak / MB
+    peak = max(alone, meter.peak / MB)
     return {"MB before": alone, "at the peak": peak, "for loading": peak - alone}
 
 

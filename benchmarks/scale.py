@@ -640,9 +640,12 @@ def finetune(place: Place) -> Work:
         },
     }
     settings = {
-        "model": f"local-dir:{ROOT / 'latteclip' / 'demo' / 'models' / 'clip'}",
-        **{"pretrained": None, "template": "a photo of a {}.", "objective": "latteclip"},
-        "finetune": section,
+        "clip": {
+            "model": f"local-dir:{ROOT / 'latteclip' / 'demo' / 'models' / 'clip'}",
+            "pretrained": None,
+        },
+        "class_texts": {"template": "a photo of a {}."},
+        "method": {"objective": "latteclip", "finetune": section},
         "compute": {"cache_gib": 1.0},
     }
     files = {

@@ -20,7 +20,7 @@ from latteclip.core.metadata import ClassesMetadata
 from latteclip.core.run_options import run_command
 from latteclip.evaluate.results import Run, read_selection
 from latteclip.evaluate.train_predictions import MISSING
-from latteclip.labels.answers import AnswerSchema, locate
+from latteclip.labels.answers import CHECK, AnswerSchema, locate, teaching_schema
 
 Ints = npt.NDArray[np.int_]
 Floats = npt.NDArray[np.float64]
@@ -29,6 +29,7 @@ BASELINES = (BASELINE, "zero_shot_adapted")  # which need no model of their own
 # The tables of a run.
 TABLES = ("predictions.parquet", "left_out.parquet", "train_predictions.parquet")
 SEED = 0
+TEST = "test"  # the split that no model learned from
 # The strata, and how often an image of each is drawn in comparison with the last. Where candidates
 # agree, an answer says nothing about their difference, and less about their accuracies the surer
 # they are. After Neyman (1934), rates are proportional to standard deviations.
@@ -62,32 +63,50 @@ class RunFiles:
     def run(self) -> Run:
         return self.method, self.seed
 
-    def predictions_of(self, image_ids: pa.ChunkedArray, classnames: Sequence[str]) -> Ints:
+    def predictions_of(
+        self, image_ids: pa.ChunkedArray, classnames: Sequence[str], split: str
+    ) -> Ints:
         """Return classes [n], or MISSING for images that the run learned from or does not predict.
 
-        Tables of other classes are ignored. Without a test split, all images are evaluated.
+        A table of other classes is ignored.
         """
-        found = np.full(len(image_ids), MISSING)
-        files = {
-            self.predictions: tables.PREDICTIONS,
-            self.train_predictions: tables.TRAIN_PREDICTIONS,
-        }
-        for path, schema in files.items():
-            if path is None:
-                continue
-            columns = [
-                name for name in tables.TRAIN_PREDICTIONS.names if name in schema.names
-            ]
-            table = tables.read(path, schema, columns)
-            if tables.read_metadata(path, ClassesMetadata).classnames != list(classnames):
-                continue
-            if "held_out" in columns:
-                table = table.filter(table["held_out"])
-            predicted = table["prediction"].take(pc.index_in(image_ids, table["image_id"]))
-            found = np.where(
-                found == MISSING, predicted.fill_null(MISSING).to_numpy(), found
-            )
-        return found
+        path, schema = self.predictions, tables.PREDICTIONS
+        if split != TEST and self.train_predictions:
+            path, schema = self.train_predictions, tables.TRAIN_PREDICTIONS
+        missing = np.full(len(image_ids), MISSING)
+        if path is None or tables.read_metadata(path, ClassesMetadata).classnames != list(
+            classnames
+        ):
+            return missing
+        columns = [name for name in tables.TRAIN_PREDICTIONS.names if name in schema.names]
+        table = tables.read(path, schema, columns)
+        if "held_out" in columns:
+            table = table.filter(table["held_out"])
+        predicted = table["prediction"].take(pc.index_in(image_ids, table["image_id"]))
+        return np.asarray(predicted.fill_null(MISSING).to_numpy(), np.int_)
+
+
+def predictions_of(
+    runs: Sequence[RunFiles],
+    image_ids: pa.ChunkedArray,
+    classnames: Sequence[str],
+    split: str,
+) -> list[Ints]:
+    """Return what each run predicts [n], MISSING where it cannot say without having learned it.
+
+    Seeds leave out different training images. A seed that learned from an image has the prediction
+    of another seed of its method, which did not.
+    """
+    own = [run.predictions_of(image_ids, classnames, split) for run in runs]
+    if split == TEST:
+        return own
+    pooled = []
+    for run, predictions in zip(runs, own, strict=True):
+        for other, others in zip(runs, own, strict=True):
+            if other.method == run.method:
+                predictions = np.where(predictions == MISSING, others, predictions)
+        pooled.append(predictions)
+    return pooled
 
 
 @dataclass
@@ -154,8 +173,10 @@ def audit_files(folder: Path, split: str) -> tuple[Path, Path]:
 def read_population(folder: str | Path, split: str | None = None) -> Population:
     """Read the images of a split with what one run of each method predicts, or raise UserError.
 
-    Without a split, it is test where there are test images. Where images are planned already,
-    these are read that are still there, and methods that do not predict most of them are left out.
+    Without a split, it is test where there are test images. Training images are those that no model
+    learned from, and about which `latteclip teach` did not ask to teach. Where images are planned
+    already, these are read that are still there, and methods that do not predict most of them are
+    left out.
     """
     folder = Path(folder)
     index, classnames = tables.read_unlabelled(folder / "images.parquet", training=False)
@@ -171,17 +192,19 @@ def read_population(folder: str | Path, split: str | None = None) -> Population:
             )
         index = index.take(pc.index_in(planned, index["image_id"]))
     else:
-        index = index.filter(is_test if split == "test" else pc.invert(is_test))
-    predicted = _candidates(folder, index["image_id"], classnames, chosen)
+        index = index.filter(is_test if split == TEST else pc.invert(is_test))
+    predicted = _candidates(folder, index["image_id"], classnames, chosen, split)
     if plan.exists():
         predicted = {run: found for run, found in predicted.items() if predicts_most(found)}
         known = np.full(len(index), bool(predicted))
     else:
         known = np.all([found != MISSING for found in predicted.values()], axis=0)
+        known &= ~_taught(folder, index, classnames)
     if not (predicted and known.any()):
         raise UserError(
-            f"{folder} has no {split} images that all models predict and none learned from; run "
-            f"the workflow first: {run_command(folder)}."
+            f"{folder} has no {split} images that all models predict and none learned from. Run "
+            f"the workflow first: {run_command(folder)}. Trainings leave out images where "
+            "selection.share is above 0 and there are at least 100 to leave out."
         )
     index, ids = index.filter(known), index["image_id"].filter(known)
     predictions = np.stack([*predicted.values()], axis=1)[known]
@@ -251,16 +274,33 @@ def chosen_run(folder: Path) -> Run | None:
 
 
 def _candidates(
-    folder: Path, image_ids: pa.ChunkedArray, classnames: Sequence[str], chosen: Run | None
+    folder: Path,
+    image_ids: pa.ChunkedArray,
+    classnames: Sequence[str],
+    chosen: Run | None,
+    split: str,
 ) -> dict[Run, Ints]:
     """Return what one run of each method predicts, of the chosen seed where there is such a run."""
+    runs = runs_in(folder)
+    all_predictions = predictions_of(runs, image_ids, classnames, split)
     run_of_method: dict[str, tuple[Run, Ints]] = {}
-    for run in runs_in(folder):
-        if run.method not in run_of_method or (chosen and run.seed == chosen[1]):
-            predictions = run.predictions_of(image_ids, classnames)
-            if (predictions != MISSING).any():
-                run_of_method[run.method] = run.run, predictions
+    for run, predictions in zip(runs, all_predictions, strict=True):
+        is_chosen = chosen is not None and run.seed == chosen[1]
+        is_wanted = run.method not in run_of_method or is_chosen
+        if is_wanted and (predictions != MISSING).any():
+            run_of_method[run.method] = run.run, predictions
     return dict(run_of_method.values())
+
+
+def _taught(
+    folder: Path, index: pa.Table, classnames: Sequence[str]
+) -> npt.NDArray[np.bool_]:
+    """Return the mask [N] of the images whose answers were asked for to teach the labels."""
+    schema = teaching_schema(folder.absolute().name, classnames, index)
+    asked = schema.read(folder / "answers.json").asked.values()
+    taught = [answer.image_id for answer in asked if answer.phase != CHECK]
+    names = pa.array(taught, pa.string())
+    return np.asarray(pc.is_in(index["image_id"], names).to_numpy(), bool)
 
 
 def read_plan(path: str | Path, index: pa.Table, classnames: Sequence[str]) -> SamplingPlan:
@@ -276,7 +316,7 @@ def read_plan(path: str | Path, index: pa.Table, classnames: Sequence[str]) -> S
     order = np.stack([strata, turn]).astype("<i8").tobytes()
     identity = digest(split, order, *ids, *contents)[:16]
     is_test = pc.equal(index["split"], "test")
-    index = index.filter(is_test if split == "test" else pc.invert(is_test))
+    index = index.filter(is_test if split == TEST else pc.invert(is_test))
     rows = locate(list(zip(ids, contents, strict=True)), index)
     is_there = np.array([row is not None for row in rows], dtype=bool)
     found = index.take(pa.array([row for row in rows if row is not None], pa.int64()))

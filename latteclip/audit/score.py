@@ -28,6 +28,7 @@ from latteclip.audit.sampling import (
     RunFiles,
     SamplingPlan,
     chosen_run,
+    predictions_of,
     predicts_most,
 )
 from latteclip.core.errors import UserError
@@ -60,10 +61,9 @@ def read_predictions(
     """Return what the runs predict that predict most images of a plan, or raise UserError."""
     found = []
     missing = []
-    for files in runs:
-        predictions = files.predictions_of(
-            pa.chunked_array([plan.image_ids], pa.string()), plan.classnames
-        )
+    image_ids = pa.chunked_array([plan.image_ids], pa.string())
+    of_runs = predictions_of(runs, image_ids, plan.classnames, plan.split)
+    for files, predictions in zip(runs, of_runs, strict=True):
         if not predicts_most(predictions):
             missing.append(files.method)
         else:

@@ -67,7 +67,7 @@ MAX_TEXTS = 256  # captions encoded at once
 def teach(
     results: str,
     /,
-    budget: int = 100,
+    budget: int = 120,
     offline: str | None = None,
     answers: str | None = None,
     port: int = 0,

@@ -16,6 +16,7 @@ from latteclip.evaluate.results import read_selection
 
 FUSED_LABELS = "fused_labels.parquet"
 ERROR = "error: "  # begins the message of a command that fails
+NAMED = 5  # class folders of a message
 STOPPED = ("Stopped", "interrupted")  # beginnings of the last line of a log after Ctrl-C
 TRACEBACK = "Traceback (most recent call last):"
 MAX_MESSAGE = 2_000  # characters
@@ -66,8 +67,18 @@ def _classes(folder: str) -> str:
     try:
         names = [line for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, ValueError):
-        return f"{len(checks.class_folders(folder))} class folders"
+        return _named_folders(sorted(checks.class_folders(folder)))
     return f"{len(names)} classes in {path}"
+
+
+def _named_folders(names: Sequence[str]) -> str:
+    """Return the number and some names of the folders that are classes, and how to say others."""
+    some = ", ".join(map(one_line, names[:NAMED]))
+    more = ", ..." if len(names) > NAMED else ""
+    return (
+        f"{len(names)} class folders ({some}{more}), which are the classes unless a "
+        f"{checks.CLASSES} lists others"
+    )
 
 
 def _downloads(configuration: Configuration, pending: Collection[str]) -> Iterator[str]:

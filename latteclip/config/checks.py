@@ -2,6 +2,7 @@
 
 import os
 import re
+from codecs import BOM_UTF8
 from collections.abc import Collection, Iterator
 from functools import cache
 from importlib.metadata import distribution
@@ -48,12 +49,25 @@ def _source(configuration: Configuration, dataset: str) -> Iterator[str]:
     if split["kind"] != "folders" or split.get("classes") or not is_readable:
         return
     file = os.path.join(folder, CLASSES)
+    alike = [name for name in sorted(os.listdir(folder)) if name.lower() == CLASSES]
+    if alike and CLASSES not in alike:
+        yield f"{os.path.join(folder, alike[0])} is not read; rename it to {CLASSES}."
+    if os.path.isfile(file) and not _has_text(file):
+        yield (
+            f"{file} names no class; write one name per line, or remove the file if the folders "
+            "are the classes."
+        )
     if not os.path.lexists(file) and not class_folders(images):
         yield (
             f"{folder} has neither class folders nor a {CLASSES}. Move the images of each class "
             f"into a folder of its own, or write the names of the classes into {file}, one per "
             "line."
         )
+
+
+def _has_text(file: str) -> bool:
+    """Return whether a file has more than white space and a byte order mark."""
+    return bool(Path(file).read_bytes().removeprefix(BOM_UTF8).strip())
 
 
 def class_folders(folder: str) -> set[str]:

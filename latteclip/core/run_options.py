@@ -54,7 +54,7 @@ def run_command(results: str | Path, target: str = "") -> str:
     `results` is the folder of the dataset's results. The options are those of its last run.
     """
     folder = Path(os.path.abspath(results))
-    root = folder.parent.parent
+    root = folder.parent.parent if folder.parent.name == "results" else Path.cwd()
     noted = read_options(folder.name, root) or {"config": {}, "deployment": []}
     config = {key: value for key, value in noted["config"].items() if key != "dataset"}
     suffix = f"_{config['limit']}" if config.get("limit") else ""

@@ -89,6 +89,12 @@ def export_labels(
         guarantee = pa.DictionaryArray.from_arrays(number, pa.array([promise]))
         table = table.append_column("accepted", taken).append_column("guarantee", guarantee)
         promises = [promise]
+        if form == "imagefolder":  # whose folders say nothing of what was accepted
+            n_refused = len(table) - pc.sum(taken).as_py()
+            table = table.filter(taken)
+            promises.append(
+                f"{n_refused} images are left out, whose labels are not accepted."
+            )
     counts = {kind: pc.sum(is_kind).as_py() or 0 for kind, is_kind in _kinds(table).items()}
     for kind in leave_out:
         table = table.filter(pc.invert(_kinds(table)[kind]))

@@ -329,8 +329,8 @@ def accepted(folder: Path, share: float, *, on_average: bool) -> tuple[pa.Array,
     else:
         taken = sure >= pac_threshold(confidence, wrong, share)
         promise = (
-            f"at most {100 * share:g} % of all labels are wrong and taken, with 95 % "
-            "probability"
+            f"at most {100 * share:g} % of all labels are wrong and taken, "
+            "with 95 % probability"
         )
     taken |= pc.is_in(
         labels["image_id"], pa.array(list(answers.images), pa.string())

@@ -146,9 +146,20 @@ class Predictor:
                 base["model"], base["pretrained"], picked, precision
             )
 
-    def __call__(self, paths: Sequence[str | Path], topk: int = 1) -> list[Prediction]:
-        """Return the predictions of image files in order, without files that are no image."""
-        return list(self.predictions([str(path) for path in paths], topk))
+    def __call__(
+        self, paths: str | Path | Sequence[str | Path], topk: int = 1
+    ) -> list[Prediction]:
+        """Return the predictions of image files in order, without files that are no image.
+
+        A folder stands for the image files in it and below it.
+        """
+        given = [paths] if isinstance(paths, str | Path) else paths
+        files: list[str] = []
+        for path in map(str, given):
+            files += (
+                map(str, image_files(path, deep=True)) if os.path.isdir(path) else [path]
+            )
+        return list(self.predictions(files, topk))
 
     def predictions(self, paths: Sequence[str], topk: int) -> Iterator[Prediction]:
         """Classify image files batch by batch, and log those that are no image."""

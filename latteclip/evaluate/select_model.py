@@ -30,6 +30,9 @@ from latteclip.evaluate.train_predictions import MISSING, held_out_predictions
 log = logging.getLogger(__name__)
 MIN_IMAGES = 20  # to compare classifiers without training
 CLEAR = 0.25  # standard errors by which a model has to lead a simpler one
+# The same by answers and votes together, where answers alone decide nothing.
+LEANING = 1.0
+NORMAL = 1.96  # standard errors from the value to an end of a 95 % interval
 
 
 @dataclass(frozen=True)
@@ -225,7 +228,8 @@ def choose(
         choice = Choice(best, "votes", reason, reference)
     if audit is None:
         return choice
-    return _by_answers(candidates, choice, audit) or choice
+    decided = _by_answers(candidates, choice, audit)
+    return decided or _by_both(candidates, choice, votes, audit) or choice
 
 
 def eligible(candidates: Sequence[Candidate]) -> list[int]:
@@ -308,6 +312,47 @@ def _by_answers(
         f"({100 * pair.low:.1f} to {100 * pair.high:.1f})."
     )
     return Choice(best, "answers", reason, choice.reference)
+
+
+def _by_both(
+    candidates: Sequence[Candidate], choice: Choice, votes: HeldOutVotes | str, audit: Audit
+) -> Choice | None:
+    """Return the candidate that leads the choice by answers and votes together, if any does.
+
+    Leads in standard errors are added (Stouffer 1949). Answers alone decide nothing here.
+    """
+    runs = [one.run for one in candidates]
+    leads = {}
+    for i in eligible(candidates):
+        pair = audit.compare(runs[i], runs[choice.index])
+        if i != choice.index and pair and pair.high > pair.low and pair.value > 0:
+            error = (pair.high - pair.low) / (2 * NORMAL)
+            leads[i] = pair.value / error + _lead_by_votes(
+                candidates, votes, i, choice.index
+            )
+    best = max(leads, key=leads.__getitem__, default=None)
+    if best is None or leads[best] <= LEANING:
+        return None
+    pair = audit.compare(runs[best], runs[choice.index])
+    assert pair is not None
+    reason = (
+        f"Answers about {audit.answered:,} {audit.split} images lean to {pair.method}, which is "
+        f"{100 * pair.value:.1f} points better than {pair.other} by them ({100 * pair.low:.1f} to "
+        f"{100 * pair.high:.1f}, not decided), and votes do not outweigh them."
+    )
+    return Choice(best, "answers", reason, choice.reference)
+
+
+def _lead_by_votes(
+    candidates: Sequence[Candidate], votes: HeldOutVotes | str, i: int, j: int
+) -> float:
+    """Return by how many standard errors votes find one candidate better than another."""
+    if isinstance(votes, str):
+        return 0.0
+    compared = votes.pooled(candidates).compare(i, j)
+    if not compared.images or not compared.standard_error:
+        return 0.0
+    return compared.difference / compared.standard_error
 
 
 def _by_votes(

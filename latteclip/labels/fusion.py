@@ -155,12 +155,16 @@ class LabelModel:
     """The model of the labels while it is learned."""
 
     def __init__(
-        self, images: ClipFeatures, votes: Votes, others: Sequence[CentredFeatures] = ()
+        self,
+        images: ClipFeatures,
+        votes: Votes,
+        others: Sequence[CentredFeatures] = (),
+        test: PermutationTest | None = None,
     ) -> None:
         self.n = len(images.centred)
         self.n_classes = len(images.texts.bias)
         self.sample = spaced(votes.has.nonzero()[:, 0], self.n_classes, SAMPLE)
-        test = corroborate(images, votes, self.sample, others)
+        test = test or corroborate(images, votes, self.sample, others)
         if not test.significant:
             votes = Votes(torch.zeros(self.n, dtype=torch.bool), votes.probabilities)
             self.sample = self.sample[:0]
@@ -193,6 +197,10 @@ class LabelModel:
     def _of_used_models(self, posterior: Posterior) -> Prototypes:
         used = [self.others[i] for i in self.used]
         return Prototypes(self.images, posterior, used, self.votes.text_features)
+
+    def vote_log_likelihood(self, rows: Rows, parameters: FusionParameters) -> torch.Tensor:
+        """Return the log-likelihood [n, C] of the votes of some rows by class."""
+        return parameters.log_likelihood(self.votes.probabilities(rows))
 
     @property
     def is_informed(self) -> bool:
@@ -314,7 +322,7 @@ class LabelModel:
             return parameters
         factors = [
             pool(self.last.predictors(rows), parameters.weights, self.last.offset),
-            parameters.log_likelihood(self.votes.probabilities(rows)),
+            self.vote_log_likelihood(rows, parameters),
         ]
         prior = [parameters.independence, 1.0]
         texts = self.last.text_scores(rows)
@@ -343,8 +351,9 @@ class LabelModel:
         scores = pool(predictors, parameters.weights, self.last.offset)
         scores = torch.where(has, parameters.independence * scores, scores)
         if len(parameters.confusion):
-            likelihood = parameters.log_likelihood(self.votes.probabilities(rows))
-            scores = scores + parameters.votes * likelihood * has
+            scores = (
+                scores + parameters.votes * self.vote_log_likelihood(rows, parameters) * has
+            )
         texts = self.last.text_scores(rows) if parameters.texts else None
         if texts is not None:
             scores = scores + parameters.texts * texts

@@ -42,7 +42,7 @@ def fit_mixture(
         )
         return cross_entropy(votes, mixed) + RIDGE * free[:-1].square().sum()
 
-    free = _minimise(
+    free = minimise(
         loss, torch.zeros(len(predictors) + 1, dtype=torch.float64), len(predictors)
     )
     return free[:-1], free[-1].sigmoid().item()
@@ -73,7 +73,7 @@ def fit_weights(
         return cross_entropy(targets, seen) + precision * (free - centre).square().sum()
 
     first = torch.zeros(len(predictors), dtype=torch.float64) if start is None else start
-    return _minimise(loss, first, len(first))
+    return minimise(loss, first, len(first))
 
 
 def cross_entropy(targets: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
@@ -81,7 +81,7 @@ def cross_entropy(targets: torch.Tensor, predicted: torch.Tensor) -> torch.Tenso
     return -(targets * (predicted + TINY).log()).sum(dim=1).mean()
 
 
-def _minimise(
+def minimise(
     loss: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor, n_weights: int
 ) -> torch.Tensor:
     """Minimise a loss by L-BFGS, the first entries being weights, none of them negative."""

@@ -21,7 +21,7 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import ClassesMetadata
 from latteclip.evaluate.results import Accuracy, Audit, Comparison, read_audit
-from latteclip.labels.answers import Answer
+from latteclip.labels.answers import CHECK, CLASS, TEACH, Answer, teaching_schema
 
 N_TEST = 120
 
@@ -106,6 +106,30 @@ def test_a_method_that_came_later_and_learned_from_images_of_an_audit_is_left_ou
     assert len(again.answers()) == 12
     write_train_predictions(results, "latteclip/seed0", results.image_ids[:50])
     assert len(AuditSession(results.folder, "train", 40).population.candidates) == 3
+
+
+def test_without_a_test_split_no_image_is_asked_about_that_taught_a_model(tmp_path):
+    """Seeds leave out different images, and `latteclip teach` asked about one of these."""
+    results = made_audit(tmp_path / "made", n_test=0)
+    write_train_predictions(results, "zero_shot/seed0", results.image_ids)
+    write_train_predictions(results, "flyp/seed0", results.image_ids[:20])
+    write_train_predictions(results, "flyp/seed1", results.image_ids[20:40])
+    write_train_predictions(results, "latteclip/seed0", results.image_ids)
+    index, classnames = tables.read_unlabelled(
+        results.folder / "images.parquet", training=True
+    )
+    schema = teaching_schema(results.folder.name, classnames, index)
+    asked = zip(results.image_ids[3:5], (TEACH, CHECK), strict=True)
+    answers = {
+        name: Answer(
+            name, CLASS, classnames[0], phase, index["checksum"][3 + i].as_py().hex()
+        )
+        for i, (name, phase) in enumerate(asked)
+    }
+    schema.write(results.folder / "answers.json", answers, "")
+    found = read_population(results.folder)
+    untaught = [name for name in results.image_ids[:40] if name != results.image_ids[3]]
+    assert (found.split, found.image_ids) == ("train", untaught)
 
 
 def test_without_a_test_split_all_images_are_asked_about(tmp_path):

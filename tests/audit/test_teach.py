@@ -210,7 +210,7 @@ def test_the_page_by_keys_alone(taken, browser, axe):
             page.keyboard.press(
                 "0" if number == 5 else "c" if number == 6 else str(1 + number % 3)
             )
-        sync_api.expect(page.locator("#steps")).to_contain_text("snakemake")
+        sync_api.expect(page.locator("#steps")).to_contain_text("workflow --cores all")
         assert "every moment" in page.locator("#status").inner_text()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         page.close()

@@ -228,7 +228,7 @@ def test_without_a_network(gone):
     [
         ("clip", "hf-hub:me/clip", 403, "GatedRepo", "terms"),
         ("captioner", "me/llava", 404, "RevisionNotFound", "private"),
-        ("encoder", "hf-hub:me/encoder", 403, "GatedRepo", "terms"),
+        ("image-encoder", "hf-hub:me/encoder", 403, "GatedRepo", "terms"),
     ],
 )
 def test_a_repo_that_is_closed_or_not_there(hub, kind, model, status, code, hint):
@@ -237,12 +237,14 @@ def test_a_repo_that_is_closed_or_not_there(hub, kind, model, status, code, hint
     assert model in sentence and hint in sentence and "HF_TOKEN" in sentence
 
 
-@pytest.mark.parametrize("kind", ["clip", "captioner", "encoder"])
+@pytest.mark.parametrize("kind", ["clip", "captioner", "image-encoder"])
 def test_a_repo_without_safetensors_is_refused(hub, tmp_path, kind):
     write_encoder(tmp_path / "encoder")
-    folder = {"clip": DEMO_CLIP, "captioner": DEMO_LLAVA, "encoder": tmp_path / "encoder"}[
-        kind
-    ]
+    folder = {
+        "clip": DEMO_CLIP,
+        "captioner": DEMO_LLAVA,
+        "image-encoder": tmp_path / "encoder",
+    }[kind]
     files = contents(folder).items()
     left = {name: content for name, content in files if not name.endswith(".safetensors")}
     hub.serve_repo("me/model", {**left, "pytorch_model.bin": b"x"})

@@ -52,6 +52,23 @@ def test_a_folder_without_classes_is_refused(checked, photos):
     checked()
 
 
+@pytest.mark.parametrize("content", ["", "\ufeff \r\n"], ids=["empty", "blank"])
+def test_a_list_without_classes_does_not_turn_folders_into_classes(
+    checked, photos, content
+):
+    (photos / "dcim").mkdir()
+    (photos / "classes.txt").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=r"photos/classes\.txt names no class"):
+        checked()
+
+
+def test_a_list_of_another_case_is_not_overlooked(checked, photos):
+    (photos / "dcim").mkdir()
+    (photos / "classes.txt").rename(photos / "Classes.TXT")
+    with pytest.raises(UserError, match=r"photos/Classes\.TXT is not read"):
+        checked()
+
+
 @pytest.mark.parametrize(
     ("clip", "message"),
     [

@@ -68,8 +68,8 @@ def test_a_stage_has_its_sources_and_no_others(monkeypatch):
         ),
         (
             "config.sections.finetune",
-            {"train.finetune", "train.find_learning_rate"},
-            {"captions.caption", "evaluate.evaluate", "labels.pseudo_label_images"},
+            {"train.finetune", "train.find_learning_rate", "evaluate.evaluate"},
+            {"captions.caption", "labels.pseudo_label_images"},
         ),
         (
             "config.sections.split",

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -407,6 +408,16 @@ def test_answers_that_teach_are_the_labels_and_guarantee_others(taken, promise):
     assert f"{sum(table['accepted'])} may be taken" in said
     for accepted, guarantee in zip(table["accepted"], table["guarantee"], strict=True):
         assert (guarantee is None) is not accepted
+
+
+def test_folders_hold_the_labels_that_are_accepted(taken):
+    check(taken, 60)
+    said = export_labels(str(taken.folder), "csv", "labels.csv", max_error=0.5)
+    accepted = pd.read_csv("labels.csv").query("accepted")
+    export_labels(str(taken.folder), "imagefolder", "folder", max_error=0.5)
+    assert f"{len(accepted)} may be taken" in said
+    linked = [path for path in Path("folder").rglob("*") if path.suffix == ".png"]
+    assert len(linked) == accepted["label"].notna().sum() < len(taken.ids)
 
 
 @pytest.mark.parametrize("checking", [30, 0])

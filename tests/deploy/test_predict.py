@@ -120,6 +120,13 @@ def test_the_python_of_the_documents_runs(model, pictures, monkeypatch, tmp_path
     assert labels.tolist() == [one.topk_labels[0] for one in found]
 
 
+def test_a_single_path_is_a_file_or_a_folder(model, pictures):
+    predictor = predict.Predictor(model, device="cpu", threads=1)
+    assert [one.path for one in predictor(pictures[0])] == [str(pictures[0])]
+    in_folder = [one.path for one in predictor(Path(pictures[0]).parent)]
+    assert set(map(str, pictures)) <= set(in_folder)
+
+
 def test_a_classifier_of_features_of_another_width_is_refused(model, tmp_path):
     shutil.copytree(model, tmp_path / "model")
     other = Classifier.of(torch.ones(C, D - 1))

@@ -346,6 +346,19 @@ def test_without_votes_the_safest_is_chosen():
 # --- by answers ----------------------------------------------------------------------------------
 
 
+def test_answers_that_decide_nothing_break_ties_of_votes():
+    named = candidates("zero_shot", "image_prototypes")
+    tied = votes_for(range(40), range(41))
+    lean = audit(named, {"zero_shot": 0.5, "image_prototypes": 0.58}, decided=False)
+    assert chosen(named, tied, None) == chosen(named, tied, audit_of_equals(named))
+    assert chosen(named, tied, lean) == "image_prototypes"
+    assert chosen(named, votes_for(range(120), range(20)), lean) == "zero_shot"
+
+
+def audit_of_equals(named):
+    return audit(named, {one.method: 0.5 for one in named}, decided=False)
+
+
 def audit(named, accuracies, decided=True):
     """An audit with these accuracies, in which every difference is decided or none is."""
     runs = [

@@ -188,7 +188,7 @@ def test_captions_are_scored_like_images_and_fused(dataset):
     assert_is_fusion(dataset, columns, report, dataset.caption_votes())
     pairs = zip(columns["fused_label"], columns["adapted_label"], strict=True)
     assert report.changed == sum(a != b for a, b in pairs) > 0
-    assert (report.model, report.classnames) == (SETTINGS.model, CLASSNAMES)
+    assert (report.model, report.classnames) == (SETTINGS.clip.model, CLASSNAMES)
     assert dataset.right(columns["fused_label"]) > dataset.right(dataset.adapted())
 
 

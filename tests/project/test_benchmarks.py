@@ -70,4 +70,4 @@ def test_host_memory_is_measured_of_all_processes(tmp_path, capsys, monkeypatch)
     )
     assert peak == pytest.approx(before + loading, abs=2)
     assert before > 0
-    assert 0 < loading < 4000
+    assert 0 <= loading < 4000

@@ -67,6 +67,7 @@ def settings(objective="latteclip", model=f"local-dir:{DEMO_CLIP}", compute=None
     words = {"template": "a photo of a {} texture."}
     words |= {key: given.pop(key) for key in ClassTextsSection.model_fields if key in given}
     fold = given.pop("fold", NO_FOLD)
+    is_supervised = given.pop("is_supervised", False)
     return FinetuneSettings(
         clip=ClipSection(model=model, pretrained=None),
         class_texts=ClassTextsSection(**words),
@@ -77,6 +78,7 @@ def settings(objective="latteclip", model=f"local-dir:{DEMO_CLIP}", compute=None
             **{"cache_gib": 0, "checkpoint_minutes": 0, **(compute or {})}
         ),
         fold=fold,
+        is_supervised=is_supervised,
     )
 
 

@@ -130,7 +130,7 @@ def outer(checkout, project):
 def test_another_workflow_uses_it_as_a_module(checkout, outer):
     run = own_code(checkout, "-j2", cwd=outer)
     assert "localrule latteclip_index_images:" in run
-    assert "mine: 10 image files in photos, 2 class folders." in run
+    assert "mine: 10 image files in photos, 2 class folders (" in run
     assert "profile" not in run
     assert int((outer / "counted.txt").read_text()) == (outer / INDEX).stat().st_size
     for picture in (outer / "photos").rglob("*.png"):

@@ -29,6 +29,7 @@ ALL = """
 import dataclasses, json, shutil, sys
 from pathlib import Path
 from support.commands import PROMPT, SETTINGS, command, request, scores_of
+from support.sections import changed
 from latteclip.captions import caption
 from latteclip.captions import requests
 from latteclip.captions.requests import Choices

@@ -1,0 +1,152 @@
+"""How right voters are, estimated without labels where that can be known. Not in the paper.
+
+The estimate of a voter is the mean probability that images and the voters of other families give to
+its votes. It can be wrong for reasons that no image shows, so an interval has three parts:
+
+- the sampling error of n votes,
+- the difference from the estimate by images alone: were both independent, they would agree,
+- half of the probability that the reference itself is wrong.
+
+An estimate with an interval wider than MAX_WIDTH tells nothing, nor does one of a voter that shares
+errors with the image features (`voters.shared_errors`): the reference makes the same mistakes. Only
+answers of a person tell then. Where they were drawn at random, the estimate is by them alone.
+
+Letters: N images, n of a sample, C classes, V voters.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from latteclip.labels.fusion import SAMPLE
+from latteclip.labels.guarantees import confidence_sequence
+from latteclip.labels.label_sources import LabelledRows, Votes
+from latteclip.labels.likelihood import pool
+from latteclip.labels.prototypes import spaced
+from latteclip.labels.voter_model import (
+    SAME_FAMILY,
+    JointFusion,
+    JointModel,
+    Sampled,
+    first_labels,
+    shared_errors,
+    zero_shot_labels,
+)
+from latteclip.labels.voter_tables import NO_VOTE
+
+Z = 1.96  # standard deviations of an interval of 95 %
+MAX_WIDTH = 0.2
+MARGIN = 0.03  # half the width of the interval by the answers that would tell
+ZERO_SHOT = "zero_shot"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How right a voter is where it votes."""
+
+    value: float | None
+    low: float
+    high: float
+    tells: bool  # whether the interval can be relied upon
+    source: str  # "answers" or "votes"
+    votes: int
+    answers_needed: (
+        int  # drawn at random, for an interval of MARGIN; 0 where the estimate tells
+    )
+    by_images: float | None = None  # the estimate by images alone
+
+
+def estimate_voters(
+    joint: JointFusion, voters: Mapping[str, Votes], labelled: LabelledRows | None = None
+) -> dict[str, Estimate]:
+    """Return an estimate for each voter, and for the zero-shot scores if there are any."""
+    labels_of = {name: first_labels(votes) for name, votes in voters.items()}
+    zero_shot = zero_shot_labels(joint.model.images)
+    if (zero_shot != NO_VOTE).any() and ZERO_SHOT not in labels_of:
+        labels_of[ZERO_SHOT] = zero_shot
+    found = {}
+    for name, labels in labels_of.items():
+        by_answers = _by_answers(labels, labelled) if labelled is not None else None
+        found[name] = by_answers or _by_votes(joint, name, labels)
+    return found
+
+
+def _by_answers(labels: torch.Tensor, labelled: LabelledRows) -> Estimate | None:
+    """Return the estimate [N] by answers about images drawn at random, if a voter has some."""
+    drawn = labelled.select(labelled.drawn)
+    own = labels[drawn.rows].long()
+    has = own != NO_VOTE
+    answers = int(has.sum())
+    if not answers:
+        return None
+    right = int((drawn.shares[has].gather(1, own[has][:, None]) > 0).sum())
+    votes = int((labels != NO_VOTE).sum())
+    low, high = confidence_sequence(right, answers, votes)
+    return Estimate(right / answers, low, high, True, "answers", votes, 0)
+
+
+def _by_votes(joint: JointFusion, name: str, labels: torch.Tensor) -> Estimate:
+    model = joint.model
+    voter = joint.voters.get(name)
+    votes = int((labels != NO_VOTE).sum())
+    rows = spaced((labels != NO_VOTE).nonzero()[:, 0], model.n_classes, SAMPLE)
+    nothing = Estimate(None, 0.0, 1.0, False, "votes", votes, _answers_needed(0.5, votes))
+    if not len(rows) or not model.is_informed or (voter is None and name != ZERO_SHOT):
+        return nothing
+    own = labels[rows].long()[:, None]
+    predictors = model.last.predictors(rows)
+    weights = model.parameters.weights.clone()
+    if name == ZERO_SHOT:
+        weights[0] = 0
+    images = pool(predictors, weights, model.last.offset)
+    others = _others(joint, name, rows)
+    reference = (images + others).softmax(dim=1)
+    value = float(reference.gather(1, own).mean())
+    by_images = float(images.softmax(dim=1).gather(1, own).mean())
+    unsure = float(1 - reference.amax(dim=1).mean())
+    sampling = value * (1 - value) / votes
+    half = Z * math.sqrt(sampling + (value - by_images) ** 2 / 4 + unsure**2 / 4)
+    low = max(0.0, value - half)
+    high = min(1.0, value + half)
+    is_apart = _shared_with_images(images, others, own[:, 0]) < SAME_FAMILY
+    tells = is_apart and 2 * half <= MAX_WIDTH
+    needed = 0 if tells else _answers_needed(value, votes)
+    return Estimate(value, low, high, tells, "votes", votes, needed, by_images)
+
+
+def _others(joint: JointFusion, name: str, rows: torch.Tensor) -> torch.Tensor:
+    """Return the log-likelihood [n, C] of the votes of voters of other families."""
+    model = joint.model
+    voter = joint.voters.get(name)
+    if not isinstance(model, JointModel):
+        if voter is not None or not len(model.parameters.confusion):
+            return torch.zeros(())
+        has = model.votes.has[rows, None]
+        return model.vote_log_likelihood(rows, model.parameters) * has
+    own = None if voter is None else voter.family
+    each = zip(model.families, model.log_likelihoods(rows), strict=True)
+    return sum((table for family, table in each if family != own), torch.zeros(()))
+
+
+def _shared_with_images(
+    images: torch.Tensor, others: torch.Tensor, labels: torch.Tensor
+) -> float:
+    """Return the correlation of the residuals of votes [n] and of the best classes by images.
+
+    Confusion matrices are those of the posterior [n, C] by all.
+    """
+    posterior = (images + others).softmax(dim=1)
+    pair = [Sampled.of(labels), Sampled.of(images.argmax(dim=1))]
+    n_classes = posterior.shape[1]
+    confusions = [(one.counts(posterior) + 1 / n_classes) for one in pair]
+    confusions = [table / table.sum(dim=1, keepdim=True) for table in confusions]
+    return float(shared_errors(posterior, pair, confusions)[0, 1])
+
+
+def _answers_needed(share: float, votes: int) -> int:
+    """Return how many answers drawn at random bound the share within MARGIN on both sides."""
+    share = min(0.9, max(0.1, share))
+    needed = share * (1 - share) * (Z / MARGIN) ** 2
+    return math.ceil(needed / (1 + needed / max(1, votes)))

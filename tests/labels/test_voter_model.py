@@ -1,0 +1,262 @@
+"""Several voters: promises about labels, weights and estimates, on worlds whose truth is known."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from support.tiny import benchmark
+from support.worlds import World, generator
+
+from latteclip.core.errors import UserError
+from latteclip.labels import cascade
+from latteclip.labels.fusion import fuse
+from latteclip.labels.label_sources import LabelledRows
+from latteclip.labels.prototypes import KEPT
+from latteclip.labels.voter_estimates import ZERO_SHOT, estimate_voters
+from latteclip.labels.voter_model import families, family_weights, fuse_voters
+from latteclip.labels.voter_tables import NO_VOTE, votes_by_labels, votes_by_probabilities
+
+LOSS = 0.003  # share of labels by which a rule may be below its input
+
+
+def votes_of(labels, n_classes):
+    return votes_by_labels("planted", labels, len(labels), n_classes)
+
+
+def voter(world, right, *, seed, seen=1.0):
+    """Labels of a voter that errs by chance, and is silent for a part of the images."""
+    draw = generator(seed)
+    n, c = len(world.classes), world.n_classes
+    wrong = (world.classes + torch.randint(1, c, (n,), generator=draw)) % c
+    labels = torch.where(torch.rand(n, generator=draw) < right, world.classes, wrong)
+    return torch.where(torch.rand(n, generator=draw) < seen, labels, NO_VOTE)
+
+
+def fused(world, **labels):
+    votes = {name: votes_of(one, world.n_classes) for name, one in labels.items()}
+    return fuse_voters(world.images(), votes)
+
+
+@pytest.fixture(scope="module")
+def world():
+    return World.of(noise=0.6, text_noise=0.6)
+
+
+@pytest.fixture(scope="module")
+def pair(world):
+    return {"first": voter(world, 0.8, seed=1), "second": voter(world, 0.7, seed=2)}
+
+
+@pytest.fixture(scope="module")
+def by_pair(world, pair):
+    return fused(world, **pair)
+
+
+def test_one_voter_gives_what_fusion_gives(world, pair):
+    votes = votes_of(pair["first"], world.n_classes)
+    alone = fuse(world.images(), votes)
+    joint = fuse_voters(world.images(), {"first": votes}).fusion
+    assert torch.equal(alone.labels, joint.labels)
+    assert torch.equal(alone.confidence, joint.confidence)
+    assert torch.equal(alone.head.weights, joint.head.weights)
+    assert alone.parameters.independence == joint.parameters.independence
+
+
+def test_two_voters_are_better_than_the_best(world, pair, by_pair):
+    best = max(world.right(labels) for labels in pair.values())
+    alone = max(
+        world.right(fused(world, one=labels).fusion.labels) for labels in pair.values()
+    )
+    assert world.right(by_pair.fusion.labels) > best + 0.05
+    assert world.right(by_pair.fusion.labels) > alone - LOSS
+
+
+def test_a_copy_adds_nothing(world, pair, by_pair):
+    joint = fused(world, **pair, copy=pair["second"])
+    assert joint.voters["copy"].family == joint.voters["second"].family
+    assert joint.voters["copy"].family != joint.voters["first"].family
+    both = joint.voters["copy"].weight + joint.voters["second"].weight
+    assert both == pytest.approx(by_pair.voters["second"].weight, abs=0.05)
+    assert world.right(joint.fusion.labels) > world.right(by_pair.fusion.labels) - LOSS
+    surer = joint.fusion.confidence.mean() - by_pair.fusion.confidence.mean()
+    assert abs(surer.item()) < 0.01
+
+
+def planted(world, kind):
+    n, c = len(world.classes), world.n_classes
+    noise = torch.randint(c, (n,), generator=generator(9))
+    if kind == "noise":
+        return noise
+    if kind == "liar":
+        return voter(world, 0.0, seed=8)
+    if kind == "renames classes":
+        return (voter(world, 0.9, seed=8) + 1) % c
+    if kind == "seldom":
+        return voter(world, 1.0, seed=8, seen=0.05)
+    return torch.where(world.classes < c // 2, world.classes, noise)
+
+
+@pytest.mark.parametrize("kind", ["noise", "liar", "renames classes", "seldom", "half"])
+def test_labels_are_no_lower_with_another_voter(world, pair, by_pair, kind):
+    joint = fused(world, **pair, planted=planted(world, kind))
+    assert world.right(joint.fusion.labels) > world.right(by_pair.fusion.labels) - LOSS
+    if kind == "noise":
+        assert joint.voters["planted"] is None
+
+
+def test_families_are_voters_with_correlated_residuals():
+    shared = torch.tensor(
+        [[1, 0.1, 0.8, 0.2], [0.1, 1, 0.1, 0.0], [0.8, 0.1, 1, 0.4], [0.2, 0.0, 0.4, 1]]
+    ).double()
+    found = families(shared)
+    assert found[0] == found[2]
+    assert len({found[0], found[1], found[3]}) == 3
+    has = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]]).bool()
+    weights = family_weights(shared, found, has)
+    # Two of one family, and two others: mean correlations 0.1 and 0.3 with these.
+    assert weights[0, 0].item() == pytest.approx(1 / (2 * (1 + 0.1 + 0.3)))
+    assert weights[0, 1].item() == pytest.approx(1 / (1 + 0.1 + 0.0))
+    assert weights[0, 3].item() == pytest.approx(1 / (1 + 0.3 + 0.0))
+    assert weights[1].tolist() == [0.5, 0, 0.5, 0]
+    assert weights[2, 0].item() == pytest.approx(1 / 1.1)
+    assert not weights[3].any()
+
+
+def test_intervals_hold_where_they_are_given():
+    inside = []
+    for seed in range(8):
+        world = World.of(noise=0.35, text_noise=0.4, seed=seed)
+        rates = 0.6 + 0.35 * torch.rand(3, generator=generator(seed))
+        labels = {
+            f"voter {i}": voter(
+                world, float(rate), seed=10 * seed + i, seen=(1.0, 0.5, 0.8)[i]
+            )
+            for i, rate in enumerate(rates)
+        }
+        votes = {name: votes_of(one, world.n_classes) for name, one in labels.items()}
+        found = estimate_voters(fuse_voters(world.images(), votes), votes)
+        for name, one in labels.items():
+            if found[name].tells:
+                share = (one == world.classes)[one != NO_VOTE].double().mean().item()
+                inside.append(found[name].low <= share <= found[name].high)
+    assert len(inside) >= 12
+    assert np.mean(inside) >= 0.9
+
+
+def test_a_classifier_of_the_image_features_cannot_be_told(world, pair):
+    images = world.images()
+    start = fuse(images, votes_of(voter(world, 0.6, seed=4, seen=0.2), world.n_classes))
+    labels = start.head.logits(images.centred.double()).argmax(dim=1)
+    votes = {
+        name: votes_of(one, world.n_classes)
+        for name, one in (pair | {"classifier": labels}).items()
+    }
+    found = estimate_voters(fuse_voters(images, votes), votes)
+    assert not found["classifier"].tells
+    assert found["classifier"].answers_needed > 0
+
+
+def test_answers_that_were_drawn_decide(world, pair, by_pair):
+    rows = torch.randperm(len(world.classes), generator=generator(3))[:120].sort().values
+    shares = F.one_hot(world.classes[rows], world.n_classes).double()
+    labelled = LabelledRows(
+        len(world.classes), rows, shares, torch.ones(120, dtype=torch.bool)
+    )
+    votes = {name: votes_of(one, world.n_classes) for name, one in pair.items()}
+    found = estimate_voters(by_pair, votes, labelled)
+    assert set(found) == {"first", "second", ZERO_SHOT}
+    for name, labels in pair.items():
+        one, right = found[name], (labels == world.classes)
+        assert (one.source, one.tells, one.answers_needed) == ("answers", True, 0)
+        assert one.value == pytest.approx(right[rows].double().mean().item())
+        assert one.low <= right.double().mean().item() <= one.high
+
+
+@pytest.mark.parametrize(
+    ("labels", "match"),
+    [([0, 1], "'odd' has 2 votes for 3"), ([0, 1, 5], "class 5"), ([0, -2, 1], "class -2")],
+)
+def test_class_numbers_of_another_list_are_refused(labels, match):
+    with pytest.raises(UserError, match=match):
+        votes_by_labels("odd", torch.tensor(labels), 3, 4)
+
+
+@pytest.mark.parametrize("row", [[1.5, -0.5], [float("nan"), 1.0], [1.0, 2.0], [0.2, 0.2]])
+def test_probabilities_that_are_none_are_refused(row):
+    table = torch.tensor([[0.0, 0.0], row])
+    with pytest.raises(UserError, match="'odd' gives image 1"):
+        votes_by_probabilities("odd", table, 2, 2)
+
+
+def test_probabilities_vote_and_silent_rows_do_not():
+    table = torch.tensor([[0.0, 0.0, 0.0], [0.25, 0.25, 0.5]])
+    with pytest.raises(UserError, match="shape"):
+        votes_by_probabilities("odd", table, 2, 4)
+    votes = votes_by_probabilities("odd", table, 2, 3)
+    assert votes.has.tolist() == [False, True]
+    torch.testing.assert_close(votes.probabilities(slice(None)), table.double())
+
+
+@pytest.mark.parametrize("c", [3, KEPT + 4])
+def test_the_expected_gain_of_a_vote(c):
+    table = torch.randn(5, c, generator=generator(1)).double().softmax(dim=1)
+    confusion = (3 * torch.eye(c) + torch.randn(c, c, generator=generator(2))).double()
+    confusion = confusion.softmax(dim=1)
+    found = cascade.expected_gain(table, confusion)
+    for i, row in enumerate(table):
+        kept = row.argsort(descending=True)[:KEPT].tolist()
+        wanted = sum(
+            max(float(row[k] * confusion[k, vote]) for k in kept)
+            - float(row[kept[0]] * confusion[kept[0], vote])
+            for vote in kept
+        )
+        assert found[i].item() == pytest.approx(wanted)
+
+
+def test_a_sure_image_gains_nothing_and_asked_images_are_left_out(by_pair):
+    gains = cascade.expected_gain(torch.eye(4).double(), cascade.unknown_voter(4))
+    assert gains.tolist() == pytest.approx([0] * 4)
+    model = by_pair.model
+    asked = torch.zeros(model.n, dtype=torch.bool)
+    confusion = cascade.unknown_voter(model.n_classes)
+    first, gain = cascade.images_to_ask(model, asked, confusion, 40)
+    asked[first] = True
+    second, less = cascade.images_to_ask(model, asked, confusion, 40)
+    assert not set(first.tolist()) & set(second.tolist())
+    assert gain > 0
+    assert less > 0
+
+
+def test_the_benchmark_reads_a_folder_of_its_layout(tmp_path):
+    bench = benchmark("labellers")
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(3, 8))
+    names = ["red dot", "blue dot", "dot"]
+    rows, features = [], []
+    for i in range(120):
+        label = i % 3
+        row = {
+            "split": "val" if i % 5 == 4 else "test",
+            "label": label,
+            "class": names[label],
+        }
+        if row["split"] == "test":
+            row |= {"top": [names[label].title(), "no such class"], "caption": "nothing"}
+            row["model"] = {
+                "prompt": f"a {names[label]}, i think",
+                "other": "red dot or blue dot",
+            }
+        rows.append(row)
+        features.append(centres[label] + 0.3 * rng.normal(size=8))
+    (tmp_path / "dots.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    np.save(tmp_path / "dots_clip_any.npy", np.array(features, np.float16))
+    np.savez(tmp_path / "dots_text_few.npz", labels=np.array([0, 1]), W=centres[:2])
+    whole, some = bench.read(tmp_path)
+    assert list(whole.voters) == ["top", "model/prompt"]
+    assert all(torch.equal(one, whole.labels) for one in whole.voters.values())
+    assert (some.n_classes, len(some.labels)) == (2, 64)
+    found = bench.measure(some)
+    assert found["labels"] == {"one": 100.0, "all": 100.0}
+    assert set(found["voters"]) == {"top", "model/prompt", "zero_shot"}
