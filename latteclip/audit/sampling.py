@@ -281,11 +281,12 @@ def _candidates(
     split: str,
 ) -> dict[Run, Ints]:
     """Return what one run of each method predicts, of the chosen seed where there is such a run."""
-    run_of_method: dict[str, tuple[Run, Ints]] = {}
     runs = runs_in(folder)
-    of_runs = predictions_of(runs, image_ids, classnames, split)
-    for run, predictions in zip(runs, of_runs, strict=True):
-        is_wanted = run.method not in run_of_method or (chosen and run.seed == chosen[1])
+    all_predictions = predictions_of(runs, image_ids, classnames, split)
+    run_of_method: dict[str, tuple[Run, Ints]] = {}
+    for run, predictions in zip(runs, all_predictions, strict=True):
+        is_chosen = chosen is not None and run.seed == chosen[1]
+        is_wanted = run.method not in run_of_method or is_chosen
         if is_wanted and (predictions != MISSING).any():
             run_of_method[run.method] = run.run, predictions
     return dict(run_of_method.values())

@@ -12,7 +12,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from latteclip.captions.answer_table import Row, write_rows
 from latteclip.captions.groups import Questions, questions_about
@@ -187,7 +186,7 @@ def _columns(questions: Questions, row: int, answers: Sequence[Response]) -> dic
 
 def gather_captions(images_path: str, shard_paths: Sequence[str], output: str) -> None:
     """Write the rows of all shards, of captions or of class scores, in the order of the index."""
-    is_scores = "options" in pq.read_schema(shard_paths[0]).names
+    is_scores = "options" in tables.column_names(shard_paths[0])
     schema = tables.CLASS_SCORES if is_scores else tables.CAPTIONS
     record = ScoresMetadata if is_scores else CaptionsMetadata
     metadata = [tables.read_metadata(path, record) for path in shard_paths]

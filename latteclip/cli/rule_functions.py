@@ -9,7 +9,6 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from snakemake.exceptions import WorkflowError
@@ -250,13 +249,14 @@ class RuleFunctions:
         if "images" not in input.keys() or self._provider not in (None, "fs"):
             split = SplitSection(**self.configuration.section("split", wildcards.dataset))
             return (split.counts.train or 0) + (split.counts.test or 0)
-        from pyarrow.parquet import read_metadata
+        from latteclip.core import tables
 
         # A storage has no copy here.
         index = input.images.storage_object.query if self._provider else str(input.images)
-        # Given the name, pyarrow's error would lack it.
-        with Path(index).open("rb") as file:
-            return int(read_metadata(file).num_rows)
+        if not os.path.isfile(index):
+            raise FileNotFoundError(index)
+        with workflow_errors():
+            return tables.n_rows(index)
 
     # Handlers. Those of a module run if the other workflow's handlers call them (docs/projects.md).
 

@@ -248,6 +248,18 @@ def read_metadata(path: str | Path, record: type[Record]) -> Record:
     return record_of(record, values, path)
 
 
+def column_names(path: str | Path) -> list[str]:
+    """Return the columns of a table, or raise UserError."""
+    with _opened(path, []) as file:
+        return list(file.schema_arrow.names)
+
+
+def n_rows(path: str | Path) -> int:
+    """Return the number of rows of a table, or raise UserError."""
+    with _opened(path, []) as file:
+        return int(file.metadata.num_rows)
+
+
 @contextlib.contextmanager
 def _opened(path: str | Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
     """Open a file that has the columns."""

@@ -85,6 +85,12 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
     corrected, answered = _with_answers(labels, answers, classnames, written)
     confidence = labels["fused_confidence"].to_numpy().astype(np.float64)
 
+    if not (folder / VOTERS[report.voter].table).is_file():
+        log.warning(
+            "%s does not exist any more: columns that come from it are empty.",
+            folder / VOTERS[report.voter].table,
+        )
+
     def column(file: str, schema: pa.Schema, name: str) -> pa.ChunkedArray | pa.Array:
         """Return a column of another table of images, or nulls without the table."""
         if not (folder / file).is_file():

@@ -38,7 +38,7 @@ from latteclip.labels.voter_tables import NO_VOTE
 
 Z = 1.96  # standard deviations of an interval of 95 %
 MAX_WIDTH = 0.2
-MARGIN = 0.03  # of the answers that would tell
+MARGIN = 0.03  # half the width of the interval by the answers that would tell
 ZERO_SHOT = "zero_shot"
 
 

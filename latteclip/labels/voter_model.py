@@ -109,7 +109,7 @@ class JointModel(LabelModel):
         test: PermutationTest,
     ) -> None:
         self.voters = list(voters)
-        self.classes_of = [first_labels(one) for one in voters]  # of each [N] int32
+        self.classes_of = [first_labels(one) for one in voters]  # [N] int32 for each voter
         self.zero_shot = zero_shot_labels(images)
         self.of_voters: list[FusionParameters] = []
         # Until errors are known, all voters are one family.
@@ -246,7 +246,9 @@ class JointModel(LabelModel):
             )
         ]
         found = FusionParameters(
-            *(test, torch.stack(confusions).mean(dim=0), torch.empty(0, self.n_classes)),
+            test=test,
+            confusion=torch.stack(confusions).mean(dim=0),
+            others=torch.empty(0, self.n_classes),
             zero_shot=zero_shot,
             images=tuple(images),
             explained_share=share,

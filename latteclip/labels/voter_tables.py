@@ -10,7 +10,7 @@ from latteclip.core.errors import UserError
 from latteclip.labels.label_sources import Votes
 
 NO_VOTE = -1
-TOLERANCE = 0.01  # of the sum of probabilities
+TOLERANCE = 0.01  # largest error of a sum of probabilities
 
 
 def votes_by_labels(
