@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import errno
 import functools
 import json
 import math
@@ -254,7 +255,7 @@ class RuleFunctions:
         # A storage has no copy here.
         index = input.images.storage_object.query if self._provider else str(input.images)
         if not os.path.isfile(index):
-            raise FileNotFoundError(index)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), index)
         with workflow_errors():
             return tables.n_rows(index)
 
