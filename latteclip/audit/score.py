@@ -23,6 +23,7 @@ from scipy import stats
 
 from latteclip.audit.sampling import (
     BASELINE,
+    TEST,
     Floats,
     Ints,
     RunFiles,
@@ -39,6 +40,7 @@ from latteclip.labels.answers import NONE, UNSURE, Answer, Answers
 log = logging.getLogger(__name__)
 MIN_ANSWERS = 10  # for an interval
 LEVEL = 0.95
+MANY = 10**6  # images for each of a sample, of which new ones will be
 ADDED = 2  # answers, to the variance of each stratum
 
 
@@ -110,8 +112,10 @@ def score(
     # K times [n].
     hits = [(run.predictions[rows] == labels).astype(np.float64) for run in runs]
     accuracies = []
+    # Training images stand for new ones: however many are asked about, others remain.
+    population = sizes if plan.split == TEST else sizes * MANY
     for run, hit in zip(runs, hits, strict=True):
-        interval = share(hit, strata, sizes)
+        interval = share(hit, strata, population)
         accuracies.append(Accuracy(*run.run, *interval, run.can_be_chosen))
     # Some of the further answers will be "cannot tell", too.
     scale = len(answers) / len(known)

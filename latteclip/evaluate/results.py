@@ -1,11 +1,11 @@
 """Files of results that later stages read: metrics.json, selection.json and audit.json."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from latteclip.core.files import from_values, read_object
+from latteclip.core.files import from_values, read_object, record_of
 from latteclip.core.flags import AUDITED
 
 Run = tuple[str, int]  # method and seed
@@ -44,9 +44,27 @@ def read_selection(path: str | Path) -> Selection:
     )
 
 
+@dataclass(frozen=True)
+class CheckedMetrics:
+    """The metrics of a run that later stages compute with."""
+
+    dataset: str
+    method: str
+    seed: int
+    images: int
+    acc1: float | None
+    acc5: float | None
+    mean_per_class_recall: float | None
+    flags: list[str]
+
+
 def read_metrics(path: str | Path) -> dict[str, Any]:
-    """Read the metrics of a run."""
-    return {"flags": [], **read_object(path, METRICS)}
+    """Read the metrics of a run, or raise UserError for values of a wrong type."""
+    values: dict[str, Any] = {"flags": [], **read_object(path, METRICS)}
+    record_of(
+        CheckedMetrics, {key.name: values[key.name] for key in fields(CheckedMetrics)}, path
+    )
+    return values
 
 
 @dataclass(frozen=True)

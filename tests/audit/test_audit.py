@@ -351,3 +351,15 @@ def test_images_that_were_added_later_leave_the_audit_as_it_is(results, session,
     answer_next(fewer, 30, label_of)
     after = fewer.score(fewer.answers())
     assert [one.run for one in after.accuracies] == [one.run for one in before.accuracies]
+
+
+def test_the_interval_of_training_images_is_that_of_new_ones(tmp_path):
+    """All are asked about, and the interval does not close."""
+    results = made_audit(tmp_path / "made", n_test=0)
+    ids = results.image_ids[:40]
+    for run in ("zero_shot/seed0", "flyp/seed0", "latteclip/seed0"):
+        write_train_predictions(results, run, ids)
+    session = AuditSession(results.folder, None, 40)
+    answer_next(session, session.total, dict.fromkeys(ids, 0).__getitem__)
+    for accuracy in session.score(session.answers()).accuracies:
+        assert accuracy.low < accuracy.value < accuracy.high

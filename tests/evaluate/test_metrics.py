@@ -10,6 +10,7 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import ClassesMetadata
 from latteclip.evaluate import metrics as module
+from latteclip.evaluate.results import read_metrics
 
 N, C = 23, 7
 CLASSNAMES = ["a", "b", "c"]
@@ -99,3 +100,18 @@ def test_a_dataset_without_images_is_refused(tmp_path):
     index = write_index(tmp_path / "i.parquet", [], [], [], CLASSNAMES)
     with pytest.raises(UserError, match="set"):
         module.read_evaluated_images(index, "set")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("acc1", "high"), ("acc1", float("nan")), ("flags", None), ("seed", None)],
+)
+def test_damaged_metrics_are_one_sentence_that_names_the_file(tmp_path, key, value):
+    figures = {"acc1": 0.5, "acc5": 0.9, "mean_per_class_recall": None, "per_class": []}
+    whole = {"dataset": "d", "method": "m", "seed": 0, "images": 9, "flags": [], **figures}
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps(whole))
+    assert read_metrics(path) == whole
+    path.write_text(json.dumps({**whole, key: value}))
+    with pytest.raises(UserError, match=r"metrics\.json"):
+        read_metrics(path)
