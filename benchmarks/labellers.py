@@ -21,7 +21,6 @@ voter, and by a dear voter that sees a quarter of the images.
 
 import argparse
 import json
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,10 +29,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from real_models import NONE, clip_features, normalised, plain, rows_with_texts
 from scipy.stats import spearmanr
 
-from latteclip.labels.adaptation import adapt
 from latteclip.labels.cascade import images_to_ask, unknown_voter
 from latteclip.labels.label_sources import ClipFeatures, Votes
 from latteclip.labels.voter_estimates import ZERO_SHOT, Estimate, estimate_voters
@@ -45,8 +43,6 @@ from latteclip.labels.voter_model import (
 )
 from latteclip.labels.voter_tables import votes_by_labels
 
-SCALE = 100.0  # of CLIP's cosines
-NONE = -1  # no class
 QUARTER, BATCHES = 4, 5  # the share that a dear voter sees, and its parts
 DRAWINGS = 2  # of random images for a dear voter
 SEEN = 0.05  # share of the images that a planted dear voter sees
@@ -66,11 +62,8 @@ class Data:
     voters: Mapping[str, torch.Tensor]
 
     def images(self) -> ClipFeatures:
-        """Return the features; without texts, zero-shot scores are all alike."""
-        texts = self.texts
-        if texts is None:
-            texts = torch.zeros(self.n_classes, self.features.shape[1])
-        return adapt(ClipFeatures.of(self.features.clone(), texts, SCALE))
+        """Return the features of all images."""
+        return clip_features(self.features, self.texts, self.n_classes)
 
     def right(self, labels: torch.Tensor) -> float:
         """Return the percentage of right labels among those that are given."""
@@ -94,7 +87,7 @@ def read(folder: Path) -> Iterator[Data]:
     for path in sorted(folder.glob("*.jsonl")):
         for features in sorted(folder.glob(f"{path.stem}_clip_*.npy")):
             rows = [json.loads(line) for line in path.read_text().splitlines()]
-            table = _normalised(np.load(features))
+            table = normalised(np.load(features))
             yield _of_rows(path.stem, rows, table)
             for texts in sorted(folder.glob(f"{path.stem}_text_*.npz")):
                 yield _with_texts(path.stem, rows, table, texts)
@@ -105,7 +98,7 @@ def read(folder: Path) -> Iterator[Data]:
 def _of_clips(folder: Path) -> Iterator[Data]:
     contents = {path.stem: np.load(path) for path in sorted(folder.glob("*.npz"))}
     tables = {
-        name: (_normalised(content["images"]), _normalised(content["texts"]))
+        name: (normalised(content["images"]), normalised(content["texts"]))
         for name, content in contents.items()
         if {"images", "texts", "labels"} <= set(content)
     }
@@ -119,7 +112,7 @@ def _of_clips(folder: Path) -> Iterator[Data]:
 
 
 def _of_rows(name: str, rows: Sequence[dict[str, Any]], features: torch.Tensor) -> Data:
-    names = {_plain(row["class"]): int(row["label"]) for row in rows}
+    names = {plain(row["class"]): int(row["label"]) for row in rows}
     lists = {key for row in rows for key, value in row.items() if isinstance(value, list)}
     pool = [i for i, row in enumerate(rows) if any(row.get(key) for key in lists)]
     pool = pool or [i for i, row in enumerate(rows) if row["split"] != "val"]
@@ -153,8 +146,8 @@ def _answers(row: Mapping[str, Any]) -> Iterator[tuple[str, str | list[str]]]:
 def _class_of(answer: str | list[str], names: Mapping[str, int]) -> int:
     """Return the class of the first of some names, or the one that a text names."""
     if isinstance(answer, list):
-        return names.get(_plain(str(answer[0])), NONE)
-    text = f" {_plain(answer)} "
+        return names.get(plain(str(answer[0])), NONE)
+    text = f" {plain(answer)} "
     found = [name for name in names if f" {name} " in text]
     longest = [
         one
@@ -168,20 +161,9 @@ def _class_of(answer: str | list[str], names: Mapping[str, int]) -> int:
 def _with_texts(
     name: str, rows: Sequence[dict[str, Any]], features: torch.Tensor, path: Path
 ) -> Data:
-    content = np.load(path)
-    number = {int(label): place for place, label in enumerate(content["labels"])}
-    kept = [i for i, row in enumerate(rows) if row["label"] in number]
-    own = [{**rows[i], "label": number[rows[i]["label"]]} for i in kept]
-    found = _of_rows(f"{name}_{len(number)}", own, features[kept])
-    return replace(found, texts=_normalised(content["W"]), n_classes=len(number))
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", " ", name.lower()).strip()
-
-
-def _normalised(table: np.ndarray) -> torch.Tensor:
-    return F.normalize(torch.from_numpy(table.astype(np.float32)), dim=1)
+    own, kept, texts = rows_with_texts(rows, path)
+    found = _of_rows(f"{name}_{len(texts)}", own, features[kept])
+    return replace(found, texts=texts, n_classes=len(texts))
 
 
 # --- what is measured ----------------------------------------------------------------------------

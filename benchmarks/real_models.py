@@ -69,11 +69,8 @@ class Data:
     options: torch.Tensor | None  # [N, K] classes that were named, the best first, or NONE
 
     def images(self) -> ClipFeatures:
-        """Return the features of the pool; without texts, zero-shot scores are all alike."""
-        texts = self.texts
-        if texts is None:
-            texts = torch.zeros(self.n_classes, self.features.shape[1])
-        return adapt(ClipFeatures.of(self.features.clone(), texts, SCALE))
+        """Return the features of the pool."""
+        return clip_features(self.features, self.texts, self.n_classes)
 
     def right(self, labels: torch.Tensor) -> float:
         """Return the percentage of right labels of the pool."""
@@ -85,6 +82,15 @@ class Data:
             return None
         scores = images.classifier(head, SCALE).scores(self.new_features)
         return _percent(scores.argmax(dim=1) == self.new_labels)
+
+
+def clip_features(
+    features: torch.Tensor, texts: torch.Tensor | None, n_classes: int
+) -> ClipFeatures:
+    """Return adapted features [N, D]; without texts [C, D], zero-shot scores are all alike."""
+    if texts is None:
+        texts = torch.zeros(n_classes, features.shape[1])
+    return adapt(ClipFeatures.of(features.clone(), texts, SCALE))
 
 
 def _percent(right: torch.Tensor) -> float:
@@ -102,7 +108,7 @@ def read(folder: Path) -> Iterator[Data]:
         features = folder / f"{path.stem}_clip_vitb32.npy"
         if features.is_file():
             rows = [json.loads(line) for line in path.read_text().splitlines()]
-            table = _normalised(np.load(features))
+            table = normalised(np.load(features))
             yield _with_answers(path.stem, rows, table)
             for texts in sorted(folder.glob(f"{path.stem}_text_*.npz")):
                 yield _with_texts(path.stem, rows, table, texts)
@@ -110,7 +116,7 @@ def read(folder: Path) -> Iterator[Data]:
 
 def _without_answers(path: Path) -> Iterator[Data]:
     content = np.load(path)
-    features, texts = (_normalised(content[key]) for key in ("images", "texts"))
+    features, texts = (normalised(content[key]) for key in ("images", "texts"))
     labels = torch.from_numpy(content["labels"].astype(np.int64))
     nothing, n = slice(0, 0), len(texts)
     name = f"{path.parent.name}_{path.stem}"
@@ -123,13 +129,13 @@ def _without_answers(path: Path) -> Iterator[Data]:
 def _with_answers(
     name: str, rows: Sequence[dict[str, Any]], features: torch.Tensor
 ) -> Data:
-    names = {_plain(row["class"]): int(row["label"]) for row in rows}
+    names = {plain(row["class"]): int(row["label"]) for row in rows}
     pool = [i for i, row in enumerate(rows) if row.get("gpt4v_top5")]
     if not pool:  # images without answers
         pool = [i for i, row in enumerate(rows) if row["split"] != "val"]
     new = [i for i, row in enumerate(rows) if row["split"] == "val"]
     labels = torch.tensor([row["label"] for row in rows])
-    answers = [[names.get(_plain(one), NONE) for one in _named(rows[i])] for i in pool]
+    answers = [[names.get(plain(one), NONE) for one in _named(rows[i])] for i in pool]
     options = torch.full((len(pool), max(1, *map(len, answers))), NONE)
     for place, classes in enumerate(answers):
         known = list(dict.fromkeys(one for one in classes if one != NONE))
@@ -142,12 +148,23 @@ def _with_answers(
 def _with_texts(
     name: str, rows: Sequence[dict[str, Any]], features: torch.Tensor, path: Path
 ) -> Data:
+    own, kept, texts = rows_with_texts(rows, path)
+    found = _with_answers(f"{name}_{len(texts)}", own, features[kept])
+    return replace(found, texts=texts, n_classes=len(texts))
+
+
+def rows_with_texts(
+    rows: Sequence[dict[str, Any]], path: Path
+) -> tuple[list[dict[str, Any]], list[int], torch.Tensor]:
+    """Return the rows of classes that have a text, their places, and the texts [C, D].
+
+    Labels are renumbered in the order of the texts.
+    """
     content = np.load(path)
     number = {int(label): place for place, label in enumerate(content["labels"])}
     kept = [i for i, row in enumerate(rows) if row["label"] in number]
     own = [{**rows[i], "label": number[rows[i]["label"]]} for i in kept]
-    found = _with_answers(f"{name}_{len(number)}", own, features[kept])
-    return replace(found, texts=_normalised(content["W"]), n_classes=len(number))
+    return own, kept, normalised(content["W"])
 
 
 def _named(row: dict[str, Any]) -> list[str]:
@@ -155,11 +172,13 @@ def _named(row: dict[str, Any]) -> list[str]:
     return [answers] if isinstance(answers, str) else [str(one) for one in answers]
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """Return a class name as names are compared: letters and digits in lower case."""
     return re.sub(r"[^a-z0-9]+", " ", name.lower()).strip()
 
 
-def _normalised(table: np.ndarray) -> torch.Tensor:
+def normalised(table: np.ndarray) -> torch.Tensor:
+    """Return rows of length 1."""
     return F.normalize(torch.from_numpy(table.astype(np.float32)), dim=1)
 
 

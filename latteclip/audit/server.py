@@ -49,15 +49,18 @@ Reply = tuple[HTTPStatus, str, bytes]  # with the type of the content
 
 def serve(session: QuestionSession, port: int, *, browser: bool) -> None:
     """Ask the questions on a page of this machine until Ctrl-C, then print the result if any."""
-    with QuestionServer(session, port) as server, contextlib.suppress(KeyboardInterrupt):
-        print(
-            f"The page: {server.address}\nEvery answer is saved. Ctrl-C ends.", flush=True
-        )
+    show(QuestionServer(session, port), "Every answer is saved.", browser=browser)
+    with contextlib.suppress(TooFewAnswersError):
+        print_result(session)
+
+
+def show(server: "QuestionServer", note: str, *, browser: bool) -> None:
+    """Serve a page until Ctrl-C, and open it in the browser if wanted."""
+    with server, contextlib.suppress(KeyboardInterrupt):
+        print(f"The page: {server.address}\n{note} Ctrl-C ends.", flush=True)
         if browser:
             webbrowser.open(server.address)
         server.serve_forever()
-    with contextlib.suppress(TooFewAnswersError):
-        print_result(session)
 
 
 class RefusedError(Exception):

@@ -10,6 +10,7 @@ from latteclip.config import checks, job_resources, stage_params
 from latteclip.config.configuration import Configuration
 from latteclip.config.stage_params import MODEL_NOTE, audit_if_any, selection_if_any
 from latteclip.core.files import read_object
+from latteclip.core.folder_names import lines_of
 from latteclip.core.terminal import one_line
 from latteclip.data.folder_files import image_files
 from latteclip.evaluate.results import read_selection
@@ -65,7 +66,7 @@ def _unreadable(dataset: str) -> str:
 def _classes(folder: str) -> str:
     path = Path(folder, checks.CLASSES)
     try:
-        names = [line for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+        names = lines_of(path)
     except (OSError, ValueError):
         return _named_folders(sorted(checks.class_folders(folder)))
     return f"{len(names)} classes in {path}"

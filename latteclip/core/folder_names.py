@@ -1,6 +1,7 @@
 """Names of files and folders that mean something in a folder of images."""
 
 import re
+from pathlib import Path
 
 SPLITS = ("train", "val", "test")
 CLASSES = "classes.txt"  # the names of the classes, one per line
@@ -16,3 +17,12 @@ LITTER = re.compile(
 def is_litter(name: str) -> bool:
     """Return whether a name is that of a system's file or folder, not of a user's."""
     return LITTER.match(name) is not None
+
+
+def lines_of(path: str | Path) -> list[str]:
+    """Return the lines of a text file that are not empty, stripped.
+
+    OSError or UnicodeDecodeError: it cannot be read as UTF-8, with or without a byte order mark.
+    """
+    text = Path(path).read_text("utf-8-sig")
+    return [line for line in map(str.strip, text.splitlines()) if line]

@@ -31,7 +31,7 @@ from latteclip.config.sections.split import ListsSection, SplitSection
 from latteclip.core.class_templates import clean_classname, clean_classnames
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import readable
-from latteclip.core.folder_names import CLASSES, DISCOVER, SPLITS, is_litter
+from latteclip.core.folder_names import CLASSES, DISCOVER, SPLITS, is_litter, lines_of
 from latteclip.data import folder_files, images
 from latteclip.data.folder_files import IMAGE_SUFFIXES, inside
 
@@ -210,16 +210,15 @@ def _listed_classes(root: Path, settings: SplitSection) -> list[str]:
         return []
     if settings.classes is None and not (root / CLASSES).is_file():
         return []
-    return list(_lines(_existing(root, settings.classes or CLASSES)))
+    return _lines(_existing(root, settings.classes or CLASSES))
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a text file that are not empty, stripped."""
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a text file that are not empty, or raise UserError."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return lines_of(path)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not valid UTF-8 text: {error}.") from None
-    return filter(None, map(str.strip, text.splitlines()))
 
 
 def _number_or_name(text: str) -> int | str:

@@ -1,13 +1,11 @@
 """`latteclip classes`: a page on which a person corrects the proposed classes."""
 
-import contextlib
 import hashlib
 import io
 import json
 import logging
 import shlex
 import threading
-import webbrowser
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -26,6 +24,7 @@ from latteclip.audit.server import (
     QuestionServer,
     RefusedError,
     Reply,
+    show,
 )
 from latteclip.core import tables
 from latteclip.core.errors import UserError
@@ -55,6 +54,7 @@ OFFLINE, OFFLINE_SIDE = "img-src data:", 112
 OFFLINE_BYTES, MIN_PICTURE, MAX_PICTURE = 3_200_000, 1_200, 9_000  # before base64
 MAX_PICTURES = 1_600  # of the offline page
 PACKAGE = "latteclip.discover"
+AUDIT = "latteclip.audit"  # whose served page begins alike
 CONFLICT = "Another page has changed the classes; they are shown here now."
 
 
@@ -88,11 +88,7 @@ def classes(
         page.save(read_actions(actions, page.found), page.saved().revision)
         log.info("Took the actions of %s.", actions)
     else:
-        with ClassesServer(page, port) as server, contextlib.suppress(KeyboardInterrupt):
-            print(f"The page: {server.address}\nAll is saved. Ctrl-C ends.", flush=True)
-            if not no_browser:
-                webbrowser.open(server.address)
-            server.serve_forever()
+        show(ClassesServer(page, port), "All is saved.", browser=not no_browser)
         print(page.result())
 
 
@@ -256,7 +252,7 @@ def _revision(actions: Sequence[Action]) -> str:
 def _rendered(dataset: str, sources: str, values: Mapping[str, Any]) -> tuple[str, str]:
     script = (files(PACKAGE) / "templates" / "classes.js").read_text(encoding="utf-8")
     policy = render.policy(script, sources)
-    template = render.environment(PACKAGE).get_template("classes.html")
+    template = render.environment(PACKAGE, AUDIT).get_template("classes.html")
     own = {"style": Markup(render.style()), "script": Markup(script)}
     return template.render(policy=policy, dataset=dataset, values=values, **own), policy
 

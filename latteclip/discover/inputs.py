@@ -1,6 +1,7 @@
 """What a proposal of classes is made of, read from the tables of the stages before it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ class Discovery:
     evidence: Evidence
     proposal: Proposal
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Return a digest by which actions know the proposal."""
         leaves = self.proposal.leaves.astype(np.int64).tobytes()

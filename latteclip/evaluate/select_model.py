@@ -78,6 +78,13 @@ class CandidateComparison(NamedTuple):
     standard_error: float
 
     @property
+    def lead(self) -> float:
+        """Return the difference in standard errors, 0 where nothing can be compared."""
+        if not self.images or not self.standard_error:
+            return 0.0
+        return self.difference / self.standard_error
+
+    @property
     def is_clear(self) -> bool:
         return self.difference > CLEAR * self.standard_error
 
@@ -321,38 +328,28 @@ def _by_both(
 
     Leads in standard errors are added (Stouffer 1949). Answers alone decide nothing here.
     """
-    runs = [one.run for one in candidates]
+    chosen = choice.index
+    runs = [candidate.run for candidate in candidates]
+    pooled = None if isinstance(votes, str) else votes.pooled(candidates)
+    pairs = {}
     leads = {}
     for i in eligible(candidates):
-        pair = audit.compare(runs[i], runs[choice.index])
-        if i != choice.index and pair and pair.high > pair.low and pair.value > 0:
+        pair = audit.compare(runs[i], runs[chosen])
+        if i != chosen and pair and pair.high > pair.low and pair.value > 0:
             error = (pair.high - pair.low) / (2 * NORMAL)
-            leads[i] = pair.value / error + _lead_by_votes(
-                candidates, votes, i, choice.index
-            )
+            by_votes = pooled.compare(i, chosen).lead if pooled else 0.0
+            pairs[i] = pair
+            leads[i] = pair.value / error + by_votes
     best = max(leads, key=leads.__getitem__, default=None)
     if best is None or leads[best] <= LEANING:
         return None
-    pair = audit.compare(runs[best], runs[choice.index])
-    assert pair is not None
+    pair = pairs[best]
     reason = (
         f"Answers about {audit.answered:,} {audit.split} images lean to {pair.method}, which is "
         f"{100 * pair.value:.1f} points better than {pair.other} by them ({100 * pair.low:.1f} to "
         f"{100 * pair.high:.1f}, not decided), and votes do not outweigh them."
     )
     return Choice(best, "answers", reason, choice.reference)
-
-
-def _lead_by_votes(
-    candidates: Sequence[Candidate], votes: HeldOutVotes | str, i: int, j: int
-) -> float:
-    """Return by how many standard errors votes find one candidate better than another."""
-    if isinstance(votes, str):
-        return 0.0
-    compared = votes.pooled(candidates).compare(i, j)
-    if not compared.images or not compared.standard_error:
-        return 0.0
-    return compared.difference / compared.standard_error
 
 
 def _by_votes(

@@ -268,17 +268,14 @@ class LabelModel:
                 images=tuple(images),
                 explained_share=share,
             )
-        base = (
-            share * torch.eye(self.n_classes, dtype=torch.float64) + (1 - share) * overall
-        )
-        scarcity = max(1.0, ENOUGH * self.n_classes / int(self.votes.has.sum()))
-        prior = PRIOR * scarcity / max(share, TINY) ** 2
+        base = expected_votes(share, overall)
+        prior = prior_votes(share, int(self.votes.has.sum()), self.n_classes)
         confusion = self.parameters.confusion if len(self.parameters.confusion) else base
         for _ in range(EM_STEPS):
             predicted = answers.at_end(pool(predictors, weights, offset).softmax(dim=1))
             # Expected counts of votes by class, [C, C].
             seen = first / (predicted @ confusion).clamp(min=TINY)
-            confusion = _normalised(confusion * (predicted.T @ seen) + prior * base)
+            confusion = normalised(confusion * (predicted.T @ seen) + prior * base)
             weights = fit_weights(
                 some,
                 cast,
@@ -294,8 +291,7 @@ class LabelModel:
         e = trust_in_images(share, agreement)
         posterior = e * scores + is_asked[:, None] * (first @ confusion.T + TINY).log()
         posterior = answers.at_end(posterior.softmax(dim=1)) * is_asked[:, None]
-        by_first = _normalised(first.T @ votes + TINY + 1e-3 * votes.mean(dim=0))
-        others = _normalised(posterior.T @ votes + prior * confusion @ by_first)
+        others = mean_votes(posterior, votes, prior * confusion)
         zero_shot, *images = weights.tolist()
         found = FusionParameters(
             test=test,
@@ -545,9 +541,31 @@ def first_classes(votes: torch.Tensor) -> torch.Tensor:
     return first * votes.any(dim=1, keepdim=True)
 
 
-def _normalised(table: torch.Tensor) -> torch.Tensor:
+def normalised(table: torch.Tensor) -> torch.Tensor:
     """Return a table [C, C] whose rows sum to 1."""
     return table / table.sum(dim=1, keepdim=True)
+
+
+def expected_votes(share: float, overall: torch.Tensor) -> torch.Tensor:
+    """Return votes by class [C, C] of which a share is right, and the others fall as all [C] do."""
+    return share * torch.eye(len(overall), dtype=torch.float64) + (1 - share) * overall
+
+
+def prior_votes(share: float, n_votes: int, n_classes: int) -> float:
+    """Return how many votes of each class the prior of a confusion matrix counts for."""
+    scarcity = max(1.0, ENOUGH * n_classes / max(1, n_votes))
+    return PRIOR * scarcity / max(share, TINY) ** 2
+
+
+def mean_votes(
+    posterior: torch.Tensor, votes: torch.Tensor, prior: torch.Tensor
+) -> torch.Tensor:
+    """Return the mean vote [C, C] among the images of each class (phi).
+
+    The posterior and the votes are [n, C], and `prior` are votes by class and first class [C, C].
+    """
+    by_first = normalised(first_classes(votes).T @ votes + TINY + 1e-3 * votes.mean(dim=0))
+    return normalised(posterior.T @ votes + prior @ by_first)
 
 
 def gains(

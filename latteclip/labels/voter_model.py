@@ -36,15 +36,16 @@ import torch.nn.functional as F
 from latteclip.labels import label_sources
 from latteclip.labels.fusion import (
     EM_STEPS,
-    ENOUGH,
-    PRIOR,
     SAMPLE,
     SMALL_SAMPLE,
     Fusion,
     FusionParameters,
     LabelModel,
     cross_fit,
-    first_classes,
+    expected_votes,
+    mean_votes,
+    normalised,
+    prior_votes,
     trust_in_images,
 )
 from latteclip.labels.label_sources import CentredFeatures, ClipFeatures, Rows, Votes, parts
@@ -55,9 +56,8 @@ from latteclip.labels.voter_tables import NO_VOTE
 
 SAME_FAMILY = 0.5  # mean correlation of residuals from which voters are one family
 MIN_SHARED = 10  # images of two voters below which nothing is known of shared errors
-OTHERS_ONLY = (
-    0.5  # share of a voter's own vote that its confusion matrix is learned without
-)
+# Share of a voter's own vote that its confusion matrix is learned without.
+OTHERS_ONLY = 0.5
 
 
 class Voter(NamedTuple):
@@ -193,12 +193,9 @@ class JointModel(LabelModel):
         cast = [Sampled(one.labels[small], one.has[small]) for one in votes]
         fit = _PredictorFit(some, cast, offset, answers.truth)
         weights, shares = fit.mixture(self.vote_weights(sample[small]), overall)
-        eye = torch.eye(self.n_classes, dtype=torch.float64)
-        base = [u * eye + (1 - u) * r for u, r in zip(shares, overall, strict=True)]
+        base = [expected_votes(u, r) for u, r in zip(shares, overall, strict=True)]
         priors = [
-            PRIOR
-            * max(1.0, ENOUGH * self.n_classes / max(1, int(one.has.sum())))
-            / max(share, TINY) ** 2
+            prior_votes(share, int(one.has.sum()), self.n_classes)
             for one, share in zip(self.voters, shares, strict=True)
         ]
         confusions = [one.confusion for one in self.of_voters] or base
@@ -210,7 +207,7 @@ class JointModel(LabelModel):
                 answers.at_end((total - OTHERS_ONLY * own).softmax(dim=1)) for own in each
             ]
             confusions = [
-                _normalised(one.counts(table) + prior * expected)
+                normalised(one.counts(table) + prior * expected)
                 for one, table, prior, expected in zip(
                     votes, without, priors, base, strict=True
                 )
@@ -270,10 +267,7 @@ class JointModel(LabelModel):
     ) -> torch.Tensor:
         """Return the mean vote [C, C] of a voter among the images of each class (phi)."""
         votes = self.voters[number].probabilities(sample)
-        first = first_classes(votes)
-        by_first = _normalised(first.T @ votes + TINY + 1e-3 * votes.mean(dim=0))
-        has = votes.any(dim=1, keepdim=True)
-        return _normalised((posterior * has).T @ votes + prior @ by_first)
+        return mean_votes(posterior * votes.any(dim=1, keepdim=True), votes, prior)
 
 
 def _weighted(
@@ -510,8 +504,3 @@ def _overall(votes: Sampled, n_classes: int) -> torch.Tensor:
     """Return the shares [C] of the classes among the votes."""
     counts = torch.bincount(votes.labels[votes.has], minlength=n_classes).double()
     return counts / counts.sum().clamp(min=1)
-
-
-def _normalised(table: torch.Tensor) -> torch.Tensor:
-    """Return a table [C, C] whose rows sum to 1."""
-    return table / table.sum(dim=1, keepdim=True)

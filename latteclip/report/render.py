@@ -6,7 +6,7 @@ import shlex
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 PACKAGE = "latteclip.report"
@@ -24,10 +24,10 @@ def render(template: str, **values: Any) -> str:
     return page.render(policy=policy(script, "img-src data:"), **own, **values)
 
 
-def environment(package: str) -> Environment:
-    """Return the templates of a package, which escape every value and allow no missing one."""
+def environment(*packages: str) -> Environment:
+    """Return the templates of packages, which escape every value and allow no missing one."""
     found = Environment(
-        loader=PackageLoader(package),
+        loader=ChoiceLoader([PackageLoader(package) for package in packages]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
