@@ -15,8 +15,9 @@ from latteclip.config.stage_params import captions_in_use, names_file, user_file
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.folder_names import CLASSES, DISCOVER, SPLITS, is_litter
-from latteclip.core.terminal import URL
+from latteclip.core.terminal import DECISIONS_URL, URL
 
+EXAMPLES = {URL: "http://host:8000/v1", DECISIONS_URL: "https://host"}  # of addresses
 LARGE_MODEL = 2e9  # bytes of a captioner that takes days without a GPU
 
 
@@ -29,7 +30,7 @@ def refuse_unready(configuration: Configuration) -> None:
             or configuration.scores_classes(dataset)
             or configuration.discovers(dataset)
         ):
-            found += [_captioner, _scores, _files]
+            found += [_captions, _scores, _captioner, _files]
         for problems in found:
             for problem in problems(configuration, dataset):
                 raise UserError(f"Dataset {dataset}: {problem}")
@@ -201,23 +202,55 @@ def _captioner(configuration: Configuration, dataset: str) -> Iterator[str]:
         tables.append(f"results/{dataset}/class_scores.parquet")
     if configuration.discovers(dataset):
         tables.append(f"results/{dataset}/names.parquet")
-    if (
-        engine.asks_server
-        and not os.environ.get(URL)
-        and not all(map(os.path.isfile, tables))
-    ):
+    address = engine.address
+    is_set = address is None or bool(os.environ.get(address))
+    if not is_set and not all(map(os.path.isfile, tables)):
         yield (
             f"captioner.engine {values['engine']} needs the address of a server: export "
-            f"{URL}=http://host:8000/v1, or set another engine."
+            f"{address}={EXAMPLES[str(address)]}, or set another engine."
         )
 
 
 def _scores(configuration: Configuration, dataset: str) -> Iterator[str]:
     """Check that the engine can score classes as the configuration wants them scored."""
-    name = configuration.section("captioner", dataset)["engine"]
-    is_likelihood = configuration.section("scores", dataset)["kind"] == "likelihood"
-    if is_likelihood and not configuration.engine(dataset).has_likelihoods:
+    captioner = configuration.section("captioner", dataset)
+    scores = configuration.section("scores", dataset)
+    name = captioner["engine"]
+    kind = scores["kind"]
+    engine = configuration.engine(dataset)
+    if engine.decides and kind != "decisions":
+        yield f"captioner.engine {name} answers scores.kind decisions alone; set it."
+    elif kind == "decisions" and not (engine.decides or engine.reads_file):
+        yield f"scores.kind decisions needs captioner.engine decisions, not {name}."
+    elif kind == "likelihood" and not engine.has_likelihoods:
         yield f"captioner.engine {name} has no likelihoods; set scores.kind to multiple_choice."
+    is_money = isinstance(scores["max_cost"], int | float)
+    if is_money and not engine.decides and captioner["price_input"] is None:
+        yield (
+            f"scores.max_cost {scores['max_cost']} is money, but captioner.engine {name} does not "
+            "say what it costs; set captioner.price_input, or give tokens or seconds."
+        )
+
+
+def _captions(configuration: Configuration, dataset: str) -> Iterator[str]:
+    """Check that the engine writes captions if the run needs some."""
+    if not configuration.engine(dataset).decides:
+        return
+    name = configuration.section("captioner", dataset)["engine"]
+    run = configuration.methods_of(dataset)
+    if configuration.discovers(dataset):
+        yield (
+            f"captioner.engine {name} names no classes, which split.classes {DISCOVER} needs; set "
+            "another engine."
+        )
+    for kind in configuration.caption_kinds(dataset):
+        reading = [m for m in run if configuration.needs_captions(m, kind, dataset)]
+        others = ",".join(m for m in run if m not in reading)
+        without = f", or run without them: method={others}" if others else ""
+        yield (
+            f"captioner.engine {name} writes no captions, which {', '.join(reading)} need; set "
+            f"another engine{without}."
+        )
 
 
 def _files(configuration: Configuration, dataset: str) -> Iterator[str]:
