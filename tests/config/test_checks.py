@@ -57,7 +57,9 @@ def test_folders_are_classes_only_where_a_person_says_so_or_the_layout_does(
     (photos / "classes.txt").unlink()
     for name in ("dcim", "obst & gemuese", "fridge"):
         (photos / name).mkdir()
-    named = r"3 folders \(dcim, fridge, obst & gemuese\).*'folders'.*classes\.txt.*'discover'"
+    named = (
+        r"3 folders \(dcim, fridge, obst & gemuese\).*'folders'.*classes\.txt.*'discover'"
+    )
     with pytest.raises(UserError, match=named):
         checked()
     checked(split={"classes": "folders"})
