@@ -136,7 +136,8 @@ rule rank_images:
             kind="image",
         ),
         clip_model=given(stage_params.hub_model, "dataset", section="clip"),
-        code=sources("latteclip.labels.rank_images", "latteclip.labels.voters.caption"),
+        code=sources("latteclip.labels.rank_images"),
+        voter_code=sources("latteclip.labels.voters.caption"),
     output:
         "results/{dataset}/expected_gains.parquet",
     log:
