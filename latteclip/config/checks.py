@@ -3,7 +3,7 @@
 import os
 import re
 from codecs import BOM_UTF8
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
@@ -14,10 +14,11 @@ from latteclip.config.methods import OBJECTIVES, VOTERS
 from latteclip.config.stage_params import captions_in_use, names_file, user_file
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, suggestion
-from latteclip.core.folder_names import CLASSES, DISCOVER, SPLITS, is_litter
-from latteclip.core.terminal import DECISIONS_URL, URL
+from latteclip.core.folder_names import CLASSES, DISCOVER, FOLDERS, SPLITS, is_litter
+from latteclip.core.terminal import DECISIONS_URL, URL, one_line
 
 EXAMPLES = {URL: "http://host:8000/v1", DECISIONS_URL: "https://host"}  # of addresses
+NAMED = 5  # folders of a message
 LARGE_MODEL = 2e9  # bytes of a captioner that takes days without a GPU
 
 
@@ -45,9 +46,10 @@ def _source(configuration: Configuration, dataset: str) -> Iterator[str]:
         )
     folder = configuration.dataset(dataset)["source"].get("folder")
     split = configuration.section("split", dataset)
-    if configuration.discovers(dataset) and split["kind"] != "folders":
+    classes = split.get("classes")
+    if classes in (DISCOVER, FOLDERS) and split["kind"] != "folders":
         yield (
-            f"split.classes {DISCOVER} proposes classes of images in folders, but split.kind is "
+            f"split.classes {classes} is for images in folders, but split.kind is "
             f"{split['kind']}; put the images into a folder, or name the classes."
         )
     if folder is None:
@@ -56,7 +58,7 @@ def _source(configuration: Configuration, dataset: str) -> Iterator[str]:
         yield f"source.folder {folder} is not a folder."
     images = os.path.normpath(os.path.join(folder, split["images"]))
     is_readable = os.access(images, os.R_OK | os.X_OK)  # if not, index_images says why
-    if split["kind"] != "folders" or split.get("classes") or not is_readable:
+    if split["kind"] != "folders" or classes or not is_readable:
         return
     file = os.path.join(folder, CLASSES)
     alike = [name for name in sorted(os.listdir(folder)) if name.lower() == CLASSES]
@@ -67,17 +69,38 @@ def _source(configuration: Configuration, dataset: str) -> Iterator[str]:
             f"{file} names no class; write one name per line, or remove the file if the folders "
             "are the classes."
         )
-    if not os.path.lexists(file) and not class_folders(images):
+    if os.path.lexists(file):
+        return
+    found = sorted(class_folders(images))
+    listing = (
+        f"write the names of the classes into {file}, one per line. Or let a stage propose "
+        "classes: --config \"split={'classes': 'discover'}\"."
+    )
+    if not found:
         yield (
             f"{folder} has neither class folders nor a {CLASSES}. Move the images of each class "
-            f"into a folder of its own, or write the names of the classes into {file}, one per "
-            "line. Or let a stage propose classes: --config \"split={'classes': 'discover'}\"."
+            f"into a folder of its own, or {listing}"
+        )
+    # Folders below train, val and test can be nothing else.
+    is_split = not _folders(images).isdisjoint(SPLITS)
+    if not is_split and not configuration.has_class_folders(dataset):
+        yield (
+            f"{folder} has no {CLASSES}, but {some_names(found)}. If these folders are the "
+            f"classes, add --config \"split={{'classes': 'folders'}}\". If not, {listing}"
         )
 
 
 def _has_text(file: str) -> bool:
     """Return whether a file has more than white space and a byte order mark."""
     return bool(Path(file).read_bytes().removeprefix(BOM_UTF8).strip())
+
+
+def some_names(folders: Sequence[str]) -> str:
+    """Return the number of some folders, and the names of the first of them."""
+    some = ", ".join(map(one_line, folders[:NAMED]))
+    more = ", ..." if len(folders) > NAMED else ""
+    word = "folder" if len(folders) == 1 else "folders"
+    return f"{len(folders)} {word} ({some}{more})"
 
 
 def class_folders(folder: str) -> set[str]:

@@ -20,6 +20,10 @@ _CONTROL = re.compile(
 )
 _LOGIN = re.compile(r"(\b(?:Bearer|Basic)\s+)[^\s\"',;}\]]+|(://)[^\s/@\"']+(?=@)", re.I)
 INTERVAL = 5.0  # seconds between two lines of Progress
+# A variable of the environment: jobs of a run print warnings, errors and few lines of Progress.
+# Their log files get all.
+SHORT = "LATTECLIP_SHORT"
+FIRST, RAREST = 30.0, 600.0  # seconds before the first such line, and between two at most
 CODES = {"red": "31", "green": "32", "yellow": "33", "bold": "1"}
 log = logging.getLogger(__name__)
 
@@ -68,10 +72,11 @@ class Progress:
         self.unit = unit
         self.scale = scale
         self.done = self.initial = done
-        self.started = self.logged = time.monotonic()
+        self.restart()
 
     def restart(self) -> None:
         self.started = self.logged = time.monotonic()
+        self.due = self.started + FIRST  # when a line is for the terminal of a run, too
 
     def skip(self, n: int) -> None:
         """Count `n` items that an earlier run finished, but not towards the rate."""
@@ -97,4 +102,7 @@ class Progress:
             unit_scale=self.scale,
             initial=self.initial,
         )
-        log.info("%s %s", meter, note)
+        is_due = now >= self.due
+        if is_due:
+            self.due = now + min(RAREST, now - self.started)
+        log.info("%s %s", meter, note, extra={"is_due": is_due})

@@ -45,11 +45,34 @@ def test_a_folder_without_classes_is_refused(checked, photos):
     with pytest.raises(UserError, match=r"Dataset mine: photos .*photos/classes\.txt"):
         checked()
     (photos / "train").mkdir()
-    (photos / "cat").mkdir()
     with pytest.raises(UserError, match=r"photos/classes\.txt"):
         checked()
     (photos / "train" / "cat").mkdir()
     checked()
+
+
+def test_folders_are_classes_only_where_a_person_says_so_or_the_layout_does(
+    checked, photos, configured
+):
+    (photos / "classes.txt").unlink()
+    for name in ("dcim", "obst & gemuese", "fridge"):
+        (photos / name).mkdir()
+    named = (
+        r"3 folders \(dcim, fridge, obst & gemuese\).*'folders'.*classes\.txt.*'discover'"
+    )
+    with pytest.raises(UserError, match=named):
+        checked()
+    checked(split={"classes": "folders"})
+    checked(split={"kind": "folders"})
+    own = {"source": {"folder": "photos"}, "split": {"kind": "folders"}}
+    checks.refuse_unready(
+        configured(dataset="own", datasets={"own": {**own, "template": "a {}."}})
+    )
+    for name in ("train", "test"):
+        (photos / name / "apple").mkdir(parents=True)
+    checked()
+    with pytest.raises(UserError, match=r"split\.classes folders .*csv"):
+        checked(split={"kind": "csv", "classes": "folders"})
 
 
 @pytest.mark.parametrize("content", ["", "\ufeff \r\n"], ids=["empty", "blank"])
