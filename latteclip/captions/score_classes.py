@@ -186,14 +186,14 @@ def _rows_of_file(images: Questions, engine: str, path: str | None) -> Iterator[
 
 
 @dataclass(frozen=True)
-class Gains:
+class ExpectedGains:
     """What a right answer about each of N images would bring."""
 
     gains: np.ndarray  # float32 [N]
     order: np.ndarray  # the images with a gain, the first to ask about first
 
 
-def read_gains(path: str, image_ids: pa.ChunkedArray) -> Gains:
+def read_gains(path: str, image_ids: pa.ChunkedArray) -> ExpectedGains:
     """Return the EXPECTED_GAINS of N images."""
     gains, turns = (
         tables.lookup_column(path, tables.EXPECTED_GAINS, "image_id", name, image_ids)
@@ -201,7 +201,7 @@ def read_gains(path: str, image_ids: pa.ChunkedArray) -> Gains:
     )
     turn = pc.fill_null(turns, len(image_ids)).to_numpy()
     order = np.argsort(turn, kind="stable")
-    return Gains(gains.to_numpy(), order[: len(turns) - turns.null_count])
+    return ExpectedGains(gains.to_numpy(), order[: len(turns) - turns.null_count])
 
 
 def best_classes(

@@ -145,13 +145,15 @@ def vllm() -> Iterator[Finding]:
 
 
 def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
-    """Report what the weights of the captioner leave of a GPU's memory to vLLM, by their size."""
-    memory = gpus.query("memory.total")
-    if not memory:
-        return
+    """Report whether the captioner's server can be reached, or what its weights leave of a GPU."""
     configuration = Configuration(layers.defaults(), layers.given(pairs, files))
-    values = configuration.section("captioner", configuration.datasets[0])
-    if not configuration.engine(configuration.datasets[0]).reserves_memory:
+    dataset = configuration.datasets[0]
+    values = configuration.section("captioner", dataset)
+    engine = configuration.engine(dataset)
+    if engine.address is not None:
+        yield _server(values["engine"], engine.address)
+    memory = gpus.query("memory.total")
+    if not memory or not engine.reserves_memory:
         return
     model = values["model"]
     weights = sum(file.stat().st_size for file in _weights(model, values["revision"]))
@@ -166,6 +168,20 @@ def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
     else:
         remedy = "raise captioner.gpu_memory_utilization or captioner.tensor_parallel_size"
         yield "warning", f"{text}; {remedy}"
+
+
+def _server(engine: str, address: str) -> Finding:
+    url = os.environ.get(address)
+    if not url:
+        return "warning", f"engine {engine} needs a server; export {address}"
+    try:
+        requests.head(url, timeout=HUB_TIMEOUT, allow_redirects=False)
+    except requests.RequestException as error:
+        return (
+            "warning",
+            f"the server of {address} does not answer ({type(error).__name__}); see that it runs",
+        )
+    return "ok", f"the server of {address} answers"
 
 
 def _weights(model: str, revision: str | None) -> list[Path]:
