@@ -38,6 +38,7 @@ GROWS = {
     **dict.fromkeys(("caption_images", "name_images", "score_classes"), TRAINING),
     **dict.fromkeys(("fuse_labels", "adapt_zero_shot", "average_weights"), TRAINING),
     **dict.fromkeys(("encode_looks", "discover_classes"), TRAINING),
+    "list_training_images": TRAINING,
     "caption_groups": GROUPS,
     **dict.fromkeys(("finetune", "find_learning_rate"), STEPS),
 }
