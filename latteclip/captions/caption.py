@@ -151,7 +151,10 @@ def _answers(runner: Runner, questions: Questions) -> Iterator[list[Response]]:
 
 def _answers_of_file(job: CaptionJob, questions: Questions) -> Iterator[list[Response]]:
     """Yield the user's caption of each row."""
-    found = module_of(job.settings.engine).read_captions(job.file, job.file_key)
+    engine = module_of(job.settings.engine)
+    captions = engine.read_captions(job.file, job.file_key)
+    image_ids = questions.image_ids.to_pylist()
+    found = engine.by_image_id(captions, image_ids, job.file, job.file_key)
     missing = failed("the file has no caption for it")
     for row_id in questions.ids:
         yield [found.get(row_id, missing)]

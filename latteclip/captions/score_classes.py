@@ -173,7 +173,9 @@ def _check(scores: ScoresSection, prompt: str, k: int, classnames: Sequence[str]
 
 
 def _rows_of_file(images: Questions, engine: str, path: str | None) -> Iterator[Row]:
-    found = module_of(engine).read_scores(path, FILE_KEY, images.classnames)
+    reader = module_of(engine)
+    scores = reader.read_scores(path, FILE_KEY, images.classnames)
+    found = reader.by_image_id(scores, images.image_ids.to_pylist(), path, FILE_KEY)
     for image_id in images.ids:
         options, values = found.get(image_id, ([], []))
         columns = {

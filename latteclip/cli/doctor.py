@@ -21,7 +21,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from latteclip import __version__
 from latteclip.cli import runs
-from latteclip.config import hub_names, layers
+from latteclip.config import checks, hub_names, layers
 from latteclip.config.configuration import Configuration
 from latteclip.core import gpus
 from latteclip.core.errors import CORES, UserError, first_line
@@ -58,11 +58,12 @@ def doctor(config: Sequence[str] = (), configfile: Sequence[str] = ()) -> int:
         config: KEY=VALUE, as snakemake takes it: captioner={'batch_size':50}
     """
     status = 0
-    checks: dict[str, Check] = {
+    all_checks: dict[str, Check] = {
         **CHECKS,
+        "config": partial(configured, config, configfile),
         "captioner": partial(captioner, config, configfile),
     }
-    for name, check in checks.items():
+    for name, check in all_checks.items():
         for level, text in findings(check):
             if level == "warning":
                 status = NOT_READY
@@ -142,6 +143,13 @@ def vllm() -> Iterator[Finding]:
         yield "warning", sentence.removesuffix(".")
     else:
         yield "ok", text
+
+
+def configured(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
+    """Report whether a run with this configuration can start: its keys, folders and files."""
+    configuration = Configuration(layers.defaults(), layers.given(pairs, files))
+    checks.refuse_unready(configuration)
+    yield "ok", f"a run of {', '.join(configuration.datasets)} can start"
 
 
 def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:

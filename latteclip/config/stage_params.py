@@ -16,15 +16,20 @@ from latteclip.config import hub_names, layers, methods
 from latteclip.config.configuration import Configuration
 from latteclip.config.methods import OBJECTIVES
 from latteclip.config.model import Shared
+from latteclip.config.sections.base import AUTO
 from latteclip.config.sections.training import TrainingSection
-from latteclip.core.hashing import fingerprint
+from latteclip.core.hashing import digest_of, fingerprint
 
 # What is in the cache of Hugging Face for a model: shared by all datasets that name it.
 MODEL_NOTE = "resources/models/{model}.json"
 # The files of a user's folder when it was indexed. No output: a failed job must not remove it.
 FOLDER_FILES = "resources/{dataset}/folder_files.parquet"
+# A link to the user's folder, by which an index names the images.
+FOLDER_LINK = "resources/{dataset}/folder"
 # Predictions of the trainings of an average for the images that they left out.
 LEFT_OUT = "results/{dataset}/{method}/seed{seed}/left_out.parquet"
+# The images that the trainings of a method learn from.
+TRAINING_IMAGES = "results/{dataset}/{method}/training_images.parquet"
 # Files of a run that are not Parquet, by their kinds.
 FILES = {"metrics": "metrics.json", "model": "model"}
 DESCRIBED = ("title", "licence", "citation", "source", "class_synonyms")
@@ -97,6 +102,20 @@ def objective_code(configuration: Configuration, method: str) -> Paths:
     return sources(f"latteclip.train.objectives.{configuration.objective(method).module}")
 
 
+def training_code(configuration: Configuration, dataset: str, method: str) -> str:
+    """Return a digest of the code that trains by a method, and finds its learning rate."""
+    modules = ["latteclip.train.finetune"]
+    if finds_rate(configuration, dataset, method):
+        modules.append("latteclip.train.find_learning_rate")
+    files = sources(*modules) + objective_code(configuration, method)
+    return digest_of(Path(file).read_bytes() for file in files)
+
+
+def finds_rate(configuration: Configuration, dataset: str, method: str) -> bool:
+    """Return whether the learning rate of a method is found."""
+    return bool(configuration.method(method, dataset)["finetune"]["lr"] == AUTO)
+
+
 def voter_code(configuration: Configuration, dataset: str) -> Paths:
     """Return the sources of what votes for the classes of a dataset's images."""
     return sources(f"latteclip.labels.voters.{configuration.voter(dataset)}")
@@ -105,16 +124,10 @@ def voter_code(configuration: Configuration, dataset: str) -> Paths:
 # Sources and models.
 
 
-def data_folder(configuration: Configuration, dataset: str) -> str:
-    """Return the user's own folder, or the one that a rule makes, shared by all runs."""
-    made = f"resources/{configuration.whole(dataset)}/data"
-    return str(configuration.dataset(dataset)["source"].get("folder", made))
-
-
 def made_folder(configuration: Configuration, dataset: str) -> Paths:
-    """Return the folder of images if a rule makes it."""
+    """Return the folder of images, shared by all runs, if a rule makes it."""
     is_made = "folder" not in configuration.dataset(dataset)["source"]
-    return [data_folder(configuration, dataset)] if is_made else []
+    return [f"resources/{configuration.whole(dataset)}/data"] if is_made else []
 
 
 def download_dataset(configuration: Configuration, dataset: str) -> Settings:
@@ -396,6 +409,22 @@ def finetune(
     }
 
 
+def training_images(configuration: Configuration, dataset: str, method: str) -> str:
+    """Return the list of images of a method's trainings, or of those that it averages."""
+    if configuration.is_average(method):
+        method = configuration.averaged(method)
+    return TRAINING_IMAGES.format(dataset=dataset, method=method)
+
+
+def list_training_images(
+    configuration: Configuration, dataset: str, method: str
+) -> Settings:
+    """Return the settings of the trainings, without the images that one of them leaves out."""
+    values = finetune(configuration, dataset, method, "0")
+    del values["fold"]
+    return values
+
+
 def find_learning_rate(configuration: Configuration, dataset: str, method: str) -> Settings:
     """Return the settings of the training without its fold and head."""
     values = finetune(configuration, dataset, method, "0")
@@ -423,6 +452,7 @@ def averaged(configuration: Configuration, dataset: str, method: str) -> list[Se
             "model": run["model"],
             "history": run["history"],
             "fold": fold(configuration, dataset, str(seed)),
+            "training_images": training_images(configuration, dataset, method),
         }
         trainings.append(training)
     return trainings
