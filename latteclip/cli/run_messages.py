@@ -8,12 +8,17 @@ from pathlib import Path
 
 from latteclip.config import checks, job_resources, stage_params
 from latteclip.config.configuration import Configuration
-from latteclip.config.stage_params import MODEL_NOTE, audit_if_any, selection_if_any
+from latteclip.config.stage_params import (
+    MODEL_NOTE,
+    audit_if_any,
+    selection_if_any,
+    statement_if_any,
+)
 from latteclip.core.files import read_object
 from latteclip.core.folder_names import lines_of
 from latteclip.core.terminal import one_line
 from latteclip.data.folder_files import image_files
-from latteclip.evaluate.results import read_selection
+from latteclip.evaluate.results import read_selection, read_statement
 
 FUSED_LABELS = "fused_labels.parquet"
 ERROR = "error: "  # begins the message of a command that fails
@@ -119,6 +124,7 @@ def _results(configuration: Configuration, dataset: str, page: str) -> Iterator[
     for selection in selection_if_any(configuration, dataset):
         chosen = read_selection(selection)
         yield f"The chosen model is {chosen.method}, seed {chosen.seed}, in {model}."
+        yield from _by_answers(configuration, dataset)
         audits = list(filter(os.path.isfile, audit_if_any(configuration, dataset)))
         for audit in audits:
             yield f"By your answers: {read_object(audit, ['sentence'])['sentence']}"
@@ -141,6 +147,16 @@ def _results(configuration: Configuration, dataset: str, page: str) -> Iterator[
             f"{folder} ({size / 1e6:,.0f} MB) is of a training that did not finish. Remove it "
             "unless you want to go on with that training."
         )
+
+
+def _by_answers(configuration: Configuration, dataset: str) -> Iterator[str]:
+    """Yield how right the labels and the chosen model are, as far as answers tell."""
+    for path in filter(os.path.isfile, statement_if_any(configuration, dataset)):
+        statement = read_statement(path)
+        if statement.labels:
+            yield f"The labels: {statement.labels.sentence}"
+        if statement.model:
+            yield f"The model, on new photographs like these: {statement.model.sentence}"
 
 
 def failure(rule: str, wildcards: Mapping[str, str], logs: Sequence[str]) -> str:
