@@ -174,7 +174,10 @@ class TeachingSession(QuestionSession):
             )
         changed = int((self._labels != self._start).sum())
         doubtful = int((self.posterior.amax(dim=1) < DOUBT).sum())
-        return f"{changed:,} labels changed so far, and {doubtful:,} are in doubt."
+        return (
+            f"{changed:,} labels changed so far. {doubtful:,} of all are not sure, and more are "
+            "wrong: the last half of the questions tells how many."
+        )
 
     def result(self, answers: Answers) -> dict[str, Any]:
         text = (

@@ -47,6 +47,14 @@ def options(*names: str) -> Callable[[Any, Any], str]:
     )
 
 
+def option_each(name: str, *option_names: str) -> Callable[[Any, Any], str]:
+    """Return a parameter: the files of one input, each with its option, or nothing."""
+    return lambda wildcards, input: " ".join(
+        f"--{option.replace('_', '-')} {file}"
+        for option, file in zip(option_names, input[name], strict=False)
+    )
+
+
 def file_names(*names: str) -> Callable[[Any, Any], str]:
     """Return a parameter: inputs, of which some may be absent, as a JSON object of paths."""
     return lambda wildcards, input: json.dumps(

@@ -8,13 +8,18 @@ from pathlib import Path
 
 from latteclip.config import checks, job_resources, stage_params
 from latteclip.config.configuration import Configuration
-from latteclip.config.stage_params import MODEL_NOTE, audit_if_any, selection_if_any
+from latteclip.config.stage_params import (
+    MODEL_NOTE,
+    audit_if_any,
+    selection_if_any,
+    statement_if_any,
+)
 from latteclip.core.files import read_object
 from latteclip.core.folder_names import lines_of
 from latteclip.core.run_options import run_command
 from latteclip.core.terminal import one_line
 from latteclip.data.folder_files import image_files
-from latteclip.evaluate.results import read_selection
+from latteclip.evaluate.results import read_selection, read_statement
 
 FUSED_LABELS = "fused_labels.parquet"
 ERROR = "error: "  # begins the message of a command that fails
@@ -120,6 +125,7 @@ def _results(configuration: Configuration, dataset: str, page: str) -> Iterator[
     for selection in selection_if_any(configuration, dataset):
         chosen = read_selection(selection)
         yield f"The chosen model is {chosen.method}, seed {chosen.seed}, in {model}."
+        yield from _by_answers(configuration, dataset)
         audits = list(filter(os.path.isfile, audit_if_any(configuration, dataset)))
         for audit in audits:
             yield f"By your answers: {read_object(audit, ['sentence'])['sentence']}"
@@ -135,10 +141,8 @@ def _results(configuration: Configuration, dataset: str, page: str) -> Iterator[
         photos = configuration.dataset(dataset)["source"].get("folder", "photos")
         words = shlex.join([model if configuration.suffix else results, photos])
         yield f"Next, to use it: latteclip predict {words}"
-<<<<<<< HEAD
-=======
+
     yield from outdated(Path(results))
->>>>>>> 36b770e31387be5819e9a8cb9d6009216c33e5db
     # Trainings that did not finish.
     for folder in sorted(Path(results).glob("*/seed*/checkpoint*")):
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -164,6 +168,16 @@ def outdated(results: Path) -> Iterator[str]:
                 f"{path.parent.name} was trained on {len(now & before):,} of {len(now):,} images"
                 f"{lost}. To train again: {run_command(results)} retrain=true"
             )
+
+
+def _by_answers(configuration: Configuration, dataset: str) -> Iterator[str]:
+    """Yield how right the labels and the chosen model are, as far as answers tell."""
+    for path in filter(os.path.isfile, statement_if_any(configuration, dataset)):
+        statement = read_statement(path)
+        if statement.labels:
+            yield f"The labels: {statement.labels.sentence}"
+        if statement.model:
+            yield f"The model, on new photographs like these: {statement.model.sentence}"
 
 
 def failure(rule: str, wildcards: Mapping[str, str], logs: Sequence[str]) -> str:

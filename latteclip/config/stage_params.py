@@ -563,6 +563,29 @@ def audit_if_any(configuration: Configuration, dataset: str) -> Paths:
     return [path] if answers(configuration, dataset) else []
 
 
+def statement_if_any(configuration: Configuration, dataset: str) -> Paths:
+    """Return what a person's answers say of the labels and of the chosen model, if there are any.
+
+    Where the evaluated images have labels, a test split tells more.
+    """
+    found = answers(configuration, dataset) or taught_labels(configuration, dataset)
+    return [f"results/{dataset}/accuracy{configuration.suffix}.json"] if found else []
+
+
+def fused_labels_if_any(configuration: Configuration, dataset: str) -> Paths:
+    """Return the fused labels and the report on them, if a method of the run reads them."""
+    if not shows_fused_labels(configuration, dataset):
+        return []
+    names = ("fused_labels.parquet", "fused_labels.json")
+    return [f"results/{dataset}/{name}" for name in names]
+
+
+def discovery_if_any(configuration: Configuration, dataset: str) -> Paths:
+    """Return the proposal of the classes, if a stage proposes them."""
+    found = configuration.discovers(dataset)
+    return [f"results/{dataset}/discovery.json"] if found else []
+
+
 def taught_labels(configuration: Configuration, dataset: str) -> Paths:
     """Return the report on the labels of a dataset about which a person answered."""
     is_taught = bool(teaching_answers(configuration, dataset))
@@ -581,18 +604,24 @@ def report_dataset(configuration: Configuration, dataset: str) -> str:
     """
     run = configuration.methods_of(dataset)
     all_methods = configuration.config["methods"]
-    able = [m for m in run if configuration.objective(m).can_be_chosen]
     paper = [m for m in run if all_methods[m].get("objective") == methods.PAPER]
     values = {
         "dataset": dataset,
         "table": {"baseline": configuration.table["baseline"]},
-        "main": (able or run)[-1],
+        "main": main_method(configuration, dataset),
         "paper": next((m for m in paper if "like" not in all_methods[m]), None),
         "suffix": configuration.suffix,
         "overview": overview(configuration),
         "config": _resolved(configuration, dataset),
     }
     return json.dumps(values, ensure_ascii=False)
+
+
+def main_method(configuration: Configuration, dataset: str) -> str:
+    """Return the method that a page is about where no model was chosen."""
+    run = configuration.methods_of(dataset)
+    able = [m for m in run if configuration.objective(m).can_be_chosen]
+    return (able or run)[-1]
 
 
 def _resolved(configuration: Configuration, dataset: str) -> Settings:

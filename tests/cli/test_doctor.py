@@ -101,6 +101,8 @@ def test_the_server_of_an_engine_is_looked_for(decisions, monkeypatch):  # noqa:
     monkeypatch.delenv("DECISIONS_BASE_URL")
     [(_, text)] = asks()
     assert "export DECISIONS_BASE_URL" in text
+
+
 @pytest.mark.parametrize(
     ("pairs", "level", "named"),
     [

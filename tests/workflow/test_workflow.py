@@ -184,7 +184,8 @@ SETTINGS = {
     "captions={'shards': 2}": {**SHARDED, **NEW_CAPTIONS},
 }
 EDITS = {
-    "an audit": (answered, {"score_audit": 1, **COLLECTED}),  # no training learns from it
+    # No training learns from it.
+    "an audit": (answered, {"score_audit": 1, "state_accuracy": 1, **COLLECTED}),
     # flyp reads no such labels
     "answers that teach": (taught, {"fuse_labels": 1, "score_unknown": 1, **COLLECTED}),
     "an objective": (in_file("latteclip/train/objectives/latteclip.py"), TUNED_ON_CAPTIONS),
