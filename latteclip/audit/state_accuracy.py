@@ -186,8 +186,8 @@ def _of_labels(
 def _with_taught(estimate: Estimate, taught: int, n: int) -> Estimate:
     """Return the share of right labels of all n images, of which those that taught are right."""
     shares = (estimate.value, estimate.low, estimate.high)
-    of_all = [(taught + each * (n - taught)) / n for each in shares]
-    return Estimate(*of_all, estimate.answers, estimate.by)
+    value, low, high = ((taught + each * (n - taught)) / n for each in shares)
+    return Estimate(value, low, high, estimate.answers, estimate.by)
 
 
 def _larger(estimates: Sequence[Estimate | None]) -> Estimate | None:

@@ -6,6 +6,7 @@ counts beside that model is fitted to the answers, each of which is predicted wi
 Letters: A answers, C classes, D width of the features of all models side by side.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -23,7 +24,7 @@ LOGIT_SCALE = 10.0  # of features of length 1
 def _side_by_side(models: Sequence[CentredFeatures], rows: Rows) -> torch.Tensor:
     """Return features [n, D] of length 1 of some images, those of all models side by side."""
     found = [F.normalize(model.centred[rows].double(), dim=1) for model in models]
-    return LOGIT_SCALE * torch.cat(found, dim=1) / len(models) ** 0.5
+    return torch.cat(found, dim=1) * (LOGIT_SCALE / math.sqrt(len(models)))
 
 
 def _regression(x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
