@@ -280,6 +280,8 @@ def test_a_page_without_labels_begins_with_what_answers_tell_and_no_other_number
         "labels": Estimate(0.796, 0.534, 0.828, 50, ["teach"]),
         "model": Estimate(0.713, 0.601, 0.802, 47, ["teach", "audit"]),
     }
+    page, _ = write(results, **files)
+    assert page.sections[""].count("cannot be told yet: too few answers") == 2
     stated = write_statement(tmp_path, **estimates)
     page, _ = write(results, statement=stated, **files)
     first = " ".join(page.sections[""].split())
