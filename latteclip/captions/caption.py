@@ -56,6 +56,7 @@ def caption_images(
     store: str | None = None,
     *,
     shard: str = "1/1",
+    voter: str = "",
     threads: int,
 ) -> None:
     """Write a caption for every image that is not in the test split.
@@ -64,7 +65,14 @@ def caption_images(
     """
     file = captioner.images_file
     job = CaptionJob(
-        captioner, output, store, threads, shard, "captioner.images_file", file
+        captioner,
+        output,
+        store,
+        threads,
+        shard,
+        "captioner.images_file",
+        file,
+        voter=voter,
     )
     questions = questions_about(
         images_path, pseudo_labels_path, prompt, captioner.picture_layout, shard

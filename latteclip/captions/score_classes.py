@@ -56,6 +56,7 @@ def score_classes(
     store: str | None = None,
     *,
     shard: str = "1/1",
+    voter: str = "",
     threads: int,
 ) -> None:
     """Write CLASS_SCORES of the images of a shard that are not in the test split.
@@ -63,7 +64,17 @@ def score_classes(
     UserError: the engine does not start, or too many images end without scores.
     """
     file = scores.file
-    job = CaptionJob(captioner, output, store, threads, shard, FILE_KEY, file, scoring=True)
+    job = CaptionJob(
+        captioner,
+        output,
+        store,
+        threads,
+        shard,
+        FILE_KEY,
+        file,
+        scoring=True,
+        voter=voter,
+    )
     images = questions_about(images_path, None, "", captioner.picture_layout, job.shard)
     n = len(images.classnames)
     k = n if n <= ALL_UP_TO else min(scores.topk, n)

@@ -93,6 +93,8 @@ OPTIONS = {
     "shell": "its name",
     "store": "folder of the answers that outlive this run (default: they are not cached)",
     "threads": "CPU threads (default: all)",
+    "voter": "its name, where captions or scores are those of a voter",
+    "voters": "the voters, each with its table",
 }
 
 

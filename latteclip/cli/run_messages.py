@@ -135,6 +135,8 @@ def _results(configuration: Configuration, dataset: str, page: str) -> Iterator[
         words = shlex.join([model if configuration.suffix else results, photos])
         yield f"Next, to use it: latteclip predict {words}"
         if os.path.isfile(f"{results}/{FUSED_LABELS}"):
+            if len(configuration.voters(dataset)) > 1:
+                yield f"Next, to see how right each voter is: latteclip labellers {results}"
             yield f"Next, to improve it by your answers: latteclip teach {results}"
     # Trainings that did not finish.
     for folder in sorted(Path(results).glob("*/seed*/checkpoint*")):

@@ -40,6 +40,11 @@ rule report_dataset:
             stage_params.shows_fused_labels,
             "dataset",
         ),
+        voter_labels=given_if(
+            "results/{dataset}/voter_labels.parquet",
+            stage_params.shows_fused_labels,
+            "dataset",
+        ),
         unknown="results/{dataset}/unknown.parquet",
         duplicates="results/{dataset}/duplicates.parquet",
         corrupt="results/{dataset}/corrupt.csv",
@@ -61,7 +66,9 @@ rule report_dataset:
         runtime=minutes("report_dataset"),
     params:
         captions=options("image_captions", "group_captions", "caption_summary"),
-        choice=options("selection", "audit", "fused_labels", "fusion_report"),
+        choice=options(
+            "selection", "audit", "fused_labels", "fusion_report", "voter_labels"
+        ),
         runs=as_found(given_json(stage_params.page_runs, "dataset")),
         settings=as_found(given(stage_params.report_dataset, "dataset")),
     shell:
