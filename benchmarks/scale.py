@@ -127,6 +127,7 @@ def plan_jobs(place: Place) -> Work:
         "--cores=2",
     ]
     given = ["--config", "dataset=scale", f"image_dir={place.images}", "seeds=3"]
+    given.append("split={'classes': 'folders'}")
     shards = f"captions={{'shards': {SHARDS}}}"
     environment = {**os.environ, "PYTHONPATH": str(place.checkout)}
 

@@ -219,6 +219,7 @@ def _joined(shards: Sequence[AnswersMetadata]) -> AnswersMetadata:
         date=max(shard.date or "" for shard in shards) or None,
         tokens_read=sum(shard.tokens_read for shard in shards),
         tokens_written=sum(shard.tokens_written for shard in shards),
+        cost=sum(shard.cost for shard in shards),
     )
 
 

@@ -23,7 +23,7 @@ from latteclip.config import layers
 from latteclip.core import run_options
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import for_terminal, one_line, paint
-from latteclip.report.runs import JobCost, job_costs, tokens_of, total
+from latteclip.report.runs import JobCost, answer_costs, job_costs, total
 
 RESULTS = Path("results")
 SHARED = "all datasets"
@@ -233,12 +233,14 @@ def _table(jobs: pd.DataFrame) -> Iterator[str]:
 def _costs(folder: Path) -> Iterator[str]:
     """Yield the time and memory of the last jobs of a dataset, in all and by stage."""
     jobs = job_costs(folder)
-    answers = list(tokens_of(folder))
+    answers = list(answer_costs(folder))
     if not jobs:
         return
-    read = sum(part[1] for part in answers)
-    written = sum(part[2] for part in answers)
+    read = sum(part.read for part in answers)
+    written = sum(part.written for part in answers)
+    money = sum(part.money for part in answers)
     tokens = f", {read:,} tokens read, {written:,} written" if read or written else ""
+    tokens += f", which cost {money:.4g}" if money else ""
     yield f"  {paint('took', 'bold', sys.stdout)}: {_cost(jobs)}{tokens}"
     for stage in dict.fromkeys(job.rule for job in jobs):
         of_stage = [job for job in jobs if job.rule == stage]

@@ -3,7 +3,7 @@
 import os
 import re
 from codecs import BOM_UTF8
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
@@ -20,9 +20,11 @@ from latteclip.config.stage_params import (
 from latteclip.config.voters import FILE_KEYS, own_table
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, suggestion
-from latteclip.core.folder_names import CLASSES, DISCOVER, SPLITS, is_litter
-from latteclip.core.terminal import URL
+from latteclip.core.folder_names import CLASSES, DISCOVER, FOLDERS, SPLITS, is_litter
+from latteclip.core.terminal import DECISIONS_URL, URL, one_line
 
+EXAMPLES = {URL: "http://host:8000/v1", DECISIONS_URL: "https://host"}  # of addresses
+NAMED = 5  # folders of a message
 LARGE_MODEL = 2e9  # bytes of a captioner that takes days without a GPU
 
 
@@ -36,7 +38,7 @@ def refuse_unready(configuration: Configuration) -> None:
             or configuration.scores_classes(dataset)
             or configuration.discovers(dataset)
         ):
-            found += [_captioner, _scores, _files]
+            found += [_captions, _scores, _captioner, _files]
         for problems in found:
             for problem in problems(configuration, dataset):
                 raise UserError(f"Dataset {dataset}: {problem}")
@@ -51,9 +53,10 @@ def _source(configuration: Configuration, dataset: str) -> Iterator[str]:
         )
     folder = configuration.dataset(dataset)["source"].get("folder")
     split = configuration.section("split", dataset)
-    if configuration.discovers(dataset) and split["kind"] != "folders":
+    classes = split.get("classes")
+    if classes in (DISCOVER, FOLDERS) and split["kind"] != "folders":
         yield (
-            f"split.classes {DISCOVER} proposes classes of images in folders, but split.kind is "
+            f"split.classes {classes} is for images in folders, but split.kind is "
             f"{split['kind']}; put the images into a folder, or name the classes."
         )
     if folder is None:
@@ -62,7 +65,7 @@ def _source(configuration: Configuration, dataset: str) -> Iterator[str]:
         yield f"source.folder {folder} is not a folder."
     images = os.path.normpath(os.path.join(folder, split["images"]))
     is_readable = os.access(images, os.R_OK | os.X_OK)  # if not, index_images says why
-    if split["kind"] != "folders" or split.get("classes") or not is_readable:
+    if split["kind"] != "folders" or classes or not is_readable:
         return
     file = os.path.join(folder, CLASSES)
     alike = [name for name in sorted(os.listdir(folder)) if name.lower() == CLASSES]
@@ -73,17 +76,38 @@ def _source(configuration: Configuration, dataset: str) -> Iterator[str]:
             f"{file} names no class; write one name per line, or remove the file if the folders "
             "are the classes."
         )
-    if not os.path.lexists(file) and not class_folders(images):
+    if os.path.lexists(file):
+        return
+    found = sorted(class_folders(images))
+    listing = (
+        f"write the names of the classes into {file}, one per line. Or let a stage propose "
+        "classes: --config \"split={'classes': 'discover'}\"."
+    )
+    if not found:
         yield (
             f"{folder} has neither class folders nor a {CLASSES}. Move the images of each class "
-            f"into a folder of its own, or write the names of the classes into {file}, one per "
-            "line. Or let a stage propose classes: --config \"split={'classes': 'discover'}\"."
+            f"into a folder of its own, or {listing}"
+        )
+    # Folders below train, val and test can be nothing else.
+    is_split = not _folders(images).isdisjoint(SPLITS)
+    if not is_split and not configuration.has_class_folders(dataset):
+        yield (
+            f"{folder} has no {CLASSES}, but {some_names(found)}. If these folders are the "
+            f"classes, add --config \"split={{'classes': 'folders'}}\". If not, {listing}"
         )
 
 
 def _has_text(file: str) -> bool:
     """Return whether a file has more than white space and a byte order mark."""
     return bool(Path(file).read_bytes().removeprefix(BOM_UTF8).strip())
+
+
+def some_names(folders: Sequence[str]) -> str:
+    """Return the number of some folders, and the names of the first of them."""
+    some = ", ".join(map(one_line, folders[:NAMED]))
+    more = ", ..." if len(folders) > NAMED else ""
+    word = "folder" if len(folders) == 1 else "folders"
+    return f"{len(folders)} {word} ({some}{more})"
 
 
 def class_folders(folder: str) -> set[str]:
@@ -160,6 +184,8 @@ def _of_captioner(configuration: Configuration, dataset: str, voter: str) -> Ite
     yield from _captioner(configuration, dataset, voter)
     if record.asks == "scores":
         yield from _scores(configuration, dataset, voter)
+    elif configuration.engine(dataset, voter).decides:
+        yield "captioner.engine decisions writes no captions; set another engine."
     if configuration.engine(dataset, voter).reads_file:
         key = FILE_KEYS[str(record.asks)]
         files = user_file(configuration, dataset, key, voter)
@@ -269,14 +295,12 @@ def _captioner(
             "such as llava-hf/llava-v1.6-mistral-7b-hf."
         )
     tables = _asked_tables(configuration, dataset, voter)
-    if (
-        engine.asks_server
-        and not os.environ.get(URL)
-        and not all(map(os.path.isfile, tables))
-    ):
+    address = engine.address
+    is_set = address is None or bool(os.environ.get(address))
+    if not is_set and not all(map(os.path.isfile, tables)):
         yield (
             f"captioner.engine {values['engine']} needs the address of a server: export "
-            f"{URL}=http://host:8000/v1, or set another engine."
+            f"{address}={EXAMPLES[str(address)]}, or set another engine."
         )
 
 
@@ -294,10 +318,44 @@ def _asked_tables(configuration: Configuration, dataset: str, voter: str) -> lis
 
 def _scores(configuration: Configuration, dataset: str, voter: str = "") -> Iterator[str]:
     """Check that the engine can score classes as the configuration wants them scored."""
-    name = configuration.section("captioner", dataset, voter)["engine"]
-    kind = configuration.section("scores", dataset, voter)["kind"]
-    if kind == "likelihood" and not configuration.engine(dataset, voter).has_likelihoods:
+    captioner = configuration.section("captioner", dataset, voter)
+    scores = configuration.section("scores", dataset, voter)
+    name = captioner["engine"]
+    kind = scores["kind"]
+    engine = configuration.engine(dataset, voter)
+    if engine.decides and kind != "decisions":
+        yield f"captioner.engine {name} answers scores.kind decisions alone; set it."
+    elif kind == "decisions" and not (engine.decides or engine.reads_file):
+        yield f"scores.kind decisions needs captioner.engine decisions, not {name}."
+    elif kind == "likelihood" and not engine.has_likelihoods:
         yield f"captioner.engine {name} has no likelihoods; set scores.kind to multiple_choice."
+    is_money = isinstance(scores["max_cost"], int | float)
+    if is_money and not engine.decides and captioner["price_input"] is None:
+        yield (
+            f"scores.max_cost {scores['max_cost']} is money, but captioner.engine {name} does not "
+            "say what it costs; set captioner.price_input, or give tokens or seconds."
+        )
+
+
+def _captions(configuration: Configuration, dataset: str) -> Iterator[str]:
+    """Check that the engine writes captions if the run needs some."""
+    if not configuration.engine(dataset).decides:
+        return
+    name = configuration.section("captioner", dataset)["engine"]
+    run = configuration.methods_of(dataset)
+    if configuration.discovers(dataset):
+        yield (
+            f"captioner.engine {name} names no classes, which split.classes {DISCOVER} needs; set "
+            "another engine."
+        )
+    for kind in configuration.caption_kinds(dataset):
+        reading = [m for m in run if configuration.needs_captions(m, kind, dataset)]
+        others = ",".join(m for m in run if m not in reading)
+        without = f", or run without them: method={others}" if others else ""
+        yield (
+            f"captioner.engine {name} writes no captions, which {', '.join(reading)} need; set "
+            f"another engine{without}."
+        )
 
 
 def _files(configuration: Configuration, dataset: str) -> Iterator[str]:

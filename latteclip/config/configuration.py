@@ -19,7 +19,7 @@ from latteclip.config.sections.captioner import CaptionerSection
 from latteclip.config.voters import Entry, VoterOfDataset, changed_sections, own_table
 from latteclip.core.errors import UserError
 from latteclip.core.files import read_object
-from latteclip.core.folder_names import DISCOVER
+from latteclip.core.folder_names import DISCOVER, FOLDERS
 
 Config = Mapping[str, Any]
 ALL = "all"
@@ -273,9 +273,20 @@ class Configuration:
         """Return whether the classes of a dataset are proposed by a stage."""
         return bool(self.section("split", dataset).get("classes") == DISCOVER)
 
+    def has_class_folders(self, dataset: str) -> bool:
+        """Return whether a person said that the folders of a dataset are its classes."""
+        layers = (self.dataset(dataset), self._given)
+        kinds = [layer.get("split", {}).get("kind") for layer in layers]
+        classes = self.section("split", dataset).get("classes")
+        return classes == FOLDERS or FOLDERS in kinds
+
     def scores_classes(self, dataset: str) -> bool:
         """Return whether the captioner scores classes."""
         return self.section("scores", dataset)["kind"] is not None
+
+    def asks_by_gain(self, dataset: str, voter: str = "") -> bool:
+        """Return whether images are scored in the order of what is expected of the answers."""
+        return bool(self.section("scores", dataset, voter)["choose"] == "gain")
 
     def reads_captions(self, method: str, kind: str, dataset: str) -> bool:
         """Return whether the method trains on captions of a kind, "image" or "group"."""

@@ -43,7 +43,7 @@ RESOURCES = {
     "evaluate_classifier": (8_000, 8_000, 15, 100),
     "index_images": (4_000, 4_000, 15, 100),
     "find_duplicates": (4_000, 4_000, 10, 500),
-    "fuse_labels": (16_000, 16_000, 20, 200),
+    **dict.fromkeys(("fuse_labels", "rank_images"), (16_000, 16_000, 20, 200)),
     # Beside `training_memory`.
     **dict.fromkeys(("finetune", "find_learning_rate"), (12_000, 8_000, 20, 200)),
     "average_weights": (14_000, 4_000, 10, 100),

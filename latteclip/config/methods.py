@@ -7,6 +7,8 @@ an objective, an engine or a voter by its name.
 
 from dataclasses import dataclass
 
+from latteclip.core.terminal import DECISIONS_URL, URL
+
 CLASS_EMBEDDINGS = "class_embeddings.safetensors"  # zero-shot classifier
 ADAPTED = "classifiers/adapted.safetensors"  # the same adapted to the images
 
@@ -48,6 +50,7 @@ VOTER_KINDS = {
     "captions": VoterKind("caption", asks="captions", keys=_CAPTIONER),
     "likelihood": _SCORES,
     "multiple_choice": _SCORES,
+    "decisions": _SCORES,
     "file": VoterKind("file", keys=("file", "share"), needs="file"),
     "zero_shot": VoterKind(
         "zero_shot", keys=("model", "pretrained"), needs="model", loads_clip=True
@@ -157,7 +160,10 @@ class EngineRecord:
 
     loads_model: bool = False  # whether it loads the model itself, on a GPU if there is one
     has_likelihoods: bool = False  # whether it scores a text that the model did not write
-    asks_server: bool = False  # whether it sends pictures to a server at OPENAI_BASE_URL
+    # The variable of the environment with the address of the server that it sends pictures to.
+    address: str | None = None
+    # Whether it answers the questions of scores.kind decisions, and writes no captions.
+    decides: bool = False
     reads_file: bool = False  # whether captions and scores come from the user's files
     # Whether captioner.gpu_memory_utilization says what it takes.
     reserves_memory: bool = False
@@ -166,7 +172,8 @@ class EngineRecord:
 # Each has a module latteclip/captions/engines/<name>.py.
 ENGINES = {
     "vllm": EngineRecord(loads_model=True, has_likelihoods=True, reserves_memory=True),
-    "openai": EngineRecord(asks_server=True),
+    "openai": EngineRecord(address=URL),
+    "decisions": EngineRecord(address=DECISIONS_URL, decides=True),
     "transformers": EngineRecord(loads_model=True, has_likelihoods=True),
     "file": EngineRecord(reads_file=True, has_likelihoods=True),
 }

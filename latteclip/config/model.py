@@ -35,7 +35,7 @@ from latteclip.config.sections.groups import GroupsSection
 from latteclip.config.sections.inference import InferenceSection
 from latteclip.config.sections.processes import ProcessesSection
 from latteclip.config.sections.prompts import PromptsSection
-from latteclip.config.sections.scores import ScoresSection
+from latteclip.config.sections.scores import AMOUNT, ScoresSection
 from latteclip.config.sections.selection import SelectionSection
 from latteclip.config.sections.split import SplitSection
 from latteclip.config.sections.switches import SwitchesSection
@@ -48,7 +48,10 @@ from latteclip.config.sections.voter import VoterSection
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.terminal import one_line
 
-IN_WORDS = f"match pattern '{KEY}'", "be at most 100 letters, digits, _ and -"
+IN_WORDS = {
+    f"match pattern '{KEY}'": "be at most 100 letters, digits, _ and -",
+    f"match pattern '{AMOUNT}'": "be a text such as 200000 tokens or 600 seconds",
+}
 MethodName = Annotated[str, Field(pattern="^[a-z0-9_]{1,100}$")]
 if TYPE_CHECKING:
     Engine = str
@@ -266,7 +269,8 @@ def _sentence(errors: list[ErrorDetails], values: Any) -> str:
             wanted[message.partition(" should ")[2] or message] = None
     if field and type(None) in get_args(field.annotation):
         wanted["be null"] = None
-    alternatives = " or ".join(wanted).replace(" or be ", " or ").replace(*IN_WORDS)
+    alternatives = " or ".join(IN_WORDS.get(each, each) for each in wanted)
+    alternatives = alternatives.replace(" or be ", " or ")
     given = one_line(repr(first["input"]), 120)
     return f"{where} must {alternatives}, not {given}."
 

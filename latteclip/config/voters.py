@@ -9,6 +9,7 @@ from latteclip.config.methods import VOTER_KINDS, VoterKind
 Entry = Mapping[str, Any]  # an item of the key `voters`
 # Keys of a captioner that belong to its model, so that a voter with another one has none of them.
 OF_MODEL = {"revision": None, "quantization": None}
+DECISIONS = "decisions"  # a kind of voter, and the only engine that it has
 # The key of a user's file, by what a captioner is asked for.
 FILE_KEYS = {"captions": "captioner.images_file", "scores": "scores.file"}
 
@@ -54,6 +55,8 @@ def changed_sections(entry: Entry, model: str) -> dict[str, Any]:
     captioner |= {key: entry[key] for key in ("model", "engine") if key in entry}
     if record.asks == "scores":
         scores["kind"] = entry["kind"]
+        if entry["kind"] == DECISIONS and "file" not in entry:
+            captioner.setdefault("engine", DECISIONS)
         scores |= {"share": entry["share"]} if "share" in entry else {}
     if "file" in entry:
         section, key = FILE_KEYS[record.asks].split(".")

@@ -112,6 +112,12 @@ CLASS_SCORES = _schema(
     error=pa.string(),  # why there are no scores, though they were asked for
     digest=pa.string(),  # digest of the request; null where none was made
 )
+# What a right answer about a training image would bring, before any was given.
+EXPECTED_GAINS = _schema(
+    image_id=pa.string(),
+    gain=pa.float32(),  # probability that its label so far is wrong
+    turn=pa.int32(),  # the position in which to ask, from 0; null where nothing is gained
+)
 PREDICTIONS = _schema(
     image_id=pa.string(),
     label=pa.int32(),  # null where unknown

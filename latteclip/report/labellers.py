@@ -197,7 +197,7 @@ def _costs(folder: Path, voter: VoterReport, jobs: Sequence[JobCost]) -> Costs:
     if metadata.source.file is not None:
         return Costs()
     tokens = metadata.tokens_read + metadata.tokens_written
-    cost = getattr(metadata, "cost", 0.0)
+    cost = metadata.cost
     return Costs(
         tokens / thousands if tokens else None,
         seconds,

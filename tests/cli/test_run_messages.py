@@ -27,7 +27,9 @@ def write(path, text):
 
 def test_a_run_begins_with_what_it_found(mine, tmp_path):
     [line] = run_messages.started(mine(), [])
-    assert line.startswith("mine: 6 ") and "2 class folders" in line and "zero_shot" in line
+    assert (
+        line.startswith("mine: 6 ") and "classes: 2 folders" in line and "zero_shot" in line
+    )
     (tmp_path / "photos" / "classes.txt").write_text("lines\nred dots\ngrids\n")
     [line] = run_messages.started(mine(), [])
     assert "3 classes in photos/classes.txt" in line

@@ -5,6 +5,7 @@ from support.tiny import DEMO_LLAVA
 
 from latteclip.config import checks, stage_params
 from latteclip.core.errors import UserError
+from latteclip.core.terminal import DECISIONS_URL
 
 WORDS = {"name": "words", "kind": "captions"}
 SCORES = {"name": "scores", "kind": "likelihood"}
@@ -62,6 +63,16 @@ def test_a_voter_changes_what_it_says_and_shares_the_rest(configured):
     assert (captioner["dtype"], captioner["revision"]) == ("float16", "abc")
     assert found.section("captioner", "demo")["dtype"] == "float32"
     assert "an--lmm" in " ".join(found.hub_models("captioner"))
+
+
+def test_a_decision_model_votes_by_its_own_engine_and_its_own_budget(configured):
+    given = {"scores": {"max_cost": 0.2, "choose": "gain"}, "model": "m"}
+    found = configured(voters=[WORDS, {"name": "a", "kind": "decisions", **given}])
+    assert found.section("captioner", "demo", "a")["engine"] == "decisions"
+    scores = found.section("scores", "demo", "a")
+    assert (scores["kind"], scores["max_cost"]) == ("decisions", 0.2)
+    assert found.asks_by_gain("demo", "a")
+    assert not found.asks_by_gain("demo")
 
 
 def test_a_file_and_another_clip_vote_with_tables_of_their_own(configured):
@@ -134,6 +145,14 @@ def test_an_impossible_voter_is_one_sentence(configured, voters, message):
             {"voters": [{**SCORES, "engine": "openai", "model": "m"}]},
             r"voter scores, .*OPENAI_BASE_URL",
         ),
+        (
+            {"voters": [{"name": "a", "kind": "decisions", "model": "m"}]},
+            r"voter a, .*DECISIONS",
+        ),
+        (
+            {"voters": [{**WORDS, "engine": "decisions", "model": "m"}]},
+            r"voter words, .*writes no captions",
+        ),
         ({"voters": [{**SCORES, "file": "none.csv"}]}, r"voter scores, file none\.csv"),
         (
             {
@@ -160,7 +179,8 @@ def test_an_impossible_voter_is_one_sentence(configured, voters, message):
 def test_a_run_with_a_voter_that_cannot_vote_is_refused(
     configured, monkeypatch, given, message
 ):
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    for name in ("OPENAI_BASE_URL", DECISIONS_URL):
+        monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match=message):
         checks.refuse_unready(configured(**given))
 

@@ -18,6 +18,7 @@ UNRUN = {
     r"dataset=(dtd|stanford_cars|food101)|study\.yaml|status dtd": "needs models of the hub",
 }
 RUN_BY = {
+    r"snakemake .*'decisions'": "workflow/test_decisions.py",
     r"latteclip classes results": "workflow/test_discover.py",
     r"snakemake .*discover": "workflow/test_discover.py",
     r"snakemake .*default-storage": "workflow/test_storage.py",

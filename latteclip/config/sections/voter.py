@@ -9,8 +9,8 @@ class VoterSection(Section):
 
     name: Key | None = optional_key("its name, different from those of the others")
     kind: Line | None = optional_key(
-        "captions: written by a captioner; likelihood, multiple_choice: its scores of classes; "
-        "file: your own votes; zero_shot: another CLIP model"
+        "captions: written by a captioner; likelihood, multiple_choice, decisions: its scores of "
+        "classes; file: your own votes; zero_shot: another CLIP model"
     )
     file: Line | None = optional_key(
         "your votes, captions or class scores by image_id; Parquet, CSV or JSON Lines"
