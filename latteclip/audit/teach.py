@@ -25,7 +25,6 @@ from latteclip.audit.session import (
     in_class_order,
 )
 from latteclip.config.hub_names import slug
-from latteclip.config.methods import VOTERS
 from latteclip.config.sections.clip import ClipSection
 from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import tables
@@ -48,7 +47,8 @@ from latteclip.labels.fusion import ROUNDS, LabelModel
 from latteclip.labels.fusion_report import NAME, read_fusion_report
 from latteclip.labels.guarantees import confidence_sequence
 from latteclip.labels.predictors import read_predictors
-from latteclip.labels.voters.base import FusionSettings
+from latteclip.labels.voter_model import start_model
+from latteclip.labels.voters.base import FusionSettings, VoterTable
 
 SEED = 0
 BATCH = 10  # questions between which the labels learn
@@ -221,8 +221,10 @@ class TeachingSession(QuestionSession):
             ),
             str(self.folder / "pseudo_labels.parquet"),
             str(self.folder / "class_embeddings.safetensors"),
-            report.voter,
-            str(self.folder / VOTERS[report.voter].table),
+            [
+                VoterTable(one.name, one.kind, one.module, str(self.folder / one.table))
+                for one in report.voters
+            ],
             image_encoders_paths=[
                 str(self.folder / "image_encoders" / f"{encoder}.parquet")
                 for encoder in image_encoders
@@ -230,7 +232,8 @@ class TeachingSession(QuestionSession):
             device="auto",
             threads=torch.get_num_threads(),
         )
-        model = LabelModel(known.images, known.ballot.votes, known.others)
+        votes = {name: ballot.votes for name, ballot in known.ballots.items()}
+        model, _ = start_model(known.images, votes, known.others)
         model.learn(STEPS if self._is_light else ROUNDS)
         return model
 

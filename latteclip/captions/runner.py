@@ -44,6 +44,7 @@ class CaptionJob:
     file_key: str  # key of the configuration that names the user's file
     file: str | None  # the user's
     scoring: bool = False  # whether a row gets scores in place of a caption
+    voter: str = ""  # name of a voter, whose answers have a file of their own in the cache
 
     @property
     def source(self) -> AnswerSource:
@@ -62,6 +63,12 @@ class CaptionJob:
     @property
     def unit(self) -> str:
         return "scores" if self.scoring else "captions"
+
+    @property
+    def cache_name(self) -> str:
+        """The file of the answer cache that this job alone writes."""
+        own = f".{self.voter}" if self.voter else ""
+        return f"{self.shard.replace('/', '-of-')}{own}"
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,7 @@ def running(job: CaptionJob, questions: Questions) -> Iterator["Runner"]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(ending_in_order(saved))
         folder = job.store or stack.enter_context(tempfile.TemporaryDirectory())
-        cache = stack.enter_context(AnswerCache(folder, job.shard.replace("/", "-of-")))
+        cache = stack.enter_context(AnswerCache(folder, job.cache_name))
         pool = Workers(
             Preparer(identity, not settings.loads_model, cache.digests()),
             job.threads,

@@ -37,6 +37,7 @@ from latteclip.core import tables
 from latteclip.core.class_templates import PLACE, ClassTemplates, fill
 from latteclip.core.errors import UserError
 from latteclip.core.hashing import digest
+from latteclip.core.user_tables import by_image_id
 
 log = logging.getLogger(__name__)
 FILE_KEY = "scores.file"
@@ -62,6 +63,7 @@ def score_classes(
     *,
     gains_path: str | None = None,
     shard: str = "1/1",
+    voter: str = "",
     threads: int,
 ) -> None:
     """Write CLASS_SCORES of the images of a shard that are not in the test split.
@@ -70,7 +72,17 @@ def score_classes(
     does not start, or too many images end without scores.
     """
     file = scores.file
-    job = CaptionJob(captioner, output, store, threads, shard, FILE_KEY, file, scoring=True)
+    job = CaptionJob(
+        captioner,
+        output,
+        store,
+        threads,
+        shard,
+        FILE_KEY,
+        file,
+        scoring=True,
+        voter=voter,
+    )
     images = questions_about(images_path, None, "", captioner.picture_layout, job.shard)
     n = len(images.classnames)
     most = MAX_DECISIONS if scores.kind == "decisions" else ALL_UP_TO
@@ -175,7 +187,7 @@ def _check(scores: ScoresSection, prompt: str, k: int, classnames: Sequence[str]
 def _rows_of_file(images: Questions, engine: str, path: str | None) -> Iterator[Row]:
     reader = module_of(engine)
     scores = reader.read_scores(path, FILE_KEY, images.classnames)
-    found = reader.by_image_id(scores, images.image_ids.to_pylist(), path, FILE_KEY)
+    found = by_image_id(scores, images.image_ids.to_pylist(), path, FILE_KEY)
     for image_id in images.ids:
         options, values = found.get(image_id, ([], []))
         columns = {

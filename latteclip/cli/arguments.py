@@ -100,6 +100,8 @@ OPTIONS = {
     "store": "folder of the answers that outlive this run (default: they are not cached)",
     "threads": "CPU threads (default: all)",
     "training_images": "TRAINING_IMAGES of the training",
+    "voter": "its name, where captions or scores are those of a voter",
+    "voters": "the voters, each with its table",
 }
 
 

@@ -141,7 +141,8 @@ def _results(configuration: Configuration, dataset: str, page: str) -> Iterator[
         photos = configuration.dataset(dataset)["source"].get("folder", "photos")
         words = shlex.join([model if configuration.suffix else results, photos])
         yield f"Next, to use it: latteclip predict {words}"
-
+        if len(configuration.voters(dataset)) > 1:
+            yield f"Next, to see how right each voter is: latteclip labellers {results}"
     yield from outdated(Path(results))
     # Trainings that did not finish.
     for folder in sorted(Path(results).glob("*/seed*/checkpoint*")):

@@ -15,7 +15,7 @@ ADAPTED = "classifiers/adapted.safetensors"  # the same adapted to the images
 
 @dataclass(frozen=True)
 class VoterRecord:
-    """A source of votes for the classes of training images, from which labels are fused."""
+    """A source of votes with a table that the run has anyway, and columns of FUSED_LABELS."""
 
     title: str
     table: str  # file below results/<dataset> with what the votes are made of
@@ -29,6 +29,35 @@ VOTERS = {
     "caption": VoterRecord("caption", "captions/images.parquet", needs_captions=True),
     "lmm": VoterRecord("LMM", "class_scores.parquet", needs_scores=True),
 }
+
+
+@dataclass(frozen=True)
+class VoterKind:
+    """What a voter of the key `voters` is."""
+
+    module: str  # latteclip/labels/voters/<module>.py, which reads the votes
+    # Section of what a captioner is asked for, "captions" or "scores". Without it, the function
+    # `write` of the module writes the table of votes.
+    asks: str | None = None
+    keys: tuple[str, ...] = ()  # that it may have beside its name and its kind
+    needs: str | None = None  # the key that it must have
+    loads_clip: bool = False  # whether `write` loads a CLIP model
+
+
+_CAPTIONER = ("model", "engine", "prompt", "file", "captioner")
+_SCORES = VoterKind("lmm", asks="scores", keys=(*_CAPTIONER, "scores", "share"))
+VOTER_KINDS = {
+    "captions": VoterKind("caption", asks="captions", keys=_CAPTIONER),
+    "likelihood": _SCORES,
+    "multiple_choice": _SCORES,
+    "decisions": _SCORES,
+    "file": VoterKind("file", keys=("file", "share"), needs="file"),
+    "zero_shot": VoterKind(
+        "zero_shot", keys=("model", "pretrained"), needs="model", loads_clip=True
+    ),
+}
+# Names that no voter has: other labels have them.
+NO_VOTERS = ("zero_shot", "adapted", "images", "fused")
 # Training labels that fuse_labels writes, and all training labels that a method may have.
 FUSED = (*VOTERS, "fused")
 PSEUDO_LABELS = ("zero_shot", "zero_shot_adapted", *FUSED)

@@ -16,6 +16,7 @@ from latteclip.config.sections.base import (
     Natural,
     Positive,
     Section,
+    Text,
     inner,
     key,
     narrowed,
@@ -43,6 +44,7 @@ from latteclip.config.sections.textures import TexturesSection
 from latteclip.config.sections.threads import ThreadsSection
 from latteclip.config.sections.training import TrainingSection
 from latteclip.config.sections.unknown import UnknownSection
+from latteclip.config.sections.voter import VoterSection
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.terminal import one_line
 
@@ -54,12 +56,14 @@ MethodName = Annotated[str, Field(pattern="^[a-z0-9_]{1,100}$")]
 if TYPE_CHECKING:
     Engine = str
     Objective = str
-    Voter = str
+    Votes = str
+    Kind = str
     PseudoLabels = str
 else:
     Engine = Literal[*methods.ENGINES]
     Objective = Literal[*methods.OBJECTIVES]
-    Voter = Literal[*methods.VOTERS]
+    Votes = Literal[*methods.VOTERS]
+    Kind = Literal[*methods.VOTER_KINDS]
     PseudoLabels = Literal[*methods.PSEUDO_LABELS]
 
 
@@ -69,6 +73,51 @@ else:
 class CheckedCaptionerSection(CaptionerSection):
     __doc__ = CaptionerSection.__doc__
     engine: Engine = narrowed(CaptionerSection, "engine")
+
+
+class CheckedVoterSection(VoterSection):
+    __doc__ = VoterSection.__doc__
+    kind: Kind | None = narrowed(VoterSection, "kind")
+    model: Line | None = optional_key(
+        "its model; without it, and without the keys below, a captioner is that of `captioner`"
+    )
+    pretrained: Line | None = optional_key("zero_shot: open_clip tag or weights file")
+    engine: Engine | None = optional_key("the captioner's engine")
+    prompt: Text | None = optional_key("the captioner's prompt about one image")
+    captioner: CheckedCaptionerSection = inner(
+        CheckedCaptionerSection, "other keys of `captioner` for this voter"
+    )
+    scores: ScoresSection = inner(ScoresSection, "other keys of `scores` for this voter")
+
+    @pydantic.model_validator(mode="after")
+    def _check_keys(self) -> "CheckedVoterSection":
+        if self.name is None or self.kind is None:
+            raise PydanticCustomError("voter", "It should have a name and a kind")
+        if self.name in methods.NO_VOTERS:
+            raise PydanticCustomError(
+                "voter", "It should have another name: other labels are called that"
+            )
+        record = methods.VOTER_KINDS[self.kind]
+        given = self.model_fields_set - {"name", "kind"}
+        if record.needs and getattr(self, record.needs) is None:
+            raise PydanticCustomError("voter", f"It should have the key {record.needs}")
+        if unused := sorted(given.difference(record.keys)):
+            keys = " or ".join(unused)
+            raise PydanticCustomError("voter", f"It should not have {keys} with this kind")
+        return self
+
+
+def _of_different_names(voters: list[CheckedVoterSection]) -> list[CheckedVoterSection]:
+    names = [voter.name for voter in voters]
+    for name in names:
+        if names.count(name) > 1:
+            raise PydanticCustomError(
+                "voters", f"It should not have two voters called {name}"
+            )
+    return voters
+
+
+Voters = Annotated[list[CheckedVoterSection], pydantic.AfterValidator(_of_different_names)]
 
 
 class MethodOfDataset(TrainingSection):
@@ -112,10 +161,13 @@ class Shared(TemplateSection):
     captioner: CheckedCaptionerSection = inner(CheckedCaptionerSection)
     captions: CaptionsSection = inner(CaptionsSection)
     scores: ScoresSection = inner(ScoresSection)
-    votes: Voter | None = key(
+    votes: Votes | None = key(
         None,
         "what labels are fused from; null: lmm with scores, else caption; lmm: class scores, which "
         "need scores.kind",
+    )
+    voters: Voters = key(
+        [], "several voters in place of `votes`, of which each has these keys"
     )
     selection: SelectionSection = inner(SelectionSection)
     unknown: UnknownSection = inner(UnknownSection)

@@ -86,6 +86,10 @@ FUSED_LABELS = _schema(
     fused_label=pa.int32(),
     fused_confidence=pa.float32(),
 )
+VOTER_LABELS = _schema(
+    image_id=pa.string(),  # id of a training image
+    labels=pa.list_(pa.int32()),  # by each voter, in the order of the metadata; -1: no vote
+)
 IMAGE_FEATURES = _schema(
     image_id=pa.string(),
     image_features=pa.list_(pa.float32()),  # L2-normalised, by a model beside CLIP

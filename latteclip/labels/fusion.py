@@ -206,6 +206,13 @@ class LabelModel:
         """Return the log-likelihood [n, C] of the votes of some rows by class."""
         return parameters.log_likelihood(self.votes.probabilities(rows))
 
+    def without(self, number: int) -> "LabelModel":
+        """Return the model without the votes of a voter, by its number: here there is one."""
+        model = copy.copy(self)
+        model.votes = replace(self.votes, has=torch.zeros_like(self.votes.has))
+        model.parameters = replace(self.parameters, texts=0.0)
+        return model
+
     @property
     def is_informed(self) -> bool:
         """Whether votes or answers carry information; else the labels are zero-shot ones."""

@@ -18,7 +18,7 @@ from latteclip.labels.features import read_features
 from latteclip.labels.fusion import LabelModel
 from latteclip.labels.label_sources import ClipFeatures, Votes
 from latteclip.labels.predictors import read_predictors
-from latteclip.labels.voters.base import FusionSettings
+from latteclip.labels.voters.base import FusionSettings, VoterTable
 
 log = logging.getLogger(__name__)
 CAPTION = "caption"  # the module of the voter
@@ -57,13 +57,12 @@ def rank_images(
             settings,
             pseudo_labels_path,
             class_embeddings_path,
-            CAPTION,
-            captions_path,
+            [VoterTable(CAPTION, "captions", CAPTION, captions_path)],
             device=device,
             threads=threads,
         )
         images = known.images
-        votes = known.ballot.votes
+        votes = known.ballots[CAPTION].votes
     model = LabelModel(images, votes)
     model.fused()
     gains, order = in_one_round(model)

@@ -1,7 +1,7 @@
 import pytest
 from support.tiny import ROOT
 
-from latteclip.config.methods import ENGINES, OBJECTIVES, VOTERS
+from latteclip.config.methods import ENGINES, OBJECTIVES, VOTER_KINDS, VOTERS
 from latteclip.core import tables
 
 
@@ -9,7 +9,11 @@ from latteclip.core import tables
     ("folder", "names", "shared"),
     [
         ("captions/engines", set(ENGINES), {"processors", "server"}),
-        ("labels/voters", set(VOTERS), {"base"}),
+        (
+            "labels/voters",
+            {*VOTERS, *(kind.module for kind in VOTER_KINDS.values())},
+            {"base"},
+        ),
         (
             "train/objectives",
             {one.module for one in OBJECTIVES.values() if one.module},

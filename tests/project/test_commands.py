@@ -31,6 +31,7 @@ RUN_BY = {
     r"latteclip captions show": "captions/test_show.py",
     r"latteclip predict": "deploy/test_predict.py",
     r"latteclip export": "deploy/test_export.py",
+    r"latteclip labellers": "workflow/test_voters.py",
     r"latteclip labels export": "deploy/test_export_labels.py",
     r"latteclip teach": "audit/test_teach.py",
     r"latteclip audit": "audit/test_audit.py",

@@ -11,7 +11,7 @@ rule caption_images:
         images="results/{dataset}/images.parquet",
         pseudo_labels=given_if(
             "results/{dataset}/pseudo_labels.parquet",
-            lambda c, dataset: "{}" in c.section("prompts", dataset)["image"],
+            stage_params.names_classes,
             "dataset",
         ),
         own=unstored(
@@ -41,9 +41,7 @@ rule caption_images:
     params:
         captioner_files=given(stage_params.local_captioner, "dataset"),
         captioner=given_json(stage_params.captioner, "dataset"),
-        prompt=given(
-            lambda c, dataset: c.section("prompts", dataset)["image"], "dataset"
-        ),
+        prompt=given(stage_params.image_prompt, "dataset"),
         pseudo_labels=options("pseudo_labels"),
         # No output: Snakemake removes those before a job, and these are to outlive it.
         store=given(stage_params.answer_store, "dataset", kind="images"),

@@ -185,8 +185,7 @@ rule select_model:
         models=given_each("model", stage_params.candidates, "dataset"),
         votes=given_if(
             "results/{dataset}/votes.parquet",
-            lambda c, dataset: not c.votes_by(dataset).needs_captions
-            or "image" in c.caption_kinds(dataset),
+            Configuration.can_be_judged,
             "dataset",
         ),
         audit=given(stage_params.audit_if_any, "dataset"),
