@@ -172,8 +172,13 @@ def read_origin(model: Path) -> dict[str, Any]:
     answers = 0
     if reads_fused and (path := run.parents[1] / NAME).is_file():
         answers = len(read_fusion_report(path).answers.images)
-    origin = {"metrics": metrics, "clip": clip, "is_trained": is_trained, "reason": reason}
-    origin["answers"] = answers
+    origin: dict[str, Any] = {
+        "answers": answers,
+        "metrics": metrics,
+        "clip": clip,
+        "is_trained": is_trained,
+        "reason": reason,
+    }
     return origin | {"dataset": metrics.get("dataset", "custom")}
 
 
