@@ -29,6 +29,7 @@ from latteclip.config.sections.clip import ClipSection
 from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.core.metadata import IndexMetadata
 from latteclip.core.run_options import run_command
 from latteclip.labels.answer_files import is_foreign, read_foreign
 from latteclip.labels.answers import (
@@ -157,9 +158,10 @@ class TeachingSession(QuestionSession):
     def read_file(self, path: str) -> Saved:
         """Return the answers that the page exported, or labels from another tool."""
         if is_foreign(path):
-            return Saved(
-                read_foreign(path, list(self.ids), list(self.paths), self.classnames)
-            )
+            index = self.folder / "images.parquet"
+            written = tables.read_metadata(index, IndexMetadata).written_names
+            ids, paths = list(self.ids), list(self.paths)
+            return Saved(read_foreign(path, ids, paths, self.classnames, written))
         return super().read_file(path)
 
     def status(self, answers: Answers) -> str:
@@ -172,7 +174,10 @@ class TeachingSession(QuestionSession):
             )
         changed = int((self._labels != self._start).sum())
         doubtful = int((self.posterior.amax(dim=1) < DOUBT).sum())
-        return f"{changed:,} labels changed so far, and {doubtful:,} are in doubt."
+        return (
+            f"{changed:,} labels changed so far. {doubtful:,} of all are not sure, and more are "
+            "wrong: the last half of the questions tells how many."
+        )
 
     def result(self, answers: Answers) -> dict[str, Any]:
         text = (

@@ -37,6 +37,7 @@ from latteclip.core import tables
 from latteclip.core.class_templates import PLACE, ClassTemplates, fill
 from latteclip.core.errors import UserError
 from latteclip.core.hashing import digest
+from latteclip.core.user_tables import by_image_id
 
 log = logging.getLogger(__name__)
 FILE_KEY = "scores.file"
@@ -184,7 +185,9 @@ def _check(scores: ScoresSection, prompt: str, k: int, classnames: Sequence[str]
 
 
 def _rows_of_file(images: Questions, engine: str, path: str | None) -> Iterator[Row]:
-    found = module_of(engine).read_scores(path, FILE_KEY, images.classnames)
+    reader = module_of(engine)
+    scores = reader.read_scores(path, FILE_KEY, images.classnames)
+    found = by_image_id(scores, images.image_ids.to_pylist(), path, FILE_KEY)
     for image_id in images.ids:
         options, values = found.get(image_id, ([], []))
         columns = {
@@ -197,14 +200,14 @@ def _rows_of_file(images: Questions, engine: str, path: str | None) -> Iterator[
 
 
 @dataclass(frozen=True)
-class Gains:
+class ExpectedGains:
     """What a right answer about each of N images would bring."""
 
     gains: np.ndarray  # float32 [N]
     order: np.ndarray  # the images with a gain, the first to ask about first
 
 
-def read_gains(path: str, image_ids: pa.ChunkedArray) -> Gains:
+def read_gains(path: str, image_ids: pa.ChunkedArray) -> ExpectedGains:
     """Return the EXPECTED_GAINS of N images."""
     gains, turns = (
         tables.lookup_column(path, tables.EXPECTED_GAINS, "image_id", name, image_ids)
@@ -212,7 +215,7 @@ def read_gains(path: str, image_ids: pa.ChunkedArray) -> Gains:
     )
     turn = pc.fill_null(turns, len(image_ids)).to_numpy()
     order = np.argsort(turn, kind="stable")
-    return Gains(gains.to_numpy(), order[: len(turns) - turns.null_count])
+    return ExpectedGains(gains.to_numpy(), order[: len(turns) - turns.null_count])
 
 
 def best_classes(

@@ -21,7 +21,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from latteclip import __version__
 from latteclip.cli import runs
-from latteclip.config import hub_names, layers
+from latteclip.config import checks, hub_names, layers
 from latteclip.config.configuration import Configuration
 from latteclip.core import gpus
 from latteclip.core.errors import CORES, UserError, first_line
@@ -58,11 +58,12 @@ def doctor(config: Sequence[str] = (), configfile: Sequence[str] = ()) -> int:
         config: KEY=VALUE, as snakemake takes it: captioner={'batch_size':50}
     """
     status = 0
-    checks: dict[str, Check] = {
+    all_checks: dict[str, Check] = {
         **CHECKS,
+        "config": partial(configured, config, configfile),
         "captioner": partial(captioner, config, configfile),
     }
-    for name, check in checks.items():
+    for name, check in all_checks.items():
         for level, text in findings(check):
             if level == "warning":
                 status = NOT_READY
@@ -144,14 +145,23 @@ def vllm() -> Iterator[Finding]:
         yield "ok", text
 
 
-def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
-    """Report what the weights of the captioner leave of a GPU's memory to vLLM, by their size."""
-    memory = gpus.query("memory.total")
-    if not memory:
-        return
+def configured(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
+    """Report whether a run with this configuration can start: its keys, folders and files."""
     configuration = Configuration(layers.defaults(), layers.given(pairs, files))
-    values = configuration.section("captioner", configuration.datasets[0])
-    if not configuration.engine(configuration.datasets[0]).reserves_memory:
+    checks.refuse_unready(configuration)
+    yield "ok", f"a run of {', '.join(configuration.datasets)} can start"
+
+
+def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
+    """Report whether the captioner's server can be reached, or what its weights leave of a GPU."""
+    configuration = Configuration(layers.defaults(), layers.given(pairs, files))
+    dataset = configuration.datasets[0]
+    values = configuration.section("captioner", dataset)
+    engine = configuration.engine(dataset)
+    if engine.address is not None:
+        yield _server(values["engine"], engine.address)
+    memory = gpus.query("memory.total")
+    if not memory or not engine.reserves_memory:
         return
     model = values["model"]
     weights = sum(file.stat().st_size for file in _weights(model, values["revision"]))
@@ -166,6 +176,20 @@ def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
     else:
         remedy = "raise captioner.gpu_memory_utilization or captioner.tensor_parallel_size"
         yield "warning", f"{text}; {remedy}"
+
+
+def _server(engine: str, address: str) -> Finding:
+    url = os.environ.get(address)
+    if not url:
+        return "warning", f"engine {engine} needs a server; export {address}"
+    try:
+        requests.head(url, timeout=HUB_TIMEOUT, allow_redirects=False)
+    except requests.RequestException as error:
+        return (
+            "warning",
+            f"the server of {address} does not answer ({type(error).__name__}); see that it runs",
+        )
+    return "ok", f"the server of {address} answers"
 
 
 def _weights(model: str, revision: str | None) -> list[Path]:

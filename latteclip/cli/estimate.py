@@ -41,6 +41,7 @@ GROWS = {
     **dict.fromkeys(("fuse_labels", "adapt_zero_shot", "average_weights"), TRAINING),
     "rank_images": TRAINING,
     **dict.fromkeys(("encode_looks", "discover_classes"), TRAINING),
+    "list_training_images": TRAINING,
     "caption_groups": GROUPS,
     **dict.fromkeys(("finetune", "find_learning_rate"), STEPS),
 }

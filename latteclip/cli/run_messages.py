@@ -8,12 +8,18 @@ from pathlib import Path
 
 from latteclip.config import checks, job_resources, stage_params
 from latteclip.config.configuration import Configuration
-from latteclip.config.stage_params import MODEL_NOTE, audit_if_any, selection_if_any
+from latteclip.config.stage_params import (
+    MODEL_NOTE,
+    audit_if_any,
+    selection_if_any,
+    statement_if_any,
+)
 from latteclip.core.files import read_object
 from latteclip.core.folder_names import lines_of
+from latteclip.core.run_options import run_command
 from latteclip.core.terminal import one_line
 from latteclip.data.folder_files import image_files
-from latteclip.evaluate.results import read_selection
+from latteclip.evaluate.results import read_selection, read_statement
 
 FUSED_LABELS = "fused_labels.parquet"
 ERROR = "error: "  # begins the message of a command that fails
@@ -119,6 +125,7 @@ def _results(configuration: Configuration, dataset: str, page: str) -> Iterator[
     for selection in selection_if_any(configuration, dataset):
         chosen = read_selection(selection)
         yield f"The chosen model is {chosen.method}, seed {chosen.seed}, in {model}."
+        yield from _by_answers(configuration, dataset)
         audits = list(filter(os.path.isfile, audit_if_any(configuration, dataset)))
         for audit in audits:
             yield f"By your answers: {read_object(audit, ['sentence'])['sentence']}"
@@ -136,6 +143,7 @@ def _results(configuration: Configuration, dataset: str, page: str) -> Iterator[
         yield f"Next, to use it: latteclip predict {words}"
         if len(configuration.voters(dataset)) > 1:
             yield f"Next, to see how right each voter is: latteclip labellers {results}"
+    yield from outdated(Path(results))
     # Trainings that did not finish.
     for folder in sorted(Path(results).glob("*/seed*/checkpoint*")):
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -143,6 +151,34 @@ def _results(configuration: Configuration, dataset: str, page: str) -> Iterator[
             f"{folder} ({size / 1e6:,.0f} MB) is of a training that did not finish. Remove it "
             "unless you want to go on with that training."
         )
+
+
+def outdated(results: Path) -> Iterator[str]:
+    """Yield a sentence on each method of a dataset whose models saw other images than there are."""
+    from latteclip.core import tables
+
+    for path in sorted(results.glob("*/training_images.parquet")):
+        table, _ = tables.read_unlabelled(results / "images.parquet", training=True)
+        listed = tables.read(path, tables.TRAINING_IMAGES)
+        now = set(table["image_id"].to_pylist())
+        before = set(listed["image_id"].to_pylist())
+        if now != before:
+            gone = len(before - now)
+            lost = f", and on {gone:,} that are gone" if gone else ""
+            yield (
+                f"{path.parent.name} was trained on {len(now & before):,} of {len(now):,} images"
+                f"{lost}. To train again: {run_command(results)} retrain=true"
+            )
+
+
+def _by_answers(configuration: Configuration, dataset: str) -> Iterator[str]:
+    """Yield how right the labels and the chosen model are, as far as answers tell."""
+    for path in filter(os.path.isfile, statement_if_any(configuration, dataset)):
+        statement = read_statement(path)
+        if statement.labels:
+            yield f"The labels: {statement.labels.sentence}"
+        if statement.model:
+            yield f"The model, on new photographs like these: {statement.model.sentence}"
 
 
 def failure(rule: str, wildcards: Mapping[str, str], logs: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from latteclip.cli import runs
+from latteclip.cli import run_messages, runs
 from latteclip.cli.commands import STAGES
 from latteclip.config import layers
 from latteclip.core import run_options
@@ -227,6 +227,7 @@ def _table(jobs: pd.DataFrame) -> Iterator[str]:
             line = f"  {coloured}  {rule:22}  {run:34}  {why}"
             yield line.rstrip()
         yield from _costs(RESULTS / str(name))
+        yield from (f"  {line}" for line in run_messages.outdated(RESULTS / str(name)))
         yield ""
 
 

@@ -62,7 +62,8 @@ def _source(configuration: Configuration, dataset: str) -> Iterator[str]:
     if folder is None:
         return
     if not os.path.isdir(folder):  # False, not an error, where barred
-        yield f"source.folder {folder} is not a folder."
+        key = "image_dir" if configuration.config["image_dir"] else "source.folder"
+        yield f"{key} {folder} is not a folder; correct the path."
     images = os.path.normpath(os.path.join(folder, split["images"]))
     is_readable = os.access(images, os.R_OK | os.X_OK)  # if not, index_images says why
     if split["kind"] != "folders" or classes or not is_readable:

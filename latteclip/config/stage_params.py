@@ -16,16 +16,21 @@ from latteclip.config import hub_names, layers, methods
 from latteclip.config.configuration import Configuration
 from latteclip.config.methods import OBJECTIVES, VOTER_KINDS
 from latteclip.config.model import Shared
+from latteclip.config.sections.base import AUTO
 from latteclip.config.sections.training import TrainingSection
 from latteclip.core.class_templates import PLACE
-from latteclip.core.hashing import fingerprint
+from latteclip.core.hashing import digest_of, fingerprint
 
 # What is in the cache of Hugging Face for a model: shared by all datasets that name it.
 MODEL_NOTE = "resources/models/{model}.json"
 # The files of a user's folder when it was indexed. No output: a failed job must not remove it.
 FOLDER_FILES = "resources/{dataset}/folder_files.parquet"
+# A link to the user's folder, by which an index names the images.
+FOLDER_LINK = "resources/{dataset}/folder"
 # Predictions of the trainings of an average for the images that they left out.
 LEFT_OUT = "results/{dataset}/{method}/seed{seed}/left_out.parquet"
+# The images that the trainings of a method learn from.
+TRAINING_IMAGES = "results/{dataset}/{method}/training_images.parquet"
 # Files of a run that are not Parquet, by their kinds.
 FILES = {"metrics": "metrics.json", "model": "model"}
 DESCRIBED = ("title", "licence", "citation", "source", "class_synonyms")
@@ -98,6 +103,20 @@ def objective_code(configuration: Configuration, method: str) -> Paths:
     return sources(f"latteclip.train.objectives.{configuration.objective(method).module}")
 
 
+def training_code(configuration: Configuration, dataset: str, method: str) -> str:
+    """Return a digest of the code that trains by a method, and finds its learning rate."""
+    modules = ["latteclip.train.finetune"]
+    if finds_rate(configuration, dataset, method):
+        modules.append("latteclip.train.find_learning_rate")
+    files = sources(*modules) + objective_code(configuration, method)
+    return digest_of(Path(file).read_bytes() for file in files)
+
+
+def finds_rate(configuration: Configuration, dataset: str, method: str) -> bool:
+    """Return whether the learning rate of a method is found."""
+    return bool(configuration.method(method, dataset)["finetune"]["lr"] == AUTO)
+
+
 def voter_code(configuration: Configuration, dataset: str, voter: str = "") -> Paths:
     """Return the sources of what votes for the classes of a dataset's images: all, or a voter."""
     found = configuration.voters(dataset)
@@ -108,16 +127,10 @@ def voter_code(configuration: Configuration, dataset: str, voter: str = "") -> P
 # Sources and models.
 
 
-def data_folder(configuration: Configuration, dataset: str) -> str:
-    """Return the user's own folder, or the one that a rule makes, shared by all runs."""
-    made = f"resources/{configuration.whole(dataset)}/data"
-    return str(configuration.dataset(dataset)["source"].get("folder", made))
-
-
 def made_folder(configuration: Configuration, dataset: str) -> Paths:
-    """Return the folder of images if a rule makes it."""
+    """Return the folder of images, shared by all runs, if a rule makes it."""
     is_made = "folder" not in configuration.dataset(dataset)["source"]
-    return [data_folder(configuration, dataset)] if is_made else []
+    return [f"resources/{configuration.whole(dataset)}/data"] if is_made else []
 
 
 def download_dataset(configuration: Configuration, dataset: str) -> Settings:
@@ -448,6 +461,22 @@ def finetune(
     }
 
 
+def training_images(configuration: Configuration, dataset: str, method: str) -> str:
+    """Return the list of images of a method's trainings, or of those that it averages."""
+    if configuration.is_average(method):
+        method = configuration.averaged(method)
+    return TRAINING_IMAGES.format(dataset=dataset, method=method)
+
+
+def list_training_images(
+    configuration: Configuration, dataset: str, method: str
+) -> Settings:
+    """Return the settings of the trainings, without the images that one of them leaves out."""
+    values = finetune(configuration, dataset, method, "0")
+    del values["fold"]
+    return values
+
+
 def find_learning_rate(configuration: Configuration, dataset: str, method: str) -> Settings:
     """Return the settings of the training without its fold and head."""
     values = finetune(configuration, dataset, method, "0")
@@ -475,6 +504,7 @@ def averaged(configuration: Configuration, dataset: str, method: str) -> list[Se
             "model": run["model"],
             "history": run["history"],
             "fold": fold(configuration, dataset, str(seed)),
+            "training_images": training_images(configuration, dataset, method),
         }
         trainings.append(training)
     return trainings
@@ -585,6 +615,29 @@ def audit_if_any(configuration: Configuration, dataset: str) -> Paths:
     return [path] if answers(configuration, dataset) else []
 
 
+def statement_if_any(configuration: Configuration, dataset: str) -> Paths:
+    """Return what a person's answers say of the labels and of the chosen model, if there are any.
+
+    Where the evaluated images have labels, a test split tells more.
+    """
+    found = answers(configuration, dataset) or taught_labels(configuration, dataset)
+    return [f"results/{dataset}/accuracy{configuration.suffix}.json"] if found else []
+
+
+def fused_labels_if_any(configuration: Configuration, dataset: str) -> Paths:
+    """Return the fused labels and the report on them, if a method of the run reads them."""
+    if not shows_fused_labels(configuration, dataset):
+        return []
+    names = ("fused_labels.parquet", "fused_labels.json")
+    return [f"results/{dataset}/{name}" for name in names]
+
+
+def discovery_if_any(configuration: Configuration, dataset: str) -> Paths:
+    """Return the proposal of the classes, if a stage proposes them."""
+    found = configuration.discovers(dataset)
+    return [f"results/{dataset}/discovery.json"] if found else []
+
+
 def taught_labels(configuration: Configuration, dataset: str) -> Paths:
     """Return the report on the labels of a dataset about which a person answered."""
     is_taught = bool(teaching_answers(configuration, dataset))
@@ -603,18 +656,24 @@ def report_dataset(configuration: Configuration, dataset: str) -> str:
     """
     run = configuration.methods_of(dataset)
     all_methods = configuration.config["methods"]
-    able = [m for m in run if configuration.objective(m).can_be_chosen]
     paper = [m for m in run if all_methods[m].get("objective") == methods.PAPER]
     values = {
         "dataset": dataset,
         "table": {"baseline": configuration.table["baseline"]},
-        "main": (able or run)[-1],
+        "main": main_method(configuration, dataset),
         "paper": next((m for m in paper if "like" not in all_methods[m]), None),
         "suffix": configuration.suffix,
         "overview": overview(configuration),
         "config": _resolved(configuration, dataset),
     }
     return json.dumps(values, ensure_ascii=False)
+
+
+def main_method(configuration: Configuration, dataset: str) -> str:
+    """Return the method that a page is about where no model was chosen."""
+    run = configuration.methods_of(dataset)
+    able = [m for m in run if configuration.objective(m).can_be_chosen]
+    return (able or run)[-1]
 
 
 def _resolved(configuration: Configuration, dataset: str) -> Settings:

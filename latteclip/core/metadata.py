@@ -53,3 +53,15 @@ class EncoderMetadata:
     width: int
     # Height and width in pixels; None: as open_clip has it.
     image_size: list[int] | None = None
+
+
+@dataclass
+class UnknownMetadata:
+    """The metadata of UNKNOWN."""
+
+    classnames: list[str]
+    threshold: float  # threshold of the scores by CLIP
+    share: float  # as `unknown.share`
+    captioner_threshold: float | None = None  # None: the captioner gave no scores
+    # Number of a person's answers: "none" of the classes, or "classes".
+    answers: dict[str, int] | None = None

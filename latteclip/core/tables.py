@@ -118,6 +118,11 @@ EXPECTED_GAINS = _schema(
     gain=pa.float32(),  # probability that its label so far is wrong
     turn=pa.int32(),  # the position in which to ask, from 0; null where nothing is gained
 )
+# The images of all trainings of a method, those that a training leaves out among them.
+TRAINING_IMAGES = _schema(
+    image_id=pa.string(),
+    content=pa.binary(16),  # digest of the image's bytes, label and caption
+)
 PREDICTIONS = _schema(
     image_id=pa.string(),
     label=pa.int32(),  # null where unknown

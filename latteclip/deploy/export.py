@@ -28,6 +28,7 @@ from latteclip.core.open_clip_import import open_clip
 from latteclip.deploy import transformers_clip
 from latteclip.deploy.model_origin import run_of
 from latteclip.evaluate.results import read_metrics
+from latteclip.labels.fusion_report import NAME, read_fusion_report
 from latteclip.train.history import TrainingMetadata
 
 log = logging.getLogger(__name__)
@@ -149,7 +150,8 @@ def read_origin(model: Path) -> dict[str, Any]:
     """Read the files beside a model folder, or beside the run that it was chosen from.
 
     `clip` has `model` and `pretrained` of the CLIP that the model was before. `is_trained` is None
-    where no file says so, and `reason` is why the model was chosen.
+    where no file says so, `reason` is why the model was chosen, and `answers` is how many of a
+    person taught the labels.
     """
     run, reason = run_of(model)
     metrics: dict[str, Any] = {}
@@ -164,8 +166,20 @@ def read_origin(model: Path) -> dict[str, Any]:
         is_trained = "diverged" not in history.flags
     elif metrics and (path := run.parents[1] / "class_embeddings.safetensors").is_file():
         clip = load_classifier(path)[1]
-    origin = {"metrics": metrics, "clip": clip, "is_trained": is_trained, "reason": reason}
-    return origin | {"dataset": metrics.get("dataset", "custom")}
+    reads_fused = metrics.get("method", "").startswith("image_prototypes")
+    if (path := run / "history.parquet").is_file():
+        reads_fused = tables.read_metadata(path, TrainingMetadata).labels == "fused"
+    answers = 0
+    if reads_fused and (path := run.parents[1] / NAME).is_file():
+        answers = len(read_fusion_report(path).answers.images)
+    return {
+        "metrics": metrics,
+        "clip": clip,
+        "is_trained": is_trained,
+        "reason": reason,
+        "answers": answers,
+        "dataset": metrics.get("dataset", "custom"),
+    }
 
 
 def model_card(

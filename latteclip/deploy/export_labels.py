@@ -23,6 +23,7 @@ from latteclip.captions.pictures import read_image
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import new_folder, replacing
+from latteclip.core.metadata import UnknownMetadata
 from latteclip.core.terminal import one_line
 from latteclip.data.decoding import FORMATS
 from latteclip.data.images import image_exists, open_rgb, shard_member
@@ -106,6 +107,12 @@ def export_labels(
     n = len(table) - table["label"].null_count
     error = _error(described)
     lines = [f"{n} labels, {error}, are in {output}.", *promises, *_about_answers(table)]
+    if counts["unknown"] and not _has_checked_unknown(Path(folder)):
+        lines.append(
+            "Nobody has checked is_unknown: a share of the images is marked whether or not any is "
+            "of none of the classes. Five answers of none of these set its threshold: "
+            f"latteclip teach {folder}."
+        )
     for kind, count in counts.items():
         if not count:
             continue
@@ -116,6 +123,12 @@ def export_labels(
                 f"{count} images {LEAVE_OUT[kind]}; --leave-out {kind} exports without them."
             )
     return "\n".join(lines)
+
+
+def _has_checked_unknown(folder: Path) -> bool:
+    """Return whether a person's answers name images of none of the classes."""
+    path = folder / "unknown.parquet"
+    return tables.read_metadata(path, UnknownMetadata).answers is not None
 
 
 def _kinds(table: pa.Table) -> dict[str, pa.ChunkedArray]:

@@ -28,7 +28,7 @@ from latteclip.labels.guarantees import (
     pac_threshold,
     smallest_share,
 )
-from latteclip.train.data import MAX_DRAWN
+from latteclip.train.data import most_drawn
 from latteclip.train.history import TrainingMetadata
 
 log = logging.getLogger(__name__)
@@ -149,8 +149,8 @@ def _unseen(model: FinetunedModel, ids: Sequence[str], n: int, drawable: int) ->
     described = tables.read_metadata(history, TrainingMetadata)
     drawn = set(described.drawn)
     if drawn or described.labels == "fused":
-        most = int(MAX_DRAWN * n)
-        why = f"answered images are left out while they are at most a tenth of the {n:,}"
+        most = most_drawn(n)
+        why = f"answered images are left out while they are at most {most:,} of the {n:,}"
         unseen = [image for image in ids if image in drawn]
         return Unseen(unseen, most if len(ids) <= most else 0, why)
     if described.averaged is not None:  # another of its trainings learned from them

@@ -29,7 +29,8 @@ labels are the adapted ones of `adaptation`.
 A person's answer replaces the posterior of its image, weighs ANSWER_WEIGHT in the prototypes, and
 counts as a certain vote in the fit of a, b and u. In that of theta, the class is known. The weights
 of q, of the vote and of t in the posterior are then fitted to the answers, with a prior at the
-values above. Where votes carry no information, answers alone are the votes.
+values above, and so are at last those of the posterior and of a regression on the answers alone
+(`probe`). Where votes carry no information, answers alone are the votes.
 
 The classifier of new images is a linear discriminant of the labels (`Discriminants`).
 
@@ -57,6 +58,7 @@ from latteclip.labels.label_sources import (
 )
 from latteclip.labels.likelihood import TINY, cross_entropy, fit_mixture, fit_weights, pool
 from latteclip.labels.permutation_test import SEED, PermutationTest, corroborate
+from latteclip.labels.probe import Probe
 from latteclip.labels.prototypes import FOLDS, Discriminants, Posterior, Prototypes, spaced
 
 ROUNDS = 6
@@ -181,6 +183,8 @@ class LabelModel:
             self.n, no_rows, nothing.double(), no_rows > 0
         )
         self.parameters = FusionParameters(test, nothing, nothing, images=weights)
+        self.probe: Probe | None = None
+        self.exponents = torch.tensor([1.0, 0.0])  # of the posterior and of the probe
         # `prototypes` serve the next round. From `last` the parameters were learned.
         start = self.first if test.significant else images.probabilities
         self.prototypes = self.last = self._prototypes(start)
@@ -221,6 +225,7 @@ class LabelModel:
         """
         model = copy.copy(self)
         model.answers = answers
+        model.probe = None
         is_first = not len(self.answers.rows) and not self.parameters.test.significant
 
         def table(rows: slice) -> torch.Tensor:
@@ -360,7 +365,24 @@ class LabelModel:
         texts = self.last.text_scores(rows) if parameters.texts else None
         if texts is not None:
             scores = scores + parameters.texts * texts
+        if self.probe is not None:
+            posterior, probe = self.exponents
+            scores = posterior * scores.log_softmax(dim=1)
+            scores = scores + probe * self.probe.log_probabilities(rows)
         return scores.log_softmax(dim=1)
+
+    def learn_probe(self) -> None:
+        """Learn a regression on the answers, and how far it counts beside the posterior."""
+        rows = self.answers.taught
+        truth = self.answers.truth
+        if not len(rows):
+            return
+        models = (self.images, *(self.others[number] for number in self.used))
+        found = Probe.of(models, rows, truth)
+        scores = self.predicted_log_posterior(rows)
+        self.exponents = found.exponents(scores, PRIOR_ANSWERS)
+        self.probe = found
+        self.prototypes = self._prototypes(lambda rows: self.log_posterior(rows).exp())
 
     def learn(self, rounds: int) -> dict[str, float]:
         """Learn from votes or answers in some rounds, and return the gains of the predictors.
@@ -394,6 +416,7 @@ class LabelModel:
     def fused(self) -> Fusion:
         """Learn in ROUNDS rounds, and return the labels and the classifiers by their posterior."""
         gained = self.learn(ROUNDS)
+        self.learn_probe()
         found = torch.empty(5, self.n, dtype=torch.long)
         labels, zero_shot, images, predicted, joint_predicted = found
         confidence = torch.empty(self.n)

@@ -21,7 +21,7 @@ from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import EncoderMetadata
-from latteclip.labels.answers import CHECK, TEACH, Answer
+from latteclip.labels.answers import CHECK, CLASS, TEACH, Answer
 from latteclip.labels.fuse_labels import fuse_labels
 from latteclip.labels.fusion_report import NAME, read_fusion_report
 from latteclip.labels.voters.base import FusionSettings, VoterTable
@@ -194,6 +194,28 @@ def test_an_offline_page_asks_all_at_once_and_its_answers_are_taken(
     exported.write_text(json.dumps({**session.schema.header(), "answers": entries}))
     import_answers(TeachingSession(taken.folder, 30), str(exported))
     assert [one.phase for one in session.answers().values()].count(CHECK) == 15
+
+
+def test_of_two_people_who_differ_the_first_stays_and_the_differences_are_counted(
+    taken, caplog
+):
+    session = TeachingSession(taken.folder, 30)
+    first, second, third = list(session.ids)[:3]
+    dots, lines = CLASSNAMES[:2]
+    mine = {first: Answer(first, CLASS, dots), second: Answer(second, CLASS, dots)}
+    session.schema.write(session.path, mine, "")
+    yours = {
+        first: Answer(first, CLASS, dots),
+        second: Answer(second, CLASS, lines),
+        third: Answer(third, CLASS, lines),
+    }
+    exported = taken.folder / "exported.json"
+    exported.write_text(json.dumps(session.schema.document(yours)))
+    import_answers(session, str(exported))
+    assert f"1 of 2 answers differ from those in {session.path}" in caplog.text
+    assert second in caplog.text
+    names = [one.classname for one in session.answers().values()]
+    assert sorted(names) == sorted([dots, dots, lines])
 
 
 def test_the_page_by_keys_alone(taken, browser, axe):

@@ -57,6 +57,10 @@ def metadata(scored):
     return tables.read_metadata(scored.output, ScoresMetadata)
 
 
+def first_question(decisions):
+    return next(iter(decisions.requests[0]["body"]["questions"].values()))
+
+
 # --- what is asked and stored --------------------------------------------------------------------
 
 
@@ -64,7 +68,7 @@ def test_all_classes_are_options_with_their_texts(scored, decisions):
     columns = decisions_of(scored)
     assert columns["error"] == [None] * N
     assert [len(options) for options in columns["options"]] == [25] * N
-    question = decisions.requests[0]["body"]["questions"]["order_0"]
+    question = first_question(decisions)
     assert len(question["criteria"]) == 26
     assert question["criteria"]["class 3"] == "a photo of a class 3."
     assert question["criteria"]["class 1"] == "a photo of a class 1 or first class."
@@ -79,7 +83,7 @@ def test_all_classes_are_options_with_their_texts(scored, decisions):
 
 def test_without_that_option_only_classes_are_asked_for(scored, decisions):
     columns = decisions_of(scored, none_option=False)
-    question = decisions.requests[0]["body"]["questions"]["order_0"]
+    question = first_question(decisions)
     assert len(question["criteria"]) == 25 and NONE not in question["criteria"]
     assert columns["none"] == [None] * N
     for values in columns["log_probabilities"]:

@@ -51,6 +51,11 @@ def test_a_folder_without_classes_is_refused(checked, photos):
     checked()
 
 
+def test_a_folder_that_is_nowhere_is_named_by_the_key_that_was_typed(checked):
+    with pytest.raises(UserError, match="image_dir nowhere is not a folder"):
+        checked(image_dir="nowhere")
+
+
 def test_folders_are_classes_only_where_a_person_says_so_or_the_layout_does(
     checked, photos, configured
 ):

@@ -8,7 +8,7 @@ from latteclip.core import tables
 @pytest.mark.parametrize(
     ("folder", "names", "shared"),
     [
-        ("captions/engines", set(ENGINES), {"processors"}),
+        ("captions/engines", set(ENGINES), {"processors", "server"}),
         (
             "labels/voters",
             {*VOTERS, *(kind.module for kind in VOTER_KINDS.values())},

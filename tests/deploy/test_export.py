@@ -24,6 +24,7 @@ from latteclip.core.class_templates import ClassTemplates
 from latteclip.data.images import open_rgb
 from latteclip.deploy import predict
 from latteclip.deploy.export import export
+from latteclip.labels import fusion_report
 
 CLASSNAMES = [
     "red thing",
@@ -239,6 +240,19 @@ def test_the_card_tells_dataset_method_numbers_licence_and_base_model(run, tmp_p
     subprocess.run(sums, cwd=tmp_path / "out", check=True)
     names = json.loads((tmp_path / "out" / "clip_benchmark_classnames.json").read_text())
     assert names == {"demo": CLASSNAMES}
+
+
+def test_the_card_says_how_many_answers_taught_the_labels(run, tmp_path):
+    answers = fusion_report.PersonAnswers({"1.jpg": CLASSNAMES[0], "2.jpg": None})
+    run = shutil.copytree(run, tmp_path / "mine" / "latteclip" / "seed2")
+    report = tmp_path / "mine" / fusion_report.NAME
+    fusion_report.write_fusion_report(report, records.fusion(answers=answers))
+    for labels, said in (("zero_shot", "not read |"), ("fused", "not read, but 2 answers")):
+        metadata = records.training_metadata(labels=labels)
+        columns = {name: [None] for name in tables.HISTORY.names}
+        tables.write(run / "history.parquet", columns, tables.HISTORY, metadata)
+        export(str(run), str(tmp_path / labels), "open_clip", "mit")
+        assert f"labels of training images | {said}" in card_of(tmp_path / labels)[1]
 
 
 @pytest.mark.parametrize("form", ["open_clip", "transformers", "onnx"])

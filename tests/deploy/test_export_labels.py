@@ -278,6 +278,7 @@ def test_unknown_images_and_duplicates_are_counted_and_left_out_on_demand(
     assert unknown
     words = ["labels", "export", str(taken.folder), "--format", form, "--output"]
     said = export_labels(str(taken.folder), form, str(tmp_path / "all"))
+    assert "Nobody has checked is_unknown" in said
     assert "--leave-out unknown" in said and "--leave-out duplicates" in said
     assert (
         main.main([*words, str(tmp_path / "some"), "--leave-out", "unknown", "duplicates"])

@@ -453,6 +453,24 @@ def test_labels_follow_answers_and_are_checked_by_them(dataset, caplog):
     assert len(checked.classifiers["image_prototypes"].right) == 10
 
 
+@pytest.mark.parametrize("classname", [CLASSNAMES[0], None])
+def test_answers_that_all_say_one_class_or_none_are_labels_like_others(dataset, classname):
+    """No class but one has an answer then, or none has, and no label is right by them."""
+    names = [dataset.names[row] for row in dataset.training[:40]]
+    kind = "none" if classname is None else "class"
+    answers = [Answer(name, kind, classname, phase="check") for name in names[20:]]
+    answers += [Answer(name, kind, classname, phase="teach") for name in names[:20]]
+    columns, report = dataset.run(answers=dataset.write_answers([], *answers))
+    if classname:
+        assert columns["fused_label"][:40] == [0] * 40
+    else:
+        assert columns["fused_confidence"][:40] == [0] * 40
+    checked = report.answers.checked
+    assert 0 <= checked.low <= checked.value <= checked.high <= 1
+    others = dataset.right(columns["fused_label"])
+    assert len(set(columns["fused_label"])) == C and others > 1 / C
+
+
 def test_answers_that_are_empty_change_no_byte(dataset):
     before = dataset.run() and dataset.written(*OUTPUTS)
     answers = dataset.write_answers([])

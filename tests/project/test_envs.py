@@ -4,6 +4,8 @@ import contextlib
 import itertools
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -33,6 +35,25 @@ def requirements(lines):
 def lines_of(file):
     lines = file.read_text("utf-8").splitlines()
     return [line for line in lines if line and not line.startswith("#")]
+
+
+@pytest.mark.slow
+def test_python_finds_the_package_beside_a_clone_of_its_name(tmp_path):
+    """There, the folder of the clone looks like a package to Python."""
+    clone = tmp_path / "latteclip"
+    (clone / "latteclip").mkdir(parents=True)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, clone)
+    shutil.copytree(ROOT / "latteclip", clone / "latteclip", dirs_exist_ok=True)
+    [command] = {
+        line.strip() for line in lines_of(ROOT / "Makefile") if "--editable ." in line
+    }
+    arguments = ["-m", *shlex.split(command), "--prefix", str(tmp_path / "installed")]
+    subprocess.run([sys.executable, *arguments], cwd=clone, check=True)
+    [site] = (tmp_path / "installed").rglob("site-packages")
+    code = f"import site; site.addsitedir({str(site)!r}); import latteclip.deploy.predict"
+    variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=variables, check=True)
 
 
 @pytest.fixture(scope="module")

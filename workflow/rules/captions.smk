@@ -134,7 +134,8 @@ rule rank_images:
             kind="image",
         ),
         clip_model=given(stage_params.hub_model, "dataset", section="clip"),
-        code=sources("latteclip.labels.rank_images", "latteclip.labels.voters.caption"),
+        code=sources("latteclip.labels.rank_images"),
+        voter_code=sources("latteclip.labels.voters.caption"),
     output:
         "results/{dataset}/expected_gains.parquet",
     log:
@@ -197,6 +198,7 @@ rule score_classes:
         captioner_files=given(stage_params.local_captioner, "dataset"),
         captioner=given_json(stage_params.captioner, "dataset"),
         scores=given_json(Configuration.section, "dataset", name="scores"),
+        # May be empty, and then Snakemake writes no quotes: hence --prompt= below.
         prompt=given(stage_params.scores_prompt, "dataset"),
         gains=options("gains"),
         store=given(stage_params.answer_store, "dataset", kind="scores"),

@@ -45,6 +45,8 @@ rule report_dataset:
             stage_params.shows_fused_labels,
             "dataset",
         ),
+        statement=given(stage_params.statement_if_any, "dataset"),
+        discovery=given(stage_params.discovery_if_any, "dataset"),
         unknown="results/{dataset}/unknown.parquet",
         duplicates="results/{dataset}/duplicates.parquet",
         corrupt="results/{dataset}/corrupt.csv",
@@ -67,7 +69,13 @@ rule report_dataset:
     params:
         captions=options("image_captions", "group_captions", "caption_summary"),
         choice=options(
-            "selection", "audit", "fused_labels", "fusion_report", "voter_labels"
+            "selection",
+            "audit",
+            "fused_labels",
+            "fusion_report",
+            "statement",
+            "discovery",
+            "voter_labels",
         ),
         runs=as_found(given_json(stage_params.page_runs, "dataset")),
         settings=as_found(given(stage_params.report_dataset, "dataset")),

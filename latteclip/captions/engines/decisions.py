@@ -72,7 +72,9 @@ class DecisionsEngine(ServerEngine):
             )
         questions = {}
         for number, prompt in enumerate(request.choices.prompts):
-            questions[f"order_{number}"] = {"type": "choice", **json.loads(prompt)}
+            # By its name, an answer about another picture is recognised.
+            name = f"picture_{request.digest[:8]}_{number}"
+            questions[name] = {"type": "choice", **json.loads(prompt)}
         pictures = []
         for url in request.pictures:
             image = {"type": "image_url", "image_url": {"url": within_tiles(str(url))}}

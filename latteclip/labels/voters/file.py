@@ -10,7 +10,7 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import IndexMetadata
 from latteclip.core.terminal import one_line
-from latteclip.core.user_tables import list_of, read_table, rows_of
+from latteclip.core.user_tables import by_image_id, list_of, read_table, rows_of
 from latteclip.labels.class_scores import read_class_scores
 from latteclip.labels.own_votes import VoterTableMetadata, VotesSettings, columns_of
 from latteclip.labels.voter_tables import TOLERANCE, votes_by_options
@@ -35,8 +35,8 @@ def write(
     index, _ = tables.read_unlabelled(images_path, training=True)
     metadata = tables.read_metadata(images_path, IndexMetadata)
     key = f"Voter {settings.name}: the file"
-    votes = read_votes(settings.file, key, metadata)
     ids = index["image_id"].to_pylist()
+    votes = by_image_id(read_votes(settings.file, key, metadata), ids, settings.file, key)
     found = [votes.get(image_id) for image_id in ids]
     n = len(ids) - found.count(None)
     wanted = settings.share or 1 - MISSING

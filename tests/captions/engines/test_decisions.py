@@ -48,7 +48,13 @@ CHOICES = Choices("decisions", NAMES, (question(NAMES), question(NAMES[::-1])))
 
 def requests(n, **picture_of):
     return [
-        Request(number, [data_url(picture(number, **picture_of))], "", CHOICES)
+        Request(
+            number,
+            [data_url(picture(number, **picture_of))],
+            "",
+            CHOICES,
+            digest=f"{number:032x}"[::-1],
+        )
         for number in range(n)
     ]
 
@@ -85,7 +91,8 @@ def test_each_order_is_a_question_and_probabilities_come_back_with_their_cost(de
     assert decisions.most_active == 4
     sent = decisions.requests[0]
     assert sent["headers"]["authorization"] == f"Bearer {KEY}"
-    assert list(sent["body"]["questions"]["order_1"]["criteria"]) == [*NAMES[::-1], NONE]
+    second = list(sent["body"]["questions"].values())[1]
+    assert list(second["criteria"]) == [*NAMES[::-1], NONE]
 
 
 def test_either_path_is_found_and_then_asked_alone(decisions):
@@ -270,13 +277,14 @@ def of_first(**changes):
     """A change of the answer to the first question."""
 
     def change(reply):
-        reply["answers"]["order_0"] |= changes
+        next(iter(reply["answers"].values())).update(changes)
 
     return change
 
 
 def rename(reply):
-    reply["answers"]["other"] = reply["answers"].pop("order_1")
+    _, answer = reply["answers"].popitem()
+    reply["answers"]["other"] = answer
 
 
 WRONG = {
@@ -290,7 +298,7 @@ WRONG = {
     "another choice": of_first(choice="striped"),
     "another type": of_first(type="score"),
     "another question": rename,
-    "one question less": lambda reply: reply["answers"].pop("order_0"),
+    "one question less": lambda reply: reply["answers"].popitem(),
     "no answers": lambda reply: reply.pop("answers"),
 }
 
@@ -307,6 +315,18 @@ def test_a_wrong_answer_is_an_error_of_its_request_with_its_cost(decisions, name
     assert [answer.error is None for answer in answers.values()] == [True, False, True]
     assert len(answers[1].error) < 400
     assert answers[1].cost > 0  # it was paid for
+
+
+def test_an_answer_about_another_picture_is_an_error_of_its_request(decisions):
+    replies = []
+
+    def change(number, reply):
+        replies.append(reply)
+        return replies[0] if number == 2 else reply
+
+    decisions.change = change
+    answers = ask(4, concurrency=1)
+    assert [key for key, answer in answers.items() if answer.error] == [2]
 
 
 @pytest.mark.parametrize("reply", [b"<html>proxy</html>", b"[]", b"[" * 100_000])
