@@ -39,7 +39,7 @@ GROWS = {
     **dict.fromkeys(("fuse_labels", "adapt_zero_shot", "average_weights"), TRAINING),
     **dict.fromkeys(("encode_looks", "discover_classes"), TRAINING),
     "caption_groups": GROUPS,
-    **dict.fromkeys(("finetune", "find_learning_rate"), STEPS),
+    **dict.fromkeys(("finetune", "find_learning_rate", "train_student"), STEPS),
 }
 # A job that does nothing but load CLIP and write it, and the jobs that load it as well.
 LOADS_ONLY = "assemble_model"

@@ -12,6 +12,7 @@ from latteclip.config import hub_names
 from latteclip.config.configuration import Configuration
 from latteclip.config.methods import OBJECTIVES, VOTERS
 from latteclip.config.stage_params import captions_in_use, names_file, user_file
+from latteclip.core.class_groups import read_parents
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.folder_names import CLASSES, DISCOVER, SPLITS, is_litter
@@ -97,6 +98,7 @@ def _words(configuration: Configuration, dataset: str) -> Iterator[str]:
     synonyms = configuration.dataset(dataset).get("class_synonyms")
     try:
         ClassTemplates.of(configuration.section("template", dataset), synonyms)
+        read_parents(configuration.dataset(dataset).get("class_groups") or {})
     except UserError as error:
         yield str(error)
 
