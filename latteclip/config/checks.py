@@ -18,6 +18,7 @@ from latteclip.config.stage_params import (
     votes_file,
 )
 from latteclip.config.voters import FILE_KEYS, own_table
+from latteclip.core.class_groups import read_parents
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.folder_names import CLASSES, DISCOVER, FOLDERS, SPLITS, is_litter
@@ -129,6 +130,7 @@ def _words(configuration: Configuration, dataset: str) -> Iterator[str]:
     synonyms = configuration.dataset(dataset).get("class_synonyms")
     try:
         ClassTemplates.of(configuration.section("template", dataset), synonyms)
+        read_parents(configuration.dataset(dataset).get("class_groups") or {})
     except UserError as error:
         yield str(error)
 

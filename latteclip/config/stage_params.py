@@ -510,6 +510,33 @@ def averaged(configuration: Configuration, dataset: str, method: str) -> list[Se
     return trainings
 
 
+def train_student(
+    configuration: Configuration, dataset: str, method: str, seed: str
+) -> Settings:
+    """Return the network of a student, its recipe, and the images that the seed leaves out."""
+    values = configuration.method(method, dataset)
+    return {
+        "network": values["student"],
+        "class_texts": _class_texts(configuration, dataset),
+        "finetune": values["finetune"],
+        "fold": fold(configuration, dataset, seed),
+    }
+
+
+def student_note(configuration: Configuration, method: str) -> Paths:
+    """Return the note on a student's network if it comes from the hub."""
+    name = str(configuration._inherited(method)["student"])
+    is_local = name.startswith(hub_names.FOLDER)
+    return [] if is_local else [MODEL_NOTE.format(model=hub_names.slug({"model": name}))]
+
+
+def local_student(configuration: Configuration, method: str) -> str:
+    """Return a digest of a student's network if it is a folder."""
+    name = str(configuration._inherited(method)["student"])
+    is_local = name.startswith(hub_names.FOLDER)
+    return _fingerprint(name.removeprefix(hub_names.FOLDER)) if is_local else ""
+
+
 # Evaluation and the choice of a model.
 
 

@@ -39,6 +39,7 @@ from latteclip.labels.voter_model import (
 from latteclip.labels.voters.base import FusionSettings, VoterTable
 
 log = logging.getLogger(__name__)
+PROBABILITY_DIGITS = 6
 
 
 def fuse_labels(
@@ -290,7 +291,11 @@ def _answers(
     if not fusion.checked:
         return fusion_report.PersonAnswers(images)
     checks = {
-        name: fusion_report.Check(one.confidence.tolist(), one.right.tolist())
+        name: fusion_report.Check(
+            one.confidence.tolist(),
+            one.right.tolist(),
+            one.probabilities.double().numpy().round(PROBABILITY_DIGITS).tolist(),
+        )
         for name, one in fusion.checked.items()
     }
     labels = checks.pop(FUSED)
