@@ -51,10 +51,11 @@ def test_python_finds_the_package_beside_a_clone_of_its_name(tmp_path):
     subprocess.run([sys.executable, "-c", code], cwd=clone, check=True)
     [wheel] = tmp_path.glob("*.whl")
     shutil.unpack_archive(wheel, tmp_path / "site", format="zip")
-    code = (
-        f"import site; site.addsitedir({str(tmp_path / 'site')!r}); import latteclip.core"
-    )
-    code += "; print(latteclip.core.__file__)"
+    # Without the installed package, and with the current folder first.
+    code = "import os, sys; is_other = lambda p: p and os.path.isdir(f'{p}/latteclip'); "
+    code += "sys.path = [p for p in sys.path if not is_other(p)]; import site; "
+    code += f"site.addsitedir({str(tmp_path / 'site')!r}); import latteclip.core; "
+    code += "print(latteclip.core.__file__)"
     variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     command = [sys.executable, "-c", code]
     found = subprocess.run(
