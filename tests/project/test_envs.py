@@ -41,7 +41,7 @@ def lines_of(file):
 def test_python_finds_the_package_beside_a_clone_of_its_name(tmp_path):
     """There, the folder of the clone looks like a package to Python. Nothing is installed."""
     clone = tmp_path / "latteclip"
-    clone.mkdir()
+    (clone / "config").mkdir(parents=True)  # of the clone, and a package of the same name
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, clone)
     shutil.copytree(ROOT / "latteclip", clone / "latteclip")
@@ -54,8 +54,8 @@ def test_python_finds_the_package_beside_a_clone_of_its_name(tmp_path):
     # Without the installed package, and with the current folder first.
     code = "import os, sys; is_other = lambda p: p and os.path.isdir(f'{p}/latteclip'); "
     code += "sys.path = [p for p in sys.path if not is_other(p)]; import site; "
-    code += f"site.addsitedir({str(tmp_path / 'site')!r}); import latteclip.core; "
-    code += "print(latteclip.core.__file__)"
+    code += f"site.addsitedir({str(tmp_path / 'site')!r}); from latteclip.config import hub_names; "
+    code += "print(hub_names.__file__)"
     variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     command = [sys.executable, "-c", code]
     found = subprocess.run(
