@@ -127,6 +127,7 @@ def plan_jobs(place: Place) -> Work:
         "--cores=2",
     ]
     given = ["--config", "dataset=scale", f"image_dir={place.images}", "seeds=3"]
+    given.append("split={'classes': 'folders'}")
     shards = f"captions={{'shards': {SHARDS}}}"
     environment = {**os.environ, "PYTHONPATH": str(place.checkout)}
 
@@ -788,7 +789,8 @@ def _report(classnames: list[str]) -> Any:
         written_names={},
         model="random",
         pretrained=None,
-        voter="lmm",
+        voters=[],
+        zero_shot=None,
         votes="class scores",
         voting=0,
         agreement=0.0,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from latteclip.captions.budget import cost_of
 from latteclip.captions.metadata import AnswersMetadata
 from latteclip.captions.requests import Response
 from latteclip.captions.runner import CaptionJob
@@ -27,6 +28,7 @@ def write_rows(
     of a user's file.
     """
     count = Counter[str]()
+    cost = 0.0
     first_error = ""
     engines = {""}
     dates = {""}
@@ -36,6 +38,7 @@ def write_rows(
         while piece := list(itertools.islice(rows, tables.CAPTION_ROWS)):
             for columns, answers in piece:
                 count.update(_count(columns, answers))
+                cost += cost_of(answers)
                 first_error = first_error or columns["error"] or ""
                 engines |= {answer.engine for answer in answers}
                 dates |= {answer.date for answer in answers}
@@ -48,6 +51,7 @@ def write_rows(
         metadata.engine = ", ".join(sorted(engines - {""}))
         metadata.date = max(dates) or None
         metadata.tokens_read, metadata.tokens_written = count["read"], count["written"]
+        metadata.cost = cost
     return count
 
 

@@ -10,11 +10,11 @@ NAMES = 128  # that are looked for at once: the time of more grows faster than t
 
 
 def count_mentions(texts: pa.ChunkedArray, classnames: Sequence[str]) -> int:
-    """Return how many texts have any of the class names as whole words, in any case."""
+    """Return how many texts have any class name, or its plural, as whole words in any case."""
     n = len(texts)
     no_letter = r"[^\pL\pN_]"
     for start in range(0, len(classnames), NAMES):
-        names = "|".join(map(re.escape, classnames[start : start + NAMES]))
+        names = "|".join(map(_with_plural, classnames[start : start + NAMES]))
         pattern = f"(?:^|{no_letter})(?:{names})(?:{no_letter}|$)"
         found = pc.match_substring_regex(texts, pattern, ignore_case=True)
         texts = texts.filter(pc.invert(found))
@@ -22,5 +22,13 @@ def count_mentions(texts: pa.ChunkedArray, classnames: Sequence[str]) -> int:
 
 
 def mention(classname: str) -> re.Pattern[str]:
-    """Return the pattern that finds a class name as whole words, in any case, in a single text."""
-    return re.compile(rf"(?<!\w){re.escape(classname)}(?!\w)", re.IGNORECASE)
+    """Return the pattern that finds a class name, or its plural, as whole words in any case."""
+    return re.compile(rf"(?<!\w)(?:{_with_plural(classname)})(?!\w)", re.IGNORECASE)
+
+
+def _with_plural(classname: str) -> str:
+    """Return the pattern of a name and of its regular English plurals: cats, boxes, berries."""
+    plurals = f"{re.escape(classname)}(?:e?s)?"
+    if classname.lower().endswith("y"):
+        plurals += f"|{re.escape(classname[:-1])}ies"
+    return plurals

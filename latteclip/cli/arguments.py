@@ -78,7 +78,8 @@ OPTIONS = {
     "code": "digest of the code of trainings",
     "classifier": "W0, or what a stage made of it",
     "configfile": "as snakemake takes it",
-    "device": "auto, cpu, cuda or cuda:<n> (default: auto)",
+    "device": "auto, cpu, cuda, cuda:<n> or mps (default: auto)",
+    "json": "print JSON for programs",
     "image_encoders": "IMAGE_FEATURES tables of image encoders beside CLIP",
     "files": "the inputs, by name",
     "folder_files": "the user's files when they were indexed",
@@ -100,6 +101,8 @@ OPTIONS = {
     "store": "folder of the answers that outlive this run (default: they are not cached)",
     "threads": "CPU threads (default: all)",
     "training_images": "TRAINING_IMAGES of the training",
+    "voter": "its name, where captions or scores are those of a voter",
+    "voters": "the voters, each with its table",
 }
 
 

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import signal
+import socket
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from latteclip.cli import arguments
 from latteclip.cli.commands import COMMANDS, STAGES
 from latteclip.core.errors import UserError, full_disk, refused_by_system, worker_failure
 from latteclip.core.signals import Signals, Terminated
-from latteclip.core.terminal import for_terminal, paint
+from latteclip.core.terminal import SHORT, for_terminal, paint
 
 FAILED = 1
 BAD_INPUT = 2
@@ -99,14 +100,43 @@ def start_log(*, debug: bool) -> logging.Logger:
 
 
 def add_log_file(file: str) -> None:
-    """Log to a file as well, with the tracebacks of bugs."""
+    """Log to a file as well, with the tracebacks of bugs.
+
+    In a run of the workflow, the terminal gets only what is urgent or due. The file also gets
+    what libraries write to stderr.
+    """
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     if _is_first():
         Path(file).write_text("")
+    if os.environ.get(SHORT):
+        _redirect_stderr(file)
     # To append: vLLM closes all handlers when it starts, and only such a one opens again.
     handler = logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(Formatter(None, tracebacks=True))
     logging.getLogger().addHandler(handler)
+
+
+def _redirect_stderr(file: str) -> None:
+    """Append to a file what this process and its children write to stderr, but for our messages."""
+    number = sys.stderr.fileno()
+    terminal = os.fdopen(os.dup(number), "w", buffering=1)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(terminal)
+            handler.setFormatter(Formatter(terminal, tracebacks=False))
+            handler.addFilter(_is_for_run)
+    with Path(file).open("a") as opened:
+        os.dup2(opened.fileno(), number)
+
+
+def _is_for_run(record: logging.LogRecord) -> bool:
+    """Return whether a message of a job is for the terminal of the run, which all jobs share.
+
+    Warnings of libraries are not.
+    """
+    is_own = record.name.partition(".")[0] == "latteclip"
+    is_urgent = record.levelno >= logging.WARNING
+    return is_own and (is_urgent or getattr(record, "is_due", False))
 
 
 def _is_first() -> bool:
@@ -182,6 +212,8 @@ def main(given: Sequence[str] | None = None) -> int:
     """Run one command, report its errors, and return its exit status, one of those in EPILOG."""
     # torch reads it when it is imported. Its idle threads then leave the cores to decoders.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # And this: what Apple's GPU cannot compute, such as some resizing, the CPU does.
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     given = sys.argv[1:] if given is None else given
     open_closed()
     debug = "--debug" in given
@@ -218,7 +250,7 @@ def _call(args: argparse.Namespace, log: logging.Logger) -> int:
             variables = ("SLURM_RESTART_COUNT", "CUDA_VISIBLE_DEVICES")
             restarts, gpus = (os.environ.get(name, "") for name in variables)
             text = "SLURM job %s on %s, restarted %s times; CUDA_VISIBLE_DEVICES=%s."
-            log.info(text, number, os.uname().nodename, restarts or 0, gpus)
+            log.info(text, number, socket.gethostname(), restarts or 0, gpus)
         result = args.run(args)
         if isinstance(result, str):
             print(for_terminal(result))

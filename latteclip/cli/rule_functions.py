@@ -17,7 +17,7 @@ from snakemake.io import sourcecache_entry
 from snakemake.ioflags import update
 from snakemake.settings.enums import Quietness
 
-from latteclip.cli import run_messages, runs
+from latteclip.cli import run_messages, run_terminal, runs
 from latteclip.config import checks, job_resources, layers, stage_params
 from latteclip.config.configuration import SHARDS, Configuration
 from latteclip.config.methods import ObjectiveRecord
@@ -25,7 +25,7 @@ from latteclip.config.sections.split import SplitSection
 from latteclip.core import gpus, run_options
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_json
-from latteclip.core.terminal import paint
+from latteclip.core.terminal import SHORT, paint
 from latteclip.data import folder_files
 
 OfJob = Callable[[Any], Any]  # a function of a job's wildcards, as Snakemake takes it
@@ -44,6 +44,14 @@ def options(*names: str) -> Callable[[Any, Any], str]:
     """Return a parameter: inputs that may be absent, as options of the command."""
     return lambda wildcards, input: " ".join(
         f"--{name.replace('_', '-')} {file}" for name in names for file in input[name]
+    )
+
+
+def option_each(name: str, *option_names: str) -> Callable[[Any, Any], str]:
+    """Return a parameter: the files of one input, each with its option, or nothing."""
+    return lambda wildcards, input: " ".join(
+        f"--{option.replace('_', '-')} {file}"
+        for option, file in zip(option_names, input[name], strict=False)
     )
 
 
@@ -89,6 +97,10 @@ class RuleFunctions:
         )
         with workflow_errors():
             self.configuration = self._load(on_this_machine)
+        os.environ.pop(SHORT, None)  # a job of a cluster has a terminal of its own
+        is_main = workflow.is_main_process and not self._is_module
+        if is_main and not workflow.output_settings.verbose:
+            run_terminal.shorten(lambda: workflow.dryrun)
         # Jobs that the main process sends away find its request in its notes.
         asks = self.configuration.config[run_options.RETRAIN] and workflow.is_main_process
         self._retrainings = {
@@ -332,7 +344,7 @@ class RuleFunctions:
             folder = stage_params.decoded_images(self.configuration, dataset)
             shutil.rmtree(folder, ignore_errors=True)
         lines = run_messages.finished(self.configuration, _outputs(self._workflow.dag.jobs))
-        atexit.register(self._print, lines)
+        atexit.register(self._print, [*lines, *self._logs()])
 
     def report_failures(self) -> None:
         """Print the error messages of failed jobs last, also with --quiet."""
@@ -343,7 +355,13 @@ class RuleFunctions:
             for job in (each.jobs if each.is_group() else [each])
         ]
         lines = [paint(line, "red", sys.stderr) for line in lines]
+        lines = [*self._logs(), *lines]
         atexit.register(print, "", *lines, sep="\n", file=sys.stderr, flush=True)
+
+    def _logs(self) -> list[str]:
+        """Return where the run is logged."""
+        files = map(os.path.relpath, self._workflow.logger_manager.get_logfile())
+        return [f"All of Snakemake's messages are in {file}." for file in files]
 
     def _print(self, lines: Iterable[str]) -> None:
         """Print to stderr as Snakemake does, but not with `--quiet all`."""

@@ -8,19 +8,27 @@ from pathlib import Path
 
 from latteclip.config import checks, job_resources, stage_params
 from latteclip.config.configuration import Configuration
-from latteclip.config.stage_params import MODEL_NOTE, audit_if_any, selection_if_any
+from latteclip.config.stage_params import (
+    MODEL_NOTE,
+    audit_if_any,
+    selection_if_any,
+    statement_if_any,
+)
 from latteclip.core.files import read_object
 from latteclip.core.folder_names import lines_of
 from latteclip.core.run_options import run_command
 from latteclip.core.terminal import one_line
 from latteclip.data.folder_files import image_files
-from latteclip.evaluate.results import read_selection
+from latteclip.evaluate.results import read_selection, read_statement
 
 FUSED_LABELS = "fused_labels.parquet"
 ERROR = "error: "  # begins the message of a command that fails
-NAMED = 5  # class folders of a message
-STOPPED = ("Stopped", "interrupted")  # beginnings of the last line of a log after Ctrl-C
+STOPPED = (
+    "Stopped",
+    "interrupted",
+)  # beginnings of a line at the end of a log after Ctrl-C
 TRACEBACK = "Traceback (most recent call last):"
+LAST = 20  # lines of a log
 MAX_MESSAGE = 2_000  # characters
 SIZES = {  # sizes of the models that the documents name
     "ViT-B-32@laion2b_s34b_b79k": " (0.6 GB)",
@@ -69,18 +77,8 @@ def _classes(folder: str) -> str:
     try:
         names = lines_of(path)
     except (OSError, ValueError):
-        return _named_folders(sorted(checks.class_folders(folder)))
+        return f"classes: {checks.some_names(sorted(checks.class_folders(folder)))}"
     return f"{len(names)} classes in {path}"
-
-
-def _named_folders(names: Sequence[str]) -> str:
-    """Return the number and some names of the folders that are classes, and how to say others."""
-    some = ", ".join(map(one_line, names[:NAMED]))
-    more = ", ..." if len(names) > NAMED else ""
-    return (
-        f"{len(names)} class folders ({some}{more}), which are the classes unless a "
-        f"{checks.CLASSES} lists others"
-    )
 
 
 def _downloads(configuration: Configuration, pending: Collection[str]) -> Iterator[str]:
@@ -127,16 +125,24 @@ def _results(configuration: Configuration, dataset: str, page: str) -> Iterator[
     for selection in selection_if_any(configuration, dataset):
         chosen = read_selection(selection)
         yield f"The chosen model is {chosen.method}, seed {chosen.seed}, in {model}."
+        yield from _by_answers(configuration, dataset)
         audits = list(filter(os.path.isfile, audit_if_any(configuration, dataset)))
         for audit in audits:
             yield f"By your answers: {read_object(audit, ['sentence'])['sentence']}"
-        if not audits:
-            yield f"Next, to see how good it is: latteclip audit {results}"
+        if os.path.isfile(f"{results}/{FUSED_LABELS}") and not stage_params.taught_labels(
+            configuration, dataset
+        ):
+            yield (
+                "Next, to see how right it is and to improve it by your answers: latteclip teach "
+                f"{results}"
+            )
+        elif not audits:
+            yield f"Next, to see how right it is: latteclip audit {results}"
         photos = configuration.dataset(dataset)["source"].get("folder", "photos")
         words = shlex.join([model if configuration.suffix else results, photos])
         yield f"Next, to use it: latteclip predict {words}"
-        if os.path.isfile(f"{results}/{FUSED_LABELS}"):
-            yield f"Next, to improve it by your answers: latteclip teach {results}"
+        if len(configuration.voters(dataset)) > 1:
+            yield f"Next, to see how right each voter is: latteclip labellers {results}"
     yield from outdated(Path(results))
     # Trainings that did not finish.
     for folder in sorted(Path(results).glob("*/seed*/checkpoint*")):
@@ -165,6 +171,16 @@ def outdated(results: Path) -> Iterator[str]:
             )
 
 
+def _by_answers(configuration: Configuration, dataset: str) -> Iterator[str]:
+    """Yield how right the labels and the chosen model are, as far as answers tell."""
+    for path in filter(os.path.isfile, statement_if_any(configuration, dataset)):
+        statement = read_statement(path)
+        if statement.labels:
+            yield f"The labels: {statement.labels.sentence}"
+        if statement.model:
+            yield f"The model, on new photographs like these: {statement.model.sentence}"
+
+
 def failure(rule: str, wildcards: Mapping[str, str], logs: Sequence[str]) -> str:
     """Return the error message of a job that failed or was stopped, from its last log."""
     values = dict(wildcards)
@@ -184,7 +200,8 @@ def failure(rule: str, wildcards: Mapping[str, str], logs: Sequence[str]) -> str
         message, is_bug, _ = message.partition(TRACEBACK)
         place = f" The log is {log}." if is_bug else ""
         return f"{ERROR}{job}: {one_line(message, MAX_MESSAGE)}{place}"
-    last = text.rpartition("\n")[2]
-    if last.startswith(STOPPED):
-        return f"{job}: {one_line(last)}"
+    # Libraries may write more lines while they end.
+    stopped = [line for line in text.splitlines()[-LAST:] if line.startswith(STOPPED)]
+    if stopped:
+        return f"{job}: {one_line(stopped[-1])}"
     return f"{ERROR}{job} ended without a message, as jobs do that are killed. The log is {log}."

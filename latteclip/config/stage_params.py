@@ -14,10 +14,11 @@ from typing import Any
 
 from latteclip.config import hub_names, layers, methods
 from latteclip.config.configuration import Configuration
-from latteclip.config.methods import OBJECTIVES
+from latteclip.config.methods import OBJECTIVES, VOTER_KINDS
 from latteclip.config.model import Shared
 from latteclip.config.sections.base import AUTO
 from latteclip.config.sections.training import TrainingSection
+from latteclip.core.class_templates import PLACE
 from latteclip.core.hashing import digest_of, fingerprint
 
 # What is in the cache of Hugging Face for a model: shared by all datasets that name it.
@@ -91,9 +92,9 @@ def templates() -> Paths:
     )
 
 
-def engine_code(configuration: Configuration, dataset: str) -> Paths:
+def engine_code(configuration: Configuration, dataset: str, voter: str = "") -> Paths:
     """Return the sources of the engine that writes a dataset's captions and scores its classes."""
-    engine = configuration.section("captioner", dataset)["engine"]
+    engine = configuration.section("captioner", dataset, voter)["engine"]
     return sources(f"latteclip.captions.engines.{engine}")
 
 
@@ -116,9 +117,11 @@ def finds_rate(configuration: Configuration, dataset: str, method: str) -> bool:
     return bool(configuration.method(method, dataset)["finetune"]["lr"] == AUTO)
 
 
-def voter_code(configuration: Configuration, dataset: str) -> Paths:
-    """Return the sources of what votes for the classes of a dataset's images."""
-    return sources(f"latteclip.labels.voters.{configuration.voter(dataset)}")
+def voter_code(configuration: Configuration, dataset: str, voter: str = "") -> Paths:
+    """Return the sources of what votes for the classes of a dataset's images: all, or a voter."""
+    found = configuration.voters(dataset)
+    modules = {one.module for one in found if voter in ("", one.name)}
+    return sources(*(f"latteclip.labels.voters.{module}" for module in sorted(modules)))
 
 
 # Sources and models.
@@ -145,9 +148,11 @@ def limit(configuration: Configuration) -> str:
     return "" if configuration.limit is None else f"--limit {configuration.limit}"
 
 
-def hub_model(configuration: Configuration, dataset: str, section: str) -> Paths:
+def hub_model(
+    configuration: Configuration, dataset: str, section: str, voter: str = ""
+) -> Paths:
     """Return the note on the model of section "clip" or "captioner" if it comes from the hub."""
-    names = configuration.hub_model(section, dataset)
+    names = configuration.hub_model(section, dataset, voter)
     return [MODEL_NOTE.format(model=hub_names.slug(names))] if names else []
 
 
@@ -160,18 +165,17 @@ def _fingerprint(path: str | None) -> str:
     return fingerprint(path) if path and os.path.exists(path) else ""
 
 
-def local_clip(configuration: Configuration, dataset: str) -> str:
+def local_clip(configuration: Configuration, dataset: str, voter: str = "") -> str:
     """Return a digest of the CLIP model if it is a folder or a file."""
-    return _fingerprint(hub_names.local_clip(configuration.section("clip", dataset)))
+    return _fingerprint(hub_names.local_clip(configuration.section("clip", dataset, voter)))
 
 
-def local_captioner(configuration: Configuration, dataset: str) -> str:
+def local_captioner(configuration: Configuration, dataset: str, voter: str = "") -> str:
     """Return a digest of the captioner's model if it is a folder."""
-    if not configuration.engine(dataset).loads_model:
+    if not configuration.engine(dataset, voter).loads_model:
         return ""
-    return _fingerprint(
-        hub_names.local_captioner(configuration.section("captioner", dataset))
-    )
+    values = configuration.section("captioner", dataset, voter)
+    return _fingerprint(hub_names.local_captioner(values))
 
 
 def local_encoder(configuration: Configuration, encoder: str) -> str:
@@ -197,24 +201,36 @@ def answer_store(configuration: Configuration, dataset: str, kind: str) -> str:
     return f"resources/{configuration.whole(dataset)}/captions/{kind}"
 
 
-def user_file(configuration: Configuration, dataset: str, key: str) -> Paths:
+def user_file(
+    configuration: Configuration, dataset: str, key: str, voter: str = ""
+) -> Paths:
     """Return the file that a key such as "scores.file" names if it replaces the captioner."""
     section, name = key.split(".")
-    file = configuration.section(section, dataset)[name]
-    is_used = configuration.engine(dataset).reads_file
+    file = configuration.section(section, dataset, voter)[name]
+    is_used = configuration.engine(dataset, voter).reads_file
     return [file] if is_used and file is not None else []
 
 
-def scores_prompt(configuration: Configuration, dataset: str) -> str:
+def image_prompt(configuration: Configuration, dataset: str, voter: str = "") -> str:
+    """Return the prompt about one image."""
+    return str(configuration.section("prompts", dataset, voter)["image"])
+
+
+def names_classes(configuration: Configuration, dataset: str, voter: str = "") -> bool:
+    """Return whether the prompt about one image names its pseudo-label."""
+    return PLACE in image_prompt(configuration, dataset, voter)
+
+
+def scores_prompt(configuration: Configuration, dataset: str, voter: str = "") -> str:
     """Return the question whose answers are scored; letters have a question of their own."""
-    is_likelihood = configuration.section("scores", dataset)["kind"] == "likelihood"
-    return str(configuration.section("prompts", dataset)["image"]) if is_likelihood else ""
+    kind = configuration.section("scores", dataset, voter)["kind"]
+    return image_prompt(configuration, dataset, voter) if kind == "likelihood" else ""
 
 
-def captioner(configuration: Configuration, dataset: str) -> Settings:
+def captioner(configuration: Configuration, dataset: str, voter: str = "") -> Settings:
     """Return the captioner, with what its stages ask of the engine."""
-    engine = configuration.engine(dataset)
-    values = configuration.section("captioner", dataset)
+    engine = configuration.engine(dataset, voter)
+    values = configuration.section("captioner", dataset, voter)
     return {**values, "loads_model": engine.loads_model, "reads_file": engine.reads_file}
 
 
@@ -267,10 +283,12 @@ def captions_in_use(configuration: Configuration, dataset: str) -> Paths:
     return [f"results/{dataset}/captions/{kind}s.parquet" for kind in kinds]
 
 
-def pseudo_label_images(configuration: Configuration, dataset: str) -> Settings:
+def pseudo_label_images(
+    configuration: Configuration, dataset: str, voter: str = ""
+) -> Settings:
     """Return the CLIP model, the class templates, and how images are encoded."""
     return {
-        "clip": configuration.section("clip", dataset),
+        "clip": configuration.section("clip", dataset, voter),
         "inference": configuration.section("inference", dataset),
         "class_texts": _class_texts(configuration, dataset),
     }
@@ -300,9 +318,43 @@ def fuse_labels(configuration: Configuration, dataset: str) -> Settings:
     }
 
 
-def voter_table(configuration: Configuration, dataset: str) -> str:
-    """Return the table that votes for the classes of a dataset's images."""
-    return f"results/{dataset}/{configuration.votes_by(dataset).table}"
+def voter_tables(configuration: Configuration, dataset: str) -> list[Settings]:
+    """Return the voters of a dataset with their tables."""
+    found = []
+    for voter in configuration.voters(dataset):
+        table = f"results/{dataset}/{voter.table}"
+        values = {"name": voter.name, "kind": voter.kind, "module": voter.module}
+        found.append({**values, "table": table, "column": voter.column})
+    return found
+
+
+def write_votes(configuration: Configuration, dataset: str, voter: str) -> Settings:
+    """Return what a voter whose votes no captioner writes needs: its file, or its CLIP model."""
+    entry = configuration.voter_entry(dataset, voter)
+    values = {key: entry[key] for key in ("name", "kind", "file", "share") if key in entry}
+    if VOTER_KINDS[entry["kind"]].loads_clip:
+        values["zero_shot"] = pseudo_label_images(configuration, dataset, voter)
+    return values
+
+
+def votes_file(configuration: Configuration, dataset: str, voter: str) -> Paths:
+    """Return the user's file with the votes of a voter."""
+    file = configuration.voter_entry(dataset, voter).get("file")
+    return [] if file is None else [file]
+
+
+def votes_model(configuration: Configuration, dataset: str, voter: str) -> Paths:
+    """Return the note on the CLIP model of a voter if it comes from the hub."""
+    kind = configuration.voter_entry(dataset, voter)["kind"]
+    if not VOTER_KINDS[kind].loads_clip:
+        return []
+    return hub_model(configuration, dataset, "clip", voter)
+
+
+def asking_voters(configuration: Configuration, asks: str | None) -> list[str]:
+    """Return the names of the voters that ask a captioner for something, or ask none."""
+    voters = [v for d in configuration.datasets for v in configuration.own_voters(d)]
+    return sorted({voter.name for voter in voters if voter.record.asks == asks})
 
 
 def image_features(configuration: Configuration, dataset: str, method: str = "") -> Paths:
@@ -458,6 +510,33 @@ def averaged(configuration: Configuration, dataset: str, method: str) -> list[Se
     return trainings
 
 
+def train_student(
+    configuration: Configuration, dataset: str, method: str, seed: str
+) -> Settings:
+    """Return the network of a student, its recipe, and the images that the seed leaves out."""
+    values = configuration.method(method, dataset)
+    return {
+        "network": values["student"],
+        "class_texts": _class_texts(configuration, dataset),
+        "finetune": values["finetune"],
+        "fold": fold(configuration, dataset, seed),
+    }
+
+
+def student_note(configuration: Configuration, method: str) -> Paths:
+    """Return the note on a student's network if it comes from the hub."""
+    name = str(configuration._inherited(method)["student"])
+    is_local = name.startswith(hub_names.FOLDER)
+    return [] if is_local else [MODEL_NOTE.format(model=hub_names.slug({"model": name}))]
+
+
+def local_student(configuration: Configuration, method: str) -> str:
+    """Return a digest of a student's network if it is a folder."""
+    name = str(configuration._inherited(method)["student"])
+    is_local = name.startswith(hub_names.FOLDER)
+    return _fingerprint(name.removeprefix(hub_names.FOLDER)) if is_local else ""
+
+
 # Evaluation and the choice of a model.
 
 
@@ -563,6 +642,29 @@ def audit_if_any(configuration: Configuration, dataset: str) -> Paths:
     return [path] if answers(configuration, dataset) else []
 
 
+def statement_if_any(configuration: Configuration, dataset: str) -> Paths:
+    """Return what a person's answers say of the labels and of the chosen model, if there are any.
+
+    Where the evaluated images have labels, a test split tells more.
+    """
+    found = answers(configuration, dataset) or taught_labels(configuration, dataset)
+    return [f"results/{dataset}/accuracy{configuration.suffix}.json"] if found else []
+
+
+def fused_labels_if_any(configuration: Configuration, dataset: str) -> Paths:
+    """Return the fused labels and the report on them, if a method of the run reads them."""
+    if not shows_fused_labels(configuration, dataset):
+        return []
+    names = ("fused_labels.parquet", "fused_labels.json")
+    return [f"results/{dataset}/{name}" for name in names]
+
+
+def discovery_if_any(configuration: Configuration, dataset: str) -> Paths:
+    """Return the proposal of the classes, if a stage proposes them."""
+    found = configuration.discovers(dataset)
+    return [f"results/{dataset}/discovery.json"] if found else []
+
+
 def taught_labels(configuration: Configuration, dataset: str) -> Paths:
     """Return the report on the labels of a dataset about which a person answered."""
     is_taught = bool(teaching_answers(configuration, dataset))
@@ -581,18 +683,24 @@ def report_dataset(configuration: Configuration, dataset: str) -> str:
     """
     run = configuration.methods_of(dataset)
     all_methods = configuration.config["methods"]
-    able = [m for m in run if configuration.objective(m).can_be_chosen]
     paper = [m for m in run if all_methods[m].get("objective") == methods.PAPER]
     values = {
         "dataset": dataset,
         "table": {"baseline": configuration.table["baseline"]},
-        "main": (able or run)[-1],
+        "main": main_method(configuration, dataset),
         "paper": next((m for m in paper if "like" not in all_methods[m]), None),
         "suffix": configuration.suffix,
         "overview": overview(configuration),
         "config": _resolved(configuration, dataset),
     }
     return json.dumps(values, ensure_ascii=False)
+
+
+def main_method(configuration: Configuration, dataset: str) -> str:
+    """Return the method that a page is about where no model was chosen."""
+    run = configuration.methods_of(dataset)
+    able = [m for m in run if configuration.objective(m).can_be_chosen]
+    return (able or run)[-1]
 
 
 def _resolved(configuration: Configuration, dataset: str) -> Settings:

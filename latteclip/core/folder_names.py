@@ -5,7 +5,9 @@ from pathlib import Path
 
 SPLITS = ("train", "val", "test")
 CLASSES = "classes.txt"  # the names of the classes, one per line
-DISCOVER = "discover"  # in place of that file: classes that a stage proposes
+# In place of that file: classes that a stage proposes, or the names of the folders.
+DISCOVER = "discover"
+FOLDERS = "folders"
 # Names that systems and network storages put beside users' files: thumbnails, recycle bins.
 LITTER = re.compile(
     r"\.|__MACOSX|(@eaDir|@Recycle|@Recently-Snapshot|#recycle|#snapshot|\$RECYCLE\.BIN"

@@ -38,6 +38,14 @@ class VotesMetadata:
 
 
 @dataclass
+class VoterLabelsMetadata:
+    """The metadata of VOTER_LABELS."""
+
+    classnames: list[str]
+    voters: list[str]  # names, in the order of the labels
+
+
+@dataclass
 class EncoderMetadata:
     """The metadata of IMAGE_FEATURES."""
 
@@ -45,3 +53,15 @@ class EncoderMetadata:
     width: int
     # Height and width in pixels; None: as open_clip has it.
     image_size: list[int] | None = None
+
+
+@dataclass
+class UnknownMetadata:
+    """The metadata of UNKNOWN."""
+
+    classnames: list[str]
+    threshold: float  # threshold of the scores by CLIP
+    share: float  # as `unknown.share`
+    captioner_threshold: float | None = None  # None: the captioner gave no scores
+    # Number of a person's answers: "none" of the classes, or "classes".
+    answers: dict[str, int] | None = None

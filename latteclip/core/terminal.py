@@ -6,9 +6,12 @@ import re
 import time
 from typing import TextIO
 
+# Variables of the environment: the addresses of servers, and the keys that they ask for.
 URL = "OPENAI_BASE_URL"
 KEY = "OPENAI_API_KEY"
-SECRETS = (KEY, "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # variables of the environment
+DECISIONS_URL = "DECISIONS_BASE_URL"
+DECISIONS_KEY = "DECISIONS_API_KEY"
+SECRETS = (KEY, DECISIONS_KEY, "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 MIN_SECRET = 4  # characters; a shorter one may be a word
 MAX_LINE = 300  # characters of a text in a message
 # What a terminal obeys or reorders by, but tabs and line breaks, and halves of characters.
@@ -17,6 +20,10 @@ _CONTROL = re.compile(
 )
 _LOGIN = re.compile(r"(\b(?:Bearer|Basic)\s+)[^\s\"',;}\]]+|(://)[^\s/@\"']+(?=@)", re.I)
 INTERVAL = 5.0  # seconds between two lines of Progress
+# A variable of the environment: jobs of a run print warnings, errors and few lines of Progress.
+# Their log files get all.
+SHORT = "LATTECLIP_SHORT"
+FIRST, RAREST = 30.0, 600.0  # seconds before the first such line, and between two at most
 CODES = {"red": "31", "green": "32", "yellow": "33", "bold": "1"}
 log = logging.getLogger(__name__)
 
@@ -65,10 +72,11 @@ class Progress:
         self.unit = unit
         self.scale = scale
         self.done = self.initial = done
-        self.started = self.logged = time.monotonic()
+        self.restart()
 
     def restart(self) -> None:
         self.started = self.logged = time.monotonic()
+        self.due = self.started + FIRST  # when a line is for the terminal of a run, too
 
     def skip(self, n: int) -> None:
         """Count `n` items that an earlier run finished, but not towards the rate."""
@@ -94,4 +102,7 @@ class Progress:
             unit_scale=self.scale,
             initial=self.initial,
         )
-        log.info("%s %s", meter, note)
+        is_due = now >= self.due
+        if is_due:
+            self.due = now + min(RAREST, now - self.started)
+        log.info("%s %s", meter, note, extra={"is_due": is_due})

@@ -31,7 +31,14 @@ from latteclip.config.sections.split import ListsSection, SplitSection
 from latteclip.core.class_templates import clean_classname, clean_classnames
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import readable
-from latteclip.core.folder_names import CLASSES, DISCOVER, SPLITS, is_litter, lines_of
+from latteclip.core.folder_names import (
+    CLASSES,
+    DISCOVER,
+    FOLDERS,
+    SPLITS,
+    is_litter,
+    lines_of,
+)
 from latteclip.data import folder_files, images
 from latteclip.data.folder_files import IMAGE_SUFFIXES, inside
 
@@ -206,7 +213,7 @@ def _existing(root: Path, name: str) -> Path:
 
 def _listed_classes(root: Path, settings: SplitSection) -> list[str]:
     """Return the class names that a file lists, in label order, none where there is no file."""
-    if settings.classes == DISCOVER:
+    if settings.classes in (DISCOVER, FOLDERS):
         return []
     if settings.classes is None and not (root / CLASSES).is_file():
         return []

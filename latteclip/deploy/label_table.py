@@ -86,11 +86,11 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
     corrected, answered = _with_answers(labels, answers, classnames, written)
     confidence = labels["fused_confidence"].to_numpy().astype(np.float64)
 
-    if not (folder / VOTERS[report.voter].table).is_file():
-        log.warning(
-            "%s does not exist any more: columns that come from it are empty.",
-            folder / VOTERS[report.voter].table,
-        )
+    for table in (folder / one.table for one in report.voters):
+        if not table.is_file():
+            log.warning(
+                "%s does not exist any more: columns that come from it are empty.", table
+            )
 
     def column(file: str, schema: pa.Schema, name: str) -> pa.ChunkedArray | pa.Array:
         """Return a column of another table of images, or nulls without the table."""

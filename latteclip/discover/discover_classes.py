@@ -70,7 +70,9 @@ def discover_classes(
     looked = "Nobody has looked at them."
     if actions:
         looked = f"A person changed them by {len(actions)} actions."
-    log.info(
+    level = logging.INFO if actions else logging.WARNING
+    log.log(
+        level,
         "%d classes of %d images (%d suggested): %s. %s",
         len(names),
         len(labels),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from latteclip.core.files import from_values, read_object, record_of
+from latteclip.core.files import from_values, read_object, read_record, record_of
 from latteclip.core.flags import AUDITED
 
 Run = tuple[str, int]  # method and seed
@@ -26,13 +26,6 @@ class Selection:
     @property
     def run(self) -> Run:
         return self.method, self.seed
-
-    def agreement(self, method: str) -> float | None:
-        """Return the share of votes with which a method agrees, or None."""
-        shares = [
-            row.get("agreement") for row in self.candidates if row["method"] == method
-        ]
-        return next((share for share in shares if share is not None), None)
 
 
 def read_selection(path: str | Path) -> Selection:
@@ -151,6 +144,46 @@ class Audit:
 def read_audit(path: str | Path) -> Audit:
     """Read the audit of a dataset."""
     return from_values(Audit, read_object(path, ["dataset"]))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The share that is right by n answers of a person, with the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    answers: int  # n
+    by: list[str]  # the commands that asked: teach, audit
+
+    @property
+    def sentence(self) -> str:
+        """Return the estimate in words."""
+        value, low, high = (100 * each for each in (self.value, self.low, self.high))
+        return (
+            f"{value:.1f} % right (95 % interval {low:.1f} to {high:.1f}), by {self.answers} "
+            f"answers of {' and '.join(self.by)}."
+        )
+
+
+@dataclass(frozen=True)
+class AccuracyStatement:
+    """How right labels and a run are by a person's answers; None where these are too few."""
+
+    dataset: str
+    method: str
+    seed: int
+    labels: Estimate | None  # of all training images
+    model: Estimate | None  # for new images
+
+    @property
+    def run(self) -> Run:
+        return self.method, self.seed
+
+
+def read_statement(path: str | Path) -> AccuracyStatement:
+    """Read what `state_accuracy` wrote."""
+    return read_record(AccuracyStatement, path)
 
 
 def mark_audited(

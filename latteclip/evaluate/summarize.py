@@ -35,12 +35,10 @@ def summarize(
     rows = []
     for dataset, method in table[["dataset", "method"]].itertuples(index=False):
         chosen = selections.get(dataset)
-        share = chosen.agreement(method) if chosen else None
         accuracy = audits[dataset].accuracy(method) if dataset in audits else None
         rows.append(
             {
                 "chosen": str(chosen.seed) if chosen and chosen.method == method else "",
-                "agreement": None if share is None else 100 * share,
                 "audited": accuracy and 100 * accuracy.value,
                 "audited_low": accuracy and 100 * accuracy.low,
                 "audited_high": accuracy and 100 * accuracy.high,
@@ -97,7 +95,6 @@ def _unlabelled_table(table: pd.DataFrame) -> str:
         "without labels": table["dataset"],
         "method": _starred(table),
         "seeds": table["seeds"],
-        "agrees with votes": table["agreement"].map(_number),
         "right by answers": table["audited"].map(_number)
         + interval.mask(table["audited"].isna(), ""),
     }

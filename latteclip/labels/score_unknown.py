@@ -1,7 +1,7 @@
 """Score how likely each image shows none of the classes, by CLIP's features or by the captioner."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,10 @@ from latteclip.clip.ood import UnknownDetector, threshold
 from latteclip.config.sections.unknown import UnknownSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.core.metadata import UnknownMetadata
 from latteclip.labels.answers import read_labelled
+from latteclip.labels.class_scores import read_class_scores
 from latteclip.labels.features import read_features
-from latteclip.labels.voters.lmm import read_class_scores
 
 log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float32]
@@ -25,18 +26,6 @@ Bools = npt.NDArray[np.bool_]
 MIN_ANSWERS = 5  # fewest answers of either kind from which a threshold follows
 MAX_P_VALUE = 0.01  # that scores tell both kinds apart
 ROUNDING = 1e-3  # largest rounding error of the log of a sum of probabilities
-
-
-@dataclass
-class UnknownMetadata:
-    """The metadata of UNKNOWN."""
-
-    classnames: list[str]
-    threshold: float  # threshold of the scores by CLIP
-    share: float  # as in `UnknownSection`
-    captioner_threshold: float | None = None  # None: the captioner gave no scores
-    # Number of a person's answers: "none" of the classes, or "classes".
-    answers: dict[str, int] | None = None
 
 
 def score_unknown(

@@ -16,11 +16,11 @@ Letters: N images, n of a sample, C classes, V voters.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 
 from latteclip.labels.fusion import SAMPLE
+from latteclip.labels.fusion_report import Estimate
 from latteclip.labels.guarantees import confidence_sequence
 from latteclip.labels.label_sources import LabelledRows, Votes
 from latteclip.labels.likelihood import pool
@@ -42,22 +42,6 @@ MARGIN = 0.03  # half the width of the interval by the answers that would tell
 ZERO_SHOT = "zero_shot"
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """How right a voter is where it votes."""
-
-    value: float | None
-    low: float
-    high: float
-    tells: bool  # whether the interval can be relied upon
-    source: str  # "answers" or "votes"
-    votes: int
-    answers_needed: (
-        int  # drawn at random, for an interval of MARGIN; 0 where the estimate tells
-    )
-    by_images: float | None = None  # the estimate by images alone
-
-
 def estimate_voters(
     joint: JointFusion, voters: Mapping[str, Votes], labelled: LabelledRows | None = None
 ) -> dict[str, Estimate]:
@@ -70,6 +54,26 @@ def estimate_voters(
     for name, labels in labels_of.items():
         by_answers = _by_answers(labels, labelled) if labelled is not None else None
         found[name] = by_answers or _by_votes(joint, name, labels)
+    return found
+
+
+def gains_of_voters(joint: JointFusion) -> dict[str, float]:
+    """Return the share of all images whose label each voter is expected to correct.
+
+    It is the probability, by all voters, that they gain by the label with the voter in place of the
+    label by all others.
+    """
+    model = joint.model
+    found = dict.fromkeys(joint.voters, 0.0)
+    rows = spaced(torch.arange(model.n), model.n_classes, SAMPLE)
+    informed = [name for name, voter in joint.voters.items() if voter is not None]
+    if not informed or not model.is_informed:
+        return found
+    posterior = model.log_posterior(rows).exp()
+    best = posterior.amax(dim=1)
+    for number, name in enumerate(informed):
+        others = model.without(number).log_posterior(rows).argmax(dim=1, keepdim=True)
+        found[name] = float((best - posterior.gather(1, others)[:, 0]).mean())
     return found
 
 

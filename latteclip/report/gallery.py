@@ -21,6 +21,7 @@ from latteclip.captions.text import mention
 from latteclip.config.sections.groups import GroupsSection
 from latteclip.core import tables
 from latteclip.core.files import read_object
+from latteclip.core.metadata import UnknownMetadata
 from latteclip.data.images import open_rgb
 from latteclip.labels.guarantees import Bools
 from latteclip.report import comparison
@@ -146,15 +147,20 @@ def gallery(
     train: SplitReport,
     predictions: Sequence[int] | None,
     captions: Mapping[str, CaptionPictures],
+    named: Sequence[tuple[str, str]],
 ) -> list[Row]:
-    """Return the chosen training images with captions, predictions and a group of their label."""
+    """Return the chosen training images with captions, predictions and a group of their label.
+
+    `named` has the name of each image's label, and what the label comes from.
+    """
     rows = []
     for place, i in enumerate(chosen):
         own = {kind: found.rows.get(i) for kind, found in captions.items()}
         image = own.get("image")
         group = own.get("group")
         row = {
-            "confidence": float(train.confidence[i]),
+            "named": named[place][0],
+            "source": named[place][1],
             "pseudo_label": int(train.pseudo_labels[i]),
             "prediction": predictions and predictions[place],
             "label": None if train.labels is None else int(train.labels[i]),
@@ -233,11 +239,13 @@ def _thumbnail(split: SplitReport, i: int, prediction: int, **more: float) -> Ro
 def read_unknown(path: str, splits: Sequence[SplitReport]) -> Row:
     """Return the images of some splits that most likely show none of the classes."""
     table = tables.read(path, tables.UNKNOWN)
+    answers = tables.read_metadata(path, UnknownMetadata).answers or {}
     by_clip, by_captioner = (table[n].to_numpy() for n in ("score", "captioner_score"))
     # Images with a captioner's score, which is not NaN, come first.
     best = np.lexsort((-by_clip, -by_captioner))[:UNKNOWN]
     places = _find(table["image_id"].take(best), splits)
     return {
+        "answered": sum(answers.values()),
         "marked": pc.sum(table["is_unknown"]).as_py() or 0,
         "images": len(table),
         "scored": int((~np.isnan(by_captioner)).sum()),

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -12,23 +13,33 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
+from scipy.stats import binomtest
 
 from latteclip.config.sections.base import Section
 from latteclip.config.sections.table import TableSection
 from latteclip.core import tables
 from latteclip.core.errors import DELETE_AND_RERUN, UserError, first_line
-from latteclip.core.files import write_text
+from latteclip.core.files import read_object, write_text
 from latteclip.core.flags import FLAGS
 from latteclip.core.metadata import IndexMetadata
+from latteclip.core.run_options import run_command
 from latteclip.evaluate import results
 from latteclip.evaluate.train_predictions import choose_examples, read_predictions
-from latteclip.labels.fusion_report import Gains, read_fusion_report
+from latteclip.labels.fusion_report import (
+    FusionReport,
+    Gains,
+    PersonAnswers,
+    read_fusion_report,
+)
 from latteclip.report import comparison, gallery, render, runs
 from latteclip.report.comparison import BASELINE, ROWS, Row
+from latteclip.report.labellers import Labellers, in_words, read_labellers
 
 log = logging.getLogger(__name__)
 WORST_PAIRS = 12
 MATRIX_CLASSES = 12
+CHECKS = 60  # answers of `latteclip teach` about images drawn at random, by default
+NORMAL = 1.96  # standard errors from the value to an end of a 95 % interval
 VISIBLE = 0.05  # points: a smaller change is written as none
 LABELS = {  # titles of the labels of training images, by their column of FUSED_LABELS
     "caption_label": "labels by captions alone",
@@ -66,11 +77,15 @@ def report_dataset(
     corrupt_path: str | None = None,
     fused_labels_path: str | None = None,
     fusion_report_path: str | None = None,
+    statement_path: str | None = None,
+    discovery_path: str | None = None,
+    voter_labels_path: str | None = None,
 ) -> None:
     """Write the page of a dataset, one HTML file that needs no network.
 
-    It is about the chosen model. Without labels it compares predictions instead of accuracies. A
-    note stands in place of the parts for which captions or a trained method are missing.
+    It begins with how right labels and the chosen model are, labels on pictures, and the next step.
+    The rest is folded. Without labels it compares predictions instead of accuracies. A note stands
+    in place of the parts for which captions or a trained method are missing.
     """
     train, test, classnames = runs.read_splits(images_path, pseudo_labels_path)
     # The evaluated images. Labels of images that were trained on give no accuracy.
@@ -95,6 +110,13 @@ def report_dataset(
         for kind, path in (("image", image_captions_path), ("group", group_captions_path))
         if path
     }
+    fusion_report = _read(read_fusion_report, fusion_report_path)
+    answers = fusion_report.answers if fusion_report else PersonAnswers()
+    labels = _read(_fused_labels, fused_labels_path, train)
+    statement = _read(results.read_statement, statement_path)
+    if statement and statement.run != (main.method, main.seed):
+        statement = replace(statement, model=None)
+    discovery = _read(read_object, discovery_path, ("actions",))
     predictions = None
     if main.train_predictions and main.method != BASELINE:
         examples = read_predictions(main.train_predictions, classnames, held_out=False)
@@ -103,6 +125,8 @@ def report_dataset(
     shifts = shifts.sort_values("images", ascending=False, kind="stable").head(WORST_PAIRS)
     curves = comparison.training_curves(runs_files)
     drawn = curves.keys() & {main.method, settings.paper}
+    lead = _lead(main, metrics, zero_shot, selection, len(split))
+    steps = _next_steps(settings, lead, answers, fusion_report, audit, discovery)
     page = render.render(
         "report.html",
         settings=settings,
@@ -111,7 +135,12 @@ def report_dataset(
         test=test,
         split=split,
         labelled=split.labels is not None,
-        lead=_lead(main, metrics, zero_shot, selection),
+        lead=lead,
+        stated=statement,
+        steps=steps,
+        discovery=discovery,
+        checks=CHECKS,
+        reach=100 * NORMAL * math.sqrt(0.25 / CHECKS),
         selection=selection,
         audit=audit,
         rows=rows,
@@ -126,7 +155,13 @@ def report_dataset(
         shifts=shifts.to_dict("records"),
         disputes=[] if split.labels is not None else gallery.disputes(found, split),
         panels=gallery.class_panels(found, split),
-        items=gallery.gallery(chosen, train, predictions, captions),
+        items=gallery.gallery(
+            chosen,
+            train,
+            predictions,
+            captions,
+            named=_named(train, chosen, classnames, labels, answers),
+        ),
         unknown=_read(gallery.read_unknown, unknown_path, [test, train]),
         recipes=runs.read_recipes(runs_files),
         training=comparison.training_charts(curves, main.method),
@@ -135,7 +170,9 @@ def report_dataset(
         pseudo_label_charts=comparison.pseudo_label_charts(train),
         pseudo_classes=len(np.unique(train.pseudo_labels)),
         right=_read(_right_labels, fused_labels_path, train),
-        signals=_read(_signals, fusion_report_path),
+        signals=_signals(fusion_report) if fusion_report else None,
+        labellers=_read(_labellers, voter_labels_path),
+        labeller_words=in_words,
         captions=_read(gallery.caption_statistics, caption_summary_path, captions),
         duplicates=_read(gallery.read_duplicates, duplicates_path, train, test, runs_files),
         corrupt=_read(_rows_of_csv, corrupt_path),
@@ -177,9 +214,79 @@ def _right_labels(path: str, train: runs.SplitReport) -> dict[str, float]:
     }
 
 
-def _signals(path: str) -> Row:
+def _fused_labels(path: str, train: runs.SplitReport) -> runs.Ints:
+    """Return the fused labels of the training images [N]."""
+    table = tables.read(path, tables.FUSED_LABELS, ["image_id", "fused_label"])
+    rows = tables.find_rows(train.image_ids.column, table["image_id"], path)
+    return np.asarray(table["fused_label"].take(rows).to_numpy())
+
+
+def _named(
+    train: runs.SplitReport,
+    chosen: Sequence[int],
+    classnames: Sequence[str],
+    labels: runs.Ints | None,
+    answers: PersonAnswers,
+) -> list[tuple[str, str]]:
+    """Return the label of each chosen training image, and what it comes from."""
+    named = []
+    for i in chosen:
+        image_id = train.image_ids[i]
+        if image_id in answers.images:
+            answer = answers.images[image_id] or "none of the classes"
+            named.append((answer, "a person's answer"))
+        elif labels is not None:
+            named.append((classnames[labels[i]], "fused label"))
+        else:
+            named.append((classnames[train.pseudo_labels[i]], "zero-shot label"))
+    return named
+
+
+def _next_steps(
+    settings: ReportSettings,
+    lead: Row,
+    answers: PersonAnswers,
+    fusion_report: FusionReport | None,
+    audit: results.Audit | None,
+    discovery: Row | None,
+) -> list[tuple[str, str]]:
+    """Return what to do next: texts and commands, the most important first."""
+    folder = f"results/{settings.dataset}"
+    quoted = shlex.quote(folder)
+    steps = []
+    if discovery and not discovery["actions"]:
+        steps.append(
+            ("Look at the classes that a stage proposed:", f"latteclip classes {quoted}")
+        )
+    asks = True
+    if fusion_report and not answers.images:
+        text = (
+            "Answer questions about 120 images, in about twenty minutes. The answers improve the "
+            "labels and show how right they are:"
+        )
+        steps.append((text, f"latteclip teach {quoted}"))
+    elif lead["acc1"] is None and not (audit and audit.accuracies):
+        text = "Answer about images that taught nothing. The answers show how right each model is:"
+        steps.append((text, f"latteclip audit {quoted}"))
+    else:
+        asks = False
+    if asks:
+        steps.append(
+            ("Then run the workflow again, and this page follows:", run_command(folder))
+        )
+    model = ""
+    if lead["is_chosen"]:
+        model = f"{folder}/model{settings.suffix}" if settings.suffix else folder
+    elif lead["has_model"]:
+        model = f"{folder}/{lead['method']}/seed{lead['seed']}/model"
+    if model:
+        command = f"latteclip predict {shlex.quote(model)} photos"
+        steps.append(("Classify the images in the folder photos with this model:", command))
+    return steps
+
+
+def _signals(report: FusionReport) -> Row:
     """Return what image encoders and a person's answers are worth to the labels."""
-    report = read_fusion_report(path)
     predictors = []
     if report.image_encoders:
         weights = report.weights
@@ -197,6 +304,10 @@ def _signals(path: str) -> Row:
     }
 
 
+def _labellers(path: str) -> Labellers:
+    return read_labellers(Path(path).parent)
+
+
 def _predictor(model: str, weight: float, gain: float) -> Row:
     return {"model": model, "weight": weight, "times": math.exp(gain)}
 
@@ -206,15 +317,24 @@ def _lead(
     metrics: Sequence[Mapping[str, Any]],
     zero_shot: float | None,
     selection: results.Selection | None,
+    n: int,
 ) -> Row:
-    """Return the run that a page is about, with its accuracy in percent and its gain."""
+    """Return the run that a page is about, with its accuracy in percent and its gain.
+
+    The ends of the accuracy are Wilson's for n test images.
+    """
     of_method = {
         run_metrics["seed"]: run_metrics["acc1"]
         for run_metrics in metrics
         if run_metrics["method"] == run.method
     }
-    acc1 = of_method.get(run.seed)
-    acc1 = None if acc1 is None else 100 * acc1
+    share = of_method.get(run.seed)
+    acc1 = None if share is None else 100 * share
+    low = None
+    high = None
+    if share is not None:
+        test = binomtest(round(share * n), n)
+        low, high = (100 * end for end in test.proportion_ci(method="wilson"))
     return {
         "method": run.method,
         "seed": run.seed,
@@ -222,6 +342,8 @@ def _lead(
         "is_chosen": selection is not None and selection.run == (run.method, run.seed),
         "has_model": bool(run.train_predictions),
         "acc1": acc1,
+        "low": low,
+        "high": high,
         "gain": comparison.difference(acc1, zero_shot),
     }
 

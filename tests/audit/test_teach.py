@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pyarrow as pa
 import pytest
+from support import records
 from support.axe import violations
 from support.taken import CLASSNAMES, Taken
 from support.worlds import World
@@ -23,7 +24,7 @@ from latteclip.core.metadata import EncoderMetadata
 from latteclip.labels.answers import CHECK, CLASS, TEACH, Answer
 from latteclip.labels.fuse_labels import fuse_labels
 from latteclip.labels.fusion_report import NAME, read_fusion_report
-from latteclip.labels.voters.base import FusionSettings
+from latteclip.labels.voters.base import FusionSettings, VoterTable
 
 
 def write_scores(folder, ids, options, log_probabilities):
@@ -42,7 +43,7 @@ def taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     taken = Taken(tmp_path)
     write_scores(tmp_path, taken.ids, *[[[]] * len(taken.ids)] * 2)
-    taken.write_report(voter="lmm", votes="class scores")
+    taken.write_report(voters=[records.scores()], votes="class scores")
     return taken
 
 
@@ -65,7 +66,8 @@ def answer_all(session, answer_to, answers=None):
     return answers
 
 
-def test_questions_follow_the_model_of_the_fused_labels(taken):
+@pytest.mark.parametrize("n_voters", [1, 2])
+def test_questions_follow_the_model_of_the_fused_labels(taken, n_voters):
     """Class scores and another image encoder beside CLIP have weight in both."""
     c, n = len(CLASSNAMES), len(taken.ids)
     scores = np.random.default_rng(0).normal(size=(n, c)) + 2 * np.eye(c)[taken.truth]
@@ -88,10 +90,12 @@ def test_questions_follow_the_model_of_the_fused_labels(taken):
         ),
         *(
             taken.path(name)
-            for name in ("fused_labels.parquet", NAME, "prototypes", "votes")
+            for name in ("fused_labels.parquet", NAME, "prototypes", "votes", "voters")
         ),
-        voter="lmm",
-        voter_table_path=taken.path("class_scores.parquet"),
+        voters_files=[
+            VoterTable(name, "likelihood", "lmm", taken.path("class_scores.parquet"))
+            for name in ("one", "two")[:n_voters]
+        ],
         image_encoders_paths=[str(encoder)],
         device="cpu",
         threads=1,
@@ -113,6 +117,9 @@ def test_chosen_images_come_before_images_drawn_to_check(taken, label_of):
     assert [one.image_id for one in list(answers.values())[20:]] == rest[:20]
     assert all(one.content for one in answers.values())
     assert "every moment" in session.status(answers)
+    scored = session.score(answers)
+    assert scored["checked"] > 0 and scored["low"] < scored["high"]
+    assert scored["answers"] == len(answers)
 
 
 def test_it_goes_on_where_it_was_killed(taken, label_of):

@@ -1,12 +1,11 @@
 import json
-import re
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from latteclip.captions.summarize_captions import summarize_captions
-from latteclip.captions.text import count_mentions
+from latteclip.captions.text import count_mentions, mention
 
 
 def test_the_summary_counts_lengths_repetitions_failures_and_class_names(captioned):
@@ -42,9 +41,7 @@ def test_class_names_are_found_as_if_each_were_looked_for(monkeypatch):
         return ["".join(each).strip() for each in drawn]
 
     names = list(dict.fromkeys(filter(None, words(60, 6))))
-    plain = [
-        re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE) for name in names[5:]
-    ]
+    plain = [*map(mention, names[5:])]
     found = [
         (
             count_mentions(pa.chunked_array([[text]]), names[5:]),
@@ -54,3 +51,19 @@ def test_class_names_are_found_as_if_each_were_looked_for(monkeypatch):
     ]
     assert {one for one, _ in found} == {True, False}
     assert all(one == other for one, other in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "is_named"),
+    [
+        ("two red apples", "apple", True),
+        ("Boxes of cherries.", "box", True),
+        ("Boxes of cherries.", "cherry", True),
+        ("a catalogue", "cat", False),
+        ("a toy boy", "toy", True),
+        ("pineapples", "apple", False),
+    ],
+)
+def test_a_plural_names_its_class(text, name, is_named):
+    assert bool(mention(name).search(text)) == is_named
+    assert count_mentions(pa.chunked_array([[text]]), [name]) == is_named

@@ -9,6 +9,8 @@ from support.image_folders import class_folders
 from latteclip.cli import run_messages
 from latteclip.config import layers
 from latteclip.config.configuration import Configuration
+from latteclip.core.files import write_record
+from latteclip.evaluate.results import AccuracyStatement, Estimate
 
 
 @pytest.fixture
@@ -27,7 +29,9 @@ def write(path, text):
 
 def test_a_run_begins_with_what_it_found(mine, tmp_path):
     [line] = run_messages.started(mine(), [])
-    assert line.startswith("mine: 6 ") and "2 class folders" in line and "zero_shot" in line
+    assert (
+        line.startswith("mine: 6 ") and "classes: 2 folders" in line and "zero_shot" in line
+    )
     (tmp_path / "photos" / "classes.txt").write_text("lines\nred dots\ngrids\n")
     [line] = run_messages.started(mine(), [])
     assert "3 classes in photos/classes.txt" in line
@@ -55,8 +59,15 @@ def test_a_run_ends_with_page_model_and_next_commands(mine, tmp_path):
     write(results / "audit.json", json.dumps({"sentence": "It is better by 3 points."}))
     for name in ("plan.parquet", "answers.json"):
         write(results / "audit" / "train" / name, "")
+    estimate = Estimate(0.713, 0.601, 0.802, 47, ["teach", "audit"])
+    statement = AccuracyStatement("mine", "recommended", 2, None, estimate)
+    write_record(results / "accuracy.json", statement)
     text = "\n".join(run_messages.finished(found, [page]))
     assert "It is better by 3 points." in text and "latteclip audit" not in text
+    assert (
+        "71.3 % right (95 % interval 60.1 to 80.2), by 47 answers of teach and audit"
+        in text
+    )
     labels = run_messages.finished(found, ["results/mine/fused_labels.parquet"])
     assert "latteclip labels export results/mine" in labels[-1]
     assert run_messages.finished(found, ["results/mine/images.parquet"]) == []

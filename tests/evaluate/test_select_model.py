@@ -120,7 +120,6 @@ def test_the_model_that_captions_favour_is_chosen_and_all_counts_are_written(res
         }
     selection = read_selection(results.folder / "selection.json")
     assert (selection.method, selection.reason) == ("image_prototypes", found["reason"])
-    assert selection.agreement("latteclip") == pytest.approx(0.3)
     # The reason has the numbers against the closest rival.
     assert {"latteclip", "60", "120"} <= set(re.findall(r"\w+", selection.reason))
 

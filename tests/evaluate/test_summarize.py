@@ -86,7 +86,7 @@ def test_a_star_marks_what_was_chosen_and_below_it_says_why(tmp_path):
     written, lines = summarized(tmp_path, [str(tmp_path / "selection.json")])
     assert list(written.columns) == [
         *("dataset", "method", "flags", "seeds", "acc1_mean", "acc1_std", "acc1_gain"),
-        *("baseline", "acc5_mean", "mean_per_class_recall", "chosen", "agreement"),
+        *("baseline", "acc5_mean", "mean_per_class_recall", "chosen"),
         *("audited", "audited_low", "audited_high"),
     ]
     assert written["acc1_mean"].tolist() == ["40.00", "60.00", "30.00", "90.00", "70.00"]
@@ -132,15 +132,13 @@ def test_labels_that_answers_checked_stand_below_the_table(tmp_path):
 
 
 def test_datasets_of_earlier_runs_stay_in_the_table(tmp_path):
-    """One without labels has what votes and answers say; limited runs are not in it."""
+    """One without labels has what answers say; limited runs are not in it."""
     results = tmp_path / "results"
     folder = results / "mine" / "latteclip" / "seed2"
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text(json.dumps(run("mine", "latteclip", 2, None)))
     write_audit(results / "mine", "mine")
-    candidates = [{"method": "latteclip", "seed": 2, "agreement": 0.625}]
     chosen = {"dataset": "mine", "method": "latteclip", "seed": 2, "reason": "By votes."}
-    chosen |= {"candidates": candidates}
     (results / "mine" / "selection.json").write_text(json.dumps(chosen))
     limited = results / "mine_64" / "latteclip" / "seed0" / "metrics.json"
     limited.parent.mkdir(parents=True)
@@ -150,9 +148,8 @@ def test_datasets_of_earlier_runs_stay_in_the_table(tmp_path):
     tables.write(results / "mine_64" / "images.parquet", no_images, tables.IMAGES, metadata)
     written, lines = summarized(tmp_path, others=str(results))
     assert written["dataset"].unique().tolist() == ["dtd", "aaa", "mine"]
-    assert written["agreement"].tolist()[-1] == "62.50"
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert ["mine", "latteclip ★", "1", "62.5", "60.0 (50.0 to 70.0)"] in rows
+    assert ["mine", "latteclip ★", "1", "60.0 (50.0 to 70.0)"] in rows
     assert "mine" not in [row[0] for row in rows[: len(MARKED)]]
 
 

@@ -10,7 +10,8 @@ from support.zero_shot_files import ZeroShotFiles
 
 from latteclip.config.sections.unknown import UnknownSection
 from latteclip.core import tables
-from latteclip.labels.score_unknown import UnknownMetadata, score_unknown
+from latteclip.core.metadata import UnknownMetadata
+from latteclip.labels.score_unknown import score_unknown
 
 
 class Dataset(ZeroShotFiles):

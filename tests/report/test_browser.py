@@ -89,7 +89,7 @@ def values(page, number):
 
 
 def test_a_table_is_sorted_by_a_click_and_by_the_keyboard(visit):
-    page = visit()
+    page = opened(visit())
     by_images = page.locator("#per-class th", has_text="images")
     by_images.locator("button").click()
     assert by_images.get_attribute("aria-sort") == "descending"
@@ -133,7 +133,7 @@ def test_nobody_is_kept_out_and_nothing_is_wider_than_the_window(
 
 def test_the_command_of_an_audit_is_copied_by_the_keyboard(visit):
     page = visit("unlabelled", permissions=["clipboard-read", "clipboard-write"])
-    button = page.locator(".why").get_by_role("button", name="Copy the command")
+    button = page.locator("#next").get_by_role("button", name="Copy the command").first
     button.press("Enter")
     page.get_by_role("button", name="Copied").wait_for()
     copied = page.evaluate("navigator.clipboard.readText()")
@@ -144,5 +144,8 @@ def test_without_a_script_the_page_is_complete(visit):
     page = visit(java_script_enabled=False)
     assert page.locator("#per-class tbody tr").count() == len(CLASSNAMES) + 1
     assert page.locator("#per-class th button").count() == 0
+    assert not page.locator("#per-class").is_visible()
+    page.locator("#classes > details > summary").press("Enter")
+    assert page.locator("#per-class").is_visible()
     page.locator("details.card summary").first.click()
     assert page.locator("details.card").first.locator("text=Image caption").is_visible()

@@ -15,8 +15,10 @@ from support.pages import BOTH_KINDS, write, write_audit, write_unknown
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.core.files import write_record
 from latteclip.core.metadata import ClassesMetadata
 from latteclip.evaluate import train_predictions
+from latteclip.evaluate.results import AccuracyStatement, Estimate
 from latteclip.labels import fusion_report
 from latteclip.report import comparison, gallery, runs
 
@@ -193,10 +195,9 @@ def test_the_page_leads_with_the_chosen_model_and_all_sections_are_about_it(tmp_
     page, text = write(results, selection=choose(results, "flyp", 1))
     first = page.sections[""]
     acc1 = 100 * results.metrics("flyp")[1]["acc1"]
-    assert (
-        f"{acc1:.1f}" in first and "flyp (seed 1)" in first and "It <i>agrees</i>." in first
-    )
-    assert "latteclip predict results/made photos" in first
+    assert f"{acc1:.1f}" in first and "flyp (seed 1)" in first
+    assert "It <i>agrees</i>." in page.sections["choice"]
+    assert "latteclip predict results/made photos" in page.sections["next"]
     assert ("i", {}) not in page.elements
     names = [row[0][0] for row in page.tables["headline"][1:]]
     assert ["★" in name for name in names] == [False, True, False]
@@ -229,7 +230,6 @@ def test_an_unlabelled_page_has_the_model_its_comparison_and_unreadable_images(t
         "images": 120,
         "difference": 0.05,
         "standard_error": 0.02,
-        "agreement": 0.625,
     }
     candidates = [{"method": "flyp", "seed": 0, "flags": [], "acc1": None, **compared}]
     results.write_index({"skipped": {".mov": 12, "other": 1}})
@@ -240,13 +240,11 @@ def test_an_unlabelled_page_has_the_model_its_comparison_and_unreadable_images(t
         selection=choose(results, "flyp", 0, candidates=candidates),
         corrupt=str(corrupt),
     )
-    first = page.sections[""]
-    assert "latteclip predict results/made photos" in first
-    assert "latteclip audit results/made" in first and "It <i>agrees</i>." in first
-    cells = [cell[0].strip() for cell in page.column("methods", 2)]
-    assert cells == ["–", "62.5 %", "–"]  # noqa: RUF001
+    step = page.sections["next"]
+    assert "latteclip predict results/made photos" in step
+    assert "latteclip audit results/made" in step
     (row,) = page.tables["candidates"][1:]
-    assert [cell[0].strip() for cell in row[1:]] == ["0", "120", "62.5 %", "+5.0", "2.0"]
+    assert [cell[0].strip() for cell in row[1:]] == ["0", "120", "+5.0", "2.0"]
     assert [cell[0].strip() for cell in page.tables["corrupt"][1]] == [
         *("<b>.jpg", "train", "cannot be decoded")
     ]
@@ -257,6 +255,86 @@ def test_an_unlabelled_page_has_the_model_its_comparison_and_unreadable_images(t
         write(results, corrupt=str(corrupt))
 
 
+def write_statement(folder, **estimates):
+    """What answers say of labels and of the run flyp, seed 0; the path."""
+    path = folder / "accuracy.json"
+    usual = {"dataset": "made", "method": "flyp", "seed": 0, "labels": None, "model": None}
+    write_record(path, AccuracyStatement(**usual | estimates))
+    return str(path)
+
+
+def test_a_page_without_labels_begins_with_what_answers_tell_and_no_other_number(tmp_path):
+    results = Results(tmp_path, labelled=False)
+    report = str(tmp_path / fusion_report.NAME)
+    fusion_report.write_fusion_report(report, records.fusion())
+    files = {"fusion_report": report, "selection": choose(results, "flyp", 0)}
+    page, _ = write(results, **files)
+    first = page.sections[""]
+    assert first.count("cannot be told") == 2 and "\xa0%" not in first
+    assert "60 answers" in first and "13 points" in first
+    step = page.sections["next"]
+    assert step.index("latteclip teach results/made") < step.index("dataset=made")
+    answers = fusion_report.PersonAnswers({"a": "b"}, records.checked(["a"]))
+    fusion_report.write_fusion_report(report, records.fusion(answers=answers))
+    estimates = {
+        "labels": Estimate(0.796, 0.534, 0.828, 50, ["teach"]),
+        "model": Estimate(0.713, 0.601, 0.802, 47, ["teach", "audit"]),
+    }
+    page, _ = write(results, **files)
+    assert page.sections[""].count("cannot be told yet: too few answers") == 2
+    stated = write_statement(tmp_path, **estimates)
+    page, _ = write(results, statement=stated, **files)
+    first = " ".join(page.sections[""].split())
+    assert "79.6 % (53.4 to 82.8" in first and "50 answers of latteclip teach" in first
+    assert "71.3 % (60.1 to 80.2" in first
+    assert "47 answers of latteclip teach and latteclip audit" in first
+    assert "cannot be told" not in first
+    assert "latteclip audit results/made" in page.sections["next"]
+    # What is known of one run says nothing of another.
+    page, _ = write(results, statement=stated, fusion_report=report)
+    assert "71.3" not in page.sections[""]
+
+
+def test_labels_on_pictures_say_what_they_come_from(tmp_path):
+    results = Results(tmp_path, labelled=False)
+    n = results.n_train
+    labels = (results.before[:n] + 1) % len(CLASSNAMES)
+    fused = write_fused(tmp_path / "fused", results, fused=labels)
+    train, _, _ = runs.read_splits(results.images, results.pseudo_labels)
+    shown = [
+        train.image_ids[i]
+        for i in train_predictions.choose_examples(train.confidence, train.pseudo_labels)
+    ]
+    answers = fusion_report.PersonAnswers({shown[0]: "stripes", shown[1]: None})
+    report = str(tmp_path / fusion_report.NAME)
+    fusion_report.write_fusion_report(report, records.fusion(answers=answers))
+    page, _ = write(results, fused_labels=fused, fusion_report=report)
+    text = page.sections["gallery"]
+    assert text.count("a person's answer") == 2 and "none of the classes" in text
+    assert text.count("fused label") == len(shown) - 2
+    page, _ = write(results)
+    assert page.sections["gallery"].count("zero-shot label") == len(shown)
+
+
+def test_all_but_the_labels_and_the_next_step_is_folded(written):
+    page, _ = written
+    order = list(page.sections)
+    assert order[:3] == ["", "gallery", "next"]
+    folds = [a for tag, a in page.elements if tag == "details" and a.get("class") == "fold"]
+    assert len(folds) == len(order) - 3 and not any("open" in a for a in folds)
+
+
+def test_proposed_classes_say_whether_a_person_looked(tmp_path):
+    results = Results(tmp_path, labelled=False)
+    path = tmp_path / "discovery.json"
+    for actions, said in ((0, "Nobody has looked"), (3, "3 actions")):
+        path.write_text(json.dumps({"actions": actions}))
+        page, _ = write(results, discovery=str(path))
+        assert said in page.sections[""]
+        asked = "latteclip classes results/made" in page.sections["next"]
+        assert asked == (actions == 0)
+
+
 def test_an_audit_stands_below_the_accuracies(results, written):
     page, _ = write(
         results, audit=write_audit(results.folder, "made", ["zero_shot", "flyp"])
@@ -265,7 +343,7 @@ def test_an_audit_stands_below_the_accuracies(results, written):
         ["flyp", "1", "51.0", "30.0 to 62.0"],
         ["zero_shot", "0", "41.0", "30.0 to 62.0"],
     ]
-    assert "It <i>helped</i>." in page.sections[""]
+    assert "It <i>helped</i>." in page.sections["accuracy"]
     assert ("i", {}) not in page.elements
     names = [row[0][0] for row in page.tables["headline"][1:]]
     assert ["audited" in name for name in names] == [True, True, False]
@@ -396,6 +474,7 @@ def test_likely_unknown_images_stand_in_their_order(tmp_path):
     results = Results(tmp_path, labelled=False)
     page, _ = write(results, unknown=write_unknown(results))
     assert likely_unknown(page) == results.image_ids[::-1][: gallery.UNKNOWN]
+    assert "Nobody has checked" in page.sections["unknown"]
     # Images with a score of the captioner come first.
     page, _ = write(results, unknown=write_unknown(results, [1.0, 3.0, 2.0]))
     ids = results.image_ids

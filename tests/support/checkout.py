@@ -92,6 +92,11 @@ class Checkout:
             command, *warm.run(script, command, self.variables(path), self.root, usual)
         )
 
+    def log(self):
+        """What Snakemake logged of the last run: a terminal gets few lines of it."""
+        logs = (self.root / ".snakemake" / "log").glob("*.snakemake.log")
+        return max(logs).read_text()
+
     def variables(self, path=()):
         """Of a command: the tests' own, this copy's code, and before it the folders of a path."""
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", **self.environment}

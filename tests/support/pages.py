@@ -8,6 +8,7 @@ import numpy as np
 
 from latteclip.captions.summarize_captions import summarize_captions
 from latteclip.core import tables
+from latteclip.core.metadata import UnknownMetadata
 from latteclip.evaluate.results import Accuracy, Audit
 from latteclip.report import report_dataset
 
@@ -134,5 +135,6 @@ def write_unknown(results, by_captioner=()):
         "captioner_score": [*by_captioner, *[None] * (len(scores) - len(by_captioner))],
         "is_unknown": scores > 0.9,
     }
-    tables.write(path, columns, tables.UNKNOWN)
+    metadata = UnknownMetadata(list(results.classnames), threshold=0.9, share=0.1)
+    tables.write(path, columns, tables.UNKNOWN, metadata)
     return str(path)

@@ -14,7 +14,8 @@ from support.checkout import Checkout
 from support.image_folders import class_folders
 from support.tiny import ROOT
 
-MINE = ("dataset=mine", "image_dir=photos")
+FOLDERS = {"classes": "folders"}
+MINE = ("dataset=mine", "image_dir=photos", f"split={FOLDERS}")
 INDEX = "results/mine/images.parquet"
 # The commands of a checkout say where they run and whose code they are.
 NOTE = "import pathlib\n\npathlib.Path('ran').write_text(__file__)\n"
@@ -122,7 +123,8 @@ def outer(checkout, project):
     snakefile = checkout.root / "workflow" / "Snakefile"
     text = OUTER.format(index=INDEX, snakefile=snakefile)
     (project / "Snakefile").write_text(text)
-    asked = {"dataset": "mine", "image_dir": "photos", "clip": tiny_clip(checkout)}
+    asked = {"dataset": "mine", "image_dir": "photos", "split": FOLDERS}
+    asked["clip"] = tiny_clip(checkout)
     write_yaml(project / "config" / "config.yaml", {"samples": ["a"], "latteclip": asked})
     return project
 
@@ -130,7 +132,7 @@ def outer(checkout, project):
 def test_another_workflow_uses_it_as_a_module(checkout, outer):
     run = own_code(checkout, "-j2", cwd=outer)
     assert "localrule latteclip_index_images:" in run
-    assert "mine: 10 image files in photos, 2 class folders (" in run
+    assert "mine: 10 image files in photos, classes: 2 folders (" in run
     assert "profile" not in run
     assert int((outer / "counted.txt").read_text()) == (outer / INDEX).stat().st_size
     for picture in (outer / "photos").rglob("*.png"):

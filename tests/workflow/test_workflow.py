@@ -116,14 +116,11 @@ def test_a_run_ends_with_where_the_results_are(finished):
     (finished.root / "results" / "index.html").unlink()
     run = finished.snakemake("--config", "seeds=1")
     assert run.returncode == 0, run.stdout
-    begun, ended = (
-        run.stdout.index("demo: 100 images of "),
-        run.stdout.rindex("demo: 100 images"),
-    )
-    assert (
-        begun < run.stdout.index("rule index_results:") < run.stdout.index("Elapsed time")
-    )
-    assert run.stdout.index("Elapsed time") < ended
+    elapsed = run.stdout.index("Elapsed time")
+    ended = run.stdout.rindex("demo: 100 images")
+    assert run.stdout.index("demo: 100 images of ") < elapsed < ended
+    assert "rule index_results:" in finished.log()
+    assert "rule index_results:" not in run.stdout
     assert "results/demo/report.html" in run.stdout[ended:]
     assert "latteclip predict results/demo" in run.stdout[ended:]
     assert planned(finished) == {}
@@ -187,7 +184,8 @@ SETTINGS = {
     "captions={'shards': 2}": {**SHARDED, **NEW_CAPTIONS},
 }
 EDITS = {
-    "an audit": (answered, {"score_audit": 1, **COLLECTED}),  # no training learns from it
+    # No training learns from it.
+    "an audit": (answered, {"score_audit": 1, "state_accuracy": 1, **COLLECTED}),
     # flyp reads no such labels
     "answers that teach": (taught, {"fuse_labels": 1, "score_unknown": 1, **COLLECTED}),
     "an objective": (in_file("latteclip/train/objectives/latteclip.py"), TUNED_ON_CAPTIONS),
@@ -428,6 +426,30 @@ def learned(checkout):
     return {path.relative_to(results): path.read_bytes() for path in files}, history
 
 
+def test_a_run_prints_a_line_for_each_long_stage_and_logs_hold_the_rest(finished_copy):
+    shutil.rmtree(finished_copy.root / RESULTS)
+    run = finished_copy.snakemake("--config", "seeds=1", "method=zero_shot,flyp")
+    assert run.returncode == 0, run.stdout
+    lines = [line for line in run.stdout.splitlines() if line]
+    assert len(lines) < 20, run.stdout
+    stages = re.findall(r"^[\d:]{8}  (\w+) of demo \(\d+ of \d+ jobs", run.stdout, re.M)
+    assert {"images", "features", "training", "page"} <= set(stages)
+    assert len(stages) == len(set(stages))
+    [named] = re.findall(r"\.snakemake/log/\S+\.log", run.stdout)
+    assert "rule finetune:" in (finished_copy.root / named).read_text()
+    [trained] = (finished_copy.root / RESULTS).glob("flyp/seed0/logs/finetune.log")
+    assert trained.read_text().splitlines()[-1] not in run.stdout
+    everything = finished_copy.snakemake(
+        "--config",
+        "seeds=1",
+        "method=zero_shot,flyp",
+        "--forcerun",
+        "summarize",
+        "--verbose",
+    )
+    assert "rule summarize:" in everything.stdout
+
+
 def test_training_labels_change_no_byte_of_labels_captions_and_weights(finished_copy):
     before = learned(finished_copy)
     assert len(before[0]) >= 9
@@ -444,7 +466,7 @@ def test_training_labels_change_no_byte_of_labels_captions_and_weights(finished_
         *(f"{RESULTS}/{name}" for name in targets), "--config", "seeds=1"
     )
     assert run.returncode == 0, run.stdout
-    ran = set(re.findall(r"^localrule (\w+):", run.stdout, re.MULTILINE))
+    ran = set(re.findall(r"^localrule (\w+):", finished_copy.log(), re.MULTILINE))
     assert ran >= {"pseudo_label_images", *LOADS_CAPTIONER, "fuse_labels", "finetune"}
     assert learned(finished_copy) == before
 

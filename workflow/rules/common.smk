@@ -9,7 +9,13 @@ IS_CLONE = (ROOT / "latteclip").is_dir()
 if IS_CLONE:
     sys.path.insert(0, str(ROOT))
 
-from latteclip.cli.rule_functions import RuleFunctions, file_names, one_of, options
+from latteclip.cli.rule_functions import (
+    RuleFunctions,
+    file_names,
+    one_of,
+    option_each,
+    options,
+)
 from latteclip.config import job_resources, stage_params
 from latteclip.config.configuration import Configuration
 from latteclip.config.stage_params import LEFT_OUT, MODEL_NOTE

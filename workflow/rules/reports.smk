@@ -40,6 +40,13 @@ rule report_dataset:
             stage_params.shows_fused_labels,
             "dataset",
         ),
+        statement=given(stage_params.statement_if_any, "dataset"),
+        discovery=given(stage_params.discovery_if_any, "dataset"),
+        voter_labels=given_if(
+            "results/{dataset}/voter_labels.parquet",
+            stage_params.shows_fused_labels,
+            "dataset",
+        ),
         unknown="results/{dataset}/unknown.parquet",
         duplicates="results/{dataset}/duplicates.parquet",
         corrupt="results/{dataset}/corrupt.csv",
@@ -61,7 +68,15 @@ rule report_dataset:
         runtime=minutes("report_dataset"),
     params:
         captions=options("image_captions", "group_captions", "caption_summary"),
-        choice=options("selection", "audit", "fused_labels", "fusion_report"),
+        choice=options(
+            "selection",
+            "audit",
+            "fused_labels",
+            "fusion_report",
+            "statement",
+            "discovery",
+            "voter_labels",
+        ),
         runs=as_found(given_json(stage_params.page_runs, "dataset")),
         settings=as_found(given(stage_params.report_dataset, "dataset")),
     shell:

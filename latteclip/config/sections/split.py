@@ -62,7 +62,8 @@ class SplitSection(Section):
         "labels of shards: a suffix (cls; txt; json:field) or a Parquet column"
     )
     classes: Line | None = optional_key(
-        "file of class names, one per line, in label order; discover: a stage proposes them"
+        "file of class names, one per line, in label order; folders: the names of the folders; "
+        "discover: a stage proposes them"
     )
     images: Line = key(".", "folder to which the split's paths are relative")
     classname_replace: dict[str, str] = optional_key(

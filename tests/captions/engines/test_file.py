@@ -4,8 +4,9 @@ import math
 import pandas as pd
 import pytest
 
-from latteclip.captions.engines.file import by_image_id, read_captions, read_scores
+from latteclip.captions.engines.file import read_captions, read_scores
 from latteclip.core.errors import UserError
+from latteclip.core.user_tables import by_image_id
 
 SUFFIXES = [".parquet", ".csv", ".tsv", ".jsonl"]
 KEY = "captioner.images_file"
