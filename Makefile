@@ -26,7 +26,7 @@ install: $(INSTALLED)
 .venv/.installed-cpu: pyproject.toml envs/cpu.txt | .venv/bin/pip
 	@echo "No NVIDIA GPU here: installing the CPU builds of torch and vLLM (KIND=cuda for the others)."
 	pip install --quiet --no-deps --requirement envs/cpu.txt
-	pip install --quiet --no-deps --no-build-isolation --editable .
+	pip install --quiet --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 	@python -c 'import torchvision, vllm' || { echo 'torch or vLLM does not import. Where the package index has no CPU build of torch, name one that has: see docs/environments.md.'; exit 1; }
 	@touch $@
 
@@ -34,7 +34,7 @@ install: $(INSTALLED)
 	@python envs/check_driver.py $(if $(filter file,$(origin KIND)),,--warn)
 	@echo "Installing the CUDA builds of torch and vLLM (KIND=cpu for the others): 4.6 GB to download, 10 GB on the disk."
 	pip install --no-deps --requirement envs/cuda.txt
-	pip install --quiet --no-deps --no-build-isolation --editable .
+	pip install --quiet --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 	@touch $@
 
 .PHONY: .venv/.installed-broken

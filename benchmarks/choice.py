@@ -35,7 +35,7 @@ from latteclip.evaluate.select_model import (
     read_votes,
 )
 from latteclip.labels import adapt_zero_shot, fuse_labels
-from latteclip.labels.voters.base import FusionSettings
+from latteclip.labels.voters.base import FusionSettings, VoterTable
 from latteclip.train import finetune
 from latteclip.train.settings import auto_epochs
 
@@ -138,8 +138,16 @@ def _label(results: Path, folder: Path) -> None:
         str(folder / "fused_labels.json"),
         prototypes,
         votes,
-        voter="caption",
-        voter_table_path=str(results / "captions" / "images.parquet"),
+        str(folder / "voter_labels.parquet"),
+        voters_files=[
+            VoterTable(
+                "caption",
+                "captions",
+                "caption",
+                str(results / "captions" / "images.parquet"),
+                "caption",
+            )
+        ],
         device="cpu",
         threads=1,
     )

@@ -32,9 +32,9 @@ import torch
 from real_models import NONE, clip_features, normalised, plain, rows_with_texts
 from scipy.stats import spearmanr
 
-from latteclip.labels.cascade import images_to_ask, unknown_voter
+from latteclip.labels.cascade import images_to_ask, in_one_round, unknown_voter
 from latteclip.labels.label_sources import ClipFeatures, Votes
-from latteclip.labels.voter_estimates import ZERO_SHOT, Estimate, estimate_voters
+from latteclip.labels.voter_estimates import ZERO_SHOT, VoterEstimate, estimate_voters
 from latteclip.labels.voter_model import (
     JointFusion,
     fuse_voters,
@@ -218,7 +218,7 @@ def measure(data: Data) -> Figures:
 
 
 def _figures(
-    data: Data, labels: torch.Tensor, joint: JointFusion, name: str, estimate: Estimate
+    data: Data, labels: torch.Tensor, joint: JointFusion, name: str, estimate: VoterEstimate
 ) -> Figures:
     voter = joint.voters.get(name)
     value = estimate.value
@@ -334,8 +334,16 @@ def cascade(data: Data) -> Figures:
             break
         asked[rows] = True
     found["chosen"] = data.right(by(asked).fusion.labels)
+    nobody = torch.zeros(n, dtype=torch.bool)
+    if cheap:
+        _, order = in_one_round(by(nobody).model)
+        asked = nobody.clone()
+        asked[order[:budget]] = True
+        found["one_round"] = data.right(by(asked).fusion.labels)
     gain = found["whole"] - found["without"]
-    for key in ("random", "chosen"):
+    for key in ("random", "chosen", "one_round"):
+        if key not in found:
+            continue
         found[f"{key}_share_of_gain"] = round((found[key] - found["without"]) / gain, 2)
     return found
 

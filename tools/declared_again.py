@@ -29,6 +29,7 @@ RECORDS = {
         "ImagePreprocessing",
     ),
     *("Preprocessing", "RunFiles", "RunTables", "Sizes", "TrainingFiles", "TrainingResult"),
+    "VoterTable",
 }
 # Fields with other meanings than the keys of their names.
 OTHERS = {

@@ -58,7 +58,7 @@ def _yaml_keys(section: type[Section], indent: str) -> Iterator[str]:
     for name, field in section.model_fields.items():
         if not is_in_file(field):
             continue
-        inner = section_of(field.annotation)
+        inner = None if _is_list(field.annotation) else section_of(field.annotation)
         lines = [] if inner is None else list(_yaml_keys(inner, f"{indent}  "))
         if inner is not None and not lines:
             continue
@@ -129,7 +129,12 @@ def _rows(section: type[Section], prefix: str, skip: set[str]) -> Iterator[Row]:
         else:
             yield f"**`{key}`**", "", meaning
             is_by_name = get_origin(field.annotation) is dict
-            yield from _rows(inner, f"{key}.<name>." if is_by_name else f"{key}.", skip)
+            item = f"{key}[]." if _is_list(field.annotation) else f"{key}."
+            yield from _rows(inner, f"{key}.<name>." if is_by_name else item, skip)
+
+
+def _is_list(annotation: Any) -> bool:
+    return get_origin(annotation) is list
 
 
 def _meaning(annotation: Any, field: Any = None) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from latteclip.core.errors import UserError
+from latteclip.core.terminal import one_line
 from latteclip.labels.answers import (
     UNSURE,
     Answer,
@@ -120,6 +121,16 @@ def import_answers(session: QuestionSession, path: str) -> None:
     saved = session.saved()
     exported.warn(path, session.folder)
     answers = {**exported.answers, **saved.answers}
+    both = exported.answers.keys() & saved.answers.keys()
+    differ = sorted(key for key in both if not _agree(answers[key], exported.answers[key]))
+    if differ:
+        log.warning(
+            "%d of %d answers differ from those in %s, which stay, such as about %s.",
+            len(differ),
+            len(both),
+            session.path,
+            one_line(answers[differ[0]].image_id, 60),
+        )
     try:
         session.schema.write(session.path, answers, saved.revision)
     except StaleRevisionError:
@@ -132,3 +143,7 @@ def import_answers(session: QuestionSession, path: str) -> None:
         len(exported.answers),
         path,
     )
+
+
+def _agree(first: Answer, second: Answer) -> bool:
+    return (first.kind, first.classname) == (second.kind, second.classname)

@@ -8,7 +8,7 @@ the run did not learn from the image. Letters: N images, n answers, H strata.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -185,16 +185,9 @@ def _of_labels(
 
 def _with_taught(estimate: Estimate, taught: int, n: int) -> Estimate:
     """Return the share of right labels of all n images, of which those that taught are right."""
-
-    def of_all(share: float) -> float:
-        return (taught + share * (n - taught)) / n
-
-    return replace(
-        estimate,
-        value=of_all(estimate.value),
-        low=of_all(estimate.low),
-        high=of_all(estimate.high),
-    )
+    shares = (estimate.value, estimate.low, estimate.high)
+    value, low, high = ((taught + each * (n - taught)) / n for each in shares)
+    return Estimate(value, low, high, estimate.answers, estimate.by)
 
 
 def _larger(estimates: Sequence[Estimate | None]) -> Estimate | None:

@@ -5,6 +5,7 @@ drawn at random from all others check the labels as they were before, so that th
 every moment. Letters: N training images, P images of the pool that is computed with, C classes.
 """
 
+import json
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -25,11 +26,11 @@ from latteclip.audit.session import (
     in_class_order,
 )
 from latteclip.config.hub_names import slug
-from latteclip.config.methods import VOTERS
 from latteclip.config.sections.clip import ClipSection
 from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.core.metadata import IndexMetadata
 from latteclip.core.run_options import run_command
 from latteclip.labels.answer_files import is_foreign, read_foreign
 from latteclip.labels.answers import (
@@ -47,7 +48,8 @@ from latteclip.labels.fusion import ROUNDS, LabelModel
 from latteclip.labels.fusion_report import NAME, read_fusion_report
 from latteclip.labels.guarantees import confidence_sequence
 from latteclip.labels.predictors import read_predictors
-from latteclip.labels.voters.base import FusionSettings
+from latteclip.labels.voter_model import start_model
+from latteclip.labels.voters.base import FusionSettings, VoterTable
 
 SEED = 0
 BATCH = 10  # questions between which the labels learn
@@ -70,8 +72,10 @@ def teach(
     budget: int = 120,
     offline: str | None = None,
     answers: str | None = None,
+    score: bool = False,
     port: int = 0,
     no_browser: bool = False,
+    json_output: bool = False,
 ) -> None:
     """Ask you about the training images from which the labels learn most.
 
@@ -83,12 +87,19 @@ def teach(
     Args:
         answers: import the answers that it exports, or labels of some images: CSV, Parquet or JSON
             Lines with the columns image and class, or an export of Label Studio
+        score: print how right the labels are by the answers so far
     """
+    if json_output and not score:
+        raise UserError("--json is for --score; give both.")
     session = TeachingSession(results, budget)
     if offline:
         write_offline(session, offline)
     elif answers:
         import_answers(session, answers)
+    elif score:
+        saved = session.answers()
+        values = json.dumps(session.score(saved), indent=2)
+        print(values if json_output else session.status(saved))
     else:
         serve(session, port, browser=not no_browser)
 
@@ -157,9 +168,10 @@ class TeachingSession(QuestionSession):
     def read_file(self, path: str) -> Saved:
         """Return the answers that the page exported, or labels from another tool."""
         if is_foreign(path):
-            return Saved(
-                read_foreign(path, list(self.ids), list(self.paths), self.classnames)
-            )
+            index = self.folder / "images.parquet"
+            written = tables.read_metadata(index, IndexMetadata).written_names
+            ids, paths = list(self.ids), list(self.paths)
+            return Saved(read_foreign(path, ids, paths, self.classnames, written))
         return super().read_file(path)
 
     def status(self, answers: Answers) -> str:
@@ -170,12 +182,28 @@ class TeachingSession(QuestionSession):
                 f"{100 * high:.0f} % of all labels are right ({right} of {n}). This interval holds "
                 "at every moment."
             )
-        changed = int((self._labels != self._start).sum())
-        doubtful = int((self.posterior.amax(dim=1) < DOUBT).sum())
+        score = self.score(answers)
         return (
-            f"{changed:,} labels changed so far. {doubtful:,} of all are not sure, and more are "
-            "wrong: the last half of the questions tells how many."
+            f"{score['changed']:,} labels changed so far. {score['in_doubt']:,} of all are not "
+            "sure, and more are wrong: the last half of the questions tells how many."
         )
+
+    def score(self, answers: Answers) -> dict[str, Any]:
+        """Return numbers of answers and labels, and the interval of right labels, if there is one.
+
+        `changed` and `in_doubt` count images of the pool.
+        """
+        right, checked, low, high = self._checked(answers) or (None, 0, None, None)
+        return {
+            "answers": len(answers),
+            "images": len(self.ids),
+            "changed": int((self._labels != self._start).sum()),
+            "in_doubt": int((self.posterior.amax(dim=1) < DOUBT).sum()),
+            "checked": checked,
+            "right": right,
+            "low": low,
+            "high": high,
+        }
 
     def result(self, answers: Answers) -> dict[str, Any]:
         text = (
@@ -219,8 +247,10 @@ class TeachingSession(QuestionSession):
             ),
             str(self.folder / "pseudo_labels.parquet"),
             str(self.folder / "class_embeddings.safetensors"),
-            report.voter,
-            str(self.folder / VOTERS[report.voter].table),
+            [
+                VoterTable(one.name, one.kind, one.module, str(self.folder / one.table))
+                for one in report.voters
+            ],
             image_encoders_paths=[
                 str(self.folder / "image_encoders" / f"{encoder}.parquet")
                 for encoder in image_encoders
@@ -228,7 +258,8 @@ class TeachingSession(QuestionSession):
             device="auto",
             threads=torch.get_num_threads(),
         )
-        model = LabelModel(known.images, known.ballot.votes, known.others)
+        votes = {name: ballot.votes for name, ballot in known.ballots.items()}
+        model, _ = start_model(known.images, votes, known.others)
         model.learn(STEPS if self._is_light else ROUNDS)
         return model
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import math
 import os
 import re
 import sqlite3
@@ -24,11 +25,15 @@ MAX_CHARACTERS = 2**20  # characters of an answer, at most
 MAX_TOKENS = 2**31 - 1  # what the tables' column holds
 CREATE = """
     CREATE TABLE IF NOT EXISTS answers (digest TEXT PRIMARY KEY, text TEXT, finish_reason TEXT,
-        n_tokens INTEGER, n_read INTEGER, engine TEXT, date TEXT)
+        n_tokens INTEGER, n_read INTEGER, engine TEXT, date TEXT, cost REAL)
 """
+ADD_COST = (
+    "ALTER TABLE answers ADD COLUMN cost REAL"  # to a file from before there were prices
+)
 INSERT = """
     INSERT OR IGNORE INTO answers
-    VALUES (:digest, :text, :finish_reason, :n_tokens, :n_read, :engine, :date)
+        (digest, text, finish_reason, n_tokens, n_read, engine, date, cost)
+    VALUES (:digest, :text, :finish_reason, :n_tokens, :n_read, :engine, :date, :cost)
 """
 
 
@@ -46,6 +51,9 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
         self._files = {self.path: _connected(self.path)}
         with _explained(self.path), self._files[self.path] as file:
             file.execute(CREATE)
+            columns = [row["name"] for row in file.execute("PRAGMA table_info(answers)")]
+            if "cost" not in columns:
+                file.execute(ADD_COST)
         split = name.partition("-")[2]
         for path in sorted(self.path.parent.glob("*.sqlite")):
             if path.stem.partition("-")[2] != split:
@@ -86,11 +94,12 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
         return np.sort(np.concatenate(found))
 
     def add(self, digest: str, answer: Response, engine: str) -> None:
-        """Cache a valid answer; it is on the disk after the next commit."""
+        """Cache a valid answer; it is on the disk after the next commit, at once if it was paid."""
         today = datetime.now(UTC).date().isoformat()
         self._pending[digest] = replace(answer, engine=engine, date=today, digest=digest)
         waiting = time.monotonic() - self._committed
-        if len(self._pending) >= COMMIT_ANSWERS or waiting >= COMMIT_SECONDS:
+        is_due = len(self._pending) >= COMMIT_ANSWERS or waiting >= COMMIT_SECONDS
+        if is_due or answer.cost:
             self.commit()
 
     def commit(self) -> None:
@@ -139,4 +148,7 @@ def problem(answer: Response) -> str | None:
     for number in (answer.n_tokens, answer.n_read):
         if number is not None and not (type(number) is int and 0 <= number <= MAX_TOKENS):
             return f"its number of tokens is {one_line(ascii(number), 40)}"
+    cost = answer.cost
+    if cost is not None and not (type(cost) is float and 0 <= cost < math.inf):
+        return f"its cost is {one_line(ascii(cost), 40)}"
     return None

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from latteclip.captions.budget import cost_of
 from latteclip.captions.metadata import AnswersMetadata
 from latteclip.captions.requests import Response
 from latteclip.captions.runner import CaptionJob
@@ -23,9 +24,11 @@ def write_rows(
     """Write a table in pieces, and return how many rows were asked, failed and so on.
 
     A row without answers was not asked about. The metadata get the engines, the date and the tokens
-    of the answers. UserError: more rows lack an answer than captioner.max_failed.
+    of the answers. UserError: more rows lack an answer than captioner.max_failed, or all of those
+    of a user's file.
     """
     count = Counter[str]()
+    cost = 0.0
     first_error = ""
     engines = {""}
     dates = {""}
@@ -35,15 +38,20 @@ def write_rows(
         while piece := list(itertools.islice(rows, tables.CAPTION_ROWS)):
             for columns, answers in piece:
                 count.update(_count(columns, answers))
+                cost += cost_of(answers)
                 first_error = first_error or columns["error"] or ""
                 engines |= {answer.engine for answer in answers}
                 dates |= {answer.date for answer in answers}
             add(pa.Table.from_pylist([columns for columns, _ in piece], schema))
-        if count["failed"] + count["empty"] > job.settings.max_failed * count["asked"]:
+        share = 1 if job.settings.reads_file else job.settings.max_failed
+        missing = count["failed"] + count["empty"]
+        is_empty = job.settings.reads_file and missing == count["asked"]
+        if is_empty or missing > share * count["asked"]:
             raise _too_many(job, count, first_error)
         metadata.engine = ", ".join(sorted(engines - {""}))
         metadata.date = max(dates) or None
         metadata.tokens_read, metadata.tokens_written = count["read"], count["written"]
+        metadata.cost = cost
     return count
 
 
@@ -62,13 +70,14 @@ def _count(columns: Mapping[str, Any], answers: Sequence[Response]) -> dict[str,
 def _too_many(job: CaptionJob, count: Counter[str], error: str) -> UserError:
     settings = job.settings
     first = f" (the first error: {error})" if error else ""
-    who = settings.model
-    remedy = "try another prompt, captioner.model or scores.kind, or rerun"
     if settings.reads_file:
-        who = "Your file"
-        remedy = f"add them: see {job.file_key}"
+        return UserError(
+            f"{job.file_key} {job.file} has no {job.unit} for any of the {count['asked']} images "
+            "or groups; add them."
+        )
     return UserError(
-        f"{who} has no {job.unit} for {count['failed']} of {count['asked']} images or groups"
-        f"{first} and empty ones for {count['empty']}, more than captioner.max_failed "
-        f"({settings.max_failed:.0%}); {remedy}."
+        f"{settings.model} has no {job.unit} for {count['failed']} of {count['asked']} images or "
+        f"groups{first} and empty ones for {count['empty']}, more than captioner.max_failed "
+        f"({settings.max_failed:.0%}); try another prompt, captioner.model or scores.kind, or "
+        "rerun."
     )

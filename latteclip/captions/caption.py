@@ -26,6 +26,7 @@ from latteclip.captions.requests import (
 from latteclip.captions.runner import CaptionJob, Runner, running
 from latteclip.config.sections.groups import GroupsSection
 from latteclip.core import tables
+from latteclip.core.user_tables import by_image_id
 
 log = logging.getLogger(__name__)
 # Added to the prompt of a second attempt, after an answer that was empty or cut.
@@ -56,6 +57,7 @@ def caption_images(
     store: str | None = None,
     *,
     shard: str = "1/1",
+    voter: str = "",
     threads: int,
 ) -> None:
     """Write a caption for every image that is not in the test split.
@@ -64,7 +66,14 @@ def caption_images(
     """
     file = captioner.images_file
     job = CaptionJob(
-        captioner, output, store, threads, shard, "captioner.images_file", file
+        captioner,
+        output,
+        store,
+        threads,
+        shard,
+        "captioner.images_file",
+        file,
+        voter=voter,
     )
     questions = questions_about(
         images_path, pseudo_labels_path, prompt, captioner.picture_layout, shard
@@ -151,7 +160,10 @@ def _answers(runner: Runner, questions: Questions) -> Iterator[list[Response]]:
 
 def _answers_of_file(job: CaptionJob, questions: Questions) -> Iterator[list[Response]]:
     """Yield the user's caption of each row."""
-    found = module_of(job.settings.engine).read_captions(job.file, job.file_key)
+    engine = module_of(job.settings.engine)
+    captions = engine.read_captions(job.file, job.file_key)
+    image_ids = questions.image_ids.to_pylist()
+    found = by_image_id(captions, image_ids, job.file, job.file_key)
     missing = failed("the file has no caption for it")
     for row_id in questions.ids:
         yield [found.get(row_id, missing)]
@@ -211,6 +223,7 @@ def _joined(shards: Sequence[AnswersMetadata]) -> AnswersMetadata:
         date=max(shard.date or "" for shard in shards) or None,
         tokens_read=sum(shard.tokens_read for shard in shards),
         tokens_written=sum(shard.tokens_written for shard in shards),
+        cost=sum(shard.cost for shard in shards),
     )
 
 

@@ -27,6 +27,7 @@ class AnswersMetadata:
     date: str | None = None  # date of the last answer
     tokens_read: int = 0
     tokens_written: int = 0
+    cost: float = 0.0  # money, as far as it is known
 
 
 @dataclass(kw_only=True)
@@ -44,9 +45,12 @@ class ScoresMetadata(AnswersMetadata):
     """The metadata of CLASS_SCORES."""
 
     classnames: list[str]
-    kind: str  # likelihood or multiple_choice
+    kind: str  # as scores.kind
     prompt: str
     answer: str | None  # template of the answers whose likelihood is asked for
     topk: int
-    orders: int | None  # number of orders in multiple choice
+    orders: int | None  # number of orders of the options
     share: float
+    choose: str = "margin"
+    max_cost: float | str | None = None
+    beyond_budget: int = 0  # images that were not asked about for max_cost

@@ -41,10 +41,12 @@ class CaptionerSettings(CaptionerSection):
 class Choices:
     """Texts whose log-probabilities are wanted, in place of an answer in words."""
 
-    # Likelihood: of each text as the answer; multiple_choice: of each as the first token.
+    # Likelihood: of each text as the answer; multiple_choice: of each as the first token;
+    # decisions: of each as the option of a typed question.
     kind: str
     texts: tuple[str, ...]
-    # Prompts of multiple_choice, one for each order of the options.
+    # One for each order of the options: prompts of multiple_choice, and of decisions the questions
+    # in JSON.
     prompts: tuple[str, ...] = ()
 
     @property
@@ -62,6 +64,7 @@ class Request:
     choices: Choices | None = None  # None: an answer in words is wanted
     paths: Sequence[str] = ()  # paths of the images, until their pictures are made
     digest: str = ""  # by which its answer is cached
+    wants_pictures: bool = True  # False: its digest alone is wanted
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Response:
     n_tokens: int | None
     error: str | None = None  # why there is no text; such an answer is not cached
     n_read: int | None = None  # tokens of the request, pictures included
+    cost: float | None = None  # in the money of its server; None: unknown
     engine: str = ""  # that gave it; of cached answers
     date: str = ""  # on which it did, UTC
     digest: str | None = None  # digest of the request; None where nothing was asked
@@ -87,14 +91,14 @@ def failed(error: str) -> Response:
 class ChoiceScores:
     """Natural log-probabilities of the choices of a request, in their order.
 
-    A row for each prompt: one of likelihoods, one for each order of the options of multiple choice.
+    A row for each prompt: one of likelihoods, one for each order of the options.
     """
 
     log_probabilities: tuple[tuple[float, ...], ...]
-    # In multiple choice, the most likely first token of each order.
+    # In multiple choice, the most likely first token of each order; of decisions the choice.
     first: tuple[str, ...] = ()
 
-    def as_answer(self, n_tokens: int) -> Response:
+    def as_answer(self, n_tokens: int | None) -> Response:
         """Return the scores as JSON; an error where one of them is not a number."""
         rows = self.log_probabilities
         if any(math.isnan(value) for row in rows for value in row):

@@ -5,7 +5,7 @@ import itertools
 import logging
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 
 from latteclip.captions import requests
 from latteclip.captions.answer_cache import AnswerCache, problem
+from latteclip.captions.budget import Budget, priced
 from latteclip.captions.groups import Questions
 from latteclip.captions.metadata import AnswerSource
 from latteclip.captions.pictures import data_url, pictures_of, read_image
@@ -25,6 +26,7 @@ from latteclip.data.workers import Workers
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 2
+FIRST_REQUESTS = 3  # that are asked one by one, until one says what an answer costs
 MAX_CONSECUTIVE_FAILURES = 50  # requests, before a run gives up
 CHUNK = 8  # requests that a worker prepares at a time
 PREFETCHED_CHUNKS = 8  # that are ready or wait for a worker, besides those in work
@@ -42,6 +44,7 @@ class CaptionJob:
     file_key: str  # key of the configuration that names the user's file
     file: str | None  # the user's
     scoring: bool = False  # whether a row gets scores in place of a caption
+    voter: str = ""  # name of a voter, whose answers have a file of their own in the cache
 
     @property
     def source(self) -> AnswerSource:
@@ -61,6 +64,12 @@ class CaptionJob:
     def unit(self) -> str:
         return "scores" if self.scoring else "captions"
 
+    @property
+    def cache_name(self) -> str:
+        """The file of the answer cache that this job alone writes."""
+        own = f".{self.voter}" if self.voter else ""
+        return f"{self.shard.replace('/', '-of-')}{own}"
+
 
 @dataclass(frozen=True)
 class Preparer:
@@ -75,7 +84,8 @@ class Preparer:
         contents = [read_image(path) for path in request.paths]
         digest = requests.digest(contents, request.prompt, self.identity, request.choices)
         place = np.searchsorted(self.cached, digest.encode())
-        if digest.encode() in self.cached[place : place + 1]:
+        is_cached = digest.encode() in self.cached[place : place + 1]
+        if is_cached or not request.wants_pictures:
             return replace(request, digest=digest)
         pictures: list[Any] = pictures_of(self.identity.layout, request.paths, contents)
         if self.as_urls:
@@ -108,7 +118,7 @@ def running(job: CaptionJob, questions: Questions) -> Iterator["Runner"]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(ending_in_order(saved))
         folder = job.store or stack.enter_context(tempfile.TemporaryDirectory())
-        cache = stack.enter_context(AnswerCache(folder, job.shard.replace("/", "-of-")))
+        cache = stack.enter_context(AnswerCache(folder, job.cache_name))
         pool = Workers(
             Preparer(identity, not settings.loads_model, cache.digests()),
             job.threads,
@@ -130,6 +140,7 @@ class Runner:
     questions: Questions
     cache: AnswerCache
     pool: Workers[Request, Request]
+    budget: Budget | None = None  # of `ask_within`
 
     def __post_init__(self) -> None:
         self._digests = np.zeros(
@@ -157,6 +168,34 @@ class Runner:
             progress.add(1)
         self._seconds += time.monotonic() - started
 
+    def ask_within(
+        self, budget: Budget, rows: Sequence[int], request: Callable[[int], Request]
+    ) -> list[int]:
+        """Answer requests about rows, in their order, until the budget ends. Returns the rest.
+
+        All cached answers count, for they were paid for. The first request is answered by itself:
+        it says what an answer costs.
+        """
+        self.budget = budget
+        settings = self.job.settings
+        wanted = (replace(request(row), wants_pictures=False) for row in rows)
+        missing = []
+        for found in self.pool.in_order(wanted):
+            answer = self.cache.get(found.digest)
+            if answer is None:
+                missing.append(found.key)
+                continue
+            self._digests[0, found.key] = found.digest
+            budget.take(priced(answer, settings))
+        n = len(missing)
+        budget.started = time.monotonic()
+        asked = 0
+        while asked < min(n, FIRST_REQUESTS) and not budget.is_informed:
+            self.ask([request(missing[asked])], n)
+            asked += 1
+        self.ask(map(request, missing[asked:]), n)
+        return [row for row in missing if not self._digests[0, row]]
+
     @cached_property
     def _engine(self) -> requests.Engine:
         started = time.monotonic()
@@ -172,17 +211,26 @@ class Runner:
         """Yield requests that are neither cached nor under way for an equal row."""
         for request in prepared:
             digest = request.digest
+            is_known = not request.pictures or digest in self._under_way
+            is_known = is_known or self.cache.get(digest) is not None
+            if not (is_known or self._has_room):
+                return
             self._digests[attempt - 1, request.key] = digest
-            if not request.pictures or digest in self._under_way or self.cache.get(digest):
+            if is_known:
                 progress.skip(1)
                 continue
             self._under_way.add(digest)
             yield request
 
+    @property
+    def _has_room(self) -> bool:
+        return self.budget is None or self.budget.has_room(len(self._under_way))
+
     def _take(self, request: Request, answer: Response, engine: str) -> None:
         """Cache an answer, or note why it is invalid: the only write path, for all engines."""
         self._under_way.discard(request.digest)
         self._n_asked += 1
+        answer = priced(answer, self.job.settings)
         error = answer.error
         if error is None and (found := problem(answer)):
             error = f"the answer is invalid: {found}"
@@ -190,6 +238,9 @@ class Runner:
             self.cache.add(request.digest, answer, engine)
             self._failures = 0
             self._n_tokens += answer.n_tokens or 0
+        if self.budget is not None:
+            self.budget.take(answer)
+        if error is None:
             return
         self._failures += 1
         self._errors[request.digest] = error = one_line(error)
@@ -207,7 +258,12 @@ class Runner:
         digests = [digest.decode() for digest in self._digests[:, row] if digest]
         if not digests:
             return []
-        found = [answer for digest in digests if (answer := self.cache.get(digest))]
+        settings = self.job.settings
+        found = [
+            priced(answer, settings)
+            for digest in digests
+            if (answer := self.cache.get(digest))
+        ]
         error = self._errors.get(digests[0], "not answered")
         return found or [replace(failed(error), digest=digests[0])]
 

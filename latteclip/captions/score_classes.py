@@ -2,20 +2,24 @@
 
 `likelihood`: the log-probability of each class's text as the answer to the image prompt (as of
 VisualGPTScore, arXiv 2306.01879). `multiple_choice`: that of the letters of a list of the classes.
-Readers of the scores remove the bias for a class, for which they need all images.
+`decisions`: that of each class as an option of a typed question. Readers of the scores remove the
+bias for a class, for which they need all images.
 """
 
+import json
 import logging
 import math
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from latteclip.captions.answer_table import Row, write_rows
+from latteclip.captions.budget import Budget
 from latteclip.captions.groups import Questions, questions_about
 from latteclip.captions.metadata import ScoresMetadata
 from latteclip.captions.requests import (
@@ -30,14 +34,16 @@ from latteclip.captions.runner import CaptionJob, running
 from latteclip.clip.classifier import ROWS, Classifier, classify, load_classifier
 from latteclip.config.sections.scores import ScoresSection
 from latteclip.core import tables
-from latteclip.core.class_templates import PLACE, fill
+from latteclip.core.class_templates import PLACE, ClassTemplates, fill
 from latteclip.core.errors import UserError
 from latteclip.core.hashing import digest
+from latteclip.core.user_tables import by_image_id
 
 log = logging.getLogger(__name__)
 FILE_KEY = "scores.file"
-ALL_UP_TO = 20  # classes that are all options
+ALL_UP_TO = 20  # classes that are all options, of decisions MAX_DECISIONS
 MAX_OPTIONS = len(string.ascii_uppercase) - 1  # with letters; the last is for none of them
+MAX_DECISIONS = 254  # of a typed question; one more is for none of them
 # A full stop ends the name: "dot." does not begin "dotted.".
 ANSWER = " {}."
 NONE = "none of these"
@@ -55,44 +61,77 @@ def score_classes(
     output: str,
     store: str | None = None,
     *,
+    gains_path: str | None = None,
     shard: str = "1/1",
+    voter: str = "",
     threads: int,
 ) -> None:
     """Write CLASS_SCORES of the images of a shard that are not in the test split.
 
-    UserError: the engine does not start, or too many images end without scores.
+    `gains_path` is a table of EXPECTED_GAINS where `scores.choose` is gain. UserError: the engine
+    does not start, or too many images end without scores.
     """
     file = scores.file
-    job = CaptionJob(captioner, output, store, threads, shard, FILE_KEY, file, scoring=True)
+    job = CaptionJob(
+        captioner,
+        output,
+        store,
+        threads,
+        shard,
+        FILE_KEY,
+        file,
+        scoring=True,
+        voter=voter,
+    )
     images = questions_about(images_path, None, "", captioner.picture_layout, job.shard)
     n = len(images.classnames)
-    k = n if n <= ALL_UP_TO else min(scores.topk, n)
-    by_letters = is_by_letters(scores)
-    _check(scores, prompt, k)
+    most = MAX_DECISIONS if scores.kind == "decisions" else ALL_UP_TO
+    k = n if n <= most else min(scores.topk, n)
+    _check(scores, prompt, k, images.classnames)
     metadata = ScoresMetadata(
         source=job.source,
         classnames=list(images.classnames),
         kind=str(scores.kind),
-        prompt=letters_prompt(["..."]) if by_letters else prompt,
-        answer=None if by_letters else scores.answer or ANSWER,
+        prompt=prompt if is_likelihood(scores) else letters_prompt(["..."]),
+        answer=scores.answer or ANSWER if is_likelihood(scores) else None,
         topk=scores.topk,
-        orders=scores.orders if by_letters else None,
+        orders=None if is_likelihood(scores) else scores.orders,
         share=scores.share,
+        choose=scores.choose,
+        max_cost=scores.max_cost,
     )
     if captioner.reads_file:
         count = write_rows(job, _rows_of_file(images, captioner.engine, file), metadata)
     else:
-        classifier, _ = load_classifier(class_embeddings_path, classnames=images.classnames)
+        classifier, described = load_classifier(
+            class_embeddings_path, classnames=images.classnames
+        )
         # Every shard reads the whole dataset, so that shards agree on the share.
         options, margins = best_classes(pseudo_labels_path, images.image_ids, classifier, k)
-        is_asked = np.zeros(len(margins), bool)
-        n_asked = math.ceil(scores.share * len(margins))
-        is_asked[np.argsort(margins, kind="stable")[:n_asked]] = True
+        gains = read_gains(gains_path, images.image_ids) if gains_path else None
+        order = np.argsort(margins, kind="stable") if gains is None else gains.order
+        order = order[: math.ceil(scores.share * len(margins))]
         of_shard = images.members[:, 0]
-        questions = ClassQuestions(images, options[of_shard], scores, prompt)
-        asked = np.flatnonzero(is_asked[of_shard]).tolist()
+        row_of = np.full(len(margins), -1)
+        row_of[of_shard] = np.arange(len(of_shard))
+        asked = row_of[order]
+        asked = asked[asked >= 0]
+        descriptions = {}
+        if scores.kind == "decisions":
+            texts = ClassTemplates.described_by(described)
+            descriptions = describe(texts, images.classnames)
+        questions = ClassQuestions(images, options[of_shard], scores, prompt, descriptions)
         with running(job, images) as runner:
-            runner.ask(map(questions.request, asked), len(asked))
+            if scores.max_cost is None:
+                asked.sort()
+                runner.ask(map(questions.request, asked.tolist()), len(asked))
+            else:
+                n_shards = int(shard.partition("/")[2])
+                budget = Budget.of(scores.max_cost, n_shards)
+                rest = runner.ask_within(budget, asked.tolist(), questions.request)
+                metadata.beyond_budget = len(rest)
+                wrong = None if gains is None else gains.gains[of_shard[rest]].sum()
+                _log_budget(budget, scores, rest, wrong)
             rows = (questions.row(row, runner.answers(row)) for row in range(len(images)))
             count = write_rows(job, rows, metadata)
     log.info(
@@ -103,15 +142,39 @@ def score_classes(
     )
 
 
-def is_by_letters(scores: ScoresSection) -> bool:
-    """Return whether the answer is the letter of a class."""
-    return scores.kind == "multiple_choice"
+def _log_budget(
+    budget: Budget, scores: ScoresSection, rest: Sequence[int], wrong: float | None
+) -> None:
+    """Log whether the budget ended, and what the rest would cost and bring."""
+    if not rest:
+        log.info("All answers are within scores.max_cost %s.", scores.max_cost)
+        return
+    brings = ""
+    if wrong is not None:
+        brings = f". About {wrong:,.0f} of their labels are expected to be wrong so far"
+    log.warning(
+        "scores.max_cost %s is spent: %d images were not asked about and have no vote. To ask "
+        "about them would cost about %s%s.",
+        scores.max_cost,
+        len(rest),
+        budget.cost(len(rest)),
+        brings,
+    )
 
 
-def _check(scores: ScoresSection, prompt: str, k: int) -> None:
+def is_likelihood(scores: ScoresSection) -> bool:
+    """Return whether each class's text is scored, and not a list of the classes."""
+    return scores.kind == "likelihood"
+
+
+def _check(scores: ScoresSection, prompt: str, k: int, classnames: Sequence[str]) -> None:
     """Raise UserError for scores of k options that make no sense."""
-    if is_by_letters(scores) and k > MAX_OPTIONS:
+    if scores.kind == "multiple_choice" and k > MAX_OPTIONS:
         problem = f"there are {MAX_OPTIONS} letters for {k} options; lower scores.topk"
+    elif scores.kind == "decisions" and k > MAX_DECISIONS:
+        problem = f"{k} options are more than {MAX_DECISIONS}; lower scores.topk"
+    elif scores.kind == "decisions" and NONE in classnames:
+        problem = f"the class {NONE!r} is an option by itself; rename the class"
     elif PLACE in prompt:
         problem = (
             f"scores would repeat the pseudo-label ({PLACE}) of prompts.image; change it"
@@ -122,7 +185,9 @@ def _check(scores: ScoresSection, prompt: str, k: int) -> None:
 
 
 def _rows_of_file(images: Questions, engine: str, path: str | None) -> Iterator[Row]:
-    found = module_of(engine).read_scores(path, FILE_KEY, images.classnames)
+    reader = module_of(engine)
+    scores = reader.read_scores(path, FILE_KEY, images.classnames)
+    found = by_image_id(scores, images.image_ids.to_pylist(), path, FILE_KEY)
     for image_id in images.ids:
         options, values = found.get(image_id, ([], []))
         columns = {
@@ -132,6 +197,25 @@ def _rows_of_file(images: Questions, engine: str, path: str | None) -> Iterator[
             "error": None if options else "the file lacks it",
         }
         yield columns, [Response("", "stop", None, engine=engine)]
+
+
+@dataclass(frozen=True)
+class ExpectedGains:
+    """What a right answer about each of N images would bring."""
+
+    gains: np.ndarray  # float32 [N]
+    order: np.ndarray  # the images with a gain, the first to ask about first
+
+
+def read_gains(path: str, image_ids: pa.ChunkedArray) -> ExpectedGains:
+    """Return the EXPECTED_GAINS of N images."""
+    gains, turns = (
+        tables.lookup_column(path, tables.EXPECTED_GAINS, "image_id", name, image_ids)
+        for name in ("gain", "turn")
+    )
+    turn = pc.fill_null(turns, len(image_ids)).to_numpy()
+    order = np.argsort(turn, kind="stable")
+    return ExpectedGains(gains.to_numpy(), order[: len(turns) - turns.null_count])
 
 
 def best_classes(
@@ -154,6 +238,15 @@ def best_classes(
     return np.concatenate(classes)[rows], np.concatenate(margins)[rows]
 
 
+def describe(texts: ClassTemplates, classnames: Sequence[str]) -> dict[str, str]:
+    """Return the text of each class, with its other names."""
+    found = {}
+    for name in classnames:
+        names = " or ".join([name, *texts.synonyms.get(name, [])])
+        found[name] = fill(texts.template, names)
+    return found
+
+
 @dataclass(frozen=True)
 class ClassQuestions:
     """The R images of a shard, and the K options of each."""
@@ -162,21 +255,34 @@ class ClassQuestions:
     options: np.ndarray  # int32 [R, K]
     settings: ScoresSection
     prompt: str  # the prompt if likelihoods are asked for
+    descriptions: Mapping[str, str]  # of the classes, if decisions are asked for
 
     def request(self, row: int) -> Request:
         """Return the request about an image."""
         names = self._names(row)
         paths = self.images.paths_of(row)
-        if not is_by_letters(self.settings):
+        if is_likelihood(self.settings):
             texts = tuple(fill(self.settings.answer or ANSWER, name) for name in names)
             choices = Choices("likelihood", texts)
             return Request(row, (), self.prompt, choices, paths)
+        is_decision = self.settings.kind == "decisions"
+        write = self._decision if is_decision else letters_prompt
         prompts = []
         for order in self._orders(row):
-            options = [names[i] for i in order]
-            prompts.append(letters_prompt(options))
-        choices = Choices("multiple_choice", letters_of(len(names)), tuple(prompts))
+            prompts.append(write([names[i] for i in order]))
+        texts = tuple(names) if is_decision else letters_of(len(names))
+        choices = Choices(str(self.settings.kind), texts, tuple(prompts))
         return Request(row, (), prompts[0], choices, paths)
+
+    def _decision(self, options: Sequence[str]) -> str:
+        """Return the question of a decision, in JSON."""
+        criteria: dict[str, str | None] = {
+            name: self.descriptions[name] for name in options
+        }
+        if self.settings.none_option:
+            criteria[NONE] = None
+        question = {"instructions": QUESTION, "criteria": criteria}
+        return json.dumps(question, ensure_ascii=False)
 
     def row(self, row: int, answers: Sequence[Response]) -> Row:
         """Return the columns of an image; without answers it was not asked about."""
@@ -193,12 +299,16 @@ class ClassQuestions:
         return columns, answers
 
     def _values(self, row: int, answer: Response) -> tuple[Sequence[float], str | None]:
-        """Return scores of the options, and with letters of none of them; or why there are none."""
+        """Return scores of the options, and perhaps of none of them; or why there are none."""
         if answer.error is not None:
             return [], answer.error
         scores = ChoiceScores.parse(answer.text)
-        if not is_by_letters(self.settings):
+        if is_likelihood(self.settings):
             return scores.log_probabilities[0], None
+        if self.settings.kind == "decisions":
+            has_none = self.settings.none_option
+            orders = self._orders(row)
+            return mean_decision(scores.log_probabilities, orders, has_none), None
         letters = letters_of(self.options.shape[1])
         for first in scores.first:
             if first.removeprefix(" ") not in letters:
@@ -248,3 +358,18 @@ def over_orders(
     normalised = torch.tensor(rows, dtype=torch.float64).log_softmax(dim=1)
     mean = normalised.gather(1, places).mean(dim=0).log_softmax(dim=0)
     return [] if mean.isnan().any() else [*map(float, mean)]
+
+
+def mean_decision(
+    rows: Sequence[Sequence[float]], orders: Sequence[Sequence[int]], has_none: bool
+) -> list[float]:
+    """Return log-probabilities of K options, and perhaps of none of them, over all orders.
+
+    They are means of probabilities: those of decision models are rounded, and a 0 is no veto.
+    """
+    total = np.zeros(len(rows[0]))
+    for row, order in zip(rows, orders, strict=True):
+        places = [*order, len(order)] if has_none else list(order)
+        total[places] += np.exp(row)
+    with np.errstate(divide="ignore"):
+        return [*map(float, np.log(total / len(rows)))]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from latteclip.captions.budget import MILLION
 from latteclip.config import job_resources, layers
 from latteclip.config.configuration import Configuration
 from latteclip.config.job_resources import Counts
@@ -19,7 +20,7 @@ from latteclip.core import run_options, tables
 from latteclip.core.errors import CORES, UserError
 from latteclip.core.files import from_values
 from latteclip.core.metadata import IndexMetadata
-from latteclip.report.runs import job_costs, tokens_of
+from latteclip.report.runs import AnswerCosts, answer_costs, job_costs
 from latteclip.train.settings import recipe_for
 
 RESULTS = Path("results")
@@ -36,10 +37,13 @@ GROWS = {
     **dict.fromkeys(("encode_images", "score_unknown", "propagate_labels"), IMAGES),
     **dict.fromkeys(("evaluate", "evaluate_classifier"), IMAGES),
     **dict.fromkeys(("caption_images", "name_images", "score_classes"), TRAINING),
+    "write_votes": TRAINING,
     **dict.fromkeys(("fuse_labels", "adapt_zero_shot", "average_weights"), TRAINING),
+    "rank_images": TRAINING,
     **dict.fromkeys(("encode_looks", "discover_classes"), TRAINING),
+    "list_training_images": TRAINING,
     "caption_groups": GROUPS,
-    **dict.fromkeys(("finetune", "find_learning_rate"), STEPS),
+    **dict.fromkeys(("finetune", "find_learning_rate", "train_student"), STEPS),
 }
 # A job that does nothing but load CLIP and write it, and the jobs that load it as well.
 LOADS_ONLY = "assemble_model"
@@ -47,7 +51,9 @@ LOADS_CLIP = (
     "pseudo_label_images",
     "encode_images",
     "encode_looks",
+    "rank_images",
     "fuse_labels",
+    "write_votes",
     "find_learning_rate",
     "finetune",
     "average_weights",
@@ -117,7 +123,11 @@ def _of_dataset(dataset: str, given: Mapping[str, Any]) -> Iterator[str]:
     if jobs["gpus"].notna().any():
         gpu_time = _range(*((jobs[end] * jobs["gpus"]).sum() for end in ("least", "most")))
     yield f"  GPU time: {gpu_time}"
-    yield f"  tokens: {_tokens(folder, factors)}"
+    answers = list(_whole(folder, factors))
+    read = sum(each.read for each in answers)
+    written = sum(each.written for each in answers)
+    yield f"  tokens: {read:,} read, {written:,} written"
+    yield f"  cost of the answers: {_money(configuration, dataset, answers)}"
     yield f"  disk: {_disk(folder, factors[IMAGES]) / 1e9:.1f} GB below {RESULTS / dataset}"
     if not (folder / f"report{configuration.suffix}.html").is_file():
         yield f"  {folder} is not finished: stages that did not run are not counted."
@@ -232,13 +242,38 @@ def _time(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def _tokens(folder: Path, factors: Mapping[str, float]) -> str:
-    read = written = 0.0
-    for name, of_questions, of_answers in tokens_of(folder):
-        factor = factors[GROUPS if name == "captions/groups" else TRAINING]
-        read += factor * of_questions
-        written += factor * of_answers
-    return f"{read:,.0f} read, {written:,.0f} written"
+def _whole(folder: Path, factors: Mapping[str, float]) -> Iterator[AnswerCosts]:
+    """Yield what the answers of the full run cost, by those of the limited run."""
+    for each in answer_costs(folder):
+        factor = factors[GROUPS if each.table == "captions/groups" else TRAINING]
+        read = round(factor * each.read)
+        written = round(factor * each.written)
+        yield AnswerCosts(each.table, read, written, factor * each.money)
+
+
+def _money(
+    configuration: Configuration, dataset: str, answers: Sequence[AnswerCosts]
+) -> str:
+    """Return the money that answers cost, by the prices of the configuration or as measured."""
+    captioner = configuration.section("captioner", dataset)
+    price = captioner["price_input"]
+    measured = "as the server counted"
+    by_prices = "by captioner.price_input and price_output"
+    source = measured if price is None else by_prices
+    money = 0.0
+    for each in answers:
+        if price is None:
+            money += each.money
+        else:
+            money += (
+                price * each.read + captioner["price_output"] * each.written
+            ) / MILLION
+    if not money:
+        return "unknown; captioner.price_input is the price of a million tokens"
+    limit = configuration.section("scores", dataset)["max_cost"]
+    if limit is not None:
+        source += f", where scores.max_cost {limit} does not end it"
+    return f"{money:.4g}, {source}"
 
 
 def _disk(folder: Path, factor: float) -> float:

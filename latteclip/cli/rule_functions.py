@@ -14,6 +14,7 @@ from typing import Any
 
 from snakemake.exceptions import WorkflowError
 from snakemake.io import sourcecache_entry
+from snakemake.ioflags import update
 from snakemake.settings.enums import Quietness
 
 from latteclip.cli import run_messages, run_terminal, runs
@@ -100,6 +101,12 @@ class RuleFunctions:
         is_main = workflow.is_main_process and not self._is_module
         if is_main and not workflow.output_settings.verbose:
             run_terminal.shorten(lambda: workflow.dryrun)
+        # Jobs that the main process sends away find its request in its notes.
+        asks = self.configuration.config[run_options.RETRAIN] and workflow.is_main_process
+        self._retrainings = {
+            name: run_options.retrainings(name) + bool(asks)
+            for name in self.configuration.datasets
+        }
         # GPU jobs of this machine wait for a GPU, as those of a cluster do by themselves.
         if (
             on_this_machine
@@ -171,6 +178,17 @@ class RuleFunctions:
         """Return the source files of modules and of their imports, as inputs."""
         return self.unstored(stage_params.sources(*modules))
 
+    def updated(self, output: Any) -> Any:
+        """Return an output that a job may leave as it is: Snakemake does not remove it before.
+
+        In a storage there is no earlier output beside the job.
+        """
+        return update(output) if self._provider is None else output
+
+    def retrainings(self, wildcards: Any) -> int:
+        """Return how often a user asked for new trainings of a dataset, this run included."""
+        return self._retrainings.get(wildcards.dataset, 0)
+
     def as_found(self, answer: OfJob) -> OfJob:
         """Return JSON with paths of results as a job finds them: a storage copies them for it."""
         return lambda wildcards: answer(wildcards).replace(
@@ -182,17 +200,41 @@ class RuleFunctions:
         methods = self.configuration.config["methods"]
         return one_of(m for m in methods if has(self.configuration.objective(m)))
 
-    @functools.cache  # noqa: B019  Snakemake asks several times, and a million files take seconds
+    def image_folder(self, dataset: str) -> str:
+        """Return the folder that a rule makes, or a link to the user's own folder.
+
+        A folder that only moved gets a new link at once. Other files have to be indexed first, by a
+        run.
+        """
+        if made := stage_params.made_folder(self.configuration, dataset):
+            return made[0]
+        folder = str(self.configuration.dataset(dataset)["source"]["folder"])
+        place = stage_params.FOLDER_LINK.format(dataset=dataset)
+        indexed = stage_params.FOLDER_FILES.format(dataset=dataset)
+        is_indexed = self._state(dataset) == folder_files.state_before(indexed)
+        if is_indexed or self._runs_jobs():
+            return folder_files.link(folder, place)
+        return place
+
+    def _runs_jobs(self) -> bool:
+        """Return whether jobs will run, unlike in a dry run and in `latteclip status`."""
+        return self._workflow.execution_settings is not None and not self._workflow.dryrun
+
     def folder_state(self, dataset: str) -> str:
         """Return the options of index_images that tell the state of the user's own folder."""
-        folder = self.configuration.dataset(dataset)["source"].get("folder")
-        if folder is None:
+        if stage_params.made_folder(self.configuration, dataset):
             return ""
+        indexed = stage_params.FOLDER_FILES.format(dataset=dataset)
+        return f"--folder-state {self._state(dataset)} --folder-files {indexed}"
+
+    @functools.cache  # noqa: B019  Snakemake asks several times, and a million files take seconds
+    def _state(self, dataset: str) -> str:
+        """Return the state of the files in the user's own folder."""
+        folder = self.configuration.dataset(dataset)["source"]["folder"]
         split = self.configuration.section("split", dataset)
         indexed = stage_params.FOLDER_FILES.format(dataset=dataset)
         with workflow_errors():
-            state = folder_files.state(folder, split["kind"], split.get("classes"), indexed)
-        return f"--folder-state {state} --folder-files {indexed}"
+            return folder_files.state(folder, split["kind"], split.get("classes"), indexed)
 
     def on_cluster(self) -> bool:
         """Return whether jobs go to other machines, also in a dry run."""

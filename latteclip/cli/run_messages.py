@@ -16,6 +16,7 @@ from latteclip.config.stage_params import (
 )
 from latteclip.core.files import read_object
 from latteclip.core.folder_names import lines_of
+from latteclip.core.run_options import run_command
 from latteclip.core.terminal import one_line
 from latteclip.data.folder_files import image_files
 from latteclip.evaluate.results import read_selection, read_statement
@@ -140,6 +141,9 @@ def _results(configuration: Configuration, dataset: str, page: str) -> Iterator[
         photos = configuration.dataset(dataset)["source"].get("folder", "photos")
         words = shlex.join([model if configuration.suffix else results, photos])
         yield f"Next, to use it: latteclip predict {words}"
+        if len(configuration.voters(dataset)) > 1:
+            yield f"Next, to see how right each voter is: latteclip labellers {results}"
+    yield from outdated(Path(results))
     # Trainings that did not finish.
     for folder in sorted(Path(results).glob("*/seed*/checkpoint*")):
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -147,6 +151,24 @@ def _results(configuration: Configuration, dataset: str, page: str) -> Iterator[
             f"{folder} ({size / 1e6:,.0f} MB) is of a training that did not finish. Remove it "
             "unless you want to go on with that training."
         )
+
+
+def outdated(results: Path) -> Iterator[str]:
+    """Yield a sentence on each method of a dataset whose models saw other images than there are."""
+    from latteclip.core import tables
+
+    for path in sorted(results.glob("*/training_images.parquet")):
+        table, _ = tables.read_unlabelled(results / "images.parquet", training=True)
+        listed = tables.read(path, tables.TRAINING_IMAGES)
+        now = set(table["image_id"].to_pylist())
+        before = set(listed["image_id"].to_pylist())
+        if now != before:
+            gone = len(before - now)
+            lost = f", and on {gone:,} that are gone" if gone else ""
+            yield (
+                f"{path.parent.name} was trained on {len(now & before):,} of {len(now):,} images"
+                f"{lost}. To train again: {run_command(results)} retrain=true"
+            )
 
 
 def _by_answers(configuration: Configuration, dataset: str) -> Iterator[str]:

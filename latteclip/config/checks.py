@@ -10,27 +10,36 @@ from pathlib import Path
 
 from latteclip.config import hub_names
 from latteclip.config.configuration import Configuration
-from latteclip.config.methods import OBJECTIVES, VOTERS
-from latteclip.config.stage_params import captions_in_use, names_file, user_file
+from latteclip.config.methods import OBJECTIVES, VOTER_KINDS, VOTERS
+from latteclip.config.stage_params import (
+    captions_in_use,
+    names_file,
+    user_file,
+    votes_file,
+)
+from latteclip.config.voters import FILE_KEYS, own_table
+from latteclip.core.class_groups import read_parents
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.folder_names import CLASSES, DISCOVER, FOLDERS, SPLITS, is_litter
-from latteclip.core.terminal import URL, one_line
+from latteclip.core.terminal import DECISIONS_URL, URL, one_line
 
+EXAMPLES = {URL: "http://host:8000/v1", DECISIONS_URL: "https://host"}  # of addresses
 NAMED = 5  # folders of a message
 LARGE_MODEL = 2e9  # bytes of a captioner that takes days without a GPU
 
 
 def refuse_unready(configuration: Configuration) -> None:
     """Raise UserError for the first contradiction, missing file or unknown name of a run."""
+    _refuse_ambiguous_voters(configuration)
     for dataset in configuration.datasets:
-        found = [_source, _words, _methods, _clip, _image_encoders]
+        found = [_source, _words, _methods, _clip, _image_encoders, _voters]
         if (
             configuration.caption_kinds(dataset)
             or configuration.scores_classes(dataset)
             or configuration.discovers(dataset)
         ):
-            found += [_captioner, _scores, _files]
+            found += [_captions, _scores, _captioner, _files]
         for problems in found:
             for problem in problems(configuration, dataset):
                 raise UserError(f"Dataset {dataset}: {problem}")
@@ -54,8 +63,8 @@ def _source(configuration: Configuration, dataset: str) -> Iterator[str]:
     if folder is None:
         return
     if not os.path.isdir(folder):  # False, not an error, where barred
-        key = "image_dir" if configuration.config.get("image_dir") else "source.folder"
-        yield f"{key} {folder} is not a folder."
+        key = "image_dir" if configuration.config["image_dir"] else "source.folder"
+        yield f"{key} {folder} is not a folder; correct the path."
     images = os.path.normpath(os.path.join(folder, split["images"]))
     is_readable = os.access(images, os.R_OK | os.X_OK)  # if not, index_images says why
     if split["kind"] != "folders" or classes or not is_readable:
@@ -121,16 +130,80 @@ def _words(configuration: Configuration, dataset: str) -> Iterator[str]:
     synonyms = configuration.dataset(dataset).get("class_synonyms")
     try:
         ClassTemplates.of(configuration.section("template", dataset), synonyms)
+        read_parents(configuration.dataset(dataset).get("class_groups") or {})
     except UserError as error:
         yield str(error)
 
 
+def _refuse_ambiguous_voters(configuration: Configuration) -> None:
+    """Raise UserError for voters of one name that different rules would write."""
+    first: dict[str, tuple[str, str]] = {}
+    for dataset in configuration.datasets:
+        for voter in configuration.own_voters(dataset):
+            other, kind = first.setdefault(voter.name, (dataset, voter.kind))
+            if VOTER_KINDS[kind].asks != voter.record.asks:
+                raise UserError(
+                    f"The voter {voter.name} is of kind {kind} in dataset {other} and of kind "
+                    f"{voter.kind} in dataset {dataset}; give one of them another name."
+                )
+
+
+def _voters(configuration: Configuration, dataset: str) -> Iterator[str]:
+    """Check the models and the files of voters whose votes jobs of their own write."""
+    entries = configuration.section("voters", dataset)
+    if entries and configuration.section("votes", dataset) is not None:
+        yield "votes and voters are both set; leave votes out."
+    for voter in configuration.own_voters(dataset):
+        name = voter.name
+        if voter.record.loads_clip:
+            problems = _other_clip(configuration, dataset, name)
+        elif voter.record.asks is None:
+            problems = _votes_file(configuration, dataset, name)
+        else:
+            problems = _of_captioner(configuration, dataset, name)
+        for problem in problems:
+            yield f"of the voter {name}, {problem}"
+
+
+def _other_clip(configuration: Configuration, dataset: str, voter: str) -> Iterator[str]:
+    """Check the CLIP model of a voter, which is not the one that is adapted."""
+    own = configuration.section("clip", dataset)
+    values = configuration.section("clip", dataset, voter)
+    keys = ("model", "pretrained")
+    if all(own[key] == values[key] for key in keys):
+        yield f"model {values['model']} is clip.model, which says its part anyway; name another."
+    yield from _clip(configuration, dataset, voter)
+
+
+def _votes_file(configuration: Configuration, dataset: str, voter: str) -> Iterator[str]:
+    for file in votes_file(configuration, dataset, voter):
+        if not os.path.isfile(file):
+            yield f"file {file} is not a file."
+
+
+def _of_captioner(configuration: Configuration, dataset: str, voter: str) -> Iterator[str]:
+    """Check the captioner of a voter, its file, and that it scores what it is asked for."""
+    record = next(v.record for v in configuration.own_voters(dataset) if v.name == voter)
+    if record.asks == "captions" and configuration.engine(dataset, voter).decides:
+        yield "captioner.engine decisions writes no captions; set another engine."
+    yield from _captioner(configuration, dataset, voter)
+    if record.asks == "scores":
+        yield from _scores(configuration, dataset, voter)
+    if configuration.engine(dataset, voter).reads_file:
+        key = FILE_KEYS[str(record.asks)]
+        files = user_file(configuration, dataset, key, voter)
+        if not files:
+            yield f"captioner.engine file needs {key}; name it as file of the voter."
+        elif not os.path.isfile(files[0]):
+            yield f"file {files[0]} is not a file."
+
+
 def _methods(configuration: Configuration, dataset: str) -> Iterator[str]:
     """Check that the settings of a method fit each other and those of the dataset."""
-    voter = configuration.voter(dataset)
+    votes = configuration.votes_with(dataset)
     scored = configuration.scores_classes(dataset)
-    if VOTERS[voter].needs_scores and not scored:
-        yield f"votes {voter} are class scores, but scores.kind is null; set it."
+    if any(VOTERS[key].needs_scores for key in votes) and not scored:
+        yield f"votes {votes[0]} are class scores, but scores.kind is null; set it."
     for method in configuration.methods_of(dataset):
         values = configuration.method(method, dataset)
         objective = OBJECTIVES[values["objective"]]
@@ -140,9 +213,10 @@ def _methods(configuration: Configuration, dataset: str) -> Iterator[str]:
             yield f"method {method} needs image_encoders; set them, or leave it out of method."
         if allowed and labels not in allowed:
             yield f"method {method} takes pseudo_labels {' or '.join(allowed)}, not {labels}."
-        if labels in VOTERS and labels != voter:
+        if labels in VOTERS and labels not in votes:
+            voting = " and ".join(votes) or "of other voters"
             yield (
-                f"method {method} has pseudo_labels {labels}, but votes are {voter} here (scores."
+                f"method {method} has pseudo_labels {labels}, but votes are {voting} here (scores."
                 f"kind is {'set' if scored else 'null'}): lmm are class scores, caption are "
                 "captions; change one of the two."
             )
@@ -152,12 +226,12 @@ def _methods(configuration: Configuration, dataset: str) -> Iterator[str]:
                 yield f"method {method} has all switches {', '.join(keys)} off; switch one on."
 
 
-def _clip(configuration: Configuration, dataset: str) -> Iterator[str]:
+def _clip(configuration: Configuration, dataset: str, voter: str = "") -> Iterator[str]:
     """Check the names of the CLIP model, its weights and the image encoders beside it.
 
     The first job checks the pair of model and weights.
     """
-    values = configuration.section("clip", dataset)
+    values = configuration.section("clip", dataset, voter)
     model = values["model"]
     pretrained = values["pretrained"]
     if model.startswith(hub_names.FOLDER):
@@ -171,6 +245,7 @@ def _clip(configuration: Configuration, dataset: str) -> Iterator[str]:
         yield f"clip.model {model} is unknown; {suggestion(model, models)}"
     if not pretrained:
         yield f"clip.model {model} needs clip.pretrained."
+        return
     if "/" in pretrained and not os.path.isfile(pretrained):
         yield f"clip.pretrained {pretrained} is not a file."
     tag = pretrained.lower().replace("-", "_")  # as open_clip compares it
@@ -202,10 +277,12 @@ def open_clip_names() -> tuple[set[str], set[str]]:
     )
 
 
-def _captioner(configuration: Configuration, dataset: str) -> Iterator[str]:
+def _captioner(
+    configuration: Configuration, dataset: str, voter: str = ""
+) -> Iterator[str]:
     """Check the captioner's model and lengths, and that its server has an address."""
-    values = configuration.section("captioner", dataset)
-    engine = configuration.engine(dataset)
+    values = configuration.section("captioner", dataset, voter)
+    engine = configuration.engine(dataset, voter)
     model = values["model"]
     longest = values["max_model_len"]
     answer = values["max_new_tokens"]
@@ -220,28 +297,68 @@ def _captioner(configuration: Configuration, dataset: str) -> Iterator[str]:
             f"captioner.model {model} is neither a folder nor a name of the Hugging Face hub, "
             "such as llava-hf/llava-v1.6-mistral-7b-hf."
         )
+    tables = _asked_tables(configuration, dataset, voter)
+    address = engine.address
+    is_set = address is None or bool(os.environ.get(address))
+    if not is_set and not all(map(os.path.isfile, tables)):
+        yield (
+            f"captioner.engine {values['engine']} needs the address of a server: export "
+            f"{address}={EXAMPLES[str(address)]}, or set another engine."
+        )
+
+
+def _asked_tables(configuration: Configuration, dataset: str, voter: str) -> list[str]:
+    """Return the tables for which a captioner is asked."""
+    if voter:
+        return [f"results/{dataset}/{own_table(voter)}"]
     tables = captions_in_use(configuration, dataset)
     if configuration.scores_classes(dataset):
         tables.append(f"results/{dataset}/class_scores.parquet")
     if configuration.discovers(dataset):
         tables.append(f"results/{dataset}/names.parquet")
-    if (
-        engine.asks_server
-        and not os.environ.get(URL)
-        and not all(map(os.path.isfile, tables))
-    ):
+    return tables
+
+
+def _scores(configuration: Configuration, dataset: str, voter: str = "") -> Iterator[str]:
+    """Check that the engine can score classes as the configuration wants them scored."""
+    captioner = configuration.section("captioner", dataset, voter)
+    scores = configuration.section("scores", dataset, voter)
+    name = captioner["engine"]
+    kind = scores["kind"]
+    engine = configuration.engine(dataset, voter)
+    if engine.decides and kind != "decisions":
+        yield f"captioner.engine {name} answers scores.kind decisions alone; set it."
+    elif kind == "decisions" and not (engine.decides or engine.reads_file):
+        yield f"scores.kind decisions needs captioner.engine decisions, not {name}."
+    elif kind == "likelihood" and not engine.has_likelihoods:
+        yield f"captioner.engine {name} has no likelihoods; set scores.kind to multiple_choice."
+    is_money = isinstance(scores["max_cost"], int | float)
+    if is_money and not engine.decides and captioner["price_input"] is None:
         yield (
-            f"captioner.engine {values['engine']} needs the address of a server: export "
-            f"{URL}=http://host:8000/v1, or set another engine."
+            f"scores.max_cost {scores['max_cost']} is money, but captioner.engine {name} does not "
+            "say what it costs; set captioner.price_input, or give tokens or seconds."
         )
 
 
-def _scores(configuration: Configuration, dataset: str) -> Iterator[str]:
-    """Check that the engine can score classes as the configuration wants them scored."""
+def _captions(configuration: Configuration, dataset: str) -> Iterator[str]:
+    """Check that the engine writes captions if the run needs some."""
+    if not configuration.engine(dataset).decides:
+        return
     name = configuration.section("captioner", dataset)["engine"]
-    is_likelihood = configuration.section("scores", dataset)["kind"] == "likelihood"
-    if is_likelihood and not configuration.engine(dataset).has_likelihoods:
-        yield f"captioner.engine {name} has no likelihoods; set scores.kind to multiple_choice."
+    run = configuration.methods_of(dataset)
+    if configuration.discovers(dataset):
+        yield (
+            f"captioner.engine {name} names no classes, which split.classes {DISCOVER} needs; set "
+            "another engine."
+        )
+    for kind in configuration.caption_kinds(dataset):
+        reading = [m for m in run if configuration.needs_captions(m, kind, dataset)]
+        others = ",".join(m for m in run if m not in reading)
+        without = f", or run without them: method={others}" if others else ""
+        yield (
+            f"captioner.engine {name} writes no captions, which {', '.join(reading)} need; set "
+            f"another engine{without}."
+        )
 
 
 def _files(configuration: Configuration, dataset: str) -> Iterator[str]:
@@ -287,18 +404,27 @@ def refuse_slow_captions(configuration: Configuration, pending: Collection[str])
             "captions/shards",
             "names",
         )
-        places = tuple(f"results/{dataset}/{table}" for table in tables)
-        if not configuration.engine(dataset).loads_model:
-            continue
-        values = configuration.section("captioner", dataset)
-        if any(path.startswith(places) for path in pending) and _is_large(values["model"]):
-            raise UserError(
-                f"Dataset {dataset}: this machine has no NVIDIA GPU (nvidia-smi is not there), and "
-                f"captions by {values['model']} would take days. Let a server write them, --config "
-                f"\"captioner={{'engine': 'openai', 'model': '{values['model']}'}}\" with {URL}; "
-                "bring your own, captioner.engine file; or set CUDA_VISIBLE_DEVICES= in the "
-                "environment to use the CPU all the same."
-            )
+        asked = {"": tuple(f"results/{dataset}/{table}" for table in tables)}
+        for voter in configuration.own_voters(dataset):
+            if voter.record.asks is not None:
+                asked[voter.name] = (f"results/{dataset}/{voter.table}",)
+        for voter_name, places in asked.items():
+            values = configuration.section("captioner", dataset, voter_name)
+            if not configuration.engine(dataset, voter_name).loads_model:
+                continue
+            is_pending = any(path.startswith(places) for path in pending)
+            if is_pending and _is_large(values["model"]):
+                raise UserError(_too_slow(dataset, values["model"]))
+
+
+def _too_slow(dataset: str, model: str) -> str:
+    return (
+        f"Dataset {dataset}: this machine has no NVIDIA GPU (nvidia-smi is not there), and "
+        f"captions by {model} would take days. Let a server write them, --config "
+        f"\"captioner={{'engine': 'openai', 'model': '{model}'}}\" with {URL}; "
+        "bring your own, captioner.engine file; or set CUDA_VISIBLE_DEVICES= in the "
+        "environment to use the CPU all the same."
+    )
 
 
 def _is_large(model: str) -> bool:

@@ -12,11 +12,11 @@ from latteclip.config.methods import (
     VOTERS,
     EngineRecord,
     ObjectiveRecord,
-    VoterRecord,
 )
 from latteclip.config.model import check, unknown
 from latteclip.config.sections.base import AUTO
 from latteclip.config.sections.captioner import CaptionerSection
+from latteclip.config.voters import Entry, VoterOfDataset, changed_sections, own_table
 from latteclip.core.errors import UserError
 from latteclip.core.files import read_object
 from latteclip.core.folder_names import DISCOVER, FOLDERS
@@ -132,9 +132,13 @@ class Configuration:
             found.insert(found.index("image_prototypes") + 1, methods.ENCODERS)
         return found
 
-    def section(self, name: str, dataset: str) -> Any:
-        """Return a section (clip, split, ...) or the template as resolved for a dataset."""
-        layers = (self.config, self.dataset(dataset), self._given)
+    def section(self, name: str, dataset: str, voter: str = "") -> Any:
+        """Return a section (clip, split, ...) or the template as resolved for a dataset.
+
+        For a voter of `voters`, it is the section as the voter changes it.
+        """
+        changed = self._changed_by(dataset, voter) if voter else {}
+        layers = (self.config, self.dataset(dataset), self._given, changed)
         result = merge(*({name: layer[name]} for layer in layers if name in layer))[name]
         if name == "clip" and result["model"].startswith(hub_names.WHOLE):
             result["pretrained"] = None
@@ -177,16 +181,55 @@ class Configuration:
     def objective(self, method: str) -> ObjectiveRecord:
         return OBJECTIVES[self._inherited(method)["objective"]]
 
-    def engine(self, dataset: str) -> EngineRecord:
-        return ENGINES[self.section("captioner", dataset)["engine"]]
+    def engine(self, dataset: str, voter: str = "") -> EngineRecord:
+        return ENGINES[self.section("captioner", dataset, voter)["engine"]]
 
-    def voter(self, dataset: str) -> str:
-        """Return the name of what votes for the classes of the training images."""
-        by_default = "lmm" if self.scores_classes(dataset) else "caption"
-        return str(self.section("votes", dataset) or by_default)
+    def voters(self, dataset: str) -> list[VoterOfDataset]:
+        """Return what votes for the classes of the training images."""
+        entries = self.section("voters", dataset)
+        if entries:
+            return [self._voter(dataset, entry) for entry in entries]
+        scored = self.scores_classes(dataset)
+        votes = str(self.section("votes", dataset) or ("lmm" if scored else "caption"))
+        kinds = {"caption": "captions", "lmm": self.section("scores", dataset)["kind"]}
+        kind = str(kinds.get(votes, votes))
+        return [VoterOfDataset(votes, kind, votes, VOTERS[votes].table, votes)]
 
-    def votes_by(self, dataset: str) -> VoterRecord:
-        return VOTERS[self.voter(dataset)]
+    def _voter(self, dataset: str, entry: Entry) -> VoterOfDataset:
+        """Return a voter of `voters`; one that asks what the run asks anyway has its table."""
+        name = entry["name"]
+        record = methods.VOTER_KINDS[entry["kind"]]
+        sections = {
+            "captions": ("captioner", "prompts"),
+            "scores": ("captioner", "scores", "prompts"),
+        }.get(str(record.asks), ())
+        changes = [
+            s
+            for s in sections
+            if self.section(s, dataset, name) != self.section(s, dataset)
+        ]
+        if not sections or changes:
+            table = own_table(name)
+            return VoterOfDataset(name, entry["kind"], record.module, table)
+        table = VOTERS[record.module].table
+        return VoterOfDataset(name, entry["kind"], record.module, table, record.module)
+
+    def own_voters(self, dataset: str) -> list[VoterOfDataset]:
+        """Return the voters of a dataset for each of which a job writes a table."""
+        return [voter for voter in self.voters(dataset) if voter.is_by_own_job]
+
+    def votes_with(self, dataset: str) -> list[str]:
+        """Return the keys of VOTERS whose tables vote."""
+        return [voter.column for voter in self.voters(dataset) if voter.column]
+
+    def voter_entry(self, dataset: str, voter: str) -> Entry:
+        """Return the keys of a voter of `voters`."""
+        entries = self.section("voters", dataset)
+        return next(entry for entry in entries if entry["name"] == voter)
+
+    def _changed_by(self, dataset: str, voter: str) -> dict[str, Any]:
+        entry = self.voter_entry(dataset, voter)
+        return changed_sections(entry, self.section("captioner", dataset)["model"])
 
     def averaged(self, method: str) -> str:
         """Return the method whose models this one averages."""
@@ -197,8 +240,9 @@ class Configuration:
         return self.objective(method).reads_encoders
 
     def is_trained(self, method: str) -> bool:
-        """Return whether the method fine-tunes, once for each seed."""
-        return self.objective(method).trains
+        """Return whether the method trains, once for each seed."""
+        objective = self.objective(method)
+        return objective.trains or objective.distils
 
     def is_average(self, method: str) -> bool:
         """Return whether the method's model averages the trainings of another method."""
@@ -241,6 +285,10 @@ class Configuration:
         """Return whether the captioner scores classes."""
         return self.section("scores", dataset)["kind"] is not None
 
+    def asks_by_gain(self, dataset: str, voter: str = "") -> bool:
+        """Return whether images are scored in the order of what is expected of the answers."""
+        return bool(self.section("scores", dataset, voter)["choose"] == "gain")
+
     def reads_captions(self, method: str, kind: str, dataset: str) -> bool:
         """Return whether the method trains on captions of a kind, "image" or "group"."""
         values = self.method(method, dataset)
@@ -249,11 +297,10 @@ class Configuration:
 
     def needs_captions(self, method: str, kind: str, dataset: str) -> bool:
         """Return whether the method or its labels need captions of a kind."""
-        votes = (
-            self.reads_fused_labels(method, dataset)
-            and self.votes_by(dataset).needs_captions
-        )
-        return self.reads_captions(method, kind, dataset) or (kind == "image" and votes)
+        if self.reads_captions(method, kind, dataset):
+            return True
+        vote = any(VOTERS[key].needs_captions for key in self.votes_with(dataset))
+        return kind == "image" and vote and self.reads_fused_labels(method, dataset)
 
     def caption_kinds(self, dataset: str) -> list[str]:
         """Return the kinds of captions, "image" and "group", that a method or its labels need."""
@@ -263,6 +310,16 @@ class Configuration:
             if any(self.needs_captions(method, kind, dataset) for method in run):
                 kinds.append(kind)
         return kinds
+
+    def can_be_judged(self, dataset: str) -> bool:
+        """Return whether votes judge models, without captions that nothing else needs."""
+        keys = self.votes_with(dataset)
+        captioned = any(VOTERS[key].needs_captions for key in keys)
+        captioned = captioned or any(
+            voter.record.asks == "captions" for voter in self.own_voters(dataset)
+        )
+        fused = any(self.reads_fused_labels(m, dataset) for m in self.methods_of(dataset))
+        return not captioned or fused or "image" in self.caption_kinds(dataset)
 
     def has_captions(self, kind: str, dataset: str) -> bool:
         """Return whether some method of the run needs captions of a kind."""
@@ -279,17 +336,33 @@ class Configuration:
         at_once = self._gpus // self.section("captioner", dataset)["tensor_parallel_size"]
         return max(1, at_once) if self.engine(dataset).loads_model else 1
 
-    def hub_model(self, section: str, dataset: str) -> hub_names.Names | None:
+    def hub_model(
+        self, section: str, dataset: str, voter: str = ""
+    ) -> hub_names.Names | None:
         """Return the names of the model of section "clip" or "captioner" if it is on the hub."""
-        values = self.section(section, dataset)
+        values = self.section(section, dataset, voter)
         if section == "clip":
             return hub_names.hub_clip(values)
-        return hub_names.hub_captioner(values) if self.engine(dataset).loads_model else None
+        loads_model = self.engine(dataset, voter).loads_model
+        return hub_names.hub_captioner(values) if loads_model else None
 
     def hub_models(self, section: str) -> dict[str, hub_names.Names]:
         """Return the hub models of all datasets in a section, by the names of their notes."""
-        found = [self.hub_model(section, dataset) for dataset in self.config["datasets"]]
+        found = []
+        for dataset in self.config["datasets"]:
+            names = ("", *(voter.name for voter in self.own_voters(dataset)))
+            found += [self.hub_model(section, dataset, name) for name in names]
         return {hub_names.slug(names): names for names in found if names}
+
+    def hub_students(self) -> dict[str, hub_names.Names]:
+        """Return the networks of students that come from the hub, by the names of their notes."""
+        students = [self._inherited(m) for m in self.methods if self.objective(m).distils]
+        names = [str(values["student"]) for values in students]
+        return {
+            hub_names.slug({"model": name}): {"model": name}
+            for name in names
+            if not name.startswith(hub_names.FOLDER)
+        }
 
     def hub_encoders(self) -> dict[str, hub_names.Names]:
         """Return the image encoders that come from the hub, by the names of their notes."""
@@ -332,6 +405,10 @@ class Configuration:
             if "objective" not in values:
                 key = f"methods.{self._lineage(name)[0]}.objective"
                 raise UserError(f"Configuration key {key} is missing; add it, or `like`.")
+            if OBJECTIVES[values["objective"]].distils and not values.get("student"):
+                raise UserError(
+                    f"Configuration key methods.{name}.student is missing; name a network of timm."
+                )
             if OBJECTIVES[values["objective"]].averages:
                 self._check_averaged(name, str(values.get("of")))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from latteclip.config.configuration import Configuration
+from latteclip.config.methods import VOTER_KINDS
 from latteclip.config.sections.base import AUTO
 from latteclip.config.sections.split import CountsSection
 from latteclip.config.sections.textures import TexturesSection
@@ -33,7 +34,8 @@ RESOURCES = {
         ("caption_images", "caption_groups", "score_classes"), (24_000, 4_000, 20, 1)
     ),
     **dict.fromkeys(
-        ("pseudo_label_images", "encode_images", "evaluate"), (6_000, 8_000, 15, 100)
+        ("pseudo_label_images", "encode_images", "evaluate", "write_votes"),
+        (6_000, 8_000, 15, 100),
     ),
     **dict.fromkeys(("adapt_zero_shot", "score_unknown"), (8_000, 8_000, 15, 100)),
     "encode_looks": (6_000, 8_000, 15, 100),
@@ -41,10 +43,11 @@ RESOURCES = {
     "evaluate_classifier": (8_000, 8_000, 15, 100),
     "index_images": (4_000, 4_000, 15, 100),
     "find_duplicates": (4_000, 4_000, 10, 500),
-    "fuse_labels": (16_000, 16_000, 20, 200),
+    **dict.fromkeys(("fuse_labels", "rank_images"), (16_000, 16_000, 20, 200)),
     # Beside `training_memory`.
     **dict.fromkeys(("finetune", "find_learning_rate"), (12_000, 8_000, 20, 200)),
     "average_weights": (14_000, 4_000, 10, 100),
+    "train_student": (8_000, 8_000, 20, 50),
     "assemble_model": (8_000, 0, 10, 1_000),
     "propagate_labels": (16_000, 16_000, 20, 100),
 }
@@ -55,6 +58,7 @@ LOADING = {
     "encode_looks",
     "evaluate",
     "average_weights",
+    "write_votes",
 }
 LOADING |= {"finetune", "find_learning_rate"}
 # MB of such a process with its photographs, of a part of a batch, of which there are two for each
@@ -84,10 +88,17 @@ def minutes(stage: str, images: int, passes: float, attempt: int) -> int:
     return int((least + images * passes / images_per_second / 60) * attempt)
 
 
-def captioner_gpus(configuration: Configuration, dataset: str) -> int:
+def captioner_gpus(configuration: Configuration, dataset: str, voter: str = "") -> int:
     """Return the GPUs of a captioning job, 0 if a server or the user writes the captions."""
-    gpus = int(configuration.section("captioner", dataset)["tensor_parallel_size"])
-    return gpus if configuration.engine(dataset).loads_model else 0
+    values = configuration.section("captioner", dataset, voter)
+    loads_model = configuration.engine(dataset, voter).loads_model
+    return int(values["tensor_parallel_size"]) if loads_model else 0
+
+
+def votes_gpus(configuration: Configuration, dataset: str, voter: str) -> int:
+    """Return the GPUs of a job that writes the votes of a voter without a captioner."""
+    kind = configuration.voter_entry(dataset, voter)["kind"]
+    return int(VOTER_KINDS[kind].loads_clip)
 
 
 def training_memory(configuration: Configuration, dataset: str) -> int:
@@ -127,7 +138,8 @@ def caption_threads(
     kinds = len(configuration.caption_kinds(dataset)) + configuration.scores_classes(
         dataset
     )
-    at_once = kinds * configuration.shards(dataset) if gpus else 1
+    voters = [v for v in configuration.own_voters(dataset) if v.record.asks is not None]
+    at_once = kinds * configuration.shards(dataset) + len(voters) if gpus else 1
     if of_a_job := captioner_gpus(configuration, dataset):
         at_once = min(at_once, (gpus or 1) // of_a_job)
     return max(1, min(wanted, cores // max(1, at_once)))
@@ -139,9 +151,11 @@ def epochs(configuration: Configuration, dataset: str, method: str) -> int:
     return MAX_EPOCHS if wanted == AUTO else int(wanted)
 
 
-def questions_per_image(configuration: Configuration, dataset: str) -> float:
+def questions_per_image(
+    configuration: Configuration, dataset: str, voter: str = ""
+) -> float:
     """Return the mean number of questions about an image where classes are scored."""
-    values = configuration.section("scores", dataset)
+    values = configuration.section("scores", dataset, voter)
     orders = values["orders"] if values["kind"] == "multiple_choice" else 1
     return float(orders * values["share"])
 

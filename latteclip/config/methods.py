@@ -7,13 +7,15 @@ an objective, an engine or a voter by its name.
 
 from dataclasses import dataclass
 
+from latteclip.core.terminal import DECISIONS_URL, URL
+
 CLASS_EMBEDDINGS = "class_embeddings.safetensors"  # zero-shot classifier
 ADAPTED = "classifiers/adapted.safetensors"  # the same adapted to the images
 
 
 @dataclass(frozen=True)
 class VoterRecord:
-    """A source of votes for the classes of training images, from which labels are fused."""
+    """A source of votes with a table that the run has anyway, and columns of FUSED_LABELS."""
 
     title: str
     table: str  # file below results/<dataset> with what the votes are made of
@@ -27,6 +29,35 @@ VOTERS = {
     "caption": VoterRecord("caption", "captions/images.parquet", needs_captions=True),
     "lmm": VoterRecord("LMM", "class_scores.parquet", needs_scores=True),
 }
+
+
+@dataclass(frozen=True)
+class VoterKind:
+    """What a voter of the key `voters` is."""
+
+    module: str  # latteclip/labels/voters/<module>.py, which reads the votes
+    # Section of what a captioner is asked for, "captions" or "scores". Without it, the function
+    # `write` of the module writes the table of votes.
+    asks: str | None = None
+    keys: tuple[str, ...] = ()  # that it may have beside its name and its kind
+    needs: str | None = None  # the key that it must have
+    loads_clip: bool = False  # whether `write` loads a CLIP model
+
+
+_CAPTIONER = ("model", "engine", "prompt", "file", "captioner")
+_SCORES = VoterKind("lmm", asks="scores", keys=(*_CAPTIONER, "scores", "share"))
+VOTER_KINDS = {
+    "captions": VoterKind("caption", asks="captions", keys=_CAPTIONER),
+    "likelihood": _SCORES,
+    "multiple_choice": _SCORES,
+    "decisions": _SCORES,
+    "file": VoterKind("file", keys=("file", "share"), needs="file"),
+    "zero_shot": VoterKind(
+        "zero_shot", keys=("model", "pretrained"), needs="model", loads_clip=True
+    ),
+}
+# Names that no voter has: other labels have them.
+NO_VOTERS = ("zero_shot", "adapted", "images", "fused")
 # Training labels that fuse_labels writes, and all training labels that a method may have.
 FUSED = (*VOTERS, "fused")
 PSEUDO_LABELS = ("zero_shot", "zero_shot_adapted", *FUSED)
@@ -37,12 +68,14 @@ class ObjectiveRecord:
     """What a method optimises, if anything.
 
     A method trains (`module`), or has a classifier that is not trained (`classifier`), or averages
-    the trainings of another method (`averages`). A method with none of the three has no model.
+    the trainings of another method (`averages`), or trains a small network (`distils`). A method
+    with none of the four has no model.
     """
 
     module: str | None = None  # in latteclip/train/objectives; one training for each seed
     classifier: str | None = None  # file below results/<dataset>
     averages: bool = False
+    distils: bool = False  # whether it trains a network of its own, and no CLIP
     pseudo_labels: tuple[str, ...] = ()  # kinds of pseudo-labels that it takes
     is_supervised: bool = False  # whether it trains on the true labels
     in_paper: bool = False
@@ -62,7 +95,8 @@ class ObjectiveRecord:
 
     @property
     def has_model(self) -> bool:
-        return self.trains or self.averages or self.classifier is not None
+        trained = self.trains or self.averages or self.distils
+        return trained or self.classifier is not None
 
     @property
     def learns_classifier(self) -> bool:
@@ -107,6 +141,7 @@ OBJECTIVES = {
         has_prototypes=True,
     ),
     "average_weights": ObjectiveRecord(averages=True),
+    "student": ObjectiveRecord(distils=True, pseudo_labels=("fused",)),
 }
 PAPER = "latteclip"  # the paper's own objective
 
@@ -129,7 +164,10 @@ class EngineRecord:
 
     loads_model: bool = False  # whether it loads the model itself, on a GPU if there is one
     has_likelihoods: bool = False  # whether it scores a text that the model did not write
-    asks_server: bool = False  # whether it sends pictures to a server at OPENAI_BASE_URL
+    # The variable of the environment with the address of the server that it sends pictures to.
+    address: str | None = None
+    # Whether it answers the questions of scores.kind decisions, and writes no captions.
+    decides: bool = False
     reads_file: bool = False  # whether captions and scores come from the user's files
     # Whether captioner.gpu_memory_utilization says what it takes.
     reserves_memory: bool = False
@@ -138,7 +176,8 @@ class EngineRecord:
 # Each has a module latteclip/captions/engines/<name>.py.
 ENGINES = {
     "vllm": EngineRecord(loads_model=True, has_likelihoods=True, reserves_memory=True),
-    "openai": EngineRecord(asks_server=True),
+    "openai": EngineRecord(address=URL),
+    "decisions": EngineRecord(address=DECISIONS_URL, decides=True),
     "transformers": EngineRecord(loads_model=True, has_likelihoods=True),
     "file": EngineRecord(reads_file=True, has_likelihoods=True),
 }

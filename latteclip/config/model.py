@@ -16,6 +16,7 @@ from latteclip.config.sections.base import (
     Natural,
     Positive,
     Section,
+    Text,
     inner,
     key,
     narrowed,
@@ -23,7 +24,12 @@ from latteclip.config.sections.base import (
 )
 from latteclip.config.sections.captioner import CaptionerSection
 from latteclip.config.sections.captions import CaptionsSection
-from latteclip.config.sections.class_texts import SynonymsSection, TemplateSection, Texts
+from latteclip.config.sections.class_texts import (
+    ClassGroupsSection,
+    SynonymsSection,
+    TemplateSection,
+    Texts,
+)
 from latteclip.config.sections.clip import ClipSection
 from latteclip.config.sections.compute import ComputeSection
 from latteclip.config.sections.discover import DiscoverSection
@@ -34,7 +40,7 @@ from latteclip.config.sections.groups import GroupsSection
 from latteclip.config.sections.inference import InferenceSection
 from latteclip.config.sections.processes import ProcessesSection
 from latteclip.config.sections.prompts import PromptsSection
-from latteclip.config.sections.scores import ScoresSection
+from latteclip.config.sections.scores import AMOUNT, ScoresSection
 from latteclip.config.sections.selection import SelectionSection
 from latteclip.config.sections.split import SplitSection
 from latteclip.config.sections.switches import SwitchesSection
@@ -43,20 +49,26 @@ from latteclip.config.sections.textures import TexturesSection
 from latteclip.config.sections.threads import ThreadsSection
 from latteclip.config.sections.training import TrainingSection
 from latteclip.config.sections.unknown import UnknownSection
+from latteclip.config.sections.voter import VoterSection
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.terminal import one_line
 
-IN_WORDS = f"match pattern '{KEY}'", "be at most 100 letters, digits, _ and -"
+IN_WORDS = {
+    f"match pattern '{KEY}'": "be at most 100 letters, digits, _ and -",
+    f"match pattern '{AMOUNT}'": "be a text such as 200000 tokens or 600 seconds",
+}
 MethodName = Annotated[str, Field(pattern="^[a-z0-9_]{1,100}$")]
 if TYPE_CHECKING:
     Engine = str
     Objective = str
-    Voter = str
+    Votes = str
+    Kind = str
     PseudoLabels = str
 else:
     Engine = Literal[*methods.ENGINES]
     Objective = Literal[*methods.OBJECTIVES]
-    Voter = Literal[*methods.VOTERS]
+    Votes = Literal[*methods.VOTERS]
+    Kind = Literal[*methods.VOTER_KINDS]
     PseudoLabels = Literal[*methods.PSEUDO_LABELS]
 
 
@@ -68,6 +80,51 @@ class CheckedCaptionerSection(CaptionerSection):
     engine: Engine = narrowed(CaptionerSection, "engine")
 
 
+class CheckedVoterSection(VoterSection):
+    __doc__ = VoterSection.__doc__
+    kind: Kind | None = narrowed(VoterSection, "kind")
+    model: Line | None = optional_key(
+        "its model; without it, and without the keys below, a captioner is that of `captioner`"
+    )
+    pretrained: Line | None = optional_key("zero_shot: open_clip tag or weights file")
+    engine: Engine | None = optional_key("the captioner's engine")
+    prompt: Text | None = optional_key("the captioner's prompt about one image")
+    captioner: CheckedCaptionerSection = inner(
+        CheckedCaptionerSection, "other keys of `captioner` for this voter"
+    )
+    scores: ScoresSection = inner(ScoresSection, "other keys of `scores` for this voter")
+
+    @pydantic.model_validator(mode="after")
+    def _check_keys(self) -> "CheckedVoterSection":
+        if self.name is None or self.kind is None:
+            raise PydanticCustomError("voter", "It should have a name and a kind")
+        if self.name in methods.NO_VOTERS:
+            raise PydanticCustomError(
+                "voter", "It should have another name: other labels are called that"
+            )
+        record = methods.VOTER_KINDS[self.kind]
+        given = self.model_fields_set - {"name", "kind"}
+        if record.needs and getattr(self, record.needs) is None:
+            raise PydanticCustomError("voter", f"It should have the key {record.needs}")
+        if unused := sorted(given.difference(record.keys)):
+            keys = " or ".join(unused)
+            raise PydanticCustomError("voter", f"It should not have {keys} with this kind")
+        return self
+
+
+def _of_different_names(voters: list[CheckedVoterSection]) -> list[CheckedVoterSection]:
+    names = [voter.name for voter in voters]
+    for name in names:
+        if names.count(name) > 1:
+            raise PydanticCustomError(
+                "voters", f"It should not have two voters called {name}"
+            )
+    return voters
+
+
+Voters = Annotated[list[CheckedVoterSection], pydantic.AfterValidator(_of_different_names)]
+
+
 class MethodOfDataset(TrainingSection):
     """Keys of a method that a dataset changes."""
 
@@ -75,6 +132,9 @@ class MethodOfDataset(TrainingSection):
     pseudo_labels: PseudoLabels = narrowed(TrainingSection, "pseudo_labels")
     of: Line | None = optional_key(
         "average_weights: the method whose trainings, one for each seed, are averaged"
+    )
+    student: Line | None = optional_key(
+        "student: its network, named as in image_encoders, of timm"
     )
     graph: GraphSection = inner(GraphSection)
     # What a training takes as it comes, for its objective validates it.
@@ -109,10 +169,13 @@ class Shared(TemplateSection):
     captioner: CheckedCaptionerSection = inner(CheckedCaptionerSection)
     captions: CaptionsSection = inner(CaptionsSection)
     scores: ScoresSection = inner(ScoresSection)
-    votes: Voter | None = key(
+    votes: Votes | None = key(
         None,
         "what labels are fused from; null: lmm with scores, else caption; lmm: class scores, which "
         "need scores.kind",
+    )
+    voters: Voters = key(
+        [], "several voters in place of `votes`, of which each has these keys"
     )
     selection: SelectionSection = inner(SelectionSection)
     unknown: UnknownSection = inner(UnknownSection)
@@ -123,7 +186,7 @@ class Shared(TemplateSection):
     threads: ThreadsSection = inner(ThreadsSection)
 
 
-class Dataset(Shared, SynonymsSection, TermsSection):
+class Dataset(Shared, SynonymsSection, ClassGroupsSection, TermsSection):
     size: str = optional_key("size of its downloads, in words", default="")
     source: Source = optional_key("where the images come from: one of these keys")
     methods: dict[Key, MethodOfDataset] = optional_key(
@@ -151,6 +214,15 @@ class RunSection(Section):
         | Annotated[list[Natural], Field(min_length=1)]
         | Annotated[str, Field(pattern="^[0-9]{1,9}(,[0-9]{1,9}){0,999}$")]
     ) = key(3, "a number of seeds, or the seeds, separated by commas; 3 means 0, 1 and 2")
+    retrain: bool = key(
+        False,
+        "train all models again now, as --config retrain=true; later runs do not repeat it",
+    )
+    retrain_share: Annotated[float, Field(ge=0, le=1)] = key(
+        0.1,
+        "share of the training images that may be new, gone, or have another label or caption "
+        "before trained models are trained again",
+    )
     image_encoders: list[Line] | Line = key(
         [],
         "image encoders beside CLIP that help to label images: a name of timm, hf-hub:<repo>, "
@@ -214,7 +286,8 @@ def _sentence(errors: list[ErrorDetails], values: Any) -> str:
             wanted[message.partition(" should ")[2] or message] = None
     if field and type(None) in get_args(field.annotation):
         wanted["be null"] = None
-    alternatives = " or ".join(wanted).replace(" or be ", " or ").replace(*IN_WORDS)
+    alternatives = " or ".join(IN_WORDS.get(each, each) for each in wanted)
+    alternatives = alternatives.replace(" or be ", " or ")
     given = one_line(repr(first["input"]), 120)
     return f"{where} must {alternatives}, not {given}."
 

@@ -14,17 +14,23 @@ from typing import Any
 
 from latteclip.config import hub_names, layers, methods
 from latteclip.config.configuration import Configuration
-from latteclip.config.methods import OBJECTIVES
+from latteclip.config.methods import OBJECTIVES, VOTER_KINDS
 from latteclip.config.model import Shared
+from latteclip.config.sections.base import AUTO
 from latteclip.config.sections.training import TrainingSection
-from latteclip.core.hashing import fingerprint
+from latteclip.core.class_templates import PLACE
+from latteclip.core.hashing import digest_of, fingerprint
 
 # What is in the cache of Hugging Face for a model: shared by all datasets that name it.
 MODEL_NOTE = "resources/models/{model}.json"
 # The files of a user's folder when it was indexed. No output: a failed job must not remove it.
 FOLDER_FILES = "resources/{dataset}/folder_files.parquet"
+# A link to the user's folder, by which an index names the images.
+FOLDER_LINK = "resources/{dataset}/folder"
 # Predictions of the trainings of an average for the images that they left out.
 LEFT_OUT = "results/{dataset}/{method}/seed{seed}/left_out.parquet"
+# The images that the trainings of a method learn from.
+TRAINING_IMAGES = "results/{dataset}/{method}/training_images.parquet"
 # Files of a run that are not Parquet, by their kinds.
 FILES = {"metrics": "metrics.json", "model": "model"}
 DESCRIBED = ("title", "licence", "citation", "source", "class_synonyms")
@@ -86,9 +92,9 @@ def templates() -> Paths:
     )
 
 
-def engine_code(configuration: Configuration, dataset: str) -> Paths:
+def engine_code(configuration: Configuration, dataset: str, voter: str = "") -> Paths:
     """Return the sources of the engine that writes a dataset's captions and scores its classes."""
-    engine = configuration.section("captioner", dataset)["engine"]
+    engine = configuration.section("captioner", dataset, voter)["engine"]
     return sources(f"latteclip.captions.engines.{engine}")
 
 
@@ -97,24 +103,34 @@ def objective_code(configuration: Configuration, method: str) -> Paths:
     return sources(f"latteclip.train.objectives.{configuration.objective(method).module}")
 
 
-def voter_code(configuration: Configuration, dataset: str) -> Paths:
-    """Return the sources of what votes for the classes of a dataset's images."""
-    return sources(f"latteclip.labels.voters.{configuration.voter(dataset)}")
+def training_code(configuration: Configuration, dataset: str, method: str) -> str:
+    """Return a digest of the code that trains by a method, and finds its learning rate."""
+    modules = ["latteclip.train.finetune"]
+    if finds_rate(configuration, dataset, method):
+        modules.append("latteclip.train.find_learning_rate")
+    files = sources(*modules) + objective_code(configuration, method)
+    return digest_of(Path(file).read_bytes() for file in files)
+
+
+def finds_rate(configuration: Configuration, dataset: str, method: str) -> bool:
+    """Return whether the learning rate of a method is found."""
+    return bool(configuration.method(method, dataset)["finetune"]["lr"] == AUTO)
+
+
+def voter_code(configuration: Configuration, dataset: str, voter: str = "") -> Paths:
+    """Return the sources of what votes for the classes of a dataset's images: all, or a voter."""
+    found = configuration.voters(dataset)
+    modules = {one.module for one in found if voter in ("", one.name)}
+    return sources(*(f"latteclip.labels.voters.{module}" for module in sorted(modules)))
 
 
 # Sources and models.
 
 
-def data_folder(configuration: Configuration, dataset: str) -> str:
-    """Return the user's own folder, or the one that a rule makes, shared by all runs."""
-    made = f"resources/{configuration.whole(dataset)}/data"
-    return str(configuration.dataset(dataset)["source"].get("folder", made))
-
-
 def made_folder(configuration: Configuration, dataset: str) -> Paths:
-    """Return the folder of images if a rule makes it."""
+    """Return the folder of images, shared by all runs, if a rule makes it."""
     is_made = "folder" not in configuration.dataset(dataset)["source"]
-    return [data_folder(configuration, dataset)] if is_made else []
+    return [f"resources/{configuration.whole(dataset)}/data"] if is_made else []
 
 
 def download_dataset(configuration: Configuration, dataset: str) -> Settings:
@@ -132,9 +148,11 @@ def limit(configuration: Configuration) -> str:
     return "" if configuration.limit is None else f"--limit {configuration.limit}"
 
 
-def hub_model(configuration: Configuration, dataset: str, section: str) -> Paths:
+def hub_model(
+    configuration: Configuration, dataset: str, section: str, voter: str = ""
+) -> Paths:
     """Return the note on the model of section "clip" or "captioner" if it comes from the hub."""
-    names = configuration.hub_model(section, dataset)
+    names = configuration.hub_model(section, dataset, voter)
     return [MODEL_NOTE.format(model=hub_names.slug(names))] if names else []
 
 
@@ -147,18 +165,17 @@ def _fingerprint(path: str | None) -> str:
     return fingerprint(path) if path and os.path.exists(path) else ""
 
 
-def local_clip(configuration: Configuration, dataset: str) -> str:
+def local_clip(configuration: Configuration, dataset: str, voter: str = "") -> str:
     """Return a digest of the CLIP model if it is a folder or a file."""
-    return _fingerprint(hub_names.local_clip(configuration.section("clip", dataset)))
+    return _fingerprint(hub_names.local_clip(configuration.section("clip", dataset, voter)))
 
 
-def local_captioner(configuration: Configuration, dataset: str) -> str:
+def local_captioner(configuration: Configuration, dataset: str, voter: str = "") -> str:
     """Return a digest of the captioner's model if it is a folder."""
-    if not configuration.engine(dataset).loads_model:
+    if not configuration.engine(dataset, voter).loads_model:
         return ""
-    return _fingerprint(
-        hub_names.local_captioner(configuration.section("captioner", dataset))
-    )
+    values = configuration.section("captioner", dataset, voter)
+    return _fingerprint(hub_names.local_captioner(values))
 
 
 def local_encoder(configuration: Configuration, encoder: str) -> str:
@@ -184,24 +201,36 @@ def answer_store(configuration: Configuration, dataset: str, kind: str) -> str:
     return f"resources/{configuration.whole(dataset)}/captions/{kind}"
 
 
-def user_file(configuration: Configuration, dataset: str, key: str) -> Paths:
+def user_file(
+    configuration: Configuration, dataset: str, key: str, voter: str = ""
+) -> Paths:
     """Return the file that a key such as "scores.file" names if it replaces the captioner."""
     section, name = key.split(".")
-    file = configuration.section(section, dataset)[name]
-    is_used = configuration.engine(dataset).reads_file
+    file = configuration.section(section, dataset, voter)[name]
+    is_used = configuration.engine(dataset, voter).reads_file
     return [file] if is_used and file is not None else []
 
 
-def scores_prompt(configuration: Configuration, dataset: str) -> str:
+def image_prompt(configuration: Configuration, dataset: str, voter: str = "") -> str:
+    """Return the prompt about one image."""
+    return str(configuration.section("prompts", dataset, voter)["image"])
+
+
+def names_classes(configuration: Configuration, dataset: str, voter: str = "") -> bool:
+    """Return whether the prompt about one image names its pseudo-label."""
+    return PLACE in image_prompt(configuration, dataset, voter)
+
+
+def scores_prompt(configuration: Configuration, dataset: str, voter: str = "") -> str:
     """Return the question whose answers are scored; letters have a question of their own."""
-    is_likelihood = configuration.section("scores", dataset)["kind"] == "likelihood"
-    return str(configuration.section("prompts", dataset)["image"]) if is_likelihood else ""
+    kind = configuration.section("scores", dataset, voter)["kind"]
+    return image_prompt(configuration, dataset, voter) if kind == "likelihood" else ""
 
 
-def captioner(configuration: Configuration, dataset: str) -> Settings:
+def captioner(configuration: Configuration, dataset: str, voter: str = "") -> Settings:
     """Return the captioner, with what its stages ask of the engine."""
-    engine = configuration.engine(dataset)
-    values = configuration.section("captioner", dataset)
+    engine = configuration.engine(dataset, voter)
+    values = configuration.section("captioner", dataset, voter)
     return {**values, "loads_model": engine.loads_model, "reads_file": engine.reads_file}
 
 
@@ -254,10 +283,12 @@ def captions_in_use(configuration: Configuration, dataset: str) -> Paths:
     return [f"results/{dataset}/captions/{kind}s.parquet" for kind in kinds]
 
 
-def pseudo_label_images(configuration: Configuration, dataset: str) -> Settings:
+def pseudo_label_images(
+    configuration: Configuration, dataset: str, voter: str = ""
+) -> Settings:
     """Return the CLIP model, the class templates, and how images are encoded."""
     return {
-        "clip": configuration.section("clip", dataset),
+        "clip": configuration.section("clip", dataset, voter),
         "inference": configuration.section("inference", dataset),
         "class_texts": _class_texts(configuration, dataset),
     }
@@ -287,9 +318,43 @@ def fuse_labels(configuration: Configuration, dataset: str) -> Settings:
     }
 
 
-def voter_table(configuration: Configuration, dataset: str) -> str:
-    """Return the table that votes for the classes of a dataset's images."""
-    return f"results/{dataset}/{configuration.votes_by(dataset).table}"
+def voter_tables(configuration: Configuration, dataset: str) -> list[Settings]:
+    """Return the voters of a dataset with their tables."""
+    found = []
+    for voter in configuration.voters(dataset):
+        table = f"results/{dataset}/{voter.table}"
+        values = {"name": voter.name, "kind": voter.kind, "module": voter.module}
+        found.append({**values, "table": table, "column": voter.column})
+    return found
+
+
+def write_votes(configuration: Configuration, dataset: str, voter: str) -> Settings:
+    """Return what a voter whose votes no captioner writes needs: its file, or its CLIP model."""
+    entry = configuration.voter_entry(dataset, voter)
+    values = {key: entry[key] for key in ("name", "kind", "file", "share") if key in entry}
+    if VOTER_KINDS[entry["kind"]].loads_clip:
+        values["zero_shot"] = pseudo_label_images(configuration, dataset, voter)
+    return values
+
+
+def votes_file(configuration: Configuration, dataset: str, voter: str) -> Paths:
+    """Return the user's file with the votes of a voter."""
+    file = configuration.voter_entry(dataset, voter).get("file")
+    return [] if file is None else [file]
+
+
+def votes_model(configuration: Configuration, dataset: str, voter: str) -> Paths:
+    """Return the note on the CLIP model of a voter if it comes from the hub."""
+    kind = configuration.voter_entry(dataset, voter)["kind"]
+    if not VOTER_KINDS[kind].loads_clip:
+        return []
+    return hub_model(configuration, dataset, "clip", voter)
+
+
+def asking_voters(configuration: Configuration, asks: str | None) -> list[str]:
+    """Return the names of the voters that ask a captioner for something, or ask none."""
+    voters = [v for d in configuration.datasets for v in configuration.own_voters(d)]
+    return sorted({voter.name for voter in voters if voter.record.asks == asks})
 
 
 def image_features(configuration: Configuration, dataset: str, method: str = "") -> Paths:
@@ -396,6 +461,22 @@ def finetune(
     }
 
 
+def training_images(configuration: Configuration, dataset: str, method: str) -> str:
+    """Return the list of images of a method's trainings, or of those that it averages."""
+    if configuration.is_average(method):
+        method = configuration.averaged(method)
+    return TRAINING_IMAGES.format(dataset=dataset, method=method)
+
+
+def list_training_images(
+    configuration: Configuration, dataset: str, method: str
+) -> Settings:
+    """Return the settings of the trainings, without the images that one of them leaves out."""
+    values = finetune(configuration, dataset, method, "0")
+    del values["fold"]
+    return values
+
+
 def find_learning_rate(configuration: Configuration, dataset: str, method: str) -> Settings:
     """Return the settings of the training without its fold and head."""
     values = finetune(configuration, dataset, method, "0")
@@ -423,9 +504,37 @@ def averaged(configuration: Configuration, dataset: str, method: str) -> list[Se
             "model": run["model"],
             "history": run["history"],
             "fold": fold(configuration, dataset, str(seed)),
+            "training_images": training_images(configuration, dataset, method),
         }
         trainings.append(training)
     return trainings
+
+
+def train_student(
+    configuration: Configuration, dataset: str, method: str, seed: str
+) -> Settings:
+    """Return the network of a student, its recipe, and the images that the seed leaves out."""
+    values = configuration.method(method, dataset)
+    return {
+        "network": values["student"],
+        "class_texts": _class_texts(configuration, dataset),
+        "finetune": values["finetune"],
+        "fold": fold(configuration, dataset, seed),
+    }
+
+
+def student_note(configuration: Configuration, method: str) -> Paths:
+    """Return the note on a student's network if it comes from the hub."""
+    name = str(configuration._inherited(method)["student"])
+    is_local = name.startswith(hub_names.FOLDER)
+    return [] if is_local else [MODEL_NOTE.format(model=hub_names.slug({"model": name}))]
+
+
+def local_student(configuration: Configuration, method: str) -> str:
+    """Return a digest of a student's network if it is a folder."""
+    name = str(configuration._inherited(method)["student"])
+    is_local = name.startswith(hub_names.FOLDER)
+    return _fingerprint(name.removeprefix(hub_names.FOLDER)) if is_local else ""
 
 
 # Evaluation and the choice of a model.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from latteclip.core import tables
 from latteclip.core.hashing import digest
@@ -55,10 +56,24 @@ def left_out(image_ids: Sequence[str], fold: Fold) -> Mask:
     return (first <= ranks) & (ranks < end)
 
 
-def left_out_images(images: str, fold: Fold) -> pa.Table:
-    """Return `image_id` and `path` of the training images that a training left out."""
+def left_out_images(images: str, fold: Fold, training_images: str | None) -> pa.Table:
+    """Return `image_id` and `path` of the images that a training left out, if they are still there.
+
+    `training_images` is the list of the images that there were; None: those of the index.
+    """
     train, _ = tables.read_unlabelled(images, training=True)
-    return train.filter(pa.array(left_out(tables.Strings(train["image_id"]), fold)))
+    ids = train["image_id"]
+    if training_images:
+        ids = tables.read(training_images, tables.TRAINING_IMAGES)["image_id"]
+    absent = ids.filter(pa.array(left_out(tables.Strings(ids), fold)))
+    return train.filter(pc.is_in(train["image_id"], absent))
+
+
+def is_outdated(images: str, training_images: str) -> bool:
+    """Return whether the training images of an index are others than those of a list."""
+    train, _ = tables.read_unlabelled(images, training=True)
+    listed = tables.read(training_images, tables.TRAINING_IMAGES)
+    return set(train["image_id"].to_pylist()) != set(listed["image_id"].to_pylist())
 
 
 def _ranks(image_ids: Sequence[str]) -> npt.NDArray[np.int_]:

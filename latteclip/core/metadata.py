@@ -38,6 +38,14 @@ class VotesMetadata:
 
 
 @dataclass
+class VoterLabelsMetadata:
+    """The metadata of VOTER_LABELS."""
+
+    classnames: list[str]
+    voters: list[str]  # names, in the order of the labels
+
+
+@dataclass
 class EncoderMetadata:
     """The metadata of IMAGE_FEATURES."""
 

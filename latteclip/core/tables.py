@@ -86,6 +86,10 @@ FUSED_LABELS = _schema(
     fused_label=pa.int32(),
     fused_confidence=pa.float32(),
 )
+VOTER_LABELS = _schema(
+    image_id=pa.string(),  # id of a training image
+    labels=pa.list_(pa.int32()),  # by each voter, in the order of the metadata; -1: no vote
+)
 IMAGE_FEATURES = _schema(
     image_id=pa.string(),
     image_features=pa.list_(pa.float32()),  # L2-normalised, by a model beside CLIP
@@ -107,6 +111,17 @@ CLASS_SCORES = _schema(
     none=pa.float32(),  # log-probability of "none of these"; null where that was no option
     error=pa.string(),  # why there are no scores, though they were asked for
     digest=pa.string(),  # digest of the request; null where none was made
+)
+# What a right answer about a training image would bring, before any was given.
+EXPECTED_GAINS = _schema(
+    image_id=pa.string(),
+    gain=pa.float32(),  # probability that its label so far is wrong
+    turn=pa.int32(),  # the position in which to ask, from 0; null where nothing is gained
+)
+# The images of all trainings of a method, those that a training leaves out among them.
+TRAINING_IMAGES = _schema(
+    image_id=pa.string(),
+    content=pa.binary(16),  # digest of the image's bytes, label and caption
 )
 PREDICTIONS = _schema(
     image_id=pa.string(),

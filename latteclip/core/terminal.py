@@ -6,9 +6,12 @@ import re
 import time
 from typing import TextIO
 
+# Variables of the environment: the addresses of servers, and the keys that they ask for.
 URL = "OPENAI_BASE_URL"
 KEY = "OPENAI_API_KEY"
-SECRETS = (KEY, "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # variables of the environment
+DECISIONS_URL = "DECISIONS_BASE_URL"
+DECISIONS_KEY = "DECISIONS_API_KEY"
+SECRETS = (KEY, DECISIONS_KEY, "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 MIN_SECRET = 4  # characters; a shorter one may be a word
 MAX_LINE = 300  # characters of a text in a message
 # What a terminal obeys or reorders by, but tabs and line breaks, and halves of characters.

@@ -142,6 +142,46 @@ def checksum(path: str | Path) -> bytes:
         return UNKNOWN
 
 
+def link(folder: str, place: str) -> str:
+    """Let the link `place` lead to a folder, and return it; the folder if there can be no link.
+
+    An index names its images by the link, so that a folder that moved changes no path.
+    """
+    target = folder
+    if not os.path.isabs(folder):  # then the link still leads there when both move
+        target = os.path.relpath(folder, os.path.realpath(os.path.dirname(place)))
+    if os.path.islink(place) and os.readlink(place) == target:
+        return place
+    temporary = f"{place}.{os.getpid()}.tmp"
+    try:
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        os.symlink(target, temporary)
+        os.replace(temporary, place)
+    except OSError as error:
+        log.warning("%s cannot be a link to %s (%s).", place, folder, error.strerror)
+        return folder
+    return place
+
+
+def linked(place: str) -> str:
+    """Return the folder to which a link leads, or the folder itself if it is no link."""
+    if not os.path.islink(place):
+        return place
+    return os.path.normpath(os.path.join(os.path.dirname(place), os.readlink(place)))
+
+
+def state_before(indexed: str) -> str | None:
+    """Return the `state` of a folder at its last index, None before the first."""
+    from latteclip.core import tables
+
+    if not os.path.isfile(indexed):
+        return None
+    try:
+        return tables.read_metadata(indexed, FolderMetadata).state
+    except UserError:  # the images are indexed again
+        return None
+
+
 def state(folder: str, kind: str, classes: str | None, indexed: str) -> str:
     """Return a text for the files of a folder, another one where a name or content changed.
 

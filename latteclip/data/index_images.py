@@ -68,6 +68,7 @@ def index_images(
 ) -> None:
     """Write the IMAGES and FINGERPRINTS tables of a dataset.
 
+    Paths lead through `folder` if it is a link (`folder_files.link`), and messages name its target.
     `classes_path` lists the classes that a stage has proposed. Until then, where `split.classes` is
     "discover", the index has no classes, and all its images are training images without labels.
 
@@ -82,7 +83,11 @@ def index_images(
     if classes_path is not None:
         proposed = {"classes": os.path.abspath(classes_path)}
         settings = settings.model_copy(update=proposed)
-    images, split = read_split(Path(folder), settings)
+    place = folder_files.linked(folder)
+    images, split = read_split(Path(place), settings)
+    below = os.path.relpath(images, place)
+    if not below.startswith(os.pardir):
+        images = Path(folder, below)
     classnames = []
     if settings.classes != DISCOVER:
         classnames = clean_classnames(split.names, settings.classname_replace)
@@ -121,7 +126,7 @@ def index_images(
             add(pa.Table.from_pylist(rows, tables.IMAGES))
             add_fingerprints(pa.Table.from_pylist(rows, tables.FINGERPRINTS))
         _report(broken, corrupt)
-        _check(broken, split, counts, settings.max_corrupt, folder)
+        _check(broken, split, counts, settings.max_corrupt, place)
         metadata.content = content.hexdigest()
         if folder_state and folder_files_output:
             checksums = [*_checksums(folder, listed, cache, limit)]

@@ -21,12 +21,14 @@ from latteclip.audit.sampling import SamplingPlan, audit_files, read_plan
 from latteclip.audit.score import answered_prefix
 from latteclip.clip.classifier import classify, load_classifier
 from latteclip.config.methods import VOTERS
+from latteclip.config.stage_params import FOLDER_LINK
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import IndexMetadata
 from latteclip.core.run_options import run_command
+from latteclip.data.folder_files import linked
 from latteclip.deploy.model_origin import require_answers
-from latteclip.labels.answers import CLASS, NONE, UNSURE, Answer
+from latteclip.labels.answers import CLASS, NONE, UNSURE, WORDS, Answer
 from latteclip.labels.features import read_features
 from latteclip.labels.fusion_report import NAME, Check, read_fusion_report
 from latteclip.labels.guarantees import Floats, conformal_accepted, pac_threshold
@@ -36,7 +38,6 @@ SPLIT = "train"  # the audit of these images
 MIN_ANSWERS = 50  # that calibrate
 # Expected calibration error of fused_confidence on the demo: `python benchmarks/calibration.py`.
 DEMO_ERROR = 0.21
-ANSWERS = {NONE: "none of these", UNSURE: "cannot tell"}
 FOLDS = 5
 BINS = 10  # number of bins, of equal width
 MARGIN = 1e-6  # distance of probabilities from 0 and 1
@@ -85,11 +86,11 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
     corrected, answered = _with_answers(labels, answers, classnames, written)
     confidence = labels["fused_confidence"].to_numpy().astype(np.float64)
 
-    if not (folder / VOTERS[report.voter].table).is_file():
-        log.warning(
-            "%s does not exist any more: columns that come from it are empty.",
-            folder / VOTERS[report.voter].table,
-        )
+    for table in (folder / one.table for one in report.voters):
+        if not table.is_file():
+            log.warning(
+                "%s does not exist any more: columns that come from it are empty.", table
+            )
 
     def column(file: str, schema: pa.Schema, name: str) -> pa.ChunkedArray | pa.Array:
         """Return a column of another table of images, or nulls without the table."""
@@ -109,7 +110,7 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
         by_voter[f"{voter}_confidence"] = of_votes(voter, f"{voter}_confidence")
     columns = {
         "image_id": ids,
-        "path": column("images.parquet", tables.IMAGES, "path"),
+        "path": _places(folder, column("images.parquet", tables.IMAGES, "path")),
         "label": named(corrected),
         "answered": answered,
         "fused_label": named(labels["fused_label"]),  # the label that the workflow chose
@@ -141,6 +142,14 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
         demo_error=None if calibration else DEMO_ERROR,
     )
     return pa.table(columns), described
+
+
+def _places(folder: Path, paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return where images lie, also for other programs, instead of paths through a link."""
+    link = FOLDER_LINK.format(dataset=folder.name)
+    below = pc.starts_with(paths, f"{link}/")
+    places = pc.replace_substring(paths, link, linked(link), max_replacements=1)
+    return pc.if_else(below, places, paths)
 
 
 def _runner_up(folder: Path, labels: pa.Table, classnames: list[str]) -> pa.ChunkedArray:
@@ -306,7 +315,7 @@ def _with_answers(
     words = [
         written.get(answer.classname, answer.classname)
         if answer.classname
-        else ANSWERS[answer.kind]
+        else WORDS[answer.kind]
         for answer in every
     ]
     is_certain = pc.fill_null(is_certain, fill_value=False)
@@ -327,7 +336,9 @@ def accepted(folder: Path, share: float, *, on_average: bool) -> tuple[pa.Array,
     confidence = np.array(checks.confidence)
     wrong = ~np.array(checks.right, dtype=bool)
     sure = labels["fused_confidence"].to_numpy().astype(np.float64)
-    most = len(labels) - answers.n_teaching
+    # Half of the questions teach, until those that check have begun.
+    first = answers.n_teaching if answers.checking else len(labels) // 2
+    most = len(labels) - max(first, answers.n_teaching)
     require_answers(len(wrong), most, share, folder, on_average=on_average)
     if on_average:
         taken = conformal_accepted(confidence, wrong, sure, share)

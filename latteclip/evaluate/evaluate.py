@@ -9,7 +9,8 @@ from latteclip.config.sections.base import Section
 from latteclip.config.sections.clip import ClipSection
 from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import devices, tables
-from latteclip.core.holdout import NO_FOLD, Fold, left_out_images
+from latteclip.core.flags import EARLIER
+from latteclip.core.holdout import NO_FOLD, Fold, is_outdated, left_out_images
 from latteclip.evaluate import metrics, train_predictions
 from latteclip.train.history import TrainingMetadata
 
@@ -36,6 +37,7 @@ def evaluate(
     metrics_output: str,
     train_predictions_output: str,
     left_out_path: str | None = None,
+    training_images_path: str | None = None,
     device: str,
     threads: int,
 ) -> None:
@@ -43,10 +45,14 @@ def evaluate(
 
     The training images that were left out of training and those of the page are classified as well.
     For an average, the left-out images have the classes that its trainings predicted.
+    `training_images_path` lists the images that there were for the training; None: all of today.
     """
     table, names = metrics.read_evaluated_images(images_path, dataset)
     examples = train_predictions.example_images(images_path, pseudo_labels_path)
     history = tables.read_metadata(history_path, TrainingMetadata)
+    flags = list(history.flags)
+    if training_images_path and is_outdated(images_path, training_images_path):
+        flags.append(EARLIER)
     where = devices.pick(device, threads)
     model = finetuned.load(model_path, where, settings.clip.precision, classnames=names)
 
@@ -62,7 +68,7 @@ def evaluate(
         names,
         ranked=labels.numpy(),
         scores=scores.numpy(),
-        flags=history.flags,
+        flags=flags,
         run=(dataset, method, seed),
         predictions_output=predictions_output,
         metrics_output=metrics_output,
@@ -71,7 +77,7 @@ def evaluate(
         held_out = train_predictions.read_predictions(left_out_path, names, held_out=True)
         unseen = held_out["prediction"].to_numpy()
     else:
-        held_out = left_out_images(images_path, settings.fold)
+        held_out = left_out_images(images_path, settings.fold, training_images_path)
         unseen = np.empty(0, np.int_)
         if len(held_out):
             best, _ = rank(held_out, 1)

@@ -4,8 +4,10 @@ import csv
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePath
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote
 
@@ -14,12 +16,14 @@ import pyarrow.parquet as pq
 
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.terminal import one_line
-from latteclip.labels.answers import CLASS, Answer, by_key
+from latteclip.labels.answers import CLASS, WORDS, Answer, by_key
 
 log = logging.getLogger(__name__)
 IMAGE = ("image", "image_id", "path", "file", "filename")  # names of the column of images
 LABEL = ("class", "label", "classname")
+ANSWERED = "answered"  # a column of exported labels, which alone holds answers there
 TABLES = (".csv", ".parquet", ".jsonl", ".ndjson")
+EMPTY: Mapping[str, str] = MappingProxyType({})
 # What a reader raises for bytes of another form, and for JSON with values of other types.
 WRONG = (
     ValueError,
@@ -50,13 +54,21 @@ def is_foreign(path: str) -> bool:
 
 
 def read_foreign(
-    path: str, image_ids: Sequence[str], paths: Sequence[str], classnames: Sequence[str]
+    path: str,
+    image_ids: Sequence[str],
+    paths: Sequence[str],
+    classnames: Sequence[str],
+    written_names: Mapping[str, str] = EMPTY,
 ) -> dict[str, Answer]:
     """Return the answers of a file of another tool; images that are not there are left out.
 
-    An image is named by its image_id, its path, or the name of its file where that is unique.
+    An image is named by its image_id, its path, or the name of its file where that is unique. A
+    class is named as in `classnames`, or as the dataset writes it (`written_names`, by class).
     UserError names unknown classes, and images of two classes.
     """
+    kinds = {word: Answer("", kind) for kind, word in WORDS.items()}
+    kinds |= {written: Answer("", CLASS, name) for name, written in written_names.items()}
+    kinds |= {name: Answer("", CLASS, name) for name in classnames}
     names = [PurePath(place).name for place in paths]
     times = Counter(names)
     known = {name: i for name, i in zip(names, image_ids, strict=True) if times[name] == 1}
@@ -64,7 +76,7 @@ def read_foreign(
     answers: dict[tuple[str, str], Answer] = {}
     missing = []
     for number, (image, label) in enumerate(_read_rows(path), start=1):
-        if label not in classnames:
+        if label not in kinds:
             likely = one_line(suggestion(label, classnames))
             raise UserError(
                 f"{path}, entry {number}, names the unknown class {one_line(label, 80)!r}; {likely}"
@@ -73,7 +85,7 @@ def read_foreign(
         if found is None:
             missing.append(image)
         else:
-            answers[found, label] = Answer(found, CLASS, label)
+            answers[found, label] = replace(kinds[label], image_id=found)
     if missing:
         first = one_line(missing[0], 80)
         log.warning(
@@ -108,7 +120,8 @@ def _read_rows(path: str) -> Iterator[tuple[str, str]]:
 def _columns(rows: Any, path: str) -> Iterator[tuple[str, str]]:
     for row in rows:
         image = next((row[name] for name in IMAGE if row.get(name)), None)
-        label = next((row[name] for name in LABEL if row.get(name)), None)
+        names = (ANSWERED,) if ANSWERED in row else LABEL
+        label = next((row[name] for name in names if row.get(name)), None)
         if not isinstance(image, str):
             raise UserError(
                 f"{path} needs a column of images, called {' or '.join(IMAGE)}."

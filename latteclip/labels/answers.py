@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 CLASS = "class"
 NONE = "none"
 UNSURE = "unsure"
+WORDS = {NONE: "none of these", UNSURE: "cannot tell"}  # in exported labels
 # Phases of answers that teach: chosen images, and drawn ones.
 TEACH, CHECK = "teach", "check"
 VERSION = 3  # version of the format

@@ -41,15 +41,37 @@ def images_to_ask(
     The largest gains alone would be images of a few classes while little is known. Images that
     were asked about [N], and those that a person answered, are left out.
     """
+    gains = expected_gains(model, confusion)
+    gains[asked] = 0.0
+    chosen = in_turn(gains, seed=int(asked.sum()))[:size]
+    return chosen, float(gains[chosen].mean()) if len(chosen) else 0.0
+
+
+def expected_gains(model: LabelModel, confusion: torch.Tensor) -> torch.Tensor:
+    """Return the expected gain [N] of a vote about each image, 0 where a person answered."""
     each = [
         expected_gain(model.log_posterior(rows).exp(), confusion) for rows in parts(model.n)
     ]
     gains = torch.cat(each)
-    gains[asked | (model.answers.place >= 0)] = 0.0
+    gains[model.answers.place >= 0] = 0.0
+    return gains
+
+
+def in_one_round(model: LabelModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return gains [N], and the images with a gain in the order in which to ask in one round.
+
+    Nothing is known of the voter, so the gain is that of a right answer: the probability that the
+    label is wrong. As labels may be surer than they are right, images are drawn by the roots of
+    the gains, the weights with which a sample tells most (Neyman 1934).
+    """
+    gains = expected_gains(model, torch.eye(model.n_classes, dtype=torch.float64))
+    return gains, in_turn(gains.clamp(min=0).sqrt())
+
+
+def in_turn(gains: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """Return the images with a gain [N] in a random order, those with large gains mostly first."""
     # The largest of log p + Gumbel noise are a sample without replacement (Gumbel-top-k).
-    uniform = torch.rand(
-        len(gains), generator=torch.Generator().manual_seed(int(asked.sum()))
-    )
+    uniform = torch.rand(len(gains), generator=torch.Generator().manual_seed(seed))
     keys = gains.clamp(min=0).log() - (-uniform.double().log()).log()
-    chosen = keys.topk(min(size, int((gains > 0).sum()))).indices
-    return chosen, float(gains[chosen].mean()) if len(chosen) else 0.0
+    order = keys.argsort(descending=True, stable=True)
+    return order[: int((gains > 0).sum())]

@@ -1,9 +1,13 @@
 """Label training images by the model of `fusion`, which is not in the paper."""
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -15,18 +19,27 @@ from latteclip.core.metadata import (
     ClassesMetadata,
     EncoderMetadata,
     IndexMetadata,
+    VoterLabelsMetadata,
     VotesMetadata,
 )
 from latteclip.labels import fusion_report
 from latteclip.labels.answers import read_labelled
-from latteclip.labels.fusion import FUSED, OTHER, Fusion, fuse
+from latteclip.labels.fusion import FUSED, OTHER, Fusion
 from latteclip.labels.fusion_report import FusionReport
 from latteclip.labels.guarantees import confidence_sequence
 from latteclip.labels.label_sources import LabelledRows, Votes
 from latteclip.labels.predictors import Predictors, read_predictors
-from latteclip.labels.voters.base import FusionSettings
+from latteclip.labels.voter_estimates import ZERO_SHOT, estimate_voters, gains_of_voters
+from latteclip.labels.voter_model import (
+    JointFusion,
+    JointModel,
+    first_labels,
+    fuse_voters,
+)
+from latteclip.labels.voters.base import FusionSettings, VoterTable
 
 log = logging.getLogger(__name__)
+PROBABILITY_DIGITS = 6
 
 
 def fuse_labels(
@@ -38,9 +51,9 @@ def fuse_labels(
     report_output: str,
     prototypes_output: str,
     votes_output: str,
+    voter_labels_output: str,
     *,
-    voter: str,
-    voter_table_path: str,
+    voters_files: Sequence[VoterTable],
     answers_path: str | None = None,
     image_encoders_paths: Sequence[str] = (),
     encoders_prototypes_output: str | None = None,
@@ -50,8 +63,8 @@ def fuse_labels(
     """Write FUSED_LABELS and VOTES of the images that are not in the test split, and a classifier.
 
     The classifier pools zero-shot scores and image prototypes. The report is that of
-    `fusion_report`. The dataset's labels are not read. `voter` is the name of a module of
-    latteclip/labels/voters, which reads its votes from a table.
+    `fusion_report`, and VOTER_LABELS has the class of each image by each voter. The dataset's
+    labels are not read.
     """
     table, classnames = tables.read_unlabelled(images_path, training=True)
     image_ids = table["image_id"]
@@ -63,8 +76,7 @@ def fuse_labels(
         settings,
         pseudo_labels_path,
         class_embeddings_path,
-        voter,
-        voter_table_path,
+        voters_files,
         image_encoders_paths=image_encoders_paths,
         device=device,
         threads=threads,
@@ -73,7 +85,9 @@ def fuse_labels(
     described = known.described
     scale = known.described["logit_scale"]
     labelled = read_labelled(answers_path, table, classnames) if answers_path else None
-    fusion = fuse(images, known.ballot.votes, known.others, labelled=labelled)
+    votes = {name: ballot.votes for name, ballot in known.ballots.items()}
+    joint = fuse_voters(images, votes, known.others, labelled)
+    fusion = joint.fusion
     save_classifier(prototypes_output, images.classifier(fusion.head, scale), described)
     names = [
         tables.read_metadata(path, EncoderMetadata).model for path in image_encoders_paths
@@ -83,67 +97,94 @@ def fuse_labels(
         heads = [model.classifier(head, scale) for model, head in pairs]
         # The joint classifier reads the features of all models, side by side.
         weights = torch.cat([head.weights for head in heads], dim=1)
-        joint = Classifier.of(
-            weights, torch.stack([head.bias for head in heads]).sum(dim=0)
-        )
+        bias = torch.stack([head.bias for head in heads]).sum(dim=0)
+        of_all = Classifier.of(weights, bias)
         save_classifier(
-            encoders_prototypes_output, joint, {**described, "image_encoders": names}
+            encoders_prototypes_output, of_all, {**described, "image_encoders": names}
         )
     answers = fusion_report.PersonAnswers()
     if labelled is not None:
         answers = _answers(labelled, fusion, image_ids, classnames)
-    columns = _columns(image_ids, known, fusion, voter)
+    columns = _columns(image_ids, known, fusion, voters_files)
     tables.write(output, columns, tables.FUSED_LABELS, ClassesMetadata(classnames))
+    labels = [first_labels(one).numpy() for one in votes.values()]
+    each = tables.list_column(np.stack(labels, axis=1))
+    tables.write(
+        voter_labels_output,
+        {"image_id": image_ids, "labels": each},
+        tables.VOTER_LABELS,
+        VoterLabelsMetadata(classnames, list(votes)),
+    )
     index = tables.read_metadata(images_path, IndexMetadata)
-    report = _report(fusion, known, names, index, settings, voter, answers)
+    report = _report(fusion, known, names, index, settings, answers)
+    estimates = estimate_voters(joint, votes, labelled)
+    report = replace(
+        report,
+        voters=_voters(joint, voters_files, estimates, Path(report_output).parent),
+        zero_shot=estimates.get(ZERO_SHOT),
+    )
     fusion_report.write_fusion_report(report_output, report)
     effect = "count" if report.corroborated else "are ignored"
     log.info(
-        "%d %s vote, and %s. %d labels changed; latteclip labels show says more.",
+        "%d images have %s, which %s. %d labels changed; latteclip labels show says more.",
         report.voting,
         report.votes,
         effect,
         report.changed,
     )
-    metadata = VotesMetadata(
-        classnames, report.votes, report.corroborated, known.ballot.leaked
-    )
-    columns = _votes(image_ids, known.ballot.votes, fusion)
+    leaked = any(ballot.leaked for ballot in known.ballots.values())
+    metadata = VotesMetadata(classnames, report.votes, report.corroborated, leaked)
+    columns = _votes(image_ids, votes, joint)
     schema = tables.VOTES_ENCODERS if image_encoders_paths else tables.VOTES
     tables.write(votes_output, {n: columns[n] for n in schema.names}, schema, metadata)
 
 
-def _votes(image_ids: pa.ChunkedArray, votes: Votes, fusion: Fusion) -> dict[str, Any]:
-    judges = torch.from_numpy(held_out_for_choice(tables.Strings(image_ids))) & votes.has
-    vote = fusion.parameters.classes(votes.probabilities(judges)).float()
+def _votes(
+    image_ids: pa.ChunkedArray, votes: Mapping[str, Votes], joint: JointFusion
+) -> dict[str, Any]:
+    fusion = joint.fusion
+    model = joint.model
+    first = next(iter(votes.values()))
+    has = model.votes.has if fusion.parameters.test.significant else first.has
+    judges = torch.from_numpy(held_out_for_choice(tables.Strings(image_ids))) & has
+    if isinstance(model, JointModel):
+        vote = model.vote_log_likelihood(judges, fusion.parameters).softmax(dim=1)
+    else:
+        name = next((n for n, voter in joint.voters.items() if voter), None)
+        one = votes[name] if name else first
+        vote = fusion.parameters.classes(one.probabilities(judges))
     return {
         "image_id": image_ids.filter(pa.array(judges.numpy())),
-        "vote": tables.list_column(vote.numpy()),
+        "vote": tables.list_column(vote.float().numpy()),
         "head": _column(fusion.predicted[judges]),
         "joint_head": _column(fusion.joint_predicted[judges]),
     }
 
 
 def _columns(
-    image_ids: pa.ChunkedArray, known: Predictors, fusion: Fusion, voter: str
+    image_ids: pa.ChunkedArray,
+    known: Predictors,
+    fusion: Fusion,
+    voters: Sequence[VoterTable],
 ) -> dict[str, Any]:
     adapted = fusion.individual_labels["zero_shot"]
-    confidence = known.ballot.confidence
     columns = {
         field.name: pa.nulls(len(image_ids), field.type) for field in tables.FUSED_LABELS
     }
     columns |= {
         "image_id": image_ids,
         "adapted_label": _column(adapted),
-        f"{voter}_label": _column(
-            torch.where(confidence > 0, known.ballot.labels, adapted)
-        ),
-        f"{voter}_confidence": pa.array(confidence.numpy()),
         "fused_label": _column(fusion.labels),
         "fused_confidence": pa.array(fusion.confidence.numpy()),
     }
     if "images" in fusion.individual_labels:
         columns["image_label"] = _column(fusion.individual_labels["images"])
+    for voter in voters:
+        if voter.column is not None:
+            ballot = known.ballots[voter.name]
+            labels = torch.where(ballot.confidence > 0, ballot.labels, adapted)
+            columns[f"{voter.column}_label"] = _column(labels)
+            columns[f"{voter.column}_confidence"] = pa.array(ballot.confidence.numpy())
     return columns
 
 
@@ -157,14 +198,15 @@ def _report(
     image_encoders: Sequence[str],
     index: IndexMetadata,
     settings: FusionSettings,
-    voter: str,
     answers: fusion_report.PersonAnswers,
 ) -> FusionReport:
     learned = fusion.parameters
     test = learned.test
     adapted = fusion.individual_labels["zero_shot"]
-    has_vote = known.ballot.confidence > 0
-    n = int(has_vote.sum())
+    ballots = list(known.ballots.values())
+    has_vote = torch.stack([ballot.confidence > 0 for ballot in ballots])  # [V, N]
+    agree = torch.stack([ballot.labels == adapted for ballot in ballots])
+    votes = ballots[0].title if len(ballots) == 1 else f"votes of {len(ballots)} voters"
     gains = None
     if fusion.gains:
         gains = fusion_report.Gains(
@@ -177,10 +219,11 @@ def _report(
         written_names=index.written_names,
         model=settings.clip.model,
         pretrained=settings.clip.pretrained,
-        voter=voter,
-        votes=known.ballot.title,
-        voting=n,
-        agreement=int((known.ballot.labels == adapted)[has_vote].sum()) / max(1, n),
+        voters=[],
+        zero_shot=None,
+        votes=votes,
+        voting=int(has_vote.any(dim=0).sum()),
+        agreement=int(agree[has_vote].sum()) / max(1, int(has_vote.sum())),
         corroborated=test.significant,
         corroboration=fusion_report.Corroboration(
             test.images, test.zero_shot, test.p_value
@@ -204,6 +247,33 @@ def _report(
     )
 
 
+def _voters(
+    joint: JointFusion,
+    voters: Sequence[VoterTable],
+    estimates: Mapping[str, fusion_report.VoterEstimate],
+    folder: Path,
+) -> list[fusion_report.VoterReport]:
+    """Return what the votes of each voter are worth, with its table relative to a folder."""
+    gains = gains_of_voters(joint)
+    found = []
+    for voter in voters:
+        known = joint.voters[voter.name]
+        estimate = estimates[voter.name]
+        one = fusion_report.VoterReport(
+            name=voter.name,
+            kind=voter.kind,
+            module=voter.module,
+            table=os.path.relpath(voter.table, folder),
+            votes=estimate.votes,
+            weight=known.weight if known else None,
+            family=known.family if known else None,
+            gain=gains[voter.name],
+            estimate=estimate,
+        )
+        found.append(one)
+    return found
+
+
 def _answers(
     labelled: LabelledRows,
     fusion: Fusion,
@@ -221,7 +291,11 @@ def _answers(
     if not fusion.checked:
         return fusion_report.PersonAnswers(images)
     checks = {
-        name: fusion_report.Check(one.confidence.tolist(), one.right.tolist())
+        name: fusion_report.Check(
+            one.confidence.tolist(),
+            one.right.tolist(),
+            one.probabilities.double().numpy().round(PROBABILITY_DIGITS).tolist(),
+        )
         for name, one in fusion.checked.items()
     }
     labels = checks.pop(FUSED)

@@ -29,7 +29,8 @@ labels are the adapted ones of `adaptation`.
 A person's answer replaces the posterior of its image, weighs ANSWER_WEIGHT in the prototypes, and
 counts as a certain vote in the fit of a, b and u. In that of theta, the class is known. The weights
 of q, of the vote and of t in the posterior are then fitted to the answers, with a prior at the
-values above. Where votes carry no information, answers alone are the votes.
+values above, and so are at last those of the posterior and of a regression on the answers alone
+(`probe`). Where votes carry no information, answers alone are the votes.
 
 The classifier of new images is a linear discriminant of the labels (`Discriminants`).
 
@@ -57,6 +58,7 @@ from latteclip.labels.label_sources import (
 )
 from latteclip.labels.likelihood import TINY, cross_entropy, fit_mixture, fit_weights, pool
 from latteclip.labels.permutation_test import SEED, PermutationTest, corroborate
+from latteclip.labels.probe import Probe
 from latteclip.labels.prototypes import FOLDS, Discriminants, Posterior, Prototypes, spaced
 
 ROUNDS = 6
@@ -130,6 +132,8 @@ class CrossFitted(NamedTuple):
 
     confidence: torch.Tensor  # [J] float32
     right: torch.Tensor  # [J] bool: by the answers
+    # [J, C] float32 of each class, for classifiers; [J, 0] for labels
+    probabilities: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -181,6 +185,8 @@ class LabelModel:
             self.n, no_rows, nothing.double(), no_rows > 0
         )
         self.parameters = FusionParameters(test, nothing, nothing, images=weights)
+        self.probe: Probe | None = None
+        self.exponents = torch.tensor([1.0, 0.0])  # of the posterior and of the probe
         # `prototypes` serve the next round. From `last` the parameters were learned.
         start = self.first if test.significant else images.probabilities
         self.prototypes = self.last = self._prototypes(start)
@@ -202,6 +208,13 @@ class LabelModel:
         """Return the log-likelihood [n, C] of the votes of some rows by class."""
         return parameters.log_likelihood(self.votes.probabilities(rows))
 
+    def without(self, number: int) -> "LabelModel":
+        """Return the model without the votes of a voter, by its number: here there is one."""
+        model = copy.copy(self)
+        model.votes = replace(self.votes, has=torch.zeros_like(self.votes.has))
+        model.parameters = replace(self.parameters, texts=0.0)
+        return model
+
     @property
     def is_informed(self) -> bool:
         """Whether votes or answers carry information; else the labels are zero-shot ones."""
@@ -214,6 +227,7 @@ class LabelModel:
         """
         model = copy.copy(self)
         model.answers = answers
+        model.probe = None
         is_first = not len(self.answers.rows) and not self.parameters.test.significant
 
         def table(rows: slice) -> torch.Tensor:
@@ -353,7 +367,24 @@ class LabelModel:
         texts = self.last.text_scores(rows) if parameters.texts else None
         if texts is not None:
             scores = scores + parameters.texts * texts
+        if self.probe is not None:
+            posterior, probe = self.exponents
+            scores = posterior * scores.log_softmax(dim=1)
+            scores = scores + probe * self.probe.log_probabilities(rows)
         return scores.log_softmax(dim=1)
+
+    def learn_probe(self) -> None:
+        """Learn a regression on the answers, and how far it counts beside the posterior."""
+        rows = self.answers.taught
+        truth = self.answers.truth
+        if not len(rows):
+            return
+        models = (self.images, *(self.others[number] for number in self.used))
+        found = Probe.of(models, rows, truth)
+        scores = self.predicted_log_posterior(rows)
+        self.exponents = found.exponents(scores, PRIOR_ANSWERS)
+        self.probe = found
+        self.prototypes = self._prototypes(lambda rows: self.log_posterior(rows).exp())
 
     def learn(self, rounds: int) -> dict[str, float]:
         """Learn from votes or answers in some rounds, and return the gains of the predictors.
@@ -387,6 +418,7 @@ class LabelModel:
     def fused(self) -> Fusion:
         """Learn in ROUNDS rounds, and return the labels and the classifiers by their posterior."""
         gained = self.learn(ROUNDS)
+        self.learn_probe()
         found = torch.empty(5, self.n, dtype=torch.long)
         labels, zero_shot, images, predicted, joint_predicted = found
         confidence = torch.empty(self.n)
@@ -508,18 +540,20 @@ def cross_fit(
         fusion = model.answered(labelled.select(use)).fused()
         rows = labelled.rows[checking[fold]]
         models = (model.images, *model.others)
-        predicted = {FUSED: (fusion.labels[rows], fusion.confidence[rows])}
+        nothing = torch.zeros(len(rows), 0)
+        predicted = {FUSED: (fusion.labels[rows], fusion.confidence[rows], nothing)}
         predicted["image_prototypes"] = _classified(models, (fusion.head,), rows)
         if model.others:
             predicted["image_prototypes_encoders"] = _classified(
                 models, fusion.joint_heads, rows
             )
-        for name, (labels, confidence) in predicted.items():
-            is_right = torch.zeros(len(checking), dtype=torch.bool)
-            checked = fitted.setdefault(
-                name, CrossFitted(torch.zeros(len(checking)), is_right)
-            )
+        for name, (labels, confidence, probabilities) in predicted.items():
+            n = len(checking)
+            is_right = torch.zeros(n, dtype=torch.bool)
+            table = torch.zeros(n, probabilities.shape[1])
+            checked = fitted.setdefault(name, CrossFitted(torch.zeros(n), is_right, table))
             checked.confidence[fold] = confidence.float()
+            checked.probabilities[fold] = probabilities.float()
             shares = labelled.shares[checking[fold]].gather(1, labels[:, None])
             checked.right[fold] = shares[:, 0] > 0
     return fitted
@@ -527,12 +561,13 @@ def cross_fit(
 
 def _classified(
     models: Sequence[CentredFeatures], heads: Sequence[Head], rows: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the best class of each image and its probability, by heads of one or more models."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the best class, its probability, and those of all classes, by heads of models."""
     pairs = zip(models, heads, strict=False)
     logits = [head.logits(model.centred[rows].double()) for model, head in pairs]
-    best = torch.stack(logits).sum(dim=0).softmax(dim=1).max(dim=1)
-    return best.indices, best.values
+    probabilities = torch.stack(logits).sum(dim=0).softmax(dim=1)
+    best = probabilities.max(dim=1)
+    return best.indices, best.values, probabilities
 
 
 def first_classes(votes: torch.Tensor) -> torch.Tensor:

@@ -47,11 +47,44 @@ class EncoderReport:
 
 
 @dataclass(frozen=True)
+class VoterEstimate:
+    """How right a voter is where it votes."""
+
+    value: float | None
+    low: float
+    high: float
+    tells: bool  # whether the interval can be relied upon
+    source: str  # "answers" or "votes"
+    votes: int
+    # Answers about images drawn at random that would tell; 0 where the estimate tells.
+    answers_needed: int
+    by_images: float | None = None  # the estimate by images alone
+
+
+@dataclass(frozen=True)
+class VoterReport:
+    """A voter, and what its votes are worth."""
+
+    name: str
+    kind: str  # as the key `voters` has it
+    module: str  # in latteclip/labels/voters
+    table: str  # beside the report, or below its folder
+    votes: int  # images with a vote
+    weight: float | None  # mean weight of a vote; None: its votes carry no information
+    family: int | None  # voters of one family share errors
+    # Share of all images whose label it is expected to correct, beside all other voters.
+    gain: float
+    estimate: VoterEstimate
+
+
+@dataclass(frozen=True)
 class Check:
     """Predictions for the J images that check them, each learned without the image's answer."""
 
     confidence: list[float]  # J
     right: list[bool]  # J, by the answers
+    # [J, C] of all classes, by classifiers; J empty lists for labels
+    probabilities: list[list[float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -103,8 +136,9 @@ class FusionReport:
     written_names: dict[str, str]  # by the dataset, where they differ
     model: str  # the name of the CLIP model
     pretrained: str | None
-    voter: str  # key of `methods.VOTERS`
-    votes: str  # as the voter calls them: captions, or class scores
+    voters: list[VoterReport]
+    zero_shot: VoterEstimate | None  # how right zero-shot scores are; None: there are none
+    votes: str  # in words: captions, or class scores
     voting: int  # images with a vote
     agreement: float  # share of the votes that are the adapted zero-shot label
     corroborated: bool  # whether the votes count

@@ -87,15 +87,16 @@ def minimise(
     """Minimise a loss by L-BFGS, the first entries being weights, none of them negative."""
     active = torch.ones_like(start)
     while True:
-        found = _descend(lambda free: loss(free * active), start * active) * active
+        found = descend(lambda free: loss(free * active), start * active) * active
         if not (found[:n_weights] < 0).any():
             return found
         active[found[:n_weights].argmin()] = 0  # and the other predictors are fitted again
 
 
-def _descend(
+def descend(
     loss: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor
 ) -> torch.Tensor:
+    """Minimise a loss by L-BFGS."""
     free = start.requires_grad_()
     optimiser = torch.optim.LBFGS([free], max_iter=200, line_search_fn="strong_wolfe")
 

@@ -3,7 +3,7 @@
 Letters: n images of a sample, C classes, D embedding width, M image encoders.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,9 @@ from latteclip.labels.label_sources import CentredFeatures, ClipFeatures, Votes
 N_PERMUTATIONS = 999  # so that the smallest p-value is 0.001
 MAX_IMAGES, MIN_IMAGES = 4096, 1024  # in the test, where there are as many
 MAX_PRODUCTS = 2**28  # images times D times C, at most: it decides between the two
+GATHER = 16  # multiplications in whose time an entry of a table is moved
 SEED = 0
+Statistics = Callable[[torch.Tensor], list[float]]  # by a permutation [n]
 
 
 @dataclass(frozen=True)
@@ -57,25 +59,15 @@ def corroborate(
         return PermutationTest(0.0, 0.0, 1.0, (0.0,) * len(others), (1.0,) * len(others))
     models = (images, *others)
     width = sum(len(model.mean) for model in models)
-    size = min(MAX_IMAGES, max(MIN_IMAGES, MAX_PRODUCTS // (len(images.texts) * width)))
+    products = width * len(images.texts.bias)  # of an image
+    size = min(MAX_IMAGES, max(MIN_IMAGES, MAX_PRODUCTS // products))
     sample = sample[:: -(-len(sample) // size)]
     features = [model.centred[sample].double() for model in models]
-    norms = [x.square().sum(dim=1) for x in features]
     zero_shot = images.probabilities(sample)
-    permuted = votes.reordered(sample)
-
-    def statistics(order: torch.Tensor) -> list[float]:
-        cast = permuted(order)
-        cast = cast - cast.mean(dim=0)
-        own = cast.square().sum(dim=1)
-        by_model = []
-        for x, norm in zip(features, norms, strict=True):
-            covariance = (x.T @ cast).square().sum()
-            by_model.append((covariance - norm @ own).item())
-        by_images, *by_others = by_model
-        by_scores = (zero_shot * cast).sum().item()
-        return [by_images, by_scores, *by_others]
-
+    if votes.permuted is None and GATHER * len(sample) < products:
+        statistics = _by_kernels(features, zero_shot, votes.probabilities(sample))
+    else:
+        statistics = _by_votes(features, zero_shot, votes.reordered(sample))
     draw = torch.Generator().manual_seed(SEED)
     orders = [torch.randperm(len(sample), generator=draw) for _ in range(N_PERMUTATIONS)]
     table = torch.tensor(
@@ -89,3 +81,47 @@ def corroborate(
     p_value, *p_values = ((1 + number) / (1 + N_PERMUTATIONS) for number in as_large)
     by_images, by_scores, *by_others = standard[0].tolist()
     return PermutationTest(by_images, by_scores, p_value, tuple(by_others), tuple(p_values))
+
+
+def _by_kernels(
+    features: Sequence[torch.Tensor], zero_shot: torch.Tensor, votes: torch.Tensor
+) -> Statistics:
+    """Return the statistics of permuted rows of votes [n, C], from products of pairs of images.
+
+    They take n * n steps for each permutation, and those of `_by_votes` n * D * C.
+    """
+    votes = votes - votes.mean(dim=0)
+    kernels = [(x @ x.T).fill_diagonal_(0) for x in features]
+    of_votes = votes @ votes.T
+    of_scores = zero_shot @ votes.T
+
+    def statistics(order: torch.Tensor) -> list[float]:
+        permuted = of_votes[order][:, order]
+        by_images, *by_others = ((kernel * permuted).sum().item() for kernel in kernels)
+        by_scores = of_scores.gather(1, order[:, None]).sum().item()
+        return [by_images, by_scores, *by_others]
+
+    return statistics
+
+
+def _by_votes(
+    features: Sequence[torch.Tensor],
+    zero_shot: torch.Tensor,
+    permuted: Callable[[torch.Tensor], torch.Tensor],
+) -> Statistics:
+    """Return the statistics of votes [n, C], which a function permutes."""
+    norms = [x.square().sum(dim=1) for x in features]
+
+    def statistics(order: torch.Tensor) -> list[float]:
+        votes = permuted(order)
+        votes = votes - votes.mean(dim=0)
+        own = votes.square().sum(dim=1)
+        by_model = []
+        for x, norm in zip(features, norms, strict=True):
+            covariance = (x.T @ votes).square().sum()
+            by_model.append((covariance - norm @ own).item())
+        by_images, *by_others = by_model
+        by_scores = (zero_shot * votes).sum().item()
+        return [by_images, by_scores, *by_others]
+
+    return statistics

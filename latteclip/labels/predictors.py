@@ -1,4 +1,4 @@
-"""Read what labels are made of: features of N images, and the votes of a voter."""
+"""Read what labels are made of: features of N images, and the votes of each voter."""
 
 import importlib
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from latteclip.core import tables
 from latteclip.labels.adaptation import adapt
 from latteclip.labels.features import read_features
 from latteclip.labels.label_sources import CentredFeatures, ClipFeatures, whiten
-from latteclip.labels.voters.base import Ballot, FusionSettings, VotedImages
+from latteclip.labels.voters.base import Ballot, FusionSettings, VotedImages, VoterTable
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Predictors:
 
     images: ClipFeatures
     others: list[CentredFeatures]  # features of the image encoders beside CLIP
-    ballot: Ballot  # what the voter says
+    ballots: dict[str, Ballot]  # what each voter says
     described: dict[str, Any]  # CLIP
 
 
@@ -31,14 +31,13 @@ def read_predictors(
     settings: FusionSettings,
     pseudo_labels_path: str,
     class_embeddings_path: str,
-    voter: str,
-    voter_table_path: str,
+    voters: Sequence[VoterTable],
     *,
     image_encoders_paths: Sequence[str] = (),
     device: str,
     threads: int,
 ) -> Predictors:
-    """Read features of N images, and the votes of a voter: a module of latteclip/labels/voters."""
+    """Read features of N images, and the votes of each voter."""
     model = settings.clip.model
     pretrained = settings.clip.pretrained
     classes, described = load_classifier(
@@ -50,10 +49,13 @@ def read_predictors(
     voted = VotedImages(
         image_ids, images, classes.weights, scale, settings, device, threads
     )
-    # By name: an edit of a voter reruns the labels that it votes for.
-    module = importlib.import_module(f"latteclip.labels.voters.{voter}")
     others = [
         whiten(read_features(one, image_ids, tables.IMAGE_FEATURES))
         for one in image_encoders_paths
     ]
-    return Predictors(images, others, module.vote(voter_table_path, voted), described)
+    ballots = {}
+    for voter in voters:
+        # By name: an edit of a voter reruns the labels that it votes for.
+        module = importlib.import_module(f"latteclip.labels.voters.{voter.module}")
+        ballots[voter.name] = module.vote(voter.table, voted)
+    return Predictors(images, others, ballots, described)

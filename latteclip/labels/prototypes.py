@@ -6,7 +6,7 @@ Letters: N images, n some of them, C classes, D embedding width, K classes kept,
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -137,8 +137,12 @@ def own_part_left_out(
 
     Prototypes are sums [C, D] of rows x [n, D] by their shares in a table [n, C].
     """
-    products, squares = _without_own(x, table, prototypes)
-    return products / squares.clamp(min=1e-6).sqrt()
+    products = x @ prototypes.T
+    squares = prototypes.square().sum(dim=1)
+    own = _OwnPart.of(x, table, products, squares)
+    scores = products / squares.clamp(min=1e-6).sqrt()
+    scores[own.place] = own.products / own.squares.clamp(min=1e-6).sqrt()
+    return scores
 
 
 def log_densities(
@@ -149,19 +153,42 @@ def log_densities(
     They lack what all classes share. Means are sums [C, D] of rows x [n, D] by their shares in a
     table [n, C], and of one image at the origin, over the counts [C].
     """
-    products, squares = _without_own(x, table, sums)
-    n = counts - table + 1
-    return products / n - 0.5 * squares / n.square()
-
-
-def _without_own(
-    x: torch.Tensor, table: torch.Tensor, sums: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return products [n, C] of rows with sums without the row's part, and squares of these."""
     products = x @ sums.T
-    own = x.square().sum(dim=1, keepdim=True)
-    squares = sums.square().sum(dim=1) - 2 * table * products + table.square() * own
-    return products - table * own, squares
+    squares = sums.square().sum(dim=1)
+    own = _OwnPart.of(x, table, products, squares)
+    n = counts + 1
+    found = products / n - 0.5 * squares / n.square()
+    n_others = n[own.place[1]] - own.shares
+    found[own.place] = own.products / n_others - 0.5 * own.squares / n_others.square()
+    return found
+
+
+class _OwnPart(NamedTuple):
+    """What changes for E pairs of an image and a class when the image leaves the class."""
+
+    place: tuple[torch.Tensor, torch.Tensor]  # [E] rows and classes
+    shares: torch.Tensor  # [E] of the image in the class
+    products: torch.Tensor  # [E] of the image with the sum of the others
+    squares: torch.Tensor  # [E] of that sum
+
+    @classmethod
+    def of(
+        cls,
+        x: torch.Tensor,
+        table: torch.Tensor,
+        products: torch.Tensor,
+        squares: torch.Tensor,
+    ) -> Self:
+        """Return the pairs with a share in a table [n, C].
+
+        Products [n, C] of rows x [n, D] and squares [C] are those of the sums of all rows.
+        """
+        rows, classes = table.nonzero(as_tuple=True)
+        shares = table[rows, classes]
+        own = x.square().sum(dim=1)[rows]
+        of_all = products[rows, classes]
+        rest = squares[classes] - 2 * shares * of_all + shares.square() * own
+        return cls((rows, classes), shares, of_all - shares * own, rest)
 
 
 @dataclass(frozen=True)

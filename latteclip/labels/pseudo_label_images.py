@@ -1,32 +1,17 @@
 """Zero-shot pseudo-labels of N images from a frozen CLIP (LatteCLIP, section 3.1)."""
 
 import logging
-from dataclasses import replace
 
 import pyarrow as pa
 import torch
 
 from latteclip.clip import classifier
-from latteclip.clip import model as clips
 from latteclip.clip.classifier import ROWS, Features, best_classes, parts
-from latteclip.clip.encode import class_embeddings, encode_files
-from latteclip.config.sections.base import Section
-from latteclip.config.sections.class_texts import ClassTextsSection
-from latteclip.config.sections.clip import ClipSection
-from latteclip.config.sections.inference import InferenceSection
-from latteclip.core import devices, tables
-from latteclip.core.class_templates import ClassTemplates
-from latteclip.core.metadata import ClassesMetadata, IndexMetadata
+from latteclip.core import tables
+from latteclip.core.metadata import ClassesMetadata
+from latteclip.labels.zero_shot import ZeroShotSettings, encode_zero_shot
 
 log = logging.getLogger(__name__)
-
-
-class ZeroShotSettings(Section):
-    """The CLIP model, the texts of the classes, and how images are encoded."""
-
-    clip: ClipSection
-    inference: InferenceSection
-    class_texts: ClassTextsSection
 
 
 def pseudo_label_images(
@@ -38,37 +23,18 @@ def pseudo_label_images(
     device: str,
     threads: int,
 ) -> None:
-    """Write PSEUDO_LABELS for every image of every split, and the classifier W0 [C, D].
-
-    The description of W0 has classnames, template (the first one), templates (if there are
-    several), class_synonyms, written_names, model, pretrained and logit_scale.
-    """
+    """Write PSEUDO_LABELS for every image of every split, and the classifier W0 [C, D]."""
     table, classnames = tables.read_unlabelled(images_path, training=False)
-    model = settings.clip.model
-    pretrained = settings.clip.pretrained
-    clip = clips.load(
-        model, pretrained, devices.pick(device, threads), settings.clip.precision
+    found = encode_zero_shot(
+        images_path, table["path"].to_pylist(), settings, device=device, threads=threads
     )
-    written = tables.read_metadata(images_path, IndexMetadata).written_names
-    class_templates = ClassTemplates.of(
-        settings.class_texts.template, settings.class_texts.class_synonyms
-    )
-    class_templates = replace(class_templates, written=written)
-    embeddings = class_embeddings(
-        clip, class_templates.templates, classnames, class_templates.synonyms
-    )  # [C, D]
-    features = encode_files(
-        clip, table["path"].to_pylist(), settings.inference.batch_size, threads
-    )
-    described: dict[str, object] = {"classnames": classnames, "model": model}
-    described |= {"pretrained": pretrained, **class_templates.described}
-    scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]
-    described["logit_scale"] = scale
     classes = ClassesMetadata(classnames)
     topk = settings.inference.topk
-    write_pseudo_labels(output, table, features, embeddings, scale, topk, classes)
-    head = classifier.Classifier.of(embeddings)
-    classifier.save_classifier(class_embeddings_output, head, described)
+    write_pseudo_labels(
+        output, table, found.features, found.embeddings, found.scale, topk, classes
+    )
+    head = classifier.Classifier.of(found.embeddings)
+    classifier.save_classifier(class_embeddings_output, head, found.described)
     log.info("Pseudo-labelled %d images with %d classes.", len(table), len(classnames))
 
 

@@ -17,8 +17,8 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import UnknownMetadata
 from latteclip.labels.answers import read_labelled
+from latteclip.labels.class_scores import read_class_scores
 from latteclip.labels.features import read_features
-from latteclip.labels.voters.lmm import read_class_scores
 
 log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float32]

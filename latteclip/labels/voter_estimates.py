@@ -16,11 +16,11 @@ Letters: N images, n of a sample, C classes, V voters.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 
 from latteclip.labels.fusion import SAMPLE
+from latteclip.labels.fusion_report import VoterEstimate
 from latteclip.labels.guarantees import confidence_sequence
 from latteclip.labels.label_sources import LabelledRows, Votes
 from latteclip.labels.likelihood import pool
@@ -42,25 +42,9 @@ MARGIN = 0.03  # half the width of the interval by the answers that would tell
 ZERO_SHOT = "zero_shot"
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """How right a voter is where it votes."""
-
-    value: float | None
-    low: float
-    high: float
-    tells: bool  # whether the interval can be relied upon
-    source: str  # "answers" or "votes"
-    votes: int
-    answers_needed: (
-        int  # drawn at random, for an interval of MARGIN; 0 where the estimate tells
-    )
-    by_images: float | None = None  # the estimate by images alone
-
-
 def estimate_voters(
     joint: JointFusion, voters: Mapping[str, Votes], labelled: LabelledRows | None = None
-) -> dict[str, Estimate]:
+) -> dict[str, VoterEstimate]:
     """Return an estimate for each voter, and for the zero-shot scores if there are any."""
     labels_of = {name: first_labels(votes) for name, votes in voters.items()}
     zero_shot = zero_shot_labels(joint.model.images)
@@ -73,7 +57,27 @@ def estimate_voters(
     return found
 
 
-def _by_answers(labels: torch.Tensor, labelled: LabelledRows) -> Estimate | None:
+def gains_of_voters(joint: JointFusion) -> dict[str, float]:
+    """Return the share of all images whose label each voter is expected to correct.
+
+    It is the probability, by all voters, that they gain by the label with the voter in place of the
+    label by all others.
+    """
+    model = joint.model
+    found = dict.fromkeys(joint.voters, 0.0)
+    rows = spaced(torch.arange(model.n), model.n_classes, SAMPLE)
+    informed = [name for name, voter in joint.voters.items() if voter is not None]
+    if not informed or not model.is_informed:
+        return found
+    posterior = model.log_posterior(rows).exp()
+    best = posterior.amax(dim=1)
+    for number, name in enumerate(informed):
+        others = model.without(number).log_posterior(rows).argmax(dim=1, keepdim=True)
+        found[name] = float((best - posterior.gather(1, others)[:, 0]).mean())
+    return found
+
+
+def _by_answers(labels: torch.Tensor, labelled: LabelledRows) -> VoterEstimate | None:
     """Return the estimate [N] by answers about images drawn at random, if a voter has some."""
     drawn = labelled.select(labelled.drawn)
     own = labels[drawn.rows].long()
@@ -84,15 +88,17 @@ def _by_answers(labels: torch.Tensor, labelled: LabelledRows) -> Estimate | None
     right = int((drawn.shares[has].gather(1, own[has][:, None]) > 0).sum())
     votes = int((labels != NO_VOTE).sum())
     low, high = confidence_sequence(right, answers, votes)
-    return Estimate(right / answers, low, high, True, "answers", votes, 0)
+    return VoterEstimate(right / answers, low, high, True, "answers", votes, 0)
 
 
-def _by_votes(joint: JointFusion, name: str, labels: torch.Tensor) -> Estimate:
+def _by_votes(joint: JointFusion, name: str, labels: torch.Tensor) -> VoterEstimate:
     model = joint.model
     voter = joint.voters.get(name)
     votes = int((labels != NO_VOTE).sum())
     rows = spaced((labels != NO_VOTE).nonzero()[:, 0], model.n_classes, SAMPLE)
-    nothing = Estimate(None, 0.0, 1.0, False, "votes", votes, _answers_needed(0.5, votes))
+    nothing = VoterEstimate(
+        None, 0.0, 1.0, False, "votes", votes, _answers_needed(0.5, votes)
+    )
     if not len(rows) or not model.is_informed or (voter is None and name != ZERO_SHOT):
         return nothing
     own = labels[rows].long()[:, None]
@@ -113,7 +119,7 @@ def _by_votes(joint: JointFusion, name: str, labels: torch.Tensor) -> Estimate:
     is_apart = _shared_with_images(images, others, own[:, 0]) < SAME_FAMILY
     tells = is_apart and 2 * half <= MAX_WIDTH
     needed = 0 if tells else _answers_needed(value, votes)
-    return Estimate(value, low, high, tells, "votes", votes, needed, by_images)
+    return VoterEstimate(value, low, high, tells, "votes", votes, needed, by_images)
 
 
 def _others(joint: JointFusion, name: str, rows: torch.Tensor) -> torch.Tensor:

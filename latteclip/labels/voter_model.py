@@ -18,7 +18,8 @@ family (average linkage), which votes once. For each image, the weight of a vote
 
     w_v = 1 / (votes of its family * (1 + sum of the mean rho with each other family that votes))
 
-A voter has weight 0 if its votes agree with the image features no better than permuted votes do.
+A voter has weight 0 if its votes agree with the image features no better than permuted votes do,
+or if it only repeats the zero-shot labels: q has them already.
 
 Prototypes take no more from images that no voter and no zero-shot score gives to a class than from
 the others. A class that few voters name could else capture a cluster of another class.
@@ -26,6 +27,7 @@ the others. A class that few voters name could else capture a cluster of another
 Letters: N images, n of a sample, C classes, V voters.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -55,6 +57,8 @@ from latteclip.labels.prototypes import Posterior, Prototypes, spaced
 from latteclip.labels.voter_tables import NO_VOTE
 
 SAME_FAMILY = 0.5  # mean correlation of residuals from which voters are one family
+# Share of the votes that are the zero-shot label, from which a voter beside others is a copy of it.
+COPY = 0.98
 MIN_SHARED = 10  # images of two voters below which nothing is known of shared errors
 # Share of a voter's own vote that its confusion matrix is learned without.
 OTHERS_ONLY = 0.5
@@ -139,6 +143,18 @@ class JointModel(LabelModel):
 
     def vote_log_likelihood(self, rows: Rows, parameters: FusionParameters) -> torch.Tensor:
         return sum(self.log_likelihoods(rows), torch.zeros(()))
+
+    def without(self, number: int) -> LabelModel:
+        """Return the model without the votes of a voter: others of its family have its weight."""
+        model = copy.copy(self)
+        silent = torch.full_like(self.classes_of[number], NO_VOTE)
+        model.classes_of = [*self.classes_of]
+        model.classes_of[number] = silent
+        others = [one.has for i, one in enumerate(self.voters) if i != number]
+        model.votes = replace(self.votes, has=torch.stack(others).any(dim=0))
+        if self.voters[number].text_features is not None:
+            model.parameters = replace(self.parameters, texts=0.0)
+        return model
 
     def log_likelihoods(self, rows: Rows) -> list[torch.Tensor]:
         """Return the weighted log-likelihood [n, C] of each voter's votes by class."""
@@ -437,18 +453,7 @@ def fuse_voters(
     Where at most one voter carries information, the labels are those of `fusion.fuse`. `tests` are
     results of `test_voter`, if there are some already.
     """
-    tests = tests or {}
-    tests = {
-        name: tests[name] if name in tests else test_voter(images, votes, others)
-        for name, votes in voters.items()
-    }
-    used = [name for name, test in tests.items() if test.significant] or list(voters)[:1]
-    most = max(used, key=lambda name: int(voters[name].has.sum()))
-    model: LabelModel
-    if len(used) == 1:
-        model = LabelModel(images, voters[most], others, tests[most])
-    else:
-        model = JointModel(images, [voters[name] for name in used], others, tests[most])
+    model, used = start_model(images, voters, others, tests)
     checked = {}
     if labelled is not None:
         checked = cross_fit(model, labelled) if labelled.drawn.any() else {}
@@ -457,6 +462,43 @@ def fuse_voters(
     return JointFusion(
         fusion, dict.fromkeys(voters) | _voters_of(model, fusion, used), model
     )
+
+
+def start_model(
+    images: ClipFeatures,
+    voters: Mapping[str, Votes],
+    others: Sequence[CentredFeatures] = (),
+    tests: Mapping[str, PermutationTest] | None = None,
+) -> tuple[LabelModel, list[str]]:
+    """Return the model of one or more voters before it is learned, and the voters in it.
+
+    These are the voters that carry information, or else the first one.
+    """
+    zero_shot = zero_shot_labels(images) if len(voters) > 1 else None
+    known = tests or {}
+    found = {
+        name: known[name] if name in known else test_voter(images, votes, others)
+        for name, votes in voters.items()
+    }
+    used = [
+        name
+        for name, test in found.items()
+        if test.significant and not _repeats(voters[name], zero_shot)
+    ]
+    used = used or list(voters)[:1]
+    most = max(used, key=lambda name: int(voters[name].has.sum()))
+    if len(used) == 1:
+        return LabelModel(images, voters[most], others, found[most]), used
+    each = [voters[name] for name in used]
+    return JointModel(images, each, others, found[most]), used
+
+
+def _repeats(votes: Votes, zero_shot: torch.Tensor | None) -> bool:
+    """Return whether votes are the zero-shot labels [N]: such a voter would count them twice."""
+    if zero_shot is None:
+        return False
+    labels = first_labels(votes)[votes.has]
+    return bool((labels == zero_shot[votes.has]).double().mean() >= COPY)
 
 
 def test_voter(

@@ -1,6 +1,6 @@
 """Votes from what a voter answered, checked: class numbers, or probabilities of classes.
 
-Letters: N images, C classes.
+Letters: N images, C classes, K options of an image.
 """
 
 import torch
@@ -67,3 +67,23 @@ def votes_by_probabilities(
         return found / found.sum(dim=1, keepdim=True).clamp(min=TOLERANCE)
 
     return Votes(~is_silent, probabilities)
+
+
+def votes_by_options(
+    options: torch.Tensor, log_probabilities: torch.Tensor, n_classes: int
+) -> Votes:
+    """Return votes by log-probabilities [N, K] of K options of each image, of which -1 is none.
+
+    They are normalised over the options of the image, which is silent where it has none.
+    """
+    given = options >= 0
+    numbers = options.clamp(min=0)
+    has = given.any(dim=1)
+
+    def probabilities(rows: slice | torch.Tensor) -> torch.Tensor:
+        shares = log_probabilities[rows].double().masked_fill(~given[rows], -torch.inf)
+        shares = shares.softmax(dim=1).nan_to_num(0.0)  # rows without options
+        table = shares.new_zeros(len(shares), n_classes)
+        return table.scatter_add_(1, numbers[rows], shares)
+
+    return Votes(has, probabilities)

@@ -33,6 +33,7 @@ from latteclip.labels.fusion_report import (
 )
 from latteclip.report import comparison, gallery, render, runs
 from latteclip.report.comparison import BASELINE, ROWS, Row
+from latteclip.report.labellers import Labellers, in_words, read_labellers
 
 log = logging.getLogger(__name__)
 WORST_PAIRS = 12
@@ -78,6 +79,7 @@ def report_dataset(
     fusion_report_path: str | None = None,
     statement_path: str | None = None,
     discovery_path: str | None = None,
+    voter_labels_path: str | None = None,
 ) -> None:
     """Write the page of a dataset, one HTML file that needs no network.
 
@@ -169,6 +171,8 @@ def report_dataset(
         pseudo_classes=len(np.unique(train.pseudo_labels)),
         right=_read(_right_labels, fused_labels_path, train),
         signals=_signals(fusion_report) if fusion_report else None,
+        labellers=_read(_labellers, voter_labels_path),
+        labeller_words=in_words,
         captions=_read(gallery.caption_statistics, caption_summary_path, captions),
         duplicates=_read(gallery.read_duplicates, duplicates_path, train, test, runs_files),
         corrupt=_read(_rows_of_csv, corrupt_path),
@@ -298,6 +302,10 @@ def _signals(report: FusionReport) -> Row:
         "answers": len(report.answers.images),
         "checked": checked.sentence if checked else None,
     }
+
+
+def _labellers(path: str) -> Labellers:
+    return read_labellers(Path(path).parent)
 
 
 def _predictor(model: str, weight: float, gain: float) -> Row:

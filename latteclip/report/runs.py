@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -231,13 +231,22 @@ def total(jobs: Sequence[JobCost]) -> JobCost:
     return JobCost(Path(), "in all", "", wall, cpu, gpu, max(known("memory"), default=None))
 
 
-def tokens_of(folder: Path) -> Iterator[tuple[str, int, int]]:
-    """Yield each table of answers in a dataset's folder with the tokens read and written."""
+class AnswerCosts(NamedTuple):
+    """What the answers in a table cost."""
+
+    table: str  # as in ANSWERS
+    read: int  # tokens
+    written: int  # tokens
+    money: float  # 0 where it is unknown
+
+
+def answer_costs(folder: Path) -> Iterator[AnswerCosts]:
+    """Yield what the answers in each table of a dataset's folder cost."""
     for name, record in ANSWERS.items():
         path = folder / f"{name}.parquet"
         if path.is_file():
-            metadata = tables.read_metadata(path, record)
-            yield name, metadata.tokens_read, metadata.tokens_written
+            found = tables.read_metadata(path, record)
+            yield AnswerCosts(name, found.tokens_read, found.tokens_written, found.cost)
 
 
 def _number(value: object) -> float | None:

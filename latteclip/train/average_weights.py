@@ -34,6 +34,7 @@ class TrainingResult:
     model: str  # folder
     history: str
     fold: Fold = NO_FOLD
+    training_images: str | None = None  # a TRAINING_IMAGES table; None: of all images
 
 
 class AveragingSettings(Section):
@@ -79,7 +80,8 @@ def average_weights(
             )
             _include(model.clip.model, first.clip.model, number)
             # None left out an image of another.
-            if len(images := left_out_images(images_path, each.fold)):
+            images = left_out_images(images_path, each.fold, each.training_images)
+            if len(images):
                 paths = tables.Strings(images["path"])
                 best, _ = model.classify(paths, 1, settings.inference.batch_size, threads)
                 held_out = np.full(len(images), fill_value=True)

@@ -1,6 +1,7 @@
 """Read what a training needs: N images, their labels, texts and order."""
 
 import itertools
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,16 +16,19 @@ from latteclip.clip.classifier import classify, load_classifier, parts
 from latteclip.core import tables
 from latteclip.core.class_templates import class_texts
 from latteclip.core.errors import UserError
+from latteclip.core.files import read_object
 from latteclip.core.hashing import digest_of
 from latteclip.core.holdout import NO_FOLD, Fold, left_out
 from latteclip.core.metadata import IndexMetadata
 from latteclip.labels.features import read_features
 from latteclip.labels.fusion_report import read_fusion_report
 from latteclip.train.objectives.base import TokenizedTexts, TrainingTexts
-from latteclip.train.settings import GROUND_TRUTH
+from latteclip.train.settings import GROUND_TRUTH, FinetuneSettings
 
-# Share of the training images, at most: more answers are worth more in the training.
-MAX_DRAWN = 0.1
+# Share of the training images, at most: more answers are worth more in the training. The checks of
+# a usual `teach` may be a larger share.
+MAX_DRAWN, MAX_OF_CHECKS = 0.1, 0.2
+CHECKS = 60
 LEFT_OUT = -1  # in place of the label of an image that is left out
 
 
@@ -41,6 +45,15 @@ class TrainingFiles:
     adapted: str | None = None  # adapted zero-shot classifier
     image_prototypes: str | None = None  # a classifier, if prototypes start from it
     learning_rate: str | None = None  # output of find_learning_rate, if finetune.lr is auto
+    training_images: str | None = None  # a TRAINING_IMAGES table; None: of all images
+
+
+@dataclass
+class TrainingImagesMetadata:
+    """The metadata of TRAINING_IMAGES."""
+
+    cause: str  # digest of what decides a training beside its images
+    identity: str  # digest of the cause and of all rows
 
 
 @dataclass(frozen=True)
@@ -72,8 +85,15 @@ def read(
     images of the fold are left out, and the captions of groups with any of them.
     """
     table, classnames = tables.read_unlabelled(files.images, training=True)
+    if files.training_images:
+        listed = tables.read(files.training_images, tables.TRAINING_IMAGES)["image_id"]
+        is_left_out = left_out(tables.Strings(listed), fold)
+        table = table.filter(pc.is_in(table["image_id"], listed))
+        absent = listed.filter(pa.array(is_left_out))
+        is_trained = ~pc.is_in(table["image_id"], absent).to_numpy()
+    else:
+        is_trained = ~left_out(tables.Strings(table["image_id"]), fold)
     all_ids = table["image_id"]
-    is_trained = ~left_out(tables.Strings(all_ids), fold)
     drawn: list[str] = []
     if labels == "fused":
         confidence = tables.lookup_column(
@@ -85,7 +105,7 @@ def read(
         )
         is_trained &= confidence.to_numpy() > 0
         checked = read_fusion_report(str(files.fusion_report)).answers.checking
-        drawn = checked if len(checked) <= MAX_DRAWN * len(all_ids) else []
+        drawn = checked if len(checked) <= most_drawn(len(all_ids)) else []
         is_trained &= ~pc.is_in(all_ids, pa.array(drawn, pa.string())).to_numpy()
     table = table.filter(pa.array(is_trained))
     image_ids = table["image_id"]
@@ -94,7 +114,7 @@ def read(
             f"{files.images} has {len(image_ids)} training images, but the loss compares images "
             "with each other; check the dataset's split."
         )
-    pseudo_labels = _labels(files, labels, image_ids)
+    pseudo_labels = labels_of(files, labels, image_ids)
     descriptions = class_texts(template, classnames)
     image_texts = group_texts = group_labels = torch.zeros(0, dtype=torch.long)
     class_ids = texts.add(descriptions)
@@ -144,7 +164,27 @@ def read(
     )
 
 
-def _labels(files: TrainingFiles, kind: str, image_ids: pa.ChunkedArray) -> np.ndarray:
+def most_drawn(n: int) -> int:
+    """Return how many answered images, of n in training, may be left out to check the model."""
+    return max(int(MAX_DRAWN * n), min(CHECKS, int(MAX_OF_CHECKS * n)))
+
+
+def training_request(
+    files: TrainingFiles, settings: FinetuneSettings, seed: int
+) -> str | None:
+    """Return a digest of the listed images and of all settings; None without a list.
+
+    An earlier result of the same request stays as it is.
+    """
+    if files.training_images is None:
+        return None
+    described = tables.read_metadata(files.training_images, TrainingImagesMetadata)
+    decisive = settings.model_dump(exclude={"compute"}) | {"seed": seed}
+    rate = read_object(files.learning_rate, ["lr"])["lr"] if files.learning_rate else None
+    return digest_of([described.identity, json.dumps([decisive, rate], sort_keys=True)])
+
+
+def labels_of(files: TrainingFiles, kind: str, image_ids: pa.ChunkedArray) -> np.ndarray:
     """Return the class [N] that each image is taken for."""
     if kind == "zero_shot_adapted":
         classifier, _ = load_classifier(str(files.adapted))

@@ -26,7 +26,7 @@ from latteclip.labels.adaptation import adapt
 from latteclip.labels.fusion import fuse
 from latteclip.labels.label_sources import ClipFeatures, label_votes
 from latteclip.train import parallel
-from latteclip.train.data import TrainingFiles, schedule
+from latteclip.train.data import TrainingFiles, schedule, training_request
 from latteclip.train.history import TrainingMetadata
 from latteclip.train.settings import FinetuneSettings, recipe_for
 from latteclip.train.training import DivergedError, Setup, Training
@@ -57,10 +57,17 @@ def finetune(
     Only a supervised training reads labels. An interrupted run resumes from its last
     checkpoint, and on a CPU gives the same bytes as an uninterrupted one. SIGTERM and Ctrl-C save
     the current step. A training that diverges at a rate of `find_learning_rate` leaves the
-    pretrained model, marked "diverged". UserError: an input does not fit, or it diverged at a rate
-    set by hand.
+    pretrained model, marked "diverged". A model that an earlier training of the same request wrote
+    stays as it is. UserError: an input does not fit, or it diverged at a rate set by hand.
     """
-    if not Path(history_output).exists():
+    request = training_request(files, settings, seed)
+    if request and _read_history(model_output, history_output, "request") == request:
+        log.info("%s stays: it is of the same images and settings.", model_output)
+        return
+    replaceable = (
+        request is not None and Path(model_output, hub_names.CLIP_CONFIG).is_file()
+    )
+    if not replaceable and not Path(history_output).exists():
         new_folder(model_output)  # before the work, and not after it
     parallel.start(device)
     log.info("The training has %d threads of %s cores.", threads, os.cpu_count())
@@ -84,7 +91,7 @@ def finetune(
         if local := hub_names.local_clip(settings.clip.model_dump()):
             decisive["digest of the model"] = fingerprint(local)
         identity = digest_of([json.dumps(decisive, sort_keys=True)])
-        if _was_trained(model_output, history_output, identity):
+        if _was_trained(model_output, history_output, identity, replaceable):
             parallel.finish()
             return
         checkpoints = CheckpointManager(checkpoint, identity)
@@ -120,6 +127,7 @@ def finetune(
                 flags=_flags(settings, training, diverged),
                 drawn=setup.inputs.drawn,
                 identity=identity,
+                request=request,
             )
             _write(
                 setup, classifier, training.history, metadata, model_output, history_output
@@ -238,9 +246,10 @@ def _write(
     class_templates = replace(
         setup.settings.class_templates, written=setup.inputs.written_names
     )
-    if _was_trained(model_output, history_output, metadata.identity):
+    replaceable = metadata.request is not None
+    if _was_trained(model_output, history_output, metadata.identity, replaceable):
         return
-    with replacing(model_output) as folder:
+    with replacing(model_output, overwrite=replaceable) as folder:
         clips.save(setup.clip, classifier, setup.inputs.classnames, class_templates, folder)
     columns = {}
     for name in tables.HISTORY.names:
@@ -248,23 +257,33 @@ def _write(
     tables.write(history_output, columns, tables.HISTORY, metadata)
 
 
-def _was_trained(model_output: str, history_output: str, identity: str) -> bool:
+def _was_trained(
+    model_output: str, history_output: str, identity: str, replaceable: bool
+) -> bool:
     """Return whether another process wrote this model. UserError: there is another in its place.
 
-    Jobs of a killed Snakemake go on beside those of a rerun, and the first wins.
+    Jobs of a killed Snakemake go on beside those of a rerun, and the first wins. A model of another
+    list of training images is replaceable.
     """
-    try:
-        new_folder(model_output)
-    except UserError:
-        if not Path(history_output).exists():
-            raise
-        if tables.read_metadata(history_output, TrainingMetadata).identity != identity:
-            raise
+    if _read_history(model_output, history_output, "identity") == identity:
         log.info(
             "Another process of this training ended first, and wrote %s.", model_output
         )
         return True
+    if not replaceable:
+        new_folder(model_output)
     return False
+
+
+def _read_history(model_output: str, history_output: str, field: str) -> str | None:
+    """Return a field of the metadata of an earlier training, None where there was none."""
+    if not (Path(model_output).is_dir() and Path(history_output).is_file()):
+        return None
+    try:
+        value = getattr(tables.read_metadata(history_output, TrainingMetadata), field)
+    except UserError:  # it is damaged, and written again
+        return None
+    return str(value)
 
 
 def _flags(settings: FinetuneSettings, training: Training, diverged: bool) -> list[str]:

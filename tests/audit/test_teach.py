@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pyarrow as pa
 import pytest
+from support import records
 from support.axe import violations
 from support.taken import CLASSNAMES, Taken
 from support.worlds import World
@@ -20,10 +21,10 @@ from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import EncoderMetadata
-from latteclip.labels.answers import CHECK, TEACH, Answer
+from latteclip.labels.answers import CHECK, CLASS, TEACH, Answer
 from latteclip.labels.fuse_labels import fuse_labels
 from latteclip.labels.fusion_report import NAME, read_fusion_report
-from latteclip.labels.voters.base import FusionSettings
+from latteclip.labels.voters.base import FusionSettings, VoterTable
 
 
 def write_scores(folder, ids, options, log_probabilities):
@@ -42,7 +43,7 @@ def taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     taken = Taken(tmp_path)
     write_scores(tmp_path, taken.ids, *[[[]] * len(taken.ids)] * 2)
-    taken.write_report(voter="lmm", votes="class scores")
+    taken.write_report(voters=[records.scores()], votes="class scores")
     return taken
 
 
@@ -65,7 +66,8 @@ def answer_all(session, answer_to, answers=None):
     return answers
 
 
-def test_questions_follow_the_model_of_the_fused_labels(taken):
+@pytest.mark.parametrize("n_voters", [1, 2])
+def test_questions_follow_the_model_of_the_fused_labels(taken, n_voters):
     """Class scores and another image encoder beside CLIP have weight in both."""
     c, n = len(CLASSNAMES), len(taken.ids)
     scores = np.random.default_rng(0).normal(size=(n, c)) + 2 * np.eye(c)[taken.truth]
@@ -88,10 +90,12 @@ def test_questions_follow_the_model_of_the_fused_labels(taken):
         ),
         *(
             taken.path(name)
-            for name in ("fused_labels.parquet", NAME, "prototypes", "votes")
+            for name in ("fused_labels.parquet", NAME, "prototypes", "votes", "voters")
         ),
-        voter="lmm",
-        voter_table_path=taken.path("class_scores.parquet"),
+        voters_files=[
+            VoterTable(name, "likelihood", "lmm", taken.path("class_scores.parquet"))
+            for name in ("one", "two")[:n_voters]
+        ],
         image_encoders_paths=[str(encoder)],
         device="cpu",
         threads=1,
@@ -113,6 +117,9 @@ def test_chosen_images_come_before_images_drawn_to_check(taken, label_of):
     assert [one.image_id for one in list(answers.values())[20:]] == rest[:20]
     assert all(one.content for one in answers.values())
     assert "every moment" in session.status(answers)
+    scored = session.score(answers)
+    assert scored["checked"] > 0 and scored["low"] < scored["high"]
+    assert scored["answers"] == len(answers)
 
 
 def test_it_goes_on_where_it_was_killed(taken, label_of):
@@ -190,6 +197,28 @@ def test_an_offline_page_asks_all_at_once_and_its_answers_are_taken(
     exported.write_text(json.dumps({**session.schema.header(), "answers": entries}))
     import_answers(TeachingSession(taken.folder, 30), str(exported))
     assert [one.phase for one in session.answers().values()].count(CHECK) == 15
+
+
+def test_of_two_people_who_differ_the_first_stays_and_the_differences_are_counted(
+    taken, caplog
+):
+    session = TeachingSession(taken.folder, 30)
+    first, second, third = list(session.ids)[:3]
+    dots, lines = CLASSNAMES[:2]
+    mine = {first: Answer(first, CLASS, dots), second: Answer(second, CLASS, dots)}
+    session.schema.write(session.path, mine, "")
+    yours = {
+        first: Answer(first, CLASS, dots),
+        second: Answer(second, CLASS, lines),
+        third: Answer(third, CLASS, lines),
+    }
+    exported = taken.folder / "exported.json"
+    exported.write_text(json.dumps(session.schema.document(yours)))
+    import_answers(session, str(exported))
+    assert f"1 of 2 answers differ from those in {session.path}" in caplog.text
+    assert second in caplog.text
+    names = [one.classname for one in session.answers().values()]
+    assert sorted(names) == sorted([dots, dots, lines])
 
 
 def test_the_page_by_keys_alone(taken, browser, axe):

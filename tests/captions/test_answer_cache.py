@@ -1,4 +1,6 @@
+import contextlib
 import errno
+import sqlite3
 from dataclasses import replace
 from datetime import date
 
@@ -51,6 +53,30 @@ def test_an_answer_comes_back_as_it_was(tmp_path):
             answer(3), engine="engine 1", digest=name(3)
         )
         assert cache.get(name(4)) is None
+
+
+def test_an_answer_that_was_paid_for_is_on_the_disk_at_once(tmp_path):
+    with AnswerCache(tmp_path) as cache:
+        cache.add(name(3), replace(answer(3), cost=2e-5), "engine 1")
+        assert cached(tmp_path, [3], "1-of-2") == [3]  # as another process reads it
+        assert cache.get(name(3)).cost == 2e-5
+
+
+def test_a_cache_from_before_there_were_prices_is_read_and_goes_on(tmp_path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "1-of-1.sqlite")) as file:
+        columns = "text, finish_reason, n_tokens, n_read, engine, date"
+        file.execute(f"CREATE TABLE answers (digest TEXT PRIMARY KEY, {columns})")
+        old = (name(1), answer(1).text, "stop", 1, 9, "engine 1", "2026-01-01")
+        file.execute(f"INSERT INTO answers VALUES ({', '.join('?' * 7)})", old)
+        file.commit()
+    assert cached(tmp_path, [1, 2], "1-of-2") == [1]  # of another split
+    fill(tmp_path, [2])
+    assert cached(tmp_path, [1, 2]) == [1, 2]
+
+
+@pytest.mark.parametrize("cost", [-1.0, float("nan"), float("inf"), 1, "free"], ids=str)
+def test_a_cost_that_is_no_amount_is_no_answer(cost):
+    assert "cost" in problem(replace(answer(1), cost=cost))
 
 
 def test_a_job_finds_answers_of_other_splits_and_writes_its_file_alone(tmp_path):

@@ -87,9 +87,19 @@ def test_captions_of_ones_own_take_the_captioner_s_place(dataset, recorder):
     assert columns["caption"] == [f"a {name}, seen" for name in dataset.names]
     assert provenance(dataset.output).engine == "file"
     assert recorder.starts == 0
-    path.write_text("\n".join(["image_id,caption", lines[0]]))
-    with pytest.raises(UserError, match=r"captioner\.images_file"):
+
+
+def test_a_file_may_lack_captions_but_not_all_of_them(dataset, caplog):
+    path = dataset.folder / "mine.csv"
+    first, *others = dataset.names
+    path.write_text(f"image_id,caption\n{first},a texture\n")
+    columns = dataset.caption_images(engine="file", images_file=str(path))
+    assert columns["caption"] == ["a texture", *[""] * len(others)]
+    assert f"no row for {len(others)} of {len(dataset.names)} images" in caplog.text
+    path.write_text("image_id,caption\nother.png,a texture\n")
+    with pytest.raises(UserError, match=r"captioner\.images_file") as caught:
         dataset.caption_images(engine="file", images_file=str(path))
+    assert "'other.png'" in str(caught.value) and repr(first) in str(caught.value)
 
 
 @pytest.mark.parametrize(

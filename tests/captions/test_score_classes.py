@@ -192,7 +192,7 @@ def test_scores_of_one_s_own_take_the_captioner_s_place(scored, scorer):
     assert found["options"] == [[3, 9]] * N
     assert found["log_probabilities"] == [[-0.5, -2.0]] * N
     assert scorer.starts == 0
-    pd.DataFrame(rows[:3], columns=columns).to_parquet(path)
+    pd.DataFrame([("other", *rows[0][1:])], columns=columns).to_parquet(path)
     with pytest.raises(UserError, match=r"scores\.file"):
         scored.score(engine="file", file=str(path))
 

@@ -29,6 +29,38 @@ def text_of(file):
     return file.read_bytes().decode(errors="replace")
 
 
+def left_in(folder, captured):
+    """The text of all files, pictures left out, and of both streams."""
+    files = [text_of(f) for f in folder.rglob("*") if f.is_file() and f.suffix != ".png"]
+    return "\n".join([*files, *captured])
+
+
+@pytest.mark.parametrize("status", [500, 401])
+def test_the_key_of_a_decision_model_is_not_left(
+    scored, decisions, monkeypatch, capfd, status
+):
+    monkeypatch.setenv("DECISIONS_API_KEY", KEY)
+
+    def fail(number, body):
+        said = json.dumps(decisions.requests[number]["headers"])
+        return status, {}, {"error": {"message": f"{said} {KEY}"}}
+
+    decisions.fail = fail
+    settings = changed(SETTINGS, **{**OPENAI, **of_engine("decisions")})
+    images, labels, embeddings = scored.inputs
+    arguments = [
+        *("score-classes", "--images", images, "--pseudo-labels", labels),
+        *("--class-embeddings", embeddings, "--scores", '{"kind": "decisions"}'),
+        *("--prompt", "", "--captioner", json.dumps(settings.model_dump())),
+        *("--output", str(scored.output), "--store", str(scored.folder / "store")),
+        *("--threads", "1", "--log", str(scored.folder / "logs" / "scores.log")),
+    ]
+    assert main.main(arguments) == 2
+    assert KEY in decisions.requests[0]["headers"]["authorization"]
+    left = left_in(scored.folder, capfd.readouterr())
+    assert "***" in left and KEY not in left
+
+
 @pytest.mark.parametrize(
     ("status", "whole", "exit_status"),
     [(500, (0, 1, 2), 0), (500, (), 2), (401, (), 2)],
@@ -65,7 +97,6 @@ def test_no_secret_is_left(dataset, server, monkeypatch, capfd, status, whole, e
     assert main.main(arguments) == exit_status
     sent = server.requests[0]["headers"]["authorization"].removeprefix("Bearer ")
     assert sent in (KEY, f"Basic {LOGIN}")  # so there was something to leave
-    files = [text_of(f) for f in folder.rglob("*") if f.is_file() and f.suffix != ".png"]
-    left = "\n".join([*files, *capfd.readouterr()])
+    left = left_in(folder, capfd.readouterr())
     assert "***" in left
     assert not [secret for secret in (KEY, PASSWORD, LOGIN, "\x1b") if secret in left]

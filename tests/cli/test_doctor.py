@@ -1,4 +1,5 @@
 import functools
+import json
 import os
 import shutil
 import socket
@@ -6,6 +7,7 @@ import sys
 
 import pytest
 from huggingface_hub import constants
+from support.decision_server import decisions  # noqa: F401
 from support.nvidia import nvidia_smi
 
 from latteclip.cli import doctor, main
@@ -48,7 +50,7 @@ def test_a_broken_check_hides_no_other(only, capsys):
     assert main.main(["doctor"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("warning ") and lines[1].startswith("ok ")
-    assert len(lines) == 2
+    assert len(lines) == 3  # and the configuration
 
 
 def test_notes_are_no_failure(only, capsys):
@@ -92,6 +94,29 @@ def test_what_triton_compiles_with_counts_on_a_gpu(tools, monkeypatch, tmp_path)
     assert (level, "no-such-compiler" in text) == ("warning", True)
 
 
+def test_the_server_of_an_engine_is_looked_for(decisions, monkeypatch):  # noqa: F811
+    asks = functools.partial(doctor.captioner, ["captioner={'engine': 'decisions'}"], [])
+    assert levels(asks) == ["ok"]
+    monkeypatch.setenv("DECISIONS_BASE_URL", "http://127.0.0.1:9")
+    assert levels(asks) == ["warning"]
+    monkeypatch.delenv("DECISIONS_BASE_URL")
+    [(_, text)] = asks()
+    assert "export DECISIONS_BASE_URL" in text
+
+
+@pytest.mark.parametrize(
+    ("pairs", "level", "named"),
+    [
+        (["dataset=mine", "image_dir=/nowhere"], "warning", "image_dir /nowhere"),
+        (["dataset=mine"], "warning", "image_dir"),
+        (["dataset=demo"], "ok", "demo"),
+    ],
+)
+def test_a_configuration_that_cannot_start_is_named(pairs, level, named):
+    ((found, text),) = doctor.findings(functools.partial(doctor.configured, pairs, []))
+    assert found == level and named in text
+
+
 def test_whether_a_captioner_fits_is_known_before_it_is_loaded(
     tools, tmp_path, monkeypatch
 ):
@@ -132,3 +157,16 @@ def test_a_cluster_without_snakemake_s_plugin_is_a_warning(tools, monkeypatch):
     assert levels(doctor.slurm) == ["ok"]
     monkeypatch.setattr(doctor, "find_spec", lambda name: None)
     assert levels(doctor.slurm)[-1] == "warning"
+
+
+def test_programs_get_findings_as_json(only, capsys):
+    only(
+        one=lambda: iter([("note", "text; advice")]), two=lambda: iter([("warning", "bad")])
+    )
+    assert main.main(["doctor", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["ready"] is False
+    assert found["findings"][:2] == [
+        {"check": "one", "level": "note", "text": "text; advice"},
+        {"check": "two", "level": "warning", "text": "bad"},
+    ]

@@ -69,6 +69,23 @@ def test_work_that_is_measured_is_scaled_and_loading_is_not(limited):
     assert found["tokens:"][1:4] == ["64,000", "read,", "6,400"]
 
 
+def cost(limited, *options):
+    """The line on what the answers cost."""
+    text = estimate.estimate(["demo"], [*CONFIG, *options], [])
+    [line] = [line for line in text.splitlines() if "cost of the answers" in line]
+    return line
+
+
+def test_money_is_what_the_server_counted_or_by_the_prices(limited):
+    assert "unknown" in cost(limited)
+    prices = "captioner={'price_input': 2.0, 'price_output': 10.0}"
+    assert ": 0.192, by captioner.price_input" in cost(limited, prices)
+    tokens = records.captions_metadata(tokens_read=6400, tokens_written=640, cost=0.05)
+    write(limited / "captions" / "images.parquet", tables.CAPTIONS, tokens)
+    assert ": 0.5, as the server counted" in cost(limited)
+    assert "scores.max_cost 0.3" in cost(limited, "scores={'max_cost': 0.3}")
+
+
 def test_a_limit_of_no_image_is_refused(limited):
     with pytest.raises(UserError, match="limit"):
         estimate.estimate(["demo"], ["limit=0"], [])

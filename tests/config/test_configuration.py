@@ -219,6 +219,7 @@ def test_strings_of_the_command_line_become_what_the_schema_wants(config):
         ),
         ({"dataset": "demo", "image_dir": "."}, r"image_dir.*demo"),
         (source(folder="photographs"), r"source\.folder photographs"),
+        ({"dataset": "mine", "image_dir": "/nowhere"}, "image_dir /nowhere"),
         (source(downloads={"x.zip": DOWNLOAD}), r"x\.zip\.into "),
     ],
     ids=str,

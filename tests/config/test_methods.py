@@ -1,15 +1,19 @@
 import pytest
 from support.tiny import ROOT
 
-from latteclip.config.methods import ENGINES, OBJECTIVES, VOTERS
+from latteclip.config.methods import ENGINES, OBJECTIVES, VOTER_KINDS, VOTERS
 from latteclip.core import tables
 
 
 @pytest.mark.parametrize(
     ("folder", "names", "shared"),
     [
-        ("captions/engines", set(ENGINES), {"processors"}),
-        ("labels/voters", set(VOTERS), {"base"}),
+        ("captions/engines", set(ENGINES), {"processors", "server"}),
+        (
+            "labels/voters",
+            {*VOTERS, *(kind.module for kind in VOTER_KINDS.values())},
+            {"base"},
+        ),
         (
             "train/objectives",
             {one.module for one in OBJECTIVES.values() if one.module},

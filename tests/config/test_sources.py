@@ -97,7 +97,9 @@ def test_a_stage_has_its_sources_and_no_others(monkeypatch):
             {"captions.caption", "train.finetune"},
         ),
         ("labels.voters.caption", set(), {"labels.fuse_labels", "labels.score_unknown"}),
-        ("labels.voters.lmm", {"labels.score_unknown"}, {"labels.fuse_labels"}),
+        ("labels.voters.lmm", set(), {"labels.fuse_labels", "labels.score_unknown"}),
+        ("labels.voters.file", set(), {"labels.fuse_labels", "labels.write_votes"}),
+        ("labels.class_scores", {"labels.score_unknown"}, {"labels.fuse_labels"}),
         ("captions.show", set(), {"captions.caption", "report.report_dataset"}),
         (
             "clip.clip_config",

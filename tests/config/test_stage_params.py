@@ -58,7 +58,7 @@ def test_a_key_reaches_the_stages_that_need_it(configured, given, stages):
 def test_a_limited_run_shares_downloads_and_answers_and_nothing_else(configured):
     found = configured(dataset="dtd", limit=64)
     assert found.datasets == ["dtd_64"]
-    assert stage_params.data_folder(found, "dtd_64") == "resources/dtd/data"
+    assert stage_params.made_folder(found, "dtd_64") == ["resources/dtd/data"]
     assert (
         stage_params.answer_store(found, "dtd_64", "images")
         == "resources/dtd/captions/images"

@@ -25,7 +25,8 @@ from latteclip.config.sections.inference import InferenceSection
 from latteclip.config.sections.training import TrainingSection
 from latteclip.deploy.export import export
 from latteclip.deploy.predict import Predictor
-from latteclip.labels.pseudo_label_images import ZeroShotSettings, pseudo_label_images
+from latteclip.labels.pseudo_label_images import pseudo_label_images
+from latteclip.labels.zero_shot import ZeroShotSettings
 from latteclip.train.data import TrainingFiles
 from latteclip.train.finetune import finetune
 from latteclip.train.settings import FinetuneSettings

@@ -23,6 +23,7 @@ from latteclip.labels.answers import (
     CLASS,
     NONE,
     UNSURE,
+    WORDS,
     Answer,
     labelled_rows,
     teaching_schema,
@@ -225,7 +226,7 @@ class Dataset:
             if word is None:
                 word = self.means(self.taught, text)
                 word = None if word == UNSURE else word
-            assert row["answered"] == label_table.ANSWERS.get(word, word)
+            assert row["answered"] == WORDS.get(word, word)
             label = row["fused_label"] if word in (None, UNSURE) else word
             assert row["label"] == (None if word == NONE else label)
         certain = [t for t in prefix if self.means(self.audited, t) not in (None, UNSURE)]

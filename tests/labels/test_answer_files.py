@@ -7,6 +7,7 @@ import pytest
 
 from latteclip.core.errors import UserError
 from latteclip.labels.answer_files import is_foreign, read_foreign
+from latteclip.labels.answers import CLASS, NONE
 
 IDS = ["a/1.png", "a/2.png", "b/2.png"]
 PATHS = [f"photos/{name}" for name in IDS]
@@ -51,6 +52,16 @@ def read(path):
 def test_labels_of_other_tools_are_answers(path):
     wanted = [("a/1.png", "dots"), ("b/2.png", "lines")]
     assert read(write(path, [*ENTRIES, ENTRIES[0]])) == wanted
+
+
+def test_exported_labels_hold_answers_in_one_column(tmp_path):
+    """Their labels are those of the workflow, which teach nothing new."""
+    path = tmp_path / "labels.csv"
+    rows = ["a/1.png,dots,none of these", "a/2.png,lines,", "b/2.png,dots,Big Lines"]
+    path.write_text("\n".join(["image_id,label,answered", *rows]))
+    found = read_foreign(str(path), IDS, PATHS, CLASSNAMES, {"lines": "Big Lines"})
+    kinds = [(one.image_id, one.kind, one.classname) for one in found.values()]
+    assert kinds == [("a/1.png", NONE, None), ("b/2.png", CLASS, "lines")]
 
 
 def test_images_that_are_not_there_are_named_and_left_out(path, caplog):

@@ -7,8 +7,8 @@ import torch
 from support.tiny import write_class_scores
 
 from latteclip.core.errors import UserError
+from latteclip.labels.class_scores import read_class_scores
 from latteclip.labels.score_unknown import unlikeliness
-from latteclip.labels.voters.lmm import read_class_scores
 
 IDS = ["a.png", "b.png", "c.png"]
 

@@ -1,5 +1,6 @@
 from dataclasses import asdict
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -14,7 +15,12 @@ from latteclip.clip.encode import class_embeddings
 from latteclip.config.sections.clip import ClipSection
 from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import holdout, tables
-from latteclip.core.metadata import ClassesMetadata, EncoderMetadata, VotesMetadata
+from latteclip.core.metadata import (
+    ClassesMetadata,
+    EncoderMetadata,
+    VoterLabelsMetadata,
+    VotesMetadata,
+)
 from latteclip.labels import fuse_labels as stage
 from latteclip.labels import fusion
 from latteclip.labels.adaptation import adapt, unbiased_votes
@@ -26,6 +32,8 @@ from latteclip.labels.label_sources import (
     class_score_votes,
     whiten,
 )
+from latteclip.labels.own_votes import VoterTableMetadata
+from latteclip.labels.voters.base import VoterTable
 
 CLASSNAMES = ["striped", "dotted", "woven", "marbled", "grid", "cracked"]
 TEMPLATE = "a photo of a {} texture."
@@ -35,7 +43,7 @@ SETTINGS = stage.FusionSettings(
 )
 IMAGES = 160
 C, K = 6, 4
-OUTPUTS = ("out.parquet", "out.json", "classifier", "votes.parquet")
+OUTPUTS = ("out.parquet", "out.json", "classifier", "votes.parquet", "voters.parquet")
 
 
 def generator(seed):
@@ -88,16 +96,25 @@ class Dataset(ZeroShotFiles):
             write_class_scores(scores, self.captioned, *lists),
         )
 
-    def run(self, *, scores=False, settings=SETTINGS, answers=None, **image_encoders):
+    def run(
+        self,
+        *,
+        scores=False,
+        voters=(),
+        settings=SETTINGS,
+        answers=None,
+        **image_encoders,
+    ):
         """The table and the report that are written."""
         *files, texts, class_scores = self.write()
+        by_scores = VoterTable("lmm", "likelihood", "lmm", class_scores, "lmm")
+        by_captions = VoterTable("caption", "captions", "caption", texts, "caption")
         outputs = [self.path(name) for name in OUTPUTS]
         stage.fuse_labels(
             *files,
             settings,
             *outputs,
-            voter="lmm" if scores else "caption",
-            voter_table_path=class_scores if scores else texts,
+            voters_files=voters or [by_scores if scores else by_captions],
             answers_path=answers,
             **image_encoders,
             device="cpu",
@@ -228,6 +245,77 @@ def test_each_distinct_caption_is_encoded_once(dataset, monkeypatch):
     monkeypatch.setattr(encode, "encode_texts", count)
     dataset.run()
     assert batches == [3, 2]  # four texts and the dotted one
+
+
+# --- several voters ------------------------------------------------------------------------------
+
+
+def test_several_voters_label_together_and_each_keeps_its_labels(dataset):
+    by_captions, _ = dataset.run()
+    by_scores, _ = dataset.run(scores=True)
+    scores = dataset.path("class_scores.parquet")
+    silent = [dataset.names[i] for i in dataset.training[:40]]
+    options = [[] if name in silent else [0] for name in dataset.captioned]
+    noise = [[] if name in silent else [0.0] for name in dataset.captioned]
+    write_class_scores(dataset.path("noise.parquet"), dataset.captioned, options, noise)
+    metadata = VoterTableMetadata(CLASSNAMES, "always striped", "file", "mine.csv")
+    table = tables.read(dataset.path("noise.parquet"), tables.CLASS_SCORES)
+    tables.write(dataset.path("noise.parquet"), table, tables.CLASS_SCORES, metadata)
+    voters = [
+        VoterTable(
+            "words", "captions", "caption", dataset.path("captions.parquet"), "caption"
+        ),
+        VoterTable("letters", "likelihood", "lmm", scores, "lmm"),
+        VoterTable("always striped", "file", "file", dataset.path("noise.parquet")),
+    ]
+    columns, report = dataset.run(voters=voters)
+    for name, alone in (("caption", by_captions), ("lmm", by_scores)):
+        assert columns[f"{name}_label"] == alone[f"{name}_label"]
+        assert columns[f"{name}_confidence"] == alone[f"{name}_confidence"]
+        assert dataset.right(columns["fused_label"]) >= dataset.right(alone["fused_label"])
+    assert columns["fused_label"] != by_captions["fused_label"]
+
+    labels = tables.read(dataset.path("voters.parquet"), tables.VOTER_LABELS)
+    described = tables.read_metadata(dataset.path("voters.parquet"), VoterLabelsMetadata)
+    assert described.voters == ["words", "letters", "always striped"]
+    wanted = [-1 if name in silent else 0 for name in dataset.captioned]
+    each = zip(columns["lmm_label"], wanted, strict=True)
+    assert [row[1:] for row in labels["labels"].to_pylist()] == [list(row) for row in each]
+
+    words, letters, useless = report.voters
+    assert (report.votes, report.voting) == ("votes of 3 voters", 120)
+    assert (words.table, letters.votes, useless.votes) == ("captions.parquet", 120, 80)
+    assert words.family != letters.family
+    assert 0 < words.weight <= 1
+    assert words.gain > 0
+    assert useless.weight is useless.family is None
+    assert useless.gain == 0
+    assert not useless.estimate.tells
+    assert report.zero_shot is not None
+
+    votes, metadata = dataset.votes()
+    judges = votes["image_id"].to_pylist()
+    assert metadata.votes == "votes of 3 voters"
+    by_votes = np.array(votes["vote"].to_pylist()).argmax(axis=1)
+    rows = [dataset.captioned.index(name) for name in judges]
+    true = dataset.world.classes[dataset.training].numpy()[rows]
+    assert (by_votes == true).mean() >= (
+        np.array(columns["lmm_label"])[rows] == true
+    ).mean()
+
+
+def test_a_voter_twice_is_one_family_and_adds_nothing(dataset):
+    alone, _ = dataset.run(scores=True)
+    path = dataset.path("class_scores.parquet")
+    pair = [VoterTable(name, "likelihood", "lmm", path) for name in ("one", "two")]
+    columns, report = dataset.run(voters=pair)
+    one, two = report.voters
+    assert one.family == two.family
+    assert one.gain == two.gain == 0
+    assert one.weight == two.weight == 0.5
+    assert columns["lmm_label"] == [None] * 120
+    same = np.mean(np.array(columns["fused_label"]) == np.array(alone["fused_label"]))
+    assert same > 0.95
 
 
 # --- class scores --------------------------------------------------------------------------------
@@ -363,6 +451,24 @@ def test_labels_follow_answers_and_are_checked_by_them(dataset, caplog):
     assert (checked.answers, answers.n_teaching) == (10, 31)
     assert checked.low <= checked.value <= checked.high
     assert len(checked.classifiers["image_prototypes"].right) == 10
+
+
+@pytest.mark.parametrize("classname", [CLASSNAMES[0], None])
+def test_answers_that_all_say_one_class_or_none_are_labels_like_others(dataset, classname):
+    """No class but one has an answer then, or none has, and no label is right by them."""
+    names = [dataset.names[row] for row in dataset.training[:40]]
+    kind = "none" if classname is None else "class"
+    answers = [Answer(name, kind, classname, phase="check") for name in names[20:]]
+    answers += [Answer(name, kind, classname, phase="teach") for name in names[:20]]
+    columns, report = dataset.run(answers=dataset.write_answers([], *answers))
+    if classname:
+        assert columns["fused_label"][:40] == [0] * 40
+    else:
+        assert columns["fused_confidence"][:40] == [0] * 40
+    checked = report.answers.checked
+    assert 0 <= checked.low <= checked.value <= checked.high <= 1
+    others = dataset.right(columns["fused_label"])
+    assert len(set(columns["fused_label"])) == C and others > 1 / C
 
 
 def test_answers_that_are_empty_change_no_byte(dataset):

@@ -13,6 +13,7 @@ from latteclip.labels.fusion import FusionParameters, LabelModel, fuse
 from latteclip.labels.label_sources import (
     ClipFeatures,
     LabelledRows,
+    Votes,
     caption_votes,
     class_score_votes,
     label_votes,
@@ -90,7 +91,9 @@ def statistics_in_loops(features, zero_shot, votes):
     return alike, sum((zero_shot[i] @ (votes[i] - mean)).item() for i in range(len(votes)))
 
 
-def test_the_permutation_test_is_that_of_its_definition(monkeypatch):
+@pytest.mark.parametrize("gather", [0, 1000], ids=["kernels", "votes"])
+def test_the_permutation_test_is_that_of_its_definition(gather, monkeypatch):
+    monkeypatch.setattr(permutation_test, "GATHER", gather)
     monkeypatch.setattr(permutation_test, "N_PERMUTATIONS", 49)
     world = World.of(13, 4, 6)
     votes = shares(13, 4, 1)
@@ -109,6 +112,23 @@ def test_the_permutation_test_is_that_of_its_definition(monkeypatch):
     assert found.p_value == pytest.approx(
         (1 + (others >= standard.sum()).sum().item()) / 50
     )
+
+
+def test_many_classes_are_tested_with_fewer_images(monkeypatch):
+    world = World.of(900, 20, 24)
+    asked = []
+
+    def probabilities(rows):
+        asked.append(len(rows))
+        return F.one_hot(world.classes[rows], 20).double()
+
+    votes = Votes(torch.ones(900, dtype=torch.bool), probabilities)
+    for name, value in {"MAX_IMAGES": 800, "MIN_IMAGES": 90}.items():
+        monkeypatch.setattr(permutation_test, name, value)
+    for images in (450, 45):
+        monkeypatch.setattr(permutation_test, "MAX_PRODUCTS", images * 20 * 24)
+        assert corroborate(world.images(), votes, torch.arange(900)).significant
+    assert asked == [450, 90]
 
 
 @pytest.mark.parametrize("seed", range(3))

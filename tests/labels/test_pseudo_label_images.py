@@ -8,16 +8,14 @@ from support.sections import changed
 from support.tiny import DEMO_CLIP, tiny_clip, write_index, write_pictures
 
 from latteclip.clip import classifier
+from latteclip.clip.encode import class_embeddings
 from latteclip.config.sections.class_texts import ClassTextsSection
 from latteclip.config.sections.clip import ClipSection
 from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import tables
 from latteclip.core.metadata import ClassesMetadata
-from latteclip.labels.pseudo_label_images import (
-    ZeroShotSettings,
-    class_embeddings,
-    pseudo_label_images,
-)
+from latteclip.labels.pseudo_label_images import pseudo_label_images
+from latteclip.labels.zero_shot import ZeroShotSettings
 
 CLASSNAMES = ["striped", "dotted", "woven", "marbled", "grid", "cracked"]
 SETTINGS = ZeroShotSettings(

@@ -14,8 +14,13 @@ from latteclip.labels import cascade
 from latteclip.labels.fusion import fuse
 from latteclip.labels.label_sources import LabelledRows
 from latteclip.labels.prototypes import KEPT
-from latteclip.labels.voter_estimates import ZERO_SHOT, estimate_voters
-from latteclip.labels.voter_model import families, family_weights, fuse_voters
+from latteclip.labels.voter_estimates import ZERO_SHOT, estimate_voters, gains_of_voters
+from latteclip.labels.voter_model import (
+    families,
+    family_weights,
+    fuse_voters,
+    zero_shot_labels,
+)
 from latteclip.labels.voter_tables import NO_VOTE, votes_by_labels, votes_by_probabilities
 
 LOSS = 0.003  # share of labels by which a rule may be below its input
@@ -104,6 +109,28 @@ def test_labels_are_no_lower_with_another_voter(world, pair, by_pair, kind):
     assert world.right(joint.fusion.labels) > world.right(by_pair.fusion.labels) - LOSS
     if kind == "noise":
         assert joint.voters["planted"] is None
+
+
+def test_a_voter_that_repeats_the_zero_shot_labels_does_not_count_twice(
+    world, pair, by_pair
+):
+    zero_shot = zero_shot_labels(world.images()).long()
+    joint = fused(world, **pair, repeats=zero_shot)
+    assert joint.voters["repeats"] is None
+    assert torch.equal(joint.fusion.labels, by_pair.fusion.labels)
+    alone = fused(world, repeats=zero_shot)
+    assert alone.voters["repeats"].weight == 1
+
+
+def test_each_voter_adds_what_the_others_lack(world, pair, by_pair):
+    gains = gains_of_voters(by_pair)
+    assert 0 < gains["second"] < gains["first"]
+    # As many labels become right as the model expects.
+    without = world.right(fused(world, second=pair["second"]).fusion.labels)
+    gained = world.right(by_pair.fusion.labels) - without
+    assert gains["first"] == pytest.approx(gained, abs=0.04)
+    copied = fused(world, **pair, copy=pair["second"])
+    assert gains_of_voters(copied)["copy"] == pytest.approx(0, abs=0.002)
 
 
 def test_families_are_voters_with_correlated_residuals():

@@ -18,6 +18,7 @@ UNRUN = {
     r"dataset=(dtd|stanford_cars|food101)|study\.yaml|status dtd": "needs models of the hub",
 }
 RUN_BY = {
+    r"snakemake .*'decisions'": "workflow/test_decisions.py",
     r"latteclip classes results": "workflow/test_discover.py",
     r"snakemake .*discover": "workflow/test_discover.py",
     r"snakemake .*default-storage": "workflow/test_storage.py",
@@ -30,6 +31,7 @@ RUN_BY = {
     r"latteclip captions show": "captions/test_show.py",
     r"latteclip predict": "deploy/test_predict.py",
     r"latteclip export": "deploy/test_export.py",
+    r"latteclip labellers": "workflow/test_voters.py",
     r"latteclip labels export": "deploy/test_export_labels.py",
     r"latteclip teach": "audit/test_teach.py",
     r"latteclip audit": "audit/test_audit.py",

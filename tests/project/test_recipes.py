@@ -60,6 +60,28 @@ def vote(path, voted):
     labels = torch.tensor(tables.lookup_column(path, *column).to_pylist())
     return Ballot.of("zero-shot labels", label_votes(labels, len(voted.classes)))
 '''
+KIND = '''"""A voter that names the first class of images with an even number."""
+
+from latteclip.core import tables
+from latteclip.labels.class_scores import read_class_scores
+from latteclip.labels.voter_tables import votes_by_options
+from latteclip.labels.voters.base import Ballot
+
+
+def write(images_path, settings, output, *, device, threads):
+    index, _ = tables.read_unlabelled(images_path, training=True)
+    n = len(index)
+    columns = {name: [None] * n for name in tables.CLASS_SCORES.names}
+    columns["image_id"] = index["image_id"]
+    columns["options"] = [[i % 2] for i in range(n)]
+    columns["log_probabilities"] = [[0.0]] * n
+    tables.write(output, columns, tables.CLASS_SCORES)
+
+
+def vote(path, voted):
+    options, scores = read_class_scores(path, voted.image_ids)
+    return Ballot.of("toys", votes_by_options(options, scores, len(voted.classes)))
+'''
 WRITER = """
 
 def _write_lines(path, table, _):
@@ -163,6 +185,10 @@ RECIPES = {
             "    toy_label=pa.int32(),\n    toy_confidence=pa.float32(),\n",
         ),
     },
+    "a kind of voter": {
+        "latteclip/labels/voters/even.py": KIND,
+        METHODS: ("VOTER_KINDS = {\n", '    "even": VoterKind("even"),\n'),
+    },
     "an export format": {
         "latteclip/deploy/export_labels.py": [
             (
@@ -200,7 +226,7 @@ RECIPES = {
         ),
     },
 }
-MOST = {"an objective": 2, "an engine": 2, "a source of labels": 5}
+MOST = {"an objective": 2, "an engine": 2, "a source of labels": 5, "a kind of voter": 2}
 
 
 def follow(root, recipe):
@@ -224,7 +250,12 @@ def named_files(title):
     section = (
         text.partition(f"**Add {title}**")[2].partition("**Add ")[0].partition("\n\n`")[0]
     )
-    places = {"<name>": "toy", "<package>": "evaluate", "<room>": "evaluation"}
+    places = {
+        "<name>": "toy",
+        "<kind>": "even",
+        "<package>": "evaluate",
+        "<room>": "evaluation",
+    }
     files = set(re.findall(r"`((?:latteclip|workflow)/[^`]+\.\w+|Snakefile)`", section))
     for place, name in places.items():
         files = {file.replace(place, name) for file in files}
@@ -289,6 +320,14 @@ def test_a_source_of_labels_votes(followed):
     wanted = [label_of[name] for name in labels["image_id"].to_pylist()]
     assert labels["toy_label"].to_pylist() == wanted
     assert labels["fused_label"] != labels["adapted_label"]  # the votes have an effect
+
+
+def test_a_voter_is_of_a_new_kind(followed):
+    target = "results/demo/voters/evens.parquet"
+    run = followed.snakemake(target, "--config", "voters=[{name: evens, kind: even}]")
+    assert run.returncode == 0, run.stdout
+    options = pq.read_table(results(followed, "voters/evens.parquet"))["options"]
+    assert options.to_pylist() == [[i % 2] for i in range(N_TRAIN)]
 
 
 def test_labels_have_a_new_format(followed):

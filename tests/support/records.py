@@ -29,6 +29,40 @@ def captions_metadata(source=None, **fields):
     return CaptionsMetadata(source=source, **usual | fields)
 
 
+def estimate(**fields):
+    usual = {
+        "value": 0.8,
+        "low": 0.7,
+        "high": 0.9,
+        "tells": True,
+        "source": "votes",
+        "votes": 6,
+        "answers_needed": 0,
+    }
+    return fusion_report.VoterEstimate(**usual | fields)
+
+
+def voter(name="caption", **fields):
+    """A voter of a report, by default the captions."""
+    usual = {
+        "kind": "captions",
+        "module": "caption",
+        "table": "captions/images.parquet",
+        "votes": 6,
+        "weight": 1.0,
+        "family": 0,
+        "gain": 0.1,
+        "estimate": estimate(),
+    }
+    return fusion_report.VoterReport(name=name, **usual | fields)
+
+
+def scores(**fields):
+    """The class scores as a voter of a report."""
+    table = "class_scores.parquet"
+    return voter("lmm", kind="likelihood", module="lmm", table=table, **fields)
+
+
 def fusion(**fields):
     """The report on labels of captions that do not count, about which nobody answered."""
     usual = {
@@ -36,7 +70,8 @@ def fusion(**fields):
         "written_names": {},
         "model": "m",
         "pretrained": None,
-        "voter": "caption",
+        "voters": [voter()],
+        "zero_shot": None,
         "votes": "captions",
         "voting": 0,
         "agreement": 0.0,

@@ -18,6 +18,7 @@ from latteclip.core import tables
 N, WIDTH = 7, 5
 LIKELIHOOD = ScoresSection(kind="likelihood", topk=3)
 LETTERS = ScoresSection(kind="multiple_choice", topk=3)
+DECISIONS = ScoresSection(kind="decisions", topk=3)
 
 
 def value(*parts):
@@ -64,8 +65,9 @@ def scorer(recorder):
 class ScoredDataset(Dataset):
     """7 training images and 2 test images that are not even on the disk; C classes."""
 
-    def __init__(self, folder, n_classes=25):
-        super().__init__(folder, [f"class {number}" for number in range(n_classes)])
+    def __init__(self, folder, n_classes=25, first="class 0"):
+        others = [f"class {number}" for number in range(1, n_classes)]
+        super().__init__(folder, [first, *others])
         self.output = folder / "class_scores.parquet"
         rng = np.random.default_rng(3)
         self.features = rng.normal(size=(N + 2, WIDTH)).astype(np.float32)
@@ -76,7 +78,9 @@ class ScoredDataset(Dataset):
         write_pseudo_labels(labels, ids, [0] * len(ids), 0.5, self.features, splits)
         embeddings = str(folder / "class_embeddings.safetensors")
         classifier = Classifier.of(torch.from_numpy(self.weights))
-        save_classifier(embeddings, classifier, {"classnames": self.classnames})
+        described = {"classnames": self.classnames, "template": "a photo of a {}."}
+        described["class_synonyms"] = {"class 1": ["first class"]}
+        save_classifier(embeddings, classifier, described)
         self.inputs = [self.images, str(labels), embeddings]
 
     @property
@@ -85,7 +89,14 @@ class ScoredDataset(Dataset):
         return self.features[1 : 1 + N] @ self.weights.T
 
     def score(
-        self, settings=LIKELIHOOD, *, store=True, output=None, shard="1/1", **changes
+        self,
+        settings=LIKELIHOOD,
+        *,
+        store=True,
+        output=None,
+        shard="1/1",
+        gains=None,
+        **changes,
     ):
         """Run the stage; what of `changes` is the captioner's goes there. The table's columns."""
         prompt = changes.pop("prompt", "What?" if settings.kind == "likelihood" else "")
@@ -102,6 +113,7 @@ class ScoredDataset(Dataset):
             changed(SETTINGS, **captioner),
             str(output or self.output),
             str(self.folder / "store") if store else None,
+            gains_path=gains,
             shard=shard,
             threads=1,
         )

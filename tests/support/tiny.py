@@ -337,6 +337,15 @@ def write_captions(
     return str(path)
 
 
+def write_expected_gains(path, image_ids, gains):
+    """EXPECTED_GAINS in the order of the gains."""
+    order = sorted(range(len(gains)), key=lambda i: -gains[i])
+    turns = [order.index(i) if gains[i] else None for i in range(len(gains))]
+    columns = {"image_id": image_ids, "gain": gains, "turn": turns}
+    tables.write(path, columns, tables.EXPECTED_GAINS)
+    return str(path)
+
+
 def write_class_scores(path, ids, options, scores):
     """A CLASS_SCORES table from lists of options and of log-probabilities."""
     n = len(ids)

@@ -10,6 +10,7 @@ from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
 from latteclip.labels.fusion_report import PersonAnswers, write_fusion_report
+from latteclip.labels.guarantees import fewest_answers
 from latteclip.train import data as training_data
 from latteclip.train.data import TrainingFiles, schedule
 from latteclip.train.objectives.base import TokenizedTexts
@@ -93,11 +94,19 @@ def test_training_images_and_their_zero_shot_labels_are_read(files):
 @pytest.mark.parametrize("few", [True, False])
 def test_a_few_images_drawn_to_check_labels_are_not_trained_on(files, monkeypatch, few):
     monkeypatch.setattr("latteclip.train.data.MAX_DRAWN", 0.5 if few else 0.1)
+    monkeypatch.setattr("latteclip.train.data.CHECKS", 0)
     drawn = files.names[1:3]
     data, _ = files.read("fused", **files.fused_labels(drawn))
     trained = [name for name in files.names if not (few and name in drawn)]
     assert [Path(path).name for path in data.paths] == trained
     assert data.drawn == (drawn if few else [])
+
+
+def test_the_checks_of_a_usual_teach_are_enough_for_a_guarantee_of_few_images():
+    assert [training_data.most_drawn(n) for n in (100, 300, 500, 600, 2000)] == [
+        *(20, 60, 60, 60, 200)
+    ]
+    assert fewest_answers(0.05) <= training_data.most_drawn(300)
 
 
 def test_supervision_needs_every_label(tmp_path):

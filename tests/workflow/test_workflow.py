@@ -130,8 +130,10 @@ def test_a_run_ends_with_where_the_results_are(finished):
 
 PAGES = {"summarize": 1, "report_dataset": 1, "index_results": 1}
 COLLECTED = {"select_model": 1, **PAGES}
-TUNED = {"finetune": 2, "evaluate": 2, **COLLECTED}  # flyp and latteclip
-TUNED_ON_CAPTIONS = {"finetune": 1, "evaluate": 1, **COLLECTED}  # latteclip
+# flyp and latteclip
+TUNED = {"list_training_images": 2, "finetune": 2, "evaluate": 2, **COLLECTED}
+# latteclip
+TUNED_ON_CAPTIONS = {"list_training_images": 1, "finetune": 1, "evaluate": 1, **COLLECTED}
 NEW_GROUPS = {"summarize_captions": 1, **TUNED_ON_CAPTIONS}
 NEW_CAPTIONS = {"fuse_labels": 1, **NEW_GROUPS}
 NEW_CLIP = {
@@ -518,6 +520,72 @@ def test_a_folder_reruns_the_index_where_a_file_changed_and_not_where_one_was_to
     shutil.copy(files[1], files[0])
     planned = checkout.snakemake("--dry-run", *asked).stdout
     assert "rule index_images:" in planned and "rule find_duplicates:" in planned
+
+
+def test_a_folder_that_moved_reruns_nothing_and_is_read_where_it_is(checkout, tmp_path):
+    folder = class_folders(tmp_path / "pictures", n=6)
+    features = "results/mine/pseudo_labels.parquet"
+    target = "results/mine/duplicates.parquet"
+    run = checkout.snakemake(target, features, *mine(checkout, folder))
+    assert run.returncode == 0, run.stdout
+    moved = folder.rename(tmp_path / "moved")
+    run = checkout.snakemake(target, features, *mine(checkout, moved))
+    assert "Nothing to be done" in run.stdout
+    index = pq.read_table(checkout.root / "results/mine/images.parquet")["path"].to_pylist()
+    assert all((checkout.root / path).is_file() for path in index)
+    (checkout.root / features).unlink()
+    run = checkout.snakemake(target, features, *mine(checkout, moved))
+    assert run.returncode == 0, run.stdout
+
+
+def test_a_dry_run_in_another_folder_leaves_the_images_where_they_are(checkout, tmp_path):
+    folder = class_folders(tmp_path / "pictures", n=6)
+    target = "results/mine/images.parquet"
+    assert checkout.snakemake(target, *mine(checkout, folder)).returncode == 0
+    other = class_folders(tmp_path / "other", n=7)
+    planned = checkout.snakemake("--dry-run", target, *mine(checkout, other)).stdout
+    assert "rule index_images:" in planned
+    link = checkout.root / "resources" / "mine" / "folder"
+    assert link.resolve() == folder
+    assert checkout.snakemake(target, *mine(checkout, other)).returncode == 0
+    assert link.resolve() == other
+
+
+@pytest.mark.slow
+def test_few_new_images_are_labelled_by_the_trained_model_until_a_user_asks(
+    checkout, tmp_path
+):
+    folder = tmp_path / "pictures"
+    files = write_pictures(folder, 42)
+    (folder / "classes.txt").write_text("red dots\nlines\n")
+    added = [shutil.move(files[i], tmp_path / f"{i}.png") for i in (0, 1)]
+    finetune = {"epochs": 1, "batch_size": 20, "warmup_steps": 1}
+    given = [*mine(checkout, folder, finetune=finetune)]
+    given += ["--config", "method=zero_shot,flyp", "seeds=1"]
+    results = checkout.root / "results" / "mine"
+    weights = results / "flyp" / "seed0" / "model" / "open_clip_model.safetensors"
+
+    def ran(*more):
+        run = checkout.snakemake(*given, *more)
+        assert run.returncode == 0, run.stdout
+        predictions = pq.read_table(results / "flyp" / "seed0" / "predictions.parquet")
+        assert len(predictions) == len(list(folder.glob("*.png")))
+        return run.stdout, weights.stat().st_mtime_ns
+
+    _, first = ran()
+    for file in added:
+        shutil.move(file, folder)
+    output, second = ran()
+    assert second == first
+    assert "flyp was trained on 40 of 42 images" in output
+    metrics = json.loads((results / "flyp" / "seed0" / "metrics.json").read_text())
+    assert "earlier" in metrics["flags"]
+    assert "40 of 42 images" in checkout.latteclip("status").stdout
+    assert "Nothing to be done" in checkout.snakemake("--dry-run", *given).stdout
+    output, third = ran("retrain=true")
+    assert third > second
+    assert "was trained on" not in output
+    assert "Nothing to be done" in checkout.snakemake("--dry-run", *given).stdout
 
 
 def test_a_folder_without_labels_is_used_whole(checkout, tmp_path):

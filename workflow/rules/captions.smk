@@ -11,7 +11,7 @@ rule caption_images:
         images="results/{dataset}/images.parquet",
         pseudo_labels=given_if(
             "results/{dataset}/pseudo_labels.parquet",
-            lambda c, dataset: "{}" in c.section("prompts", dataset)["image"],
+            stage_params.names_classes,
             "dataset",
         ),
         own=unstored(
@@ -41,9 +41,7 @@ rule caption_images:
     params:
         captioner_files=given(stage_params.local_captioner, "dataset"),
         captioner=given_json(stage_params.captioner, "dataset"),
-        prompt=given(
-            lambda c, dataset: c.section("prompts", dataset)["image"], "dataset"
-        ),
+        prompt=given(stage_params.image_prompt, "dataset"),
         pseudo_labels=options("pseudo_labels"),
         # No output: Snakemake removes those before a job, and these are to outlive it.
         store=given(stage_params.answer_store, "dataset", kind="images"),
@@ -124,11 +122,54 @@ use rule caption_groups as caption_groups_shard with:
         shard="--shard {shard}/{shards}",
 
 
+rule rank_images:
+    input:
+        images="results/{dataset}/images.parquet",
+        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
+        class_embeddings="results/{dataset}/class_embeddings.safetensors",
+        captions=given_if(
+            "results/{dataset}/captions/images.parquet",
+            Configuration.has_captions,
+            "dataset",
+            kind="image",
+        ),
+        clip_model=given(stage_params.hub_model, "dataset", section="clip"),
+        code=sources("latteclip.labels.rank_images"),
+        voter_code=sources("latteclip.labels.voters.caption"),
+    output:
+        "results/{dataset}/expected_gains.parquet",
+    log:
+        "results/{dataset}/logs/rank_images.log",
+    benchmark:
+        "results/{dataset}/benchmarks/rank_images.jsonl"
+    priority: EARLY
+    conda:
+        "../../envs/latteclip.yaml"
+    threads: threads_of("pseudo_label_images")
+    resources:
+        gpu=gpus(),
+        mem_mb=memory("rank_images"),
+        runtime=minutes("rank_images"),
+    params:
+        clip_files=given(stage_params.local_clip, "dataset"),
+        settings=given_json(stage_params.fuse_labels, "dataset"),
+        captions=options("captions"),
+    shell:
+        "latteclip rank-images --images {input.images} --pseudo-labels {input.pseudo_labels}"
+        " --class-embeddings {input.class_embeddings} {params.captions}"
+        " --settings {params.settings:q} --output {output} --threads {threads} --log {log}"
+
+
 rule score_classes:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
+        gains=given_if(
+            "results/{dataset}/expected_gains.parquet",
+            Configuration.asks_by_gain,
+            "dataset",
+        ),
         own=unstored(given(stage_params.user_file, "dataset", key="scores.file")),
         captioner_model=given(stage_params.hub_model, "dataset", section="captioner"),
         code=sources("latteclip.captions.score_classes"),
@@ -157,12 +198,15 @@ rule score_classes:
         captioner_files=given(stage_params.local_captioner, "dataset"),
         captioner=given_json(stage_params.captioner, "dataset"),
         scores=given_json(Configuration.section, "dataset", name="scores"),
+        # May be empty, and then Snakemake writes no quotes: hence --prompt= below.
         prompt=given(stage_params.scores_prompt, "dataset"),
+        gains=options("gains"),
         store=given(stage_params.answer_store, "dataset", kind="scores"),
         shard="",
     shell:
         "latteclip score-classes --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " --class-embeddings {input.class_embeddings} --scores {params.scores:q} --prompt {params.prompt:q}"
+        " --class-embeddings {input.class_embeddings} {params.gains}"
+        " --scores {params.scores:q} --prompt={params.prompt:q}"
         " --captioner {params.captioner:q} --store {params.store} {params.shard}"
         " --output {output} --threads {threads} --log {log}"
 

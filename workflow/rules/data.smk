@@ -42,7 +42,7 @@ rule download_dataset:
 
 
 # A folder of the user's is no input: its time says nothing of the files below it. What stands for
-# those is a parameter instead.
+# those is a parameter instead, and a link for its place.
 rule index_images:
     input:
         made=unstored(given(stage_params.made_folder, "dataset")),
@@ -65,7 +65,7 @@ rule index_images:
         mem_mb=memory("index_images"),
         runtime=minutes("index_images"),
     params:
-        folder=given(stage_params.data_folder, "dataset"),
+        folder=lambda wildcards: functions.image_folder(wildcards.dataset),
         settings=given_json(Configuration.section, "dataset", name="split"),
         classes=options("classes"),
         limit=given(stage_params.limit),

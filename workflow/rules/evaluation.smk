@@ -9,6 +9,7 @@ rule evaluate:
         model="results/{dataset}/{method}/seed{seed}/model",
         history="results/{dataset}/{method}/seed{seed}/history.parquet",
         left_out=given_if(LEFT_OUT, Configuration.is_average, "method"),
+        training_images=given(stage_params.training_images, "dataset", "method"),
         code=sources("latteclip.evaluate.evaluate"),
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
@@ -19,7 +20,11 @@ rule evaluate:
     benchmark:
         "results/{dataset}/{method}/seed{seed}/benchmarks/evaluate.jsonl"
     wildcard_constraints:
-        method=methods_with(lambda objective: objective.trains or objective.averages),
+        method=methods_with(
+            lambda objective: objective.trains
+            or objective.averages
+            or objective.distils
+        ),
     priority: EARLY
     conda:
         "../../envs/latteclip.yaml"
@@ -35,6 +40,7 @@ rule evaluate:
         "latteclip evaluate --dataset {wildcards.dataset} --method {wildcards.method}"
         " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
         " --model {input.model} --history {input.history} {params.left_out}"
+        " --training-images {input.training_images}"
         " --settings {params.settings:q}"
         " --predictions {output.predictions} --metrics {output.metrics}"
         " --train-predictions {output.train_predictions}"
@@ -183,8 +189,7 @@ rule select_model:
         models=given_each("model", stage_params.candidates, "dataset"),
         votes=given_if(
             "results/{dataset}/votes.parquet",
-            lambda c, dataset: not c.votes_by(dataset).needs_captions
-            or "image" in c.caption_kinds(dataset),
+            Configuration.can_be_judged,
             "dataset",
         ),
         audit=given(stage_params.audit_if_any, "dataset"),

@@ -70,7 +70,7 @@ rule fuse_labels:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        voter_table=given(stage_params.voter_table, "dataset"),
+        votes=given_each("table", stage_params.voter_tables, "dataset"),
         answers=unstored(given(stage_params.teaching_answers, "dataset")),
         image_encoders=given(stage_params.image_features, "dataset"),
         clip_model=given(stage_params.hub_model, "dataset", section="clip"),
@@ -82,6 +82,7 @@ rule fuse_labels:
         report="results/{dataset}/fused_labels.json",
         prototypes="results/{dataset}/classifiers/image_prototypes.safetensors",
         votes="results/{dataset}/votes.parquet",
+        voter_labels="results/{dataset}/voter_labels.parquet",
     log:
         "results/{dataset}/logs/fuse_labels.log",
     benchmark:
@@ -97,7 +98,7 @@ rule fuse_labels:
     params:
         clip_files=given(stage_params.local_clip, "dataset"),
         settings=given_json(stage_params.fuse_labels, "dataset"),
-        voter=given(Configuration.voter, "dataset"),
+        voters=as_found(given_json(stage_params.voter_tables, "dataset")),
         answers=options("answers"),
         image_encoders=options("image_encoders"),
         encoders_prototypes=lambda wildcards, output: " ".join(
@@ -107,7 +108,8 @@ rule fuse_labels:
     shell:
         "latteclip fuse-labels --images {input.images}"
         " --pseudo-labels {input.pseudo_labels} --class-embeddings {input.class_embeddings}"
-        " --voter {params.voter} --voter-table {input.voter_table} {params.answers}"
+        " --voters {params.voters:q} {params.answers}"
         " {params.image_encoders} {params.encoders_prototypes} --settings {params.settings:q}"
         " --output {output.labels} --report {output.report}"
-        " --prototypes {output.prototypes} --votes {output.votes} --threads {threads} --log {log}"
+        " --prototypes {output.prototypes} --votes {output.votes}"
+        " --voter-labels {output.voter_labels} --threads {threads} --log {log}"

@@ -33,13 +33,85 @@ rule assemble_model:
 TRAINED = methods_with(lambda objective: objective.trains)
 TRAINING_FILES = (
     *("images", "pseudo_labels", "image_captions", "group_captions", "fused_labels"),
-    *("fusion_report", "adapted", "image_prototypes"),
+    *("fusion_report", "adapted", "image_prototypes", "training_images"),
 )
+
+
+rule list_training_images:
+    input:
+        images="results/{dataset}/images.parquet",
+        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
+        image_captions=given_if(
+            "results/{dataset}/captions/images.parquet",
+            Configuration.reads_captions,
+            "method",
+            "dataset",
+            kind="image",
+        ),
+        group_captions=given_if(
+            "results/{dataset}/captions/groups.parquet",
+            Configuration.reads_captions,
+            "method",
+            "dataset",
+            kind="group",
+        ),
+        fused_labels=given_if(
+            "results/{dataset}/fused_labels.parquet",
+            Configuration.reads_fused_labels,
+            "method",
+            "dataset",
+        ),
+        fusion_report=given_if(
+            "results/{dataset}/fused_labels.json",
+            Configuration.reads_fused_labels,
+            "method",
+            "dataset",
+        ),
+        adapted=given_if(
+            "results/{dataset}/classifiers/adapted.safetensors",
+            Configuration.reads_adapted,
+            "method",
+            "dataset",
+        ),
+        clip_model=given(stage_params.hub_model, "dataset", section="clip"),
+        code=sources("latteclip.train.list_training_images"),
+    output:
+        updated(stage_params.TRAINING_IMAGES),
+    log:
+        "results/{dataset}/{method}/logs/list_training_images.log",
+    benchmark:
+        "results/{dataset}/{method}/benchmarks/list_training_images.jsonl"
+    wildcard_constraints:
+        method=TRAINED,
+    priority: EARLY
+    conda:
+        "../../envs/latteclip.yaml"
+    resources:
+        mem_mb=memory("list_training_images"),
+        runtime=minutes("list_training_images"),
+    params:
+        clip_files=given(stage_params.local_clip, "dataset"),
+        files=file_names(
+            *("images", "pseudo_labels", "image_captions", "group_captions"),
+            *("fused_labels", "fusion_report", "adapted"),
+        ),
+        settings=given_json(stage_params.list_training_images, "dataset", "method"),
+        code=given(stage_params.training_code, "dataset", "method"),
+        notes=lambda wildcards, input: " ".join(
+            f"--model-notes {note}" for note in input.clip_model
+        ),
+        retrain_share=configuration.config["retrain_share"],
+        retrainings=functions.retrainings,
+    shell:
+        "latteclip list-training-images --files {params.files:q} --settings {params.settings:q}"
+        " {params.notes} --code {params.code} --retrain-share {params.retrain_share}"
+        " --retrainings {params.retrainings} --output {output} --log {log}"
 
 
 rule find_learning_rate:
     input:
         images="results/{dataset}/images.parquet",
+        training_images=stage_params.TRAINING_IMAGES,
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         image_captions=given_if(
             "results/{dataset}/captions/images.parquet",
@@ -80,7 +152,7 @@ rule find_learning_rate:
         code=sources("latteclip.train.find_learning_rate"),
         objective_code=unstored(given(stage_params.objective_code, "method")),
     output:
-        "results/{dataset}/{method}/learning_rate.json",
+        updated("results/{dataset}/{method}/learning_rate.json"),
     log:
         "results/{dataset}/{method}/logs/find_learning_rate.log",
     benchmark:
@@ -113,6 +185,7 @@ rule find_learning_rate:
 rule finetune:
     input:
         images="results/{dataset}/images.parquet",
+        training_images=stage_params.TRAINING_IMAGES,
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         image_captions=given_if(
             "results/{dataset}/captions/images.parquet",
@@ -151,17 +224,16 @@ rule finetune:
         ),
         learning_rate=given_if(
             "results/{dataset}/{method}/learning_rate.json",
-            lambda c, method, dataset: c.method(method, dataset)["finetune"]["lr"]
-            == "auto",
-            "method",
+            stage_params.finds_rate,
             "dataset",
+            "method",
         ),
         clip_model=given(stage_params.hub_model, "dataset", section="clip"),
         code=sources("latteclip.train.finetune"),
         objective_code=unstored(given(stage_params.objective_code, "method")),
     output:
-        model=directory("results/{dataset}/{method}/seed{seed}/model"),
-        history="results/{dataset}/{method}/seed{seed}/history.parquet",
+        model=updated(directory("results/{dataset}/{method}/seed{seed}/model")),
+        history=updated("results/{dataset}/{method}/seed{seed}/history.parquet"),
     log:
         "results/{dataset}/{method}/seed{seed}/logs/finetune.log",
     benchmark:
@@ -198,6 +270,7 @@ rule average_weights:
         images="results/{dataset}/images.parquet",
         models=given_each("model", stage_params.averaged, "dataset", "method"),
         histories=given_each("history", stage_params.averaged, "dataset", "method"),
+        training_images=given(stage_params.training_images, "dataset", "method"),
         code=sources("latteclip.train.average_weights"),
     output:
         model=directory("results/{dataset}/{method}/seed{seed}/model"),
@@ -224,3 +297,41 @@ rule average_weights:
         "latteclip average-weights --images {input.images} --trainings {params.trainings:q}"
         " --settings {params.settings:q} --model {output.model} --history {output.history}"
         " --left-out {output.left_out} --threads {threads} --log {log}"
+
+
+rule train_student:
+    input:
+        images="results/{dataset}/images.parquet",
+        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
+        fused_labels="results/{dataset}/fused_labels.parquet",
+        fusion_report="results/{dataset}/fused_labels.json",
+        classifier="results/{dataset}/classifiers/image_prototypes.safetensors",
+        student=given(stage_params.student_note, "method"),
+        code=sources("latteclip.train.train_student"),
+    output:
+        model=directory("results/{dataset}/{method}/seed{seed}/model"),
+        history="results/{dataset}/{method}/seed{seed}/history.parquet",
+    log:
+        "results/{dataset}/{method}/seed{seed}/logs/train_student.log",
+    benchmark:
+        "results/{dataset}/{method}/seed{seed}/benchmarks/train_student.jsonl"
+    wildcard_constraints:
+        method=methods_with(lambda objective: objective.distils),
+    priority: EARLY
+    conda:
+        "../../envs/latteclip.yaml"
+    threads: threads_of("finetune")
+    resources:
+        gpu=gpus(),
+        mem_mb=memory("train_student"),
+        runtime=minutes(
+            "train_student", given(job_resources.epochs, "dataset", "method")
+        ),
+    params:
+        student_files=given(stage_params.local_student, "method"),
+        settings=given_json(stage_params.train_student, "dataset", "method", "seed"),
+    shell:
+        "latteclip train-student --images {input.images} --pseudo-labels {input.pseudo_labels}"
+        " --fused-labels {input.fused_labels} --fusion-report {input.fusion_report}"
+        " --classifier {input.classifier} --settings {params.settings:q} --seed {wildcards.seed}"
+        " --model {output.model} --history {output.history} --threads {threads} --log {log}"

@@ -76,7 +76,10 @@ def inner(section: type[Section], description: str = "") -> Any:
 def narrowed(section: type[Section], name: str) -> Any:
     """Return a key of a section again, with its default and description, for a narrower type."""
     field = section.model_fields[name]
-    return Field(default=field.default, description=field.description)
+    extra = field.json_schema_extra
+    return Field(
+        default=field.default, description=field.description, json_schema_extra=extra
+    )
 
 
 def _types(annotation: Any) -> Iterator[Any]:

@@ -6,6 +6,7 @@ from typing import Literal
 from latteclip.config.sections.base import (
     AUTO,
     AboveZero,
+    AtLeastZero,
     Auto,
     Line,
     Natural,
@@ -27,8 +28,9 @@ class CaptionerSection(Section):
 
     engine: Line = key(
         "vllm",
-        "openai: a server at OPENAI_BASE_URL; file: your own captions; transformers: the same "
-        "models as vllm, where vLLM does not run",
+        "openai: a server at OPENAI_BASE_URL; decisions: a decision model at DECISIONS_BASE_URL, "
+        "which scores classes and writes no captions; file: your own captions; transformers: the "
+        "same models as vllm, where vLLM does not run",
     )
     model: Line = key(
         "llava-hf/llava-v1.6-mistral-7b-hf",
@@ -65,9 +67,17 @@ class CaptionerSection(Section):
         "scale images to a square; auto: 336 for LLaVA-1.6, which then reads 1,176 tokens in place "
         "of up to 2,928; null: they keep their shape, as with auto for other models",
     )
-    concurrency: Positive = key(32, "engine openai: requests that the server gets at once")
-    timeout: AboveZero = key(120, "engine openai: seconds to wait for an answer")
-    retries: Natural = key(5, "engine openai: retries if the server is busy or silent")
+    concurrency: Positive = key(32, "servers: requests that the server gets at once")
+    requests_per_second: AboveZero = key(
+        10, "engine decisions: requests that the server gets in a second, at most"
+    )
+    timeout: AboveZero = key(120, "servers: seconds to wait for an answer")
+    retries: Natural = key(5, "servers: retries if the server is busy or silent")
+    price_input: AtLeastZero | None = key(
+        None,
+        "price of a million input tokens, pictures included; null: as the server says, or unknown",
+    )
+    price_output: AtLeastZero = key(0.0, "the same of a million output tokens")
     images_file: Line | None = key(
         None, "engine file: your captions, by image_id; Parquet, CSV or JSON Lines"
     )

@@ -21,6 +21,19 @@ class FusionSettings(Section):
 
 
 @dataclass(frozen=True)
+class VoterTable:
+    """A voter, and the table with its votes."""
+
+    name: str
+    kind: str  # as the key `voters` has it
+    module: str  # its module in this package
+    table: str
+    column: str | None = (
+        None  # begin of the names of its columns in FUSED_LABELS, if it has some
+    )
+
+
+@dataclass(frozen=True)
 class VotedImages:
     """The N training images about which a voter votes."""
 

@@ -6,6 +6,7 @@ import pytest
 
 from latteclip.captions.engines.file import read_captions, read_scores
 from latteclip.core.errors import UserError
+from latteclip.core.user_tables import by_image_id
 
 SUFFIXES = [".parquet", ".csv", ".tsv", ".jsonl"]
 KEY = "captioner.images_file"
@@ -44,6 +45,48 @@ def test_captions_and_scores_are_the_same_in_all_forms(tmp_path, suffix):
         "a/1.png": ([2, 0], [-0.5, -2.25]),
         "007": ([1, 0], [-math.inf, -1.0]),
     }
+
+
+IDS = ["cat/1.jpg", "cat/2.jpg", "dog/2.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("name", "image_id"),
+    [
+        ("cat/1.jpg", "cat/1.jpg"),
+        ("/home/me/photos/cat/2.jpg", "cat/2.jpg"),
+        ("C:\\photos\\dog\\2.jpg", "dog/2.jpg"),
+        ("1.jpg", "cat/1.jpg"),
+    ],
+)
+def test_a_path_or_the_name_of_a_file_names_an_image(name, image_id):
+    assert by_image_id({name: "x", "nowhere.jpg": "y"}, IDS, "f", KEY) == {image_id: "x"}
+
+
+@pytest.mark.parametrize("name", ["2.jpg", "bird/1.jpg", "nowhere.jpg", ""])
+def test_a_name_that_means_no_image_or_two_means_none(name):
+    with pytest.raises(UserError, match=KEY) as caught:
+        by_image_id({name: "x"}, IDS, "f", KEY)
+    assert repr(name) in str(caught.value) and "cat/1.jpg" in str(caught.value)
+
+
+def test_two_names_of_one_image_are_refused():
+    with pytest.raises(UserError, match=r"'1\.jpg'"):
+        by_image_id({"cat/1.jpg": "x", "1.jpg": "y"}, IDS, "f", KEY)
+
+
+def test_semicolons_and_the_mark_of_spreadsheets_are_read(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("image_id;caption\n1.png;dots, red ones\n", "utf-8-sig")
+    assert read_captions(str(path), KEY)["1.png"].text == "dots, red ones"
+
+
+def test_other_columns_are_named_with_an_example_of_an_image_id(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("file,text\n1.png,dots\n")
+    with pytest.raises(UserError, match="it has file, text") as caught:
+        read_captions(str(path), KEY)
+    assert "cat/1.jpg" in str(caught.value)
 
 
 HEAD = "image_id\toptions\tlog_probabilities\n"

@@ -1,0 +1,98 @@
+"""What answers cost: the price of one, and what all of them may cost together."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from latteclip.captions.requests import CaptionerSettings, Response
+from latteclip.core.errors import UserError
+
+MILLION = 1e6
+MONEY, TOKENS, SECONDS = "money", "tokens", "seconds"
+
+
+def priced(answer: Response, settings: CaptionerSettings) -> Response:
+    """Return an answer with its cost by the prices of tokens, unless its server said the cost."""
+    price = settings.price_input
+    if answer.cost is not None or price is None:
+        return answer
+    read = price * (answer.n_read or 0)
+    written = settings.price_output * (answer.n_tokens or 0)
+    return replace(answer, cost=(read + written) / MILLION)
+
+
+def cost_of(answers: Sequence[Response]) -> float:
+    """Return the money that answers cost, as far as it is known."""
+    return sum(answer.cost or 0.0 for answer in answers)
+
+
+@dataclass
+class Budget:
+    """What all answers may cost, and what they cost so far."""
+
+    limit: float
+    unit: str  # MONEY, TOKENS or SECONDS
+    spent: float = 0.0
+    largest: float = 0.0  # cost of the dearest answer
+    n: int = 0  # answers that were counted
+    started: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def of(cls, max_cost: float | str, shards: int = 1) -> "Budget":
+        """Return an equal part of `scores.max_cost` for each of some shards."""
+        if isinstance(max_cost, str):
+            number, unit = max_cost.split()
+            return cls(float(number) / shards, unit)
+        return cls(max_cost / shards, MONEY)
+
+    def take(self, answer: Response) -> None:
+        """Count an answer. UserError: nobody says what it cost."""
+        cost = self._cost(answer)
+        self.spent += cost
+        self.largest = max(self.largest, cost)
+        self.n += answer.error is None
+
+    def _cost(self, answer: Response) -> float:
+        if self.unit == SECONDS:
+            return 0.0
+        if self.unit == MONEY:
+            known = answer.cost
+            remedy = "set captioner.price_input, the price of a million tokens"
+        else:
+            known = None
+            if answer.n_read is not None:
+                known = float(answer.n_read + (answer.n_tokens or 0))
+            remedy = "give seconds or money"
+        if known is None and answer.error is None:
+            raise UserError(
+                f"scores.max_cost is a number of {self.unit}, but the server does not say what an "
+                f"answer costs; {remedy}. The answers so far are cached."
+            )
+        return known or 0.0
+
+    @property
+    def is_informed(self) -> bool:
+        """Whether it is known what an answer costs."""
+        return self.n > 0 or self.unit == SECONDS
+
+    def has_room(self, under_way: int) -> bool:
+        """Return whether one more answer is within the budget, with those under way.
+
+        Each of them counts as the dearest answer so far.
+        """
+        if self.unit == SECONDS:
+            return time.monotonic() - self.started < self.limit
+        expected = self.spent + (under_way + 1) * self.largest
+        return self.spent < self.limit and expected <= self.limit
+
+    def cost(self, n: int) -> str:
+        """Return what n more answers would cost by the mean so far, in words."""
+        spent = self.spent
+        if self.unit == SECONDS:
+            spent = time.monotonic() - self.started
+        return amount(n * spent / max(1, self.n), self.unit)
+
+
+def amount(value: float, unit: str) -> str:
+    """Return a number of MONEY, TOKENS or SECONDS in words."""
+    return f"{value:.4g}" if unit == MONEY else f"{value:,.0f} {unit}"

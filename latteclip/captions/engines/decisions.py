@@ -1,0 +1,242 @@
+"""Any server that answers typed questions with probabilities: a decision model.
+
+A request has a picture and one question of the type `choice` for each order of the options. The
+protocol is that of `POST /v1/decisions` and `POST /v1/systemone`, as their documents describe it.
+"""
+
+import base64
+import io
+import json
+import math
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import openai
+from PIL import Image
+
+from latteclip.captions.engines.server import ServerEngine, why
+from latteclip.captions.pictures import data_url
+from latteclip.captions.requests import (
+    CaptionerSettings,
+    ChoiceScores,
+    Request,
+    Response,
+    failed,
+)
+from latteclip.core.errors import UserError
+from latteclip.core.terminal import DECISIONS_KEY, DECISIONS_URL, one_line
+
+PATHS = ("/decisions", "/systemone")  # below /v1; a server has one of the two
+NOT_THERE = {404, 405}  # what it answers at the other
+TILE = 32  # pixels of the side of a tile, in which pictures are counted
+MAX_TILES = 2048  # of a picture; above, servers fail after a minute
+TOLERANCE = 0.02  # largest error of a sum of probabilities
+# Refused requests, before any answer, from which the server is taken to refuse all of them.
+MAX_REFUSED = 5
+BAD_REQUEST = {400, 422}
+
+
+def make(settings: CaptionerSettings, *_: object) -> "DecisionsEngine":
+    """Connect to the server."""
+    return DecisionsEngine(settings)
+
+
+class DecisionsEngine(ServerEngine):
+    """Asks which option a picture shows, and reads the probabilities of all options."""
+
+    version = "decisions server"
+    example = "https://host"
+    url = DECISIONS_URL
+    key = DECISIONS_KEY
+
+    def __init__(self, settings: CaptionerSettings) -> None:
+        super().__init__(settings)
+        # The SDK takes both from variables that are meant for another service.
+        self._client.organization = None
+        self._client.project = None
+        self._pace = Pace(settings.requests_per_second)
+        self._path: str | None = None  # known after the first answer
+        self._refused = 0
+
+    def _base(self, url: str) -> str:
+        return f"{url.rstrip('/').removesuffix('/v1')}/v1"
+
+    def _reply(self, request: Request) -> Response:
+        if request.choices is None or request.choices.kind != "decisions":
+            raise UserError(
+                "Engine decisions writes no captions and scores no texts; set scores.kind to "
+                "decisions, or another captioner.engine."
+            )
+        questions = {}
+        for number, prompt in enumerate(request.choices.prompts):
+            # By its name, an answer about another picture is recognised.
+            name = f"picture_{request.digest[:8]}_{number}"
+            questions[name] = {"type": "choice", **json.loads(prompt)}
+        pictures = []
+        for url in request.pictures:
+            image = {"type": "image_url", "image_url": {"url": within_tiles(str(url))}}
+            pictures.append(image)
+        body = {
+            "model": self._settings.model,
+            "state": pictures,
+            "questions": questions,
+        }
+        return read_reply(self._post(body), questions)
+
+    def _post(self, body: Mapping[str, Any]) -> str:
+        """Return the text of the reply, at the path that the server has."""
+        reasons = []
+        for path in PATHS if self._path is None else [self._path]:
+            self._pace.wait()
+            try:
+                text = self._client.post(path, cast_to=str, body=body)
+            except openai.APIStatusError as error:
+                if error.status_code not in NOT_THERE:
+                    self._refuse_all(error)
+                    raise
+                reasons.append(f"{path}: {why(error)}")
+            else:
+                self._path = path
+                return text
+        raise UserError(
+            f"{self._where} knows neither path or not the model ({'; '.join(reasons)}); check "
+            f"{self.url} and captioner.model."
+        )
+
+    def _refuse_all(self, error: openai.APIStatusError) -> None:
+        """Raise UserError where the server found fault with each request so far."""
+        if error.status_code not in BAD_REQUEST or self._path is not None:
+            return
+        self._refused += 1
+        if self._refused >= MAX_REFUSED:
+            raise UserError(
+                f"{self._where} refuses each request ({why(error)}); check captioner.model, "
+                "and whether it is a decision model that reads pictures."
+            )
+
+    def _refusal(self, error: openai.APIStatusError) -> str:
+        status = error.status_code
+        reason = why(error)
+        if status == 401:
+            return f"{self._where} wants a valid key ({reason}); export {self.key}."
+        if status == 402:
+            return (
+                f"{self._where} says that no credit is left ({reason}). The answers so far are "
+                "cached; add credit and run again to go on."
+            )
+        if status == 403:
+            return (
+                f"{self._where} does not allow this ({reason}); check the rights of {self.key} and "
+                "captioner.model."
+            )
+        return super()._refusal(error)
+
+
+class Pace:
+    """Spaces requests of several threads evenly."""
+
+    def __init__(self, per_second: float) -> None:
+        self._gap = 1 / per_second
+        self._lock = threading.Lock()
+        self._next = 0.0
+
+    def wait(self) -> None:
+        """Wait for the turn of this thread."""
+        with self._lock:
+            now = time.monotonic()
+            turn = max(now, self._next)
+            self._next = turn + self._gap
+        time.sleep(turn - now)
+
+
+def within_tiles(url: str) -> str:
+    """Return a data URL whose picture has at most MAX_TILES tiles, scaled down if need be."""
+    content = base64.b64decode(url.partition(",")[2])
+    picture = Image.open(io.BytesIO(content))
+    size = fitted(*picture.size)
+    if size == picture.size:
+        return url
+    return data_url(picture.resize(size, Image.Resampling.BICUBIC))
+
+
+def fitted(width: int, height: int) -> tuple[int, int]:
+    """Return the largest size of these proportions that has at most MAX_TILES tiles."""
+    scale = 1.0
+    while tiles(size := _scaled(width, height, scale)) > MAX_TILES:
+        scale *= 0.99
+    return size
+
+
+def _scaled(width: int, height: int, scale: float) -> tuple[int, int]:
+    return max(1, round(scale * width)), max(1, round(scale * height))
+
+
+def tiles(size: tuple[int, int]) -> int:
+    """Return the number of tiles of a picture, at its edges as whole ones."""
+    width, height = size
+    return math.ceil(width / TILE) * math.ceil(height / TILE)
+
+
+def read_reply(text: str, questions: Mapping[str, Any]) -> Response:
+    """Return the log-probabilities of the options of each question, and what they cost.
+
+    An answer that cannot be used has an error and its cost, for it was paid for too.
+    """
+    reply = json.loads(text)
+    if not isinstance(reply, dict):
+        raise ValueError(f"it is {one_line(text, 40)}")
+    usage = reply.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    n_read = _number(usage.get("input_tokens"), int)
+    n_written = _number(usage.get("output_tokens"), int)
+    try:
+        answer = _scores(reply.get("answers"), questions).as_answer(n_written)
+    except ValueError as error:
+        answer = failed(f"the server's answer cannot be used: {one_line(error)}")
+    cost = _number(usage.get("cost"), float, int)
+    return replace(answer, n_read=n_read, cost=None if cost is None else float(cost))
+
+
+def _number(value: Any, *types: type) -> Any:
+    """Return a finite number that is not negative, or None."""
+    is_number = type(value) in types and 0 <= value < math.inf
+    return value if is_number else None
+
+
+def _scores(answers: Any, questions: Mapping[str, Any]) -> ChoiceScores:
+    if not isinstance(answers, dict) or answers.keys() != questions.keys():
+        named = sorted(answers) if isinstance(answers, dict) else answers
+        raise ValueError(f"it answers {named} in place of {sorted(questions)}")
+    rows = []
+    first = []
+    for name, question in questions.items():
+        options = list(question["criteria"])
+        answer = answers[name]
+        if not isinstance(answer, dict) or answer.get("type") != "choice":
+            raise ValueError("its answer is no choice")
+        if answer.get("choice") not in options:
+            raise ValueError(f"its choice {answer.get('choice')!r} is none of the options")
+        rows.append(_log_probabilities(answer.get("probabilities"), options))
+        first.append(answer["choice"])
+    return ChoiceScores(tuple(rows), tuple(first))
+
+
+def _log_probabilities(given: Any, options: Sequence[str]) -> tuple[float, ...]:
+    """Return the logarithms of probabilities that sum to 1; an option without one has 0."""
+    if not isinstance(given, dict):
+        raise ValueError("it has no probabilities")
+    if unknown := given.keys() - set(options):
+        raise ValueError(f"it names options that were not given: {sorted(unknown)[:3]}")
+    values = []
+    for option in options:
+        value = _number(given.get(option, 0.0), float, int)
+        if value is None:
+            raise ValueError(f"the probability of {option!r} is {given[option]!r}")
+        values.append(float(value))
+    total = sum(values)
+    if abs(total - 1) > TOLERANCE:
+        raise ValueError(f"its probabilities sum to {total:.3g}")
+    return tuple(math.log(value / total) if value else -math.inf for value in values)

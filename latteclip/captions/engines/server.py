@@ -1,0 +1,135 @@
+"""What engines that ask a server have in common: several requests at once, and its failures."""
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+import openai
+
+from latteclip.captions.requests import CaptionerSettings, Request, Response, failed
+from latteclip.core.errors import UserError
+from latteclip.core.terminal import one_line
+
+REFUSED = {*range(300, 400), 401, 402, 403, 404}  # no request will fare better
+# Raised where a reply, as the SDK parsed it, lacks what it must have.
+UNUSABLE = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
+class ServerEngine:
+    """Keeps several requests under way at once.
+
+    The SDK waits and asks again, with growing and jittered pauses or as long as Retry-After says,
+    when the server is busy, fails or cannot be reached.
+    """
+
+    version: str
+    example: str  # of an address
+    url: str  # the variables of the environment with its address and its key
+    key: str
+
+    def __init__(self, settings: CaptionerSettings) -> None:
+        url = os.environ.get(self.url)
+        if not url:
+            raise UserError(
+                f"Engine {settings.engine} needs a server: export {self.url}={self.example}."
+            )
+        self._where = f"The server at {one_line(url)} ({self.url})"
+        self._settings = settings
+        self._client = openai.OpenAI(
+            base_url=self._base(url),
+            api_key=os.environ.get(self.key, "").strip() or "none",
+            max_retries=settings.retries,
+            timeout=settings.timeout,
+            # Pictures go to this server alone.
+            http_client=openai.DefaultHttpxClient(follow_redirects=False),
+        )
+        try:
+            with contextlib.suppress(openai.APIStatusError, *UNUSABLE):  # some have no list
+                self._client.models.list()
+        except openai.APIError as error:
+            raise UserError(f"{self._where} does not answer: {why(error)}.") from None
+
+    def _base(self, url: str) -> str:
+        """Return the address below which the SDK finds what it asks."""
+        return url
+
+    def answer(
+        self, requests: Iterable[Request], *_: object
+    ) -> Iterator[tuple[Request, Response]]:
+        """Yield each request with its answer.
+
+        Where the server refuses all requests, answers that are under way are yielded before the
+        error, for they may have a price.
+        """
+        source = iter(requests)
+        n = self._settings.concurrency
+        waiting: dict[Future[Response], Request] = {}
+        refusals: list[UserError] = []
+        pool = ThreadPoolExecutor(n)
+        try:
+            while True:
+                room = 0 if refusals else n - len(waiting)
+                for request in itertools.islice(source, room):
+                    waiting[pool.submit(self._answer, request)] = request
+                if not waiting:
+                    break
+                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    request = waiting.pop(future)
+                    try:
+                        answer = future.result()
+                    except UserError as error:
+                        refusals.append(error)
+                        continue
+                    yield request, answer
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        if refusals:
+            raise refusals[0]
+
+    def _answer(self, request: Request) -> Response:
+        """Return an answer, or why there is none. UserError: there is none for any request."""
+        try:
+            return self._reply(request)
+        except openai.APIStatusError as error:
+            if error.status_code in REFUSED:
+                raise UserError(self._refusal(error)) from None
+            return failed(why(error))
+        except openai.APIError as error:  # no connection, or no answer in time
+            return failed(why(error))
+        except UNUSABLE as error:
+            return failed(f"the server's answer cannot be used: {one_line(error)}")
+
+    def _reply(self, request: Request) -> Response:
+        """Return what the server answers. Raises the SDK's errors, and UNUSABLE."""
+        raise NotImplementedError
+
+    def _refusal(self, error: openai.APIStatusError) -> str:
+        """Return the sentence on a status of REFUSED."""
+        return (
+            f"{self._where} refuses to answer, or redirects to another address "
+            f"({why(error)}); check {self.url}, {self.key} and captioner.model."
+        )
+
+
+def why(error: openai.APIError) -> str:
+    """Return the reason of an error, as a part of a sentence."""
+    if isinstance(error, openai.APIStatusError):
+        return f"HTTP {error.status_code}: {_said(error)}"
+    cause = error.__cause__
+    reason = cause if cause is not None and str(cause) else error.message
+    return one_line(reason).rstrip(".")
+
+
+def _said(error: openai.APIStatusError) -> str:
+    """Return the sentence in the body of an error, wherever the server puts it."""
+    body = error.body
+    if isinstance(body, Mapping):
+        found = (body.get(name) for name in ("message", "detail", "error"))
+        body = next((each for each in found if isinstance(each, str)), None)
+    if not isinstance(body, str) or not body.strip():
+        return one_line(error.message).rstrip(".")
+    if "<html" in body.lower():
+        return "a page of HTML in place of an answer"
+    return one_line(body).rstrip(".")

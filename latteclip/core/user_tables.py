@@ -1,0 +1,125 @@
+"""Read tables that the user brings along: Parquet, CSV, TSV or JSON Lines."""
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import pandas as pd
+
+from latteclip.core.errors import UserError
+from latteclip.core.terminal import one_line
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+TEXT: dict[str, Any] = {
+    "dtype": str,
+    "keep_default_na": False,
+    "encoding": "utf-8-sig",  # as spreadsheets write it
+}
+READERS: dict[str, Callable[[str], pd.DataFrame]] = {
+    ".parquet": pd.read_parquet,
+    ".csv": lambda path: pd.read_csv(path, sep=_separator(path), **TEXT),
+    ".tsv": lambda path: pd.read_csv(path, sep="\t", **TEXT),
+    ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=False),
+}
+
+
+def read_table(path: str | None, key: str) -> pd.DataFrame:
+    """Read the file that a key names, or raise UserError."""
+    reader = READERS.get(Path(path or "").suffix.lower())
+    if path is None or reader is None:
+        raise UserError(f"{key} {path} does not end in any of {', '.join(READERS)}.")
+    try:
+        return reader(path)
+    except Exception as error:  # readers fail in many ways on broken files
+        raise UserError(
+            f"{key} {path} cannot be read: {one_line(error).rstrip('.')}."
+        ) from None
+
+
+def rows_of(
+    table: pd.DataFrame, path: str | None, key: str, columns: Sequence[str]
+) -> list[tuple[Any, ...]]:
+    """Return columns by rows. The first is an image_id, of which each has one row."""
+    if missing := set(columns) - set(table.columns):
+        found = one_line(", ".join(map(str, table.columns)), 120)
+        raise UserError(
+            f"{key} {path} lacks the columns {', '.join(sorted(missing))}: it has {found}. An "
+            "image_id is the path of an image below the folder of images, such as cat/1.jpg."
+        )
+    image_ids = table[columns[0]].astype(str)
+    repeated = image_ids[image_ids.duplicated()]
+    if len(repeated):
+        raise UserError(f"{key} {path} has two rows for {repeated.iloc[0]!r}; remove one.")
+    return list(zip(image_ids, *(table[name] for name in columns[1:]), strict=True))
+
+
+def list_of(cell: Any) -> list[Any]:
+    """Return the list of a cell, which CSV and TSV write as JSON."""
+    return list(
+        json.loads(cell.replace("-inf", "-Infinity")) if isinstance(cell, str) else cell
+    )
+
+
+def by_image_id(
+    found: Mapping[str, T], image_ids: Sequence[str], path: str | None, key: str
+) -> dict[str, T]:
+    """Return the rows of a file by image_id.
+
+    A row names an image by its image_id, by a path that ends so, or by the name of its file where
+    no other image has that name. UserError: two rows name the same image, or no row names any.
+    """
+    known = set(image_ids)
+    of_base: dict[str, list[str]] = defaultdict(list)
+    for image_id in image_ids:
+        of_base[PurePosixPath(image_id).name].append(image_id)
+    rows: dict[str, T] = {}
+    named: dict[str, str] = {}
+    for name, row in found.items():
+        meant = name if name in known else _image_id(name, of_base)
+        if meant is None:
+            continue
+        if meant in rows:
+            raise UserError(
+                f"{key} {path} has two rows for {meant!r}, called {named[meant]!r} and {name!r}; "
+                "remove one."
+            )
+        rows[meant] = row
+        named[meant] = name
+    if not rows:
+        rows_are = (
+            f"its rows are named like {next(iter(found))!r}" if found else "it is empty"
+        )
+        raise UserError(
+            f"{key} {path} names none of the {len(image_ids):,} images: {rows_are}, and images "
+            f"like {image_ids[0]!r}; take the image_id of images.parquet, or paths that end so."
+        )
+    if len(rows) < len(image_ids):
+        log.warning(
+            "%s %s has no row for %d of %d images.",
+            key,
+            path,
+            len(image_ids) - len(rows),
+            len(image_ids),
+        )
+    return rows
+
+
+def _image_id(name: str, of_base: Mapping[str, Sequence[str]]) -> str | None:
+    """Return the image that a path or the name of a file means, if it means one."""
+    place = name.replace("\\", "/")
+    alike = of_base.get(PurePosixPath(place).name, ())
+    ending = [image_id for image_id in alike if f"/{place}".endswith(f"/{image_id}")]
+    if ending:
+        return max(ending, key=len)
+    return alike[0] if len(alike) == 1 and "/" not in place else None
+
+
+def _separator(path: str) -> str:
+    """Return the character between the columns of a CSV file: many programs write semicolons."""
+    with Path(path).open(encoding="utf-8-sig") as file:
+        head = file.readline()
+    return ";" if head.count(";") > head.count(",") else ","

@@ -1,0 +1,344 @@
+"""`latteclip labellers`: who labels the training images, how right each is, and at what cost."""
+
+import json as jsons
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from latteclip.captions.metadata import AnswersMetadata, CaptionsMetadata, ScoresMetadata
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.core.files import values_of
+from latteclip.core.metadata import VoterLabelsMetadata
+from latteclip.labels.fusion_report import (
+    NAME,
+    FusionReport,
+    VoterEstimate,
+    VoterReport,
+    read_fusion_report,
+)
+from latteclip.report.runs import JobCost, job_costs
+
+Labels = npt.NDArray[np.int32]
+VOTER_LABELS = "voter_labels.parquet"  # beside the report on the labels
+PAIRS = 10  # pairs of classes on which voters differ most
+NO_VOTE = -1
+ZERO_SHOT = "zero_shot"
+FUSED = "fused"
+# The records on the answers of voters that ask a captioner, and the rules, by module.
+ANSWERS: dict[str, type[AnswersMetadata]] = {
+    "caption": CaptionsMetadata,
+    "lmm": ScoresMetadata,
+}
+RULES = {"caption": "caption_images", "lmm": "score_classes"}
+OWN_RULE = "write_votes"
+UNTOLD = "cannot be told without answers"
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the votes about 1,000 images cost, None where that is unknown."""
+
+    tokens: float | None = None
+    seconds: float | None = None
+    price: float | None = None  # in the money of the server
+
+
+@dataclass(frozen=True)
+class Right:
+    """Shares of right labels, by the labels of the dataset."""
+
+    where_it_votes: float
+    of_all: float  # images without a vote have the adapted zero-shot label
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """What labels training images: a voter, zero-shot CLIP, or all together."""
+
+    name: str
+    kind: str
+    coverage: float  # share of the images that it has a vote about
+    estimate: VoterEstimate | None  # how right its votes are
+    rank: int | None = None  # among those whose estimate tells; 1: the best
+    gain: float | None = (
+        None  # share of all images whose label it corrects beside the others
+    )
+    weight: float | None = None  # of a vote; None: it carries no information
+    family: int | None = None  # voters of one family share errors
+    right: Right | None = None  # None: the dataset has no labels
+    per_1000: Costs = Costs()
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A class by one voter that is another class by another voter."""
+
+    first: str
+    second: str
+    class_by_first: str
+    class_by_second: str
+    images: int
+
+
+@dataclass(frozen=True)
+class Labellers:
+    """All that labels the training images of a dataset."""
+
+    images: int
+    answers: int  # of a person, about images drawn at random
+    labellers: list[Labeller]
+    # The voter that alone labels most images correctly, by the dataset's labels.
+    best_alone: str | None
+    # Shares of the images with votes of both on which two labellers agree, in their order; None:
+    # there is no such image.
+    agreement: list[list[float | None]]
+    differences: list[Difference]  # of voters, the most frequent ones
+
+
+def labellers(results: str, /, json: bool = False) -> str:
+    """Show who labels the training images: how right each is, what it adds, and what it costs.
+
+    How right it is follows from answers of latteclip teach where there are some about images drawn
+    at random, and otherwise from all voters and images together.
+
+    Args:
+        json: print all as JSON
+    """
+    found = read_labellers(Path(results))
+    if json:
+        return jsons.dumps(values_of(found), indent=2, ensure_ascii=False)
+    return "\n".join(_lines(results, found))
+
+
+def read_labellers(folder: Path) -> Labellers:
+    """Read who labels the images of a dataset's results, or raise UserError."""
+    path = folder / VOTER_LABELS
+    if folder.is_dir() and not path.is_file():
+        raise UserError(
+            f"{path} does not exist: no method of this dataset was run that learns from votes "
+            "(pseudo_labels: caption, lmm or fused)."
+        )
+    report = read_fusion_report(folder / NAME)
+    names = tables.read_metadata(path, VoterLabelsMetadata).voters
+    table = tables.read(path, tables.VOTER_LABELS)
+    ids = table["image_id"]
+    fused = tables.read(folder / "fused_labels.parquet", tables.FUSED_LABELS)
+    fused = fused.take(tables.find_rows(ids, fused["image_id"], path))
+    zero_shot = tables.lookup_column(
+        folder / "pseudo_labels.parquet",
+        tables.PSEUDO_LABELS,
+        key="image_id",
+        column="pseudo_label",
+        ids=ids,
+    )
+    by_voter = tables.from_list_column(table["labels"]).T
+    labels = dict(zip(names, by_voter, strict=True))
+    labels |= {ZERO_SHOT: zero_shot.to_numpy(), FUSED: fused["fused_label"].to_numpy()}
+    costs = job_costs(folder)
+    rows = [_voter(folder, one, len(ids), costs) for one in report.voters]
+    rows += [
+        Labeller(ZERO_SHOT, ZERO_SHOT, 1.0, report.zero_shot),
+        Labeller(FUSED, FUSED, 1.0, _of_checked(report)),
+    ]
+    truth = tables.lookup_column(
+        folder / "images.parquet", tables.IMAGES, "image_id", "label", ids
+    )
+    if not truth.null_count:
+        adapted = fused["adapted_label"].to_numpy()
+        true = truth.to_numpy()
+        rows = [replace(r, right=_right(labels[r.name], adapted, true)) for r in rows]
+    checked = report.answers.checked
+    return Labellers(
+        images=len(ids),
+        answers=checked.answers if checked else 0,
+        labellers=_ranked(rows),
+        best_alone=_best(rows[: len(names)]),
+        agreement=[[_agreement(a, b) for b in labels.values()] for a in labels.values()],
+        differences=_differences({n: labels[n] for n in names}, report.classnames),
+    )
+
+
+def _voter(
+    folder: Path, voter: VoterReport, n_images: int, jobs: Sequence[JobCost]
+) -> Labeller:
+    return Labeller(
+        name=voter.name,
+        kind=voter.kind,
+        coverage=voter.votes / n_images,
+        estimate=voter.estimate,
+        gain=voter.gain,
+        weight=voter.weight,
+        family=voter.family,
+        per_1000=_costs(folder, voter, jobs),
+    )
+
+
+def _costs(folder: Path, voter: VoterReport, jobs: Sequence[JobCost]) -> Costs:
+    """Return what votes cost, by the last jobs that wrote them; cached answers take no time."""
+    thousands = voter.votes / 1_000
+    table = folder / voter.table
+    if not thousands or not table.is_file():
+        return Costs()
+    rule = RULES.get(voter.module, OWN_RULE)
+    is_own = Path(voter.table).parent.name == "voters"
+    stem = f"{rule}-{voter.name}" if is_own else rule
+    own = [job for job in jobs if _is_of(job, stem, is_shared=not is_own)]
+    known = [job.seconds for job in own if job.seconds is not None]
+    seconds = sum(known) / thousands if known and voter.kind != "file" else None
+    record = ANSWERS.get(voter.module)
+    if record is None:
+        return Costs(seconds=seconds)
+    metadata = tables.read_metadata(table, record)
+    if metadata.source.file is not None:
+        return Costs()
+    tokens = metadata.tokens_read + metadata.tokens_written
+    cost = metadata.cost
+    return Costs(
+        tokens / thousands if tokens else None,
+        seconds,
+        cost / thousands if cost else None,
+    )
+
+
+def _is_of(job: JobCost, stem: str, *, is_shared: bool) -> bool:
+    """Return whether a job wrote a table: of a shared table, each shard has a job."""
+    name = job.path.stem
+    rest = name.removeprefix(f"{stem}-")
+    is_shard = is_shared and rest != name and rest.replace("-of-", "").isdigit()
+    return name == stem or is_shard
+
+
+def _of_checked(report: FusionReport) -> VoterEstimate | None:
+    """Return how right the fused labels are, if answers about images drawn at random say so."""
+    checked = report.answers.checked
+    if checked is None:
+        return None
+    return VoterEstimate(
+        value=checked.value,
+        low=checked.low,
+        high=checked.high,
+        tells=True,
+        source="answers",
+        votes=report.voting,
+        answers_needed=0,
+    )
+
+
+def _right(labels: Labels, adapted: Labels, true: Labels) -> Right:
+    has = labels != NO_VOTE
+    is_right = labels == true
+    filled = np.where(has, labels, adapted)
+    of_votes = float(is_right[has].mean()) if has.any() else 0.0
+    return Right(of_votes, float((filled == true).mean()))
+
+
+def _ranked(rows: Sequence[Labeller]) -> list[Labeller]:
+    """Give a rank to voters and zero-shot CLIP if at least two of them can be told."""
+    told = [
+        row
+        for row in rows
+        if row.kind != FUSED and row.estimate is not None and row.estimate.tells
+    ]
+    if len(told) < 2:
+        return list(rows)
+    order = sorted(told, key=lambda row: -_value(row))
+    rank_of = {row.name: rank for rank, row in enumerate(order, start=1)}
+    return [replace(row, rank=rank_of.get(row.name)) for row in rows]
+
+
+def _value(row: Labeller) -> float:
+    return row.estimate.value or 0.0 if row.estimate else 0.0
+
+
+def _best(voters: Sequence[Labeller]) -> str | None:
+    judged = {row.name: row.right.of_all for row in voters if row.right}
+    return max(judged, key=judged.__getitem__, default=None)
+
+
+def _agreement(one: Labels, other: Labels) -> float | None:
+    both = (one != NO_VOTE) & (other != NO_VOTE)
+    return float((one == other)[both].mean()) if both.any() else None
+
+
+def _differences(
+    labels: Mapping[str, Labels], classnames: Sequence[str]
+) -> list[Difference]:
+    """Return the pairs of different classes that two voters most often say of an image."""
+    found = []
+    names = list(labels)
+    for number, first in enumerate(names):
+        for second in names[number + 1 :]:
+            pairs = np.stack([labels[first], labels[second]], axis=1)
+            has = (pairs != NO_VOTE).all(axis=1)
+            differ = pairs[has & (pairs[:, 0] != pairs[:, 1])]
+            classes, counts = np.unique(differ, axis=0, return_counts=True)
+            for place in counts.argsort(kind="stable")[::-1][:PAIRS]:
+                a, b = (classnames[number] for number in classes[place])
+                found.append(Difference(first, second, a, b, int(counts[place])))
+    return sorted(found, key=lambda one: -one.images)[:PAIRS]
+
+
+def in_words(labeller: Labeller) -> str:
+    """Return how right a labeller is, or why that cannot be told."""
+    estimate = labeller.estimate
+    if estimate is None:
+        return "not estimated without answers"
+    if not estimate.tells:
+        return f"{UNTOLD} ({estimate.answers_needed} would tell)"
+    low, high = 100 * estimate.low, 100 * estimate.high
+    by = "answers" if estimate.source == "answers" else "all voters and images"
+    return f"{100 * _value(labeller):.1f} % ({low:.1f} to {high:.1f}), by {by}"
+
+
+def _lines(results: str, found: Labellers) -> Iterator[str]:
+    yield f"{results}: {found.images} training images"
+    rows = []
+    for one in found.labellers:
+        row = {
+            "labeller": one.name,
+            "kind": one.kind if one.kind != one.name else "",
+            "rank": _cell(one.rank, "{:.0f}"),
+            "estimated accuracy": in_words(one),
+            "votes": f"{one.coverage:.0%}",
+            "adds": _cell(one.gain, "{:.1%}"),
+        }
+        if one.right is not None:
+            row["right"] = f"{one.right.where_it_votes:.1%}"
+            row["right of all"] = f"{one.right.of_all:.1%}"
+        row["tokens"] = _cell(one.per_1000.tokens, "{:,.0f}")
+        row["seconds"] = _cell(one.per_1000.seconds, "{:,.0f}")
+        row["price"] = _cell(one.per_1000.price, "{:,.2f}")
+        rows.append(row)
+    yield pd.DataFrame(rows).to_string(index=False)
+    yield "votes: share of the images. adds: share of all labels that it corrects beside others."
+    if found.best_alone is not None:
+        best = next(one for one in found.labellers if one.name == found.best_alone)
+        assert best.right is not None
+        yield (
+            "right: by the labels of the dataset, of its votes; of all: silent images have the "
+            f"adapted zero-shot label. The best voter alone is {best.name} "
+            f"({best.right.of_all:.1%})."
+        )
+    yield "tokens, seconds, price: for 1,000 images, empty where unknown; cached answers take none."
+    names = [one.name for one in found.labellers]
+    yield ""
+    yield "agreement, in percent of the images with votes of both:"
+    cells = [[_cell(share, "{:.0%}") for share in row] for row in found.agreement]
+    yield pd.DataFrame(cells, index=names, columns=names).to_string()
+    if found.differences:
+        yield ""
+        yield "where voters differ most:"
+        for pair in found.differences:
+            yield (
+                f"  {pair.images} images: {pair.class_by_first} by {pair.first}, "
+                f"{pair.class_by_second} by {pair.second}"
+            )
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)

@@ -1,0 +1,214 @@
+"""The key `voters`: which tables vote, what each voter asks, and what is refused."""
+
+import pytest
+from support.tiny import DEMO_LLAVA
+
+from latteclip.config import checks, stage_params
+from latteclip.core.errors import UserError
+from latteclip.core.terminal import DECISIONS_URL
+
+WORDS = {"name": "words", "kind": "captions"}
+SCORES = {"name": "scores", "kind": "likelihood"}
+LIKELIHOOD = {"scores": {"kind": "likelihood"}}
+
+
+def tables(configuration, dataset="demo"):
+    return {voter.name: voter.table for voter in configuration.voters(dataset)}
+
+
+def test_without_the_key_captions_or_class_scores_vote(configured):
+    assert tables(configured()) == {"caption": "captions/images.parquet"}
+    assert tables(configured(**LIKELIHOOD)) == {"lmm": "class_scores.parquet"}
+    assert tables(configured(votes="caption", **LIKELIHOOD)) == {
+        "caption": "captions/images.parquet"
+    }
+
+
+def test_the_first_captions_and_scores_are_those_of_today(configured):
+    both = configured(voters=[WORDS, SCORES], **LIKELIHOOD)
+    assert tables(both) == {
+        "words": "captions/images.parquet",
+        "scores": "class_scores.parquet",
+    }
+    assert both.votes_with("demo") == ["caption", "lmm"]
+    assert both.own_voters("demo") == []
+    for section in ("captioner", "scores", "prompts"):
+        assert both.section(section, "demo", "scores") == both.section(section, "demo")
+    assert both.caption_kinds("demo") == configured().caption_kinds("demo")
+
+
+def test_a_voter_changes_what_it_says_and_shares_the_rest(configured):
+    other = {**WORDS, "name": "other", "model": "an/lmm", "prompt": "What is it?"}
+    letters = {
+        **{"name": "letters", "kind": "multiple_choice", "share": 0.25},
+        **{"captioner": {"dtype": "float16"}, "scores": {"orders": 5}},
+    }
+    found = configured(
+        captioner={"model": "llava-hf/llava-1.5", "revision": "abc"},
+        voters=[WORDS, other, letters],
+        **LIKELIHOOD,
+    )
+    assert tables(found)["other"] == "voters/other.parquet"
+    assert tables(found)["letters"] == "voters/letters.parquet"
+    captioner = found.section("captioner", "demo", "other")
+    assert (captioner["model"], captioner["revision"]) == ("an/lmm", None)
+    assert stage_params.image_prompt(found, "demo", "other") == "What is it?"
+    scores = found.section("scores", "demo", "letters")
+    assert (scores["kind"], scores["share"], scores["orders"]) == (
+        "multiple_choice",
+        0.25,
+        5,
+    )
+    captioner = found.section("captioner", "demo", "letters")
+    assert (captioner["dtype"], captioner["revision"]) == ("float16", "abc")
+    assert found.section("captioner", "demo")["dtype"] == "float32"
+    assert "an--lmm" in " ".join(found.hub_models("captioner"))
+
+
+def test_a_decision_model_votes_by_its_own_engine_and_its_own_budget(configured):
+    given = {"scores": {"max_cost": 0.2, "choose": "gain"}, "model": "m"}
+    found = configured(voters=[WORDS, {"name": "a", "kind": "decisions", **given}])
+    assert found.section("captioner", "demo", "a")["engine"] == "decisions"
+    scores = found.section("scores", "demo", "a")
+    assert (scores["kind"], scores["max_cost"]) == ("decisions", 0.2)
+    assert found.asks_by_gain("demo", "a")
+    assert not found.asks_by_gain("demo")
+
+
+def test_a_file_and_another_clip_vote_with_tables_of_their_own(configured):
+    mine = {"name": "mine", "kind": "file", "file": "mine.csv", "share": 0.5}
+    large = {
+        "name": "large",
+        "kind": "zero_shot",
+        "model": "ViT-L-14",
+        "pretrained": "openai",
+    }
+    found = configured(voters=[mine, large])
+    assert found.votes_with("demo") == []
+    assert found.caption_kinds("demo") == ["image", "group"]  # of latteclip alone
+    assert configured(voters=[mine], method="image_prototypes").caption_kinds("demo") == []
+    assert stage_params.write_votes(found, "demo", "mine") == mine
+    settings = stage_params.write_votes(found, "demo", "large")["zero_shot"]
+    assert settings["clip"]["model"] == "ViT-L-14"
+    assert settings["class_texts"] == {"template": found.section("template", "demo")}
+    assert stage_params.votes_file(found, "demo", "mine") == ["mine.csv"]
+    assert len(found.hub_models("clip")) == len(configured().hub_models("clip")) + 1
+
+
+@pytest.mark.parametrize(
+    ("voters", "message"),
+    [
+        ([{"name": "a", "kind": "captiosn"}], r"voters\.0\.kind"),
+        ([{"name": "a"}], r"voters\.0 must have a name and a kind"),
+        ([{**WORDS, "name": "fused"}], r"voters\.0 must have another name"),
+        ([WORDS, {**SCORES, "name": "words"}], "two voters called words"),
+        ([{"name": "a", "kind": "file"}], "must have the key file"),
+        ([{"name": "a", "kind": "zero_shot"}], "must have the key model"),
+        ([{**WORDS, "share": 0.5}], "must not have share"),
+        ([{"name": "a/b", "kind": "captions"}], r"voters\.0\.name"),
+        ([{**SCORES, "share": 0}], r"voters\.0\.share"),
+        ([{**SCORES, "shaer": 1}], r"voters\.0\.shaer is unknown.*share"),
+        (WORDS, r"voters .*must be a valid list"),
+    ],
+)
+def test_an_impossible_voter_is_one_sentence(configured, voters, message):
+    with pytest.raises(UserError, match=message) as caught:
+        configured(voters=voters)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"voters": [WORDS], "votes": "caption"}, "votes and voters"),
+        (
+            {"voters": [{"name": "a", "kind": "file", "file": "none.csv"}]},
+            r"voter a, file none\.csv",
+        ),
+        (
+            {"voters": [{"name": "a", "kind": "zero_shot", "model": "ViT-Z"}]},
+            r"voter a, clip\.model ViT-Z",
+        ),
+        (
+            {
+                "voters": [{"name": "a", "kind": "zero_shot", "model": "hf-hub:an/clip"}],
+                "clip": {"model": "hf-hub:an/clip"},
+            },
+            r"voter a, model hf-hub:an/clip is clip\.model",
+        ),
+        ({"voters": [{**WORDS, "model": "nowhere"}]}, r"voter words, captioner\.model"),
+        (
+            {"voters": [{**WORDS, "engine": "file"}]},
+            r"voter words, .*captioner\.images_file",
+        ),
+        (
+            {"voters": [{**SCORES, "engine": "openai", "model": "m"}]},
+            r"voter scores, .*OPENAI_BASE_URL",
+        ),
+        (
+            {"voters": [{"name": "a", "kind": "decisions", "model": "m"}]},
+            r"voter a, .*DECISIONS",
+        ),
+        (
+            {"voters": [{**WORDS, "engine": "decisions", "model": "m"}]},
+            r"voter words, .*writes no captions",
+        ),
+        ({"voters": [{**SCORES, "file": "none.csv"}]}, r"voter scores, file none\.csv"),
+        (
+            {
+                "dataset": "demo,dtd",
+                "datasets": {
+                    "demo": {"voters": [{**WORDS, "name": "a", "prompt": "?"}]},
+                    "dtd": {
+                        "voters": [{"name": "a", "kind": "zero_shot", "model": "ViT-B-32"}]
+                    },
+                },
+            },
+            "voter a is of kind captions in dataset demo",
+        ),
+        (
+            {
+                "voters": [{"name": "a", "kind": "zero_shot", "model": "hf-hub:an/clip"}],
+                "method": "own",
+                "methods": {"own": {"objective": "flyp", "pseudo_labels": "caption"}},
+            },
+            "own has pseudo_labels caption",
+        ),
+    ],
+)
+def test_a_run_with_a_voter_that_cannot_vote_is_refused(
+    configured, monkeypatch, given, message
+):
+    for name in ("OPENAI_BASE_URL", DECISIONS_URL):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=message):
+        checks.refuse_unready(configured(**given))
+
+
+def test_voters_that_can_vote_are_not_refused(configured, tmp_path):
+    (tmp_path / "mine.csv").touch()
+    mine = str(tmp_path / "mine.csv")
+    checks.refuse_unready(
+        configured(
+            voters=[
+                WORDS,
+                {"name": "a", "kind": "file", "file": mine},
+                {
+                    "name": "b",
+                    "kind": "zero_shot",
+                    "model": "ViT-B-32",
+                    "pretrained": "openai",
+                },
+                {"name": "c", "kind": "captions", "model": str(DEMO_LLAVA), "prompt": "?"},
+                {"name": "d", "kind": "captions", "file": mine},
+            ]
+        )
+    )
+
+
+def test_a_large_captioner_of_a_voter_needs_a_gpu(configured, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found = configured(voters=[WORDS, {**WORDS, "name": "other", "model": "an/lmm"}])
+    checks.refuse_slow_captions(found, ["results/demo/captions/images.parquet"])
+    with pytest.raises(UserError, match="an/lmm"):
+        checks.refuse_slow_captions(found, ["results/demo/voters/other.parquet"])

@@ -1,0 +1,139 @@
+"""`latteclip labellers`: what is known of each labeller, and what not."""
+
+import json
+
+import numpy as np
+import pytest
+from support import records
+from support.tiny import write_captions, write_index, write_pseudo_labels
+
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.core.metadata import VoterLabelsMetadata
+from latteclip.labels.fusion_report import NAME, PersonAnswers, write_fusion_report
+from latteclip.report.labellers import VOTER_LABELS, labellers, read_labellers
+
+CLASSNAMES = ["cat", "dog"]
+NAMES = [f"{number}.png" for number in range(8)]
+TRUTH = [0, 0, 0, 0, 1, 1, 1, 1]
+WORDS = [0, 0, 0, 1, 1, 1, 1, 0]  # 6 of 8 right
+MINE = [0, -1, -1, -1, 1, 0, -1, 1]  # 3 of 4 right; with the adapted labels 5 of 8
+ADAPTED = [0, 0, 0, 1, 1, 1, 0, 1]
+FUSED = [0, 0, 0, 0, 1, 1, 1, 0]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write(tmp_path)
+    return tmp_path
+
+
+def write(folder, labels=TRUTH, **fields):
+    """The files of a dataset's results that tell of its labellers."""
+    splits = ["train"] * 8
+    write_index(
+        folder / "images.parquet", NAMES, splits, labels, CLASSNAMES, image_ids=NAMES
+    )
+    write_pseudo_labels(folder / "pseudo_labels.parquet", NAMES, [0] * 8, 0.5)
+    columns = {name: [None] * 8 for name in tables.FUSED_LABELS.names}
+    columns |= {"image_id": NAMES[::-1], "adapted_label": ADAPTED[::-1]}
+    columns["fused_label"] = FUSED[::-1]
+    tables.write(folder / "fused_labels.parquet", columns, tables.FUSED_LABELS)
+    pairs = np.array([WORDS, MINE], np.int32).T
+    tables.write(
+        folder / VOTER_LABELS,
+        {"image_id": NAMES, "labels": tables.list_column(pairs)},
+        tables.VOTER_LABELS,
+        VoterLabelsMetadata(CLASSNAMES, ["words", "mine"]),
+    )
+    metadata = records.captions_metadata(tokens_read=1200, tokens_written=400)
+    texts = ["a cat"] * 8
+    captions = folder / "captions" / "images.parquet"
+    captions.parent.mkdir(exist_ok=True)
+    write_captions(captions, NAMES, texts, metadata=metadata)
+    untold = records.estimate(value=0.7, tells=False, answers_needed=250, votes=4)
+    voters = [
+        records.voter("words", votes=8, estimate=records.estimate(value=0.8, votes=8)),
+        records.voter(
+            "mine",
+            kind="file",
+            module="file",
+            table="voters/mine.parquet",
+            votes=4,
+            weight=None,
+            family=None,
+            gain=0.0,
+            estimate=untold,
+        ),
+    ]
+    fields = {"zero_shot": records.estimate(value=0.9), "classnames": CLASSNAMES} | fields
+    write_fusion_report(folder / NAME, records.fusion(voters=voters, **fields))
+    benchmarks = folder / "benchmarks"
+    benchmarks.mkdir(exist_ok=True)
+    for name, seconds in (
+        ("caption_images-1-of-2", 3),
+        ("caption_images-2-of-2", 5),
+        ("caption_images-other", 100),
+        ("write_votes-mine", 100),
+    ):
+        (benchmarks / f"{name}.jsonl").write_text(json.dumps({"s": seconds}) + "\n")
+
+
+def test_each_labeller_has_its_shares_ranks_and_costs(folder):
+    found = json.loads(labellers(str(folder), json=True))
+    words, mine, zero_shot, fused = found["labellers"]
+    assert [one["name"] for one in found["labellers"]] == [
+        *("words", "mine", "zero_shot", "fused")
+    ]
+    assert words["right"] == {"where_it_votes": 0.75, "of_all": 0.75}
+    assert mine["right"] == {"where_it_votes": 0.75, "of_all": 0.625}
+    assert (words["coverage"], mine["coverage"]) == (1, 0.5)
+    assert zero_shot["right"]["of_all"] == 0.5
+    assert fused["right"]["of_all"] == 0.875
+    assert [one["rank"] for one in found["labellers"]] == [2, None, 1, None]
+    assert (words["estimate"]["value"], fused["estimate"]) == (0.8, None)
+    # 1,600 tokens and 8 seconds, of two shards, for 8 images.
+    assert words["per_1000"] == {"tokens": 200_000, "seconds": 1000, "price": None}
+    assert mine["per_1000"] == {"tokens": None, "seconds": None, "price": None}
+
+
+def test_agreement_counts_images_with_both_votes_and_differences_name_classes(folder):
+    found = read_labellers(folder)
+    assert found.agreement[0][1] == found.agreement[1][0] == 0.5
+    assert found.agreement[0][2] == 0.5
+    differences = {
+        (one.class_by_first, one.class_by_second): one.images for one in found.differences
+    }
+    assert differences == {("dog", "cat"): 1, ("cat", "dog"): 1}
+
+
+def test_what_cannot_be_told_has_no_rank_and_the_answers_that_would_tell(folder):
+    text = labellers(str(folder))
+    [line] = [line for line in text.splitlines() if line.split()[:1] == ["mine"]][:1]
+    assert "cannot be told without answers (250 would tell)" in line
+    assert "70.0" not in line
+    assert "80.0 % (70.0 to 90.0), by all voters and images" in text
+    assert "The best voter alone is words (75.0%)" in text
+
+
+def test_a_single_estimate_is_no_rank(tmp_path):
+    write(tmp_path, zero_shot=None)
+    assert {one.rank for one in read_labellers(tmp_path).labellers} == {None}
+
+
+def test_without_labels_nothing_is_judged_and_answers_judge_all_together(tmp_path):
+    checked = records.checked(NAMES[:2], answers=50, value=0.9, low=0.8, high=0.95)
+    write(tmp_path, labels=[None] * 8, answers=PersonAnswers({}, checked))
+    found = read_labellers(tmp_path)
+    assert {one.right for one in found.labellers} == {None}
+    assert (found.best_alone, found.answers) == (None, 50)
+    fused = found.labellers[-1]
+    assert (fused.estimate.value, fused.estimate.source) == (0.9, "answers")
+    assert "90.0 % (80.0 to 95.0), by answers" in labellers(str(tmp_path))
+
+
+def test_results_without_votes_are_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"voter_labels\.parquet"):
+        labellers(str(tmp_path))
+    with pytest.raises(UserError, match="nowhere"):
+        labellers(str(tmp_path / "nowhere"))

@@ -1,0 +1,70 @@
+"""A run of the demo whose labels a decision model votes for, within a budget."""
+
+import pyarrow.parquet as pq
+from support.captioning import mean_colour
+from support.checkout import N_TRAIN
+from support.decision_server import MODEL, PRICE, decisions  # noqa: F401
+
+from latteclip.captions.pictures import Layout, pictures_of, read_image
+from latteclip.core import tables
+from latteclip.core.metadata import IndexMetadata
+
+SIDE = 64  # pixels of the square that is sent
+TOKENS = (SIDE // 32) ** 2 + 95 + 2 * 92
+N = 40  # images within the budget
+RESULTS = "results/demo"
+
+
+def tell(root):
+    """The class of each training image, by the mean colour of the picture that is sent."""
+    index = root / RESULTS / "images.parquet"
+    names = tables.read_metadata(index, IndexMetadata).classnames
+    table = tables.read(index, tables.IMAGES, ["path", "label"]).to_pydict()
+    classes = {}
+    for path, label in zip(table["path"], table["label"], strict=True):
+        file = str(root / path)
+        [picture] = pictures_of(Layout(square=SIDE), [file], [read_image(file)])
+        classes[mean_colour(picture)] = names[label]
+    return classes
+
+
+def test_labels_by_a_decision_model_within_a_budget(finished_copy, decisions):  # noqa: F811
+    root = finished_copy.root
+    class_of = tell(root)
+
+    def decide(picture, question):
+        right = class_of[mean_colour(picture)]
+        others = [name for name in question["criteria"] if name != right]
+        return {right: 0.9, **dict.fromkeys(others, 0.1 / len(others))}
+
+    decisions.decide = decide
+    max_cost = (N + 0.5) * TOKENS * PRICE / 1e6
+    options = [
+        "seeds=1",
+        "method=zero_shot,flyp",
+        "methods={'flyp': {'pseudo_labels': 'lmm'}}",
+        f"captioner={{'engine': 'decisions', 'model': '{MODEL}', 'square_side': {SIDE}, "
+        "'requests_per_second': 1000}",
+        f"scores={{'kind': 'decisions', 'choose': 'gain', 'max_cost': {max_cost}}}",
+    ]
+    run = finished_copy.snakemake("--config", *options)
+    assert run.returncode == 0, run.stdout
+    gains = pq.read_table(root / RESULTS / "expected_gains.parquet").to_pydict()
+    turns = [turn for turn in gains["turn"] if turn is not None]
+    expected = min(N, len(turns))
+    scores = pq.read_table(root / RESULTS / "class_scores.parquet").to_pydict()
+    asked = [bool(options) for options in scores["options"]]
+    assert len(asked) == N_TRAIN and len(decisions.requests) == sum(asked) == expected
+    labels = pq.read_table(root / RESULTS / "fused_labels.parquet").to_pydict()
+    index = pq.read_table(root / RESULTS / "images.parquet").to_pydict()
+    true = dict(zip(index["image_id"], index["label"], strict=True))
+    for image_id, label, is_asked in zip(
+        labels["image_id"], labels["lmm_label"], asked, strict=True
+    ):
+        assert label == true[image_id] or not is_asked
+    assert (root / RESULTS / "flyp/seed0/metrics.json").is_file()
+    status = finished_copy.latteclip("status", "demo", "--config", *options)
+    assert "which cost" in status.stdout
+    again = finished_copy.snakemake("-R", "score_classes", "--config", *options)
+    assert again.returncode == 0, again.stdout
+    assert len(decisions.requests) == expected

@@ -1,0 +1,130 @@
+"""The key `voters` in a run: several voters label together, and one voter as without the key."""
+
+import csv
+import json
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from support.checkout import N_TRAIN
+from support.tiny import DEMO_CLIP
+
+RESULTS = "results/demo"
+KEPT = ("fused_labels.parquet", "votes.parquet", "voter_labels.parquet")
+
+
+def run(checkout, *targets, **given):
+    """Run with a configuration file, and return what was printed."""
+    (checkout.root / "given.yaml").write_text(yaml.safe_dump(given))
+    found = checkout.snakemake(*targets, "--configfile", "given.yaml")
+    assert found.returncode == 0, found.stdout
+    return found.stdout
+
+
+def test_captions_in_the_list_label_as_captions_do(finished_copy):
+    """Without another voter nothing is asked, and the labels are the same to the byte."""
+    root = finished_copy.root
+    before = {name: (root / RESULTS / name).read_bytes() for name in KEPT[:2]}
+    caches = sorted((root / "resources").rglob("*.sqlite"))
+    asked = {path: path.read_bytes() for path in caches}
+    voters = [{"name": "caption", "kind": "captions"}]
+    printed = run(finished_copy, f"{RESULTS}/fused_labels.parquet", seeds=1, voters=voters)
+    assert "rule fuse_labels" not in printed  # its settings are the same
+    (root / RESULTS / "fused_labels.parquet").unlink()
+    printed = run(finished_copy, f"{RESULTS}/fused_labels.parquet", seeds=1, voters=voters)
+    assert "rule fuse_labels" in printed
+    assert "caption_images" not in printed
+    for name, content in before.items():
+        assert (root / RESULTS / name).read_bytes() == content
+    assert {path: path.read_bytes() for path in caches} == asked
+    assert not (root / RESULTS / "voters").exists()
+
+
+def another_clip(folder):
+    """The demo's CLIP with noise in its weights; its name."""
+    shutil.copytree(DEMO_CLIP, folder)
+    path = folder / "open_clip_model.safetensors"
+    torch.manual_seed(0)
+    weights = load_file(path)
+    for tensor in weights.values():
+        if tensor.ndim > 1:
+            tensor += 0.3 * tensor.std() * torch.randn_like(tensor)
+    save_file(weights, path)
+    return f"local-dir:{folder}"
+
+
+@pytest.fixture
+def voted(finished_copy):
+    """A run of captions, scores, a file, another CLIP, and captions by another prompt."""
+    root = finished_copy.root
+    index = pq.read_table(root / RESULTS / "images.parquet").to_pylist()
+    with (root / "mine.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["image_id", "class"])
+        rows.writerows(
+            [one["image_id"], one["classname"]] for one in index if one["split"] != "test"
+        )
+    voters = [
+        {"name": "words", "kind": "captions"},
+        {"name": "scores", "kind": "likelihood"},
+        {"name": "mine", "kind": "file", "file": "mine.csv"},
+        {"name": "other", "kind": "zero_shot", "model": another_clip(root / "clip")},
+        {"name": "brief", "kind": "captions", "prompt": "Name the texture."},
+        {"name": "half", "kind": "likelihood", "prompt": "What is it?", "share": 0.5},
+    ]
+    printed = run(
+        finished_copy,
+        seeds=1,
+        voters=voters,
+        scores={"kind": "likelihood"},
+        method="zero_shot,image_prototypes",
+    )
+    return finished_copy, printed
+
+
+def test_voters_of_all_kinds_label_together(voted):
+    checkout, printed = voted
+    folder = checkout.root / RESULTS
+    assert "rule caption_images:" not in printed  # the captions of before
+    assert {path.stem for path in (folder / "voters").glob("*.parquet")} == {
+        *("mine", "other", "brief", "half")
+    }
+    stores = checkout.root / "resources" / "demo" / "captions"
+    assert {path.name for path in (stores / "images").glob("*.sqlite")} == {
+        *("1-of-1.sqlite", "1-of-1.brief.sqlite")
+    }
+    report = json.loads((folder / "fused_labels.json").read_text())
+    by_name = {one["name"]: one for one in report["voters"]}
+    assert list(by_name) == ["words", "scores", "mine", "other", "brief", "half"]
+    assert by_name["half"]["votes"] == N_TRAIN // 2
+    assert by_name["mine"]["weight"] > 0
+    labels = pq.read_table(folder / "fused_labels.parquet")
+    assert not labels["caption_label"].null_count
+    assert not labels["lmm_label"].null_count
+    assert "labellers-table" in (folder / "report.html").read_text()
+    shown = checkout.latteclip("labellers", RESULTS, "--json")
+    assert shown.returncode == 0, shown.stdout
+    found = {one["name"]: one for one in json.loads(shown.stdout)["labellers"]}
+    assert found["mine"]["right"]["of_all"] == 1.0
+    assert found["words"]["per_1000"]["tokens"] > 0
+    assert found["brief"]["per_1000"]["seconds"] > 0
+    assert found["mine"]["per_1000"]["price"] is None
+
+    # A voter that is left out reruns the labels alone, and one that comes back asks nothing.
+    before = (checkout.root / RESULTS / "voters" / "brief.parquet").stat().st_mtime_ns
+    printed = run(
+        checkout,
+        f"{RESULTS}/fused_labels.parquet",
+        "--dry-run",
+        seeds=1,
+        voters=[{"name": "brief", "kind": "captions", "prompt": "Name the texture."}],
+        method="zero_shot,image_prototypes",
+    )
+    assert "fuse_labels" in printed
+    assert "caption_images_voter" not in printed
+    assert (
+        checkout.root / RESULTS / "voters" / "brief.parquet"
+    ).stat().st_mtime_ns == before
