@@ -1,3 +1,3 @@
 """LatteCLIP as a workflow: adapt CLIP to unlabelled images with synthetic texts."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

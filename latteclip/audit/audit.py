@@ -1,5 +1,6 @@
 """Ask a person about a random sample of images, and report whether tuning helped."""
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ from latteclip.audit.session import (
     in_class_order,
     print_result,
 )
+from latteclip.core.errors import UserError
+from latteclip.core.files import values_of
 from latteclip.core.hashing import digest
 from latteclip.evaluate.results import Audit
 from latteclip.evaluate.train_predictions import MISSING
@@ -33,6 +36,7 @@ def audit(
     score: bool = False,
     port: int = 0,
     no_browser: bool = False,
+    json_output: bool = False,
 ) -> None:
     """Ask you about a few images, and report whether tuning helped.
 
@@ -46,13 +50,19 @@ def audit(
         answers: import the answers that it exports
         score: print the estimate from the answers so far
     """
+    if json_output and not score:
+        raise UserError("--json is for --score; give both.")
     session = AuditSession(results, split, budget)
     if offline:
         write_offline(session, offline)
     elif answers or score:
         if answers:
             import_answers(session, answers)
-        print_result(session)
+        if json_output:
+            scored = session.score(session.answers())
+            print(json.dumps(values_of(scored), indent=2))
+        else:
+            print_result(session)
     else:
         serve(session, port, browser=not no_browser)
 

@@ -5,6 +5,7 @@ drawn at random from all others check the labels as they were before, so that th
 every moment. Letters: N training images, P images of the pool that is computed with, C classes.
 """
 
+import json
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -71,8 +72,10 @@ def teach(
     budget: int = 120,
     offline: str | None = None,
     answers: str | None = None,
+    score: bool = False,
     port: int = 0,
     no_browser: bool = False,
+    json_output: bool = False,
 ) -> None:
     """Ask you about the training images from which the labels learn most.
 
@@ -84,12 +87,19 @@ def teach(
     Args:
         answers: import the answers that it exports, or labels of some images: CSV, Parquet or JSON
             Lines with the columns image and class, or an export of Label Studio
+        score: print how right the labels are by the answers so far
     """
+    if json_output and not score:
+        raise UserError("--json is for --score; give both.")
     session = TeachingSession(results, budget)
     if offline:
         write_offline(session, offline)
     elif answers:
         import_answers(session, answers)
+    elif score:
+        saved = session.answers()
+        values = json.dumps(session.score(saved), indent=2)
+        print(values if json_output else session.status(saved))
     else:
         serve(session, port, browser=not no_browser)
 
@@ -172,12 +182,28 @@ class TeachingSession(QuestionSession):
                 f"{100 * high:.0f} % of all labels are right ({right} of {n}). This interval holds "
                 "at every moment."
             )
-        changed = int((self._labels != self._start).sum())
-        doubtful = int((self.posterior.amax(dim=1) < DOUBT).sum())
+        score = self.score(answers)
         return (
-            f"{changed:,} labels changed so far. {doubtful:,} of all are not sure, and more are "
-            "wrong: the last half of the questions tells how many."
+            f"{score['changed']:,} labels changed so far. {score['in_doubt']:,} of all are not "
+            "sure, and more are wrong: the last half of the questions tells how many."
         )
+
+    def score(self, answers: Answers) -> dict[str, Any]:
+        """Return numbers of answers and labels, and the interval of right labels, if there is one.
+
+        `changed` and `in_doubt` count images of the pool.
+        """
+        right, checked, low, high = self._checked(answers) or (None, 0, None, None)
+        return {
+            "answers": len(answers),
+            "images": len(self.ids),
+            "changed": int((self._labels != self._start).sum()),
+            "in_doubt": int((self.posterior.amax(dim=1) < DOUBT).sum()),
+            "checked": checked,
+            "right": right,
+            "low": low,
+            "high": high,
+        }
 
     def result(self, answers: Answers) -> dict[str, Any]:
         text = (

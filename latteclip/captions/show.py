@@ -1,6 +1,5 @@
 """Show captions beside their prompts, images and classes (`latteclip captions show`)."""
 
-import os
 import textwrap
 from pathlib import Path
 from typing import Any, Literal
@@ -70,7 +69,7 @@ def save_pictures(
     written = []
     for number, picture in enumerate(pictures):
         suffix = f"-{number}" if len(pictures) > 1 else ""
-        written.append(Path(folder, f"{row['id'].replace(os.sep, '-')}{suffix}.png"))
+        written.append(Path(folder, f"{row['id'].replace('/', '-')}{suffix}.png"))
         picture.save(written[-1])
     return written
 

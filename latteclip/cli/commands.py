@@ -54,6 +54,7 @@ STAGES = {  # by command: the module of its function
     "list_training_images": "latteclip.train.list_training_images",
     "find_learning_rate": "latteclip.train.find_learning_rate",
     "finetune": "latteclip.train.finetune",
+    "train_student": "latteclip.train.train_student",
     "average_weights": "latteclip.train.average_weights",
     "evaluate": "latteclip.evaluate.evaluate",
     "evaluate_classifier": "latteclip.evaluate.evaluate_classifier",
@@ -89,12 +90,17 @@ def labels(
     /,
     n: int = 6,
     image: Sequence[str] = (),
-    format: Literal["csv", "parquet", "label-studio", "imagefolder"] | None = None,
+    format: Literal["csv", "parquet", "label-studio", "imagefolder", "datasets"]
+    | None = None,
     output: str | None = None,
     copy: bool = False,
     max_error: float | None = None,
     false_discovery: float | None = None,
     leave_out: Sequence[Literal["unknown", "duplicates"]] = (),
+    push_to_hub: str | None = None,
+    public: bool = False,
+    dry_run: bool = False,
+    json_output: bool = False,
 ) -> str:
     """Show where labels come from, or export them.
 
@@ -106,23 +112,35 @@ def labels(
         n: show: how many images (default: 6), 0 for the summary alone
         image: show: these images instead, by their image_id in images.parquet
         format: export: the format
-        output: export: a file, or a new folder for the last two formats
-        copy: export, imagefolder: copies of the images, no links
+        output: export: a file, or a new folder for the last three formats
+        copy: export, imagefolder and datasets: copies of the images, no links or paths
         max_error: export: accept as many labels as leave at most this share of all labels wrong
             and accepted, with 95 % probability, by the answers of latteclip teach
         false_discovery: export: accept labels of which on average at most this share is wrong
         leave_out: export: without images of no class (unknown), or with one image of each set of
             duplicates (duplicates)
+        push_to_hub: export, datasets: upload it to a new repository of Hugging Face, <user>/<name>
+        public: export: let everybody see that repository
+        dry_run: export: say what would be uploaded
     """
     if action == "show":
         from latteclip.labels import show
 
-        return show.show(results, n, image)
+        return (show.as_json if json_output else show.show)(results, n, image)
+    if json_output:
+        raise UserError("--json is for labels show; labels export writes files.")
     from latteclip.deploy import export_labels
+    from latteclip.deploy.hub_upload import Upload
 
     if not format or not output:
         raise UserError("latteclip labels export needs --format FORMAT and --output PATH.")
-    errors = {"max_error": max_error, "false_discovery": false_discovery}
     return export_labels.export_labels(
-        results, format, output, copy=copy, leave_out=leave_out, **errors
+        results,
+        format,
+        output,
+        copy=copy,
+        leave_out=leave_out,
+        max_error=max_error,
+        false_discovery=false_discovery,
+        upload=Upload.asked(push_to_hub, "dataset", public=public, dry_run=dry_run),
     )

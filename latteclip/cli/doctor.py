@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
 import requests
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -26,7 +27,7 @@ from latteclip.config.configuration import Configuration
 from latteclip.core import gpus
 from latteclip.core.errors import CORES, UserError, first_line
 from latteclip.core.files import existing
-from latteclip.core.terminal import paint
+from latteclip.core.terminal import for_terminal, paint
 
 NOT_READY = 1  # exit status
 GIB = 2**30
@@ -39,6 +40,7 @@ COLOURS = {"ok": "green", "note": "bold", "warning": "yellow"}
 TORCH = """
 import json, torch
 found = {"version": torch.__version__, "cuda": torch.version.cuda}
+found["mps"] = torch.backends.mps.is_available()
 print(json.dumps(found | {"gpus": torch.cuda.device_count()}))
 """
 VLLM = """
@@ -51,13 +53,16 @@ Finding = tuple[str, str]
 Check = Callable[[], Iterator[Finding]]
 
 
-def doctor(config: Sequence[str] = (), configfile: Sequence[str] = ()) -> int:
+def doctor(
+    config: Sequence[str] = (), configfile: Sequence[str] = (), json_output: bool = False
+) -> int:
     """Check this machine, and name what needs repair.
 
     Args:
         config: KEY=VALUE, as snakemake takes it: captioner={'batch_size':50}
     """
     status = 0
+    found = []
     all_checks: dict[str, Check] = {
         **CHECKS,
         "config": partial(configured, config, configfile),
@@ -67,8 +72,13 @@ def doctor(config: Sequence[str] = (), configfile: Sequence[str] = ()) -> int:
         for level, text in findings(check):
             if level == "warning":
                 status = NOT_READY
+            if json_output:
+                found.append({"check": name, "level": level, "text": text})
+                continue
             coloured = paint(f"{level:7}", COLOURS[level], sys.stdout)
             print(f"{coloured}  {name:9}  {text}", flush=True)
+    if json_output:
+        print(for_terminal(json.dumps({"ready": status == 0, "findings": found}, indent=2)))
     return status
 
 
@@ -86,11 +96,12 @@ def machine() -> Iterator[Finding]:
     """Report versions, the cores that this process may use, and the main memory."""
     versions = f"latteclip {__version__}, Snakemake {version('snakemake')}"
     yield "ok", f"Python {platform.python_version()}, {versions}"
-    usable = len(os.sched_getaffinity(0))
     all_cores = os.cpu_count()
+    # Other systems than Linux do not reserve cores for a process.
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else all_cores
     level = "ok" if usable == all_cores else "note"
     yield level, f"{usable} of {all_cores} cores may be used, by snakemake {CORES}"
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    total = psutil.virtual_memory().total / GIB
     level = "ok" if total >= MEMORY_WANTED else "warning"
     yield (
         level,
@@ -130,7 +141,8 @@ def torch() -> Iterator[Finding]:
     found = _import(TORCH)
     gpus.refuse_unusable(found["version"], found["cuda"], sees_none=not found["gpus"])
     build = f"CUDA {found['cuda']}" if found["cuda"] else "CPU build"
-    yield "ok", f"torch {found['version']} ({build}), which sees {found['gpus']} GPUs"
+    seen = "Apple's GPU (mps)" if found["mps"] else f"{found['gpus']} GPUs"
+    yield "ok", f"torch {found['version']} ({build}), which sees {seen}"
 
 
 def vllm() -> Iterator[Finding]:

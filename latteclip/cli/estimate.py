@@ -43,7 +43,7 @@ GROWS = {
     **dict.fromkeys(("encode_looks", "discover_classes"), TRAINING),
     "list_training_images": TRAINING,
     "caption_groups": GROUPS,
-    **dict.fromkeys(("finetune", "find_learning_rate"), STEPS),
+    **dict.fromkeys(("finetune", "find_learning_rate", "train_student"), STEPS),
 }
 # A job that does nothing but load CLIP and write it, and the jobs that load it as well.
 LOADS_ONLY = "assemble_model"

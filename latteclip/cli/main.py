@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import signal
+import socket
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -211,6 +212,8 @@ def main(given: Sequence[str] | None = None) -> int:
     """Run one command, report its errors, and return its exit status, one of those in EPILOG."""
     # torch reads it when it is imported. Its idle threads then leave the cores to decoders.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # And this: what Apple's GPU cannot compute, such as some resizing, the CPU does.
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     given = sys.argv[1:] if given is None else given
     open_closed()
     debug = "--debug" in given
@@ -247,7 +250,7 @@ def _call(args: argparse.Namespace, log: logging.Logger) -> int:
             variables = ("SLURM_RESTART_COUNT", "CUDA_VISIBLE_DEVICES")
             restarts, gpus = (os.environ.get(name, "") for name in variables)
             text = "SLURM job %s on %s, restarted %s times; CUDA_VISIBLE_DEVICES=%s."
-            log.info(text, number, os.uname().nodename, restarts or 0, gpus)
+            log.info(text, number, socket.gethostname(), restarts or 0, gpus)
         result = args.run(args)
         if isinstance(result, str):
             print(for_terminal(result))

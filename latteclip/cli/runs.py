@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from latteclip.core.errors import UserError
-from latteclip.core.files import read_object, write_json
+from latteclip.core.files import is_running, read_object, write_json
 
 FOLDER = Path(".snakemake")
 LOCKS = FOLDER / "locks"
@@ -37,10 +37,7 @@ def describe_lock(unlock: str) -> str | None:
     if LOCK_NOTE.is_file() and LOCK_NOTE.stat().st_mtime >= taken:
         run = read_object(LOCK_NOTE, ("host", "process"))
         owner = f"process {run['process']} on {run['host']}"
-        if (
-            run["host"] == socket.gethostname()
-            and Path("/proc", str(run["process"])).exists()
-        ):
+        if run["host"] == socket.gethostname() and is_running(int(run["process"])):
             return f"A run works in this folder: {owner}, this machine."
     return f"The lock is of {owner}. If no run works here, remove the lock: {unlock}"
 

@@ -6,6 +6,7 @@ follows. Nothing is run or written. As a program, this module is Snakemake's com
 """
 
 import ast
+import contextlib
 import json
 import re
 import subprocess
@@ -42,6 +43,7 @@ def status(
     configfile: Sequence[str] = (),
     sdm: Sequence[str] = (),
     estimate: bool = False,
+    json_output: bool = False,
 ) -> None:
     """Show which stages are done, stale or missing, and why.
 
@@ -53,6 +55,8 @@ def status(
         sdm: as snakemake takes it: conda or apptainer
         estimate: instead: hours, tokens and disk of the full run, from what a run with limit=N took
     """
+    if estimate and json_output:
+        raise UserError("--estimate has no JSON; leave out --json.")
     if estimate:
         from latteclip.cli import estimate as estimates
 
@@ -69,6 +73,9 @@ def status(
     found = [_jobs(options) for options in _options(names, config, configfile, sdm)]
     jobs = pd.concat(found).drop_duplicates("outputs")  # datasets share some
     jobs = jobs.sort_values(["is_shared", "dataset", "stage", "wildcards"])
+    if json_output:
+        print(for_terminal(json.dumps(_as_json(jobs), indent=2)))
+        return
     print(*_lock(), *_table(jobs), *_queue(), sep="\n")
 
 
@@ -99,9 +106,40 @@ def _options(
         yield [word for flag, words in flags.items() if words for word in (flag, *words)]
 
 
-def _lock() -> Iterator[str]:
+def _as_json(jobs: pd.DataFrame) -> dict[str, Any]:
+    """Return the lock, the queue, and the jobs and costs of each dataset for programs."""
+    datasets = []
+    for name, of_dataset in jobs.groupby("dataset", sort=False):
+        columns = of_dataset[["rule", "method", "seed", "state", "why", "outputs"]]
+        rows = columns.astype(object).where(columns.notna(), None).to_dict("records")
+        for row in rows:
+            row["outputs"] = row["outputs"].split()
+        costs = [_cost_values(job) for job in job_costs(RESULTS / str(name))]
+        datasets.append({"dataset": name, "jobs": rows, "costs": costs})
+    queue: list[dict[str, str]] | None = None
+    with contextlib.suppress(UserError):  # the cluster does not answer
+        queue = [job._asdict() for job in runs.queue()]
+    return {"lock": _lock_sentence(), "queue": queue, "datasets": datasets}
+
+
+def _cost_values(job: JobCost) -> dict[str, Any]:
+    return {
+        "rule": job.rule,
+        "run": job.run,
+        "seconds": job.seconds,
+        "cpu_seconds": job.cpu_seconds,
+        "gpu_seconds": job.gpu_seconds,
+        "memory_mib": job.memory,
+    }
+
+
+def _lock_sentence() -> str | None:
     program = "snakemake" if run_options.has_own_workflow() else "latteclip workflow"
-    if sentence := runs.describe_lock(f"{program} --unlock"):
+    return runs.describe_lock(f"{program} --unlock")
+
+
+def _lock() -> Iterator[str]:
+    if sentence := _lock_sentence():
         yield f"{paint('lock', 'bold', sys.stdout)}: {sentence}\n"
 
 

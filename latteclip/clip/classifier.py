@@ -35,8 +35,10 @@ class FeatureMemmap:
         weakref.finalize(self, self._file.close)
         size = n * width * np.dtype(np.float32).itemsize
         # Allocated now: a mapped file that outgrows its disk would kill the process.
-        if size:
+        if size and hasattr(os, "posix_fallocate"):  # on Linux
             os.posix_fallocate(self._file.fileno(), 0, size)
+        elif size:
+            self._file.truncate(size)
 
     def __len__(self) -> int:
         return self.shape[0]

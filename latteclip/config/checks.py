@@ -18,6 +18,7 @@ from latteclip.config.stage_params import (
     votes_file,
 )
 from latteclip.config.voters import FILE_KEYS, own_table
+from latteclip.core.class_groups import read_parents
 from latteclip.core.class_history import edited_classes
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, suggestion
@@ -145,6 +146,7 @@ def _words(configuration: Configuration, dataset: str) -> Iterator[str]:
     synonyms = configuration.dataset(dataset).get("class_synonyms")
     try:
         ClassTemplates.of(configuration.section("template", dataset), synonyms)
+        read_parents(configuration.dataset(dataset).get("class_groups") or {})
     except UserError as error:
         yield str(error)
 
@@ -198,11 +200,11 @@ def _votes_file(configuration: Configuration, dataset: str, voter: str) -> Itera
 def _of_captioner(configuration: Configuration, dataset: str, voter: str) -> Iterator[str]:
     """Check the captioner of a voter, its file, and that it scores what it is asked for."""
     record = next(v.record for v in configuration.own_voters(dataset) if v.name == voter)
+    if record.asks == "captions" and configuration.engine(dataset, voter).decides:
+        yield "captioner.engine decisions writes no captions; set another engine."
     yield from _captioner(configuration, dataset, voter)
     if record.asks == "scores":
         yield from _scores(configuration, dataset, voter)
-    elif configuration.engine(dataset, voter).decides:
-        yield "captioner.engine decisions writes no captions; set another engine."
     if configuration.engine(dataset, voter).reads_file:
         key = FILE_KEYS[str(record.asks)]
         files = user_file(configuration, dataset, key, voter)

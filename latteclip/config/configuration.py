@@ -240,8 +240,9 @@ class Configuration:
         return self.objective(method).reads_encoders
 
     def is_trained(self, method: str) -> bool:
-        """Return whether the method fine-tunes, once for each seed."""
-        return self.objective(method).trains
+        """Return whether the method trains, once for each seed."""
+        objective = self.objective(method)
+        return objective.trains or objective.distils
 
     def is_average(self, method: str) -> bool:
         """Return whether the method's model averages the trainings of another method."""
@@ -283,10 +284,6 @@ class Configuration:
     def scores_classes(self, dataset: str) -> bool:
         """Return whether the captioner scores classes."""
         return self.section("scores", dataset)["kind"] is not None
-
-    def asks_by_gain(self, dataset: str, voter: str = "") -> bool:
-        """Return whether images are scored in the order of what is expected of the answers."""
-        return bool(self.section("scores", dataset, voter)["choose"] == "gain")
 
     def reads_captions(self, method: str, kind: str, dataset: str) -> bool:
         """Return whether the method trains on captions of a kind, "image" or "group"."""
@@ -353,6 +350,16 @@ class Configuration:
             found += [self.hub_model(section, dataset, name) for name in names]
         return {hub_names.slug(names): names for names in found if names}
 
+    def hub_students(self) -> dict[str, hub_names.Names]:
+        """Return the networks of students that come from the hub, by the names of their notes."""
+        students = [self._inherited(m) for m in self.methods if self.objective(m).distils]
+        names = [str(values["student"]) for values in students]
+        return {
+            hub_names.slug({"model": name}): {"model": name}
+            for name in names
+            if not name.startswith(hub_names.FOLDER)
+        }
+
     def hub_encoders(self) -> dict[str, hub_names.Names]:
         """Return the image encoders that come from the hub, by the names of their notes."""
         on_hub = (
@@ -394,6 +401,10 @@ class Configuration:
             if "objective" not in values:
                 key = f"methods.{self._lineage(name)[0]}.objective"
                 raise UserError(f"Configuration key {key} is missing; add it, or `like`.")
+            if OBJECTIVES[values["objective"]].distils and not values.get("student"):
+                raise UserError(
+                    f"Configuration key methods.{name}.student is missing; name a network of timm."
+                )
             if OBJECTIVES[values["objective"]].averages:
                 self._check_averaged(name, str(values.get("of")))
 

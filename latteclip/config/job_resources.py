@@ -47,6 +47,7 @@ RESOURCES = {
     # Beside `training_memory`.
     **dict.fromkeys(("finetune", "find_learning_rate"), (12_000, 8_000, 20, 200)),
     "average_weights": (14_000, 4_000, 10, 100),
+    "train_student": (8_000, 8_000, 20, 50),
     "assemble_model": (8_000, 0, 10, 1_000),
     "propagate_labels": (16_000, 16_000, 20, 100),
 }

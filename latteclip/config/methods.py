@@ -68,12 +68,14 @@ class ObjectiveRecord:
     """What a method optimises, if anything.
 
     A method trains (`module`), or has a classifier that is not trained (`classifier`), or averages
-    the trainings of another method (`averages`). A method with none of the three has no model.
+    the trainings of another method (`averages`), or trains a small network (`distils`). A method
+    with none of the four has no model.
     """
 
     module: str | None = None  # in latteclip/train/objectives; one training for each seed
     classifier: str | None = None  # file below results/<dataset>
     averages: bool = False
+    distils: bool = False  # whether it trains a network of its own, and no CLIP
     pseudo_labels: tuple[str, ...] = ()  # kinds of pseudo-labels that it takes
     is_supervised: bool = False  # whether it trains on the true labels
     in_paper: bool = False
@@ -93,7 +95,8 @@ class ObjectiveRecord:
 
     @property
     def has_model(self) -> bool:
-        return self.trains or self.averages or self.classifier is not None
+        trained = self.trains or self.averages or self.distils
+        return trained or self.classifier is not None
 
     @property
     def learns_classifier(self) -> bool:
@@ -138,6 +141,7 @@ OBJECTIVES = {
         has_prototypes=True,
     ),
     "average_weights": ObjectiveRecord(averages=True),
+    "student": ObjectiveRecord(distils=True, pseudo_labels=("fused",)),
 }
 PAPER = "latteclip"  # the paper's own objective
 

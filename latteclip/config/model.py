@@ -24,7 +24,12 @@ from latteclip.config.sections.base import (
 )
 from latteclip.config.sections.captioner import CaptionerSection
 from latteclip.config.sections.captions import CaptionsSection
-from latteclip.config.sections.class_texts import SynonymsSection, TemplateSection, Texts
+from latteclip.config.sections.class_texts import (
+    ClassGroupsSection,
+    SynonymsSection,
+    TemplateSection,
+    Texts,
+)
 from latteclip.config.sections.clip import ClipSection
 from latteclip.config.sections.compute import ComputeSection
 from latteclip.config.sections.discover import DiscoverSection
@@ -128,6 +133,9 @@ class MethodOfDataset(TrainingSection):
     of: Line | None = optional_key(
         "average_weights: the method whose trainings, one for each seed, are averaged"
     )
+    student: Line | None = optional_key(
+        "student: its network, named as in image_encoders, of timm"
+    )
     graph: GraphSection = inner(GraphSection)
     # What a training takes as it comes, for its objective validates it.
     switches: SwitchesSection = inner(SwitchesSection)  # type: ignore[assignment]
@@ -178,7 +186,7 @@ class Shared(TemplateSection):
     threads: ThreadsSection = inner(ThreadsSection)
 
 
-class Dataset(Shared, SynonymsSection, TermsSection):
+class Dataset(Shared, SynonymsSection, ClassGroupsSection, TermsSection):
     size: str = optional_key("size of its downloads, in words", default="")
     source: Source = optional_key("where the images come from: one of these keys")
     methods: dict[Key, MethodOfDataset] = optional_key(

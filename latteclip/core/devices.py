@@ -2,8 +2,10 @@
 
 import ctypes
 import logging
+import os
 import re
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -12,7 +14,8 @@ from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
 
 log = logging.getLogger(__name__)
-NAMES = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
+NAMES = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
+AUTO = "LATTECLIP_DEVICE"  # variable of the environment: what auto stands for
 # Values of clip.precision, with the type of a GPU's matrix products.
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # from glibc's malloc.h
@@ -20,16 +23,21 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # from glibc's malloc.h
 
 def pick(name: str, threads: int) -> torch.device:
     """Set the number of CPU threads, and return a device, or raise UserError if there is none."""
+    if name == "auto":
+        name = os.environ.get(AUTO, name)
     if not NAMES.fullmatch(name):
         raise UserError(
-            f"--device {one_line(name)} is none of auto, cpu, cuda and cuda:<n>."
+            f"--device {one_line(name)} is none of auto, cpu, mps, cuda and cuda:<n>."
         )
     torch.set_num_threads(threads)
-    if name != "cpu":
+    has_mps = torch.backends.mps.is_available()
+    if name == "mps" and not has_mps:
+        raise UserError("--device mps: torch sees no GPU of Apple here; give cpu or auto.")
+    if name in ("auto", "cuda") or name.startswith("cuda:"):
         gpus.claim()
         n = torch.cuda.device_count() if sees_gpu() else 0
         if name == "auto":
-            name = "cuda" if n else "cpu"
+            name = "cuda" if n else "mps" if has_mps else "cpu"
         elif (torch.device(name).index or 0) >= n:
             raise UserError(
                 f"--device {name}: torch sees {n} GPUs here; give cpu or auto, or repair what "
@@ -75,10 +83,24 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def autocast(device: torch.device, precision: str = "bf16") -> AbstractContextManager[None]:
-    """Return autocast to bf16 or fp16 on CUDA, and nothing for float32 or on other devices."""
+    """Return autocast to bf16 or fp16 on CUDA, and nothing for float32 or on other devices.
+
+    A CPU and Apple's GPU compute in float32, as they store it.
+    """
     if device.type == "cuda" and precision != "float32":
         return torch.autocast("cuda", dtype=PRECISIONS[precision])
     return nullcontext()
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Raise torch.OutOfMemoryError, as CUDA does, where the memory of Apple's GPU runs out."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "MPS backend out of memory" in str(error):
+            raise torch.OutOfMemoryError(str(error)) from None
+        raise
 
 
 def keep_big_buffers() -> None:

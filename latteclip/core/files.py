@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import glob
 import json
 import os
@@ -41,9 +40,10 @@ def replacing(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     _remove(temporary)
     try:
         yield temporary
-        # A folder renamed takes the place of an empty one and of nothing else.
-        if overwrite and temporary.is_dir():
+        if temporary.is_dir() and overwrite:
             _remove(path)
+        elif temporary.is_dir() and path.is_dir() and not path.is_symlink():
+            path.rmdir()  # which is empty: Windows renames a folder to no other that exists
         os.replace(temporary, path)
     finally:
         _remove(temporary)
@@ -67,12 +67,20 @@ def remove_left_over(folder: Path, name: str = "*") -> None:
     for temporary in folder.glob(f".{name}.*.tmp"):
         with contextlib.suppress(FileNotFoundError):  # another process was faster
             process = temporary.suffixes[-2]
-            if temporary.name.endswith(f".{socket.gethostname()}{process}.tmp"):
-                is_left_over = not Path("/proc", process[1:]).exists()
+            own = f".{socket.gethostname()}{process}.tmp"
+            if temporary.name.endswith(own) and process[1:].isdecimal():
+                is_left_over = not is_running(int(process[1:]))
             else:
                 is_left_over = time.time() - temporary.lstat().st_mtime > DAY
             if is_left_over:
                 _remove(temporary)
+
+
+def is_running(process: int) -> bool:
+    """Return whether this machine has a process of this number."""
+    import psutil  # here: --help does without
+
+    return bool(psutil.pid_exists(process))
 
 
 def _remove(path: Path) -> None:
@@ -85,7 +93,7 @@ def _remove(path: Path) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -198,10 +206,12 @@ def sqlite_uri(path: Path) -> str:
 
     SQLite takes a file system without locks for a locked file, unless the address says otherwise.
     """
+    from filelock import lock_descriptor  # here: --help does without
+
     lacks_locks = False
     try:
         with path.open("ab") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_descriptor(file.fileno(), blocking=False)
     except OSError as error:  # SQLite reports the others
         lacks_locks = error.errno in NO_LOCKS
     return path.absolute().as_uri() + ("?nolock=1" if lacks_locks else "")

@@ -5,7 +5,6 @@ python -m latteclip.core.gpus N COMMAND ...     # claims N GPUs for all processe
 
 import contextlib
 import ctypes
-import fcntl
 import itertools
 import logging
 import os
@@ -79,14 +78,16 @@ def claim(n: int = 1) -> None:
 
 def _lock(n: int, usable: Mapping[str, str]) -> list[str]:
     """Lock the first n GPUs that are free, all at once. If they are fewer, lock none."""
+    from filelock import lock_descriptor  # here: envs/check_driver.py does without
+
     locked: dict[str, IO[str]] = {}
     with contextlib.ExitStack() as files:
         for name, uuid in usable.items():
             # Old names of MIG have slashes.
-            lock = f"latteclip-{os.getuid()}-{uuid.replace('/', '-')}.lock"
+            user = os.getuid() if hasattr(os, "getuid") else "user"
+            lock = f"latteclip-{user}-{uuid.replace('/', '-')}.lock"
             file = files.enter_context(Path(tempfile.gettempdir(), lock).open("w"))
-            with contextlib.suppress(OSError):  # another process has it
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if lock_descriptor(file.fileno(), blocking=False):
                 locked[name] = file
             if len(locked) == n:
                 files.pop_all()

@@ -14,6 +14,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -118,6 +119,8 @@ def loader(
     """
     ahead = None
     most = sys.maxsize
+    if not can_fork():
+        workers = 0
     if workers and item_bytes:
         workers, ahead, most = bounded(workers, item_bytes)
     # Whether each part on its way is the last one of its batch.
@@ -146,6 +149,12 @@ def loader(
     )
     for part in loaded:
         yield part, are_last.popleft()
+
+
+def can_fork() -> bool:
+    """Return whether processes that load images may be forked, and find shared memory."""
+    methods = multiprocessing.get_all_start_methods()
+    return "fork" in methods and Path(SHARED_MEMORY).is_dir()
 
 
 def _leave_signals_to_parent(_worker: int) -> None:

@@ -44,8 +44,7 @@ class Workers(contextlib.AbstractContextManager["Workers[T, R]"], Generic[T, R])
             name: returns the name of a task's image for messages.
         """
         # Not forked from this process, which may hold the threads and the GPU of an engine.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__, work.__module__])
+        context = start_context([__name__, work.__module__])
         self._chunk = chunk
         self._room = n + ahead
         self._name = name
@@ -88,6 +87,15 @@ class Workers(contextlib.AbstractContextManager["Workers[T, R]"], Generic[T, R])
     def are_behind(self) -> bool:
         """Return whether the next result is still in progress."""
         return not self._ready and bool(self._waiting) and not self._waiting[0][1].done()
+
+
+def start_context(preload: list[str]) -> Any:
+    """Return how processes start: from a server that has imported modules, where there is one."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(preload)
+    return context
 
 
 _work: Callable[[Any], Any]  # the function that a worker process calls

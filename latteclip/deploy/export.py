@@ -4,16 +4,14 @@ Each form is a folder with the weights as its library expects them, the classifi
 as CLIP_benchmark reads them, and a model card of where it comes from and how to use it.
 """
 
-import json
 import logging
 import shutil
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from latteclip.clip import finetuned
@@ -22,23 +20,26 @@ from latteclip.clip.model import CLASSIFIER
 from latteclip.config import layers
 from latteclip.core import hashing, tables
 from latteclip.core.class_templates import PLACE, ClassTemplates, clean_classname
-from latteclip.core.errors import UserError, first_line
+from latteclip.core.errors import UserError
 from latteclip.core.files import new_folder, replacing, write_json
 from latteclip.core.open_clip_import import open_clip
-from latteclip.deploy import transformers_clip
+from latteclip.deploy import onnx_graph, onnx_int8, transformers_clip
+from latteclip.deploy.hub_upload import Upload
 from latteclip.deploy.model_origin import run_of
+from latteclip.deploy.predict import Predictor, encoders_of
 from latteclip.evaluate.results import read_metrics
 from latteclip.labels.fusion_report import NAME, read_fusion_report
 from latteclip.train.history import TrainingMetadata
 
 log = logging.getLogger(__name__)
-TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+TEMPLATES = Path(__file__).parent / "templates"
 FIGURES = {
     "acc1": "top-1 accuracy",
     "acc5": "top-5 accuracy",
     "mean_per_class_recall": "mean per-class recall",
 }
-LIMIT = 1.8e9  # bytes of weights above which they get a separate file: a graph holds 2 GB
+TASK = "image-classification"
+PREDICT = "predict.py"  # beside a graph
 
 
 def export(
@@ -47,6 +48,12 @@ def export(
     /,
     format: Literal["open_clip", "transformers", "onnx"],
     licence: str | None = None,
+    int8: bool = False,
+    pictures: Sequence[str] = (),
+    abstain: float | None = None,
+    push_to_hub: str | None = None,
+    public: bool = False,
+    dry_run: bool = False,
 ) -> str:
     """Write a tuned model as open_clip, transformers or ONNX load it.
 
@@ -55,13 +62,34 @@ def export(
         destination: new or empty folder
         format: the library that loads it
         licence: of the weights, as the hub spells it: mit, apache-2.0, cc-by-nc-4.0, ...
+        int8: onnx: with 8-bit weights and activations, and what that changes
+        pictures: onnx, int8: images or folders that calibrate it (default: the dataset's)
+        abstain: onnx: with the threshold of predict --abstain
+        push_to_hub: upload it to a new repository of Hugging Face, <user>/<name>
+        public: let everybody see that repository
+        dry_run: say what would be uploaded
     """
-    folder = new_folder(destination)
-    opened = finetuned.load(model, torch.device("cpu"))
-    if opened.encoder_widths and format != "open_clip":
+    if format != "onnx" and (int8 or pictures or abstain):
+        raise UserError("--int8, --pictures and --abstain are for --format onnx.")
+    if int8 and abstain:
         raise UserError(
-            f"{model} needs features of image encoders beside CLIP, which --format {format} cannot "
-            "hold; use --format open_clip, or another model of the dataset."
+            "--abstain promises something about float32 probabilities, and --int8 changes them; "
+            "give one of the two."
+        )
+    upload = Upload.asked(push_to_hub, "model", public=public, dry_run=dry_run)
+    folder = new_folder(destination)
+    if upload is not None:
+        upload.refuse_existing()
+    opened = finetuned.load(model, torch.device("cpu"))
+    if opened.student_scale is not None and format != "onnx":
+        raise UserError(
+            f"{model} is a student, a network of timm without texts; use --format onnx, or copy "
+            f"its folder for the image encoders of another program."
+        )
+    if opened.encoder_widths and format == "transformers":
+        raise UserError(
+            f"{model} needs features of image encoders beside CLIP, which --format transformers "
+            "cannot hold; use --format open_clip or onnx, or another model of the dataset."
         )
     if folder.is_relative_to(opened.folder.resolve()):
         raise UserError(f"{destination} lies in the folder of the model; name another one.")
@@ -72,17 +100,24 @@ def export(
             t.replace(PLACE, "{c}") for t in opened.class_templates.templates
         ]
     }
+    drawn = onnx_int8.draw_pictures(opened, pictures) if int8 else None
+    notes: list[str] = []
     with replacing(folder) as temporary:
         temporary.mkdir()
         FORMS[format](opened, temporary)
+        if format == "onnx":
+            notes = _complete_onnx(opened, temporary, drawn, abstain)
         shutil.copyfile(opened.folder / CLASSIFIER, temporary / CLASSIFIER)
         # As --custom_classname_file and --custom_template_file of CLIP_benchmark read them.
         write_json(temporary / "clip_benchmark_classnames.json", classnames)
         write_json(temporary / "clip_benchmark_templates.json", templates)
-        model_card(opened, origin, format, licence).save(temporary / "README.md")
+        model_card(opened, origin, format, licence, notes).save(temporary / "README.md")
         hashing.write_sums(temporary)
     log.info("%s: %d classes as %s.", destination, len(opened.classnames), format)
-    return f"To upload it: hf upload <user>/<name> {destination}"
+    further = f"To upload it: --push-to-hub <user>/<name>, or hf upload <user>/<name> {destination}"
+    if upload is not None:
+        further = upload.push(folder)
+    return "\n".join([*notes, further])
 
 
 def _open_clip(opened: finetuned.FinetunedModel, folder: Path) -> None:
@@ -91,59 +126,37 @@ def _open_clip(opened: finetuned.FinetunedModel, folder: Path) -> None:
     shutil.copytree(opened.folder, folder, dirs_exist_ok=True, ignore=hidden)
 
 
-class ImageClassifier(torch.nn.Module):
-    """The computation of the graph."""
-
-    def __init__(self, opened: finetuned.FinetunedModel) -> None:
-        super().__init__()
-        self.model = opened.clip.model
-        self.register_buffer("weights", opened.classifier.weights)
-        self.register_buffer("bias", opened.classifier.bias)
-        self.logit_scale = opened.logit_scale
-
-    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return scores [N, C], probabilities [N, C] and features [N, D] of images [N, 3, H, W]."""
-        features = F.normalize(self.model.encode_image(pixel_values), dim=-1)  # type: ignore[operator]
-        scores = features @ self.weights.T + self.bias  # type: ignore[operator]
-        return scores, (self.logit_scale * scores).softmax(dim=-1), features
-
-
-@torch.no_grad()
-def _onnx(opened: finetuned.FinetunedModel, folder: Path) -> None:
-    """Write the graph with class names in its metadata, and how images are preprocessed."""
-    tower: Any = opened.clip.model.visual
-    size = tower.preprocess_cfg["size"]
-    module = ImageClassifier(opened).eval()
-    height, width = (size, size) if isinstance(size, int) else size
-    example = torch.zeros(2, 3, height, width)
-    try:
-        import onnxscript  # noqa: F401 - torch's exporter needs it, and says so late
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's exporter warns about itself
-            program = torch.onnx.export(
-                module,
-                (example,),
-                input_names=["pixel_values"],
-                output_names=["scores", "probabilities", "image_features"],
-                dynamic_shapes={"pixel_values": {0: torch.export.Dim("images")}},
-                dynamo=True,
-                verbose=False,
-            )
-    except (ImportError, torch.onnx.errors.OnnxExporterError) as error:
-        raise UserError(
-            f"--format onnx: {first_line(error)}; pip install onnx onnxruntime onnxscript, or use "
-            f"--format open_clip if {type(tower).__name__} has no ONNX form."
-        ) from error
-    assert program is not None  # as it is with dynamo=True
-    names = opened.class_templates.as_written(opened.classnames)
-    program.model.metadata_props["classnames"] = json.dumps(names)
-    n_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
-    program.save(folder / "model.onnx", external_data=n_bytes > LIMIT)
-    write_json(folder / "preprocess.json", tower.preprocess_cfg)
+def _complete_onnx(
+    opened: finetuned.FinetunedModel,
+    folder: Path,
+    pictures: onnx_int8.Pictures | None,
+    abstain: float | None,
+) -> list[str]:
+    """Quantise the graph, or add a threshold, and return sentences on that."""
+    shutil.copyfile(TEMPLATES / PREDICT, folder / PREDICT)
+    if pictures is not None:
+        models = [opened.clip, *encoders_of(opened, torch.device("cpu"))]
+        prepare = partial(onnx_graph.prepare, models)
+        return [onnx_int8.quantise(folder, pictures, prepare).sentence]
+    if abstain is None:
+        return []
+    threshold = Predictor(opened.folder, device="cpu", abstain=abstain).threshold
+    assert threshold is not None  # as it is with `abstain`
+    promise = (
+        f"Predictions with a probability below {threshold:.4f} are abstained from: with 95 % "
+        f"probability, at most {100 * abstain:g} % of all predictions are wrong and not abstained "
+        "from, for images like the training images."
+    )
+    described = {"max_error": abstain, "threshold": threshold, "guarantee": promise}
+    onnx_graph.add_metadata(folder, "abstain", described)
+    return [promise]
 
 
-FORMS = {"open_clip": _open_clip, "transformers": transformers_clip.write, "onnx": _onnx}
+FORMS = {
+    "open_clip": _open_clip,
+    "transformers": transformers_clip.write,
+    "onnx": onnx_graph.write,
+}
 
 
 def read_origin(model: Path) -> dict[str, Any]:
@@ -187,6 +200,7 @@ def model_card(
     origin: Mapping[str, Any],
     form: str,
     licence: str | None,
+    notes: Sequence[str] = (),
 ) -> ModelCard:
     """Return the model card: Markdown with the metadata that the hub reads."""
     metrics = origin["metrics"]
@@ -196,11 +210,11 @@ def model_card(
     is_known = metrics.get("acc1") is not None
     results = [(name, metrics[key]) for key, name in FIGURES.items() if is_known]
     of_test = {"dataset_type": dataset, "dataset_name": title, "dataset_split": "test"}
-    task = {"task_type": "image-classification", "metric_type": "accuracy", **of_test}
+    task = {"task_type": TASK, "metric_type": "accuracy", **of_test}
     repo = _repo(origin["clip"])
     data = ModelCardData(
         library_name=form,
-        pipeline_tag="zero-shot-image-classification",
+        pipeline_tag=TASK if opened.student_scale is not None else f"zero-shot-{TASK}",
         tags=["clip", "latteclip"],
         license=licence or "other",
         license_name=None if licence else "that-of-the-base-model",
@@ -211,15 +225,17 @@ def model_card(
     )
     card: ModelCard = ModelCard.from_template(
         data,
-        template_path=str(TEMPLATE),
+        template_path=str(TEMPLATES / "model_card.md"),
         form=form,
         licence=licence,
         title=title,
         described=described,
         **origin,
         results=results,
+        notes=notes,
         repo=repo,
         image_encoders=len(opened.encoder_widths),
+        student=opened.student_scale is not None,
         templates=opened.class_templates.templates,
         classes=[_class(name, opened.class_templates) for name in opened.classnames],
     )

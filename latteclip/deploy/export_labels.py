@@ -28,10 +28,13 @@ from latteclip.core.terminal import one_line
 from latteclip.data.decoding import FORMATS
 from latteclip.data.images import image_exists, open_rgb, shard_member
 from latteclip.deploy import label_table
+from latteclip.deploy.export_datasets import write_datasets
+from latteclip.deploy.hub_upload import Upload
 from latteclip.deploy.label_table import LabelsMetadata
 
 log = logging.getLogger(__name__)
-FOLDERS = ("label-studio", "imagefolder")  # formats of several files
+FOLDERS = ("label-studio", "imagefolder", "datasets")  # formats of several files
+WITH_IMAGES = ("imagefolder", "datasets")  # formats that may contain the images
 TABLE = "labels.csv"  # beside the folders of classes
 LOCAL = "/data/local-files/?d="  # where Label Studio serves files of its machine
 NOT_IN_XML = re.compile("[\x00-\x08\x0b-\x1f\ud800-\udfff\ufffe\uffff]")
@@ -68,14 +71,21 @@ def export_labels(
     leave_out: Collection[str] = (),
     max_error: float | None = None,
     false_discovery: float | None = None,
+    upload: Upload | None = None,
 ) -> str:
     """Write the labels of the training images, and return sentences on what was written.
 
     The arguments are those of `latteclip labels export`, and `form` is its format. Raises UserError
     where there are no labels, `output` cannot be written, or an image vanished.
     """
-    if copy and form != "imagefolder":
-        raise UserError(f"--copy is for --format imagefolder; {form} holds no images.")
+    if copy and form not in WITH_IMAGES:
+        raise UserError(f"--copy is for --format {' or '.join(WITH_IMAGES)}, not {form}.")
+    if upload is not None and (form != "datasets" or not copy):
+        raise UserError(
+            "--push-to-hub is for --format datasets --copy; paths of this machine lead nowhere."
+        )
+    if upload is not None:
+        upload.refuse_existing()
     place = new_folder(output) if form in FOLDERS else Path(output)
     for kind in leave_out:
         if not (path := Path(folder) / f"{kind}.parquet").is_file():
@@ -99,9 +109,9 @@ def export_labels(
     counts = {kind: pc.sum(is_kind).as_py() or 0 for kind, is_kind in _kinds(table).items()}
     for kind in leave_out:
         table = table.filter(pc.invert(_kinds(table)[kind]))
-    write = (
-        partial(_write_image_folder, copy=copy) if form == "imagefolder" else WRITERS[form]
-    )
+    write = WRITERS[form]
+    if form in WITH_IMAGES:
+        write = partial(write, copy=copy)
     with replacing(place) as temporary:
         write(temporary, table, described)
     n = len(table) - table["label"].null_count
@@ -122,6 +132,8 @@ def export_labels(
             lines.append(
                 f"{count} images {LEAVE_OUT[kind]}; --leave-out {kind} exports without them."
             )
+    if upload is not None:
+        lines.append(upload.push(place))
     return "\n".join(lines)
 
 
@@ -234,24 +246,12 @@ def _in_xml(text: str) -> str:
     return NOT_IN_XML.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
-WRITERS = {
-    "csv": _write_csv,
-    "parquet": _write_parquet,
-    "label-studio": _write_label_studio,
-}
-
-
 def _write_image_folder(
     folder: Path, table: pa.Table, described: LabelsMetadata, *, copy: bool
 ) -> None:
     if not copy:
         _refuse_shards(table, "no link leads into a shard; use --copy")
-    paths = tables.Strings(table.filter(pc.is_valid(table["label"]))["path"])
-    if vanished := [path for path in paths if not image_exists(path)]:
-        raise UserError(
-            f"{len(vanished)} of {len(paths)} images are not there, the first {vanished[0]}; run "
-            "it in the folder of the results, or rerun the workflow."
-        )
+    _refuse_vanished(tables.Strings(table.filter(pc.is_valid(table["label"]))["path"]))
     names = described.classnames
     new_name = unique_filenames()
     new_name(TABLE)
@@ -273,7 +273,7 @@ def _write_image_folder(
         elif copy:
             target.write_bytes(read_image(row["path"]))
         else:
-            target.symlink_to(Path(row["path"]).absolute())
+            _link(target, Path(row["path"]).absolute())
         return {"file": target.relative_to(folder).as_posix(), **row}
 
     rows = map(place, tables.rows_of(table))
@@ -285,6 +285,43 @@ def _write_image_folder(
             len(empty),
             one_line(", ".join(empty)),
         )
+
+
+def _write_datasets(
+    folder: Path, table: pa.Table, described: LabelsMetadata, *, copy: bool
+) -> None:
+    if not copy:
+        _refuse_shards(table, "a path into a shard leads nowhere; use --copy")
+    _refuse_vanished(tables.Strings(table["path"]))
+    write_datasets(folder, table, described, copy=copy)
+
+
+WRITERS: dict[str, Callable[..., None]] = {
+    "csv": _write_csv,
+    "parquet": _write_parquet,
+    "label-studio": _write_label_studio,
+    "imagefolder": _write_image_folder,
+    "datasets": _write_datasets,
+}
+
+
+def _refuse_vanished(paths: Sequence[str]) -> None:
+    if vanished := [path for path in paths if not image_exists(path)]:
+        raise UserError(
+            f"{len(vanished)} of {len(paths)} images are not there, the first {vanished[0]}; run "
+            "it in the folder of the results, or rerun the workflow."
+        )
+
+
+def _link(target: Path, path: Path) -> None:
+    try:
+        target.symlink_to(path)
+    except (
+        OSError
+    ) as error:  # Windows asks for a right, and some network disks have no links
+        raise UserError(
+            f"{target} cannot be a link ({error.strerror}); use --copy."
+        ) from error
 
 
 def _refuse_shards(table: pa.Table, why: str) -> None:

@@ -17,6 +17,7 @@ import torch
 from latteclip.clip.classifier import load_classifier
 from latteclip.clip.finetuned import MODEL, FinetunedModel
 from latteclip.core import tables
+from latteclip.core.class_groups import ClassGroups
 from latteclip.core.errors import UserError
 from latteclip.evaluate.results import read_selection
 from latteclip.evaluate.train_predictions import read_predictions
@@ -32,8 +33,8 @@ from latteclip.train.data import most_drawn
 from latteclip.train.history import TrainingMetadata
 
 log = logging.getLogger(__name__)
-# Image files to a model's `Prediction`s.
-Classify = Callable[[Sequence[str]], Sequence[Any]]
+# Image files and a number of classes to a model's `Prediction`s.
+Classify = Callable[..., Sequence[Any]]
 
 
 def result_file(name: str, model: Path, option: str) -> Path:
@@ -67,6 +68,58 @@ def abstention_threshold(
     abstained from. Raises UserError outside of a dataset's results, and for too few answers.
     """
     path = result_file(fusion_report.NAME, model.folder, "--abstain")
+    checked = _checked(model, path, classify, max_error)
+    best = checked.confidence
+    threshold = pac_threshold(best, ~checked.right, max_error)
+    log.info(
+        "Predictions with a probability below %.4f are abstained from: with 95 %% probability, at "
+        "most %g %% of all predictions are wrong and not abstained from. %s",
+        threshold,
+        100 * max_error,
+        checked.basis,
+    )
+    return threshold
+
+
+def roll_up_threshold(
+    model: FinetunedModel, classify: Classify, max_error: float, groups: ClassGroups
+) -> float:
+    """Return the probability that a group of classes needs for the guarantee, and log it.
+
+    With 95 % probability, at most the share `max_error` of all images gets a class or a group that
+    it does not belong to. UserError: see `abstention_threshold`.
+    """
+    path = result_file(fusion_report.NAME, model.folder, "--roll-up")
+    checked = _checked(model, path, classify, max_error)
+    if checked.probabilities.shape[1] != len(model.classnames):
+        raise UserError(f"{path} has no probabilities of all classes; rerun the workflow.")
+    confidence, is_wrong = groups.mistakes(checked.probabilities, checked.truth)
+    threshold = pac_threshold(confidence, is_wrong, max_error)
+    log.info(
+        "Answers are the finest class or group with a probability of %.4f: with 95 %% probability, "
+        "at most %g %% of all images get one that they do not belong to. %s",
+        threshold,
+        100 * max_error,
+        checked.basis,
+    )
+    return threshold
+
+
+@dataclass(frozen=True)
+class CheckedPredictions:
+    """Predictions for m images that a person answered about, made without their answers."""
+
+    confidence: Floats  # [m]
+    right: Bools  # [m]
+    probabilities: Floats  # [m, C]
+    truth: list[int | None]  # m classes by the answers; None: no class
+    basis: str  # what a guarantee rests on, in words
+
+
+def _checked(
+    model: FinetunedModel, path: Path, classify: Classify, max_error: float
+) -> CheckedPredictions:
+    """Return predictions for images drawn at random, or raise UserError if they are too few."""
     answers = fusion_report.read_fusion_report(path).answers
     ids = answers.checking
     checks = answers.checked.classifiers if answers.checked else {}
@@ -77,27 +130,32 @@ def abstention_threshold(
         unseen = _unseen(model, ids, len(index), drawable)
         _require_unseen(unseen, len(ids), max_error, path.parent)
         classes = {image: answers.images[image] for image in unseen.images}
-        confidence, right = _predicted(model, path.parent, classes, classify)
+        confidence, probabilities, truth = _predicted(model, path.parent, classes, classify)
+        right = [
+            row.argmax() == label for row, label in zip(probabilities, truth, strict=True)
+        ]
         how = "which the model was not trained on"
     else:
-        confidence = np.array(checks[name].confidence)
-        right = np.array(checks[name].right)
+        check = checks[name]
+        confidence = np.array(check.confidence)
+        right = check.right
+        probabilities = np.array(check.probabilities).reshape(len(right), -1)
+        truth = _classes(model, [answers.images[image] for image in ids])
         how = "each of them left out of the classifier that it checks (five folds)"
         require_answers(len(right), drawable, max_error, path.parent)
-    threshold = pac_threshold(confidence, ~right.astype(bool), max_error)
-    log.info(
-        "Predictions with a probability below %.4f are abstained from: with 95 %% probability, at "
-        "most %g %% of all predictions are wrong and not abstained from. This holds for images "
-        "like the training images of %s without the %d that were chosen to teach. It rests on %d "
-        "answers about such images drawn at random, %s.",
-        threshold,
-        100 * max_error,
-        path.parent,
-        answers.n_teaching,
-        len(right),
-        how,
+    basis = (
+        f"This holds for images like the training images of {path.parent} without the "
+        f"{answers.n_teaching} that were chosen to teach. It rests on {len(right)} answers about "
+        f"such images drawn at random, {how}."
     )
-    return threshold
+    return CheckedPredictions(
+        confidence, np.array(right, dtype=bool), probabilities, truth, basis
+    )
+
+
+def _classes(model: FinetunedModel, names: Sequence[str | None]) -> list[int | None]:
+    number = {name: row for row, name in enumerate(model.classnames)}
+    return [None if name is None else number.get(name) for name in names]
 
 
 def require_answers(
@@ -193,13 +251,14 @@ def _predicted(
     folder: Path,
     answers: Mapping[str, str | None],
     classify: Classify,
-) -> tuple[Floats, Bools]:
-    """Return the probabilities [m] of predictions for m images, and whether answers agree."""
+) -> tuple[Floats, Floats, list[int | None]]:
+    """Return the best probabilities [m] of m images, those of all classes [m, C], and classes."""
     ids = list(answers)
     paths = tables.lookup(folder / "images.parquet", tables.IMAGES, "image_id", "path", ids)
     class_of = dict(zip(paths, answers.values(), strict=True))
-    predictions = classify(paths)
-    right = [
-        model.classnames[one.topk_labels[0]] == class_of[one.path] for one in predictions
-    ]
-    return np.array([one.probability for one in predictions]), np.array(right, dtype=bool)
+    predictions = classify(paths, topk=len(model.classnames))
+    probabilities = np.zeros((len(predictions), len(model.classnames)))
+    for row, one in zip(probabilities, predictions, strict=True):
+        row[one.topk_labels] = one.topk_probabilities
+    truth = _classes(model, [class_of[one.path] for one in predictions])
+    return np.array([one.probability for one in predictions]), probabilities, truth

@@ -12,8 +12,8 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -28,14 +28,21 @@ from latteclip.clip import finetuned, image_encoders
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import best_classes
 from latteclip.clip.encode import encoded
+from latteclip.clip.image_encoders import ImageEncoder
 from latteclip.clip.ood import load_detector
-from latteclip.core import devices, tables
+from latteclip.config import layers
+from latteclip.core import devices, run_options, tables
+from latteclip.core.class_groups import KEY, ClassGroups, read_parents
 from latteclip.core.errors import UserError
 from latteclip.core.files import replacing
 from latteclip.core.terminal import one_line, printable
 from latteclip.data import loader
 from latteclip.data.folder_files import IMAGE_SUFFIXES, image_files
-from latteclip.deploy.model_origin import abstention_threshold, result_file
+from latteclip.deploy.model_origin import (
+    abstention_threshold,
+    result_file,
+    roll_up_threshold,
+)
 
 log = logging.getLogger(__name__)
 SKIPPED = 3  # exit status: some images could not be decoded
@@ -56,12 +63,15 @@ COLUMNS = pa.schema(
         "unknown_score": pa.float32(),
         "is_unknown": pa.bool_(),
         "abstained": pa.bool_(),
+        "rolled_up": pa.string(),
+        "rolled_up_probability": pa.float32(),
     }
 )
 Rows = Iterator["Prediction"]
 BEST: list[str] = COLUMNS.names[:4]
 TOPK: list[str] = COLUMNS.names[4:8]
 UNKNOWN: list[str] = COLUMNS.names[8:10]
+ROLLED_UP: list[str] = COLUMNS.names[11:]
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,9 @@ class Prediction:
     is_unknown: bool | None = None
     # Whether the best class is too uncertain for the guarantee.
     abstained: bool | None = None
+    # The finest class or group that keeps the guarantee, where there is one, and its probability.
+    rolled_up: str | None = None
+    rolled_up_probability: float | None = None
 
     @property
     def classname(self) -> str:
@@ -106,18 +119,24 @@ class Predictor:
         precision: str = "bf16",
         unknown: bool = False,
         abstain: float | None = None,
+        roll_up: float | None = None,
+        groups: str | Path | Mapping[str, Any] | None = None,
     ) -> None:
         """Load a model.
 
         Args:
             model: results/<dataset>, where a model was chosen, or the folder of a model or run.
-            device: auto, cpu, cuda or cuda:<n>.
+            device: auto, cpu, cuda, cuda:<n> or mps.
             threads: CPU threads. None: all.
             batch_size: images encoded at once.
             precision: bf16, fp16 or float32, in which a GPU encodes.
             unknown: whether predictions have unknown_score and is_unknown, by the pretrained CLIP.
             abstain: share of all predictions that may be wrong and not `abstained`, with 95 %
                 probability, by the answers of `latteclip teach`. None: `abstained` is None.
+            roll_up: share of all images that may get a `rolled_up` class or group that they do not
+                belong to, with 95 % probability, by the same answers.
+            groups: groups of classes, as `core.class_groups.read_parents` takes them. None: those
+                of the dataset's configuration.
 
         Raises:
             UserError: it is not a fine-tuned model, it lies outside the results that `unknown` and
@@ -127,17 +146,17 @@ class Predictor:
         self.batch_size = batch_size
         picked = devices.pick(device, self.threads)
         self.model = finetuned.load(model, picked, precision)
-        self.image_encoders = image_encoders.load_beside(
-            self.model.folder, picked, precision
-        )
-        if tuple(model.width for model in self.image_encoders) != self.model.encoder_widths:
-            raise UserError(
-                f"{self.model.folder} lacks image encoders that its classifier needs, in the "
-                f"folder {image_encoders.SUBFOLDER}; take another copy of it."
-            )
+        self.image_encoders = encoders_of(self.model, picked, precision)
         self.pretrained = self.detector = self.threshold = None
+        self.groups: ClassGroups | None = None
         if abstain is not None:
             self.threshold = abstention_threshold(self.model, self, abstain)
+        if roll_up is not None:
+            parents = read_parents(groups if groups is not None else groups_of(self.model))
+            own = ClassGroups(parents, self.model.classnames)
+            self.roll_up_threshold = roll_up_threshold(self.model, self, roll_up, own)
+            names = self.model.class_templates.as_written(self.model.classnames)
+            self.groups = ClassGroups(parents, self.model.classnames, written=names)
         if unknown:
             path = result_file(DETECTOR, self.model.folder, "--unknown")
             self.detector = load_detector(path, self.model.classnames)
@@ -153,13 +172,7 @@ class Predictor:
 
         A folder stands for the image files in it and below it.
         """
-        given = [paths] if isinstance(paths, str | Path) else paths
-        files: list[str] = []
-        for path in map(str, given):
-            files += (
-                map(str, image_files(path, deep=True)) if os.path.isdir(path) else [path]
-            )
-        return list(self.predictions(files, topk))
+        return list(self.predictions(files_of(paths), topk))
 
     def predictions(self, paths: Sequence[str], topk: int) -> Iterator[Prediction]:
         """Classify image files batch by batch, and log those that are no image."""
@@ -192,19 +205,68 @@ class Predictor:
         """Yield the predictions of B images from their features [B, D]."""
         scores = self.model.classifier.scores(features)  # [B, C]
         labels, best = best_classes(scores, topk)  # [B, K]
-        probabilities = (self.model.logit_scale * scores).softmax(dim=1).gather(1, labels)
+        every = (self.model.logit_scale * scores).softmax(dim=1)  # [B, C]
+        probabilities = every.gather(1, labels)
+        groups = [
+            self.groups.answer(shares, self.roll_up_threshold) if self.groups else None
+            for shares in every.double().numpy()
+        ]
         names = self.model.class_templates.as_written(self.model.classnames)
         columns = (part.tolist() for part in (labels, best, probabilities))
         unknown_scores = unknown_scores or [None] * len(paths)
-        for path, own, values, shares, unknown in zip(
-            paths, *columns, unknown_scores, strict=True
+        for path, own, values, shares, unknown, group in zip(
+            paths, *columns, unknown_scores, groups, strict=True
         ):
             is_unknown = unknown > self.detector.threshold if self.detector else None
             abstained = None if self.threshold is None else shares[0] < self.threshold
             own_names = [names[label] for label in own]
-            yield Prediction(
+            prediction = Prediction(
                 path, own, own_names, values, shares, unknown, is_unknown, abstained
             )
+            if group is not None:
+                of_group = {
+                    "rolled_up": group.name,
+                    "rolled_up_probability": group.probability,
+                }
+                prediction = replace(prediction, **of_group)
+            yield prediction
+
+
+def groups_of(model: finetuned.FinetunedModel) -> Mapping[str, Any] | str:
+    """Return the groups of classes of the last run of a model's dataset, or raise UserError."""
+    folder = result_file("images.parquet", model.folder, "--roll-up").parent
+    noted = run_options.read_options(folder.name, folder.parent.parent)
+    given = noted["config"] if noted else {}
+    key = folder.name.removesuffix(f"_{given.get('limit')}")
+    datasets = layers.merge(layers.defaults(), given)["datasets"]
+    if not (groups := datasets.get(key, {}).get(KEY)):
+        raise UserError(
+            f"The dataset of {folder} has no {KEY}, which --roll-up reads; set it in its file, "
+            "or give --groups FILE."
+        )
+    return groups  # type: ignore[no-any-return]
+
+
+def files_of(paths: str | Path | Sequence[str | Path]) -> list[str]:
+    """Return image files, and those in folders and below them, in order."""
+    given = [paths] if isinstance(paths, str | Path) else paths
+    files: list[str] = []
+    for path in map(str, given):
+        files += map(str, image_files(path, deep=True)) if os.path.isdir(path) else [path]
+    return files
+
+
+def encoders_of(
+    model: finetuned.FinetunedModel, device: torch.device, precision: str = "bf16"
+) -> list[ImageEncoder]:
+    """Load the image encoders that a classifier needs, or raise UserError if some are missing."""
+    encoders = image_encoders.load_beside(model.folder, device, precision)
+    if tuple(encoder.width for encoder in encoders) != model.encoder_widths:
+        raise UserError(
+            f"{model.folder} lacks image encoders that its classifier needs, in the folder "
+            f"{image_encoders.SUBFOLDER}; take another copy of it."
+        )
+    return encoders
 
 
 class ReadableFiles(loader.ImageFiles):
@@ -231,6 +293,8 @@ def predict(
     threads: int,
     unknown: bool = False,
     abstain: float | None = None,
+    roll_up: float | None = None,
+    groups: str | None = None,
 ) -> int:
     """Classify images with a tuned model.
 
@@ -248,7 +312,12 @@ def predict(
         unknown: mark images that belong to none of the classes (unknown_score, is_unknown)
         abstain: mark the least certain predictions (abstained), so that with 95 % probability at
             most this share of all is wrong and not marked, by the answers of latteclip teach
+        roll_up: add the finest class or group (rolled_up), so that with 95 % probability at most
+            this share of all gets a wrong one, by the same answers
+        groups: CSV file with the columns class and group (default: the dataset's class_groups)
     """
+    if groups is not None and roll_up is None:
+        raise UserError("--groups is for --roll-up; give both.")
     write = writer_of(output)  # refuses a bad suffix before the work
     files = image_paths(paths, sys.stdin.buffer)
     classifier = Predictor(
@@ -259,6 +328,8 @@ def predict(
         precision=precision,
         unknown=unknown,
         abstain=abstain,
+        roll_up=roll_up,
+        groups=groups,
     )
     topk = min(topk, len(classifier.model.classnames))
     n = Counter[str]()
@@ -271,6 +342,8 @@ def predict(
     further = list(UNKNOWN) if unknown else []
     if abstain is not None:
         further.append("abstained")
+    if roll_up is not None:
+        further += ROLLED_UP
     write(counted(), topk, further)
     abstained = f", abstained from {n['abstained']}" if abstain is not None else ""
     n_skipped = len(files) - n["classified"]

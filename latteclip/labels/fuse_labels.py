@@ -40,6 +40,7 @@ from latteclip.labels.voter_model import (
 from latteclip.labels.voters.base import FusionSettings, VoterTable
 
 log = logging.getLogger(__name__)
+PROBABILITY_DIGITS = 6
 
 
 def fuse_labels(
@@ -278,7 +279,7 @@ def _report(
 def _voters(
     joint: JointFusion,
     voters: Sequence[VoterTable],
-    estimates: Mapping[str, fusion_report.Estimate],
+    estimates: Mapping[str, fusion_report.VoterEstimate],
     folder: Path,
 ) -> list[fusion_report.VoterReport]:
     """Return what the votes of each voter are worth, with its table relative to a folder."""
@@ -319,7 +320,11 @@ def _answers(
     if not fusion.checked:
         return fusion_report.PersonAnswers(images)
     checks = {
-        name: fusion_report.Check(one.confidence.tolist(), one.right.tolist())
+        name: fusion_report.Check(
+            one.confidence.tolist(),
+            one.right.tolist(),
+            one.probabilities.double().numpy().round(PROBABILITY_DIGITS).tolist(),
+        )
         for name, one in fusion.checked.items()
     }
     labels = checks.pop(FUSED)

@@ -132,6 +132,8 @@ class CrossFitted(NamedTuple):
 
     confidence: torch.Tensor  # [J] float32
     right: torch.Tensor  # [J] bool: by the answers
+    # [J, C] float32 of each class, for classifiers; [J, 0] for labels
+    probabilities: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -550,18 +552,20 @@ def cross_fit(
         fusion = model.answered(labelled.select(use)).fused()
         rows = labelled.rows[checking[fold]]
         models = (model.images, *model.others)
-        predicted = {FUSED: (fusion.labels[rows], fusion.confidence[rows])}
+        nothing = torch.zeros(len(rows), 0)
+        predicted = {FUSED: (fusion.labels[rows], fusion.confidence[rows], nothing)}
         predicted["image_prototypes"] = _classified(models, (fusion.head,), rows)
         if model.others:
             predicted["image_prototypes_encoders"] = _classified(
                 models, fusion.joint_heads, rows
             )
-        for name, (labels, confidence) in predicted.items():
-            is_right = torch.zeros(len(checking), dtype=torch.bool)
-            checked = fitted.setdefault(
-                name, CrossFitted(torch.zeros(len(checking)), is_right)
-            )
+        for name, (labels, confidence, probabilities) in predicted.items():
+            n = len(checking)
+            is_right = torch.zeros(n, dtype=torch.bool)
+            table = torch.zeros(n, probabilities.shape[1])
+            checked = fitted.setdefault(name, CrossFitted(torch.zeros(n), is_right, table))
             checked.confidence[fold] = confidence.float()
+            checked.probabilities[fold] = probabilities.float()
             shares = labelled.shares[checking[fold]].gather(1, labels[:, None])
             checked.right[fold] = shares[:, 0] > 0
     return fitted
@@ -569,12 +573,13 @@ def cross_fit(
 
 def _classified(
     models: Sequence[CentredFeatures], heads: Sequence[Head], rows: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the best class of each image and its probability, by heads of one or more models."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the best class, its probability, and those of all classes, by heads of models."""
     pairs = zip(models, heads, strict=False)
     logits = [head.logits(model.centred[rows].double()) for model, head in pairs]
-    best = torch.stack(logits).sum(dim=0).softmax(dim=1).max(dim=1)
-    return best.indices, best.values
+    probabilities = torch.stack(logits).sum(dim=0).softmax(dim=1)
+    best = probabilities.max(dim=1)
+    return best.indices, best.values, probabilities
 
 
 def first_classes(votes: torch.Tensor) -> torch.Tensor:

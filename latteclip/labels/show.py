@@ -1,9 +1,10 @@
 """`latteclip labels show`: how the labels of a dataset came about, and a few images."""
 
+import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ import pyarrow.compute as pc
 from latteclip.config.methods import VOTERS
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.core.files import values_of
 from latteclip.labels.fusion_report import NAME, FusionReport, read_fusion_report
 
 WIDTH = 100
@@ -35,6 +37,39 @@ def show(results: str, n: int, image_ids: Sequence[str] = ()) -> str:
 
     Images are those of the given ids, or else n of different kinds.
     """
+    found = _read(results, n, image_ids)
+    images = [_image(row, found.report) for row in found.rows]
+    return "\n\n".join([_summary(found), *images])
+
+
+def as_json(results: str, n: int, image_ids: Sequence[str] = ()) -> str:
+    """Return the same as JSON for programs. Labels are class names, null without a vote."""
+    found = _read(results, n, image_ids)
+    report = values_of(found.report)
+    answers = report.pop("answers")
+    if answers["checked"]:
+        for key in ("image_id", "labels", "classifiers"):
+            del answers["checked"][key]
+    answers["images"] = len(answers["images"])
+    values = {
+        "images": found.n,
+        "differ_from_zero_shot": found.moved,
+        **report,
+        "answers": answers,
+        "shown": [_values(row, found.report) for row in found.rows],
+    }
+    return json.dumps(values, indent=2)
+
+
+class _Found(NamedTuple):
+    path: Path
+    n: int  # training images
+    moved: int  # labels that are not the zero-shot ones
+    report: FusionReport
+    rows: list[dict[str, Any]]  # the shown images, with their captions
+
+
+def _read(results: str, n: int, image_ids: Sequence[str]) -> _Found:
     folder = Path(results)
     path = folder / "fused_labels.parquet"
     captions = folder / "captions" / "images.parquet"
@@ -61,9 +96,10 @@ def show(results: str, n: int, image_ids: Sequence[str] = ()) -> str:
     if captions.is_file():
         ids = [row["image_id"] for row in rows]
         texts = tables.lookup(captions, tables.CAPTIONS, "id", "caption", ids)
-    images = [_image(row, text, report) for row, text in zip(rows, texts, strict=True)]
+    for row, text in zip(rows, texts, strict=True):
+        row["caption"] = text
     moved = pc.sum(pc.not_equal(table["fused_label"], zero_shot)).as_py()
-    return "\n\n".join([_summary(path, len(table), moved, report), *images])
+    return _Found(path, len(table), moved, report, rows)
 
 
 def _by_id(ids: pa.ChunkedArray, wanted: Sequence[str], path: Path) -> pa.Array:
@@ -97,7 +133,8 @@ def _of_each_kind(table: pa.Table, n: int) -> pa.Array:
     return pa.array(np.sort(by_turn[:n]))
 
 
-def _summary(path: Path, n: int, moved: int, report: FusionReport) -> str:
+def _summary(found: _Found) -> str:
+    path, n, moved, report, _ = found
     votes = report.votes
     p_value = report.corroboration.p_value
     verdict = "no better than permuted votes do, so they are ignored"
@@ -149,8 +186,27 @@ def _predictors(report: FusionReport) -> list[str]:
     ]
 
 
-def _image(row: dict[str, Any], caption: str | None, report: FusionReport) -> str:
-    names = [report.written_names.get(name, name) for name in report.classnames]
+def _names(report: FusionReport) -> list[str]:
+    return [report.written_names.get(name, name) for name in report.classnames]
+
+
+def _values(row: dict[str, Any], report: FusionReport) -> dict[str, Any]:
+    """Return a shown image for JSON."""
+    names = _names(report)
+    labels: dict[str, Any] = {}
+    for _, label, confidence in SOURCES:
+        has_vote = row[label] is not None and (confidence is None or row[confidence] > 0)
+        labels[label] = names[row[label]] if has_vote else None
+        if confidence is not None:
+            labels[confidence] = row[confidence]
+    answered = report.answers.images
+    answer = {"answered": answered[row["image_id"]]} if row["image_id"] in answered else {}
+    return {"image_id": row["image_id"], **labels, "caption": row["caption"], **answer}
+
+
+def _image(row: dict[str, Any], report: FusionReport) -> str:
+    names = _names(report)
+    caption = row["caption"]
     lines = [row["image_id"]]
     for title, label, confidence in SOURCES:
         if row[label] is None:

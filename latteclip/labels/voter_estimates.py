@@ -1,10 +1,12 @@
 """How right voters are, estimated without labels where that can be known. Not in the paper.
 
 The estimate of a voter is the mean probability that images and the voters of other families give to
-its votes. It can be wrong for reasons that no image shows, so an interval has three parts:
+its votes. It can be wrong for reasons that no image shows, so an interval has four parts:
 
 - the sampling error of n votes,
 - the difference from the estimate by images alone: were both independent, they would agree,
+- the difference from the estimate by agreements: were the errors of the voter, of the images and of
+  the other voters independent, two of them would agree, above chance, as often as both are right,
 - half of the probability that the reference itself is wrong.
 
 An estimate with an interval wider than MAX_WIDTH tells nothing, nor does one of a voter that shares
@@ -20,10 +22,10 @@ from collections.abc import Mapping
 import torch
 
 from latteclip.labels.fusion import SAMPLE
-from latteclip.labels.fusion_report import Estimate
+from latteclip.labels.fusion_report import VoterEstimate
 from latteclip.labels.guarantees import confidence_sequence
 from latteclip.labels.label_sources import LabelledRows, Votes
-from latteclip.labels.likelihood import pool
+from latteclip.labels.likelihood import TINY, pool
 from latteclip.labels.prototypes import spaced
 from latteclip.labels.voter_model import (
     SAME_FAMILY,
@@ -44,7 +46,7 @@ ZERO_SHOT = "zero_shot"
 
 def estimate_voters(
     joint: JointFusion, voters: Mapping[str, Votes], labelled: LabelledRows | None = None
-) -> dict[str, Estimate]:
+) -> dict[str, VoterEstimate]:
     """Return an estimate for each voter, and for the zero-shot scores if there are any."""
     labels_of = {name: first_labels(votes) for name, votes in voters.items()}
     # Examples come after the labelled images.
@@ -78,7 +80,7 @@ def gains_of_voters(joint: JointFusion) -> dict[str, float]:
     return found
 
 
-def _by_answers(labels: torch.Tensor, labelled: LabelledRows) -> Estimate | None:
+def _by_answers(labels: torch.Tensor, labelled: LabelledRows) -> VoterEstimate | None:
     """Return the estimate [N] by answers about images drawn at random, if a voter has some."""
     drawn = labelled.select(labelled.drawn)
     own = labels[drawn.rows].long()
@@ -89,15 +91,17 @@ def _by_answers(labels: torch.Tensor, labelled: LabelledRows) -> Estimate | None
     right = int((drawn.shares[has].gather(1, own[has][:, None]) > 0).sum())
     votes = int((labels != NO_VOTE).sum())
     low, high = confidence_sequence(right, answers, votes)
-    return Estimate(right / answers, low, high, True, "answers", votes, 0)
+    return VoterEstimate(right / answers, low, high, True, "answers", votes, 0)
 
 
-def _by_votes(joint: JointFusion, name: str, labels: torch.Tensor) -> Estimate:
+def _by_votes(joint: JointFusion, name: str, labels: torch.Tensor) -> VoterEstimate:
     model = joint.model
     voter = joint.voters.get(name)
     votes = int((labels != NO_VOTE).sum())
     rows = spaced((labels != NO_VOTE).nonzero()[:, 0], model.n_classes, SAMPLE)
-    nothing = Estimate(None, 0.0, 1.0, False, "votes", votes, _answers_needed(0.5, votes))
+    nothing = VoterEstimate(
+        None, 0.0, 1.0, False, "votes", votes, _answers_needed(0.5, votes)
+    )
     if not len(rows) or not model.is_informed or (voter is None and name != ZERO_SHOT):
         return nothing
     own = labels[rows].long()[:, None]
@@ -111,14 +115,17 @@ def _by_votes(joint: JointFusion, name: str, labels: torch.Tensor) -> Estimate:
     value = float(reference.gather(1, own).mean())
     by_images = float(images.softmax(dim=1).gather(1, own).mean())
     unsure = float(1 - reference.amax(dim=1).mean())
+    doubts = [value - by_images, unsure]
+    if others.ndim:
+        doubts.append(value - _by_agreements(images, others, own))
     sampling = value * (1 - value) / votes
-    half = Z * math.sqrt(sampling + (value - by_images) ** 2 / 4 + unsure**2 / 4)
+    half = Z * math.sqrt(sampling + sum(doubt**2 for doubt in doubts) / 4)
     low = max(0.0, value - half)
     high = min(1.0, value + half)
     is_apart = _shared_with_images(images, others, own[:, 0]) < SAME_FAMILY
     tells = is_apart and 2 * half <= MAX_WIDTH
     needed = 0 if tells else _answers_needed(value, votes)
-    return Estimate(value, low, high, tells, "votes", votes, needed, by_images)
+    return VoterEstimate(value, low, high, tells, "votes", votes, needed, by_images)
 
 
 def _others(joint: JointFusion, name: str, rows: torch.Tensor) -> torch.Tensor:
@@ -133,6 +140,25 @@ def _others(joint: JointFusion, name: str, rows: torch.Tensor) -> torch.Tensor:
     own = None if voter is None else voter.family
     each = zip(model.families, model.log_likelihoods(rows), strict=True)
     return sum((table for family, table in each if family != own), torch.zeros(()))
+
+
+def _by_agreements(images: torch.Tensor, others: torch.Tensor, own: torch.Tensor) -> float:
+    """Return the share of right votes [n, 1] if voter, images and others err independently.
+
+    Log-probabilities by images and by others are [n, C].
+    """
+    chance = 1 / images.shape[1]
+    by_images, by_others = (table.softmax(dim=1) for table in (images, others))
+    agreements = [
+        by_images.gather(1, own).mean(),
+        by_others.gather(1, own).mean(),
+        (by_images * by_others).sum(dim=1).mean(),
+    ]
+    first, second, between = (
+        max(TINY, (float(each) - chance) / max(TINY, 1 - chance)) for each in agreements
+    )
+    skill = min(1.0, math.sqrt(first * second / between))
+    return chance + (1 - chance) * skill
 
 
 def _shared_with_images(

@@ -260,7 +260,8 @@ class Training:
         while True:
             self.adamw.zero_grad()
             try:
-                return self._gradients(batch)
+                with devices.memory_errors():
+                    return self._gradients(batch)
             except torch.OutOfMemoryError:  # which holds memory until the handler is left
                 size = self.clip.micro_batch or len(batch[2])
                 if size == 1 or not self.may_halve:

@@ -367,7 +367,7 @@ def resized(
     top, left, height, width = box
     crop = picture[top : top + height, left : left + width]
     crop = crop.permute(2, 0, 1)[None]
-    if crop.device.type == "cuda":  # which resizes no integers
+    if crop.device.type != "cpu":  # GPUs resize no integers
         exact = F.interpolate(crop.float(), side, mode="bicubic", antialias=True)
         return exact[0].round_().clamp_(0, 255)
     return F.interpolate(crop, side, mode="bicubic", antialias=True)[0]

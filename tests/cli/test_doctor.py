@@ -1,4 +1,5 @@
 import functools
+import json
 import os
 import shutil
 import socket
@@ -156,3 +157,16 @@ def test_a_cluster_without_snakemake_s_plugin_is_a_warning(tools, monkeypatch):
     assert levels(doctor.slurm) == ["ok"]
     monkeypatch.setattr(doctor, "find_spec", lambda name: None)
     assert levels(doctor.slurm)[-1] == "warning"
+
+
+def test_programs_get_findings_as_json(only, capsys):
+    only(
+        one=lambda: iter([("note", "text; advice")]), two=lambda: iter([("warning", "bad")])
+    )
+    assert main.main(["doctor", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["ready"] is False
+    assert found["findings"][:2] == [
+        {"check": "one", "level": "note", "text": "text; advice"},
+        {"check": "two", "level": "warning", "text": "bad"},
+    ]

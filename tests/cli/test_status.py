@@ -82,3 +82,14 @@ def test_stages_are_done_stale_or_missing_and_the_reason_follows(finished_copy):
     rules = [line[1] for line in lines if len(line) > 1 and line[0] in status.COLOURS]
     assert rules.index("index_images") < rules.index("finetune") < rules.index("evaluate")
     assert lines[-3][0].startswith("all datasets: ")
+    words = ("status", "--json", "--config", "seeds=2", "method=zero_shot,flyp")
+    run = finished_copy.latteclip(*words)
+    assert run.returncode == 0, run.stdout
+    found = json.loads(run.stdout)
+    [demo] = [one for one in found["datasets"] if one["dataset"] == "demo"]
+    states = {(job["rule"], job["seed"]): job["state"] for job in demo["jobs"]}
+    assert states["index_images", None] == "stale"
+    assert states["finetune", "0"] == "stale" and states["finetune", "1"] == "missing"
+    assert len(demo["jobs"]) == 13
+    assert any(cost["rule"] == "index_images" for cost in demo["costs"])
+    assert found["lock"] is None

@@ -196,3 +196,99 @@ def test_what_was_learned_of_a_dataset_needs_its_results(results, option, tmp_pa
     results.model.rename(tmp_path / "exported")
     with pytest.raises(UserError, match=f"--{next(iter(option))}"):
         predict.Predictor(tmp_path / "exported", device="cpu", threads=1, **option)
+
+
+# --- rolled up to groups of classes --------------------------------------------------------------
+
+GROUPS = {"a": "first", "b": "first"}
+
+
+def rolled_up(results, threshold):
+    """What `rolled_up` must be: the group of a and b, or one of the classes."""
+    found = []
+    for one in results.classifier()(results.pictures, topk=3):
+        shares = dict(zip(one.topk_classnames, one.topk_probabilities, strict=True))
+        both = shares["a"] + shares["b"]
+        group = ("first", both) if both > shares["c"] else ("c", shares["c"])
+        inside = max((shares[name], name) for name in "ab")
+        if group[0] == "first" and inside[0] >= threshold:
+            group = inside[::-1]
+        found.append(group if group[1] >= threshold else (None, None))
+    return found
+
+
+def test_the_finest_group_that_keeps_the_promise_is_in_every_format(
+    results, tmp_path, caplog
+):
+    results.train(drawn=results.ids[:20])
+    groups = tmp_path / "groups.csv"
+    groups.write_text("class,group\na,first\nb,first\n")
+    classifier = results.classifier(roll_up=ERROR, groups=groups)
+    confidence, wrong = [], []
+    for row, one in enumerate(results.classifier()(results.pictures[:20], topk=3)):
+        # An answer that names the predicted class is right by any group, another one by none.
+        shares = dict(zip(one.topk_classnames, one.topk_probabilities, strict=True))
+        confidence.append(max(shares["a"] + shares["b"], shares["c"]))
+        wrong.append(not results.right[row])
+    expected = pac_threshold(np.array(confidence), np.array(wrong), ERROR)
+    assert classifier.roll_up_threshold == pytest.approx(expected)
+    wanted = rolled_up(results, classifier.roll_up_threshold)
+    assert len({name for name, _ in wanted}) > 1
+    found = classifier(results.pictures)
+    assert [one.rolled_up for one in found] == [name for name, _ in wanted]
+    for suffix in ("csv", "jsonl", "parquet"):
+        output = tmp_path / f"out.{suffix}"
+        words = ["predict", results.model, *results.pictures, "--threads", 1, "-o", output]
+        words += ["--roll-up", ERROR, "--groups", groups]
+        assert main.main([*map(str, words)]) == 0
+    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    lines = (tmp_path / "out.jsonl").read_text().splitlines()
+    for table in (rows, [json.loads(line) for line in lines]):
+        assert [row["rolled_up"] for row in table] == [name for name, _ in wanted]
+        shares = [row["rolled_up_probability"] for row in table if row["rolled_up"]]
+        assert shares == pytest.approx([p for name, p in wanted if name], abs=1e-6)
+    with (tmp_path / "out.csv").open() as file:
+        in_csv = [row["rolled_up"] or None for row in csv.DictReader(file)]
+    assert in_csv == [name for name, _ in wanted]
+
+
+def test_groups_come_from_the_dataset(results, monkeypatch, tmp_path):
+    from latteclip.core import run_options
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="class_groups"):
+        results.classifier(roll_up=ERROR)
+    config = {"datasets": {"mine": {"class_groups": GROUPS}}}
+    run_options.note_options({"mine": "mine"}, config, [])
+    assert results.classifier(roll_up=ERROR).groups is not None
+    with pytest.raises(UserError, match="podle"):
+        results.classifier(roll_up=ERROR, groups={"dog": ["podle"]})
+
+
+def test_a_classifier_that_answers_made_rolls_up_by_what_checks_it(results):
+    (results.model.parent / "history.parquet").unlink()
+    place = results.folder / "classifiers" / "image_prototypes.safetensors"
+    save_classifier(place, results.head, {"classnames": CLASSNAMES})
+    draw = np.random.default_rng(0)
+    shares = draw.dirichlet(np.ones(3), 15)
+    truth = [CLASSNAMES.index(one.classname) for one in results.predicted[:15]]
+    truth = [
+        label if right else None for label, right in zip(truth, results.right, strict=False)
+    ]
+    best = shares.argmax(axis=1)
+    right = [label == own for label, own in zip(truth, best.tolist(), strict=True)]
+    head = Check(shares.max(axis=1).tolist(), right, shares.tolist())
+    results.answer(15, image_prototypes=head)
+    classifier = results.classifier(roll_up=ERROR, groups=GROUPS)
+    confidence, is_wrong = classifier.groups.mistakes(shares, truth)
+    assert classifier.roll_up_threshold == pac_threshold(confidence, is_wrong, ERROR)
+    old = Check(shares.max(axis=1).tolist(), right)  # of an earlier version
+    results.answer(15, image_prototypes=old)
+    with pytest.raises(UserError, match=NAME):
+        results.classifier(roll_up=ERROR, groups=GROUPS)
+
+
+def test_groups_without_their_option_are_refused(results, capsys):
+    words = ["predict", str(results.model), results.pictures[0], "--groups", "x.csv"]
+    assert main.main(words) == 2
+    assert "--roll-up" in capsys.readouterr().err

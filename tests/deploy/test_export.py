@@ -1,10 +1,10 @@
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 import transformers
@@ -21,7 +21,6 @@ from latteclip.clip.classifier import Classifier, load_classifier
 from latteclip.clip.encode import class_embeddings
 from latteclip.core import hashing, tables
 from latteclip.core.class_templates import ClassTemplates
-from latteclip.data.images import open_rgb
 from latteclip.deploy import predict
 from latteclip.deploy.export import export
 from latteclip.labels import fusion_report
@@ -161,35 +160,8 @@ def test_a_part_that_transformers_lacks_is_refused(tuned_model, tmp_path, kind, 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("kind", ["convnext", "siglip"])
-def test_onnx_runtime_predicts_the_same(tuned_model, pictures, tmp_path, kind):
-    pytest.importorskip("onnxscript", reason="the extra latteclip[onnx] is not installed")
-    runtime = pytest.importorskip("onnxruntime")
-    model = tuned_model(write_backbone(kind, tmp_path / "base"))
-    export(str(model), str(tmp_path / "out"), "onnx")
-    described = json.loads((tmp_path / "out" / "preprocess.json").read_text())
-    preprocess = open_clip.transform.image_transform_v2(
-        open_clip.transform.PreprocessCfg(**described), is_train=False
-    )
-    session = runtime.InferenceSession(tmp_path / "out" / "model.onnx")
-    assert (
-        json.loads(session.get_modelmeta().custom_metadata_map["classnames"]) == CLASSNAMES
-    )
-    pixels = np.stack([preprocess(image).numpy() for image in rgb(pictures)])
-    scores, probabilities, features = session.run(None, {"pixel_values": pixels})
-    ours = predicted(model, pictures)
-    assert_same(ours, scores)
-    best = probabilities.max(axis=1)
-    assert best == pytest.approx([one.probability for one in ours], abs=1e-3)
-    assert np.linalg.norm(features, axis=1) == pytest.approx(1, abs=1e-5)
-    head = load_classifier(model / clips.CLASSIFIER)[0]
-    assert scores == pytest.approx(
-        head.scores(torch.from_numpy(features)).numpy(), abs=1e-4
-    )
-
-
 def test_onnx_without_its_packages_is_one_sentence(demo, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
     arguments = ["export", str(demo), str(tmp_path / "out"), "--format", "onnx"]
     assert main.main(arguments) == 2
     assert "onnxscript" in capsys.readouterr().err
@@ -256,12 +228,13 @@ def test_the_card_says_how_many_answers_taught_the_labels(run, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["open_clip", "transformers", "onnx"])
-def test_the_python_of_the_card_runs(biased, demo_clip, pictures, tmp_path, form):
+def test_the_python_of_the_card_runs(biased, pictures, tmp_path, monkeypatch, form):
     if form == "onnx":
         pytest.importorskip(
             "onnxscript", reason="the extra latteclip[onnx] is not installed"
         )
     out = tmp_path / form
+    monkeypatch.setattr(sys, "path", [*sys.path])
     export(str(biased), str(out), form)
     code = card_of(out)[1].split("```python\n")[1].split("```")[0]
     turned = Image.Exif()
@@ -270,11 +243,12 @@ def test_the_python_of_the_card_runs(biased, demo_clip, pictures, tmp_path, form
     for number, image in enumerate(rgb(pictures[:9])):
         photos.append(str(tmp_path / f"{number}.png"))
         image.save(photos[-1], exif=turned)
-        names = {"pixels": demo_clip.preprocess(open_rgb(photos[-1]))[None].numpy()}
+        names = {}
         exec(
             code.replace("<this folder>", str(out)).replace("photo.jpg", photos[-1]), names
         )
-        found.append((CLASSNAMES[int(names["label"][0])], names["scores"].max().item()))
+        label = int(np.ravel(names["label"])[0])
+        found.append((CLASSNAMES[label], names["scores"].max().item()))
     predictions = predicted(biased, photos)
     assert [name for name, _ in found] == [one.classname for one in predictions]
     assert [score for _, score in found] == pytest.approx(

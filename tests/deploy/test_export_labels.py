@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 from support import records
 from support.shards import parquet_shard, tar_shard
@@ -21,7 +22,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.metadata import IndexMetadata
 from latteclip.data.images import open_rgb
 from latteclip.data.splits import read_split
-from latteclip.deploy import label_table
+from latteclip.deploy import export_datasets, label_table
 from latteclip.deploy.export_labels import export_labels, sanitized
 from latteclip.deploy.label_table import LabelsMetadata
 from latteclip.labels.fusion_report import PersonAnswers
@@ -430,3 +431,46 @@ def test_too_few_answers_say_how_many_it_takes(taken, checking):
     for promise in ({"max_error": 0.001}, {"false_discovery": 0.001}):  # of 90 images
         with pytest.raises(UserError, match=r"out of reach.*0\.0(33|34|12)"):
             export_labels(str(taken.folder), "csv", "labels.csv", **promise)
+
+
+# --- for the library datasets --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_the_library_datasets_reads_images_labels_and_columns(taken, tmp_path, copy):
+    datasets = pytest.importorskip("datasets")
+    out = tmp_path / "out"
+    export_labels(str(taken.folder), "datasets", str(out), copy=copy)
+    table, described = label_table.read(taken.folder)
+    found = datasets.load_dataset(
+        str(out), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    names = found.features["label"].names
+    assert names == described.classnames
+    rows = table.to_pylist()
+    assert len(found) == len(rows)
+    for row, one in zip(rows, found, strict=True):
+        assert one["image_id"] == row["image_id"]
+        label = None if one["label"] is None else names[one["label"]]
+        assert label == row["label"]
+        assert one["probability"] == pytest.approx(row["probability"])
+        with Image.open(row["path"]) as image:
+            assert one["image"].size == image.size
+    raw = pq.read_table(out / "data" / "train-00000.parquet")["image"].to_pylist()
+    assert all((image["bytes"] is not None) == copy for image in raw)
+    front = yaml.safe_load((out / "README.md").read_text().split("---\n")[1])
+    [label] = [one for one in front["dataset_info"]["features"] if one["name"] == "label"]
+    assert list(label["dtype"]["class_label"]["names"].values()) == names
+    assert front["configs"][0]["data_files"][0]["path"] == "data/train-*"
+    assert front["task_categories"] == ["image-classification"]
+
+
+def test_many_images_are_in_several_files(taken, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_datasets, "GROUP", 4)
+    monkeypatch.setattr(export_datasets, "PART_BYTES", 1)
+    out = tmp_path / "out"
+    export_labels(str(taken.folder), "datasets", str(out), copy=True)
+    files = sorted((out / "data").iterdir())
+    assert len(files) > 1
+    rows = sum(pq.read_metadata(file).num_rows for file in files)
+    assert rows == len(label_table.read(taken.folder)[0])

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import pyarrow as pa
@@ -189,3 +190,29 @@ def test_an_answered_image_is_marked(labelled):
         ["none", "of", "these"],
     ]
     assert "80.0 %" in text and "70.0" in text
+
+
+def test_programs_get_the_same_as_json(tmp_path, capsys):
+    labelled = Labelled(tmp_path)
+    labelled.report = replace(
+        REPORT,
+        written_names={"blue": "Blue"},
+        answers=fusion_report.PersonAnswers({"b.png": None, "c.png": "grey"}),
+    )
+    labelled.show()
+    assert main.main(["labels", "show", str(tmp_path), "--json", "-n", "0"]) == 0
+    assert json.loads(capsys.readouterr().out)["shown"] == []
+    words = ["labels", "show", str(tmp_path), "--json", "--image", "b.png", "i.png"]
+    assert main.main(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == len(LABELS) and found["model"] == "some/model"
+    assert found["answers"]["images"] == 2
+    moved = sum(labels[0] != labels[-1] for labels in LABELS.values())
+    assert found["differ_from_zero_shot"] == moved
+    first, last = found["shown"]
+    assert first["fused_label"] == "Blue" and first["zero_shot_label"] == "red dots"
+    assert first["answered"] is None and "answered" not in last
+    assert last["caption_label"] is None and last["caption_confidence"] == 0
+    words = ["labels", "export", str(tmp_path), "--json", "--format", "csv", "-o", "x.csv"]
+    assert main.main(words) == 2
+    assert "--json" in capsys.readouterr().err

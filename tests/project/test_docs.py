@@ -51,7 +51,7 @@ def test_the_citation_is_that_of_the_paper():
     paper = citation["preferred-citation"]
     names = [author["family-names"] for author in paper["authors"]]
     assert names == ["Cao", "Jaritz", "Guillaumin", "Charette", "Bazzani"]
-    assert paper["title"] in export.TEMPLATE.read_text("utf-8")
+    assert paper["title"] in (export.TEMPLATES / "model_card.md").read_text("utf-8")
     assert "2410.08211" in paper["url"]
     assert paper["year"] == 2025
 

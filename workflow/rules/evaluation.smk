@@ -20,7 +20,11 @@ rule evaluate:
     benchmark:
         "results/{dataset}/{method}/seed{seed}/benchmarks/evaluate.jsonl"
     wildcard_constraints:
-        method=methods_with(lambda objective: objective.trains or objective.averages),
+        method=methods_with(
+            lambda objective: objective.trains
+            or objective.averages
+            or objective.distils
+        ),
     priority: EARLY
     conda:
         "../../envs/latteclip.yaml"

@@ -69,7 +69,8 @@ class TransformersEngine:
         while waiting := waiting or list(itertools.islice(source, self._at_once)):
             batch = waiting[: self._at_once]
             try:
-                answers = self._answers(batch)
+                with devices.memory_errors():
+                    answers = self._answers(batch)
             except torch.OutOfMemoryError:  # which holds memory until the handler is left
                 answers = []
             if answers:

@@ -1,6 +1,6 @@
-"""The keys `template` and `class_synonyms`, of which the texts of the classes are made."""
+"""Keys of a dataset's classes: what their texts are made of, and their groups."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -22,6 +22,15 @@ class SynonymsSection(Section):
 
     class_synonyms: dict[str, list[str]] = optional_key(
         "other names of classes, averaged with the name", default={}
+    )
+
+
+class ClassGroupsSection(Section):
+    """Groups of the classes."""
+
+    class_groups: dict[str, Any] | str | None = optional_key(
+        "groups of classes, for predict --roll-up: class to group, group to classes, or a CSV file "
+        "with the columns class and group"
     )
 
 

@@ -1,0 +1,201 @@
+"""Write a tuned model, image encoders included, as one ONNX graph with all that a user needs.
+
+The metadata of the graph are JSON: `classnames`, `inputs` (how an image becomes each input), and
+`abstain` (the threshold of a guarantee). `templates/predict.py` classifies images by them alone.
+"""
+
+import json
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from latteclip.clip.finetuned import FinetunedModel
+from latteclip.clip.image_encoder_files import ImagePreprocessing
+from latteclip.clip.image_encoders import ImageEncoder
+from latteclip.clip.model import Clip
+from latteclip.core.errors import UserError, first_line
+from latteclip.core.files import replacing
+from latteclip.data.images import open_rgb
+from latteclip.deploy.predict import encoders_of
+
+MODEL = "model.onnx"
+INPUT = "pixel_values"  # of CLIP; image encoders have pixel_values_1, pixel_values_2, ...
+LIMIT = 1.8e9  # bytes of weights above which they get a separate file: a graph holds 2 GB
+PACKAGES = "pip install onnx onnxruntime onnxscript"
+RESIZES = {
+    "center": "shortest",
+    "border": "longest",
+    "squash": "squash",
+}  # by timm's crop_mode
+
+
+@dataclass(frozen=True)
+class InputPreprocessing:
+    """How an upright RGB image becomes one input [1, 3, H, W] of the graph."""
+
+    name: str
+    # Resize so that the sides are `target`; or the shorter one (rounded down), or so that the
+    # image covers the target (rounded to the nearest), or fits into it.
+    resize: Literal["squash", "shortest", "cover", "longest"]
+    target: list[int]  # height and width in pixels
+    size: list[int]  # height and width after a crop or a border about the centre
+    interpolation: str  # name of a filter of Pillow
+    fill: list[int]  # colour of the border
+    mean: list[float]  # subtracted from colours between 0 and 1
+    std: list[float]  # divisor after that
+
+    @classmethod
+    def of_open_clip(cls, name: str, config: dict[str, Any]) -> "InputPreprocessing":
+        """Return the preprocessing of a `preprocess_cfg` of open_clip."""
+        size = _sides(config["size"])
+        colour = config["fill_color"]
+        resize = _with_rounding(config["resize_mode"], size)
+        is_linear = config["interpolation"] == "bilinear" and resize != "cover"
+        return cls(
+            name=name,
+            resize=resize,
+            target=size,
+            size=size,
+            interpolation="BILINEAR" if is_linear else "BICUBIC",
+            fill=[colour] * 3,
+            mean=list(config["mean"]),
+            std=list(config["std"]),
+        )
+
+    @classmethod
+    def of_timm(cls, name: str, config: ImagePreprocessing) -> "InputPreprocessing":
+        """Return the preprocessing of a `pretrained_cfg` of timm."""
+        size = list(config.input_size[1:])
+        target = [math.floor(side / config.crop_pct) for side in size]
+        is_bordered = config.crop_mode == "border"
+        return cls(
+            name=name,
+            resize=_with_rounding(RESIZES[config.crop_mode], target),
+            target=target,
+            size=size,
+            interpolation=config.interpolation.upper(),
+            fill=[round(255 * value) if is_bordered else 0 for value in config.mean],
+            mean=list(config.mean),
+            std=list(config.std),
+        )
+
+
+def _sides(size: Any) -> list[int]:
+    return [size, size] if isinstance(size, int) else list(size)
+
+
+def _with_rounding(resize: str, target: list[int]) -> Any:
+    """Return how both libraries resize: only a square's shorter side is rounded down."""
+    is_square = target[0] == target[1]
+    return "cover" if resize == "shortest" and not is_square else resize
+
+
+class ImageClassifier(torch.nn.Module):
+    """The computation of the graph."""
+
+    def __init__(self, opened: FinetunedModel, encoders: list[ImageEncoder]) -> None:
+        super().__init__()
+        self.towers = torch.nn.ModuleList(
+            [opened.clip.model, *(encoder.model for encoder in encoders)]
+        )
+        self.register_buffer("weights", opened.classifier.weights)
+        self.register_buffer("bias", opened.classifier.bias)
+        self.logit_scale = opened.logit_scale
+
+    def forward(self, *pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return scores [N, C], probabilities [N, C] and features [N, D].
+
+        Each tower has images [N, 3, H, W] of its own size.
+        """
+        towers = zip(self.towers, pixel_values, strict=True)
+        each = [F.normalize(tower.encode_image(x), dim=-1) for tower, x in towers]  # type: ignore[operator]
+        features = torch.cat(each, dim=-1)
+        scores = features @ self.weights.T + self.bias  # type: ignore[operator]
+        return scores, (self.logit_scale * scores).softmax(dim=-1), features
+
+
+def inputs_of(
+    opened: FinetunedModel, encoders: list[ImageEncoder]
+) -> list[InputPreprocessing]:
+    """Return the inputs of the graph: CLIP's, and then those of the image encoders."""
+    inputs = []
+    for number, model in enumerate([opened.clip, *encoders]):
+        name = _input_name(number)
+        if isinstance(model, ImageEncoder) and model.timm is not None:
+            inputs.append(InputPreprocessing.of_timm(name, model.timm.preprocessing))
+        else:
+            tower: Any = model.model.visual
+            inputs.append(InputPreprocessing.of_open_clip(name, tower.preprocess_cfg))
+    return inputs
+
+
+def _input_name(number: int) -> str:
+    return f"{INPUT}_{number}" if number else INPUT
+
+
+def prepare(models: Sequence[Clip], path: str) -> dict[str, npt.NDArray[np.float32]]:
+    """Return an image as the inputs [1, 3, H, W] of the graph of CLIP and image encoders."""
+    image = open_rgb(path)
+    inputs = {}
+    for number, model in enumerate(models):
+        inputs[_input_name(number)] = model.preprocess(image)[None].numpy()
+    return inputs
+
+
+@torch.no_grad()
+def write(opened: FinetunedModel, folder: Path) -> None:
+    """Write the graph, with its metadata, into a folder, or raise UserError."""
+    encoders = encoders_of(opened, torch.device("cpu"))
+    inputs = inputs_of(opened, encoders)
+    module = ImageClassifier(opened, encoders).eval()
+    images = torch.export.Dim("images")
+    try:
+        import onnxscript  # noqa: F401 - torch's exporter needs it, and says so late
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's exporter warns about itself
+            program = torch.onnx.export(
+                module,
+                tuple(torch.zeros(2, 3, *each.size) for each in inputs),
+                input_names=[each.name for each in inputs],
+                output_names=["scores", "probabilities", "image_features"],
+                dynamic_shapes={"pixel_values": tuple({0: images} for _ in inputs)},
+                dynamo=True,
+                verbose=False,
+            )
+    except (ImportError, torch.onnx.errors.OnnxExporterError) as error:
+        raise UserError(
+            f"--format onnx: {first_line(error)}; {PACKAGES}, or use --format open_clip if a "
+            "network of this model has no ONNX form."
+        ) from error
+    assert program is not None  # as it is with dynamo=True
+    names = opened.class_templates.as_written(opened.classnames)
+    metadata = {"classnames": names, "inputs": [asdict(each) for each in inputs]}
+    for key, value in metadata.items():
+        program.model.metadata_props[key] = json.dumps(value, ensure_ascii=False)
+    n_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
+    program.save(folder / MODEL, external_data=n_bytes > LIMIT)
+
+
+def add_metadata(folder: Path, key: str, value: Any) -> None:
+    """Add an entry to the metadata of a graph, as JSON."""
+    import onnx
+
+    path = folder / MODEL
+    graph = onnx.load(path, load_external_data=False)
+    onnx.helper.set_model_props(graph, metadata_of(graph) | {key: json.dumps(value)})
+    with replacing(path) as temporary:
+        onnx.save(graph, temporary)
+
+
+def metadata_of(graph: Any) -> dict[str, str]:
+    """Return the metadata of a graph."""
+    return {entry.key: entry.value for entry in graph.metadata_props}

@@ -1,0 +1,51 @@
+"""Classify images: python predict.py photo.jpg ... (needs onnxruntime, numpy and Pillow)."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+
+class Model:
+    def __init__(self, path):
+        self.session = onnxruntime.InferenceSession(path)
+        about = self.session.get_modelmeta().custom_metadata_map
+        self.classnames = json.loads(about.get("classnames", "[]"))
+        self.inputs = json.loads(about.get("inputs", "[]"))
+        self.threshold = json.loads(about.get("abstain", "{}")).get("threshold", 0.0)
+        if self.session.get_outputs()[0].shape[1] != len(self.classnames):
+            sys.exit(f"{path} scores other classes than it names; export the model again.")
+
+    def __call__(self, path):  # scores [C] and probabilities [C]
+        image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        pixels = {each["name"]: prepare(image, **each) for each in self.inputs}
+        return [x[0] for x in self.session.run(["scores", "probabilities"], pixels)]
+
+
+def prepare(image, name, resize, target, size, interpolation, fill, mean, std):
+    sides = image.height, image.width
+    ratios = [side / goal for side, goal in zip(sides, target)]
+    ratio = max(ratios) if resize == "longest" else min(ratios)
+    new = target if resize == "squash" else [round(side / ratio) for side in sides]
+    if resize == "shortest":
+        new = [target[0] * side // min(sides) for side in sides]
+    image = image.resize(new[::-1], Image.Resampling[interpolation])
+    canvas = Image.new("RGB", size[::-1], tuple(fill))
+    canvas.paste(image, [gap(*pair) for pair in zip(size, new)][::-1])
+    pixels = (np.float32(canvas) / 255 - np.float32(mean)) / np.float32(std)
+    return pixels.transpose(2, 0, 1)[None]
+
+
+def gap(side, inner):  # pixels before the picture, fewer than 0 where it is cut
+    return (side - inner) // 2 if side > inner else -round((inner - side) / 2)
+
+
+if __name__ == "__main__":
+    model = Model(Path(__file__).with_name("model.onnx"))
+    for path in sys.argv[1:]:
+        shares = model(path)[1]
+        abstained = " (abstained)" if shares.max() < model.threshold else ""
+        print(f"{path}\t{model.classnames[shares.argmax()]}{abstained}\t{shares.max():.4f}")
