@@ -81,10 +81,15 @@ def propose_new_classes(results: str | Path) -> list[NewClass]:
 
 
 def _answers(folder: Path, ids: pa.ChunkedArray) -> list[str]:
-    """Return what the captioner said of each image, empty where it was not asked."""
+    """Return what the captioner said of each image, empty where it was not asked.
+
+    Captions of prompts with pseudo-labels do not count, for they repeat the classes.
+    """
     for name in ("names.parquet", "captions/images.parquet"):
         if (folder / name).is_file():
-            found = tables.read(folder / name, tables.CAPTIONS, ["id", "caption"])
+            found = tables.read(folder / name, tables.CAPTIONS, ["id", "prompt", "caption"])
+            if pc.count_distinct(found["prompt"]).as_py() > 1:
+                continue
             rows = pc.index_in(ids, found["id"].combine_chunks())
             return [text or "" for text in found["caption"].take(rows).to_pylist()]
     return [""] * len(ids)

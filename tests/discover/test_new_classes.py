@@ -54,12 +54,12 @@ def results(tmp_path):
     return folder
 
 
-def name_images(folder, new="a forklift in a hall"):
+def name_images(folder, new="a forklift in a hall", **columns):
     """Write captions of the images."""
     texts = ["a cup"] * KNOWN + ["a dog"] * KNOWN + [new] * NEW + ["a thing"] * ODD
     ids = [f"{number:03d}.png" for number in range(len(texts))]
     (folder / "captions").mkdir()
-    write_captions(folder / "captions" / "images.parquet", ids, texts)
+    write_captions(folder / "captions" / "images.parquet", ids, texts, **columns)
 
 
 def test_unknown_images_that_look_alike_are_proposed_by_their_name(results):
@@ -78,6 +78,13 @@ def test_without_captions_looks_alone_group_them(results):
     assert found[0].name is None
     wanted = {f"{number:03d}.png" for number in range(2 * KNOWN, 2 * KNOWN + NEW)}
     assert len(wanted & set(found[0].image_ids)) >= NEW - 2
+
+
+def test_captions_that_were_asked_about_pseudo_labels_name_nothing(results):
+    n = 2 * KNOWN + NEW + ODD
+    prompts = [f"Describe the {CLASSES[number % 2]}." for number in range(n)]
+    name_images(results, new="a cup", prompt=prompts)
+    assert propose_new_classes(results)[0].name is None
 
 
 def test_images_called_like_a_class_are_no_new_class(results):
