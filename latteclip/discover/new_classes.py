@@ -133,7 +133,8 @@ def neighbours(looks: grouping.Floats) -> Ints:
         cosines[np.arange(len(part)), part] = -np.inf
         nearest[part] = cosines.argmax(axis=1)
     links = scipy.sparse.csr_matrix((np.ones(n), (np.arange(n), nearest)), (n, n))
-    return scipy.sparse.csgraph.connected_components(links, directed=False)[1].astype(int)
+    found: Ints = scipy.sparse.csgraph.connected_components(links, directed=False)[1]
+    return found
 
 
 def show_new_classes(results: str) -> str:
@@ -176,6 +177,6 @@ def _list_of_classes(folder: Path) -> Path:
     if path.is_file():
         return path
     raise UserError(
-        f"No {CLASSES} lists the classes of {dataset}. If folders are the classes, add a folder of "
-        "the name with a few images, and run the workflow again."
+        f"No {CLASSES} lists the classes of {dataset}. Add a line to the file that split.classes "
+        "names, or, if folders are the classes, add a folder with the name and a few images."
     )

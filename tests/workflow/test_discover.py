@@ -97,7 +97,7 @@ def test_examples_name_the_classes_and_teach_the_labels(checkout, configured):
         Image.new("RGB", (64, 64), colour).save(folder / "1.png")
     labels = f"{RESULTS}/fused_labels.parquet"
     own = "captioner={'engine': 'file', 'images_file': 'names.jsonl'}"
-    options = (*configured, own, "split={'classes': None, 'examples': 'examples'}")
+    options = (*configured, own, "split={'classes': null, 'examples': 'examples'}")
     run = checkout.snakemake(labels, *options)
     assert run.returncode == 0, run.stdout
     metadata = tables.read_metadata(checkout.root / labels, ClassesMetadata)
@@ -119,8 +119,8 @@ def test_examples_name_the_classes_and_teach_the_labels(checkout, configured):
         (["discover={'file': null}"], "discover.file"),
         (["discover={'file': 'nowhere.csv'}"], "nowhere.csv"),
         (["split={'classes': 'discover', 'kind': 'csv'}"], "split.kind"),
-        (["split={'classes': None, 'examples': 'nowhere'}"], "split.examples"),
-        (["split={'classes': None, 'examples': 'photos'}"], "split.examples"),
+        (["split={'classes': null, 'examples': 'nowhere'}"], "split.examples"),
+        (["split={'classes': null, 'examples': 'photos'}"], "split.examples"),
     ],
 )
 def test_what_the_proposal_lacks_is_named_before_the_run(
