@@ -34,7 +34,7 @@ from scipy.stats import spearmanr
 
 from latteclip.labels.cascade import images_to_ask, in_one_round, unknown_voter
 from latteclip.labels.label_sources import ClipFeatures, Votes
-from latteclip.labels.voter_estimates import ZERO_SHOT, Estimate, estimate_voters
+from latteclip.labels.voter_estimates import ZERO_SHOT, VoterEstimate, estimate_voters
 from latteclip.labels.voter_model import (
     JointFusion,
     fuse_voters,
@@ -218,7 +218,7 @@ def measure(data: Data) -> Figures:
 
 
 def _figures(
-    data: Data, labels: torch.Tensor, joint: JointFusion, name: str, estimate: Estimate
+    data: Data, labels: torch.Tensor, joint: JointFusion, name: str, estimate: VoterEstimate
 ) -> Figures:
     voter = joint.voters.get(name)
     value = estimate.value

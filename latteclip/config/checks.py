@@ -184,11 +184,11 @@ def _votes_file(configuration: Configuration, dataset: str, voter: str) -> Itera
 def _of_captioner(configuration: Configuration, dataset: str, voter: str) -> Iterator[str]:
     """Check the captioner of a voter, its file, and that it scores what it is asked for."""
     record = next(v.record for v in configuration.own_voters(dataset) if v.name == voter)
+    if record.asks == "captions" and configuration.engine(dataset, voter).decides:
+        yield "captioner.engine decisions writes no captions; set another engine."
     yield from _captioner(configuration, dataset, voter)
     if record.asks == "scores":
         yield from _scores(configuration, dataset, voter)
-    elif configuration.engine(dataset, voter).decides:
-        yield "captioner.engine decisions writes no captions; set another engine."
     if configuration.engine(dataset, voter).reads_file:
         key = FILE_KEYS[str(record.asks)]
         files = user_file(configuration, dataset, key, voter)

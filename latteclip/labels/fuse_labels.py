@@ -250,7 +250,7 @@ def _report(
 def _voters(
     joint: JointFusion,
     voters: Sequence[VoterTable],
-    estimates: Mapping[str, fusion_report.Estimate],
+    estimates: Mapping[str, fusion_report.VoterEstimate],
     folder: Path,
 ) -> list[fusion_report.VoterReport]:
     """Return what the votes of each voter are worth, with its table relative to a folder."""

@@ -47,7 +47,7 @@ class EncoderReport:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class VoterEstimate:
     """How right a voter is where it votes."""
 
     value: float | None
@@ -74,7 +74,7 @@ class VoterReport:
     family: int | None  # voters of one family share errors
     # Share of all images whose label it is expected to correct, beside all other voters.
     gain: float
-    estimate: Estimate
+    estimate: VoterEstimate
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class FusionReport:
     model: str  # the name of the CLIP model
     pretrained: str | None
     voters: list[VoterReport]
-    zero_shot: Estimate | None  # how right zero-shot scores are; None: there are none
+    zero_shot: VoterEstimate | None  # how right zero-shot scores are; None: there are none
     votes: str  # in words: captions, or class scores
     voting: int  # images with a vote
     agreement: float  # share of the votes that are the adapted zero-shot label

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 import torch
 
 from latteclip.labels.fusion import SAMPLE
-from latteclip.labels.fusion_report import Estimate
+from latteclip.labels.fusion_report import VoterEstimate
 from latteclip.labels.guarantees import confidence_sequence
 from latteclip.labels.label_sources import LabelledRows, Votes
 from latteclip.labels.likelihood import pool
@@ -44,7 +44,7 @@ ZERO_SHOT = "zero_shot"
 
 def estimate_voters(
     joint: JointFusion, voters: Mapping[str, Votes], labelled: LabelledRows | None = None
-) -> dict[str, Estimate]:
+) -> dict[str, VoterEstimate]:
     """Return an estimate for each voter, and for the zero-shot scores if there are any."""
     labels_of = {name: first_labels(votes) for name, votes in voters.items()}
     zero_shot = zero_shot_labels(joint.model.images)
@@ -77,7 +77,7 @@ def gains_of_voters(joint: JointFusion) -> dict[str, float]:
     return found
 
 
-def _by_answers(labels: torch.Tensor, labelled: LabelledRows) -> Estimate | None:
+def _by_answers(labels: torch.Tensor, labelled: LabelledRows) -> VoterEstimate | None:
     """Return the estimate [N] by answers about images drawn at random, if a voter has some."""
     drawn = labelled.select(labelled.drawn)
     own = labels[drawn.rows].long()
@@ -88,15 +88,17 @@ def _by_answers(labels: torch.Tensor, labelled: LabelledRows) -> Estimate | None
     right = int((drawn.shares[has].gather(1, own[has][:, None]) > 0).sum())
     votes = int((labels != NO_VOTE).sum())
     low, high = confidence_sequence(right, answers, votes)
-    return Estimate(right / answers, low, high, True, "answers", votes, 0)
+    return VoterEstimate(right / answers, low, high, True, "answers", votes, 0)
 
 
-def _by_votes(joint: JointFusion, name: str, labels: torch.Tensor) -> Estimate:
+def _by_votes(joint: JointFusion, name: str, labels: torch.Tensor) -> VoterEstimate:
     model = joint.model
     voter = joint.voters.get(name)
     votes = int((labels != NO_VOTE).sum())
     rows = spaced((labels != NO_VOTE).nonzero()[:, 0], model.n_classes, SAMPLE)
-    nothing = Estimate(None, 0.0, 1.0, False, "votes", votes, _answers_needed(0.5, votes))
+    nothing = VoterEstimate(
+        None, 0.0, 1.0, False, "votes", votes, _answers_needed(0.5, votes)
+    )
     if not len(rows) or not model.is_informed or (voter is None and name != ZERO_SHOT):
         return nothing
     own = labels[rows].long()[:, None]
@@ -117,7 +119,7 @@ def _by_votes(joint: JointFusion, name: str, labels: torch.Tensor) -> Estimate:
     is_apart = _shared_with_images(images, others, own[:, 0]) < SAME_FAMILY
     tells = is_apart and 2 * half <= MAX_WIDTH
     needed = 0 if tells else _answers_needed(value, votes)
-    return Estimate(value, low, high, tells, "votes", votes, needed, by_images)
+    return VoterEstimate(value, low, high, tells, "votes", votes, needed, by_images)
 
 
 def _others(joint: JointFusion, name: str, rows: torch.Tensor) -> torch.Tensor:

@@ -16,8 +16,8 @@ from latteclip.core.files import values_of
 from latteclip.core.metadata import VoterLabelsMetadata
 from latteclip.labels.fusion_report import (
     NAME,
-    Estimate,
     FusionReport,
+    VoterEstimate,
     VoterReport,
     read_fusion_report,
 )
@@ -63,7 +63,7 @@ class Labeller:
     name: str
     kind: str
     coverage: float  # share of the images that it has a vote about
-    estimate: Estimate | None  # how right its votes are
+    estimate: VoterEstimate | None  # how right its votes are
     rank: int | None = None  # among those whose estimate tells; 1: the best
     gain: float | None = (
         None  # share of all images whose label it corrects beside the others
@@ -213,12 +213,12 @@ def _is_of(job: JobCost, stem: str, *, is_shared: bool) -> bool:
     return name == stem or is_shard
 
 
-def _of_checked(report: FusionReport) -> Estimate | None:
+def _of_checked(report: FusionReport) -> VoterEstimate | None:
     """Return how right the fused labels are, if answers about images drawn at random say so."""
     checked = report.answers.checked
     if checked is None:
         return None
-    return Estimate(
+    return VoterEstimate(
         value=checked.value,
         low=checked.low,
         high=checked.high,

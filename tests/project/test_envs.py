@@ -4,12 +4,12 @@ import contextlib
 import itertools
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import yaml
@@ -39,21 +39,29 @@ def lines_of(file):
 
 @pytest.mark.slow
 def test_python_finds_the_package_beside_a_clone_of_its_name(tmp_path):
-    """There, the folder of the clone looks like a package to Python."""
+    """There, the folder of the clone looks like a package to Python. Nothing is installed."""
     clone = tmp_path / "latteclip"
-    (clone / "latteclip").mkdir(parents=True)
+    (clone / "config").mkdir(parents=True)  # of the clone, and a package of the same name
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, clone)
-    shutil.copytree(ROOT / "latteclip", clone / "latteclip", dirs_exist_ok=True)
-    [command] = {
-        line.strip() for line in lines_of(ROOT / "Makefile") if "--editable ." in line
-    }
-    arguments = ["-m", *shlex.split(command), "--prefix", str(tmp_path / "installed")]
-    subprocess.run([sys.executable, *arguments], cwd=clone, check=True)
-    [site] = (tmp_path / "installed").rglob("site-packages")
-    code = f"import site; site.addsitedir({str(site)!r}); import latteclip.deploy.predict"
+    shutil.copytree(ROOT / "latteclip", clone / "latteclip")
+    settings = re.findall(r"--config-settings (\w+)=(\w+)", (ROOT / "Makefile").read_text())
+    code = "import sys; from setuptools import build_meta as b; b.build_editable('..', {})"
+    code = code.replace("{}", repr(dict(settings)))
+    subprocess.run([sys.executable, "-c", code], cwd=clone, check=True)
+    [wheel] = tmp_path.glob("*.whl")
+    shutil.unpack_archive(wheel, tmp_path / "site", format="zip")
+    # Without the installed package, and with the current folder first.
+    code = "import os, sys; is_other = lambda p: p and os.path.isdir(f'{p}/latteclip'); "
+    code += "sys.path = [p for p in sys.path if not is_other(p)]; import site; "
+    code += f"site.addsitedir({str(tmp_path / 'site')!r}); from latteclip.config import hub_names; "
+    code += "print(hub_names.__file__)"
     variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=variables, check=True)
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(
+        command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=True
+    )
+    assert Path(found.stdout.strip()).is_relative_to(clone / "latteclip")
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def estimate(**fields):
         "votes": 6,
         "answers_needed": 0,
     }
-    return fusion_report.Estimate(**usual | fields)
+    return fusion_report.VoterEstimate(**usual | fields)
 
 
 def voter(name="caption", **fields):

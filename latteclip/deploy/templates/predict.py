@@ -34,10 +34,13 @@ def prepare(image, name, resize, target, size, interpolation, fill, mean, std):
         new = [target[0] * side // min(sides) for side in sides]
     image = image.resize(new[::-1], Image.Resampling[interpolation])
     canvas = Image.new("RGB", size[::-1], tuple(fill))
-    gaps = [(a - b) // 2 if a > b else -round((b - a) / 2) for a, b in zip(size, new)]
-    canvas.paste(image, gaps[::-1])
+    canvas.paste(image, [gap(*pair) for pair in zip(size, new)][::-1])
     pixels = (np.float32(canvas) / 255 - np.float32(mean)) / np.float32(std)
     return pixels.transpose(2, 0, 1)[None]
+
+
+def gap(side, inner):  # pixels before the picture, fewer than 0 where it is cut
+    return (side - inner) // 2 if side > inner else -round((inner - side) / 2)
 
 
 if __name__ == "__main__":
