@@ -30,7 +30,10 @@ def test_a_student_is_trained_judged_and_deployed(finished_copy, tmp_path):
     assert "student" in json.dumps(chosen)
     assert "student" in (results / "report.html").read_text()
     photos = next((finished_copy.root / "resources" / "demo").rglob("*.png")).parent
-    predicted = finished_copy.latteclip("predict", str(place / "model"), str(photos))
+    output = tmp_path / "out.csv"
+    words = ("predict", str(place / "model"), str(photos), "--output", str(output))
+    predicted = finished_copy.latteclip(*words)
     assert predicted.returncode == 0, predicted.stdout
+    assert output.read_text().startswith("path,classname")
     again = finished_copy.snakemake("--config", *config)
     assert "train_student" not in again.stdout
