@@ -553,6 +553,13 @@ def training_images(configuration: Configuration, dataset: str, method: str) -> 
     return TRAINING_IMAGES.format(dataset=dataset, method=method)
 
 
+def listed_images(configuration: Configuration, dataset: str, method: str) -> Paths:
+    """Return that list, where there is one: a student learns from all images of today."""
+    if configuration.objective(method).distils:
+        return []
+    return [training_images(configuration, dataset, method)]
+
+
 def list_training_images(
     configuration: Configuration, dataset: str, method: str
 ) -> Settings:

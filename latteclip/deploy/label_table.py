@@ -336,9 +336,7 @@ def accepted(folder: Path, share: float, *, on_average: bool) -> tuple[pa.Array,
     confidence = np.array(checks.confidence)
     wrong = ~np.array(checks.right, dtype=bool)
     sure = labels["fused_confidence"].to_numpy().astype(np.float64)
-    # Half of the questions teach, until those that check have begun.
-    first = answers.n_teaching if answers.checking else len(labels) // 2
-    most = len(labels) - max(first, answers.n_teaching)
+    most = len(labels) - answers.n_teaching
     require_answers(len(wrong), most, share, folder, on_average=on_average)
     if on_average:
         taken = conformal_accepted(confidence, wrong, sure, share)

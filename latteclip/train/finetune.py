@@ -87,6 +87,7 @@ def finetune(
         decisive |= {
             "seed": seed,
             "digest of images, labels and captions": setup.inputs.digest,
+            "request": request,  # the code of a training too, where there is a list
         }
         if local := hub_names.local_clip(settings.clip.model_dump()):
             decisive["digest of the model"] = fingerprint(local)

@@ -35,6 +35,7 @@ def functions(monkeypatch):
             modifier=modifier,
             storage_settings=SimpleNamespace(default_storage_provider=None),
             configfiles=[],
+            output_settings=SimpleNamespace(verbose=True, quiet=()),
             is_main_process=True,
             remote_exec=False,
             resource_settings=SimpleNamespace(nodes=4 if cluster else None, cores=cores),
