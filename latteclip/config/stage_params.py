@@ -341,10 +341,10 @@ def encode_examples(configuration: Configuration, dataset: str) -> Settings:
     """Return the folder of these images, the models that encode them, and the batch size."""
     split = configuration.section("split", dataset)
     return {
-        "examples": examples_folder(configuration, dataset),
-        "classname_replace": split.get("classname_replace", {"_": " "}),
+        "folder": examples_folder(configuration, dataset),
+        "replacements": split.get("classname_replace", {"_": " "}),
         "clip": configuration.section("clip", dataset),
-        "image_encoders": list(configuration.image_encoders.values()),
+        "encoders": list(configuration.image_encoders.values()),
         "inference": _part(configuration, "inference", dataset, "batch_size"),
     }
 

@@ -21,10 +21,10 @@ log = logging.getLogger(__name__)
 class ExamplesSettings(Section):
     """The folder of examples, and the models that encode them."""
 
-    examples: str  # a folder
-    classname_replace: dict[str, str]  # of `split`
+    folder: str
+    replacements: dict[str, str]  # in names of folders
     clip: ClipSection
-    image_encoders: list[str]  # as the key of that name has them
+    encoders: list[str]  # as the key `image_encoders` has them
     inference: InferenceSection  # its `batch_size`
 
 
@@ -33,11 +33,11 @@ def encode_examples(
 ) -> None:
     """Write EXAMPLES: features by CLIP and by each image encoder, side by side."""
     _, classnames = tables.read_unlabelled(images_path, training=True)
-    found = find_examples(settings.examples, classnames, settings.classname_replace)
+    found = find_examples(settings.folder, classnames, settings.replacements)
     paths = [example.path for example in found]
     picked = devices.pick(device, threads)
     clip = settings.clip
-    names = [clip.model, *settings.image_encoders]
+    names = [clip.model, *settings.encoders]
     features = []
     for number, name in enumerate(names):
         model: Clip = (

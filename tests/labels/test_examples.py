@@ -122,10 +122,10 @@ def test_examples_are_encoded_and_a_broken_one_is_named(tmp_path):
     write_index(index, ["x.jpg"], ["train"], [None], ["cat", "dog"])
     clip = ClipSection(model=f"local-dir:{DEMO_CLIP}", pretrained=None)
     settings = ExamplesSettings(
-        examples=str(shown),
-        classname_replace={},
+        folder=str(shown),
+        replacements={},
         clip=clip,
-        image_encoders=[clip.model],
+        encoders=[clip.model],
         inference=INFERENCE,
     )
     output = tmp_path / "examples.parquet"
