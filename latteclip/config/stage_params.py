@@ -341,7 +341,7 @@ def encode_examples(configuration: Configuration, dataset: str) -> Settings:
     """Return the folder of these images, the models that encode them, and the batch size."""
     split = configuration.section("split", dataset)
     return {
-        "folder": examples_folder(configuration, dataset),
+        "examples_folder": examples_folder(configuration, dataset),
         "replacements": split.get("classname_replace", {"_": " "}),
         "clip": configuration.section("clip", dataset),
         "encoders": list(configuration.image_encoders.values()),

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 class ExamplesSettings(Section):
     """The folder of examples, and the models that encode them."""
 
-    folder: str
+    examples_folder: str
     replacements: dict[str, str]  # in names of folders
     clip: ClipSection
     encoders: list[str]  # as the key `image_encoders` has them
@@ -33,7 +33,7 @@ def encode_examples(
 ) -> None:
     """Write EXAMPLES: features by CLIP and by each image encoder, side by side."""
     _, classnames = tables.read_unlabelled(images_path, training=True)
-    found = find_examples(settings.folder, classnames, settings.replacements)
+    found = find_examples(settings.examples_folder, classnames, settings.replacements)
     paths = [example.path for example in found]
     picked = devices.pick(device, threads)
     clip = settings.clip

@@ -122,7 +122,7 @@ def test_examples_are_encoded_and_a_broken_one_is_named(tmp_path):
     write_index(index, ["x.jpg"], ["train"], [None], ["cat", "dog"])
     clip = ClipSection(model=f"local-dir:{DEMO_CLIP}", pretrained=None)
     settings = ExamplesSettings(
-        folder=str(shown),
+        examples_folder=str(shown),
         replacements={},
         clip=clip,
         encoders=[clip.model],
