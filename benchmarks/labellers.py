@@ -44,6 +44,7 @@ from latteclip.labels.voter_model import (
 from latteclip.labels.voter_tables import votes_by_labels
 
 QUARTER, BATCHES = 4, 5  # the share that a dear voter sees, and its parts
+ROUNDS = 3  # of the workflow, by default
 DRAWINGS = 2  # of random images for a dear voter
 SEEN = 0.05  # share of the images that a planted dear voter sees
 NOT_VOTERS = {"split", "file", "label", "class"}
@@ -336,12 +337,13 @@ def cascade(data: Data) -> Figures:
     found["chosen"] = data.right(by(asked).fusion.labels)
     nobody = torch.zeros(n, dtype=torch.bool)
     if cheap:
-        _, order = in_one_round(by(nobody).model)
         asked = nobody.clone()
-        asked[order[:budget]] = True
-        found["one_round"] = data.right(by(asked).fusion.labels)
+        while asked.sum() < budget:
+            _, order = in_one_round(by(asked).model, asked)
+            asked[order[: min(-(-budget // ROUNDS), budget - int(asked.sum()))]] = True
+        found["rounds"] = data.right(by(asked).fusion.labels)
     gain = found["whole"] - found["without"]
-    for key in ("random", "chosen", "one_round"):
+    for key in ("random", "chosen", "rounds"):
         if key not in found:
             continue
         found[f"{key}_share_of_gain"] = round((found[key] - found["without"]) / gain, 2)

@@ -179,14 +179,14 @@ def _of_labels(
         labels = np.where(is_taught, MISSING, labels)
         estimate = _estimate(audit, labels, classnames)
         n = len(table)
-        estimates.append(estimate and _with_taught(estimate, teaching.n_teaching, n))
+        estimates.append(estimate and _with_answered(estimate, len(teaching.images), n))
     return _larger(estimates)
 
 
-def _with_taught(estimate: Estimate, taught: int, n: int) -> Estimate:
-    """Return the share of right labels of all n images, of which those that taught are right."""
+def _with_answered(estimate: Estimate, answered: int, n: int) -> Estimate:
+    """Return the share of right labels of all n images, of which the answered ones are right."""
     shares = (estimate.value, estimate.low, estimate.high)
-    value, low, high = ((taught + each * (n - taught)) / n for each in shares)
+    value, low, high = ((answered + each * (n - answered)) / n for each in shares)
     return Estimate(value, low, high, estimate.answers, estimate.by)
 
 

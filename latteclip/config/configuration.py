@@ -285,10 +285,6 @@ class Configuration:
         """Return whether the captioner scores classes."""
         return self.section("scores", dataset)["kind"] is not None
 
-    def asks_by_gain(self, dataset: str, voter: str = "") -> bool:
-        """Return whether images are scored in the order of what is expected of the answers."""
-        return bool(self.section("scores", dataset, voter)["choose"] == "gain")
-
     def reads_captions(self, method: str, kind: str, dataset: str) -> bool:
         """Return whether the method trains on captions of a kind, "image" or "group"."""
         values = self.method(method, dataset)

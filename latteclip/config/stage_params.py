@@ -6,6 +6,7 @@ which stages a changed key reruns: it returns what its stage reads, and nothing 
 """
 
 import json
+import math
 import os
 import re
 from functools import cache
@@ -225,6 +226,42 @@ def scores_prompt(configuration: Configuration, dataset: str, voter: str = "") -
     """Return the question whose answers are scored; letters have a question of their own."""
     kind = configuration.section("scores", dataset, voter)["kind"]
     return image_prompt(configuration, dataset, voter) if kind == "likelihood" else ""
+
+
+def scores(
+    configuration: Configuration, dataset: str, voter: str = "", number: str = ""
+) -> Settings:
+    """Return how classes are scored until the round of a number ends, by default the last one."""
+    values = dict(configuration.section("scores", dataset, voter))
+    rounds = values.pop("rounds")
+    if not number:
+        return values
+    part = int(number) / rounds
+    cost = values["max_cost"]
+    if isinstance(cost, str):
+        amount, unit = cost.split()
+        values["max_cost"] = f"{math.ceil(part * int(amount))} {unit}"
+    elif cost is not None:
+        values["max_cost"] = part * cost
+    return {**values, "share": part * values["share"]}
+
+
+def expected_gains(configuration: Configuration, dataset: str, voter: str = "") -> Paths:
+    """Return the order of the images in the last round, if they are chosen by gain.
+
+    A voter of `voters` has one round.
+    """
+    values = configuration.section("scores", dataset, voter)
+    if values["choose"] != "gain":
+        return []
+    number = 1 if voter else values["rounds"]
+    return [f"results/{dataset}/rounds/expected_gains-{number}.parquet"]
+
+
+def earlier_scores(_: Configuration, dataset: str, number: str) -> Paths:
+    """Return the class scores of the round before a round, if there is one."""
+    before = int(number) - 1
+    return [f"results/{dataset}/rounds/class_scores-{before}.parquet"] if before else []
 
 
 def captioner(configuration: Configuration, dataset: str, voter: str = "") -> Settings:
@@ -466,6 +503,13 @@ def training_images(configuration: Configuration, dataset: str, method: str) -> 
     if configuration.is_average(method):
         method = configuration.averaged(method)
     return TRAINING_IMAGES.format(dataset=dataset, method=method)
+
+
+def listed_images(configuration: Configuration, dataset: str, method: str) -> Paths:
+    """Return that list, where there is one: a student learns from all images of today."""
+    if configuration.objective(method).distils:
+        return []
+    return [training_images(configuration, dataset, method)]
 
 
 def list_training_images(

@@ -57,15 +57,18 @@ def expected_gains(model: LabelModel, confusion: torch.Tensor) -> torch.Tensor:
     return gains
 
 
-def in_one_round(model: LabelModel) -> tuple[torch.Tensor, torch.Tensor]:
+def in_one_round(
+    model: LabelModel, asked: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return gains [N], and the images with a gain in the order in which to ask in one round.
 
-    Nothing is known of the voter, so the gain is that of a right answer: the probability that the
-    label is wrong. As labels may be surer than they are right, images are drawn by the roots of
-    the gains, the weights with which a sample tells most (Neyman 1934).
+    The gain is that of a right answer: the probability that the label is wrong. It is 0 for images
+    that were asked about [N]. As labels may be surer than they are right, images are drawn by the
+    roots of the gains, the weights with which a sample tells most (Neyman 1934).
     """
     gains = expected_gains(model, torch.eye(model.n_classes, dtype=torch.float64))
-    return gains, in_turn(gains.clamp(min=0).sqrt())
+    gains[asked] = 0.0
+    return gains, in_turn(gains.clamp(min=0).sqrt(), seed=int(asked.sum()))
 
 
 def in_turn(gains: torch.Tensor, seed: int = 0) -> torch.Tensor:

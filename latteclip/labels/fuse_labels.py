@@ -304,7 +304,9 @@ def _answers(
     right = sum(labels.right)
     taught = len(labelled.rows) - answers
     shares = (right / answers, *confidence_sequence(right, answers, n - taught))
-    value, low, high = ((taught + share * (n - taught)) / n for share in shares)
+    # Answers also correct the wrong labels that they checked.
+    sure = taught + answers - right
+    value, low, high = ((sure + share * (n - taught)) / n for share in shares)
     checked = fusion_report.CheckedLabels(
         answers=answers,
         value=value,

@@ -1,10 +1,12 @@
 """How right voters are, estimated without labels where that can be known. Not in the paper.
 
 The estimate of a voter is the mean probability that images and the voters of other families give to
-its votes. It can be wrong for reasons that no image shows, so an interval has three parts:
+its votes. It can be wrong for reasons that no image shows, so an interval has four parts:
 
 - the sampling error of n votes,
 - the difference from the estimate by images alone: were both independent, they would agree,
+- the difference from the estimate by agreements: were the errors of the voter, of the images and of
+  the other voters independent, two of them would agree, above chance, as often as both are right,
 - half of the probability that the reference itself is wrong.
 
 An estimate with an interval wider than MAX_WIDTH tells nothing, nor does one of a voter that shares
@@ -23,7 +25,7 @@ from latteclip.labels.fusion import SAMPLE
 from latteclip.labels.fusion_report import VoterEstimate
 from latteclip.labels.guarantees import confidence_sequence
 from latteclip.labels.label_sources import LabelledRows, Votes
-from latteclip.labels.likelihood import pool
+from latteclip.labels.likelihood import TINY, pool
 from latteclip.labels.prototypes import spaced
 from latteclip.labels.voter_model import (
     SAME_FAMILY,
@@ -112,8 +114,11 @@ def _by_votes(joint: JointFusion, name: str, labels: torch.Tensor) -> VoterEstim
     value = float(reference.gather(1, own).mean())
     by_images = float(images.softmax(dim=1).gather(1, own).mean())
     unsure = float(1 - reference.amax(dim=1).mean())
+    doubts = [value - by_images, unsure]
+    if others.ndim:
+        doubts.append(value - _by_agreements(images, others, own))
     sampling = value * (1 - value) / votes
-    half = Z * math.sqrt(sampling + (value - by_images) ** 2 / 4 + unsure**2 / 4)
+    half = Z * math.sqrt(sampling + sum(doubt**2 for doubt in doubts) / 4)
     low = max(0.0, value - half)
     high = min(1.0, value + half)
     is_apart = _shared_with_images(images, others, own[:, 0]) < SAME_FAMILY
@@ -134,6 +139,25 @@ def _others(joint: JointFusion, name: str, rows: torch.Tensor) -> torch.Tensor:
     own = None if voter is None else voter.family
     each = zip(model.families, model.log_likelihoods(rows), strict=True)
     return sum((table for family, table in each if family != own), torch.zeros(()))
+
+
+def _by_agreements(images: torch.Tensor, others: torch.Tensor, own: torch.Tensor) -> float:
+    """Return the share of right votes [n, 1] if voter, images and others err independently.
+
+    Log-probabilities by images and by others are [n, C].
+    """
+    chance = 1 / images.shape[1]
+    by_images, by_others = (table.softmax(dim=1) for table in (images, others))
+    agreements = [
+        by_images.gather(1, own).mean(),
+        by_others.gather(1, own).mean(),
+        (by_images * by_others).sum(dim=1).mean(),
+    ]
+    first, second, between = (
+        max(TINY, (float(each) - chance) / max(TINY, 1 - chance)) for each in agreements
+    )
+    skill = min(1.0, math.sqrt(first * second / between))
+    return chance + (1 - chance) * skill
 
 
 def _shared_with_images(

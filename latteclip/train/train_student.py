@@ -39,7 +39,7 @@ from latteclip.core.terminal import Progress
 from latteclip.data.images import open_rgb
 from latteclip.labels.features import read_features
 from latteclip.labels.fusion_report import read_fusion_report
-from latteclip.train.data import MAX_DRAWN
+from latteclip.train.data import most_drawn
 from latteclip.train.history import TrainingMetadata
 from latteclip.train.settings import Recipe, recipe_for
 
@@ -159,7 +159,7 @@ def read_data(
         for name in ("fused_label", "fused_confidence")
     )
     checked = read_fusion_report(fusion_report_path).answers.checking
-    drawn = checked if len(checked) <= MAX_DRAWN * len(ids) else []
+    drawn = checked if len(checked) <= most_drawn(len(ids)) else []
     is_trained = ~left_out(tables.Strings(ids), fold) & (confidence.to_numpy() > 0)
     is_trained &= ~pc.is_in(ids, pa.array(drawn, pa.string())).to_numpy()
     if is_trained.sum() < 2:

@@ -71,8 +71,9 @@ def test_a_decision_model_votes_by_its_own_engine_and_its_own_budget(configured)
     assert found.section("captioner", "demo", "a")["engine"] == "decisions"
     scores = found.section("scores", "demo", "a")
     assert (scores["kind"], scores["max_cost"]) == ("decisions", 0.2)
-    assert found.asks_by_gain("demo", "a")
-    assert not found.asks_by_gain("demo")
+    ranked = ["results/demo/rounds/expected_gains-1.parquet"]
+    assert stage_params.expected_gains(found, "demo", "a") == ranked
+    assert stage_params.expected_gains(found, "demo") == []
 
 
 def test_a_file_and_another_clip_vote_with_tables_of_their_own(configured):

@@ -450,6 +450,10 @@ def test_labels_follow_answers_and_are_checked_by_them(dataset, caplog):
     assert checked.image_id == answers.checking == dataset.captioned[30:40]
     assert (checked.answers, answers.n_teaching) == (10, 31)
     assert checked.low <= checked.value <= checked.high
+    # Of n labels, the 41 answered ones are right, and the others as often as those checked.
+    n = len(columns["fused_label"])
+    share = sum(checked.labels.right) / 10
+    assert checked.value == pytest.approx((41 + share * (n - 41)) / n)
     assert len(checked.classifiers["image_prototypes"].right) == 10
 
 

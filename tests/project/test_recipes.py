@@ -195,7 +195,10 @@ RECIPES = {
                 "    return NOT_IN_XML.sub(lambda match: ascii(match[0])[1:-1], text)\n",
                 WRITER,
             ),
-            ("WRITERS = {", '"lines": _write_lines, '),
+            (
+                "WRITERS: dict[str, Callable[..., None]] = {\n",
+                '    "lines": _write_lines,\n',
+            ),
         ],
         COMMANDS: ('    format: Literal["csv", ', '"lines", '),
     },

@@ -28,6 +28,11 @@ def tell(root):
     return classes
 
 
+def asked_images(path):
+    rows = pq.read_table(path).to_pylist()
+    return {row["image_id"] for row in rows if row["options"]}
+
+
 def test_labels_by_a_decision_model_within_a_budget(finished_copy, decisions):  # noqa: F811
     root = finished_copy.root
     class_of = tell(root)
@@ -45,16 +50,20 @@ def test_labels_by_a_decision_model_within_a_budget(finished_copy, decisions):  
         "methods={'flyp': {'pseudo_labels': 'lmm'}}",
         f"captioner={{'engine': 'decisions', 'model': '{MODEL}', 'square_side': {SIDE}, "
         "'requests_per_second': 1000}",
-        f"scores={{'kind': 'decisions', 'choose': 'gain', 'max_cost': {max_cost}}}",
+        f"scores={{'kind': 'decisions', 'choose': 'gain', 'max_cost': {max_cost}, "
+        "'rounds': 2}",
     ]
     run = finished_copy.snakemake("--config", *options)
     assert run.returncode == 0, run.stdout
-    gains = pq.read_table(root / RESULTS / "expected_gains.parquet").to_pydict()
-    turns = [turn for turn in gains["turn"] if turn is not None]
-    expected = min(N, len(turns))
+    of_rounds = [
+        asked_images(root / RESULTS / name)
+        for name in ("rounds/class_scores-1.parquet", "class_scores.parquet")
+    ]
+    assert [len(images) for images in of_rounds] == [N // 2, N]
+    assert of_rounds[0] < of_rounds[1]
     scores = pq.read_table(root / RESULTS / "class_scores.parquet").to_pydict()
     asked = [bool(options) for options in scores["options"]]
-    assert len(asked) == N_TRAIN and len(decisions.requests) == sum(asked) == expected
+    assert len(asked) == N_TRAIN and len(decisions.requests) == sum(asked) == N
     labels = pq.read_table(root / RESULTS / "fused_labels.parquet").to_pydict()
     index = pq.read_table(root / RESULTS / "images.parquet").to_pydict()
     true = dict(zip(index["image_id"], index["label"], strict=True))
@@ -67,4 +76,4 @@ def test_labels_by_a_decision_model_within_a_budget(finished_copy, decisions):  
     assert "which cost" in status.stdout
     again = finished_copy.snakemake("-R", "score_classes", "--config", *options)
     assert again.returncode == 0, again.stdout
-    assert len(decisions.requests) == expected
+    assert len(decisions.requests) == N

@@ -133,15 +133,17 @@ rule rank_images:
             "dataset",
             kind="image",
         ),
+        scores=given(stage_params.earlier_scores, "dataset", "number"),
         clip_model=given(stage_params.hub_model, "dataset", section="clip"),
         code=sources("latteclip.labels.rank_images"),
-        voter_code=sources("latteclip.labels.voters.caption"),
     output:
-        "results/{dataset}/expected_gains.parquet",
+        "results/{dataset}/rounds/expected_gains-{number}.parquet",
     log:
-        "results/{dataset}/logs/rank_images.log",
+        "results/{dataset}/logs/rank_images-{number}.log",
     benchmark:
-        "results/{dataset}/benchmarks/rank_images.jsonl"
+        "results/{dataset}/benchmarks/rank_images-{number}.jsonl"
+    wildcard_constraints:
+        number="[1-9][0-9]*",
     priority: EARLY
     conda:
         "../../envs/latteclip.yaml"
@@ -154,9 +156,10 @@ rule rank_images:
         clip_files=given(stage_params.local_clip, "dataset"),
         settings=given_json(stage_params.fuse_labels, "dataset"),
         captions=options("captions"),
+        scores=options("scores"),
     shell:
         "latteclip rank-images --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " --class-embeddings {input.class_embeddings} {params.captions}"
+        " --class-embeddings {input.class_embeddings} {params.captions} {params.scores}"
         " --settings {params.settings:q} --output {output} --threads {threads} --log {log}"
 
 
@@ -165,11 +168,7 @@ rule score_classes:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        gains=given_if(
-            "results/{dataset}/expected_gains.parquet",
-            Configuration.asks_by_gain,
-            "dataset",
-        ),
+        gains=given(stage_params.expected_gains, "dataset"),
         own=unstored(given(stage_params.user_file, "dataset", key="scores.file")),
         captioner_model=given(stage_params.hub_model, "dataset", section="captioner"),
         code=sources("latteclip.captions.score_classes"),
@@ -197,7 +196,7 @@ rule score_classes:
     params:
         captioner_files=given(stage_params.local_captioner, "dataset"),
         captioner=given_json(stage_params.captioner, "dataset"),
-        scores=given_json(Configuration.section, "dataset", name="scores"),
+        scores=given_json(stage_params.scores, "dataset"),
         # May be empty, and then Snakemake writes no quotes: hence --prompt= below.
         prompt=given(stage_params.scores_prompt, "dataset"),
         gains=options("gains"),
@@ -224,6 +223,28 @@ use rule score_classes as score_classes_shard with:
         dataset=ANY_DATASET,
     params:
         shard="--shard {shard}/{shards}",
+
+
+use rule score_classes as score_classes_round with:
+    input:
+        images="results/{dataset}/images.parquet",
+        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
+        class_embeddings="results/{dataset}/class_embeddings.safetensors",
+        gains=["results/{dataset}/rounds/expected_gains-{number}.parquet"],
+        captioner_model=given(stage_params.hub_model, "dataset", section="captioner"),
+        code=sources("latteclip.captions.score_classes"),
+        engine_code=unstored(given(stage_params.engine_code, "dataset")),
+    output:
+        "results/{dataset}/rounds/class_scores-{number}.parquet",
+    log:
+        "results/{dataset}/logs/score_classes-round-{number}.log",
+    benchmark:
+        "results/{dataset}/benchmarks/score_classes-round-{number}.jsonl"
+    wildcard_constraints:
+        dataset=ANY_DATASET,
+        number="[1-9][0-9]*",
+    params:
+        scores=given_json(stage_params.scores, "dataset", "number"),
 
 
 rule gather_captions:

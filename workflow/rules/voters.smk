@@ -52,12 +52,7 @@ use rule score_classes as score_classes_voter with:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        gains=given_if(
-            "results/{dataset}/expected_gains.parquet",
-            Configuration.asks_by_gain,
-            "dataset",
-            "voter",
-        ),
+        gains=given(stage_params.expected_gains, "dataset", "voter"),
         own=unstored(
             given(stage_params.user_file, "dataset", "voter", key="scores.file")
         ),
@@ -89,7 +84,7 @@ use rule score_classes as score_classes_voter with:
     params:
         captioner_files=given(stage_params.local_captioner, "dataset", "voter"),
         captioner=given_json(stage_params.captioner, "dataset", "voter"),
-        scores=given_json(Configuration.section, "dataset", "voter", name="scores"),
+        scores=given_json(stage_params.scores, "dataset", "voter"),
         prompt=given(stage_params.scores_prompt, "dataset", "voter"),
         gains=options("gains"),
         store=given(stage_params.answer_store, "dataset", kind="scores"),

@@ -45,6 +45,10 @@ class ScoresSection(Section):
         "with the least certain zero-shot label; gain: drawn by what an answer is expected to "
         "bring, by zero-shot scores, image features and captions if there are some",
     )
+    rounds: Positive = key(
+        3,
+        "choose gain: rounds of equal cost; answers of one say which images the next asks about",
+    )
     max_cost: MaxCost | None = key(
         None,
         "what all answers together may cost: 0.5 is money, as the server or captioner.price_input "

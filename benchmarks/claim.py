@@ -1,0 +1,77 @@
+"""How often the page's claim about new images holds, and how wide it is.
+
+    python benchmarks/claim.py results/NAME ... [--counts 20 50 100 200] [--drawings 100]
+
+Results are finished runs of the target `labels` on datasets with labels and a test split, whose
+images stand for those of next week. Labels simulate a person. Half of the answers teach, as the
+page of `latteclip teach` asks for them, and half are about images drawn at random, in each drawing
+others. All of them teach the labels.
+
+The claim is the share of the random images that `image_prototypes` classifies correctly where it
+was learned without their fold, with its interval of 95 %. It holds if the interval contains the
+accuracy on the test images by the classifier of the same drawing. The last column counts drawings
+in which this accuracy is lower by more than LOSS points than with the number of answers before.
+"""
+
+import argparse
+from pathlib import Path
+
+import answers
+import numpy as np
+import torch
+
+from latteclip.audit.score import MANY, share
+from latteclip.labels.fusion import LabelModel
+
+LOSS = 3  # points
+
+
+def claim(
+    case: answers.Case, model: LabelModel, rows: torch.Tensor, checks: torch.Tensor
+) -> tuple[float, float, float, float]:
+    """Return value, low and high of the claim, and the accuracy on the test images."""
+    fusion = model.answered(case.labelled(rows)).fused()
+    hits = (fusion.predicted[checks] == case.labels[checks]).double().numpy()
+    size = np.array([MANY * len(case.labels)])
+    value, low, high = share(hits, np.zeros(len(checks), np.int_), size)
+    right = fusion.head.logits(case.new).argmax(dim=1) == case.new_labels
+    return value, low, high, right.double().mean().item()
+
+
+def main() -> None:
+    """Print a line for each set and number of answers."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("--counts", type=int, nargs="+", default=[20, 50, 100, 200])
+    parser.add_argument("--drawings", type=int, default=100)
+    args = parser.parse_args()
+    print(
+        "set | answers | drawings | claim | true | width | interval holds the truth in | worse"
+    )
+    for folder in args.results:
+        case = answers.finished(folder)
+        model = LabelModel(case.images, case.votes, case.others)
+        before = np.zeros(args.drawings)
+        for n in args.counts:
+            taught = answers.asked(case, n, 0)[: n // 2]
+            rows = []
+            for seed in range(args.drawings):
+                is_open = torch.ones(len(case.labels), dtype=torch.bool)
+                is_open[taught] = False
+                rest = is_open.nonzero()[:, 0]
+                order = torch.randperm(
+                    len(rest), generator=torch.Generator().manual_seed(seed)
+                )
+                checks = rest[order[: n - n // 2]]
+                rows.append(claim(case, model, torch.cat([taught, checks]), checks))
+            value, low, high, true = np.array(rows).T
+            holds = (low <= true) & (true <= high)
+            cells = [value.mean(), true.mean(), (high - low).mean(), holds.mean()]
+            shown = " | ".join(f"{100 * cell:.1f}" for cell in cells)
+            worse = int((100 * (before - true) > LOSS).sum())
+            before = true
+            print(f"{folder.name} | {n} | {len(rows)} | {shown} | {worse}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
