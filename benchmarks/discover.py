@@ -1,6 +1,7 @@
 """Classes that nobody named, by what a real model called the images.
 
     python benchmarks/discover.py FOLDER [--json FILE] [--actions]
+    python benchmarks/discover.py --scale N [--nouns 5000]
 
 FOLDER holds sets as of `real_models.py`: `<set>.jsonl`, one image a line with `class`, and
 `<set>_clip_vitb32.npy`, features [N, D] of a real CLIP. Each set is grouped by each kind of names
@@ -12,10 +13,15 @@ information of the answers as they are (`answers`), of k-means of looks with the
 (`looks`), and of the classes that are proposed, with the true number given (`given`) and found by
 itself (`found`). `first` are the three names that stand for most images. With `--actions`, also the
 accuracy after 20 and 50 questions of the page, answered by the true classes of most images.
+
+With `--scale`, N random images of a thousand classes get one of so many nouns, half of them with an
+adjective, and a fifth the noun of any class. Printed are the seconds and the peak of the memory of
+each part of the proposal.
 """
 
 import argparse
 import json
+import resource
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -37,6 +43,7 @@ from latteclip.labels.label_sources import whiten
 
 SEEDS, ITERATIONS = 5, 40  # of k-means
 ACTIONS = (20, 50)
+CLASSES, WIDTH, ADJECTIVES = 1000, 512, 300  # of the made images
 Figures = dict[str, Any]
 Ints = npt.NDArray[np.int64]
 
@@ -163,6 +170,48 @@ def _most_frequent(labels: Ints) -> int:
     return int(label)
 
 
+def scale(n: int, nouns: int) -> None:
+    """Print what the parts of a proposal take for n made images."""
+    looks, answers = made(n, nouns)
+    started = time.perf_counter()
+    print("| part | seconds | GiB |\n|---|---:|---:|", flush=True)
+
+    def row(part: str) -> None:
+        nonlocal started
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        seconds = time.perf_counter() - started
+        print(f"| {part} | {seconds:.0f} | {memory:.1f} |", flush=True)
+        started = time.perf_counter()
+
+    names = read_names(answers)
+    row(f"names: {len(names.terms)} terms")
+    evidence = Evidence.of(looks, names)
+    row("weights of terms")
+    found = propose(evidence)
+    row(f"groups, merges and names: {len(found.classes)} classes")
+    proposal.questions(found, proposal.start(found), 40)
+    row("questions of the page")
+
+
+def made(n: int, nouns: int) -> tuple[npt.NDArray[np.float32], list[str]]:
+    """Return features [n, WIDTH] of mean length 1 and answers of random images."""
+    rng = np.random.default_rng(0)
+    truth = np.arange(n) % CLASSES
+    centres = rng.normal(size=(CLASSES, WIDTH)).astype(np.float32)
+    looks = centres[truth]
+    for start in range(0, n, CLASSES):
+        part = looks[start : start + CLASSES]
+        part += 1.2 * rng.normal(size=part.shape)
+    looks -= looks.mean(axis=0)
+    looks /= np.linalg.norm(looks, axis=1).mean()
+    named = np.where(rng.random(n) < 0.2, rng.integers(CLASSES, size=n), truth)
+    synonym = rng.integers(max(1, nouns // CLASSES), size=n)
+    adjective = rng.integers(ADJECTIVES, size=n)
+    answers = [f"noun{named[i]}x{synonym[i]}" for i in range(n)]
+    answers[::2] = [f"adjective{adjective[i]} {answers[i]}" for i in range(0, n, 2)]
+    return looks, answers
+
+
 def show(results: dict[str, Figures]) -> None:
     """Print a table, and the means over the prompts of each set."""
     kinds = ("answers", "looks", "given", "found")
@@ -185,10 +234,17 @@ def show(results: dict[str, Figures]) -> None:
 def main() -> None:
     """Measure each set of a folder with each kind of its names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--scale", type=int, metavar="N")
+    parser.add_argument("--nouns", type=int, default=5000)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--actions", action="store_true")
     args = parser.parse_args()
+    if args.scale:
+        scale(args.scale, args.nouns)
+        return
+    if args.folder is None:
+        parser.error("give a folder, or --scale.")
     results: dict[str, Figures] = {}
     for data in read(args.folder):
         results[data.name] = measure(data, actions=args.actions)

@@ -23,7 +23,10 @@ from latteclip.core.files import from_json
 
 SHORT = {"n": ["-n"], "output": ["-o"], "topk": ["-k"]}  # further flags of options
 MAX_THREADS = 1024
-ALTERNATIVES = (("offline", "answers", "score"), ("max_error", "false_discovery"))
+ALTERNATIVES = (
+    ("offline", "answers", "score", "actions", "new", "add"),
+    ("max_error", "false_discovery"),
+)
 
 
 def natural(text: str) -> int:
@@ -81,6 +84,7 @@ OPTIONS = {
     "device": "auto, cpu, cuda, cuda:<n> or mps (default: auto)",
     "json": "print JSON for programs",
     "image_encoders": "IMAGE_FEATURES tables of image encoders beside CLIP",
+    "examples": "EXAMPLES table of images of known classes that are not in the dataset",
     "files": "the inputs, by name",
     "folder_files": "the user's files when they were indexed",
     "folder_state": "digest of the user's files",

@@ -36,6 +36,7 @@ STAGES = {  # by command: the module of its function
     "index_images": "latteclip.data.index_images",
     "find_duplicates": "latteclip.data.find_duplicates",
     "encode_images": "latteclip.labels.encode_images",
+    "encode_examples": "latteclip.labels.encode_examples",
     "pseudo_label_images": "latteclip.labels.pseudo_label_images",
     "caption_images": "latteclip.captions.caption",
     "encode_looks": "latteclip.discover.encode_looks",

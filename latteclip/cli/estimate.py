@@ -50,6 +50,7 @@ LOADS_ONLY = "assemble_model"
 LOADS_CLIP = (
     "pseudo_label_images",
     "encode_images",
+    "encode_examples",
     "encode_looks",
     "rank_images",
     "fuse_labels",

@@ -23,6 +23,7 @@ from latteclip.config.configuration import SHARDS, Configuration
 from latteclip.config.methods import ObjectiveRecord
 from latteclip.config.sections.split import SplitSection
 from latteclip.core import gpus, run_options
+from latteclip.core.class_history import edited_classes, note_edit
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_json
 from latteclip.core.terminal import SHORT, paint
@@ -336,7 +337,20 @@ class RuleFunctions:
             run_options.note_options(
                 whole, self._config, [m.item_to_choice() for m in methods]
             )
-        self._print(run_messages.started(self.configuration, pending))
+        lines = run_messages.started(self.configuration, pending)
+        self._print([*lines, *self._note_edited_classes()])
+
+    def _note_edited_classes(self) -> Iterator[str]:
+        """Note edits of proposed classes in their history, and yield a line about each."""
+        for dataset in filter(self.configuration.discovers, self.configuration.datasets):
+            folder = f"results/{dataset}"
+            names = edited_classes(folder)
+            if names is not None:
+                note_edit(folder, names)
+                yield (
+                    f"{dataset}: {folder}/classes.txt was edited by hand and is used as it is. "
+                    "Delete it to return to the proposal."
+                )
 
     def end_run(self) -> None:
         """Print where the results are, after the last lines of Snakemake, and free the disk."""

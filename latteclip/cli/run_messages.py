@@ -60,7 +60,8 @@ def _images(configuration: Configuration, dataset: str) -> str:
     limit = configuration.limit
     drawn = f", at most {limit} of each split are drawn" if limit else ""
     n = len(image_files(folder, deep=True))
-    return f"{n:,} image files in {folder}, {_classes(folder)}{drawn}"
+    classes = _classes(folder, stage_params.examples_folder(configuration, dataset))
+    return f"{n:,} image files in {folder}, {classes}{drawn}"
 
 
 def _unreadable(dataset: str) -> str:
@@ -72,12 +73,13 @@ def _unreadable(dataset: str) -> str:
     return f"; {n:,} could not be read, see {path}" if n else ""
 
 
-def _classes(folder: str) -> str:
+def _classes(folder: str, examples: str) -> str:
     path = Path(folder, checks.CLASSES)
     try:
         names = lines_of(path)
     except (OSError, ValueError):
-        return f"classes: {checks.some_names(sorted(checks.class_folders(folder)))}"
+        place = examples or folder
+        return f"classes: {checks.some_names(sorted(checks.class_folders(place)))}"
     return f"{len(names)} classes in {path}"
 
 

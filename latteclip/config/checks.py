@@ -19,6 +19,7 @@ from latteclip.config.stage_params import (
 )
 from latteclip.config.voters import FILE_KEYS, own_table
 from latteclip.core.class_groups import read_parents
+from latteclip.core.class_history import edited_classes
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.folder_names import CLASSES, DISCOVER, FOLDERS, SPLITS, is_litter
@@ -60,12 +61,26 @@ def _source(configuration: Configuration, dataset: str) -> Iterator[str]:
             f"split.classes {classes} is for images in folders, but split.kind is "
             f"{split['kind']}; put the images into a folder, or name the classes."
         )
+    edited = edited_classes(f"results/{dataset}") if classes == DISCOVER else None
+    if edited is not None and len(edited) < 2:
+        yield (
+            f"results/{dataset}/{CLASSES} has fewer than two classes; write one name per line, or "
+            "delete the file to return to the proposal."
+        )
+    examples = split.get("examples")
+    if examples and not os.path.isdir(examples):
+        yield f"split.examples {examples} is not a folder; correct the path."
     if folder is None:
         return
     if not os.path.isdir(folder):  # False, not an error, where barred
         key = "image_dir" if configuration.config["image_dir"] else "source.folder"
         yield f"{key} {folder} is not a folder; correct the path."
     images = os.path.normpath(os.path.join(folder, split["images"]))
+    if examples and Path(examples).resolve().is_relative_to(Path(images).resolve()):
+        yield (
+            f"split.examples {examples} is inside {folder}, whose images are those of the dataset; "
+            "move it elsewhere."
+        )
     is_readable = os.access(images, os.R_OK | os.X_OK)  # if not, index_images says why
     if split["kind"] != "folders" or classes or not is_readable:
         return
@@ -78,12 +93,13 @@ def _source(configuration: Configuration, dataset: str) -> Iterator[str]:
             f"{file} names no class; write one name per line, or remove the file if the folders "
             "are the classes."
         )
-    if os.path.lexists(file):
+    if os.path.lexists(file) or examples:
         return
     found = sorted(class_folders(images))
     listing = (
         f"write the names of the classes into {file}, one per line. Or let a stage propose "
-        "classes: --config \"split={'classes': 'discover'}\"."
+        "classes: --config \"split={'classes': 'discover'}\". Or name a folder with a few images "
+        "of each class: --config \"split={'examples': 'examples'}\"."
     )
     if not found:
         yield (

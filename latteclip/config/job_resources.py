@@ -38,7 +38,7 @@ RESOURCES = {
         (6_000, 8_000, 15, 100),
     ),
     **dict.fromkeys(("adapt_zero_shot", "score_unknown"), (8_000, 8_000, 15, 100)),
-    "encode_looks": (6_000, 8_000, 15, 100),
+    **dict.fromkeys(("encode_looks", "encode_examples"), (6_000, 8_000, 15, 100)),
     "discover_classes": (4_000, 16_000, 15, 200),
     "evaluate_classifier": (8_000, 8_000, 15, 100),
     "index_images": (4_000, 4_000, 15, 100),
@@ -55,6 +55,7 @@ RESOURCES = {
 LOADING = {
     "pseudo_label_images",
     "encode_images",
+    "encode_examples",
     "encode_looks",
     "evaluate",
     "average_weights",

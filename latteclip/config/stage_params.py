@@ -19,7 +19,9 @@ from latteclip.config.methods import OBJECTIVES, VOTER_KINDS
 from latteclip.config.model import Shared
 from latteclip.config.sections.base import AUTO
 from latteclip.config.sections.training import TrainingSection
+from latteclip.core.class_history import ACTIONS, PROPOSAL, edited_classes
 from latteclip.core.class_templates import PLACE
+from latteclip.core.folder_names import folders_in
 from latteclip.core.hashing import digest_of, fingerprint
 
 # What is in the cache of Hugging Face for a model: shared by all datasets that name it.
@@ -303,8 +305,54 @@ def discover_classes(configuration: Configuration, dataset: str) -> Settings:
 
 def class_actions(_: Configuration, dataset: str) -> Paths:
     """Return what a person did to the proposed classes, if `latteclip classes` wrote it."""
-    path = f"results/{dataset}/classes.json"
+    path = f"results/{dataset}/{ACTIONS}"
     return [path] if Path(path).is_file() else []
+
+
+def proposes_classes(configuration: Configuration, dataset: str) -> bool:
+    """Return whether a stage writes classes.txt. After an edit by hand, no stage does."""
+    is_wanted = configuration.discovers(dataset)
+    return is_wanted and edited_classes(f"results/{dataset}") is None
+
+
+def examples_folder(configuration: Configuration, dataset: str) -> str:
+    """Return the folder of images of known classes that are not in the dataset, or ""."""
+    return str(configuration.section("split", dataset).get("examples") or "")
+
+
+def examples(configuration: Configuration, dataset: str) -> Paths:
+    """Return the features of these images, if there are some."""
+    has_some = examples_folder(configuration, dataset)
+    return [f"results/{dataset}/examples.parquet"] if has_some else []
+
+
+def example_classes(configuration: Configuration, dataset: str) -> Paths:
+    """Return the classes of these images. No command reads them, but a new one reruns the index."""
+    folder = examples_folder(configuration, dataset)
+    return folders_in(folder) if os.path.isdir(folder) else []
+
+
+def example_images(configuration: Configuration, dataset: str) -> str:
+    """Return a digest of these images. No command reads it, but a new image reruns its job."""
+    return _fingerprint(examples_folder(configuration, dataset))
+
+
+def encode_examples(configuration: Configuration, dataset: str) -> Settings:
+    """Return the folder of these images, the models that encode them, and the batch size."""
+    split = configuration.section("split", dataset)
+    return {
+        "examples": examples_folder(configuration, dataset),
+        "classname_replace": split.get("classname_replace", {"_": " "}),
+        "clip": configuration.section("clip", dataset),
+        "image_encoders": list(configuration.image_encoders.values()),
+        "inference": _part(configuration, "inference", dataset, "batch_size"),
+    }
+
+
+def example_models(configuration: Configuration, dataset: str) -> Paths:
+    """Return the notes on the models of the hub that encode these images."""
+    notes = [MODEL_NOTE.format(model=encoder) for encoder in configuration.hub_encoders()]
+    return [*hub_model(configuration, dataset, "clip"), *notes]
 
 
 def shards(configuration: Configuration, dataset: str, kind: str) -> Paths:
@@ -705,8 +753,8 @@ def fused_labels_if_any(configuration: Configuration, dataset: str) -> Paths:
 
 def discovery_if_any(configuration: Configuration, dataset: str) -> Paths:
     """Return the proposal of the classes, if a stage proposes them."""
-    found = configuration.discovers(dataset)
-    return [f"results/{dataset}/discovery.json"] if found else []
+    found = proposes_classes(configuration, dataset)
+    return [f"results/{dataset}/{PROPOSAL}"] if found else []
 
 
 def taught_labels(configuration: Configuration, dataset: str) -> Paths:

@@ -21,6 +21,12 @@ def is_litter(name: str) -> bool:
     return LITTER.match(name) is not None
 
 
+def folders_in(place: str | Path) -> list[str]:
+    """Return the names of the folders in a folder, sorted, without those of systems."""
+    names = sorted(path.name for path in Path(place).iterdir() if path.is_dir())
+    return [name for name in names if not is_litter(name)]
+
+
 def lines_of(path: str | Path) -> list[str]:
     """Return the lines of a text file that are not empty, stripped.
 

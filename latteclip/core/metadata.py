@@ -56,6 +56,14 @@ class EncoderMetadata:
 
 
 @dataclass
+class ExamplesMetadata:
+    """The metadata of EXAMPLES."""
+
+    models: list[str]  # CLIP, and image encoders as the key `image_encoders` names them
+    widths: list[int]  # of their features
+
+
+@dataclass
 class UnknownMetadata:
     """The metadata of UNKNOWN."""
 

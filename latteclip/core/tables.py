@@ -94,6 +94,12 @@ IMAGE_FEATURES = _schema(
     image_id=pa.string(),
     image_features=pa.list_(pa.float32()),  # L2-normalised, by a model beside CLIP
 )
+# Images of known classes that are not in the dataset.
+EXAMPLES = _schema(
+    path=pa.string(),
+    classname=pa.string(),
+    image_features=pa.list_(pa.float32()),  # by CLIP and each image encoder, side by side
+)
 # What captions or class scores say of training images that judge classifiers.
 VOTES = _schema(
     image_id=pa.string(),

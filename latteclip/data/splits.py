@@ -36,10 +36,11 @@ from latteclip.core.folder_names import (
     DISCOVER,
     FOLDERS,
     SPLITS,
-    is_litter,
+    folders_in,
     lines_of,
 )
 from latteclip.data import folder_files, images
+from latteclip.data.examples import class_names
 from latteclip.data.folder_files import IMAGE_SUFFIXES, inside
 
 log = logging.getLogger(__name__)
@@ -346,9 +347,11 @@ def _read_class_folders(
     split_folders = {split: folder / split for split in parts} or {"": folder}
     class_folders = {}
     for split, split_folder in split_folders.items():
-        subfolders = [path.name for path in split_folder.iterdir() if path.is_dir()]
-        class_folders[split] = sorted(n for n in subfolders if not is_litter(n))
+        class_folders[split] = folders_in(split_folder)
     listed = _listed_classes(root, settings)
+    if not listed and settings.examples and settings.classes is None:
+        # Folders of test images say their classes by themselves.
+        listed = [] if class_folders.get("test") else class_names(settings.examples)
     names = listed
     if not listed and settings.classes != DISCOVER:
         names = _folder_names(folder, class_folders)
@@ -363,9 +366,16 @@ def _read_class_folders(
                     split_folder / name, skipped, deep=bool(name)
                 )
                 label = name_of.get(clean_classname(name, replacements))
+                if name and split == "test" and files and settings.classes == DISCOVER:
+                    raise UserError(
+                        f"{split_folder / name} says the class of test images, but split.classes "
+                        f"{DISCOVER} is for classes that nobody named; leave split.classes out, or "
+                        f"move these images into {split_folder} itself."
+                    )
                 if name and split == "test" and files and label is None:
                     raise UserError(
-                        f"{split_folder / name} is none of the classes of {CLASSES}: {names}."
+                        f"{split_folder / name} is none of the classes of {CLASSES}, or of "
+                        f"split.examples: {names}."
                     )
                 if name and split != "test" and not files and not listed:
                     raise UserError(

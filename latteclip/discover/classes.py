@@ -27,12 +27,15 @@ from latteclip.audit.server import (
     show,
 )
 from latteclip.core import tables
+from latteclip.core.class_history import ACTIONS, PROPOSAL, edited_classes
 from latteclip.core.errors import UserError
 from latteclip.core.files import read_record, write_text
+from latteclip.core.folder_names import CLASSES
 from latteclip.core.run_options import run_command
 from latteclip.data.images import open_rgb
 from latteclip.discover import grouping
-from latteclip.discover.inputs import ACTIONS, discover, read_actions, write_actions
+from latteclip.discover.inputs import discover, read_actions, write_actions
+from latteclip.discover.new_classes import add_class, show_new_classes
 from latteclip.discover.proposal import (
     Action,
     State,
@@ -63,9 +66,11 @@ def classes(
     /,
     offline: str | None = None,
     actions: str | None = None,
+    new: bool = False,
+    add: str | None = None,
     port: int = 0,
     no_browser: bool = False,
-) -> None:
+) -> str | None:
     """Show the proposed classes, to rename, merge, split and drop them.
 
     What you do is saved in RESULTS/classes.json. Run the workflow again, and the classes, labels,
@@ -73,7 +78,13 @@ def classes(
 
     Args:
         actions: import what it exports, in place of what is saved
+        new: list groups of images that are marked unknown, which may be further classes
+        add: append a class to classes.txt
     """
+    if new:
+        return show_new_classes(results)
+    if add is not None:
+        return add_class(results, add)
     page = ClassesPage(results)
     if offline:
         write_text(offline, page.offline_page())
@@ -89,7 +100,8 @@ def classes(
         log.info("Took the actions of %s.", actions)
     else:
         show(ClassesServer(page, port), "All is saved.", browser=not no_browser)
-        print(page.result())
+        return page.result()
+    return None
 
 
 class StaleActionsError(Exception):
@@ -112,11 +124,16 @@ class ClassesPage:
         self.folder = Path(results)
         self.dataset = self.folder.absolute().name
         self.path = self.folder / ACTIONS
-        described = self.folder / "discovery.json"
+        described = self.folder / PROPOSAL
         if not described.is_file():
             raise UserError(
                 f"{described} does not exist: no stage has proposed classes. Run the workflow "
                 f"with --config dataset={self.dataset} \"split={{'classes': 'discover'}}\" first."
+            )
+        if edited_classes(self.folder) is not None:
+            raise UserError(
+                f"{self.folder / CLASSES} was edited by hand and is used as it is. Go on there, or "
+                "delete it and run the workflow: it returns to the proposal and your actions."
             )
         index = str(self.folder / "unnamed_images.parquet")
         self.found = discover(

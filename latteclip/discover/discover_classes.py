@@ -54,7 +54,6 @@ def discover_classes(
     labels = found.proposal.labels([state.leaves[k] for k in numbers])
     is_none = np.isin(found.image_ids, sorted(state.none))
     names = [state.names[k] for k in numbers]
-    write_text(output, "\n".join(names) + "\n")
     record = DiscoveryRecord(
         proposal=found.digest,
         wanted=wanted,
@@ -67,6 +66,8 @@ def discover_classes(
     write_record(proposal_output, record)
     members = _members(found, np.where(is_none, -1, labels), names)
     tables.write(members_output, members, DISCOVERED)
+    # The last, for without the proposal it would count as written by hand.
+    write_text(output, "\n".join(names) + "\n")
     looked = "Nobody has looked at them."
     if actions:
         looked = f"A person changed them by {len(actions)} actions."

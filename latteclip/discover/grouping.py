@@ -19,7 +19,7 @@ relative to sqrt(N / 2 K) of the K groups at the beginning: those of groups of m
 Nothing is random. Letters: N images, D embedding width, T terms, K groups, n some images.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,6 +36,7 @@ STOP = 0.65  # the relative cost above which groups are different classes
 KEPT = 8  # groups of an image that have a share in the means
 ROWS = 2048  # images that are scored at once
 TINY = 1e-9
+LEAST = 1e-6  # squared length of a sum, at least
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
@@ -81,11 +82,12 @@ class _Shares:
         return cls(scipy.sparse.csr_matrix(cells, (len(labels), n_groups)))
 
 
-def group(evidence: Evidence, rounds: int = ROUNDS) -> Groups:
-    """Group images by their names and looks, beginning with the names."""
-    used, start = np.unique(evidence.best[evidence.best >= 0], return_inverse=True)
-    labels = np.full(len(evidence.best), -1)
-    labels[evidence.best >= 0] = start
+def group(evidence: Evidence, rounds: int = ROUNDS, *, start: Ints | None = None) -> Groups:
+    """Group images by their names and looks, beginning with the names or with groups [N]."""
+    first = evidence.best if start is None else start
+    used, numbers = np.unique(first[first >= 0], return_inverse=True)
+    labels = np.full(len(first), -1)
+    labels[first >= 0] = numbers
     if not len(used):
         return _one_group(len(labels))
     shares = _without_small(_Shares.of_labels(labels, len(used)))
@@ -171,23 +173,47 @@ def _scores(
     names = (weighted_shares.T @ evidence.names).tocsr()  # [K, T]
     look_squares = (looks**2).sum(axis=1)
     name_squares = np.asarray(names.multiply(names).sum(axis=1)).ravel()
+    look_lengths = np.sqrt(np.maximum(look_squares, LEAST))
+    name_lengths = np.sqrt(np.maximum(name_squares, LEAST))
+    unit_looks = np.asarray(looks / look_lengths[:, None], np.float32)
+    unit_names = (scipy.sparse.diags(1 / name_lengths) @ names).astype(np.float32)
     sizes = np.asarray(shares.sum(axis=0)).ravel() + 1
-    offset = 0.5 * np.log(sizes / sizes.sum())
+    offset = (0.5 * np.log(sizes / sizes.sum())).astype(np.float32)
     for start in range(0, len(evidence.looks), ROWS):
         rows = slice(start, start + ROWS)
-        x, u = evidence.looks[rows], evidence.names[rows]
-        own, r = shares[rows].toarray(), evidence.reliability[rows, None]
-        scores = _cosines(x @ looks.T, (x**2).sum(axis=1, keepdims=True), own, look_squares)
-        squares = np.asarray(u.multiply(u).sum(axis=1)).reshape(-1, 1)
-        products = (u @ names.T).toarray()
-        scores += r * _cosines(products, squares, own * r, name_squares)
-        yield rows, (SHARPNESS * scores + offset).astype(np.float32)
+        x = evidence.looks[rows]
+        u = evidence.names[rows]
+        r = evidence.reliability[rows]
+        scores = x @ unit_looks.T
+        by_names = (u @ unit_names.T).toarray()
+        own = shares[rows].tocoo()  # few cells: elsewhere an image has no part in the mean
+        i, k = own.row, own.col
+        of_looks = _without_own(
+            scores[i, k] * look_lengths[k],
+            (x**2).sum(axis=1)[i],
+            own.data,
+            look_squares[k],
+        )
+        of_names = _without_own(
+            by_names[i, k] * name_lengths[k],
+            np.asarray(u.multiply(u).sum(axis=1)).ravel()[i],
+            own.data * r[i],
+            name_squares[k],
+        )
+        by_names *= r[:, None]
+        scores += by_names
+        scores[i, k] = of_looks + r[i] * of_names
+        scores *= np.float32(SHARPNESS)
+        scores += offset
+        yield rows, scores
 
 
-def _cosines(products: Floats, own_squares: Floats, own: Floats, squares: Floats) -> Floats:
+def _without_own(
+    products: Floats, own_squares: Floats, own: Floats, squares: Floats
+) -> Floats:
     """Return products of rows with normalised sums, each without the row's own share."""
     lengths = squares - 2 * own * products + own**2 * own_squares
-    found: Floats = (products - own * own_squares) / np.sqrt(np.maximum(lengths, 1e-6))
+    found: Floats = (products - own * own_squares) / np.sqrt(np.maximum(lengths, LEAST))
     return found
 
 
@@ -202,22 +228,52 @@ class Merge:
 
 def merges(evidence: Evidence, labels: Ints) -> list[Merge]:
     """Return the merges of K groups until one is left, in their order."""
-    tree = _Tree(blocks(evidence, labels))
+    tree = _Tree(Sums.of(evidence, labels).blocks())
     unit = np.sqrt(len(labels) / len(tree.best) / 2)
     return [Merge(i, j, float(cost / unit)) for i, j, cost in tree.merges()]
 
 
-def blocks(evidence: Evidence, labels: Ints) -> "list[Block]":
-    """Return the sums of K groups in looks and in names."""
-    n_groups = int(labels.max(initial=0)) + 1
-    table = _Shares.of_labels(labels, n_groups).table
-    reliable = scipy.sparse.diags(evidence.reliability) @ table
-    looks = table.T @ evidence.looks
-    names = reliable.T @ evidence.names
-    sizes = np.bincount(labels, minlength=n_groups).astype(np.float64)
-    reliabilities = np.asarray(reliable.sum(axis=0), np.float64).ravel()
-    products = (names @ names.T).toarray()
-    return [Block(looks @ looks.T, sizes, 1.0), Block(products, reliabilities, NAMES)]
+@dataclass(frozen=True)
+class Sums:
+    """The sums of K groups in looks and in names."""
+
+    looks: Floats  # [K, D]
+    names: scipy.sparse.csr_matrix  # [K, T], weighted by reliability
+    sizes: npt.NDArray[np.float64]  # [K] images
+    reliabilities: npt.NDArray[np.float64]  # [K]
+
+    @classmethod
+    def of(cls, evidence: Evidence, labels: Ints) -> "Sums":
+        """Return the sums of images by their groups [N]."""
+        n_groups = int(labels.max(initial=0)) + 1
+        table = _Shares.of_labels(labels, n_groups).table
+        reliable = scipy.sparse.diags(evidence.reliability) @ table
+        return cls(
+            table.T @ evidence.looks,
+            (reliable.T @ evidence.names).tocsr(),
+            np.bincount(labels, minlength=n_groups).astype(np.float64),
+            np.asarray(reliable.sum(axis=0), np.float64).ravel(),
+        )
+
+    def joined(self, groups: Sequence[Sequence[int]]) -> "Sums":
+        """Return the sums of C sets of groups."""
+        columns = [number for one in groups for number in one]
+        lengths = np.array([len(one) for one in groups], np.int64)
+        rows = np.repeat(np.arange(len(groups)), lengths)
+        cells = np.ones(len(rows), np.float32), (rows, columns)
+        member = scipy.sparse.csr_matrix(cells, (len(groups), len(self.sizes)))
+        return Sums(
+            member @ self.looks,
+            (member @ self.names).tocsr(),
+            member @ self.sizes,
+            member @ self.reliabilities,
+        )
+
+    def blocks(self) -> "list[Block]":
+        """Return the inner products of the groups [K, K], in looks and in names."""
+        names = (self.names @ self.names.T).toarray()
+        looks = Block(self.looks @ self.looks.T, self.sizes, 1.0)
+        return [looks, Block(names, self.reliabilities, NAMES)]
 
 
 class Block:
@@ -239,10 +295,6 @@ class Block:
             self.weight * np.maximum(distances, 0) * np.sqrt(halves)
         )
         return found
-
-    def joined(self, member: npt.NDArray[np.float64]) -> "Block":
-        """Return the block of classes, of which the groups are members [C, K]."""
-        return Block(member @ self.products @ member.T, member @ self.sizes, self.weight)
 
     def merge(self, i: int, j: int) -> None:
         self.products[i] += self.products[j]
@@ -289,12 +341,12 @@ class _Tree:
             yield i, j, cost
 
 
-def suggested_number(steps: list[Merge], n_groups: int) -> int:
+def suggested_number(steps: list[Merge], n_groups: int, least: int = 2) -> int:
     """Return the number of classes after the merges before the first that costs more than STOP."""
     n_merged = next(
         (place for place, step in enumerate(steps) if step.cost > STOP), len(steps)
     )
-    return max(min(2, n_groups), n_groups - n_merged)
+    return max(min(least, n_groups), n_groups - n_merged)
 
 
 def cut(steps: list[Merge], n_groups: int, n_classes: int) -> Ints:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from latteclip.core import tables
+from latteclip.core.class_history import read_history
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_json
 from latteclip.core.hashing import digest
@@ -16,8 +17,6 @@ from latteclip.discover.names import read_names
 from latteclip.discover.proposal import Action, Proposal, parse_actions, propose
 from latteclip.labels.features import read_features
 from latteclip.labels.label_sources import whiten
-
-ACTIONS = "classes.json"  # a person's actions, beside the results
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def read_actions(path: str | Path, discovery: Discovery) -> list[Action]:
         return []
     content = Path(path).read_bytes()
     actions = parse_actions(content, str(path))
-    if f'"{discovery.digest}"'.encode() not in content:
+    if actions and f'"{discovery.digest}"'.encode() not in content:
         raise UserError(
             f"{path} belongs to other images or names, for the proposal of classes has changed. "
             "To keep the classes as they are, copy classes.txt beside it into the folder of the "
@@ -88,4 +87,5 @@ def read_actions(path: str | Path, discovery: Discovery) -> list[Action]:
 def write_actions(path: str | Path, discovery: Discovery, actions: list[Action]) -> None:
     """Write a person's actions, from which the classes follow."""
     values = [action.model_dump(exclude_none=True) for action in actions]
-    write_json(path, {"proposal": discovery.digest, "actions": values})
+    history = read_history(Path(path).parent)
+    write_json(path, {**history, "proposal": discovery.digest, "actions": values})

@@ -25,7 +25,7 @@ MAX_TERMS = 20_000  # the most frequent ones
 NEIGHBOURS = 10
 QUERIES = 16_384  # images whose neighbours are searched, about: of each term as many
 OF_A_TERM = 2  # at least
-ROWS = 2048  # images that are compared with all at once
+ROWS = 256  # images that are compared with all at once
 FREQUENCY_EXPONENT = 0.5  # of the logarithm of N over a term's images, in its weight
 Floats = npt.NDArray[np.float32]
 

@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field, ValidationError
 from latteclip.core.class_templates import clean_classname
 from latteclip.core.errors import UserError
 from latteclip.discover import grouping
-from latteclip.discover.grouping import Block, Evidence, Groups, Merge
+from latteclip.discover.grouping import Evidence, Groups, Merge, Sums
 from latteclip.discover.names import Names
 from latteclip.discover.naming import UNNAMED, name_classes, term_counts
 
@@ -45,7 +45,7 @@ class Proposal:
     names: list[list[str]]  # of each class, the best first
     shares: list[list[float]]  # of the images of each class that have each name
     suggested: int  # the number of classes that the curve suggests
-    blocks: list[Block]  # the sums of the leaves in looks and names
+    sums: Sums  # of the leaves in looks and names
     unit: float  # of costs
 
     @cached_property
@@ -65,11 +65,8 @@ class Proposal:
 
     def costs(self, classes: Sequence[Sequence[int]]) -> npt.NDArray[np.float64]:
         """Return the relative cost [C, C] of merging two of C classes, which are sets of leaves."""
-        member = np.zeros((len(classes), len(self.steps) + 1))
-        for number, leaves in enumerate(classes):
-            member[number, list(leaves)] = 1
-        joined = [block.joined(member) for block in self.blocks]
-        rows = [sum(block.costs(k) for block in joined) for k in range(len(classes))]
+        blocks = self.sums.joined(classes).blocks()
+        rows = [sum(block.costs(k) for block in blocks) for k in range(len(classes))]
         return np.array(rows).reshape(len(classes), len(classes)) / self.unit
 
     def labels(self, classes: Sequence[Sequence[int]] | None = None) -> Ints:
@@ -95,9 +92,9 @@ def propose(evidence: Evidence, n_classes: int | None = None) -> Proposal:
     ]
     named = name_classes(owner[leaves], evidence.terms, len(classes))
     unit = float(np.sqrt(len(leaves) / groups.n_groups / 2))
-    blocks = grouping.blocks(evidence, leaves)
+    sums = Sums.of(evidence, leaves)
     return Proposal(
-        leaves, steps, classes, named.names, named.shares, suggested, blocks, unit
+        leaves, steps, classes, named.names, named.shares, suggested, sums, unit
     )
 
 

@@ -24,6 +24,7 @@ from latteclip.core.metadata import (
 )
 from latteclip.labels import fusion_report
 from latteclip.labels.answers import read_labelled
+from latteclip.labels.examples import Examples, read_examples
 from latteclip.labels.fusion import FUSED, OTHER, Fusion
 from latteclip.labels.fusion_report import FusionReport
 from latteclip.labels.guarantees import confidence_sequence
@@ -55,6 +56,7 @@ def fuse_labels(
     *,
     voters_files: Sequence[VoterTable],
     answers_path: str | None = None,
+    examples_path: str | None = None,
     image_encoders_paths: Sequence[str] = (),
     encoders_prototypes_output: str | None = None,
     device: str,
@@ -86,12 +88,16 @@ def fuse_labels(
     scale = known.described["logit_scale"]
     labelled = read_labelled(answers_path, table, classnames) if answers_path else None
     votes = {name: ballot.votes for name, ballot in known.ballots.items()}
-    joint = fuse_voters(images, votes, known.others, labelled)
-    fusion = joint.fusion
-    save_classifier(prototypes_output, images.classifier(fusion.head, scale), described)
     names = [
         tables.read_metadata(path, EncoderMetadata).model for path in image_encoders_paths
     ]
+    examples = None
+    if examples_path is not None:
+        models = [settings.clip.model, *names]
+        examples = read_examples(examples_path, classnames, models)
+    joint = _fused(known, votes, labelled, examples)
+    fusion = joint.fusion
+    save_classifier(prototypes_output, images.classifier(fusion.head, scale), described)
     if encoders_prototypes_output is not None:
         pairs = zip((images, *known.others), fusion.joint_heads, strict=True)
         heads = [model.classifier(head, scale) for model, head in pairs]
@@ -122,6 +128,7 @@ def fuse_labels(
         report,
         voters=_voters(joint, voters_files, estimates, Path(report_output).parent),
         zero_shot=estimates.get(ZERO_SHOT),
+        examples=len(examples.labels) if examples else 0,
     )
     fusion_report.write_fusion_report(report_output, report)
     effect = "count" if report.corroborated else "are ignored"
@@ -139,16 +146,38 @@ def fuse_labels(
     tables.write(votes_output, {n: columns[n] for n in schema.names}, schema, metadata)
 
 
+def _fused(
+    known: Predictors,
+    votes: Mapping[str, Votes],
+    labelled: LabelledRows | None,
+    examples: Examples | None,
+) -> JointFusion:
+    """Return the labels of the images, which learn from answers and from examples."""
+    if examples is None:
+        return fuse_voters(known.images, votes, known.others, labelled)
+    images = examples.add_features(0, known.images)
+    others = [
+        examples.add_features(number, model)
+        for number, model in enumerate(known.others, start=1)
+    ]
+    every = {name: examples.add_votes(one) for name, one in votes.items()}
+    n = len(known.images.centred)
+    joint = fuse_voters(images, every, others, examples.add_answers(labelled, n))
+    return replace(joint, fusion=joint.fusion.of_first(n))
+
+
 def _votes(
     image_ids: pa.ChunkedArray, votes: Mapping[str, Votes], joint: JointFusion
 ) -> dict[str, Any]:
     fusion = joint.fusion
     model = joint.model
     first = next(iter(votes.values()))
-    has = model.votes.has if fusion.parameters.test.significant else first.has
+    n = len(image_ids)
+    has = model.votes.has[:n] if fusion.parameters.test.significant else first.has
     judges = torch.from_numpy(held_out_for_choice(tables.Strings(image_ids))) & has
     if isinstance(model, JointModel):
-        vote = model.vote_log_likelihood(judges, fusion.parameters).softmax(dim=1)
+        rows = judges.nonzero()[:, 0]
+        vote = model.vote_log_likelihood(rows, fusion.parameters).softmax(dim=1)
     else:
         name = next((n for n, voter in joint.voters.items() if voter), None)
         one = votes[name] if name else first

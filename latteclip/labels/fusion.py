@@ -154,6 +154,18 @@ class Fusion:
     # FUSED labels, and those of classifiers by the names of their files, if answers check them.
     checked: Mapping[str, CrossFitted] = field(default_factory=dict)
 
+    def of_first(self, n: int) -> "Fusion":
+        """Return the labels of the first n images: the others are examples."""
+        individual = {name: labels[:n] for name, labels in self.individual_labels.items()}
+        return replace(
+            self,
+            labels=self.labels[:n],
+            confidence=self.confidence[:n],
+            individual_labels=individual,
+            predicted=self.predicted[:n],
+            joint_predicted=self.joint_predicted[:n],
+        )
+
 
 class LabelModel:
     """The model of the labels while it is learned."""

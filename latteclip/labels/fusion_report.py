@@ -150,6 +150,7 @@ class FusionReport:
     changed: int  # labels that are not the adapted zero-shot ones
     image_encoders: list[EncoderReport]
     answers: PersonAnswers
+    examples: int = 0  # images outside of the dataset, of known classes
 
 
 def write_fusion_report(path: str | Path, report: FusionReport) -> None:

@@ -49,7 +49,8 @@ def estimate_voters(
 ) -> dict[str, VoterEstimate]:
     """Return an estimate for each voter, and for the zero-shot scores if there are any."""
     labels_of = {name: first_labels(votes) for name, votes in voters.items()}
-    zero_shot = zero_shot_labels(joint.model.images)
+    # Examples come after the labelled images.
+    zero_shot = zero_shot_labels(joint.model.images)[: len(joint.fusion.labels)]
     if (zero_shot != NO_VOTE).any() and ZERO_SHOT not in labels_of:
         labels_of[ZERO_SHOT] = zero_shot
     found = {}
@@ -67,7 +68,7 @@ def gains_of_voters(joint: JointFusion) -> dict[str, float]:
     """
     model = joint.model
     found = dict.fromkeys(joint.voters, 0.0)
-    rows = spaced(torch.arange(model.n), model.n_classes, SAMPLE)
+    rows = spaced(torch.arange(len(joint.fusion.labels)), model.n_classes, SAMPLE)
     informed = [name for name, voter in joint.voters.items() if voter is not None]
     if not informed or not model.is_informed:
         return found

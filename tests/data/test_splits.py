@@ -310,3 +310,9 @@ def test_a_name_that_is_not_text_is_an_error(tmp_path):
     images(tmp_path, "cat/\udcff.jpg")
     with pytest.raises(UserError, match="UTF-8"):
         read_split(tmp_path, SplitSection(kind="folders"))
+
+
+def test_test_folders_with_class_names_contradict_discovered_classes(tmp_path):
+    images(tmp_path, "train/1.jpg", "test/cat/2.jpg")
+    with pytest.raises(UserError, match=r"split\.classes"):
+        read_split(tmp_path, SplitSection(kind="folders", classes="discover"))

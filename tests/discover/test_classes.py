@@ -8,8 +8,10 @@ import threading
 import pytest
 from support.unnamed import run
 
+from latteclip.core.class_history import BY_HAND, edited_classes, note_edit
 from latteclip.core.errors import UserError
 from latteclip.discover.classes import ClassesPage, ClassesServer, classes
+from latteclip.discover.proposal import Action
 
 # Messages of the browser itself: another page has saved, or a picture's connection ended.
 NETWORK = r"CONNECTION_\w+|EMPTY_RESPONSE|CONTENT_LENGTH_MISMATCH|ABORTED"
@@ -156,6 +158,23 @@ def test_the_offline_page_exports_what_the_command_imports(visit, results, tmp_p
     exported.write_text("no actions")
     with pytest.raises(UserError, match=r"exported\.json"):
         classes(str(results), actions=str(exported))
+
+
+def test_classes_edited_by_hand_have_no_page_and_their_history_stays(results):
+    listed = results / "classes.txt"
+    proposed = listed.read_text()
+    listed.write_text("cup\nhound\ncar\n")
+    edited = edited_classes(results)
+    note_edit(results, edited)
+    note_edit(results, edited)  # the next run
+    with pytest.raises(UserError, match=r"classes\.txt"):
+        ClassesPage(results)
+    listed.write_text(proposed)
+    page = ClassesPage(results)
+    page.save([Action(do="drop", of=0)], page.saved().revision)
+    history = json.loads((results / "classes.json").read_text())
+    assert history[BY_HAND] == [["cup", "hound", "car"]]
+    assert actions(results) == ["drop"]
 
 
 def test_a_dataset_with_classes_of_its_own_has_no_page(tmp_path):

@@ -39,6 +39,6 @@ def test_images_of_fewer_than_two_classes_are_an_error(tmp_path, answers):
 
 def test_actions_of_another_proposal_are_refused(results):
     path = results / "classes.json"
-    path.write_text('{"proposal": "other", "actions": []}')
+    path.write_text('{"proposal": "other", "actions": [{"do": "drop", "of": 0}]}')
     with pytest.raises(UserError, match=r"classes\.json"):
         run(results, actions_path=str(path))

@@ -9,6 +9,7 @@ import yaml
 from PIL import Image
 
 from latteclip.core import tables
+from latteclip.core.class_history import BY_HAND
 from latteclip.core.metadata import ClassesMetadata
 
 NAMES = ("cup", "dog", "car")
@@ -71,12 +72,55 @@ def test_labels_are_of_the_proposed_classes_and_follow_what_a_person_does(
     assert sorted(known) == ["car", "cup", "hound"]
 
 
+def test_classes_edited_by_hand_are_an_input_that_nothing_overwrites(checkout, configured):
+    results = checkout.root / RESULTS
+    run = checkout.snakemake(f"{RESULTS}/classes.txt", *configured)
+    assert run.returncode == 0, run.stdout
+    (results / "classes.txt").write_text("cup\nhound\ncar\n")
+    fewer = "discover={'file': 'names.jsonl', 'classes': 2}"  # would rerun the proposal
+    run = checkout.snakemake(LABELS, *configured, fewer)
+    assert run.returncode == 0, run.stdout
+    assert "edited by hand" in run.stdout
+    known = tables.read_metadata(checkout.root / LABELS, ClassesMetadata).classnames
+    assert known == ["cup", "hound", "car"]
+    history = json.loads((results / "classes.json").read_text())
+    assert history[BY_HAND] == [known]
+    (results / "classes.txt").write_text("cup\n")
+    run = checkout.snakemake("--dry-run", LABELS, *configured)
+    assert "classes.txt has fewer" in run.stdout.splitlines()[-1]
+
+
+def test_examples_name_the_classes_and_teach_the_labels(checkout, configured):
+    for kind, colour in zip(NAMES, COLOURS, strict=True):
+        folder = checkout.root / "examples" / kind
+        folder.mkdir(parents=True)
+        Image.new("RGB", (64, 64), colour).save(folder / "1.png")
+    labels = f"{RESULTS}/fused_labels.parquet"
+    own = "captioner={'engine': 'file', 'images_file': 'names.jsonl'}"
+    options = (*configured, own, "split={'classes': null, 'examples': 'examples'}")
+    run = checkout.snakemake(labels, *options)
+    assert run.returncode == 0, run.stdout
+    metadata = tables.read_metadata(checkout.root / labels, ClassesMetadata)
+    assert metadata.classnames == sorted(NAMES)
+    assert len(pq.read_table(checkout.root / labels)) == N
+    report = json.loads((checkout.root / RESULTS / "fused_labels.json").read_text())
+    assert report["examples"] == len(NAMES)
+    again = checkout.snakemake(labels, *options)
+    assert "Nothing to be done" in again.stdout
+    Image.new("RGB", (64, 64)).save(checkout.root / "examples" / NAMES[0] / "2.png")
+    more = checkout.snakemake("--dry-run", labels, *options)
+    assert "encode_examples" in more.stdout
+    assert "index_images" not in more.stdout
+
+
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
         (["discover={'file': null}"], "discover.file"),
         (["discover={'file': 'nowhere.csv'}"], "nowhere.csv"),
         (["split={'classes': 'discover', 'kind': 'csv'}"], "split.kind"),
+        (["split={'classes': null, 'examples': 'nowhere'}"], "split.examples"),
+        (["split={'classes': null, 'examples': 'photos'}"], "split.examples"),
     ],
 )
 def test_what_the_proposal_lacks_is_named_before_the_run(

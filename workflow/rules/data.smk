@@ -70,6 +70,7 @@ rule index_images:
         classes=options("classes"),
         limit=given(stage_params.limit),
         state=lambda wildcards: functions.folder_state(wildcards.dataset),
+        examples=given(stage_params.example_classes, "dataset"),
     shell:
         "latteclip index-images --folder {params.folder:q} --settings {params.settings:q}"
         " --output {output.images} --corrupt {output.corrupt} --fingerprints {output.fingerprints}"

@@ -4,6 +4,12 @@
 DISCOVERING = one_of(
     key for key in configuration.config["datasets"] if configuration.discovers(key)
 )
+# After an edit of classes.txt by hand, that file is an input of the user's.
+PROPOSING = one_of(
+    key
+    for key in configuration.config["datasets"]
+    if stage_params.proposes_classes(configuration, key)
+)
 
 
 use rule index_images as index_unnamed_images with:
@@ -94,7 +100,7 @@ rule discover_classes:
     benchmark:
         "results/{dataset}/benchmarks/discover_classes.jsonl"
     wildcard_constraints:
-        dataset=DISCOVERING,
+        dataset=PROPOSING,
     priority: FIRST
     conda:
         "../../envs/latteclip.yaml"

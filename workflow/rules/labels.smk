@@ -58,6 +58,44 @@ rule encode_images:
         " --output {output} --threads {threads} --log {log}"
 
 
+rule encode_examples:
+    input:
+        images="results/{dataset}/images.parquet",
+        models=given(stage_params.example_models, "dataset"),
+        code=sources("latteclip.labels.encode_examples"),
+    output:
+        "results/{dataset}/examples.parquet",
+    log:
+        "results/{dataset}/logs/encode_examples.log",
+    benchmark:
+        "results/{dataset}/benchmarks/encode_examples.jsonl"
+    wildcard_constraints:
+        dataset=one_of(
+            key
+            for key in configuration.config["datasets"]
+            if stage_params.examples_folder(configuration, key)
+        ),
+    priority: FIRST
+    conda:
+        "../../envs/latteclip.yaml"
+    threads: threads_of("pseudo_label_images")
+    resources:
+        gpu=gpus(),
+        mem_mb=memory("encode_examples"),
+        runtime=minutes("encode_examples"),
+    params:
+        examples=given(stage_params.example_images, "dataset"),
+        clip_files=given(stage_params.local_clip, "dataset"),
+        encoder_files=[
+            stage_params.local_encoder(configuration, encoder)
+            for encoder in configuration.image_encoders
+        ],
+        settings=given_json(stage_params.encode_examples, "dataset"),
+    shell:
+        "latteclip encode-examples --images {input.images} --settings {params.settings:q}"
+        " --output {output} --threads {threads} --log {log}"
+
+
 ENCODERS_CLASSIFIER = {}
 if configuration.image_encoders:
     ENCODERS_CLASSIFIER["encoders_prototypes"] = (
@@ -72,6 +110,7 @@ rule fuse_labels:
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
         votes=given_each("table", stage_params.voter_tables, "dataset"),
         answers=unstored(given(stage_params.teaching_answers, "dataset")),
+        examples=given(stage_params.examples, "dataset"),
         image_encoders=given(stage_params.image_features, "dataset"),
         clip_model=given(stage_params.hub_model, "dataset", section="clip"),
         code=sources("latteclip.labels.fuse_labels"),
@@ -99,7 +138,7 @@ rule fuse_labels:
         clip_files=given(stage_params.local_clip, "dataset"),
         settings=given_json(stage_params.fuse_labels, "dataset"),
         voters=as_found(given_json(stage_params.voter_tables, "dataset")),
-        answers=options("answers"),
+        answers=options("answers", "examples"),
         image_encoders=options("image_encoders"),
         encoders_prototypes=lambda wildcards, output: " ".join(
             f"--{name.replace('_', '-')} {output[name]}"

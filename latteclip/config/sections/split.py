@@ -65,6 +65,10 @@ class SplitSection(Section):
         "file of class names, one per line, in label order; folders: the names of the folders; "
         "discover: a stage proposes them"
     )
+    examples: Line | None = optional_key(
+        "folder with a few images of each class that are not in the dataset, "
+        "<class>/*.jpg: they count as answers, and name the classes if nothing else does"
+    )
     images: Line = key(".", "folder to which the split's paths are relative")
     classname_replace: dict[str, str] = optional_key(
         "replacements that turn folder names into class names", default={"_": " "}

@@ -1,0 +1,50 @@
+"""Folders of images of known classes that are not in the dataset."""
+
+import pytest
+from support.image_folders import images
+
+from latteclip.config.sections.split import SplitSection
+from latteclip.core.errors import UserError
+from latteclip.data.examples import find_examples
+from latteclip.data.splits import read_split
+
+REPLACEMENTS = {"_": " "}
+
+
+def test_each_folder_is_a_class(tmp_path):
+    images(tmp_path, "big_cat/a.jpg", "big_cat/more/b.jpg", "Dog/c.jpg")
+    found = find_examples(tmp_path, ["dog", "big cat", "owl"], REPLACEMENTS)
+    names = [(one.path.removeprefix(f"{tmp_path}/"), one.classname) for one in found]
+    assert names == [
+        ("Dog/c.jpg", "dog"),
+        ("big_cat/a.jpg", "big cat"),
+        ("big_cat/more/b.jpg", "big cat"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "no folders"),
+        (["dog/a.jpg", "cta/b.jpg"], "did you mean cat"),
+        (["dog/a.jpg", "cat/readme.txt"], "cat holds no image"),
+        (["dog/a.jpg", "Dog/b.jpg"], "'Dog' and 'dog'"),
+        (["dog/a.jpg", "b.jpg"], r"b\.jpg is in no class folder"),
+    ],
+)
+def test_a_folder_that_shows_no_class_is_named(tmp_path, names, message):
+    images(tmp_path, *names)
+    with pytest.raises(UserError, match=message):
+        find_examples(tmp_path, ["dog", "cat"], REPLACEMENTS)
+
+
+def test_examples_name_the_classes_where_nothing_else_does(tmp_path):
+    photos = tmp_path / "photos"
+    images(photos, "1.jpg", "monday/2.jpg")
+    images(tmp_path / "examples", "cat/a.jpg", "dog/b.jpg")
+    settings = SplitSection(kind="folders", examples=str(tmp_path / "examples"))
+    _, split = read_split(photos, settings)
+    assert split.names == ["cat", "dog"]
+    assert [item.label for item in split.items] == [None, None]
+    (photos / "classes.txt").write_text("dog\ncat\nowl\n")
+    assert read_split(photos, settings)[1].names == ["dog", "cat", "owl"]
