@@ -2,8 +2,9 @@
 
 Answers of `latteclip teach` that check are about images drawn uniformly from those that taught
 nothing, and answers of an audit about a stratified sample of those. So in each stratum both
-together are drawn uniformly, and count together. What a run predicts of an image counts only where
-the run did not learn from the image. Letters: N images, n answers, H strata.
+together are drawn uniformly, and count together. Images that taught are a stratum of their own, of
+which all are known. What a run predicts of an image counts only where the run did not learn from
+the image. Letters: N images, n answers, H strata.
 """
 
 import logging
@@ -118,7 +119,10 @@ def _read_audit(
 def _samples(
     index: pa.Table, teaching: PersonAnswers, audit: Sample | None
 ) -> list[Sample]:
-    """Return the test images of an audit, and the training images that taught nothing."""
+    """Return the test images of an audit, and the training images with all answers about them.
+
+    The images that taught are the hardest ones. All of them are known, so they are a stratum.
+    """
     training = index.filter(pc.not_equal(index["split"], TEST))["image_id"].to_pylist()
     strata = np.zeros(len(training), np.int_)
     audited: Answered = {}
@@ -129,13 +133,15 @@ def _samples(
         training = audit.image_ids
         strata = audit.strata
         audited = audit.audited
-    checking = set(teaching.checking)
-    untaught = [name not in teaching.images or name in checking for name in training]
-    names = [name for name, is_in in zip(training, untaught, strict=True) if is_in]
-    checked = {name: teaching.images[name] for name in names if name in checking}
-    inside = set(names)
-    audited = {name: answer for name, answer in audited.items() if name in inside}
-    samples.append(Sample("train", names, strata[untaught], audited, checked))
+    taught = sorted(teaching.images.keys() - set(teaching.checking))
+    is_open = ~np.isin(training, taught)
+    names = [name for name, is_in in zip(training, is_open, strict=True) if is_in]
+    last = np.full(len(taught), strata.max(initial=0) + 1)
+    inside = {*names, *taught}
+    by_teach = {name: teaching.images[name] for name in teaching.images if name in inside}
+    audited = {name: answer for name, answer in audited.items() if name in names}
+    strata = np.concatenate([strata[is_open], last])
+    samples.append(Sample("train", [*names, *taught], strata, audited, by_teach))
     return samples
 
 
