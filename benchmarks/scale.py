@@ -789,7 +789,7 @@ def _report(classnames: list[str]) -> Any:
         written_names={},
         model="random",
         pretrained=None,
-        voters=[],
+        voters=[_class_scores()],
         zero_shot=None,
         votes="class scores",
         voting=0,
@@ -803,6 +803,24 @@ def _report(classnames: list[str]) -> Any:
         changed=0,
         image_encoders=[],
         answers=fusion_report.PersonAnswers(),
+    )
+
+
+def _class_scores() -> Any:
+    """Return the voter of the report."""
+    from latteclip.labels import fusion_report
+
+    nothing = fusion_report.VoterEstimate(None, 0.0, 1.0, False, "votes", 0, 0)
+    return fusion_report.VoterReport(
+        name="scores",
+        kind="likelihood",
+        module="lmm",
+        table="class_scores.parquet",
+        votes=0,
+        weight=1.0,
+        family=0,
+        gain=0.0,
+        estimate=nothing,
     )
 
 

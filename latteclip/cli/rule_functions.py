@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from snakemake.exceptions import WorkflowError
@@ -100,6 +101,8 @@ class RuleFunctions:
             self.configuration = self._load(on_this_machine)
         os.environ.pop(SHORT, None)  # a job of a cluster has a terminal of its own
         is_main = workflow.is_main_process and not self._is_module
+        if is_main:
+            runs.drop_backups(Path(".snakemake"))
         if is_main and not workflow.output_settings.verbose:
             run_terminal.shorten(lambda: workflow.dryrun)
         # Jobs that the main process sends away find its request in its notes.

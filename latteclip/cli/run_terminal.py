@@ -61,6 +61,8 @@ class ShortTerminal(logging.Filter):
             self.done = record.done  # type: ignore[attr-defined]
         if event == LogEvent.JOB_INFO:
             return self._announces(record)
+        if event == LogEvent.ERROR:  # of Snakemake itself
+            return True
         if event is not None:  # failed jobs are reported at the end
             return False
         text = str(record.msg)

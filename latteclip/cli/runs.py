@@ -89,6 +89,18 @@ def refuse_second_run() -> None:
         )
 
 
+def drop_backups(folder: Path) -> None:
+    """Remove the copies of outputs that an interrupted run left in Snakemake's folder.
+
+    Snakemake makes them of outputs that a job may leave as they are, and fails where a copy is
+    there already. Nothing is removed while a run has locked its files.
+    """
+    locks = folder / "locks"
+    is_locked = locks.is_dir() and any(locks.iterdir())
+    if not is_locked:
+        shutil.rmtree(folder / "backups", ignore_errors=True)
+
+
 def output_of(*command: str, remedy: str, timeout: float = TIMEOUT) -> list[str]:
     """Return the lines that a program prints, or raise UserError with the last one if it fails."""
     try:

@@ -98,17 +98,15 @@ def test_what_is_no_regular_file_is_skipped_and_never_waited_for(
 
 
 def test_the_python_of_the_documents_runs(model, pictures, monkeypatch, tmp_path, capsys):
-    pages = [ROOT / "README.md", ROOT / "docs" / "python.md"]
-    blocks = [page.read_text().split("```python\n")[1:] for page in pages]
-    readme, (_, in_open_clip, *_) = [
-        [part.split("```")[0] for part in parts] for parts in blocks
-    ]
+    page = (ROOT / "docs" / "python.md").read_text()
+    blocks = [part.split("```")[0] for part in page.split("```python\n")[1:]]
+    by_predictor, in_open_clip, *_ = blocks
     (tmp_path / "results" / "mine").mkdir(parents=True)
     (tmp_path / "results" / "mine" / "model").symlink_to(model)
     monkeypatch.chdir(tmp_path)
     for name, picture in zip(("a.jpg", "b.jpg"), pictures, strict=False):
         Image.open(picture).save(name)
-    exec(readme[0], {})
+    exec(by_predictor, {})
     assert capsys.readouterr().out.startswith("a.jpg ")
     names = {}
     exec(in_open_clip, names)

@@ -348,6 +348,7 @@ def test_each_model_is_fetched_once_and_before_the_stages_that_load_it(
     inputs, outputs = inputs_and_outputs(checkout, *config, path=no_heavy_imports)
     assert notes(outputs) == {CLIP: "download_clip", CAPTIONER: "download_captioner"}
     assert set(inputs) >= LOADS_CLIP | LOADS_CAPTIONER
+    del inputs["list_training_images"]  # which reads the notes of all models of a training
     for rule, files in inputs.items():
         assert (CLIP in files) == (rule in LOADS_CLIP), rule
         assert (CAPTIONER in files) == (rule in LOADS_CAPTIONER), rule
@@ -399,8 +400,6 @@ def test_a_training_that_ctrl_c_stops_continues_with_the_next_run(finished_copy)
     )
     [checkpoint] = folder.glob("checkpoint/*")
     assert checkpoint.name.startswith(f"step-{saved:08d}-")
-    assert not (folder / "model").exists()
-    assert not (folder / "history.parquet").exists()
     run = finished_copy.snakemake(*command)
     assert run.returncode == 0, run.stdout
     assert f"Resuming after step {saved}," in (folder / "logs/finetune.log").read_text()

@@ -1,0 +1,167 @@
+"""Commands that pages, messages and README print, run as they stand in the folder of the results.
+
+They are of the shrunken demo, so the names of a user's dataset and photographs are replaced.
+"""
+
+import html
+import re
+import shlex
+import shutil
+import signal
+
+import pytest
+from support.checkout import hear_interrupts
+from support.tiny import ROOT
+
+from latteclip.core import tables
+from latteclip.labels.answers import CHECK, CLASS, TEACH, Answer, teaching_schema
+
+pytestmark = pytest.mark.slow
+RESULTS = "results/demo"
+PROGRAMS = "latteclip", "snakemake"
+SERVED = "latteclip teach", "latteclip audit"  # commands that serve a page until Ctrl-C
+PLACES = {
+    "results/mine": RESULTS,
+    "dataset=mine image_dir=photos": "dataset=demo seeds=1",
+    "dataset=mine image_dir=path/to/photos": "dataset=demo seeds=1",
+    "new-photos": "photos",
+    "0.05": "0.1",  # so few images have 30 answers that check
+}
+
+
+@pytest.fixture(scope="module")
+def folder(finished, tmp_path_factory):
+    """The demo in which a person answered about all training images, and a run followed."""
+    copy = finished.copy(tmp_path_factory.mktemp("printed") / "latteclip")
+    (copy.root / "photos").mkdir()
+    pictures = sorted((copy.root / "resources" / "demo" / "data").rglob("*.png"))
+    for picture in pictures[:4]:
+        shutil.copy(picture, copy.root / "photos")
+    index = copy.root / RESULTS / "images.parquet"
+    table, classnames = tables.read_unlabelled(index, training=True)
+    answers = {}
+    for number, image_id in enumerate(table["image_id"].to_pylist()):
+        phase = CHECK if number % 2 else TEACH
+        name = classnames[number % len(classnames)]
+        answers[image_id] = Answer(image_id, CLASS, name, phase)
+    schema = teaching_schema("demo", classnames, table)
+    schema.write(copy.root / RESULTS / "answers.json", answers, "")
+    run = copy.snakemake("--config", "seeds=1")
+    assert run.returncode == 0, run.stdout
+    (copy.root / "last_run.txt").write_text(run.stdout)
+    return copy
+
+
+def run(folder, command):
+    """Run a command in a shell, and end one that serves a page as a person does."""
+    options = {"start_new_session": True, "preexec_fn": hear_interrupts}
+    is_served = command.startswith(SERVED)
+    started = folder.start("bash", "-c", f"exec {command}", **options)
+    with started as process:
+        if is_served:
+            begun = ""
+            for line in iter(process.stdout.readline, ""):
+                begun += line
+                if "Ctrl-C" in line:
+                    process.send_signal(signal.SIGINT)
+                    break
+            return process, begun + process.communicate()[0]
+        return process, process.communicate()[0]
+
+
+def passes(folder, command):
+    process, output = run(folder, command)
+    assert process.returncode == 0, f"{command}\n{output}"
+    return output
+
+
+def commands_in(text):
+    """The commands in a message: at the ends of lines, and before a comma or a full stop."""
+    pattern = rf"(?:^|: |Run |\s{{2}})((?:{'|'.join(PROGRAMS)}) [^\n]+?)(?=,? then |\.?$)"
+    return re.findall(pattern, text, re.MULTILINE)
+
+
+def unmoved(folder, command):
+    """A command of the workflow repeats the options of the last run, so nothing is to be done."""
+    output = passes(folder, f"{command} --dry-run")
+    assert "Nothing to be done" in output, output
+
+
+def check(folder, commands):
+    assert commands
+    for command in dict.fromkeys(commands):
+        if command.startswith("snakemake"):
+            unmoved(folder, command)
+        else:
+            passes(folder, command)
+
+
+def test_commands_of_the_page(folder):
+    text = (folder.root / RESULTS / "report.html").read_text("utf-8")
+    blocks = re.findall(r'<pre class="command"[^>]*><code>([^<]+)', text)
+    found = [html.unescape(block) for block in blocks]
+    check(
+        folder,
+        [
+            command
+            for command in found
+            if command.startswith(tuple(f"{program} " for program in PROGRAMS))
+        ],
+    )
+
+
+def test_commands_at_the_end_of_a_run(folder):
+    output = (folder.root / "last_run.txt").read_text()
+    ended = output[output.rindex("The page is") :]
+    data = "resources/demo/data"
+    found = [command.replace("photos", data) for command in commands_in(ended)]
+    assert any("predict" in command for command in found)
+    check(folder, found)
+
+
+def test_commands_after_the_questions(folder):
+    output = passes(folder, f"latteclip teach {RESULTS} --no-browser")
+    found = commands_in(output)
+    assert {shlex.split(command)[0] for command in found} == set(PROGRAMS)
+    (folder.root / "labels.csv").unlink(missing_ok=True)
+    check(folder, found)
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        ("latteclip labels export results/demo --format csv -o x.csv --max-error 0.001",
+         "reach"),
+        ("latteclip predict results/demo photos --abstain 0.001", "reach"),
+        ("latteclip predict results/nowhere photos", "results/nowhere"),
+        ("latteclip teach results/nowhere", "snakemake"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_has_its_exit_status_and_a_way_on(folder, command, named):
+    process, output = run(folder, command)
+    assert process.returncode == 2, output
+    assert named in output
+
+
+def test_the_twenty_minutes_of_the_readme(folder):
+    text = (ROOT / "README.md").read_text("utf-8")
+    section = text.partition("## Twenty minutes of a person")[2].partition("\n## ")[0]
+    lines = re.findall(r"^    (.+)$", section, re.MULTILINE)
+    for line in lines:
+        command = line.partition("  #")[0].strip()
+        for place, name in PLACES.items():
+            command = command.replace(place, name)
+        if command.startswith("snakemake"):
+            unmoved(folder, command)
+        else:
+            passes(folder, command)
+
+
+def test_the_readme_takes_results_away(folder):
+    text = (ROOT / "README.md").read_text("utf-8")
+    section = text.partition("## Take results away")[2].partition("\n## ")[0]
+    for line in re.findall(r"^    (latteclip .+)$", section, re.MULTILINE):
+        command = line.partition("  #")[0].strip()
+        for place, name in PLACES.items():
+            command = command.replace(place, name)
+        passes(folder, command)
