@@ -115,22 +115,6 @@ def asked(case: Case, n: int, seed: int) -> torch.Tensor:
     return torch.cat([rows, rest[order[: n - len(rows)]]])
 
 
-def regression(x: torch.Tensor, labels: torch.Tensor, n_classes: int) -> torch.Tensor:
-    """Return the weights [C, D] of a logistic regression on unit features [n, D]."""
-    weights = torch.zeros(n_classes, x.shape[1], dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
-
-    def closure() -> float:
-        optimiser.zero_grad()
-        loss = F.cross_entropy(10 * x @ weights.T, labels, reduction="sum")
-        loss = loss + 0.5 * weights.square().sum()
-        loss.backward()
-        return loss.item()
-
-    optimiser.step(closure)
-    return weights.detach()
-
-
 def measure(case: Case, n: int, drawings: int) -> Figures:
     """Return the figures of a number of answers."""
     white = torch.as_tensor(case.images.centred[torch.arange(len(case.labels))]).double()
@@ -148,7 +132,9 @@ def measure(case: Case, n: int, drawings: int) -> Figures:
         alone = []
         for pool, unseen in views:
             x, y = (F.normalize(part, dim=1) for part in (pool, unseen))
-            weights = regression(x[answered], case.labels[answered], case.n_classes)
+            weights = real_models.regression(
+                x[answered], case.labels[answered], case.n_classes
+            )
             of_pool = (x[is_open] @ weights.T).argmax(dim=1) == case.labels[is_open]
             of_new = (y @ weights.T).argmax(dim=1) == case.new_labels
             alone.append([_percent(of_pool), _percent(of_new)])

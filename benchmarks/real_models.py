@@ -406,7 +406,8 @@ def crowdlab(data: Data, folds: int = 5) -> torch.Tensor:
     for fold in range(folds):
         is_in = torch.arange(len(x)) % folds == fold
         rows = ~is_in & (first >= 0)
-        predicted[is_in] = _regression(x[rows], first[rows], data.n_classes, x[is_in])
+        weights = regression(x[rows], first[rows], data.n_classes, steps=100)
+        predicted[is_in] = (x[is_in] @ weights.T).softmax(dim=1)
     has = first >= 0
     consensus = torch.where(has, first, predicted.argmax(dim=1))
     agreement = (predicted.argmax(dim=1) == consensus).double().mean().item()
@@ -421,11 +422,12 @@ def crowdlab(data: Data, folds: int = 5) -> torch.Tensor:
     return pooled.argmax(dim=1)
 
 
-def _regression(
-    x: torch.Tensor, labels: torch.Tensor, n_classes: int, others: torch.Tensor
+def regression(
+    x: torch.Tensor, labels: torch.Tensor, n_classes: int, *, steps: int = 200
 ) -> torch.Tensor:
+    """Return the weights [C, D] of a logistic regression on features [n, D] of length 1."""
     weights = torch.zeros(n_classes, x.shape[1], dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS([weights], max_iter=steps, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
         optimiser.zero_grad()
@@ -435,7 +437,7 @@ def _regression(
         return loss
 
     optimiser.step(closure)
-    return (10 * others @ weights.detach().T).softmax(dim=1)
+    return 10 * weights.detach()
 
 
 # --- tables --------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import real_models
 import torch
 import torch.nn.functional as F
 
@@ -119,22 +120,8 @@ class Data:
 
     def regression(self, rows: list[int], named: torch.Tensor) -> torch.Tensor:
         """Return the weights [C, D] of a logistic regression on the classes of some images."""
-        x = self.training[rows]
-        weights = torch.zeros(len(self.images.texts.bias), x.shape[1], dtype=torch.float64)
-        weights.requires_grad_()
-        optimiser = torch.optim.LBFGS(
-            [weights], max_iter=200, line_search_fn="strong_wolfe"
-        )
-
-        def closure() -> torch.Tensor:
-            optimiser.zero_grad()
-            loss = F.cross_entropy(10 * x @ weights.T, named[rows], reduction="sum")
-            loss = loss + 0.5 * weights.square().sum()
-            loss.backward()
-            return loss
-
-        optimiser.step(closure)
-        return 10 * weights.detach()
+        n_classes = len(self.images.texts.bias)
+        return real_models.regression(self.training[rows], named[rows], n_classes)
 
 
 class SimulatedSession(TeachingSession):

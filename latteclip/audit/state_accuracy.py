@@ -133,15 +133,16 @@ def _samples(
         training = audit.image_ids
         strata = audit.strata
         audited = audit.audited
-    taught = sorted(teaching.images.keys() - set(teaching.checking))
-    is_open = ~np.isin(training, taught)
-    names = [name for name, is_in in zip(training, is_open, strict=True) if is_in]
+    taught = teaching.images.keys() - set(teaching.checking)
+    is_open = np.array([name not in taught for name in training], bool)
+    names = [name for name in training if name not in taught]
     last = np.full(len(taught), strata.max(initial=0) + 1)
-    inside = {*names, *taught}
-    by_teach = {name: teaching.images[name] for name in teaching.images if name in inside}
-    audited = {name: answer for name, answer in audited.items() if name in names}
+    untaught = set(names)
+    inside = untaught | taught
+    by_teach = {name: answer for name, answer in teaching.images.items() if name in inside}
+    audited = {name: answer for name, answer in audited.items() if name in untaught}
     strata = np.concatenate([strata[is_open], last])
-    samples.append(Sample("train", [*names, *taught], strata, audited, by_teach))
+    samples.append(Sample("train", [*names, *sorted(taught)], strata, audited, by_teach))
     return samples
 
 

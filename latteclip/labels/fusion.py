@@ -267,16 +267,25 @@ class LabelModel:
         )
         self.prototypes = self._prototypes(lambda rows: self.log_posterior(rows).exp())
 
+    def _learning_sample(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the images to learn from, and the places of those for a few numbers among them.
+
+        Images with answers of a class are the last ones.
+        """
+        answers = self.answers
+        sample = self.sample
+        small = spaced(torch.arange(len(sample)), self.n_classes, SMALL_SAMPLE)
+        if not len(answers.rows):
+            return sample, small
+        sample = sample[small]
+        sample = torch.cat([sample[answers.place[sample] < 0], answers.taught])
+        return sample, torch.arange(len(sample))
+
     def _learn(self) -> FusionParameters:
         """Return the likeliest parameters on a sample of the images with votes or answers."""
         answers = self.answers
-        sample = self.sample
         test = self.parameters.test
-        small = spaced(torch.arange(len(sample)), self.n_classes, SMALL_SAMPLE)
-        if len(answers.rows):
-            sample = sample[small]
-            sample = torch.cat([sample[answers.place[sample] < 0], answers.taught])
-            small = torch.arange(len(sample))
+        sample, small = self._learning_sample()
         predictors = self.last.predictors(sample)
         votes = self.votes.probabilities(sample)
         first = first_classes(votes)

@@ -39,7 +39,6 @@ from latteclip.labels import label_sources
 from latteclip.labels.fusion import (
     EM_STEPS,
     SAMPLE,
-    SMALL_SAMPLE,
     Fusion,
     FusionParameters,
     LabelModel,
@@ -192,15 +191,10 @@ class JointModel(LabelModel):
         return replace(posterior, shares=shares, weights=posterior.weights * left)
 
     def _learn(self) -> FusionParameters:
-        answers = self.answers
-        sample = self.sample
         if not self.parameters.test.significant:
             return super()._learn()
-        small = spaced(torch.arange(len(sample)), self.n_classes, SMALL_SAMPLE)
-        if len(answers.rows):
-            sample = sample[small]
-            sample = torch.cat([sample[answers.place[sample] < 0], answers.taught])
-            small = torch.arange(len(sample))
+        answers = self.answers
+        sample, small = self._learning_sample()
         predictors = self.last.predictors(sample)
         offset = self.last.offset
         votes = [Sampled.of(labels[sample]) for labels in self.classes_of]

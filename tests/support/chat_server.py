@@ -5,13 +5,13 @@ import io
 import json
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 
 import pytest
 from PIL import Image
 from support.captioning import mean_colour
-from support.web import listening
+from support.web import JsonHandler, listening
 
 MODEL = "tiny"
 
@@ -91,7 +91,7 @@ def decoded(url):
     return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(JsonHandler, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
@@ -102,19 +102,6 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.send(*self.chat.reply(body, headers))
-
-    def send(self, status, headers, content, *_):
-        data = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
-        for name, value in {"Content-Length": len(data), **headers}.items():
-            self.send_header(name, str(value))
-        self.send_header("Content-Type", "application/json")
-        self.end_headers()
-        with suppress(BrokenPipeError, ConnectionResetError):  # who asked may be gone
-            self.wfile.write(data)
-
-    def log_message(self, *args):
-        pass
 
 
 @contextmanager

@@ -10,13 +10,13 @@ import json
 import math
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 
 import pytest
 from PIL import Image
 from support.captioning import mean_colour
-from support.web import listening
+from support.web import JsonHandler, listening
 
 MODEL = "decider"
 KEY = "key-0123456789"
@@ -138,7 +138,7 @@ def decide(picture, question):
     return {name: weight / total for name, weight in weights.items()}
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(JsonHandler, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
@@ -152,20 +152,6 @@ class _Handler(BaseHTTPRequestHandler):
             return
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.send(*self.server_of.reply(self.path, json.loads(content), headers))
-
-    def send(self, status, headers, content):
-        data = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
-        for name, value in {"Content-Length": len(data), **headers}.items():
-            self.send_header(name, str(value))
-        kind = "text/html" if data.startswith(b"<") else "application/json"
-        self.send_header("Content-Type", kind)
-        self.end_headers()
-        with suppress(BrokenPipeError, ConnectionResetError):  # who asked may be gone
-            self.wfile.write(data)
-
-    def log_message(self, *args):
-        pass
 
 
 @contextmanager
