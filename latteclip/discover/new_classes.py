@@ -148,27 +148,41 @@ def show_new_classes(results: str) -> str:
     return "\n".join([*lines, "", f"To add a class: {command}"])
 
 
-def add_class(results: str, name: str) -> str:
-    """Append a class to the list of classes, and return what follows.
+def add_class(results: str | Path, name: str) -> str:
+    """Append a class to the list of classes, and return its name as written.
 
     UserError: the name is empty or in use, or no file lists the classes.
     """
-    path = _list_of_classes(Path(results))
+    path = list_of_classes(Path(results))
     before = path.read_text("utf-8-sig")
     plain = class_name(name)
     replacements = SplitSection().classname_replace
     used = {clean_classname(line, replacements) for line in before.splitlines()}
     if not plain or clean_classname(plain, replacements) in used:
-        raise UserError(f"The class name {name[:100]!r} is empty or in {path} already.")
+        raise UserError(f"The class name {name[:100]!r} is empty or in use in {path}.")
     end = "" if before.endswith("\n") or not before else "\n"
     write_text(path, f"{before}{end}{plain}\n")
+    return plain
+
+
+def remove_class(results: str | Path, name: str) -> None:
+    """Remove a class that was appended from the list of classes, where it still is in it."""
+    path = list_of_classes(Path(results))
+    lines = path.read_text("utf-8-sig").splitlines(keepends=True)
+    write_text(path, "".join(line for line in lines if line.strip() != name))
+
+
+def show_added_class(results: str, name: str) -> str:
+    """Append a class to the list of classes, and return what follows."""
+    plain = add_class(results, name)
     return (
-        f"Added {plain!r} to {path}. Your answers about other classes stay. Run the workflow "
-        f"again, and labels, models and pages follow:\n  {run_command(results)}"
+        f"Added {plain!r} to {list_of_classes(Path(results))}. Your answers about other classes "
+        "stay. Run the workflow again, and labels, models and pages follow:\n"
+        f"  {run_command(results)}"
     )
 
 
-def _list_of_classes(folder: Path) -> Path:
+def list_of_classes(folder: Path) -> Path:
     """Return the file that lists the classes: of the user's folder, or as proposed."""
     dataset = folder.absolute().name
     path = folder.absolute().parent.parent / FOLDER.format(dataset=dataset) / CLASSES
