@@ -235,6 +235,7 @@ class ClassesPage:
             "dataset": self.dataset,
             "proposal": self.found.digest,
             "suggested": proposal.suggested,
+            "by_looks": proposal.by_looks,
             "leaves": leaves,
             "tree": proposal.tree,
             "classes": proposal.classes,

@@ -22,6 +22,9 @@ from latteclip.discover.records import (
 )
 
 log = logging.getLogger(__name__)
+BY_LOOKS = (
+    "Names tell little about the looks of these images, so looks alone form the classes."
+)
 ALIKE = 3  # classes that look most alike, of each
 
 
@@ -55,6 +58,7 @@ def discover_classes(
         suggested=found.proposal.suggested,
         actions=len(actions),
         without_name=found.without_name,
+        by_looks=found.proposal.by_looks,
         classes=_classes(found.proposal, state, labels),
         curve=_curve(found.proposal),
     )
@@ -66,6 +70,8 @@ def discover_classes(
     looked = "Nobody has looked at them."
     if actions:
         looked = f"A person changed them by {len(actions)} actions."
+    if found.proposal.by_looks:
+        looked = f"{BY_LOOKS} {looked}"
     level = logging.INFO if actions else logging.WARNING
     log.log(
         level,
