@@ -28,6 +28,8 @@ class AnswersMetadata:
     tokens_read: int = 0
     tokens_written: int = 0
     cost: float = 0.0  # money, as far as it is known
+    max_cost: float | str | None = None
+    beyond_budget: int = 0  # images or groups that were not asked about for max_cost
 
 
 @dataclass(kw_only=True)
@@ -52,5 +54,3 @@ class ScoresMetadata(AnswersMetadata):
     orders: int | None  # number of orders of the options
     share: float
     choose: str = "margin"
-    max_cost: float | str | None = None
-    beyond_budget: int = 0  # images that were not asked about for max_cost

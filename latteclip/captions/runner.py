@@ -19,6 +19,7 @@ from latteclip.captions.groups import Questions
 from latteclip.captions.metadata import AnswerSource
 from latteclip.captions.pictures import data_url, pictures_of, read_image
 from latteclip.captions.requests import CaptionerSettings, Request, Response, failed
+from latteclip.config.sections.base import MaxCost
 from latteclip.core.errors import UserError
 from latteclip.core.signals import ending_in_order
 from latteclip.core.terminal import Progress, one_line
@@ -63,6 +64,11 @@ class CaptionJob:
     @property
     def unit(self) -> str:
         return "scores" if self.scoring else "captions"
+
+    def budget(self, max_cost: MaxCost) -> Budget:
+        """Return the part of a key `max_cost` that the shard of this job has."""
+        key = "scores.max_cost" if self.scoring else "captioner.max_cost"
+        return Budget.of(max_cost, int(self.shard.partition("/")[2]), key)
 
     @property
     def cache_name(self) -> str:
@@ -169,7 +175,11 @@ class Runner:
         self._seconds += time.monotonic() - started
 
     def ask_within(
-        self, budget: Budget, rows: Sequence[int], request: Callable[[int], Request]
+        self,
+        budget: Budget,
+        rows: Sequence[int],
+        request: Callable[[int], Request],
+        attempt: int = 1,
     ) -> list[int]:
         """Answer requests about rows, in their order, until the budget ends. Returns the rest.
 
@@ -185,16 +195,16 @@ class Runner:
             if answer is None:
                 missing.append(found.key)
                 continue
-            self._digests[0, found.key] = found.digest
+            self._digests[attempt - 1, found.key] = found.digest
             budget.take(priced(answer, settings))
         n = len(missing)
-        budget.started = time.monotonic()
+        budget.start()
         asked = 0
         while asked < min(n, FIRST_REQUESTS) and not budget.is_informed:
-            self.ask([request(missing[asked])], n)
+            self.ask([request(missing[asked])], n, attempt)
             asked += 1
-        self.ask(map(request, missing[asked:]), n)
-        return [row for row in missing if not self._digests[0, row]]
+        self.ask(map(request, missing[asked:]), n, attempt)
+        return [row for row in missing if not self._digests[attempt - 1, row]]
 
     @cached_property
     def _engine(self) -> requests.Engine:

@@ -126,12 +126,11 @@ def score_classes(
                 asked.sort()
                 runner.ask(map(questions.request, asked.tolist()), len(asked))
             else:
-                n_shards = int(shard.partition("/")[2])
-                budget = Budget.of(scores.max_cost, n_shards)
+                budget = job.budget(scores.max_cost)
                 rest = runner.ask_within(budget, asked.tolist(), questions.request)
                 metadata.beyond_budget = len(rest)
                 wrong = None if gains is None else gains.gains[of_shard[rest]].sum()
-                _log_budget(budget, scores, rest, wrong)
+                _log_budget(budget, rest, wrong)
             rows = (questions.row(row, runner.answers(row)) for row in range(len(images)))
             count = write_rows(job, rows, metadata)
     log.info(
@@ -142,24 +141,15 @@ def score_classes(
     )
 
 
-def _log_budget(
-    budget: Budget, scores: ScoresSection, rest: Sequence[int], wrong: float | None
-) -> None:
+def _log_budget(budget: Budget, rest: Sequence[int], wrong: float | None) -> None:
     """Log whether the budget ended, and what the rest would cost and bring."""
     if not rest:
-        log.info("All answers are within scores.max_cost %s.", scores.max_cost)
+        log.info("%s holds all answers.", budget.name)
         return
     brings = ""
     if wrong is not None:
         brings = f". About {wrong:,.0f} of their labels are expected to be wrong so far"
-    log.warning(
-        "scores.max_cost %s is spent: %d images were not asked about and have no vote. To ask "
-        "about them would cost about %s%s.",
-        scores.max_cost,
-        len(rest),
-        budget.cost(len(rest)),
-        brings,
-    )
+    log.warning("%s%s.", budget.ended(len(rest), "vote"), brings)
 
 
 def is_likelihood(scores: ScoresSection) -> bool:

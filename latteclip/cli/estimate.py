@@ -11,13 +11,14 @@ from typing import Any
 import pandas as pd
 
 from latteclip.captions.budget import MILLION
-from latteclip.config import job_resources, layers
+from latteclip.cli import questions
+from latteclip.config import budgets, job_resources, layers
 from latteclip.config.configuration import Configuration
 from latteclip.config.job_resources import Counts
 from latteclip.config.model import check
 from latteclip.config.sections.finetune import FinetuneSection
 from latteclip.core import run_options, tables
-from latteclip.core.errors import CORES, UserError
+from latteclip.core.errors import CORES
 from latteclip.core.files import from_values
 from latteclip.core.metadata import IndexMetadata
 from latteclip.report.runs import AnswerCosts, answer_costs, job_costs
@@ -76,7 +77,7 @@ def estimate(
     """Return hours, tokens and disk of full runs by stage, of some or of the configured datasets.
 
     `config` is laid over the options of the limited run. Its `limit` names that run, otherwise the
-    run of the most images counts. Raises UserError for a dataset without a limited run.
+    run of the most images counts. Without one, only what is asked of captioners is known.
     """
     given = check(layers.given(config, configfiles))
     if not datasets:
@@ -97,10 +98,12 @@ def _of_dataset(dataset: str, given: Mapping[str, Any]) -> Iterator[str]:
     if index.is_file():
         drawn_from = tables.read_metadata(index, IndexMetadata).drawn_from
     if drawn_from is None:
-        raise UserError(
-            f"There is no limited run of {dataset} to estimate from; make one: latteclip workflow "
-            f"{CORES} --config dataset={dataset} limit={limit or LIMIT}"
+        yield from questions.lines(_whole_run(dataset, given), dataset)
+        yield (
+            f"There is no limited run of {dataset} to estimate hours and disk from; make one: "
+            f"latteclip workflow {CORES} --config dataset={dataset} limit={limit or LIMIT}"
         )
+        return
     noted = run_options.read_options(folder.name)
     values = layers.merge(noted["config"] if noted else {}, given)
     configuration = Configuration(
@@ -129,12 +132,21 @@ def _of_dataset(dataset: str, given: Mapping[str, Any]) -> Iterator[str]:
     written = sum(each.written for each in answers)
     yield f"  tokens: {read:,} read, {written:,} written"
     yield f"  cost of the answers: {_money(configuration, dataset, answers)}"
+    whole_run = _whole_run(dataset, {**values, "limit": None})
+    yield from (f"  {line}" for line in questions.lines(whole_run, dataset))
     yield f"  disk: {_disk(folder, factors[IMAGES]) / 1e9:.1f} GB below {RESULTS / dataset}"
     if not (folder / f"report{configuration.suffix}.html").is_file():
         yield f"  {folder} is not finished: stages that did not run are not counted."
     for stage in jobs["stage"][jobs["asks_nothing"]].unique():
         yield f"  {stage} had all answers from earlier runs: the time of asking is not counted."
     yield NOTE
+
+
+def _whole_run(dataset: str, given: Mapping[str, Any]) -> Configuration:
+    """Return the configuration of a full run, with the options of the last one."""
+    noted = run_options.read_options(dataset)
+    values = layers.merge(noted["config"] if noted else {}, given)
+    return Configuration(layers.defaults(), {**values, "dataset": dataset, "limit": None})
 
 
 def amounts(configuration: Configuration, dataset: str, images: Counts) -> dict[str, int]:
@@ -256,24 +268,29 @@ def _money(
     configuration: Configuration, dataset: str, answers: Sequence[AnswerCosts]
 ) -> str:
     """Return the money that answers cost, by the prices of the configuration or as measured."""
-    captioner = configuration.section("captioner", dataset)
-    price = captioner["price_input"]
-    measured = "as the server counted"
-    by_prices = "by captioner.price_input and price_output"
-    source = measured if price is None else by_prices
+    voters = {one.table: one.name for one in configuration.own_voters(dataset)}
+    sources = {}
     money = 0.0
     for each in answers:
+        voter = voters.get(f"{each.table}.parquet", "")
+        captioner = configuration.section("captioner", dataset, voter)
+        price = captioner["price_input"]
         if price is None:
             money += each.money
+            sources["as the server counted"] = each.money
         else:
-            money += (
-                price * each.read + captioner["price_output"] * each.written
-            ) / MILLION
+            written = captioner["price_output"] * each.written
+            money += (price * each.read + written) / MILLION
+            sources["by captioner.price_input and price_output"] = price
+    source = " and ".join(name for name, value in sources.items() if value)
     if not money:
         return "unknown; captioner.price_input is the price of a million tokens"
-    limit = configuration.section("scores", dataset)["max_cost"]
-    if limit is not None:
-        source += f", where scores.max_cost {limit} does not end it"
+    limits = [
+        budgets.max_cost(configuration, dataset, one)
+        for one in budgets.askings(configuration, dataset)
+    ]
+    if any(limit is not None for limit in limits):
+        source += ", where no max_cost ends it"
     return f"{money:.4g}, {source}"
 
 

@@ -6,14 +6,14 @@ which stages a changed key reruns: it returns what its stage reads, and nothing 
 """
 
 import json
-import math
 import os
 import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from latteclip.config import hub_names, layers, methods
+from latteclip.config import budgets, hub_names, layers, methods
+from latteclip.config.amounts import amount_of, as_max_cost
 from latteclip.config.configuration import Configuration
 from latteclip.config.methods import OBJECTIVES, VOTER_KINDS
 from latteclip.config.model import Shared
@@ -236,16 +236,15 @@ def scores(
     """Return how classes are scored until the round of a number ends, by default the last one."""
     values = dict(configuration.section("scores", dataset, voter))
     rounds = values.pop("rounds")
+    asking = budgets.Asking(budgets.SCORES, voter)
+    limit = budgets.max_cost(configuration, dataset, asking)
     if not number:
-        return values
+        return {**values, "max_cost": limit}
     part = int(number) / rounds
-    cost = values["max_cost"]
-    if isinstance(cost, str):
-        amount, unit = cost.split()
-        values["max_cost"] = f"{math.ceil(part * int(amount))} {unit}"
-    elif cost is not None:
-        values["max_cost"] = part * cost
-    return {**values, "share": part * values["share"]}
+    if limit is not None:
+        amount, unit = amount_of(limit)
+        limit = as_max_cost(part * amount, unit)
+    return {**values, "share": part * values["share"], "max_cost": limit}
 
 
 def expected_gains(configuration: Configuration, dataset: str, voter: str = "") -> Paths:
@@ -267,17 +266,29 @@ def earlier_scores(_: Configuration, dataset: str, number: str) -> Paths:
 
 
 def captioner(configuration: Configuration, dataset: str, voter: str = "") -> Settings:
-    """Return the captioner, with what its stages ask of the engine."""
+    """Return the captioner, with what its stages ask of the engine.
+
+    Its limit of the cost is of captions, and `caption_writer` has it.
+    """
     engine = configuration.engine(dataset, voter)
     values = configuration.section("captioner", dataset, voter)
-    return {**values, "loads_model": engine.loads_model, "reads_file": engine.reads_file}
+    of_engine = {"loads_model": engine.loads_model, "reads_file": engine.reads_file}
+    return {**values, **of_engine, "max_cost": None}
+
+
+def caption_writer(
+    configuration: Configuration, dataset: str, kind: str, voter: str = ""
+) -> Settings:
+    """Return the captioner that writes captions of a kind, with what they may cost."""
+    limit = budgets.max_cost(configuration, dataset, budgets.Asking(kind, voter))
+    return {**captioner(configuration, dataset, voter), "max_cost": limit}
 
 
 def name_images(configuration: Configuration, dataset: str) -> Settings:
     """Return the captioner as it is asked for a name."""
     values = configuration.section("discover", dataset)
     named = {
-        **captioner(configuration, dataset),
+        **caption_writer(configuration, dataset, budgets.NAMES),
         "max_new_tokens": values["max_new_tokens"],
     }
     return named if values["file"] is None else {**named, "images_file": values["file"]}

@@ -66,10 +66,10 @@ CAPTIONS = _schema(
     members=pa.list_(pa.string()),  # the image_ids in the picture
     pseudo_label=pa.int32(),  # label of a group; null for an image
     prompt=pa.string(),
-    caption=pa.string(),  # empty where the model wrote nothing or was not reached
-    finish_reason=pa.string(),  # stop, length (cut) or error
+    caption=pa.string(),  # empty where the model wrote nothing, or was not reached or asked
+    finish_reason=pa.string(),  # stop, length (cut), error or, beyond a budget, not asked
     n_tokens=pa.int32(),  # null where the engine does not say
-    attempts=pa.int8(),  # 2 where the first answer was empty or cut
+    attempts=pa.int8(),  # 2 where the first answer was empty or cut, 0 beyond a budget
     error=pa.string(),  # why there is no answer
     digest=pa.string(),  # digest of the request, see latteclip.captions.requests
 )

@@ -40,7 +40,7 @@ rule caption_images:
         runtime=minutes("caption_images"),
     params:
         captioner_files=given(stage_params.local_captioner, "dataset"),
-        captioner=given_json(stage_params.captioner, "dataset"),
+        captioner=given_json(stage_params.caption_writer, "dataset", kind="images"),
         prompt=given(stage_params.image_prompt, "dataset"),
         pseudo_labels=options("pseudo_labels"),
         # No output: Snakemake removes those before a job, and these are to outlive it.
@@ -95,7 +95,7 @@ rule caption_groups:
         runtime=minutes("caption_groups"),
     params:
         captioner_files=given(stage_params.local_captioner, "dataset"),
-        captioner=given_json(stage_params.captioner, "dataset"),
+        captioner=given_json(stage_params.caption_writer, "dataset", kind="groups"),
         groups=given_json(Configuration.section, "dataset", name="groups"),
         prompt=given(
             lambda c, dataset: c.section("prompts", dataset)["group"], "dataset"

@@ -40,7 +40,9 @@ use rule caption_images as caption_images_voter with:
         runtime=minutes("caption_images"),
     params:
         captioner_files=given(stage_params.local_captioner, "dataset", "voter"),
-        captioner=given_json(stage_params.captioner, "dataset", "voter"),
+        captioner=given_json(
+            stage_params.caption_writer, "dataset", "voter", kind="images"
+        ),
         prompt=given(stage_params.image_prompt, "dataset", "voter"),
         pseudo_labels=options("pseudo_labels"),
         store=given(stage_params.answer_store, "dataset", kind="images"),

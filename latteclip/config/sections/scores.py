@@ -5,16 +5,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from latteclip.config.sections.base import (
-    AboveZero,
     Line,
+    MaxCost,
     Positive,
     Section,
     ShareAboveZero,
     key,
 )
-
-AMOUNT = "^[1-9][0-9]* (tokens|seconds)$"
-MaxCost = AboveZero | Annotated[str, Field(pattern=AMOUNT)]
 
 
 class ScoresSection(Section):
