@@ -4,7 +4,9 @@ Every answer is cached as it comes, and the table is written at the end. So a br
 where it stopped, and a request is answered once.
 """
 
+import functools
 import logging
+import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -250,9 +252,14 @@ def gather_captions(images_path: str, shard_paths: Sequence[str], output: str) -
 
 
 def _joined(shards: Sequence[AnswersMetadata]) -> AnswersMetadata:
+    rests = [shard.rest for shard in shards if isinstance(shard, ScoresMetadata)]
+    left = [rest for rest in rests if rest is not None]
+    first = shards[0]
+    if isinstance(first, ScoresMetadata) and left:
+        first = replace(first, rest=functools.reduce(operator.add, left))
     engines = {name for shard in shards for name in shard.engine.split(", ") if name}
     return replace(
-        shards[0],
+        first,
         engine=", ".join(sorted(engines)),
         date=max(shard.date or "" for shard in shards) or None,
         tokens_read=sum(shard.tokens_read for shard in shards),

@@ -42,6 +42,36 @@ class CaptionsMetadata(AnswersMetadata):
     groups: GroupsSection | None = None  # None: the captions are of images
 
 
+@dataclass(frozen=True)
+class Rest:
+    """The training images that were not asked about, though they could be."""
+
+    images: int
+    changes: (
+        float | None
+    )  # labels that answers about them would change, if that is expected
+    reason: str  # the key that ended the questions: share, max_cost or min_gain
+
+    @property
+    def sentence(self) -> str:
+        """The rest in words."""
+        why = "Little is gained (scores.min_gain)"
+        if self.reason != "min_gain":
+            why = f"scores.{self.reason} ended the questions"
+        brings = ""
+        if self.changes is not None:
+            brings = (
+                f" Answers about them are expected to change {self.changes:,.1f} labels."
+            )
+        return f"{why}: {self.images:,} images were not asked about.{brings}"
+
+    def __add__(self, other: "Rest") -> "Rest":
+        changes = None
+        if self.changes is not None and other.changes is not None:
+            changes = self.changes + other.changes
+        return Rest(self.images + other.images, changes, self.reason)
+
+
 @dataclass(kw_only=True)
 class ScoresMetadata(AnswersMetadata):
     """The metadata of CLASS_SCORES."""
@@ -53,4 +83,6 @@ class ScoresMetadata(AnswersMetadata):
     topk: int
     orders: int | None  # number of orders of the options
     share: float
+    examples: int = 0  # sure images of each likely class that were shown
     choose: str = "margin"
+    rest: Rest | None = None  # None: all images were asked about

@@ -46,6 +46,7 @@ class CaptionJob:
     file: str | None  # the user's
     scoring: bool = False  # whether a row gets scores in place of a caption
     voter: str = ""  # name of a voter, whose answers have a file of their own in the cache
+    examples: int = 0  # pictures of other images in a request, at most
 
     @property
     def source(self) -> AnswerSource:
@@ -210,7 +211,7 @@ class Runner:
     def _engine(self) -> requests.Engine:
         started = time.monotonic()
         job = self.job
-        n = self.questions.n_pictures
+        n = self.questions.n_pictures + job.examples
         engine = requests.start(job.settings, job.threads, n, scoring=job.scoring)
         log.info("%s started in %.0f s.", engine.version, time.monotonic() - started)
         return engine
@@ -259,6 +260,11 @@ class Runner:
                 f"{self._failures} requests failed one after another, the last with: "
                 f"{error.rstrip('.')}. The answers before them are cached."
             )
+
+    @property
+    def is_asked(self) -> np.ndarray:
+        """Whether each row was asked about, now or in an earlier run."""
+        return self._digests[0] != b""
 
     def answers(self, row: int) -> list[Response]:
         """Return the answers about a row, one of each attempt, or why there is none.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from latteclip.captions.budget import MILLION
+from latteclip.captions.example_images import MAX_EXAMPLES
 from latteclip.config import budgets, job_resources
 from latteclip.config.amounts import MONEY, amount, amount_of
 from latteclip.config.budgets import NAMES, SCORES, Asking
@@ -21,7 +22,7 @@ RESULTS = Path("results")
 # Input tokens of a picture of OVERVIEW pixels with a prompt, for LLaVA-1.6 (docs/models.md).
 LLAVA_TOKENS = 1_200
 # Input tokens of decision models beside the tiles of a picture, as others measured them.
-OF_REQUEST, OF_QUESTION = 95, 92
+OF_PICTURE, OF_QUESTION = 95, 92
 TITLES = {
     "images": "captions of images",
     "groups": "captions of groups",
@@ -225,8 +226,9 @@ def _of_decisions(configuration: Configuration, dataset: str, asking: Asking) ->
     ]
     from latteclip.captions.engines.decisions import fitted, tiles
 
-    n_tiles = sum(tiles(fitted(*size)) for size in sizes) / max(1, len(sizes))
-    read = n_tiles + OF_REQUEST + scores.orders * OF_QUESTION
+    shown = 1 + scores.examples * min(MAX_EXAMPLES, scores.topk)
+    n_tiles = shown * sum(tiles(fitted(*size)) for size in sizes) / max(1, len(sizes))
+    read = n_tiles + shown * OF_PICTURE + scores.orders * OF_QUESTION
     return Cost(read, 0.0, source="typical, by the sizes of the images")
 
 

@@ -236,6 +236,7 @@ def scores(
     """Return how classes are scored until the round of a number ends, by default the last one."""
     values = dict(configuration.section("scores", dataset, voter))
     rounds = values.pop("rounds")
+    del values["min_gain"]  # which decides the order of the images
     asking = budgets.Asking(budgets.SCORES, voter)
     limit = budgets.max_cost(configuration, dataset, asking)
     if not number:
@@ -259,10 +260,27 @@ def expected_gains(configuration: Configuration, dataset: str, voter: str = "") 
     return [f"results/{dataset}/rounds/expected_gains-{number}.parquet"]
 
 
+def shows_examples(configuration: Configuration, dataset: str, voter: str = "") -> bool:
+    """Return whether sure images are shown beside the questions about classes."""
+    return bool(configuration.section("scores", dataset, voter)["examples"])
+
+
 def earlier_scores(_: Configuration, dataset: str, number: str) -> Paths:
     """Return the class scores of the round before a round, if there is one."""
     before = int(number) - 1
     return [f"results/{dataset}/rounds/class_scores-{before}.parquet"] if before else []
+
+
+def earlier_gains(_: Configuration, dataset: str, number: str) -> Paths:
+    """Return the order of the images in the round before a round, if there is one."""
+    before = int(number) - 1
+    return [f"results/{dataset}/rounds/expected_gains-{before}.parquet"] if before else []
+
+
+def rank_images(configuration: Configuration, dataset: str) -> Settings:
+    """Return the CLIP model that encodes the captions, and when nothing more is asked."""
+    least = _part(configuration, "scores", dataset, "min_gain")
+    return {**fuse_labels(configuration, dataset), "scores": least}
 
 
 def captioner(configuration: Configuration, dataset: str, voter: str = "") -> Settings:

@@ -9,7 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from latteclip.captions.metadata import AnswersMetadata, CaptionsMetadata, ScoresMetadata
+from latteclip.captions.metadata import (
+    AnswersMetadata,
+    CaptionsMetadata,
+    Rest,
+    ScoresMetadata,
+)
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import values_of
@@ -72,6 +77,14 @@ class Labeller:
     family: int | None = None  # voters of one family share errors
     right: Right | None = None  # None: the dataset has no labels
     per_1000: Costs = Costs()
+    rest: Rest | None = None  # images that a captioner could be asked about beside
+
+    @property
+    def price_of_rest(self) -> Costs:
+        """What answers about the rest would cost, by those so far."""
+        thousands = self.rest.images / 1_000 if self.rest else 0.0
+        each = (self.per_1000.tokens, self.per_1000.seconds, self.per_1000.price)
+        return Costs(*(None if one is None else one * thousands for one in each))
 
 
 @dataclass(frozen=True)
@@ -175,7 +188,16 @@ def _voter(
         weight=voter.weight,
         family=voter.family,
         per_1000=_costs(folder, voter, jobs),
+        rest=_rest(folder, voter),
     )
+
+
+def _rest(folder: Path, voter: VoterReport) -> Rest | None:
+    """Return the images that a captioner was not asked about, and why."""
+    table = folder / voter.table
+    if voter.module != "lmm" or not table.is_file():
+        return None
+    return tables.read_metadata(table, ScoresMetadata).rest
 
 
 def _costs(folder: Path, voter: VoterReport, jobs: Sequence[JobCost]) -> Costs:
@@ -295,6 +317,18 @@ def in_words(labeller: Labeller) -> str:
     return f"{100 * _value(labeller):.1f} % ({low:.1f} to {high:.1f}), by {by}"
 
 
+def rest_price(labeller: Labeller) -> str:
+    """Return what answers about the images that are left would cost, in words."""
+    costs = labeller.price_of_rest
+    parts = []
+    if costs.price is not None:
+        parts.append(f"{costs.price:.4g}")
+    if costs.tokens is not None:
+        parts.append(f"{costs.tokens:,.0f} tokens")
+    about = " and ".join(parts)
+    return f"They would cost about {about}." if about else "Their price is not known."
+
+
 def _lines(results: str, found: Labellers) -> Iterator[str]:
     yield f"{results}: {found.images} training images"
     rows = []
@@ -325,6 +359,9 @@ def _lines(results: str, found: Labellers) -> Iterator[str]:
             f"({best.right.of_all:.1%})."
         )
     yield "tokens, seconds, price: for 1,000 images, empty where unknown; cached answers take none."
+    for one in found.labellers:
+        if one.rest is not None:
+            yield f"{one.name}: {one.rest.sentence} {rest_price(one)}"
     names = [one.name for one in found.labellers]
     yield ""
     yield "agreement, in percent of the images with votes of both:"

@@ -55,6 +55,12 @@ use rule score_classes as score_classes_voter with:
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
         gains=given(stage_params.expected_gains, "dataset", "voter"),
+        adapted=given_if(
+            "results/{dataset}/classifiers/adapted.safetensors",
+            stage_params.shows_examples,
+            "dataset",
+            "voter",
+        ),
         own=unstored(
             given(stage_params.user_file, "dataset", "voter", key="scores.file")
         ),
@@ -88,7 +94,7 @@ use rule score_classes as score_classes_voter with:
         captioner=given_json(stage_params.captioner, "dataset", "voter"),
         scores=given_json(stage_params.scores, "dataset", "voter"),
         prompt=given(stage_params.scores_prompt, "dataset", "voter"),
-        gains=options("gains"),
+        gains=options("gains", "adapted"),
         store=given(stage_params.answer_store, "dataset", kind="scores"),
         shard="--voter {voter}",
 
