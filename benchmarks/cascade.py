@@ -29,6 +29,7 @@ from latteclip.labels.voter_model import JointFusion, fuse_voters, test_voter
 ROUNDS = 3  # of the workflow, by default
 SHARE = 0.25
 DRAWINGS = 5
+NAME = "dear"  # of the dear voter
 Fuse = Callable[[torch.Tensor], JointFusion]
 
 
@@ -51,24 +52,30 @@ def fuser(data: Data, dear: str, cheap: Sequence[str]) -> Fuse:
 
     def fuse(asked: torch.Tensor) -> JointFusion:
         seen = torch.where(asked, data.voters[dear], NONE)
-        own = {dear: data.votes_of(seen)} if asked.any() else {}
+        own = {NAME: data.votes_of(seen)} if asked.any() else {}
         return fuse_voters(images, votes | own, tests=tests)
 
     return fuse
 
 
 def chosen(
-    fuse: Fuse, start: JointFusion, has: torch.Tensor, size: int, seed: int
+    fuse: Fuse, start: JointFusion, dear: torch.Tensor, size: int, seed: int
 ) -> tuple[torch.Tensor, list[Ranking]]:
-    """Return the images [N] that are asked about in ROUNDS, and the ranking of each round."""
-    n = len(has)
+    """Return the images [N] that are asked about in ROUNDS, and the ranking of each round.
+
+    `dear` are the labels [N] by the dear voter.
+    """
+    n = len(dear)
+    has = dear != NONE
     asked = torch.zeros(n, dtype=torch.bool)
     ranking = rank(start, asked, asked)
     rankings = [ranking]
     for number in range(1, ROUNDS + 1):
         wanted = round(size * number / ROUNDS) - int(asked.sum())
         asked[ranking.order(seed=ROUNDS * seed + number)[:wanted]] = True
-        ranking = rank(fuse(asked), asked, asked & has, ranking)
+        joint = fuse(asked)
+        unused = dear if joint.voters[NAME] is None else None
+        ranking = rank(joint, asked, asked & has, ranking, unused)
         rankings.append(ranking)
     return asked, rankings
 
@@ -81,7 +88,6 @@ def measure(
     fuse = fuser(data, dear, cheap)
     n = len(data.labels)
     size = round(share * n)
-    has = data.voters[dear] != NONE
     start = fuse(torch.zeros(n, dtype=torch.bool))
     without = data.right(start.fusion.labels)
     everything = fuse(torch.ones(n, dtype=torch.bool)).fusion.labels
@@ -94,7 +100,7 @@ def measure(
         draw = torch.Generator().manual_seed(seed)
         random = torch.zeros(n, dtype=torch.bool)
         random[torch.randperm(n, generator=draw)[:size]] = True
-        asked, rankings = chosen(fuse, start, has, size, seed)
+        asked, rankings = chosen(fuse, start, data.voters[dear], size, seed)
         expected.append(round(float(rankings[-1].gains.sum()), 1))
         changed.append(int((everything != rankings[-1].labels)[~asked].sum()))
         for name, images in (("random", random), ("chosen", asked)):

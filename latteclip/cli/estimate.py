@@ -182,13 +182,13 @@ def _jobs(
         work = 0.0 if grows == NOTHING else None
         log = place / "logs" / f"{cost.path.stem}.log"
         text = log.read_text("utf-8", errors="replace") if log.is_file() else ""
-        if found := ASKED.search(text):
-            asked = int(found[1])
-            rows = int(found[2])
-            work = float(found[3])
+        if match := ASKED.search(text):
+            asked = int(match[1])
+            rows = int(match[2])
+            work = float(match[3])
             growth *= rows / asked if 0 < asked < rows else 1  # others had been cached
-        elif found := INDEXED.search(text):
-            work = float(found[1])
+        elif match := INDEXED.search(text):
+            work = float(match[1])
         elif grows == STEPS:
             method = cost.run.partition(",")[0]
             seen = samples(configuration, folder.name, method, before[TRAINING])

@@ -42,16 +42,20 @@ def rank(
     asked: torch.Tensor,
     answered: torch.Tensor,
     before: Ranking | None = None,
+    unused: torch.Tensor | None = None,
 ) -> Ranking:
     """Rank N images, of which some were asked about [N] and have an answer [N].
 
-    `before` is the ranking by which these were chosen.
+    `before` is the ranking by which these were chosen. `unused` are the answers [N] if they do not
+    count yet, for there are too few to tell what they are worth. Then they change no label, and
+    what they would change is taken for changed.
     """
     labels = joint.fusion.labels
     doubt = doubts(joint.model)
     if before is None:
         return Ranking(doubt, labels, doubt)
-    changed = (labels != before.labels)[answered]
+    now = labels if unused is None else unused
+    changed = (now != before.labels)[answered]
     gains = likely_changes(doubt, before.doubt[answered], changed)
     return Ranking(
         gains=gains.masked_fill(asked, 0.0),

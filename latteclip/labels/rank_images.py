@@ -19,7 +19,7 @@ from latteclip.labels.adaptation import adapt
 from latteclip.labels.cascade import Ranking, rank
 from latteclip.labels.features import read_features
 from latteclip.labels.label_sources import ClipFeatures, Votes
-from latteclip.labels.voter_model import fuse_voters
+from latteclip.labels.voter_model import first_labels, fuse_voters
 from latteclip.labels.voters import caption, lmm
 from latteclip.labels.voters.base import FusionSettings, VotedImages
 
@@ -78,7 +78,10 @@ def rank_images(
         asked = _asked(scores_path, image_ids)
         answered = asked & votes["scores"].has
         before = _before(gains_path, image_ids)
-    ranking = rank(joint, asked, answered, before)
+    unused = None
+    if scores_path is not None and joint.voters["scores"] is None:
+        unused = first_labels(votes["scores"])
+    ranking = rank(joint, asked, answered, before, unused)
     expected = float(ranking.gains.sum())
     least = settings.scores.min_gain * n
     metadata = GainsMetadata(

@@ -165,11 +165,11 @@ class JobCost:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide results."""
-    found = {"python": python_version(), "latteclip": __version__}
+    numbers = {"python": python_version(), "latteclip": __version__}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            numbers[name] = version(name)
+    return numbers
 
 
 def commit(folder: str = ".") -> str | None:
@@ -242,8 +242,8 @@ def answer_costs(folder: Path) -> Iterator[AnswerCosts]:
     for name in (*ANSWERS, *(f"voters/{voter}" for voter in voters)):
         path = folder / f"{name}.parquet"
         if path.is_file() and count_requests(path):
-            found = read_answers(path)
-            yield AnswerCosts(name, found.tokens_read, found.tokens_written, found.cost)
+            usage = read_answers(path)
+            yield AnswerCosts(name, usage.tokens_read, usage.tokens_written, usage.cost)
 
 
 def count_requests(path: Path) -> int:

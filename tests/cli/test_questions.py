@@ -80,7 +80,7 @@ def test_decisions_are_counted_by_the_sizes_of_the_images(folder):
     assert f"2 requests, about {tiles + 2 * (95 + 2 * 92)} tokens" in line
     scores["scores"] |= {"examples": 1, "topk": 3}
     [_, line, _] = plan(**scores)
-    assert f"about {4 * (tiles + 2 * 95) + 2 * 2 * 92} tokens" in line
+    assert f"about {4 * (tiles + 2 * 95) + 2 * 2 * 92:,} tokens" in line
 
 
 def scored(folder, place, model="m"):
