@@ -793,6 +793,26 @@ def taught_labels(configuration: Configuration, dataset: str) -> Paths:
     return [f"results/{dataset}/fused_labels.json"] if shown else []
 
 
+def voter_labels(configuration: Configuration, dataset: str) -> Paths:
+    """Return the labels by each voter, if a method of the run learns from votes."""
+    shown = shows_fused_labels(configuration, dataset)
+    return [f"results/{dataset}/voter_labels.parquet"] if shown else []
+
+
+def labeller_files(configuration: Configuration, dataset: str) -> Paths:
+    """Return the files beside the labels by each voter that say how right these are."""
+    if not voter_labels(configuration, dataset):
+        return []
+    folder = f"results/{dataset}"
+    names = ("images.parquet", "pseudo_labels.parquet", "fused_labels.parquet")
+    tables = [f"{folder}/{voter.table}" for voter in configuration.voters(dataset)]
+    return [
+        *(f"{folder}/{name}" for name in names),
+        f"{folder}/fused_labels.json",
+        *tables,
+    ]
+
+
 # Pages.
 
 

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from support import records
 from support.tiny import write_captions, write_index, write_pseudo_labels
@@ -12,6 +13,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.metadata import VoterLabelsMetadata
 from latteclip.labels.fusion_report import NAME, PersonAnswers, write_fusion_report
 from latteclip.report.labellers import VOTER_LABELS, labellers, read_labellers
+from latteclip.report.summarize import labeller_table
 
 CLASSNAMES = ["cat", "dog"]
 NAMES = [f"{number}.png" for number in range(8)]
@@ -20,6 +22,31 @@ WORDS = [0, 0, 0, 1, 1, 1, 1, 0]  # 6 of 8 right
 MINE = [0, -1, -1, -1, 1, 0, -1, 1]  # 3 of 4 right; with the adapted labels 5 of 8
 ADAPTED = [0, 0, 0, 1, 1, 1, 0, 1]
 FUSED = [0, 0, 0, 0, 1, 1, 1, 0]
+
+
+def test_the_summary_has_each_voter_alone_beside_all_and_the_chosen_model(folder):
+    summary = pd.DataFrame(
+        {
+            "dataset": [folder.name, "other"],
+            "method": ["recommended", "flyp"],
+            "chosen": ["1", "0"],
+            "acc1_mean": [87.5, 1.0],
+        }
+    )
+    lines = labeller_table([folder], summary).splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:7]]
+    by_name = {row[1]: row for row in rows}
+    assert [row[0] for row in rows] == [folder.name] * 5
+    assert by_name["words (best alone)"][2:] == ["100", "75.0", "200,000", "1,000", "-"]
+    assert by_name["mine"][2:] == ["50", "62.5", "-", "-", "-"]
+    assert by_name["zero_shot"][3] == "50.0"
+    assert by_name["fused"][3] == "87.5"
+    assert by_name["recommended ★, on test images"][3] == "87.5"
+    assert "zero-shot label" in lines[-1]
+    write(folder, labels=[None] * 8)
+    text = labeller_table([folder], summary[:0])
+    assert "80.0 %" in text and "cannot be told" in text and "best alone" not in text
+    assert labeller_table([], summary) == ""
 
 
 @pytest.fixture
