@@ -268,7 +268,7 @@ def _money(
     configuration: Configuration, dataset: str, answers: Sequence[AnswerCosts]
 ) -> str:
     """Return the money that answers cost, by the prices of the configuration or as measured."""
-    voters = {one.table: one.name for one in configuration.own_voters(dataset)}
+    voters = {voter.table: voter.name for voter in configuration.own_voters(dataset)}
     sources = {}
     money = 0.0
     for each in answers:
@@ -286,8 +286,8 @@ def _money(
     if not money:
         return "unknown; captioner.price_input is the price of a million tokens"
     limits = [
-        budgets.max_cost(configuration, dataset, one)
-        for one in budgets.askings(configuration, dataset)
+        budgets.max_cost(configuration, dataset, asking)
+        for asking in budgets.askings(configuration, dataset)
     ]
     if any(limit is not None for limit in limits):
         source += ", where no max_cost ends it"

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,17 +96,17 @@ def lines(
 
     `pending` are the files that the run will write. Without them, all askings count.
     """
-    found = [
+    plans = [
         _plan(configuration, dataset, asking)
         for asking in budgets.askings(configuration, dataset)
         if pending is None or _is_pending(dataset, asking, pending)
     ]
-    if not found:
+    if not plans:
         return
     yield f"{dataset}: to ask, where answers are not cached:"
-    for plan in found:
+    for plan in plans:
         yield f"  {plan.sentence}"
-    priced = [plan for plan in found if plan.has_price]
+    priced = [plan for plan in plans if plan.has_price]
     prices = [plan.money for plan in priced]
     known = [price for price in prices if price is not None]
     most = sum(
@@ -167,14 +167,14 @@ def request_cost(configuration: Configuration, dataset: str, asking: Asking) -> 
     """Return what a request costs: as one of this dataset did, or as is typical, if known."""
     captioner = configuration.section("captioner", dataset, asking.voter)
     price = captioner["price_input"]
-    found = _measured(configuration, dataset, asking) or _typical(
+    cost = _measured(configuration, dataset, asking) or _typical(
         configuration, dataset, asking
     )
-    if price is None or found.read is None:
-        return found
-    written = found.written or 0.0
-    money = (price * found.read + captioner["price_output"] * written) / MILLION
-    return Cost(found.read, found.written, money, found.source)
+    if price is None or cost.read is None:
+        return cost
+    written = cost.written or 0.0
+    money = (price * cost.read + captioner["price_output"] * written) / MILLION
+    return replace(cost, money=money)
 
 
 def _measured(configuration: Configuration, dataset: str, asking: Asking) -> Cost | None:

@@ -26,16 +26,20 @@ class Asking:
 
 def askings(configuration: Configuration, dataset: str) -> list[Asking]:
     """Return all that captioners are asked for about the images of a dataset."""
-    found = [Asking(f"{kind}s") for kind in configuration.caption_kinds(dataset)]
+    asked = [Asking(f"{kind}s") for kind in configuration.caption_kinds(dataset)]
     if configuration.scores_classes(dataset):
-        found.append(Asking(SCORES))
+        asked.append(Asking(SCORES))
     if configuration.discovers(dataset):
-        found.append(Asking(NAMES))
+        asked.append(Asking(NAMES))
     for voter in configuration.own_voters(dataset):
         if voter.record.asks is not None:
             kind = SCORES if voter.record.asks == "scores" else "images"
-            found.append(Asking(kind, voter.name))
-    return [one for one in found if not configuration.engine(dataset, one.voter).reads_file]
+            asked.append(Asking(kind, voter.name))
+    return [
+        asking
+        for asking in asked
+        if not configuration.engine(dataset, asking.voter).reads_file
+    ]
 
 
 def own_limit(configuration: Configuration, dataset: str, asking: Asking) -> MaxCost:
@@ -57,10 +61,10 @@ def max_cost(configuration: Configuration, dataset: str, asking: Asking) -> MaxC
         return own
     number, unit = amount_of(whole)
     limits: dict[Asking, float | None] = {}
-    for one in askings(configuration, dataset):
-        if unit != MONEY or has_price(configuration, dataset, one):
-            limit = own_limit(configuration, dataset, one)
-            limits[one] = None if limit is None else amount_of(limit)[0]
+    for other in askings(configuration, dataset):
+        if unit != MONEY or has_price(configuration, dataset, other):
+            limit = own_limit(configuration, dataset, other)
+            limits[other] = None if limit is None else amount_of(limit)[0]
     if asking not in limits:
         return own
     return as_max_cost(equal_parts(number, limits)[asking], unit)
@@ -79,10 +83,14 @@ def equal_parts(whole: float, limits: Mapping[Asking, float | None]) -> dict[Ask
     waiting = dict(limits)
     while waiting:
         part = (whole - sum(parts.values())) / len(waiting)
-        small = {one: limit for one, limit in waiting.items() if (limit or part) < part}
+        small = {
+            asking: limit
+            for asking, limit in waiting.items()
+            if limit is not None and limit < part
+        }
         if not small:
             return parts | dict.fromkeys(waiting, part)
-        for one, limit in small.items():
-            parts[one] = limit or part
-            del waiting[one]
+        parts |= small
+        for asking in small:
+            del waiting[asking]
     return parts

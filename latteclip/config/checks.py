@@ -358,16 +358,20 @@ def _scores(configuration: Configuration, dataset: str, voter: str = "") -> Iter
 def _budgets(configuration: Configuration, dataset: str) -> Iterator[str]:
     """Check that the limits of costs have one unit, and that it is known what answers cost."""
     whole = configuration.section("max_cost", dataset)
-    for one in budgets.askings(configuration, dataset):
-        prefix = f"of the voter {one.voter}, " if one.voter else ""
-        own = budgets.own_limit(configuration, dataset, one)
+    for asking in budgets.askings(configuration, dataset):
+        voter = asking.voter
+        prefix = f"of the voter {voter}, " if voter else ""
+        own = budgets.own_limit(configuration, dataset, asking)
         limit = own if whole is None else whole
-        key = f"{one.section}.max_cost" if whole is None else "max_cost"
+        key = f"{asking.section}.max_cost" if whole is None else "max_cost"
         if own is not None and amount_of(own)[1] != amount_of(limit)[1]:
-            yield f"{prefix}{one.section}.max_cost {own} and max_cost {whole} differ in their unit."
-        captioner = configuration.section("captioner", dataset, one.voter)
-        engine = configuration.engine(dataset, one.voter)
-        is_counted = own is not None or budgets.has_price(configuration, dataset, one)
+            yield (
+                f"{prefix}{asking.section}.max_cost {own} and max_cost {whole} differ in their "
+                "unit; give both in money, tokens or seconds."
+            )
+        captioner = configuration.section("captioner", dataset, voter)
+        engine = configuration.engine(dataset, voter)
+        is_counted = own is not None or budgets.has_price(configuration, dataset, asking)
         is_known = engine.decides or captioner["price_input"] is not None
         if isinstance(limit, int | float) and is_counted and not is_known:
             yield (
