@@ -249,15 +249,17 @@ def scores(
 
 
 def expected_gains(configuration: Configuration, dataset: str, voter: str = "") -> Paths:
-    """Return the order of the images in the last round, if they are chosen by gain.
-
-    A voter of `voters` has one round.
-    """
+    """Return the order of the images in the last round, if they are chosen by gain."""
     values = configuration.section("scores", dataset, voter)
     if values["choose"] != "gain":
         return []
-    number = 1 if voter else values["rounds"]
-    return [f"results/{dataset}/rounds/expected_gains-{number}.parquet"]
+    return _of_round(dataset, voter, "expected_gains", values["rounds"])
+
+
+def _of_round(dataset: str, voter: str, table: str, number: int) -> Paths:
+    """Return a table of a round of questions, from 1, of the run or of a voter."""
+    folder = f"results/{dataset}/rounds{f'/{voter}' if voter else ''}"
+    return [f"{folder}/{table}-{number}.parquet"] if number else []
 
 
 def shows_examples(configuration: Configuration, dataset: str, voter: str = "") -> bool:
@@ -265,22 +267,20 @@ def shows_examples(configuration: Configuration, dataset: str, voter: str = "") 
     return bool(configuration.section("scores", dataset, voter)["examples"])
 
 
-def earlier_scores(_: Configuration, dataset: str, number: str) -> Paths:
+def earlier_scores(_: Configuration, dataset: str, number: str, voter: str = "") -> Paths:
     """Return the class scores of the round before a round, if there is one."""
-    before = int(number) - 1
-    return [f"results/{dataset}/rounds/class_scores-{before}.parquet"] if before else []
+    return _of_round(dataset, voter, "class_scores", int(number) - 1)
 
 
-def earlier_gains(_: Configuration, dataset: str, number: str) -> Paths:
+def earlier_gains(_: Configuration, dataset: str, number: str, voter: str = "") -> Paths:
     """Return the order of the images in the round before a round, if there is one."""
-    before = int(number) - 1
-    return [f"results/{dataset}/rounds/expected_gains-{before}.parquet"] if before else []
+    return _of_round(dataset, voter, "expected_gains", int(number) - 1)
 
 
-def rank_images(configuration: Configuration, dataset: str) -> Settings:
+def rank_images(configuration: Configuration, dataset: str, voter: str = "") -> Settings:
     """Return the CLIP model that encodes the captions, and when nothing more is asked."""
-    least = _part(configuration, "scores", dataset, "min_gain")
-    return {**fuse_labels(configuration, dataset), "scores": least}
+    least = configuration.section("scores", dataset, voter)["min_gain"]
+    return {**fuse_labels(configuration, dataset), "scores": {"min_gain": least}}
 
 
 def captioner(configuration: Configuration, dataset: str, voter: str = "") -> Settings:

@@ -228,11 +228,11 @@ def _costs(folder: Path, voter: VoterReport, jobs: Sequence[JobCost]) -> Costs:
 
 
 def _is_of(job: JobCost, stem: str, *, is_shared: bool) -> bool:
-    """Return whether a job wrote a table: of a shared table, each shard has a job."""
+    """Return whether a job asked for a table: each shard of a shared table, and each round."""
     name = job.path.stem
     rest = name.removeprefix(f"{stem}-")
     is_shard = is_shared and rest != name and rest.replace("-of-", "").isdigit()
-    return name == stem or is_shard
+    return name == stem or is_shard or rest.startswith("round-")
 
 
 def _of_checked(report: FusionReport) -> VoterEstimate | None:

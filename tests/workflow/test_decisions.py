@@ -100,7 +100,7 @@ def test_a_decision_model_votes_beside_captions_within_the_budget_of_all(
         "max_cost": (N + 0.5) * TOKENS * PRICE / 1e6,  # captions of the demo have no price
         "voters": [
             {"name": "words", "kind": "captions"},
-            {**decider, "captioner": captioner},
+            {**decider, "captioner": captioner, "scores": {"choose": "gain", "rounds": 2}},
         ],
     }
     (root / "given.yaml").write_text(json.dumps(given))
@@ -110,7 +110,9 @@ def test_a_decision_model_votes_beside_captions_within_the_budget_of_all(
     assert decisions.requests == []
     run = finished_copy.snakemake(*options)
     assert run.returncode == 0, run.stdout
+    first = asked_images(root / RESULTS / "rounds" / "decider" / "class_scores-1.parquet")
     asked = asked_images(root / RESULTS / "voters" / "decider.parquet")
+    assert len(first) == N // 2 and first < asked
     assert len(asked) == len(decisions.requests) == N
     shown = finished_copy.latteclip("labellers", RESULTS, "--json")
     by_name = {one["name"]: one for one in json.loads(shown.stdout)["labellers"]}

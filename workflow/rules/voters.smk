@@ -49,6 +49,34 @@ use rule caption_images as caption_images_voter with:
         shard="--voter {voter}",
 
 
+use rule rank_images as rank_images_voter with:
+    input:
+        images="results/{dataset}/images.parquet",
+        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
+        class_embeddings="results/{dataset}/class_embeddings.safetensors",
+        captions=given_if(
+            "results/{dataset}/captions/images.parquet",
+            Configuration.has_captions,
+            "dataset",
+            kind="image",
+        ),
+        scores=given(stage_params.earlier_scores, "dataset", "number", "voter"),
+        gains=given(stage_params.earlier_gains, "dataset", "number", "voter"),
+        clip_model=given(stage_params.hub_model, "dataset", section="clip"),
+        code=sources("latteclip.labels.rank_images"),
+    output:
+        "results/{dataset}/rounds/{voter}/expected_gains-{number}.parquet",
+    log:
+        "results/{dataset}/logs/rank_images-{voter}-{number}.log",
+    benchmark:
+        "results/{dataset}/benchmarks/rank_images-{voter}-{number}.jsonl"
+    wildcard_constraints:
+        number="[1-9][0-9]*",
+        voter=one_of(stage_params.asking_voters(configuration, "scores")),
+    params:
+        settings=given_json(stage_params.rank_images, "dataset", "voter"),
+
+
 use rule score_classes as score_classes_voter with:
     input:
         images="results/{dataset}/images.parquet",
@@ -97,6 +125,37 @@ use rule score_classes as score_classes_voter with:
         gains=options("gains", "adapted"),
         store=given(stage_params.answer_store, "dataset", kind="scores"),
         shard="--voter {voter}",
+
+
+use rule score_classes_voter as score_classes_voter_round with:
+    input:
+        images="results/{dataset}/images.parquet",
+        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
+        class_embeddings="results/{dataset}/class_embeddings.safetensors",
+        gains=["results/{dataset}/rounds/{voter}/expected_gains-{number}.parquet"],
+        adapted=given_if(
+            "results/{dataset}/classifiers/adapted.safetensors",
+            stage_params.shows_examples,
+            "dataset",
+            "voter",
+        ),
+        captioner_model=given(
+            stage_params.hub_model, "dataset", "voter", section="captioner"
+        ),
+        code=sources("latteclip.captions.score_classes"),
+        engine_code=unstored(given(stage_params.engine_code, "dataset", "voter")),
+    output:
+        "results/{dataset}/rounds/{voter}/class_scores-{number}.parquet",
+    log:
+        "results/{dataset}/logs/score_classes-{voter}-round-{number}.log",
+    benchmark:
+        "results/{dataset}/benchmarks/score_classes-{voter}-round-{number}.jsonl"
+    wildcard_constraints:
+        dataset=ANY_DATASET,
+        number="[1-9][0-9]*",
+        voter=one_of(stage_params.asking_voters(configuration, "scores")),
+    params:
+        scores=given_json(stage_params.scores, "dataset", "voter", "number"),
 
 
 rule write_votes:
