@@ -99,9 +99,7 @@ class Budget:
     @property
     def name(self) -> str:
         """The limit in words."""
-        return (
-            f"The budget of {amount(self.limit, self.unit)} ({self.key}, or a part of it)"
-        )
+        return f"The budget of {amount(self.limit, self.unit)} ({self.key}, or a part of max_cost)"
 
     def ended(self, n: int, lack: str) -> str:
         """Return the sentences on an ended budget, where n images lack something."""

@@ -352,8 +352,9 @@ class RuleFunctions:
             return
         jobs = self._workflow.dag.needrun_jobs(exclude_finished=False)
         pending = _outputs(jobs)
-        for dataset in self.configuration.datasets:
-            self._print(questions.lines(self.configuration, dataset, pending))
+        with contextlib.suppress(UserError):  # a damaged table, which a run reports
+            for dataset in self.configuration.datasets:
+                self._print(questions.lines(self.configuration, dataset, pending))
 
     def _note_edited_classes(self) -> Iterator[str]:
         """Note edits of proposed classes in their history, and yield a line about each."""
