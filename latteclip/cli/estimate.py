@@ -42,7 +42,7 @@ GROWS = {
     "write_votes": TRAINING,
     **dict.fromkeys(("fuse_labels", "adapt_zero_shot", "average_weights"), TRAINING),
     "rank_images": TRAINING,
-    **dict.fromkeys(("encode_looks", "discover_classes"), TRAINING),
+    **dict.fromkeys(("encode_looks", "propose_classes", "discover_classes"), TRAINING),
     "list_training_images": TRAINING,
     "caption_groups": GROUPS,
     **dict.fromkeys(("finetune", "find_learning_rate", "train_student"), STEPS),
