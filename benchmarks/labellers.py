@@ -29,10 +29,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from real_models import NONE, clip_features, normalised, plain, rows_with_texts
+from real_models import NONE, Pool, normalised, plain, rows_with_texts
 from scipy.stats import spearmanr
 
-from latteclip.labels.label_sources import ClipFeatures, Votes
+from latteclip.labels.label_sources import Votes
 from latteclip.labels.voter_estimates import ZERO_SHOT, VoterEstimate, estimate_voters
 from latteclip.labels.voter_model import (
     JointFusion,
@@ -48,24 +48,15 @@ Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Data:
+class Data(Pool):
     """Images of one set, and the labels [N] of each voter, NONE where it is silent."""
 
-    name: str
-    features: torch.Tensor  # [N, D]
-    labels: torch.Tensor  # [N]
-    texts: torch.Tensor | None  # [C, D]
-    n_classes: int
     voters: Mapping[str, torch.Tensor]
 
-    def images(self) -> ClipFeatures:
-        """Return the features of all images."""
-        return clip_features(self.features, self.texts, self.n_classes)
-
-    def right(self, labels: torch.Tensor) -> float:
-        """Return the percentage of right labels among those that are given."""
-        has = labels != NONE
-        return round(100 * (labels == self.labels)[has].double().mean().item(), 2)
+    def right_of(self, votes: torch.Tensor) -> float:
+        """Return the percentage of right votes [N] among those that are given."""
+        has = votes != NONE
+        return round(100 * (votes == self.labels)[has].double().mean().item(), 2)
 
     def votes(self, names: Sequence[str]) -> dict[str, Votes]:
         """Return the votes of some voters."""
@@ -220,7 +211,7 @@ def _figures(
     voter = joint.voters.get(name)
     value = estimate.value
     return {
-        "true": data.right(labels),
+        "true": data.right_of(labels),
         "estimated": None if value is None else round(100 * value, 2),
         "low": round(100 * estimate.low, 2),
         "high": round(100 * estimate.high, 2),

@@ -58,6 +58,13 @@ class Plan:
     has_price: bool
 
     @property
+    def tokens(self) -> float | None:
+        """The tokens of all requests, None where they are not known."""
+        if self.n is None or self.cost.read is None:
+            return None
+        return self.n * (self.cost.read + (self.cost.written or 0.0))
+
+    @property
     def money(self) -> float | None:
         """The price of all requests within the limit, None where it is not known."""
         if self.n is None or self.cost.money is None:
@@ -79,9 +86,8 @@ class Plan:
         if self.n is None:
             return f"{self.name}: not known before the images are indexed{limit}"
         tokens = "tokens not known"
-        if self.cost.read is not None:
-            each = self.cost.read + (self.cost.written or 0.0)
-            tokens = f"about {self.n * each:,.0f} tokens"
+        if self.tokens is not None:
+            tokens = f"about {self.tokens:,.0f} tokens"
         price = ", price not known" if self.has_price else ""
         if self.cost.money is not None:
             price = f", price about {self.n * self.cost.money:.4g}"
@@ -97,21 +103,21 @@ def lines(
     `pending` are the files that the run will write. Without them, all askings count.
     """
     plans = [
-        _plan(configuration, dataset, asking)
+        plan(configuration, dataset, asking)
         for asking in budgets.askings(configuration, dataset)
         if pending is None or _is_pending(dataset, asking, pending)
     ]
     if not plans:
         return
     yield f"{dataset}: to ask, where answers are not cached:"
-    for plan in plans:
-        yield f"  {plan.sentence}"
-    priced = [plan for plan in plans if plan.has_price]
-    prices = [plan.money for plan in priced]
+    for each in plans:
+        yield f"  {each.sentence}"
+    priced = [each for each in plans if each.has_price]
+    prices = [each.money for each in priced]
     known = [price for price in prices if price is not None]
     most = sum(
-        plan.most if price is None else price
-        for plan, price in zip(priced, prices, strict=True)
+        each.most if price is None else price
+        for each, price in zip(priced, prices, strict=True)
     )
     if not priced:
         return
@@ -135,7 +141,26 @@ def _is_pending(dataset: str, asking: Asking, pending: Collection[str]) -> bool:
     return any(file.startswith(places) for file in pending)
 
 
-def _plan(configuration: Configuration, dataset: str, asking: Asking) -> Plan:
+def values(configuration: Configuration, dataset: str) -> list[dict[str, Any]]:
+    """Return what a run would ask, for programs; None where a number is not known."""
+    rows = []
+    for asking in budgets.askings(configuration, dataset):
+        each = plan(configuration, dataset, asking)
+        row = {
+            "table": table_of(asking),
+            "voter": asking.voter or None,
+            "requests": each.n,
+            "tokens": each.tokens,
+            "price": each.money,
+            "max_cost": each.limit,
+            "source": each.cost.source or None,
+        }
+        rows.append(row)
+    return rows
+
+
+def plan(configuration: Configuration, dataset: str, asking: Asking) -> Plan:
+    """Return the requests of an asking, and what they will cost."""
     model = configuration.section("captioner", dataset, asking.voter)["model"]
     of_voter = f" of the voter {asking.voter}" if asking.voter else ""
     cost = request_cost(configuration, dataset, asking)

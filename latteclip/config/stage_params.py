@@ -327,7 +327,7 @@ def encode_looks(configuration: Configuration, dataset: str) -> Settings:
     }
 
 
-def discover_classes(configuration: Configuration, dataset: str) -> Settings:
+def propose_classes(configuration: Configuration, dataset: str) -> Settings:
     """Return how many classes are proposed."""
     return _part(configuration, "discover", dataset, "classes")
 

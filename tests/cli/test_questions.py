@@ -1,5 +1,7 @@
 """What a run would ask, and at what price, before anything is asked."""
 
+import json
+
 import pytest
 from support.tiny import write_index
 
@@ -138,3 +140,10 @@ def test_the_command_says_it_without_a_limited_run(capsys):
     said = capsys.readouterr().out
     assert "dtd: to ask" in said and "captions of groups" in said
     assert "--config dataset=dtd limit=" in said
+    options = ["--json", "--config", "method=flyp,latteclip", "max_cost=900 tokens"]
+    assert main.main(["status", "--estimate", "dtd", *options]) == 0
+    [found] = json.loads(capsys.readouterr().out)["datasets"]
+    assert found["limited_run"] is None
+    images, groups = found["asks"]
+    assert images["table"] == "captions/images.parquet" and images["tokens"] > 1e6
+    assert groups["max_cost"] == "450 tokens" and groups["tokens"] is None
