@@ -8,6 +8,7 @@ import pytest
 from support import records
 from support.tiny import write_captions, write_index, write_pseudo_labels
 
+from latteclip.captions.metadata import AnswerSource, Rest, ScoresMetadata
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import VoterLabelsMetadata
@@ -22,6 +23,43 @@ WORDS = [0, 0, 0, 1, 1, 1, 1, 0]  # 6 of 8 right
 MINE = [0, -1, -1, -1, 1, 0, -1, 1]  # 3 of 4 right; with the adapted labels 5 of 8
 ADAPTED = [0, 0, 0, 1, 1, 1, 0, 1]
 FUSED = [0, 0, 0, 0, 1, 1, 1, 0]
+
+
+def test_it_is_said_where_questions_stopped_and_what_the_rest_would_bring(folder):
+    source = AnswerSource("a/model", None, "auto", None, 9)
+    rest = Rest(4, 1.25, "min_gain")
+    cost = {"tokens_read": 400, "cost": 0.02}
+    metadata = ScoresMetadata(
+        source=source,
+        classnames=CLASSNAMES,
+        kind="decisions",
+        prompt="?",
+        answer=None,
+        topk=2,
+        orders=2,
+        share=1.0,
+        rest=rest,
+        **cost,
+    )
+    nothing = {name: [None] * 8 for name in tables.CLASS_SCORES.names}
+    columns = nothing | {"image_id": NAMES, "digest": ["d"] * 4 + [None] * 4}
+    tables.write(folder / "scores.parquet", columns, tables.CLASS_SCORES, metadata)
+    dear = {"kind": "decisions", "module": "lmm", "table": "scores.parquet", "votes": 4}
+    voters = [records.voter("words", votes=8), records.voter("mine", **dear)]
+    zero_shot = records.estimate(value=0.9)
+    report = records.fusion(voters=voters, zero_shot=zero_shot, classnames=CLASSNAMES)
+    write_fusion_report(folder / NAME, report)
+    [line] = [
+        line for line in labellers(str(folder)).splitlines() if line.startswith("mine: ")
+    ]
+    assert "scores.min_gain" in line and "4 images" in line
+    assert "change 1.2 labels" in line and "0.02 and 400 tokens" in line
+    found = {
+        one["name"]: one
+        for one in json.loads(labellers(str(folder), json=True))["labellers"]
+    }
+    assert found["mine"]["rest"] == {"images": 4, "changes": 1.25, "reason": "min_gain"}
+    assert found["words"]["rest"] is None
 
 
 def test_the_summary_has_each_voter_alone_beside_all_and_the_chosen_model(folder):
