@@ -1,8 +1,10 @@
 """Estimate the cost of a full run of a dataset from a limited run, as NOTE says."""
 
+import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from statistics import harmonic_mean
@@ -40,7 +42,7 @@ GROWS = {
     "write_votes": TRAINING,
     **dict.fromkeys(("fuse_labels", "adapt_zero_shot", "average_weights"), TRAINING),
     "rank_images": TRAINING,
-    **dict.fromkeys(("encode_looks", "discover_classes"), TRAINING),
+    **dict.fromkeys(("encode_looks", "propose_classes", "discover_classes"), TRAINING),
     "list_training_images": TRAINING,
     "caption_groups": GROUPS,
     **dict.fromkeys(("finetune", "find_learning_rate", "train_student"), STEPS),
@@ -70,8 +72,47 @@ NOTE = """\
   shortest job. Jobs count one after another. Downloads, tables and pages do not count."""
 
 
+@dataclass(frozen=True)
+class FullRun:
+    """What a full run of a dataset takes, by its limited run in a folder."""
+
+    dataset: str
+    folder: Path
+    configuration: Configuration
+    before: Mapping[str, int]  # amounts of the limited run, as of `amounts`
+    after: Mapping[str, int]  # and of the full run
+    jobs: pd.DataFrame  # of `_jobs`
+    answers: list[AnswerCosts]
+    disk: float  # bytes
+
+    @property
+    def gpu_seconds(self) -> tuple[float, float] | None:
+        """Return bounds of the time on GPUs. None: it was not measured."""
+        if not self.jobs["gpus"].notna().any():
+            return None
+        least, most = (
+            float((self.jobs[end] * self.jobs["gpus"]).sum()) for end in ("least", "most")
+        )
+        return least, most
+
+    @property
+    def is_finished(self) -> bool:
+        """Return whether every stage of the limited run has run."""
+        return (self.folder / f"report{self.configuration.suffix}.html").is_file()
+
+    @property
+    def asks_nothing(self) -> list[str]:
+        """Return the stages that had all answers from earlier runs."""
+        stages: list[str] = self.jobs["stage"][self.jobs["asks_nothing"]].unique().tolist()
+        return stages
+
+
 def estimate(
-    datasets: Sequence[str], config: Sequence[str], configfiles: Sequence[str]
+    datasets: Sequence[str],
+    config: Sequence[str],
+    configfiles: Sequence[str],
+    *,
+    json_output: bool = False,
 ) -> str:
     """Return hours, tokens and disk of full runs by stage, of some or of the configured datasets.
 
@@ -82,10 +123,13 @@ def estimate(
     if not datasets:
         asked = Configuration(layers.defaults(), given)
         datasets = [asked.whole(name) for name in asked.datasets]
-    return "\n\n".join("\n".join(_of_dataset(name, given)) for name in datasets)
+    runs = [_full_run(name, given) for name in datasets]
+    if json_output:
+        return json.dumps({"datasets": [_values(run) for run in runs]}, indent=2)
+    return "\n\n".join("\n".join(_lines(run)) for run in runs)
 
 
-def _of_dataset(dataset: str, given: Mapping[str, Any]) -> Iterator[str]:
+def _full_run(dataset: str, given: Mapping[str, Any]) -> FullRun:
     places = (
         path.name.removeprefix(f"{dataset}_") for path in RESULTS.glob(f"{dataset}_*")
     )
@@ -114,27 +158,64 @@ def _of_dataset(dataset: str, given: Mapping[str, Any]) -> Iterator[str]:
         amounts(configuration, folder.name, images) for images in (small, whole)
     )
     factors = {kind: after[kind] / before[kind] for kind in after}
-    jobs = pd.DataFrame(_jobs(configuration, folder, before, after))
-    yield (
-        f"{dataset}, by {folder}: {after[IMAGES]:,} images, {whole.train:,} of them for training, "
-        f"from {before[IMAGES]:,} and {small.train:,}"
+    return FullRun(
+        dataset=dataset,
+        folder=folder,
+        configuration=configuration,
+        before=before,
+        after=after,
+        jobs=pd.DataFrame(_jobs(configuration, folder, before, after)),
+        answers=list(_whole(folder, factors)),
+        disk=_disk(folder, factors[IMAGES]),
     )
-    yield textwrap.indent(_stages(jobs), "  ")
-    gpu_time = "not measured"
-    if jobs["gpus"].notna().any():
-        gpu_time = _range(*((jobs[end] * jobs["gpus"]).sum() for end in ("least", "most")))
+
+
+def _lines(run: FullRun) -> Iterator[str]:
+    yield (
+        f"{run.dataset}, by {run.folder}: {run.after[IMAGES]:,} images, {run.after[TRAINING]:,} of "
+        f"them for training, from {run.before[IMAGES]:,} and {run.before[TRAINING]:,}"
+    )
+    yield textwrap.indent(_stages(run.jobs), "  ")
+    gpu_time = _range(*run.gpu_seconds) if run.gpu_seconds else "not measured"
     yield f"  GPU time: {gpu_time}"
-    answers = list(_whole(folder, factors))
-    read = sum(each.read for each in answers)
-    written = sum(each.written for each in answers)
+    read = sum(each.read for each in run.answers)
+    written = sum(each.written for each in run.answers)
     yield f"  tokens: {read:,} read, {written:,} written"
-    yield f"  cost of the answers: {_money(configuration, dataset, answers)}"
-    yield f"  disk: {_disk(folder, factors[IMAGES]) / 1e9:.1f} GB below {RESULTS / dataset}"
-    if not (folder / f"report{configuration.suffix}.html").is_file():
-        yield f"  {folder} is not finished: stages that did not run are not counted."
-    for stage in jobs["stage"][jobs["asks_nothing"]].unique():
+    yield f"  cost of the answers: {_money(run.configuration, run.dataset, run.answers)}"
+    yield f"  disk: {run.disk / 1e9:.1f} GB below {RESULTS / run.dataset}"
+    if not run.is_finished:
+        yield f"  {run.folder} is not finished: stages that did not run are not counted."
+    for stage in run.asks_nothing:
         yield f"  {stage} had all answers from earlier runs: the time of asking is not counted."
     yield NOTE
+
+
+def _values(run: FullRun) -> dict[str, Any]:
+    """Return the estimate for programs. Times are in seconds."""
+    sums = _sums(run.jobs).round(1)
+    stages = [
+        {"stage": stage, "grows_with": GROWS.get(str(stage)), **row.to_dict()}
+        for stage, row in sums.iterrows()
+    ]
+    least, most = run.gpu_seconds or (None, None)
+    return {
+        "dataset": run.dataset,
+        "limited_run": str(run.folder),
+        "images": run.after[IMAGES],
+        "training_images": run.after[TRAINING],
+        "limited_images": run.before[IMAGES],
+        "limited_training_images": run.before[TRAINING],
+        "stages": stages,
+        "gpu_seconds": {"least": least, "most": most},
+        "tokens": {
+            "read": sum(each.read for each in run.answers),
+            "written": sum(each.written for each in run.answers),
+        },
+        "cost": _cost(run.configuration, run.dataset, run.answers) or None,
+        "disk_bytes": round(run.disk),
+        "is_finished": run.is_finished,
+        "asks_nothing": run.asks_nothing,
+    }
 
 
 def amounts(configuration: Configuration, dataset: str, images: Counts) -> dict[str, int]:
@@ -170,13 +251,13 @@ def _jobs(
         work = 0.0 if grows == NOTHING else None
         log = place / "logs" / f"{cost.path.stem}.log"
         text = log.read_text("utf-8", errors="replace") if log.is_file() else ""
-        if found := ASKED.search(text):
-            asked = int(found[1])
-            rows = int(found[2])
-            work = float(found[3])
+        if match := ASKED.search(text):
+            asked = int(match[1])
+            rows = int(match[2])
+            work = float(match[3])
             growth *= rows / asked if 0 < asked < rows else 1  # others had been cached
-        elif found := INDEXED.search(text):
-            work = float(found[1])
+        elif match := INDEXED.search(text):
+            work = float(match[1])
         elif grows == STEPS:
             method = cost.run.partition(",")[0]
             seen = samples(configuration, folder.name, method, before[TRAINING])
@@ -219,10 +300,14 @@ def _training(history: Path, images: int) -> float | None:
     return images / harmonic_mean(rates) if rates else None
 
 
+def _sums(jobs: pd.DataFrame) -> pd.DataFrame:
+    """Return the number of jobs and the seconds of each stage."""
+    columns = ["jobs", "limited", "loading", "least", "most"]
+    return jobs.groupby("stage", sort=False)[columns].sum()
+
+
 def _stages(jobs: pd.DataFrame) -> str:
-    sums = jobs.groupby("stage", sort=False)[
-        ["jobs", "limited", "loading", "least", "most"]
-    ].sum()
+    sums = _sums(jobs)
     grows = [*(GROWS.get(stage, NOTHING) for stage in sums.index), ""]
     sums.loc["in all"] = sums.sum()
     columns = {
@@ -252,25 +337,29 @@ def _whole(folder: Path, factors: Mapping[str, float]) -> Iterator[AnswerCosts]:
         yield AnswerCosts(each.table, read, written, factor * each.money)
 
 
+def _cost(
+    configuration: Configuration, dataset: str, answers: Sequence[AnswerCosts]
+) -> float:
+    """Return the money that answers cost, 0 where it is unknown."""
+    captioner = configuration.section("captioner", dataset)
+    if captioner["price_input"] is None:
+        return sum(each.money for each in answers)
+    read = sum(each.read for each in answers)
+    written = sum(each.written for each in answers)
+    price = captioner["price_input"] * read + captioner["price_output"] * written
+    return float(price / MILLION)
+
+
 def _money(
     configuration: Configuration, dataset: str, answers: Sequence[AnswerCosts]
 ) -> str:
     """Return the money that answers cost, by the prices of the configuration or as measured."""
-    captioner = configuration.section("captioner", dataset)
-    price = captioner["price_input"]
-    measured = "as the server counted"
-    by_prices = "by captioner.price_input and price_output"
-    source = measured if price is None else by_prices
-    money = 0.0
-    for each in answers:
-        if price is None:
-            money += each.money
-        else:
-            money += (
-                price * each.read + captioner["price_output"] * each.written
-            ) / MILLION
+    money = _cost(configuration, dataset, answers)
     if not money:
         return "unknown; captioner.price_input is the price of a million tokens"
+    source = "by captioner.price_input and price_output"
+    if configuration.section("captioner", dataset)["price_input"] is None:
+        source = "as the server counted"
     limit = configuration.section("scores", dataset)["max_cost"]
     if limit is not None:
         source += f", where scores.max_cost {limit} does not end it"

@@ -55,12 +55,11 @@ def status(
         sdm: as snakemake takes it: conda or apptainer
         estimate: instead: hours, tokens and disk of the full run, from what a run with limit=N took
     """
-    if estimate and json_output:
-        raise UserError("--estimate has no JSON; leave out --json.")
     if estimate:
         from latteclip.cli import estimate as estimates
 
-        print(estimates.estimate(datasets, config, configfile))
+        text = estimates.estimate(datasets, config, configfile, json_output=json_output)
+        print(for_terminal(text))
         return
     names = [Path(dataset).name for dataset in datasets]
     if (
@@ -70,8 +69,8 @@ def status(
     ):
         known = dict.fromkeys([*layers.datasets(), *run_options.noted_datasets()])
         names = [key for key in known if (RESULTS / key).is_dir()]
-    found = [_jobs(options) for options in _options(names, config, configfile, sdm)]
-    jobs = pd.concat(found).drop_duplicates("outputs")  # datasets share some
+    frames = [_jobs(options) for options in _options(names, config, configfile, sdm)]
+    jobs = pd.concat(frames).drop_duplicates("outputs")  # datasets share some
     jobs = jobs.sort_values(["is_shared", "dataset", "stage", "wildcards"])
     if json_output:
         print(for_terminal(json.dumps(_as_json(jobs), indent=2)))

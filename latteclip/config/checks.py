@@ -34,14 +34,14 @@ def refuse_unready(configuration: Configuration) -> None:
     """Raise UserError for the first contradiction, missing file or unknown name of a run."""
     _refuse_ambiguous_voters(configuration)
     for dataset in configuration.datasets:
-        found = [_source, _words, _methods, _clip, _image_encoders, _voters]
+        checks = [_source, _words, _methods, _clip, _image_encoders, _voters]
         if (
             configuration.caption_kinds(dataset)
             or configuration.scores_classes(dataset)
             or configuration.discovers(dataset)
         ):
-            found += [_captions, _scores, _captioner, _files]
-        for problems in found:
+            checks += [_captions, _scores, _captioner, _files]
+        for problems in checks:
             for problem in problems(configuration, dataset):
                 raise UserError(f"Dataset {dataset}: {problem}")
 
@@ -95,13 +95,13 @@ def _source(configuration: Configuration, dataset: str) -> Iterator[str]:
         )
     if os.path.lexists(file) or examples:
         return
-    found = sorted(class_folders(images))
+    folders = sorted(class_folders(images))
     listing = (
         f"write the names of the classes into {file}, one per line. Or let a stage propose "
         "classes: --config \"split={'classes': 'discover'}\". Or name a folder with a few images "
         "of each class: --config \"split={'examples': 'examples'}\"."
     )
-    if not found:
+    if not folders:
         yield (
             f"{folder} has neither class folders nor a {CLASSES}. Move the images of each class "
             f"into a folder of its own, or {listing}"
@@ -110,7 +110,7 @@ def _source(configuration: Configuration, dataset: str) -> Iterator[str]:
     is_split = not _folders(images).isdisjoint(SPLITS)
     if not is_split and not configuration.has_class_folders(dataset):
         yield (
-            f"{folder} has no {CLASSES}, but {some_names(found)}. If these folders are the "
+            f"{folder} has no {CLASSES}, but {some_names(folders)}. If these folders are the "
             f"classes, add --config \"split={{'classes': 'folders'}}\". If not, {listing}"
         )
 

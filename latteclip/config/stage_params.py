@@ -122,8 +122,8 @@ def finds_rate(configuration: Configuration, dataset: str, method: str) -> bool:
 
 def voter_code(configuration: Configuration, dataset: str, voter: str = "") -> Paths:
     """Return the sources of what votes for the classes of a dataset's images: all, or a voter."""
-    found = configuration.voters(dataset)
-    modules = {one.module for one in found if voter in ("", one.name)}
+    voters = configuration.voters(dataset)
+    modules = {asked.module for asked in voters if voter in ("", asked.name)}
     return sources(*(f"latteclip.labels.voters.{module}" for module in sorted(modules)))
 
 
@@ -298,7 +298,7 @@ def encode_looks(configuration: Configuration, dataset: str) -> Settings:
     }
 
 
-def discover_classes(configuration: Configuration, dataset: str) -> Settings:
+def propose_classes(configuration: Configuration, dataset: str) -> Settings:
     """Return how many classes are proposed."""
     return _part(configuration, "discover", dataset, "classes")
 
@@ -405,12 +405,12 @@ def fuse_labels(configuration: Configuration, dataset: str) -> Settings:
 
 def voter_tables(configuration: Configuration, dataset: str) -> list[Settings]:
     """Return the voters of a dataset with their tables."""
-    found = []
+    settings = []
     for voter in configuration.voters(dataset):
         table = f"results/{dataset}/{voter.table}"
         values = {"name": voter.name, "kind": voter.kind, "module": voter.module}
-        found.append({**values, "table": table, "column": voter.column})
-    return found
+        settings.append({**values, "table": table, "column": voter.column})
+    return settings
 
 
 def write_votes(configuration: Configuration, dataset: str, voter: str) -> Settings:
@@ -682,7 +682,7 @@ def candidacy(objective: str) -> Settings:
 
 def audited_runs(configuration: Configuration, dataset: str) -> list[Settings]:
     """Return the runs that score_audit scores."""
-    found = []
+    runs = []
     for method, seed in configuration.runs(dataset):
         run = _run(dataset, method, seed, "metrics", "predictions", "train_predictions")
         run["has_model"] = configuration.objective(method).has_model
@@ -692,21 +692,21 @@ def audited_runs(configuration: Configuration, dataset: str) -> list[Settings]:
             run["train_predictions"] = LEFT_OUT.format(
                 dataset=dataset, method=method, seed=seed
             )
-        found.append(run)
-    return found
+        runs.append(run)
+    return runs
 
 
 def page_runs(configuration: Configuration, dataset: str) -> list[Settings]:
     """Return the files that a page reads of each run: any of them may be the chosen one."""
-    found = []
+    runs = []
     for method, seed in configuration.runs(dataset):
         kinds = ["metrics", "predictions"]
         if configuration.is_tuned(method):
             kinds.append("history")
         if configuration.objective(method).has_model:
             kinds.append("train_predictions")
-        found.append(_run(dataset, method, seed, *kinds))
-    return found
+        runs.append(_run(dataset, method, seed, *kinds))
+    return runs
 
 
 def selection_if_any(configuration: Configuration, dataset: str) -> Paths:
@@ -722,9 +722,9 @@ def answers(_: Configuration, dataset: str) -> Paths:
     """
     for split in ("test", "train"):
         folder = f"results/{dataset}/audit/{split}"
-        found = [f"{folder}/plan.parquet", f"{folder}/answers.json"]
-        if all(Path(path).is_file() for path in found):
-            return found
+        paths = [f"{folder}/plan.parquet", f"{folder}/answers.json"]
+        if all(Path(path).is_file() for path in paths):
+            return paths
     return []
 
 
@@ -739,8 +739,8 @@ def statement_if_any(configuration: Configuration, dataset: str) -> Paths:
 
     Where the evaluated images have labels, a test split tells more.
     """
-    found = answers(configuration, dataset) or taught_labels(configuration, dataset)
-    return [f"results/{dataset}/accuracy{configuration.suffix}.json"] if found else []
+    checked = answers(configuration, dataset) or taught_labels(configuration, dataset)
+    return [f"results/{dataset}/accuracy{configuration.suffix}.json"] if checked else []
 
 
 def fused_labels_if_any(configuration: Configuration, dataset: str) -> Paths:
@@ -753,8 +753,8 @@ def fused_labels_if_any(configuration: Configuration, dataset: str) -> Paths:
 
 def discovery_if_any(configuration: Configuration, dataset: str) -> Paths:
     """Return the proposal of the classes, if a stage proposes them."""
-    found = proposes_classes(configuration, dataset)
-    return [f"results/{dataset}/{PROPOSAL}"] if found else []
+    discovers = proposes_classes(configuration, dataset)
+    return [f"results/{dataset}/{PROPOSAL}"] if discovers else []
 
 
 def taught_labels(configuration: Configuration, dataset: str) -> Paths:
@@ -834,7 +834,7 @@ def overview(configuration: Configuration) -> str:
 def index_results(configuration: Configuration) -> Settings:
     """Return the pages and titles of the datasets for the page over all of them."""
     titles = {
-        key: one.get("title") for key, one in configuration.config["datasets"].items()
+        key: values.get("title") for key, values in configuration.config["datasets"].items()
     }
     return {
         "table": {"baseline": configuration.table["baseline"]},

@@ -228,9 +228,9 @@ def _footer(path: str | Path, before: int = 0) -> bytes:
 
 def _refuse_broken_seal(path: str | Path) -> None:
     """Raise ValueError for a footer that its checksum does not fit; others write no checksum."""
-    found = _footer(path, SEAL_BYTES)
-    seal = found[:SEAL_BYTES]
-    footer = found[SEAL_BYTES:]
+    tail = _footer(path, SEAL_BYTES)
+    seal = tail[:SEAL_BYTES]
+    footer = tail[SEAL_BYTES:]
     if seal.startswith(SEAL) and seal != SEAL + hashlib.sha256(footer).digest():
         raise ValueError("the checksum of its footer does not fit")
 
@@ -262,9 +262,9 @@ def _cast(table: pa.Table, schema: pa.Schema, columns: Sequence[str]) -> pa.Tabl
 def read_metadata(path: str | Path, record: type[Record]) -> Record:
     """Read the metadata of a table, without its rows, into a dataclass, or raise UserError."""
     with _opened(path, []) as file:
-        found = file.metadata.metadata or {}
+        stored = file.metadata.metadata or {}
         values = {
-            k.decode(): json.loads(v) for k, v in found.items() if k != b"ARROW:schema"
+            k.decode(): json.loads(v) for k, v in stored.items() if k != b"ARROW:schema"
         }
     return record_of(record, values, path)
 
@@ -313,8 +313,8 @@ class Strings(Sequence[str]):
         return len(self.column)
 
     def __getitem__(self, index: Any) -> Any:
-        found = self.column[index]
-        return Strings(found) if isinstance(index, slice) else found.as_py()
+        value = self.column[index]
+        return Strings(value) if isinstance(index, slice) else value.as_py()
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), STRINGS):

@@ -50,7 +50,10 @@ def summarize(
     parts = [
         accuracy_table(labelled, baseline),
         _unlabelled_table(unlabelled),
-        "\n".join(f"- {STAR} {one.dataset}: {one.reason}" for one in selections.values()),
+        "\n".join(
+            f"- {STAR} {selection.dataset}: {selection.reason}"
+            for selection in selections.values()
+        ),
         "\n".join(map(_verdict, audits.values())),
         "\n".join(filter(None, map(_checked_labels, fusion_reports_paths))),
         dataset_table(labelled) if len(labelled) else "",

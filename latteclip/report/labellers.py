@@ -116,10 +116,10 @@ def labellers(results: str, /, json: bool = False) -> str:
     Args:
         json: print all as JSON
     """
-    found = read_labellers(Path(results))
+    values = read_labellers(Path(results))
     if json:
-        return jsons.dumps(values_of(found), indent=2, ensure_ascii=False)
-    return "\n".join(_lines(results, found))
+        return jsons.dumps(values_of(values), indent=2, ensure_ascii=False)
+    return "\n".join(_lines(results, values))
 
 
 def read_labellers(folder: Path) -> Labellers:
@@ -147,7 +147,7 @@ def read_labellers(folder: Path) -> Labellers:
     labels = dict(zip(names, by_voter, strict=True))
     labels |= {ZERO_SHOT: zero_shot.to_numpy(), FUSED: fused["fused_label"].to_numpy()}
     costs = job_costs(folder)
-    rows = [_voter(folder, one, len(ids), costs) for one in report.voters]
+    rows = [_voter(folder, voter, len(ids), costs) for voter in report.voters]
     rows += [
         Labeller(ZERO_SHOT, ZERO_SHOT, 1.0, report.zero_shot),
         Labeller(FUSED, FUSED, 1.0, _of_checked(report)),
@@ -268,16 +268,16 @@ def _best(voters: Sequence[Labeller]) -> str | None:
     return max(judged, key=judged.__getitem__, default=None)
 
 
-def _agreement(one: Labels, other: Labels) -> float | None:
-    both = (one != NO_VOTE) & (other != NO_VOTE)
-    return float((one == other)[both].mean()) if both.any() else None
+def _agreement(first: Labels, second: Labels) -> float | None:
+    both = (first != NO_VOTE) & (second != NO_VOTE)
+    return float((first == second)[both].mean()) if both.any() else None
 
 
 def _differences(
     labels: Mapping[str, Labels], classnames: Sequence[str]
 ) -> list[Difference]:
     """Return the pairs of different classes that two voters most often say of an image."""
-    found = []
+    differences = []
     names = list(labels)
     for number, first in enumerate(names):
         for second in names[number + 1 :]:
@@ -287,8 +287,8 @@ def _differences(
             classes, counts = np.unique(differ, axis=0, return_counts=True)
             for place in counts.argsort(kind="stable")[::-1][:PAIRS]:
                 a, b = (classnames[number] for number in classes[place])
-                found.append(Difference(first, second, a, b, int(counts[place])))
-    return sorted(found, key=lambda one: -one.images)[:PAIRS]
+                differences.append(Difference(first, second, a, b, int(counts[place])))
+    return sorted(differences, key=lambda difference: -difference.images)[:PAIRS]
 
 
 def in_words(labeller: Labeller) -> str:
@@ -303,31 +303,33 @@ def in_words(labeller: Labeller) -> str:
     return f"{100 * _value(labeller):.1f} % ({low:.1f} to {high:.1f}), by {by}"
 
 
-def _lines(results: str, found: Labellers) -> Iterator[str]:
-    yield f"{results}: {found.images} training images"
+def _lines(results: str, values: Labellers) -> Iterator[str]:
+    yield f"{results}: {values.images} training images"
     rows = []
-    for one in found.labellers:
+    for labeller in values.labellers:
         row = {
-            "labeller": one.name,
-            "kind": one.kind if one.kind != one.name else "",
-            "rank": _cell(one.rank, "{:.0f}"),
-            "estimated accuracy": in_words(one),
-            "votes": f"{one.coverage:.0%}",
-            "adds": _cell(one.gain, "{:.1%}"),
+            "labeller": labeller.name,
+            "kind": labeller.kind if labeller.kind != labeller.name else "",
+            "rank": _cell(labeller.rank, "{:.0f}"),
+            "estimated accuracy": in_words(labeller),
+            "votes": f"{labeller.coverage:.0%}",
+            "adds": _cell(labeller.gain, "{:.1%}"),
         }
-        if one.right is not None:
-            row["right"] = f"{one.right.where_it_votes:.1%}"
-            row["right of all"] = f"{one.right.of_all:.1%}"
-        row["tokens"] = _cell(one.per_1000.tokens, "{:,.0f}")
-        row["seconds"] = _cell(one.per_1000.seconds, "{:,.0f}")
-        row["price"] = _cell(one.per_1000.price, "{:,.2f}")
+        if labeller.right is not None:
+            row["right"] = f"{labeller.right.where_it_votes:.1%}"
+            row["right of all"] = f"{labeller.right.of_all:.1%}"
+        row["tokens"] = _cell(labeller.per_1000.tokens, "{:,.0f}")
+        row["seconds"] = _cell(labeller.per_1000.seconds, "{:,.0f}")
+        row["price"] = _cell(labeller.per_1000.price, "{:,.2f}")
         rows.append(row)
     yield pd.DataFrame(rows).to_string(index=False)
     if found.untold:
         yield found.why_untold
     yield "votes: share of the images. adds: share of all labels that it corrects beside others."
-    if found.best_alone is not None:
-        best = next(one for one in found.labellers if one.name == found.best_alone)
+    if values.best_alone is not None:
+        best = next(
+            labeller for labeller in values.labellers if labeller.name == values.best_alone
+        )
         assert best.right is not None
         yield (
             "right: by the labels of the dataset, of its votes; of all: silent images have the "
@@ -335,15 +337,15 @@ def _lines(results: str, found: Labellers) -> Iterator[str]:
             f"({best.right.of_all:.1%})."
         )
     yield "tokens, seconds, price: for 1,000 images, empty where unknown; cached answers take none."
-    names = [one.name for one in found.labellers]
+    names = [labeller.name for labeller in values.labellers]
     yield ""
     yield "agreement, in percent of the images with votes of both:"
-    cells = [[_cell(share, "{:.0%}") for share in row] for row in found.agreement]
+    cells = [[_cell(share, "{:.0%}") for share in row] for row in values.agreement]
     yield pd.DataFrame(cells, index=names, columns=names).to_string()
-    if found.differences:
+    if values.differences:
         yield ""
         yield "where voters differ most:"
-        for pair in found.differences:
+        for pair in values.differences:
             yield (
                 f"  {pair.images} images: {pair.class_by_first} by {pair.first}, "
                 f"{pair.class_by_second} by {pair.second}"

@@ -169,11 +169,11 @@ class JobCost:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide results."""
-    found = {"python": python_version(), "latteclip": __version__}
+    numbers = {"python": python_version(), "latteclip": __version__}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            numbers[name] = version(name)
+    return numbers
 
 
 def commit(folder: str = ".") -> str | None:
@@ -245,8 +245,8 @@ def answer_costs(folder: Path) -> Iterator[AnswerCosts]:
     for name, record in ANSWERS.items():
         path = folder / f"{name}.parquet"
         if path.is_file():
-            found = tables.read_metadata(path, record)
-            yield AnswerCosts(name, found.tokens_read, found.tokens_written, found.cost)
+            usage = tables.read_metadata(path, record)
+            yield AnswerCosts(name, usage.tokens_read, usage.tokens_written, usage.cost)
 
 
 def _number(value: object) -> float | None:

@@ -131,6 +131,25 @@ def test_what_the_limited_run_does_not_tell_is_said(limited):
     assert "not finished" in found and "earlier runs" in found
 
 
+def test_programs_read_the_estimate(limited, capsys):
+    words = ["status", "demo", "--estimate", "--json", "--config", *CONFIG]
+    prices = "captioner={'price_input': 2, 'price_output': 5}"
+    assert main.main([*words, prices]) == 0
+    [found] = json.loads(capsys.readouterr().out)["datasets"]
+    assert (found["dataset"], found["images"]) == ("demo", 1920)
+    assert (found["training_images"], found["limited_training_images"]) == (640, 64)
+    stages = {row["stage"]: row for row in found["stages"]}
+    index = stages["index_images"]
+    assert (index["grows_with"], index["jobs"]) == ("images", 1)
+    assert (index["limited"], index["loading"], index["most"]) == (4, 2, 32)
+    assert stages["select_model"]["grows_with"] is None
+    assert found["gpu_seconds"]["least"] <= found["gpu_seconds"]["most"]
+    assert found["tokens"] == {"read": 64_000, "written": 6_400}
+    assert found["cost"] == pytest.approx(0.128 + 0.032)
+    assert found["is_finished"] and found["asks_nothing"] == []
+    assert found["disk_bytes"] > 0
+
+
 @pytest.mark.parametrize("arguments", [["dtd"], ["--config", "dataset=dtd", "limit=8"]])
 def test_without_a_limited_run_the_command_that_makes_one_is_named(
     limited, arguments, capsys
