@@ -21,27 +21,31 @@ planted voter. `cascade.py` measures a dear voter that sees a part of the images
 
 import argparse
 import json
+import math
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from real_models import NONE, Pool, normalised, plain, rows_with_texts
+from real_models import NONE, SCALE, Pool, normalised, plain, rows_with_texts
 from scipy.stats import spearmanr
 
-from latteclip.labels.label_sources import Votes
-from latteclip.labels.voter_estimates import ZERO_SHOT, VoterEstimate, estimate_voters
+from latteclip.clip.classifier import best_classes
+from latteclip.labels.label_sources import ClipFeatures, Votes
+from latteclip.labels.voter_estimates import ZERO_SHOT, Tests, VoterEstimate, fuse_told
 from latteclip.labels.voter_model import (
     JointFusion,
     fuse_voters,
     test_voter,
     zero_shot_labels,
 )
-from latteclip.labels.voter_tables import votes_by_labels
+from latteclip.labels.voter_tables import votes_by_labels, votes_by_options
 
+OPTIONS = 5  # classes of an image that a CLIP scores, by default
 SEEN = 0.05  # share of the images that a planted dear voter sees
 NOT_VOTERS = {"split", "file", "label", "class"}
 Figures = dict[str, Any]
@@ -52,15 +56,23 @@ class Data(Pool):
     """Images of one set, and the labels [N] of each voter, NONE where it is silent."""
 
     voters: Mapping[str, torch.Tensor]
+    # Log-probabilities [N, C] of voters that are CLIPs.
+    scores: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def right_of(self, votes: torch.Tensor) -> float:
         """Return the percentage of right votes [N] among those that are given."""
         has = votes != NONE
         return round(100 * (votes == self.labels)[has].double().mean().item(), 2)
 
-    def votes(self, names: Sequence[str]) -> dict[str, Votes]:
-        """Return the votes of some voters."""
-        return {name: self.votes_of(self.voters[name]) for name in names}
+    def votes(self, names: Sequence[str] | None = None) -> dict[str, Votes]:
+        """Return the votes of some voters, by default of all."""
+        some = self.voters if names is None else names
+        found = {name: self.votes_of(self.voters[name]) for name in some}
+        for name in self.scores.keys() & found.keys():
+            # As the stage of a zero-shot voter writes them.
+            classes, best = best_classes(self.scores[name], OPTIONS)
+            found[name] = votes_by_options(classes, best, self.n_classes)
+        return found
 
     def votes_of(self, labels: torch.Tensor) -> Votes:
         """Return certain votes by labels [N]."""
@@ -90,13 +102,16 @@ def _of_clips(folder: Path) -> Iterator[Data]:
         for name, content in contents.items()
         if {"images", "texts", "labels"} <= set(content)
     }
-    said = {
-        name: (images @ texts.T).argmax(dim=1) for name, (images, texts) in tables.items()
+    scores = {
+        name: (SCALE * images @ texts.T).log_softmax(dim=1)
+        for name, (images, texts) in tables.items()
     }
     for name, (images, texts) in tables.items():
         labels = torch.from_numpy(contents[name]["labels"].astype(np.int64))
-        others = {one: labels for one, labels in said.items() if one != name}
-        yield Data(f"{folder.name}_{name}", images, labels, texts, len(texts), others)
+        others = {one: table for one, table in scores.items() if one != name}
+        said = {one: table.argmax(dim=1) for one, table in others.items()}
+        whole = f"{folder.name}_{name}"
+        yield Data(whole, images, labels, texts, len(texts), said, others)
 
 
 def _of_rows(name: str, rows: Sequence[dict[str, Any]], features: torch.Tensor) -> Data:
@@ -174,13 +189,18 @@ def steps(data: Data) -> dict[str, list[str]]:
     return distinct
 
 
-def measure(data: Data) -> Figures:
-    """Return all figures of a set."""
+def label(
+    images: ClipFeatures, votes: Mapping[str, Votes], known: Tests
+) -> tuple[JointFusion, dict[str, VoterEstimate]]:
+    """Label images as the workflow does, by voters of which some have been tested."""
+    return fuse_told(
+        lambda some, tests: fuse_voters(images, some, tests=tests or known), votes
+    )
+
+
+def measure(data: Data, images: ClipFeatures, tests: Tests) -> Figures:
+    """Return the figures of the voters of a set, which were tested."""
     start = time.perf_counter()
-    images = data.images()
-    tests = {
-        name: test_voter(images, one) for name, one in data.votes(list(data.voters)).items()
-    }
     said = dict(data.voters)
     if data.texts is not None:
         said[ZERO_SHOT] = zero_shot_labels(images).long()
@@ -188,11 +208,11 @@ def measure(data: Data) -> Figures:
     orders: dict[str, Figures] = {}
     for key, names in steps(data).items():
         votes = data.votes(names)
-        joint = fuse_voters(images, votes, tests=tests)
+        joint, estimates = label(images, votes, tests)
         labels[key] = data.right(joint.fusion.labels)
         voters = {
             name: _figures(data, said[name], joint, name, estimate)
-            for name, estimate in estimate_voters(joint, votes).items()
+            for name, estimate in estimates.items()
         }
         orders[key] = order(voters)
     found: Figures = {
@@ -240,24 +260,25 @@ def order(voters: Mapping[str, Figures]) -> Figures:
     ]
     inside = [one["low"] <= one["true"] <= one["high"] for one in told]
     errors = [abs(a - b) for a, b in zip(true, estimated, strict=True)]
+    correlation = float(spearmanr(true, estimated).statistic)
     return {
         "voters": len(told),
-        "rank_correlation": round(float(spearmanr(true, estimated).statistic), 3),
+        # None where all are equally right.
+        "rank_correlation": round(correlation, 3) if math.isfinite(correlation) else None,
         "mean_error": round(float(np.mean(errors)), 2),
         "worst_wrong_pair": max(wrong, default=0.0),
         "inside": sum(inside),
     }
 
 
-def planted(data: Data) -> Figures:
+def planted(data: Data, images: ClipFeatures, tests: Tests) -> Figures:
     """Return right labels by the first voters, and with each planted voter beside them."""
     names = next(group for key, group in steps(data).items() if key in ("simple", "all"))
-    images, votes = data.images(), data.votes(names)
-    tests = {name: test_voter(images, one) for name, one in votes.items()}
-    joint = fuse_voters(images, votes, tests=tests)
+    votes = data.votes(names)
+    joint, _ = label(images, votes, tests)
     found = {"without": data.right(joint.fusion.labels)}
     for key, labels in planted_voters(data, data.voters[names[0]]).items():
-        joint = fuse_voters(images, votes | {key: data.votes_of(labels)}, tests=tests)
+        joint, _ = label(images, votes | {key: data.votes_of(labels)}, tests)
         found[key] = data.right(joint.fusion.labels)
     return found
 
@@ -326,9 +347,14 @@ def main() -> None:
     for data in read(args.folder):
         if args.sets and data.name not in args.sets:
             continue
-        results[data.name] = measure(data)
+        if not data.voters:
+            print(f"{data.name} has no voter and is left out.", file=sys.stderr)
+            continue
+        images = data.images()
+        tests = {name: test_voter(images, one) for name, one in data.votes().items()}
+        results[data.name] = measure(data, images, tests)
         if not args.quick:
-            results[data.name]["planted"] = planted(data)
+            results[data.name]["planted"] = planted(data, images, tests)
         if args.json:  # written after each set, for a run may be ended
             args.json.write_text(json.dumps(results, indent=1) + "\n")
     if not results:

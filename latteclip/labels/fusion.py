@@ -338,6 +338,10 @@ class LabelModel:
         )
         return self._with_texts(found, sample[small], scores[small])
 
+    def learned_agreement(self) -> float:
+        """Return the share of the votes that predictors name once they have learned from them."""
+        return self._learn().agreement
+
     def _with_texts(
         self, found: FusionParameters, rows: torch.Tensor, scores: torch.Tensor
     ) -> FusionParameters:

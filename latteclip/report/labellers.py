@@ -25,6 +25,7 @@ from latteclip.labels.fusion_report import (
     VoterEstimate,
     VoterReport,
     read_fusion_report,
+    untold_voters,
 )
 from latteclip.report.runs import JobCost, job_costs
 
@@ -107,10 +108,16 @@ class Labellers:
     labellers: list[Labeller]
     # The voter that alone labels most images correctly, by the dataset's labels.
     best_alone: str | None
+    untold: list[str]  # voters that do not count, for nothing tells how right they are
     # Shares of the images with votes of both on which two labellers agree, in their order; None:
     # there is no such image.
     agreement: list[list[float | None]]
     differences: list[Difference]  # of voters, the most frequent ones
+
+    @property
+    def why_untold(self) -> str:
+        """Return in words which voters do not count, empty if all do."""
+        return untold_voters(self.untold) if self.untold else ""
 
 
 def labellers(results: str, /, json: bool = False) -> str:
@@ -171,6 +178,7 @@ def read_labellers(folder: Path) -> Labellers:
         answers=checked.answers if checked else 0,
         labellers=_ranked(rows),
         best_alone=_best(rows[: len(names)]),
+        untold=report.untold,
         agreement=[[_agreement(a, b) for b in labels.values()] for a in labels.values()],
         differences=_differences({n: labels[n] for n in names}, report.classnames),
     )
@@ -349,6 +357,8 @@ def _lines(results: str, values: Labellers) -> Iterator[str]:
         row["price"] = _cell(labeller.per_1000.price, "{:,.2f}")
         rows.append(row)
     yield pd.DataFrame(rows).to_string(index=False)
+    if found.untold:
+        yield found.why_untold
     yield "votes: share of the images. adds: share of all labels that it corrects beside others."
     if values.best_alone is not None:
         best = next(

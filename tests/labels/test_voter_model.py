@@ -12,7 +12,13 @@ from support.worlds import World, generator
 from latteclip.core.errors import UserError
 from latteclip.labels.fusion import fuse
 from latteclip.labels.label_sources import LabelledRows
-from latteclip.labels.voter_estimates import ZERO_SHOT, estimate_voters, gains_of_voters
+from latteclip.labels.prototypes import KEPT
+from latteclip.labels.voter_estimates import (
+    ZERO_SHOT,
+    estimate_voters,
+    fuse_told,
+    gains_of_voters,
+)
 from latteclip.labels.voter_model import (
     families,
     family_weights,
@@ -183,6 +189,46 @@ def test_a_classifier_of_the_image_features_cannot_be_told(world, pair):
     assert found["classifier"].answers_needed > 0
 
 
+def fused_told(world, votes, **given):
+    images = world.images()
+    return fuse_told(
+        lambda some, tests: fuse_voters(images, some, tests=tests), votes, **given
+    )
+
+
+def test_a_voter_with_the_errors_of_zero_shot_scores_does_not_outvote_a_better_one():
+    """Images then side with it, and nothing but its kind says that they share its errors."""
+    world = World.of(noise=1.0, text_noise=0.8)
+    repeated = zero_shot_labels(world.images()).long()
+    noise = torch.randint(world.n_classes, repeated.shape, generator=generator(5))
+    is_changed = torch.rand(len(noise), generator=generator(6)) < 0.25
+    labels = {
+        "apart": voter(world, 0.75, seed=1),
+        "clip": torch.where(is_changed, noise, repeated),
+    }
+    votes = {name: votes_of(one, world.n_classes) for name, one in labels.items()}
+    alone = fused(world, apart=labels["apart"]).fusion
+    assert (
+        world.right(fused(world, **labels).fusion.labels) < world.right(alone.labels) - 0.3
+    )
+    joint, estimates = fused_told(world, votes, like_images=["clip"])
+    assert joint.untold == ["clip"]
+    assert torch.equal(joint.fusion.labels, alone.labels)
+    assert torch.equal(joint.fusion.head.weights, alone.head.weights)
+    assert joint.voters["clip"] is None
+    assert not any(one.tells for one in estimates.values())
+
+
+def test_voters_that_can_be_told_all_count():
+    world = World.of(noise=0.25, text_noise=0.4)
+    labels = {"first": voter(world, 0.9, seed=1), "second": voter(world, 0.8, seed=2)}
+    votes = {name: votes_of(one, world.n_classes) for name, one in labels.items()}
+    joint, estimates = fused_told(world, votes)
+    assert all(estimates[name].tells for name in labels)
+    assert joint.untold == ()
+    assert torch.equal(joint.fusion.labels, fused(world, **labels).fusion.labels)
+
+
 def test_answers_that_were_drawn_decide(world, pair, by_pair):
     rows = torch.randperm(len(world.classes), generator=generator(3))[:120].sort().values
     shares = F.one_hot(world.classes[rows], world.n_classes).double()
@@ -252,6 +298,6 @@ def test_the_benchmark_reads_a_folder_of_its_layout(tmp_path):
     assert list(whole.voters) == ["top", "model/prompt"]
     assert all(torch.equal(one, whole.labels) for one in whole.voters.values())
     assert (some.n_classes, len(some.labels)) == (2, 64)
-    found = bench.measure(some)
+    found = bench.measure(some, some.images(), {})
     assert found["labels"] == {"one": 100.0, "all": 100.0}
     assert set(found["voters"]) == {"top", "model/prompt", "zero_shot"}

@@ -181,6 +181,14 @@ def test_what_cannot_be_told_has_no_rank_and_the_answers_that_would_tell(folder)
     assert "The best voter alone is words (75.0%)" in text
 
 
+def test_voters_that_do_not_count_are_named(tmp_path):
+    write(tmp_path, untold=["mine"])
+    assert json.loads(labellers(str(tmp_path), json=True))["untold"] == ["mine"]
+    assert "Votes of mine do not count in the labels" in labellers(str(tmp_path))
+    write(tmp_path)
+    assert "do not count" not in labellers(str(tmp_path))
+
+
 def test_a_single_estimate_is_no_rank(tmp_path):
     write(tmp_path, zero_shot=None)
     assert {one.rank for one in read_labellers(tmp_path).labellers} == {None}
