@@ -357,8 +357,8 @@ def _lines(results: str, values: Labellers) -> Iterator[str]:
         row["price"] = _cell(labeller.per_1000.price, "{:,.2f}")
         rows.append(row)
     yield pd.DataFrame(rows).to_string(index=False)
-    if found.untold:
-        yield found.why_untold
+    if values.untold:
+        yield values.why_untold
     yield "votes: share of the images. adds: share of all labels that it corrects beside others."
     if values.best_alone is not None:
         best = next(
