@@ -12,7 +12,6 @@ from support.worlds import World, generator
 from latteclip.core.errors import UserError
 from latteclip.labels.fusion import fuse
 from latteclip.labels.label_sources import LabelledRows
-from latteclip.labels.prototypes import KEPT
 from latteclip.labels.voter_estimates import (
     ZERO_SHOT,
     estimate_voters,
