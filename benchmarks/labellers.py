@@ -15,65 +15,64 @@ FOLDER holds what real models said of real images. Sets are found by their files
   gives the features once, and the zero-shot labels of the others vote.
 
 True labels only score. Of each voter: the share of right votes and what is estimated without
-labels, in percent. Then right labels by the first voter and by more of them, by all and a planted
-voter, and by a dear voter that sees a quarter of the images.
+labels, in percent. Then right labels by the first voter and by more of them, and by all and a
+planted voter. `cascade.py` measures a dear voter that sees a part of the images.
 """
 
 import argparse
 import json
+import math
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from real_models import NONE, clip_features, normalised, plain, rows_with_texts
+from real_models import NONE, SCALE, Pool, normalised, plain, rows_with_texts
 from scipy.stats import spearmanr
 
-from latteclip.labels.cascade import images_to_ask, in_one_round, unknown_voter
+from latteclip.clip.classifier import best_classes
 from latteclip.labels.label_sources import ClipFeatures, Votes
-from latteclip.labels.voter_estimates import ZERO_SHOT, VoterEstimate, estimate_voters
+from latteclip.labels.voter_estimates import ZERO_SHOT, Tests, VoterEstimate, fuse_told
 from latteclip.labels.voter_model import (
     JointFusion,
     fuse_voters,
     test_voter,
     zero_shot_labels,
 )
-from latteclip.labels.voter_tables import votes_by_labels
+from latteclip.labels.voter_tables import votes_by_labels, votes_by_options
 
-QUARTER, BATCHES = 4, 5  # the share that a dear voter sees, and its parts
-ROUNDS = 3  # of the workflow, by default
-DRAWINGS = 2  # of random images for a dear voter
+OPTIONS = 5  # classes of an image that a CLIP scores, by default
 SEEN = 0.05  # share of the images that a planted dear voter sees
 NOT_VOTERS = {"split", "file", "label", "class"}
 Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Data:
+class Data(Pool):
     """Images of one set, and the labels [N] of each voter, NONE where it is silent."""
 
-    name: str
-    features: torch.Tensor  # [N, D]
-    labels: torch.Tensor  # [N]
-    texts: torch.Tensor | None  # [C, D]
-    n_classes: int
     voters: Mapping[str, torch.Tensor]
+    # Log-probabilities [N, C] of voters that are CLIPs.
+    scores: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
-    def images(self) -> ClipFeatures:
-        """Return the features of all images."""
-        return clip_features(self.features, self.texts, self.n_classes)
+    def right_of(self, votes: torch.Tensor) -> float:
+        """Return the percentage of right votes [N] among those that are given."""
+        has = votes != NONE
+        return round(100 * (votes == self.labels)[has].double().mean().item(), 2)
 
-    def right(self, labels: torch.Tensor) -> float:
-        """Return the percentage of right labels among those that are given."""
-        has = labels != NONE
-        return round(100 * (labels == self.labels)[has].double().mean().item(), 2)
-
-    def votes(self, names: Sequence[str]) -> dict[str, Votes]:
-        """Return the votes of some voters."""
-        return {name: self.votes_of(self.voters[name]) for name in names}
+    def votes(self, names: Sequence[str] | None = None) -> dict[str, Votes]:
+        """Return the votes of some voters, by default of all."""
+        some = self.voters if names is None else names
+        found = {name: self.votes_of(self.voters[name]) for name in some}
+        for name in self.scores.keys() & found.keys():
+            # As the stage of a zero-shot voter writes them.
+            classes, best = best_classes(self.scores[name], OPTIONS)
+            found[name] = votes_by_options(classes, best, self.n_classes)
+        return found
 
     def votes_of(self, labels: torch.Tensor) -> Votes:
         """Return certain votes by labels [N]."""
@@ -103,13 +102,16 @@ def _of_clips(folder: Path) -> Iterator[Data]:
         for name, content in contents.items()
         if {"images", "texts", "labels"} <= set(content)
     }
-    said = {
-        name: (images @ texts.T).argmax(dim=1) for name, (images, texts) in tables.items()
+    scores = {
+        name: (SCALE * images @ texts.T).log_softmax(dim=1)
+        for name, (images, texts) in tables.items()
     }
     for name, (images, texts) in tables.items():
         labels = torch.from_numpy(contents[name]["labels"].astype(np.int64))
-        others = {one: labels for one, labels in said.items() if one != name}
-        yield Data(f"{folder.name}_{name}", images, labels, texts, len(texts), others)
+        others = {one: table for one, table in scores.items() if one != name}
+        said = {one: table.argmax(dim=1) for one, table in others.items()}
+        whole = f"{folder.name}_{name}"
+        yield Data(whole, images, labels, texts, len(texts), said, others)
 
 
 def _of_rows(name: str, rows: Sequence[dict[str, Any]], features: torch.Tensor) -> Data:
@@ -187,13 +189,18 @@ def steps(data: Data) -> dict[str, list[str]]:
     return distinct
 
 
-def measure(data: Data) -> Figures:
-    """Return all figures of a set."""
+def label(
+    images: ClipFeatures, votes: Mapping[str, Votes], known: Tests
+) -> tuple[JointFusion, dict[str, VoterEstimate]]:
+    """Label images as the workflow does, by voters of which some have been tested."""
+    return fuse_told(
+        lambda some, tests: fuse_voters(images, some, tests=tests or known), votes
+    )
+
+
+def measure(data: Data, images: ClipFeatures, tests: Tests) -> Figures:
+    """Return the figures of the voters of a set, which were tested."""
     start = time.perf_counter()
-    images = data.images()
-    tests = {
-        name: test_voter(images, one) for name, one in data.votes(list(data.voters)).items()
-    }
     said = dict(data.voters)
     if data.texts is not None:
         said[ZERO_SHOT] = zero_shot_labels(images).long()
@@ -201,11 +208,11 @@ def measure(data: Data) -> Figures:
     orders: dict[str, Figures] = {}
     for key, names in steps(data).items():
         votes = data.votes(names)
-        joint = fuse_voters(images, votes, tests=tests)
+        joint, estimates = label(images, votes, tests)
         labels[key] = data.right(joint.fusion.labels)
         voters = {
             name: _figures(data, said[name], joint, name, estimate)
-            for name, estimate in estimate_voters(joint, votes).items()
+            for name, estimate in estimates.items()
         }
         orders[key] = order(voters)
     found: Figures = {
@@ -224,7 +231,7 @@ def _figures(
     voter = joint.voters.get(name)
     value = estimate.value
     return {
-        "true": data.right(labels),
+        "true": data.right_of(labels),
         "estimated": None if value is None else round(100 * value, 2),
         "low": round(100 * estimate.low, 2),
         "high": round(100 * estimate.high, 2),
@@ -253,24 +260,25 @@ def order(voters: Mapping[str, Figures]) -> Figures:
     ]
     inside = [one["low"] <= one["true"] <= one["high"] for one in told]
     errors = [abs(a - b) for a, b in zip(true, estimated, strict=True)]
+    correlation = float(spearmanr(true, estimated).statistic)
     return {
         "voters": len(told),
-        "rank_correlation": round(float(spearmanr(true, estimated).statistic), 3),
+        # None where all are equally right.
+        "rank_correlation": round(correlation, 3) if math.isfinite(correlation) else None,
         "mean_error": round(float(np.mean(errors)), 2),
         "worst_wrong_pair": max(wrong, default=0.0),
         "inside": sum(inside),
     }
 
 
-def planted(data: Data) -> Figures:
+def planted(data: Data, images: ClipFeatures, tests: Tests) -> Figures:
     """Return right labels by the first voters, and with each planted voter beside them."""
     names = next(group for key, group in steps(data).items() if key in ("simple", "all"))
-    images, votes = data.images(), data.votes(names)
-    tests = {name: test_voter(images, one) for name, one in votes.items()}
-    joint = fuse_voters(images, votes, tests=tests)
+    votes = data.votes(names)
+    joint, _ = label(images, votes, tests)
     found = {"without": data.right(joint.fusion.labels)}
     for key, labels in planted_voters(data, data.voters[names[0]]).items():
-        joint = fuse_voters(images, votes | {key: data.votes_of(labels)}, tests=tests)
+        joint, _ = label(images, votes | {key: data.votes_of(labels)}, tests)
         found[key] = data.right(joint.fusion.labels)
     return found
 
@@ -289,65 +297,6 @@ def planted_voters(data: Data, first: torch.Tensor) -> dict[str, torch.Tensor]:
         "seldom": torch.where(seen, data.labels, NONE),
         "half_of_the_classes": torch.where(data.labels < c // 2, data.labels, noise),
     }
-
-
-def cascade(data: Data) -> Figures:
-    """Return right labels where the first voter sees a quarter of the images, chosen or random."""
-    dear, *cheap = [name for name in data.voters if "/" not in name]
-    if not cheap and data.texts is None:
-        return {}
-    images, n = data.images(), len(data.labels)
-    budget = n // QUARTER
-    votes = data.votes(cheap[:1])
-    dear_labels = data.voters[dear]
-
-    def by(asked: torch.Tensor) -> JointFusion:
-        own = (
-            {dear: data.votes_of(torch.where(asked, dear_labels, NONE))}
-            if asked.any()
-            else {}
-        )
-        return fuse_voters(images, votes | own)
-
-    found: Figures = {
-        "without": data.right(by(torch.zeros(n, dtype=torch.bool)).fusion.labels)
-    }
-    found["whole"] = data.right(by(torch.ones(n, dtype=torch.bool)).fusion.labels)
-    random = []
-    for seed in range(DRAWINGS):
-        asked = torch.zeros(n, dtype=torch.bool)
-        drawn = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:budget]
-        asked[drawn] = True
-        random.append(data.right(by(asked).fusion.labels))
-    found["random"] = round(float(np.mean(random)), 2)
-    asked = torch.zeros(n, dtype=torch.bool)
-    if not cheap:
-        asked[drawn[: budget // BATCHES]] = True
-    while asked.sum() < budget:
-        joint = by(asked)
-        voter = joint.voters.get(dear)
-        confusion = unknown_voter(data.n_classes)
-        if voter is not None:
-            confusion = voter.parameters.confusion
-        size = min(-(-budget // BATCHES), budget - int(asked.sum()))
-        rows, _ = images_to_ask(joint.model, asked, confusion, size)
-        if not len(rows):
-            break
-        asked[rows] = True
-    found["chosen"] = data.right(by(asked).fusion.labels)
-    nobody = torch.zeros(n, dtype=torch.bool)
-    if cheap:
-        asked = nobody.clone()
-        while asked.sum() < budget:
-            _, order = in_one_round(by(asked).model, asked)
-            asked[order[: min(-(-budget // ROUNDS), budget - int(asked.sum()))]] = True
-        found["rounds"] = data.right(by(asked).fusion.labels)
-    gain = found["whole"] - found["without"]
-    for key in ("random", "chosen", "rounds"):
-        if key not in found:
-            continue
-        found[f"{key}_share_of_gain"] = round((found[key] - found["without"]) / gain, 2)
-    return found
 
 
 # --- tables --------------------------------------------------------------------------------------
@@ -374,7 +323,7 @@ def show(results: Mapping[str, Figures]) -> None:
             print(
                 f"| {name} | {voter} | {' | '.join(_cell(one[key]) for key in COLUMNS)} |"
             )
-    for key in ("labels", "orders", "planted", "cascade"):
+    for key in ("labels", "orders", "planted"):
         print(f"\n{key}\n")
         for name, found in results.items():
             if found.get(key):
@@ -392,17 +341,20 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--sets", nargs="*", help="names of sets; all without it")
-    parser.add_argument(
-        "--quick", action="store_true", help="without planted voters and cascade"
-    )
+    parser.add_argument("--quick", action="store_true", help="without planted voters")
     args = parser.parse_args()
     results: dict[str, Figures] = {}
     for data in read(args.folder):
         if args.sets and data.name not in args.sets:
             continue
-        results[data.name] = measure(data)
+        if not data.voters:
+            print(f"{data.name} has no voter and is left out.", file=sys.stderr)
+            continue
+        images = data.images()
+        tests = {name: test_voter(images, one) for name, one in data.votes().items()}
+        results[data.name] = measure(data, images, tests)
         if not args.quick:
-            results[data.name] |= {"planted": planted(data), "cascade": cascade(data)}
+            results[data.name]["planted"] = planted(data, images, tests)
         if args.json:  # written after each set, for a run may be ended
             args.json.write_text(json.dumps(results, indent=1) + "\n")
     if not results:

@@ -1,26 +1,36 @@
 """How many images get a class, or a class or group, at a promised share of errors.
 
     python benchmarks/roll_up.py FOLDER [--drawings 500]
+    python benchmarks/roll_up.py results/objects/image_prototypes/seed0/model
 
 FOLDER holds `caltech101.jsonl`, `caltech101_clip_vitb32.npy` and
 `caltech101_text_vitb32_72classes.npz`: photographs of 72 classes with features of a real CLIP, as
 in real_models.py. GROUPS were written before anything was measured. Of each drawing, 100 images of
 the test split have an answer, and all images of the other split are predicted by zero-shot CLIP.
+
+A model in the results of a dataset predicts its test images. Of each drawing, 100 of them have an
+answer, and the others count as new. OBJECTS are groups of 20 classes of Caltech-101.
 """
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
+from latteclip.core import tables
 from latteclip.core.class_groups import ClassGroups, read_parents
+from latteclip.deploy.model_origin import result_file
+from latteclip.deploy.predict import Predictor
 from latteclip.labels.guarantees import pac_threshold
 
 SCALE = 100.0  # of CLIP's cosines
 ANSWERS = 100
 PROMISES = (0.05, 0.1)
-GROUPS = {
+GROUPS: dict[str, Any] = {
     "animal": {
         "cat": ["leopard", "cougar_body", "wild_cat"],
         "mammal": [
@@ -52,7 +62,22 @@ GROUPS = {
     "tool": ["scissors", "stapler", "wrench"],
     "vessel": ["barrel", "cup", "ewer"],
 }
+OBJECTS: dict[str, Any] = {
+    "animal": {
+        "mammal": {
+            "cat": ["cougar face", "leopard"],
+            "other mammal": ["beaver", "dalmatian", "dolphin"],
+        },
+        "arthropod": ["crayfish", "scorpion", "trilobite"],
+    },
+    "vehicle": {"ship": ["ferry", "ketch"], "aircraft": ["helicopter"]},
+    "music": ["euphonium", "gramophone"],
+    "household": ["barrel", "stapler", "windsor chair"],
+}
 Floats = np.ndarray
+Rows = np.ndarray
+# A seed to the rows of images that have an answer, and of images that are new.
+Draw = Callable[[int], tuple[Rows, Rows]]
 
 
 def read(folder: Path) -> tuple[list[str], dict[str, tuple[Floats, list[int]]]]:
@@ -78,24 +103,36 @@ def read(folder: Path) -> tuple[list[str], dict[str, tuple[Floats, list[int]]]]:
     return texts["names"].tolist(), found
 
 
+def read_model(model: Path) -> tuple[list[str], Floats, list[int]]:
+    """Return class names, and the probabilities [n, C] and classes of the test images."""
+    predictor = Predictor(model, device="cpu", threads=2)
+    index_path = result_file("images.parquet", predictor.model.folder, "this benchmark")
+    index = tables.read(index_path, tables.IMAGES)
+    test = index.filter(pc.equal(index["split"], "test"))
+    names = predictor.model.classnames
+    found = predictor(test["path"].to_pylist(), topk=len(names))
+    shares = np.zeros((len(found), len(names)))
+    for row, one in zip(shares, found, strict=True):
+        row[one.topk_labels] = one.topk_probabilities
+    return names, shares, test["label"].to_pylist()
+
+
 def measure(
-    groups: ClassGroups,
-    answered: tuple[Floats, list[int]],
-    new: tuple[Floats, list[int]],
-    drawings: int,
+    groups: ClassGroups, shares: Floats, labels: list[int], draw: Draw, drawings: int
 ) -> None:
     """Print for each promise which share of new images is answered, and how often it holds."""
-    confidence, is_wrong = groups.mistakes(*answered)
-    new_confidence, new_wrong = groups.mistakes(*new)
-    nodes = [[node.probability for node in groups.path(row)] for row in new[0]]
+    confidence, is_wrong = groups.mistakes(shares, labels)
+    paths = [[node.probability for node in groups.path(row)] for row in shares]
+    coarsest = np.array([path[0] for path in paths])
+    finest = np.array([path[-1] for path in paths])
     for most in PROMISES:
         rows = []
         for seed in range(drawings):
-            drawn = np.random.default_rng(seed).permutation(len(is_wrong))[:ANSWERS]
+            drawn, new = draw(seed)
             threshold = pac_threshold(confidence[drawn], is_wrong[drawn], most)
-            some = np.mean([path[0] >= threshold for path in nodes])
-            leaves = np.mean([path[-1] >= threshold for path in nodes])
-            wrong = np.mean(new_wrong & (new_confidence >= threshold))
+            some = np.mean(coarsest[new] >= threshold)
+            leaves = np.mean(finest[new] >= threshold)
+            wrong = np.mean(is_wrong[new] & (confidence[new] >= threshold))
             rows.append((100 * some, 100 * leaves, 100 * wrong, 100 * (wrong <= most)))
         some, leaves, wrong, kept = np.mean(rows, axis=0)
         print(
@@ -104,21 +141,48 @@ def measure(
         )
 
 
+def of_two_splits(answered: int, new: int) -> Draw:
+    """Return drawings of the first rows, and all rows after them as new images."""
+    others = np.arange(answered, answered + new)
+    return lambda seed: (
+        np.random.default_rng(seed).permutation(answered)[:ANSWERS],
+        others,
+    )
+
+
+def of_one_split(n: int) -> Draw:
+    """Return drawings of n rows, whose other rows are new images."""
+
+    def draw(seed: int) -> tuple[Rows, Rows]:
+        order = np.random.default_rng(seed).permutation(n)
+        return order[:ANSWERS], order[ANSWERS:]
+
+    return draw
+
+
 def main() -> None:
     """Print the table with and without groups."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--drawings", type=int, default=500)
     args = parser.parse_args()
-    names, splits = read(args.folder)
-    right = np.mean(splits["val"][0].argmax(axis=1) == splits["val"][1])
-    print(
-        f"{len(names)} classes, {len(splits['val'][1])} new images, {100 * right:.1f} % right"
-    )
-    for title, parents in (("classes alone", {}), ("rolled up", read_parents(GROUPS))):
+    if (args.folder / "caltech101.jsonl").is_file():
+        names, splits = read(args.folder)
+        answered, new = splits["test"], splits["val"]
+        shares = np.concatenate([answered[0], new[0]])
+        labels = [*answered[1], *new[1]]
+        draw = of_two_splits(len(answered[1]), len(new[1]))
+        given = GROUPS
+    else:
+        names, shares, labels = read_model(args.folder)
+        draw = of_one_split(len(labels))
+        given = OBJECTS
+    _, rows = draw(0)
+    right = np.mean(shares.argmax(axis=1) == labels)
+    print(f"{len(names)} classes, {len(rows)} new images, {100 * right:.1f} % right of all")
+    for title, parents in (("classes alone", {}), ("rolled up", read_parents(given))):
         print(title)
-        tree = ClassGroups(parents, names)
-        measure(tree, splits["test"], splits["val"], args.drawings)
+        measure(ClassGroups(parents, names), shares, labels, draw, args.drawings)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ WIDTH = 512  # of features, as ViT-B/32 gives them
 SHARDS = 64
 TRAINED, BATCH = 200, 128  # steps that are trained, and images of each
 WORDS = 55  # of a caption
+OPTIONS = 10  # of class scores
 PROSE = """a the of with on in and small large bright dark red green blue old round long striped
 smooth photo object table grass water sky wall shadow pattern detail surface edge corner"""
 ADJECTIVES = [
@@ -500,16 +501,66 @@ def summarize_captions(place: Place) -> Work:
 
 
 def fuse_labels(place: Place) -> Work:
-    """Votes of captions for the training images fused with what is known of them.
+    """Votes of captions for the training images fused with what is known of them."""
+    from latteclip.labels import fusion
 
-    Their features are made before, around a direction of each class, so that votes are
-    corroborated.
-    """
+    made = _voted(place)
+    return lambda: _done(
+        fusion.fuse(made.images(), made.captions).parameters.test.significant
+    )
+
+
+def fuse_labels_of_three(place: Place) -> Work:
+    """The same by captions, by class scores and by labels of a file, with their estimates."""
+    import torch
+
+    from latteclip.labels.voter_estimates import estimate_voters
+    from latteclip.labels.voter_model import fuse_voters
+    from latteclip.labels.voter_tables import votes_by_labels, votes_by_options
+
+    made = _voted(place)
+    n, n_classes = len(made.classes), place.n_classes
+    draw = torch.Generator().manual_seed(1)
+    options = torch.randint(n_classes, (n, OPTIONS), generator=draw)
+    options[:, 0] = made.named(0.3, draw)
+    scores = torch.randn(n, OPTIONS, generator=draw).sort(dim=1, descending=True).values
+    voters = {
+        "captions": made.captions,
+        "scores": votes_by_options(options, scores, n_classes),
+        "file": votes_by_labels("file", made.named(0.2, draw), n, n_classes),
+    }
+
+    def work() -> None:
+        joint = fuse_voters(made.images(), voters)
+        estimate_voters(joint, voters)
+        _done(all(joint.voters.values()))
+
+    return work
+
+
+@dataclass(frozen=True)
+class _Voted:
+    """Training images of which captions are right for 60 %."""
+
+    classes: Any  # [N]
+    images: Callable[[], Any]
+    captions: Any
+
+    def named(self, share: float, draw: Any) -> Any:
+        """Return the classes, of which a share are wrong."""
+        import torch
+
+        n, n_classes = len(self.classes), int(self.classes.max()) + 1
+        wrong = torch.randint(n_classes, (n,), generator=draw)
+        return torch.where(torch.rand(n, generator=draw) < share, wrong, self.classes)
+
+
+def _voted(place: Place) -> _Voted:
+    """Return features around a direction of each class, so that votes are corroborated."""
     import torch
 
     from latteclip.clip.classifier import FeatureMemmap
     from latteclip.core import tables
-    from latteclip.labels import fusion
     from latteclip.labels.adaptation import adapt
     from latteclip.labels.label_sources import ClipFeatures, caption_votes
 
@@ -527,8 +578,8 @@ def fuse_labels(place: Place) -> Work:
         rows = slice(start, min(start + 2**14, n))
         texts[rows] = _features(centres, named[rows], 1.0, draw)[:]
     images = ClipFeatures.of(_features(centres, classes, 3.0, draw), embeddings, 100.0)
-    votes = caption_votes(texts, torch.arange(n), embeddings, 100.0)
-    return lambda: _done(fusion.fuse(adapt(images), votes).parameters.test.significant)
+    captions = caption_votes(texts, torch.arange(n), embeddings, 100.0)
+    return _Voted(classes, lambda: adapt(images), captions)
 
 
 def _done(found: bool) -> None:
@@ -876,6 +927,7 @@ STEPS = [
     Step(gather_captions, "gather_captions of 64 shards"),
     Step(summarize_captions, "summarize_captions, images and groups"),
     Step(fuse_labels, "fuse_labels: votes fused"),
+    Step(fuse_labels_of_three, "fuse_labels: votes of three voters fused"),
     Step(teach, "latteclip teach: the next ten images"),
     Step(read_training_data, "fine-tuning: inputs read, one epoch's batches"),
     Step(tokenize_texts, "fine-tuning: captions tokenised"),

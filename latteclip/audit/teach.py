@@ -254,6 +254,7 @@ class TeachingSession(QuestionSession):
                     voter.name, voter.kind, voter.module, str(self.folder / voter.table)
                 )
                 for voter in report.voters
+                if voter.name not in report.untold
             ],
             image_encoders_paths=[
                 str(self.folder / "image_encoders" / f"{encoder}.parquet")

@@ -1,8 +1,10 @@
 """Estimate the cost of a full run of a dataset from a limited run, as NOTE says."""
 
+import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from statistics import harmonic_mean
@@ -11,13 +13,14 @@ from typing import Any
 import pandas as pd
 
 from latteclip.captions.budget import MILLION
-from latteclip.config import job_resources, layers
+from latteclip.cli import questions
+from latteclip.config import budgets, job_resources, layers
 from latteclip.config.configuration import Configuration
 from latteclip.config.job_resources import Counts
 from latteclip.config.model import check
 from latteclip.config.sections.finetune import FinetuneSection
 from latteclip.core import run_options, tables
-from latteclip.core.errors import CORES, UserError
+from latteclip.core.errors import CORES
 from latteclip.core.files import from_values
 from latteclip.core.metadata import IndexMetadata
 from latteclip.report.runs import AnswerCosts, answer_costs, job_costs
@@ -70,37 +73,84 @@ NOTE = """\
   shortest job. Jobs count one after another. Downloads, tables and pages do not count."""
 
 
+@dataclass(frozen=True)
+class FullRun:
+    """What a full run of a dataset takes, by its limited run in a folder."""
+
+    dataset: str
+    folder: Path
+    configuration: Configuration
+    before: Mapping[str, int]  # amounts of the limited run, as of `amounts`
+    after: Mapping[str, int]  # and of the full run
+    jobs: pd.DataFrame  # of `_jobs`
+    answers: list[AnswerCosts]
+    disk: float  # bytes
+
+    @property
+    def gpu_seconds(self) -> tuple[float, float] | None:
+        """Return bounds of the time on GPUs. None: it was not measured."""
+        if not self.jobs["gpus"].notna().any():
+            return None
+        least, most = (
+            float((self.jobs[end] * self.jobs["gpus"]).sum()) for end in ("least", "most")
+        )
+        return least, most
+
+    @property
+    def is_finished(self) -> bool:
+        """Return whether every stage of the limited run has run."""
+        return (self.folder / f"report{self.configuration.suffix}.html").is_file()
+
+    @property
+    def asks_nothing(self) -> list[str]:
+        """Return the stages that had all answers from earlier runs."""
+        stages: list[str] = self.jobs["stage"][self.jobs["asks_nothing"]].unique().tolist()
+        return stages
+
+
 def estimate(
-    datasets: Sequence[str], config: Sequence[str], configfiles: Sequence[str]
+    datasets: Sequence[str],
+    config: Sequence[str],
+    configfiles: Sequence[str],
+    *,
+    json_output: bool = False,
 ) -> str:
     """Return hours, tokens and disk of full runs by stage, of some or of the configured datasets.
 
     `config` is laid over the options of the limited run. Its `limit` names that run, otherwise the
-    run of the most images counts. Raises UserError for a dataset without a limited run.
+    run of the most images counts. Without one, only what is asked of captioners is known.
     """
     given = check(layers.given(config, configfiles))
     if not datasets:
         asked = Configuration(layers.defaults(), given)
         datasets = [asked.whole(name) for name in asked.datasets]
-    return "\n\n".join("\n".join(_of_dataset(name, given)) for name in datasets)
+    if json_output:
+        return json.dumps(
+            {"datasets": [_values(name, given) for name in datasets]}, indent=2
+        )
+    return "\n\n".join("\n".join(_lines(name, given)) for name in datasets)
 
 
-def _of_dataset(dataset: str, given: Mapping[str, Any]) -> Iterator[str]:
+def _limited(dataset: str, given: Mapping[str, Any]) -> Path:
+    """Return the folder of the limited run of a dataset, whether or not there is one."""
     places = (
         path.name.removeprefix(f"{dataset}_") for path in RESULTS.glob(f"{dataset}_*")
     )
     limits = [int(place) for place in places if place.isdecimal()]
-    limit = given.get("limit") or max(limits, default=None)
-    folder = RESULTS / f"{dataset}_{limit}"
+    limit = given.get("limit") or max(limits, default=LIMIT)
+    return RESULTS / f"{dataset}_{limit}"
+
+
+def _full_run(dataset: str, given: Mapping[str, Any]) -> FullRun | None:
+    """Return what a full run takes. None: there is no limited run."""
+    folder = _limited(dataset, given)
+    limit = int(folder.name.rpartition("_")[2])
     index = folder / "images.parquet"
     drawn_from = None
     if index.is_file():
         drawn_from = tables.read_metadata(index, IndexMetadata).drawn_from
     if drawn_from is None:
-        raise UserError(
-            f"There is no limited run of {dataset} to estimate from; make one: latteclip workflow "
-            f"{CORES} --config dataset={dataset} limit={limit or LIMIT}"
-        )
+        return None
     noted = run_options.read_options(folder.name)
     values = layers.merge(noted["config"] if noted else {}, given)
     configuration = Configuration(
@@ -114,27 +164,99 @@ def _of_dataset(dataset: str, given: Mapping[str, Any]) -> Iterator[str]:
         amounts(configuration, folder.name, images) for images in (small, whole)
     )
     factors = {kind: after[kind] / before[kind] for kind in after}
-    jobs = pd.DataFrame(_jobs(configuration, folder, before, after))
-    yield (
-        f"{dataset}, by {folder}: {after[IMAGES]:,} images, {whole.train:,} of them for training, "
-        f"from {before[IMAGES]:,} and {small.train:,}"
+    return FullRun(
+        dataset=dataset,
+        folder=folder,
+        configuration=configuration,
+        before=before,
+        after=after,
+        jobs=pd.DataFrame(_jobs(configuration, folder, before, after)),
+        answers=list(_whole(folder, factors)),
+        disk=_disk(folder, factors[IMAGES]),
     )
-    yield textwrap.indent(_stages(jobs), "  ")
-    gpu_time = "not measured"
-    if jobs["gpus"].notna().any():
-        gpu_time = _range(*((jobs[end] * jobs["gpus"]).sum() for end in ("least", "most")))
+
+
+def _lines(dataset: str, given: Mapping[str, Any]) -> Iterator[str]:
+    run = _full_run(dataset, given)
+    if run is not None:
+        yield from _lines_of_run(run)
+    yield from questions.lines(_whole_run(dataset, given), dataset)
+    if run is None:
+        limit = _limited(dataset, given).name.rpartition("_")[2]
+        yield (
+            f"There is no limited run of {dataset} to estimate hours and disk from; make one: "
+            f"latteclip workflow {CORES} --config dataset={dataset} limit={limit}"
+        )
+
+
+def _lines_of_run(run: FullRun) -> Iterator[str]:
+    yield (
+        f"{run.dataset}, by {run.folder}: {run.after[IMAGES]:,} images, {run.after[TRAINING]:,} of "
+        f"them for training, from {run.before[IMAGES]:,} and {run.before[TRAINING]:,}"
+    )
+    yield textwrap.indent(_stages(run.jobs), "  ")
+    gpu_time = _range(*run.gpu_seconds) if run.gpu_seconds else "not measured"
     yield f"  GPU time: {gpu_time}"
-    answers = list(_whole(folder, factors))
-    read = sum(each.read for each in answers)
-    written = sum(each.written for each in answers)
+    read = sum(each.read for each in run.answers)
+    written = sum(each.written for each in run.answers)
     yield f"  tokens: {read:,} read, {written:,} written"
-    yield f"  cost of the answers: {_money(configuration, dataset, answers)}"
-    yield f"  disk: {_disk(folder, factors[IMAGES]) / 1e9:.1f} GB below {RESULTS / dataset}"
-    if not (folder / f"report{configuration.suffix}.html").is_file():
-        yield f"  {folder} is not finished: stages that did not run are not counted."
-    for stage in jobs["stage"][jobs["asks_nothing"]].unique():
+    yield f"  cost of the answers: {_money(run.configuration, run.dataset, run.answers)}"
+    yield f"  disk: {run.disk / 1e9:.1f} GB below {RESULTS / run.dataset}"
+    if not run.is_finished:
+        yield f"  {run.folder} is not finished: stages that did not run are not counted."
+    for stage in run.asks_nothing:
         yield f"  {stage} had all answers from earlier runs: the time of asking is not counted."
     yield NOTE
+
+
+def _whole_run(dataset: str, given: Mapping[str, Any]) -> Configuration:
+    """Return the configuration of a full run, with the options of the last run.
+
+    These are those of the limited run, if there is one.
+    """
+    noted = run_options.read_options(_limited(dataset, given).name)
+    noted = noted or run_options.read_options(dataset)
+    values = layers.merge(noted["config"] if noted else {}, given)
+    return Configuration(layers.defaults(), {**values, "dataset": dataset, "limit": None})
+
+
+def _values(dataset: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the estimate for programs. Times are in seconds.
+
+    Without a limited run there is only what is asked.
+    """
+    run = _full_run(dataset, given)
+    values = {"dataset": dataset, "limited_run": None}
+    if run is not None:
+        values = _values_of_run(run)
+    return {**values, "asks": questions.values(_whole_run(dataset, given), dataset)}
+
+
+def _values_of_run(run: FullRun) -> dict[str, Any]:
+    sums = _sums(run.jobs).round(1)
+    stages = [
+        {"stage": stage, "grows_with": GROWS.get(str(stage)), **row.to_dict()}
+        for stage, row in sums.iterrows()
+    ]
+    least, most = run.gpu_seconds or (None, None)
+    return {
+        "dataset": run.dataset,
+        "limited_run": str(run.folder),
+        "images": run.after[IMAGES],
+        "training_images": run.after[TRAINING],
+        "limited_images": run.before[IMAGES],
+        "limited_training_images": run.before[TRAINING],
+        "stages": stages,
+        "gpu_seconds": {"least": least, "most": most},
+        "tokens": {
+            "read": sum(each.read for each in run.answers),
+            "written": sum(each.written for each in run.answers),
+        },
+        "cost": _cost(run.configuration, run.dataset, run.answers) or None,
+        "disk_bytes": round(run.disk),
+        "is_finished": run.is_finished,
+        "asks_nothing": run.asks_nothing,
+    }
 
 
 def amounts(configuration: Configuration, dataset: str, images: Counts) -> dict[str, int]:
@@ -219,10 +341,14 @@ def _training(history: Path, images: int) -> float | None:
     return images / harmonic_mean(rates) if rates else None
 
 
+def _sums(jobs: pd.DataFrame) -> pd.DataFrame:
+    """Return the number of jobs and the seconds of each stage."""
+    columns = ["jobs", "limited", "loading", "least", "most"]
+    return jobs.groupby("stage", sort=False)[columns].sum()
+
+
 def _stages(jobs: pd.DataFrame) -> str:
-    sums = jobs.groupby("stage", sort=False)[
-        ["jobs", "limited", "loading", "least", "most"]
-    ].sum()
+    sums = _sums(jobs)
     grows = [*(GROWS.get(stage, NOTHING) for stage in sums.index), ""]
     sums.loc["in all"] = sums.sum()
     columns = {
@@ -252,28 +378,52 @@ def _whole(folder: Path, factors: Mapping[str, float]) -> Iterator[AnswerCosts]:
         yield AnswerCosts(each.table, read, written, factor * each.money)
 
 
+def _cost(
+    configuration: Configuration, dataset: str, answers: Sequence[AnswerCosts]
+) -> float:
+    """Return the money that answers cost, 0 where it is unknown."""
+    money = 0.0
+    captioners = _captioners(configuration, dataset, answers)
+    for each, captioner in zip(answers, captioners, strict=True):
+        price = captioner["price_input"]
+        if price is None:
+            money += each.money
+        else:
+            written = captioner["price_output"] * each.written
+            money += (price * each.read + written) / MILLION
+    return money
+
+
+def _captioners(
+    configuration: Configuration, dataset: str, answers: Sequence[AnswerCosts]
+) -> list[Mapping[str, Any]]:
+    """Return the captioner of each table of answers."""
+    voters = {voter.table: voter.name for voter in configuration.own_voters(dataset)}
+    names = [voters.get(f"{each.table}.parquet", "") for each in answers]
+    return [configuration.section("captioner", dataset, name) for name in names]
+
+
 def _money(
     configuration: Configuration, dataset: str, answers: Sequence[AnswerCosts]
 ) -> str:
     """Return the money that answers cost, by the prices of the configuration or as measured."""
-    captioner = configuration.section("captioner", dataset)
-    price = captioner["price_input"]
-    measured = "as the server counted"
-    by_prices = "by captioner.price_input and price_output"
-    source = measured if price is None else by_prices
-    money = 0.0
-    for each in answers:
-        if price is None:
-            money += each.money
-        else:
-            money += (
-                price * each.read + captioner["price_output"] * each.written
-            ) / MILLION
+    money = _cost(configuration, dataset, answers)
     if not money:
         return "unknown; captioner.price_input is the price of a million tokens"
-    limit = configuration.section("scores", dataset)["max_cost"]
-    if limit is not None:
-        source += f", where scores.max_cost {limit} does not end it"
+    captioners = _captioners(configuration, dataset, answers)
+    sources = dict.fromkeys(
+        "as the server counted"
+        if captioner["price_input"] is None
+        else "by captioner.price_input and price_output"
+        for captioner in captioners
+    )
+    source = " and ".join(sources)
+    limits = [
+        budgets.max_cost(configuration, dataset, asking)
+        for asking in budgets.askings(configuration, dataset)
+    ]
+    if any(limit is not None for limit in limits):
+        source += ", where no max_cost ends it"
     return f"{money:.4g}, {source}"
 
 

@@ -55,12 +55,11 @@ def status(
         sdm: as snakemake takes it: conda or apptainer
         estimate: instead: hours, tokens and disk of the full run, from what a run with limit=N took
     """
-    if estimate and json_output:
-        raise UserError("--estimate has no JSON; leave out --json.")
     if estimate:
         from latteclip.cli import estimate as estimates
 
-        print(estimates.estimate(datasets, config, configfile))
+        text = estimates.estimate(datasets, config, configfile, json_output=json_output)
+        print(for_terminal(text))
         return
     names = [Path(dataset).name for dataset in datasets]
     if (

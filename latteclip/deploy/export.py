@@ -25,7 +25,7 @@ from latteclip.core.files import new_folder, replacing, write_json
 from latteclip.core.open_clip_import import open_clip
 from latteclip.deploy import onnx_graph, onnx_int8, transformers_clip
 from latteclip.deploy.hub_upload import Upload
-from latteclip.deploy.model_origin import run_of
+from latteclip.deploy.model_origin import Classify, abstention_threshold, run_of
 from latteclip.deploy.predict import Predictor, encoders_of
 from latteclip.evaluate.results import read_metrics
 from latteclip.labels.fusion_report import NAME, read_fusion_report
@@ -71,11 +71,6 @@ def export(
     """
     if format != "onnx" and (int8 or pictures or abstain):
         raise UserError("--int8, --pictures and --abstain are for --format onnx.")
-    if int8 and abstain:
-        raise UserError(
-            "--abstain promises something about float32 probabilities, and --int8 changes them; "
-            "give one of the two."
-        )
     upload = Upload.asked(push_to_hub, "model", public=public, dry_run=dry_run)
     folder = new_folder(destination)
     if upload is not None:
@@ -132,16 +127,20 @@ def _complete_onnx(
     pictures: onnx_int8.Pictures | None,
     abstain: float | None,
 ) -> list[str]:
-    """Quantise the graph, or add a threshold, and return sentences on that."""
+    """Quantise the graph, add a threshold, and return sentences on both."""
     shutil.copyfile(TEMPLATES / PREDICT, folder / PREDICT)
+    notes = []
+    classify: Classify | None = None
     if pictures is not None:
         models = [opened.clip, *encoders_of(opened, torch.device("cpu"))]
         prepare = partial(onnx_graph.prepare, models)
-        return [onnx_int8.quantise(folder, pictures, prepare).sentence]
+        notes = [onnx_int8.quantise(folder, pictures, prepare).sentence]
+        classify = onnx_int8.GraphClassifier(folder, prepare)
     if abstain is None:
-        return []
-    threshold = Predictor(opened.folder, device="cpu", abstain=abstain).threshold
-    assert threshold is not None  # as it is with `abstain`
+        return notes
+    if classify is None:
+        classify = Predictor(opened.folder, device="cpu")
+    threshold = abstention_threshold(opened, classify, abstain, is_exact=pictures is None)
     promise = (
         f"Predictions with a probability below {threshold:.4f} are abstained from: with 95 % "
         f"probability, at most {100 * abstain:g} % of all predictions are wrong and not abstained "
@@ -149,7 +148,7 @@ def _complete_onnx(
     )
     described = {"max_error": abstain, "threshold": threshold, "guarantee": promise}
     onnx_graph.add_metadata(folder, "abstain", described)
-    return [promise]
+    return [*notes, promise]
 
 
 FORMS = {

@@ -60,15 +60,17 @@ def run_of(model: Path) -> tuple[Path, str]:
 
 
 def abstention_threshold(
-    model: FinetunedModel, classify: Classify, max_error: float
+    model: FinetunedModel, classify: Classify, max_error: float, *, is_exact: bool = True
 ) -> float:
     """Return the probability that a prediction needs for the guarantee, and log the guarantee.
 
     With 95 % probability, at most the share `max_error` of all predictions is wrong and not
-    abstained from. Raises UserError outside of a dataset's results, and for too few answers.
+    abstained from. `is_exact`: whether `classify` gives the model's own probabilities. UserError:
+    it lies outside of a dataset's results, there are too few answers, or what the answers check
+    are other probabilities than those of `classify`.
     """
     path = result_file(fusion_report.NAME, model.folder, "--abstain")
-    checked = _checked(model, path, classify, max_error)
+    checked = _checked(model, path, classify, max_error, is_exact=is_exact)
     best = checked.confidence
     threshold = pac_threshold(best, ~checked.right, max_error)
     log.info(
@@ -117,7 +119,12 @@ class CheckedPredictions:
 
 
 def _checked(
-    model: FinetunedModel, path: Path, classify: Classify, max_error: float
+    model: FinetunedModel,
+    path: Path,
+    classify: Classify,
+    max_error: float,
+    *,
+    is_exact: bool = True,
 ) -> CheckedPredictions:
     """Return predictions for images drawn at random, or raise UserError if they are too few."""
     answers = fusion_report.read_fusion_report(path).answers
@@ -135,6 +142,12 @@ def _checked(
             row.argmax() == label for row, label in zip(probabilities, truth, strict=True)
         ]
         how = "which the model was not trained on"
+    elif not is_exact:
+        raise UserError(
+            f"The guarantee of {name} rests on classifiers that left answers out, in float32, "
+            "and --int8 changes probabilities; leave out --int8 or --abstain, or export a trained "
+            "model of the dataset."
+        )
     else:
         check = checks[name]
         confidence = np.array(check.confidence)

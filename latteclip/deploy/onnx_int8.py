@@ -15,7 +15,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import replacing
 from latteclip.deploy.model_origin import result_file
 from latteclip.deploy.onnx_graph import MODEL, PACKAGES
-from latteclip.deploy.predict import files_of
+from latteclip.deploy.predict import Prediction, files_of
 
 log = logging.getLogger(__name__)
 CALIBRATING = 128  # images from which the ranges of activations are taken, at most
@@ -145,6 +145,29 @@ def quantise(folder: Path, pictures: Pictures, prepare: Prepare) -> Loss:
             loss.sentence,
         )
     return loss
+
+
+class GraphClassifier:
+    """A graph of a folder that classifies image files, as `Predictor` does."""
+
+    def __init__(self, folder: Path, prepare: Prepare) -> None:
+        import onnxruntime
+
+        self.session = onnxruntime.InferenceSession(folder / MODEL)
+        self.prepare = prepare
+
+    def __call__(self, paths: Sequence[str], topk: int) -> list[Prediction]:
+        """Return the predictions of image files by their numbers of classes, best first."""
+        return [self._predict(path, topk) for path in paths]
+
+    def _predict(self, path: str, topk: int) -> Prediction:
+        outputs = ["scores", "probabilities"]
+        [scores], [shares] = self.session.run(outputs, self.prepare(path))
+        best = scores.argsort()[::-1][:topk]
+        names = [str(label) for label in best]
+        return Prediction(
+            path, best.tolist(), names, scores[best].tolist(), shares[best].tolist()
+        )
 
 
 def _compare(before: Any, after: Any, pictures: Pictures, prepare: Prepare) -> Loss:

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from latteclip.labels.fusion_report import FusionReport
 from latteclip.labels.guarantees import confidence_sequence
 from latteclip.labels.label_sources import LabelledRows, Votes
 from latteclip.labels.predictors import Predictors, read_predictors
-from latteclip.labels.voter_estimates import ZERO_SHOT, estimate_voters, gains_of_voters
+from latteclip.labels.voter_estimates import ZERO_SHOT, Tests, fuse_told, gains_of_voters
 from latteclip.labels.voter_model import (
     JointFusion,
     JointModel,
@@ -95,7 +96,12 @@ def fuse_labels(
     if examples_path is not None:
         models = [settings.clip.model, *names]
         examples = read_examples(examples_path, classnames, models)
-    joint = _fused(known, votes, labelled, examples)
+    joint, estimates = fuse_told(
+        partial(_fused, known, labelled, examples),
+        votes,
+        labelled,
+        like_images=[one.name for one in voters_files if one.kind == ZERO_SHOT],
+    )
     fusion = joint.fusion
     save_classifier(prototypes_output, images.classifier(fusion.head, scale), described)
     if encoders_prototypes_output is not None:
@@ -123,9 +129,9 @@ def fuse_labels(
     )
     index = tables.read_metadata(images_path, IndexMetadata)
     report = _report(fusion, known, names, index, settings, answers)
-    estimates = estimate_voters(joint, votes, labelled)
     report = replace(
         report,
+        untold=list(joint.untold),
         voters=_voters(joint, voters_files, estimates, Path(report_output).parent),
         zero_shot=estimates.get(ZERO_SHOT),
         examples=len(examples.labels) if examples else 0,
@@ -139,6 +145,8 @@ def fuse_labels(
         effect,
         report.changed,
     )
+    if joint.untold:
+        log.info("%s", fusion_report.untold_voters(joint.untold))
     leaked = any(ballot.leaked for ballot in known.ballots.values())
     metadata = VotesMetadata(classnames, report.votes, report.corroborated, leaked)
     columns = _votes(image_ids, votes, joint)
@@ -148,13 +156,14 @@ def fuse_labels(
 
 def _fused(
     known: Predictors,
-    votes: Mapping[str, Votes],
     labelled: LabelledRows | None,
     examples: Examples | None,
+    votes: Mapping[str, Votes],
+    tests: Tests | None,
 ) -> JointFusion:
     """Return the labels of the images, which learn from answers and from examples."""
     if examples is None:
-        return fuse_voters(known.images, votes, known.others, labelled)
+        return fuse_voters(known.images, votes, known.others, labelled, tests)
     images = examples.add_features(0, known.images)
     others = [
         examples.add_features(number, model)
@@ -162,7 +171,8 @@ def _fused(
     ]
     every = {name: examples.add_votes(one) for name, one in votes.items()}
     n = len(known.images.centred)
-    joint = fuse_voters(images, every, others, examples.add_answers(labelled, n))
+    answers = examples.add_answers(labelled, n)
+    joint = fuse_voters(images, every, others, answers, tests)
     return replace(joint, fusion=joint.fusion.of_first(n))
 
 

@@ -1,5 +1,6 @@
 """The report on fused labels, a file beside their table: votes, weights, and a person's answers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -151,6 +152,17 @@ class FusionReport:
     image_encoders: list[EncoderReport]
     answers: PersonAnswers
     examples: int = 0  # images outside of the dataset, of known classes
+    # Voters that do not count: nothing tells how right they are.
+    untold: list[str] = field(default_factory=list)
+
+
+def untold_voters(names: Sequence[str]) -> str:
+    """Return in words why some voters do not count in the labels."""
+    return (
+        f"Votes of {', '.join(names)} do not count in the labels: nothing tells how right they "
+        "are, and they seem to be worse or to repeat the errors of others. Answers of latteclip "
+        "teach about images drawn at random would tell."
+    )
 
 
 def write_fusion_report(path: str | Path, report: FusionReport) -> None:

@@ -1,37 +1,44 @@
 """How right voters are, estimated without labels where that can be known. Not in the paper.
 
 The estimate of a voter is the mean probability that images and the voters of other families give to
-its votes. It can be wrong for reasons that no image shows, so an interval has four parts:
+its votes. It can be wrong for reasons that no image shows, so an interval has five parts:
 
 - the sampling error of n votes,
 - the difference from the estimate by images alone: were both independent, they would agree,
 - the difference from the estimate by agreements: were the errors of the voter, of the images and of
   the other voters independent, two of them would agree, above chance, as often as both are right,
-- half of the probability that the reference itself is wrong.
+- half of the probability that the reference itself is wrong,
+- for all voters, the largest disagreement of images with themselves (`_contradiction`).
 
 An estimate with an interval wider than MAX_WIDTH tells nothing, nor does one of a voter that shares
 errors with the image features (`voters.shared_errors`): the reference makes the same mistakes. Only
 answers of a person tell then. Where they were drawn at random, the estimate is by them alone.
 
+A voter of which nothing tells how right it is may make the labels by the best voter worse
+(`fuse_told`).
+
 Letters: N images, n of a sample, C classes, V voters.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 import torch
 
-from latteclip.labels.fusion import SAMPLE
+from latteclip.labels.fusion import SAMPLE, LabelModel
 from latteclip.labels.fusion_report import VoterEstimate
 from latteclip.labels.guarantees import confidence_sequence
 from latteclip.labels.label_sources import LabelledRows, Votes
 from latteclip.labels.likelihood import TINY, pool
+from latteclip.labels.permutation_test import PermutationTest
 from latteclip.labels.prototypes import spaced
 from latteclip.labels.voter_model import (
     SAME_FAMILY,
     JointFusion,
     JointModel,
     Sampled,
+    Voter,
     first_labels,
     shared_errors,
     zero_shot_labels,
@@ -42,6 +49,7 @@ Z = 1.96  # standard deviations of an interval of 95 %
 MAX_WIDTH = 0.2
 MARGIN = 0.03  # half the width of the interval by the answers that would tell
 ZERO_SHOT = "zero_shot"
+Tests = Mapping[str, PermutationTest]
 
 
 def estimate_voters(
@@ -53,11 +61,97 @@ def estimate_voters(
     zero_shot = zero_shot_labels(joint.model.images)[: len(joint.fusion.labels)]
     if (zero_shot != NO_VOTE).any() and ZERO_SHOT not in labels_of:
         labels_of[ZERO_SHOT] = zero_shot
+    contradiction = _contradiction(joint, labels_of)
     found = {}
     for name, labels in labels_of.items():
         by_answers = _by_answers(labels, labelled) if labelled is not None else None
-        found[name] = by_answers or _by_votes(joint, name, labels)
+        found[name] = by_answers or _by_votes(joint, name, labels, contradiction)
     return found
+
+
+def _contradiction(joint: JointFusion, labels_of: Mapping[str, torch.Tensor]) -> float:
+    """Return by how much images agree better with a voter when they learn from it alone.
+
+    Several voters that share errors teach the images their own classes. Images then agree less with
+    a voter that was made apart than they would. It is not known which of them is right.
+    """
+    model = joint.model
+    found = 0.0
+    if not isinstance(model, JointModel) or not model.is_informed:
+        return found
+    used = [name for name, voter in joint.voters.items() if voter is not None]
+    for name, votes in zip(used, model.voters, strict=True):
+        alone = LabelModel(model.images, votes, model.others, joint.tests[name])
+        rows = _sample(model, labels_of[name])
+        together = _by_images(model, rows).argmax(dim=1) == labels_of[name][rows]
+        found = max(found, alone.learned_agreement() - float(together.double().mean()))
+    return found
+
+
+def _sample(model: LabelModel, labels: torch.Tensor) -> torch.Tensor:
+    """Return images with a vote, of which all are [N]."""
+    return spaced((labels != NO_VOTE).nonzero()[:, 0], model.n_classes, SAMPLE)
+
+
+def _by_images(
+    model: LabelModel, rows: torch.Tensor, *, texts: bool = True
+) -> torch.Tensor:
+    """Return scores [n, C] of images by features, and by texts of classes."""
+    weights = model.parameters.weights.clone()
+    if not texts:
+        weights[0] = 0
+    return pool(model.last.predictors(rows), weights, model.last.offset)
+
+
+def fuse_told(
+    fuse: Callable[[Mapping[str, Votes], Tests | None], JointFusion],
+    voters: Mapping[str, Votes],
+    labelled: LabelledRows | None = None,
+    like_images: Collection[str] = (),
+) -> tuple[JointFusion, dict[str, VoterEstimate]]:
+    """Label images by all voters but those that can only make the labels worse, and estimate all.
+
+    `fuse` labels by some voters, of which it may have the tests. A voter of which nothing tells how
+    right it is does not count where
+
+    - it is one of `like_images`, which are computed as zero-shot scores are,
+    - it shares errors with a voter that counts, and so adds nothing,
+    - it is sure to be right less often than the voter with most right votes.
+    """
+    joint = fuse(voters, None)
+    estimates = estimate_voters(joint, voters, labelled)
+    informed = {name: voter for name, voter in joint.voters.items() if voter is not None}
+    counts = _counting(informed, estimates, like_images)
+    untold = [name for name in informed if name not in counts]
+    if untold:
+        told = fuse({name: voters[name] for name in voters if name in counts}, joint.tests)
+        known = dict.fromkeys(voters) | dict(told.voters)
+        joint = replace(told, voters=known, tests=joint.tests, untold=untold)
+    return joint, estimates
+
+
+def _counting(
+    informed: Mapping[str, Voter],
+    estimates: Mapping[str, VoterEstimate],
+    like_images: Collection[str],
+) -> set[str]:
+    """Return the voters that count: the best, those that can be told, and some others."""
+    order = sorted(informed, key=lambda name: -_right_votes(estimates[name]))
+    told = {name for name in order if estimates[name].tells}
+    apart = [name for name in order if name in told or name not in like_images]
+    best = (apart or order)[0]
+    counts = told | {best}
+    families_of = {informed[name].family for name in counts}
+    for name in apart:
+        may_be_better = estimates[name].high >= estimates[best].low
+        if may_be_better and informed[name].family not in families_of:
+            counts.add(name)
+            families_of.add(informed[name].family)
+    return counts
+
+
+def _right_votes(estimate: VoterEstimate) -> float:
+    return (estimate.value or 0.0) * estimate.votes
 
 
 def gains_of_voters(joint: JointFusion) -> dict[str, float]:
@@ -94,28 +188,26 @@ def _by_answers(labels: torch.Tensor, labelled: LabelledRows) -> VoterEstimate |
     return VoterEstimate(right / answers, low, high, True, "answers", votes, 0)
 
 
-def _by_votes(joint: JointFusion, name: str, labels: torch.Tensor) -> VoterEstimate:
+def _by_votes(
+    joint: JointFusion, name: str, labels: torch.Tensor, contradiction: float
+) -> VoterEstimate:
     model = joint.model
     voter = joint.voters.get(name)
     votes = int((labels != NO_VOTE).sum())
-    rows = spaced((labels != NO_VOTE).nonzero()[:, 0], model.n_classes, SAMPLE)
+    rows = _sample(model, labels)
     nothing = VoterEstimate(
         None, 0.0, 1.0, False, "votes", votes, _answers_needed(0.5, votes)
     )
     if not len(rows) or not model.is_informed or (voter is None and name != ZERO_SHOT):
         return nothing
     own = labels[rows].long()[:, None]
-    predictors = model.last.predictors(rows)
-    weights = model.parameters.weights.clone()
-    if name == ZERO_SHOT:
-        weights[0] = 0
-    images = pool(predictors, weights, model.last.offset)
+    images = _by_images(model, rows, texts=name != ZERO_SHOT)
     others = _others(joint, name, rows)
     reference = (images + others).softmax(dim=1)
     value = float(reference.gather(1, own).mean())
     by_images = float(images.softmax(dim=1).gather(1, own).mean())
     unsure = float(1 - reference.amax(dim=1).mean())
-    doubts = [value - by_images, unsure]
+    doubts = [value - by_images, unsure, contradiction]
     if others.ndim:
         doubts.append(value - _by_agreements(images, others, own))
     sampling = value * (1 - value) / votes

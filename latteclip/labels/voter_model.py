@@ -50,7 +50,7 @@ from latteclip.labels.fusion import (
     trust_in_images,
 )
 from latteclip.labels.label_sources import CentredFeatures, ClipFeatures, Rows, Votes, parts
-from latteclip.labels.likelihood import RIDGE, TINY, fit_weights, minimise, pool
+from latteclip.labels.likelihood import RIDGE, TINY, minimise, pool
 from latteclip.labels.permutation_test import PermutationTest, corroborate
 from latteclip.labels.prototypes import Posterior, Prototypes, spaced
 from latteclip.labels.voter_tables import NO_VOTE
@@ -78,6 +78,9 @@ class JointFusion:
     fusion: Fusion
     voters: Mapping[str, Voter | None]  # None: a voter that carries no information
     model: LabelModel  # as it was learned
+    tests: Mapping[str, PermutationTest]  # of each voter
+    # Voters that carry information, but do not count: nothing tells how right they are.
+    untold: Sequence[str] = ()
 
 
 class Sampled(NamedTuple):
@@ -261,12 +264,7 @@ class JointModel(LabelModel):
             explained_share=share,
             agreement=agreement,
         )
-        texts = self.last.text_scores(sample[small])
-        if texts is None:
-            return found
-        predicted = answers.at_end(scores[small].softmax(dim=1))
-        both = [sum(self.log_likelihoods(sample[small]), torch.zeros(())), texts]
-        return replace(found, texts=fit_weights(both, predicted)[1].item())
+        return self._with_texts(found, sample[small], scores[small])
 
     def _others(
         self,
@@ -447,15 +445,15 @@ def fuse_voters(
     Where at most one voter carries information, the labels are those of `fusion.fuse`. `tests` are
     results of `test_voter`, if there are some already.
     """
+    tests = _tests(images, voters, others, tests or {})
     model, used = start_model(images, voters, others, tests)
     checked = {}
     if labelled is not None:
         checked = cross_fit(model, labelled) if labelled.drawn.any() else {}
         model = model.answered(labelled)
     fusion = replace(model.fused(), checked=checked)
-    return JointFusion(
-        fusion, dict.fromkeys(voters) | _voters_of(model, fusion, used), model
-    )
+    found = dict.fromkeys(voters) | _voters_of(model, fusion, used)
+    return JointFusion(fusion, found, model, tests)
 
 
 def start_model(
@@ -469,11 +467,7 @@ def start_model(
     These are the voters that carry information, or else the first one.
     """
     zero_shot = zero_shot_labels(images) if len(voters) > 1 else None
-    known = tests or {}
-    found = {
-        name: known[name] if name in known else test_voter(images, votes, others)
-        for name, votes in voters.items()
-    }
+    found = _tests(images, voters, others, tests or {})
     used = [
         name
         for name, test in found.items()
@@ -485,6 +479,19 @@ def start_model(
         return LabelModel(images, voters[most], others, found[most]), used
     each = [voters[name] for name in used]
     return JointModel(images, each, others, found[most]), used
+
+
+def _tests(
+    images: ClipFeatures,
+    voters: Mapping[str, Votes],
+    others: Sequence[CentredFeatures],
+    known: Mapping[str, PermutationTest],
+) -> dict[str, PermutationTest]:
+    """Return the test of each voter, in their order."""
+    return {
+        name: known[name] if name in known else test_voter(images, votes, others)
+        for name, votes in voters.items()
+    }
 
 
 def _repeats(votes: Votes, zero_shot: torch.Tensor | None) -> bool:

@@ -13,11 +13,14 @@ from support.tiny import DEMO_CLIP, ROOT, write_pictures
 
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier, FeatureMemmap
+from latteclip.config.sections.split import SplitSection
 from latteclip.core import devices
 from latteclip.core.errors import UserError
 from latteclip.core.files import is_running, replacing, write_text
 from latteclip.core.folder_names import lines_of
+from latteclip.core.user_tables import by_image_id, read_table, rows_of
 from latteclip.data.images import shard_member
+from latteclip.data.splits import read_split
 from latteclip.deploy.export_labels import unique_filenames
 
 # A Python without what Windows lacks. Libraries that have their own way there keep it here.
@@ -95,6 +98,20 @@ def test_processes_are_spawned_where_nothing_can_fork():
     assert on_windows(WORKERS).split() == ["spawn", "False"]
 
 
+IN_PROCESSES = """
+from pathlib import Path
+from latteclip.core.hashing import digest
+from latteclip.data.workers import Workers
+if __name__ == "__main__":
+    with Workers(digest, 2, chunk=2, ahead=1, threads_key="threads.index_images") as pool:
+        print(list(pool.in_order(sys.argv[1:])) == [digest(word) for word in sys.argv[1:]])
+"""
+
+
+def test_spawned_processes_work_in_order():
+    assert on_windows(IN_PROCESSES, *"abcdefg").split() == ["True"]
+
+
 def test_features_need_no_system_that_allocates_files(monkeypatch):
     monkeypatch.delattr(os, "posix_fallocate", raising=False)
     table = FeatureMemmap(3, 2)
@@ -137,6 +154,36 @@ def test_lines_of_windows_are_lines(tmp_path):
     path = tmp_path / "classes.txt"
     path.write_bytes(b"\xef\xbb\xbfred fox\r\n\r\nblue whale\r\n")
     assert lines_of(path) == ["red fox", "blue whale"]
+
+
+TABLES = {
+    "utf-8": "image_id,caption\ncat/1.jpg,a cat\ndog/2.jpg,a dog\n",
+    "windows": "\ufeffimage_id;caption\r\nC:\\photos\\cat\\1.jpg;a cat\r\ndog\\2.jpg;a dog\r\n",
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_of_windows_name_the_same_images(tmp_path, name):
+    path = tmp_path / "captions.csv"
+    path.write_bytes(TABLES[name].encode())
+    table = read_table(str(path), "captioner.images_file")
+    rows = rows_of(table, str(path), "captioner.images_file", ["image_id", "caption"])
+    found = by_image_id(dict(rows), ["cat/1.jpg", "dog/2.jpg"], str(path), "key")
+    assert found == {"cat/1.jpg": "a cat", "dog/2.jpg": "a dog"}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_split_of_windows_is_the_same(tmp_path, end):
+    names = [Path(path).name for path in write_pictures(tmp_path / "pictures", 3)]
+    parts = ["train", "test", "train"]
+    rows = [f"{name},{split},a b" for name, split in zip(names, parts, strict=True)]
+    text = end.join(["path,split,classname", *rows, ""])
+    (tmp_path / "split.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    settings = SplitSection(kind="csv", file="split.csv", images="pictures")
+    _, split = read_split(tmp_path, settings)
+    assert split.names == ["a b"]
+    assert [item.image_id for item in split.items] == names
+    assert [item.split for item in split.items] == parts
 
 
 def test_a_drive_is_no_shard_and_a_shard_may_lie_on_a_drive():

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
+from support import records
 from support.tiny import DEMO_CLIP, SIDE, write_backbone, write_encoder, write_index
 
 from latteclip.cli import main
@@ -19,6 +21,8 @@ from latteclip.config.sections.textures import TexturesSection
 from latteclip.core import tables
 from latteclip.demo.generate_textures import generate_textures
 from latteclip.deploy import export, onnx_graph, onnx_int8, predict
+from latteclip.labels.fusion_report import NAME, Check, PersonAnswers, write_fusion_report
+from latteclip.labels.guarantees import pac_threshold
 
 pytest.importorskip("onnxscript", reason="the extra latteclip[onnx] is not installed")
 onnx = pytest.importorskip("onnx")
@@ -159,7 +163,7 @@ def test_the_threshold_of_a_guarantee_is_in_the_file(
     tmp_path, demo_clip, monkeypatch, capsys
 ):
     model = tuned(tmp_path / "model", demo_clip)
-    monkeypatch.setattr(predict, "abstention_threshold", lambda *_: 0.625)
+    monkeypatch.setattr(export, "abstention_threshold", lambda *_, **__: 0.625)
     words = ["export", str(model), str(tmp_path / "out"), "--format", "onnx"]
     assert main.main([*words, "--abstain", "0.05"]) == 0
     assert "0.6250" in capsys.readouterr().out
@@ -242,7 +246,6 @@ def test_int8_calibrates_by_a_folder_and_says_where_it_loses(
     ("options", "named"),
     [
         (["--format", "open_clip", "--int8"], "--format onnx"),
-        (["--format", "onnx", "--int8", "--abstain", "0.1"], "--abstain"),
         (["--format", "onnx", "--int8", "--pictures", "{few}"], "--pictures"),
     ],
 )
@@ -252,6 +255,51 @@ def test_what_cannot_be_quantised_is_refused(textures, tmp_path, options, named,
     words = [option.format(few=few) for option in options]
     assert main.main(["export", str(textures), str(tmp_path / "out"), *words]) == 2
     assert named in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def answered(textures, folder, n, **heads):
+    """Results in which a person answers about n training images drawn at random.
+
+    Every third answer is another class than the image's.
+    """
+    results = folder / "results" / "mine"
+    shutil.copytree(textures, results)
+    index = tables.read(results / "images.parquet", tables.IMAGES).to_pylist()
+    drawn = [row for row in index if row["split"] == "train"][:n]
+    names = sorted({row["classname"] for row in index})
+    for row in drawn[::3]:
+        row["label"] = (row["label"] + 1) % len(names)
+    images = {row["image_id"]: names[row["label"]] for row in drawn}
+    checked = records.checked(list(images), classifiers=heads)
+    report = records.fusion(answers=PersonAnswers(images, checked))
+    write_fusion_report(results / NAME, report)
+    return results, drawn
+
+
+def test_the_threshold_of_int8_is_that_of_its_own_probabilities(textures, tmp_path):
+    results, drawn = answered(textures, tmp_path, 60)
+    words = ["export", str(results), str(tmp_path / "out"), "--format", "onnx", "--int8"]
+    assert main.main([*words, "--abstain", "0.3"]) == 0
+    exported = module_of(tmp_path / "out").Model(tmp_path / "out" / "model.onnx")
+    shares = np.array([exported(row["path"])[1] for row in drawn])
+    is_wrong = shares.argmax(axis=1) != [row["label"] for row in drawn]
+    expected = pac_threshold(shares.max(axis=1).astype(float), is_wrong, 0.3)
+    assert 0 < expected < 1
+    assert exported.threshold == pytest.approx(expected, abs=1e-6)
+    ours = predict.Predictor(results, device="cpu", threads=1, abstain=0.3)
+    assert exported.threshold != pytest.approx(ours.threshold, abs=1e-6)
+
+
+def test_int8_has_no_guarantee_of_what_float32_was_checked_by(textures, tmp_path, capsys):
+    head = Check([0.9] * 60, [True] * 60)
+    results, _ = answered(textures, tmp_path, 60, image_prototypes=head)
+    place = results / "classifiers" / "image_prototypes.safetensors"
+    place.parent.mkdir()
+    shutil.copy(results / "model" / clips.CLASSIFIER, place)
+    words = ["export", str(results), str(tmp_path / "out"), "--format", "onnx", "--int8"]
+    assert main.main([*words, "--abstain", "0.5"]) == 2
+    assert "--int8" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

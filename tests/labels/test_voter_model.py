@@ -10,11 +10,14 @@ from support.tiny import benchmark
 from support.worlds import World, generator
 
 from latteclip.core.errors import UserError
-from latteclip.labels import cascade
 from latteclip.labels.fusion import fuse
 from latteclip.labels.label_sources import LabelledRows
-from latteclip.labels.prototypes import KEPT
-from latteclip.labels.voter_estimates import ZERO_SHOT, estimate_voters, gains_of_voters
+from latteclip.labels.voter_estimates import (
+    ZERO_SHOT,
+    estimate_voters,
+    fuse_told,
+    gains_of_voters,
+)
 from latteclip.labels.voter_model import (
     families,
     family_weights,
@@ -185,6 +188,46 @@ def test_a_classifier_of_the_image_features_cannot_be_told(world, pair):
     assert found["classifier"].answers_needed > 0
 
 
+def fused_told(world, votes, **given):
+    images = world.images()
+    return fuse_told(
+        lambda some, tests: fuse_voters(images, some, tests=tests), votes, **given
+    )
+
+
+def test_a_voter_with_the_errors_of_zero_shot_scores_does_not_outvote_a_better_one():
+    """Images then side with it, and nothing but its kind says that they share its errors."""
+    world = World.of(noise=1.0, text_noise=0.8)
+    repeated = zero_shot_labels(world.images()).long()
+    noise = torch.randint(world.n_classes, repeated.shape, generator=generator(5))
+    is_changed = torch.rand(len(noise), generator=generator(6)) < 0.25
+    labels = {
+        "apart": voter(world, 0.75, seed=1),
+        "clip": torch.where(is_changed, noise, repeated),
+    }
+    votes = {name: votes_of(one, world.n_classes) for name, one in labels.items()}
+    alone = fused(world, apart=labels["apart"]).fusion
+    assert (
+        world.right(fused(world, **labels).fusion.labels) < world.right(alone.labels) - 0.3
+    )
+    joint, estimates = fused_told(world, votes, like_images=["clip"])
+    assert joint.untold == ["clip"]
+    assert torch.equal(joint.fusion.labels, alone.labels)
+    assert torch.equal(joint.fusion.head.weights, alone.head.weights)
+    assert joint.voters["clip"] is None
+    assert not any(one.tells for one in estimates.values())
+
+
+def test_voters_that_can_be_told_all_count():
+    world = World.of(noise=0.25, text_noise=0.4)
+    labels = {"first": voter(world, 0.9, seed=1), "second": voter(world, 0.8, seed=2)}
+    votes = {name: votes_of(one, world.n_classes) for name, one in labels.items()}
+    joint, estimates = fused_told(world, votes)
+    assert all(estimates[name].tells for name in labels)
+    assert joint.untold == ()
+    assert torch.equal(joint.fusion.labels, fused(world, **labels).fusion.labels)
+
+
 def test_answers_that_were_drawn_decide(world, pair, by_pair):
     rows = torch.randperm(len(world.classes), generator=generator(3))[:120].sort().values
     shares = F.one_hot(world.classes[rows], world.n_classes).double()
@@ -226,36 +269,6 @@ def test_probabilities_vote_and_silent_rows_do_not():
     torch.testing.assert_close(votes.probabilities(slice(None)), table.double())
 
 
-@pytest.mark.parametrize("c", [3, KEPT + 4])
-def test_the_expected_gain_of_a_vote(c):
-    table = torch.randn(5, c, generator=generator(1)).double().softmax(dim=1)
-    confusion = (3 * torch.eye(c) + torch.randn(c, c, generator=generator(2))).double()
-    confusion = confusion.softmax(dim=1)
-    found = cascade.expected_gain(table, confusion)
-    for i, row in enumerate(table):
-        kept = row.argsort(descending=True)[:KEPT].tolist()
-        wanted = sum(
-            max(float(row[k] * confusion[k, vote]) for k in kept)
-            - float(row[kept[0]] * confusion[kept[0], vote])
-            for vote in kept
-        )
-        assert found[i].item() == pytest.approx(wanted)
-
-
-def test_a_sure_image_gains_nothing_and_asked_images_are_left_out(by_pair):
-    gains = cascade.expected_gain(torch.eye(4).double(), cascade.unknown_voter(4))
-    assert gains.tolist() == pytest.approx([0] * 4)
-    model = by_pair.model
-    asked = torch.zeros(model.n, dtype=torch.bool)
-    confusion = cascade.unknown_voter(model.n_classes)
-    first, gain = cascade.images_to_ask(model, asked, confusion, 40)
-    asked[first] = True
-    second, less = cascade.images_to_ask(model, asked, confusion, 40)
-    assert not set(first.tolist()) & set(second.tolist())
-    assert gain > 0
-    assert less > 0
-
-
 def test_the_benchmark_reads_a_folder_of_its_layout(tmp_path):
     bench = benchmark("labellers")
     rng = np.random.default_rng(0)
@@ -284,6 +297,6 @@ def test_the_benchmark_reads_a_folder_of_its_layout(tmp_path):
     assert list(whole.voters) == ["top", "model/prompt"]
     assert all(torch.equal(one, whole.labels) for one in whole.voters.values())
     assert (some.n_classes, len(some.labels)) == (2, 64)
-    found = bench.measure(some)
+    found = bench.measure(some, some.images(), {})
     assert found["labels"] == {"one": 100.0, "all": 100.0}
     assert set(found["voters"]) == {"top", "model/prompt", "zero_shot"}
