@@ -57,8 +57,8 @@ def _ranked(
 ) -> list[tuple[float, int]]:
     """Return terms of a class, the best first.
 
-    The score is that of the term as a test for the class, F_0.5, which counts precision twice, times
-    the root of its inverse document frequency. So "stegosaurus" comes before "dinosaur".
+    The score is F_0.5 of the term as a test for the class, times the root of its inverse document
+    frequency. So "stegosaurus" comes before "dinosaur".
     """
     images, n_images = names.images, names.counts.shape[0]
     scored = []
