@@ -1,6 +1,6 @@
 """Classes that nobody named, by what a real model called the images.
 
-    python benchmarks/discover.py FOLDER [--json FILE] [--actions]
+    python benchmarks/discover.py FOLDER [--json FILE] [--actions] [--wordnet DATA_NOUN]
     python benchmarks/discover.py --scale N [--nouns 5000]
 
 FOLDER holds sets as of `real_models.py`: `<set>.jsonl`, one image a line with `class`, and
@@ -12,7 +12,9 @@ Printed for each kind of names: classes, Hungarian accuracy in percent and norma
 information of the answers as they are (`answers`), of k-means of looks with the true number
 (`looks`), and of the classes that are proposed, with the true number given (`given`) and found by
 itself (`found`). `first` are the three names that stand for most images. With `--actions`, also the
-accuracy after 20 and 50 questions of the page, answered by the true classes of most images.
+accuracy after 20 and 50 questions of the page, answered by the true classes of most images. With
+`--wordnet`, the file `data.noun` of WordNet, also the share of the classes found whose name is
+right for the true class of most of their images (see wordnet.py), and the names that are not.
 
 With `--scale`, N random images of a thousand classes get one of so many nouns, half of them with an
 adjective, and a fifth the noun of any class. Printed are the seconds and the peak of the memory of
@@ -22,6 +24,7 @@ each part of the proposal.
 import argparse
 import json
 import resource
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -34,6 +37,7 @@ import numpy.typing as npt
 import torch
 from scipy.cluster.vq import kmeans2
 from scipy.optimize import linear_sum_assignment
+from wordnet import RIGHT, WRONG, WordNet
 
 from latteclip.discover import proposal
 from latteclip.discover.grouping import Evidence
@@ -56,6 +60,7 @@ class Named:
     features: npt.NDArray[np.float32]  # [N, D] L2-normalised
     truth: Ints  # [N]
     answers: list[str]
+    classes: list[str]  # names of the true classes
 
 
 def read(folder: Path) -> Iterator[Named]:
@@ -67,13 +72,18 @@ def read(folder: Path) -> Iterator[Named]:
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         features = np.load(file).astype(np.float32)
         features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-9)
-        for kind in dict.fromkeys(kind for row in rows for kind in _answers(row)):
+        kinds = dict.fromkeys(kind for row in rows for kind in _answers(row))
+        if not kinds:
+            print(f"{path.stem} has no answers and is left out.", file=sys.stderr)
+        for kind in kinds:
             kept = [i for i, row in enumerate(rows) if kind in _answers(row)]
-            truth = np.unique([rows[i]["class"] for i in kept], return_inverse=True)[1]
-            answers = [str(_answers(rows[i])[kind]) for i in kept]
-            yield Named(
-                f"{path.stem} {kind}", features[kept], truth.astype(np.int64), answers
+            classes, truth = np.unique(
+                [rows[i]["class"] for i in kept], return_inverse=True
             )
+            answers = [str(_answers(rows[i])[kind]) for i in kept]
+            name = f"{path.stem} {kind}"
+            truth = truth.astype(np.int64)
+            yield Named(name, features[kept], truth, answers, classes.tolist())
 
 
 def _answers(row: dict[str, Any]) -> dict[str, str]:
@@ -81,7 +91,8 @@ def _answers(row: dict[str, Any]) -> dict[str, str]:
     found = {"caption": row["caption"]} if row.get("caption") else {}
     for key, value in row.items():
         if isinstance(value, dict):
-            found |= {f"{key} {prompt}": answer for prompt, answer in value.items()}
+            answers = {f"{key} {prompt}": answer for prompt, answer in value.items()}
+            found |= {kind: text for kind, text in answers.items() if isinstance(text, str)}
     return found
 
 
@@ -119,7 +130,7 @@ def by_looks(features: npt.NDArray[np.float32], n_classes: int) -> Ints:
     return best
 
 
-def measure(data: Named, *, actions: bool) -> Figures:
+def measure(data: Named, *, actions: bool, wordnet: WordNet | None) -> Figures:
     """Return the figures of a set with one kind of names."""
     n_classes = int(data.truth.max()) + 1
     plain = ["; ".join(phrases(answer)) for answer in data.answers]
@@ -140,7 +151,34 @@ def measure(data: Named, *, actions: bool) -> Figures:
     ]
     if actions:
         figures["actions"] = after_actions(found, data.truth)
+    if wordnet is not None:
+        figures["relations"] = related(found, data, wordnet)
     return figures
+
+
+def related(found: Proposal, data: Named, wordnet: WordNet) -> dict[str, list[str]]:
+    """Return the names of classes, each with the true class, by how the two relate."""
+    labels = found.labels()
+    relations: dict[str, list[str]] = {kind: [] for kind in (*RIGHT, *WRONG)}
+    for k, names in enumerate(found.names):
+        truth = data.classes[_most_frequent(data.truth[labels == k])]
+        relations[wordnet.relation(names[0], truth)].append(f"{names[0]} ({truth})")
+    return relations
+
+
+def show_relations(results: dict[str, Figures]) -> None:
+    """Print the share of right names, with the wrong ones, and all names that count as right."""
+    right: dict[str, set[str]] = {kind: set() for kind in RIGHT}
+    for name, found in results.items():
+        relations = found["relations"]
+        n_right = sum(len(relations[kind]) for kind in RIGHT)
+        wrong = [one for kind in WRONG for one in relations[kind]]
+        share = 100 * n_right / (n_right + len(wrong))
+        print(f"{name}: {share:.0f} % of names right; not {', '.join(wrong)}")
+        for kind in RIGHT:
+            right[kind].update(relations[kind])
+    for kind in RIGHT[1:]:
+        print(f"{kind}: {', '.join(sorted(right[kind]))}")
 
 
 def after_actions(found: Proposal, truth: Ints) -> dict[str, float]:
@@ -239,20 +277,24 @@ def main() -> None:
     parser.add_argument("--nouns", type=int, default=5000)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--actions", action="store_true")
+    parser.add_argument("--wordnet", type=Path, metavar="DATA_NOUN")
     args = parser.parse_args()
     if args.scale:
         scale(args.scale, args.nouns)
         return
     if args.folder is None:
         parser.error("give a folder, or --scale.")
+    wordnet = WordNet(args.wordnet) if args.wordnet else None
     results: dict[str, Figures] = {}
     for data in read(args.folder):
-        results[data.name] = measure(data, actions=args.actions)
+        results[data.name] = measure(data, actions=args.actions, wordnet=wordnet)
         if args.json:  # written after each, for a run may be ended
             args.json.write_text(json.dumps(results, indent=1) + "\n")
     if not results:
         parser.error(f"{args.folder} holds no set of the layout that --help describes.")
     show(results)
+    if wordnet is not None:
+        show_relations(results)
 
 
 if __name__ == "__main__":

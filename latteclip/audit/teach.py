@@ -44,6 +44,7 @@ from latteclip.labels.answers import (
     labelled_rows,
     teaching_schema,
 )
+from latteclip.labels.examples import Examples, read_examples
 from latteclip.labels.fusion import ROUNDS, LabelModel
 from latteclip.labels.fusion_report import NAME, read_fusion_report
 from latteclip.labels.guarantees import confidence_sequence
@@ -140,6 +141,7 @@ class TeachingSession(QuestionSession):
         row_of = self._rows(answers.values())
         self.pool = self._choose_pool([*row_of.values()])  # [P] ascending rows
         self._place = {int(row): place for place, row in enumerate(self.pool)}
+        self.examples: Examples | None = None  # rows after the pool
         self._is_light = len(self.pool) * len(self.classnames) > LIGHT_ENTRIES
         self.model = self._read_model()
         self._learn({})
@@ -252,6 +254,7 @@ class TeachingSession(QuestionSession):
                     voter.name, voter.kind, voter.module, str(self.folder / voter.table)
                 )
                 for voter in report.voters
+                if voter.name not in report.untold
             ],
             image_encoders_paths=[
                 str(self.folder / "image_encoders" / f"{encoder}.parquet")
@@ -261,7 +264,18 @@ class TeachingSession(QuestionSession):
             threads=torch.get_num_threads(),
         )
         votes = {name: ballot.votes for name, ballot in known.ballots.items()}
-        model, _ = start_model(known.images, votes, known.others)
+        images, others = known.images, list(known.others)
+        if report.examples:
+            models = [report.model, *(encoder.model for encoder in report.image_encoders)]
+            path = str(self.folder / "examples.parquet")
+            self.examples = read_examples(path, self.classnames, models)
+            images = self.examples.add_features(0, images)
+            others = [
+                self.examples.add_features(number, encoder)
+                for number, encoder in enumerate(others, start=1)
+            ]
+            votes = {name: self.examples.add_votes(each) for name, each in votes.items()}
+        model, _ = start_model(images, votes, others)
         model.learn(STEPS if self._is_light else ROUNDS)
         return model
 
@@ -275,6 +289,8 @@ class TeachingSession(QuestionSession):
         taught = {key: answer for key, answer in answers.items() if answer.phase != CHECK}
         pool = self.index.take(pa.array(self.pool))
         labelled = labelled_rows(taught, pool, self.classnames)
+        if self.examples is not None:
+            labelled = self.examples.add_answers(labelled, len(self.pool))
         if len(labelled.rows):
             self.model = self.model.answered(labelled)
             for _ in range(1 if self._is_light else STEPS):

@@ -63,7 +63,7 @@ STAGES = {  # by command: the module of its function
     "score_audit": "latteclip.audit.score_audit",
     "select_model": "latteclip.evaluate.select_model",
     "state_accuracy": "latteclip.audit.state_accuracy",
-    "summarize": "latteclip.evaluate.summarize",
+    "summarize": "latteclip.report.summarize",
     "report_dataset": "latteclip.report.report_dataset",
     "index_results": "latteclip.report.index_results",
 }

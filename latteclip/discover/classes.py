@@ -8,6 +8,7 @@ import shlex
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from http import HTTPStatus
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +21,6 @@ from latteclip.audit.server import (
     JSON,
     SERVED,
     WEBP,
-    Handler,
     QuestionServer,
     RefusedError,
     Reply,
@@ -40,7 +40,12 @@ from latteclip.discover.inputs import (
     read_proposal,
     write_actions,
 )
-from latteclip.discover.new_classes import add_class, show_new_classes
+from latteclip.discover.new_classes import show_added_class, show_new_classes
+from latteclip.discover.new_classes_page import (
+    NewClassesHandler,
+    NewClassesPage,
+    NewClassesServer,
+)
 from latteclip.discover.proposal import (
     Action,
     State,
@@ -61,6 +66,7 @@ OFFLINE_BYTES, MIN_PICTURE, MAX_PICTURE = 3_200_000, 1_200, 9_000  # before base
 MAX_PICTURES = 1_600  # of the offline page
 PACKAGE = "latteclip.discover"
 AUDIT = "latteclip.audit"  # whose served page begins alike
+SAVED = "All is saved."
 CONFLICT = "Another page has changed the classes; they are shown here now."
 
 
@@ -77,7 +83,8 @@ def classes(
     """Show the proposed classes, to rename, merge, split and drop them.
 
     What you do is saved in RESULTS/classes.json. Run the workflow again, and the classes, labels,
-    models and pages follow.
+    models and pages follow. Of classes that you named yourself, the page shows further ones, of
+    images that are marked unknown.
 
     Args:
         actions: import what it exports, in place of what is saved
@@ -87,7 +94,10 @@ def classes(
     if new:
         return show_new_classes(results)
     if add is not None:
-        return add_class(results, add)
+        return show_added_class(results, add)
+    if not (offline or actions) and has_own_classes(results):
+        show(NewClassesServer(NewClassesPage(results), port), SAVED, browser=not no_browser)
+        return None
     page = ClassesPage(results)
     if offline:
         write_text(offline, page.offline_page())
@@ -102,9 +112,16 @@ def classes(
         page.save(read_actions(actions, page.found), page.saved().revision)
         log.info("Took the actions of %s.", actions)
     else:
-        show(ClassesServer(page, port), "All is saved.", browser=not no_browser)
+        show(ClassesServer(page, port), SAVED, browser=not no_browser)
         return page.result()
     return None
+
+
+def has_own_classes(results: str | Path) -> bool:
+    """Return whether a person listed the classes, and images are marked unknown."""
+    folder = Path(results)
+    is_proposed = (folder / PROPOSAL).is_file() and edited_classes(folder) is None
+    return not is_proposed and (folder / "unknown.parquet").is_file()
 
 
 class StaleActionsError(Exception):
@@ -143,6 +160,11 @@ class ClassesPage:
         self.paths = tables.read_unlabelled(index, training=True)[0]["path"].to_pylist()
         self.pictures = self._pictures()  # rows of the leaves, the surest first
         self.busy = threading.Lock()
+
+    @cached_property
+    def further(self) -> NewClassesPage:
+        """Return the page of images that are marked unknown."""
+        return NewClassesPage(self.folder)
 
     def _pictures(self) -> list[list[int]]:
         leaves = self.found.proposal.leaves
@@ -213,12 +235,14 @@ class ClassesPage:
             "dataset": self.dataset,
             "proposal": self.found.digest,
             "suggested": proposal.suggested,
+            "by_looks": proposal.by_looks,
             "leaves": leaves,
             "tree": proposal.tree,
             "classes": proposal.classes,
             "names": [names[k] for k in sorted(names)],
             "kinds": [[k, above] for k, above in parents(proposal).items()],
             "again": run_command(self.folder),
+            "marked": (self.folder / "unknown.parquet").is_file(),
         }
 
     def page(self) -> tuple[str, str]:
@@ -269,11 +293,13 @@ def _rendered(dataset: str, sources: str, values: Mapping[str, Any]) -> tuple[st
     return template.render(policy=policy, dataset=dataset, values=values, **own), policy
 
 
-class ClassesHandler(Handler):
+class ClassesHandler(NewClassesHandler):
     """One request of the page."""
 
     def _reply(self, path: str) -> Reply:
         page: ClassesPage = self.server.session
+        if path == "new" or path.startswith("new/"):
+            return self._reply_new(page.further, path)
         if self.command == "PUT" and path == "actions":
             return self._save_actions(page)
         if self.command == "GET" and path in {

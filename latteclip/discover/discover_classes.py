@@ -22,6 +22,9 @@ from latteclip.discover.records import (
 )
 
 log = logging.getLogger(__name__)
+BY_LOOKS = (
+    "Names tell little about the looks of these images, so looks alone form the classes."
+)
 ALIKE = 3  # classes that look most alike, of each
 
 
@@ -47,7 +50,7 @@ def discover_classes(
     numbers = sorted(state.leaves)
     classes = [state.leaves[k] for k in numbers]
     labels = found.proposal.labels(classes)
-    is_none = np.isin(found.image_ids, sorted(state.none))
+    labels[np.isin(found.image_ids, sorted(state.none))] = -1
     names = [state.names[k] for k in numbers]
     record = DiscoveryRecord(
         proposal=found.digest,
@@ -55,17 +58,20 @@ def discover_classes(
         suggested=found.proposal.suggested,
         actions=len(actions),
         without_name=found.without_name,
-        classes=_classes(found.proposal, state),
+        by_looks=found.proposal.by_looks,
+        classes=_classes(found.proposal, state, labels),
         curve=_curve(found.proposal),
     )
     write_record(proposal_output, record)
-    members = _members(found, classes, np.where(is_none, -1, labels), names)
+    members = _members(found, classes, labels, names)
     tables.write(discovered_output, members, DISCOVERED)
     # The last, for without the proposal it would count as written by hand.
     write_text(output, "\n".join(names) + "\n")
     looked = "Nobody has looked at them."
     if actions:
         looked = f"A person changed them by {len(actions)} actions."
+    if found.proposal.by_looks:
+        looked = f"{BY_LOOKS} {looked}"
     level = logging.INFO if actions else logging.WARNING
     log.log(
         level,
@@ -105,8 +111,12 @@ def _members(
     }
 
 
-def _classes(proposal: Proposal, state: State) -> list[ProposedClass]:
-    """Return each class with its names, its number of images, and the classes that look like it."""
+def _classes(proposal: Proposal, state: State, labels: Ints) -> list[ProposedClass]:
+    """Return each class with its names, its number of images, and the classes that look like it.
+
+    Labels [N] are -1 for images of no class.
+    """
+    sizes = np.bincount(labels[labels >= 0], minlength=len(state.leaves)).tolist()
     numbers = sorted(state.leaves)
     costs = proposal.costs([state.leaves[k] for k in numbers])
     np.fill_diagonal(costs, np.inf)
@@ -122,9 +132,8 @@ def _classes(proposal: Proposal, state: State) -> list[ProposedClass]:
         if k < len(proposal.names):
             pairs = zip(proposal.names[k], proposal.shares[k], strict=True)
             names = [ClassName(name, share) for name, share in pairs]
-        n_images = int(proposal.sizes[state.leaves[k]].sum())
         kind_of = state.names.get(above[k]) if k in above else None
-        classes.append(ProposedClass(state.names[k], n_images, alike, names, kind_of))
+        classes.append(ProposedClass(state.names[k], sizes[place], alike, names, kind_of))
     return classes
 
 

@@ -31,6 +31,7 @@ from latteclip.discover.names import Names, predictability, weighted
 ROUNDS = 8
 SHARPNESS = 10.0  # nats of a cosine
 NAMES = 0.7  # weight of names beside looks, whose features have a mean length of 1
+EXPONENT = 0.5  # of numbers of images, in the cost of a merge
 MIN_IMAGES = 3
 STOP = 0.65  # the relative cost above which groups are different classes
 KEPT = 8  # groups of an image that have a share in the means
@@ -57,6 +58,17 @@ class Evidence:
         """Weight the names of images by their looks."""
         weights = predictability(looks, terms)
         return cls(looks, *weighted(terms, weights), terms, weights)
+
+    @property
+    def information(self) -> float:
+        """Return how well looks predict the names of an image, from 0 to 1, on average."""
+        return float(self.reliability.mean())
+
+    def without_names(self) -> "Evidence":
+        """Return the same images without names."""
+        reliability = np.zeros_like(self.reliability)
+        best = np.full_like(self.best, -1)
+        return replace(self, names=self.names * 0, reliability=reliability, best=best)
 
 
 @dataclass(frozen=True)
@@ -229,10 +241,10 @@ class Merge:
     cost: float  # relative
 
 
-def merges(evidence: Evidence, labels: Ints) -> list[Merge]:
+def merges(evidence: Evidence, labels: Ints, exponent: float = EXPONENT) -> list[Merge]:
     """Return the merges of K groups until one is left, in their order."""
-    tree = _Tree(Sums.of(evidence, labels).blocks())
-    unit = np.sqrt(len(labels) / len(tree.best) / 2)
+    tree = _Tree(Sums.of(evidence, labels).blocks(exponent))
+    unit = (len(labels) / len(tree.best) / 2) ** exponent
     return [Merge(i, j, float(cost / unit)) for i, j, cost in tree.merges()]
 
 
@@ -272,21 +284,25 @@ class Sums:
             member @ self.reliabilities,
         )
 
-    def blocks(self) -> "list[Block]":
+    def blocks(self, exponent: float = EXPONENT) -> "list[Block]":
         """Return the inner products of the groups [K, K], in looks and in names."""
         names = (self.names @ self.names.T).toarray()
-        looks = Block(self.looks @ self.looks.T, self.sizes, 1.0)
-        return [looks, Block(names, self.reliabilities, NAMES)]
+        looks = Block(self.looks @ self.looks.T, self.sizes, 1.0, exponent)
+        return [looks, Block(names, self.reliabilities, NAMES, exponent)]
 
 
 class Block:
     """Inner products of the sums of K groups in looks or in names, which add up in a merge."""
 
     def __init__(
-        self, products: npt.ArrayLike, sizes: npt.NDArray[np.float64], weight: float
+        self,
+        products: npt.ArrayLike,
+        sizes: npt.NDArray[np.float64],
+        weight: float,
+        exponent: float,
     ):
         self.products, self.sizes = np.array(products, np.float64), sizes.copy()
-        self.weight = weight
+        self.weight, self.exponent = weight, exponent
 
     def costs(self, i: int) -> npt.NDArray[np.float64]:
         """Return the cost of merging group i with each [K]."""
@@ -295,8 +311,14 @@ class Block:
         distances = squares + squares[i] - 2 * self.products[i] / (n * n[i])
         halves = self.sizes * self.sizes[i] / np.maximum(self.sizes + self.sizes[i], TINY)
         found: npt.NDArray[np.float64] = (
-            self.weight * np.maximum(distances, 0) * np.sqrt(halves)
+            self.weight * np.maximum(distances, 0) * halves**self.exponent
         )
+        return found
+
+    def cosines(self) -> npt.NDArray[np.float64]:
+        """Return the cosines [K, K] of the sums, 0 of a group without a name."""
+        lengths = np.sqrt(np.maximum(self.products.diagonal(), LEAST))
+        found: npt.NDArray[np.float64] = self.products / lengths / lengths[:, None]
         return found
 
     def merge(self, i: int, j: int) -> None:

@@ -56,6 +56,7 @@ def write_proposal(found: Discovery, leaves_path: str, members_path: str) -> Non
         terms=names.shape[1],
         without_name=found.without_name,
         unit=proposal.unit,
+        by_looks=proposal.by_looks,
         into=[step.into for step in proposal.steps],
         taken=[step.taken for step in proposal.steps],
         costs=[step.cost for step in proposal.steps],
@@ -99,6 +100,7 @@ def read_proposal(leaves_path: str | Path, members_path: str | Path) -> Discover
         suggested=about.suggested,
         sums=_sums(leaves, about.terms),
         unit=about.unit,
+        by_looks=about.by_looks,
     )
     pairs = zip(leaves["terms"].to_pylist(), leaves["counts"].to_pylist(), strict=True)
     return Discovery(

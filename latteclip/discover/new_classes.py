@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import scipy.sparse
 
 from latteclip.config.sections.split import SplitSection
 from latteclip.core import tables
@@ -21,6 +20,7 @@ from latteclip.core.run_options import run_command
 from latteclip.core.terminal import one_line
 from latteclip.discover import grouping
 from latteclip.discover.grouping import MIN_IMAGES, Evidence
+from latteclip.discover.looks import linked
 from latteclip.discover.names import Names, read_names
 from latteclip.discover.naming import name_classes
 from latteclip.discover.proposal import class_name, is_unnamed
@@ -110,31 +110,13 @@ def _of_rows(evidence: Evidence, rows: Ints) -> Evidence:
 
 def _grouped(evidence: Evidence) -> Ints:
     """Return groups [N] by names and looks, or by looks alone where no image has a name."""
-    start = None if (evidence.best >= 0).any() else neighbours(evidence.looks)
+    start = None if (evidence.best >= 0).any() else linked(evidence.looks)
     groups = grouping.group(evidence, start=start)
     steps = grouping.merges(evidence, groups.labels)
     n_classes = grouping.suggested_number(steps, groups.n_groups, least=1)
     owner = grouping.cut(steps, groups.n_groups, n_classes)
     labels: Ints = owner[groups.labels]
     return labels
-
-
-def neighbours(looks: grouping.Floats) -> Ints:
-    """Return groups [N] of images that are linked by nearest neighbours, with features [N, D].
-
-    These are the first groups of FINCH (Sarfraz, Sharma and Stiefelhagen 2019).
-    """
-    unit = looks / np.maximum(np.linalg.norm(looks, axis=1, keepdims=True), grouping.TINY)
-    n = len(unit)
-    nearest = np.empty(n, np.int64)
-    for start in range(0, n, grouping.ROWS):
-        part = np.arange(start, min(n, start + grouping.ROWS))
-        cosines = unit[part] @ unit.T
-        cosines[np.arange(len(part)), part] = -np.inf
-        nearest[part] = cosines.argmax(axis=1)
-    links = scipy.sparse.csr_matrix((np.ones(n), (np.arange(n), nearest)), (n, n))
-    found: Ints = scipy.sparse.csgraph.connected_components(links, directed=False)[1]
-    return found
 
 
 def show_new_classes(results: str) -> str:
@@ -148,27 +130,41 @@ def show_new_classes(results: str) -> str:
     return "\n".join([*lines, "", f"To add a class: {command}"])
 
 
-def add_class(results: str, name: str) -> str:
-    """Append a class to the list of classes, and return what follows.
+def add_class(results: str | Path, name: str) -> str:
+    """Append a class to the list of classes, and return its name as written.
 
     UserError: the name is empty or in use, or no file lists the classes.
     """
-    path = _list_of_classes(Path(results))
+    path = list_of_classes(Path(results))
     before = path.read_text("utf-8-sig")
     plain = class_name(name)
     replacements = SplitSection().classname_replace
     used = {clean_classname(line, replacements) for line in before.splitlines()}
     if not plain or clean_classname(plain, replacements) in used:
-        raise UserError(f"The class name {name[:100]!r} is empty or in {path} already.")
+        raise UserError(f"The class name {name[:100]!r} is empty or in use in {path}.")
     end = "" if before.endswith("\n") or not before else "\n"
     write_text(path, f"{before}{end}{plain}\n")
+    return plain
+
+
+def remove_class(results: str | Path, name: str) -> None:
+    """Remove a class that was appended from the list of classes, where it still is in it."""
+    path = list_of_classes(Path(results))
+    lines = path.read_text("utf-8-sig").splitlines(keepends=True)
+    write_text(path, "".join(line for line in lines if line.strip() != name))
+
+
+def show_added_class(results: str, name: str) -> str:
+    """Append a class to the list of classes, and return what follows."""
+    plain = add_class(results, name)
     return (
-        f"Added {plain!r} to {path}. Your answers about other classes stay. Run the workflow "
-        f"again, and labels, models and pages follow:\n  {run_command(results)}"
+        f"Added {plain!r} to {list_of_classes(Path(results))}. Your answers about other classes "
+        "stay. Run the workflow again, and labels, models and pages follow:\n"
+        f"  {run_command(results)}"
     )
 
 
-def _list_of_classes(folder: Path) -> Path:
+def list_of_classes(folder: Path) -> Path:
     """Return the file that lists the classes: of the user's folder, or as proposed."""
     dataset = folder.absolute().name
     path = folder.absolute().parent.parent / FOLDER.format(dataset=dataset) / CLASSES

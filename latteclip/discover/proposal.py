@@ -10,19 +10,21 @@ Letters: N images, L leaves, C classes.
 import heapq
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import scipy.special
 from pydantic import BaseModel, Field, ValidationError
 
 from latteclip.core.class_templates import clean_classname
 from latteclip.core.errors import UserError
 from latteclip.discover import grouping
 from latteclip.discover.grouping import Evidence, Groups, Merge, Sums
+from latteclip.discover.looks import TELLING, group_by_looks
 from latteclip.discover.names import Names
 from latteclip.discover.naming import UNNAMED, name_classes, term_counts
 
@@ -31,8 +33,22 @@ MAX_ACTIONS = 10_000
 LEAF = 2 * grouping.MIN_IMAGES  # images of a group that is divided into leaves, at least
 ITERATIONS = 20  # of a division
 TERMS = 12  # of a leaf that the page knows
-STEEPNESS = 2.0  # with which doubt falls with the logarithm of the cost
+ALIKE = 5  # classes with which a class may be asked to be the same
 Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SameWeights:
+    """A logistic regression on the cosines of two groups' mean looks and mean names."""
+
+    bias: float
+    looks: float
+    names: float
+
+
+# Whether most images of both show the same, of proposed classes and of the parts of one.
+CLASSES_SAME = SameWeights(-5.0, 7.0, 3.0)
+PARTS_SAME = SameWeights(-2.0, 5.0, 2.0)
 
 
 @dataclass(frozen=True)
@@ -47,6 +63,7 @@ class Proposal:
     suggested: int  # the number of classes that the curve suggests
     sums: Sums  # of the leaves in looks and names
     unit: float  # of costs
+    by_looks: bool  # names say little about looks, which alone formed the classes
 
     @cached_property
     def tree(self) -> list[int]:
@@ -69,6 +86,15 @@ class Proposal:
         rows = [sum(block.costs(k) for block in blocks) for k in range(len(classes))]
         return np.array(rows).reshape(len(classes), len(classes)) / self.unit
 
+    def same(
+        self, classes: Sequence[Sequence[int]], weights: SameWeights
+    ) -> npt.NDArray[np.float64]:
+        """Return the probability [C, C] that two of C classes, or sets of leaves, are one."""
+        looks, names = (block.cosines() for block in self.sums.joined(classes).blocks())
+        return scipy.special.expit(  # type: ignore[no-any-return]
+            weights.bias + weights.looks * looks + weights.names * names
+        )
+
     def labels(self, classes: Sequence[Sequence[int]] | None = None) -> Ints:
         """Return the class [N] of each image, -1 for none."""
         owner = np.full(len(self.steps) + 1, -1)
@@ -80,21 +106,31 @@ class Proposal:
 
 def propose(evidence: Evidence, n_classes: int | None = None) -> Proposal:
     """Propose classes of images: a given number, or as many as the curve of merges suggests."""
-    groups = grouping.group(evidence)
+    # Where names say nothing at all, one group is left.
+    by_looks = 0 < evidence.information < TELLING
+    terms = evidence.terms
+    if by_looks:
+        evidence = evidence.without_names()
+        groups = group_by_looks(evidence, n_classes)
+        n_classes = groups.n_groups
+    else:
+        groups = grouping.group(evidence)
     leaves = divide(evidence, groups.labels)
     within = int(leaves.max(initial=0)) + 1 - groups.n_groups
     steps = _steps(evidence, groups, leaves)
     n_leaves = len(steps) + 1
-    suggested = grouping.suggested_number(steps[within:], n_leaves - within)
+    suggested = groups.n_groups
+    if not by_looks:
+        suggested = grouping.suggested_number(steps[within:], n_leaves - within)
     owner = grouping.cut(steps, n_leaves, suggested if n_classes is None else n_classes)
     classes = [
         np.flatnonzero(owner == k).tolist() for k in range(int(owner.max(initial=0)) + 1)
     ]
-    named = name_classes(owner[leaves], evidence.terms, len(classes))
+    named = name_classes(owner[leaves], terms, len(classes))
     unit = float(np.sqrt(len(leaves) / groups.n_groups / 2))
     sums = Sums.of(evidence, leaves)
     return Proposal(
-        leaves, steps, classes, named.names, named.shares, suggested, sums, unit
+        leaves, steps, classes, named.names, named.shares, suggested, sums, unit, by_looks
     )
 
 
@@ -280,38 +316,42 @@ def questions(
 ) -> list[ClassQuestion]:
     """Return what to ask, first where most images are expected to change.
 
-    Asked are whether a class is the same as the one nearest to it, and whether the two parts that
-    it was merged from are the same. Answered questions are left out.
+    Asked are whether a class is the same as one of those most like it, and whether the two parts
+    that it was merged from are the same. Answered questions are left out.
     """
-    numbers = sorted(state.leaves)
-    parts = {k: split(state.leaves[k], proposal.tree) for k in numbers}
-    sides = [side for k in numbers for side in (parts[k] or ())]
-    costs = proposal.costs([state.leaves[k] for k in numbers])
-    inner = proposal.costs(sides)
-    sizes = proposal.sizes
-    found, place = [], 0
-    for k in numbers:
-        if pair := parts[k]:
-            least = min(int(sizes[side].sum()) for side in pair)
-            found.append(
-                ClassQuestion("split", k, None, least * _doubt(inner[place, place + 1]))
-            )
-            place += 2
-    n_images = np.array([sizes[state.leaves[k]].sum() for k in numbers])
-    np.fill_diagonal(costs, np.inf)
-    nearest = costs.argmin(axis=1) if len(numbers) > 1 else []
-    for i, j in sorted({(min(i, j), max(i, j)) for i, j in enumerate(map(int, nearest))}):
-        a, b = sorted((i, j), key=lambda one: (-n_images[one], one))
-        gain = int(n_images[b]) * _doubt(costs[i, j])
-        found.append(ClassQuestion("merge", numbers[a], numbers[b], gain))
+    numbers = [k for k in sorted(state.leaves) if state.leaves[k]]
+    found = [*_merges(proposal, state, numbers), *_splits(proposal, state, numbers)]
     found.sort(key=lambda one: (-one.gain, one.do, one.of, one.other or 0))
     fresh = (one for one in found if state.key(one.of, one.other) not in state.asked)
     return list(itertools.islice(fresh, n))
 
 
-def _doubt(cost: float) -> float:
-    """Return how uncertain it is that two classes are the same, 1 at the limit of the cost."""
-    return float(np.exp(-STEEPNESS * abs(np.log(max(cost, 1e-3) / grouping.STOP))))
+def _merges(
+    proposal: Proposal, state: State, numbers: list[int]
+) -> Iterator[ClassQuestion]:
+    """Yield whether each class is the same as one of ALIKE others."""
+    classes = [state.leaves[k] for k in numbers]
+    same = proposal.same(classes, CLASSES_SAME)
+    n_images = np.array([proposal.sizes[leaves].sum() for leaves in classes])
+    gains = same * np.minimum(n_images, n_images[:, None])
+    np.fill_diagonal(gains, -1)
+    nearest = np.argsort(-gains, axis=1, kind="stable")[:, : min(ALIKE, len(numbers) - 1)]
+    pairs = {(min(i, j), max(i, j)) for i, row in enumerate(nearest.tolist()) for j in row}
+    for pair in sorted(pairs):
+        large, small = sorted(pair, key=lambda one: (-n_images[one], one))
+        gain = float(gains[large, small])
+        yield ClassQuestion("merge", numbers[large], numbers[small], gain)
+
+
+def _splits(
+    proposal: Proposal, state: State, numbers: list[int]
+) -> Iterator[ClassQuestion]:
+    """Yield whether each class is two."""
+    for k in numbers:
+        if parts := split(state.leaves[k], proposal.tree):
+            same = proposal.same(parts, PARTS_SAME)[0, 1]
+            least = min(int(proposal.sizes[part].sum()) for part in parts)
+            yield ClassQuestion("split", k, None, float(least * (1 - same)))
 
 
 def parse_actions(content: bytes | str, where: str) -> list[Action]:

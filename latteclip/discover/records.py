@@ -49,6 +49,7 @@ class ProposalMetadata:
     terms: int  # T
     without_name: int  # images
     unit: float  # of costs
+    by_looks: bool  # names say little about looks, which alone formed the classes
     into: list[int]  # of each merge, the leaf that stays
     taken: list[int]  # and the leaf that goes into it
     costs: list[float]  # relative
@@ -101,5 +102,6 @@ class DiscoveryRecord:
     suggested: int  # the number of classes that the curve suggests
     actions: int  # of a person; 0: nobody has looked
     without_name: int  # images
+    by_looks: bool  # names say little about looks, which alone formed the classes
     classes: list[ProposedClass]
     curve: list[CurvePoint]

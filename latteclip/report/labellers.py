@@ -9,7 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from latteclip.captions.metadata import AnswersMetadata, CaptionsMetadata, ScoresMetadata
+from latteclip.captions.metadata import (
+    AnswersMetadata,
+    CaptionsMetadata,
+    Rest,
+    ScoresMetadata,
+)
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import values_of
@@ -73,6 +78,14 @@ class Labeller:
     family: int | None = None  # voters of one family share errors
     right: Right | None = None  # None: the dataset has no labels
     per_1000: Costs = Costs()
+    rest: Rest | None = None  # images that a captioner could be asked about beside
+
+    @property
+    def price_of_rest(self) -> Costs:
+        """What answers about the rest would cost, by those so far."""
+        thousands = self.rest.images / 1_000 if self.rest else 0.0
+        each = (self.per_1000.tokens, self.per_1000.seconds, self.per_1000.price)
+        return Costs(*(None if one is None else one * thousands for one in each))
 
 
 @dataclass(frozen=True)
@@ -183,7 +196,16 @@ def _voter(
         weight=voter.weight,
         family=voter.family,
         per_1000=_costs(folder, voter, jobs),
+        rest=_rest(folder, voter),
     )
+
+
+def _rest(folder: Path, voter: VoterReport) -> Rest | None:
+    """Return the images that a captioner was not asked about, and why."""
+    table = folder / voter.table
+    if voter.module != "lmm" or not table.is_file():
+        return None
+    return tables.read_metadata(table, ScoresMetadata).rest
 
 
 def _costs(folder: Path, voter: VoterReport, jobs: Sequence[JobCost]) -> Costs:
@@ -214,11 +236,11 @@ def _costs(folder: Path, voter: VoterReport, jobs: Sequence[JobCost]) -> Costs:
 
 
 def _is_of(job: JobCost, stem: str, *, is_shared: bool) -> bool:
-    """Return whether a job wrote a table: of a shared table, each shard has a job."""
+    """Return whether a job asked for a table: each shard of a shared table, and each round."""
     name = job.path.stem
     rest = name.removeprefix(f"{stem}-")
     is_shard = is_shared and rest != name and rest.replace("-of-", "").isdigit()
-    return name == stem or is_shard
+    return name == stem or is_shard or rest.startswith("round-")
 
 
 def _of_checked(report: FusionReport) -> VoterEstimate | None:
@@ -303,6 +325,18 @@ def in_words(labeller: Labeller) -> str:
     return f"{100 * _value(labeller):.1f} % ({low:.1f} to {high:.1f}), by {by}"
 
 
+def rest_price(labeller: Labeller) -> str:
+    """Return what answers about the images that are left would cost, in words."""
+    costs = labeller.price_of_rest
+    parts = []
+    if costs.price is not None:
+        parts.append(f"{costs.price:.4g}")
+    if costs.tokens is not None:
+        parts.append(f"{costs.tokens:,.0f} tokens")
+    about = " and ".join(parts)
+    return f"They would cost about {about}." if about else "Their price is not known."
+
+
 def _lines(results: str, values: Labellers) -> Iterator[str]:
     yield f"{results}: {values.images} training images"
     rows = []
@@ -323,8 +357,8 @@ def _lines(results: str, values: Labellers) -> Iterator[str]:
         row["price"] = _cell(labeller.per_1000.price, "{:,.2f}")
         rows.append(row)
     yield pd.DataFrame(rows).to_string(index=False)
-    if found.untold:
-        yield found.why_untold
+    if values.untold:
+        yield values.why_untold
     yield "votes: share of the images. adds: share of all labels that it corrects beside others."
     if values.best_alone is not None:
         best = next(
@@ -337,6 +371,9 @@ def _lines(results: str, values: Labellers) -> Iterator[str]:
             f"({best.right.of_all:.1%})."
         )
     yield "tokens, seconds, price: for 1,000 images, empty where unknown; cached answers take none."
+    for labeller in values.labellers:
+        if labeller.rest is not None:
+            yield f"{labeller.name}: {labeller.rest.sentence} {rest_price(labeller)}"
     names = [labeller.name for labeller in values.labellers]
     yield ""
     yield "agreement, in percent of the images with votes of both:"

@@ -33,7 +33,7 @@ from latteclip.labels.fusion_report import (
 )
 from latteclip.report import comparison, gallery, render, runs
 from latteclip.report.comparison import BASELINE, ROWS, Row
-from latteclip.report.labellers import Labellers, in_words, read_labellers
+from latteclip.report.labellers import Labellers, in_words, read_labellers, rest_price
 
 log = logging.getLogger(__name__)
 WORST_PAIRS = 12
@@ -173,6 +173,7 @@ def report_dataset(
         signals=_signals(fusion_report) if fusion_report else None,
         labellers=_read(_labellers, voter_labels_path),
         labeller_words=in_words,
+        rest_price=rest_price,
         captions=_read(gallery.caption_statistics, caption_summary_path, captions),
         duplicates=_read(gallery.read_duplicates, duplicates_path, train, test, runs_files),
         corrupt=_read(_rows_of_csv, corrupt_path),

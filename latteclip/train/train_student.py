@@ -1,7 +1,10 @@
 """Train a small image model on the fused labels and their probabilities. Not in the paper.
 
 Hinton et al. 2015 ("Distilling the knowledge in a neural network") train on a teacher's
-probabilities. Letters: N images, B of a batch, C classes, D embedding width.
+probabilities. Kumar et al. 2022 ("Fine-tuning can distort pretrained features") fit a classifier
+before they train the network with it.
+
+Letters: N images, B of a batch, C classes, D embedding width.
 """
 
 import logging
@@ -39,12 +42,15 @@ from latteclip.core.terminal import Progress
 from latteclip.data.images import open_rgb
 from latteclip.labels.features import read_features
 from latteclip.labels.fusion_report import read_fusion_report
+from latteclip.labels.likelihood import descend
 from latteclip.train.data import most_drawn
 from latteclip.train.history import TrainingMetadata
 from latteclip.train.settings import Recipe, recipe_for
 
 log = logging.getLogger(__name__)
-SCALE = 20.0  # of cosines before training
+SCALE = 20.0  # of scores before training
+LENGTH = 10.0  # root mean square of centred features to which the classifier is fitted
+FITTED = 10_000  # images that the classifier is fitted to before training, at most
 SMALLEST_CROP = 0.4  # share of the image's area
 ASPECT = 4 / 3  # of a crop, at most
 MIRRORED = 0.5  # share of the images
@@ -104,7 +110,9 @@ def train_student(
         encoder = image_encoders.load(settings.network, where, "float32")
         _preprocessing(encoder)  # refuses others than of timm before the work
         recipe = recipe_for(settings.finetune, len(data.paths))
-        student = Student(encoder, _prototypes(encoder, data, threads))
+        rows = _fitted_rows(len(data.paths), seed)
+        features = _features(encoder, [data.paths[row] for row in rows], threads)
+        student = Student(encoder, fit_classifier(features, data.targets[rows]))
         history, predicted = _train(student, data, recipe, seed, threads)
         n_classes = len(data.targets.argmax(dim=1).unique())
         flags = ["ours"]
@@ -184,12 +192,17 @@ def read_data(
 class Student(torch.nn.Module):
     """A network with a linear classifier of its normalised features."""
 
-    def __init__(self, encoder: ImageEncoder, weights: torch.Tensor) -> None:
+    def __init__(self, encoder: ImageEncoder, classifier: Classifier) -> None:
+        """`classifier`: its scores are the logits that training begins with."""
         super().__init__()
         self.encoder = encoder
         self.network = encoder.model
-        self.weights = torch.nn.Parameter(weights.to(encoder.device))  # [C, D]
-        self.bias = torch.nn.Parameter(torch.zeros(len(weights), device=encoder.device))
+        weights, bias = (
+            each.to(encoder.device) / SCALE
+            for each in (classifier.weights, classifier.bias)
+        )
+        self.weights = torch.nn.Parameter(weights)  # [C, D]
+        self.bias = torch.nn.Parameter(bias)  # [C]
         self.log_scale = torch.nn.Parameter(
             torch.tensor(SCALE, device=encoder.device).log()
         )
@@ -205,19 +218,46 @@ class Student(torch.nn.Module):
         return Classifier.of(self.weights, self.bias)
 
 
+def _fitted_rows(n: int, seed: int) -> list[int]:
+    """Return the rows of the images that the classifier is fitted to before training."""
+    drawn: list[int] = np.random.default_rng(seed).permutation(n)[:FITTED].tolist()
+    return sorted(drawn)
+
+
 @torch.no_grad()
-def _prototypes(encoder: ImageEncoder, data: StudentData, threads: int) -> torch.Tensor:
-    """Return the normalised mean feature [C, D] of each class before training."""
-    sums = torch.zeros(len(data.classnames), encoder.width)
+def _features(encoder: ImageEncoder, paths: list[str], threads: int) -> torch.Tensor:
+    """Return the normalised features [n, D] of images before training."""
+    found = []
     with ThreadPoolExecutor(threads) as pool:
-        for part in parts(len(data.paths), ENCODED):
-            images = pool.map(
-                lambda path: encoder.preprocess(open_rgb(path)), data.paths[part]
-            )
+        for part in parts(len(paths), ENCODED):
+            images = pool.map(lambda path: encoder.preprocess(open_rgb(path)), paths[part])
             batch = torch.stack(list(images)).to(encoder.device)
             features = F.normalize(encoder.model.encode_image(batch), dim=-1)  # type: ignore[operator]
-            sums += data.targets[part].T @ features.cpu()
-    return F.normalize(sums, dim=-1)
+            found.append(features.float().cpu())
+    return torch.cat(found)
+
+
+def fit_classifier(features: torch.Tensor, targets: torch.Tensor) -> Classifier:
+    """Return the classifier of features [n, D] whose logits make probabilities [n, C] likely.
+
+    It is a logistic regression of the centred features with a standard normal prior.
+    """
+    mean = features.mean(dim=0)
+    centred = (features - mean).double()
+    spread = centred.square().sum(dim=1).mean().sqrt().clamp(min=1e-12)
+    x = LENGTH * centred / spread
+    wanted = targets.double()
+    n_classes = targets.shape[1]
+
+    def loss(free: torch.Tensor) -> torch.Tensor:
+        logits = torch.addmm(free[:, -1], x, free[:, :-1].T)
+        likelihood = (wanted * logits.log_softmax(dim=1)).sum()
+        return (0.5 * free.square().sum() - likelihood) / len(x)
+
+    zeros = torch.zeros(n_classes, x.shape[1] + 1, dtype=torch.float64)
+    found = descend(loss, zeros)
+    weights = found[:, :-1] * LENGTH / spread
+    return Classifier.of(weights, found[:, -1] - weights @ mean.double())
 
 
 def _train(

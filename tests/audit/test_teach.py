@@ -2,10 +2,13 @@
 
 import json
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
+import torch.nn.functional as F
 from support import records
 from support.axe import violations
 from support.taken import CLASSNAMES, Taken
@@ -20,10 +23,10 @@ from latteclip.config.sections.clip import ClipSection
 from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.metadata import EncoderMetadata
+from latteclip.core.metadata import EncoderMetadata, ExamplesMetadata
 from latteclip.labels.answers import CHECK, CLASS, TEACH, Answer
 from latteclip.labels.fuse_labels import fuse_labels
-from latteclip.labels.fusion_report import NAME, read_fusion_report
+from latteclip.labels.fusion_report import NAME, read_fusion_report, write_fusion_report
 from latteclip.labels.voters.base import FusionSettings, VoterTable
 
 
@@ -104,6 +107,29 @@ def test_questions_follow_the_model_of_the_fused_labels(taken, n_voters):
     assert read_fusion_report(taken.path(NAME)).image_encoders[0].weight > 0
     found = TeachingSession(taken.folder, 10).posterior.amax(dim=1)
     np.testing.assert_allclose(found, labels["fused_confidence"].to_numpy(), atol=1e-6)
+
+
+def test_labels_between_the_questions_learn_from_examples(taken):
+    def right():
+        labels = TeachingSession(taken.folder, 10).posterior.argmax(dim=1)
+        return float((labels.numpy() == taken.truth).mean())
+
+    images = taken.world.features[taken.training]
+    means = [images[taken.truth == label].mean(dim=0) for label in range(len(CLASSNAMES))]
+    features = F.normalize(torch.stack(means), dim=1)
+    before = right()
+    columns = {
+        "path": [f"{name}.jpg" for name in CLASSNAMES],
+        "classname": CLASSNAMES,
+        "image_features": tables.list_column(features.numpy()),
+    }
+    metadata = ExamplesMetadata(["m"], [features.shape[1]])
+    tables.write(taken.folder / "examples.parquet", columns, tables.EXAMPLES, metadata)
+    assert right() == before  # the labels of the run did not use them
+    report = read_fusion_report(taken.folder / NAME)
+    n = len(CLASSNAMES)
+    write_fusion_report(taken.folder / NAME, replace(report, model="m", examples=n))
+    assert right() > before
 
 
 def test_chosen_images_come_before_images_drawn_to_check(taken, label_of):

@@ -288,6 +288,23 @@ def test_a_classifier_that_answers_made_rolls_up_by_what_checks_it(results):
         results.classifier(roll_up=ERROR, groups=GROUPS)
 
 
+@pytest.mark.parametrize(
+    ("rows", "named"),
+    [("a,b\nb,c\nc,a\n", "has a cycle"), ("a,first\npodle,first\n", "'podle'")],
+)
+def test_groups_that_are_no_tree_of_the_classes_are_one_sentence(
+    results, tmp_path, capsys, rows, named
+):
+    (tmp_path / "groups.csv").write_text(f"class,group\n{rows}")
+    words = ["predict", results.model, results.pictures[0], "--roll-up", ERROR]
+    output = tmp_path / "out.csv"
+    words += ["--groups", tmp_path / "groups.csv", "--output", output]
+    assert main.main([*map(str, words)]) == 2
+    [printed] = capsys.readouterr().err.splitlines()
+    assert printed.startswith("error: class_groups") and named in printed
+    assert not output.exists()
+
+
 def test_groups_without_their_option_are_refused(results, capsys):
     words = ["predict", str(results.model), results.pictures[0], "--groups", "x.csv"]
     assert main.main(words) == 2

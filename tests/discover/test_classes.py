@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import re
 import threading
 
 import pytest
@@ -13,9 +12,6 @@ from latteclip.core.errors import UserError
 from latteclip.discover.classes import ClassesPage, ClassesServer, classes
 from latteclip.discover.proposal import Action
 
-# Messages of the browser itself: another page has saved, or a picture's connection ended.
-NETWORK = r"CONNECTION_\w+|EMPTY_RESPONSE|CONTENT_LENGTH_MISMATCH|ABORTED"
-EXPECTED = re.compile(rf"412|net::ERR_({NETWORK})")
 page_tests = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed"
 )
@@ -29,27 +25,6 @@ def server(results):
         yield running
         running.shutdown()
         thread.join()
-
-
-@pytest.fixture
-def visit(browser):
-    """Opens an address. Afterwards the page must have complained of nothing."""
-    contexts, complaints = [], []
-
-    def open_page(address):
-        contexts.append(browser.new_context(accept_downloads=True))
-        page = contexts[-1].new_page()
-        page.on(
-            "console", lambda one: EXPECTED.search(one.text) or complaints.append(one.text)
-        )
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(address)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert complaints == []
 
 
 def put(server, content, *, token=None, **headers):

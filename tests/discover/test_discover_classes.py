@@ -68,13 +68,60 @@ def test_a_rerun_writes_the_same(results):
 
 
 @pytest.mark.parametrize(
-    "answers", [[""] * 20, ["thing"] * 20, [f"name{i}" for i in range(20)]]
+    "answers",
+    [
+        [""] * 20,
+        ["thing"] * 20,
+        [f"name{i}" for i in range(20)],
+        [f"name{i}" for i in range(1000)],
+        ["\U0001f600"] * 20,
+    ],
+    ids=["none", "one word", "singletons", "a thousand singletons", "emoji"],
 )
 def test_images_of_fewer_than_two_classes_are_an_error(tmp_path, answers):
     write_inputs(tmp_path, answers)
     with pytest.raises(UserError, match=r"names\.parquet"):
         run(tmp_path)
     assert not (tmp_path / "classes.txt").exists()
+
+
+def test_images_that_look_all_alike_are_an_error(tmp_path):
+    write_inputs(tmp_path, ["cup", "dog", "car"] * 12, spread=0.0)
+    with pytest.raises(UserError, match=r"names\.parquet"):
+        run(tmp_path)
+    assert not (tmp_path / "classes.txt").exists()
+
+
+def test_hostile_names_are_one_plain_line_each(tmp_path):
+    hostile = ["<img src=x onerror=alert(1)>", "../../etc/passwd", "x" * 10_000]
+    answers = [hostile[i % 3] + "\n\u202e\r" for i in range(N)]
+    write_inputs(tmp_path, answers)
+    run(tmp_path)
+    names = (tmp_path / "classes.txt").read_bytes().decode().split("\n")
+    assert names.pop() == ""
+    assert len(names) == len(set(names)) == 3
+    assert all(name.isprintable() and 0 < len(name) <= 100 for name in names)
+    assert not any(set(name) & set("<>/\\") for name in names)
+
+
+def test_names_that_differ_in_case_alone_are_one_class(tmp_path):
+    called = [("Cup", "CUP "), ("dog", "A Dog"), ("car", "CARS")]
+    write_inputs(tmp_path, [called[i % 3][i // 3 % 2] for i in range(N)])
+    run(tmp_path)
+    names = (tmp_path / "classes.txt").read_text().splitlines()
+    assert sorted(names) == ["car", "cup", "dog"]
+
+
+def test_a_class_that_loses_all_its_images_stays_a_class(results):
+    page = ClassesPage(results)
+    name = (results / "classes.txt").read_text().splitlines()[0]
+    members = pq.read_table(results / "discovered.parquet").to_pylist()
+    lost = [one["image_id"] for one in members if one["classname"] == name]
+    page.save([Action(do="none", of=0, image=one) for one in lost], page.saved().revision)
+    run(results, actions_path=str(results / "classes.json"))
+    assert name in (results / "classes.txt").read_text().splitlines()
+    first = json.loads((results / "discovery.json").read_text())["classes"][0]
+    assert (first["name"], first["images"]) == (name, 0)
 
 
 def test_actions_of_another_proposal_are_refused(results):

@@ -1,8 +1,11 @@
 """Classes that images marked unknown may show."""
 
+import http.client
+import threading
+
 import numpy as np
 import pytest
-from support.tiny import write_captions, write_index
+from support.tiny import write_captions, write_index, write_pictures
 
 from latteclip.core import tables
 from latteclip.core.class_history import edited_classes
@@ -10,7 +13,11 @@ from latteclip.core.errors import UserError
 from latteclip.core.metadata import UnknownMetadata
 from latteclip.discover.classes import classes
 from latteclip.discover.new_classes import propose_new_classes
+from latteclip.discover.new_classes_page import NewClassesPage, NewClassesServer
 
+page_tests = pytest.importorskip(
+    "playwright.sync_api", reason="playwright is not installed"
+)
 CLASSES = ["cup", "dog"]
 KNOWN, NEW, ODD = 40, 14, 5  # images of each class, of a new class, and of nothing else
 
@@ -32,7 +39,8 @@ def results(tmp_path):
     features = rng.normal(size=(3 + ODD, 32))[kinds] + 0.5 * rng.normal(size=(n, 32))
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     ids = [f"{number:03d}.png" for number in range(n)]
-    write_index(folder / "images.parquet", ids, ["train"] * n, [None] * n, CLASSES)
+    files = write_pictures(tmp_path / "pictures", n)
+    write_index(folder / "images.parquet", files, ["train"] * n, [None] * n, CLASSES)
     columns = {
         "image_id": ids,
         "split": ["train"] * n,
@@ -109,6 +117,56 @@ def test_a_class_beside_proposed_ones_counts_as_an_edit_by_hand(results):
     (results / "classes.txt").write_text("cup\ndog\n")
     classes(str(results), add="forklift")
     assert edited_classes(results) == ["cup", "dog", "forklift"]
+
+
+@pytest.fixture
+def served(results):
+    """The page of classes of one's own, with its pictures."""
+    name_images(results)
+    with NewClassesServer(NewClassesPage(results)) as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def test_a_click_makes_unknown_images_a_class_of_any_name(served, results, visit):
+    listed = results.parents[1] / "photos" / "classes.txt"
+    page = visit(served.address)
+    first = page.locator("article").first
+    page_tests.expect(first.locator("img")).to_have_count(12)
+    assert first.locator("input").input_value() == "forklift"
+    first.locator("input").fill("Cup")
+    first.get_by_role("button", name="Make it a class").click()
+    page_tests.expect(page.locator("#trouble")).to_contain_text("in use")
+    assert listed.read_text() == "cup\ndog"
+    first.locator("input").fill("<b>fork  truck")
+    first.get_by_role("button", name="Make it a class").click()
+    page_tests.expect(page.locator("#classes")).to_contain_text("<b>fork truck")
+    assert listed.read_text() == "cup\ndog\n<b>fork truck\n"
+    again = visit(served.address).locator("article").first
+    again.get_by_role("button", name="Undo").click()
+    page_tests.expect(again.locator("input")).to_have_count(1)
+    assert listed.read_text() == "cup\ndog\n"
+
+
+def test_requests_of_strangers_and_other_changes_add_no_class(served, results):
+    def put(content, **headers):
+        host = f"127.0.0.1:{served.server_port}"
+        usual = {"Origin": f"http://{host}", "Content-Type": "application/json"}
+        connection = http.client.HTTPConnection(host, timeout=20)
+        path = f"/{served.token}/new/classes"
+        connection.request("PUT", path, content, usual | headers)
+        return connection.getresponse().status
+
+    good = '{"group": 0, "name": "forklift"}'
+    assert put(good, Origin="http://evil.example") == 403
+    for wrong in ("", "[]", '{"group": 99, "name": "x"}', '{"group": 0, "name": "dog"}'):
+        assert put(wrong) == 400
+    assert put('{"group": 0, "name": "x", "path": "/etc/passwd"}') == 400
+    assert (results.parents[1] / "photos" / "classes.txt").read_text() == "cup\ndog"
+    assert put(good) == 200
 
 
 def test_classes_that_are_folders_are_named_where_one_is_to_be_added(results):

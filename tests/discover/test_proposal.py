@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from latteclip.core.errors import UserError
-from latteclip.discover import grouping, proposal
+from latteclip.discover import grouping, looks, proposal
 from latteclip.discover.grouping import Evidence
 from latteclip.discover.names import read_names
 from latteclip.discover.proposal import Action, propose, questions, replay
@@ -61,6 +61,28 @@ def test_a_number_is_kept_and_nothing_is_random(world, proposed):
     again = propose(evidence)
     assert (again.leaves == proposed.leaves).all()
     assert again.names == proposed.names
+
+
+def test_names_that_say_nothing_only_label_what_looks_group(world):
+    truth, evidence = world
+    rng = np.random.default_rng(2)
+    answers = [f"word{number}" for number in rng.integers(12, size=len(truth))]
+    wordy = Evidence.of(evidence.looks, read_names(answers))
+    found = propose(wordy, KINDS)
+    assert found.by_looks
+    assert len(found.classes) == KINDS
+    assert right(found.labels(), truth) > 0.95
+    assert all(names[0].startswith("word") for names in found.names)
+    assert not propose(evidence).by_looks
+
+
+def test_linked_means_are_linked_again_where_there_are_many(world, monkeypatch):
+    truth, evidence = world
+    monkeypatch.setattr(looks, "MAX_GROUPS", 20)
+    labels = looks.linked(evidence.looks)
+    assert KINDS <= labels.max() + 1 <= 20
+    for group in range(labels.max() + 1):
+        assert len(set(truth[labels == group])) == 1
 
 
 def test_costs_do_not_depend_on_the_number_of_images(world):

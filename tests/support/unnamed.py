@@ -23,8 +23,8 @@ def run(folder, **more):
     discover_classes(*tables, *(str(folder / name) for name in outputs), **more)
 
 
-def write_inputs(folder, answers):
-    """Write images of three kinds, with these answers."""
+def write_inputs(folder, answers, spread=1.0):
+    """Write images of three kinds, with these answers. Without a spread, all look alike."""
     rng = np.random.default_rng(0)
     kinds = np.arange(len(answers)) % len(KINDS)
     files = write_pictures(folder / "pictures", len(answers))
@@ -33,6 +33,7 @@ def write_inputs(folder, answers):
     ids = [f"{number:03d}.png" for number in range(n)]
     write_captions(folder / "names.parquet", ids, answers)
     looks = rng.normal(size=(len(KINDS), 8))[kinds] + 0.2 * rng.normal(size=(n, 8))
+    looks = 1 + spread * (looks - 1)
     looks = (looks / np.linalg.norm(looks, axis=1, keepdims=True)).astype(np.float32)
     columns = {"image_id": ids, "image_features": tables.list_column(looks)}
     metadata = EncoderMetadata(model="a/clip", width=8)

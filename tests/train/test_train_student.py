@@ -149,6 +149,27 @@ def test_targets_are_the_probabilities_of_the_labels(colours):
     assert (rest > 0.49).all()
 
 
+def test_the_first_classifier_is_a_logistic_regression_of_centred_features():
+    """Its gradient is zero, in plain loops over images and classes."""
+    draw = torch.Generator().manual_seed(0)
+    n, n_classes, width = 40, 3, 5
+    features = torch.randn(n, width, generator=draw) / 5 + 3  # far from zero
+    features = torch.nn.functional.normalize(features, dim=1)
+    targets = torch.randn(n, n_classes, generator=draw).mul(2).softmax(dim=1)
+    head = students.fit_classifier(features, targets)
+    shares = head.scores(features).double().softmax(dim=1)
+    centred = (features - features.mean(dim=0)).double()
+    squares = sum(float(row @ row) for row in centred) / n
+    factor = students.LENGTH / squares**0.5
+    for label in range(n_classes):
+        prior = head.weights[label].double() / factor  # of the scaled features
+        gradient = prior + sum(
+            (shares[row, label] - targets[row, label]) * factor * centred[row]
+            for row in range(n)
+        )
+        assert gradient.abs().max() < 1e-2 * prior.abs().max()
+
+
 def test_images_that_judge_are_left_out(colours):
     fold = Fold(0.2, 0, 3)
     checked = colours.ids[:9]

@@ -235,6 +235,8 @@ document.addEventListener("keydown", (event) => {
   const run = { y: () => answer(true), n: () => answer(false), Backspace: undo }[event.key];
   if (run) { event.preventDefault(); run(); }
 });
+$("by_looks").hidden = !values.by_looks;
+$("further").hidden = values.offline || !values.marked;
 if (values.offline) {
   $("export").hidden = false;
   $("status").textContent = `Nothing is saved until you export. Then run: ${values.take}`;

@@ -1,0 +1,153 @@
+"""The page of classes that nobody listed: groups of unknown images, taken over with a click."""
+
+import io
+import json
+import threading
+from collections.abc import Mapping
+from http import HTTPStatus
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from pydantic import BaseModel, Field, ValidationError
+
+from latteclip.audit.server import (
+    HTML,
+    JSON,
+    SERVED,
+    WEBP,
+    Handler,
+    QuestionServer,
+    RefusedError,
+    Reply,
+)
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.core.files import read_object, write_json
+from latteclip.core.folder_names import lines_of
+from latteclip.core.run_options import run_command
+from latteclip.data.images import open_rgb
+from latteclip.discover.new_classes import (
+    NewClass,
+    add_class,
+    list_of_classes,
+    propose_new_classes,
+    remove_class,
+)
+from latteclip.discover.proposal import MAX_NAME
+from latteclip.report import render
+
+SIDE = 256  # pixels of a served picture
+SHOWN = 12  # pictures of a group
+PACKAGE = "latteclip.discover"
+AUDIT = "latteclip.audit"  # whose served page begins alike
+TAKEN = "new_classes.json"  # the name of each class that was taken over, by its first image
+REMEDY = "delete it"
+
+
+class Change(BaseModel, extra="forbid"):
+    """A group that becomes a class of a name, or with None no longer is one."""
+
+    group: int = Field(ge=0)
+    name: str | None = Field(max_length=10 * MAX_NAME)
+
+
+class NewClassesPage:
+    """Groups of images that are marked unknown, and the list of classes."""
+
+    def __init__(self, results: str | Path) -> None:
+        """Group the images, or raise UserError."""
+        self.folder = Path(results)
+        self.dataset = self.folder.absolute().name
+        self.groups: list[NewClass] = propose_new_classes(results)
+        self.path = self.folder / TAKEN
+        self.busy = threading.Lock()
+        shown = [image for one in self.groups for image in one.image_ids[:SHOWN]]
+        index = str(self.folder / "images.parquet")
+        paths = tables.lookup(index, tables.IMAGES, "image_id", "path", shown)
+        self.paths = {f"new/image/{place}": path for place, path in enumerate(paths)}
+
+    def taken(self) -> dict[str, str]:
+        """Return the names of the groups that became classes, by the first image of each."""
+        if not self.path.is_file():
+            return {}
+        found: dict[str, str] = read_object(self.path, ("taken",), REMEDY)["taken"]
+        return found
+
+    def change(self, change: Change) -> None:
+        """Add the class of a group, or remove it again. UserError: it cannot be."""
+        if change.group >= len(self.groups):
+            raise UserError(f"There is no group {change.group}; reload the page.")
+        key = self.groups[change.group].image_ids[0]
+        with self.busy:
+            taken = self.taken()
+            if before := taken.pop(key, None):
+                remove_class(self.folder, before)
+            if change.name is not None:
+                taken[key] = add_class(self.folder, change.name)
+            write_json(self.path, {"taken": taken})
+
+    def state(self) -> dict[str, Any]:
+        """Return what changes on the page."""
+        taken = self.taken()
+        return {
+            "classes": lines_of(list_of_classes(self.folder)),
+            "taken": [taken.get(one.image_ids[0]) for one in self.groups],
+        }
+
+    def page(self) -> tuple[str, str]:
+        """Return the page and its policy."""
+        groups, place = [], 0
+        for one in self.groups:
+            pictures = [
+                {"image": image, "source": f"new/image/{place + i}"}
+                for i, image in enumerate(one.image_ids[:SHOWN])
+            ]
+            place += len(pictures)
+            n_images = len(one.image_ids)
+            groups.append({"name": one.name or "", "n": n_images, "pictures": pictures})
+        values = {"groups": groups, "again": run_command(self.folder), **self.state()}
+        return _rendered(self.dataset, values)
+
+
+def _rendered(dataset: str, values: Mapping[str, Any]) -> tuple[str, str]:
+    script = (files(PACKAGE) / "templates" / "new_classes.js").read_text(encoding="utf-8")
+    policy = render.policy(script, SERVED)
+    template = render.environment(PACKAGE, AUDIT).get_template("new_classes.html")
+    own = {"style": Markup(render.style()), "script": Markup(script)}
+    return template.render(policy=policy, dataset=dataset, values=values, **own), policy
+
+
+class NewClassesHandler(Handler):
+    """One request of the page."""
+
+    def _reply(self, path: str) -> Reply:
+        return self._reply_new(self.server.session, path or "new")
+
+    def _reply_new(self, page: NewClassesPage, path: str) -> Reply:
+        if self.command == "PUT" and path == "new/classes":
+            page.change(_parsed(self._body()))
+            return HTTPStatus.OK, JSON, json.dumps(page.state()).encode()
+        if self.command == "GET" and path in page.paths:  # no path comes from outside
+            file = io.BytesIO()
+            open_rgb(page.paths[path], max_side=SIDE).save(file, "WEBP", quality=85)
+            return HTTPStatus.OK, WEBP, file.getvalue()
+        if self.command == "PUT" or path != "new":
+            raise RefusedError(HTTPStatus.NOT_FOUND)
+        html, self.policy = page.page()
+        return HTTPStatus.OK, HTML, html.encode()
+
+
+def _parsed(content: bytes) -> Change:
+    try:
+        return Change.model_validate_json(content)
+    except ValidationError as error:
+        first = str(error).splitlines()[0][:200]
+        raise UserError(f"The request holds no change of a class ({first}).") from None
+
+
+class NewClassesServer(QuestionServer):
+    """Serves the page and writes the list of classes."""
+
+    handler = NewClassesHandler
