@@ -15,8 +15,8 @@ FOLDER holds what real models said of real images. Sets are found by their files
   gives the features once, and the zero-shot labels of the others vote.
 
 True labels only score. Of each voter: the share of right votes and what is estimated without
-labels, in percent. Then right labels by the first voter and by more of them, by all and a planted
-voter, and by a dear voter that sees a quarter of the images.
+labels, in percent. Then right labels by the first voter and by more of them, and by all and a
+planted voter. `cascade.py` measures a dear voter that sees a part of the images.
 """
 
 import argparse
@@ -29,11 +29,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from real_models import NONE, clip_features, normalised, plain, rows_with_texts
+from real_models import NONE, Pool, normalised, plain, rows_with_texts
 from scipy.stats import spearmanr
 
-from latteclip.labels.cascade import images_to_ask, in_one_round, unknown_voter
-from latteclip.labels.label_sources import ClipFeatures, Votes
+from latteclip.labels.label_sources import Votes
 from latteclip.labels.voter_estimates import ZERO_SHOT, VoterEstimate, estimate_voters
 from latteclip.labels.voter_model import (
     JointFusion,
@@ -43,33 +42,21 @@ from latteclip.labels.voter_model import (
 )
 from latteclip.labels.voter_tables import votes_by_labels
 
-QUARTER, BATCHES = 4, 5  # the share that a dear voter sees, and its parts
-ROUNDS = 3  # of the workflow, by default
-DRAWINGS = 2  # of random images for a dear voter
 SEEN = 0.05  # share of the images that a planted dear voter sees
 NOT_VOTERS = {"split", "file", "label", "class"}
 Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Data:
+class Data(Pool):
     """Images of one set, and the labels [N] of each voter, NONE where it is silent."""
 
-    name: str
-    features: torch.Tensor  # [N, D]
-    labels: torch.Tensor  # [N]
-    texts: torch.Tensor | None  # [C, D]
-    n_classes: int
     voters: Mapping[str, torch.Tensor]
 
-    def images(self) -> ClipFeatures:
-        """Return the features of all images."""
-        return clip_features(self.features, self.texts, self.n_classes)
-
-    def right(self, labels: torch.Tensor) -> float:
-        """Return the percentage of right labels among those that are given."""
-        has = labels != NONE
-        return round(100 * (labels == self.labels)[has].double().mean().item(), 2)
+    def right_of(self, votes: torch.Tensor) -> float:
+        """Return the percentage of right votes [N] among those that are given."""
+        has = votes != NONE
+        return round(100 * (votes == self.labels)[has].double().mean().item(), 2)
 
     def votes(self, names: Sequence[str]) -> dict[str, Votes]:
         """Return the votes of some voters."""
@@ -224,7 +211,7 @@ def _figures(
     voter = joint.voters.get(name)
     value = estimate.value
     return {
-        "true": data.right(labels),
+        "true": data.right_of(labels),
         "estimated": None if value is None else round(100 * value, 2),
         "low": round(100 * estimate.low, 2),
         "high": round(100 * estimate.high, 2),
@@ -291,65 +278,6 @@ def planted_voters(data: Data, first: torch.Tensor) -> dict[str, torch.Tensor]:
     }
 
 
-def cascade(data: Data) -> Figures:
-    """Return right labels where the first voter sees a quarter of the images, chosen or random."""
-    dear, *cheap = [name for name in data.voters if "/" not in name]
-    if not cheap and data.texts is None:
-        return {}
-    images, n = data.images(), len(data.labels)
-    budget = n // QUARTER
-    votes = data.votes(cheap[:1])
-    dear_labels = data.voters[dear]
-
-    def by(asked: torch.Tensor) -> JointFusion:
-        own = (
-            {dear: data.votes_of(torch.where(asked, dear_labels, NONE))}
-            if asked.any()
-            else {}
-        )
-        return fuse_voters(images, votes | own)
-
-    found: Figures = {
-        "without": data.right(by(torch.zeros(n, dtype=torch.bool)).fusion.labels)
-    }
-    found["whole"] = data.right(by(torch.ones(n, dtype=torch.bool)).fusion.labels)
-    random = []
-    for seed in range(DRAWINGS):
-        asked = torch.zeros(n, dtype=torch.bool)
-        drawn = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:budget]
-        asked[drawn] = True
-        random.append(data.right(by(asked).fusion.labels))
-    found["random"] = round(float(np.mean(random)), 2)
-    asked = torch.zeros(n, dtype=torch.bool)
-    if not cheap:
-        asked[drawn[: budget // BATCHES]] = True
-    while asked.sum() < budget:
-        joint = by(asked)
-        voter = joint.voters.get(dear)
-        confusion = unknown_voter(data.n_classes)
-        if voter is not None:
-            confusion = voter.parameters.confusion
-        size = min(-(-budget // BATCHES), budget - int(asked.sum()))
-        rows, _ = images_to_ask(joint.model, asked, confusion, size)
-        if not len(rows):
-            break
-        asked[rows] = True
-    found["chosen"] = data.right(by(asked).fusion.labels)
-    nobody = torch.zeros(n, dtype=torch.bool)
-    if cheap:
-        asked = nobody.clone()
-        while asked.sum() < budget:
-            _, order = in_one_round(by(asked).model, asked)
-            asked[order[: min(-(-budget // ROUNDS), budget - int(asked.sum()))]] = True
-        found["rounds"] = data.right(by(asked).fusion.labels)
-    gain = found["whole"] - found["without"]
-    for key in ("random", "chosen", "rounds"):
-        if key not in found:
-            continue
-        found[f"{key}_share_of_gain"] = round((found[key] - found["without"]) / gain, 2)
-    return found
-
-
 # --- tables --------------------------------------------------------------------------------------
 
 COLUMNS = (
@@ -374,7 +302,7 @@ def show(results: Mapping[str, Figures]) -> None:
             print(
                 f"| {name} | {voter} | {' | '.join(_cell(one[key]) for key in COLUMNS)} |"
             )
-    for key in ("labels", "orders", "planted", "cascade"):
+    for key in ("labels", "orders", "planted"):
         print(f"\n{key}\n")
         for name, found in results.items():
             if found.get(key):
@@ -392,9 +320,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--sets", nargs="*", help="names of sets; all without it")
-    parser.add_argument(
-        "--quick", action="store_true", help="without planted voters and cascade"
-    )
+    parser.add_argument("--quick", action="store_true", help="without planted voters")
     args = parser.parse_args()
     results: dict[str, Figures] = {}
     for data in read(args.folder):
@@ -402,7 +328,7 @@ def main() -> None:
             continue
         results[data.name] = measure(data)
         if not args.quick:
-            results[data.name] |= {"planted": planted(data), "cascade": cascade(data)}
+            results[data.name]["planted"] = planted(data)
         if args.json:  # written after each set, for a run may be ended
             args.json.write_text(json.dumps(results, indent=1) + "\n")
     if not results:

@@ -56,25 +56,31 @@ Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Data:
-    """Images of a pool, from which labels are made, and new images."""
+class Pool:
+    """Images that get labels."""
 
     name: str
     features: torch.Tensor  # [N, D]
     labels: torch.Tensor  # [N]
-    new_features: torch.Tensor  # [M, D]
-    new_labels: torch.Tensor  # [M]
     texts: torch.Tensor | None  # [C, D]
     n_classes: int
-    options: torch.Tensor | None  # [N, K] classes that were named, the best first, or NONE
 
     def images(self) -> ClipFeatures:
-        """Return the features of the pool."""
+        """Return the features of all images."""
         return clip_features(self.features, self.texts, self.n_classes)
 
     def right(self, labels: torch.Tensor) -> float:
-        """Return the percentage of right labels of the pool."""
+        """Return the percentage of images with a right label."""
         return _percent(labels == self.labels)
+
+
+@dataclass(frozen=True)
+class Data(Pool):
+    """Images of a pool, from which labels are made, and new images."""
+
+    new_features: torch.Tensor  # [M, D]
+    new_labels: torch.Tensor  # [M]
+    options: torch.Tensor | None  # [N, K] classes that were named, the best first, or NONE
 
     def right_new(self, images: ClipFeatures, head: Head) -> float | None:
         """Return the percentage of right predictions for new images, if there are any."""
@@ -120,10 +126,12 @@ def _without_answers(path: Path) -> Iterator[Data]:
     labels = torch.from_numpy(content["labels"].astype(np.int64))
     nothing, n = slice(0, 0), len(texts)
     name = f"{path.parent.name}_{path.stem}"
-    yield Data(name, features, labels, features[nothing], labels[nothing], texts, n, None)
+    new = features[nothing], labels[nothing]
+    yield Data(name, features, labels, texts, n, *new, None)
     is_new = torch.rand(len(labels), generator=torch.Generator().manual_seed(0)) < 0.5
-    halves = features[~is_new], labels[~is_new], features[is_new], labels[is_new]
-    yield Data(f"{name}_half", *halves, texts, n, None)
+    pool = features[~is_new], labels[~is_new]
+    new = features[is_new], labels[is_new]
+    yield Data(f"{name}_half", *pool, texts, n, *new, None)
 
 
 def _with_answers(
@@ -140,9 +148,10 @@ def _with_answers(
     for place, classes in enumerate(answers):
         known = list(dict.fromkeys(one for one in classes if one != NONE))
         options[place, : len(known)] = torch.tensor(known, dtype=torch.long)
-    halves = features[pool], labels[pool], features[new], labels[new]
-    has_any = (options != NONE).any()
-    return Data(name, *halves, None, len(names), options if has_any else None)
+    given = options if (options != NONE).any() else None
+    own = features[pool], labels[pool]
+    others = features[new], labels[new]
+    return Data(name, *own, None, len(names), *others, given)
 
 
 def _with_texts(

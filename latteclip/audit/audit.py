@@ -100,7 +100,7 @@ class AuditSession(QuestionSession):
 
     def score(self, answers: Answers) -> Audit:
         """Score every run in the folder by answers, or raise UserError where these are too few."""
-        runs = [one for one in sampling.runs_in(self.folder) if one.predictions]
+        runs = [run for run in sampling.runs_in(self.folder) if run.predictions]
         dataset = self.population.dataset
         predictions = scoring.read_predictions(dataset, self.plan, runs)
         return scoring.score(dataset, self.plan, predictions, answers)

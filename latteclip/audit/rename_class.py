@@ -27,7 +27,7 @@ def rename_class(results: str, old: str, new: str, /) -> None:
     folder = Path(results)
     places = [
         folder / "answers.json",
-        *(audit_files(folder, one)[1] for one in ("test", "train")),
+        *(audit_files(folder, split)[1] for split in ("test", "train")),
     ]
     classes = {path: answers.read_classes(path) for path in places if path.exists()}
     old, new = (_as_in_answers(folder, name) for name in (old, new))

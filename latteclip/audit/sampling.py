@@ -195,10 +195,12 @@ def read_population(folder: str | Path, split: str | None = None) -> Population:
         index = index.filter(is_test if split == TEST else pc.invert(is_test))
     predicted = _candidates(folder, index["image_id"], classnames, chosen, split)
     if plan.exists():
-        predicted = {run: found for run, found in predicted.items() if predicts_most(found)}
+        predicted = {
+            run: classes for run, classes in predicted.items() if predicts_most(classes)
+        }
         known = np.full(len(index), bool(predicted))
     else:
-        known = np.all([found != MISSING for found in predicted.values()], axis=0)
+        known = np.all([classes != MISSING for classes in predicted.values()], axis=0)
         known &= ~_taught(folder, index, classnames)
     if not (predicted and known.any()):
         raise UserError(
@@ -319,15 +321,15 @@ def read_plan(path: str | Path, index: pa.Table, classnames: Sequence[str]) -> S
     index = index.filter(is_test if split == TEST else pc.invert(is_test))
     rows = locate(list(zip(ids, contents, strict=True)), index)
     is_there = np.array([row is not None for row in rows], dtype=bool)
-    found = index.take(pa.array([row for row in rows if row is not None], pa.int64()))
+    planned = index.take(pa.array([row for row in rows if row is not None], pa.int64()))
     return SamplingPlan(
         split,
         list(classnames),
-        found["image_id"].to_pylist(),
+        planned["image_id"].to_pylist(),
         strata[is_there],
         np.argsort(turn[is_there]),
         identity,
-        found["checksum"].to_pylist(),
+        planned["checksum"].to_pylist(),
     )
 
 

@@ -61,7 +61,7 @@ def read_predictions(
     dataset: str, plan: SamplingPlan, runs: Sequence[RunFiles]
 ) -> list[RunPredictions]:
     """Return what the runs predict that predict most images of a plan, or raise UserError."""
-    found = []
+    predicted = []
     missing = []
     image_ids = pa.chunked_array([plan.image_ids], pa.string())
     of_runs = predictions_of(runs, image_ids, plan.classnames, plan.split)
@@ -71,8 +71,8 @@ def read_predictions(
         else:
             reads_labels = "supervised" in read_metrics(files.metrics)["flags"]
             can_be_chosen = files.has_model and not reads_labels
-            found.append(RunPredictions(files.run, can_be_chosen, predictions))
-    if not found:
+            predicted.append(RunPredictions(files.run, can_be_chosen, predictions))
+    if not predicted:
         raise UserError(
             f"The answers about {dataset} are about images that no model predicts now; run the "
             f"workflow, or move results/{dataset}/audit/{plan.split} away to begin a new audit."
@@ -80,7 +80,7 @@ def read_predictions(
     if missing:
         names = ", ".join(dict.fromkeys(missing))
         log.warning("%s: left out, without predictions of many images of the audit.", names)
-    return found
+    return predicted
 
 
 def score(
@@ -291,13 +291,13 @@ def difference(
 def answered_prefix(plan: SamplingPlan, answers: Answers) -> dict[str, Answer]:
     """Return the answers in the order of the plan, up to the first image that has none."""
     names = (plan.image_ids[row] for row in plan.order)
-    found = {name: answers[name] for name in takewhile(answers.__contains__, names)}
-    if len(found) < len(answers):
+    prefix = {name: answers[name] for name in takewhile(answers.__contains__, names)}
+    if len(prefix) < len(answers):
         log.warning(
             "%d answers are left out: they are about images after the first one without an answer.",
-            len(answers) - len(found),
+            len(answers) - len(prefix),
         )
-    return found
+    return prefix
 
 
 def verdict(audit: Audit) -> str:

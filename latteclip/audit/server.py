@@ -154,7 +154,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def _reply(self, path: str) -> Reply:
         session = self.server.session
-        image_of = {f"image/{one.number}": one.path for one in session.questions}
+        image_of = {
+            f"image/{question.number}": question.path for question in session.questions
+        }
         if self.command == "PUT" and path == "answers":
             return self._save(session)
         if self.command == "GET" and path in image_of:  # no path comes from outside

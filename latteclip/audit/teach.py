@@ -154,16 +154,16 @@ class TeachingSession(QuestionSession):
 
     def open_questions(self, answers: Answers, *, offline: bool = False) -> list[Question]:
         """Return the next questions. Offline, all are asked at once, and nothing is learned."""
-        answers, found = dict(answers), super().open_questions(answers)
-        while len(answers) < self.total and (offline or not found):
+        answers, questions = dict(answers), super().open_questions(answers)
+        while len(answers) < self.total and (offline or not questions):
             answers |= {
                 question.key: Answer(question.image_id, UNSURE, phase=question.phase)
-                for question in found
+                for question in questions
             }
             if not (added := self._next_questions(answers, learn=not offline)):
                 break
-            found += added
-        return found
+            questions += added
+        return questions
 
     def read_file(self, path: str) -> Saved:
         """Return the answers that the page exported, or labels from another tool."""
@@ -248,8 +248,10 @@ class TeachingSession(QuestionSession):
             str(self.folder / "pseudo_labels.parquet"),
             str(self.folder / "class_embeddings.safetensors"),
             [
-                VoterTable(one.name, one.kind, one.module, str(self.folder / one.table))
-                for one in report.voters
+                VoterTable(
+                    voter.name, voter.kind, voter.module, str(self.folder / voter.table)
+                )
+                for voter in report.voters
             ],
             image_encoders_paths=[
                 str(self.folder / "image_encoders" / f"{encoder}.parquet")

@@ -60,7 +60,7 @@ def _count(columns: Mapping[str, Any], answers: Sequence[Response]) -> dict[str,
     return {
         "asked": int(bool(answers)),
         "failed": int(is_failed),
-        "empty": int(not is_failed and columns.get("caption") == ""),
+        "empty": int(bool(answers) and not is_failed and columns.get("caption") == ""),
         "cut": int(columns.get("finish_reason") == "length"),
         "read": sum(answer.n_read or 0 for answer in answers),
         "written": sum(answer.n_tokens or 0 for answer in answers),

@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from latteclip.captions.requests import CaptionerSettings, Response
+from latteclip.config.amounts import MONEY, SECONDS, amount, amount_of
 from latteclip.core.errors import UserError
 
 MILLION = 1e6
-MONEY, TOKENS, SECONDS = "money", "tokens", "seconds"
 
 
 def priced(answer: Response, settings: CaptionerSettings) -> Response:
@@ -32,18 +32,17 @@ class Budget:
 
     limit: float
     unit: str  # MONEY, TOKENS or SECONDS
+    key: str = "max_cost"  # the key that limits this job alone
     spent: float = 0.0
     largest: float = 0.0  # cost of the dearest answer
     n: int = 0  # answers that were counted
-    started: float = field(default_factory=time.monotonic)
+    started: float | None = None  # when the first request was made, by time.monotonic
 
     @classmethod
-    def of(cls, max_cost: float | str, shards: int = 1) -> "Budget":
-        """Return an equal part of `scores.max_cost` for each of some shards."""
-        if isinstance(max_cost, str):
-            number, unit = max_cost.split()
-            return cls(float(number) / shards, unit)
-        return cls(max_cost / shards, MONEY)
+    def of(cls, max_cost: float | str, shards: int = 1, key: str = "max_cost") -> "Budget":
+        """Return an equal part of a key `max_cost` for each of some shards."""
+        number, unit = amount_of(max_cost)
+        return cls(number / shards, unit, key)
 
     def take(self, answer: Response) -> None:
         """Count an answer. UserError: nobody says what it cost."""
@@ -65,7 +64,7 @@ class Budget:
             remedy = "give seconds or money"
         if known is None and answer.error is None:
             raise UserError(
-                f"scores.max_cost is a number of {self.unit}, but the server does not say what an "
+                f"{self.key} is a number of {self.unit}, but the server does not say what an "
                 f"answer costs; {remedy}. The answers so far are cached."
             )
         return known or 0.0
@@ -81,18 +80,30 @@ class Budget:
         Each of them counts as the dearest answer so far.
         """
         if self.unit == SECONDS:
-            return time.monotonic() - self.started < self.limit
+            return self._seconds() < self.limit
         expected = self.spent + (under_way + 1) * self.largest
         return self.spent < self.limit and expected <= self.limit
 
     def cost(self, n: int) -> str:
         """Return what n more answers would cost by the mean so far, in words."""
-        spent = self.spent
-        if self.unit == SECONDS:
-            spent = time.monotonic() - self.started
+        spent = self._seconds() if self.unit == SECONDS else self.spent
         return amount(n * spent / max(1, self.n), self.unit)
 
+    def start(self) -> None:
+        """Begin to count seconds, unless they are counted already."""
+        self.started = self.started or time.monotonic()
 
-def amount(value: float, unit: str) -> str:
-    """Return a number of MONEY, TOKENS or SECONDS in words."""
-    return f"{value:.4g}" if unit == MONEY else f"{value:,.0f} {unit}"
+    def _seconds(self) -> float:
+        return 0.0 if self.started is None else time.monotonic() - self.started
+
+    @property
+    def name(self) -> str:
+        """The limit in words."""
+        return f"The budget of {amount(self.limit, self.unit)} ({self.key}, or a part of max_cost)"
+
+    def ended(self, n: int, lack: str) -> str:
+        """Return the sentences on an ended budget, where n images lack something."""
+        return (
+            f"{self.name} is spent: {n} images were not asked about and have no {lack}. To ask "
+            f"about them would cost about {self.cost(n)}"
+        )

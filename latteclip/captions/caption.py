@@ -4,7 +4,9 @@ Every answer is cached as it comes, and the table is written at the end. So a br
 where it stopped, and a request is answered once.
 """
 
+import functools
 import logging
+import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -26,11 +28,13 @@ from latteclip.captions.requests import (
 from latteclip.captions.runner import CaptionJob, Runner, running
 from latteclip.config.sections.groups import GroupsSection
 from latteclip.core import tables
+from latteclip.core.hashing import digest
 from latteclip.core.user_tables import by_image_id
 
 log = logging.getLogger(__name__)
 # Added to the prompt of a second attempt, after an answer that was empty or cut.
 RETRY_PROMPT = "Answer with one short sentence."
+NOT_ASKED = Response("", "not asked", None)
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _TOKENS = re.compile(
     r"<\|?/?(?:s|pad|unk|eos|bos|im_start|im_end|endoftext|eot_id)\|?>", re.I
@@ -114,6 +118,7 @@ def _caption(
         retry_prompt=RETRY_PROMPT,
         layout=job.settings.picture_layout,
         groups=groups,
+        max_cost=job.settings.max_cost,
     )
     if job.settings.reads_file:
         count = write_rows(
@@ -121,30 +126,57 @@ def _caption(
         )
     else:
         with running(job, questions) as runner:
-            _ask(runner, questions)
+            metadata.beyond_budget = _ask(runner, questions)
             count = write_rows(job, _rows(questions, _answers(runner, questions)), metadata)
     log.info(
-        "Wrote %d captions, %d empty, %d without an answer, %d cut at %d tokens.",
+        "Wrote %d captions, %d empty, %d without an answer, %d cut at %d tokens, %d not asked for.",
         count["asked"],
         count["empty"],
         count["failed"],
         count["cut"],
         job.settings.max_new_tokens,
+        len(questions) - count["asked"],
     )
 
 
-def _ask(runner: Runner, questions: Questions) -> None:
-    """Ask about every row, and once more where the answer is empty or cut."""
+def _ask(runner: Runner, questions: Questions) -> int:
+    """Ask about every row, and once more where the answer is empty or cut.
+
+    Returns the number of rows that the budget leaves out. Where there is one, rows have a random
+    order, for the images of a class stand side by side.
+    """
     n = len(questions)
-    runner.ask((_request(questions, row) for row in range(n)), n)
-    again = []
-    for row, (answer, *_) in enumerate(_answers(runner, questions)):
-        if answer.error is None and not _is_good(answer):
-            again.append(row)
-    if again:
-        log.info("%d answers are empty or cut.", len(again))
+    rows = range(n)
+    max_cost = runner.job.settings.max_cost
+    if max_cost is None:
+        runner.ask((_request(questions, row) for row in rows), n)
+        again = _not_good(runner, questions)
         requests = (_request(questions, row, f" {RETRY_PROMPT}") for row in again)
         runner.ask(requests, len(again), attempt=2)
+        return 0
+    budget = runner.job.budget(max_cost)
+    order = sorted(rows, key=lambda row: digest("budget", questions.ids[row]))
+    rest = runner.ask_within(budget, order, lambda row: _request(questions, row))
+    runner.ask_within(
+        budget,
+        _not_good(runner, questions),
+        lambda row: _request(questions, row, f" {RETRY_PROMPT}"),
+        attempt=2,
+    )
+    if rest:
+        log.warning("%s.", budget.ended(len(rest), "caption"))
+    return len(rest)
+
+
+def _not_good(runner: Runner, questions: Questions) -> list[int]:
+    """Return the rows whose answer is empty or cut."""
+    found = []
+    for row, answers in enumerate(_answers(runner, questions)):
+        if answers and answers[0].error is None and not _is_good(answers[0]):
+            found.append(row)
+    if found:
+        log.info("%d answers are empty or cut.", len(found))
+    return found
 
 
 def _request(questions: Questions, row: int, suffix: str = "") -> Request:
@@ -179,7 +211,11 @@ def _is_good(answer: Response) -> bool:
 
 
 def _columns(questions: Questions, row: int, answers: Sequence[Response]) -> dict[str, Any]:
-    """Return the columns of a row, with its first good answer or the first that has a text."""
+    """Return the columns of a row, with its first good answer or the first that has a text.
+
+    Without an answer the row was not asked about.
+    """
+    answers = answers or [NOT_ASKED]
     good = [answer for answer in answers if _is_good(answer)]
     best, *_ = good or [answer for answer in answers if answer.text] or answers[-1:]
     return {
@@ -190,7 +226,7 @@ def _columns(questions: Questions, row: int, answers: Sequence[Response]) -> dic
         "caption": best.text,
         "finish_reason": best.finish_reason,
         "n_tokens": best.n_tokens,
-        "attempts": len(answers),
+        "attempts": 0 if best is NOT_ASKED else len(answers),
         "error": best.error,
         "digest": answers[0].digest,
     }
@@ -216,14 +252,20 @@ def gather_captions(images_path: str, shard_paths: Sequence[str], output: str) -
 
 
 def _joined(shards: Sequence[AnswersMetadata]) -> AnswersMetadata:
+    rests = [shard.rest for shard in shards if isinstance(shard, ScoresMetadata)]
+    left = [rest for rest in rests if rest is not None]
+    first = shards[0]
+    if isinstance(first, ScoresMetadata) and left:
+        first = replace(first, rest=functools.reduce(operator.add, left))
     engines = {name for shard in shards for name in shard.engine.split(", ") if name}
     return replace(
-        shards[0],
+        first,
         engine=", ".join(sorted(engines)),
         date=max(shard.date or "" for shard in shards) or None,
         tokens_read=sum(shard.tokens_read for shard in shards),
         tokens_written=sum(shard.tokens_written for shard in shards),
         cost=sum(shard.cost for shard in shards),
+        beyond_budget=sum(shard.beyond_budget for shard in shards),
     )
 
 

@@ -28,6 +28,8 @@ class AnswersMetadata:
     tokens_read: int = 0
     tokens_written: int = 0
     cost: float = 0.0  # money, as far as it is known
+    max_cost: float | str | None = None
+    beyond_budget: int = 0  # images or groups that were not asked about for max_cost
 
 
 @dataclass(kw_only=True)
@@ -38,6 +40,36 @@ class CaptionsMetadata(AnswersMetadata):
     retry_prompt: str  # added to the prompt of a second attempt
     layout: Layout  # layout of an image
     groups: GroupsSection | None = None  # None: the captions are of images
+
+
+@dataclass(frozen=True)
+class Rest:
+    """The training images that were not asked about, though they could be."""
+
+    images: int
+    changes: (
+        float | None
+    )  # labels that answers about them would change, if that is expected
+    reason: str  # the key that ended the questions: share, max_cost or min_gain
+
+    @property
+    def sentence(self) -> str:
+        """The rest in words."""
+        why = "Little is gained (scores.min_gain)"
+        if self.reason != "min_gain":
+            why = f"scores.{self.reason} ended the questions"
+        brings = ""
+        if self.changes is not None:
+            brings = (
+                f" Answers about them are expected to change {self.changes:,.1f} labels."
+            )
+        return f"{why}: {self.images:,} images were not asked about.{brings}"
+
+    def __add__(self, other: "Rest") -> "Rest":
+        changes = None
+        if self.changes is not None and other.changes is not None:
+            changes = self.changes + other.changes
+        return Rest(self.images + other.images, changes, self.reason)
 
 
 @dataclass(kw_only=True)
@@ -51,6 +83,6 @@ class ScoresMetadata(AnswersMetadata):
     topk: int
     orders: int | None  # number of orders of the options
     share: float
+    examples: int = 0  # sure images of each likely class that were shown
     choose: str = "margin"
-    max_cost: float | str | None = None
-    beyond_budget: int = 0  # images that were not asked about for max_cost
+    rest: Rest | None = None  # None: all images were asked about

@@ -19,6 +19,7 @@ from latteclip.captions.groups import Questions
 from latteclip.captions.metadata import AnswerSource
 from latteclip.captions.pictures import data_url, pictures_of, read_image
 from latteclip.captions.requests import CaptionerSettings, Request, Response, failed
+from latteclip.config.sections.base import MaxCost
 from latteclip.core.errors import UserError
 from latteclip.core.signals import ending_in_order
 from latteclip.core.terminal import Progress, one_line
@@ -45,6 +46,7 @@ class CaptionJob:
     file: str | None  # the user's
     scoring: bool = False  # whether a row gets scores in place of a caption
     voter: str = ""  # name of a voter, whose answers have a file of their own in the cache
+    examples: int = 0  # pictures of other images in a request, at most
 
     @property
     def source(self) -> AnswerSource:
@@ -63,6 +65,11 @@ class CaptionJob:
     @property
     def unit(self) -> str:
         return "scores" if self.scoring else "captions"
+
+    def budget(self, max_cost: MaxCost) -> Budget:
+        """Return the part of a key `max_cost` that the shard of this job has."""
+        key = "scores.max_cost" if self.scoring else "captioner.max_cost"
+        return Budget.of(max_cost, int(self.shard.partition("/")[2]), key)
 
     @property
     def cache_name(self) -> str:
@@ -169,7 +176,11 @@ class Runner:
         self._seconds += time.monotonic() - started
 
     def ask_within(
-        self, budget: Budget, rows: Sequence[int], request: Callable[[int], Request]
+        self,
+        budget: Budget,
+        rows: Sequence[int],
+        request: Callable[[int], Request],
+        attempt: int = 1,
     ) -> list[int]:
         """Answer requests about rows, in their order, until the budget ends. Returns the rest.
 
@@ -185,22 +196,22 @@ class Runner:
             if answer is None:
                 missing.append(found.key)
                 continue
-            self._digests[0, found.key] = found.digest
+            self._digests[attempt - 1, found.key] = found.digest
             budget.take(priced(answer, settings))
         n = len(missing)
-        budget.started = time.monotonic()
+        budget.start()
         asked = 0
         while asked < min(n, FIRST_REQUESTS) and not budget.is_informed:
-            self.ask([request(missing[asked])], n)
+            self.ask([request(missing[asked])], n, attempt)
             asked += 1
-        self.ask(map(request, missing[asked:]), n)
-        return [row for row in missing if not self._digests[0, row]]
+        self.ask(map(request, missing[asked:]), n, attempt)
+        return [row for row in missing if not self._digests[attempt - 1, row]]
 
     @cached_property
     def _engine(self) -> requests.Engine:
         started = time.monotonic()
         job = self.job
-        n = self.questions.n_pictures
+        n = self.questions.n_pictures + job.examples
         engine = requests.start(job.settings, job.threads, n, scoring=job.scoring)
         log.info("%s started in %.0f s.", engine.version, time.monotonic() - started)
         return engine
@@ -249,6 +260,11 @@ class Runner:
                 f"{self._failures} requests failed one after another, the last with: "
                 f"{error.rstrip('.')}. The answers before them are cached."
             )
+
+    @property
+    def is_asked(self) -> np.ndarray:
+        """Whether each row was asked about, now or in an earlier run."""
+        return self._digests[0] != b""
 
     def answers(self, row: int) -> list[Response]:
         """Return the answers about a row, one of each attempt, or why there is none.

@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 import torch
 
 from latteclip.captions.answer_table import Row, write_rows
-from latteclip.captions.budget import Budget
+from latteclip.captions.example_images import MAX_EXAMPLES, SureImages, introduction
 from latteclip.captions.groups import Questions, questions_about
-from latteclip.captions.metadata import ScoresMetadata
+from latteclip.captions.metadata import Rest, ScoresMetadata
 from latteclip.captions.requests import (
     CaptionerSettings,
     Choices,
@@ -37,6 +37,7 @@ from latteclip.core import tables
 from latteclip.core.class_templates import PLACE, ClassTemplates, fill
 from latteclip.core.errors import UserError
 from latteclip.core.hashing import digest
+from latteclip.core.metadata import GainsMetadata
 from latteclip.core.user_tables import by_image_id
 
 log = logging.getLogger(__name__)
@@ -62,14 +63,16 @@ def score_classes(
     store: str | None = None,
     *,
     gains_path: str | None = None,
+    adapted_path: str | None = None,
     shard: str = "1/1",
     voter: str = "",
     threads: int,
 ) -> None:
     """Write CLASS_SCORES of the images of a shard that are not in the test split.
 
-    `gains_path` is a table of EXPECTED_GAINS where `scores.choose` is gain. UserError: the engine
-    does not start, or too many images end without scores.
+    `gains_path` is a table of EXPECTED_GAINS where `scores.choose` is gain, and `adapted_path` the
+    adapted zero-shot classifier, by which sure images are found where `scores.examples` is 1.
+    UserError: the engine does not start, or too many images end without scores.
     """
     file = scores.file
     job = CaptionJob(
@@ -82,6 +85,7 @@ def score_classes(
         file,
         scoring=True,
         voter=voter,
+        examples=min(MAX_EXAMPLES, scores.topk) if scores.examples else 0,
     )
     images = questions_about(images_path, None, "", captioner.picture_layout, job.shard)
     n = len(images.classnames)
@@ -97,6 +101,7 @@ def score_classes(
         topk=scores.topk,
         orders=None if is_likelihood(scores) else scores.orders,
         share=scores.share,
+        examples=scores.examples,
         choose=scores.choose,
         max_cost=scores.max_cost,
     )
@@ -111,55 +116,48 @@ def score_classes(
         gains = read_gains(gains_path, images.image_ids) if gains_path else None
         order = np.argsort(margins, kind="stable") if gains is None else gains.order
         order = order[: math.ceil(scores.share * len(margins))]
+        reason = "min_gain" if gains is not None and gains.is_enough else "share"
         of_shard = images.members[:, 0]
         row_of = np.full(len(margins), -1)
         row_of[of_shard] = np.arange(len(of_shard))
         asked = row_of[order]
         asked = asked[asked >= 0]
         descriptions = {}
-        if scores.kind == "decisions":
+        sure = None
+        if scores.kind == "decisions" or scores.examples:
             texts = ClassTemplates.described_by(described)
             descriptions = describe(texts, images.classnames)
-        questions = ClassQuestions(images, options[of_shard], scores, prompt, descriptions)
+        if scores.examples and adapted_path is not None:
+            adapted, _ = load_classifier(adapted_path, classnames=images.classnames)
+            labels, leads = best_classes(pseudo_labels_path, images.image_ids, adapted, 1)
+            sure = SureImages.by_margin(labels[:, 0], leads)
+        questions = ClassQuestions(
+            images, options[of_shard], scores, prompt, descriptions, sure
+        )
         with running(job, images) as runner:
             if scores.max_cost is None:
                 asked.sort()
                 runner.ask(map(questions.request, asked.tolist()), len(asked))
             else:
-                n_shards = int(shard.partition("/")[2])
-                budget = Budget.of(scores.max_cost, n_shards)
-                rest = runner.ask_within(budget, asked.tolist(), questions.request)
-                metadata.beyond_budget = len(rest)
-                wrong = None if gains is None else gains.gains[of_shard[rest]].sum()
-                _log_budget(budget, scores, rest, wrong)
+                budget = job.budget(scores.max_cost)
+                beyond = runner.ask_within(budget, asked.tolist(), questions.request)
+                metadata.beyond_budget = len(beyond)
+                if beyond:
+                    reason = "max_cost"
+                    log.warning("%s.", budget.ended(len(beyond), "vote"))
+            left = of_shard[~runner.is_asked]
+            if len(left):
+                changes = None if gains is None else float(gains.gains[left].sum())
+                metadata.rest = Rest(len(left), changes, reason)
             rows = (questions.row(row, runner.answers(row)) for row in range(len(images)))
             count = write_rows(job, rows, metadata)
     log.info(
-        "Wrote the scores of %d images, %d without an answer, %d not asked about.",
+        "Wrote the scores of %d images, %d without an answer.",
         count["asked"] - count["failed"],
         count["failed"],
-        len(images) - count["asked"],
     )
-
-
-def _log_budget(
-    budget: Budget, scores: ScoresSection, rest: Sequence[int], wrong: float | None
-) -> None:
-    """Log whether the budget ended, and what the rest would cost and bring."""
-    if not rest:
-        log.info("All answers are within scores.max_cost %s.", scores.max_cost)
-        return
-    brings = ""
-    if wrong is not None:
-        brings = f". About {wrong:,.0f} of their labels are expected to be wrong so far"
-    log.warning(
-        "scores.max_cost %s is spent: %d images were not asked about and have no vote. To ask "
-        "about them would cost about %s%s.",
-        scores.max_cost,
-        len(rest),
-        budget.cost(len(rest)),
-        brings,
-    )
+    if metadata.rest is not None:
+        log.info("%s", metadata.rest.sentence)
 
 
 def is_likelihood(scores: ScoresSection) -> bool:
@@ -201,10 +199,11 @@ def _rows_of_file(images: Questions, engine: str, path: str | None) -> Iterator[
 
 @dataclass(frozen=True)
 class ExpectedGains:
-    """What a right answer about each of N images would bring."""
+    """What an answer about each of N images would bring."""
 
     gains: np.ndarray  # float32 [N]
-    order: np.ndarray  # the images with a gain, the first to ask about first
+    order: np.ndarray  # the images to ask about, the first one first
+    is_enough: bool  # whether further answers would bring too little
 
 
 def read_gains(path: str, image_ids: pa.ChunkedArray) -> ExpectedGains:
@@ -215,7 +214,9 @@ def read_gains(path: str, image_ids: pa.ChunkedArray) -> ExpectedGains:
     )
     turn = pc.fill_null(turns, len(image_ids)).to_numpy()
     order = np.argsort(turn, kind="stable")
-    return ExpectedGains(gains.to_numpy(), order[: len(turns) - turns.null_count])
+    is_enough = tables.read_metadata(path, GainsMetadata).is_enough
+    order = order[: len(turns) - turns.null_count]
+    return ExpectedGains(gains.to_numpy(), order, is_enough)
 
 
 def best_classes(
@@ -255,33 +256,49 @@ class ClassQuestions:
     options: np.ndarray  # int32 [R, K]
     settings: ScoresSection
     prompt: str  # the prompt if likelihoods are asked for
-    descriptions: Mapping[str, str]  # of the classes, if decisions are asked for
+    # Of the classes, if decisions are asked for or examples are shown.
+    descriptions: Mapping[str, str]
+    sure: SureImages | None = None  # None: no examples are shown
 
     def request(self, row: int) -> Request:
         """Return the request about an image."""
         names = self._names(row)
-        paths = self.images.paths_of(row)
+        examples, before = self._examples(row)
+        paths = [*examples, *self.images.paths_of(row)]
         if is_likelihood(self.settings):
             texts = tuple(fill(self.settings.answer or ANSWER, name) for name in names)
             choices = Choices("likelihood", texts)
-            return Request(row, (), self.prompt, choices, paths)
-        is_decision = self.settings.kind == "decisions"
-        write = self._decision if is_decision else letters_prompt
+            return Request(row, (), before + self.prompt, choices, paths)
         prompts = []
         for order in self._orders(row):
-            prompts.append(write([names[i] for i in order]))
+            listed = [names[i] for i in order]
+            if self.settings.kind == "decisions":
+                prompts.append(self._decision(listed, before))
+            else:
+                prompts.append(before + letters_prompt(listed))
+        is_decision = self.settings.kind == "decisions"
         texts = tuple(names) if is_decision else letters_of(len(names))
         choices = Choices(str(self.settings.kind), texts, tuple(prompts))
         return Request(row, (), prompts[0], choices, paths)
 
-    def _decision(self, options: Sequence[str]) -> str:
+    def _examples(self, row: int) -> tuple[list[str], str]:
+        """Return the paths of the examples beside an image, and what the prompt says of them."""
+        if self.sure is None:
+            return [], ""
+        classes = self.options[row][: self.settings.topk].tolist()
+        pairs = self.sure.beside(int(self.images.members[row, 0]), classes)
+        names = [self.images.classnames[label] for _, label in pairs]
+        paths = [self.images.paths[image].as_py() for image, _ in pairs]
+        return paths, introduction([self.descriptions[name] for name in names])
+
+    def _decision(self, options: Sequence[str], before: str) -> str:
         """Return the question of a decision, in JSON."""
         criteria: dict[str, str | None] = {
             name: self.descriptions[name] for name in options
         }
         if self.settings.none_option:
             criteria[NONE] = None
-        question = {"instructions": QUESTION, "criteria": criteria}
+        question = {"instructions": before + QUESTION, "criteria": criteria}
         return json.dumps(question, ensure_ascii=False)
 
     def row(self, row: int, answers: Sequence[Response]) -> Row:

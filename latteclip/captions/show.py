@@ -91,7 +91,8 @@ def _lines(row: dict[str, Any], classname: str | None) -> list[str]:
         lines.append(f"  class     {classname} (pseudo-label)")
     caption = row["caption"]
     if not caption:
-        caption = f"none: {row['error'] or 'empty'}"
+        reason = "empty" if row["attempts"] else "beyond captioner.max_cost"
+        caption = f"none: {row['error'] or reason}"
     facts = f"{row['finish_reason']}, {row['n_tokens']} tokens"
     if row["attempts"] > 1:
         facts += ", second attempt"

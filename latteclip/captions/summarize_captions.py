@@ -31,6 +31,7 @@ def _summary(path: str, classnames: Sequence[str]) -> dict[str, Any]:
     metadata = tables.read_metadata(path, CaptionsMetadata)
     is_empty = pc.equal(table["caption"], "")
     failed = pc.is_valid(table["error"])
+    not_asked = _count(pc.equal(table["attempts"], 0))
     texts = table["caption"].filter(pc.invert(is_empty))
     counts = pc.value_counts(texts)
     return {
@@ -40,7 +41,8 @@ def _summary(path: str, classnames: Sequence[str]) -> dict[str, Any]:
         "prompt": metadata.prompt,
         "captions": len(table),
         "failed": _count(failed),
-        "empty": _count(pc.and_not(is_empty, failed)),
+        "empty": _count(pc.and_not(is_empty, failed)) - not_asked,
+        "not_asked": not_asked,
         "cut": _count(pc.equal(table["finish_reason"], "length")),
         "asked_twice": _count(pc.greater(table["attempts"], 1)),
         "words": _lengths(pc.count_substring_regex(texts, r"\S+")),

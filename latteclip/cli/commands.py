@@ -40,6 +40,7 @@ STAGES = {  # by command: the module of its function
     "pseudo_label_images": "latteclip.labels.pseudo_label_images",
     "caption_images": "latteclip.captions.caption",
     "encode_looks": "latteclip.discover.encode_looks",
+    "propose_classes": "latteclip.discover.propose_classes",
     "discover_classes": "latteclip.discover.discover_classes",
     "caption_groups": "latteclip.captions.caption",
     "rank_images": "latteclip.labels.rank_images",
@@ -62,7 +63,7 @@ STAGES = {  # by command: the module of its function
     "score_audit": "latteclip.audit.score_audit",
     "select_model": "latteclip.evaluate.select_model",
     "state_accuracy": "latteclip.audit.state_accuracy",
-    "summarize": "latteclip.evaluate.summarize",
+    "summarize": "latteclip.report.summarize",
     "report_dataset": "latteclip.report.report_dataset",
     "index_results": "latteclip.report.index_results",
 }

@@ -39,9 +39,9 @@ HUB_TIMEOUT, IMPORT_TIMEOUT = 5, 180  # seconds
 COLOURS = {"ok": "green", "note": "bold", "warning": "yellow"}
 TORCH = """
 import json, torch
-found = {"version": torch.__version__, "cuda": torch.version.cuda}
-found["mps"] = torch.backends.mps.is_available()
-print(json.dumps(found | {"gpus": torch.cuda.device_count()}))
+build = {"version": torch.__version__, "cuda": torch.version.cuda}
+build["mps"] = torch.backends.mps.is_available()
+print(json.dumps(build | {"gpus": torch.cuda.device_count()}))
 """
 VLLM = """
 import json, vllm
@@ -62,7 +62,7 @@ def doctor(
         config: KEY=VALUE, as snakemake takes it: captioner={'batch_size':50}
     """
     status = 0
-    found = []
+    results = []
     all_checks: dict[str, Check] = {
         **CHECKS,
         "config": partial(configured, config, configfile),
@@ -73,12 +73,14 @@ def doctor(
             if level == "warning":
                 status = NOT_READY
             if json_output:
-                found.append({"check": name, "level": level, "text": text})
+                results.append({"check": name, "level": level, "text": text})
                 continue
             coloured = paint(f"{level:7}", COLOURS[level], sys.stdout)
             print(f"{coloured}  {name:9}  {text}", flush=True)
     if json_output:
-        print(for_terminal(json.dumps({"ready": status == 0, "findings": found}, indent=2)))
+        print(
+            for_terminal(json.dumps({"ready": status == 0, "findings": results}, indent=2))
+        )
     return status
 
 
@@ -138,18 +140,20 @@ def gpu() -> Iterator[Finding]:
 
 def torch() -> Iterator[Finding]:
     """Report whether torch imports, and whether it sees the GPUs."""
-    found = _import(TORCH)
-    gpus.refuse_unusable(found["version"], found["cuda"], sees_none=not found["gpus"])
-    build = f"CUDA {found['cuda']}" if found["cuda"] else "CPU build"
-    seen = "Apple's GPU (mps)" if found["mps"] else f"{found['gpus']} GPUs"
-    yield "ok", f"torch {found['version']} ({build}), which sees {seen}"
+    build_info = _import(TORCH)
+    gpus.refuse_unusable(
+        build_info["version"], build_info["cuda"], sees_none=not build_info["gpus"]
+    )
+    build = f"CUDA {build_info['cuda']}" if build_info["cuda"] else "CPU build"
+    seen = "Apple's GPU (mps)" if build_info["mps"] else f"{build_info['gpus']} GPUs"
+    yield "ok", f"torch {build_info['version']} ({build}), which sees {seen}"
 
 
 def vllm() -> Iterator[Finding]:
     """Report whether vLLM imports, and its device."""
-    found = _import(VLLM)
-    text = f"vLLM {found['version']}, built for {found['device']}"
-    if found["device"] != "cuda" and gpus.visible():
+    build_info = _import(VLLM)
+    text = f"vLLM {build_info['version']}, built for {build_info['device']}"
+    if build_info["device"] != "cuda" and gpus.visible():
         yield "warning", f"{text}, though a GPU is there; run make install KIND=cuda"
     elif sentence := gpus.mistaken_part():
         yield "warning", sentence.removesuffix(".")

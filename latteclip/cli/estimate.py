@@ -13,13 +13,14 @@ from typing import Any
 import pandas as pd
 
 from latteclip.captions.budget import MILLION
-from latteclip.config import job_resources, layers
+from latteclip.cli import questions
+from latteclip.config import budgets, job_resources, layers
 from latteclip.config.configuration import Configuration
 from latteclip.config.job_resources import Counts
 from latteclip.config.model import check
 from latteclip.config.sections.finetune import FinetuneSection
 from latteclip.core import run_options, tables
-from latteclip.core.errors import CORES, UserError
+from latteclip.core.errors import CORES
 from latteclip.core.files import from_values
 from latteclip.core.metadata import IndexMetadata
 from latteclip.report.runs import AnswerCosts, answer_costs, job_costs
@@ -42,7 +43,7 @@ GROWS = {
     "write_votes": TRAINING,
     **dict.fromkeys(("fuse_labels", "adapt_zero_shot", "average_weights"), TRAINING),
     "rank_images": TRAINING,
-    **dict.fromkeys(("encode_looks", "discover_classes"), TRAINING),
+    **dict.fromkeys(("encode_looks", "propose_classes", "discover_classes"), TRAINING),
     "list_training_images": TRAINING,
     "caption_groups": GROUPS,
     **dict.fromkeys(("finetune", "find_learning_rate", "train_student"), STEPS),
@@ -117,34 +118,39 @@ def estimate(
     """Return hours, tokens and disk of full runs by stage, of some or of the configured datasets.
 
     `config` is laid over the options of the limited run. Its `limit` names that run, otherwise the
-    run of the most images counts. Raises UserError for a dataset without a limited run.
+    run of the most images counts. Without one, only what is asked of captioners is known.
     """
     given = check(layers.given(config, configfiles))
     if not datasets:
         asked = Configuration(layers.defaults(), given)
         datasets = [asked.whole(name) for name in asked.datasets]
-    runs = [_full_run(name, given) for name in datasets]
     if json_output:
-        return json.dumps({"datasets": [_values(run) for run in runs]}, indent=2)
-    return "\n\n".join("\n".join(_lines(run)) for run in runs)
+        return json.dumps(
+            {"datasets": [_values(name, given) for name in datasets]}, indent=2
+        )
+    return "\n\n".join("\n".join(_lines(name, given)) for name in datasets)
 
 
-def _full_run(dataset: str, given: Mapping[str, Any]) -> FullRun:
+def _limited(dataset: str, given: Mapping[str, Any]) -> Path:
+    """Return the folder of the limited run of a dataset, whether or not there is one."""
     places = (
         path.name.removeprefix(f"{dataset}_") for path in RESULTS.glob(f"{dataset}_*")
     )
     limits = [int(place) for place in places if place.isdecimal()]
-    limit = given.get("limit") or max(limits, default=None)
-    folder = RESULTS / f"{dataset}_{limit}"
+    limit = given.get("limit") or max(limits, default=LIMIT)
+    return RESULTS / f"{dataset}_{limit}"
+
+
+def _full_run(dataset: str, given: Mapping[str, Any]) -> FullRun | None:
+    """Return what a full run takes. None: there is no limited run."""
+    folder = _limited(dataset, given)
+    limit = int(folder.name.rpartition("_")[2])
     index = folder / "images.parquet"
     drawn_from = None
     if index.is_file():
         drawn_from = tables.read_metadata(index, IndexMetadata).drawn_from
     if drawn_from is None:
-        raise UserError(
-            f"There is no limited run of {dataset} to estimate from; make one: latteclip workflow "
-            f"{CORES} --config dataset={dataset} limit={limit or LIMIT}"
-        )
+        return None
     noted = run_options.read_options(folder.name)
     values = layers.merge(noted["config"] if noted else {}, given)
     configuration = Configuration(
@@ -170,7 +176,20 @@ def _full_run(dataset: str, given: Mapping[str, Any]) -> FullRun:
     )
 
 
-def _lines(run: FullRun) -> Iterator[str]:
+def _lines(dataset: str, given: Mapping[str, Any]) -> Iterator[str]:
+    run = _full_run(dataset, given)
+    if run is not None:
+        yield from _lines_of_run(run)
+    yield from questions.lines(_whole_run(dataset, given), dataset)
+    if run is None:
+        limit = _limited(dataset, given).name.rpartition("_")[2]
+        yield (
+            f"There is no limited run of {dataset} to estimate hours and disk from; make one: "
+            f"latteclip workflow {CORES} --config dataset={dataset} limit={limit}"
+        )
+
+
+def _lines_of_run(run: FullRun) -> Iterator[str]:
     yield (
         f"{run.dataset}, by {run.folder}: {run.after[IMAGES]:,} images, {run.after[TRAINING]:,} of "
         f"them for training, from {run.before[IMAGES]:,} and {run.before[TRAINING]:,}"
@@ -190,8 +209,30 @@ def _lines(run: FullRun) -> Iterator[str]:
     yield NOTE
 
 
-def _values(run: FullRun) -> dict[str, Any]:
-    """Return the estimate for programs. Times are in seconds."""
+def _whole_run(dataset: str, given: Mapping[str, Any]) -> Configuration:
+    """Return the configuration of a full run, with the options of the last run.
+
+    These are those of the limited run, if there is one.
+    """
+    noted = run_options.read_options(_limited(dataset, given).name)
+    noted = noted or run_options.read_options(dataset)
+    values = layers.merge(noted["config"] if noted else {}, given)
+    return Configuration(layers.defaults(), {**values, "dataset": dataset, "limit": None})
+
+
+def _values(dataset: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the estimate for programs. Times are in seconds.
+
+    Without a limited run there is only what is asked.
+    """
+    run = _full_run(dataset, given)
+    values = {"dataset": dataset, "limited_run": None}
+    if run is not None:
+        values = _values_of_run(run)
+    return {**values, "asks": questions.values(_whole_run(dataset, given), dataset)}
+
+
+def _values_of_run(run: FullRun) -> dict[str, Any]:
     sums = _sums(run.jobs).round(1)
     stages = [
         {"stage": stage, "grows_with": GROWS.get(str(stage)), **row.to_dict()}
@@ -251,13 +292,13 @@ def _jobs(
         work = 0.0 if grows == NOTHING else None
         log = place / "logs" / f"{cost.path.stem}.log"
         text = log.read_text("utf-8", errors="replace") if log.is_file() else ""
-        if found := ASKED.search(text):
-            asked = int(found[1])
-            rows = int(found[2])
-            work = float(found[3])
+        if match := ASKED.search(text):
+            asked = int(match[1])
+            rows = int(match[2])
+            work = float(match[3])
             growth *= rows / asked if 0 < asked < rows else 1  # others had been cached
-        elif found := INDEXED.search(text):
-            work = float(found[1])
+        elif match := INDEXED.search(text):
+            work = float(match[1])
         elif grows == STEPS:
             method = cost.run.partition(",")[0]
             seen = samples(configuration, folder.name, method, before[TRAINING])
@@ -341,13 +382,25 @@ def _cost(
     configuration: Configuration, dataset: str, answers: Sequence[AnswerCosts]
 ) -> float:
     """Return the money that answers cost, 0 where it is unknown."""
-    captioner = configuration.section("captioner", dataset)
-    if captioner["price_input"] is None:
-        return sum(each.money for each in answers)
-    read = sum(each.read for each in answers)
-    written = sum(each.written for each in answers)
-    price = captioner["price_input"] * read + captioner["price_output"] * written
-    return float(price / MILLION)
+    money = 0.0
+    captioners = _captioners(configuration, dataset, answers)
+    for each, captioner in zip(answers, captioners, strict=True):
+        price = captioner["price_input"]
+        if price is None:
+            money += each.money
+        else:
+            written = captioner["price_output"] * each.written
+            money += (price * each.read + written) / MILLION
+    return money
+
+
+def _captioners(
+    configuration: Configuration, dataset: str, answers: Sequence[AnswerCosts]
+) -> list[Mapping[str, Any]]:
+    """Return the captioner of each table of answers."""
+    voters = {voter.table: voter.name for voter in configuration.own_voters(dataset)}
+    names = [voters.get(f"{each.table}.parquet", "") for each in answers]
+    return [configuration.section("captioner", dataset, name) for name in names]
 
 
 def _money(
@@ -357,12 +410,20 @@ def _money(
     money = _cost(configuration, dataset, answers)
     if not money:
         return "unknown; captioner.price_input is the price of a million tokens"
-    source = "by captioner.price_input and price_output"
-    if configuration.section("captioner", dataset)["price_input"] is None:
-        source = "as the server counted"
-    limit = configuration.section("scores", dataset)["max_cost"]
-    if limit is not None:
-        source += f", where scores.max_cost {limit} does not end it"
+    captioners = _captioners(configuration, dataset, answers)
+    sources = dict.fromkeys(
+        "as the server counted"
+        if captioner["price_input"] is None
+        else "by captioner.price_input and price_output"
+        for captioner in captioners
+    )
+    source = " and ".join(sources)
+    limits = [
+        budgets.max_cost(configuration, dataset, asking)
+        for asking in budgets.askings(configuration, dataset)
+    ]
+    if any(limit is not None for limit in limits):
+        source += ", where no max_cost ends it"
     return f"{money:.4g}, {source}"
 
 

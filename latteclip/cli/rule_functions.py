@@ -18,7 +18,7 @@ from snakemake.io import sourcecache_entry
 from snakemake.ioflags import update
 from snakemake.settings.enums import Quietness
 
-from latteclip.cli import run_messages, run_terminal, runs
+from latteclip.cli import questions, run_messages, run_terminal, runs
 from latteclip.config import checks, job_resources, layers, stage_params
 from latteclip.config.configuration import SHARDS, Configuration
 from latteclip.config.methods import ObjectiveRecord
@@ -103,6 +103,8 @@ class RuleFunctions:
         is_main = workflow.is_main_process and not self._is_module
         if is_main:
             runs.drop_backups(Path(".snakemake"))
+        if is_main:
+            atexit.register(self._print_plan)
         if is_main and not workflow.output_settings.verbose:
             run_terminal.shorten(lambda: workflow.dryrun)
         # Jobs that the main process sends away find its request in its notes.
@@ -342,6 +344,17 @@ class RuleFunctions:
             )
         lines = run_messages.started(self.configuration, pending)
         self._print([*lines, *self._note_edited_classes()])
+
+    def _print_plan(self) -> None:
+        """Print what captioners would be asked, and at what cost, after a dry run."""
+        is_dry = self._workflow.execution_settings is not None and self._workflow.dryrun
+        if not is_dry or self._workflow.dag is None:
+            return
+        jobs = self._workflow.dag.needrun_jobs(exclude_finished=False)
+        pending = _outputs(jobs)
+        with contextlib.suppress(UserError):  # a damaged table, which a run reports
+            for dataset in self.configuration.datasets:
+                self._print(questions.lines(self.configuration, dataset, pending))
 
     def _note_edited_classes(self) -> Iterator[str]:
         """Note edits of proposed classes in their history, and yield a line about each."""

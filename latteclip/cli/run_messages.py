@@ -89,13 +89,13 @@ def _downloads(configuration: Configuration, pending: Collection[str]) -> Iterat
             size = configuration.dataset(dataset).get("size", "size unknown")
             yield f"To download: the images of {dataset} ({size})."
     models = configuration.hub_models("clip") | configuration.hub_models("captioner")
-    found = [
+    repos = [
         f"{' '.join(filter(None, names.values()))}{SIZES.get(slug, '')}"
         for slug, names in (models | configuration.hub_encoders()).items()
         if MODEL_NOTE.format(model=slug) in pending
     ]
-    if found:
-        yield f"To download from the Hugging Face hub, unless in its cache: {', '.join(found)}."
+    if repos:
+        yield f"To download from the Hugging Face hub, unless in its cache: {', '.join(repos)}."
 
 
 def finished(configuration: Configuration, outputs: Collection[str]) -> list[str]:

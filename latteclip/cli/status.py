@@ -69,8 +69,8 @@ def status(
     ):
         known = dict.fromkeys([*layers.datasets(), *run_options.noted_datasets()])
         names = [key for key in known if (RESULTS / key).is_dir()]
-    found = [_jobs(options) for options in _options(names, config, configfile, sdm)]
-    jobs = pd.concat(found).drop_duplicates("outputs")  # datasets share some
+    frames = [_jobs(options) for options in _options(names, config, configfile, sdm)]
+    jobs = pd.concat(frames).drop_duplicates("outputs")  # datasets share some
     jobs = jobs.sort_values(["is_shared", "dataset", "stage", "wildcards"])
     if json_output:
         print(for_terminal(json.dumps(_as_json(jobs), indent=2)))

@@ -144,10 +144,10 @@ def fields_of(cls: type[Any], given: dict[str, Any]) -> dict[str, Any]:
 
 def section(values: dict[str, Any], key: str) -> dict[str, Any]:
     """Return a section of a configuration, empty where there is none."""
-    found = values.get(key) or {}
-    if not isinstance(found, dict):
+    nested = values.get(key) or {}
+    if not isinstance(nested, dict):
         raise UserError(f"{key} is not an object.")
-    return found
+    return nested
 
 
 def check_numbers(value: Any, key: str = "") -> None:

@@ -105,10 +105,10 @@ def _cached(repo: str, revision: str | None = None) -> dict[str, Any]:
     """Return commit and file sizes of a cached repo, or raise if a file is missing or damaged."""
     from huggingface_hub import snapshot_download
 
-    found = snapshot_download(
+    snapshot = snapshot_download(
         repo, revision=revision, ignore_patterns="*", local_files_only=True
     )
-    folder = Path(found)  # with all files that the cache has
+    folder = Path(snapshot)  # with all files that the cache has
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in paths:
         hashing.verify_blob(path)
@@ -166,7 +166,7 @@ def _explained(what: str, keys: str) -> Iterator[None]:
                 f"HF_HUB_OFFLINE is set, and the cache {constants.HF_HUB_CACHE} lacks it: fetch it "
                 "where there is internet, or set HF_HOME to a cache that has it"
             )
-        elif any(isinstance(one, absent) for one in chain(error)):
+        elif any(isinstance(link, absent) for link in chain(error)):
             remedy = (
                 f"check {keys}, and for a private or gated model set HF_TOKEN and accept the terms "
                 "on its page of the hub"

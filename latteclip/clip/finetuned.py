@@ -78,7 +78,7 @@ def load(
     classifier, described = load_classifier(path, **expected)
     widths = described.get(ENCODER_WIDTHS, [])
     are_widths = isinstance(widths, list) and all(
-        type(one) is int and one > 0 for one in widths
+        type(size) is int and size > 0 for size in widths
     )
     width = clip.config["embed_dim"] + (sum(widths) if are_widths else 0)
     has_width = are_widths and classifier.weights.shape[1] == width

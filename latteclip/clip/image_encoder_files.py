@@ -138,8 +138,8 @@ def repo(name: str) -> str:
         return name.removeprefix(HUB)
     import timm
 
-    found = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-    if found is None or not found.hf_hub_id:
+    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if cfg is None or not cfg.hf_hub_id:
         near = suggestion(name, timm.list_models(pretrained=True))
         raise UserError(f"timm has no weights of an image encoder {name!r}; {near}")
-    return str(found.hf_hub_id)
+    return str(cfg.hf_hub_id)

@@ -99,12 +99,16 @@ def _network(files: TimmModel) -> Any:
 
 @torch.no_grad()
 def _width(network: Pooled, files: TimmModel, device: torch.device) -> int:
-    found = network.encode_image(
+    features = network.encode_image(
         torch.zeros(1, *files.preprocessing.input_size, device=device)
     )
-    if not isinstance(found, torch.Tensor) or found.ndim != 2 or not found.shape[1]:
+    if (
+        not isinstance(features, torch.Tensor)
+        or features.ndim != 2
+        or not features.shape[1]
+    ):
         raise UserError(f"{files.architecture} gives no feature vector for an image.")
-    return found.shape[1]
+    return features.shape[1]
 
 
 def save(model: ImageEncoder, folder: Path) -> None:

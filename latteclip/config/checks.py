@@ -8,7 +8,8 @@ from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
 
-from latteclip.config import hub_names
+from latteclip.config import budgets, hub_names
+from latteclip.config.amounts import amount_of
 from latteclip.config.configuration import Configuration
 from latteclip.config.methods import OBJECTIVES, VOTER_KINDS, VOTERS
 from latteclip.config.stage_params import (
@@ -34,14 +35,15 @@ def refuse_unready(configuration: Configuration) -> None:
     """Raise UserError for the first contradiction, missing file or unknown name of a run."""
     _refuse_ambiguous_voters(configuration)
     for dataset in configuration.datasets:
-        found = [_source, _words, _methods, _clip, _image_encoders, _voters]
+        checks = [_source, _words, _methods, _clip, _image_encoders, _voters]
         if (
             configuration.caption_kinds(dataset)
             or configuration.scores_classes(dataset)
             or configuration.discovers(dataset)
         ):
-            found += [_captions, _scores, _captioner, _files]
-        for problems in found:
+            checks += [_captions, _scores, _captioner, _files]
+        checks.append(_budgets)
+        for problems in checks:
             for problem in problems(configuration, dataset):
                 raise UserError(f"Dataset {dataset}: {problem}")
 
@@ -95,13 +97,13 @@ def _source(configuration: Configuration, dataset: str) -> Iterator[str]:
         )
     if os.path.lexists(file) or examples:
         return
-    found = sorted(class_folders(images))
+    folders = sorted(class_folders(images))
     listing = (
         f"write the names of the classes into {file}, one per line. Or let a stage propose "
         "classes: --config \"split={'classes': 'discover'}\". Or name a folder with a few images "
         "of each class: --config \"split={'examples': 'examples'}\"."
     )
-    if not found:
+    if not folders:
         yield (
             f"{folder} has neither class folders nor a {CLASSES}. Move the images of each class "
             f"into a folder of its own, or {listing}"
@@ -110,7 +112,7 @@ def _source(configuration: Configuration, dataset: str) -> Iterator[str]:
     is_split = not _folders(images).isdisjoint(SPLITS)
     if not is_split and not configuration.has_class_folders(dataset):
         yield (
-            f"{folder} has no {CLASSES}, but {some_names(found)}. If these folders are the "
+            f"{folder} has no {CLASSES}, but {some_names(folders)}. If these folders are the "
             f"classes, add --config \"split={{'classes': 'folders'}}\". If not, {listing}"
         )
 
@@ -200,6 +202,9 @@ def _votes_file(configuration: Configuration, dataset: str, voter: str) -> Itera
 def _of_captioner(configuration: Configuration, dataset: str, voter: str) -> Iterator[str]:
     """Check the captioner of a voter, its file, and that it scores what it is asked for."""
     record = next(v.record for v in configuration.own_voters(dataset) if v.name == voter)
+    changed = configuration.voter_entry(dataset, voter).get("captioner", {})
+    if record.asks == "scores" and "max_cost" in changed:
+        yield "captioner.max_cost is for captions; set max_cost."
     if record.asks == "captions" and configuration.engine(dataset, voter).decides:
         yield "captioner.engine decisions writes no captions; set another engine."
     yield from _captioner(configuration, dataset, voter)
@@ -348,12 +353,31 @@ def _scores(configuration: Configuration, dataset: str, voter: str = "") -> Iter
         yield f"scores.kind decisions needs captioner.engine decisions, not {name}."
     elif kind == "likelihood" and not engine.has_likelihoods:
         yield f"captioner.engine {name} has no likelihoods; set scores.kind to multiple_choice."
-    is_money = isinstance(scores["max_cost"], int | float)
-    if is_money and not engine.decides and captioner["price_input"] is None:
-        yield (
-            f"scores.max_cost {scores['max_cost']} is money, but captioner.engine {name} does not "
-            "say what it costs; set captioner.price_input, or give tokens or seconds."
-        )
+
+
+def _budgets(configuration: Configuration, dataset: str) -> Iterator[str]:
+    """Check that the limits of costs have one unit, and that it is known what answers cost."""
+    whole = configuration.section("max_cost", dataset)
+    for asking in budgets.askings(configuration, dataset):
+        voter = asking.voter
+        prefix = f"of the voter {voter}, " if voter else ""
+        own = budgets.own_limit(configuration, dataset, asking)
+        limit = own if whole is None else whole
+        key = f"{asking.section}.max_cost" if whole is None else "max_cost"
+        if own is not None and amount_of(own)[1] != amount_of(limit)[1]:
+            yield (
+                f"{prefix}{asking.section}.max_cost {own} and max_cost {whole} differ in their "
+                "unit; give both in money, tokens or seconds."
+            )
+        captioner = configuration.section("captioner", dataset, voter)
+        engine = configuration.engine(dataset, voter)
+        is_counted = own is not None or budgets.has_price(configuration, dataset, asking)
+        is_known = engine.decides or captioner["price_input"] is not None
+        if isinstance(limit, int | float) and is_counted and not is_known:
+            yield (
+                f"{prefix}{key} {limit} is money, but captioner.engine {captioner['engine']} does "
+                "not say what it costs; set captioner.price_input, or give tokens or seconds."
+            )
 
 
 def _captions(configuration: Configuration, dataset: str) -> Iterator[str]:

@@ -94,8 +94,8 @@ class Configuration:
             # Its name, as of those in files.
             check({"datasets": {asked[0]: {"source": source}}})
             values["source"] = source
-        found = self.from_source("downloads") if asked == [ALL] else asked
-        for name in found:
+        chosen = self.from_source("downloads") if asked == [ALL] else asked
+        for name in chosen:
             if name not in known:
                 sentence = unknown(f"Dataset {name!r}", name, known)
                 raise UserError(
@@ -106,16 +106,16 @@ class Configuration:
                     f"A limit of {self.limit} would write to results/{name}{self.limit_suffix}, "
                     "which is a dataset of its own; choose another limit."
                 )
-        known |= {f"{name}{self.limit_suffix}": known[name] for name in found}
-        return [f"{name}{self.limit_suffix}" for name in found]
+        known |= {f"{name}{self.limit_suffix}": known[name] for name in chosen}
+        return [f"{name}{self.limit_suffix}" for name in chosen]
 
     def whole(self, dataset: str) -> str:
         """Return the key of the dataset from which a limited run takes its images."""
         return dataset.removesuffix(self.limit_suffix)
 
     def dataset(self, dataset: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.config["datasets"][dataset]
-        return found
+        values: dict[str, Any] = self.config["datasets"][dataset]
+        return values
 
     def from_source(self, kind: str) -> list[str]:
         """Return the keys of the datasets with one kind of source."""
@@ -127,10 +127,10 @@ class Configuration:
         if self.config["method"] is not None:
             return names(self.config["method"])
         in_folder = "folder" in self.dataset(dataset).get("source", {})
-        found = list(methods.FOLDER_METHODS if in_folder else methods.BENCHMARK_METHODS)
+        defaults = list(methods.FOLDER_METHODS if in_folder else methods.BENCHMARK_METHODS)
         if self.image_encoders:
-            found.insert(found.index("image_prototypes") + 1, methods.ENCODERS)
-        return found
+            defaults.insert(defaults.index("image_prototypes") + 1, methods.ENCODERS)
+        return defaults
 
     def section(self, name: str, dataset: str, voter: str = "") -> Any:
         """Return a section (clip, split, ...) or the template as resolved for a dataset.
@@ -344,11 +344,11 @@ class Configuration:
 
     def hub_models(self, section: str) -> dict[str, hub_names.Names]:
         """Return the hub models of all datasets in a section, by the names of their notes."""
-        found = []
+        models = []
         for dataset in self.config["datasets"]:
             names = ("", *(voter.name for voter in self.own_voters(dataset)))
-            found += [self.hub_model(section, dataset, name) for name in names]
-        return {hub_names.slug(names): names for names in found if names}
+            models += [self.hub_model(section, dataset, name) for name in names]
+        return {hub_names.slug(names): names for names in models if names}
 
     def hub_students(self) -> dict[str, hub_names.Names]:
         """Return the networks of students that come from the hub, by the names of their notes."""
@@ -382,14 +382,16 @@ class Configuration:
         run = [
             self.averaged(m) if self.is_average(m) else m for m in self.methods_of(dataset)
         ]
-        found = filter(self.is_trained, dict.fromkeys(run))
-        return [(method, seed) for method in found for seed in self.seeds]
+        trained = filter(self.is_trained, dict.fromkeys(run))
+        return [(method, seed) for method in trained for seed in self.seeds]
 
     def candidates(self, dataset: str) -> list[tuple[str, int]]:
         """Return (method, seed) of the runs among which select_model chooses, if it can."""
-        found = [run for run in self.runs(dataset) if self.objective(run[0]).can_be_chosen]
+        eligible = [
+            run for run in self.runs(dataset) if self.objective(run[0]).can_be_chosen
+        ]
         has_judges = self.section("selection", dataset)["share"] > 0  # held-out images
-        return found if has_judges and len(found) > 1 else []
+        return eligible if has_judges and len(eligible) > 1 else []
 
     def _check_methods(self) -> None:
         """Raise UserError for unknown methods, circles of `like`, and impossible averages."""

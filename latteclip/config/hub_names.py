@@ -63,9 +63,9 @@ def hub_captioner(values: Mapping[str, Any]) -> Names | None:
 def slug(names: Names) -> str:
     """Return names as a part of a file's name, unique, of letters, digits and `.-_~=@`."""
     parts = [quote(name, safe="") for name in names.values() if name]
-    found = "@".join(parts).replace("%2F", "--").replace("%3A", "--").replace("%", "=")
+    joined = "@".join(parts).replace("%2F", "--").replace("%3A", "--").replace("%", "=")
     return (
-        found
-        if len(found) <= MAX_SLUG
-        else f"{found[: MAX_SLUG - 17]}-{digest(found)[:16]}"
+        joined
+        if len(joined) <= MAX_SLUG
+        else f"{joined[: MAX_SLUG - 17]}-{digest(joined)[:16]}"
     )

@@ -39,7 +39,7 @@ RESOURCES = {
     ),
     **dict.fromkeys(("adapt_zero_shot", "score_unknown"), (8_000, 8_000, 15, 100)),
     **dict.fromkeys(("encode_looks", "encode_examples"), (6_000, 8_000, 15, 100)),
-    "discover_classes": (4_000, 16_000, 15, 200),
+    "propose_classes": (4_000, 16_000, 15, 200),
     "evaluate_classifier": (8_000, 8_000, 15, 100),
     "index_images": (4_000, 4_000, 15, 100),
     "find_duplicates": (4_000, 4_000, 10, 500),

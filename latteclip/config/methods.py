@@ -44,7 +44,7 @@ class VoterKind:
     loads_clip: bool = False  # whether `write` loads a CLIP model
 
 
-_CAPTIONER = ("model", "engine", "prompt", "file", "captioner")
+_CAPTIONER = ("model", "engine", "prompt", "file", "captioner", "max_cost")
 _SCORES = VoterKind("lmm", asks="scores", keys=(*_CAPTIONER, "scores", "share"))
 VOTER_KINDS = {
     "captions": VoterKind("caption", asks="captions", keys=_CAPTIONER),

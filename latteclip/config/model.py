@@ -12,7 +12,9 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from latteclip.config import methods
 from latteclip.config.sections.base import (
+    AMOUNT,
     Line,
+    MaxCost,
     Natural,
     Positive,
     Section,
@@ -40,7 +42,7 @@ from latteclip.config.sections.groups import GroupsSection
 from latteclip.config.sections.inference import InferenceSection
 from latteclip.config.sections.processes import ProcessesSection
 from latteclip.config.sections.prompts import PromptsSection
-from latteclip.config.sections.scores import AMOUNT, ScoresSection
+from latteclip.config.sections.scores import ScoresSection
 from latteclip.config.sections.selection import SelectionSection
 from latteclip.config.sections.split import SplitSection
 from latteclip.config.sections.switches import SwitchesSection
@@ -89,6 +91,9 @@ class CheckedVoterSection(VoterSection):
     pretrained: Line | None = optional_key("zero_shot: open_clip tag or weights file")
     engine: Engine | None = optional_key("the captioner's engine")
     prompt: Text | None = optional_key("the captioner's prompt about one image")
+    max_cost: MaxCost | None = optional_key(
+        "what its captions or class scores may cost, in the units of scores.max_cost"
+    )
     captioner: CheckedCaptionerSection = inner(
         CheckedCaptionerSection, "other keys of `captioner` for this voter"
     )
@@ -176,6 +181,11 @@ class Shared(TemplateSection):
     )
     voters: Voters = key(
         [], "several voters in place of `votes`, of which each has these keys"
+    )
+    max_cost: MaxCost | None = key(
+        None,
+        "what all captions, names and class scores of a dataset may cost together, in the units of "
+        "scores.max_cost; each job that asks gets an equal part; null: no limit",
     )
     selection: SelectionSection = inner(SelectionSection)
     unknown: UnknownSection = inner(UnknownSection)

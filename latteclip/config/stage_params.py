@@ -6,14 +6,14 @@ which stages a changed key reruns: it returns what its stage reads, and nothing 
 """
 
 import json
-import math
 import os
 import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from latteclip.config import hub_names, layers, methods
+from latteclip.config import budgets, hub_names, layers, methods
+from latteclip.config.amounts import amount_of, as_max_cost
 from latteclip.config.configuration import Configuration
 from latteclip.config.methods import OBJECTIVES, VOTER_KINDS
 from latteclip.config.model import Shared
@@ -122,8 +122,8 @@ def finds_rate(configuration: Configuration, dataset: str, method: str) -> bool:
 
 def voter_code(configuration: Configuration, dataset: str, voter: str = "") -> Paths:
     """Return the sources of what votes for the classes of a dataset's images: all, or a voter."""
-    found = configuration.voters(dataset)
-    modules = {one.module for one in found if voter in ("", one.name)}
+    voters = configuration.voters(dataset)
+    modules = {asked.module for asked in voters if voter in ("", asked.name)}
     return sources(*(f"latteclip.labels.voters.{module}" for module in sorted(modules)))
 
 
@@ -236,48 +236,77 @@ def scores(
     """Return how classes are scored until the round of a number ends, by default the last one."""
     values = dict(configuration.section("scores", dataset, voter))
     rounds = values.pop("rounds")
+    del values["min_gain"]  # which decides the order of the images
+    asking = budgets.Asking(budgets.SCORES, voter)
+    limit = budgets.max_cost(configuration, dataset, asking)
     if not number:
-        return values
+        return {**values, "max_cost": limit}
     part = int(number) / rounds
-    cost = values["max_cost"]
-    if isinstance(cost, str):
-        amount, unit = cost.split()
-        values["max_cost"] = f"{math.ceil(part * int(amount))} {unit}"
-    elif cost is not None:
-        values["max_cost"] = part * cost
-    return {**values, "share": part * values["share"]}
+    if limit is not None:
+        amount, unit = amount_of(limit)
+        limit = as_max_cost(part * amount, unit)
+    return {**values, "share": part * values["share"], "max_cost": limit}
 
 
 def expected_gains(configuration: Configuration, dataset: str, voter: str = "") -> Paths:
-    """Return the order of the images in the last round, if they are chosen by gain.
-
-    A voter of `voters` has one round.
-    """
+    """Return the order of the images in the last round, if they are chosen by gain."""
     values = configuration.section("scores", dataset, voter)
     if values["choose"] != "gain":
         return []
-    number = 1 if voter else values["rounds"]
-    return [f"results/{dataset}/rounds/expected_gains-{number}.parquet"]
+    return _of_round(dataset, voter, "expected_gains", values["rounds"])
 
 
-def earlier_scores(_: Configuration, dataset: str, number: str) -> Paths:
+def _of_round(dataset: str, voter: str, table: str, number: int) -> Paths:
+    """Return a table of a round of questions, from 1, of the run or of a voter."""
+    folder = f"results/{dataset}/rounds{f'/{voter}' if voter else ''}"
+    return [f"{folder}/{table}-{number}.parquet"] if number else []
+
+
+def shows_examples(configuration: Configuration, dataset: str, voter: str = "") -> bool:
+    """Return whether sure images are shown beside the questions about classes."""
+    return bool(configuration.section("scores", dataset, voter)["examples"])
+
+
+def earlier_scores(_: Configuration, dataset: str, number: str, voter: str = "") -> Paths:
     """Return the class scores of the round before a round, if there is one."""
-    before = int(number) - 1
-    return [f"results/{dataset}/rounds/class_scores-{before}.parquet"] if before else []
+    return _of_round(dataset, voter, "class_scores", int(number) - 1)
+
+
+def earlier_gains(_: Configuration, dataset: str, number: str, voter: str = "") -> Paths:
+    """Return the order of the images in the round before a round, if there is one."""
+    return _of_round(dataset, voter, "expected_gains", int(number) - 1)
+
+
+def rank_images(configuration: Configuration, dataset: str, voter: str = "") -> Settings:
+    """Return the CLIP model that encodes the captions, and when nothing more is asked."""
+    least = configuration.section("scores", dataset, voter)["min_gain"]
+    return {**fuse_labels(configuration, dataset), "scores": {"min_gain": least}}
 
 
 def captioner(configuration: Configuration, dataset: str, voter: str = "") -> Settings:
-    """Return the captioner, with what its stages ask of the engine."""
+    """Return the captioner, with what its stages ask of the engine.
+
+    Its limit of the cost is of captions, and `caption_writer` has it.
+    """
     engine = configuration.engine(dataset, voter)
     values = configuration.section("captioner", dataset, voter)
-    return {**values, "loads_model": engine.loads_model, "reads_file": engine.reads_file}
+    of_engine = {"loads_model": engine.loads_model, "reads_file": engine.reads_file}
+    return {**values, **of_engine, "max_cost": None}
+
+
+def caption_writer(
+    configuration: Configuration, dataset: str, kind: str, voter: str = ""
+) -> Settings:
+    """Return the captioner that writes captions of a kind, with what they may cost."""
+    limit = budgets.max_cost(configuration, dataset, budgets.Asking(kind, voter))
+    return {**captioner(configuration, dataset, voter), "max_cost": limit}
 
 
 def name_images(configuration: Configuration, dataset: str) -> Settings:
     """Return the captioner as it is asked for a name."""
     values = configuration.section("discover", dataset)
     named = {
-        **captioner(configuration, dataset),
+        **caption_writer(configuration, dataset, budgets.NAMES),
         "max_new_tokens": values["max_new_tokens"],
     }
     return named if values["file"] is None else {**named, "images_file": values["file"]}
@@ -298,7 +327,7 @@ def encode_looks(configuration: Configuration, dataset: str) -> Settings:
     }
 
 
-def discover_classes(configuration: Configuration, dataset: str) -> Settings:
+def propose_classes(configuration: Configuration, dataset: str) -> Settings:
     """Return how many classes are proposed."""
     return _part(configuration, "discover", dataset, "classes")
 
@@ -405,12 +434,12 @@ def fuse_labels(configuration: Configuration, dataset: str) -> Settings:
 
 def voter_tables(configuration: Configuration, dataset: str) -> list[Settings]:
     """Return the voters of a dataset with their tables."""
-    found = []
+    settings = []
     for voter in configuration.voters(dataset):
         table = f"results/{dataset}/{voter.table}"
         values = {"name": voter.name, "kind": voter.kind, "module": voter.module}
-        found.append({**values, "table": table, "column": voter.column})
-    return found
+        settings.append({**values, "table": table, "column": voter.column})
+    return settings
 
 
 def write_votes(configuration: Configuration, dataset: str, voter: str) -> Settings:
@@ -682,7 +711,7 @@ def candidacy(objective: str) -> Settings:
 
 def audited_runs(configuration: Configuration, dataset: str) -> list[Settings]:
     """Return the runs that score_audit scores."""
-    found = []
+    runs = []
     for method, seed in configuration.runs(dataset):
         run = _run(dataset, method, seed, "metrics", "predictions", "train_predictions")
         run["has_model"] = configuration.objective(method).has_model
@@ -692,21 +721,21 @@ def audited_runs(configuration: Configuration, dataset: str) -> list[Settings]:
             run["train_predictions"] = LEFT_OUT.format(
                 dataset=dataset, method=method, seed=seed
             )
-        found.append(run)
-    return found
+        runs.append(run)
+    return runs
 
 
 def page_runs(configuration: Configuration, dataset: str) -> list[Settings]:
     """Return the files that a page reads of each run: any of them may be the chosen one."""
-    found = []
+    runs = []
     for method, seed in configuration.runs(dataset):
         kinds = ["metrics", "predictions"]
         if configuration.is_tuned(method):
             kinds.append("history")
         if configuration.objective(method).has_model:
             kinds.append("train_predictions")
-        found.append(_run(dataset, method, seed, *kinds))
-    return found
+        runs.append(_run(dataset, method, seed, *kinds))
+    return runs
 
 
 def selection_if_any(configuration: Configuration, dataset: str) -> Paths:
@@ -722,9 +751,9 @@ def answers(_: Configuration, dataset: str) -> Paths:
     """
     for split in ("test", "train"):
         folder = f"results/{dataset}/audit/{split}"
-        found = [f"{folder}/plan.parquet", f"{folder}/answers.json"]
-        if all(Path(path).is_file() for path in found):
-            return found
+        paths = [f"{folder}/plan.parquet", f"{folder}/answers.json"]
+        if all(Path(path).is_file() for path in paths):
+            return paths
     return []
 
 
@@ -739,8 +768,8 @@ def statement_if_any(configuration: Configuration, dataset: str) -> Paths:
 
     Where the evaluated images have labels, a test split tells more.
     """
-    found = answers(configuration, dataset) or taught_labels(configuration, dataset)
-    return [f"results/{dataset}/accuracy{configuration.suffix}.json"] if found else []
+    checked = answers(configuration, dataset) or taught_labels(configuration, dataset)
+    return [f"results/{dataset}/accuracy{configuration.suffix}.json"] if checked else []
 
 
 def fused_labels_if_any(configuration: Configuration, dataset: str) -> Paths:
@@ -753,8 +782,8 @@ def fused_labels_if_any(configuration: Configuration, dataset: str) -> Paths:
 
 def discovery_if_any(configuration: Configuration, dataset: str) -> Paths:
     """Return the proposal of the classes, if a stage proposes them."""
-    found = proposes_classes(configuration, dataset)
-    return [f"results/{dataset}/{PROPOSAL}"] if found else []
+    discovers = proposes_classes(configuration, dataset)
+    return [f"results/{dataset}/{PROPOSAL}"] if discovers else []
 
 
 def taught_labels(configuration: Configuration, dataset: str) -> Paths:
@@ -762,6 +791,26 @@ def taught_labels(configuration: Configuration, dataset: str) -> Paths:
     is_taught = bool(teaching_answers(configuration, dataset))
     shown = is_taught and shows_fused_labels(configuration, dataset)
     return [f"results/{dataset}/fused_labels.json"] if shown else []
+
+
+def voter_labels(configuration: Configuration, dataset: str) -> Paths:
+    """Return the labels by each voter, if a method of the run learns from votes."""
+    shown = shows_fused_labels(configuration, dataset)
+    return [f"results/{dataset}/voter_labels.parquet"] if shown else []
+
+
+def labeller_files(configuration: Configuration, dataset: str) -> Paths:
+    """Return the files beside the labels by each voter that say how right these are."""
+    if not voter_labels(configuration, dataset):
+        return []
+    folder = f"results/{dataset}"
+    names = ("images.parquet", "pseudo_labels.parquet", "fused_labels.parquet")
+    tables = [f"{folder}/{voter.table}" for voter in configuration.voters(dataset)]
+    return [
+        *(f"{folder}/{name}" for name in names),
+        f"{folder}/fused_labels.json",
+        *tables,
+    ]
 
 
 # Pages.
@@ -834,7 +883,7 @@ def overview(configuration: Configuration) -> str:
 def index_results(configuration: Configuration) -> Settings:
     """Return the pages and titles of the datasets for the page over all of them."""
     titles = {
-        key: one.get("title") for key, one in configuration.config["datasets"].items()
+        key: values.get("title") for key, values in configuration.config["datasets"].items()
     }
     return {
         "table": {"baseline": configuration.table["baseline"]},

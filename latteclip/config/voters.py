@@ -53,6 +53,9 @@ def changed_sections(entry: Entry, model: str) -> dict[str, Any]:
     if entry.get("model", model) != model:
         captioner = OF_MODEL | captioner
     captioner |= {key: entry[key] for key in ("model", "engine") if key in entry}
+    if "max_cost" in entry:
+        asked = {"captions": captioner, "scores": scores}[record.asks]
+        asked["max_cost"] = entry["max_cost"]
     if record.asks == "scores":
         scores["kind"] = entry["kind"]
         if entry["kind"] == DECISIONS and "file" not in entry:

@@ -35,8 +35,8 @@ def _proposed(folder: str | Path) -> list[str] | None:
     path = Path(folder, PROPOSAL)
     if not path.is_file():
         return None
-    found = read_object(path, ("classes",), REMEDY)["classes"]
-    return [one["name"] for one in found]
+    classes = read_object(path, ("classes",), REMEDY)["classes"]
+    return [row["name"] for row in classes]
 
 
 def note_edit(folder: str | Path, names: list[str]) -> None:

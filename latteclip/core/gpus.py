@@ -104,12 +104,12 @@ def visible() -> dict[str, str]:
     """
     if not re.match(r"\d|GPU|MIG", os.environ.get(VISIBLE, "GPU").strip()):
         return {}
-    found = _uuids()
+    cards = _uuids()
     if VISIBLE not in os.environ:
-        return {name: name for uuid, parts in found.items() for name in parts or [uuid]}
-    whole = list(found)
+        return {name: name for uuid, parts in cards.items() for name in parts or [uuid]}
+    whole = list(cards)
     usable = {}
-    known = [*whole, *itertools.chain(*found.values())]
+    known = [*whole, *itertools.chain(*cards.values())]
     for name in map(str.strip, os.environ[VISIBLE].split(",")):
         of_number = whole[int(name) :] if name.isdigit() else []
         of_name = [uuid for uuid in known if name and uuid.startswith(name)]
@@ -155,14 +155,14 @@ def _memory_in_use() -> dict[str, int]:
 
 def _uuids() -> dict[str, list[str]]:
     """Return the UUID of each GPU, in order, with those of its parts by MIG."""
-    found: dict[str, list[str]] = {}
+    cards: dict[str, list[str]] = {}
     for line in _nvidia_smi("--list-gpus"):
         if uuid := re.search(r"UUID: ([^)]+)", line):
             if line.startswith("GPU"):
-                found[uuid[1]] = []
+                cards[uuid[1]] = []
             else:
-                found[list(found)[-1]].append(uuid[1])
-    return found
+                cards[list(cards)[-1]].append(uuid[1])
+    return cards
 
 
 def _nvidia_smi(*options: str) -> list[str]:
@@ -243,8 +243,8 @@ def _is_too_old(driver: str, cuda: int) -> bool:
 
 def _is_below(version: str, oldest: float) -> bool:
     """Return whether a version such as 7.0 or 535.183.01 is older. An unknown one is not."""
-    found = re.match(r"\d+(\.\d+)?", version)
-    return found is not None and float(found[0]) < oldest
+    number = re.match(r"\d+(\.\d+)?", version)
+    return number is not None and float(number[0]) < oldest
 
 
 def missing_compiler() -> str | None:

@@ -66,10 +66,10 @@ CAPTIONS = _schema(
     members=pa.list_(pa.string()),  # the image_ids in the picture
     pseudo_label=pa.int32(),  # label of a group; null for an image
     prompt=pa.string(),
-    caption=pa.string(),  # empty where the model wrote nothing or was not reached
-    finish_reason=pa.string(),  # stop, length (cut) or error
+    caption=pa.string(),  # empty where the model wrote nothing, or was not reached or asked
+    finish_reason=pa.string(),  # stop, length (cut), error or, beyond a budget, not asked
     n_tokens=pa.int32(),  # null where the engine does not say
-    attempts=pa.int8(),  # 2 where the first answer was empty or cut
+    attempts=pa.int8(),  # 2 where the first answer was empty or cut, 0 beyond a budget
     error=pa.string(),  # why there is no answer
     digest=pa.string(),  # digest of the request, see latteclip.captions.requests
 )
@@ -118,11 +118,14 @@ CLASS_SCORES = _schema(
     error=pa.string(),  # why there are no scores, though they were asked for
     digest=pa.string(),  # digest of the request; null where none was made
 )
-# What a right answer about a training image would bring, before any was given.
+# What an answer about a training image would bring.
 EXPECTED_GAINS = _schema(
     image_id=pa.string(),
-    gain=pa.float32(),  # probability that its label so far is wrong
-    turn=pa.int32(),  # the position in which to ask, from 0; null where nothing is gained
+    gain=pa.float32(),  # probability that it would change the label so far; 0 if there is one
+    turn=pa.int32(),  # the position in which to ask, from 0; null where nothing is asked
+    # The label before the image was asked about, or so far, and the probability that it is wrong.
+    label=pa.int32(),
+    doubt=pa.float32(),
 )
 # The images of all trainings of a method, those that a training leaves out among them.
 TRAINING_IMAGES = _schema(
@@ -228,9 +231,9 @@ def _footer(path: str | Path, before: int = 0) -> bytes:
 
 def _refuse_broken_seal(path: str | Path) -> None:
     """Raise ValueError for a footer that its checksum does not fit; others write no checksum."""
-    found = _footer(path, SEAL_BYTES)
-    seal = found[:SEAL_BYTES]
-    footer = found[SEAL_BYTES:]
+    tail = _footer(path, SEAL_BYTES)
+    seal = tail[:SEAL_BYTES]
+    footer = tail[SEAL_BYTES:]
     if seal.startswith(SEAL) and seal != SEAL + hashlib.sha256(footer).digest():
         raise ValueError("the checksum of its footer does not fit")
 
@@ -262,9 +265,9 @@ def _cast(table: pa.Table, schema: pa.Schema, columns: Sequence[str]) -> pa.Tabl
 def read_metadata(path: str | Path, record: type[Record]) -> Record:
     """Read the metadata of a table, without its rows, into a dataclass, or raise UserError."""
     with _opened(path, []) as file:
-        found = file.metadata.metadata or {}
+        stored = file.metadata.metadata or {}
         values = {
-            k.decode(): json.loads(v) for k, v in found.items() if k != b"ARROW:schema"
+            k.decode(): json.loads(v) for k, v in stored.items() if k != b"ARROW:schema"
         }
     return record_of(record, values, path)
 
@@ -313,8 +316,8 @@ class Strings(Sequence[str]):
         return len(self.column)
 
     def __getitem__(self, index: Any) -> Any:
-        found = self.column[index]
-        return Strings(found) if isinstance(index, slice) else found.as_py()
+        value = self.column[index]
+        return Strings(value) if isinstance(index, slice) else value.as_py()
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), STRINGS):

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 def printable(text: str) -> str:
     """Return a text with its control characters spelt out as Python spells them."""
-    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def for_terminal(text: str) -> str:

@@ -45,9 +45,9 @@ def rows_of(
 ) -> list[tuple[Any, ...]]:
     """Return columns by rows. The first is an image_id, of which each has one row."""
     if missing := set(columns) - set(table.columns):
-        found = one_line(", ".join(map(str, table.columns)), 120)
+        present = one_line(", ".join(map(str, table.columns)), 120)
         raise UserError(
-            f"{key} {path} lacks the columns {', '.join(sorted(missing))}: it has {found}. An "
+            f"{key} {path} lacks the columns {', '.join(sorted(missing))}: it has {present}. An "
             "image_id is the path of an image below the folder of images, such as cat/1.jpg."
         )
     image_ids = table[columns[0]].astype(str)
@@ -65,7 +65,7 @@ def list_of(cell: Any) -> list[Any]:
 
 
 def by_image_id(
-    found: Mapping[str, T], image_ids: Sequence[str], path: str | None, key: str
+    row_of: Mapping[str, T], image_ids: Sequence[str], path: str | None, key: str
 ) -> dict[str, T]:
     """Return the rows of a file by image_id.
 
@@ -78,7 +78,7 @@ def by_image_id(
         of_base[PurePosixPath(image_id).name].append(image_id)
     rows: dict[str, T] = {}
     named: dict[str, str] = {}
-    for name, row in found.items():
+    for name, row in row_of.items():
         meant = name if name in known else _image_id(name, of_base)
         if meant is None:
             continue
@@ -91,7 +91,7 @@ def by_image_id(
         named[meant] = name
     if not rows:
         rows_are = (
-            f"its rows are named like {next(iter(found))!r}" if found else "it is empty"
+            f"its rows are named like {next(iter(row_of))!r}" if row_of else "it is empty"
         )
         raise UserError(
             f"{key} {path} names none of the {len(image_ids):,} images: {rows_are}, and images "

@@ -172,9 +172,9 @@ def wrong_checksum(path: Path, checksum: str | None) -> str:
         state.update(f"blob {path.stat().st_size}\0".encode())
     with path.open("rb") as file:
         hashlib.file_digest(file, lambda: state)
-    found = f"{kind}:{state.hexdigest()}"
+    actual = f"{kind}:{state.hexdigest()}"
     return (
-        "" if found == checksum else f"{path} has the checksum {found} and not {checksum}"
+        "" if actual == checksum else f"{path} has the checksum {actual} and not {checksum}"
     )
 
 
@@ -369,11 +369,11 @@ def datasets(check: Sequence[str] = (), /) -> str:
         if key not in known:
             raise UserError(model.unknown(f"Dataset {key!r}", key, known))
     keys = keys or [key for key, values in known.items() if _folder(key, values).is_dir()]
-    found = [
+    findings = [
         (ok, f"{key}: {line}") for key in keys for ok, line in _findings(key, known[key])
     ]
-    fine = [line for ok, line in found if ok]
-    wrong = [line for ok, line in found if not ok]
+    fine = [line for ok, line in findings if ok]
+    wrong = [line for ok, line in findings if not ok]
     if wrong:
         raise UserError("\n".join(["the files on the disk are not right:", *wrong, *fine]))
     return "\n".join(fine) or "No dataset is on the disk yet."
@@ -413,10 +413,10 @@ def _findings(key: str, values: Mapping[str, Any]) -> Iterator[tuple[bool, str]]
     folder = RESOURCES / key / DOWNLOADS
     for name, spec in values.get("source", {}).get("downloads", {}).items():
         download = from_values(DownloadSection, spec)
-        found = list(candidates(name, download, folder)) if folder.is_dir() else []
-        if not found:
+        archives = list(candidates(name, download, folder)) if folder.is_dir() else []
+        if not archives:
             yield False, f"{name} is not in {folder}; the next run fetches it"
-        for path, checksum in found:
+        for path, checksum in archives:
             wrong = wrong_checksum(path, checksum)
             yield not wrong, wrong or f"{path} has {checksum or 'no known checksum'}"
     settings = from_values(SplitSection, values.get("split", {}))

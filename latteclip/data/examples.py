@@ -49,7 +49,7 @@ def find_examples(
         raise UserError(
             f"{one_line(loose[0])} is in no class folder of {KEY}; move it into one."
         )
-    found: list[Example] = []
+    examples: list[Example] = []
     folder_of: dict[str, str] = {}
     for written in class_names(folder):
         place = Path(folder, written)
@@ -68,5 +68,5 @@ def find_examples(
             raise UserError(
                 f"{KEY}: {one_line(place)} holds no image; add some or remove the folder."
             )
-        found += [Example(str(image), name) for image in images]
-    return found
+        examples += [Example(str(image), name) for image in images]
+    return examples

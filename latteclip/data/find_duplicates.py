@@ -129,7 +129,7 @@ def candidates(hashes: Bytes) -> Ints:
     faiss.omp_set_num_threads(1)  # several would wait for each other longer than one works
     index = _search_index(hashes[:, 0])
     n_nearest = min(NEIGHBOURS + 1, len(hashes))
-    found = [np.empty((0, 3), np.int64)]
+    blocks = [np.empty((0, 3), np.int64)]
     queries = hashes.reshape(-1, BITS // 8)  # [N V, BITS / 8]
     for start in range(0, len(queries), QUERIES):
         part = queries[start : start + QUERIES]
@@ -139,8 +139,8 @@ def candidates(hashes: Bytes) -> Ints:
         image, view = np.divmod(start + query, len(VIEWS))
         other = rows[is_near]
         triples = np.stack([image, view, other], axis=1)
-        found.append(triples[image != other])
-    return np.concatenate(found)
+        blocks.append(triples[image != other])
+    return np.concatenate(blocks)
 
 
 def _search_index(whole: Bytes) -> Any:
@@ -158,7 +158,7 @@ def _search_index(whole: Bytes) -> Any:
 
 def similarity(thumbnails: Bytes, triples: Ints) -> Floats:
     """Return the correlation of views with whole images [P], 0 where one is of one colour."""
-    found = np.zeros(len(triples), np.float32)
+    cosines = np.zeros(len(triples), np.float32)
     for view, (share, down, across) in enumerate(VIEWS):
         rows = np.flatnonzero(triples[:, 1] == view)
         image, _, other = triples[rows].T
@@ -166,8 +166,8 @@ def similarity(thumbnails: Bytes, triples: Ints) -> Floats:
         from_columns = _sampled(share, across)
         seen = from_rows @ thumbnails[image] @ from_columns.T  # [P, T, T]
         whole = thumbnails[other].astype(np.float32)
-        found[rows] = _correlation(seen, whole)
-    return found
+        cosines[rows] = _correlation(seen, whole)
+    return cosines
 
 
 def _sampled(share: float, place: float) -> Floats:

@@ -81,9 +81,9 @@ def _entries(
 ) -> Iterator[tuple[str, str, os.DirEntry[str]]]:
     """Yield names, suffixes and entries of files in one order, by links on `linked` levels."""
     with os.scandir(folder) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
+        ordered = sorted(entries, key=lambda entry: entry.name)
     folders = []
-    for entry in found:
+    for entry in ordered:
         if is_litter(entry.name):
             continue
         if not entry.is_dir():
@@ -115,20 +115,20 @@ def image_files(
 
     Other files but classes.txt are counted in `skipped` by suffix in lower case, or as OTHER.
     """
-    found = []
+    paths = []
     with readable():
         for name, suffix, entry in _entries(os.fspath(folder), deep=deep):
             if suffix in IMAGE_SUFFIXES:
-                found.append(Path(folder, name))
+                paths.append(Path(folder, name))
             elif skipped is not None and entry.name != CLASSES:
                 skipped[suffix if _SUFFIX.fullmatch(suffix) else OTHER] += 1
-    return sorted(found)
+    return sorted(paths)
 
 
-def digest(found: Iterable[File]) -> str:
+def digest(files: Iterable[File]) -> str:
     """Return a digest of names, sizes and times."""
     state = hashlib.sha256()
-    for name, size, mtime_ns in found:
+    for name, size, mtime_ns in files:
         state.update(os.fsencode(f"{name}\0{size}\0{mtime_ns}\0"))
     return state.hexdigest()
 
@@ -217,14 +217,14 @@ def state(folder: str, kind: str, classes: str | None, indexed: str) -> str:
     return before
 
 
-def write(path: str, found: list[File], state: str, checksums: Sequence[bytes]) -> None:
+def write(path: str, files: list[File], state: str, checksums: Sequence[bytes]) -> None:
     """Write the table of files, with checksums of their content and the `state` before that."""
     from latteclip.core import tables
 
     columns = {
-        "name": [os.fsencode(file.name) for file in found],
-        "size": [file.size for file in found],
-        "mtime_ns": [file.mtime_ns for file in found],
+        "name": [os.fsencode(file.name) for file in files],
+        "size": [file.size for file in files],
+        "mtime_ns": [file.mtime_ns for file in files],
         "checksum": checksums,
     }
-    tables.write(path, columns, tables.FOLDER_FILES, FolderMetadata(digest(found), state))
+    tables.write(path, columns, tables.FOLDER_FILES, FolderMetadata(digest(files), state))

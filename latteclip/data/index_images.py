@@ -109,20 +109,20 @@ def index_images(
     ):
         for batch in _batches(images, split.items, threads, cache):
             rows = []
-            for item, path, found in batch:
-                if isinstance(found, str):
-                    broken.append((item.image_id, path, item.split, found))
+            for item, path, decoded in batch:
+                if isinstance(decoded, str):
+                    broken.append((item.image_id, path, item.split, decoded))
                     continue
                 classname = None if item.label is None else classnames[item.label]
                 columns = {
-                    **vars(found),
+                    **vars(decoded),
                     **item._asdict(),
                     "path": path,
                     "classname": classname,
                 }
                 rows.append(columns)
                 counts[item.split] += 1
-                content.update(found.checksum)
+                content.update(decoded.checksum)
             add(pa.Table.from_pylist(rows, tables.IMAGES))
             add_fingerprints(pa.Table.from_pylist(rows, tables.FINGERPRINTS))
         _report(broken, corrupt)
@@ -146,7 +146,9 @@ def _checksums(
         stats = {
             os.path.normpath(os.path.join(folder, file.name)): file[1:] for file in part
         }
-        known = {path: found.checksum for path, found in read_cache(cache, stats).items()}
+        known = {
+            path: decoded.checksum for path, decoded in read_cache(cache, stats).items()
+        }
         # Else a new time of the others, as of lists and shards, is a change.
         if limit is None:
             known |= {
@@ -216,10 +218,10 @@ def _log_counts(
 
 def decode(path: str) -> Decoded:
     """Decode an image, and return its fingerprint or the reason why it cannot be decoded."""
-    found = image_files.read_and_decode(path)
-    if isinstance(found, str):
-        return found
-    content, picture = found
+    image = image_files.read_and_decode(path)
+    if isinstance(image, str):
+        return image
+    content, picture = image
     return fingerprint(picture, folder_files.CHECKSUM(content).digest())
 
 
@@ -242,10 +244,10 @@ def _batches(
             n_cached += len(decoded)
             new = [path for path in stats if path not in decoded]
             results = zip(new, workers.in_order(new), strict=True)
-            while found := dict(itertools.islice(results, CACHED_TOGETHER)):
-                decoded |= found
-                write_cache(cache, found, stats)
-                progress.add(len(found))
+            while batch := dict(itertools.islice(results, CACHED_TOGETHER)):
+                decoded |= batch
+                write_cache(cache, batch, stats)
+                progress.add(len(batch))
             yield [
                 (item, path, decoded[path]) for item, path in zip(part, paths, strict=True)
             ]
@@ -290,9 +292,9 @@ def write_cache(
 ) -> None:
     """Write the fingerprints of images that could be decoded, with earlier stats of their files."""
     rows = [
-        (path, *stats[path], *vars(found).values())
-        for path, found in decoded.items()
-        if isinstance(found, Fingerprint)
+        (path, *stats[path], *vars(result).values())
+        for path, result in decoded.items()
+        if isinstance(result, Fingerprint)
     ]
     with cache:
         cache.executemany("INSERT OR REPLACE INTO images VALUES (?,?,?,?,?,?,?,?)", rows)

@@ -189,7 +189,10 @@ def _write_rows(
 
 
 def _write_parquet(path: Path, table: pa.Table, described: LabelsMetadata) -> None:
-    types = [(one.name, getattr(one.type, "value_type", one.type)) for one in table.schema]
+    types = [
+        (column.name, getattr(column.type, "value_type", column.type))
+        for column in table.schema
+    ]
     with tables.writing(path, pa.schema(types), described) as add:
         for batch in table.to_batches(tables.CAPTION_ROWS):
             add(dict(zip(batch.schema.names, batch.columns, strict=True)))

@@ -271,7 +271,11 @@ def _predicted(
     class_of = dict(zip(paths, answers.values(), strict=True))
     predictions = classify(paths, topk=len(model.classnames))
     probabilities = np.zeros((len(predictions), len(model.classnames)))
-    for row, one in zip(probabilities, predictions, strict=True):
-        row[one.topk_labels] = one.topk_probabilities
-    truth = _classes(model, [class_of[one.path] for one in predictions])
-    return np.array([one.probability for one in predictions]), probabilities, truth
+    for row, prediction in zip(probabilities, predictions, strict=True):
+        row[prediction.topk_labels] = prediction.topk_probabilities
+    truth = _classes(model, [class_of[prediction.path] for prediction in predictions])
+    return (
+        np.array([prediction.probability for prediction in predictions]),
+        probabilities,
+        truth,
+    )

@@ -176,7 +176,9 @@ class Predictor:
 
     def predictions(self, paths: Sequence[str], topk: int) -> Iterator[Prediction]:
         """Classify image files batch by batch, and log those that are no image."""
-        of_clip: list[Any] = [one for one in (self.model.clip, self.pretrained) if one]
+        of_clip: list[Any] = [
+            model for model in (self.model.clip, self.pretrained) if model
+        ]
         # Each image encoder has a transform of its own, so it reads the images again.
         passes = []
         for models in [of_clip, *([encoder] for encoder in self.image_encoders)]:

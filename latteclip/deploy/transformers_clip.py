@@ -55,8 +55,8 @@ def write(opened: FinetunedModel, folder: Path) -> None:
     visual: Any = clip.model.visual
     texts = [
         text
-        for one in class_templates.templates
-        for text in class_texts(one, opened.classnames)
+        for template in class_templates.templates
+        for text in class_texts(template, opened.classnames)
     ]
     try:
         tokenizer = _tokenizer(opened)

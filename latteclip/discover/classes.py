@@ -29,23 +29,26 @@ from latteclip.audit.server import (
 from latteclip.core import tables
 from latteclip.core.class_history import ACTIONS, PROPOSAL, edited_classes
 from latteclip.core.errors import UserError
-from latteclip.core.files import read_record, write_text
+from latteclip.core.files import write_text
 from latteclip.core.folder_names import CLASSES
 from latteclip.core.run_options import run_command
 from latteclip.data.images import open_rgb
-from latteclip.discover import grouping
-from latteclip.discover.inputs import discover, read_actions, write_actions
+from latteclip.discover.inputs import (
+    LEAVES_FILE,
+    MEMBERS_FILE,
+    read_actions,
+    read_proposal,
+    write_actions,
+)
 from latteclip.discover.new_classes import add_class, show_new_classes
 from latteclip.discover.proposal import (
     Action,
     State,
-    leaf_terms,
     parents,
     parse_actions,
     questions,
     replay,
 )
-from latteclip.discover.records import DiscoveryRecord
 from latteclip.report import render
 from latteclip.report.gallery import picture
 
@@ -135,23 +138,16 @@ class ClassesPage:
                 f"{self.folder / CLASSES} was edited by hand and is used as it is. Go on there, or "
                 "delete it and run the workflow: it returns to the proposal and your actions."
             )
+        self.found = read_proposal(self.folder / LEAVES_FILE, self.folder / MEMBERS_FILE)
         index = str(self.folder / "unnamed_images.parquet")
-        self.found = discover(
-            index,
-            str(self.folder / "names.parquet"),
-            str(self.folder / "looks.parquet"),
-            read_record(DiscoveryRecord, described).wanted,
-        )
         self.paths = tables.read_unlabelled(index, training=True)[0]["path"].to_pylist()
         self.pictures = self._pictures()  # rows of the leaves, the surest first
         self.busy = threading.Lock()
 
     def _pictures(self) -> list[list[int]]:
         leaves = self.found.proposal.leaves
-        again = grouping.regroup(self.found.evidence, leaves)
-        confidence = np.where(
-            again.labels == leaves, again.confidence, 1 - again.confidence
-        )
+        is_own = self.found.nearest == leaves[:, None]
+        confidence = (self.found.probabilities * is_own).sum(axis=1)
         order = np.lexsort((-confidence, leaves))
         ends = np.cumsum(np.bincount(leaves))[:-1]
         rows = (part.tolist() for part in np.split(order, ends))
@@ -196,11 +192,10 @@ class ClassesPage:
     def values(self, sources: Mapping[int, str]) -> dict[str, Any]:
         """Return the proposal for the page's script, with the addresses of pictures by row."""
         proposal = self.found.proposal
-        terms = leaf_terms(proposal, self.found.evidence.terms)
         leaves = [
             {
                 "n": int(size),
-                "terms": terms[leaf],
+                "terms": self.found.terms[leaf],
                 "pictures": [
                     {
                         "image": self.found.image_ids[row],

@@ -1,19 +1,16 @@
-"""Propose the classes of images that have no class names, and apply what a person did to them."""
+"""Write the classes that were proposed for images, and what a person made of them."""
 
 import logging
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from latteclip.config.sections.base import AUTO
-from latteclip.config.sections.discover import DiscoverSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_record, write_text
 from latteclip.core.terminal import one_line
-from latteclip.discover import grouping
-from latteclip.discover.inputs import Discovery, discover, read_actions
+from latteclip.discover.grouping import Floats, Ints
+from latteclip.discover.inputs import Discovery, read_actions, read_proposal
 from latteclip.discover.proposal import Proposal, State, parents, replay
 from latteclip.discover.records import (
     DISCOVERED,
@@ -29,21 +26,18 @@ ALIKE = 3  # classes that look most alike, of each
 
 
 def discover_classes(
-    images_path: str,
-    names_path: str,
-    looks_path: str,
-    settings: DiscoverSection,
+    leaves_path: str,
+    members_path: str,
     output: str,
     proposal_output: str,
-    members_output: str,
+    discovered_output: str,
     actions_path: str | None = None,
 ) -> None:
     """Write class names, one per line, the proposal as JSON, and the class of each image.
 
-    UserError: the images have fewer than two classes.
+    UserError: a person's actions leave fewer than two classes.
     """
-    wanted = None if settings.classes == AUTO else settings.classes
-    found = discover(images_path, names_path, looks_path, wanted)
+    found = read_proposal(leaves_path, members_path)
     actions = read_actions(actions_path, found) if actions_path else []
     state = replay(found.proposal, actions)
     if len(state.leaves) < 2:
@@ -51,21 +45,22 @@ def discover_classes(
             f"{actions_path} leaves fewer than two classes; undo some of its actions."
         )
     numbers = sorted(state.leaves)
-    labels = found.proposal.labels([state.leaves[k] for k in numbers])
+    classes = [state.leaves[k] for k in numbers]
+    labels = found.proposal.labels(classes)
     is_none = np.isin(found.image_ids, sorted(state.none))
     names = [state.names[k] for k in numbers]
     record = DiscoveryRecord(
         proposal=found.digest,
-        wanted=wanted,
+        wanted=found.wanted,
         suggested=found.proposal.suggested,
         actions=len(actions),
-        without_name=int((found.evidence.best < 0).sum()),
+        without_name=found.without_name,
         classes=_classes(found.proposal, state),
         curve=_curve(found.proposal),
     )
     write_record(proposal_output, record)
-    members = _members(found, np.where(is_none, -1, labels), names)
-    tables.write(members_output, members, DISCOVERED)
+    members = _members(found, classes, np.where(is_none, -1, labels), names)
+    tables.write(discovered_output, members, DISCOVERED)
     # The last, for without the proposal it would count as written by hand.
     write_text(output, "\n".join(names) + "\n")
     looked = "Nobody has looked at them."
@@ -84,24 +79,29 @@ def discover_classes(
 
 
 def _members(
-    found: Discovery, labels: grouping.Ints, names: list[str]
-) -> dict[str, pa.Array | npt.NDArray[np.float32] | list[str]]:
-    """Return the columns of DISCOVERED."""
-    filled = np.where(labels < 0, 0, labels)
-    used = np.unique(filled)
-    place = np.full(len(names), -1)
-    place[used] = np.arange(len(used))
-    own = place[filled]
-    again = grouping.regroup(found.evidence, own)
-    is_same = again.labels == own
-    others = used[np.where(is_same, again.second, again.labels)]
-    confidence = np.where(is_same, again.confidence, 1 - again.confidence)
+    found: Discovery, classes: list[list[int]], labels: Ints, names: list[str]
+) -> dict[str, pa.Array | Floats | list[str]]:
+    """Return the columns of DISCOVERED by labels [N] of images, -1 for none."""
+    owner = np.full(len(found.terms), -1)
+    for k, leaves in enumerate(classes):
+        owner[leaves] = k
+    near = owner[found.nearest]  # [N, k] the classes of the likeliest leaves
+    is_own = near == labels[:, None]
+    totals = np.zeros(near.shape, np.float32)  # probabilities of these classes
+    for column in near.T:
+        totals += found.probabilities * (near == column[:, None])
+    has_class = labels >= 0
+    confidence = (found.probabilities * (is_own & has_class[:, None])).sum(axis=1)
+    others = np.where(is_own | (near < 0), 0, totals)
+    place = others.argmax(axis=1)[:, None]
+    second = np.take_along_axis(near, place, axis=1)[:, 0]
+    is_missing = np.take_along_axis(others, place, axis=1)[:, 0] <= 0
     all_names = pa.array(names, pa.string())
     return {
         "image_id": found.image_ids,
-        "classname": all_names.take(pa.array(labels, mask=labels < 0)),
+        "classname": all_names.take(pa.array(labels, mask=~has_class)),
         "confidence": confidence.astype(np.float32),
-        "second": all_names.take(pa.array(others, mask=others == filled)),
+        "second": all_names.take(pa.array(second, mask=is_missing)),
     }
 
 

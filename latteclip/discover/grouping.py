@@ -102,13 +102,16 @@ def group(evidence: Evidence, rounds: int = ROUNDS, *, start: Ints | None = None
     return _numbered(found)
 
 
-def regroup(evidence: Evidence, labels: Ints, rounds: int = 1) -> Groups:
-    """Return where images belong, of groups that begin with labels [N]. Each label is in use."""
-    n_groups = int(labels.max(initial=0)) + 1
-    shares = _Shares.of_labels(labels, n_groups)
-    for _ in range(rounds):
-        found, shares = _step(evidence, shares)
-    return found
+def nearest_groups(evidence: Evidence, labels: Ints) -> tuple[Ints, Floats]:
+    """Return the likeliest groups [N, k] of images, and their probabilities, by labels [N].
+
+    An image has no part in the means with which it is compared. Each label is in use.
+    """
+    shares = _Shares.of_labels(labels, int(labels.max(initial=0)) + 1)
+    _, shares = _step(evidence, shares)
+    table = shares.table
+    shape = len(labels), -1
+    return table.indices.reshape(shape), table.data.reshape(shape)
 
 
 def _one_group(n: int) -> Groups:

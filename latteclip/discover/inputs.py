@@ -1,33 +1,41 @@
-"""What a proposal of classes is made of, read from the tables of the stages before it."""
+"""A proposal of classes in the tables that its stage writes, and a person's actions on it.
+
+Letters: N images, L leaves, k leaves of an image.
+"""
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import scipy.sparse
 
 from latteclip.core import tables
 from latteclip.core.class_history import read_history
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_json
 from latteclip.core.hashing import digest
-from latteclip.discover.grouping import MIN_IMAGES, Evidence, Floats
-from latteclip.discover.names import read_names
-from latteclip.discover.proposal import Action, Proposal, parse_actions, propose
-from latteclip.labels.features import read_features
-from latteclip.labels.label_sources import whiten
+from latteclip.discover.grouping import Floats, Ints, Merge, Sums
+from latteclip.discover.proposal import Action, Proposal, parse_actions
+from latteclip.discover.records import LEAF_MEMBERS, LEAVES, ProposalMetadata
+
+LEAVES_FILE, MEMBERS_FILE = "leaves.parquet", "leaf_members.parquet"
 
 
 @dataclass(frozen=True)
 class Discovery:
-    """Images, what is known of them, and the classes that are proposed."""
+    """Images, and the classes that are proposed for them."""
 
     image_ids: list[str]
-    evidence: Evidence
     proposal: Proposal
+    terms: list[dict[str, int]]  # [L] the most frequent ones, with their numbers of images
+    nearest: Ints  # [N, k] the likeliest leaves
+    probabilities: Floats  # [N, k]
+    without_name: int  # images
+    wanted: int | None  # the number of classes that was asked for
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """Return a digest by which actions know the proposal."""
         leaves = self.proposal.leaves.astype(np.int64).tobytes()
@@ -37,36 +45,86 @@ class Discovery:
         return digest(leaves, names.encode(), classes.encode(), images.encode())[:32]
 
 
-def discover(
-    images_path: str, names_path: str, looks_path: str, n_classes: int | None
-) -> Discovery:
-    """Propose classes: a number, or None for as many as the curve of merges suggests.
+def write_proposal(found: Discovery, leaves_path: str, members_path: str) -> None:
+    """Write LEAVES and LEAF_MEMBERS."""
+    proposal = found.proposal
+    sums, names = proposal.sums, proposal.sums.names
+    metadata = ProposalMetadata(
+        proposal=found.digest,
+        wanted=found.wanted,
+        suggested=proposal.suggested,
+        terms=names.shape[1],
+        without_name=found.without_name,
+        unit=proposal.unit,
+        into=[step.into for step in proposal.steps],
+        taken=[step.taken for step in proposal.steps],
+        costs=[step.cost for step in proposal.steps],
+        classes=proposal.classes,
+        names=proposal.names,
+        shares=proposal.shares,
+    )
+    columns = {
+        "images": sums.sizes.astype(np.int64),
+        "looks": tables.list_column(sums.looks.astype(np.float32)),
+        "name_terms": pa.ListArray.from_arrays(names.indptr, names.indices),
+        "name_weights": pa.ListArray.from_arrays(
+            names.indptr, names.data.astype(np.float32)
+        ),
+        "reliability": sums.reliabilities,
+        "terms": [[*terms] for terms in found.terms],
+        "counts": [[*terms.values()] for terms in found.terms],
+    }
+    tables.write(leaves_path, columns, LEAVES, metadata)
+    members = {
+        "image_id": found.image_ids,
+        "leaf": proposal.leaves.astype(np.int32),
+        "leaves": tables.list_column(found.nearest.astype(np.int32)),
+        "probabilities": tables.list_column(found.probabilities.astype(np.float32)),
+    }
+    tables.write(members_path, members, LEAF_MEMBERS)
 
-    UserError: the answers of the captioner name no classes.
-    """
-    index, _ = tables.read_unlabelled(images_path, training=True)
-    ids = index["image_id"]
-    answers = tables.lookup_column(names_path, tables.CAPTIONS, "id", "caption", ids)
-    looks = whiten(read_features(looks_path, ids, tables.IMAGE_FEATURES))
-    evidence = _evidence(answers, looks.centred[:].numpy(), names_path)
-    proposal = propose(evidence, n_classes)
-    if len(proposal.classes) < 2:
-        raise UserError(
-            f"The {len(ids)} images have fewer than two classes by their names ({names_path}): at "
-            f"least {MIN_IMAGES} images must share a name that the others lack. Write the names of "
-            "the classes into classes.txt in the folder of the images, or change discover.prompt."
-        )
-    return Discovery(ids.to_pylist(), evidence, proposal)
+
+def read_proposal(leaves_path: str | Path, members_path: str | Path) -> Discovery:
+    """Read what `write_proposal` wrote."""
+    about = tables.read_metadata(leaves_path, ProposalMetadata)
+    leaves = tables.read(leaves_path, LEAVES)
+    members = tables.read(members_path, LEAF_MEMBERS)
+    steps = zip(about.into, about.taken, about.costs, strict=True)
+    proposal = Proposal(
+        leaves=members["leaf"].to_numpy().astype(np.int64),
+        steps=[Merge(*step) for step in steps],
+        classes=about.classes,
+        names=about.names,
+        shares=about.shares,
+        suggested=about.suggested,
+        sums=_sums(leaves, about.terms),
+        unit=about.unit,
+    )
+    pairs = zip(leaves["terms"].to_pylist(), leaves["counts"].to_pylist(), strict=True)
+    return Discovery(
+        members["image_id"].to_pylist(),
+        proposal,
+        [dict(zip(terms, counts, strict=True)) for terms, counts in pairs],
+        tables.from_list_column(members["leaves"]).astype(np.int64),
+        tables.from_list_column(members["probabilities"]),
+        about.without_name,
+        about.wanted,
+    )
 
 
-def _evidence(answers: pa.ChunkedArray, looks: Floats, names_path: str) -> Evidence:
-    texts = [text or "" for text in answers.to_pylist()]
-    if not any(text.strip() for text in texts):
-        raise UserError(
-            f"{names_path} has no answer about any image; see its column error, or set "
-            "captioner.engine to an engine that can name what an image shows."
-        )
-    return Evidence.of(np.ascontiguousarray(looks, np.float32), read_names(texts))
+def _sums(leaves: pa.Table, n_terms: int) -> Sums:
+    lengths = pc.list_value_length(leaves["name_terms"]).to_numpy()
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    columns = [
+        pc.list_flatten(leaves[name]).to_numpy() for name in ("name_weights", "name_terms")
+    ]
+    names = scipy.sparse.csr_matrix((*columns, indptr), (len(leaves), n_terms))
+    return Sums(
+        tables.from_list_column(leaves["looks"]),
+        names,
+        leaves["images"].to_numpy().astype(np.float64),
+        leaves["reliability"].to_numpy(),
+    )
 
 
 def read_actions(path: str | Path, discovery: Discovery) -> list[Action]:

@@ -1,4 +1,7 @@
-"""What the proposal of classes writes: its JSON file, and the columns of its table."""
+"""What the proposal of classes writes: its JSON file, and the columns of its tables.
+
+Letters: D embedding width, T terms of names.
+"""
 
 from dataclasses import dataclass
 
@@ -12,6 +15,46 @@ DISCOVERED = pa.schema(
         "second": pa.string(),  # the class that is likeliest beside it; null for none
     }
 )
+
+LEAVES = pa.schema(
+    {
+        "images": pa.int64(),
+        "looks": pa.list_(pa.float32()),  # [D] the sum over its images
+        # The sum of weighted names, of which most of T are 0.
+        "name_terms": pa.list_(pa.int32()),
+        "name_weights": pa.list_(pa.float32()),
+        "reliability": pa.float64(),  # of names, the sum over its images
+        # The most frequent terms, and how many of its images have each.
+        "terms": pa.list_(pa.string()),
+        "counts": pa.list_(pa.int64()),
+    }
+)
+LEAF_MEMBERS = pa.schema(
+    {
+        "image_id": pa.string(),  # of a training image
+        "leaf": pa.int32(),
+        "leaves": pa.list_(pa.int32()),  # the likeliest ones
+        "probabilities": pa.list_(pa.float32()),
+    }
+)
+
+
+@dataclass(frozen=True)
+class ProposalMetadata:
+    """What is true of all leaves of a proposal."""
+
+    proposal: str  # digest, by which a person's actions know the proposal
+    wanted: int | None  # the number of classes by the configuration; None: as suggested
+    suggested: int
+    terms: int  # T
+    without_name: int  # images
+    unit: float  # of costs
+    into: list[int]  # of each merge, the leaf that stays
+    taken: list[int]  # and the leaf that goes into it
+    costs: list[float]  # relative
+    classes: list[list[int]]  # the leaves of each
+    names: list[list[str]]
+    shares: list[list[float]]
 
 
 @dataclass(frozen=True)

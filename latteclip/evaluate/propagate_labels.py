@@ -52,8 +52,8 @@ class BruteForceIndex:
         cosines = queries @ self.points.T  # [Q, P]
         if first is not None:
             cosines[:, first:].diagonal().fill_(-math.inf)
-        found = cosines.topk(k, dim=1)
-        return found.values, found.indices
+        nearest = cosines.topk(k, dim=1)
+        return nearest.values, nearest.indices
 
 
 class IVFPQIndex:
@@ -94,8 +94,8 @@ class IVFPQIndex:
         self, queries: torch.Tensor, k: int, first: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         among = max(CANDIDATES, k + 1)  # a point itself may be one of them
-        _, found = self._index.search(queries.numpy(), among)
-        candidates = torch.from_numpy(found)  # [Q, R], -1 where there are fewer
+        _, rows = self._index.search(queries.numpy(), among)
+        candidates = torch.from_numpy(rows)  # [Q, R], -1 where there are fewer
         cosines = torch.einsum(
             "qd,qrd->qr", queries, self._features[candidates.clamp(min=0)]
         )
@@ -220,15 +220,15 @@ class NeighbourGraph:
         labels = torch.empty(n, 0, dtype=torch.long)
         best = torch.empty(n, 0)
         for some in parts(n_classes, max(1, SCORES // len(self.scale))):
-            found = self.propagate(some)  # [V, c]
+            scores = self.propagate(some)  # [V, c]
             if links is not None:
-                found = self.scale[:, None] * found
-            found = found[n_classes:] if links is None else torch.sparse.mm(links, found)
-            found = found.cpu()
+                scores = self.scale[:, None] * scores
+            scores = scores[n_classes:] if links is None else torch.sparse.mm(links, scores)
+            scores = scores.cpu()
             order, best = best_classes(
-                torch.cat([best, found], 1), self.settings.inference.topk
+                torch.cat([best, scores], 1), self.settings.inference.topk
             )
-            numbers = torch.arange(some.start, some.stop).expand_as(found)
+            numbers = torch.arange(some.start, some.stop).expand_as(scores)
             labels = torch.cat([labels, numbers], 1).gather(1, order)
         return labels, best
 

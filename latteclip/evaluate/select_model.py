@@ -353,13 +353,13 @@ def _by_both(
 
 
 def _by_votes(
-    candidates: Sequence[Candidate], found: int, start: int, votes: HeldOutVotes
+    candidates: Sequence[Candidate], chosen: int, start: int, votes: HeldOutVotes
 ) -> str:
     """Return the reason of a choice by votes: the numbers against the closest rival."""
     pooled = votes.pooled(candidates)
-    winner = candidates[found].method
+    winner = candidates[chosen].method
     note = ""
-    against = {i: pooled.compare(found, i) for i in eligible(candidates) if i != found}
+    against = {i: pooled.compare(chosen, i) for i in eligible(candidates) if i != chosen}
     others = [i for i, pair in against.items() if pair.images]
     if not others:
         return f"{winner} is the only model that can be compared."
@@ -368,10 +368,10 @@ def _by_votes(
     ]
     enough = [i for i in trained if against[i].images >= MIN_HELD_OUT]
     closest = min(enough or others, key=lambda i: against[i].difference)
-    rival = closest if found == start else start
+    rival = closest if chosen == start else start
     compared = against[rival]
     other = candidates[rival].method
-    if trained and not enough and not candidates[found].is_trained:
+    if trained and not enough and not candidates[chosen].is_trained:
         note = f" No trained model has {MIN_HELD_OUT} held-out images, which a comparison needs."
     elif compared.difference < 0:
         note = " That lead is not clear, so the simpler model is taken."

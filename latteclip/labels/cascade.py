@@ -1,80 +1,119 @@
-"""Which images a dear voter is asked about: those whose label its vote would most likely change.
+"""Which images a dear voter is asked about: those whose label its answer would most likely change.
 
-Not in the paper. Letters: n images, C classes, K likeliest classes of an image.
+Not in the paper. The doubt about a label is the probability that it is wrong so far. Doubts are too
+small where labels are surer than they are right. After a first round the answers tell: a logistic
+regression gives the share of labels that they changed at each doubt (Platt 1999).
+
+Letters: N images, A of them that were asked about.
 """
+
+from typing import NamedTuple
 
 import torch
 
-from latteclip.clip.classifier import best_classes
 from latteclip.labels.fusion import LabelModel
 from latteclip.labels.label_sources import parts
-from latteclip.labels.prototypes import KEPT
+from latteclip.labels.voter_model import JointFusion
 
-EXPECTED = 0.9  # share of right votes of a voter of which nothing is known yet
+LEAST = 1e-4  # doubt about a label, at least
+RIDGE = 0.01  # of the regression, which two equal answers would leave without a solution
+STEPS = 30  # of Newton's method
+FEWEST = 20  # answers from which a share of changed labels is learned
 
 
-def expected_gain(table: torch.Tensor, confusion: torch.Tensor) -> torch.Tensor:
-    """Return by how much a vote is expected to raise the probability [n] of the best class.
+class Ranking(NamedTuple):
+    """What answers about N images are expected to bring, by labels so far."""
 
-    The posterior before the vote is a table [n, C] and the confusion matrix of the voter [C, C].
-    A vote for a class outside of the K likeliest ones is taken to change nothing.
+    gains: (
+        torch.Tensor
+    )  # [N] probability that an answer would change the label; 0: it was asked
+    labels: torch.Tensor  # [N] before the image was asked about, or so far
+    doubt: torch.Tensor  # [N] about that label
+    answered: int = 0
+    changed: int = 0  # labels that answers changed
+
+    def order(self, seed: int) -> torch.Tensor:
+        """Return the images to ask about next, the first one first."""
+        return in_turn(self.gains, is_first=not self.answered, seed=seed)
+
+
+def rank(
+    joint: JointFusion,
+    asked: torch.Tensor,
+    answered: torch.Tensor,
+    before: Ranking | None = None,
+    unused: torch.Tensor | None = None,
+) -> Ranking:
+    """Rank N images, of which some were asked about [N] and have an answer [N].
+
+    `before` is the ranking by which these were chosen. `unused` are the answers [N] if they do not
+    count yet, for there are too few to tell what they are worth. Then they change no label, and
+    what they would change is taken for changed.
     """
-    classes, shares = best_classes(table, min(KEPT, table.shape[1]))
-    pairs = confusion[
-        classes[:, :, None], classes[:, None, :]
-    ]  # [n, K, K] by class and vote
-    joint = shares[:, :, None] * pairs
-    return (joint.amax(dim=1) - joint[:, 0]).sum(dim=1)
+    labels = joint.fusion.labels
+    doubt = doubts(joint.model)
+    if before is None:
+        return Ranking(doubt, labels, doubt)
+    now = labels if unused is None else unused
+    changed = (now != before.labels)[answered]
+    gains = likely_changes(doubt, before.doubt[answered], changed)
+    return Ranking(
+        gains=gains.masked_fill(asked, 0.0),
+        labels=torch.where(asked, before.labels, labels),
+        doubt=torch.where(asked, before.doubt, doubt),
+        answered=int(answered.sum()),
+        changed=int(changed.sum()),
+    )
 
 
-def unknown_voter(n_classes: int) -> torch.Tensor:
-    """Return the confusion matrix [C, C] that is expected of a voter that was not asked yet."""
-    eye = torch.eye(n_classes, dtype=torch.float64)
-    return EXPECTED * eye + (1 - EXPECTED) / n_classes
+def doubts(model: LabelModel) -> torch.Tensor:
+    """Return the probability [N] that each label is wrong so far, 0 where a person answered."""
+    best = [model.log_posterior(rows).amax(dim=1).exp() for rows in parts(model.n)]
+    found = (1 - torch.cat(best)).clamp(min=LEAST)
+    found[model.answers.place >= 0] = 0.0
+    return found
 
 
-def images_to_ask(
-    model: LabelModel, asked: torch.Tensor, confusion: torch.Tensor, size: int
-) -> tuple[torch.Tensor, float]:
-    """Return images [size] drawn with probabilities as their expected gains, and the mean gain.
+def likely_changes(
+    doubt: torch.Tensor, asked: torch.Tensor, changed: torch.Tensor
+) -> torch.Tensor:
+    """Return the probability [N] that an answer would change each label, by its doubt [N].
 
-    The largest gains alone would be images of a few classes while little is known. Images that
-    were asked about [N], and those that a person answered, are left out.
+    `asked` are the doubts [A] of labels before an answer, and `changed` says whether the answer
+    changed the label [A]. A larger doubt has no smaller probability.
     """
-    gains = expected_gains(model, confusion)
-    gains[asked] = 0.0
-    chosen = in_turn(gains, seed=int(asked.sum()))[:size]
-    return chosen, float(gains[chosen].mean()) if len(chosen) else 0.0
+    if len(asked) < FEWEST:
+        return doubt
+    inputs = torch.stack([torch.ones_like(asked), _logit(asked)], dim=1)  # [A, 2]
+    weights = torch.zeros(2, dtype=torch.float64)
+    ridge = RIDGE * torch.eye(2, dtype=torch.float64)
+    for _ in range(STEPS):
+        expected = (inputs @ weights).sigmoid()
+        spread = expected * (1 - expected)
+        hessian = inputs.T @ (spread[:, None] * inputs) + ridge
+        gradient = inputs.T @ (changed.double() - expected) - RIDGE * weights
+        weights = weights + torch.linalg.solve(hessian, gradient)
+    found = (weights[0] + weights[1].clamp(min=0) * _logit(doubt)).sigmoid()
+    return torch.where(doubt > 0, found, 0.0)
 
 
-def expected_gains(model: LabelModel, confusion: torch.Tensor) -> torch.Tensor:
-    """Return the expected gain [N] of a vote about each image, 0 where a person answered."""
-    each = [
-        expected_gain(model.log_posterior(rows).exp(), confusion) for rows in parts(model.n)
-    ]
-    gains = torch.cat(each)
-    gains[model.answers.place >= 0] = 0.0
-    return gains
+def _logit(doubt: torch.Tensor) -> torch.Tensor:
+    return torch.logit(doubt.double().clamp(LEAST, 1 - LEAST))
 
 
-def in_one_round(
-    model: LabelModel, asked: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return gains [N], and the images with a gain in the order in which to ask in one round.
+def in_turn(gains: torch.Tensor, *, is_first: bool, seed: int = 0) -> torch.Tensor:
+    """Return the images with a gain [N] in a random order, those with large gains mostly first.
 
-    The gain is that of a right answer: the probability that the label is wrong. It is 0 for images
-    that were asked about [N]. As labels may be surer than they are right, images are drawn by the
-    roots of the gains, the weights with which a sample tells most (Neyman 1934).
+    They are drawn by the roots of the gains, the weights with which a sample tells most (Neyman
+    1934). In the first round half of them are drawn from all images alike, for labels may be
+    surer than they are right.
     """
-    gains = expected_gains(model, torch.eye(model.n_classes, dtype=torch.float64))
-    gains[asked] = 0.0
-    return gains, in_turn(gains.clamp(min=0).sqrt(), seed=int(asked.sum()))
-
-
-def in_turn(gains: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    """Return the images with a gain [N] in a random order, those with large gains mostly first."""
+    weights = gains.clamp(min=0).sqrt()
+    if is_first:
+        total = weights.sum().clamp(min=LEAST)
+        weights = weights / total + (gains > 0).double() / len(gains)
     # The largest of log p + Gumbel noise are a sample without replacement (Gumbel-top-k).
     uniform = torch.rand(len(gains), generator=torch.Generator().manual_seed(seed))
-    keys = gains.clamp(min=0).log() - (-uniform.double().log()).log()
+    keys = weights.log() - (-uniform.double().log()).log()
     order = keys.argsort(descending=True, stable=True)
     return order[: int((gains > 0).sum())]

@@ -198,7 +198,6 @@ class LabelModel:
         )
         self.parameters = FusionParameters(test, nothing, nothing, images=weights)
         self.probe: Probe | None = None
-        self.exponents = torch.tensor([1.0, 0.0])  # of the posterior and of the probe
         # `prototypes` serve the next round. From `last` the parameters were learned.
         start = self.first if test.significant else images.probabilities
         self.prototypes = self.last = self._prototypes(start)
@@ -337,11 +336,17 @@ class LabelModel:
             explained_share=share,
             agreement=agreement,
         )
-        texts = self.last.text_scores(sample[small])
+        return self._with_texts(found, sample[small], scores[small])
+
+    def _with_texts(
+        self, found: FusionParameters, rows: torch.Tensor, scores: torch.Tensor
+    ) -> FusionParameters:
+        """Return parameters in which texts count as far as they agree with scores [n, C] of q."""
+        texts = self.last.text_scores(rows)
         if texts is None:
             return found
-        predicted = answers.at_end(scores[small].softmax(dim=1))
-        both = [found.log_likelihood(votes[small]), texts]
+        predicted = self.answers.at_end(scores.softmax(dim=1))
+        both = [self.vote_log_likelihood(rows, found), texts]
         return replace(found, texts=fit_weights(both, predicted)[1].item())
 
     def _fit_to_answers(self, parameters: FusionParameters) -> FusionParameters:
@@ -389,9 +394,7 @@ class LabelModel:
         if texts is not None:
             scores = scores + parameters.texts * texts
         if self.probe is not None:
-            posterior, probe = self.exponents
-            scores = posterior * scores.log_softmax(dim=1)
-            scores = scores + probe * self.probe.log_probabilities(rows)
+            scores = self.probe.beside(scores, rows)
         return scores.log_softmax(dim=1)
 
     def learn_probe(self) -> None:
@@ -401,10 +404,8 @@ class LabelModel:
         if not len(rows):
             return
         models = (self.images, *(self.others[number] for number in self.used))
-        found = Probe.of(models, rows, truth)
         scores = self.predicted_log_posterior(rows)
-        self.exponents = found.exponents(scores, PRIOR_ANSWERS)
-        self.probe = found
+        self.probe = Probe.of(models, rows, truth, scores, PRIOR_ANSWERS)
         self.prototypes = self._prototypes(lambda rows: self.log_posterior(rows).exp())
 
     def learn(self, rounds: int) -> dict[str, float]:

@@ -40,39 +40,53 @@ def _regression(x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return descend(loss, zeros).T @ x
 
 
+def predict_held_out(
+    models: Sequence[CentredFeatures], rows: torch.Tensor, truth: torch.Tensor
+) -> torch.Tensor:
+    """Return logits [A, C] of rows [A], each by the answers [A, C] of other folds."""
+    x = _side_by_side(models, rows)
+    fold = torch.arange(len(rows)) % FOLDS
+    found = torch.zeros_like(truth)
+    for number in fold.unique():
+        is_in = fold == number
+        found[is_in] = x[is_in] @ _regression(x[~is_in], truth[~is_in]).T
+    return found
+
+
 @dataclass(frozen=True)
 class Probe:
-    """The regression on all answers, and its predictions of answers that it did not see."""
+    """The regression on all answers, and how far it counts beside a posterior."""
 
     models: Sequence[CentredFeatures]
     weights: torch.Tensor  # [C, D]
-    truth: torch.Tensor  # [A, C] shares of the classes
-    held_out: torch.Tensor  # [A, C] logits, by the answers of other folds
+    exponents: torch.Tensor  # [2] of the posterior and of the regression
 
     @classmethod
     def of(
-        cls, models: Sequence[CentredFeatures], rows: torch.Tensor, truth: torch.Tensor
+        cls,
+        models: Sequence[CentredFeatures],
+        rows: torch.Tensor,
+        truth: torch.Tensor,
+        scores: torch.Tensor,
+        prior: float,
     ) -> Self:
-        """Learn from answers [A, C] about some rows [A]."""
-        x = _side_by_side(models, rows)
-        fold = torch.arange(len(rows)) % FOLDS
-        held_out = torch.zeros_like(truth)
-        for number in fold.unique():
-            is_in = fold == number
-            weights = _regression(x[~is_in], truth[~is_in])
-            held_out[is_in] = x[is_in] @ weights.T
-        return cls(models, _regression(x, truth), truth, held_out)
+        """Learn from answers [A, C] about some rows [A], whose log-posterior are scores [A, C].
+
+        The exponents make the answers likeliest, each predicted by the answers of other folds,
+        under a normal prior at 1 and 0 of a precision.
+        """
+        factors = [scores, predict_held_out(models, rows, truth).log_softmax(dim=1)]
+        centre = torch.tensor([1.0, 0.0], dtype=torch.float64)
+        precision = prior / len(truth)
+        exponents = fit_weights(factors, truth, centre, centre=centre, precision=precision)
+        return cls(models, _regression(_side_by_side(models, rows), truth), exponents)
 
     def log_probabilities(self, rows: Rows) -> torch.Tensor:
         """Return log-probabilities [n, C] of some images by all answers."""
         return (_side_by_side(self.models, rows) @ self.weights.T).log_softmax(dim=1)
 
-    def exponents(self, scores: torch.Tensor, prior: float) -> torch.Tensor:
-        """Return the exponents [2] of log-probabilities [A, C] of the answered images and of these.
-
-        They make the answers likeliest, under a normal prior at 1 and 0 of a precision.
-        """
-        centre = torch.tensor([1.0, 0.0], dtype=torch.float64)
-        factors = [scores, self.held_out.log_softmax(dim=1)]
-        precision = prior / len(self.truth)
-        return fit_weights(factors, self.truth, centre, centre=centre, precision=precision)
+    def beside(self, scores: torch.Tensor, rows: Rows) -> torch.Tensor:
+        """Return the scores [n, C] of the posterior and of the regression together."""
+        posterior, regression = self.exponents
+        own = regression * self.log_probabilities(rows)
+        return posterior * scores.log_softmax(dim=1) + own

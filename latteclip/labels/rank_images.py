@@ -11,28 +11,37 @@ import pyarrow.compute as pc
 import torch
 
 from latteclip.clip.classifier import load_classifier
+from latteclip.config.sections.scores import ScoresSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.core.metadata import GainsMetadata
 from latteclip.labels.adaptation import adapt
-from latteclip.labels.cascade import in_one_round
+from latteclip.labels.cascade import Ranking, rank
 from latteclip.labels.features import read_features
 from latteclip.labels.label_sources import ClipFeatures, Votes
-from latteclip.labels.voter_model import fuse_voters
+from latteclip.labels.voter_model import first_labels, fuse_voters
 from latteclip.labels.voters import caption, lmm
 from latteclip.labels.voters.base import FusionSettings, VotedImages
 
 log = logging.getLogger(__name__)
 
 
+class RankSettings(FusionSettings):
+    """The CLIP model that reads the captions, and when nothing more is asked."""
+
+    scores: ScoresSection  # its `min_gain`
+
+
 def rank_images(
     images_path: str,
     pseudo_labels_path: str,
     class_embeddings_path: str,
-    settings: FusionSettings,
+    settings: RankSettings,
     output: str,
     *,
     captions_path: str | None = None,
     scores_path: str | None = None,
+    gains_path: str | None = None,
     device: str,
     threads: int,
 ) -> None:
@@ -40,7 +49,9 @@ def rank_images(
 
     The labels so far are those by zero-shot scores and image features, with captions and the class
     scores of an earlier round if there are some. The images of that round come first: they cost
-    nothing more. The dataset's labels are not read.
+    nothing more. `gains_path` is the table by which they were chosen. No others are asked about
+    where answers would change fewer labels than `scores.min_gain`. The dataset's labels are not
+    read.
     """
     table, classnames = tables.read_unlabelled(images_path, training=True)
     image_ids = table["image_id"]
@@ -55,29 +66,63 @@ def rank_images(
         image_ids, images, classes.weights, scale, settings, device, threads
     )
     votes = {}
-    asked = torch.zeros(n, dtype=torch.bool)
     if captions_path is not None:
         votes["captions"] = caption.vote(captions_path, voted).votes
     if scores_path is not None:
         votes["scores"] = lmm.vote(scores_path, voted).votes
+    joint = fuse_voters(images, votes or {"nobody": no_votes(n, len(classnames))})
+    asked = torch.zeros(n, dtype=torch.bool)
+    answered = asked
+    before = None
+    if scores_path is not None and gains_path is not None:
         asked = _asked(scores_path, image_ids)
-    votes = votes or {"nobody": no_votes(n, len(classnames))}
-    gains, order = in_one_round(fuse_voters(images, votes).model, asked)
-    order = torch.cat([asked.nonzero()[:, 0], order])
+        answered = asked & votes["scores"].has
+        before = _before(gains_path, image_ids)
+    unused = None
+    if scores_path is not None and joint.voters["scores"] is None:
+        unused = first_labels(votes["scores"])
+    ranking = rank(joint, asked, answered, before, unused)
+    expected = float(ranking.gains.sum())
+    least = settings.scores.min_gain * n
+    metadata = GainsMetadata(
+        answered=ranking.answered,
+        changed=ranking.changed,
+        expected=expected,
+        is_enough=ranking.answered > 0 and expected < least,
+    )
+    others = ranking.order(seed=int(asked.sum()))
+    order = [asked.nonzero()[:, 0], others[:0] if metadata.is_enough else others]
     turns = np.full(n, -1)
-    turns[order.numpy()] = np.arange(len(order))
+    turns[torch.cat(order).numpy()] = np.arange(sum(map(len, order)))
     columns = {
         "image_id": image_ids,
-        "gain": pa.array(gains.float().numpy()),
+        "gain": pa.array(ranking.gains.float().numpy()),
         "turn": pa.array(turns, pa.int32(), mask=turns < 0),
+        "label": pa.array(ranking.labels.int().numpy()),
+        "doubt": pa.array(ranking.doubt.float().numpy()),
     }
-    tables.write(output, columns, tables.EXPECTED_GAINS)
+    tables.write(output, columns, tables.EXPECTED_GAINS, metadata)
     log.info(
-        "%d of %d images were asked about. About %.0f labels of the others are expected to be "
-        "wrong so far.",
-        int(asked.sum()),
+        "%d of %d images have an answer, which changed %d labels. Answers about the others are "
+        "expected to change %.1f labels%s.",
+        metadata.answered,
         n,
-        float(gains.sum()),
+        metadata.changed,
+        metadata.expected,
+        f", fewer than {least:.1f}: nothing more is asked" if metadata.is_enough else "",
+    )
+
+
+def _before(path: str, image_ids: pa.ChunkedArray) -> Ranking:
+    """Return the ranking of N images that `rank_images` wrote before an earlier round."""
+    gain, label, doubt = (
+        tables.lookup_column(path, tables.EXPECTED_GAINS, "image_id", name, image_ids)
+        for name in ("gain", "label", "doubt")
+    )
+    return Ranking(
+        gains=torch.tensor(gain.to_numpy()).double(),
+        labels=torch.tensor(label.to_numpy()).long(),
+        doubt=torch.tensor(doubt.to_numpy()).double(),
     )
 
 

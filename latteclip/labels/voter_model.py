@@ -50,7 +50,7 @@ from latteclip.labels.fusion import (
     trust_in_images,
 )
 from latteclip.labels.label_sources import CentredFeatures, ClipFeatures, Rows, Votes, parts
-from latteclip.labels.likelihood import RIDGE, TINY, fit_weights, minimise, pool
+from latteclip.labels.likelihood import RIDGE, TINY, minimise, pool
 from latteclip.labels.permutation_test import PermutationTest, corroborate
 from latteclip.labels.prototypes import Posterior, Prototypes, spaced
 from latteclip.labels.voter_tables import NO_VOTE
@@ -261,12 +261,7 @@ class JointModel(LabelModel):
             explained_share=share,
             agreement=agreement,
         )
-        texts = self.last.text_scores(sample[small])
-        if texts is None:
-            return found
-        predicted = answers.at_end(scores[small].softmax(dim=1))
-        both = [sum(self.log_likelihoods(sample[small]), torch.zeros(())), texts]
-        return replace(found, texts=fit_weights(both, predicted)[1].item())
+        return self._with_texts(found, sample[small], scores[small])
 
     def _others(
         self,

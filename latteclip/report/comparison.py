@@ -93,14 +93,14 @@ def worst_pairs(labels: Ints, before: Ints, after: Ints, n: int) -> list[Row]:
         pairs(labels, after).sort_values("share", ascending=False, kind="stable").head(n)
     )
     old = pairs(labels, before)
-    found = worst.merge(old, "left", on=["first", "second"], suffixes=("", "_before"))
-    return found.fillna(0.0).to_dict("records")
+    merged = worst.merge(old, "left", on=["first", "second"], suffixes=("", "_before"))
+    return merged.fillna(0.0).to_dict("records")
 
 
-def classes_of(found: Sequence[Row], n: int) -> list[int]:
+def classes_of(pairs: Sequence[Row], n: int) -> list[int]:
     """Return the classes of the first pairs, at most n, side by side where they are confused."""
     chosen: list[int] = []
-    for pair in found:
+    for pair in pairs:
         new = [c for c in (pair["first"], pair["second"]) if c not in chosen]
         if len(chosen) + len(new) <= n:
             chosen += new

@@ -128,18 +128,18 @@ def caption_statistics(
 ) -> dict[str, Row]:
     """Return the statistics of captions/summary.json by kind, with shares in percent."""
     summaries = read_object(path, [f"{kind}s" for kind in captions])
-    found = {}
-    for kind, one in captions.items():
+    statistics = {}
+    for kind, caption in captions.items():
         row = summaries[f"{kind}s"]
-        found[kind] = row | {
+        statistics[kind] = row | {
             "cut": 100 * row["cut"] / max(1, row["captions"]),  # at the token limit
             "words": row["words"].get("mean"),
             "tokens": row["tokens"].get("mean"),
             "names_class": 100 * row["share_naming_a_class"],
-            "names_pseudo_label": one.naming["pseudo_label"],
-            "names_label": one.naming.get("label"),
+            "names_pseudo_label": caption.naming["pseudo_label"],
+            "names_label": caption.naming.get("label"),
         }
-    return found
+    return statistics
 
 
 def gallery(
@@ -155,7 +155,7 @@ def gallery(
     """
     rows = []
     for place, i in enumerate(chosen):
-        own = {kind: found.rows.get(i) for kind, found in captions.items()}
+        own = {kind: captioned.rows.get(i) for kind, captioned in captions.items()}
         image = own.get("image")
         group = own.get("group")
         row = {

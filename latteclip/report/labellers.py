@@ -9,7 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from latteclip.captions.metadata import AnswersMetadata, CaptionsMetadata, ScoresMetadata
+from latteclip.captions.metadata import (
+    AnswersMetadata,
+    CaptionsMetadata,
+    Rest,
+    ScoresMetadata,
+)
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import values_of
@@ -72,6 +77,14 @@ class Labeller:
     family: int | None = None  # voters of one family share errors
     right: Right | None = None  # None: the dataset has no labels
     per_1000: Costs = Costs()
+    rest: Rest | None = None  # images that a captioner could be asked about beside
+
+    @property
+    def price_of_rest(self) -> Costs:
+        """What answers about the rest would cost, by those so far."""
+        thousands = self.rest.images / 1_000 if self.rest else 0.0
+        each = (self.per_1000.tokens, self.per_1000.seconds, self.per_1000.price)
+        return Costs(*(None if one is None else one * thousands for one in each))
 
 
 @dataclass(frozen=True)
@@ -109,10 +122,10 @@ def labellers(results: str, /, json: bool = False) -> str:
     Args:
         json: print all as JSON
     """
-    found = read_labellers(Path(results))
+    values = read_labellers(Path(results))
     if json:
-        return jsons.dumps(values_of(found), indent=2, ensure_ascii=False)
-    return "\n".join(_lines(results, found))
+        return jsons.dumps(values_of(values), indent=2, ensure_ascii=False)
+    return "\n".join(_lines(results, values))
 
 
 def read_labellers(folder: Path) -> Labellers:
@@ -140,7 +153,7 @@ def read_labellers(folder: Path) -> Labellers:
     labels = dict(zip(names, by_voter, strict=True))
     labels |= {ZERO_SHOT: zero_shot.to_numpy(), FUSED: fused["fused_label"].to_numpy()}
     costs = job_costs(folder)
-    rows = [_voter(folder, one, len(ids), costs) for one in report.voters]
+    rows = [_voter(folder, voter, len(ids), costs) for voter in report.voters]
     rows += [
         Labeller(ZERO_SHOT, ZERO_SHOT, 1.0, report.zero_shot),
         Labeller(FUSED, FUSED, 1.0, _of_checked(report)),
@@ -175,7 +188,16 @@ def _voter(
         weight=voter.weight,
         family=voter.family,
         per_1000=_costs(folder, voter, jobs),
+        rest=_rest(folder, voter),
     )
+
+
+def _rest(folder: Path, voter: VoterReport) -> Rest | None:
+    """Return the images that a captioner was not asked about, and why."""
+    table = folder / voter.table
+    if voter.module != "lmm" or not table.is_file():
+        return None
+    return tables.read_metadata(table, ScoresMetadata).rest
 
 
 def _costs(folder: Path, voter: VoterReport, jobs: Sequence[JobCost]) -> Costs:
@@ -206,11 +228,11 @@ def _costs(folder: Path, voter: VoterReport, jobs: Sequence[JobCost]) -> Costs:
 
 
 def _is_of(job: JobCost, stem: str, *, is_shared: bool) -> bool:
-    """Return whether a job wrote a table: of a shared table, each shard has a job."""
+    """Return whether a job asked for a table: each shard of a shared table, and each round."""
     name = job.path.stem
     rest = name.removeprefix(f"{stem}-")
     is_shard = is_shared and rest != name and rest.replace("-of-", "").isdigit()
-    return name == stem or is_shard
+    return name == stem or is_shard or rest.startswith("round-")
 
 
 def _of_checked(report: FusionReport) -> VoterEstimate | None:
@@ -260,16 +282,16 @@ def _best(voters: Sequence[Labeller]) -> str | None:
     return max(judged, key=judged.__getitem__, default=None)
 
 
-def _agreement(one: Labels, other: Labels) -> float | None:
-    both = (one != NO_VOTE) & (other != NO_VOTE)
-    return float((one == other)[both].mean()) if both.any() else None
+def _agreement(first: Labels, second: Labels) -> float | None:
+    both = (first != NO_VOTE) & (second != NO_VOTE)
+    return float((first == second)[both].mean()) if both.any() else None
 
 
 def _differences(
     labels: Mapping[str, Labels], classnames: Sequence[str]
 ) -> list[Difference]:
     """Return the pairs of different classes that two voters most often say of an image."""
-    found = []
+    differences = []
     names = list(labels)
     for number, first in enumerate(names):
         for second in names[number + 1 :]:
@@ -279,8 +301,8 @@ def _differences(
             classes, counts = np.unique(differ, axis=0, return_counts=True)
             for place in counts.argsort(kind="stable")[::-1][:PAIRS]:
                 a, b = (classnames[number] for number in classes[place])
-                found.append(Difference(first, second, a, b, int(counts[place])))
-    return sorted(found, key=lambda one: -one.images)[:PAIRS]
+                differences.append(Difference(first, second, a, b, int(counts[place])))
+    return sorted(differences, key=lambda difference: -difference.images)[:PAIRS]
 
 
 def in_words(labeller: Labeller) -> str:
@@ -295,29 +317,43 @@ def in_words(labeller: Labeller) -> str:
     return f"{100 * _value(labeller):.1f} % ({low:.1f} to {high:.1f}), by {by}"
 
 
-def _lines(results: str, found: Labellers) -> Iterator[str]:
-    yield f"{results}: {found.images} training images"
+def rest_price(labeller: Labeller) -> str:
+    """Return what answers about the images that are left would cost, in words."""
+    costs = labeller.price_of_rest
+    parts = []
+    if costs.price is not None:
+        parts.append(f"{costs.price:.4g}")
+    if costs.tokens is not None:
+        parts.append(f"{costs.tokens:,.0f} tokens")
+    about = " and ".join(parts)
+    return f"They would cost about {about}." if about else "Their price is not known."
+
+
+def _lines(results: str, values: Labellers) -> Iterator[str]:
+    yield f"{results}: {values.images} training images"
     rows = []
-    for one in found.labellers:
+    for labeller in values.labellers:
         row = {
-            "labeller": one.name,
-            "kind": one.kind if one.kind != one.name else "",
-            "rank": _cell(one.rank, "{:.0f}"),
-            "estimated accuracy": in_words(one),
-            "votes": f"{one.coverage:.0%}",
-            "adds": _cell(one.gain, "{:.1%}"),
+            "labeller": labeller.name,
+            "kind": labeller.kind if labeller.kind != labeller.name else "",
+            "rank": _cell(labeller.rank, "{:.0f}"),
+            "estimated accuracy": in_words(labeller),
+            "votes": f"{labeller.coverage:.0%}",
+            "adds": _cell(labeller.gain, "{:.1%}"),
         }
-        if one.right is not None:
-            row["right"] = f"{one.right.where_it_votes:.1%}"
-            row["right of all"] = f"{one.right.of_all:.1%}"
-        row["tokens"] = _cell(one.per_1000.tokens, "{:,.0f}")
-        row["seconds"] = _cell(one.per_1000.seconds, "{:,.0f}")
-        row["price"] = _cell(one.per_1000.price, "{:,.2f}")
+        if labeller.right is not None:
+            row["right"] = f"{labeller.right.where_it_votes:.1%}"
+            row["right of all"] = f"{labeller.right.of_all:.1%}"
+        row["tokens"] = _cell(labeller.per_1000.tokens, "{:,.0f}")
+        row["seconds"] = _cell(labeller.per_1000.seconds, "{:,.0f}")
+        row["price"] = _cell(labeller.per_1000.price, "{:,.2f}")
         rows.append(row)
     yield pd.DataFrame(rows).to_string(index=False)
     yield "votes: share of the images. adds: share of all labels that it corrects beside others."
-    if found.best_alone is not None:
-        best = next(one for one in found.labellers if one.name == found.best_alone)
+    if values.best_alone is not None:
+        best = next(
+            labeller for labeller in values.labellers if labeller.name == values.best_alone
+        )
         assert best.right is not None
         yield (
             "right: by the labels of the dataset, of its votes; of all: silent images have the "
@@ -325,15 +361,18 @@ def _lines(results: str, found: Labellers) -> Iterator[str]:
             f"({best.right.of_all:.1%})."
         )
     yield "tokens, seconds, price: for 1,000 images, empty where unknown; cached answers take none."
-    names = [one.name for one in found.labellers]
+    for labeller in values.labellers:
+        if labeller.rest is not None:
+            yield f"{labeller.name}: {labeller.rest.sentence} {rest_price(labeller)}"
+    names = [labeller.name for labeller in values.labellers]
     yield ""
     yield "agreement, in percent of the images with votes of both:"
-    cells = [[_cell(share, "{:.0%}") for share in row] for row in found.agreement]
+    cells = [[_cell(share, "{:.0%}") for share in row] for row in values.agreement]
     yield pd.DataFrame(cells, index=names, columns=names).to_string()
-    if found.differences:
+    if values.differences:
         yield ""
         yield "where voters differ most:"
-        for pair in found.differences:
+        for pair in values.differences:
             yield (
                 f"  {pair.images} images: {pair.class_by_first} by {pair.first}, "
                 f"{pair.class_by_second} by {pair.second}"

@@ -26,7 +26,7 @@ def render(template: str, **values: Any) -> str:
 
 def environment(*packages: str) -> Environment:
     """Return the templates of packages, which escape every value and allow no missing one."""
-    found = Environment(
+    templates = Environment(
         loader=ChoiceLoader([PackageLoader(package) for package in packages]),
         autoescape=True,
         undefined=StrictUndefined,
@@ -34,8 +34,11 @@ def environment(*packages: str) -> Environment:
         lstrip_blocks=True,
     )
     formats = (number, signed, breakable, duration, memory)
-    found.filters |= {"shell_quoted": shlex.quote, **{one.__name__: one for one in formats}}
-    return found
+    templates.filters |= {
+        "shell_quoted": shlex.quote,
+        **{function.__name__: function for function in formats},
+    }
+    return templates
 
 
 def style() -> str:

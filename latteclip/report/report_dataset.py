@@ -33,7 +33,7 @@ from latteclip.labels.fusion_report import (
 )
 from latteclip.report import comparison, gallery, render, runs
 from latteclip.report.comparison import BASELINE, ROWS, Row
-from latteclip.report.labellers import Labellers, in_words, read_labellers
+from latteclip.report.labellers import Labellers, in_words, read_labellers, rest_price
 
 log = logging.getLogger(__name__)
 WORST_PAIRS = 12
@@ -103,7 +103,7 @@ def report_dataset(
         runs_files,
         key=lambda run: ((run.method, run.seed) != wanted, run.method != settings.main),
     )
-    found = comparison.read_method_predictions(runs_files, main)
+    compared = comparison.read_method_predictions(runs_files, main)
     chosen = choose_examples(train.confidence, train.pseudo_labels)
     captions = {
         kind: gallery.read_captions(path, train, chosen, classnames)
@@ -121,7 +121,7 @@ def report_dataset(
     if main.train_predictions and main.method != BASELINE:
         examples = read_predictions(main.train_predictions, classnames, held_out=False)
         predictions = examples["prediction"].to_pylist()
-    shifts = comparison.pairs(found.labels[0], found.after)
+    shifts = comparison.pairs(compared.labels[0], compared.after)
     shifts = shifts.sort_values("images", ascending=False, kind="stable").head(WORST_PAIRS)
     curves = comparison.training_curves(runs_files)
     drawn = curves.keys() & {main.method, settings.paper}
@@ -148,13 +148,13 @@ def report_dataset(
         zero_shot=zero_shot,
         meanings=FLAGS,
         variants=_ablations(rows, settings.config["methods"]),
-        **_changes(split, found, classnames),
-        compared=found,
-        methods_used=comparison.methods_used(found),
-        class_sizes=comparison.class_sizes(found, split.labels, len(classnames)),
+        **_changes(split, compared, classnames),
+        compared=compared,
+        methods_used=comparison.methods_used(compared),
+        class_sizes=comparison.class_sizes(compared, split.labels, len(classnames)),
         shifts=shifts.to_dict("records"),
-        disputes=[] if split.labels is not None else gallery.disputes(found, split),
-        panels=gallery.class_panels(found, split),
+        disputes=[] if split.labels is not None else gallery.disputes(compared, split),
+        panels=gallery.class_panels(compared, split),
         items=gallery.gallery(
             chosen,
             train,
@@ -173,6 +173,7 @@ def report_dataset(
         signals=_signals(fusion_report) if fusion_report else None,
         labellers=_read(_labellers, voter_labels_path),
         labeller_words=in_words,
+        rest_price=rest_price,
         captions=_read(gallery.caption_statistics, caption_summary_path, captions),
         duplicates=_read(gallery.read_duplicates, duplicates_path, train, test, runs_files),
         corrupt=_read(_rows_of_csv, corrupt_path),

@@ -28,11 +28,7 @@ Floats = npt.NDArray[np.float64]
 # Names of a training's settings on the page.
 SETTINGS = {"lr": "learning rate", "batch_size": "images a step", "epochs": "epochs"}
 # Tables of captions and class scores in a dataset's folder.
-ANSWERS: dict[str, type[AnswersMetadata]] = {
-    "captions/images": CaptionsMetadata,
-    "captions/groups": CaptionsMetadata,
-    "class_scores": ScoresMetadata,
-}
+ANSWERS = ("captions/images", "captions/groups", "class_scores")
 PACKAGES = (
     "open_clip_torch",
     "torch",
@@ -169,11 +165,11 @@ class JobCost:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide results."""
-    found = {"python": python_version(), "latteclip": __version__}
+    numbers = {"python": python_version(), "latteclip": __version__}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            numbers[name] = version(name)
+    return numbers
 
 
 def commit(folder: str = ".") -> str | None:
@@ -234,7 +230,7 @@ def total(jobs: Sequence[JobCost]) -> JobCost:
 class AnswerCosts(NamedTuple):
     """What the answers in a table cost."""
 
-    table: str  # as in ANSWERS
+    table: str  # as in ANSWERS; of a voter, voters/<name>
     read: int  # tokens
     written: int  # tokens
     money: float  # 0 where it is unknown
@@ -242,11 +238,29 @@ class AnswerCosts(NamedTuple):
 
 def answer_costs(folder: Path) -> Iterator[AnswerCosts]:
     """Yield what the answers in each table of a dataset's folder cost."""
-    for name, record in ANSWERS.items():
+    voters = sorted(path.stem for path in folder.glob("voters/*.parquet"))
+    for name in (*ANSWERS, *(f"voters/{voter}" for voter in voters)):
         path = folder / f"{name}.parquet"
-        if path.is_file():
-            found = tables.read_metadata(path, record)
-            yield AnswerCosts(name, found.tokens_read, found.tokens_written, found.cost)
+        if path.is_file() and count_requests(path):
+            usage = read_answers(path)
+            yield AnswerCosts(name, usage.tokens_read, usage.tokens_written, usage.cost)
+
+
+def count_requests(path: Path) -> int:
+    """Return the rows of a table of votes that a captioner was asked about."""
+    schema = tables.CLASS_SCORES if _has_scores(path) else tables.CAPTIONS
+    digests = tables.read(path, schema, ["digest"])["digest"]
+    return len(digests) - digests.null_count
+
+
+def read_answers(path: Path) -> AnswersMetadata:
+    """Read what a table with a captioner's answers says of them."""
+    record = ScoresMetadata if _has_scores(path) else CaptionsMetadata
+    return tables.read_metadata(path, record)
+
+
+def _has_scores(path: Path) -> bool:
+    return "options" in tables.column_names(path)
 
 
 def _number(value: object) -> float | None:

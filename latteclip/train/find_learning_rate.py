@@ -135,8 +135,8 @@ def find_learning_rate(
         recipe = recipe_for(settings.method.finetune, n, FALLBACK)
         if n < MIN_IMAGES:
             why = f"{n} images are too few to compare rates"
-            found = {"lr": FALLBACK, "reason": why, "pretrained_loss": None, "runs": []}
-            write_json(output, {**found, "request": request})
+            result = {"lr": FALLBACK, "reason": why, "pretrained_loss": None, "runs": []}
+            write_json(output, {**result, "request": request})
             return
         images = setup.images(str(Path(output).parent), SEED, decoded)
         search = _Search(setup, recipe, images, signals)
@@ -153,8 +153,8 @@ def find_learning_rate(
             rate: score if math.isfinite(score) else None for rate, score in scores.items()
         }
         runs = [{"lr": rate, "loss": score} for rate, score in finite.items()]
-        found = {"lr": lr, "reason": why, "pretrained_loss": pretrained_loss, "runs": runs}
-        write_json(output, {**found, "request": request})
+        result = {"lr": lr, "reason": why, "pretrained_loss": pretrained_loss, "runs": runs}
+        write_json(output, {**result, "request": request})
         log.info("Learning rate %g: %s.", lr, why)
 
 

@@ -21,10 +21,11 @@ from support.tiny import write_expected_gains
 
 from latteclip.captions.answer_cache import AnswerCache
 from latteclip.captions.budget import Budget
-from latteclip.captions.metadata import ScoresMetadata
+from latteclip.captions.metadata import Rest, ScoresMetadata
 from latteclip.captions.score_classes import mean_decision
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.core.metadata import GainsMetadata
 
 ENGINE = {
     **of_engine("decisions"),
@@ -168,13 +169,30 @@ def test_the_images_of_the_largest_gain_come_first(scored, decisions, caplog):
     gains = write_expected_gains(
         scored.folder / "gains.parquet", scored.names, [0, 0.3, 0.1, 0, 0.4, 0, 0.2]
     )
-    columns = decisions_of(scored, choose="gain", gains=gains, max_cost=2.5 * COST)
+    with caplog.at_level(logging.INFO):
+        columns = decisions_of(scored, choose="gain", gains=gains, max_cost=2.5 * COST)
     assert np.flatnonzero(asked(columns)).tolist() == [1, 4]
-    assert "expected to be wrong" in caplog.text
+    assert metadata(scored).rest == Rest(5, pytest.approx(0.3), "max_cost")
+    assert "expected to change 0.3 labels" in caplog.text
     columns = decisions_of(scored, choose="gain", gains=gains)
     assert np.flatnonzero(asked(columns)).tolist() == [1, 2, 4, 6]  # a gain of 0 is none
     columns = decisions_of(scored, choose="gain", gains=gains, share=0.4)
     assert np.flatnonzero(asked(columns)).tolist() == [1, 4, 6]
+    assert metadata(scored).rest.reason == "share"
+
+
+def test_it_is_said_that_little_is_gained(scored, decisions, caplog):
+    enough = GainsMetadata(answered=3, changed=1, expected=0.2, is_enough=True)
+    gains = [0, 0, 0.3, 0, 0.4, 0, 0]
+    path = scored.folder / "gains.parquet"
+    with caplog.at_level(logging.INFO):
+        decisions_of(
+            scored,
+            choose="gain",
+            gains=write_expected_gains(path, scored.names, gains, enough),
+        )
+    assert metadata(scored).rest == Rest(5, 0.0, "min_gain")
+    assert "scores.min_gain" in caplog.text
 
 
 def test_prices_stand_in_for_a_server_that_names_no_cost(scored, decisions):
@@ -189,6 +207,7 @@ def test_prices_stand_in_for_a_server_that_names_no_cost(scored, decisions):
 
 def test_a_budget_of_seconds_ends_when_they_are_over():
     budget = Budget.of("600 seconds")
+    budget.start()
     assert budget.is_informed and budget.has_room(under_way=99)
     budget.started -= 601
     assert not budget.has_room(under_way=0)

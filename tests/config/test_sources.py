@@ -104,7 +104,7 @@ def test_a_stage_has_its_sources_and_no_others(monkeypatch):
         (
             "clip.clip_config",
             {"train.finetune", "evaluate.evaluate"},
-            {"evaluate.summarize"},
+            {"report.summarize"},
         ),
         ("data.find_duplicates", {"data.find_duplicates"}, {"data.index_images"}),
         (
@@ -114,7 +114,7 @@ def test_a_stage_has_its_sources_and_no_others(monkeypatch):
         ),
         (
             "evaluate.results",
-            {"evaluate.summarize", "report.index_results"},
+            {"report.summarize", "report.index_results"},
             {"train.finetune"},
         ),
         ("report.comparison", {"report.report_dataset"}, {"report.index_results"}),

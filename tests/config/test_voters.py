@@ -71,9 +71,12 @@ def test_a_decision_model_votes_by_its_own_engine_and_its_own_budget(configured)
     assert found.section("captioner", "demo", "a")["engine"] == "decisions"
     scores = found.section("scores", "demo", "a")
     assert (scores["kind"], scores["max_cost"]) == ("decisions", 0.2)
-    ranked = ["results/demo/rounds/expected_gains-1.parquet"]
+    ranked = ["results/demo/rounds/a/expected_gains-3.parquet"]
     assert stage_params.expected_gains(found, "demo", "a") == ranked
     assert stage_params.expected_gains(found, "demo") == []
+    before = ["results/demo/rounds/a/class_scores-2.parquet"]
+    assert stage_params.earlier_scores(found, "demo", "3", "a") == before
+    assert stage_params.earlier_gains(found, "demo", "1", "a") == []
 
 
 def test_a_file_and_another_clip_vote_with_tables_of_their_own(configured):

@@ -5,7 +5,7 @@ from support.worlds import World, generator
 
 from latteclip.labels.fusion import LabelModel
 from latteclip.labels.label_sources import LabelledRows, label_votes
-from latteclip.labels.probe import Probe
+from latteclip.labels.probe import Probe, predict_held_out
 
 WORLD = World.of(600, 5, 16, noise=0.3)
 
@@ -15,8 +15,15 @@ def answers(rows, classes):
     return LabelledRows(600, rows, shares, torch.zeros(len(rows), dtype=torch.bool))
 
 
-def probe(rows, classes, models=()):
-    return Probe.of(models or [WORLD.images()], rows, F.one_hot(classes[rows], 5).double())
+def truth(rows, classes):
+    return F.one_hot(classes[rows], 5).double()
+
+
+def probe(rows, classes, models=(), scores=None):
+    """A regression beside scores that say nothing, or beside others."""
+    beside = torch.zeros(len(rows), 5).double() if scores is None else scores
+    models = models or [WORLD.images()]
+    return Probe.of(models, rows, truth(rows, classes), beside, 100.0)
 
 
 def test_a_regression_on_answers_labels_the_other_images():
@@ -28,9 +35,13 @@ def test_no_answer_takes_part_in_its_own_prediction():
     rows = torch.arange(0, 600, 6)
     changed = WORLD.classes.clone()
     changed[rows[7]] = (changed[rows[7]] + 1) % 5
-    before, after = probe(rows, WORLD.classes), probe(rows, changed)
-    assert torch.equal(before.held_out[7], after.held_out[7])
-    assert not torch.equal(before.held_out[8], after.held_out[8])
+    models = [WORLD.images()]
+    before, after = (
+        predict_held_out(models, rows, truth(rows, classes))
+        for classes in (WORLD.classes, changed)
+    )
+    assert torch.equal(before[7], after[7])
+    assert not torch.equal(before[8], after[8])
 
 
 def test_features_of_another_model_count():
@@ -44,10 +55,9 @@ def test_features_of_another_model_count():
 
 @pytest.mark.parametrize("shift, counts", [(0, False), (1, True)])
 def test_a_regression_counts_where_the_posterior_is_wrong(shift, counts):
-    found = probe(torch.arange(0, 600, 3), WORLD.classes)
     rows = torch.arange(0, 600, 3)
-    right = F.one_hot((WORLD.classes[rows] + shift) % 5, 5).double()
-    posterior, regression = found.exponents((0.9 * right + 0.02).log(), 100.0)
+    scores = (0.9 * truth(rows, (WORLD.classes + shift) % 5) + 0.02).log()
+    posterior, regression = probe(rows, WORLD.classes, scores=scores).exponents
     assert (regression > 0.5 * posterior) == counts
 
 

@@ -6,19 +6,27 @@ from support.worlds import World
 from support.zero_shot_files import ZeroShotFiles
 
 from latteclip.core import tables
-from latteclip.labels.rank_images import rank_images
-from latteclip.labels.voters.base import FusionSettings
+from latteclip.core.metadata import GainsMetadata
+from latteclip.labels.rank_images import RankSettings, rank_images
 
-SETTINGS = FusionSettings.model_validate({"clip": {}, "inference": {}})
+
+def settings(min_gain=0.0):
+    sections = {"clip": {}, "inference": {}, "scores": {"min_gain": min_gain}}
+    return RankSettings.model_validate(sections)
 
 
 class Dataset(ZeroShotFiles):
-    def run(self, **tables_of):
+    def run(self, name="gains", min_gain=0.0, **tables_of):
         """The table's columns."""
         files = self.write()
-        output = self.path("gains")
-        rank_images(*files, SETTINGS, output, **tables_of, device="cpu", threads=1)
+        output = self.path(name)
+        rank_images(
+            *files, settings(min_gain), output, **tables_of, device="cpu", threads=1
+        )
         return tables.read(output, tables.EXPECTED_GAINS).to_pydict()
+
+    def gains_metadata(self, name="gains"):
+        return tables.read_metadata(self.path(name), GainsMetadata)
 
 
 @pytest.fixture
@@ -36,7 +44,7 @@ def test_wrong_labels_come_sooner_than_right_ones(dataset):
     train = dataset.training
     zero_shot = (dataset.world.features @ dataset.world.texts.T).argmax(dim=1)[train]
     is_wrong = (zero_shot != dataset.world.classes[train]).numpy()
-    assert turns[is_wrong].mean() < turns[~is_wrong].mean() - 20
+    assert turns[is_wrong].mean() < turns[~is_wrong].mean() - 10
     assert [t is None for t in columns["turn"]] == [not gain for gain in gains]
 
 
@@ -46,8 +54,10 @@ def test_the_order_is_the_same_again_and_no_label_has_a_part_in_it(dataset):
     assert dataset.run() == before
 
 
-def test_images_of_an_earlier_round_come_first_and_its_votes_count(dataset):
-    before = dataset.run()
+@pytest.fixture
+def answered(dataset):
+    """A first round of right answers about 100 images: both tables, and which images it had."""
+    before = dataset.run("first")
     first = [t is not None and t < 100 for t in before["turn"]]
     options, values = [], []
     for row, is_asked in zip(dataset.training, first, strict=True):
@@ -58,12 +68,40 @@ def test_images_of_an_earlier_round_come_first_and_its_votes_count(dataset):
     path = dataset.path("scores.parquet")
     write_class_scores(path, before["image_id"], options, values)
     mark_asked(path, first)
-    after = dataset.run(scores_path=path)
+    dataset.round = {"scores_path": path, "gains_path": dataset.path("first")}
+    return before, np.array(first)
+
+
+def test_images_of_an_earlier_round_come_first_and_its_votes_count(dataset, answered):
+    before, first = answered
+    after = dataset.run(**dataset.round)
     turns = [turn for turn, is_asked in zip(after["turn"], first, strict=True) if is_asked]
     assert sorted(turns) == list(range(sum(first)))
-    gains, others = np.array(after["gain"]), ~np.array(first)
+    gains = np.array(after["gain"])
     assert (gains[first] == 0).all()
-    assert not np.allclose(gains[others], np.array(before["gain"])[others], atol=0.01)
+    assert not np.allclose(gains[~first], np.array(before["gain"])[~first], atol=0.01)
+    for name in ("label", "doubt"):  # of the images that were asked about, as before
+        values = np.array(after[name])[first]
+        assert values.tolist() == np.array(before[name])[first].tolist()
+    described = dataset.gains_metadata()
+    wrong = np.array(before["label"]) != dataset.world.classes[dataset.training].numpy()
+    assert described.answered == 100
+    assert described.changed == pytest.approx(wrong[first].sum(), abs=5)
+    assert described.expected == pytest.approx(gains.sum(), rel=1e-4)
+    assert not described.is_enough
+
+
+def test_nothing_more_is_asked_where_little_is_gained(dataset, answered):
+    before, first = answered
+    n = len(first)
+    expected = np.array(dataset.run(**dataset.round)["gain"]).sum()
+    more = dataset.run(min_gain=0.9 * expected / n, **dataset.round)
+    assert sum(turn is not None for turn in more["turn"]) > first.sum()
+    enough = dataset.run(min_gain=1.1 * expected / n, **dataset.round)
+    assert [turn is not None for turn in enough["turn"]] == first.tolist()
+    assert dataset.gains_metadata().is_enough
+    # Without an answer nobody knows how little is gained.
+    assert dataset.run(min_gain=1.0)["turn"] == before["turn"]
 
 
 def mark_asked(path, first):

@@ -10,10 +10,8 @@ from support.tiny import benchmark
 from support.worlds import World, generator
 
 from latteclip.core.errors import UserError
-from latteclip.labels import cascade
 from latteclip.labels.fusion import fuse
 from latteclip.labels.label_sources import LabelledRows
-from latteclip.labels.prototypes import KEPT
 from latteclip.labels.voter_estimates import ZERO_SHOT, estimate_voters, gains_of_voters
 from latteclip.labels.voter_model import (
     families,
@@ -224,36 +222,6 @@ def test_probabilities_vote_and_silent_rows_do_not():
     votes = votes_by_probabilities("odd", table, 2, 3)
     assert votes.has.tolist() == [False, True]
     torch.testing.assert_close(votes.probabilities(slice(None)), table.double())
-
-
-@pytest.mark.parametrize("c", [3, KEPT + 4])
-def test_the_expected_gain_of_a_vote(c):
-    table = torch.randn(5, c, generator=generator(1)).double().softmax(dim=1)
-    confusion = (3 * torch.eye(c) + torch.randn(c, c, generator=generator(2))).double()
-    confusion = confusion.softmax(dim=1)
-    found = cascade.expected_gain(table, confusion)
-    for i, row in enumerate(table):
-        kept = row.argsort(descending=True)[:KEPT].tolist()
-        wanted = sum(
-            max(float(row[k] * confusion[k, vote]) for k in kept)
-            - float(row[kept[0]] * confusion[kept[0], vote])
-            for vote in kept
-        )
-        assert found[i].item() == pytest.approx(wanted)
-
-
-def test_a_sure_image_gains_nothing_and_asked_images_are_left_out(by_pair):
-    gains = cascade.expected_gain(torch.eye(4).double(), cascade.unknown_voter(4))
-    assert gains.tolist() == pytest.approx([0] * 4)
-    model = by_pair.model
-    asked = torch.zeros(model.n, dtype=torch.bool)
-    confusion = cascade.unknown_voter(model.n_classes)
-    first, gain = cascade.images_to_ask(model, asked, confusion, 40)
-    asked[first] = True
-    second, less = cascade.images_to_ask(model, asked, confusion, 40)
-    assert not set(first.tolist()) & set(second.tolist())
-    assert gain > 0
-    assert less > 0
 
 
 def test_the_benchmark_reads_a_folder_of_its_layout(tmp_path):

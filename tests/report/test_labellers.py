@@ -3,15 +3,18 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from support import records
 from support.tiny import write_captions, write_index, write_pseudo_labels
 
+from latteclip.captions.metadata import AnswerSource, Rest, ScoresMetadata
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import VoterLabelsMetadata
 from latteclip.labels.fusion_report import NAME, PersonAnswers, write_fusion_report
 from latteclip.report.labellers import VOTER_LABELS, labellers, read_labellers
+from latteclip.report.summarize import labeller_table
 
 CLASSNAMES = ["cat", "dog"]
 NAMES = [f"{number}.png" for number in range(8)]
@@ -20,6 +23,68 @@ WORDS = [0, 0, 0, 1, 1, 1, 1, 0]  # 6 of 8 right
 MINE = [0, -1, -1, -1, 1, 0, -1, 1]  # 3 of 4 right; with the adapted labels 5 of 8
 ADAPTED = [0, 0, 0, 1, 1, 1, 0, 1]
 FUSED = [0, 0, 0, 0, 1, 1, 1, 0]
+
+
+def test_it_is_said_where_questions_stopped_and_what_the_rest_would_bring(folder):
+    source = AnswerSource("a/model", None, "auto", None, 9)
+    rest = Rest(4, 1.25, "min_gain")
+    cost = {"tokens_read": 400, "cost": 0.02}
+    metadata = ScoresMetadata(
+        source=source,
+        classnames=CLASSNAMES,
+        kind="decisions",
+        prompt="?",
+        answer=None,
+        topk=2,
+        orders=2,
+        share=1.0,
+        rest=rest,
+        **cost,
+    )
+    nothing = {name: [None] * 8 for name in tables.CLASS_SCORES.names}
+    columns = nothing | {"image_id": NAMES, "digest": ["d"] * 4 + [None] * 4}
+    tables.write(folder / "scores.parquet", columns, tables.CLASS_SCORES, metadata)
+    dear = {"kind": "decisions", "module": "lmm", "table": "scores.parquet", "votes": 4}
+    voters = [records.voter("words", votes=8), records.voter("mine", **dear)]
+    zero_shot = records.estimate(value=0.9)
+    report = records.fusion(voters=voters, zero_shot=zero_shot, classnames=CLASSNAMES)
+    write_fusion_report(folder / NAME, report)
+    [line] = [
+        line for line in labellers(str(folder)).splitlines() if line.startswith("mine: ")
+    ]
+    assert "scores.min_gain" in line and "4 images" in line
+    assert "change 1.2 labels" in line and "0.02 and 400 tokens" in line
+    found = {
+        one["name"]: one
+        for one in json.loads(labellers(str(folder), json=True))["labellers"]
+    }
+    assert found["mine"]["rest"] == {"images": 4, "changes": 1.25, "reason": "min_gain"}
+    assert found["words"]["rest"] is None
+
+
+def test_the_summary_has_each_voter_alone_beside_all_and_the_chosen_model(folder):
+    summary = pd.DataFrame(
+        {
+            "dataset": [folder.name, "other"],
+            "method": ["recommended", "flyp"],
+            "chosen": ["1", "0"],
+            "acc1_mean": [87.5, 1.0],
+        }
+    )
+    lines = labeller_table([folder], summary).splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:7]]
+    by_name = {row[1]: row for row in rows}
+    assert [row[0] for row in rows] == [folder.name] * 5
+    assert by_name["words (best alone)"][2:] == ["100", "75.0", "200,000", "1,000", "-"]
+    assert by_name["mine"][2:] == ["50", "62.5", "-", "-", "-"]
+    assert by_name["zero_shot"][3] == "50.0"
+    assert by_name["fused"][3] == "87.5"
+    assert by_name["recommended ★, on test images"][3] == "87.5"
+    assert "zero-shot label" in lines[-1]
+    write(folder, labels=[None] * 8)
+    text = labeller_table([folder], summary[:0])
+    assert "80.0 %" in text and "cannot be told" in text and "best alone" not in text
+    assert labeller_table([], summary) == ""
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,15 @@ def requests(textures):
         kind: [request(kind, number, path) for number, path in enumerate(textures)]
         for kind in ("likelihood", "multiple_choice")
     }
+
+
+def beside(requests):
+    """The requests, each with the picture of the next one before its own."""
+    others = [*requests[1:], requests[0]]
+    return [
+        replace(request, pictures=[*other.pictures, *request.pictures])
+        for request, other in zip(requests, others, strict=True)
+    ]
 
 
 def scores_of(scorer, requests):

@@ -82,6 +82,11 @@ class ScoredDataset(Dataset):
         described["class_synonyms"] = {"class 1": ["first class"]}
         save_classifier(embeddings, classifier, described)
         self.inputs = [self.images, str(labels), embeddings]
+        # The adapted classifier differs from the texts.
+        self.adapted = str(folder / "adapted.safetensors")
+        others = rng.normal(size=(n_classes, WIDTH)).astype(np.float32)
+        self.adapted_weights = others
+        save_classifier(self.adapted, Classifier.of(torch.from_numpy(others)), described)
 
     @property
     def cosines(self):
@@ -114,6 +119,7 @@ class ScoredDataset(Dataset):
             str(output or self.output),
             str(self.folder / "store") if store else None,
             gains_path=gains,
+            adapted_path=self.adapted if changes.get("examples") else None,
             shard=shard,
             threads=1,
         )

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from latteclip.clip.model import Clip
 from latteclip.core import tables
-from latteclip.core.metadata import IndexMetadata
+from latteclip.core.metadata import GainsMetadata, IndexMetadata
 from latteclip.data.folder_files import CHECKSUM, checksum
 
 ROOT = Path(__file__).parents[2]
@@ -337,12 +337,13 @@ def write_captions(
     return str(path)
 
 
-def write_expected_gains(path, image_ids, gains):
+def write_expected_gains(path, image_ids, gains, metadata=None):
     """EXPECTED_GAINS in the order of the gains."""
     order = sorted(range(len(gains)), key=lambda i: -gains[i])
     turns = [order.index(i) if gains[i] else None for i in range(len(gains))]
     columns = {"image_id": image_ids, "gain": gains, "turn": turns}
-    tables.write(path, columns, tables.EXPECTED_GAINS)
+    columns |= {"label": [0] * len(gains), "doubt": gains}
+    tables.write(path, columns, tables.EXPECTED_GAINS, metadata or GainsMetadata())
     return str(path)
 
 

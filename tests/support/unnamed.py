@@ -7,19 +7,20 @@ from latteclip.config.sections.discover import DiscoverSection
 from latteclip.core import tables
 from latteclip.core.metadata import EncoderMetadata
 from latteclip.discover.discover_classes import discover_classes
+from latteclip.discover.inputs import LEAVES_FILE, MEMBERS_FILE
+from latteclip.discover.propose_classes import propose_classes
 
 KINDS = ["cup", "dog", "car"]
 N = 36
 
 
 def run(folder, **more):
-    """Run the stage as its rule does."""
-    paths = (
-        str(folder / f"{name}.parquet") for name in ("unnamed_images", "names", "looks")
-    )
-    outputs = (str(folder / name) for name in ("classes.txt", "discovery.json"))
-    settings = DiscoverSection()
-    discover_classes(*paths, settings, *outputs, str(folder / "discovered.parquet"), **more)
+    """Run the stages as their rules do."""
+    inputs = (f"{name}.parquet" for name in ("unnamed_images", "names", "looks"))
+    tables = [str(folder / name) for name in (LEAVES_FILE, MEMBERS_FILE)]
+    outputs = ("classes.txt", "discovery.json", "discovered.parquet")
+    propose_classes(*(str(folder / name) for name in inputs), DiscoverSection(), *tables)
+    discover_classes(*tables, *(str(folder / name) for name in outputs), **more)
 
 
 def write_inputs(folder, answers):

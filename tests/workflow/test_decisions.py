@@ -1,5 +1,7 @@
 """A run of the demo whose labels a decision model votes for, within a budget."""
 
+import json
+
 import pyarrow.parquet as pq
 from support.captioning import mean_colour
 from support.checkout import N_TRAIN
@@ -33,8 +35,8 @@ def asked_images(path):
     return {row["image_id"] for row in rows if row["options"]}
 
 
-def test_labels_by_a_decision_model_within_a_budget(finished_copy, decisions):  # noqa: F811
-    root = finished_copy.root
+def right_of(root):
+    """A function of a picture and a question that knows the class of each training image."""
     class_of = tell(root)
 
     def decide(picture, question):
@@ -42,7 +44,12 @@ def test_labels_by_a_decision_model_within_a_budget(finished_copy, decisions):  
         others = [name for name in question["criteria"] if name != right]
         return {right: 0.9, **dict.fromkeys(others, 0.1 / len(others))}
 
-    decisions.decide = decide
+    return decide
+
+
+def test_labels_by_a_decision_model_within_a_budget(finished_copy, decisions):  # noqa: F811
+    root = finished_copy.root
+    decisions.decide = right_of(root)
     max_cost = (N + 0.5) * TOKENS * PRICE / 1e6
     options = [
         "seeds=1",
@@ -75,5 +82,46 @@ def test_labels_by_a_decision_model_within_a_budget(finished_copy, decisions):  
     status = finished_copy.latteclip("status", "demo", "--config", *options)
     assert "which cost" in status.stdout
     again = finished_copy.snakemake("-R", "score_classes", "--config", *options)
+    assert again.returncode == 0, again.stdout
+    assert len(decisions.requests) == N
+
+
+def test_a_decision_model_votes_beside_captions_within_the_budget_of_all(
+    finished_copy,
+    decisions,  # noqa: F811
+):
+    root = finished_copy.root
+    decisions.decide = right_of(root)
+    captioner = {"square_side": SIDE, "requests_per_second": 1000}
+    decider = {"name": "decider", "kind": "decisions", "model": MODEL}
+    given = {
+        "seeds": 1,
+        "method": "zero_shot,image_prototypes",
+        "max_cost": (N + 0.5) * TOKENS * PRICE / 1e6,  # captions of the demo have no price
+        "voters": [
+            {"name": "words", "kind": "captions"},
+            {**decider, "captioner": captioner, "scores": {"choose": "gain", "rounds": 2}},
+        ],
+    }
+    (root / "given.yaml").write_text(json.dumps(given))
+    options = ["--configfile", "given.yaml"]
+    planned = finished_copy.snakemake("--dry-run", *options)
+    assert "class scores of the voter decider" in planned.stdout
+    assert decisions.requests == []
+    run = finished_copy.snakemake(*options)
+    assert run.returncode == 0, run.stdout
+    first = asked_images(root / RESULTS / "rounds" / "decider" / "class_scores-1.parquet")
+    asked = asked_images(root / RESULTS / "voters" / "decider.parquet")
+    assert len(first) == N // 2 and first < asked
+    assert len(asked) == len(decisions.requests) == N
+    shown = finished_copy.latteclip("labellers", RESULTS, "--json")
+    by_name = {one["name"]: one for one in json.loads(shown.stdout)["labellers"]}
+    assert by_name["decider"]["right"]["where_it_votes"] == 1.0
+    assert by_name["decider"]["rest"]["images"] == N_TRAIN - N
+    assert by_name["decider"]["rest"]["reason"] == "max_cost"
+    assert by_name["decider"]["per_1000"]["price"] > 0
+    summary = (root / "results" / "summary.md").read_text()
+    assert "| decider" in summary and "fused" in summary
+    again = finished_copy.snakemake("-R", "score_classes_voter", *options)
     assert again.returncode == 0, again.stdout
     assert len(decisions.requests) == N

@@ -40,7 +40,7 @@ rule caption_images:
         runtime=minutes("caption_images"),
     params:
         captioner_files=given(stage_params.local_captioner, "dataset"),
-        captioner=given_json(stage_params.captioner, "dataset"),
+        captioner=given_json(stage_params.caption_writer, "dataset", kind="images"),
         prompt=given(stage_params.image_prompt, "dataset"),
         pseudo_labels=options("pseudo_labels"),
         # No output: Snakemake removes those before a job, and these are to outlive it.
@@ -95,7 +95,7 @@ rule caption_groups:
         runtime=minutes("caption_groups"),
     params:
         captioner_files=given(stage_params.local_captioner, "dataset"),
-        captioner=given_json(stage_params.captioner, "dataset"),
+        captioner=given_json(stage_params.caption_writer, "dataset", kind="groups"),
         groups=given_json(Configuration.section, "dataset", name="groups"),
         prompt=given(
             lambda c, dataset: c.section("prompts", dataset)["group"], "dataset"
@@ -134,6 +134,7 @@ rule rank_images:
             kind="image",
         ),
         scores=given(stage_params.earlier_scores, "dataset", "number"),
+        gains=given(stage_params.earlier_gains, "dataset", "number"),
         clip_model=given(stage_params.hub_model, "dataset", section="clip"),
         code=sources("latteclip.labels.rank_images"),
     output:
@@ -154,12 +155,14 @@ rule rank_images:
         runtime=minutes("rank_images"),
     params:
         clip_files=given(stage_params.local_clip, "dataset"),
-        settings=given_json(stage_params.fuse_labels, "dataset"),
+        settings=given_json(stage_params.rank_images, "dataset"),
         captions=options("captions"),
         scores=options("scores"),
+        gains=options("gains"),
     shell:
         "latteclip rank-images --images {input.images} --pseudo-labels {input.pseudo_labels}"
         " --class-embeddings {input.class_embeddings} {params.captions} {params.scores}"
+        " {params.gains}"
         " --settings {params.settings:q} --output {output} --threads {threads} --log {log}"
 
 
@@ -169,6 +172,11 @@ rule score_classes:
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
         gains=given(stage_params.expected_gains, "dataset"),
+        adapted=given_if(
+            "results/{dataset}/classifiers/adapted.safetensors",
+            stage_params.shows_examples,
+            "dataset",
+        ),
         own=unstored(given(stage_params.user_file, "dataset", key="scores.file")),
         captioner_model=given(stage_params.hub_model, "dataset", section="captioner"),
         code=sources("latteclip.captions.score_classes"),
@@ -199,7 +207,7 @@ rule score_classes:
         scores=given_json(stage_params.scores, "dataset"),
         # May be empty, and then Snakemake writes no quotes: hence --prompt= below.
         prompt=given(stage_params.scores_prompt, "dataset"),
-        gains=options("gains"),
+        gains=options("gains", "adapted"),
         store=given(stage_params.answer_store, "dataset", kind="scores"),
         shard="",
     shell:
@@ -231,6 +239,11 @@ use rule score_classes as score_classes_round with:
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
         gains=["results/{dataset}/rounds/expected_gains-{number}.parquet"],
+        adapted=given_if(
+            "results/{dataset}/classifiers/adapted.safetensors",
+            stage_params.shows_examples,
+            "dataset",
+        ),
         captioner_model=given(stage_params.hub_model, "dataset", section="captioner"),
         code=sources("latteclip.captions.score_classes"),
         engine_code=unstored(given(stage_params.engine_code, "dataset")),

@@ -84,17 +84,45 @@ rule encode_looks:
         " --output {output} --threads {threads} --log {log}"
 
 
-rule discover_classes:
+rule propose_classes:
     input:
         images="results/{dataset}/unnamed_images.parquet",
         names="results/{dataset}/names.parquet",
         looks="results/{dataset}/looks.parquet",
+        code=sources("latteclip.discover.propose_classes"),
+    output:
+        leaves="results/{dataset}/leaves.parquet",
+        members="results/{dataset}/leaf_members.parquet",
+    log:
+        "results/{dataset}/logs/propose_classes.log",
+    benchmark:
+        "results/{dataset}/benchmarks/propose_classes.jsonl"
+    wildcard_constraints:
+        dataset=DISCOVERING,
+    priority: FIRST
+    conda:
+        "../../envs/latteclip.yaml"
+    resources:
+        mem_mb=memory("propose_classes"),
+        runtime=minutes("propose_classes"),
+    params:
+        settings=given_json(stage_params.propose_classes, "dataset"),
+    shell:
+        "latteclip propose-classes --images {input.images} --names {input.names}"
+        " --looks {input.looks} --settings {params.settings:q} --output {output.leaves}"
+        " --members {output.members} --log {log}"
+
+
+rule discover_classes:
+    input:
+        leaves="results/{dataset}/leaves.parquet",
+        members="results/{dataset}/leaf_members.parquet",
         actions=unstored(given(stage_params.class_actions, "dataset")),
         code=sources("latteclip.discover.discover_classes"),
     output:
         classes="results/{dataset}/classes.txt",
         proposal="results/{dataset}/discovery.json",
-        members="results/{dataset}/discovered.parquet",
+        discovered="results/{dataset}/discovered.parquet",
     log:
         "results/{dataset}/logs/discover_classes.log",
     benchmark:
@@ -108,10 +136,8 @@ rule discover_classes:
         mem_mb=memory("discover_classes"),
         runtime=minutes("discover_classes"),
     params:
-        settings=given_json(stage_params.discover_classes, "dataset"),
         actions=options("actions"),
     shell:
-        "latteclip discover-classes --images {input.images} --names {input.names}"
-        " --looks {input.looks} {params.actions} --settings {params.settings:q}"
-        " --output {output.classes} --proposal {output.proposal} --members {output.members}"
-        " --log {log}"
+        "latteclip discover-classes --leaves {input.leaves} --members {input.members}"
+        " {params.actions} --output {output.classes} --proposal {output.proposal}"
+        " --discovered {output.discovered} --log {log}"

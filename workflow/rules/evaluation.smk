@@ -232,7 +232,14 @@ rule summarize:
             stage_params.taught_labels(configuration, d)
             for d in configuration.datasets
         ],
-        code=sources("latteclip.evaluate.summarize"),
+        voters=[
+            stage_params.labeller_files(configuration, d)
+            for d in configuration.datasets
+        ],
+        voter_labels=[
+            stage_params.voter_labels(configuration, d) for d in configuration.datasets
+        ],
+        code=sources("latteclip.report.summarize"),
     output:
         csv=report(
             f"results/{configuration.table['name']}{configuration.limit_suffix}.csv",
@@ -250,7 +257,8 @@ rule summarize:
         baseline=configuration.table["baseline"],
         others=stage_params.others(configuration),
         fusion_reports=options("fusion_reports"),
+        voter_labels=options("voter_labels"),
     shell:
         "latteclip summarize {input.metrics} --baseline {params.baseline} {params.others}"
         " --selections {input.selections} --audits {input.audits} --csv {output.csv} --markdown {output.markdown}"
-        " {params.fusion_reports} --log {log}"
+        " {params.fusion_reports} {params.voter_labels} --log {log}"

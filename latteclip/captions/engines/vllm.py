@@ -243,7 +243,8 @@ class VllmEngine:
         texts = [*map(self._ids, prompts)]
         sampling: Any = self._sampling
         if choices is not None:
-            pictures["multi_modal_uuids"] = {"image": [next(self._names)]}
+            names = [next(self._names) for _ in request.pictures]
+            pictures["multi_modal_uuids"] = {"image": names}
             if choices.by_letters:
                 ids_of = self._tokens.ids_of_letters(choices.texts)
                 sampling = self._sampling_among([*itertools.chain(*ids_of)])

@@ -9,6 +9,7 @@ from latteclip.config.sections.base import (
     AtLeastZero,
     Auto,
     Line,
+    MaxCost,
     Natural,
     Pixels,
     Positive,
@@ -78,6 +79,11 @@ class CaptionerSection(Section):
         "price of a million input tokens, pictures included; null: as the server says, or unknown",
     )
     price_output: AtLeastZero = key(0.0, "the same of a million output tokens")
+    max_cost: MaxCost | None = key(
+        None,
+        "what the captions of all images may cost, and those of all groups as much again, in the "
+        "units of scores.max_cost; images beyond it have no caption; null: no limit",
+    )
     images_file: Line | None = key(
         None, "engine file: your captions, by image_id; Parquet, CSV or JSON Lines"
     )

@@ -5,16 +5,14 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from latteclip.config.sections.base import (
-    AboveZero,
     Line,
+    MaxCost,
     Positive,
     Section,
+    Share,
     ShareAboveZero,
     key,
 )
-
-AMOUNT = "^[1-9][0-9]* (tokens|seconds)$"
-MaxCost = AboveZero | Annotated[str, Field(pattern=AMOUNT)]
 
 
 class ScoresSection(Section):
@@ -37,6 +35,11 @@ class ScoresSection(Section):
         2,
         "multiple_choice and decisions: number of random orders in which classes are listed",
     )
+    examples: Annotated[int, Field(ge=0, le=1)] = key(
+        0,
+        "sure images of each of CLIP's best classes (topk, at most 7) that are shown beside the "
+        "question, to models that read several pictures: 0 or 1",
+    )
     none_option: bool = key(True, "decisions: whether 'none of these' is an option")
     share: ShareAboveZero = key(1.0, "share of the images to score")
     choose: Literal["margin", "gain"] = key(
@@ -48,6 +51,11 @@ class ScoresSection(Section):
     rounds: Positive = key(
         3,
         "choose gain: rounds of equal cost; answers of one say which images the next asks about",
+    )
+    min_gain: Share = key(
+        0.002,
+        "choose gain: after the first round, nothing more is asked where all further answers "
+        "together are expected to change fewer labels than this share of the images",
     )
     max_cost: MaxCost | None = key(
         None,

@@ -8,7 +8,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from support.commands import PROMPT, SETTINGS, N, command, python, read, scores_of
+from support.commands import PROMPT, SETTINGS, N, beside, command, python, read, scores_of
 from support.nvidia import nvidia_smi
 from support.sections import changed
 
@@ -28,7 +28,7 @@ VLLM = changed(SETTINGS, engine="vllm", batch_size=8)
 ALL = """
 import dataclasses, json, shutil, sys
 from pathlib import Path
-from support.commands import PROMPT, SETTINGS, command, request, scores_of
+from support.commands import PROMPT, SETTINGS, beside, command, request, scores_of
 from support.sections import changed
 from latteclip.captions import caption
 from latteclip.captions import requests
@@ -46,13 +46,15 @@ if __name__ == "__main__":
         arguments = command(index, unfit, folder / "x.parquet", "--log", log)
         assert main.main(arguments[1:]) == 2
 
-    engine = requests.start(settings, 1, 1, scoring=True)
+    engine = requests.start(settings, 1, 2, scoring=True)  # two pictures in a request
     requests.start = lambda *_, **__: engine
     caption.caption_images(index, None, PROMPT, settings, folder / "captions.parquet", threads=1)
     found = {}
     for kind in ("likelihood", "multiple_choice"):
         asked = [request(kind, number, path) for number, path in enumerate(files)]
         found[kind] = [dataclasses.astuple(scores) for scores in scores_of(engine, asked)]
+        pairs = beside(asked[:4])
+        found[f"{kind}-2"] = [dataclasses.astuple(one) for one in scores_of(engine, pairs)]
     cached = found["cached"] = []
     answer_of = engine._answer
 
@@ -94,6 +96,19 @@ def test_vllm_writes_what_transformers_writes(by_vllm, answers):
 @pytest.mark.parametrize("kind", ["likelihood", "multiple_choice"])
 def test_vllm_scores_as_transformers_does(by_vllm, requests, kind):
     expected = scores_of(TransformersEngine(SETTINGS, threads=1), requests[kind])
+    check_scores(by_vllm, kind, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["likelihood", "multiple_choice"])
+def test_vllm_reads_an_example_beside_the_picture(by_vllm, requests, kind):
+    pairs = beside(requests[kind][:4])
+    check_scores(
+        by_vllm, f"{kind}-2", scores_of(TransformersEngine(SETTINGS, threads=1), pairs)
+    )
+
+
+def check_scores(by_vllm, kind, expected):
     written = json.loads((by_vllm[1] / "scores.json").read_text())[kind]
     for one, (rows, first) in zip(expected, written, strict=True):
         assert one.first == tuple(first)

@@ -9,10 +9,10 @@ from support import records
 from latteclip.core import tables
 from latteclip.core.flags import FLAGS
 from latteclip.core.metadata import IndexMetadata
-from latteclip.evaluate import summarize
 from latteclip.evaluate.results import Accuracy, Audit, Comparison
 from latteclip.evaluate.summary import summary
 from latteclip.labels.fusion_report import PersonAnswers, write_fusion_report
+from latteclip.report import summarize
 
 
 def run(dataset, method, seed, acc1, flags=()):

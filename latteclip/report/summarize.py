@@ -1,6 +1,6 @@
 """One table over datasets and methods from the metrics of every run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +10,7 @@ from latteclip.core.flags import FLAGS
 from latteclip.evaluate import summary
 from latteclip.evaluate.results import Audit
 from latteclip.labels.fusion_report import read_fusion_report
+from latteclip.report.labellers import in_words, read_labellers
 
 STAR = "★"  # marks the chosen model
 
@@ -23,10 +24,12 @@ def summarize(
     markdown_output: str,
     others: str | None = None,
     fusion_reports_paths: Sequence[str] = (),
+    voter_labels_paths: Sequence[str] = (),
 ) -> None:
     """Write one row per dataset and method: means and spreads over seeds, gain over the baseline.
 
-    Accuracies by a person's answers stand in columns of their own.
+    Accuracies by a person's answers stand in columns of their own. The Markdown also has each voter
+    alone beside all together and the chosen model, for datasets with VOTER_LABELS.
     """
     metrics, selections, audits = summary.read_results(
         metrics_paths, selections_paths, audits_paths, others
@@ -50,10 +53,14 @@ def summarize(
     parts = [
         accuracy_table(labelled, baseline),
         _unlabelled_table(unlabelled),
-        "\n".join(f"- {STAR} {one.dataset}: {one.reason}" for one in selections.values()),
+        "\n".join(
+            f"- {STAR} {selection.dataset}: {selection.reason}"
+            for selection in selections.values()
+        ),
         "\n".join(map(_verdict, audits.values())),
         "\n".join(filter(None, map(_checked_labels, fusion_reports_paths))),
         dataset_table(labelled) if len(labelled) else "",
+        labeller_table([Path(path).parent for path in voter_labels_paths], table),
     ]
     write_text(markdown_output, "\n\n".join(filter(None, parts)) + "\n")
 
@@ -83,6 +90,51 @@ def accuracy_table(table: pd.DataFrame, baseline: str) -> str:
         for mark in summary.union(table["flags"].str.split()).split()
     ]
     return _with_notes(pd.DataFrame(columns), notes)
+
+
+def labeller_table(folders: Sequence[Path], table: pd.DataFrame) -> str:
+    """Return who labels the training images of datasets, how right, and for how much.
+
+    The chosen model of each dataset stands below its labellers, with its accuracy on test images.
+    """
+    rows = [row for folder in folders for row in _labellers(folder, table)]
+    if not rows:
+        return ""
+    columns = ["labels of", "by", "votes, %", "right, %", "tokens", "seconds", "price"]
+    note = (
+        "- Each voter alone, zero-shot CLIP, all together (fused) and the chosen model. Images "
+        "without a vote have the adapted zero-shot label. Tokens, seconds and price are for 1,000 "
+        "images."
+    )
+    return _with_notes(pd.DataFrame(rows, columns=columns), [note])
+
+
+def _labellers(folder: Path, table: pd.DataFrame) -> Iterator[list[str]]:
+    """Yield the cells of each labeller of a dataset, and of the chosen model."""
+    values = read_labellers(folder)
+    for labeller in values.labellers:
+        mark = " (best alone)" if labeller.name == values.best_alone else ""
+        right = in_words(labeller)
+        if labeller.right is not None:
+            right = f"{100 * labeller.right.of_all:.1f}"
+        costs = labeller.per_1000
+        yield [
+            folder.name,
+            labeller.name + mark,
+            f"{100 * labeller.coverage:.0f}",
+            right,
+            _cost(costs.tokens, "{:,.0f}"),
+            _cost(costs.seconds, "{:,.0f}"),
+            _cost(costs.price, "{:,.4g}"),
+        ]
+    chosen = table[(table["dataset"] == folder.name) & (table["chosen"] != "")]
+    for _, model in chosen.iterrows():
+        name = f"{model['method']} {STAR}, on test images"
+        yield [folder.name, name, "100", _number(model["acc1_mean"]), "-", "-", "-"]
+
+
+def _cost(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
 
 
 def _unlabelled_table(table: pd.DataFrame) -> str:

@@ -1,0 +1,266 @@
+"""What a run would ask captioners, and at what cost, before anything is asked."""
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from latteclip.captions.budget import MILLION
+from latteclip.captions.example_images import MAX_EXAMPLES
+from latteclip.config import budgets, job_resources
+from latteclip.config.amounts import MONEY, amount, amount_of
+from latteclip.config.budgets import NAMES, SCORES, Asking
+from latteclip.config.configuration import Configuration
+from latteclip.config.sections.captioner import LLAVA_NEXT, OVERVIEW
+from latteclip.config.sections.scores import ScoresSection
+from latteclip.config.voters import own_table
+from latteclip.core import tables
+from latteclip.report.runs import count_requests, read_answers
+
+RESULTS = Path("results")
+# Input tokens of a picture of OVERVIEW pixels with a prompt, for LLaVA-1.6 (docs/models.md).
+LLAVA_TOKENS = 1_200
+# Input tokens of decision models beside the tiles of a picture, as others measured them.
+OF_PICTURE, OF_QUESTION = 95, 92
+TITLES = {
+    "images": "captions of images",
+    "groups": "captions of groups",
+    NAMES: "names of images",
+    SCORES: "class scores",
+}
+TABLES = {
+    "images": "captions/images.parquet",
+    "groups": "captions/groups.parquet",
+    NAMES: "names.parquet",
+    SCORES: "class_scores.parquet",
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The mean cost of a request, None where it is not known."""
+
+    read: float | None = None  # tokens
+    written: float | None = None  # tokens
+    money: float | None = None
+    source: str = ""  # how it is known
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The requests of an asking, and what they will cost."""
+
+    name: str
+    n: int | None  # None: the images are not counted yet
+    cost: Cost  # of a request
+    limit: budgets.MaxCost
+    has_price: bool
+
+    @property
+    def tokens(self) -> float | None:
+        """The tokens of all requests, None where they are not known."""
+        if self.n is None or self.cost.read is None:
+            return None
+        return self.n * (self.cost.read + (self.cost.written or 0.0))
+
+    @property
+    def money(self) -> float | None:
+        """The price of all requests within the limit, None where it is not known."""
+        if self.n is None or self.cost.money is None:
+            return None
+        return min(self.n * self.cost.money, self.most)
+
+    @property
+    def most(self) -> float:
+        """The money at which the limit ends the requests."""
+        if self.limit is None:
+            return math.inf
+        number, unit = amount_of(self.limit)
+        return number if unit == MONEY else math.inf
+
+    @property
+    def sentence(self) -> str:
+        """The plan in words."""
+        limit = f", ended at {amount(*amount_of(self.limit))}" if self.limit else ""
+        if self.n is None:
+            return f"{self.name}: not known before the images are indexed{limit}"
+        tokens = "tokens not known"
+        if self.tokens is not None:
+            tokens = f"about {self.tokens:,.0f} tokens"
+        price = ", price not known" if self.has_price else ""
+        if self.cost.money is not None:
+            price = f", price about {self.n * self.cost.money:.4g}"
+        source = f" ({self.cost.source})" if self.cost.source else ""
+        return f"{self.name}: {self.n:,} requests, {tokens}{price}{limit}{source}"
+
+
+def lines(
+    configuration: Configuration, dataset: str, pending: Collection[str] | None = None
+) -> Iterator[str]:
+    """Yield what a run would ask about a dataset's images, and the price in all.
+
+    `pending` are the files that the run will write. Without them, all askings count.
+    """
+    plans = [
+        plan(configuration, dataset, asking)
+        for asking in budgets.askings(configuration, dataset)
+        if pending is None or _is_pending(dataset, asking, pending)
+    ]
+    if not plans:
+        return
+    yield f"{dataset}: to ask, where answers are not cached:"
+    for each in plans:
+        yield f"  {each.sentence}"
+    priced = [each for each in plans if each.has_price]
+    prices = [each.money for each in priced]
+    known = [price for price in prices if price is not None]
+    most = sum(
+        each.most if price is None else price
+        for each, price in zip(priced, prices, strict=True)
+    )
+    if not priced:
+        return
+    if len(known) == len(prices):
+        yield f"  in all: price about {sum(known):.4g}"
+    elif most < math.inf:
+        yield f"  in all: price not known, at most {most:.4g}"
+    else:
+        yield "  in all: price not known"
+
+
+def table_of(asking: Asking) -> str:
+    """Return the table of an asking, below the results of its dataset."""
+    return own_table(asking.voter) if asking.voter else TABLES[asking.kind]
+
+
+def _is_pending(dataset: str, asking: Asking, pending: Collection[str]) -> bool:
+    table = table_of(asking)
+    stem = Path(table).stem
+    places = (f"results/{dataset}/{table}", f"results/{dataset}/captions/shards/{stem}-")
+    return any(file.startswith(places) for file in pending)
+
+
+def values(configuration: Configuration, dataset: str) -> list[dict[str, Any]]:
+    """Return what a run would ask, for programs; None where a number is not known."""
+    rows = []
+    for asking in budgets.askings(configuration, dataset):
+        each = plan(configuration, dataset, asking)
+        row = {
+            "table": table_of(asking),
+            "voter": asking.voter or None,
+            "requests": each.n,
+            "tokens": each.tokens,
+            "price": each.money,
+            "max_cost": each.limit,
+            "source": each.cost.source or None,
+        }
+        rows.append(row)
+    return rows
+
+
+def plan(configuration: Configuration, dataset: str, asking: Asking) -> Plan:
+    """Return the requests of an asking, and what they will cost."""
+    model = configuration.section("captioner", dataset, asking.voter)["model"]
+    of_voter = f" of the voter {asking.voter}" if asking.voter else ""
+    cost = request_cost(configuration, dataset, asking)
+    return Plan(
+        name=f"{TITLES[asking.kind]}{of_voter} by {model}",
+        n=n_requests(configuration, dataset, asking),
+        cost=cost,
+        limit=budgets.max_cost(configuration, dataset, asking),
+        has_price=budgets.has_price(configuration, dataset, asking)
+        or cost.money is not None,
+    )
+
+
+def n_requests(configuration: Configuration, dataset: str, asking: Asking) -> int | None:
+    """Return the requests of an asking without cached answers; None: images are not counted yet."""
+    images = job_resources.counts(configuration, dataset)
+    if images is None:
+        return None
+    if asking.kind == SCORES:
+        share = configuration.section("scores", dataset, asking.voter)["share"]
+        return math.ceil(share * images.train)
+    per_class = configuration.section("groups", dataset)["groups_per_class"]
+    if asking.kind == "groups" and per_class is not None and images.classes is not None:
+        return min(images.train, int(per_class) * images.classes)
+    return images.train
+
+
+def request_cost(configuration: Configuration, dataset: str, asking: Asking) -> Cost:
+    """Return what a request costs: as one of this dataset did, or as is typical, if known."""
+    captioner = configuration.section("captioner", dataset, asking.voter)
+    price = captioner["price_input"]
+    cost = _measured(configuration, dataset, asking) or _typical(
+        configuration, dataset, asking
+    )
+    if price is None or cost.read is None:
+        return cost
+    written = cost.written or 0.0
+    money = (price * cost.read + captioner["price_output"] * written) / MILLION
+    return replace(cost, money=money)
+
+
+def _measured(configuration: Configuration, dataset: str, asking: Asking) -> Cost | None:
+    """Return the mean cost of the answers in a table of this dataset, or of a limited run of it."""
+    whole = configuration.whole(dataset)
+    limited = sorted(RESULTS.glob(f"{whole}_[0-9]*"), key=lambda path: -_number(path.name))
+    for folder in (RESULTS / dataset, *limited):
+        path = folder / table_of(asking)
+        if not path.is_file():
+            continue
+        n = count_requests(path)
+        model = configuration.section("captioner", dataset, asking.voter)["model"]
+        if n and (described := read_answers(path)).source.model == model:
+            read = described.tokens_read / n or None
+            written = described.tokens_written / n
+            return Cost(read, written, described.cost / n or None, f"as in {folder}")
+    return None
+
+
+def _number(name: str) -> int:
+    digits = name.rpartition("_")[2]
+    return int(digits) if digits.isdecimal() else 0
+
+
+def _typical(configuration: Configuration, dataset: str, asking: Asking) -> Cost:
+    """Return the cost that is typical of a model, as far as one is known."""
+    captioner = configuration.section("captioner", dataset, asking.voter)
+    if configuration.engine(dataset, asking.voter).decides:
+        return _of_decisions(configuration, dataset, asking)
+    is_llava = LLAVA_NEXT.search(captioner["model"]) is not None
+    if is_llava and captioner["square_side"] == OVERVIEW and asking.kind == "images":
+        written = float(captioner["max_new_tokens"])
+        return Cost(LLAVA_TOKENS, written, source="typical, answers of full length")
+    return Cost()
+
+
+def _of_decisions(configuration: Configuration, dataset: str, asking: Asking) -> Cost:
+    """Return the input tokens of a decision by the sizes of the images, if they are indexed."""
+    index = RESULTS / dataset / "images.parquet"
+    if not index.is_file():
+        return Cost()
+    captioner = configuration.section("captioner", dataset, asking.voter)
+    scores = ScoresSection(**configuration.section("scores", dataset, asking.voter))
+    columns = tables.read(index, tables.IMAGES, ["split", "width", "height"]).to_pylist()
+    sizes = [
+        _sent(captioner, row["width"], row["height"])
+        for row in columns
+        if row["split"] != "test"
+    ]
+    from latteclip.captions.engines.decisions import fitted, tiles
+
+    shown = 1 + scores.examples * min(MAX_EXAMPLES, scores.topk)
+    n_tiles = shown * sum(tiles(fitted(*size)) for size in sizes) / max(1, len(sizes))
+    read = n_tiles + shown * OF_PICTURE + scores.orders * OF_QUESTION
+    return Cost(read, 0.0, source="typical, by the sizes of the images")
+
+
+def _sent(captioner: dict[str, Any], width: int, height: int) -> tuple[int, int]:
+    """Return the size of a picture as it is sent."""
+    if captioner["square_side"] is not None:
+        return captioner["square_side"], captioner["square_side"]
+    most = captioner["max_image_side"] or max(width, height)
+    scale = min(1.0, most / max(width, height))
+    return max(1, round(scale * width)), max(1, round(scale * height))
