@@ -87,6 +87,6 @@ class Probe:
 
     def beside(self, scores: torch.Tensor, rows: Rows) -> torch.Tensor:
         """Return the scores [n, C] of the posterior and of the regression together."""
-        posterior, regression = self.exponents
+        posterior, regression = self.exponents.unbind()
         own = regression * self.log_probabilities(rows)
         return posterior * scores.log_softmax(dim=1) + own

@@ -8,14 +8,14 @@ its votes. It can be wrong for reasons that no image shows, so an interval has f
 - the difference from the estimate by agreements: were the errors of the voter, of the images and of
   the other voters independent, two of them would agree, above chance, as often as both are right,
 - half of the probability that the reference itself is wrong,
-- for all voters, the largest disagreement of images with themselves (`_contradiction`).
+- for all voters, by how much images disagree with themselves (`_contradiction`).
 
 An estimate with an interval wider than MAX_WIDTH tells nothing, nor does one of a voter that shares
 errors with the image features (`voters.shared_errors`): the reference makes the same mistakes. Only
 answers of a person tell then. Where they were drawn at random, the estimate is by them alone.
 
-A voter of which nothing tells how right it is may make the labels by the best voter worse
-(`fuse_told`).
+A voter of which nothing tells how right it is can make labels worse than those of the best voter.
+`fuse_told` leaves it out where it is likely to.
 
 Letters: N images, n of a sample, C classes, V voters.
 """
@@ -109,7 +109,7 @@ def fuse_told(
     labelled: LabelledRows | None = None,
     like_images: Collection[str] = (),
 ) -> tuple[JointFusion, dict[str, VoterEstimate]]:
-    """Label images by all voters but those that can only make the labels worse, and estimate all.
+    """Label images by all voters but those that are likely to do harm, and estimate all.
 
     `fuse` labels by some voters, of which it may have the tests. A voter of which nothing tells how
     right it is does not count where
@@ -121,6 +121,8 @@ def fuse_told(
     joint = fuse(voters, None)
     estimates = estimate_voters(joint, voters, labelled)
     informed = {name: voter for name, voter in joint.voters.items() if voter is not None}
+    if not informed:
+        return joint, estimates
     counts = _counting(informed, estimates, like_images)
     untold = [name for name in informed if name not in counts]
     if untold:
