@@ -153,6 +153,7 @@ def measure(data: Named, *, actions: bool, wordnet: WordNet | None) -> Figures:
         figures["actions"] = after_actions(found, data.truth)
     if wordnet is not None:
         figures["relations"] = related(found, data, wordnet)
+        figures["shown"] = shown_right(found, data, wordnet)
     return figures
 
 
@@ -166,6 +167,20 @@ def related(found: Proposal, data: Named, wordnet: WordNet) -> dict[str, list[st
     return relations
 
 
+def shown_right(found: Proposal, data: Named, wordnet: WordNet) -> float:
+    """Return the share of classes of which the name or a runner-up is right, in percent."""
+    labels = found.labels()
+    truths = [
+        data.classes[_most_frequent(data.truth[labels == k])]
+        for k in range(len(found.names))
+    ]
+    right = [
+        any(wordnet.relation(name, truth) in RIGHT for name in names)
+        for names, truth in zip(found.names, truths, strict=True)
+    ]
+    return round(100 * float(np.mean(right)), 1)
+
+
 def show_relations(results: dict[str, Figures]) -> None:
     """Print the share of right names, with the wrong ones, and all names that count as right."""
     right: dict[str, set[str]] = {kind: set() for kind in RIGHT}
@@ -174,7 +189,10 @@ def show_relations(results: dict[str, Figures]) -> None:
         n_right = sum(len(relations[kind]) for kind in RIGHT)
         wrong = [one for kind in WRONG for one in relations[kind]]
         share = 100 * n_right / (n_right + len(wrong))
-        print(f"{name}: {share:.0f} % of names right; not {', '.join(wrong)}")
+        print(
+            f"{name}: {share:.0f} % of names right, {found['shown']:.0f} % with runners-up; not "
+            f"{', '.join(wrong)}"
+        )
         for kind in RIGHT:
             right[kind].update(relations[kind])
     for kind in RIGHT[1:]:

@@ -291,6 +291,18 @@ class Sums:
         return [looks, Block(names, self.reliabilities, NAMES, exponent)]
 
 
+def scatter(evidence: Evidence, labels: Ints) -> float:
+    """Return the mean squared distance of images from their groups, in looks and in names."""
+    sums = Sums.of(evidence, labels)
+    squares = (sums.looks**2).sum(axis=1) / np.maximum(sums.sizes, TINY)
+    looks = (evidence.looks**2).sum() - squares.sum()
+    lengths = np.asarray(sums.names.multiply(sums.names).sum(axis=1)).ravel()
+    means = lengths / np.maximum(sums.reliabilities, TINY)
+    own = np.asarray(evidence.names.multiply(evidence.names).sum(axis=1)).ravel()
+    names = evidence.reliability @ own - means.sum()
+    return float((looks + NAMES * names) / len(labels))
+
+
 class Block:
     """Inner products of the sums of K groups in looks or in names, which add up in a merge."""
 

@@ -7,26 +7,40 @@ import numpy as np
 import scipy.sparse
 
 from latteclip.discover import grouping
-from latteclip.discover.grouping import Evidence, Floats, Groups, Ints
+from latteclip.discover.grouping import Evidence, Floats, Groups, Ints, Merge
 
 TELLING = (
     0.3  # how well looks predict the names of images, at least, for names to form groups
 )
+CLEARLY = 0.99  # of the scatter by names, below which looks are clearly better
 WARD = 1.0  # exponent of the numbers of images: large groups are not joined for a small distance
 MAX_GROUPS = 4_000  # that are merged one by one
 
 
-def group_by_looks(evidence: Evidence, n_groups: int | None = None) -> Groups:
-    """Group images into a number, or as many groups as the curve of merges suggests.
+def better_by_looks(
+    evidence: Evidence, groups: Groups, steps: list[Merge], n_classes: int
+) -> Groups | None:
+    """Return as many classes by looks, if names say little and these fit looks and names better.
+
+    They are compared with the classes that are cut from groups by names and looks, after their
+    merges. Where names say nothing at all, there are no classes.
+    """
+    if not 0 < evidence.information < TELLING:
+        return None
+    by_names = grouping.cut(steps, groups.n_groups, n_classes)[groups.labels]
+    by_looks = group_by_looks(evidence, n_classes)
+    limit = CLEARLY * grouping.scatter(evidence, by_names)
+    return by_looks if grouping.scatter(evidence, by_looks.labels) < limit else None
+
+
+def group_by_looks(evidence: Evidence, n_groups: int) -> Groups:
+    """Group images into a number of groups.
 
     Images linked by nearest neighbours are merged by Ward's rule. Then they go to the group whose
     looks, and names for what they are worth, fit them best.
     """
     plain = evidence.without_names()
     first = grouping.group(plain, start=linked(evidence.looks))
-    if n_groups is None:
-        steps = grouping.merges(plain, first.labels)
-        n_groups = grouping.suggested_number(steps, first.n_groups)
     steps = grouping.merges(plain, first.labels, WARD)
     merged = grouping.cut(steps, first.n_groups, n_groups)[first.labels]
     moved = grouping.group(evidence, start=merged)

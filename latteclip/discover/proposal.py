@@ -24,7 +24,7 @@ from latteclip.core.class_templates import clean_classname
 from latteclip.core.errors import UserError
 from latteclip.discover import grouping
 from latteclip.discover.grouping import Evidence, Groups, Merge, Sums
-from latteclip.discover.looks import TELLING, group_by_looks
+from latteclip.discover.looks import better_by_looks
 from latteclip.discover.names import Names
 from latteclip.discover.naming import UNNAMED, name_classes, term_counts
 
@@ -106,23 +106,20 @@ class Proposal:
 
 def propose(evidence: Evidence, n_classes: int | None = None) -> Proposal:
     """Propose classes of images: a given number, or as many as the curve of merges suggests."""
-    # Where names say nothing at all, one group is left.
-    by_looks = 0 < evidence.information < TELLING
+    groups = grouping.group(evidence)
     terms = evidence.terms
-    if by_looks:
-        groups = group_by_looks(evidence, n_classes)
+    merges = grouping.merges(evidence, groups.labels)
+    suggested = grouping.suggested_number(merges, groups.n_groups)
+    wanted = suggested if n_classes is None else n_classes
+    better = better_by_looks(evidence, groups, merges, wanted)
+    if better is not None:
+        groups = better
+        wanted = groups.n_groups
         evidence = evidence.without_names()
-        n_classes = groups.n_groups
-    else:
-        groups = grouping.group(evidence)
+        merges = grouping.merges(evidence, groups.labels)
     leaves = divide(evidence, groups.labels)
-    within = int(leaves.max(initial=0)) + 1 - groups.n_groups
-    steps = _steps(evidence, groups, leaves)
-    n_leaves = len(steps) + 1
-    suggested = groups.n_groups
-    if not by_looks:
-        suggested = grouping.suggested_number(steps[within:], n_leaves - within)
-    owner = grouping.cut(steps, n_leaves, suggested if n_classes is None else n_classes)
+    steps = _steps(groups, leaves, merges)
+    owner = grouping.cut(steps, len(steps) + 1, wanted)
     classes = [
         np.flatnonzero(owner == k).tolist() for k in range(int(owner.max(initial=0)) + 1)
     ]
@@ -130,7 +127,15 @@ def propose(evidence: Evidence, n_classes: int | None = None) -> Proposal:
     unit = float(np.sqrt(len(leaves) / groups.n_groups / 2))
     sums = Sums.of(evidence, leaves)
     return Proposal(
-        leaves, steps, classes, named.names, named.shares, suggested, sums, unit, by_looks
+        leaves,
+        steps,
+        classes,
+        named.names,
+        named.shares,
+        suggested,
+        sums,
+        unit,
+        by_looks=better is not None,
     )
 
 
@@ -173,13 +178,13 @@ def _halves(x: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
     return is_second
 
 
-def _steps(evidence: Evidence, groups: Groups, leaves: Ints) -> list[Merge]:
+def _steps(groups: Groups, leaves: Ints, merges: list[Merge]) -> list[Merge]:
     """Return the merges of leaves: first the halves of each group, then the groups."""
     pairs = np.unique(np.stack([groups.labels, leaves], axis=1), axis=0)
     halves = [(int(k), int(leaf)) for k, leaf in pairs if k != leaf]
     return [
         *(Merge(k, leaf, 0.0) for k, leaf in halves),
-        *grouping.merges(evidence, groups.labels),
+        *merges,
     ]
 
 

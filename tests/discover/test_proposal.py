@@ -66,14 +66,27 @@ def test_a_number_is_kept_and_nothing_is_random(world, proposed):
 def test_names_that_say_nothing_only_label_what_looks_group(world):
     truth, evidence = world
     rng = np.random.default_rng(2)
-    answers = [f"word{number}" for number in rng.integers(12, size=len(truth))]
+    answers = [f"word{number}" for number in rng.integers(3, size=len(truth))]
     wordy = Evidence.of(evidence.looks, read_names(answers))
     found = propose(wordy, KINDS)
     assert found.by_looks
     assert len(found.classes) == KINDS
     assert right(found.labels(), truth) > 0.95
-    assert all(names[0].startswith("word") for names in found.names)
+    assert {names[0] for names in found.names} > {"word0", "word1", "word2"}
     assert not propose(evidence).by_looks
+
+
+def test_scatter_is_the_mean_squared_distance_of_plain_loops(world):
+    truth, evidence = world
+    names, r = evidence.names.toarray(), evidence.reliability
+    total = 0.0
+    for k in range(KINDS):
+        rows = truth == k
+        mean = evidence.looks[rows].mean(axis=0)
+        name = np.average(names[rows], axis=0, weights=r[rows])
+        total += ((evidence.looks[rows] - mean) ** 2).sum()
+        total += grouping.NAMES * (r[rows] * ((names[rows] - name) ** 2).sum(axis=1)).sum()
+    assert grouping.scatter(evidence, truth) == pytest.approx(total / len(truth), rel=1e-4)
 
 
 def test_linked_means_are_linked_again_where_there_are_many(world, monkeypatch):
