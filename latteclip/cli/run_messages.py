@@ -60,7 +60,9 @@ def _images(configuration: Configuration, dataset: str) -> str:
     limit = configuration.limit
     drawn = f", at most {limit} of each split are drawn" if limit else ""
     n = len(image_files(folder, deep=True))
-    classes = _classes(folder, stage_params.examples_folder(configuration, dataset))
+    classes = "classes to be proposed"
+    if not configuration.discovers(dataset):
+        classes = _classes(folder, stage_params.examples_folder(configuration, dataset))
     return f"{n:,} image files in {folder}, {classes}{drawn}"
 
 

@@ -1,6 +1,8 @@
 """Write the classes that were proposed for images, and what a person made of them."""
 
 import logging
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -67,7 +69,8 @@ def discover_classes(
     tables.write(discovered_output, members, DISCOVERED)
     # The last, for without the proposal it would count as written by hand.
     write_text(output, "\n".join(names) + "\n")
-    looked = "Nobody has looked at them."
+    page = shlex.join(["latteclip", "classes", str(Path(output).parent)])
+    looked = f"Nobody has looked at them. To look and to change them: {page}"
     if actions:
         looked = f"A person changed them by {len(actions)} actions."
     if found.proposal.by_looks:

@@ -17,16 +17,17 @@ MAX_GROUPS = 4_000  # that are merged one by one
 
 
 def group_by_looks(evidence: Evidence, n_groups: int | None = None) -> Groups:
-    """Group images that have no names: into a number, or as many as the curve of merges suggests.
+    """Group images into a number, or as many groups as the curve of merges suggests.
 
-    Images linked by nearest neighbours are merged by Ward's rule, and then go to the group whose
-    mean is nearest.
+    Images linked by nearest neighbours are merged by Ward's rule. Then they go to the group whose
+    looks, and names for what they are worth, fit them best.
     """
-    first = grouping.group(evidence, start=linked(evidence.looks))
+    plain = evidence.without_names()
+    first = grouping.group(plain, start=linked(evidence.looks))
     if n_groups is None:
-        steps = grouping.merges(evidence, first.labels)
+        steps = grouping.merges(plain, first.labels)
         n_groups = grouping.suggested_number(steps, first.n_groups)
-    steps = grouping.merges(evidence, first.labels, WARD)
+    steps = grouping.merges(plain, first.labels, WARD)
     merged = grouping.cut(steps, first.n_groups, n_groups)[first.labels]
     moved = grouping.group(evidence, start=merged)
     if moved.n_groups == n_groups:

@@ -14,6 +14,7 @@ import scipy.sparse
 from latteclip.discover.names import Names
 
 RUNNERS_UP = 4
+BETA, RARITY = 0.5, 0.5  # weight of recall, and exponent of inverse document frequency
 PART_OF_NAMES = 0.5  # factor of a term that is never a whole name, as "harley"
 UNNAMED = "group"  # begin of the name of a class whose images share no name
 Ints = npt.NDArray[np.int64]
@@ -54,11 +55,16 @@ def term_counts(labels: Ints, names: Names, n_classes: int) -> scipy.sparse.csr_
 def _ranked(
     row: scipy.sparse.csr_matrix, size: int, names: Names
 ) -> list[tuple[float, int]]:
-    """Return terms of a class, the best first: by the F-score of the term as a test for it."""
-    images = names.images
+    """Return terms of a class, the best first.
+
+    The score is F_0.5 of the term as a test for the class, times the root of its inverse document
+    frequency. So "stegosaurus" comes before "dinosaur".
+    """
+    images, n_images = names.images, names.counts.shape[0]
     scored = []
     for term, n in zip(row.indices, row.data, strict=True):
-        score = 2 * n / (images[term] + size)
+        precise = (1 + BETA**2) * n / (images[term] + BETA**2 * size)
+        score = precise * np.log(n_images / images[term]) ** RARITY
         score *= 1.0 if names.whole[term] else PART_OF_NAMES
         scored.append((-float(score), -len(names.terms[term].split()), int(term)))
     return [(-score, term) for score, _, term in sorted(scored)]

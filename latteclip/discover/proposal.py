@@ -110,8 +110,8 @@ def propose(evidence: Evidence, n_classes: int | None = None) -> Proposal:
     by_looks = 0 < evidence.information < TELLING
     terms = evidence.terms
     if by_looks:
-        evidence = evidence.without_names()
         groups = group_by_looks(evidence, n_classes)
+        evidence = evidence.without_names()
         n_classes = groups.n_groups
     else:
         groups = grouping.group(evidence)
