@@ -191,7 +191,7 @@ def n_requests(configuration: Configuration, dataset: str, asking: Asking) -> in
             return None
         images = Counts(files, 0, None)
     if asking.kind == SCORES:
-        share = configuration.section("scores", dataset, asking.voter)["share"]
+        share = float(configuration.section("scores", dataset, asking.voter)["share"])
         return math.ceil(share * images.train)
     per_class = configuration.section("groups", dataset)["groups_per_class"]
     if asking.kind == "groups" and per_class is not None and images.classes is not None:

@@ -250,7 +250,7 @@ def count_requests(path: Path) -> int:
     """Return the rows of a table of votes that a captioner was asked about."""
     schema = tables.CLASS_SCORES if _has_scores(path) else tables.CAPTIONS
     digests = tables.read(path, schema, ["digest"])["digest"]
-    return len(digests) - digests.null_count
+    return len(digests) - int(digests.null_count)
 
 
 def read_answers(path: Path) -> AnswersMetadata:

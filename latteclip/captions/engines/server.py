@@ -141,8 +141,8 @@ def _said(error: openai.APIStatusError) -> str:
     """Return the sentence in the body of an error, wherever the server puts it."""
     body = error.body
     if isinstance(body, Mapping):
-        found = (body.get(name) for name in ("message", "detail", "error"))
-        body = next((each for each in found if isinstance(each, str)), None)
+        fields = (body.get(name) for name in ("message", "detail", "error"))
+        body = next((each for each in fields if isinstance(each, str)), None)
     if not isinstance(body, str) or not body.strip():
         return one_line(error.message).rstrip(".")
     if "<html" in body.lower():
