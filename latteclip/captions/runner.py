@@ -264,8 +264,7 @@ class Runner:
     @property
     def is_asked(self) -> np.ndarray:
         """Whether each row was asked about, now or in an earlier run."""
-        has_digest: np.ndarray = self._digests[0] != b""
-        return has_digest
+        return np.asarray(self._digests[0] != b"")
 
     def answers(self, row: int) -> list[Response]:
         """Return the answers about a row, one of each attempt, or why there is none.

@@ -365,7 +365,7 @@ def _budgets(configuration: Configuration, dataset: str) -> Iterator[str]:
         limit = own if whole is None else whole
         key = f"{asking.section}.max_cost" if whole is None else "max_cost"
         units = {amount_of(each)[1] for each in (own, whole) if each is not None}
-        if own is not None and len(units) > 1:
+        if len(units) > 1:
             yield (
                 f"{prefix}{asking.section}.max_cost {own} and max_cost {whole} differ in their "
                 "unit; give both in money, tokens or seconds."
