@@ -84,14 +84,14 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
 
     def digests(self) -> np.ndarray:
         """Return the digests of requests that have an answer on the disk: bytes [A], sorted."""
-        found = []
+        blocks = []
         for path, file in self._files.items():
             with _explained(path):
                 digests = [row[0] for row in file.execute("SELECT digest FROM answers")]
             if not all(isinstance(digest, str) and digest.isascii() for digest in digests):
                 raise _unusable(path, "the digest of a request is damaged")
-            found.append(np.array(digests, f"S{DIGEST_LENGTH}"))
-        return np.sort(np.concatenate(found))
+            blocks.append(np.array(digests, f"S{DIGEST_LENGTH}"))
+        return np.sort(np.concatenate(blocks))
 
     def add(self, digest: str, answer: Response, engine: str) -> None:
         """Cache a valid answer; it is on the disk after the next commit, at once if it was paid."""

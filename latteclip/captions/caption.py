@@ -170,13 +170,13 @@ def _ask(runner: Runner, questions: Questions) -> int:
 
 def _not_good(runner: Runner, questions: Questions) -> list[int]:
     """Return the rows whose answer is empty or cut."""
-    found = []
+    rows = []
     for row, answers in enumerate(_answers(runner, questions)):
         if answers and answers[0].error is None and not _is_good(answers[0]):
-            found.append(row)
-    if found:
-        log.info("%d answers are empty or cut.", len(found))
-    return found
+            rows.append(row)
+    if rows:
+        log.info("%d answers are empty or cut.", len(rows))
+    return rows
 
 
 def _request(questions: Questions, row: int, suffix: str = "") -> Request:
@@ -195,10 +195,10 @@ def _answers_of_file(job: CaptionJob, questions: Questions) -> Iterator[list[Res
     engine = module_of(job.settings.engine)
     captions = engine.read_captions(job.file, job.file_key)
     image_ids = questions.image_ids.to_pylist()
-    found = by_image_id(captions, image_ids, job.file, job.file_key)
+    answer_of = by_image_id(captions, image_ids, job.file, job.file_key)
     missing = failed("the file has no caption for it")
     for row_id in questions.ids:
-        yield [found.get(row_id, missing)]
+        yield [answer_of.get(row_id, missing)]
 
 
 def _rows(questions: Questions, answers: Iterable[list[Response]]) -> Iterator[Row]:

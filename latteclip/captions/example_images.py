@@ -22,12 +22,12 @@ class SureImages:
     @classmethod
     def by_margin(cls, labels: np.ndarray, margins: np.ndarray) -> "SureImages":
         """Return those of N images by labels [N], and by how much the best class leads [N]."""
-        found: dict[int, list[int]] = {}
+        images_of: dict[int, list[int]] = {}
         for image in np.argsort(-margins, kind="stable").tolist():
-            of_label = found.setdefault(int(labels[image]), [])
+            of_label = images_of.setdefault(int(labels[image]), [])
             if len(of_label) < OTHER:
                 of_label.append(image)
-        return cls(found)
+        return cls(images_of)
 
     def beside(self, image: int, classes: Sequence[int]) -> list[tuple[int, int]]:
         """Return an image of each class that has one, with its class; never the image itself."""

@@ -191,12 +191,12 @@ class Runner:
         settings = self.job.settings
         wanted = (replace(request(row), wants_pictures=False) for row in rows)
         missing = []
-        for found in self.pool.in_order(wanted):
-            answer = self.cache.get(found.digest)
+        for prepared in self.pool.in_order(wanted):
+            answer = self.cache.get(prepared.digest)
             if answer is None:
-                missing.append(found.key)
+                missing.append(prepared.key)
                 continue
-            self._digests[attempt - 1, found.key] = found.digest
+            self._digests[attempt - 1, prepared.key] = prepared.digest
             budget.take(priced(answer, settings))
         n = len(missing)
         budget.start()
@@ -243,8 +243,8 @@ class Runner:
         self._n_asked += 1
         answer = priced(answer, self.job.settings)
         error = answer.error
-        if error is None and (found := problem(answer)):
-            error = f"the answer is invalid: {found}"
+        if error is None and (fault := problem(answer)):
+            error = f"the answer is invalid: {fault}"
         if error is None:
             self.cache.add(request.digest, answer, engine)
             self._failures = 0
@@ -264,7 +264,7 @@ class Runner:
     @property
     def is_asked(self) -> np.ndarray:
         """Whether each row was asked about, now or in an earlier run."""
-        return self._digests[0] != b""
+        return np.asarray(self._digests[0] != b"")
 
     def answers(self, row: int) -> list[Response]:
         """Return the answers about a row, one of each attempt, or why there is none.
@@ -275,13 +275,13 @@ class Runner:
         if not digests:
             return []
         settings = self.job.settings
-        found = [
+        answers = [
             priced(answer, settings)
             for digest in digests
             if (answer := self.cache.get(digest))
         ]
         error = self._errors.get(digests[0], "not answered")
-        return found or [replace(failed(error), digest=digests[0])]
+        return answers or [replace(failed(error), digest=digests[0])]
 
     def log_rates(self) -> None:
         seconds = max(self._seconds, 1e-9)

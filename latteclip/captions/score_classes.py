@@ -185,9 +185,9 @@ def _check(scores: ScoresSection, prompt: str, k: int, classnames: Sequence[str]
 def _rows_of_file(images: Questions, engine: str, path: str | None) -> Iterator[Row]:
     reader = module_of(engine)
     scores = reader.read_scores(path, FILE_KEY, images.classnames)
-    found = by_image_id(scores, images.image_ids.to_pylist(), path, FILE_KEY)
+    score_of = by_image_id(scores, images.image_ids.to_pylist(), path, FILE_KEY)
     for image_id in images.ids:
-        options, values = found.get(image_id, ([], []))
+        options, values = score_of.get(image_id, ([], []))
         columns = {
             "image_id": image_id,
             "options": options,
@@ -241,11 +241,11 @@ def best_classes(
 
 def describe(texts: ClassTemplates, classnames: Sequence[str]) -> dict[str, str]:
     """Return the text of each class, with its other names."""
-    found = {}
+    descriptions = {}
     for name in classnames:
         names = " or ".join([name, *texts.synonyms.get(name, [])])
-        found[name] = fill(texts.template, names)
-    return found
+        descriptions[name] = fill(texts.template, names)
+    return descriptions
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ def count_mentions(texts: pa.ChunkedArray, classnames: Sequence[str]) -> int:
     for start in range(0, len(classnames), NAMES):
         names = "|".join(map(_with_plural, classnames[start : start + NAMES]))
         pattern = f"(?:^|{no_letter})(?:{names})(?:{no_letter}|$)"
-        found = pc.match_substring_regex(texts, pattern, ignore_case=True)
-        texts = texts.filter(pc.invert(found))
+        mentions = pc.match_substring_regex(texts, pattern, ignore_case=True)
+        texts = texts.filter(pc.invert(mentions))
     return n - len(texts)
 
 

@@ -12,10 +12,12 @@ from latteclip.config import budgets, job_resources
 from latteclip.config.amounts import MONEY, amount, amount_of
 from latteclip.config.budgets import NAMES, SCORES, Asking
 from latteclip.config.configuration import Configuration
+from latteclip.config.job_resources import Counts
 from latteclip.config.sections.captioner import LLAVA_NEXT, OVERVIEW
 from latteclip.config.sections.scores import ScoresSection
 from latteclip.config.voters import own_table
 from latteclip.core import tables
+from latteclip.data.folder_files import image_files
 from latteclip.report.runs import count_requests, read_answers
 
 RESULTS = Path("results")
@@ -53,6 +55,7 @@ class Plan:
 
     name: str
     n: int | None  # None: the images are not counted yet
+    is_most: bool  # whether the number is of all image files, as nothing is indexed yet
     cost: Cost  # of a request
     limit: budgets.MaxCost
     has_price: bool
@@ -92,7 +95,8 @@ class Plan:
         if self.cost.money is not None:
             price = f", price about {self.n * self.cost.money:.4g}"
         source = f" ({self.cost.source})" if self.cost.source else ""
-        return f"{self.name}: {self.n:,} requests, {tokens}{price}{limit}{source}"
+        most = "at most " if self.is_most else ""
+        return f"{self.name}: {most}{self.n:,} requests, {tokens}{price}{limit}{source}"
 
 
 def lines(
@@ -167,6 +171,7 @@ def plan(configuration: Configuration, dataset: str, asking: Asking) -> Plan:
     return Plan(
         name=f"{TITLES[asking.kind]}{of_voter} by {model}",
         n=n_requests(configuration, dataset, asking),
+        is_most=job_resources.counts(configuration, dataset) is None,
         cost=cost,
         limit=budgets.max_cost(configuration, dataset, asking),
         has_price=budgets.has_price(configuration, dataset, asking)
@@ -175,17 +180,31 @@ def plan(configuration: Configuration, dataset: str, asking: Asking) -> Plan:
 
 
 def n_requests(configuration: Configuration, dataset: str, asking: Asking) -> int | None:
-    """Return the requests of an asking without cached answers; None: images are not counted yet."""
+    """Return the requests of an asking without cached answers; None: images are not counted yet.
+
+    Before the images are indexed, all files of a folder count.
+    """
     images = job_resources.counts(configuration, dataset)
     if images is None:
-        return None
+        files = count_files(configuration, dataset)
+        if files is None:
+            return None
+        images = Counts(files, 0, None)
     if asking.kind == SCORES:
-        share = configuration.section("scores", dataset, asking.voter)["share"]
+        share = float(configuration.section("scores", dataset, asking.voter)["share"])
         return math.ceil(share * images.train)
     per_class = configuration.section("groups", dataset)["groups_per_class"]
     if asking.kind == "groups" and per_class is not None and images.classes is not None:
         return min(images.train, int(per_class) * images.classes)
     return images.train
+
+
+def count_files(configuration: Configuration, dataset: str) -> int | None:
+    """Return the image files in the folder of a dataset, None where it has another source."""
+    folder = configuration.dataset(dataset)["source"].get("folder")
+    if not folder or configuration.section("split", dataset)["kind"] != "folders":
+        return None
+    return len(image_files(folder, deep=True))
 
 
 def request_cost(configuration: Configuration, dataset: str, asking: Asking) -> Cost:
@@ -237,24 +256,33 @@ def _typical(configuration: Configuration, dataset: str, asking: Asking) -> Cost
 
 
 def _of_decisions(configuration: Configuration, dataset: str, asking: Asking) -> Cost:
-    """Return the input tokens of a decision by the sizes of the images, if they are indexed."""
+    """Return the input tokens of a decision by the sizes of the images.
+
+    Before the images are indexed, each is taken to be as large as pictures are sent.
+    """
     index = RESULTS / dataset / "images.parquet"
-    if not index.is_file():
-        return Cost()
     captioner = configuration.section("captioner", dataset, asking.voter)
     scores = ScoresSection(**configuration.section("scores", dataset, asking.voter))
-    columns = tables.read(index, tables.IMAGES, ["split", "width", "height"]).to_pylist()
-    sizes = [
-        _sent(captioner, row["width"], row["height"])
-        for row in columns
-        if row["split"] != "test"
-    ]
+    source = "typical, by the sizes of the images"
+    if index.is_file():
+        columns = tables.read(index, tables.IMAGES, ["split", "width", "height"])
+        sizes = [
+            _sent(captioner, row["width"], row["height"])
+            for row in columns.to_pylist()
+            if row["split"] != "test"
+        ]
+    else:
+        side = captioner["square_side"] or captioner["max_image_side"]
+        if side is None:
+            return Cost()
+        sizes = [(side, side)]
+        source = "typical, if all pictures are as large as captioner allows"
     from latteclip.captions.engines.decisions import fitted, tiles
 
     shown = 1 + scores.examples * min(MAX_EXAMPLES, scores.topk)
     n_tiles = shown * sum(tiles(fitted(*size)) for size in sizes) / max(1, len(sizes))
     read = n_tiles + shown * OF_PICTURE + scores.orders * OF_QUESTION
-    return Cost(read, 0.0, source="typical, by the sizes of the images")
+    return Cost(read, 0.0, source=source)
 
 
 def _sent(captioner: dict[str, Any], width: int, height: int) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from latteclip.cli.questions import count_files
 from latteclip.config import checks, job_resources, stage_params
 from latteclip.config.configuration import Configuration
 from latteclip.config.stage_params import (
@@ -18,7 +19,6 @@ from latteclip.core.files import read_object
 from latteclip.core.folder_names import lines_of
 from latteclip.core.run_options import run_command
 from latteclip.core.terminal import one_line
-from latteclip.data.folder_files import image_files
 from latteclip.evaluate.results import read_selection, read_statement
 
 FUSED_LABELS = "fused_labels.parquet"
@@ -55,11 +55,11 @@ def _images(configuration: Configuration, dataset: str) -> str:
         return f"{counts.train + counts.test:,} images{classes}{_unreadable(dataset)}"
     if not folder:
         return "images to download"
-    if configuration.section("split", dataset)["kind"] != "folders":
+    n = count_files(configuration, dataset)
+    if n is None:
         return f"images in {folder}"
     limit = configuration.limit
     drawn = f", at most {limit} of each split are drawn" if limit else ""
-    n = len(image_files(folder, deep=True))
     classes = "classes to be proposed"
     if not configuration.discovers(dataset):
         classes = _classes(folder, stage_params.examples_folder(configuration, dataset))

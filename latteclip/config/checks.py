@@ -364,7 +364,8 @@ def _budgets(configuration: Configuration, dataset: str) -> Iterator[str]:
         own = budgets.own_limit(configuration, dataset, asking)
         limit = own if whole is None else whole
         key = f"{asking.section}.max_cost" if whole is None else "max_cost"
-        if own is not None and amount_of(own)[1] != amount_of(limit)[1]:
+        units = {amount_of(each)[1] for each in (own, whole) if each is not None}
+        if len(units) > 1:
             yield (
                 f"{prefix}{asking.section}.max_cost {own} and max_cost {whole} differ in their "
                 "unit; give both in money, tokens or seconds."

@@ -182,9 +182,9 @@ def _duplicates(
             original.setdefault(later, first)
     duplicates = row_of[list(original)]
     originals = row_of[list(original.values())]
-    found = np.full(len(ids), -1)
-    found[duplicates] = originals
-    return ids.take(pa.array(found, mask=found < 0))
+    original_of = np.full(len(ids), -1)
+    original_of[duplicates] = originals
+    return ids.take(pa.array(original_of, mask=original_of < 0))
 
 
 @dataclass(frozen=True)

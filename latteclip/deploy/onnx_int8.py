@@ -23,6 +23,8 @@ COMPARED = 500  # further images on which both graphs are run, at most
 FEWEST = 20  # images without which nothing can be calibrated and compared
 AGREEMENT = 0.98  # share of equal classes below which a warning is due
 QUANTISED = ["MatMul", "Gemm", "Conv"]
+# Folded into the layer before, whose numbers then have the range that is left of them.
+BOUNDS = ["Clip", "Relu"]
 # An image file to the inputs [1, 3, H, W] of the graph, by name.
 Prepare = Callable[[str], dict[str, npt.NDArray[np.float32]]]
 
@@ -106,7 +108,11 @@ def quantise(folder: Path, pictures: Pictures, prepare: Prepare) -> Loss:
     try:
         import onnx
         import onnxruntime
-        from onnxruntime.quantization import CalibrationDataReader, quantize_static
+        from onnxruntime.quantization import (
+            CalibrationDataReader,
+            QuantType,
+            quantize_static,
+        )
     except ImportError as error:
         raise UserError(f"--int8: {error}; {PACKAGES}.") from error
 
@@ -129,7 +135,8 @@ def quantise(folder: Path, pictures: Pictures, prepare: Prepare) -> Loss:
                 path,
                 temporary,
                 Reader(),
-                op_types_to_quantize=QUANTISED,
+                op_types_to_quantize=[*QUANTISED, *BOUNDS],
+                activation_type=QuantType.QUInt8,  # faster than signed ones on x86
                 per_channel=True,  # a scale for each row of the weights
                 nodes_to_exclude=[classifier],
             )

@@ -188,7 +188,9 @@ class Predictor:
             for error in filter(None, errors):
                 log.warning("skipped: %s", one_line(error, MAX_MESSAGE))
             readable = torch.tensor([not error for error in errors])  # [B]
-            features = torch.cat([features, *(found for _, [found] in beside)], dim=1)
+            features = torch.cat(
+                [features, *(beside_clip for _, [beside_clip] in beside)], dim=1
+            )
             named = [paths[index] for index in indices[readable].tolist()]
             scores = (
                 self.detector.scores(others[0][readable]).tolist()
@@ -395,12 +397,12 @@ def _matches(pattern: str) -> list[str]:
     path = Path(pattern)
     # Pathlib's `**`, unlike glob's, follows no links to folders, which may form a loop.
     try:
-        found = list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+        files = list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
     except (ValueError, OSError):  # `**` is only a part of a name
         return []
     named = set(path.parts)
     visible = []
-    for file in found:
+    for file in files:
         new_parts = set(file.parts) - named
         if not any(part.startswith(".") for part in new_parts):
             visible.append(str(file))

@@ -203,9 +203,9 @@ class ClassesPage:
         }
 
     def _questions(self, state: State) -> list[dict[str, Any]]:
-        found = questions(self.found.proposal, state, QUESTIONS)
+        asked = questions(self.found.proposal, state, QUESTIONS)
         pairs = (
-            (one, [one.of] if one.other is None else [one.of, one.other]) for one in found
+            (one, [one.of] if one.other is None else [one.of, one.other]) for one in asked
         )
         return [
             {"do": one.do, "leaves": [state.leaves[k] for k in pair]} for one, pair in pairs

@@ -42,30 +42,30 @@ def discover_classes(
 
     UserError: a person's actions leave fewer than two classes.
     """
-    found = read_proposal(leaves_path, members_path)
-    actions = read_actions(actions_path, found) if actions_path else []
-    state = replay(found.proposal, actions)
+    discovery = read_proposal(leaves_path, members_path)
+    actions = read_actions(actions_path, discovery) if actions_path else []
+    state = replay(discovery.proposal, actions)
     if len(state.leaves) < 2:
         raise UserError(
             f"{actions_path} leaves fewer than two classes; undo some of its actions."
         )
     numbers = sorted(state.leaves)
     classes = [state.leaves[k] for k in numbers]
-    labels = found.proposal.labels(classes)
-    labels[np.isin(found.image_ids, sorted(state.none))] = -1
+    labels = discovery.proposal.labels(classes)
+    labels[np.isin(discovery.image_ids, sorted(state.none))] = -1
     names = [state.names[k] for k in numbers]
     record = DiscoveryRecord(
-        proposal=found.digest,
-        wanted=found.wanted,
-        suggested=found.proposal.suggested,
+        proposal=discovery.digest,
+        wanted=discovery.wanted,
+        suggested=discovery.proposal.suggested,
         actions=len(actions),
-        without_name=found.without_name,
-        by_looks=found.proposal.by_looks,
-        classes=_classes(found.proposal, state, labels),
-        curve=_curve(found.proposal),
+        without_name=discovery.without_name,
+        by_looks=discovery.proposal.by_looks,
+        classes=_classes(discovery.proposal, state, labels),
+        curve=_curve(discovery.proposal),
     )
     write_record(proposal_output, record)
-    members = _members(found, classes, labels, names)
+    members = _members(discovery, classes, labels, names)
     tables.write(discovered_output, members, DISCOVERED)
     # The last, for without the proposal it would count as written by hand.
     write_text(output, "\n".join(names) + "\n")
@@ -73,7 +73,7 @@ def discover_classes(
     looked = f"Nobody has looked at them. To look and to change them: {page}"
     if actions:
         looked = f"A person changed them by {len(actions)} actions."
-    if found.proposal.by_looks:
+    if discovery.proposal.by_looks:
         looked = f"{BY_LOOKS} {looked}"
     level = logging.INFO if actions else logging.WARNING
     log.log(
@@ -81,33 +81,33 @@ def discover_classes(
         "%d classes of %d images (%d suggested): %s. %s",
         len(names),
         len(labels),
-        found.proposal.suggested,
+        discovery.proposal.suggested,
         one_line(", ".join(names)),
         looked,
     )
 
 
 def _members(
-    found: Discovery, classes: list[list[int]], labels: Ints, names: list[str]
+    discovery: Discovery, classes: list[list[int]], labels: Ints, names: list[str]
 ) -> dict[str, pa.Array | Floats | list[str]]:
     """Return the columns of DISCOVERED by labels [N] of images, -1 for none."""
-    owner = np.full(len(found.terms), -1)
+    owner = np.full(len(discovery.terms), -1)
     for k, leaves in enumerate(classes):
         owner[leaves] = k
-    near = owner[found.nearest]  # [N, k] the classes of the likeliest leaves
+    near = owner[discovery.nearest]  # [N, k] the classes of the likeliest leaves
     is_own = near == labels[:, None]
     totals = np.zeros(near.shape, np.float32)  # probabilities of these classes
     for column in near.T:
-        totals += found.probabilities * (near == column[:, None])
+        totals += discovery.probabilities * (near == column[:, None])
     has_class = labels >= 0
-    confidence = (found.probabilities * (is_own & has_class[:, None])).sum(axis=1)
+    confidence = (discovery.probabilities * (is_own & has_class[:, None])).sum(axis=1)
     others = np.where(is_own | (near < 0), 0, totals)
     place = others.argmax(axis=1)[:, None]
     second = np.take_along_axis(near, place, axis=1)[:, 0]
     is_missing = np.take_along_axis(others, place, axis=1)[:, 0] <= 0
     all_names = pa.array(names, pa.string())
     return {
-        "image_id": found.image_ids,
+        "image_id": discovery.image_ids,
         "classname": all_names.take(pa.array(labels, mask=~has_class)),
         "confidence": confidence.astype(np.float32),
         "second": all_names.take(pa.array(second, mask=is_missing)),

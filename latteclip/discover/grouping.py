@@ -104,14 +104,14 @@ def group(evidence: Evidence, rounds: int = ROUNDS, *, start: Ints | None = None
         return _one_group(len(labels))
     shares = _without_small(_Shares.of_labels(labels, len(used)))
     for done in range(4 * rounds):
-        found, shares = _step(evidence, shares)
-        sizes = np.bincount(found.labels, minlength=found.n_groups)
+        groups, shares = _step(evidence, shares)
+        sizes = np.bincount(groups.labels, minlength=groups.n_groups)
         is_small = sizes < MIN_IMAGES
         if done + 1 >= rounds and not is_small.any():
             break
         if done + 1 >= rounds:
             shares = _select(shares, ~is_small)
-    return _numbered(found)
+    return _numbered(groups)
 
 
 def nearest_groups(evidence: Evidence, labels: Ints) -> tuple[Ints, Floats]:
@@ -146,15 +146,15 @@ def _select(shares: _Shares, keep: npt.NDArray[np.bool_]) -> _Shares:
     return _Shares(scipy.sparse.diags(scale).astype(np.float32) @ table)
 
 
-def _numbered(found: Groups) -> Groups:
+def _numbered(groups: Groups) -> Groups:
     """Return groups that all have images, numbered by the first of them."""
-    used, first = np.unique(found.labels, return_index=True)
+    used, first = np.unique(groups.labels, return_index=True)
     order = used[np.argsort(first)]
-    number = np.full(found.n_groups, -1)
+    number = np.full(groups.n_groups, -1)
     number[order] = np.arange(len(order))
-    labels, second = number[found.labels], number[found.second]
+    labels, second = number[groups.labels], number[groups.second]
     return replace(
-        found,
+        groups,
         labels=labels,
         second=np.where(second < 0, labels, second),
         n_groups=len(order),
@@ -175,8 +175,8 @@ def _step(evidence: Evidence, shares: _Shares) -> tuple[Groups, _Shares]:
         top = np.exp(top - top[:, :1])
         values[rows] = top / top.sum(axis=1, keepdims=True)
     cells = values.ravel(), columns.ravel(), np.arange(0, n * kept + 1, kept)
-    found = Groups(columns[:, 0], values[:, 0], columns[:, min(1, kept - 1)], k)
-    return found, _Shares(scipy.sparse.csr_matrix(cells, (n, k)))
+    groups = Groups(columns[:, 0], values[:, 0], columns[:, min(1, kept - 1)], k)
+    return groups, _Shares(scipy.sparse.csr_matrix(cells, (n, k)))
 
 
 def _scores(
@@ -228,8 +228,8 @@ def _without_own(
 ) -> Floats:
     """Return products of rows with normalised sums, each without the row's own share."""
     lengths = squares - 2 * own * products + own**2 * own_squares
-    found: Floats = (products - own * own_squares) / np.sqrt(np.maximum(lengths, LEAST))
-    return found
+    cosines: Floats = (products - own * own_squares) / np.sqrt(np.maximum(lengths, LEAST))
+    return cosines
 
 
 @dataclass(frozen=True)
@@ -322,16 +322,16 @@ class Block:
         squares = self.products.diagonal() / n**2
         distances = squares + squares[i] - 2 * self.products[i] / (n * n[i])
         halves = self.sizes * self.sizes[i] / np.maximum(self.sizes + self.sizes[i], TINY)
-        found: npt.NDArray[np.float64] = (
+        costs: npt.NDArray[np.float64] = (
             self.weight * np.maximum(distances, 0) * halves**self.exponent
         )
-        return found
+        return costs
 
     def cosines(self) -> npt.NDArray[np.float64]:
         """Return the cosines [K, K] of the sums, 0 of a group without a name."""
         lengths = np.sqrt(np.maximum(self.products.diagonal(), LEAST))
-        found: npt.NDArray[np.float64] = self.products / lengths / lengths[:, None]
-        return found
+        cosines: npt.NDArray[np.float64] = self.products / lengths / lengths[:, None]
+        return cosines
 
     def merge(self, i: int, j: int) -> None:
         self.products[i] += self.products[j]
@@ -351,8 +351,8 @@ class _Tree:
         self.best = self.costs.min(axis=1)
 
     def _costs(self, i: int) -> npt.NDArray[np.float64]:
-        found = sum(block.costs(i) for block in self.blocks)
-        result = np.where(self.alive, found, np.inf)
+        costs = sum(block.costs(i) for block in self.blocks)
+        result = np.where(self.alive, costs, np.inf)
         result[i] = np.inf
         return result
 
@@ -391,5 +391,5 @@ def cut(steps: list[Merge], n_groups: int, n_classes: int) -> Ints:
     owner = np.arange(n_groups)
     for step in steps[: max(0, n_groups - n_classes)]:
         owner[owner == step.taken] = step.into
-    found: Ints = np.unique(owner, return_inverse=True)[1].astype(np.int64)
-    return found
+    numbers: Ints = np.unique(owner, return_inverse=True)[1].astype(np.int64)
+    return numbers

@@ -39,22 +39,22 @@ class Discovery:
     def digest(self) -> str:
         """Return a digest by which actions know the proposal."""
         leaves = self.proposal.leaves.astype(np.int64).tobytes()
-        names = "\n".join(found[0] for found in self.proposal.names)
+        names = "\n".join(candidates[0] for candidates in self.proposal.names)
         classes = str(self.proposal.classes)
         images = "\n".join(self.image_ids)
         return digest(leaves, names.encode(), classes.encode(), images.encode())[:32]
 
 
-def write_proposal(found: Discovery, leaves_path: str, members_path: str) -> None:
+def write_proposal(discovery: Discovery, leaves_path: str, members_path: str) -> None:
     """Write LEAVES and LEAF_MEMBERS."""
-    proposal = found.proposal
+    proposal = discovery.proposal
     sums, names = proposal.sums, proposal.sums.names
     metadata = ProposalMetadata(
-        proposal=found.digest,
-        wanted=found.wanted,
+        proposal=discovery.digest,
+        wanted=discovery.wanted,
         suggested=proposal.suggested,
         terms=names.shape[1],
-        without_name=found.without_name,
+        without_name=discovery.without_name,
         unit=proposal.unit,
         by_looks=proposal.by_looks,
         into=[step.into for step in proposal.steps],
@@ -72,15 +72,15 @@ def write_proposal(found: Discovery, leaves_path: str, members_path: str) -> Non
             names.indptr, names.data.astype(np.float32)
         ),
         "reliability": sums.reliabilities,
-        "terms": [[*terms] for terms in found.terms],
-        "counts": [[*terms.values()] for terms in found.terms],
+        "terms": [[*terms] for terms in discovery.terms],
+        "counts": [[*terms.values()] for terms in discovery.terms],
     }
     tables.write(leaves_path, columns, LEAVES, metadata)
     members = {
-        "image_id": found.image_ids,
+        "image_id": discovery.image_ids,
         "leaf": proposal.leaves.astype(np.int32),
-        "leaves": tables.list_column(found.nearest.astype(np.int32)),
-        "probabilities": tables.list_column(found.probabilities.astype(np.float32)),
+        "leaves": tables.list_column(discovery.nearest.astype(np.int32)),
+        "probabilities": tables.list_column(discovery.probabilities.astype(np.float32)),
     }
     tables.write(members_path, members, LEAF_MEMBERS)
 

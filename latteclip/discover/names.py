@@ -66,7 +66,7 @@ def singular(word: str) -> str:
 
 def phrases(answer: str) -> list[str]:
     """Return the names in an answer: in lower case, without articles and places."""
-    found = []
+    result = []
     text = _MARKS.sub(" ", answer[:MAX_ANSWER]).lower()
     for part in _SEPARATORS.split(text)[:MAX_PHRASES]:
         plain = part.replace("\u2019", "'").replace("'s ", " ")
@@ -75,8 +75,8 @@ def phrases(answer: str) -> list[str]:
         pieces = map(_full_words, _REST.split(plain))
         words = [word[:MAX_WORD] for word in next(filter(None, pieces), [])]
         if words:
-            found.append(" ".join(words))
-    return found
+            result.append(" ".join(words))
+    return result
 
 
 def _full_words(text: str) -> list[str]:
@@ -167,8 +167,8 @@ def predictability(looks: Floats, names: Names) -> Floats:
             hits += both * (place < reach)
     share = hits / np.maximum(asked * reach, 1)
     chance = (images - 1) / (n_images - 1)
-    found: Floats = np.clip((share - chance) / np.maximum(1 - chance, 1e-9), 0, 1)
-    return found.astype(np.float32)
+    weights: Floats = np.clip((share - chance) / np.maximum(1 - chance, 1e-9), 0, 1)
+    return weights.astype(np.float32)
 
 
 def _queries(names: Names, n_images: int) -> npt.NDArray[np.int64]:
@@ -190,8 +190,8 @@ def _nearest(unit: Floats, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]
     k = min(NEIGHBOURS, len(unit) - 1)
     best = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
     order = np.argsort(-np.take_along_axis(cosines, best, axis=1), axis=1, kind="stable")
-    found: npt.NDArray[np.int64] = np.take_along_axis(best, order, axis=1)
-    return found
+    nearest: npt.NDArray[np.int64] = np.take_along_axis(best, order, axis=1)
+    return nearest
 
 
 def weighted(

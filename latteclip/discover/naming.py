@@ -34,15 +34,15 @@ def name_classes(labels: Ints, names: Names, n_classes: int) -> ClassNames:
     sizes = np.bincount(labels, minlength=n_classes)
     ranked = [_ranked(table[k], int(sizes[k]), names) for k in range(n_classes)]
     chosen = _distinct(ranked)
-    found, shares = [], []
+    candidates, shares = [], []
     for k, first in enumerate(chosen):
         others = [term for _, term in ranked[k] if term != first][:RUNNERS_UP]
         terms = [*([first] if first >= 0 else []), *others]
         unnamed = [] if first >= 0 else [f"{UNNAMED} {k + 1}"]
-        found.append([*unnamed, *(names.terms[term] for term in terms)])
+        candidates.append([*unnamed, *(names.terms[term] for term in terms)])
         counts = [*([0] * len(unnamed)), *(table[k, term] for term in terms)]
         shares.append([round(float(n) / max(1, int(sizes[k])), 3) for n in counts])
-    return ClassNames(found, shares)
+    return ClassNames(candidates, shares)
 
 
 def term_counts(labels: Ints, names: Names, n_classes: int) -> scipy.sparse.csr_matrix:

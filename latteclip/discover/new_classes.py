@@ -70,13 +70,13 @@ def propose_new_classes(results: str | Path) -> list[NewClass]:
     n_classes = int(labels.max()) + 1
     named = name_classes(labels, some.terms, n_classes)
     image_ids = np.array(ids.to_pylist(), object)[rows]
-    found = []
+    classes = []
     for k in range(n_classes):
         first = named.names[k][0]
         name = None if is_unnamed(first) else first
         if name is None or clean_classname(name) not in classnames:
-            found.append(NewClass(name, image_ids[labels == k].tolist()))
-    large = [one for one in found if len(one.image_ids) >= MIN_IMAGES]
+            classes.append(NewClass(name, image_ids[labels == k].tolist()))
+    large = [one for one in classes if len(one.image_ids) >= MIN_IMAGES]
     return sorted(large, key=lambda one: (-len(one.image_ids), one.image_ids))
 
 
@@ -87,11 +87,11 @@ def _answers(folder: Path, ids: pa.ChunkedArray) -> list[str]:
     """
     for name in ("names.parquet", "captions/images.parquet"):
         if (folder / name).is_file():
-            found = tables.read(folder / name, tables.CAPTIONS, ["id", "prompt", "caption"])
-            if pc.count_distinct(found["prompt"]).as_py() > 1:
+            table = tables.read(folder / name, tables.CAPTIONS, ["id", "prompt", "caption"])
+            if pc.count_distinct(table["prompt"]).as_py() > 1:
                 continue
-            rows = pc.index_in(ids, found["id"].combine_chunks())
-            return [text or "" for text in found["caption"].take(rows).to_pylist()]
+            rows = pc.index_in(ids, table["id"].combine_chunks())
+            return [text or "" for text in table["caption"].take(rows).to_pylist()]
     return [""] * len(ids)
 
 
@@ -121,12 +121,12 @@ def _grouped(evidence: Evidence) -> Ints:
 
 def show_new_classes(results: str) -> str:
     """Return the proposals in words, with the command that takes the first over."""
-    found = propose_new_classes(results)
-    if not found:
+    classes = propose_new_classes(results)
+    if not classes:
         return f"No {MIN_IMAGES} images of {results} that are marked unknown look alike."
-    name = next((one.name for one in found if one.name), "NAME")
+    name = next((one.name for one in classes if one.name), "NAME")
     command = f"latteclip classes {shlex.quote(results)} --add {shlex.quote(name)}"
-    lines = [one.sentence() for one in found]
+    lines = [one.sentence() for one in classes]
     return "\n".join([*lines, "", f"To add a class: {command}"])
 
 

@@ -72,8 +72,8 @@ class NewClassesPage:
         """Return the names of the groups that became classes, by the first image of each."""
         if not self.path.is_file():
             return {}
-        found: dict[str, str] = read_object(self.path, ("taken",), REMEDY)["taken"]
-        return found
+        taken: dict[str, str] = read_object(self.path, ("taken",), REMEDY)["taken"]
+        return taken
 
     def change(self, change: Change) -> None:
         """Add the class of a group, or remove it again. UserError: it cannot be."""

@@ -69,11 +69,11 @@ class Proposal:
     def tree(self) -> list[int]:
         """Return the parent of each leaf, then of each merge; the last has none."""
         n_leaves = len(self.steps) + 1
-        node, found = list(range(n_leaves)), [-1] * (n_leaves + len(self.steps))
+        node, parent = list(range(n_leaves)), [-1] * (n_leaves + len(self.steps))
         for number, step in enumerate(self.steps, start=n_leaves):
-            found[node[step.into]] = found[node[step.taken]] = number
+            parent[node[step.into]] = parent[node[step.taken]] = number
             node[step.into] = number
-        return found
+        return parent
 
     @property
     def sizes(self) -> Ints:
@@ -100,8 +100,8 @@ class Proposal:
         owner = np.full(len(self.steps) + 1, -1)
         for number, leaves in enumerate(self.classes if classes is None else classes):
             owner[list(leaves)] = number
-        found: Ints = owner[self.leaves]
-        return found
+        labels: Ints = owner[self.leaves]
+        return labels
 
 
 def propose(evidence: Evidence, n_classes: int | None = None) -> Proposal:
@@ -325,9 +325,9 @@ def questions(
     that it was merged from are the same. Answered questions are left out.
     """
     numbers = [k for k in sorted(state.leaves) if state.leaves[k]]
-    found = [*_merges(proposal, state, numbers), *_splits(proposal, state, numbers)]
-    found.sort(key=lambda one: (-one.gain, one.do, one.of, one.other or 0))
-    fresh = (one for one in found if state.key(one.of, one.other) not in state.asked)
+    asked = [*_merges(proposal, state, numbers), *_splits(proposal, state, numbers)]
+    asked.sort(key=lambda one: (-one.gain, one.do, one.of, one.other or 0))
+    fresh = (one for one in asked if state.key(one.of, one.other) not in state.asked)
     return list(itertools.islice(fresh, n))
 
 
@@ -379,28 +379,28 @@ def parse_actions(content: bytes | str, where: str) -> list[Action]:
 def parents(proposal: Proposal) -> dict[int, int]:
     """Return the class whose name a class's name ends with: of "sea turtle" that is "turtle"."""
     number = {names[0]: k for k, names in enumerate(proposal.names)}
-    found = {}
+    parent_of = {}
     for k, names in enumerate(proposal.names):
         words = names[0].split()
         for start in range(1, len(words)):
             parent = " ".join(words[start:])
             if parent in number:
-                found[k] = number[parent]
+                parent_of[k] = number[parent]
                 break
-    return found
+    return parent_of
 
 
 def leaf_terms(proposal: Proposal, names: Names) -> list[dict[str, int]]:
     """Return the most frequent terms of each leaf, with the number of its images."""
     n_leaves = len(proposal.steps) + 1
     table = term_counts(proposal.leaves, names, n_leaves)
-    found = []
+    terms_of = []
     for leaf in range(n_leaves):
         row = table[leaf]
         order = np.lexsort((row.indices, -row.data))[:TERMS]
         terms = (names.terms[row.indices[place]] for place in order)
-        found.append(dict(zip(terms, row.data[order].tolist(), strict=True)))
-    return found
+        terms_of.append(dict(zip(terms, row.data[order].tolist(), strict=True)))
+    return terms_of
 
 
 def is_unnamed(name: str) -> bool:

@@ -33,14 +33,14 @@ def propose_classes(
     looks = whiten(read_features(looks_path, ids, tables.IMAGE_FEATURES))
     evidence = _evidence(answers, looks.centred[:].numpy(), names_path)
     wanted = None if settings.classes == AUTO else settings.classes
-    found = discover(ids.to_pylist(), evidence, wanted)
-    if len(found.proposal.classes) < 2:
+    discovery = discover(ids.to_pylist(), evidence, wanted)
+    if len(discovery.proposal.classes) < 2:
         raise UserError(
             f"The {len(ids)} images have fewer than two classes by their names ({names_path}): at "
             f"least {MIN_IMAGES} images must share a name that the others lack. Write the names of "
             "the classes into classes.txt in the folder of the images, or change discover.prompt."
         )
-    write_proposal(found, output, members_output)
+    write_proposal(discovery, output, members_output)
 
 
 def discover(image_ids: list[str], evidence: Evidence, wanted: int | None) -> Discovery:

@@ -81,11 +81,11 @@ def read_foreign(
             raise UserError(
                 f"{path}, entry {number}, names the unknown class {one_line(label, 80)!r}; {likely}"
             )
-        found = known.get(image) or known.get(PurePath(image).name)
-        if found is None:
+        image_id = known.get(image) or known.get(PurePath(image).name)
+        if image_id is None:
             missing.append(image)
         else:
-            answers[found, label] = replace(kinds[label], image_id=found)
+            answers[image_id, label] = replace(kinds[label], image_id=image_id)
     if missing:
         first = one_line(missing[0], 80)
         log.warning(

@@ -69,9 +69,9 @@ def rank(
 def doubts(model: LabelModel) -> torch.Tensor:
     """Return the probability [N] that each label is wrong so far, 0 where a person answered."""
     best = [model.log_posterior(rows).amax(dim=1).exp() for rows in parts(model.n)]
-    found = (1 - torch.cat(best)).clamp(min=LEAST)
-    found[model.answers.place >= 0] = 0.0
-    return found
+    doubt = (1 - torch.cat(best)).clamp(min=LEAST)
+    doubt[model.answers.place >= 0] = 0.0
+    return doubt
 
 
 def likely_changes(
@@ -93,8 +93,8 @@ def likely_changes(
         hessian = inputs.T @ (spread[:, None] * inputs) + ridge
         gradient = inputs.T @ (changed.double() - expected) - RIDGE * weights
         weights = weights + torch.linalg.solve(hessian, gradient)
-    found = (weights[0] + weights[1].clamp(min=0) * _logit(doubt)).sigmoid()
-    return torch.where(doubt > 0, found, 0.0)
+    changes = (weights[0] + weights[1].clamp(min=0) * _logit(doubt)).sigmoid()
+    return torch.where(doubt > 0, changes, 0.0)
 
 
 def _logit(doubt: torch.Tensor) -> torch.Tensor:

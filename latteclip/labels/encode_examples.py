@@ -33,8 +33,8 @@ def encode_examples(
 ) -> None:
     """Write EXAMPLES: features by CLIP and by each image encoder, side by side."""
     _, classnames = tables.read_unlabelled(images_path, training=True)
-    found = find_examples(settings.examples_folder, classnames, settings.replacements)
-    paths = [example.path for example in found]
+    examples = find_examples(settings.examples_folder, classnames, settings.replacements)
+    paths = [example.path for example in examples]
     picked = devices.pick(device, threads)
     clip = settings.clip
     names = [clip.model, *settings.encoders]
@@ -50,8 +50,10 @@ def encode_examples(
     widths = [table.shape[1] for table in features]
     columns = {
         "path": paths,
-        "classname": [example.classname for example in found],
+        "classname": [example.classname for example in examples],
         "image_features": tables.list_column(torch.cat(features, dim=1).numpy()),
     }
     tables.write(output, columns, tables.EXAMPLES, ExamplesMetadata(names, widths))
-    log.info("Encoded %d examples of %d classes.", len(found), len({*columns["classname"]}))
+    log.info(
+        "Encoded %d examples of %d classes.", len(examples), len({*columns["classname"]})
+    )

@@ -56,9 +56,9 @@ class Examples:
             def of_rows(rows: Rows) -> torch.Tensor:
                 chosen = every[rows]
                 is_image = chosen < n
-                found = table(chosen[is_image])
-                values = found.new_zeros(len(chosen), found.shape[1])
-                values[is_image] = found
+                of_images = table(chosen[is_image])
+                values = of_images.new_zeros(len(chosen), of_images.shape[1])
+                values[is_image] = of_images
                 return values
 
             return of_rows

@@ -44,7 +44,7 @@ def read_features(
         if not start:
             features = FeatureMemmap(len(rows), values.shape[1])
         first, last = np.searchsorted(rows, (start, start + len(values)))
-        found = torch.from_numpy(values[rows[first:last] - start])
-        features[torch.from_numpy(order[first:last])] = found
+        block = torch.from_numpy(values[rows[first:last] - start])
+        features[torch.from_numpy(order[first:last])] = block
         start += len(values)
     return features

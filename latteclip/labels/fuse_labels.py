@@ -294,7 +294,7 @@ def _voters(
 ) -> list[fusion_report.VoterReport]:
     """Return what the votes of each voter are worth, with its table relative to a folder."""
     gains = gains_of_voters(joint)
-    found = []
+    reports = []
     for voter in voters:
         known = joint.voters[voter.name]
         estimate = estimates[voter.name]
@@ -309,8 +309,8 @@ def _voters(
             gain=gains[voter.name],
             estimate=estimate,
         )
-        found.append(one)
-    return found
+        reports.append(one)
+    return reports
 
 
 def _answers(

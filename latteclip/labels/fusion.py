@@ -113,12 +113,12 @@ class FusionParameters:
 
     def log_likelihood(self, votes: torch.Tensor) -> torch.Tensor:
         """Return the log-likelihood [n, C] of votes [n, C] by class."""
-        found = (self.confusion.T + TINY).log()[votes.argmax(dim=1)]
+        likelihood = (self.confusion.T + TINY).log()[votes.argmax(dim=1)]
         others = votes - votes * first_classes(votes)
         # A product with a table of classes, which is slow where there are many.
         if others.any():
-            found = found + OTHER_CLASSES * others @ (self.others.T + TINY).log()
-        return found
+            likelihood = likelihood + OTHER_CLASSES * others @ (self.others.T + TINY).log()
+        return likelihood
 
     def classes(self, votes: torch.Tensor) -> torch.Tensor:
         """Return the probabilities of classes [n, C] by votes [n, C] alone."""
@@ -327,7 +327,7 @@ class LabelModel:
         posterior = answers.at_end(posterior.softmax(dim=1)) * is_asked[:, None]
         others = mean_votes(posterior, votes, prior * confusion)
         zero_shot, *images = weights.tolist()
-        found = FusionParameters(
+        parameters = FusionParameters(
             test=test,
             confusion=confusion,
             others=others,
@@ -336,22 +336,22 @@ class LabelModel:
             explained_share=share,
             agreement=agreement,
         )
-        return self._with_texts(found, sample[small], scores[small])
+        return self._with_texts(parameters, sample[small], scores[small])
 
     def learned_agreement(self) -> float:
         """Return the share of the votes that predictors name once they have learned from them."""
         return self._learn().agreement
 
     def _with_texts(
-        self, found: FusionParameters, rows: torch.Tensor, scores: torch.Tensor
+        self, parameters: FusionParameters, rows: torch.Tensor, scores: torch.Tensor
     ) -> FusionParameters:
         """Return parameters in which texts count as far as they agree with scores [n, C] of q."""
         texts = self.last.text_scores(rows)
         if texts is None:
-            return found
+            return parameters
         predicted = self.answers.at_end(scores.softmax(dim=1))
-        both = [self.vote_log_likelihood(rows, found), texts]
-        return replace(found, texts=fit_weights(both, predicted)[1].item())
+        both = [self.vote_log_likelihood(rows, parameters), texts]
+        return replace(parameters, texts=fit_weights(both, predicted)[1].item())
 
     def _fit_to_answers(self, parameters: FusionParameters) -> FusionParameters:
         """Return parameters whose exponents make the answers about images with votes likely."""
@@ -371,8 +371,8 @@ class LabelModel:
             prior = [*prior, parameters.texts]
         centre = torch.tensor(prior, dtype=torch.float64)
         precision = PRIOR_ANSWERS / len(truth)
-        found = fit_weights(factors, truth, centre, centre=centre, precision=precision)
-        exponent, vote, *text = found.tolist()
+        exponents = fit_weights(factors, truth, centre, centre=centre, precision=precision)
+        exponent, vote, *text = exponents.tolist()
         return replace(parameters, by_answers=exponent, votes=vote, texts=sum(text))
 
     def log_posterior(self, rows: Rows) -> torch.Tensor:
@@ -445,8 +445,8 @@ class LabelModel:
         """Learn in ROUNDS rounds, and return the labels and the classifiers by their posterior."""
         gained = self.learn(ROUNDS)
         self.learn_probe()
-        found = torch.empty(5, self.n, dtype=torch.long)
-        labels, zero_shot, images, predicted, joint_predicted = found
+        columns = torch.empty(5, self.n, dtype=torch.long)
+        labels, zero_shot, images, predicted, joint_predicted = columns
         confidence = torch.empty(self.n)
         heads = _Heads(self)
         for rows in parts(self.n):

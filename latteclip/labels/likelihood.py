@@ -87,10 +87,12 @@ def minimise(
     """Minimise a loss by L-BFGS, the first entries being weights, none of them negative."""
     active = torch.ones_like(start)
     while True:
-        found = descend(lambda free: loss(free * active), start * active) * active
-        if not (found[:n_weights] < 0).any():
-            return found
-        active[found[:n_weights].argmin()] = 0  # and the other predictors are fitted again
+        weights = descend(lambda free: loss(free * active), start * active) * active
+        if not (weights[:n_weights] < 0).any():
+            return weights
+        active[weights[:n_weights].argmin()] = (
+            0  # and the other predictors are fitted again
+        )
 
 
 def descend(

@@ -23,8 +23,8 @@ LOGIT_SCALE = 10.0  # of features of length 1
 
 def _side_by_side(models: Sequence[CentredFeatures], rows: Rows) -> torch.Tensor:
     """Return features [n, D] of length 1 of some images, those of all models side by side."""
-    found = [F.normalize(model.centred[rows].double(), dim=1) for model in models]
-    return torch.cat(found, dim=1) * (LOGIT_SCALE / math.sqrt(len(models)))
+    unit = [F.normalize(model.centred[rows].double(), dim=1) for model in models]
+    return torch.cat(unit, dim=1) * (LOGIT_SCALE / math.sqrt(len(models)))
 
 
 def _regression(x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -46,11 +46,11 @@ def predict_held_out(
     """Return logits [A, C] of rows [A], each by the answers [A, C] of other folds."""
     x = _side_by_side(models, rows)
     fold = torch.arange(len(rows)) % FOLDS
-    found = torch.zeros_like(truth)
+    logits = torch.zeros_like(truth)
     for number in fold.unique():
         is_in = fold == number
-        found[is_in] = x[is_in] @ _regression(x[~is_in], truth[~is_in]).T
-    return found
+        logits[is_in] = x[is_in] @ _regression(x[~is_in], truth[~is_in]).T
+    return logits
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,6 @@ class Probe:
 
     def beside(self, scores: torch.Tensor, rows: Rows) -> torch.Tensor:
         """Return the scores [n, C] of the posterior and of the regression together."""
-        posterior, regression = self.exponents
+        posterior, regression = self.exponents.unbind()
         own = regression * self.log_probabilities(rows)
         return posterior * scores.log_softmax(dim=1) + own

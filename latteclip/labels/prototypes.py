@@ -157,10 +157,10 @@ def log_densities(
     squares = sums.square().sum(dim=1)
     own = _OwnPart.of(x, table, products, squares)
     n = counts + 1
-    found = products / n - 0.5 * squares / n.square()
+    densities = products / n - 0.5 * squares / n.square()
     n_others = n[own.place[1]] - own.shares
-    found[own.place] = own.products / n_others - 0.5 * own.squares / n_others.square()
-    return found
+    densities[own.place] = own.products / n_others - 0.5 * own.squares / n_others.square()
+    return densities
 
 
 class _OwnPart(NamedTuple):
@@ -260,15 +260,15 @@ class Discriminants:
 
     def held_out(self, rows: torch.Tensor) -> list[torch.Tensor]:
         """Return scores [n, C] of each model, by the images outside of the row's fold."""
-        found = []
+        tables = []
         for model, weights in zip(self.models, self.of_others, strict=True):
             x = model.centred[rows].double()
             scores = x.new_zeros(len(x), len(weights[0]))
             for fold in range(FOLDS):
                 is_in = rows % FOLDS == fold
                 scores[is_in] = x[is_in] @ weights[fold].T
-            found.append(scores)
-        return found
+            tables.append(scores)
+        return tables
 
 
 def _total(moments: Sequence[Moments]) -> Moments:

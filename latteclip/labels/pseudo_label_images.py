@@ -25,16 +25,16 @@ def pseudo_label_images(
 ) -> None:
     """Write PSEUDO_LABELS for every image of every split, and the classifier W0 [C, D]."""
     table, classnames = tables.read_unlabelled(images_path, training=False)
-    found = encode_zero_shot(
+    encoded = encode_zero_shot(
         images_path, table["path"].to_pylist(), settings, device=device, threads=threads
     )
     classes = ClassesMetadata(classnames)
     topk = settings.inference.topk
     write_pseudo_labels(
-        output, table, found.features, found.embeddings, found.scale, topk, classes
+        output, table, encoded.features, encoded.embeddings, encoded.scale, topk, classes
     )
-    head = classifier.Classifier.of(found.embeddings)
-    classifier.save_classifier(class_embeddings_output, head, found.described)
+    head = classifier.Classifier.of(encoded.embeddings)
+    classifier.save_classifier(class_embeddings_output, head, encoded.described)
     log.info("Pseudo-labelled %d images with %d classes.", len(table), len(classnames))
 
 

@@ -49,11 +49,11 @@ def score_unknown(
         raise UserError(f"{images_path} has no training image; check the dataset's split.")
     classes, described = load_classifier(class_embeddings_path, classnames=classnames)
     features = read_features(pseudo_labels_path, table["image_id"])
-    detector, found = UnknownDetector.learn(
+    detector, distances = UnknownDetector.learn(
         features, torch.from_numpy(training), classes.weights, settings.share, described
     )
     of_training = table.filter(pa.array(training))
-    scores = found.numpy()
+    scores = distances.numpy()
     rows = np.empty(0, np.int64)
     is_none = np.empty(0, bool)
     if answers_path and (answers := read_labelled(answers_path, of_training, classnames)):
@@ -95,14 +95,14 @@ def unlikeliness(scores: Floats) -> Floats:
     NaN where scores cannot tell: they were normalised, or they are no probabilities.
     """
     has_some = scores.max(axis=1) > -np.inf
-    found = np.full(len(scores), np.nan)
-    found[has_some] = -np.logaddexp.reduce(scores[has_some].astype(np.float64), axis=1)
+    values = np.full(len(scores), np.nan)
+    values[has_some] = -np.logaddexp.reduce(scores[has_some].astype(np.float64), axis=1)
     if (
-        found[has_some].min(initial=0) < -ROUNDING
-        or found[has_some].max(initial=0) <= ROUNDING
+        values[has_some].min(initial=0) < -ROUNDING
+        or values[has_some].max(initial=0) <= ROUNDING
     ):
-        found[:] = np.nan
-    return found.clip(0, None).astype(np.float32)
+        values[:] = np.nan
+    return values.clip(0, None).astype(np.float32)
 
 
 def answered_threshold(scores: Floats, is_none: Bools, otherwise: float) -> float:

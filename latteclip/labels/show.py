@@ -37,26 +37,26 @@ def show(results: str, n: int, image_ids: Sequence[str] = ()) -> str:
 
     Images are those of the given ids, or else n of different kinds.
     """
-    found = _read(results, n, image_ids)
-    images = [_image(row, found.report) for row in found.rows]
-    return "\n\n".join([_summary(found), *images])
+    shown = _read(results, n, image_ids)
+    images = [_image(row, shown.report) for row in shown.rows]
+    return "\n\n".join([_summary(shown), *images])
 
 
 def as_json(results: str, n: int, image_ids: Sequence[str] = ()) -> str:
     """Return the same as JSON for programs. Labels are class names, null without a vote."""
-    found = _read(results, n, image_ids)
-    report = values_of(found.report)
+    shown = _read(results, n, image_ids)
+    report = values_of(shown.report)
     answers = report.pop("answers")
     if answers["checked"]:
         for key in ("image_id", "labels", "classifiers"):
             del answers["checked"][key]
     answers["images"] = len(answers["images"])
     values = {
-        "images": found.n,
-        "differ_from_zero_shot": found.moved,
+        "images": shown.n,
+        "differ_from_zero_shot": shown.moved,
         **report,
         "answers": answers,
-        "shown": [_values(row, found.report) for row in found.rows],
+        "shown": [_values(row, shown.report) for row in shown.rows],
     }
     return json.dumps(values, indent=2)
 
@@ -133,8 +133,8 @@ def _of_each_kind(table: pa.Table, n: int) -> pa.Array:
     return pa.array(np.sort(by_turn[:n]))
 
 
-def _summary(found: _Found) -> str:
-    path, n, moved, report, _ = found
+def _summary(shown: _Found) -> str:
+    path, n, moved, report, _ = shown
     votes = report.votes
     p_value = report.corroboration.p_value
     verdict = "no better than permuted votes do, so they are ignored"

@@ -8,14 +8,14 @@ its votes. It can be wrong for reasons that no image shows, so an interval has f
 - the difference from the estimate by agreements: were the errors of the voter, of the images and of
   the other voters independent, two of them would agree, above chance, as often as both are right,
 - half of the probability that the reference itself is wrong,
-- for all voters, the largest disagreement of images with themselves (`_contradiction`).
+- for all voters, by how much images disagree with themselves (`_contradiction`).
 
 An estimate with an interval wider than MAX_WIDTH tells nothing, nor does one of a voter that shares
 errors with the image features (`voters.shared_errors`): the reference makes the same mistakes. Only
 answers of a person tell then. Where they were drawn at random, the estimate is by them alone.
 
-A voter of which nothing tells how right it is may make the labels by the best voter worse
-(`fuse_told`).
+A voter of which nothing tells how right it is can make labels worse than those of the best voter.
+`fuse_told` leaves it out where it is likely to.
 
 Letters: N images, n of a sample, C classes, V voters.
 """
@@ -62,11 +62,11 @@ def estimate_voters(
     if (zero_shot != NO_VOTE).any() and ZERO_SHOT not in labels_of:
         labels_of[ZERO_SHOT] = zero_shot
     contradiction = _contradiction(joint, labels_of)
-    found = {}
+    estimates = {}
     for name, labels in labels_of.items():
         by_answers = _by_answers(labels, labelled) if labelled is not None else None
-        found[name] = by_answers or _by_votes(joint, name, labels, contradiction)
-    return found
+        estimates[name] = by_answers or _by_votes(joint, name, labels, contradiction)
+    return estimates
 
 
 def _contradiction(joint: JointFusion, labels_of: Mapping[str, torch.Tensor]) -> float:
@@ -76,16 +76,16 @@ def _contradiction(joint: JointFusion, labels_of: Mapping[str, torch.Tensor]) ->
     a voter that was made apart than they would. It is not known which of them is right.
     """
     model = joint.model
-    found = 0.0
+    largest = 0.0
     if not isinstance(model, JointModel) or not model.is_informed:
-        return found
+        return largest
     used = [name for name, voter in joint.voters.items() if voter is not None]
     for name, votes in zip(used, model.voters, strict=True):
         alone = LabelModel(model.images, votes, model.others, joint.tests[name])
         rows = _sample(model, labels_of[name])
         together = _by_images(model, rows).argmax(dim=1) == labels_of[name][rows]
-        found = max(found, alone.learned_agreement() - float(together.double().mean()))
-    return found
+        largest = max(largest, alone.learned_agreement() - float(together.double().mean()))
+    return largest
 
 
 def _sample(model: LabelModel, labels: torch.Tensor) -> torch.Tensor:
@@ -109,7 +109,7 @@ def fuse_told(
     labelled: LabelledRows | None = None,
     like_images: Collection[str] = (),
 ) -> tuple[JointFusion, dict[str, VoterEstimate]]:
-    """Label images by all voters but those that can only make the labels worse, and estimate all.
+    """Label images by all voters but those that are likely to do harm, and estimate all.
 
     `fuse` labels by some voters, of which it may have the tests. A voter of which nothing tells how
     right it is does not count where
@@ -121,6 +121,8 @@ def fuse_told(
     joint = fuse(voters, None)
     estimates = estimate_voters(joint, voters, labelled)
     informed = {name: voter for name, voter in joint.voters.items() if voter is not None}
+    if not informed:
+        return joint, estimates
     counts = _counting(informed, estimates, like_images)
     untold = [name for name in informed if name not in counts]
     if untold:
@@ -161,17 +163,17 @@ def gains_of_voters(joint: JointFusion) -> dict[str, float]:
     label by all others.
     """
     model = joint.model
-    found = dict.fromkeys(joint.voters, 0.0)
+    gains = dict.fromkeys(joint.voters, 0.0)
     rows = spaced(torch.arange(len(joint.fusion.labels)), model.n_classes, SAMPLE)
     informed = [name for name, voter in joint.voters.items() if voter is not None]
     if not informed or not model.is_informed:
-        return found
+        return gains
     posterior = model.log_posterior(rows).exp()
     best = posterior.amax(dim=1)
     for number, name in enumerate(informed):
         others = model.without(number).log_posterior(rows).argmax(dim=1, keepdim=True)
-        found[name] = float((best - posterior.gather(1, others)[:, 0]).mean())
-    return found
+        gains[name] = float((best - posterior.gather(1, others)[:, 0]).mean())
+    return gains
 
 
 def _by_answers(labels: torch.Tensor, labelled: LabelledRows) -> VoterEstimate | None:

@@ -100,8 +100,8 @@ class Sampled(NamedTuple):
     def counts(self, table: torch.Tensor) -> torch.Tensor:
         """Return the expected numbers [C, C] of votes by class, for probabilities [n, C]."""
         n_classes = table.shape[1]
-        found = table.new_zeros(n_classes, n_classes)
-        return found.index_add_(0, self.labels[self.has], table[self.has]).T
+        counts = table.new_zeros(n_classes, n_classes)
+        return counts.index_add_(0, self.labels[self.has], table[self.has]).T
 
 
 class JointModel(LabelModel):
@@ -188,9 +188,9 @@ class JointModel(LabelModel):
         supported = sums(shares * named)
         rest = sums(shares * ~named)
         factor = (supported / rest.clamp(min=TINY)).clamp(max=1)
-        found = posterior.shares.double() * torch.where(named, 1.0, factor[classes])
-        left = found.sum(dim=1)
-        shares = (found / left.clamp(min=TINY)[:, None]).float()
+        kept = posterior.shares.double() * torch.where(named, 1.0, factor[classes])
+        left = kept.sum(dim=1)
+        shares = (kept / left.clamp(min=TINY)[:, None]).float()
         return replace(posterior, shares=shares, weights=posterior.weights * left)
 
     def _learn(self) -> FusionParameters:
@@ -255,7 +255,7 @@ class JointModel(LabelModel):
                 zip(confusions, priors, shares, strict=True)
             )
         ]
-        found = FusionParameters(
+        parameters = FusionParameters(
             test=test,
             confusion=torch.stack(confusions).mean(dim=0),
             others=torch.empty(0, self.n_classes),
@@ -264,7 +264,7 @@ class JointModel(LabelModel):
             explained_share=share,
             agreement=agreement,
         )
-        return self._with_texts(found, sample[small], scores[small])
+        return self._with_texts(parameters, sample[small], scores[small])
 
     def _others(
         self,
@@ -342,8 +342,8 @@ class _PredictorFit:
             return self._loss(free[:n], weights, seen)
 
         start = torch.zeros(n + len(overall), dtype=torch.float64)
-        found = minimise(loss, start, n)
-        return found[:n], found[n:].sigmoid().tolist()
+        fitted = minimise(loss, start, n)
+        return fitted[:n], fitted[n:].sigmoid().tolist()
 
     def through(
         self, weights: torch.Tensor, confusions: Sequence[torch.Tensor], start: torch.Tensor
@@ -364,7 +364,7 @@ def shared_errors(
     A residual is the one-hot vote less the vote that the confusion matrix [C, C] expects of the
     class, and its products are expectations over the posterior [n, C].
     """
-    found = torch.eye(len(votes), dtype=torch.float64)
+    correlations = torch.eye(len(votes), dtype=torch.float64)
     for u in range(len(votes)):
         for v in range(u):
             both = votes[u].has & votes[v].has
@@ -378,8 +378,8 @@ def shared_errors(
                 table, other, other
             )
             rho = product / max(squares, TINY) ** 0.5
-            found[u, v] = found[v, u] = min(1.0, max(0.0, rho))
-    return found
+            correlations[u, v] = correlations[v, u] = min(1.0, max(0.0, rho))
+    return correlations
 
 
 def _residual_product(
@@ -404,11 +404,11 @@ def families(shared: torch.Tensor) -> list[int]:
         if _mean(shared, groups[i], groups[j]) < SAME_FAMILY:
             break
         groups[j] += groups.pop(i)
-    found = [0] * len(shared)
+    family_of = [0] * len(shared)
     for family, members in enumerate(groups):
         for member in members:
-            found[member] = family
-    return found
+            family_of[member] = family
+    return family_of
 
 
 def _mean(shared: torch.Tensor, one: Sequence[int], other: Sequence[int]) -> float:
@@ -452,8 +452,8 @@ def fuse_voters(
         checked = cross_fit(model, labelled) if labelled.drawn.any() else {}
         model = model.answered(labelled)
     fusion = replace(model.fused(), checked=checked)
-    found = dict.fromkeys(voters) | _voters_of(model, fusion, used)
-    return JointFusion(fusion, found, model, tests)
+    learned = dict.fromkeys(voters) | _voters_of(model, fusion, used)
+    return JointFusion(fusion, learned, model, tests)
 
 
 def start_model(
@@ -467,18 +467,18 @@ def start_model(
     These are the voters that carry information, or else the first one.
     """
     zero_shot = zero_shot_labels(images) if len(voters) > 1 else None
-    found = _tests(images, voters, others, tests or {})
+    all_tests = _tests(images, voters, others, tests or {})
     used = [
         name
-        for name, test in found.items()
+        for name, test in all_tests.items()
         if test.significant and not _repeats(voters[name], zero_shot)
     ]
     used = used or list(voters)[:1]
     most = max(used, key=lambda name: int(voters[name].has.sum()))
     if len(used) == 1:
-        return LabelModel(images, voters[most], others, found[most]), used
+        return LabelModel(images, voters[most], others, all_tests[most]), used
     each = [voters[name] for name in used]
-    return JointModel(images, each, others, found[most]), used
+    return JointModel(images, each, others, all_tests[most]), used
 
 
 def _tests(
@@ -523,24 +523,24 @@ def _voters_of(model: LabelModel, fusion: Fusion, used: Sequence[str]) -> dict[s
 
 def first_labels(votes: Votes) -> torch.Tensor:
     """Return the likeliest class [N] int32 of each image, or NO_VOTE."""
-    found = torch.full((len(votes.has),), NO_VOTE, dtype=torch.int32)
-    for rows in parts(len(found)):
+    first = torch.full((len(votes.has),), NO_VOTE, dtype=torch.int32)
+    for rows in parts(len(first)):
         labels = votes.probabilities(rows).argmax(dim=1).int()
-        found[rows] = torch.where(votes.has[rows], labels, NO_VOTE)
-    return found
+        first[rows] = torch.where(votes.has[rows], labels, NO_VOTE)
+    return first
 
 
 def zero_shot_labels(images: ClipFeatures) -> torch.Tensor:
     """Return the class [N] int32 by zero-shot scores, or NO_VOTE where texts say nothing."""
     n = len(images.centred)
-    found = torch.full((n,), NO_VOTE, dtype=torch.int32)
+    labels = torch.full((n,), NO_VOTE, dtype=torch.int32)
     if images.texts.weights.any():
         for rows in parts(n):
             logits = (
                 images.centred[rows].double() @ images.texts.weights.T + images.text_bias
             )
-            found[rows] = logits.argmax(dim=1).int()
-    return found
+            labels[rows] = logits.argmax(dim=1).int()
+    return labels
 
 
 def _overall(votes: Sampled, n_classes: int) -> torch.Tensor:

@@ -63,8 +63,8 @@ def votes_by_probabilities(
         )
 
     def probabilities(rows: slice | torch.Tensor) -> torch.Tensor:
-        found = table[rows].double()
-        return found / found.sum(dim=1, keepdim=True).clamp(min=TOLERANCE)
+        values = table[rows].double()
+        return values / values.sum(dim=1, keepdim=True).clamp(min=TOLERANCE)
 
     return Votes(~is_silent, probabilities)
 

@@ -250,12 +250,14 @@ def count_requests(path: Path) -> int:
     """Return the rows of a table of votes that a captioner was asked about."""
     schema = tables.CLASS_SCORES if _has_scores(path) else tables.CAPTIONS
     digests = tables.read(path, schema, ["digest"])["digest"]
-    return len(digests) - digests.null_count
+    return int(len(digests) - digests.null_count)
 
 
 def read_answers(path: Path) -> AnswersMetadata:
     """Read what a table with a captioner's answers says of them."""
-    record = ScoresMetadata if _has_scores(path) else CaptionsMetadata
+    record: type[AnswersMetadata] = CaptionsMetadata
+    if _has_scores(path):
+        record = ScoresMetadata
     return tables.read_metadata(path, record)
 
 

@@ -227,14 +227,14 @@ def _fitted_rows(n: int, seed: int) -> list[int]:
 @torch.no_grad()
 def _features(encoder: ImageEncoder, paths: list[str], threads: int) -> torch.Tensor:
     """Return the normalised features [n, D] of images before training."""
-    found = []
+    batches = []
     with ThreadPoolExecutor(threads) as pool:
         for part in parts(len(paths), ENCODED):
             images = pool.map(lambda path: encoder.preprocess(open_rgb(path)), paths[part])
             batch = torch.stack(list(images)).to(encoder.device)
             features = F.normalize(encoder.model.encode_image(batch), dim=-1)  # type: ignore[operator]
-            found.append(features.float().cpu())
-    return torch.cat(found)
+            batches.append(features.float().cpu())
+    return torch.cat(batches)
 
 
 def fit_classifier(features: torch.Tensor, targets: torch.Tensor) -> Classifier:
@@ -255,9 +255,9 @@ def fit_classifier(features: torch.Tensor, targets: torch.Tensor) -> Classifier:
         return (0.5 * free.square().sum() - likelihood) / len(x)
 
     zeros = torch.zeros(n_classes, x.shape[1] + 1, dtype=torch.float64)
-    found = descend(loss, zeros)
-    weights = found[:, :-1] * LENGTH / spread
-    return Classifier.of(weights, found[:, -1] - weights @ mean.double())
+    solution = descend(loss, zeros)
+    weights = solution[:, :-1] * LENGTH / spread
+    return Classifier.of(weights, solution[:, -1] - weights @ mean.double())
 
 
 def _train(

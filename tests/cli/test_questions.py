@@ -73,6 +73,7 @@ def test_a_llava_reads_what_is_typical():
 def test_decisions_are_counted_by_the_sizes_of_the_images(folder):
     decides = {"engine": "decisions", "model": "m", "price_input": 0.04}
     scores = {"scores": {"kind": "decisions", "orders": 2}, "captioner": decides}
+    scores["captioner"] |= {"max_image_side": None, "square_side": None}
     [_, line, _] = plan(**scores)
     assert "tokens not known" in line
     indexed(folder, [(64, 32), (1000, 500)])
@@ -83,6 +84,32 @@ def test_decisions_are_counted_by_the_sizes_of_the_images(folder):
     scores["scores"] |= {"examples": 1, "topk": 3}
     [_, line, _] = plan(**scores)
     assert f"about {4 * (tiles + 2 * 95) + 2 * 2 * 92:,} tokens" in line
+
+
+def test_a_folder_has_at_most_as_many_images_as_files(folder):
+    photos = folder / "photos"
+    photos.mkdir()
+    for number in range(3):
+        (photos / f"{number}.jpg").touch()
+    (photos / "notes.txt").touch()
+    given = Configuration(
+        layers.defaults(project=None),
+        {
+            "dataset": "mine",
+            "image_dir": str(photos),
+            "scores": {"kind": "decisions"},
+            "captioner": {
+                "engine": "decisions",
+                "model": "m",
+                "max_image_side": 64,
+                "price_input": 0.04,
+            },
+        },
+    )
+    [_, line, price] = questions.lines(given, "mine")
+    n_tokens = 3 * (2 * 2 + 95 + 2 * 92)  # each image is asked about in two orders
+    assert f"at most 3 requests, about {n_tokens} tokens" in line
+    assert price.endswith(f"{n_tokens * 0.04 / 1e6:.4g}")
 
 
 def scored(folder, place, model="m"):

@@ -61,7 +61,7 @@ def test_images_are_those_of_the_index_or_else_of_the_file(
 def test_slurm_sends_each_rule_with_a_gpu_to_a_partition_with_gpus():
     """A default resource cannot see the GPUs of its job, so the profile lists the rules."""
     rules = "".join(
-        path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk")
+        path.read_text() for path in sorted((ROOT / "workflow" / "rules").glob("*.smk"))
     )
     with_gpu = set()
     for rule in re.split(r"^(?=(?:use )?rule )", rules, flags=re.MULTILINE)[1:]:

@@ -258,6 +258,52 @@ def test_what_cannot_be_quantised_is_refused(textures, tmp_path, options, named,
     assert not (tmp_path / "out").exists()
 
 
+def bounded_network(path):
+    """Write a graph whose first feature is large before its activation bounds it."""
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=(8, 3, 1, 1)).astype(np.float32)
+    first[0] *= 300
+    second = rng.normal(size=(8, 5)).astype(np.float32)
+    second[0] = 0
+    make = onnx.helper.make_node
+    nodes = [
+        make("Conv", ["pixel_values", "first"], ["features"], name="conv"),
+        make("Clip", ["features", "low", "high"], ["bounded"], name="clip"),
+        make("Flatten", ["bounded"], ["flat"], name="flatten"),
+        make("MatMul", ["flat", "second"], ["scores"], name="classifier"),
+    ]
+    values = {"first": first, "second": second}
+    values |= {"low": np.array(0, np.float32), "high": np.array(6, np.float32)}
+    of_shape = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes,
+        "bounded",
+        [of_shape("pixel_values", onnx.TensorProto.FLOAT, [1, 3, 1, 1])],
+        [of_shape("scores", onnx.TensorProto.FLOAT, [1, 5])],
+        [onnx.numpy_helper.from_array(value, name) for name, value in values.items()],
+    )
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+
+
+def test_int8_spends_its_numbers_on_what_an_activation_leaves(tmp_path, monkeypatch):
+    def prepare(number):
+        pixels = np.random.default_rng(int(number)).normal(size=(1, 3, 1, 1))
+        return {"pixel_values": pixels.astype(np.float32)}
+
+    numbers = [str(number) for number in range(400)]
+    pictures = onnx_int8.Pictures(numbers[:100], numbers[100:], [None] * 300)
+    agreements = []
+    for bounds in (onnx_int8.BOUNDS, []):
+        monkeypatch.setattr(onnx_int8, "BOUNDS", bounds)
+        folder = tmp_path / str(len(bounds))
+        folder.mkdir()
+        bounded_network(folder / "model.onnx")
+        loss = onnx_int8.quantise(folder, pictures, prepare)
+        agreements.append(loss.agreement)
+    assert agreements[0] > 0.95 > 0.8 > agreements[1]
+
+
 def answered(textures, folder, n, **heads):
     """Results in which a person answers about n training images drawn at random.
 

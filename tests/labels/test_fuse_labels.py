@@ -304,18 +304,16 @@ def test_several_voters_label_together_and_each_keeps_its_labels(dataset):
     ).mean()
 
 
-def test_a_voter_twice_is_one_family_and_adds_nothing(dataset):
+def test_a_voter_twice_labels_as_it_does_once(dataset):
     alone, _ = dataset.run(scores=True)
     path = dataset.path("class_scores.parquet")
     pair = [VoterTable(name, "likelihood", "lmm", path) for name in ("one", "two")]
     columns, report = dataset.run(voters=pair)
-    one, two = report.voters
-    assert one.family == two.family
-    assert one.gain == two.gain == 0
-    assert one.weight == two.weight == 0.5
+    assert [one.weight for one in report.voters] == [1, None]
+    assert report.untold == ["two"]
     assert columns["lmm_label"] == [None] * 120
-    same = np.mean(np.array(columns["fused_label"]) == np.array(alone["fused_label"]))
-    assert same > 0.95
+    assert columns["fused_label"] == alone["fused_label"]
+    assert columns["fused_confidence"] == alone["fused_confidence"]
 
 
 # --- class scores --------------------------------------------------------------------------------

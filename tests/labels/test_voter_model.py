@@ -218,6 +218,15 @@ def test_a_voter_with_the_errors_of_zero_shot_scores_does_not_outvote_a_better_o
     assert not any(one.tells for one in estimates.values())
 
 
+def test_where_no_voter_knows_anything_none_counts():
+    world = World.of()
+    noise = {name: votes_of(planted(world, "noise"), 6) for name in ("one", "two")}
+    joint, estimates = fused_told(world, noise)
+    assert joint.voters == {"one": None, "two": None}
+    assert joint.untold == ()
+    assert not any(estimates[name].tells for name in noise)
+
+
 def test_voters_that_can_be_told_all_count():
     world = World.of(noise=0.25, text_noise=0.4)
     labels = {"first": voter(world, 0.9, seed=1), "second": voter(world, 0.8, seed=2)}

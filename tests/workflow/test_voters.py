@@ -108,7 +108,9 @@ def test_voters_of_all_kinds_label_together(voted):
     by_name = {one["name"]: one for one in report["voters"]}
     assert list(by_name) == ["words", "scores", "mine", "other", "brief", "half"]
     assert by_name["half"]["votes"] == N_TRAIN // 2
-    assert by_name["mine"]["weight"] > 0
+    counts = {name for name, one in by_name.items() if one["weight"] is not None}
+    assert counts
+    assert not counts & set(report["untold"])
     labels = pq.read_table(folder / "fused_labels.parquet")
     assert not labels["caption_label"].null_count
     assert not labels["lmm_label"].null_count

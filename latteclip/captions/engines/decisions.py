@@ -117,23 +117,6 @@ class DecisionsEngine(ServerEngine):
                 "and whether it is a decision model that reads pictures."
             )
 
-    def _refusal(self, error: openai.APIStatusError) -> str:
-        status = error.status_code
-        reason = why(error)
-        if status == 401:
-            return f"{self._where} wants a valid key ({reason}); export {self.key}."
-        if status == 402:
-            return (
-                f"{self._where} says that no credit is left ({reason}). The answers so far are "
-                "cached; add credit and run again to go on."
-            )
-        if status == 403:
-            return (
-                f"{self._where} does not allow this ({reason}); check the rights of {self.key} and "
-                "captioner.model."
-            )
-        return super()._refusal(error)
-
 
 class Pace:
     """Spaces requests of several threads evenly."""

@@ -86,8 +86,8 @@ class OpenaiEngine(ServerEngine):
                 values.get(each.token.removeprefix(" "), []).append(each.logprob)
             smallest = min(each.logprob for each in named)
             sums = (
-                np.logaddexp.reduce(found) if found else smallest
-                for found in values.values()
+                np.logaddexp.reduce(logprobs) if logprobs else smallest
+                for logprobs in values.values()
             )
             rows.append(tuple(map(float, sums)))
             first.append(str(tokens[0].token))

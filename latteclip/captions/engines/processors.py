@@ -109,19 +109,19 @@ class Tokens:
 
     def _ids_of_letters(self, letters: tuple[str, ...]) -> list[list[int]]:
         """Return the tokens that are a letter, or a space and the letter, for each of them."""
-        found: dict[str, list[int]] = {letter: [] for letter in letters}
+        numbers: dict[str, list[int]] = {letter: [] for letter in letters}
         texts = self._tokenizer.batch_decode(
             [[number] for number in range(len(self._tokenizer))]
         )
         for number, text in enumerate(texts):
-            found.get(text.removeprefix(" "), []).append(number)
-        for letter, ids in found.items():
+            numbers.get(text.removeprefix(" "), []).append(number)
+        for letter, ids in numbers.items():
             if not ids:
                 raise UserError(
                     f"The tokenizer of {self._model} has no token for the letter {letter}; set "
                     "scores.kind to likelihood."
                 )
-        return list(found.values())
+        return list(numbers.values())
 
     def text(self, token: int) -> str:
         return str(self._tokenizer.decode([token]))

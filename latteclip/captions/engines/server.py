@@ -13,6 +13,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
 
 REFUSED = {*range(300, 400), 401, 402, 403, 404}  # no request will fare better
+NO_CREDIT = "insufficient_quota"  # code of an error, which OpenAI sends with 429
 # Raised where a reply, as the SDK parsed it, lacks what it must have.
 UNUSABLE = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
@@ -93,7 +94,7 @@ class ServerEngine:
         try:
             return self._reply(request)
         except openai.APIStatusError as error:
-            if error.status_code in REFUSED:
+            if error.status_code in REFUSED or error.code == NO_CREDIT:
                 raise UserError(self._refusal(error)) from None
             return failed(why(error))
         except openai.APIError as error:  # no connection, or no answer in time
@@ -106,10 +107,24 @@ class ServerEngine:
         raise NotImplementedError
 
     def _refusal(self, error: openai.APIStatusError) -> str:
-        """Return the sentence on a status of REFUSED."""
+        """Return the sentence on an error that all requests will have."""
+        status = error.status_code
+        reason = why(error)
+        if status == 401:
+            return f"{self._where} wants a valid key ({reason}); export {self.key}."
+        if status == 402 or error.code == NO_CREDIT:
+            return (
+                f"{self._where} says that no credit is left ({reason}). The answers so far are "
+                "cached; add credit and run again to go on."
+            )
+        if status == 403:
+            return (
+                f"{self._where} does not allow this ({reason}); check the rights of {self.key} and "
+                "captioner.model."
+            )
         return (
             f"{self._where} refuses to answer, or redirects to another address "
-            f"({why(error)}); check {self.url}, {self.key} and captioner.model."
+            f"({reason}); check {self.url}, {self.key} and captioner.model."
         )
 
 
@@ -126,8 +141,8 @@ def _said(error: openai.APIStatusError) -> str:
     """Return the sentence in the body of an error, wherever the server puts it."""
     body = error.body
     if isinstance(body, Mapping):
-        found = (body.get(name) for name in ("message", "detail", "error"))
-        body = next((each for each in found if isinstance(each, str)), None)
+        fields = (body.get(name) for name in ("message", "detail", "error"))
+        body = next((each for each in fields if isinstance(each, str)), None)
     if not isinstance(body, str) or not body.strip():
         return one_line(error.message).rstrip(".")
     if "<html" in body.lower():

@@ -147,8 +147,8 @@ class TransformersEngine:
         for row, tail in zip(
             self._logits(request, prompt, split), split.tails, strict=True
         ):
-            found = row[: len(tail)].float().log_softmax(1)[range(len(tail)), tail]
-            values.append(found.double().sum().item())
+            logprobs = row[: len(tail)].float().log_softmax(1)[range(len(tail)), tail]
+            values.append(logprobs.double().sum().item())
         return split.answer(values)
 
     def _logits(self, request: Request, prompt: str, split: SplitTokens) -> torch.Tensor:

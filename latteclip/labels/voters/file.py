@@ -37,18 +37,18 @@ def write(
     key = f"Voter {settings.name}: the file"
     ids = index["image_id"].to_pylist()
     votes = by_image_id(read_votes(settings.file, key, metadata), ids, settings.file, key)
-    found = [votes.get(image_id) for image_id in ids]
-    n = len(ids) - found.count(None)
+    cells = [votes.get(image_id) for image_id in ids]
+    n = len(ids) - cells.count(None)
     wanted = settings.share or 1 - MISSING
     if n < math.floor(wanted * len(ids)):
         at_most = math.floor(1000 * n / len(ids)) / 1000
-        example = next(ids[row] for row, one in enumerate(found) if one is None)
+        example = next(ids[row] for row, one in enumerate(cells) if one is None)
         raise UserError(
             f"{key} {settings.file} has rows for {n} of {len(ids)} images, and none for "
             f"{example!r}; add the others, or set share of the voter to {at_most:g}."
         )
-    options = [one[0] if one else [] for one in found]
-    values = [one[1] if one else [] for one in found]
+    options = [one[0] if one else [] for one in cells]
+    values = [one[1] if one else [] for one in cells]
     described = VoterTableMetadata(
         metadata.classnames, str(settings.name), str(settings.kind), str(settings.file)
     )
@@ -69,13 +69,13 @@ def read_votes(path: str | None, key: str, index: IndexMetadata) -> dict[str, Vo
     for number, name in enumerate(index.classnames):
         class_of |= {index.written_names.get(name, name): number, name: number}
     columns, read = _form(table, path, key)
-    found: dict[str, Vote] = {}
+    votes: dict[str, Vote] = {}
     for image_id, *cells in rows_of(table, path, key, ["image_id", *columns]):
         if all(_is_empty(cell) for cell in cells):
-            found[image_id] = ([], [])
+            votes[image_id] = ([], [])
             continue
         try:
-            found[image_id] = read(cells, class_of, len(index.classnames))
+            votes[image_id] = read(cells, class_of, len(index.classnames))
         except (LookupError, TypeError, ValueError, RecursionError) as error:
             reason = (
                 error.args[0] if isinstance(error, _NoVoteError) else f"they are no {FORMS}"
@@ -84,7 +84,7 @@ def read_votes(path: str | None, key: str, index: IndexMetadata) -> dict[str, Vo
                 f"{key} {path}, image {image_id!r}: {reason}; the columns {', '.join(columns)} are "
                 f"{one_line(', '.join(map(str, cells)), 120)}. Correct the file."
             ) from None
-    return found
+    return votes
 
 
 class _NoVoteError(ValueError):
@@ -124,10 +124,10 @@ def _of_class(cells: Sequence[Any], class_of: dict[Any, int], _: int) -> Vote:
 
 
 def _options(cell: Any, class_of: dict[Any, int]) -> list[int]:
-    found = [_class(name, class_of) for name in list_of(cell)]
-    if len(set(found)) < len(found):
+    options = [_class(name, class_of) for name in list_of(cell)]
+    if len(set(options)) < len(options):
         raise _NoVoteError("a class is there twice")
-    return found
+    return options
 
 
 def _of_log_probabilities(cells: Sequence[Any], class_of: dict[Any, int], _: int) -> Vote:

@@ -25,14 +25,16 @@ def write(
     index, classnames = tables.read_unlabelled(images_path, training=True)
     paths = index["path"].to_pylist()
     zero_shot = settings.zero_shot
-    found = encode_zero_shot(images_path, paths, zero_shot, device=device, threads=threads)
+    encoded = encode_zero_shot(
+        images_path, paths, zero_shot, device=device, threads=threads
+    )
     described = VoterTableMetadata(
         classnames, str(settings.name), str(settings.kind), zero_shot.clip.model
     )
     with tables.writing(output, tables.CLASS_SCORES, described) as add:
         for some in parts(len(paths), ROWS):
-            cosines = found.features[some] @ found.embeddings.T
-            scores = (found.scale * cosines).log_softmax(dim=1)  # [rows, C]
+            cosines = encoded.features[some] @ encoded.embeddings.T
+            scores = (encoded.scale * cosines).log_softmax(dim=1)  # [rows, C]
             classes, best = best_classes(scores, zero_shot.inference.topk)
             ids = index["image_id"].slice(some.start, len(classes))
             add(columns_of(ids, classes.tolist(), best.tolist()))
