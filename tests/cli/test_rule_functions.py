@@ -44,6 +44,7 @@ def functions(monkeypatch):
                 {name: SimpleNamespace(value=n)}
             ),
             execution_settings=SimpleNamespace(),
+            dryrun=False,
             use_threads=cluster,
         )
         return RuleFunctions(workflow, {"dataset": "demo", "method": "flyp", **config})

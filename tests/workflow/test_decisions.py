@@ -94,13 +94,15 @@ def test_a_decision_model_votes_beside_captions_within_the_budget_of_all(
     decisions.decide = right_of(root)
     captioner = {"square_side": SIDE, "requests_per_second": 1000}
     decider = {"name": "decider", "kind": "decisions", "model": MODEL}
+    # The budget ends the questions, also where captions leave little to gain.
+    choice = {"choose": "gain", "rounds": 2, "min_gain": 0}
     given = {
         "seeds": 1,
         "method": "zero_shot,image_prototypes",
         "max_cost": (N + 0.5) * TOKENS * PRICE / 1e6,  # captions of the demo have no price
         "voters": [
             {"name": "words", "kind": "captions"},
-            {**decider, "captioner": captioner, "scores": {"choose": "gain", "rounds": 2}},
+            {**decider, "captioner": captioner, "scores": choice},
         ],
     }
     (root / "given.yaml").write_text(json.dumps(given))
