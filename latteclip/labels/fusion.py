@@ -444,10 +444,12 @@ class LabelModel:
         that correct wrong votes lower A by no more than that. Where A falls further, a class has
         captured the images of another one.
         """
-        best = self
-        for number in range(1, rounds + 1):
+        self.step()
+        best = copy.copy(self)
+        best_number = 1
+        for number in range(2, rounds + 1):
             self.step()
-            if number == 1 or self.parameters.agreement > best.parameters.agreement:
+            if self.parameters.agreement > best.parameters.agreement:
                 best = copy.copy(self)
                 best_number = number
         most = best.parameters.agreement

@@ -22,6 +22,7 @@ from latteclip.labels.label_sources import (
 from latteclip.labels.likelihood import fit_mixture, fit_weights
 from latteclip.labels.permutation_test import PermutationTest, corroborate
 from latteclip.labels.prototypes import KEPT, SHARPNESS, Posterior, Prototypes
+from latteclip.labels.voter_tables import votes_by_labels
 
 N, C, D = 23, 7, 5
 
@@ -299,9 +300,8 @@ def test_a_class_of_most_images_keeps_them(seed):
     features = F.normalize(centres[classes] + noises + 0.5 / d**0.5, dim=1)
     world = World(classes, features, torch.zeros(c, d))
     votes = votes_by_labels("votes", classes.clone(), n, c)
-    fusion = fuse(world.images(), votes)
-    assert fusion.parameters.agreement > 0.9
-    assert accuracy(fusion.labels, classes) > 0.9
+    result = fuse(world.images(), votes)
+    assert (result.labels == classes).double().mean() > 0.9
 
 
 def test_images_without_captions_get_labels_from_the_others():
