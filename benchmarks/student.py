@@ -47,6 +47,8 @@ def print_accuracies(results: Path) -> None:
             means[method] = statistics.mean(found)
             each = ", ".join(f"{value:.1f}" for value in found)
             print(f"{method}: {means[method]:.1f} % ({each})")
+    if missing := {ALONE, JOINT, STUDENT} - means.keys():
+        raise SystemExit(f"{results} has no results of {', '.join(sorted(missing))}.")
     lead = means[JOINT] - means[ALONE]
     share = (means[STUDENT] - means[ALONE]) / lead
     print(f"the student has {100 * share:.0f} % of the lead of {lead:.1f} points")

@@ -7,10 +7,7 @@ offline exports them as the same JSON.
 import logging
 import shlex
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
-
-from markupsafe import Markup
 
 from latteclip.audit.session import ALL_OFFERED, Question, QuestionSession
 from latteclip.core.errors import UserError
@@ -33,19 +30,16 @@ def render_page(
     session: QuestionSession, sources: str, values: Mapping[str, Any]
 ) -> tuple[str, str]:
     """Return the page with values for its script, and the policy that allows these `sources`."""
-    script = (files(PACKAGE) / "templates" / "audit.js").read_text(encoding="utf-8")
-    policy = render.policy(script, sources)
-    template = render.environment(PACKAGE).get_template("audit.html")
-    text = template.render(
-        policy=policy,
-        style=Markup(render.style()),
-        script=Markup(script),
+    return render.fill(
+        (PACKAGE,),
+        "audit.html",
+        "audit.js",
+        sources,
         session=session,
         classnames=sorted(session.schema.classnames),
         all_offered=len(session.schema.classnames) <= ALL_OFFERED,
         values={**session.schema.header(), **values},
     )
-    return text, policy
 
 
 def write_offline(session: QuestionSession, output: str) -> None:

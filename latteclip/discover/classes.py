@@ -10,12 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from http import HTTPStatus
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from latteclip.audit.server import (
     JSON,
@@ -42,6 +40,7 @@ from latteclip.discover.inputs import (
 )
 from latteclip.discover.new_classes import show_added_class, show_new_classes
 from latteclip.discover.new_classes_page import (
+    PACKAGES,
     NewClassesHandler,
     NewClassesPage,
     NewClassesServer,
@@ -64,8 +63,6 @@ QUESTIONS = 40  # that the page knows
 OFFLINE, OFFLINE_SIDE = "img-src data:", 112
 OFFLINE_BYTES, MIN_PICTURE, MAX_PICTURE = 3_200_000, 1_200, 9_000  # before base64
 MAX_PICTURES = 1_600  # of the offline page
-PACKAGE = "latteclip.discover"
-AUDIT = "latteclip.audit"  # whose served page begins alike
 SAVED = "All is saved."
 CONFLICT = "Another page has changed the classes; they are shown here now."
 
@@ -249,7 +246,7 @@ class ClassesPage:
         """Return the served page and its policy."""
         rows = (row for one in self.pictures for row in one)
         values = self.values({row: f"image/{row}" for row in rows})
-        return _rendered(self.dataset, SERVED, {**values, **self.state(self.saved())})
+        return self._filled(SERVED, {**values, **self.state(self.saved())})
 
     def offline_page(self) -> str:
         """Return a page that needs no server."""
@@ -260,7 +257,17 @@ class ClassesPage:
         size = max(MIN_PICTURE, min(MAX_PICTURE, OFFLINE_BYTES // max(1, len(rows))))
         sources = {row: uri for row in rows if (uri := self._data_uri(row, size))}
         own = {"offline": True, "take": self.take, **self.state(self.saved())}
-        return _rendered(self.dataset, OFFLINE, {**self.values(sources), **own})[0]
+        return self._filled(OFFLINE, {**self.values(sources), **own})[0]
+
+    def _filled(self, sources: str, values: Mapping[str, Any]) -> tuple[str, str]:
+        return render.fill(
+            PACKAGES,
+            "classes.html",
+            "classes.js",
+            sources,
+            dataset=self.dataset,
+            values=values,
+        )
 
     def _data_uri(self, row: int, max_bytes: int) -> str:
         try:
@@ -283,14 +290,6 @@ class ClassesPage:
 def _revision(actions: Sequence[Action]) -> str:
     text = json.dumps([action.model_dump(exclude_none=True) for action in actions])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _rendered(dataset: str, sources: str, values: Mapping[str, Any]) -> tuple[str, str]:
-    script = (files(PACKAGE) / "templates" / "classes.js").read_text(encoding="utf-8")
-    policy = render.policy(script, sources)
-    template = render.environment(PACKAGE, AUDIT).get_template("classes.html")
-    own = {"style": Markup(render.style()), "script": Markup(script)}
-    return template.render(policy=policy, dataset=dataset, values=values, **own), policy
 
 
 class ClassesHandler(NewClassesHandler):

@@ -3,13 +3,10 @@
 import io
 import json
 import threading
-from collections.abc import Mapping
 from http import HTTPStatus
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
 from pydantic import BaseModel, Field, ValidationError
 
 from latteclip.audit.server import (
@@ -40,8 +37,7 @@ from latteclip.report import render
 
 SIDE = 256  # pixels of a served picture
 SHOWN = 12  # pictures of a group
-PACKAGE = "latteclip.discover"
-AUDIT = "latteclip.audit"  # whose served page begins alike
+PACKAGES = "latteclip.discover", "latteclip.audit"  # whose served page begins alike
 TAKEN = "new_classes.json"  # the name of each class that was taken over, by its first image
 REMEDY = "delete it"
 
@@ -108,15 +104,14 @@ class NewClassesPage:
             n_images = len(one.image_ids)
             groups.append({"name": one.name or "", "n": n_images, "pictures": pictures})
         values = {"groups": groups, "again": run_command(self.folder), **self.state()}
-        return _rendered(self.dataset, values)
-
-
-def _rendered(dataset: str, values: Mapping[str, Any]) -> tuple[str, str]:
-    script = (files(PACKAGE) / "templates" / "new_classes.js").read_text(encoding="utf-8")
-    policy = render.policy(script, SERVED)
-    template = render.environment(PACKAGE, AUDIT).get_template("new_classes.html")
-    own = {"style": Markup(render.style()), "script": Markup(script)}
-    return template.render(policy=policy, dataset=dataset, values=values, **own), policy
+        return render.fill(
+            PACKAGES,
+            "new_classes.html",
+            "new_classes.js",
+            SERVED,
+            dataset=self.dataset,
+            values=values,
+        )
 
 
 class NewClassesHandler(Handler):

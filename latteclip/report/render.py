@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import shlex
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -18,10 +19,21 @@ def render(template: str, **values: Any) -> str:
     The page's policy allows one script and no connection: even a text that slipped through the
     escaping would not run.
     """
-    script = (files(PACKAGE) / "templates" / "page.js").read_text(encoding="utf-8")
-    page = environment(PACKAGE).get_template(template)
-    own = {"style": Markup(style()), "script": Markup(script)}  # files of this package
-    return page.render(policy=policy(script, "img-src data:"), **own, **values)
+    return fill((PACKAGE,), template, "page.js", "img-src data:", **values)[0]
+
+
+def fill(
+    packages: Sequence[str], template: str, script: str, sources: str, **values: Any
+) -> tuple[str, str]:
+    """Fill a template of packages, and return the page and its policy.
+
+    The first package has the template and the script. The policy allows these `sources`.
+    """
+    text = (files(packages[0]) / "templates" / script).read_text(encoding="utf-8")
+    allowed = policy(text, sources)
+    own = {"style": Markup(style()), "script": Markup(text)}  # files of this package
+    page = environment(*packages).get_template(template)
+    return page.render(policy=allowed, **own, **values), allowed
 
 
 def environment(*packages: str) -> Environment:

@@ -10,6 +10,7 @@ from support.audits import Served, command, made_audit
 from support.axe import violations
 from support.made_results import CLASSNAMES, HOSTILE
 from support.tiny import ROOT
+from support.visits import visiting
 
 page_tests = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed"
@@ -29,29 +30,8 @@ def results(tmp_path):
 @pytest.fixture
 def visit(browser):
     """Opens an address; afterwards the page must have complained of nothing."""
-    contexts, complaints = [], []
-
-    def open_page(address, width=1280, **options):
-        context = browser.new_context(
-            viewport={"width": width, "height": 900}, accept_downloads=True, **options
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.on(
-            "console",
-            lambda message: (
-                EXPECTED.search(message.text) or complaints.append(message.text)
-            ),
-        )
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: complaints.append(dialog.message))
-        page.goto(address)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert complaints == []
+    with visiting(browser, EXPECTED) as open_page:
+        yield open_page
 
 
 def at(page, number, total):

@@ -4,6 +4,7 @@ import re
 
 import pytest
 from support.unnamed import N, run, write_inputs
+from support.visits import visiting
 
 # Messages of the browser itself: a name is in use, another page has saved, or a connection ended.
 NETWORK = r"CONNECTION_\w+|EMPTY_RESPONSE|CONTENT_LENGTH_MISMATCH|ABORTED"
@@ -13,22 +14,8 @@ EXPECTED = re.compile(rf"status of 400|412|net::ERR_({NETWORK})")
 @pytest.fixture
 def visit(browser):
     """Opens an address. Afterwards the page must have complained of nothing."""
-    contexts, complaints = [], []
-
-    def open_page(address):
-        contexts.append(browser.new_context(accept_downloads=True))
-        page = contexts[-1].new_page()
-        page.on(
-            "console", lambda one: EXPECTED.search(one.text) or complaints.append(one.text)
-        )
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(address)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert complaints == []
+    with visiting(browser, EXPECTED) as open_page:
+        yield open_page
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import pytest
 from support.axe import violations
 from support.made_results import CLASSNAMES, Results
 from support.pages import BOTH_KINDS, write, write_audit, write_metrics, write_unknown
+from support.visits import visiting
 
 from latteclip.config.sections.table import TableSection
 from latteclip.report import index_results as index
@@ -59,26 +60,16 @@ def files(results, tmp_path_factory):
 @pytest.fixture
 def visit(browser, files):
     """Opens a page from its file; afterwards it must have complained of nothing."""
-    contexts, complaints = [], []
-
-    def open_page(name="report", width=1280, **options):
-        context = browser.new_context(
-            offline=True, viewport={"width": width, "height": 900}, **options
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: seen.append(request.url))
-        page.on("dialog", lambda dialog: complaints.append(dialog.message))
-        page.goto(files[name].as_uri())
-        return page
-
     seen = []
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert complaints == []
+    with visiting(browser) as opened_page:
+
+        def open_page(name="report", **options):
+            page = opened_page("about:blank", offline=True, **options)
+            page.on("request", lambda request: seen.append(request.url))
+            page.goto(files[name].as_uri())
+            return page
+
+        yield open_page
     assert [url for url in seen if not url.startswith(("file:", "data:"))] == []
 
 
