@@ -114,7 +114,7 @@ def opened(page):
 def test_nobody_is_kept_out_and_nothing_is_wider_than_the_window(
     visit, axe, name, width, scheme
 ):
-    page = opened(visit(name, width, color_scheme=scheme))
+    page = opened(visit(name, width=width, color_scheme=scheme))
     assert page.evaluate("document.documentElement.scrollWidth") == width
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     brightness = sum(map(int, background.removeprefix("rgb(").removesuffix(")").split(",")))
