@@ -160,9 +160,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "PUT" and path == "answers":
             return self._save(session)
         if self.command == "GET" and path in image_of:  # no path comes from outside
-            file = io.BytesIO()
-            open_rgb(image_of[path], max_side=SERVED_SIDE).save(file, "WEBP", quality=90)
-            return HTTPStatus.OK, WEBP, file.getvalue()
+            return served_picture(image_of[path], SERVED_SIDE, quality=90)
         if self.command == "PUT" or path not in ("", "result"):
             raise RefusedError(HTTPStatus.NOT_FOUND)
         with self.server.busy:
@@ -214,6 +212,13 @@ class Handler(BaseHTTPRequestHandler):
 
 def _json(values: Any) -> bytes:
     return json.dumps(values).encode()
+
+
+def served_picture(path: str, side: int, quality: int) -> Reply:
+    """Return the reply with an image file, scaled to a longer side of at most `side` pixels."""
+    file = io.BytesIO()
+    open_rgb(path, max_side=side).save(file, "WEBP", quality=quality)
+    return HTTPStatus.OK, WEBP, file.getvalue()
 
 
 def _error(status: HTTPStatus, message: str = "") -> Reply:

@@ -5,20 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from latteclip.captions.requests import CaptionerSettings, Response
-from latteclip.config.amounts import MONEY, SECONDS, amount, amount_of
+from latteclip.config.amounts import MONEY, SECONDS, amount, amount_of, price
 from latteclip.core.errors import UserError
-
-MILLION = 1e6
 
 
 def priced(answer: Response, settings: CaptionerSettings) -> Response:
     """Return an answer with its cost by the prices of tokens, unless its server said the cost."""
-    price = settings.price_input
-    if answer.cost is not None or price is None:
+    of_read = settings.price_input
+    if answer.cost is not None or of_read is None:
         return answer
-    read = price * (answer.n_read or 0)
-    written = settings.price_output * (answer.n_tokens or 0)
-    return replace(answer, cost=(read + written) / MILLION)
+    read, written = answer.n_read or 0, answer.n_tokens or 0
+    return replace(answer, cost=price(read, written, of_read, settings.price_output))
 
 
 def cost_of(answers: Sequence[Response]) -> float:

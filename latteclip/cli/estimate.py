@@ -12,9 +12,9 @@ from typing import Any
 
 import pandas as pd
 
-from latteclip.captions.budget import MILLION
 from latteclip.cli import questions
 from latteclip.config import budgets, job_resources, layers
+from latteclip.config.amounts import price
 from latteclip.config.configuration import Configuration
 from latteclip.config.job_resources import Counts
 from latteclip.config.model import check
@@ -385,12 +385,11 @@ def _cost(
     money = 0.0
     captioners = _captioners(configuration, dataset, answers)
     for each, captioner in zip(answers, captioners, strict=True):
-        price = captioner["price_input"]
-        if price is None:
+        if captioner["price_input"] is None:
             money += each.money
         else:
-            written = captioner["price_output"] * each.written
-            money += (price * each.read + written) / MILLION
+            prices = captioner["price_input"], captioner["price_output"]
+            money += price(each.read, each.written, *prices)
     return money
 
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from latteclip.captions.budget import MILLION
 from latteclip.captions.example_images import MAX_EXAMPLES
 from latteclip.config import budgets, job_resources
-from latteclip.config.amounts import MONEY, amount, amount_of
+from latteclip.config.amounts import MONEY, amount, amount_of, price
 from latteclip.config.budgets import NAMES, SCORES, Asking
 from latteclip.config.configuration import Configuration
 from latteclip.config.job_resources import Counts
@@ -210,15 +209,13 @@ def count_files(configuration: Configuration, dataset: str) -> int | None:
 def request_cost(configuration: Configuration, dataset: str, asking: Asking) -> Cost:
     """Return what a request costs: as one of this dataset did, or as is typical, if known."""
     captioner = configuration.section("captioner", dataset, asking.voter)
-    price = captioner["price_input"]
     cost = _measured(configuration, dataset, asking) or _typical(
         configuration, dataset, asking
     )
-    if price is None or cost.read is None:
+    prices = captioner["price_input"], captioner["price_output"]
+    if prices[0] is None or cost.read is None:
         return cost
-    written = cost.written or 0.0
-    money = (price * cost.read + captioner["price_output"] * written) / MILLION
-    return replace(cost, money=money)
+    return replace(cost, money=price(cost.read, cost.written or 0.0, *prices))
 
 
 def _measured(configuration: Configuration, dataset: str, asking: Asking) -> Cost | None:

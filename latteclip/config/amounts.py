@@ -2,6 +2,7 @@
 
 import math
 
+MILLION = 1e6
 MONEY, TOKENS, SECONDS = "money", "tokens", "seconds"
 
 
@@ -21,3 +22,8 @@ def as_max_cost(number: float, unit: str) -> float | str:
 def amount(value: float, unit: str) -> str:
     """Return a number of MONEY, TOKENS or SECONDS in words."""
     return f"{value:.4g}" if unit == MONEY else f"{value:,.0f} {unit}"
+
+
+def price(read: float, written: float, price_input: float, price_output: float) -> float:
+    """Return the money that tokens cost, by the prices of a million that are read or written."""
+    return (price_input * read + price_output * written) / MILLION

@@ -1,7 +1,6 @@
 """`latteclip classes`: a page on which a person corrects the proposed classes."""
 
 import hashlib
-import io
 import json
 import logging
 import shlex
@@ -18,10 +17,10 @@ import numpy as np
 from latteclip.audit.server import (
     JSON,
     SERVED,
-    WEBP,
     QuestionServer,
     RefusedError,
     Reply,
+    served_picture,
     show,
 )
 from latteclip.core import tables
@@ -41,6 +40,8 @@ from latteclip.discover.inputs import (
 from latteclip.discover.new_classes import show_added_class, show_new_classes
 from latteclip.discover.new_classes_page import (
     PACKAGES,
+    QUALITY,
+    SIDE,
     NewClassesHandler,
     NewClassesPage,
     NewClassesServer,
@@ -57,7 +58,6 @@ from latteclip.report import render
 from latteclip.report.gallery import picture
 
 log = logging.getLogger(__name__)
-SIDE = 256  # pixels of a served picture
 SURE, DOUBTFUL = 3, 2  # pictures of a leaf
 QUESTIONS = 40  # that the page knows
 OFFLINE, OFFLINE_SIDE = "img-src data:", 112
@@ -156,6 +156,8 @@ class ClassesPage:
         index = str(self.folder / "unnamed_images.parquet")
         self.paths = tables.read_unlabelled(index, training=True)[0]["path"].to_pylist()
         self.pictures = self._pictures()  # rows of the leaves, the surest first
+        rows = (row for leaf in self.pictures for row in leaf)
+        self.served = {f"image/{row}": self.paths[row] for row in rows}
         self.busy = threading.Lock()
 
     @cached_property
@@ -301,13 +303,8 @@ class ClassesHandler(NewClassesHandler):
             return self._reply_new(page.further, path)
         if self.command == "PUT" and path == "actions":
             return self._save_actions(page)
-        if self.command == "GET" and path in {
-            f"image/{r}" for one in page.pictures for r in one
-        }:
-            file = io.BytesIO()  # no path comes from outside
-            row = int(path.removeprefix("image/"))
-            open_rgb(page.paths[row], max_side=SIDE).save(file, "WEBP", quality=85)
-            return HTTPStatus.OK, WEBP, file.getvalue()
+        if self.command == "GET" and path in page.served:  # no path comes from outside
+            return served_picture(page.served[path], SIDE, QUALITY)
         if self.command == "PUT" or path:
             raise RefusedError(HTTPStatus.NOT_FOUND)
         html, self.policy = page.page()

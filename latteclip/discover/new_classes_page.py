@@ -1,6 +1,5 @@
 """The page of classes that nobody listed: groups of unknown images, taken over with a click."""
 
-import io
 import json
 import threading
 from http import HTTPStatus
@@ -13,18 +12,17 @@ from latteclip.audit.server import (
     HTML,
     JSON,
     SERVED,
-    WEBP,
     Handler,
     QuestionServer,
     RefusedError,
     Reply,
+    served_picture,
 )
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import read_object, write_json
 from latteclip.core.folder_names import lines_of
 from latteclip.core.run_options import run_command
-from latteclip.data.images import open_rgb
 from latteclip.discover.new_classes import (
     NewClass,
     add_class,
@@ -35,7 +33,7 @@ from latteclip.discover.new_classes import (
 from latteclip.discover.proposal import MAX_NAME
 from latteclip.report import render
 
-SIDE = 256  # pixels of a served picture
+SIDE, QUALITY = 256, 85  # pixels of a served picture, and its quality
 SHOWN = 12  # pictures of a group
 PACKAGES = "latteclip.discover", "latteclip.audit"  # whose served page begins alike
 TAKEN = "new_classes.json"  # the name of each class that was taken over, by its first image
@@ -125,9 +123,7 @@ class NewClassesHandler(Handler):
             page.change(_parsed(self._body()))
             return HTTPStatus.OK, JSON, json.dumps(page.state()).encode()
         if self.command == "GET" and path in page.paths:  # no path comes from outside
-            file = io.BytesIO()
-            open_rgb(page.paths[path], max_side=SIDE).save(file, "WEBP", quality=85)
-            return HTTPStatus.OK, WEBP, file.getvalue()
+            return served_picture(page.paths[path], SIDE, QUALITY)
         if self.command == "PUT" or path != "new":
             raise RefusedError(HTTPStatus.NOT_FOUND)
         html, self.policy = page.page()

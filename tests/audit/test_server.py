@@ -4,11 +4,11 @@ import errno
 import http.client
 import json
 import os
-import threading
 from pathlib import Path
 
 import pytest
 from support.audits import made_audit
+from support.visits import running
 
 from latteclip.audit.audit import AuditSession
 from latteclip.audit.server import MAX_BODY, QuestionServer
@@ -20,12 +20,8 @@ from latteclip.labels.answers import Answer
 @pytest.fixture
 def server(tmp_path):
     results = made_audit(tmp_path / "made")
-    with QuestionServer(AuditSession(results.folder, None, 20)) as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
+    with running(QuestionServer(AuditSession(results.folder, None, 20))) as server:
+        yield server
 
 
 def ask(server, what="", *, method="GET", body=b"", token=None, **headers):

@@ -2,10 +2,10 @@
 
 import http.client
 import json
-import threading
 
 import pytest
 from support.unnamed import run
+from support.visits import running
 
 from latteclip.core.class_history import BY_HAND, edited_classes, note_edit
 from latteclip.core.errors import UserError
@@ -19,12 +19,8 @@ page_tests = pytest.importorskip(
 
 @pytest.fixture
 def server(results):
-    with ClassesServer(ClassesPage(results)) as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
+    with running(ClassesServer(ClassesPage(results))) as server:
+        yield server
 
 
 def put(server, content, *, token=None, **headers):

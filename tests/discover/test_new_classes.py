@@ -1,11 +1,11 @@
 """Classes that images marked unknown may show."""
 
 import http.client
-import threading
 
 import numpy as np
 import pytest
 from support.tiny import write_captions, write_index, write_pictures
+from support.visits import running
 
 from latteclip.core import tables
 from latteclip.core.class_history import edited_classes
@@ -123,12 +123,8 @@ def test_a_class_beside_proposed_ones_counts_as_an_edit_by_hand(results):
 def served(results):
     """The page of classes of one's own, with its pictures."""
     name_images(results)
-    with NewClassesServer(NewClassesPage(results)) as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
+    with running(NewClassesServer(NewClassesPage(results))) as server:
+        yield server
 
 
 def test_a_click_makes_unknown_images_a_class_of_any_name(served, results, visit):

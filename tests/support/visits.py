@@ -1,6 +1,20 @@
-"""Pages in a real browser that must complain of nothing."""
+"""Pages that are served, and pages in a real browser that must complain of nothing."""
 
+import threading
 from contextlib import contextmanager
+
+
+@contextmanager
+def running(server):
+    """A server of pages, while a thread serves."""
+    with server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @contextmanager
