@@ -56,10 +56,30 @@ def test_the_citation_is_that_of_the_paper():
     assert paper["year"] == 2025
 
 
+PAGES = (
+    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md")),
+    ROOT / "config" / "README.md",
+)
+
+
+def anchors(page):
+    """Return the anchors of the headings of a page, as the site and GitHub form them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {
+        re.sub(r"[^\w\s-]", "", heading).strip().lower().replace(" ", "-")
+        for heading in headings
+    }
+
+
 def test_links_of_the_pages_lead_somewhere():
-    for page in (*sorted((ROOT / "docs").glob("*.md")), ROOT / "config" / "README.md"):
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text("utf-8")):
-            assert (page.parent / target).exists(), target
+    for page in PAGES:
+        links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?", page.read_text("utf-8"))
+        for name, anchor in links:
+            target = page.parent / name if name else page
+            assert target.exists(), f"{page.name}: {name}"
+            if anchor:
+                assert anchor in anchors(target), f"{page.name}: {name}#{anchor}"
 
 
 def test_the_ten_datasets_have_the_authors_number_of_steps():
