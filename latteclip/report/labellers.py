@@ -123,11 +123,11 @@ class Labellers:
 def labellers(results: str, /, json: bool = False) -> str:
     """Show who labels the training images: how right each is, what it adds, and what it costs.
 
-    How right it is follows from answers of latteclip teach where there are some about images drawn
-    at random, and otherwise from all voters and images together.
+    Accuracies follow from answers of latteclip teach about images drawn at random, if there are
+    any, and otherwise from all voters and images together.
 
     Args:
-        json: print all as JSON
+        json: print JSON for programs
     """
     values = read_labellers(Path(results))
     if json:
