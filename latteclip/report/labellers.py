@@ -359,15 +359,15 @@ def _lines(results: str, values: Labellers) -> Iterator[str]:
     yield pd.DataFrame(rows).to_string(index=False)
     if values.untold:
         yield values.why_untold
-    yield "votes: share of the images. adds: share of all labels that it corrects beside others."
+    yield "votes: share of the images. adds: share of labels that a voter corrects beside others."
     if values.best_alone is not None:
         best = next(
             labeller for labeller in values.labellers if labeller.name == values.best_alone
         )
         assert best.right is not None
         yield (
-            "right: by the labels of the dataset, of its votes; of all: silent images have the "
-            f"adapted zero-shot label. The best voter alone is {best.name} "
+            "right: share of its votes, by the labels of the dataset. right of all: images without "
+            f"its vote have the adapted zero-shot label. The best voter alone is {best.name} "
             f"({best.right.of_all:.1%})."
         )
     yield "tokens, seconds, price: for 1,000 images, empty where unknown; cached answers take none."
