@@ -43,6 +43,15 @@ BOUNDS = {
     bounds.Le: ("≤", "le"),
     bounds.Lt: ("<", "lt"),
 }
+UNSAID = (
+    {bounds.Ge: 0},
+    {bounds.Ge: 1},
+    {bounds.Gt: 0},
+    {bounds.Ge: 0, bounds.Le: 1},
+    {bounds.Gt: 0, bounds.Le: 1},
+    {bounds.Gt: 0, bounds.Lt: 1},
+    {bounds.Ge: 0, bounds.Lt: 1},
+)
 Row = tuple[str, str, str]
 
 
@@ -153,13 +162,13 @@ def _meaning(annotation: Any, field: Any = None, described: str = "") -> str:
 
 
 def _bounds(metadata: Sequence[Any]) -> str:
-    """Return the bounds of a number, without a lower bound of 0 or 1 alone, which goes unsaid."""
+    """Return the bounds of a number, without those of a share or a count, which go unsaid."""
     found = {type(each): each for each in metadata if type(each) in BOUNDS}
     limits = {kind: getattr(each, BOUNDS[kind][1]) for kind, each in found.items()}
+    if limits in UNSAID:
+        return ""
     if limits.keys() == {bounds.Ge, bounds.Le}:
         return f"{limits[bounds.Ge]} to {limits[bounds.Le]}"
-    if limits in ({bounds.Ge: 0}, {bounds.Ge: 1}):
-        return ""
     return ", ".join(f"{BOUNDS[kind][0]} {limit}" for kind, limit in limits.items())
 
 
