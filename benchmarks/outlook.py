@@ -130,7 +130,7 @@ def stages() -> list[Stage]:
             (
                 Step(
                     "pseudo-labels: scores, table written",
-                    "scores and table",
+                    None,
                     ("pseudo_labels.parquet",),
                 ),
             ),
@@ -141,7 +141,7 @@ def stages() -> list[Stage]:
         ),
         Stage(
             "captions of images and groups",
-            (Step(f"captions of groups: plan of {shard}", f"plan of groups, {shard}"),),
+            (Step(f"captions of groups: plan of {shard}"),),
             "**time**, then memory of the plan of groups",
             "more shards and GPUs; `groups.groups_per_class`; `captioner.square_side`",
             seconds=2 * TRAINING / rates.captions,
@@ -167,7 +167,7 @@ def stages() -> list[Stage]:
         Stage(
             "finetune",
             (
-                Step("fine-tuning: captions tokenised", "captions read and tokenised"),
+                Step("fine-tuning: captions tokenised"),
                 Step(
                     "fine-tuning: 200 steps, stopped and resumed once",
                     "200 steps of 128, stopped and resumed",
