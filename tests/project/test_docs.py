@@ -17,8 +17,6 @@ from latteclip.config.sections.switches import SwitchesSection
 from latteclip.deploy import export
 from latteclip.train.settings import steps_per_epoch
 
-STAGES = ROOT / "docs" / "how-it-works.md"
-
 
 @pytest.mark.parametrize("path", generate_docs.files(), ids=lambda path: path.name)
 def test_what_is_written_from_the_sections_is_up_to_date(path):
@@ -90,7 +88,5 @@ def test_the_ten_datasets_have_the_authors_number_of_steps():
             n = configuration.dataset(path.stem)["split"]["counts"]["train"]
             section = configuration.method("latteclip", path.stem)["finetune"]
             size = section["batch_size"]
-            ours = steps_per_epoch(n, size, section["steps_multiple_of"])
-            assert ours == 3 * math.ceil(math.ceil(n / size) / 3)
-            row = f"| {path.stem} | {n:,} | {ours} |"
-            assert row in STAGES.read_text("utf-8").splitlines()
+            steps = steps_per_epoch(n, size, section["steps_multiple_of"])
+            assert steps == 3 * math.ceil(math.ceil(n / size) / 3)

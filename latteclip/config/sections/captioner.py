@@ -29,8 +29,9 @@ class CaptionerSection(Section):
 
     engine: Line = key(
         "vllm",
-        "openai: a server at OPENAI_BASE_URL; decisions: a decision model at DECISIONS_BASE_URL, "
-        "which only scores classes; file: your own captions; transformers: where vLLM does not run",
+        "vllm; transformers: where vLLM does not run; openai: a server at OPENAI_BASE_URL; "
+        "decisions: a decision model at DECISIONS_BASE_URL, which only scores classes; file: your "
+        "own captions",
     )
     model: Line = key(
         "llava-hf/llava-v1.6-mistral-7b-hf",
