@@ -45,7 +45,7 @@ def status(
     estimate: bool = False,
     json_output: bool = False,
 ) -> None:
-    """Show which stages are done, out of date or missing, and why.
+    """Show which stages are done, stale or missing, and why.
 
     Run it in the folder of the results. Without options, those of a dataset's last run apply.
 
