@@ -24,6 +24,7 @@ from latteclip import __version__
 from latteclip.cli import runs
 from latteclip.config import checks, hub_names, layers
 from latteclip.config.configuration import Configuration
+from latteclip.config.methods import EngineRecord
 from latteclip.core import gpus
 from latteclip.core.errors import CORES, UserError, first_line
 from latteclip.core.files import existing
@@ -36,6 +37,7 @@ DISK_WANTED = 40
 MEMORY_WANTED = 8  # GiB
 VLLM_MEMORY = 3 * GIB  # that vLLM takes for CUDA, its graphs and a step, about
 HUB_TIMEOUT, IMPORT_TIMEOUT = 5, 180  # seconds
+REFUSED = {401, 403}  # what a server answers without a valid key
 COLOURS = {"ok": "green", "note": "bold", "warning": "yellow"}
 TORCH = """
 import json, torch
@@ -175,7 +177,7 @@ def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
     values = configuration.section("captioner", dataset)
     engine = configuration.engine(dataset)
     if engine.address is not None:
-        yield _server(values["engine"], engine.address)
+        yield from _server(values["engine"], engine)
     memory = gpus.query("memory.total")
     if not memory or not engine.reserves_memory:
         return
@@ -194,18 +196,37 @@ def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
         yield "warning", f"{text}; {remedy}"
 
 
-def _server(engine: str, address: str) -> Finding:
-    url = os.environ.get(address)
+def _server(name: str, engine: EngineRecord) -> Iterator[Finding]:
+    """Report whether the server of an engine answers, and whether it takes the key."""
+    url = os.environ.get(str(engine.address), "").rstrip("/")
     if not url:
-        return "warning", f"engine {engine} needs a server; export {address}"
+        yield "warning", f"engine {name} needs a server; export {engine.address}"
+        return
+    if engine.decides:
+        url = f"{url.removesuffix('/v1')}/v1"
+    key = os.environ.get(str(engine.key), "").strip()
+    headers = {"Authorization": f"Bearer {key or 'none'}"}
+    where = f"the server of {engine.address}"
     try:
-        requests.head(url, timeout=HUB_TIMEOUT, allow_redirects=False)
-    except requests.RequestException as error:
-        return (
-            "warning",
-            f"the server of {address} does not answer ({type(error).__name__}); see that it runs",
+        # Some servers have no such list. Those that ask for a key refuse a wrong one here as well.
+        reply = requests.get(
+            f"{url}/models", headers=headers, timeout=HUB_TIMEOUT, allow_redirects=False
         )
-    return "ok", f"the server of {address} answers"
+    except requests.RequestException as error:
+        yield (
+            "warning",
+            f"{where} does not answer ({type(error).__name__}); see that it runs",
+        )
+        return
+    if reply.status_code in REFUSED:
+        yield (
+            "warning",
+            f"{where} wants a valid key (HTTP {reply.status_code}); export {engine.key}",
+        )
+        return
+    yield "ok", f"{where} answers"
+    if not key:
+        yield "note", f"{engine.key} is not set; servers of providers ask for a key"
 
 
 def _weights(model: str, revision: str | None) -> list[Path]:

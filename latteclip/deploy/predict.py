@@ -34,7 +34,7 @@ from latteclip.config import layers
 from latteclip.core import devices, run_options, tables
 from latteclip.core.class_groups import KEY, ClassGroups, read_parents
 from latteclip.core.errors import UserError
-from latteclip.core.files import replacing
+from latteclip.core.files import readable, replacing
 from latteclip.core.terminal import one_line, printable
 from latteclip.data import loader
 from latteclip.data.folder_files import IMAGE_SUFFIXES, image_files
@@ -251,6 +251,18 @@ def groups_of(model: finetuned.FinetunedModel) -> Mapping[str, Any] | str:
     return groups  # type: ignore[no-any-return]
 
 
+def _groups_of_file(file: str | None) -> Mapping[str, Any] | str | None:
+    """Return the groups of a YAML file, or the name of a CSV file, which `read_parents` reads."""
+    if file is None or Path(file).suffix.lower() not in (".yaml", ".yml"):
+        return file
+    with readable():
+        text = Path(file).read_text("utf-8", errors="replace")
+    groups = layers.parse_yaml(text, f"--groups {file}")
+    if not isinstance(groups, dict):
+        raise UserError(f"--groups {file} has no lines such as poodle: dog; write some.")
+    return groups
+
+
 def files_of(paths: str | Path | Sequence[str | Path]) -> list[str]:
     """Return image files, and those in folders and below them, in order."""
     given = [paths] if isinstance(paths, str | Path) else paths
@@ -318,7 +330,8 @@ def predict(
             most this share of all is wrong and not marked; needs answers of latteclip teach
         roll_up: add the finest class or group (rolled_up), so that with 95 % probability at most
             this share of all images gets a wrong one; needs the same answers
-        groups: CSV file with the columns class and group (default: the dataset's class_groups)
+        groups: CSV file with the columns class and group, or YAML file as class_groups (default:
+            the dataset's class_groups)
     """
     if groups is not None and roll_up is None:
         raise UserError("--groups is for --roll-up; give both.")
@@ -333,7 +346,7 @@ def predict(
         unknown=unknown,
         abstain=abstain,
         roll_up=roll_up,
-        groups=groups,
+        groups=_groups_of_file(groups),
     )
     topk = min(topk, len(classifier.model.classnames))
     n = Counter[str]()
