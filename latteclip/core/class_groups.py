@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from latteclip.core.class_templates import clean_classname
 from latteclip.core.errors import UserError, suggestion
+from latteclip.core.files import csv_separator
 
 Floats = npt.NDArray[np.floating]
 KEY = "class_groups"
@@ -187,7 +188,8 @@ def _of_file(path: str | Path) -> list[tuple[str, str]]:
         text = Path(path).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{KEY}: {path} cannot be read ({error}); correct it.") from None
-    rows = [row for row in csv.reader(io.StringIO(text)) if row]
+    separator = csv_separator(text.partition("\n")[0])
+    rows = [row for row in csv.reader(io.StringIO(text), delimiter=separator) if row]
     if not rows or [cell.strip() for cell in rows[0]] != HEADER:
         raise UserError(f"{KEY}: {path} needs the header {','.join(HEADER)}.")
     pairs = []

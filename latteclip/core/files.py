@@ -191,6 +191,11 @@ def _list_of(cls: type[Any]) -> Any:
     )
 
 
+def csv_separator(head: str) -> str:
+    """Return the character between the columns of a CSV file: many programs write semicolons."""
+    return ";" if head.count(";") > head.count(",") else ","
+
+
 def existing(path: str | Path) -> Path:
     """Return a path, or its nearest parent that exists."""
     path = Path(path).resolve()

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from latteclip.core.errors import UserError
+from latteclip.core.files import csv_separator
 from latteclip.core.terminal import one_line
 
 log = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ def by_image_id(
         )
         raise UserError(
             f"{key} {path} names none of the {len(image_ids):,} images: {rows_are}, and images "
-            f"like {image_ids[0]!r}; take the image_id of images.parquet, or paths that end so."
+            f"are named like {image_ids[0]!r}; use the image_id of images.parquet, or its end."
         )
     if len(rows) < len(image_ids):
         log.warning(
@@ -119,7 +120,6 @@ def _image_id(name: str, of_base: Mapping[str, Sequence[str]]) -> str | None:
 
 
 def _separator(path: str) -> str:
-    """Return the character between the columns of a CSV file: many programs write semicolons."""
+    """Return the character between the columns of a CSV file."""
     with Path(path).open(encoding="utf-8-sig") as file:
-        head = file.readline()
-    return ";" if head.count(";") > head.count(",") else ","
+        return csv_separator(file.readline())

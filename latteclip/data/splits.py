@@ -328,7 +328,8 @@ def _table_names(table: Sequence[Sequence[str]], root: Path) -> list[str]:
     wrong += [number for number in numbers if number not in names]
     if wrong:
         raise UserError(
-            f"The split of {root}: label {wrong[0]} has no class name or several; count from 0 on."
+            f"The split of {root}: label {wrong[0]} has no class name, or several; number the "
+            "classes from 0."
         )
     if names:
         return [names[number] for number in numbers]
@@ -351,7 +352,10 @@ def _read_class_folders(
     folder = root / settings.images
     parts = [split for split in SPLITS if (folder / split).is_dir()]
     if parts and not {"train", "test"} <= set(parts):
-        raise UserError(f"{folder} has a folder {parts[0]} but not both of train and test.")
+        raise UserError(
+            f"{folder} has a folder {parts[0]}, but both train and test are needed; add the other, "
+            "or rename it."
+        )
     split_folders = {split: folder / split for split in parts} or {"": folder}
     class_folders = {}
     for split, split_folder in split_folders.items():
@@ -393,12 +397,11 @@ def _refuse_test_folder(
     """Raise UserError for a folder of test images whose name is no class."""
     if settings.classes == DISCOVER:
         raise UserError(
-            f"{place} says the class of test images, but split.classes {DISCOVER} is for classes "
-            f"that nobody named; leave split.classes out, or move these images into {place.parent} "
-            "itself."
+            f"{place} names the class of test images, but split.classes {DISCOVER} is for images "
+            f"without classes; leave it out, or move these images into {place.parent} itself."
         )
     raise UserError(
-        f"{place} is none of the classes of {CLASSES}, or of split.examples: {names}."
+        f"{place} is not a class of {CLASSES} or split.examples: {names}; rename or remove it."
     )
 
 
@@ -435,8 +438,8 @@ def _read_shards(root: Path, settings: SplitSection, skipped: Counter[str]) -> L
             raise
         except Exception as error:  # tarfile raises errors of many kinds on damaged headers
             raise UserError(
-                f"{shard} is no whole tar without compression, or Parquet file of images as "
-                f"`datasets` writes it ({first_line(error)}); download or write it again."
+                f"{shard} is neither a complete tar without compression nor a Parquet file of "
+                f"images as `datasets` writes it ({first_line(error)}); download or write it again."
             ) from None
     names = _listed_classes(root, settings)
     if not names and len(described) < 2:
@@ -446,8 +449,8 @@ def _read_shards(root: Path, settings: SplitSection, skipped: Counter[str]) -> L
             names = sorted(labels - {""})
     if not names:
         raise UserError(
-            f"The shards in {folder} name no classes, or different ones: list them in label order "
-            f"in {root / CLASSES}, or set split.label to where labels are."
+            f"The shards in {folder} name no classes, or differ in them: list the classes in label "
+            f"order in {root / CLASSES}, or set split.label to where labels are."
         )
     return names, rows
 
@@ -485,8 +488,8 @@ def _named_shards(folder: Path, kind: str) -> list[tuple[Path, str]]:
     if splits != {""} and not {"train", "test"} <= splits <= set(SPLITS):
         examples = {split or "nothing": path.name for path, split in split_of.items()}
         raise UserError(
-            f"The names of all shards in {folder}, or of none, must say train, val or test, and "
-            f"name both train and test, unlike {examples}; or set split.lists."
+            f"Not all shards in {folder} have train, val or test in their names, or train or test "
+            f"is missing: {examples}. Rename them, or set split.lists."
         )
     return list(split_of.items())
 
@@ -532,7 +535,9 @@ def _tar_parts(
         if entry.isdir():
             continue
         if not entry.isreg() or entry.issparse():
-            raise UserError(f"{shard} holds {entry.name[:80]!r}, no plain file: refused.")
+            raise UserError(
+                f"{shard} contains {entry.name[:80]!r}, which is not a plain file and is refused."
+            )
         folder, slash, name = inside(entry.name.removeprefix("./"), shard).rpartition("/")
         key, dot, suffix = name.partition(".")
         if key and dot:  # neither hidden nor of no sample
@@ -550,7 +555,7 @@ def _tar_label(file: BinaryIO, entry: tarfile.TarInfo, json_key: str, where: str
     except (ValueError, LookupError, TypeError, RecursionError):
         what = f"JSON with the field {json_key!r}" if json_key else "text in UTF-8"
         raise UserError(
-            f"{where} is no {what} of at most {MAX_LABEL} bytes; set split.label to the labels."
+            f"{where} is not {what} of at most {MAX_LABEL} bytes; set split.label to the labels."
         ) from None
 
 
