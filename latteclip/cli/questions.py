@@ -38,7 +38,10 @@ TABLES = {
 }
 
 
-HOW_TO_KNOW = "A run with limit=16 measures it, if the server names prices; or set captioner.price_input."
+HOW_TO_KNOW = (
+    "A run with limit=16 measures it, if the server names prices; or set "
+    "captioner.price_input."
+)
 
 
 @dataclass(frozen=True)
