@@ -109,7 +109,7 @@ def machine() -> Iterator[Finding]:
     level = "ok" if total >= MEMORY_WANTED else "warning"
     yield (
         level,
-        f"{total:.0f} GiB of memory; the captioner and two jobs want {MEMORY_WANTED}",
+        f"{total:.0f} GiB of memory; the captioner and two jobs need {MEMORY_WANTED}",
     )
 
 
@@ -119,7 +119,7 @@ def disk() -> Iterator[Finding]:
     for place in dict.fromkeys(map(existing, folders)):
         free = shutil.disk_usage(place).free / GIB
         level = "ok" if free >= DISK_WANTED else "note" if free >= 2 else "warning"
-        wanted = f"a large dataset and LLaVA want {DISK_WANTED}, the demo wants 1"
+        wanted = f"a large dataset and LLaVA need {DISK_WANTED}, the demo needs 1"
         yield level, f"{free:.0f} GiB free in {place}; {wanted}"
         if not os.access(place, os.W_OK):
             yield "warning", f"{place} cannot be written to; change its permissions"
@@ -156,7 +156,7 @@ def vllm() -> Iterator[Finding]:
     build_info = _import(VLLM)
     text = f"vLLM {build_info['version']}, built for {build_info['device']}"
     if build_info["device"] != "cuda" and gpus.visible():
-        yield "warning", f"{text}, though a GPU is there; run make install KIND=cuda"
+        yield "warning", f"{text}, although there is a GPU; run make install KIND=cuda"
     elif sentence := gpus.mistaken_part():
         yield "warning", sentence.removesuffix(".")
     else:

@@ -201,7 +201,7 @@ def _other_clip(configuration: Configuration, dataset: str, voter: str) -> Itera
     values = configuration.section("clip", dataset, voter)
     keys = ("model", "pretrained")
     if all(own[key] == values[key] for key in keys):
-        yield f"model {values['model']} is clip.model, which says its part anyway; name another."
+        yield f"model {values['model']} is clip.model, whose scores count anyway; name another."
     yield from _clip(configuration, dataset, voter)
 
 

@@ -314,22 +314,22 @@ def predict(
 ) -> int:
     """Classify images with a tuned model.
 
-    Images that cannot be decoded are reported on stderr and left out; the exit status is then 3.
-    score is that of the model's classifier, such as the cosine of image and prototype; probability
-    is the softmax of the scaled scores over all classes.
+    Images that cannot be decoded are reported on stderr and left out, and the exit status is 3. The
+    column score is that of the model's classifier, such as the cosine of image and prototype. The
+    column probability is the softmax of the scaled scores over all classes.
 
     Args:
         model: results/<dataset>, for the chosen model, or results/<dataset>/<method>/seed<n>/model
-        paths: image, folder (with all below it), glob, or - for a list on stdin
+        paths: image, folder with its subfolders, glob, or - for a list on stdin
         output: .csv, .jsonl or .parquet file (default: CSV on stdout)
         topk: classes per image, at most all (default: 1)
         batch_size: images encoded at once (default: 256)
-        precision: of a GPU's arithmetic (default: bf16)
+        precision: arithmetic on a GPU (default: bf16)
         unknown: mark images that belong to none of the classes (unknown_score, is_unknown)
         abstain: mark the least certain predictions (abstained), so that with 95 % probability at
-            most this share of all is wrong and not marked, by the answers of latteclip teach
+            most this share of all is wrong and not marked; needs answers of latteclip teach
         roll_up: add the finest class or group (rolled_up), so that with 95 % probability at most
-            this share of all gets a wrong one, by the same answers
+            this share of all images gets a wrong one; needs the same answers
         groups: CSV file with the columns class and group, or YAML file as class_groups (default:
             the dataset's class_groups)
     """

@@ -183,12 +183,12 @@ def test_a_guarantee_that_no_number_of_answers_gives_says_what_is_in_reach(
     results.train(held_out=results.ids[:12])
     printed = refused(results, share, capsys)
     assert (
-        "out of reach" in printed and "can be 12," in printed and "--budget" not in printed
+        "out of reach" in printed and "at most 12," in printed and "--budget" not in printed
     )
-    assert fewest_answers(0.23) <= 12 and "In reach is 0.23." in printed
+    assert fewest_answers(0.23) <= 12 and "guarantee of 0.23." in printed
     results.train(labels="fused")  # which learned from all 20, more than a tenth
     printed = refused(results, share, capsys)
-    assert "can be 0," in printed and "20 give 0.14" in printed
+    assert "at most 0," in printed and "20 answers, which allow 0.14" in printed
 
 
 @pytest.mark.parametrize("option", [{"abstain": ERROR}, {"unknown": True}])
