@@ -38,7 +38,7 @@ TABLES = {
 }
 
 
-HOW_TO_KNOW = "A run with limit=16 measures it, if the server names prices; or set captioner.price_input."
+HOW_TO_KNOW = "captioner.price_input gives it, or a run with limit=16 if the server names prices."
 
 
 @dataclass(frozen=True)
