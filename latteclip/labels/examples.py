@@ -94,7 +94,7 @@ def read_examples(path: str, classnames: Sequence[str], models: Sequence[str]) -
     label_of = {name: label for label, name in enumerate(classnames)}
     names = table["classname"].to_pylist()
     if metadata.models != list(models) or not label_of.keys() >= set(names):
-        raise UserError(f"{path} has other classes or models; {DELETE_AND_RERUN}.")
+        raise UserError(f"{path} belongs to other classes or models; {DELETE_AND_RERUN}.")
     values = torch.from_numpy(tables.from_list_column(table["image_features"]).copy())
     labels = torch.tensor([label_of[name] for name in names])
     return Examples(values.split(metadata.widths, dim=1), labels, len(classnames))
