@@ -1,3 +1,5 @@
+"""Fixtures of all tests. The process that starts workers imports this file, and no torch."""
+
 import atexit
 import gc
 import os
@@ -6,21 +8,15 @@ import tempfile
 from collections import Counter
 
 import pytest
-import torch
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from support import axe as axe_core
 from support import fuzz, warm
-from support.checkout import CONFIG, DEMO, Checkout, edit, few_methods, shrink
-from support.tiny import DEMO_CLIP, write_backbone
-
-from latteclip.clip import model as clips
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 gc.set_threshold(50_000)  # imports of all tests make many objects, and no garbage
 # Last of all, libraries would complain of what `gc.freeze` keeps (see `pytest_unconfigure`).
 atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), 2)
-torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 # Of tests with random cases: seconds in all for `make test`, minutes for `make fuzz`.
 mild = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
@@ -69,6 +65,9 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish():
+    import torch
+
+    torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
     gc.freeze()
 
 
@@ -102,12 +101,18 @@ def pytest_sessionfinish(session):
 
 @pytest.fixture(scope="session")
 def demo_clip():
+    import torch
+    from support.tiny import DEMO_CLIP
+
+    from latteclip.clip import model as clips
+
     return clips.load(f"local-dir:{DEMO_CLIP}", None, torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")
 def backbones(tmp_path_factory):
     """Names by which the kinds are loaded; each is written when it is first asked for."""
+    from support.tiny import write_backbone
 
     class Names(dict):
         def __missing__(self, kind):
@@ -142,12 +147,16 @@ def axe(request):
 
 @pytest.fixture
 def checkout(tmp_path):
+    from support.checkout import Checkout
+
     return Checkout(tmp_path / "checkout")
 
 
 @pytest.fixture(scope="session")
 def new_checkout(tmp_path_factory):
     """Makes checkouts that outlive a test."""
+    from support.checkout import Checkout
+
     return lambda name: Checkout(tmp_path_factory.mktemp(name) / "checkout")
 
 
@@ -157,6 +166,8 @@ def finished(tmp_path_factory):
 
     One worker of pytest-xdist runs it. The others take copies.
     """
+    from support.checkout import CONFIG, DEMO, Checkout, edit, few_methods, shrink
+
     base = tmp_path_factory.getbasetemp()
     root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
     with FileLock(f"{root}.lock"):

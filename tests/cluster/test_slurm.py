@@ -97,7 +97,7 @@ def test_a_requeued_training_on_two_gpus_continues_to_its_end(whole, finished):
         file.write(WAITING)
     folder = checkout.root / LATTECLIP
     shutil.rmtree(folder)
-    run = OnCluster(checkout, whole.slurm)
+    run = OnCluster(checkout, whole.slurm, cold=True)
     command = (
         f"{LATTECLIP}/metrics.json",
         *WHOLE,

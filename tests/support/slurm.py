@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -207,8 +208,10 @@ class Slurm:
 class OnCluster:
     """A checkout whose workflow runs on a cluster."""
 
-    def __init__(self, checkout, slurm):
+    def __init__(self, checkout, slurm, *, cold=False):
+        """Where it is `cold`, jobs do without warm processes (see `warm`)."""
         self.checkout, self.slurm = checkout, slurm
+        self._python = sys.executable if cold else warm.interpreter()
         checkout.environment |= slurm.environment
         self._log = checkout.root / "snakemake.out"
 
@@ -216,7 +219,7 @@ class OnCluster:
         """Start snakemake; what it says goes to a file."""
         with self._log.open("w") as output:
             return self.checkout.start(
-                *(warm.interpreter(), "-m", "snakemake", *PROFILE, *arguments),
+                *(self._python, "-m", "snakemake", *PROFILE, *arguments),
                 stdout=output,
                 preexec_fn=hear_interrupts,
             )
