@@ -27,35 +27,41 @@ settings.load_profile("fuzz" if fuzz.SECONDS else "test")
 
 TOOK = "latteclip/seconds"  # of each file of tests, in pytest's cache
 seconds = Counter()
-# The files that take longest, and the seconds of each on two cores; SLURM waits most of them.
-LONG = {
-    "tests/cluster/test_slurm.py": 400,
-    "tests/workflow/test_workflow.py": 250,
-    "tests/captions/engines/test_vllm.py": 160,
-    "tests/project/test_printed_commands.py": 100,
-    "tests/deploy/test_onnx.py": 90,
-    "tests/workflow/test_decisions.py": 85,
-    "tests/workflow/test_discover.py": 85,
-    "tests/clip/test_download_models.py": 80,
-    "tests/labels/test_fusion.py": 75,
-    "tests/captions/engines/test_vllm_server.py": 60,
-    "tests/captions/engines/test_architectures.py": 60,
-    "tests/project/test_release.py": 60,
-    "tests/train/test_finetune.py": 60,
-    "tests/audit/test_browser.py": 60,
-    "tests/train/test_parallel.py": 55,
-    "tests/workflow/test_voters.py": 50,
-    "tests/labels/test_fuse_labels.py": 50,
-    "tests/labels/test_real_models.py": 50,
-    "tests/labels/test_voter_model.py": 50,
-    "tests/report/test_report_dataset.py": 50,
-    "tests/captions/test_kills.py": 50,
-    "tests/project/test_benchmarks.py": 45,
-    "tests/workflow/test_cores.py": 40,
-    "tests/project/test_recipes.py": 35,
-    "tests/deploy/test_export.py": 30,
-    "tests/core/test_other_systems.py": 30,
-}
+# Files that take longest begin in this order, where no earlier run is remembered. SLURM waits most
+# of its time, and those beside it at first do without the results that it makes (`finished`).
+FIRST = (
+    "tests/cluster/test_slurm.py",
+    "tests/captions/engines/test_vllm.py",
+    "tests/workflow/test_workflow.py",
+    "tests/deploy/test_onnx.py",
+    "tests/clip/test_download_models.py",
+    "tests/labels/test_fusion.py",
+    "tests/workflow/test_decisions.py",
+    "tests/workflow/test_discover.py",
+    "tests/project/test_printed_commands.py",
+    "tests/captions/engines/test_vllm_server.py",
+    "tests/captions/engines/test_architectures.py",
+    "tests/project/test_release.py",
+    "tests/train/test_finetune.py",
+    "tests/audit/test_browser.py",
+    "tests/train/test_parallel.py",
+    "tests/workflow/test_voters.py",
+    "tests/labels/test_fuse_labels.py",
+    "tests/labels/test_real_models.py",
+    "tests/labels/test_voter_model.py",
+    "tests/report/test_report_dataset.py",
+    "tests/captions/test_kills.py",
+    "tests/project/test_benchmarks.py",
+    "tests/workflow/test_cores.py",
+    "tests/project/test_recipes.py",
+    "tests/core/test_other_systems.py",
+    "tests/workflow/test_storage.py",
+    "tests/deploy/test_export.py",
+    "tests/data/test_datasets.py",
+    "tests/workflow/test_shards.py",
+    "tests/report/test_browser.py",
+    "tests/workflow/test_student.py",
+)
 
 
 def pytest_configure(config):
@@ -80,8 +86,13 @@ def pytest_unconfigure(config):
 def pytest_collection_modifyitems(config, items):
     """Files that took longest come first: side by side, none is then left for the end."""
     took = config.cache.get(TOOK, {}) if hasattr(config, "cache") else {}
-    took = LONG | took
-    items.sort(key=lambda item: -took.get(file_of(item), 0))
+    order = {file: number for number, file in enumerate(FIRST)}
+
+    def place(item):
+        file = file_of(item)
+        return -took.get(file, 0), order.get(file, len(order))
+
+    items.sort(key=place)
 
 
 def pytest_runtest_logreport(report):
