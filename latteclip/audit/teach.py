@@ -49,7 +49,7 @@ from latteclip.labels.fusion import ROUNDS, LabelModel
 from latteclip.labels.fusion_report import NAME, read_fusion_report
 from latteclip.labels.guarantees import confidence_sequence
 from latteclip.labels.predictors import read_predictors
-from latteclip.labels.voter_model import start_model
+from latteclip.labels.voter_model import start_model, test_voters
 from latteclip.labels.voters.base import FusionSettings, VoterTable
 
 SEED = 0
@@ -254,7 +254,7 @@ class TeachingSession(QuestionSession):
                     voter.name, voter.kind, voter.module, str(self.folder / voter.table)
                 )
                 for voter in report.voters
-                if voter.name not in report.untold
+                if voter.name not in report.uncounted
             ],
             image_encoders_paths=[
                 str(self.folder / "image_encoders" / f"{encoder}.parquet")
@@ -275,7 +275,8 @@ class TeachingSession(QuestionSession):
                 for number, encoder in enumerate(others, start=1)
             ]
             votes = {name: self.examples.add_votes(each) for name, each in votes.items()}
-        model, _ = start_model(images, votes, others)
+        tests = test_voters(images, votes, others)
+        model, _ = start_model(images, votes, others, tests)
         model.learn(STEPS if self._is_light else ROUNDS)
         return model
 

@@ -22,6 +22,7 @@ MIN_LENGTH = 1e-5
 IMAGES_PER_DIMENSION = 4
 MIN_SHRINKAGE = 0.4
 COVARIANCE_ROWS = 2**16  # images from which it is estimated, at most
+NO_VOTE = -1  # the number that stands for no class
 Rows = slice | torch.Tensor
 
 
@@ -153,9 +154,33 @@ class Votes:
 
 
 def label_votes(labels: torch.Tensor, n_classes: int) -> Votes:
-    """Return votes that are certain, for the given labels [N]."""
-    has = torch.ones(len(labels), dtype=torch.bool)
-    return Votes(has, lambda rows: F.one_hot(labels[rows], n_classes).double())
+    """Return votes that are certain, for labels [N], of which NO_VOTE is none."""
+    has = labels != NO_VOTE
+    numbers = labels.long().clamp(min=0)
+
+    def probabilities(rows: Rows) -> torch.Tensor:
+        return F.one_hot(numbers[rows], n_classes).double() * has[rows, None]
+
+    return Votes(has, probabilities)
+
+
+def option_votes(
+    options: torch.Tensor, log_probabilities: torch.Tensor, n_classes: int
+) -> Votes:
+    """Return votes by log-probabilities [N, K] of K options of each image, of which -1 is none.
+
+    They are normalised over the options of the image, which is silent where it has none.
+    """
+    given = options >= 0
+    numbers = options.clamp(min=0)
+
+    def probabilities(rows: Rows) -> torch.Tensor:
+        shares = log_probabilities[rows].double().masked_fill(~given[rows], -torch.inf)
+        shares = shares.softmax(dim=1).nan_to_num(0.0)  # rows without options
+        table = shares.new_zeros(len(shares), n_classes)
+        return table.scatter_add_(1, numbers[rows], shares)
+
+    return Votes(given.any(dim=1), probabilities)
 
 
 def caption_votes(
@@ -168,9 +193,10 @@ def caption_votes(
     last = len(texts) - 1
     has = row_of != last
     counts = torch.bincount(row_of, minlength=len(texts))[:-1].double()  # [U]
+    n = counts.sum().clamp(min=1)
     mean = torch.zeros(texts.shape[1], dtype=torch.float64)
     for part in parts(last):
-        mean += counts[part] @ texts[part].double() / counts.sum().clamp(min=1)
+        mean += counts[part] @ texts[part].double() / n
     centre = mean.float()
     logits = scale * classes.double()
 

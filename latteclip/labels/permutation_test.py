@@ -11,21 +11,23 @@ import torch
 from latteclip.labels.label_sources import CentredFeatures, ClipFeatures, Votes
 
 N_PERMUTATIONS = 999  # so that the smallest p-value is 0.001
-MAX_IMAGES, MIN_IMAGES = 4096, 1024  # in the test, where there are as many
+# Images in the test, at most and at least, where there are as many.
+MAX_IMAGES, MIN_IMAGES = 4096, 1024
 MAX_PRODUCTS = 2**28  # images times D times C, at most: it decides between the two
 GATHER = 16  # multiplications in whose time an entry of a table is moved
 SEED = 0
-Statistics = Callable[[torch.Tensor], list[float]]  # by a permutation [n]
+Statistics = Callable[[torch.Tensor], list[float]]  # the argument is a permutation [n]
 
 
 @dataclass(frozen=True)
 class PermutationTest:
     """How far votes agree with the images, in standard deviations over permutations."""
 
-    images: float  # with similarities of CLIP's image features
-    zero_shot: float  # with the zero-shot scores
+    images: float  # agreement with similarities of CLIP's image features
+    zero_shot: float  # agreement with the zero-shot scores
     p_value: float  # p-value of the sum of all statistics
-    others: tuple[float, ...] = ()  # with similarities of other models' image features
+    # Agreement with similarities of other models' image features.
+    others: tuple[float, ...] = ()
     p_values: tuple[float, ...] = ()  # p-values of the statistics of these models alone
 
     @property
@@ -59,7 +61,7 @@ def corroborate(
         return PermutationTest(0.0, 0.0, 1.0, (0.0,) * len(others), (1.0,) * len(others))
     models = (images, *others)
     width = sum(len(model.mean) for model in models)
-    products = width * len(images.texts.bias)  # of an image
+    products = width * len(images.texts.bias)  # multiplications for one image
     size = min(MAX_IMAGES, max(MIN_IMAGES, MAX_PRODUCTS // products))
     sample = sample[:: -(-len(sample) // size)]
     features = [model.centred[sample].double() for model in models]

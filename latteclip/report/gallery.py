@@ -132,7 +132,8 @@ def caption_statistics(
     for kind, caption in captions.items():
         row = summaries[f"{kind}s"]
         statistics[kind] = row | {
-            "cut": 100 * row["cut"] / max(1, row["captions"]),  # at the token limit
+            # Captions that end at the token limit.
+            "cut": 100 * row["cut"] / max(1, row["captions"]),
             "words": row["words"].get("mean"),
             "tokens": row["tokens"].get("mean"),
             "names_class": 100 * row["share_naming_a_class"],

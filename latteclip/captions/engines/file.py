@@ -11,7 +11,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
 from latteclip.core.user_tables import list_of, read_table, rows_of
 
-NAME = "file"  # in place of an engine's, beside its answers
+NAME = "file"  # stands beside its answers as the name of an engine
 
 
 def read_captions(path: str | None, key: str) -> Mapping[str, Response]:
