@@ -1,4 +1,4 @@
-"""10^4 to 10^8 images, stage by stage, measured and computed: the table of docs/scaling.md.
+"""10^4 to 10^7 images, stage by stage, measured and computed: the table of docs/scaling.md.
 
     python benchmarks/outlook.py [docs/scaling.jsonl]
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import paper_rates
 
 LINES = Path(__file__).parents[1] / "docs" / "scaling.jsonl"
-SIZES = [10**power for power in range(4, 9)]
+SIZES = [10**power for power in range(4, 8)]
 CARD = "A100"
 TRAINING, EPOCHS = 0.7, 50  # share of the images, and how often they are trained on
 FEATURE = 4 * 512  # bytes of the features of an image, width 512
@@ -26,7 +26,7 @@ ENGINE = 2_100  # MiB of an engine of captions
 LITTLE = 0.01  # GB that are not told
 BLOCKS = ((86_400.0, "days"), (3_600.0, "h"), (60.0, "min"), (1.0, "s"))
 NONE = "-"  # nothing to say, or not run
-MEMORY = ("memory of one job", "a larger machine, or several datasets")
+MEMORY = ("memory of one job", "several datasets")
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def stages() -> list[Stage]:
             (
                 Step(
                     "pseudo-labels: scores, table written",
-                    "scores and table",
+                    None,
                     ("pseudo_labels.parquet",),
                 ),
             ),
@@ -141,8 +141,8 @@ def stages() -> list[Stage]:
         ),
         Stage(
             "captions of images and groups",
-            (Step(f"captions of groups: plan of {shard}", f"plan of groups, {shard}"),),
-            "**time, before all else**; then memory, for each shard plans with the whole index",
+            (Step(f"captions of groups: plan of {shard}"),),
+            "**time**, then memory of the plan of groups",
             "more shards and GPUs; `groups.groups_per_class`; `captioner.square_side`",
             seconds=2 * TRAINING / rates.captions,
             mib=ENGINE,
@@ -167,7 +167,7 @@ def stages() -> list[Stage]:
         Stage(
             "finetune",
             (
-                Step("fine-tuning: captions tokenised", "captions read and tokenised"),
+                Step("fine-tuning: captions tokenised"),
                 Step(
                     "fine-tuning: 200 steps, stopped and resumed once",
                     "200 steps of 128, stopped and resumed",
@@ -189,7 +189,7 @@ def stages() -> list[Stage]:
         Stage(
             "propagate_labels",
             (Step("propagate_labels"),),
-            "time, N x C; above 100,000 images neighbours are approximate",
+            "time, N x C; approximate above 100,000 images",
             "leave `label_propagation` out of `method`",
         ),
         Stage(

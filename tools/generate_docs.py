@@ -43,6 +43,15 @@ BOUNDS = {
     bounds.Le: ("≤", "le"),
     bounds.Lt: ("<", "lt"),
 }
+UNSAID = (
+    {bounds.Ge: 0},
+    {bounds.Ge: 1},
+    {bounds.Gt: 0},
+    {bounds.Ge: 0, bounds.Le: 1},
+    {bounds.Gt: 0, bounds.Le: 1},
+    {bounds.Gt: 0, bounds.Lt: 1},
+    {bounds.Ge: 0, bounds.Lt: 1},
+)
 Row = tuple[str, str, str]
 
 
@@ -137,18 +146,30 @@ def _is_list(annotation: Any) -> bool:
     return get_origin(annotation) is list
 
 
-def _meaning(annotation: Any, field: Any = None) -> str:
-    """Return the description of a key, its choices and its bounds."""
+def _meaning(annotation: Any, field: Any = None, described: str = "") -> str:
+    """Return the description of a key, its choices that this does not name, and its bounds."""
     words = [field.description or ""] if field else []
-    if get_origin(annotation) is Literal and get_args(annotation) != ("auto",):
-        words.append("one of " + ", ".join(f"`{value}`" for value in get_args(annotation)))
+    described = described or "".join(words)
+    if get_origin(annotation) is Literal:
+        values = get_args(annotation)
+        if any(str(value) not in described for value in values):
+            words.append("one of " + ", ".join(f"`{value}`" for value in values))
     elif get_origin(annotation) not in (dict, list) and section_of(annotation) is None:
-        words += [_meaning(part) for part in get_args(annotation)]
-    for bound in [*getattr(field, "metadata", ()), *getattr(annotation, "metadata", ())]:
-        if type(bound) in BOUNDS:
-            sign, attribute = BOUNDS[type(bound)]
-            words.append(f"{sign} {getattr(bound, attribute)}")
+        words += [_meaning(part, described=described) for part in get_args(annotation)]
+    metadata = (*getattr(field, "metadata", ()), *getattr(annotation, "metadata", ()))
+    words.append(_bounds(metadata))
     return "; ".join(filter(None, words))
+
+
+def _bounds(metadata: Sequence[Any]) -> str:
+    """Return the bounds of a number, without those of a share or a count, which go unsaid."""
+    found = {type(each): each for each in metadata if type(each) in BOUNDS}
+    limits = {kind: getattr(each, BOUNDS[kind][1]) for kind, each in found.items()}
+    if limits in UNSAID:
+        return ""
+    if limits.keys() == {bounds.Ge, bounds.Le}:
+        return f"{limits[bounds.Ge]} to {limits[bounds.Le]}"
+    return ", ".join(f"{BOUNDS[kind][0]} {limit}" for kind, limit in limits.items())
 
 
 def _escaped(text: str) -> str:

@@ -38,16 +38,17 @@ def audit(
     no_browser: bool = False,
     json_output: bool = False,
 ) -> None:
-    """Ask you about a few images, and report whether tuning helped.
+    """Ask about a few images, and report whether tuning helped.
 
     The page is on this machine alone, and its address is a secret. Images are drawn at random,
-    more of them where an answer tells more. No model is trained on the answers. They are in
+    more often where an answer tells more. No model is trained on the answers. They are in
     RESULTS/audit, and the workflow scores models by them.
 
     Args:
-        split: whose images (default: test, where there are any); of the training images beside a
-            test split, those that no model learned from
-        answers: import the answers that it exports
+        split: the split of the images (default: test if it has images); train: the training images
+            that no model learned from
+        budget: number of images to ask about (default: 100)
+        answers: import the answers that the page exported
         score: print the estimate from the answers so far
     """
     if json_output and not score:

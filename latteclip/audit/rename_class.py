@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 def rename_class(results: str, old: str, new: str, /) -> None:
     """Give a class its new name in the answers of `teach` and `audit`.
 
-    Write the new name into classes.txt, or name the folder so, and run the workflow again. Two
-    classes become one if NEW is a class already.
+    Write the new name into classes.txt, or rename the folder, and run the workflow again. If NEW is
+    a class already, the two classes become one.
 
     Args:
         old: the name in the answers

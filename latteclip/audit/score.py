@@ -74,7 +74,7 @@ def read_predictions(
             predicted.append(RunPredictions(files.run, can_be_chosen, predictions))
     if not predicted:
         raise UserError(
-            f"The answers about {dataset} are about images that no model predicts now; run the "
+            f"No model predicts the images of the answers about {dataset}; run the "
             f"workflow, or move results/{dataset}/audit/{plan.split} away to begin a new audit."
         )
     if missing:

@@ -83,7 +83,7 @@ class QuestionServer(ThreadingHTTPServer):
             super().__init__((HOST, port), self.handler or Handler)
         except (OSError, OverflowError) as error:
             raise UserError(
-                f"Port {port} cannot be used ({error}); without --port, a free one is taken."
+                f"Port {port} cannot be used ({error}); leave out --port to use a free port."
             ) from None
 
     @property

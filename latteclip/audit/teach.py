@@ -78,16 +78,17 @@ def teach(
     no_browser: bool = False,
     json_output: bool = False,
 ) -> None:
-    """Ask you about the training images from which the labels learn most.
+    """Ask about the training images from which the labels learn most.
 
     The first half of the images are those whose labels are in doubt, and the labels learn from
     every ten answers. The other half are drawn at random and check the labels. Answers are in
-    RESULTS/answers.json. Run the workflow again, and labels, recommended model and pages follow
-    them.
+    RESULTS/answers.json. Labels, recommended model and pages follow them when you run the workflow
+    again.
 
     Args:
-        answers: import the answers that it exports, or labels of some images: CSV, Parquet or JSON
-            Lines with the columns image and class, or an export of Label Studio
+        budget: number of images to ask about (default: 120)
+        answers: import the answers that the page exported, or labels of some images: CSV, Parquet
+            or JSON Lines with the columns image and class, or an export of Label Studio
         score: print how right the labels are by the answers so far
     """
     if json_output and not score:

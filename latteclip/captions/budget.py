@@ -68,8 +68,8 @@ class Budget:
             remedy = "give seconds or money"
         if known is None and answer.error is None:
             raise UserError(
-                f"{self.key} is a number of {self.unit}, but the server does not say what an "
-                f"answer costs; {remedy}. The answers so far are cached."
+                f"{self.key} limits {self.unit}, but the server does not say what an answer costs; "
+                f"{remedy}. The answers so far are cached."
             )
         return known or 0.0
 

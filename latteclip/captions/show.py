@@ -18,13 +18,13 @@ WIDTH = 100
 def captions(
     action: Literal["show"], file: str, /, n: int = 5, pictures: str | None = None
 ) -> str:
-    """Show a few captions with class and prompt.
+    """Show a few captions with their classes and prompts.
 
     Args:
         action: show
         file: a table of captions: results/<dataset>/captions/*.parquet
-        n: how many (default: 5), 0 for the headline alone
-        pictures: folder in which their pictures are drawn
+        n: number of captions (default: 5), 0 for the headline alone
+        pictures: folder for the pictures that the captioner saw
     """
     table = tables.read(file, tables.CAPTIONS)
     metadata = tables.read_metadata(file, CaptionsMetadata)

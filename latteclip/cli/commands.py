@@ -110,18 +110,19 @@ def labels(
 
     Args:
         action: show or export
-        n: show: how many images (default: 6), 0 for the summary alone
-        image: show: these images instead, by their image_id in images.parquet
+        n: show: number of images (default: 6), 0 for the summary alone
+        image: show: images by their image_id in images.parquet
         format: export: the format
         output: export: a file, or a new folder for the last three formats
-        copy: export, imagefolder and datasets: copies of the images, no links or paths
-        max_error: export: accept as many labels as leave at most this share of all labels wrong
-            and accepted, with 95 % probability, by the answers of latteclip teach
+        copy: export: copy the images of imagefolder and datasets, in place of links or paths
+        max_error: export: accept as many labels as possible so that, with 95 % probability, at most
+            this share of all labels is wrong and accepted; needs answers of latteclip teach
         false_discovery: export: accept labels of which on average at most this share is wrong
-        leave_out: export: without images of no class (unknown), or with one image of each set of
-            duplicates (duplicates)
-        push_to_hub: export, datasets: upload it to a new repository of Hugging Face, <user>/<name>
-        public: export: let everybody see that repository
+        leave_out: export: leave out images of no class (unknown), or all but one image of each set
+            of duplicates (duplicates)
+        push_to_hub: export datasets: upload the folder to a new repository of Hugging Face,
+            <user>/<name>
+        public: export: make that repository public
         dry_run: export: say what would be uploaded
     """
     if action == "show":

@@ -24,6 +24,7 @@ from latteclip import __version__
 from latteclip.cli import runs
 from latteclip.config import checks, hub_names, layers
 from latteclip.config.configuration import Configuration
+from latteclip.config.methods import EngineRecord
 from latteclip.core import gpus
 from latteclip.core.errors import CORES, UserError, first_line
 from latteclip.core.files import existing
@@ -37,6 +38,7 @@ DISK_NEEDED = 2  # GiB
 MEMORY_WANTED = 8  # GiB
 VLLM_MEMORY = 3 * GIB  # about what vLLM takes for CUDA, its graphs and a step
 HUB_TIMEOUT, IMPORT_TIMEOUT = 5, 180  # seconds
+REFUSED = {401, 403}  # what a server answers without a valid key
 COLOURS = {"ok": "green", "note": "bold", "warning": "yellow"}
 TORCH = """
 import json, torch
@@ -108,7 +110,7 @@ def machine() -> Iterator[Finding]:
     level = "ok" if total >= MEMORY_WANTED else "warning"
     yield (
         level,
-        f"{total:.0f} GiB of memory; the captioner and two jobs want {MEMORY_WANTED}",
+        f"{total:.0f} GiB of memory; the captioner and two jobs need {MEMORY_WANTED}",
     )
 
 
@@ -122,7 +124,7 @@ def disk() -> Iterator[Finding]:
             level = "ok"
         elif free >= DISK_NEEDED:
             level = "note"
-        wanted = f"a large dataset and LLaVA want {DISK_WANTED}, the demo wants 1"
+        wanted = f"a large dataset and LLaVA need {DISK_WANTED}, the demo needs 1"
         yield level, f"{free:.0f} GiB free in {place}; {wanted}"
         if not os.access(place, os.W_OK):
             yield "warning", f"{place} cannot be written to; change its permissions"
@@ -159,7 +161,7 @@ def vllm() -> Iterator[Finding]:
     build_info = _import(VLLM)
     text = f"vLLM {build_info['version']}, built for {build_info['device']}"
     if build_info["device"] != "cuda" and gpus.visible():
-        yield "warning", f"{text}, though a GPU is there; run make install KIND=cuda"
+        yield "warning", f"{text}, although there is a GPU; run make install KIND=cuda"
     elif sentence := gpus.mistaken_part():
         yield "warning", sentence.removesuffix(".")
     else:
@@ -180,7 +182,7 @@ def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
     values = configuration.section("captioner", dataset)
     engine = configuration.engine(dataset)
     if engine.address is not None:
-        yield _server(values["engine"], engine.address)
+        yield from _server(values["engine"], engine)
     memory = gpus.query("memory.total")
     # Where CPU and GPU share their memory, the driver tells none.
     if not memory or not memory[0][0].isdecimal() or not engine.reserves_memory:
@@ -200,18 +202,37 @@ def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
         yield "warning", f"{text}; {remedy}"
 
 
-def _server(engine: str, address: str) -> Finding:
-    url = os.environ.get(address)
+def _server(name: str, engine: EngineRecord) -> Iterator[Finding]:
+    """Report whether the server of an engine answers, and whether it takes the key."""
+    url = os.environ.get(str(engine.address), "").rstrip("/")
     if not url:
-        return "warning", f"engine {engine} needs a server; export {address}"
+        yield "warning", f"engine {name} needs a server; export {engine.address}"
+        return
+    if engine.decides:
+        url = f"{url.removesuffix('/v1')}/v1"
+    key = os.environ.get(str(engine.key), "").strip()
+    headers = {"Authorization": f"Bearer {key or 'none'}"}
+    where = f"the server of {engine.address}"
     try:
-        requests.head(url, timeout=HUB_TIMEOUT, allow_redirects=False)
-    except requests.RequestException as error:
-        return (
-            "warning",
-            f"the server of {address} does not answer ({type(error).__name__}); see that it runs",
+        # Some servers have no such list. Those that ask for a key refuse a wrong one here as well.
+        reply = requests.get(
+            f"{url}/models", headers=headers, timeout=HUB_TIMEOUT, allow_redirects=False
         )
-    return "ok", f"the server of {address} answers"
+    except requests.RequestException as error:
+        yield (
+            "warning",
+            f"{where} does not answer ({type(error).__name__}); see that it runs",
+        )
+        return
+    if reply.status_code in REFUSED:
+        yield (
+            "warning",
+            f"{where} wants a valid key (HTTP {reply.status_code}); export {engine.key}",
+        )
+        return
+    yield "ok", f"{where} answers"
+    if not key:
+        yield "note", f"{engine.key} is not set; servers of providers ask for a key"
 
 
 def _weights(model: str, revision: str | None) -> list[Path]:

@@ -28,8 +28,8 @@ NONE = "\0"  # as the character that options begin with: every argument is a wor
 DEBUG: dict[str, Any] = {"action": "store_true", "help": "show where an error came from"}
 DESCRIPTION = "Adapt CLIP to unlabelled images (LatteCLIP, arXiv 2410.08211)."
 EPILOG = """\
-run the workflow in any folder, which gets the results:
-  latteclip workflow --cores all --config dataset=demo        all stages, to the table of results
+run the workflow in any folder, where the results are written:
+  latteclip workflow --cores all --config dataset=demo        all stages, up to the table of results
   latteclip workflow -n --config dataset=demo                 what would run, and why
   latteclip workflow --cores all results/demo/images.parquet  one stage: name a file that it writes
 in the folder of the Snakefile, or with -s SNAKEFILE, "snakemake" does the same

@@ -32,6 +32,9 @@ TITLES = {
 }
 
 
+HOW_TO_KNOW = "A run with limit=16 measures it, if the server names prices; or set captioner.price_input."
+
+
 @dataclass(frozen=True)
 class Cost:
     """The mean cost of a request, None where it is not known."""
@@ -122,10 +125,9 @@ def lines(
         return
     if len(known) == len(prices):
         yield f"  in all: price about {sum(known):.4g}"
-    elif most < math.inf:
-        yield f"  in all: price not known, at most {most:.4g}"
-    else:
-        yield "  in all: price not known"
+        return
+    at_most = f", at most {most:.4g}" if most < math.inf else ""
+    yield f"  in all: price not known{at_most}. {HOW_TO_KNOW}"
 
 
 def values(configuration: Configuration, dataset: str) -> list[dict[str, Any]]:

@@ -133,6 +133,7 @@ class RuleFunctions:
             gpus_here = free_gpus() if self._notes_shards and on_this_machine else 1
             loaded = Configuration(layers.defaults(), self._config, gpus=gpus_here)
         if not self._workflow.remote_exec:  # the sender of the job has checked
+            checks.refuse_unwritable()
             checks.refuse_unready(loaded)
         return loaded
 

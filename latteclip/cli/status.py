@@ -47,13 +47,14 @@ def status(
 ) -> None:
     """Show which stages are done, stale or missing, and why.
 
-    Run it in the folder of the results. Without options, those of a dataset's last run hold.
+    Run it in the folder of the results. Without options, those of a dataset's last run apply.
 
     Args:
-        datasets: keys (default: those with results, else the configured one)
+        datasets: keys of datasets (default: all with results, otherwise the configured dataset)
         config: KEY=VALUE, as snakemake takes it: method=latteclip seeds=5
         sdm: as snakemake takes it: conda or apptainer
-        estimate: instead: hours, tokens and disk of the full run, from what a run with limit=N took
+        estimate: print hours, tokens and disk of the full run instead, estimated from a run with
+            limit=N
     """
     if estimate:
         from latteclip.cli import estimate as estimates

@@ -137,7 +137,8 @@ def _halving_on_oom(clip: Clip, encode: Encoder, rows: torch.Tensor) -> torch.Te
             )
         clip.at_once = tried // 2
         log.warning(
-            "The GPU's memory holds no %d images or texts: encoding fewer at once.", tried
+            "%d images or texts do not fit into the GPU's memory: encoding fewer at once.",
+            tried,
         )
 
 

@@ -24,6 +24,7 @@ from latteclip.core.class_groups import read_parents
 from latteclip.core.class_history import edited_classes
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, suggestion
+from latteclip.core.files import existing
 from latteclip.core.folder_names import CLASSES, DISCOVER, FOLDERS, SPLITS, is_litter
 from latteclip.core.terminal import DECISIONS_URL, URL, one_line
 
@@ -31,6 +32,17 @@ from latteclip.core.terminal import DECISIONS_URL, URL, one_line
 EXAMPLES = {URL: "http://host:8000/v1", DECISIONS_URL: "https://host"}
 NAMED = 5  # folders of a message
 LARGE_MODEL = 2e9  # bytes of a captioner that takes days without a GPU
+
+
+def refuse_unwritable() -> None:
+    """Raise UserError if a run cannot write into the current folder, where its results go."""
+    for folder in (".snakemake", "results", "resources"):
+        place = existing(folder)
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise UserError(
+                f"A run writes into {place}, which cannot be written to; change its permissions, "
+                "or run in another folder, for example by latteclip workflow."
+            )
 
 
 def refuse_unready(configuration: Configuration) -> None:
@@ -199,7 +211,7 @@ def _other_clip(configuration: Configuration, dataset: str, voter: str) -> Itera
     values = configuration.section("clip", dataset, voter)
     keys = ("model", "pretrained")
     if all(own[key] == values[key] for key in keys):
-        yield f"model {values['model']} is clip.model, which says its part anyway; name another."
+        yield f"model {values['model']} is clip.model, whose scores count anyway; name another."
     yield from _clip(configuration, dataset, voter)
 
 

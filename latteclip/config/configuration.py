@@ -175,7 +175,7 @@ class Configuration:
             if other in lineage:
                 circle = ", ".join([*reversed(lineage), other])
                 raise UserError(
-                    f"Methods are like each other in a circle: {circle}; break it."
+                    f"The keys `like` of methods form a circle: {circle}; remove one of them."
                 )
             lineage.insert(0, other)
         return lineage

@@ -105,7 +105,7 @@ def _read(file: Path) -> dict[str, Any]:
         text = text.replace("{package}", relative_to_cwd(PACKAGE))
     content = parse_yaml(text, what) or {}
     if not isinstance(content, dict):
-        raise UserError(f"{what} must hold keys with values.")
+        raise UserError(f"{what} must contain keys with values.")
     return content
 
 

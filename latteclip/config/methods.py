@@ -8,7 +8,7 @@ an objective, an engine or a voter by its name.
 from dataclasses import dataclass
 
 from latteclip.core.answer_tables import IMAGES, SCORES, TABLES
-from latteclip.core.terminal import DECISIONS_URL, URL
+from latteclip.core.terminal import DECISIONS_KEY, DECISIONS_URL, KEY, URL
 
 CLASS_EMBEDDINGS = "class_embeddings.safetensors"  # zero-shot classifier
 ADAPTED = "classifiers/adapted.safetensors"  # the same adapted to the images
@@ -168,6 +168,7 @@ class EngineRecord:
     has_likelihoods: bool = False  # whether it scores a text that the model did not write
     # The variable of the environment with the address of the server that it sends pictures to.
     address: str | None = None
+    key: str | None = None  # that of the key which it asks for
     # Whether it answers the questions of scores.kind decisions, and writes no captions.
     decides: bool = False
     reads_file: bool = False  # whether captions and scores come from the user's files
@@ -178,8 +179,8 @@ class EngineRecord:
 # Each has a module latteclip/captions/engines/<name>.py.
 ENGINES = {
     "vllm": EngineRecord(loads_model=True, has_likelihoods=True, reserves_memory=True),
-    "openai": EngineRecord(address=URL),
-    "decisions": EngineRecord(address=DECISIONS_URL, decides=True),
+    "openai": EngineRecord(address=URL, key=KEY),
+    "decisions": EngineRecord(address=DECISIONS_URL, key=DECISIONS_KEY, decides=True),
     "transformers": EngineRecord(loads_model=True, has_likelihoods=True),
     "file": EngineRecord(reads_file=True, has_likelihoods=True),
 }

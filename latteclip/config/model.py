@@ -85,14 +85,12 @@ class CheckedCaptionerSection(CaptionerSection):
 class CheckedVoterSection(VoterSection):
     __doc__ = VoterSection.__doc__
     kind: Kind | None = narrowed(VoterSection, "kind")
-    model: Line | None = optional_key(
-        "its model; without it, and without the keys below, a captioner is that of `captioner`"
-    )
+    model: Line | None = optional_key("its model; default: that of `captioner`")
     pretrained: Line | None = optional_key("zero_shot: open_clip tag or weights file")
     engine: Engine | None = optional_key("the captioner's engine")
     prompt: Text | None = optional_key("the captioner's prompt about one image")
     max_cost: MaxCost | None = optional_key(
-        "what its captions or class scores may cost, in the units of scores.max_cost"
+        "limit of the cost of its captions or class scores, in the units of scores.max_cost"
     )
     captioner: CheckedCaptionerSection = inner(
         CheckedCaptionerSection, "other keys of `captioner` for this voter"
@@ -135,11 +133,9 @@ class MethodOfDataset(TrainingSection):
 
     objective: Objective = narrowed(TrainingSection, "objective")
     pseudo_labels: PseudoLabels = narrowed(TrainingSection, "pseudo_labels")
-    of: Line | None = optional_key(
-        "average_weights: the method whose trainings, one for each seed, are averaged"
-    )
+    of: Line | None = optional_key("average_weights: the method whose seeds are averaged")
     student: Line | None = optional_key(
-        "student: its network, named as in image_encoders, of timm"
+        "student: its network of timm, named as in image_encoders"
     )
     graph: GraphSection = inner(GraphSection)
     # What a training takes as it comes, for its objective validates it.
@@ -176,15 +172,13 @@ class Shared(TemplateSection):
     scores: ScoresSection = inner(ScoresSection)
     votes: Votes | None = key(
         None,
-        "what labels are fused from; null: lmm with scores, else caption; lmm: class scores, which "
-        "need scores.kind",
+        "evidence for fused labels; caption: captions; lmm: class scores, which need scores.kind; "
+        "null: class scores if there are any, otherwise captions",
     )
-    voters: Voters = key(
-        [], "several voters in place of `votes`, of which each has these keys"
-    )
+    voters: Voters = key([], "several voters in place of `votes`, each with these keys")
     max_cost: MaxCost | None = key(
         None,
-        "what all captions, names and class scores of a dataset may cost together, in the units of "
+        "limit of the cost of all captions, names and class scores of a dataset, in the units of "
         "scores.max_cost; each job that asks gets an equal part; null: no limit",
     )
     selection: SelectionSection = inner(SelectionSection)
@@ -226,12 +220,12 @@ class RunSection(Section):
     ) = key(3, "a number of seeds, or the seeds, separated by commas; 3 means 0, 1 and 2")
     retrain: bool = key(
         False,
-        "train all models again now, as --config retrain=true; later runs do not repeat it",
+        "train all models again in this run, and not in later runs",
     )
     retrain_share: Annotated[float, Field(ge=0, le=1)] = key(
         0.1,
         "share of the training images that may be new, gone, or have another label or caption "
-        "before trained models are trained again",
+        "before models are trained again",
     )
     image_encoders: list[Line] | Line = key(
         [],

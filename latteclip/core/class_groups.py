@@ -175,7 +175,9 @@ def _of_file(path: str | Path) -> list[tuple[str, str]]:
         text = Path(path).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{KEY}: {path} cannot be read ({error}); correct it.") from None
-    rows = [row for row in csv.reader(io.StringIO(text)) if row]
+    head = text.partition("\n")[0]
+    separator = ";" if head.count(";") > head.count(",") else ","  # as spreadsheets write
+    rows = [row for row in csv.reader(io.StringIO(text), delimiter=separator) if row]
     if not rows or [cell.strip() for cell in rows[0]] != HEADER:
         raise UserError(f"{KEY}: {path} needs the header {','.join(HEADER)}.")
     pairs = []

@@ -54,7 +54,10 @@ def claim(n: int = 1) -> None:
         return
     if len(usable) < n:
         within = f" ({VISIBLE}={os.environ[VISIBLE]})" if VISIBLE in os.environ else ""
-        raise UserError(f"{n} GPUs are wanted, but there are {len(usable)} to use{within}.")
+        raise UserError(
+            f"The job needs {n} GPUs, but only {len(usable)} can be used{within}; set "
+            "processes.finetune or captioner.tensor_parallel_size to fewer."
+        )
     in_use = _memory_in_use()
     emptiest = dict(sorted(usable.items(), key=lambda gpu: in_use.get(gpu[1], 0)))
     if not (chosen := _lock(n, emptiest)):

@@ -80,5 +80,5 @@ def verify_blob(path: str | Path) -> None:
     file = Path(path).resolve()  # the cache has links to its files
     if re.fullmatch(r"[0-9a-f]{64}", file.name) and sha256(file) != file.name:
         raise UserError(
-            f"{file} is damaged, for its SHA-256 is not its name; delete it, and {path}, and rerun."
+            f"{file} is damaged: its SHA-256 is not its name; delete it and {path}, and rerun."
         )

@@ -95,7 +95,7 @@ def by_image_id(
         )
         raise UserError(
             f"{key} {path} names none of the {len(image_ids):,} images: {rows_are}, and images "
-            f"like {image_ids[0]!r}; take the image_id of images.parquet, or paths that end so."
+            f"are named like {image_ids[0]!r}; use the image_id of images.parquet, or its end."
         )
     if len(rows) < len(image_ids):
         log.warning(

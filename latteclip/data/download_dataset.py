@@ -120,7 +120,7 @@ def fetch(name: str, download: DownloadSection, folder: Path) -> Path:
             problems.append(f"{address(source)}: {reason}")
     lines = "\n  ".join([f"{name} could not be fetched.", *problems])
     raise UserError(
-        f"{lines}\nGet it in any other way, put it into {folder.resolve()} as {name} "
+        f"{lines}\nDownload it in another way, put it into {folder.resolve()} as {name} "
         f"({download.checksum or 'it has no known checksum'}), and rerun."
     )
 
@@ -164,7 +164,7 @@ def wrong_checksum(path: Path, checksum: str | None) -> str:
     The checksum is `md5:`, `sha256:` or `git_blob:` and hexadecimal digits.
     """
     if checksum is None:
-        log.warning("No checksum of %s is known: taken as it is.", path)
+        log.warning("No checksum of %s is known, so it is not verified.", path)
         return ""
     kind = checksum.partition(":")[0]
     state = hashlib.new("sha1" if kind == "git_blob" else kind)
@@ -332,7 +332,9 @@ def _unpack_tar(archive: Path, folder: Path, progress: Progress) -> None:
                     shutil.copyfileobj(file, unpacked, CHUNK)
                 progress.add(member.size)
             else:
-                raise UserError(f"{archive} holds the device {member.name!r}: refused.")
+                raise UserError(
+                    f"{archive} contains the device {member.name!r}, which is refused."
+                )
         while tar.fileobj and tar.fileobj.read(CHUNK):  # up to the last checksum
             pass
     for member in links:
@@ -348,7 +350,7 @@ def _check_name(name: str, archive: Path) -> None:
     path = PureWindowsPath(name)  # takes both / and \ as separators
     if not name or path.drive or path.root or ".." in path.parts:
         raise UserError(
-            f"{archive} holds {name!r}, which leads out of its folder: refused."
+            f"{archive} contains {name!r}, which leads out of its folder and is refused."
         )
 
 

@@ -56,7 +56,7 @@ def find_examples(
         name = clean_classname(written, replacements)
         if name not in classnames:
             likely = one_line(suggestion(name, classnames))
-            raise UserError(f"{KEY}: {one_line(place)} is of no class; {likely}")
+            raise UserError(f"{KEY}: {one_line(place)} is not a class; {likely}")
         if name in folder_of:
             raise UserError(
                 f"{KEY}: the folders {folder_of[name]!r} and {written!r} of {folder} are both of "

@@ -183,8 +183,8 @@ def bounded(wanted: int, item_bytes: float) -> tuple[int, int, int]:
         items = max(1, int(PART / item_bytes))
     if workers < wanted:
         log.warning(
-            "%s has %d MiB free, so that %d of %d processes load images, of %d MiB each; "
-            "docker run --shm-size=8g (Apptainer: --bind /dev/shm) gives a container more of it.",
+            "%s has %d MiB free, so only %d of %d processes load images, which need %d MiB each. "
+            "docker run --shm-size=8g (Apptainer: --bind /dev/shm) gives a container more.",
             SHARED_MEMORY,
             free // MIB,
             workers or 1,

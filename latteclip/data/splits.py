@@ -320,7 +320,8 @@ def _table_names(table: Sequence[Sequence[str]], root: Path) -> list[str]:
     wrong += [label for label in range(len(names)) if label not in names]
     if wrong:
         raise UserError(
-            f"The split of {root}: label {wrong[0]} has no class name or several; count from 0 on."
+            f"The split of {root}: label {wrong[0]} has no class name, or several; number the "
+            "classes from 0."
         )
     if both:
         return [names[label] for label in range(len(names))]
@@ -343,7 +344,10 @@ def _read_class_folders(
     folder = root / settings.images
     parts = [split for split in SPLITS if (folder / split).is_dir()]
     if parts and not {"train", "test"} <= set(parts):
-        raise UserError(f"{folder} has a folder {parts[0]} but not both of train and test.")
+        raise UserError(
+            f"{folder} has a folder {parts[0]}, but both train and test are needed; add the other, "
+            "or rename it."
+        )
     split_folders = {split: folder / split for split in parts} or {"": folder}
     class_folders = {}
     for split, split_folder in split_folders.items():
@@ -368,14 +372,14 @@ def _read_class_folders(
                 label = name_of.get(clean_classname(name, replacements))
                 if name and split == "test" and files and settings.classes == DISCOVER:
                     raise UserError(
-                        f"{split_folder / name} says the class of test images, but split.classes "
-                        f"{DISCOVER} is for classes that nobody named; leave split.classes out, or "
-                        f"move these images into {split_folder} itself."
+                        f"{split_folder / name} names the class of test images, but split.classes "
+                        f"{DISCOVER} is for images without classes; leave it out, or move these "
+                        f"images into {split_folder} itself."
                     )
                 if name and split == "test" and files and label is None:
                     raise UserError(
-                        f"{split_folder / name} is none of the classes of {CLASSES}, or of "
-                        f"split.examples: {names}."
+                        f"{split_folder / name} is not a class of {CLASSES} or split.examples: "
+                        f"{names}; rename or remove it."
                     )
                 if name and split != "test" and not files and not listed:
                     raise UserError(
@@ -422,8 +426,8 @@ def _read_shards(root: Path, settings: SplitSection, skipped: Counter[str]) -> L
             raise
         except Exception as error:  # tarfile raises errors of many kinds on damaged headers
             raise UserError(
-                f"{shard} is no whole tar without compression, or Parquet file of images as "
-                f"`datasets` writes it ({first_line(error)}); download or write it again."
+                f"{shard} is neither a complete tar without compression nor a Parquet file of "
+                f"images as `datasets` writes it ({first_line(error)}); download or write it again."
             ) from None
     names = _listed_classes(root, settings)
     if not names and len(described) < 2:
@@ -433,8 +437,8 @@ def _read_shards(root: Path, settings: SplitSection, skipped: Counter[str]) -> L
             names = sorted(labels - {""})
     if not names:
         raise UserError(
-            f"The shards in {folder} name no classes, or different ones: list them in label order "
-            f"in {root / CLASSES}, or set split.label to where labels are."
+            f"The shards in {folder} name no classes, or differ in them: list the classes in label "
+            f"order in {root / CLASSES}, or set split.label to where labels are."
         )
     return names, rows
 
@@ -472,8 +476,8 @@ def _named_shards(folder: Path, kind: str) -> list[tuple[Path, str]]:
     if splits != {""} and not {"train", "test"} <= splits <= set(SPLITS):
         examples = {split or "nothing": path.name for path, split in split_of.items()}
         raise UserError(
-            f"The names of all shards in {folder}, or of none, must say train, val or test, and "
-            f"name both train and test, unlike {examples}; or set split.lists."
+            f"Not all shards in {folder} have train, val or test in their names, or train or test "
+            f"is missing: {examples}. Rename them, or set split.lists."
         )
     return list(split_of.items())
 
@@ -519,7 +523,9 @@ def _tar_parts(
         if entry.isdir():
             continue
         if not entry.isreg() or entry.issparse():
-            raise UserError(f"{shard} holds {entry.name[:80]!r}, no plain file: refused.")
+            raise UserError(
+                f"{shard} contains {entry.name[:80]!r}, which is not a plain file and is refused."
+            )
         folder, slash, name = inside(entry.name.removeprefix("./"), shard).rpartition("/")
         key, dot, suffix = name.partition(".")
         if key and dot:  # neither hidden nor of no sample
@@ -537,7 +543,7 @@ def _tar_label(file: BinaryIO, entry: tarfile.TarInfo, json_key: str, where: str
     except (ValueError, LookupError, TypeError, RecursionError):
         what = f"JSON with the field {json_key!r}" if json_key else "text in UTF-8"
         raise UserError(
-            f"{where} is no {what} of at most {MAX_LABEL} bytes; set split.label to the labels."
+            f"{where} is not {what} of at most {MAX_LABEL} bytes; set split.label to the labels."
         ) from None
 
 

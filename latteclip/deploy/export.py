@@ -55,18 +55,18 @@ def export(
     public: bool = False,
     dry_run: bool = False,
 ) -> str:
-    """Write a tuned model as open_clip, transformers or ONNX load it.
+    """Write a tuned model for open_clip, transformers or ONNX.
 
     Args:
         model: results/<dataset>, for the chosen model, or results/<dataset>/<method>/seed<n>/model
         destination: new or empty folder
         format: the library that loads it
-        licence: of the weights, as the hub spells it: mit, apache-2.0, cc-by-nc-4.0, ...
-        int8: onnx: with 8-bit weights and activations, and what that changes
-        pictures: onnx, int8: images or folders that calibrate it (default: the dataset's)
-        abstain: onnx: with the threshold of predict --abstain
-        push_to_hub: upload it to a new repository of Hugging Face, <user>/<name>
-        public: let everybody see that repository
+        licence: licence of the weights, as the hub spells it: mit, apache-2.0, cc-by-nc-4.0, ...
+        int8: onnx: quantise weights and activations to 8 bits, and report what that changes
+        pictures: onnx, int8: images or folders that calibrate it (default: those of the dataset)
+        abstain: onnx: include the threshold of predict --abstain
+        push_to_hub: upload the folder to a new repository of Hugging Face, <user>/<name>
+        public: make that repository public
         dry_run: say what would be uploaded
     """
     if format != "onnx" and (int8 or pictures or abstain):

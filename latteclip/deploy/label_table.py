@@ -67,7 +67,7 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
     index = folder / "images.parquet"
     if not path.is_file():
         raise UserError(
-            f"{path} does not exist: the labels are not made yet; run "
+            f"{path} does not exist, so there are no labels yet; run "
             f"{run_command(folder, 'labels')}."
         )
     labels = tables.read(path, tables.FUSED_LABELS)
@@ -271,7 +271,8 @@ def _audited(
     if len(certain) >= MIN_ANSWERS:
         return saved.answers, _calibration(plan, certain, labels)
     log.warning(
-        "%d answers do not calibrate the probabilities; %d do: latteclip audit %s --split %s.",
+        "%d answers are too few to calibrate the probabilities, which needs %d: latteclip audit %s "
+        "--split %s.",
         len(certain),
         MIN_ANSWERS,
         folder,

@@ -250,12 +250,13 @@ def _require_unseen(unseen: Unseen, answers: int, share: float, folder: Path) ->
             f"A guarantee of {share:g} needs more answers: {lack}. Run latteclip teach {folder} "
             f"--budget {2 * math.ceil(needed / unseen.share)}, then the workflow again."
         )
-    within = f" In reach is {smallest_share(most):g}." if most else ""
+    within = f" They allow a guarantee of {smallest_share(most):g}." if most else ""
     other = folder / "image_prototypes" / "seed0" / "model"
-    promise = f", and these {answers} give {smallest_share(answers):g}" if answers else ""
+    promise = f", which allow {smallest_share(answers):g}" if answers else ""
     raise UserError(
-        f"A guarantee of {share:g} is out of reach for this model: {lack}. There can be {most:,}, "
-        f"for {unseen.why}.{within} For {other} all answers count{promise}."
+        f"A guarantee of {share:g} is out of reach for this model: {lack}. There can be at most "
+        f"{most:,}, because {unseen.why}.{within} {other} has the guarantee by all {answers:,} "
+        f"answers{promise}."
     )
 
 

@@ -34,7 +34,7 @@ from latteclip.config import layers
 from latteclip.core import devices, run_options, tables
 from latteclip.core.class_groups import KEY, ClassGroups, read_parents
 from latteclip.core.errors import UserError
-from latteclip.core.files import replacing
+from latteclip.core.files import readable, replacing
 from latteclip.core.terminal import one_line, printable
 from latteclip.data import loader
 from latteclip.data.folder_files import IMAGE_SUFFIXES, image_files
@@ -251,6 +251,18 @@ def groups_of(model: finetuned.FinetunedModel) -> Mapping[str, Any] | str:
     return groups  # type: ignore[no-any-return]
 
 
+def _groups_of_file(file: str | None) -> Mapping[str, Any] | str | None:
+    """Return the groups of a YAML file, or the name of a CSV file, which `read_parents` reads."""
+    if file is None or Path(file).suffix.lower() not in (".yaml", ".yml"):
+        return file
+    with readable():
+        text = Path(file).read_text("utf-8", errors="replace")
+    groups = layers.parse_yaml(text, f"--groups {file}")
+    if not isinstance(groups, dict):
+        raise UserError(f"--groups {file} has no lines such as poodle: dog; write some.")
+    return groups
+
+
 def files_of(paths: str | Path | Sequence[str | Path]) -> list[str]:
     """Return image files, and those in folders and below them, in order."""
     given = [paths] if isinstance(paths, str | Path) else paths
@@ -302,23 +314,24 @@ def predict(
 ) -> int:
     """Classify images with a tuned model.
 
-    Images that cannot be decoded are reported on stderr and left out; the exit status is then 3.
-    score is that of the model's classifier, such as the cosine of image and prototype; probability
-    is the softmax of the scaled scores over all classes.
+    Images that cannot be decoded are reported on stderr and left out, and the exit status is 3. The
+    column score is that of the model's classifier, such as the cosine of image and prototype. The
+    column probability is the softmax of the scaled scores over all classes.
 
     Args:
         model: results/<dataset>, for the chosen model, or results/<dataset>/<method>/seed<n>/model
-        paths: image, folder (with all below it), glob, or - for a list on stdin
+        paths: image, folder with its subfolders, glob, or - for a list on stdin
         output: .csv, .jsonl or .parquet file (default: CSV on stdout)
         topk: classes per image, at most all (default: 1)
         batch_size: images encoded at once (default: 256)
-        precision: of a GPU's arithmetic (default: bf16)
+        precision: arithmetic on a GPU (default: bf16)
         unknown: mark images that belong to none of the classes (unknown_score, is_unknown)
         abstain: mark the least certain predictions (abstained), so that with 95 % probability at
-            most this share of all is wrong and not marked, by the answers of latteclip teach
+            most this share of all is wrong and not marked; needs answers of latteclip teach
         roll_up: add the finest class or group (rolled_up), so that with 95 % probability at most
-            this share of all gets a wrong one, by the same answers
-        groups: CSV file with the columns class and group (default: the dataset's class_groups)
+            this share of all images gets a wrong one; needs the same answers
+        groups: CSV file with the columns class and group, or YAML file as class_groups (default:
+            the dataset's class_groups)
     """
     if groups is not None and roll_up is None:
         raise UserError("--groups is for --roll-up; give both.")
@@ -333,7 +346,7 @@ def predict(
         unknown=unknown,
         abstain=abstain,
         roll_up=roll_up,
-        groups=groups,
+        groups=_groups_of_file(groups),
     )
     topk = min(topk, len(classifier.model.classnames))
     n = Counter[str]()

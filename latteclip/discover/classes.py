@@ -77,14 +77,14 @@ def classes(
     port: int = 0,
     no_browser: bool = False,
 ) -> str | None:
-    """Show the proposed classes, to rename, merge, split and drop them.
+    """Open a page to rename, merge, split and drop the proposed classes.
 
-    What you do is saved in RESULTS/classes.json. Run the workflow again, and the classes, labels,
-    models and pages follow. Of classes that you named yourself, the page shows further ones, of
-    images that are marked unknown.
+    What you do is saved in RESULTS/classes.json. Classes, labels, models and pages follow when you
+    run the workflow again. If you named the classes yourself, the page proposes further classes
+    from images that are marked unknown.
 
     Args:
-        actions: import what it exports, in place of what is saved
+        actions: import what the page exported, in place of what is saved
         new: list groups of images that are marked unknown, which may be further classes
         add: append a class to classes.txt
     """

@@ -246,7 +246,7 @@ def eligible(candidates: Sequence[Candidate]) -> list[int]:
     ]
     if not unlabelled:
         raise UserError(
-            "No model can be chosen, for all of them saw labels; run another method."
+            "No model can be chosen, because all of them read labels; run another method."
         )
     return [i for i in unlabelled if not FAILED & {*candidates[i].flags}] or unlabelled
 

@@ -75,9 +75,7 @@ def read_predictions(path: str, classnames: Sequence[str], *, held_out: bool) ->
     """Read `image_id` and `prediction` of the held-out images, or of the examples."""
     table = tables.read(path, tables.TRAIN_PREDICTIONS)
     if tables.read_metadata(path, ClassesMetadata).classnames != list(classnames):
-        raise UserError(
-            f"{path} is of other classes than the image index; rerun its stage."
-        )
+        raise UserError(f"{path} has other classes than the image index; rerun its stage.")
     wanted = table["held_out"] if held_out else pc.invert(table["held_out"])
     return table.filter(wanted).select(["image_id", "prediction"])
 

@@ -111,8 +111,8 @@ class Saved:
         lapsed = self.lapsed.values()
         if named := [answer.classname for answer in lapsed if answer.classname is not None]:
             log.warning(
-                "%s: left out %d of %d answers, for classes that are gone: %s. After renaming a "
-                "class, run latteclip rename-class %s OLD NEW.",
+                "%s: left out %d of %d answers, because their classes are gone: %s. After renaming "
+                "a class, run latteclip rename-class %s OLD NEW.",
                 path,
                 len(named),
                 n,
@@ -121,7 +121,7 @@ class Saved:
             )
         if none := sum(answer.kind == NONE for answer in lapsed):
             log.warning(
-                '%s: left out %d of %d answers: "none of these", before a class was added.',
+                '%s: left out %d of %d answers "none of these", because a class was added later.',
                 path,
                 none,
                 n,
@@ -131,7 +131,8 @@ class Saved:
                 dict.fromkeys(one_line(answer.image_id, 60) for answer in self.gone)
             )
             log.warning(
-                "%s: left out %d of %d answers, for images that are gone or changed, such as %s.",
+                "%s: left out %d of %d answers, because their images are gone or changed, such as "
+                "%s.",
                 path,
                 len(self.gone),
                 n,
@@ -192,7 +193,7 @@ class AnswerSchema:
             else:
                 name = one_line(answer.image_id, 120)
                 raise UserError(
-                    f"{where} is about {name!r}, which is no image that it may name."
+                    f"{where} is about {name!r}, which is not among the images of its questions."
                 )
         answers = by_key(resolved, where)
         lapsed = {key: answer for key, answer in answers.items() if self._is_lapsed(answer)}

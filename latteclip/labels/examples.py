@@ -95,7 +95,7 @@ def read_examples(path: str, classnames: Sequence[str], models: Sequence[str]) -
     names = table["classname"].to_pylist()
     unknown = set(names).difference(classnames)
     if unknown or metadata.models != list(models):
-        raise UserError(f"{path} has other classes or models; {DELETE_AND_RERUN}.")
+        raise UserError(f"{path} belongs to other classes or models; {DELETE_AND_RERUN}.")
     features = tables.from_list_column(table["image_features"])
     of_all = torch.from_numpy(features.copy())
     labels = torch.tensor([label_of[name] for name in names])

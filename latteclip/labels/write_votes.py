@@ -27,7 +27,7 @@ def write_votes(
     n = pc.sum(pc.greater(pc.list_value_length(options), 0)).as_py() or 0
     if not n:
         raise UserError(
-            f"The voter {settings.name} has a vote about no image; correct it, or leave it out of "
+            f"The voter {settings.name} has no vote about any image; correct it, or remove it from "
             "voters."
         )
     log.info("The voter %s votes for %d of %d images.", settings.name, n, len(options))

@@ -114,11 +114,11 @@ class Labellers:
 def labellers(results: str, /, json: bool = False) -> str:
     """Show who labels the training images: how right each is, what it adds, and what it costs.
 
-    How right it is follows from answers of latteclip teach where there are some about images drawn
-    at random, and otherwise from all voters and images together.
+    Accuracies follow from answers of latteclip teach about images drawn at random, if there are
+    any, and otherwise from all voters and images together.
 
     Args:
-        json: print all as JSON
+        json: print JSON for programs
     """
     values = read_labellers(Path(results))
     if json:
@@ -351,15 +351,15 @@ def _lines(results: str, values: Labellers) -> Iterator[str]:
     yield pd.DataFrame(rows).to_string(index=False)
     if values.uncounted:
         yield values.why_uncounted
-    yield "votes: share of the images. adds: share of all labels that it corrects beside others."
+    yield "votes: share of the images. adds: share of labels that a voter corrects beside others."
     if values.best_alone is not None:
         best = next(
             labeller for labeller in values.labellers if labeller.name == values.best_alone
         )
         assert best.right is not None
         yield (
-            "right: by the labels of the dataset, of its votes; of all: silent images have the "
-            f"adapted zero-shot label. The best voter alone is {best.name} "
+            "right: share of its votes, by the labels of the dataset. right of all: images without "
+            f"its vote have the adapted zero-shot label. The best voter alone is {best.name} "
             f"({best.right.of_all:.1%})."
         )
     yield "tokens, seconds, price: for 1,000 images, empty where unknown; cached answers take none."

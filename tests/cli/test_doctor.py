@@ -9,6 +9,7 @@ import pytest
 from huggingface_hub import constants
 from support.decision_server import decisions  # noqa: F401
 from support.nvidia import nvidia_smi
+from support.web import host  # noqa: F401
 
 from latteclip.cli import doctor, main
 from latteclip.core import gpus
@@ -97,11 +98,25 @@ def test_what_triton_compiles_with_counts_on_a_gpu(tools, monkeypatch, tmp_path)
 def test_the_server_of_an_engine_is_looked_for(decisions, monkeypatch):  # noqa: F811
     asks = functools.partial(doctor.captioner, ["captioner={'engine': 'decisions'}"], [])
     assert levels(asks) == ["ok"]
+    monkeypatch.delenv("DECISIONS_API_KEY")
+    assert levels(asks) == ["ok", "note"]
+    assert "DECISIONS_API_KEY" in doctor.findings(asks)[1][1]
     monkeypatch.setenv("DECISIONS_BASE_URL", "http://127.0.0.1:9")
     assert levels(asks) == ["warning"]
     monkeypatch.delenv("DECISIONS_BASE_URL")
     [(_, text)] = asks()
     assert "export DECISIONS_BASE_URL" in text
+
+
+def test_a_wrong_key_is_known_before_a_run(host, monkeypatch):  # noqa: F811
+    asks = functools.partial(doctor.captioner, ["captioner={'engine': 'openai'}"], [])
+    host.serve("/v1/models", b"{}")
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{host.url}/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "a wrong key")
+    assert levels(asks) == ["ok"]
+    host.refused["/v1/models"] = (401, "Unauthorized")
+    ((level, text),) = doctor.findings(asks)
+    assert level == "warning" and "export OPENAI_API_KEY" in text and "401" in text
 
 
 @pytest.mark.parametrize(

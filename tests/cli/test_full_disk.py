@@ -1,6 +1,7 @@
 """Commands on a disk that is full: a small file system in memory, seen by them alone."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,13 @@ from support.commands import SETTINGS, command
 from support.sections import changed
 from support.tiny import write_index, write_pictures
 
-MOUNT = 'mount -t tmpfs -o size=$0 tmpfs "$1" && shift && exec "$@"'
+MOUNT = 'mount -t tmpfs -o $0 tmpfs "$1" && cd "$1" && shift && exec "$@"'
 
 
-def on_small_disk(folder, kilobytes, *arguments):
-    """Run a command that finds an empty disk of that size in `folder`."""
+def on_disk(folder, options, *arguments):
+    """Run a command in `folder`, where it finds an empty disk with options of mount."""
     folder.mkdir()
-    start = ["unshare", "--map-root-user", "--mount", "sh", "-c", MOUNT, f"{kilobytes}k"]
+    start = ["unshare", "--map-root-user", "--mount", "sh", "-c", MOUNT, options]
     try:
         subprocess.run([*start, str(folder), "true"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
@@ -28,6 +29,12 @@ def on_small_disk(folder, kilobytes, *arguments):
         check=False,
     )
     assert "Traceback" not in done.stderr
+    return done
+
+
+def on_small_disk(folder, kilobytes, *arguments):
+    """Run a command that finds an empty disk of that size in `folder`."""
+    done = on_disk(folder, f"size={kilobytes}k", *arguments)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     return done.returncode, errors
 
@@ -54,3 +61,10 @@ def test_captioning(tmp_path):
     assert is_about_space(
         on_small_disk(disk, 4, *command(index, own, disk / "captions.parquet"))
     )
+
+
+def test_a_run_in_a_folder_that_cannot_be_written_to(tmp_path):
+    words = ("-m", "latteclip", "workflow", "-n", "--config", "dataset=demo")
+    done = on_disk(tmp_path / "disk", "ro", sys.executable, *words)
+    assert done.returncode == 1
+    assert f"{tmp_path / 'disk'}, which cannot be written to" in done.stdout + done.stderr

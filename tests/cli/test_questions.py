@@ -47,10 +47,10 @@ def test_what_is_not_known_is_said():
     assert "captions of images by m: 1,500 requests, tokens not known, price not known" in (
         captions
     )
-    assert price.endswith("price not known")
+    assert "price not known" in price and "captioner.price_input" in price
     [_, captions, price] = plan(captioner={**SERVER, "max_cost": 0.2})
     assert captions.endswith("price not known, ended at 0.2")
-    assert price.endswith("at most 0.2")
+    assert "at most 0.2. " in price
 
 
 def test_a_model_that_runs_here_has_no_price():

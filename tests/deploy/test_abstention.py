@@ -183,12 +183,12 @@ def test_a_guarantee_that_no_number_of_answers_gives_says_what_is_in_reach(
     results.train(held_out=results.ids[:12])
     printed = refused(results, share, capsys)
     assert (
-        "out of reach" in printed and "can be 12," in printed and "--budget" not in printed
+        "out of reach" in printed and "at most 12," in printed and "--budget" not in printed
     )
-    assert fewest_answers(0.23) <= 12 and "In reach is 0.23." in printed
+    assert fewest_answers(0.23) <= 12 and "guarantee of 0.23." in printed
     results.train(labels="fused")  # which learned from all 20, more than a tenth
     printed = refused(results, share, capsys)
-    assert "can be 0," in printed and "20 give 0.14" in printed
+    assert "at most 0," in printed and "20 answers, which allow 0.14" in printed
 
 
 @pytest.mark.parametrize("option", [{"abstain": ERROR}, {"unknown": True}])
@@ -236,10 +236,13 @@ def test_the_finest_group_that_keeps_the_promise_is_in_every_format(
     assert len({name for name, _ in wanted}) > 1
     found = classifier(results.pictures)
     assert [one.rolled_up for one in found] == [name for name, _ in wanted]
-    for suffix in ("csv", "jsonl", "parquet"):
+    (tmp_path / "semicolons.csv").write_text("\ufeffclass;group\na;first\nb;first\n")
+    (tmp_path / "groups.yaml").write_text("first: [a, b]\n")
+    files = {"csv": "groups.csv", "jsonl": "semicolons.csv", "parquet": "groups.yaml"}
+    for suffix, file in files.items():
         output = tmp_path / f"out.{suffix}"
         words = ["predict", results.model, *results.pictures, "--threads", 1, "-o", output]
-        words += ["--roll-up", ERROR, "--groups", groups]
+        words += ["--roll-up", ERROR, "--groups", tmp_path / file]
         assert main.main([*map(str, words)]) == 0
     rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
     lines = (tmp_path / "out.jsonl").read_text().splitlines()
@@ -303,6 +306,17 @@ def test_groups_that_are_no_tree_of_the_classes_are_one_sentence(
     [printed] = capsys.readouterr().err.splitlines()
     assert printed.startswith("error: class_groups") and named in printed
     assert not output.exists()
+
+
+@pytest.mark.parametrize("text", [None, "- a\n", "first: [a\n"])
+def test_a_yaml_file_without_groups_is_one_sentence(results, tmp_path, capsys, text):
+    file = tmp_path / "groups.yaml"
+    if text is not None:
+        file.write_text(text)
+    words = ["predict", results.model, results.pictures[0], "--roll-up", ERROR]
+    assert main.main([*map(str, words), "--groups", str(file)]) == 2
+    [printed] = capsys.readouterr().err.splitlines()
+    assert str(file) in printed
 
 
 def test_groups_without_their_option_are_refused(results, capsys):

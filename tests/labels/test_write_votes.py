@@ -111,7 +111,7 @@ GOOD = {"image_id": TRAINING, "class": ["dotted"] * 5}
         ),
         ({"image_id": TRAINING, "label": [0] * 5}, "has no votes"),
         ({"class": ["dotted"] * 5}, "lacks the columns.*image_id"),
-        ({**GOOD, "class": [""] * 5}, "voter mine has a vote about no image"),
+        ({**GOOD, "class": [""] * 5}, "voter mine has no vote about any image"),
         *(
             (
                 {

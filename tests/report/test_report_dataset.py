@@ -270,7 +270,7 @@ def test_a_page_without_labels_begins_with_what_answers_tell_and_no_other_number
     files = {"fusion_report": report, "selection": choose(results, "flyp", 0)}
     page, _ = write(results, **files)
     first = page.sections[""]
-    assert first.count("cannot be told") == 2 and "\xa0%" not in first
+    assert first.count("is not known") == 2 and "\xa0%" not in first
     assert "60 answers" in first and "13 points" in first
     step = page.sections["next"]
     assert step.index("latteclip teach results/made") < step.index("dataset=made")
@@ -281,14 +281,14 @@ def test_a_page_without_labels_begins_with_what_answers_tell_and_no_other_number
         "model": Estimate(0.713, 0.601, 0.802, 47, ["teach", "audit"]),
     }
     page, _ = write(results, **files)
-    assert page.sections[""].count("cannot be told yet: too few answers") == 2
+    assert page.sections[""].count("is not known yet: too few answers") == 2
     stated = write_statement(tmp_path, **estimates)
     page, _ = write(results, statement=stated, **files)
     first = " ".join(page.sections[""].split())
     assert "79.6 % (53.4 to 82.8" in first and "50 answers of latteclip teach" in first
     assert "71.3 % (60.1 to 80.2" in first
     assert "47 answers of latteclip teach and latteclip audit" in first
-    assert "cannot be told" not in first
+    assert "is not known" not in first
     assert "latteclip audit results/made" in page.sections["next"]
     # What is known of one run says nothing of another.
     page, _ = write(results, statement=stated, fusion_report=report)

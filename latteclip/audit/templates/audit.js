@@ -17,7 +17,7 @@ const server = {
     try {
       reply = await fetch(way, options);
     } catch {
-      throw new Error("The server does not reply. All earlier answers are kept: start it again with the same command, and open the address that it prints.");
+      throw new Error("The server does not reply. All earlier answers are saved. Start the same command again, and open the address that it prints.");
     }
     const values = await reply.json();
     if (values.error) throw new Error(values.error);
@@ -48,7 +48,7 @@ const server = {
       if (!added || answers.some((one) => isSame(one, added))) return values;
       answers = [...answers, added];
     }
-    throw new Error("Another page saves answers all the time; close it.");
+    throw new Error("Another page is saving answers. Close it.");
   },
   async result() { return (await this.send("result"))[1]; },
 };
@@ -262,7 +262,7 @@ at("other")?.addEventListener("submit", (event) => {
   const wanted = at("search").value.trim().toLowerCase();
   const option = [...at("classes").options].find((one) => one.value.toLowerCase() === wanted);
   if (option) give({ answer: "class", class: option.value });
-  else at("search").setCustomValidity("No class has this name: choose one of the list.");
+  else at("search").setCustomValidity("No class has this name. Choose a class of the list.");
   at("search").reportValidity();
 });
 at("search")?.addEventListener("input", () => at("search").setCustomValidity(""));

@@ -102,8 +102,8 @@ class DecisionsEngine(ServerEngine):
                 self._path = path
                 return text
         raise UserError(
-            f"{self._where} knows neither path or not the model ({'; '.join(reasons)}); check "
-            f"{self.url} and captioner.model."
+            f"{self._where} has none of the paths, or does not know the model "
+            f"({'; '.join(reasons)}); check {self.url} and captioner.model."
         )
 
     def _refuse_all(self, error: openai.APIStatusError) -> None:

@@ -87,7 +87,9 @@ class TransformersEngine:
                 "captioner.dtype to bfloat16, or lower captioner.max_image_side."
             )
         self._at_once = tried // 2
-        log.warning("The GPU's memory holds no %d requests: asking fewer at once.", tried)
+        log.warning(
+            "%d requests do not fit into the GPU's memory: asking fewer at once.", tried
+        )
 
     @torch.inference_mode()
     def _answers(self, batch: Sequence[Request]) -> list[Response]:

@@ -29,9 +29,9 @@ class CaptionerSection(Section):
 
     engine: Line = key(
         "vllm",
-        "openai: a server at OPENAI_BASE_URL; decisions: a decision model at DECISIONS_BASE_URL, "
-        "which scores classes and writes no captions; file: your own captions; transformers: the "
-        "same models as vllm, where vLLM does not run",
+        "vllm; transformers: where vLLM does not run; openai: a server at OPENAI_BASE_URL; "
+        "decisions: a decision model at DECISIONS_BASE_URL, which only scores classes; file: your "
+        "own captions",
     )
     model: Line = key(
         "llava-hf/llava-v1.6-mistral-7b-hf",
@@ -56,33 +56,32 @@ class CaptionerSection(Section):
         0.9, "share of the GPU's memory that vLLM takes"
     )
     batch_size: Positive = key(
-        512, "requests that the engine works on at once; transformers takes 16 at most"
+        512, "requests that the engine works on at once; transformers: at most 16"
     )
     max_image_side: Pixels | None = key(
         1344,
-        "larger images are scaled to this side; null: no limit; 1344 pixels are twice what "
-        "LLaVA-1.6 reads",
+        "larger images are scaled to this side; null: no limit",
     )
     square_side: Pixels | Auto | None = key(
         AUTO,
-        "scale images to a square; auto: 336 for LLaVA-1.6, which then reads 1,176 tokens in place "
-        "of up to 2,928; null: they keep their shape, as with auto for other models",
+        "scale images to a square of this side; auto: 336 for LLaVA-1.6; null, and auto for other "
+        "models: images keep their shape",
     )
-    concurrency: Positive = key(32, "servers: requests that the server gets at once")
+    concurrency: Positive = key(32, "servers: requests at once")
     requests_per_second: AboveZero = key(
-        10, "engine decisions: requests that the server gets in a second, at most"
+        10, "engine decisions: requests in a second, at most"
     )
     timeout: AboveZero = key(120, "servers: seconds to wait for an answer")
     retries: Natural = key(5, "servers: retries if the server is busy or silent")
     price_input: AtLeastZero | None = key(
         None,
-        "price of a million input tokens, pictures included; null: as the server says, or unknown",
+        "price of a million input tokens, pictures included; null: as the server says",
     )
-    price_output: AtLeastZero = key(0.0, "the same of a million output tokens")
+    price_output: AtLeastZero = key(0.0, "price of a million output tokens")
     max_cost: MaxCost | None = key(
         None,
-        "what the captions of all images may cost, and those of all groups as much again, in the "
-        "units of scores.max_cost; images beyond it have no caption; null: no limit",
+        "limit of the cost of all captions of images, and of all captions of groups, in the units "
+        "of scores.max_cost; images beyond it have no caption; null: no limit",
     )
     images_file: Line | None = key(
         None, "engine file: your captions, by image_id; Parquet, CSV or JSON Lines"

@@ -14,6 +14,5 @@ class CaptionsSection(Section):
 
     shards: Shards = key(
         AUTO,
-        "jobs that write captions or class scores; auto: one for each free GPU of the first run; "
-        "the number changes only the speed",
+        "jobs that write captions or class scores; auto: one for each free GPU of the first run",
     )

@@ -29,8 +29,8 @@ class ClassGroupsSection(Section):
     """Groups of the classes."""
 
     class_groups: dict[str, Any] | str | None = optional_key(
-        "groups of classes, for predict --roll-up: class to group, group to classes, or a CSV file "
-        "with the columns class and group"
+        "groups of classes, for predict --roll-up: classes with their group, groups with their "
+        "classes, or a CSV file with the columns class and group"
     )
 
 

@@ -10,9 +10,10 @@ class ClipSection(Section):
 
     model: Line = key("ViT-B-32", "an open_clip name, hf-hub:<repo> or local-dir:<folder>")
     pretrained: Line | None = key(
-        "laion2b_s34b_b79k", "open_clip tag or weights file; null: in hf-hub: or local-dir:"
+        "laion2b_s34b_b79k",
+        "open_clip tag or weights file; null: the weights of hf-hub: or local-dir:",
     )
     precision: Literal["bf16", "fp16", "float32"] = key(
         "bf16",
-        "GPU arithmetic; weights are float32; fp16: for Turing cards; a CPU computes in float32",
+        "arithmetic on a GPU; bf16; fp16: for Turing cards; float32: as on a CPU",
     )

@@ -7,11 +7,11 @@ class ComputeSection(Section):
     """How fine-tuning is computed: speed and memory, not results."""
 
     cache_gib: AtLeastZero = key(
-        4, "GiB in memory for decoded images; more are on disk, if they fit"
+        4, "GiB in memory for decoded images; others are on disk if they fit"
     )
     micro_batch: Positive | Auto | None = key(
         AUTO,
-        "images encoded at once; auto: what fits; null: all; the loss compares the whole batch",
+        "images of a batch encoded at once; auto: what fits; null: all; the result is the same",
     )
     gradient_checkpointing: bool = key(
         False, "recompute activations: less memory, more time"
@@ -19,5 +19,5 @@ class ComputeSection(Section):
     compile: bool = key(False, "torch.compile the towers")
     checkpoint_minutes: AtLeastZero = key(
         10,
-        "minutes between checkpoints; 0: one for every epoch; a killed run resumes from the last",
+        "minutes between checkpoints, from which a killed run resumes; 0: one for every epoch",
     )

@@ -11,7 +11,7 @@ class DiscoverSection(Section):
     """Classes of images without class names, if `split.classes` is discover."""
 
     classes: Annotated[int, Field(ge=2)] | Auto = key(
-        AUTO, "number of classes; auto: merging stops before classes that differ"
+        AUTO, "number of classes; auto: as many as differ"
     )
     prompt: Text = key(
         "What is the main object in the photo? Answer with its name alone, one to three words.",

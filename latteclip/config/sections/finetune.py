@@ -28,7 +28,7 @@ class FinetuneSection(Section):
         10, "steps of linear warm-up; auto: a tenth, at most 50"
     )
     steps_multiple_of: Positive = key(
-        1, "steps of an epoch are rounded up to a multiple of this; 3 in the paper's code"
+        1, "steps of an epoch are rounded up to a multiple of this, 3 in the paper's code"
     )
     batch_size: BatchSize | Auto = key(512, "images per step; auto: by their number")
     lr: AboveZero | Auto = key(
@@ -39,5 +39,6 @@ class FinetuneSection(Section):
     eps: AboveZero = key(1e-6, "AdamW's epsilon")
     weight_decay: AtLeastZero = key(0.2, "AdamW's weight decay, on matrices")
     batch_norm: Literal["frozen", "train"] = key(
-        "frozen", "statistics of BatchNorm: of pretraining, or new"
+        "frozen",
+        "statistics of BatchNorm; frozen: those of pretraining; train: of the batches",
     )

@@ -14,7 +14,8 @@ class GroupsSection(Section):
     )
     layout: Literal["grid", "multi_image"] = key(
         "grid",
-        "one picture of all four images, or four pictures; four: for models that read them",
+        "grid: one picture of all four images; multi_image: four pictures, for models that read "
+        "several",
     )
     canvas: Pixels = key(672, "grid: side of the square picture in pixels")
     gap: Natural = key(20, "grid: width of the gaps in pixels")

@@ -12,6 +12,6 @@ class SelectionSection(Section):
 
     share: Annotated[float, Field(ge=0, le=0.33)] = key(
         0.1,
-        "share of training images that each seed leaves out; 0: no model is chosen; their captions "
-        "or class scores judge the models, and all seeds together leave out at least 100",
+        "share of training images that each seed leaves out to judge the models, at least 100 over "
+        "all seeds; 0: no model is chosen",
     )

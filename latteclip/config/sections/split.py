@@ -40,13 +40,14 @@ class SplitSection(Section):
 
     kind: Literal["coop", "folders", "csv", "lists", "webdataset", "parquet"] = key(
         "folders",
-        "a CoOp split JSON, class folders, a table, one list per split, or shards of two kinds",
+        "coop: a CoOp split JSON; folders: class folders; csv: a table; lists: a list per split; "
+        "webdataset, parquet: shards",
     )
     test_fraction: Fraction = key(
-        0.3, "share of labelled images for testing; used if nothing else decides"
+        0.3, "share of labelled images for testing, if nothing else decides"
     )
     max_corrupt: Share = key(
-        0.01, "share of images, rounded up, that may be broken; those are left out"
+        0.01, "share of images, rounded up, that may be broken and left out"
     )
     file: Line | None = optional_key(
         "the split JSON or table, relative to the dataset's folder"
@@ -66,8 +67,8 @@ class SplitSection(Section):
         "discover: a stage proposes them"
     )
     examples: Line | None = optional_key(
-        "folder with a few images of each class that are not in the dataset, "
-        "<class>/*.jpg: they count as answers, and name the classes if nothing else does"
+        "folder with a few images of each class that are not in the dataset, <class>/*.jpg, which "
+        "count as answers and name the classes if nothing else does"
     )
     images: Line = key(".", "folder to which the split's paths are relative")
     classname_replace: dict[str, str] = optional_key(

@@ -14,7 +14,8 @@ class SwitchesSection(Section):
     group_description: bool = key(True, "mix in the group description")
     mixer_weights: bool = key(True, "off: equal weights")
     mixer_prototypes: Literal["step", "epoch"] = key(
-        "step", "prototypes against which texts are weighted; epoch: those of its start"
+        "step",
+        "prototypes by which texts are weighted: of the step, or of the epoch's start",
     )
     zero_shot_loss: bool = key(True, "the loss on zero-shot pseudo-labels")
     finetuned_loss: bool = key(True, "the loss on the tuned model's pseudo-labels")

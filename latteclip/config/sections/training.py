@@ -14,7 +14,8 @@ class TrainingSection(Section):
         "the training labels; all but zero_shot are not in the paper", default="zero_shot"
     )
     prototypes: Literal["text", "image"] = optional_key(
-        "prototypes at the start; image is not in the paper", default="text"
+        "prototypes at the start, of class texts or (not in the paper) of images",
+        default="text",
     )
     head: Literal["tuned", "refit"] = optional_key(
         "the classifier after training; refit: image prototypes", default="tuned"

@@ -11,5 +11,5 @@ class UnknownSection(Section):
     """Images that show none of the classes."""
 
     share: Annotated[float, Field(ge=0, le=0.5)] = key(
-        0.05, "share of training images to mark as unknown; those furthest from every class"
+        0.05, "share of training images to mark as unknown, those furthest from every class"
     )

@@ -9,12 +9,12 @@ class VoterSection(Section):
 
     name: Key | None = optional_key("its name, different from those of the others")
     kind: Line | None = optional_key(
-        "captions: written by a captioner; likelihood, multiple_choice, decisions: its scores of "
-        "classes; file: your own votes; zero_shot: another CLIP model"
+        "captions: by a captioner; likelihood, multiple_choice, decisions: class scores by a "
+        "captioner; file: your own votes; zero_shot: another CLIP"
     )
     file: Line | None = optional_key(
         "your votes, captions or class scores by image_id; Parquet, CSV or JSON Lines"
     )
     share: ShareAboveZero | None = optional_key(
-        "share of the images that it sees; class scores: those with the least certain label"
+        "share of the images with its votes; class scores: those with the least certain label"
     )
