@@ -1,7 +1,7 @@
 """What a run would ask captioners, and at what cost, before anything is asked."""
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,7 @@ TITLES = {
     NAMES: "names of images",
     SCORES: "class scores",
 }
-
-
-HOW_TO_KNOW = "A run with limit=16 measures it, if the server names prices; or set captioner.price_input."
+HOW_TO_KNOW = "A run with limit=16 measures it, if the server names prices. Or set captioner.price_input."
 
 
 @dataclass(frozen=True)
@@ -114,18 +112,22 @@ def lines(
     yield f"{dataset}: to ask, where answers are not cached:"
     for each in plans:
         yield f"  {each.sentence}"
-    priced = [each for each in plans if each.has_price]
-    prices = [each.money for each in priced]
-    known = [price for price in prices if price is not None]
-    most = sum(
-        each.most if price is None else price
-        for each, price in zip(priced, prices, strict=True)
-    )
-    if not priced:
+    yield from _price_of_all([each for each in plans if each.has_price])
+
+
+def _price_of_all(plans: Sequence[Plan]) -> Iterator[str]:
+    """Yield the price of plans that have one, or the most that they may cost, as far as known."""
+    if not plans:
         return
-    if len(known) == len(prices):
+    prices = [each.money for each in plans]
+    known = [money for money in prices if money is not None]
+    if len(known) == len(plans):
         yield f"  in all: price about {sum(known):.4g}"
         return
+    most = sum(
+        each.most if money is None else money
+        for each, money in zip(plans, prices, strict=True)
+    )
     at_most = f", at most {most:.4g}" if most < math.inf else ""
     yield f"  in all: price not known{at_most}. {HOW_TO_KNOW}"
 
