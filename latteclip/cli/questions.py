@@ -30,7 +30,10 @@ TITLES = {
     NAMES: "names of images",
     SCORES: "class scores",
 }
-HOW_TO_KNOW = "A run with limit=16 measures it, if the server names prices. Or set captioner.price_input."
+HOW_TO_KNOW = (
+    "A run with limit=16 measures it, if the server names prices. "
+    "Or set captioner.price_input."
+)
 
 
 @dataclass(frozen=True)

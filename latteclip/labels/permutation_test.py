@@ -3,6 +3,7 @@
 Letters: n images of a sample, C classes, D embedding width, M image encoders.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -63,21 +64,22 @@ def corroborate(
     width = sum(len(model.mean) for model in models)
     products = width * len(images.texts.bias)  # multiplications for one image
     size = min(MAX_IMAGES, max(MIN_IMAGES, MAX_PRODUCTS // products))
-    sample = sample[:: -(-len(sample) // size)]
+    sample = sample[:: math.ceil(len(sample) / size)]
     features = [model.centred[sample].double() for model in models]
     zero_shot = images.probabilities(sample)
     if votes.permuted is None and GATHER * len(sample) < products:
         statistics = _by_kernels(features, zero_shot, votes.probabilities(sample))
     else:
         statistics = _by_votes(features, zero_shot, votes.reordered(sample))
+    n = len(sample)
     draw = torch.Generator().manual_seed(SEED)
-    orders = [torch.randperm(len(sample), generator=draw) for _ in range(N_PERMUTATIONS)]
-    table = torch.tensor(
-        [statistics(order) for order in (torch.arange(len(sample)), *orders)],
-        dtype=torch.float64,
-    )  # [1 + N_PERMUTATIONS, 1 + M]
+    rows = [statistics(torch.arange(n))]
+    for _ in range(N_PERMUTATIONS):
+        rows.append(statistics(torch.randperm(n, generator=draw)))
+    table = torch.tensor(rows, dtype=torch.float64)  # [1 + N_PERMUTATIONS, 1 + M]
     spread = table[1:].std(dim=0)
-    standard = (table - table[1:].mean(dim=0)) / torch.where(spread > 0, spread, torch.inf)
+    spread = torch.where(spread > 0, spread, torch.inf)
+    standard = (table - table[1:].mean(dim=0)) / spread
     columns = torch.cat([standard.sum(dim=1, keepdim=True), standard[:, 2:]], dim=1)
     as_large = (columns[1:] >= columns[0]).sum(dim=0).tolist()
     p_value, *p_values = ((1 + number) / (1 + N_PERMUTATIONS) for number in as_large)

@@ -3,6 +3,7 @@
 Letters: N images, n some of them, C classes, D embedding width, K classes kept, M image encoders.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -287,4 +288,5 @@ def _total(moments: Sequence[Moments]) -> Moments:
 
 def spaced(rows: torch.Tensor, n_classes: int, entries: int) -> torch.Tensor:
     """Return evenly spaced rows, whose table of classes has about so many entries."""
-    return rows[:: -(-max(1, len(rows)) * n_classes // entries)]
+    step = math.ceil(max(1, len(rows)) * n_classes / entries)
+    return rows[::step]
