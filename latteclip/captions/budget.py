@@ -95,7 +95,8 @@ class Budget:
 
     def start(self) -> None:
         """Begin to count seconds, unless they are counted already."""
-        self.started = self.started or time.monotonic()
+        if self.started is None:
+            self.started = time.monotonic()
 
     def _seconds(self) -> float:
         return 0.0 if self.started is None else time.monotonic() - self.started

@@ -99,7 +99,7 @@ class Preparer:
             return replace(request, digest=digest)
         pictures: list[Any] = pictures_of(self.identity.layout, request.paths, contents)
         if self.as_urls:
-            pictures = [*map(data_url, pictures)]
+            pictures = [data_url(picture) for picture in pictures]
         return replace(request, digest=digest, pictures=pictures)
 
 

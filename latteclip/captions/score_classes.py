@@ -412,7 +412,10 @@ def over_orders(
     places = torch.tensor([[*order, len(order)] for order in orders]).argsort(dim=1)
     normalised = torch.tensor(rows, dtype=torch.float64).log_softmax(dim=1)
     mean = normalised.gather(1, places).mean(dim=0).log_softmax(dim=0)
-    return [] if mean.isnan().any() else [*map(float, mean)]
+    if mean.isnan().any():
+        return []
+    values: list[float] = mean.tolist()
+    return values
 
 
 def mean_decision(

@@ -75,8 +75,12 @@ class Labeller:
     def price_of_rest(self) -> Costs:
         """What answers about the rest would cost, by those so far."""
         thousands = self.rest.images / 1_000 if self.rest else 0.0
-        each = (self.per_1000.tokens, self.per_1000.seconds, self.per_1000.price)
-        return Costs(*(None if one is None else one * thousands for one in each))
+        costs = self.per_1000
+        return Costs(
+            tokens=None if costs.tokens is None else thousands * costs.tokens,
+            seconds=None if costs.seconds is None else thousands * costs.seconds,
+            price=None if costs.price is None else thousands * costs.price,
+        )
 
 
 @dataclass(frozen=True)

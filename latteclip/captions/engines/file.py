@@ -40,7 +40,7 @@ def read_scores(
         try:
             options, values = map(list_of, cells)
             classes = [class_of[option] for option in options]
-            numbers = [*map(float, values)]
+            numbers = [float(value) for value in values]
             if any(isinstance(value, bool) for value in (*options, *values)):
                 raise TypeError  # true is no class 1
         except (LookupError, TypeError, ValueError, RecursionError):

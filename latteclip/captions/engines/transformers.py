@@ -166,9 +166,8 @@ class TransformersEngine:
         prefix = self._model(**begin, use_cache=True, logits_to_keep=1)
         # The logits of each tail's first token.
         logits: torch.Tensor = prefix.logits.expand(len(split.tails), -1, -1)
-        tokens = pad_sequence([*map(torch.tensor, split.tails)], batch_first=True).to(
-            self._device
-        )
+        tails = [torch.tensor(tail) for tail in split.tails]
+        tokens = pad_sequence(tails, batch_first=True).to(self._device)
         if tokens.shape[1] == 1:
             return logits
         prefix.past_key_values.batch_repeat_interleave(len(tokens))

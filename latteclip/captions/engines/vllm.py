@@ -240,7 +240,7 @@ class VllmEngine:
         split = None
         pictures: dict[str, Any] = {"multi_modal_data": {"image": list(request.pictures)}}
         prompts = self._tokens.prompts(request)
-        texts = [*map(self._ids, prompts)]
+        texts = [self._ids(prompt) for prompt in prompts]
         sampling: Any = self._sampling
         if choices is not None:
             names = [next(self._names) for _ in request.pictures]
