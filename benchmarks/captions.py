@@ -239,7 +239,8 @@ def compare_scores(
     ways = ((TransformersEngine, FEW), (TransformersEngine, size), (VllmEngine, size))
     for engine, batch_size in ways[-1:] if bare else ways:
         few: Any = settings.model_copy(update={"batch_size": batch_size})
-        scorer: Any = engine(few, threads, 1, True)
+        for_scores = (1, True) if engine is VllmEngine else ()  # pictures, scoring
+        scorer: Any = engine(few, threads, *for_scores)
         fix_length(scorer)
         seconds: dict[str, list[float]] = {name: [] for name in asked}
         used: dict[str, list[float]] = {name: [] for name in asked}  # of this process's CPU

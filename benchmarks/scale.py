@@ -516,9 +516,9 @@ def fuse_labels_of_three(place: Place) -> Work:
     """Fuse captions, class scores and labels of a file, with their estimates."""
     import torch
 
+    from latteclip.labels.label_sources import label_votes, option_votes
     from latteclip.labels.voter_estimates import estimate_voters
     from latteclip.labels.voter_model import fuse_voters
-    from latteclip.labels.voter_tables import votes_by_labels, votes_by_options
 
     made = _voted(place)
     n = len(made.classes)
@@ -529,8 +529,8 @@ def fuse_labels_of_three(place: Place) -> Work:
     scores = torch.randn(n, OPTIONS, generator=draw).sort(dim=1, descending=True).values
     voters = {
         "captions": made.captions,
-        "scores": votes_by_options(options, scores, n_classes),
-        "file": votes_by_labels("file", made.named(0.2, draw), n, n_classes),
+        "scores": option_votes(options, scores, n_classes),
+        "file": label_votes(made.named(0.2, draw), n_classes),
     }
 
     def work() -> None:

@@ -70,15 +70,15 @@ def run_session(
     if json_output and not score:
         raise UserError("--json is for --score; give both.")
     session = make_session()
-    if score:
-        print_score(session, json_output=json_output)
-        return
     if offline:
         write_offline(session, offline)
         return
     if answers:
         import_answers(session, answers)
-    else:
+    if score:
+        print_score(session, json_output=json_output)
+        return
+    if not answers:
         show(QuestionServer(session, port), "Every answer is saved.", browser=browser)
     with contextlib.suppress(TooFewAnswersError):
         print_result(session)

@@ -42,7 +42,7 @@ from latteclip.labels.fusion import ROUNDS, LabelModel
 from latteclip.labels.fusion_report import NAME, read_fusion_report
 from latteclip.labels.guarantees import confidence_sequence
 from latteclip.labels.predictors import read_predictors
-from latteclip.labels.voter_model import start_model
+from latteclip.labels.voter_model import start_model, test_voters
 from latteclip.labels.voters.base import FusionSettings, VoterTable
 
 SEED = 0
@@ -236,7 +236,7 @@ class TeachingSession(QuestionSession):
         )
         voters = []
         for voter in report.voters:
-            if voter.name not in report.untold:
+            if voter.name not in report.uncounted:
                 table = str(self.folder / voter.table)
                 voters.append(VoterTable(voter.name, voter.kind, voter.module, table))
         encoders = []
@@ -267,7 +267,8 @@ class TeachingSession(QuestionSession):
                 for number, encoder in enumerate(others, start=1)
             ]
             votes = {name: self.examples.add_votes(each) for name, each in votes.items()}
-        model, _ = start_model(images, votes, others)
+        tests = test_voters(images, votes, others)
+        model, _ = start_model(images, votes, others, tests)
         model.learn(STEPS if self._is_light else ROUNDS)
         return model
 
