@@ -205,7 +205,7 @@ def test_prices_stand_in_for_a_server_that_names_no_cost(scored, decisions):
 
 
 def test_a_budget_of_seconds_ends_when_they_are_over():
-    budget = Budget.of("600 seconds")
+    budget = Budget.of("600 seconds", 1, "scores.max_cost")
     budget.start()
     assert budget.is_informed and budget.has_room(under_way=99)
     budget.started -= 601

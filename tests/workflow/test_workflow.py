@@ -175,7 +175,7 @@ def taught(checkout):
 
 
 # What decides and what does not: settings, files of code by their content, answers. Which stages
-# import which module is the matter of tests/config/test_sources.py.
+# import which module is the matter of tests/config/test_stage_code.py.
 SHARDED = {"caption_images_shard": 2, "caption_groups_shard": 2, "gather_captions": 2}
 MODELS = "latteclip/demo/models"
 SETTINGS = {
