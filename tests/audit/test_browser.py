@@ -70,7 +70,7 @@ def test_the_whole_way_by_keyboard_through_a_kill(visit, results):
         assert saved(results)[-1]["answer"] == "none"
         before = options(page)
         served.process.kill()
-        served.process.wait()
+        served.process.communicate(timeout=60)
         page.keyboard.press("1")
         page.wait_for_selector("#trouble:not([hidden])")
         assert "earlier answers are saved" in page.locator("#trouble").inner_text()
