@@ -38,7 +38,9 @@ TABLES = {
 }
 
 
-HOW_TO_KNOW = "captioner.price_input gives it, or a run with limit=16 if the server names prices."
+HOW_TO_KNOW = (
+    "captioner.price_input gives it, or a run with limit=16 if the server names prices."
+)
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,16 @@ def finished(configuration: Configuration, outputs: Collection[str]) -> list[str
                 f"Next, to look at them: latteclip labels show {results}",
                 f"Next, to use them: latteclip labels export {results} --format imagefolder "
                 "--output labelled",
+                "Next, to see how right they are and to improve them by your answers: latteclip "
+                f"teach {results}",
             ]
+            model = Path(results, "image_prototypes", "seed0", "model")
+            if f"{model}" in outputs:
+                photos = configuration.dataset(dataset)["source"].get("folder", "photos")
+                words = shlex.join([str(model), photos])
+                lines.append(
+                    f"Next, to classify other photographs: latteclip predict {words}"
+                )
     index = f"results/{stage_params.overview(configuration)}"
     if len(configuration.datasets) > 1 and index in outputs:
         lines.append(f"The page of all datasets is {index}.")

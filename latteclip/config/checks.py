@@ -3,7 +3,7 @@
 import os
 import re
 from codecs import BOM_UTF8
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
@@ -12,6 +12,7 @@ from latteclip.config import budgets, hub_names
 from latteclip.config.amounts import amount_of
 from latteclip.config.configuration import Configuration
 from latteclip.config.methods import OBJECTIVES, VOTER_KINDS, VOTERS
+from latteclip.config.sections.split import SplitSection
 from latteclip.config.stage_params import (
     captions_in_use,
     names_file,
@@ -21,10 +22,17 @@ from latteclip.config.stage_params import (
 from latteclip.config.voters import FILE_KEYS, own_table
 from latteclip.core.class_groups import read_parents
 from latteclip.core.class_history import edited_classes
-from latteclip.core.class_templates import ClassTemplates
+from latteclip.core.class_templates import ClassTemplates, clean_classnames
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.files import existing
-from latteclip.core.folder_names import CLASSES, DISCOVER, FOLDERS, SPLITS, is_litter
+from latteclip.core.folder_names import (
+    CLASSES,
+    DISCOVER,
+    FOLDERS,
+    SPLITS,
+    is_litter,
+    lines_of,
+)
 from latteclip.core.terminal import DECISIONS_URL, URL, one_line
 
 EXAMPLES = {URL: "http://host:8000/v1", DECISIONS_URL: "https://host"}  # of addresses
@@ -107,6 +115,8 @@ def _source(configuration: Configuration, dataset: str) -> Iterator[str]:
             f"{file} names no class; write one name per line, or remove the file if the folders "
             "are the classes."
         )
+    if os.path.isfile(file):
+        yield from _class_names(file, SplitSection(**split).classname_replace)
     if os.path.lexists(file) or examples:
         return
     folders = sorted(class_folders(images))
@@ -127,6 +137,16 @@ def _source(configuration: Configuration, dataset: str) -> Iterator[str]:
             f"{folder} has no {CLASSES}, but {some_names(folders)}. If these folders are the "
             f"classes, add --config \"split={{'classes': 'folders'}}\". If not, {listing}"
         )
+
+
+def _class_names(file: str, replacements: Mapping[str, str]) -> Iterator[str]:
+    """Check that a list has two classes or more, which differ after clean-up."""
+    try:
+        clean_classnames(lines_of(file), replacements)
+    except UserError as error:
+        yield f"{file}: {error}"
+    except (OSError, ValueError):  # index_images says why it cannot be read
+        return
 
 
 def _has_text(file: str) -> bool:

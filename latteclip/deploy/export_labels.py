@@ -24,6 +24,7 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import new_folder, replacing
 from latteclip.core.metadata import UnknownMetadata
+from latteclip.core.run_options import run_command
 from latteclip.core.terminal import one_line
 from latteclip.data.decoding import FORMATS
 from latteclip.data.images import image_exists, open_rgb, shard_member
@@ -37,6 +38,10 @@ FOLDERS = ("label-studio", "imagefolder", "datasets")  # formats of several file
 WITH_IMAGES = ("imagefolder", "datasets")  # formats that may contain the images
 TABLE = "labels.csv"  # beside the folders of classes
 LOCAL = "/data/local-files/?d="  # where Label Studio serves files of its machine
+LABEL_STUDIO = (
+    "Label Studio shows the images of this machine if it is started with "
+    "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT=/."
+)
 NOT_IN_XML = re.compile("[\x00-\x08\x0b-\x1f\ud800-\udfff\ufffe\uffff]")
 # Kinds of images that may be left out. A file of this name in a dataset's results has them.
 LEAVE_OUT = {
@@ -90,7 +95,8 @@ def export_labels(
     for kind in leave_out:
         if not (path := Path(folder) / f"{kind}.parquet").is_file():
             raise UserError(
-                f"--leave-out {kind} reads {path}; run the workflow, which writes it."
+                f"--leave-out {kind} reads {path}, which does not exist yet; run "
+                f"{run_command(folder, f'results/{Path(folder).absolute().name}/{path.name}')}."
             )
     (table, described), promises = label_table.read(Path(folder)), []
     if share := max_error or false_discovery:
@@ -117,6 +123,8 @@ def export_labels(
     n = len(table) - table["label"].null_count
     error = _error(described)
     lines = [f"{n} labels, {error}, are in {output}.", *promises, *_about_answers(table)]
+    if form == "label-studio":
+        lines.append(LABEL_STUDIO)
     if counts["unknown"] and not _has_checked_unknown(Path(folder)):
         lines.append(
             "Nobody has checked is_unknown: a share of the images is marked whether or not any is "
@@ -229,9 +237,8 @@ def _task(row: dict[str, Any], version: str) -> dict[str, Any]:
     known = {
         key: value for key, value in row.items() if value is not None and key != "path"
     }
-    task: dict[str, Any] = {
-        "data": {"image": LOCAL + quote(row["path"].lstrip("/")), **known}
-    }
+    place = Path(row["path"]).absolute().as_posix().lstrip("/")
+    task: dict[str, Any] = {"data": {"image": LOCAL + quote(place), **known}}
     if row["answered"] == row["label"] is not None:
         task["annotations"] = [{"result": [_choice(row["label"])]}]
     if row["label"] is not None:

@@ -69,7 +69,11 @@ def test_a_run_ends_with_page_model_and_next_commands(mine, tmp_path):
         in text
     )
     labels = run_messages.finished(found, ["results/mine/fused_labels.parquet"])
-    assert "latteclip labels export results/mine" in labels[-1]
+    assert "latteclip labels export results/mine" in labels[2]
+    assert "latteclip teach results/mine" in labels[-1]
+    model = "results/mine/image_prototypes/seed0/model"
+    files = ["results/mine/fused_labels.parquet", model]
+    assert f"latteclip predict {model} photos" in run_messages.finished(found, files)[-1]
     assert run_messages.finished(found, ["results/mine/images.parquet"]) == []
 
 
