@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from labellers import Data, Figures, read
+from labellers import Data, Figures, label, read
 from real_models import NONE
 
 from latteclip.labels.cascade import Ranking, rank
 from latteclip.labels.rank_images import no_votes
-from latteclip.labels.voter_model import JointFusion, fuse_voters, test_voter
+from latteclip.labels.voter_model import JointFusion, test_voters
 
 ROUNDS = 3  # of the workflow, by default
 SHARE = 0.25
@@ -48,12 +48,13 @@ def fuser(data: Data, dear: str, cheap: Sequence[str]) -> Fuse:
     images = data.images()
     n = len(data.labels)
     votes = data.votes(cheap) or {"nobody": no_votes(n, data.n_classes)}
-    tests = {name: test_voter(images, one) for name, one in votes.items()}
+    tests = test_voters(images, votes)
 
     def fuse(asked: torch.Tensor) -> JointFusion:
         seen = torch.where(asked, data.voters[dear], NONE)
         own = {NAME: data.votes_of(seen)} if asked.any() else {}
-        return fuse_voters(images, votes | own, tests=tests)
+        joint, _ = label(images, votes | own, tests)
+        return joint
 
     return fuse
 

@@ -5,8 +5,8 @@
 FOLDER holds what real models said of real images. Sets are found by their files:
 
 - `<set>.jsonl` with `<set>_clip_*.npy`: one image a line, with `split`, `label` and `class`. Every
-  other key is a voter: a list is its class names, of which the first votes; a text votes for the
-  class that it names, if it names one alone; a mapping holds the texts of several prompts.
+  other key is a voter: a list is its class names, of which the first votes. A text votes for the
+  class that it names, if it names one alone. A mapping holds the texts of several prompts.
   Features are [N, D]. Images without a list are left out where some have one, as are those of the
   split `val`.
 - `<set>_text_*.npz`, where there is one: text features `W` of the same CLIP for the classes
@@ -35,15 +35,14 @@ from real_models import NONE, SCALE, Pool, normalised, plain, rows_with_texts
 from scipy.stats import spearmanr
 
 from latteclip.clip.classifier import best_classes
-from latteclip.labels.label_sources import ClipFeatures, Votes
-from latteclip.labels.voter_estimates import ZERO_SHOT, Tests, VoterEstimate, fuse_told
+from latteclip.labels.label_sources import ClipFeatures, Votes, label_votes, option_votes
+from latteclip.labels.voter_estimates import ZERO_SHOT, Tests, VoterEstimate, fuse_counted
 from latteclip.labels.voter_model import (
     JointFusion,
     fuse_voters,
-    test_voter,
+    test_voters,
     zero_shot_labels,
 )
-from latteclip.labels.voter_tables import votes_by_labels, votes_by_options
 
 OPTIONS = 5  # classes of an image that a CLIP scores, by default
 SEEN = 0.05  # share of the images that a planted dear voter sees
@@ -71,12 +70,12 @@ class Data(Pool):
         for name in self.scores.keys() & found.keys():
             # As the stage of a zero-shot voter writes them.
             classes, best = best_classes(self.scores[name], OPTIONS)
-            found[name] = votes_by_options(classes, best, self.n_classes)
+            found[name] = option_votes(classes, best, self.n_classes)
         return found
 
     def votes_of(self, labels: torch.Tensor) -> Votes:
         """Return certain votes by labels [N]."""
-        return votes_by_labels(self.name, labels, len(self.labels), self.n_classes)
+        return label_votes(labels, self.n_classes)
 
 
 # --- sets ----------------------------------------------------------------------------------------
@@ -193,9 +192,9 @@ def label(
     images: ClipFeatures, votes: Mapping[str, Votes], known: Tests
 ) -> tuple[JointFusion, dict[str, VoterEstimate]]:
     """Label images as the workflow does, by voters of which some have been tested."""
-    return fuse_told(
-        lambda some, tests: fuse_voters(images, some, tests=tests or known), votes
-    )
+    untested = {name: each for name, each in votes.items() if name not in known}
+    tests = {**known, **test_voters(images, untested)}
+    return fuse_counted(lambda some, _: fuse_voters(images, some, tests=tests), votes)
 
 
 def measure(data: Data, images: ClipFeatures, tests: Tests) -> Figures:
@@ -286,7 +285,8 @@ def planted(data: Data, images: ClipFeatures, tests: Tests) -> Figures:
 def planted_voters(data: Data, first: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return labels [N] of voters that are made up, one of them a copy of the first."""
     draw = torch.Generator().manual_seed(0)
-    n, c = len(data.labels), data.n_classes
+    n = len(data.labels)
+    c = data.n_classes
     noise = torch.randint(c, (n,), generator=draw)
     shift = torch.randint(1, c, (n,), generator=draw)
     seen = torch.rand(n, generator=draw) < SEEN
@@ -351,7 +351,7 @@ def main() -> None:
             print(f"{data.name} has no voter and is left out.", file=sys.stderr)
             continue
         images = data.images()
-        tests = {name: test_voter(images, one) for name, one in data.votes().items()}
+        tests = test_voters(images, data.votes())
         results[data.name] = measure(data, images, tests)
         if not args.quick:
             results[data.name]["planted"] = planted(data, images, tests)

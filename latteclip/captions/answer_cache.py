@@ -27,9 +27,6 @@ CREATE = """
     CREATE TABLE IF NOT EXISTS answers (digest TEXT PRIMARY KEY, text TEXT, finish_reason TEXT,
         n_tokens INTEGER, n_read INTEGER, engine TEXT, date TEXT, cost REAL)
 """
-ADD_COST = (
-    "ALTER TABLE answers ADD COLUMN cost REAL"  # to a file from before there were prices
-)
 INSERT = """
     INSERT OR IGNORE INTO answers
         (digest, text, finish_reason, n_tokens, n_read, engine, date, cost)
@@ -51,12 +48,10 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
         self._files = {self.path: _connected(self.path)}
         with _explained(self.path), self._files[self.path] as file:
             file.execute(CREATE)
-            columns = [row["name"] for row in file.execute("PRAGMA table_info(answers)")]
-            if "cost" not in columns:
-                file.execute(ADD_COST)
         split = name.partition("-")[2]
         for path in sorted(self.path.parent.glob("*.sqlite")):
-            if path.stem.partition("-")[2] != split:
+            # A file of no bytes is that of a job that begins, or was killed when it began.
+            if path.stem.partition("-")[2] != split and path.stat().st_size:
                 self._files[path] = _connected(path)
                 self._files[path].execute("PRAGMA query_only = ON")
 

@@ -10,12 +10,16 @@ from latteclip.core.errors import UserError
 
 
 def priced(answer: Response, settings: CaptionerSettings) -> Response:
-    """Return an answer with its cost by the prices of tokens, unless its server said the cost."""
+    """Return an answer with its cost by the prices of tokens, unless its server says the cost.
+
+    It stays unknown where nobody counts the tokens.
+    """
     of_read = settings.price_input
-    if answer.cost is not None or of_read is None:
+    if answer.cost is not None or of_read is None or answer.n_read is None:
         return answer
-    read, written = answer.n_read or 0, answer.n_tokens or 0
-    return replace(answer, cost=price(read, written, of_read, settings.price_output))
+    written = answer.n_tokens or 0
+    cost = price(answer.n_read, written, of_read, settings.price_output)
+    return replace(answer, cost=cost)
 
 
 def cost_of(answers: Sequence[Response]) -> float:
@@ -29,15 +33,15 @@ class Budget:
 
     limit: float
     unit: str  # MONEY, TOKENS or SECONDS
-    key: str = "max_cost"  # the key that limits this job alone
+    key: str  # the key that limits this job alone
     spent: float = 0.0
     largest: float = 0.0  # cost of the dearest answer
     n: int = 0  # answers that were counted
     started: float | None = None  # when the first request was made, by time.monotonic
 
     @classmethod
-    def of(cls, max_cost: float | str, shards: int = 1, key: str = "max_cost") -> "Budget":
-        """Return an equal part of a key `max_cost` for each of some shards."""
+    def of(cls, max_cost: float | str, shards: int, key: str) -> "Budget":
+        """Return an equal part of the value of a key for each of some shards."""
         number, unit = amount_of(max_cost)
         return cls(number / shards, unit, key)
 
@@ -53,7 +57,10 @@ class Budget:
             return 0.0
         if self.unit == MONEY:
             known = answer.cost
-            remedy = "set captioner.price_input, the price of a million tokens"
+            remedy = (
+                "set captioner.price_input, the price of a million tokens, or give seconds where "
+                "the server counts no tokens"
+            )
         else:
             known = None
             if answer.n_read is not None:
@@ -88,19 +95,17 @@ class Budget:
 
     def start(self) -> None:
         """Begin to count seconds, unless they are counted already."""
-        self.started = self.started or time.monotonic()
+        if self.started is None:
+            self.started = time.monotonic()
 
     def _seconds(self) -> float:
         return 0.0 if self.started is None else time.monotonic() - self.started
 
-    @property
-    def name(self) -> str:
-        """The limit in words."""
-        return f"The budget of {amount(self.limit, self.unit)} ({self.key}, or a part of max_cost)"
-
     def ended(self, n: int, lack: str) -> str:
         """Return the sentences on an ended budget, where n images lack something."""
+        limit = amount(self.limit, self.unit)
         return (
-            f"{self.name} is spent: {n} images were not asked about and have no {lack}. To ask "
-            f"about them would cost about {self.cost(n)}"
+            f"The budget of {limit} ({self.key}, or a part of max_cost) is spent: {n} images were "
+            f"not asked about and have no {lack}. To ask about them would cost about "
+            f"{self.cost(n)}."
         )

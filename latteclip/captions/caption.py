@@ -4,12 +4,12 @@ Every answer is cached as it comes, and the table is written at the end. So a br
 where it stopped, and a request is answered once.
 """
 
-import functools
 import logging
 import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial, reduce
 from typing import Any
 
 import pyarrow as pa
@@ -68,15 +68,15 @@ def caption_images(
 
     UserError: the engine does not start, or too many captions are missing.
     """
-    file = captioner.images_file
     job = CaptionJob(
-        captioner,
-        output,
-        store,
-        threads,
-        shard,
-        "captioner.images_file",
-        file,
+        settings=captioner,
+        output=output,
+        store=store,
+        threads=threads,
+        shard=shard,
+        file_key="captioner.images_file",
+        file=captioner.images_file,
+        max_cost=captioner.max_cost,
         voter=voter,
     )
     questions = questions_about(
@@ -98,9 +98,15 @@ def caption_groups(
     threads: int,
 ) -> None:
     """Draw groups of the images that are not in the test split and write their captions."""
-    file = captioner.groups_file
     job = CaptionJob(
-        captioner, output, store, threads, shard, "captioner.groups_file", file
+        settings=captioner,
+        output=output,
+        store=store,
+        threads=threads,
+        shard=shard,
+        file_key="captioner.groups_file",
+        file=captioner.groups_file,
+        max_cost=captioner.max_cost,
     )
     single = captioner.picture_layout
     questions = questions_about(
@@ -118,7 +124,7 @@ def _caption(
         retry_prompt=RETRY_PROMPT,
         layout=job.settings.picture_layout,
         groups=groups,
-        max_cost=job.settings.max_cost,
+        max_cost=job.max_cost,
     )
     if job.settings.reads_file:
         count = write_rows(
@@ -142,29 +148,19 @@ def _caption(
 def _ask(runner: Runner, questions: Questions) -> int:
     """Ask about every row, and once more where the answer is empty or cut.
 
-    Returns the number of rows that the budget leaves out. Where there is one, rows have a random
-    order, for the images of a class stand side by side.
+    Returns the number of rows that the budget leaves out. With a budget, rows have a random order,
+    for the images of a class stand side by side.
     """
-    n = len(questions)
-    rows = range(n)
-    max_cost = runner.job.settings.max_cost
-    if max_cost is None:
-        runner.ask((_request(questions, row) for row in rows), n)
-        again = _not_good(runner, questions)
-        requests = (_request(questions, row, f" {RETRY_PROMPT}") for row in again)
-        runner.ask(requests, len(again), attempt=2)
-        return 0
-    budget = runner.job.budget(max_cost)
-    order = sorted(rows, key=lambda row: digest("budget", questions.ids[row]))
-    rest = runner.ask_within(budget, order, lambda row: _request(questions, row))
-    runner.ask_within(
-        budget,
-        _not_good(runner, questions),
-        lambda row: _request(questions, row, f" {RETRY_PROMPT}"),
-        attempt=2,
-    )
-    if rest:
-        log.warning("%s.", budget.ended(len(rest), "caption"))
+
+    def ask_again(row: int) -> Request:
+        return _request(questions, row, f" {RETRY_PROMPT}")
+
+    rows: Sequence[int] = range(len(questions))
+    if runner.budget is not None:
+        rows = sorted(rows, key=lambda row: digest("budget", questions.ids[row]))
+    rest = runner.ask(rows, partial(_request, questions))
+    runner.ask(_not_good(runner, questions), ask_again, attempt=2)
+    runner.warn_of_rest(len(rest))
     return len(rest)
 
 
@@ -234,9 +230,11 @@ def _columns(questions: Questions, row: int, answers: Sequence[Response]) -> dic
 
 def gather_captions(images_path: str, shard_paths: Sequence[str], output: str) -> None:
     """Write the rows of all shards, of captions or of class scores, in the order of the index."""
-    is_scores = "options" in tables.column_names(shard_paths[0])
-    schema = tables.CLASS_SCORES if is_scores else tables.CAPTIONS
-    record = ScoresMetadata if is_scores else CaptionsMetadata
+    schema = tables.CAPTIONS
+    record: type[AnswersMetadata] = CaptionsMetadata
+    if "options" in tables.column_names(shard_paths[0]):
+        schema = tables.CLASS_SCORES
+        record = ScoresMetadata
     metadata = [tables.read_metadata(path, record) for path in shard_paths]
     rows = pa.concat_tables([tables.read(path, schema) for path in shard_paths])
     index, _ = tables.read_unlabelled(images_path, training=True)
@@ -256,7 +254,7 @@ def _joined(shards: Sequence[AnswersMetadata]) -> AnswersMetadata:
     left = [rest for rest in rests if rest is not None]
     first = shards[0]
     if isinstance(first, ScoresMetadata) and left:
-        first = replace(first, rest=functools.reduce(operator.add, left))
+        first = replace(first, rest=reduce(operator.add, left))
     engines = {name for shard in shards for name in shard.engine.split(", ") if name}
     return replace(
         first,

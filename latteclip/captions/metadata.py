@@ -77,7 +77,7 @@ class ScoresMetadata(AnswersMetadata):
     """The metadata of CLASS_SCORES."""
 
     classnames: list[str]
-    kind: str  # as scores.kind
+    kind: str  # value of scores.kind
     prompt: str
     answer: str | None  # template of the answers whose likelihood is asked for
     topk: int

@@ -66,6 +66,7 @@ def grid(pictures: Sequence[Image.Image], canvas: int, gap: int) -> Image.Image:
     side of the square and `gap` the distance of the cells in pixels.
     """
     cell = (canvas - gap) // 2
+    step = cell + gap
     square = Image.new("RGB", (canvas, canvas))
     for position, picture in enumerate(pictures):
         row, column = divmod(position, 2)
@@ -73,8 +74,8 @@ def grid(pictures: Sequence[Image.Image], canvas: int, gap: int) -> Image.Image:
         width = max(1, round(picture.width * scale))
         height = max(1, round(picture.height * scale))
         scaled = picture.resize((width, height), Image.Resampling.LANCZOS)
-        left = column * (cell + gap) + (cell - width) // 2
-        top = row * (cell + gap) + (cell - height) // 2
+        left = column * step + (cell - width) // 2
+        top = row * step + (cell - height) // 2
         square.paste(scaled, (left, top))
     return square
 

@@ -63,7 +63,7 @@ class Request:
     prompt: str  # the prompt of this attempt
     choices: Choices | None = None  # None: an answer in words is wanted
     paths: Sequence[str] = ()  # paths of the images, until their pictures are made
-    digest: str = ""  # by which its answer is cached
+    digest: str = ""  # key of its cached answer
     wants_pictures: bool = True  # False: its digest alone is wanted
 
 
@@ -76,9 +76,9 @@ class Response:
     n_tokens: int | None
     error: str | None = None  # why there is no text; such an answer is not cached
     n_read: int | None = None  # tokens of the request, pictures included
-    cost: float | None = None  # in the money of its server; None: unknown
-    engine: str = ""  # that gave it; of cached answers
-    date: str = ""  # on which it did, UTC
+    cost: float | None = None  # money of its server; None: unknown
+    engine: str = ""  # name of the engine, of a cached answer
+    date: str = ""  # date of a cached answer, UTC
     digest: str | None = None  # digest of the request; None where nothing was asked
     is_refused: bool = False  # whether a server finds fault with this request
 
@@ -99,7 +99,7 @@ class ChoiceScores:
     # In multiple choice, the most likely first token of each order; of decisions the choice.
     first: tuple[str, ...] = ()
 
-    def as_answer(self, n_tokens: int | None) -> Response:
+    def as_answer(self, n_tokens: int | None, n_read: int | None = None) -> Response:
         """Return the scores as JSON; an error where one of them is not a number."""
         rows = self.log_probabilities
         if any(math.isnan(value) for row in rows for value in row):
@@ -112,7 +112,7 @@ class ChoiceScores:
         text = json.dumps(
             {"log_probabilities": numbers, "first": self.first}, ensure_ascii=False
         )
-        return Response(text, "scores", n_tokens)
+        return Response(text, "scores", n_tokens, n_read=n_read)
 
     @classmethod
     def parse(cls, text: str) -> Self:

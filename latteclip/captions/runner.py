@@ -28,12 +28,12 @@ from latteclip.data.workers import Workers
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 2
-FIRST_REQUESTS = 3  # that are asked one by one, until one says what an answer costs
+FIRST_REQUESTS = 3  # requests made one by one, until one says what an answer costs
 MAX_CONSECUTIVE_FAILURES = 50  # requests, before a run gives up
 # The same of requests that the server refuses, where it has answered none of this table yet.
 MAX_REFUSED = 5
 CHUNK = 8  # requests that a worker prepares at a time
-PREFETCHED_CHUNKS = 8  # that are ready or wait for a worker, besides those in work
+PREFETCHED_CHUNKS = 8  # chunks that are ready or wait, besides those in work
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,10 @@ class CaptionJob:
     output: str
     store: str | None  # folder of the answer cache; None: for this run alone
     threads: int
-    shard: str  # as 2/4
+    shard: str  # number and count, such as 2/4
     file_key: str  # key of the configuration that names the user's file
-    file: str | None  # the user's
+    file: str | None  # the user's file
+    max_cost: MaxCost | None
     scoring: bool = False  # whether a row gets scores in place of a caption
     voter: str = ""  # name of a voter, whose answers have a file of their own in the cache
     examples: int = 0  # pictures of other images in a request, at most
@@ -55,7 +56,7 @@ class CaptionJob:
     def source(self) -> AnswerSource:
         """Who answers."""
         settings = self.settings
-        is_file = self.settings.reads_file
+        is_file = settings.reads_file
         return AnswerSource(
             model=None if is_file else settings.model,
             revision=settings.revision,
@@ -69,10 +70,12 @@ class CaptionJob:
     def unit(self) -> str:
         return "scores" if self.scoring else "captions"
 
-    def budget(self, max_cost: MaxCost) -> Budget:
-        """Return the part of a key `max_cost` that the shard of this job has."""
+    def budget(self) -> Budget | None:
+        """Return the part of `max_cost` that the shard of this job has."""
+        if self.max_cost is None:
+            return None
         key = "scores.max_cost" if self.scoring else "captioner.max_cost"
-        return Budget.of(max_cost, int(self.shard.partition("/")[2]), key)
+        return Budget.of(self.max_cost, int(self.shard.partition("/")[2]), key)
 
     @property
     def cache_name(self) -> str:
@@ -99,7 +102,7 @@ class Preparer:
             return replace(request, digest=digest)
         pictures: list[Any] = pictures_of(self.identity.layout, request.paths, contents)
         if self.as_urls:
-            pictures = [*map(data_url, pictures)]
+            pictures = [data_url(picture) for picture in pictures]
         return replace(request, digest=digest, pictures=pictures)
 
 
@@ -107,20 +110,18 @@ class Preparer:
 def running(job: CaptionJob, questions: Questions) -> Iterator["Runner"]:
     """Open the cache of the answers, which a signal leaves whole, and start worker processes."""
     settings = job.settings
-    model = job.settings.model
-    revision = job.settings.revision
+    special = None  # a server has its rule
+    if settings.loads_model:
+        special = requests.special_tokens(settings.model, settings.revision)
     identity = requests.Identity(
-        model=requests.fingerprint(model),
-        revision=revision,
+        model=requests.fingerprint(settings.model),
+        revision=settings.revision,
         dtype=settings.dtype,
         quantization=settings.quantization,
         # With scores no text is written, so its length decides nothing.
         max_new_tokens=0 if job.scoring else settings.max_new_tokens,
         layout=questions.layout,
-        # A server has its rule.
-        special_tokens=requests.special_tokens(model, revision)
-        if settings.loads_model
-        else None,
+        special_tokens=special,
     )
     saved = "Without --store, all is lost."
     if job.store:
@@ -137,7 +138,7 @@ def running(job: CaptionJob, questions: Questions) -> Iterator["Runner"]:
             name=lambda request: request.paths[0],
             threads_key="threads.caption",
         )
-        runner = Runner(job, questions, cache, stack.enter_context(pool))
+        runner = Runner(job, questions, cache, stack.enter_context(pool), job.budget())
         yield runner
         runner.log_rates()
 
@@ -150,20 +151,63 @@ class Runner:
     questions: Questions
     cache: AnswerCache
     pool: Workers[Request, Request]
-    budget: Budget | None = None  # of `ask_within`
+    budget: Budget | None  # None: all rows are asked about
 
     def __post_init__(self) -> None:
         self._digests = np.zeros(
             (ATTEMPTS, len(self.questions)), f"S{requests.DIGEST_LENGTH}"
         )
-        self._errors: dict[str, str] = {}  # by the digest of the request
+        self._errors: dict[str, str] = {}  # the keys are digests of requests
         self._under_way: set[str] = set()  # digests
         self._n_rows = self._n_asked = self._n_tokens = self._failures = 0
         self._is_answered = False  # whether there is any answer, now or of an earlier run
         self._seconds = 0.0  # seconds of answering
 
-    def ask(self, asked: Iterable[Request], n: int, attempt: int = 1) -> None:
-        """Answer n requests, each about another row, unless their answers are cached."""
+    def ask(
+        self, rows: Sequence[int], request: Callable[[int], Request], attempt: int = 1
+    ) -> list[int]:
+        """Answer a request about each row, in their order, until the budget ends.
+
+        Returns the rows that the budget leaves out. With a budget, the first requests are answered
+        one by one: they tell what an answer costs.
+        """
+        budget = self.budget
+        first = 0
+        if budget is not None:
+            rows = self._without_answer(rows, request, attempt, budget)
+            budget.start()
+            while first < min(len(rows), FIRST_REQUESTS) and not budget.is_informed:
+                self._answer_all([request(rows[first])], len(rows), attempt)
+                first += 1
+        self._answer_all(map(request, rows[first:]), len(rows), attempt)
+        return [row for row in rows if not self._digests[attempt - 1, row]]
+
+    def _without_answer(
+        self,
+        rows: Sequence[int],
+        request: Callable[[int], Request],
+        attempt: int,
+        budget: Budget,
+    ) -> list[int]:
+        """Return the rows without a cached answer. The others count, for they were paid for."""
+        wanted = (replace(request(row), wants_pictures=False) for row in rows)
+        missing = []
+        counted: set[str] = set()  # equal images have one answer
+        for prepared in self.pool.in_order(wanted):
+            digest = prepared.digest
+            answer = self.cache.get(digest)
+            if answer is None:
+                missing.append(prepared.key)
+                continue
+            self._is_answered = True
+            self._digests[attempt - 1, prepared.key] = digest
+            if digest not in counted:
+                counted.add(digest)
+                budget.take(priced(answer, self.job.settings))
+        return missing
+
+    def _answer_all(self, asked: Iterable[Request], n: int, attempt: int) -> None:
+        """Answer some of n requests, each about another row, unless their answers are cached."""
         self._n_rows = max(self._n_rows, n)
         progress = Progress(n, self.job.unit)
         pending = self._pending(self.pool.in_order(asked), attempt, progress)
@@ -178,40 +222,6 @@ class Runner:
             self._take(request, answer, engine.version)
             progress.add(1)
         self._seconds += time.monotonic() - started
-
-    def ask_within(
-        self,
-        budget: Budget,
-        rows: Sequence[int],
-        request: Callable[[int], Request],
-        attempt: int = 1,
-    ) -> list[int]:
-        """Answer requests about rows, in their order, until the budget ends. Returns the rest.
-
-        All cached answers count, for they were paid for. The first request is answered by itself:
-        it says what an answer costs.
-        """
-        self.budget = budget
-        self._n_rows = max(self._n_rows, len(rows))
-        settings = self.job.settings
-        wanted = (replace(request(row), wants_pictures=False) for row in rows)
-        missing = []
-        for prepared in self.pool.in_order(wanted):
-            answer = self.cache.get(prepared.digest)
-            if answer is None:
-                missing.append(prepared.key)
-                continue
-            self._is_answered = True
-            self._digests[attempt - 1, prepared.key] = prepared.digest
-            budget.take(priced(answer, settings))
-        n = len(missing)
-        budget.start()
-        asked = 0
-        while asked < min(n, FIRST_REQUESTS) and not budget.is_informed:
-            self.ask([request(missing[asked])], n, attempt)
-            asked += 1
-        self.ask(map(request, missing[asked:]), n, attempt)
-        return [row for row in missing if not self._digests[attempt - 1, row]]
 
     @cached_property
     def _engine(self) -> requests.Engine:
@@ -307,6 +317,11 @@ class Runner:
         ]
         error = self._errors.get(digests[0], "not answered")
         return answers or [replace(failed(error), digest=digests[0])]
+
+    def warn_of_rest(self, n: int) -> None:
+        """Warn that the budget leaves out n rows, if it does."""
+        if n and self.budget is not None:
+            log.warning("%s", self.budget.ended(n, self.job.unit))
 
     def log_rates(self) -> None:
         seconds = max(self._seconds, 1e-9)

@@ -43,8 +43,8 @@ from latteclip.core.user_tables import by_image_id
 log = logging.getLogger(__name__)
 FILE_KEY = "scores.file"
 ALL_UP_TO = 20  # classes that are all options, of decisions MAX_DECISIONS
-MAX_OPTIONS = len(string.ascii_uppercase) - 1  # with letters; the last is for none of them
-MAX_DECISIONS = 254  # of a typed question; one more is for none of them
+MAX_OPTIONS = len(string.ascii_uppercase) - 1  # the last letter is for none of them
+MAX_DECISIONS = 254  # options of a typed question; one more is for none of them
 # A full stop ends the name: "dot." does not begin "dotted.".
 ANSWER = " {}."
 NONE = "none of these"
@@ -74,39 +74,26 @@ def score_classes(
     adapted zero-shot classifier, by which sure images are found where `scores.examples` is 1.
     UserError: the engine does not start, or too many images end without scores.
     """
-    file = scores.file
     job = CaptionJob(
-        captioner,
-        output,
-        store,
-        threads,
-        shard,
-        FILE_KEY,
-        file,
+        settings=captioner,
+        output=output,
+        store=store,
+        threads=threads,
+        shard=shard,
+        file_key=FILE_KEY,
+        file=scores.file,
+        max_cost=scores.max_cost,
         scoring=True,
         voter=voter,
         examples=min(MAX_EXAMPLES, scores.topk) if scores.examples else 0,
     )
     images = questions_about(images_path, None, "", captioner.picture_layout, job.shard)
-    n = len(images.classnames)
-    most = MAX_DECISIONS if scores.kind == "decisions" else ALL_UP_TO
-    k = n if n <= most else min(scores.topk, n)
+    k = _n_options(scores, len(images.classnames))
     _check(scores, prompt, k, images.classnames)
-    metadata = ScoresMetadata(
-        source=job.source,
-        classnames=list(images.classnames),
-        kind=str(scores.kind),
-        prompt=prompt if is_likelihood(scores) else letters_prompt(["..."]),
-        answer=scores.answer or ANSWER if is_likelihood(scores) else None,
-        topk=scores.topk,
-        orders=None if is_likelihood(scores) else scores.orders,
-        share=scores.share,
-        examples=scores.examples,
-        choose=scores.choose,
-        max_cost=scores.max_cost,
-    )
+    metadata = _metadata(job, scores, prompt, images.classnames)
     if captioner.reads_file:
-        count = write_rows(job, _rows_of_file(images, captioner.engine, file), metadata)
+        rows = _rows_of_file(images, captioner.engine, scores.file)
+        count = write_rows(job, rows, metadata)
     else:
         classifier, described = load_classifier(
             class_embeddings_path, classnames=images.classnames
@@ -114,14 +101,6 @@ def score_classes(
         # Every shard reads the whole dataset, so that shards agree on the share.
         options, margins = best_classes(pseudo_labels_path, images.image_ids, classifier, k)
         gains = read_gains(gains_path, images.image_ids) if gains_path else None
-        order = np.argsort(margins, kind="stable") if gains is None else gains.order
-        order = order[: math.ceil(scores.share * len(margins))]
-        reason = "min_gain" if gains is not None and gains.is_enough else "share"
-        of_shard = images.members[:, 0]
-        row_of = np.full(len(margins), -1)
-        row_of[of_shard] = np.arange(len(of_shard))
-        asked = row_of[order]
-        asked = asked[asked >= 0]
         descriptions = {}
         sure = None
         if scores.kind == "decisions" or scores.examples:
@@ -131,24 +110,14 @@ def score_classes(
             adapted, _ = load_classifier(adapted_path, classnames=images.classnames)
             labels, leads = best_classes(pseudo_labels_path, images.image_ids, adapted, 1)
             sure = SureImages.by_margin(labels[:, 0], leads)
-        questions = ClassQuestions(
-            images, options[of_shard], scores, prompt, descriptions, sure
-        )
+        own = options[images.members[:, 0]]
+        questions = ClassQuestions(images, own, scores, prompt, descriptions, sure)
+        asked = _rows_to_ask(scores, images, margins, gains)
         with running(job, images) as runner:
-            if scores.max_cost is None:
-                asked.sort()
-                runner.ask(map(questions.request, asked.tolist()), len(asked))
-            else:
-                budget = job.budget(scores.max_cost)
-                beyond = runner.ask_within(budget, asked.tolist(), questions.request)
-                metadata.beyond_budget = len(beyond)
-                if beyond:
-                    reason = "max_cost"
-                    log.warning("%s.", budget.ended(len(beyond), "vote"))
-            left = of_shard[~runner.is_asked]
-            if len(left):
-                changes = None if gains is None else float(gains.gains[left].sum())
-                metadata.rest = Rest(len(left), changes, reason)
+            beyond = runner.ask(asked, questions.request)
+            runner.warn_of_rest(len(beyond))
+            metadata.beyond_budget = len(beyond)
+            metadata.rest = _rest(images, runner.is_asked, gains, is_spent=bool(beyond))
             rows = (questions.row(row, runner.answers(row)) for row in range(len(images)))
             count = write_rows(job, rows, metadata)
     log.info(
@@ -158,6 +127,31 @@ def score_classes(
     )
     if metadata.rest is not None:
         log.info("%s", metadata.rest.sentence)
+
+
+def _n_options(scores: ScoresSection, n_classes: int) -> int:
+    """Return how many of CLIP's best classes are the options of an image."""
+    most = MAX_DECISIONS if scores.kind == "decisions" else ALL_UP_TO
+    return n_classes if n_classes <= most else min(scores.topk, n_classes)
+
+
+def _metadata(
+    job: CaptionJob, scores: ScoresSection, prompt: str, classnames: Sequence[str]
+) -> ScoresMetadata:
+    likelihood = is_likelihood(scores)
+    return ScoresMetadata(
+        source=job.source,
+        classnames=list(classnames),
+        kind=str(scores.kind),
+        prompt=prompt if likelihood else letters_prompt(["..."]),
+        answer=scores.answer or ANSWER if likelihood else None,
+        topk=scores.topk,
+        orders=None if likelihood else scores.orders,
+        share=scores.share,
+        examples=scores.examples,
+        choose=scores.choose,
+        max_cost=scores.max_cost,
+    )
 
 
 def is_likelihood(scores: ScoresSection) -> bool:
@@ -217,6 +211,47 @@ def read_gains(path: str, image_ids: pa.ChunkedArray) -> ExpectedGains:
     is_enough = tables.read_metadata(path, GainsMetadata).is_enough
     order = order[: len(turns) - turns.null_count]
     return ExpectedGains(gains.to_numpy(), order, is_enough)
+
+
+def _rows_to_ask(
+    scores: ScoresSection,
+    images: Questions,
+    margins: np.ndarray,
+    gains: ExpectedGains | None,
+) -> list[int]:
+    """Return the rows of a shard to ask about, the first one first.
+
+    Margins [N] are those of zero-shot scores. Where no budget ends the questions, rows have the
+    order of the index.
+    """
+    n = len(margins)
+    order = np.argsort(margins, kind="stable") if gains is None else gains.order
+    row_of = np.full(n, -1)
+    row_of[images.members[:, 0]] = np.arange(len(images))
+    rows = row_of[order[: math.ceil(scores.share * n)]]
+    in_shard: list[int] = rows[rows >= 0].tolist()
+    return sorted(in_shard) if scores.max_cost is None else in_shard
+
+
+def _rest(
+    images: Questions,
+    is_asked: np.ndarray,
+    gains: ExpectedGains | None,
+    *,
+    is_spent: bool,
+) -> Rest | None:
+    """Return the images of a shard that were not asked about [R], and why."""
+    left = images.members[~is_asked, 0]
+    if not len(left):
+        return None
+    if is_spent:
+        reason = "max_cost"
+    elif gains is not None and gains.is_enough:
+        reason = "min_gain"
+    else:
+        reason = "share"
+    changes = None if gains is None else float(gains.gains[left].sum())
+    return Rest(len(left), changes, reason)
 
 
 def best_classes(
@@ -285,11 +320,14 @@ class ClassQuestions:
         """Return the paths of the examples beside an image, and what the prompt says of them."""
         if self.sure is None:
             return [], ""
-        classes = self.options[row][: self.settings.topk].tolist()
-        pairs = self.sure.beside(int(self.images.members[row, 0]), classes)
-        names = [self.images.classnames[label] for _, label in pairs]
-        paths = [self.images.paths[image].as_py() for image, _ in pairs]
-        return paths, introduction([self.descriptions[name] for name in names])
+        likely = self.options[row, : self.settings.topk].tolist()
+        own = int(self.images.members[row, 0])
+        paths = []
+        texts = []
+        for image, label in self.sure.beside(own, likely):
+            paths.append(self.images.paths[image].as_py())
+            texts.append(self.descriptions[self.images.classnames[label]])
+        return paths, introduction(texts)
 
     def _decision(self, options: Sequence[str], before: str) -> str:
         """Return the question of a decision, in JSON."""
@@ -374,7 +412,10 @@ def over_orders(
     places = torch.tensor([[*order, len(order)] for order in orders]).argsort(dim=1)
     normalised = torch.tensor(rows, dtype=torch.float64).log_softmax(dim=1)
     mean = normalised.gather(1, places).mean(dim=0).log_softmax(dim=0)
-    return [] if mean.isnan().any() else [*map(float, mean)]
+    if mean.isnan().any():
+        return []
+    values: list[float] = mean.tolist()
+    return values
 
 
 def mean_decision(
@@ -388,5 +429,7 @@ def mean_decision(
     for row, order in zip(rows, orders, strict=True):
         places = [*order, len(order)] if has_none else list(order)
         total[places] += np.exp(row)
+    mean = total / len(rows)
     with np.errstate(divide="ignore"):
-        return [*map(float, np.log(total / len(rows)))]
+        logs: list[float] = np.log(mean).tolist()
+    return logs

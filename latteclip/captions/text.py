@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-NAMES = 128  # that are looked for at once: the time of more grows faster than their number
+NAMES = 128  # names in one search: the time of more grows faster than their number
 
 
 def count_mentions(texts: pa.ChunkedArray, classnames: Sequence[str]) -> int:

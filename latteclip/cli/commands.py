@@ -128,7 +128,9 @@ def labels(
     if action == "show":
         from latteclip.labels import show
 
-        return (show.as_json if json_output else show.show)(results, n, image)
+        if json_output:
+            return show.as_json(results, n, image)
+        return show.show(results, n, image)
     if json_output:
         raise UserError("--json is for labels show; labels export writes files.")
     from latteclip.deploy import export_labels

@@ -34,8 +34,9 @@ NOT_READY = 1  # exit status
 GIB = 2**30
 # GiB: LLaVA 1.6 with 7 billion parameters takes 15, the largest dataset 37.
 DISK_WANTED = 40
+DISK_NEEDED = 2  # GiB
 MEMORY_WANTED = 8  # GiB
-VLLM_MEMORY = 3 * GIB  # that vLLM takes for CUDA, its graphs and a step, about
+VLLM_MEMORY = 3 * GIB  # about what vLLM takes for CUDA, its graphs and a step
 HUB_TIMEOUT, IMPORT_TIMEOUT = 5, 180  # seconds
 REFUSED = {401, 403}  # what a server answers without a valid key
 COLOURS = {"ok": "green", "note": "bold", "warning": "yellow"}
@@ -118,7 +119,11 @@ def disk() -> Iterator[Finding]:
     folders = ("results", "resources", constants.HF_HOME)
     for place in dict.fromkeys(map(existing, folders)):
         free = shutil.disk_usage(place).free / GIB
-        level = "ok" if free >= DISK_WANTED else "note" if free >= 2 else "warning"
+        level = "warning"
+        if free >= DISK_WANTED:
+            level = "ok"
+        elif free >= DISK_NEEDED:
+            level = "note"
         wanted = f"a large dataset and LLaVA need {DISK_WANTED}, the demo needs 1"
         yield level, f"{free:.0f} GiB free in {place}; {wanted}"
         if not os.access(place, os.W_OK):
@@ -179,7 +184,8 @@ def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
     if engine.address is not None:
         yield from _server(values["engine"], engine)
     memory = gpus.query("memory.total")
-    if not memory or not engine.reserves_memory:
+    # Where CPU and GPU share their memory, the driver tells none.
+    if not memory or not memory[0][0].isdecimal() or not engine.reserves_memory:
         return
     model = values["model"]
     weights = sum(file.stat().st_size for file in _weights(model, values["revision"]))
@@ -248,19 +254,16 @@ def hub() -> Iterator[Finding]:
     """Report whether Hugging Face can be reached."""
     address = constants.ENDPOINT
     if constants.HF_HUB_OFFLINE:
-        yield (
-            "note",
-            "HF_HUB_OFFLINE is set; models must be in the cache, or local-dir: folders",
-        )
+        text = "HF_HUB_OFFLINE is set; models must be in the cache, or local-dir: folders"
+        yield "note", text
         return
     try:
-        yield (
-            "ok",
-            f"{address} answers ({requests.head(address, timeout=HUB_TIMEOUT).status_code})",
-        )
+        reply = requests.head(address, timeout=HUB_TIMEOUT)
     except requests.RequestException as error:
         remedy = "set https_proxy or HF_ENDPOINT, or HF_HUB_OFFLINE=1 where models are in the cache"
         yield "warning", f"{address} does not answer ({type(error).__name__}); {remedy}"
+    else:
+        yield "ok", f"{address} answers ({reply.status_code})"
 
 
 def slurm() -> Iterator[Finding]:

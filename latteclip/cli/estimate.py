@@ -19,7 +19,7 @@ from latteclip.config.configuration import Configuration
 from latteclip.config.job_resources import Counts
 from latteclip.config.model import check
 from latteclip.config.sections.finetune import FinetuneSection
-from latteclip.core import run_options, tables
+from latteclip.core import answer_tables, run_options, tables
 from latteclip.core.errors import CORES
 from latteclip.core.files import from_values
 from latteclip.core.metadata import IndexMetadata
@@ -35,35 +35,35 @@ GROUPS = "groups"
 STEPS = "training steps"
 NOTHING = "-"
 GROWS = {
-    **dict.fromkeys(("index_images", "find_duplicates", "pseudo_label_images"), IMAGES),
+    "index_images": IMAGES,
     "index_unnamed_images": IMAGES,
-    **dict.fromkeys(("encode_images", "score_unknown", "propagate_labels"), IMAGES),
-    **dict.fromkeys(("evaluate", "evaluate_classifier"), IMAGES),
-    **dict.fromkeys(("caption_images", "name_images", "score_classes"), TRAINING),
+    "find_duplicates": IMAGES,
+    "pseudo_label_images": IMAGES,
+    "encode_images": IMAGES,
+    "score_unknown": IMAGES,
+    "propagate_labels": IMAGES,
+    "evaluate": IMAGES,
+    "evaluate_classifier": IMAGES,
+    "caption_images": TRAINING,
+    "name_images": TRAINING,
+    "score_classes": TRAINING,
     "write_votes": TRAINING,
-    **dict.fromkeys(("fuse_labels", "adapt_zero_shot", "average_weights"), TRAINING),
     "rank_images": TRAINING,
-    **dict.fromkeys(("encode_looks", "propose_classes", "discover_classes"), TRAINING),
+    "fuse_labels": TRAINING,
+    "adapt_zero_shot": TRAINING,
+    "average_weights": TRAINING,
+    "encode_looks": TRAINING,
+    "propose_classes": TRAINING,
+    "discover_classes": TRAINING,
     "list_training_images": TRAINING,
     "caption_groups": GROUPS,
-    **dict.fromkeys(("finetune", "find_learning_rate", "train_student"), STEPS),
+    "finetune": STEPS,
+    "find_learning_rate": STEPS,
+    "train_student": STEPS,
 }
 # A job that does nothing but load CLIP and write it, and the jobs that load it as well.
 LOADS_ONLY = "assemble_model"
-LOADS_CLIP = (
-    "pseudo_label_images",
-    "encode_images",
-    "encode_examples",
-    "encode_looks",
-    "rank_images",
-    "fuse_labels",
-    "write_votes",
-    "find_learning_rate",
-    "finetune",
-    "average_weights",
-    "evaluate",
-    "propagate_labels",
-)
+LOADS_CLIP = {*job_resources.LOADING, "rank_images", "fuse_labels", "propagate_labels"}
 ASKED = re.compile(r"^Asked (\d+) requests about (\d+) rows in ([\d.]+) s", re.MULTILINE)
 INDEXED = re.compile(r"^Indexed .* in ([\d.]+) s", re.MULTILINE)
 NOTE = """\
@@ -80,9 +80,9 @@ class FullRun:
     dataset: str
     folder: Path
     configuration: Configuration
-    before: Mapping[str, int]  # amounts of the limited run, as of `amounts`
-    after: Mapping[str, int]  # and of the full run
-    jobs: pd.DataFrame  # of `_jobs`
+    before: Mapping[str, int]  # `amounts` of the limited run
+    after: Mapping[str, int]  # `amounts` of the full run
+    jobs: pd.DataFrame  # rows of `_jobs`
     answers: list[AnswerCosts]
     disk: float  # bytes
 
@@ -151,11 +151,9 @@ def _full_run(dataset: str, given: Mapping[str, Any]) -> FullRun | None:
         drawn_from = tables.read_metadata(index, IndexMetadata).drawn_from
     if drawn_from is None:
         return None
-    noted = run_options.read_options(folder.name)
-    values = layers.merge(noted["config"] if noted else {}, given)
-    configuration = Configuration(
-        layers.defaults(), {**values, "dataset": dataset, "limit": limit}
-    )
+    values = _options(given, folder.name)
+    values |= {"dataset": dataset, "limit": limit}
+    configuration = Configuration(layers.defaults(), values)
     small = job_resources.counts(configuration, folder.name)
     assert small is not None  # there is an index
     test = drawn_from.get("test", 0)
@@ -210,14 +208,16 @@ def _lines_of_run(run: FullRun) -> Iterator[str]:
 
 
 def _whole_run(dataset: str, given: Mapping[str, Any]) -> Configuration:
-    """Return the configuration of a full run, with the options of the last run.
+    """Return the configuration of a full run, by the options of the limited run or of the last."""
+    values = _options(given, _limited(dataset, given).name, dataset)
+    values |= {"dataset": dataset, "limit": None}
+    return Configuration(layers.defaults(), values)
 
-    These are those of the limited run, if there is one.
-    """
-    noted = run_options.read_options(_limited(dataset, given).name)
-    noted = noted or run_options.read_options(dataset)
-    values = layers.merge(noted["config"] if noted else {}, given)
-    return Configuration(layers.defaults(), {**values, "dataset": dataset, "limit": None})
+
+def _options(given: Mapping[str, Any], *folders: str) -> dict[str, Any]:
+    """Return the options of the run in the first folder that notes some, below the given ones."""
+    noted = next(filter(None, map(run_options.read_options, folders)), None)
+    return layers.merge(noted["config"] if noted else None, given)
 
 
 def _values(dataset: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -286,24 +286,24 @@ def _jobs(
     for cost, seconds in costs:
         grows = GROWS.get(cost.rule, NOTHING)
         place = cost.path.parents[1]
-        growth = after.get(grows, 1) / before.get(grows, 1)
-        asked = 0
-        rows = 0
-        work = 0.0 if grows == NOTHING else None
         log = place / "logs" / f"{cost.path.stem}.log"
         text = log.read_text("utf-8", errors="replace") if log.is_file() else ""
+        growth = after.get(grows, 1) / before.get(grows, 1)
+        work = 0.0 if grows == NOTHING else None
+        asks_nothing = False
         if match := ASKED.search(text):
             asked = int(match[1])
             rows = int(match[2])
             work = float(match[3])
-            growth *= rows / asked if 0 < asked < rows else 1  # others had been cached
+            asks_nothing = rows > asked == 0  # answers had been cached
+            if 0 < asked < rows:  # some answers had been cached
+                growth *= rows / asked
         elif match := INDEXED.search(text):
             work = float(match[1])
         elif grows == STEPS:
             method = cost.run.partition(",")[0]
             seen = samples(configuration, folder.name, method, before[TRAINING])
-            expected = samples(configuration, folder.name, method, after[TRAINING])
-            growth = expected / seen
+            growth = samples(configuration, folder.name, method, after[TRAINING]) / seen
             work = _training(place / "history.parquet", seen)
         if work is None:
             loading = min(seconds, clip if cost.rule in LOADS_CLIP else shortest)
@@ -321,7 +321,7 @@ def _jobs(
             "least": seconds if work is None else most,
             "most": most,
             "gpus": gpus,
-            "asks_nothing": rows > asked == 0,  # answers had been cached
+            "asks_nothing": asks_nothing,
         }
 
 
@@ -372,7 +372,9 @@ def _time(seconds: float) -> str:
 def _whole(folder: Path, factors: Mapping[str, float]) -> Iterator[AnswerCosts]:
     """Yield what the answers of the full run cost, by those of the limited run."""
     for each in answer_costs(folder):
-        factor = factors[GROUPS if each.table == "captions/groups" else TRAINING]
+        factor = factors[
+            GROUPS if each.table == answer_tables.TABLES[answer_tables.GROUPS] else TRAINING
+        ]
         read = round(factor * each.read)
         written = round(factor * each.written)
         yield AnswerCosts(each.table, read, written, factor * each.money)
@@ -398,7 +400,7 @@ def _captioners(
 ) -> list[Mapping[str, Any]]:
     """Return the captioner of each table of answers."""
     voters = {voter.table: voter.name for voter in configuration.own_voters(dataset)}
-    names = [voters.get(f"{each.table}.parquet", "") for each in answers]
+    names = [voters.get(each.table, "") for each in answers]
     return [configuration.section("captioner", dataset, name) for name in names]
 
 

@@ -1,7 +1,7 @@
 """What a run would ask captioners, and at what cost, before anything is asked."""
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,13 @@ from typing import Any
 from latteclip.captions.example_images import MAX_EXAMPLES
 from latteclip.config import budgets, job_resources
 from latteclip.config.amounts import MONEY, amount, amount_of, price
-from latteclip.config.budgets import NAMES, SCORES, Asking
+from latteclip.config.budgets import Asking
 from latteclip.config.configuration import Configuration
 from latteclip.config.job_resources import Counts
 from latteclip.config.sections.captioner import LLAVA_NEXT, OVERVIEW
 from latteclip.config.sections.scores import ScoresSection
-from latteclip.config.voters import own_table
 from latteclip.core import tables
+from latteclip.core.answer_tables import GROUPS, IMAGES, NAMES, SCORES
 from latteclip.data.folder_files import image_files
 from latteclip.report.runs import count_requests, read_answers
 
@@ -25,19 +25,11 @@ LLAVA_TOKENS = 1_200
 # Input tokens of decision models beside the tiles of a picture, as others measured them.
 OF_PICTURE, OF_QUESTION = 95, 92
 TITLES = {
-    "images": "captions of images",
-    "groups": "captions of groups",
+    IMAGES: "captions of images",
+    GROUPS: "captions of groups",
     NAMES: "names of images",
     SCORES: "class scores",
 }
-TABLES = {
-    "images": "captions/images.parquet",
-    "groups": "captions/groups.parquet",
-    NAMES: "names.parquet",
-    SCORES: "class_scores.parquet",
-}
-
-
 HOW_TO_KNOW = (
     "captioner.price_input gives it, or a run with limit=16 if the server names prices."
 )
@@ -60,7 +52,7 @@ class Plan:
     name: str
     n: int | None  # None: the images are not counted yet
     is_most: bool  # whether the number is of all image files, as nothing is indexed yet
-    cost: Cost  # of a request
+    cost: Cost  # cost of one request
     limit: budgets.MaxCost
     has_price: bool
 
@@ -89,18 +81,20 @@ class Plan:
     @property
     def sentence(self) -> str:
         """The plan in words."""
-        limit = f", ended at {amount(*amount_of(self.limit))}" if self.limit else ""
+        limit = f"ended at {amount(*amount_of(self.limit))}" if self.limit else ""
         if self.n is None:
-            return f"{self.name}: not known before the images are indexed{limit}"
+            parts = ["not known before the images are indexed", limit]
+            return f"{self.name}: {', '.join(filter(None, parts))}"
+        requests = f"{'at most ' if self.is_most else ''}{self.n:,} requests"
         tokens = "tokens not known"
         if self.tokens is not None:
             tokens = f"about {self.tokens:,.0f} tokens"
-        price = ", price not known" if self.has_price else ""
+        money = "price not known" if self.has_price else ""
         if self.cost.money is not None:
-            price = f", price about {self.n * self.cost.money:.4g}"
+            money = f"price about {self.n * self.cost.money:.4g}"
         source = f" ({self.cost.source})" if self.cost.source else ""
-        most = "at most " if self.is_most else ""
-        return f"{self.name}: {most}{self.n:,} requests, {tokens}{price}{limit}{source}"
+        parts = [requests, tokens, money, limit]
+        return f"{self.name}: {', '.join(filter(None, parts))}{source}"
 
 
 def lines(
@@ -113,39 +107,31 @@ def lines(
     plans = [
         plan(configuration, dataset, asking)
         for asking in budgets.askings(configuration, dataset)
-        if pending is None or _is_pending(dataset, asking, pending)
+        if pending is None or asking.is_pending(dataset, pending)
     ]
     if not plans:
         return
     yield f"{dataset}: to ask, where answers are not cached:"
     for each in plans:
         yield f"  {each.sentence}"
-    priced = [each for each in plans if each.has_price]
-    prices = [each.money for each in priced]
-    known = [price for price in prices if price is not None]
-    most = sum(
-        each.most if price is None else price
-        for each, price in zip(priced, prices, strict=True)
-    )
-    if not priced:
+    yield from _price_of_all([each for each in plans if each.has_price])
+
+
+def _price_of_all(plans: Sequence[Plan]) -> Iterator[str]:
+    """Yield the price of plans that have one, or the most that they may cost, as far as known."""
+    if not plans:
         return
-    if len(known) == len(prices):
+    prices = [each.money for each in plans]
+    known = [money for money in prices if money is not None]
+    if len(known) == len(plans):
         yield f"  in all: price about {sum(known):.4g}"
         return
+    most = sum(
+        each.most if money is None else money
+        for each, money in zip(plans, prices, strict=True)
+    )
     at_most = f", at most {most:.4g}" if most < math.inf else ""
     yield f"  in all: price not known{at_most}. {HOW_TO_KNOW}"
-
-
-def table_of(asking: Asking) -> str:
-    """Return the table of an asking, below the results of its dataset."""
-    return own_table(asking.voter) if asking.voter else TABLES[asking.kind]
-
-
-def _is_pending(dataset: str, asking: Asking, pending: Collection[str]) -> bool:
-    table = table_of(asking)
-    stem = Path(table).stem
-    places = (f"results/{dataset}/{table}", f"results/{dataset}/captions/shards/{stem}-")
-    return any(file.startswith(places) for file in pending)
 
 
 def values(configuration: Configuration, dataset: str) -> list[dict[str, Any]]:
@@ -154,7 +140,7 @@ def values(configuration: Configuration, dataset: str) -> list[dict[str, Any]]:
     for asking in budgets.askings(configuration, dataset):
         each = plan(configuration, dataset, asking)
         row = {
-            "table": table_of(asking),
+            "table": asking.table,
             "voter": asking.voter or None,
             "requests": each.n,
             "tokens": each.tokens,
@@ -197,7 +183,7 @@ def n_requests(configuration: Configuration, dataset: str, asking: Asking) -> in
         share = float(configuration.section("scores", dataset, asking.voter)["share"])
         return math.ceil(share * images.train)
     per_class = configuration.section("groups", dataset)["groups_per_class"]
-    if asking.kind == "groups" and per_class is not None and images.classes is not None:
+    if asking.kind == GROUPS and per_class is not None and images.classes is not None:
         return min(images.train, int(per_class) * images.classes)
     return images.train
 
@@ -227,7 +213,7 @@ def _measured(configuration: Configuration, dataset: str, asking: Asking) -> Cos
     whole = configuration.whole(dataset)
     limited = sorted(RESULTS.glob(f"{whole}_[0-9]*"), key=lambda path: -_number(path.name))
     for folder in (RESULTS / dataset, *limited):
-        path = folder / table_of(asking)
+        path = folder / asking.table
         if not path.is_file():
             continue
         n = count_requests(path)
@@ -250,7 +236,7 @@ def _typical(configuration: Configuration, dataset: str, asking: Asking) -> Cost
     if configuration.engine(dataset, asking.voter).decides:
         return _of_decisions(configuration, dataset, asking)
     is_llava = LLAVA_NEXT.search(captioner["model"]) is not None
-    if is_llava and captioner["square_side"] == OVERVIEW and asking.kind == "images":
+    if is_llava and captioner["square_side"] == OVERVIEW and asking.kind == IMAGES:
         written = float(captioner["max_new_tokens"])
         return Cost(LLAVA_TOKENS, written, source="typical, answers of full length")
     return Cost()

@@ -19,7 +19,7 @@ from snakemake.ioflags import update
 from snakemake.settings.enums import Quietness
 
 from latteclip.cli import questions, run_messages, run_terminal, runs
-from latteclip.config import checks, job_resources, layers, stage_params
+from latteclip.config import checks, job_resources, layers, stage_code, stage_params
 from latteclip.config.configuration import SHARDS, Configuration
 from latteclip.config.methods import ObjectiveRecord
 from latteclip.config.sections.split import SplitSection
@@ -31,6 +31,8 @@ from latteclip.core.terminal import SHORT, paint
 from latteclip.data import folder_files
 
 OfJob = Callable[[Any], Any]  # a function of a job's wildcards, as Snakemake takes it
+# Wildcards that not all rules have which share a function: it has a default for them.
+OPTIONAL = ("voter", "number")
 SHARING = {  # threads of stages of which several jobs share the cores of this machine
     "finetune": job_resources.training_threads,
     "caption": job_resources.caption_threads,
@@ -103,7 +105,6 @@ class RuleFunctions:
         is_main = workflow.is_main_process and not self._is_module
         if is_main:
             runs.drop_backups(Path(".snakemake"))
-        if is_main:
             atexit.register(self._print_plan)
         if is_main and not workflow.output_settings.verbose:
             run_terminal.shorten(lambda: workflow.dryrun)
@@ -140,7 +141,8 @@ class RuleFunctions:
         """Return `function` of the configuration, of the named wildcards and of fixed values."""
 
         def answer(wildcards: Any) -> Any:
-            values = {name: getattr(wildcards, name) for name in names}
+            absent = set(OPTIONAL).difference(wildcards.keys())
+            values = {name: wildcards[name] for name in names if name not in absent}
             with workflow_errors():
                 return function(self.configuration, **values, **fixed)
 
@@ -183,7 +185,7 @@ class RuleFunctions:
 
     def sources(self, *modules: str) -> Any:
         """Return the source files of modules and of their imports, as inputs."""
-        return self.unstored(stage_params.sources(*modules))
+        return self.unstored(stage_code.sources(*modules))
 
     def updated(self, output: Any) -> Any:
         """Return an output that a job may leave as it is: Snakemake does not remove it before.
@@ -309,8 +311,9 @@ class RuleFunctions:
         FileNotFoundError: there is no index yet. Snakemake asks again later.
         """
         if "images" not in input.keys() or self._provider not in (None, "fs"):
-            split = SplitSection(**self.configuration.section("split", wildcards.dataset))
-            return (split.counts.train or 0) + (split.counts.test or 0)
+            values = self.configuration.section("split", wildcards.dataset)
+            counts = SplitSection(**values).counts
+            return (counts.train or 0) + (counts.test or 0)
         from latteclip.core import tables
 
         # A storage has no copy here.

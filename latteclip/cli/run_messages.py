@@ -15,6 +15,7 @@ from latteclip.config.stage_params import (
     selection_if_any,
     statement_if_any,
 )
+from latteclip.core.errors import UserError
 from latteclip.core.files import read_object
 from latteclip.core.folder_names import lines_of
 from latteclip.core.run_options import run_command
@@ -79,7 +80,7 @@ def _classes(folder: str, examples: str) -> str:
     path = Path(folder, checks.CLASSES)
     try:
         names = lines_of(path)
-    except (OSError, ValueError):
+    except (OSError, UserError):
         place = examples or folder
         return f"classes: {checks.some_names(sorted(checks.class_folders(place)))}"
     return f"{len(names)} classes in {path}"
@@ -90,10 +91,15 @@ def _downloads(configuration: Configuration, pending: Collection[str]) -> Iterat
         if f"resources/{dataset}/data" in pending:
             size = configuration.dataset(dataset).get("size", "size unknown")
             yield f"To download: the images of {dataset} ({size})."
-    models = configuration.hub_models("clip") | configuration.hub_models("captioner")
+    models = {
+        **configuration.hub_models("clip"),
+        **configuration.hub_models("captioner"),
+        **configuration.hub_encoders(),
+        **configuration.hub_students(),
+    }
     repos = [
         f"{' '.join(filter(None, names.values()))}{SIZES.get(slug, '')}"
-        for slug, names in (models | configuration.hub_encoders()).items()
+        for slug, names in models.items()
         if MODEL_NOTE.format(model=slug) in pending
     ]
     if repos:
@@ -170,18 +176,22 @@ def outdated(results: Path) -> Iterator[str]:
     """Yield a sentence on each method of a dataset whose models saw other images than there are."""
     from latteclip.core import tables
 
+    index = results / "images.parquet"
+    if not index.is_file():
+        return
+    now, _ = tables.read_unlabelled(index, training=True)
+    ids = set(now["image_id"].to_pylist())
     for path in sorted(results.glob("*/training_images.parquet")):
-        table, _ = tables.read_unlabelled(results / "images.parquet", training=True)
         listed = tables.read(path, tables.TRAINING_IMAGES)
-        now = set(table["image_id"].to_pylist())
         before = set(listed["image_id"].to_pylist())
-        if now != before:
-            gone = len(before - now)
-            lost = f", and on {gone:,} that are gone" if gone else ""
-            yield (
-                f"{path.parent.name} was trained on {len(now & before):,} of {len(now):,} images"
-                f"{lost}. To train again: {run_command(results)} retrain=true"
-            )
+        if ids == before:
+            continue
+        gone = len(before - ids)
+        lost = f", and on {gone:,} that are gone" if gone else ""
+        yield (
+            f"{path.parent.name} was trained on {len(ids & before):,} of {len(ids):,} images"
+            f"{lost}. To train again: {run_command(results)} retrain=true"
+        )
 
 
 def _by_answers(configuration: Configuration, dataset: str) -> Iterator[str]:
@@ -196,13 +206,7 @@ def _by_answers(configuration: Configuration, dataset: str) -> Iterator[str]:
 
 def failure(rule: str, wildcards: Mapping[str, str], logs: Sequence[str]) -> str:
     """Return the error message of a job that failed or was stopped, from its last log."""
-    values = dict(wildcards)
-    job = rule
-    if "dataset" in values:
-        job += f" of {values.pop('dataset')}"
-    parts = [f"{k} {v}" if k in ("seed", "shard") else v for k, v in values.items()]
-    if parts:
-        job += f" ({', '.join(parts)})"
+    job = _job_name(rule, wildcards)
     written = [log for log in logs if os.path.isfile(log)]
     if not written:
         return f"{ERROR}{job} has no log. The messages above say why."
@@ -218,3 +222,14 @@ def failure(rule: str, wildcards: Mapping[str, str], logs: Sequence[str]) -> str
     if stopped:
         return f"{job}: {one_line(stopped[-1])}"
     return f"{ERROR}{job} ended without a message, as jobs do that are killed. The log is {log}."
+
+
+def _job_name(rule: str, wildcards: Mapping[str, str]) -> str:
+    values = dict(wildcards)
+    name = rule
+    if "dataset" in values:
+        name += f" of {values.pop('dataset')}"
+    parts = []
+    for key, value in values.items():
+        parts.append(f"{key} {value}" if key in ("seed", "shard") else value)
+    return f"{name} ({', '.join(parts)})" if parts else name

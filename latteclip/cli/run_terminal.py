@@ -47,7 +47,7 @@ class ShortTerminal(logging.Filter):
     def __init__(self, is_dry: Callable[[], bool]) -> None:
         super().__init__()
         self.is_dry = is_dry
-        self.jobs = 0  # of the run
+        self.jobs = 0  # jobs of the run
         self.done = 0
         self.announced: set[tuple[str, str]] = set()
 
@@ -61,7 +61,7 @@ class ShortTerminal(logging.Filter):
             self.done = record.done  # type: ignore[attr-defined]
         if event == LogEvent.JOB_INFO:
             return self._announces(record)
-        if event == LogEvent.ERROR:  # of Snakemake itself
+        if event == LogEvent.ERROR:  # an error of Snakemake itself
             return True
         if event is not None:  # failed jobs are reported at the end
             return False

@@ -63,11 +63,8 @@ def status(
         print(for_terminal(text))
         return
     names = [Path(dataset).name for dataset in datasets]
-    if (
-        not names
-        and not configfile
-        and not any(pair.startswith("dataset=") for pair in config)
-    ):
+    names_some = bool(configfile) or any(pair.startswith("dataset=") for pair in config)
+    if not names and not names_some:
         known = dict.fromkeys([*layers.datasets(), *run_options.noted_datasets()])
         names = [key for key in known if (RESULTS / key).is_dir()]
     frames = [_jobs(options) for options in _options(names, config, configfile, sdm)]
@@ -98,9 +95,9 @@ def _options(
         values = {key: value for key, value in noted["config"].items() if key != "dataset"}
         pairs = tuple(run_options.pairs(values))
         options = ((), pairs, tuple(sdm or noted["deployment"]))
-        datasets.setdefault(options, []).append(
-            name.removesuffix(f"_{values.get('limit')}")
-        )
+        limit = values.get("limit")
+        suffix = "" if limit is None else f"_{limit}"
+        datasets.setdefault(options, []).append(name.removesuffix(suffix))
     for (files, pairs, methods), keys in datasets.items():
         if keys:
             pairs += (f"dataset={json.dumps(keys)}",)
@@ -233,12 +230,15 @@ def changed_settings(before: Iterable[str], now: Iterable[str]) -> str:
 
     Of a parameter that is not a JSON object, such as a prompt, only the new value is given.
     """
-    old, new = (dict(_settings(parameters)) for parameters in (before, now))
-    parts = [
-        f"now {key}" if value is None else f"{key} {old.get(key, 'unset')} -> {value}"
-        for key, value in new.items()
-        if (key, value) not in old.items()
-    ]
+    old = dict(_settings(before))
+    parts = []
+    for key, value in dict(_settings(now)).items():
+        if key in old and old[key] == value:
+            continue
+        if value is None:
+            parts.append(f"now {key}")
+        else:
+            parts.append(f"{key} {old.get(key, 'unset')} -> {value}")
     return f": {', '.join(parts)}" if parts else ""
 
 
@@ -280,22 +280,27 @@ def _table(jobs: pd.DataFrame) -> Iterator[str]:
             coloured = paint(f"{state:7}", COLOURS[state], sys.stdout)
             line = f"  {coloured}  {rule:22}  {run:34}  {why}"
             yield line.rstrip()
-        yield from _costs(RESULTS / str(name))
-        yield from (f"  {line}" for line in run_messages.outdated(RESULTS / str(name)))
+        results = RESULTS / str(name)
+        yield from _costs(results)
+        for sentence in run_messages.outdated(results):
+            yield f"  {sentence}"
         yield ""
 
 
 def _costs(folder: Path) -> Iterator[str]:
     """Yield the time and memory of the last jobs of a dataset, in all and by stage."""
     jobs = job_costs(folder)
-    answers = list(answer_costs(folder))
     if not jobs:
         return
+    answers = list(answer_costs(folder))
     read = sum(part.read for part in answers)
     written = sum(part.written for part in answers)
     money = sum(part.money for part in answers)
-    tokens = f", {read:,} tokens read, {written:,} written" if read or written else ""
-    tokens += f", which cost {money:.4g}" if money else ""
+    tokens = ""
+    if read or written:
+        tokens = f", {read:,} tokens read, {written:,} written"
+    if money:
+        tokens += f", which cost {money:.4g}"
     yield f"  {paint('took', 'bold', sys.stdout)}: {_cost(jobs)}{tokens}"
     for stage in dict.fromkeys(job.rule for job in jobs):
         of_stage = [job for job in jobs if job.rule == stage]
@@ -306,8 +311,11 @@ def _cost(jobs: Sequence[JobCost]) -> str:
     cost = total(jobs)
     times = {"": cost.seconds, "CPU ": cost.cpu_seconds, "GPU ": cost.gpu_seconds}
     parts = ["1 job" if len(jobs) == 1 else f"{len(jobs)} jobs"]
-    parts += [f"{name}{timedelta(seconds=round(t))}" for name, t in times.items() if t]
-    parts += [f"{cost.memory:,.0f} MiB"] if cost.memory else []
+    for name, seconds in times.items():
+        if seconds:
+            parts.append(f"{name}{timedelta(seconds=round(seconds))}")
+    if cost.memory:
+        parts.append(f"{cost.memory:,.0f} MiB")
     return ", ".join(parts)
 
 

@@ -1,27 +1,38 @@
 """What answers about a dataset's images may cost: the limit of each job that asks a captioner."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from latteclip.config.amounts import MONEY, amount_of, as_max_cost
 from latteclip.config.configuration import Configuration
+from latteclip.core.answer_tables import IMAGES, NAMES, SCORES, TABLES, voter_table
 
 MaxCost = float | str | None
-SCORES = "scores"
-NAMES = "names"
 
 
 @dataclass(frozen=True)
 class Asking:
     """What a captioner is asked for: captions of images or groups, names of images, or scores."""
 
-    kind: str  # images, groups, NAMES or SCORES
-    voter: str = ""  # of the key `voters`; none: the captioner of the run
+    kind: str  # a key of TABLES
+    voter: str = ""  # name of a voter; empty: the captioner of the run
 
     @property
     def section(self) -> str:
         """The section with the limit of this asking alone."""
         return "scores" if self.kind == SCORES else "captioner"
+
+    @property
+    def table(self) -> str:
+        """The table of the answers, below the results of a dataset."""
+        return voter_table(self.voter) if self.voter else TABLES[self.kind]
+
+    def is_pending(self, dataset: str, pending: Collection[str]) -> bool:
+        """Return whether the table, or a shard of it, is among the files that a run will write."""
+        results = f"results/{dataset}"
+        shards = f"{results}/captions/shards/{PurePath(self.table).stem}-"
+        return any(file.startswith((f"{results}/{self.table}", shards)) for file in pending)
 
 
 def askings(configuration: Configuration, dataset: str) -> list[Asking]:
@@ -33,7 +44,7 @@ def askings(configuration: Configuration, dataset: str) -> list[Asking]:
         asked.append(Asking(NAMES))
     for voter in configuration.own_voters(dataset):
         if voter.record.asks is not None:
-            kind = SCORES if voter.record.asks == "scores" else "images"
+            kind = SCORES if voter.record.asks == "scores" else IMAGES
             asked.append(Asking(kind, voter.name))
     return [
         asking

@@ -10,16 +10,17 @@ from pathlib import Path
 
 from latteclip.config import budgets, hub_names
 from latteclip.config.amounts import amount_of
+from latteclip.config.budgets import Asking
 from latteclip.config.configuration import Configuration
 from latteclip.config.methods import OBJECTIVES, VOTER_KINDS, VOTERS
 from latteclip.config.sections.split import SplitSection
 from latteclip.config.stage_params import (
-    captions_in_use,
     names_file,
     user_file,
     votes_file,
 )
-from latteclip.config.voters import FILE_KEYS, own_table
+from latteclip.config.voters import FILE_KEYS
+from latteclip.core.answer_tables import TABLES
 from latteclip.core.class_groups import read_parents
 from latteclip.core.class_history import edited_classes
 from latteclip.core.class_templates import ClassTemplates, clean_classnames
@@ -35,7 +36,8 @@ from latteclip.core.folder_names import (
 )
 from latteclip.core.terminal import DECISIONS_URL, URL, one_line
 
-EXAMPLES = {URL: "http://host:8000/v1", DECISIONS_URL: "https://host"}  # of addresses
+# Addresses in messages, by the variables of the environment.
+EXAMPLES = {URL: "http://host:8000/v1", DECISIONS_URL: "https://host"}
 NAMED = 5  # folders of a message
 LARGE_MODEL = 2e9  # bytes of a captioner that takes days without a GPU
 
@@ -70,12 +72,13 @@ def refuse_unready(configuration: Configuration) -> None:
 
 def _source(configuration: Configuration, dataset: str) -> Iterator[str]:
     """Check the source of the images, and that a folder of images has classes."""
-    if "source" not in configuration.dataset(dataset):
+    source = configuration.dataset(dataset).get("source")
+    if source is None:
         yield (
             "it has no source; name the folder of its images with --config "
             f"dataset={dataset} image_dir=..., or as source in its file."
         )
-    folder = configuration.dataset(dataset)["source"].get("folder")
+        return
     split = configuration.section("split", dataset)
     classes = split.get("classes")
     if classes in (DISCOVER, FOLDERS) and split["kind"] != "folders":
@@ -92,6 +95,7 @@ def _source(configuration: Configuration, dataset: str) -> Iterator[str]:
     examples = split.get("examples")
     if examples and not os.path.isdir(examples):
         yield f"split.examples {examples} is not a folder; correct the path."
+    folder = source.get("folder")
     if folder is None:
         return
     if not os.path.isdir(folder):  # False, not an error, where barred
@@ -104,8 +108,15 @@ def _source(configuration: Configuration, dataset: str) -> Iterator[str]:
             "move it elsewhere."
         )
     is_readable = os.access(images, os.R_OK | os.X_OK)  # if not, index_images says why
-    if split["kind"] != "folders" or classes or not is_readable:
-        return
+    if split["kind"] == "folders" and not classes and is_readable:
+        yield from _class_names(configuration, dataset, folder, images)
+
+
+def _class_names(
+    configuration: Configuration, dataset: str, folder: str, images: str
+) -> Iterator[str]:
+    """Check that a list, examples or the folders of images name the classes of a dataset."""
+    split = configuration.section("split", dataset)
     file = os.path.join(folder, CLASSES)
     alike = [name for name in sorted(os.listdir(folder)) if name.lower() == CLASSES]
     if alike and CLASSES not in alike:
@@ -116,8 +127,8 @@ def _source(configuration: Configuration, dataset: str) -> Iterator[str]:
             "are the classes."
         )
     if os.path.isfile(file):
-        yield from _class_names(file, SplitSection(**split).classname_replace)
-    if os.path.lexists(file) or examples:
+        yield from _listed_classes(file, SplitSection(**split).classname_replace)
+    if os.path.lexists(file) or split.get("examples"):
         return
     folders = sorted(class_folders(images))
     listing = (
@@ -139,7 +150,7 @@ def _source(configuration: Configuration, dataset: str) -> Iterator[str]:
         )
 
 
-def _class_names(file: str, replacements: Mapping[str, str]) -> Iterator[str]:
+def _listed_classes(file: str, replacements: Mapping[str, str]) -> Iterator[str]:
     """Check that a list has two classes or more, which differ after clean-up."""
     try:
         clean_classnames(lines_of(file), replacements)
@@ -166,9 +177,9 @@ def class_folders(folder: str) -> set[str]:
     """Return the folders of a folder of images, or else of its folders train, val and test."""
     names = _folders(folder)
     splits = names & set(SPLITS)
-    return (
-        names if not splits else set().union(*(_folders(f"{folder}/{s}") for s in splits))
-    )
+    if not splits:
+        return names
+    return set().union(*(_folders(f"{folder}/{split}") for split in splits))
 
 
 def _folders(place: str) -> set[str]:
@@ -309,11 +320,12 @@ def _clip(configuration: Configuration, dataset: str, voter: str = "") -> Iterat
 def _image_encoders(configuration: Configuration, _: str) -> Iterator[str]:
     """Check that image encoders in folders are there."""
     for name in configuration.image_encoders.values():
-        folder = name.removeprefix(hub_names.FOLDER)
-        files = [
-            os.path.join(folder, file) for file in (hub_names.CLIP_CONFIG, "config.json")
-        ]
-        if name != folder and not any(map(os.path.isfile, files)):
+        folder = hub_names.local_folder(name)
+        if folder is None:
+            continue
+        files = [os.path.join(folder, hub_names.CLIP_CONFIG)]
+        files.append(os.path.join(folder, "config.json"))
+        if not any(map(os.path.isfile, files)):
             yield f"image_encoders {name}: neither {' nor '.join(files)} exists."
 
 
@@ -350,7 +362,11 @@ def _captioner(
             f"captioner.model {model} is neither a folder nor a name of the Hugging Face hub, "
             "such as llava-hf/llava-v1.6-mistral-7b-hf."
         )
-    tables = _asked_tables(configuration, dataset, voter)
+    tables = [
+        f"results/{dataset}/{asking.table}"
+        for asking in budgets.askings(configuration, dataset)
+        if asking.voter == voter
+    ]
     address = engine.address
     is_set = address is None or bool(os.environ.get(address))
     if not is_set and not all(map(os.path.isfile, tables)):
@@ -358,18 +374,6 @@ def _captioner(
             f"captioner.engine {values['engine']} needs the address of a server: export "
             f"{address}={EXAMPLES[str(address)]}, or set another engine."
         )
-
-
-def _asked_tables(configuration: Configuration, dataset: str, voter: str) -> list[str]:
-    """Return the tables for which a captioner is asked."""
-    if voter:
-        return [f"results/{dataset}/{own_table(voter)}"]
-    tables = captions_in_use(configuration, dataset)
-    if configuration.scores_classes(dataset):
-        tables.append(f"results/{dataset}/class_scores.parquet")
-    if configuration.discovers(dataset):
-        tables.append(f"results/{dataset}/names.parquet")
-    return tables
 
 
 def _scores(configuration: Configuration, dataset: str, voter: str = "") -> Iterator[str]:
@@ -418,48 +422,50 @@ def _captions(configuration: Configuration, dataset: str) -> Iterator[str]:
     if not configuration.engine(dataset).decides:
         return
     name = configuration.section("captioner", dataset)["engine"]
-    run = configuration.methods_of(dataset)
     if configuration.discovers(dataset):
         yield (
             f"captioner.engine {name} names no classes, which split.classes {DISCOVER} needs; set "
             "another engine."
         )
     for kind in configuration.caption_kinds(dataset):
-        reading = [m for m in run if configuration.needs_captions(m, kind, dataset)]
-        others = ",".join(m for m in run if m not in reading)
-        without = f", or run without them: method={others}" if others else ""
+        reading, others = _by_need(configuration, dataset, kind)
+        without = f", or run without them: method={','.join(others)}" if others else ""
         yield (
             f"captioner.engine {name} writes no captions, which {', '.join(reading)} need; set "
             f"another engine{without}."
         )
 
 
+def _by_need(
+    configuration: Configuration, dataset: str, kind: str
+) -> tuple[list[str], list[str]]:
+    """Return the methods of the run that need captions of a kind, and the others."""
+    run = configuration.methods_of(dataset)
+    needs = {m: configuration.needs_captions(m, kind, dataset) for m in run}
+    return [m for m in run if needs[m]], [m for m in run if not needs[m]]
+
+
 def _files(configuration: Configuration, dataset: str) -> Iterator[str]:
     """Check that the user's captions and scores exist if a method of the run reads them."""
     if not configuration.engine(dataset).reads_file:
         return
-    methods = configuration.methods_of(dataset)
     needed = {}
     for kind in configuration.caption_kinds(dataset):
-        reading = [m for m in methods if configuration.needs_captions(m, kind, dataset)]
-        others = ",".join(m for m in methods if m not in reading)
-        without = f" To run without them, give method={others}." if others else ""
+        reading, others = _by_need(configuration, dataset, kind)
+        without = f" To run without them, give method={','.join(others)}." if others else ""
         needed[f"captioner.{kind}s_file"] = f", for {', '.join(reading)}.{without}"
     if configuration.scores_classes(dataset):
         needed["scores.file"] = " where scores.kind is set."
+    files = {key: user_file(configuration, dataset, key) for key in needed}
+    if configuration.discovers(dataset):
+        needed["discover.file"] = " where split.classes is discover."
+        files["discover.file"] = names_file(configuration, dataset)
     for key, reason in needed.items():
-        files = user_file(configuration, dataset, key)
-        if not files:
+        if not files[key]:
             yield f"captioner.engine file needs {key}{reason}"
         # Snakemake would go on with a table that was made of another file.
-        elif not os.path.isfile(files[0]):
-            yield f"{key} {files[0]} is not a file."
-    if configuration.discovers(dataset):
-        named = names_file(configuration, dataset)
-        if not named:
-            yield "captioner.engine file needs discover.file where split.classes is discover."
-        elif not os.path.isfile(named[0]):
-            yield f"discover.file {named[0]} is not a file."
+        elif not os.path.isfile(files[key][0]):
+            yield f"{key} {files[key][0]} is not a file."
 
 
 def refuse_slow_captions(configuration: Configuration, pending: Collection[str]) -> None:
@@ -470,24 +476,14 @@ def refuse_slow_captions(configuration: Configuration, pending: Collection[str])
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         return
     for dataset in configuration.datasets:
-        tables = (
-            "captions/images",
-            "captions/groups",
-            "class_scores",
-            "captions/shards",
-            "names",
-        )
-        asked = {"": tuple(f"results/{dataset}/{table}" for table in tables)}
-        for voter in configuration.own_voters(dataset):
-            if voter.record.asks is not None:
-                asked[voter.name] = (f"results/{dataset}/{voter.table}",)
-        for voter_name, places in asked.items():
-            values = configuration.section("captioner", dataset, voter_name)
-            if not configuration.engine(dataset, voter_name).loads_model:
-                continue
-            is_pending = any(path.startswith(places) for path in pending)
-            if is_pending and _is_large(values["model"]):
-                raise UserError(_too_slow(dataset, values["model"]))
+        # All tables: a user may name one on the command line that no method needs.
+        asked = [*map(Asking, TABLES), *budgets.askings(configuration, dataset)]
+        for asking in asked:
+            model = configuration.section("captioner", dataset, asking.voter)["model"]
+            loads_model = configuration.engine(dataset, asking.voter).loads_model
+            is_pending = asking.is_pending(dataset, pending)
+            if loads_model and is_pending and _is_large(model):
+                raise UserError(_too_slow(dataset, model))
 
 
 def _too_slow(dataset: str, model: str) -> str:

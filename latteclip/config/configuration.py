@@ -16,7 +16,8 @@ from latteclip.config.methods import (
 from latteclip.config.model import check, unknown
 from latteclip.config.sections.base import AUTO
 from latteclip.config.sections.captioner import CaptionerSection
-from latteclip.config.voters import Entry, VoterOfDataset, changed_sections, own_table
+from latteclip.config.voters import Entry, VoterOfDataset, changed_sections
+from latteclip.core.answer_tables import voter_table
 from latteclip.core.errors import UserError
 from latteclip.core.files import read_object
 from latteclip.core.folder_names import DISCOVER, FOLDERS
@@ -139,7 +140,8 @@ class Configuration:
         """
         changed = self._changed_by(dataset, voter) if voter else {}
         layers = (self.config, self.dataset(dataset), self._given, changed)
-        result = merge(*({name: layer[name]} for layer in layers if name in layer))[name]
+        having = [{name: layer[name]} for layer in layers if name in layer]
+        result = merge(*having)[name]
         if name == "clip" and result["model"].startswith(hub_names.WHOLE):
             result["pretrained"] = None
         if name == "captioner":
@@ -189,8 +191,9 @@ class Configuration:
         entries = self.section("voters", dataset)
         if entries:
             return [self._voter(dataset, entry) for entry in entries]
-        scored = self.scores_classes(dataset)
-        votes = str(self.section("votes", dataset) or ("lmm" if scored else "caption"))
+        votes = self.section("votes", dataset)
+        if votes is None:
+            votes = "lmm" if self.scores_classes(dataset) else "caption"
         kinds = {"caption": "captions", "lmm": self.section("scores", dataset)["kind"]}
         kind = str(kinds.get(votes, votes))
         return [VoterOfDataset(votes, kind, votes, VOTERS[votes].table, votes)]
@@ -203,14 +206,12 @@ class Configuration:
             "captions": ("captioner", "prompts"),
             "scores": ("captioner", "scores", "prompts"),
         }.get(str(record.asks), ())
-        changes = [
-            s
-            for s in sections
-            if self.section(s, dataset, name) != self.section(s, dataset)
-        ]
-        if not sections or changes:
-            table = own_table(name)
-            return VoterOfDataset(name, entry["kind"], record.module, table)
+        is_changed = any(
+            self.section(section, dataset, name) != self.section(section, dataset)
+            for section in sections
+        )
+        if is_changed or not sections:
+            return VoterOfDataset(name, entry["kind"], record.module, voter_table(name))
         table = VOTERS[record.module].table
         return VoterOfDataset(name, entry["kind"], record.module, table, record.module)
 
@@ -235,6 +236,10 @@ class Configuration:
         """Return the method whose models this one averages."""
         return str(self._inherited(method)["of"])
 
+    def student(self, method: str) -> str:
+        """Return the network that this method trains."""
+        return str(self._inherited(method)["student"])
+
     def reads_encoders(self, method: str) -> bool:
         """Return whether the method classifies by image encoders beside CLIP."""
         return self.objective(method).reads_encoders
@@ -243,6 +248,10 @@ class Configuration:
         """Return whether the method trains, once for each seed."""
         objective = self.objective(method)
         return objective.trains or objective.distils
+
+    def finds_rate(self, method: str, dataset: str) -> bool:
+        """Return whether the learning rate of a method is found."""
+        return bool(self.method(method, dataset)["finetune"]["lr"] == AUTO)
 
     def is_average(self, method: str) -> bool:
         """Return whether the method's model averages the trainings of another method."""
@@ -309,28 +318,32 @@ class Configuration:
 
     def can_be_judged(self, dataset: str) -> bool:
         """Return whether votes judge models, without captions that nothing else needs."""
+        if "image" in self.caption_kinds(dataset):
+            return True
+        if any(self.reads_fused_labels(m, dataset) for m in self.methods_of(dataset)):
+            return True
         keys = self.votes_with(dataset)
-        captioned = any(VOTERS[key].needs_captions for key in keys)
-        captioned = captioned or any(
-            voter.record.asks == "captions" for voter in self.own_voters(dataset)
-        )
-        fused = any(self.reads_fused_labels(m, dataset) for m in self.methods_of(dataset))
-        return not captioned or fused or "image" in self.caption_kinds(dataset)
-
-    def has_captions(self, kind: str, dataset: str) -> bool:
-        """Return whether some method of the run needs captions of a kind."""
-        return kind in self.caption_kinds(dataset)
+        asks = [voter.record.asks for voter in self.own_voters(dataset)]
+        return "captions" not in asks and not any(VOTERS[k].needs_captions for k in keys)
 
     def shards(self, dataset: str) -> int:
-        """Return how many jobs write each kind of captions, and the class scores."""
+        """Return how many jobs write each kind of captions, and the class scores.
+
+        One job reads a user's file: with a part of the images it might find none of them there.
+        """
+        engine = self.engine(dataset)
+        if engine.reads_file:
+            return 1
         wanted = self.section("captions", dataset)["shards"]
         if wanted != AUTO:
             return int(wanted)
         noted = Path(SHARDS.format(dataset=dataset))
         if noted.is_file():
             return int(read_object(noted, ["shards"])["shards"])
-        at_once = self._gpus // self.section("captioner", dataset)["tensor_parallel_size"]
-        return max(1, at_once) if self.engine(dataset).loads_model else 1
+        if not engine.loads_model:
+            return 1
+        gpus = self.section("captioner", dataset)["tensor_parallel_size"]
+        return max(1, self._gpus // gpus)
 
     def hub_model(
         self, section: str, dataset: str, voter: str = ""
@@ -352,22 +365,21 @@ class Configuration:
 
     def hub_students(self) -> dict[str, hub_names.Names]:
         """Return the networks of students that come from the hub, by the names of their notes."""
-        students = [self._inherited(m) for m in self.methods if self.objective(m).distils]
-        names = [str(values["student"]) for values in students]
+        distilling = [m for m in self.methods if self.objective(m).distils]
+        names: list[hub_names.Names] = [{"model": self.student(m)} for m in distilling]
         return {
-            hub_names.slug({"model": name}): {"model": name}
+            hub_names.slug(name): name
             for name in names
-            if not name.startswith(hub_names.FOLDER)
+            if hub_names.local_folder(str(name["model"])) is None
         }
 
     def hub_encoders(self) -> dict[str, hub_names.Names]:
         """Return the image encoders that come from the hub, by the names of their notes."""
-        on_hub = (
-            item
-            for item in self.image_encoders.items()
-            if not item[1].startswith(hub_names.FOLDER)
-        )
-        return {slug: {"model": name} for slug, name in on_hub}
+        return {
+            slug: {"model": name}
+            for slug, name in self.image_encoders.items()
+            if hub_names.local_folder(name) is None
+        }
 
     def runs(self, dataset: str) -> list[tuple[str, int]]:
         """Return (method, seed) of every evaluation; a method without training runs once."""

@@ -7,8 +7,12 @@ from urllib.parse import quote
 
 from latteclip.core.hashing import digest
 
-# Prefixes of open_clip's names that give architecture and weights in one.
-HUB, FOLDER = WHOLE = "hf-hub:", "local-dir:"
+HUB = "hf-hub:"
+FOLDER = "local-dir:"
+WHOLE = (
+    HUB,
+    FOLDER,
+)  # prefixes of open_clip's names that give architecture and weights in one
 # Prefix of an image tower in image_encoders, named <model>/<pretrained>.
 OPEN_CLIP = "open_clip:"
 CLIP_CONFIG = "open_clip_config.json"  # file in a model's folder
@@ -38,12 +42,17 @@ def hub_clip(values: Mapping[str, Any]) -> Names | None:
     return {"model": model.replace("/", "-"), "pretrained": pretrained}
 
 
+def local_folder(name: str) -> str | None:
+    """Return the folder that the name of a network gives; None: it is not in a folder."""
+    return name.removeprefix(FOLDER) if name.startswith(FOLDER) else None
+
+
 def local_clip(values: Mapping[str, Any]) -> str | None:
     """Return the folder or the file of weights of section `clip`; None for a CLIP of the hub."""
     model = values["model"]
     pretrained = values["pretrained"]
     if model.startswith(FOLDER):
-        return str(model.removeprefix(FOLDER))
+        return local_folder(model)
     is_file = not model.startswith(HUB) and pretrained and os.path.isfile(pretrained)
     return str(pretrained) if is_file else None
 
@@ -64,8 +73,6 @@ def slug(names: Names) -> str:
     """Return names as a part of a file's name, unique, of letters, digits and `.-_~=@`."""
     parts = [quote(name, safe="") for name in names.values() if name]
     joined = "@".join(parts).replace("%2F", "--").replace("%3A", "--").replace("%", "=")
-    return (
-        joined
-        if len(joined) <= MAX_SLUG
-        else f"{joined[: MAX_SLUG - 17]}-{digest(joined)[:16]}"
-    )
+    if len(joined) <= MAX_SLUG:
+        return joined
+    return f"{joined[: MAX_SLUG - 17]}-{digest(joined)[:16]}"

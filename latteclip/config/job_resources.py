@@ -30,25 +30,29 @@ class Counts(NamedTuple):
 # a job that needs longer resumes. Stages that are not named read and write tables.
 TABLES = (4_000, 4_000, 10, 1_000)
 RESOURCES = {
-    **dict.fromkeys(
-        ("caption_images", "caption_groups", "score_classes"), (24_000, 4_000, 20, 1)
-    ),
-    **dict.fromkeys(
-        ("pseudo_label_images", "encode_images", "evaluate", "write_votes"),
-        (6_000, 8_000, 15, 100),
-    ),
-    **dict.fromkeys(("adapt_zero_shot", "score_unknown"), (8_000, 8_000, 15, 100)),
-    **dict.fromkeys(("encode_looks", "encode_examples"), (6_000, 8_000, 15, 100)),
-    "propose_classes": (4_000, 16_000, 15, 200),
-    "evaluate_classifier": (8_000, 8_000, 15, 100),
     "index_images": (4_000, 4_000, 15, 100),
     "find_duplicates": (4_000, 4_000, 10, 500),
-    **dict.fromkeys(("fuse_labels", "rank_images"), (16_000, 16_000, 20, 200)),
+    "pseudo_label_images": (6_000, 8_000, 15, 100),
+    "encode_images": (6_000, 8_000, 15, 100),
+    "encode_examples": (6_000, 8_000, 15, 100),
+    "encode_looks": (6_000, 8_000, 15, 100),
+    "propose_classes": (4_000, 16_000, 15, 200),
+    "caption_images": (24_000, 4_000, 20, 1),
+    "caption_groups": (24_000, 4_000, 20, 1),
+    "score_classes": (24_000, 4_000, 20, 1),
+    "write_votes": (6_000, 8_000, 15, 100),
+    "adapt_zero_shot": (8_000, 8_000, 15, 100),
+    "score_unknown": (8_000, 8_000, 15, 100),
+    "rank_images": (16_000, 16_000, 20, 200),
+    "fuse_labels": (16_000, 16_000, 20, 200),
+    "assemble_model": (8_000, 0, 10, 1_000),
     # Beside `training_memory`.
-    **dict.fromkeys(("finetune", "find_learning_rate"), (12_000, 8_000, 20, 200)),
+    "find_learning_rate": (12_000, 8_000, 20, 200),
+    "finetune": (12_000, 8_000, 20, 200),
     "average_weights": (14_000, 4_000, 10, 100),
     "train_student": (8_000, 8_000, 20, 50),
-    "assemble_model": (8_000, 0, 10, 1_000),
+    "evaluate": (6_000, 8_000, 15, 100),
+    "evaluate_classifier": (8_000, 8_000, 15, 100),
     "propagate_labels": (16_000, 16_000, 20, 100),
 }
 # Stages whose threads are processes that load images beside a GPU.
@@ -57,11 +61,12 @@ LOADING = {
     "encode_images",
     "encode_examples",
     "encode_looks",
-    "evaluate",
-    "average_weights",
     "write_votes",
+    "find_learning_rate",
+    "finetune",
+    "average_weights",
+    "evaluate",
 }
-LOADING |= {"finetune", "find_learning_rate"}
 # MB of such a process with its photographs, of a part of a batch, of which there are two for each
 # process and one in use, and of all parts together at most (data/loader.py).
 PROCESS = 200
@@ -73,9 +78,8 @@ def memory(stage: str, images: int, attempt: int, threads: int, beside: int = 0)
     """Return the MB of a stage and `beside`, half as much again at each further attempt."""
     least, per_million, _, _ = RESOURCES.get(stage, TABLES)
     loading = loading_memory(threads) if stage in LOADING else 0
-    return int(
-        (least + per_million * images / 1e6 + loading + beside) * 1.5 ** (attempt - 1)
-    )
+    wanted = least + per_million * images / 1e6 + loading + beside
+    return int(wanted * 1.5 ** (attempt - 1))
 
 
 def loading_memory(threads: int) -> int:
@@ -136,11 +140,12 @@ def caption_threads(
 ) -> int:
     """Return the threads of a captioning job on this machine, whose GPUs divide the cores."""
     wanted = int(configuration.section("threads", dataset)["caption"])
-    kinds = len(configuration.caption_kinds(dataset)) + configuration.scores_classes(
-        dataset
-    )
+    kinds = len(configuration.caption_kinds(dataset))
+    kinds += configuration.scores_classes(dataset)
     voters = [v for v in configuration.own_voters(dataset) if v.record.asks is not None]
-    at_once = kinds * configuration.shards(dataset) + len(voters) if gpus else 1
+    at_once = 1
+    if gpus:
+        at_once = kinds * configuration.shards(dataset) + len(voters)
     if of_a_job := captioner_gpus(configuration, dataset):
         at_once = min(at_once, (gpus or 1) // of_a_job)
     return max(1, min(wanted, cores // max(1, at_once)))

@@ -68,9 +68,9 @@ def defaults(project: Path | None = PROJECT) -> dict[str, Any]:
     return merge(*map(_read, itertools.chain(*files)))
 
 
-def datasets(project: Path | None = PROJECT) -> dict[str, dict[str, Any]]:
+def datasets() -> dict[str, dict[str, Any]]:
     """Return the content of the files of datasets, by key in alphabetical order."""
-    return dict(sorted(defaults(project).get("datasets", {}).items()))
+    return dict(sorted(defaults().get("datasets", {}).items()))
 
 
 def given(pairs: Sequence[str], files: Sequence[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ an objective, an engine or a voter by its name.
 
 from dataclasses import dataclass
 
+from latteclip.core.answer_tables import IMAGES, SCORES, TABLES
 from latteclip.core.terminal import DECISIONS_KEY, DECISIONS_URL, KEY, URL
 
 CLASS_EMBEDDINGS = "class_embeddings.safetensors"  # zero-shot classifier
@@ -26,8 +27,8 @@ class VoterRecord:
 # Each has a module latteclip/labels/voters/<name>.py, is a value of `pseudo_labels` and of `votes`,
 # and writes the columns <name>_label and <name>_confidence of FUSED_LABELS.
 VOTERS = {
-    "caption": VoterRecord("caption", "captions/images.parquet", needs_captions=True),
-    "lmm": VoterRecord("LMM", "class_scores.parquet", needs_scores=True),
+    "caption": VoterRecord("caption", TABLES[IMAGES], needs_captions=True),
+    "lmm": VoterRecord("LMM", TABLES[SCORES], needs_scores=True),
 }
 
 
@@ -39,7 +40,7 @@ class VoterKind:
     # Section of what a captioner is asked for, "captions" or "scores". Without it, the function
     # `write` of the module writes the table of votes.
     asks: str | None = None
-    keys: tuple[str, ...] = ()  # that it may have beside its name and its kind
+    keys: tuple[str, ...] = ()  # keys that it may have beside its name and its kind
     needs: str | None = None  # the key that it must have
     loads_clip: bool = False  # whether `write` loads a CLIP model
 
@@ -72,7 +73,8 @@ class ObjectiveRecord:
     with none of the four has no model.
     """
 
-    module: str | None = None  # in latteclip/train/objectives; one training for each seed
+    # A module of latteclip/train/objectives, which trains once for each seed.
+    module: str | None = None
     classifier: str | None = None  # file below results/<dataset>
     averages: bool = False
     distils: bool = False  # whether it trains a network of its own, and no CLIP

@@ -258,9 +258,6 @@ def section_of(annotation: Any) -> type[Section] | None:
     return next(filter(None, map(section_of, get_args(annotation))), None)
 
 
-RENAMED = {"eyes": "image_encoders"}  # keys, by their old names
-
-
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
     """Return the sentence on an unknown name, with the nearest known one or all of them."""
     return f"{what} is unknown; {suggestion(name, known)}"
@@ -277,8 +274,6 @@ def _sentence(errors: list[ErrorDetails], values: Any) -> str:
         field = section.model_fields.get(str(part)) if section else None
         section = section_of(field.annotation) if field else section
     if first["type"] == "extra_forbidden" and section:
-        if path[-1] in RENAMED:
-            return f"{where} is called {RENAMED[path[-1]]} now; use that name."
         return unknown(where, str(path[-1]), section.model_fields)
     if field and field.description:
         meaning = field.description.partition(";")[0]

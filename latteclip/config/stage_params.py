@@ -7,22 +7,21 @@ which stages a changed key reruns: it returns what its stage reads, and nothing 
 
 import json
 import os
-import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from latteclip.config import budgets, hub_names, layers, methods
+from latteclip.config import budgets, hub_names, methods
 from latteclip.config.amounts import amount_of, as_max_cost
 from latteclip.config.configuration import Configuration
 from latteclip.config.methods import OBJECTIVES, VOTER_KINDS
 from latteclip.config.model import Shared
-from latteclip.config.sections.base import AUTO
 from latteclip.config.sections.training import TrainingSection
+from latteclip.core import answer_tables
 from latteclip.core.class_history import ACTIONS, PROPOSAL, edited_classes
 from latteclip.core.class_templates import PLACE
 from latteclip.core.folder_names import folders_in
-from latteclip.core.hashing import digest_of, fingerprint
+from latteclip.core.hashing import fingerprint
 
 # What is in the cache of Hugging Face for a model: shared by all datasets that name it.
 MODEL_NOTE = "resources/models/{model}.json"
@@ -37,94 +36,8 @@ TRAINING_IMAGES = "results/{dataset}/{method}/training_images.parquet"
 # Files of a run that are not Parquet, by their kinds.
 FILES = {"metrics": "metrics.json", "model": "model"}
 DESCRIBED = ("title", "licence", "citation", "source", "class_synonyms")
-# An import of a module of the package, with the names that it takes from the module.
-IMPORT = re.compile(
-    r"^ *(?:from|import) (latteclip[\w.]*)(?: import (\([^)]*\)|.*))?", re.M
-)
-# Modules that cannot change what a stage writes: errors, messages, signals, files put in place,
-# checks of settings, and the GPUs and processes that do the work in order.
-WITHOUT_EFFECT = {
-    *(
-        f"latteclip.core.{name}"
-        for name in ("errors", "files", "gpus", "signals", "terminal")
-    ),
-    "latteclip.data.workers",
-}
 Paths = list[str]
 Settings = dict[str, Any]
-
-
-@cache  # hundreds of jobs have the same code
-def sources(*modules: str) -> Paths:
-    """Return the files of modules and of their imports from the package, also in functions.
-
-    An edit reruns the stages whose rules have the edited module among their inputs. Snakemake
-    itself sees the shell command of a rule. An `__init__.py` is a docstring alone and left out.
-    """
-    return sorted(layers.relative_to_cwd(_file(name)) for name in closure(*modules))
-
-
-def closure(*modules: str) -> set[str]:
-    """Return modules and their direct and indirect imports from the package."""
-    modules_read = set(modules)
-    while (
-        new := {name for module in modules_read for name in _imports(_file(module))}
-        - modules_read
-    ):
-        modules_read |= new
-    return modules_read
-
-
-@cache
-def _imports(file: Path) -> list[str]:
-    """Return the modules that a file imports from the package, without those of no effect."""
-    names = set()
-    for module, taken in IMPORT.findall(file.read_text("utf-8")):
-        names |= {module, *(f"{module}.{name}" for name in re.findall(r"\w+", taken))}
-    return [name for name in names - WITHOUT_EFFECT if _file(name).is_file()]
-
-
-def _file(name: str) -> Path:
-    return layers.PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py")
-
-
-def templates() -> Paths:
-    """Return the templates, style and script of the pages, which count as code."""
-    return sorted(
-        map(layers.relative_to_cwd, (layers.PACKAGE / "report" / "templates").iterdir())
-    )
-
-
-def engine_code(configuration: Configuration, dataset: str, voter: str = "") -> Paths:
-    """Return the sources of the engine that writes a dataset's captions and scores its classes."""
-    engine = configuration.section("captioner", dataset, voter)["engine"]
-    return sources(f"latteclip.captions.engines.{engine}")
-
-
-def objective_code(configuration: Configuration, method: str) -> Paths:
-    """Return the sources of a method's objective."""
-    return sources(f"latteclip.train.objectives.{configuration.objective(method).module}")
-
-
-def training_code(configuration: Configuration, dataset: str, method: str) -> str:
-    """Return a digest of the code that trains by a method, and finds its learning rate."""
-    modules = ["latteclip.train.finetune"]
-    if finds_rate(configuration, dataset, method):
-        modules.append("latteclip.train.find_learning_rate")
-    files = sources(*modules) + objective_code(configuration, method)
-    return digest_of(Path(file).read_bytes() for file in files)
-
-
-def finds_rate(configuration: Configuration, dataset: str, method: str) -> bool:
-    """Return whether the learning rate of a method is found."""
-    return bool(configuration.method(method, dataset)["finetune"]["lr"] == AUTO)
-
-
-def voter_code(configuration: Configuration, dataset: str, voter: str = "") -> Paths:
-    """Return the sources of what votes for the classes of a dataset's images: all, or a voter."""
-    voters = configuration.voters(dataset)
-    modules = {asked.module for asked in voters if voter in ("", asked.name)}
-    return sources(*(f"latteclip.labels.voters.{module}" for module in sorted(modules)))
 
 
 # Sources and models.
@@ -183,9 +96,7 @@ def local_captioner(configuration: Configuration, dataset: str, voter: str = "")
 
 def local_encoder(configuration: Configuration, encoder: str) -> str:
     """Return a digest of an image encoder beside CLIP if it is a folder."""
-    name = configuration.image_encoders[encoder]
-    is_folder = name.startswith(hub_names.FOLDER)
-    return _fingerprint(name.removeprefix(hub_names.FOLDER)) if is_folder else ""
+    return _fingerprint(hub_names.local_folder(configuration.image_encoders[encoder]))
 
 
 def local_encoders(configuration: Configuration, method: str) -> str:
@@ -237,7 +148,7 @@ def scores(
     values = dict(configuration.section("scores", dataset, voter))
     rounds = values.pop("rounds")
     del values["min_gain"]  # which decides the order of the images
-    asking = budgets.Asking(budgets.SCORES, voter)
+    asking = budgets.Asking(answer_tables.SCORES, voter)
     limit = budgets.max_cost(configuration, dataset, asking)
     if not number:
         return {**values, "max_cost": limit}
@@ -248,12 +159,14 @@ def scores(
     return {**values, "share": part * values["share"], "max_cost": limit}
 
 
-def expected_gains(configuration: Configuration, dataset: str, voter: str = "") -> Paths:
-    """Return the order of the images in the last round, if they are chosen by gain."""
+def expected_gains(
+    configuration: Configuration, dataset: str, voter: str = "", number: str = ""
+) -> Paths:
+    """Return the order of the images in a round, by default the last, if gains choose them."""
     values = configuration.section("scores", dataset, voter)
     if values["choose"] != "gain":
         return []
-    return _of_round(dataset, voter, "expected_gains", values["rounds"])
+    return _of_round(dataset, voter, "expected_gains", int(number or values["rounds"]))
 
 
 def _of_round(dataset: str, voter: str, table: str, number: int) -> Paths:
@@ -280,7 +193,7 @@ def earlier_gains(_: Configuration, dataset: str, number: str, voter: str = "") 
 def rank_images(configuration: Configuration, dataset: str, voter: str = "") -> Settings:
     """Return the CLIP model that encodes the captions, and when nothing more is asked."""
     least = configuration.section("scores", dataset, voter)["min_gain"]
-    return {**fuse_labels(configuration, dataset), "scores": {"min_gain": least}}
+    return {**clip_encoder(configuration, dataset), "scores": {"min_gain": least}}
 
 
 def captioner(configuration: Configuration, dataset: str, voter: str = "") -> Settings:
@@ -306,7 +219,7 @@ def name_images(configuration: Configuration, dataset: str) -> Settings:
     """Return the captioner as it is asked for a name."""
     values = configuration.section("discover", dataset)
     named = {
-        **caption_writer(configuration, dataset, budgets.NAMES),
+        **caption_writer(configuration, dataset, answer_tables.NAMES),
         "max_new_tokens": values["max_new_tokens"],
     }
     return named if values["file"] is None else {**named, "images_file": values["file"]}
@@ -317,14 +230,6 @@ def names_file(configuration: Configuration, dataset: str) -> Paths:
     file = name_images(configuration, dataset)["images_file"]
     is_used = configuration.engine(dataset).reads_file
     return [file] if is_used and file is not None else []
-
-
-def encode_looks(configuration: Configuration, dataset: str) -> Settings:
-    """Return the CLIP model, and the batch size."""
-    return {
-        "clip": configuration.section("clip", dataset),
-        "inference": _part(configuration, "inference", dataset, "batch_size"),
-    }
 
 
 def propose_classes(configuration: Configuration, dataset: str) -> Settings:
@@ -391,10 +296,22 @@ def shards(configuration: Configuration, dataset: str, kind: str) -> Paths:
     return [f"{folder}/{kind}-{i}-of-{n}.parquet" for i in range(1, n + 1)]
 
 
-def captions_in_use(configuration: Configuration, dataset: str) -> Paths:
-    """Return the tables of captions that some method of the run needs."""
-    kinds = configuration.caption_kinds(dataset)
-    return [f"results/{dataset}/captions/{kind}s.parquet" for kind in kinds]
+def captions(configuration: Configuration, dataset: str, kind: str = "") -> Paths:
+    """Return the table of captions of "image" or "group", or both, if some method needs them."""
+    wanted = [each for each in configuration.caption_kinds(dataset) if kind in ("", each)]
+    return [_captions(dataset, each) for each in wanted]
+
+
+def training_captions(
+    configuration: Configuration, dataset: str, method: str, kind: str
+) -> Paths:
+    """Return the table of captions of a kind if the method trains on them."""
+    is_read = configuration.reads_captions(method, kind, dataset)
+    return [_captions(dataset, kind)] if is_read else []
+
+
+def _captions(dataset: str, kind: str) -> str:
+    return f"results/{dataset}/{answer_tables.TABLES[kind + 's']}"
 
 
 def pseudo_label_images(
@@ -424,8 +341,8 @@ def encoding(configuration: Configuration, dataset: str) -> Settings:
     }
 
 
-def fuse_labels(configuration: Configuration, dataset: str) -> Settings:
-    """Return the CLIP model that encodes the captions, and the batch size."""
+def clip_encoder(configuration: Configuration, dataset: str) -> Settings:
+    """Return the CLIP model that encodes captions or images, and the batch size."""
     return {
         "clip": configuration.section("clip", dataset),
         "inference": _part(configuration, "inference", dataset, "batch_size"),
@@ -600,8 +517,7 @@ def list_training_images(
 
 def find_learning_rate(configuration: Configuration, dataset: str, method: str) -> Settings:
     """Return the settings of the training without its fold and head."""
-    values = finetune(configuration, dataset, method, "0")
-    del values["fold"]
+    values = list_training_images(configuration, dataset, method)
     values["method"].pop("head", None)
     return values
 
@@ -646,16 +562,15 @@ def train_student(
 
 def student_note(configuration: Configuration, method: str) -> Paths:
     """Return the note on a student's network if it comes from the hub."""
-    name = str(configuration._inherited(method)["student"])
-    is_local = name.startswith(hub_names.FOLDER)
-    return [] if is_local else [MODEL_NOTE.format(model=hub_names.slug({"model": name}))]
+    name = configuration.student(method)
+    if hub_names.local_folder(name) is not None:
+        return []
+    return [MODEL_NOTE.format(model=hub_names.slug({"model": name}))]
 
 
 def local_student(configuration: Configuration, method: str) -> str:
     """Return a digest of a student's network if it is a folder."""
-    name = str(configuration._inherited(method)["student"])
-    is_local = name.startswith(hub_names.FOLDER)
-    return _fingerprint(name.removeprefix(hub_names.FOLDER)) if is_local else ""
+    return _fingerprint(hub_names.local_folder(configuration.student(method)))
 
 
 # Evaluation and the choice of a model.

@@ -20,7 +20,7 @@ class VoterOfDataset:
 
     name: str
     kind: str
-    module: str  # in latteclip/labels/voters
+    module: str  # a module of latteclip/labels/voters
     table: str  # below results/<dataset>
     # Key of `methods.VOTERS` if its table is one that the run has anyway: columns of FUSED_LABELS.
     column: str | None = None
@@ -33,11 +33,6 @@ class VoterOfDataset:
     @property
     def record(self) -> VoterKind:
         return VOTER_KINDS[self.kind]
-
-
-def own_table(name: str) -> str:
-    """Return the table of a voter whose votes a job of its own writes."""
-    return f"voters/{name}.parquet"
 
 
 def changed_sections(entry: Entry, model: str) -> dict[str, Any]:

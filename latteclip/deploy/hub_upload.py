@@ -10,10 +10,8 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
-from latteclip.core.errors import UserError
+from latteclip.core.errors import MIB, UserError
 from latteclip.core.terminal import one_line
-
-MIB = 2**20
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ TransCLIP (Zanella et al. 2024, arXiv 2406.01837) has the mixture with a Laplaci
 Letters: n images of a sample, C classes, D embedding width.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -77,7 +78,7 @@ def adapt(images: ClipFeatures) -> ClipFeatures:
 
 def _clearest(mixtures: Mapping[float, "_Mixture"]) -> float:
     """Return the share of the bias without which classes are the clearest clusters."""
-    clearest = max(one.separation for one in mixtures.values())
+    clearest = max(mixture.separation for mixture in mixtures.values())
     if clearest < 1 + MIN_TRUST:
         return 0.0
     known = {
@@ -197,4 +198,5 @@ def _information(x: torch.Tensor, table: torch.Tensor) -> float:
 def _sample(rows: torch.Tensor, n_classes: int, entries: int, images: int) -> torch.Tensor:
     """Return evenly spaced rows: about so many entries of a table of classes, so many at most."""
     rows = spaced(rows, n_classes, entries)
-    return rows[:: -(-max(1, len(rows)) // images)]
+    step = math.ceil(max(1, len(rows)) / images)
+    return rows[::step]

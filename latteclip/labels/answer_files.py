@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
-from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote
 
@@ -23,7 +22,6 @@ IMAGE = ("image", "image_id", "path", "file", "filename")  # names of the column
 LABEL = ("class", "label", "classname")
 ANSWERED = "answered"  # a column of exported labels, which alone holds answers there
 TABLES = (".csv", ".parquet", ".jsonl", ".ndjson")
-EMPTY: Mapping[str, str] = MappingProxyType({})
 # What a reader raises for bytes of another form, and for JSON with values of other types.
 WRONG = (
     ValueError,
@@ -58,7 +56,7 @@ def read_foreign(
     image_ids: Sequence[str],
     paths: Sequence[str],
     classnames: Sequence[str],
-    written_names: Mapping[str, str] = EMPTY,
+    written_names: Mapping[str, str],
 ) -> dict[str, Answer]:
     """Return the answers of a file of another tool; images that are not there are left out.
 

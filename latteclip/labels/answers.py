@@ -32,13 +32,13 @@ log = logging.getLogger(__name__)
 CLASS = "class"
 NONE = "none"
 UNSURE = "unsure"
-WORDS = {NONE: "none of these", UNSURE: "cannot tell"}  # in exported labels
+WORDS = {NONE: "none of these", UNSURE: "cannot tell"}  # words of exported labels
 # Phases of answers that teach: chosen images, and drawn ones.
 TEACH, CHECK = "teach", "check"
 VERSION = 3  # version of the format
 # The plan of answers whose images follow from the answers before.
 PLAN_OF_TEACHING = "teach"
-LOCK_SECONDS = 30  # that a write waits for another one
+LOCK_SECONDS = 30  # longest wait of a write for another one
 
 
 class StaleRevisionError(Exception):
@@ -81,7 +81,7 @@ class Document:
     classes: list[str] = field(default_factory=list)
 
 
-Answers = Mapping[str, Answer]  # by their keys
+Answers = Mapping[str, Answer]  # the keys are those of the answers
 ANSWERS = TypeAdapter(list[Answer])
 DOCUMENT = TypeAdapter(Document)
 
@@ -90,8 +90,8 @@ DOCUMENT = TypeAdapter(Document)
 class Saved:
     """The answers of a file, about the images of now under their names of now."""
 
-    answers: dict[str, Answer] = field(default_factory=dict)  # by their keys
-    # That say nothing about these classes.
+    answers: dict[str, Answer] = field(default_factory=dict)
+    # Answers that say nothing about these classes.
     lapsed: dict[str, Answer] = field(default_factory=dict)
     gone: list[Answer] = field(default_factory=list)  # about images that are not there
     classes: list[str] = field(default_factory=list)  # names of the classes in the document
@@ -250,10 +250,8 @@ class AnswerSchema:
         missing = set(before.classes) - set(self.classnames)
         for (key, answer), checksum in zip(answers.items(), checksums, strict=True):
             known = before.answers.get(key)
-            if known is None or known.kind != answer.kind:
-                described = _not_offered(answer, missing)
-            else:
-                described = _not_offered(answer, ())
+            is_new = known is None or known.kind != answer.kind
+            described = _not_offered(answer, missing if is_new else ())
             content = answer.content if checksum is None else checksum.hex()
             yield replace(described, content=content)
 

@@ -16,17 +16,17 @@ from latteclip.labels.label_sources import parts
 from latteclip.labels.voter_model import JointFusion
 
 LEAST = 1e-4  # doubt about a label, at least
-RIDGE = 0.01  # of the regression, which two equal answers would leave without a solution
-STEPS = 30  # of Newton's method
+# Ridge of the regression, which two equal answers would leave without a solution.
+RIDGE = 0.01
+STEPS = 30  # steps of Newton's method
 FEWEST = 20  # answers from which a share of changed labels is learned
 
 
 class Ranking(NamedTuple):
     """What answers about N images are expected to bring, by labels so far."""
 
-    gains: (
-        torch.Tensor
-    )  # [N] probability that an answer would change the label; 0: it was asked
+    # [N] probability that an answer would change the label; 0: it was asked
+    gains: torch.Tensor
     labels: torch.Tensor  # [N] before the image was asked about, or so far
     doubt: torch.Tensor  # [N] about that label
     answered: int = 0
@@ -69,7 +69,8 @@ def rank(
 def doubts(model: LabelModel) -> torch.Tensor:
     """Return the probability [N] that each label is wrong so far, 0 where a person answered."""
     best = [model.log_posterior(rows).amax(dim=1).exp() for rows in parts(model.n)]
-    doubt = (1 - torch.cat(best)).clamp(min=LEAST)
+    doubt = 1 - torch.cat(best)
+    doubt = doubt.clamp(min=LEAST)
     doubt[model.answers.place >= 0] = 0.0
     return doubt
 
@@ -113,7 +114,9 @@ def in_turn(gains: torch.Tensor, *, is_first: bool, seed: int = 0) -> torch.Tens
         total = weights.sum().clamp(min=LEAST)
         weights = weights / total + (gains > 0).double() / len(gains)
     # The largest of log p + Gumbel noise are a sample without replacement (Gumbel-top-k).
-    uniform = torch.rand(len(gains), generator=torch.Generator().manual_seed(seed))
-    keys = weights.log() - (-uniform.double().log()).log()
-    order = keys.argsort(descending=True, stable=True)
-    return order[: int((gains > 0).sum())]
+    draw = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(len(gains), generator=draw).double()
+    noise = -(-uniform.log()).log()
+    order = (weights.log() + noise).argsort(descending=True, stable=True)
+    n_drawn = int((gains > 0).sum())
+    return order[:n_drawn]

@@ -22,9 +22,9 @@ class ExamplesSettings(Section):
     """The folder of examples, and the models that encode them."""
 
     examples_folder: str
-    replacements: dict[str, str]  # in names of folders
+    replacements: dict[str, str]  # replacements in names of folders
     clip: ClipSection
-    encoders: list[str]  # as the key `image_encoders` has them
+    encoders: list[str]  # names of the key `image_encoders`
     inference: InferenceSection  # its `batch_size`
 
 

@@ -32,7 +32,7 @@ Model = TypeVar("Model", bound=CentredFeatures)
 class Examples:
     """Features of E images by some models, and their classes."""
 
-    features: Sequence[torch.Tensor]  # of each model [E, D]
+    features: Sequence[torch.Tensor]  # [E, D] for each model
     labels: torch.Tensor  # [E]
     n_classes: int
 
@@ -93,8 +93,10 @@ def read_examples(path: str, classnames: Sequence[str], models: Sequence[str]) -
     metadata = tables.read_metadata(path, ExamplesMetadata)
     label_of = {name: label for label, name in enumerate(classnames)}
     names = table["classname"].to_pylist()
-    if metadata.models != list(models) or not label_of.keys() >= set(names):
+    unknown = set(names).difference(classnames)
+    if unknown or metadata.models != list(models):
         raise UserError(f"{path} belongs to other classes or models; {DELETE_AND_RERUN}.")
-    values = torch.from_numpy(tables.from_list_column(table["image_features"]).copy())
+    features = tables.from_list_column(table["image_features"])
+    of_all = torch.from_numpy(features.copy())
     labels = torch.tensor([label_of[name] for name in names])
-    return Examples(values.split(metadata.widths, dim=1), labels, len(classnames))
+    return Examples(of_all.split(metadata.widths, dim=1), labels, len(classnames))

@@ -31,7 +31,7 @@ from latteclip.labels.fusion_report import FusionReport
 from latteclip.labels.guarantees import confidence_sequence
 from latteclip.labels.label_sources import LabelledRows, Votes
 from latteclip.labels.predictors import Predictors, read_predictors
-from latteclip.labels.voter_estimates import ZERO_SHOT, Tests, fuse_told, gains_of_voters
+from latteclip.labels.voter_estimates import ZERO_SHOT, Tests, fuse_counted, gains_of_voters
 from latteclip.labels.voter_model import (
     JointFusion,
     JointModel,
@@ -84,9 +84,6 @@ def fuse_labels(
         device=device,
         threads=threads,
     )
-    images = known.images
-    described = known.described
-    scale = known.described["logit_scale"]
     labelled = read_labelled(answers_path, table, classnames) if answers_path else None
     votes = {name: ballot.votes for name, ballot in known.ballots.items()}
     names = [
@@ -96,42 +93,30 @@ def fuse_labels(
     if examples_path is not None:
         models = [settings.clip.model, *names]
         examples = read_examples(examples_path, classnames, models)
-    joint, estimates = fuse_told(
+    joint, estimates = fuse_counted(
         partial(_fused, known, labelled, examples),
         votes,
         labelled,
         like_images=[one.name for one in voters_files if one.kind == ZERO_SHOT],
     )
     fusion = joint.fusion
-    save_classifier(prototypes_output, images.classifier(fusion.head, scale), described)
+    described = known.described
+    own = known.images.classifier(fusion.head, described["logit_scale"])
+    save_classifier(prototypes_output, own, described)
     if encoders_prototypes_output is not None:
-        pairs = zip((images, *known.others), fusion.joint_heads, strict=True)
-        heads = [model.classifier(head, scale) for model, head in pairs]
-        # The joint classifier reads the features of all models, side by side.
-        weights = torch.cat([head.weights for head in heads], dim=1)
-        bias = torch.stack([head.bias for head in heads]).sum(dim=0)
-        of_all = Classifier.of(weights, bias)
-        save_classifier(
-            encoders_prototypes_output, of_all, {**described, "image_encoders": names}
-        )
+        described = {**described, "image_encoders": names}
+        save_classifier(encoders_prototypes_output, _of_encoders(known, fusion), described)
     answers = fusion_report.PersonAnswers()
     if labelled is not None:
         answers = _answers(labelled, fusion, image_ids, classnames)
     columns = _columns(image_ids, known, fusion, voters_files)
     tables.write(output, columns, tables.FUSED_LABELS, ClassesMetadata(classnames))
-    labels = [first_labels(one).numpy() for one in votes.values()]
-    each = tables.list_column(np.stack(labels, axis=1))
-    tables.write(
-        voter_labels_output,
-        {"image_id": image_ids, "labels": each},
-        tables.VOTER_LABELS,
-        VoterLabelsMetadata(classnames, list(votes)),
-    )
+    _write_voter_labels(voter_labels_output, image_ids, classnames, votes)
     index = tables.read_metadata(images_path, IndexMetadata)
     report = _report(fusion, known, names, index, settings, answers)
     report = replace(
         report,
-        untold=list(joint.untold),
+        uncounted=list(joint.uncounted),
         voters=_voters(joint, voters_files, estimates, Path(report_output).parent),
         zero_shot=estimates.get(ZERO_SHOT),
         examples=len(examples.labels) if examples else 0,
@@ -145,13 +130,41 @@ def fuse_labels(
         effect,
         report.changed,
     )
-    if joint.untold:
-        log.info("%s", fusion_report.untold_voters(joint.untold))
+    if joint.uncounted:
+        log.info("%s", fusion_report.why_uncounted(joint.uncounted))
     leaked = any(ballot.leaked for ballot in known.ballots.values())
     metadata = VotesMetadata(classnames, report.votes, report.corroborated, leaked)
     columns = _votes(image_ids, votes, joint)
     schema = tables.VOTES_ENCODERS if image_encoders_paths else tables.VOTES
     tables.write(votes_output, {n: columns[n] for n in schema.names}, schema, metadata)
+
+
+def _of_encoders(known: Predictors, fusion: Fusion) -> Classifier:
+    """Return the classifier that reads the features of all image encoders, side by side."""
+    scale = known.described["logit_scale"]
+    models = (known.images, *known.others)
+    heads = [
+        model.classifier(head, scale)
+        for model, head in zip(models, fusion.joint_heads, strict=True)
+    ]
+    weights = torch.cat([head.weights for head in heads], dim=1)
+    bias = torch.stack([head.bias for head in heads]).sum(dim=0)
+    return Classifier.of(weights, bias)
+
+
+def _write_voter_labels(
+    output: str,
+    image_ids: pa.ChunkedArray,
+    classnames: list[str],
+    votes: Mapping[str, Votes],
+) -> None:
+    labels = [first_labels(of_voter).numpy() for of_voter in votes.values()]
+    columns = {
+        "image_id": image_ids,
+        "labels": tables.list_column(np.stack(labels, axis=1)),
+    }
+    metadata = VoterLabelsMetadata(classnames, list(votes))
+    tables.write(output, columns, tables.VOTER_LABELS, metadata)
 
 
 def _fused(
@@ -189,9 +202,9 @@ def _votes(
         rows = judges.nonzero()[:, 0]
         vote = model.vote_log_likelihood(rows, fusion.parameters).softmax(dim=1)
     else:
-        name = next((n for n, voter in joint.voters.items() if voter), None)
-        one = votes[name] if name else first
-        vote = fusion.parameters.classes(one.probabilities(judges))
+        counting = [votes[name] for name, voter in joint.voters.items() if voter]
+        alone = counting[0] if counting else first
+        vote = fusion.parameters.classes(alone.probabilities(judges))
     return {
         "image_id": image_ids.filter(pa.array(judges.numpy())),
         "vote": tables.list_column(vote.float().numpy()),
@@ -338,14 +351,15 @@ def _answers(
         for name, one in fusion.checked.items()
     }
     labels = checks.pop(FUSED)
-    n = labelled.n
     answers = len(labels.right)
     right = sum(labels.right)
     taught = len(labelled.rows) - answers
-    shares = (right / answers, *confidence_sequence(right, answers, n - taught))
+    n = labelled.n
+    others = n - taught
+    shares = (right / answers, *confidence_sequence(right, answers, others))
     # Answers also correct the wrong labels that they checked.
     sure = taught + answers - right
-    value, low, high = ((sure + share * (n - taught)) / n for share in shares)
+    value, low, high = ((sure + share * others) / n for share in shares)
     checked = fusion_report.CheckedLabels(
         answers=answers,
         value=value,

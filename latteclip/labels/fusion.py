@@ -64,7 +64,7 @@ from latteclip.labels.prototypes import FOLDS, Discriminants, Posterior, Prototy
 
 log = logging.getLogger(__name__)
 ROUNDS = 6
-EM_STEPS = 3  # in each round
+EM_STEPS = 3  # steps of expectation-maximisation in each round
 # Votes of each class as a, b and u predict them, times 1 / u^2. Where a class has fewer than
 # ENOUGH images on average, proportionally more: their errors cannot be learned.
 PRIOR = 6.0
@@ -393,9 +393,8 @@ class LabelModel:
         scores = pool(predictors, parameters.weights, self.last.offset)
         scores = torch.where(has, parameters.independence * scores, scores)
         if len(parameters.confusion):
-            scores = (
-                scores + parameters.votes * self.vote_log_likelihood(rows, parameters) * has
-            )
+            of_votes = parameters.votes * self.vote_log_likelihood(rows, parameters)
+            scores = scores + of_votes * has
         texts = self.last.text_scores(rows) if parameters.texts else None
         if texts is not None:
             scores = scores + parameters.texts * texts
@@ -490,13 +489,14 @@ class LabelModel:
             labels[rows] = torch.where(best.values > 0, best.indices, zero_shot[rows])
             predicted[rows], joint_predicted[rows] = heads.held_out(rows)
         parameters = self.parameters
-        individual = {"zero_shot": zero_shot} | (
-            {"images": images} if self.is_informed else {}
-        )
-        weight_of = dict(zip(self.used, parameters.images[1:], strict=True))
+        individual = {"zero_shot": zero_shot}
+        if self.is_informed:
+            individual["images"] = images
+        own, *of_used = parameters.images
+        weight_of = dict(zip(self.used, of_used, strict=True))
         others = (weight_of.get(i, 0.0) for i in range(len(self.others)))
         return Fusion(
-            parameters=replace(parameters, images=(parameters.images[0], *others)),
+            parameters=replace(parameters, images=(own, *others)),
             labels=labels,
             confidence=confidence,
             individual_labels=individual,
@@ -511,11 +511,12 @@ class LabelModel:
         """Return the heads of CLIP, of the used models, and zeros for the other models."""
         first, *others = heads
         head_of = dict(zip(self.used, others, strict=False))
-        bias = torch.zeros_like(first.bias)
-        zeros = (
-            Head(bias.new_zeros(self.n_classes, len(m.mean)), bias) for m in self.others
-        )
-        return first, *(head_of.get(i, zero) for i, zero in enumerate(zeros))
+        no_bias = torch.zeros_like(first.bias)
+        of_all = [first]
+        for number, model in enumerate(self.others):
+            zeros = no_bias.new_zeros(self.n_classes, len(model.mean))
+            of_all.append(head_of.get(number, Head(zeros, no_bias)))
+        return tuple(of_all)
 
 
 class _Heads:
@@ -552,9 +553,10 @@ class _Heads:
         pairs = zip(of_images, self.discriminants.of_all, strict=False)
         first, *others = (weight * discriminant for weight, discriminant in pairs)
         bias = of_texts * texts.bias + self.offset
-        own = Head(of_texts * texts.weights + first, bias)
+        heads = [Head(of_texts * texts.weights + first, bias)]
         no_bias = torch.zeros_like(self.offset)
-        return own, *(Head(other, no_bias) for other in others)
+        heads += [Head(other, no_bias) for other in others]
+        return tuple(heads)
 
     def held_out(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the classes of some rows by CLIP alone and by all models, of other folds."""
@@ -618,8 +620,10 @@ def _classified(
     models: Sequence[CentredFeatures], heads: Sequence[Head], rows: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the best class, its probability, and those of all classes, by heads of models."""
-    pairs = zip(models, heads, strict=False)
-    logits = [head.logits(model.centred[rows].double()) for model, head in pairs]
+    logits = []
+    for model, head in zip(models, heads, strict=False):
+        x = model.centred[rows].double()
+        logits.append(head.logits(x))
     probabilities = torch.stack(logits).sum(dim=0).softmax(dim=1)
     best = probabilities.max(dim=1)
     return best.indices, best.values, probabilities

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from latteclip.core.files import read_record, write_record
 
-NAME = "fused_labels.json"  # in the folder of a dataset's results
+NAME = "fused_labels.json"  # the file below the results of a dataset
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class VoterReport:
     """A voter, and what its votes are worth."""
 
     name: str
-    kind: str  # as the key `voters` has it
-    module: str  # in latteclip/labels/voters
+    kind: str  # a kind of the key `voters`
+    module: str  # a module of latteclip/labels/voters
     table: str  # beside the report, or below its folder
     votes: int  # images with a vote
     weight: float | None  # mean weight of a vote; None: its votes carry no information
@@ -98,7 +98,7 @@ class CheckedLabels:
     high: float
     image_id: list[str]  # J
     labels: Check
-    classifiers: dict[str, Check]  # by the names of their files
+    classifiers: dict[str, Check]  # the keys are the names of their files
 
     @property
     def sentence(self) -> str:
@@ -134,12 +134,12 @@ class FusionReport:
     """How the labels of a dataset came about."""
 
     classnames: list[str]
-    written_names: dict[str, str]  # by the dataset, where they differ
+    written_names: dict[str, str]  # names that the dataset writes otherwise
     model: str  # the name of the CLIP model
     pretrained: str | None
     voters: list[VoterReport]
     zero_shot: VoterEstimate | None  # how right zero-shot scores are; None: there are none
-    votes: str  # in words: captions, or class scores
+    votes: str  # what votes: captions, or class scores
     voting: int  # images with a vote
     agreement: float  # share of the votes that are the adapted zero-shot label
     corroborated: bool  # whether the votes count
@@ -153,10 +153,10 @@ class FusionReport:
     answers: PersonAnswers
     examples: int = 0  # images outside of the dataset, of known classes
     # Voters that do not count: nothing tells how right they are.
-    untold: list[str] = field(default_factory=list)
+    uncounted: list[str] = field(default_factory=list)
 
 
-def untold_voters(names: Sequence[str]) -> str:
+def why_uncounted(names: Sequence[str]) -> str:
     """Return in words why some voters do not count in the labels."""
     return (
         f"Votes of {', '.join(names)} do not count in the labels: nothing tells how right they "

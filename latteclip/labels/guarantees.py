@@ -67,12 +67,13 @@ def pac_threshold(confidence: Floats, wrong: Bools, max_error: float) -> float:
     """
     if upper_bound(0, len(wrong)) > max_error:
         return float("inf")
-    allowed = max(
-        w for w in range(len(wrong) + 1) if upper_bound(w, len(wrong)) <= max_error
-    )
+    answers = len(wrong)
+    allowed = max(n for n in range(answers + 1) if upper_bound(n, answers) <= max_error)
     errors = np.sort(confidence[wrong])[::-1]
+    if allowed >= len(errors):
+        return 0.0
     # Labels from the next error on are taken no more.
-    return float(np.nextafter(errors[allowed], np.inf)) if allowed < len(errors) else 0.0
+    return float(np.nextafter(errors[allowed], np.inf))
 
 
 def conformal_accepted(

@@ -1,5 +1,6 @@
 """Image features, votes for classes and a person's answers, with the letters of `fusion`."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,6 +23,7 @@ MIN_LENGTH = 1e-5
 IMAGES_PER_DIMENSION = 4
 MIN_SHRINKAGE = 0.4
 COVARIANCE_ROWS = 2**16  # images from which it is estimated, at most
+NO_VOTE = -1  # the number that stands for no class
 Rows = slice | torch.Tensor
 
 
@@ -56,11 +58,14 @@ class CentredFeatures:
         for rows in parts(n):
             centred = features[rows] - mean.float()
             features[rows] = centred
-            length += centred.norm(dim=1).sum(dtype=torch.float64).item() / n
+            distances = centred.norm(dim=1)
+            length += distances.sum(dtype=torch.float64).item() / n
         is_constant = length < MIN_LENGTH
+        if is_constant:
+            length = 1.0
         for rows in parts(n):
             features[rows] = features[rows] * 0 if is_constant else features[rows] / length
-        return CentredFeatures(features, mean, 1.0 if is_constant else length, whitening)
+        return CentredFeatures(features, mean, length, whitening)
 
     def classifier(self, head: "Head", scale: float) -> Classifier:
         """Return a classifier of features as they were from a head of the centred ones."""
@@ -76,11 +81,12 @@ def whiten(features: Features) -> CentredFeatures:
     towards a multiple of the identity, needs no labels.
     """
     n, width = features.shape
-    step = -(-n // COVARIANCE_ROWS)
+    step = math.ceil(n / COVARIANCE_ROWS)
     sample = features[slice(None, None, step)].double()
     sample = sample - sample.mean(dim=0)
     covariance = sample.T @ sample / len(sample)
-    shrinkage = max(MIN_SHRINKAGE, 1 / (1 + n / (IMAGES_PER_DIMENSION * width)))
+    images_per_weight = n / (IMAGES_PER_DIMENSION * width)
+    shrinkage = max(MIN_SHRINKAGE, 1 / (1 + images_per_weight))
     whitening = whitener(covariance, shrinkage)
     for rows in parts(n):
         features[rows] = features[rows] @ whitening.float()
@@ -93,10 +99,10 @@ def whitener(covariance: torch.Tensor, shrinkage: float) -> torch.Tensor:
     The covariance is scaled to a mean variance of 1.
     """
     identity = torch.eye(len(covariance), dtype=torch.float64)
-    variance = (covariance.trace() / len(covariance)).clamp(min=MIN_LENGTH**2)
-    values, vectors = torch.linalg.eigh(
-        torch.lerp(covariance / variance, identity, shrinkage)
-    )
+    variance = covariance.trace() / len(covariance)
+    scaled = covariance / variance.clamp(min=MIN_LENGTH**2)
+    shrunken = torch.lerp(scaled, identity, shrinkage)
+    values, vectors = torch.linalg.eigh(shrunken)
     root: torch.Tensor = vectors * values.rsqrt() @ vectors.T
     return root
 
@@ -153,9 +159,33 @@ class Votes:
 
 
 def label_votes(labels: torch.Tensor, n_classes: int) -> Votes:
-    """Return votes that are certain, for the given labels [N]."""
-    has = torch.ones(len(labels), dtype=torch.bool)
-    return Votes(has, lambda rows: F.one_hot(labels[rows], n_classes).double())
+    """Return votes that are certain, for labels [N], of which NO_VOTE is none."""
+    has = labels != NO_VOTE
+    numbers = labels.long().clamp(min=0)
+
+    def probabilities(rows: Rows) -> torch.Tensor:
+        return F.one_hot(numbers[rows], n_classes).double() * has[rows, None]
+
+    return Votes(has, probabilities)
+
+
+def option_votes(
+    options: torch.Tensor, log_probabilities: torch.Tensor, n_classes: int
+) -> Votes:
+    """Return votes by log-probabilities [N, K] of K options of each image, of which -1 is none.
+
+    They are normalised over the options of the image, which is silent where it has none.
+    """
+    given = options >= 0
+    numbers = options.clamp(min=0)
+
+    def probabilities(rows: Rows) -> torch.Tensor:
+        shares = log_probabilities[rows].double().masked_fill(~given[rows], -torch.inf)
+        shares = shares.softmax(dim=1).nan_to_num(0.0)  # rows without options
+        table = shares.new_zeros(len(shares), n_classes)
+        return table.scatter_add_(1, numbers[rows], shares)
+
+    return Votes(given.any(dim=1), probabilities)
 
 
 def caption_votes(
@@ -168,17 +198,20 @@ def caption_votes(
     last = len(texts) - 1
     has = row_of != last
     counts = torch.bincount(row_of, minlength=len(texts))[:-1].double()  # [U]
+    n = counts.sum().clamp(min=1)
     mean = torch.zeros(texts.shape[1], dtype=torch.float64)
     for part in parts(last):
-        mean += counts[part] @ texts[part].double() / counts.sum().clamp(min=1)
+        mean += counts[part] @ texts[part].double() / n
     centre = mean.float()
     logits = scale * classes.double()
 
     def centred(rows: Rows) -> torch.Tensor:
-        return (texts[row_of[rows]] - centre).double() * has[rows, None]
+        of_rows = texts[row_of[rows]] - centre
+        return of_rows.double() * has[rows, None]
 
     def probabilities(rows: Rows) -> torch.Tensor:
-        return (centred(rows) @ logits.T).softmax(dim=1) * has[rows, None]
+        votes = (centred(rows) @ logits.T).softmax(dim=1)
+        return votes * has[rows, None]
 
     return Votes(has, probabilities, lambda rows: F.normalize(centred(rows), dim=1))
 
@@ -211,7 +244,8 @@ def class_score_votes(
         return votes.new_zeros(len(votes), n_classes).scatter_add_(1, options, votes)
 
     def probabilities(rows: Rows) -> torch.Tensor:
-        return table(options[rows], unbiased[rows].masked_fill(~given[rows], -torch.inf))
+        own = unbiased[rows].masked_fill(~given[rows], -torch.inf)
+        return table(options[rows], own)
 
     def permuted(rows: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         # An image with fewer options lends the others a residual of 0.
@@ -292,16 +326,16 @@ class LabelledRows:
         is_answered = place >= 0
         if not is_answered.any():
             return log_posterior
+        shares = self.shares[place[is_answered]]
+        answered = (shares.log() + log_posterior[is_answered]).log_softmax(dim=1)
         table = log_posterior.clone()
-        answered = self.shares[place[is_answered]].log() + log_posterior[is_answered]
-        table[is_answered] = answered.log_softmax(dim=1).nan_to_num(
-            -torch.inf, neginf=-torch.inf
-        )
+        table[is_answered] = answered.nan_to_num(-torch.inf, neginf=-torch.inf)
         return table
 
     def at_end(self, table: torch.Tensor) -> torch.Tensor:
         """Return a table [n, C] in which the last rows, those of `taught`, are the answers."""
-        return torch.cat([table[: len(table) - len(self.truth)], self.truth])
+        n_others = len(table) - len(self.truth)
+        return torch.cat([table[:n_others], self.truth])
 
 
 def parts(n: int) -> Iterator[slice]:

@@ -3,6 +3,7 @@
 Letters: n images of a sample, C classes, D embedding width, M image encoders.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,21 +12,23 @@ import torch
 from latteclip.labels.label_sources import CentredFeatures, ClipFeatures, Votes
 
 N_PERMUTATIONS = 999  # so that the smallest p-value is 0.001
-MAX_IMAGES, MIN_IMAGES = 4096, 1024  # in the test, where there are as many
+# Images in the test, at most and at least, where there are as many.
+MAX_IMAGES, MIN_IMAGES = 4096, 1024
 MAX_PRODUCTS = 2**28  # images times D times C, at most: it decides between the two
 GATHER = 16  # multiplications in whose time an entry of a table is moved
 SEED = 0
-Statistics = Callable[[torch.Tensor], list[float]]  # by a permutation [n]
+Statistics = Callable[[torch.Tensor], list[float]]  # the argument is a permutation [n]
 
 
 @dataclass(frozen=True)
 class PermutationTest:
     """How far votes agree with the images, in standard deviations over permutations."""
 
-    images: float  # with similarities of CLIP's image features
-    zero_shot: float  # with the zero-shot scores
+    images: float  # agreement with similarities of CLIP's image features
+    zero_shot: float  # agreement with the zero-shot scores
     p_value: float  # p-value of the sum of all statistics
-    others: tuple[float, ...] = ()  # with similarities of other models' image features
+    # Agreement with similarities of other models' image features.
+    others: tuple[float, ...] = ()
     p_values: tuple[float, ...] = ()  # p-values of the statistics of these models alone
 
     @property
@@ -59,23 +62,24 @@ def corroborate(
         return PermutationTest(0.0, 0.0, 1.0, (0.0,) * len(others), (1.0,) * len(others))
     models = (images, *others)
     width = sum(len(model.mean) for model in models)
-    products = width * len(images.texts.bias)  # of an image
+    products = width * len(images.texts.bias)  # multiplications for one image
     size = min(MAX_IMAGES, max(MIN_IMAGES, MAX_PRODUCTS // products))
-    sample = sample[:: -(-len(sample) // size)]
+    sample = sample[:: math.ceil(len(sample) / size)]
     features = [model.centred[sample].double() for model in models]
     zero_shot = images.probabilities(sample)
     if votes.permuted is None and GATHER * len(sample) < products:
         statistics = _by_kernels(features, zero_shot, votes.probabilities(sample))
     else:
         statistics = _by_votes(features, zero_shot, votes.reordered(sample))
+    n = len(sample)
     draw = torch.Generator().manual_seed(SEED)
-    orders = [torch.randperm(len(sample), generator=draw) for _ in range(N_PERMUTATIONS)]
-    table = torch.tensor(
-        [statistics(order) for order in (torch.arange(len(sample)), *orders)],
-        dtype=torch.float64,
-    )  # [1 + N_PERMUTATIONS, 1 + M]
+    rows = [statistics(torch.arange(n))]
+    for _ in range(N_PERMUTATIONS):
+        rows.append(statistics(torch.randperm(n, generator=draw)))
+    table = torch.tensor(rows, dtype=torch.float64)  # [1 + N_PERMUTATIONS, 1 + M]
     spread = table[1:].std(dim=0)
-    standard = (table - table[1:].mean(dim=0)) / torch.where(spread > 0, spread, torch.inf)
+    spread = torch.where(spread > 0, spread, torch.inf)
+    standard = (table - table[1:].mean(dim=0)) / spread
     columns = torch.cat([standard.sum(dim=1, keepdim=True), standard[:, 2:]], dim=1)
     as_large = (columns[1:] >= columns[0]).sum(dim=0).tolist()
     p_value, *p_values = ((1 + number) / (1 + N_PERMUTATIONS) for number in as_large)

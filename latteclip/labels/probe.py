@@ -18,7 +18,7 @@ from latteclip.labels.label_sources import CentredFeatures, Rows
 from latteclip.labels.likelihood import descend, fit_weights
 from latteclip.labels.prototypes import FOLDS
 
-LOGIT_SCALE = 10.0  # of features of length 1
+LOGIT_SCALE = 10.0  # factor of features of length 1
 
 
 def _side_by_side(models: Sequence[CentredFeatures], rows: Rows) -> torch.Tensor:

@@ -3,6 +3,7 @@
 Letters: N images, n some of them, C classes, D embedding width, K classes kept, M image encoders.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -60,7 +61,7 @@ class Posterior:
 
     def table(self, rows: Rows) -> torch.Tensor:
         """Return weighted probabilities [n, C] float64."""
-        shares = self.shares[rows].double() * self.weights[rows, None]
+        shares = self._weighted(rows)
         table = shares.new_zeros(len(shares), self.n_classes)
         return table.scatter_(1, self.classes[rows].long(), shares)
 
@@ -68,9 +69,10 @@ class Posterior:
         """Return sums [C, D] of x [n, D] float64 by the shares of these rows in the classes."""
         classes = self.classes[rows].long()
         owners = torch.arange(len(x))[:, None].expand_as(classes)
+        shares = self._weighted(rows)
         table = torch.sparse_coo_tensor(
             torch.stack([classes.flatten(), owners.flatten()]),
-            (self.shares[rows].double() * self.weights[rows, None]).flatten(),
+            shares.flatten(),
             (self.n_classes, len(x)),
             check_invariants=True,
         )
@@ -78,9 +80,13 @@ class Posterior:
 
     def counts(self, rows: Rows) -> torch.Tensor:
         """Return the weighted number [C] of images of each class among some rows."""
-        shares = self.shares[rows].double() * self.weights[rows, None]
+        shares = self._weighted(rows)
         classes = self.classes[rows].flatten()
         return torch.bincount(classes, shares.flatten(), minlength=self.n_classes)
+
+    def _weighted(self, rows: Rows) -> torch.Tensor:
+        """Return the shares [n, K] of some images, times their weights."""
+        return self.shares[rows].double() * self.weights[rows, None]
 
     def log_frequencies(self) -> torch.Tensor:
         """Return the logs [C] of the frequencies of classes, one image of each class added."""
@@ -232,10 +238,12 @@ class Moments:
         images have the mean square length 1.
         """
         n = self.counts.sum().clamp(min=TINY)
-        means = self.sums / self.counts.clamp(min=TINY)[:, None]
+        counts = self.counts.clamp(min=TINY)
+        means = self.sums / counts[:, None]
         within = (self.squares - self.sums.T @ means) / n
         root = whitener(within, HEAD_SHRINKAGE)
-        square_length = (root @ self.squares).mul(root).sum() / n
+        whitened = root @ self.squares
+        square_length = whitened.mul(root).sum() / n
         length = square_length.clamp(min=TINY).sqrt()
         directions = F.normalize(self.sums @ root, dim=1)
         return SHARPNESS * directions @ root / length
@@ -280,4 +288,5 @@ def _total(moments: Sequence[Moments]) -> Moments:
 
 def spaced(rows: torch.Tensor, n_classes: int, entries: int) -> torch.Tensor:
     """Return evenly spaced rows, whose table of classes has about so many entries."""
-    return rows[:: -(-max(1, len(rows)) * n_classes // entries)]
+    step = math.ceil(max(1, len(rows)) * n_classes / entries)
+    return rows[::step]

@@ -19,6 +19,7 @@ from latteclip.labels.adaptation import adapt
 from latteclip.labels.cascade import Ranking, rank
 from latteclip.labels.features import read_features
 from latteclip.labels.label_sources import ClipFeatures, Votes
+from latteclip.labels.voter_estimates import fuse_counted
 from latteclip.labels.voter_model import first_labels, fuse_voters
 from latteclip.labels.voters import caption, lmm
 from latteclip.labels.voters.base import FusionSettings, VotedImages
@@ -48,10 +49,10 @@ def rank_images(
     """Write EXPECTED_GAINS of the images that are not in the test split.
 
     The labels so far are those by zero-shot scores and image features, with captions and the class
-    scores of an earlier round if there are some. The images of that round come first: they cost
-    nothing more. `gains_path` is the table by which they were chosen. No others are asked about
-    where answers would change fewer labels than `scores.min_gain`. The dataset's labels are not
-    read.
+    scores of an earlier round if there are some and they count. The images of that round come
+    first: they cost nothing more. `gains_path` is the table by which they were chosen. No others
+    are asked about where answers would change fewer labels than `scores.min_gain`. The dataset's
+    labels are not read.
     """
     table, classnames = tables.read_unlabelled(images_path, training=True)
     image_ids = table["image_id"]
@@ -70,18 +71,18 @@ def rank_images(
         votes["captions"] = caption.vote(captions_path, voted).votes
     if scores_path is not None:
         votes["scores"] = lmm.vote(scores_path, voted).votes
-    joint = fuse_voters(images, votes or {"nobody": no_votes(n, len(classnames))})
+    joint, _ = fuse_counted(
+        lambda some, tests: fuse_voters(images, some, tests=tests),
+        votes or {"nobody": no_votes(n, len(classnames))},
+    )
     asked = torch.zeros(n, dtype=torch.bool)
-    answered = asked
-    before = None
+    ranking = rank(joint, asked, asked)
     if scores_path is not None and gains_path is not None:
         asked = _asked(scores_path, image_ids)
-        answered = asked & votes["scores"].has
         before = _before(gains_path, image_ids)
-    unused = None
-    if scores_path is not None and joint.voters["scores"] is None:
-        unused = first_labels(votes["scores"])
-    ranking = rank(joint, asked, answered, before, unused)
+        scores = votes["scores"]
+        unused = first_labels(scores) if joint.voters["scores"] is None else None
+        ranking = rank(joint, asked, asked & scores.has, before, unused)
     expected = float(ranking.gains.sum())
     least = settings.scores.min_gain * n
     metadata = GainsMetadata(
@@ -90,14 +91,10 @@ def rank_images(
         expected=expected,
         is_enough=ranking.answered > 0 and expected < least,
     )
-    others = ranking.order(seed=int(asked.sum()))
-    order = [asked.nonzero()[:, 0], others[:0] if metadata.is_enough else others]
-    turns = np.full(n, -1)
-    turns[torch.cat(order).numpy()] = np.arange(sum(map(len, order)))
     columns = {
         "image_id": image_ids,
         "gain": pa.array(ranking.gains.float().numpy()),
-        "turn": pa.array(turns, pa.int32(), mask=turns < 0),
+        "turn": _turns(ranking, asked, is_enough=metadata.is_enough),
         "label": pa.array(ranking.labels.int().numpy()),
         "doubt": pa.array(ranking.doubt.float().numpy()),
     }
@@ -111,6 +108,19 @@ def rank_images(
         metadata.expected,
         f", fewer than {least:.1f}: nothing more is asked" if metadata.is_enough else "",
     )
+
+
+def _turns(ranking: Ranking, asked: torch.Tensor, *, is_enough: bool) -> pa.Array:
+    """Return the place [N] of each image in the order of questions, null where it has none.
+
+    Images that were asked about [N] come first: they cost nothing more.
+    """
+    order = asked.nonzero()[:, 0]
+    if not is_enough:
+        order = torch.cat([order, ranking.order(seed=len(order))])
+    turns = np.full(len(asked), -1)
+    turns[order.numpy()] = np.arange(len(order))
+    return pa.array(turns, pa.int32(), mask=turns < 0)
 
 
 def _before(path: str, image_ids: pa.ChunkedArray) -> Ranking:

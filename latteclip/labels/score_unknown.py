@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 MIN_ANSWERS = 5  # fewest answers of either kind from which a threshold follows
-MAX_P_VALUE = 0.01  # that scores tell both kinds apart
+MAX_P_VALUE = 0.01  # largest p-value with which scores separate both kinds
 ROUNDING = 1e-3  # largest rounding error of the log of a sum of probabilities
 
 

@@ -2,7 +2,7 @@
 
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,27 +12,42 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latteclip.config.methods import VOTERS
-from latteclip.core import tables
+from latteclip.core import answer_tables, tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import values_of
 from latteclip.labels.fusion_report import NAME, FusionReport, read_fusion_report
 
 WIDTH = 100
 SEED = 0  # seed of the draw of images
-# Sources of labels: title, column of the label, column of a confidence.
+
+
+class Source(NamedTuple):
+    """What gives an image a label, and the columns of that label."""
+
+    title: str
+    label: str
+    confidence: str | None = None  # None: it has a label for each image
+
+    def votes(self, row: Mapping[str, Any]) -> bool:
+        """Return whether it has a label for the image of a row."""
+        if row[self.label] is None:
+            return False
+        return self.confidence is None or row[self.confidence] > 0
+
+
 SOURCES = (
-    ("zero-shot", "zero_shot_label", None),
-    ("adapted", "adapted_label", None),
-    ("images", "image_label", None),
+    Source("zero-shot", "zero_shot_label"),
+    Source("adapted", "adapted_label"),
+    Source("images", "image_label"),
     *(
-        (voter.title, f"{name}_label", f"{name}_confidence")
+        Source(voter.title, f"{name}_label", f"{name}_confidence")
         for name, voter in VOTERS.items()
     ),
-    ("fused", "fused_label", "fused_confidence"),
+    Source("fused", "fused_label", "fused_confidence"),
 )
 
 
-def show(results: str, n: int, image_ids: Sequence[str] = ()) -> str:
+def show(results: str, n: int, image_ids: Sequence[str]) -> str:
     """Return the summary of a dataset's labels, and some images with the label by each source.
 
     Images are those of the given ids, or else n of different kinds.
@@ -42,7 +57,7 @@ def show(results: str, n: int, image_ids: Sequence[str] = ()) -> str:
     return "\n\n".join([_summary(shown), *images])
 
 
-def as_json(results: str, n: int, image_ids: Sequence[str] = ()) -> str:
+def as_json(results: str, n: int, image_ids: Sequence[str]) -> str:
     """Return the same as JSON for programs. Labels are class names, null without a vote."""
     shown = _read(results, n, image_ids)
     report = values_of(shown.report)
@@ -61,7 +76,9 @@ def as_json(results: str, n: int, image_ids: Sequence[str] = ()) -> str:
     return json.dumps(values, indent=2)
 
 
-class _Found(NamedTuple):
+class _Shown(NamedTuple):
+    """A dataset's labels, and the images that are shown."""
+
     path: Path
     n: int  # training images
     moved: int  # labels that are not the zero-shot ones
@@ -69,10 +86,10 @@ class _Found(NamedTuple):
     rows: list[dict[str, Any]]  # the shown images, with their captions
 
 
-def _read(results: str, n: int, image_ids: Sequence[str]) -> _Found:
+def _read(results: str, n: int, image_ids: Sequence[str]) -> _Shown:
     folder = Path(results)
     path = folder / "fused_labels.parquet"
-    captions = folder / "captions" / "images.parquet"
+    captions = folder / answer_tables.TABLES[answer_tables.IMAGES]
     if folder.is_dir() and not path.exists():
         raise UserError(
             f"{path} does not exist: no method of this dataset was run that learns from captions "
@@ -99,7 +116,7 @@ def _read(results: str, n: int, image_ids: Sequence[str]) -> _Found:
     for row, text in zip(rows, texts, strict=True):
         row["caption"] = text
     moved = pc.sum(pc.not_equal(table["fused_label"], zero_shot)).as_py()
-    return _Found(path, len(table), moved, report, rows)
+    return _Shown(path, len(table), moved, report, rows)
 
 
 def _by_id(ids: pa.ChunkedArray, wanted: Sequence[str], path: Path) -> pa.Array:
@@ -118,12 +135,12 @@ def _of_each_kind(table: pa.Table, n: int) -> pa.Array:
 
     The label is not the zero-shot one, or else sources disagree, or all sources agree.
     """
-    voted = table.select([label for _, label, _ in SOURCES]).to_pandas()
+    voted = table.select([source.label for source in SOURCES]).to_pandas()
     is_changed = voted["fused_label"] != voted["zero_shot_label"]
-    for _, label, confidence in SOURCES:
-        if confidence is not None:
-            has_vote = table[confidence].to_numpy() > 0
-            voted[label] = voted[label].where(has_vote)
+    for source in SOURCES:
+        if source.confidence is not None:
+            has_vote = table[source.confidence].to_numpy() > 0
+            voted[source.label] = voted[source.label].where(has_vote)
     disagree = voted.max(axis=1) != voted.min(axis=1)
     kinds = np.select([is_changed, disagree], [0, 1], default=2)
     order = np.random.default_rng(SEED).permutation(len(voted))
@@ -133,7 +150,7 @@ def _of_each_kind(table: pa.Table, n: int) -> pa.Array:
     return pa.array(np.sort(by_turn[:n]))
 
 
-def _summary(shown: _Found) -> str:
+def _summary(shown: _Shown) -> str:
     path, n, moved, report, _ = shown
     votes = report.votes
     p_value = report.corroboration.p_value
@@ -163,7 +180,7 @@ def _summary(shown: _Found) -> str:
 def _predictors(report: FusionReport) -> list[str]:
     weights = report.weights
     gains = report.gains
-    assert gains is not None  # as the votes count
+    assert gains is not None  # the votes count
     rows = {
         "zero-shot scores": (weights.zero_shot, gains.zero_shot),
         "image prototypes": (weights.images, gains.images),
@@ -193,29 +210,30 @@ def _names(report: FusionReport) -> list[str]:
 def _values(row: dict[str, Any], report: FusionReport) -> dict[str, Any]:
     """Return a shown image for JSON."""
     names = _names(report)
-    labels: dict[str, Any] = {}
-    for _, label, confidence in SOURCES:
-        has_vote = row[label] is not None and (confidence is None or row[confidence] > 0)
-        labels[label] = names[row[label]] if has_vote else None
-        if confidence is not None:
-            labels[confidence] = row[confidence]
-    answered = report.answers.images
-    answer = {"answered": answered[row["image_id"]]} if row["image_id"] in answered else {}
-    return {"image_id": row["image_id"], **labels, "caption": row["caption"], **answer}
+    image_id = row["image_id"]
+    values: dict[str, Any] = {"image_id": image_id}
+    for source in SOURCES:
+        values[source.label] = names[row[source.label]] if source.votes(row) else None
+        if source.confidence is not None:
+            values[source.confidence] = row[source.confidence]
+    values["caption"] = row["caption"]
+    if image_id in report.answers.images:
+        values["answered"] = report.answers.images[image_id]
+    return values
 
 
 def _image(row: dict[str, Any], report: FusionReport) -> str:
     names = _names(report)
     caption = row["caption"]
     lines = [row["image_id"]]
-    for title, label, confidence in SOURCES:
-        if row[label] is None:
+    for source in SOURCES:
+        if row[source.label] is None:
             continue
-        text = names[row[label]]
-        if confidence is not None:
-            text = f"{text} ({row[confidence]:.2f})" if row[confidence] else "no vote"
-        lines.append(f"  {title:<11} {text}")
-        if title == "caption" and caption:
+        text = names[row[source.label]] if source.votes(row) else "no vote"
+        if source.confidence is not None and source.votes(row):
+            text = f"{text} ({row[source.confidence]:.2f})"
+        lines.append(f"  {source.title:<11} {text}")
+        if source.title == "caption" and caption:
             lines.append(textwrap.indent(textwrap.fill(caption, WIDTH - 14), " " * 14))
     answers = report.answers.images
     if row["image_id"] in answers:

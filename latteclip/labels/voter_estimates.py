@@ -15,7 +15,7 @@ errors with the image features (`voters.shared_errors`): the reference makes the
 answers of a person tell then. Where they were drawn at random, the estimate is by them alone.
 
 A voter of which nothing tells how right it is can make labels worse than those of the best voter.
-`fuse_told` leaves it out where it is likely to.
+`fuse_counted` leaves it out where it is likely to.
 
 Letters: N images, n of a sample, C classes, V voters.
 """
@@ -26,10 +26,10 @@ from dataclasses import replace
 
 import torch
 
-from latteclip.labels.fusion import SAMPLE, LabelModel
+from latteclip.labels.fusion import SAMPLE, LabelModel, normalised
 from latteclip.labels.fusion_report import VoterEstimate
 from latteclip.labels.guarantees import confidence_sequence
-from latteclip.labels.label_sources import LabelledRows, Votes
+from latteclip.labels.label_sources import NO_VOTE, LabelledRows, Votes
 from latteclip.labels.likelihood import TINY, pool
 from latteclip.labels.permutation_test import PermutationTest
 from latteclip.labels.prototypes import spaced
@@ -43,7 +43,6 @@ from latteclip.labels.voter_model import (
     shared_errors,
     zero_shot_labels,
 )
-from latteclip.labels.voter_tables import NO_VOTE
 
 Z = 1.96  # standard deviations of an interval of 95 %
 MAX_WIDTH = 0.2
@@ -83,8 +82,9 @@ def _contradiction(joint: JointFusion, labels_of: Mapping[str, torch.Tensor]) ->
     for name, votes in zip(used, model.voters, strict=True):
         alone = LabelModel(model.images, votes, model.others, joint.tests[name])
         rows = _sample(model, labels_of[name])
-        together = _by_images(model, rows).argmax(dim=1) == labels_of[name][rows]
-        largest = max(largest, alone.learned_agreement() - float(together.double().mean()))
+        by_images = _by_images(model, rows).argmax(dim=1)
+        together = (by_images == labels_of[name][rows]).double().mean()
+        largest = max(largest, alone.learned_agreement() - float(together))
     return largest
 
 
@@ -103,7 +103,7 @@ def _by_images(
     return pool(model.last.predictors(rows), weights, model.last.offset)
 
 
-def fuse_told(
+def fuse_counted(
     fuse: Callable[[Mapping[str, Votes], Tests | None], JointFusion],
     voters: Mapping[str, Votes],
     labelled: LabelledRows | None = None,
@@ -124,11 +124,12 @@ def fuse_told(
     if not informed:
         return joint, estimates
     counts = _counting(informed, estimates, like_images)
-    untold = [name for name in informed if name not in counts]
-    if untold:
-        told = fuse({name: voters[name] for name in voters if name in counts}, joint.tests)
-        known = dict.fromkeys(voters) | dict(told.voters)
-        joint = replace(told, voters=known, tests=joint.tests, untold=untold)
+    uncounted = [name for name in informed if name not in counts]
+    if uncounted:
+        counted = {name: votes for name, votes in voters.items() if name in counts}
+        fused = fuse(counted, joint.tests)
+        known = dict.fromkeys(voters) | dict(fused.voters)
+        joint = replace(fused, voters=known, tests=joint.tests, uncounted=uncounted)
     return joint, estimates
 
 
@@ -137,12 +138,12 @@ def _counting(
     estimates: Mapping[str, VoterEstimate],
     like_images: Collection[str],
 ) -> set[str]:
-    """Return the voters that count: the best, those that can be told, and some others."""
+    """Return the voters that count: the best, those with a reliable estimate, and some others."""
     order = sorted(informed, key=lambda name: -_right_votes(estimates[name]))
-    told = {name for name in order if estimates[name].tells}
-    apart = [name for name in order if name in told or name not in like_images]
+    reliable = {name for name in order if estimates[name].tells}
+    apart = [name for name in order if name in reliable or name not in like_images]
     best = (apart or order)[0]
-    counts = told | {best}
+    counts = reliable | {best}
     families_of = {informed[name].family for name in counts}
     for name in apart:
         may_be_better = estimates[name].high >= estimates[best].low
@@ -263,11 +264,11 @@ def _shared_with_images(
     Confusion matrices are those of the posterior [n, C] by all.
     """
     posterior = (images + others).softmax(dim=1)
+    prior = 1 / posterior.shape[1]
     pair = [Sampled.of(labels), Sampled.of(images.argmax(dim=1))]
-    n_classes = posterior.shape[1]
-    confusions = [(one.counts(posterior) + 1 / n_classes) for one in pair]
-    confusions = [table / table.sum(dim=1, keepdim=True) for table in confusions]
-    return float(shared_errors(posterior, pair, confusions)[0, 1])
+    confusions = [normalised(votes.counts(posterior) + prior) for votes in pair]
+    correlations = shared_errors(posterior, pair, confusions)
+    return float(correlations[0, 1])
 
 
 def _answers_needed(share: float, votes: int) -> int:

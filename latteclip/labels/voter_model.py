@@ -49,11 +49,17 @@ from latteclip.labels.fusion import (
     prior_votes,
     trust_in_images,
 )
-from latteclip.labels.label_sources import CentredFeatures, ClipFeatures, Rows, Votes, parts
+from latteclip.labels.label_sources import (
+    NO_VOTE,
+    CentredFeatures,
+    ClipFeatures,
+    Rows,
+    Votes,
+    parts,
+)
 from latteclip.labels.likelihood import RIDGE, TINY, minimise, pool
 from latteclip.labels.permutation_test import PermutationTest, corroborate
 from latteclip.labels.prototypes import Posterior, Prototypes, spaced
-from latteclip.labels.voter_tables import NO_VOTE
 
 SAME_FAMILY = 0.5  # mean correlation of residuals from which voters are one family
 # Share of the votes that are the zero-shot label, from which a voter beside others is a copy of it.
@@ -77,10 +83,10 @@ class JointFusion:
 
     fusion: Fusion
     voters: Mapping[str, Voter | None]  # None: a voter that carries no information
-    model: LabelModel  # as it was learned
-    tests: Mapping[str, PermutationTest]  # of each voter
+    model: LabelModel  # the model that was learned
+    tests: Mapping[str, PermutationTest]  # the test of each voter
     # Voters that carry information, but do not count: nothing tells how right they are.
-    untold: Sequence[str] = ()
+    uncounted: Sequence[str] = ()
 
 
 class Sampled(NamedTuple):
@@ -119,10 +125,9 @@ class JointModel(LabelModel):
         self.zero_shot = zero_shot_labels(images)
         self.of_voters: list[FusionParameters] = []
         # Until errors are known, all voters are one family.
-        self.families = [0] * len(voters)
-        self.shared = torch.ones(
-            len(voters), len(voters), dtype=torch.float64
-        )  # [V, V] rho
+        n_voters = len(voters)
+        self.families = [0] * n_voters
+        self.shared = torch.ones(n_voters, n_voters, dtype=torch.float64)  # [V, V] rho
         texts = next((one.text_features for one in voters if one.text_features), None)
         has = torch.stack([one.has for one in voters]).any(dim=0)
         super().__init__(images, Votes(has, self._mean_vote, texts), others, test)
@@ -130,8 +135,10 @@ class JointModel(LabelModel):
     def _mean_vote(self, rows: Rows) -> torch.Tensor:
         """Return the weighted mean [n, C] of the likeliest classes by all voters."""
         total = torch.zeros((), dtype=torch.float64)
-        for labels, weights in zip(self.classes_of, self.vote_weights(rows).T, strict=True):
-            table = F.one_hot(labels[rows].long().clamp(min=0), self.n_classes).double()
+        of_voters = self.vote_weights(rows).T  # [V, n]
+        for labels, weights in zip(self.classes_of, of_voters, strict=True):
+            numbers = labels[rows].long().clamp(min=0)
+            table = F.one_hot(numbers, self.n_classes).double()
             total = total + weights[:, None] * table
         return total / total.sum(dim=1, keepdim=True).clamp(min=TINY)
 
@@ -149,22 +156,26 @@ class JointModel(LabelModel):
     def without(self, number: int) -> LabelModel:
         """Return the model without the votes of a voter: others of its family have its weight."""
         model = copy.copy(self)
-        silent = torch.full_like(self.classes_of[number], NO_VOTE)
         model.classes_of = [*self.classes_of]
-        model.classes_of[number] = silent
-        others = [one.has for i, one in enumerate(self.voters) if i != number]
-        model.votes = replace(self.votes, has=torch.stack(others).any(dim=0))
+        model.classes_of[number] = torch.full_like(self.classes_of[number], NO_VOTE)
+        others = [*self.voters]
+        del others[number]
+        has = torch.stack([one.has for one in others]).any(dim=0)
+        model.votes = replace(self.votes, has=has)
         if self.voters[number].text_features is not None:
             model.parameters = replace(self.parameters, texts=0.0)
         return model
 
     def log_likelihoods(self, rows: Rows) -> list[torch.Tensor]:
         """Return the weighted log-likelihood [n, C] of each voter's votes by class."""
-        each = zip(self.vote_weights(rows).T, self.of_voters, self.voters, strict=True)
-        return [
-            weights[:, None] * learned.log_likelihood(votes.probabilities(rows))
-            for weights, learned, votes in each
-        ]
+        of_voters = self.vote_weights(rows).T  # [V, n]
+        likelihoods = []
+        for weights, learned, votes in zip(
+            of_voters, self.of_voters, self.voters, strict=True
+        ):
+            table = learned.log_likelihood(votes.probabilities(rows))
+            likelihoods.append(weights[:, None] * table)
+        return likelihoods
 
     def _of_used_models(self, posterior: Posterior) -> Prototypes:
         return super()._of_used_models(self._supported(posterior))
@@ -216,15 +227,11 @@ class JointModel(LabelModel):
             scores = pool(predictors, weights, offset)
             each = _weighted(self.vote_weights(sample), votes, confusions)
             total = sum(each, scores)
-            without = [
-                answers.at_end((total - OTHERS_ONLY * own).softmax(dim=1)) for own in each
-            ]
-            confusions = [
-                normalised(one.counts(table) + prior * expected)
-                for one, table, prior, expected in zip(
-                    votes, without, priors, base, strict=True
-                )
-            ]
+            confusions = []
+            for one, own, prior, expected in zip(votes, each, priors, base, strict=True):
+                by_others = (total - OTHERS_ONLY * own).softmax(dim=1)
+                counts = one.counts(answers.at_end(by_others))
+                confusions.append(normalised(counts + prior * expected))
             weights = fit.through(self.vote_weights(sample[small]), confusions, weights)
             posterior = answers.at_end(total.softmax(dim=1))
             self.shared = shared_errors(posterior, votes, confusions)
@@ -244,17 +251,15 @@ class JointModel(LabelModel):
         posterior = answers.at_end(posterior.softmax(dim=1))
         test = self.parameters.test
         zero_shot, *images = weights.tolist()
-        self.of_voters = [
-            FusionParameters(
-                test,
-                confusion,
-                self._others(number, sample, posterior, prior * confusion),
-                explained_share=u,
-            )
-            for number, (confusion, prior, u) in enumerate(
-                zip(confusions, priors, shares, strict=True)
-            )
-        ]
+        self.of_voters = []
+        for voter, confusion, prior, u in zip(
+            self.voters, confusions, priors, shares, strict=True
+        ):
+            table = voter.probabilities(sample)
+            of_votes = posterior * table.any(dim=1, keepdim=True)
+            others = mean_votes(of_votes, table, prior * confusion)
+            learned = FusionParameters(test, confusion, others, explained_share=u)
+            self.of_voters.append(learned)
         parameters = FusionParameters(
             test=test,
             confusion=torch.stack(confusions).mean(dim=0),
@@ -265,17 +270,6 @@ class JointModel(LabelModel):
             agreement=agreement,
         )
         return self._with_texts(parameters, sample[small], scores[small])
-
-    def _others(
-        self,
-        number: int,
-        sample: torch.Tensor,
-        posterior: torch.Tensor,
-        prior: torch.Tensor,
-    ) -> torch.Tensor:
-        """Return the mean vote [C, C] of a voter among the images of each class (phi)."""
-        votes = self.voters[number].probabilities(sample)
-        return mean_votes(posterior * votes.any(dim=1, keepdim=True), votes, prior)
 
 
 def _weighted(
@@ -443,9 +437,9 @@ def fuse_voters(
     """Label N images by the votes of one or more voters, and say what each is worth.
 
     Where at most one voter carries information, the labels are those of `fusion.fuse`. `tests` are
-    results of `test_voter`, if there are some already.
+    results of `test_voters`, if there are some already, perhaps of further voters as well.
     """
-    tests = _tests(images, voters, others, tests or {})
+    tests = tests or test_voters(images, voters, others)
     model, used = start_model(images, voters, others, tests)
     checked = {}
     if labelled is not None:
@@ -459,39 +453,25 @@ def fuse_voters(
 def start_model(
     images: ClipFeatures,
     voters: Mapping[str, Votes],
-    others: Sequence[CentredFeatures] = (),
-    tests: Mapping[str, PermutationTest] | None = None,
+    others: Sequence[CentredFeatures],
+    tests: Mapping[str, PermutationTest],
 ) -> tuple[LabelModel, list[str]]:
     """Return the model of one or more voters before it is learned, and the voters in it.
 
-    These are the voters that carry information, or else the first one.
+    These are the voters that carry information by their tests, or else the first one.
     """
     zero_shot = zero_shot_labels(images) if len(voters) > 1 else None
-    all_tests = _tests(images, voters, others, tests or {})
     used = [
         name
-        for name, test in all_tests.items()
-        if test.significant and not _repeats(voters[name], zero_shot)
+        for name, votes in voters.items()
+        if tests[name].significant and not _repeats(votes, zero_shot)
     ]
     used = used or list(voters)[:1]
     most = max(used, key=lambda name: int(voters[name].has.sum()))
     if len(used) == 1:
-        return LabelModel(images, voters[most], others, all_tests[most]), used
+        return LabelModel(images, voters[most], others, tests[most]), used
     each = [voters[name] for name in used]
-    return JointModel(images, each, others, all_tests[most]), used
-
-
-def _tests(
-    images: ClipFeatures,
-    voters: Mapping[str, Votes],
-    others: Sequence[CentredFeatures],
-    known: Mapping[str, PermutationTest],
-) -> dict[str, PermutationTest]:
-    """Return the test of each voter, in their order."""
-    return {
-        name: known[name] if name in known else test_voter(images, votes, others)
-        for name, votes in voters.items()
-    }
+    return JointModel(images, each, others, tests[most]), used
 
 
 def _repeats(votes: Votes, zero_shot: torch.Tensor | None) -> bool:
@@ -502,12 +482,17 @@ def _repeats(votes: Votes, zero_shot: torch.Tensor | None) -> bool:
     return bool((labels == zero_shot[votes.has]).double().mean() >= COPY)
 
 
-def test_voter(
-    images: ClipFeatures, votes: Votes, others: Sequence[CentredFeatures] = ()
-) -> PermutationTest:
-    """Test whether a voter agrees with the images better than its permuted votes do."""
-    rows = votes.has.nonzero()[:, 0]
-    return corroborate(images, votes, spaced(rows, len(images.texts.bias), SAMPLE), others)
+def test_voters(
+    images: ClipFeatures,
+    voters: Mapping[str, Votes],
+    others: Sequence[CentredFeatures] = (),
+) -> dict[str, PermutationTest]:
+    """Test whether each voter agrees with the images better than its permuted votes do."""
+    tests = {}
+    for name, votes in voters.items():
+        rows = spaced(votes.has.nonzero()[:, 0], len(images.texts.bias), SAMPLE)
+        tests[name] = corroborate(images, votes, rows, others)
+    return tests
 
 
 def _voters_of(model: LabelModel, fusion: Fusion, used: Sequence[str]) -> dict[str, Voter]:
@@ -516,9 +501,12 @@ def _voters_of(model: LabelModel, fusion: Fusion, used: Sequence[str]) -> dict[s
             return {}
         return {used[0]: Voter(1.0, 0, fusion.parameters)}
     weights = model.vote_weights(slice(None))
-    means = weights.sum(dim=0) / (weights > 0).sum(dim=0).clamp(min=1)
-    each = zip(means.tolist(), model.families, model.of_voters, strict=True)
-    return {name: Voter(*one) for name, one in zip(used, each, strict=True)}
+    n_votes = (weights > 0).sum(dim=0).clamp(min=1)
+    means = (weights.sum(dim=0) / n_votes).tolist()
+    return {
+        name: Voter(means[number], model.families[number], model.of_voters[number])
+        for number, name in enumerate(used)
+    }
 
 
 def first_labels(votes: Votes) -> torch.Tensor:

@@ -101,7 +101,7 @@ def read_captions(
     counts: Counter[str] = Counter()
     rows: dict[int, Row] = {}
     of_label: dict[int, Row] = {}
-    mentions = [*map(mention, classnames)]
+    mentions = [mention(classname) for classname in classnames]
     for piece in tables.read_pieces(path, tables.CAPTIONS, ["members", "caption"], PIECE):
         first_members = train.places(pc.list_element(piece["members"], 0))
         captions = piece.to_pylist()
@@ -132,7 +132,8 @@ def caption_statistics(
     for kind, caption in captions.items():
         row = summaries[f"{kind}s"]
         statistics[kind] = row | {
-            "cut": 100 * row["cut"] / max(1, row["captions"]),  # at the token limit
+            # Captions that end at the token limit.
+            "cut": 100 * row["cut"] / max(1, row["captions"]),
             "words": row["words"].get("mean"),
             "tokens": row["tokens"].get("mean"),
             "names_class": 100 * row["share_naming_a_class"],
@@ -155,20 +156,23 @@ def gallery(
     """
     rows = []
     for place, i in enumerate(chosen):
-        own = {kind: captioned.rows.get(i) for kind, captioned in captions.items()}
-        image = own.get("image")
-        group = own.get("group")
         row = {
             "named": named[place][0],
             "source": named[place][1],
             "pseudo_label": int(train.pseudo_labels[i]),
-            "prediction": predictions and predictions[place],
+            "prediction": predictions[place] if predictions else None,
             "label": None if train.labels is None else int(train.labels[i]),
-            "image_caption": image and image["caption"],
-            "group_caption": group and group["caption"],
-            "group": group
-            and _grid(group["members"], train, captions["group"].metadata.groups),
+            "image_caption": None,
+            "group_caption": None,
+            "group": None,
         }
+        own = {kind: captioned.rows.get(i) for kind, captioned in captions.items()}
+        if image := own.get("image"):
+            row["image_caption"] = image["caption"]
+        if group := own.get("group"):
+            row["group_caption"] = group["caption"]
+            groups = captions["group"].metadata.groups
+            row["group"] = _grid(group["members"], train, groups)
         rows.append(_image(train, i, PICTURE) | row)
     return rows
 

@@ -9,13 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from latteclip.captions.metadata import (
-    AnswersMetadata,
-    CaptionsMetadata,
-    Rest,
-    ScoresMetadata,
-)
-from latteclip.core import tables
+from latteclip.captions.metadata import Rest, ScoresMetadata
+from latteclip.core import answer_tables, tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import values_of
 from latteclip.core.metadata import VoterLabelsMetadata
@@ -25,9 +20,9 @@ from latteclip.labels.fusion_report import (
     VoterEstimate,
     VoterReport,
     read_fusion_report,
-    untold_voters,
+    why_uncounted,
 )
-from latteclip.report.runs import JobCost, job_costs
+from latteclip.report.runs import JobCost, job_costs, read_answers
 
 Labels = npt.NDArray[np.int32]
 VOTER_LABELS = "voter_labels.parquet"  # beside the report on the labels
@@ -35,14 +30,10 @@ PAIRS = 10  # pairs of classes on which voters differ most
 NO_VOTE = -1
 ZERO_SHOT = "zero_shot"
 FUSED = "fused"
-# The records on the answers of voters that ask a captioner, and the rules, by module.
-ANSWERS: dict[str, type[AnswersMetadata]] = {
-    "caption": CaptionsMetadata,
-    "lmm": ScoresMetadata,
-}
+# The rules of voters that ask a captioner, by module.
 RULES = {"caption": "caption_images", "lmm": "score_classes"}
 OWN_RULE = "write_votes"
-UNTOLD = "cannot be told without answers"
+NOT_ESTIMATED = "cannot be told without answers"
 
 
 @dataclass(frozen=True)
@@ -51,7 +42,7 @@ class Costs:
 
     tokens: float | None = None
     seconds: float | None = None
-    price: float | None = None  # in the money of the server
+    price: float | None = None  # money of the server
 
 
 @dataclass(frozen=True)
@@ -74,7 +65,7 @@ class Labeller:
     gain: float | None = (
         None  # share of all images whose label it corrects beside the others
     )
-    weight: float | None = None  # of a vote; None: it carries no information
+    weight: float | None = None  # weight of a vote; None: it carries no information
     family: int | None = None  # voters of one family share errors
     right: Right | None = None  # None: the dataset has no labels
     per_1000: Costs = Costs()
@@ -84,8 +75,12 @@ class Labeller:
     def price_of_rest(self) -> Costs:
         """What answers about the rest would cost, by those so far."""
         thousands = self.rest.images / 1_000 if self.rest else 0.0
-        each = (self.per_1000.tokens, self.per_1000.seconds, self.per_1000.price)
-        return Costs(*(None if one is None else one * thousands for one in each))
+        costs = self.per_1000
+        return Costs(
+            tokens=None if costs.tokens is None else thousands * costs.tokens,
+            seconds=None if costs.seconds is None else thousands * costs.seconds,
+            price=None if costs.price is None else thousands * costs.price,
+        )
 
 
 @dataclass(frozen=True)
@@ -104,20 +99,20 @@ class Labellers:
     """All that labels the training images of a dataset."""
 
     images: int
-    answers: int  # of a person, about images drawn at random
+    answers: int  # answers of a person about images drawn at random
     labellers: list[Labeller]
     # The voter that alone labels most images correctly, by the dataset's labels.
     best_alone: str | None
-    untold: list[str]  # voters that do not count, for nothing tells how right they are
+    uncounted: list[str]  # voters that do not count, for nothing tells how right they are
     # Shares of the images with votes of both on which two labellers agree, in their order; None:
     # there is no such image.
     agreement: list[list[float | None]]
-    differences: list[Difference]  # of voters, the most frequent ones
+    differences: list[Difference]  # the most frequent ones of voters
 
     @property
-    def why_untold(self) -> str:
+    def why_uncounted(self) -> str:
         """Return in words which voters do not count, empty if all do."""
-        return untold_voters(self.untold) if self.untold else ""
+        return why_uncounted(self.uncounted) if self.uncounted else ""
 
 
 def labellers(results: str, /, json: bool = False) -> str:
@@ -178,7 +173,7 @@ def read_labellers(folder: Path) -> Labellers:
         answers=checked.answers if checked else 0,
         labellers=_ranked(rows),
         best_alone=_best(rows[: len(names)]),
-        untold=report.untold,
+        uncounted=report.uncounted,
         agreement=[[_agreement(a, b) for b in labels.values()] for a in labels.values()],
         differences=_differences({n: labels[n] for n in names}, report.classnames),
     )
@@ -215,15 +210,14 @@ def _costs(folder: Path, voter: VoterReport, jobs: Sequence[JobCost]) -> Costs:
     if not thousands or not table.is_file():
         return Costs()
     rule = RULES.get(voter.module, OWN_RULE)
-    is_own = Path(voter.table).parent.name == "voters"
+    is_own = Path(voter.table).parent.name == answer_tables.VOTERS
     stem = f"{rule}-{voter.name}" if is_own else rule
     own = [job for job in jobs if _is_of(job, stem, is_shared=not is_own)]
     known = [job.seconds for job in own if job.seconds is not None]
     seconds = sum(known) / thousands if known and voter.kind != "file" else None
-    record = ANSWERS.get(voter.module)
-    if record is None:
+    if voter.module not in RULES:
         return Costs(seconds=seconds)
-    metadata = tables.read_metadata(table, record)
+    metadata = read_answers(table)
     if metadata.source.file is not None:
         return Costs()
     tokens = metadata.tokens_read + metadata.tokens_written
@@ -268,15 +262,15 @@ def _right(labels: Labels, adapted: Labels, true: Labels) -> Right:
 
 
 def _ranked(rows: Sequence[Labeller]) -> list[Labeller]:
-    """Give a rank to voters and zero-shot CLIP if at least two of them can be told."""
-    told = [
+    """Give a rank to voters and zero-shot CLIP if two or more have a reliable estimate."""
+    ranked = [
         row
         for row in rows
         if row.kind != FUSED and row.estimate is not None and row.estimate.tells
     ]
-    if len(told) < 2:
+    if len(ranked) < 2:
         return list(rows)
-    order = sorted(told, key=lambda row: -_value(row))
+    order = sorted(ranked, key=lambda row: -_value(row))
     rank_of = {row.name: rank for rank, row in enumerate(order, start=1)}
     return [replace(row, rank=rank_of.get(row.name)) for row in rows]
 
@@ -304,22 +298,24 @@ def _differences(
     for number, first in enumerate(names):
         for second in names[number + 1 :]:
             pairs = np.stack([labels[first], labels[second]], axis=1)
-            has = (pairs != NO_VOTE).all(axis=1)
-            differ = pairs[has & (pairs[:, 0] != pairs[:, 1])]
+            both_vote = (pairs != NO_VOTE).all(axis=1)
+            is_different = pairs[:, 0] != pairs[:, 1]
+            differ = pairs[both_vote & is_different]
             classes, counts = np.unique(differ, axis=0, return_counts=True)
-            for place in counts.argsort(kind="stable")[::-1][:PAIRS]:
-                a, b = (classnames[number] for number in classes[place])
-                differences.append(Difference(first, second, a, b, int(counts[place])))
+            most = counts.argsort(kind="stable")[::-1][:PAIRS]
+            for pair, n in zip(classes[most].tolist(), counts[most].tolist(), strict=True):
+                names_of_pair = classnames[pair[0]], classnames[pair[1]]
+                differences.append(Difference(first, second, *names_of_pair, n))
     return sorted(differences, key=lambda difference: -difference.images)[:PAIRS]
 
 
 def in_words(labeller: Labeller) -> str:
-    """Return how right a labeller is, or why that cannot be told."""
+    """Return how right a labeller is, or why that cannot be estimated."""
     estimate = labeller.estimate
     if estimate is None:
         return "not estimated without answers"
     if not estimate.tells:
-        return f"{UNTOLD} ({estimate.answers_needed} would tell)"
+        return f"{NOT_ESTIMATED} ({estimate.answers_needed} would tell)"
     low, high = 100 * estimate.low, 100 * estimate.high
     by = "answers" if estimate.source == "answers" else "all voters and images"
     return f"{100 * _value(labeller):.1f} % ({low:.1f} to {high:.1f}), by {by}"
@@ -357,8 +353,8 @@ def _lines(results: str, values: Labellers) -> Iterator[str]:
         row["price"] = _cell(labeller.per_1000.price, "{:,.2f}")
         rows.append(row)
     yield pd.DataFrame(rows).to_string(index=False)
-    if values.untold:
-        yield values.why_untold
+    if values.uncounted:
+        yield values.why_uncounted
     yield "votes: share of the images. adds: share of labels that a voter corrects beside others."
     if values.best_alone is not None:
         best = next(

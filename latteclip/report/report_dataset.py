@@ -31,7 +31,7 @@ from latteclip.labels.fusion_report import (
     PersonAnswers,
     read_fusion_report,
 )
-from latteclip.report import comparison, gallery, render, runs
+from latteclip.report import charts, comparison, gallery, render, runs
 from latteclip.report.comparison import BASELINE, ROWS, Row
 from latteclip.report.labellers import Labellers, in_words, read_labellers, rest_price
 
@@ -57,7 +57,7 @@ class ReportSettings(Section):
     paper: str | None  # the method of the paper, where it was run
     suffix: str  # ends the names of files that belong to a table of its own
     overview: str  # the page over all datasets, beside the dataset's folder
-    config: dict[str, Any]  # as merged for this dataset
+    config: dict[str, Any]  # the configuration of this dataset
 
 
 def report_dataset(
@@ -98,11 +98,8 @@ def report_dataset(
     if split.labels is not None:
         zero_shot = 100 * float((split.pseudo_labels == split.labels).mean())
     rows = comparison.headline(metrics, settings.table.baseline, zero_shot)
-    wanted = selection.run if selection else None
-    main = min(
-        runs_files,
-        key=lambda run: ((run.method, run.seed) != wanted, run.method != settings.main),
-    )
+    main = _main_run(runs_files, selection, settings)
+    lead = _lead(main, metrics, zero_shot, selection, len(split))
     compared = comparison.read_method_predictions(runs_files, main)
     chosen = choose_examples(train.confidence, train.pseudo_labels)
     captions = {
@@ -117,16 +114,13 @@ def report_dataset(
     if statement and statement.run != (main.method, main.seed):
         statement = replace(statement, model=None)
     discovery = _read(read_object, discovery_path, ("actions",))
-    predictions = None
-    if main.train_predictions and main.method != BASELINE:
-        examples = read_predictions(main.train_predictions, classnames, held_out=False)
-        predictions = examples["prediction"].to_pylist()
-    shifts = comparison.pairs(compared.labels[0], compared.after)
-    shifts = shifts.sort_values("images", ascending=False, kind="stable").head(WORST_PAIRS)
-    curves = comparison.training_curves(runs_files)
-    drawn = curves.keys() & {main.method, settings.paper}
-    lead = _lead(main, metrics, zero_shot, selection, len(split))
-    steps = _next_steps(settings, lead, answers, fusion_report, audit, discovery)
+    items = gallery.gallery(
+        chosen,
+        train,
+        _example_predictions(main, classnames),
+        captions,
+        named=_named(train, chosen, classnames, labels, answers),
+    )
     page = render.render(
         "report.html",
         settings=settings,
@@ -137,7 +131,7 @@ def report_dataset(
         labelled=split.labels is not None,
         lead=lead,
         stated=statement,
-        steps=steps,
+        steps=_next_steps(settings, lead, answers, fusion_report, audit, discovery),
         discovery=discovery,
         checks=CHECKS,
         reach=100 * NORMAL * math.sqrt(0.25 / CHECKS),
@@ -149,25 +143,12 @@ def report_dataset(
         meanings=FLAGS,
         variants=_ablations(rows, settings.config["methods"]),
         **_changes(split, compared, classnames),
-        compared=compared,
-        methods_used=comparison.methods_used(compared),
-        class_sizes=comparison.class_sizes(compared, split.labels, len(classnames)),
-        shifts=shifts.to_dict("records"),
-        disputes=[] if split.labels is not None else gallery.disputes(compared, split),
-        panels=gallery.class_panels(compared, split),
-        items=gallery.gallery(
-            chosen,
-            train,
-            predictions,
-            captions,
-            named=_named(train, chosen, classnames, labels, answers),
-        ),
+        **_predictions(split, compared, len(classnames)),
+        items=items,
         unknown=_read(gallery.read_unknown, unknown_path, [test, train]),
-        recipes=runs.read_recipes(runs_files),
-        training=comparison.training_charts(curves, main.method),
-        parts={name: comparison.latteclip_charts(curves[name]) for name in drawn},
+        **_training(runs_files, main, settings),
         paper=next((row for row in rows if row["method"] == settings.paper), None),
-        pseudo_label_charts=comparison.pseudo_label_charts(train),
+        pseudo_label_charts=charts.pseudo_label_charts(train),
         pseudo_classes=len(np.unique(train.pseudo_labels)),
         right=_read(_right_labels, fused_labels_path, train),
         signals=_signals(fusion_report) if fusion_report else None,
@@ -184,6 +165,59 @@ def report_dataset(
     )
     write_text(output, page)
     log.info("Wrote %s: %d methods, %.1f MB.", output, len(rows), len(page.encode()) / 1e6)
+
+
+def _main_run(
+    run_files: Sequence[runs.RunTables],
+    selection: results.Selection | None,
+    settings: ReportSettings,
+) -> runs.RunTables:
+    """Return the chosen run, or else the first one of the main method."""
+    chosen = selection.run if selection else None
+    for run in run_files:
+        if (run.method, run.seed) == chosen:
+            return run
+    return next((run for run in run_files if run.method == settings.main), run_files[0])
+
+
+def _example_predictions(
+    main: runs.RunTables, classnames: Sequence[str]
+) -> list[int] | None:
+    """Return the classes of the training images of the page by the main run, if it tells some."""
+    if not main.train_predictions or main.method == BASELINE:
+        return None
+    table = read_predictions(main.train_predictions, classnames, held_out=False)
+    predictions: list[int] = table["prediction"].to_pylist()
+    return predictions
+
+
+def _predictions(
+    split: runs.SplitReport, compared: comparison.MethodPredictions, n_classes: int
+) -> Row:
+    """Return the predictions of all methods for a split, which need no labels."""
+    shifts = comparison.pairs(compared.labels[0], compared.after)
+    shifts = shifts.sort_values("images", ascending=False, kind="stable")
+    return {
+        "compared": compared,
+        "methods_used": comparison.methods_used(compared),
+        "class_sizes": comparison.class_sizes(compared, split.labels, n_classes),
+        "shifts": shifts.head(WORST_PAIRS).to_dict("records"),
+        "disputes": [] if split.labels is not None else gallery.disputes(compared, split),
+        "panels": gallery.class_panels(compared, split),
+    }
+
+
+def _training(
+    run_files: Sequence[runs.RunTables], main: runs.RunTables, settings: ReportSettings
+) -> Row:
+    """Return the settings and the charts of the trainings."""
+    curves = charts.training_curves(run_files)
+    drawn = curves.keys() & {main.method, settings.paper}
+    return {
+        "recipes": runs.read_recipes(run_files),
+        "training": charts.training_charts(curves, main.method),
+        "parts": {name: charts.latteclip_charts(curves[name]) for name in drawn},
+    }
 
 
 def _read(read: Callable[..., Any], path: str | None, *others: Any) -> Any:

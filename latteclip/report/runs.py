@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from latteclip import __version__
 from latteclip.captions.metadata import AnswersMetadata, CaptionsMetadata, ScoresMetadata
-from latteclip.core import tables
+from latteclip.core import answer_tables, tables
 from latteclip.evaluate.train_predictions import read_index
 from latteclip.train.history import TrainingMetadata
 
@@ -27,8 +27,6 @@ Ints = npt.NDArray[np.int_]
 Floats = npt.NDArray[np.float64]
 # Names of a training's settings on the page.
 SETTINGS = {"lr": "learning rate", "batch_size": "images a step", "epochs": "epochs"}
-# Tables of captions and class scores in a dataset's folder.
-ANSWERS = ("captions/images", "captions/groups", "class_scores")
 PACKAGES = (
     "open_clip_torch",
     "torch",
@@ -51,7 +49,7 @@ class RunTables:
     metrics: str
     predictions: str
     history: str | None = None  # its history, if the method is trained
-    train_predictions: str | None = None  # with those for the training images of the page
+    train_predictions: str | None = None  # predictions for training images of the page
 
 
 @dataclass(frozen=True)
@@ -230,7 +228,7 @@ def total(jobs: Sequence[JobCost]) -> JobCost:
 class AnswerCosts(NamedTuple):
     """What the answers in a table cost."""
 
-    table: str  # as in ANSWERS; of a voter, voters/<name>
+    table: str  # below the folder
     read: int  # tokens
     written: int  # tokens
     money: float  # 0 where it is unknown
@@ -238,12 +236,12 @@ class AnswerCosts(NamedTuple):
 
 def answer_costs(folder: Path) -> Iterator[AnswerCosts]:
     """Yield what the answers in each table of a dataset's folder cost."""
-    voters = sorted(path.stem for path in folder.glob("voters/*.parquet"))
-    for name in (*ANSWERS, *(f"voters/{voter}" for voter in voters)):
-        path = folder / f"{name}.parquet"
+    of_voters = sorted((folder / answer_tables.VOTERS).glob("*.parquet"))
+    for path in (*(folder / table for table in answer_tables.TABLES.values()), *of_voters):
         if path.is_file() and count_requests(path):
             usage = read_answers(path)
-            yield AnswerCosts(name, usage.tokens_read, usage.tokens_written, usage.cost)
+            table = path.relative_to(folder).as_posix()
+            yield AnswerCosts(table, usage.tokens_read, usage.tokens_written, usage.cost)
 
 
 def count_requests(path: Path) -> int:

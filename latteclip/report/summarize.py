@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -37,16 +38,21 @@ def summarize(
     table = summary.summary(metrics, baseline)
     rows = []
     for dataset, method in table[["dataset", "method"]].itertuples(index=False):
+        row: dict[str, Any] = {
+            "chosen": "",
+            "audited": None,
+            "audited_low": None,
+            "audited_high": None,
+        }
         chosen = selections.get(dataset)
+        if chosen is not None and chosen.method == method:
+            row["chosen"] = str(chosen.seed)
         accuracy = audits[dataset].accuracy(method) if dataset in audits else None
-        rows.append(
-            {
-                "chosen": str(chosen.seed) if chosen and chosen.method == method else "",
-                "audited": accuracy and 100 * accuracy.value,
-                "audited_low": accuracy and 100 * accuracy.low,
-                "audited_high": accuracy and 100 * accuracy.high,
-            }
-        )
+        if accuracy is not None:
+            row["audited"] = 100 * accuracy.value
+            row["audited_low"] = 100 * accuracy.low
+            row["audited_high"] = 100 * accuracy.high
+        rows.append(row)
     table = table.join(pd.DataFrame(rows))
     write_text(csv_output, table.to_csv(index=False, float_format="%.2f"))
     labelled, unlabelled = summary.split_by_labels(table)
@@ -195,7 +201,9 @@ def _with_notes(table: pd.DataFrame, notes: Sequence[str] = (), left: int = 2) -
     align = ["left"] * left + ["right"] * (len(table.columns) - left)
     # The cells are texts, which tabulate would read as numbers.
     text = table.to_markdown(index=False, colalign=align, disable_numparse=True)
-    return "\n".join([text, *([""] if notes else []), *notes])
+    if not notes:
+        return text
+    return "\n".join([text, "", *notes])
 
 
 def _starred(table: pd.DataFrame) -> pd.Series:

@@ -1,6 +1,4 @@
-import contextlib
 import errno
-import sqlite3
 from dataclasses import replace
 from datetime import date
 
@@ -62,18 +60,6 @@ def test_an_answer_that_was_paid_for_is_on_the_disk_at_once(tmp_path):
         assert cache.get(name(3)).cost == 2e-5
 
 
-def test_a_cache_from_before_there_were_prices_is_read_and_goes_on(tmp_path):
-    with contextlib.closing(sqlite3.connect(tmp_path / "1-of-1.sqlite")) as file:
-        columns = "text, finish_reason, n_tokens, n_read, engine, date"
-        file.execute(f"CREATE TABLE answers (digest TEXT PRIMARY KEY, {columns})")
-        old = (name(1), answer(1).text, "stop", 1, 9, "engine 1", "2026-01-01")
-        file.execute(f"INSERT INTO answers VALUES ({', '.join('?' * 7)})", old)
-        file.commit()
-    assert cached(tmp_path, [1, 2], "1-of-2") == [1]  # of another split
-    fill(tmp_path, [2])
-    assert cached(tmp_path, [1, 2]) == [1, 2]
-
-
 @pytest.mark.parametrize("cost", [-1.0, float("nan"), float("inf"), 1, "free"], ids=str)
 def test_a_cost_that_is_no_amount_is_no_answer(cost):
     assert "cost" in problem(replace(answer(1), cost=cost))
@@ -90,6 +76,16 @@ def test_a_job_finds_answers_of_other_splits_and_writes_its_file_alone(tmp_path)
     assert (
         sorted(path.suffix for path in tmp_path.iterdir()) == [".sqlite"] * 4
     )  # no log beside
+
+
+def test_a_job_that_begins_stops_no_other_one(tmp_path):
+    """SQLite makes a file of no bytes first, which stays if the job is killed then."""
+    (tmp_path / "1-of-2.sqlite").touch()
+    with AnswerCache(tmp_path) as cache:
+        assert cache.get(name(1)) is None
+        assert len(cache.digests()) == 0
+    fill(tmp_path, [2])
+    assert cached(tmp_path, [1, 2]) == [2]
 
 
 def test_two_runs_at_once_lose_nothing(tmp_path):

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from support.captioning import CLASSNAMES, describe, provenance
@@ -13,6 +14,7 @@ from latteclip.captions.requests import Response
 from latteclip.captions.show import captions as show_captions
 from latteclip.captions.summarize_captions import summarize_captions
 from latteclip.core import tables
+from latteclip.core.errors import UserError
 from latteclip.core.files import read_object
 
 N = 7  # images of the dataset
@@ -95,10 +97,29 @@ def test_shards_have_equal_parts_and_their_table_counts_what_is_beyond(dataset, 
     assert found.beyond_budget == N - len(recorder.requests)
 
 
+def test_an_answer_for_equal_images_counts_once(dataset, recorder):
+    twin = Path(dataset.files[5])
+    twin.write_bytes(Path(dataset.files[1]).read_bytes())
+    budget = f"{(N - 1) * TOKENS} tokens"
+    first = dataset.caption_images(max_cost=budget)
+    assert all(asked(first)) and len(recorder.requests) == N - 1
+    new = Path(dataset.files[2])
+    new.write_bytes(Path(dataset.files[3]).read_bytes()[:-1] + b"x")
+    again = dataset.caption_images(max_cost=f"{N * TOKENS} tokens")
+    assert all(asked(again)) and len(recorder.requests) == N
+
+
+def test_tokens_that_nobody_counts_have_no_price(dataset, recorder):
+    recorder.reply = describe
+    with pytest.raises(UserError, match=r"captioner\.price_input"):
+        dataset.caption_images(max_cost=1.0, price_input=2.0)
+    assert len(recorder.requests) == 1
+
+
 def test_seconds_count_from_the_first_question(monkeypatch):
     now = [50.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    budget = Budget.of("10 seconds", shards=2)
+    budget = Budget.of("10 seconds", 2, "scores.max_cost")
     now[0] = 99.0
     budget.start()
     now[0] = 103.0

@@ -4,15 +4,14 @@ import json
 import logging
 import math
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from support import warm
 from support.captioning import SETTINGS, of_engine
 from support.decision_server import MODEL, decide, sentence
 from support.scoring import DECISIONS, N, ScoredDataset, reply
@@ -206,7 +205,7 @@ def test_prices_stand_in_for_a_server_that_names_no_cost(scored, decisions):
 
 
 def test_a_budget_of_seconds_ends_when_they_are_over():
-    budget = Budget.of("600 seconds")
+    budget = Budget.of("600 seconds", 1, "scores.max_cost")
     budget.start()
     assert budget.is_informed and budget.has_room(under_way=99)
     budget.started -= 601
@@ -246,7 +245,7 @@ def test_a_killed_run_goes_on_without_asking_twice_what_was_answered(scored, dec
     images, labels, embeddings = scored.inputs
     settings = changed(SETTINGS, **{**ENGINE, "concurrency": 1})
     command = [
-        *(Path(sys.executable).parent / "latteclip", "score-classes", "--images", images),
+        *(warm.command("latteclip"), "score-classes", "--images", images),
         *("--pseudo-labels", labels, "--class-embeddings", embeddings, "--prompt", ""),
         *("--scores", json.dumps({"kind": "decisions", "max_cost": 1.0})),
         *("--captioner", json.dumps(settings.model_dump()), "--threads", "1"),

@@ -149,6 +149,8 @@ def test_whether_a_captioner_fits_is_known_before_it_is_loaded(
     assert level == "ok" and " 4.6 GiB" in text  # 24 GiB x 0.9 - 14 - 3
     tools("nvidia-smi", "echo 16384")
     assert levels(asks) == ["warning"]
+    tools("nvidia-smi", "echo '[N/A]'")  # as where CPU and GPU share their memory
+    assert levels(asks) == []
 
 
 def test_an_import_that_dies_is_a_warning(tools, monkeypatch):

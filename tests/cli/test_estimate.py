@@ -89,6 +89,14 @@ def test_money_is_what_the_server_counted_or_by_the_prices(limited):
     assert "no max_cost ends it" in cost(limited, "max_cost=0.3", prices)
 
 
+def test_names_of_images_count(limited):
+    tokens = records.captions_metadata(tokens_read=640, tokens_written=64, cost=0.01)
+    write(limited / "names.parquet", tables.CAPTIONS, tokens, digest=["a"] * 64)
+    found = rows(estimate.estimate(["demo"], CONFIG, []))
+    assert found["tokens:"][1:4] == ["70,400", "read,", "7,040"]
+    assert ": 0.1, as the server counted" in cost(limited)
+
+
 def test_a_limit_of_no_image_is_refused(limited):
     with pytest.raises(UserError, match="limit"):
         estimate.estimate(["demo"], ["limit=0"], [])

@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from support import records
 from support.tiny import write_index
 
-from latteclip.captions.metadata import AnswerSource, ScoresMetadata
 from latteclip.cli import main, questions
 from latteclip.config import layers
 from latteclip.config.configuration import Configuration
@@ -118,19 +118,8 @@ def scored(folder, place, model="m"):
     path.parent.mkdir(parents=True, exist_ok=True)
     digests = ["a", "b", "c", "d", *[None] * 4]
     nothing = {name: [None] * 8 for name in tables.CLASS_SCORES.names}
-    source = AnswerSource(model, None, "auto", None, 77)
     cost = {"tokens_read": 400, "tokens_written": 8, "cost": 0.02}
-    metadata = ScoresMetadata(
-        source=source,
-        **cost,
-        classnames=["a", "b"],
-        kind="multiple_choice",
-        prompt="?",
-        answer=None,
-        topk=2,
-        orders=2,
-        share=1.0,
-    )
+    metadata = records.scores_metadata(model, **cost)
     tables.write(path, nothing | {"digest": digests}, tables.CLASS_SCORES, metadata)
 
 

@@ -10,7 +10,7 @@ STAGES = {
     "pseudo_label_images": lambda c: stage_params.pseudo_label_images(c, "dtd"),
     "captioner": lambda c: c.section("captioner", "dtd"),
     "scores": lambda c: c.section("scores", "dtd"),
-    "fuse_labels": lambda c: stage_params.fuse_labels(c, "dtd"),
+    "fuse_labels": lambda c: stage_params.clip_encoder(c, "dtd"),
     "finetune": lambda c: stage_params.finetune(c, "dtd", "latteclip", "0"),
     "evaluate": lambda c: stage_params.evaluate(c, "dtd", "latteclip", "0"),
     "propagate_labels": lambda c: stage_params.propagate_labels(
@@ -63,7 +63,7 @@ def test_a_limited_run_shares_downloads_and_answers_and_nothing_else(configured)
         stage_params.answer_store(found, "dtd_64", "images")
         == "resources/dtd/captions/images"
     )
-    assert stage_params.captions_in_use(found, "dtd_64")[0].startswith("results/dtd_64/")
+    assert stage_params.captions(found, "dtd_64")[0].startswith("results/dtd_64/")
     assert stage_params.limit(found) == "--limit 64"
     assert stage_params.limit(configured()) == ""
 

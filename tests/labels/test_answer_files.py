@@ -45,7 +45,7 @@ def path(request, tmp_path):
 
 def read(path):
     assert is_foreign(path)
-    found = read_foreign(path, IDS, PATHS, CLASSNAMES)
+    found = read_foreign(path, IDS, PATHS, CLASSNAMES, {})
     return [(one.image_id, one.classname) for one in found.values()]
 
 
@@ -110,4 +110,4 @@ def test_values_of_other_types_are_one_sentence(tmp_path, name, text):
 def test_a_damaged_file_is_one_sentence(path):
     path.write_bytes(b"[\xff{" if path.suffix == ".json" else b"\xff\x00,{")
     with pytest.raises(UserError, match="labels"):
-        read_foreign(str(path), IDS, PATHS, CLASSNAMES)
+        read_foreign(str(path), IDS, PATHS, CLASSNAMES, {})

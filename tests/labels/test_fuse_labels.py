@@ -310,7 +310,7 @@ def test_a_voter_twice_labels_as_it_does_once(dataset):
     pair = [VoterTable(name, "likelihood", "lmm", path) for name in ("one", "two")]
     columns, report = dataset.run(voters=pair)
     assert [one.weight for one in report.voters] == [1, None]
-    assert report.untold == ["two"]
+    assert report.uncounted == ["two"]
     assert columns["lmm_label"] == [None] * 120
     assert columns["fused_label"] == alone["fused_label"]
     assert columns["fused_confidence"] == alone["fused_confidence"]

@@ -22,7 +22,6 @@ from latteclip.labels.label_sources import (
 from latteclip.labels.likelihood import fit_mixture, fit_weights
 from latteclip.labels.permutation_test import PermutationTest, corroborate
 from latteclip.labels.prototypes import KEPT, SHARPNESS, Posterior, Prototypes
-from latteclip.labels.voter_tables import votes_by_labels
 
 N, C, D = 23, 7, 5
 
@@ -299,7 +298,7 @@ def test_a_class_of_most_images_keeps_them(seed):
     noises = 0.12 * torch.randn(n, d, generator=draw)
     features = F.normalize(centres[classes] + noises + 0.5 / d**0.5, dim=1)
     world = World(classes, features, torch.zeros(c, d))
-    votes = votes_by_labels("votes", classes.clone(), n, c)
+    votes = label_votes(classes.clone(), c)
     result = fuse(world.images(), votes)
     assert (result.labels == classes).double().mean() > 0.9
 

@@ -1,13 +1,17 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from support.tiny import write_class_scores
-from support.worlds import World
+from support.worlds import World, generator
 from support.zero_shot_files import ZeroShotFiles
 
 from latteclip.core import tables
 from latteclip.core.metadata import GainsMetadata
+from latteclip.labels.label_sources import label_votes
 from latteclip.labels.rank_images import RankSettings, rank_images
+from latteclip.labels.voters import caption
+from latteclip.labels.voters.base import Ballot
 
 
 def settings(min_gain=0.0):
@@ -102,6 +106,39 @@ def test_nothing_more_is_asked_where_little_is_gained(dataset, answered):
     assert dataset.gains_metadata().is_enough
     # Without an answer nobody knows how little is gained.
     assert dataset.run(min_gain=1.0)["turn"] == before["turn"]
+
+
+def damaged(labels, share, n_classes, seed):
+    """Labels of which a share is another class."""
+    draw = generator(seed)
+    others = (
+        labels + torch.randint(1, n_classes, labels.shape, generator=draw)
+    ) % n_classes
+    return torch.where(torch.rand(len(labels), generator=draw) < share, others, labels)
+
+
+def test_scores_that_repeat_the_captions_do_not_count(tmp_path, monkeypatch):
+    """Nothing tells how right either is, and the scores have the same errors and more."""
+    dataset = Dataset(tmp_path, World.of(noise=1.0, text_noise=0.8))
+    c = len(dataset.classnames)
+    captions = damaged(dataset.world.classes[dataset.training], 0.25, c, seed=1)
+    ballot = Ballot.of("captions", label_votes(captions, c))
+    monkeypatch.setattr(caption, "vote", lambda path, voted: ballot)
+    by_captions = dataset.run("by captions", captions_path="captions")
+    labels = damaged(captions, 0.1, c, seed=2)
+    is_asked = np.arange(len(labels)) % 3 > 0
+    options = [[*range(c)] if asked else [] for asked in is_asked]
+    values = [
+        [0.0 if number == label else -5.0 for number in numbers]
+        for label, numbers in zip(labels.tolist(), options, strict=True)
+    ]
+    scores = dataset.path("scores.parquet")
+    write_class_scores(scores, by_captions["image_id"], options, values)
+    mark_asked(scores, is_asked)
+    earlier = {"scores_path": scores, "gains_path": dataset.path("by captions")}
+    with_scores = dataset.run(captions_path="captions", **earlier)
+    assert with_scores["label"] == by_captions["label"]
+    assert with_scores["doubt"] == by_captions["doubt"]
 
 
 def mark_asked(path, first):

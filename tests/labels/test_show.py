@@ -161,15 +161,15 @@ def test_images_by_name_are_shown_in_the_order_asked_for(labelled):
 
 def test_files_that_are_missing_or_foreign_are_named(labelled, tmp_path):
     with pytest.raises(UserError, match=r"nowhere/fused_labels\.parquet"):
-        show(str(tmp_path / "nowhere"), 5)
+        show(str(tmp_path / "nowhere"), 5, [])
     labelled.show()
     (tmp_path / "pseudo_labels.parquet").unlink()
     with pytest.raises(UserError, match=r"pseudo_labels\.parquet"):
-        show(str(tmp_path), 5)
+        show(str(tmp_path), 5, [])
     for damaged in ("{", '{"classnames": 3}'):
         (tmp_path / fusion_report.NAME).write_text(damaged)
         with pytest.raises(UserError, match=r"fused_labels\.json.*delete it"):
-            show(str(tmp_path), 5)
+            show(str(tmp_path), 5, [])
 
 
 def test_the_command_prints_it(labelled, capsys):

@@ -9,13 +9,12 @@ import torch.nn.functional as F
 from support.tiny import benchmark
 from support.worlds import World, generator
 
-from latteclip.core.errors import UserError
 from latteclip.labels.fusion import fuse
-from latteclip.labels.label_sources import LabelledRows
+from latteclip.labels.label_sources import NO_VOTE, LabelledRows, label_votes
 from latteclip.labels.voter_estimates import (
     ZERO_SHOT,
     estimate_voters,
-    fuse_told,
+    fuse_counted,
     gains_of_voters,
 )
 from latteclip.labels.voter_model import (
@@ -24,13 +23,8 @@ from latteclip.labels.voter_model import (
     fuse_voters,
     zero_shot_labels,
 )
-from latteclip.labels.voter_tables import NO_VOTE, votes_by_labels, votes_by_probabilities
 
 LOSS = 0.003  # share of labels by which a rule may be below its input
-
-
-def votes_of(labels, n_classes):
-    return votes_by_labels("planted", labels, len(labels), n_classes)
 
 
 def voter(world, right, *, seed, seen=1.0):
@@ -43,7 +37,7 @@ def voter(world, right, *, seed, seen=1.0):
 
 
 def fused(world, **labels):
-    votes = {name: votes_of(one, world.n_classes) for name, one in labels.items()}
+    votes = {name: label_votes(one, world.n_classes) for name, one in labels.items()}
     return fuse_voters(world.images(), votes)
 
 
@@ -63,7 +57,7 @@ def by_pair(world, pair):
 
 
 def test_one_voter_gives_what_fusion_gives(world, pair):
-    votes = votes_of(pair["first"], world.n_classes)
+    votes = label_votes(pair["first"], world.n_classes)
     alone = fuse(world.images(), votes)
     joint = fuse_voters(world.images(), {"first": votes}).fusion
     assert torch.equal(alone.labels, joint.labels)
@@ -165,7 +159,7 @@ def test_intervals_hold_where_they_are_given():
             )
             for i, rate in enumerate(rates)
         }
-        votes = {name: votes_of(one, world.n_classes) for name, one in labels.items()}
+        votes = {name: label_votes(one, world.n_classes) for name, one in labels.items()}
         found = estimate_voters(fuse_voters(world.images(), votes), votes)
         for name, one in labels.items():
             if found[name].tells:
@@ -177,10 +171,10 @@ def test_intervals_hold_where_they_are_given():
 
 def test_a_classifier_of_the_image_features_cannot_be_told(world, pair):
     images = world.images()
-    start = fuse(images, votes_of(voter(world, 0.6, seed=4, seen=0.2), world.n_classes))
+    start = fuse(images, label_votes(voter(world, 0.6, seed=4, seen=0.2), world.n_classes))
     labels = start.head.logits(images.centred.double()).argmax(dim=1)
     votes = {
-        name: votes_of(one, world.n_classes)
+        name: label_votes(one, world.n_classes)
         for name, one in (pair | {"classifier": labels}).items()
     }
     found = estimate_voters(fuse_voters(images, votes), votes)
@@ -188,9 +182,9 @@ def test_a_classifier_of_the_image_features_cannot_be_told(world, pair):
     assert found["classifier"].answers_needed > 0
 
 
-def fused_told(world, votes, **given):
+def fused_by_counted(world, votes, **given):
     images = world.images()
-    return fuse_told(
+    return fuse_counted(
         lambda some, tests: fuse_voters(images, some, tests=tests), votes, **given
     )
 
@@ -205,13 +199,13 @@ def test_a_voter_with_the_errors_of_zero_shot_scores_does_not_outvote_a_better_o
         "apart": voter(world, 0.75, seed=1),
         "clip": torch.where(is_changed, noise, repeated),
     }
-    votes = {name: votes_of(one, world.n_classes) for name, one in labels.items()}
+    votes = {name: label_votes(one, world.n_classes) for name, one in labels.items()}
     alone = fused(world, apart=labels["apart"]).fusion
     assert (
         world.right(fused(world, **labels).fusion.labels) < world.right(alone.labels) - 0.3
     )
-    joint, estimates = fused_told(world, votes, like_images=["clip"])
-    assert joint.untold == ["clip"]
+    joint, estimates = fused_by_counted(world, votes, like_images=["clip"])
+    assert joint.uncounted == ["clip"]
     assert torch.equal(joint.fusion.labels, alone.labels)
     assert torch.equal(joint.fusion.head.weights, alone.head.weights)
     assert joint.voters["clip"] is None
@@ -220,20 +214,20 @@ def test_a_voter_with_the_errors_of_zero_shot_scores_does_not_outvote_a_better_o
 
 def test_where_no_voter_knows_anything_none_counts():
     world = World.of()
-    noise = {name: votes_of(planted(world, "noise"), 6) for name in ("one", "two")}
-    joint, estimates = fused_told(world, noise)
+    noise = {name: label_votes(planted(world, "noise"), 6) for name in ("one", "two")}
+    joint, estimates = fused_by_counted(world, noise)
     assert joint.voters == {"one": None, "two": None}
-    assert joint.untold == ()
+    assert joint.uncounted == ()
     assert not any(estimates[name].tells for name in noise)
 
 
 def test_voters_that_can_be_told_all_count():
     world = World.of(noise=0.25, text_noise=0.4)
     labels = {"first": voter(world, 0.9, seed=1), "second": voter(world, 0.8, seed=2)}
-    votes = {name: votes_of(one, world.n_classes) for name, one in labels.items()}
-    joint, estimates = fused_told(world, votes)
+    votes = {name: label_votes(one, world.n_classes) for name, one in labels.items()}
+    joint, estimates = fused_by_counted(world, votes)
     assert all(estimates[name].tells for name in labels)
-    assert joint.untold == ()
+    assert joint.uncounted == ()
     assert torch.equal(joint.fusion.labels, fused(world, **labels).fusion.labels)
 
 
@@ -243,7 +237,7 @@ def test_answers_that_were_drawn_decide(world, pair, by_pair):
     labelled = LabelledRows(
         len(world.classes), rows, shares, torch.ones(120, dtype=torch.bool)
     )
-    votes = {name: votes_of(one, world.n_classes) for name, one in pair.items()}
+    votes = {name: label_votes(one, world.n_classes) for name, one in pair.items()}
     found = estimate_voters(by_pair, votes, labelled)
     assert set(found) == {"first", "second", ZERO_SHOT}
     for name, labels in pair.items():
@@ -251,31 +245,6 @@ def test_answers_that_were_drawn_decide(world, pair, by_pair):
         assert (one.source, one.tells, one.answers_needed) == ("answers", True, 0)
         assert one.value == pytest.approx(right[rows].double().mean().item())
         assert one.low <= right.double().mean().item() <= one.high
-
-
-@pytest.mark.parametrize(
-    ("labels", "match"),
-    [([0, 1], "'odd' has 2 votes for 3"), ([0, 1, 5], "class 5"), ([0, -2, 1], "class -2")],
-)
-def test_class_numbers_of_another_list_are_refused(labels, match):
-    with pytest.raises(UserError, match=match):
-        votes_by_labels("odd", torch.tensor(labels), 3, 4)
-
-
-@pytest.mark.parametrize("row", [[1.5, -0.5], [float("nan"), 1.0], [1.0, 2.0], [0.2, 0.2]])
-def test_probabilities_that_are_none_are_refused(row):
-    table = torch.tensor([[0.0, 0.0], row])
-    with pytest.raises(UserError, match="'odd' gives image 1"):
-        votes_by_probabilities("odd", table, 2, 2)
-
-
-def test_probabilities_vote_and_silent_rows_do_not():
-    table = torch.tensor([[0.0, 0.0, 0.0], [0.25, 0.25, 0.5]])
-    with pytest.raises(UserError, match="shape"):
-        votes_by_probabilities("odd", table, 2, 4)
-    votes = votes_by_probabilities("odd", table, 2, 3)
-    assert votes.has.tolist() == [False, True]
-    torch.testing.assert_close(votes.probabilities(slice(None)), table.double())
 
 
 def test_the_benchmark_reads_a_folder_of_its_layout(tmp_path):

@@ -15,9 +15,9 @@ from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.labels.class_scores import read_class_scores
+from latteclip.labels.label_sources import option_votes
 from latteclip.labels.own_votes import VotesSettings
 from latteclip.labels.pseudo_label_images import pseudo_label_images
-from latteclip.labels.voter_tables import votes_by_options
 from latteclip.labels.voters import file, zero_shot
 from latteclip.labels.voters.base import FusionSettings, VotedImages
 from latteclip.labels.write_votes import write_votes
@@ -61,7 +61,7 @@ def ids(names=TRAINING):
 
 def read(path):
     options, scores = read_class_scores(path, ids())
-    return votes_by_options(options, scores, len(CLASSNAMES))
+    return option_votes(options, scores, len(CLASSNAMES))
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])

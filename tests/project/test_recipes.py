@@ -64,7 +64,7 @@ KIND = '''"""A voter that names the first class of images with an even number.""
 
 from latteclip.core import tables
 from latteclip.labels.class_scores import read_class_scores
-from latteclip.labels.voter_tables import votes_by_options
+from latteclip.labels.label_sources import option_votes
 from latteclip.labels.voters.base import Ballot
 
 
@@ -80,7 +80,7 @@ def write(images_path, settings, output, *, device, threads):
 
 def vote(path, voted):
     options, scores = read_class_scores(path, voted.image_ids)
-    return Ballot.of("toys", votes_by_options(options, scores, len(voted.classes)))
+    return Ballot.of("toys", option_votes(options, scores, len(voted.classes)))
 '''
 WRITER = """
 
@@ -220,7 +220,7 @@ RECIPES = {
                 "show_classes",
                 "latteclip.report.show_classes",
                 "classes.html",
-                "templates=unstored(stage_params.templates()),\n        ",
+                "templates=unstored(stage_code.templates()),\n        ",
             ),
         ),
         "Snakefile": (

@@ -1,6 +1,3 @@
-import math
-import re
-
 import numpy as np
 import pytest
 
@@ -52,20 +49,6 @@ def test_the_classes_of_pairs_come_in_pairs():
     pairs = [{"first": i, "second": j} for i, j in ((0, 1), (2, 0), (0, 2))]
     assert comparison.classes_of(pairs, 2) == [0, 1]
     assert comparison.classes_of(pairs, 3) == [0, 1, 2]
-
-
-def test_reliability_equals_the_loop():
-    rng = np.random.default_rng(1)
-    confidence = np.append(rng.random(N - 2) * 0.79, [0.0, 1.0])
-    right = rng.integers(0, 2, N)
-    shares, accuracy = comparison.reliability(confidence, right, bins=5)
-    for b in range(5):
-        own = [i for i in range(N) if min(int(confidence[i] * 5), 4) == b]
-        assert shares[b] == pytest.approx(len(own) / N)
-        if own:
-            assert accuracy[b] == pytest.approx(sum(right[i] for i in own) / len(own))
-        else:
-            assert math.isnan(accuracy[b])
 
 
 @pytest.mark.parametrize("improved", [True, False])
@@ -140,18 +123,3 @@ def test_of_too_many_classes_those_come_that_are_disputed_most(found):
     chosen = {one["label"] for one in some}
     least = min(one["disputed"] for one in some)
     assert all(one["disputed"] <= least for one in every if one["label"] not in chosen)
-
-
-def test_a_chart_takes_its_colours_from_the_page_and_is_the_same_each_time():
-    x = np.arange(4.0)
-    lines = [comparison.Line("a", x, [x, 2 * x], 0), comparison.Line("b", x, [3 - x], 3)]
-    svg, again = (
-        comparison.line_chart("Loss", lines, x_label="epoch", note="")["svg"]
-        for _ in range(2)
-    )
-    assert svg == again
-    assert "var(--series-1)" in svg and "var(--series-4)" in svg
-    assert not re.search(
-        r"#[0-9a-f]{6}\b|<style", svg
-    )  # a style would be one of the whole page
-    assert "a from 0 to 4.5; b from 3 to 0" in svg

@@ -8,7 +8,7 @@ import pytest
 from support import records
 from support.tiny import write_captions, write_index, write_pseudo_labels
 
-from latteclip.captions.metadata import AnswerSource, Rest, ScoresMetadata
+from latteclip.captions.metadata import Rest
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import VoterLabelsMetadata
@@ -26,21 +26,8 @@ FUSED = [0, 0, 0, 0, 1, 1, 1, 0]
 
 
 def test_it_is_said_where_questions_stopped_and_what_the_rest_would_bring(folder):
-    source = AnswerSource("a/model", None, "auto", None, 9)
     rest = Rest(4, 1.25, "min_gain")
-    cost = {"tokens_read": 400, "cost": 0.02}
-    metadata = ScoresMetadata(
-        source=source,
-        classnames=CLASSNAMES,
-        kind="decisions",
-        prompt="?",
-        answer=None,
-        topk=2,
-        orders=2,
-        share=1.0,
-        rest=rest,
-        **cost,
-    )
+    metadata = records.scores_metadata(rest=rest, tokens_read=400, cost=0.02)
     nothing = {name: [None] * 8 for name in tables.CLASS_SCORES.names}
     columns = nothing | {"image_id": NAMES, "digest": ["d"] * 4 + [None] * 4}
     tables.write(folder / "scores.parquet", columns, tables.CLASS_SCORES, metadata)
@@ -116,7 +103,7 @@ def write(folder, labels=TRUTH, **fields):
     captions = folder / "captions" / "images.parquet"
     captions.parent.mkdir(exist_ok=True)
     write_captions(captions, NAMES, texts, metadata=metadata)
-    untold = records.estimate(value=0.7, tells=False, answers_needed=250, votes=4)
+    uncounted = records.estimate(value=0.7, tells=False, answers_needed=250, votes=4)
     voters = [
         records.voter("words", votes=8, estimate=records.estimate(value=0.8, votes=8)),
         records.voter(
@@ -128,7 +115,7 @@ def write(folder, labels=TRUTH, **fields):
             weight=None,
             family=None,
             gain=0.0,
-            estimate=untold,
+            estimate=uncounted,
         ),
     ]
     fields = {"zero_shot": records.estimate(value=0.9), "classnames": CLASSNAMES} | fields
@@ -182,8 +169,8 @@ def test_what_cannot_be_told_has_no_rank_and_the_answers_that_would_tell(folder)
 
 
 def test_voters_that_do_not_count_are_named(tmp_path):
-    write(tmp_path, untold=["mine"])
-    assert json.loads(labellers(str(tmp_path), json=True))["untold"] == ["mine"]
+    write(tmp_path, uncounted=["mine"])
+    assert json.loads(labellers(str(tmp_path), json=True))["uncounted"] == ["mine"]
     assert "Votes of mine do not count in the labels" in labellers(str(tmp_path))
     write(tmp_path)
     assert "do not count" not in labellers(str(tmp_path))

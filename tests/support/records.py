@@ -1,6 +1,6 @@
 """Records as the stages write them, with usual values for the fields that a test does not give."""
 
-from latteclip.captions.metadata import AnswerSource, CaptionsMetadata
+from latteclip.captions.metadata import AnswerSource, CaptionsMetadata, ScoresMetadata
 from latteclip.captions.pictures import Layout
 from latteclip.labels import fusion_report
 from latteclip.labels.fusion_report import Check, CheckedLabels, FusionReport, PersonAnswers
@@ -27,6 +27,20 @@ def captions_metadata(source=None, **fields):
     source = source or AnswerSource("a/captioner", None, "bfloat16", None, 64)
     usual = {"prompt": "?", "retry_prompt": "Again.", "layout": Layout()}
     return CaptionsMetadata(source=source, **usual | fields)
+
+
+def scores_metadata(model="a/captioner", **fields):
+    usual = {
+        "classnames": ["a", "b"],
+        "kind": "multiple_choice",
+        "prompt": "?",
+        "answer": None,
+        "topk": 2,
+        "orders": 2,
+        "share": 1.0,
+    }
+    source = AnswerSource(model, None, "auto", None, 77)
+    return ScoresMetadata(source=source, **usual | fields)
 
 
 def estimate(**fields):

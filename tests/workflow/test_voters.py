@@ -110,7 +110,7 @@ def test_voters_of_all_kinds_label_together(voted):
     assert by_name["half"]["votes"] == N_TRAIN // 2
     counts = {name for name, one in by_name.items() if one["weight"] is not None}
     assert counts
-    assert not counts & set(report["untold"])
+    assert not counts & set(report["uncounted"])
     labels = pq.read_table(folder / "fused_labels.parquet")
     assert not labels["caption_label"].null_count
     assert not labels["lmm_label"].null_count

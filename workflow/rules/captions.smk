@@ -4,6 +4,7 @@
 shards_of = {key: configuration.shards(key) for key in configuration.config["datasets"]}
 UNSHARDED = one_of(key for key, n in shards_of.items() if n == 1)
 SHARDED = one_of(key for key, n in shards_of.items() if n > 1)
+ROUND = "[1-9][0-9]*"
 
 
 rule caption_images:
@@ -13,13 +14,18 @@ rule caption_images:
             "results/{dataset}/pseudo_labels.parquet",
             stage_params.names_classes,
             "dataset",
+            "voter",
         ),
         own=unstored(
-            given(stage_params.user_file, "dataset", key="captioner.images_file")
+            given(
+                stage_params.user_file, "dataset", "voter", key="captioner.images_file"
+            )
         ),
-        captioner_model=given(stage_params.hub_model, "dataset", section="captioner"),
+        captioner_model=given(
+            stage_params.hub_model, "dataset", "voter", section="captioner"
+        ),
         code=sources("latteclip.captions.caption"),
-        engine_code=unstored(given(stage_params.engine_code, "dataset")),
+        engine_code=unstored(given(stage_code.engine_code, "dataset", "voter")),
     output:
         "results/{dataset}/captions/images.parquet",
     log:
@@ -33,15 +39,19 @@ rule caption_images:
         "../../envs/latteclip.yaml"
     threads: threads_of("caption")
     resources:
-        gpu=gpus(given(job_resources.captioner_gpus, "dataset")),
-        cpus_per_gpu=cores_per_gpu(given(job_resources.captioner_gpus, "dataset")),
+        gpu=gpus(given(job_resources.captioner_gpus, "dataset", "voter")),
+        cpus_per_gpu=cores_per_gpu(
+            given(job_resources.captioner_gpus, "dataset", "voter")
+        ),
         nodes=1,
         mem_mb=memory("caption_images"),
         runtime=minutes("caption_images"),
     params:
-        captioner_files=given(stage_params.local_captioner, "dataset"),
-        captioner=given_json(stage_params.caption_writer, "dataset", kind="images"),
-        prompt=given(stage_params.image_prompt, "dataset"),
+        captioner_files=given(stage_params.local_captioner, "dataset", "voter"),
+        captioner=given_json(
+            stage_params.caption_writer, "dataset", "voter", kind="images"
+        ),
+        prompt=given(stage_params.image_prompt, "dataset", "voter"),
         pseudo_labels=options("pseudo_labels"),
         # No output: Snakemake removes those before a job, and these are to outlive it.
         store=given(stage_params.answer_store, "dataset", kind="images"),
@@ -74,7 +84,7 @@ rule caption_groups:
         ),
         captioner_model=given(stage_params.hub_model, "dataset", section="captioner"),
         code=sources("latteclip.captions.caption"),
-        engine_code=unstored(given(stage_params.engine_code, "dataset")),
+        engine_code=unstored(given(stage_code.engine_code, "dataset")),
     output:
         "results/{dataset}/captions/groups.parquet",
     log:
@@ -127,14 +137,9 @@ rule rank_images:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        captions=given_if(
-            "results/{dataset}/captions/images.parquet",
-            Configuration.has_captions,
-            "dataset",
-            kind="image",
-        ),
-        scores=given(stage_params.earlier_scores, "dataset", "number"),
-        gains=given(stage_params.earlier_gains, "dataset", "number"),
+        captions=given(stage_params.captions, "dataset", kind="image"),
+        scores=given(stage_params.earlier_scores, "dataset", "number", "voter"),
+        gains=given(stage_params.earlier_gains, "dataset", "number", "voter"),
         clip_model=given(stage_params.hub_model, "dataset", section="clip"),
         code=sources("latteclip.labels.rank_images"),
     output:
@@ -144,7 +149,7 @@ rule rank_images:
     benchmark:
         "results/{dataset}/benchmarks/rank_images-{number}.jsonl"
     wildcard_constraints:
-        number="[1-9][0-9]*",
+        number=ROUND,
     priority: EARLY
     conda:
         "../../envs/latteclip.yaml"
@@ -155,7 +160,7 @@ rule rank_images:
         runtime=minutes("rank_images"),
     params:
         clip_files=given(stage_params.local_clip, "dataset"),
-        settings=given_json(stage_params.rank_images, "dataset"),
+        settings=given_json(stage_params.rank_images, "dataset", "voter"),
         captions=options("captions"),
         scores=options("scores"),
         gains=options("gains"),
@@ -171,16 +176,21 @@ rule score_classes:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        gains=given(stage_params.expected_gains, "dataset"),
+        gains=given(stage_params.expected_gains, "dataset", "voter", "number"),
         adapted=given_if(
             "results/{dataset}/classifiers/adapted.safetensors",
             stage_params.shows_examples,
             "dataset",
+            "voter",
         ),
-        own=unstored(given(stage_params.user_file, "dataset", key="scores.file")),
-        captioner_model=given(stage_params.hub_model, "dataset", section="captioner"),
+        own=unstored(
+            given(stage_params.user_file, "dataset", "voter", key="scores.file")
+        ),
+        captioner_model=given(
+            stage_params.hub_model, "dataset", "voter", section="captioner"
+        ),
         code=sources("latteclip.captions.score_classes"),
-        engine_code=unstored(given(stage_params.engine_code, "dataset")),
+        engine_code=unstored(given(stage_code.engine_code, "dataset", "voter")),
     output:
         "results/{dataset}/class_scores.parquet",
     log:
@@ -194,19 +204,22 @@ rule score_classes:
         "../../envs/latteclip.yaml"
     threads: threads_of("caption")
     resources:
-        gpu=gpus(given(job_resources.captioner_gpus, "dataset")),
-        cpus_per_gpu=cores_per_gpu(given(job_resources.captioner_gpus, "dataset")),
+        gpu=gpus(given(job_resources.captioner_gpus, "dataset", "voter")),
+        cpus_per_gpu=cores_per_gpu(
+            given(job_resources.captioner_gpus, "dataset", "voter")
+        ),
         nodes=1,
         mem_mb=memory("score_classes"),
         runtime=minutes(
-            "score_classes", given(job_resources.questions_per_image, "dataset")
+            "score_classes",
+            given(job_resources.questions_per_image, "dataset", "voter"),
         ),
     params:
-        captioner_files=given(stage_params.local_captioner, "dataset"),
-        captioner=given_json(stage_params.captioner, "dataset"),
-        scores=given_json(stage_params.scores, "dataset"),
+        captioner_files=given(stage_params.local_captioner, "dataset", "voter"),
+        captioner=given_json(stage_params.captioner, "dataset", "voter"),
+        scores=given_json(stage_params.scores, "dataset", "voter", "number"),
         # May be empty, and then Snakemake writes no quotes: hence --prompt= below.
-        prompt=given(stage_params.scores_prompt, "dataset"),
+        prompt=given(stage_params.scores_prompt, "dataset", "voter"),
         gains=options("gains", "adapted"),
         store=given(stage_params.answer_store, "dataset", kind="scores"),
         shard="",
@@ -234,19 +247,6 @@ use rule score_classes as score_classes_shard with:
 
 
 use rule score_classes as score_classes_round with:
-    input:
-        images="results/{dataset}/images.parquet",
-        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        gains=["results/{dataset}/rounds/expected_gains-{number}.parquet"],
-        adapted=given_if(
-            "results/{dataset}/classifiers/adapted.safetensors",
-            stage_params.shows_examples,
-            "dataset",
-        ),
-        captioner_model=given(stage_params.hub_model, "dataset", section="captioner"),
-        code=sources("latteclip.captions.score_classes"),
-        engine_code=unstored(given(stage_params.engine_code, "dataset")),
     output:
         "results/{dataset}/rounds/class_scores-{number}.parquet",
     log:
@@ -255,9 +255,7 @@ use rule score_classes as score_classes_round with:
         "results/{dataset}/benchmarks/score_classes-round-{number}.jsonl"
     wildcard_constraints:
         dataset=ANY_DATASET,
-        number="[1-9][0-9]*",
-    params:
-        scores=given_json(stage_params.scores, "dataset", "number"),
+        number=ROUND,
 
 
 rule gather_captions:
@@ -295,7 +293,7 @@ use rule gather_captions as gather_scores with:
 rule summarize_captions:
     input:
         images="results/{dataset}/images.parquet",
-        captions=given(stage_params.captions_in_use, "dataset"),
+        captions=given(stage_params.captions, "dataset"),
         code=sources("latteclip.captions.summarize_captions"),
     output:
         "results/{dataset}/captions/summary.json",

@@ -16,7 +16,7 @@ from latteclip.cli.rule_functions import (
     option_each,
     options,
 )
-from latteclip.config import job_resources, stage_params
+from latteclip.config import job_resources, stage_code, stage_params
 from latteclip.config.configuration import Configuration
 from latteclip.config.stage_params import LEFT_OUT, MODEL_NOTE
 

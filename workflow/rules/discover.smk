@@ -38,7 +38,7 @@ use rule caption_images as name_images with:
         pseudo_labels=[],
         captioner_model=given(stage_params.hub_model, "dataset", section="captioner"),
         code=sources("latteclip.captions.caption"),
-        engine_code=unstored(given(stage_params.engine_code, "dataset")),
+        engine_code=unstored(given(stage_code.engine_code, "dataset")),
     output:
         "results/{dataset}/names.parquet",
     log:
@@ -78,7 +78,7 @@ rule encode_looks:
         runtime=minutes("encode_looks"),
     params:
         clip_files=given(stage_params.local_clip, "dataset"),
-        settings=given_json(stage_params.encode_looks, "dataset"),
+        settings=given_json(stage_params.clip_encoder, "dataset"),
     shell:
         "latteclip encode-looks --images {input.images} --settings {params.settings:q}"
         " --output {output} --threads {threads} --log {log}"

@@ -114,7 +114,7 @@ rule fuse_labels:
         image_encoders=given(stage_params.image_features, "dataset"),
         clip_model=given(stage_params.hub_model, "dataset", section="clip"),
         code=sources("latteclip.labels.fuse_labels"),
-        voter_code=unstored(given(stage_params.voter_code, "dataset")),
+        voter_code=unstored(given(stage_code.voter_code, "dataset")),
     output:
         **ENCODERS_CLASSIFIER,
         labels="results/{dataset}/fused_labels.parquet",
@@ -136,7 +136,7 @@ rule fuse_labels:
         runtime=minutes("fuse_labels"),
     params:
         clip_files=given(stage_params.local_clip, "dataset"),
-        settings=given_json(stage_params.fuse_labels, "dataset"),
+        settings=given_json(stage_params.clip_encoder, "dataset"),
         voters=as_found(given_json(stage_params.voter_tables, "dataset")),
         answers=options("answers", "examples"),
         image_encoders=options("image_encoders"),

@@ -5,18 +5,8 @@ rule report_dataset:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        image_captions=given_if(
-            "results/{dataset}/captions/images.parquet",
-            Configuration.has_captions,
-            "dataset",
-            kind="image",
-        ),
-        group_captions=given_if(
-            "results/{dataset}/captions/groups.parquet",
-            Configuration.has_captions,
-            "dataset",
-            kind="group",
-        ),
+        image_captions=given(stage_params.captions, "dataset", kind="image"),
+        group_captions=given(stage_params.captions, "dataset", kind="group"),
         caption_summary=given_if(
             "results/{dataset}/captions/summary.json",
             Configuration.caption_kinds,
@@ -50,7 +40,7 @@ rule report_dataset:
         unknown="results/{dataset}/unknown.parquet",
         duplicates="results/{dataset}/duplicates.parquet",
         corrupt="results/{dataset}/corrupt.csv",
-        templates=unstored(stage_params.templates()),
+        templates=unstored(stage_code.templates()),
         code=sources("latteclip.report.report_dataset"),
     output:
         report(
@@ -91,7 +81,7 @@ rule index_results:
         metrics=rules.summarize.input.metrics,
         selections=rules.summarize.input.selections,
         audits=rules.summarize.input.audits,
-        templates=unstored(stage_params.templates()),
+        templates=unstored(stage_code.templates()),
         code=sources("latteclip.report.index_results"),
     output:
         report(

@@ -31,48 +31,41 @@ rule assemble_model:
 
 
 TRAINED = methods_with(lambda objective: objective.trains)
-TRAINING_FILES = (
-    *("images", "pseudo_labels", "image_captions", "group_captions", "fused_labels"),
-    *("fusion_report", "adapted", "image_prototypes", "training_images"),
-)
+# What a training learns from, but for the list of its images.
+LABELS = {
+    "images": "results/{dataset}/images.parquet",
+    "pseudo_labels": "results/{dataset}/pseudo_labels.parquet",
+    "image_captions": given(
+        stage_params.training_captions, "dataset", "method", kind="image"
+    ),
+    "group_captions": given(
+        stage_params.training_captions, "dataset", "method", kind="group"
+    ),
+    "fused_labels": given_if(
+        "results/{dataset}/fused_labels.parquet",
+        Configuration.reads_fused_labels,
+        "method",
+        "dataset",
+    ),
+    "fusion_report": given_if(
+        "results/{dataset}/fused_labels.json",
+        Configuration.reads_fused_labels,
+        "method",
+        "dataset",
+    ),
+    "adapted": given_if(
+        "results/{dataset}/classifiers/adapted.safetensors",
+        Configuration.reads_adapted,
+        "method",
+        "dataset",
+    ),
+}
+TRAINING_FILES = (*LABELS, "image_prototypes", "training_images")
 
 
 rule list_training_images:
     input:
-        images="results/{dataset}/images.parquet",
-        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        image_captions=given_if(
-            "results/{dataset}/captions/images.parquet",
-            Configuration.reads_captions,
-            "method",
-            "dataset",
-            kind="image",
-        ),
-        group_captions=given_if(
-            "results/{dataset}/captions/groups.parquet",
-            Configuration.reads_captions,
-            "method",
-            "dataset",
-            kind="group",
-        ),
-        fused_labels=given_if(
-            "results/{dataset}/fused_labels.parquet",
-            Configuration.reads_fused_labels,
-            "method",
-            "dataset",
-        ),
-        fusion_report=given_if(
-            "results/{dataset}/fused_labels.json",
-            Configuration.reads_fused_labels,
-            "method",
-            "dataset",
-        ),
-        adapted=given_if(
-            "results/{dataset}/classifiers/adapted.safetensors",
-            Configuration.reads_adapted,
-            "method",
-            "dataset",
-        ),
+        **LABELS,
         clip_model=given(stage_params.hub_model, "dataset", section="clip"),
         code=sources("latteclip.train.list_training_images"),
     output:
@@ -91,12 +84,9 @@ rule list_training_images:
         runtime=minutes("list_training_images"),
     params:
         clip_files=given(stage_params.local_clip, "dataset"),
-        files=file_names(
-            *("images", "pseudo_labels", "image_captions", "group_captions"),
-            *("fused_labels", "fusion_report", "adapted"),
-        ),
+        files=file_names(*LABELS),
         settings=given_json(stage_params.list_training_images, "dataset", "method"),
-        code=given(stage_params.training_code, "dataset", "method"),
+        code=given(stage_code.training_code, "dataset", "method"),
         notes=lambda wildcards, input: " ".join(
             f"--model-notes {note}" for note in input.clip_model
         ),
@@ -110,47 +100,14 @@ rule list_training_images:
 
 rule find_learning_rate:
     input:
-        images="results/{dataset}/images.parquet",
+        **LABELS,
         training_images=stage_params.TRAINING_IMAGES,
-        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        image_captions=given_if(
-            "results/{dataset}/captions/images.parquet",
-            Configuration.reads_captions,
-            "method",
-            "dataset",
-            kind="image",
-        ),
-        group_captions=given_if(
-            "results/{dataset}/captions/groups.parquet",
-            Configuration.reads_captions,
-            "method",
-            "dataset",
-            kind="group",
-        ),
-        fused_labels=given_if(
-            "results/{dataset}/fused_labels.parquet",
-            Configuration.reads_fused_labels,
-            "method",
-            "dataset",
-        ),
-        fusion_report=given_if(
-            "results/{dataset}/fused_labels.json",
-            Configuration.reads_fused_labels,
-            "method",
-            "dataset",
-        ),
-        adapted=given_if(
-            "results/{dataset}/classifiers/adapted.safetensors",
-            Configuration.reads_adapted,
-            "method",
-            "dataset",
-        ),
         image_prototypes=given(
             stage_params.image_prototypes_of_method, "dataset", "method"
         ),
         clip_model=given(stage_params.hub_model, "dataset", section="clip"),
         code=sources("latteclip.train.find_learning_rate"),
-        objective_code=unstored(given(stage_params.objective_code, "method")),
+        objective_code=unstored(given(stage_code.objective_code, "method")),
     output:
         updated("results/{dataset}/{method}/learning_rate.json"),
     log:
@@ -184,53 +141,20 @@ rule find_learning_rate:
 
 rule finetune:
     input:
-        images="results/{dataset}/images.parquet",
+        **LABELS,
         training_images=stage_params.TRAINING_IMAGES,
-        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        image_captions=given_if(
-            "results/{dataset}/captions/images.parquet",
-            Configuration.reads_captions,
-            "method",
-            "dataset",
-            kind="image",
-        ),
-        group_captions=given_if(
-            "results/{dataset}/captions/groups.parquet",
-            Configuration.reads_captions,
-            "method",
-            "dataset",
-            kind="group",
-        ),
-        fused_labels=given_if(
-            "results/{dataset}/fused_labels.parquet",
-            Configuration.reads_fused_labels,
-            "method",
-            "dataset",
-        ),
-        fusion_report=given_if(
-            "results/{dataset}/fused_labels.json",
-            Configuration.reads_fused_labels,
-            "method",
-            "dataset",
-        ),
-        adapted=given_if(
-            "results/{dataset}/classifiers/adapted.safetensors",
-            Configuration.reads_adapted,
-            "method",
-            "dataset",
-        ),
         image_prototypes=given(
             stage_params.image_prototypes_of_method, "dataset", "method"
         ),
         learning_rate=given_if(
             "results/{dataset}/{method}/learning_rate.json",
-            stage_params.finds_rate,
-            "dataset",
+            Configuration.finds_rate,
             "method",
+            "dataset",
         ),
         clip_model=given(stage_params.hub_model, "dataset", section="clip"),
         code=sources("latteclip.train.finetune"),
-        objective_code=unstored(given(stage_params.objective_code, "method")),
+        objective_code=unstored(given(stage_code.objective_code, "method")),
     output:
         model=updated(directory("results/{dataset}/{method}/seed{seed}/model")),
         history=updated("results/{dataset}/{method}/seed{seed}/history.parquet"),

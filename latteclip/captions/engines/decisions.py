@@ -32,7 +32,7 @@ from latteclip.core.terminal import DECISIONS_KEY, DECISIONS_URL, one_line
 PATHS = ("/decisions", "/systemone")  # below /v1; a server has one of the two
 NOT_THERE = {404, 405}  # what it answers at the other
 TILE = 32  # pixels of the side of a tile, in which pictures are counted
-MAX_TILES = 2048  # of a picture; above, servers fail after a minute
+MAX_TILES = 2048  # tiles of a picture; with more, servers fail after a minute
 TOLERANCE = 0.02  # largest error of a sum of probabilities
 
 

@@ -11,7 +11,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
 from latteclip.core.user_tables import list_of, read_table, rows_of
 
-NAME = "file"  # in place of an engine's, beside its answers
+NAME = "file"  # stands beside its answers as the name of an engine
 
 
 def read_captions(path: str | None, key: str) -> Mapping[str, Response]:
@@ -40,7 +40,7 @@ def read_scores(
         try:
             options, values = map(list_of, cells)
             classes = [class_of[option] for option in options]
-            numbers = [*map(float, values)]
+            numbers = [float(value) for value in values]
             if any(isinstance(value, bool) for value in (*options, *values)):
                 raise TypeError  # true is no class 1
         except (LookupError, TypeError, ValueError, RecursionError):

@@ -71,24 +71,34 @@ class OpenaiEngine(ServerEngine):
         """
         rows = []
         first = []
+        usages = []
         options = {"max_tokens": 1, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
         for prompt in prompts:
             reply = self._complete(request, prompt, **options)
-            tokens = reply.choices[0].logprobs and reply.choices[0].logprobs.content
-            if not (tokens and tokens[0].top_logprobs):
+            logprobs = reply.choices[0].logprobs
+            if (
+                logprobs is None
+                or not logprobs.content
+                or not logprobs.content[0].top_logprobs
+            ):
                 raise ValueError(
                     "it has no log-probabilities (top_logprobs), which letters need; use another "
                     "server, or captioner.engine vllm or transformers"
                 )
             values: dict[str, list[float]] = {letter: [] for letter in letters}
-            named = tokens[0].top_logprobs
+            token = logprobs.content[0]
+            named = token.top_logprobs
             for each in named:
                 values.get(each.token.removeprefix(" "), []).append(each.logprob)
             smallest = min(each.logprob for each in named)
-            sums = (
-                np.logaddexp.reduce(logprobs) if logprobs else smallest
-                for logprobs in values.values()
-            )
-            rows.append(tuple(map(float, sums)))
-            first.append(str(tokens[0].token))
-        return ChoiceScores(tuple(rows), tuple(first)).as_answer(len(rows))
+            sums = [
+                float(np.logaddexp.reduce(each)) if each else float(smallest)
+                for each in values.values()
+            ]
+            rows.append(tuple(sums))
+            first.append(str(token.token))
+            usages.append(reply.usage)
+        n_read = None
+        if None not in usages:
+            n_read = sum(usage.prompt_tokens for usage in usages)
+        return ChoiceScores(tuple(rows), tuple(first)).as_answer(len(rows), n_read)

@@ -60,10 +60,10 @@ class SplitTokens:
     start: int  # so many of its tokens begin every choice's text
     tails: list[list[int]]  # K: the tokens after these
 
-    def answer(self, values: Sequence[float]) -> Response:
+    def answer(self, values: Sequence[float], n_read: int) -> Response:
         """Return the answer by the log-probabilities [K] of the tails."""
         row = tuple(exclusive(values, self.tails))
-        return ChoiceScores((row,)).as_answer(sum(map(len, self.tails)))
+        return ChoiceScores((row,)).as_answer(sum(map(len, self.tails)), n_read)
 
 
 class Tokens:
@@ -139,9 +139,8 @@ def exclusive(values: Sequence[float], tails: Sequence[Sequence[int]]) -> list[f
     for tail in sorted(whole, key=len, reverse=True):
         value = whole[tail]
         longer = [alone[other] for other in alone if other[: len(tail)] == tail]
-        alone[tail] = value
         if value > -math.inf:
-            shares = [math.exp(each - value) for each in longer]
-            rest = 1.0 - math.fsum(shares)
-            alone[tail] = value + math.log(rest) if rest > 0 else -math.inf
+            rest = 1.0 - math.fsum(math.exp(each - value) for each in longer)
+            value = value + math.log(rest) if rest > 0 else -math.inf
+        alone[tail] = value
     return [alone[tail] for tail in whole]

@@ -27,7 +27,7 @@ class ServerEngine:
     """
 
     version: str
-    example: str  # of an address
+    example: str  # an address in a message
     url: str  # the variables of the environment with its address and its key
     key: str
 

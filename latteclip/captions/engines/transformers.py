@@ -34,7 +34,7 @@ def make(settings: CaptionerSettings, threads: int, *_: object) -> "Transformers
 class TransformersEngine:
     """Answers in batches, each padded to its longest prompt."""
 
-    def __init__(self, settings: CaptionerSettings, threads: int = 1, *_: object) -> None:
+    def __init__(self, settings: CaptionerSettings, threads: int) -> None:
         if settings.quantization is not None:
             raise UserError(
                 "captioner.quantization is vLLM's; with engine transformers set it to null."
@@ -133,42 +133,41 @@ class TransformersEngine:
         ids_of = self._tokens.ids_of_letters(choices.texts)
         rows = []
         first = []
+        n_read = 0
         for prompt in self._tokens.prompts(request):
-            logits = self._model(
-                **self._inputs([request], [prompt]), logits_to_keep=1
-            ).logits
+            inputs = self._inputs([request], [prompt])
+            n_read += inputs["input_ids"].numel()
+            logits = self._model(**inputs, logits_to_keep=1).logits
             row = logits[0, -1].float().log_softmax(0)
             rows.append(tuple(row[ids].logsumexp(dim=0).item() for ids in ids_of))
             first.append(self._tokens.text(int(row.argmax())))
-        return ChoiceScores(tuple(rows), tuple(first)).as_answer(len(rows))
+        return ChoiceScores(tuple(rows), tuple(first)).as_answer(len(rows), n_read)
 
     def _likelihoods(self, request: Request, choices: Choices) -> Response:
         [prompt] = self._tokens.prompts(request)
         split = self._tokens.split(prompt, choices.texts)
+        inputs = self._inputs([request], [prompt])
+        logits = self._logits(inputs, split)
         values = []
-        for row, tail in zip(
-            self._logits(request, prompt, split), split.tails, strict=True
-        ):
+        for row, tail in zip(logits, split.tails, strict=True):
             logprobs = row[: len(tail)].float().log_softmax(1)[range(len(tail)), tail]
             values.append(logprobs.double().sum().item())
-        return split.answer(values)
+        return split.answer(values, inputs["input_ids"].numel())
 
-    def _logits(self, request: Request, prompt: str, split: SplitTokens) -> torch.Tensor:
+    def _logits(self, inputs: Any, split: SplitTokens) -> torch.Tensor:
         """Return logits [K, T, V] of the T tokens of the longest of K tails, by V words.
 
         The model reads what all tails have in common once. Padding follows the tails, so that no
         token of theirs sees it.
         """
-        inputs = self._inputs([request], [prompt])
         shape = inputs["input_ids"].shape
         shared = shape[1] - len(split.prompt) + split.start
         begin = {k: v[:, :shared] if v.shape == shape else v for k, v in inputs.items()}
         prefix = self._model(**begin, use_cache=True, logits_to_keep=1)
         # The logits of each tail's first token.
         logits: torch.Tensor = prefix.logits.expand(len(split.tails), -1, -1)
-        tokens = pad_sequence([*map(torch.tensor, split.tails)], batch_first=True).to(
-            self._device
-        )
+        tails = [torch.tensor(tail) for tail in split.tails]
+        tokens = pad_sequence(tails, batch_first=True).to(self._device)
         if tokens.shape[1] == 1:
             return logits
         prefix.past_key_values.batch_repeat_interleave(len(tokens))

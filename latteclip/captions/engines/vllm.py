@@ -41,7 +41,7 @@ from latteclip.core.terminal import one_line
 
 log = logging.getLogger(__name__)
 PROBE = 64  # side of a picture to try, pixels
-CACHED_PROMPTS = 4096  # with their tokens
+CACHED_PROMPTS = 4096  # prompts whose tokens are remembered
 AT_ONCE = 128  # tokens of which vLLM returns log-probabilities, at most
 QUEUED = 2  # prompts inside the engine for each one that it works on: rendered ahead
 DEFAULTS = {
@@ -128,8 +128,8 @@ class _Asked:
 
     request: Request
     split: SplitTokens | None  # the tokens of prompt and choices, for likelihoods
-    numbers: list[str]  # by which vLLM calls the prompts
-    outputs: dict[str, Any] = field(default_factory=dict)  # by number
+    numbers: list[str]  # names of the prompts inside vLLM
+    outputs: dict[str, Any] = field(default_factory=dict)  # the keys are these numbers
 
 
 def make(
@@ -240,7 +240,7 @@ class VllmEngine:
         split = None
         pictures: dict[str, Any] = {"multi_modal_data": {"image": list(request.pictures)}}
         prompts = self._tokens.prompts(request)
-        texts = [*map(self._ids, prompts)]
+        texts = [self._ids(prompt) for prompt in prompts]
         sampling: Any = self._sampling
         if choices is not None:
             names = [next(self._names) for _ in request.pictures]
@@ -283,23 +283,24 @@ class VllmEngine:
     def _answer(self, asked: _Asked) -> Response:
         outputs = [asked.outputs[number] for number in asked.numbers]
         completions = [output.outputs[0] for output in outputs]
+        lengths = [len(output.prompt_token_ids) for output in outputs]
         choices = asked.request.choices
         if choices is None:
-            [output], [completion] = outputs, completions
+            [completion] = completions
             reason = completion.finish_reason or "unknown"
             n_tokens = len(completion.token_ids)
-            return Response(
-                completion.text, reason, n_tokens, n_read=len(output.prompt_token_ids)
-            )
+            return Response(completion.text, reason, n_tokens, n_read=lengths[0])
         try:
             if asked.split:
-                return asked.split.answer(of_tails(asked.split.tails, completions))
+                values = of_tails(asked.split.tails, completions)
+                # All begin with the prompt, which is read once.
+                return asked.split.answer(values, max(lengths))
             letters = self._tokens.ids_of_letters(choices.texts)
             rows = tuple(_of_letters(completion, letters) for completion in completions)
         except KeyError as error:
             return failed(f"{self.version} returned no log-probability of token {error}")
         first = (self._tokens.text(completion.token_ids[0]) for completion in completions)
-        return ChoiceScores(rows, tuple(first)).as_answer(len(outputs))
+        return ChoiceScores(rows, tuple(first)).as_answer(len(outputs), sum(lengths))
 
 
 def _of_letters(completion: Any, letters: list[list[int]]) -> tuple[float, ...]:

@@ -25,7 +25,7 @@ class VoterTable:
     """A voter, and the table with its votes."""
 
     name: str
-    kind: str  # as the key `voters` has it
+    kind: str  # a kind of the key `voters`
     module: str  # its module in this package
     table: str
     column: str | None = (

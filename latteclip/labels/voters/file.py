@@ -12,10 +12,11 @@ from latteclip.core.metadata import IndexMetadata
 from latteclip.core.terminal import one_line
 from latteclip.core.user_tables import by_image_id, list_of, read_table, rows_of
 from latteclip.labels.class_scores import read_class_scores
+from latteclip.labels.label_sources import option_votes
 from latteclip.labels.own_votes import VoterTableMetadata, VotesSettings, columns_of
-from latteclip.labels.voter_tables import TOLERANCE, votes_by_options
 from latteclip.labels.voters.base import Ballot, VotedImages
 
+TOLERANCE = 0.01  # largest error of a sum of probabilities
 MISSING = 0.05  # share of the images that a file may lack, unless the voter has a share
 FORMS = "class; or options and probabilities, or log_probabilities; or probabilities of all classes"
 Vote = tuple[list[int], list[float]]  # classes, and the log-probability of each
@@ -25,7 +26,7 @@ def vote(path: str, voted: VotedImages) -> Ballot:
     """Return the votes that `write` wrote."""
     described = tables.read_metadata(path, VoterTableMetadata)
     options, scores = read_class_scores(path, voted.image_ids)
-    return Ballot.of(described.voter, votes_by_options(options, scores, len(voted.classes)))
+    return Ballot.of(described.voter, option_votes(options, scores, len(voted.classes)))
 
 
 def write(
@@ -123,6 +124,10 @@ def _of_class(cells: Sequence[Any], class_of: dict[Any, int], _: int) -> Vote:
     return [_class(cells[0], class_of)], [0.0]
 
 
+def _numbers(cell: Any) -> list[float]:
+    return [float(value) for value in list_of(cell)]
+
+
 def _options(cell: Any, class_of: dict[Any, int]) -> list[int]:
     options = [_class(name, class_of) for name in list_of(cell)]
     if len(set(options)) < len(options):
@@ -132,22 +137,22 @@ def _options(cell: Any, class_of: dict[Any, int]) -> list[int]:
 
 def _of_log_probabilities(cells: Sequence[Any], class_of: dict[Any, int], _: int) -> Vote:
     classes = _options(cells[0], class_of)
-    values = [*map(float, list_of(cells[1]))]
+    values = _numbers(cells[1])
     if len(values) != len(classes):
         raise _NoVoteError(f"there are {len(classes)} options and {len(values)} numbers")
-    is_any = any(value > -math.inf for value in values)
-    if not is_any or not all(value < math.inf for value in values):
+    are_numbers = all(value < math.inf for value in values)
+    if not are_numbers or max(values, default=-math.inf) == -math.inf:
         raise _NoVoteError("log_probabilities are no numbers, or all -inf")
     return classes, values
 
 
 def _of_probabilities(cells: Sequence[Any], class_of: dict[Any, int], _: int) -> Vote:
     classes = _options(cells[0], class_of)
-    return _normal(classes, [*map(float, list_of(cells[1]))])
+    return _normal(classes, _numbers(cells[1]))
 
 
 def _of_all_classes(cells: Sequence[Any], _: dict[Any, int], n_classes: int) -> Vote:
-    return _normal([*range(n_classes)], [*map(float, list_of(cells[0]))])
+    return _normal(list(range(n_classes)), _numbers(cells[0]))
 
 
 def _normal(classes: list[int], values: list[float]) -> Vote:
@@ -161,5 +166,10 @@ def _normal(classes: list[int], values: list[float]) -> Vote:
     total = sum(values)
     if abs(total - 1) > TOLERANCE:
         raise _NoVoteError(f"probabilities sum to {total:.3g}, not to 1")
-    pairs = [pair for pair in zip(classes, values, strict=True) if pair[1] > 0]
-    return [number for number, _ in pairs], [math.log(value) for _, value in pairs]
+    options = []
+    logs = []
+    for number, value in zip(classes, values, strict=True):
+        if value > 0:
+            options.append(number)
+            logs.append(math.log(value))
+    return options, logs

@@ -3,8 +3,8 @@
 from latteclip.clip.classifier import ROWS, best_classes, parts
 from latteclip.core import tables
 from latteclip.labels.class_scores import read_class_scores
+from latteclip.labels.label_sources import option_votes
 from latteclip.labels.own_votes import VoterTableMetadata, VotesSettings, columns_of
-from latteclip.labels.voter_tables import votes_by_options
 from latteclip.labels.voters.base import Ballot, VotedImages
 from latteclip.labels.zero_shot import encode_zero_shot
 
@@ -13,7 +13,7 @@ def vote(path: str, voted: VotedImages) -> Ballot:
     """Return votes by the probabilities of the best classes of each image."""
     described = tables.read_metadata(path, VoterTableMetadata)
     options, scores = read_class_scores(path, voted.image_ids)
-    votes = votes_by_options(options, scores, len(voted.classes))
+    votes = option_votes(options, scores, len(voted.classes))
     return Ballot(described.voter, votes, options[:, 0], scores[:, 0].exp())
 
 

@@ -53,7 +53,7 @@ def test_transformers_reads_what_the_model_s_own_processor_makes(asked, models, 
     name, found, documented = asked
     assert len({text for text, *_ in found}) > 2  # it tells pictures apart
     assert [read for *_, read in found] == list(map(len, documented))
-    engine = TransformersEngine(models[name])
+    engine = TransformersEngine(models[name], threads=1)
     for shown, ids in zip(pictures(four), documented, strict=True):
         request = Request(0, shown, PROMPT, Choices("likelihood", ("a", "b")))
         [prompt] = engine._tokens.prompts(request)

@@ -188,6 +188,7 @@ def test_letters_are_read_from_the_first_token(server):
         assert first == pytest.approx((-3.0, both, -5.0, -4.0), abs=1e-5)
         assert second == (-3.5, -4.5, -0.1, -5.5)
         assert scores.first == ("B", " C")
+        assert (answer.n_read, answer.n_tokens) == (2, 2)  # of both orders
     body = server.requests[0]["body"]
     assert (body["max_tokens"], body["logprobs"], body["top_logprobs"]) == (1, True, 20)
 

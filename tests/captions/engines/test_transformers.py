@@ -67,4 +67,4 @@ def test_a_folder_without_a_model_is_one_sentence(tmp_path, suffixes):
         if file.suffix in suffixes:
             shutil.copy(file, tmp_path)
     with pytest.raises(UserError, match=re.escape(str(tmp_path))):
-        TransformersEngine(changed(SETTINGS, model=str(tmp_path)))
+        TransformersEngine(changed(SETTINGS, model=str(tmp_path)), threads=1)

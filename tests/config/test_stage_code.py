@@ -2,7 +2,7 @@ import pytest
 
 from latteclip.cli.commands import STAGES
 from latteclip.config import layers
-from latteclip.config import stage_params as code
+from latteclip.config import stage_code as code
 
 
 @pytest.fixture
