@@ -171,6 +171,7 @@ class Runner:
         Returns the rows that the budget leaves out. With a budget, the first requests are answered
         one by one: they tell what an answer costs.
         """
+        self._n_rows = max(self._n_rows, len(rows))
         budget = self.budget
         first = 0
         if budget is not None:
@@ -208,7 +209,6 @@ class Runner:
 
     def _answer_all(self, asked: Iterable[Request], n: int, attempt: int) -> None:
         """Answer some of n requests, each about another row, unless their answers are cached."""
-        self._n_rows = max(self._n_rows, n)
         progress = Progress(n, self.job.unit)
         pending = self._pending(self.pool.in_order(asked), attempt, progress)
         first = next(pending, None)
