@@ -136,7 +136,7 @@ def export_labels(
         if not count:
             continue
         if kind in leave_out:
-            lines.append(f"{count} images are left out.")
+            lines.append(f"{count} images are left out, which {LEAVE_OUT[kind]}.")
         else:
             lines.append(
                 f"{count} images {LEAVE_OUT[kind]}; --leave-out {kind} exports without them."
