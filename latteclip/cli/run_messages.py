@@ -173,7 +173,7 @@ def _results(configuration: Configuration, dataset: str, page: str) -> Iterator[
 
 def _predict(configuration: Configuration, dataset: str, model: str) -> str:
     photos = configuration.dataset(dataset)["source"].get("folder", "photos")
-    return f"Next, to use it: latteclip predict {shlex.join([model, photos])}"
+    return f"Next, to classify photographs: latteclip predict {shlex.join([model, photos])}"
 
 
 def outdated(results: Path) -> Iterator[str]:
