@@ -81,7 +81,8 @@ class Configuration:
         if folder := self.config.get("image_dir"):
             if len(asked) != 1 or asked == [ALL]:
                 raise UserError(
-                    f"image_dir belongs to one dataset, but dataset asks for {asked}."
+                    f"image_dir is the folder of one dataset, but dataset is {', '.join(asked)}; "
+                    "name the folder of each as source.folder in config/datasets/<dataset>.yaml."
                 )
             values = known.setdefault(asked[0], {})
             file = values.get("split", {}).get("file")

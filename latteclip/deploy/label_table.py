@@ -360,7 +360,7 @@ def accepted(folder: Path, share: float, *, on_average: bool) -> tuple[pa.Array,
     answered = pa.array(list(answers.images), pa.string())
     taken |= pc.is_in(labels["image_id"], answered).to_numpy()
     n_left = len(taken) - taken.sum()
+    rest = f" For all of them, answer about the other {n_left:,}." if n_left else ""
     return pa.array(taken), (
-        f"Of {len(taken):,} labels {taken.sum():,} may be taken: {promise}. For all of them, "
-        f"answer about the other {n_left:,}."
+        f"Of {len(taken):,} labels {taken.sum():,} may be taken: {promise}.{rest}"
     )
