@@ -3,7 +3,7 @@
     python benchmarks/audit.py results/demo [--audits 500] [--budgets 50 100 200 400] [--methods M]
 
 simulates audits of a dataset whose labels are known, from what a run left of it. Coverage is how
-many of the 95 % intervals hold the truth over all images; the truth is exact, for the images are
+many of the 95 % intervals hold the truth over all images. The truth is exact, for the images are
 finite in number. Beside it stand intervals from as many images drawn at random without strata
 (Wilson's for accuracies, Student's for paired differences). The last column is the share of their
 answers that the audit needs for an interval as wide as theirs: the squared ratio of the mean
@@ -82,7 +82,8 @@ def answered_labels(
     data: Data, drawn: Ints, wrong: float, rng: np.random.Generator
 ) -> Ints:
     """Return the classes that a person names for images [n]."""
-    labels, c = data.labels[drawn].copy(), len(data.population.classnames)
+    labels = data.labels[drawn].copy()
+    c = len(data.population.classnames)
     errs = rng.random(len(drawn)) < wrong
     labels[errs] = (labels[errs] + rng.integers(1, c, errs.sum())) % c
     return labels
@@ -129,7 +130,8 @@ def _paired(values: Floats, images: int) -> Interval:
 
 def figures(data: Data, ends: Floats) -> tuple[Floats, Floats, Floats]:
     """Return coverage, mean width and share decided of each estimate, from ends [A, E, 2]."""
-    low, high = ends[..., 0], ends[..., 1]
+    low = ends[..., 0]
+    high = ends[..., 1]
     close = 1e-9  # of sums in another order
     holds = (low <= data.truth + close) & (data.truth - close <= high)
     decided = (low > 0) | (high < 0)

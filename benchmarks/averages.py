@@ -62,7 +62,8 @@ def main() -> None:
     images = tables.read(index, tables.IMAGES)
     names = tables.read_metadata(index, IndexMetadata).classnames
     is_test = pc.equal(images["split"], "test")
-    test, train = images.filter(is_test), images.filter(pc.invert(is_test))
+    test = images.filter(is_test)
+    train = images.filter(pc.invert(is_test))
     fused = tables.lookup_column(
         str(args.results / "fused_labels.parquet"),
         tables.FUSED_LABELS,

@@ -26,7 +26,8 @@ def main() -> None:
     parser.add_argument("--budgets", type=int, nargs="+", default=[50, 100, 150])
     args = parser.parse_args()
     said = tables.read(args.folder / "fused_labels.parquet", tables.FUSED_LABELS)
-    ids, index = said["image_id"].to_pylist(), args.folder / "images.parquet"
+    ids = said["image_id"].to_pylist()
+    index = args.folder / "images.parquet"
     truth = np.array(tables.lookup(index, tables.IMAGES, "image_id", "label", ids))
     right = (said["fused_label"].to_numpy() == truth).astype(np.float64)
     confidence = said["fused_confidence"].to_numpy().astype(np.float64)
@@ -56,7 +57,8 @@ def main() -> None:
                 found(confidence[rest]), right[rest], np.ones(len(rest))
             )
             figures.append((found.error_before, found.error, after))
-        mean, spread = np.mean(figures, axis=0), np.std(figures, axis=0)
+        mean = np.mean(figures, axis=0)
+        spread = np.std(figures, axis=0)
         said_so = [f"{m:.3f} +- {s:.3f}" for m, s in zip(mean, spread, strict=True)]
         print(
             f"{budget} answers of {len(rows)}: before {said_so[0]}, reported {said_so[1]}; over "

@@ -6,24 +6,24 @@
 
 The same images and the same prompt, alternating, so that a busy machine slows all of them alike:
 
-- one at a time with transformers: a `generate` for each of 100 images, as the authors do it;
-- one at a time with vLLM: an `LLM.generate` for each of them;
-- bare: one `LLM.generate` for all images, which are decoded before the clock starts;
+- one at a time with transformers: a `generate` for each of 100 images, as the authors do it.
+- one at a time with vLLM: an `LLM.generate` for each of them.
+- bare: one `LLM.generate` for all images, which are decoded before the clock starts.
 - the stage: from the image index to the Parquet file, files read, hashed and decoded by worker
-  processes and every answer stored; its clock leaves out only the start of the engine.
+  processes and every answer stored. Its clock leaves out only the start of the engine.
 
 With --bare only the last two.
 
 Worker processes import this script anew: what is heavy is imported where it is used.
 
 With --scores each engine, in turn, writes captions of 20 tokens, scores letters of five options in
-one and in two orders, and the likelihoods of five options; images are decoded beforehand. What
+one and in two orders, and the likelihoods of five options. Images are decoded beforehand. What
 counts is the ratio of times of one round. With --bare only vLLM does. With
 VLLM_ENABLE_V1_MULTIPROCESSING=1 in the environment the CPU time is that of vLLM's front end alone,
 which one thread has to give also where a GPU computes.
 
 With --memory the stage runs once for each number of images in a process of its own, whose largest
-resident memory is printed. Without a GPU the model is the demo's LLaVA; with one, give --model.
+resident memory is printed. Without a GPU the model is the demo's LLaVA. With one, give --model.
 """
 
 import argparse
@@ -66,7 +66,7 @@ Way = Callable[[], list[str]]
 
 
 def settings_for(model: str | None) -> CaptionerSettings:
-    """Of the demo's LLaVA, or of a real model on a GPU."""
+    """Return the settings of the demo's LLaVA, or of a real model on a GPU."""
     small = model is None
     return CaptionerSettings(
         engine="vllm",
@@ -82,7 +82,7 @@ def settings_for(model: str | None) -> CaptionerSettings:
 
 
 def make_images(folder: Path, n: int) -> str:
-    """An index of n textures, no two files of the same bytes."""
+    """Write an index of n textures, no two files of the same bytes, and return its path."""
     from latteclip.config.sections.textures import TexturesSection
     from latteclip.demo.generate_textures import generate_textures
 
@@ -115,17 +115,15 @@ def make_images(folder: Path, n: int) -> str:
 
 
 class Ways:
-    """The four ways to caption the same images; each returns the captions in order."""
+    """The four ways to caption the same images. Each returns the captions in order."""
 
     def __init__(
         self, index: str, folder: Path, settings: CaptionerSettings, threads: int
     ) -> None:
-        self.index, self.folder, self.settings, self.threads = (
-            index,
-            folder,
-            settings,
-            threads,
-        )
+        self.index = index
+        self.folder = folder
+        self.settings = settings
+        self.threads = threads
         paths = tables.read(index, tables.IMAGES, ["path"])["path"].to_pylist()
         self.pictures = [open_rgb(path) for path in paths]
         started = time.perf_counter()
@@ -159,7 +157,8 @@ class Ways:
     def stage(self) -> list[str]:
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             output = f"{folder}/captions.parquet"
-            store, threads = f"{folder}/store", self.threads
+            store = f"{folder}/store"
+            threads = self.threads
             caption.caption_images(
                 self.index, None, PROMPT, self.settings, output, store, threads=threads
             )
@@ -190,7 +189,8 @@ def compare(ways: Ways, rounds: int, bare: bool) -> None:
     for number in range(rounds):
         texts = {}
         for name, way in named.items():
-            started, used = time.perf_counter(), time.process_time()
+            started = time.perf_counter()
+            used = time.process_time()
             texts[name] = [" ".join(text.split()) for text in way()]
             seconds[name].append(time.process_time() - used)
             rates[name].append(len(texts[name]) / (time.perf_counter() - started))
@@ -222,7 +222,7 @@ def _spread(values: list[float], digits: int = 1) -> str:
 def compare_scores(
     index: str, settings: CaptionerSettings, threads: int, rounds: int, bare: bool
 ) -> None:
-    """For each engine, print how long scores take beside captions of the same images."""
+    """Print for each engine how long scores take beside captions of the same images."""
     paths = tables.read(index, tables.IMAGES, ["path"])["path"].to_pylist()
     pictures = [open_rgb(path) for path in paths]
     orders = (letters_prompt(OPTIONS), letters_prompt(OPTIONS[::-1]))
@@ -248,7 +248,8 @@ def compare_scores(
             fresh = [marked(picture, number) for picture in pictures]
             for name, (prompt, choices) in asked.items():
                 requests = [Request(i, [p], prompt, choices) for i, p in enumerate(fresh)]
-                started, cpu = time.perf_counter(), time.process_time()
+                started = time.perf_counter()
+                cpu = time.process_time()
                 answers = [answer for _, answer in scorer.answer(iter(requests))]
                 if number:  # the first round warms up
                     seconds[name].append(time.perf_counter() - started)
@@ -263,7 +264,7 @@ def compare_scores(
 
 
 def marked(picture: Image.Image, number: int) -> Image.Image:
-    """A picture that no cache of the engine knows from an earlier round."""
+    """Return a picture that no cache of the engine knows from an earlier round."""
     other = picture.copy()
     other.putpixel((0, 0), (number, 0, 0))
     return other
@@ -282,7 +283,7 @@ def fix_length(scorer: Any) -> None:
 def print_ratios(
     engine: str, seconds: dict[str, list[float]], used: dict[str, list[float]], n: int
 ) -> None:
-    """Milliseconds an image, of the CPU too, and the ratios to the first way, round by round."""
+    """Print milliseconds an image, of the CPU too, and the ratios to the first way by round."""
     first, *_ = seconds.values()
     for name, values in seconds.items():
         each = [1000 * value / n for value in values]
@@ -297,12 +298,13 @@ def print_ratios(
 
 
 def measure_memory(n: int, threads: int) -> None:
-    """Run the stage on n images; print the largest resident memory of its processes."""
+    """Run the stage on n images. Print the largest resident memory of its processes."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("latteclip").setLevel(logging.INFO)
     with tempfile.TemporaryDirectory() as folder:
         index = make_images(Path(folder), n)
-        output, store = f"{folder}/captions.parquet", f"{folder}/store"
+        output = f"{folder}/captions.parquet"
+        store = f"{folder}/store"
         caption.caption_images(
             index, None, PROMPT, settings_for(None), output, store, threads=threads
         )

@@ -184,12 +184,15 @@ def _tune(args: argparse.Namespace, folder: Path, name: str, seed: int) -> None:
     dataset, method, seed, predictions, figures, training = _run(folder, name, seed)
     if Path(training).exists():
         return
-    recipe, fold = RECIPES[name], Fold(SHARE, seed, SEEDS)
+    recipe = RECIPES[name]
+    fold = Fold(SHARE, seed, SEEDS)
     epochs = max(1, round(auto_epochs(args.images) * recipe.epochs))
     rate = args.rate * recipe.rate
     settings = flyp_settings(args.results, args.template, fold, epochs=epochs, lr=rate)
-    place, files = folder / name / f"seed{seed}", training_files(folder)
-    model, history = str(place / "model"), str(place / "history.parquet")
+    place = folder / name / f"seed{seed}"
+    files = training_files(folder)
+    model = str(place / "model")
+    history = str(place / "history.parquet")
     finetune.finetune(
         *(files, settings, model, history, str(place / "checkpoint")),
         seed=seed,

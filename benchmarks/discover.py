@@ -45,9 +45,13 @@ from latteclip.discover.names import phrases, read_names
 from latteclip.discover.proposal import Action, Proposal, propose
 from latteclip.labels.label_sources import whiten
 
-SEEDS, ITERATIONS = 5, 40  # of k-means
+SEEDS = 5  # of k-means
+ITERATIONS = 40
 ACTIONS = (20, 50)
-CLASSES, WIDTH, ADJECTIVES = 1000, 512, 300  # of the made images
+# Of the invented images.
+CLASSES = 1000
+WIDTH = 512
+ADJECTIVES = 300
 Figures = dict[str, Any]
 Ints = npt.NDArray[np.int64]
 
@@ -141,7 +145,8 @@ def measure(data: Named, *, actions: bool, wordnet: WordNet | None) -> Figures:
     start = time.perf_counter()
     looks = whiten(torch.from_numpy(data.features.copy())).centred[:].numpy()
     evidence = Evidence.of(looks, read_names(data.answers))
-    found, given = propose(evidence), propose(evidence, n_classes)
+    found = propose(evidence)
+    given = propose(evidence, n_classes)
     figures["given"] = scored(given.labels(), data.truth)
     figures["found"] = scored(found.labels(), data.truth)
     figures["seconds"] = round((time.perf_counter() - start) / 2, 1)
@@ -201,7 +206,8 @@ def show_relations(results: dict[str, Figures]) -> None:
 
 def after_actions(found: Proposal, truth: Ints) -> dict[str, float]:
     """Return the accuracy after some questions of the page, which true classes answer."""
-    state, figures = proposal.start(found), dict[str, float]()
+    state = proposal.start(found)
+    figures = dict[str, float]()
     for number in range(1, max(ACTIONS) + 1):
         if not (first := proposal.questions(found, state, 1)):
             break

@@ -4,7 +4,7 @@
 
 plants twins of each kind for images of the demo's textures and of the folders. Recall: the share of
 planted twins that are found. Precision: of the pairs of an image with a planted twin, the share
-that are of the same image; images of a folder that are twins of each other count against it.
+that are of the same image. Images of a folder that are twins of each other count against it.
 """
 
 import argparse
@@ -29,20 +29,20 @@ FLIPPED = 40  # bits of the twins' hashes at scale
 
 
 def scaled(image: Image.Image, share: float) -> Image.Image:
-    """With a share of the pixels of each side."""
+    """Return an image with a share of the pixels of each side."""
     size = (max(1, round(share * image.width)), max(1, round(share * image.height)))
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def recompressed(image: Image.Image, quality: int) -> Image.Image:
-    """Through a JPEG."""
+    """Return an image as a JPEG of low quality has it."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=quality)
     return Image.open(file).convert("RGB")
 
 
 def cropped(image: Image.Image, share: float, draw: np.random.Generator) -> Image.Image:
-    """A share of each side, from anywhere."""
+    """Return a share of each side of an image, from anywhere."""
     left, top = (draw.random() * (1 - share) * side for side in image.size)
     width, height = (share * side for side in image.size)
     return image.crop((round(left), round(top), round(left + width), round(top + height)))
@@ -62,7 +62,7 @@ KINDS: dict[str, Plant] = {
 
 
 def pairs_of(images: list[Image.Image], prints: list[Fingerprint]) -> set[tuple[int, int]]:
-    """The pairs among images."""
+    """Return the pairs among images."""
     hashes = np.frombuffer(b"".join(one.hashes for one in prints), np.uint8)
     thumbnails = np.frombuffer(b"".join(one.thumbnail for one in prints), np.uint8)
     found, _ = near_duplicates(
@@ -109,7 +109,8 @@ def scale(n: int) -> None:
     flips[:, :FLIPPED] = 1
     flips = draw.permuted(flips, axis=1)
     hashes[n - m :, 0] = hashes[:m, 0] ^ np.packbits(flips, axis=1)
-    start, cpu = time.perf_counter(), time.process_time()
+    start = time.perf_counter()
+    cpu = time.process_time()
     found = candidates(hashes)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     hits = {(int(a), int(b)) for a, _, b in found}
@@ -124,7 +125,7 @@ def scale(n: int) -> None:
 
 
 def main() -> None:
-    """Textures, folders, and a large number of hashes."""
+    """Print the figures of textures, folders, and a large number of hashes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--images", type=int, default=600)

@@ -20,7 +20,7 @@ MEASURES = {"memory": ("peak memory, MiB", "memory"), "cpu": ("CPU seconds", "ti
 
 
 def read(path: Path) -> dict[str, dict[int, dict[str, Any]]]:
-    """Title -> number of images -> figures; the last line about the same counts."""
+    """Return figures by title and number of images. The last line about the same counts."""
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for text in path.read_text(encoding="utf-8").splitlines():
         line = json.loads(text)
@@ -32,7 +32,7 @@ def read(path: Path) -> dict[str, dict[int, dict[str, Any]]]:
 
 
 def draw(steps: dict[str, dict[int, dict[str, Any]]], output: Path) -> None:
-    """The two charts, on scales of powers of ten."""
+    """Draw the two charts, on scales of powers of ten."""
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     for axes, (name, (label, what)) in zip(
         figure.subplots(1, 2), MEASURES.items(), strict=True

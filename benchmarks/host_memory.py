@@ -62,7 +62,8 @@ def measured(
 ) -> dict[str, float]:
     """Return megabytes: of the process with its model, and of all processes at their peak."""
     encode, transform = model_of(name)
-    files, device = loader.ImageFiles(paths, transform), torch.device("cpu")
+    files = loader.ImageFiles(paths, transform)
+    device = torch.device("cpu")
     order = loader.in_order(len(paths), batch_size)
     with Meter() as meter:
         alone = meter.now() / MB
@@ -112,7 +113,7 @@ class Meter:
 
 
 def private(process: int) -> float:
-    """Return a process's share of memory in bytes, without /dev/shm; 0 if it has ended."""
+    """Return a process's share of memory in bytes, without /dev/shm. 0 if it has ended."""
     try:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -123,7 +124,8 @@ def private(process: int) -> float:
 
 def pictures(folder: Path, n: int, megapixels: float) -> Iterator[str]:
     """Write PICTURES JPEGs, and yield n of their paths."""
-    rng, side = np.random.default_rng(0), round((megapixels * 1e6 / 12) ** 0.5)
+    rng = np.random.default_rng(0)
+    side = round((megapixels * 1e6 / 12) ** 0.5)
     for number in range(PICTURES):
         grid = Image.fromarray(rng.integers(0, 256, (188, 250, 3), dtype=np.uint8))
         picture = grid.resize((4 * side, 3 * side), Image.Resampling.BICUBIC)

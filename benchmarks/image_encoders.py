@@ -27,7 +27,9 @@ from latteclip.labels.features import read_features
 from latteclip.labels.fusion import fuse
 from latteclip.labels.label_sources import whiten
 
-THUMBNAIL, PROJECTED, NOISE = 16, 64, 1280  # side in pixels, widths
+THUMBNAIL = 16  # pixels of a side
+PROJECTED = 64  # width
+NOISE = 1280  # width
 Pair = tuple[torch.Tensor, torch.Tensor]  # features of training and of test images
 
 

@@ -4,7 +4,7 @@
     snakemake -j2 --configfile imbalanced/config.yaml --config dataset=demo_20_0
 
 Class sizes fall geometrically from those of the run to 1 / ratio of them, in a random order of the
-classes; the test split stays. True labels draw the images, and nothing else reads them.
+classes. The test split stays. True labels draw the images, and nothing else reads them.
 """
 
 import argparse

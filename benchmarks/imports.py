@@ -1,6 +1,6 @@
 """Count the CPU time of importing open_clip: as it comes, by the package, and in its command.
 
-The ways take turns, so that a busy machine slows all of them; each is a new interpreter, and user
+The ways take turns, so that a busy machine slows all of them. Each is a new interpreter, and user
 and system time are added.
 
     python benchmarks/imports.py [--rounds 5]
@@ -29,7 +29,7 @@ sys.exit(command.process())
 
 
 def cpu_seconds(code: str) -> float:
-    """User and system time of a new interpreter that runs `code`."""
+    """Return user and system time of a new interpreter that runs `code`."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", code], check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

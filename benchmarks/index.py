@@ -35,7 +35,7 @@ KINDS = {"folders": "folders", "tars": "webdataset", "parquet": "parquet"}
 
 
 def make_folders(root: Path, first: int, last: int) -> None:
-    """Class folders with JPEGs of smooth noise, which compress like photographs."""
+    """Write class folders with JPEGs of smooth noise, which compress like photographs."""
     rng = np.random.default_rng(0)
     for number in range(first, last):
         path = root / f"class{number % 10}" / f"{number:06d}.jpg"
@@ -50,7 +50,7 @@ def make_folders(root: Path, first: int, last: int) -> None:
 
 
 def make_shards(folders: Path, tars: Path, parquet: Path) -> None:
-    """The same images as tars of WebDataset and as Parquet files of Hugging Face datasets."""
+    """Write the same images as tars of WebDataset and as Parquet files of `datasets`."""
     files = sorted(folders.rglob("*.jpg"), key=lambda path: path.name)
     for place in (tars, parquet):
         place.mkdir()
@@ -67,14 +67,14 @@ def make_shards(folders: Path, tars: Path, parquet: Path) -> None:
 
 
 def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    """A file of a tar."""
+    """Add a file to a tar."""
     entry = tarfile.TarInfo(name)
     entry.size = len(content)
     tar.addfile(entry, io.BytesIO(content))
 
 
 def index(root: Path, kind: str, output: Path, threads: int) -> float:
-    """Index a folder; the seconds. The rate is in the log line of the stage itself."""
+    """Index a folder, and return the seconds. The log line of the stage has the rate."""
     before = time.perf_counter()
     names = ("images.parquet", "corrupt.csv", "fingerprints.parquet")
     outputs = [str(output / name) for name in names]
@@ -85,7 +85,7 @@ def index(root: Path, kind: str, output: Path, threads: int) -> float:
 
 
 def decode_in_random_order(output: Path, n: int) -> float:
-    """Decode n images of an index; the CPU seconds."""
+    """Decode n images of an index, and return the CPU seconds."""
     table = tables.read(output / "images.parquet", tables.IMAGES, ["path"])
     paths = random.Random(0).sample(table["path"].to_pylist(), n)
     before = time.process_time()

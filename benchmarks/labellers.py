@@ -5,8 +5,8 @@
 FOLDER holds what real models said of real images. Sets are found by their files:
 
 - `<set>.jsonl` with `<set>_clip_*.npy`: one image a line, with `split`, `label` and `class`. Every
-  other key is a voter: a list is its class names, of which the first votes; a text votes for the
-  class that it names, if it names one alone; a mapping holds the texts of several prompts.
+  other key is a voter: a list is its class names, of which the first votes. A text votes for the
+  class that it names, if it names one alone. A mapping holds the texts of several prompts.
   Features are [N, D]. Images without a list are left out where some have one, as are those of the
   split `val`.
 - `<set>_text_*.npz`, where there is one: text features `W` of the same CLIP for the classes
@@ -285,7 +285,8 @@ def planted(data: Data, images: ClipFeatures, tests: Tests) -> Figures:
 def planted_voters(data: Data, first: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return labels [N] of voters that are made up, one of them a copy of the first."""
     draw = torch.Generator().manual_seed(0)
-    n, c = len(data.labels), data.n_classes
+    n = len(data.labels)
+    c = data.n_classes
     noise = torch.randint(c, (n,), generator=draw)
     shift = torch.randint(1, c, (n,), generator=draw)
     seen = torch.rand(n, generator=draw) < SEEN

@@ -5,7 +5,7 @@
 reads what a run of `image_prototypes` left of a dataset whose labels are known, spoils captions or
 draws some of the training images, and makes labels and classifiers anew with the package's own
 functions. True labels only score. Shares of right labels of training images, and after the stroke
-of right predictions on the test split, in percent; means and standard deviations over the seeds
+of right predictions on the test split, in percent. Means and standard deviations over the seeds
 where something is drawn.
 """
 
@@ -50,18 +50,18 @@ class Data:
     scale: float
 
     def images(self) -> ClipFeatures:
-        """Of the training images."""
+        """Return the features of the training images."""
         return adapt(ClipFeatures.of(self.features.clone(), self.classes, self.scale))
 
     def caption_votes(self) -> Votes:
-        """Of the captions."""
+        """Return the votes of the captions."""
         n = len(self.texts)
         rows = torch.where(self.texts.any(dim=1), torch.arange(n), n)
         texts = torch.cat([self.texts, self.texts.new_zeros(1, self.texts.shape[1])])
         return caption_votes(texts, rows, self.classes, self.scale)
 
     def taken(self, rows: torch.Tensor) -> "Data":
-        """Some of the training images."""
+        """Return some of the training images."""
         return replace(
             self,
             features=self.features[rows],
@@ -73,14 +73,16 @@ class Data:
 
 
 def read(folder: Path, clip_model: str | None) -> Data:
-    """What a run left."""
+    """Read what a run left."""
     index = tables.read(folder / "images.parquet", tables.IMAGES)
     is_test = pc.equal(index["split"], "test")
     train, test = (index.filter(rows) for rows in (pc.invert(is_test), is_test))
     classes, described = load_classifier(folder / "class_embeddings.safetensors")
-    name, pretrained = described["model"], described["pretrained"]
+    name = described["model"]
+    pretrained = described["pretrained"]
     if clip_model:
-        name, pretrained = clip_model, None
+        name = clip_model
+        pretrained = None
     clip = clips.load(name, pretrained, devices.pick("cpu", 1))
     captions = tables.lookup(
         str(folder / "captions/images.parquet"),
@@ -123,7 +125,7 @@ def as_it_is(data: Data, draw: torch.Generator) -> Data:
 
 
 def swapped(share: float) -> Callable[[Data, torch.Generator], Data]:
-    """A share of the captions dealt out anew among themselves."""
+    """Return a change that shuffles a share of the captions."""
 
     def change(data: Data, draw: torch.Generator) -> Data:
         moved = (torch.rand(len(data.texts), generator=draw) < share).nonzero()[:, 0]
@@ -136,7 +138,7 @@ def swapped(share: float) -> Callable[[Data, torch.Generator], Data]:
 
 
 def _drawn(data: Data, sizes: Callable[[int, int], int], draw: torch.Generator) -> Data:
-    """Some images of each class: `sizes` of its number and its place in a random order."""
+    """Draw images of each class: `sizes` of its number and its place in a random order."""
     kept = []
     for place, label in enumerate(
         torch.randperm(len(data.classes), generator=draw).tolist()
@@ -148,7 +150,7 @@ def _drawn(data: Data, sizes: Callable[[int, int], int], draw: torch.Generator) 
 
 
 def unbalanced(ratio: float) -> Callable[[Data, torch.Generator], Data]:
-    """Class sizes that fall geometrically to 1 / ratio."""
+    """Return a change to class sizes that fall geometrically to 1 / ratio."""
 
     def change(data: Data, draw: torch.Generator) -> Data:
         last = len(data.classes) - 1
@@ -158,7 +160,7 @@ def unbalanced(ratio: float) -> Callable[[Data, torch.Generator], Data]:
 
 
 def few(size: int) -> Callable[[Data, torch.Generator], Data]:
-    """So many images of each class."""
+    """Return a change that leaves so many images of each class."""
     return lambda data, draw: _drawn(data, lambda n, place: size, draw)
 
 
@@ -179,26 +181,26 @@ CHANGES: dict[str, tuple[Callable[[Data, torch.Generator], Data], bool]] = {
 
 
 def zero_shot(data: Data) -> Scored:
-    """Cosines with the class texts."""
+    """Label by cosines with the class texts."""
     return _scored(
         data, (data.features @ data.classes.T).argmax(1), Classifier.of(data.classes)
     )
 
 
 def adapted(data: Data) -> Scored:
-    """Zero-shot scores adapted to the images."""
+    """Label by zero-shot scores adapted to the images."""
     images = data.images()
     classifier = images.classifier(images.adapted, data.scale)
     return _scored(data, classifier.scores(data.features).argmax(dim=1), classifier)
 
 
 def captions_alone(data: Data) -> Scored:
-    """The class that is nearest to each caption."""
+    """Label by the class that is nearest to each caption."""
     return _scored(data, (data.texts @ data.classes.T).argmax(dim=1), None)
 
 
 def fused(data: Data) -> Scored:
-    """Zero-shot scores, image prototypes and votes of captions."""
+    """Label by zero-shot scores, image prototypes and votes of captions."""
     return _fused(data, data.images(), data.caption_votes())
 
 
@@ -209,13 +211,13 @@ def _score_votes(data: Data, images: ClipFeatures) -> Votes:
 
 
 def lmm_alone(data: Data) -> Scored:
-    """Class scores without a captioner's bias."""
+    """Label by class scores without a captioner's bias."""
     votes = _score_votes(data, data.images())
     return _scored(data, votes.probabilities(slice(None)).argmax(dim=1), None)
 
 
 def lmm_fused(data: Data) -> Scored:
-    """The same with class scores as votes."""
+    """Label as `fused` does, with class scores as votes."""
     images = data.images()
     return _fused(data, images, _score_votes(data, images))
 
@@ -241,7 +243,7 @@ def _scored(
 
 
 def cell(found: list[Scored]) -> str:
-    """Labels / test, each a mean with its deviation."""
+    """Return labels / test, each a mean with its deviation."""
     parts = []
     for column in zip(*found, strict=True):
         known = [value for value in column if value is not None]

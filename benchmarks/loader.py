@@ -2,7 +2,7 @@
 
 Both decode the same files and end in the same normalised crops for ViT-B-32. "Read" is the first
 pass over the pictures, "kept" a later one: by PIL with pictures kept decoded in full, here with
-those kept shrunken. The ways alternate, so that a busy machine slows both; seconds are of this
+those kept shrunken. The ways alternate, so that a busy machine slows both. Seconds are of this
 process's CPU, on one thread.
 
     python benchmarks/loader.py [--pairs 5] [folder of pictures ...]
@@ -44,8 +44,10 @@ class Ways:
     """The two ways to a batch of the same pictures."""
 
     def __init__(self, paths: list[str], side: int) -> None:
-        mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
-        self.paths, self.device = paths, torch.device("cpu")
+        mean = open_clip.OPENAI_DATASET_MEAN
+        std = open_clip.OPENAI_DATASET_STD
+        self.paths = paths
+        self.device = torch.device("cpu")
         self.by_pil = open_clip.image_transform(side, is_train=True, aug_cfg=AUG_CFG)
         self.transform = training_images.Augmentation((side, side), mean, std)
         self.decoded = [np.asarray(open_rgb(path)) for path in paths]
@@ -56,18 +58,19 @@ class Ways:
         self.package_kept()  # which keeps them
 
     def pil_read(self) -> None:
-        """Decoded in full, then transformed."""
+        """Decode in full, then transform."""
         self.stack(open_rgb(path) for path in self.paths)
 
     def pil_kept(self) -> None:
-        """Transformed alone."""
+        """Transform alone."""
         self.stack(Image.fromarray(pixels) for pixels in self.decoded)
 
     def stack(self, images: Iterable[Image.Image]) -> torch.Tensor:
-        """[B, 3, H, W]; each image is seeded, so that a resumed training sees the same."""
+        """Return [B, 3, H, W]. Each image is seeded, so that a resumed training sees the same."""
         found = []
         for number, image in enumerate(images):
-            outer, torch_outer = random.getstate(), torch.get_rng_state()
+            outer = random.getstate()
+            torch_outer = torch.get_rng_state()
             random.seed(number)
             torch.default_generator.manual_seed(number)
             found.append(self.by_pil(image))
@@ -76,18 +79,18 @@ class Ways:
         return torch.stack(found)
 
     def package_read(self) -> None:
-        """As in the first pass; what is kept is forgotten again."""
+        """Decode as in the first pass, for the cache is emptied."""
         self.files.cache.shapes[:] = 0
         self.package_kept()
 
     def package_kept(self) -> None:
-        """As in the passes after it."""
+        """Transform as in the passes after it."""
         keys = [[(0, index) for index in range(len(self.paths))]]
         next(self.files.batches(keys, self.device, 1))
 
 
 def cpu_seconds(work: Callable[[], None]) -> float:
-    """Of one call."""
+    """Return the CPU seconds of one call."""
     started = time.process_time()
     work()
     return time.process_time() - started
@@ -95,7 +98,8 @@ def cpu_seconds(work: Callable[[], None]) -> float:
 
 def compare(name: str, paths: list[str], side: int, pairs: int) -> None:
     """Print pictures a second by both ways, and the ratio with its spread."""
-    ways, n = Ways(paths, side), len(paths)
+    ways = Ways(paths, side)
+    n = len(paths)
     for kind, pil, package in (
         ("read", ways.pil_read, ways.package_read),
         ("kept", ways.pil_kept, ways.package_kept),
@@ -111,9 +115,10 @@ def compare(name: str, paths: list[str], side: int, pairs: int) -> None:
 
 
 def photographs(folder: Path, n: int) -> list[str]:
-    """JPEGs of 12 megapixels with detail of many sizes."""
+    """Write JPEGs of 12 megapixels with detail of many sizes, and return their paths."""
     folder.mkdir()
-    rng, paths = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    paths = []
     for number in range(n):
         image = Image.new("RGB", MEGAPIXELS)
         for step in (64, 16, 4):

@@ -18,7 +18,8 @@ import paper_rates
 LINES = Path(__file__).parents[1] / "docs" / "scaling.jsonl"
 SIZES = [10**power for power in range(4, 8)]
 CARD = "A100"
-TRAINING, EPOCHS = 0.7, 50  # share of the images, and how often they are trained on
+TRAINING = 0.7  # share of the images
+EPOCHS = 50
 FEATURE = 4 * 512  # bytes of the features of an image, width 512
 FINGERPRINT = 608  # bytes of an image's hashes and thumbnail; those of tiny JPEGs are alike
 PICTURE = 450_000  # bytes of one that is kept small
@@ -56,7 +57,7 @@ class Stage:
 
 
 class Measured:
-    """The lines of one file; the last one about the same counts."""
+    """The lines of one file. The last one about the same counts."""
 
     def __init__(self, path: Path) -> None:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -64,27 +65,27 @@ class Measured:
         self._files = {(x["file"], x["images"]): x["bytes"] for x in lines if "file" in x}
 
     def sizes(self, title: str) -> list[int]:
-        """The numbers of images that a step was measured with."""
+        """Return the numbers of images that a step was measured with."""
         return sorted(n for name, n in self._steps if name == title)
 
     def line(self, measure: str, title: str, n: int) -> float:
-        """CPU seconds or MiB for n images, on the line through the smallest and the largest."""
+        """Return CPU seconds or MiB for n images, on the line through the ends of the measured."""
         first, *_, last = self.sizes(title)
         low, high = (self._steps[title, size][measure] for size in (first, last))
         return float(low + (high - low) * (n - first) / (last - first))
 
     def bytes(self, file: str) -> float:
-        """Size of a file for each image."""
+        """Return the size of a file for each image."""
         last = max(n for name, n in self._files if name == file)
         return float(self._files[file, last] / last)
 
     def value(self, measure: str, title: str, n: int) -> float:
-        """CPU seconds or MiB for n images: measured, or else on the line."""
+        """Return CPU seconds or MiB for n images: measured, or else on the line."""
         found = self._steps.get((title, n))
         return float(found[measure]) if found else self.line(measure, title, n)
 
     def cell(self, step: Step, n: int) -> str:
-        """What was measured with n images; a dash: it was not run."""
+        """Return what was measured with n images. A dash: it was not run."""
         found = self._steps.get((step.title, n))
         if found is None:
             return NONE
@@ -93,7 +94,7 @@ class Measured:
 
 
 def stages() -> list[Stage]:
-    """The rows in the order of the workflow."""
+    """Return the rows in the order of the workflow."""
     rates = paper_rates.on_paper(CARD)
     assert rates.captions and rates.samples and rates.images and rates.fed
     encoding = 1 / min(rates.images, rates.fed)
@@ -223,16 +224,17 @@ def _time(seconds: float) -> str:
 
 
 def _short(value: float) -> str:
-    """Two digits of a number that has no more worth reading."""
+    """Return two digits of a number that has no more worth reading."""
     return f"{float(f'{value:.2g}'):,.10g}"
 
 
 def rows(lines: Path = LINES) -> list[str]:
-    """The rows, as the page has them."""
+    """Return the rows, as the page has them."""
     measured = Measured(lines)
     found = []
     for stage in stages():
-        step, limits = stage.steps[0], [stage.breaks, stage.then]
+        step = stage.steps[0]
+        limits = [stage.breaks, stage.then]
         if stage.computed:
             disk = stage.disk + sum(map(measured.bytes, step.files))
             cells = []

@@ -16,16 +16,19 @@ PEAKS = {"A100": 312, "H100": 989}
 REACHED = 0.4
 # The work in TFLOP: a caption by LLaVA-1.6 Mistral 7B of so many tokens, read and written; with
 # ViT-B/32 a sample that LatteCLIP is trained on, and an image that is encoded.
-CAPTION, TOKENS = 47.0, 2_920 + 77
+CAPTION = 47.0
+TOKENS = 2_920 + 77
 SQUARE = 1_176 + 40 + 77  # tokens where `captioner.square_side` is LLaVA's overview
-SAMPLE, IMAGE = 0.039, 0.0088
-CORES, DECODED = 8, 285  # of a job, and the images per second that one decodes
+SAMPLE = 0.039
+IMAGE = 0.0088
+CORES = 8  # of a job
+DECODED = 285  # images per second that a core decodes
 GB = {"MB": 1e-3, "GB": 1}
 
 
 @dataclass(frozen=True)
 class Rates:
-    """How fast the work goes on one GPU, per second; None where that is not known."""
+    """How fast the work goes on one GPU, per second. None where that is not known."""
 
     captions: float | None
     samples: float | None  # trained on
@@ -48,7 +51,7 @@ class Sizes:
 
 
 def on_paper(card: str, tokens: int = TOKENS) -> Rates:
-    """Rates of a card of PEAKS, for captions of so many tokens, read and written."""
+    """Return rates of a card of PEAKS, for captions of so many tokens, read and written."""
     reached = REACHED * PEAKS[card]
     caption = CAPTION * tokens / TOKENS
     return Rates(
@@ -57,7 +60,7 @@ def on_paper(card: str, tokens: int = TOKENS) -> Rates:
 
 
 def hours(configuration: Configuration, rates: Rates) -> dict[str, float]:
-    """GPU hours of each kind of work over all datasets, of kinds whose rates are known.
+    """Return GPU hours of each kind of work over all datasets, of kinds whose rates are known.
 
     Datasets of unknown size are left out.
     """
@@ -87,21 +90,21 @@ def hours(configuration: Configuration, rates: Rates) -> dict[str, float]:
 
 
 def _captions(configuration: Configuration, dataset: str, rates: Rates) -> float:
-    """Captions per second, of smaller pictures where the dataset has them."""
+    """Return captions per second, of smaller pictures where the dataset has them."""
     assert rates.captions is not None
     squared = configuration.section("captioner", dataset)["square_side"] is not None
     return rates.captions * (rates.tokens / SQUARE if squared and rates.tokens else 1.0)
 
 
 def _slower(rate: float, rates: Rates) -> float:
-    """What a GPU does at a rate, unless it waits for images."""
+    """Return what a GPU does at a rate, unless it waits for images."""
     return min(rate, rates.fed) if rates.fed else rate
 
 
 def _captioning(
     configuration: Configuration, dataset: str, images: Counts, rates: Rates
 ) -> float:
-    """GPU seconds of captions and class scores; a score counts as a caption, which is too much."""
+    """Return GPU seconds of captions and class scores. A score counts as a caption: too much."""
     asked = [
         amounts(configuration, dataset, images)[GROUPS]
         if kind == "group"
@@ -121,7 +124,7 @@ def _captioning(
 def _training(
     configuration: Configuration, dataset: str, images: Counts, rate: float, start: float
 ) -> float:
-    """Seconds of all fine-tunings."""
+    """Return the seconds of all fine-tunings."""
     return sum(
         samples(configuration, dataset, method, images.train) / rate + start
         for method, _ in configuration.trainings(dataset)
@@ -131,7 +134,7 @@ def _training(
 def _encoding(
     configuration: Configuration, dataset: str, images: Counts, rate: float, start: float
 ) -> float:
-    """Seconds of the pseudo-labels, and of the evaluation of each tuned model.
+    """Return the seconds of the pseudo-labels, and of the evaluation of each tuned model.
 
     Without a test split the training images are evaluated.
     """
@@ -145,8 +148,9 @@ def _trained(configuration: Configuration, dataset: str) -> list[tuple[str, int]
 
 
 def disk(configuration: Configuration, sizes: Sizes) -> dict[str, float]:
-    """GB of what is kept."""
-    downloads, unknown = 0.0, []
+    """Return the GB of what is kept."""
+    downloads = 0.0
+    unknown = []
     for dataset in configuration.datasets:
         size = re.search(
             r"([\d.]+) (MB|GB)", configuration.dataset(dataset).get("size", "")

@@ -1,6 +1,6 @@
 """Time `latteclip predict` beside the evaluation stage, on the same images and the same model.
 
-The two alternate, so that a busy machine slows both; each time is that of the whole function, from
+The two alternate, so that a busy machine slows both. Each time is that of the whole function, from
 reading the model to writing the results. The predictions are compared. Last, the share of CPU time
 that checking the model takes of one more run.
 
@@ -9,7 +9,7 @@ that checking the model takes of one more run.
 
 With --encoder a classifier that has its model alternates with the encoder alone: the same number of
 images in the same batches by the same threads, but of one picture that is a tensor already. The
-model is ViT-B-32 with random weights, or the demo's CLIP; photographs are JPEGs of noise that is
+model is ViT-B-32 with random weights, or the demo's CLIP. Photographs are JPEGs of noise that is
 smooth but for a grain, with as many bytes as a camera's. What both could reach if no core ever
 waited is computed from the CPU time that decoding takes by itself. Threads wait asleep, as the
 command `latteclip` has them.
@@ -51,7 +51,10 @@ from latteclip.train.history import TrainingMetadata
 from latteclip.train.settings import Recipe
 
 HISTORY = pa.schema([("step", pa.int32())])  # evaluate reads only its metadata
-CLASSES, SIZE, BATCH, TOPK = 47, (500, 375), 32, 5
+CLASSES = 47
+SIZE = (500, 375)  # pixels
+BATCH = 32
+TOPK = 5
 DISTINCT = 8  # photographs
 GRAIN = 6  # of photographs: standard deviation of a pixel, of 255
 DEMO = layers.PACKAGE / "demo" / "models" / "clip"
@@ -63,7 +66,7 @@ CHECKS = (
 
 
 def make_model(root: Path, device: torch.device, name: str = "ViT-B-32") -> list[str]:
-    """The demo's CLIP, or an open_clip model with random weights, as tuned; its class names."""
+    """Write the demo's CLIP or an open_clip model of random weights. Return its class names."""
     torch.manual_seed(0)
     if name == "demo":
         clip = clips.load(f"local-dir:{DEMO}", None, device)
@@ -93,7 +96,7 @@ def make_model(root: Path, device: torch.device, name: str = "ViT-B-32") -> list
 
 
 def make_images(root: Path, n: int, classnames: list[str]) -> list[str]:
-    """JPEGs of smooth noise, which compress like photographs, with index and pseudo-labels.
+    """Write JPEGs of smooth noise, which compress like photographs, with index and pseudo-labels.
 
     The first few are those of the page: training images, which `evaluate` classifies as well.
     """
@@ -131,7 +134,7 @@ def make_images(root: Path, n: int, classnames: list[str]) -> list[str]:
 
 
 def make_photographs(root: Path, size: tuple[int, int]) -> list[str]:
-    """DISTINCT JPEGs in the size (width, height), pixels."""
+    """Write DISTINCT JPEGs in the size (width, height), pixels."""
     rng = np.random.default_rng(0)
     (root / "photographs").mkdir()
     paths = [str(root / "photographs" / f"{number}.jpg") for number in range(DISTINCT)]
@@ -181,20 +184,21 @@ def beside_encoder(model: Path, paths: list[str], args: argparse.Namespace) -> N
 
 
 def ready(clip: clips.Clip, path: str) -> torch.Tensor:
-    """A picture as the encoder takes it."""
+    """Return a picture as the encoder takes it."""
     picture: torch.Tensor = clip.preprocess(loader.open_rgb(path))
     return picture
 
 
 def seconds(work: Callable[[], object]) -> tuple[float, float]:
-    """How long it takes by the clock, and in CPU time of this process, which others do not slow."""
-    clock, used = time.perf_counter(), time.process_time()
+    """Return seconds by the clock, and of this process's CPU, which others do not slow."""
+    clock = time.perf_counter()
+    used = time.process_time()
     work()
     return time.perf_counter() - clock, time.process_time() - used
 
 
 def share_of_checks(work: Callable[[], object]) -> float:
-    """The share of its CPU time that CHECKS take."""
+    """Return the share of its CPU time that CHECKS take."""
     spent = []
 
     def timed(check: Callable[..., object]) -> Callable[..., object]:
@@ -219,7 +223,7 @@ def summary(
     times: list[tuple[float, float]],
     names: tuple[str, str] = ("evaluate", "predict"),
 ) -> str:
-    """Rates of both, and the median and spread of their ratio over pairs."""
+    """Return rates of both, and the median and spread of their ratio over pairs."""
     rates = [images / statistics.median(column) for column in zip(*times, strict=True)]
     ratios = sorted(of_stage / of_command for of_stage, of_command in times)
     return (

@@ -19,7 +19,8 @@ from latteclip.train.data import schedule
 from latteclip.train.settings import Recipe, recipe_for
 from latteclip.train.training import DivergedError, Setup
 
-LOW, HIGH = 1e-6, 1e-1
+LOW = 1e-6
+HIGH = 1e-1
 SMOOTHING = 0.9  # of the loss, from step to step
 SEED = 0
 
@@ -70,7 +71,8 @@ def range_test(results: Path) -> list[tuple[float, float]]:
 
 def suggested(history: list[tuple[float, float]]) -> tuple[float, float]:
     """Return the rate where the smoothed loss falls fastest, and a tenth of that of its minimum."""
-    smooth, mean = [], 0.0
+    smooth = []
+    mean = 0.0
     for step, (_, loss) in enumerate(history):
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
         smooth.append(mean / (1 - SMOOTHING ** (step + 1)))

@@ -51,7 +51,8 @@ SCALE = 100.0  # of CLIP's cosines
 NONE = -1  # no class
 STEPS = 2  # rounds of learning after ten answers, as in `latteclip teach`
 SEEDS = 3  # drawings of uniform answers
-DRAWINGS, CHECKED = 500, 100  # of images that check a promise
+DRAWINGS = 500  # of images that check a promise
+CHECKED = 100  # images of a drawing
 Figures = dict[str, Any]
 
 
@@ -93,7 +94,7 @@ class Data(Pool):
 def clip_features(
     features: torch.Tensor, texts: torch.Tensor | None, n_classes: int
 ) -> ClipFeatures:
-    """Return adapted features [N, D]; without texts [C, D], zero-shot scores are all alike."""
+    """Return adapted features [N, D]. Without texts [C, D], zero-shot scores are all alike."""
     if texts is None:
         texts = torch.zeros(n_classes, features.shape[1])
     return adapt(ClipFeatures.of(features.clone(), texts, SCALE))
@@ -124,7 +125,8 @@ def _without_answers(path: Path) -> Iterator[Data]:
     content = np.load(path)
     features, texts = (normalised(content[key]) for key in ("images", "texts"))
     labels = torch.from_numpy(content["labels"].astype(np.int64))
-    nothing, n = slice(0, 0), len(texts)
+    nothing = slice(0, 0)
+    n = len(texts)
     name = f"{path.parent.name}_{path.stem}"
     new = features[nothing], labels[nothing]
     yield Data(name, features, labels, texts, n, *new, None)
@@ -319,13 +321,12 @@ def guarantees(data: Data) -> Figures:
     if data.options is None:
         return {}
     found = fuse(data.images(), first_votes(data))
-    right, confidence = (
-        (found.labels == data.labels).numpy(),
-        found.confidence.double().numpy(),
-    )
+    right = (found.labels == data.labels).numpy()
+    confidence = found.confidence.double().numpy()
     figures = {}
     for error in (0.05, 0.1, 0.2):
-        kept, taken = [], []
+        kept = []
+        taken = []
         for seed in range(DRAWINGS):
             drawn = np.random.default_rng(seed).permutation(len(right))[:CHECKED]
             accepted = confidence >= pac_threshold(confidence[drawn], ~right[drawn], error)
@@ -341,7 +342,8 @@ def choice(data: Data) -> Figures:
     """Return the accuracy on new images of the untrained classifier that votes choose."""
     if data.options is None or data.texts is None:
         return {}
-    images, votes = data.images(), first_votes(data)
+    images = data.images()
+    votes = first_votes(data)
     found = fuse(images, votes)
     x = images.centred[:].double()
     raw = Head(images.texts.weights, images.text_bias)
@@ -360,7 +362,8 @@ def choice(data: Data) -> Figures:
 
 def calibration_error(data: Data, found: Fusion) -> float:
     """Return the expected calibration error of the labels' probabilities."""
-    right, confidence = (found.labels == data.labels).double(), found.confidence.double()
+    right = (found.labels == data.labels).double()
+    confidence = found.confidence.double()
     ones = torch.ones_like(confidence)
     arrays = (part.numpy() for part in (confidence, right, ones))
     return round(expected_calibration_error(*arrays), 3)
@@ -376,7 +379,8 @@ def transclip(data: Data, neighbours: int = 3, rounds: int = 10) -> torch.Tensor
     towards the zero-shot probabilities regularise the assignments.
     """
     assert data.texts is not None
-    x, texts = data.features.double(), data.texts.double()
+    x = data.features.double()
+    texts = data.texts.double()
     log_zero_shot = (SCALE * x @ texts.T).log_softmax(dim=1)
     affinity = x @ x.T
     affinity.fill_diagonal_(-torch.inf)
@@ -472,7 +476,8 @@ def measure(data: Data) -> Figures:
     )
     for part in parts:
         found |= part(data)
-    found["images"], found["classes"] = len(data.labels), data.n_classes
+    found["images"] = len(data.labels)
+    found["classes"] = data.n_classes
     found["seconds"] = round(time.perf_counter() - start, 1)
     found["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return found
@@ -518,9 +523,11 @@ def show_encoders(folder: Path) -> None:
     for own, other, voter in itertools.permutations(sets, 3):
         assert voter.texts is not None
         labels = (voter.features @ voter.texts.T).argmax(dim=1)
-        votes, images = label_votes(labels, own.n_classes), own.images()
+        votes = label_votes(labels, own.n_classes)
+        images = own.images()
         image_encoders = whiten(other.features.clone())
-        alone, both = fuse(images, votes), fuse(images, votes, [image_encoders])
+        alone = fuse(images, votes)
+        both = fuse(images, votes, [image_encoders])
         joint = images.classifier(both.joint_heads[0], SCALE).scores(own.new_features)
         joint = joint + image_encoders.classifier(both.joint_heads[1], SCALE).scores(
             other.new_features

@@ -168,7 +168,8 @@ def main() -> None:
     args = parser.parse_args()
     if (args.folder / "caltech101.jsonl").is_file():
         names, splits = read(args.folder)
-        answered, new = splits["test"], splits["val"]
+        answered = splits["test"]
+        new = splits["val"]
         shares = np.concatenate([answered[0], new[0]])
         labels = [*answered[1], *new[1]]
         draw = of_two_splits(len(answered[1]), len(new[1]))

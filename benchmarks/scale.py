@@ -3,10 +3,10 @@
     python benchmarks/scale.py N [N ...] [--classes 1000] [--folder DIR] [--lines FILE]
         [--only STEP [STEP ...]]
 
-N tiny JPEGs (links to a few distinct ones) in class folders are indexed; hashes, features, captions
+N tiny JPEGs (links to a few distinct ones) in class folders are indexed. Hashes, features, captions
 and answers are random, so that no model runs, but they go through the files and functions of the
-stages. Each step runs in a process of its own. Its time is that of the work alone, without imports;
-its memory is the largest resident size of its largest process, imports included.
+stages. Each step runs in a process of its own. Its time is that of the work alone, without imports.
+Its memory is the largest resident size of its largest process, imports included.
 
 With --lines, figures are also added to a file as lines of JSON, from which `benchmarks/outlook.py`
 makes the table of docs/scaling.md and `benchmarks/growth.py` its charts. With --only, no image is
@@ -38,7 +38,8 @@ ROOT = Path(__file__).parents[1]
 DISTINCT = 64  # JPEGs; a file system allows at most 65,000 links to a file
 WIDTH = 512  # of features, as ViT-B/32 gives them
 SHARDS = 64
-TRAINED, BATCH = 200, 128  # steps that are trained, and images of each
+TRAINED = 200  # steps
+BATCH = 128  # images of a step
 WORDS = 55  # of a caption
 OPTIONS = 10  # of class scores
 PROSE = """a the of with on in and small large bright dark red green blue old round long striped
@@ -74,7 +75,7 @@ class Place:
         return self.folder / "checkout"
 
     def file(self, name: str) -> str:
-        """A file below results/scale of the workflow's copy."""
+        """Return the path of a file below results/scale of the workflow's copy."""
         return str(self.checkout / "results" / "scale" / name)
 
     def shards(self) -> list[str]:
@@ -85,7 +86,7 @@ class Place:
 
     @property
     def classnames(self) -> list[str]:
-        """Two words each, as most names of species are."""
+        """Names of two words, as most names of species are."""
         return [f"{ADJECTIVES[i % 9]} kind{i // 9}" for i in range(self.n_classes)]
 
 
@@ -93,7 +94,7 @@ class Place:
 
 
 def make_images(place: Place) -> Work:
-    """Class folders, and a copy of the workflow."""
+    """Make class folders, and a copy of the workflow."""
     import numpy as np
     from PIL import Image
 
@@ -117,7 +118,7 @@ def make_images(place: Place) -> Work:
 
 
 def plan_jobs(place: Place) -> Work:
-    """A dry run of Snakemake: the jobs of the whole dataset, captions in shards."""
+    """Plan the jobs of the whole dataset by a dry run of Snakemake, captions in shards."""
     command = [
         sys.executable,
         "-m",
@@ -145,7 +146,7 @@ def plan_jobs(place: Place) -> Work:
 
 
 def index_images(place: Place) -> Work:
-    """The image index, by two processes."""
+    """Index the images by two processes."""
     from latteclip.config.sections.split import SplitSection
     from latteclip.data import index_images as splits
 
@@ -156,7 +157,7 @@ def index_images(place: Place) -> Work:
 
 
 def make_index(place: Place) -> Work:
-    """An index of images that are not there, 70 % of them for training."""
+    """Write an index of images that are not there, 70 % of them for training."""
     from latteclip.core import tables
     from latteclip.core.metadata import IndexMetadata
 
@@ -185,7 +186,7 @@ def make_index(place: Place) -> Work:
 
 
 def add_images(place: Place) -> Work:
-    """One image more for each hundred."""
+    """Add one image for each hundred."""
     folders = sorted(place.images.iterdir())
 
     def work() -> None:
@@ -197,11 +198,10 @@ def add_images(place: Place) -> Work:
 
 
 def make_fingerprints(place: Place) -> Work:
-    """Random hashes and thumbnails of the images; every twentieth is the twin of the one before."""
+    """Write random hashes and thumbnails of the images. Every twentieth equals that before it."""
     import numpy as np
 
     from latteclip.core import tables
-    from latteclip.data.fingerprints import HASHES, THUMBNAIL
 
     rng = np.random.default_rng(2)
 
@@ -211,21 +211,19 @@ def make_fingerprints(place: Place) -> Work:
             place.file("made_fingerprints.parquet"), tables.FINGERPRINTS
         ) as add:
             for batch in index.to_batches(10_000):
-                hashes, thumbnails = (
-                    rng.integers(0, 256, (len(batch), size), dtype=np.uint8)
-                    for size in (HASHES, THUMBNAIL**2)
-                )
-                for values in (hashes, thumbnails):
+                columns = {"image_id": batch["image_id"]}
+                for name in ("hashes", "thumbnail"):
+                    size = tables.FINGERPRINTS.field(name).type.byte_width
+                    values = rng.integers(0, 256, (len(batch), size), dtype=np.uint8)
                     values[19::20] = values[18::20][: len(values[19::20])]
-                columns = {"hashes": list(map(bytes, hashes))}
-                columns["thumbnail"] = list(map(bytes, thumbnails))
-                add({"image_id": batch["image_id"], **columns})
+                    columns[name] = list(map(bytes, values))
+                add(columns)
 
     return work
 
 
 def find_duplicates(place: Place) -> Work:
-    """Near-duplicates among all images."""
+    """Find near-duplicates among all images."""
     from latteclip.data import find_duplicates as stage
 
     names = ("images.parquet", "made_fingerprints.parquet", "duplicates.parquet")
@@ -234,7 +232,7 @@ def find_duplicates(place: Place) -> Work:
 
 
 def write_pseudo_labels(place: Place) -> Work:
-    """Scores of random features, and the table of pseudo-labels; the features are made before."""
+    """Write pseudo-labels by random features, which are made before."""
     import torch
 
     from latteclip.clip.classifier import Classifier, save_classifier
@@ -262,7 +260,7 @@ def write_pseudo_labels(place: Place) -> Work:
 
 
 def _features(centres: Any, shown: Any, noise: float, draw: Any) -> Any:
-    """FeatureMemmap [N, D], L2-normalised: around the centre [C, D] of what each row [N] shows."""
+    """Return a FeatureMemmap [N, D], L2-normalised, around the centres [C, D] of classes [N]."""
     import torch
 
     from latteclip.clip.classifier import FeatureMemmap
@@ -276,7 +274,7 @@ def _features(centres: Any, shown: Any, noise: float, draw: Any) -> Any:
 
 
 def read_features(place: Place) -> Work:
-    """The features of the training images, as label propagation and label fusion read them."""
+    """Read the features of the training images, as label propagation and label fusion do."""
     from latteclip.core import tables
     from latteclip.labels import features as cached_features
 
@@ -290,7 +288,7 @@ def read_features(place: Place) -> Work:
 
 
 def evaluate_classifier(place: Place) -> Work:
-    """Predictions and accuracy of the test split from features and the class texts."""
+    """Evaluate the class texts on the test split."""
     from latteclip.config.sections.inference import InferenceSection
     from latteclip.evaluate import evaluate_classifier as stage
 
@@ -310,7 +308,7 @@ def evaluate_classifier(place: Place) -> Work:
 
 
 def propagate_labels(place: Place) -> Work:
-    """Neighbours of the training images, and the test split classified by their graph."""
+    """Propagate labels over the neighbours of the training images to the test split."""
     import torch
 
     from latteclip.config.sections.graph import GraphSection
@@ -338,35 +336,37 @@ def _group_questions(place: Place, shard: str) -> Callable[[], Any]:
     from latteclip.captions.pictures import Layout
     from latteclip.config.sections.groups import GroupsSection
 
-    index, labels = place.file("images.parquet"), place.file("pseudo_labels.parquet")
+    index = place.file("images.parquet")
+    labels = place.file("pseudo_labels.parquet")
     drawn = GroupsSection()
     return lambda: questions_about(index, labels, "Describe them.", Layout(), shard, drawn)
 
 
 def plan_images(place: Place) -> Work:
-    """What a job of 64 does before it asks about its first image."""
+    """Plan what a job of 64 asks about images."""
     from latteclip.captions.groups import questions_about
     from latteclip.captions.pictures import Layout
 
-    index, labels = place.file("images.parquet"), place.file("pseudo_labels.parquet")
+    index = place.file("images.parquet")
+    labels = place.file("pseudo_labels.parquet")
     part = f"1/{SHARDS}"
     return lambda: _walk(questions_about(index, labels, "Describe the {}.", Layout(), part))
 
 
 def plan_groups(place: Place) -> Work:
-    """What a job of 64 does before it asks about its first group."""
+    """Plan what a job of 64 asks about groups."""
     questions = _group_questions(place, f"1/{SHARDS}")
     return lambda: _walk(questions())
 
 
 def plan_all_groups(place: Place) -> Work:
-    """The same where one job asks about all groups."""
+    """Plan what one job asks about all groups."""
     questions = _group_questions(place, "1/1")
     return lambda: _walk(questions())
 
 
 def _walk(questions: Any) -> None:
-    """Every request, as worker processes are given it."""
+    """Make every request, as worker processes are given it."""
     from latteclip.captions.requests import Request
 
     for row in range(len(questions)):
@@ -374,7 +374,7 @@ def _walk(questions: Any) -> None:
 
 
 def make_captions(place: Place) -> Work:
-    """Captions of images in shards and of groups in one table."""
+    """Write captions of images in shards and of groups in one table."""
     from latteclip.captions.groups import shard_of
     from latteclip.captions.metadata import AnswerSource, CaptionsMetadata
     from latteclip.captions.pictures import Layout
@@ -433,11 +433,12 @@ def make_captions(place: Place) -> Work:
 
 
 def _captions(place: Place) -> Iterator[str]:
-    """Texts without end; a third names a class."""
+    """Yield texts without end, of which a third name a class."""
     import numpy as np
 
     rng = np.random.default_rng(1)
-    vocabulary, names = PROSE.split(), place.classnames
+    vocabulary = PROSE.split()
+    names = place.classnames
     while True:
         drawn = rng.integers(0, len(vocabulary), (4096, WORDS))
         classes = rng.integers(0, 3 * len(names), 4096)
@@ -447,12 +448,12 @@ def _captions(place: Place) -> Iterator[str]:
 
 
 def _digest(number: int) -> str:
-    """Of an invented request: evenly spread, as real ones are."""
+    """Return the digest of an invented request: evenly spread, as real ones are."""
     return hashlib.sha256(str(number).encode()).hexdigest()[:32]
 
 
 def cache_answers(place: Place) -> Work:
-    """N answers in one file, as one run leaves them."""
+    """Cache N answers in one file, as one run leaves them."""
     from latteclip.captions.answer_cache import AnswerCache
     from latteclip.captions.requests import Response
 
@@ -469,7 +470,7 @@ def cache_answers(place: Place) -> Work:
 
 
 def find_answers(place: Place) -> Work:
-    """What a job of 64 does with these: open the file, and look up its answers, all cached."""
+    """Find the cached answers of a job of 64 in that file."""
     from latteclip.captions.answer_cache import AnswerCache
 
     def work() -> None:
@@ -482,7 +483,7 @@ def find_answers(place: Place) -> Work:
 
 
 def gather_captions(place: Place) -> Work:
-    """64 shards into one table."""
+    """Gather the captions of 64 shards in one table."""
     from latteclip.captions import caption as stage
 
     output = place.file("captions/images.parquet")
@@ -492,16 +493,17 @@ def gather_captions(place: Place) -> Work:
 
 
 def summarize_captions(place: Place) -> Work:
-    """The summary of images and groups."""
+    """Summarise the captions of images and groups."""
     from latteclip.captions import summarize_captions as caption_summary
 
     paths = [place.file(f"captions/{kind}.parquet") for kind in ("images", "groups")]
-    index, output = place.file("images.parquet"), place.file("captions/summary.json")
+    index = place.file("images.parquet")
+    output = place.file("captions/summary.json")
     return lambda: caption_summary.summarize_captions(paths, index, output)
 
 
 def fuse_labels(place: Place) -> Work:
-    """Votes of captions for the training images fused with what is known of them."""
+    """Fuse votes of captions with what is known of the training images."""
     from latteclip.labels import fusion
 
     made = _voted(place)
@@ -511,7 +513,7 @@ def fuse_labels(place: Place) -> Work:
 
 
 def fuse_labels_of_three(place: Place) -> Work:
-    """The same by captions, by class scores and by labels of a file, with their estimates."""
+    """Fuse captions, class scores and labels of a file, with their estimates."""
     import torch
 
     from latteclip.labels.label_sources import label_votes, option_votes
@@ -519,7 +521,8 @@ def fuse_labels_of_three(place: Place) -> Work:
     from latteclip.labels.voter_model import fuse_voters
 
     made = _voted(place)
-    n, n_classes = len(made.classes), place.n_classes
+    n = len(made.classes)
+    n_classes = place.n_classes
     draw = torch.Generator().manual_seed(1)
     options = torch.randint(n_classes, (n, OPTIONS), generator=draw)
     options[:, 0] = made.named(0.3, draw)
@@ -550,7 +553,8 @@ class _Voted:
         """Return the classes, of which a share are wrong."""
         import torch
 
-        n, n_classes = len(self.classes), int(self.classes.max()) + 1
+        n = len(self.classes)
+        n_classes = int(self.classes.max()) + 1
         wrong = torch.randint(n_classes, (n,), generator=draw)
         return torch.where(torch.rand(n, generator=draw) < share, wrong, self.classes)
 
@@ -565,7 +569,8 @@ def _voted(place: Place) -> _Voted:
     from latteclip.labels.label_sources import ClipFeatures, caption_votes
 
     index, _ = tables.read_unlabelled(place.file("images.parquet"), training=True)
-    n, n_classes = len(index), place.n_classes
+    n = len(index)
+    n_classes = place.n_classes
     draw = torch.Generator().manual_seed(0)
     centres = torch.randn(n_classes, WIDTH, generator=draw)
     classes = torch.randint(n_classes, (n,), generator=draw)
@@ -589,7 +594,7 @@ def _done(found: bool) -> None:
 
 
 def report_dataset(place: Place) -> Work:
-    """The page of the dataset with the zero-shot row and another, made one."""
+    """Write the page of the dataset with the zero-shot row and an invented one."""
     import numpy as np
 
     from latteclip.config.sections.table import TableSection
@@ -598,7 +603,8 @@ def report_dataset(place: Place) -> Work:
     from latteclip.report import report_dataset as dataset_report
     from latteclip.report.runs import RunTables
 
-    zero_shot, other = place.file("predictions.parquet"), place.file("other.parquet")
+    zero_shot = place.file("predictions.parquet")
+    other = place.file("other.parquet")
     table = tables.read(zero_shot, tables.PREDICTIONS)
     metadata = tables.read_metadata(zero_shot, ClassesMetadata)
     changed = np.random.default_rng(0).random(len(table)) < 0.3
@@ -636,7 +642,7 @@ def report_dataset(place: Place) -> Work:
 
 
 def _training_data(place: Place) -> tuple[Any, Any]:
-    """What fine-tuning reads, and its bank of texts."""
+    """Return what fine-tuning reads, and its texts."""
     import open_clip
 
     from latteclip.train import data as training_data
@@ -656,7 +662,7 @@ def _training_data(place: Place) -> tuple[Any, Any]:
 
 
 def read_training_data(place: Place) -> Work:
-    """What fine-tuning reads before it touches a text or an image, and the batches of an epoch."""
+    """Read what fine-tuning reads before texts and images, and the batches of an epoch."""
     from latteclip.train import data as training_data
     from latteclip.train.settings import steps_per_epoch
 
@@ -670,15 +676,15 @@ def read_training_data(place: Place) -> Work:
 
 
 def tokenize_texts(place: Place) -> Work:
-    """The tokens of all captions, once per training; reading them is not timed."""
+    """Tokenise all captions, as once per training. Reading them is not timed."""
     _, bank = _training_data(place)
     return lambda: print(f"{len(bank.tokens)} texts", file=sys.stderr)
 
 
 def finetune(place: Place) -> Work:
-    """TRAINED steps of the demo's CLIP by the command, told to end half-way and run again.
+    """Train the demo's CLIP for TRAINED steps by the command, ended half-way and run again.
 
-    The made captions and images, batches of 128; the model is not written.
+    The made captions and images, batches of 128. The model is not written.
     """
     section = {
         "epochs": 1000,  # more than are waited for
@@ -738,19 +744,20 @@ def finetune(place: Place) -> Work:
 
 
 def _steps_told(log: str) -> int:
-    """How many steps the progress in a log tells of."""
+    """Return how many steps the progress in a log counts."""
     text = Path(log).read_text() if os.path.exists(log) else ""
     told = re.findall(r"(\d+)/\d+ \[", text)
     return int(told[-1]) if told else 0
 
 
 def write_predictions(place: Place) -> Work:
-    """What `predict` does beside the model: N images found, made predictions of them written."""
+    """Find N images and write invented predictions, as `predict` does beside the model."""
     from latteclip.deploy import predict
 
     def work() -> None:
         paths = predict.image_paths([str(place.images)], sys.stdin.buffer)
-        names, best = place.classnames[:3], [0.9, 0.05, 0.01]
+        names = place.classnames[:3]
+        best = [0.9, 0.05, 0.01]
         predictions = (predict.Prediction(x, [0, 1, 2], names, best, best) for x in paths)
         predict.writer_of(place.file("predicted.parquet"))(predictions, len(names), [])
 
@@ -758,7 +765,7 @@ def write_predictions(place: Place) -> Work:
 
 
 def export_labels(place: Place) -> Work:
-    """Labels of captions taken away as CSV; the table of labels is made before."""
+    """Export labels as CSV from a table that is made before."""
     import numpy as np
     import torch
 
@@ -768,7 +775,8 @@ def export_labels(place: Place) -> Work:
     from latteclip.labels.fusion_report import write_fusion_report
 
     table, names = tables.read_unlabelled(place.file("images.parquet"), training=True)
-    n, folder = len(table), Path(place.file("."))
+    n = len(table)
+    folder = Path(place.file("."))
     columns = _nulls(tables.FUSED_LABELS, n)
     labels = np.arange(n) % len(names)
     columns |= {
@@ -883,7 +891,7 @@ def _nulls(schema: Any, n: int) -> dict[str, Any]:
 
 
 def teach(place: Place) -> Work:
-    """The next ten images of `latteclip teach`, after the labels learned from ten answers."""
+    """Choose the next ten images of `latteclip teach`, after labels learned from ten answers."""
     from latteclip.labels.answers import CLASS, Answer
 
     session = _teaching_session(place)
@@ -899,7 +907,7 @@ def teach(place: Place) -> Work:
 
 @dataclass(frozen=True)
 class Step:
-    """A function of this module, and how the table calls it; None: not in the table."""
+    """A function of this module, and how the table calls it. None: not in the table."""
 
     run: Callable[[Place], Work]
     title: str | None
@@ -941,7 +949,7 @@ STEPS = [
 
 
 def chosen(only: Sequence[str]) -> list[int]:
-    """Places in STEPS of those of some functions and the made index; of none: of all others."""
+    """Return the places in STEPS of some functions and `make_index`. None given: of all others."""
     names = {make_index.__name__, *only}
     return [n for n, step in enumerate(STEPS) if (step.run.__name__ in names) == bool(only)]
 
@@ -950,30 +958,31 @@ def chosen(only: Sequence[str]) -> list[int]:
 
 
 def cpu_seconds() -> float:
-    """Of this process and of its children that ended."""
+    """Return the CPU seconds of this process and of its children that ended."""
     return sum(os.times()[:4])
 
 
 def peak_memory() -> float:
-    """MiB of the largest of these processes."""
+    """Return the MiB of the largest of these processes."""
     whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return max(resource.getrusage(who).ru_maxrss for who in whose) / 1024
 
 
 def measure(step: Step, place: Place) -> None:
-    """In a process of its own: do a step and print its figures as JSON."""
+    """Take a step in this process, and print its figures as JSON."""
     work = step.run(place)
     before = cpu_seconds()
     started = time.perf_counter()
     work()
-    seconds, cpu = time.perf_counter() - started, cpu_seconds() - before
+    seconds = time.perf_counter() - started
+    cpu = cpu_seconds() - before
     found = {"seconds": seconds, "cpu": cpu, "memory": peak_memory()}
     figures = {name: round(value, 2) for name, value in found.items()}
     print(json.dumps({"images": place.n, "title": step.title, **figures}))
 
 
 def run_step(number: int, place: Place) -> dict[str, Any]:
-    """Figures of a step, from a process of its own."""
+    """Return the figures of a step, from a process of its own."""
     arguments = [str(place.n), f"--classes={place.n_classes}", f"--folder={place.folder}"]
     done = subprocess.run(
         [sys.executable, __file__, *arguments, f"--step={number}"],
@@ -986,7 +995,7 @@ def run_step(number: int, place: Place) -> dict[str, Any]:
 
 
 def run(place: Place, only: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The steps about one number of images, and the sizes of the files; their figures."""
+    """Take the steps for a number of images, and yield their figures and the sizes of files."""
     print(f"\n{place.n} images, {place.n_classes} classes, features of {WIDTH}\n")
     print("| step | seconds | CPU seconds | MiB |\n|---|---:|---:|---:|", flush=True)
     for number in chosen(only):

@@ -24,13 +24,13 @@ STUDY = layers.CONFIG / "study.yaml"
 
 
 def configuration() -> Configuration:
-    """The configuration as the workflow merges it."""
+    """Return the configuration as the workflow merges it."""
     study = yaml.safe_load(STUDY.read_text(encoding="utf-8"))
     return Configuration(layers.defaults(project=None), study)
 
 
 def jobs() -> tuple[dict[str, int], float]:
-    """The jobs of a dry run by rule, and how long it took in seconds."""
+    """Return the jobs of a dry run by rule, and how many seconds it took."""
     command = [sys.executable, "-m", "snakemake", "--dry-run", "--configfile", str(STUDY)]
     began = time.monotonic()
     run = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -46,7 +46,8 @@ from latteclip.labels.label_sources import LabelledRows, Votes
 
 COUNTS = (20, 50, 100, 200)
 SEEDS = 5  # drawings where answers are drawn at random
-TAUGHT, CHECKED = 50, 50  # questions of a run
+TAUGHT = 50  # questions of a run that teach
+CHECKED = 50  # questions of a run that check
 
 
 class Data:
@@ -57,7 +58,8 @@ class Data:
         session = TeachingSession(folder, 1, checking=0)
         start = session.model
         n = len(session.ids)
-        self.images, self.votes = start.images, start.votes
+        self.images = start.images
+        self.votes = start.votes
         if not captions:
             self.votes = Votes(torch.zeros(n, dtype=torch.bool), start.votes.probabilities)
         elif swap:
@@ -153,7 +155,8 @@ class SimulatedSession(TeachingSession):
 
 def swapped(votes: Votes, n: int, share: float) -> Votes:
     """Return votes of which a share belongs to other images."""
-    rng, source = np.random.default_rng(0), np.arange(n)
+    rng = np.random.default_rng(0)
+    source = np.arange(n)
     chosen = np.flatnonzero(rng.random(n) < share)
     source[chosen] = rng.permutation(chosen)
     row = torch.from_numpy(source)
@@ -171,8 +174,10 @@ def imbalanced(folder: Path, ratio: float, target: Path) -> None:
         (target / path.name).symlink_to(path.resolve())
     table = tables.read(folder / "images.parquet", tables.IMAGES)
     metadata = tables.read_metadata(folder / "images.parquet", IndexMetadata)
-    labels, test = table["label"].to_numpy(), pc.equal(table["split"], "test").to_numpy()
-    keep, rng = test.copy(), np.random.default_rng(0)
+    labels = table["label"].to_numpy()
+    test = pc.equal(table["split"], "test").to_numpy()
+    keep = test.copy()
+    rng = np.random.default_rng(0)
     shares = ratio ** -np.linspace(0, 1, int(labels.max()) + 1)
     for label, share in enumerate(rng.permutation(shares)):
         rows = rng.permutation(np.flatnonzero((labels == label) & ~test))
@@ -186,7 +191,8 @@ def imbalanced(folder: Path, ratio: float, target: Path) -> None:
 def person(data: Data, errs: float, seed: int = 0) -> torch.Tensor:
     """Return the classes that a person names, some of them wrong."""
     rng = np.random.default_rng(seed)
-    named, c = data.classes.clone(), len(data.images.texts.bias)
+    named = data.classes.clone()
+    c = len(data.images.texts.bias)
     wrong = torch.from_numpy(rng.random(len(named)) < errs)
     shift = torch.from_numpy(rng.integers(1, c, len(named)))
     named[wrong] = (named[wrong] + shift[wrong]) % c
@@ -219,15 +225,18 @@ def learning(data: Data, errs: float) -> None:
 
 def interval(data: Data, errs: float, runs: int) -> None:
     """Print how often the page's interval holds."""
-    n, rows = len(data.classes), []
+    n = len(data.classes)
+    rows = []
     session: SimulatedSession | None = None
     taught: dict[str, Answer] = {}
     for seed in range(runs):
         named = person(data, errs, seed)
         if errs or session is None:
-            session, taught = SimulatedSession(data, TAUGHT + CHECKED, CHECKED), {}
+            session = SimulatedSession(data, TAUGHT + CHECKED, CHECKED)
+            taught = {}
             session.answer(named, taught, TAUGHT)
-        run, answers = copy.copy(session), dict(taught)
+        run = copy.copy(session)
+        answers = dict(taught)
         run._order = np.random.default_rng(seed).permutation(n)
         run.questions = session.questions[:TAUGHT]
         run.answer(named, answers, TAUGHT + CHECKED)
@@ -271,7 +280,8 @@ def guarantee(data: Data, errs: float, drawings: int, folds: int) -> None:
         if m >= n:
             continue
         for error in (0.05, 0.1, 0.2):
-            wrongs, saved = [], []
+            wrongs = []
+            saved = []
             for seed in range(drawings):
                 drawn = np.random.default_rng(seed).permutation(rest)[:m]
                 threshold = pac_threshold(confidence[drawn], ~agreed[drawn], error)
@@ -284,7 +294,8 @@ def guarantee(data: Data, errs: float, drawings: int, folds: int) -> None:
                 f"{100 * np.mean(np.array(wrongs) <= error):.1f} %",
                 flush=True,
             )
-        shares, used = [], []
+        shares = []
+        used = []
         for seed in range(drawings):
             drawn = np.random.default_rng(seed).permutation(rest)[:m]
             unseen = np.setdiff1d(rest, drawn)
@@ -316,7 +327,9 @@ def taken(
 def cross_fitted(data: Data, named: torch.Tensor, taught: list[int], folds: int) -> None:
     """Print how well the workflow checks: by answers that also teach, left out in five folds."""
     rest = np.setdiff1d(np.arange(len(data.classes)), taught)
-    n, m, found = len(rest), 100, []
+    n = len(rest)
+    m = 100
+    found = []
     for seed in range(folds):
         drawn = np.random.default_rng(seed).permutation(rest)[:m]
         both = data.labelled([*taught, *drawn.tolist()], named)
@@ -325,7 +338,8 @@ def cross_fitted(data: Data, named: torch.Tensor, taught: list[int], folds: int)
         fusion = data.start.answered(both).fused()
         right = (fusion.labels == data.classes).numpy()
         others = np.setdiff1d(rest, drawn)
-        truth, hits = right[others].mean(), int(checked.right.sum())
+        truth = right[others].mean()
+        hits = int(checked.right.sum())
         low, high = confidence_sequence(hits, m, n)
         sure = checked.confidence.numpy().astype(np.float64)
         threshold = pac_threshold(sure, ~checked.right.numpy(), 0.05)

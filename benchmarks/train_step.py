@@ -38,12 +38,10 @@ from latteclip.train.settings import FROZEN
 from latteclip.train.training import parameter_groups, prepare_training
 from latteclip.train.training_images import Augmentation, TrainingImages
 
-CLASSES, IMAGES, ALPHA, LR = (
-    47,
-    480,
-    0.01,
-    1e-7,
-)  # the size of DTD's class list; its learning rate
+CLASSES = 47  # as DTD has
+IMAGES = 480
+ALPHA = 0.01
+LR = 1e-7  # of DTD
 VOCABULARY = (
     "a the of with and in on rough smooth shiny dark bright pattern surface lines dots squares "
     "threads cracks holes folds waves grains cells woven striped blue red green brown white black "
@@ -53,12 +51,12 @@ WORDS = VOCABULARY.split()
 
 
 def captions(n: int, rng: random.Random) -> list[str]:
-    """Texts of 12 to 24 words."""
+    """Return texts of 12 to 24 words."""
     return [" ".join(rng.choices(WORDS, k=rng.randint(12, 24))) for _ in range(n)]
 
 
 def make_clip(device: torch.device) -> clips.Clip:
-    """ViT-B-32 with random weights."""
+    """Return a ViT-B-32 with random weights."""
     torch.manual_seed(0)
     model, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32", device=device)
     config = open_clip.get_model_config("ViT-B-32")
@@ -85,14 +83,14 @@ class Setting:
             self.objective = LatteClip(training_texts, SwitchesSection(alpha=ALPHA), seed=0)
 
     def package(self) -> torch.Tensor:
-        """The loss as the package computes it."""
+        """Return the loss as the package computes it."""
         features = encode.encode_images(self.clip, self.images)
         batch = TrainingBatch(self.index, self.labels[self.index], features, self.scale())
         loss: torch.Tensor = self.objective.loss(batch)[0]
         return loss
 
     def authors(self) -> torch.Tensor:
-        """The same loss from four batches of texts, each at the full context."""
+        """Return the same loss from four batches of texts, each at the full context."""
         features = encode.encode_images(self.clip, self.images)
         fixed = self.objective.prototypes
         zero_shot = self.labels[self.index]
@@ -117,13 +115,13 @@ class Setting:
         return total
 
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Texts [B, 77] by open_clip's own encode_text."""
+        """Encode texts [B, 77] by open_clip's own encode_text."""
         with devices.autocast(self.clip.device, self.clip.precision):
             features = self.clip.model.encode_text(tokens)  # type: ignore[operator]
         return F.normalize(features.float(), dim=-1)
 
     def scale(self) -> torch.Tensor:
-        """exp(logit_scale)."""
+        """Return exp(logit_scale)."""
         scale: torch.Tensor = self.clip.model.logit_scale.exp()  # type: ignore[operator]
         return scale
 
@@ -135,7 +133,7 @@ class Setting:
 def timed(
     loss: Callable[[], torch.Tensor], setting: Setting, optimiser: torch.optim.Optimizer
 ) -> tuple[float, float]:
-    """Seconds of a whole step, and its loss; the weights hardly move at this learning rate."""
+    """Return the seconds of a step, and its loss. The weights hardly move at this learning rate."""
     setting.same_groups()
     _wait(setting.clip.device)
     started = time.perf_counter()
@@ -153,7 +151,7 @@ def _wait(device: torch.device) -> None:
 
 
 def matmul_rate(device: torch.device, precision: str) -> float:
-    """Floating-point operations per second of a large matrix product, the best of three."""
+    """Return the floating-point operations per second of a large matrix product, best of three."""
     n = 8192 if device.type == "cuda" else 1536
     left, right = torch.randn(2, n, n, device=device)
     seconds = []
@@ -168,7 +166,7 @@ def matmul_rate(device: torch.device, precision: str) -> float:
 
 
 def flops(setting: Setting) -> int:
-    """Floating-point operations of the forward and backward passes of the package's step."""
+    """Return the floating-point operations of the passes of the package's step, both ways."""
     with FlopCounterMode(display=False) as counter:
         setting.package().backward()
     total: int = counter.get_total_flops()
@@ -176,7 +174,7 @@ def flops(setting: Setting) -> int:
 
 
 def update_ratios(clip: clips.Clip, n: int) -> list[float]:
-    """Time of the usual AdamW over that of the fused one, in pairs of updates, ascending."""
+    """Return the time of the usual AdamW over that of the fused one, of pairs, ascending."""
     both = [
         torch.optim.AdamW(parameter_groups(clip.model, 0.2), lr=LR, fused=fused or None)
         for fused in (False, True)
@@ -195,13 +193,13 @@ def update_ratios(clip: clips.Clip, n: int) -> list[float]:
 
 
 def median_step(setting: Setting, optimiser: torch.optim.Optimizer, n: int) -> float:
-    """Seconds of the package's step, of n after one that warms up."""
+    """Return the median seconds of n steps of the package, after one that warms up."""
     times = [timed(setting.package, setting, optimiser)[0] for _ in range(n + 1)]
     return statistics.median(times[1:])
 
 
 def ways(clip: clips.Clip, batch: int) -> Iterator[str]:
-    """Let the model compute in other ways, one after the other; their names."""
+    """Let the model compute in other ways, one after the other, and yield their names."""
     clip.micro_batch = batch // 2
     yield f"compute.micro_batch: {clip.micro_batch}"
     clip.micro_batch = None
@@ -214,7 +212,7 @@ def ways(clip: clips.Clip, batch: int) -> Iterator[str]:
 
 
 def encoding_rate(clip: clips.Clip, images: torch.Tensor) -> float:
-    """Images per second of evaluation-time encoding."""
+    """Return the images per second of evaluation-time encoding."""
     clip.model.eval()
     with torch.no_grad():
         encode.encode_images(clip, images)
@@ -229,7 +227,7 @@ def encoding_rate(clip: clips.Clip, images: torch.Tensor) -> float:
 def data_wait(
     setting: Setting, optimiser: torch.optim.Optimizer, threads: int
 ) -> tuple[float, float]:
-    """Shares of a step's time spent waiting for images: decoded from JPEG, and kept decoded."""
+    """Return the shares of a step that wait for images: decoded from JPEG, and kept decoded."""
     batch, side = len(setting.images), (500, 450)  # about the size of DTD's
     noise = np.random.default_rng(0).integers(0, 256, (batch, 60, 60, 3), dtype=np.uint8)
     shares = []

@@ -4,15 +4,15 @@
 
 takes what a run left of a dataset with labels: image features and class texts of the pretrained
 CLIP. In each draw the texts of some classes are missing, while their images stay in both splits,
-as in a folder that holds other things too; every choice of classes is one draw, or as many at
+as in a folder that holds other things too. Every choice of classes is one draw, or as many at
 random as are asked for. Printed are the AUROC over the test images, mean and deviation over the
-draws, of the score that `score_unknown` writes and of others that were tried; then, of the former,
+draws, of the score that `score_unknown` writes and of others that were tried. Then, of the former,
 the share of the test images of listed classes that is called unknown, and of those left out, by the
 share of training images at which the threshold is set, or by the threshold after 100 answers: half
 of them about the smallest margins between classes, as `latteclip teach` asks. Labels only score.
 
 Where there are class scores (`scores.kind`), the same of the training images by the captioner's
-word beside CLIP's; the scores of the classes that are left out count for nothing.
+word beside CLIP's. The scores of the classes that are left out count for nothing.
 """
 
 import argparse
@@ -35,12 +35,13 @@ from latteclip.labels.score_unknown import answered_threshold, unlikeliness
 from latteclip.labels.voters.lmm import read_class_scores
 
 SHARES = (0.02, 0.05, 0.1, 0.2)
-ANSWERS, DEFAULT_SHARE = 100, 0.05
+ANSWERS = 100
+DEFAULT_SHARE = 0.05
 Floats = npt.NDArray[np.float64]
 
 
 def auroc(scores: Floats, outside: npt.NDArray[np.bool_]) -> float:
-    """How often an image of no class scores higher than one of a class."""
+    """Return how often an image of no class scores higher than one of a class."""
     found = mannwhitneyu(scores[outside], scores[~outside]).statistic
     return float(found / (outside.sum() * (~outside).sum()))
 
@@ -48,7 +49,7 @@ def auroc(scores: Floats, outside: npt.NDArray[np.bool_]) -> float:
 def others(
     features: torch.Tensor, texts: torch.Tensor, scale: float, training: torch.Tensor
 ) -> dict[str, Floats]:
-    """Other scores [N] that tell of no class."""
+    """Return other scores [N] by which an image may be of no class."""
     logits = scale * features @ texts.T
     off = logits - logits[training].mean(dim=0)
     centred = F.normalize(features - features[training].mean(dim=0), dim=1)
@@ -86,7 +87,8 @@ def main() -> None:
     if len(draws) > args.draws:
         chosen = np.random.default_rng(0).choice(len(draws), args.draws, replace=False)
         draws = [draws[number] for number in chosen]
-    on_test, on_training = Judged(), Judged()
+    on_test = Judged()
+    on_training = Judged()
     by_captioner = captioner(args.folder, index, test)
     for left_out in draws:
         texts = classes.weights[[k for k in range(c) if k not in left_out]]
@@ -135,7 +137,7 @@ def answered(images: ClipFeatures, n: int) -> npt.NDArray[np.int_]:
 def captioner(
     folder: Path, index: pa.Table, test: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]] | None:
-    """Options and scores [N, K] of the training images, where there are some."""
+    """Return options and scores [N, K] of the training images, where there are some."""
     path = folder / "class_scores.parquet"
     if not path.is_file():
         return None
@@ -159,7 +161,7 @@ class Judged:
     def mark(
         self, name: str, unknown: npt.NDArray[np.bool_], outside: npt.NDArray[np.bool_]
     ) -> None:
-        """Note what was called unknown in a draw."""
+        """Note which images were called unknown in a draw."""
         shares = unknown[~outside].mean(), unknown[outside].mean()
         self.marked.setdefault(name, []).append(shares)
 

@@ -25,7 +25,8 @@ class WordNet:
                 self._add(line.partition("|")[0].split())
 
     def _add(self, fields: list[str]) -> None:
-        offset, n_words = fields[0], int(fields[3], 16)
+        offset = fields[0]
+        n_words = int(fields[3], 16)
         pointers = 5 + 2 * n_words
         for word in fields[4 : pointers - 1 : 2]:
             self.sets[plain(word)].add(offset)
@@ -37,13 +38,16 @@ class WordNet:
 
     def relation(self, name: str, truth: str) -> str:
         """Return one of RIGHT or WRONG."""
-        first, second = plain(name), plain(truth)
+        first = plain(name)
+        second = plain(truth)
         if first.replace(" ", "") == second.replace(" ", ""):
             return "the name"
-        words, others = set(first.split()), set(second.split())
+        words = set(first.split())
+        others = set(second.split())
         if words < others or others < words:
             return "a word more or less"
-        own, wanted = self._meanings(first), self._meanings(second)
+        own = self._meanings(first)
+        wanted = self._meanings(second)
         if own & wanted:
             return "synonym"
         above = {one for each in own for one in self.above[each]}

@@ -1,3 +1,5 @@
+"""Fixtures of all tests. The process that starts workers imports this file, and no torch."""
+
 import atexit
 import gc
 import os
@@ -6,21 +8,15 @@ import tempfile
 from collections import Counter
 
 import pytest
-import torch
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from support import axe as axe_core
 from support import fuzz, warm
-from support.checkout import CONFIG, DEMO, Checkout, edit, few_methods, shrink
-from support.tiny import DEMO_CLIP, write_backbone
-
-from latteclip.clip import model as clips
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 gc.set_threshold(50_000)  # imports of all tests make many objects, and no garbage
 # Last of all, libraries would complain of what `gc.freeze` keeps (see `pytest_unconfigure`).
 atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), 2)
-torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 # Of tests with random cases: seconds in all for `make test`, minutes for `make fuzz`.
 mild = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
@@ -31,6 +27,41 @@ settings.load_profile("fuzz" if fuzz.SECONDS else "test")
 
 TOOK = "latteclip/seconds"  # of each file of tests, in pytest's cache
 seconds = Counter()
+# Files that take longest begin in this order, where no earlier run is remembered. SLURM waits most
+# of its time, and those beside it at first do without the results that it makes (`finished`).
+FIRST = (
+    "tests/cluster/test_slurm.py",
+    "tests/captions/engines/test_vllm.py",
+    "tests/workflow/test_workflow.py",
+    "tests/deploy/test_onnx.py",
+    "tests/clip/test_download_models.py",
+    "tests/labels/test_fusion.py",
+    "tests/workflow/test_decisions.py",
+    "tests/workflow/test_discover.py",
+    "tests/project/test_printed_commands.py",
+    "tests/captions/engines/test_vllm_server.py",
+    "tests/captions/engines/test_architectures.py",
+    "tests/project/test_release.py",
+    "tests/train/test_finetune.py",
+    "tests/audit/test_browser.py",
+    "tests/train/test_parallel.py",
+    "tests/workflow/test_voters.py",
+    "tests/labels/test_fuse_labels.py",
+    "tests/labels/test_real_models.py",
+    "tests/labels/test_voter_model.py",
+    "tests/report/test_report_dataset.py",
+    "tests/captions/test_kills.py",
+    "tests/project/test_benchmarks.py",
+    "tests/workflow/test_cores.py",
+    "tests/project/test_recipes.py",
+    "tests/core/test_other_systems.py",
+    "tests/workflow/test_storage.py",
+    "tests/deploy/test_export.py",
+    "tests/data/test_datasets.py",
+    "tests/workflow/test_shards.py",
+    "tests/report/test_browser.py",
+    "tests/workflow/test_student.py",
+)
 
 
 def pytest_configure(config):
@@ -40,6 +71,9 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish():
+    import torch
+
+    torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
     gc.freeze()
 
 
@@ -52,8 +86,13 @@ def pytest_unconfigure(config):
 def pytest_collection_modifyitems(config, items):
     """Files that took longest come first: side by side, none is then left for the end."""
     took = config.cache.get(TOOK, {}) if hasattr(config, "cache") else {}
-    slow = {file_of(item) for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: -took.get(file_of(item), 60 * (file_of(item) in slow)))
+    order = {file: number for number, file in enumerate(FIRST)}
+
+    def place(item):
+        file = file_of(item)
+        return -took.get(file, 0), order.get(file, len(order))
+
+    items.sort(key=place)
 
 
 def pytest_runtest_logreport(report):
@@ -73,12 +112,18 @@ def pytest_sessionfinish(session):
 
 @pytest.fixture(scope="session")
 def demo_clip():
+    import torch
+    from support.tiny import DEMO_CLIP
+
+    from latteclip.clip import model as clips
+
     return clips.load(f"local-dir:{DEMO_CLIP}", None, torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")
 def backbones(tmp_path_factory):
     """Names by which the kinds are loaded; each is written when it is first asked for."""
+    from support.tiny import write_backbone
 
     class Names(dict):
         def __missing__(self, kind):
@@ -113,12 +158,16 @@ def axe(request):
 
 @pytest.fixture
 def checkout(tmp_path):
+    from support.checkout import Checkout
+
     return Checkout(tmp_path / "checkout")
 
 
 @pytest.fixture(scope="session")
 def new_checkout(tmp_path_factory):
     """Makes checkouts that outlive a test."""
+    from support.checkout import Checkout
+
     return lambda name: Checkout(tmp_path_factory.mktemp(name) / "checkout")
 
 
@@ -128,6 +177,8 @@ def finished(tmp_path_factory):
 
     One worker of pytest-xdist runs it. The others take copies.
     """
+    from support.checkout import CONFIG, DEMO, Checkout, edit, few_methods, shrink
+
     base = tmp_path_factory.getbasetemp()
     root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
     with FileLock(f"{root}.lock"):

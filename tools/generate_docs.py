@@ -117,7 +117,8 @@ def _sizes() -> str:
     """Return the settings of `recommended` for some numbers of training images."""
     rows = [["training images", "batch size", "epochs", "steps"], ["---:"] * 4]
     for n in SIZES:
-        size, epochs = auto_batch_size(n), auto_epochs(n)
+        size = auto_batch_size(n)
+        epochs = auto_epochs(n)
         steps = epochs * steps_per_epoch(n, size)
         rows.append([f"{n:,}", f"{size}", f"{epochs}", f"{steps:,}"])
     return _markdown(rows)
@@ -128,7 +129,8 @@ def _rows(section: type[Section], prefix: str, skip: set[str]) -> Iterator[Row]:
     for name, field in section.model_fields.items():
         if not prefix and name in skip:
             continue
-        key, meaning = prefix + name, _escaped(_meaning(field.annotation, field))
+        key = prefix + name
+        meaning = _escaped(_meaning(field.annotation, field))
         inner = section_of(field.annotation)
         if inner is None:
             is_shown = is_in_file(field) or field.default not in (None, "", [], {})

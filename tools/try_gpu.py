@@ -37,7 +37,9 @@ from latteclip.data import loader
 METHODS = "zero_shot,latteclip,recommended"
 # Largest difference of a feature, and least share of equal labels, by precision.
 FEATURES = {"float32": (1e-4, 0.999), "bf16": (5e-2, 0.99)}
-CAPTIONS, SCORES, ACCURACY = 0.95, 0.02, 2.0  # share that is equal, and largest differences
+CAPTIONS = 0.95  # least share of equal captions
+SCORES = 0.02  # largest difference of a class score
+ACCURACY = 2.0  # largest difference in points
 SHAPES = {  # of real models: the name, and images in a batch
     "open_clip ViT-B-32": 256,
     "open_clip ViT-B-16-SigLIP2-256": 256,
@@ -60,7 +62,8 @@ def main() -> None:
         "--limit", type=int, default=128, help="images of each split of the demo"
     )
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, as if on a GPU")
-    options, found = parser.parse_args(), []
+    options = parser.parse_args()
+    found = []
     has_gpu = options.rehearse or bool(gpus.visible())
     with tempfile.TemporaryDirectory() as folder:
         for name, check in checks(Path(folder), options.limit).items():
@@ -71,9 +74,11 @@ def main() -> None:
                 is_good, text = check()
                 level = "ok" if is_good else "warning"
             except NotTriedError as error:
-                level, text = "not tried", str(error)
+                level = "not tried"
+                text = str(error)
             except Exception as error:  # the other checks are to run
-                level, text = "warning", f"{type(error).__name__}: {error}"
+                level = "warning"
+                text = f"{type(error).__name__}: {error}"
             seconds = round(time.monotonic() - started, 1)
             found.append({"check": name, "level": level, "text": text, "seconds": seconds})
             print(f"{level:9}  {name:33}  {text} ({seconds:.0f} s)", flush=True)
@@ -136,7 +141,8 @@ class Demo:
         engine: str = "transformers",
         precision: str = "float32",
     ) -> None:
-        self.folder, self.on_gpu = folder, on_gpu
+        self.folder = folder
+        self.on_gpu = on_gpu
         self.results = folder / "results" / f"demo_{limit}"
         self.given = [
             *("dataset=demo", f"limit={limit}", f"method={METHODS}", "seeds=1"),
@@ -166,7 +172,8 @@ class Demo:
     def interrupted_training(self) -> Finding:
         """End a training after a few steps by SIGTERM, and let the next run go on."""
         run = self.results / "latteclip" / "seed0"
-        target, log = run / "model", run / "logs" / "finetune.log"
+        target = run / "model"
+        log = run / "logs" / "finetune.log"
         return self.interrupted(
             target, log, "finetune", lambda: any(run.rglob("step-*.pt")), "Resuming", LONG
         )
@@ -243,7 +250,8 @@ class Demo:
 
     def features(self, other: "Demo") -> Finding:
         """Compare features of the images and their labels."""
-        file, schema = "pseudo_labels.parquet", tables.PSEUDO_LABELS
+        file = "pseudo_labels.parquet"
+        schema = tables.PSEUDO_LABELS
         pair = [
             np.array(each.column(file, schema, "image_features")) for each in (self, other)
         ]
@@ -286,7 +294,8 @@ class Demo:
 
     def close_accuracies(self, other: "Demo") -> Finding:
         """Compare the accuracies of all methods."""
-        mine, theirs = self.accuracies(), other.accuracies()
+        mine = self.accuracies()
+        theirs = other.accuracies()
         difference = max(abs(value - theirs[name]) for name, value in mine.items())
         return (
             difference <= ACCURACY,
@@ -320,7 +329,8 @@ def real_shape(name: str, batch_size: int, folder: Path) -> Finding:
         encode = model
     model.eval().cuda()
     files = loader.ImageFiles([*photographs(folder)], transform)
-    order, threads = loader.in_order(len(files), batch_size), os.cpu_count() or 1
+    order = loader.in_order(len(files), batch_size)
+    threads = os.cpu_count() or 1
     torch.cuda.reset_peak_memory_stats()
     started = time.monotonic()
     with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):

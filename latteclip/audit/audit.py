@@ -1,6 +1,6 @@
 """Ask a person about a random sample of images, and report whether tuning helped."""
 
-import json
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,18 +8,8 @@ import numpy as np
 
 from latteclip.audit import sampling
 from latteclip.audit import score as scoring
-from latteclip.audit.page import write_offline
-from latteclip.audit.server import serve
-from latteclip.audit.session import (
-    OFFERED,
-    Question,
-    QuestionSession,
-    import_answers,
-    in_class_order,
-    print_result,
-)
-from latteclip.core.errors import UserError
-from latteclip.core.files import values_of
+from latteclip.audit.server import run_session
+from latteclip.audit.session import OFFERED, Question, QuestionSession, in_class_order
 from latteclip.core.hashing import digest
 from latteclip.evaluate.results import Audit
 from latteclip.evaluate.train_predictions import MISSING
@@ -51,21 +41,15 @@ def audit(
         answers: import the answers that the page exported
         score: print the estimate from the answers so far
     """
-    if json_output and not score:
-        raise UserError("--json is for --score; give both.")
-    session = AuditSession(results, split, budget)
-    if offline:
-        write_offline(session, offline)
-    elif answers or score:
-        if answers:
-            import_answers(session, answers)
-        if json_output:
-            scored = session.score(session.answers())
-            print(json.dumps(values_of(scored), indent=2))
-        else:
-            print_result(session)
-    else:
-        serve(session, port, browser=not no_browser)
+    run_session(
+        partial(AuditSession, results, split, budget),
+        offline=offline,
+        answers=answers,
+        score=score,
+        json_output=json_output,
+        port=port,
+        browser=not no_browser,
+    )
 
 
 class AuditSession(QuestionSession):
@@ -109,13 +93,13 @@ class AuditSession(QuestionSession):
 
 def offered_classes(population: sampling.Population, row: int) -> list[str]:
     """Return the classes that runs predict of an image, then CLIP's next best, then random ones."""
+    classnames = population.classnames
     seed = int(digest(population.image_ids[row])[:16], 16)
     rng = np.random.default_rng(seed)
     predictions = population.predictions[row]
-    known = predictions[predictions != MISSING]
-    predicted = dict.fromkeys(known.tolist())
+    predicted = set(predictions[predictions != MISSING].tolist())
     ranked = population.ranked[row].tolist()
-    random = rng.permutation(len(population.classnames)).tolist()
-    ordered = list(predicted | dict.fromkeys(ranked + random))
-    n_offered = max(OFFERED, len(predicted))
-    return in_class_order(population.classnames, ordered[:n_offered])
+    random = rng.permutation(len(classnames)).tolist()
+    likely = [label for label in dict.fromkeys(ranked + random) if label not in predicted]
+    n_further = max(0, OFFERED - len(predicted))
+    return in_class_order(classnames, [*predicted, *likely[:n_further]])

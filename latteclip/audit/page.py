@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from latteclip.audit.session import ALL_OFFERED, Question, QuestionSession
+from latteclip.audit.session import ALL_OFFERED, QuestionSession
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_text
 from latteclip.data.images import open_rgb
@@ -56,7 +56,8 @@ def write_offline(session: QuestionSession, output: str) -> None:
         "take": f"latteclip {session.name} {folder} --answers answers.json",
         "answered": session.total - len(questions),
         "questions": [
-            question.as_json(_data_uri(question, max_bytes)) for question in questions
+            question.as_json(data_uri(question.path, OFFLINE_SIDE, max_bytes))
+            for question in questions
         ],
     }
     write_text(output, render_page(session, OFFLINE, values)[0])
@@ -68,10 +69,11 @@ def write_offline(session: QuestionSession, output: str) -> None:
     )
 
 
-def _data_uri(question: Question, max_bytes: int) -> str:
+def data_uri(path: str, side: int, max_bytes: int) -> str:
+    """Return an image as part of a page, "" where it cannot be decoded."""
     try:
-        image = open_rgb(question.path, max_side=OFFLINE_SIDE)
+        image = open_rgb(path, max_side=side)
     except UserError as error:
-        log.warning("%s The question has no picture.", error)
+        log.warning("%s It has no picture on the page.", error)
         return ""
-    return picture(image, OFFLINE_SIDE, max_bytes).uri
+    return picture(image, side, max_bytes).uri

@@ -30,6 +30,7 @@ BASELINES = (BASELINE, "zero_shot_adapted")  # which need no model of their own
 TABLES = ("predictions.parquet", "left_out.parquet", "train_predictions.parquet")
 SEED = 0
 TEST = "test"  # the split that no model learned from
+TRAIN = "train"
 # The strata, and how often an image of each is drawn in comparison with the last. Where candidates
 # agree, an answer says nothing about their difference, and less about their accuracies the surer
 # they are. After Neyman (1934), rates are proportional to standard deviations.
@@ -70,18 +71,18 @@ class RunFiles:
 
         A table of other classes is ignored.
         """
-        path, schema = self.predictions, tables.PREDICTIONS
-        if split != TEST and self.train_predictions:
-            path, schema = self.train_predictions, tables.TRAIN_PREDICTIONS
+        is_trained_on = split != TEST and self.train_predictions is not None
+        path = self.train_predictions if is_trained_on else self.predictions
         missing = np.full(len(image_ids), MISSING)
-        if path is None or tables.read_metadata(path, ClassesMetadata).classnames != list(
-            classnames
-        ):
+        if path is None:
             return missing
-        columns = [name for name in tables.TRAIN_PREDICTIONS.names if name in schema.names]
-        table = tables.read(path, schema, columns)
-        if "held_out" in columns:
+        if tables.read_metadata(path, ClassesMetadata).classnames != list(classnames):
+            return missing
+        if is_trained_on:
+            table = tables.read(path, tables.TRAIN_PREDICTIONS)
             table = table.filter(table["held_out"])
+        else:
+            table = tables.read(path, tables.PREDICTIONS, ["image_id", "prediction"])
         predicted = table["prediction"].take(pc.index_in(image_ids, table["image_id"]))
         return np.asarray(predicted.fill_null(MISSING).to_numpy(), np.int_)
 
@@ -181,8 +182,10 @@ def read_population(folder: str | Path, split: str | None = None) -> Population:
     folder = Path(folder)
     index, classnames = tables.read_unlabelled(folder / "images.parquet", training=False)
     is_test = pc.equal(index["split"], "test")
-    split = split or ("test" if pc.any(is_test).as_py() else "train")
-    chosen, (plan, _) = chosen_run(folder), audit_files(folder, split)
+    if split is None:
+        split = TEST if pc.any(is_test).as_py() else TRAIN
+    chosen = chosen_run(folder)
+    plan, _ = audit_files(folder, split)
     if plan.exists():  # images that came later are no part of the audit
         planned = pa.array(read_plan(plan, index, classnames).image_ids, pa.string())
         if not len(planned):
@@ -208,7 +211,8 @@ def read_population(folder: str | Path, split: str | None = None) -> Population:
             f"the workflow first: {run_command(folder)}. Trainings leave out images where "
             "selection.share is above 0 and there are at least 100 to leave out."
         )
-    index, ids = index.filter(known), index["image_id"].filter(known)
+    index = index.filter(known)
+    ids = index["image_id"]
     predictions = np.stack([*predicted.values()], axis=1)[known]
     candidates = list(predicted)
     differ = (predictions != predictions[:, :1]).sum(axis=0)  # from the baseline
@@ -299,10 +303,10 @@ def _taught(
 ) -> npt.NDArray[np.bool_]:
     """Return the mask [N] of the images whose answers were asked for to teach the labels."""
     schema = teaching_schema(folder.absolute().name, classnames, index)
-    asked = schema.read(folder / "answers.json").asked.values()
-    taught = [answer.image_id for answer in asked if answer.phase != CHECK]
-    names = pa.array(taught, pa.string())
-    return np.asarray(pc.is_in(index["image_id"], names).to_numpy(), bool)
+    saved = schema.read(folder / "answers.json")
+    taught = [a.image_id for a in saved.asked.values() if a.phase != CHECK]
+    is_taught = pc.is_in(index["image_id"], pa.array(taught, pa.string()))
+    return np.asarray(is_taught.to_numpy(), bool)
 
 
 def read_plan(path: str | Path, index: pa.Table, classnames: Sequence[str]) -> SamplingPlan:
@@ -354,8 +358,9 @@ def stratify(population: Population) -> Ints:
         sure = population.confidence >= np.median(population.confidence[agree])
         strata[agree & ~sure] = 1
     # A variance cannot be estimated from a handful of images.
-    for h in range(len(RATES) - 1):
-        expected = np.bincount(strata, minlength=len(RATES)) * RATES
+    n_strata = len(RATES)
+    for h in range(n_strata - 1):
+        expected = np.bincount(strata, minlength=n_strata) * RATES
         is_small = expected[h] * PREFIX < MIN_IMAGES * expected.sum()
         filled = np.flatnonzero(expected)
         larger = filled[filled > h]

@@ -103,9 +103,9 @@ def score(
             f"{MIN_ANSWERS}: latteclip audit results/{dataset}."
         )
     rows = pc.index_in(pa.array(list(known)), pa.array(plan.image_ids)).to_numpy()
-    label_of: dict[str | None, int] = {
-        name: row for row, name in enumerate(plan.classnames)
-    }
+    label_of: dict[str | None, int] = {}
+    for label, name in enumerate(plan.classnames):
+        label_of[name] = label
     labels = np.array([label_of.get(answer.classname, -1) for answer in known.values()])
     sizes = np.bincount(plan.strata)
     strata = plan.strata[rows]
@@ -121,16 +121,15 @@ def score(
     scale = len(answers) / len(known)
     left = len(plan.strata) - len(answers)
     comparisons = []
-    for j, i in combinations(range(len(runs)), 2):
-        differ = (runs[i].predictions != runs[j].predictions).astype(np.int_)
-        interval, more = difference(hits[i], hits[j], rows, plan.strata, differ)
+    pairs = combinations(zip(runs, hits, strict=True), 2)
+    for (other, other_hits), (run, own_hits) in pairs:
+        differ = (run.predictions != other.predictions).astype(np.int_)
+        interval, more = difference(own_hits, other_hits, rows, plan.strata, differ)
         is_decided = more == 0
         if more or not left:
-            wanted = int(np.ceil((more or 0) * scale))
+            wanted = math.ceil((more or 0) * scale)
             more = min(left, wanted)
-        comparisons.append(
-            Comparison(*runs[i].run, *runs[j].run, *interval, is_decided, more)
-        )
+        comparisons.append(Comparison(*run.run, *other.run, *interval, is_decided, more))
     audit = Audit(
         dataset=dataset,
         split=plan.split,
@@ -180,7 +179,7 @@ class Mean(NamedTuple):
     @property
     def reach(self) -> float:
         """Half the width of the interval around the value."""
-        return self.quantile * float(np.sqrt(self.variance))
+        return self.quantile * math.sqrt(self.variance)
 
 
 class Interval(NamedTuple):
@@ -210,18 +209,20 @@ def stratified_mean(values: Floats, strata: Ints, sizes: Ints, largest: float) -
     deviations = (values - means[strata]) ** 2
     squares = np.bincount(strata, weights=deviations, minlength=n_strata)
     free = np.maximum(n - 1, 0)
-    variances = (squares + ADDED * largest) / (free + ADDED)
-    sampling = shares**2 * variances / n_counted
-    census = shares**2 * variances / np.maximum(sizes, 1)
+    free_and_added = free + ADDED
+    variances = (squares + ADDED * largest) / free_and_added
+    of_means = shares**2 * variances
+    sampling = of_means / n_counted
+    census = of_means / np.maximum(sizes, 1)
     known = np.where(is_answered, census, 0)
     left = sampling - known
     # The added variance is no estimate: it has no error of its own.
-    spread = left**2 * free / (free + ADDED) ** 2
-    spread = float(spread.sum())
-    n_answered = int(np.count_nonzero(n))
+    spread = left**2 * free / free_and_added**2
+    n_answered = np.count_nonzero(n)
     freedom = float(max(1, len(values) - n_answered))
-    if spread > 0:
-        freedom = min(freedom, float(left.sum()) ** 2 / spread)
+    if spread.sum() > 0:
+        satterthwaite = left.sum() ** 2 / spread.sum()
+        freedom = min(freedom, float(satterthwaite))
     return Mean(
         value=float((shares * means).sum()),
         sampling=float(sampling.sum()),
@@ -240,7 +241,8 @@ def share(hits: Floats, strata: Ints, sizes: Ints) -> Interval:
     if mean.variance <= 0:
         return Interval(value, value, value)
     # Where all or none are hits the variance of a share says nothing: two more answers do.
-    typical = (value * len(hits) + 1) / (len(hits) + 2)
+    n = len(hits)
+    typical = (value * n + 1) / (n + 2)
     variance_of_one = typical * (1 - typical)
     # The squared quantile over the effective size.
     z2 = mean.quantile**2 * mean.variance / variance_of_one
@@ -272,7 +274,8 @@ def difference(
         return Interval(0.0, -apart, apart), None
     sizes = np.bincount(strata[differ == 1], minlength=strata.max() + 1)
     leads = (hits - others)[rows]
-    mean = stratified_mean(leads, strata[asked[rows]], sizes, largest=1.0)
+    own_strata = strata[asked[rows]]
+    mean = stratified_mean(leads, own_strata, sizes, largest=1.0)
     low = max(-1.0, min(1.0, mean.value - mean.reach))
     high = max(-1.0, min(1.0, mean.value + mean.reach))
     interval = Interval(apart * mean.value, apart * low, apart * high)
@@ -284,8 +287,8 @@ def difference(
         return interval, None
     needed_variance = (mean.value / mean.quantile) ** 2
     times = mean.sampling / (needed_variance + mean.known)
-    more = max(1, np.ceil((times - 1) * n))
-    return interval, int(min(images - n, more))
+    more = max(1, math.ceil((times - 1) * n))
+    return interval, min(images - n, more)
 
 
 def answered_prefix(plan: SamplingPlan, answers: Answers) -> dict[str, Answer]:
@@ -306,16 +309,13 @@ def verdict(audit: Audit) -> str:
     best = audit.best or audit.accuracies[0]
     value = f"{_percent(best.value)} % of the images ({_interval(best)})"
     compared = comparisons_of_best(audit)
-    lead = (
-        "The best model is"
-        if all(comparison.decided for comparison in compared)
-        else "So far the best is"
-    )
-    sentences = [
-        _comparison_sentence(comparison, name[comparison.runs[1]])
-        for comparison in compared
-    ]
-    return " ".join([f"{lead} {name[best.run]}, right on {value}.", *sentences])
+    are_decided = all(comparison.decided for comparison in compared)
+    lead = "The best model is" if are_decided else "So far the best is"
+    sentences = [f"{lead} {name[best.run]}, right on {value}."]
+    for comparison in compared:
+        _, other = comparison.runs
+        sentences.append(_comparison_sentence(comparison, name[other]))
+    return " ".join(sentences)
 
 
 def comparisons_of_best(audit: Audit) -> list[Comparison]:
@@ -367,9 +367,9 @@ def needed(comparison: Comparison) -> str:
         return "no difference is seen so far"
     if not comparison.more:
         return "no image is left to ask about"
-    about = (
-        comparison.more if comparison.more < 10 else int(10 * np.ceil(comparison.more / 10))
-    )
+    about = comparison.more
+    if about >= 10:
+        about = 10 * math.ceil(about / 10)
     return f"about {about:,} more images"
 
 
@@ -385,7 +385,7 @@ def as_texts(folder: Path, audit: Audit) -> dict[str, Any]:
         if comparison:
             remark = "" if comparison.decided else f"undecided, {needed(comparison)}"
             row = [
-                f"{name[best.run]} - {name[comparison.runs[1]]}",
+                f"{name[best.run]} - {name[other.run]}",
                 _percent(comparison.value, "+"),
                 _interval(comparison, "+"),
                 remark,

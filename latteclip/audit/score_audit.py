@@ -2,14 +2,13 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from latteclip.audit.sampling import RunFiles, read_plan
 from latteclip.audit.score import read_predictions, score
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.files import write_json
+from latteclip.core.files import write_record
 from latteclip.evaluate.results import Audit
 
 log = logging.getLogger(__name__)
@@ -32,5 +31,5 @@ def score_audit(
     except UserError as error:  # answers about other images stop no run of the workflow
         log.warning("%s", error)
         audit = Audit(dataset, "", 0, 0, 0, 0, "", str(error), [], [])
-    write_json(output, asdict(audit))
+    write_record(output, audit)
     log.info("%s: %s", dataset, audit.sentence)

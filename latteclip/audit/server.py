@@ -14,13 +14,19 @@ import re
 import secrets
 import threading
 import webbrowser
+from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from latteclip.audit.page import render_page
+from latteclip.audit.page import render_page, write_offline
 from latteclip.audit.score import TooFewAnswersError
-from latteclip.audit.session import QuestionSession, print_result
+from latteclip.audit.session import (
+    QuestionSession,
+    import_answers,
+    print_result,
+    print_score,
+)
 from latteclip.core.errors import UserError, full_disk
 from latteclip.data.images import open_rgb
 from latteclip.labels.answers import StaleRevisionError
@@ -47,9 +53,33 @@ HEADERS = {
 Reply = tuple[HTTPStatus, str, bytes]  # with the type of the content
 
 
-def serve(session: QuestionSession, port: int, *, browser: bool) -> None:
-    """Ask the questions on a page of this machine until Ctrl-C, then print the result if any."""
-    show(QuestionServer(session, port), "Every answer is saved.", browser=browser)
+def run_session(
+    make_session: Callable[[], QuestionSession],
+    *,
+    offline: str | None,
+    answers: str | None,
+    score: bool,
+    json_output: bool,
+    port: int,
+    browser: bool,
+) -> None:
+    """Do what the options of `audit` and `teach` say. Without them, ask the questions on a page.
+
+    After the answers, the result is printed if they are enough for one.
+    """
+    if json_output and not score:
+        raise UserError("--json is for --score; give both.")
+    session = make_session()
+    if offline:
+        write_offline(session, offline)
+        return
+    if answers:
+        import_answers(session, answers)
+    if score:
+        print_score(session, json_output=json_output)
+        return
+    if not answers:
+        show(QuestionServer(session, port), "Every answer is saved.", browser=browser)
     with contextlib.suppress(TooFewAnswersError):
         print_result(session)
 
@@ -166,7 +196,7 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.busy:
             saved = session.saved()
             if path == "result":
-                return HTTPStatus.OK, JSON, _json(session.result(saved.answers))
+                return HTTPStatus.OK, JSON, as_json(session.result(saved.answers))
             values = {"state": session.state(saved.answers, saved.revision)}
         html, self.policy = render_page(session, SERVED, values)
         return HTTPStatus.OK, HTML, html.encode()
@@ -184,7 +214,7 @@ class Handler(BaseHTTPRequestHandler):
                 status = HTTPStatus.PRECONDITION_FAILED
                 answers = saved.answers
                 revision = saved.revision
-            return status, JSON, _json(session.state(answers, revision))
+            return status, JSON, as_json(session.state(answers, revision))
 
     def _body(self) -> bytes:
         length = self.headers.get("Content-Length", "")
@@ -210,7 +240,8 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-def _json(values: Any) -> bytes:
+def as_json(values: Any) -> bytes:
+    """Return the body of a reply of JSON."""
     return json.dumps(values).encode()
 
 
@@ -222,4 +253,4 @@ def served_picture(path: str, side: int, quality: int) -> Reply:
 
 
 def _error(status: HTTPStatus, message: str = "") -> Reply:
-    return status, JSON, _json({"error": message or status.phrase})
+    return status, JSON, as_json({"error": message or status.phrase})

@@ -5,8 +5,8 @@ drawn at random from all others check the labels as they were before, so that th
 every moment. Letters: N training images, P images of the pool that is computed with, C classes.
 """
 
-import json
 from collections.abc import Iterable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from latteclip.audit.page import write_offline
 from latteclip.audit.score import export_step
-from latteclip.audit.server import serve
-from latteclip.audit.session import (
-    OFFERED,
-    Question,
-    QuestionSession,
-    import_answers,
-    in_class_order,
-)
+from latteclip.audit.server import run_session
+from latteclip.audit.session import OFFERED, Question, QuestionSession, in_class_order
 from latteclip.config.hub_names import slug
 from latteclip.config.sections.clip import ClipSection
 from latteclip.config.sections.inference import InferenceSection
@@ -55,7 +48,8 @@ from latteclip.labels.voters.base import FusionSettings, VoterTable
 SEED = 0
 BATCH = 10  # questions between which the labels learn
 STEPS = 2  # rounds of the fusion that it takes; with many classes one
-MAX_POOL, MIN_POOL = 4096, 1024  # images that are computed with
+MIN_POOL = 1024  # images that are computed with
+MAX_POOL = 4096
 # Entries of the table of images and classes: with more classes there are fewer images.
 POOL_ENTRIES = 2**20
 LIGHT_ENTRIES = 2**19  # above which little is learned between answers: no confusion matrix
@@ -63,7 +57,8 @@ COVERAGE = 2  # images of each class to begin with, where nothing is known of th
 ITERATIONS = 20  # iterations of k-means
 DOUBT = 0.5  # a label below this probability is in doubt
 # An answer this unlikely, against a class this likely, is asked again.
-DENIED, CERTAIN = 0.02, 0.9
+DENIED = 0.02
+CERTAIN = 0.9
 MAX_TEXTS = 256  # captions encoded at once
 
 
@@ -91,19 +86,15 @@ def teach(
             or JSON Lines with the columns image and class, or an export of Label Studio
         score: print how right the labels are by the answers so far
     """
-    if json_output and not score:
-        raise UserError("--json is for --score; give both.")
-    session = TeachingSession(results, budget)
-    if offline:
-        write_offline(session, offline)
-    elif answers:
-        import_answers(session, answers)
-    elif score:
-        saved = session.answers()
-        values = json.dumps(session.score(saved), indent=2)
-        print(values if json_output else session.status(saved))
-    else:
-        serve(session, port, browser=not no_browser)
+    run_session(
+        partial(TeachingSession, results, budget),
+        offline=offline,
+        answers=answers,
+        score=score,
+        json_output=json_output,
+        port=port,
+        browser=not no_browser,
+    )
 
 
 class TeachingSession(QuestionSession):
@@ -126,9 +117,8 @@ class TeachingSession(QuestionSession):
             )
         index = self.folder / "images.parquet"
         self.index, self.classnames = tables.read_unlabelled(index, training=True)
-        self.ids, self.paths = (
-            tables.Strings(self.index[name]) for name in ("image_id", "path")
-        )
+        self.ids = tables.Strings(self.index["image_id"])
+        self.paths = tables.Strings(self.index["path"])
         self.path = self.folder / "answers.json"
         self.schema = teaching_schema(dataset, self.classnames, self.index)
         saved = self.saved()
@@ -157,13 +147,14 @@ class TeachingSession(QuestionSession):
 
     def open_questions(self, answers: Answers, *, offline: bool = False) -> list[Question]:
         """Return the next questions. Offline, all are asked at once, and nothing is learned."""
-        answers, questions = dict(answers), super().open_questions(answers)
+        answers = dict(answers)
+        questions = super().open_questions(answers)
         while len(answers) < self.total and (offline or not questions):
-            answers |= {
-                question.key: Answer(question.image_id, UNSURE, phase=question.phase)
-                for question in questions
-            }
-            if not (added := self._next_questions(answers, learn=not offline)):
+            for question in questions:
+                unsure = Answer(question.image_id, UNSURE, phase=question.phase)
+                answers[question.key] = unsure
+            added = self._next_questions(answers, learn=not offline)
+            if not added:
                 break
             questions += added
         return questions
@@ -173,7 +164,8 @@ class TeachingSession(QuestionSession):
         if is_foreign(path):
             index = self.folder / "images.parquet"
             written = tables.read_metadata(index, IndexMetadata).written_names
-            ids, paths = list(self.ids), list(self.paths)
+            ids = list(self.ids)
+            paths = list(self.paths)
             return Saved(read_foreign(path, ids, paths, self.classnames, written))
         return super().read_file(path)
 
@@ -238,34 +230,33 @@ class TeachingSession(QuestionSession):
     def _read_model(self) -> LabelModel:
         """Read what the fused labels are made of for the pool, and learn without answers."""
         report = read_fusion_report(self.folder / NAME)
-        image_encoders = [
-            slug({"model": encoder.model}) for encoder in report.image_encoders
-        ]
+        settings = FusionSettings(
+            clip=ClipSection(model=report.model, pretrained=report.pretrained),
+            inference=InferenceSection(batch_size=MAX_TEXTS),
+        )
+        voters = []
+        for voter in report.voters:
+            if voter.name not in report.uncounted:
+                table = str(self.folder / voter.table)
+                voters.append(VoterTable(voter.name, voter.kind, voter.module, table))
+        encoders = []
+        for encoder in report.image_encoders:
+            name = slug({"model": encoder.model})
+            encoders.append(str(self.folder / "image_encoders" / f"{name}.parquet"))
         known = read_predictors(
             self.index["image_id"].take(pa.array(self.pool)),
             self.classnames,
-            FusionSettings(
-                clip=ClipSection(model=report.model, pretrained=report.pretrained),
-                inference=InferenceSection(batch_size=MAX_TEXTS),
-            ),
+            settings,
             str(self.folder / "pseudo_labels.parquet"),
             str(self.folder / "class_embeddings.safetensors"),
-            [
-                VoterTable(
-                    voter.name, voter.kind, voter.module, str(self.folder / voter.table)
-                )
-                for voter in report.voters
-                if voter.name not in report.uncounted
-            ],
-            image_encoders_paths=[
-                str(self.folder / "image_encoders" / f"{encoder}.parquet")
-                for encoder in image_encoders
-            ],
+            voters,
+            image_encoders_paths=encoders,
             device="auto",
             threads=torch.get_num_threads(),
         )
         votes = {name: ballot.votes for name, ballot in known.ballots.items()}
-        images, others = known.images, list(known.others)
+        images = known.images
+        others = list(known.others)
         if report.examples:
             models = [report.model, *(encoder.model for encoder in report.image_encoders)]
             path = str(self.folder / "examples.parquet")
@@ -295,10 +286,11 @@ class TeachingSession(QuestionSession):
             labelled = self.examples.add_answers(labelled, len(self.pool))
         if len(labelled.rows):
             self.model = self.model.answered(labelled)
-            for _ in range(1 if self._is_light else STEPS):
+            n_steps = 1 if self._is_light else STEPS
+            for _ in range(n_steps):
                 self.model.step(light=self._is_light)
-        # [P, C]
-        self.posterior = self.model.log_posterior(torch.arange(len(self.pool))).exp()
+        every = torch.arange(len(self.pool))
+        self.posterior = self.model.log_posterior(every).exp()  # [P, C]
 
     def _next_questions(self, answers: Answers, *, learn: bool = True) -> list[Question]:
         teaching = [answer for answer in answers.values() if answer.phase != CHECK]
@@ -309,12 +301,12 @@ class TeachingSession(QuestionSession):
         if wanted > 0 and not is_checking:
             again = self._to_repeat(answers) if learn else []
             rows = self._doubtful(answers, wanted - len(again))
-            first_time = [(row, TEACH, False) for row in rows]
-            repeated = [(row, TEACH, True) for row in again]
-            return self._ask(first_time + repeated)
+            asked_rows = [(row, TEACH, False) for row in rows]
+            asked_rows += [(row, TEACH, True) for row in again]
+            return self._ask(asked_rows)
         asked = {answer.image_id for answer in answers.values()}
-        rest = (int(row) for row in self._order if self.ids[int(row)] not in asked)
         n_checked = min(BATCH, self.total - len(answers))
+        rest = (row for row in self._order.tolist() if self.ids[row] not in asked)
         return self._ask((row, CHECK, False) for row in islice(rest, n_checked))
 
     def _ask(self, asked: Iterable[tuple[int, str, bool]]) -> list[Question]:
@@ -350,16 +342,19 @@ class TeachingSession(QuestionSession):
         margins = best[:, 0] - best[:, -1]
         order = margins.argsort().tolist()
         if not self.model.parameters.test.significant:
-            features = self.model.images.centred[torch.arange(len(self.pool))]
-            n_classes = len(self.classnames)
-            half = max(1, self.n_taught // 2)
-            k = min(COVERAGE * n_classes, half, len(features))
-            covering = medoids(torch.as_tensor(features), k)
-            order = covering + order
+            order = self._covering() + order
         asked = {answer.image_id for answer in answers.values()}
         rows = dict.fromkeys(self.pool[order].tolist())
         doubtful = (row for row in rows if self.ids[row] not in asked)
         return list(islice(doubtful, n))
+
+    def _covering(self) -> list[int]:
+        """Return places of images that cover the pool, for half of the questions at most."""
+        every = torch.arange(len(self.pool))
+        features = torch.as_tensor(self.model.images.centred[every])
+        wanted = COVERAGE * len(self.classnames)
+        half = max(1, self.n_taught // 2)
+        return medoids(features, min(wanted, half, len(features)))
 
     def _to_repeat(self, answers: Answers) -> list[int]:
         """Return the row whose answer all else denies most, if any, to ask about it once more."""
@@ -372,12 +367,16 @@ class TeachingSession(QuestionSession):
             if image_id not in repeated and row in self._place:
                 label_of_row[row] = self.classnames.index(str(answer.classname))
         rows = list(label_of_row)
+        labels = list(label_of_row.values())
         predicted = self._predicted(rows).exp()
-        shares = predicted[range(len(rows)), list(label_of_row.values())]
+        shares = predicted[range(len(rows)), labels]
         is_certain = (predicted > CERTAIN).any(dim=1)
-        shares[~is_certain] = 1.0
-        ordered = sorted(zip(shares.tolist(), rows, strict=True))
-        return [row for share, row in ordered[:1] if share < DENIED]
+        denied = is_certain & (shares < DENIED)
+        if not denied.any():
+            return []
+        shares[~denied] = 1.0
+        _, row = min(zip(shares.tolist(), rows, strict=True))
+        return [row]
 
     def _checked(self, answers: Answers) -> tuple[int, int, float, float] | None:
         """Return right and checked labels, and the interval for the share of all that are right."""
@@ -398,11 +397,11 @@ class TeachingSession(QuestionSession):
             label_of.get(answer.image_id, "") == answer.classname for answer in checking
         )
         n = len(self.ids)
-        taught = len(
-            {answer.image_id for answer in answers.values() if answer.phase != CHECK}
-        )
-        ends = confidence_sequence(right, len(checking), n - taught)
-        low, high = ((taught + share * (n - taught)) / n for share in ends)
+        taught = {answer.image_id for answer in answers.values() if answer.phase != CHECK}
+        n_taught = len(taught)
+        n_others = n - n_taught
+        ends = confidence_sequence(right, len(checking), n_others)
+        low, high = ((n_taught + share * n_others) / n for share in ends)
         return right, len(checking), low, high
 
     def _rows(self, answers: Iterable[Answer]) -> dict[str, int]:

@@ -78,6 +78,6 @@ def _too_many(job: CaptionJob, count: Counter[str], error: str) -> UserError:
     return UserError(
         f"{settings.model} has no {job.unit} for {count['failed']} of {count['asked']} images or "
         f"groups{first} and empty ones for {count['empty']}, more than captioner.max_failed "
-        f"({settings.max_failed:.0%}); try another prompt, captioner.model or scores.kind, or "
-        "rerun."
+        f"({settings.max_failed:.0%}). The others are cached: run again to ask for these, allow "
+        "more of them, or try another prompt, captioner.model or scores.kind."
     )

@@ -80,11 +80,12 @@ class Response:
     engine: str = ""  # name of the engine, of a cached answer
     date: str = ""  # date of a cached answer, UTC
     digest: str | None = None  # digest of the request; None where nothing was asked
+    is_refused: bool = False  # whether a server finds fault with this request
 
 
-def failed(error: str) -> Response:
+def failed(error: str, *, is_refused: bool = False) -> Response:
     """Return the answer to a request that could not be answered."""
-    return Response("", "error", None, error)
+    return Response("", "error", None, error, is_refused=is_refused)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 2
 FIRST_REQUESTS = 3  # requests made one by one, until one says what an answer costs
 MAX_CONSECUTIVE_FAILURES = 50  # requests, before a run gives up
+# The same of requests that the server refuses, where it has answered none of this table yet.
+MAX_REFUSED = 5
 CHUNK = 8  # requests that a worker prepares at a time
 PREFETCHED_CHUNKS = 8  # chunks that are ready or wait, besides those in work
 
@@ -157,6 +160,7 @@ class Runner:
         self._errors: dict[str, str] = {}  # the keys are digests of requests
         self._under_way: set[str] = set()  # digests
         self._n_rows = self._n_asked = self._n_tokens = self._failures = 0
+        self._is_answered = False  # whether there is any answer, now or of an earlier run
         self._seconds = 0.0  # seconds of answering
 
     def ask(
@@ -167,6 +171,7 @@ class Runner:
         Returns the rows that the budget leaves out. With a budget, the first requests are answered
         one by one: they tell what an answer costs.
         """
+        self._n_rows = max(self._n_rows, len(rows))
         budget = self.budget
         first = 0
         if budget is not None:
@@ -195,6 +200,7 @@ class Runner:
             if answer is None:
                 missing.append(prepared.key)
                 continue
+            self._is_answered = True
             self._digests[attempt - 1, prepared.key] = digest
             if digest not in counted:
                 counted.add(digest)
@@ -203,7 +209,6 @@ class Runner:
 
     def _answer_all(self, asked: Iterable[Request], n: int, attempt: int) -> None:
         """Answer some of n requests, each about another row, unless their answers are cached."""
-        self._n_rows = max(self._n_rows, n)
         progress = Progress(n, self.job.unit)
         pending = self._pending(self.pool.in_order(asked), attempt, progress)
         first = next(pending, None)
@@ -239,6 +244,7 @@ class Runner:
                 return
             self._digests[attempt - 1, request.key] = digest
             if is_known:
+                self._is_answered |= digest not in self._under_way
                 progress.skip(1)
                 continue
             self._under_way.add(digest)
@@ -258,6 +264,7 @@ class Runner:
             error = f"the answer is invalid: {fault}"
         if error is None:
             self.cache.add(request.digest, answer, engine)
+            self._is_answered = True
             self._failures = 0
             self._n_tokens += answer.n_tokens or 0
         if self.budget is not None:
@@ -266,10 +273,27 @@ class Runner:
             return
         self._failures += 1
         self._errors[request.digest] = error = one_line(error)
-        if self._failures >= MAX_CONSECUTIVE_FAILURES:
+        self._give_up_after(error.rstrip("."), is_refused=answer.is_refused)
+
+    def _give_up_after(self, error: str, *, is_refused: bool) -> None:
+        """Raise UserError where further requests would fail as well.
+
+        A rerun asks about refused pictures one after another, for all others have answers. They are
+        no sign of a mistake until they are more than may lack an answer.
+        """
+        settings = self.job.settings
+        if is_refused and not self._is_answered and self._failures >= MAX_REFUSED:
             raise UserError(
-                f"{self._failures} requests failed one after another, the last with: "
-                f"{error.rstrip('.')}. The answers before them are cached."
+                f"The server of captioner.engine {settings.engine} refuses each request ({error}); "
+                "check captioner.model, and whether it reads pictures and answers such questions."
+            )
+        most = MAX_CONSECUTIVE_FAILURES
+        if is_refused:
+            most = max(most, math.floor(settings.max_failed * self._n_rows) + 1)
+        if self._failures >= most:
+            raise UserError(
+                f"{self._failures} requests failed one after another, the last with: {error}. The "
+                "answers before them are cached: run again to ask for the rest."
             )
 
     @property

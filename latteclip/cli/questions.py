@@ -31,8 +31,7 @@ TITLES = {
     SCORES: "class scores",
 }
 HOW_TO_KNOW = (
-    "A run with limit=16 measures it, if the server names prices. "
-    "Or set captioner.price_input."
+    "captioner.price_input gives it, or a run with limit=16 if the server names prices."
 )
 
 

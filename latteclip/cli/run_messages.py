@@ -15,6 +15,7 @@ from latteclip.config.stage_params import (
     selection_if_any,
     statement_if_any,
 )
+from latteclip.core.errors import UserError
 from latteclip.core.files import read_object
 from latteclip.core.folder_names import lines_of
 from latteclip.core.run_options import run_command
@@ -79,7 +80,7 @@ def _classes(folder: str, examples: str) -> str:
     path = Path(folder, checks.CLASSES)
     try:
         names = lines_of(path)
-    except (OSError, ValueError):
+    except (OSError, UserError):
         place = examples or folder
         return f"classes: {checks.some_names(sorted(checks.class_folders(place)))}"
     return f"{len(names)} classes in {path}"

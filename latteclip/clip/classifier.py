@@ -80,12 +80,15 @@ class Classifier:
     def of(cls, weights: torch.Tensor, bias: torch.Tensor | None = None) -> Self:
         """Return the classifier with these rows [C, D] and bias [C] on the CPU. None: no bias."""
         bias = torch.zeros(len(weights)) if bias is None else bias
-        rows, bias = (each.detach().float().cpu().contiguous() for each in (weights, bias))
-        return cls(rows, bias)
+        return cls(_on_cpu(weights), _on_cpu(bias))
 
     def scores(self, features: torch.Tensor) -> torch.Tensor:
         """Return scores [N, C] of image features [N, D], cosines if the rows are L2-normalised."""
         return torch.addmm(self.bias, features, self.weights.T)
+
+
+def _on_cpu(numbers: torch.Tensor) -> torch.Tensor:
+    return numbers.detach().float().cpu().contiguous()
 
 
 def save_classifier(
@@ -134,36 +137,41 @@ def _check(weights: torch.Tensor, bias: torch.Tensor, described: Any) -> None:
     if not is_matrix or bias.shape != weights.shape[:1]:
         raise ValueError(f"a matrix of shape {[*weights.shape]}, a bias of {[*bias.shape]}")
     for numbers in (weights, bias):
-        if not (numbers.is_floating_point() and numbers.isfinite().all()):
+        if not numbers.is_floating_point() or not numbers.isfinite().all():
             raise ValueError("numbers that are not finite floating-point ones")
-    names = described.get("classnames") if isinstance(described, dict) else ()
+    if not isinstance(described, dict):
+        raise ValueError("a description that is no object")
+    names = described.get("classnames")
     if names is None:
         return
+    n = len(weights)
     are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if not are_names or not len(set(names)) == len(names) == len(weights):
-        raise ValueError(f"class names that are not {len(weights)} different strings")
+    if not are_names or len(names) != n or len(set(names)) != n:
+        raise ValueError(f"class names that are not {n} different strings")
 
 
 def best_classes(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the min(k, C) best classes of rows [N, C], best first (ties by class), and scores."""
     n_best = min(k + 1, scores.shape[1])
-    best = scores.topk(n_best, dim=1)
-    indices = best.indices[:, :k]
-    values = best.values[:, :k]
+    values, indices = scores.topk(n_best, dim=1)
     # `topk` orders equal scores arbitrarily. Only rows with equal scores are sorted.
-    are_equal = best.values[:, 1:] == best.values[:, :-1]
+    are_equal = values[:, 1:] == values[:, :-1]
     ties = are_equal.any(dim=1)
+    indices = indices[:, :k]
     if ties.any():
-        ordered = scores[ties].sort(dim=1, descending=True, stable=True)
-        indices[ties] = ordered.indices[:, :k]
-    return indices, values
+        ordered = scores[ties].argsort(dim=1, descending=True, stable=True)
+        indices[ties] = ordered[:, :k]
+    return indices, values[:, :k]
 
 
 def classify(
     features: Features, classifier: Classifier, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return `best_classes` of images [N, D] under a classifier, ROWS images at a time."""
-    every = parts(len(features), ROWS)
-    best = (best_classes(classifier.scores(features[rows]), k) for rows in every)
-    indices, values = zip(*best, strict=True)
+    indices = []
+    values = []
+    for rows in parts(len(features)):
+        best, scores = best_classes(classifier.scores(features[rows]), k)
+        indices.append(best)
+        values.append(scores)
     return torch.cat(indices), torch.cat(values)

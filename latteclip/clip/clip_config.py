@@ -17,8 +17,6 @@ from latteclip.core.files import from_values, read_object
 from latteclip.core.open_clip_import import open_clip
 from latteclip.core.terminal import one_line
 
-CONFIG = CLIP_CONFIG
-TOWER = TEXT_TOWER
 # Sections that open_clip hands on to torch, transformers or nltk, and the keys they may have.
 HANDED_ON = {
     "act_kwargs": {"approximate"},
@@ -61,7 +59,9 @@ def read(model: str) -> dict[str, Any]:
         return config
     is_folder = model.startswith(FOLDER)
     path = (
-        Path(model.removeprefix(FOLDER)) / CONFIG if is_folder else hub_file(model, CONFIG)
+        Path(model.removeprefix(FOLDER)) / CLIP_CONFIG
+        if is_folder
+        else hub_file(model, CLIP_CONFIG)
     )
     whole = read_object(path, ["model_cfg"], REMEDY)
     try:
@@ -184,7 +184,7 @@ def text_tower(model: str, config: dict[str, Any]) -> dict[str, Any] | None:
     import huggingface_hub
     from transformers import CONFIG_MAPPING
 
-    path = Path(model.removeprefix(FOLDER)) / TOWER / "config.json"
+    path = Path(model.removeprefix(FOLDER)) / TEXT_TOWER / "config.json"
     if not model.startswith(FOLDER):
         path = Path(huggingface_hub.hf_hub_download(name, "config.json"))
     elif not path.parent.exists():

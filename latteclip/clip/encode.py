@@ -1,5 +1,6 @@
 """Encode N images (B in a batch), T texts of L tokens and C classes to features of width D."""
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
@@ -57,9 +58,8 @@ class CausalText:
         tower = self.tower
         length = tokens.shape[1]
         dtype = tower.transformer.get_cast_dtype()
-        x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[
-            :length
-        ].to(dtype)
+        positions = tower.positional_embedding[:length].to(dtype)
+        x = tower.token_embedding(tokens).to(dtype) + positions
         x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
         pool = open_clip.transformer.text_global_pool
         projection = tower.text_projection
@@ -101,10 +101,9 @@ def _encode_by_length(clip: Clip, tower: CausalText, tokens: torch.Tensor) -> to
     lengths = tower.lengths(tokens)  # [T]
     order = lengths.argsort(stable=True)
     size = clip.micro_batch if torch.is_grad_enabled() and clip.micro_batch else len(tokens)
+    buckets = (bucket.split(size) for bucket in order.chunk(LENGTH_BUCKETS))
     features = []
-    for part in [
-        part for bucket in order.chunk(LENGTH_BUCKETS) for part in bucket.split(size)
-    ]:
+    for part in itertools.chain.from_iterable(buckets):
         length = int(lengths[part].max())
         part_tokens = devices.send(tokens[part, :length], clip.device)
         features.append(_encode(clip, tower.encode, part_tokens))
@@ -160,7 +159,8 @@ def encoded(
     """Yield the keys of B files and their features [B, D] on the CPU by models on one device."""
     progress = Progress(len(files), "images")
     order = loader.in_order(len(files), batch_size)
-    for keys, batch in loader.batches(files, order, models[0].device, threads):
+    batches = loader.batches(files, order, models[0].device, threads)
+    for keys, batch in batches:
         yield keys, [encode_images(clip, batch).cpu() for clip in models]
         progress.add(len(batch))
 
@@ -179,8 +179,10 @@ def class_embeddings(
     """
     class_templates = ClassTemplates.of(template, synonyms)
     names, rows = zip(*class_templates.names(classnames), strict=True)
-    texts = (class_texts(each, names) for each in class_templates.templates)
-    features = [encode_texts(clip, clip.tokenizer(each)).cpu() for each in texts]
+    features = []
+    for each in class_templates.templates:
+        tokens = clip.tokenizer(class_texts(each, names))
+        features.append(encode_texts(clip, tokens).cpu())
     if len(features) == 1 and len(names) == len(classnames):
         return features[0]
     sums = torch.zeros(len(classnames), features[0].shape[1])

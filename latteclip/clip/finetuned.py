@@ -16,8 +16,8 @@ from latteclip.clip.classifier import (
     load_classifier,
     save_classifier,
 )
-from latteclip.clip.clip_config import CONFIG
 from latteclip.clip.encode import encode_files
+from latteclip.config.hub_names import CLIP_CONFIG
 from latteclip.core import hashing
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError
@@ -70,7 +70,7 @@ def load(
     UserError: it is not a fine-tuned model, a file is broken, or it has other `classnames`.
     """
     folder = find(model)
-    is_student = not (folder / CONFIG).is_file()
+    is_student = not (folder / CLIP_CONFIG).is_file()
     load_network = image_encoders.load if is_student else _load_clip
     clip = load_network(f"local-dir:{folder}", device, precision)
     expected = {} if classnames is None else {"classnames": list(classnames)}
@@ -122,11 +122,11 @@ def save_student(
 def find(model: str | Path) -> Path:
     """Return the folder of a fine-tuned model, also from the folder of its run or dataset."""
     for folder in (Path(model), Path(model) / MODEL):
-        configs = [folder / CONFIG, folder / image_encoder_files.CONFIG]
+        configs = [folder / CLIP_CONFIG, folder / image_encoder_files.CONFIG]
         if (folder / clips.CLASSIFIER).is_file() and any(map(Path.is_file, configs)):
             return folder
     raise UserError(
-        f"{model} is not a fine-tuned model: it has no {CONFIG} with {clips.CLASSIFIER} beside it; "
-        "give results/<dataset> where a model was chosen, or a folder such as "
+        f"{model} is not a fine-tuned model: it has no {CLIP_CONFIG} with {clips.CLASSIFIER} "
+        "beside it; give results/<dataset> where a model was chosen, or a folder such as "
         "results/<dataset>/<method>/seed0/model."
     )

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from latteclip.clip import clip_config
 from latteclip.clip.classifier import Classifier, save_classifier
-from latteclip.config.hub_names import FOLDER
+from latteclip.config.hub_names import CLIP_CONFIG, FOLDER, TEXT_TOWER
 from latteclip.core import devices, hashing
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, first_line
@@ -205,8 +205,8 @@ def save_network(clip: Clip, folder: Path) -> None:
     }
     save_file(state, folder / clip_config.WEIGHTS)
     config = {"model_cfg": clip.config, "preprocess_cfg": model.visual.preprocess_cfg}
-    (folder / clip_config.CONFIG).write_text(json.dumps(config, indent=2))
+    (folder / CLIP_CONFIG).write_text(json.dumps(config, indent=2))
     if clip.text_tower is not None:
-        write_json(folder / clip_config.TOWER / "config.json", clip.text_tower)
+        write_json(folder / TEXT_TOWER / "config.json", clip.text_tower)
     if isinstance(clip.tokenizer, open_clip.tokenizer.HFTokenizer):
         clip.tokenizer.save_pretrained(folder)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from latteclip.core.class_templates import clean_classname
 from latteclip.core.errors import UserError, suggestion
+from latteclip.core.files import csv_separator
 
 Floats = npt.NDArray[np.floating]
 KEY = "class_groups"
@@ -38,7 +39,7 @@ class ClassGroups:
 
         Classes may be named as the dataset writes them, in `written`, too.
 
-        UserError: a name without members is no class, or a class is also a group.
+        UserError: a name without members is no class, a class has two names, or is also a group.
         """
         self.classnames = list(written or classnames)
         number: dict[str, int] = {}
@@ -52,8 +53,23 @@ class ClassGroups:
                 raise UserError(
                     f"{KEY}: {group!r} is a class and a group; rename the group."
                 )
-        self._members: dict[str, frozenset[int]] = {}
-        self._names: dict[str, str] = {}
+        class_of = self._classes(parents, number)
+        self._members = {child: frozenset([row]) for child, row in class_of.items()}
+        self._names = {child: self.classnames[row] for child, row in class_of.items()}
+        for row in sorted(set(number.values()) - set(class_of.values())):  # in no group
+            self._children[None].append(self.classnames[row])
+            self._members[self.classnames[row]] = frozenset([row])
+        roots = dict.fromkeys(parents.values()).keys() - parents.keys()
+        self._children[None] += sorted(roots)
+        for group in self._children[None]:
+            self._gather(group)
+
+    def _classes(
+        self, parents: Mapping[str, str], number: Mapping[str, int]
+    ) -> dict[str, int]:
+        """Return the class of each name without members, or raise UserError."""
+        class_of: dict[str, int] = {}
+        written: dict[int, str] = {}
         for child in parents:
             if child in self._children:
                 continue
@@ -62,16 +78,13 @@ class ClassGroups:
                     f"{KEY}: {child!r} is not a class of the dataset and has no members; "
                     f"{suggestion(clean_classname(child), number)}"
                 )
-            self._members[child] = frozenset([row])
-            self._names[child] = self.classnames[row]
-        grouped = frozenset[int]().union(*self._members.values())
-        for row in sorted(set(number.values()) - grouped):  # in no group
-            self._children[None].append(self.classnames[row])
-            self._members[self.classnames[row]] = frozenset([row])
-        roots = dict.fromkeys(parents.values()).keys() - parents.keys()
-        self._children[None] += sorted(roots)
-        for group in self._children[None]:
-            self._gather(group)
+            if row in written:
+                raise UserError(
+                    f"{KEY}: {written[row]!r} and {child!r} are one class; remove one of them."
+                )
+            written[row] = child
+            class_of[child] = row
+        return class_of
 
     def _gather(self, name: str) -> frozenset[int]:
         if name not in self._members:
@@ -175,8 +188,7 @@ def _of_file(path: str | Path) -> list[tuple[str, str]]:
         text = Path(path).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{KEY}: {path} cannot be read ({error}); correct it.") from None
-    head = text.partition("\n")[0]
-    separator = ";" if head.count(";") > head.count(",") else ","  # as spreadsheets write
+    separator = csv_separator(text.partition("\n")[0])
     rows = [row for row in csv.reader(io.StringIO(text), delimiter=separator) if row]
     if not rows or [cell.strip() for cell in rows[0]] != HEADER:
         raise UserError(f"{KEY}: {path} needs the header {','.join(HEADER)}.")

@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from latteclip.core.errors import UserError
+from latteclip.core.errors import DELETE
 from latteclip.core.files import read_object, write_json
 from latteclip.core.folder_names import CLASSES, lines_of
 
 ACTIONS = "classes.json"  # a person's actions, and the history of edits
 PROPOSAL = "discovery.json"
 BY_HAND = "edited by hand"  # the names of each edit
-REMEDY = "delete it"
 
 
 def edited_classes(folder: str | Path) -> list[str] | None:
@@ -21,12 +20,7 @@ def edited_classes(folder: str | Path) -> list[str] | None:
     path = Path(folder, CLASSES)
     if not path.is_file():
         return None
-    try:
-        names = lines_of(path)
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not valid UTF-8 text ({error}); write it again."
-        ) from None
+    names = lines_of(path)
     return None if names == _proposed(folder) else names
 
 
@@ -35,7 +29,7 @@ def _proposed(folder: str | Path) -> list[str] | None:
     path = Path(folder, PROPOSAL)
     if not path.is_file():
         return None
-    classes = read_object(path, ("classes",), REMEDY)["classes"]
+    classes = read_object(path, ("classes",), DELETE)["classes"]
     return [row["name"] for row in classes]
 
 
@@ -46,7 +40,7 @@ def note_edit(folder: str | Path, names: list[str]) -> None:
     if edits[-1:] == [names]:
         return
     proposal = Path(folder, PROPOSAL)
-    known = read_object(proposal, ("proposal",), REMEDY) if proposal.is_file() else {}
+    known = read_object(proposal, ("proposal",), DELETE) if proposal.is_file() else {}
     begin = {"proposal": known.get("proposal", ""), "actions": []}
     write_json(Path(folder, ACTIONS), {**begin, **history, BY_HAND: [*edits, names]})
 
@@ -54,4 +48,4 @@ def note_edit(folder: str | Path, names: list[str]) -> None:
 def read_history(folder: str | Path) -> dict[str, Any]:
     """Return the content of classes.json, empty where there is no file."""
     path = Path(folder, ACTIONS)
-    return read_object(path, ("actions",), REMEDY) if path.is_file() else {}
+    return read_object(path, ("actions",), DELETE) if path.is_file() else {}

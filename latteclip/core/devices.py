@@ -18,7 +18,10 @@ NAMES = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
 AUTO = "LATTECLIP_DEVICE"  # variable of the environment: what auto stands for
 # Values of clip.precision, with the type of a GPU's matrix products.
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # from glibc's malloc.h
+# From glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_TOP_PAD = -2
+_M_MMAP_MAX = -4
 
 
 def pick(name: str, threads: int) -> torch.device:
@@ -34,7 +37,9 @@ def pick(name: str, threads: int) -> torch.device:
     if name == "mps" and not has_mps:
         raise UserError("--device mps: torch sees no GPU of Apple here; give cpu or auto.")
     if name in ("auto", "cuda") or name.startswith("cuda:"):
-        gpus.claim()
+        number = torch.device(name).index if name != "auto" else None
+        if gpus.claim(number=number) and number is not None:
+            name = "cuda"  # the only one that this process sees now
         n = torch.cuda.device_count() if sees_gpu() else 0
         if name == "auto":
             name = "cuda" if n else "mps" if has_mps else "cpu"

@@ -5,7 +5,8 @@ import errno
 import shutil
 from collections.abc import Iterable, Iterator
 
-# The end of a sentence on a damaged file that the workflow wrote.
+# The end of a sentence on a damaged file that a command or the workflow wrote.
+DELETE = "delete it"
 DELETE_AND_RERUN = "delete it and rerun the workflow"
 CORES = "--cores all"  # as messages, pages and documents run the workflow
 FULL = {errno.ENOSPC, errno.EDQUOT}

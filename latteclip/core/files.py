@@ -90,6 +90,14 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def link_or_copy(source: str | Path, destination: str | Path) -> None:
+    """Give a file another name, or copy it where the file system has no such links."""
+    try:
+        os.link(os.path.realpath(source), destination)
+    except OSError:
+        shutil.copy2(source, destination)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
     with replacing(path) as temporary:
@@ -181,6 +189,11 @@ def _list_of(cls: type[Any]) -> Any:
     return TypeAdapter(
         items, config={"strict": True, "extra": "forbid", "allow_inf_nan": False}
     )
+
+
+def csv_separator(head: str) -> str:
+    """Return the character between the columns of a CSV file: many programs write semicolons."""
+    return ";" if head.count(";") > head.count(",") else ","
 
 
 def existing(path: str | Path) -> Path:

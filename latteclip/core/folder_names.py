@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from latteclip.core.errors import UserError
+
 SPLITS = ("train", "val", "test")
 CLASSES = "classes.txt"  # the names of the classes, one per line
 # In place of that file: classes that a stage proposes, or the names of the folders.
@@ -30,7 +32,12 @@ def folders_in(place: str | Path) -> list[str]:
 def lines_of(path: str | Path) -> list[str]:
     """Return the lines of a text file that are not empty, stripped.
 
-    OSError or UnicodeDecodeError: it cannot be read as UTF-8, with or without a byte order mark.
+    OSError: it cannot be read. UserError: it is not UTF-8, with or without a byte order mark.
     """
-    text = Path(path).read_text("utf-8-sig")
+    try:
+        text = Path(path).read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not valid UTF-8 text ({error}); write it again."
+        ) from None
     return [line for line in map(str.strip, text.splitlines()) if line]

@@ -40,18 +40,22 @@ OLDEST_CARD = {13: 7.5}  # Turing; CUDA 12 has Volta (V100) and Pascal
 _locks: list[IO[str]] = []  # locks of this process, which end with it
 
 
-def claim(n: int = 1) -> None:
+def claim(n: int = 1, number: int | None = None) -> bool:
     """Make n GPUs that no other job has claimed the only ones that this process sees.
 
-    Waits until so many are free, and raises UserError if this process may use fewer. Does nothing
-    without a GPU, where this job has claimed before, or in a process of `torchrun`, which has the
-    GPU of its rank. Call it before CUDA is first used.
+    `number` is the only one that will do, counted from 0 among those that this process may use.
+    Waits until so many are free, and raises UserError if this process may use fewer. Returns False
+    and does nothing without such a GPU, where this job has claimed before, or in a process of
+    `torchrun`, which has the GPU of its rank. Call it before CUDA is first used.
     """
     if {CLAIMED, "LOCAL_RANK"} & set(os.environ):
-        return
+        return False
     usable = visible()
+    n_visible = len(usable)
+    if number is not None:
+        usable = dict([*usable.items()][number : number + 1])
     if not usable:
-        return
+        return False
     if len(usable) < n:
         within = f" ({VISIBLE}={os.environ[VISIBLE]})" if VISIBLE in os.environ else ""
         raise UserError(
@@ -75,8 +79,9 @@ def claim(n: int = 1) -> None:
     ]
     log.info("This job uses %s.", ", ".join(memory))
     os.environ[CLAIMED] = ",".join(chosen)
-    if len(usable) > 1 or VISIBLE in os.environ:
+    if n_visible > 1 or VISIBLE in os.environ:
         os.environ[VISIBLE] = os.environ[CLAIMED]
+    return True
 
 
 def _lock(n: int, usable: Mapping[str, str]) -> list[str]:
@@ -89,7 +94,8 @@ def _lock(n: int, usable: Mapping[str, str]) -> list[str]:
             # Old names of MIG have slashes.
             user = os.getuid() if hasattr(os, "getuid") else "user"
             lock = f"latteclip-{user}-{uuid.replace('/', '-')}.lock"
-            file = files.enter_context(Path(tempfile.gettempdir(), lock).open("w"))
+            # Appending, for another user may have made a link of this name.
+            file = files.enter_context(Path(tempfile.gettempdir(), lock).open("a"))
             if lock_descriptor(file.fileno(), blocking=False):
                 locked[name] = file
             if len(locked) == n:

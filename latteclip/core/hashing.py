@@ -2,15 +2,16 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from latteclip.core.errors import UserError, first_line
+from latteclip.core.files import write_text
 
 SUMS = "SHA256SUMS"
 HASHED_WHOLE = 64 * 2**20  # files of a model up to this size are hashed whole
-# Larger files: this many blocks of this many bytes are read.
-SAMPLES, SAMPLE = 256, 64 * 2**10
+SAMPLES = 256  # blocks of a larger file that are read
+SAMPLE = 64 * 2**10  # bytes of a block
 
 
 def digest(*parts: str | bytes) -> str:
@@ -42,13 +43,19 @@ def fingerprint(model: str | Path) -> str:
     root = Path(model)
     parts = list[str | bytes]()
     try:
-        for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
-            name = path.relative_to(root).as_posix() if path != root else ""
-            if path.is_file() and "/." not in f"/{name}":
-                parts += [name, _sampled(path)]
+        for name, path in _visible_files(root) if root.is_dir() else [("", root)]:
+            parts += [name, _sampled(path)]
     except OSError as error:
         raise UserError(f"Model {model} cannot be read ({first_line(error)}).") from None
     return f"sha256:{digest(*parts)}"
+
+
+def _visible_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the files below a folder that are not hidden, sorted, each after its name there."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and "/." not in f"/{name}":
+            yield name, path
 
 
 def _sampled(path: Path) -> bytes:
@@ -65,14 +72,11 @@ def _sampled(path: Path) -> bytes:
 
 def write_sums(folder: str | Path) -> None:
     """Write SHA256SUMS of the files below a folder, without hidden files and the README."""
-    folder = Path(folder)
-    files = [path for path in folder.rglob("*") if path.is_file()]
     lines = []
-    for name in sorted(path.relative_to(folder).as_posix() for path in files):
-        is_hidden = "/." in f"/{name}"
-        if not is_hidden and name not in (SUMS, "README.md"):
-            lines.append(f"{sha256(folder / name)}  {name}\n")
-    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+    for name, path in sorted(_visible_files(Path(folder))):
+        if name not in (SUMS, "README.md"):
+            lines.append(f"{sha256(path)}  {name}\n")
+    write_text(folder / SUMS, "".join(lines))
 
 
 def verify_blob(path: str | Path) -> None:

@@ -59,7 +59,7 @@ def left_out(image_ids: Sequence[str], fold: Fold) -> Mask:
 def left_out_images(images: str, fold: Fold, training_images: str | None) -> pa.Table:
     """Return `image_id` and `path` of the images that a training left out, if they are still there.
 
-    `training_images` is the list of the images that there were; None: those of the index.
+    `training_images` is the list of the images that there were. None: those of the index.
     """
     train, _ = tables.read_unlabelled(images, training=True)
     ids = train["image_id"]

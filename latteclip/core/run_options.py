@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from latteclip.core.errors import CORES
+from latteclip.core.errors import CORES, DELETE
 from latteclip.core.files import read_object, write_json
 
 # Notes in the folder in which the workflow runs.
@@ -41,7 +41,7 @@ def read_options(dataset: str, root: Path = Path()) -> dict[str, Any] | None:
     path = root / NOTES / f"{dataset}.json"
     if not path.is_file():
         return None
-    return read_object(path, ("config", "deployment"), "delete it")
+    return read_object(path, ("config", "deployment"), DELETE)
 
 
 def noted_datasets() -> list[str]:
@@ -68,9 +68,11 @@ def run_command(results: str | Path, target: str = "") -> str:
     folder = Path(os.path.abspath(results))
     root = folder.parent.parent if folder.parent.name == "results" else Path.cwd()
     noted = read_options(folder.name, root) or {"config": {}, "deployment": []}
-    config = {key: value for key, value in noted["config"].items() if key != "dataset"}
-    suffix = f"_{config['limit']}" if config.get("limit") else ""
-    dataset = folder.name.removesuffix(suffix)
+    config = dict(noted["config"])
+    config.pop("dataset", None)
+    dataset = folder.name
+    if limit := config.get("limit"):
+        dataset = dataset.removesuffix(f"_{limit}")
     words = ["snakemake"] if has_own_workflow(root) else ["latteclip", "workflow"]
     words += CORES.split()
     if root != Path.cwd():
@@ -79,4 +81,5 @@ def run_command(results: str | Path, target: str = "") -> str:
         words += ["--sdm", *noted["deployment"]]
     if target:
         words.append(target)
-    return shlex.join([*words, "--config", f"dataset={dataset}", *pairs(config)])
+    words += ["--config", f"dataset={dataset}", *pairs(config)]
+    return shlex.join(words)

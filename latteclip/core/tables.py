@@ -230,7 +230,7 @@ def _footer(path: str | Path, before: int = 0) -> bytes:
 
 
 def _refuse_broken_seal(path: str | Path) -> None:
-    """Raise ValueError for a footer that its checksum does not fit; others write no checksum."""
+    """Raise ValueError for a footer that its checksum does not fit. Others write no checksum."""
     tail = _footer(path, SEAL_BYTES)
     seal = tail[:SEAL_BYTES]
     footer = tail[SEAL_BYTES:]

@@ -23,7 +23,8 @@ INTERVAL = 5.0  # seconds between two lines of Progress
 # A variable of the environment: jobs of a run print warnings, errors and few lines of Progress.
 # Their log files get all.
 SHORT = "LATTECLIP_SHORT"
-FIRST, RAREST = 30.0, 600.0  # seconds before the first such line, and between two at most
+FIRST = 30.0  # seconds before the first such line
+RAREST = 600.0  # seconds between two such lines, at most
 CODES = {"red": "31", "green": "32", "yellow": "33", "bold": "1"}
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class Progress:
         self.initial += n
 
     def add(self, n: int, note: str = "") -> None:
-        """Count `n` more items; `note` is appended to the line when one is due."""
+        """Count `n` more items. `note` is appended to the line when one is due."""
         self.done += n
         now = time.monotonic()
         is_last = self.done == self.total and self.logged > self.started

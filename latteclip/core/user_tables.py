@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from latteclip.core.errors import UserError
+from latteclip.core.files import csv_separator
 from latteclip.core.terminal import one_line
 
 log = logging.getLogger(__name__)
@@ -119,7 +120,6 @@ def _image_id(name: str, of_base: Mapping[str, Sequence[str]]) -> str | None:
 
 
 def _separator(path: str) -> str:
-    """Return the character between the columns of a CSV file: many programs write semicolons."""
+    """Return the character between the columns of a CSV file."""
     with Path(path).open(encoding="utf-8-sig") as file:
-        head = file.readline()
-    return ";" if head.count(";") > head.count(",") else ","
+        return csv_separator(file.readline())

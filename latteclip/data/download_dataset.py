@@ -32,7 +32,7 @@ from latteclip.config.sections.downloads import (
 from latteclip.config.sections.split import SplitSection
 from latteclip.core.class_templates import clean_classnames
 from latteclip.core.errors import UserError, first_line, full_disk
-from latteclip.core.files import from_values, new_folder, replacing
+from latteclip.core.files import from_values, link_or_copy, new_folder, replacing
 from latteclip.core.hashing import digest
 from latteclip.core.signals import ending_in_order
 from latteclip.core.terminal import Progress
@@ -92,11 +92,7 @@ def _place(file: Path, name: str, download: DownloadSection, folder: Path) -> No
                 unpack(inner, inner.parent)
                 inner.unlink()
         return
-    try:
-        # Takes its room once, where the disk can do so.
-        os.link(file.resolve(), folder / name)
-    except OSError:
-        shutil.copyfile(file, folder / name)
+    link_or_copy(file, folder / name)
 
 
 def fetch(name: str, download: DownloadSection, folder: Path) -> Path:

@@ -39,7 +39,10 @@ STEPS = 12  # steps of the alignment, the first half on blurred pictures
 COARSE = 8  # pixels of a side whose mean is subtracted, so that details remain
 SCALES = (0.75, 1.1)  # the part of a side that the other image may show
 MIN_CORRELATION = 0.85  # smallest correlation of the details of near-duplicates
-QUERIES, PAIRS, PICTURES = 2**14, 2**14, 256  # at a time
+# At a time.
+QUERIES = 2**14
+PAIRS = 2**14
+PICTURES = 256
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -53,11 +56,11 @@ def find_duplicates(images_path: str, fingerprints_path: str, output: str) -> No
     hashes = _bytes(table["hashes"], len(VIEWS), BITS // 8)  # [N, V, BITS / 8]
     thumbnails = _bytes(table["thumbnail"], THUMBNAIL, THUMBNAIL)  # [N, T, T]
     paths = index["path"]
-    pairs, distances = near_duplicates(
-        hashes,
-        thumbnails,
-        lambda row: small_picture(open_rgb(paths[row].as_py(), min_side=SIDE)),
-    )
+
+    def picture(row: int) -> Bytes:
+        return small_picture(open_rgb(paths[row].as_py(), min_side=SIDE))
+
+    pairs, distances = near_duplicates(hashes, thumbnails, picture)
     first, second = pairs.T
     columns = {"image_id": ids[first], "duplicate_id": ids[second], "distance": distances}
     tables.write(output, columns, tables.DUPLICATES)
@@ -79,7 +82,9 @@ def _bytes(column: pa.ChunkedArray, *shape: int) -> Bytes:
     whole = column.combine_chunks()
     size = math.prod(shape)
     buffer = np.frombuffer(whole.buffers()[1], np.uint8)
-    return buffer[whole.offset * size :][: len(whole) * size].reshape(len(whole), *shape)
+    start = whole.offset * size
+    end = start + len(whole) * size
+    return buffer[start:end].reshape(len(whole), *shape)
 
 
 def small_picture(image: Image.Image) -> Bytes:
@@ -97,18 +102,24 @@ def near_duplicates(
     """
 
     def details(triples: Ints) -> Floats:
-        rows, positions = np.unique(triples[:, [0, 2]], return_inverse=True)
+        images = triples[:, [0, 2]]
+        rows, positions = np.unique(images, return_inverse=True)
         pictures = np.stack([picture(row) for row in rows.tolist()])
         first, second = positions.reshape(-1, 2).T
         views = triples[:, 1].tolist()
         return detail_correlation(pictures[first], pictures[second], views)
 
+    def similarities(triples: Ints) -> Floats:
+        return similarity(thumbnails, triples)
+
     proposed = candidates(hashes)
-    alike = _in_parts(lambda triples: similarity(thumbnails, triples), proposed, PAIRS)
-    proposed = proposed[alike >= MIN_SIMILARITY]
-    alike = alike[alike >= MIN_SIMILARITY]
+    alike = _in_parts(similarities, proposed, PAIRS)
+    is_similar = alike >= MIN_SIMILARITY
+    proposed = proposed[is_similar]
+    alike = alike[is_similar]
     pairs = np.sort(proposed[:, [0, 2]], axis=1)
-    most_alike_first = np.lexsort((-alike, pairs[:, 1], pairs[:, 0]))
+    first, second = pairs.T
+    most_alike_first = np.lexsort((-alike, second, first))
     proposed = proposed[most_alike_first]
     pairs = pairs[most_alike_first]
     pairs, first_rows = np.unique(pairs, axis=0, return_index=True)
@@ -120,8 +131,10 @@ def near_duplicates(
 
 def _in_parts(score: Callable[[Ints], Floats], triples: Ints, size: int) -> Floats:
     """Return the scores of triples [P], so many at a time."""
-    parts = [score(triples[start : start + size]) for start in range(0, len(triples), size)]
-    return np.concatenate([np.empty(0, np.float32), *parts])
+    parts = [np.empty(0, np.float32)]
+    for start in range(0, len(triples), size):
+        parts.append(score(triples[start : start + size]))
+    return np.concatenate(parts)
 
 
 def candidates(hashes: Bytes) -> Ints:
@@ -148,7 +161,8 @@ def _search_index(whole: Bytes) -> Any:
     whole = np.ascontiguousarray(whole)
     index: Any = faiss.IndexBinaryFlat(BITS)
     if len(whole) > ALL_PAIRS:
-        index.add(whole[:: math.ceil(math.sqrt(len(whole)) / 4)])
+        step = math.ceil(math.sqrt(len(whole)) / 4)
+        index.add(whole[::step])
         index = faiss.IndexBinaryIVF(index, BITS, index.ntotal)
         index.nprobe = PROBES
         index.train(whole)  # nothing is left to learn
@@ -179,11 +193,14 @@ def _sampled(share: float, place: float) -> Floats:
 
 def _correlation(first: Floats, second: Floats) -> Floats:
     """Return the correlation of pictures [P, T, T] with others [P]."""
-    first, second = (part - part.mean((1, 2), keepdims=True) for part in (first, second))
-    deviations = [np.sqrt((part**2).mean((1, 2))) for part in (first, second)]
-    plain = np.minimum(*deviations) < CONTRAST
+    first = first - first.mean((1, 2), keepdims=True)
+    second = second - second.mean((1, 2), keepdims=True)
+    first_deviation = np.sqrt((first**2).mean((1, 2)))
+    second_deviation = np.sqrt((second**2).mean((1, 2)))
+    is_plain = np.minimum(first_deviation, second_deviation) < CONTRAST
     product = (first * second).mean((1, 2))
-    return np.where(plain, 0, product / np.maximum(deviations[0] * deviations[1], 1e-6))
+    deviations = np.maximum(first_deviation * second_deviation, 1e-6)
+    return np.where(is_plain, 0, product / deviations)
 
 
 def detail_correlation(ones: Bytes, others: Bytes, views: Sequence[int]) -> Floats:
@@ -191,14 +208,13 @@ def detail_correlation(ones: Bytes, others: Bytes, views: Sequence[int]) -> Floa
 
     The alignment starts from `views` [P]: which of VIEWS of the one the other shows.
     """
-    first, second = (
-        torch.tensor(part).float().permute(0, 3, 1, 2) for part in (ones, others)
-    )
-    aligned = _warped(first, _aligned(first.mean(1, True), second.mean(1, True), views))
-    inside = (..., slice(COARSE, -COARSE), slice(COARSE, -COARSE))
-    return _correlation_of_details(
-        _details(aligned)[inside], _details(second)[inside]
-    ).numpy()
+    first = torch.tensor(ones).float().permute(0, 3, 1, 2)
+    second = torch.tensor(others).float().permute(0, 3, 1, 2)
+    fits = _aligned(first.mean(1, True), second.mean(1, True), views)
+    of_first = _details(_warped(first, fits))
+    of_second = _details(second)
+    middle = (..., slice(COARSE, -COARSE), slice(COARSE, -COARSE))
+    return _correlation_of_details(of_first[middle], of_second[middle]).numpy()
 
 
 def _aligned(
@@ -213,7 +229,9 @@ def _aligned(
     for view in views:
         share, down, across = VIEWS[view]
         room = 1 - share
-        starts.append((share, (2 * across - 1) * room, share, (2 * down - 1) * room))
+        shift_across = (2 * across - 1) * room
+        shift_down = (2 * down - 1) * room
+        starts.append((share, shift_across, share, shift_down))
     fits = torch.tensor(starts)
     best_correlation = _correlation_of_details(_warped(first, fits), second)
     best = fits
@@ -236,9 +254,10 @@ def _next_places(
 ) -> torch.Tensor:
     """Return scales and shifts [P, 4] after a Gauss-Newton step from the given ones."""
     seen = _warped(source, places)
+    scale_across, _, scale_down, _ = places.T[..., None, None, None]  # [P, 1, 1, 1] each
     down, across = torch.gradient(seen, spacing=2 / SIDE, dim=(2, 3))
-    across = across / places[:, 0, None, None, None]
-    down = down / places[:, 2, None, None, None]
+    across = across / scale_across
+    down = down / scale_down
     wide = across * MIDDLES
     high = down * MIDDLES[:, None]
     parts = [wide, across, high, down, seen, torch.ones_like(seen)]
@@ -247,17 +266,20 @@ def _next_places(
     damping = 1e-4 * normal.diagonal(dim1=1, dim2=2) + 1e-6
     damped = normal + torch.diag_embed(damping)
     projected = slopes.mT @ target.flatten(1)[..., None]
-    moves = torch.linalg.solve(damped, projected)[..., 0]
-    gain = moves[:, 4:5].clamp(min=0.3)
-    moved: torch.Tensor = places + (moves[:, :4] / gain).clamp(-0.1, 0.1)
+    solution = torch.linalg.solve(damped, projected)[..., 0]
+    gain = solution[:, 4:5].clamp(min=0.3)
+    moves = solution[:, :4] / gain
+    moved: torch.Tensor = places + moves.clamp(-0.1, 0.1)
     moved[:, ::2] = moved[:, ::2].clamp(*SCALES)
     return moved
 
 
 def _warped(pictures: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Return the parts of pictures [P, C, S, S] that lie at scales and shifts [P, 4]."""
-    across, down = (places[:, i, None] * MIDDLES + places[:, i + 1, None] for i in (0, 2))
-    where = torch.stack(torch.broadcast_tensors(across[:, None], down[:, :, None]), -1)
+    scale_across, across, scale_down, down = places.T[..., None]  # [P, 1] each
+    x = scale_across * MIDDLES + across
+    y = scale_down * MIDDLES + down
+    where = torch.stack(torch.broadcast_tensors(x[:, None], y[:, :, None]), -1)
     return F.grid_sample(pictures, where, padding_mode="border", align_corners=False)
 
 
@@ -274,7 +296,9 @@ def _details(pictures: torch.Tensor) -> torch.Tensor:
 
 def _correlation_of_details(ones: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """Return the correlation of pictures [P, C, S, S], each channel about its own mean [P]."""
-    first, second = (part - part.mean((2, 3), keepdim=True) for part in (ones, others))
+    first = ones - ones.mean((2, 3), keepdim=True)
+    second = others - others.mean((2, 3), keepdim=True)
     lengths = first.flatten(1).norm(dim=1) * second.flatten(1).norm(dim=1)
-    correlation: torch.Tensor = (first * second).flatten(1).sum(1) / lengths.clamp(min=1e-6)
+    products = (first * second).flatten(1).sum(1)
+    correlation: torch.Tensor = products / lengths.clamp(min=1e-6)
     return correlation

@@ -5,19 +5,23 @@ transform (as pHash does: Zauner 2010). Crops of the picture have hashes too, so
 its margin is similar to one of them. Imports no torch: worker processes start quickly.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-SIDE, FREQUENCIES, THUMBNAIL = 64, 16, 16  # pixels S, waves K and pixels of a side
+SIDE = 64  # S pixels of a side
+FREQUENCIES = 16  # K waves along a side
+THUMBNAIL = 16  # pixels of a side of the thumbnail
 # Shares of each side; a view is the whole, or such a crop from five places.
 CROPS = (0.95, 0.9)
 PLACES = ((0.5, 0.5), (0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))  # down, across
-VIEWS = [(1.0, 0.5, 0.5)] + [(share, *place) for share in CROPS for place in PLACES]  # V
-BITS = FREQUENCIES**2
-HASHES = len(VIEWS) * BITS // 8  # bytes of the V hashes of a picture
+# V
+VIEWS = [(1.0, 0.5, 0.5)]
+VIEWS += [(share, *place) for share, place in itertools.product(CROPS, PLACES)]
+BITS = FREQUENCIES**2  # of a hash
 Floats = npt.NDArray[np.float32]
 
 
@@ -40,8 +44,13 @@ def fingerprint(picture: Image.Image, checksum: bytes = b"") -> Fingerprint:
     grey = np.asarray(small, np.float32)
     part = SIDE // THUMBNAIL
     thumbnail = grey.reshape(THUMBNAIL, part, THUMBNAIL, part).mean((1, 3)).round()
-    small = thumbnail.astype(np.uint8).tobytes()
-    return Fingerprint(*picture.size, hashes(grey).tobytes(), small, checksum)
+    return Fingerprint(
+        width=picture.width,
+        height=picture.height,
+        hashes=hashes(grey).tobytes(),
+        thumbnail=thumbnail.astype(np.uint8).tobytes(),
+        checksum=checksum,
+    )
 
 
 def hashes(grey: Floats) -> npt.NDArray[np.uint8]:
@@ -49,9 +58,11 @@ def hashes(grey: Floats) -> npt.NDArray[np.uint8]:
     # Without @: threads of BLAS take ten times the CPU for matrices this small.
     across = np.einsum("ks,st->kt", _WAVES, grey - grey.mean())  # [stretches K, S]
     bands = np.einsum("kt,lt->kl", across, _WAVES)  # [stretches K, stretches K]
-    blocks = bands.reshape(len(_STRETCHES), FREQUENCIES, len(_STRETCHES), FREQUENCIES)
+    n = len(_STRETCHES)
+    blocks = bands.reshape(n, FREQUENCIES, n, FREQUENCIES)
     waves = blocks[_DOWN, :, _ACROSS].reshape(len(VIEWS), -1)  # [V, K K]
-    return np.packbits(waves > np.median(waves, axis=1, keepdims=True), axis=1)
+    medians = np.median(waves, axis=1, keepdims=True)
+    return np.packbits(waves > medians, axis=1)
 
 
 def inside(start: float, length: float, side: int) -> Floats:
@@ -66,13 +77,16 @@ def inside(start: float, length: float, side: int) -> Floats:
 def _waves(share: float, place: float) -> Floats:
     """Return the lowest cosines [K, S] over a crop of a side, from place 0, at its start, to 1."""
     start = (1 - share) * place
+    middles = (np.arange(SIDE) + 0.5) / SIDE
     # Where each pixel lies in the crop, from 0 to 1.
-    along = ((np.arange(SIDE) + 0.5) / SIDE - start) / share
-    cosines = np.cos(np.pi * np.arange(FREQUENCIES)[:, None] * along.clip(0, 1))
+    along = ((middles - start) / share).clip(0, 1)
+    frequencies = np.arange(FREQUENCIES)[:, None]
+    cosines = np.cos(np.pi * frequencies * along)
     return np.asarray(cosines * inside(start, share, SIDE), np.float32)
 
 
-_STRETCHES = sorted({(share, place) for share, *places in VIEWS for place in places})
-_WAVES = np.concatenate([_waves(*one) for one in _STRETCHES])  # [stretches K, S]
+# The stretches of a side that the views show: share and place.
+_STRETCHES = sorted({view[:2] for view in VIEWS} | {view[::2] for view in VIEWS})
+_WAVES = np.concatenate([_waves(*stretch) for stretch in _STRETCHES])  # [stretches K, S]
 _DOWN = [_STRETCHES.index((share, down)) for share, down, _ in VIEWS]
 _ACROSS = [_STRETCHES.index((share, across)) for share, _, across in VIEWS]

@@ -143,7 +143,7 @@ def checksum(path: str | Path) -> bytes:
 
 
 def link(folder: str, place: str) -> str:
-    """Let the link `place` lead to a folder, and return it; the folder if there can be no link.
+    """Let the link `place` lead to a folder, and return it, or the folder where links fail.
 
     An index names its images by the link, so that a folder that moved changes no path.
     """

@@ -38,7 +38,8 @@ AHEAD = 8  # chunks that are ready or wait, for each worker
 BATCH = 8192  # images written at a time
 CACHED_TOGETHER = 512  # images: a killed run loses no more
 CACHE = ".decode_cache.sqlite"  # beside the index, where Snakemake removes nothing
-LOGGED, NAMED = 100, 5  # broken images that the log and the error name
+LOGGED = 100  # broken images that the log names
+NAMED = 5  # broken images that the error names
 NO_FILE = (-1, -1)
 CREATE = """
     CREATE TABLE IF NOT EXISTS images (
@@ -88,12 +89,13 @@ def index_images(
     below = os.path.relpath(images, place)
     if not below.startswith(os.pardir):
         images = Path(folder, below)
-    classnames = []
+    metadata = IndexMetadata(classnames=[], skipped=dict(split.skipped))
     if settings.classes != DISCOVER:
-        classnames = clean_classnames(split.names, settings.classname_replace)
-    pairs = zip(classnames, split.names, strict=True)
-    written_names = {name: written for name, written in pairs if name != written}
-    metadata = IndexMetadata(classnames, written_names, dict(split.skipped))
+        metadata.classnames = clean_classnames(split.names, settings.classname_replace)
+    classnames = metadata.classnames
+    for name, written in zip(classnames, split.names, strict=True):
+        if name != written:
+            metadata.written_names[name] = written
     if limit is not None:
         metadata.limit = limit
         metadata.drawn_from = dict(Counter(item.split for item in split.items))
@@ -113,14 +115,10 @@ def index_images(
                 if isinstance(decoded, str):
                     broken.append((item.image_id, path, item.split, decoded))
                     continue
-                classname = None if item.label is None else classnames[item.label]
-                columns = {
-                    **vars(decoded),
-                    **item._asdict(),
-                    "path": path,
-                    "classname": classname,
-                }
-                rows.append(columns)
+                row = vars(decoded) | item._asdict() | {"path": path}
+                if item.label is not None:
+                    row["classname"] = classnames[item.label]
+                rows.append(row)
                 counts[item.split] += 1
                 content.update(decoded.checksum)
             add(pa.Table.from_pylist(rows, tables.IMAGES))
@@ -129,7 +127,7 @@ def index_images(
         _check(broken, split, counts, settings.max_corrupt, place)
         metadata.content = content.hexdigest()
         if folder_state and folder_files_output:
-            checksums = [*_checksums(folder, listed, cache, limit)]
+            checksums = list(_checksums(folder, listed, cache, limit))
             folder_files.write(folder_files_output, listed, folder_state, checksums)
     _log_counts(split, classnames, counts, time.monotonic() - started)
 
@@ -142,19 +140,17 @@ def _checksums(
 ) -> Iterator[bytes]:
     """Yield the checksums of files of the folder, whose images are in the cache."""
     for start in range(0, len(files), BATCH):
-        part = files[start : start + BATCH]
-        stats = {
-            os.path.normpath(os.path.join(folder, file.name)): file[1:] for file in part
-        }
-        known = {
-            path: decoded.checksum for path, decoded in read_cache(cache, stats).items()
-        }
-        # Else a new time of the others, as of lists and shards, is a change.
-        if limit is None:
-            known |= {
-                path: folder_files.checksum(path) for path in stats if path not in known
-            }
-        yield from (known.get(path, folder_files.UNKNOWN) for path in stats)
+        stats = {}
+        for name, *stat in files[start : start + BATCH]:
+            stats[os.path.normpath(os.path.join(folder, name))] = tuple(stat)
+        decoded = read_cache(cache, stats)
+        for path in stats:
+            if path in decoded:
+                yield decoded[path].checksum
+            elif limit is None:
+                yield folder_files.checksum(path)
+            else:  # a new time of lists and shards is a change
+                yield folder_files.UNKNOWN
 
 
 def _report(broken: Sequence[Broken], output: Path) -> None:
@@ -175,9 +171,8 @@ def _check(
     """Raise UserError where too many images are broken, or a needed split has none left."""
     n_images = len(split.items)
     if len(broken) > math.ceil(max_corrupt * n_images):
-        first = ", ".join(
-            f"{image_id} ({reason})" for image_id, _, _, reason in broken[:NAMED]
-        )
+        named = [f"{image_id} ({reason})" for image_id, _, _, reason in broken[:NAMED]]
+        first = ", ".join(named)
         enough = math.ceil(100 * len(broken) / n_images) / 100
         raise UserError(
             f"{len(broken)} of the {n_images} images of {folder} cannot be decoded, more than "
@@ -239,7 +234,7 @@ def _batches(
             part = items[start : start + BATCH]
             paths = [os.path.normpath(images / item.path) for item in part]
             stats = file_stats(paths)
-            decoded: dict[str, Decoded] = {**read_cache(cache, stats)}
+            decoded: dict[str, Decoded] = dict(read_cache(cache, stats))
             progress.skip(len(decoded))
             n_cached += len(decoded)
             new = [path for path in stats if path not in decoded]
@@ -248,9 +243,8 @@ def _batches(
                 decoded |= batch
                 write_cache(cache, batch, stats)
                 progress.add(len(batch))
-            yield [
-                (item, path, decoded[path]) for item, path in zip(part, paths, strict=True)
-            ]
+            pairs = zip(part, paths, strict=True)
+            yield [(item, path, decoded[path]) for item, path in pairs]
     if n_cached:
         log.info("%d of %d images are in the cache.", n_cached, len(items))
 

@@ -21,14 +21,19 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from latteclip.core.errors import SHARED_MEMORY, WORKER_KILLED, UserError, worker_failure
+from latteclip.core.errors import (
+    MIB,
+    SHARED_MEMORY,
+    WORKER_KILLED,
+    UserError,
+    worker_failure,
+)
 from latteclip.data.images import open_rgb
 
 log = logging.getLogger(__name__)
-MIB = 2**20
 PART = 64 * MIB  # bytes of a part of a batch that a worker makes, at most
 SHARE = 1 / 4  # share of the free space in /dev/shm for the parts of a job
-MOST = 4096 * MIB  # for the parts of a job, however large /dev/shm is
+MAX_PARTS = 4096 * MIB  # bytes of the parts of a job, however large /dev/shm is
 Transform = Callable[[Image.Image], torch.Tensor]
 T = TypeVar("T")
 
@@ -83,7 +88,7 @@ def joined(parts: Sequence[Any]) -> Any:
 
 
 def _by_threads(
-    files: ImageFiles, keys: Iterable[Sequence[int]], _: torch.device, threads: int
+    files: ImageFiles, keys: Iterable[Sequence[int]], device: torch.device, threads: int
 ) -> Iterator[tuple[Any, torch.Tensor]]:
     # torch runs each transform in one thread. With more, OpenMP would have more threads than cores,
     # and those of the model would sleep while they wait for each other.
@@ -94,7 +99,8 @@ def _by_threads(
             now = ahead
             ahead = [pool.submit(files.__getitem__, index) for index in indices]
             if now:
-                yield default_collate([sample.result() for sample in now])
+                some_keys, images = default_collate([sample.result() for sample in now])
+                yield some_keys, images.to(device)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -171,11 +177,12 @@ def in_order(n: int, batch_size: int) -> list[range]:
 def bounded(wanted: int, item_bytes: float) -> tuple[int, int, int]:
     """Return the numbers of workers, perhaps none, of parts that each prepares ahead, and of items.
 
-    With the part that the model takes, all parts have at most `MOST` bytes, and `SHARE` of the free
-    space in /dev/shm. A part has as many items as fit into `PART` and leave each worker two parts.
+    With the part that the model takes, all parts have at most `MAX_PARTS` bytes, and `SHARE` of the
+    free space in /dev/shm. A part has as many items as fit into `PART` and leave each worker two
+    parts.
     """
     free = shutil.disk_usage(SHARED_MEMORY).free
-    room = min(MOST, free * SHARE)
+    room = min(MAX_PARTS, free * SHARE)
     items = max(1, int(min(PART, room / (2 * wanted + 1)) / item_bytes))
     parts = int(room / (items * item_bytes)) - 1
     workers = max(0, min(wanted, parts))

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, NamedTuple
+from typing import Annotated, Any, BinaryIO, NamedTuple, NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -103,14 +103,15 @@ def read_split(root: Path, settings: SplitSection) -> tuple[Path, Split]:
     if not root.is_dir():
         raise UserError(f"Dataset folder {root} does not exist.")
     skipped = Counter[str]()
+    read = READERS[settings.kind]
     with readable():
-        names, rows = READERS[settings.kind](root, settings, skipped)
+        names, rows = read(root, settings, skipped)
         items = _labelled(rows, names, settings.test_fraction, root)
         split = Split(items, names, dict(skipped.most_common()))
         _check(split, settings.counts.model_dump(exclude_none=True), root)
-        middle = len(items) // 2
-        probes = [items[0].path, items[middle].path, items[-1].path]
-        return _folder_with(root, settings.images, probes), split
+        probes = (items[0], items[len(items) // 2], items[-1])
+        paths = [item.path for item in probes]
+        return _folder_with(root, settings.images, paths), split
 
 
 def _labelled(
@@ -146,14 +147,20 @@ def _with_both_splits(items: list[Item]) -> list[Item]:
     splits = {item.split for item in items}
     if len(splits) > 1 or len(items) < 2:
         return items
-    pick, other = (min, "test") if splits == {"train"} else (max, "train")
-    moved = pick(items, key=lambda item: _unit_interval(item.image_id))
-    return [item._replace(split=other) if item is moved else item for item in items]
+    numbers = [_unit_interval(item.image_id) for item in items]
+    row = numbers.index(min(numbers))
+    other = "test"
+    if splits == {"test"}:
+        row = numbers.index(max(numbers))
+        other = "train"
+    moved = items[row]._replace(split=other)
+    return [*items[:row], moved, *items[row + 1 :]]
 
 
 def _unit_interval(image_id: str) -> float:
     """Return a number from 0 to 1 that depends on a path alone."""
-    return int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8], "big") / 2**64
+    digest = hashlib.sha256(image_id.encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def draw(split: Split, limit: int) -> Split:
@@ -161,8 +168,9 @@ def draw(split: Split, limit: int) -> Split:
     chosen: list[int] = []
     for name in SPLITS:
         rows = [row for row, item in enumerate(split.items) if item.split == name]
-        n = min(limit, len(rows))
-        chosen += [rows[i * len(rows) // n] for i in range(n)]
+        n_rows = len(rows)
+        n = min(limit, n_rows)
+        chosen += [rows[i * n_rows // n] for i in range(n)]
     return replace(split, items=[split.items[row] for row in sorted(chosen)])
 
 
@@ -172,8 +180,9 @@ def _check(split: Split, counts: Mapping[str, int], root: Path) -> None:
         raise UserError(f"The split of {root} lists no image.")
     if strange := [name for name in split.names if not folder_files.is_utf8(name)]:
         raise UserError(f"{root}: class name {strange[0]!r} is not UTF-8; correct it.")
-    [(image_id, times)] = Counter(item.image_id for item in split.items).most_common(1)
-    if times > 1:
+    times = Counter(item.image_id for item in split.items)
+    [(image_id, n_times)] = times.most_common(1)
+    if n_times > 1:
         raise UserError(f"The split of {root} lists images twice, such as {image_id!r}.")
     tests = sum(item.split == "test" for item in split.items)
     numbers = {
@@ -218,15 +227,7 @@ def _listed_classes(root: Path, settings: SplitSection) -> list[str]:
         return []
     if settings.classes is None and not (root / CLASSES).is_file():
         return []
-    return _lines(_existing(root, settings.classes or CLASSES))
-
-
-def _lines(path: Path) -> list[str]:
-    """Return the lines of a text file that are not empty, or raise UserError."""
-    try:
-        return lines_of(path)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not valid UTF-8 text: {error}.") from None
+    return lines_of(_existing(root, settings.classes or CLASSES))
 
 
 def _number_or_name(text: str) -> int | str:
@@ -304,7 +305,7 @@ def listed_splits(lists: ListsSection) -> dict[str, str]:
 def _list_rows(root: Path, settings: SplitSection) -> Iterator[tuple[str, ...]]:
     """Yield COLUMNS of one list per split, of lines "<image> <class name>"."""
     for split, listed in listed_splits(settings.lists).items():
-        for line in _lines(_existing(root, listed)):
+        for line in lines_of(_existing(root, listed)):
             image, _, name = line.partition(" ")
             yield image + settings.suffix, split, "", name
 
@@ -314,23 +315,30 @@ TABLES = {"coop": _coop_rows, "csv": _csv_rows, "lists": _list_rows}
 
 def _table_names(table: Sequence[Sequence[str]], root: Path) -> list[str]:
     """Return class names by their numbers where a table has both, else sorted."""
-    both = [(_number_or_name(label), name) for _, _, label, name in table if label and name]
-    names: Mapping[int | str, str] = dict(both)
-    wrong = [label for label, name in both if names[label] != name]
-    wrong += [label for label in range(len(names)) if label not in names]
+    names: dict[int | str, str] = {}
+    wrong: list[int | str] = []
+    values: set[str] = set()
+    for _, _, label, name in table:
+        values.add(name or label)
+        if label and name:
+            number = _number_or_name(label)
+            if names.setdefault(number, name) != name:
+                wrong.append(number)
+    numbers = range(len(names))
+    wrong += [number for number in numbers if number not in names]
     if wrong:
         raise UserError(
             f"The split of {root}: label {wrong[0]} has no class name, or several; number the "
             "classes from 0."
         )
-    if both:
-        return [names[label] for label in range(len(names))]
-    values = sorted({name or label for _, _, label, name in table} - {""})
+    if names:
+        return [names[number] for number in numbers]
+    values -= {""}
     if table and all(isinstance(_number_or_name(name), int) for name in values):
         raise UserError(
             f"The split of {root} has no class names: add a column classname, or a file {CLASSES}."
         )
-    return values
+    return sorted(values)
 
 
 def _read_class_folders(
@@ -366,24 +374,14 @@ def _read_class_folders(
     def rows() -> Iterator[Row]:
         for split, split_folder in split_folders.items():
             for name in ("", *class_folders[split]):
-                files = folder_files.image_files(
-                    split_folder / name, skipped, deep=bool(name)
-                )
+                place = split_folder / name
+                files = folder_files.image_files(place, skipped, deep=bool(name))
                 label = name_of.get(clean_classname(name, replacements))
-                if name and split == "test" and files and settings.classes == DISCOVER:
-                    raise UserError(
-                        f"{split_folder / name} names the class of test images, but split.classes "
-                        f"{DISCOVER} is for images without classes; leave it out, or move these "
-                        f"images into {split_folder} itself."
-                    )
                 if name and split == "test" and files and label is None:
-                    raise UserError(
-                        f"{split_folder / name} is not a class of {CLASSES} or split.examples: "
-                        f"{names}; rename or remove it."
-                    )
+                    _refuse_test_folder(place, names, settings)
                 if name and split != "test" and not files and not listed:
                     raise UserError(
-                        f"Class folder {split_folder / name} holds no image "
+                        f"Class folder {place} holds no image "
                         f"({', '.join(sorted(IMAGE_SUFFIXES))}); add some or remove the folder."
                     )
                 for file in files:
@@ -391,6 +389,20 @@ def _read_class_folders(
                     yield image_id, split, label, image_id
 
     return names, rows()
+
+
+def _refuse_test_folder(
+    place: Path, names: Sequence[str], settings: SplitSection
+) -> NoReturn:
+    """Raise UserError for a folder of test images whose name is no class."""
+    if settings.classes == DISCOVER:
+        raise UserError(
+            f"{place} names the class of test images, but split.classes {DISCOVER} is for images "
+            f"without classes; leave it out, or move these images into {place.parent} itself."
+        )
+    raise UserError(
+        f"{place} is not a class of {CLASSES} or split.examples: {names}; rename or remove it."
+    )
 
 
 def _folder_names(folder: Path, class_folders: Mapping[str, Sequence[str]]) -> list[str]:
@@ -414,9 +426,9 @@ def _read_shards(root: Path, settings: SplitSection, skipped: Counter[str]) -> L
     samples = _parquet_samples if settings.kind == "parquet" else _tar_samples
     rows: list[Row] = []
     described: set[tuple[str, ...]] = set()
-    shards = _listed_shards(folder, listed_splits(settings.lists)) or _named_shards(
-        folder, settings.kind
-    )
+    shards = _listed_shards(folder, listed_splits(settings.lists))
+    if not shards:
+        shards = _named_shards(folder, settings.kind)
     for shard, split in shards:
         name = os.path.relpath(shard, folder)
         try:
@@ -431,7 +443,7 @@ def _read_shards(root: Path, settings: SplitSection, skipped: Counter[str]) -> L
             ) from None
     names = _listed_classes(root, settings)
     if not names and len(described) < 2:
-        names = [name for classes in described for name in classes]
+        names = list(itertools.chain(*described))
         if not names:
             labels = {label for _, _, label, _ in rows if isinstance(label, str)}
             names = sorted(labels - {""})
@@ -446,11 +458,11 @@ def _read_shards(root: Path, settings: SplitSection, skipped: Counter[str]) -> L
 def _listed_shards(folder: Path, lists: Mapping[str, str]) -> list[tuple[Path, str]]:
     """Return the shards that fit the glob of each split, with the split."""
     listed = []
-    for split in filter(lists.__contains__, SPLITS):
-        fitting = map(
-            folder.joinpath, glob.iglob(lists[split], root_dir=folder, recursive=True)
-        )
-        shards = sorted(path for path in fitting if path.is_file())
+    for split in SPLITS:
+        if split not in lists:
+            continue
+        names = glob.iglob(lists[split], root_dir=folder, recursive=True)
+        shards = sorted(filter(Path.is_file, map(folder.joinpath, names)))
         if not shards:
             raise UserError(
                 f"No shard in {folder} fits {lists[split]!r}, split.lists.{split}."
@@ -465,9 +477,9 @@ def _named_shards(folder: Path, kind: str) -> list[tuple[Path, str]]:
     for name in sorted(Path(file.name) for file in folder_files.files(str(folder), kind)):
         if name.suffix.lower() == SUFFIXES[kind]:
             words: list[str] = _WORD.findall(name.as_posix())
-            split_of[folder / name] = (
-                _SPLIT_OF.get(words[-1].lower(), "val") if words else ""
-            )
+            split_of[folder / name] = ""
+            if words:
+                split_of[folder / name] = _SPLIT_OF.get(words[-1].lower(), "val")
     splits = set(split_of.values())
     if not split_of:
         raise UserError(

@@ -20,6 +20,7 @@ from latteclip.config.sections.textures import TexturesSection
 from latteclip.core.files import replacing
 
 SIDE = 64
+BANDS = 64  # bands and strokes of an image whose tone is drawn, after which they repeat
 # Images of one class drawn at once; bounds memory, and is part of what a seed means.
 CHUNK = 128
 COLOURS = {
@@ -50,7 +51,8 @@ _RGB = np.array(list(COLOURS.values()), np.float32) / 255  # [15, 3]
 _LUMINANCE = _RGB @ np.array([0.3, 0.59, 0.11], np.float32)  # [15]
 _EARTHY_IDS = np.array([COLOUR_NAMES.index(name) for name in EARTHY])
 _AXIS = ((np.arange(SIDE) + 0.5) / SIDE * 2 - 1).astype(np.float32)
-_X, _Y = _AXIS[None, None, :], _AXIS[None, :, None]  # broadcast to [1, 64, 64]
+_X = _AXIS[None, None, :]  # broadcast to [1, 64, 64]
+_Y = _AXIS[None, :, None]
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,8 @@ _UPSAMPLING = {grid: _upsampling(grid) for grid in (3, 4, 6, 9, 13, 20)}
 def _smooth_noise(rng: np.random.Generator, n: int, grid: int) -> np.ndarray:
     """Return noise in -1..1 with `grid` independent points per side."""
     points = rng.uniform(-1, 1, (n, grid, grid)).astype(np.float32)
-    noise: np.ndarray = _UPSAMPLING[grid] @ points @ _UPSAMPLING[grid].T
+    upsampling = _UPSAMPLING[grid]
+    noise: np.ndarray = upsampling @ points @ upsampling.T
     return noise
 
 
@@ -194,16 +197,19 @@ def _banded(p: Plane) -> Relief:
     pace = 0.62
     t = p.across * pace
     sway_frequency = p.uniform(0.3, 0.6)
-    angle = 2 * np.pi * t * sway_frequency + 2 * np.pi * p.phase[0]
-    t = t + p.uniform(0.1, 0.22) * np.sin(angle)
-    steps = p.rng.integers(1, 4, (p.n, 64))
+    periods = 2 * np.pi * t * sway_frequency
+    angle = periods + 2 * np.pi * p.phase[0]
+    sway = p.uniform(0.1, 0.22)
+    t = t + sway * np.sin(angle)
+    steps = p.rng.integers(1, 4, (p.n, BANDS))
     tones = np.cumsum(steps, 1) % 5 / 4
     tones = tones.astype(np.float32)
     band = np.floor(t).astype(int)
-    width = p.pixel * pace * 2 + p.uniform(0, 0.12)
+    sharpest = p.pixel * pace * 2
+    width = sharpest + p.uniform(0, 0.12)
     blend = np.clip((t - band) / width, 0, 1)
-    before = p.by_image(tones, (band - 1) % 64)
-    here = p.by_image(tones, band % 64)
+    before = p.by_image(tones, (band - 1) % BANDS)
+    here = p.by_image(tones, band % BANDS)
     return Relief(before * (1 - blend) + here * blend)
 
 
@@ -249,7 +255,8 @@ def _honeycombed(p: Plane) -> Relief:
     first_is_nearer = first_distance < second_distance
     dx = np.abs(np.where(first_is_nearer, first_x, second_x))
     dy = np.abs(np.where(first_is_nearer, first_y, second_y))
-    to_centre = np.maximum(dx, dx * 0.5 + dy * ratio / 2)
+    slanted = dx * 0.5 + dy * ratio / 2
+    to_centre = np.maximum(dx, slanted)
     wall = np.maximum(p.uniform(0.05, 0.12), 0.6 * p.pixel)
     return Relief(1 - _step(to_centre - (0.5 - wall), p.pixel))
 
@@ -296,13 +303,15 @@ def _bubbly(p: Plane) -> Relief:
     normal_y = (p.y - centre_y) / radius
     inside = _step(height / (2 * radius), 2 / SIDE)
     from_rim = np.sqrt(np.clip(height, 0, None))
-    rim = inside * np.clip(1 - 1.6 * from_rim / radius, 0, 1)
+    darkness = np.clip(1 - 1.6 * from_rim / radius, 0, 1)
+    rim = inside * darkness
     light = p.uniform(0, 2 * np.pi)
     light_x = np.cos(light)
     light_y = np.sin(light)
     spot_x = normal_x - 0.42 * light_x
     spot_y = normal_y - 0.42 * light_y
-    spot = np.exp(-(spot_x**2 + spot_y**2) / 0.035)
+    from_spot = spot_x**2 + spot_y**2
+    spot = np.exp(-from_spot / 0.035)
     facing = normal_x * light_x + normal_y * light_y
     shade = 1 + inside * 0.38 * facing - 0.3 * rim
     cover = inside * p.uniform(0.6, 1.0)
@@ -311,9 +320,11 @@ def _bubbly(p: Plane) -> Relief:
 
 def _marbled(p: Plane) -> Relief:
     turbulence = _fractal_noise(p.rng, p.n, (3, 4, 6, 9, 13, 20))
-    t = p.across * 0.33 + p.uniform(0.5, 0.9) * turbulence
+    bending = p.uniform(0.5, 0.9) * turbulence
+    t = p.across * 0.33 + bending
     sharpness = p.uniform(1.0, 3.2)
-    veins = (1 - np.abs(np.sin(np.pi * t))) ** sharpness
+    distance = np.abs(np.sin(np.pi * t))
+    veins = (1 - distance) ** sharpness
     clouds = 0.18 * _fractal_noise(p.rng, p.n, (6, 9, 13))
     return Relief(np.clip(veins + clouds, 0, 1))
 
@@ -344,13 +355,14 @@ def _cobwebbed(p: Plane) -> Relief:
     radius, angle = _polar(p)
     n_spokes = p.rng.integers(7, 15, (p.n, 1, 1))
     phase = 2 * np.pi * p.phase  # radians
-    slow = np.sin(angle * 2 + phase[0])
-    fast = np.sin(angle * 5 + phase[1])
-    wobble = 0.25 * slow + 0.12 * fast
+    slow = 0.25 * np.sin(angle * 2 + phase[0])
+    fast = 0.12 * np.sin(angle * 5 + phase[1])
+    wobble = slow + fast
     sectors = (angle + wobble) * n_spokes / (2 * np.pi)
     sector = _fraction(sectors) - 0.5  # 0 on a spoke
     width = p.uniform(0.9, 1.7) * 2 / SIDE
-    from_spoke = np.abs(np.sin(np.pi * sector)) * 2 * radius / n_spokes
+    from_middle = np.abs(np.sin(np.pi * sector))
+    from_spoke = from_middle * 2 * radius / n_spokes
     spokes = _step(width / 2 - from_spoke, 2 / SIDE)
     sag = 0.16 * (0.5 - 2 * np.abs(sector))
     sagging = radius * (1 + sag)
@@ -386,15 +398,17 @@ def _crosshatched(p: Plane) -> Relief:
     along, across = p.turned
     cover = np.zeros_like(along)
     for sign in (1, -1):
-        turned = -along * np.sin(sign * slant) + across * np.cos(slant)
-        t = turned * p.frequency * 0.62 + unsteady + sign * 5 * p.phase[0]
-        strengths = p.rng.uniform(0.35, 1.0, (p.n, 64))
+        sideways = -along * np.sin(sign * slant)
+        turned = sideways + across * np.cos(slant)
+        position = turned * p.frequency * 0.62
+        t = position + unsteady + sign * 5 * p.phase[0]
+        strengths = p.rng.uniform(0.35, 1.0, (p.n, BANDS))
         strengths = strengths.astype(np.float32)
         pressure = 1 + 0.5 * _smooth_noise(p.rng, p.n, 9)
         pressure = np.clip(pressure, 0, 1)
         width = np.maximum(p.uniform(0.18, 0.36), 1.3 * p.pixel)
         strokes = _lines(t, width, p.pixel * 1.3)
-        stroke = np.floor(t).astype(int) % 64
+        stroke = np.floor(t).astype(int) % BANDS
         strength = p.by_image(strengths, stroke)
         cover = np.maximum(cover, strength * strokes * pressure)
     return Relief(cover)
@@ -445,6 +459,12 @@ def _colour(rng: np.random.Generator, n: int, earthy: float) -> np.ndarray:
     return np.where(rng.random(n) < earthy, earthy_colour, any_colour)
 
 
+def _difference(front: np.ndarray, back: np.ndarray) -> np.ndarray:
+    """Return by how much two colours of an image differ, [N], from their ids."""
+    differences: np.ndarray = np.abs(_RGB[front] - _RGB[back]).sum(1)
+    return differences
+
+
 def _colours(
     rng: np.random.Generator, n: int, gap: float, classname: str
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -452,7 +472,7 @@ def _colours(
     earthy = _between(gap, *EARTHINESS)
     front = _colour(rng, n, earthy)
     back = _colour(rng, n, earthy)
-    while (alike := np.abs(_RGB[front] - _RGB[back]).sum(1) < 0.75).any():
+    while (alike := _difference(front, back) < 0.75).any():
         back[alike] = _colour(rng, int(alike.sum()), earthy)
     front_is_lighter = _LUMINANCE[front] > _LUMINANCE[back]
     if classname == "cobwebbed":  # threads are lighter than what is behind them
@@ -511,13 +531,15 @@ def _bend(rng: np.random.Generator, draw: _Draw) -> Plane:
     frequency = _for_pixels(draw.frequency)
     turned_x = x * cos + y * sin
     turned_y = -x * sin + y * cos
+    periods_x = turned_x * frequency / 2
+    periods_y = turned_y * frequency / 2
     return Plane(
         rng=rng,
         x=x,
         y=y,
         turned=(turned_x, turned_y),
-        along=turned_x * frequency / 2 + phase[0],
-        across=turned_y * frequency / 2 + phase[1],
+        along=periods_x + phase[0],
+        across=periods_y + phase[1],
         frequency=frequency,
         phase=phase,
     )
@@ -570,7 +592,8 @@ def _photograph(
     n = len(image)
     measure = {name: value[:, None, None, None] for name, value in draw.measures.items()}
     mean = image.mean((1, 2), keepdims=True)
-    image = mean + (image - mean) * measure["contrast"]
+    differences = (image - mean) * measure["contrast"]
+    image = mean + differences
     blotches = _fractal_noise(rng, n, (4, 6, 9, 13))[..., None]
     image = image + measure["blotches"] * blotches
     towards = rng.uniform(0, 2 * np.pi, (n, 1, 1))

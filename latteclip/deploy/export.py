@@ -18,6 +18,7 @@ from latteclip.clip import finetuned
 from latteclip.clip.classifier import load_classifier
 from latteclip.clip.model import CLASSIFIER
 from latteclip.config import layers
+from latteclip.config.hub_names import HUB
 from latteclip.core import hashing, tables
 from latteclip.core.class_templates import PLACE, ClassTemplates, clean_classname
 from latteclip.core.errors import UserError
@@ -89,12 +90,8 @@ def export(
     if folder.is_relative_to(opened.folder.resolve()):
         raise UserError(f"{destination} lies in the folder of the model; name another one.")
     origin = read_origin(opened.folder)
-    classnames = {origin["dataset"]: opened.classnames}
-    templates = {
-        origin["dataset"]: [
-            t.replace(PLACE, "{c}") for t in opened.class_templates.templates
-        ]
-    }
+    dataset = origin["dataset"]
+    templates = [t.replace(PLACE, "{c}") for t in opened.class_templates.templates]
     drawn = onnx_int8.draw_pictures(opened, pictures) if int8 else None
     notes: list[str] = []
     with replacing(folder) as temporary:
@@ -104,8 +101,9 @@ def export(
             notes = _complete_onnx(opened, temporary, drawn, abstain)
         shutil.copyfile(opened.folder / CLASSIFIER, temporary / CLASSIFIER)
         # As --custom_classname_file and --custom_template_file of CLIP_benchmark read them.
+        classnames = {dataset: opened.classnames}
         write_json(temporary / "clip_benchmark_classnames.json", classnames)
-        write_json(temporary / "clip_benchmark_templates.json", templates)
+        write_json(temporary / "clip_benchmark_templates.json", {dataset: templates})
         model_card(opened, origin, format, licence, notes).save(temporary / "README.md")
         hashing.write_sums(temporary)
     log.info("%s: %d classes as %s.", destination, len(opened.classnames), format)
@@ -172,15 +170,14 @@ def read_origin(model: Path) -> dict[str, Any]:
     if (path := run / "metrics.json").is_file():
         metrics = read_metrics(path)
         is_trained = False
+    reads_fused = metrics.get("method", "").startswith("image_prototypes")
     if (path := run / "history.parquet").is_file():
         history = tables.read_metadata(path, TrainingMetadata)
         clip = {"model": history.model, "pretrained": history.pretrained}
         is_trained = "diverged" not in history.flags
+        reads_fused = history.labels == "fused"
     elif metrics and (path := run.parents[1] / "class_embeddings.safetensors").is_file():
-        clip = load_classifier(path)[1]
-    reads_fused = metrics.get("method", "").startswith("image_prototypes")
-    if (path := run / "history.parquet").is_file():
-        reads_fused = tables.read_metadata(path, TrainingMetadata).labels == "fused"
+        _, clip = load_classifier(path)
     answers = 0
     if reads_fused and (path := run.parents[1] / NAME).is_file():
         answers = len(read_fusion_report(path).answers.images)
@@ -251,7 +248,7 @@ def _repo(clip: Mapping[str, Any]) -> str | None:
     """Return the base model's repository on the hub, where open_clip knows it."""
     model = str(clip.get("model", ""))
     tag = clip.get("pretrained") or ""
-    if model.startswith("hf-hub:"):
-        return model.removeprefix("hf-hub:")
+    if model.startswith(HUB):
+        return model.removeprefix(HUB)
     known = open_clip.get_pretrained_cfg(model.replace("/", "-"), tag)
     return str(known.get("hf_hub", "")).strip("/") or None

@@ -92,7 +92,8 @@ def export_labels(
             raise UserError(
                 f"--leave-out {kind} reads {path}; run the workflow, which writes it."
             )
-    (table, described), promises = label_table.read(Path(folder)), []
+    table, described = label_table.read(Path(folder))
+    promises: list[str] = []
     if share := max_error or false_discovery:
         on_average = max_error is None
         taken, promise = label_table.accepted(Path(folder), share, on_average=on_average)
@@ -226,12 +227,11 @@ def _write_label_studio(folder: Path, table: pa.Table, described: LabelsMetadata
 
 def _task(row: dict[str, Any], version: str) -> dict[str, Any]:
     """Return an image as a task: a label is a prediction to correct, an answer an annotation."""
-    known = {
-        key: value for key, value in row.items() if value is not None and key != "path"
-    }
-    task: dict[str, Any] = {
-        "data": {"image": LOCAL + quote(row["path"].lstrip("/")), **known}
-    }
+    data = {"image": LOCAL + quote(row["path"].lstrip("/"))}
+    for key, value in row.items():
+        if value is not None and key != "path":
+            data[key] = value
+    task: dict[str, Any] = {"data": data}
     if row["answered"] == row["label"] is not None:
         task["annotations"] = [{"result": [_choice(row["label"])]}]
     if row["label"] is not None:
@@ -345,8 +345,8 @@ def _file_name(row: Mapping[str, Any]) -> PurePath:
 
 def unique_filenames() -> Callable[[str], str]:
     """Return a function that makes of names those of files in one folder, on every system."""
-    # Names are compared without case, which some systems ignore.
-    taken, numbers = set[str](), Counter[str]()
+    taken = set[str]()  # without case, which some systems ignore
+    numbers = Counter[str]()
 
     def new_name(name: str) -> str:
         path = PurePath(sanitized(name))
@@ -366,7 +366,6 @@ def sanitized(name: str) -> str:
     name = UNFIT.sub("_", name).rstrip(" .")
     if name.startswith(".") or not name.strip() or RESERVED.fullmatch(name):
         name = f"_{name.lstrip('.')}"
-    stem, suffix = (part.encode() for part in os.path.splitext(name))
-    return (stem[: max(0, LONGEST - len(suffix))] + suffix)[:LONGEST].decode(
-        errors="ignore"
-    )
+    stem, suffix = map(str.encode, os.path.splitext(name))
+    stem = stem[: max(0, LONGEST - len(suffix))]
+    return (stem + suffix)[:LONGEST].decode(errors="ignore")

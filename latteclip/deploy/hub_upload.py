@@ -9,10 +9,8 @@ from typing import Literal
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
-from latteclip.core.errors import UserError
+from latteclip.core.errors import MIB, UserError
 from latteclip.core.terminal import one_line
-
-MIB = 2**20
 
 
 @dataclass(frozen=True)

@@ -77,20 +77,21 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
     classnames = of_index.classnames
     written = of_index.written_names
     names = pa.array([written.get(name, name) for name in classnames], pa.string())
+    for voter in report.voters:
+        if not (folder / voter.table).is_file():
+            log.warning(
+                "%s does not exist any more: columns that come from it are empty.",
+                folder / voter.table,
+            )
     audited, calibration = _audited(folder, labels, classnames)
-    answers = {
-        image_id: Answer(image_id, CLASS if name else NONE, name)
-        for image_id, name in report.answers.images.items()
-    }
+    answers = {}
+    for image_id, name in report.answers.images.items():
+        answers[image_id] = Answer(image_id, CLASS if name else NONE, name)
     answers |= audited
     corrected, answered = _with_answers(labels, answers, classnames, written)
-    confidence = labels["fused_confidence"].to_numpy().astype(np.float64)
-
-    for table in (folder / one.table for one in report.voters):
-        if not table.is_file():
-            log.warning(
-                "%s does not exist any more: columns that come from it are empty.", table
-            )
+    probability = labels["fused_confidence"].to_numpy().astype(np.float64)
+    if calibration is not None:
+        probability = calibration(probability)
 
     def column(file: str, schema: pa.Schema, name: str) -> pa.ChunkedArray | pa.Array:
         """Return a column of another table of images, or nulls without the table."""
@@ -101,38 +102,36 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
     def named(labels: pa.ChunkedArray) -> pa.DictionaryArray:
         return pa.DictionaryArray.from_arrays(labels.combine_chunks(), names)
 
-    def of_votes(source: str, name: str) -> pa.ChunkedArray:
-        return pc.if_else(pc.greater(labels[f"{source}_confidence"], 0), labels[name], None)
-
-    by_voter = {}
-    for voter in VOTERS:  # by its votes alone; null where they name no class
-        by_voter[f"{voter}_label"] = named(of_votes(voter, f"{voter}_label"))
-        by_voter[f"{voter}_confidence"] = of_votes(voter, f"{voter}_confidence")
+    zero_shot = column("pseudo_labels.parquet", tables.PSEUDO_LABELS, "pseudo_label")
     columns = {
         "image_id": ids,
         "path": _places(folder, column("images.parquet", tables.IMAGES, "path")),
         "label": named(corrected),
         "answered": answered,
         "fused_label": named(labels["fused_label"]),  # the label that the workflow chose
-        # The probability is that of `fused_label`.
-        "probability": (calibration or np.asarray)(confidence).astype(np.float32),
+        "probability": probability.astype(np.float32),  # of `fused_label`
         # The best other class by images alone; null: there is none.
         "runner_up": named(_runner_up(folder, labels, classnames)),
-        "zero_shot": named(
-            column("pseudo_labels.parquet", tables.PSEUDO_LABELS, "pseudo_label")
-        ),
+        "zero_shot": named(zero_shot),
         "zero_shot_adapted": named(labels["adapted_label"]),
         "image_prototypes": named(labels["image_label"]),  # null where they were not used
-        **by_voter,
-        "caption": column("captions/images.parquet", tables.CAPTIONS, "caption"),
-        "unknown_score": column("unknown.parquet", tables.UNKNOWN, "score"),
-        "unknown_score_by_captioner": column(
-            "unknown.parquet", tables.UNKNOWN, "captioner_score"
-        ),
-        "is_unknown": column("unknown.parquet", tables.UNKNOWN, "is_unknown"),
-        # The image_id of another row of the same picture.
-        "duplicate_of": _duplicates(folder / "duplicates.parquet", ids, answers),
     }
+    for voter in VOTERS:  # by its votes alone; null where they name no class
+        has_vote = pc.greater(labels[f"{voter}_confidence"], 0)
+        by_voter = pc.if_else(has_vote, labels[f"{voter}_label"], None)
+        confidence = pc.if_else(has_vote, labels[f"{voter}_confidence"], None)
+        columns[f"{voter}_label"] = named(by_voter)
+        columns[f"{voter}_confidence"] = confidence
+    columns["caption"] = column("captions/images.parquet", tables.CAPTIONS, "caption")
+    unknown = {
+        "unknown_score": "score",
+        "unknown_score_by_captioner": "captioner_score",
+        "is_unknown": "is_unknown",
+    }
+    for name, own_name in unknown.items():
+        columns[name] = column("unknown.parquet", tables.UNKNOWN, own_name)
+    # The image_id of another row of the same picture.
+    columns["duplicate_of"] = _duplicates(folder / "duplicates.parquet", ids, answers)
     described = LabelsMetadata(
         classnames=names.to_pylist(),
         model=report.model,
@@ -169,17 +168,21 @@ def _duplicates(
     if not path.is_file():
         return pa.nulls(len(ids), pa.string())
     pairs = tables.read(path, tables.DUPLICATES, ["image_id", "duplicate_id"])
-    rows = [pc.index_in(pairs[name], ids) for name in pairs.column_names]
-    are_known = pc.and_(pc.is_valid(rows[0]), pc.is_valid(rows[1]))
+    first_rows = pc.index_in(pairs["image_id"], ids)
+    second_rows = pc.index_in(pairs["duplicate_id"], ids)
+    are_known = pc.and_(pc.is_valid(first_rows), pc.is_valid(second_rows))
     is_answered = pc.is_in(ids, pa.array(list(answers), pa.string())).to_numpy()
     row_of = np.argsort(~is_answered, kind="stable")
     rank_of = np.argsort(row_of)
-    ranks = [rank_of[part.filter(are_known).to_numpy()] for part in rows]
-    ranked = np.sort(ranks, axis=0).T.tolist()
+    first_ranks = rank_of[first_rows.filter(are_known).to_numpy()]
+    second_ranks = rank_of[second_rows.filter(are_known).to_numpy()]
+    earlier = np.minimum(first_ranks, second_ranks)
+    later = np.maximum(first_ranks, second_ranks)
+    order = np.lexsort((earlier, later))
     original: dict[int, int] = {}  # rank of the original, by the rank of the duplicate
-    for first, later in sorted(ranked, key=lambda pair: pair[::-1]):
+    for first, second in zip(earlier[order].tolist(), later[order].tolist(), strict=True):
         if first not in original:  # else its own original decides
-            original.setdefault(later, first)
+            original.setdefault(second, first)
     duplicates = row_of[list(original)]
     originals = row_of[list(original.values())]
     original_of = np.full(len(ids), -1)
@@ -218,12 +221,17 @@ def calibrate(probabilities: Floats, right: Floats, weights: Floats) -> Calibrat
     held_out = np.empty(len(right))
     for fold in range(FOLDS):
         out = folds == fold
-        slope, intercept = _fit(odds[~out], right[~out], weights[~out])
+        others = ~out
+        slope, intercept = _fit(odds[others], right[others], weights[others])
         held_out[out] = expit(slope * odds[out] + intercept)
-    errors = [
-        expected_calibration_error(p, right, weights) for p in (probabilities, held_out)
-    ]
-    return Calibration(*_fit(odds, right, weights), len(right), *errors)
+    slope, intercept = _fit(odds, right, weights)
+    return Calibration(
+        slope=slope,
+        intercept=intercept,
+        answers=len(right),
+        error_before=expected_calibration_error(probabilities, right, weights),
+        error=expected_calibration_error(held_out, right, weights),
+    )
 
 
 def _log_odds(probabilities: Floats) -> Floats:
@@ -232,12 +240,16 @@ def _log_odds(probabilities: Floats) -> Floats:
 
 def _fit(odds: Floats, right: Floats, weights: Floats) -> tuple[float, float]:
     """Return slope, at least 0, and intercept. Few answers leave them near 1 and 0."""
+    signs = 2 * right - 1
 
     def loss(free: Floats) -> float:
-        likelihood = weights @ log_expit((2 * right - 1) * (free[0] * odds + free[1]))
-        return float(((free[0] - 1) ** 2 + free[1] ** 2) / 2 - likelihood)
+        slope, intercept = free
+        likelihood = weights @ log_expit(signs * (slope * odds + intercept))
+        prior = ((slope - 1) ** 2 + intercept**2) / 2
+        return float(prior - likelihood)
 
-    slope, intercept = minimize(loss, [1.0, 0.0], bounds=[(0, None), (None, None)]).x
+    bounds = [(0, None), (None, None)]
+    slope, intercept = minimize(loss, [1.0, 0.0], bounds=bounds).x
     return float(slope), float(intercept)
 
 
@@ -292,10 +304,9 @@ def _calibration(
     right = np.array([name == answer.classname for name, answer in pairs], dtype=np.float64)
     confidence = labels["fused_confidence"].to_numpy().astype(np.float64)
     strata = plan.strata[pc.index_in(answered, pa.array(plan.image_ids)).to_numpy()]
-    n = plan.strata.max() + 1
-    images_per_answer = np.bincount(plan.strata) / np.bincount(strata, minlength=n).clip(
-        min=1
-    )
+    sizes = np.bincount(plan.strata)
+    n_answers = np.bincount(strata, minlength=len(sizes)).clip(min=1)
+    images_per_answer = sizes / n_answers
     return calibrate(confidence, right, images_per_answer[strata])
 
 
@@ -308,19 +319,18 @@ def _with_answers(
     """Return labels, by answers (null: none of these), and the answers in words (null: none)."""
     rows = pc.index_in(labels["image_id"], pa.array(list(answers), pa.string()))
     number: dict[str | None, int] = {name: label for label, name in enumerate(classnames)}
-    every = answers.values()
-    classes = pa.array([number.get(answer.classname) for answer in every], pa.int32())
-    is_certain = pa.array([answer.kind != UNSURE for answer in every], pa.bool_()).take(
-        rows
-    )
-    words = [
-        written.get(answer.classname, answer.classname)
-        if answer.classname
-        else WORDS[answer.kind]
-        for answer in every
-    ]
-    is_certain = pc.fill_null(is_certain, fill_value=False)
-    corrected = pc.if_else(is_certain, classes.take(rows), labels["fused_label"])
+    classes = []
+    is_certain = []
+    words = []
+    for answer in answers.values():
+        name = answer.classname
+        classes.append(number.get(name))
+        is_certain.append(answer.kind != UNSURE)
+        words.append(written.get(name, name) if name else WORDS[answer.kind])
+    is_corrected = pa.array(is_certain, pa.bool_()).take(rows)
+    is_corrected = pc.fill_null(is_corrected, fill_value=False)
+    answered_classes = pa.array(classes, pa.int32()).take(rows)
+    corrected = pc.if_else(is_corrected, answered_classes, labels["fused_label"])
     return corrected, pa.array(words, pa.string()).take(rows)
 
 
@@ -348,9 +358,8 @@ def accepted(folder: Path, share: float, *, on_average: bool) -> tuple[pa.Array,
             f"at most {100 * share:g} % of all labels are wrong and taken, "
             "with 95 % probability"
         )
-    taken |= pc.is_in(
-        labels["image_id"], pa.array(list(answers.images), pa.string())
-    ).to_numpy()
+    answered = pa.array(list(answers.images), pa.string())
+    taken |= pc.is_in(labels["image_id"], answered).to_numpy()
     n_left = len(taken) - taken.sum()
     return pa.array(taken), (
         f"Of {len(taken):,} labels {taken.sum():,} may be taken: {promise}. For all of them, "

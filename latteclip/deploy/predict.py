@@ -29,7 +29,7 @@ from latteclip.clip import model as clips
 from latteclip.clip.classifier import best_classes
 from latteclip.clip.encode import encoded
 from latteclip.clip.image_encoders import ImageEncoder
-from latteclip.clip.ood import load_detector
+from latteclip.clip.ood import UnknownDetector, load_detector
 from latteclip.config import layers
 from latteclip.core import devices, run_options, tables
 from latteclip.core.class_groups import KEY, ClassGroups, read_parents
@@ -147,7 +147,9 @@ class Predictor:
         picked = devices.pick(device, self.threads)
         self.model = finetuned.load(model, picked, precision)
         self.image_encoders = encoders_of(self.model, picked, precision)
-        self.pretrained = self.detector = self.threshold = None
+        self.pretrained: clips.Clip | None = None
+        self.detector: UnknownDetector | None = None
+        self.threshold: float | None = None
         self.groups: ClassGroups | None = None
         if abstain is not None:
             self.threshold = abstention_threshold(self.model, self, abstain)

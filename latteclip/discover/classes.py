@@ -1,6 +1,7 @@
 """`latteclip classes`: a page on which a person corrects the proposed classes."""
 
 import hashlib
+import itertools
 import json
 import logging
 import shlex
@@ -14,12 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from latteclip.audit.page import OFFLINE, data_uri
 from latteclip.audit.server import (
+    HTML,
     JSON,
     SERVED,
     QuestionServer,
     RefusedError,
     Reply,
+    as_json,
     served_picture,
     show,
 )
@@ -29,7 +33,6 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import write_text
 from latteclip.core.folder_names import CLASSES
 from latteclip.core.run_options import run_command
-from latteclip.data.images import open_rgb
 from latteclip.discover.inputs import (
     LEAVES_FILE,
     MEMBERS_FILE,
@@ -55,13 +58,16 @@ from latteclip.discover.proposal import (
     replay,
 )
 from latteclip.report import render
-from latteclip.report.gallery import picture
 
 log = logging.getLogger(__name__)
-SURE, DOUBTFUL = 3, 2  # pictures of a leaf
+SURE = 3  # pictures of a leaf that are surely of it
+DOUBTFUL = 2  # pictures of a leaf that are in doubt
 QUESTIONS = 40  # that the page knows
-OFFLINE, OFFLINE_SIDE = "img-src data:", 112
-OFFLINE_BYTES, MIN_PICTURE, MAX_PICTURE = 3_200_000, 1_200, 9_000  # before base64
+OFFLINE_SIDE = 112  # pixels of a picture of the offline page
+# Bytes before base64: of all pictures of the offline page, and of each at most and at least.
+TOTAL_BYTES = 3_200_000
+MAX_PICTURE = 9_000
+MIN_PICTURE = 1_200
 MAX_PICTURES = 1_600  # of the offline page
 SAVED = "All is saved."
 CONFLICT = "Another page has changed the classes; they are shown here now."
@@ -156,8 +162,8 @@ class ClassesPage:
         index = str(self.folder / "unnamed_images.parquet")
         self.paths = tables.read_unlabelled(index, training=True)[0]["path"].to_pylist()
         self.pictures = self._pictures()  # rows of the leaves, the surest first
-        rows = (row for leaf in self.pictures for row in leaf)
-        self.served = {f"image/{row}": self.paths[row] for row in rows}
+        self.sources = {row: f"image/{row}" for row in itertools.chain(*self.pictures)}
+        self.served = {place: self.paths[row] for row, place in self.sources.items()}
         self.busy = threading.Lock()
 
     @cached_property
@@ -166,13 +172,17 @@ class ClassesPage:
         return NewClassesPage(self.folder)
 
     def _pictures(self) -> list[list[int]]:
+        """Return the rows of the images that the page shows of each leaf."""
         leaves = self.found.proposal.leaves
         is_own = self.found.nearest == leaves[:, None]
         confidence = (self.found.probabilities * is_own).sum(axis=1)
         order = np.lexsort((-confidence, leaves))
         ends = np.cumsum(np.bincount(leaves))[:-1]
-        rows = (part.tolist() for part in np.split(order, ends))
-        return [[*one[:SURE], *one[max(SURE, len(one) - DOUBTFUL) :]] for one in rows]
+        shown = []
+        for rows in np.split(order, ends):
+            first_doubtful = max(SURE, len(rows) - DOUBTFUL)
+            shown.append([*rows[:SURE].tolist(), *rows[first_doubtful:].tolist()])
+        return shown
 
     @property
     def take(self) -> str:
@@ -202,34 +212,22 @@ class ClassesPage:
         }
 
     def _questions(self, state: State) -> list[dict[str, Any]]:
-        asked = questions(self.found.proposal, state, QUESTIONS)
-        pairs = (
-            (one, [one.of] if one.other is None else [one.of, one.other]) for one in asked
-        )
-        return [
-            {"do": one.do, "leaves": [state.leaves[k] for k in pair]} for one, pair in pairs
-        ]
+        rows = []
+        for question in questions(self.found.proposal, state, QUESTIONS):
+            leaves = [state.leaves[question.of]]
+            if question.other is not None:
+                leaves.append(state.leaves[question.other])
+            rows.append({"do": question.do, "leaves": leaves})
+        return rows
 
     def values(self, sources: Mapping[int, str]) -> dict[str, Any]:
         """Return the proposal for the page's script, with the addresses of pictures by row."""
         proposal = self.found.proposal
-        leaves = [
-            {
-                "n": int(size),
-                "terms": self.found.terms[leaf],
-                "pictures": [
-                    {
-                        "image": self.found.image_ids[row],
-                        "source": sources[row],
-                        "sure": i < SURE,
-                    }
-                    for i, row in enumerate(self.pictures[leaf])
-                    if row in sources
-                ],
-            }
-            for leaf, size in enumerate(proposal.sizes)
-        ]
-        names = {k: one[0] for k, one in enumerate(proposal.names)}
+        leaves = []
+        for leaf, size in enumerate(proposal.sizes.tolist()):
+            pictures = self._shown(self.pictures[leaf], sources)
+            terms = self.found.terms[leaf]
+            leaves.append({"n": size, "terms": terms, "pictures": pictures})
         return {
             "dataset": self.dataset,
             "proposal": self.found.digest,
@@ -238,28 +236,41 @@ class ClassesPage:
             "leaves": leaves,
             "tree": proposal.tree,
             "classes": proposal.classes,
-            "names": [names[k] for k in sorted(names)],
-            "kinds": [[k, above] for k, above in parents(proposal).items()],
+            "names": proposal.first_names,
+            "kinds": [*parents(proposal).items()],
             "again": run_command(self.folder),
             "marked": (self.folder / "unknown.parquet").is_file(),
         }
 
+    def _shown(
+        self, rows: Sequence[int], sources: Mapping[int, str]
+    ) -> list[dict[str, Any]]:
+        """Return the images of a leaf that have an address."""
+        pictures = []
+        for i, row in enumerate(rows):
+            if row in sources:
+                image = self.found.image_ids[row]
+                pictures.append({"image": image, "source": sources[row], "sure": i < SURE})
+        return pictures
+
     def page(self) -> tuple[str, str]:
         """Return the served page and its policy."""
-        rows = (row for one in self.pictures for row in one)
-        values = self.values({row: f"image/{row}" for row in rows})
-        return self._filled(SERVED, {**values, **self.state(self.saved())})
+        values = self.values(self.sources) | self.state(self.saved())
+        return self._filled(SERVED, values)
 
     def offline_page(self) -> str:
         """Return a page that needs no server."""
-        rows = [row for one in self.pictures for row in one]
+        rows = list(itertools.chain(*self.pictures))
         if len(rows) > MAX_PICTURES:  # some of each leaf
             most = max(1, MAX_PICTURES // len(self.pictures))
-            rows = [row for one in self.pictures for row in one[:most]][:MAX_PICTURES]
-        size = max(MIN_PICTURE, min(MAX_PICTURE, OFFLINE_BYTES // max(1, len(rows))))
-        sources = {row: uri for row in rows if (uri := self._data_uri(row, size))}
-        own = {"offline": True, "take": self.take, **self.state(self.saved())}
-        return self._filled(OFFLINE, {**self.values(sources), **own})[0]
+            some = (leaf[:most] for leaf in self.pictures)
+            rows = list(itertools.chain(*some))[:MAX_PICTURES]
+        size = max(MIN_PICTURE, min(MAX_PICTURE, TOTAL_BYTES // max(1, len(rows))))
+        sources = {row: data_uri(self.paths[row], OFFLINE_SIDE, size) for row in rows}
+        sources = {row: uri for row, uri in sources.items() if uri}
+        values = self.values(sources) | self.state(self.saved())
+        html, _ = self._filled(OFFLINE, values | {"offline": True, "take": self.take})
+        return html
 
     def _filled(self, sources: str, values: Mapping[str, Any]) -> tuple[str, str]:
         return render.fill(
@@ -270,14 +281,6 @@ class ClassesPage:
             dataset=self.dataset,
             values=values,
         )
-
-    def _data_uri(self, row: int, max_bytes: int) -> str:
-        try:
-            image = open_rgb(self.paths[row], max_side=OFFLINE_SIDE)
-        except UserError as error:
-            log.warning("%s It has no picture on the page.", error)
-            return ""
-        return picture(image, OFFLINE_SIDE, max_bytes).uri
 
     def result(self) -> str:
         """Return what follows from the saved actions."""
@@ -308,18 +311,17 @@ class ClassesHandler(NewClassesHandler):
         if self.command == "PUT" or path:
             raise RefusedError(HTTPStatus.NOT_FOUND)
         html, self.policy = page.page()
-        return HTTPStatus.OK, "text/html; charset=utf-8", html.encode()
+        return HTTPStatus.OK, HTML, html.encode()
 
     def _save_actions(self, page: ClassesPage) -> Reply:
         actions = parse_actions(self._body(), "The request")
-        revision, status = self.headers.get("If-Match", "").strip('"'), HTTPStatus.OK
-        values: dict[str, Any] = {}
+        revision = self.headers.get("If-Match", "").strip('"')
         try:
-            saved = page.save(actions, revision)
+            values = page.state(page.save(actions, revision))
         except StaleActionsError:
-            saved, status = page.saved(), HTTPStatus.PRECONDITION_FAILED
-            values["message"] = CONFLICT
-        return status, JSON, json.dumps({**page.state(saved), **values}).encode()
+            values = page.state(page.saved()) | {"message": CONFLICT}
+            return HTTPStatus.PRECONDITION_FAILED, JSON, as_json(values)
+        return HTTPStatus.OK, JSON, as_json(values)
 
 
 class ClassesServer(QuestionServer):

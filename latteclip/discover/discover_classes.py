@@ -11,8 +11,8 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_record, write_text
 from latteclip.core.terminal import one_line
-from latteclip.discover.grouping import Floats, Ints
 from latteclip.discover.inputs import Discovery, read_actions, read_proposal
+from latteclip.discover.names import Floats, Ints
 from latteclip.discover.proposal import Proposal, State, parents, replay
 from latteclip.discover.records import (
     DISCOVERED,
@@ -100,11 +100,13 @@ def _members(
     for column in near.T:
         totals += discovery.probabilities * (near == column[:, None])
     has_class = labels >= 0
-    confidence = (discovery.probabilities * (is_own & has_class[:, None])).sum(axis=1)
+    is_of_class = is_own & has_class[:, None]
+    confidence = (discovery.probabilities * is_of_class).sum(axis=1)
     others = np.where(is_own | (near < 0), 0, totals)
-    place = others.argmax(axis=1)[:, None]
-    second = np.take_along_axis(near, place, axis=1)[:, 0]
-    is_missing = np.take_along_axis(others, place, axis=1)[:, 0] <= 0
+    every = np.arange(len(others))
+    place = others.argmax(axis=1)
+    second = near[every, place]
+    is_missing = others[every, place] <= 0
     all_names = pa.array(names, pa.string())
     return {
         "image_id": discovery.image_ids,
@@ -125,18 +127,23 @@ def _classes(proposal: Proposal, state: State, labels: Ints) -> list[ProposedCla
     np.fill_diagonal(costs, np.inf)
     above = parents(proposal)
     classes = []
+    n_alike = min(ALIKE, len(numbers) - 1)
     for place, k in enumerate(numbers):
-        nearest = np.argsort(costs[place], kind="stable")[: min(ALIKE, len(numbers) - 1)]
-        alike = [
-            SimilarClass(state.names[numbers[i]], round(float(costs[place, i]), 3))
-            for i in nearest
-        ]
+        alike = []
+        for i in np.argsort(costs[place], kind="stable")[:n_alike]:
+            cost = round(float(costs[place, i]), 3)
+            alike.append(SimilarClass(state.names[numbers[i]], cost))
         names = []
         if k < len(proposal.names):
-            pairs = zip(proposal.names[k], proposal.shares[k], strict=True)
-            names = [ClassName(name, share) for name, share in pairs]
-        kind_of = state.names.get(above[k]) if k in above else None
-        classes.append(ProposedClass(state.names[k], sizes[place], alike, names, kind_of))
+            names = [*map(ClassName, proposal.names[k], proposal.shares[k])]
+        proposed = ProposedClass(
+            name=state.names[k],
+            images=sizes[place],
+            alike=alike,
+            names=names,
+            kind_of=state.names.get(above[k]) if k in above else None,
+        )
+        classes.append(proposed)
     return classes
 
 

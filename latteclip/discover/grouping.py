@@ -19,6 +19,7 @@ relative to sqrt(N / 2 K) of the K groups at the beginning: those of groups of m
 Nothing is random. Letters: N images, D embedding width, T terms, K groups, n some images.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,20 +27,27 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse
 
-from latteclip.discover.names import Names, predictability, weighted
+from latteclip.discover.names import (
+    TINY,
+    Floats,
+    Ints,
+    Names,
+    predictability,
+    weighted,
+)
 
 ROUNDS = 8
+MAX_ROUNDS = 32  # while small groups dissolve
 SHARPNESS = 10.0  # nats of a cosine
 NAMES = 0.7  # weight of names beside looks, whose features have a mean length of 1
 EXPONENT = 0.5  # of numbers of images, in the cost of a merge
 MIN_IMAGES = 3
 STOP = 0.65  # the relative cost above which groups are different classes
-KEPT = 8  # groups of an image that have a share in the means
+LIKELIEST = 8  # groups of an image that have a share in the means
 ROWS = 2048  # images that are scored at once
-TINY = 1e-9
-LEAST = 1e-6  # squared length of a sum, at least
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
+MIN_SQUARE = 1e-6  # of the length of a sum
+# [N, K] the shares of N images in K groups, of which each image has a few.
+Shares = scipy.sparse.csr_matrix
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,8 @@ class Evidence:
     def of(cls, looks: Floats, terms: Names) -> "Evidence":
         """Weight the names of images by their looks."""
         weights = predictability(looks, terms)
-        return cls(looks, *weighted(terms, weights), terms, weights)
+        names, reliability, best = weighted(terms, weights)
+        return cls(looks, names, reliability, best, terms, weights)
 
     @property
     def information(self) -> float:
@@ -81,36 +90,32 @@ class Groups:
     n_groups: int
 
 
-@dataclass(frozen=True)
-class _Shares:
-    """The shares of N images in K groups, of which each has a few."""
-
-    table: scipy.sparse.csr_matrix  # [N, K]
-
-    @classmethod
-    def of_labels(cls, labels: Ints, n_groups: int) -> "_Shares":
-        rows = np.flatnonzero(labels >= 0)
-        cells = np.ones(len(rows), np.float32), (rows, labels[rows])
-        return cls(scipy.sparse.csr_matrix(cells, (len(labels), n_groups)))
+def _whole_shares(labels: Ints, n_groups: int) -> Shares:
+    """Return shares of 1 of the groups [N] of images, none where the group is -1."""
+    rows = np.flatnonzero(labels >= 0)
+    ones = np.ones(len(rows), np.float32)
+    return scipy.sparse.csr_matrix((ones, (rows, labels[rows])), (len(labels), n_groups))
 
 
-def group(evidence: Evidence, rounds: int = ROUNDS, *, start: Ints | None = None) -> Groups:
+def group(evidence: Evidence, start: Ints | None = None) -> Groups:
     """Group images by their names and looks, beginning with the names or with groups [N]."""
     first = evidence.best if start is None else start
-    used, numbers = np.unique(first[first >= 0], return_inverse=True)
-    labels = np.full(len(first), -1)
-    labels[first >= 0] = numbers
+    has_group = first >= 0
+    used, numbers = np.unique(first[has_group], return_inverse=True)
     if not len(used):
-        return _one_group(len(labels))
-    shares = _without_small(_Shares.of_labels(labels, len(used)))
-    for done in range(4 * rounds):
+        return _one_group(len(first))
+    labels = np.full(len(first), -1)
+    labels[has_group] = numbers
+    shares = _without_small(_whole_shares(labels, len(used)))
+    for done in range(1, MAX_ROUNDS + 1):
         groups, shares = _step(evidence, shares)
         sizes = np.bincount(groups.labels, minlength=groups.n_groups)
         is_small = sizes < MIN_IMAGES
-        if done + 1 >= rounds and not is_small.any():
+        if done < ROUNDS:
+            continue
+        if not is_small.any():
             break
-        if done + 1 >= rounds:
-            shares = _select(shares, ~is_small)
+        shares = _select(shares, ~is_small)
     return _numbered(groups)
 
 
@@ -119,11 +124,10 @@ def nearest_groups(evidence: Evidence, labels: Ints) -> tuple[Ints, Floats]:
 
     An image has no part in the means with which it is compared. Each label is in use.
     """
-    shares = _Shares.of_labels(labels, int(labels.max(initial=0)) + 1)
-    _, shares = _step(evidence, shares)
-    table = shares.table
+    n_groups = int(labels.max(initial=0)) + 1
+    _, shares = _step(evidence, _whole_shares(labels, n_groups))
     shape = len(labels), -1
-    return table.indices.reshape(shape), table.data.reshape(shape)
+    return shares.indices.reshape(shape), shares.data.reshape(shape)
 
 
 def _one_group(n: int) -> Groups:
@@ -131,19 +135,20 @@ def _one_group(n: int) -> Groups:
     return Groups(zeros, np.ones(n, np.float32), zeros, 1)
 
 
-def _without_small(shares: _Shares) -> _Shares:
-    sizes = np.asarray(shares.table.sum(axis=0)).ravel()
-    keep = sizes >= min(MIN_IMAGES, sizes.max())
-    return _select(shares, keep)
+def _without_small(shares: Shares) -> Shares:
+    sizes = np.asarray(shares.sum(axis=0)).ravel()
+    is_large = sizes >= min(MIN_IMAGES, sizes.max())
+    return _select(shares, is_large)
 
 
-def _select(shares: _Shares, keep: npt.NDArray[np.bool_]) -> _Shares:
-    if not keep.any():
-        keep = np.ones_like(keep)
-    table = shares.table[:, np.flatnonzero(keep)].tocsr()
-    sums = np.asarray(table.sum(axis=1)).ravel()
+def _select(shares: Shares, wanted: npt.NDArray[np.bool_]) -> Shares:
+    """Return the shares in the wanted groups [K], or in all if none is, of sum 1 for an image."""
+    if not wanted.any():
+        wanted = np.ones_like(wanted)
+    selected = shares[:, np.flatnonzero(wanted)].tocsr()
+    sums = np.asarray(selected.sum(axis=1)).ravel()
     scale = np.divide(1, sums, out=np.zeros_like(sums), where=sums > 0)
-    return _Shares(scipy.sparse.diags(scale).astype(np.float32) @ table)
+    return scipy.sparse.diags(scale).astype(np.float32) @ selected
 
 
 def _numbered(groups: Groups) -> Groups:
@@ -152,7 +157,8 @@ def _numbered(groups: Groups) -> Groups:
     order = used[np.argsort(first)]
     number = np.full(groups.n_groups, -1)
     number[order] = np.arange(len(order))
-    labels, second = number[groups.labels], number[groups.second]
+    labels = number[groups.labels]
+    second = number[groups.second]
     return replace(
         groups,
         labels=labels,
@@ -161,35 +167,40 @@ def _numbered(groups: Groups) -> Groups:
     )
 
 
-def _step(evidence: Evidence, shares: _Shares) -> tuple[Groups, _Shares]:
+def _step(evidence: Evidence, shares: Shares) -> tuple[Groups, Shares]:
     """Return the likeliest groups by the means of some shares, and the shares that follow."""
-    n, k = shares.table.shape
-    kept = min(KEPT, k)
-    columns, values = np.empty((n, kept), np.int64), np.empty((n, kept), np.float32)
-    for rows, scores in _scores(evidence, shares.table):
-        best = np.argpartition(-scores, kept - 1, axis=1)[:, :kept]
-        top = np.take_along_axis(scores, best, axis=1)
-        order = np.lexsort((best, -top), axis=1)
+    n, k = shares.shape
+    n_best = min(LIKELIEST, k)
+    columns = np.empty((n, n_best), np.int64)
+    values = np.empty((n, n_best), np.float32)
+    for rows, scores in _scores(evidence, shares):
+        best = np.argpartition(-scores, n_best - 1, axis=1)[:, :n_best]
+        of_best = np.take_along_axis(scores, best, axis=1)
+        order = np.lexsort((best, -of_best), axis=1)
         columns[rows] = np.take_along_axis(best, order, axis=1)
-        top = np.take_along_axis(top, order, axis=1)
-        top = np.exp(top - top[:, :1])
-        values[rows] = top / top.sum(axis=1, keepdims=True)
-    cells = values.ravel(), columns.ravel(), np.arange(0, n * kept + 1, kept)
-    groups = Groups(columns[:, 0], values[:, 0], columns[:, min(1, kept - 1)], k)
-    return groups, _Shares(scipy.sparse.csr_matrix(cells, (n, k)))
+        ordered = np.take_along_axis(of_best, order, axis=1)
+        likelihoods = np.exp(ordered - ordered[:, :1])
+        values[rows] = likelihoods / likelihoods.sum(axis=1, keepdims=True)
+    groups = Groups(
+        labels=columns[:, 0],
+        confidence=values[:, 0],
+        second=columns[:, min(1, n_best - 1)],
+        n_groups=k,
+    )
+    ends = np.arange(0, n * n_best + 1, n_best)
+    cells = values.ravel(), columns.ravel(), ends
+    return groups, scipy.sparse.csr_matrix(cells, (n, k))
 
 
-def _scores(
-    evidence: Evidence, shares: scipy.sparse.csr_matrix
-) -> Iterator[tuple[slice, Floats]]:
+def _scores(evidence: Evidence, shares: Shares) -> Iterator[tuple[slice, Floats]]:
     """Yield rows and their scores [n, K]."""
     weighted_shares = scipy.sparse.diags(evidence.reliability) @ shares
     looks = np.asarray(shares.T @ evidence.looks, np.float32)  # [K, D]
     names = (weighted_shares.T @ evidence.names).tocsr()  # [K, T]
     look_squares = (looks**2).sum(axis=1)
-    name_squares = np.asarray(names.multiply(names).sum(axis=1)).ravel()
-    look_lengths = np.sqrt(np.maximum(look_squares, LEAST))
-    name_lengths = np.sqrt(np.maximum(name_squares, LEAST))
+    name_squares = _squares(names)
+    look_lengths = np.sqrt(np.maximum(look_squares, MIN_SQUARE))
+    name_lengths = np.sqrt(np.maximum(name_squares, MIN_SQUARE))
     unit_looks = np.asarray(looks / look_lengths[:, None], np.float32)
     unit_names = (scipy.sparse.diags(1 / name_lengths) @ names).astype(np.float32)
     sizes = np.asarray(shares.sum(axis=0)).ravel() + 1
@@ -202,7 +213,8 @@ def _scores(
         scores = x @ unit_looks.T
         by_names = (u @ unit_names.T).toarray()
         own = shares[rows].tocoo()  # few cells: elsewhere an image has no part in the mean
-        i, k = own.row, own.col
+        i = own.row
+        k = own.col
         of_looks = _without_own(
             scores[i, k] * look_lengths[k],
             (x**2).sum(axis=1)[i],
@@ -211,7 +223,7 @@ def _scores(
         )
         of_names = _without_own(
             by_names[i, k] * name_lengths[k],
-            np.asarray(u.multiply(u).sum(axis=1)).ravel()[i],
+            _squares(u)[i],
             own.data * r[i],
             name_squares[k],
         )
@@ -223,12 +235,18 @@ def _scores(
         yield rows, scores
 
 
+def _squares(table: scipy.sparse.csr_matrix) -> Floats:
+    """Return the squared length [n] of each row of a table."""
+    return np.asarray(table.multiply(table).sum(axis=1)).ravel()
+
+
 def _without_own(
     products: Floats, own_squares: Floats, own: Floats, squares: Floats
 ) -> Floats:
     """Return products of rows with normalised sums, each without the row's own share."""
-    lengths = squares - 2 * own * products + own**2 * own_squares
-    cosines: Floats = (products - own * own_squares) / np.sqrt(np.maximum(lengths, LEAST))
+    new_squares = squares - 2 * own * products + own**2 * own_squares
+    lengths = np.sqrt(np.maximum(new_squares, MIN_SQUARE))
+    cosines: Floats = (products - own * own_squares) / lengths
     return cosines
 
 
@@ -243,8 +261,9 @@ class Merge:
 
 def merges(evidence: Evidence, labels: Ints, exponent: float = EXPONENT) -> list[Merge]:
     """Return the merges of K groups until one is left, in their order."""
-    tree = _Tree(Sums.of(evidence, labels).blocks(exponent))
-    unit = (len(labels) / len(tree.best) / 2) ** exponent
+    sums = Sums.of(evidence, labels)
+    unit = (len(labels) / len(sums.sizes) / 2) ** exponent
+    tree = _Tree(sums.blocks(exponent))
     return [Merge(i, j, float(cost / unit)) for i, j, cost in tree.merges()]
 
 
@@ -261,27 +280,28 @@ class Sums:
     def of(cls, evidence: Evidence, labels: Ints) -> "Sums":
         """Return the sums of images by their groups [N]."""
         n_groups = int(labels.max(initial=0)) + 1
-        table = _Shares.of_labels(labels, n_groups).table
+        table = _whole_shares(labels, n_groups)
         reliable = scipy.sparse.diags(evidence.reliability) @ table
         return cls(
-            table.T @ evidence.looks,
-            (reliable.T @ evidence.names).tocsr(),
-            np.bincount(labels, minlength=n_groups).astype(np.float64),
-            np.asarray(reliable.sum(axis=0), np.float64).ravel(),
+            looks=table.T @ evidence.looks,
+            names=(reliable.T @ evidence.names).tocsr(),
+            sizes=np.bincount(labels, minlength=n_groups).astype(np.float64),
+            reliabilities=np.asarray(reliable.sum(axis=0), np.float64).ravel(),
         )
 
     def joined(self, groups: Sequence[Sequence[int]]) -> "Sums":
         """Return the sums of C sets of groups."""
-        columns = [number for one in groups for number in one]
-        lengths = np.array([len(one) for one in groups], np.int64)
+        columns = list(itertools.chain(*groups))
+        lengths = np.array([*map(len, groups)], np.int64)
         rows = np.repeat(np.arange(len(groups)), lengths)
-        cells = np.ones(len(rows), np.float32), (rows, columns)
-        member = scipy.sparse.csr_matrix(cells, (len(groups), len(self.sizes)))
+        ones = np.ones(len(rows), np.float32)
+        shape = len(groups), len(self.sizes)
+        member = scipy.sparse.csr_matrix((ones, (rows, columns)), shape)
         return Sums(
-            member @ self.looks,
-            (member @ self.names).tocsr(),
-            member @ self.sizes,
-            member @ self.reliabilities,
+            looks=member @ self.looks,
+            names=(member @ self.names).tocsr(),
+            sizes=member @ self.sizes,
+            reliabilities=member @ self.reliabilities,
         )
 
     def blocks(self, exponent: float = EXPONENT) -> "list[Block]":
@@ -294,12 +314,11 @@ class Sums:
 def scatter(evidence: Evidence, labels: Ints) -> float:
     """Return the mean squared distance of images from their groups, in looks and in names."""
     sums = Sums.of(evidence, labels)
-    squares = (sums.looks**2).sum(axis=1) / np.maximum(sums.sizes, TINY)
-    looks = (evidence.looks**2).sum() - squares.sum()
-    lengths = np.asarray(sums.names.multiply(sums.names).sum(axis=1)).ravel()
-    means = lengths / np.maximum(sums.reliabilities, TINY)
-    own = np.asarray(evidence.names.multiply(evidence.names).sum(axis=1)).ravel()
-    names = evidence.reliability @ own - means.sum()
+    look_squares = (sums.looks**2).sum(axis=1)
+    of_looks = look_squares / np.maximum(sums.sizes, TINY)
+    looks = (evidence.looks**2).sum() - of_looks.sum()
+    of_names = _squares(sums.names) / np.maximum(sums.reliabilities, TINY)
+    names = evidence.reliability @ _squares(evidence.names) - of_names.sum()
     return float((looks + NAMES * names) / len(labels))
 
 
@@ -312,24 +331,26 @@ class Block:
         sizes: npt.NDArray[np.float64],
         weight: float,
         exponent: float,
-    ):
-        self.products, self.sizes = np.array(products, np.float64), sizes.copy()
-        self.weight, self.exponent = weight, exponent
+    ) -> None:
+        self.products = np.array(products, np.float64)
+        self.sizes = sizes.copy()
+        self.weight = weight
+        self.exponent = exponent
 
     def costs(self, i: int) -> npt.NDArray[np.float64]:
         """Return the cost of merging group i with each [K]."""
         n = np.maximum(self.sizes, TINY)
         squares = self.products.diagonal() / n**2
-        distances = squares + squares[i] - 2 * self.products[i] / (n * n[i])
-        halves = self.sizes * self.sizes[i] / np.maximum(self.sizes + self.sizes[i], TINY)
-        costs: npt.NDArray[np.float64] = (
-            self.weight * np.maximum(distances, 0) * halves**self.exponent
-        )
+        products = self.products[i] / (n * n[i])
+        distances = np.maximum(squares + squares[i] - 2 * products, 0)
+        both = np.maximum(self.sizes + self.sizes[i], TINY)
+        halves = self.sizes * self.sizes[i] / both
+        costs: npt.NDArray[np.float64] = self.weight * distances * halves**self.exponent
         return costs
 
     def cosines(self) -> npt.NDArray[np.float64]:
         """Return the cosines [K, K] of the sums, 0 of a group without a name."""
-        lengths = np.sqrt(np.maximum(self.products.diagonal(), LEAST))
+        lengths = np.sqrt(np.maximum(self.products.diagonal(), MIN_SQUARE))
         cosines: npt.NDArray[np.float64] = self.products / lengths / lengths[:, None]
         return cosines
 
@@ -359,14 +380,16 @@ class _Tree:
     def merges(self) -> Iterator[tuple[int, int, float]]:
         """Yield the two groups of each merge, and its cost."""
         for _ in range(len(self.best) - 1):
-            i = int(self.best.argmin())
-            j = int(self.partner[i])
-            i, j, cost = min(i, j), max(i, j), float(self.best[i])
+            nearest = int(self.best.argmin())
+            cost = float(self.best[nearest])
+            i, j = sorted((nearest, int(self.partner[nearest])))
             for block in self.blocks:
                 block.merge(i, j)
             self.alive[j] = False
-            self.costs[j] = self.costs[:, j] = np.inf
-            self.costs[i] = self.costs[:, i] = self._costs(i)
+            self.costs[j] = np.inf
+            self.costs[:, j] = np.inf
+            self.costs[i] = self._costs(i)
+            self.costs[:, i] = self.costs[i]
             self.best[j] = np.inf
             changed = self.alive & ((self.partner == i) | (self.partner == j))
             changed[i] = True
@@ -374,15 +397,14 @@ class _Tree:
                 self.partner[row] = self.costs[row].argmin()
                 self.best[row] = self.costs[row, self.partner[row]]
             closer = self.alive & (self.costs[:, i] < self.best)
-            self.partner[closer], self.best[closer] = i, self.costs[closer, i]
+            self.partner[closer] = i
+            self.best[closer] = self.costs[closer, i]
             yield i, j, cost
 
 
 def suggested_number(steps: list[Merge], n_groups: int, least: int = 2) -> int:
     """Return the number of classes after the merges before the first that costs more than STOP."""
-    n_merged = next(
-        (place for place, step in enumerate(steps) if step.cost > STOP), len(steps)
-    )
+    n_merged = len(list(itertools.takewhile(lambda step: step.cost <= STOP, steps)))
     return max(min(least, n_groups), n_groups - n_merged)
 
 

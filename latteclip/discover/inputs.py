@@ -16,11 +16,13 @@ from latteclip.core.class_history import read_history
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_json
 from latteclip.core.hashing import digest
-from latteclip.discover.grouping import Floats, Ints, Merge, Sums
+from latteclip.discover.grouping import Merge, Sums
+from latteclip.discover.names import Floats, Ints
 from latteclip.discover.proposal import Action, Proposal, parse_actions
 from latteclip.discover.records import LEAF_MEMBERS, LEAVES, ProposalMetadata
 
-LEAVES_FILE, MEMBERS_FILE = "leaves.parquet", "leaf_members.parquet"
+LEAVES_FILE = "leaves.parquet"
+MEMBERS_FILE = "leaf_members.parquet"
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Discovery:
     def digest(self) -> str:
         """Return a digest by which actions know the proposal."""
         leaves = self.proposal.leaves.astype(np.int64).tobytes()
-        names = "\n".join(candidates[0] for candidates in self.proposal.names)
+        names = "\n".join(self.proposal.first_names)
         classes = str(self.proposal.classes)
         images = "\n".join(self.image_ids)
         return digest(leaves, names.encode(), classes.encode(), images.encode())[:32]
@@ -48,7 +50,8 @@ class Discovery:
 def write_proposal(discovery: Discovery, leaves_path: str, members_path: str) -> None:
     """Write LEAVES and LEAF_MEMBERS."""
     proposal = discovery.proposal
-    sums, names = proposal.sums, proposal.sums.names
+    sums = proposal.sums
+    names = sums.names
     metadata = ProposalMetadata(
         proposal=discovery.digest,
         wanted=discovery.wanted,
@@ -104,28 +107,27 @@ def read_proposal(leaves_path: str | Path, members_path: str | Path) -> Discover
     )
     pairs = zip(leaves["terms"].to_pylist(), leaves["counts"].to_pylist(), strict=True)
     return Discovery(
-        members["image_id"].to_pylist(),
-        proposal,
-        [dict(zip(terms, counts, strict=True)) for terms, counts in pairs],
-        tables.from_list_column(members["leaves"]).astype(np.int64),
-        tables.from_list_column(members["probabilities"]),
-        about.without_name,
-        about.wanted,
+        image_ids=members["image_id"].to_pylist(),
+        proposal=proposal,
+        terms=[dict(zip(terms, counts, strict=True)) for terms, counts in pairs],
+        nearest=tables.from_list_column(members["leaves"]).astype(np.int64),
+        probabilities=tables.from_list_column(members["probabilities"]),
+        without_name=about.without_name,
+        wanted=about.wanted,
     )
 
 
 def _sums(leaves: pa.Table, n_terms: int) -> Sums:
     lengths = pc.list_value_length(leaves["name_terms"]).to_numpy()
     indptr = np.concatenate([[0], np.cumsum(lengths)])
-    columns = [
-        pc.list_flatten(leaves[name]).to_numpy() for name in ("name_weights", "name_terms")
-    ]
-    names = scipy.sparse.csr_matrix((*columns, indptr), (len(leaves), n_terms))
+    weights = pc.list_flatten(leaves["name_weights"]).to_numpy()
+    terms = pc.list_flatten(leaves["name_terms"]).to_numpy()
+    names = scipy.sparse.csr_matrix((weights, terms, indptr), (len(leaves), n_terms))
     return Sums(
-        tables.from_list_column(leaves["looks"]),
-        names,
-        leaves["images"].to_numpy().astype(np.float64),
-        leaves["reliability"].to_numpy(),
+        looks=tables.from_list_column(leaves["looks"]),
+        names=names,
+        sizes=leaves["images"].to_numpy().astype(np.float64),
+        reliabilities=leaves["reliability"].to_numpy(),
     )
 
 

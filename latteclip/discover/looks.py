@@ -7,11 +7,11 @@ import numpy as np
 import scipy.sparse
 
 from latteclip.discover import grouping
-from latteclip.discover.grouping import Evidence, Floats, Groups, Ints, Merge
+from latteclip.discover.grouping import Evidence, Groups, Merge
+from latteclip.discover.names import Floats, Ints, cosines_of, normalised
 
-TELLING = (
-    0.3  # how well looks predict the names of images, at least, for names to form groups
-)
+# How well looks predict the names of images, at least, for names to form groups.
+MIN_INFORMATION = 0.3
 CLEARLY = 0.99  # of the scatter by names, below which looks are clearly better
 WARD = 1.0  # exponent of the numbers of images: large groups are not joined for a small distance
 MAX_GROUPS = 4_000  # that are merged one by one
@@ -25,7 +25,7 @@ def better_by_looks(
     They are compared with the classes that are cut from groups by names and looks, after their
     merges. Where names say nothing at all, there are no classes.
     """
-    if not 0 < evidence.information < TELLING:
+    if not 0 < evidence.information < MIN_INFORMATION:
         return None
     by_names = grouping.cut(steps, groups.n_groups, n_classes)[groups.labels]
     by_looks = group_by_looks(evidence, n_classes)
@@ -58,25 +58,24 @@ def linked(looks: Floats) -> Ints:
     and Stiefelhagen 2019).
     """
     labels = neighbours(looks)
-    while (n_groups := int(labels.max()) + 1) > MAX_GROUPS:
-        cells = np.ones(len(labels)), (labels, np.arange(len(labels)))
-        table = scipy.sparse.csr_matrix(cells)
-        sizes = np.bincount(labels, minlength=n_groups)[:, None]
-        means = np.asarray(table @ looks / sizes, np.float32)
+    n = len(labels)
+    while labels.max() >= MAX_GROUPS:
+        table = scipy.sparse.csr_matrix((np.ones(n), (labels, np.arange(n))))
+        sizes = np.bincount(labels)
+        means = np.asarray(table @ looks / sizes[:, None], np.float32)
         labels = neighbours(means)[labels]
     return labels
 
 
 def neighbours(looks: Floats) -> Ints:
     """Return groups [N] of images that are linked by their nearest images, by features [N, D]."""
-    unit = looks / np.maximum(np.linalg.norm(looks, axis=1, keepdims=True), grouping.TINY)
+    unit = normalised(looks)
     n = len(unit)
+    every = np.arange(n)
     nearest = np.empty(n, np.int64)
     for start in range(0, n, grouping.ROWS):
-        part = np.arange(start, min(n, start + grouping.ROWS))
-        cosines = unit[part] @ unit.T
-        cosines[np.arange(len(part)), part] = -np.inf
-        nearest[part] = cosines.argmax(axis=1)
-    links = scipy.sparse.csr_matrix((np.ones(n), (np.arange(n), nearest)), (n, n))
+        part = every[start : start + grouping.ROWS]
+        nearest[part] = cosines_of(unit, part).argmax(axis=1)
+    links = scipy.sparse.csr_matrix((np.ones(n), (every, nearest)), (n, n))
     _, labels = scipy.sparse.csgraph.connected_components(links, directed=False)
     return labels.astype(np.int64)  # type: ignore[no-any-return]

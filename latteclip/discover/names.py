@@ -8,6 +8,8 @@ little weight, and no list of such words is needed.
 Letters: N images, T terms, D embedding width.
 """
 
+import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,16 +20,19 @@ import numpy.typing as npt
 import scipy.sparse
 
 MAX_ANSWER = 2_000  # characters of an answer that are read
-MAX_WORDS, MAX_WORD = 4, 40  # of a term, and characters of a word
+MAX_WORDS = 4  # of a term
+MAX_WORD = 40  # characters
 MAX_PHRASES = 40  # of an answer
 MIN_IMAGES = 3  # of a term: fewer tell nothing about looks
 MAX_TERMS = 20_000  # the most frequent ones
 NEIGHBOURS = 10
 QUERIES = 16_384  # images whose neighbours are searched, about: of each term as many
-OF_A_TERM = 2  # at least
+MIN_QUERIES = 2  # of a term
 ROWS = 256  # images that are compared with all at once
 FREQUENCY_EXPONENT = 0.5  # of the logarithm of N over a term's images, in its weight
+TINY = 1e-9
 Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
 
 _MARKS = re.compile(r"<\|?/?\w{1,20}\|?>")  # of models and of HTML
 _SEPARATORS = re.compile(r"[,;:.!?/|\n\r\t\u2022\u3001\u3002]+|\s-\s|--+")
@@ -66,17 +71,22 @@ def singular(word: str) -> str:
 
 def phrases(answer: str) -> list[str]:
     """Return the names in an answer: in lower case, without articles and places."""
-    result = []
+    names = []
     text = _MARKS.sub(" ", answer[:MAX_ANSWER]).lower()
     for part in _SEPARATORS.split(text)[:MAX_PHRASES]:
-        plain = part.replace("\u2019", "'").replace("'s ", " ")
-        plain = " ".join(re.sub(r"[^\w' ]+|_", " ", plain).replace("'", "").split())
-        plain = _OPENING.sub("", _SENTENCE.sub("", plain))
-        pieces = map(_full_words, _REST.split(plain))
-        words = [word[:MAX_WORD] for word in next(filter(None, pieces), [])]
+        pieces = map(_full_words, _REST.split(_without_opening(part)))
+        words = next(filter(None, pieces), None)
         if words:
-            result.append(" ".join(words))
-    return result
+            names.append(" ".join(word[:MAX_WORD] for word in words))
+    return names
+
+
+def _without_opening(part: str) -> str:
+    """Return a part of an answer without signs, and without words such as "this is a photo of"."""
+    plain = part.replace("\u2019", "'").replace("'s ", " ")
+    plain = re.sub(r"[^\w' ]+|_", " ", plain).replace("'", "")
+    plain = " ".join(plain.split())
+    return _OPENING.sub("", _SENTENCE.sub("", plain))
 
 
 def _full_words(text: str) -> list[str]:
@@ -85,14 +95,16 @@ def _full_words(text: str) -> list[str]:
 
 def without_plurals(listed: Sequence[list[str]]) -> list[list[str]]:
     """Return names with their last words in the singular, where that is a word of the answers."""
-    known = {word for one in listed for phrase in one for word in phrase.split()}
+    known: set[str] = set()
+    for phrase in itertools.chain(*listed):
+        known.update(phrase.split())
 
     def plain(phrase: str) -> str:
         start, space, last = phrase.rpartition(" ")
-        one = singular(last)
-        return start + space + (one if one in known else last)
+        without_ending = singular(last)
+        return start + space + (without_ending if without_ending in known else last)
 
-    return [[plain(phrase) for phrase in one] for one in listed]
+    return [list(map(plain, names)) for names in listed]
 
 
 def terms_of(phrase: str) -> Iterator[str]:
@@ -113,26 +125,30 @@ class Names:
 
     terms: list[str]
     counts: scipy.sparse.csr_matrix  # [N, T] float32: names of an image that hold the term
-    whole: npt.NDArray[np.int64]  # [T] images of which the term is a whole name
+    whole: Ints  # [T] images of which the term is a whole name
 
     @property
-    def images(self) -> npt.NDArray[np.int64]:
+    def images(self) -> Ints:
         """Return the number [T] of images that have each term."""
         return np.bincount(self.counts.indices, minlength=len(self.terms))
 
 
-def read_names(answers: Sequence[str], minimum: int = MIN_IMAGES) -> Names:
-    """Return the terms that at least so many of the answers have, most frequent first."""
+def read_names(answers: Sequence[str]) -> Names:
+    """Return the terms that at least MIN_IMAGES of the answers have, most frequent first."""
     listed = without_plurals([phrases(answer) for answer in answers])
-    held = [Counter(term for phrase in one for term in terms_of(phrase)) for one in listed]
-    images = Counter(term for one in held for term in one)
-    whole = Counter(phrase for one in listed for phrase in set(one))
-    often = [term for term, n in images.most_common() if n >= minimum]
+    terms_of_image = [
+        Counter(itertools.chain.from_iterable(map(terms_of, names))) for names in listed
+    ]
+    images = Counter(itertools.chain.from_iterable(terms_of_image))
+    whole = Counter(itertools.chain.from_iterable(map(set, listed)))
+    often = [term for term, n in images.most_common() if n >= MIN_IMAGES]
     terms = sorted(often[:MAX_TERMS], key=lambda term: (-images[term], term))
     number = {term: place for place, term in enumerate(terms)}
-    rows, columns, values = [], [], []
-    for row, one in enumerate(held):
-        for term, n in one.items():
+    rows = []
+    columns = []
+    values = []
+    for row, counted in enumerate(terms_of_image):
+        for term, n in counted.items():
             if term in number:
                 rows.append(row)
                 columns.append(number[term])
@@ -148,78 +164,96 @@ def predictability(looks: Floats, names: Names) -> Floats:
 
     It is the share of the nearest images of a term's images that have the term as well.
     """
-    n_images, images = len(looks), names.images
+    n_images = len(looks)
+    images = names.images
     if n_images < 2 or not names.terms:
         return np.zeros(len(names.terms), np.float32)
-    unit = looks / np.maximum(np.linalg.norm(looks, axis=1, keepdims=True), 1e-9)
+    unit = normalised(looks)
     queries = _queries(names, n_images)
     has = names.counts.astype(bool).astype(np.float32)
     # A term of few images can be found in as few of the neighbours.
     reach = np.clip(images - 1, 1, min(NEIGHBOURS, n_images - 1))
-    hits, asked = np.zeros(len(images)), np.zeros(len(images))
+    hits = np.zeros(len(images))
+    asked = np.zeros(len(images))
     for start in range(0, len(queries), ROWS):
         rows = queries[start : start + ROWS]
         nearest = _nearest(unit, rows)
         own = has[rows]
         asked += np.asarray(own.sum(axis=0)).ravel()
         for place in range(nearest.shape[1]):
-            both = np.asarray(own.multiply(has[nearest[:, place]]).sum(axis=0)).ravel()
-            hits += both * (place < reach)
+            both = own.multiply(has[nearest[:, place]])
+            hits += np.asarray(both.sum(axis=0)).ravel() * (place < reach)
     share = hits / np.maximum(asked * reach, 1)
     chance = (images - 1) / (n_images - 1)
-    weights: Floats = np.clip((share - chance) / np.maximum(1 - chance, 1e-9), 0, 1)
-    return weights.astype(np.float32)
+    beyond_chance = (share - chance) / np.maximum(1 - chance, TINY)
+    weights: Floats = np.clip(beyond_chance, 0, 1).astype(np.float32)
+    return weights
 
 
-def _queries(names: Names, n_images: int) -> npt.NDArray[np.int64]:
+def normalised(looks: Floats) -> Floats:
+    """Return features [N, D] of length 1, or 0."""
+    lengths = np.linalg.norm(looks, axis=1, keepdims=True)
+    unit: Floats = looks / np.maximum(lengths, TINY)
+    return unit
+
+
+def _queries(names: Names, n_images: int) -> Ints:
     """Return rows: all if they are few, else some of each term, evenly spaced."""
     if n_images <= QUERIES:
         return np.arange(n_images)
     by_term = names.counts.tocsc()
-    ends = zip(by_term.indptr, by_term.indptr[1:], strict=False)
-    columns = [by_term.indices[start:end] for start, end in ends]
-    wanted = max(OF_A_TERM, QUERIES // len(columns))
-    some = [rows[:: -(-len(rows) // wanted)] for rows in columns]
+    columns = np.split(by_term.indices, by_term.indptr[1:-1])
+    wanted = max(MIN_QUERIES, QUERIES // len(columns))
+    some = [rows[:: math.ceil(len(rows) / wanted)] for rows in columns]
     return np.unique(np.concatenate(some)).astype(np.int64)
 
 
-def _nearest(unit: Floats, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _nearest(unit: Floats, rows: Ints) -> Ints:
     """Return the images [n, NEIGHBOURS] nearest to some rows, nearest first, without the row."""
-    cosines = unit[rows] @ unit.T
-    cosines[np.arange(len(rows)), rows] = -np.inf
+    distances = -cosines_of(unit, rows)
     k = min(NEIGHBOURS, len(unit) - 1)
-    best = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
-    order = np.argsort(-np.take_along_axis(cosines, best, axis=1), axis=1, kind="stable")
-    nearest: npt.NDArray[np.int64] = np.take_along_axis(best, order, axis=1)
+    best = np.argpartition(distances, k - 1, axis=1)[:, :k]
+    of_best = np.take_along_axis(distances, best, axis=1)
+    order = np.argsort(of_best, axis=1, kind="stable")
+    nearest: Ints = np.take_along_axis(best, order, axis=1)
     return nearest
 
 
-def weighted(
-    names: Names, weights: Floats
-) -> tuple[scipy.sparse.csr_matrix, Floats, npt.NDArray[np.int64]]:
+def cosines_of(unit: Floats, rows: Ints) -> Floats:
+    """Return cosines [n, N] of some rows with all, -inf with the row itself."""
+    cosines: Floats = unit[rows] @ unit.T
+    cosines[np.arange(len(rows)), rows] = -np.inf
+    return cosines
+
+
+def weighted(names: Names, weights: Floats) -> tuple[scipy.sparse.csr_matrix, Floats, Ints]:
     """Return the names of images by the weights of their terms [T].
 
     They are rows [N, T] of length 1, or 0 without a name, the reliability [N] of each, which is
     the largest weight of its terms, and the term [N] that has it, -1 without one. Of equal terms
     the more frequent one counts.
     """
-    counts, n_images = names.counts, names.counts.shape[0]
-    rarity = (
-        np.log(np.maximum(n_images / np.maximum(names.images, 1), 1)) ** FREQUENCY_EXPONENT
-    )
+    counts = names.counts
+    n_images = counts.shape[0]
+    images_of_term = np.maximum(names.images, 1)
+    ratio = np.maximum(n_images / images_of_term, 1)
+    rarity = np.log(ratio) ** FREQUENCY_EXPONENT
     rows = np.repeat(np.arange(n_images), np.diff(counts.indptr))
-    rated = weights[counts.indices]
-    values = np.sqrt(counts.data) * rated * rarity[counts.indices]
-    lengths = np.sqrt(np.bincount(rows, values**2, minlength=n_images))
+    terms = counts.indices  # in order of frequency
+    rated = weights[terms]
+    values = np.sqrt(counts.data) * rated * rarity[terms]
+    squares = np.bincount(rows, values**2, minlength=n_images)
+    lengths = np.maximum(np.sqrt(squares), TINY)
     table = counts.copy()
-    table.data = (values / np.maximum(lengths[rows], 1e-9)).astype(np.float32)
+    table.data = (values / lengths[rows]).astype(np.float32)
     reliability = np.zeros(n_images, np.float32)
     np.maximum.at(reliability, rows, rated)
     # Of names that an image has several times, the more frequent ones.
     strength = counts.data * rated
-    best = np.full(n_images, -1)
-    order = np.lexsort((counts.indices, -strength, rows))  # terms are in order of frequency
-    first = order[np.flatnonzero(np.diff(rows[order], prepend=-1))]
+    order = np.lexsort((terms, -strength, rows))
+    is_first = np.diff(rows[order], prepend=-1) > 0
+    first = order[is_first]
     named = first[strength[first] > 0]
-    best[rows[named]] = counts.indices[named]
+    best = np.full(n_images, -1)
+    best[rows[named]] = terms[named]
     return table, reliability, best

@@ -8,16 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import scipy.sparse
 
-from latteclip.discover.names import Names
+from latteclip.discover.names import Ints, Names
 
 RUNNERS_UP = 4
-BETA, RARITY = 0.5, 0.5  # weight of recall, and exponent of inverse document frequency
+BETA = 0.5  # weight of recall
+RARITY = 0.5  # exponent of inverse document frequency
 PART_OF_NAMES = 0.5  # factor of a term that is never a whole name, as "harley"
 UNNAMED = "group"  # begin of the name of a class whose images share no name
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -31,17 +30,21 @@ class ClassNames:
 def name_classes(labels: Ints, names: Names, n_classes: int) -> ClassNames:
     """Return the names of classes by the labels [N] of the images."""
     table = term_counts(labels, names, n_classes)
-    sizes = np.bincount(labels, minlength=n_classes)
-    ranked = [_ranked(table[k], int(sizes[k]), names) for k in range(n_classes)]
-    chosen = _distinct(ranked)
-    candidates, shares = [], []
-    for k, first in enumerate(chosen):
-        others = [term for _, term in ranked[k] if term != first][:RUNNERS_UP]
-        terms = [*([first] if first >= 0 else []), *others]
-        unnamed = [] if first >= 0 else [f"{UNNAMED} {k + 1}"]
-        candidates.append([*unnamed, *(names.terms[term] for term in terms)])
-        counts = [*([0] * len(unnamed)), *(table[k, term] for term in terms)]
-        shares.append([round(float(n) / max(1, int(sizes[k])), 3) for n in counts])
+    sizes = np.bincount(labels, minlength=n_classes).tolist()
+    ranked = [_ranked(table[k], sizes[k], names) for k in range(n_classes)]
+    candidates = []
+    shares = []
+    for k, first in enumerate(_distinct(ranked)):
+        terms = [term for _, term in ranked[k] if term != first][:RUNNERS_UP]
+        if first >= 0:
+            terms.insert(0, first)
+        names_of_class = [names.terms[term] for term in terms]
+        counts = [int(table[k, term]) for term in terms]
+        if first < 0:
+            names_of_class.insert(0, f"{UNNAMED} {k + 1}")
+            counts.insert(0, 0)
+        candidates.append(names_of_class)
+        shares.append([round(n / max(1, sizes[k]), 3) for n in counts])
     return ClassNames(candidates, shares)
 
 
@@ -60,13 +63,17 @@ def _ranked(
     The score is F_0.5 of the term as a test for the class, times the root of its inverse document
     frequency. So "stegosaurus" comes before "dinosaur".
     """
-    images, n_images = names.images, names.counts.shape[0]
+    images = names.images
+    n_images = names.counts.shape[0]
     scored = []
-    for term, n in zip(row.indices, row.data, strict=True):
+    for term, n in zip(row.indices.tolist(), row.data, strict=True):
         precise = (1 + BETA**2) * n / (images[term] + BETA**2 * size)
-        score = precise * np.log(n_images / images[term]) ** RARITY
-        score *= 1.0 if names.whole[term] else PART_OF_NAMES
-        scored.append((-float(score), -len(names.terms[term].split()), int(term)))
+        rarity = np.log(n_images / images[term]) ** RARITY
+        score = float(precise * rarity)
+        if not names.whole[term]:
+            score *= PART_OF_NAMES
+        n_words = len(names.terms[term].split())
+        scored.append((-score, -n_words, term))
     return [(-score, term) for score, _, term in sorted(scored)]
 
 
@@ -75,7 +82,9 @@ def _distinct(ranked: Sequence[list[tuple[float, int]]]) -> list[int]:
 
     The class that fits a term best has it.
     """
-    pairs = [(-score, k, term) for k, one in enumerate(ranked) for score, term in one]
+    pairs = []
+    for k, scored in enumerate(ranked):
+        pairs += [(-score, k, term) for score, term in scored]
     taken: dict[int, int] = {}
     used: set[int] = set()
     for _, k, term in sorted(pairs):

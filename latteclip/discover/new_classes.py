@@ -1,35 +1,33 @@
 """Classes that images marked unknown may show: proposed, and added to the list of classes."""
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from latteclip.config.sections.split import SplitSection
+from latteclip.config.stage_params import FOLDER_LINK
 from latteclip.core import tables
 from latteclip.core.class_history import PROPOSAL
 from latteclip.core.class_templates import clean_classname
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_text
-from latteclip.core.folder_names import CLASSES
+from latteclip.core.folder_names import CLASSES, lines_of
 from latteclip.core.run_options import run_command
 from latteclip.core.terminal import one_line
 from latteclip.discover import grouping
 from latteclip.discover.grouping import MIN_IMAGES, Evidence
 from latteclip.discover.looks import linked
-from latteclip.discover.names import Names, read_names
+from latteclip.discover.names import Ints, read_names
 from latteclip.discover.naming import name_classes
 from latteclip.discover.proposal import class_name, is_unnamed
 from latteclip.labels.features import read_features
 from latteclip.labels.label_sources import whiten
 
 SHOWN = 3  # images of a group
-FOLDER = "resources/{dataset}/folder"  # the link to the user's own folder
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -76,8 +74,8 @@ def propose_new_classes(results: str | Path) -> list[NewClass]:
         name = None if is_unnamed(first) else first
         if name is None or clean_classname(name) not in classnames:
             classes.append(NewClass(name, image_ids[labels == k].tolist()))
-    large = [one for one in classes if len(one.image_ids) >= MIN_IMAGES]
-    return sorted(large, key=lambda one: (-len(one.image_ids), one.image_ids))
+    large = [found for found in classes if len(found.image_ids) >= MIN_IMAGES]
+    return sorted(large, key=lambda found: (-len(found.image_ids), found.image_ids))
 
 
 def _answers(folder: Path, ids: pa.ChunkedArray) -> list[str]:
@@ -86,25 +84,27 @@ def _answers(folder: Path, ids: pa.ChunkedArray) -> list[str]:
     Captions of prompts with pseudo-labels do not count, for they repeat the classes.
     """
     for name in ("names.parquet", "captions/images.parquet"):
-        if (folder / name).is_file():
-            table = tables.read(folder / name, tables.CAPTIONS, ["id", "prompt", "caption"])
-            if pc.count_distinct(table["prompt"]).as_py() > 1:
-                continue
-            rows = pc.index_in(ids, table["id"].combine_chunks())
-            return [text or "" for text in table["caption"].take(rows).to_pylist()]
+        if not (folder / name).is_file():
+            continue
+        table = tables.read(folder / name, tables.CAPTIONS, ["id", "prompt", "caption"])
+        if pc.count_distinct(table["prompt"]).as_py() > 1:
+            continue
+        rows = pc.index_in(ids, table["id"].combine_chunks())
+        answers = table["caption"].take(rows)
+        return answers.fill_null("").to_pylist()  # type: ignore[no-any-return]
     return [""] * len(ids)
 
 
 def _of_rows(evidence: Evidence, rows: Ints) -> Evidence:
     """Return the evidence about some images, with the weights of names by all images."""
-    terms = evidence.terms
-    return Evidence(
-        evidence.looks[rows],
-        evidence.names[rows],
-        evidence.reliability[rows],
-        evidence.best[rows],
-        Names(terms.terms, terms.counts[rows], terms.whole),
-        evidence.weights,
+    terms = replace(evidence.terms, counts=evidence.terms.counts[rows])
+    return replace(
+        evidence,
+        looks=evidence.looks[rows],
+        names=evidence.names[rows],
+        reliability=evidence.reliability[rows],
+        best=evidence.best[rows],
+        terms=terms,
     )
 
 
@@ -124,39 +124,37 @@ def show_new_classes(results: str) -> str:
     classes = propose_new_classes(results)
     if not classes:
         return f"No {MIN_IMAGES} images of {results} that are marked unknown look alike."
-    name = next((one.name for one in classes if one.name), "NAME")
+    named = [found.name for found in classes if found.name]
+    name = named[0] if named else "NAME"
     command = f"latteclip classes {shlex.quote(results)} --add {shlex.quote(name)}"
-    lines = [one.sentence() for one in classes]
+    lines = [found.sentence() for found in classes]
     return "\n".join([*lines, "", f"To add a class: {command}"])
 
 
-def add_class(results: str | Path, name: str) -> str:
-    """Append a class to the list of classes, and return its name as written.
+def change_list(
+    results: str | Path, name: str | None, before: str | None = None
+) -> str | None:
+    """Append a class to the list of classes, and remove another, where it still is in the list.
 
-    UserError: the name is empty or in use, or no file lists the classes.
+    Returns the name as written. UserError: it is empty or in use, or no file lists the classes.
     """
     path = list_of_classes(Path(results))
-    before = path.read_text("utf-8-sig")
-    plain = class_name(name)
-    replacements = SplitSection().classname_replace
-    used = {clean_classname(line, replacements) for line in before.splitlines()}
-    if not plain or clean_classname(plain, replacements) in used:
-        raise UserError(f"The class name {name[:100]!r} is empty or in use in {path}.")
-    end = "" if before.endswith("\n") or not before else "\n"
-    write_text(path, f"{before}{end}{plain}\n")
+    names = [line for line in lines_of(path) if line != before]
+    plain = None
+    if name is not None:
+        plain = class_name(name)
+        replacements = SplitSection().classname_replace
+        used = {clean_classname(line, replacements) for line in names}
+        if not plain or clean_classname(plain, replacements) in used:
+            raise UserError(f"The class name {name[:100]!r} is empty or in use in {path}.")
+        names.append(plain)
+    write_text(path, "".join(f"{line}\n" for line in names))
     return plain
-
-
-def remove_class(results: str | Path, name: str) -> None:
-    """Remove a class that was appended from the list of classes, where it still is in it."""
-    path = list_of_classes(Path(results))
-    lines = path.read_text("utf-8-sig").splitlines(keepends=True)
-    write_text(path, "".join(line for line in lines if line.strip() != name))
 
 
 def show_added_class(results: str, name: str) -> str:
     """Append a class to the list of classes, and return what follows."""
-    plain = add_class(results, name)
+    plain = change_list(results, name)
     return (
         f"Added {plain!r} to {list_of_classes(Path(results))}. Your answers about other classes "
         "stay. Run the workflow again, and labels, models and pages follow:\n"
@@ -167,7 +165,7 @@ def show_added_class(results: str, name: str) -> str:
 def list_of_classes(folder: Path) -> Path:
     """Return the file that lists the classes: of the user's folder, or as proposed."""
     dataset = folder.absolute().name
-    path = folder.absolute().parent.parent / FOLDER.format(dataset=dataset) / CLASSES
+    path = folder.absolute().parent.parent / FOLDER_LINK.format(dataset=dataset) / CLASSES
     if (folder / PROPOSAL).is_file():
         path = folder / CLASSES
     if path.is_file():

@@ -1,6 +1,5 @@
 """The page of classes that nobody listed: groups of unknown images, taken over with a click."""
 
-import json
 import threading
 from http import HTTPStatus
 from pathlib import Path
@@ -16,28 +15,28 @@ from latteclip.audit.server import (
     QuestionServer,
     RefusedError,
     Reply,
+    as_json,
     served_picture,
 )
 from latteclip.core import tables
-from latteclip.core.errors import UserError
+from latteclip.core.errors import DELETE, UserError
 from latteclip.core.files import read_object, write_json
 from latteclip.core.folder_names import lines_of
 from latteclip.core.run_options import run_command
 from latteclip.discover.new_classes import (
     NewClass,
-    add_class,
+    change_list,
     list_of_classes,
     propose_new_classes,
-    remove_class,
 )
 from latteclip.discover.proposal import MAX_NAME
 from latteclip.report import render
 
-SIDE, QUALITY = 256, 85  # pixels of a served picture, and its quality
+SIDE = 256  # pixels of a served picture
+QUALITY = 85  # of its WebP
 SHOWN = 12  # pictures of a group
 PACKAGES = "latteclip.discover", "latteclip.audit"  # whose served page begins alike
 TAKEN = "new_classes.json"  # the name of each class that was taken over, by its first image
-REMEDY = "delete it"
 
 
 class Change(BaseModel, extra="forbid"):
@@ -57,7 +56,9 @@ class NewClassesPage:
         self.groups: list[NewClass] = propose_new_classes(results)
         self.path = self.folder / TAKEN
         self.busy = threading.Lock()
-        shown = [image for one in self.groups for image in one.image_ids[:SHOWN]]
+        shown = []
+        for group in self.groups:
+            shown += group.image_ids[:SHOWN]
         index = str(self.folder / "images.parquet")
         paths = tables.lookup(index, tables.IMAGES, "image_id", "path", shown)
         self.paths = {f"new/image/{place}": path for place, path in enumerate(paths)}
@@ -66,7 +67,7 @@ class NewClassesPage:
         """Return the names of the groups that became classes, by the first image of each."""
         if not self.path.is_file():
             return {}
-        taken: dict[str, str] = read_object(self.path, ("taken",), REMEDY)["taken"]
+        taken: dict[str, str] = read_object(self.path, ("taken",), DELETE)["taken"]
         return taken
 
     def change(self, change: Change) -> None:
@@ -76,10 +77,9 @@ class NewClassesPage:
         key = self.groups[change.group].image_ids[0]
         with self.busy:
             taken = self.taken()
-            if before := taken.pop(key, None):
-                remove_class(self.folder, before)
-            if change.name is not None:
-                taken[key] = add_class(self.folder, change.name)
+            name = change_list(self.folder, change.name, taken.pop(key, None))
+            if name is not None:
+                taken[key] = name
             write_json(self.path, {"taken": taken})
 
     def state(self) -> dict[str, Any]:
@@ -87,20 +87,19 @@ class NewClassesPage:
         taken = self.taken()
         return {
             "classes": lines_of(list_of_classes(self.folder)),
-            "taken": [taken.get(one.image_ids[0]) for one in self.groups],
+            "taken": [taken.get(group.image_ids[0]) for group in self.groups],
         }
 
     def page(self) -> tuple[str, str]:
         """Return the page and its policy."""
-        groups, place = [], 0
-        for one in self.groups:
-            pictures = [
-                {"image": image, "source": f"new/image/{place + i}"}
-                for i, image in enumerate(one.image_ids[:SHOWN])
-            ]
-            place += len(pictures)
-            n_images = len(one.image_ids)
-            groups.append({"name": one.name or "", "n": n_images, "pictures": pictures})
+        groups = []
+        sources = iter(self.paths)
+        for group in self.groups:
+            pictures = []
+            for image in group.image_ids[:SHOWN]:
+                pictures.append({"image": image, "source": next(sources)})
+            n_images = len(group.image_ids)
+            groups.append({"name": group.name or "", "n": n_images, "pictures": pictures})
         values = {"groups": groups, "again": run_command(self.folder), **self.state()}
         return render.fill(
             PACKAGES,
@@ -121,7 +120,7 @@ class NewClassesHandler(Handler):
     def _reply_new(self, page: NewClassesPage, path: str) -> Reply:
         if self.command == "PUT" and path == "new/classes":
             page.change(_parsed(self._body()))
-            return HTTPStatus.OK, JSON, json.dumps(page.state()).encode()
+            return HTTPStatus.OK, JSON, as_json(page.state())
         if self.command == "GET" and path in page.paths:  # no path comes from outside
             return served_picture(page.paths[path], SIDE, QUALITY)
         if self.command == "PUT" or path != "new":

@@ -25,16 +25,16 @@ from latteclip.core.errors import UserError
 from latteclip.discover import grouping
 from latteclip.discover.grouping import Evidence, Groups, Merge, Sums
 from latteclip.discover.looks import better_by_looks
-from latteclip.discover.names import Names
+from latteclip.discover.names import Ints, Names
 from latteclip.discover.naming import UNNAMED, name_classes, term_counts
 
 MAX_NAME = 100  # characters of a class name
 MAX_ACTIONS = 10_000
 LEAF = 2 * grouping.MIN_IMAGES  # images of a group that is divided into leaves, at least
 ITERATIONS = 20  # of a division
+EXACT = 500  # images of a group whose main direction is computed, at most
 TERMS = 12  # of a leaf that the page knows
 ALIKE = 5  # classes with which a class may be asked to be the same
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,20 @@ class Proposal:
 
     @cached_property
     def tree(self) -> list[int]:
-        """Return the parent of each leaf, then of each merge; the last has none."""
+        """Return the parent of each leaf, then of each merge. The last has none."""
         n_leaves = len(self.steps) + 1
-        node, parent = list(range(n_leaves)), [-1] * (n_leaves + len(self.steps))
+        node = list(range(n_leaves))
+        parent = [-1] * (n_leaves + len(self.steps))
         for number, step in enumerate(self.steps, start=n_leaves):
-            parent[node[step.into]] = parent[node[step.taken]] = number
+            parent[node[step.into]] = number
+            parent[node[step.taken]] = number
             node[step.into] = number
         return parent
+
+    @property
+    def first_names(self) -> list[str]:
+        """Return the best name of each class."""
+        return [names[0] for names in self.names]
 
     @property
     def sizes(self) -> Ints:
@@ -82,18 +89,18 @@ class Proposal:
 
     def costs(self, classes: Sequence[Sequence[int]]) -> npt.NDArray[np.float64]:
         """Return the relative cost [C, C] of merging two of C classes, which are sets of leaves."""
+        n = len(classes)
         blocks = self.sums.joined(classes).blocks()
-        rows = [sum(block.costs(k) for block in blocks) for k in range(len(classes))]
-        return np.array(rows).reshape(len(classes), len(classes)) / self.unit
+        rows = [sum(block.costs(k) for block in blocks) for k in range(n)]
+        return np.array(rows).reshape(n, n) / self.unit
 
     def same(
         self, classes: Sequence[Sequence[int]], weights: SameWeights
     ) -> npt.NDArray[np.float64]:
         """Return the probability [C, C] that two of C classes, or sets of leaves, are one."""
         looks, names = (block.cosines() for block in self.sums.joined(classes).blocks())
-        return scipy.special.expit(  # type: ignore[no-any-return]
-            weights.bias + weights.looks * looks + weights.names * names
-        )
+        logits = weights.bias + weights.looks * looks + weights.names * names
+        return scipy.special.expit(logits)  # type: ignore[no-any-return]
 
     def labels(self, classes: Sequence[Sequence[int]] | None = None) -> Ints:
         """Return the class [N] of each image, -1 for none."""
@@ -120,21 +127,18 @@ def propose(evidence: Evidence, n_classes: int | None = None) -> Proposal:
     leaves = divide(evidence, groups.labels)
     steps = _steps(groups, leaves, merges)
     owner = grouping.cut(steps, len(steps) + 1, wanted)
-    classes = [
-        np.flatnonzero(owner == k).tolist() for k in range(int(owner.max(initial=0)) + 1)
-    ]
-    named = name_classes(owner[leaves], terms, len(classes))
-    unit = float(np.sqrt(len(leaves) / groups.n_groups / 2))
-    sums = Sums.of(evidence, leaves)
+    n_cut = int(owner.max(initial=0)) + 1
+    classes = [np.flatnonzero(owner == k).tolist() for k in range(n_cut)]
+    named = name_classes(owner[leaves], terms, n_cut)
     return Proposal(
-        leaves,
-        steps,
-        classes,
-        named.names,
-        named.shares,
-        suggested,
-        sums,
-        unit,
+        leaves=leaves,
+        steps=steps,
+        classes=classes,
+        names=named.names,
+        shares=named.shares,
+        suggested=suggested,
+        sums=Sums.of(evidence, leaves),
+        unit=float(np.sqrt(len(leaves) / groups.n_groups / 2)),
         by_looks=better is not None,
     )
 
@@ -148,10 +152,9 @@ def divide(evidence: Evidence, labels: Ints) -> Ints:
     for rows in np.split(order, ends[:-1]):
         if len(rows) < LEAF:
             continue
-        names = evidence.names[rows]
-        names = (
-            names[:, np.unique(names.indices)].toarray() * evidence.reliability[rows, None]
-        )
+        all_names = evidence.names[rows]
+        used = all_names[:, np.unique(all_names.indices)].toarray()
+        names = used * evidence.reliability[rows, None]
         x = np.hstack([evidence.looks[rows], np.sqrt(grouping.NAMES) * names])
         is_second = _halves(x)
         if min(is_second.sum(), (~is_second).sum()) >= grouping.MIN_IMAGES:
@@ -163,15 +166,18 @@ def divide(evidence: Evidence, labels: Ints) -> Ints:
 def _halves(x: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
     """Return two halves of rows [n, D] by k-means that begins along the main direction."""
     x = x - x.mean(axis=0)
-    direction = (
-        np.linalg.svd(x @ x.T, hermitian=True)[0][:, 0] if len(x) <= 500 else x @ x[0]
-    )
+    if len(x) <= EXACT:
+        vectors, _, _ = np.linalg.svd(x @ x.T, hermitian=True)
+        direction = vectors[:, 0]
+    else:
+        direction = x @ x[0]
     is_second: npt.NDArray[np.bool_] = direction > np.median(direction)
     for _ in range(ITERATIONS):
         if not 0 < is_second.sum() < len(x):
             break
-        first, second = x[~is_second].mean(axis=0), x[is_second].mean(axis=0)
-        after = ((x - second) ** 2).sum(axis=1) < ((x - first) ** 2).sum(axis=1)
+        from_first = x - x[~is_second].mean(axis=0)
+        from_second = x - x[is_second].mean(axis=0)
+        after = (from_second**2).sum(axis=1) < (from_first**2).sum(axis=1)
         if (after == is_second).all():
             break
         is_second = after
@@ -180,12 +186,9 @@ def _halves(x: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
 
 def _steps(groups: Groups, leaves: Ints, merges: list[Merge]) -> list[Merge]:
     """Return the merges of leaves: first the halves of each group, then the groups."""
-    pairs = np.unique(np.stack([groups.labels, leaves], axis=1), axis=0)
-    halves = [(int(k), int(leaf)) for k, leaf in pairs if k != leaf]
-    return [
-        *(Merge(k, leaf, 0.0) for k, leaf in halves),
-        *merges,
-    ]
+    pairs = np.unique(np.stack([groups.labels, leaves], axis=1), axis=0).tolist()
+    halves = [Merge(k, leaf, 0.0) for k, leaf in pairs if k != leaf]
+    return halves + merges
 
 
 # --- a person's actions --------------------------------------------------------------------------
@@ -210,21 +213,19 @@ class State:
     next_number: int
     none: set[str] = field(default_factory=set)  # images of no class
     dropped: list[int] = field(default_factory=list)  # leaves of no class
-    asked: set[tuple[int, ...]] = field(
-        default_factory=set
-    )  # leaves of questions with an answer
+    # Leaves of the questions that have an answer.
+    asked: set[tuple[int, ...]] = field(default_factory=set)
 
-    def key(self, *numbers: int | None) -> tuple[int, ...]:
-        """Return the leaves of some classes, by which the answer to a question is known."""
-        return tuple(
-            sorted(leaf for k in numbers if k is not None for leaf in self.leaves[k])
-        )
+    def key(self, of: int, other: int | None) -> tuple[int, ...]:
+        """Return the leaves of a question's classes, by which its answer is known."""
+        others = [] if other is None else self.leaves[other]
+        return tuple(sorted(self.leaves[of] + others))
 
 
 def start(proposal: Proposal) -> State:
     """Return the classes as they are proposed."""
-    leaves = {k: list(one) for k, one in enumerate(proposal.classes)}
-    names = {k: one[0] for k, one in enumerate(proposal.names)}
+    leaves = dict(enumerate(map(list, proposal.classes)))
+    names = dict(enumerate(proposal.first_names))
     return State(leaves, names, len(leaves))
 
 
@@ -244,30 +245,36 @@ def apply(state: State, action: Action, proposal: Proposal) -> str:
     if action.do in ("keep", "split", "merge"):
         state.asked.add(state.key(action.of, action.other))
     if action.do == "rename":
-        name = class_name(action.name or "")
-        others = {clean_classname(one) for k, one in state.names.items() if k != action.of}
-        if not name or clean_classname(name) in others:
-            return f"the name {(action.name or '')[:MAX_NAME]!r} is empty or in use."
-        state.names[action.of] = name
-    elif action.do == "merge":
+        return _rename(state, action.of, action.name or "")
+    if action.do == "merge":
         if action.other is None or action.other == action.of:
             return "there is no other class."
-        state.leaves[action.of] = sorted(
-            state.leaves[action.of] + state.leaves.pop(action.other)
-        )
+        state.leaves[action.of] += state.leaves.pop(action.other)
+        state.leaves[action.of].sort()
         del state.names[action.other]
     elif action.do == "split":
         parts = split(state.leaves[action.of], proposal.tree)
         if not parts:
             return f"the class {state.names[action.of]!r} cannot be split further."
-        state.leaves[action.of], state.leaves[state.next_number] = parts
-        state.names[state.next_number] = _free_name(state, action.of)
+        new = state.next_number
+        state.leaves[action.of], state.leaves[new] = parts
+        state.names[new] = _free_name(state, action.of)
         state.next_number += 1
     elif action.do == "drop":
         state.dropped += state.leaves.pop(action.of)
         del state.names[action.of]
     elif action.do == "none" and action.image:
         state.none ^= {action.image}
+    return ""
+
+
+def _rename(state: State, of: int, wanted: str) -> str:
+    """Give a class another name, or return why it cannot have it."""
+    name = class_name(wanted)
+    others = [other for k, other in state.names.items() if k != of]
+    if not name or clean_classname(name) in map(clean_classname, others):
+        return f"the name {wanted[:MAX_NAME]!r} is empty or in use."
+    state.names[of] = name
     return ""
 
 
@@ -278,11 +285,10 @@ def class_name(text: str) -> str:
 
 
 def _free_name(state: State, of: int) -> str:
-    taken = {clean_classname(one) for one in state.names.values()}
-    number = 2
-    while clean_classname(f"{state.names[of]} {number}") in taken:
-        number += 1
-    return f"{state.names[of]} {number}"
+    """Return the name of a class with a number, of which no class has the name."""
+    taken = set(map(clean_classname, state.names.values()))
+    numbered = (f"{state.names[of]} {number}" for number in itertools.count(2))
+    return next(name for name in numbered if clean_classname(name) not in taken)
 
 
 def split(leaves: Sequence[int], tree: Sequence[int]) -> tuple[list[int], list[int]] | None:
@@ -294,7 +300,8 @@ def split(leaves: Sequence[int], tree: Sequence[int]) -> tuple[list[int], list[i
     nodes = sorted(inside)
     while len(inside) > 1:
         node = heapq.heappop(nodes)
-        part, above = inside.pop(node), tree[node]
+        part = inside.pop(node)
+        above = tree[node]
         if above not in inside:
             heapq.heappush(nodes, above)
             inside[above] = part
@@ -326,9 +333,15 @@ def questions(
     """
     numbers = [k for k in sorted(state.leaves) if state.leaves[k]]
     asked = [*_merges(proposal, state, numbers), *_splits(proposal, state, numbers)]
-    asked.sort(key=lambda one: (-one.gain, one.do, one.of, one.other or 0))
-    fresh = (one for one in asked if state.key(one.of, one.other) not in state.asked)
-    return list(itertools.islice(fresh, n))
+
+    def order(question: ClassQuestion) -> tuple[float, str, int, int]:
+        return -question.gain, question.do, question.of, question.other or 0
+
+    def is_open(question: ClassQuestion) -> bool:
+        return state.key(question.of, question.other) not in state.asked
+
+    first = filter(is_open, sorted(asked, key=order))
+    return list(itertools.islice(first, n))
 
 
 def _merges(
@@ -337,13 +350,17 @@ def _merges(
     """Yield whether each class is the same as one of ALIKE others."""
     classes = [state.leaves[k] for k in numbers]
     same = proposal.same(classes, CLASSES_SAME)
-    n_images = np.array([proposal.sizes[leaves].sum() for leaves in classes])
+    sizes = proposal.sizes
+    n_images = np.array([sizes[leaves].sum() for leaves in classes])
     gains = same * np.minimum(n_images, n_images[:, None])
     np.fill_diagonal(gains, -1)
-    nearest = np.argsort(-gains, axis=1, kind="stable")[:, : min(ALIKE, len(numbers) - 1)]
-    pairs = {(min(i, j), max(i, j)) for i, row in enumerate(nearest.tolist()) for j in row}
+    n_alike = min(ALIKE, len(numbers) - 1)
+    nearest = np.argsort(-gains, axis=1, kind="stable")[:, :n_alike]
+    pairs = set()
+    for i, row in enumerate(nearest.tolist()):
+        pairs |= {(min(i, j), max(i, j)) for j in row}
     for pair in sorted(pairs):
-        large, small = sorted(pair, key=lambda one: (-n_images[one], one))
+        large, small = sorted(pair, key=lambda k: (-n_images[k], k))
         gain = float(gains[large, small])
         yield ClassQuestion("merge", numbers[large], numbers[small], gain)
 
@@ -352,10 +369,11 @@ def _splits(
     proposal: Proposal, state: State, numbers: list[int]
 ) -> Iterator[ClassQuestion]:
     """Yield whether each class is two."""
+    sizes = proposal.sizes
     for k in numbers:
         if parts := split(state.leaves[k], proposal.tree):
             same = proposal.same(parts, PARTS_SAME)[0, 1]
-            least = min(int(proposal.sizes[part].sum()) for part in parts)
+            least = min(int(sizes[part].sum()) for part in parts)
             yield ClassQuestion("split", k, None, float(least * (1 - same)))
 
 
@@ -378,10 +396,10 @@ def parse_actions(content: bytes | str, where: str) -> list[Action]:
 
 def parents(proposal: Proposal) -> dict[int, int]:
     """Return the class whose name a class's name ends with: of "sea turtle" that is "turtle"."""
-    number = {names[0]: k for k, names in enumerate(proposal.names)}
+    number = {name: k for k, name in enumerate(proposal.first_names)}
     parent_of = {}
-    for k, names in enumerate(proposal.names):
-        words = names[0].split()
+    for name, k in number.items():
+        words = name.split()
         for start in range(1, len(words)):
             parent = " ".join(words[start:])
             if parent in number:
@@ -398,7 +416,7 @@ def leaf_terms(proposal: Proposal, names: Names) -> list[dict[str, int]]:
     for leaf in range(n_leaves):
         row = table[leaf]
         order = np.lexsort((row.indices, -row.data))[:TERMS]
-        terms = (names.terms[row.indices[place]] for place in order)
+        terms = [names.terms[term] for term in row.indices[order]]
         terms_of.append(dict(zip(terms, row.data[order].tolist(), strict=True)))
     return terms_of
 

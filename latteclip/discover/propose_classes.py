@@ -7,9 +7,9 @@ from latteclip.config.sections.base import AUTO
 from latteclip.config.sections.discover import DiscoverSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.discover.grouping import MIN_IMAGES, Evidence, Floats, nearest_groups
+from latteclip.discover.grouping import MIN_IMAGES, Evidence, nearest_groups
 from latteclip.discover.inputs import Discovery, write_proposal
-from latteclip.discover.names import read_names
+from latteclip.discover.names import Floats, read_names
 from latteclip.discover.proposal import leaf_terms, propose
 from latteclip.labels.features import read_features
 from latteclip.labels.label_sources import whiten

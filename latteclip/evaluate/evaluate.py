@@ -41,11 +41,11 @@ def evaluate(
     device: str,
     threads: int,
 ) -> None:
-    """Classify the test split with a fine-tuned model; without a test split, all images.
+    """Classify the test split with a fine-tuned model, or all images without a test split.
 
     The training images that were left out of training and those of the page are classified as well.
     For an average, the left-out images have the classes that its trainings predicted.
-    `training_images_path` lists the images that there were for the training; None: all of today.
+    `training_images_path` lists the images that there were for the training. None: all of today.
     """
     table, names = metrics.read_evaluated_images(images_path, dataset)
     examples = train_predictions.example_images(images_path, pseudo_labels_path)

@@ -190,7 +190,8 @@ class NeighbourGraph:
         S = D^-1/2 W D^-1/2 with degrees D, and Y marks the texts of the classes. Z is the limit of
         Z <- alpha S Z + Y (Zhou et al. 2003), alpha^(t + 1) / (1 - alpha) from it after t steps.
         """
-        alpha, (rows, columns) = self.settings.graph.alpha, self.links.indices()
+        alpha = self.settings.graph.alpha
+        rows, columns = self.links.indices()
         spread = torch.sparse_coo_tensor(
             self.links.indices(),
             alpha * self.scale[rows] * self.links.values() * self.scale[columns],
@@ -251,7 +252,8 @@ def propagate_labels(
 
     Without a test split the images of the graph themselves are classified.
     """
-    where = devices.pick(device, threads)
+    picked = devices.pick(device, threads)
+    where = picked if picked.type == "cuda" else torch.device("cpu")  # for sparse matrices
     training, names = tables.read_unlabelled(images_path, training=True)
     classes, _ = load_classifier(class_embeddings_path, classnames=names)
     if len(training) == 0:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from latteclip.core.files import from_values, read_object, read_record, record_of
+from latteclip.core.files import read_object, read_record, record_of
 from latteclip.core.flags import AUDITED
 
 Run = tuple[str, int]  # method and seed
@@ -21,7 +21,14 @@ class Selection:
     method: str
     seed: int
     reason: str
-    candidates: list[dict[str, Any]] = field(default_factory=list)  # rows of `select_model`
+    by: str = "default"  # answers, votes or default
+    # Method and seed of the best model without training, with which the others are compared.
+    reference: dict[str, Any] = field(default_factory=dict)
+    candidates: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # a row of numbers for each
+    # Points by which another candidate was better; None without test labels.
+    regret: float | None = None
 
     @property
     def run(self) -> Run:
@@ -30,11 +37,7 @@ class Selection:
 
 def read_selection(path: str | Path) -> Selection:
     """Read the choice of `select_model`."""
-    keys = ("dataset", "method", "seed", "reason")
-    values = read_object(path, keys)
-    return Selection(
-        **{key: values[key] for key in keys}, candidates=values.get("candidates", [])
-    )
+    return read_record(Selection, path)
 
 
 @dataclass(frozen=True)
@@ -112,13 +115,13 @@ class Audit:
     comparisons: list[Comparison]  # one for every pair of runs
 
     def accuracy(self, method: str, seed: int | None = None) -> Accuracy | None:
-        """Return the accuracy of a run of a method; without such a seed, of its first run."""
+        """Return the accuracy of a run of a method, or of its first run without such a seed."""
         of_method = [accuracy for accuracy in self.accuracies if accuracy.method == method]
         first = of_method[0] if of_method else None
         return next((accuracy for accuracy in of_method if accuracy.seed == seed), first)
 
     def compare(self, run: Run, other: Run) -> Comparison | None:
-        """Return the comparison of a run with another; None where either was not scored."""
+        """Return the comparison of a run with another, None where either was not scored."""
         for comparison in self.comparisons:
             if comparison.runs == (run, other):
                 return comparison
@@ -136,14 +139,14 @@ class Audit:
 
     @property
     def best(self) -> Accuracy | None:
-        """Return the most accurate of the runs that can be chosen; of equals the first."""
+        """Return the most accurate of the runs that can be chosen, the first of equal ones."""
         able = [accuracy for accuracy in self.accuracies if accuracy.can_be_chosen]
         return max(able, key=lambda accuracy: accuracy.value, default=None)
 
 
 def read_audit(path: str | Path) -> Audit:
     """Read the audit of a dataset."""
-    return from_values(Audit, read_object(path, ["dataset"]))
+    return read_record(Audit, path)
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class AccuracyStatement:
-    """How right labels and a run are by a person's answers; None where these are too few."""
+    """How right labels and a run are by a person's answers. None where these are too few."""
 
     dataset: str
     method: str

@@ -9,7 +9,6 @@ where its lead is clear. A person's answers come before votes where they decide.
 
 import logging
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,11 +19,18 @@ import numpy.typing as npt
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.files import replacing, write_json
+from latteclip.core.files import link_or_copy, replacing, write_record
 from latteclip.core.flags import FAILED
 from latteclip.core.holdout import MIN_HELD_OUT
 from latteclip.core.metadata import VotesMetadata
-from latteclip.evaluate.results import Audit, Run, read_audit, read_metrics
+from latteclip.evaluate.results import (
+    Audit,
+    Comparison,
+    Run,
+    Selection,
+    read_audit,
+    read_metrics,
+)
 from latteclip.evaluate.train_predictions import MISSING, held_out_predictions
 
 log = logging.getLogger(__name__)
@@ -161,7 +167,7 @@ def select_model(
     output: str,
     model_output: str,
 ) -> None:
-    """Choose a model by votes and a person's answers; copy it, and write the reason.
+    """Choose a model by votes and a person's answers, copy it, and write the reason.
 
     Accuracies are written beside the choice, and have no part in it.
     """
@@ -177,23 +183,20 @@ def select_model(
     chosen = candidates[choice.index]
     with replacing(model_output) as folder:
         hidden = shutil.ignore_patterns(".*")  # files of Snakemake
-        shutil.copytree(chosen.model, folder, copy_function=_link, ignore=hidden)
+        shutil.copytree(chosen.model, folder, copy_function=link_or_copy, ignore=hidden)
     best = None if None in accuracies else max(accuracies)
     method, seed = candidates[choice.reference].run
-    write_json(
-        output,
-        {
-            "dataset": dataset,
-            "method": chosen.method,
-            "seed": chosen.seed,
-            "reason": choice.reason,
-            "by": choice.by,
-            "reference": {"method": method, "seed": seed},
-            "candidates": _rows(candidates, accuracies, choice, votes, audit),
-            # Points by which another candidate was better; null without test labels.
-            "regret": None if best is None else 100 * (best - accuracies[choice.index]),
-        },
+    selection = Selection(
+        dataset=dataset,
+        method=chosen.method,
+        seed=chosen.seed,
+        reason=choice.reason,
+        by=choice.by,
+        reference={"method": method, "seed": seed},
+        candidates=_rows(candidates, accuracies, choice, votes, audit),
+        regret=None if best is None else 100 * (best - accuracies[choice.index]),
     )
+    write_record(output, selection)
     log.info("%s: %s is chosen. %s", dataset, chosen.method, choice.reason)
 
 
@@ -240,7 +243,7 @@ def choose(
 
 
 def eligible(candidates: Sequence[Candidate]) -> list[int]:
-    """Return the candidates that saw no label and did not fail; if all failed, also those."""
+    """Return the candidates that saw no label and did not fail, or else those that failed."""
     unlabelled = [
         i for i, candidate in enumerate(candidates) if "supervised" not in candidate.flags
     ]
@@ -248,7 +251,8 @@ def eligible(candidates: Sequence[Candidate]) -> list[int]:
         raise UserError(
             "No model can be chosen, because all of them read labels; run another method."
         )
-    return [i for i in unlabelled if not FAILED & {*candidates[i].flags}] or unlabelled
+    sound = [i for i in unlabelled if FAILED.isdisjoint(candidates[i].flags)]
+    return sound or unlabelled
 
 
 def best_training_free(candidates: Sequence[Candidate], votes: HeldOutVotes | str) -> int:
@@ -260,11 +264,12 @@ def best_training_free(candidates: Sequence[Candidate], votes: HeldOutVotes | st
     simple = [i for i in able if not candidates[i].is_trained]
     allowed = simple or able
     needed = MIN_IMAGES if simple else MIN_HELD_OUT
-    compared = []
-    if not isinstance(votes, str):
-        compared = [i for i in allowed if votes.images(i) >= needed]
-    if isinstance(votes, str) or not compared:
-        return min(allowed, key=lambda i: candidates[i].caution)
+    safest = min(allowed, key=lambda i: candidates[i].caution)
+    if isinstance(votes, str):
+        return safest
+    compared = [i for i in allowed if votes.images(i) >= needed]
+    if not compared:
+        return safest
     pooled = votes.pooled(candidates)
     leads = {i: pooled.compare(i, compared[0]).difference for i in compared}
     best = max(compared, key=lambda i: (leads[i], -i))
@@ -283,20 +288,13 @@ def _best_trained(candidates: Sequence[Candidate], start: int, votes: HeldOutVot
         return start
     pooled = votes.pooled(candidates)
     trained = [i for i in eligible(candidates) if candidates[i].is_trained]
-    leads = {i: pooled.compare(i, start) for i in trained}
-
-    def order(i: int) -> tuple[float, bool, float, int]:
-        return (
-            leads[i].difference,
-            candidates[i].is_average,
-            votes.compare(i, start).difference,
-            -i,
-        )
-
-    leading = [
-        i for i, lead in leads.items() if lead.images >= MIN_HELD_OUT and lead.is_clear
-    ]
-    return max(leading, key=order, default=start)
+    ranks = {}
+    for i in trained:
+        lead = pooled.compare(i, start)
+        if lead.images >= MIN_HELD_OUT and lead.is_clear:
+            own = votes.compare(i, start).difference
+            ranks[i] = (lead.difference, candidates[i].is_average, own, -i)
+    return max(ranks, key=ranks.__getitem__, default=start)
 
 
 def _by_answers(
@@ -313,10 +311,10 @@ def _by_answers(
     if best is None:
         return None
     pair = better[best]
+    points, interval = _in_points(pair)
     reason = (
         f"A person's answers about {audit.answered:,} {audit.split} images decide: "
-        f"{pair.method} is better than {pair.other} by {100 * pair.value:.1f} points "
-        f"({100 * pair.low:.1f} to {100 * pair.high:.1f})."
+        f"{pair.method} is better than {pair.other} by {points} points ({interval})."
     )
     return Choice(best, "answers", reason, choice.reference)
 
@@ -344,12 +342,19 @@ def _by_both(
     if best is None or leads[best] <= LEANING:
         return None
     pair = pairs[best]
+    points, interval = _in_points(pair)
     reason = (
         f"Answers about {audit.answered:,} {audit.split} images lean to {pair.method}, which is "
-        f"{100 * pair.value:.1f} points better than {pair.other} by them ({100 * pair.low:.1f} to "
-        f"{100 * pair.high:.1f}, not decided), and votes do not outweigh them."
+        f"{points} points better than {pair.other} by them ({interval}, not decided), and votes "
+        "do not outweigh them."
     )
     return Choice(best, "answers", reason, choice.reference)
+
+
+def _in_points(pair: Comparison) -> tuple[str, str]:
+    """Return a difference of accuracies in points, and the ends of its interval."""
+    interval = f"{100 * pair.low:.1f} to {100 * pair.high:.1f}"
+    return f"{100 * pair.value:.1f}", interval
 
 
 def _by_votes(
@@ -406,11 +411,3 @@ def _rows(
         row |= {"answers": answers.get(candidate.run), "acc1": accuracies[i]}
         rows.append({**row, "chosen": i == choice.index})
     return rows
-
-
-def _link(source: str, destination: str) -> None:
-    """Give a file another name, or copy it where the file system has no such links."""
-    try:
-        os.link(source, destination)
-    except OSError:
-        shutil.copy2(source, destination)

@@ -25,9 +25,10 @@ from latteclip.labels.fusion_report import read_fusion_report
 from latteclip.train.objectives.base import TokenizedTexts, TrainingTexts
 from latteclip.train.settings import GROUND_TRUTH, FinetuneSettings
 
-# Share of the training images, at most: more answers are worth more in the training. The checks of
-# a usual `teach` may be a larger share.
-MAX_DRAWN, MAX_OF_CHECKS = 0.1, 0.2
+# Share of the training images, at most: more answers are worth more in the training.
+MAX_DRAWN = 0.1
+# The CHECKS of a usual `teach` may be a larger share.
+MAX_OF_CHECKS = 0.2
 CHECKS = 60
 LEFT_OUT = -1  # in place of the label of an image that is left out
 
@@ -116,7 +117,10 @@ def read(
         )
     pseudo_labels = labels_of(files, labels, image_ids)
     descriptions = class_texts(template, classnames)
-    image_texts = group_texts = group_labels = torch.zeros(0, dtype=torch.long)
+    nothing = torch.zeros(0, dtype=torch.long)
+    image_texts = nothing
+    group_texts = nothing
+    group_labels = nothing
     class_ids = texts.add(descriptions)
     if files.image_captions:
         captions = tables.lookup_column(
@@ -172,7 +176,7 @@ def most_drawn(n: int) -> int:
 def training_request(
     files: TrainingFiles, settings: FinetuneSettings, seed: int
 ) -> str | None:
-    """Return a digest of the listed images and of all settings; None without a list.
+    """Return a digest of the listed images and of all settings, None without a list.
 
     An earlier result of the same request stays as it is.
     """
@@ -212,10 +216,13 @@ def _image_prototypes(
     classifier, _ = load_classifier(files.image_prototypes, classnames=classnames)
     rows = classifier.weights
     features = read_features(files.pseudo_labels, image_ids)
-    sums = (features[part].sum(dim=0) for part in parts(len(features)))
-    mean = F.normalize(sum(sums, torch.zeros(rows.shape[1])), dim=0)
+    total = torch.zeros(rows.shape[1])
+    for part in parts(len(features)):
+        total = total + features[part].sum(dim=0)
+    mean = F.normalize(total, dim=0)
     # Cosines have no bias, so rows have no part along the mean feature.
-    return F.normalize(rows - (rows @ mean)[:, None] * mean, dim=1)
+    along_mean = (rows @ mean)[:, None] * mean
+    return F.normalize(rows - along_mean, dim=1)
 
 
 def _groups(
@@ -260,10 +267,12 @@ def schedule(
     """
     generator = torch.Generator().manual_seed(seed)
     size = min(batch_size, n)
-    shuffles = enumerate(torch.randperm(n, generator=generator) for _ in itertools.count())
-    n_done, place = divmod(start * size, n)
-    rest = itertools.islice(shuffles, n_done, None)
-    stream = ((number, image) for number, shuffle in rest for image in shuffle.tolist())
-    keys = itertools.islice(stream, place, place + (steps - start) * size)
+
+    def stream() -> Iterator[tuple[int, int]]:
+        for number in itertools.count():
+            for image in torch.randperm(n, generator=generator).tolist():
+                yield number, image
+
+    keys = itertools.islice(stream(), start * size, steps * size)
     while batch := list(itertools.islice(keys, size)):
         yield batch

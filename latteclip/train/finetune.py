@@ -83,15 +83,7 @@ def finetune(
         recipe = recipe_for(section, setup.inputs.n_scheduled, rate)
         auto = [key for key, value in section if value == AUTO]
         settings = settings.with_recipe(recipe)
-        decisive = settings.model_dump(exclude={"compute"})
-        decisive |= {
-            "seed": seed,
-            "digest of images, labels and captions": setup.inputs.digest,
-            "request": request,  # the code of a training too, where there is a list
-        }
-        if local := hub_names.local_clip(settings.clip.model_dump()):
-            decisive["digest of the model"] = fingerprint(local)
-        identity = digest_of([json.dumps(decisive, sort_keys=True)])
+        identity = _identity(settings, seed, setup.inputs.digest, request)
         if _was_trained(model_output, history_output, identity, replaceable):
             parallel.finish()
             return
@@ -106,14 +98,8 @@ def finetune(
             if "lr" not in auto:
                 raise
             log.warning("%s The rate was found: the model stays as pretrained.", error)
-            pretrained = clips.load(
-                settings.clip.model, settings.clip.pretrained, torch.device("cpu")
-            )
-            setup.clip.model.load_state_dict(pretrained.model.state_dict())
-            history = training.history
             diverged = True
-            training = setup.training(recipe, signals, seed)
-            training.history = history
+            training = _untrained(training, setup, seed)
         setup.clip.model.eval()
         classifier = _classifier(training, setup)  # every process takes part in encoding it
         if parallel.rank() == 0:
@@ -138,6 +124,31 @@ def finetune(
                 raise checkpoints.terminated(training)
             shutil.rmtree(checkpoint, ignore_errors=True)
     parallel.finish()
+
+
+def _identity(
+    settings: FinetuneSettings, seed: int, inputs: str, request: str | None
+) -> str:
+    """Return a digest of all that decides the result, of which `inputs` is that of the data."""
+    decisive = settings.model_dump(exclude={"compute"})
+    decisive |= {
+        "seed": seed,
+        "digest of images, labels and captions": inputs,
+        "request": request,  # the code of a training too, where there is a list
+    }
+    if local := hub_names.local_clip(settings.clip.model_dump()):
+        decisive["digest of the model"] = fingerprint(local)
+    return digest_of([json.dumps(decisive, sort_keys=True)])
+
+
+def _untrained(diverged: Training, setup: Setup, seed: int) -> Training:
+    """Return a training of the pretrained model, with the history of the one that diverged."""
+    section = setup.settings.clip
+    pretrained = clips.load(section.model, section.pretrained, torch.device("cpu"))
+    setup.clip.model.load_state_dict(pretrained.model.state_dict())
+    training = setup.training(diverged.recipe, diverged.signals, seed)
+    training.history = diverged.history
+    return training
 
 
 class CheckpointManager:
@@ -175,7 +186,7 @@ class CheckpointManager:
         if parallel.rank() > 0:
             return
         path = self.folder / f"step-{len(training.history):08d}-{self.identity}.pt"
-        # To an open file: given a path, torch has other class_templates for a full disk.
+        # To an open file: given a path, torch has another message for a full disk.
         with replacing(path) as temporary, temporary.open("wb") as file:
             torch.save(training.state_dict(), file)
         for other in set(self._own()) - {path}:

@@ -2,15 +2,17 @@
 
 Hinton et al. 2015 ("Distilling the knowledge in a neural network") train on a teacher's
 probabilities. Kumar et al. 2022 ("Fine-tuning can distort pretrained features") fit a classifier
-before they train the network with it.
+before they train the network with it. Wortsman et al. 2022 ("Robust fine-tuning of zero-shot
+models") average the weights from before and after a training.
 
 Letters: N images, B of a batch, C classes, D embedding width.
 """
 
+import copy
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -113,7 +115,9 @@ def train_student(
         rows = _fitted_rows(len(data.paths), seed)
         features = _features(encoder, [data.paths[row] for row in rows], threads)
         student = Student(encoder, fit_classifier(features, data.targets[rows]))
+        fitted = copy.deepcopy(student.state_dict())
         history, predicted = _train(student, data, recipe, seed, threads)
+        student.average_with(fitted)
         n_classes = len(data.targets.argmax(dim=1).unique())
         flags = ["ours"]
         if len(predicted.unique()) < MIN_CLASSES * n_classes:
@@ -212,6 +216,13 @@ class Student(torch.nn.Module):
         features = F.normalize(self.network.encode_image(images), dim=-1)  # type: ignore[operator]
         scores = features @ self.weights.T + self.bias
         return self.log_scale.exp() * scores
+
+    @torch.no_grad()
+    def average_with(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Replace each weight by the mean of itself and another, by names of `state_dict`."""
+        for name, own in self.state_dict().items():
+            if own.is_floating_point():  # counters of BatchNorm are whole numbers
+                own.lerp_(weights[name], 0.5)
 
     @property
     def classifier(self) -> Classifier:

@@ -295,7 +295,7 @@ class Training:
         scalars = [
             (row, name) for row in rows for name in row if torch.is_tensor(row[name])
         ]
-        values = torch.stack([row[name].double() for row, name in scalars]).tolist()
+        values = torch.stack([row[name].float() for row, name in scalars]).tolist()
         for (row, name), value in zip(scalars, values, strict=True):
             row[name] = value
         seconds = time.monotonic() - self._began

@@ -7,6 +7,7 @@ Letters: N images, B batch, K random numbers of an image, h x w its size, H x W 
 
 import contextlib
 import functools
+import itertools
 import logging
 import math
 import mmap
@@ -72,15 +73,18 @@ def cached_sizes(sizes: np.ndarray, side: int) -> np.ndarray:
     short = sizes.min(axis=1)
     long = np.minimum(sizes.max(axis=1), np.ceil(short * WIDEST))
     scale = np.minimum(1.0, side / short)
-    short, long = (np.maximum(1, np.round(length * scale)) for length in (short, long))
+    new_short = np.round(short * scale).clip(min=1)
+    new_long = np.round(long * scale).clip(min=1)
     is_wide = sizes[:, 0] > sizes[:, 1]
-    return np.where(is_wide, [long, short], [short, long]).T.astype(np.int64)
+    widths = np.where(is_wide, new_long, new_short)
+    heights = np.where(is_wide, new_short, new_long)
+    return np.stack([widths, heights], axis=1).astype(np.int64)
 
 
 def resize_for_cache(path: str, side: int) -> np.ndarray:
     """Return an image as uint8 [h, w, 3], its shorter side at most `side`, or raise UserError."""
     image = open_rgb(path, min_side=side)
-    size = tuple(cached_sizes(np.array([image.size]), side)[0].tolist())
+    [size] = map(tuple, cached_sizes(np.array([image.size]), side).tolist())
     if size != image.size:  # no crop shows the ends of a very long image: they are cut off
         box = _middle(image.size, size)
         gap = REDUCING_GAP
@@ -112,8 +116,7 @@ class ImageCache:
         # [N, 2] height and width, 0 until the image is cached.
         shared = mmap.mmap(-1, len(sizes) * 8)
         self.shapes = np.frombuffer(shared, np.int32).reshape(-1, 2)
-        descriptor = os.memfd_create("latteclip")
-        self._memory = os.fdopen(descriptor, "w+b")
+        self._memory = _memory_file()
         self._disk = None
         if folder:
             self._disk = tempfile.TemporaryFile(dir=existing(folder))  # noqa: SIM115
@@ -126,9 +129,8 @@ class ImageCache:
         height, width = self.shapes[index].tolist()
         if not height:
             return None
-        content = os.pread(
-            self._file(index).fileno(), height * width * 3, self.starts[index]
-        )
+        size = height * width * 3
+        content = os.pread(self._file(index).fileno(), size, self.starts[index])
         return np.frombuffer(content, np.uint8).reshape(height, width, 3)
 
     def put(self, index: int, image: np.ndarray) -> None:
@@ -137,10 +139,18 @@ class ImageCache:
         start = self.starts[index]
         if file is None or start + image.size > self.ends[index]:
             return
+        height, width, _ = image.shape
         with contextlib.suppress(OSError):  # the disk is full, for example
             if os.pwrite(file.fileno(), image.tobytes(), start) == image.size:
-                self.shapes[index, 1] = image.shape[1]
-                self.shapes[index, 0] = image.shape[0]  # last: it marks the image as cached
+                self.shapes[index, 1] = width
+                self.shapes[index, 0] = height  # last: it marks the image as cached
+
+
+def _memory_file() -> Any:
+    """Return a new file in memory. On macOS, which has none, the system caches the file there."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("latteclip"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 class SharedImages:
@@ -201,18 +211,18 @@ class TrainingImages(Dataset[tuple[np.ndarray, np.ndarray]]):
         taken = 3 * (cached_sizes(sizes, transform.cached_side) + 1).prod(axis=1)
         in_memory /= parallel.size()
         self.shared = None
+        cache_folder = None
         place = "decoded each time"
         if shared is not None and len(paths) <= MOST_SHARED:
             files = SharedImages(shared, paths, transform.cached_side)
-            missing = taken[[not file.exists() for file in files.files]].sum()
-            if FREE * missing <= shutil.disk_usage(existing(shared)).free:
+            is_missing = [not file.exists() for file in files.files]
+            if _has_room(shared, taken[is_missing].sum()):
                 self.shared = files
                 place = f"shared with other trainings in {shared}"
-        beyond = max(0.0, taken.sum() - in_memory) if self.shared is None else 0.0
-        has_room = (
-            FREE * parallel.size() * beyond <= shutil.disk_usage(existing(folder)).free
-        )
-        if beyond and has_room:
+        beyond = max(0.0, taken.sum() - in_memory)
+        is_needed = self.shared is None and beyond > 0
+        if is_needed and _has_room(folder, parallel.size() * beyond):
+            cache_folder = folder
             place = f"cached on the disk of {folder}"
         log.info(
             "Resized images take %.1f GiB: in memory %.1f at most (compute.cache_gib), others %s.",
@@ -220,21 +230,25 @@ class TrainingImages(Dataset[tuple[np.ndarray, np.ndarray]]):
             in_memory / 2**30,
             place,
         )
-        self.cache = ImageCache(
-            taken, int(in_memory), folder if beyond and has_room else None
-        )
+        self.cache = ImageCache(taken, int(in_memory), cache_folder)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         number, index = key
         image = self.cache.get(index)
         if image is None:
-            image = self.shared.get(index) if self.shared else None
-            if image is None:
-                image = resize_for_cache(self.paths[index], self.transform.cached_side)
-                if self.shared:
-                    self.shared.put(index, image)
+            image = self._read(index)
             self.cache.put(index, image)
         return draw(self.seed, number, index), image
+
+    def _read(self, index: int) -> np.ndarray:
+        """Return an image [h, w, 3] of the shared ones, or from its file."""
+        shared = self.shared.get(index) if self.shared else None
+        if shared is not None:
+            return shared
+        image = resize_for_cache(self.paths[index], self.transform.cached_side)
+        if self.shared:
+            self.shared.put(index, image)
+        return image
 
     def batches(
         self, keys: Iterable[Sequence[tuple[int, int]]], device: torch.device, threads: int
@@ -262,6 +276,11 @@ class TrainingImages(Dataset[tuple[np.ndarray, np.ndarray]]):
                 yield self.transform(pictures, torch.cat(parts))
                 parts = []
                 pictures = []
+
+
+def _has_room(folder: str | Path, size: float) -> bool:
+    """Return whether a disk has FREE times as many bytes as are to be written."""
+    return bool(FREE * size <= shutil.disk_usage(existing(folder)).free)
 
 
 def _together(samples: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Any, ...]:
@@ -300,12 +319,12 @@ class Augmentation:
     ) -> torch.Tensor:
         """Return normalised crops [B, 3, H, W] of uint8 pictures [h, w, 3], by `numbers` [B, K]."""
         device = pictures[0].device
-        boxes = crops(
-            torch.tensor([picture.shape[:2] for picture in pictures]), numbers
-        ).tolist()
+        sizes = torch.tensor([picture.shape[:2] for picture in pictures])
+        boxes = crops(sizes, numbers).tolist()
         order, factors = colours(numbers)
-        given = (factors, torch.tensor(self.mean), torch.tensor(self.std))
-        factors, mean, std = (devices.send(values, device) for values in given)
+        factors = devices.send(factors, device)
+        mean = devices.send(torch.tensor(self.mean), device)[:, None, None]
+        std = devices.send(torch.tensor(self.std), device)[:, None, None]
         batch = torch.empty(len(pictures), 3, *self.side, device=device)
         for rows in self._portions(order, device):
             images = torch.empty(len(rows), 3, *self.side, device=device)
@@ -313,9 +332,10 @@ class Augmentation:
                 image.copy_(resized(pictures[i], boxes[i], self.side))
             index = devices.send(torch.tensor(rows), device)
             steps = [order[i] for i in rows]
-            images = recoloured(images.mul_(1 / 255), steps, factors[index])
-            for image, i in zip(images.sub_(mean[:, None, None]), rows, strict=True):
-                torch.div(image, std[:, None, None], out=batch[i])
+            images.mul_(1 / 255)
+            images = recoloured(images, steps, factors[index])
+            for image, i in zip(images.sub_(mean), rows, strict=True):
+                torch.div(image, std, out=batch[i])
         return batch
 
     def _portions(
@@ -325,38 +345,41 @@ class Augmentation:
         if device.type != "cpu":
             return [list(range(len(order)))]
         n = max(1, ON_CPU // math.prod(self.side))
-        rows = sorted(range(len(order)), key=lambda row: order[row])
-        groups = [list(group) for _, group in groupby(rows, key=lambda row: order[row])]
-        return [
-            group[start : start + n]
-            for group in groups
-            for start in range(0, len(group), n)
-        ]
+        portions = []
+        rows = sorted(range(len(order)), key=order.__getitem__)
+        for _, group in groupby(rows, key=order.__getitem__):
+            while portion := list(itertools.islice(group, n)):
+                portions.append(portion)
+        return portions
 
 
 def crops(sizes: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     """Return top, left, height and width [B, 4] of RandomResizedCrop for sizes h and w [B, 2]."""
     part = _parts(numbers)
+    least, most = RATIO
     height, width = sizes.double().split(1, dim=1)  # [B, 1] each
-    area = height * width * _between(part["area"], *SCALE)  # [B, ATTEMPTS]
-    ratio = _between(part["ratio"], *map(math.log, RATIO)).exp()
+    scale = _between(part["area"], *SCALE)  # [B, ATTEMPTS]
+    area = height * width * scale
+    ratio = _between(part["ratio"], math.log(least), math.log(most)).exp()
     tried_heights = (area / ratio).sqrt().round()
     tried_widths = (area * ratio).sqrt().round()
     tried = torch.stack([tried_heights, tried_widths], dim=2)
     is_inside = (tried > 0) & (tried <= sizes[:, None])
     fits = is_inside.all(dim=2)  # [B, ATTEMPTS]
     first = fits.int().argmax(dim=1)
-    crop = tried[torch.arange(len(tried)), first].long()  # [B, 2]
-    corner = (part["place"] * (sizes - crop + 1)).long()
+    every = torch.arange(len(tried))
+    crop = tried[every, first].long()  # [B, 2]
+    room = sizes - crop
+    corner = (part["place"] * (room + 1)).long()
+    corner = torch.minimum(corner, room)
     # Where nothing fits: the largest crop of RATIO, in the middle.
-    least, most = RATIO
     heights = torch.minimum(height, (width / least).round())
     widths = torch.minimum(width, (height * most).round())
-    middle = torch.cat([heights, widths], dim=1).long()
-    none = ~fits.any(dim=1, keepdim=True)
-    crop = torch.where(none, middle, crop)
-    corner = torch.minimum(corner, sizes - crop)
-    corner = torch.where(none, (sizes - middle) // 2, corner)
+    largest = torch.cat([heights, widths], dim=1).long()
+    in_middle = (sizes - largest) // 2
+    is_any = fits.any(dim=1, keepdim=True)
+    crop = torch.where(is_any, crop, largest)
+    corner = torch.where(is_any, corner, in_middle)
     return torch.cat([corner, crop], dim=1)
 
 
@@ -365,8 +388,9 @@ def resized(
 ) -> torch.Tensor:
     """Resize a crop of uint8 [h, w, 3] to integers [3, H, W]: bicubic with antialiasing."""
     top, left, height, width = box
-    crop = picture[top : top + height, left : left + width]
-    crop = crop.permute(2, 0, 1)[None]
+    bottom = top + height
+    right = left + width
+    crop = picture[top:bottom, left:right].permute(2, 0, 1)[None]
     if crop.device.type != "cpu":  # GPUs resize no integers
         exact = F.interpolate(crop.float(), side, mode="bicubic", antialias=True)
         return exact[0].round_().clamp_(0, 255)
@@ -376,12 +400,12 @@ def resized(
 def colours(numbers: torch.Tensor) -> tuple[list[list[int]], torch.Tensor]:
     """Return each image's STEPS in order, and all factors [B, 5], of ColorJitter and Grayscale."""
     part = _parts(numbers)
-    changes = torch.tensor(STRENGTHS) * (2 * part["factors"] - 1)
-    factors = torch.tensor(UNCHANGED) + changes
-    whether = (part["whether"] < torch.tensor(PROBABILITIES)).tolist()
+    signed = 2 * part["factors"] - 1
+    factors = torch.tensor(UNCHANGED) + torch.tensor(STRENGTHS) * signed
+    is_done = part["whether"] < torch.tensor(PROBABILITIES)
     shuffled = part["order"].argsort(dim=1).tolist()
     orders = []
-    for steps, (is_jittered, is_grey) in zip(shuffled, whether, strict=True):
+    for steps, (is_jittered, is_grey) in zip(shuffled, is_done.tolist(), strict=True):
         order = list(steps) if is_jittered else []
         if is_grey:
             order.append(GREY)
@@ -394,8 +418,7 @@ def recoloured(
     images: torch.Tensor, order: Sequence[Sequence[int]], factors: torch.Tensor
 ) -> torch.Tensor:
     """Apply the steps of `colours` to images [B, 3, H, W] in [0, 1], in place where possible."""
-    for position in range(max(map(len, order))):
-        now = [steps[position] if position < len(steps) else None for steps in order]
+    for now in itertools.zip_longest(*order):
         for number, step in enumerate(STEPS):
             rows = [i for i, chosen in enumerate(now) if chosen == number]
             by = factors[:, number, None, None, None]
@@ -434,14 +457,17 @@ def adjust_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     top = torch.maximum(torch.maximum(red, green), blue)
     low = torch.minimum(torch.minimum(red, green), blue)
     turned = torch.empty_like(images)
-    slopes = ((green, blue), (blue, red), (red, green))
-    for channel, (after, before) in enumerate(slopes):
-        slope = turned[:, channel : channel + 1]
-        torch.sub(after, before, out=slope)
-    distance = (top - low).mul_(6 * turns)
-    turned.sign_().mul_(distance)
-    rest = (top + low).sub_(red).sub_(green).sub_(blue)
-    torch.sub(rest, turned, out=turned).add_(images, alpha=2)
+    of_red, of_green, of_blue = turned.split(1, dim=1)
+    torch.sub(green, blue, out=of_red)
+    torch.sub(blue, red, out=of_green)
+    torch.sub(red, green, out=of_blue)
+    turned.sign_()
+    distance = top - low
+    turned.mul_(distance.mul_(6 * turns))
+    rest = top + low
+    rest.sub_(red).sub_(green).sub_(blue)
+    torch.sub(rest, turned, out=turned)
+    turned.add_(images, alpha=2)
     return torch.clamp(turned, low, top, out=turned)
 
 

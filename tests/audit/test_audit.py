@@ -14,7 +14,7 @@ import pytest
 from support.audits import answer, answer_next, made_audit, population
 
 from latteclip.audit import page, sampling, score, score_audit
-from latteclip.audit.audit import AuditSession, offered_classes
+from latteclip.audit.audit import AuditSession, audit, offered_classes
 from latteclip.audit.sampling import read_population
 from latteclip.audit.session import OFFERED
 from latteclip.core import tables
@@ -44,6 +44,19 @@ def label_of(results):
 def select(results, method, seed):
     values = {"dataset": "made", "method": method, "seed": seed, "reason": "It is so."}
     (results.folder / "selection.json").write_text(json.dumps(values))
+
+
+def test_few_answers_are_imported_before_they_give_an_estimate(
+    session, results, tmp_path, capsys
+):
+    answer_next(session, 5, lambda name: 0)
+    exported = tmp_path / "exported.json"
+    shutil.move(session.path, exported)
+    audit(str(results.folder), answers=str(exported))
+    assert len(session.answers()) == 5
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UserError, match="latteclip audit"):
+        audit(str(results.folder), score=True)
 
 
 # --- candidates ----------------------------------------------------------------------------------

@@ -4,15 +4,14 @@ import json
 import logging
 import math
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from support import warm
 from support.captioning import SETTINGS, of_engine
 from support.decision_server import MODEL, decide, sentence
 from support.scoring import DECISIONS, N, ScoredDataset, reply
@@ -246,7 +245,7 @@ def test_a_killed_run_goes_on_without_asking_twice_what_was_answered(scored, dec
     images, labels, embeddings = scored.inputs
     settings = changed(SETTINGS, **{**ENGINE, "concurrency": 1})
     command = [
-        *(Path(sys.executable).parent / "latteclip", "score-classes", "--images", images),
+        *(warm.command("latteclip"), "score-classes", "--images", images),
         *("--pseudo-labels", labels, "--class-embeddings", embeddings, "--prompt", ""),
         *("--scores", json.dumps({"kind": "decisions", "max_cost": 1.0})),
         *("--captioner", json.dumps(settings.model_dump()), "--threads", "1"),

@@ -10,6 +10,7 @@ from support.decision_server import sentence
 from support.scoring import N, ScoredDataset
 from support.sections import changed
 
+from latteclip.captions.runner import MAX_REFUSED
 from latteclip.cli import main
 from latteclip.core import tables
 
@@ -146,13 +147,52 @@ def test_a_refused_picture_is_missing_and_too_many_are_an_error(service, capsys,
         bad = (*bad[:2], json.dumps(bad[2]).encode())
     service.server.fail = lambda number, body: bad if number == PAID else None
     assert service.run(max_failed=0.0) == 2
-    assert "captioner.max_failed" in refusal(capsys)
+    printed = refusal(capsys)
+    assert "captioner.max_failed" in printed and "run again" in printed
     service.server.requests.clear()  # the refused one is asked again, as the first
     service.server.fail = lambda number, body: bad if number == 0 else None
     assert service.run(max_failed=0.2) == 0
     [error] = filter(None, service.columns()["error"])
     assert f"HTTP {status}: No such picture" in error
     assert len(service.server.requests) == 1
+
+
+def test_a_server_that_refuses_each_request_is_given_up_soon(service, capsys):
+    service.fail((400, {}, sentence("Model other is unknown.")))
+    assert service.run() == 2
+    printed = refusal(capsys)
+    assert "Model other is unknown" in printed and "captioner.model" in printed
+    assert len(service.server.requests) == MAX_REFUSED
+
+
+@pytest.mark.parametrize("max_cost", [None, 1.0])
+def test_refused_pictures_do_not_end_a_rerun_which_asks_about_them_alone(
+    service, monkeypatch, capsys, max_cost
+):
+    if service.engine == "openai" and max_cost:
+        pytest.skip("the chat server names no cost")
+    monkeypatch.setattr("latteclip.captions.runner.MAX_REFUSED", 2)
+    monkeypatch.setattr("latteclip.captions.runner.MAX_CONSECUTIVE_FAILURES", 3)
+    bad = (400, {}, sentence("Flagged."))
+    if service.engine == "openai":
+        bad = (*bad[:2], json.dumps(bad[2]).encode())
+    pictures = []
+
+    def fail(number, body):
+        if json.dumps(body) not in pictures:
+            pictures.append(json.dumps(body))
+        return bad if pictures.index(json.dumps(body)) % 2 else None
+
+    service.server.fail = fail
+    scores = {"max_cost": max_cost}
+    assert service.run(scores, max_failed=0.9) == 0
+    refused = sum(error is not None for error in service.columns()["error"])
+    assert refused == N // 2 >= 3
+    service.server.requests.clear()
+    assert service.run(scores, max_failed=0.9) == 0
+    assert len(service.server.requests) == refused
+    assert service.run(scores, max_failed=0.0) == 2
+    assert "Flagged" in refusal(capsys)
 
 
 @pytest.mark.parametrize("service", ["decisions"], indirect=True)  # captions have no budget

@@ -4,7 +4,9 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -17,7 +19,7 @@ from support.tiny import write_index, write_pictures
 
 from latteclip.captions.answer_cache import COMMIT_ANSWERS, AnswerCache
 
-N, KILLS, CONCURRENCY = 600, 3, 4
+N, KILLS, CONCURRENCY = 600, 2, 4
 
 
 @pytest.fixture
@@ -36,6 +38,7 @@ def start(server, tmp_path):
         arguments = command(
             index, settings, output, "--store", tmp_path / name, prompt="See?"
         )
+        arguments[0] = Path(sys.executable).with_name("latteclip")  # with its processes
         options = {"stderr": subprocess.PIPE, "text": True, "preexec_fn": hear_interrupts}
         return subprocess.Popen(arguments, env=dict(os.environ), **options), output
 

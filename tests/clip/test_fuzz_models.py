@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 from support.backbones import CPU, pictures
 from support.fuzz import damaged, twisted
 
-from latteclip.clip import clip_config, encode, finetuned
+from latteclip.clip import encode, finetuned
+from latteclip.config.hub_names import CLIP_CONFIG, TEXT_TOWER
 from latteclip.core.errors import UserError
 
 DESCRIBING = [
-    clip_config.CONFIG,
+    CLIP_CONFIG,
     "tokenizer_config.json",
     "tokenizer.json",
-    f"{clip_config.TOWER}/config.json",
+    f"{TEXT_TOWER}/config.json",
 ]
 
 

@@ -16,6 +16,7 @@ from latteclip.cli import main
 from latteclip.clip import clip_config
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
+from latteclip.config.hub_names import CLIP_CONFIG, TEXT_TOWER
 from latteclip.core.errors import UserError
 
 CLASSNAMES = ["a", "b"]
@@ -86,26 +87,24 @@ def with_code(folder, marker):
 def trusting(folder, marker):
     with_code(folder, marker)
     options = {"trust_remote_code": True}
-    edit(folder / clip_config.CONFIG, lambda c: text(c).update(tokenizer_kwargs=options))
+    edit(folder / CLIP_CONFIG, lambda c: text(c).update(tokenizer_kwargs=options))
 
 
 def tower_with_code(folder, marker):
-    with_code(folder / clip_config.TOWER, marker)
+    with_code(folder / TEXT_TOWER, marker)
 
 
 def tower_elsewhere(folder, marker):
     elsewhere = folder.parent / "elsewhere"
     write_bert(elsewhere)
     with_code(elsewhere, marker)
-    shutil.rmtree(folder / clip_config.TOWER)
-    edit(
-        folder / clip_config.CONFIG, lambda c: text(c).update(hf_model_name=str(elsewhere))
-    )
+    shutil.rmtree(folder / TEXT_TOWER)
+    edit(folder / CLIP_CONFIG, lambda c: text(c).update(hf_model_name=str(elsewhere)))
 
 
 def timm_of_the_hub(folder, _):
     own = {"timm_model_name": "hf-hub:me/vit", "timm_model_pretrained": True}
-    edit(folder / clip_config.CONFIG, lambda c: c["model_cfg"]["vision_cfg"].update(own))
+    edit(folder / CLIP_CONFIG, lambda c: c["model_cfg"]["vision_cfg"].update(own))
 
 
 def pickled(folder, _):
@@ -174,7 +173,7 @@ def test_of_a_text_tower_s_configuration_only_the_network_is_taken(plain, marker
         "_attn_implementation": "me/kernels",
         "quantization_config": {"quant_method": "x"},
     }
-    edit(folder / clip_config.TOWER / "config.json", lambda c: c.update(kernels))
+    edit(folder / TEXT_TOWER / "config.json", lambda c: c.update(kernels))
     after = clips.load(f"local-dir:{folder}", None, CPU)
     assert after.text_tower == before.text_tower
     assert not marker.exists()
@@ -208,9 +207,7 @@ def test_no_kind_of_model_folder_needs_the_network(plain, kind, calls):
 )
 def test_what_a_configuration_may_not_hold_is_named(plain, section, values, wrong):
     folder = plain("custom_text")
-    edit(
-        folder / clip_config.CONFIG, lambda c: (c | c["model_cfg"])[section].update(values)
-    )
+    edit(folder / CLIP_CONFIG, lambda c: (c | c["model_cfg"])[section].update(values))
     with pytest.raises(UserError, match=wrong) as refused:
         clips.load(f"local-dir:{folder}", None, CPU)
     assert "\n" not in str(refused.value)

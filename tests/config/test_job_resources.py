@@ -20,7 +20,7 @@ def test_memory_grows_with_the_images_and_with_each_attempt():
 
 @given(st.integers(1, 256))
 def test_memory_has_room_for_all_parts_of_batches_that_are_loaded(threads):
-    ahead = min(loader.MOST, (2 * threads + 1) * loader.PART)
+    ahead = min(loader.MAX_PARTS, (2 * threads + 1) * loader.PART)
     of_loading = job_resources.loading_memory(threads)
     assert of_loading * 1e6 >= ahead + threads * 150e6
     without = job_resources.RESOURCES["evaluate"][0]

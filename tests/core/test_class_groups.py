@@ -80,6 +80,7 @@ def test_a_group_is_wrong_from_the_first_that_lacks_the_class():
         ({"a": "a"}, "a in a"),
         ({"poodle": "dog", "pet": ["poodle"]}, "poodle.*dog.*pet"),
         ({"dog": ["podle"]}, "podle.*poodle"),
+        ({"dog": ["Poodle"], "cat": ["poodle"]}, "Poodle.*poodle"),
         ({"poodle": "dog", "beagle": "poodle"}, "poodle"),
         ({"dog": [""]}, "empty"),
         ({"dog": {"poodle": 3}}, r"dog\.poodle"),

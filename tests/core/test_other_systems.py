@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path, PureWindowsPath
 
+import numpy as np
 import pytest
 import torch
 from support.tiny import DEMO_CLIP, ROOT, write_pictures
@@ -18,10 +19,12 @@ from latteclip.core import devices
 from latteclip.core.errors import UserError
 from latteclip.core.files import is_running, replacing, write_text
 from latteclip.core.folder_names import lines_of
+from latteclip.core.hashing import write_sums
 from latteclip.core.user_tables import by_image_id, read_table, rows_of
 from latteclip.data.images import shard_member
 from latteclip.data.splits import read_split
 from latteclip.deploy.export_labels import unique_filenames
+from latteclip.train.training_images import ImageCache
 
 # A Python without what Windows lacks. Libraries that have their own way there keep it here.
 WINDOWS = """
@@ -57,10 +60,13 @@ def test_everything_but_vllm_imports_without_modules_of_unix():
     on_windows(code, *wanted)
 
 
-PREDICT = """
+# Commands one after the other, between which there is a "then".
+COMMANDS = """
 from latteclip.cli.main import main
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    words = sys.argv[1:]
+    place = words.index("then")
+    sys.exit(main(words[:place]) or main(words[place + 1 :]))
 """
 
 
@@ -71,10 +77,12 @@ def test_predict_and_export_run_there(tmp_path):
     write_pictures(tmp_path / "pictures", 5)
     model = tmp_path / "model"
     printed = on_windows(
-        PREDICT, "predict", model, tmp_path / "pictures", "--device", "cpu"
+        COMMANDS,
+        *("predict", model, tmp_path / "pictures", "--device", "cpu", "then"),
+        *("export", model, tmp_path / "out", "--format", "open_clip"),
     )
-    assert len(printed.splitlines()) == 6
-    on_windows(PREDICT, "export", model, tmp_path / "out", "--format", "open_clip")
+    table = printed.splitlines()[:6]
+    assert [line.count(",") for line in table] == [table[0].count(",")] * 6
     assert (tmp_path / "out" / "README.md").is_file()
 
 
@@ -119,6 +127,16 @@ def test_features_need_no_system_that_allocates_files(monkeypatch):
     assert table[slice(0, 3)].tolist() == [[0, 0], [4, 5], [0, 0]]
 
 
+@pytest.mark.skipif(not hasattr(os, "pread"), reason="no training is promised on Windows")
+def test_training_images_are_cached_where_no_file_lies_in_memory(monkeypatch):
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    cache = ImageCache(np.array([12, 12]), 24, None)
+    image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    cache.put(1, image)
+    assert cache.get(0) is None
+    np.testing.assert_array_equal(cache.get(1), image)
+
+
 def test_a_folder_takes_the_place_of_an_empty_one_where_it_may_not_exist(
     tmp_path, monkeypatch
 ):
@@ -144,10 +162,17 @@ def test_a_process_is_known_by_its_number():
     assert not is_running(gone.pid)
 
 
-def test_text_has_the_same_bytes_on_every_system(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "linesep", "\r\n")
+def test_text_and_sums_have_the_same_bytes_on_every_system(tmp_path, monkeypatch):
+    plain = Path.write_text
+
+    def as_on_windows(self, text, encoding=None, errors=None, newline=None):
+        plain(self, text, encoding, errors, newline or "\r\n")
+
+    monkeypatch.setattr(Path, "write_text", as_on_windows)
     write_text(tmp_path / "x.txt", "ä\nb\n")
     assert (tmp_path / "x.txt").read_bytes() == "ä\nb\n".encode()
+    write_sums(tmp_path)
+    assert (tmp_path / "SHA256SUMS").read_bytes().endswith(b"  x.txt\n")
 
 
 def test_lines_of_windows_are_lines(tmp_path):

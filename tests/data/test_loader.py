@@ -40,6 +40,14 @@ def test_batches_come_in_the_order_of_their_keys(tmp_path, threads):
     assert found[0][1].tolist() == [[70, 64], [70, 64]]
 
 
+def test_images_are_on_the_device_of_the_model_whatever_its_kind(tmp_path):
+    """A device of no memory stands for Apple's GPU."""
+    files = ImageFiles(write_pictures(tmp_path, 2), lambda image: torch.zeros(3, 8, 8))
+    [(indices, images)] = batches(files, [[1, 0]], torch.device("meta"), 1)
+    assert indices.tolist() == [1, 0]
+    assert images.shape == (2, 3, 8, 8) and images.device.type == "meta"
+
+
 def test_a_batch_is_decoded_while_the_one_before_it_is_in_use(tmp_path):
     decoded = [threading.Event() for _ in range(6)]
 

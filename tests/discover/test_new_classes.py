@@ -13,7 +13,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.metadata import UnknownMetadata
 from latteclip.discover.classes import classes
 from latteclip.discover.new_classes import propose_new_classes
-from latteclip.discover.new_classes_page import NewClassesPage, NewClassesServer
+from latteclip.discover.new_classes_page import Change, NewClassesPage, NewClassesServer
 
 page_tests = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed"
@@ -108,6 +108,27 @@ def test_a_class_that_is_taken_over_is_appended(results):
         with pytest.raises(UserError, match=r"classes\.txt"):
             classes(str(results), add=name)
     assert listed.read_text() == "cup\ndog\nforklift\n"
+
+
+def test_a_name_in_use_leaves_the_group_the_class_that_it_is(results):
+    name_images(results)
+    listed = results.parents[1] / "photos" / "classes.txt"
+    page = NewClassesPage(results)
+    page.change(Change(group=0, name="forklift"))
+    with pytest.raises(UserError, match=r"classes\.txt"):
+        page.change(Change(group=0, name="Dog"))
+    assert listed.read_text() == "cup\ndog\nforklift\n"
+    page.change(Change(group=0, name="Forklift"))
+    assert listed.read_text() == "cup\ndog\nForklift\n"
+    assert page.state()["taken"][0] == "Forklift"
+
+
+def test_a_list_that_is_no_text_is_one_sentence(results):
+    listed = results.parents[1] / "photos" / "classes.txt"
+    listed.write_bytes(b"cup\nd\xf6g\n")
+    with pytest.raises(UserError, match=r"classes\.txt"):
+        classes(str(results), add="forklift")
+    assert listed.read_bytes() == b"cup\nd\xf6g\n"
 
 
 def test_a_class_beside_proposed_ones_counts_as_an_edit_by_hand(results):

@@ -15,7 +15,13 @@ from latteclip.core.errors import UserError
 from latteclip.core.holdout import MIN_HELD_OUT
 from latteclip.core.metadata import ClassesMetadata, VotesMetadata
 from latteclip.evaluate import select_model as stage
-from latteclip.evaluate.results import Accuracy, Audit, Comparison, read_selection
+from latteclip.evaluate.results import (
+    Accuracy,
+    Audit,
+    Comparison,
+    read_audit,
+    read_selection,
+)
 from latteclip.evaluate.select_model import Candidate, HeldOutVotes, choose
 from latteclip.evaluate.train_predictions import MISSING
 
@@ -384,3 +390,12 @@ def test_answers_that_decide_win_over_votes():
     ):
         found = choose(named, votes, audited)
         assert (named[found.index].method, found.by) == wanted
+
+
+@pytest.mark.parametrize(
+    ("read", "name"), [(read_selection, "selection.json"), (read_audit, "audit.json")]
+)
+def test_a_damaged_file_is_named(tmp_path, read, name):
+    (tmp_path / name).write_text('{"dataset": 3}')
+    with pytest.raises(UserError, match=re.escape(name)):
+        read(tmp_path / name)

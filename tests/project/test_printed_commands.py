@@ -10,6 +10,7 @@ import shutil
 import signal
 
 import pytest
+from support import warm
 from support.checkout import hear_interrupts
 from support.tiny import ROOT
 
@@ -55,6 +56,7 @@ def folder(finished, tmp_path_factory):
 def run(folder, command):
     """Run a command in a shell, and end one that serves a page as a person does."""
     options = {"start_new_session": True, "preexec_fn": hear_interrupts}
+    options["env"] = warm.first(folder.variables())
     is_served = command.startswith(SERVED)
     started = folder.start("bash", "-c", f"exec {command}", **options)
     with started as process:

@@ -54,6 +54,23 @@ def wheel(tmp_path_factory):
     return found
 
 
+def files_of(folder):
+    """The files of a folder of the repository, by their path in it."""
+    files = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    return {str(path) for path in files if path.suffix != ".pyc"}
+
+
+def test_the_wheel_holds_every_file_of_the_workflow(wheel):
+    with zipfile.ZipFile(wheel) as file:
+        held = set(file.namelist())
+    for name in ("workflow", "config", "profiles", "envs"):
+        place = f"latteclip/shipped/{name}/"
+        found = {path.removeprefix(place) for path in held if path.startswith(place)}
+        assert found == files_of(ROOT / name), name
+    code = {path for path in files_of(ROOT / "latteclip") if path.endswith(".py")}
+    assert {f"latteclip/{path}" for path in code} <= held
+
+
 def test_the_wheel_describes_itself(wheel):
     assert wheel.name.startswith(f"latteclip-{__version__}-py3-none-any")
     with zipfile.ZipFile(wheel) as file:
@@ -102,14 +119,16 @@ def test_a_new_environment_plans_the_demo(installed, tmp_path):
     assert planned.returncode == 0, planned.stdout + planned.stderr
     text = planned.stdout + planned.stderr
     assert re.search(r"^finetune +\d", text, re.M)
-    assert str(installed.parent) in text and f"{ROOT}/latteclip" not in text
+    assert re.search(rf"{installed.parent}\S*/latteclip/train/finetune\.py", text)
+    assert re.search(rf'"local-dir:{installed.parent}\S*/latteclip/demo/models/clip"', text)
+    assert f"{ROOT}/latteclip" not in text
 
 
 @pytest.mark.slow
 def test_a_new_environment_runs_the_demo(installed, tmp_path):
     small = "datasets={'demo': {'source': {'textures': {'train': 60, 'test': 40}}}}"
     words = ("workflow", "--cores", "1", "--config", "dataset=demo", "seeds=1", small)
-    run = latteclip(installed, tmp_path, *words, "method=zero_shot,zero_shot_adapted")
+    run = latteclip(installed, tmp_path, *words, "method=zero_shot")
     assert run.returncode == 0, run.stdout + run.stderr
     assert "zero_shot" in (tmp_path / "results" / "summary.md").read_text()
     assert (tmp_path / "results" / "demo" / "report.html").is_file()

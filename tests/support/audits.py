@@ -2,10 +2,10 @@
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+from support import warm
 from support.checkout import hear_interrupts
 from support.made_results import Results
 from support.tiny import ROOT
@@ -63,7 +63,7 @@ def answer_next(session: AuditSession, n, label_of=None, kind="class"):
 
 def command(results, *options):
     """`latteclip audit` on made results, as a list of words."""
-    return [sys.executable, "-m", "latteclip", "audit", str(results.folder), *options]
+    return [warm.command("latteclip"), "audit", str(results.folder), *options]
 
 
 class Served:

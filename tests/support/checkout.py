@@ -78,18 +78,18 @@ class Checkout:
     def snakemake(self, *arguments, path=()):
         """The same of `snakemake -j2`, by a process that has imported it (see `warm`).
 
-        Its stages too, unless modules or variables are to be others than those of the tests.
+        Its stages too, unless modules are to be others than those of the tests.
         """
         return self._warm("snakemake", "-j2", *arguments, path=path)
 
-    def latteclip(self, *arguments):
-        return self._warm("latteclip", *arguments)
+    def latteclip(self, *arguments, cwd=None):
+        return self._warm("latteclip", *arguments, cwd=cwd)
 
-    def _warm(self, script, *arguments, path=()):
+    def _warm(self, script, *arguments, path=(), cwd=None):
         command = list(map(str, arguments))
-        usual = not path and not self.environment
         return subprocess.CompletedProcess(
-            command, *warm.run(script, command, self.variables(path), self.root, usual)
+            command,
+            *warm.run(script, command, self.variables(path), cwd or self.root, not path),
         )
 
     def log(self):

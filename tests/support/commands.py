@@ -5,10 +5,9 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from support import captioning
+from support import captioning, warm
 from support.sections import changed
 from support.tiny import DEMO_LLAVA, ROOT, write_index
 
@@ -20,7 +19,7 @@ from latteclip.core import tables
 from latteclip.data.images import open_rgb
 from latteclip.demo.generate_textures import generate_textures
 
-N = 30
+N = 16
 
 PROMPT = "Describe the texture in the photo concisely, less than 20 words."
 SETTINGS = changed(
@@ -38,7 +37,7 @@ def read(path):
 
 def command(index, settings, output, *more, prompt=PROMPT, kind="images"):
     return [
-        *(Path(sys.executable).parent / "latteclip", f"caption-{kind}"),
+        *(warm.command("latteclip"), f"caption-{kind}"),
         *("--images", index, "--prompt", prompt, "--threads", "1"),
         *("--captioner", json.dumps(settings.model_dump())),
         *("--output", str(output), *map(str, more)),
@@ -100,10 +99,10 @@ NAMES = ["banded", "bubbly", "dotted", "grid", "marbled", "woven"]
 
 @pytest.fixture(scope="session")
 def textures(tmp_path_factory):
-    """Paths of 50 of the demo's textures."""
+    """Paths of 24 of the demo's textures."""
     folder = tmp_path_factory.mktemp("scored")
-    generate_textures(TexturesSection(train=50, test=1, gap=0.85, seed=0), folder / "data")
-    return sorted(map(str, (folder / "data").rglob("*.png")))[:50]
+    generate_textures(TexturesSection(train=24, test=1, gap=0.85, seed=0), folder / "data")
+    return sorted(map(str, (folder / "data").rglob("*.png")))[:24]
 
 
 def options_of(number):

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+from support import warm
 from support.checkout import hear_interrupts
 from support.tiny import (
     DEMO_CLIP,
@@ -83,8 +84,12 @@ def settings(objective="latteclip", model=f"local-dir:{DEMO_CLIP}", compute=None
 
 
 def start(folder, files, settings, processes=1, seed=3):
-    """Start a training by the command line, under torchrun if there are several processes."""
-    command = [sys.executable, "-m", "latteclip"]
+    """Start a training by the command line, under torchrun if there are several processes.
+
+    Its processes are warm (see `warm`); only torchrun itself is not.
+    """
+    python = str(warm.interpreter())
+    command = [python, "-m", "latteclip"]
     if processes > 1:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc-per-node", str(processes), "-m", "--", "latteclip"]
@@ -101,7 +106,10 @@ def start(folder, files, settings, processes=1, seed=3):
         command += [f"--{part}", str(folder / part)]
     return subprocess.Popen(
         command,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"},
+        env={
+            **os.environ,
+            **{"PYTHONPATH": str(ROOT), "PYTHON_EXEC": python, "GLOO_SOCKET_IFNAME": "lo"},
+        },
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=hear_interrupts,

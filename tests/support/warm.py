@@ -25,7 +25,7 @@ TESTS = Path(__file__).parents[1]
 OWNER = "WARM_OWNER"  # the process whose end is theirs
 # What the commands of a script import, in this order.
 IMPORTED = {
-    "snakemake": ("pydantic", "snakemake.cli"),
+    "snakemake": ("pydantic.main", "snakemake.cli"),
     "latteclip": (
         *("numpy", "PIL.Image", "pyarrow.parquet", "torch", "torchvision", "open_clip"),
         *("transformers.generation.utils", "transformers.models.auto.processing_auto"),
@@ -37,6 +37,8 @@ IMPORTED = {
             "transformers.models.llama.modeling_llama",
             "transformers.models.llava.processing_llava",
         ),
+        *("pydantic.main", "pyarrow.compute", "pandas", "scipy.stats", "faiss", "jinja2"),
+        *("matplotlib.figure", "matplotlib.backends.backend_svg", "pillow_heif", "sqlite3"),
     ),
 }
 
@@ -67,6 +69,16 @@ def interpreter():
         if not folder.exists():
             _write_environment(folder)
     return folder / "bin" / "python"
+
+
+def command(script):
+    """Path of a command that a warm process runs; it takes signals as that process would."""
+    return str(interpreter().with_name(script))
+
+
+def first(variables):
+    """Variables of a shell in which these commands come before those of the environment."""
+    return variables | {"PATH": f"{interpreter().parent}{os.pathsep}{variables['PATH']}"}
 
 
 def _connect(script):
@@ -104,7 +116,7 @@ def _write_environment(folder):
     )
     (folder / "lib").symlink_to(Path(sys.prefix) / "lib")
     source = (TESTS / "support" / "warm_command.py").read_text()
-    for name in ("python", "latteclip"):
+    for name in ("python", *IMPORTED):
         (commands / name).write_text(f"#!{sys.executable} -IS\n{source}")
         (commands / name).chmod(0o755)
 

@@ -1,7 +1,7 @@
 """A command of the environment, which a warm process runs (see `warm`); started with `python -IS`.
 
 Signals that would end it end that process, and it ends as that one does. As `python` it is
-`python -m snakemake`, or else Python itself.
+`python -m snakemake` or `python -m latteclip`, or else Python itself.
 """
 
 import json
@@ -35,10 +35,12 @@ if __name__ == "__main__":
     name = os.path.basename(path)
     environment = dict(os.environ)
     if name == "python":
-        if arguments[:2] != ["-m", "snakemake"]:
+        named = arguments[1:] if arguments[:1] == ["-u"] else arguments
+        if named[:2] not in (["-m", "snakemake"], ["-m", "latteclip"]):
             os.execv(sys.executable, [path, *arguments])
-        _, name, *arguments = arguments
-        environment[PYTHON] = os.path.abspath(path)
+        _, name, *arguments = named
+    if name == "snakemake":
+        environment[PYTHON] = os.path.join(os.path.dirname(os.path.abspath(path)), "python")
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(os.path.join(environment[FOLDER], name))
         pid = ask(server, arguments, environment, os.getcwd(), [0, 1, 2])

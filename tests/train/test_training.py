@@ -195,12 +195,16 @@ class OnDevice(torch.Tensor):
     """A CPU tensor as of a GPU where it counts: to read one is to wait. Results are so, too."""
 
     watched = False  # whether waiting is an error
+    has_float64 = True  # which Apple's GPU lacks
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         if cls.watched and function in WAITING:
             raise AssertionError(f"{function.__name__} waits for the device")
-        return super().__torch_function__(function, types, args, kwargs)
+        result = super().__torch_function__(function, types, args, kwargs)
+        if not cls.has_float64 and getattr(result, "dtype", None) == torch.float64:
+            raise TypeError(f"{function.__name__}: the device has no float64")
+        return result
 
 
 def send(tensor, device):
@@ -297,6 +301,20 @@ def test_a_step_never_waits_for_the_device(objective, micro_batch, monkeypatch):
     monkeypatch.setattr(OnDevice, "watched", False)
     assert isinstance(training.predicted, OnDevice)
     assert training.logit_scale.item() != before
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_step_and_its_numbers_take_no_float64_of_the_device(objective, monkeypatch):
+    monkeypatch.setattr(devices, "send", send)
+    monkeypatch.setattr(OnDevice, "has_float64", False)
+    case = Case(5, 7, 11)
+    move(case.clip.model)
+    training = a_training(case, objective)
+    take(training, case)
+    training.flush_metrics()
+    assert len(training.history) == 2
+    with pytest.raises(TypeError, match="float64"):
+        training.logit_scale.double()
 
 
 @pytest.mark.parametrize("shape", [(5, 7, 11), (3, 13, 8)])

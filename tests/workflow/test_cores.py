@@ -68,9 +68,16 @@ def test_a_login_node_with_a_driver_and_no_gpu_plans_jobs_with_gpus(
 ):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     broken_nvidia_smi(tmp_path)
-    plan = ("snakemake", "--dry-run", "--config", "method=flyp")
+    plan = ("--dry-run", "--config", "dataset=demo", "method=latteclip,recommended")
     checkout.environment |= {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    here = checkout.run(*plan)
-    there = checkout.run(*plan, "--workflow-profile", "profiles/slurm")
+    here = checkout.snakemake(*plan)
+    there = checkout.snakemake(*plan, "--workflow-profile", "profiles/slurm")
     assert here.returncode and "nvidia-smi fails" in here.stdout
-    assert there.returncode == 0 and "gpu=1" in there.stdout
+    assert there.returncode == 0, there.stdout
+    jobs = re.findall(
+        r"^(?:local)?rule (\w+):\n((?:    .*\n)+)", there.stdout, re.MULTILINE
+    )
+    assert {rule for rule, lines in jobs if "gpu=1" in lines} == {
+        *("pseudo_label_images", "caption_images", "caption_groups", "fuse_labels"),
+        *("find_learning_rate", "finetune", "average_weights", "evaluate"),
+    }

@@ -81,7 +81,8 @@ def test_labels_by_a_decision_model_within_a_budget(finished_copy, decisions):  
     assert (root / RESULTS / "flyp/seed0/metrics.json").is_file()
     status = finished_copy.latteclip("status", "demo", "--config", *options)
     assert "which cost" in status.stdout
-    again = finished_copy.snakemake("-R", "score_classes", "--config", *options)
+    scored = f"{RESULTS}/class_scores.parquet"
+    again = finished_copy.snakemake(scored, "-R", "score_classes", "--config", *options)
     assert again.returncode == 0, again.stdout
     assert len(decisions.requests) == N
 
@@ -124,6 +125,7 @@ def test_a_decision_model_votes_beside_captions_within_the_budget_of_all(
     assert by_name["decider"]["per_1000"]["price"] > 0
     summary = (root / "results" / "summary.md").read_text()
     assert "| decider" in summary and "fused" in summary
-    again = finished_copy.snakemake("-R", "score_classes_voter", *options)
+    scored = f"{RESULTS}/voters/decider.parquet"
+    again = finished_copy.snakemake(scored, "-R", "score_classes_voter", *options)
     assert again.returncode == 0, again.stdout
     assert len(decisions.requests) == N

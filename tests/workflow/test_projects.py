@@ -1,18 +1,11 @@
-"""The workflow run from a folder of its own, as a module of another workflow, and from a wheel."""
+"""The workflow run from a folder of its own, and as a module of another workflow."""
 
 import re
-import shutil
-import subprocess
-import sys
-import zipfile
-from pathlib import Path
 
 import pytest
 import yaml
 from support import warm
-from support.checkout import Checkout
 from support.image_folders import class_folders
-from support.tiny import ROOT
 
 FOLDERS = {"classes": "folders"}
 MINE = ("dataset=mine", "image_dir=photos", f"split={FOLDERS}")
@@ -90,10 +83,10 @@ def test_files_of_a_project_add_datasets_and_change_defaults(checkout, project):
     write_yaml(config / "datasets" / "mine.yaml", {"datasets": {"mine": values}})
     changed = {"dataset": "mine", "seeds": 1, "groups": {"gap": 9, "seed": 5}}
     write_yaml(config / "config.yaml", changed | {"clip": tiny_clip(checkout)})
-    planned = checkout.run("latteclip", "workflow", "-n", cwd=project).stdout
+    planned = checkout.latteclip("workflow", "-n", cwd=project).stdout
     assert re.search(r"^finetune +1$", planned, re.MULTILINE), planned
     assert '"gap": 3' in planned and '"seed": 5' in planned
-    assert "mine" in checkout.run("latteclip", "datasets", cwd=project).stdout
+    assert "mine" in checkout.latteclip("datasets", cwd=project).stdout
 
 
 # --- a module of another workflow ----------------------------------------------------------------
@@ -150,54 +143,3 @@ def test_a_module_takes_the_options_of_the_command_line(checkout, outer):
     planned = own_code(checkout, *command, *MINE, cwd=outer)
     assert re.search(r"^latteclip_finetune +2$", planned, re.MULTILINE)
     assert "photos" in planned
-
-
-# --- a wheel -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """The folder in which a wheel was unpacked, as pip would do it."""
-    folder = tmp_path_factory.mktemp("wheel")
-    source = Checkout(folder / "source").root
-    for name in ("pyproject.toml", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    build = [*(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation")]
-    run = subprocess.run(
-        [*build, "--wheel-dir", folder, source], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder / "site-packages")
-    shutil.rmtree(source)
-    return folder / "site-packages"
-
-
-def test_a_wheel_holds_every_file_of_the_workflow(installed):
-    for name in ("workflow", "config", "profiles", "envs"):
-        wanted = files_of(ROOT / name)
-        assert files_of(installed / "latteclip" / "shipped" / name) == wanted, name
-    code = {path for path in files_of(ROOT / "latteclip") if path.suffix == ".py"}
-    assert code <= files_of(installed / "latteclip")
-
-
-def test_a_wheel_runs_the_workflow(checkout, installed, project):
-    shrunken = "datasets={'demo': {'source': {'textures': {'train': 60, 'test': 40}}}}"
-    target = "results/demo/images.parquet"
-    command = (
-        "env",
-        f"PYTHONPATH={installed}",
-        sys.executable,
-        "-m",
-        "latteclip",
-        "workflow",
-    )
-    config = ("--config", "dataset=demo", "seeds=1", shrunken)
-    run = checkout.run(*command, "-j1", *config, "--", target, cwd=project)
-    assert run.returncode == 0, run.stdout
-    assert (project / target).is_file()
-    planned = checkout.run(*command, "-n", *config, cwd=project).stdout
-    assert f'"model": "local-dir:{installed}/latteclip/demo/models/clip"' in planned
-    assert str(installed / "latteclip" / "train" / "finetune.py") in planned
-    assert Path(ROOT / "latteclip").as_posix() not in planned

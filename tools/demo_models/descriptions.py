@@ -110,10 +110,10 @@ def _texture_phrase(classnames: Sequence[str]) -> str:
 
     "striped", "mostly striped", "partly striped", "striped and woven" or "various".
     """
-    counts = Counter(classnames).most_common()
-    (first, n_first), n_second = counts[0], counts[1][1] if len(counts) > 1 else 0
-    if n_first == n_second == 2:
-        return " and ".join(sorted((first, counts[1][0])))
+    counts = Counter(classnames)
+    if sorted(counts.values()) == [2, 2]:
+        return " and ".join(sorted(counts))
+    [(first, n_first)] = counts.most_common(1)
     return {4: first, 3: f"mostly {first}", 2: f"partly {first}", 1: "various"}[n_first]
 
 

@@ -138,7 +138,8 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
     keep_big_buffers()
-    clip, captioner = Clip(arguments.clip), Captioner(arguments.llava)
+    clip = Clip(arguments.clip)
+    captioner = Captioner(arguments.llava)
     for gap in CLIP_GAPS:
         images, attributes = textures.generate(2000, gap, SEED)
         truth = [CLASSNAMES.index(a.classname) for a in attributes]

@@ -145,7 +145,7 @@ class Pool:
         self.targets = attribute_targets(attributes)
 
     def draw(self, n: int) -> tuple[torch.Tensor, list[str], dict[str, torch.Tensor]]:
-        """Pixels [n, 3, 64, 64], a caption for each image, and its attributes' indices [n]."""
+        """Draw pixels [n, 3, 64, 64], a caption of each image, and its attributes by index [n]."""
         batch = self.rng.integers(len(self.images), size=n)
         texts = [self.rng.choice(self.captions[i]) for i in batch]
         targets = {name: target[batch] for name, target in self.targets.items()}
@@ -174,7 +174,8 @@ def train(steps: int) -> tuple[open_clip.CLIP, PreTrainedTokenizerFast, dict[str
     pool = Pool(POOL, LARGEST_GAP, POOL_SEED)
     tokenizer = train_tokenizer([text for texts in pool.captions[::8] for text in texts])
     config = model_config(tokenizer)
-    model, heads = build(config), attribute_heads(WIDTH)
+    model = build(config)
+    heads = attribute_heads(WIDTH)
     log.info("%.2fM parameters", sum(p.numel() for p in model.parameters()) / 1e6)
     model.train()
     optimizer = optimiser([model, heads], weight_decay=0.1)

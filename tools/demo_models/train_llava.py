@@ -43,11 +43,9 @@ FOLDER = Path(textures.__file__).parent / "models" / "llava"
 POOL_SEED = 2000
 LARGEST_GAP = 0.6
 POOL = 32_000  # images
-SIDE, PATCH, CELL = (
-    128,
-    16,
-    62,
-)  # pixels: of a picture, a patch, and an image in a group picture
+SIDE = 128  # pixels of a picture
+PATCH = 16  # pixels
+CELL = 62  # pixels of an image in a group picture
 WIDTH = 128
 VOCABULARY = 512
 CONTEXT = 256  # tokens
@@ -115,13 +113,11 @@ class Pool:
         ]
 
     def draw_group(self) -> np.ndarray:
-        """Four images of one pseudo-label: its class with a random purity, else of any class."""
+        """Draw four images of one pseudo-label: of its class with a random purity, else of any."""
         members = self.members[self.rng.integers(len(self.members))]
         purity = self.rng.uniform(0.3, 1.0)
-        right, any_class = (
-            self.rng.choice(members, 4),
-            self.rng.integers(len(self.images), size=4),
-        )
+        right = self.rng.choice(members, 4)
+        any_class = self.rng.integers(len(self.images), size=4)
         return np.where(self.rng.random(4) < purity, right, any_class)
 
     def describe_group(self, group: np.ndarray) -> str:
@@ -131,7 +127,7 @@ class Pool:
     def draw(
         self, n_images: int, n_groups: int
     ) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-        """Pictures uint8 [n_images + n_groups, 3, 128, 128], and whose images are on them."""
+        """Draw pictures uint8 [n_images + n_groups, 3, 128, 128], with the images on them."""
         singles = self.rng.integers(len(self.images), size=n_images)
         groups = np.stack([self.draw_group() for _ in range(n_groups)])  # [n_groups, 4]
         single_pictures = enlarge(training.flip(self.images[singles], self.rng))
@@ -186,7 +182,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
-    """LLaVA reads the last layer but one, so the fifth vision layer is there for form's sake."""
+    """Return a new model. LLaVA reads the last vision layer but one, so nothing reads the fifth."""
     vision = CLIPVisionConfig(
         hidden_size=WIDTH,
         intermediate_size=4 * WIDTH,
@@ -222,7 +218,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenera
 
 @torch.no_grad()
 def start_from_clip(tower: Any, folder: Path) -> None:
-    """Copy the demo's CLIP vision tower; a patch of 8 px at 64 px becomes one of 16 px at 128."""
+    """Copy the demo's CLIP vision tower. A patch of 8 px at 64 px becomes one of 16 px at 128."""
     clip, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     source = clip.visual
     embeddings = tower.embeddings
@@ -348,7 +344,7 @@ def caption_losses(
 def train(
     attribute_steps: int, caption_steps: int, clip_folder: Path
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """Train both stages; returns the model in evaluation mode."""
+    """Train both stages. Returns the model in evaluation mode."""
     torch.manual_seed(0)
     pool = Pool(POOL, LARGEST_GAP, POOL_SEED)
     groups = [pool.describe_group(pool.draw_group()) for _ in range(3000)]
@@ -357,7 +353,8 @@ def train(
     tokenizer = train_tokenizer(
         answers + 500 * prompts
     )  # often enough to become whole words
-    processor, model = build_processor(tokenizer), build_model(tokenizer)
+    processor = build_processor(tokenizer)
+    model = build_model(tokenizer)
     tower = model.model.vision_tower
     start_from_clip(tower, clip_folder)
     log.info("%.2fM parameters", sum(p.numel() for p in model.parameters()) / 1e6)
@@ -380,7 +377,8 @@ def train(
 
 def name_for_both(weights: Path) -> None:
     """Rename the vision weights: transformers 5 reads the names of version 4, vLLM only those."""
-    new, old = "vision_tower.", "vision_tower.vision_model."
+    new = "vision_tower."
+    old = "vision_tower.vision_model."
     state = {name.replace(new, old): tensor for name, tensor in load_file(weights).items()}
     save_file(state, weights, metadata={"format": "pt"})
 

@@ -13,7 +13,9 @@ from latteclip.demo import generate_textures as textures
 
 log = logging.getLogger(__name__)
 
-MEAN, STD = 0.5, 0.27  # of intensities, all three channels
+# Of intensities, all three channels.
+MEAN = 0.5
+STD = 0.27
 HEADS = {
     "classname": textures.CLASSNAMES,
     "foreground": textures.COLOUR_NAMES,
@@ -28,7 +30,8 @@ def generate_range(
     n: int, largest_gap: float, seed: int, *, steps: int = 8
 ) -> tuple[np.ndarray, list[textures.Attributes]]:
     """Draw n textures in equal parts from `steps` gaps spread evenly over 0..largest_gap."""
-    gaps, parts = np.linspace(0, largest_gap, steps), np.array_split(np.arange(n), steps)
+    gaps = np.linspace(0, largest_gap, steps)
+    parts = np.array_split(np.arange(n), steps)
     drawn = [
         textures.generate(len(part), gap, seed, stream=stream)
         for stream, (part, gap) in enumerate(zip(parts, gaps, strict=True))
@@ -48,7 +51,7 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
 
 
 def flip(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mirror a batch [B, H, W, 3] at random; every attribute stays true."""
+    """Mirror a batch [B, H, W, 3] at random. Every attribute stays true."""
     if rng.random() < 0.5:
         images = images[:, ::-1]
     if rng.random() < 0.5:
@@ -74,7 +77,7 @@ def attribute_heads(width: int) -> torch.nn.ModuleDict:
 def attribute_loss(
     heads: torch.nn.ModuleDict, features: torch.Tensor, targets: dict[str, torch.Tensor]
 ) -> torch.Tensor:
-    """Sum over the attributes of the cross-entropy; features [B, width], targets [B] each."""
+    """Sum over the attributes of the cross-entropy. Features [B, width], targets [B] each."""
     losses = [
         F.cross_entropy(head(features), targets[name]) for name, head in heads.items()
     ]
@@ -105,8 +108,8 @@ def optimise(
 ) -> Iterator[int]:
     """Take one step for each loss and yield its number.
 
-    The learning rate warms up over 100 steps to `peak` and decays by a cosine to a hundredth;
-    gradients are clipped to norm 1. Logs a line every ten seconds.
+    The learning rate warms up over 100 steps to `peak` and decays by a cosine to a hundredth.
+    Gradients are clipped to norm 1. Logs a line every ten seconds.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     started = logged = time.monotonic()

@@ -34,9 +34,6 @@ NOT_THERE = {404, 405}  # what it answers at the other
 TILE = 32  # pixels of the side of a tile, in which pictures are counted
 MAX_TILES = 2048  # tiles of a picture; with more, servers fail after a minute
 TOLERANCE = 0.02  # largest error of a sum of probabilities
-# Refused requests, before any answer, from which the server is taken to refuse all of them.
-MAX_REFUSED = 5
-BAD_REQUEST = {400, 422}
 
 
 def make(settings: CaptionerSettings, *_: object) -> "DecisionsEngine":
@@ -59,7 +56,6 @@ class DecisionsEngine(ServerEngine):
         self._client.project = None
         self._pace = Pace(settings.requests_per_second)
         self._path: str | None = None  # known after the first answer
-        self._refused = 0
 
     def _base(self, url: str) -> str:
         return f"{url.rstrip('/').removesuffix('/v1')}/v1"
@@ -95,7 +91,6 @@ class DecisionsEngine(ServerEngine):
                 text = self._client.post(path, cast_to=str, body=body)
             except openai.APIStatusError as error:
                 if error.status_code not in NOT_THERE:
-                    self._refuse_all(error)
                     raise
                 reasons.append(f"{path}: {why(error)}")
             else:
@@ -105,17 +100,6 @@ class DecisionsEngine(ServerEngine):
             f"{self._where} has none of the paths, or does not know the model "
             f"({'; '.join(reasons)}); check {self.url} and captioner.model."
         )
-
-    def _refuse_all(self, error: openai.APIStatusError) -> None:
-        """Raise UserError where the server found fault with each request so far."""
-        if error.status_code not in BAD_REQUEST or self._path is not None:
-            return
-        self._refused += 1
-        if self._refused >= MAX_REFUSED:
-            raise UserError(
-                f"{self._where} refuses each request ({why(error)}); check captioner.model, "
-                "and whether it is a decision model that reads pictures."
-            )
 
 
 class Pace:

@@ -13,6 +13,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
 
 REFUSED = {*range(300, 400), 401, 402, 403, 404}  # no request will fare better
+BAD_REQUEST = {400, 413, 422}  # another picture may fare better
 NO_CREDIT = "insufficient_quota"  # code of an error, which OpenAI sends with 429
 # Raised where a reply, as the SDK parsed it, lacks what it must have.
 UNUSABLE = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -96,7 +97,7 @@ class ServerEngine:
         except openai.APIStatusError as error:
             if error.status_code in REFUSED or error.code == NO_CREDIT:
                 raise UserError(self._refusal(error)) from None
-            return failed(why(error))
+            return failed(why(error), is_refused=error.status_code in BAD_REQUEST)
         except openai.APIError as error:  # no connection, or no answer in time
             return failed(why(error))
         except UNUSABLE as error:

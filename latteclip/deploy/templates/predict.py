@@ -20,7 +20,10 @@ class Model:
             sys.exit(f"{path} scores other classes than it names; export the model again.")
 
     def __call__(self, path):  # scores [C] and probabilities [C]
-        image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        image = ImageOps.exif_transpose(Image.open(path))
+        if image.mode.startswith("I"):  # 16 bits, which convert("RGB") would clip
+            image = image.convert("I").point(lambda value: value / 256.0).convert("L")
+        image = image.convert("RGB")
         pixels = {each["name"]: prepare(image, **each) for each in self.inputs}
         return [x[0] for x in self.session.run(["scores", "probabilities"], pixels)]
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
+from latteclip.clip.classifier import parts
 from latteclip.core import devices, tables
 from latteclip.train import parallel
 
@@ -41,7 +42,8 @@ class TokenizedTexts:
         encoded = pc.dictionary_encode(both).combine_chunks()
         self._texts = pa.chunked_array([encoded.dictionary])
         self._tokens = None
-        return torch.from_numpy(encoded.indices.to_numpy()[n_known:].astype(np.int64))
+        new_ids = encoded.indices.to_numpy()[n_known:]
+        return torch.from_numpy(new_ids.astype(np.int64))
 
     @property
     def texts(self) -> tables.Strings:
@@ -55,9 +57,8 @@ class TokenizedTexts:
             texts = self.texts
             length = self.clip.tokenizer([""]).shape[1]
             self._tokens = torch.empty(len(texts), length, dtype=torch.int32)
-            for start in range(0, len(texts), TEXTS_AT_ONCE):
-                part = self.clip.tokenizer(list(texts[start : start + TEXTS_AT_ONCE]))
-                self._tokens[start : start + len(part)] = part
+            for rows in parts(len(texts), TEXTS_AT_ONCE):
+                self._tokens[rows] = self.clip.tokenizer(list(texts[rows]))
         return self._tokens
 
     def encode(self, ids: torch.Tensor) -> torch.Tensor:

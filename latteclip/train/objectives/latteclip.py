@@ -15,6 +15,7 @@ from latteclip.core.files import from_values
 from latteclip.train.objectives import base
 
 MARGIN_FLOOR = 1e-6
+KINDS = ("class", "image", "group")  # of texts
 
 
 def make(texts: base.TrainingTexts, switches: Mapping[str, Any], seed: int) -> "LatteClip":
@@ -34,7 +35,8 @@ class GroupSampler:
     def draw(self, labels: torch.Tensor) -> torch.Tensor:
         """Return a group index [B] for each class in `labels` [B], which all have groups."""
         uniform = torch.rand(len(labels), generator=self.generator, dtype=torch.float64)
-        return self.order[self.starts[labels] + (uniform * self.counts[labels]).long()]
+        places = (uniform * self.counts[labels]).long()
+        return self.order[self.starts[labels] + places]
 
 
 class LatteClip(base.Objective):
@@ -50,14 +52,11 @@ class LatteClip(base.Objective):
         self.prototypes = super().classifier()  # P [C, D]
         if texts.prototypes is not None:
             self.prototypes = texts.prototypes.to(self.prototypes)
-        self.start = self.epoch_prototypes = self.prototypes
+        self.start = self.prototypes
+        self.epoch_prototypes = self.prototypes
         self.groups = GroupSampler(texts.group_labels, len(texts.classes), seed)
-        kinds = [
-            switches.class_description,
-            switches.image_description,
-            switches.group_description,
-        ]
-        self.used = torch.tensor(kinds, device=self.prototypes.device)[:, None]  # [3, 1]
+        are_used = [getattr(switches, f"{kind}_description") for kind in KINDS]
+        self.used = torch.tensor(are_used, device=self.prototypes.device)[:, None]  # [3, 1]
         # Labels [B] and targets [B, D] of this step, for each loss.
         self._moves: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -69,11 +68,9 @@ class LatteClip(base.Objective):
         scores = batch.features.detach() @ self.prototypes.T  # [B, C]
         labels = torch.stack([zero_shot, scores.argmax(dim=1)])  # [2, B]
         classes, described = self._encode(batch, labels)
-        against = (
-            self.epoch_prototypes
-            if switches.mixer_prototypes == "epoch"
-            else self.prototypes
-        )
+        against = self.prototypes
+        if switches.mixer_prototypes == "epoch":
+            against = self.epoch_prototypes
         total = batch.features.new_zeros(())
         logs = {"prototype_drift": 1 - (self.prototypes * self.start).sum(dim=1).mean()}
         self._moves = []
@@ -86,10 +83,7 @@ class LatteClip(base.Objective):
             if not used:
                 continue
             features = torch.cat([classes[row][None], described])  # [3, B, D]
-            ones = torch.ones_like(features[..., 0])
-            weights = self.used * (
-                margins(features, against) if switches.mixer_weights else ones
-            )
+            weights = self._weights(features, against)  # [3, B]
             target = mix(features, weights)  # [B, D]
             if switches.prototypes:
                 target = targets(self.prototypes, labels[row], target, switches.alpha)
@@ -100,10 +94,15 @@ class LatteClip(base.Objective):
             all_weights.append(weights)
         weights = torch.cat(all_weights, dim=1)  # [3, B or 2 B]
         shares = (weights / weights.sum(dim=0)).mean(dim=1)
-        logs |= dict(
-            zip(("weight_class", "weight_image", "weight_group"), shares, strict=True)
-        )
+        for name, share in zip(KINDS, shares, strict=True):
+            logs[f"weight_{name}"] = share
         return total, scores, logs
+
+    def _weights(self, features: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
+        """Return the weight [3, B] of each text of features [3, B, D], 0 of a kind that is off."""
+        if self.switches.mixer_weights:
+            return self.used * margins(features, prototypes)
+        return self.used * torch.ones_like(features[..., 0])
 
     def _encode(
         self, batch: base.TrainingBatch, labels: torch.Tensor
@@ -119,9 +118,8 @@ class LatteClip(base.Objective):
             ids.append(self.texts.groups[self.groups.draw(batch.pseudo_labels)])
         encoded = self.texts.tokenized.encode(torch.cat(ids))
         of_classes, *described = encoded.split([*map(len, ids)])
-        of_labels = of_classes[
-            torch.searchsorted(devices.send(classes, labels.device), labels)
-        ]
+        places = torch.searchsorted(devices.send(classes, labels.device), labels)  # [2, B]
+        of_labels = of_classes[places]
         # A description that is off has the features of the class, and weight 0.
         if not self.switches.image_description:
             described.insert(0, of_labels[0])
