@@ -13,13 +13,14 @@ from latteclip.clip.classifier import FeatureMemmap
 from latteclip.clip.model import Clip
 from latteclip.core import devices
 from latteclip.core.class_templates import ClassTemplates, class_texts
-from latteclip.core.errors import UserError
+from latteclip.core.errors import MIB, UserError
 from latteclip.core.open_clip_import import open_clip
 from latteclip.core.terminal import Progress
 from latteclip.data import loader
 
 log = logging.getLogger(__name__)
 LENGTH_BUCKETS = 3
+ACTIVATIONS = 4 * 2**10 * MIB  # bytes of a micro-batch without a GPU of its own memory
 Encoder = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -114,10 +115,37 @@ def _encode(clip: Clip, encode: Encoder, rows: torch.Tensor) -> torch.Tensor:
     """Return `encode(rows)`. The backward pass encodes each micro-batch again (GradCache)."""
     if not torch.is_grad_enabled():
         return _halving_on_oom(clip, encode, rows)
-    if clip.micro_batch is None:
+    if clip.micro_batch is None or len(rows) <= clip.micro_batch:
         return encode(rows)
     parts = rows.split(clip.micro_batch)
     return torch.cat([checkpoint(encode, part, use_reentrant=False) for part in parts])
+
+
+def fitting_micro_batch(clip: Clip) -> int:
+    """Return the images, a power of two, whose activations take at most ACTIVATIONS bytes.
+
+    They are those that the backward pass of the image tower needs.
+    """
+    model: Any = clip.model
+    weights = {_address(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    sizes: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if _address(tensor) not in weights:
+            sizes[_address(tensor)] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    size = model.visual.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    image = torch.zeros(1, 3, height, width, device=clip.device)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model.encode_image(image)
+    fitting = max(1, ACTIVATIONS // max(1, sum(sizes.values())))
+    return 1 << (fitting.bit_length() - 1)
+
+
+def _address(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _halving_on_oom(clip: Clip, encode: Encoder, rows: torch.Tensor) -> torch.Tensor:

@@ -28,6 +28,7 @@ from latteclip.core.open_clip_import import open_clip, with_transformers
 log = logging.getLogger(__name__)
 CLASSIFIER = "prototypes.safetensors"
 Transform = Callable[[Image.Image], torch.Tensor]
+AT_ONCE = 32  # images that a CPU encodes at once: more need memory and are no faster
 
 
 @dataclass
@@ -41,8 +42,12 @@ class Clip:
     device: torch.device
     precision: str = "bf16"  # precision of both towers on CUDA, one of devices.PRECISIONS
     micro_batch: int | None = None  # images or texts encoded at once with gradients
-    at_once: int | None = None  # the same without gradients, once memory ran out
+    at_once: int | None = None  # the same without gradients, None: all of a batch
     text_tower: dict[str, Any] | None = None  # configuration of one of transformers
+
+    def __post_init__(self) -> None:
+        if self.at_once is None and self.device.type != "cuda":
+            self.at_once = AT_ONCE
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -106,6 +106,7 @@ def prepare_training(clip: Clip, compute: ComputeSection, batch_norm: str) -> bo
             "once and whole; set compute.micro_batch to null, compute.gradient_checkpointing to "
             f"false and processes.finetune to 1, or finetune.batch_norm to {FROZEN}."
         )
+    may_halve = compute.micro_batch == "auto" and not moves and parallel.size() == 1
     clip.micro_batch = None if compute.micro_batch == "auto" else compute.micro_batch
     if compute.gradient_checkpointing:
         try:
@@ -115,6 +116,8 @@ def prepare_training(clip: Clip, compute: ComputeSection, batch_norm: str) -> bo
                 f"compute.gradient_checkpointing does not go with clip.model ({first_line(error)});"
                 " set it to false."
             ) from error
+    if may_halve and clip.device.type != "cuda":  # there, memory that runs out ends the process
+        clip.micro_batch = encode.fitting_micro_batch(clip)
     convolutions = sum(isinstance(each, torch.nn.Conv2d) for each in model.visual.modules())
     # For convolutions on a GPU. A ViT has one, which cuts the patches. On a CPU the backward pass
     # of torch 2.13 writes past its memory in this format.
@@ -130,7 +133,7 @@ def prepare_training(clip: Clip, compute: ComputeSection, batch_norm: str) -> bo
             ) from error
         model.visual.compile()
         encode.text_tower(model).transformer.compile(dynamic=True)
-    return compute.micro_batch == "auto" and not moves and parallel.size() == 1
+    return may_halve
 
 
 def training_mode(model: torch.nn.Module, batch_norm: str) -> None:

@@ -152,6 +152,26 @@ def test_auto_halves_micro_batches_but_no_moving_statistics_and_not_beside_other
     assert not prepare(load(backbones, "vit"), micro_batch=2)
 
 
+def test_without_a_gpu_activations_of_a_micro_batch_have_a_bound(backbones, monkeypatch):
+    clip = load(backbones, "vit")
+    sizes = []
+    for bound in (2**20, 2**22):
+        monkeypatch.setattr(encode, "ACTIVATIONS", bound)
+        assert prepare(clip, micro_batch="auto")
+        sizes.append(clip.micro_batch)
+    assert sizes[1] == 4 * sizes[0]
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda tensor: tensor):
+        clip.model.encode_image(torch.zeros(sizes[0], 3, *clip.model.visual.image_size))
+    weights = {tensor.data_ptr() for tensor in clip.model.parameters()}
+    storages = {tensor.untyped_storage().data_ptr(): tensor for tensor in kept}
+    activations = [t for address, t in storages.items() if address not in weights]
+    n_bytes = sum(tensor.untyped_storage().nbytes() for tensor in activations)
+    assert 2**19 < n_bytes <= 2**20
+    prepare(clip, micro_batch="auto", gradient_checkpointing=True)
+    assert clip.micro_batch > sizes[1]
+
+
 # --- steps ---------------------------------------------------------------------------------------
 
 
