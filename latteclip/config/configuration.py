@@ -343,8 +343,8 @@ class Configuration:
             return int(read_object(noted, ["shards"])["shards"])
         if not engine.loads_model:
             return 1
-        gpus = self.section("captioner", dataset)["tensor_parallel_size"]
-        return max(1, self._gpus // gpus)
+        of_a_job = int(self.section("captioner", dataset)["tensor_parallel_size"])
+        return max(1, self._gpus // of_a_job)
 
     def hub_model(
         self, section: str, dataset: str, voter: str = ""

@@ -77,11 +77,10 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
     classnames = of_index.classnames
     written = of_index.written_names
     names = pa.array([written.get(name, name) for name in classnames], pa.string())
-    for voter in report.voters:
-        if not (folder / voter.table).is_file():
+    for table in (folder / voter.table for voter in report.voters):
+        if not table.is_file():
             log.warning(
-                "%s does not exist any more: columns that come from it are empty.",
-                folder / voter.table,
+                "%s does not exist any more: columns that come from it are empty.", table
             )
     audited, calibration = _audited(folder, labels, classnames)
     answers = {}

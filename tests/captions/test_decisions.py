@@ -276,9 +276,10 @@ def test_a_killed_run_goes_on_without_asking_twice_what_was_answered(scored, dec
             time.sleep(1)
 
     decisions.fail = hold
-    with subprocess.Popen(command) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
         assert arrived.wait(120)
         process.kill()
+        process.communicate()
     assert not scored.output.exists()
     subprocess.run(command, check=True)
     assert len(decisions.requests) == N + 1

@@ -358,7 +358,8 @@ def test_a_run_that_is_ended_again_and_again_ends_with_the_same_bytes(
         is_last = ends == len(numbers) or process.poll() is not None
         if not is_last:
             process.send_signal(numbers[ends])
-        status = process.wait()
+        process.communicate()
+        status = process.returncode
         log = (tmp_path / "log").read_text()
         if kept:  # a signal costs no step
             assert f"Resuming after step {kept}," in log

@@ -560,7 +560,7 @@ def test_few_new_images_are_labelled_by_the_trained_model_until_a_user_asks(
     added = [shutil.move(files[i], tmp_path / f"{i}.png") for i in (0, 1)]
     finetune = {"epochs": 1, "batch_size": 20, "warmup_steps": 1}
     given = [*mine(checkout, folder, finetune=finetune)]
-    given += ["--config", "method=flyp", "seeds=1"]
+    given += ["--config", "method=zero_shot,flyp", "seeds=1"]
     results = checkout.root / "results" / "mine"
     weights = results / "flyp" / "seed0" / "model" / "open_clip_model.safetensors"
 
