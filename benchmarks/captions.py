@@ -44,6 +44,7 @@ import pyarrow as pa
 from PIL import Image
 
 from latteclip.captions import caption, requests
+from latteclip.captions.engines import transformers, vllm
 from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.engines.vllm import VllmEngine
 from latteclip.captions.requests import CaptionerSettings, Choices, Request, messages
@@ -236,10 +237,10 @@ def compare_scores(
         "likelihoods of 5 options": (PROMPT, likelihood),
     }
     size = settings.batch_size
-    ways = ((TransformersEngine, FEW), (TransformersEngine, size), (VllmEngine, size))
+    ways = ((transformers, FEW), (transformers, size), (vllm, size))
     for engine, batch_size in ways[-1:] if bare else ways:
         few: Any = settings.model_copy(update={"batch_size": batch_size})
-        scorer: Any = engine(few, threads, 1, True)
+        scorer: Any = engine.make(few, threads, 1, True)
         fix_length(scorer)
         seconds: dict[str, list[float]] = {name: [] for name in asked}
         used: dict[str, list[float]] = {name: [] for name in asked}  # of this process's CPU

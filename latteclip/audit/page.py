@@ -31,9 +31,9 @@ def render_page(
 ) -> tuple[str, str]:
     """Return the page with values for its script, and the policy that allows these `sources`."""
     return render.fill(
-        (PACKAGE,),
+        PACKAGE,
         "audit.html",
-        "audit.js",
+        ["audit.js"],
         sources,
         session=session,
         classnames=sorted(session.schema.classnames),

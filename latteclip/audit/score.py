@@ -218,11 +218,12 @@ def stratified_mean(values: Floats, strata: Ints, sizes: Ints, largest: float) -
     left = sampling - known
     # The added variance is no estimate: it has no error of its own.
     spread = left**2 * free / free_and_added**2
-    n_answered = np.count_nonzero(n)
+    n_answered = int(np.count_nonzero(n))
     freedom = float(max(1, len(values) - n_answered))
-    if spread.sum() > 0:
-        satterthwaite = left.sum() ** 2 / spread.sum()
-        freedom = min(freedom, float(satterthwaite))
+    total_spread = float(spread.sum())
+    if total_spread > 0:
+        satterthwaite = float(left.sum()) ** 2 / total_spread
+        freedom = min(freedom, satterthwaite)
     return Mean(
         value=float((shares * means).sum()),
         sampling=float(sampling.sum()),

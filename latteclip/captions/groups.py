@@ -80,6 +80,7 @@ class Questions:
     members: np.ndarray  # int [R, images of a request], indices into `image_ids`
     image_ids: pa.ChunkedArray  # ids of the N training images
     paths: pa.ChunkedArray  # N
+    checksums: pa.ChunkedArray  # N, of the files
     classnames: Sequence[str]
     labels: Sequence[int] | None  # R, of groups
     prompts: Callable[[int], str]  # the prompt of a row
@@ -90,6 +91,14 @@ class Questions:
 
     def paths_of(self, row: int) -> list[str]:
         return [self.paths[int(i)].as_py() for i in self.members[row]]
+
+    def content_of(self, row: int) -> str:
+        """Return what the first image of a row is known by, wherever its file is moved."""
+        image = int(self.members[row, 0])
+        checksum = self.checksums[image].as_py()
+        return (
+            str(self.image_ids[image].as_py()) if checksum is None else str(checksum.hex())
+        )
 
     @property
     def n_pictures(self) -> int:
@@ -132,6 +141,7 @@ def questions_about(
         members=np.array(members, np.int64).reshape(-1, GROUP_SIZE if groups else 1),
         image_ids=table["image_id"],
         paths=table["path"],
+        checksums=table["checksum"],
         classnames=classnames,
         labels=[labels[i] for i in rows] if groups else None,
         prompts=lambda row: filled[labels[rows[row]]] if labels else prompt,

@@ -373,8 +373,8 @@ class ClassQuestions:
 
     def _orders(self, row: int) -> list[list[int]]:
         names = self._names(row)
-        image_id = self.images.ids[row]
-        return [order_of(image_id, number, names) for number in range(self.settings.orders)]
+        content = self.images.content_of(row)
+        return [order_of(content, number, names) for number in range(self.settings.orders)]
 
     def _names(self, row: int) -> list[str]:
         return [self.images.classnames[c] for c in self.options[row]]
@@ -394,10 +394,10 @@ def letters_prompt(options: Sequence[str]) -> str:
     return "\n".join([QUESTION, *lines, INSTRUCTION])
 
 
-def order_of(image_id: str, number: int, options: Sequence[str]) -> list[int]:
+def order_of(content: str, number: int, options: Sequence[str]) -> list[int]:
     """Return a permutation of K options that depends on nothing but the arguments."""
     return sorted(
-        range(len(options)), key=lambda i: digest(str(number), image_id, options[i])
+        range(len(options)), key=lambda i: digest(str(number), content, options[i])
     )
 
 

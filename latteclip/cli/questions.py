@@ -31,7 +31,8 @@ TITLES = {
     SCORES: "class scores",
 }
 HOW_TO_KNOW = (
-    "captioner.price_input gives it, or a run with limit=16 if the server names prices."
+    "A run with limit=16 measures tokens, and the price if the server or captioner.price_input "
+    "names it."
 )
 
 

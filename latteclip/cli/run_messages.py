@@ -121,7 +121,12 @@ def finished(configuration: Configuration, outputs: Collection[str]) -> list[str
                 f"Next, to look at them: latteclip labels show {results}",
                 f"Next, to use them: latteclip labels export {results} --format imagefolder "
                 "--output labelled",
+                "Next, to see how right they are and to improve them by your answers: latteclip "
+                f"teach {results}",
             ]
+            model = f"{results}/image_prototypes/seed0/model"
+            if model in outputs:
+                lines.append(_predict(configuration, dataset, model))
     index = f"results/{stage_params.overview(configuration)}"
     if len(configuration.datasets) > 1 and index in outputs:
         lines.append(f"The page of all datasets is {index}.")
@@ -148,11 +153,14 @@ def _results(configuration: Configuration, dataset: str, page: str) -> Iterator[
             )
         elif not audits:
             yield f"Next, to see how right it is: latteclip audit {results}"
-        photos = configuration.dataset(dataset)["source"].get("folder", "photos")
-        words = shlex.join([model if configuration.suffix else results, photos])
-        yield f"Next, to use it: latteclip predict {words}"
+        yield _predict(configuration, dataset, model if configuration.suffix else results)
         if len(configuration.voters(dataset)) > 1:
             yield f"Next, to see how right each voter is: latteclip labellers {results}"
+    if not configuration.candidates(dataset):
+        for method in configuration.methods_of(dataset):
+            model = f"{results}/{method}/seed{configuration.seeds[0]}/model"
+            if os.path.isdir(model):
+                yield _predict(configuration, dataset, model)
     yield from outdated(Path(results))
     # Trainings that did not finish.
     for folder in sorted(Path(results).glob("*/seed*/checkpoint*")):
@@ -161,6 +169,11 @@ def _results(configuration: Configuration, dataset: str, page: str) -> Iterator[
             f"{folder} ({size / 1e6:,.0f} MB) is of a training that did not finish. Remove it "
             "unless you want to go on with that training."
         )
+
+
+def _predict(configuration: Configuration, dataset: str, model: str) -> str:
+    photos = configuration.dataset(dataset)["source"].get("folder", "photos")
+    return f"Next, to classify photographs: latteclip predict {shlex.join([model, photos])}"
 
 
 def outdated(results: Path) -> Iterator[str]:

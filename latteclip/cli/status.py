@@ -88,6 +88,8 @@ def _options(
     for name in names:
         noted = None if config or configfiles else run_options.read_options(name)
         if noted is None:
+            if given == ((), (), ()):
+                _refuse_unknown(name)
             datasets.setdefault(given, []).append(name)
             continue
         values = {key: value for key, value in noted["config"].items() if key != "dataset"}
@@ -101,6 +103,20 @@ def _options(
             pairs += (f"dataset={json.dumps(keys)}",)
         flags = {"--configfile": files, "--config": pairs, "--sdm": methods}
         yield [word for flag, words in flags.items() if words for word in (flag, *words)]
+
+
+def _refuse_unknown(name: str) -> None:
+    """Raise UserError for a dataset that only limited runs know."""
+    limited = [
+        noted
+        for noted in run_options.noted_datasets()
+        if re.fullmatch(rf"{re.escape(name)}_\d+", noted)
+    ]
+    if limited and name not in layers.datasets():
+        raise UserError(
+            f"{name} was run with a limit only: latteclip status {limited[-1]} shows that run, and "
+            f"latteclip status {name} --estimate what the whole takes."
+        )
 
 
 def _as_json(jobs: pd.DataFrame) -> dict[str, Any]:

@@ -125,6 +125,11 @@ def find(model: str | Path) -> Path:
         configs = [folder / CLIP_CONFIG, folder / image_encoder_files.CONFIG]
         if (folder / clips.CLASSIFIER).is_file() and any(map(Path.is_file, configs)):
             return folder
+    if others := sorted(map(str, Path(model).glob("*/seed*/model"))):
+        raise UserError(
+            f"{model} has no chosen model: run the whole workflow, which chooses one, or name one "
+            f"that is there: {', '.join(others)}."
+        )
     raise UserError(
         f"{model} is not a fine-tuned model: it has no {CLIP_CONFIG} with {clips.CLASSIFIER} "
         "beside it; give results/<dataset> where a model was chosen, or a folder such as "

@@ -3,7 +3,7 @@
 import os
 import re
 from codecs import BOM_UTF8
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
@@ -13,6 +13,7 @@ from latteclip.config.amounts import amount_of
 from latteclip.config.budgets import Asking
 from latteclip.config.configuration import Configuration
 from latteclip.config.methods import OBJECTIVES, VOTER_KINDS, VOTERS
+from latteclip.config.sections.split import SplitSection
 from latteclip.config.stage_params import (
     names_file,
     user_file,
@@ -22,10 +23,17 @@ from latteclip.config.voters import FILE_KEYS
 from latteclip.core.answer_tables import TABLES
 from latteclip.core.class_groups import read_parents
 from latteclip.core.class_history import edited_classes
-from latteclip.core.class_templates import ClassTemplates
+from latteclip.core.class_templates import ClassTemplates, clean_classnames
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.files import existing
-from latteclip.core.folder_names import CLASSES, DISCOVER, FOLDERS, SPLITS, is_litter
+from latteclip.core.folder_names import (
+    CLASSES,
+    DISCOVER,
+    FOLDERS,
+    SPLITS,
+    is_litter,
+    lines_of,
+)
 from latteclip.core.terminal import DECISIONS_URL, URL, one_line
 
 # Addresses in messages, by the variables of the environment.
@@ -108,6 +116,7 @@ def _class_names(
     configuration: Configuration, dataset: str, folder: str, images: str
 ) -> Iterator[str]:
     """Check that a list, examples or the folders of images name the classes of a dataset."""
+    split = configuration.section("split", dataset)
     file = os.path.join(folder, CLASSES)
     alike = [name for name in sorted(os.listdir(folder)) if name.lower() == CLASSES]
     if alike and CLASSES not in alike:
@@ -117,7 +126,9 @@ def _class_names(
             f"{file} names no class; write one name per line, or remove the file if the folders "
             "are the classes."
         )
-    if os.path.lexists(file) or configuration.section("split", dataset).get("examples"):
+    if os.path.isfile(file):
+        yield from _listed_classes(file, SplitSection(**split).classname_replace)
+    if os.path.lexists(file) or split.get("examples"):
         return
     folders = sorted(class_folders(images))
     listing = (
@@ -137,6 +148,16 @@ def _class_names(
             f"{folder} has no {CLASSES}, but {some_names(folders)}. If these folders are the "
             f"classes, add --config \"split={{'classes': 'folders'}}\". If not, {listing}"
         )
+
+
+def _listed_classes(file: str, replacements: Mapping[str, str]) -> Iterator[str]:
+    """Check that a list has two classes or more, which differ after clean-up."""
+    try:
+        clean_classnames(lines_of(file), replacements)
+    except UserError as error:
+        yield f"{file}: {error}"
+    except (OSError, ValueError):  # index_images says why it cannot be read
+        return
 
 
 def _has_text(file: str) -> bool:

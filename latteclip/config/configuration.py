@@ -81,7 +81,8 @@ class Configuration:
         if folder := self.config.get("image_dir"):
             if len(asked) != 1 or asked == [ALL]:
                 raise UserError(
-                    f"image_dir belongs to one dataset, but dataset asks for {asked}."
+                    f"image_dir is the folder of one dataset, but dataset is {', '.join(asked)}; "
+                    "name the folder of each as source.folder in config/datasets/<dataset>.yaml."
                 )
             values = known.setdefault(asked[0], {})
             file = values.get("split", {}).get("file")
@@ -342,8 +343,8 @@ class Configuration:
             return int(read_object(noted, ["shards"])["shards"])
         if not engine.loads_model:
             return 1
-        gpus = self.section("captioner", dataset)["tensor_parallel_size"]
-        return max(1, self._gpus // gpus)
+        of_a_job = int(self.section("captioner", dataset)["tensor_parallel_size"])
+        return max(1, self._gpus // of_a_job)
 
     def hub_model(
         self, section: str, dataset: str, voter: str = ""

@@ -57,11 +57,6 @@ def local_clip(values: Mapping[str, Any]) -> str | None:
     return str(pretrained) if is_file else None
 
 
-def local_captioner(values: Mapping[str, Any]) -> str | None:
-    """Return the folder of the model of section `captioner`, or None."""
-    return str(values["model"]) if os.path.isdir(values["model"]) else None
-
-
 def hub_captioner(values: Mapping[str, Any]) -> Names | None:
     """Return the names of a captioner of the hub from section `captioner`, or None."""
     if is_folder(values["model"]):

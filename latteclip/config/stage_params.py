@@ -90,8 +90,8 @@ def local_captioner(configuration: Configuration, dataset: str, voter: str = "")
     """Return a digest of the captioner's model if it is a folder."""
     if not configuration.engine(dataset, voter).loads_model:
         return ""
-    values = configuration.section("captioner", dataset, voter)
-    return _fingerprint(hub_names.local_captioner(values))
+    model = configuration.section("captioner", dataset, voter)["model"]
+    return _fingerprint(model) if os.path.isdir(model) else ""
 
 
 def local_encoder(configuration: Configuration, encoder: str) -> str:

@@ -72,8 +72,9 @@ def _sampled(path: Path) -> bytes:
 
 def write_sums(folder: str | Path) -> None:
     """Write SHA256SUMS of the files below a folder, without hidden files and the README."""
+    folder = Path(folder)
     lines = []
-    for name, path in sorted(_visible_files(Path(folder))):
+    for name, path in sorted(_visible_files(folder)):
         if name not in (SUMS, "README.md"):
             lines.append(f"{sha256(path)}  {name}\n")
     write_text(folder / SUMS, "".join(lines))

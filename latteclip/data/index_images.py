@@ -141,8 +141,9 @@ def _checksums(
     """Yield the checksums of files of the folder, whose images are in the cache."""
     for start in range(0, len(files), BATCH):
         stats = {}
-        for name, *stat in files[start : start + BATCH]:
-            stats[os.path.normpath(os.path.join(folder, name))] = tuple(stat)
+        for name, size, modified in files[start : start + BATCH]:
+            path = os.path.normpath(os.path.join(folder, name))
+            stats[path] = (size, modified)
         decoded = read_cache(cache, stats)
         for path in stats:
             if path in decoded:

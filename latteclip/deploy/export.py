@@ -26,7 +26,12 @@ from latteclip.core.files import new_folder, replacing, write_json
 from latteclip.core.open_clip_import import open_clip
 from latteclip.deploy import onnx_graph, onnx_int8, transformers_clip
 from latteclip.deploy.hub_upload import Upload
-from latteclip.deploy.model_origin import Classify, abstention_threshold, run_of
+from latteclip.deploy.model_origin import (
+    Classify,
+    abstention_threshold,
+    refuse_without_guarantee,
+    run_of,
+)
 from latteclip.deploy.predict import Predictor, encoders_of
 from latteclip.evaluate.results import read_metrics
 from latteclip.labels.fusion_report import NAME, read_fusion_report
@@ -89,6 +94,8 @@ def export(
         )
     if folder.is_relative_to(opened.folder.resolve()):
         raise UserError(f"{destination} lies in the folder of the model; name another one.")
+    if abstain is not None:
+        refuse_without_guarantee(opened, abstain, is_exact=not int8)
     origin = read_origin(opened.folder)
     dataset = origin["dataset"]
     templates = [t.replace(PLACE, "{c}") for t in opened.class_templates.templates]

@@ -24,6 +24,7 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import new_folder, replacing
 from latteclip.core.metadata import UnknownMetadata
+from latteclip.core.run_options import run_command
 from latteclip.core.terminal import one_line
 from latteclip.data.decoding import FORMATS
 from latteclip.data.images import image_exists, open_rgb, shard_member
@@ -37,6 +38,10 @@ FOLDERS = ("label-studio", "imagefolder", "datasets")  # formats of several file
 WITH_IMAGES = ("imagefolder", "datasets")  # formats that may contain the images
 TABLE = "labels.csv"  # beside the folders of classes
 LOCAL = "/data/local-files/?d="  # where Label Studio serves files of its machine
+LABEL_STUDIO = (
+    "Label Studio shows the images of this machine if it is started with "
+    "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT=/."
+)
 NOT_IN_XML = re.compile("[\x00-\x08\x0b-\x1f\ud800-\udfff\ufffe\uffff]")
 # Kinds of images that may be left out. A file of this name in a dataset's results has them.
 LEAVE_OUT = {
@@ -90,7 +95,8 @@ def export_labels(
     for kind in leave_out:
         if not (path := Path(folder) / f"{kind}.parquet").is_file():
             raise UserError(
-                f"--leave-out {kind} reads {path}; run the workflow, which writes it."
+                f"--leave-out {kind} reads {path}, which does not exist yet; run "
+                f"{run_command(folder, f'results/{Path(folder).absolute().name}/{path.name}')}."
             )
     table, described = label_table.read(Path(folder))
     promises: list[str] = []
@@ -118,6 +124,8 @@ def export_labels(
     n = len(table) - table["label"].null_count
     error = _error(described)
     lines = [f"{n} labels, {error}, are in {output}.", *promises, *_about_answers(table)]
+    if form == "label-studio":
+        lines.append(LABEL_STUDIO)
     if counts["unknown"] and not _has_checked_unknown(Path(folder)):
         lines.append(
             "Nobody has checked is_unknown: a share of the images is marked whether or not any is "
@@ -128,7 +136,7 @@ def export_labels(
         if not count:
             continue
         if kind in leave_out:
-            lines.append(f"{count} images are left out.")
+            lines.append(f"{count} images are left out, which {LEAVE_OUT[kind]}.")
         else:
             lines.append(
                 f"{count} images {LEAVE_OUT[kind]}; --leave-out {kind} exports without them."
@@ -227,7 +235,8 @@ def _write_label_studio(folder: Path, table: pa.Table, described: LabelsMetadata
 
 def _task(row: dict[str, Any], version: str) -> dict[str, Any]:
     """Return an image as a task: a label is a prediction to correct, an answer an annotation."""
-    data = {"image": LOCAL + quote(row["path"].lstrip("/"))}
+    place = Path(row["path"]).absolute().as_posix().lstrip("/")
+    data = {"image": LOCAL + quote(place)}
     for key, value in row.items():
         if value is not None and key != "path":
             data[key] = value

@@ -8,6 +8,7 @@ from typing import Literal
 
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+from huggingface_hub.utils import validate_repo_id
 
 from latteclip.core.errors import MIB, UserError
 from latteclip.core.terminal import one_line
@@ -33,6 +34,7 @@ class Upload:
     ) -> "Upload | None":
         """Return what options ask for, None for no upload, or raise UserError."""
         if repo is not None:
+            refuse_invalid(repo)
             return cls(repo, kind, private=not public, dry_run=dry_run)
         if public or dry_run:
             raise UserError("--public and --dry-run are for --push-to-hub REPO; give it.")
@@ -77,10 +79,6 @@ class Upload:
         """Raise UserError for what the hub refuses, or where it does not answer."""
         try:
             yield
-        except HFValidationError as error:
-            raise UserError(
-                f"--push-to-hub {one_line(self.repo)}: {one_line(error)}"
-            ) from None
         except HfHubHTTPError as error:
             status = error.response.status_code if error.response is not None else 0
             remedy = (
@@ -96,3 +94,13 @@ class Upload:
                 f"{constants.ENDPOINT} does not answer ({one_line(error)}); the files are written, "
                 "and hf upload uploads them later."
             ) from None
+
+
+def refuse_invalid(repo: str) -> None:
+    """Raise UserError for a name that no repository of the hub can have."""
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UserError(f"--push-to-hub {one_line(repo)}: {one_line(error)}") from None
+    if "/" not in repo:
+        raise UserError(f"--push-to-hub {repo} names no user; give <user>/{repo}.")

@@ -77,11 +77,10 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
     classnames = of_index.classnames
     written = of_index.written_names
     names = pa.array([written.get(name, name) for name in classnames], pa.string())
-    for voter in report.voters:
-        if not (folder / voter.table).is_file():
+    for table in (folder / voter.table for voter in report.voters):
+        if not table.is_file():
             log.warning(
-                "%s does not exist any more: columns that come from it are empty.",
-                folder / voter.table,
+                "%s does not exist any more: columns that come from it are empty.", table
             )
     audited, calibration = _audited(folder, labels, classnames)
     answers = {}
@@ -361,7 +360,7 @@ def accepted(folder: Path, share: float, *, on_average: bool) -> tuple[pa.Array,
     answered = pa.array(list(answers.images), pa.string())
     taken |= pc.is_in(labels["image_id"], answered).to_numpy()
     n_left = len(taken) - taken.sum()
+    rest = f" For all of them, answer about the other {n_left:,}." if n_left else ""
     return pa.array(taken), (
-        f"Of {len(taken):,} labels {taken.sum():,} may be taken: {promise}. For all of them, "
-        f"answer about the other {n_left:,}."
+        f"Of {len(taken):,} labels {taken.sum():,} may be taken: {promise}.{rest}"
     )

@@ -22,6 +22,7 @@ from latteclip.core.errors import UserError
 from latteclip.evaluate.results import read_selection
 from latteclip.evaluate.train_predictions import read_predictions
 from latteclip.labels import fusion_report
+from latteclip.labels.fusion_report import PersonAnswers
 from latteclip.labels.guarantees import (
     Bools,
     Floats,
@@ -118,15 +119,21 @@ class CheckedPredictions:
     basis: str  # what a guarantee rests on, in words
 
 
-def _checked(
-    model: FinetunedModel,
-    path: Path,
-    classify: Classify,
-    max_error: float,
-    *,
-    is_exact: bool = True,
-) -> CheckedPredictions:
-    """Return predictions for images drawn at random, or raise UserError if they are too few."""
+def refuse_without_guarantee(
+    model: FinetunedModel, max_error: float, *, is_exact: bool = True
+) -> None:
+    """Raise the UserError of `abstention_threshold`, if any, before anything is computed."""
+    path = result_file(fusion_report.NAME, model.folder, "--abstain")
+    _counted(model, path, max_error, is_exact=is_exact)
+
+
+def _counted(
+    model: FinetunedModel, path: Path, max_error: float, *, is_exact: bool
+) -> tuple[PersonAnswers, str | None, list[str]]:
+    """Return the answers, the classifier of `fuse_labels` that they check, and their images.
+
+    UserError: there are too few, or they check other probabilities than those that are wanted.
+    """
     answers = fusion_report.read_fusion_report(path).answers
     ids = answers.checking
     checks = answers.checked.classifiers if answers.checked else {}
@@ -136,26 +143,41 @@ def _checked(
     if name is None:
         unseen = _unseen(model, ids, len(index), drawable)
         _require_unseen(unseen, len(ids), max_error, path.parent)
-        classes = {image: answers.images[image] for image in unseen.images}
-        confidence, probabilities, truth = _predicted(model, path.parent, classes, classify)
-        right = [
-            row.argmax() == label for row, label in zip(probabilities, truth, strict=True)
-        ]
-        how = "which the model was not trained on"
-    elif not is_exact:
+        return answers, None, unseen.images
+    if not is_exact:
         raise UserError(
             f"The guarantee of {name} rests on classifiers that left answers out, in float32, "
             "and --int8 changes probabilities; leave out --int8 or --abstain, or export a trained "
             "model of the dataset."
         )
+    require_answers(len(checks[name].right), drawable, max_error, path.parent)
+    return answers, name, list(ids)
+
+
+def _checked(
+    model: FinetunedModel,
+    path: Path,
+    classify: Classify,
+    max_error: float,
+    *,
+    is_exact: bool = True,
+) -> CheckedPredictions:
+    """Return predictions for images drawn at random, or raise UserError if they are too few."""
+    answers, name, images = _counted(model, path, max_error, is_exact=is_exact)
+    if name is None or answers.checked is None:
+        classes = {image: answers.images[image] for image in images}
+        confidence, probabilities, truth = _predicted(model, path.parent, classes, classify)
+        right = [
+            row.argmax() == label for row, label in zip(probabilities, truth, strict=True)
+        ]
+        how = "which the model was not trained on"
     else:
-        check = checks[name]
+        check = answers.checked.classifiers[name]
         confidence = np.array(check.confidence)
         right = check.right
         probabilities = np.array(check.probabilities).reshape(len(right), -1)
-        truth = _classes(model, [answers.images[image] for image in ids])
+        truth = _classes(model, [answers.images[image] for image in images])
         how = "each of them left out of the classifier that it checks (five folds)"
-        require_answers(len(right), drawable, max_error, path.parent)
     basis = (
         f"This holds for images like the training images of {path.parent} without the "
         f"{answers.n_teaching} that were chosen to teach. It rests on {len(right)} answers about "

@@ -42,7 +42,7 @@ from latteclip.discover.inputs import (
 )
 from latteclip.discover.new_classes import show_added_class, show_new_classes
 from latteclip.discover.new_classes_page import (
-    PACKAGES,
+    PACKAGE,
     QUALITY,
     SIDE,
     NewClassesHandler,
@@ -274,9 +274,9 @@ class ClassesPage:
 
     def _filled(self, sources: str, values: Mapping[str, Any]) -> tuple[str, str]:
         return render.fill(
-            PACKAGES,
+            PACKAGE,
             "classes.html",
-            "classes.js",
+            ["common.js", "classes.js"],
             sources,
             dataset=self.dataset,
             values=values,

@@ -22,6 +22,7 @@ Nothing is random. Letters: N images, D embedding width, T terms, K groups, n so
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +48,7 @@ LIKELIEST = 8  # groups of an image that have a share in the means
 ROWS = 2048  # images that are scored at once
 MIN_SQUARE = 1e-6  # of the length of a sum
 # [N, K] the shares of N images in K groups, of which each image has a few.
-Shares = scipy.sparse.csr_matrix
+Shares: TypeAlias = scipy.sparse.csr_matrix
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from latteclip.report import render
 SIDE = 256  # pixels of a served picture
 QUALITY = 85  # of its WebP
 SHOWN = 12  # pictures of a group
-PACKAGES = "latteclip.discover", "latteclip.audit"  # whose served page begins alike
+PACKAGE = "latteclip.discover"
 TAKEN = "new_classes.json"  # the name of each class that was taken over, by its first image
 
 
@@ -102,9 +102,9 @@ class NewClassesPage:
             groups.append({"name": group.name or "", "n": n_images, "pictures": pictures})
         values = {"groups": groups, "again": run_command(self.folder), **self.state()}
         return render.fill(
-            PACKAGES,
+            PACKAGE,
             "new_classes.html",
-            "new_classes.js",
+            ["common.js", "new_classes.js"],
             SERVED,
             dataset=self.dataset,
             values=values,

@@ -21,7 +21,7 @@ WIDTH = 100
 SEED = 0  # seed of the draw of images
 
 
-class Source(NamedTuple):
+class LabelSource(NamedTuple):
     """What gives an image a label, and the columns of that label."""
 
     title: str
@@ -36,14 +36,14 @@ class Source(NamedTuple):
 
 
 SOURCES = (
-    Source("zero-shot", "zero_shot_label"),
-    Source("adapted", "adapted_label"),
-    Source("images", "image_label"),
+    LabelSource("zero-shot", "zero_shot_label"),
+    LabelSource("adapted", "adapted_label"),
+    LabelSource("images", "image_label"),
     *(
-        Source(voter.title, f"{name}_label", f"{name}_confidence")
+        LabelSource(voter.title, f"{name}_label", f"{name}_confidence")
         for name, voter in VOTERS.items()
     ),
-    Source("fused", "fused_label", "fused_confidence"),
+    LabelSource("fused", "fused_label", "fused_confidence"),
 )
 
 

@@ -19,27 +19,35 @@ def render(template: str, **values: Any) -> str:
     The page's policy allows one script and no connection: even a text that slipped through the
     escaping would not run.
     """
-    return fill((PACKAGE,), template, "page.js", "img-src data:", **values)[0]
+    return fill(PACKAGE, template, ["page.js"], "img-src data:", **values)[0]
 
 
 def fill(
-    packages: Sequence[str], template: str, script: str, sources: str, **values: Any
+    package: str, template: str, scripts: Sequence[str], sources: str, **values: Any
 ) -> tuple[str, str]:
-    """Fill a template of packages, and return the page and its policy.
+    """Fill a template of a package, and return the page and its policy.
 
-    The first package has the template and the script. The policy allows these `sources`.
+    The scripts are files of the package, run as one. The policy allows these `sources`.
     """
-    text = (files(packages[0]) / "templates" / script).read_text(encoding="utf-8")
-    allowed = policy(text, sources)
-    own = {"style": Markup(style()), "script": Markup(text)}  # files of this package
-    page = environment(*packages).get_template(template)
+    script = "".join(_text(package, name) for name in scripts)
+    allowed = policy(script, sources)
+    own = {"style": Markup(_text(PACKAGE, "page.css")), "script": Markup(script)}
+    page = environment(package).get_template(template)
     return page.render(policy=allowed, **own, **values), allowed
 
 
-def environment(*packages: str) -> Environment:
-    """Return the templates of packages, which escape every value and allow no missing one."""
+def _text(package: str, name: str) -> str:
+    """Return the text of a file beside the templates of a package."""
+    return (files(package) / "templates" / name).read_text(encoding="utf-8")
+
+
+def environment(package: str) -> Environment:
+    """Return templates, which escape every value and allow no missing one.
+
+    They are those of a package, and those of this one, which all pages extend.
+    """
     templates = Environment(
-        loader=ChoiceLoader([PackageLoader(package) for package in packages]),
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader(PACKAGE)]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -51,11 +59,6 @@ def environment(*packages: str) -> Environment:
         **{function.__name__: function for function in formats},
     }
     return templates
-
-
-def style() -> str:
-    """Return the style that all pages share."""
-    return (files(PACKAGE) / "templates" / "page.css").read_text(encoding="utf-8")
 
 
 def policy(script: str, sources: str) -> str:

@@ -73,7 +73,7 @@ def test_the_whole_way_by_keyboard_through_a_kill(visit, results):
         served.process.communicate(timeout=60)
         page.keyboard.press("1")
         page.wait_for_selector("#trouble:not([hidden])")
-        assert "saved" in page.locator("#trouble").inner_text()
+        assert "earlier answers are saved" in page.locator("#trouble").inner_text()
         page.context.close()
     said = saved(results)
     with Served(results, "--budget", "30") as served:

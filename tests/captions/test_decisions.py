@@ -24,7 +24,7 @@ from latteclip.captions.metadata import Rest, ScoresMetadata
 from latteclip.captions.score_classes import mean_decision
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.metadata import GainsMetadata
+from latteclip.core.metadata import GainsMetadata, IndexMetadata
 
 ENGINE = {
     **of_engine("decisions"),
@@ -162,6 +162,23 @@ def test_answers_of_earlier_runs_count_and_are_used(scored, decisions):
     assert len(decisions.requests) == sum(asked(columns)) == 5
     columns = decisions_of(scored, max_cost=COST)  # less than was spent
     assert len(decisions.requests) == sum(asked(columns)) == 5
+
+
+def test_renamed_images_are_not_paid_for_again(scored, decisions):
+    decisions_of(scored)
+    n = len(decisions.requests)
+    metadata = IndexMetadata(scored.classnames)
+    moved = {
+        scored.inputs[0]: (tables.IMAGES, metadata),
+        scored.inputs[1]: (tables.PSEUDO_LABELS, None),
+    }
+    for path, (schema, described) in moved.items():
+        columns = tables.read(path, schema).to_pydict()
+        columns["image_id"] = [f"moved/{number}.png" for number in range(N + 2)]
+        tables.write(path, columns, schema, described)
+    columns = decisions_of(scored)
+    assert all(asked(columns)) and columns["image_id"][0].startswith("moved/")
+    assert len(decisions.requests) == n
 
 
 def test_the_images_of_the_largest_gain_come_first(scored, decisions, caplog):

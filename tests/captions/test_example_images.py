@@ -19,6 +19,7 @@ from latteclip.captions.pictures import read_image
 from latteclip.captions.requests import Choices, ChoiceScores, Identity, Request, digest
 from latteclip.captions.score_classes import letters_of, letters_prompt, order_of
 from latteclip.core import tables
+from latteclip.data.folder_files import checksum
 from latteclip.data.images import open_rgb
 
 K = 3  # likely classes of an image
@@ -101,7 +102,8 @@ def test_without_the_key_requests_and_their_digests_are_those_of_before(scored, 
     identity = Identity(SETTINGS.model, "abc", "float32", None, 0, layout)
     for row, options in enumerate(columns["options"]):
         listed = [names[c] for c in options]
-        orders = [order_of(scored.names[row], number, listed) for number in range(2)]
+        content = checksum(scored.files[row]).hex()
+        orders = [order_of(content, number, listed) for number in range(2)]
         prompts = tuple(letters_prompt([listed[i] for i in order]) for order in orders)
         choices = Choices("multiple_choice", letters_of(K), prompts)
         contents = [read_image(scored.files[row])]

@@ -71,8 +71,16 @@ def test_a_run_ends_with_page_model_and_next_commands(mine, tmp_path):
         in text
     )
     labels = run_messages.finished(found, ["results/mine/fused_labels.parquet"])
-    assert "latteclip labels export results/mine" in labels[-1]
+    assert "latteclip labels export results/mine" in labels[2]
+    assert "latteclip teach results/mine" in labels[-1]
+    model = "results/mine/image_prototypes/seed0/model"
+    files = ["results/mine/fused_labels.parquet", model]
+    assert f"latteclip predict {model} photos" in run_messages.finished(found, files)[-1]
     assert run_messages.finished(found, ["results/mine/images.parquet"]) == []
+    alone = mine(method="image_prototypes", seeds=1)
+    (tmp_path / model).mkdir(parents=True)
+    page = f"results/mine/report{alone.suffix}.html"
+    assert f"latteclip predict {model} photos" in run_messages.finished(alone, [page])[1]
 
 
 def test_models_that_a_run_fetches_are_named(mine):

@@ -1,12 +1,14 @@
 import json
 import re
 
+import pytest
 from snakemake import cli as snakemake_cli
 
 from latteclip.cli import status
 from latteclip.config import layers
 from latteclip.config.configuration import Configuration
 from latteclip.core import run_options
+from latteclip.core.errors import UserError
 
 
 def test_a_dataset_is_looked_at_with_the_options_of_its_last_run(tmp_path, monkeypatch):
@@ -34,6 +36,8 @@ def test_a_dataset_is_looked_at_with_the_options_of_its_last_run(tmp_path, monke
     )
     assert (read.seeds, read.section("captioner", "dtd")["revision"]) == ([0], None)
     assert run_options.noted_datasets() == ["a", "b", "c_64", "d_None"]
+    with pytest.raises(UserError, match="latteclip status c_64"):
+        list(status._options(["c"], [], [], []))
 
 
 def test_changed_settings_are_leaves_and_texts():

@@ -1,3 +1,4 @@
+import re
 import shutil
 
 import pytest
@@ -60,3 +61,10 @@ def test_one_of_other_classes_is_refused(folder):
     assert finetuned.load(folder, CPU, classnames=CLASSNAMES).classnames == CLASSNAMES
     with pytest.raises(UserError, match="classnames"):
         finetuned.load(folder, CPU, classnames=["a", "b", "d"])
+
+
+def test_a_folder_without_a_chosen_model_names_its_models(tmp_path):
+    model = tmp_path / "image_prototypes" / "seed0" / "model"
+    model.mkdir(parents=True)
+    with pytest.raises(UserError, match=f"no chosen model.*{re.escape(str(model))}"):
+        finetuned.find(tmp_path)

@@ -90,6 +90,19 @@ def test_a_list_without_classes_does_not_turn_folders_into_classes(
         checked()
 
 
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [("cat\n", "at least two"), ("cat\nCat\ndog\n", "'Cat'")],
+    ids=["one class", "twice"],
+)
+def test_classes_that_no_run_can_use_are_known_at_its_start(
+    checked, photos, content, named
+):
+    (photos / "classes.txt").write_text(content)
+    with pytest.raises(UserError, match=rf"photos/classes\.txt: .*{named}"):
+        checked()
+
+
 def test_a_list_of_another_case_is_not_overlooked(checked, photos):
     (photos / "dcim").mkdir()
     (photos / "classes.txt").rename(photos / "Classes.TXT")

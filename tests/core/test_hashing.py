@@ -17,7 +17,7 @@ def test_sums_are_of_all_files_but_hidden_ones_and_the_readme(tmp_path):
     (tmp_path / "in").mkdir()
     for name in ("a.bin", "in/b.txt", "README.md", ".cache", "in/.hidden"):
         (tmp_path / name).write_text(name)
-    hashing.write_sums(tmp_path)
+    hashing.write_sums(str(tmp_path))
     lines = (tmp_path / hashing.SUMS).read_text().splitlines()
     assert [line[66:] for line in lines] == ["a.bin", "in/b.txt"]
     command = ["sha256sum", "--check", "--strict", "--quiet", hashing.SUMS]

@@ -279,7 +279,7 @@ def test_a_test_folder_that_is_no_class_is_an_error(tmp_path):
         (["cat/1.jpg"], "at least two classes"),
         (["1.jpg"], "holds no class folders"),
         (["cat/1.jpg", "dog/1.txt"], "dog holds no image"),
-        (["train/cat/1.jpg", "train/dog/1.jpg"], "not both of train and test"),
+        (["train/cat/1.jpg", "train/dog/1.jpg"], "both train and test"),
         (["train/all/1.jpg", "test/cat/1.jpg", "test/dog/2.jpg"], "no class in common"),
     ],
 )

@@ -4,6 +4,7 @@ import os
 import xml.etree.ElementTree
 from collections import Counter
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -120,7 +121,8 @@ def test_csv_and_parquet_hold_the_same(taken, tmp_path):
 def test_tasks_are_as_label_studio_documents_them(taken, tmp_path):
     """https://labelstud.io/guide/predictions and .../guide/storage (local files)."""
     answers = taken.answer(20)
-    export_labels(str(taken.folder), "label-studio", str(tmp_path / "tasks"))
+    said = export_labels(str(taken.folder), "label-studio", str(tmp_path / "tasks"))
+    assert "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT=/" in said
     interface = xml.etree.ElementTree.parse(tmp_path / "tasks" / "config.xml").getroot()
     choices, image = interface.find("Choices"), interface.find("Image")
     assert [choice.get("value") for choice in choices] == CLASSNAMES
@@ -140,7 +142,8 @@ def test_tasks_are_as_label_studio_documents_them(taken, tmp_path):
             continue
         (prediction,) = task["predictions"]
         (result,) = prediction["result"]
-        assert task["data"]["image"] == f"/data/local-files/?d={row['path']}"
+        place = quote(str(Path(row["path"]).absolute())[1:])
+        assert task["data"]["image"] == f"/data/local-files/?d={place}"
         assert (result["from_name"], result["to_name"]) == (
             choices.get("name"),
             image.get("name"),

@@ -138,6 +138,14 @@ def test_a_dry_run_asks_nothing_and_public_is_said(hub, model, tmp_path, capsys)
     assert (tmp_path / "out" / "README.md").is_file()
 
 
+@pytest.mark.parametrize("repo", ["mine/bad name!", "name", "a/b/c"])
+def test_a_dry_run_finds_a_name_that_no_repository_has(hub, model, tmp_path, capsys, repo):
+    out = tmp_path / "out"
+    assert export(model, out, "--push-to-hub", repo, "--dry-run") == 2
+    assert f"--push-to-hub {repo}" in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("repo", "status", "named"),
     [

@@ -49,6 +49,10 @@ def gap(side, inner):  # pixels before the picture, fewer than 0 where it is cut
 if __name__ == "__main__":
     model = Model(Path(__file__).with_name("model.onnx"))
     for path in sys.argv[1:]:
-        shares = model(path)[1]
+        try:
+            shares = model(path)[1]
+        except OSError as error:  # it is no picture, or a broken one
+            print(f"skipped: {path}: {error}", file=sys.stderr)
+            continue
         abstained = " (abstained)" if shares.max() < model.threshold else ""
         print(f"{path}\t{model.classnames[shares.argmax()]}{abstained}\t{shares.max():.4f}")

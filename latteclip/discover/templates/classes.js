@@ -1,17 +1,7 @@
-"use strict";
 // The page holds the actions and replays them as latteclip/discover/proposal.py does.
-const values = JSON.parse(document.getElementById("values").textContent);
-const $ = (id) => document.getElementById(id);
 let actions = values.actions, revision = values.revision, questions = values.questions;
 let merging = null, saving = Promise.resolve();
 const SHOWN = 8, OTHERS = 4;
-
-function element(tag, text, attributes = {}) {
-  const made = document.createElement(tag);
-  if (text) made.textContent = text;
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  return made;
-}
 
 const sorted = (leaves) => [...leaves].sort((a, b) => a - b);
 const same = (a, b) => sorted(a).join() === sorted(b).join();
@@ -185,8 +175,6 @@ function draw(focus) {
   const place = focus !== undefined && document.querySelector(`[data-class="${focus}"]`);
   if (place) place.focus();
 }
-
-function trouble(text) { $("trouble").textContent = text; $("trouble").hidden = !text; }
 
 function act(action, focus) {
   actions = [...actions, action];

@@ -1,15 +1,5 @@
-"use strict";
-const values = JSON.parse(document.getElementById("values").textContent);
-const $ = (id) => document.getElementById(id);
 let { classes, taken } = values;
 let saving = Promise.resolve();
-
-function element(tag, text, attributes = {}) {
-  const made = document.createElement(tag);
-  if (text) made.textContent = text;
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  return made;
-}
 
 function card(one, group) {
   const made = element("article", "", { "aria-label": one.name || `group ${group + 1}` });
@@ -47,8 +37,6 @@ function draw() {
   $("wall").replaceChildren(...values.groups.map(card));
   if (!values.groups.length) $("wall").textContent = "No images that are marked unknown look alike.";
 }
-
-function trouble(text) { $("trouble").textContent = text; $("trouble").hidden = !text; }
 
 function change(group, name) { saving = saving.then(() => save(group, name)); }
 
