@@ -116,7 +116,9 @@ def prepare_training(clip: Clip, compute: ComputeSection, batch_norm: str) -> bo
                 f"compute.gradient_checkpointing does not go with clip.model ({first_line(error)});"
                 " set it to false."
             ) from error
-    if may_halve and clip.device.type != "cuda":  # there, memory that runs out ends the process
+    if (
+        may_halve and clip.device.type != "cuda"
+    ):  # there, memory that runs out ends the process
         clip.micro_batch = encode.fitting_micro_batch(clip)
     convolutions = sum(isinstance(each, torch.nn.Conv2d) for each in model.visual.modules())
     # For convolutions on a GPU. A ViT has one, which cuts the patches. On a CPU the backward pass
