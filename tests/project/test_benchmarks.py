@@ -164,6 +164,10 @@ def test_a_student_is_not_compared_without_the_joint_predictor(compared, monkeyp
 def test_the_folder_of_the_laptop_is_one_that_a_run_can_start_in(tmp_path, monkeypatch):
     config, _ = BACKBONES["vit"]
     (tmp_path / "tiny-of-the-laptop.json").write_text(json.dumps(config))
+    for name in ("_MODEL_CONFIG_PATHS", "_MODEL_CONFIGS"):  # as before the test afterwards
+        monkeypatch.setattr(
+            open_clip.factory, name, getattr(open_clip.factory, name).copy()
+        )
     open_clip.add_model_config(tmp_path / "tiny-of-the-laptop.json")
     for name in ("cat", "dog"):
         write_pictures(tmp_path / "photos" / name, 3)

@@ -128,7 +128,7 @@ def test_a_new_environment_plans_the_demo(installed, tmp_path):
 def test_a_new_environment_runs_the_demo(installed, tmp_path):
     small = "datasets={'demo': {'source': {'textures': {'train': 60, 'test': 40}}}}"
     words = ("workflow", "--cores", "1", "--config", "dataset=demo", "seeds=1", small)
-    run = latteclip(installed, tmp_path, *words, "method=zero_shot")
+    run = latteclip(installed, tmp_path, *words, "method=zero_shot,image_prototypes")
     assert run.returncode == 0, run.stdout + run.stderr
     assert "zero_shot" in (tmp_path / "results" / "summary.md").read_text()
     assert (tmp_path / "results" / "demo" / "report.html").is_file()

@@ -169,6 +169,7 @@ def _become(script, streams, arguments, environment, folder):
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
+    sys.stdout = os.fdopen(1, "w", closefd=False)  # the first may seek, and a pipe may not
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

@@ -11,7 +11,8 @@ class ComputeSection(Section):
     )
     micro_batch: Positive | Auto | None = key(
         AUTO,
-        "images of a batch encoded at once; auto: what fits; null: all; the result is the same",
+        "images of a batch encoded at once; auto: what fits into a GPU, or 4 GiB of activations; "
+        "null: all; the result is the same",
     )
     gradient_checkpointing: bool = key(
         False, "recompute activations: less memory, more time"

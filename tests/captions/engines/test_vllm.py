@@ -224,7 +224,7 @@ def test_scores_of_other_tokens_than_those_asked_for_are_an_answer_that_failed()
     engine.version = "vllm 0"
     request = Request(0, [], "?", Choices("likelihood", ("a",)))
     completion = SimpleNamespace(logprobs=[{5: SimpleNamespace(logprob=0.0)}])
-    outputs = {"0": SimpleNamespace(outputs=[completion])}
+    outputs = {"0": SimpleNamespace(outputs=[completion], prompt_token_ids=[1])}
     asked = vllm._Asked(request, SplitTokens([], 0, [[7]]), ["0"], outputs)
     assert "token 7" in engine._answer(asked).error
 
