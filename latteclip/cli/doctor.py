@@ -26,12 +26,11 @@ from latteclip.config import checks, hub_names, layers
 from latteclip.config.configuration import Configuration
 from latteclip.config.methods import EngineRecord
 from latteclip.core import gpus
-from latteclip.core.errors import CORES, UserError, first_line
+from latteclip.core.errors import CORES, GIB, UserError, first_line
 from latteclip.core.files import existing
-from latteclip.core.terminal import for_terminal, paint
+from latteclip.core.terminal import decisions_address, for_terminal, paint
 
 NOT_READY = 1  # exit status
-GIB = 2**30
 # GiB: LLaVA 1.6 with 7 billion parameters takes 15, the largest dataset 37.
 DISK_WANTED = 40
 DISK_NEEDED = 2  # GiB
@@ -209,7 +208,7 @@ def _server(name: str, engine: EngineRecord) -> Iterator[Finding]:
         yield "warning", f"engine {name} needs a server; export {engine.address}"
         return
     if engine.decides:
-        url = f"{url.removesuffix('/v1')}/v1"
+        url = decisions_address(url)
     key = os.environ.get(str(engine.key), "").strip()
     headers = {"Authorization": f"Bearer {key or 'none'}"}
     where = f"the server of {engine.address}"

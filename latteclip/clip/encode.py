@@ -13,14 +13,14 @@ from latteclip.clip.classifier import FeatureMemmap
 from latteclip.clip.model import Clip
 from latteclip.core import devices
 from latteclip.core.class_templates import ClassTemplates, class_texts
-from latteclip.core.errors import MIB, UserError
+from latteclip.core.errors import GIB, UserError
 from latteclip.core.open_clip_import import open_clip
 from latteclip.core.terminal import Progress
 from latteclip.data import loader
 
 log = logging.getLogger(__name__)
 LENGTH_BUCKETS = 3
-ACTIVATIONS = 4 * 2**10 * MIB  # bytes of a micro-batch without a GPU of its own memory
+ACTIVATIONS = 4 * GIB  # bytes of a micro-batch without a GPU of its own memory
 Encoder = Callable[[torch.Tensor], torch.Tensor]
 
 

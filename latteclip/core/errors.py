@@ -13,6 +13,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT}
 # As libraries of Rust and C++ put it, whose errors have no number.
 FULL_WORDS = ("No space left on device", "Disk quota exceeded")
 MIB = 2**20
+GIB = 2**30
 SHARED_MEMORY = "/dev/shm"
 WORKER_KILLED = (
     "A process that loads images was killed, mostly because memory ran out; lower threads of this "

@@ -29,6 +29,11 @@ CODES = {"red": "31", "green": "32", "yellow": "33", "bold": "1"}
 log = logging.getLogger(__name__)
 
 
+def decisions_address(url: str) -> str:
+    """Return where the API of a decision model begins, which users give with or without /v1."""
+    return f"{url.rstrip('/').removesuffix('/v1')}/v1"
+
+
 def printable(text: str) -> str:
     """Return a text with its control characters spelt out as Python spells them."""
     return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)

@@ -76,13 +76,17 @@ def rank_images(
         votes or {"nobody": no_votes(n, len(classnames))},
     )
     asked = torch.zeros(n, dtype=torch.bool)
-    ranking = rank(joint, asked, asked)
+    answered = asked
+    before = None
+    unused = None
     if scores_path is not None and gains_path is not None:
         asked = _asked(scores_path, image_ids)
         before = _before(gains_path, image_ids)
         scores = votes["scores"]
-        unused = first_labels(scores) if joint.voters["scores"] is None else None
-        ranking = rank(joint, asked, asked & scores.has, before, unused)
+        answered = asked & scores.has
+        if joint.voters["scores"] is None:
+            unused = first_labels(scores)
+    ranking = rank(joint, asked, answered, before, unused)
     expected = float(ranking.gains.sum())
     least = settings.scores.min_gain * n
     metadata = GainsMetadata(

@@ -27,7 +27,12 @@ from latteclip.captions.requests import (
     failed,
 )
 from latteclip.core.errors import UserError
-from latteclip.core.terminal import DECISIONS_KEY, DECISIONS_URL, one_line
+from latteclip.core.terminal import (
+    DECISIONS_KEY,
+    DECISIONS_URL,
+    decisions_address,
+    one_line,
+)
 
 PATHS = ("/decisions", "/systemone")  # below /v1; a server has one of the two
 NOT_THERE = {404, 405}  # what it answers at the other
@@ -58,7 +63,7 @@ class DecisionsEngine(ServerEngine):
         self._path: str | None = None  # known after the first answer
 
     def _base(self, url: str) -> str:
-        return f"{url.rstrip('/').removesuffix('/v1')}/v1"
+        return decisions_address(url)
 
     def _reply(self, request: Request) -> Response:
         if request.choices is None or request.choices.kind != "decisions":
