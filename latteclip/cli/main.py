@@ -16,6 +16,7 @@ from typing import Any, Literal, NoReturn, TextIO
 from latteclip import __version__
 from latteclip.cli import arguments
 from latteclip.cli.commands import COMMANDS, STAGES
+from latteclip.config.removed import removed_option
 from latteclip.core.errors import UserError, full_disk, refused_by_system, worker_failure
 from latteclip.core.signals import Signals, Terminated
 from latteclip.core.terminal import SHORT, for_terminal, paint
@@ -148,9 +149,8 @@ class Parser(argparse.ArgumentParser):
     """Reports an error in one line, without the usage that --help shows."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(
-            2, f"error: {self.prog}: {for_terminal(message)}; see {self.prog} --help.\n"
-        )
+        sentence = removed_option(message) or f"{message}; see {self.prog} --help."
+        self.exit(2, f"error: {self.prog}: {for_terminal(sentence)}\n")
 
 
 def parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ from pydantic import Field
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from latteclip.config import methods
+from latteclip.config.removed import removed_key
 from latteclip.config.sections.base import (
     AMOUNT,
     Line,
@@ -274,6 +275,8 @@ def _sentence(errors: list[ErrorDetails], values: Any) -> str:
         field = section.model_fields.get(str(part)) if section else None
         section = section_of(field.annotation) if field else section
     if first["type"] == "extra_forbidden" and section:
+        if step := removed_key(list(map(str, path))):
+            return f"{where} was removed: {step}"
         return unknown(where, str(path[-1]), section.model_fields)
     if field and field.description:
         meaning = field.description.partition(";")[0]
