@@ -76,13 +76,14 @@ envs: | .venv/bin/pip
 	python envs/pin.py cpu
 	python envs/pin.py cuda
 
-# config/config.yaml, config/schema.json and the tables of docs/configuration.md, from the sections.
+# config/config.yaml, the tables of docs/configuration.md and docs/schema.json from the sections, and
+# docs/index.md from README.md.
 docs: install
 	python tools/generate_docs.py
 
 # The documentation, into site/: strict, so a broken link is an error. Its tools have an environment of
 # their own.
-site: .venv-site/.installed
+site: docs .venv-site/.installed
 	.venv-site/bin/mkdocs build --quiet
 
 .venv-site/.installed: envs/site.txt

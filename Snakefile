@@ -1,4 +1,4 @@
-# The table of contents, which people run from any folder (docs/projects.md). The profile
+# The table of contents, which people run from any folder (docs/cluster.md). The profile
 # profiles/default is found beside it.
 from snakemake.utils import min_version
 

@@ -8,10 +8,9 @@ and answers are random, so that no model runs, but they go through the files and
 stages. Each step runs in a process of its own. Its time is that of the work alone, without imports.
 Its memory is the largest resident size of its largest process, imports included.
 
-With --lines, figures are also added to a file as lines of JSON, from which `benchmarks/outlook.py`
-makes the table of docs/scaling.md and `benchmarks/growth.py` its charts. With --only, no image is
-made: an index is written, and of the steps only those named run, which must need no more than that
-and each other.
+docs/scaling.md has the figures. With --lines, they are also added to a file as lines of JSON. With
+--only, no image is made: an index is written, and of the steps only those named run, which must
+need no more than that and each other.
 """
 
 import argparse

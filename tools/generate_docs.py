@@ -2,9 +2,9 @@
 
     python tools/generate_docs.py      # `make docs`
 
-These are the keys of config/config.yaml above its methods, the schema by which editors check and
-complete keys, and the tables in docs/configuration.md, each between a comment `<!-- keys: NAME -->`
-and the next `<!-- end -->`.
+These are the keys of config/config.yaml above its methods, and the tables in docs/configuration.md,
+each between a comment `<!-- keys: NAME -->` and the next `<!-- end -->`. Not in git are
+docs/schema.json, by which editors check and complete keys, and docs/index.md, which is README.md.
 """
 
 import json
@@ -25,9 +25,10 @@ from latteclip.train.settings import auto_batch_size, auto_epochs, steps_per_epo
 
 PAGE = layers.ROOT / "docs" / "configuration.md"  # of a clone
 DEFAULTS = layers.CONFIG / "config.yaml"
-SCHEMA = layers.CONFIG / "schema.json"
+SCHEMA = PAGE.with_name("schema.json")
+INDEX = PAGE.with_name("index.md")
 HEAD = """\
-# yaml-language-server: $schema=schema.json
+# yaml-language-server: $schema=../docs/schema.json
 # What to run, and defaults for all datasets; docs/configuration.md lists the other keys.
 # `make docs` writes all keys above `methods` from latteclip/config/sections.
 """
@@ -189,15 +190,20 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
+def index() -> str:
+    """Return README.md with the links of the folder docs, and without those out of it."""
+    text = (layers.ROOT / "README.md").read_text("utf-8")
+    return re.sub(r"\[(\w+)\]\(\w+\.md\)", r"\1", text.replace("](docs/", "]("))
+
+
 def files() -> dict[Path, str]:
-    """Return the files that are written, each with its text."""
+    """Return the committed files that are written, each with its text."""
     return {
         DEFAULTS: config_file(DEFAULTS.read_text("utf-8")),
-        SCHEMA: schema(),
         PAGE: render(PAGE.read_text("utf-8")),
     }
 
 
 if __name__ == "__main__":
-    for path, text in files().items():
+    for path, text in (files() | {SCHEMA: schema(), INDEX: index()}).items():
         write_text(path, text)

@@ -323,7 +323,7 @@ class RuleFunctions:
         with workflow_errors():
             return tables.n_rows(index)
 
-    # Handlers. Those of a module run if the other workflow's handlers call them (docs/projects.md).
+    # Handlers. Those of a module run if the other workflow's handlers call them (docs/cluster.md).
 
     def start_run(self) -> None:
         """Stop a run that cannot work, note its options, and print what it will do."""

@@ -20,4 +20,6 @@ def removed_key(path: list[str]) -> str | None:
 def removed_option(message: str) -> str | None:
     """Return what to do instead of a removed word that argparse does not accept."""
     words = set(re.findall(r"[\w-]+", message))
-    return next((f"{name} was removed: {OPTIONS[name]}" for name in OPTIONS if name in words), None)
+    return next(
+        (f"{name} was removed: {OPTIONS[name]}" for name in OPTIONS if name in words), None
+    )

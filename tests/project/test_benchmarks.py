@@ -65,14 +65,6 @@ def test_some_steps_of_the_benchmark_run_on_an_index_without_images(tmp_path):
     assert pq.read_metadata(results / "propagated.parquet").num_rows == 60
 
 
-def test_the_page_on_scale_has_the_rows_that_were_measured_and_computed():
-    page = (ROOT / "docs" / "scaling.md").read_text("utf-8")
-    rows = benchmark("outlook").rows()
-    assert rows
-    for row in rows:
-        assert row in page
-
-
 def test_host_memory_is_measured_of_all_processes(tmp_path, capsys, monkeypatch):
     memory = benchmark("host_memory")
     arguments = [

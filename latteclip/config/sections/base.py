@@ -1,6 +1,6 @@
 """What sections are made of: a key has its type, its default and its description in one place.
 
-`make docs` writes config/config.yaml, config/schema.json and the tables of docs/configuration.md
+`make docs` writes config/config.yaml, docs/schema.json and the tables of docs/configuration.md
 from the sections. A stage takes the sections that it reads as its arguments.
 """
 
