@@ -58,17 +58,13 @@ FUZZ_SECONDS ?= 60
 fuzz: install
 	FUZZ_SECONDS=$(FUZZ_SECONDS) pytest -m fuzz
 
-# Timings, side by side where they are compared; docs/benchmarks.md says what they gave where.
+# Timings, side by side where they are compared. docs/benchmarks.md has figures.
 bench: install
 	python benchmarks/train_step.py
-	python benchmarks/imports.py
-	python benchmarks/loader.py
-	python benchmarks/index.py
 	python benchmarks/captions.py
 	python benchmarks/captions.py --memory 2000 20000
 	python benchmarks/captions.py --scores --images 200
 	python benchmarks/predict.py
-	python benchmarks/study.py
 	python benchmarks/scale.py 100000
 
 # One version of each requirement: envs/cpu.txt, envs/cuda.txt and the list in envs/latteclip.yaml.
@@ -97,7 +93,6 @@ lint: install
 	snakefmt --check Snakefile workflow
 	mypy
 	snakemake --lint
-	python tools/density.py --functions 3 --max 6.5 --max-function 14
 
 format: install
 	ruff check --fix .

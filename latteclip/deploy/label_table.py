@@ -36,7 +36,7 @@ from latteclip.labels.guarantees import Floats, conformal_accepted, pac_threshol
 log = logging.getLogger(__name__)
 SPLIT = "train"  # the audit of these images
 MIN_ANSWERS = 50  # that calibrate
-# Expected calibration error of fused_confidence on the demo: `python benchmarks/calibration.py`.
+# Expected calibration error of fused_confidence on the demo.
 DEMO_ERROR = 0.21
 FOLDS = 5
 BINS = 10  # number of bins, of equal width

@@ -1,12 +1,9 @@
 """Several voters: promises about labels, weights and estimates, on worlds whose truth is known."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from support.tiny import benchmark
 from support.worlds import World, generator
 
 from latteclip.labels.fusion import fuse
@@ -245,36 +242,3 @@ def test_answers_that_were_drawn_decide(world, pair, by_pair):
         assert (one.source, one.tells, one.answers_needed) == ("answers", True, 0)
         assert one.value == pytest.approx(right[rows].double().mean().item())
         assert one.low <= right.double().mean().item() <= one.high
-
-
-def test_the_benchmark_reads_a_folder_of_its_layout(tmp_path):
-    bench = benchmark("labellers")
-    rng = np.random.default_rng(0)
-    centres = rng.normal(size=(3, 8))
-    names = ["red dot", "blue dot", "dot"]
-    rows, features = [], []
-    for i in range(120):
-        label = i % 3
-        row = {
-            "split": "val" if i % 5 == 4 else "test",
-            "label": label,
-            "class": names[label],
-        }
-        if row["split"] == "test":
-            row |= {"top": [names[label].title(), "no such class"], "caption": "nothing"}
-            row["model"] = {
-                "prompt": f"a {names[label]}, i think",
-                "other": "red dot or blue dot",
-            }
-        rows.append(row)
-        features.append(centres[label] + 0.3 * rng.normal(size=8))
-    (tmp_path / "dots.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    np.save(tmp_path / "dots_clip_any.npy", np.array(features, np.float16))
-    np.savez(tmp_path / "dots_text_few.npz", labels=np.array([0, 1]), W=centres[:2])
-    whole, some = bench.read(tmp_path)
-    assert list(whole.voters) == ["top", "model/prompt"]
-    assert all(torch.equal(one, whole.labels) for one in whole.voters.values())
-    assert (some.n_classes, len(some.labels)) == (2, 64)
-    found = bench.measure(some, some.images(), {})
-    assert found["labels"] == {"one": 100.0, "all": 100.0}
-    assert set(found["voters"]) == {"top", "model/prompt", "zero_shot"}
