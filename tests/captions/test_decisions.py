@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from support import warm
 from support.captioning import SETTINGS, of_engine
-from support.decision_server import MODEL, decide, sentence
 from support.scoring import DECISIONS, N, ScoredDataset, reply
 from support.sections import changed
+from support.servers import DecisionServer, decide, sentence
 from support.tiny import write_expected_gains
 
 from latteclip.captions.answer_cache import AnswerCache
@@ -28,7 +28,7 @@ from latteclip.core.metadata import GainsMetadata, IndexMetadata
 
 ENGINE = {
     **of_engine("decisions"),
-    "model": MODEL,
+    "model": DecisionServer.model,
     "concurrency": 4,
     "retries": 0,
     "requests_per_second": 1000,

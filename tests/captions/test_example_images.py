@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.captioning import SETTINGS, mean_colour, of_engine
-from support.chat_server import MODEL as CHAT
-from support.chat_server import server  # noqa: F401
 from support.commands import SETTINGS as DEMO
-from support.decision_server import MODEL, picture_of
 from support.scoring import DECISIONS, LETTERS, LIKELIHOOD, N, ScoredDataset, answered
+from support.servers import (
+    ChatServer,
+    DecisionServer,
+    picture_of,
+    server,  # noqa: F401
+)
 
 from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.example_images import MAX_EXAMPLES, SureImages
@@ -134,7 +137,11 @@ def test_the_examples_are_the_same_again(scored, seen):
 
 def test_a_decision_model_gets_at_most_eight_pictures_in_its_state(tmp_path, decisions):
     scored = ScoredDataset(tmp_path, 30)
-    engine = {**of_engine("decisions"), "model": MODEL, "requests_per_second": 1000}
+    engine = {
+        **of_engine("decisions"),
+        "model": DecisionServer.model,
+        "requests_per_second": 1000,
+    }
     scored.score(DECISIONS, examples=1, topk=9, max_image_side=16, **engine)
     assert len(decisions.requests) == N
     most = 0
@@ -149,7 +156,7 @@ def test_a_decision_model_gets_at_most_eight_pictures_in_its_state(tmp_path, dec
 
 def test_a_chat_server_gets_the_pictures_in_their_order(scored, server):  # noqa: F811
     server.likely = lambda body: [("A", -0.1), ("B", -3.0)]
-    scored.score(LETTERS, examples=1, engine="openai", model=CHAT)
+    scored.score(LETTERS, examples=1, engine="openai", model=ChatServer.model)
     shown = [sent["body"]["messages"][0]["content"] for sent in server.requests]
     assert max(len(content) for content in shown) > 2
     for *pictures, text in shown:

@@ -1,14 +1,16 @@
 """What a service refuses, at the level of the command: one sentence, and paid answers are kept."""
 
+import base64
+import contextlib
 import json
-from dataclasses import dataclass
+import sqlite3
 
+import pyarrow.parquet as pq
 import pytest
-from support import chat_server, decision_server
 from support.captioning import SETTINGS, of_engine
-from support.decision_server import sentence
 from support.scoring import N, ScoredDataset
 from support.sections import changed
+from support.servers import KEY, sentence
 
 from latteclip.captions.runner import MAX_REFUSED
 from latteclip.cli import main
@@ -18,65 +20,47 @@ SOON = {"retry-after-ms": 1}
 PAID = 3  # answers before the service ends
 
 
-@dataclass
-class Service:
-    """A command that asks a server of the tests."""
+class Command:
+    """A command that asks a service about all images, one after another."""
 
-    engine: str
-    server: object
-    dataset: ScoredDataset
-    address: str
-    key: str
+    def __init__(self, service, folder):
+        self.service = service
+        self.dataset = ScoredDataset(folder)
+        self.folder, self.output = folder, self.dataset.output
+        self.name = service.engine.upper()
 
-    def words(self, captioner, scores):
-        images, labels, embeddings = self.dataset.inputs
-        if self.engine == "openai":
-            return ["caption-images", "--images", images, "--prompt", "What?"]
-        of_classes = ["--pseudo-labels", labels, "--class-embeddings", embeddings]
-        chosen = ["--scores", json.dumps({"kind": "decisions", "topk": 3, **scores})]
-        return ["score-classes", "--images", images, *of_classes, *chosen, "--prompt", ""]
-
-    def run(self, scores=None, **captioner):
-        """Ask about all images, one after another. The exit status."""
-        model = {"openai": chat_server.MODEL, "decisions": decision_server.MODEL}
-        usual = {"model": model[self.engine], "concurrency": 1, "retries": 1}
-        usual |= {"requests_per_second": 1000, **of_engine(self.engine)}
+    def __call__(self, **captioner):
+        """The exit status."""
+        usual = {"model": self.service.model, "concurrency": 1, "retries": 1}
+        usual |= {"requests_per_second": 1000, **of_engine(self.service.engine)}
         settings = changed(SETTINGS, **{**usual, **captioner})
-        folder = self.dataset.folder
-        words = [
-            *self.words(captioner, scores or {}),
-            *("--captioner", json.dumps(settings.model_dump()), "--threads", "1"),
-            *("--output", str(self.dataset.output), "--store", str(folder / "store")),
+        images, labels, embeddings = self.dataset.inputs
+        words = ["caption-images", "--images", images, "--prompt", "What?"]
+        if self.service.engine == "decisions":
+            words = ["score-classes", "--images", images, "--prompt", ""]
+            words += ["--pseudo-labels", labels, "--class-embeddings", embeddings]
+            words += ["--scores", '{"kind": "decisions", "topk": 3}']
+        words += ["--captioner", json.dumps(settings.model_dump()), "--threads", "1"]
+        words += ["--output", str(self.output), "--store", str(self.folder / "store")]
+        return main.main([*words, "--log", str(self.folder / "logs" / "ask.log")])
+
+    def errors(self):
+        is_chat = self.service.engine == "openai"
+        schema = tables.CAPTIONS if is_chat else tables.CLASS_SCORES
+        return [
+            error
+            for error in tables.read(self.output, schema)["error"].to_pylist()
+            if error
         ]
-        return main.main(words)
 
-    def columns(self):
-        """The table that the command wrote."""
-        schema = tables.CAPTIONS if self.engine == "openai" else tables.CLASS_SCORES
-        return tables.read(self.dataset.output, schema).to_pydict()
-
-    def fail(self, failure, from_number=0):
-        """Have the server answer so from the request of a number on, counted from 0."""
-        refused = failure if len(failure) == 3 else (*failure, {})
-        if self.engine == "openai":
-            body = json.dumps(refused[2]).encode()
-            refused = (*refused[:2], body)
-        self.server.fail = lambda number, _: refused if number >= from_number else None
-
-    def recover(self):
-        self.server.fail = lambda number, body: None
+    def fail(self, failure, is_hit=lambda number: True):
+        """Have the service answer so to the requests of some numbers, counted from 0."""
+        self.service.fail = lambda number, _: failure if is_hit(number) else None
 
 
-@pytest.fixture(params=["openai", "decisions"])
-def service(request, tmp_path, monkeypatch):
-    dataset = ScoredDataset(tmp_path)
-    module = {"openai": chat_server, "decisions": decision_server}[request.param]
-    address = f"{request.param.upper()}_BASE_URL"
-    key = f"{request.param.upper()}_API_KEY"
-    with module.serving() as server:
-        monkeypatch.setenv(address, server.url)
-        monkeypatch.setenv(key, "a-key-of-the-tests")
-        yield Service(request.param, server, dataset, address, key)
+@pytest.fixture
+def ask(service, tmp_path):
+    return Command(service, tmp_path)
 
 
 def refusal(capsys):
@@ -87,25 +71,23 @@ def refusal(capsys):
     return errors[0]
 
 
-def test_without_an_address_the_variable_is_named(service, monkeypatch, capsys):
-    monkeypatch.delenv(service.address)
-    assert service.run() == 2
-    assert f"export {service.address}=" in refusal(capsys)
-    assert not service.dataset.output.exists()
+def test_without_an_address_the_variable_is_named(ask, monkeypatch, capsys):
+    monkeypatch.delenv(f"{ask.name}_BASE_URL")
+    assert ask() == 2
+    assert f"export {ask.name}_BASE_URL=" in refusal(capsys)
+    assert not ask.output.exists()
 
 
 @pytest.mark.parametrize("key", [None, "wrong"])
-def test_without_a_valid_key_nothing_is_asked_twice(service, monkeypatch, capsys, key):
-    if key is None:
-        monkeypatch.delenv(service.key)
-    else:
-        monkeypatch.setenv(service.key, key)
-    service.fail((401, {}, sentence("This key is not known.")))
-    assert service.run() == 2
+def test_without_a_valid_key_nothing_is_asked_twice(ask, monkeypatch, capsys, key):
+    monkeypatch.delenv(f"{ask.name}_API_KEY")
+    if key is not None:
+        monkeypatch.setenv(f"{ask.name}_API_KEY", key)
+    assert ask() == 2
     printed = refusal(capsys)
-    assert service.key in printed and "This key is not known" in printed
-    assert len(service.server.requests) == 1
-    assert not service.dataset.output.exists()
+    assert f"{ask.name}_API_KEY" in printed and "is not known" in printed
+    assert len(ask.service.requests) == 1
+    assert not ask.output.exists()
 
 
 NO_QUOTA = {"error": {"message": "You exceeded it.", "code": "insufficient_quota"}}
@@ -113,95 +95,106 @@ ENDS = {
     "no credit": (402, {}, sentence("Top up.")),
     "no quota": (429, SOON, NO_QUOTA),
     "no right": (403, {}, sentence("Not with this model.")),
+    "no model": (404, {}, sentence("No model.")),
     "busy": (429, SOON, sentence("Slow down.")),
     "broken": (500, SOON, sentence("Sorry.")),
-    "down": (503, SOON, sentence("Back soon.")),
 }
+MOST = 2  # requests that fail one after another
+ASKED = {
+    "busy": 2 * MOST,
+    "broken": 2 * MOST,
+    "no quota": 2,
+}  # after those that were paid for
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_what_was_paid_for_is_kept_where_a_service_ends(service, monkeypatch, capsys, end):
+def test_what_was_paid_for_is_kept_where_a_service_ends(ask, monkeypatch, capsys, end):
     """However long it lasts: requests are bounded, and a rerun asks for the rest alone."""
-    most = 2  # requests that fail one after another
-    monkeypatch.setattr("latteclip.captions.runner.MAX_CONSECUTIVE_FAILURES", most)
+    monkeypatch.setattr("latteclip.captions.runner.MAX_CONSECUTIVE_FAILURES", MOST)
     status, _, body = ENDS[end]
-    service.fail(ENDS[end], from_number=PAID)
-    assert service.run() == 2
+    ask.fail(ENDS[end], lambda number: number >= PAID)
+    assert ask() == 2
     printed = refusal(capsys)
     assert f"HTTP {status}" in printed and body["error"]["message"][:-1] in printed
-    asked = len(service.server.requests)
-    one_by_one = {"busy": 2 * most, "broken": 2 * most, "down": 2 * most, "no quota": 2}
-    assert asked == PAID + one_by_one.get(end, 1)
+    asked = len(ask.service.requests)
+    assert asked == PAID + ASKED.get(end, 1)
     assert ("no credit is left" in printed) == (end in ("no credit", "no quota"))
-    assert not service.dataset.output.exists()
-    service.recover()
-    assert service.run() == 0
-    assert len(service.server.requests) == asked + N - PAID
-    assert not any(service.columns()["error"])
+    assert not ask.output.exists()
+    ask.fail(None)
+    assert ask() == 0
+    assert len(ask.service.requests) == asked + N - PAID
+    assert ask.errors() == []
 
 
-@pytest.mark.parametrize("status", [400, 422])
-def test_a_refused_picture_is_missing_and_too_many_are_an_error(service, capsys, status):
-    bad = (status, {}, sentence("No such picture."))
-    if service.engine == "openai":
-        bad = (*bad[:2], json.dumps(bad[2]).encode())
-    service.server.fail = lambda number, body: bad if number == PAID else None
-    assert service.run(max_failed=0.0) == 2
-    printed = refusal(capsys)
-    assert "captioner.max_failed" in printed and "run again" in printed
-    service.server.requests.clear()  # the refused one is asked again, as the first
-    service.server.fail = lambda number, body: bad if number == 0 else None
-    assert service.run(max_failed=0.2) == 0
-    [error] = filter(None, service.columns()["error"])
-    assert f"HTTP {status}: No such picture" in error
-    assert len(service.server.requests) == 1
-
-
-def test_a_server_that_refuses_each_request_is_given_up_soon(service, capsys):
-    service.fail((400, {}, sentence("Model other is unknown.")))
-    assert service.run() == 2
-    printed = refusal(capsys)
-    assert "Model other is unknown" in printed and "captioner.model" in printed
-    assert len(service.server.requests) == MAX_REFUSED
-
-
-@pytest.mark.parametrize("max_cost", [None, 1.0])
-def test_refused_pictures_do_not_end_a_rerun_which_asks_about_them_alone(
-    service, monkeypatch, capsys, max_cost
-):
-    if service.engine == "openai" and max_cost:
-        pytest.skip("the chat server names no cost")
+def test_refused_pictures_are_missing_and_too_many_are_an_error(ask, monkeypatch, capsys):
     monkeypatch.setattr("latteclip.captions.runner.MAX_REFUSED", 2)
-    monkeypatch.setattr("latteclip.captions.runner.MAX_CONSECUTIVE_FAILURES", 3)
-    bad = (400, {}, sentence("Flagged."))
-    if service.engine == "openai":
-        bad = (*bad[:2], json.dumps(bad[2]).encode())
     pictures = []
 
     def fail(number, body):
-        if json.dumps(body) not in pictures:
-            pictures.append(json.dumps(body))
-        return bad if pictures.index(json.dumps(body)) % 2 else None
+        """Refuse every second picture, in each run."""
+        shown = json.dumps(body)
+        if shown not in pictures:
+            pictures.append(shown)
+        return (422, {}, sentence("Flagged.")) if pictures.index(shown) % 2 else None
 
-    service.server.fail = fail
-    scores = {"max_cost": max_cost}
-    assert service.run(scores, max_failed=0.9) == 0
-    refused = sum(error is not None for error in service.columns()["error"])
-    assert refused == N // 2 >= 3
-    service.server.requests.clear()
-    assert service.run(scores, max_failed=0.9) == 0
-    assert len(service.server.requests) == refused
-    assert service.run(scores, max_failed=0.0) == 2
-    assert "Flagged" in refusal(capsys)
+    ask.service.fail = fail
+    assert ask(max_failed=0.0) == 2
+    printed = refusal(capsys)
+    assert "captioner.max_failed" in printed and "run again" in printed
+    for _ in range(2):  # a rerun asks about them alone
+        ask.service.requests.clear()
+        assert ask(max_failed=0.9) == 0
+        assert len(ask.service.requests) == len(ask.errors()) == N // 2
+    assert "HTTP 422: Flagged" in ask.errors()[0]
 
 
-@pytest.mark.parametrize("service", ["decisions"], indirect=True)  # captions have no budget
-def test_a_budget_that_ends_in_the_middle_is_no_error(service):
-    assert service.run({"max_cost": "1 tokens"}) == 0
-    assert len(service.server.requests) == 1  # the first says what an answer costs
-    service.server.requests.clear()
-    usage = {"input_tokens": 100, "output_tokens": 0}
-    service.server.change = lambda number, reply: reply | {"usage": usage}
-    assert service.run({"max_cost": "100000 tokens"}) == 0
-    assert len(service.server.requests) == N - 1
-    assert all(service.columns()["options"])
+def test_a_server_that_refuses_each_request_is_given_up_soon(ask, capsys):
+    ask.fail((400, {}, sentence("Model other is unknown.")))
+    assert ask() == 2
+    printed = refusal(capsys)
+    assert "Model other is unknown" in printed and "captioner.model" in printed
+    assert len(ask.service.requests) == MAX_REFUSED
+
+
+# --- secrets -------------------------------------------------------------------------------------
+
+PASSWORD = "pass-word-0123"
+LOGIN = base64.b64encode(f"me:{PASSWORD}".encode()).decode()
+
+
+def text_of(file):
+    """A file as text; a table or a database, whose pages are packed, as its rows."""
+    if file.suffix == ".parquet":
+        return f"{pq.read_metadata(file).metadata} {pq.read_table(file).to_pydict()}"
+    if file.suffix == ".sqlite":
+        with contextlib.closing(sqlite3.connect(file)) as opened:
+            return "\n".join(opened.iterdump())
+    return file.read_bytes().decode(errors="replace")
+
+
+@pytest.mark.parametrize(
+    ("status", "failed", "exit_status"),
+    [(500, (1, 3), 0), (500, range(99), 2), (401, (1,), 2)],
+)
+def test_no_secret_is_left(ask, monkeypatch, capfd, status, failed, exit_status):
+    """The server repeats the request in its errors."""
+    service = ask.service
+    service.key = None
+    monkeypatch.setenv(
+        f"{ask.name}_BASE_URL", service.url.replace("//", f"//me:{PASSWORD}@")
+    )
+
+    def fail(number, body):
+        headers = json.dumps(service.requests[number]["headers"])
+        content = sentence(f"{headers} {KEY} {PASSWORD} \x1b[2J")
+        return (status, {}, content) if number in failed else None
+
+    service.fail = fail
+    assert ask(max_failed=0.9 * (exit_status == 0), retries=0) == exit_status
+    sent = service.requests[0]["headers"]["authorization"].removeprefix("Bearer ")
+    assert sent in (KEY, f"Basic {LOGIN}")  # so there was something to leave
+    paths = (ask.output, *ask.folder.glob("store/*"), *ask.folder.glob("logs/*"))
+    files = [text_of(path) for path in paths if path.exists()]
+    left = "\n".join([*files, *capfd.readouterr()])
+    assert "***" in left
+    assert not [secret for secret in (KEY, PASSWORD, LOGIN, "\x1b") if secret in left]

@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 from support.captioning import of_engine
-from support.chat_server import MODEL
 from support.checkout import hear_interrupts
 from support.commands import SETTINGS, command, read
 from support.sections import changed
+from support.servers import ChatServer
 from support.tiny import write_index, write_pictures
 
 from latteclip.captions.answer_cache import COMMIT_ANSWERS, AnswerCache
@@ -30,7 +30,7 @@ def start(server, tmp_path):
         tmp_path / "i.parquet", files, ["train"] * N, [None] * N, ["a", "b"]
     )
     # Texts of 4 words fit.
-    changes = {**of_engine("openai"), "model": MODEL, "max_new_tokens": 4}
+    changes = {**of_engine("openai"), "model": ChatServer.model, "max_new_tokens": 4}
     settings = changed(SETTINGS, concurrency=CONCURRENCY, **changes)
 
     def start(name):

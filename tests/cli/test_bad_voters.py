@@ -4,10 +4,10 @@ import json
 
 import pytest
 from support.captioning import SETTINGS, of_engine
-from support.decision_server import MODEL
-from support.decision_server import decisions as server  # noqa: F401
 from support.scoring import N, ScoredDataset
 from support.sections import changed
+from support.servers import DecisionServer
+from support.servers import decisions as server  # noqa: F401
 from support.tiny import write_index
 
 from latteclip.cli import main
@@ -101,7 +101,12 @@ def test_a_file_of_votes_that_cannot_be_used(tmp_path, capsys, head, lines, name
 def asked(tmp_path, server):  # noqa: F811
     """The command that asks a decision model, and the dataset."""
     scored = ScoredDataset(tmp_path, 4)
-    engine = {"model": MODEL, "requests_per_second": 1000, "retries": 0, "concurrency": 1}
+    engine = {
+        "model": DecisionServer.model,
+        "requests_per_second": 1000,
+        "retries": 0,
+        "concurrency": 1,
+    }
     settings = changed(SETTINGS, **{**engine, **of_engine("decisions"), "max_failed": 0.2})
     images, labels, embeddings = scored.inputs
     command = [

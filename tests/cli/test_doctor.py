@@ -7,8 +7,8 @@ import sys
 
 import pytest
 from huggingface_hub import constants
-from support.decision_server import decisions  # noqa: F401
 from support.nvidia import nvidia_smi
+from support.servers import decisions  # noqa: F401
 from support.web import host  # noqa: F401
 
 from latteclip.cli import doctor, main

@@ -5,7 +5,7 @@ import json
 import pyarrow.parquet as pq
 from support.captioning import mean_colour
 from support.checkout import N_TRAIN
-from support.decision_server import MODEL, PRICE, decisions  # noqa: F401
+from support.servers import PRICE, DecisionServer, decisions  # noqa: F401
 
 from latteclip.captions.pictures import Layout, pictures_of, read_image
 from latteclip.core import tables
@@ -55,7 +55,7 @@ def test_labels_by_a_decision_model_within_a_budget(finished_copy, decisions):  
         "seeds=1",
         "method=zero_shot,flyp",
         "methods={'flyp': {'pseudo_labels': 'lmm'}}",
-        f"captioner={{'engine': 'decisions', 'model': '{MODEL}', 'square_side': {SIDE}, "
+        f"captioner={{'engine': 'decisions', 'model': 'decider', 'square_side': {SIDE}, "
         "'requests_per_second': 1000}",
         f"scores={{'kind': 'decisions', 'choose': 'gain', 'max_cost': {max_cost}, "
         "'rounds': 2}",
@@ -94,7 +94,7 @@ def test_a_decision_model_votes_beside_captions_within_the_budget_of_all(
     root = finished_copy.root
     decisions.decide = right_of(root)
     captioner = {"square_side": SIDE, "requests_per_second": 1000}
-    decider = {"name": "decider", "kind": "decisions", "model": MODEL}
+    decider = {"name": "decider", "kind": "decisions", "model": DecisionServer.model}
     # The budget ends the questions, also where captions leave little to gain.
     choice = {"choose": "gain", "rounds": 2, "min_gain": 0}
     given = {

@@ -1,0 +1,340 @@
+"""Engines that ask a server: what they have in common, chat completions and decision models."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.captioning import SETTINGS as BASE
+from support.captioning import mean_colour
+from support.servers import HTML, decide, sentence, serving
+
+from latteclip.captions import requests as asking
+from latteclip.captions.answer_cache import problem
+from latteclip.captions.engines.decisions import Pace, fitted, tiles
+from latteclip.captions.pictures import data_url
+from latteclip.captions.requests import Choices, ChoiceScores, Request
+from latteclip.captions.score_classes import letters_of, letters_prompt
+from latteclip.core.errors import UserError
+
+NONE = "none of these"
+NAMES = ("banded", "dotted", "woven")
+SOON = {"retry-after-ms": 1}
+QUESTION = json.dumps({"instructions": "Which?", "criteria": dict.fromkeys(NAMES)})
+
+
+def picture(number):
+    rng = np.random.default_rng(number)
+    return Image.fromarray(rng.integers(0, 256, (6, 5, 3), np.uint8))
+
+
+def engine(service, **changes):
+    settings = {**dict(BASE), "engine": service.engine, "model": service.model}
+    settings |= {"concurrency": 4, "retries": 2, "requests_per_second": 1000}
+    return asking.start(type(BASE)(**settings | changes), 1, 1)
+
+
+def requests(service, n):
+    choices = None
+    if service.engine == "decisions":
+        choices = Choices("decisions", NAMES, (QUESTION,))
+    return [
+        Request(i, [data_url(picture(i))], "What?", choices, digest=f"{i:032x}"[::-1])
+        for i in range(n)
+    ]
+
+
+def ask(service, n=1, **changes):
+    found = engine(service, **changes).answer(requests(service, n))
+    return {request.key: answer for request, answer in found}
+
+
+def errors(service, n=3, **changes):
+    """The errors of requests that are asked one after another."""
+    found = ask(service, n, **{"concurrency": 1, "retries": 0, **changes})
+    return [found[key].error or problem(found[key]) for key in range(n)]
+
+
+def failing(service, failure, *numbers):
+    """Have the service answer so to the requests of these numbers, or to all."""
+    service.fail = lambda number, _: failure if not numbers or number in numbers else None
+
+
+def test_several_requests_are_under_way_and_each_gets_its_answer(service):
+    service.pause = 0.05
+    answers = ask(service, 12)
+    assert sorted(answers) == list(range(12))
+    assert not any(answer.error or problem(answer) for answer in answers.values())
+    assert service.most_active == 4
+
+
+@pytest.mark.parametrize("failure", [(429, SOON, {}), (500, SOON, {}), (504, SOON, HTML)])
+def test_a_busy_or_failing_server_is_asked_again(service, failure):
+    failing(service, failure, 0, 1)
+    assert ask(service)[0].error is None
+    assert len(service.requests) == 3
+
+
+def test_a_server_is_left_alone_as_long_as_it_says(service, monkeypatch):
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    failing(service, (429, {"Retry-After": 37}, sentence("slow down")), 0)
+    assert ask(service)[0].error is None
+    assert max(waited) == 37
+
+
+def test_a_reply_that_breaks_off_is_asked_for_again(service):
+    failing(service, (200, {"Content-Length": 500, "Connection": "close"}, b"{"), 0)
+    assert ask(service, timeout=5)[0].error is None
+    assert len(service.requests) == 2
+
+
+def test_an_answer_that_does_not_come_in_time_is_an_error_of_its_request(service):
+    service.pause = 1
+    [error] = errors(service, 1, timeout=0.1)
+    assert "timed out" in error.lower()
+
+
+REPLIES = {
+    "a page": (504, {}, HTML),
+    "a damaged picture": (400, {}, sentence("Damaged.")),
+    "no JSON": (200, {}, b"<html>proxy</html>"),
+    "depth": (200, {}, b"[" * 100_000),
+    "a list": (200, {}, b"[]"),
+    "no answer": (200, {}, b'{"choices": [], "answers": {}}'),
+}
+
+
+@pytest.mark.parametrize("name", REPLIES)
+def test_a_reply_that_is_no_answer_is_an_error_of_its_request_alone(service, name):
+    failing(service, REPLIES[name], 1)
+    found = errors(service)
+    assert [error is None for error in found] == [True, False, True]
+    assert len(found[1]) < 400 and "<" not in found[1]
+    assert ("Damaged" in found[1]) == (name == "a damaged picture")
+    assert len(service.requests) == 3
+
+
+@pytest.mark.parametrize("url", ["", "host:8000", "http://127.0.0.1:9/v1"])
+def test_an_address_without_a_server_is_one_sentence(service, monkeypatch, url):
+    variable = f"{service.engine.upper()}_BASE_URL"
+    monkeypatch.setenv(variable, url)
+    with pytest.raises(UserError, match=variable):
+        ask(service, retries=0)
+
+
+def test_no_picture_goes_where_the_server_redirects_it(service):
+    with serving(type(service)) as other:
+        failing(service, (307, {"Location": f"{other.url}/decisions"}, {}))
+        with pytest.raises(UserError, match="address"):
+            ask(service)
+        assert other.requests == []
+
+
+def test_answers_under_way_are_not_lost_when_the_credit_ends(service):
+    service.pause = 0.2
+    failing(service, (402, {}, sentence("Top up.")), 4)
+    found = {}
+    with pytest.raises(UserError, match="Top up"):
+        for request, answer in engine(service).answer(requests(service, 30)):
+            found[request.key] = answer
+    assert len(found) == len(service.requests) - 1  # all that were paid for
+
+
+@pytest.mark.parametrize("models", [b"no JSON", b'{"data": [3, {"id": []}]}'])
+def test_a_strange_list_of_models_does_no_harm(server, models):
+    server.models = models
+    assert ask(server)[0].error is None
+
+
+# --- chat completions ---------------------------------------------------------------------------
+
+
+def test_pictures_and_prompt_reach_the_server_and_answers_come_back(server):
+    for number, answer in ask(server, 5).items():
+        assert answer.text == f"What? {mean_colour(picture(number))}"
+        assert (answer.finish_reason, answer.n_tokens, answer.n_read) == ("stop", 4, 1)
+    body = server.requests[0]["body"]
+    assert (body["temperature"], body["max_tokens"]) == (0, 9)
+
+
+def score(server, n=1, options=("banded", "dotted", "woven")):
+    prompts = (letters_prompt(options), letters_prompt(options[::-1]))
+    choices = Choices("multiple_choice", letters_of(len(options)), prompts)
+    url = data_url(picture(0))
+    asked = [Request(key, [url], prompts[0], choices) for key in range(n)]
+    found = engine(server, retries=0).answer(asked)
+    return {request.key: answer for request, answer in found}
+
+
+def test_letters_are_read_from_the_first_token(server):
+    one = [("B", -0.2), (" B", -2.0), ("A", -3.0), ("D", -4.0), (" C", -5.0)]
+    other = [(" C", -0.1), ("A", -3.5), ("B", -4.5), ("The", -5.5)]  # D: the smallest
+    server.likely = lambda body: one if "A. banded" in str(body) else other
+    answers = score(server, 6)
+    assert sorted(answers) == list(range(6))
+    assert len(server.requests) == 12
+    both = math.log(math.exp(-0.2) + math.exp(-2.0))
+    for answer in answers.values():
+        scores = ChoiceScores.parse(answer.text)
+        first, second = scores.log_probabilities
+        assert first == pytest.approx((-3.0, both, -5.0, -4.0), abs=1e-5)
+        assert second == (-3.5, -4.5, -0.1, -5.5)
+        assert scores.first == ("B", " C")
+        assert (answer.n_read, answer.n_tokens) == (2, 2)  # of both orders
+    body = server.requests[0]["body"]
+    assert (body["max_tokens"], body["logprobs"], body["top_logprobs"]) == (1, True, 20)
+
+
+@pytest.mark.parametrize("likely", [None, [], [("A", None)]], ids=str)
+def test_a_reply_without_log_probabilities_is_an_error_of_its_request(server, likely):
+    server.likely = likely if likely is None else lambda body: likely
+    assert score(server)[0].error
+
+
+# --- decision models ----------------------------------------------------------------------------
+
+
+def question(options):
+    criteria = {**{name: f"a photo of a {name}." for name in options}, NONE: None}
+    return json.dumps({"instructions": "Which?", "criteria": criteria})
+
+
+CHOICES = Choices("decisions", NAMES, (question(NAMES), question(NAMES[::-1])))
+
+
+def about(server, *pictures):
+    asked = [
+        Request(key, [data_url(shown)], "", CHOICES) for key, shown in enumerate(pictures)
+    ]
+    return {request.key: answer for request, answer in engine(server).answer(asked)}
+
+
+def scores(answer):
+    return ChoiceScores.parse(answer.text).log_probabilities
+
+
+def test_each_order_is_a_question_and_probabilities_come_back(decisions):
+    for number, answer in about(decisions, *map(picture, range(3))).items():
+        for row, options in zip(scores(answer), (NAMES, NAMES[::-1]), strict=True):
+            chances = decide(picture(number), json.loads(question(options)))
+            expected = [math.log(chances[name]) for name in [*options, NONE]]
+            assert row == pytest.approx(expected, abs=1e-5)
+        assert (answer.n_read, answer.n_tokens) == (1 + 95 + 2 * 92, 0)
+    asked = list(decisions.requests[0]["body"]["questions"].values())
+    assert list(asked[1]["criteria"]) == [*NAMES[::-1], NONE]
+
+
+def test_either_path_is_found_and_then_asked_alone(decisions, monkeypatch):
+    decisions.path = "/v1/systemone"
+    monkeypatch.setenv("DECISIONS_BASE_URL", f"{decisions.url}/v1/")  # v1 may be given
+    assert errors(decisions, 4) == [None] * 4
+    assert len(decisions.requests) == 4
+
+
+def test_threads_take_turns_one_gap_apart(monkeypatch):
+    waited = []
+    monkeypatch.setattr("time.monotonic", lambda: 100.0)
+    monkeypatch.setattr("time.sleep", waited.append)
+    pace = Pace(4)
+    for _ in range(3):
+        pace.wait()
+    assert waited == [0, 0.25, 0.5]
+
+
+@pytest.mark.parametrize(
+    "size", [(1440, 1440), (1441, 1441), (4000, 3000), (3000, 60), (90000, 20), (31, 33)]
+)
+def test_pictures_are_as_large_as_tiles_allow(size):
+    found = fitted(*size)
+    assert tiles(found) <= 2048
+    if tiles(size) <= 2048:
+        assert found == size
+    else:
+        assert tiles(found) > 1900
+        assert found[0] / found[1] == pytest.approx(size[0] / size[1], rel=0.05)
+
+
+def test_a_large_picture_is_scaled_and_a_large_request_is_an_error_of_its_own(decisions):
+    noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8)
+    plain = Image.new("RGB", (2000, 1200), (9, 8, 7))
+    answers = about(decisions, plain, Image.fromarray(noise))
+    assert 1900 < answers[0].n_read - 95 - 2 * 92 <= 2048
+    assert answers[1].error.startswith("HTTP 413")
+
+
+def test_names_of_another_account_do_not_leave(decisions, monkeypatch):
+    monkeypatch.setenv("OPENAI_ORG_ID", "our-organisation")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "our-project")
+    ask(decisions)
+    assert "our-" not in json.dumps(decisions.requests[0]["headers"])
+
+
+def test_it_writes_no_captions(decisions):
+    with pytest.raises(UserError, match=r"scores\.kind"):
+        list(engine(decisions).answer([Request(0, [data_url(picture(0))], "What?")]))
+
+
+def of_first(**changes):
+    """A change of the answer to the first question."""
+    return lambda reply: next(iter(reply["answers"].values())).update(changes)
+
+
+def rename(reply):
+    _, answer = reply["answers"].popitem()
+    reply["answers"]["other"] = answer
+
+
+WRONG = {
+    "sum to 3": of_first(probabilities={"banded": 1.5, "woven": 1.5}),
+    "sum to 0": of_first(probabilities={}),
+    "unknown": of_first(probabilities={"banded": 0.5, "striped": 0.5}),
+    "negative": of_first(probabilities={"banded": 1.5, "woven": -0.5}),
+    "a text": of_first(probabilities={"banded": "1"}),
+    "not a number": of_first(probabilities={"banded": math.nan}),
+    "a list": of_first(probabilities=[1.0]),
+    "another choice": of_first(choice="striped"),
+    "another type": of_first(type="score"),
+    "another question": rename,
+    "one question less": lambda reply: reply["answers"].popitem(),
+    "no answers": lambda reply: reply.pop("answers"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_answer_is_an_error_of_its_request_with_its_tokens(decisions, name):
+    def change(number, reply):
+        if number == 1:
+            WRONG[name](reply)
+        return reply
+
+    decisions.change = change
+    answers = ask(decisions, 3, concurrency=1)
+    assert [answer.error is None for answer in answers.values()] == [True, False, True]
+    assert len(answers[1].error) < 400
+    assert answers[1].n_read > 0  # it was paid for
+
+
+def test_an_answer_about_another_picture_is_an_error_of_its_request(decisions):
+    replies = []
+
+    def change(number, reply):
+        replies.append(reply)
+        return replies[0] if number == 2 else reply
+
+    decisions.change = change
+    assert [error is None for error in errors(decisions, 4)] == [True, True, False, True]
+
+
+def test_probabilities_are_rounded_or_missing_and_sum_to_one_again(decisions):
+    decisions.decide = lambda picture, question: {"banded": 0.67, "dotted": 0.32}
+    first, _ = scores(about(decisions, picture(0))[0])
+    assert np.exp(first) == pytest.approx([0.67 / 0.99, 0.32 / 0.99, 0, 0], abs=1e-5)
+
+
+@pytest.mark.parametrize("usage", [None, {}, {"input_tokens": -1}, []], ids=str)
+def test_strange_usage_is_unknown(decisions, usage):
+    decisions.change = lambda number, reply: {**reply, "usage": usage}
+    answer = ask(decisions)[0]
+    assert (answer.error, answer.n_read) == (None, None)

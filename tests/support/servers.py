@@ -1,0 +1,238 @@
+"""Fake services on 127.0.0.1 that speak the protocols of the engines openai and decisions."""
+
+import base64
+import io
+import json
+import math
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
+
+import pytest
+from PIL import Image
+from support.captioning import mean_colour
+from support.web import JsonHandler, listening
+
+KEY = "key-0123456789"
+HTML = b"<html><body>504 Gateway Time-out</body></html>"
+MAX_BODY = 2**20  # bytes of a request
+MAX_TILES = 2048  # of a picture, of 32 x 32 pixels
+PRICE = 0.04  # of a million input tokens of a decision model
+
+
+class RefusedError(Exception):
+    """A status and the content of a reply."""
+
+
+def sentence(text):
+    return {"error": {"message": text, "type": "invalid_request_error"}}
+
+
+class FakeService:
+    """Its requests, and how it replies.
+
+    `fail(number, body)` may return (status, headers, content) in place of the answer to the request
+    of that number, counted from 0. `change(number, reply)` may change a reply. `pause` seconds pass
+    before each answer. It wants `key`, if there is one.
+    """
+
+    def __init__(self):
+        self.requests, self.active, self.most_active, self.answered = [], 0, 0, 0
+        self.fail = lambda number, body: None
+        self.change = lambda number, reply: reply
+        self.pause = 0.0
+        self.key = None
+        self._lock = threading.Lock()
+
+    def reply(self, path, body, headers):
+        if path != self.path:
+            return 404, {}, sentence("no such path")
+        with self._lock:
+            number = len(self.requests)
+            self.requests.append({"body": body, "headers": headers})
+            self.active += 1
+            self.most_active = max(self.active, self.most_active)
+        try:
+            if self.pause:
+                time.sleep(self.pause)
+            if failure := self.fail(number, body):
+                return failure
+            if self.key and headers.get("authorization") != f"Bearer {self.key}":
+                return 401, {}, sentence("This key is not known.")
+            return 200, {}, self.change(number, self.answer(body))
+        except RefusedError as error:
+            status, content = error.args
+            return status, {}, content
+        finally:
+            with self._lock:
+                self.active -= 1
+                self.answered += 1
+
+
+class ChatServer(FakeService):
+    """OpenAI's chat completions.
+
+    `models` are the bytes of its list of models, if not its own. `likely(body)` gives the tokens of
+    the first place with their log-probabilities, the most likely one first.
+    """
+
+    model = "tiny"
+    engine = "openai"
+    base = "/v1"  # of the address that the user exports
+    path = "/v1/chat/completions"
+
+    def __init__(self):
+        super().__init__()
+        self.models = self.likely = None
+
+    def list_models(self):
+        models = [{"id": self.model, "object": "model", "created": 0, "owned_by": "tests"}]
+        return 200, {}, self.models or {"object": "list", "data": models}
+
+    def answer(self, body):
+        *pictures, text = body["messages"][0]["content"]
+        seen = [mean_colour(picture_of(part)) for part in pictures]
+        words = f"{text['text']} {'/'.join(seen)}".split()
+        cut = words[: body["max_tokens"]]
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": " ".join(cut)},
+            "finish_reason": "stop" if cut == words else "length",
+        }
+        if body.get("logprobs") and self.likely is not None:
+            choice["logprobs"] = {"content": logprobs(self.likely(body))}
+        usage = {"prompt_tokens": 1, "completion_tokens": len(cut)}
+        usage["total_tokens"] = 1 + len(cut)
+        reply = {"id": "x", "object": "chat.completion", "created": 0}
+        return reply | {"model": body["model"], "choices": [choice], "usage": usage}
+
+
+def logprobs(likely):
+    """The log-probabilities of an answer of one token, or of none."""
+    named = [{"token": token, "logprob": value, "bytes": None} for token, value in likely]
+    return [{**named[0], "top_logprobs": named}] if named else []
+
+
+class DecisionServer(FakeService):
+    """A decision model, which refuses unknown fields, and pictures of more than MAX_TILES tiles.
+
+    `decide(picture, question)` gives the probabilities of the options.
+    """
+
+    model = "decider"
+    engine = "decisions"
+    base = ""
+    path = "/v1/decisions"  # or /v1/systemone
+
+    def __init__(self):
+        super().__init__()
+        self.decide = decide
+        self.costs = True  # whether it names the cost
+
+    def list_models(self):
+        return 404, {}, sentence("no list")
+
+    def answer(self, body):
+        refuse_unknown(body, {"model", "state", "questions"})
+        if body["model"] != self.model:
+            raise RefusedError(400, sentence(f"Model {body['model']} is unknown."))
+        pictures = [picture_of(part) for part in body["state"]]
+        n_tokens = sum(tokens_of(picture) for picture in pictures)
+        answers = {}
+        for name, question in body["questions"].items():
+            refuse_unknown(question, {"type", "instructions", "criteria"})
+            if question["type"] != "choice" or not 1 <= len(question["criteria"]) <= 255:
+                raise RefusedError(400, sentence("A choice has 1 to 255 options."))
+            chances = self.decide(pictures[0], question)
+            best = max(chances, key=chances.get)
+            answers[name] = {"type": "choice", "choice": best, "probabilities": chances}
+            answers[name]["confidence"] = 0.5
+            n_tokens += 92
+        usage = {"input_tokens": n_tokens, "output_tokens": 0}
+        if self.costs:
+            usage["cost"] = n_tokens * PRICE / 1e6
+        return {"model": self.model, "answers": answers, "usage": usage}
+
+
+def refuse_unknown(given, known):
+    if unknown := set(given) - known:
+        raise RefusedError(400, sentence(f"Unknown field {min(unknown)}."))
+
+
+def picture_of(part):
+    url = part["image_url"]["url"]
+    if not url.startswith("data:image/"):
+        raise RefusedError(400, sentence("Only data URLs are taken."))
+    picture = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+    if picture.format not in ("PNG", "JPEG", "WEBP"):
+        raise RefusedError(
+            400, sentence(f"{picture.format} is no format of pictures here.")
+        )
+    return picture
+
+
+def tokens_of(picture):
+    n_tiles = math.prod(math.ceil(side / 32) for side in picture.size)
+    if n_tiles > MAX_TILES:
+        raise RefusedError(504, HTML)
+    return n_tiles + 95
+
+
+def decide(picture, question):
+    """Probabilities that depend on the picture and the options, not on their order."""
+    seen = sum(map(int, mean_colour(picture).split()))
+    weights = {name: 1 + (seen + sum(name.encode())) % 97 for name in question["criteria"]}
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items()}
+
+
+class _Handler(JsonHandler, BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.send(*self.service.list_models())
+
+    def do_POST(self):
+        size = int(self.headers["Content-Length"])
+        content = self.rfile.read(size)
+        if size > MAX_BODY:
+            self.send(413, {}, sentence("The request is too large."))
+            return
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.send(*self.service.reply(self.path, json.loads(content), headers))
+
+
+@contextmanager
+def serving(kind):
+    """A running service of a class; its address is `url`."""
+    service = kind()
+    with listening(type("Handler", (_Handler,), {"service": service})) as url:
+        service.url = url + kind.base
+        yield service
+
+
+def started(kind, monkeypatch):
+    """The same, which the engine finds."""
+    with serving(kind) as service:
+        variable = service.engine.upper()
+        monkeypatch.setenv(f"{variable}_BASE_URL", service.url)
+        monkeypatch.setenv(f"{variable}_API_KEY", KEY)
+        service.key = KEY
+        yield service
+
+
+@pytest.fixture
+def server(monkeypatch):
+    yield from started(ChatServer, monkeypatch)
+
+
+@pytest.fixture
+def decisions(monkeypatch):
+    yield from started(DecisionServer, monkeypatch)
+
+
+@pytest.fixture(params=[ChatServer, DecisionServer], ids=["openai", "decisions"])
+def service(request, monkeypatch):
+    """A service of each protocol."""
+    yield from started(request.param, monkeypatch)
