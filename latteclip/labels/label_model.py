@@ -218,6 +218,10 @@ class LabelModel:
         """Return the posterior [n, C] of some training rows."""
         return np.asarray(self._model.r[rows])
 
+    def without_answers(self, rows: Any = slice(None)) -> Floats:
+        """Return the same, in which the answers about these rows themselves count for nothing."""
+        return np.asarray(self._model.predicted[rows])
+
     def vote_probabilities(self, rows: Any = slice(None)) -> Floats:
         """Return the probabilities [n, C] of classes by the votes alone, 0 where there is none."""
         model = self._model
