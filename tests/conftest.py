@@ -54,7 +54,6 @@ FIRST = (
     "tests/project/test_benchmarks.py",
     "tests/workflow/test_cores.py",
     "tests/project/test_recipes.py",
-    "tests/core/test_other_systems.py",
     "tests/workflow/test_storage.py",
     "tests/deploy/test_export.py",
     "tests/data/test_datasets.py",

@@ -91,16 +91,12 @@ def labels(
     /,
     n: int = 6,
     image: Sequence[str] = (),
-    format: Literal["csv", "parquet", "label-studio", "imagefolder", "datasets"]
-    | None = None,
+    format: Literal["csv", "parquet", "label-studio", "imagefolder"] | None = None,
     output: str | None = None,
     copy: bool = False,
     max_error: float | None = None,
     false_discovery: float | None = None,
     leave_out: Sequence[Literal["unknown", "duplicates"]] = (),
-    push_to_hub: str | None = None,
-    public: bool = False,
-    dry_run: bool = False,
     json_output: bool = False,
 ) -> str:
     """Show where labels come from, or export them.
@@ -113,17 +109,13 @@ def labels(
         n: show: number of images (default: 6), 0 for the summary alone
         image: show: images by their image_id in images.parquet
         format: export: the format
-        output: export: a file, or a new folder for the last three formats
-        copy: export: copy the images of imagefolder and datasets, in place of links or paths
+        output: export: a file, or a new folder for the last two formats
+        copy: export imagefolder: copy the images, in place of links
         max_error: export: accept as many labels as possible so that, with 95 % probability, at most
             this share of all labels is wrong and accepted; needs answers of latteclip teach
         false_discovery: export: accept labels of which on average at most this share is wrong
         leave_out: export: leave out images of no class (unknown), or all but one image of each set
             of duplicates (duplicates)
-        push_to_hub: export datasets: upload the folder to a new repository of Hugging Face,
-            <user>/<name>
-        public: export: make that repository public
-        dry_run: export: say what would be uploaded
     """
     if action == "show":
         from latteclip.labels import show
@@ -134,7 +126,6 @@ def labels(
     if json_output:
         raise UserError("--json is for labels show; labels export writes files.")
     from latteclip.deploy import export_labels
-    from latteclip.deploy.hub_upload import Upload
 
     if not format or not output:
         raise UserError("latteclip labels export needs --format FORMAT and --output PATH.")
@@ -146,5 +137,4 @@ def labels(
         leave_out=leave_out,
         max_error=max_error,
         false_discovery=false_discovery,
-        upload=Upload.asked(push_to_hub, "dataset", public=public, dry_run=dry_run),
     )

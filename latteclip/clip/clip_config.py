@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import open_clip
 from pydantic import Field
 
 from latteclip.config.hub_names import CLIP_CONFIG, FOLDER, HUB, TEXT_TOWER
 from latteclip.core.errors import UserError
 from latteclip.core.files import from_values, read_object
-from latteclip.core.open_clip_import import open_clip
 from latteclip.core.terminal import one_line
 
 # Sections that open_clip hands on to torch, transformers or nltk, and the keys they may have.

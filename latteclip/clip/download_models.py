@@ -76,7 +76,7 @@ def download_captioner(settings: CaptionerSection, output: str) -> None:
 
 def _fetch_clip(model: str, pretrained: str | None) -> list[str]:
     """Fetch the files that open_clip asks the hub for, and return their repos."""
-    from latteclip.core.open_clip_import import open_clip
+    import open_clip
 
     if model.startswith(HUB):
         config = clip_config.read(model)

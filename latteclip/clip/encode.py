@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
+import open_clip
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
@@ -14,7 +15,6 @@ from latteclip.clip.model import Clip
 from latteclip.core import devices
 from latteclip.core.class_templates import ClassTemplates, class_texts
 from latteclip.core.errors import GIB, UserError
-from latteclip.core.open_clip_import import open_clip
 from latteclip.core.terminal import Progress
 from latteclip.data import loader
 

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -23,7 +24,6 @@ from latteclip.core import devices, hashing
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import write_json
-from latteclip.core.open_clip_import import open_clip, with_transformers
 
 log = logging.getLogger(__name__)
 CLASSIFIER = "prototypes.safetensors"
@@ -76,7 +76,6 @@ def load(
         tower = clip_config.text_tower(model, config)
         options: dict[str, Any] = {"pretrained_text": False}
         if tower is not None:  # open_clip reads its configuration from a folder
-            with_transformers()
             write_json(Path(folder) / "config.json", tower)
             local = {"hf_model_name": folder, "hf_model_pretrained": False}
             options["text_cfg"] = {**config["text_cfg"], **local}

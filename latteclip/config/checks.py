@@ -21,7 +21,6 @@ from latteclip.config.stage_params import (
 )
 from latteclip.config.voters import FILE_KEYS
 from latteclip.core.answer_tables import TABLES
-from latteclip.core.class_groups import read_parents
 from latteclip.core.class_history import edited_classes
 from latteclip.core.class_templates import ClassTemplates, clean_classnames
 from latteclip.core.errors import UserError, suggestion
@@ -191,7 +190,6 @@ def _words(configuration: Configuration, dataset: str) -> Iterator[str]:
     synonyms = configuration.dataset(dataset).get("class_synonyms")
     try:
         ClassTemplates.of(configuration.section("template", dataset), synonyms)
-        read_parents(configuration.dataset(dataset).get("class_groups") or {})
     except UserError as error:
         yield str(error)
 

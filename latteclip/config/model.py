@@ -28,7 +28,6 @@ from latteclip.config.sections.base import (
 from latteclip.config.sections.captioner import CaptionerSection
 from latteclip.config.sections.captions import CaptionsSection
 from latteclip.config.sections.class_texts import (
-    ClassGroupsSection,
     SynonymsSection,
     TemplateSection,
     Texts,
@@ -191,7 +190,7 @@ class Shared(TemplateSection):
     threads: ThreadsSection = inner(ThreadsSection)
 
 
-class Dataset(Shared, SynonymsSection, ClassGroupsSection, TermsSection):
+class Dataset(Shared, SynonymsSection, TermsSection):
     size: str = optional_key("size of its downloads, in words", default="")
     source: Source = optional_key("where the images come from: one of these keys")
     methods: dict[Key, MethodOfDataset] = optional_key(

@@ -1,9 +1,7 @@
 """The Parquet tables that stages write and read, with their schemas."""
 
 import contextlib
-import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -178,9 +176,7 @@ _FLOATS = (  # measures of a step of a training
 )
 HISTORY = _schema(step=pa.int32(), epoch=pa.int32(), **dict.fromkeys(_FLOATS, pa.float32()))
 LABEL_COLUMNS = frozenset({"label", "classname"})
-SEAL = b"LatteCLIP"  # before the SHA-256 of a file's footer, which stands before the footer
-SEAL_BYTES = len(SEAL) + hashlib.sha256().digest_size
-ENDING = 8  # bytes of the length of the footer and of Parquet's mark
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # begin a formula in a spreadsheet
 
 
 def write(
@@ -198,44 +194,21 @@ def write(
 def writing(
     path: str | Path, schema: pa.Schema, metadata: object | None = None
 ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Write one table in pieces, whole or not at all. Its pages and its footer bear checksums.
+    """Write one table in pieces, whole or not at all. Its pages bear checksums.
 
     Yields a function that appends columns or a table as one row group. The caller may set fields of
     `metadata`, a dataclass, until all pieces are written. Each is stored as JSON.
     """
     options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
-    with replacing(path) as temporary:
-        with pq.ParquetWriter(temporary, schema, **options) as file:
-            yield lambda columns: file.write_table(pa.table(columns, schema=schema))
-            values = [] if metadata is None else sorted(values_of(metadata).items())
-            file.add_key_value_metadata(
-                {k: json.dumps(v, ensure_ascii=False) for k, v in values}
-            )
-        footer = _footer(temporary)
-        with temporary.open("r+b") as whole:
-            whole.seek(-len(footer), os.SEEK_END)
-            whole.write(SEAL + hashlib.sha256(footer).digest() + footer)
-
-
-def _footer(path: str | Path, before: int = 0) -> bytes:
-    """Return the footer of a Parquet file to its end, with so many bytes before it.
-
-    ValueError or OSError: there is none.
-    """
-    with Path(path).open("rb") as file:
-        file.seek(-ENDING, os.SEEK_END)
-        length = int.from_bytes(file.read(ENDING // 2), "little")
-        file.seek(-ENDING - length - before, os.SEEK_END)
-        return file.read()
-
-
-def _refuse_broken_seal(path: str | Path) -> None:
-    """Raise ValueError for a footer that its checksum does not fit. Others write no checksum."""
-    tail = _footer(path, SEAL_BYTES)
-    seal = tail[:SEAL_BYTES]
-    footer = tail[SEAL_BYTES:]
-    if seal.startswith(SEAL) and seal != SEAL + hashlib.sha256(footer).digest():
-        raise ValueError("the checksum of its footer does not fit")
+    with (
+        replacing(path) as temporary,
+        pq.ParquetWriter(temporary, schema, **options) as file,
+    ):
+        yield lambda columns: file.write_table(pa.table(columns, schema=schema))
+        values = [] if metadata is None else sorted(values_of(metadata).items())
+        file.add_key_value_metadata(
+            {k: json.dumps(v, ensure_ascii=False) for k, v in values}
+        )
 
 
 def read(
@@ -288,9 +261,6 @@ def n_rows(path: str | Path) -> int:
 def _opened(path: str | Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
     """Open a file that has the columns."""
     try:
-        # If there is no such file, or it is no Parquet, the next line says more.
-        with contextlib.suppress(OSError):
-            _refuse_broken_seal(path)
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             missing = sorted(set(columns) - set(file.schema_arrow.names))
             if missing:
@@ -372,10 +342,20 @@ def lookup_column(
 
 
 def csv_cell(value: object) -> object:
-    """Return a value as CSV has it: booleans in lower case, six digits of a float."""
+    """Return a value as CSV has it: booleans in lower case, six digits of a float.
+
+    A text that a spreadsheet would run as a formula begins with an apostrophe.
+    """
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, str) and value.startswith(FORMULA):
+        return f"'{value}"
     return f"{value:.6f}" if isinstance(value, float) else value
+
+
+def from_csv_cell(text: str) -> str:
+    """Return a text as it was before `csv_cell`."""
+    return text[1:] if text.startswith("'") and text[1:].startswith(FORMULA) else text
 
 
 def find_rows(

@@ -6,11 +6,11 @@ as CLIP_benchmark reads them, and a model card of where it comes from and how to
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import open_clip
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -23,16 +23,13 @@ from latteclip.core import hashing, tables
 from latteclip.core.class_templates import PLACE, ClassTemplates, clean_classname
 from latteclip.core.errors import UserError
 from latteclip.core.files import new_folder, replacing, write_json
-from latteclip.core.open_clip_import import open_clip
-from latteclip.deploy import onnx_graph, onnx_int8, transformers_clip
-from latteclip.deploy.hub_upload import Upload
-from latteclip.deploy.model_origin import (
-    Classify,
+from latteclip.deploy import onnx_graph, transformers_clip
+from latteclip.deploy.guaranteed_predictions import (
     abstention_threshold,
-    refuse_without_guarantee,
     run_of,
+    unseen_answers,
 )
-from latteclip.deploy.predict import Predictor, encoders_of
+from latteclip.deploy.predict import Predictor
 from latteclip.evaluate.results import read_metrics
 from latteclip.labels.fusion_report import NAME, read_fusion_report
 from latteclip.train.history import TrainingMetadata
@@ -54,12 +51,7 @@ def export(
     /,
     format: Literal["open_clip", "transformers", "onnx"],
     licence: str | None = None,
-    int8: bool = False,
-    pictures: Sequence[str] = (),
     abstain: float | None = None,
-    push_to_hub: str | None = None,
-    public: bool = False,
-    dry_run: bool = False,
 ) -> str:
     """Write a tuned model for open_clip, transformers or ONNX.
 
@@ -68,19 +60,11 @@ def export(
         destination: new or empty folder
         format: the library that loads it
         licence: licence of the weights, as the hub spells it: mit, apache-2.0, cc-by-nc-4.0, ...
-        int8: onnx: quantise weights and activations to 8 bits, and report what that changes
-        pictures: onnx, int8: images or folders that calibrate it (default: those of the dataset)
         abstain: onnx: include the threshold of predict --abstain
-        push_to_hub: upload the folder to a new repository of Hugging Face, <user>/<name>
-        public: make that repository public
-        dry_run: say what would be uploaded
     """
-    if format != "onnx" and (int8 or pictures or abstain):
-        raise UserError("--int8, --pictures and --abstain are for --format onnx.")
-    upload = Upload.asked(push_to_hub, "model", public=public, dry_run=dry_run)
+    if abstain is not None and format != "onnx":
+        raise UserError("--abstain is for --format onnx.")
     folder = new_folder(destination)
-    if upload is not None:
-        upload.refuse_existing()
     opened = finetuned.load(model, torch.device("cpu"))
     if opened.student_scale is not None and format != "onnx":
         raise UserError(
@@ -94,73 +78,52 @@ def export(
         )
     if folder.is_relative_to(opened.folder.resolve()):
         raise UserError(f"{destination} lies in the folder of the model; name another one.")
+    promise = ""
+    metadata = {}
     if abstain is not None:
-        refuse_without_guarantee(opened, abstain, is_exact=not int8)
+        threshold = threshold_of(opened, abstain)
+        promise = (
+            f"Predictions with a probability below {threshold:.4f} are abstained from: with 95 % "
+            f"probability, at most {100 * abstain:g} % of all predictions are wrong and not "
+            "abstained from, for images like the training images."
+        )
+        described = {"max_error": abstain, "threshold": threshold, "guarantee": promise}
+        metadata["abstain"] = described
     origin = read_origin(opened.folder)
     dataset = origin["dataset"]
     templates = [t.replace(PLACE, "{c}") for t in opened.class_templates.templates]
-    drawn = onnx_int8.draw_pictures(opened, pictures) if int8 else None
-    notes: list[str] = []
     with replacing(folder) as temporary:
         temporary.mkdir()
-        FORMS[format](opened, temporary)
         if format == "onnx":
-            notes = _complete_onnx(opened, temporary, drawn, abstain)
+            onnx_graph.write(opened, temporary, metadata)
+            shutil.copyfile(TEMPLATES / PREDICT, temporary / PREDICT)
+        elif format == "transformers":
+            transformers_clip.write(opened, temporary)
+        else:
+            _copy_model(opened, temporary)
         shutil.copyfile(opened.folder / CLASSIFIER, temporary / CLASSIFIER)
         # As --custom_classname_file and --custom_template_file of CLIP_benchmark read them.
         classnames = {dataset: opened.classnames}
         write_json(temporary / "clip_benchmark_classnames.json", classnames)
         write_json(temporary / "clip_benchmark_templates.json", {dataset: templates})
-        model_card(opened, origin, format, licence, notes).save(temporary / "README.md")
+        card = model_card(opened, origin, format, licence, promise)
+        card.save(temporary / "README.md")
         hashing.write_sums(temporary)
     log.info("%s: %d classes as %s.", destination, len(opened.classnames), format)
-    further = f"To upload it: --push-to-hub <user>/<name>, or hf upload <user>/<name> {destination}"
-    if upload is not None:
-        further = upload.push(folder)
-    return "\n".join([*notes, further])
+    return f"{promise}\nTo upload it: hf upload <user>/<name> {destination}".lstrip()
 
 
-def _open_clip(opened: finetuned.FinetunedModel, folder: Path) -> None:
+def threshold_of(opened: finetuned.FinetunedModel, max_error: float) -> float:
+    """Return the probability below which predictions of a model are abstained from."""
+    answers = unseen_answers(opened, max_error)
+    classify = Predictor(opened.folder, device="cpu")
+    return abstention_threshold(opened, answers, classify, max_error)
+
+
+def _copy_model(opened: finetuned.FinetunedModel, folder: Path) -> None:
     """Copy the model folder, which open_clip also reads from the hub."""
     hidden = shutil.ignore_patterns(".*")  # Snakemake's files, and half-written ones
     shutil.copytree(opened.folder, folder, dirs_exist_ok=True, ignore=hidden)
-
-
-def _complete_onnx(
-    opened: finetuned.FinetunedModel,
-    folder: Path,
-    pictures: onnx_int8.Pictures | None,
-    abstain: float | None,
-) -> list[str]:
-    """Quantise the graph, add a threshold, and return sentences on both."""
-    shutil.copyfile(TEMPLATES / PREDICT, folder / PREDICT)
-    notes = []
-    classify: Classify | None = None
-    if pictures is not None:
-        models = [opened.clip, *encoders_of(opened, torch.device("cpu"))]
-        prepare = partial(onnx_graph.prepare, models)
-        notes = [onnx_int8.quantise(folder, pictures, prepare).sentence]
-        classify = onnx_int8.GraphClassifier(folder, prepare)
-    if abstain is None:
-        return notes
-    if classify is None:
-        classify = Predictor(opened.folder, device="cpu")
-    threshold = abstention_threshold(opened, classify, abstain, is_exact=pictures is None)
-    promise = (
-        f"Predictions with a probability below {threshold:.4f} are abstained from: with 95 % "
-        f"probability, at most {100 * abstain:g} % of all predictions are wrong and not abstained "
-        "from, for images like the training images."
-    )
-    described = {"max_error": abstain, "threshold": threshold, "guarantee": promise}
-    onnx_graph.add_metadata(folder, "abstain", described)
-    return [*notes, promise]
-
-
-FORMS = {
-    "open_clip": _open_clip,
-    "transformers": transformers_clip.write,
-    "onnx": onnx_graph.write,
-}
 
 
 def read_origin(model: Path) -> dict[str, Any]:
@@ -203,7 +166,7 @@ def model_card(
     origin: Mapping[str, Any],
     form: str,
     licence: str | None,
-    notes: Sequence[str] = (),
+    promise: str,
 ) -> ModelCard:
     """Return the model card: Markdown with the metadata that the hub reads."""
     metrics = origin["metrics"]
@@ -235,7 +198,7 @@ def model_card(
         described=described,
         **origin,
         results=results,
-        notes=notes,
+        promise=promise,
         repo=repo,
         image_encoders=len(opened.encoder_widths),
         student=opened.student_scale is not None,

@@ -14,6 +14,8 @@ from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
@@ -29,13 +31,10 @@ from latteclip.core.terminal import one_line
 from latteclip.data.decoding import FORMATS
 from latteclip.data.images import image_exists, open_rgb, shard_member
 from latteclip.deploy import label_table
-from latteclip.deploy.export_datasets import write_datasets
-from latteclip.deploy.hub_upload import Upload
 from latteclip.deploy.label_table import LabelsMetadata
 
 log = logging.getLogger(__name__)
-FOLDERS = ("label-studio", "imagefolder", "datasets")  # formats of several files
-WITH_IMAGES = ("imagefolder", "datasets")  # formats that may contain the images
+FOLDERS = ("label-studio", "imagefolder")  # formats of several files
 TABLE = "labels.csv"  # beside the folders of classes
 LOCAL = "/data/local-files/?d="  # where Label Studio serves files of its machine
 LABEL_STUDIO = (
@@ -76,74 +75,63 @@ def export_labels(
     leave_out: Collection[str] = (),
     max_error: float | None = None,
     false_discovery: float | None = None,
-    upload: Upload | None = None,
 ) -> str:
     """Write the labels of the training images, and return sentences on what was written.
 
     The arguments are those of `latteclip labels export`, and `form` is its format. Raises UserError
     where there are no labels, `output` cannot be written, or an image vanished.
     """
-    if copy and form not in WITH_IMAGES:
-        raise UserError(f"--copy is for --format {' or '.join(WITH_IMAGES)}, not {form}.")
-    if upload is not None and (form != "datasets" or not copy):
-        raise UserError(
-            "--push-to-hub is for --format datasets --copy; paths of this machine lead nowhere."
-        )
-    if upload is not None:
-        upload.refuse_existing()
+    if copy and form != "imagefolder":
+        raise UserError(f"--copy is for --format imagefolder, not {form}.")
     place = new_folder(output) if form in FOLDERS else Path(output)
+    results = Path(folder)
     for kind in leave_out:
-        if not (path := Path(folder) / f"{kind}.parquet").is_file():
+        if not (path := results / f"{kind}.parquet").is_file():
             raise UserError(
                 f"--leave-out {kind} reads {path}, which does not exist yet; run "
-                f"{run_command(folder, f'results/{Path(folder).absolute().name}/{path.name}')}."
+                f"{run_command(folder, f'results/{results.absolute().name}/{path.name}')}."
             )
-    table, described = label_table.read(Path(folder))
-    promises: list[str] = []
+    table, described = label_table.read(results)
+    notes: list[str] = []
     if share := max_error or false_discovery:
         on_average = max_error is None
-        taken, promise = label_table.accepted(Path(folder), share, on_average=on_average)
+        taken, promise = label_table.accepted(results, share, on_average=on_average)
         number = pc.if_else(taken, 0, pa.scalar(None, pa.int32()))
         guarantee = pa.DictionaryArray.from_arrays(number, pa.array([promise]))
         table = table.append_column("accepted", taken).append_column("guarantee", guarantee)
-        promises = [promise]
-        if form == "imagefolder":  # whose folders say nothing of what was accepted
+        notes.append(promise)
+        if form == "imagefolder":  # whose folders do not say which labels are accepted
             n_refused = len(table) - pc.sum(taken).as_py()
             table = table.filter(taken)
-            promises.append(
-                f"{n_refused} images are left out, whose labels are not accepted."
-            )
-    counts = {kind: pc.sum(is_kind).as_py() or 0 for kind, is_kind in _kinds(table).items()}
+            notes.append(f"{n_refused} images without an accepted label are left out.")
+    kinds = _kinds(table)
+    is_left = np.ones(len(table), dtype=bool)
     for kind in leave_out:
-        table = table.filter(pc.invert(_kinds(table)[kind]))
+        is_left &= ~kinds[kind]
+    table = table.filter(pa.array(is_left))
     write = WRITERS[form]
-    if form in WITH_IMAGES:
+    if form == "imagefolder":
         write = partial(write, copy=copy)
     with replacing(place) as temporary:
         write(temporary, table, described)
     n = len(table) - table["label"].null_count
-    error = _error(described)
-    lines = [f"{n} labels, {error}, are in {output}.", *promises, *_about_answers(table)]
+    notes += _about_answers(table)
     if form == "label-studio":
-        lines.append(LABEL_STUDIO)
-    if counts["unknown"] and not _has_checked_unknown(Path(folder)):
-        lines.append(
-            "Nobody has checked is_unknown: a share of the images is marked whether or not any is "
-            "of none of the classes. Five answers of none of these set its threshold: "
-            f"latteclip teach {folder}."
+        notes.append(LABEL_STUDIO)
+    if kinds["unknown"].any() and not _has_checked_unknown(results):
+        notes.append(
+            "Nobody has checked is_unknown, which marks a fixed share of the images. Five answers "
+            f"of none of these set its threshold: latteclip teach {folder}."
         )
-    for kind, count in counts.items():
-        if not count:
-            continue
-        if kind in leave_out:
-            lines.append(f"{count} images are left out, which {LEAVE_OUT[kind]}.")
-        else:
-            lines.append(
+    for kind, is_kind in kinds.items():
+        count = is_kind.sum()
+        if count and kind in leave_out:
+            notes.append(f"{count} images are left out, which {LEAVE_OUT[kind]}.")
+        elif count:
+            notes.append(
                 f"{count} images {LEAVE_OUT[kind]}; --leave-out {kind} exports without them."
             )
-    if upload is not None:
-        lines.append(upload.push(place))
-    return "\n".join(lines)
+    return "\n".join([f"{n} labels, {_error(described)}, are in {output}.", *notes])
 
 
 def _has_checked_unknown(folder: Path) -> bool:
@@ -152,19 +140,21 @@ def _has_checked_unknown(folder: Path) -> bool:
     return tables.read_metadata(path, UnknownMetadata).answers is not None
 
 
-def _kinds(table: pa.Table) -> dict[str, pa.ChunkedArray]:
+def _kinds(table: pa.Table) -> dict[str, npt.NDArray[np.bool_]]:
     """Return which images are of each kind in LEAVE_OUT. A class by a person is not unknown."""
     label, answered = (table[name].cast(pa.string()) for name in ("label", "answered"))
     by_person = pc.fill_null(pc.equal(label, answered), fill_value=False)
     unknown = pc.and_not(pc.fill_null(table["is_unknown"], fill_value=False), by_person)
-    return {"unknown": unknown, "duplicates": pc.is_valid(table["duplicate_of"])}
+    return {
+        "unknown": unknown.to_numpy(),
+        "duplicates": pc.is_valid(table["duplicate_of"]).to_numpy(),
+    }
 
 
 def _error(described: LabelsMetadata) -> str:
     calibration = described.calibration
     if calibration is None:
-        error = described.demo_error
-        return f"uncalibrated (on the demo their expected calibration error is {error})"
+        return "with probabilities that are not calibrated"
     return (
         f"calibrated by {calibration.answers} answers (expected calibration error "
         f"{calibration.error:.2f}, before {calibration.error_before:.2f})"
@@ -178,8 +168,8 @@ def _about_answers(table: pa.Table) -> list[str]:
     label, fused = (answered[name].cast(pa.string()) for name in ("label", "fused_label"))
     changed = pc.sum(pc.not_equal(label, fused)).as_py() or 0
     return [
-        f"A person answered about {len(answered)} of the images: {changed} labels are another "
-        f"class by that, and {label.null_count} images of none of the classes have no label."
+        f"A person answered about {len(answered)} of the images. The answers changed {changed} "
+        f"labels; {label.null_count} images of none of the classes have no label."
     ]
 
 
@@ -299,21 +289,11 @@ def _write_image_folder(
         )
 
 
-def _write_datasets(
-    folder: Path, table: pa.Table, described: LabelsMetadata, *, copy: bool
-) -> None:
-    if not copy:
-        _refuse_shards(table, "a path into a shard leads nowhere; use --copy")
-    _refuse_vanished(tables.Strings(table["path"]))
-    write_datasets(folder, table, described, copy=copy)
-
-
 WRITERS: dict[str, Callable[..., None]] = {
     "csv": _write_csv,
     "parquet": _write_parquet,
     "label-studio": _write_label_studio,
     "imagefolder": _write_image_folder,
-    "datasets": _write_datasets,
 }
 
 
@@ -371,9 +351,13 @@ def unique_filenames() -> Callable[[str], str]:
 
 
 def sanitized(name: str) -> str:
-    """Return the name with `_` for what some system refuses or hides, cut to LONGEST."""
+    """Return the name with `_` for what a system refuses, hides or runs, cut to LONGEST."""
     name = UNFIT.sub("_", name).rstrip(" .")
-    if name.startswith(".") or not name.strip() or RESERVED.fullmatch(name):
+    if (
+        name.startswith((".", *tables.FORMULA))
+        or not name.strip()
+        or RESERVED.fullmatch(name)
+    ):
         name = f"_{name.lstrip('.')}"
     stem, suffix = map(str.encode, os.path.splitext(name))
     stem = stem[: max(0, LONGEST - len(suffix))]

@@ -27,7 +27,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.metadata import IndexMetadata
 from latteclip.core.run_options import run_command
 from latteclip.data.folder_files import linked
-from latteclip.deploy.model_origin import require_answers
+from latteclip.deploy.guaranteed_predictions import require_answers
 from latteclip.labels.answers import CLASS, NONE, UNSURE, WORDS, Answer
 from latteclip.labels.features import read_features
 from latteclip.labels.fusion_report import NAME, Check, read_fusion_report
@@ -36,8 +36,6 @@ from latteclip.labels.guarantees import Floats, conformal_accepted, pac_threshol
 log = logging.getLogger(__name__)
 SPLIT = "train"  # the audit of these images
 MIN_ANSWERS = 50  # that calibrate
-# Expected calibration error of fused_confidence on the demo.
-DEMO_ERROR = 0.21
 FOLDS = 5
 BINS = 10  # number of bins, of equal width
 MARGIN = 1e-6  # distance of probabilities from 0 and 1
@@ -52,8 +50,6 @@ class LabelsMetadata:
     pretrained: str | None
     votes: str  # captions, or class scores
     calibration: "Calibration | None"
-    # Calibration error of uncalibrated probabilities on the demo.
-    demo_error: float | None = None
     latteclip: str = __version__
 
 
@@ -137,7 +133,6 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
         pretrained=report.pretrained,
         votes=report.votes,
         calibration=calibration,
-        demo_error=None if calibration else DEMO_ERROR,
     )
     return pa.table(columns), described
 
@@ -350,17 +345,14 @@ def accepted(folder: Path, share: float, *, on_average: bool) -> tuple[pa.Array,
     require_answers(len(wrong), most, share, folder, on_average=on_average)
     if on_average:
         taken = conformal_accepted(confidence, wrong, sure, share)
-        promise = f"on average at most {100 * share:g} % of the taken labels are wrong"
+        promise = f"On average, at most {100 * share:g} % of the accepted labels are wrong."
     else:
         taken = sure >= pac_threshold(confidence, wrong, share)
-        promise = (
-            f"at most {100 * share:g} % of all labels are wrong and taken, "
-            "with 95 % probability"
-        )
+        error = f"{100 * share:g} % of all labels are wrong and accepted"
+        promise = f"With 95 % confidence, at most {error}."
     answered = pa.array(list(answers.images), pa.string())
     taken |= pc.is_in(labels["image_id"], answered).to_numpy()
     n_left = len(taken) - taken.sum()
-    rest = f" For all of them, answer about the other {n_left:,}." if n_left else ""
-    return pa.array(taken), (
-        f"Of {len(taken):,} labels {taken.sum():,} may be taken: {promise}.{rest}"
-    )
+    rest = f" To accept all, answer about the other {n_left:,}." if n_left else ""
+    accepted = f"{taken.sum():,} of {len(taken):,} labels are accepted."
+    return pa.array(taken), f"{accepted} {promise}{rest}"

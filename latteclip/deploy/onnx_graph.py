@@ -7,23 +7,18 @@ The metadata of the graph are JSON: `classnames`, `inputs` (how an image becomes
 import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
 from latteclip.clip.finetuned import FinetunedModel
 from latteclip.clip.image_encoder_files import ImagePreprocessing
 from latteclip.clip.image_encoders import ImageEncoder
-from latteclip.clip.model import Clip
 from latteclip.core.errors import UserError, first_line
-from latteclip.core.files import replacing
-from latteclip.data.images import open_rgb
 from latteclip.deploy.predict import encoders_of
 
 MODEL = "model.onnx"
@@ -128,7 +123,7 @@ def inputs_of(
     """Return the inputs of the graph: CLIP's, and then those of the image encoders."""
     inputs = []
     for number, model in enumerate([opened.clip, *encoders]):
-        name = _input_name(number)
+        name = f"{INPUT}_{number}" if number else INPUT
         if isinstance(model, ImageEncoder) and model.timm is not None:
             inputs.append(InputPreprocessing.of_timm(name, model.timm.preprocessing))
         else:
@@ -137,22 +132,9 @@ def inputs_of(
     return inputs
 
 
-def _input_name(number: int) -> str:
-    return f"{INPUT}_{number}" if number else INPUT
-
-
-def prepare(models: Sequence[Clip], path: str) -> dict[str, npt.NDArray[np.float32]]:
-    """Return an image as the inputs [1, 3, H, W] of the graph of CLIP and image encoders."""
-    image = open_rgb(path)
-    inputs = {}
-    for number, model in enumerate(models):
-        inputs[_input_name(number)] = model.preprocess(image)[None].numpy()
-    return inputs
-
-
 @torch.no_grad()
-def write(opened: FinetunedModel, folder: Path) -> None:
-    """Write the graph, with its metadata, into a folder, or raise UserError."""
+def write(opened: FinetunedModel, folder: Path, further: Mapping[str, Any]) -> None:
+    """Write the graph into a folder, with its metadata and further ones, or raise UserError."""
     encoders = encoders_of(opened, torch.device("cpu"))
     inputs = inputs_of(opened, encoders)
     module = ImageClassifier(opened, encoders).eval()
@@ -178,24 +160,8 @@ def write(opened: FinetunedModel, folder: Path) -> None:
         ) from error
     assert program is not None  # as it is with dynamo=True
     names = opened.class_templates.as_written(opened.classnames)
-    metadata = {"classnames": names, "inputs": [asdict(each) for each in inputs]}
+    metadata = {"classnames": names, "inputs": [asdict(each) for each in inputs], **further}
     for key, value in metadata.items():
         program.model.metadata_props[key] = json.dumps(value, ensure_ascii=False)
     n_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
     program.save(folder / MODEL, external_data=n_bytes > LIMIT)
-
-
-def add_metadata(folder: Path, key: str, value: Any) -> None:
-    """Add an entry to the metadata of a graph, as JSON."""
-    import onnx
-
-    path = folder / MODEL
-    graph = onnx.load(path, load_external_data=False)
-    onnx.helper.set_model_props(graph, metadata_of(graph) | {key: json.dumps(value)})
-    with replacing(path) as temporary:
-        onnx.save(graph, temporary)
-
-
-def metadata_of(graph: Any) -> dict[str, str]:
-    """Return the metadata of a graph."""
-    return {entry.key: entry.value for entry in graph.metadata_props}

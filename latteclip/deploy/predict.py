@@ -12,8 +12,8 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -30,18 +30,16 @@ from latteclip.clip.classifier import best_classes
 from latteclip.clip.encode import encoded
 from latteclip.clip.image_encoders import ImageEncoder
 from latteclip.clip.ood import UnknownDetector, load_detector
-from latteclip.config import layers
-from latteclip.core import devices, run_options, tables
-from latteclip.core.class_groups import KEY, ClassGroups, read_parents
+from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
-from latteclip.core.files import readable, replacing
+from latteclip.core.files import replacing
 from latteclip.core.terminal import one_line, printable
 from latteclip.data import loader
 from latteclip.data.folder_files import IMAGE_SUFFIXES, image_files
-from latteclip.deploy.model_origin import (
+from latteclip.deploy.guaranteed_predictions import (
     abstention_threshold,
     result_file,
-    roll_up_threshold,
+    unseen_answers,
 )
 
 log = logging.getLogger(__name__)
@@ -63,15 +61,12 @@ COLUMNS = pa.schema(
         "unknown_score": pa.float32(),
         "is_unknown": pa.bool_(),
         "abstained": pa.bool_(),
-        "rolled_up": pa.string(),
-        "rolled_up_probability": pa.float32(),
     }
 )
 Rows = Iterator["Prediction"]
 BEST: list[str] = COLUMNS.names[:4]
 TOPK: list[str] = COLUMNS.names[4:8]
 UNKNOWN: list[str] = COLUMNS.names[8:10]
-ROLLED_UP: list[str] = COLUMNS.names[11:]
 
 
 @dataclass(frozen=True)
@@ -89,9 +84,6 @@ class Prediction:
     is_unknown: bool | None = None
     # Whether the best class is too uncertain for the guarantee.
     abstained: bool | None = None
-    # The finest class or group that keeps the guarantee, where there is one, and its probability.
-    rolled_up: str | None = None
-    rolled_up_probability: float | None = None
 
     @property
     def classname(self) -> str:
@@ -119,8 +111,6 @@ class Predictor:
         precision: str = "bf16",
         unknown: bool = False,
         abstain: float | None = None,
-        roll_up: float | None = None,
-        groups: str | Path | Mapping[str, Any] | None = None,
     ) -> None:
         """Load a model.
 
@@ -133,10 +123,6 @@ class Predictor:
             unknown: whether predictions have unknown_score and is_unknown, by the pretrained CLIP.
             abstain: share of all predictions that may be wrong and not `abstained`, with 95 %
                 probability, by the answers of `latteclip teach`. None: `abstained` is None.
-            roll_up: share of all images that may get a `rolled_up` class or group that they do not
-                belong to, with 95 % probability, by the same answers.
-            groups: groups of classes, as `core.class_groups.read_parents` takes them. None: those
-                of the dataset's configuration.
 
         Raises:
             UserError: it is not a fine-tuned model, it lies outside the results that `unknown` and
@@ -150,15 +136,9 @@ class Predictor:
         self.pretrained: clips.Clip | None = None
         self.detector: UnknownDetector | None = None
         self.threshold: float | None = None
-        self.groups: ClassGroups | None = None
         if abstain is not None:
-            self.threshold = abstention_threshold(self.model, self, abstain)
-        if roll_up is not None:
-            parents = read_parents(groups if groups is not None else groups_of(self.model))
-            own = ClassGroups(parents, self.model.classnames)
-            self.roll_up_threshold = roll_up_threshold(self.model, self, roll_up, own)
-            names = self.model.class_templates.as_written(self.model.classnames)
-            self.groups = ClassGroups(parents, self.model.classnames, written=names)
+            answers = unseen_answers(self.model, abstain)
+            self.threshold = abstention_threshold(self.model, answers, self, abstain)
         if unknown:
             path = result_file(DETECTOR, self.model.folder, "--unknown")
             self.detector = load_detector(path, self.model.classnames)
@@ -212,57 +192,19 @@ class Predictor:
         scores = self.model.classifier.scores(features)  # [B, C]
         labels, best = best_classes(scores, topk)  # [B, K]
         every = (self.model.logit_scale * scores).softmax(dim=1)  # [B, C]
-        probabilities = every.gather(1, labels)
-        groups = [
-            self.groups.answer(shares, self.roll_up_threshold) if self.groups else None
-            for shares in every.double().numpy()
-        ]
+        probabilities = every.gather(1, labels)  # [B, K]
         names = self.model.class_templates.as_written(self.model.classnames)
         columns = (part.tolist() for part in (labels, best, probabilities))
         unknown_scores = unknown_scores or [None] * len(paths)
-        for path, own, values, shares, unknown, group in zip(
-            paths, *columns, unknown_scores, groups, strict=True
+        for path, own, values, shares, unknown in zip(
+            paths, *columns, unknown_scores, strict=True
         ):
             is_unknown = unknown > self.detector.threshold if self.detector else None
             abstained = None if self.threshold is None else shares[0] < self.threshold
             own_names = [names[label] for label in own]
-            prediction = Prediction(
+            yield Prediction(
                 path, own, own_names, values, shares, unknown, is_unknown, abstained
             )
-            if group is not None:
-                of_group = {
-                    "rolled_up": group.name,
-                    "rolled_up_probability": group.probability,
-                }
-                prediction = replace(prediction, **of_group)
-            yield prediction
-
-
-def groups_of(model: finetuned.FinetunedModel) -> Mapping[str, Any] | str:
-    """Return the groups of classes of the last run of a model's dataset, or raise UserError."""
-    folder = result_file("images.parquet", model.folder, "--roll-up").parent
-    noted = run_options.read_options(folder.name, folder.parent.parent)
-    given = noted["config"] if noted else {}
-    key = folder.name.removesuffix(f"_{given.get('limit')}")
-    datasets = layers.merge(layers.defaults(), given)["datasets"]
-    if not (groups := datasets.get(key, {}).get(KEY)):
-        raise UserError(
-            f"The dataset of {folder} has no {KEY}, which --roll-up reads; set it in its file, "
-            "or give --groups FILE."
-        )
-    return groups  # type: ignore[no-any-return]
-
-
-def _groups_of_file(file: str | None) -> Mapping[str, Any] | str | None:
-    """Return the groups of a YAML file, or the name of a CSV file, which `read_parents` reads."""
-    if file is None or Path(file).suffix.lower() not in (".yaml", ".yml"):
-        return file
-    with readable():
-        text = Path(file).read_text("utf-8", errors="replace")
-    groups = layers.parse_yaml(text, f"--groups {file}")
-    if not isinstance(groups, dict):
-        raise UserError(f"--groups {file} has no lines such as poodle: dog; write some.")
-    return groups
 
 
 def files_of(paths: str | Path | Sequence[str | Path]) -> list[str]:
@@ -311,8 +253,6 @@ def predict(
     threads: int,
     unknown: bool = False,
     abstain: float | None = None,
-    roll_up: float | None = None,
-    groups: str | None = None,
 ) -> int:
     """Classify images with a tuned model.
 
@@ -330,13 +270,7 @@ def predict(
         unknown: mark images that belong to none of the classes (unknown_score, is_unknown)
         abstain: mark the least certain predictions (abstained), so that with 95 % probability at
             most this share of all is wrong and not marked; needs answers of latteclip teach
-        roll_up: add the finest class or group (rolled_up), so that with 95 % probability at most
-            this share of all images gets a wrong one; needs the same answers
-        groups: CSV file with the columns class and group, or YAML file as class_groups (default:
-            the dataset's class_groups)
     """
-    if groups is not None and roll_up is None:
-        raise UserError("--groups is for --roll-up; give both.")
     write = writer_of(output)  # refuses a bad suffix before the work
     files = image_paths(paths, sys.stdin.buffer)
     classifier = Predictor(
@@ -347,8 +281,6 @@ def predict(
         precision=precision,
         unknown=unknown,
         abstain=abstain,
-        roll_up=roll_up,
-        groups=_groups_of_file(groups),
     )
     topk = min(topk, len(classifier.model.classnames))
     n = Counter[str]()
@@ -361,8 +293,6 @@ def predict(
     further = list(UNKNOWN) if unknown else []
     if abstain is not None:
         further.append("abstained")
-    if roll_up is not None:
-        further += ROLLED_UP
     write(counted(), topk, further)
     abstained = f", abstained from {n['abstained']}" if abstain is not None else ""
     n_skipped = len(files) - n["classified"]
@@ -474,7 +404,7 @@ def _write_csv(output: str | None, rows: Rows, topk: int, further: list[str]) ->
             )
             cells = [*chain.from_iterable(ranked)]
             cells += [getattr(prediction, name) for name in further]
-            writer.writerow([prediction.path, *map(tables.csv_cell, cells)])
+            writer.writerow(map(tables.csv_cell, [prediction.path, *cells]))
 
 
 def _names(topk: int, further: list[str]) -> list[str]:

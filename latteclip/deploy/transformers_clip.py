@@ -7,6 +7,7 @@ tower is a causal transformer pooled at the end of the text. Everything else is 
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import torch
 import transformers
 from torch import nn
@@ -16,7 +17,6 @@ from latteclip.clip.finetuned import FinetunedModel
 from latteclip.clip.model import Clip
 from latteclip.core.class_templates import class_texts
 from latteclip.core.errors import UserError, first_line
-from latteclip.core.open_clip_import import open_clip
 
 RESAMPLING = {"bilinear": 2, "bicubic": 3}  # PIL's numbers of the filters
 CROPPED = {"shortest": True, "squash": False}  # by resize mode

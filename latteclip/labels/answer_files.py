@@ -4,7 +4,7 @@ import csv
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from latteclip.core.errors import UserError, suggestion
+from latteclip.core.tables import from_csv_cell
 from latteclip.core.terminal import one_line
 from latteclip.labels.answers import CLASS, WORDS, Answer, by_key
 
@@ -104,15 +105,18 @@ def _read_rows(path: str) -> Iterator[tuple[str, str]]:
         else:
             with Path(path).open(encoding="utf-8-sig", newline="") as file:
                 lines = (json.loads(line) for line in file if line.strip())
-                yield from _columns(
-                    csv.DictReader(file) if suffix == ".csv" else lines, path
-                )
+                yield from _columns(_csv_rows(file) if suffix == ".csv" else lines, path)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
     except WRONG as error:
         raise UserError(
             f"{path} is not a valid file of labels ({one_line(error, 80)})."
         ) from None
+
+
+def _csv_rows(file: Iterable[str]) -> Iterator[dict[str, str]]:
+    for row in csv.DictReader(file):
+        yield {k: from_csv_cell(v) if isinstance(v, str) else v for k, v in row.items()}
 
 
 def _columns(rows: Any, path: str) -> Iterator[tuple[str, str]]:

@@ -151,23 +151,6 @@ def test_sigterm_unwinds_and_is_status_143(buggy, tmp_path, monkeypatch, capsys)
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_process_ends_with_what_others_have_left_for_its_end():
-    """And without taking modules apart, which takes long after torch."""
-    code = """
-from latteclip.__main__ import process
-import atexit, sys
-class Loud:
-    def __del__(self): print("taken apart")
-loud = Loud()
-atexit.register(print, "at the end")
-sys.argv[1:] = ["datasets", "none"]
-sys.exit(process())
-"""
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert run.returncode == 2
-    assert run.stdout.splitlines()[-1] == "at the end"
-
-
 @pytest.mark.parametrize("own", [None, "backend:native"])
 def test_a_training_lets_segments_of_the_gpu_s_memory_grow_by_default(monkeypatch, own):
     settings = []

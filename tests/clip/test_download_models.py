@@ -23,8 +23,8 @@ pretrained._PRETRAINED["tiny"] = {{"mine": pretrained._pcfg(hf_hub="me/weights/"
 """
 COMMAND = """
 import sys
-from latteclip.__main__ import process
-sys.exit(process())
+from latteclip.cli.main import main
+sys.exit(main())
 """
 ENCODE = """
 import sys, torch

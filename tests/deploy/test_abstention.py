@@ -1,5 +1,8 @@
 import csv
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,7 +23,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.metadata import ClassesMetadata
 from latteclip.deploy import predict
 from latteclip.labels.fusion_report import NAME, Check, PersonAnswers, write_fusion_report
-from latteclip.labels.guarantees import fewest_answers, pac_threshold
+from latteclip.labels.guarantees import pac_threshold
 
 CLASSNAMES = ["a", "b", "c"]
 N, ERROR = 24, 0.3
@@ -133,193 +136,65 @@ def test_uncertain_and_unknown_images_are_marked_in_every_format(results, tmp_pa
 
 
 def test_only_images_that_the_model_was_not_trained_on_count(results):
+    assert results.classifier(abstain=ERROR).threshold == results.threshold(slice(20))
     results.train(drawn=results.ids[:12])
     assert results.classifier(abstain=ERROR).threshold == results.threshold(slice(12))
     results.train(held_out=results.ids[8:])  # of them 12 have an answer at random
     found = results.classifier(abstain=ERROR).threshold
     assert found == results.threshold(slice(8, 20))
-    results.train(
-        held_out=results.ids[8:], averaged=3
-    )  # another training learned from them
-    with pytest.raises(UserError, match="0 among 20"):
-        results.classifier(abstain=ERROR)
 
 
-def test_a_classifier_that_answers_made_is_judged_without_them(results, caplog):
-    caplog.set_level("INFO")
+def test_a_classifier_that_answers_made_is_checked_without_them(results):
     (results.model.parent / "history.parquet").unlink()
     place = results.folder / "classifiers" / "image_prototypes.safetensors"
     save_classifier(place, results.head, {"classnames": CLASSNAMES})
-    confidence, right = np.linspace(0.1, 0.9, 15), [False, *[True] * 14]
-    head = Check(confidence.tolist(), right)
-    results.answer(15, image_prototypes=head)
+    confidence = np.linspace(0.1, 0.9, 15)
+    right = np.arange(15) > 0
+    check = Check(confidence.tolist(), right.tolist())
+    results.answer(15, image_prototypes=check)
     found = results.classifier(abstain=ERROR).threshold
-    assert found == pac_threshold(confidence, ~np.array(right), ERROR)
-    assert "five folds" in caplog.text
-
-
-def refused(results, share, capsys):
-    """What is printed where a guarantee is refused."""
-    output = results.folder / "out.csv"
-    arguments = [results.model, results.pictures[0], "--abstain", share, "-o", output]
-    assert main.main(["predict", *map(str, arguments)]) == 2
-    assert not output.exists()
-    return capsys.readouterr().err
-
-
-def test_too_few_answers_say_how_many_it_takes(results, capsys):
-    results.answer(5)
-    (results.model.parent / "history.parquet").unlink()
-    printed = refused(results, ERROR, capsys)
-    assert "9 answers" in printed and "5 among 5" in printed and "--budget 18" in printed
-    results.train(held_out=results.ids[:12])  # half of the images that will be drawn
-    assert "--budget 36" in refused(results, ERROR, capsys)
-
-
-@pytest.mark.parametrize("share", ["0.05", "1e-310"])
-def test_a_guarantee_that_no_number_of_answers_gives_says_what_is_in_reach(
-    results, share, capsys
-):
-    results.train(held_out=results.ids[:12])
-    printed = refused(results, share, capsys)
-    assert (
-        "out of reach" in printed and "at most 12," in printed and "--budget" not in printed
-    )
-    assert fewest_answers(0.23) <= 12 and "guarantee of 0.23." in printed
-    results.train(labels="fused")  # which learned from all 20, more than a tenth
-    printed = refused(results, share, capsys)
-    assert "at most 0," in printed and "20 answers, which allow 0.14" in printed
-
-
-@pytest.mark.parametrize("option", [{"abstain": ERROR}, {"unknown": True}])
-def test_what_was_learned_of_a_dataset_needs_its_results(results, option, tmp_path):
-    results.model.rename(tmp_path / "exported")
-    with pytest.raises(UserError, match=f"--{next(iter(option))}"):
-        predict.Predictor(tmp_path / "exported", device="cpu", threads=1, **option)
-
-
-# --- rolled up to groups of classes --------------------------------------------------------------
-
-GROUPS = {"a": "first", "b": "first"}
-
-
-def rolled_up(results, threshold):
-    """What `rolled_up` must be: the group of a and b, or one of the classes."""
-    found = []
-    for one in results.classifier()(results.pictures, topk=3):
-        shares = dict(zip(one.topk_classnames, one.topk_probabilities, strict=True))
-        both = shares["a"] + shares["b"]
-        group = ("first", both) if both > shares["c"] else ("c", shares["c"])
-        inside = max((shares[name], name) for name in "ab")
-        if group[0] == "first" and inside[0] >= threshold:
-            group = inside[::-1]
-        found.append(group if group[1] >= threshold else (None, None))
-    return found
-
-
-def test_the_finest_group_that_keeps_the_promise_is_in_every_format(
-    results, tmp_path, caplog
-):
-    results.train(drawn=results.ids[:20])
-    groups = tmp_path / "groups.csv"
-    groups.write_text("class,group\na,first\nb,first\n")
-    classifier = results.classifier(roll_up=ERROR, groups=groups)
-    confidence, wrong = [], []
-    for row, one in enumerate(results.classifier()(results.pictures[:20], topk=3)):
-        # An answer that names the predicted class is right by any group, another one by none.
-        shares = dict(zip(one.topk_classnames, one.topk_probabilities, strict=True))
-        confidence.append(max(shares["a"] + shares["b"], shares["c"]))
-        wrong.append(not results.right[row])
-    expected = pac_threshold(np.array(confidence), np.array(wrong), ERROR)
-    assert classifier.roll_up_threshold == pytest.approx(expected)
-    wanted = rolled_up(results, classifier.roll_up_threshold)
-    assert len({name for name, _ in wanted}) > 1
-    found = classifier(results.pictures)
-    assert [one.rolled_up for one in found] == [name for name, _ in wanted]
-    (tmp_path / "semicolons.csv").write_text("\ufeffclass;group\na;first\nb;first\n")
-    (tmp_path / "groups.yaml").write_text("first: [a, b]\n")
-    files = {"csv": "groups.csv", "jsonl": "semicolons.csv", "parquet": "groups.yaml"}
-    for suffix, file in files.items():
-        output = tmp_path / f"out.{suffix}"
-        words = ["predict", results.model, *results.pictures, "--threads", 1, "-o", output]
-        words += ["--roll-up", ERROR, "--groups", tmp_path / file]
-        assert main.main([*map(str, words)]) == 0
-    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
-    lines = (tmp_path / "out.jsonl").read_text().splitlines()
-    for table in (rows, [json.loads(line) for line in lines]):
-        assert [row["rolled_up"] for row in table] == [name for name, _ in wanted]
-        shares = [row["rolled_up_probability"] for row in table if row["rolled_up"]]
-        assert shares == pytest.approx([p for name, p in wanted if name], abs=1e-6)
-    with (tmp_path / "out.csv").open() as file:
-        in_csv = [row["rolled_up"] or None for row in csv.DictReader(file)]
-    assert in_csv == [name for name, _ in wanted]
-
-
-def test_groups_come_from_the_dataset(results, monkeypatch, tmp_path):
-    from latteclip.core import run_options
-
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="class_groups"):
-        results.classifier(roll_up=ERROR)
-    config = {"datasets": {"mine": {"class_groups": GROUPS}}}
-    run_options.note_options({"mine": "mine"}, config, [])
-    assert results.classifier(roll_up=ERROR).groups is not None
-    with pytest.raises(UserError, match="podle"):
-        results.classifier(roll_up=ERROR, groups={"dog": ["podle"]})
-
-
-def test_a_classifier_that_answers_made_rolls_up_by_what_checks_it(results):
-    (results.model.parent / "history.parquet").unlink()
-    place = results.folder / "classifiers" / "image_prototypes.safetensors"
-    save_classifier(place, results.head, {"classnames": CLASSNAMES})
-    draw = np.random.default_rng(0)
-    shares = draw.dirichlet(np.ones(3), 15)
-    truth = [CLASSNAMES.index(one.classname) for one in results.predicted[:15]]
-    truth = [
-        label if right else None for label, right in zip(truth, results.right, strict=False)
-    ]
-    best = shares.argmax(axis=1)
-    right = [label == own for label, own in zip(truth, best.tolist(), strict=True)]
-    head = Check(shares.max(axis=1).tolist(), right, shares.tolist())
-    results.answer(15, image_prototypes=head)
-    classifier = results.classifier(roll_up=ERROR, groups=GROUPS)
-    confidence, is_wrong = classifier.groups.mistakes(shares, truth)
-    assert classifier.roll_up_threshold == pac_threshold(confidence, is_wrong, ERROR)
-    old = Check(shares.max(axis=1).tolist(), right)  # of an earlier version
-    results.answer(15, image_prototypes=old)
-    with pytest.raises(UserError, match=NAME):
-        results.classifier(roll_up=ERROR, groups=GROUPS)
+    assert found == pac_threshold(confidence, ~right, ERROR)
 
 
 @pytest.mark.parametrize(
-    ("rows", "named"),
-    [("a,b\nb,c\nc,a\n", "has a cycle"), ("a,first\npodle,first\n", "'podle'")],
+    ("answers", "training", "share", "named"),
+    [
+        (5, {}, ERROR, r"9 answers.*--budget 18"),
+        (20, {}, "1e-310", r"out of reach.*0\.14"),
+        (20, {"held_out": 5}, ERROR, r"9 answers.*there are 5.*image_prototypes"),
+        (20, {"held_out": 12}, "0.14", r"20 answers.*there are 12.*at most 12"),
+        (20, {"labels": "fused"}, ERROR, r"there are 0.*at most 0.*image_prototypes"),
+        (20, {"held_out": 24, "averaged": 3}, ERROR, r"there are 0.*at most 0"),
+    ],
 )
-def test_groups_that_are_no_tree_of_the_classes_are_one_sentence(
-    results, tmp_path, capsys, rows, named
+def test_too_few_answers_say_how_many_it_takes(
+    results, answers, training, share, named, capsys
 ):
-    (tmp_path / "groups.csv").write_text(f"class,group\n{rows}")
-    words = ["predict", results.model, results.pictures[0], "--roll-up", ERROR]
-    output = tmp_path / "out.csv"
-    words += ["--groups", tmp_path / "groups.csv", "--output", output]
-    assert main.main([*map(str, words)]) == 2
-    [printed] = capsys.readouterr().err.splitlines()
-    assert printed.startswith("error: class_groups") and named in printed
+    results.answer(answers)
+    held_out = results.ids[: training.pop("held_out", 0)]
+    results.train(held_out=held_out, **training)
+    output = results.folder / "out.csv"
+    words = [results.model, results.pictures[0], "--abstain", share, "-o", output]
+    assert main.main(["predict", *map(str, words)]) == 2
+    assert re.search(named, capsys.readouterr().err)
     assert not output.exists()
 
 
-@pytest.mark.parametrize("text", [None, "- a\n", "first: [a\n"])
-def test_a_yaml_file_without_groups_is_one_sentence(results, tmp_path, capsys, text):
-    file = tmp_path / "groups.yaml"
-    if text is not None:
-        file.write_text(text)
-    words = ["predict", results.model, results.pictures[0], "--roll-up", ERROR]
-    assert main.main([*map(str, words), "--groups", str(file)]) == 2
-    [printed] = capsys.readouterr().err.splitlines()
-    assert str(file) in printed
+def test_an_exported_graph_has_the_threshold(results, tmp_path, capsys):
+    pytest.importorskip("onnxscript", reason="the extra latteclip[onnx] is not installed")
+    words = ["export", str(results.model), str(tmp_path / "out"), "--format", "onnx"]
+    assert main.main([*words, "--abstain", str(ERROR)]) == 0
+    threshold = results.threshold(slice(20))
+    assert f"{threshold:.4f}" in capsys.readouterr().out
+    assert f"{threshold:.4f}" in (tmp_path / "out" / "README.md").read_text()
+    command = [sys.executable, str(tmp_path / "out" / "predict.py"), *results.pictures]
+    printed = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+    abstained = ["(abstained)" in line for line in printed.splitlines()]
+    assert abstained == [one.probability < threshold for one in results.predicted]
 
 
-def test_groups_without_their_option_are_refused(results, capsys):
-    words = ["predict", str(results.model), results.pictures[0], "--groups", "x.csv"]
-    assert main.main(words) == 2
-    assert "--roll-up" in capsys.readouterr().err
+@pytest.mark.parametrize("option", [{"abstain": ERROR}, {"unknown": True}])
+def test_an_exported_model_lacks_what_the_results_have(results, option, tmp_path):
+    results.model.rename(tmp_path / "exported")
+    with pytest.raises(UserError, match=f"--{next(iter(option))}"):
+        predict.Predictor(tmp_path / "exported", device="cpu", threads=1, **option)

@@ -1,6 +1,6 @@
 """Keys of a dataset's classes: what their texts are made of, and their groups."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -22,15 +22,6 @@ class SynonymsSection(Section):
 
     class_synonyms: dict[str, list[str]] = optional_key(
         "other names of classes, averaged with the name", default={}
-    )
-
-
-class ClassGroupsSection(Section):
-    """Groups of the classes."""
-
-    class_groups: dict[str, Any] | str | None = optional_key(
-        "groups of classes, for predict --roll-up: classes with their group, groups with their "
-        "classes, or a CSV file with the columns class and group"
     )
 
 

@@ -1,0 +1,210 @@
+"""Guarantee the predictions of a model by a person's answers.
+
+The answers are about training images that were drawn at random (`latteclip teach`) and that the
+classifier did not learn from. They set the probability below which a prediction is abstained from.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from latteclip.clip.classifier import load_classifier
+from latteclip.clip.finetuned import MODEL, FinetunedModel
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.evaluate.results import read_selection
+from latteclip.evaluate.train_predictions import read_predictions
+from latteclip.labels import fusion_report
+from latteclip.labels.fusion_report import Check, PersonAnswers
+from latteclip.labels.guarantees import fewest_answers, pac_threshold, smallest_share
+from latteclip.train.data import most_drawn
+from latteclip.train.history import TrainingMetadata
+
+log = logging.getLogger(__name__)
+Classify = Callable[[Sequence[str]], Sequence[Any]]  # image files to `Prediction`s
+
+
+@dataclass(frozen=True)
+class UnseenAnswers:
+    """Answers about m images drawn at random that a model did not learn from."""
+
+    folder: Path  # results of the dataset
+    classes: dict[str, str | None]  # by image_id; None: the image shows none of the classes
+    n_teaching: int  # answered images that were chosen, not drawn
+    # Predictions for them by classifiers that left them out. None: the model's own count.
+    check: Check | None
+
+
+def result_file(name: str, model: Path, option: str) -> Path:
+    """Return a file in the folder results/<dataset> of a model, or raise UserError."""
+    # A model is in results/<dataset>/<method>/seed<n>/model.
+    for place in model.absolute().parents[:3]:
+        if (place / name).is_file():
+            return place / name
+    raise UserError(
+        f"{model} is not in the results of a dataset with {name}, which {option} reads; run the "
+        "workflow, and name the model as it lies there."
+    )
+
+
+def run_of(model: Path) -> tuple[Path, str]:
+    """Return the folder of a model's run, and why the workflow chose the model, if it did."""
+    run = model.absolute().parent
+    selection_file = run / f"selection{model.name.removeprefix(MODEL)}.json"
+    if not selection_file.is_file():
+        return run, ""
+    selection = read_selection(selection_file)
+    return run / selection.method / f"seed{selection.seed}", selection.reason
+
+
+def unseen_answers(model: FinetunedModel, max_error: float) -> UnseenAnswers:
+    """Return the answers that check a model, or raise UserError if they are too few."""
+    path = result_file(fusion_report.NAME, model.folder, "--abstain")
+    folder = path.parent
+    answers = fusion_report.read_fusion_report(path).answers
+    index, _ = tables.read_unlabelled(folder / "images.parquet", training=True)
+    require_answers(
+        len(answers.checking), len(index) - answers.n_teaching, max_error, folder
+    )
+    check = _check_of(model, answers, folder)
+    ids = answers.checking
+    if check is None:
+        ids = _require_unseen(model, ids, len(index), max_error, folder)
+    classes = {image_id: answers.images[image_id] for image_id in ids}
+    return UnseenAnswers(folder, classes, answers.n_teaching, check)
+
+
+def abstention_threshold(
+    model: FinetunedModel, answers: UnseenAnswers, classify: Classify, max_error: float
+) -> float:
+    """Return the probability that a prediction needs for the guarantee, and log the guarantee.
+
+    With 95 % probability, at most the share `max_error` of all predictions is wrong and not
+    abstained from.
+    """
+    if answers.check is None:
+        confidence, right = _predicted(model, answers, classify)
+        how = "which the model was not trained on"
+    else:
+        confidence = answers.check.confidence
+        right = answers.check.right
+        how = "each left out of the classifier that it checks (five folds)"
+    is_wrong = ~np.array(right, dtype=bool)
+    threshold = pac_threshold(np.array(confidence), is_wrong, max_error)
+    log.info(
+        "Predictions with a probability below %.4f are abstained from: with 95 %% probability, at "
+        "most %g %% of all predictions are wrong and not abstained from. This holds for images "
+        "like the training images of %s without the %d that were chosen to teach. It rests on %d "
+        "answers about such images drawn at random, %s.",
+        threshold,
+        100 * max_error,
+        answers.folder,
+        answers.n_teaching,
+        len(is_wrong),
+        how,
+    )
+    return threshold
+
+
+def require_answers(
+    n: int, most: int, share: float, folder: Path, *, on_average: bool = False
+) -> None:
+    """Raise UserError if n answers about images drawn at random are too few for a guarantee.
+
+    There can be `most` such answers, which may be too few as well.
+    """
+    needed = fewest_answers(share, on_average=on_average)
+    if n >= needed:
+        return
+    if needed > most:
+        least = smallest_share(max(1, most), on_average=on_average)
+        raise UserError(
+            f"A guarantee of {share:g} is out of reach: it takes {needed:,} answers about images "
+            f"that were drawn at random, and {folder} has {most:,} such images. With answers about "
+            f"all of them, {least:g} is in reach."
+        )
+    raise UserError(
+        f"A guarantee of {share:g} takes at least {needed} answers about images that were drawn at "
+        f"random, and there are {n}: latteclip teach {folder} --budget {2 * needed}, then run the "
+        "workflow again."
+    )
+
+
+def _check_of(model: FinetunedModel, answers: PersonAnswers, folder: Path) -> Check | None:
+    """Return the check of a model whose classifier `fuse_labels` made, which learned of answers."""
+    checks = answers.checked.classifiers if answers.checked else {}
+    for name, check in checks.items():
+        path = folder / "classifiers" / f"{name}.safetensors"
+        classifier, _ = load_classifier(path)
+        if torch.equal(classifier.weights, model.classifier.weights):
+            return check
+    return None
+
+
+def _require_unseen(
+    model: FinetunedModel, ids: Sequence[str], n: int, share: float, folder: Path
+) -> list[str]:
+    """Return the answered images that a run did not learn from, or raise UserError if too few."""
+    unseen, most = _unseen(model, ids, n)
+    needed = fewest_answers(share)
+    if len(unseen) >= needed:
+        return unseen
+    other = folder / "image_prototypes" / "seed0" / "model"
+    remedy = f"use {other}, whose guarantee counts all {len(ids):,} answers"
+    if needed <= most:
+        answers_per_unseen = len(ids) / len(unseen) if unseen else 1
+        budget = math.ceil(2 * needed * answers_per_unseen)
+        teach = f"latteclip teach {folder} --budget {budget}"
+        remedy = f"run {teach} and the workflow again, or {remedy}"
+    raise UserError(
+        f"A guarantee of {share:g} takes at least {needed:,} answers about images that the model "
+        f"did not learn from, and there are {len(unseen)} (at most {most:,} are possible): "
+        f"{remedy}."
+    )
+
+
+def _unseen(model: FinetunedModel, ids: Sequence[str], n: int) -> tuple[list[str], int]:
+    """Return which answered images a run did not learn from, of n, and how many there can be."""
+    run, _ = run_of(model.folder)
+    history = run / "history.parquet"
+    if not history.is_file():  # nothing was trained
+        return list(ids), n
+    described = tables.read_metadata(history, TrainingMetadata)
+    drawn = set(described.drawn)
+    if drawn or described.labels == "fused":
+        unseen = [image for image in ids if image in drawn]
+        most = most_drawn(n)
+        return unseen, most if len(ids) <= most else 0
+    if described.averaged is not None:  # another of its trainings learned from them
+        return [], 0
+    predictions = str(run / "train_predictions.parquet")
+    table = read_predictions(predictions, model.classnames, held_out=True)
+    held_out = set(table["image_id"].to_pylist())
+    return [image for image in ids if image in held_out], len(held_out)
+
+
+def _predicted(
+    model: FinetunedModel, answers: UnseenAnswers, classify: Classify
+) -> tuple[list[float], list[bool]]:
+    """Return the probabilities [m] of a model's predictions, and whether they are right [m]."""
+    paths = tables.lookup(
+        answers.folder / "images.parquet",
+        tables.IMAGES,
+        "image_id",
+        "path",
+        list(answers.classes),
+    )
+    class_of = dict(zip(paths, answers.classes.values(), strict=True))
+    confidence = []
+    right = []
+    for prediction in classify(paths):
+        [label] = prediction.topk_labels
+        confidence.append(prediction.probability)
+        right.append(model.classnames[label] == class_of[prediction.path])
+    return confidence, right
