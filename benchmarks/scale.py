@@ -273,7 +273,7 @@ def _features(centres: Any, shown: Any, noise: float, draw: Any) -> Any:
 
 
 def read_features(place: Place) -> Work:
-    """Read the features of the training images, as label propagation and label fusion do."""
+    """Read the features of the training images, as label fusion does."""
     from latteclip.core import tables
     from latteclip.labels import features as cached_features
 
@@ -303,30 +303,6 @@ def evaluate_classifier(place: Place) -> Work:
         place.file("predictions.parquet"),
         place.file("metrics.json"),
         place.file("train_predictions.parquet"),
-    )
-
-
-def propagate_labels(place: Place) -> Work:
-    """Propagate labels over the neighbours of the training images to the test split."""
-    import torch
-
-    from latteclip.config.sections.graph import GraphSection
-    from latteclip.config.sections.inference import InferenceSection
-    from latteclip.evaluate import propagate_labels as stage
-
-    settings = stage.PropagationSettings(graph=GraphSection(), inference=InferenceSection())
-    return lambda: stage.propagate_labels(
-        place.file("images.parquet"),
-        place.file("pseudo_labels.parquet"),
-        place.file("classes.safetensors"),
-        settings,
-        dataset="scale",
-        method="label_propagation",
-        seed=0,
-        predictions_output=place.file("propagated.parquet"),
-        metrics_output=place.file("propagated.json"),
-        device="cpu",
-        threads=torch.get_num_threads(),
     )
 
 
@@ -687,14 +663,7 @@ def finetune(place: Place) -> Work:
     """
     section = {
         "epochs": 1000,  # more than are waited for
-        **{"warmup_steps": 5, "batch_size": BATCH, "steps_multiple_of": 1, "lr": 3e-4},
-        **{
-            "beta1": 0.9,
-            "beta2": 0.98,
-            "eps": 1e-6,
-            "weight_decay": 0.2,
-            "batch_norm": "frozen",
-        },
+        **{"warmup_steps": 5, "batch_size": BATCH, "lr": 3e-4, "weight_decay": 0.2},
     }
     settings = {
         "clip": {
@@ -703,7 +672,7 @@ def finetune(place: Place) -> Work:
         },
         "class_texts": {"template": "a photo of a {}."},
         "method": {"objective": "latteclip", "finetune": section},
-        "compute": {"cache_gib": 1.0},
+        "compute": {},
     }
     files = {
         "images": place.file("images.parquet"),
@@ -924,7 +893,6 @@ STEPS = [
     Step(plan_jobs, "`snakemake -n`, index and pseudo-labels there"),
     Step(read_features, "features of the training images read"),
     Step(evaluate_classifier, "evaluation of the zero-shot row"),
-    Step(propagate_labels, "propagate_labels"),
     Step(plan_images, "captions of images: plan of a shard of 64"),
     Step(plan_groups, "captions of groups: plan of a shard of 64"),
     Step(plan_all_groups, "captions of groups: plan of all"),

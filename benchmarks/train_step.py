@@ -28,14 +28,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
-from latteclip.config.sections.compute import ComputeSection
 from latteclip.config.sections.switches import SwitchesSection
 from latteclip.core import devices
 from latteclip.train.objectives import base, latteclip
 from latteclip.train.objectives.base import TokenizedTexts, TrainingBatch, TrainingTexts
 from latteclip.train.objectives.latteclip import LatteClip
-from latteclip.train.settings import FROZEN
-from latteclip.train.training import parameter_groups, prepare_training
+from latteclip.train.training import parameter_groups
 from latteclip.train.training_images import Augmentation, TrainingImages
 
 CLASSES = 47  # as DTD has
@@ -207,8 +205,6 @@ def ways(clip: clips.Clip, batch: int) -> Iterator[str]:
         for clip.precision in ("float32", "fp16"):
             yield f"clip.precision: {clip.precision}"
         clip.precision = "bf16"
-        prepare_training(clip, ComputeSection(compile=True), FROZEN)
-        yield "compute.compile: true"
 
 
 def encoding_rate(clip: clips.Clip, images: torch.Tensor) -> float:

@@ -44,7 +44,6 @@ FIRST = (
     "tests/project/test_release.py",
     "tests/train/test_finetune.py",
     "tests/audit/test_browser.py",
-    "tests/train/test_parallel.py",
     "tests/workflow/test_voters.py",
     "tests/labels/test_fuse_labels.py",
     "tests/labels/test_real_models.py",
@@ -59,7 +58,6 @@ FIRST = (
     "tests/data/test_datasets.py",
     "tests/workflow/test_shards.py",
     "tests/report/test_browser.py",
-    "tests/workflow/test_student.py",
 )
 
 

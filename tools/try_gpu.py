@@ -118,8 +118,9 @@ def card() -> Finding:
     cards = gpus.query("name,driver_version,memory.total")
     if not gpus.visible():
         raise NotTriedError("no NVIDIA GPU")
-    command = [sys.executable, "-m", "latteclip.core.gpus", "1", sys.executable, "-c"]
-    command.append("import os, time; print(os.environ['LATTECLIP_GPUS']); time.sleep(3)")
+    claim = "import os, time; from latteclip.core import gpus; gpus.claim()"
+    claim += "; print(os.environ['LATTECLIP_GPUS']); time.sleep(3)"
+    command = [sys.executable, "-c", claim]
     started = time.monotonic()
     with subprocess.Popen(command):
         time.sleep(1)

@@ -58,7 +58,6 @@ class RunFiles:
     predictions: str | None  # predictions of the images that are evaluated
     # Predictions of training images, among them those that the run did not learn from.
     train_predictions: str | None
-    has_model: bool  # that can be chosen
 
     @property
     def run(self) -> Run:
@@ -267,7 +266,6 @@ def runs_in(folder: Path) -> list[RunFiles]:
                 metrics=str(run_folder / "metrics.json"),
                 predictions=evaluated,
                 train_predictions=averaged or trained,
-                has_model=(run_folder / "model").is_dir() or method in BASELINES,
             )
             runs.append(run)
     return sorted(runs, key=lambda run: (run.method not in BASELINES, run.run))

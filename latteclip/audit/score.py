@@ -70,8 +70,7 @@ def read_predictions(
             missing.append(files.method)
         else:
             reads_labels = "supervised" in read_metrics(files.metrics)["flags"]
-            can_be_chosen = files.has_model and not reads_labels
-            predicted.append(RunPredictions(files.run, can_be_chosen, predictions))
+            predicted.append(RunPredictions(files.run, not reads_labels, predictions))
     if not predicted:
         raise UserError(
             f"No model predicts the images of the answers about {dataset}; run the "

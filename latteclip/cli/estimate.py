@@ -41,7 +41,6 @@ GROWS = {
     "pseudo_label_images": IMAGES,
     "encode_images": IMAGES,
     "score_unknown": IMAGES,
-    "propagate_labels": IMAGES,
     "evaluate": IMAGES,
     "evaluate_classifier": IMAGES,
     "caption_images": TRAINING,
@@ -59,11 +58,10 @@ GROWS = {
     "caption_groups": GROUPS,
     "finetune": STEPS,
     "find_learning_rate": STEPS,
-    "train_student": STEPS,
 }
 # A job that does nothing but load CLIP and write it, and the jobs that load it as well.
 LOADS_ONLY = "assemble_model"
-LOADS_CLIP = {*job_resources.LOADING, "rank_images", "fuse_labels", "propagate_labels"}
+LOADS_CLIP = {*job_resources.LOADING, "rank_images", "fuse_labels"}
 ASKED = re.compile(r"^Asked (\d+) requests about (\d+) rows in ([\d.]+) s", re.MULTILINE)
 INDEXED = re.compile(r"^Indexed .* in ([\d.]+) s", re.MULTILINE)
 NOTE = """\

@@ -96,7 +96,7 @@ def start_log(*, debug: bool) -> logging.Logger:
     terminal.addFilter(lambda record: not hasattr(record, "on_terminal"))  # printed already
     logging.basicConfig(level=logging.WARNING, handlers=[terminal], force=True)
     log = logging.getLogger("latteclip")
-    log.setLevel(logging.INFO if _is_first() else logging.WARNING)
+    log.setLevel(logging.INFO)
     return log
 
 
@@ -107,8 +107,7 @@ def add_log_file(file: str) -> None:
     what libraries write to stderr.
     """
     Path(file).parent.mkdir(parents=True, exist_ok=True)
-    if _is_first():
-        Path(file).write_text("")
+    Path(file).write_text("")
     if os.environ.get(SHORT):
         _redirect_stderr(file)
     # To append: vLLM closes all handlers when it starts, and only such a one opens again.
@@ -138,11 +137,6 @@ def _is_for_run(record: logging.LogRecord) -> bool:
     is_own = record.name.partition(".")[0] == "latteclip"
     is_urgent = record.levelno >= logging.WARNING
     return is_own and (is_urgent or getattr(record, "is_due", False))
-
-
-def _is_first() -> bool:
-    """Return whether this is the first of the processes that torchrun starts."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 class Parser(argparse.ArgumentParser):

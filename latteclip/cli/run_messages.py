@@ -95,7 +95,6 @@ def _downloads(configuration: Configuration, pending: Collection[str]) -> Iterat
         **configuration.hub_models("clip"),
         **configuration.hub_models("captioner"),
         **configuration.hub_encoders(),
-        **configuration.hub_students(),
     }
     repos = [
         f"{' '.join(filter(None, names.values()))}{SIZES.get(slug, '')}"

@@ -85,9 +85,6 @@ def encode_images(clip: Clip, images: torch.Tensor) -> torch.Tensor:
 
 def encode_texts(clip: Clip, tokens: torch.Tensor) -> torch.Tensor:
     """Encode tokens [T, L] to L2-normalised float32 features [T, D], without padding if causal."""
-    # A process may have no share, and some towers refuse empty batches.
-    if len(tokens) == 0:
-        return torch.zeros(0, clip.config["embed_dim"], device=clip.device)
     model: Any = clip.model
     causal = CausalText.of(model)
     with devices.autocast(clip.device, clip.precision):

@@ -237,18 +237,13 @@ class Configuration:
         """Return the method whose models this one averages."""
         return str(self._inherited(method)["of"])
 
-    def student(self, method: str) -> str:
-        """Return the network that this method trains."""
-        return str(self._inherited(method)["student"])
-
     def reads_encoders(self, method: str) -> bool:
         """Return whether the method classifies by image encoders beside CLIP."""
         return self.objective(method).reads_encoders
 
     def is_trained(self, method: str) -> bool:
         """Return whether the method trains, once for each seed."""
-        objective = self.objective(method)
-        return objective.trains or objective.distils
+        return self.objective(method).trains
 
     def finds_rate(self, method: str, dataset: str) -> bool:
         """Return whether the learning rate of a method is found."""
@@ -364,16 +359,6 @@ class Configuration:
             models += [self.hub_model(section, dataset, name) for name in names]
         return {hub_names.slug(names): names for names in models if names}
 
-    def hub_students(self) -> dict[str, hub_names.Names]:
-        """Return the networks of students that come from the hub, by the names of their notes."""
-        distilling = [m for m in self.methods if self.objective(m).distils]
-        names: list[hub_names.Names] = [{"model": self.student(m)} for m in distilling]
-        return {
-            hub_names.slug(name): name
-            for name in names
-            if hub_names.local_folder(str(name["model"])) is None
-        }
-
     def hub_encoders(self) -> dict[str, hub_names.Names]:
         """Return the image encoders that come from the hub, by the names of their notes."""
         return {
@@ -416,10 +401,6 @@ class Configuration:
             if "objective" not in values:
                 key = f"methods.{self._lineage(name)[0]}.objective"
                 raise UserError(f"Configuration key {key} is missing; add it, or `like`.")
-            if OBJECTIVES[values["objective"]].distils and not values.get("student"):
-                raise UserError(
-                    f"Configuration key methods.{name}.student is missing; name a network of timm."
-                )
             if OBJECTIVES[values["objective"]].averages:
                 self._check_averaged(name, str(values.get("of")))
 

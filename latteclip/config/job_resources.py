@@ -46,14 +46,11 @@ RESOURCES = {
     "rank_images": (16_000, 16_000, 20, 200),
     "fuse_labels": (16_000, 16_000, 20, 200),
     "assemble_model": (8_000, 0, 10, 1_000),
-    # Beside `training_memory`.
-    "find_learning_rate": (12_000, 8_000, 20, 200),
-    "finetune": (12_000, 8_000, 20, 200),
+    "find_learning_rate": (16_000, 8_000, 20, 200),
+    "finetune": (16_000, 8_000, 20, 200),
     "average_weights": (14_000, 4_000, 10, 100),
-    "train_student": (8_000, 8_000, 20, 50),
     "evaluate": (6_000, 8_000, 15, 100),
     "evaluate_classifier": (8_000, 8_000, 15, 100),
-    "propagate_labels": (16_000, 16_000, 20, 100),
 }
 # Stages whose threads are processes that load images beside a GPU.
 LOADING = {
@@ -106,17 +103,6 @@ def votes_gpus(configuration: Configuration, dataset: str, voter: str) -> int:
     return int(VOTER_KINDS[kind].loads_clip)
 
 
-def training_memory(configuration: Configuration, dataset: str) -> int:
-    """Return the MB of a fine-tuning for cached images and for each further process."""
-    cached = float(configuration.section("compute", dataset)["cache_gib"]) * 1_000
-    return round(cached + 6_000 * (processes(configuration, dataset) - 1))
-
-
-def processes(configuration: Configuration, dataset: str) -> int:
-    """Return the processes of a fine-tuning, each on its own GPU."""
-    return int(configuration.section("processes", dataset)["finetune"])
-
-
 def training_threads(
     configuration: Configuration, dataset: str, cores: int, gpus: int | None
 ) -> int:
@@ -130,8 +116,7 @@ def training_threads(
         trainings = sum(
             len(configuration.trainings(each)) for each in configuration.datasets
         )
-        at_once = max(1, gpus // processes(configuration, dataset))
-        wanted = max(wanted, cores // min(at_once, max(1, trainings)))
+        wanted = max(wanted, cores // min(gpus, max(1, trainings)))
     return min(wanted, cores)
 
 

@@ -69,15 +69,13 @@ class ObjectiveRecord:
     """What a method optimises, if anything.
 
     A method trains (`module`), or has a classifier that is not trained (`classifier`), or averages
-    the trainings of another method (`averages`), or trains a small network (`distils`). A method
-    with none of the four has no model.
+    the trainings of another method (`averages`).
     """
 
     # A module of latteclip/train/objectives, which trains once for each seed.
     module: str | None = None
     classifier: str | None = None  # file below results/<dataset>
     averages: bool = False
-    distils: bool = False  # whether it trains a network of its own, and no CLIP
     pseudo_labels: tuple[str, ...] = ()  # kinds of pseudo-labels that it takes
     is_supervised: bool = False  # whether it trains on the true labels
     in_paper: bool = False
@@ -88,17 +86,11 @@ class ObjectiveRecord:
     has_prototypes: bool = False  # whether its training may start from image prototypes
     has_text_classifier: bool = False  # only such a classifier can be averaged
     reads_encoders: bool = False  # whether it classifies by image encoders beside CLIP
-    reads_graph: bool = False  # whether it spreads labels over a graph of the images
     is_default: bool = False  # whether its model is taken where nothing votes
 
     @property
     def trains(self) -> bool:
         return self.module is not None
-
-    @property
-    def has_model(self) -> bool:
-        trained = self.trains or self.averages or self.distils
-        return trained or self.classifier is not None
 
     @property
     def learns_classifier(self) -> bool:
@@ -107,7 +99,7 @@ class ObjectiveRecord:
 
     @property
     def can_be_chosen(self) -> bool:
-        return self.has_model and not self.is_supervised
+        return not self.is_supervised
 
 
 # Where two methods without training are equally good, select_model takes the one whose objective
@@ -115,7 +107,6 @@ class ObjectiveRecord:
 OBJECTIVES = {
     "zero_shot": ObjectiveRecord(classifier=CLASS_EMBEDDINGS, in_paper=True),
     "zero_shot_adapted": ObjectiveRecord(classifier=ADAPTED, is_default=True),
-    "label_propagation": ObjectiveRecord(reads_graph=True, in_paper=True),
     "image_prototypes": ObjectiveRecord(
         classifier="classifiers/image_prototypes.safetensors",
         pseudo_labels=("zero_shot", "zero_shot_adapted", "fused"),
@@ -143,7 +134,6 @@ OBJECTIVES = {
         has_prototypes=True,
     ),
     "average_weights": ObjectiveRecord(averages=True),
-    "student": ObjectiveRecord(distils=True, pseudo_labels=("fused",)),
 }
 PAPER = "latteclip"  # the paper's own objective
 

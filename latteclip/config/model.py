@@ -37,10 +37,8 @@ from latteclip.config.sections.compute import ComputeSection
 from latteclip.config.sections.discover import DiscoverSection
 from latteclip.config.sections.downloads import DownloadsSection, TermsSection
 from latteclip.config.sections.finetune import FinetuneSection
-from latteclip.config.sections.graph import GraphSection
 from latteclip.config.sections.groups import GroupsSection
 from latteclip.config.sections.inference import InferenceSection
-from latteclip.config.sections.processes import ProcessesSection
 from latteclip.config.sections.prompts import PromptsSection
 from latteclip.config.sections.scores import ScoresSection
 from latteclip.config.sections.selection import SelectionSection
@@ -134,10 +132,6 @@ class MethodOfDataset(TrainingSection):
     objective: Objective = narrowed(TrainingSection, "objective")
     pseudo_labels: PseudoLabels = narrowed(TrainingSection, "pseudo_labels")
     of: Line | None = optional_key("average_weights: the method whose seeds are averaged")
-    student: Line | None = optional_key(
-        "student: its network of timm, named as in image_encoders"
-    )
-    graph: GraphSection = inner(GraphSection)
     # What a training takes as it comes, for its objective validates it.
     switches: SwitchesSection = inner(SwitchesSection)  # type: ignore[assignment]
 
@@ -186,7 +180,6 @@ class Shared(TemplateSection):
     groups: GroupsSection = inner(GroupsSection)
     finetune: FinetuneSection = inner(FinetuneSection)
     compute: ComputeSection = inner(ComputeSection)
-    processes: ProcessesSection = inner(ProcessesSection)
     threads: ThreadsSection = inner(ThreadsSection)
 
 

@@ -8,6 +8,18 @@ import re
 # Keys of the configuration, by their path without the names of datasets, methods and labellers.
 KEYS: dict[str, str] = {
     "class_groups": "add up the probabilities of the classes in predictions.parquet.",
+    "batch_norm": "statistics of BatchNorm stay those of pretraining.",
+    "beta1": "it is 0.9, as in the paper.",
+    "beta2": "it is 0.98, as in the paper.",
+    "cache_gib": "decoded images are cached on disk.",
+    "compute.compile": "leave it out.",
+    "eps": "it is 1e-6, as in the paper.",
+    "gradient_checkpointing": "compute.micro_batch bounds the memory.",
+    "steps_multiple_of": "it is 3, as in the paper's code.",
+    "graph": "label propagation is gone; take method image_prototypes.",
+    "head": "take method latteclip_fused, or image_prototypes for a classifier of image features.",
+    "processes": "a training takes one GPU, and several trainings run at once.",
+    "student": "take a small CLIP as clip.model, such as MobileCLIP2-S0.",
 }
 # Options, formats and commands of `latteclip`, as they are typed.
 OPTIONS: dict[str, str] = {

@@ -500,9 +500,7 @@ def training_images(configuration: Configuration, dataset: str, method: str) -> 
 
 
 def listed_images(configuration: Configuration, dataset: str, method: str) -> Paths:
-    """Return that list, where there is one: a student learns from all images of today."""
-    if configuration.objective(method).distils:
-        return []
+    """Return that list."""
     return [training_images(configuration, dataset, method)]
 
 
@@ -516,19 +514,8 @@ def list_training_images(
 
 
 def find_learning_rate(configuration: Configuration, dataset: str, method: str) -> Settings:
-    """Return the settings of the training without its fold and head."""
-    values = list_training_images(configuration, dataset, method)
-    values["method"].pop("head", None)
-    return values
-
-
-def finetune_command(configuration: Configuration, dataset: str) -> str:
-    """Return the program of finetune: one process, or several under torchrun, each on a GPU."""
-    processes = configuration.section("processes", dataset)["finetune"]
-    if processes == 1:
-        return "latteclip"
-    claim = f"python -m latteclip.core.gpus {processes}"
-    return f"{claim} torchrun --standalone --nproc-per-node {processes} -m -- latteclip"
+    """Return the settings of the training without its fold."""
+    return list_training_images(configuration, dataset, method)
 
 
 def averaged(configuration: Configuration, dataset: str, method: str) -> list[Settings]:
@@ -545,32 +532,6 @@ def averaged(configuration: Configuration, dataset: str, method: str) -> list[Se
         }
         trainings.append(training)
     return trainings
-
-
-def train_student(
-    configuration: Configuration, dataset: str, method: str, seed: str
-) -> Settings:
-    """Return the network of a student, its recipe, and the images that the seed leaves out."""
-    values = configuration.method(method, dataset)
-    return {
-        "network": values["student"],
-        "class_texts": _class_texts(configuration, dataset),
-        "finetune": values["finetune"],
-        "fold": fold(configuration, dataset, seed),
-    }
-
-
-def student_note(configuration: Configuration, method: str) -> Paths:
-    """Return the note on a student's network if it comes from the hub."""
-    name = configuration.student(method)
-    if hub_names.local_folder(name) is not None:
-        return []
-    return [MODEL_NOTE.format(model=hub_names.slug({"model": name}))]
-
-
-def local_student(configuration: Configuration, method: str) -> str:
-    """Return a digest of a student's network if it is a folder."""
-    return _fingerprint(hub_names.local_folder(configuration.student(method)))
 
 
 # Evaluation and the choice of a model.
@@ -598,12 +559,6 @@ def evaluate_classifier(
     return {"inference": inference, "flags": [] if is_in_paper else ["ours"]}
 
 
-def propagate_labels(configuration: Configuration, dataset: str, method: str) -> Settings:
-    """Return the graph of the images, and how many classes are kept for each."""
-    graph = configuration.method(method, dataset).get("graph", {})
-    return {"graph": graph, "inference": _part(configuration, "inference", dataset, "topk")}
-
-
 def candidates(configuration: Configuration, dataset: str) -> list[Settings]:
     """Return the runs among which select_model chooses."""
     runs = []
@@ -629,10 +584,7 @@ def audited_runs(configuration: Configuration, dataset: str) -> list[Settings]:
     runs = []
     for method, seed in configuration.runs(dataset):
         run = _run(dataset, method, seed, "metrics", "predictions", "train_predictions")
-        run["has_model"] = configuration.objective(method).has_model
-        if not run["has_model"]:
-            run["train_predictions"] = None
-        elif configuration.is_average(method):
+        if configuration.is_average(method):
             run["train_predictions"] = LEFT_OUT.format(
                 dataset=dataset, method=method, seed=seed
             )
@@ -647,8 +599,7 @@ def page_runs(configuration: Configuration, dataset: str) -> list[Settings]:
         kinds = ["metrics", "predictions"]
         if configuration.is_tuned(method):
             kinds.append("history")
-        if configuration.objective(method).has_model:
-            kinds.append("train_predictions")
+        kinds.append("train_predictions")
         runs.append(_run(dataset, method, seed, *kinds))
     return runs
 

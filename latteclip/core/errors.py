@@ -17,7 +17,7 @@ GIB = 2**30
 SHARED_MEMORY = "/dev/shm"
 WORKER_KILLED = (
     "A process that loads images was killed, mostly because memory ran out; lower threads of this "
-    "stage, or compute.cache_gib of a training."
+    "stage."
 )
 
 

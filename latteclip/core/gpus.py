@@ -1,7 +1,4 @@
-"""One GPU for each job, where several jobs run on one machine. Nothing here touches CUDA.
-
-python -m latteclip.core.gpus N COMMAND ...     # claims N GPUs for all processes of a command
-"""
+"""One GPU for each job, where several jobs run on one machine. Nothing here touches CUDA."""
 
 import contextlib
 import ctypes
@@ -15,7 +12,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
@@ -45,10 +42,10 @@ def claim(n: int = 1, number: int | None = None) -> bool:
 
     `number` is the only one that will do, counted from 0 among those that this process may use.
     Waits until so many are free, and raises UserError if this process may use fewer. Returns False
-    and does nothing without such a GPU, where this job has claimed before, or in a process of
-    `torchrun`, which has the GPU of its rank. Call it before CUDA is first used.
+    and does nothing without such a GPU, or where this job has claimed before. Call it before CUDA
+    is first used.
     """
-    if {CLAIMED, "LOCAL_RANK"} & set(os.environ):
+    if CLAIMED in os.environ:
         return False
     usable = visible()
     n_visible = len(usable)
@@ -60,7 +57,7 @@ def claim(n: int = 1, number: int | None = None) -> bool:
         within = f" ({VISIBLE}={os.environ[VISIBLE]})" if VISIBLE in os.environ else ""
         raise UserError(
             f"The job needs {n} GPUs, but only {len(usable)} can be used{within}; set "
-            "processes.finetune or captioner.tensor_parallel_size to fewer."
+            "captioner.tensor_parallel_size to fewer."
         )
     in_use = _memory_in_use()
     emptiest = dict(sorted(usable.items(), key=lambda gpu: in_use.get(gpu[1], 0)))
@@ -268,16 +265,3 @@ def missing_compiler() -> str | None:
         f"the C compiler {' or '.join(compilers)} and Python's headers; run apt install gcc "
         f"{python}-dev (Debian, Ubuntu) or dnf install gcc {python}-devel (Fedora, RHEL)."
     )
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Claim GPUs and become the command that is to use them: N COMMAND ..."""
-    n, *command = arguments
-    claim(int(n))
-    for file in _locks:
-        os.set_inheritable(file.fileno(), True)
-    os.execvp(command[0], command)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

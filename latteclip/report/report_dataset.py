@@ -309,14 +309,12 @@ def _next_steps(
         steps.append(
             ("Then run the workflow again, and this page follows:", run_command(folder))
         )
-    model = ""
     if lead["is_chosen"]:
         model = f"{folder}/model{settings.suffix}" if settings.suffix else folder
-    elif lead["has_model"]:
+    else:
         model = f"{folder}/{lead['method']}/seed{lead['seed']}/model"
-    if model:
-        command = f"latteclip predict {shlex.quote(model)} photos"
-        steps.append(("Classify the images in the folder photos with this model:", command))
+    command = f"latteclip predict {shlex.quote(model)} photos"
+    steps.append(("Classify the images in the folder photos with this model:", command))
     return steps
 
 
@@ -375,7 +373,6 @@ def _lead(
         "seed": run.seed,
         "seeds": len(of_method),
         "is_chosen": selection is not None and selection.run == (run.method, run.seed),
-        "has_model": bool(run.train_predictions),
         "acc1": acc1,
         "low": low,
         "high": high,

@@ -13,7 +13,6 @@ import torch
 
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
-from latteclip.clip.encode import class_embeddings, encode_files
 from latteclip.config import hub_names
 from latteclip.config.sections.base import AUTO
 from latteclip.core import tables
@@ -22,10 +21,6 @@ from latteclip.core.files import new_folder, read_object, remove_left_over, repl
 from latteclip.core.hashing import digest_of, fingerprint
 from latteclip.core.signals import Terminated, ending_in_order
 from latteclip.core.terminal import Progress
-from latteclip.labels.adaptation import adapt
-from latteclip.labels.fusion import fuse
-from latteclip.labels.label_sources import ClipFeatures, label_votes
-from latteclip.train import parallel
 from latteclip.train.data import TrainingFiles, schedule, training_request
 from latteclip.train.history import TrainingMetadata
 from latteclip.train.settings import FinetuneSettings, recipe_for
@@ -36,7 +31,7 @@ log = logging.getLogger(__name__)
 CHECK_EVERY = 20  # steps between looks at the losses: each look waits for the device
 MIN_CLASSES = 0.5  # share of the classes that a sound model predicts
 MIN_AGREEMENT = 0.25  # with the pseudo-labels; chance is 1 / C
-IN_PAPER = "zero_shot", "text", "tuned"  # pseudo-labels, prototypes and head
+IN_PAPER = "zero_shot", "text"  # pseudo-labels and prototypes
 clock = time.monotonic
 
 
@@ -69,13 +64,12 @@ def finetune(
     )
     if not replaceable and not Path(history_output).exists():
         new_folder(model_output)  # before the work, and not after it
-    parallel.start(device)
     log.info("The training has %d threads of %s cores.", threads, os.cpu_count())
     with ending_in_order(
         "Nothing was trained yet: a rerun starts from the beginning."
     ) as signals:
         torch.manual_seed(seed)
-        setup = Setup(files, settings, device, max(1, threads // parallel.size()))
+        setup = Setup(files, settings, device, threads)
         rate = (
             read_object(files.learning_rate, ["lr"])["lr"] if files.learning_rate else None
         )
@@ -85,7 +79,6 @@ def finetune(
         settings = settings.with_recipe(recipe)
         identity = _identity(settings, seed, setup.inputs.digest, request)
         if _was_trained(model_output, history_output, identity, replaceable):
-            parallel.finish()
             return
         checkpoints = CheckpointManager(checkpoint, identity)
         training = setup.training(recipe, signals, seed)
@@ -101,29 +94,25 @@ def finetune(
             diverged = True
             training = _untrained(training, setup, seed)
         setup.clip.model.eval()
-        classifier = _classifier(training, setup)  # every process takes part in encoding it
-        if parallel.rank() == 0:
-            metadata = TrainingMetadata(
-                model=settings.clip.model,
-                pretrained=settings.clip.pretrained,
-                objective=settings.method.objective,
-                labels=settings.labels,
-                recipe=recipe,
-                found=auto,
-                seed=seed,
-                flags=_flags(settings, training, diverged),
-                drawn=setup.inputs.drawn,
-                identity=identity,
-                request=request,
-            )
-            _write(
-                setup, classifier, training.history, metadata, model_output, history_output
-            )
-            if signals.number and not diverged:  # its sender may remove what the job wrote
-                checkpoints.save(training)
-                raise checkpoints.terminated(training)
-            shutil.rmtree(checkpoint, ignore_errors=True)
-    parallel.finish()
+        classifier = Classifier.of(training.objective.classifier())
+        metadata = TrainingMetadata(
+            model=settings.clip.model,
+            pretrained=settings.clip.pretrained,
+            objective=settings.method.objective,
+            labels=settings.labels,
+            recipe=recipe,
+            found=auto,
+            seed=seed,
+            flags=_flags(settings, training, diverged),
+            drawn=setup.inputs.drawn,
+            identity=identity,
+            request=request,
+        )
+        _write(setup, classifier, training.history, metadata, model_output, history_output)
+        if signals.number and not diverged:  # its sender may remove what the job wrote
+            checkpoints.save(training)
+            raise checkpoints.terminated(training)
+        shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def _identity(
@@ -181,10 +170,8 @@ class CheckpointManager:
         return len(training.history)
 
     def save(self, training: Training) -> None:
-        """Replace the checkpoint, by process 0."""
+        """Replace the checkpoint."""
         self.saved = clock()
-        if parallel.rank() > 0:
-            return
         path = self.folder / f"step-{len(training.history):08d}-{self.identity}.pt"
         # To an open file: given a path, torch has another message for a full disk.
         with replacing(path) as temporary, temporary.open("wb") as file:
@@ -196,7 +183,7 @@ class CheckpointManager:
     def terminated(self, training: Training) -> Terminated:
         """Return the exception that ends the process after `save`."""
         saved = f"Step {len(training.history)} is saved in {self.folder}: rerun to resume."
-        return Terminated(training.stop_signal or training.signals.number, saved)
+        return Terminated(training.signals.number, saved)
 
 
 def _train(
@@ -213,38 +200,19 @@ def _train(
     batches = setup.batches(images, keys)
     progress = Progress(total, "steps", done=first)
     for done in training.steps(batches, total, per_epoch, first):
-        is_flushed = (
-            done % per_epoch == 0 or training.stop_signal or done % CHECK_EVERY == 0
-        )
+        stopped = training.signals.number
+        is_flushed = stopped or done % per_epoch == 0 or done % CHECK_EVERY == 0
         if is_flushed:
             training.flush_metrics()
         progress.add(1, f"epoch {(done - 1) // per_epoch + 1} of {recipe.epochs}")
-        if training.stop_signal:
+        if stopped:
             checkpoints.save(training)
-            # For the checkpoint: torchrun kills the others when a process is gone.
-            parallel.wait()
             raise checkpoints.terminated(training)
         minutes = (clock() - checkpoints.saved) / 60
         if is_flushed and done < total and minutes >= compute.checkpoint_minutes:
             checkpoints.save(training)
     if not all(each.isfinite().all() for each in training.clip.model.parameters()):
         raise DivergedError("The last step left weights that are not finite")
-
-
-def _classifier(training: Training, setup: Setup) -> Classifier:
-    """Return the classifier of the model. A refit head (not in the paper) has labels as votes."""
-    if setup.settings.method.head != "refit":
-        return Classifier.of(training.objective.classifier())
-    clip = setup.clip
-    inputs = setup.inputs
-    scale = training.logit_scale.exp().item()
-    features = encode_files(clip, inputs.paths, training.recipe.batch_size, setup.threads)
-    texts = class_embeddings(
-        clip, setup.settings.class_templates.template, inputs.classnames
-    )
-    images = adapt(ClipFeatures.of(features, texts, scale))
-    fused = fuse(images, label_votes(inputs.labels, len(texts)))
-    return images.classifier(fused.head, scale)
 
 
 def _write(
@@ -304,7 +272,7 @@ def _flags(settings: FinetuneSettings, training: Training, diverged: bool) -> li
     method = settings.method
     if settings.is_supervised:
         flags.append("supervised")
-    elif (method.pseudo_labels, method.prototypes, method.head) != IN_PAPER:
+    elif (method.pseudo_labels, method.prototypes) != IN_PAPER:
         flags.append("ours")
     if diverged:
         return [*flags, "diverged"]

@@ -13,13 +13,15 @@ from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.holdout import NO_FOLD, Fold
 
 GROUND_TRUTH = "ground_truth"
-FROZEN = "frozen"
+# The paper's code rounds the steps of an epoch up to a multiple of the 3 workers of open_clip's
+# WebDataset loader.
+STEPS_MULTIPLE = 3
 
 
-def steps_per_epoch(n: int, batch_size: int, multiple: int = 1) -> int:
+def steps_per_epoch(n: int, batch_size: int) -> int:
     """Return the batches that hold n images, the last one filled up, and then up to a multiple."""
     batches = math.ceil(n / batch_size)
-    return math.ceil(batches / multiple) * multiple
+    return math.ceil(batches / STEPS_MULTIPLE) * STEPS_MULTIPLE
 
 
 def auto_batch_size(n: int) -> int:
@@ -57,7 +59,7 @@ class Recipe(FinetuneSection):
         return self.lr * (1 + math.cos(math.pi * done)) / 2
 
     def steps_per_epoch(self, n: int) -> int:
-        return steps_per_epoch(n, self.batch_size, self.steps_multiple_of)
+        return steps_per_epoch(n, self.batch_size)
 
 
 def recipe_for(section: FinetuneSection, n: int, lr: float | None = None) -> Recipe:
@@ -65,7 +67,7 @@ def recipe_for(section: FinetuneSection, n: int, lr: float | None = None) -> Rec
     numbers: dict[str, Any] = {key: value for key, value in section if value != AUTO}
     size = numbers.setdefault("batch_size", auto_batch_size(n))
     epochs = numbers.setdefault("epochs", auto_epochs(n))
-    steps = epochs * steps_per_epoch(n, size, section.steps_multiple_of)
+    steps = epochs * steps_per_epoch(n, size)
     numbers.setdefault("warmup_steps", auto_warmup_steps(steps))
     numbers.setdefault("lr", lr)
     return Recipe(**numbers)

@@ -13,24 +13,26 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.clip.model import Clip
-from latteclip.config.sections.compute import ComputeSection
+from latteclip.config.sections.base import AUTO
 from latteclip.core import devices
-from latteclip.core.errors import UserError, first_line
+from latteclip.core.errors import GIB, UserError
 from latteclip.core.signals import Signals
-from latteclip.train import data, parallel
+from latteclip.train import data
 from latteclip.train.objectives import base
-from latteclip.train.settings import FROZEN, FinetuneSettings, Recipe
+from latteclip.train.settings import FinetuneSettings, Recipe
 from latteclip.train.training_images import Augmentation, TrainingImages
 
 log = logging.getLogger(__name__)
 MAX_LOGIT_SCALE = math.log(100)
+CACHE = 4 * GIB
+# AdamW of the paper's code, which is open_clip's for a ViT (LatteCLIP, section 4).
+BETAS = (0.9, 0.98)
+EPSILON = 1e-6
 OUT_OF_MEMORY = (
-    "The GPU's memory does not suffice; lower compute.micro_batch (finetune.batch_size if "
-    "finetune.batch_norm is train), set compute.gradient_checkpointing to true, or take a smaller "
-    "clip.model."
+    "The GPU's memory does not suffice; lower compute.micro_batch, or take a smaller CLIP."
 )
 Keys = list[tuple[int, int]]  # keys of a batch, see `data.schedule`
-# Rows [B] of the training images, their labels [B], and this process's share [b, 3, H, W] of them.
+# Rows [B] of the training images, their labels [B], and the images [B, 3, H, W].
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -58,8 +60,7 @@ class Setup:
         picked = devices.pick(device, threads)
         section = settings.clip
         self.clip = clips.load(section.model, section.pretrained, picked, section.precision)
-        batch_norm = settings.method.finetune.batch_norm
-        self.may_halve = prepare_training(self.clip, settings.compute, batch_norm)
+        self.may_halve = prepare_training(self.clip, settings.compute.micro_batch)
         texts = base.TokenizedTexts(self.clip)
         template = settings.class_templates.template
         self.inputs = data.read(files, template, settings.labels, texts, settings.fold)
@@ -75,7 +76,7 @@ class Setup:
     def images(self, folder: str, seed: int, shared: str | None = None) -> TrainingImages:
         """Return the training images, cached in memory and in one of two folders."""
         inputs = self.inputs
-        in_memory = self.settings.compute.cache_gib * 2**30
+        in_memory = CACHE
         transform = Augmentation.of(self.clip)
         return TrainingImages(
             inputs.paths, inputs.sizes, transform, seed, in_memory, folder, shared
@@ -83,72 +84,36 @@ class Setup:
 
     def batches(self, images: TrainingImages, schedule: Iterable[Keys]) -> Iterator[Batch]:
         schedule, ahead = itertools.tee(schedule)
-        shares = images.batches(map(parallel.share, ahead), self.clip.device, self.threads)
-        for keys, share in zip(schedule, shares, strict=True):
+        batches = images.batches(ahead, self.clip.device, self.threads)
+        for keys, batch in zip(schedule, batches, strict=True):
             rows = torch.tensor([index for _, index in keys])
-            yield rows, self.inputs.labels[rows], share
+            yield rows, self.inputs.labels[rows], batch
 
 
-def prepare_training(clip: Clip, compute: ComputeSection, batch_norm: str) -> bool:
-    """Prepare both towers as the section `compute` says, or raise UserError if they cannot.
+def prepare_training(clip: Clip, micro_batch: int | str | None) -> bool:
+    """Set the micro-batch of both towers, and return whether a step may halve it.
 
     Micro-batches are exact (Gao et al. 2021, GradCache): the loss still compares the whole batch.
-    Returns whether a step may halve them when memory runs out. Of several processes none may, for
-    the others would wait.
     """
     model: Any = clip.model
-    # Statistics, as batches are seen.
-    moves = batch_norm != FROZEN and bool(batch_norms(model))
-    is_in_parts = isinstance(compute.micro_batch, int) or parallel.size() > 1
-    if moves and (is_in_parts or compute.gradient_checkpointing):
-        raise UserError(
-            "With finetune.batch_norm train the BatchNorm layers of clip.model must see each batch "
-            "once and whole; set compute.micro_batch to null, compute.gradient_checkpointing to "
-            f"false and processes.finetune to 1, or finetune.batch_norm to {FROZEN}."
-        )
-    may_halve = compute.micro_batch == "auto" and not moves and parallel.size() == 1
-    clip.micro_batch = None if compute.micro_batch == "auto" else compute.micro_batch
-    if compute.gradient_checkpointing:
-        try:
-            model.set_grad_checkpointing(True)
-        except (ValueError, AttributeError, NotImplementedError) as error:
-            raise UserError(
-                f"compute.gradient_checkpointing does not go with clip.model ({first_line(error)});"
-                " set it to false."
-            ) from error
-    if (
-        may_halve and clip.device.type != "cuda"
-    ):  # there, memory that runs out ends the process
+    is_auto = micro_batch == AUTO
+    clip.micro_batch = None if is_auto else micro_batch  # type: ignore[assignment]
+    if is_auto and clip.device.type != "cuda":  # there, a lack of memory ends the process
         clip.micro_batch = encode.fitting_micro_batch(clip)
     convolutions = sum(isinstance(each, torch.nn.Conv2d) for each in model.visual.modules())
     # For convolutions on a GPU. A ViT has one, which cuts the patches. On a CPU the backward pass
     # of torch 2.13 writes past its memory in this format.
     if convolutions > 1 and clip.device.type == "cuda":
         model.visual.to(memory_format=torch.channels_last)
-    if compute.compile:
-        try:
-            torch.compile(lambda x: 2 * x + 1)(torch.ones(8, device=clip.device))
-        except RuntimeError as error:
-            raise UserError(
-                f"compute.compile: torch.compile does not work here ({first_line(error)}); "
-                "install a C++ compiler or set it to false."
-            ) from error
-        model.visual.compile()
-        encode.text_tower(model).transformer.compile(dynamic=True)
-    return may_halve
+    return is_auto
 
 
-def training_mode(model: torch.nn.Module, batch_norm: str) -> None:
-    """Put a model into training mode. BatchNorm that is "frozen" stays in evaluation mode."""
+def training_mode(model: torch.nn.Module) -> None:
+    """Put a model into training mode, but BatchNorm: its statistics stay those of pretraining."""
     model.train()
-    if batch_norm == FROZEN:
-        for module in batch_norms(model):
+    for module in model.modules():
+        if isinstance(module, BatchNorm):
             module.eval()
-
-
-def batch_norms(model: torch.nn.Module) -> list[BatchNorm]:
-    """Return the BatchNorm layers of a model."""
-    return [module for module in model.modules() if isinstance(module, BatchNorm)]
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -179,12 +144,10 @@ class Training:
         self.may_halve = may_halve  # the micro-batch when memory runs out
         # `fused` takes a third of the time on a CPU, and does not wait for a GPU under a scaler.
         groups = parameter_groups(clip.model, recipe.weight_decay)
-        betas = (recipe.beta1, recipe.beta2)
-        self.adamw = torch.optim.AdamW(groups, betas=betas, eps=recipe.eps, fused=True)
+        self.adamw = torch.optim.AdamW(groups, betas=BETAS, eps=EPSILON, fused=True)
         # int64 [C] how often each class was predicted in the epoch so far
         self.predicted = torch.zeros(n_classes, dtype=torch.long, device=clip.device)
         self.history: list[dict[str, Any]] = []  # a row of numbers for each step
-        self.stop_signal = 0  # that any process received during the last step; 0: none
         fp16 = clip.device.type == "cuda" and clip.precision == "fp16"
         self.scaler = torch.amp.GradScaler(clip.device.type, enabled=fp16)
         # A pretrained scale may lie above the bound: SigLIP's does.
@@ -234,12 +197,10 @@ class Training:
         """
         for group in self.adamw.param_groups:
             group["lr"] = rate
-        training_mode(self.clip.model, self.recipe.batch_norm)
+        training_mode(self.clip.model)
         scale = self.logit_scale.detach().exp()
         pseudo_labels = devices.send(batch[1], self.clip.device)  # [B]
         loss, scores, logs = self._halving_on_oom(batch)
-        trained = (p for group in self.adamw.param_groups for p in group["params"])
-        self.stop_signal = parallel.average_gradients(trained, self.signals.number)
         self.scaler.step(self.adamw)
         self.scaler.update()
         self.objective.after_step()
@@ -283,8 +244,7 @@ class Training:
     def _gradients(self, batch: Batch) -> base.Outcome:
         """Return the loss of a batch, its scores and scalars, after the backward pass."""
         index, labels, images = batch
-        # [B, D]
-        features = parallel.gather(encode.encode_images(self.clip, images), len(index))
+        features = encode.encode_images(self.clip, images)  # [B, D]
         given = base.TrainingBatch(index, labels, features, self.logit_scale.exp())
         loss, scores, logs = self.objective.loss(given)
         self.scaler.scale(loss).backward()

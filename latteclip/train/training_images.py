@@ -32,7 +32,6 @@ from latteclip.core.files import existing, replacing
 from latteclip.core.hashing import digest
 from latteclip.data.images import container_of, open_rgb
 from latteclip.data.loader import loader, watched
-from latteclip.train import parallel
 
 log = logging.getLogger(__name__)
 # LatteCLIP, section 4 (implementation details).
@@ -201,7 +200,7 @@ class TrainingImages(Dataset[tuple[np.ndarray, np.ndarray]]):
     ) -> None:
         """Prepare the cache of images of width and height `sizes` [N, 2] in their files.
 
-        `in_memory` bytes are for all processes. If there is room, the folder `shared` has all
+        If there is room, the folder `shared` has all
         images for this training and others, or the disk of `folder` has the rest for this one.
         """
         self.paths = paths
@@ -209,7 +208,6 @@ class TrainingImages(Dataset[tuple[np.ndarray, np.ndarray]]):
         self.seed = seed
         # A JPEG that was decoded at an eighth may be a pixel longer than its full size says.
         taken = 3 * (cached_sizes(sizes, transform.cached_side) + 1).prod(axis=1)
-        in_memory /= parallel.size()
         self.shared = None
         cache_folder = None
         place = "decoded each time"
@@ -221,7 +219,7 @@ class TrainingImages(Dataset[tuple[np.ndarray, np.ndarray]]):
                 place = f"shared with other trainings in {shared}"
         beyond = max(0.0, taken.sum() - in_memory)
         is_needed = self.shared is None and beyond > 0
-        if is_needed and _has_room(folder, parallel.size() * beyond):
+        if is_needed and _has_room(folder, beyond):
             cache_folder = folder
             place = f"cached on the disk of {folder}"
         log.info(
@@ -260,8 +258,7 @@ class TrainingImages(Dataset[tuple[np.ndarray, np.ndarray]]):
             keys,
             workers=threads if on_gpu else 0,  # without a GPU, the model keeps the CPU busy
             pinned=on_gpu,
-            # Processes that share out the batches share /dev/shm.
-            item_bytes=parallel.size() * self.cache.ends[-1] / len(self.paths),
+            item_bytes=self.cache.ends[-1] / len(self.paths),
             collate=_together,
         )
         parts = list[torch.Tensor]()

@@ -9,7 +9,7 @@ from latteclip.core import run_options, tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import IndexMetadata
 
-FINETUNE = "finetune={'batch_size': 32, 'epochs': 2, 'steps_multiple_of': 1}"
+FINETUNE = "finetune={'batch_size': 32, 'epochs': 2}"
 CONFIG = ["method=zero_shot,flyp,image_prototypes", "seeds=1", FINETUNE]
 
 

@@ -61,7 +61,6 @@ SHARDED = {"captions": {"shards": 4}, "method": "zero_shot,latteclip_no_image_de
     [
         ({"cores": 4, "gpus": 1}, "finetune", 4),  # its trainings run one after the other
         ({"cores": 64, "gpus": 2, "seeds": 2}, "finetune", 32),  # one on each GPU
-        ({"cores": 64, "gpus": 4, "processes": {"finetune": 2}}, "finetune", 32),
         ({"cores": 16, "gpus": 8, "seeds": 9}, "finetune", 6),  # as many as are configured
         ({"cores": 64}, "finetune", 6),
         ({"cores": 4}, "evaluate", 4),
@@ -78,12 +77,12 @@ def test_jobs_of_a_machine_share_its_cores_and_those_of_a_cluster_do_not(
 
 
 def test_gpus_are_asked_for_where_there_are_some(functions):
-    wanted = {"processes": {"finetune": 4}}
+    wanted = {"captioner": {"engine": "vllm", "tensor_parallel_size": 4}}
     for machine, n in (({}, 0), ({"gpus": 4}, 4), ({"cluster": True}, 4)):
         found = functions(**machine, **wanted)
-        processes = found.given(job_resources.processes, "dataset")
-        assert found.gpus(processes)(DEMO) == n
-        assert found.cores_per_gpu(processes)(DEMO, 8) == 2
+        count = found.given(job_resources.captioner_gpus, "dataset")
+        assert found.gpus(count)(DEMO) == n
+        assert found.cores_per_gpu(count)(DEMO, 8) == 2
 
 
 def test_resources_wait_for_the_index_and_grow_with_it_and_each_attempt(

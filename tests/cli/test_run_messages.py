@@ -84,7 +84,7 @@ def test_a_run_ends_with_page_model_and_next_commands(mine, tmp_path):
 
 
 def test_models_that_a_run_fetches_are_named(mine):
-    found = mine(method="student", methods={"student": {"student": "resnet18.a1_in1k"}})
+    found = mine(image_encoders="resnet18.a1_in1k")
     note = run_messages.MODEL_NOTE.format(model="resnet18.a1_in1k")
     *_, line = run_messages.started(found, [note])
     assert "hub" in line and "resnet18.a1_in1k" in line

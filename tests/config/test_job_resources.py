@@ -27,17 +27,6 @@ def test_memory_has_room_for_all_parts_of_batches_that_are_loaded(threads):
     assert job_resources.memory("evaluate", 0, 1, threads) == without + of_loading
 
 
-def test_a_training_has_room_for_the_pictures_it_keeps_and_for_each_process(configured):
-    def asked(**changes):
-        beside = job_resources.training_memory(configured(**changes), "dtd")
-        return job_resources.memory("finetune", 1_000_000, 1, 8, beside)
-
-    usual = asked()
-    assert usual == 24_000 + job_resources.loading_memory(8)
-    assert asked(compute={"cache_gib": 100}) == usual + 96_000
-    assert asked(processes={"finetune": 8}) == usual + 7 * 6_000
-
-
 def test_images_are_those_of_the_index_or_else_of_the_file(
     configured, tmp_path, monkeypatch
 ):

@@ -76,7 +76,6 @@ def test_a_stage_has_its_sources_and_no_others(monkeypatch):
             {"data.index_images"},
             {"captions.caption", "train.finetune"},
         ),
-        ("config.sections.graph", {"evaluate.propagate_labels"}, {"train.finetune"}),
         ("config.sections.unknown", {"labels.score_unknown"}, {"labels.fuse_labels"}),
         # By the rule, as an input of its own.
         ("config.sections.switches", set(), {"train.finetune"}),

@@ -13,9 +13,6 @@ STAGES = {
     "fuse_labels": lambda c: stage_params.clip_encoder(c, "dtd"),
     "finetune": lambda c: stage_params.finetune(c, "dtd", "latteclip", "0"),
     "evaluate": lambda c: stage_params.evaluate(c, "dtd", "latteclip", "0"),
-    "propagate_labels": lambda c: stage_params.propagate_labels(
-        c, "dtd", "label_propagation"
-    ),
     "download_dataset": lambda c: stage_params.download_dataset(c, "dtd"),
 }
 ENCODING = {"pseudo_label_images", "evaluate", "fuse_labels"}
@@ -25,17 +22,13 @@ ENCODING = {"pseudo_label_images", "evaluate", "fuse_labels"}
     ("given", "stages"),
     [
         ({"finetune": {"lr": 0.5}}, {"finetune"}),
-        ({"compute": {"cache_gib": 1}}, {"finetune"}),
+        ({"compute": {"micro_batch": 1}}, {"finetune"}),
         ({"methods": {"latteclip": {"switches": {"alpha": 0.5}}}}, {"finetune"}),
-        (
-            {"inference": {"topk": 7}},
-            {"pseudo_label_images", "evaluate", "propagate_labels"},
-        ),
+        ({"inference": {"topk": 7}}, {"pseudo_label_images", "evaluate"}),
         ({"inference": {"batch_size": 7}}, ENCODING),
         ({"clip": {"precision": "fp16"}}, {*ENCODING, "finetune"}),
         ({"captioner": {"max_new_tokens": 9}}, {"captioner"}),
         ({"scores": {"topk": 9}}, {"scores"}),
-        ({"methods": {"label_propagation": {"graph": {"gamma": 3}}}}, {"propagate_labels"}),
         ({"datasets": {"dtd": {"template": "{}"}}}, {"pseudo_label_images", "finetune"}),
         (
             {"datasets": {"dtd": {"class_synonyms": {"dotted": ["spotted"]}}}},
@@ -66,13 +59,6 @@ def test_a_limited_run_shares_downloads_and_answers_and_nothing_else(configured)
     assert stage_params.captions(found, "dtd_64")[0].startswith("results/dtd_64/")
     assert stage_params.limit(found) == "--limit 64"
     assert stage_params.limit(configured()) == ""
-
-
-def test_several_processes_start_under_torchrun_with_gpus_of_their_own(configured):
-    assert stage_params.finetune_command(configured(), "dtd") == "latteclip"
-    command = stage_params.finetune_command(configured(processes={"finetune": 4}), "dtd")
-    assert command.startswith("python -m latteclip.core.gpus 4 torchrun ")
-    assert "--nproc-per-node 4 -m -- latteclip" in command
 
 
 def test_each_seed_leaves_out_its_fold_in_training_and_is_judged_by_it(configured):
@@ -108,7 +94,7 @@ def test_a_method_reads_what_it_trains_on(configured, method, images, groups, la
 
 
 def test_candidates_are_the_runs_that_have_a_classifier_and_read_no_label(configured):
-    method = "flyp_supervised,label_propagation,latteclip,zero_shot_adapted"
+    method = "flyp_supervised,latteclip,zero_shot_adapted"
     found = configured(method=method, seeds=2)
     runs = [(one["method"], one["seed"]) for one in stage_params.candidates(found, "demo")]
     assert runs == [("latteclip", 0), ("latteclip", 1), ("zero_shot_adapted", 0)]

@@ -26,7 +26,6 @@ sys.stdin.read()
 def machine(tmp_path, monkeypatch):
     """A machine whose nvidia-smi lists so many GPUs; its locks are the test's own."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
     monkeypatch.delenv("LATTECLIP_GPUS", raising=False)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
@@ -39,9 +38,9 @@ def machine(tmp_path, monkeypatch):
 class Job(subprocess.Popen):
     """A process that claims GPUs and holds them until it is ended."""
 
-    def __init__(self, n=1, command=(sys.executable, "-c", CLAIM)):
+    def __init__(self, n=1):
         pipes = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.PIPE)
-        super().__init__([*command, str(n)], text=True, **pipes)
+        super().__init__([sys.executable, "-c", CLAIM, str(n)], text=True, **pipes)
 
     @property
     def has_to_wait(self):
@@ -64,10 +63,7 @@ def test_jobs_side_by_side_see_gpus_of_their_own_and_leave_them_to_the_next(mach
     machine(3)
     first = job()
     assert first.sees == "GPU-0"
-    claiming = (sys.executable, "-m", "latteclip.core.gpus", "2")
-    second = job(
-        2, command=(*claiming, sys.executable, "-c", CLAIM)
-    )  # of several processes
+    second = job(2)
     assert second.sees == "GPU-1,GPU-2"
     third = job()
     assert third.has_to_wait
@@ -88,16 +84,11 @@ def test_a_job_that_waits_for_several_holds_none_meanwhile(machine, job):
     assert both.sees == "GPU-0,GPU-1"
 
 
-@pytest.mark.parametrize(
-    ("variable", "value"), [("LATTECLIP_GPUS", "shared"), ("LOCAL_RANK", "1")]
-)
-def test_what_this_job_has_claimed_or_torchrun_chose_stays(
-    machine, job, monkeypatch, variable, value
-):
+def test_what_this_job_has_claimed_stays(machine, job, monkeypatch):
     machine(2)
     first = job()
     assert first.sees == "GPU-0"
-    monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("LATTECLIP_GPUS", "shared")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-0")
     second = job()
     assert second.sees == "GPU-0"

@@ -165,7 +165,7 @@ def test_what_the_files_say_is_what_the_paper_says(key):
         "test": test,
         "classes": len(names),
     }
-    schedule = {"epochs": epochs, "warmup_steps": warmup_steps, "steps_multiple_of": 3}
+    schedule = {"epochs": epochs, "warmup_steps": warmup_steps}
     assert values["finetune"] == schedule and values["template"] == template
     assert all(
         text.endswith(" concisely, less than 20 words.")

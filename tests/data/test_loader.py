@@ -212,7 +212,7 @@ def test_a_worker_that_is_gone_before_it_counts_as_dead_is_one_sentence(error):
 
     found = watched(broken())
     assert next(found) == 1
-    with pytest.raises(UserError, match=r"compute\.cache_gib"):
+    with pytest.raises(UserError, match=r"threads"):
         next(found)
 
 

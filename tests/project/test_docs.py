@@ -88,5 +88,5 @@ def test_the_ten_datasets_have_the_authors_number_of_steps():
             n = configuration.dataset(path.stem)["split"]["counts"]["train"]
             section = configuration.method("latteclip", path.stem)["finetune"]
             size = section["batch_size"]
-            steps = steps_per_epoch(n, size, section["steps_multiple_of"])
+            steps = steps_per_epoch(n, size)
             assert steps == 3 * math.ceil(math.ceil(n / size) / 3)

@@ -34,14 +34,9 @@ TEMPLATE = "a photo of a {}."
 FINETUNE = {
     "epochs": 2,
     "warmup_steps": 1,
-    "steps_multiple_of": 1,
-    "batch_size": 4,
+    "batch_size": 3,
     "lr": 1e-3,
-    "beta1": 0.9,
-    "beta2": 0.98,
-    "eps": 1e-6,
     "weight_decay": 0.2,
-    "batch_norm": "frozen",
 }
 
 

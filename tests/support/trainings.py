@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -75,24 +74,16 @@ def settings(objective="latteclip", model=f"local-dir:{DEMO_CLIP}", compute=None
         method=TrainingSection(
             objective=objective, finetune=FinetuneSection(**section), **given
         ),
-        compute=ComputeSection(
-            **{"cache_gib": 0, "checkpoint_minutes": 0, **(compute or {})}
-        ),
+        compute=ComputeSection(**{"checkpoint_minutes": 0, **(compute or {})}),
         fold=fold,
         is_supervised=is_supervised,
     )
 
 
-def start(folder, files, settings, processes=1, seed=3):
-    """Start a training by the command line, under torchrun if there are several processes.
-
-    Its processes are warm (see `warm`); only torchrun itself is not.
-    """
+def start(folder, files, settings, seed=3):
+    """Start a training by the command line, in a warm process (see `warm`)."""
     python = str(warm.interpreter())
     command = [python, "-m", "latteclip"]
-    if processes > 1:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc-per-node", str(processes), "-m", "--", "latteclip"]
     command += ["finetune", "--files", json.dumps(asdict(files)), "--seed", str(seed)]
     command += [
         "--settings",
@@ -106,10 +97,7 @@ def start(folder, files, settings, processes=1, seed=3):
         command += [f"--{part}", str(folder / part)]
     return subprocess.Popen(
         command,
-        env={
-            **os.environ,
-            **{"PYTHONPATH": str(ROOT), "PYTHON_EXEC": python, "GLOO_SOCKET_IFNAME": "lo"},
-        },
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=hear_interrupts,

@@ -13,19 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.backbones import CPU, pictures
 from support.tiny import DEMO_CLIP, FINETUNE, write_captions
 from support.trainings import CLASSNAMES, Inputs, settings, start
 
-from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import load_classifier
-from latteclip.clip.encode import class_embeddings, encode_files
+from latteclip.clip.encode import class_embeddings
 from latteclip.core import tables
 from latteclip.core.errors import UserError, full_disk
-from latteclip.labels.adaptation import adapt
-from latteclip.labels.fusion import fuse
-from latteclip.labels.label_sources import ClipFeatures, label_votes
 from latteclip.train import finetune as finetuning
 from latteclip.train.data import TrainingFiles
 from latteclip.train.finetune import CheckpointManager, finetune
@@ -68,7 +63,7 @@ def inputs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tuned(inputs):
-    """LatteCLIP tuned for four steps; it never touches a test image, none of which exists."""
+    """LatteCLIP tuned for six steps; it never touches a test image, none of which exists."""
     return inputs.run("tuned")
 
 
@@ -88,7 +83,7 @@ def test_classifier_is_the_prototypes_of_length_one(tuned, demo_clip):
     torch.testing.assert_close(classifier.norm(dim=1), torch.ones(3))
     start = class_embeddings(demo_clip, "a photo of a {} texture.", CLASSNAMES)
     cosines = (classifier * start).sum(dim=1)
-    assert (cosines > 0.9).all()  # momentum: 4 steps of alpha 0.01
+    assert (cosines > 0.9).all()  # momentum: 6 steps of alpha 0.01
     assert (cosines < 1).all()
 
 
@@ -96,17 +91,16 @@ def test_history_has_a_row_a_step(tuned):
     metadata = tables.read_metadata(tuned[1], TrainingMetadata)
     assert (metadata.seed, metadata.recipe) == (3, Recipe(**FINETUNE))
     table = pq.read_table(tuned[1]).to_pandas()
-    assert table["step"].tolist() == [0, 1, 2, 3]
-    assert table["epoch"].tolist() == [0, 0, 1, 1]
-    assert table["lr"].tolist() == pytest.approx(
-        [Recipe(**FINETUNE).rate(s, 4) for s in range(4)]
-    )
+    assert table["step"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert table["epoch"].tolist() == [0, 0, 0, 1, 1, 1]
+    rates = [Recipe(**FINETUNE).rate(step, 6) for step in range(6)]
+    assert table["lr"].tolist() == pytest.approx(rates)
     assert (table["loss_zero_shot"] + table["loss_finetuned"]).tolist() == pytest.approx(
         table["loss"].tolist(), rel=1e-5
     )
     shares = table[[f"weight_{kind}" for kind in ("class", "image", "group")]].sum(axis=1)
-    assert shares.tolist() == pytest.approx([1] * 4)
-    assert abs(table["prototype_drift"][0]) < 1e-6 < table["prototype_drift"][3]
+    assert shares.tolist() == pytest.approx([1] * 6)
+    assert abs(table["prototype_drift"][0]) < 1e-6 < table["prototype_drift"][5]
     assert (table["images_per_second"] > 0).all() and table["data_wait"].between(0, 1).all()
     assert table["class_balance"].between(0, 1.0001).all()
     assert table["entropy"].between(0, math.log(3) + 1e-4).all()
@@ -133,25 +127,6 @@ def test_training_has_the_first_template_and_the_classes_own_names(inputs):
     assert heads[1][1]["written_names"] == written
 
 
-def test_a_head_made_anew_is_of_the_tuned_features_and_the_weights_stay(inputs, tuned):
-    model, history = inputs.run("refit", head="refit")
-    assert state(model).keys() == state(tuned[0]).keys()
-    for name, weights in state(tuned[0]).items():
-        assert torch.equal(weights, state(model)[name]), name
-    assert tables.read_metadata(history, TrainingMetadata).flags == ["ours"]
-    clip = clips.load(f"local-dir:{model}", None, torch.device("cpu"))
-    features = encode_files(clip, inputs.files, 7, 1)[:]
-    scale = clip.model.logit_scale.exp().item()
-    texts = class_embeddings(clip, "a photo of a {} texture.", CLASSNAMES)
-    images = adapt(ClipFeatures.of(features.clone(), texts, scale))
-    votes = label_votes(torch.tensor(LABELS), 3)
-    wanted = images.classifier(fuse(images, votes).head, scale)
-    head, _ = load_classifier(Path(model) / clips.CLASSIFIER)
-    torch.testing.assert_close(
-        head.scores(features), wanted.scores(features), rtol=1e-3, atol=1e-4
-    )
-
-
 def test_a_loss_that_explodes_stops_the_training_and_writes_nothing(inputs):
     with pytest.raises(UserError, match=r"finetune\.lr"):
         inputs.run("explodes", lr=1e30, epochs=3, warmup_steps=0)
@@ -160,7 +135,7 @@ def test_a_loss_that_explodes_stops_the_training_and_writes_nothing(inputs):
 
 # --- resuming ------------------------------------------------------------------------------------
 
-EPOCHS = 4  # of two steps
+EPOCHS = 4  # of three steps
 
 
 @pytest.fixture(scope="module")
@@ -204,11 +179,11 @@ def names(folder):
 
 
 def test_a_broken_run_goes_on_to_the_same_bytes(inputs, unbroken, broken_after, caplog):
-    folder = broken_after(2, "broken")
+    folder = broken_after(3, "broken")
     torch.rand(3)
     with caplog.at_level("INFO"):
         resumed = inputs.run("broken", epochs=EPOCHS)
-    assert "Resuming after step 2," in caplog.text
+    assert "Resuming after step 3," in caplog.text
     assert_same_run(resumed, unbroken)
     assert not folder.exists()
 
@@ -223,11 +198,11 @@ def test_a_damaged_checkpoint_is_named_and_the_training_starts_again(
     assert_same_run(resumed, unbroken)
 
 
-@pytest.mark.parametrize(("minutes", "expected"), [(0, [2, 4, 6]), (2.5, [4])])
+@pytest.mark.parametrize(("minutes", "expected"), [(0, [3, 6, 9]), (3.5, [6])])
 def test_checkpoints_come_by_the_clock_and_none_at_the_last_step(
     inputs, monkeypatch, minutes, expected
 ):
-    """A step takes a minute here, an epoch two."""
+    """A step takes a minute here, an epoch three."""
     passed, saved, step, save = [], [], Training.step, CheckpointManager.save
 
     def spy(self, training):
@@ -245,7 +220,7 @@ def test_checkpoints_come_by_the_clock_and_none_at_the_last_step(
 def test_a_checkpoint_of_another_training_stays_until_this_one_is_finished(
     inputs, broken_after, monkeypatch, caplog
 ):
-    folder = broken_after(4, "other captions")
+    folder = broken_after(6, "other captions")
     [other] = folder.iterdir()
     blue = write_captions(inputs.folder / "b.parquet", inputs.names, ["blue"] * 7)
     monkeypatch.setattr(inputs, "texts", (blue, inputs.texts[1]))
@@ -268,7 +243,7 @@ def test_a_checkpoint_of_a_model_that_was_replaced_in_its_folder_is_not_resumed(
 ):
     shutil.copytree(DEMO_CLIP, tmp_path / "clip")
     model = {"model": f"local-dir:{tmp_path / 'clip'}"}
-    broken_after(4, "replaced", **model)
+    broken_after(6, "replaced", **model)
     (tmp_path / "clip" / "README.md").write_text("Another model.\n")
     with caplog.at_level("INFO"):
         inputs.run("replaced", epochs=EPOCHS, **model)
@@ -280,7 +255,7 @@ def test_a_checkpoint_of_a_model_that_was_replaced_in_its_folder_is_not_resumed(
 
 def test_the_first_of_two_processes_that_train_the_same_wins(inputs, tuned, monkeypatch):
     """As where Snakemake was killed, its job went on, and a rerun started it again."""
-    end = finetuning._classifier
+    end = finetuning._write
 
     def end_second(*args):
         for made in tuned:
@@ -288,7 +263,7 @@ def test_the_first_of_two_processes_that_train_the_same_wins(inputs, tuned, monk
             copy(made, inputs.folder / name / made.name)
         return end(*args)
 
-    monkeypatch.setattr(finetuning, "_classifier", end_second)
+    monkeypatch.setattr(finetuning, "_write", end_second)
     for name, lr in (("orphan", {}), ("another", {"lr": 0.5})):
         with pytest.raises(UserError, match="model") if lr else contextlib.nullcontext():
             inputs.run(name, **lr)
@@ -391,24 +366,13 @@ def test_a_training_that_runs_out_of_memory_says_what_to_set(inputs, monkeypatch
     assert not (inputs.folder / "no_memory" / "model").exists()
 
 
-@pytest.mark.parametrize("batch_norm", ["frozen", "train"])
-def test_statistics_stay_to_the_byte_or_move_and_with_them_the_features(
-    inputs, backbones, batch_norm
-):
+def test_statistics_of_batch_norm_stay_to_the_byte(inputs, backbones):
     model = backbones["resnet"]
-    section = {"batch_norm": batch_norm, "lr": 1e-12, "batch_size": 7}
-    tuned, _ = inputs.run(batch_norm, "flyp", model=model, **section)
+    tuned, _ = inputs.run("resnet", "flyp", model=model, batch_size=7)
     before, after = state(Path(model.removeprefix("local-dir:"))), state(tuned)
     names = [name for name in before if name.endswith(("running_mean", "running_var"))]
     assert names
-    assert {torch.equal(after[name], before[name]) for name in names} == {
-        batch_norm == "frozen"
-    }
-    loaded = [clips.load(name, None, CPU) for name in (model, f"local-dir:{tuned}")]
-    with torch.no_grad():
-        features = [encode.encode_images(clip, pictures(clip, 5)) for clip in loaded]
-    cosines = (features[0] * features[1]).sum(dim=1)
-    assert {bool(cosine > 0.999) for cosine in cosines} == {batch_norm == "frozen"}
+    assert all(torch.equal(after[name], before[name]) for name in names)
 
 
 # --- flags ---------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def test_a_request_is_of_the_list_the_settings_and_the_seed(listed):
         return training_request(files, settings("flyp", **given), seed)
 
     first = request()
-    assert first == request(compute={"cache_gib": 1})  # which changes no result
+    assert first == request(compute={"micro_batch": 1})  # which changes no result
     assert len({first, request(seed=1), request(lr=0.5)}) == 3
     grow(listed, 1)
     listed.write()

@@ -1,22 +1,19 @@
 """The set-up of a training, on kinds of CLIP that open_clip builds, and its steps."""
 
 import math
-import os
-import shutil
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.backbones import CPU, assert_same_gradients, gradients, limit_memory, pictures
+from support.backbones import CPU, limit_memory, pictures
 from support.objectives import SHAPES, Case
 from support.tiny import FINETUNE
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
-from latteclip.config.sections.compute import ComputeSection
 from latteclip.config.sections.finetune import FinetuneSection
 from latteclip.core import devices
 from latteclip.core.class_templates import ClassTemplates
@@ -65,28 +62,8 @@ def load(backbones, kind):
     return clips.load(backbones[kind], None, CPU)
 
 
-def prepare(clip, batch_norm="frozen", **chosen):
-    compute = ComputeSection(**{"micro_batch": None, **chosen})
-    return prepare_training(clip, compute, batch_norm)
-
-
-def text_module(clip):
-    return getattr(clip.model, "text", clip.model).transformer
-
-
-@pytest.mark.parametrize(
-    ("compute", "processes"),
-    [({"gradient_checkpointing": True}, 1), ({"micro_batch": 2}, 1), ({}, 2)],
-    ids=str,
-)
-def test_moving_statistics_of_parts_of_batches_are_refused(
-    compute, processes, backbones, monkeypatch
-):
-    prepare(load(backbones, "resnet"), "train")
-    monkeypatch.setenv("WORLD_SIZE", str(processes))
-    prepare(load(backbones, "vit"), "train", **compute)
-    with pytest.raises(UserError, match=r"finetune\.batch_norm"):
-        prepare(load(backbones, "resnet"), "train", **compute)
+def prepare(clip, micro_batch=None):
+    return prepare_training(clip, micro_batch)
 
 
 def test_channels_last_changes_no_feature_and_nothing_that_is_saved(backbones, tmp_path):
@@ -113,45 +90,6 @@ def test_channels_last_changes_no_feature_and_nothing_that_is_saved(backbones, t
     assert torch.equal(encode.encode_images(again, images), before)
 
 
-def test_a_machine_that_cannot_compile_is_told_the_key(backbones, monkeypatch):
-    def run(*_):
-        raise RuntimeError("no compiler")
-
-    monkeypatch.setattr(torch, "compile", lambda function: run)
-    with pytest.raises(UserError, match=r"compute\.compile"):
-        prepare(load(backbones, "vit"), compile=True)
-
-
-def has_compiler():
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler")
-def test_compiled_towers_have_the_same_features_and_gradients(backbones):
-    torch.compiler.reset()
-    clip = load(backbones, "custom_text")
-    for tower in (clip.model.visual.transformer, text_module(clip)):
-        del tower.resblocks[1:]  # compilers are slow
-    keys = list(clip.model.state_dict())
-    before = gradients(clip)
-    prepare(clip, compile=True, gradient_checkpointing=True, micro_batch=3)
-    assert list(clip.model.state_dict()) == keys
-    assert_same_gradients(gradients(clip), before, rtol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("batch_norm", "processes", "may"),
-    [("frozen", 1, True), ("train", 1, False), ("frozen", 2, False)],
-)
-def test_auto_halves_micro_batches_but_no_moving_statistics_and_not_beside_other_processes(
-    batch_norm, processes, may, backbones, monkeypatch
-):
-    monkeypatch.setenv("WORLD_SIZE", str(processes))
-    assert prepare(load(backbones, "resnet"), batch_norm, micro_batch="auto") == may
-    assert not prepare(load(backbones, "vit"), micro_batch=2)
-
-
 def test_without_a_gpu_activations_of_a_micro_batch_have_a_bound(backbones, monkeypatch):
     clip = load(backbones, "vit")
     sizes = []
@@ -168,8 +106,8 @@ def test_without_a_gpu_activations_of_a_micro_batch_have_a_bound(backbones, monk
     activations = [t for address, t in storages.items() if address not in weights]
     n_bytes = sum(tensor.untyped_storage().nbytes() for tensor in activations)
     assert 2**19 < n_bytes <= 2**20
-    prepare(clip, micro_batch="auto", gradient_checkpointing=True)
-    assert clip.micro_batch > sizes[1]
+    assert not prepare(clip, micro_batch=2)
+    assert clip.micro_batch == 2
 
 
 # --- steps ---------------------------------------------------------------------------------------
@@ -300,7 +238,7 @@ def test_what_does_not_fit_is_one_sentence(rows, may_halve, monkeypatch):
     case = Case(6, 4, 9)
     training = a_training(case, "latteclip", may_halve)
     limit_memory(monkeypatch, case.clip, rows)
-    with pytest.raises(UserError, match=r"finetune\.batch_size"):
+    with pytest.raises(UserError, match=r"compute\.micro_batch"):
         take(training, case)
 
 

@@ -250,17 +250,6 @@ def training_pictures(paths, in_memory=1e6, folder=".", seed=11):
     return TrainingImages(paths, sizes, TRANSFORM, seed, in_memory, folder)
 
 
-@pytest.mark.parametrize(("processes", "kept"), [(2, True), (3, False)])
-def test_processes_share_the_room_on_a_disk(tmp_path, monkeypatch, processes, kept):
-    free = SimpleNamespace(free=5 * 4 * BYTES)  # 2.5 times what a process keeps
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: free)
-    picture = np.ones((10, 10, 3), np.uint8)
-    monkeypatch.setenv("WORLD_SIZE", str(processes))
-    room = training_pictures(["x.png"] * 4, 0, tmp_path).cache
-    room.put(1, picture)
-    assert (room.get(1) is not None) == kept
-
-
 def test_neither_worker_processes_nor_kept_pictures_change_a_sample(tmp_path):
     paths = write_pictures(tmp_path / "pictures", 5)
     wanted = [

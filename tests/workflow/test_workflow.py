@@ -593,12 +593,12 @@ def test_a_folder_without_labels_is_used_whole(checkout, tmp_path):
     shutil.copy(files[3], folder / "copy.png")
     (folder / "film.mov").write_text("no image")
     (folder / "classes.txt").write_text("red dots\nlines\n")
-    methods = "method=zero_shot,label_propagation,zero_shot_adapted"
+    methods = "method=zero_shot,zero_shot_adapted"
     run = checkout.snakemake(*mine(checkout, folder), "--config", methods)
     assert run.returncode == 0, run.stdout
     results = checkout.root / "results" / "mine"
     names = sorted([*(os.path.basename(file) for file in files), "copy.png"])
-    for method in ("zero_shot", "label_propagation", "zero_shot_adapted"):
+    for method in ("zero_shot", "zero_shot_adapted"):
         found = pq.read_table(
             results / method / "seed0" / "predictions.parquet"
         ).to_pydict()

@@ -20,11 +20,7 @@ rule evaluate:
     benchmark:
         "results/{dataset}/{method}/seed{seed}/benchmarks/evaluate.jsonl"
     wildcard_constraints:
-        method=methods_with(
-            lambda objective: objective.trains
-            or objective.averages
-            or objective.distils
-        ),
+        method=methods_with(lambda objective: objective.trains or objective.averages),
     priority: EARLY
     conda:
         "../../envs/latteclip.yaml"
@@ -85,38 +81,6 @@ rule evaluate_classifier:
         " --classifier {input.classifier} {params.votes} {params.image_encoders} --settings {params.settings:q}"
         " --predictions {output.predictions} --metrics {output.metrics}"
         " --train-predictions {output.train_predictions} --log {log}"
-
-
-rule propagate_labels:
-    input:
-        images="results/{dataset}/images.parquet",
-        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        code=sources("latteclip.evaluate.propagate_labels"),
-    output:
-        predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
-        metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
-    log:
-        "results/{dataset}/{method}/seed{seed}/logs/propagate_labels.log",
-    benchmark:
-        "results/{dataset}/{method}/seed{seed}/benchmarks/propagate_labels.jsonl"
-    wildcard_constraints:
-        method=methods_with(lambda objective: objective.reads_graph),
-    conda:
-        "../../envs/latteclip.yaml"
-    threads: threads_of("evaluate")
-    resources:
-        gpu=gpus(),
-        mem_mb=memory("propagate_labels"),
-        runtime=minutes("propagate_labels"),
-    params:
-        settings=given_json(stage_params.propagate_labels, "dataset", "method"),
-    shell:
-        "latteclip propagate-labels --dataset {wildcards.dataset} --method {wildcards.method}"
-        " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " --class-embeddings {input.class_embeddings} --settings {params.settings:q}"
-        " --predictions {output.predictions} --metrics {output.metrics}"
-        " --threads {threads} --log {log}"
 
 
 rule score_audit:

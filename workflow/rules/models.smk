@@ -24,15 +24,12 @@ rule download_image_encoder:
     log:
         "results/logs/download_image_encoder-{model}.log",
     wildcard_constraints:
-        model=one_of(configuration.hub_encoders() | configuration.hub_students()),
+        model=one_of(configuration.hub_encoders()),
     localrule: True
     conda:
         "../../envs/latteclip.yaml"
     params:
-        encoder=given(
-            lambda c, model: (c.hub_encoders() | c.hub_students())[model]["model"],
-            "model",
-        ),
+        encoder=given(lambda c, model: c.hub_encoders()[model]["model"], "model"),
     shell:
         "latteclip download-image-encoder --encoder {params.encoder:q} --output {output} --log {log}"
 

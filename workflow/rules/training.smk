@@ -122,9 +122,7 @@ rule find_learning_rate:
     threads: threads_of("finetune")
     resources:
         gpu=gpus(),
-        mem_mb=memory(
-            "find_learning_rate", given(job_resources.training_memory, "dataset")
-        ),
+        mem_mb=memory("find_learning_rate"),
         runtime=minutes(
             "find_learning_rate", given(job_resources.epochs, "dataset", "method")
         ),
@@ -169,21 +167,18 @@ rule finetune:
         "../../envs/latteclip.yaml"
     threads: threads_of("finetune")
     resources:
-        gpu=gpus(given(job_resources.processes, "dataset")),
-        cpus_per_gpu=cores_per_gpu(given(job_resources.processes, "dataset")),
-        nodes=1,
-        mem_mb=memory("finetune", given(job_resources.training_memory, "dataset")),
+        gpu=gpus(),
+        mem_mb=memory("finetune"),
         runtime=minutes("finetune", given(job_resources.epochs, "dataset", "method")),
     params:
         clip_files=given(stage_params.local_clip, "dataset"),
-        command=given(stage_params.finetune_command, "dataset"),
         files=file_names(*TRAINING_FILES, "learning_rate"),
         settings=given_json(stage_params.finetune, "dataset", "method", "seed"),
         # No output: Snakemake removes those of a job that failed, and this is to go on from.
         checkpoint="results/{dataset}/{method}/seed{seed}/checkpoint",
         decoded=given(stage_params.decoded_images, "dataset"),
     shell:
-        "{params.command} finetune --files {params.files:q} --settings {params.settings:q}"
+        "latteclip finetune --files {params.files:q} --settings {params.settings:q}"
         " --seed {wildcards.seed}"
         " --model {output.model} --history {output.history} --checkpoint {params.checkpoint}"
         " --decoded {params.decoded} --threads {threads} --log {log}"
@@ -221,41 +216,3 @@ rule average_weights:
         "latteclip average-weights --images {input.images} --trainings {params.trainings:q}"
         " --settings {params.settings:q} --model {output.model} --history {output.history}"
         " --left-out {output.left_out} --threads {threads} --log {log}"
-
-
-rule train_student:
-    input:
-        images="results/{dataset}/images.parquet",
-        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        fused_labels="results/{dataset}/fused_labels.parquet",
-        fusion_report="results/{dataset}/fused_labels.json",
-        classifier="results/{dataset}/classifiers/image_prototypes.safetensors",
-        student=given(stage_params.student_note, "method"),
-        code=sources("latteclip.train.train_student"),
-    output:
-        model=directory("results/{dataset}/{method}/seed{seed}/model"),
-        history="results/{dataset}/{method}/seed{seed}/history.parquet",
-    log:
-        "results/{dataset}/{method}/seed{seed}/logs/train_student.log",
-    benchmark:
-        "results/{dataset}/{method}/seed{seed}/benchmarks/train_student.jsonl"
-    wildcard_constraints:
-        method=methods_with(lambda objective: objective.distils),
-    priority: EARLY
-    conda:
-        "../../envs/latteclip.yaml"
-    threads: threads_of("finetune")
-    resources:
-        gpu=gpus(),
-        mem_mb=memory("train_student"),
-        runtime=minutes(
-            "train_student", given(job_resources.epochs, "dataset", "method")
-        ),
-    params:
-        student_files=given(stage_params.local_student, "method"),
-        settings=given_json(stage_params.train_student, "dataset", "method", "seed"),
-    shell:
-        "latteclip train-student --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " --fused-labels {input.fused_labels} --fusion-report {input.fusion_report}"
-        " --classifier {input.classifier} --settings {params.settings:q} --seed {wildcards.seed}"
-        " --model {output.model} --history {output.history} --threads {threads} --log {log}"

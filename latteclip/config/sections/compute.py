@@ -6,18 +6,11 @@ from latteclip.config.sections.base import AUTO, AtLeastZero, Auto, Positive, Se
 class ComputeSection(Section):
     """How fine-tuning is computed: speed and memory, not results."""
 
-    cache_gib: AtLeastZero = key(
-        4, "GiB in memory for decoded images; others are on disk if they fit"
-    )
     micro_batch: Positive | Auto | None = key(
         AUTO,
         "images of a batch encoded at once; auto: what fits into a GPU, or 4 GiB of activations; "
         "null: all; the result is the same",
     )
-    gradient_checkpointing: bool = key(
-        False, "recompute activations: less memory, more time"
-    )
-    compile: bool = key(False, "torch.compile the towers")
     checkpoint_minutes: AtLeastZero = key(
         10,
         "minutes between checkpoints, from which a killed run resumes; 0: one for every epoch",

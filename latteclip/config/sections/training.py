@@ -17,9 +17,6 @@ class TrainingSection(Section):
         "prototypes at the start, of class texts or (not in the paper) of images",
         default="text",
     )
-    head: Literal["tuned", "refit"] = optional_key(
-        "the classifier after training; refit: image prototypes", default="tuned"
-    )
     switches: dict[str, Any] = optional_key(
         "the switches of LatteCLIP, all on by default", default={}
     )

@@ -18,7 +18,6 @@ from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import parts
 from latteclip.core import devices, tables
-from latteclip.train import parallel
 
 TEXTS_AT_ONCE = 2**14  # texts tokenised at once
 
@@ -64,8 +63,8 @@ class TokenizedTexts:
     def encode(self, ids: torch.Tensor) -> torch.Tensor:
         """Return L2-normalised features [*ids.shape, D]. Each distinct text is encoded once."""
         distinct, where = ids.unique(return_inverse=True)
-        part = encode.encode_texts(self.clip, self.tokens[parallel.share(distinct)].long())
-        return parallel.gather(part, len(distinct))[devices.send(where, self.clip.device)]
+        features = encode.encode_texts(self.clip, self.tokens[distinct].long())
+        return features[devices.send(where, self.clip.device)]
 
 
 @dataclass(frozen=True)

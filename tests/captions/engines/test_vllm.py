@@ -352,7 +352,7 @@ def test_workers_are_spawned_from_a_process_that_has_not_touched_cuda(
     (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{answers}\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     names = "VLLM_WORKER_MULTIPROC_METHOD", "CUDA_VISIBLE_DEVICES", "VLLM_CACHE_ROOT"
-    for name in (*names, "LATTECLIP_GPUS", "LOCAL_RANK"):
+    for name in (*names, "LATTECLIP_GPUS"):
         monkeypatch.delenv(name, raising=False)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     settings = VLLM.model_dump_json()
