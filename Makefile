@@ -31,7 +31,6 @@ install: $(INSTALLED)
 	@touch $@
 
 .venv/.installed-cuda: pyproject.toml envs/cuda.txt | .venv/bin/pip
-	@python envs/check_driver.py $(if $(filter file,$(origin KIND)),,--warn)
 	@echo "Installing the CUDA builds of torch and vLLM (KIND=cpu for the others): 4.6 GB to download, 10 GB on the disk."
 	pip install --no-deps --requirement envs/cuda.txt
 	pip install --quiet --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .

@@ -161,8 +161,6 @@ def vllm() -> Iterator[Finding]:
     text = f"vLLM {build_info['version']}, built for {build_info['device']}"
     if build_info["device"] != "cuda" and gpus.visible():
         yield "warning", f"{text}, although there is a GPU; run make install KIND=cuda"
-    elif sentence := gpus.mistaken_part():
-        yield "warning", sentence.removesuffix(".")
     else:
         yield "ok", text
 

@@ -41,11 +41,11 @@ def test_a_gpu_that_torch_cannot_use_is_no_silent_run_on_the_cpu(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("LATTECLIP_GPUS", "shared")
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    nvidia_smi(tmp_path, {"GPU-0": []}, driver="535.1")
+    nvidia_smi(tmp_path, ["GPU-0"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     for wanted in ("auto", "cuda"):
-        with pytest.raises(UserError, match=r"535\.1.*cuda-compat-13"):
+        with pytest.raises(UserError, match="NVIDIA driver"):
             devices.pick(wanted, 1)
     assert devices.pick("cpu", 1) == CPU
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -58,7 +58,7 @@ def test_a_gpu_that_torch_cannot_use_is_no_silent_run_on_the_cpu(
 def test_a_gpu_of_a_number_is_claimed_and_the_only_one(visible, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    nvidia_smi(tmp_path, {f"GPU-{number}": [] for number in range(3)})
+    nvidia_smi(tmp_path, [f"GPU-{number}" for number in range(3)])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     seen = {"CUDA_VISIBLE_DEVICES": visible, "LATTECLIP_GPUS": None}
     for variable, value in seen.items():

@@ -1,4 +1,4 @@
-"""A stand-in for nvidia-smi, which tells of GPUs that are not there."""
+"""A stand-in for nvidia-smi, which lists GPUs that are not there."""
 
 import os
 import shutil
@@ -6,32 +6,14 @@ import shutil
 SHELL = shutil.which("sh", path=os.defpath)
 
 
-def nvidia_smi(folder, gpus, driver="560.35.03", memory=(), capability="8.0"):
-    """Put the program into a folder.
-
-    Args:
-        folder: one of PATH.
-        gpus: UUID of each GPU -> the UUIDs of its parts by MIG.
-        driver: its version.
-        memory: MiB in use on the first GPU, the second, ...
-        capability: of all of them.
-    """
-    lines = []
-    for number, (uuid, parts) in enumerate(gpus.items()):
-        lines.append(f"GPU {number}: NVIDIA A100-SXM4-40GB (UUID: {uuid})")
-        lines += [
-            f"  MIG 1g.5gb     Device  {i}: (UUID: {part})" for i, part in enumerate(parts)
-        ]
-    listed = "\n".join(f"echo '{line}'" for line in lines)
-    used = "\n".join(f"echo '{uuid}, {n}'" for uuid, n in zip(gpus, memory, strict=False))
-    cards = "\n".join(
-        f"echo '{uuid}, {driver}, {capability}, NVIDIA card'" for uuid in gpus
-    )
+def nvidia_smi(folder, uuids, memory=()):
+    """Put the program into a folder of PATH. `memory`: MiB in use on the first GPUs."""
+    listed = "\n".join(f"echo {uuid}" for uuid in uuids)
+    used = "\n".join(f"echo '{uuid}, {n}'" for uuid, n in zip(uuids, memory, strict=False))
     write(
         folder,
-        f'case "$1" in\n--query-gpu=uuid,memory.used) :\n{used}\n;;\n'
-        f"--query-gpu=uuid,driver_version,compute_cap,name) :\n{cards}\n;;\n"
-        f"--list-gpus|-L) :\n{listed}\n;;\n*) exit 6 ;;\nesac\n",
+        f'case "$1" in\n--query-gpu=uuid) :\n{listed}\n;;\n'
+        f"--query-gpu=uuid,memory.used) :\n{used}\n;;\n*) exit 6 ;;\nesac\n",
     )
 
 

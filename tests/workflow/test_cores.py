@@ -47,14 +47,14 @@ def test_two_gpus_caption_in_two_shards_at_once_and_other_machines_rerun_nothing
         "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
         "TMPDIR": str(tmp_path),  # where the locks of GPUs are
     }
-    nvidia_smi(tmp_path, {"GPU-0": [], "GPU-1": []})
+    nvidia_smi(tmp_path, ["GPU-0", "GPU-1"])
     run = finished_copy.snakemake(CAPTIONS)
     assert run.returncode == 0, run.stdout
     logs = root.glob("results/demo/logs/caption_images-*-of-2.log")
     used = {re.search(r"This job uses (GPU-\d)", log.read_text())[1] for log in logs}
     assert used == {"GPU-0", "GPU-1"}
     assert pq.read_table(root / CAPTIONS) == alone
-    nvidia_smi(tmp_path, {})
+    nvidia_smi(tmp_path, [])
     planned = finished_copy.snakemake("--dry-run", CAPTIONS)
     assert "Nothing to be done" in planned.stdout
     three = ("--config", "captions={'shards': 3}")

@@ -150,8 +150,6 @@ class VllmEngine:
         scoring: bool = False,
     ) -> None:
         gpus.claim(settings.tensor_parallel_size)
-        if sentence := gpus.mistaken_part():
-            raise UserError(sentence)
         _separate_cache()
         on_cpu = _is_for_cpu()
         if on_cpu:
