@@ -168,6 +168,7 @@ def missing_compiler() -> str | None:
         return None
     python = f"python{sys.version_info.major}.{sys.version_info.minor}"
     return (
-        "vLLM and torch.compile need a C compiler and Python's headers on a GPU; run apt install "
-        f"gcc {python}-dev (Debian, Ubuntu) or dnf install gcc {python}-devel (Fedora, RHEL)."
+        f"vLLM and torch.compile need a C compiler ({' or '.join(compilers)}) and Python's headers "
+        f"on a GPU; run apt install gcc {python}-dev (Debian, Ubuntu) or dnf install gcc "
+        f"{python}-devel (Fedora, RHEL)."
     )
