@@ -39,7 +39,6 @@ STAGES = {  # by command: the module of its function
     "encode_examples": "latteclip.labels.encode_examples",
     "pseudo_label_images": "latteclip.labels.pseudo_label_images",
     "caption_images": "latteclip.captions.caption",
-    "encode_looks": "latteclip.discover.encode_looks",
     "propose_classes": "latteclip.discover.propose_classes",
     "discover_classes": "latteclip.discover.discover_classes",
     "caption_groups": "latteclip.captions.caption",

@@ -51,7 +51,7 @@ GROWS = {
     "fuse_labels": TRAINING,
     "adapt_zero_shot": TRAINING,
     "average_weights": TRAINING,
-    "encode_looks": TRAINING,
+    "encode_unnamed_images": TRAINING,
     "propose_classes": TRAINING,
     "discover_classes": TRAINING,
     "list_training_images": TRAINING,

@@ -23,6 +23,10 @@ KEYS: dict[str, str] = {
 }
 # Options, formats and commands of `latteclip`, as they are typed.
 OPTIONS: dict[str, str] = {
+    "--offline": "run latteclip classes where the results are, or edit classes.txt.",
+    "--actions": "edit classes.txt.",
+    "--new": "look at the images marked unknown on the page of the dataset.",
+    "--add": "write the class into classes.txt.",
     "--roll-up": "use --topk and add up the probabilities of the classes of a group.",
     "--int8": "quantise model.onnx by onnxruntime.quantization.",
     "--push-to-hub": "run hf upload <user>/<name> FOLDER.",

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from latteclip.core.errors import DELETE
-from latteclip.core.files import read_object, write_json
+from latteclip.core.files import locked, read_object, write_json
 from latteclip.core.folder_names import CLASSES, lines_of
 
 ACTIONS = "classes.json"  # a person's actions, and the history of edits
@@ -35,14 +35,15 @@ def _proposed(folder: str | Path) -> list[str] | None:
 
 def note_edit(folder: str | Path, names: list[str]) -> None:
     """Note the names of an edit by hand in the history, once."""
-    history = read_history(folder)
-    edits = history.get(BY_HAND, [])
-    if edits[-1:] == [names]:
-        return
-    proposal = Path(folder, PROPOSAL)
-    known = read_object(proposal, ("proposal",), DELETE) if proposal.is_file() else {}
-    begin = {"proposal": known.get("proposal", ""), "actions": []}
-    write_json(Path(folder, ACTIONS), {**begin, **history, BY_HAND: [*edits, names]})
+    with locked(Path(folder, ACTIONS)):
+        history = read_history(folder)
+        edits = history.get(BY_HAND, [])
+        if edits[-1:] == [names]:
+            return
+        proposal = Path(folder, PROPOSAL)
+        known = read_object(proposal, ("proposal",), DELETE) if proposal.is_file() else {}
+        begin = {"proposal": known.get("proposal", ""), "actions": []}
+        write_json(Path(folder, ACTIONS), {**begin, **history, BY_HAND: [*edits, names]})
 
 
 def read_history(folder: str | Path) -> dict[str, Any]:

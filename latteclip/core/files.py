@@ -13,10 +13,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import filelock
+
 from latteclip.core.errors import DELETE_AND_RERUN, UserError
 from latteclip.core.terminal import one_line
 
 T = TypeVar("T")
+LOCK_SECONDS = 30  # longest wait of a write for another one
 DAY = 24 * 60 * 60  # seconds after which a temporary file of another machine is left over
 # Errors of a file system without locks.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
@@ -47,6 +50,20 @@ def replacing(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         _remove(temporary)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let no other process write what a person did in this folder meanwhile, or raise UserError."""
+    lock = path.with_name(".lock")
+    try:
+        with filelock.FileLock(lock, timeout=LOCK_SECONDS):
+            yield
+    except filelock.Timeout:
+        raise UserError(
+            f"{path} cannot be written: another process has had its lock {lock} for "
+            f"{LOCK_SECONDS} s; end that process, and try again."
+        ) from None
 
 
 def new_folder(path: str | Path) -> Path:

@@ -1,25 +1,18 @@
-"""`latteclip classes`: a page on which a person corrects the proposed classes."""
+"""`latteclip classes`: a page on which a person renames, merges and drops the proposed classes."""
 
-import hashlib
-import itertools
-import json
-import logging
-import shlex
-import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ValidationError
 
-from latteclip.audit.page import OFFLINE, data_uri
 from latteclip.audit.server import (
     HTML,
     JSON,
     SERVED,
+    Handler,
     QuestionServer,
     RefusedError,
     Reply,
@@ -30,113 +23,45 @@ from latteclip.audit.server import (
 from latteclip.core import tables
 from latteclip.core.class_history import ACTIONS, PROPOSAL, edited_classes
 from latteclip.core.errors import UserError
-from latteclip.core.files import write_text
+from latteclip.core.files import locked
 from latteclip.core.folder_names import CLASSES
+from latteclip.core.hashing import digest
 from latteclip.core.run_options import run_command
-from latteclip.discover.inputs import (
-    LEAVES_FILE,
-    MEMBERS_FILE,
+from latteclip.discover.names import Ints
+from latteclip.discover.proposal import (
+    FILE,
+    Action,
     read_actions,
     read_proposal,
-    write_actions,
-)
-from latteclip.discover.new_classes import show_added_class, show_new_classes
-from latteclip.discover.new_classes_page import (
-    PACKAGE,
-    QUALITY,
-    SIDE,
-    NewClassesHandler,
-    NewClassesPage,
-    NewClassesServer,
-)
-from latteclip.discover.proposal import (
-    Action,
-    State,
-    parents,
-    parse_actions,
-    questions,
     replay,
+    write_actions,
 )
 from latteclip.report import render
 
-log = logging.getLogger(__name__)
-SURE = 3  # pictures of a leaf that are surely of it
-DOUBTFUL = 2  # pictures of a leaf that are in doubt
-QUESTIONS = 40  # that the page knows
-OFFLINE_SIDE = 112  # pixels of a picture of the offline page
-# Bytes before base64: of all pictures of the offline page, and of each at most and at least.
-TOTAL_BYTES = 3_200_000
-MAX_PICTURE = 9_000
-MIN_PICTURE = 1_200
-MAX_PICTURES = 1_600  # of the offline page
-SAVED = "All is saved."
-CONFLICT = "Another page has changed the classes; they are shown here now."
+SIDE = 256  # pixels of a picture
+QUALITY = 85  # of its WebP
+PICTURES = 8  # of a class: the most confident ones, and
+DOUBTFUL = 2  # among them the least confident ones
+NAMES = 4  # further names of a class
+CHANGED = "Another page has changed the classes; they are shown here now."
 
 
-def classes(
-    results: str,
-    /,
-    offline: str | None = None,
-    actions: str | None = None,
-    new: bool = False,
-    add: str | None = None,
-    port: int = 0,
-    no_browser: bool = False,
-) -> str | None:
-    """Open a page to rename, merge, split and drop the proposed classes.
+def classes(results: str, /, port: int = 0, no_browser: bool = False) -> str:
+    """Open a page to rename, merge and drop the proposed classes.
 
     What you do is saved in RESULTS/classes.json. Classes, labels, models and pages follow when you
-    run the workflow again. If you named the classes yourself, the page proposes further classes
-    from images that are marked unknown.
-
-    Args:
-        actions: import what the page exported, in place of what is saved
-        new: list groups of images that are marked unknown, which may be further classes
-        add: append a class to classes.txt
+    run the workflow again.
     """
-    if new:
-        return show_new_classes(results)
-    if add is not None:
-        return show_added_class(results, add)
-    if not (offline or actions) and has_own_classes(results):
-        show(NewClassesServer(NewClassesPage(results), port), SAVED, browser=not no_browser)
-        return None
     page = ClassesPage(results)
-    if offline:
-        write_text(offline, page.offline_page())
-        log.info(
-            "Wrote %s. Open it in any browser, export there, and run %s.",
-            offline,
-            page.take,
-        )
-    elif actions:
-        if not Path(actions).is_file():
-            raise UserError(f"{actions} is no file; give what the page exported.")
-        page.save(read_actions(actions, page.found), page.saved().revision)
-        log.info("Took the actions of %s.", actions)
-    else:
-        show(ClassesServer(page, port), SAVED, browser=not no_browser)
-        return page.result()
-    return None
+    show(ClassesServer(page, port), "Every change is saved.", browser=not no_browser)
+    return page.result()
 
 
-def has_own_classes(results: str | Path) -> bool:
-    """Return whether a person listed the classes, and images are marked unknown."""
-    folder = Path(results)
-    is_proposed = (folder / PROPOSAL).is_file() and edited_classes(folder) is None
-    return not is_proposed and (folder / "unknown.parquet").is_file()
+class Change(BaseModel, extra="forbid"):
+    """An action on the classes that the page shows, or None to take the last action back."""
 
-
-class StaleActionsError(Exception):
-    """Another page has saved other actions meanwhile."""
-
-
-@dataclass(frozen=True)
-class SavedActions:
-    """What a person did so far."""
-
-    actions: list[Action]
-    revision: str  # a digest
+    action: Action | None
+    revision: str  # of the actions before it, as the page knows them
 
 
 class ClassesPage:
@@ -158,170 +83,119 @@ class ClassesPage:
                 f"{self.folder / CLASSES} was edited by hand and is used as it is. Go on there, or "
                 "delete it and run the workflow: it returns to the proposal and your actions."
             )
-        self.found = read_proposal(self.folder / LEAVES_FILE, self.folder / MEMBERS_FILE)
+        self.proposal = read_proposal(self.folder / FILE)
         index = str(self.folder / "unnamed_images.parquet")
-        self.paths = tables.read_unlabelled(index, training=True)[0]["path"].to_pylist()
-        self.pictures = self._pictures()  # rows of the leaves, the surest first
-        self.sources = {row: f"image/{row}" for row in itertools.chain(*self.pictures)}
-        self.served = {place: self.paths[row] for row, place in self.sources.items()}
-        self.busy = threading.Lock()
+        self.paths = tables.read_unlabelled(index, training=True)[0]["path"]
 
-    @cached_property
-    def further(self) -> NewClassesPage:
-        """Return the page of images that are marked unknown."""
-        return NewClassesPage(self.folder)
+    def actions(self) -> list[Action]:
+        return read_actions(self.path, self.proposal.about)
 
-    def _pictures(self) -> list[list[int]]:
-        """Return the rows of the images that the page shows of each leaf."""
-        leaves = self.found.proposal.leaves
-        is_own = self.found.nearest == leaves[:, None]
-        confidence = (self.found.probabilities * is_own).sum(axis=1)
-        order = np.lexsort((-confidence, leaves))
-        ends = np.cumsum(np.bincount(leaves))[:-1]
-        shown = []
-        for rows in np.split(order, ends):
-            first_doubtful = max(SURE, len(rows) - DOUBTFUL)
-            shown.append([*rows[:SURE].tolist(), *rows[first_doubtful:].tolist()])
-        return shown
+    def change(self, change: Change) -> bool:
+        """Save a change, and return whether no other page was faster.
 
-    @property
-    def take(self) -> str:
-        """Return the command that imports what the offline page exports."""
-        return f"latteclip classes {shlex.quote(str(self.folder))} --actions classes.json"
+        UserError: the classes do not allow the action, and nothing is saved.
+        """
+        with locked(self.path):
+            actions = self.actions()
+            if change.revision != _revision(actions):
+                return False
+            if change.action is None:
+                actions = actions[:-1]
+            else:
+                actions = [*actions, change.action]
+            replay(self.proposal.about, actions, str(self.path))
+            write_actions(self.path, self.proposal.about, actions)
+        return True
 
-    def saved(self) -> SavedActions:
-        actions = read_actions(self.path, self.found)
-        return SavedActions(actions, _revision(actions))
+    def state(self) -> dict[str, Any]:
+        """Return the classes as the page draws them, the largest first."""
+        about = self.proposal.about
+        actions = self.actions()
+        state = replay(about, actions, str(self.path))
+        labels = state.labels(self.proposal)
+        drawn = []
+        for number, name in state.names.items():
+            members = np.flatnonzero(labels == number)
+            parts = np.flatnonzero(state.owner == number)
+            names = [other for part in parts for other in about.names[part]]
+            others = [other for other in dict.fromkeys(names) if other != name]
+            drawn.append(
+                {
+                    "number": number,
+                    "name": name,
+                    "images": len(members),
+                    "others": others[:NAMES],
+                    "pictures": self._pictures(members),
+                }
+            )
+        drawn.sort(key=lambda one: (-one["images"], one["number"]))
+        return {"classes": drawn, "actions": len(actions), "revision": _revision(actions)}
 
-    def save(self, actions: Sequence[Action], revision: str) -> SavedActions:
-        """Save actions. UserError: the classes do not allow one of them."""
-        replay(self.found.proposal, actions)
-        with self.busy:
-            if self.saved().revision != revision:
-                raise StaleActionsError
-            write_actions(self.path, self.found, [*actions])
-        return self.saved()
-
-    def state(self, saved: SavedActions) -> dict[str, Any]:
-        """Return what the page must know when it opens and after each action."""
-        state = replay(self.found.proposal, saved.actions)
-        return {
-            "actions": [action.model_dump(exclude_none=True) for action in saved.actions],
-            "revision": saved.revision,
-            "questions": self._questions(state),
-        }
-
-    def _questions(self, state: State) -> list[dict[str, Any]]:
-        rows = []
-        for question in questions(self.found.proposal, state, QUESTIONS):
-            leaves = [state.leaves[question.of]]
-            if question.other is not None:
-                leaves.append(state.leaves[question.other])
-            rows.append({"do": question.do, "leaves": leaves})
-        return rows
-
-    def values(self, sources: Mapping[int, str]) -> dict[str, Any]:
-        """Return the proposal for the page's script, with the addresses of pictures by row."""
-        proposal = self.found.proposal
-        leaves = []
-        for leaf, size in enumerate(proposal.sizes.tolist()):
-            pictures = self._shown(self.pictures[leaf], sources)
-            terms = self.found.terms[leaf]
-            leaves.append({"n": size, "terms": terms, "pictures": pictures})
-        return {
-            "dataset": self.dataset,
-            "proposal": self.found.digest,
-            "suggested": proposal.suggested,
-            "by_looks": proposal.by_looks,
-            "leaves": leaves,
-            "tree": proposal.tree,
-            "classes": proposal.classes,
-            "names": proposal.first_names,
-            "kinds": [*parents(proposal).items()],
-            "again": run_command(self.folder),
-            "marked": (self.folder / "unknown.parquet").is_file(),
-        }
-
-    def _shown(
-        self, rows: Sequence[int], sources: Mapping[int, str]
-    ) -> list[dict[str, Any]]:
-        """Return the images of a leaf that have an address."""
-        pictures = []
-        for i, row in enumerate(rows):
-            if row in sources:
-                image = self.found.image_ids[row]
-                pictures.append({"image": image, "source": sources[row], "sure": i < SURE})
-        return pictures
+    def _pictures(self, members: Ints) -> list[dict[str, Any]]:
+        """Return the images of a class that the page shows, the most confident first."""
+        order = members[np.argsort(-self.proposal.confidence[members], kind="stable")]
+        n_sure = PICTURES - DOUBTFUL
+        rows = [*order[:n_sure], *order[n_sure:][-DOUBTFUL:]]
+        return [
+            {"row": int(row), "image": self.proposal.image_ids[row], "sure": place < n_sure}
+            for place, row in enumerate(rows)
+        ]
 
     def page(self) -> tuple[str, str]:
-        """Return the served page and its policy."""
-        values = self.values(self.sources) | self.state(self.saved())
-        return self._filled(SERVED, values)
-
-    def offline_page(self) -> str:
-        """Return a page that needs no server."""
-        rows = list(itertools.chain(*self.pictures))
-        if len(rows) > MAX_PICTURES:  # some of each leaf
-            most = max(1, MAX_PICTURES // len(self.pictures))
-            some = (leaf[:most] for leaf in self.pictures)
-            rows = list(itertools.chain(*some))[:MAX_PICTURES]
-        size = max(MIN_PICTURE, min(MAX_PICTURE, TOTAL_BYTES // max(1, len(rows))))
-        sources = {row: data_uri(self.paths[row], OFFLINE_SIDE, size) for row in rows}
-        sources = {row: uri for row, uri in sources.items() if uri}
-        values = self.values(sources) | self.state(self.saved())
-        html, _ = self._filled(OFFLINE, values | {"offline": True, "take": self.take})
-        return html
-
-    def _filled(self, sources: str, values: Mapping[str, Any]) -> tuple[str, str]:
+        """Return the page and its policy."""
+        values = self.state() | {
+            "suggested": self.proposal.about.suggested,
+            "again": run_command(self.folder),
+        }
         return render.fill(
-            PACKAGE,
+            "latteclip.discover",
             "classes.html",
-            ["common.js", "classes.js"],
-            sources,
+            ["classes.js"],
+            SERVED,
             dataset=self.dataset,
+            by_names=self.proposal.about.by_names,
             values=values,
         )
 
     def result(self) -> str:
         """Return what follows from the saved actions."""
-        actions = self.saved().actions
-        state = replay(self.found.proposal, actions)
+        actions = self.actions()
+        state = replay(self.proposal.about, actions, str(self.path))
         return (
-            f"Classes: {len(state.leaves)}. Your actions: {len(actions)}. Run the workflow again, "
+            f"Classes: {len(state.names)}. Your actions: {len(actions)}. Run the workflow again, "
             f"and classes.txt, labels, models and pages follow:\n  {run_command(self.folder)}"
         )
 
 
 def _revision(actions: Sequence[Action]) -> str:
-    text = json.dumps([action.model_dump(exclude_none=True) for action in actions])
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return digest(str(actions).encode())[:16]
 
 
-class ClassesHandler(NewClassesHandler):
+class ClassesHandler(Handler):
     """One request of the page."""
 
     def _reply(self, path: str) -> Reply:
         page: ClassesPage = self.server.session
-        if path == "new" or path.startswith("new/"):
-            return self._reply_new(page.further, path)
         if self.command == "PUT" and path == "actions":
-            return self._save_actions(page)
-        if self.command == "GET" and path in page.served:  # no path comes from outside
-            return served_picture(page.served[path], SIDE, QUALITY)
+            return self._change(page)
+        kind, _, row = path.partition("/")
+        is_row = row.isascii() and row.isdecimal() and int(row) < len(page.paths)
+        if self.command == "GET" and kind == "image" and is_row:
+            return served_picture(page.paths[int(row)].as_py(), SIDE, QUALITY)
         if self.command == "PUT" or path:
             raise RefusedError(HTTPStatus.NOT_FOUND)
         html, self.policy = page.page()
         return HTTPStatus.OK, HTML, html.encode()
 
-    def _save_actions(self, page: ClassesPage) -> Reply:
-        actions = parse_actions(self._body(), "The request")
-        revision = self.headers.get("If-Match", "").strip('"')
+    def _change(self, page: ClassesPage) -> Reply:
         try:
-            values = page.state(page.save(actions, revision))
-        except StaleActionsError:
-            values = page.state(page.saved()) | {"message": CONFLICT}
-            return HTTPStatus.PRECONDITION_FAILED, JSON, as_json(values)
-        return HTTPStatus.OK, JSON, as_json(values)
+            change = Change.model_validate_json(self._body())
+        except ValidationError as error:
+            first = error.errors()[0]["msg"]
+            raise UserError(f"The request is no change of classes ({first}).") from None
+        status = HTTPStatus.OK if page.change(change) else HTTPStatus.PRECONDITION_FAILED
+        message = "" if status == HTTPStatus.OK else CHANGED
+        return status, JSON, as_json(page.state() | {"message": message})
 
 
 class ClassesServer(QuestionServer):

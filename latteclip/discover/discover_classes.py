@@ -1,7 +1,8 @@
-"""Write the classes that were proposed for images, and what a person made of them."""
+"""Write the classes that were proposed for images, after a person's actions."""
 
 import logging
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,28 +12,50 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_record, write_text
 from latteclip.core.terminal import one_line
-from latteclip.discover.inputs import Discovery, read_actions, read_proposal
-from latteclip.discover.names import Floats, Ints
-from latteclip.discover.proposal import Proposal, State, parents, replay
-from latteclip.discover.records import (
-    DISCOVERED,
-    ClassName,
-    CurvePoint,
-    DiscoveryRecord,
-    ProposedClass,
-    SimilarClass,
-)
+from latteclip.discover.proposal import Classes, Proposal, read_actions, read_proposal, replay
 
 log = logging.getLogger(__name__)
-BY_LOOKS = (
-    "Names tell little about the looks of these images, so looks alone form the classes."
+DISCOVERED = pa.schema(
+    {
+        "image_id": pa.string(),  # of a training image
+        "classname": pa.string(),  # null for none
+        "confidence": pa.float32(),  # of the proposed class, by names and features
+    }
 )
-ALIKE = 3  # classes that look most alike, of each
+
+
+@dataclass(frozen=True)
+class ClassName:
+    """A name of a class, and the share of the class's images that have it."""
+
+    name: str
+    share: float
+
+
+@dataclass(frozen=True)
+class DiscoveredClass:
+    """A class after a person's actions."""
+
+    name: str
+    images: int
+    proposed: list[ClassName]  # names, the best first
+
+
+@dataclass(frozen=True)
+class DiscoveryRecord:
+    """The content of discovery.json."""
+
+    proposal: str  # digest
+    wanted: int | None  # the number of classes by the configuration; None: as suggested
+    suggested: int  # the number of classes by the costs of merges
+    actions: int  # of a person; 0: nobody has looked
+    without_name: int  # images
+    by_names: bool  # False: features hardly predict names, and k-means began the classes
+    classes: list[DiscoveredClass]
 
 
 def discover_classes(
-    leaves_path: str,
-    members_path: str,
+    proposed_path: str,
     output: str,
     proposal_output: str,
     discovered_output: str,
@@ -42,116 +65,57 @@ def discover_classes(
 
     UserError: a person's actions leave fewer than two classes.
     """
-    discovery = read_proposal(leaves_path, members_path)
-    actions = read_actions(actions_path, discovery) if actions_path else []
-    state = replay(discovery.proposal, actions)
-    if len(state.leaves) < 2:
+    proposal = read_proposal(proposed_path)
+    about = proposal.about
+    actions = read_actions(actions_path, about) if actions_path else []
+    classes = replay(about, actions, str(actions_path))
+    if len(classes.names) < 2:
         raise UserError(
             f"{actions_path} leaves fewer than two classes; undo some of its actions."
         )
-    numbers = sorted(state.leaves)
-    classes = [state.leaves[k] for k in numbers]
-    labels = discovery.proposal.labels(classes)
-    labels[np.isin(discovery.image_ids, sorted(state.none))] = -1
-    names = [state.names[k] for k in numbers]
+    names = [*classes.names.values()]
     record = DiscoveryRecord(
-        proposal=discovery.digest,
-        wanted=discovery.wanted,
-        suggested=discovery.proposal.suggested,
+        proposal=about.digest,
+        wanted=about.wanted,
+        suggested=about.suggested,
         actions=len(actions),
-        without_name=discovery.without_name,
-        by_looks=discovery.proposal.by_looks,
-        classes=_classes(discovery.proposal, state, labels),
-        curve=_curve(discovery.proposal),
+        without_name=about.without_name,
+        by_names=about.by_names,
+        classes=_classes(proposal, classes),
     )
     write_record(proposal_output, record)
-    members = _members(discovery, classes, labels, names)
-    tables.write(discovered_output, members, DISCOVERED)
+    labels = classes.labels(proposal)
+    columns = {
+        "image_id": proposal.image_ids,
+        "classname": [classes.names.get(label) for label in labels.tolist()],
+        "confidence": proposal.confidence,
+    }
+    tables.write(discovered_output, columns, DISCOVERED)
     # The last, for without the proposal it would count as written by hand.
     write_text(output, "\n".join(names) + "\n")
     page = shlex.join(["latteclip", "classes", str(Path(output).parent)])
-    looked = f"Nobody has looked at them. To look and to change them: {page}"
-    if actions:
-        looked = f"A person changed them by {len(actions)} actions."
-    if discovery.proposal.by_looks:
-        looked = f"{BY_LOOKS} {looked}"
-    level = logging.INFO if actions else logging.WARNING
+    changed = f"A person changed them by {len(actions)} actions."
     log.log(
-        level,
-        "%d classes of %d images (%d suggested): %s. %s",
+        logging.INFO if actions else logging.WARNING,
+        "%d classes of %d images (%d suggested): %s.%s %s",
         len(names),
         len(labels),
-        discovery.proposal.suggested,
+        about.suggested,
         one_line(", ".join(names)),
-        looked,
+        "" if about.by_names else " Names do not fit the image features, so k-means was used.",
+        changed if actions else f"Nobody has checked them. To check and change them: {page}",
     )
 
 
-def _members(
-    discovery: Discovery, classes: list[list[int]], labels: Ints, names: list[str]
-) -> dict[str, pa.Array | Floats | list[str]]:
-    """Return the columns of DISCOVERED by labels [N] of images, -1 for none."""
-    owner = np.full(len(discovery.terms), -1)
-    for k, leaves in enumerate(classes):
-        owner[leaves] = k
-    near = owner[discovery.nearest]  # [N, k] the classes of the likeliest leaves
-    is_own = near == labels[:, None]
-    totals = np.zeros(near.shape, np.float32)  # probabilities of these classes
-    for column in near.T:
-        totals += discovery.probabilities * (near == column[:, None])
-    has_class = labels >= 0
-    is_of_class = is_own & has_class[:, None]
-    confidence = (discovery.probabilities * is_of_class).sum(axis=1)
-    others = np.where(is_own | (near < 0), 0, totals)
-    every = np.arange(len(others))
-    place = others.argmax(axis=1)
-    second = near[every, place]
-    is_missing = others[every, place] <= 0
-    all_names = pa.array(names, pa.string())
-    return {
-        "image_id": discovery.image_ids,
-        "classname": all_names.take(pa.array(labels, mask=~has_class)),
-        "confidence": confidence.astype(np.float32),
-        "second": all_names.take(pa.array(second, mask=is_missing)),
-    }
-
-
-def _classes(proposal: Proposal, state: State, labels: Ints) -> list[ProposedClass]:
-    """Return each class with its names, its number of images, and the classes that look like it.
-
-    Labels [N] are -1 for images of no class.
-    """
-    sizes = np.bincount(labels[labels >= 0], minlength=len(state.leaves)).tolist()
-    numbers = sorted(state.leaves)
-    costs = proposal.costs([state.leaves[k] for k in numbers])
-    np.fill_diagonal(costs, np.inf)
-    above = parents(proposal)
-    classes = []
-    n_alike = min(ALIKE, len(numbers) - 1)
-    for place, k in enumerate(numbers):
-        alike = []
-        for i in np.argsort(costs[place], kind="stable")[:n_alike]:
-            cost = round(float(costs[place, i]), 3)
-            alike.append(SimilarClass(state.names[numbers[i]], cost))
-        names = []
-        if k < len(proposal.names):
-            names = [*map(ClassName, proposal.names[k], proposal.shares[k])]
-        proposed = ProposedClass(
-            name=state.names[k],
-            images=sizes[place],
-            alike=alike,
-            names=names,
-            kind_of=state.names.get(above[k]) if k in above else None,
-        )
-        classes.append(proposed)
-    return classes
-
-
-def _curve(proposal: Proposal) -> list[CurvePoint]:
-    """Return the number of classes before each merge of groups, and the cost of the merge."""
-    n_leaves = len(proposal.steps) + 1
+def _classes(proposal: Proposal, classes: Classes) -> list[DiscoveredClass]:
+    """Return each class with its number of images, and the names that were proposed for it."""
+    labels = classes.labels(proposal)
+    about = proposal.about
     return [
-        CurvePoint(n_leaves - done, round(step.cost, 3))
-        for done, step in enumerate(proposal.steps)
-        if step.cost
+        DiscoveredClass(
+            name=name,
+            images=int(np.count_nonzero(labels == k)),
+            proposed=[*map(ClassName, about.names[k], about.shares[k])],
+        )
+        for k, name in classes.names.items()
     ]

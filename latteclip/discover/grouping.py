@@ -1,38 +1,40 @@
-"""Groups of images by looks and names, and the order in which they merge.
+"""Groups of images by features and names, and the order in which they merge.
 
 An image begins in the group of its most reliable name. In ROUNDS rounds it goes where
 
     SHARPNESS (cos(x, X_k) + r cos(u, U_k)) + log n_k / 2
 
-is largest, softly: x are whitened image features, u are weighted names, r is how well looks predict
-the name, X_k and U_k are the means of group k without the image's own part. Groups of fewer than
-MIN_IMAGES images dissolve. Then the two groups with the smallest cost merge, again and again:
+is largest, softly: x are whitened image features, u are weighted names, r is how well features
+predict the name, X_k and U_k are the means of group k without the image's own part. Groups of fewer
+than MIN_IMAGES images dissolve. Then the two groups with the smallest cost merge, again and again:
 
     |X_i - X_j|^2 sqrt(h) + NAMES |U_i - U_j|^2 sqrt(g)
 
 h is half the harmonic mean of the two numbers of images, and g is the same of summed reliabilities,
-so that groups without names are compared by looks alone. The exponent is between that of Ward's
-rule, which splits large groups, and the distance of means, which follows outliers. Costs are
-relative to sqrt(N / 2 K) of the K groups at the beginning: those of groups of mean size at distance
-1. More images of the same kinds leave them as they are.
+so that groups without names are compared by features alone. Costs are relative to sqrt(N / 2 K) of
+the K groups at the beginning. More images of the same kinds leave them as they are.
 
-Nothing is random. Letters: N images, D embedding width, T terms, K groups, n some images.
+Where features hardly predict names, k-means of the features replaces the names as the start.
+
+Letters: N images, D embedding width, T terms, K groups, n some images.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse
+from scipy.cluster.vq import kmeans2, vq
 
 from latteclip.discover.names import (
     TINY,
     Floats,
     Ints,
     Names,
+    normalised,
     predictability,
     weighted,
 )
@@ -40,55 +42,105 @@ from latteclip.discover.names import (
 ROUNDS = 8
 MAX_ROUNDS = 32  # while small groups dissolve
 SHARPNESS = 10.0  # nats of a cosine
-NAMES = 0.7  # weight of names beside looks, whose features have a mean length of 1
-EXPONENT = 0.5  # of numbers of images, in the cost of a merge
+NAMES = 0.7  # weight of names beside features, which have a mean length of 1
 MIN_IMAGES = 3
+MAX_GROUPS = 4_000  # merges need three tables [K, K] of float64
 STOP = 0.65  # the relative cost above which groups are different classes
 LIKELIEST = 8  # groups of an image that have a share in the means
 ROWS = 2048  # images that are scored at once
 MIN_SQUARE = 1e-6  # of the length of a sum
+# How well features predict the names of images, at least, for names alone to form groups.
+MIN_INFORMATION = 0.3
+CLEARLY = 0.99  # of the scatter by names, below which k-means is clearly better
+# Of k-means.
+SEEDS = 5
+ITERATIONS = 40
+SAMPLE = 20_000  # images by which the centres are found
 # [N, K] the shares of N images in K groups, of which each image has a few.
 Shares: TypeAlias = scipy.sparse.csr_matrix
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Looks and names of N images."""
+    """Features and names of N images."""
 
-    looks: Floats  # [N, D] whitened, centred, of mean length 1
+    features: Floats  # [N, D] whitened, centred, of mean length 1
+    plain: Floats  # [N, D] as CLIP gives them, for k-means
     names: scipy.sparse.csr_matrix  # [N, T] of length 1, or 0 without a name
-    reliability: Floats  # [N]
+    reliability: Floats  # [N] how well features predict the name, from 0 to 1
     best: Ints  # [N] the most reliable term, or -1
     terms: Names
-    weights: Floats  # [T] how well looks predict each term
 
     @classmethod
-    def of(cls, looks: Floats, terms: Names) -> "Evidence":
-        """Weight the names of images by their looks."""
-        weights = predictability(looks, terms)
-        names, reliability, best = weighted(terms, weights)
-        return cls(looks, names, reliability, best, terms, weights)
-
-    @property
-    def information(self) -> float:
-        """Return how well looks predict the names of an image, from 0 to 1, on average."""
-        return float(self.reliability.mean())
-
-    def without_names(self) -> "Evidence":
-        """Return the same images without names."""
-        reliability = np.zeros_like(self.reliability)
-        best = np.full_like(self.best, -1)
-        return replace(self, names=self.names * 0, reliability=reliability, best=best)
+    def of(cls, features: Floats, plain: Floats, terms: Names) -> "Evidence":
+        """Weight the names of images by how well whitened features predict them."""
+        names, reliability, best = weighted(terms, predictability(features, terms))
+        return cls(features, plain, names, reliability, best, terms)
 
 
-@dataclass(frozen=True)
-class Groups:
-    """The groups of N images."""
+def groups(evidence: Evidence, start: Ints) -> Ints:
+    """Return groups [N] of images by names and features, beginning with some groups, -1 for none.
 
-    labels: Ints  # [N] the likeliest group
-    confidence: Floats  # [N] its probability
-    second: Ints  # [N] the second likeliest group, or the only one
-    n_groups: int
+    Groups are numbered in the order of their first images.
+    """
+    has_group = start >= 0
+    used, numbers = np.unique(start[has_group], return_inverse=True)
+    if not len(used):
+        return np.zeros(len(start), np.int64)
+    labels = np.full(len(start), -1)
+    labels[has_group] = numbers
+    shares = _without_small(_whole_shares(labels, len(used)))
+    for done in range(1, MAX_ROUNDS + 1):
+        shares = _step(evidence, shares)
+        labels = _likeliest(shares)
+        sizes = np.bincount(labels, minlength=shares.shape[1])
+        is_small = sizes < MIN_IMAGES
+        if done < ROUNDS:
+            continue
+        if not is_small.any():
+            break
+        shares = _select(shares, ~is_small)
+    return _numbered(labels)
+
+
+def k_means(evidence: Evidence, n_groups: int) -> Ints:
+    """Return groups [N] by k-means of centred features: the best of SEEDS runs."""
+    centred = normalised(evidence.plain - evidence.plain.mean(axis=0))
+    sample = centred[:: -(-len(centred) // SAMPLE)]
+    best = np.inf
+    for seed in range(SEEDS):
+        found, labels = kmeans2(sample, n_groups, ITERATIONS, minit="++", seed=seed)
+        error = ((sample - found[labels]) ** 2).sum()
+        if error < best:
+            best = error
+            centres = found
+    return _numbered(vq(centred, centres)[0])
+
+
+def by_features(evidence: Evidence, by_names: Ints, n_groups: int) -> Ints | None:
+    """Return as many groups [N] that begin with k-means, or None if those by names are better.
+
+    They are better if features predict names, or if the k-means leaves about as much scatter.
+    """
+    if not 0 < evidence.reliability.mean() < MIN_INFORMATION:
+        return None
+    start = k_means(evidence, n_groups)
+    found = groups(evidence, start)
+    if found.max() < start.max():  # a small group has dissolved
+        found = start
+    limit = CLEARLY * scatter(evidence, by_names)
+    return found if scatter(evidence, found) < limit else None
+
+
+def confidences(evidence: Evidence, labels: Ints) -> Floats:
+    """Return the probability [N] of the groups [N] of images, each of which is in use.
+
+    An image has no part in the means with which it is compared.
+    """
+    shares = _step(evidence, _whole_shares(labels, int(labels.max(initial=0)) + 1))
+    rows = np.repeat(np.arange(len(labels)), np.diff(shares.indptr))
+    of_label = shares.data * (shares.indices == labels[rows])
+    return np.bincount(rows, of_label, minlength=len(labels)).astype(np.float32)
 
 
 def _whole_shares(labels: Ints, n_groups: int) -> Shares:
@@ -98,48 +150,12 @@ def _whole_shares(labels: Ints, n_groups: int) -> Shares:
     return scipy.sparse.csr_matrix((ones, (rows, labels[rows])), (len(labels), n_groups))
 
 
-def group(evidence: Evidence, start: Ints | None = None) -> Groups:
-    """Group images by their names and looks, beginning with the names or with groups [N]."""
-    first = evidence.best if start is None else start
-    has_group = first >= 0
-    used, numbers = np.unique(first[has_group], return_inverse=True)
-    if not len(used):
-        return _one_group(len(first))
-    labels = np.full(len(first), -1)
-    labels[has_group] = numbers
-    shares = _without_small(_whole_shares(labels, len(used)))
-    for done in range(1, MAX_ROUNDS + 1):
-        groups, shares = _step(evidence, shares)
-        sizes = np.bincount(groups.labels, minlength=groups.n_groups)
-        is_small = sizes < MIN_IMAGES
-        if done < ROUNDS:
-            continue
-        if not is_small.any():
-            break
-        shares = _select(shares, ~is_small)
-    return _numbered(groups)
-
-
-def nearest_groups(evidence: Evidence, labels: Ints) -> tuple[Ints, Floats]:
-    """Return the likeliest groups [N, k] of images, and their probabilities, by labels [N].
-
-    An image has no part in the means with which it is compared. Each label is in use.
-    """
-    n_groups = int(labels.max(initial=0)) + 1
-    _, shares = _step(evidence, _whole_shares(labels, n_groups))
-    shape = len(labels), -1
-    return shares.indices.reshape(shape), shares.data.reshape(shape)
-
-
-def _one_group(n: int) -> Groups:
-    zeros = np.zeros(n, np.int64)
-    return Groups(zeros, np.ones(n, np.float32), zeros, 1)
-
-
 def _without_small(shares: Shares) -> Shares:
+    """Return the shares in the groups of MIN_IMAGES or more, at most MAX_GROUPS of them."""
     sizes = np.asarray(shares.sum(axis=0)).ravel()
     is_large = sizes >= min(MIN_IMAGES, sizes.max())
-    return _select(shares, is_large)
+    largest = np.argsort(-sizes, kind="stable")[:MAX_GROUPS]
+    return _select(shares, is_large & np.isin(np.arange(len(sizes)), largest))
 
 
 def _select(shares: Shares, wanted: npt.NDArray[np.bool_]) -> Shares:
@@ -152,24 +168,21 @@ def _select(shares: Shares, wanted: npt.NDArray[np.bool_]) -> Shares:
     return scipy.sparse.diags(scale).astype(np.float32) @ selected
 
 
-def _numbered(groups: Groups) -> Groups:
+def _numbered(labels: Ints) -> Ints:
     """Return groups that all have images, numbered by the first of them."""
-    used, first = np.unique(groups.labels, return_index=True)
-    order = used[np.argsort(first)]
-    number = np.full(groups.n_groups, -1)
-    number[order] = np.arange(len(order))
-    labels = number[groups.labels]
-    second = number[groups.second]
-    return replace(
-        groups,
-        labels=labels,
-        second=np.where(second < 0, labels, second),
-        n_groups=len(order),
-    )
+    _, first, numbers = np.unique(labels, return_index=True, return_inverse=True)
+    numbered: Ints = np.argsort(np.argsort(first))[numbers].astype(np.int64)
+    return numbered
 
 
-def _step(evidence: Evidence, shares: Shares) -> tuple[Groups, Shares]:
-    """Return the likeliest groups by the means of some shares, and the shares that follow."""
+def _likeliest(shares: Shares) -> Ints:
+    """Return the group [N] with the largest share, which is the first that `_step` stores."""
+    labels: Ints = shares.indices[shares.indptr[:-1]].astype(np.int64)
+    return labels
+
+
+def _step(evidence: Evidence, shares: Shares) -> Shares:
+    """Return the shares that follow from the means of some shares, the largest first."""
     n, k = shares.shape
     n_best = min(LIKELIEST, k)
     columns = np.empty((n, n_best), np.int64)
@@ -182,45 +195,38 @@ def _step(evidence: Evidence, shares: Shares) -> tuple[Groups, Shares]:
         ordered = np.take_along_axis(of_best, order, axis=1)
         likelihoods = np.exp(ordered - ordered[:, :1])
         values[rows] = likelihoods / likelihoods.sum(axis=1, keepdims=True)
-    groups = Groups(
-        labels=columns[:, 0],
-        confidence=values[:, 0],
-        second=columns[:, min(1, n_best - 1)],
-        n_groups=k,
-    )
     ends = np.arange(0, n * n_best + 1, n_best)
-    cells = values.ravel(), columns.ravel(), ends
-    return groups, scipy.sparse.csr_matrix(cells, (n, k))
+    return scipy.sparse.csr_matrix((values.ravel(), columns.ravel(), ends), (n, k))
 
 
 def _scores(evidence: Evidence, shares: Shares) -> Iterator[tuple[slice, Floats]]:
     """Yield rows and their scores [n, K]."""
     weighted_shares = scipy.sparse.diags(evidence.reliability) @ shares
-    looks = np.asarray(shares.T @ evidence.looks, np.float32)  # [K, D]
+    sums = np.asarray(shares.T @ evidence.features, np.float32)  # [K, D]
     names = (weighted_shares.T @ evidence.names).tocsr()  # [K, T]
-    look_squares = (looks**2).sum(axis=1)
+    feature_squares = (sums**2).sum(axis=1)
     name_squares = _squares(names)
-    look_lengths = np.sqrt(np.maximum(look_squares, MIN_SQUARE))
+    feature_lengths = np.sqrt(np.maximum(feature_squares, MIN_SQUARE))
     name_lengths = np.sqrt(np.maximum(name_squares, MIN_SQUARE))
-    unit_looks = np.asarray(looks / look_lengths[:, None], np.float32)
+    unit_features = np.asarray(sums / feature_lengths[:, None], np.float32)
     unit_names = (scipy.sparse.diags(1 / name_lengths) @ names).astype(np.float32)
     sizes = np.asarray(shares.sum(axis=0)).ravel() + 1
     offset = (0.5 * np.log(sizes / sizes.sum())).astype(np.float32)
-    for start in range(0, len(evidence.looks), ROWS):
+    for start in range(0, len(evidence.features), ROWS):
         rows = slice(start, start + ROWS)
-        x = evidence.looks[rows]
+        x = evidence.features[rows]
         u = evidence.names[rows]
         r = evidence.reliability[rows]
-        scores = x @ unit_looks.T
+        scores = x @ unit_features.T
         by_names = (u @ unit_names.T).toarray()
         own = shares[rows].tocoo()  # few cells: elsewhere an image has no part in the mean
         i = own.row
         k = own.col
-        of_looks = _without_own(
-            scores[i, k] * look_lengths[k],
+        of_features = _without_own(
+            scores[i, k] * feature_lengths[k],
             (x**2).sum(axis=1)[i],
             own.data,
-            look_squares[k],
+            feature_squares[k],
         )
         of_names = _without_own(
             by_names[i, k] * name_lengths[k],
@@ -230,7 +236,7 @@ def _scores(evidence: Evidence, shares: Shares) -> Iterator[tuple[slice, Floats]
         )
         by_names *= r[:, None]
         scores += by_names
-        scores[i, k] = of_looks + r[i] * of_names
+        scores[i, k] = of_features + r[i] * of_names
         scores *= np.float32(SHARPNESS)
         scores += offset
         yield rows, scores
@@ -260,83 +266,29 @@ class Merge:
     cost: float  # relative
 
 
-def merges(evidence: Evidence, labels: Ints, exponent: float = EXPONENT) -> list[Merge]:
+def merges(evidence: Evidence, labels: Ints) -> list[Merge]:
     """Return the merges of K groups until one is left, in their order."""
-    sums = Sums.of(evidence, labels)
-    unit = (len(labels) / len(sums.sizes) / 2) ** exponent
-    tree = _Tree(sums.blocks(exponent))
+    features, names = sums(evidence, labels)
+    unit = np.sqrt(len(labels) / len(features.sizes) / 2)
+    tree = _Tree(features, names)
     return [Merge(i, j, float(cost / unit)) for i, j, cost in tree.merges()]
 
 
-@dataclass(frozen=True)
-class Sums:
-    """The sums of K groups in looks and in names."""
+class GroupSums:
+    """Sums of K groups in features or in names, as inner products that add up in a merge."""
 
-    looks: Floats  # [K, D]
-    names: scipy.sparse.csr_matrix  # [K, T], weighted by reliability
-    sizes: npt.NDArray[np.float64]  # [K] images
-    reliabilities: npt.NDArray[np.float64]  # [K]
-
-    @classmethod
-    def of(cls, evidence: Evidence, labels: Ints) -> "Sums":
-        """Return the sums of images by their groups [N]."""
-        n_groups = int(labels.max(initial=0)) + 1
-        table = _whole_shares(labels, n_groups)
-        reliable = scipy.sparse.diags(evidence.reliability) @ table
-        return cls(
-            looks=table.T @ evidence.looks,
-            names=(reliable.T @ evidence.names).tocsr(),
-            sizes=np.bincount(labels, minlength=n_groups).astype(np.float64),
-            reliabilities=np.asarray(reliable.sum(axis=0), np.float64).ravel(),
-        )
-
-    def joined(self, groups: Sequence[Sequence[int]]) -> "Sums":
-        """Return the sums of C sets of groups."""
-        columns = list(itertools.chain(*groups))
-        lengths = np.array([*map(len, groups)], np.int64)
-        rows = np.repeat(np.arange(len(groups)), lengths)
-        ones = np.ones(len(rows), np.float32)
-        shape = len(groups), len(self.sizes)
-        member = scipy.sparse.csr_matrix((ones, (rows, columns)), shape)
-        return Sums(
-            looks=member @ self.looks,
-            names=(member @ self.names).tocsr(),
-            sizes=member @ self.sizes,
-            reliabilities=member @ self.reliabilities,
-        )
-
-    def blocks(self, exponent: float = EXPONENT) -> "list[Block]":
-        """Return the inner products of the groups [K, K], in looks and in names."""
-        names = (self.names @ self.names.T).toarray()
-        looks = Block(self.looks @ self.looks.T, self.sizes, 1.0, exponent)
-        return [looks, Block(names, self.reliabilities, NAMES, exponent)]
-
-
-def scatter(evidence: Evidence, labels: Ints) -> float:
-    """Return the mean squared distance of images from their groups, in looks and in names."""
-    sums = Sums.of(evidence, labels)
-    look_squares = (sums.looks**2).sum(axis=1)
-    of_looks = look_squares / np.maximum(sums.sizes, TINY)
-    looks = (evidence.looks**2).sum() - of_looks.sum()
-    of_names = _squares(sums.names) / np.maximum(sums.reliabilities, TINY)
-    names = evidence.reliability @ _squares(evidence.names) - of_names.sum()
-    return float((looks + NAMES * names) / len(labels))
-
-
-class Block:
-    """Inner products of the sums of K groups in looks or in names, which add up in a merge."""
-
-    def __init__(
-        self,
-        products: npt.ArrayLike,
-        sizes: npt.NDArray[np.float64],
-        weight: float,
-        exponent: float,
-    ) -> None:
-        self.products = np.array(products, np.float64)
-        self.sizes = sizes.copy()
+    def __init__(self, sums: Any, sizes: Floats, weight: float) -> None:
+        products = sums @ sums.T
+        is_sparse = scipy.sparse.issparse(products)
+        self.products = np.array(products.toarray() if is_sparse else products, np.float64)
+        self.sizes = sizes.astype(np.float64)
         self.weight = weight
-        self.exponent = exponent
+
+    @property
+    def means(self) -> npt.NDArray[np.float64]:
+        """Return the squared length [K] of the mean of each group, times its size."""
+        squares: npt.NDArray[np.float64] = self.products.diagonal()
+        return squares / np.maximum(self.sizes, TINY)
 
     def costs(self, i: int) -> npt.NDArray[np.float64]:
         """Return the cost of merging group i with each [K]."""
@@ -346,14 +298,8 @@ class Block:
         distances = np.maximum(squares + squares[i] - 2 * products, 0)
         both = np.maximum(self.sizes + self.sizes[i], TINY)
         halves = self.sizes * self.sizes[i] / both
-        costs: npt.NDArray[np.float64] = self.weight * distances * halves**self.exponent
+        costs: npt.NDArray[np.float64] = self.weight * distances * np.sqrt(halves)
         return costs
-
-    def cosines(self) -> npt.NDArray[np.float64]:
-        """Return the cosines [K, K] of the sums, 0 of a group without a name."""
-        lengths = np.sqrt(np.maximum(self.products.diagonal(), MIN_SQUARE))
-        cosines: npt.NDArray[np.float64] = self.products / lengths / lengths[:, None]
-        return cosines
 
     def merge(self, i: int, j: int) -> None:
         self.products[i] += self.products[j]
@@ -361,19 +307,39 @@ class Block:
         self.sizes[i] += self.sizes[j]
 
 
+def sums(evidence: Evidence, labels: Ints) -> tuple[GroupSums, GroupSums]:
+    """Return the sums of groups [N] in features, and in names."""
+    members = _whole_shares(labels, int(labels.max(initial=0)) + 1)
+    reliable = scipy.sparse.diags(evidence.reliability) @ members
+    sizes = np.asarray(members.sum(axis=0)).ravel()
+    reliabilities = np.asarray(reliable.sum(axis=0)).ravel()
+    return (
+        GroupSums(members.T @ evidence.features, sizes, 1.0),
+        GroupSums((reliable.T @ evidence.names).tocsr(), reliabilities, NAMES),
+    )
+
+
+def scatter(evidence: Evidence, labels: Ints) -> float:
+    """Return the mean squared distance of images from their groups, in features and in names."""
+    features, names = sums(evidence, labels)
+    of_features = (evidence.features**2).sum() - features.means.sum()
+    of_names = evidence.reliability @ _squares(evidence.names) - names.means.sum()
+    return float((of_features + NAMES * of_names) / len(labels))
+
+
 class _Tree:
     """Groups that merge by the smallest cost, with the best partner of each."""
 
-    def __init__(self, blocks: list[Block]) -> None:
-        self.blocks = blocks
-        k = len(blocks[0].sizes)
+    def __init__(self, *parts: GroupSums) -> None:
+        self.parts = parts
+        k = len(parts[0].sizes)
         self.alive = np.ones(k, bool)
         self.costs = np.stack([self._costs(i) for i in range(k)])
         self.partner = self.costs.argmin(axis=1)
         self.best = self.costs.min(axis=1)
 
     def _costs(self, i: int) -> npt.NDArray[np.float64]:
-        costs = sum(block.costs(i) for block in self.blocks)
+        costs = sum(part.costs(i) for part in self.parts)
         result = np.where(self.alive, costs, np.inf)
         result[i] = np.inf
         return result
@@ -384,8 +350,8 @@ class _Tree:
             nearest = int(self.best.argmin())
             cost = float(self.best[nearest])
             i, j = sorted((nearest, int(self.partner[nearest])))
-            for block in self.blocks:
-                block.merge(i, j)
+            for part in self.parts:
+                part.merge(i, j)
             self.alive[j] = False
             self.costs[j] = np.inf
             self.costs[:, j] = np.inf
@@ -403,16 +369,17 @@ class _Tree:
             yield i, j, cost
 
 
-def suggested_number(steps: list[Merge], n_groups: int, least: int = 2) -> int:
-    """Return the number of classes after the merges before the first that costs more than STOP."""
+def suggested_number(steps: list[Merge]) -> int:
+    """Return the number of groups after the merges before the first that costs more than STOP."""
     n_merged = len(list(itertools.takewhile(lambda step: step.cost <= STOP, steps)))
-    return max(min(least, n_groups), n_groups - n_merged)
+    n_groups = len(steps) + 1
+    return max(min(2, n_groups), n_groups - n_merged)
 
 
-def cut(steps: list[Merge], n_groups: int, n_classes: int) -> Ints:
-    """Return the class [K] of each group after as many merges as leave `n_classes`."""
+def cut(steps: list[Merge], labels: Ints, n_classes: int) -> Ints:
+    """Return classes [N] after as many merges of groups [N] as leave `n_classes`."""
+    n_groups = len(steps) + 1
     owner = np.arange(n_groups)
     for step in steps[: max(0, n_groups - n_classes)]:
         owner[owner == step.taken] = step.into
-    numbers: Ints = np.unique(owner, return_inverse=True)[1].astype(np.int64)
-    return numbers
+    return _numbered(owner[labels])

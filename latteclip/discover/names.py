@@ -1,9 +1,9 @@
-"""Names in the answers of a captioner: cleaned, divided into terms, and weighted by looks.
+"""Names in the answers of a captioner: cleaned, divided into terms, and weighted by features.
 
 A term is one word or several of a name. "Harley Davidson motorcycle" has the terms "harley
-davidson motorcycle", "harley davidson", "davidson motorcycle", and its three words. How well a term
-fits looks is how often the images nearest to its images have it too. So "red" and "standing" carry
-little weight, and no list of such words is needed.
+davidson motorcycle", "harley davidson", "davidson motorcycle", and its three words. The weight of a
+term is how often the images nearest to its images have it too. So "red" and "standing" weigh little,
+and no list of such words is needed.
 
 Letters: N images, T terms, D embedding width.
 """
@@ -23,10 +23,10 @@ MAX_ANSWER = 2_000  # characters of an answer that are read
 MAX_WORDS = 4  # of a term
 MAX_WORD = 40  # characters
 MAX_PHRASES = 40  # of an answer
-MIN_IMAGES = 3  # of a term: fewer tell nothing about looks
+MIN_IMAGES = 3  # of a term
 MAX_TERMS = 20_000  # the most frequent ones
 NEIGHBOURS = 10
-QUERIES = 16_384  # images whose neighbours are searched, about: of each term as many
+QUERIES = 16_384  # images whose neighbours are searched, about as many of each term
 MIN_QUERIES = 2  # of a term
 ROWS = 256  # images that are compared with all at once
 FREQUENCY_EXPONENT = 0.5  # of the logarithm of N over a term's images, in its weight
@@ -159,16 +159,16 @@ def read_names(answers: Sequence[str]) -> Names:
     return Names(terms, counts, np.array([whole[term] for term in terms], np.int64))
 
 
-def predictability(looks: Floats, names: Names) -> Floats:
-    """Return how well looks predict each term [T], from 0 (chance) to 1, by features [N, D].
+def predictability(features: Floats, names: Names) -> Floats:
+    """Return how well features [N, D] predict each term [T], from 0 (chance) to 1.
 
     It is the share of the nearest images of a term's images that have the term as well.
     """
-    n_images = len(looks)
+    n_images = len(features)
     images = names.images
     if n_images < 2 or not names.terms:
         return np.zeros(len(names.terms), np.float32)
-    unit = normalised(looks)
+    unit = normalised(features)
     queries = _queries(names, n_images)
     has = names.counts.astype(bool).astype(np.float32)
     # A term of few images can be found in as few of the neighbours.
@@ -190,10 +190,10 @@ def predictability(looks: Floats, names: Names) -> Floats:
     return weights
 
 
-def normalised(looks: Floats) -> Floats:
+def normalised(features: Floats) -> Floats:
     """Return features [N, D] of length 1, or 0."""
-    lengths = np.linalg.norm(looks, axis=1, keepdims=True)
-    unit: Floats = looks / np.maximum(lengths, TINY)
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    unit: Floats = features / np.maximum(lengths, TINY)
     return unit
 
 
@@ -210,20 +210,14 @@ def _queries(names: Names, n_images: int) -> Ints:
 
 def _nearest(unit: Floats, rows: Ints) -> Ints:
     """Return the images [n, NEIGHBOURS] nearest to some rows, nearest first, without the row."""
-    distances = -cosines_of(unit, rows)
+    distances = -(unit[rows] @ unit.T)
+    distances[np.arange(len(rows)), rows] = np.inf
     k = min(NEIGHBOURS, len(unit) - 1)
     best = np.argpartition(distances, k - 1, axis=1)[:, :k]
     of_best = np.take_along_axis(distances, best, axis=1)
     order = np.argsort(of_best, axis=1, kind="stable")
     nearest: Ints = np.take_along_axis(best, order, axis=1)
     return nearest
-
-
-def cosines_of(unit: Floats, rows: Ints) -> Floats:
-    """Return cosines [n, N] of some rows with all, -inf with the row itself."""
-    cosines: Floats = unit[rows] @ unit.T
-    cosines[np.arange(len(rows)), rows] = -np.inf
-    return cosines
 
 
 def weighted(names: Names, weights: Floats) -> tuple[scipy.sparse.csr_matrix, Floats, Ints]:

@@ -16,7 +16,7 @@ RUNNERS_UP = 4
 BETA = 0.5  # weight of recall
 RARITY = 0.5  # exponent of inverse document frequency
 PART_OF_NAMES = 0.5  # factor of a term that is never a whole name, as "harley"
-UNNAMED = "group"  # begin of the name of a class whose images share no name
+UNNAMED = "unnamed group"  # begin of the name of a class whose images share no name
 
 
 @dataclass(frozen=True)

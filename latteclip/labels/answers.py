@@ -7,7 +7,6 @@ Images are known by their content, and classes by their names. An answer that sa
 images and classes of now stays in the file, and counts again when they are back.
 """
 
-import contextlib
 import hashlib
 import logging
 from collections import defaultdict
@@ -16,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import filelock
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,7 +22,7 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
 from latteclip.core.errors import UserError, suggestion
-from latteclip.core.files import write_json
+from latteclip.core.files import locked, write_json
 from latteclip.core.terminal import one_line
 from latteclip.labels.label_sources import LabelledRows
 
@@ -38,7 +36,6 @@ TEACH, CHECK = "teach", "check"
 VERSION = 3  # version of the format
 # The plan of answers whose images follow from the answers before.
 PLAN_OF_TEACHING = "teach"
-LOCK_SECONDS = 30  # longest wait of a write for another one
 
 
 class StaleRevisionError(Exception):
@@ -269,20 +266,6 @@ def _not_offered(answer: Answer, classes: Iterable[str]) -> Answer:
     if answer.kind != NONE:
         return answer
     return replace(answer, not_offered=tuple(sorted({*answer.not_offered, *classes})))
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Let no other process write a file of answers meanwhile, or raise UserError."""
-    lock = path.with_name(".lock")
-    try:
-        with filelock.FileLock(lock, timeout=LOCK_SECONDS):
-            yield
-    except filelock.Timeout:
-        raise UserError(
-            f"{path} cannot be written: another process has had its lock {lock} for "
-            f"{LOCK_SECONDS} s; end that process, and try again."
-        ) from None
 
 
 def rename_class(path: Path, old: str, new: str) -> int:

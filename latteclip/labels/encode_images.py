@@ -1,10 +1,14 @@
-"""Features of all images by an image encoder beside CLIP: not in the paper."""
+"""Features of all images by an image encoder beside CLIP, or by CLIP itself: not in the paper."""
 
 import logging
 
+import torch
+
 from latteclip.clip import image_encoders
+from latteclip.clip import model as clips
 from latteclip.clip.classifier import ROWS, parts
 from latteclip.clip.encode import encode_files
+from latteclip.clip.image_encoders import ImageEncoder
 from latteclip.config.sections.base import Section
 from latteclip.config.sections.clip import ClipSection
 from latteclip.config.sections.inference import InferenceSection
@@ -17,8 +21,8 @@ log = logging.getLogger(__name__)
 class EncodingSettings(Section):
     """An image encoder, and how images are encoded."""
 
-    encoder: str  # one of the key `image_encoders`
-    clip: ClipSection  # its `precision`
+    encoder: str | None = None  # one of the key `image_encoders`; None: CLIP
+    clip: ClipSection  # beside another encoder its `precision` alone
     inference: InferenceSection  # its `batch_size`
 
 
@@ -28,7 +32,7 @@ def encode_images(
     """Write IMAGE_FEATURES of every image of every split."""
     table, _ = tables.read_unlabelled(images_path, training=False)
     picked = devices.pick(device, threads)
-    model = image_encoders.load(settings.encoder, picked, settings.clip.precision)
+    model = _model(settings, picked)
     features = encode_files(
         model, tables.Strings(table["path"]), settings.inference.batch_size, threads
     )
@@ -41,11 +45,19 @@ def encode_images(
             broken = (~part.isfinite().all(dim=1)).nonzero()
             if len(broken):
                 raise UserError(
-                    f"Image encoder {settings.encoder!r} gives features that are not finite "
+                    f"Image encoder {model.name!r} gives features that are not finite "
                     f"numbers for the image {ids[int(broken[0])].as_py()!r}; take it out of "
                     "image_encoders."
                 )
             add({"image_id": ids, "image_features": tables.list_column(part.numpy())})
     log.info(
-        "Encoded %d images by %s, width %d.", len(table), settings.encoder, model.width
+        "Encoded %d images by %s, width %d.", len(table), model.name, model.width
     )
+
+
+def _model(settings: EncodingSettings, device: torch.device) -> ImageEncoder:
+    clip = settings.clip
+    if settings.encoder is not None:
+        return image_encoders.load(settings.encoder, device, clip.precision)
+    network = clips.load(clip.model, clip.pretrained, device, clip.precision)
+    return ImageEncoder(**vars(network), name=clip.model)

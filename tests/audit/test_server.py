@@ -12,6 +12,7 @@ from support.visits import running
 
 from latteclip.audit.audit import AuditSession
 from latteclip.audit.server import MAX_BODY, QuestionServer
+from latteclip.core import files
 from latteclip.core.errors import UserError
 from latteclip.labels import answers
 from latteclip.labels.answers import Answer
@@ -115,9 +116,9 @@ def test_what_the_system_refuses_is_reported(server, monkeypatch, caplog):
 
 
 def test_a_lock_of_another_process_is_reported(server, monkeypatch):
-    monkeypatch.setattr(answers, "LOCK_SECONDS", 0.01)
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.01)
     server.session.path.parent.mkdir(exist_ok=True)
-    with answers.locked(server.session.path):
+    with files.locked(server.session.path):
         status, _, body = put(server)
     assert status == 400 and ".lock" in json.loads(body)["error"]
 

@@ -1,19 +1,20 @@
-"""The stage that proposes classes."""
+"""The stages that propose classes."""
 
 import json
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from support.unnamed import N, run, write_inputs
 
 from latteclip.core.errors import UserError
-from latteclip.discover.classes import ClassesPage
-from latteclip.discover.grouping import Evidence
-from latteclip.discover.inputs import read_proposal, write_proposal
-from latteclip.discover.names import read_names
-from latteclip.discover.proposal import Action, questions, start
-from latteclip.discover.propose_classes import discover
+
+
+def act(results, *actions):
+    """Write what a person did, as the page does, and run the stages again."""
+    proposal = json.loads((results / "discovery.json").read_text())["proposal"]
+    path = results / "classes.json"
+    path.write_text(json.dumps({"proposal": proposal, "actions": actions}))
+    run(results, actions_path=str(path))
 
 
 def test_classes_names_and_members_are_written(results):
@@ -26,67 +27,32 @@ def test_classes_names_and_members_are_written(results):
     members = pq.read_table(results / "discovered.parquet").to_pydict()
     assert members["classname"] == [members["classname"][i % 3] for i in range(N)]
     assert min(members["confidence"]) > 0.9
-
-
-def test_images_of_a_dropped_class_have_none_and_the_likeliest_other(results):
-    page = ClassesPage(results)
-    page.save([Action(do="drop", of=0)], page.saved().revision)
-    run(results, actions_path=str(results / "classes.json"))
-    members = pq.read_table(results / "discovered.parquet").to_pylist()
-    dropped = [one for one in members if one["classname"] is None]
-    assert len(dropped) == N // 3
-    assert {one["confidence"] for one in dropped} == {0.0}
-
-
-def test_the_page_needs_neither_names_nor_features(results):
-    first = ClassesPage(results).page()
-    for name in ("names.parquet", "looks.parquet"):
-        (results / name).unlink()
-    assert ClassesPage(results).page() == first
-
-
-def test_a_proposal_that_is_read_asks_what_the_first_asked(tmp_path):
-    rng = np.random.default_rng(0)
-    truth = np.repeat(np.arange(5), 12)
-    looks = rng.normal(size=(5, 8))[truth] + 0.5 * rng.normal(size=(60, 8))
-    answers = [f"{'old ' * (i % 2)}name{k}" for i, k in enumerate(truth)]
-    evidence = Evidence.of(looks.astype(np.float32), read_names(answers))
-    found = discover([f"{i}.jpg" for i in range(60)], evidence, 3)
-    files = [str(tmp_path / name) for name in ("leaves.parquet", "members.parquet")]
-    write_proposal(found, *files)
-    again = read_proposal(*files)
-    state = start(found.proposal)
-    assert questions(again.proposal, state) == questions(found.proposal, state)
-    assert (again.digest, again.terms, again.wanted) == (found.digest, found.terms, 3)
-    np.testing.assert_array_equal(again.nearest, found.nearest)
-
-
-def test_a_rerun_writes_the_same(results):
     before = (results / "discovery.json").read_bytes()
     run(results)
     assert (results / "discovery.json").read_bytes() == before
 
 
+def test_classes_and_members_follow_what_a_person_does(results):
+    names = (results / "classes.txt").read_text().splitlines()
+    act(results, {"do": "rename", "of": 1, "name": "hound"}, {"do": "drop", "of": 0})
+    assert (results / "classes.txt").read_text().splitlines() == ["hound", names[2]]
+    members = pq.read_table(results / "discovered.parquet")["classname"].to_pylist()
+    assert members.count(None) == members.count("hound") == N // 3
+
+
 @pytest.mark.parametrize(
-    "answers",
+    ("answers", "spread"),
     [
-        [""] * 20,
-        ["thing"] * 20,
-        [f"name{i}" for i in range(20)],
-        [f"name{i}" for i in range(1000)],
-        ["\U0001f600"] * 20,
+        ([""] * 20, 1),
+        (["thing"] * 20, 1),
+        ([f"name{i}" for i in range(20)], 1),
+        (["\U0001f600"] * 20, 1),
+        (["cup", "dog", "car"] * 12, 0),
     ],
-    ids=["none", "one word", "singletons", "a thousand singletons", "emoji"],
+    ids=["none", "one word", "singletons", "emoji", "images that look alike"],
 )
-def test_images_of_fewer_than_two_classes_are_an_error(tmp_path, answers):
-    write_inputs(tmp_path, answers)
-    with pytest.raises(UserError, match=r"names\.parquet"):
-        run(tmp_path)
-    assert not (tmp_path / "classes.txt").exists()
-
-
-def test_images_that_look_all_alike_are_an_error(tmp_path):
-    write_inputs(tmp_path, ["cup", "dog", "car"] * 12, spread=0.0)
+def test_images_of_fewer_than_two_classes_are_an_error(tmp_path, answers, spread):
+    write_inputs(tmp_path, answers, spread)
     with pytest.raises(UserError, match=r"names\.parquet"):
         run(tmp_path)
     assert not (tmp_path / "classes.txt").exists()
@@ -94,8 +60,7 @@ def test_images_that_look_all_alike_are_an_error(tmp_path):
 
 def test_hostile_names_are_one_plain_line_each(tmp_path):
     hostile = ["<img src=x onerror=alert(1)>", "../../etc/passwd", "x" * 10_000]
-    answers = [hostile[i % 3] + "\n\u202e\r" for i in range(N)]
-    write_inputs(tmp_path, answers)
+    write_inputs(tmp_path, [hostile[i % 3] + "\n\u202e\r" for i in range(N)])
     run(tmp_path)
     names = (tmp_path / "classes.txt").read_bytes().decode().split("\n")
     assert names.pop() == ""
@@ -112,20 +77,17 @@ def test_names_that_differ_in_case_alone_are_one_class(tmp_path):
     assert sorted(names) == ["car", "cup", "dog"]
 
 
-def test_a_class_that_loses_all_its_images_stays_a_class(results):
-    page = ClassesPage(results)
-    name = (results / "classes.txt").read_text().splitlines()[0]
-    members = pq.read_table(results / "discovered.parquet").to_pylist()
-    lost = [one["image_id"] for one in members if one["classname"] == name]
-    page.save([Action(do="none", of=0, image=one) for one in lost], page.saved().revision)
-    run(results, actions_path=str(results / "classes.json"))
-    assert name in (results / "classes.txt").read_text().splitlines()
-    first = json.loads((results / "discovery.json").read_text())["classes"][0]
-    assert (first["name"], first["images"]) == (name, 0)
-
-
-def test_actions_of_another_proposal_are_refused(results):
+@pytest.mark.parametrize(
+    "content",
+    [
+        "no JSON",
+        '{"actions": 3}',
+        '{"actions": [{"do": "fly", "of": 1}]}',
+        '{"proposal": "another", "actions": [{"do": "drop", "of": 0}]}',
+    ],
+)
+def test_damaged_actions_and_those_of_another_proposal_are_refused(results, content):
     path = results / "classes.json"
-    path.write_text('{"proposal": "other", "actions": [{"do": "drop", "of": 0}]}')
+    path.write_text(content)
     with pytest.raises(UserError, match=r"classes\.json"):
         run(results, actions_path=str(path))

@@ -47,15 +47,15 @@ def test_names_that_differ_in_case_alone_are_one():
     assert (names.terms, names.images.tolist()) == (["dog"], [3])
 
 
-def test_words_that_looks_do_not_predict_carry_no_weight():
+def test_words_that_features_do_not_predict_carry_no_weight():
     rng = np.random.default_rng(0)
     truth = np.arange(200) % 4
     centres = rng.normal(size=(4, 16))
-    looks = (centres[truth] + 0.1 * rng.normal(size=(200, 16))).astype(np.float32)
+    features = (centres[truth] + 0.1 * rng.normal(size=(200, 16))).astype(np.float32)
     colours = rng.choice(["red", "blue"], 200)
     nouns = ["cup", "dog", "car", "fish"]
     names = read_names([f"{colours[i]} {nouns[truth[i]]}" for i in range(200)])
-    weights = dict(zip(names.terms, predictability(looks, names), strict=True))
+    weights = dict(zip(names.terms, predictability(features, names), strict=True))
     assert min(weights[noun] for noun in nouns) > 0.95
     assert max(weights["red"], weights["blue"]) < 0.2
     _, reliability, best = weighted(names, np.array([*weights.values()], np.float32))

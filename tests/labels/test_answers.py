@@ -4,6 +4,7 @@ import threading
 import pyarrow as pa
 import pytest
 
+from latteclip.core import files
 from latteclip.core.errors import UserError
 from latteclip.data.folder_files import CHECKSUM
 from latteclip.labels import answers as answer_files
@@ -195,7 +196,7 @@ def test_a_renamed_class_has_its_answers(path):
 
 
 def test_a_lock_that_another_process_has_is_one_sentence(path, monkeypatch):
-    monkeypatch.setattr(answer_files, "LOCK_SECONDS", 0.01)
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.01)
     path.parent.mkdir()
     with answer_files.locked(path), pytest.raises(UserError, match=r"\.lock"):
         SCHEMA.write(path, THREE, "")

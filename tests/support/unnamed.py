@@ -7,7 +7,7 @@ from latteclip.config.sections.discover import DiscoverSection
 from latteclip.core import tables
 from latteclip.core.metadata import EncoderMetadata
 from latteclip.discover.discover_classes import discover_classes
-from latteclip.discover.inputs import LEAVES_FILE, MEMBERS_FILE
+from latteclip.discover.proposal import FILE
 from latteclip.discover.propose_classes import propose_classes
 
 KINDS = ["cup", "dog", "car"]
@@ -16,11 +16,11 @@ N = 36
 
 def run(folder, **more):
     """Run the stages as their rules do."""
-    inputs = (f"{name}.parquet" for name in ("unnamed_images", "names", "looks"))
-    tables = [str(folder / name) for name in (LEAVES_FILE, MEMBERS_FILE)]
+    inputs = (f"{name}.parquet" for name in ("unnamed_images", "names", "unnamed_features"))
+    proposed = str(folder / FILE)
     outputs = ("classes.txt", "discovery.json", "discovered.parquet")
-    propose_classes(*(str(folder / name) for name in inputs), DiscoverSection(), *tables)
-    discover_classes(*tables, *(str(folder / name) for name in outputs), **more)
+    propose_classes(*(str(folder / name) for name in inputs), DiscoverSection(), proposed)
+    discover_classes(proposed, *(str(folder / name) for name in outputs), **more)
 
 
 def write_inputs(folder, answers, spread=1.0):
@@ -32,9 +32,13 @@ def write_inputs(folder, answers, spread=1.0):
     write_index(folder / "unnamed_images.parquet", files, ["train"] * n, [None] * n, [])
     ids = [f"{number:03d}.png" for number in range(n)]
     write_captions(folder / "names.parquet", ids, answers)
-    looks = rng.normal(size=(len(KINDS), 8))[kinds] + 0.2 * rng.normal(size=(n, 8))
-    looks = 1 + spread * (looks - 1)
-    looks = (looks / np.linalg.norm(looks, axis=1, keepdims=True)).astype(np.float32)
-    columns = {"image_id": ids, "image_features": tables.list_column(looks)}
+    features = rng.normal(size=(len(KINDS), 8))[kinds] + 0.2 * rng.normal(size=(n, 8))
+    features = 1 + spread * (features - 1)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    columns = {
+        "image_id": ids,
+        "image_features": tables.list_column(features.astype(np.float32)),
+    }
     metadata = EncoderMetadata(model="a/clip", width=8)
-    tables.write(folder / "looks.parquet", columns, tables.IMAGE_FEATURES, metadata)
+    path = folder / "unnamed_features.parquet"
+    tables.write(path, columns, tables.IMAGE_FEATURES, metadata)

@@ -55,44 +55,32 @@ use rule caption_images as name_images with:
         store=given(stage_params.answer_store, "dataset", kind="names"),
 
 
-rule encode_looks:
+use rule encode_images as encode_unnamed_images with:
     input:
         images="results/{dataset}/unnamed_images.parquet",
-        clip_model=given(stage_params.hub_model, "dataset", section="clip"),
-        code=sources("latteclip.discover.encode_looks"),
+        model=given(stage_params.hub_model, "dataset", section="clip"),
+        code=sources("latteclip.labels.encode_images"),
     output:
-        "results/{dataset}/looks.parquet",
+        "results/{dataset}/unnamed_features.parquet",
     log:
-        "results/{dataset}/logs/encode_looks.log",
+        "results/{dataset}/logs/encode_unnamed_images.log",
     benchmark:
-        "results/{dataset}/benchmarks/encode_looks.jsonl"
+        "results/{dataset}/benchmarks/encode_unnamed_images.jsonl"
     wildcard_constraints:
         dataset=DISCOVERING,
-    priority: FIRST
-    conda:
-        "../../envs/latteclip.yaml"
-    threads: threads_of("pseudo_label_images")
-    resources:
-        gpu=gpus(),
-        mem_mb=memory("encode_looks"),
-        runtime=minutes("encode_looks"),
     params:
-        clip_files=given(stage_params.local_clip, "dataset"),
+        encoder_files=given(stage_params.local_clip, "dataset"),
         settings=given_json(stage_params.clip_encoder, "dataset"),
-    shell:
-        "latteclip encode-looks --images {input.images} --settings {params.settings:q}"
-        " --output {output} --threads {threads} --log {log}"
 
 
 rule propose_classes:
     input:
         images="results/{dataset}/unnamed_images.parquet",
         names="results/{dataset}/names.parquet",
-        looks="results/{dataset}/looks.parquet",
+        features="results/{dataset}/unnamed_features.parquet",
         code=sources("latteclip.discover.propose_classes"),
     output:
-        leaves="results/{dataset}/leaves.parquet",
-        members="results/{dataset}/leaf_members.parquet",
+        "results/{dataset}/proposed_classes.parquet",
     log:
         "results/{dataset}/logs/propose_classes.log",
     benchmark:
@@ -109,14 +97,12 @@ rule propose_classes:
         settings=given_json(stage_params.propose_classes, "dataset"),
     shell:
         "latteclip propose-classes --images {input.images} --names {input.names}"
-        " --looks {input.looks} --settings {params.settings:q} --output {output.leaves}"
-        " --members {output.members} --log {log}"
+        " --features {input.features} --settings {params.settings:q} --output {output} --log {log}"
 
 
 rule discover_classes:
     input:
-        leaves="results/{dataset}/leaves.parquet",
-        members="results/{dataset}/leaf_members.parquet",
+        proposed="results/{dataset}/proposed_classes.parquet",
         actions=unstored(given(stage_params.class_actions, "dataset")),
         code=sources("latteclip.discover.discover_classes"),
     output:
@@ -138,6 +124,6 @@ rule discover_classes:
     params:
         actions=options("actions"),
     shell:
-        "latteclip discover-classes --leaves {input.leaves} --members {input.members}"
-        " {params.actions} --output {output.classes} --proposal {output.proposal}"
+        "latteclip discover-classes --proposed {input.proposed} {params.actions}"
+        " --output {output.classes} --proposal {output.proposal}"
         " --discovered {output.discovered} --log {log}"
