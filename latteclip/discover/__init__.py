@@ -1,1 +1,1 @@
-"""Classes of images that have no class names: proposed by names and looks, then corrected."""
+"""Classes of images that have no class names: proposed by names and features, then corrected."""

@@ -99,10 +99,7 @@ class ClassesPage:
             actions = self.actions()
             if change.revision != _revision(actions):
                 return False
-            if change.action is None:
-                actions = actions[:-1]
-            else:
-                actions = [*actions, change.action]
+            actions = actions[:-1] if change.action is None else [*actions, change.action]
             replay(self.proposal.about, actions, str(self.path))
             write_actions(self.path, self.proposal.about, actions)
         return True

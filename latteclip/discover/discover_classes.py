@@ -12,7 +12,13 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_record, write_text
 from latteclip.core.terminal import one_line
-from latteclip.discover.proposal import Classes, Proposal, read_actions, read_proposal, replay
+from latteclip.discover.proposal import (
+    Classes,
+    Proposal,
+    read_actions,
+    read_proposal,
+    replay,
+)
 
 log = logging.getLogger(__name__)
 DISCOVERED = pa.schema(
@@ -102,8 +108,12 @@ def discover_classes(
         len(labels),
         about.suggested,
         one_line(", ".join(names)),
-        "" if about.by_names else " Names do not fit the image features, so k-means was used.",
-        changed if actions else f"Nobody has checked them. To check and change them: {page}",
+        ""
+        if about.by_names
+        else " Names do not fit the image features, so k-means was used.",
+        changed
+        if actions
+        else f"Nobody has checked them. To check and change them: {page}",
     )
 
 

@@ -2,8 +2,8 @@
 
 A term is one word or several of a name. "Harley Davidson motorcycle" has the terms "harley
 davidson motorcycle", "harley davidson", "davidson motorcycle", and its three words. The weight of a
-term is how often the images nearest to its images have it too. So "red" and "standing" weigh little,
-and no list of such words is needed.
+term is how often the images nearest to its images have it too. So "red" and "standing" weigh
+little, and no list of such words is needed.
 
 Letters: N images, T terms, D embedding width.
 """

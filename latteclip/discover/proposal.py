@@ -58,7 +58,9 @@ class Proposal:
     about: ProposalMetadata
 
 
-def propose(image_ids: list[str], evidence: Evidence, wanted: int | None = None) -> Proposal:
+def propose(
+    image_ids: list[str], evidence: Evidence, wanted: int | None = None
+) -> Proposal:
     """Propose a number of classes, or None for as many as the costs of merges suggest."""
     first = grouping.groups(evidence, evidence.best)
     steps = grouping.merges(evidence, first)

@@ -50,9 +50,7 @@ def encode_images(
                     "image_encoders."
                 )
             add({"image_id": ids, "image_features": tables.list_column(part.numpy())})
-    log.info(
-        "Encoded %d images by %s, width %d.", len(table), model.name, model.width
-    )
+    log.info("Encoded %d images by %s, width %d.", len(table), model.name, model.width)
 
 
 def _model(settings: EncodingSettings, device: torch.device) -> ImageEncoder:

@@ -25,9 +25,7 @@ def request(server, method, path, content=None, *, token=None, **headers):
     host = f"127.0.0.1:{server.server_port}"
     usual = {"Host": host, "Origin": f"http://{host}", "Content-Type": "application/json"}
     connection = http.client.HTTPConnection(host, timeout=20)
-    connection.request(
-        method, f"/{token or server.token}/{path}", content, usual | headers
-    )
+    connection.request(method, f"/{token or server.token}/{path}", content, usual | headers)
     reply = connection.getresponse()
     return reply.status, reply.read()
 

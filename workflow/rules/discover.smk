@@ -1,5 +1,5 @@
 # Classes of images that have no class names (split.classes: discover): an index without classes, a
-# name for each image by the captioner, and the classes that follow from names and looks.
+# name for each image by the captioner, and the classes that follow from names and features.
 
 DISCOVERING = one_of(
     key for key in configuration.config["datasets"] if configuration.discovers(key)
