@@ -50,9 +50,11 @@ from latteclip.captions.engines.vllm import VllmEngine
 from latteclip.captions.requests import CaptionerSettings, Choices, Request, messages
 from latteclip.captions.score_classes import letters_of, letters_prompt
 from latteclip.config import layers
+from latteclip.config.sections.split import SplitSection
 from latteclip.core import tables
 from latteclip.core.metadata import IndexMetadata
-from latteclip.data.images import open_rgb
+from latteclip.data.images import open_rgb, read_bytes
+from latteclip.data.splits import read_split
 
 DEMO = layers.PACKAGE / "demo" / "models" / "llava"
 PROMPT = "Describe the texture in the photo concisely, less than 20 words."
@@ -83,14 +85,10 @@ def settings_for(model: str | None) -> CaptionerSettings:
 
 def make_images(folder: Path, n: int) -> str:
     """Write an index of n textures, no two files of the same bytes, and return its path."""
-    from latteclip.config.sections.textures import TexturesSection
-    from latteclip.demo.generate_textures import generate_textures
-
-    generate_textures(
-        TexturesSection(train=min(n, DISTINCT), test=1, gap=0.5, seed=1), folder / "data"
-    )
-    contents = [path.read_bytes() for path in sorted((folder / "data").rglob("*.png"))]
-    contents = contents[: min(n, DISTINCT)]
+    shards = layers.PACKAGE / "demo" / "images"
+    _, split = read_split(shards, SplitSection(kind="webdataset"))
+    items = split.items[: min(n, DISTINCT)]
+    contents = [read_bytes(shards / item.path) for item in items]
     paths = [folder / "images" / f"{number:06d}.png" for number in range(n)]
     paths[0].parent.mkdir()
     for number, path in enumerate(paths):

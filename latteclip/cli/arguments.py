@@ -85,8 +85,6 @@ OPTIONS = {
     "image_encoders": "IMAGE_FEATURES tables of image encoders beside CLIP",
     "examples": "EXAMPLES table of images of known classes that are not in the dataset",
     "files": "the inputs, by name",
-    "folder_files": "the user's files when they were indexed",
-    "folder_state": "digest of the user's files",
     "left_out": "TRAIN_PREDICTIONS of an average, by its trainings",
     "model_notes": "notes on models of the hub",
     "no_browser": "print the address, and open no browser",

@@ -28,7 +28,6 @@ COMMANDS = {  # users' commands: the modules of their functions, in the order of
 }
 # The commands of the workflow's rules, in the order of the stages.
 STAGES = {  # by command: the module of its function
-    "generate_textures": "latteclip.demo.generate_textures",
     "download_dataset": "latteclip.data.download_dataset",
     "download_clip": "latteclip.clip.download_models",
     "download_captioner": "latteclip.clip.download_models",

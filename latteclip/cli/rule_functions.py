@@ -212,38 +212,25 @@ class RuleFunctions:
     def image_folder(self, dataset: str) -> str:
         """Return the folder that a rule makes, or a link to the user's own folder.
 
-        A folder that only moved gets a new link at once. Other files have to be indexed first, by a
-        run.
+        Only a run makes the link, or leads it to a folder that moved.
         """
         if made := stage_params.made_folder(self.configuration, dataset):
             return made[0]
         folder = str(self.configuration.dataset(dataset)["source"]["folder"])
         place = stage_params.FOLDER_LINK.format(dataset=dataset)
-        indexed = stage_params.FOLDER_FILES.format(dataset=dataset)
-        is_indexed = self._state(dataset) == folder_files.state_before(indexed)
-        if is_indexed or self._runs_jobs():
-            return folder_files.link(folder, place)
-        return place
-
-    def _runs_jobs(self) -> bool:
-        """Return whether jobs will run, unlike in a dry run and in `latteclip status`."""
-        return self._workflow.execution_settings is not None and not self._workflow.dryrun
-
-    def folder_state(self, dataset: str) -> str:
-        """Return the options of index_images that tell the state of the user's own folder."""
-        if stage_params.made_folder(self.configuration, dataset):
-            return ""
-        indexed = stage_params.FOLDER_FILES.format(dataset=dataset)
-        return f"--folder-state {self._state(dataset)} --folder-files {indexed}"
+        runs_jobs = (
+            self._workflow.execution_settings is not None and not self._workflow.dryrun
+        )
+        return folder_files.link(folder, place) if runs_jobs else place
 
     @functools.cache  # noqa: B019  Snakemake asks several times, and a million files take seconds
-    def _state(self, dataset: str) -> str:
-        """Return the state of the files in the user's own folder."""
+    def folder_state(self, dataset: str) -> str:
+        """Return a digest of the files in the user's own folder, "" for one that a rule makes."""
+        if stage_params.made_folder(self.configuration, dataset):
+            return ""
         folder = self.configuration.dataset(dataset)["source"]["folder"]
-        split = self.configuration.section("split", dataset)
-        indexed = stage_params.FOLDER_FILES.format(dataset=dataset)
         with workflow_errors():
-            return folder_files.state(folder, split["kind"], split.get("classes"), indexed)
+            return folder_files.state(folder, self.configuration.section("split", dataset))
 
     def on_cluster(self) -> bool:
         """Return whether jobs go to other machines, also in a dry run."""

@@ -14,7 +14,6 @@ STREAM = "DefaultStreamHandler"  # the name of Snakemake's handler for the termi
 ELAPSED = "Elapsed time"  # begins Snakemake's line at the end of a run
 # What the terminal calls the rules that take long. The first job of each name is announced.
 STAGES = {
-    "generate_textures": "images",
     "download_dataset": "images",
     "index_images": "images",
     "download_clip": "models",

@@ -128,8 +128,10 @@ class Configuration:
         """Return the methods that run on a dataset."""
         if self.config["method"] is not None:
             return names(self.config["method"])
-        in_folder = "folder" in self.dataset(dataset).get("source", {})
-        defaults = list(methods.FOLDER_METHODS if in_folder else methods.BENCHMARK_METHODS)
+        is_benchmark = "counts" in self.section("split", dataset)
+        defaults = list(
+            methods.BENCHMARK_METHODS if is_benchmark else methods.FOLDER_METHODS
+        )
         if self.image_encoders:
             defaults.insert(defaults.index("image_prototypes") + 1, methods.ENCODERS)
         return defaults

@@ -12,7 +12,6 @@ from latteclip.config.configuration import Configuration
 from latteclip.config.methods import VOTER_KINDS
 from latteclip.config.sections.base import AUTO
 from latteclip.config.sections.split import CountsSection
-from latteclip.config.sections.textures import TexturesSection
 
 INDEX = "results/{dataset}/images.parquet"
 MAX_EPOCHS = 30  # the number of epochs that is assumed for finetune.epochs: auto
@@ -160,13 +159,7 @@ def counts(configuration: Configuration, dataset: str) -> Counts | None:
         classnames = tables.read_metadata(index, IndexMetadata).classnames
         test = table["split"].to_pylist().count("test")
         return Counts(len(table) - test, test, len(classnames))
-    source = configuration.dataset(dataset)["source"]
     stated = CountsSection(**configuration.section("split", dataset).get("counts", {}))
-    if "textures" in source:
-        textures = TexturesSection(**source["textures"])
-        stated = CountsSection(
-            train=textures.train, test=textures.test, classes=stated.classes
-        )
     if stated.train is None or stated.test is None:
         return None
     most = configuration.limit or sys.maxsize

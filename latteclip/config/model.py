@@ -45,7 +45,6 @@ from latteclip.config.sections.selection import SelectionSection
 from latteclip.config.sections.split import SplitSection
 from latteclip.config.sections.switches import SwitchesSection
 from latteclip.config.sections.table import KEY, Key, TableSection
-from latteclip.config.sections.textures import TexturesSection
 from latteclip.config.sections.threads import ThreadsSection
 from latteclip.config.sections.training import TrainingSection
 from latteclip.config.sections.unknown import UnknownSection
@@ -144,7 +143,6 @@ class Method(MethodOfDataset):
 
 class Source(DownloadsSection):
     folder: Line | None = optional_key("a folder on this machine")
-    textures: TexturesSection = inner(TexturesSection)
 
     @pydantic.model_validator(mode="after")
     def _check_number(self) -> "Source":

@@ -20,6 +20,7 @@ KEYS: dict[str, str] = {
     "head": "take method latteclip_fused, or image_prototypes for a classifier of image features.",
     "processes": "a training takes one GPU, and several trainings run at once.",
     "student": "take a small CLIP as clip.model, such as MobileCLIP2-S0.",
+    "source.textures": "the demo's images are shards in the package; leave the key out.",
 }
 # Options, formats and commands of `latteclip`, as they are typed.
 OPTIONS: dict[str, str] = {

@@ -25,8 +25,6 @@ from latteclip.core.hashing import fingerprint
 
 # What is in the cache of Hugging Face for a model: shared by all datasets that name it.
 MODEL_NOTE = "resources/models/{model}.json"
-# The files of a user's folder when it was indexed. No output: a failed job must not remove it.
-FOLDER_FILES = "resources/{dataset}/folder_files.parquet"
 # A link to the user's folder, by which an index names the images.
 FOLDER_LINK = "resources/{dataset}/folder"
 # Predictions of the trainings of an average for the images that they left out.

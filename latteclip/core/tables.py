@@ -33,13 +33,6 @@ IMAGES = _schema(
     height=pa.int32(),
     checksum=pa.binary(16),  # checksum of the file's bytes, by which answers know the image
 )
-# The files of a user's folder, when they were indexed.
-FOLDER_FILES = _schema(
-    name=pa.binary(),  # relative to the folder, as the system has it
-    size=pa.int64(),
-    mtime_ns=pa.int64(),
-    checksum=pa.binary(16),  # checksum of the content
-)
 FINGERPRINTS = _schema(
     image_id=pa.string(),
     hashes=pa.binary(352),  # 11 views of 256 bits each, the whole picture first

@@ -1,4 +1,4 @@
-"""List, download and check the datasets.
+"""List and download the datasets.
 
 `resources/<dataset>/downloads/` holds a dataset's files as they came, `resources/<dataset>/data/`
 their content. A file counts only with its checksum. The data folder appears whole or not at all.
@@ -12,14 +12,14 @@ import shutil
 import tarfile
 import time
 import zipfile
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PureWindowsPath
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import requests
 import urllib3
 from filelock import FileLock
+from tabulate import tabulate
 
 from latteclip import __version__
 from latteclip.config import layers, model
@@ -29,15 +29,12 @@ from latteclip.config.sections.downloads import (
     HubOrDriveFile,
     TermsSection,
 )
-from latteclip.config.sections.split import SplitSection
-from latteclip.core.class_templates import clean_classnames
 from latteclip.core.errors import UserError, first_line, full_disk
-from latteclip.core.files import from_values, link_or_copy, new_folder, replacing
+from latteclip.core.files import link_or_copy, new_folder, replacing
 from latteclip.core.hashing import digest
 from latteclip.core.signals import ending_in_order
 from latteclip.core.terminal import Progress
-from latteclip.data.images import image_exists
-from latteclip.data.splits import HeaderOrEnd, read_split, tar_entries
+from latteclip.data.shards import HeaderOrEnd, tar_entries
 
 log = logging.getLogger(__name__)
 RESOURCES = Path("resources")
@@ -47,7 +44,6 @@ RETRIES = 5  # retries of one file: each continues where the last attempt broke 
 TIMEOUT = (15.0, 60.0)  # seconds to connect, and between two pieces
 BUSY = frozenset({None, 408, 425, 429, 500, 502, 503, 504})  # HTTP states that may pass
 CHUNK = 2**20
-MAX_LINKS = 100_000  # links of a tar, at most: they are in memory until all files are there
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # A URL or a path of this machine, or a file of a hub or drive.
 Source = str | HubOrDriveFile
@@ -84,27 +80,27 @@ def download_dataset(dataset: str, settings: DownloadSettings, output: str) -> N
 def _place(file: Path, name: str, download: DownloadSection, folder: Path) -> None:
     """Unpack an archive, or link or copy any other file, into the data folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    if download.unpack and file.name.lower().endswith(ARCHIVES):
-        log.info("Unpacking %s.", file)
-        unpack(file, folder)
-        for pattern in download.nested:
-            for inner in sorted(path for path in folder.rglob(pattern) if path.is_file()):
-                unpack(inner, inner.parent)
-                inner.unlink()
+    if not download.unpack or not file.name.lower().endswith(ARCHIVES):
+        link_or_copy(file, folder / name)
         return
-    link_or_copy(file, folder / name)
+    log.info("Unpacking %s.", file)
+    unpack(file, folder)
+    for pattern in download.nested:
+        for inner in sorted(path for path in folder.rglob(pattern) if path.is_file()):
+            unpack(inner, inner.parent)
+            inner.unlink()
 
 
 def fetch(name: str, download: DownloadSection, folder: Path) -> Path:
     """Return a verified file: put there by hand, fetched by an earlier run, or fetched now."""
     problems = []
-    for path, checksum in candidates(name, download, folder):
-        wrong = wrong_checksum(path, checksum)
+    for path, checksum in _present(name, download, folder):
+        wrong = _wrong_checksum(path, checksum)
         if not wrong:
             return path
         problems.append(wrong)
-    for source in download.sources or []:
-        log.info("Fetching %s from %s.", name, address(source))
+    for source in download.sources:
+        log.info("Fetching %s from %s.", name, _address(source))
         try:
             return _fetch_from(source, name, download, folder)
         # Raised by requests, gdown, the hub's client, httpx, or the system.
@@ -112,8 +108,8 @@ def fetch(name: str, download: DownloadSection, folder: Path) -> Path:
             if full_disk(error):
                 raise
             reason = str(error) if isinstance(error, UserError) else first_line(error)
-            log.warning("%s failed: %s", address(source), reason)
-            problems.append(f"{address(source)}: {reason}")
+            log.warning("%s failed: %s", _address(source), reason)
+            problems.append(f"{_address(source)}: {reason}")
     lines = "\n  ".join([f"{name} could not be fetched.", *problems])
     raise UserError(
         f"{lines}\nDownload it in another way, put it into {folder.resolve()} as {name} "
@@ -121,12 +117,12 @@ def fetch(name: str, download: DownloadSection, folder: Path) -> Path:
     )
 
 
-def candidates(
+def _present(
     name: str, download: DownloadSection, folder: Path
 ) -> Iterator[tuple[Path, str | None]]:
     """Yield the files of a downloads folder that may be the wanted one, with known checksums."""
     known: dict[str, str | None] = {name: download.checksum}
-    for source in download.sources or []:
+    for source in download.sources:
         # Other bytes, under another name.
         if not isinstance(source, str) and source.checksum:
             pinned = None if source.checksum == HUB_CHECKSUM else source.checksum
@@ -138,7 +134,7 @@ def candidates(
                 yield path, checksum
 
 
-def address(source: Source) -> str:
+def _address(source: Source) -> str:
     """Return the URL or path of a source."""
     if isinstance(source, str):
         return source
@@ -150,11 +146,11 @@ def address(source: Source) -> str:
 
 def _name(source: Source) -> str:
     """Return the file's name at the source, or a glob of it."""
-    where = source.split("?")[0] if isinstance(source, str) else address(source)
+    where = source.split("?")[0] if isinstance(source, str) else _address(source)
     return where.rstrip("/").rpartition("/")[2]
 
 
-def wrong_checksum(path: Path, checksum: str | None) -> str:
+def _wrong_checksum(path: Path, checksum: str | None) -> str:
     """Return what is wrong with a file, "" where nothing is. Without a checksum it is accepted.
 
     The checksum is `md5:`, `sha256:` or `git_blob:` and hexadecimal digits.
@@ -177,7 +173,7 @@ def wrong_checksum(path: Path, checksum: str | None) -> str:
 def _fetch_from(source: Source, name: str, download: DownloadSection, folder: Path) -> Path:
     own_checksum = None if isinstance(source, str) else source.checksum
     checksum: str | None = own_checksum or download.checksum
-    part = folder / ".part" / digest(address(source))[:16]  # an unfinished file
+    part = folder / ".part" / digest(_address(source))[:16]  # an unfinished file
     # Nothing tells whether the halves of a continued file belong together.
     if checksum is None:
         shutil.rmtree(part, ignore_errors=True)
@@ -195,15 +191,14 @@ def _fetch_from(source: Source, name: str, download: DownloadSection, folder: Pa
 
         options: dict[str, Any] = {"resume": True, "retries": RETRIES, "timeout": TIMEOUT}
         gdown.download(id=source.drive, output=str(fetched), use_cookies=False, **options)
-    if wrong := wrong_checksum(fetched, checksum):
+    if wrong := _wrong_checksum(fetched, checksum):
         shutil.rmtree(part)
         raise UserError(f"{wrong}; a rerun fetches it again")
     target = folder / (fetched.name if own_checksum else name)
     os.replace(fetched, target)
     shutil.rmtree(part)
-    log.info(
-        "%s served %s (%d bytes).", address(source), target.name, target.stat().st_size
-    )
+    size = target.stat().st_size
+    log.info("%s served %s (%d bytes).", _address(source), target.name, size)
     return target
 
 
@@ -263,174 +258,66 @@ def _fetch_from_hub(source: HubOrDriveFile, folder: Path) -> tuple[Path, str | N
             )
         [name] = fitting
         file = files[name]
-        checksum = f"git_blob:{file.blob_id}"
-        if file.lfs:
-            checksum = f"sha256:{file.lfs.sha256}"
-        log.info("%s is %s.", address(source), name)
+        checksum = f"sha256:{file.lfs.sha256}" if file.lfs else f"git_blob:{file.blob_id}"
     return Path(hf_hub_download(hub_repo, name, local_dir=folder, **repo)), checksum
 
 
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a zip or tar file, known by its content, into an existing folder and nowhere else.
 
-    Raises UserError where the archive is damaged, cut off or unsafe.
+    Links and devices are left out: no file is written through a link. Raises UserError where the
+    archive is damaged, cut off, or has a name that leads out of the folder.
     """
-    progress = Progress(None, "B unpacked", scale=True)
     try:
         with archive.open("rb") as file:
             is_zip = file.read(2) == b"PK"
-        (_unpack_zip if is_zip else _unpack_tar)(archive, folder, progress)
-    except UserError:
-        raise
+        (_unpack_zip if is_zip else _unpack_tar)(archive, folder)
     except Exception as error:  # raised by tarfile, zipfile, a compression, or the system
         if full_disk(error):
             raise
         raise UserError(
-            f"{archive} cannot be unpacked ({first_line(error)}): the file is broken; delete it "
-            "and rerun."
+            f"{archive} cannot be unpacked ({first_line(error)}): the file is broken or unsafe; "
+            "delete it and rerun."
         ) from None
 
 
-def _unpack_zip(archive: Path, folder: Path, progress: Progress) -> None:
-    """Unpack a zip. zipfile writes its links as plain files."""
+def _unpack_zip(archive: Path, folder: Path) -> None:
+    """Unpack a zip. zipfile removes what leads out of names, and writes links as plain files."""
     with zipfile.ZipFile(archive) as zipped:
-        for info in zipped.infolist():
-            _check_name(info.filename, archive)
-            zipped.extract(info, folder)
-            progress.add(info.file_size)
+        zipped.extractall(folder)
 
 
-def _unpack_tar(archive: Path, folder: Path, progress: Progress) -> None:
-    """Unpack a tar: all files first, so that none is written through a link.
-
-    A symbolic link may only lead downwards. tarfile's own filter would not do: before Python
-    3.11.13 chains of links with long names pass it (CVE-2025-4517).
-    """
-    links = []
+def _unpack_tar(archive: Path, folder: Path) -> None:
+    """Unpack the files of a tar up to its end mark and the checksum of its compression."""
     with tarfile.open(archive, tarinfo=HeaderOrEnd) as tar:
-        for member in tar_entries(tar):
-            _check_name(member.name, archive)
-            place = folder / member.name
-            if member.issym() or member.islnk():
-                _check_name(member.linkname, archive)
-                links.append(member)
-                if len(links) > MAX_LINKS:
-                    raise tarfile.ReadError(f"more than {MAX_LINKS} links")
-            elif member.isdir():
-                place.mkdir(parents=True, exist_ok=True)
-            elif (
-                member.isreg()
-                and not member.issparse()
-                and (file := tar.extractfile(member))
-            ):
-                place.parent.mkdir(parents=True, exist_ok=True)
-                with file, place.open("wb") as unpacked:
-                    shutil.copyfileobj(file, unpacked, CHUNK)
-                progress.add(member.size)
-            else:
-                raise UserError(
-                    f"{archive} contains the device {member.name!r}, which is refused."
-                )
-        while tar.fileobj and tar.fileobj.read(CHUNK):  # up to the last checksum
+        for entry in tar_entries(tar):
+            if entry.isreg() and not entry.issparse():
+                tar.extract(entry, folder, filter="data")
+            elif not entry.isdir():
+                log.warning("%s: left out %r, a link or device.", archive, entry.name[:80])
+        while tar.fileobj and tar.fileobj.read(CHUNK):
             pass
-    for member in links:
-        place = folder / member.name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if member.issym():
-            place.symlink_to(member.linkname)
-        else:
-            os.link(folder / member.linkname, place)
 
 
-def _check_name(name: str, archive: Path) -> None:
-    path = PureWindowsPath(name)  # takes both / and \ as separators
-    if not name or path.drive or path.root or ".." in path.parts:
-        raise UserError(
-            f"{archive} contains {name!r}, which leads out of its folder and is refused."
-        )
-
-
-def datasets(check: Sequence[str] = (), /) -> str:
-    """List the datasets, or verify what is on disk.
-
-    Args:
-        check: check, and the keys of datasets to verify (default: all that are on disk)
-    """
+def datasets() -> str:
+    """List the datasets, and the papers to cite."""
     known = layers.datasets()
     model.check({"datasets": known})
-    if not check:
-        return _table(known)
-    action, *keys = check
-    if action != "check":
-        raise UserError(model.unknown(f"latteclip datasets {action}", action, ["check"]))
-    for key in keys:
-        if key not in known:
-            raise UserError(model.unknown(f"Dataset {key!r}", key, known))
-    keys = keys or [key for key, values in known.items() if _folder(key, values).is_dir()]
-    findings = [
-        (ok, f"{key}: {line}") for key in keys for ok, line in _findings(key, known[key])
-    ]
-    fine = [line for ok, line in findings if ok]
-    wrong = [line for ok, line in findings if not ok]
-    if wrong:
-        raise UserError("\n".join(["the files on the disk are not right:", *wrong, *fine]))
-    return "\n".join(fine) or "No dataset is on the disk yet."
-
-
-def _folder(key: str, values: Mapping[str, Any]) -> Path:
-    return Path(values.get("source", {}).get("folder", RESOURCES / key / "data"))
-
-
-def _table(known: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return two lines per dataset: its facts in columns, and the paper to cite."""
-    rows = [("key", "train", "test", "classes", "download", "present", "licence")]
+    rows = []
+    cited = []
     for key, values in known.items():
         counts = values.get("split", {}).get("counts", {})
-        is_downloaded = "downloads" in values.get("source", {})
-        row = (
-            key,
-            str(counts.get("train", "?")),
-            str(counts.get("test", "?")),
-            str(counts.get("classes", "?")),
-            values.get("size", "?" if is_downloaded else "none"),
-            "yes" if _folder(key, values).is_dir() else "no",
-            values.get("licence", "?"),
+        source = values.get("source", {})
+        folder = Path(source.get("folder", RESOURCES / key / "data"))
+        rows.append(
+            {
+                "key": key,
+                **{name: counts.get(name, "?") for name in ("train", "test", "classes")},
+                "download": values.get("size", "?" if "downloads" in source else "none"),
+                "present": "yes" if folder.is_dir() else "no",
+                "licence": values.get("licence", "?"),
+            }
         )
-        rows.append(row)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        lines.append("  ".join(map(str.ljust, row, widths)).rstrip())
-        if cite := known.get(row[0], {}).get("citation"):
-            lines.append(f"    {cite}")
-    return "\n".join(lines)
-
-
-def _findings(key: str, values: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
-    """Yield whether each download has its checksum, the split its counts and all its images."""
-    folder = RESOURCES / key / DOWNLOADS
-    for name, spec in values.get("source", {}).get("downloads", {}).items():
-        download = from_values(DownloadSection, spec)
-        archives = list(candidates(name, download, folder)) if folder.is_dir() else []
-        if not archives:
-            yield False, f"{name} is not in {folder}; the next run fetches it"
-        for path, checksum in archives:
-            wrong = wrong_checksum(path, checksum)
-            yield not wrong, wrong or f"{path} has {checksum or 'no known checksum'}"
-    settings = from_values(SplitSection, values.get("split", {}))
-    try:
-        images, split = read_split(_folder(key, values), settings)
-        clean_classnames(split.names, settings.classname_replace)
-    except UserError as error:
-        yield False, str(error)
-        return
-    missing = [
-        item.image_id for item in split.items if not image_exists(images / item.path)
-    ]
-    lacking = (
-        f"{len(missing)} are missing, such as {missing[0]}"
-        if missing
-        else "none is missing"
-    )
-    counts = dict(Counter(item.split for item in split.items))
-    yield not missing, f"{counts} images of {len(split.names)} classes: {lacking}"
+        if "citation" in values:
+            cited.append(f"{key}: {values['citation']}")
+    return "\n".join([tabulate(rows, headers="keys", tablefmt="plain"), "", *cited])

@@ -1,7 +1,6 @@
 """List the files of a user's folder that an index reads, and detect changes.
 
-Names, sizes and times of files are compared, and the content of files of which only the time is
-new. Imports nothing heavy, since the workflow compares at each start.
+Imports nothing heavy, since the workflow compares at each start.
 """
 
 import hashlib
@@ -9,12 +8,9 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from latteclip.core.errors import UserError
 from latteclip.core.files import readable
@@ -25,20 +21,8 @@ IMAGE_SUFFIXES = frozenset(
     (".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jpeg", ".jpg", ".png", ".ppm")
 ) | {".tif", ".tiff", ".webp"}
 LINKED = 2  # levels on which links to folders are followed, as class folders may be
-CHECKSUM = partial(hashlib.blake2b, digest_size=16)  # hash of a file's content
-UNKNOWN = bytes(16)  # the checksum of a file that was not read
-THREADS = 8  # that read files of which only the time is new
-BATCH = 10_000
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,10}")
 OTHER = "other"  # in place of a missing or strange suffix
-
-
-@dataclass
-class FolderMetadata:
-    """The metadata of FOLDER_FILES."""
-
-    digest: str  # digest of the files' names, sizes and times
-    state: str  # the text of `state` that they gave
 
 
 class File(NamedTuple):
@@ -62,13 +46,8 @@ def is_utf8(text: str) -> bool:
 def inside(name: str, source: Path) -> str:
     """Return a name in a list, shard or folder if it is a path inside the folder of images."""
     path = PurePosixPath(name)
-    if (
-        not name
-        or not is_utf8(name)
-        or "\0" in name
-        or path.is_absolute()
-        or ".." in path.parts
-    ):
+    leads_out = path.is_absolute() or ".." in path.parts
+    if not name or leads_out or "\0" in name or not is_utf8(name):
         raise UserError(
             f"{source}: {name!r} is not a path in UTF-8 inside the folder of images (split.images "
             "sets that folder)."
@@ -95,17 +74,16 @@ def _entries(
         yield from _entries(entry.path, deep=True, linked=linked - 1, prefix=name)
 
 
-def files(folder: str, kind: str, classes: str | None = None) -> Iterator[File]:
+def files(folder: str, kind: str) -> Iterator[File]:
     """Yield the files that an index of a folder reads, always in the same order.
 
-    With `split.kind` "folders" these are images and lists of classes, otherwise all files.
+    With `split.kind` "folders" these are images and classes.txt, otherwise all files.
     """
     with readable():
         for name, suffix, entry in _entries(folder, deep=True, linked=LINKED):
-            counts = suffix in IMAGE_SUFFIXES or name in (CLASSES, classes)
-            if (counts or kind != "folders") and entry.is_file():
-                state = entry.stat()
-                yield File(name, *size_and_time(state))
+            counts = suffix in IMAGE_SUFFIXES or name == CLASSES or kind != "folders"
+            if counts and entry.is_file():
+                yield File(name, *size_and_time(entry.stat()))
 
 
 def image_files(
@@ -125,21 +103,22 @@ def image_files(
     return sorted(paths)
 
 
-def digest(files: Iterable[File]) -> str:
-    """Return a digest of names, sizes and times."""
-    state = hashlib.sha256()
-    for name, size, mtime_ns in files:
-        state.update(os.fsencode(f"{name}\0{size}\0{mtime_ns}\0"))
-    return state.hexdigest()
+def state(folder: str, split: Mapping[str, Any]) -> str:
+    """Return a digest of the names, sizes and times of the files that an index reads.
 
-
-def checksum(path: str | Path) -> bytes:
-    """Return a checksum of a file's content, UNKNOWN where it cannot be read."""
-    try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, CHECKSUM).digest()
-    except OSError:
-        return UNKNOWN
+    The files that the section `split` names may lie elsewhere.
+    """
+    names = [split.get("file"), split.get("classes"), *split.get("lists", {}).values()]
+    places = [(name, os.path.join(folder, name)) for name in names if name]
+    named = [
+        File(name, *size_and_time(os.stat(place)))
+        for name, place in places
+        if os.path.isfile(place)
+    ]
+    result = hashlib.sha256()
+    for file in (*named, *files(folder, split["kind"])):
+        result.update(os.fsencode("\0".join(map(str, file)) + "\0"))
+    return result.hexdigest()
 
 
 def link(folder: str, place: str) -> str:
@@ -168,63 +147,3 @@ def linked(place: str) -> str:
     if not os.path.islink(place):
         return place
     return os.path.normpath(os.path.join(os.path.dirname(place), os.readlink(place)))
-
-
-def state_before(indexed: str) -> str | None:
-    """Return the `state` of a folder at its last index, None before the first."""
-    from latteclip.core import tables
-
-    if not os.path.isfile(indexed):
-        return None
-    try:
-        return tables.read_metadata(indexed, FolderMetadata).state
-    except UserError:  # the images are indexed again
-        return None
-
-
-def state(folder: str, kind: str, classes: str | None, indexed: str) -> str:
-    """Return a text for the files of a folder, another one where a name or content changed.
-
-    `indexed` is the table of the files of the last index (`write`), which notes new times.
-    """
-    new = digest(files(folder, kind, classes))
-    if not os.path.isfile(indexed):
-        return new
-    from latteclip.core import tables
-
-    try:
-        metadata = tables.read_metadata(indexed, FolderMetadata)
-        before = metadata.state
-        if metadata.digest == new:
-            return before
-        table = tables.read(indexed, tables.FOLDER_FILES)
-    except UserError:  # the images are indexed again
-        return new
-    now = list(files(folder, kind, classes))
-    names, sizes, times, checksums = (column.to_pylist() for column in table.columns)
-    if [os.fsencode(f.name) for f in now] != names or [f.size for f in now] != sizes:
-        return new
-    touched = [row for row, file in enumerate(now) if file.mtime_ns != times[row]]
-    if len(touched) >= BATCH:
-        log.warning("%d files of %s have a new time; comparing them.", len(touched), folder)
-    with ThreadPoolExecutor(THREADS) as pool:
-        for start in range(0, len(touched), BATCH):
-            part = touched[start : start + BATCH]
-            paths = (os.path.join(folder, now[row].name) for row in part)
-            if list(pool.map(checksum, paths)) != [checksums[row] for row in part]:
-                return new
-    write(indexed, now, before, checksums)
-    return before
-
-
-def write(path: str, files: list[File], state: str, checksums: Sequence[bytes]) -> None:
-    """Write the table of files, with checksums of their content and the `state` before that."""
-    from latteclip.core import tables
-
-    columns = {
-        "name": [os.fsencode(file.name) for file in files],
-        "size": [file.size for file in files],
-        "mtime_ns": [file.mtime_ns for file in files],
-        "checksum": checksums,
-    }
-    tables.write(path, columns, tables.FOLDER_FILES, FolderMetadata(digest(files), state))

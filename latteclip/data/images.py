@@ -1,4 +1,4 @@
-"""Read images: their bytes, from a file or a shard, and an upright RGB picture.
+"""Read and decode images: their bytes, from a file or a shard, and an upright RGB picture.
 
 In a shard an image has the path `<shard>.tar#<first byte>+<bytes>`, read by one seek, or
 `<file>.parquet#<row group>+<row>`. The last row group is cached, since neighbouring rows are
@@ -6,6 +6,7 @@ usually read in sequence. Imports no torch: worker processes start quickly.
 """
 
 import io
+import math
 import os
 import re
 import stat
@@ -15,11 +16,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from PIL import Image
+import pillow_heif
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from latteclip.core.errors import UserError
-from latteclip.data.decoding import decode, reason
 
+# HEIC, which phones write. A worker has one core, and never decodes the thumbnail instead.
+pillow_heif.register_heif_opener(thumbnails=False, decode_threads=1)
+# Pillow knows many more formats, and runs programs for some of them.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "HEIF", "JPEG2000")
+MAX_PIXELS = 2**27  # pixels of one image, at most: twice 4 bytes each are 1 GiB
+# Ratio of the longer side to the shorter one, at most: a model's input makes the shorter 224.
+MAX_RATIO = 1000
+SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L")
 MAX_BYTES = 2**28  # bytes of an image, at most
 MAX_GROUP = 2**30  # bytes of a column of a row group, as written and as read
 _LOCK = threading.Lock()
@@ -172,10 +181,10 @@ def open_rgb(
     Raises UserError where the file is missing or cannot be decoded.
     """
     try:
-        return decode(content or io.BytesIO(read_bytes(path)), max_side, min_side)
+        return _decode(content or io.BytesIO(read_bytes(path)), max_side, min_side)
     except Exception as error:  # decoders fail in many ways on broken files
         raise UserError(
-            f"Image {path} cannot be decoded ({reason(error)}); replace or remove it."
+            f"Image {path} cannot be decoded ({_reason(error)}); replace or remove it."
         ) from None
 
 
@@ -183,6 +192,46 @@ def read_and_decode(path: str | Path) -> tuple[bytes, Image.Image] | str:
     """Return the bytes and the picture of an image, or the reason why it cannot be decoded."""
     try:
         content = read_bytes(path)
-        return content, decode(io.BytesIO(content))
+        return content, _decode(io.BytesIO(content))
     except Exception as error:  # as above
-        return reason(error)
+        return _reason(error)
+
+
+def _decode(
+    file: BinaryIO, max_side: int | None = None, min_side: int | None = None
+) -> Image.Image:
+    """Decode a file to an upright RGB picture, and raise whatever a decoder raises.
+
+    `max_side` and `min_side` scale it down as `open_rgb` says.
+    """
+    with Image.open(file, formats=FORMATS) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:  # before any memory is taken
+            raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
+        if max(width, height) > MAX_RATIO * min(width, height):
+            raise ValueError(f"{width} x {height} pixels are longer than {MAX_RATIO} to 1")
+        scale = 1.0
+        if max_side is not None:
+            # So that Lanczos has something to average.
+            scale = 2 * max_side / max(width, height)
+        elif min_side is not None:
+            scale = min_side / min(width, height)
+        if scale < 1:  # a JPEG is decoded at a half, a quarter or an eighth of its size
+            image.draft("RGB", (math.ceil(width * scale), math.ceil(height * scale)))
+        ImageOps.exif_transpose(image, in_place=True)
+        upright: Image.Image = image
+        if image.mode in SIXTEEN_BIT:  # convert("RGB") would clip, not scale
+            upright = image.convert("I").point(lambda value: value / 256.0).convert("L")
+        picture = upright.convert("RGB")
+    if max_side is not None and max(picture.size) > max_side:
+        picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    return picture
+
+
+def _reason(error: Exception) -> str:
+    """Return one line on why a decoder gave up."""
+    if isinstance(error, MemoryError):
+        return "it takes more memory than there is"
+    if isinstance(error, UnidentifiedImageError):  # its message has an address in memory
+        return "it is no image of a known format"
+    return next(iter(str(error).splitlines()), "") or "it is damaged"

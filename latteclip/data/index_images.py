@@ -26,7 +26,7 @@ from latteclip.core.folder_names import DISCOVER, SPLITS
 from latteclip.core.hashing import digest
 from latteclip.core.metadata import IndexMetadata
 from latteclip.core.terminal import Progress, one_line
-from latteclip.data import decoding, fingerprints, folder_files
+from latteclip.data import fingerprints, folder_files
 from latteclip.data import images as image_files
 from latteclip.data.fingerprints import Fingerprint, fingerprint
 from latteclip.data.splits import Item, Split, draw, read_split
@@ -64,8 +64,6 @@ def index_images(
     threads: int,
     classes_path: str | None = None,
     limit: int | None = None,
-    folder_state: str | None = None,
-    folder_files_output: str | None = None,
 ) -> None:
     """Write the IMAGES and FINGERPRINTS tables of a dataset.
 
@@ -78,9 +76,6 @@ def index_images(
     its form or the folder, or too many images are broken.
     """
     started = time.monotonic()
-    kind = settings.kind
-    classes = settings.classes
-    listed = [*folder_files.files(folder, kind, classes)] if folder_state else []
     if classes_path is not None:
         proposed = {"classes": os.path.abspath(classes_path)}
         settings = settings.model_copy(update=proposed)
@@ -126,32 +121,7 @@ def index_images(
         _report(broken, corrupt)
         _check(broken, split, counts, settings.max_corrupt, place)
         metadata.content = content.hexdigest()
-        if folder_state and folder_files_output:
-            checksums = list(_checksums(folder, listed, cache, limit))
-            folder_files.write(folder_files_output, listed, folder_state, checksums)
     _log_counts(split, classnames, counts, time.monotonic() - started)
-
-
-def _checksums(
-    folder: str,
-    files: Sequence[folder_files.File],
-    cache: sqlite3.Connection,
-    limit: int | None,
-) -> Iterator[bytes]:
-    """Yield the checksums of files of the folder, whose images are in the cache."""
-    for start in range(0, len(files), BATCH):
-        stats = {}
-        for name, size, modified in files[start : start + BATCH]:
-            path = os.path.normpath(os.path.join(folder, name))
-            stats[path] = (size, modified)
-        decoded = read_cache(cache, stats)
-        for path in stats:
-            if path in decoded:
-                yield decoded[path].checksum
-            elif limit is None:
-                yield folder_files.checksum(path)
-            else:  # a new time of lists and shards is a change
-                yield folder_files.UNKNOWN
 
 
 def _report(broken: Sequence[Broken], output: Path) -> None:
@@ -212,13 +182,18 @@ def _log_counts(
     )
 
 
+def checksum(content: bytes) -> bytes:
+    """Return the checksum of a file's bytes, by which answers know an image."""
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
 def decode(path: str) -> Decoded:
     """Decode an image, and return its fingerprint or the reason why it cannot be decoded."""
     image = image_files.read_and_decode(path)
     if isinstance(image, str):
         return image
     content, picture = image
-    return fingerprint(picture, folder_files.CHECKSUM(content).digest())
+    return fingerprint(picture, checksum(content))
 
 
 def _batches(
@@ -254,7 +229,9 @@ def _batches(
 def _open_cache(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a cache of decoded images, which is emptied where it is of other code or libraries."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    code = [Path(str(module.__file__)).read_bytes() for module in (decoding, fingerprints)]
+    code = [
+        Path(str(module.__file__)).read_bytes() for module in (image_files, fingerprints)
+    ]
     libraries = map(version, ("numpy", "pillow", "pillow_heif"))
     # As many bits as there is room for.
     current = int(digest(*code, *libraries)[:8], 16) >> 1

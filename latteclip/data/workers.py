@@ -58,7 +58,19 @@ class Workers(contextlib.AbstractContextManager["Workers[T, R]"], Generic[T, R])
         self._pool.shutdown(wait=kind is None, cancel_futures=True)
 
     def in_order(self, tasks: Iterable[T]) -> Iterator[R]:
-        """Yield the result of each task in order, or raise UserError where a process died."""
+        """Yield the result of each task in order, or raise UserError where a process died.
+
+        A caller that stops early leaves no result to the next call.
+        """
+        try:
+            yield from self._results(tasks)
+        finally:
+            for _, future in self._waiting:
+                future.cancel()
+            self._waiting.clear()
+            self._ready.clear()
+
+    def _results(self, tasks: Iterable[T]) -> Iterator[R]:
         source = iter(tasks)
         chunks = iter(lambda: list(itertools.islice(source, self._chunk)), [])
         while True:

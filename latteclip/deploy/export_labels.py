@@ -28,8 +28,7 @@ from latteclip.core.files import new_folder, replacing
 from latteclip.core.metadata import UnknownMetadata
 from latteclip.core.run_options import run_command
 from latteclip.core.terminal import one_line
-from latteclip.data.decoding import FORMATS
-from latteclip.data.images import image_exists, open_rgb, shard_member
+from latteclip.data.images import FORMATS, image_exists, open_rgb, shard_member
 from latteclip.deploy import label_table
 from latteclip.deploy.label_table import LabelsMetadata
 

@@ -1,6 +1,7 @@
 """One sure image of each likely class beside the question: which, and that nothing else changes."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,8 +23,8 @@ from latteclip.captions.pictures import read_image
 from latteclip.captions.requests import Choices, ChoiceScores, Identity, Request, digest
 from latteclip.captions.score_classes import letters_of, letters_prompt, order_of
 from latteclip.core import tables
-from latteclip.data.folder_files import checksum
 from latteclip.data.images import open_rgb
+from latteclip.data.index_images import checksum
 
 K = 3  # likely classes of an image
 
@@ -105,7 +106,7 @@ def test_without_the_key_requests_and_their_digests_are_those_of_before(scored, 
     identity = Identity(SETTINGS.model, "abc", "float32", None, 0, layout)
     for row, options in enumerate(columns["options"]):
         listed = [names[c] for c in options]
-        content = checksum(scored.files[row]).hex()
+        content = checksum(Path(scored.files[row]).read_bytes()).hex()
         orders = [order_of(content, number, listed) for number in range(2)]
         prompts = tuple(letters_prompt([listed[i] for i in order]) for order in orders)
         choices = Choices("multiple_choice", letters_of(K), prompts)

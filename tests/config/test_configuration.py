@@ -167,7 +167,7 @@ def test_strings_of_the_command_line_become_what_the_schema_wants(config):
         ({"dataset": "demoo"}, "demoo.*demo"),
         ({"method": "flyp,lateclip"}, "lateclip.*latteclip"),
         ({"finetune": {"lr": -1}}, r"finetune\.lr "),
-        ({"datasets": {"demo": {"source": {"folder": "."}}}}, r"datasets\.demo\.source "),
+        ({"datasets": {"dtd": {"source": {"folder": "."}}}}, r"datasets\.dtd\.source "),
         ({"finetune": None}, "finetune"),
         ({"seeds": "a,b"}, "seeds"),
         *(({"seeds": seeds}, "seeds .*boolean") for seeds in (True, [True, 2])),

@@ -34,7 +34,7 @@ def test_images_are_those_of_the_index_or_else_of_the_file(
     (tmp_path / "photographs").mkdir()
     found = configured(dataset="mine", image_dir="photographs")
     assert job_resources.counts(found, "dtd") == job_resources.Counts(3948, 1692, 47)
-    assert job_resources.counts(found, "demo") == job_resources.Counts(1500, 2100)
+    assert job_resources.counts(found, "demo") == job_resources.Counts(1500, 2100, 14)
     assert job_resources.counts(found, "mine") is None
     splits = ["train", "val", "test", "train"]
     columns = {column.name: pa.nulls(4, column.type) for column in tables.IMAGES}

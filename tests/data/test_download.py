@@ -21,6 +21,8 @@ from latteclip.core.hashing import digest
 from latteclip.data import download_dataset as downloads
 from latteclip.data.download_dataset import download_dataset, fetch
 
+LATTECLIP = Path(sys.executable).with_name("latteclip")
+
 
 def unknown(*where):
     """A download without a checksum."""
@@ -105,24 +107,15 @@ def test_after_404_the_next_source_serves_and_the_log_says_so(
     assert f"{mine} served file.bin" in caplog.text and "No checksum" in caplog.text
 
 
-def test_a_file_with_a_wrong_checksum_does_not_count(host, folder):
-    url = host.serve("/file.bin", b"something else")
-    with pytest.raises(
-        UserError, match=rf"{sha256(b'something else')} and not {sha256(CONTENT)}"
-    ):
-        fetch("file.bin", wanted(url), folder)
-    assert not names(folder)
-    good = host.serve("/good.bin", CONTENT)
-    assert fetch("file.bin", wanted(url, good), folder).read_bytes() == CONTENT
-
-
 def test_when_all_fail_one_message_says_what_to_do(host, folder, waits):
-    urls = [f"{host.url}/a.bin", f"{host.url}/b.bin", "/no/such/file"]
+    wrong = host.serve("/wrong.bin", b"something else")
+    urls = [f"{host.url}/a.bin", wrong, "/no/such/file"]
     with pytest.raises(UserError) as raised:
         fetch("file.bin", wanted(*urls), folder)
     message = str(raised.value)
-    assert all(f"{url}: " in message for url in urls)
+    assert all(f"{url}: " in message for url in urls) and not names(folder)
     assert str(folder.resolve()) in message and sha256(CONTENT) in message
+    assert sha256(b"something else") in message
 
 
 @pytest.mark.parametrize(
@@ -174,15 +167,20 @@ def arguments(output, values):
     return [*words, "--output", str(output)]
 
 
+def of_archive(url):
+    return to_jsonable_python(settings(url), exclude_none=True)
+
+
 def hub(host, tmp_path, source, **files):
     """Run the stage against a hub with one repo; its exit status, log and output."""
     host.serve_repo("me/photos", files)
     output = tmp_path / "resources" / "demo" / "data"
     values = {"downloads": {"images.tar.gz": {"sources": [{"hf": "me/photos"} | source]}}}
+    environment = {"HF_ENDPOINT": host.url, "HF_HUB_OFFLINE": "0"}
+    environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")}
     done = subprocess.run(
-        [Path(sys.executable).with_name("latteclip"), *arguments(output, values)],
-        env={**os.environ, "HF_ENDPOINT": host.url, "HF_HUB_OFFLINE": "0"}
-        | {"HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")},
+        [LATTECLIP, *arguments(output, values)],
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -193,14 +191,14 @@ def hub(host, tmp_path, source, **files):
 def test_a_name_unknown_in_advance_is_looked_up_on_hugging_face(host, tmp_path):
     files = {"OxfordFlowers.zip": zipped({"images/a.jpg": jpeg()}), "other.zip": b"x"}
     source = {"file": "*flower*.zip", "checksum": "hub"}
-    status, log, output = hub(host, tmp_path, source, **files)
-    assert status == 0 and (output / "images" / "a.jpg").is_file(), log
-    assert names(output.parent / "downloads") == ["OxfordFlowers.zip"]
-    asked = len(host.requests)
-    (output / "images" / "a.jpg").unlink()
-    status, log, output = hub(host, tmp_path, source, **files)
-    assert status == 0 and (output / "images" / "a.jpg").is_file(), log
-    assert len(host.requests) == asked
+    n_requests = set()
+    for _ in range(2):
+        status, log, output = hub(host, tmp_path, source, **files)
+        assert status == 0 and (output / "images" / "a.jpg").is_file(), log
+        assert names(output.parent / "downloads") == ["OxfordFlowers.zip"]
+        n_requests.add(len(host.requests))
+        (output / "images" / "a.jpg").unlink()
+    assert len(n_requests) == 1
 
 
 def test_the_checksum_comes_from_the_hub(host, tmp_path, monkeypatch):
@@ -211,10 +209,8 @@ def test_the_checksum_comes_from_the_hub(host, tmp_path, monkeypatch):
         host.files[f"/{repo}/resolve/main/pack.zip"] = b"broken"
 
     monkeypatch.setattr(host, "serve_repo", serve_another)
-    files = {"pack.zip": zipped({"images/a.jpg": jpeg()})}
-    status, log, output = hub(
-        host, tmp_path, {"file": "pack.zip", "checksum": "hub"}, **files
-    )
+    source = {"file": "pack.zip", "checksum": "hub"}
+    status, log, output = hub(host, tmp_path, source, **{"pack.zip": zipped({"a": b"a"})})
     assert status == 2 and "and not sha256:" in log, log
     assert not output.exists()
 
@@ -231,10 +227,8 @@ def test_a_shard_is_not_unpacked_and_takes_its_room_once(host, tmp_path):
 
 def test_a_folder_that_a_user_filled_is_not_replaced(tmp_path):
     output = tmp_path / "demo" / "data"
-    for match in (
-        "could not be fetched",
-        str(output),
-    ):  # the second time, the lock lies there
+    # The second time, the lock lies beside it.
+    for match in ("could not be fetched", str(output)):
         with pytest.raises(UserError, match=match):
             download_dataset("demo", settings("/no/such/file"), str(output))
         output.mkdir(exist_ok=True)
@@ -246,25 +240,23 @@ KILLED = """
 import os, signal, sys
 import tarfile
 from latteclip.cli import main
-extract = tarfile.TarFile.extractfile
-def dying(tar, entry):
+extract = tarfile.TarFile.extract
+def dying(tar, entry, *args, **options):
     if entry.name.endswith("b.jpg"):
         os.kill(os.getpid(), signal.SIGKILL)
-    return extract(tar, entry)
-tarfile.TarFile.extractfile = dying
+    return extract(tar, entry, *args, **options)
+tarfile.TarFile.extract = dying
 sys.exit(main.main(sys.argv[1:]))
 """
 
 
 def test_an_unpack_killed_half_way_is_redone(host, tmp_path):
-    url = host.serve("/images.tar.gz", ARCHIVE)
     output = tmp_path / "demo" / "data"
-    words = arguments(output, to_jsonable_python(settings(url), exclude_none=True))
+    words = arguments(output, of_archive(host.serve("/images.tar.gz", ARCHIVE)))
     done = subprocess.run([sys.executable, "-c", KILLED, *words], check=False)
-    assert done.returncode == -signal.SIGKILL
-    left = [path for path in output.parent.iterdir() if path.name.endswith(".tmp")]
-    assert len(left) == 1 and (left[0] / "images" / "a.jpg").is_file()
-    assert not output.exists()
+    assert done.returncode == -signal.SIGKILL and not output.exists()
+    [left] = (path for path in output.parent.iterdir() if path.name.endswith(".tmp"))
+    assert (left / "images" / "a.jpg").is_file()
     assert main.main(words) == 0
     assert names(output / "images") == ["a.jpg", "b.jpg"]
     assert sorted(p.name for p in output.parent.iterdir()) == ["data", "downloads"]
@@ -272,11 +264,9 @@ def test_an_unpack_killed_half_way_is_redone(host, tmp_path):
 
 
 def test_two_runs_at_once_fetch_once(host, tmp_path):
-    url = host.serve("/images.tar.gz", ARCHIVE)
     output = tmp_path / "demo" / "data"
-    words = arguments(output, to_jsonable_python(settings(url), exclude_none=True))
-    program = [Path(sys.executable).with_name("latteclip"), *words]
-    runs = [subprocess.Popen(program) for _ in range(2)]
+    words = arguments(output, of_archive(host.serve("/images.tar.gz", ARCHIVE)))
+    runs = [subprocess.Popen([LATTECLIP, *words]) for _ in range(2)]
     assert [run.wait() for run in runs] == [0, 0]
     assert len(host.requests) == 1
     assert names(output / "images") == ["a.jpg", "b.jpg"]

@@ -13,8 +13,7 @@ from support.shards import labelled, picture, tar_shard
 
 from latteclip.core.errors import UserError
 from latteclip.data import index_images
-from latteclip.data.folder_files import checksum
-from latteclip.data.index_images import CACHE
+from latteclip.data.index_images import CACHE, checksum
 
 # What is indexed.
 
@@ -52,7 +51,7 @@ def test_every_image_is_listed_with_its_size_upright(tmp_path):
     dog = tmp_path / "d" / "dog" / "1.jpg"
     assert (by_id["dog/1.jpg"]["path"], by_id["dog/1.jpg"]["checksum"]) == (
         str(dog),
-        checksum(dog),
+        checksum(dog.read_bytes()),
     )
 
 

@@ -14,7 +14,17 @@ from latteclip.core.errors import UserError
 from latteclip.core.metadata import IndexMetadata
 from latteclip.data.splits import read_split
 
-# Splits of any form: a valid one, or one clear error.
+
+def read(root, kind="folders", **settings):
+    return read_split(root, SplitSection(kind=kind, **settings))[1]
+
+
+def listed(split):
+    """Its images without their paths."""
+    return [item[:3] for item in split.items]
+
+
+# Any split file is a valid split, or one clear error.
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -23,24 +33,15 @@ JSON = st.recursive(
         | st.dictionaries(st.sampled_from(["train", "val", "test", "x"]), inner, max_size=4)
     ),
 )
-
-
 ROW = st.tuples(
     st.sampled_from(["a.jpg", "b/a.jpg", "b.jpg", "../x", "/x", "", "\0", "\ud800"]),
     st.integers(-1, 3) | st.booleans(),
     st.sampled_from(["cat", "dog", "", "\ud800"]),
 )
-
-
 NEARLY = st.fixed_dictionaries(
     {"train": st.lists(ROW | JSON, max_size=3), "test": st.lists(ROW, max_size=3)},
     optional={"val": st.lists(ROW, max_size=2)},
 )
-
-
-def listed(split):
-    """Its images without their paths."""
-    return [item[:3] for item in split.items]
 
 
 @given((JSON | NEARLY).map(json.dumps).map(str.encode) | st.binary(max_size=40))
@@ -49,17 +50,15 @@ def test_any_json_is_a_split_or_one_error(content):
         images(Path(place), "a.jpg", "b/a.jpg", "b.jpg")
         Path(place, "split.json").write_bytes(content)
         try:
-            _, split = read_split(Path(place), SplitSection(kind="coop"))
+            split = read(Path(place), "coop")
         except UserError as error:
             assert str(error) and "\n" not in str(error).strip()
             return
-    ids = [item.image_id for item in split.items]
+    ids = [Path(item.image_id) for item in split.items]
     assert ids and len(set(ids)) == len(ids)
+    assert not any(path.is_absolute() or ".." in path.parts for path in ids)
     for item in split.items:
         assert item.split in ("train", "val", "test") and 0 <= item.label < len(split.names)
-        assert (
-            not Path(item.image_id).is_absolute() and ".." not in Path(item.image_id).parts
-        )
         item.image_id.encode()
 
 
@@ -72,51 +71,56 @@ def test_any_json_is_a_split_or_one_error(content):
         ("coop", '{"train": [["a", 0, "x"], ["b", 0, "y"]], "test": []}', "label 0"),
         ("coop", '{"train": [["a", 0, "x"]], "test": [["a", 0, "x"]]}', "'a'"),
         ("coop", '{"train": [["../a", 0, "x"]], "test": []}', "../a"),
-        ("csv", "file,label\na.jpg,cat\n", "column"),
+        ("csv", "file,label\na.jpg,cat\n", "column 'file'"),
+        ("csv", "path,label,photographer\na.jpg,cat,me\n", "column 'photographer'"),
+        ("csv", "label\ncat\n", "column path"),
         ("csv", "path,label,split\na.jpg,cat,tset\n", "tset"),
         ("csv", "path,label\na.jpg,cat,test\n", "line 2"),
         ("csv", "path,label\na.jpg,cat\na.jpg,dog\n", "a.jpg"),
         ("csv", "path,label\n../a.jpg,cat\n", "../a.jpg"),
-        (
-            "csv",
-            "path,label,classname\na.jpg,0,cat\nb.jpg,1,dog\nc.jpg,2,\n",
-            "c.jpg.*'?2'?",
-        ),
+        ("csv", "path,label,classname\na.jpg,0,cat\nb.jpg,1,dog\nc.jpg,2,\n", "c.jpg.*2"),
+        ("csv", "path,label\na.jpg,0\nb.jpg,1\n", "classes.txt"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(tmp_path, kind, content, message):
     (tmp_path / "split").write_text(content)
     with pytest.raises(UserError, match=message):
-        read_split(tmp_path, SplitSection(kind=kind, file="split"))
+        read(tmp_path, kind, file="split")
 
 
 # Tables and lists.
 
 
-def table(tmp_path, text):
-    (tmp_path / "split.csv").write_text(text, encoding="utf-8-sig")
+@pytest.mark.parametrize("separator", [",", ";"])
+def test_a_table_of_class_names(tmp_path, separator):
     images(tmp_path, "pictures/a.jpg", "pictures/b.jpg", "pictures/c.jpg")
-    return read_split(tmp_path, SplitSection(kind="csv", images="pictures"))[1]
 
+    def table(text):
+        text = text.replace(",", separator)
+        (tmp_path / "split.csv").write_text(text, encoding="utf-8-sig")
+        return read(tmp_path, "csv", images="pictures")
 
-def test_a_table_of_class_names(tmp_path):
-    split = table(
-        tmp_path, "path,label,split\na.jpg,dog,train\nb.jpg,cat,test\nc.jpg,,Train\n"
-    )
+    split = table("path,label,split\na.jpg,dog,train\nb.jpg,cat,test\nc.jpg,,Train\n")
     assert split.names == ["cat", "dog"]
-    assert listed(split) == [
-        ("a.jpg", "train", 1),
-        ("b.jpg", "test", 0),
-        ("c.jpg", "train", None),
-    ]
+    wanted = [("a.jpg", "train", 1), ("b.jpg", "test", 0), ("c.jpg", "train", None)]
+    assert listed(split) == wanted
     (tmp_path / "classes.txt").write_text("dog\ncat\n")
-    split = table(
-        tmp_path, "path,label,split\na.jpg,1,train\nb.jpg,0,test\nc.jpg,cat,test\n"
-    )
+    split = table("path,label,split\na.jpg,1,train\nb.jpg,0,test\nc.jpg,cat,test\n")
     assert [item.label for item in split.items] == [1, 0, 1]
 
 
-# Lists, and where files lie.
+def test_lists_may_have_spaces_in_names_of_images_and_classes(tmp_path):
+    names = ["a.jpg", "my photo.png", "one two three.JPG", "b.jpg"]
+    images(tmp_path, *names)
+    (tmp_path / "train.txt").write_text("a.jpg cat\nmy photo.png big cat\n")
+    (tmp_path / "test.txt").write_text("one two three.JPG cat\nb.jpg big cat\n")
+    split = read(tmp_path, "lists", lists={"train": "train.txt", "test": "test.txt"})
+    assert split.names == ["big cat", "cat"]
+    wanted = zip(names, ["train", "train", "test", "test"], [1, 0, 1, 0], strict=True)
+    assert listed(split) == list(wanted)
+
+
+# Where files lie.
 
 
 def test_a_mirror_with_another_top_folder_is_understood(tmp_path):
@@ -127,42 +131,26 @@ def test_a_mirror_with_another_top_folder_is_understood(tmp_path):
     assert found == tmp_path / "mirror" / "dtd" / "images" and len(split.items) == 2
 
 
-def test_missing_images_and_split_files_are_named(tmp_path):
-    settings = SplitSection(kind="coop", images="pictures")
+def test_missing_files_and_wrong_numbers_are_named(tmp_path):
     with pytest.raises(UserError, match=r"split\.json"):
-        read_split(tmp_path, settings)
-    coop(tmp_path, [["a/1.jpg", 0, "a"]], [["b/2.jpg", 1, "b"]])
-    with pytest.raises(UserError, match=r"a/1\.jpg"):
-        read_split(tmp_path, settings)
-
-
-def test_a_wrong_number_of_images_shows_both_numbers(tmp_path):
-    images(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+        read(tmp_path, "coop")
     coop(tmp_path, [["a.jpg", 0, "a"], ["b.jpg", 1, "b"]], [["c.jpg", 1, "b"]])
-    read_split(
-        tmp_path, SplitSection(kind="coop", counts={"train": 2, "test": 1, "classes": 2})
-    )
-    with pytest.raises(
-        UserError, match=r"'train': 2.*'classes': 2.*'train': 3.*'classes': 4"
-    ):
-        read_split(
-            tmp_path,
-            SplitSection(kind="coop", counts={"train": 3, "test": 1, "classes": 4}),
-        )
+    with pytest.raises(UserError, match=r"a\.jpg"):
+        read(tmp_path, "coop", images="pictures")
+    images(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    read(tmp_path, "coop", counts={"train": 2, "test": 1, "classes": 2})
+    with pytest.raises(UserError, match=r"'train': 2.*'classes': 2.*'train': 3"):
+        read(tmp_path, "coop", counts={"train": 3, "test": 1, "classes": 4})
 
 
 # Class folders.
 
 
 def test_class_folders_are_split_by_a_hash_that_other_images_do_not_change(tmp_path):
-    folders(tmp_path / "a", n=60)
-    before = read_split(tmp_path / "a", SplitSection(kind="folders"))[1]
-    folders(tmp_path / "a", classes=("cat", "dog", "eel"), n=70)
-    after = read_split(tmp_path / "a", SplitSection(kind="folders"))[1]
+    before = read(folders(tmp_path, n=60))
+    after = read(folders(tmp_path, classes=("cat", "dog", "eel"), n=70))
     assert before.names == ["cat", "dog"] and after.names == ["cat", "dog", "eel"]
-    assert {(i.image_id, i.split) for i in before.items} < {
-        (i.image_id, i.split) for i in after.items
-    }
+    assert {item[:2] for item in before.items} < {item[:2] for item in after.items}
     share = sum(item.split == "test" for item in after.items) / len(after.items)
     assert 0.2 < share < 0.4
 
@@ -171,65 +159,50 @@ def test_class_folders_are_split_by_a_hash_that_other_images_do_not_change(tmp_p
 def test_a_handful_of_images_has_both_splits(tmp_path, seed):
     """Their hashes often are on one side."""
     images(tmp_path, f"cat/{seed}.jpg", f"dog/{seed}.jpg")
-    split = read_split(tmp_path, SplitSection(kind="folders"))[1]
-    assert sorted(item.split for item in split.items) == ["test", "train"]
+    assert sorted(item.split for item in read(tmp_path).items) == ["test", "train"]
 
 
-def test_train_and_test_folders(tmp_path):
-    images(
-        tmp_path,
-        "train/cat/1.jpg",
-        "val/cat/2.JPEG",
-        "test/dog/3.png",
-        "test/cat/deep/4.jpg",
-    )
-    split = read_split(tmp_path, SplitSection(kind="folders"))[1]
-    assert listed(split) == [
-        ("train/cat/1.jpg", "train", 0),
-        ("val/cat/2.JPEG", "val", 0),
-        ("test/cat/deep/4.jpg", "test", 0),
-        ("test/dog/3.png", "test", 1),
-    ]
-
-
-def test_litter_is_passed_over_and_other_files_are_counted_by_suffix(tmp_path, caplog):
-    images(tmp_path, "cat/.hidden.jpg", "cat/._1.jpg", "__MACOSX/x/1.jpg", ".git/2.jpg")
-    images(
-        tmp_path, "cat/.thumbnails/3.jpg", "@eaDir/x.jpg", "cat/@eaDir/1.jpg", ".hidden.mov"
-    )
-    images(
-        tmp_path, "#recycle/1.jpg", "$RECYCLE.BIN/1.jpg", "Thumbs.db", "lost+found/1.jpg"
-    )
-    images(
-        tmp_path,
-        *(f"{n}.jpg" for n in range(3)),
-        "a.MOV",
-        "b.mov",
-        "c.dng",
-        "d.tar\udcff",
-        "e",
-    )
-    images(tmp_path, "f.one two", "cat/g.mov")
-    (tmp_path / "classes.txt").write_text("dog\ncat\n")
-    rows, _, _ = index(tmp_path, tmp_path)
-    assert {row["image_id"] for row in rows} == {"0.jpg", "1.jpg", "2.jpg"}
-    skipped = tables.read_metadata(
-        tmp_path / "out" / "images.parquet", IndexMetadata
-    ).skipped
-    assert skipped == {".mov": 3, "other": 3, ".dng": 1}
-    assert "Left out 7 files that are no images: 3 .mov, 3 other, 1 .dng." in caplog.text
-
-
-def test_unlabelled_training_images(tmp_path):
-    images(tmp_path, "train/1.jpg", "train/2.jpg", "test/cat/3.jpg", "test/dog/4.jpg")
-    rows, names, _ = index(tmp_path, tmp_path)
-    assert names == ["cat", "dog"]
-    assert [(r["image_id"], r["label"], r["classname"]) for r in rows] == [
-        ("train/1.jpg", None, None),
-        ("train/2.jpg", None, None),
-        ("test/cat/3.jpg", 0, "cat"),
-        ("test/dog/4.jpg", 1, "dog"),
-    ]
+@pytest.mark.parametrize(
+    ("names", "classes", "wanted"),
+    [
+        (
+            ["train/cat/1.jpg", "val/cat/2.JPEG", "test/dog/3.png", "test/cat/deep/4.jpg"],
+            None,
+            {
+                "train/cat/1.jpg": ("train", 0),
+                "val/cat/2.JPEG": ("val", 0),
+                "test/cat/deep/4.jpg": ("test", 0),
+                "test/dog/3.png": ("test", 1),
+            },
+        ),
+        (
+            ["train/1.jpg", "test/cat/3.jpg", "test/dog/4.jpg"],
+            None,
+            {
+                "train/1.jpg": ("train", None),
+                "test/cat/3.jpg": ("test", 0),
+                "test/dog/4.jpg": ("test", 1),
+            },
+        ),
+        (
+            ["train/2024/1.jpg", "train/dog/2.jpg", "test/dog/3.jpg", "test/big_cat/4.jpg"],
+            "dog\nBig cat\n",
+            {
+                "train/2024/1.jpg": ("train", None),
+                "train/dog/2.jpg": ("train", 0),
+                "test/dog/3.jpg": ("test", 0),
+                "test/big_cat/4.jpg": ("test", 1),
+            },
+        ),
+    ],
+    ids=["all labelled", "unlabelled training images", "a list of classes"],
+)
+def test_train_and_test_folders(tmp_path, names, classes, wanted):
+    images(tmp_path, *names)
+    if classes:
+        (tmp_path / "classes.txt").write_text(classes)
+    items = read(tmp_path).items
+    assert {item.image_id: (item.split, item.label) for item in items} == wanted
 
 
 def test_unlabelled_images_with_a_file_of_class_names(tmp_path):
@@ -237,56 +210,49 @@ def test_unlabelled_images_with_a_file_of_class_names(tmp_path):
     (tmp_path / "classes.txt").write_text("zebra\n\n  Fire_Truck \n")
     rows, names, _ = index(tmp_path, tmp_path)
     assert names == ["zebra", "fire truck"]
-    written = tables.read_metadata(
-        tmp_path / "out" / "images.parquet", IndexMetadata
-    ).written_names
-    assert written == {"fire truck": "Fire_Truck"}
-    assert {row["label"] for row in rows} == {None}
-    assert [row["split"] for row in rows] == ["train"] * 40
+    metadata = tables.read_metadata(tmp_path / "out" / "images.parquet", IndexMetadata)
+    assert metadata.written_names == {"fire truck": "Fire_Truck"}
+    assert {(row["label"], row["split"]) for row in rows} == {(None, "train")}
 
 
-def test_a_file_of_class_names_gives_the_order_and_other_train_folders_are_unlabelled(
-    tmp_path,
-):
-    images(
-        tmp_path,
-        "train/2024/1.jpg",
-        "train/dog/2.jpg",
-        "test/dog/3.jpg",
-        "test/big_cat/4.jpg",
-    )
-    (tmp_path / "classes.txt").write_text("dog\nBig cat\n")
-    split = read_split(tmp_path, SplitSection(kind="folders"))[1]
-    assert {item.image_id: item.label for item in split.items} == {
-        "train/2024/1.jpg": None,
-        "train/dog/2.jpg": 0,
-        "test/dog/3.jpg": 0,
-        "test/big_cat/4.jpg": 1,
-    }
-
-
-def test_a_test_folder_that_is_no_class_is_an_error(tmp_path):
-    images(tmp_path, "train/1.jpg", "test/dog/2.jpg", "test/dgo/3.jpg")
+def test_litter_is_passed_over_and_other_files_are_counted_by_suffix(tmp_path):
+    litter = ("cat/.hidden.jpg", "__MACOSX/x/1.jpg", ".git/2.jpg", "cat/@eaDir/1.jpg")
+    litter += ("#recycle/1.jpg", "$RECYCLE.BIN/1.jpg", "Thumbs.db", "lost+found/1.jpg")
+    others = ("a.MOV", "b.mov", "c.dng", "d.tar\udcff", "e", "f.one two", "cat/g.mov")
+    images(tmp_path, *litter, *others, *(f"{n}.jpg" for n in range(3)))
     (tmp_path / "classes.txt").write_text("dog\ncat\n")
-    with pytest.raises(UserError, match=r"dgo .*classes\.txt"):
-        read_split(tmp_path, SplitSection(kind="folders"))
+    split = read(tmp_path)
+    assert {item.image_id for item in split.items} == {"0.jpg", "1.jpg", "2.jpg"}
+    assert split.skipped == {".mov": 3, "other": 3, ".dng": 1}
 
 
 @pytest.mark.parametrize(
-    ("names", "message"),
+    ("names", "classes", "message"),
     [
-        (["big_cat/1.jpg", "Big cat/2.jpg"], "are both 'big cat' after clean-up"),
-        (["cat/1.jpg"], "at least two classes"),
-        (["1.jpg"], "holds no class folders"),
-        (["cat/1.jpg", "dog/1.txt"], "dog holds no image"),
-        (["train/cat/1.jpg", "train/dog/1.jpg"], "both train and test"),
-        (["train/all/1.jpg", "test/cat/1.jpg", "test/dog/2.jpg"], "no class in common"),
+        (["big_cat/1.jpg", "Big cat/2.jpg"], None, "are both 'big cat' after clean-up"),
+        (["cat/1.jpg"], None, "at least two classes"),
+        (["1.jpg"], None, "holds no class folders"),
+        (["cat/1.jpg", "dog/1.txt"], None, "dog holds no image"),
+        (["train/cat/1.jpg", "train/dog/1.jpg"], None, "both train and test"),
+        (["train/a/1.jpg", "test/b/1.jpg", "test/c/2.jpg"], None, "no class in common"),
+        (["cat/\udcff.jpg", "dog/1.jpg"], None, "UTF-8"),
+        (
+            ["train/1.jpg", "test/dog/2.jpg", "test/dgo/3.jpg"],
+            "dog\ncat\n",
+            "dgo .*classes",
+        ),
+        (["train/1.jpg", "test/cat/2.jpg"], "discover", r"split\.classes"),
     ],
 )
-def test_what_is_wrong_with_class_folders_is_said(tmp_path, names, message):
+def test_what_is_wrong_with_class_folders_is_said(tmp_path, names, classes, message):
     images(tmp_path, *names)
+    settings = {}
+    if classes == "discover":
+        settings = {"classes": classes}
+    elif classes:
+        (tmp_path / "classes.txt").write_text(classes)
     with pytest.raises(UserError, match=message):
-        read_split(tmp_path, SplitSection(kind="folders"))
+        index(tmp_path, tmp_path, **settings)
 
 
 def test_a_folder_that_cannot_be_read_is_named():
@@ -299,20 +265,7 @@ def test_a_folder_that_cannot_be_read_is_named():
         try:
             os.seteuid(65534 if is_root else os.geteuid())
             with pytest.raises(UserError, match="cat/deep/deeper"):
-                read_split(Path(name), SplitSection(kind="folders", test_fraction=0.5))
+                read(Path(name))
         finally:
             os.seteuid(0 if is_root else os.geteuid())
             hidden.chmod(0o755)
-
-
-def test_a_name_that_is_not_text_is_an_error(tmp_path):
-    folders(tmp_path)
-    images(tmp_path, "cat/\udcff.jpg")
-    with pytest.raises(UserError, match="UTF-8"):
-        read_split(tmp_path, SplitSection(kind="folders"))
-
-
-def test_test_folders_with_class_names_contradict_discovered_classes(tmp_path):
-    images(tmp_path, "train/1.jpg", "test/cat/2.jpg")
-    with pytest.raises(UserError, match=r"split\.classes"):
-        read_split(tmp_path, SplitSection(kind="folders", classes="discover"))

@@ -1,8 +1,7 @@
 import descriptions
+import generate_textures as textures
 import pytest
-
-from latteclip.demo import generate_textures as textures
-from latteclip.demo.generate_textures import Attributes
+from generate_textures import Attributes
 
 
 def attributes(classname="striped", **changes):

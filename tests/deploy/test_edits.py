@@ -17,7 +17,7 @@ from latteclip.audit.score import answered_prefix
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import tables
 from latteclip.core.metadata import IndexMetadata
-from latteclip.data.folder_files import CHECKSUM
+from latteclip.data.index_images import checksum as checksum_of
 from latteclip.deploy import label_table
 from latteclip.labels.answers import (
     CLASS,
@@ -36,7 +36,7 @@ MIN_ANSWERS = 6  # that calibrate here
 
 
 def checksum(text):
-    return CHECKSUM(text.encode()).digest()
+    return checksum_of(text.encode())
 
 
 class Dataset:

@@ -6,7 +6,7 @@ import pytest
 
 from latteclip.core import files
 from latteclip.core.errors import UserError
-from latteclip.data.folder_files import CHECKSUM
+from latteclip.data.index_images import checksum
 from latteclip.labels import answers as answer_files
 from latteclip.labels.answers import (
     Answer,
@@ -20,7 +20,7 @@ from latteclip.labels.answers import (
 
 
 def content(text):
-    return CHECKSUM(text.encode()).hexdigest()
+    return checksum(text.encode()).hex()
 
 
 def index(pictures):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+from generate_textures import write_shards
 from support import warm
 from support.tiny import ROOT
 
@@ -27,7 +28,7 @@ def edit(checkout, file, change):
 def shrink(content):
     """The demo with few images and one epoch, and an engine that starts quickly."""
     demo = content["datasets"]["demo"]
-    demo["source"]["textures"] |= {"train": N_TRAIN, "test": N_TEST}
+    demo["split"]["counts"] |= {"train": N_TRAIN, "test": N_TEST}
     demo["captioner"] |= {"engine": "transformers", "max_new_tokens": 8}
     demo["finetune"] |= {"epochs": 1, "batch_size": 20, "warmup_steps": 1}
 
@@ -39,7 +40,7 @@ def few_methods(content):
 
 @dataclass
 class Checkout:
-    """A copy of the repository, in which Snakemake runs on the copy's own code."""
+    """A copy of the repository with few images, in which Snakemake runs on the copy's code."""
 
     root: Path
     environment: dict = field(default_factory=dict)  # beside that of the tests
@@ -50,9 +51,10 @@ class Checkout:
         self.root.mkdir(parents=True)
         # With what Python compiled, which is good for copies as old as their originals; but for
         # files that another process is about to put there.
-        hidden = shutil.ignore_patterns("*.pyc.*", "*.egg-info")
+        hidden = shutil.ignore_patterns("*.pyc.*", "*.egg-info", "*.tar")
         for name in ("workflow", "config", "profiles", "latteclip", "envs"):
             shutil.copytree(ROOT / name, self.root / name, ignore=hidden)
+        write_shards(self.root / "latteclip" / "demo" / "images", N_TRAIN, N_TEST)
         shutil.copy(ROOT / "Snakefile", self.root)
         (self.root / "README.md").write_text("The manual.\n")
 

@@ -9,15 +9,14 @@ from dataclasses import replace
 import pytest
 from support import captioning, warm
 from support.sections import changed
+from support.textures import write_textures
 from support.tiny import DEMO_LLAVA, ROOT, write_index
 
 from latteclip.captions import caption
 from latteclip.captions.requests import Choices, ChoiceScores, Request
 from latteclip.captions.score_classes import letters_of, letters_prompt
-from latteclip.config.sections.textures import TexturesSection
 from latteclip.core import tables
 from latteclip.data.images import open_rgb
-from latteclip.demo.generate_textures import generate_textures
 
 N = 16
 
@@ -65,8 +64,7 @@ def _finish(words, environment):
 def index(tmp_path_factory):
     """An index of N demo textures."""
     folder = tmp_path_factory.mktemp("captioners")
-    generate_textures(TexturesSection(train=N, test=1, gap=0.5, seed=9), folder / "data")
-    files = sorted(map(str, (folder / "data").rglob("*.png")))[:N]
+    files = write_textures(folder, N, gap=0.5, seed=9)
     return write_index(
         folder / "images.parquet", files, ["train"] * N, [None] * N, ["a", "b"]
     )
@@ -100,9 +98,7 @@ NAMES = ["banded", "bubbly", "dotted", "grid", "marbled", "woven"]
 @pytest.fixture(scope="session")
 def textures(tmp_path_factory):
     """Paths of 24 of the demo's textures."""
-    folder = tmp_path_factory.mktemp("scored")
-    generate_textures(TexturesSection(train=24, test=1, gap=0.85, seed=0), folder / "data")
-    return sorted(map(str, (folder / "data").rglob("*.png")))[:24]
+    return write_textures(tmp_path_factory.mktemp("scored"), 24, gap=0.85, seed=0)
 
 
 def options_of(number):

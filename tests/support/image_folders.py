@@ -33,7 +33,7 @@ def coop(root, train, test, name="split.json"):
     (root / name).write_text(json.dumps({"train": train, "val": [], "test": test}))
 
 
-def index(root, tmp_path, threads=1, folder_state=None, limit=None, **settings):
+def index(root, tmp_path, threads=1, limit=None, **settings):
     """Index a folder; its rows, class names and broken images."""
     output, corrupt = tmp_path / "out" / "images.parquet", tmp_path / "out" / "corrupt.csv"
     settings = SplitSection(**({"kind": "folders"} | settings))
@@ -42,8 +42,6 @@ def index(root, tmp_path, threads=1, folder_state=None, limit=None, **settings):
         *(str(root), settings, *outputs),
         threads=threads,
         limit=limit,
-        folder_state=folder_state and folder_state[0],
-        folder_files_output=folder_state and folder_state[1],
     )
     rows = tables.read(output, tables.IMAGES).to_pylist()
     classnames = tables.read_metadata(output, IndexMetadata).classnames

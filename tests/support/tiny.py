@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from latteclip.clip.model import Clip
 from latteclip.core import tables
 from latteclip.core.metadata import GainsMetadata, IndexMetadata
-from latteclip.data.folder_files import CHECKSUM, checksum
+from latteclip.data.index_images import checksum
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
@@ -284,7 +284,7 @@ def write_index(
         "height": [64] * len(files),
     }
     columns["checksum"] = [
-        checksum(file) if Path(file).is_file() else CHECKSUM(name.encode()).digest()
+        checksum(Path(file).read_bytes() if Path(file).is_file() else name.encode())
         for name, file in zip(columns["image_id"], files, strict=True)
     ]
     metadata = IndexMetadata(classnames, written or {}, **metadata)

@@ -17,6 +17,7 @@ import open_clip
 import pytest
 import torch
 import torchvision.transforms.functional as TF
+from generate_textures import SIDE
 from PIL import Image
 from support.backbones import CPU
 from support.tiny import write_pictures
@@ -24,7 +25,6 @@ from torchvision.transforms import ColorJitter, InterpolationMode, RandomResized
 
 from latteclip.core.errors import UserError
 from latteclip.data.loader import loader
-from latteclip.demo.generate_textures import SIDE
 from latteclip.train import training_images as images
 from latteclip.train.training_images import (
     Augmentation,

@@ -7,7 +7,7 @@ are the alt texts that the demo's CLIP is pre-trained on.
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from latteclip.demo.generate_textures import COLOURS, Attributes
+from generate_textures import COLOURS, Attributes
 
 NOUNS = {
     "banded": "bands",

@@ -11,19 +11,19 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import generate_textures as textures
 import numpy as np
 import open_clip
 import torch
 import train_clip
 import train_llava
 from descriptions import NOUNS, size_word
+from generate_textures import CLASSNAMES, Attributes
 from PIL import Image
 from training import normalise, to_channels
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from latteclip.core.devices import keep_big_buffers
-from latteclip.demo import generate_textures as textures
-from latteclip.demo.generate_textures import CLASSNAMES, Attributes
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import generate_textures as textures
 import numpy as np
 import open_clip
 import torch
@@ -44,13 +45,13 @@ from training import (
 )
 from transformers import PreTrainedTokenizerFast
 
+from latteclip.config.layers import PACKAGE
 from latteclip.core.devices import keep_big_buffers
 from latteclip.core.files import replacing, write_json
-from latteclip.demo import generate_textures as textures
 
 log = logging.getLogger(__name__)
 
-FOLDER = Path(textures.__file__).parent / "models" / "clip"
+FOLDER = PACKAGE / "demo" / "models" / "clip"
 POOL_SEED = 1000
 LARGEST_GAP = 0.3
 POOL = 40_000  # images

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import generate_textures as textures
 import numpy as np
 import open_clip
 import torch
@@ -33,13 +34,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from latteclip.config.layers import PACKAGE
 from latteclip.core.devices import keep_big_buffers
 from latteclip.core.files import replacing
-from latteclip.demo import generate_textures as textures
 
 log = logging.getLogger(__name__)
 
-FOLDER = Path(textures.__file__).parent / "models" / "llava"
+FOLDER = PACKAGE / "demo" / "models" / "llava"
 POOL_SEED = 2000
 LARGEST_GAP = 0.6
 POOL = 32_000  # images

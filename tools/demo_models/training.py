@@ -5,11 +5,10 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 
+import generate_textures as textures
 import numpy as np
 import torch
 import torch.nn.functional as F
-
-from latteclip.demo import generate_textures as textures
 
 log = logging.getLogger(__name__)
 

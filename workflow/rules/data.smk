@@ -1,28 +1,6 @@
 # From a source to the image index.
 
 
-rule generate_textures:
-    input:
-        code=sources("latteclip.demo.generate_textures"),
-    output:
-        local(directory("resources/{dataset}/data")),
-    log:
-        "results/{dataset}/logs/generate_textures.log",
-    wildcard_constraints:
-        dataset=one_of(configuration.from_source("textures")),
-    conda:
-        "../../envs/latteclip.yaml"
-    resources:
-        mem_mb=memory("generate_textures"),
-        runtime=minutes("generate_textures"),
-    params:
-        settings=given_json(
-            lambda c, dataset: c.dataset(dataset)["source"]["textures"], "dataset"
-        ),
-    shell:
-        "latteclip generate-textures --settings {params.settings:q} --output {output} --log {log}"
-
-
 # No `code` among its inputs: an edit of the package must not unpack gigabytes again.
 rule download_dataset:
     output:
@@ -69,12 +47,12 @@ rule index_images:
         settings=given_json(Configuration.section, "dataset", name="split"),
         classes=options("classes"),
         limit=given(stage_params.limit),
-        state=lambda wildcards: functions.folder_state(wildcards.dataset),
+        state=lambda wildcards: functions.folder_state(wildcards.dataset),  # for reruns alone
         examples=given(stage_params.example_classes, "dataset"),
     shell:
         "latteclip index-images --folder {params.folder:q} --settings {params.settings:q}"
         " --output {output.images} --corrupt {output.corrupt} --fingerprints {output.fingerprints}"
-        " {params.classes} {params.limit} {params.state} --threads {threads} --log {log}"
+        " {params.classes} {params.limit} --threads {threads} --log {log}"
 
 
 rule find_duplicates:

@@ -1,14 +1,17 @@
-"""Synthetic textures for the demo: 64x64 RGB images of 14 DTD classes, with their attributes.
+"""Draw the demo's images: 64x64 RGB textures of 14 DTD classes, with their attributes.
 
-Two domains share the classes: the source is clean, the target is bent, blotchy, dim, blurred and
-noisy. A `gap` (0..1) is a fraction of the way from source to target. Only numpy draws, from one
-seeded generator, so the same arguments give the same bytes. Arrays are float32 [N, 64, 64] unless
-stated otherwise (N images of one class, drawn together). Coordinates run from -1 to 1.
+    python tools/demo_models/generate_textures.py latteclip/demo/images
+
+writes the shards of the package. Two domains share the classes: the source is clean, the target is
+bent, blotchy, dim, blurred and noisy. A `gap` (0..1) is a fraction of the way from source to
+target. Only numpy draws, from one seeded generator. Arrays are float32 [N, 64, 64] unless stated
+otherwise (N images of one class, drawn together). Coordinates run from -1 to 1.
 """
 
-import json
+import io
+import sys
+import tarfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,9 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from latteclip.config.sections.textures import TexturesSection
-from latteclip.core.files import replacing
-
+TRAIN, TEST, GAP, SEED = 1500, 2100, 0.85, 0  # the demo's
 SIDE = 64
 BANDS = 64  # bands and strokes of an image whose tone is drawn, after which they repeat
 # Images of one class drawn at once; bounds memory, and is part of what a seed means.
@@ -657,34 +658,39 @@ def generate(
     return images, [attributes[i] for i in range(n)]
 
 
-def generate_textures(settings: TexturesSection, output: str | Path) -> None:
-    """Write `images/<classname>/<classname>_<number>.png` and the CoOp split `split.json`.
+def write_shards(
+    folder: Path, train: int = TRAIN, test: int = TEST, gap: float = GAP, seed: int = SEED
+) -> None:
+    """Write `train.tar` and `test.tar` as WebDataset has them, of PNGs and class names.
 
-    Train and test images come from different random streams of the seed. The whole folder appears
-    at once.
+    Their images come from different random streams of the seed.
     """
-    with replacing(output) as new, ThreadPoolExecutor() as pool:
-        new.mkdir()
-        train = pool.submit(_write_images, new, settings, settings.train, stream=0, first=0)
-        test = pool.submit(
-            _write_images, new, settings, settings.test, stream=1, first=settings.train
-        )
-        split = {"train": train.result(), "val": [], "test": test.result()}
-        (new / "split.json").write_text(
-            json.dumps(split, indent=0) + "\n", encoding="utf-8"
-        )
+    folder.mkdir(parents=True, exist_ok=True)
+    first = 0
+    for stream, (name, n) in enumerate({"train": train, "test": test}.items()):
+        images, attributes = generate(n, gap, seed, stream=stream)
+        with tarfile.open(folder / f"{name}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+            for number, (image, named) in enumerate(
+                zip(images, attributes, strict=True), first
+            ):
+                key = f"images/{named.classname}/{named.classname}_{number:05d}"
+                _add(tar, f"{key}.png", png(image))
+                _add(tar, f"{key}.cls", named.classname.encode())
+        first += n
 
 
-def _write_images(
-    folder: Path, settings: TexturesSection, n: int, stream: int, first: int
-) -> list[tuple[str, int, str]]:
-    """Write n images of a stream, numbered from `first`, and return their rows of the split."""
-    rows = []
-    images, attributes = generate(n, settings.gap, settings.seed, stream=stream)
-    for number, (image, named) in enumerate(zip(images, attributes, strict=True), first):
-        classname = named.classname
-        path = Path("images", classname, f"{classname}_{number:05d}.png")
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(folder / path)
-        rows.append((path.as_posix(), CLASSNAMES.index(classname), classname))
-    return rows
+def png(image: np.ndarray) -> bytes:
+    """Return an image [64, 64, 3] as a PNG."""
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "PNG")
+    return content.getvalue()
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
+if __name__ == "__main__":
+    write_shards(Path(sys.argv[1]))

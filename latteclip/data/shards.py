@@ -1,0 +1,198 @@
+"""Read the images and labels of shards, which are files of thousands of images each.
+
+A tar of WebDataset has samples: `key.jpg` beside `key.cls`, `key.txt` or `key.json`. A Parquet file
+of Hugging Face `datasets` has the bytes of an image beside a label. Headers and labels are read
+here, images later by their place in the shard (`images.shard_member`).
+"""
+
+import contextlib
+import itertools
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import TypeAdapter
+
+from latteclip.config.sections.split import SplitSection
+from latteclip.core.errors import UserError
+from latteclip.data import images
+from latteclip.data.folder_files import IMAGE_SUFFIXES, inside
+
+# Suffixes of shards, by kind of split.
+SUFFIXES = {"webdataset": ".tar", "parquet": ".parquet"}
+MAX_LABEL = 2**20  # bytes of a part that holds a label
+# A tar's headers: bytes of each, which tarfile reads whole, and number of global ones, at most.
+MAX_HEADER = 2**18
+MAX_GLOBALS = 100
+LONG_HEADERS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+MAX_ROWS = 10**7  # rows of a Parquet file, at most: a footer may claim any number
+LABELS_AT_ONCE = 2**16
+FEATURES = b"huggingface"  # the key of metadata in which `datasets` describes columns
+
+
+class Sample(NamedTuple):
+    """An image of a shard."""
+
+    name: str
+    place: str  # as `images.shard_member` reads it after #
+    label: Any  # a number, a class name, or one of splits.UNLABELLED
+
+
+class HeaderOrEnd(tarfile.TarInfo):
+    """A header or the end mark of a tar. tarfile takes anything else for the end as well."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "HeaderOrEnd":
+        try:
+            header = super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if bytes(buf) == bytes(tarfile.BLOCKSIZE):
+                raise
+            raise tarfile.ReadError(f"no end mark, or a damaged header: {error}") from None
+        # tarfile reads long headers whole, and the list of the parts of a sparse file.
+        if header.type in LONG_HEADERS and header.size > MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {header.size} bytes")
+        if header.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError("a sparse file")
+        return header
+
+    # Tarfile calls it, by this name alone.
+    def _proc_gnusparse_10(self, *_: object) -> None:
+        raise tarfile.ReadError("a sparse file")
+
+
+def tar_entries(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the entries of a tar that was opened with HeaderOrEnd.
+
+    An entry that leads back is a ReadError: tarfile would read without end (CVE-2025-8194).
+    """
+    offset = 0
+    while (entry := tar.next()) is not None:
+        if entry.size < 0 or tar.offset <= offset:
+            raise tarfile.ReadError("an entry leads back to an earlier one")
+        if len(tar.pax_headers) > MAX_GLOBALS:
+            raise tarfile.ReadError(f"more than {MAX_GLOBALS} global headers")
+        offset = tar.offset
+        yield entry
+        tar.members.clear()  # type: ignore[attr-defined]  # a million take a gigabyte
+
+
+def tar_samples(
+    shard: Path, settings: SplitSection, skipped: Counter[str]
+) -> Iterator[Sample]:
+    """Yield the images of a tar in order, and count samples without an image by suffix."""
+    label_suffix, _, json_key = (settings.label or "cls").partition(":")
+    wanted = {f".{settings.image.lower()}"} if settings.image else IMAGE_SUFFIXES
+    with (
+        shard.open("rb") as file,
+        tarfile.open(fileobj=file, mode="r:", tarinfo=HeaderOrEnd) as tar,
+    ):
+        for key, group in itertools.groupby(_tar_parts(tar, shard), itemgetter(0)):
+            parts: dict[str, tarfile.TarInfo] = {}
+            for _, suffix, entry in group:
+                if parts.setdefault(suffix, entry) is not entry:
+                    raise UserError(
+                        f"{shard}: the sample {key!r} has {suffix!r} twice; remove one."
+                    )
+            suffixes = [suffix for suffix in parts if f".{suffix}" in wanted]
+            if not suffixes:
+                skipped[f".{next(iter(parts))}"] += 1
+                continue
+            if len(suffixes) > 1:
+                raise UserError(
+                    f"{shard}: the sample {key!r} has the images {suffixes}; set split.image "
+                    "to one."
+                )
+            image = parts[suffixes[0]]
+            label = parts.get(label_suffix.lower())
+            where = f"{shard}: {key}.{label_suffix}"
+            value = _tar_label(file, label, json_key, where) if label else None
+            place = f"{image.offset_data}+{image.size}"
+            yield Sample(f"{key}.{suffixes[0]}", place, value)
+
+
+def _tar_parts(
+    tar: tarfile.TarFile, shard: Path
+) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """Yield the parts of samples: key, suffix in lower case, and entry."""
+    for entry in tar_entries(tar):
+        if entry.isdir():
+            continue
+        if not entry.isreg() or entry.issparse():
+            raise UserError(
+                f"{shard} contains {entry.name[:80]!r}, which is not a plain file and is refused."
+            )
+        folder, slash, name = inside(entry.name.removeprefix("./"), shard).rpartition("/")
+        key, dot, suffix = name.partition(".")
+        if key and dot:  # neither hidden nor of no sample
+            yield folder + slash + key, suffix.lower(), entry
+
+
+def _tar_label(file: BinaryIO, entry: tarfile.TarInfo, json_key: str, where: str) -> Any:
+    """Read a part that holds a label: an integer, a class name, or a field of JSON with either."""
+    file.seek(entry.offset_data)
+    try:
+        if entry.size > MAX_LABEL:
+            raise ValueError
+        text = file.read(entry.size).decode().strip()
+        return json.loads(text)[json_key] if json_key else number_or_name(text)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        what = f"JSON with the field {json_key!r}" if json_key else "text in UTF-8"
+        raise UserError(
+            f"{where} is not {what} of at most {MAX_LABEL} bytes; set split.label to the labels."
+        ) from None
+
+
+def number_or_name(text: str) -> int | str:
+    """Return the number that a label is, or else its text."""
+    digits = text.removeprefix("-")
+    is_number = digits.isascii() and digits.isdecimal() and len(digits) <= 18
+    return int(text) if is_number else text
+
+
+def parquet_samples(shard: Path, settings: SplitSection, _: object) -> Iterator[Sample]:
+    """Yield the images of a Parquet file in order. Without a column of labels they have none."""
+    number = itertools.count()
+    column = settings.label or "label"
+    with pq.ParquetFile(shard) as file:
+        images.image_column(file)
+        if file.metadata.num_rows > MAX_ROWS:
+            raise ValueError(f"it has more than {MAX_ROWS} rows")
+        if settings.label and column not in file.schema_arrow.names:
+            raise ValueError(f"it has no column {column!r} but {file.schema_arrow.names}")
+        for group in range(file.num_row_groups):
+            for row, label in enumerate(_labels(file, group, column)):
+                yield Sample(str(next(number)), f"{group}+{row}", label)
+
+
+def _labels(file: Any, group: int, column: str) -> Iterator[Any]:
+    if column not in file.schema_arrow.names:
+        yield from itertools.repeat(None, file.metadata.row_group(group).num_rows)
+        return
+    # Numbers take little memory, however many they are. Other values are read one by one.
+    are_numbers = pa.types.is_integer(file.schema_arrow.field(column).type)
+    for labels in images.rows(file, group, column, LABELS_AT_ONCE if are_numbers else 1):
+        yield from labels.to_pylist()
+
+
+def described_classes(shard: Path, column: str) -> tuple[str, ...]:
+    """Return the class names in label order that a Parquet file describes, if any."""
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        features = json.loads(pq.read_schema(shard).metadata[FEATURES])["info"]["features"]
+        return TypeAdapter(tuple[str, ...]).validate_python(features[column]["names"])
+    return ()
+
+
+SAMPLES = {"webdataset": tar_samples, "parquet": parquet_samples}
