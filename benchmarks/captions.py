@@ -103,6 +103,7 @@ def make_images(folder: Path, n: int) -> str:
             "label": pa.nulls(n, pa.int32()),
             "classname": pa.nulls(n, pa.string()),
             "checksum": [number.to_bytes(16) for number in range(n)],
+            "hashes": pa.nulls(n, pa.binary(96)),
             "width": [side] * n,
             "height": [side] * n,
         },

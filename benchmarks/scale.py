@@ -150,7 +150,7 @@ def index_images(place: Place) -> Work:
     from latteclip.data import index_images as splits
 
     settings = SplitSection(kind="folders")
-    names = ("images.parquet", "corrupt.csv", "fingerprints.parquet")
+    names = ("images.parquet", "corrupt.csv")
     outputs = [place.file(name) for name in names]
     return lambda: splits.index_images(str(place.images), settings, *outputs, threads=2)
 
@@ -176,6 +176,7 @@ def make_index(place: Place) -> Work:
             "checksum": [number.to_bytes(16) for number in range(place.n)],
             "width": [16] * place.n,
             "height": [16] * place.n,
+            "hashes": random_hashes(place.n),
         }
         tables.write(
             place.file("images.parquet"), columns, tables.IMAGES, IndexMetadata(classes)
@@ -196,36 +197,20 @@ def add_images(place: Place) -> Work:
     return work
 
 
-def make_fingerprints(place: Place) -> Work:
-    """Write random hashes and thumbnails of the images. Every twentieth equals that before it."""
+def random_hashes(n: int) -> list[bytes]:
+    """Return random perceptual hashes of n images. Every twentieth equals that before it."""
     import numpy as np
 
-    from latteclip.core import tables
-
-    rng = np.random.default_rng(2)
-
-    def work() -> None:
-        index, _ = tables.read_unlabelled(place.file("images.parquet"), training=False)
-        with tables.writing(
-            place.file("made_fingerprints.parquet"), tables.FINGERPRINTS
-        ) as add:
-            for batch in index.to_batches(10_000):
-                columns = {"image_id": batch["image_id"]}
-                for name in ("hashes", "thumbnail"):
-                    size = tables.FINGERPRINTS.field(name).type.byte_width
-                    values = rng.integers(0, 256, (len(batch), size), dtype=np.uint8)
-                    values[19::20] = values[18::20][: len(values[19::20])]
-                    columns[name] = list(map(bytes, values))
-                add(columns)
-
-    return work
+    values = np.random.default_rng(2).integers(0, 256, (n, 96), dtype=np.uint8)
+    values[19::20] = values[18::20][: len(values[19::20])]
+    return list(map(bytes, values))
 
 
 def find_duplicates(place: Place) -> Work:
     """Find near-duplicates among all images."""
     from latteclip.data import find_duplicates as stage
 
-    names = ("images.parquet", "made_fingerprints.parquet", "duplicates.parquet")
+    names = ("images.parquet", "duplicates.parquet")
     files = [place.file(name) for name in names]
     return lambda: stage.find_duplicates(*files)
 
@@ -887,7 +872,6 @@ STEPS = [
     Step(plan_jobs, "`snakemake -n`, nothing there"),
     Step(index_images, "index_images, two processes"),
     Step(index_images, "index_images again, nothing new"),
-    Step(make_fingerprints, None),
     Step(find_duplicates, "find_duplicates"),
     Step(write_pseudo_labels, "pseudo-labels: scores, table written"),
     Step(plan_jobs, "`snakemake -n`, index and pseudo-labels there"),

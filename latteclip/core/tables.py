@@ -32,16 +32,12 @@ IMAGES = _schema(
     width=pa.int32(),
     height=pa.int32(),
     checksum=pa.binary(16),  # checksum of the file's bytes, by which answers know the image
+    hashes=pa.binary(96),  # perceptual hashes, see latteclip.data.find_duplicates
 )
-FINGERPRINTS = _schema(
-    image_id=pa.string(),
-    hashes=pa.binary(352),  # 11 views of 256 bits each, the whole picture first
-    thumbnail=pa.binary(256),  # 16 x 16 grey pixels
-)
+# Images that show the same picture as another one.
 DUPLICATES = _schema(
-    image_id=pa.string(),
-    duplicate_id=pa.string(),  # each pair once, in the order of the index
-    distance=pa.float32(),  # 1 - correlation of the details of the aligned pictures
+    image_id=pa.string(),  # in the order of the index
+    set=pa.int32(),  # number of the set of images that show one picture
 )
 PSEUDO_LABELS = _schema(
     image_id=pa.string(),

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -26,9 +27,8 @@ from latteclip.core.folder_names import DISCOVER, SPLITS
 from latteclip.core.hashing import digest
 from latteclip.core.metadata import IndexMetadata
 from latteclip.core.terminal import Progress, one_line
-from latteclip.data import fingerprints, folder_files
+from latteclip.data import find_duplicates, folder_files
 from latteclip.data import images as image_files
-from latteclip.data.fingerprints import Fingerprint, fingerprint
 from latteclip.data.splits import Item, Split, draw, read_split
 from latteclip.data.workers import Workers
 
@@ -44,13 +44,24 @@ NO_FILE = (-1, -1)
 CREATE = """
     CREATE TABLE IF NOT EXISTS images (
         path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER,
-        width INTEGER, height INTEGER, hashes BLOB, thumbnail BLOB, checksum BLOB
+        width INTEGER, height INTEGER, hashes BLOB, checksum BLOB
     ) WITHOUT ROWID
 """
 SELECT = "SELECT images.* FROM json_each(?) CROSS JOIN images ON images.path = value"
+
+
+class Picture(NamedTuple):
+    """The size of a decoded image, its perceptual hashes, and a checksum of its bytes."""
+
+    width: int
+    height: int
+    hashes: bytes
+    checksum: bytes
+
+
 Stat = tuple[int, int]  # size and time in ns of the file that holds an image
 Stats = Mapping[str, Stat]  # what the system says of image files, by path
-Decoded = Fingerprint | str  # or the reason why the image cannot be decoded
+Decoded = Picture | str  # or the reason why the image cannot be decoded
 Broken = tuple[str, str, str, str]  # image_id, path, split and reason
 
 
@@ -59,13 +70,12 @@ def index_images(
     settings: SplitSection,
     output: str,
     corrupt_output: str,
-    fingerprints_output: str,
     *,
     threads: int,
     classes_path: str | None = None,
     limit: int | None = None,
 ) -> None:
-    """Write the IMAGES and FINGERPRINTS tables of a dataset.
+    """Write the IMAGES table of a dataset.
 
     Paths lead through `folder` if it is a link (`folder_files.link`), and messages name its target.
     `classes_path` lists the classes that a stage has proposed. Until then, where `split.classes` is
@@ -100,7 +110,6 @@ def index_images(
     content = hashlib.sha256()
     with (
         tables.writing(output, tables.IMAGES, metadata) as add,
-        tables.writing(fingerprints_output, tables.FINGERPRINTS) as add_fingerprints,
         replacing(corrupt_output) as corrupt,
         _open_cache(Path(output).with_name(CACHE)) as cache,
     ):
@@ -110,14 +119,13 @@ def index_images(
                 if isinstance(decoded, str):
                     broken.append((item.image_id, path, item.split, decoded))
                     continue
-                row = vars(decoded) | item._asdict() | {"path": path}
+                row = decoded._asdict() | item._asdict() | {"path": path}
                 if item.label is not None:
                     row["classname"] = classnames[item.label]
                 rows.append(row)
                 counts[item.split] += 1
                 content.update(decoded.checksum)
             add(pa.Table.from_pylist(rows, tables.IMAGES))
-            add_fingerprints(pa.Table.from_pylist(rows, tables.FINGERPRINTS))
         _report(broken, corrupt)
         _check(broken, split, counts, settings.max_corrupt, place)
         metadata.content = content.hexdigest()
@@ -188,12 +196,12 @@ def checksum(content: bytes) -> bytes:
 
 
 def decode(path: str) -> Decoded:
-    """Decode an image, and return its fingerprint or the reason why it cannot be decoded."""
+    """Decode an image, and return what the index has of it, or why it cannot be decoded."""
     image = image_files.read_and_decode(path)
     if isinstance(image, str):
         return image
     content, picture = image
-    return fingerprint(picture, checksum(content))
+    return Picture(*picture.size, find_duplicates.view_hashes(picture), checksum(content))
 
 
 def _batches(
@@ -230,9 +238,9 @@ def _open_cache(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a cache of decoded images, which is emptied where it is of other code or libraries."""
     path.parent.mkdir(parents=True, exist_ok=True)
     code = [
-        Path(str(module.__file__)).read_bytes() for module in (image_files, fingerprints)
+        Path(str(module.__file__)).read_bytes() for module in (image_files, find_duplicates)
     ]
-    libraries = map(version, ("numpy", "pillow", "pillow_heif"))
+    libraries = map(version, ("imagehash", "numpy", "pillow", "pillow_heif"))
     # As many bits as there is room for.
     current = int(digest(*code, *libraries)[:8], 16) >> 1
     try:
@@ -250,10 +258,10 @@ def _open_cache(path: Path) -> Iterator[sqlite3.Connection]:
         ) from None
 
 
-def read_cache(cache: sqlite3.Connection, stats: Stats) -> dict[str, Fingerprint]:
-    """Return the fingerprints of images, by path, without new and changed images."""
+def read_cache(cache: sqlite3.Connection, stats: Stats) -> dict[str, Picture]:
+    """Return the pictures of images, by path, without new and changed images."""
     return {
-        path: Fingerprint(*values)
+        path: Picture(*values)
         for path, size, mtime_ns, *values in cache.execute(SELECT, [json.dumps([*stats])])
         if stats[path] == (size, mtime_ns)
     }
@@ -262,14 +270,14 @@ def read_cache(cache: sqlite3.Connection, stats: Stats) -> dict[str, Fingerprint
 def write_cache(
     cache: sqlite3.Connection, decoded: Mapping[str, Decoded], stats: Stats
 ) -> None:
-    """Write the fingerprints of images that could be decoded, with earlier stats of their files."""
+    """Write the pictures of images that could be decoded, with earlier stats of their files."""
     rows = [
-        (path, *stats[path], *vars(result).values())
+        (path, *stats[path], *result)
         for path, result in decoded.items()
-        if isinstance(result, Fingerprint)
+        if isinstance(result, Picture)
     ]
     with cache:
-        cache.executemany("INSERT OR REPLACE INTO images VALUES (?,?,?,?,?,?,?,?)", rows)
+        cache.executemany("INSERT OR REPLACE INTO images VALUES (?,?,?,?,?,?,?)", rows)
 
 
 def file_stats(paths: Iterable[str]) -> Stats:

@@ -158,29 +158,20 @@ def _runner_up(folder: Path, labels: pa.Table, classnames: list[str]) -> pa.Chun
 def _duplicates(
     path: Path, ids: pa.ChunkedArray, answers: Mapping[str, Answer]
 ) -> pa.ChunkedArray | pa.Array:
-    """Return the id of an earlier image of the same picture, or null. Answered ones come first."""
+    """Return the first image of the set for the others of each set. Answered ones come first."""
     if not path.is_file():
         return pa.nulls(len(ids), pa.string())
-    pairs = tables.read(path, tables.DUPLICATES, ["image_id", "duplicate_id"])
-    first_rows = pc.index_in(pairs["image_id"], ids)
-    second_rows = pc.index_in(pairs["duplicate_id"], ids)
-    are_known = pc.and_(pc.is_valid(first_rows), pc.is_valid(second_rows))
+    table = tables.read(path, tables.DUPLICATES)
+    rows = pc.index_in(table["image_id"], ids)  # null for test images
+    sets = table["set"].filter(pc.is_valid(rows)).to_numpy()
+    rows = rows.drop_null().to_numpy()
     is_answered = pc.is_in(ids, pa.array(list(answers), pa.string())).to_numpy()
-    row_of = np.argsort(~is_answered, kind="stable")
-    rank_of = np.argsort(row_of)
-    first_ranks = rank_of[first_rows.filter(are_known).to_numpy()]
-    second_ranks = rank_of[second_rows.filter(are_known).to_numpy()]
-    earlier = np.minimum(first_ranks, second_ranks)
-    later = np.maximum(first_ranks, second_ranks)
-    order = np.lexsort((earlier, later))
-    original: dict[int, int] = {}  # rank of the original, by the rank of the duplicate
-    for first, second in zip(earlier[order].tolist(), later[order].tolist(), strict=True):
-        if first not in original:  # else its own original decides
-            original.setdefault(second, first)
-    duplicates = row_of[list(original)]
-    originals = row_of[list(original.values())]
+    order = np.lexsort((rows, ~is_answered[rows], sets))
+    rows = rows[order]
+    _, first, number = np.unique(sets[order], return_index=True, return_inverse=True)
     original_of = np.full(len(ids), -1)
-    original_of[duplicates] = originals
+    original_of[rows] = rows[first][number]
+    original_of[rows[first]] = -1
     return ids.take(pa.array(original_of, mask=original_of < 0))
 
 

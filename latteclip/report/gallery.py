@@ -41,7 +41,7 @@ DUPLICATE = (168, 8_000)
 EXAMPLES = 6
 DISPUTES = 12
 UNKNOWN = 24
-PAIRS = 6
+SETS = 6
 ENDS, OF_CLASS = 240, 3  # surest and least sure: in all, and of a class at each end
 
 
@@ -275,34 +275,36 @@ def _find(
 def read_duplicates(
     path: str, train: SplitReport, test: SplitReport, run_files: Sequence[RunTables]
 ) -> Row:
-    """Count the pairs of a DUPLICATES table, and measure their effect on accuracies.
+    """Count the sets of a DUPLICATES table, and measure their effect on accuracies.
 
     A test image with a duplicate among the training images leaks: its accuracy is not that of a new
-    image. Examples are pairs from the most alike to the least, evenly spread.
+    image. Examples are the first two images of some sets.
     """
     table = tables.read(path, tables.DUPLICATES)
-    names = ("image_id", "duplicate_id")
-    in_test = np.stack([test.places(table[name]) for name in names])  # [2, pairs]
-    of_test = (in_test >= 0).sum(axis=0)  # images of each pair
-    training, between, both = np.bincount(of_test, minlength=3).tolist()
-    is_leak = (in_test >= 0) & (of_test == 1)
+    sets = table["set"].to_numpy()
+    in_test = test.places(table["image_id"])
+    n_sets = int(sets.max(initial=-1)) + 1
+    of_test = np.bincount(sets[in_test >= 0], minlength=n_sets)
+    of_train = np.bincount(sets[in_test < 0], minlength=n_sets)
+    are_both = (of_test > 0) & (of_train > 0)
     leaked = np.zeros(len(test), np.bool_)
-    leaked[in_test[is_leak]] = True
-    spread = np.linspace(0, len(table) - 1, min(PAIRS, len(table))).astype(int)
-    alike = np.argsort(table["distance"].to_numpy(), kind="stable")
-    examples = table.take(alike[np.unique(spread)])
-    sides = [_find(examples[name], (train, test)) for name in names]
-    pairs = []
-    for pair in zip(*sides, strict=True):
-        pairs.append([_image(split, i, DUPLICATE) for split, i in pair])
+    leaked[in_test[(in_test >= 0) & are_both[sets]]] = True
+    spread = np.linspace(0, n_sets - 1, min(SETS, n_sets)).astype(int)
+    examples = []
+    for number in spread:
+        ids = table["image_id"].filter(pa.array(sets == number))[:2]
+        examples.append(
+            [_image(split, i, DUPLICATE) for split, i in _find(ids, (train, test))]
+        )
     return {
-        "pairs": len(table),
-        "training": training,
-        "between": between,
-        "test": both,
+        "images": len(table),
+        "sets": n_sets,
+        "training": int((of_test == 0).sum()),
+        "between": int(are_both.sum()),
+        "test": int((of_train == 0).sum()),
         "leaked": int(leaked.sum()),
         "accuracies": _leak_free_accuracies(test, leaked, run_files),
-        "examples": pairs,
+        "examples": examples,
     }
 
 

@@ -123,7 +123,6 @@ def run(key, settings):
         "--corrupt",
         f"{results}/corrupt.csv",
     ]
-    outputs += ["--fingerprints", f"{results}/fingerprints.parquet"]
     return main.main(
         ["download-dataset", "--dataset", key, "--output", data, *download]
     ) or main.main(["index-images", "--folder", data, *index, *outputs])

@@ -258,28 +258,28 @@ def test_answers_decide_the_folder_which_has_the_name_that_the_dataset_writes(
     assert set(placed) == set(taken.ids) - set(none)
 
 
-def with_duplicates(taken, pairs):
+def with_duplicates(taken, sets):
+    rows = sorted((i, number) for number, images in enumerate(sets) for i in images)
     columns = {
-        "image_id": [taken.ids[one] for one, _ in pairs],
-        "duplicate_id": [taken.ids[other] for _, other in pairs],
-        "distance": [0.1] * len(pairs),
+        "image_id": ["a test image", *(taken.ids[i] for i, _ in rows)],
+        "set": [0, *(number for _, number in rows)],
     }
     tables.write("duplicates.parquet", columns, tables.DUPLICATES)
 
 
-def test_of_images_that_show_the_same_one_is_first(taken):
-    with_duplicates(taken, [(0, 1), (1, 2), (3, 4), (3, 5), (4, 5)])
-    found = [row["duplicate_of"] for row in rows(taken)][:6]
-    ids = taken.ids
-    # Image 2 resembles image 1 alone, which is itself a duplicate: whether it is one is not known.
-    assert found == [None, ids[0], None, None, ids[3], ids[3]]
+def test_of_images_that_show_one_picture_the_first_or_an_answered_one_remains(taken):
+    taken.write_report(answers=PersonAnswers({taken.ids[4]: CLASSNAMES[0]}))
+    with_duplicates(taken, [(0, 1, 2), (3, 4, 5)])
+    found = [row["duplicate_of"] for row in rows(taken)][:7]
+    first, answered = taken.ids[0], taken.ids[4]
+    assert found == [None, first, first, answered, None, answered, None]
 
 
 @pytest.mark.parametrize("form", ["csv", "imagefolder"])
 def test_unknown_images_and_duplicates_are_counted_and_left_out_on_demand(
     taken, tmp_path, form
 ):
-    with_duplicates(taken, [(0, 1), (0, 2)])
+    with_duplicates(taken, [(0, 1, 2)])
     unknown = {row["image_id"] for row in rows(taken) if row["is_unknown"]}
     assert unknown
     words = ["labels", "export", str(taken.folder), "--format", form, "--output"]

@@ -50,33 +50,34 @@ def test_chosen_images_have_their_captions_and_a_group_that_holds_them(results, 
         assert results.image_ids[i] in members or results.image_ids[i] not in grouped
 
 
-def write_duplicates(results, pairs):
-    """DUPLICATES by the numbers of images."""
+def write_duplicates(results, sets):
+    """DUPLICATES by the numbers of images in each set."""
+    rows = sorted((i, number) for number, images in enumerate(sets) for i in images)
     columns = {
-        "image_id": [results.image_ids[i] for i, _ in pairs],
-        "duplicate_id": [results.image_ids[j] for _, j in pairs],
-        "distance": [0.01 * n for n in range(len(pairs))],
+        "image_id": [results.image_ids[i] for i, _ in rows],
+        "set": [number for _, number in rows],
     }
     path = results.folder / "duplicates.parquet"
     tables.write(path, columns, tables.DUPLICATES)
     return str(path)
 
 
-# Of 31 training images and 53 for testing: one pair of the first, two of the others, three between.
-PAIRS = [(0, 5), (40, 41), (41, 42), (3, 50), (4, 50), (7, 60)]
+# Of 31 training images and 53 for testing: a set of the first, one of the others, two of both.
+SETS = [(0, 5), (40, 41, 42), (3, 4, 50), (7, 60)]
 
 
 def test_near_duplicates_are_counted_and_leaked_test_images_left_out(results):
-    page, _ = write(results, duplicates=write_duplicates(results, PAIRS))
+    page, _ = write(results, duplicates=write_duplicates(results, SETS))
     numbers = re.findall(r"\d+", page.sections["images"])
-    for number in "61232":  # pairs; within training, within testing, between; leaked images
+    # Images and sets; sets within training, within testing, in both; leaked images.
+    for number in ("10", *"41122"):
         numbers = numbers[numbers.index(number) + 1 :]
     alts = [
         a["alt"]
         for tag, a in page.elements
         if tag == "img" and "near-duplicates" in a["alt"]
     ]
-    assert len(alts) == 12 and alts[0].endswith(results.image_ids[0])
+    assert len(alts) == 8 and alts[0].endswith(results.image_ids[0])
     rows = page.tables["without-leaks"][1:]
     assert [row[0][0] for row in rows] == list(results.methods)
     leaked = {results.image_ids[i] for i in (50, 60)}
@@ -91,10 +92,10 @@ def test_near_duplicates_are_counted_and_leaked_test_images_left_out(results):
 
 
 def test_without_labels_or_without_leaks_no_accuracy_is_compared(results, tmp_path):
-    page, _ = write(results, duplicates=write_duplicates(results, PAIRS[:3]))
+    page, _ = write(results, duplicates=write_duplicates(results, SETS[:2]))
     assert "without-leaks" not in page.tables
     unlabelled = Results(tmp_path, labelled=False)
-    page, _ = write(unlabelled, duplicates=write_duplicates(unlabelled, PAIRS))
+    page, _ = write(unlabelled, duplicates=write_duplicates(unlabelled, SETS))
     assert "without-leaks" not in page.tables
     page, _ = write(results, duplicates=write_duplicates(results, []))
     assert "images" not in page.sections

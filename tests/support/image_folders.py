@@ -37,7 +37,7 @@ def index(root, tmp_path, threads=1, limit=None, **settings):
     """Index a folder; its rows, class names and broken images."""
     output, corrupt = tmp_path / "out" / "images.parquet", tmp_path / "out" / "corrupt.csv"
     settings = SplitSection(**({"kind": "folders"} | settings))
-    outputs = [str(output), str(corrupt), str(tmp_path / "out" / "fingerprints.parquet")]
+    outputs = [str(output), str(corrupt)]
     index_images.index_images(
         *(str(root), settings, *outputs),
         threads=threads,

@@ -282,6 +282,7 @@ def write_index(
         "classname": [None if label is None else classnames[label] for label in labels],
         "width": [70] * len(files),
         "height": [64] * len(files),
+        "hashes": pa.nulls(len(files), pa.binary(96)),
     }
     columns["checksum"] = [
         checksum(Path(file).read_bytes() if Path(file).is_file() else name.encode())

@@ -37,7 +37,7 @@ IMPORTED = {
             "transformers.models.llama.modeling_llama",
             "transformers.models.llava.processing_llava",
         ),
-        *("pydantic.main", "pyarrow.compute", "pandas", "scipy.stats", "faiss", "jinja2"),
+        *("pydantic.main", "pyarrow.compute", "pandas", "scipy.stats", "jinja2"),
         *("matplotlib.figure", "matplotlib.backends.backend_svg", "pillow_heif", "sqlite3"),
     ),
 }

@@ -31,7 +31,6 @@ rule index_images:
     output:
         images="results/{dataset}/images.parquet",
         corrupt="results/{dataset}/corrupt.csv",
-        fingerprints="results/{dataset}/fingerprints.parquet",
     log:
         "results/{dataset}/logs/index_images.log",
     benchmark:
@@ -51,14 +50,13 @@ rule index_images:
         examples=given(stage_params.example_classes, "dataset"),
     shell:
         "latteclip index-images --folder {params.folder:q} --settings {params.settings:q}"
-        " --output {output.images} --corrupt {output.corrupt} --fingerprints {output.fingerprints}"
+        " --output {output.images} --corrupt {output.corrupt}"
         " {params.classes} {params.limit} --threads {threads} --log {log}"
 
 
 rule find_duplicates:
     input:
         images="results/{dataset}/images.parquet",
-        fingerprints="results/{dataset}/fingerprints.parquet",
         code=sources("latteclip.data.find_duplicates"),
     output:
         "results/{dataset}/duplicates.parquet",
@@ -72,5 +70,4 @@ rule find_duplicates:
         mem_mb=memory("find_duplicates"),
         runtime=minutes("find_duplicates"),
     shell:
-        "latteclip find-duplicates --images {input.images} --fingerprints {input.fingerprints}"
-        " --output {output} --log {log}"
+        "latteclip find-duplicates --images {input.images} --output {output} --log {log}"

@@ -20,7 +20,6 @@ use rule index_images as index_unnamed_images with:
     output:
         images="results/{dataset}/unnamed_images.parquet",
         corrupt="results/{dataset}/unnamed_corrupt.csv",
-        fingerprints="results/{dataset}/unnamed_fingerprints.parquet",
     log:
         "results/{dataset}/logs/index_unnamed_images.log",
     benchmark:
