@@ -185,6 +185,7 @@ def finished(tmp_path_factory):
             edit(original, CONFIG, few_methods)
             run = original.snakemake("--config", "seeds=1")
             assert run.returncode == 0, run.stdout
+            (original.root / "run.txt").write_text(run.stdout)
             original.root.rename(root)
     return Checkout(root).copy(tmp_path_factory.mktemp("finished") / "checkout")
 

@@ -9,7 +9,6 @@ import pytest
 from huggingface_hub import constants
 from support.nvidia import nvidia_smi
 from support.servers import decisions  # noqa: F401
-from support.web import host  # noqa: F401
 
 from latteclip.cli import doctor, main
 from latteclip.core import gpus
@@ -40,24 +39,6 @@ def only(monkeypatch):
 
 def levels(check):
     return [level for level, _ in doctor.findings(check)]
-
-
-def test_a_broken_check_hides_no_other(only, capsys):
-    def broken():
-        yield "ok", "begun"
-        raise OSError("gone")
-
-    only(first=broken, second=lambda: iter([("ok", "sound")]))
-    assert main.main(["doctor"]) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("warning ") and lines[1].startswith("ok ")
-    assert len(lines) == 3  # and the configuration
-
-
-def test_notes_are_no_failure(only, capsys):
-    only(one=lambda: iter([("note", "text; advice")]))
-    assert main.main(["doctor"]) == 0
-    assert "advice" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("free", "level"), [(1, "warning"), (10, "note"), (100, "ok")])
@@ -98,6 +79,11 @@ def test_what_triton_compiles_with_counts_on_a_gpu(tools, monkeypatch, tmp_path)
 def test_the_server_of_an_engine_is_looked_for(decisions, monkeypatch):  # noqa: F811
     asks = functools.partial(doctor.captioner, ["captioner={'engine': 'decisions'}"], [])
     assert levels(asks) == ["ok"]
+    monkeypatch.setenv("DECISIONS_API_KEY", "a wrong key")
+    decisions.list_models = lambda: (401, {}, {})
+    ((level, text),) = doctor.findings(asks)
+    assert level == "warning" and "export DECISIONS_API_KEY" in text and "401" in text
+    del decisions.list_models
     monkeypatch.delenv("DECISIONS_API_KEY")
     assert levels(asks) == ["ok", "note"]
     assert "DECISIONS_API_KEY" in doctor.findings(asks)[1][1]
@@ -106,17 +92,6 @@ def test_the_server_of_an_engine_is_looked_for(decisions, monkeypatch):  # noqa:
     monkeypatch.delenv("DECISIONS_BASE_URL")
     [(_, text)] = asks()
     assert "export DECISIONS_BASE_URL" in text
-
-
-def test_a_wrong_key_is_known_before_a_run(host, monkeypatch):  # noqa: F811
-    asks = functools.partial(doctor.captioner, ["captioner={'engine': 'openai'}"], [])
-    host.serve("/v1/models", b"{}")
-    monkeypatch.setenv("OPENAI_BASE_URL", f"{host.url}/v1")
-    monkeypatch.setenv("OPENAI_API_KEY", "a wrong key")
-    assert levels(asks) == ["ok"]
-    host.refused["/v1/models"] = (401, "Unauthorized")
-    ((level, text),) = doctor.findings(asks)
-    assert level == "warning" and "export OPENAI_API_KEY" in text and "401" in text
 
 
 @pytest.mark.parametrize(
@@ -153,11 +128,6 @@ def test_whether_a_captioner_fits_is_known_before_it_is_loaded(
     assert levels(asks) == []
 
 
-def test_an_import_that_dies_is_a_warning(tools, monkeypatch):
-    monkeypatch.setattr(doctor, "VLLM", "import os; os.abort()")
-    assert levels(doctor.vllm) == ["warning"]
-
-
 def test_a_hub_that_does_not_answer(monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -176,14 +146,17 @@ def test_a_cluster_without_snakemake_s_plugin_is_a_warning(tools, monkeypatch):
     assert levels(doctor.slurm)[-1] == "warning"
 
 
-def test_programs_get_findings_as_json(only, capsys):
-    only(
-        one=lambda: iter([("note", "text; advice")]), two=lambda: iter([("warning", "bad")])
-    )
-    assert main.main(["doctor", "--json"]) == 1
+def test_findings_are_lines_or_json_and_a_broken_check_hides_no_other(only, capsys):
+    def broken():
+        yield "ok", "begun"
+        raise OSError("gone")
+
+    only(first=broken, second=lambda: iter([("note", "text; advice")]))
+    assert main.main(["doctor"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("warning ") and lines[1].startswith("note ")
+    only(one=lambda: iter([("note", "text; advice")]))
+    assert main.main(["doctor", "--json"]) == 0  # notes are no failure
     found = json.loads(capsys.readouterr().out)
-    assert found["ready"] is False
-    assert found["findings"][:2] == [
-        {"check": "one", "level": "note", "text": "text; advice"},
-        {"check": "two", "level": "warning", "text": "bad"},
-    ]
+    assert found["ready"] is True
+    assert found["findings"][0] == {"check": "one", "level": "note", "text": "text; advice"}

@@ -4,38 +4,24 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from pathlib import Path
-from unittest import mock
 
 import pytest
 
-from latteclip.cli import arguments, commands, main
+from latteclip.cli import commands, main
 from latteclip.core.files import replacing
-from latteclip.train import finetune
 
 HEAVY = {"torch", "vllm", "transformers", "open_clip", "torchvision"}
-ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
 SUMMARIZE = ("summarize", "m.json", "--baseline", "b", "--csv", "c", "--markdown", "m")
 
 
-def heavy_imports(code):
-    """What a new interpreter has imported after it ran `code`."""
-    script = f"{code}\nimport sys; print(*({HEAVY!r} & set(sys.modules)))"
+def test_help_and_configuration_import_nothing_heavy():
+    code = "from latteclip.cli.main import main; main(['completion', 'bash'])"
+    script = f"{code}\nimport latteclip.config.configuration, sys; "
+    script += f"print(*({HEAVY!r} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
-    return found.stdout.split("\n")[-2].split()
-
-
-@pytest.mark.parametrize(
-    "code",
-    [
-        "from latteclip.cli.main import main; main(['completion', 'bash'])",
-        "import latteclip.config.configuration",
-    ],
-)
-def test_help_and_configuration_import_nothing_heavy(code):
-    assert heavy_imports(code) == []
+    assert found.stdout.split("\n")[-2].split() == []
 
 
 def test_every_command_has_help(capsys):
@@ -75,28 +61,16 @@ def buggy(monkeypatch, tmp_path):
     return [*SUMMARIZE, "--log", str(log)], log
 
 
-def test_a_bug_is_one_line_and_status_1_with_its_traceback_in_the_log(buggy, capsys):
+def test_a_bug_is_one_line_and_its_traceback_is_in_the_log_or_comes_with_debug(
+    buggy, capsys
+):
     arguments, log = buggy
     assert main.main(arguments) == 1
     assert re.fullmatch("error: .*ZeroDivisionError.*--debug.*\n", capsys.readouterr().err)
     assert "Traceback" in log.read_text()
-    assert "ZeroDivisionError" in log.read_text()
-
-
-@pytest.mark.parametrize("before", [True, False])
-def test_debug_brings_the_traceback_wherever_it_stands(buggy, before, capsys):
-    arguments, _ = buggy
-    assert main.main(["--debug", *arguments] if before else [*arguments, "--debug"]) == 1
-    assert "Traceback" in capsys.readouterr().err
-
-
-def test_an_interruption_is_told_and_status_130(buggy, monkeypatch, capsys):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("latteclip.evaluate.summary.read_results", interrupted)
-    assert main.main(buggy[0]) == 130
-    assert capsys.readouterr().err == "interrupted\n"
+    for words in (["--debug", *arguments], [*arguments, "--debug"]):
+        assert main.main(words) == 1
+        assert "Traceback" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -125,75 +99,53 @@ def test_wrong_usage_is_one_line_and_status_2(arguments, message, capsys):
     assert printed.count("\n") == 1
 
 
-def test_a_file_that_the_system_refuses_is_one_sentence(
-    buggy, tmp_path, monkeypatch, capsys
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+def test_a_signal_unwinds_and_is_the_status(
+    buggy, tmp_path, monkeypatch, capsys, number, status
 ):
-    monkeypatch.setattr(
-        "latteclip.evaluate.summary.read_results",
-        lambda *_: (tmp_path / "no" / "x").read_text(),
-    )
-    assert main.main(buggy[0]) == 2
-    assert re.fullmatch(f"error: .*{tmp_path}/no/x.*\n", capsys.readouterr().err)
-
-
-def test_sigterm_unwinds_and_is_status_143(buggy, tmp_path, monkeypatch, capsys):
     def write(*_):
         with replacing(tmp_path / "half") as half:
             half.touch()
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
             time.sleep(60)
 
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr("latteclip.evaluate.summary.read_results", write)
-    assert main.main(buggy[0]) == 143
+    assert main.main(buggy[0]) == status
     assert capsys.readouterr().err == "interrupted\n"
     assert not list(tmp_path.glob("*half*")) + list(tmp_path.glob(".*half*"))
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize("own", [None, "backend:native"])
-def test_a_training_lets_segments_of_the_gpu_s_memory_grow_by_default(monkeypatch, own):
-    settings = []
-    monkeypatch.setattr(
-        finetune, "finetune", lambda: settings.append(os.environ.get(ALLOCATOR))
-    )
-    environment = {
-        name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name
-    }
-    environment |= {ALLOCATOR: own} if own else {}
-    with mock.patch.dict(os.environ, environment, clear=True):
-        arguments.run("latteclip.train.finetune", "finetune", Namespace())
-    assert settings == [own or "expandable_segments:True"]
-
-
 # --- standard output ------------------------------------------------------------------------------
 
-LIST = [sys.executable, "-m", "latteclip", "datasets"]
 
-
-def test_a_full_output_is_one_sentence():
-    with Path("/dev/full").open("w") as full:
-        run = subprocess.run(LIST, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert (run.returncode, run.stderr.count("\n")) == (2, 1)
-    assert re.match("error: .*space", run.stderr)
-
-
-def closed(descriptor, *words):
-    """A run of a command that finds a standard stream closed."""
+def run_with(stdout=None, closed=None, words=("datasets",)):
+    """Run a command with a standard output, or with a standard stream closed."""
     command = [sys.executable, "-m", "latteclip", *words]
-    options = {"stderr": subprocess.PIPE, "text": True, "check": False}
-    return subprocess.run(command, preexec_fn=lambda: os.close(descriptor), **options)
+    options = {"stdout": stdout, "stderr": subprocess.PIPE, "text": True, "check": False}
+    if closed is not None:
+        options["preexec_fn"] = lambda: os.close(closed)
+    return subprocess.run(command, **options)
 
 
-def test_a_closed_stream_is_one_sentence(tmp_path):
-    for run in (closed(1, "datasets"), closed(0, "predict", str(tmp_path), "-")):
+def test_a_standard_stream_that_is_full_or_closed_is_one_sentence(tmp_path):
+    with Path("/dev/full").open("w") as full:
+        runs = [
+            run_with(stdout=full),
+            run_with(closed=1),
+            run_with(closed=0, words=("predict", str(tmp_path), "-")),
+        ]
+    for run, reason in zip(runs, ("space", "standard output", "No image"), strict=True):
         assert (run.returncode, run.stderr.count("\n")) == (2, 1)
-        assert re.match("error: (The standard output|No image)", run.stderr)
+        assert re.match(f"error: .*{reason}", run.stderr)
 
 
 def test_an_output_that_nobody_reads_is_no_sentence():
     reading, writing = os.pipe()
     os.close(reading)
-    run = subprocess.run(LIST, stdout=writing, stderr=subprocess.PIPE, text=True)
+    run = run_with(stdout=writing)
     os.close(writing)
     assert (run.returncode, run.stderr) == (1, "")

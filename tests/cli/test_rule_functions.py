@@ -3,16 +3,13 @@
 import sys
 from types import SimpleNamespace
 
-import pyarrow as pa
 import pytest
 from snakemake.exceptions import WorkflowError
-from snakemake.iocontainers import InputFiles, Wildcards
+from snakemake.iocontainers import Wildcards
 
 from latteclip.cli import rule_functions
 from latteclip.cli.rule_functions import RuleFunctions
 from latteclip.config import job_resources, layers
-from latteclip.core import tables
-from latteclip.core.metadata import IndexMetadata
 
 DEMO = Wildcards(fromdict={"dataset": "demo", "method": "flyp"})
 
@@ -83,24 +80,6 @@ def test_gpus_are_asked_for_where_there_are_some(functions):
         count = found.given(job_resources.captioner_gpus, "dataset")
         assert found.gpus(count)(DEMO) == n
         assert found.cores_per_gpu(count)(DEMO, 8) == 2
-
-
-def test_resources_wait_for_the_index_and_grow_with_it_and_each_attempt(
-    functions, tmp_path
-):
-    index = tmp_path / "images.parquet"
-    found, inputs = functions(), InputFiles([str(index)])
-    inputs._set_name("images", 0)
-    epochs = found.given(job_resources.epochs, "dataset", "method")
-    minutes, memory = found.minutes("finetune", epochs), found.memory("finetune")
-    with pytest.raises(FileNotFoundError, match=r"images\.parquet"):
-        minutes(DEMO, inputs, 1)
-    n = 120_000
-    columns = {column.name: pa.nulls(n, column.type) for column in tables.IMAGES}
-    tables.write(index, columns, tables.IMAGES, IndexMetadata([]))
-    assert minutes(DEMO, inputs, 1) == 20 + 5 * n // 200 // 60
-    assert minutes(DEMO, inputs, 2) == 2 * minutes(DEMO, inputs, 1)
-    assert memory(DEMO, inputs, 1, 8) == job_resources.memory("finetune", n, 1, 8)
 
 
 def test_a_mistaken_configuration_is_snakemake_s_error(functions, monkeypatch):

@@ -57,7 +57,9 @@ WAITING = ("3", "PENDING", "Resources", "0:00", "2:00:00", "here")
 RUNNING = ("4_2", "RUNNING", "None", "1:05", "20:00", "here")
 
 
-def test_the_queue_holds_the_jobs_of_the_folder(listing, tmp_path, monkeypatch):
+def test_a_second_run_is_refused_and_names_the_jobs_of_the_folder(
+    listing, squeue, tmp_path, monkeypatch
+):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     (tmp_path / "link").symlink_to(tmp_path / "here")
@@ -73,19 +75,10 @@ def test_the_queue_holds_the_jobs_of_the_folder(listing, tmp_path, monkeypatch):
         QueuedJob("4_2", "caption_images_shard demo_2_4", "running for 1:05 of 20:00"),
         QueuedJob("4_2", "all", "running for 1:05 of 20:00"),
     ]
-
-
-def test_a_second_run_is_refused_and_names_the_jobs(listing, tmp_path, monkeypatch):
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    listing()
-    runs.refuse_second_run()
-    listing((*WAITING, "rule_finetune"), (*RUNNING, "rule_finetune"))
     with pytest.raises(UserError, match="scancel 3 4_2"):
         runs.refuse_second_run()
-
-
-def test_a_cluster_that_fails_is_one_sentence(squeue):
+    listing()
+    runs.refuse_second_run()
     squeue("sys.exit('slurm_load_jobs error: Unable to contact slurm controller')")
     with pytest.raises(UserError, match="squeue"):
         runs.queue()

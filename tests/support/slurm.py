@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -208,10 +207,9 @@ class Slurm:
 class OnCluster:
     """A checkout whose workflow runs on a cluster."""
 
-    def __init__(self, checkout, slurm, *, cold=False):
-        """Where it is `cold`, jobs do without warm processes (see `warm`)."""
+    def __init__(self, checkout, slurm):
         self.checkout, self.slurm = checkout, slurm
-        self._python = sys.executable if cold else warm.interpreter()
+        self._python = warm.interpreter()
         checkout.environment |= slurm.environment
         self._log = checkout.root / "snakemake.out"
 
