@@ -1,10 +1,9 @@
-"""Captions and scores of textures by the demo's LLaVA: commands and requests."""
+"""Commands, and requests of all kinds about textures with their answers."""
 
 import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 from support import captioning, warm
@@ -13,6 +12,7 @@ from support.textures import write_textures
 from support.tiny import DEMO_LLAVA, ROOT, write_index
 
 from latteclip.captions import caption
+from latteclip.captions.pictures import Layout, lay_out
 from latteclip.captions.requests import Choices, ChoiceScores, Request
 from latteclip.captions.score_classes import letters_of, letters_prompt
 from latteclip.core import tables
@@ -128,15 +128,44 @@ def requests(textures):
     }
 
 
-def beside(requests):
-    """The requests, each with the picture of the next one before its own."""
-    others = [*requests[1:], requests[0]]
-    return [
-        replace(request, pictures=[*other.pictures, *request.pictures])
-        for request, other in zip(requests, others, strict=True)
-    ]
-
-
 def scores_of(scorer, requests):
     answers = {request.key: answer for request, answer in scorer.answer(iter(requests))}
     return [ChoiceScores.parse(answers[request.key].text) for request in requests]
+
+
+# --- requests about four pictures, of several shapes ---------------------------------------------
+
+# Of all four, besides each as it is: as squares, as a canvas, as several images.
+LAYOUTS = [Layout(square=56), Layout("grid", 112, 4), Layout("multi_image")]
+SIZES = [(120, 90), (60, 100), (50, 50), (128, 128)]
+
+
+def pictures(paths):
+    images = [open_rgb(path).resize(size) for path, size in zip(paths, SIZES, strict=True)]
+    layouts = (lay_out(images, layout) for layout in LAYOUTS)
+    return [*([image] for image in images), *layouts]
+
+
+def answers_of(engine, paths):
+    """[text, finish_reason, tokens written, tokens read] of each request."""
+    asked = [Request(key, each, "What is it?") for key, each in enumerate(pictures(paths))]
+    found = ask(engine, *asked)
+    assert [each.error for each in found] == [None] * len(found)
+    return [[one.text, one.finish_reason, one.n_tokens, one.n_read] for one in found]
+
+
+def read_by_vllm(engine, paths):
+    """The token ids that vLLM's engine is given of each request."""
+    llm, found = engine._llm, []
+    add = llm.llm_engine.add_request
+
+    def noting(number, prompt, *more, **options):
+        found.append(prompt["prompt_token_ids"])
+        return add(number, prompt, *more, **options)
+
+    llm.llm_engine.add_request = noting
+    for shown in pictures(paths):
+        engine._enqueued(Request(0, shown, "What is it?"))
+    llm.llm_engine.add_request = add
+    llm.wait_for_completion(use_tqdm=False)
+    return found

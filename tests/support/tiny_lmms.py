@@ -3,7 +3,6 @@
 Their tokenizers are of letters, and their chat templates have the words of the real ones.
 """
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,9 +84,9 @@ def tokens(end, pad, *flags, begin=None, **named):
     return Tokens(tokenizer, text)
 
 
-def template(before, after, answer, image, start=""):
+def template(before, after, answer, image):
     return (
-        f"{start}{{% for message in messages %}}{before}{{% for content in message['content'] %}}"
+        f"{{% for message in messages %}}{before}{{% for content in message['content'] %}}"
         f"{{% if content['type'] == 'image' %}}{image}{{% else %}}{{{{ content['text'] }}}}"
         f"{{% endif %}}{{% endfor %}}{after}{{% endfor %}}"
         f"{{% if add_generation_prompt %}}{answer}{{% endif %}}"
@@ -109,18 +108,6 @@ def save(folder, kind, config, processor, own):
     return str(folder)
 
 
-def llava(folder):
-    """LLaVA-1.5: CLIP and Llama; each picture is one square.
-
-    Its template begins with the token that the tokenizer would add, as Gemma 3's does.
-    """
-    pictures = transformers.CLIPImageProcessor(
-        size={"shortest_edge": SIDE}, crop_size=SQUARE
-    )
-    chat = template("USER: ", " ", "ASSISTANT:", "<image>\n", start="<s>")
-    return _llava(folder, "Llava", transformers.LlamaConfig, pictures, chat)
-
-
 def llava_next(folder):
     """LLaVA-1.6: CLIP and Mistral; an overview and tiles, as many as the picture has room for.
 
@@ -133,14 +120,9 @@ def llava_next(folder):
     pictures = transformers.LlavaNextImageProcessor(
         size={"shortest_edge": SIDE}, crop_size=SQUARE, **tiles
     )
-    text = functools.partial(transformers.MistralConfig, sliding_window=None)
     chat = template("[INST] ", " [/INST]", "", "<image>\n")
-    return _llava(folder, "LlavaNext", text, pictures, chat, **tiles)
-
-
-def _llava(folder, kind, text, pictures, chat, **options):
     own = tokens("</s>", "<pad>", "<image>", begin="<s>")
-    processor = getattr(transformers, f"{kind}Processor")(
+    processor = transformers.LlavaNextProcessor(
         pictures,
         own.tokenizer,
         patch_size=VISION["patch_size"],
@@ -148,59 +130,40 @@ def _llava(folder, kind, text, pictures, chat, **options):
         num_additional_image_tokens=1,
         chat_template=chat,
     )
-    config = getattr(transformers, f"{kind}Config")(
+    config = transformers.LlavaNextConfig(
         vision_config=transformers.CLIPVisionConfig(**VISION),
-        text_config=text(**own.text),
+        text_config=transformers.MistralConfig(sliding_window=None, **own.text),
         image_token_id=own.number("<image>"),
         image_seq_length=(SIDE // VISION["patch_size"]) ** 2,
-        **options,
+        **tiles,
     )
-    return save(folder, kind, config, processor, own)
-
-
-def qwen2_vl(folder):
-    return _qwen(folder, "Qwen2VL", {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2})
-
-
-def qwen2_5_vl(folder):
-    return _qwen(
-        folder,
-        "Qwen2_5_VL",
-        {**QWEN_VISION, "window_size": 56, "fullatt_block_indexes": [1]},
-    )
+    return save(folder, "LlavaNext", config, processor, own)
 
 
 def qwen3_vl(folder):
-    more = {"num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
-    return _qwen(folder, "Qwen3VL", {**QWEN_VISION, **more}, patch=16)
-
-
-def _qwen(folder, name, vision, patch=14):
-    """Of Qwen: pictures in their own shape; a position has three numbers."""
+    """Qwen3-VL: pictures in their own shape; a position has three numbers."""
     own = tokens(
         "<|im_end|>", "<|endoftext|>", "<|im_start|>", *(f"<|{m}|>" for m in QWEN_MARKS)
     )
-    pixels = {"patch_size": patch, "temporal_patch_size": 2, "merge_size": 2}
+    pixels = {"patch_size": 16, "temporal_patch_size": 2, "merge_size": 2}
     size = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}
-    videos = "Qwen3VLVideoProcessor" if name == "Qwen3VL" else "Qwen2VLVideoProcessor"
-    processor = getattr(transformers, f"{name}Processor")(
+    processor = transformers.Qwen3VLProcessor(
         transformers.Qwen2VLImageProcessor(**pixels, size=size),
         own.tokenizer,
-        getattr(transformers, videos)(**pixels, size=size),
+        transformers.Qwen3VLVideoProcessor(**pixels, size=size),
         chat_template=template(*CHATML, QWEN_IMAGE),
     )
-    three = {"mrope_section": [4, 6, 6]}
-    if name == "Qwen3VL":
-        three["mrope_interleaved"] = True
-    config = getattr(transformers, f"{name}Config")(
+    three = {"mrope_section": [4, 6, 6], "mrope_interleaved": True}
+    vision = {**QWEN_VISION, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
+    config = transformers.Qwen3VLConfig(
         text_config={**own.text, "rope_parameters": {**ROPE, **three}},
-        vision_config={"depth": 2, "num_heads": 2, "patch_size": patch, **vision},
+        vision_config={"depth": 2, "num_heads": 2, "patch_size": 16, **vision},
         image_token_id=own.number("<|image_pad|>"),
         video_token_id=own.number("<|video_pad|>"),
         vision_start_token_id=own.number("<|vision_start|>"),
         vision_end_token_id=own.number("<|vision_end|>"),
     )
-    return save(folder, name, config, processor, own)
+    return save(folder, "Qwen3VL", config, processor, own)
 
 
 def internvl(folder):

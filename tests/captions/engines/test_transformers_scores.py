@@ -5,7 +5,7 @@ import pytest
 import torch
 from support.commands import PROMPT, SETTINGS, scores_of
 from support.sections import changed
-from support.tiny_lmms import qwen2_vl
+from support.tiny_lmms import qwen3_vl
 
 from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.requests import Choices, Request
@@ -118,8 +118,8 @@ def test_a_name_that_begins_another_is_scored_without_it(scorer, plain, textures
 
 
 def test_another_architecture_counts_its_positions_right(textures, tmp_path):
-    """A picture of Qwen2-VL takes fewer positions than tokens."""
-    settings = changed(SETTINGS, model=qwen2_vl(tmp_path / "qwen"))
+    """A picture of Qwen3-VL takes fewer positions than tokens."""
+    settings = changed(SETTINGS, model=qwen3_vl(tmp_path / "qwen"))
     scorer = TransformersEngine(settings, threads=1)
     plain = Plain(scorer)
     asked = [

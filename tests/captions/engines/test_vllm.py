@@ -1,42 +1,56 @@
-"""vLLM's offline engine. One process starts it for most tests, for its import takes the longest."""
+"""vLLM's offline engine beside transformers, also with the architectures that people use.
+
+One process starts all engines, for the import of vLLM takes the longest.
+"""
 
 import json
 import os
-import signal
-import subprocess
-import time
 from types import SimpleNamespace
 
 import pytest
-from support.commands import PROMPT, SETTINGS, N, beside, command, python, read, scores_of
+import transformers
+from support import tiny_lmms
+from support.commands import SETTINGS, answers_of, pictures, python, read, scores_of
 from support.nvidia import nvidia_smi
 from support.sections import changed
 
-from latteclip.captions import caption
-from latteclip.captions.answer_cache import AnswerCache
 from latteclip.captions.engines import vllm
 from latteclip.captions.engines.processors import SplitTokens
 from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.engines.vllm import explained
 from latteclip.captions.metadata import CaptionsMetadata
-from latteclip.captions.requests import Choices, Request
+from latteclip.captions.requests import (
+    SPECIAL_TOKENS,
+    Choices,
+    Request,
+    messages,
+    special_tokens,
+)
 from latteclip.core import gpus, tables
 from latteclip.core.errors import UserError
 
 VLLM = changed(SETTINGS, engine="vllm", batch_size=8)
-# Two starts that fail, and one whose engine answers requests of all kinds.
+ARCHITECTURES = ("llava_next", "qwen3_vl", "internvl")
+# Two starts that fail, an engine that answers requests of all kinds, and other architectures.
 ALL = """
 import dataclasses, json, shutil, sys
 from pathlib import Path
-from support.commands import PROMPT, SETTINGS, beside, command, request, scores_of
+from support.commands import *
+from support.nvidia import nvidia_smi
 from support.sections import changed
-from latteclip.captions import caption
-from latteclip.captions import requests
-from latteclip.captions.requests import Choices
+from latteclip.captions import caption, requests
 from latteclip.cli import main
 
+def other(model, files):
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    cleanup_dist_env_and_memory()
+    sizes = {"max_new_tokens": 12, "max_model_len": 1024}
+    engine = requests.start(changed(settings, model=str(model), **sizes), 1, 4)
+    return answers_of(engine, files[:4]), read_by_vllm(engine, files[:4])
+
 if __name__ == "__main__":
-    index, folder, files = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
+    index, folder, models, files = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4:]
     settings = changed(SETTINGS, engine="vllm", batch_size=8)
     weights = Path(shutil.copytree(SETTINGS.model, folder / "model"), "model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1000])
@@ -46,15 +60,14 @@ if __name__ == "__main__":
         arguments = command(index, unfit, folder / "x.parquet", "--log", log)
         assert main.main(arguments[1:]) == 2
 
-    engine = requests.start(settings, 1, 2, scoring=True)  # two pictures in a request
+    start = requests.start
+    engine = start(settings, 1, 2, scoring=True)
     requests.start = lambda *_, **__: engine
     caption.caption_images(index, None, PROMPT, settings, folder / "captions.parquet", threads=1)
     found = {}
     for kind in ("likelihood", "multiple_choice"):
         asked = [request(kind, number, path) for number, path in enumerate(files)]
         found[kind] = [dataclasses.astuple(scores) for scores in scores_of(engine, asked)]
-        pairs = beside(asked[:4])
-        found[f"{kind}-2"] = [dataclasses.astuple(one) for one in scores_of(engine, pairs)]
     cached = found["cached"] = []
     answer_of = engine._answer
 
@@ -73,16 +86,33 @@ if __name__ == "__main__":
         for choices in (letters, Choices("likelihood", ("a", "b")), None)
         for each in [dataclasses.replace(asked[0], prompt=long, choices=choices)]
     ]
-    (folder / "scores.json").write_text(json.dumps(found))
+    requests.start = start
+    del engine, answer_of
+    found["others"] = {each.name: other(each, files) for each in sorted(Path(models).iterdir())}
+    (folder / "found.json").write_text(json.dumps(found))
 """
 
 
 @pytest.fixture(scope="module")
-def by_vllm(index, textures, tmp_path_factory):
+def models(tmp_path_factory):
+    """A folder with a model of each architecture."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in ARCHITECTURES:
+        getattr(tiny_lmms, name)(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def by_vllm(index, textures, models, tmp_path_factory):
     """An engine in a process of its own, as on a GPU: its standard error, and its folder."""
     folder = tmp_path_factory.mktemp("vllm")
-    run = python(ALL, index, folder, *textures, VLLM_ENABLE_V1_MULTIPROCESSING="1")
+    run = python(ALL, index, folder, models, *textures, VLLM_ENABLE_V1_MULTIPROCESSING="1")
     return run.stderr, folder
+
+
+@pytest.fixture(scope="module")
+def found(by_vllm):
+    return json.loads((by_vllm[1] / "found.json").read_text())
 
 
 @pytest.mark.slow
@@ -94,46 +124,29 @@ def test_vllm_writes_what_transformers_writes(by_vllm, answers):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["likelihood", "multiple_choice"])
-def test_vllm_scores_as_transformers_does(by_vllm, requests, kind):
+def test_vllm_scores_as_transformers_does(found, requests, kind):
     expected = scores_of(TransformersEngine(SETTINGS, threads=1), requests[kind])
-    check_scores(by_vllm, kind, expected)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["likelihood", "multiple_choice"])
-def test_vllm_reads_an_example_beside_the_picture(by_vllm, requests, kind):
-    pairs = beside(requests[kind][:4])
-    check_scores(
-        by_vllm, f"{kind}-2", scores_of(TransformersEngine(SETTINGS, threads=1), pairs)
-    )
-
-
-def check_scores(by_vllm, kind, expected):
-    written = json.loads((by_vllm[1] / "scores.json").read_text())[kind]
-    for one, (rows, first) in zip(expected, written, strict=True):
+    for one, (rows, first) in zip(expected, found[kind], strict=True):
         assert one.first == tuple(first)
         for row, values in zip(one.log_probabilities, rows, strict=True):
             assert values == pytest.approx(row, abs=1e-3)  # 2e-5 was the largest difference
 
 
 @pytest.mark.slow
-def test_the_choices_of_a_likelihood_read_the_picture_once(by_vllm):
+def test_the_choices_of_a_likelihood_read_the_picture_once(found):
     """Also those that vLLM works on at once. A block of its cache has 128 tokens on a CPU."""
-    cached = json.loads((by_vllm[1] / "scores.json").read_text())["cached"]
-    assert len(cached) == 3
-    for first, *others in cached:
+    assert len(found["cached"]) == 3
+    for first, *others in found["cached"]:
         assert first == 0
         assert len(others) > 3
         assert set(others) == {128}
 
 
 @pytest.mark.slow
-def test_what_vllm_refuses_is_one_error_of_the_request(by_vllm):
+def test_what_vllm_refuses_is_one_error_of_the_request(found):
     """Also where it refuses one of the prompts of a request."""
-    refused = json.loads((by_vllm[1] / "scores.json").read_text())["refused"]
-    assert len(refused) == 3
-    for [error] in refused:
-        assert "captioner.max_model_len" in error
+    assert len(found["refused"]) == 3
+    assert all("captioner.max_model_len" in error for [error] in found["refused"])
 
 
 @pytest.mark.slow
@@ -150,28 +163,44 @@ def test_why_an_engine_does_not_start_is_in_the_job_s_log(by_vllm):
     assert damaged.count(traceback) == errors.count(traceback) > 0
 
 
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def architecture(request, models, textures):
+    """Its name, its settings, and the ids that its own processor makes of each request."""
+    sizes = {"max_new_tokens": 12, "max_model_len": 1024}
+    settings = changed(SETTINGS, model=str(models / request.param), **sizes)
+    processor = transformers.AutoProcessor.from_pretrained(settings.model)
+    options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
+    ids = []
+    for each in pictures(textures[:4]):
+        shown = [{"type": "image", "image": image} for image in each]
+        turn = messages(shown, "What is it?")
+        ids += processor.apply_chat_template(turn, **options)["input_ids"]
+    return request.param, settings, ids
+
+
+def test_transformers_reads_what_the_model_s_own_processor_makes(architecture, textures):
+    """A tokenizer's first token comes once, whether it or the template puts it there."""
+    name, settings, documented = architecture
+    engine = TransformersEngine(settings, threads=1)
+    answers = answers_of(engine, textures[:4])
+    assert len({text for text, *_ in answers}) > 2  # it tells pictures apart
+    assert [read for *_, read in answers] == list(map(len, documented))
+    for shown, ids in zip(pictures(textures[:4]), documented, strict=True):
+        asked = Request(0, shown, "What is it?", Choices("likelihood", ("a", "b")))
+        [prompt] = engine._tokens.prompts(asked)
+        assert engine._inputs([asked], [prompt])["input_ids"].tolist() == [ids]
+    first = transformers.AutoTokenizer.from_pretrained(settings.model).bos_token_id
+    begins = name == "llava_next"
+    assert {(ids.count(first), ids[0] == first) for ids in documented} == {(begins, begins)}
+    wanted = SPECIAL_TOKENS if begins else None
+    assert special_tokens(settings.model, None) == wanted
+
+
 @pytest.mark.slow
-def test_what_vllm_answered_before_a_signal_is_not_asked_again(
-    index, answers, tmp_path, caplog
-):
-    output, store, log = (tmp_path / name for name in ("captions.parquet", "store", "log"))
-    arguments = command(index, VLLM, output, "--store", store, "--log", log)
-    run = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
-    while not (log.exists() and " started in " in log.read_text()):
-        assert run.poll() is None, run.communicate()
-        time.sleep(0.01)
-    run.send_signal(signal.SIGTERM)
-    _, errors = run.communicate()
-    assert run.returncode == 128 + signal.SIGTERM, errors
-    assert not output.exists()
-    with AnswerCache(store, "1-of-0") as cache:
-        n = len(cache.digests())
-    caplog.set_level("INFO")
-    caption.caption_images(
-        index, None, PROMPT, SETTINGS, str(output), str(store), threads=1
-    )
-    assert read(output) == answers
-    assert int(caplog.text.rpartition("Asked ")[2].split()[0]) <= N - n
+def test_vllm_reads_and_answers_as_transformers_does(architecture, found, textures):
+    name, settings, documented = architecture
+    answers = answers_of(TransformersEngine(settings, threads=1), textures[:4])
+    assert found["others"][name] == [answers, documented]
 
 
 # --- without an engine ---------------------------------------------------------------------------
@@ -259,16 +288,6 @@ def test_errors_of_vllm_name_the_key_to_turn(error, key):
     for found in (explained(ValueError(error)), explained(failed, printed)):
         assert found.removeprefix("ValueError: ").startswith(error.rstrip("."))
         assert key in found
-
-
-def test_an_error_that_nobody_knows_is_its_first_line():
-    assert explained(RuntimeError("something\nelse")) == "something"
-    assert explained(RuntimeError()) == "RuntimeError()"
-    dead = RuntimeError("EngineCore encountered an issue. See stack trace (above).")
-    assert explained(dead, ["main.c:9:10: fatal error: x.h: No such file"]).startswith(
-        "main.c"
-    )
-    assert explained(dead, ["no error here"]).startswith("EngineCore encountered an issue")
 
 
 # What an engine's processes print: one ends in the body, one is still there after it.
