@@ -1,11 +1,8 @@
 """Fixtures of all tests. The process that starts workers imports this file, and no torch."""
 
-import atexit
-import gc
 import os
 import shutil
 import tempfile
-from collections import Counter
 
 import pytest
 from filelock import FileLock
@@ -14,9 +11,6 @@ from support import axe as axe_core
 from support import fuzz, warm
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-gc.set_threshold(50_000)  # imports of all tests make many objects, and no garbage
-# Last of all, libraries would complain of what `gc.freeze` keeps (see `pytest_unconfigure`).
-atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), 2)
 
 # Of tests with random cases: seconds in all for `make test`, minutes for `make fuzz`.
 mild = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
@@ -25,39 +19,18 @@ settings.register_profile("fuzz", max_examples=500, **mild)
 settings.load_profile("fuzz" if fuzz.SECONDS else "test")
 
 
-TOOK = "latteclip/seconds"  # of each file of tests, in pytest's cache
-seconds = Counter()
-# Files that take longest begin in this order, where no earlier run is remembered. SLURM waits most
-# of its time, and those beside it at first do without the results that it makes (`finished`).
+# Files that take longest begin, so that none is left for the end side by side.
 FIRST = (
     "tests/cluster/test_slurm.py",
     "tests/captions/engines/test_vllm.py",
     "tests/workflow/test_workflow.py",
-    "tests/deploy/test_onnx.py",
-    "tests/clip/test_download_models.py",
-    "tests/labels/test_fusion.py",
-    "tests/workflow/test_decisions.py",
-    "tests/workflow/test_discover.py",
-    "tests/project/test_printed_commands.py",
     "tests/captions/engines/test_vllm_server.py",
-    "tests/captions/engines/test_architectures.py",
-    "tests/project/test_release.py",
-    "tests/train/test_finetune.py",
-    "tests/audit/test_browser.py",
-    "tests/workflow/test_voters.py",
-    "tests/labels/test_fuse_labels.py",
-    "tests/labels/test_real_models.py",
-    "tests/labels/test_voter_model.py",
-    "tests/report/test_report_dataset.py",
-    "tests/captions/test_kills.py",
-    "tests/project/test_benchmarks.py",
-    "tests/workflow/test_cores.py",
+    "tests/project/test_printed_commands.py",
     "tests/project/test_recipes.py",
-    "tests/workflow/test_storage.py",
-    "tests/deploy/test_export.py",
-    "tests/data/test_datasets.py",
-    "tests/workflow/test_shards.py",
-    "tests/report/test_browser.py",
+    "tests/clip/test_download_models.py",
+    "tests/train/test_finetune.py",
+    "tests/workflow/test_discover.py",
+    "tests/deploy/test_onnx.py",
 )
 
 
@@ -71,40 +44,16 @@ def pytest_collection_finish():
     import torch
 
     torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
-    gc.freeze()
 
 
 def pytest_unconfigure(config):
-    gc.freeze()
     if not hasattr(config, "workerinput"):
         shutil.rmtree(os.environ[warm.FOLDER])
 
 
-def pytest_collection_modifyitems(config, items):
-    """Files that took longest come first: side by side, none is then left for the end."""
-    took = config.cache.get(TOOK, {}) if hasattr(config, "cache") else {}
+def pytest_collection_modifyitems(items):
     order = {file: number for number, file in enumerate(FIRST)}
-
-    def place(item):
-        file = file_of(item)
-        return -took.get(file, 0), order.get(file, len(order))
-
-    items.sort(key=place)
-
-
-def pytest_runtest_logreport(report):
-    seconds[file_of(report)] += report.duration
-
-
-def file_of(item):
-    return item.nodeid.partition("::")[0]
-
-
-def pytest_sessionfinish(session):
-    """Keep how long files took, in the process that starts the workers."""
-    if hasattr(session.config, "cache") and not hasattr(session.config, "workeroutput"):
-        earlier = Counter(session.config.cache.get(TOOK, {}))
-        session.config.cache.set(TOOK, earlier | seconds)
+    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
 
 
 @pytest.fixture(scope="session")

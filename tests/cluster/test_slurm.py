@@ -5,7 +5,6 @@ import re
 import shutil
 
 import pytest
-from support.slurm import OnCluster, Slurm, obstacle, requested, wait
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 TRAINING = "results/demo/latteclip/seed0"
@@ -35,22 +34,19 @@ CheckpointManager.save = save
 
 
 @pytest.fixture(scope="module")
-def run(finished, tmp_path_factory):
+def run(finished, on_cluster, tmp_path_factory):
     """The shrunken demo as the cluster ran it, its training requeued in the middle."""
-    if reason := obstacle():
-        pytest.skip(reason)
     checkout = finished.copy(tmp_path_factory.mktemp("cluster") / "checkout")
     shutil.rmtree(checkout.root / "results")
     with (checkout.root / "latteclip/train/finetune.py").open("a") as file:
         file.write(WAITING)
-    with Slurm(tmp_path_factory.mktemp("slurm") / "slurm") as cluster:
-        run = OnCluster(checkout, cluster)
-        process = run.start("--config", *WHOLE, "compute={'checkpoint_minutes': 0}")
-        folder = checkout.root / TRAINING
-        wait(lambda: [*folder.glob("checkpoint/step-*.pt")], "a checkpoint")
-        cluster.requeue(run.jobs_of("finetune")[-1]["JobId"])
-        run.finish(process)
-        yield run
+    run = on_cluster(checkout)
+    process = run.start("--config", *WHOLE, "compute={'checkpoint_minutes': 0}")
+    folder = checkout.root / TRAINING
+    run.wait(lambda: [*folder.glob("checkpoint/step-*.pt")], "a checkpoint")
+    run.slurm.requeue(run.jobs_of("finetune")[-1]["JobId"])
+    run.finish(process)
+    return run
 
 
 def test_a_cluster_measures_what_one_machine_measures_though_a_training_was_requeued(
@@ -72,7 +68,7 @@ def test_each_stage_asks_for_what_it_needs(run):
     asked = {}
     for job in run.jobs():
         rule = re.fullmatch(r"rule_(.+)_wildcards_.+", job["Comment"])[1]
-        asked.setdefault(rule, requested(job))
+        asked.setdefault(rule, run.requested(job))
     assert {rule for rule, each in asked.items() if each["gpus"]} == ON_GPUS
     for rule, each in asked.items():
         assert each["partition"] == ("gpu" if each["gpus"] else "cpu"), rule

@@ -2,29 +2,17 @@ import re
 
 import pyarrow as pa
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 from support.tiny import ROOT
 
 from latteclip.config import job_resources
 from latteclip.core import tables
 from latteclip.core.metadata import IndexMetadata
-from latteclip.data import loader
 
 
 def test_memory_grows_with_the_images_and_with_each_attempt():
     assert job_resources.memory("fuse_labels", 0, 1, 8) == 16_000
     assert job_resources.memory("fuse_labels", 2_000_000, 1, 8) == 48_000
     assert job_resources.memory("fuse_labels", 2_000_000, 3, 8) == 108_000
-
-
-@given(st.integers(1, 256))
-def test_memory_has_room_for_all_parts_of_batches_that_are_loaded(threads):
-    ahead = min(loader.MAX_PARTS, (2 * threads + 1) * loader.PART)
-    of_loading = job_resources.loading_memory(threads)
-    assert of_loading * 1e6 >= ahead + threads * 150e6
-    without = job_resources.RESOURCES["evaluate"][0]
-    assert job_resources.memory("evaluate", 0, 1, threads) == without + of_loading
 
 
 def test_images_are_those_of_the_index_or_else_of_the_file(

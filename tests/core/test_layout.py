@@ -1,7 +1,6 @@
 """The rooms of the package: which may use which, and what else the floor plan promises."""
 
 import ast
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,24 +52,3 @@ def test_no_import_points_back_and_no_stage_imports_a_stage():
         or (room(module) != "cli" and name in stages and name != module)
     ]
     assert wrong == []
-
-
-def test_a_rule_its_command_function_and_module_have_one_name():
-    texts = [
-        path.read_text("utf-8") for path in (ROOT / "workflow" / "rules").glob("*.smk")
-    ]
-    parts = [
-        part
-        for text in texts
-        for part in re.split(r"^(?=(?:use )?rule )", text, flags=re.M)
-    ]
-    rules = {found[1]: part for part in parts if (found := re.match(r"rule (\w+):", part))}
-    assert set(rules) == set(STAGES)
-    for name, module in STAGES.items():
-        assert module.rpartition(".")[2] in (name, "caption", "download_models"), name
-        statements = ast.parse(MODULES[module].read_text("utf-8")).body
-        assert name in {
-            each.name for each in statements if isinstance(each, ast.FunctionDef)
-        }
-        assert re.search(rf"(latteclip|\}}) {name.replace('_', '-')} ", rules[name]), name
-        assert "download" in name or f'sources("{module}")' in rules[name], name

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from support import warm
 from support.checkout import hear_interrupts
 
@@ -234,22 +235,25 @@ class OnCluster:
         here = str(self.checkout.root)
         return [job for job in self.slurm.jobs() if job["WorkDir"] == here]
 
+    def wait(self, condition, what):
+        return wait(condition, what)
+
     def jobs_of(self, rule):
         return [job for job in self.jobs() if job["Comment"].startswith(f"rule_{rule}_")]
 
-
-def requested(job):
-    """What a job asked for: partition, cores, memory in MB, minutes, GPUs."""
-    asked = dict(item.split("=", 1) for item in job["ReqTRES"].split(","))
-    hours, minutes, _ = map(int, job["TimeLimit"].split(":"))
-    gpus = re.search(r"gpu[:=](\d+)", job.get("TresPerJob", ""))
-    return {
-        "partition": job["Partition"],
-        "cores": int(asked["cpu"]),
-        "memory": int(asked["mem"].removesuffix("M")),
-        "minutes": 60 * hours + minutes,
-        "gpus": int(gpus[1]) if gpus else 0,
-    }
+    @staticmethod
+    def requested(job):
+        """What a job asked for: partition, cores, memory in MB, minutes, GPUs."""
+        asked = dict(item.split("=", 1) for item in job["ReqTRES"].split(","))
+        hours, minutes, _ = map(int, job["TimeLimit"].split(":"))
+        gpus = re.search(r"gpu[:=](\d+)", job.get("TresPerJob", ""))
+        return {
+            "partition": job["Partition"],
+            "cores": int(asked["cpu"]),
+            "memory": int(asked["mem"].removesuffix("M")),
+            "minutes": 60 * hours + minutes,
+            "gpus": int(gpus[1]) if gpus else 0,
+        }
 
 
 def wait(condition, what):
@@ -266,3 +270,18 @@ def _free_port():
     with socket.socket() as probe:
         probe.bind((_address(), 0))
         return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    """A running SLURM."""
+    if reason := obstacle():
+        pytest.skip(reason)
+    with Slurm(tmp_path_factory.mktemp("slurm") / "slurm") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def on_cluster(cluster):
+    """Runs the workflow of a checkout there."""
+    return lambda checkout: OnCluster(checkout, cluster)
