@@ -28,7 +28,7 @@ PROFILE = (
     *("--slurm-init-seconds-before-status-checks", "2"),
     *("--latency-wait", "10"),
 )
-PATIENCE = 180  # seconds until something that must come is missed
+PATIENCE = 600  # seconds until something that must come is missed
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}({address})

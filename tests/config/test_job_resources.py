@@ -40,11 +40,14 @@ def test_slurm_sends_each_rule_with_a_gpu_to_a_partition_with_gpus():
     rules = "".join(
         path.read_text() for path in sorted((ROOT / "workflow" / "rules").glob("*.smk"))
     )
-    with_gpu = set()
+    with_gpu, parents = set(), {}
     for rule in re.split(r"^(?=(?:use )?rule )", rules, flags=re.MULTILINE)[1:]:
         parent, name = re.match(r"(?:use rule (\w+) as|rule) (\w+)", rule).groups()
-        if re.search(r"^ +gpu=", rule, re.MULTILINE) or parent in with_gpu:
+        parents[name] = parent
+        if re.search(r"^ +gpu=", rule, re.MULTILINE):
             with_gpu.add(name)
+    for _ in parents:  # a rule may use one that uses another
+        with_gpu |= {name for name, parent in parents.items() if parent in with_gpu}
     profile = yaml.safe_load((ROOT / "profiles" / "slurm" / "config.yaml").read_text())
     partitions = {
         rule: each["slurm_partition"] for rule, each in profile["set-resources"].items()

@@ -5,12 +5,12 @@ They are of the shrunken demo, so the names of a user's dataset and photographs 
 
 import html
 import re
-import shutil
 import signal
 
 import pytest
 from support import warm
 from support.checkout import hear_interrupts
+from support.textures import write_textures
 from support.tiny import ROOT
 
 from latteclip.core import tables
@@ -33,10 +33,7 @@ PLACES = {
 def folder(finished, tmp_path_factory):
     """The demo in which a person answered about all training images, and a run followed."""
     copy = finished.copy(tmp_path_factory.mktemp("printed") / "latteclip")
-    (copy.root / "photos").mkdir()
-    pictures = sorted((copy.root / "resources" / "demo" / "data").rglob("*.png"))
-    for picture in pictures[:4]:
-        shutil.copy(picture, copy.root / "photos")
+    write_textures(copy.root / "photos", 4, gap=0.5, seed=0)
     index = copy.root / RESULTS / "images.parquet"
     table, classnames = tables.read_unlabelled(index, training=True)
     answers = {}
@@ -95,9 +92,7 @@ def test_commands_of_the_page(folder):
 def test_commands_at_the_end_of_a_run(folder):
     output = (folder.root / "last_run.txt").read_text()
     ended = output[output.rindex("The page is") :]
-    found = [
-        command.replace("photos", "resources/demo/data") for command in commands_in(ended)
-    ]
+    found = commands_in(ended)
     assert any("predict" in command for command in found)
     check(folder, found)
 

@@ -16,6 +16,7 @@ import yaml
 from open_clip import create_model_and_transforms
 from support.checkout import N_TEST, N_TRAIN, hear_interrupts
 from support.image_folders import class_folders
+from support.textures import write_textures
 from support.tiny import write_pictures
 
 from latteclip.core import tables
@@ -90,7 +91,7 @@ def test_a_run_prints_a_line_for_each_long_stage_and_where_the_results_are(finis
     assert planned(finished) == {}
 
 
-def test_models_are_stock_open_clip_folders_and_the_chosen_one_predicts(finished):
+def test_models_are_stock_open_clip_folders_and_the_chosen_one_predicts(finished, tmp_path):
     for method in ("flyp", "latteclip"):
         folder = finished.root / RESULTS / method / "seed0" / "model"
         model, _, _ = create_model_and_transforms(f"local-dir:{folder}")
@@ -98,7 +99,7 @@ def test_models_are_stock_open_clip_folders_and_the_chosen_one_predicts(finished
         assert (folder / "prototypes.safetensors").is_file()
     choice = json.loads((finished.root / RESULTS / "selection.json").read_text())
     assert (choice["method"], choice["seed"]) == ("zero_shot", 0)  # the safest
-    picture = next((finished.root / "resources" / "demo").rglob("*.png"))
+    [picture] = write_textures(tmp_path, 1, gap=0.5, seed=0)
     run = finished.latteclip("predict", RESULTS, picture)
     assert run.returncode == 0, run.stdout
 
@@ -356,8 +357,6 @@ def test_a_folder_is_indexed_again_where_its_images_changed_and_not_where_it_mov
     target = "results/mine/images.parquet"
     ran(checkout, target, *mine(checkout, folder))
     (folder / "Thumbs.db").write_text("left by a file manager")
-    files = sorted(folder.rglob("*.png"))
-    os.utime(files[0])
     moved = folder.rename(tmp_path / "moved")
     assert "Nothing to be done" in ran(checkout, target, *mine(checkout, moved))
     index = pq.read_table(checkout.root / target)["path"].to_pylist()
@@ -366,8 +365,7 @@ def test_a_folder_is_indexed_again_where_its_images_changed_and_not_where_it_mov
     assert "index_images" in jobs_of(ran(checkout, "-n", target, *mine(checkout, other)))
     link = checkout.root / "resources" / "mine" / "folder"
     assert link.resolve() == moved  # a dry run leaves it there
-    moved_files = sorted(moved.rglob("*.png"))
-    shutil.copy(moved_files[1], moved_files[0])
+    os.utime(next(moved.rglob("*.png")))
     assert "index_images" in jobs_of(ran(checkout, "-n", target, *mine(checkout, moved)))
 
 
