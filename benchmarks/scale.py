@@ -554,51 +554,28 @@ def _done(found: bool) -> None:
 
 
 def report_dataset(place: Place) -> Work:
-    """Write the page of the dataset with the zero-shot row and an invented one."""
-    import numpy as np
-
+    """Write the page of the dataset with the zero-shot row."""
     from latteclip.config.sections.table import TableSection
-    from latteclip.core import tables
-    from latteclip.core.metadata import ClassesMetadata
     from latteclip.report import report_dataset as dataset_report
     from latteclip.report.runs import RunTables
 
-    zero_shot = place.file("predictions.parquet")
-    other = place.file("other.parquet")
-    table = tables.read(zero_shot, tables.PREDICTIONS)
-    metadata = tables.read_metadata(zero_shot, ClassesMetadata)
-    changed = np.random.default_rng(0).random(len(table)) < 0.3
-    predictions = (table["prediction"].to_numpy() + changed) % place.n_classes
-    columns = {name: table[name] for name in table.column_names} | {
-        "prediction": predictions
-    }
-    tables.write(other, columns, tables.PREDICTIONS, metadata)
-    found = {"zero_shot": zero_shot, "other": other}
-    runs = [
-        RunTables(name, 0, place.file("metrics.json"), predictions=found[name])
-        for name in found
-    ]
-    methods: dict[str, Any] = {name: {} for name in found}
+    runs = [RunTables("zero_shot", 0, place.file("metrics.json"))]
     settings = dataset_report.ReportSettings(
         dataset="scale",
         table=TableSection(),
-        main="other",
-        paper=None,
+        main="zero_shot",
         suffix="",
         overview="index.html",
-        config={"methods": methods},
+        config={},
+    )
+    files = dataset_report.PageFiles(
+        images=place.file("images.parquet"),
+        pseudo_labels=place.file("pseudo_labels.parquet"),
+        image_captions=place.file("captions/images.parquet"),
+        group_captions=place.file("captions/groups.parquet"),
     )
     output = place.file("report.html")
-    return lambda: dataset_report.report_dataset(
-        place.file("images.parquet"),
-        place.file("pseudo_labels.parquet"),
-        runs,
-        settings,
-        output,
-        image_captions_path=place.file("captions/images.parquet"),
-        group_captions_path=place.file("captions/groups.parquet"),
-        caption_summary_path=place.file("captions/summary.json"),
-    )
+    return lambda: dataset_report.report_dataset(files, runs, settings, output)
 
 
 def _training_data(place: Place) -> tuple[Any, Any]:

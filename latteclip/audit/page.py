@@ -19,10 +19,6 @@ from latteclip.report.gallery import picture
 log = logging.getLogger(__name__)
 OFFLINE = "img-src data:"  # sources that the policy of the offline page allows
 OFFLINE_SIDE = 640  # pixels of a picture
-# Bytes before base64: of all pictures of the offline page, and of each at most and at least.
-TOTAL_BYTES = 18_000_000
-MAX_PICTURE = 90_000
-MIN_PICTURE = 4_000
 PACKAGE = "latteclip.audit"
 
 
@@ -49,16 +45,12 @@ def write_offline(session: QuestionSession, output: str) -> None:
         raise UserError(
             f"All {session.total} images are answered already; a larger --budget asks more."
         )
-    max_bytes = max(MIN_PICTURE, min(MAX_PICTURE, TOTAL_BYTES // len(questions)))
     folder = shlex.quote(str(session.folder))
     values = {
         "offline": True,
         "take": f"latteclip {session.name} {folder} --answers answers.json",
         "answered": session.total - len(questions),
-        "questions": [
-            question.as_json(data_uri(question.path, OFFLINE_SIDE, max_bytes))
-            for question in questions
-        ],
+        "questions": [question.as_json(_data_uri(question.path)) for question in questions],
     }
     write_text(output, render_page(session, OFFLINE, values)[0])
     log.info(
@@ -69,11 +61,11 @@ def write_offline(session: QuestionSession, output: str) -> None:
     )
 
 
-def data_uri(path: str, side: int, max_bytes: int) -> str:
+def _data_uri(path: str) -> str:
     """Return an image as part of a page, "" where it cannot be decoded."""
     try:
-        image = open_rgb(path, max_side=side)
+        image = open_rgb(path, max_side=OFFLINE_SIDE)
     except UserError as error:
         log.warning("%s It has no picture on the page.", error)
         return ""
-    return picture(image, side, max_bytes).uri
+    return picture(image, OFFLINE_SIDE).uri

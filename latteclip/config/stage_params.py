@@ -592,14 +592,10 @@ def audited_runs(configuration: Configuration, dataset: str) -> list[Settings]:
 
 def page_runs(configuration: Configuration, dataset: str) -> list[Settings]:
     """Return the files that a page reads of each run: any of them may be the chosen one."""
-    runs = []
-    for method, seed in configuration.runs(dataset):
-        kinds = ["metrics", "predictions"]
-        if configuration.is_tuned(method):
-            kinds.append("history")
-        kinds.append("train_predictions")
-        runs.append(_run(dataset, method, seed, *kinds))
-    return runs
+    return [
+        _run(dataset, method, seed, "metrics", "train_predictions")
+        for method, seed in configuration.runs(dataset)
+    ]
 
 
 def selection_if_any(configuration: Configuration, dataset: str) -> Paths:
@@ -683,17 +679,12 @@ def labeller_files(configuration: Configuration, dataset: str) -> Paths:
 def report_dataset(configuration: Configuration, dataset: str) -> str:
     """Return the settings of the page of a dataset, as JSON in the order in which it is read.
 
-    Without a chosen model, the page's main method is the last one that can be chosen. The method
-    of the paper is the first LatteCLIP that is like no other.
+    Without a chosen model, the page's main method is the last one that can be chosen.
     """
-    run = configuration.methods_of(dataset)
-    all_methods = configuration.config["methods"]
-    paper = [m for m in run if all_methods[m].get("objective") == methods.PAPER]
     values = {
         "dataset": dataset,
         "table": {"baseline": configuration.table["baseline"]},
         "main": main_method(configuration, dataset),
-        "paper": next((m for m in paper if "like" not in all_methods[m]), None),
         "suffix": configuration.suffix,
         "overview": overview(configuration),
         "config": _resolved(configuration, dataset),

@@ -53,6 +53,11 @@ def one_line(value: object, longest: int = MAX_LINE) -> str:
     return line if len(line) <= longest else f"{line[: longest - 3]}..."
 
 
+def counted(n: int, thing: str, things: str = "") -> str:
+    """Return a number of things in words: "1 image", "1,200 images"."""
+    return f"{n:,} {thing if n == 1 else things or f'{thing}s'}"
+
+
 def paint(text: str, colour: str, stream: TextIO) -> str:
     """Return a text in a colour of CODES if `stream` is a terminal (see no-color.org)."""
     plain = (

@@ -2,13 +2,14 @@
 
 import base64
 import hashlib
-import shlex
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+
+from latteclip.core.terminal import counted
 
 PACKAGE = "latteclip.report"
 
@@ -53,9 +54,8 @@ def environment(package: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    formats = (number, signed, breakable, duration, memory)
+    formats = (number, signed, breakable, duration, memory, counted)
     templates.filters |= {
-        "shell_quoted": shlex.quote,
         **{function.__name__: function for function in formats},
     }
     return templates

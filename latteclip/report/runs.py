@@ -1,4 +1,4 @@
-"""Inputs of the pages: splits, predictions, histories, versions, and the costs of jobs."""
+"""Inputs of the pages: splits, versions, and the costs of jobs."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +20,10 @@ from latteclip import __version__
 from latteclip.captions.metadata import AnswersMetadata, CaptionsMetadata, ScoresMetadata
 from latteclip.core import answer_tables, tables
 from latteclip.evaluate.train_predictions import read_index
-from latteclip.train.history import TrainingMetadata
 
 log = logging.getLogger(__name__)
 Ints = npt.NDArray[np.int_]
 Floats = npt.NDArray[np.float64]
-# Names of a training's settings on the page.
-SETTINGS = {"lr": "learning rate", "batch_size": "images a step", "epochs": "epochs"}
 PACKAGES = (
     "open_clip_torch",
     "torch",
@@ -36,7 +33,6 @@ PACKAGES = (
     "snakemake",
     "numpy",
     "pyarrow",
-    "matplotlib",
 )
 
 
@@ -47,8 +43,6 @@ class RunTables:
     method: str
     seed: int
     metrics: str
-    predictions: str
-    history: str | None = None  # its history, if the method is trained
     train_predictions: str | None = None  # predictions for training images of the page
 
 
@@ -93,59 +87,6 @@ def _split(name: str, table: pa.Table) -> SplitReport:
         table["pseudo_label"].to_numpy(),
         table["confidence"].to_numpy().astype(np.float64),
     )
-
-
-def read_predictions(path: str) -> Ints:
-    """Read the predictions of a run for N images [N]."""
-    table = tables.read(path, tables.PREDICTIONS, ["prediction"])
-    return np.asarray(table["prediction"])
-
-
-def read_margins(path: str) -> tuple[Ints, Floats]:
-    """Read the second best classes of a run [N], and by how much the best classes beat them [N]."""
-    columns = ["topk_labels", "topk_scores"]
-    table = tables.read(path, tables.PREDICTIONS, columns)
-    labels, scores = (tables.from_list_column(table[name]) for name in columns)
-    return labels[:, 1], scores[:, 0].astype(np.float64) - scores[:, 1]
-
-
-def read_recipes(run_files: Sequence[RunTables]) -> list[dict[str, Any]]:
-    """Read the training settings of each trained method from the history of its first run."""
-    recipes: dict[str, dict[str, Any]] = {}
-    for run in run_files:
-        if run.history and run.method not in recipes:
-            described = tables.read_metadata(run.history, TrainingMetadata)
-            recipes[run.method] = {
-                "method": run.method,
-                **{key: getattr(described.recipe, key) for key in SETTINGS},
-                # Settings that followed from the images, the model and the device.
-                "found": [SETTINGS[key] for key in described.found if key in SETTINGS],
-                "averaged": described.averaged or 1,  # trainings
-            }
-    return list(recipes.values())
-
-
-def read_curves(path: str, points: int) -> dict[str, Floats]:
-    """Read the columns of a history that are filled, as at most `points` means of steps.
-
-    `epoch` is how many epochs were done by the middle of each point.
-    """
-    table = tables.read(path, tables.HISTORY)
-    steps = len(table)
-    if steps == 0:
-        return {}
-    epochs = table["epoch"].to_numpy()
-    per_epoch = max(1, np.count_nonzero(epochs == epochs[0]))
-    edges = np.linspace(0, steps, min(points, steps) + 1).astype(int)
-    starts = edges[:-1]
-    middles = (starts + edges[1:]) / 2
-    curves = {"epoch": middles / per_epoch}
-    for name in tables.HISTORY.names[2:]:
-        if table[name].null_count == 0:
-            values = table[name].to_numpy().astype(np.float64)
-            sums = np.add.reduceat(values, starts)
-            curves[name] = sums / np.diff(edges)
-    return curves
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class Folder:
             "held_out": held_out,
         }
         tables.write(path, columns, tables.TRAIN_PREDICTIONS, ClassesMetadata(CLASSNAMES))
-        return sampling.RunFiles("flyp", 0, "", None, str(path), True)
+        return sampling.RunFiles("flyp", 0, "", None, str(path))
 
     def teach(self, taught, checked):
         """Write answers: images that taught, and others that were drawn to check."""

@@ -1,27 +1,6 @@
-import pandas as pd
-import pytest
 import torch
-from support.made_results import Results
 
 from latteclip.report import runs
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    return Results(tmp_path_factory.mktemp("made"))
-
-
-def test_a_history_is_drawn_as_means_of_neighbouring_steps(results):
-    path = next(run.history for run in results.runs if run.method == "flyp")
-    whole = pd.read_parquet(path)
-    curves = runs.read_curves(path, 50)
-    assert set(curves) == {"epoch", "loss", "agreement", "class_balance"}
-    for point in (0, 17, 49):
-        steps = whole["loss"].iloc[6 * point : 6 * point + 6]
-        assert curves["loss"][point] == pytest.approx(steps.mean(), rel=1e-5)
-    assert curves["epoch"][0] == pytest.approx(0.03)
-    assert curves["epoch"][-1] == pytest.approx(2.97)
-
 
 DAMAGED = {"cut": b'{"s": 61', "zeros": bytes(400), "bytes": b"\xff\xfe", "number": b"7"}
 

@@ -7,18 +7,26 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from support import records
-from support.sections import changed
 from support.tiny import write_captions, write_index, write_pictures, write_pseudo_labels
 
 from latteclip.captions.metadata import AnswerSource
 from latteclip.config.sections.groups import GroupsSection
-from latteclip.core import tables
 from latteclip.evaluate import metrics
-from latteclip.report.runs import RunTables
 
 HOSTILE = "<script>alert('class')</script>"
 HOSTILE_FILE = '"><img src=x onerror=alert(1)>.png'
 CLASSNAMES = [HOSTILE, 'f-16a/b & "co"', "c{{ 7 * 7 }}", "dots", "lines", "waves", "rings"]
+
+
+@dataclass(frozen=True)
+class MadeRun:
+    """The files of a run."""
+
+    method: str
+    seed: int
+    metrics: str
+    predictions: str
+    train_predictions: str | None = None
 
 
 LLAVA = AnswerSource("<i>llava</i>", None, "bfloat16", None, 64)
@@ -91,13 +99,8 @@ class Results:
         c = len(self.classnames)
         ranked = np.stack([(after[test] + k) % c for k in range(5)], axis=1)
         scores = np.sort(self.rng.random(ranked.shape))[:, ::-1]
-        run = RunTables(
-            method,
-            seed,
-            str(folder / "metrics.json"),
-            predictions=str(folder / "predictions.parquet"),
-            history=None if method == "zero_shot" else str(folder / "history.parquet"),
-        )
+        files = (str(folder / name) for name in ("metrics.json", "predictions.parquet"))
+        run = MadeRun(method, seed, *files)
         index, _ = metrics.read_evaluated_images(self.images, self.dataset)
         metrics.write(
             index,
@@ -107,20 +110,7 @@ class Results:
             ["ours"] if method.endswith("_fused") else [],
             *((self.dataset, method, seed), run.predictions, run.metrics),
         )
-        if run.history:
-            self.write_history(run.history, is_latteclip=method.startswith("latteclip"))
         return run
-
-    def write_history(self, path, *, is_latteclip, steps=300, epochs=3):
-        columns = {"step": np.arange(steps, dtype=np.int32)}
-        columns["epoch"] = (columns["step"] // (steps // epochs)).astype(np.int32)
-        for name in tables.HISTORY.names[2:]:
-            own = is_latteclip or name in ("loss", "agreement", "class_balance")
-            values = self.rng.random(steps, dtype=np.float32)
-            columns[name] = values if own else pa.nulls(steps, pa.float32())
-        recipe = changed(records.RECIPE, lr=3e-5, batch_size=64, epochs=epochs)
-        metadata = records.training_metadata(recipe=recipe, found=["lr"], averaged=3)
-        tables.write(path, columns, tables.HISTORY, metadata)
 
     def write_captions(self, kind, texts=None):
         """Captions of a kind, by default with one text that is no HTML; their path."""

@@ -6,7 +6,6 @@ from html.parser import HTMLParser
 
 import numpy as np
 
-from latteclip.captions.summarize_captions import summarize_captions
 from latteclip.core import tables
 from latteclip.core.metadata import UnknownMetadata
 from latteclip.evaluate.results import Accuracy, Audit
@@ -74,21 +73,15 @@ def write(
         kind: results.write_captions(kind, texts) for kind, texts in dict(captions).items()
     }
     files |= {f"{kind}_captions": path for kind, path in paths.items()}
-    if paths:
-        files["caption_summary"] = str(results.folder / "captions" / "summary.json")
-        summarize_captions(list(paths.values()), results.images, files["caption_summary"])
     methods = {m: {"objective": m, "switches": {}} for m in results.methods}
     settings = report_dataset.ReportSettings(
         **{"dataset": "made", "main": main, "table": {"baseline": baseline}},
         **{"suffix": "", "overview": "index.html"},
-        paper="latteclip" if "latteclip" in results.methods else None,
         config={"title": "<u>Made</u>", "methods": methods} | (config or {}),
     )
     output = results.folder / "report.html"
-    report_dataset.report_dataset(
-        *(results.images, results.pseudo_labels, results.runs, settings, str(output)),
-        **{f"{name}_path": path for name, path in files.items()},
-    )
+    inputs = report_dataset.PageFiles(results.images, results.pseudo_labels, **files)
+    report_dataset.report_dataset(inputs, results.runs, settings, str(output))
     text = output.read_text()
     return Page(text), text
 

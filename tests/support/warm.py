@@ -38,7 +38,7 @@ IMPORTED = {
             "transformers.models.llava.processing_llava",
         ),
         *("pydantic.main", "pyarrow.compute", "pandas", "scipy.stats", "jinja2"),
-        *("matplotlib.figure", "matplotlib.backends.backend_svg", "pillow_heif", "sqlite3"),
+        *("pillow_heif", "sqlite3"),
     ),
 }
 

@@ -7,14 +7,7 @@ rule report_dataset:
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         image_captions=given(stage_params.captions, "dataset", kind="image"),
         group_captions=given(stage_params.captions, "dataset", kind="group"),
-        caption_summary=given_if(
-            "results/{dataset}/captions/summary.json",
-            Configuration.caption_kinds,
-            "dataset",
-        ),
         metrics=given_each("metrics", stage_params.page_runs, "dataset"),
-        histories=given_each("history", stage_params.page_runs, "dataset"),
-        predictions=given_each("predictions", stage_params.page_runs, "dataset"),
         train_predictions=given_each(
             "train_predictions", stage_params.page_runs, "dataset"
         ),
@@ -57,8 +50,11 @@ rule report_dataset:
         mem_mb=memory("report_dataset"),
         runtime=minutes("report_dataset"),
     params:
-        captions=options("image_captions", "group_captions", "caption_summary"),
-        choice=options(
+        files=file_names(
+            "images",
+            "pseudo_labels",
+            "image_captions",
+            "group_captions",
             "selection",
             "audit",
             "fused_labels",
@@ -66,14 +62,15 @@ rule report_dataset:
             "statement",
             "discovery",
             "voter_labels",
+            "unknown",
+            "duplicates",
+            "corrupt",
         ),
         runs=as_found(given_json(stage_params.page_runs, "dataset")),
         settings=as_found(given(stage_params.report_dataset, "dataset")),
     shell:
-        "latteclip report-dataset --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " {params.captions} {params.choice} --duplicates {input.duplicates}"
-        " --corrupt {input.corrupt} --unknown {input.unknown} --runs {params.runs:q} --settings {params.settings:q}"
-        " --output {output} --log {log}"
+        "latteclip report-dataset --files {params.files:q} --runs {params.runs:q}"
+        " --settings {params.settings:q} --output {output} --log {log}"
 
 
 rule index_results:

@@ -1,5 +1,5 @@
 "use strict";
-// The page is complete without this: it adds sorting, a search, buttons that copy, and nothing else.
+// The page is complete without this: it adds sorting and buttons that copy.
 
 function sortValue(row, column) {
   const cell = row.cells[column];
@@ -27,22 +27,12 @@ function sortBy(table, heading) {
 
 for (const table of document.querySelectorAll("table[data-sortable]")) {
   for (const heading of table.tHead.rows[0].cells) {
-    if ("unsortable" in heading.dataset) continue;
     const button = document.createElement("button");
     button.type = "button";
     button.append(...heading.childNodes);
     button.addEventListener("click", () => sortBy(table, heading));
     heading.append(button);
   }
-}
-
-for (const input of document.querySelectorAll("input[data-filter]")) {
-  const rows = [...document.getElementById(input.dataset.filter).tBodies[0].rows];
-  input.closest("label").hidden = rows.length < 17;
-  input.addEventListener("input", () => {
-    const wanted = input.value.toLowerCase();
-    for (const row of rows) row.hidden = !row.cells[0].textContent.toLowerCase().includes(wanted);
-  });
 }
 
 for (const box of document.querySelectorAll("[data-copy]")) {
