@@ -24,7 +24,7 @@ function trouble(text) {
   $("trouble").hidden = !text;
 }
 
-const images = (n) => `${n} ${n === 1 ? "image" : "images"}`;
+const images = (n) => `${n.toLocaleString("en")} ${n === 1 ? "image" : "images"}`;
 
 function draw(focus) {
   const total = state.classes.reduce((sum, one) => sum + one.images, 0);

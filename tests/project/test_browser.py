@@ -1,0 +1,260 @@
+"""All pages in one chromium without a network: what keys do, and what axe-core finds."""
+
+import json
+import re
+import signal
+import subprocess
+
+import pytest
+from support.audits import Served, command, made_audit
+from support.axe import violations
+from support.made_results import CLASSNAMES, HOSTILE, Results
+from support.pages import BOTH_KINDS, write, write_audit, write_metrics, write_unknown
+from support.tiny import ROOT
+from support.unnamed import N, run, write_inputs
+from support.visits import running, visiting
+
+from latteclip.config.sections.table import TableSection
+from latteclip.discover.classes import ClassesPage, ClassesServer
+from latteclip.report import index_results as index
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing")
+expect = playwright.expect
+# Messages of the browser itself: the server is gone, refuses, or another page was faster.
+ERRORS = r"CONNECTION_\w+|EMPTY_RESPONSE|CONTENT_LENGTH_MISMATCH|ABORTED"
+EXPECTED = re.compile(rf"net::ERR_({ERRORS})|status of 400|412")
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens an address; afterwards the page must have complained of nothing."""
+    with visiting(browser, EXPECTED) as open_page:
+        yield open_page
+
+
+# --- pages of results -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The pages of a dataset with labels and of one without, and the page over all datasets."""
+    names = [*CLASSNAMES, "x" * 90]
+    labelled = Results(tmp_path_factory.mktemp("made"), classnames=names)
+    choice = {"dataset": "made", "method": "flyp", "seed": 0, "reason": "It agrees."}
+    selection = labelled.folder / "chosen.json"
+    selection.write_text(json.dumps(choice))
+    options = {"captions": BOTH_KINDS, "selection": str(selection)}
+    write(labelled, **options)
+    without = Results(tmp_path_factory.mktemp("no"), classnames=names, labelled=False)
+    write(without, unknown=write_unknown(without), **options)
+    methods = [f"a_method_with_a_long_name_{i}" for i in range(8)]
+    paths = [
+        write_metrics(labelled.folder, f"dataset_{n}", method, 0, 0.1 * n + 0.01 * place)
+        for n in range(1, 6)
+        for place, method in enumerate(methods)
+    ]
+    other = labelled.folder / "other.json"
+    other.write_text(json.dumps({**choice, "dataset": "dataset_1", "method": methods[0]}))
+    audit = write_audit(labelled.folder, "dataset_1", [methods[0]])
+    settings = index.IndexSettings(table=TableSection(baseline=methods[0]))
+    output = labelled.folder / "index.html"
+    index.index_results(paths, [str(other)], [audit], settings, str(output))
+    return {
+        "labelled": labelled.folder / "report.html",
+        "unlabelled": without.folder / "report.html",
+        "index": output,
+    }
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1280, "dark")])
+@pytest.mark.parametrize("name", ["labelled", "unlabelled", "index"])
+def test_pages_exclude_nobody_and_fit_the_window(visit, axe, files, name, width, scheme):
+    page = visit("about:blank", width=width, color_scheme=scheme, offline=True)
+    seen = []
+    page.on("request", lambda request: seen.append(request.url))
+    page.goto(files[name].as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    brightness = sum(map(int, re.findall(r"\d+", background)))
+    assert (brightness > 600) == (scheme == "light")
+    assert violations(page, axe) == []
+    pictures = "Promise.all([...document.images].map(i => i.decode().then(() => i.width)))"
+    assert all(page.evaluate(pictures))
+    assert all(url.startswith(("file:", "data:")) for url in seen)
+
+
+def test_tables_sort_and_commands_are_copied_by_the_keyboard(visit, files):
+    allowed = ["clipboard-read", "clipboard-write"]
+    page = visit(files["labelled"].as_uri(), permissions=allowed)
+
+    def gains():
+        cells = page.locator("#headline tbody tr > :nth-child(4)").all()
+        return [float(cell.get_attribute("data-value")) for cell in cells]
+
+    heading = page.locator("#headline th", has_text="over zero-shot")
+    heading.locator("button").press("Enter")
+    assert heading.get_attribute("aria-sort") == "descending"
+    assert gains() == sorted(gains(), reverse=True)
+    heading.locator("button").press("Enter")
+    assert gains() == sorted(gains())
+    step = page.locator("#next")
+    step.get_by_role("button", name="Copy the command").first.press("Enter")
+    step.get_by_role("button", name="Copied").wait_for()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied == step.locator("code").first.inner_text()
+
+
+def test_without_a_script_a_page_is_complete(visit, files):
+    page = visit(files["labelled"].as_uri(), java_script_enabled=False)
+    assert page.locator("#headline tbody tr").count() == 3
+    facts = page.locator("#provenance .facts")
+    assert not facts.is_visible()
+    page.locator("#provenance > details > summary").press("Enter")
+    assert facts.is_visible()
+    card = page.locator("details.card").first
+    card.locator("summary").click()
+    assert card.locator("text=Image caption").is_visible()
+
+
+# --- the page of an audit -------------------------------------------------------------------------
+
+
+def at(page, number, total):
+    """Wait until so many of the questions have answers."""
+    text = re.compile(rf"^{number} of {total}\b")
+    expect(page.locator("#count")).to_have_text(text)
+
+
+def saved(results):
+    """The answers of the file."""
+    path = results.folder / "audit" / "test" / "answers.json"
+    return json.loads(path.read_text())["answers"]
+
+
+def test_an_audit_by_keyboard_through_a_kill(visit, axe, tmp_path):
+    results = made_audit(tmp_path / "made")
+    with Served(results, "--budget", "30") as served:
+        page = visit(served.address)
+        at(page, 0, 30)
+        assert not page.locator("#figures").is_visible()  # so that it does not lead the eye
+        for number in range(12):
+            page.keyboard.press(str(1 + number % 3))
+            at(page, number + 1, 30)
+        page.keyboard.press("Backspace")
+        at(page, 11, 30)
+        page.keyboard.press("0")
+        at(page, 12, 30)
+        assert saved(results)[-1]["answer"] == "none"
+        options = page.locator("#options bdi").all_inner_texts()
+        served.process.kill()
+        served.process.communicate(timeout=60)
+        page.keyboard.press("1")
+        page.wait_for_selector("#trouble:not([hidden])")
+        page.context.close()
+    before = saved(results)
+    with Served(results, "--budget", "30") as served:
+        page = visit(served.address, width=390)
+        at(page, 12, 30)
+        assert page.locator("#options bdi").all_inner_texts() == options  # the same order
+        assert violations(page, axe) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        for number in range(12, 30):
+            page.keyboard.press("c" if number == 20 else "1")
+            at(page, number + 1, 30)
+        page.wait_for_selector("#figures:not([hidden])")
+        assert violations(page, axe) == []
+        verdict = page.locator("#verdict").inner_text()
+        printed, status = served.end(signal.SIGINT)
+        assert status == 0
+        assert verdict in printed
+    assert saved(results)[: len(before)] == before
+
+
+def test_two_pages_at_once_lose_no_answer(visit, tmp_path):
+    results = made_audit(tmp_path / "made")
+    with Served(results, "--budget", "12") as served:
+        one, other = visit(served.address), visit(served.address)
+        at(one, 0, 12)
+        at(other, 0, 12)
+        one.keyboard.press("1")
+        at(one, 1, 12)
+        other.keyboard.press("2")  # of the same image, which has its answer
+        at(other, 1, 12)
+        assert len(saved(results)) == 1
+        other.keyboard.press("2")
+        at(other, 2, 12)
+        one.keyboard.press("3")
+        at(one, 2, 12)
+
+
+def test_of_many_classes_any_can_be_found_and_hostile_names_are_text(visit, tmp_path):
+    names = [*CLASSNAMES, "knits", "felts", "silks"]
+    results = made_audit(tmp_path / "many", classnames=names)
+    with Served(results, "--budget", "12") as served:
+        page = visit(served.address)
+        at(page, 0, 12)
+        page.keyboard.press("/")
+        page.keyboard.type("no such class")
+        page.keyboard.press("Enter")
+        assert not page.locator("#search").evaluate("one => one.checkValidity()")
+        page.locator("#search").fill(HOSTILE)
+        page.keyboard.press("Enter")
+        at(page, 1, 12)
+        assert saved(results)[0]["class"] == HOSTILE
+
+
+def test_a_file_works_without_a_network_and_its_answers_are_taken(visit, axe, tmp_path):
+    results = made_audit(tmp_path / "made")
+    file, exported = tmp_path / "audit.html", tmp_path / "answers.json"
+    words = [*command(results, "--offline", str(file)), "--budget", "15"]
+    subprocess.run(words, check=True, cwd=ROOT)
+    page = visit(file.as_uri(), width=390, offline=True)
+    for number in range(12):
+        at(page, number, 15)
+        page.keyboard.press("2")
+    at(page, 12, 15)
+    assert violations(page, axe) == []
+    page.reload()
+    at(page, 12, 15)  # the browser's memory keeps them
+    with page.expect_download() as download:
+        page.locator("#export").click()
+    download.value.save_as(exported)
+    subprocess.run(command(results, "--answers", str(exported)), check=True, cwd=ROOT)
+    assert len(saved(results)) == 12
+
+
+# --- the page of classes --------------------------------------------------------------------------
+
+
+def test_classes_are_renamed_merged_and_dropped_by_the_keyboard(visit, axe, tmp_path):
+    results = tmp_path / "results" / "mine"
+    results.mkdir(parents=True)
+    called = ["cup", "dog", "ca\u202er </script>"]
+    write_inputs(results, [called[number % 3] for number in range(N)])
+    run(results)
+    with running(ClassesServer(ClassesPage(results))) as server:
+        page, other = visit(server.address), visit(server.address)
+        cards = page.locator("article")
+        expect(page.locator("#count")).to_contain_text("Nobody has checked")
+        assert violations(page, axe) == []
+        page.locator("article", has=page.get_by_text("cup", exact=True)).focus()
+        page.keyboard.press("r")
+        page.keyboard.type("dog")  # in use
+        page.keyboard.press("Enter")
+        expect(page.locator("#trouble")).to_contain_text("in use")
+        page.locator("input").fill("my <i>cup")
+        page.keyboard.press("Enter")
+        expect(page.locator("#status")).to_contain_text("Saved")
+        assert "my <i>cup" in page.locator("h2 bdi").all_inner_texts()
+        cards.first.focus()
+        page.keyboard.press("m")
+        cards.nth(1).focus()
+        page.keyboard.press("m")
+        expect(cards).to_have_count(2)
+        page.keyboard.press("Backspace")
+        expect(cards).to_have_count(3)
+        other.get_by_role("button", name="Drop").first.click()
+        expect(other.locator("#trouble")).to_contain_text("Another page")
+    actions = json.loads((results / "classes.json").read_text())["actions"]
+    assert [one["do"] for one in actions] == ["rename"]
