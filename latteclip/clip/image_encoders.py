@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from latteclip.clip import model as clips
 from latteclip.clip.image_encoder_files import (
@@ -21,7 +21,6 @@ from latteclip.clip.image_encoder_files import (
 from latteclip.config.hub_names import FOLDER
 from latteclip.core import devices
 from latteclip.core.errors import UserError
-from latteclip.core.files import values_of, write_json
 from latteclip.core.metadata import EncoderMetadata
 
 # Subfolder of a CLIP's folder, with a folder 0, 1, ... for each encoder.
@@ -119,24 +118,6 @@ def save(model: ImageEncoder, folder: Path) -> None:
     folder.mkdir(parents=True)
     shutil.copyfile(model.timm.config, folder / CONFIG)
     shutil.copyfile(model.timm.weights, folder / WEIGHTS)
-
-
-def save_tuned(model: ImageEncoder, folder: Path) -> None:
-    """Write a new folder with the weights that a network of timm has now, as `save`."""
-    if model.timm is None:
-        raise UserError(f"{model.name} is no network of timm; name a model of timm.")
-    folder.mkdir(parents=True)
-    network: Any = model.model
-    state = {name: each.cpu() for name, each in network.network.state_dict().items()}
-    save_file(state, folder / WEIGHTS)
-    preprocessing = values_of(model.timm.preprocessing)
-    config = {
-        "architecture": model.timm.architecture,
-        "num_classes": 0,
-        "model_args": model.timm.arguments,
-        "pretrained_cfg": preprocessing,
-    }
-    write_json(folder / CONFIG, config)
 
 
 def load_beside(

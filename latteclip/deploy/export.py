@@ -66,11 +66,6 @@ def export(
         raise UserError("--abstain is for --format onnx.")
     folder = new_folder(destination)
     opened = finetuned.load(model, torch.device("cpu"))
-    if opened.student_scale is not None and format != "onnx":
-        raise UserError(
-            f"{model} is a student, a network of timm without texts; use --format onnx, or copy "
-            f"its folder for the image encoders of another program."
-        )
     if opened.encoder_widths and format == "transformers":
         raise UserError(
             f"{model} needs features of image encoders beside CLIP, which --format transformers "
@@ -180,7 +175,7 @@ def model_card(
     repo = _repo(origin["clip"])
     data = ModelCardData(
         library_name=form,
-        pipeline_tag=TASK if opened.student_scale is not None else f"zero-shot-{TASK}",
+        pipeline_tag=f"zero-shot-{TASK}",
         tags=["clip", "latteclip"],
         license=licence or "other",
         license_name=None if licence else "that-of-the-base-model",
@@ -201,7 +196,6 @@ def model_card(
         promise=promise,
         repo=repo,
         image_encoders=len(opened.encoder_widths),
-        student=opened.student_scale is not None,
         templates=opened.class_templates.templates,
         classes=[_class(name, opened.class_templates) for name in opened.classnames],
     )
