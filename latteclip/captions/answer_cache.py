@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import math
 import os
 import re
 import sqlite3
@@ -25,12 +24,12 @@ MAX_CHARACTERS = 2**20  # characters of an answer, at most
 MAX_TOKENS = 2**31 - 1  # what the tables' column holds
 CREATE = """
     CREATE TABLE IF NOT EXISTS answers (digest TEXT PRIMARY KEY, text TEXT, finish_reason TEXT,
-        n_tokens INTEGER, n_read INTEGER, engine TEXT, date TEXT, cost REAL)
+        n_tokens INTEGER, n_read INTEGER, engine TEXT, date TEXT)
 """
 INSERT = """
     INSERT OR IGNORE INTO answers
-        (digest, text, finish_reason, n_tokens, n_read, engine, date, cost)
-    VALUES (:digest, :text, :finish_reason, :n_tokens, :n_read, :engine, :date, :cost)
+        (digest, text, finish_reason, n_tokens, n_read, engine, date)
+    VALUES (:digest, :text, :finish_reason, :n_tokens, :n_read, :engine, :date)
 """
 
 
@@ -89,12 +88,11 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
         return np.sort(np.concatenate(blocks))
 
     def add(self, digest: str, answer: Response, engine: str) -> None:
-        """Cache a valid answer; it is on the disk after the next commit, at once if it was paid."""
+        """Cache a valid answer, which is on the disk after the next commit."""
         today = datetime.now(UTC).date().isoformat()
         self._pending[digest] = replace(answer, engine=engine, date=today, digest=digest)
         waiting = time.monotonic() - self._committed
-        is_due = len(self._pending) >= COMMIT_ANSWERS or waiting >= COMMIT_SECONDS
-        if is_due or answer.cost:
+        if len(self._pending) >= COMMIT_ANSWERS or waiting >= COMMIT_SECONDS:
             self.commit()
 
     def commit(self) -> None:
@@ -143,7 +141,4 @@ def problem(answer: Response) -> str | None:
     for number in (answer.n_tokens, answer.n_read):
         if number is not None and not (type(number) is int and 0 <= number <= MAX_TOKENS):
             return f"its number of tokens is {one_line(ascii(number), 40)}"
-    cost = answer.cost
-    if cost is not None and not (type(cost) is float and 0 <= cost < math.inf):
-        return f"its cost is {one_line(ascii(cost), 40)}"
     return None

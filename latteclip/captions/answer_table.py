@@ -7,7 +7,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from latteclip.captions.budget import cost_of
 from latteclip.captions.metadata import AnswersMetadata
 from latteclip.captions.requests import Response
 from latteclip.captions.runner import CaptionJob
@@ -28,7 +27,6 @@ def write_rows(
     of a user's file.
     """
     count = Counter[str]()
-    cost = 0.0
     first_error = ""
     engines = {""}
     dates = {""}
@@ -38,7 +36,6 @@ def write_rows(
         while piece := list(itertools.islice(rows, tables.CAPTION_ROWS)):
             for columns, answers in piece:
                 count.update(_count(columns, answers))
-                cost += cost_of(answers)
                 first_error = first_error or columns["error"] or ""
                 engines |= {answer.engine for answer in answers}
                 dates |= {answer.date for answer in answers}
@@ -51,7 +48,7 @@ def write_rows(
         metadata.engine = ", ".join(sorted(engines - {""}))
         metadata.date = max(dates) or None
         metadata.tokens_read, metadata.tokens_written = count["read"], count["written"]
-        metadata.cost = cost
+        metadata.requests, metadata.not_asked = count["requests"], count["not_asked"]
     return count
 
 
@@ -59,6 +56,8 @@ def _count(columns: Mapping[str, Any], answers: Sequence[Response]) -> dict[str,
     is_failed = columns["error"] is not None
     return {
         "asked": int(bool(answers)),
+        "not_asked": int(not answers),
+        "requests": sum(answer.digest is not None for answer in answers),
         "failed": int(is_failed),
         "empty": int(bool(answers) and not is_failed and columns.get("caption") == ""),
         "cut": int(columns.get("finish_reason") == "length"),

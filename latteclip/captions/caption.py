@@ -5,11 +5,10 @@ where it stopped, and a request is answered once.
 """
 
 import logging
-import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -26,9 +25,9 @@ from latteclip.captions.requests import (
     module_of,
 )
 from latteclip.captions.runner import CaptionJob, Runner, running
+from latteclip.captions.selection import select
 from latteclip.config.sections.groups import GroupsSection
 from latteclip.core import tables
-from latteclip.core.hashing import digest
 from latteclip.core.user_tables import by_image_id
 
 log = logging.getLogger(__name__)
@@ -60,12 +59,15 @@ def caption_images(
     output: str,
     store: str | None = None,
     *,
+    classifier_path: str | None = None,
+    answers_path: str | None = None,
     shard: str = "1/1",
     voter: str = "",
     threads: int,
 ) -> None:
-    """Write a caption for every image that is not in the test split.
+    """Write a caption for every image that is not in the test split, or for `max_images`.
 
+    The classifier decides which images come first, and a person's answers which are left out.
     UserError: the engine does not start, or too many captions are missing.
     """
     job = CaptionJob(
@@ -76,11 +78,18 @@ def caption_images(
         shard=shard,
         file_key="captioner.images_file",
         file=captioner.images_file,
-        max_cost=captioner.max_cost,
         voter=voter,
     )
+    selection = select(
+        images_path,
+        captioner.max_images,
+        pseudo_labels_path,
+        classifier_path,
+        answers_path,
+    )
+    layout = captioner.picture_layout
     questions = questions_about(
-        images_path, pseudo_labels_path, prompt, captioner.picture_layout, shard
+        images_path, pseudo_labels_path, prompt, layout, shard, selection=selection
     )
     _caption(job, questions, prompt)
 
@@ -94,10 +103,15 @@ def caption_groups(
     output: str,
     store: str | None = None,
     *,
+    classifier_path: str | None = None,
+    answers_path: str | None = None,
     shard: str = "1/1",
     threads: int,
 ) -> None:
-    """Draw groups of the images that are not in the test split and write their captions."""
+    """Draw groups of the images that are not in the test split and write their captions.
+
+    Of `max_images` groups, those of the images that `caption_images` would choose get captions.
+    """
     job = CaptionJob(
         settings=captioner,
         output=output,
@@ -106,11 +120,17 @@ def caption_groups(
         shard=shard,
         file_key="captioner.groups_file",
         file=captioner.groups_file,
-        max_cost=captioner.max_cost,
+    )
+    selection = select(
+        images_path,
+        captioner.max_images,
+        pseudo_labels_path,
+        classifier_path,
+        answers_path,
     )
     single = captioner.picture_layout
     questions = questions_about(
-        images_path, pseudo_labels_path, prompt, single, shard, groups
+        images_path, pseudo_labels_path, prompt, single, shard, groups, selection
     )
     _caption(job, questions, prompt, groups)
 
@@ -124,7 +144,6 @@ def _caption(
         retry_prompt=RETRY_PROMPT,
         layout=job.settings.picture_layout,
         groups=groups,
-        max_cost=job.max_cost,
     )
     if job.settings.reads_file:
         count = write_rows(
@@ -132,7 +151,7 @@ def _caption(
         )
     else:
         with running(job, questions) as runner:
-            metadata.beyond_budget = _ask(runner, questions)
+            _ask(runner, questions)
             count = write_rows(job, _rows(questions, _answers(runner, questions)), metadata)
     log.info(
         "Wrote %d captions, %d empty, %d without an answer, %d cut at %d tokens, %d not asked for.",
@@ -141,27 +160,18 @@ def _caption(
         count["failed"],
         count["cut"],
         job.settings.max_new_tokens,
-        len(questions) - count["asked"],
+        count["not_asked"],
     )
 
 
-def _ask(runner: Runner, questions: Questions) -> int:
-    """Ask about every row, and once more where the answer is empty or cut.
-
-    Returns the number of rows that the budget leaves out. With a budget, rows have a random order,
-    for the images of a class stand side by side.
-    """
+def _ask(runner: Runner, questions: Questions) -> None:
+    """Ask about the rows, and once more where the answer is empty or cut."""
 
     def ask_again(row: int) -> Request:
         return _request(questions, row, f" {RETRY_PROMPT}")
 
-    rows: Sequence[int] = range(len(questions))
-    if runner.budget is not None:
-        rows = sorted(rows, key=lambda row: digest("budget", questions.ids[row]))
-    rest = runner.ask(rows, partial(_request, questions))
+    runner.ask(questions.order, partial(_request, questions))
     runner.ask(_not_good(runner, questions), ask_again, attempt=2)
-    runner.warn_of_rest(len(rest))
-    return len(rest)
 
 
 def _not_good(runner: Runner, questions: Questions) -> list[int]:
@@ -250,20 +260,15 @@ def gather_captions(images_path: str, shard_paths: Sequence[str], output: str) -
 
 
 def _joined(shards: Sequence[AnswersMetadata]) -> AnswersMetadata:
-    rests = [shard.rest for shard in shards if isinstance(shard, ScoresMetadata)]
-    left = [rest for rest in rests if rest is not None]
-    first = shards[0]
-    if isinstance(first, ScoresMetadata) and left:
-        first = replace(first, rest=reduce(operator.add, left))
     engines = {name for shard in shards for name in shard.engine.split(", ") if name}
     return replace(
-        first,
+        shards[0],
         engine=", ".join(sorted(engines)),
         date=max(shard.date or "" for shard in shards) or None,
         tokens_read=sum(shard.tokens_read for shard in shards),
         tokens_written=sum(shard.tokens_written for shard in shards),
-        cost=sum(shard.cost for shard in shards),
-        beyond_budget=sum(shard.beyond_budget for shard in shards),
+        requests=sum(shard.requests for shard in shards),
+        not_asked=sum(shard.not_asked for shard in shards),
     )
 
 

@@ -1,7 +1,7 @@
 """Questions about images, and about groups of four images of one class."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -73,6 +73,25 @@ def picture_layout(groups: GroupsSection, single: Layout) -> Layout:
 
 
 @dataclass(frozen=True)
+class Selection:
+    """The order in which images are asked about, and where it ends."""
+
+    max_images: int
+    order: np.ndarray  # int [N], the first image first
+    is_answered: np.ndarray  # bool [N], by a person: no model is asked about such an image
+
+    def images(self, candidates: Collection[int]) -> list[int]:
+        """Return the images to ask about, the first one first."""
+        wanted = np.isin(self.order, list(candidates)) & ~self.is_answered[self.order]
+        chosen: list[int] = self.order[wanted][: self.max_images].tolist()
+        return chosen
+
+    def answered(self, candidates: Collection[int]) -> list[int]:
+        """Return the candidates that a person answered."""
+        return [image for image in candidates if self.is_answered[image]]
+
+
+@dataclass(frozen=True)
 class Questions:
     """The R rows (images or groups) of a table, in columns: a million rows must fit."""
 
@@ -85,6 +104,10 @@ class Questions:
     labels: Sequence[int] | None  # R, of groups
     prompts: Callable[[int], str]  # the prompt of a row
     layout: Layout
+    order: Sequence[int]  # rows that get an answer, the first one first
+    answered: Collection[
+        int
+    ]  # rows that a person answered: cached answers about them count
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -112,6 +135,7 @@ def questions_about(
     single: Layout,  # the layout of one image
     shard: str,
     groups: GroupsSection | None = None,
+    selection: Selection | None = None,  # None: all are asked about
 ) -> Questions:
     """Return one question about each image, or each group, of a shard without the test split."""
     table, classnames = tables.read_unlabelled(images_path, training=True)
@@ -134,6 +158,9 @@ def questions_about(
         candidates = draw_groups(image_ids, labels, groups.seed, groups.groups_per_class)
     number, of = map(int, shard.split("/"))
     rows = [i for i in candidates if shard_of(image_ids[i], of) == number]
+    row_of = {image: row for row, image in enumerate(rows)}
+    answered = selection.answered(rows) if selection else []
+    chosen = [*selection.images(candidates), *answered] if selection else rows
     members = [candidates[i] for i in rows]
     filled = [fill(prompt, classname) for classname in classnames]
     return Questions(
@@ -146,6 +173,8 @@ def questions_about(
         labels=[labels[i] for i in rows] if groups else None,
         prompts=lambda row: filled[labels[rows[row]]] if labels else prompt,
         layout=picture_layout(groups, single) if groups else single,
+        order=[row_of[image] for image in chosen if image in row_of],
+        answered={row_of[image] for image in answered},
     )
 
 

@@ -20,16 +20,22 @@ class AnswerSource:
 
 @dataclass(kw_only=True)
 class AnswersMetadata:
-    """Who answered, and what the answers cost."""
+    """Who answered, and what that took."""
 
     source: AnswerSource
     engine: str = ""  # names and versions, separated by commas
     date: str | None = None  # date of the last answer
     tokens_read: int = 0
     tokens_written: int = 0
-    cost: float = 0.0  # money, as far as it is known
-    max_cost: float | str | None = None
-    beyond_budget: int = 0  # images or groups that were not asked about for max_cost
+    requests: int = 0
+    not_asked: int = 0  # images or groups that `max_images` leaves out
+
+    @property
+    def in_words(self) -> str:
+        """What was asked, in words."""
+        tokens = f"{self.tokens_read:,} tokens read, {self.tokens_written:,} written"
+        left = f", {self.not_asked:,} images left out" if self.not_asked else ""
+        return f"{self.requests:,} requests to {self.source.model}, {tokens}{left}"
 
 
 @dataclass(kw_only=True)
@@ -42,36 +48,6 @@ class CaptionsMetadata(AnswersMetadata):
     groups: GroupsSection | None = None  # None: the captions are of images
 
 
-@dataclass(frozen=True)
-class Rest:
-    """The training images that were not asked about, though they could be."""
-
-    images: int
-    changes: (
-        float | None
-    )  # labels that answers about them would change, if that is expected
-    reason: str  # the key that ended the questions: share, max_cost or min_gain
-
-    @property
-    def sentence(self) -> str:
-        """The rest in words."""
-        why = "Little is gained (scores.min_gain)"
-        if self.reason != "min_gain":
-            why = f"scores.{self.reason} ended the questions"
-        brings = ""
-        if self.changes is not None:
-            brings = (
-                f" Answers about them are expected to change {self.changes:,.1f} labels."
-            )
-        return f"{why}: {self.images:,} images were not asked about.{brings}"
-
-    def __add__(self, other: "Rest") -> "Rest":
-        changes = None
-        if self.changes is not None and other.changes is not None:
-            changes = self.changes + other.changes
-        return Rest(self.images + other.images, changes, self.reason)
-
-
 @dataclass(kw_only=True)
 class ScoresMetadata(AnswersMetadata):
     """The metadata of CLASS_SCORES."""
@@ -81,8 +57,3 @@ class ScoresMetadata(AnswersMetadata):
     prompt: str
     answer: str | None  # template of the answers whose likelihood is asked for
     topk: int
-    orders: int | None  # number of orders of the options
-    share: float
-    examples: int = 0  # sure images of each likely class that were shown
-    choose: str = "margin"
-    rest: Rest | None = None  # None: all images were asked about

@@ -64,7 +64,7 @@ class Request:
     choices: Choices | None = None  # None: an answer in words is wanted
     paths: Sequence[str] = ()  # paths of the images, until their pictures are made
     digest: str = ""  # key of its cached answer
-    wants_pictures: bool = True  # False: its digest alone is wanted
+    is_asked: bool = True  # False: an answer counts only if it is in the cache
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,6 @@ class Response:
     n_tokens: int | None
     error: str | None = None  # why there is no text; such an answer is not cached
     n_read: int | None = None  # tokens of the request, pictures included
-    cost: float | None = None  # money of its server; None: unknown
     engine: str = ""  # name of the engine, of a cached answer
     date: str = ""  # date of a cached answer, UTC
     digest: str | None = None  # digest of the request; None where nothing was asked

@@ -15,12 +15,10 @@ import numpy as np
 
 from latteclip.captions import requests
 from latteclip.captions.answer_cache import AnswerCache, problem
-from latteclip.captions.budget import Budget, priced
 from latteclip.captions.groups import Questions
 from latteclip.captions.metadata import AnswerSource
 from latteclip.captions.pictures import data_url, pictures_of, read_image
 from latteclip.captions.requests import CaptionerSettings, Request, Response, failed
-from latteclip.config.sections.base import MaxCost
 from latteclip.core.errors import UserError
 from latteclip.core.signals import ending_in_order
 from latteclip.core.terminal import Progress, one_line
@@ -28,7 +26,6 @@ from latteclip.data.workers import Workers
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 2
-FIRST_REQUESTS = 3  # requests made one by one, until one says what an answer costs
 MAX_CONSECUTIVE_FAILURES = 50  # requests, before a run gives up
 # The same of requests that the server refuses, where it has answered none of this table yet.
 MAX_REFUSED = 5
@@ -47,10 +44,8 @@ class CaptionJob:
     shard: str  # number and count, such as 2/4
     file_key: str  # key of the configuration that names the user's file
     file: str | None  # the user's file
-    max_cost: MaxCost | None
     scoring: bool = False  # whether a row gets scores in place of a caption
     voter: str = ""  # name of a voter, whose answers have a file of their own in the cache
-    examples: int = 0  # pictures of other images in a request, at most
 
     @property
     def source(self) -> AnswerSource:
@@ -69,13 +64,6 @@ class CaptionJob:
     @property
     def unit(self) -> str:
         return "scores" if self.scoring else "captions"
-
-    def budget(self) -> Budget | None:
-        """Return the part of `max_cost` that the shard of this job has."""
-        if self.max_cost is None:
-            return None
-        key = "scores.max_cost" if self.scoring else "captioner.max_cost"
-        return Budget.of(self.max_cost, int(self.shard.partition("/")[2]), key)
 
     @property
     def cache_name(self) -> str:
@@ -98,7 +86,7 @@ class Preparer:
         digest = requests.digest(contents, request.prompt, self.identity, request.choices)
         place = np.searchsorted(self.cached, digest.encode())
         is_cached = digest.encode() in self.cached[place : place + 1]
-        if is_cached or not request.wants_pictures:
+        if is_cached or not request.is_asked:
             return replace(request, digest=digest)
         pictures: list[Any] = pictures_of(self.identity.layout, request.paths, contents)
         if self.as_urls:
@@ -138,7 +126,7 @@ def running(job: CaptionJob, questions: Questions) -> Iterator["Runner"]:
             name=lambda request: request.paths[0],
             threads_key="threads.caption",
         )
-        runner = Runner(job, questions, cache, stack.enter_context(pool), job.budget())
+        runner = Runner(job, questions, cache, stack.enter_context(pool))
         yield runner
         runner.log_rates()
 
@@ -151,7 +139,6 @@ class Runner:
     questions: Questions
     cache: AnswerCache
     pool: Workers[Request, Request]
-    budget: Budget | None  # None: all rows are asked about
 
     def __post_init__(self) -> None:
         self._digests = np.zeros(
@@ -164,52 +151,16 @@ class Runner:
         self._seconds = 0.0  # seconds of answering
 
     def ask(
-        self, rows: Sequence[int], request: Callable[[int], Request], attempt: int = 1
-    ) -> list[int]:
-        """Answer a request about each row, in their order, until the budget ends.
+        self, rows: Sequence[int], request_about: Callable[[int], Request], attempt: int = 1
+    ) -> None:
+        """Answer a request about each row, in their order, unless its answer is cached.
 
-        Returns the rows that the budget leaves out. With a budget, the first requests are answered
-        one by one: they tell what an answer costs.
+        Rows that a person answered get an answer only if it is cached.
         """
         self._n_rows = max(self._n_rows, len(rows))
-        budget = self.budget
-        first = 0
-        if budget is not None:
-            rows = self._without_answer(rows, request, attempt, budget)
-            budget.start()
-            while first < min(len(rows), FIRST_REQUESTS) and not budget.is_informed:
-                self._answer_all([request(rows[first])], len(rows), attempt)
-                first += 1
-        self._answer_all(map(request, rows[first:]), len(rows), attempt)
-        return [row for row in rows if not self._digests[attempt - 1, row]]
-
-    def _without_answer(
-        self,
-        rows: Sequence[int],
-        request: Callable[[int], Request],
-        attempt: int,
-        budget: Budget,
-    ) -> list[int]:
-        """Return the rows without a cached answer. The others count, for they were paid for."""
-        wanted = (replace(request(row), wants_pictures=False) for row in rows)
-        missing = []
-        counted: set[str] = set()  # equal images have one answer
-        for prepared in self.pool.in_order(wanted):
-            digest = prepared.digest
-            answer = self.cache.get(digest)
-            if answer is None:
-                missing.append(prepared.key)
-                continue
-            self._is_answered = True
-            self._digests[attempt - 1, prepared.key] = digest
-            if digest not in counted:
-                counted.add(digest)
-                budget.take(priced(answer, self.job.settings))
-        return missing
-
-    def _answer_all(self, asked: Iterable[Request], n: int, attempt: int) -> None:
-        """Answer some of n requests, each about another row, unless their answers are cached."""
-        progress = Progress(n, self.job.unit)
+        answered = self.questions.answered
+        asked = (replace(request_about(row), is_asked=row not in answered) for row in rows)
+        progress = Progress(len(rows), self.job.unit)
         pending = self._pending(self.pool.in_order(asked), attempt, progress)
         first = next(pending, None)
         if first is None:
@@ -227,7 +178,7 @@ class Runner:
     def _engine(self) -> requests.Engine:
         started = time.monotonic()
         job = self.job
-        n = self.questions.n_pictures + job.examples
+        n = self.questions.n_pictures
         engine = requests.start(job.settings, job.threads, n, scoring=job.scoring)
         log.info("%s started in %.0f s.", engine.version, time.monotonic() - started)
         return engine
@@ -238,10 +189,10 @@ class Runner:
         """Yield requests that are neither cached nor under way for an equal row."""
         for request in prepared:
             digest = request.digest
-            is_known = not request.pictures or digest in self._under_way
-            is_known = is_known or self.cache.get(digest) is not None
-            if not (is_known or self._has_room):
-                return
+            is_known = digest in self._under_way or self.cache.get(digest) is not None
+            if not (is_known or request.is_asked):
+                progress.skip(1)
+                continue
             self._digests[attempt - 1, request.key] = digest
             if is_known:
                 self._is_answered |= digest not in self._under_way
@@ -250,26 +201,20 @@ class Runner:
             self._under_way.add(digest)
             yield request
 
-    @property
-    def _has_room(self) -> bool:
-        return self.budget is None or self.budget.has_room(len(self._under_way))
-
     def _take(self, request: Request, answer: Response, engine: str) -> None:
         """Cache an answer, or note why it is invalid: the only write path, for all engines."""
         self._under_way.discard(request.digest)
         self._n_asked += 1
-        answer = priced(answer, self.job.settings)
         error = answer.error
         if error is None and (fault := problem(answer)):
             error = f"the answer is invalid: {fault}"
         if error is None:
             self.cache.add(request.digest, answer, engine)
+            if not self.job.settings.loads_model:  # the answer of a server may be paid
+                self.cache.commit()
             self._is_answered = True
             self._failures = 0
             self._n_tokens += answer.n_tokens or 0
-        if self.budget is not None:
-            self.budget.take(answer)
-        if error is None:
             return
         self._failures += 1
         self._errors[request.digest] = error = one_line(error)
@@ -296,11 +241,6 @@ class Runner:
                 "answers before them are cached: run again to ask for the rest."
             )
 
-    @property
-    def is_asked(self) -> np.ndarray:
-        """Whether each row was asked about, now or in an earlier run."""
-        return np.asarray(self._digests[0] != b"")
-
     def answers(self, row: int) -> list[Response]:
         """Return the answers about a row, one of each attempt, or why there is none.
 
@@ -309,19 +249,9 @@ class Runner:
         digests = [digest.decode() for digest in self._digests[:, row] if digest]
         if not digests:
             return []
-        settings = self.job.settings
-        answers = [
-            priced(answer, settings)
-            for digest in digests
-            if (answer := self.cache.get(digest))
-        ]
+        answers = [answer for digest in digests if (answer := self.cache.get(digest))]
         error = self._errors.get(digests[0], "not answered")
         return answers or [replace(failed(error), digest=digests[0])]
-
-    def warn_of_rest(self, n: int) -> None:
-        """Warn that the budget leaves out n rows, if it does."""
-        if n and self.budget is not None:
-            log.warning("%s", self.budget.ended(n, self.job.unit))
 
     def log_rates(self) -> None:
         seconds = max(self._seconds, 1e-9)

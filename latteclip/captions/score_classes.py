@@ -8,20 +8,16 @@ bias for a class, for which they need all images.
 
 import json
 import logging
-import math
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from latteclip.captions.answer_table import Row, write_rows
-from latteclip.captions.example_images import MAX_EXAMPLES, SureImages, introduction
 from latteclip.captions.groups import Questions, questions_about
-from latteclip.captions.metadata import Rest, ScoresMetadata
+from latteclip.captions.metadata import ScoresMetadata
 from latteclip.captions.requests import (
     CaptionerSettings,
     Choices,
@@ -31,22 +27,23 @@ from latteclip.captions.requests import (
     module_of,
 )
 from latteclip.captions.runner import CaptionJob, running
-from latteclip.clip.classifier import ROWS, Classifier, classify, load_classifier
+from latteclip.captions.selection import best_classes, select
+from latteclip.clip.classifier import load_classifier
 from latteclip.config.sections.scores import ScoresSection
-from latteclip.core import tables
 from latteclip.core.class_templates import PLACE, ClassTemplates, fill
 from latteclip.core.errors import UserError
 from latteclip.core.hashing import digest
-from latteclip.core.metadata import GainsMetadata
 from latteclip.core.user_tables import by_image_id
 
 log = logging.getLogger(__name__)
 FILE_KEY = "scores.file"
+LIKELIHOOD, DECISIONS = "likelihood", "decisions"  # values of scores.kind
 ALL_UP_TO = 20  # classes that are all options, of decisions MAX_DECISIONS
 MAX_OPTIONS = len(string.ascii_uppercase) - 1  # the last letter is for none of them
 MAX_DECISIONS = 254  # options of a typed question; one more is for none of them
 # A full stop ends the name: "dot." does not begin "dotted.".
-ANSWER = " {}."
+ANSWER = " {}."  # whose likelihood is asked for
+ORDERS = 2  # random orders in which options are listed
 NONE = "none of these"
 QUESTION = "Which of these does the photo show?"
 INSTRUCTION = "Answer with the letter."
@@ -62,17 +59,17 @@ def score_classes(
     output: str,
     store: str | None = None,
     *,
-    gains_path: str | None = None,
-    adapted_path: str | None = None,
+    classifier_path: str | None = None,
+    answers_path: str | None = None,
     shard: str = "1/1",
     voter: str = "",
     threads: int,
 ) -> None:
     """Write CLASS_SCORES of the images of a shard that are not in the test split.
 
-    `gains_path` is a table of EXPECTED_GAINS where `scores.choose` is gain, and `adapted_path` the
-    adapted zero-shot classifier, by which sure images are found where `scores.examples` is 1.
-    UserError: the engine does not start, or too many images end without scores.
+    The classifier decides which images come first where there are `max_images`, and a person's
+    answers which are left out. UserError: the engine does not start, or too many images end without
+    scores.
     """
     job = CaptionJob(
         settings=captioner,
@@ -82,12 +79,14 @@ def score_classes(
         shard=shard,
         file_key=FILE_KEY,
         file=scores.file,
-        max_cost=scores.max_cost,
         scoring=True,
         voter=voter,
-        examples=min(MAX_EXAMPLES, scores.topk) if scores.examples else 0,
     )
-    images = questions_about(images_path, None, "", captioner.picture_layout, job.shard)
+    selection = select(
+        images_path, scores.max_images, pseudo_labels_path, classifier_path, answers_path
+    )
+    layout = captioner.picture_layout
+    images = questions_about(images_path, None, "", layout, shard, selection=selection)
     k = _n_options(scores, len(images.classnames))
     _check(scores, prompt, k, images.classnames)
     metadata = _metadata(job, scores, prompt, images.classnames)
@@ -98,74 +97,51 @@ def score_classes(
         classifier, described = load_classifier(
             class_embeddings_path, classnames=images.classnames
         )
-        # Every shard reads the whole dataset, so that shards agree on the share.
-        options, margins = best_classes(pseudo_labels_path, images.image_ids, classifier, k)
-        gains = read_gains(gains_path, images.image_ids) if gains_path else None
+        options, _ = best_classes(pseudo_labels_path, images.image_ids, classifier, k)
         descriptions = {}
-        sure = None
-        if scores.kind == "decisions" or scores.examples:
+        if scores.kind == DECISIONS:
             texts = ClassTemplates.described_by(described)
             descriptions = describe(texts, images.classnames)
-        if scores.examples and adapted_path is not None:
-            adapted, _ = load_classifier(adapted_path, classnames=images.classnames)
-            labels, leads = best_classes(pseudo_labels_path, images.image_ids, adapted, 1)
-            sure = SureImages.by_margin(labels[:, 0], leads)
         own = options[images.members[:, 0]]
-        questions = ClassQuestions(images, own, scores, prompt, descriptions, sure)
-        asked = _rows_to_ask(scores, images, margins, gains)
+        questions = ClassQuestions(images, own, scores, prompt, descriptions)
         with running(job, images) as runner:
-            beyond = runner.ask(asked, questions.request)
-            runner.warn_of_rest(len(beyond))
-            metadata.beyond_budget = len(beyond)
-            metadata.rest = _rest(images, runner.is_asked, gains, is_spent=bool(beyond))
+            runner.ask(images.order, questions.request)
             rows = (questions.row(row, runner.answers(row)) for row in range(len(images)))
             count = write_rows(job, rows, metadata)
     log.info(
-        "Wrote the scores of %d images, %d without an answer.",
+        "Wrote the scores of %d images, %d without an answer, %d not asked about.",
         count["asked"] - count["failed"],
         count["failed"],
+        count["not_asked"],
     )
-    if metadata.rest is not None:
-        log.info("%s", metadata.rest.sentence)
 
 
 def _n_options(scores: ScoresSection, n_classes: int) -> int:
     """Return how many of CLIP's best classes are the options of an image."""
-    most = MAX_DECISIONS if scores.kind == "decisions" else ALL_UP_TO
+    most = MAX_DECISIONS if scores.kind == DECISIONS else ALL_UP_TO
     return n_classes if n_classes <= most else min(scores.topk, n_classes)
 
 
 def _metadata(
     job: CaptionJob, scores: ScoresSection, prompt: str, classnames: Sequence[str]
 ) -> ScoresMetadata:
-    likelihood = is_likelihood(scores)
     return ScoresMetadata(
         source=job.source,
         classnames=list(classnames),
         kind=str(scores.kind),
-        prompt=prompt if likelihood else letters_prompt(["..."]),
-        answer=scores.answer or ANSWER if likelihood else None,
+        prompt=prompt if scores.kind == LIKELIHOOD else letters_prompt(["..."]),
+        answer=scores.answer or ANSWER if scores.kind == LIKELIHOOD else None,
         topk=scores.topk,
-        orders=None if likelihood else scores.orders,
-        share=scores.share,
-        examples=scores.examples,
-        choose=scores.choose,
-        max_cost=scores.max_cost,
     )
-
-
-def is_likelihood(scores: ScoresSection) -> bool:
-    """Return whether each class's text is scored, and not a list of the classes."""
-    return scores.kind == "likelihood"
 
 
 def _check(scores: ScoresSection, prompt: str, k: int, classnames: Sequence[str]) -> None:
     """Raise UserError for scores of k options that make no sense."""
     if scores.kind == "multiple_choice" and k > MAX_OPTIONS:
         problem = f"there are {MAX_OPTIONS} letters for {k} options; lower scores.topk"
-    elif scores.kind == "decisions" and k > MAX_DECISIONS:
+    elif scores.kind == DECISIONS and k > MAX_DECISIONS:
         problem = f"{k} options are more than {MAX_DECISIONS}; lower scores.topk"
-    elif scores.kind == "decisions" and NONE in classnames:
+    elif scores.kind == DECISIONS and NONE in classnames:
         problem = f"the class {NONE!r} is an option by itself; rename the class"
     elif PLACE in prompt:
         problem = (
@@ -191,89 +167,6 @@ def _rows_of_file(images: Questions, engine: str, path: str | None) -> Iterator[
         yield columns, [Response("", "stop", None, engine=engine)]
 
 
-@dataclass(frozen=True)
-class ExpectedGains:
-    """What an answer about each of N images would bring."""
-
-    gains: np.ndarray  # float32 [N]
-    order: np.ndarray  # the images to ask about, the first one first
-    is_enough: bool  # whether further answers would bring too little
-
-
-def read_gains(path: str, image_ids: pa.ChunkedArray) -> ExpectedGains:
-    """Return the EXPECTED_GAINS of N images."""
-    gains, turns = (
-        tables.lookup_column(path, tables.EXPECTED_GAINS, "image_id", name, image_ids)
-        for name in ("gain", "turn")
-    )
-    turn = pc.fill_null(turns, len(image_ids)).to_numpy()
-    order = np.argsort(turn, kind="stable")
-    is_enough = tables.read_metadata(path, GainsMetadata).is_enough
-    order = order[: len(turns) - turns.null_count]
-    return ExpectedGains(gains.to_numpy(), order, is_enough)
-
-
-def _rows_to_ask(
-    scores: ScoresSection,
-    images: Questions,
-    margins: np.ndarray,
-    gains: ExpectedGains | None,
-) -> list[int]:
-    """Return the rows of a shard to ask about, the first one first.
-
-    Margins [N] are those of zero-shot scores. Where no budget ends the questions, rows have the
-    order of the index.
-    """
-    n = len(margins)
-    order = np.argsort(margins, kind="stable") if gains is None else gains.order
-    row_of = np.full(n, -1)
-    row_of[images.members[:, 0]] = np.arange(len(images))
-    rows = row_of[order[: math.ceil(scores.share * n)]]
-    in_shard: list[int] = rows[rows >= 0].tolist()
-    return sorted(in_shard) if scores.max_cost is None else in_shard
-
-
-def _rest(
-    images: Questions,
-    is_asked: np.ndarray,
-    gains: ExpectedGains | None,
-    *,
-    is_spent: bool,
-) -> Rest | None:
-    """Return the images of a shard that were not asked about [R], and why."""
-    left = images.members[~is_asked, 0]
-    if not len(left):
-        return None
-    if is_spent:
-        reason = "max_cost"
-    elif gains is not None and gains.is_enough:
-        reason = "min_gain"
-    else:
-        reason = "share"
-    changes = None if gains is None else float(gains.gains[left].sum())
-    return Rest(len(left), changes, reason)
-
-
-def best_classes(
-    pseudo_labels_path: str, image_ids: pa.ChunkedArray, classifier: Classifier, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k best classes int32 [N, K] of N images, and how much better the first is [N]."""
-    ids = []
-    classes = []
-    margins = []
-    columns = ["image_id", "image_features"]
-    for piece in tables.read_pieces(
-        pseudo_labels_path, tables.PSEUDO_LABELS, columns, ROWS
-    ):
-        features = torch.from_numpy(tables.from_list_column(piece["image_features"]).copy())
-        best, scores = classify(features, classifier, max(k, 2))
-        ids += piece["image_id"].chunks
-        classes.append(best[:, :k].int().numpy())
-        margins.append((scores[:, 0] - scores[:, 1]).numpy())
-    rows = tables.find_rows(image_ids, pa.chunked_array(ids), pseudo_labels_path)
-    return np.concatenate(classes)[rows], np.concatenate(margins)[rows]
-
-
 def describe(texts: ClassTemplates, classnames: Sequence[str]) -> dict[str, str]:
     """Return the text of each class, with its other names."""
     descriptions = {}
@@ -291,52 +184,29 @@ class ClassQuestions:
     options: np.ndarray  # int32 [R, K]
     settings: ScoresSection
     prompt: str  # the prompt if likelihoods are asked for
-    # Of the classes, if decisions are asked for or examples are shown.
-    descriptions: Mapping[str, str]
-    sure: SureImages | None = None  # None: no examples are shown
+    descriptions: Mapping[str, str]  # texts of the classes if decisions are asked for
 
     def request(self, row: int) -> Request:
         """Return the request about an image."""
         names = self._names(row)
-        examples, before = self._examples(row)
-        paths = [*examples, *self.images.paths_of(row)]
-        if is_likelihood(self.settings):
+        paths = self.images.paths_of(row)
+        kind = str(self.settings.kind)
+        if kind == LIKELIHOOD:
             texts = tuple(fill(self.settings.answer or ANSWER, name) for name in names)
-            choices = Choices("likelihood", texts)
-            return Request(row, (), before + self.prompt, choices, paths)
-        prompts = []
-        for order in self._orders(row):
-            listed = [names[i] for i in order]
-            if self.settings.kind == "decisions":
-                prompts.append(self._decision(listed, before))
-            else:
-                prompts.append(before + letters_prompt(listed))
-        is_decision = self.settings.kind == "decisions"
-        texts = tuple(names) if is_decision else letters_of(len(names))
-        choices = Choices(str(self.settings.kind), texts, tuple(prompts))
-        return Request(row, (), prompts[0], choices, paths)
+            return Request(row, (), self.prompt, Choices(kind, texts), paths)
+        listed = [[names[i] for i in order] for order in self._orders(row)]
+        if kind == DECISIONS:
+            texts = tuple(names)
+            prompts = tuple(map(self._decision, listed))
+        else:
+            texts = letters_of(len(names))
+            prompts = tuple(map(letters_prompt, listed))
+        return Request(row, (), prompts[0], Choices(kind, texts, prompts), paths)
 
-    def _examples(self, row: int) -> tuple[list[str], str]:
-        """Return the paths of the examples beside an image, and what the prompt says of them."""
-        if self.sure is None:
-            return [], ""
-        likely = self.options[row, : self.settings.topk].tolist()
-        own = int(self.images.members[row, 0])
-        paths = []
-        texts = []
-        for image, label in self.sure.beside(own, likely):
-            paths.append(self.images.paths[image].as_py())
-            texts.append(self.descriptions[self.images.classnames[label]])
-        return paths, introduction(texts)
-
-    def _decision(self, options: Sequence[str], before: str) -> str:
+    def _decision(self, options: Sequence[str]) -> str:
         """Return the question of a decision, in JSON."""
-        criteria: dict[str, str | None] = {
-            name: self.descriptions[name] for name in options
-        }
-        if self.settings.none_option:
-            criteria[NONE] = None
-        question = {"instructions": before + QUESTION, "criteria": criteria}
+        criteria = {name: self.descriptions[name] for name in options}
+        question = {"instructions": QUESTION, "criteria": {**criteria, NONE: None}}
         return json.dumps(question, ensure_ascii=False)
 
     def row(self, row: int, answers: Sequence[Response]) -> Row:
@@ -358,12 +228,10 @@ class ClassQuestions:
         if answer.error is not None:
             return [], answer.error
         scores = ChoiceScores.parse(answer.text)
-        if is_likelihood(self.settings):
+        if self.settings.kind == LIKELIHOOD:
             return scores.log_probabilities[0], None
-        if self.settings.kind == "decisions":
-            has_none = self.settings.none_option
-            orders = self._orders(row)
-            return mean_decision(scores.log_probabilities, orders, has_none), None
+        if self.settings.kind == DECISIONS:
+            return mean_decision(scores.log_probabilities, self._orders(row)), None
         letters = letters_of(self.options.shape[1])
         for first in scores.first:
             if first.removeprefix(" ") not in letters:
@@ -374,7 +242,7 @@ class ClassQuestions:
     def _orders(self, row: int) -> list[list[int]]:
         names = self._names(row)
         content = self.images.content_of(row)
-        return [order_of(content, number, names) for number in range(self.settings.orders)]
+        return [order_of(content, number, names) for number in range(ORDERS)]
 
     def _names(self, row: int) -> list[str]:
         return [self.images.classnames[c] for c in self.options[row]]
@@ -419,16 +287,15 @@ def over_orders(
 
 
 def mean_decision(
-    rows: Sequence[Sequence[float]], orders: Sequence[Sequence[int]], has_none: bool
+    rows: Sequence[Sequence[float]], orders: Sequence[Sequence[int]]
 ) -> list[float]:
-    """Return log-probabilities of K options, and perhaps of none of them, over all orders.
+    """Return log-probabilities of K options and of none of them, over all orders.
 
     They are means of probabilities: those of decision models are rounded, and a 0 is no veto.
     """
     total = np.zeros(len(rows[0]))
     for row, order in zip(rows, orders, strict=True):
-        places = [*order, len(order)] if has_none else list(order)
-        total[places] += np.exp(row)
+        total[[*order, len(order)]] += np.exp(row)
     mean = total / len(rows)
     with np.errstate(divide="ignore"):
         logs: list[float] = np.log(mean).tolist()

@@ -91,7 +91,7 @@ def _lines(row: dict[str, Any], classname: str | None) -> list[str]:
         lines.append(f"  class     {classname} (pseudo-label)")
     caption = row["caption"]
     if not caption:
-        reason = "empty" if row["attempts"] else "beyond captioner.max_cost"
+        reason = "empty" if row["attempts"] else "not asked for (captioner.max_images)"
         caption = f"none: {row['error'] or reason}"
     facts = f"{row['finish_reason']}, {row['n_tokens']} tokens"
     if row["attempts"] > 1:

@@ -41,7 +41,6 @@ STAGES = {  # by command: the module of its function
     "propose_classes": "latteclip.discover.propose_classes",
     "discover_classes": "latteclip.discover.discover_classes",
     "caption_groups": "latteclip.captions.caption",
-    "rank_images": "latteclip.labels.rank_images",
     "score_classes": "latteclip.captions.score_classes",
     "gather_captions": "latteclip.captions.caption",
     "summarize_captions": "latteclip.captions.summarize_captions",

@@ -1,53 +1,175 @@
-"""Estimate the cost of a full run of a dataset from a limited run, as NOTE says."""
+"""What a run asks captioners, and what a whole run takes by its limited run.
+
+`snakemake -n` prints the first, and `latteclip status --estimate` both.
+"""
 
 import json
 import re
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from statistics import harmonic_mean
 from typing import Any
 
-import pandas as pd
-
-from latteclip.cli import questions
-from latteclip.config import budgets, job_resources, layers
-from latteclip.config.amounts import price
+from latteclip.config import job_resources, layers
+from latteclip.config.asking import Asking, askings
 from latteclip.config.configuration import Configuration
 from latteclip.config.job_resources import Counts
 from latteclip.config.model import check
+from latteclip.config.sections.captioner import LLAVA_NEXT, OVERVIEW
 from latteclip.config.sections.finetune import FinetuneSection
-from latteclip.core import answer_tables, run_options, tables
+from latteclip.core import run_options, tables
+from latteclip.core.answer_tables import GROUPS, IMAGES, NAMES, SCORES
 from latteclip.core.errors import CORES
 from latteclip.core.files import from_values
 from latteclip.core.metadata import IndexMetadata
-from latteclip.report.runs import AnswerCosts, answer_costs, job_costs
+from latteclip.data.folder_files import image_files
+from latteclip.report.runs import JobCost, job_costs, read_answers
 from latteclip.train.settings import recipe_for
 
 RESULTS = Path("results")
 LIMIT = 64  # images of the limited run that the command makes
-# What the stages grow with; all others take the same time for any number of images.
-IMAGES = "images"
-TRAINING = "training images"
-GROUPS = "groups"
-STEPS = "training steps"
-NOTHING = "-"
+Values = dict[str, Any]
+
+# What is asked.
+
+TITLES = {
+    IMAGES: "captions of images",
+    GROUPS: "captions of groups",
+    NAMES: "names of images",
+    SCORES: "class scores",
+}
+# Tokens that LLaVA-1.6 reads of a picture of OVERVIEW pixels with a prompt (docs/models.md).
+LLAVA_TOKENS = 1_200
+# Tokens that decision models read beside the tiles of a picture, with two orders of the options.
+DECISION_TOKENS = 95 + 2 * 92
+
+
+def lines(
+    configuration: Configuration, dataset: str, pending: Collection[str] | None = None
+) -> Iterator[str]:
+    """Yield what a run would ask about a dataset's images.
+
+    `pending` are the files that the run will write. Without them, all tables count.
+    """
+    asked = [
+        asking
+        for asking in askings(configuration, dataset)
+        if pending is None or asking.is_pending(dataset, pending)
+    ]
+    if asked:
+        yield f"{dataset}: to ask, where answers are not cached:"
+    for asking in asked:
+        yield f"  {_sentence(_plan(configuration, dataset, asking))}"
+
+
+def _plan(
+    configuration: Configuration,
+    dataset: str,
+    asking: Asking,
+    images: Counts | None = None,
+) -> Values:
+    """Return the requests of a table and their tokens, None where a number is not known."""
+    captioner = configuration.section("captioner", dataset, asking.voter)
+    images = images or job_resources.counts(configuration, dataset)
+    files = count_files(configuration, dataset) if images is None else None
+    if files is not None:
+        images = Counts(files, 0)
+    n = None if images is None else n_requests(configuration, dataset, asking, images)
+    read, written, source = _tokens(configuration, dataset, asking)
+    return {
+        "kind": asking.kind,
+        "table": asking.table,
+        "voter": asking.voter or None,
+        "model": captioner["model"],
+        "requests": n,
+        "is_most": files is not None,
+        "max_images": asking.max_images(configuration, dataset),
+        "tokens_read": None if n is None or read is None else round(n * read),
+        "tokens_written": None if n is None or written is None else round(n * written),
+        "source": source,
+    }
+
+
+def _sentence(plan: Values) -> str:
+    voter = f" of the voter {plan['voter']}" if plan["voter"] else ""
+    name = f"{TITLES[plan['kind']]}{voter} by {plan['model']}"
+    if plan["requests"] is None:
+        return f"{name}: not known before the images are indexed"
+    is_most = plan["is_most"] or plan["max_images"] is not None
+    requests = f"{'at most ' if is_most else ''}{plan['requests']:,} requests"
+    tokens = f"tokens not known before a run with limit={LIMIT}"
+    if plan["tokens_read"] is not None:
+        read, written = plan["tokens_read"], plan["tokens_written"]
+        tokens = f"about {read:,} tokens read and {written:,} written ({plan['source']})"
+    return f"{name}: {requests}, {tokens}"
+
+
+def n_requests(
+    configuration: Configuration, dataset: str, asking: Asking, images: Counts
+) -> int:
+    """Return the requests of a table about so many images, if no answer is cached."""
+    n = images.train
+    per_class = configuration.section("groups", dataset)["groups_per_class"]
+    if asking.kind == GROUPS and per_class is not None and images.classes is not None:
+        n = min(n, int(per_class) * images.classes)
+    most = asking.max_images(configuration, dataset)
+    return n if most is None else min(n, most)
+
+
+def count_files(configuration: Configuration, dataset: str) -> int | None:
+    """Return the image files in the folder of a dataset, None where it has another source."""
+    folder = configuration.dataset(dataset)["source"].get("folder")
+    if not folder or configuration.section("split", dataset)["kind"] != "folders":
+        return None
+    return len(image_files(folder, deep=True))
+
+
+def _tokens(
+    configuration: Configuration, dataset: str, asking: Asking
+) -> tuple[float | None, float | None, str]:
+    """Return the tokens that a request reads and writes, if known, and how they are known.
+
+    A table of this dataset, or of a limited run of it, has them. Some models are typical.
+    """
+    captioner = configuration.section("captioner", dataset, asking.voter)
+    limited = RESULTS.glob(f"{configuration.whole(dataset)}_*")
+    for folder in (RESULTS / dataset, *sorted(limited, key=_limit, reverse=True)):
+        if (folder / asking.table).is_file():
+            used = read_answers(folder / asking.table)
+            if used.requests and used.source.model == captioner["model"]:
+                n = used.requests
+                return used.tokens_read / n, used.tokens_written / n, f"as in {folder}"
+    side = captioner["square_side"] or captioner["max_image_side"]
+    if configuration.engine(dataset, asking.voter).decides and side:
+        from latteclip.captions.engines.decisions import fitted, tiles
+
+        n_tiles = tiles(fitted(side, side))
+        return n_tiles + DECISION_TOKENS, 0, f"at most, of pictures of {side} pixels"
+    is_llava = LLAVA_NEXT.search(captioner["model"]) is not None
+    if is_llava and captioner["square_side"] == OVERVIEW and asking.kind == IMAGES:
+        return LLAVA_TOKENS, captioner["max_new_tokens"], "typical, of full length"
+    return None, None, ""
+
+
+def _limit(folder: Path) -> int:
+    digits = folder.name.rpartition("_")[2]
+    return int(digits) if digits.isdecimal() else 0
+
+
+# What a whole run takes.
+
+ALL, TRAINING, STEPS = "images", "training images", "training steps"
+# What stages grow with; all others take the same time for any number of images.
 GROWS = {
-    "index_images": IMAGES,
-    "index_unnamed_images": IMAGES,
-    "find_duplicates": IMAGES,
-    "pseudo_label_images": IMAGES,
-    "encode_images": IMAGES,
-    "score_unknown": IMAGES,
-    "evaluate": IMAGES,
-    "evaluate_classifier": IMAGES,
-    "caption_images": TRAINING,
-    "name_images": TRAINING,
-    "score_classes": TRAINING,
+    "index_images": ALL,
+    "index_unnamed_images": ALL,
+    "find_duplicates": ALL,
+    "pseudo_label_images": ALL,
+    "encode_images": ALL,
+    "score_unknown": ALL,
+    "evaluate": ALL,
+    "evaluate_classifier": ALL,
     "write_votes": TRAINING,
-    "rank_images": TRAINING,
     "fuse_labels": TRAINING,
     "adapt_zero_shot": TRAINING,
     "average_weights": TRAINING,
@@ -55,55 +177,24 @@ GROWS = {
     "propose_classes": TRAINING,
     "discover_classes": TRAINING,
     "list_training_images": TRAINING,
-    "caption_groups": GROUPS,
     "finetune": STEPS,
     "find_learning_rate": STEPS,
 }
+# Rules that ask a captioner, by what they ask for: they grow with their requests.
+ASKING = {
+    "caption_images": IMAGES,
+    "caption_groups": GROUPS,
+    "name_images": NAMES,
+    "score_classes": SCORES,
+}
 # A job that does nothing but load CLIP and write it, and the jobs that load it as well.
 LOADS_ONLY = "assemble_model"
-LOADS_CLIP = {*job_resources.LOADING, "rank_images", "fuse_labels"}
+LOADS_CLIP = {*job_resources.LOADING, "fuse_labels"}
 ASKED = re.compile(r"^Asked (\d+) requests about (\d+) rows in ([\d.]+) s", re.MULTILINE)
-INDEXED = re.compile(r"^Indexed .* in ([\d.]+) s", re.MULTILINE)
 NOTE = """\
-  Loading takes the same time for any number of images. The work of the index, of captions and of
-  fine-tuning was measured. Other stages have bounds. The lower bound counts all of a job as
-  loading. The upper bound counts the time of assemble_model, which only loads CLIP, or of the
-  shortest job. Jobs count one after another. Downloads, tables and pages do not count."""
-
-
-@dataclass(frozen=True)
-class FullRun:
-    """What a full run of a dataset takes, by its limited run in a folder."""
-
-    dataset: str
-    folder: Path
-    configuration: Configuration
-    before: Mapping[str, int]  # `amounts` of the limited run
-    after: Mapping[str, int]  # `amounts` of the full run
-    jobs: pd.DataFrame  # rows of `_jobs`
-    answers: list[AnswerCosts]
-    disk: float  # bytes
-
-    @property
-    def gpu_seconds(self) -> tuple[float, float] | None:
-        """Return bounds of the time on GPUs. None: it was not measured."""
-        if not self.jobs["gpus"].notna().any():
-            return None
-        least, most = (
-            float((self.jobs[end] * self.jobs["gpus"]).sum()) for end in ("least", "most")
-        )
-        return least, most
-
-    @property
-    def is_finished(self) -> bool:
-        """Return whether every stage of the limited run has run."""
-        return (self.folder / f"report{self.configuration.suffix}.html").is_file()
-
-    @property
-    def asks_nothing(self) -> list[str]:
-        """Return the stages that had all answers from earlier runs."""
-        stages: list[str] = self.jobs["stage"][self.jobs["asks_nothing"]].unique().tolist()
-        return stages
+  Each stage grows from what the limited run took, without the time of loading: that of
+  assemble_model, which only loads CLIP, or of the shortest job. Jobs count one after another.
+  Downloads do not count."""
 
 
 def estimate(
@@ -122,205 +213,105 @@ def estimate(
     if not datasets:
         asked = Configuration(layers.defaults(), given)
         datasets = [asked.whole(name) for name in asked.datasets]
+    values = [_values(dataset, given) for dataset in datasets]
     if json_output:
-        return json.dumps(
-            {"datasets": [_values(name, given) for name in datasets]}, indent=2
-        )
-    return "\n\n".join("\n".join(_lines(name, given)) for name in datasets)
+        return json.dumps({"datasets": values}, indent=2)
+    return "\n\n".join("\n".join(_lines(each)) for each in values)
+
+
+def _values(dataset: str, given: Mapping[str, Any]) -> Values:
+    """Return the estimate of a dataset for programs. Times are in seconds."""
+    folder = _limited(dataset, given)
+    limit = _limit(folder)
+    noted = run_options.read_options(folder.name) or run_options.read_options(dataset)
+    options = layers.merge(noted["config"] if noted else None, given)
+    whole = Configuration(layers.defaults(), {**options, "dataset": dataset, "limit": None})
+    limited = Configuration(
+        layers.defaults(), {**options, "dataset": dataset, "limit": limit}
+    )
+    index = folder / "images.parquet"
+    before = job_resources.counts(limited, folder.name) if index.is_file() else None
+    after = None
+    if before is not None:
+        drawn_from = tables.read_metadata(index, IndexMetadata).drawn_from or {}
+        test = drawn_from.get("test", 0)
+        after = Counts(sum(drawn_from.values()) - test, test, before.classes)
+    asks = [_plan(whole, dataset, asking, after) for asking in askings(whole, dataset)]
+    values = {"dataset": dataset, "limited_run": None, "limit": limit, "asks": asks}
+    if before is None or after is None:
+        return values
+    stages: dict[str, Values] = {}
+    for job in _jobs(limited, folder, before, after):
+        stage = stages.setdefault(job.pop("stage"), dict.fromkeys(job, 0))
+        stage |= {key: stage[key] + value for key, value in job.items()}
+    return {
+        **values,
+        "limited_run": str(folder),
+        "images": after.train + after.test,
+        "training_images": after.train,
+        "limited_images": before.train + before.test,
+        "stages": [
+            {"stage": name, "grows_with": "requests" if name in ASKING else GROWS.get(name)}
+            | stage
+            for name, stage in stages.items()
+        ],
+        "disk_bytes": _disk(folder, after.train / before.train),
+        "is_finished": (folder / f"report{limited.suffix}.html").is_file(),
+    }
 
 
 def _limited(dataset: str, given: Mapping[str, Any]) -> Path:
     """Return the folder of the limited run of a dataset, whether or not there is one."""
-    places = (
-        path.name.removeprefix(f"{dataset}_") for path in RESULTS.glob(f"{dataset}_*")
-    )
-    limits = [int(place) for place in places if place.isdecimal()]
-    limit = given.get("limit") or max(limits, default=LIMIT)
+    limits = map(_limit, RESULTS.glob(f"{dataset}_*"))
+    limit = given.get("limit") or max(limits, default=0) or LIMIT
     return RESULTS / f"{dataset}_{limit}"
 
 
-def _full_run(dataset: str, given: Mapping[str, Any]) -> FullRun | None:
-    """Return what a full run takes. None: there is no limited run."""
-    folder = _limited(dataset, given)
-    limit = int(folder.name.rpartition("_")[2])
-    index = folder / "images.parquet"
-    drawn_from = None
-    if index.is_file():
-        drawn_from = tables.read_metadata(index, IndexMetadata).drawn_from
-    if drawn_from is None:
-        return None
-    values = _options(given, folder.name)
-    values |= {"dataset": dataset, "limit": limit}
-    configuration = Configuration(layers.defaults(), values)
-    small = job_resources.counts(configuration, folder.name)
-    assert small is not None  # there is an index
-    test = drawn_from.get("test", 0)
-    whole = Counts(sum(drawn_from.values()) - test, test, small.classes)
-    before, after = (
-        amounts(configuration, folder.name, images) for images in (small, whole)
-    )
-    factors = {kind: after[kind] / before[kind] for kind in after}
-    return FullRun(
-        dataset=dataset,
-        folder=folder,
-        configuration=configuration,
-        before=before,
-        after=after,
-        jobs=pd.DataFrame(_jobs(configuration, folder, before, after)),
-        answers=list(_whole(folder, factors)),
-        disk=_disk(folder, factors[IMAGES]),
-    )
-
-
-def _lines(dataset: str, given: Mapping[str, Any]) -> Iterator[str]:
-    run = _full_run(dataset, given)
-    if run is not None:
-        yield from _lines_of_run(run)
-    yield from questions.lines(_whole_run(dataset, given), dataset)
-    if run is None:
-        limit = _limited(dataset, given).name.rpartition("_")[2]
-        yield (
-            f"There is no limited run of {dataset} to estimate hours and disk from; make one: "
-            f"latteclip workflow {CORES} --config dataset={dataset} limit={limit}"
-        )
-
-
-def _lines_of_run(run: FullRun) -> Iterator[str]:
-    yield (
-        f"{run.dataset}, by {run.folder}: {run.after[IMAGES]:,} images, {run.after[TRAINING]:,} of "
-        f"them for training, from {run.before[IMAGES]:,} and {run.before[TRAINING]:,}"
-    )
-    yield textwrap.indent(_stages(run.jobs), "  ")
-    gpu_time = _range(*run.gpu_seconds) if run.gpu_seconds else "not measured"
-    yield f"  GPU time: {gpu_time}"
-    read = sum(each.read for each in run.answers)
-    written = sum(each.written for each in run.answers)
-    yield f"  tokens: {read:,} read, {written:,} written"
-    yield f"  cost of the answers: {_money(run.configuration, run.dataset, run.answers)}"
-    yield f"  disk: {run.disk / 1e9:.1f} GB below {RESULTS / run.dataset}"
-    if not run.is_finished:
-        yield f"  {run.folder} is not finished: stages that did not run are not counted."
-    for stage in run.asks_nothing:
-        yield f"  {stage} had all answers from earlier runs: the time of asking is not counted."
-    yield NOTE
-
-
-def _whole_run(dataset: str, given: Mapping[str, Any]) -> Configuration:
-    """Return the configuration of a full run, by the options of the limited run or of the last."""
-    values = _options(given, _limited(dataset, given).name, dataset)
-    values |= {"dataset": dataset, "limit": None}
-    return Configuration(layers.defaults(), values)
-
-
-def _options(given: Mapping[str, Any], *folders: str) -> dict[str, Any]:
-    """Return the options of the run in the first folder that notes some, below the given ones."""
-    noted = next(filter(None, map(run_options.read_options, folders)), None)
-    return layers.merge(noted["config"] if noted else None, given)
-
-
-def _values(dataset: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the estimate for programs. Times are in seconds.
-
-    Without a limited run there is only what is asked.
-    """
-    run = _full_run(dataset, given)
-    values = {"dataset": dataset, "limited_run": None}
-    if run is not None:
-        values = _values_of_run(run)
-    return {**values, "asks": questions.values(_whole_run(dataset, given), dataset)}
-
-
-def _values_of_run(run: FullRun) -> dict[str, Any]:
-    sums = _sums(run.jobs).round(1)
-    stages = [
-        {"stage": stage, "grows_with": GROWS.get(str(stage)), **row.to_dict()}
-        for stage, row in sums.iterrows()
-    ]
-    least, most = run.gpu_seconds or (None, None)
-    return {
-        "dataset": run.dataset,
-        "limited_run": str(run.folder),
-        "images": run.after[IMAGES],
-        "training_images": run.after[TRAINING],
-        "limited_images": run.before[IMAGES],
-        "limited_training_images": run.before[TRAINING],
-        "stages": stages,
-        "gpu_seconds": {"least": least, "most": most},
-        "tokens": {
-            "read": sum(each.read for each in run.answers),
-            "written": sum(each.written for each in run.answers),
-        },
-        "cost": _cost(run.configuration, run.dataset, run.answers) or None,
-        "disk_bytes": round(run.disk),
-        "is_finished": run.is_finished,
-        "asks_nothing": run.asks_nothing,
-    }
-
-
-def amounts(configuration: Configuration, dataset: str, images: Counts) -> dict[str, int]:
-    """Return how much a run on so many images has of what stages grow with."""
-    groups = images.train
-    of_a_class = configuration.section("groups", dataset)["groups_per_class"]
-    if of_a_class is not None and images.classes is not None:
-        groups = min(groups, int(of_a_class) * images.classes)
-    return {
-        NOTHING: 1,
-        IMAGES: images.train + images.test,
-        TRAINING: images.train,
-        GROUPS: groups,
-    }
-
-
 def _jobs(
-    configuration: Configuration,
-    folder: Path,
-    before: Mapping[str, int],
-    after: Mapping[str, int],
-) -> Iterator[dict[str, Any]]:
-    """Yield every job that was measured: seconds of the limited run, and bounds of the full run."""
+    configuration: Configuration, folder: Path, before: Counts, after: Counts
+) -> Iterator[Values]:
+    """Yield every job that was measured: its seconds, and those of the full run."""
     costs = [(cost, cost.seconds) for cost in job_costs(folder) if cost.seconds]
     clip = min((seconds for cost, seconds in costs if cost.rule == LOADS_ONLY), default=0.0)
     shortest = min((seconds for _, seconds in costs), default=0.0)
     for cost, seconds in costs:
-        grows = GROWS.get(cost.rule, NOTHING)
-        place = cost.path.parents[1]
-        log = place / "logs" / f"{cost.path.stem}.log"
-        text = log.read_text("utf-8", errors="replace") if log.is_file() else ""
-        growth = after.get(grows, 1) / before.get(grows, 1)
-        work = 0.0 if grows == NOTHING else None
+        growth = _size(configuration, folder.name, cost, after)
+        growth /= _size(configuration, folder.name, cost, before)
+        loading = min(seconds, clip if cost.rule in LOADS_CLIP else shortest)
         asks_nothing = False
+        log = cost.path.parents[1] / "logs" / f"{cost.path.stem}.log"
+        text = log.read_text("utf-8", errors="replace") if log.is_file() else ""
         if match := ASKED.search(text):
-            asked = int(match[1])
-            rows = int(match[2])
-            work = float(match[3])
-            asks_nothing = rows > asked == 0  # answers had been cached
-            if 0 < asked < rows:  # some answers had been cached
-                growth *= rows / asked
-        elif match := INDEXED.search(text):
-            work = float(match[1])
-        elif grows == STEPS:
-            method = cost.run.partition(",")[0]
-            seen = samples(configuration, folder.name, method, before[TRAINING])
-            growth = samples(configuration, folder.name, method, after[TRAINING]) / seen
-            work = _training(place / "history.parquet", seen)
-        if work is None:
-            loading = min(seconds, clip if cost.rule in LOADS_CLIP else shortest)
-        else:
+            asked, rows, work = int(match[1]), int(match[2]), float(match[3])
             loading = max(0.0, seconds - work)
-        most = loading + growth * (seconds - loading)
-        gpus = float("nan")
-        if cost.gpu_seconds is not None:
-            gpus = cost.gpu_seconds / seconds
+            asks_nothing = rows > asked == 0  # answers had been cached
+            growth *= rows / asked if asked else 1.0
+        full = loading + growth * (seconds - loading)
         yield {
             "stage": cost.rule,
             "jobs": 1,
             "limited": seconds,
-            "loading": loading,
-            "least": seconds if work is None else most,
-            "most": most,
-            "gpus": gpus,
+            "full": full,
+            "gpu_seconds": full * (cost.gpu_seconds or 0.0) / seconds,
             "asks_nothing": asks_nothing,
         }
+
+
+def _size(
+    configuration: Configuration, dataset: str, cost: JobCost, images: Counts
+) -> float:
+    """Return how much of what a job grows with there is in a run on so many images."""
+    if cost.rule in ASKING:
+        name = cost.path.stem.partition("-")[2]  # of a voter, or a shard
+        voters = [voter.name for voter in configuration.own_voters(dataset)]
+        asking = Asking(ASKING[cost.rule], name if name in voters else "")
+        return max(1, n_requests(configuration, dataset, asking, images))
+    grows_with = GROWS.get(cost.rule)
+    if grows_with == STEPS:
+        method = cost.run.partition(",")[0]
+        return samples(configuration, dataset, method, images.train)
+    sizes = {ALL: images.train + images.test, TRAINING: images.train}
+    return sizes.get(str(grows_with), 1)
 
 
 def samples(configuration: Configuration, dataset: str, method: str, n: int) -> int:
@@ -330,105 +321,57 @@ def samples(configuration: Configuration, dataset: str, method: str, n: int) -> 
     return recipe.epochs * recipe.steps_per_epoch(n) * min(recipe.batch_size, n)
 
 
-def _training(history: Path, images: int) -> float | None:
-    """Return the seconds of the steps that showed so many images. None: there is no history."""
-    if not history.is_file():
-        return None
-    table = tables.read(history, tables.HISTORY, ["images_per_second"])
-    rates = [rate for rate in table["images_per_second"].to_pylist() if rate]
-    return images / harmonic_mean(rates) if rates else None
+def _disk(folder: Path, factor: float) -> int:
+    """Return the bytes of the full run's results: models keep their size, the rest grows."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    return round(
+        sum(f.stat().st_size * (1 if f.suffix == ".safetensors" else factor) for f in files)
+    )
 
 
-def _sums(jobs: pd.DataFrame) -> pd.DataFrame:
-    """Return the number of jobs and the seconds of each stage."""
-    columns = ["jobs", "limited", "loading", "least", "most"]
-    return jobs.groupby("stage", sort=False)[columns].sum()
+def _lines(values: Values) -> Iterator[str]:
+    dataset = values["dataset"]
+    if values["limited_run"]:
+        yield from _lines_of_run(values)
+    if values["asks"]:
+        yield f"{dataset}: to ask, where answers are not cached:"
+    for plan in values["asks"]:
+        yield f"  {_sentence(plan)}"
+    if not values["limited_run"]:
+        yield (
+            f"There is no limited run of {dataset} to estimate hours and disk from; make one: "
+            f"latteclip workflow {CORES} --config dataset={dataset} limit={values['limit']}"
+        )
 
 
-def _stages(jobs: pd.DataFrame) -> str:
-    sums = _sums(jobs)
-    grows = [*(GROWS.get(stage, NOTHING) for stage in sums.index), ""]
-    sums.loc["in all"] = sums.sum()
-    columns = {
-        "jobs": sums["jobs"].astype(int),
-        "limited": sums["limited"].map(_time),
-        "loading": sums["loading"].map(_time),
-        "grows with": grows,
-        "full run": [_range(*bounds) for bounds in sums[["least", "most"]].to_numpy()],
-    }
-    return pd.DataFrame(columns).rename_axis(None).to_string()
+def _lines_of_run(values: Values) -> Iterator[str]:
+    yield (
+        f"{values['dataset']}, by {values['limited_run']}: {values['images']:,} images in place of "
+        f"{values['limited_images']:,}"
+    )
+    yield _row("", "jobs", "limited run", "full run", "grows with")
+    for stage in values["stages"]:
+        times = _time(stage["limited"]), _time(stage["full"])
+        yield _row(stage["stage"], stage["jobs"], *times, stage["grows_with"] or "-")
+    jobs, limited, full, gpu_seconds = (
+        sum(stage[key] for stage in values["stages"])
+        for key in ("jobs", "limited", "full", "gpu_seconds")
+    )
+    yield _row("in all", jobs, _time(limited), _time(full), "")
+    if gpu_seconds:
+        yield f"  GPU time: {_time(gpu_seconds)}"
+    yield f"  disk: {values['disk_bytes'] / 1e9:.1f} GB below {RESULTS / values['dataset']}"
+    if not values["is_finished"]:
+        yield f"  {values['limited_run']} is not finished: stages that did not run do not count."
+    for stage in values["stages"]:
+        if stage["asks_nothing"]:
+            yield f"  {stage['stage']} had cached answers: the time of asking does not count."
+    yield NOTE
 
 
-def _range(least: float, most: float) -> str:
-    return " to ".join(dict.fromkeys((_time(least), _time(most))))
+def _row(stage: str, jobs: object, limited: str, full: str, grows_with: str) -> str:
+    return f"  {stage:22}{jobs:>5}{limited:>20}{full:>20}  {grows_with}"
 
 
 def _time(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
-
-
-def _whole(folder: Path, factors: Mapping[str, float]) -> Iterator[AnswerCosts]:
-    """Yield what the answers of the full run cost, by those of the limited run."""
-    for each in answer_costs(folder):
-        factor = factors[
-            GROUPS if each.table == answer_tables.TABLES[answer_tables.GROUPS] else TRAINING
-        ]
-        read = round(factor * each.read)
-        written = round(factor * each.written)
-        yield AnswerCosts(each.table, read, written, factor * each.money)
-
-
-def _cost(
-    configuration: Configuration, dataset: str, answers: Sequence[AnswerCosts]
-) -> float:
-    """Return the money that answers cost, 0 where it is unknown."""
-    money = 0.0
-    captioners = _captioners(configuration, dataset, answers)
-    for each, captioner in zip(answers, captioners, strict=True):
-        if captioner["price_input"] is None:
-            money += each.money
-        else:
-            prices = captioner["price_input"], captioner["price_output"]
-            money += price(each.read, each.written, *prices)
-    return money
-
-
-def _captioners(
-    configuration: Configuration, dataset: str, answers: Sequence[AnswerCosts]
-) -> list[Mapping[str, Any]]:
-    """Return the captioner of each table of answers."""
-    voters = {voter.table: voter.name for voter in configuration.own_voters(dataset)}
-    names = [voters.get(each.table, "") for each in answers]
-    return [configuration.section("captioner", dataset, name) for name in names]
-
-
-def _money(
-    configuration: Configuration, dataset: str, answers: Sequence[AnswerCosts]
-) -> str:
-    """Return the money that answers cost, by the prices of the configuration or as measured."""
-    money = _cost(configuration, dataset, answers)
-    if not money:
-        return "unknown; captioner.price_input is the price of a million tokens"
-    captioners = _captioners(configuration, dataset, answers)
-    sources = dict.fromkeys(
-        "as the server counted"
-        if captioner["price_input"] is None
-        else "by captioner.price_input and price_output"
-        for captioner in captioners
-    )
-    source = " and ".join(sources)
-    limits = [
-        budgets.max_cost(configuration, dataset, asking)
-        for asking in budgets.askings(configuration, dataset)
-    ]
-    if any(limit is not None for limit in limits):
-        source += ", where no max_cost ends it"
-    return f"{money:.4g}, {source}"
-
-
-def _disk(folder: Path, factor: float) -> float:
-    """Return the bytes of the full run's results: models keep their size, tables and pages grow."""
-    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-    return sum(
-        f.stat().st_size * (1 if f.suffix == ".safetensors" else factor) for f in files
-    )

@@ -18,7 +18,7 @@ from snakemake.io import sourcecache_entry
 from snakemake.ioflags import update
 from snakemake.settings.enums import Quietness
 
-from latteclip.cli import questions, run_messages, run_terminal, runs
+from latteclip.cli import estimate, run_messages, run_terminal, runs
 from latteclip.config import checks, job_resources, layers, stage_code, stage_params
 from latteclip.config.configuration import SHARDS, Configuration
 from latteclip.config.methods import ObjectiveRecord
@@ -337,7 +337,7 @@ class RuleFunctions:
         self._print([*lines, *self._note_edited_classes()])
 
     def _print_plan(self) -> None:
-        """Print what captioners would be asked, and at what cost, after a dry run."""
+        """Print what captioners would be asked after a dry run."""
         is_dry = self._workflow.execution_settings is not None and self._workflow.dryrun
         if not is_dry or self._workflow.dag is None:
             return
@@ -345,7 +345,7 @@ class RuleFunctions:
         pending = _outputs(jobs)
         with contextlib.suppress(UserError):  # a damaged table, which a run reports
             for dataset in self.configuration.datasets:
-                self._print(questions.lines(self.configuration, dataset, pending))
+                self._print(estimate.lines(self.configuration, dataset, pending))
 
     def _note_edited_classes(self) -> Iterator[str]:
         """Note edits of proposed classes in their history, and yield a line about each."""

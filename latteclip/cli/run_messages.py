@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from latteclip.cli.questions import count_files
+from latteclip.cli.estimate import count_files
 from latteclip.config import checks, job_resources, stage_params
 from latteclip.config.configuration import Configuration
 from latteclip.config.stage_params import (

@@ -24,7 +24,7 @@ from latteclip.config import layers
 from latteclip.core import run_options
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import for_terminal, one_line, paint
-from latteclip.report.runs import JobCost, answer_costs, job_costs, total
+from latteclip.report.runs import JobCost, asked, job_costs, total
 
 RESULTS = Path("results")
 SHARED = "all datasets"
@@ -292,16 +292,9 @@ def _costs(folder: Path) -> Iterator[str]:
     jobs = job_costs(folder)
     if not jobs:
         return
-    answers = list(answer_costs(folder))
-    read = sum(part.read for part in answers)
-    written = sum(part.written for part in answers)
-    money = sum(part.money for part in answers)
-    tokens = ""
-    if read or written:
-        tokens = f", {read:,} tokens read, {written:,} written"
-    if money:
-        tokens += f", which cost {money:.4g}"
-    yield f"  {paint('took', 'bold', sys.stdout)}: {_cost(jobs)}{tokens}"
+    yield f"  {paint('took', 'bold', sys.stdout)}: {_cost(jobs)}"
+    for table, used in asked(folder):
+        yield f"  {'asked':7}  {table:22}  {used.in_words}"
     for stage in dict.fromkeys(job.rule for job in jobs):
         of_stage = [job for job in jobs if job.rule == stage]
         yield f"  {'':7}  {stage:22}  {_cost(of_stage)}"

@@ -8,9 +8,8 @@ from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
 
-from latteclip.config import budgets, hub_names
-from latteclip.config.amounts import amount_of
-from latteclip.config.budgets import Asking
+from latteclip.config import hub_names
+from latteclip.config.asking import Asking, askings
 from latteclip.config.configuration import Configuration
 from latteclip.config.methods import OBJECTIVES, VOTER_KINDS, VOTERS
 from latteclip.config.sections.split import SplitSection
@@ -63,7 +62,6 @@ def refuse_unready(configuration: Configuration) -> None:
             or configuration.discovers(dataset)
         ):
             checks += [_captions, _scores, _captioner, _files]
-        checks.append(_budgets)
         for problems in checks:
             for problem in problems(configuration, dataset):
                 raise UserError(f"Dataset {dataset}: {problem}")
@@ -244,8 +242,8 @@ def _of_captioner(configuration: Configuration, dataset: str, voter: str) -> Ite
     """Check the captioner of a voter, its file, and that it scores what it is asked for."""
     record = next(v.record for v in configuration.own_voters(dataset) if v.name == voter)
     changed = configuration.voter_entry(dataset, voter).get("captioner", {})
-    if record.asks == "scores" and "max_cost" in changed:
-        yield "captioner.max_cost is for captions; set max_cost."
+    if record.asks == "scores" and "max_images" in changed:
+        yield "captioner.max_images is for captions; set max_images."
     if record.asks == "captions" and configuration.engine(dataset, voter).decides:
         yield "captioner.engine decisions writes no captions; set another engine."
     yield from _captioner(configuration, dataset, voter)
@@ -362,7 +360,7 @@ def _captioner(
         )
     tables = [
         f"results/{dataset}/{asking.table}"
-        for asking in budgets.askings(configuration, dataset)
+        for asking in askings(configuration, dataset)
         if asking.voter == voter
     ]
     address = engine.address
@@ -387,32 +385,6 @@ def _scores(configuration: Configuration, dataset: str, voter: str = "") -> Iter
         yield f"scores.kind decisions needs captioner.engine decisions, not {name}."
     elif kind == "likelihood" and not engine.has_likelihoods:
         yield f"captioner.engine {name} has no likelihoods; set scores.kind to multiple_choice."
-
-
-def _budgets(configuration: Configuration, dataset: str) -> Iterator[str]:
-    """Check that the limits of costs have one unit, and that it is known what answers cost."""
-    whole = configuration.section("max_cost", dataset)
-    for asking in budgets.askings(configuration, dataset):
-        voter = asking.voter
-        prefix = f"of the voter {voter}, " if voter else ""
-        own = budgets.own_limit(configuration, dataset, asking)
-        limit = own if whole is None else whole
-        key = f"{asking.section}.max_cost" if whole is None else "max_cost"
-        units = {amount_of(each)[1] for each in (own, whole) if each is not None}
-        if len(units) > 1:
-            yield (
-                f"{prefix}{asking.section}.max_cost {own} and max_cost {whole} differ in their "
-                "unit; give both in money, tokens or seconds."
-            )
-        captioner = configuration.section("captioner", dataset, voter)
-        engine = configuration.engine(dataset, voter)
-        is_counted = own is not None or budgets.has_price(configuration, dataset, asking)
-        is_known = engine.decides or captioner["price_input"] is not None
-        if isinstance(limit, int | float) and is_counted and not is_known:
-            yield (
-                f"{prefix}{key} {limit} is money, but captioner.engine {captioner['engine']} does "
-                "not say what it costs; set captioner.price_input, or give tokens or seconds."
-            )
 
 
 def _captions(configuration: Configuration, dataset: str) -> Iterator[str]:
@@ -475,7 +447,7 @@ def refuse_slow_captions(configuration: Configuration, pending: Collection[str])
         return
     for dataset in configuration.datasets:
         # All tables: a user may name one on the command line that no method needs.
-        asked = [*map(Asking, TABLES), *budgets.askings(configuration, dataset)]
+        asked = [*map(Asking, TABLES), *askings(configuration, dataset)]
         for asking in asked:
             model = configuration.section("captioner", dataset, asking.voter)["model"]
             loads_model = configuration.engine(dataset, asking.voter).loads_model

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from latteclip.config.asking import Asking
 from latteclip.config.configuration import Configuration
 from latteclip.config.methods import VOTER_KINDS
 from latteclip.config.sections.base import AUTO
 from latteclip.config.sections.split import CountsSection
+from latteclip.core.answer_tables import SCORES
 
 INDEX = "results/{dataset}/images.parquet"
 MAX_EPOCHS = 30  # the number of epochs that is assumed for finetune.epochs: auto
@@ -41,7 +43,6 @@ RESOURCES = {
     "write_votes": (6_000, 8_000, 15, 100),
     "adapt_zero_shot": (8_000, 8_000, 15, 100),
     "score_unknown": (8_000, 8_000, 15, 100),
-    "rank_images": (16_000, 16_000, 20, 200),
     "fuse_labels": (16_000, 16_000, 20, 200),
     "assemble_model": (8_000, 0, 10, 1_000),
     "find_learning_rate": (16_000, 8_000, 20, 200),
@@ -143,9 +144,13 @@ def questions_per_image(
     configuration: Configuration, dataset: str, voter: str = ""
 ) -> float:
     """Return the mean number of questions about an image where classes are scored."""
-    values = configuration.section("scores", dataset, voter)
-    orders = values["orders"] if values["kind"] == "multiple_choice" else 1
-    return float(orders * values["share"])
+    kind = configuration.section("scores", dataset, voter)["kind"]
+    orders = 2.0 if kind == "multiple_choice" else 1.0  # of the options
+    most = Asking(SCORES, voter).max_images(configuration, dataset)
+    images = counts(configuration, dataset)
+    if most is None or images is None:
+        return orders
+    return orders * min(1.0, most / max(1, images.train))
 
 
 def counts(configuration: Configuration, dataset: str) -> Counts | None:

@@ -45,8 +45,8 @@ class VoterKind:
     loads_clip: bool = False  # whether `write` loads a CLIP model
 
 
-_CAPTIONER = ("model", "engine", "prompt", "file", "captioner", "max_cost")
-_SCORES = VoterKind("lmm", asks="scores", keys=(*_CAPTIONER, "scores", "share"))
+_CAPTIONER = ("model", "engine", "prompt", "file", "captioner", "max_images")
+_SCORES = VoterKind("lmm", asks="scores", keys=(*_CAPTIONER, "scores"))
 VOTER_KINDS = {
     "captions": VoterKind("caption", asks="captions", keys=_CAPTIONER),
     "likelihood": _SCORES,

@@ -13,9 +13,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from latteclip.config import methods
 from latteclip.config.removed import removed_key
 from latteclip.config.sections.base import (
-    AMOUNT,
     Line,
-    MaxCost,
     Natural,
     Positive,
     Section,
@@ -54,7 +52,6 @@ from latteclip.core.terminal import one_line
 
 IN_WORDS = {
     f"match pattern '{KEY}'": "be at most 100 letters, digits, _ and -",
-    f"match pattern '{AMOUNT}'": "be a text such as 200000 tokens or 600 seconds",
 }
 MethodName = Annotated[str, Field(pattern="^[a-z0-9_]{1,100}$")]
 if TYPE_CHECKING:
@@ -86,8 +83,8 @@ class CheckedVoterSection(VoterSection):
     pretrained: Line | None = optional_key("zero_shot: open_clip tag or weights file")
     engine: Engine | None = optional_key("the captioner's engine")
     prompt: Text | None = optional_key("the captioner's prompt about one image")
-    max_cost: MaxCost | None = optional_key(
-        "limit of the cost of its captions or class scores, in the units of scores.max_cost"
+    max_images: Positive | None = optional_key(
+        "images that a captioner is asked about, at most: those with the least certain label"
     )
     captioner: CheckedCaptionerSection = inner(
         CheckedCaptionerSection, "other keys of `captioner` for this voter"
@@ -168,11 +165,6 @@ class Shared(TemplateSection):
         "null: class scores if there are any, otherwise captions",
     )
     voters: Voters = key([], "several voters in place of `votes`, each with these keys")
-    max_cost: MaxCost | None = key(
-        None,
-        "limit of the cost of all captions, names and class scores of a dataset, in the units of "
-        "scores.max_cost; each job that asks gets an equal part; null: no limit",
-    )
     selection: SelectionSection = inner(SelectionSection)
     unknown: UnknownSection = inner(UnknownSection)
     groups: GroupsSection = inner(GroupsSection)

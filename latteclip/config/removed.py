@@ -21,6 +21,16 @@ KEYS: dict[str, str] = {
     "processes": "a training takes one GPU, and several trainings run at once.",
     "student": "take a small CLIP as clip.model, such as MobileCLIP2-S0.",
     "source.textures": "the demo's images are shards in the package; leave the key out.",
+    "max_cost": "set max_images of captioner, of scores, or of an entry of voters.",
+    "captioner.price_input": "set max_images; a provider's console limits money.",
+    "captioner.price_output": "set max_images; a provider's console limits money.",
+    "scores.share": "set scores.max_images.",
+    "scores.choose": "leave it out: the images with the least certain label come first.",
+    "scores.rounds": "leave it out: the images with the least certain label are asked about once.",
+    "scores.min_gain": "set scores.max_images.",
+    "scores.examples": "leave it out: a question shows one picture.",
+    "scores.orders": "leave it out: options are listed in two orders.",
+    "scores.none_option": "leave it out: 'none of these' is always an option.",
 }
 # Options, formats and commands of `latteclip`, as they are typed.
 OPTIONS: dict[str, str] = {

@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from latteclip.config import budgets, hub_names, methods
-from latteclip.config.amounts import amount_of, as_max_cost
+from latteclip.config import hub_names, methods
+from latteclip.config.asking import Asking
 from latteclip.config.configuration import Configuration
 from latteclip.config.methods import OBJECTIVES, VOTER_KINDS
 from latteclip.config.model import Shared
@@ -139,85 +139,68 @@ def scores_prompt(configuration: Configuration, dataset: str, voter: str = "") -
     return image_prompt(configuration, dataset, voter) if kind == "likelihood" else ""
 
 
-def scores(
-    configuration: Configuration, dataset: str, voter: str = "", number: str = ""
-) -> Settings:
-    """Return how classes are scored until the round of a number ends, by default the last one."""
-    values = dict(configuration.section("scores", dataset, voter))
-    rounds = values.pop("rounds")
-    del values["min_gain"]  # which decides the order of the images
-    asking = budgets.Asking(answer_tables.SCORES, voter)
-    limit = budgets.max_cost(configuration, dataset, asking)
-    if not number:
-        return {**values, "max_cost": limit}
-    part = int(number) / rounds
-    if limit is not None:
-        amount, unit = amount_of(limit)
-        limit = as_max_cost(part * amount, unit)
-    return {**values, "share": part * values["share"], "max_cost": limit}
-
-
-def expected_gains(
-    configuration: Configuration, dataset: str, voter: str = "", number: str = ""
-) -> Paths:
-    """Return the order of the images in a round, by default the last, if gains choose them."""
-    values = configuration.section("scores", dataset, voter)
-    if values["choose"] != "gain":
-        return []
-    return _of_round(dataset, voter, "expected_gains", int(number or values["rounds"]))
-
-
-def _of_round(dataset: str, voter: str, table: str, number: int) -> Paths:
-    """Return a table of a round of questions, from 1, of the run or of a voter."""
-    folder = f"results/{dataset}/rounds{f'/{voter}' if voter else ''}"
-    return [f"{folder}/{table}-{number}.parquet"] if number else []
-
-
-def shows_examples(configuration: Configuration, dataset: str, voter: str = "") -> bool:
-    """Return whether sure images are shown beside the questions about classes."""
-    return bool(configuration.section("scores", dataset, voter)["examples"])
-
-
-def earlier_scores(_: Configuration, dataset: str, number: str, voter: str = "") -> Paths:
-    """Return the class scores of the round before a round, if there is one."""
-    return _of_round(dataset, voter, "class_scores", int(number) - 1)
-
-
-def earlier_gains(_: Configuration, dataset: str, number: str, voter: str = "") -> Paths:
-    """Return the order of the images in the round before a round, if there is one."""
-    return _of_round(dataset, voter, "expected_gains", int(number) - 1)
-
-
-def rank_images(configuration: Configuration, dataset: str, voter: str = "") -> Settings:
-    """Return the CLIP model that encodes the captions, and when nothing more is asked."""
-    least = configuration.section("scores", dataset, voter)["min_gain"]
-    return {**clip_encoder(configuration, dataset), "scores": {"min_gain": least}}
+def scores(configuration: Configuration, dataset: str, voter: str = "") -> Settings:
+    """Return how classes are scored."""
+    return dict(configuration.section("scores", dataset, voter))
 
 
 def captioner(configuration: Configuration, dataset: str, voter: str = "") -> Settings:
     """Return the captioner, with what its stages ask of the engine.
 
-    Its limit of the cost is of captions, and `caption_writer` has it.
+    Its `max_images` are of captions, and `caption_writer` has them.
     """
+    return {**caption_writer(configuration, dataset, voter), "max_images": None}
+
+
+def caption_writer(configuration: Configuration, dataset: str, voter: str = "") -> Settings:
+    """Return the captioner that writes captions."""
     engine = configuration.engine(dataset, voter)
     values = configuration.section("captioner", dataset, voter)
     of_engine = {"loads_model": engine.loads_model, "reads_file": engine.reads_file}
-    return {**values, **of_engine, "max_cost": None}
+    return {**values, **of_engine}
 
 
-def caption_writer(
+def caption_labels(configuration: Configuration, dataset: str, voter: str = "") -> Paths:
+    """Return the pseudo-labels if captions of images need them: for the prompt or the order."""
+    labels = f"results/{dataset}/pseudo_labels.parquet"
+    chosen = chosen_by(configuration, dataset, answer_tables.IMAGES, voter)
+    return [labels] if chosen or names_classes(configuration, dataset, voter) else []
+
+
+def chosen_by(
     configuration: Configuration, dataset: str, kind: str, voter: str = ""
-) -> Settings:
-    """Return the captioner that writes captions of a kind, with what they may cost."""
-    limit = budgets.max_cost(configuration, dataset, budgets.Asking(kind, voter))
-    return {**captioner(configuration, dataset, voter), "max_cost": limit}
+) -> Paths:
+    """Return the classifier that chooses images if a captioner is not asked about all."""
+    if _max_images(configuration, dataset, kind, voter) is None:
+        return []
+    return [f"results/{dataset}/{methods.ADAPTED}"]
+
+
+def person_answers(
+    configuration: Configuration, dataset: str, kind: str, voter: str = ""
+) -> str:
+    """Return the option with a person's answers if a captioner is not asked about all images.
+
+    They are no input: an answer after the questions reruns nothing, and asks nothing.
+    """
+    if _max_images(configuration, dataset, kind, voter) is None:
+        return ""
+    return f"--answers results/{dataset}/answers.json"
+
+
+def _max_images(
+    configuration: Configuration, dataset: str, kind: str, voter: str
+) -> int | None:
+    is_asked = not configuration.engine(dataset, voter).reads_file
+    asking = Asking(kind, voter)
+    return asking.max_images(configuration, dataset) if is_asked else None
 
 
 def name_images(configuration: Configuration, dataset: str) -> Settings:
     """Return the captioner as it is asked for a name."""
     values = configuration.section("discover", dataset)
     named = {
-        **caption_writer(configuration, dataset, answer_tables.NAMES),
+        **caption_writer(configuration, dataset),
         "max_new_tokens": values["max_new_tokens"],
     }
     return named if values["file"] is None else {**named, "images_file": values["file"]}

@@ -48,14 +48,13 @@ def changed_sections(entry: Entry, model: str) -> dict[str, Any]:
     if entry.get("model", model) != model:
         captioner = OF_MODEL | captioner
     captioner |= {key: entry[key] for key in ("model", "engine") if key in entry}
-    if "max_cost" in entry:
+    if "max_images" in entry:
         asked = {"captions": captioner, "scores": scores}[record.asks]
-        asked["max_cost"] = entry["max_cost"]
+        asked["max_images"] = entry["max_images"]
     if record.asks == "scores":
         scores["kind"] = entry["kind"]
         if entry["kind"] == DECISIONS and "file" not in entry:
             captioner.setdefault("engine", DECISIONS)
-        scores |= {"share": entry["share"]} if "share" in entry else {}
     if "file" in entry:
         section, key = FILE_KEYS[record.asks].split(".")
         {"captioner": captioner, "scores": scores}[section][key] = entry["file"]

@@ -38,16 +38,6 @@ class VotesMetadata:
 
 
 @dataclass
-class GainsMetadata:
-    """The metadata of EXPECTED_GAINS."""
-
-    answered: int = 0  # images with an answer of earlier rounds
-    changed: int = 0  # labels that these answers changed
-    expected: float = 0.0  # labels that answers about all other images would change
-    is_enough: bool = False  # whether that is too few to ask on
-
-
-@dataclass
 class VoterLabelsMetadata:
     """The metadata of VOTER_LABELS."""
 

@@ -105,15 +105,6 @@ CLASS_SCORES = _schema(
     error=pa.string(),  # why there are no scores, though they were asked for
     digest=pa.string(),  # digest of the request; null where none was made
 )
-# What an answer about a training image would bring.
-EXPECTED_GAINS = _schema(
-    image_id=pa.string(),
-    gain=pa.float32(),  # probability that it would change the label so far; 0 if there is one
-    turn=pa.int32(),  # the position in which to ask, from 0; null where nothing is asked
-    # The label before the image was asked about, or so far, and the probability that it is wrong.
-    label=pa.int32(),
-    doubt=pa.float32(),
-)
 # The images of all trainings of a method, those that a training leaves out among them.
 TRAINING_IMAGES = _schema(
     image_id=pa.string(),

@@ -1,4 +1,4 @@
-"""`latteclip labellers`: who labels the training images, how right each is, and at what cost."""
+"""`latteclip labellers`: who labels the training images, how right each is, and what it took."""
 
 import json as jsons
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from latteclip.captions.metadata import Rest, ScoresMetadata
-from latteclip.core import answer_tables, tables
+from latteclip.captions.metadata import AnswersMetadata
+from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import values_of
 from latteclip.core.metadata import VoterLabelsMetadata
@@ -22,7 +22,7 @@ from latteclip.labels.fusion_report import (
     read_fusion_report,
     why_uncounted,
 )
-from latteclip.report.runs import JobCost, job_costs, read_answers
+from latteclip.report.runs import read_answers
 
 Labels = npt.NDArray[np.int32]
 VOTER_LABELS = "voter_labels.parquet"  # beside the report on the labels
@@ -30,19 +30,8 @@ PAIRS = 10  # pairs of classes on which voters differ most
 NO_VOTE = -1
 ZERO_SHOT = "zero_shot"
 FUSED = "fused"
-# The rules of voters that ask a captioner, by module.
-RULES = {"caption": "caption_images", "lmm": "score_classes"}
-OWN_RULE = "write_votes"
+ASKING = ("caption", "lmm")  # modules of voters that ask a captioner
 NOT_ESTIMATED = "cannot be told without answers"
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What the votes about 1,000 images cost, None where that is unknown."""
-
-    tokens: float | None = None
-    seconds: float | None = None
-    price: float | None = None  # money of the server
 
 
 @dataclass(frozen=True)
@@ -68,19 +57,7 @@ class Labeller:
     weight: float | None = None  # weight of a vote; None: it carries no information
     family: int | None = None  # voters of one family share errors
     right: Right | None = None  # None: the dataset has no labels
-    per_1000: Costs = Costs()
-    rest: Rest | None = None  # images that a captioner could be asked about beside
-
-    @property
-    def price_of_rest(self) -> Costs:
-        """What answers about the rest would cost, by those so far."""
-        thousands = self.rest.images / 1_000 if self.rest else 0.0
-        costs = self.per_1000
-        return Costs(
-            tokens=None if costs.tokens is None else thousands * costs.tokens,
-            seconds=None if costs.seconds is None else thousands * costs.seconds,
-            price=None if costs.price is None else thousands * costs.price,
-        )
+    asked: AnswersMetadata | None = None  # what its questions took; None: it asked nothing
 
 
 @dataclass(frozen=True)
@@ -116,7 +93,7 @@ class Labellers:
 
 
 def labellers(results: str, /, json: bool = False) -> str:
-    """Show who labels the training images: how right each is, what it adds, and what it costs.
+    """Show who labels the training images: how right each is, what it adds, and what it took.
 
     Accuracies follow from answers of latteclip teach about images drawn at random, if there are
     any, and otherwise from all voters and images together.
@@ -154,8 +131,7 @@ def read_labellers(folder: Path) -> Labellers:
     by_voter = tables.from_list_column(table["labels"]).T
     labels = dict(zip(names, by_voter, strict=True))
     labels |= {ZERO_SHOT: zero_shot.to_numpy(), FUSED: fused["fused_label"].to_numpy()}
-    costs = job_costs(folder)
-    rows = [_voter(folder, voter, len(ids), costs) for voter in report.voters]
+    rows = [_voter(folder, voter, len(ids)) for voter in report.voters]
     rows += [
         Labeller(ZERO_SHOT, ZERO_SHOT, 1.0, report.zero_shot),
         Labeller(FUSED, FUSED, 1.0, _of_checked(report)),
@@ -179,9 +155,9 @@ def read_labellers(folder: Path) -> Labellers:
     )
 
 
-def _voter(
-    folder: Path, voter: VoterReport, n_images: int, jobs: Sequence[JobCost]
-) -> Labeller:
+def _voter(folder: Path, voter: VoterReport, n_images: int) -> Labeller:
+    table = folder / voter.table
+    asked = read_answers(table) if voter.module in ASKING and table.is_file() else None
     return Labeller(
         name=voter.name,
         kind=voter.kind,
@@ -190,51 +166,8 @@ def _voter(
         gain=voter.gain,
         weight=voter.weight,
         family=voter.family,
-        per_1000=_costs(folder, voter, jobs),
-        rest=_rest(folder, voter),
+        asked=asked if asked and asked.requests else None,
     )
-
-
-def _rest(folder: Path, voter: VoterReport) -> Rest | None:
-    """Return the images that a captioner was not asked about, and why."""
-    table = folder / voter.table
-    if voter.module != "lmm" or not table.is_file():
-        return None
-    return tables.read_metadata(table, ScoresMetadata).rest
-
-
-def _costs(folder: Path, voter: VoterReport, jobs: Sequence[JobCost]) -> Costs:
-    """Return what votes cost, by the last jobs that wrote them; cached answers take no time."""
-    thousands = voter.votes / 1_000
-    table = folder / voter.table
-    if not thousands or not table.is_file():
-        return Costs()
-    rule = RULES.get(voter.module, OWN_RULE)
-    is_own = Path(voter.table).parent.name == answer_tables.VOTERS
-    stem = f"{rule}-{voter.name}" if is_own else rule
-    own = [job for job in jobs if _is_of(job, stem, is_shared=not is_own)]
-    known = [job.seconds for job in own if job.seconds is not None]
-    seconds = sum(known) / thousands if known and voter.kind != "file" else None
-    if voter.module not in RULES:
-        return Costs(seconds=seconds)
-    metadata = read_answers(table)
-    if metadata.source.file is not None:
-        return Costs()
-    tokens = metadata.tokens_read + metadata.tokens_written
-    cost = metadata.cost
-    return Costs(
-        tokens / thousands if tokens else None,
-        seconds,
-        cost / thousands if cost else None,
-    )
-
-
-def _is_of(job: JobCost, stem: str, *, is_shared: bool) -> bool:
-    """Return whether a job asked for a table: each shard of a shared table, and each round."""
-    name = job.path.stem
-    rest = name.removeprefix(f"{stem}-")
-    is_shard = is_shared and rest != name and rest.replace("-of-", "").isdigit()
-    return name == stem or is_shard or rest.startswith("round-")
 
 
 def _of_checked(report: FusionReport) -> VoterEstimate | None:
@@ -321,18 +254,6 @@ def in_words(labeller: Labeller) -> str:
     return f"{100 * _value(labeller):.1f} % ({low:.1f} to {high:.1f}), by {by}"
 
 
-def rest_price(labeller: Labeller) -> str:
-    """Return what answers about the images that are left would cost, in words."""
-    costs = labeller.price_of_rest
-    parts = []
-    if costs.price is not None:
-        parts.append(f"{costs.price:.4g}")
-    if costs.tokens is not None:
-        parts.append(f"{costs.tokens:,.0f} tokens")
-    about = " and ".join(parts)
-    return f"They would cost about {about}." if about else "Their price is not known."
-
-
 def _lines(results: str, values: Labellers) -> Iterator[str]:
     yield f"{results}: {values.images} training images"
     rows = []
@@ -348,9 +269,6 @@ def _lines(results: str, values: Labellers) -> Iterator[str]:
         if labeller.right is not None:
             row["right"] = f"{labeller.right.where_it_votes:.1%}"
             row["right of all"] = f"{labeller.right.of_all:.1%}"
-        row["tokens"] = _cell(labeller.per_1000.tokens, "{:,.0f}")
-        row["seconds"] = _cell(labeller.per_1000.seconds, "{:,.0f}")
-        row["price"] = _cell(labeller.per_1000.price, "{:,.2f}")
         rows.append(row)
     yield pd.DataFrame(rows).to_string(index=False)
     if values.uncounted:
@@ -366,10 +284,9 @@ def _lines(results: str, values: Labellers) -> Iterator[str]:
             f"its vote have the adapted zero-shot label. The best voter alone is {best.name} "
             f"({best.right.of_all:.1%})."
         )
-    yield "tokens, seconds, price: for 1,000 images, empty where unknown; cached answers take none."
     for labeller in values.labellers:
-        if labeller.rest is not None:
-            yield f"{labeller.name}: {labeller.rest.sentence} {rest_price(labeller)}"
+        if labeller.asked is not None:
+            yield f"{labeller.name}: {labeller.asked.in_words}."
     names = [labeller.name for labeller in values.labellers]
     yield ""
     yield "agreement, in percent of the images with votes of both:"

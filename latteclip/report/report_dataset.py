@@ -27,7 +27,7 @@ from latteclip.evaluate.summary import summary
 from latteclip.evaluate.train_predictions import choose_examples, read_predictions
 from latteclip.labels.fusion_report import FusionReport, PersonAnswers, read_fusion_report
 from latteclip.report import gallery, render, runs
-from latteclip.report.labellers import Labellers, in_words, read_labellers, rest_price
+from latteclip.report.labellers import Labellers, in_words, read_labellers
 
 log = logging.getLogger(__name__)
 BASELINE = "zero_shot"
@@ -111,7 +111,6 @@ def report_dataset(
         selection=selection,
         labellers=_read(_labellers, files.voter_labels),
         labeller_words=in_words,
-        rest_price=rest_price,
         unknown=_read(gallery.read_unknown, files.unknown, [test, train]),
         problems=[*_problems(files)],
         provenance=_provenance(Path(output).parent, settings, files, runs_files),
@@ -317,8 +316,7 @@ def _provenance(
         "captioner": next(
             (each.source.file or each.source.model for each in answers), None
         ),
-        "tokens_read": sum(each.tokens_read for each in answers),
-        "tokens_written": sum(each.tokens_written for each in answers),
+        "asked": dict(runs.asked(folder)),
         "jobs": jobs,
         "in_all": runs.total(jobs),
         "config": yaml.safe_dump(

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -166,30 +165,12 @@ def total(jobs: Sequence[JobCost]) -> JobCost:
     return JobCost(Path(), "in all", "", wall, cpu, gpu, max(known("memory"), default=None))
 
 
-class AnswerCosts(NamedTuple):
-    """What the answers in a table cost."""
-
-    table: str  # below the folder
-    read: int  # tokens
-    written: int  # tokens
-    money: float  # 0 where it is unknown
-
-
-def answer_costs(folder: Path) -> Iterator[AnswerCosts]:
-    """Yield what the answers in each table of a dataset's folder cost."""
+def asked(folder: Path) -> Iterator[tuple[str, AnswersMetadata]]:
+    """Yield each table of a dataset's folder for which a captioner was asked, and its metadata."""
     of_voters = sorted((folder / answer_tables.VOTERS).glob("*.parquet"))
     for path in (*(folder / table for table in answer_tables.TABLES.values()), *of_voters):
-        if path.is_file() and count_requests(path):
-            usage = read_answers(path)
-            table = path.relative_to(folder).as_posix()
-            yield AnswerCosts(table, usage.tokens_read, usage.tokens_written, usage.cost)
-
-
-def count_requests(path: Path) -> int:
-    """Return the rows of a table of votes that a captioner was asked about."""
-    schema = tables.CLASS_SCORES if _has_scores(path) else tables.CAPTIONS
-    digests = tables.read(path, schema, ["digest"])["digest"]
-    return int(len(digests) - digests.null_count)
+        if path.is_file() and _has_answers(path):
+            yield path.relative_to(folder).as_posix(), read_answers(path)
 
 
 def read_answers(path: Path) -> AnswersMetadata:
@@ -198,6 +179,13 @@ def read_answers(path: Path) -> AnswersMetadata:
     if _has_scores(path):
         record = ScoresMetadata
     return tables.read_metadata(path, record)
+
+
+def _has_answers(path: Path) -> bool:
+    """Return whether a table has answers of a captioner, and not those of a user's file alone."""
+    schema = tables.CLASS_SCORES if _has_scores(path) else tables.CAPTIONS
+    digests = tables.read(path, schema, ["digest"])["digest"]
+    return bool(digests.null_count < len(digests))
 
 
 def _has_scores(path: Path) -> bool:

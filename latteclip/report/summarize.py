@@ -12,6 +12,7 @@ from latteclip.evaluate import summary
 from latteclip.evaluate.results import Audit
 from latteclip.labels.fusion_report import read_fusion_report
 from latteclip.report.labellers import in_words, read_labellers
+from latteclip.report.runs import asked
 
 STAR = "★"  # marks the chosen model
 
@@ -67,6 +68,7 @@ def summarize(
         "\n".join(filter(None, map(_checked_labels, fusion_reports_paths))),
         dataset_table(labelled) if len(labelled) else "",
         labeller_table([Path(path).parent for path in voter_labels_paths], table),
+        "\n".join(_asked(metrics_paths)),
     ]
     write_text(markdown_output, "\n\n".join(filter(None, parts)) + "\n")
 
@@ -99,18 +101,17 @@ def accuracy_table(table: pd.DataFrame, baseline: str) -> str:
 
 
 def labeller_table(folders: Sequence[Path], table: pd.DataFrame) -> str:
-    """Return who labels the training images of datasets, how right, and for how much.
+    """Return who labels the training images of datasets, and how right.
 
     The chosen model of each dataset stands below its labellers, with its accuracy on test images.
     """
     rows = [row for folder in folders for row in _labellers(folder, table)]
     if not rows:
         return ""
-    columns = ["labels of", "by", "votes, %", "right, %", "tokens", "seconds", "price"]
+    columns = ["labels of", "by", "votes, %", "right, %"]
     note = (
         "- Each voter alone, zero-shot CLIP, all together (fused) and the chosen model. Images "
-        "without a vote have the adapted zero-shot label. Tokens, seconds and price are for 1,000 "
-        "images."
+        "without a vote have the adapted zero-shot label."
     )
     return _with_notes(pd.DataFrame(rows, columns=columns), [note])
 
@@ -123,24 +124,23 @@ def _labellers(folder: Path, table: pd.DataFrame) -> Iterator[list[str]]:
         right = in_words(labeller)
         if labeller.right is not None:
             right = f"{100 * labeller.right.of_all:.1f}"
-        costs = labeller.per_1000
         yield [
             folder.name,
             labeller.name + mark,
             f"{100 * labeller.coverage:.0f}",
             right,
-            _cost(costs.tokens, "{:,.0f}"),
-            _cost(costs.seconds, "{:,.0f}"),
-            _cost(costs.price, "{:,.4g}"),
         ]
     chosen = table[(table["dataset"] == folder.name) & (table["chosen"] != "")]
     for _, model in chosen.iterrows():
         name = f"{model['method']} {STAR}, on test images"
-        yield [folder.name, name, "100", _number(model["acc1_mean"]), "-", "-", "-"]
+        yield [folder.name, name, "100", _number(model["acc1_mean"])]
 
 
-def _cost(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)
+def _asked(metrics_paths: Sequence[str]) -> Iterator[str]:
+    """Yield what each table of answers of the datasets took."""
+    for folder in dict.fromkeys(Path(path).parents[2] for path in metrics_paths):
+        for table, used in asked(folder):
+            yield f"- asked for {folder.name}/{table}: {used.in_words}."
 
 
 def _unlabelled_table(table: pd.DataFrame) -> str:

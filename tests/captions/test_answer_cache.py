@@ -53,18 +53,6 @@ def test_an_answer_comes_back_as_it_was(tmp_path):
         assert cache.get(name(4)) is None
 
 
-def test_an_answer_that_was_paid_for_is_on_the_disk_at_once(tmp_path):
-    with AnswerCache(tmp_path) as cache:
-        cache.add(name(3), replace(answer(3), cost=2e-5), "engine 1")
-        assert cached(tmp_path, [3], "1-of-2") == [3]  # as another process reads it
-        assert cache.get(name(3)).cost == 2e-5
-
-
-@pytest.mark.parametrize("cost", [-1.0, float("nan"), float("inf"), 1, "free"], ids=str)
-def test_a_cost_that_is_no_amount_is_no_answer(cost):
-    assert "cost" in problem(replace(answer(1), cost=cost))
-
-
 def test_a_job_finds_answers_of_other_splits_and_writes_its_file_alone(tmp_path):
     fill(tmp_path, range(5))
     fill(tmp_path, [5], "1-of-2")

@@ -33,18 +33,14 @@ def refused(capsys, *command):
     ("pair", "names"),
     [
         (f"voters=[{WORDS}, {WORDS}]", ["voters", "two voters called words"]),
-        ("voters=[{name: a, kind: captions, max_cost: 0}]", ["voters.0.max_cost", "0"]),
-        ("max_cost=0", ["key max_cost", "0"]),
-        ("scores={'max_cost': 0}", ["scores.max_cost"]),
-        ("captioner={'max_cost': '0 tokens'}", ["captioner.max_cost"]),
-        ("captioner={'price_input': 'cheap'}", ["captioner.price_input", "cheap"]),
-        (
-            "voters=[{name: a, kind: captions, captioner: {price_output: dear}}]",
-            ["voters.0.captioner.price_output", "dear"],
-        ),
+        ("voters=[{name: a, kind: captions, max_images: 0}]", ["voters.0.max_images", "0"]),
+        ("scores={'max_images': 0}", ["scores.max_images"]),
+        ("captioner={'max_images': 'few'}", ["captioner.max_images", "few"]),
+        ("max_cost=1", ["max_cost was removed", "max_images"]),
+        ("scores={'rounds': 2}", ["scores.rounds was removed"]),
     ],
 )
-def test_a_configuration_with_an_impossible_voter_or_price(
+def test_a_configuration_with_an_impossible_voter_or_number(
     tmp_path, monkeypatch, capsys, pair, names
 ):
     monkeypatch.chdir(tmp_path)

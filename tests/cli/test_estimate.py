@@ -1,3 +1,5 @@
+"""What a run asks, before anything is asked, and what a whole run takes by its limited run."""
+
 import json
 
 import pyarrow as pa
@@ -5,12 +7,24 @@ import pytest
 from support import records
 
 from latteclip.cli import estimate, main
+from latteclip.config import layers
+from latteclip.config.configuration import Configuration
 from latteclip.core import run_options, tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import IndexMetadata
 
-FINETUNE = "finetune={'batch_size': 32, 'epochs': 2}"
-CONFIG = ["method=zero_shot,flyp,image_prototypes", "seeds=1", FINETUNE]
+SERVER = {"engine": "openai", "model": "m"}
+LLAVA = {"engine": "openai", "model": "llava-hf/llava-v1.6-mistral-7b-hf"}
+LETTERS = {"kind": "multiple_choice"}
+ALONE = {"dataset": "demo", "method": "zero_shot,image_prototypes"}  # captions of images
+N = 1500  # training images of the demo
+PHOTOS = {"dataset": "mine", "image_dir": "photos", "method": ALONE["method"]}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def write(path, schema, metadata, **columns):
@@ -20,145 +34,174 @@ def write(path, schema, metadata, **columns):
     tables.write(path, nothing | columns, schema, metadata)
 
 
+# --- what is asked -------------------------------------------------------------------------------
+
+
+def plan(pending=None, **given):
+    """What the dry run prints below its headline."""
+    found = Configuration(layers.defaults(project=None), {**ALONE, **given})
+    [dataset] = found.datasets
+    head, *lines = estimate.lines(found, dataset, pending)
+    assert dataset in head
+    return [line.strip() for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("captioner", "words"),
+    [
+        (SERVER, f"{N:,} requests, tokens not known before a run with limit=64"),
+        ({**SERVER, "max_images": 20}, "at most 20 requests, tokens not known"),
+        ({**SERVER, "max_images": 9999}, f"at most {N:,} requests"),
+        (LLAVA, f"{N:,} requests, about {1200 * N:,} tokens read and {40 * N:,} written"),
+    ],
+    ids=str,
+)
+def test_requests_and_their_tokens_are_named(captioner, words):
+    [line] = plan(captioner=captioner)
+    assert line.startswith(f"captions of images by {captioner['model']}: {words}")
+
+
+def test_decisions_have_the_tokens_of_their_pictures():
+    captioner = {"engine": "decisions", "model": "m", "square_side": 64}
+    [line] = plan(captioner=captioner, scores={"kind": "decisions"})
+    assert f"{N:,} requests, about {N * (2 * 2 + 95 + 2 * 92):,} tokens read" in line
+
+
+def test_a_folder_has_at_most_as_many_images_as_files(folder):
+    (folder / "photos").mkdir()
+    for name in ("0.jpg", "1.jpg", "2.jpg", "notes.txt"):
+        (folder / "photos" / name).touch()
+    [line] = plan(captioner=SERVER, **PHOTOS)
+    assert "at most 3 requests" in line
+
+
+def test_the_largest_limited_run_of_the_model_tells_the_tokens(folder):
+    given = {"captioner": SERVER, "scores": {**LETTERS, "max_images": 750}}
+    for place, model in (("demo_8", "other"), ("demo_64", "m"), ("demo_128", "other")):
+        used = {"requests": 4, "tokens_read": 400, "tokens_written": 8}
+        metadata = records.scores_metadata(model, **used)
+        path = folder / "results" / place / "class_scores.parquet"
+        write(path, tables.CLASS_SCORES, metadata, digest=[*"abcd", None, None])
+    [line] = plan(**given)
+    assert "at most 750 requests, about 75,000 tokens read and 1,500 written" in line
+    assert "demo_64" in line
+
+
+def test_what_a_run_does_not_write_is_not_asked_for():
+    asking = {"name": "q", "kind": "multiple_choice", **SERVER}
+    voters = [{"name": "words", "kind": "captions"}, asking]
+    configuration = Configuration(
+        layers.defaults(project=None), {**ALONE, "voters": voters}
+    )
+    assert list(estimate.lines(configuration, "demo", [])) == []
+    [line] = plan(pending=["results/demo/voters/q.parquet"], voters=voters)
+    assert "of the voter q" in line
+    shard = "results/demo/captions/shards/images-1-of-2.parquet"
+    [line] = plan(pending=[shard], voters=voters)
+    assert "captions of images" in line
+
+
+# --- what a whole run takes ----------------------------------------------------------------------
+
+FINETUNE = "finetune={'batch_size': 32, 'epochs': 2}"
+CONFIG = ["method=zero_shot,flyp,image_prototypes", "seeds=1", FINETUNE]
+JOBS = (  # path of the benchmark, seconds, GPUs
+    ("benchmarks/index_images", 10, 0),
+    ("benchmarks/pseudo_label_images", 12, 1),
+    ("benchmarks/caption_images", 200, 2),
+    ("benchmarks/select_model", 2, 0),
+    ("image_prototypes/seed0/benchmarks/assemble_model", 8, 0),
+    ("flyp/seed0/benchmarks/finetune", 16, 1),
+)
+
+
 @pytest.fixture
-def limited(tmp_path, monkeypatch):
+def limited(folder):
     """A limited run of 64 of 640 training and 64 of 1,280 test images, with what it took."""
-    monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "results" / "demo_64"
+    results = folder / "results" / "demo_64"
     whole = IndexMetadata(["a", "b"], limit=64, drawn_from={"train": 640, "test": 1280})
     splits = ["train"] * 64 + ["test"] * 64
-    write(folder / "images.parquet", tables.IMAGES, whole, split=splits)
-    tokens = records.captions_metadata(tokens_read=6400, tokens_written=640)
-    write(
-        folder / "captions" / "images.parquet", tables.CAPTIONS, tokens, digest=["a"] * 64
-    )
-    (folder / "report.html").write_text("")
-    for name, seconds, gpus in (
-        ("benchmarks/index_images", 4, 0),
-        ("benchmarks/pseudo_label_images", 12, 1),
-        ("benchmarks/caption_images", 200, 2),
-        ("benchmarks/select_model", 2, 0),
-        ("image_prototypes/seed0/benchmarks/assemble_model", 10, 0),
-        ("flyp/seed0/benchmarks/finetune", 16, 1),
-    ):
-        path = folder / f"{name}.jsonl"
+    write(results / "images.parquet", tables.IMAGES, whole, split=splits)
+    (results / "report.html").write_text("")
+    for name, seconds, gpus in JOBS:
+        path = results / f"{name}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"s": seconds, "resources": {"gpu": gpus}}))
-    (folder / "logs").mkdir()
-    (folder / "logs" / "caption_images.log").write_text(
-        "Asked 64 requests about 64 rows in 20.0 s"
-    )
-    (folder / "logs" / "index_images.log").write_text(
-        "Indexed 128 images of 2 classes in 2.0 s"
-    )
-    history = folder / "flyp" / "seed0" / "history.parquet"
-    write(history, tables.HISTORY, None, images_per_second=[16.0] * 4)
-    return folder
+    note_asked(results, 64, 20.0)
+    return results
 
 
-def rows(text):
-    """Each line by its first word."""
-    return {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
+def note_asked(results, n, seconds):
+    log = results / "logs" / "caption_images.log"
+    log.parent.mkdir(exist_ok=True)
+    log.write_text(f"Asked {n} requests about 64 rows in {seconds} s")
 
 
-def test_work_that_is_measured_is_scaled_and_loading_is_not(limited):
-    found = rows(estimate.estimate(["demo"], CONFIG, []))
-    assert found["index_images"][2:] == ["0:00:04", "0:00:02", "images", "0:00:32"]
-    assert found["caption_images"][2:4] == ["0:03:20", "0:03:00"]
-    assert found["caption_images"][-1] == "0:06:20"  # 180 + 10 * 20
-    assert found["finetune"][-1] == "0:01:28"  # 8 + 10 * 8: 1,280 samples at 16 a second
-    assert found["assemble_model"][-1] == "0:00:10"
-    assert found["tokens:"][1:4] == ["64,000", "read,", "6,400"]
+def full_runs(*options):
+    """The seconds of the full run by stage, and all values."""
+    [values] = json.loads(
+        estimate.estimate(["demo"], [*CONFIG, *options], [], json_output=True)
+    )["datasets"]
+    return {row["stage"]: row["full"] for row in values["stages"]}, values
 
 
-def cost(limited, *options):
-    """The line on what the answers cost."""
-    text = estimate.estimate(["demo"], [*CONFIG, *options], [])
-    [line] = [line for line in text.splitlines() if "cost of the answers" in line]
-    return line
-
-
-def test_money_is_what_the_server_counted_or_by_the_prices(limited):
-    assert "unknown" in cost(limited)
-    prices = "captioner={'price_input': 2.0, 'price_output': 10.0}"
-    assert ": 0.192, by captioner.price_input" in cost(limited, prices)
-    tokens = records.captions_metadata(tokens_read=6400, tokens_written=640, cost=0.05)
-    path = limited / "captions" / "images.parquet"
-    write(path, tables.CAPTIONS, tokens, digest=["a"] * 64)
-    assert ": 0.5, as the server counted" in cost(limited)
-    assert "no max_cost ends it" in cost(limited, "max_cost=0.3", prices)
-
-
-def test_names_of_images_count(limited):
-    tokens = records.captions_metadata(tokens_read=640, tokens_written=64, cost=0.01)
-    write(limited / "names.parquet", tables.CAPTIONS, tokens, digest=["a"] * 64)
-    found = rows(estimate.estimate(["demo"], CONFIG, []))
-    assert found["tokens:"][1:4] == ["70,400", "read,", "7,040"]
-    assert ": 0.1, as the server counted" in cost(limited)
-
-
-def test_a_limit_of_no_image_is_refused(limited):
-    with pytest.raises(UserError, match="limit"):
-        estimate.estimate(["demo"], ["limit=0"], [])
-
-
-def test_work_that_is_not_measured_has_bounds(limited):
-    found = rows(estimate.estimate(["demo"], CONFIG, []))
-    assert found["pseudo_label_images"][2:4] == ["0:00:12", "0:00:10"]
-    assert found["pseudo_label_images"][-3:] == ["0:00:12", "to", "0:00:40"]
-    assert found["in"][-3:] == ["0:08:44", "to", "0:09:12"]
-    assert found["GPU"][-3:] == ["0:14:20", "to", "0:14:48"]
-
-
-def test_kept_answers_are_asked_for_in_the_full_run(limited):
-    log = limited / "logs" / "caption_images.log"
-    log.write_text("Asked 32 requests about 64 rows in 10.0 s")
-    found = rows(estimate.estimate(["demo"], CONFIG, []))
-    assert found["caption_images"][-1] == "0:06:30"  # 190 + 2 * 10 * 10
-
-
-def test_a_folder_of_images_is_estimated_by_the_options_of_its_limited_run(limited):
-    limited.rename(limited.with_name("mine_64"))
-    (limited.parents[1] / "photos").mkdir()
-    noted = run_options.NOTES / "mine_64.json"
-    noted.parent.mkdir(parents=True)
-    options = {
-        "dataset": "mine",
-        "image_dir": "photos",
-        "limit": 64,
-        "method": "zero_shot,flyp",
+def test_a_stage_grows_without_the_time_of_loading(limited):
+    full, values = full_runs()
+    assert full == {
+        "index_images": 2
+        + 15 * 8,  # the shortest job takes 2 s, and 1,920 images are 15 x 128
+        "pseudo_label_images": 8 + 15 * 4,  # CLIP loads in 8 s
+        "caption_images": 180 + 10 * 20,  # 20 s of asking are measured
+        "finetune": 8 + 7 * 8,  # 21 steps an epoch in place of 3
+        "assemble_model": 8,
+        "select_model": 2,
     }
-    noted.write_text(json.dumps({"config": options, "deployment": []}))
-    found = rows(estimate.estimate(["mine"], [], []))
-    assert found["index_images"][2:] == ["0:00:04", "0:00:02", "images", "0:00:32"]
+    grows = {row["stage"]: row["grows_with"] for row in values["stages"]}
+    assert (grows["index_images"], grows["select_model"]) == ("images", None)
+    gpu_seconds = sum(row["gpu_seconds"] for row in values["stages"])
+    assert gpu_seconds == 68 + 2 * 380 + 64
+    assert (values["images"], values["training_images"]) == (1920, 640)
+    assert values["is_finished"] and values["disk_bytes"] > 0
+
+
+def test_questions_that_end_do_not_grow(limited):
+    assert full_runs("captioner={'max_images': 32}")[0]["caption_images"] == 200
+
+
+def test_cached_answers_are_asked_for_in_the_full_run(limited):
+    note_asked(limited, 32, 10.0)
+    assert full_runs()[0]["caption_images"] == 190 + 2 * 10 * 10
+
+
+def test_the_command_prints_a_row_for_each_stage(limited, capsys):
+    assert main.main(["status", "demo", "--estimate", "--config", *CONFIG]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line.split() for line in lines if line.strip()}
+    assert rows["caption_images"] == [
+        "caption_images",
+        "1",
+        "0:03:20",
+        "0:06:20",
+        "requests",
+    ]
+    assert rows["in"][2:] == ["6", "0:04:08", "0:10:44"]
+    assert any("640 requests" in line for line in lines)
 
 
 def test_what_the_limited_run_does_not_tell_is_said(limited):
     (limited / "report.html").unlink()
-    (limited / "logs" / "caption_images.log").write_text(
-        "Asked 0 requests about 64 rows in 0.0 s"
-    )
+    note_asked(limited, 0, 0.0)
     found = estimate.estimate(["demo"], CONFIG, [])
-    assert "not finished" in found and "earlier runs" in found
+    assert "not finished" in found and "cached answers" in found
 
 
-def test_programs_read_the_estimate(limited, capsys):
-    words = ["status", "demo", "--estimate", "--json", "--config", *CONFIG]
-    prices = "captioner={'price_input': 2, 'price_output': 5}"
-    assert main.main([*words, prices]) == 0
-    [found] = json.loads(capsys.readouterr().out)["datasets"]
-    assert (found["dataset"], found["images"]) == ("demo", 1920)
-    assert (found["training_images"], found["limited_training_images"]) == (640, 64)
-    stages = {row["stage"]: row for row in found["stages"]}
-    index = stages["index_images"]
-    assert (index["grows_with"], index["jobs"]) == ("images", 1)
-    assert (index["limited"], index["loading"], index["most"]) == (4, 2, 32)
-    assert stages["select_model"]["grows_with"] is None
-    assert found["gpu_seconds"]["least"] <= found["gpu_seconds"]["most"]
-    assert found["tokens"] == {"read": 64_000, "written": 6_400}
-    assert found["cost"] == pytest.approx(0.128 + 0.032)
-    assert found["is_finished"] and found["asks_nothing"] == []
-    assert found["disk_bytes"] > 0
+def test_a_folder_of_images_is_estimated_by_the_options_of_its_limited_run(limited, folder):
+    limited.rename(limited.with_name("mine_64"))
+    (folder / "photos").mkdir()
+    noted = run_options.NOTES / "mine_64.json"
+    noted.parent.mkdir(parents=True)
+    noted.write_text(json.dumps({"config": {**PHOTOS, "limit": 64}, "deployment": []}))
+    assert "1,920 images in place of 128" in estimate.estimate(["mine"], [], [])
 
 
 @pytest.mark.parametrize("arguments", [["dtd"], ["--config", "dataset=dtd", "limit=8"]])
@@ -166,4 +209,7 @@ def test_without_a_limited_run_the_command_that_makes_one_is_named(
     limited, arguments, capsys
 ):
     assert main.main(["status", "--estimate", *arguments]) == 0
-    assert "--config dataset=dtd limit=" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "dtd: to ask" in said and "--config dataset=dtd limit=" in said
+    with pytest.raises(UserError, match="limit"):
+        estimate.estimate(["demo"], ["limit=0"], [])

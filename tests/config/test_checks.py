@@ -184,29 +184,6 @@ def test_a_decision_model_scores_classes_and_writes_no_captions(checked, monkeyp
         checked(captioner={"engine": "openai", "model": "llava"}, **scores)
 
 
-def test_a_budget_of_money_needs_prices_where_nobody_names_costs(checked, monkeypatch):
-    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:8000/v1")
-    server = {"engine": "openai", "model": "llava"}
-    scores = {"kind": "multiple_choice", "max_cost": 0.5}
-    with pytest.raises(UserError, match=r"captioner\.price_input"):
-        checked(captioner=server, scores=scores)
-    checked(captioner={**server, "price_input": 0.1}, scores=scores)
-    checked(captioner=server, scores={**scores, "max_cost": "9 seconds"})
-
-
-@pytest.mark.parametrize(
-    ("section", "key", "value"),
-    [
-        *(("scores", "max_cost", value) for value in (0, -1, "0 tokens", "2 days", True)),
-        *(("captioner", "price_input", value) for value in ("cheap", -0.1, float("nan"))),
-    ],
-    ids=str,
-)
-def test_a_price_or_budget_that_is_none_is_one_sentence(checked, section, key, value):
-    with pytest.raises(UserError, match=rf"{section}\.{key} .* must "):
-        checked(**{section: {key: value}})
-
-
 def test_votes_by_class_scores_need_them(checked):
     with pytest.raises(UserError, match=r"votes lmm .*scores\.kind"):
         checked(votes="lmm")

@@ -178,7 +178,7 @@ def test_strings_of_the_command_line_become_what_the_schema_wants(config):
         ({"finetune": None}, "finetune"),
         ({"seeds": "a,b"}, "seeds"),
         *(({"seeds": seeds}, "seeds .*boolean") for seeds in (True, [True, 2])),
-        ({"scores": {"share": True}}, r"scores\.share .*boolean"),
+        ({"scores": {"max_images": True}}, r"scores\.max_images .*boolean"),
         ({"finetune": {"lr": False}}, r"finetune\.lr .*boolean"),
         ({"dataset": []}, "dataset "),
         ({"method": []}, "method "),

@@ -40,8 +40,8 @@ def test_the_first_captions_and_scores_are_those_of_today(configured):
 def test_a_voter_changes_what_it_says_and_shares_the_rest(configured):
     other = {**WORDS, "name": "other", "model": "an/lmm", "prompt": "What is it?"}
     letters = {
-        **{"name": "letters", "kind": "multiple_choice", "share": 0.25},
-        **{"captioner": {"dtype": "float16"}, "scores": {"orders": 5}},
+        **{"name": "letters", "kind": "multiple_choice", "max_images": 25},
+        **{"captioner": {"dtype": "float16"}, "scores": {"topk": 7}},
     }
     found = configured(
         captioner={"model": "llava-hf/llava-1.5", "revision": "abc"},
@@ -54,29 +54,43 @@ def test_a_voter_changes_what_it_says_and_shares_the_rest(configured):
     assert (captioner["model"], captioner["revision"]) == ("an/lmm", None)
     assert stage_params.image_prompt(found, "demo", "other") == "What is it?"
     scores = found.section("scores", "demo", "letters")
-    assert (scores["kind"], scores["share"], scores["orders"]) == (
-        "multiple_choice",
-        0.25,
-        5,
-    )
+    assert [scores[key] for key in ("kind", "max_images", "topk")] == [
+        *("multiple_choice", 25, 7)
+    ]
     captioner = found.section("captioner", "demo", "letters")
     assert (captioner["dtype"], captioner["revision"]) == ("float16", "abc")
     assert found.section("captioner", "demo")["dtype"] == "float32"
     assert "an--lmm" in " ".join(found.hub_models("captioner"))
 
 
-def test_a_decision_model_votes_by_its_own_engine_and_its_own_budget(configured):
-    given = {"scores": {"max_cost": 0.2, "choose": "gain"}, "model": "m"}
-    found = configured(voters=[WORDS, {"name": "a", "kind": "decisions", **given}])
+def test_a_decision_model_votes_by_its_own_engine(configured):
+    found = configured(voters=[WORDS, {"name": "a", "kind": "decisions", "model": "m"}])
     assert found.section("captioner", "demo", "a")["engine"] == "decisions"
-    scores = found.section("scores", "demo", "a")
-    assert (scores["kind"], scores["max_cost"]) == ("decisions", 0.2)
-    ranked = ["results/demo/rounds/a/expected_gains-3.parquet"]
-    assert stage_params.expected_gains(found, "demo", "a") == ranked
-    assert stage_params.expected_gains(found, "demo") == []
-    before = ["results/demo/rounds/a/class_scores-2.parquet"]
-    assert stage_params.earlier_scores(found, "demo", "3", "a") == before
-    assert stage_params.earlier_gains(found, "demo", "1", "a") == []
+    assert found.section("scores", "demo", "a")["kind"] == "decisions"
+
+
+@pytest.mark.parametrize(
+    ("kind", "voter"), [("images", ""), ("groups", ""), ("scores", ""), ("images", "other")]
+)
+def test_a_limited_asking_reads_a_classifier_and_the_answers_of_a_person(
+    configured, kind, voter
+):
+    """Others read neither, so that a rerun of the classifier reruns no captions."""
+    section = "scores" if kind == "scores" else "captioner"
+    other = {**WORDS, "name": "other", "model": "an/lmm"}
+    limit = {"max_images": 9}
+    given = {section: limit}
+    given = {} if voter else given
+    limited = configured(voters=[{**other, **(limit if voter else {})}], **given)
+    unlimited = configured(voters=[other])
+    arguments = ("demo", kind, voter)
+    classifier = "results/demo/classifiers/adapted.safetensors"
+    assert stage_params.chosen_by(limited, *arguments) == [classifier]
+    assert stage_params.chosen_by(unlimited, *arguments) == []
+    answers = "--answers results/demo/answers.json"
+    assert stage_params.person_answers(limited, *arguments) == answers
+    assert stage_params.person_answers(unlimited, *arguments) == ""
+    assert stage_params.caption_labels(unlimited, "demo") == []
 
 
 def test_a_file_and_another_clip_vote_with_tables_of_their_own(configured):
@@ -108,10 +122,10 @@ def test_a_file_and_another_clip_vote_with_tables_of_their_own(configured):
         ([WORDS, {**SCORES, "name": "words"}], "two voters called words"),
         ([{"name": "a", "kind": "file"}], "must have the key file"),
         ([{"name": "a", "kind": "zero_shot"}], "must have the key model"),
-        ([{**WORDS, "share": 0.5}], "must not have share"),
+        ([{**SCORES, "share": 0.5}], "must not have share"),
         ([{"name": "a/b", "kind": "captions"}], r"voters\.0\.name"),
-        ([{**SCORES, "share": 0}], r"voters\.0\.share"),
-        ([{**SCORES, "shaer": 1}], r"voters\.0\.shaer is unknown.*share"),
+        ([{**SCORES, "max_images": 0}], r"voters\.0\.max_images"),
+        ([{**SCORES, "max_image": 1}], r"voters\.0\.max_image is unknown.*max_images"),
         (WORDS, r"voters .*must be a valid list"),
     ],
 )

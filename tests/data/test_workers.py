@@ -22,6 +22,10 @@ def test_results_come_in_the_order_of_the_tasks():
         assert list(workers.in_order(range(20))) == [square(number) for number in range(20)]
         assert list(workers.in_order([5])) == [25]  # and again
         assert list(workers.in_order([])) == []
+        early = workers.in_order(range(20))
+        assert next(early) == 0
+        early.close()
+        assert list(workers.in_order([100, 101])) == [100**2, 101**2]
 
 
 def test_only_a_few_tasks_are_taken_at_once():

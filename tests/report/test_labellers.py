@@ -8,7 +8,6 @@ import pytest
 from support import records
 from support.tiny import write_captions, write_index, write_pseudo_labels
 
-from latteclip.captions.metadata import Rest
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import VoterLabelsMetadata
@@ -25,9 +24,8 @@ ADAPTED = [0, 0, 0, 1, 1, 1, 0, 1]
 FUSED = [0, 0, 0, 0, 1, 1, 1, 0]
 
 
-def test_it_is_said_where_questions_stopped_and_what_the_rest_would_bring(folder):
-    rest = Rest(4, 1.25, "min_gain")
-    metadata = records.scores_metadata(rest=rest, tokens_read=400, cost=0.02)
+def test_it_is_said_what_questions_took_and_how_many_images_they_left_out(folder):
+    metadata = records.scores_metadata(requests=4, tokens_read=400, not_asked=4)
     nothing = {name: [None] * 8 for name in tables.CLASS_SCORES.names}
     columns = nothing | {"image_id": NAMES, "digest": ["d"] * 4 + [None] * 4}
     tables.write(folder / "scores.parquet", columns, tables.CLASS_SCORES, metadata)
@@ -36,17 +34,12 @@ def test_it_is_said_where_questions_stopped_and_what_the_rest_would_bring(folder
     zero_shot = records.estimate(value=0.9)
     report = records.fusion(voters=voters, zero_shot=zero_shot, classnames=CLASSNAMES)
     write_fusion_report(folder / NAME, report)
-    [line] = [
-        line for line in labellers(str(folder)).splitlines() if line.startswith("mine: ")
-    ]
-    assert "scores.min_gain" in line and "4 images" in line
-    assert "change 1.2 labels" in line and "0.02 and 400 tokens" in line
-    found = {
-        one["name"]: one
-        for one in json.loads(labellers(str(folder), json=True))["labellers"]
-    }
-    assert found["mine"]["rest"] == {"images": 4, "changes": 1.25, "reason": "min_gain"}
-    assert found["words"]["rest"] is None
+    said = "mine: 4 requests to a/captioner, 400 tokens read, 0 written, 4 images left out."
+    assert said in labellers(str(folder)).splitlines()
+    found = json.loads(labellers(str(folder), json=True))["labellers"]
+    asked = {one["name"]: one["asked"] for one in found}
+    assert (asked["mine"]["requests"], asked["mine"]["not_asked"]) == (4, 4)
+    assert asked["words"] is None
 
 
 def test_the_summary_has_each_voter_alone_beside_all_and_the_chosen_model(folder):
@@ -62,8 +55,8 @@ def test_the_summary_has_each_voter_alone_beside_all_and_the_chosen_model(folder
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:7]]
     by_name = {row[1]: row for row in rows}
     assert [row[0] for row in rows] == [folder.name] * 5
-    assert by_name["words (best alone)"][2:] == ["100", "75.0", "200,000", "1,000", "-"]
-    assert by_name["mine"][2:] == ["50", "62.5", "-", "-", "-"]
+    assert by_name["words (best alone)"][2:] == ["100", "75.0"]
+    assert by_name["mine"][2:] == ["50", "62.5"]
     assert by_name["zero_shot"][3] == "50.0"
     assert by_name["fused"][3] == "87.5"
     assert by_name["recommended ★, on test images"][3] == "87.5"
@@ -98,11 +91,10 @@ def write(folder, labels=TRUTH, **fields):
         tables.VOTER_LABELS,
         VoterLabelsMetadata(CLASSNAMES, ["words", "mine"]),
     )
-    metadata = records.captions_metadata(tokens_read=1200, tokens_written=400)
     texts = ["a cat"] * 8
     captions = folder / "captions" / "images.parquet"
     captions.parent.mkdir(exist_ok=True)
-    write_captions(captions, NAMES, texts, metadata=metadata)
+    write_captions(captions, NAMES, texts)
     uncounted = records.estimate(value=0.7, tells=False, answers_needed=250, votes=4)
     voters = [
         records.voter("words", votes=8, estimate=records.estimate(value=0.8, votes=8)),
@@ -120,18 +112,9 @@ def write(folder, labels=TRUTH, **fields):
     ]
     fields = {"zero_shot": records.estimate(value=0.9), "classnames": CLASSNAMES} | fields
     write_fusion_report(folder / NAME, records.fusion(voters=voters, **fields))
-    benchmarks = folder / "benchmarks"
-    benchmarks.mkdir(exist_ok=True)
-    for name, seconds in (
-        ("caption_images-1-of-2", 3),
-        ("caption_images-2-of-2", 5),
-        ("caption_images-other", 100),
-        ("write_votes-mine", 100),
-    ):
-        (benchmarks / f"{name}.jsonl").write_text(json.dumps({"s": seconds}) + "\n")
 
 
-def test_each_labeller_has_its_shares_ranks_and_costs(folder):
+def test_each_labeller_has_its_shares_and_ranks(folder):
     found = json.loads(labellers(str(folder), json=True))
     words, mine, zero_shot, fused = found["labellers"]
     assert [one["name"] for one in found["labellers"]] == [
@@ -144,9 +127,6 @@ def test_each_labeller_has_its_shares_ranks_and_costs(folder):
     assert fused["right"]["of_all"] == 0.875
     assert [one["rank"] for one in found["labellers"]] == [2, None, 1, None]
     assert (words["estimate"]["value"], fused["estimate"]) == (0.8, None)
-    # 1,600 tokens and 8 seconds, of two shards, for 8 images.
-    assert words["per_1000"] == {"tokens": 200_000, "seconds": 1000, "price": None}
-    assert mine["per_1000"] == {"tokens": None, "seconds": None, "price": None}
 
 
 def test_agreement_counts_images_with_both_votes_and_differences_name_classes(folder):

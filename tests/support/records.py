@@ -36,8 +36,6 @@ def scores_metadata(model="a/captioner", **fields):
         "prompt": "?",
         "answer": None,
         "topk": 2,
-        "orders": 2,
-        "share": 1.0,
     }
     source = AnswerSource(model, None, "auto", None, 77)
     return ScoresMetadata(source=source, **usual | fields)

@@ -100,7 +100,7 @@ class ScoredDataset(Dataset):
         store=True,
         output=None,
         shard="1/1",
-        gains=None,
+        answers=None,
         **changes,
     ):
         """Run the stage; what of `changes` is the captioner's goes there. The table's columns."""
@@ -118,8 +118,8 @@ class ScoredDataset(Dataset):
             changed(SETTINGS, **captioner),
             str(output or self.output),
             str(self.folder / "store") if store else None,
-            gains_path=gains,
-            adapted_path=self.adapted if changes.get("examples") else None,
+            classifier_path=self.adapted,
+            answers_path=answers,
             shard=shard,
             threads=1,
         )

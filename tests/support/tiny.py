@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from latteclip.clip.model import Clip
 from latteclip.core import tables
-from latteclip.core.metadata import GainsMetadata, IndexMetadata
+from latteclip.core.metadata import IndexMetadata
 from latteclip.data.index_images import checksum
 
 ROOT = Path(__file__).parents[2]
@@ -330,16 +330,6 @@ def write_captions(
     }
     metadata = metadata or records.captions_metadata()
     tables.write(path, usual | columns, tables.CAPTIONS, metadata)
-    return str(path)
-
-
-def write_expected_gains(path, image_ids, gains, metadata=None):
-    """EXPECTED_GAINS in the order of the gains."""
-    order = sorted(range(len(gains)), key=lambda i: -gains[i])
-    turns = [order.index(i) if gains[i] else None for i in range(len(gains))]
-    columns = {"image_id": image_ids, "gain": gains, "turn": turns}
-    columns |= {"label": [0] * len(gains), "doubt": gains}
-    tables.write(path, columns, tables.EXPECTED_GAINS, metadata or GainsMetadata())
     return str(path)
 
 

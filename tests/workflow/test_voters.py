@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from support.checkout import N_TRAIN
 from support.tiny import DEMO_CLIP
 
+from latteclip.report.labellers import read_labellers
+
 RESULTS = "results/demo"
 KEPT = ("fused_labels.parquet", "votes.parquet", "voter_labels.parquet")
 
@@ -80,7 +82,7 @@ def voted(finished_copy):
         {"name": "mine", "kind": "file", "file": "mine.csv"},
         {"name": "other", "kind": "zero_shot", "model": another_clip(root / "clip")},
         {"name": "brief", "kind": "captions", "prompt": "Name the texture."},
-        {"name": "half", "kind": "likelihood", "prompt": "What is it?", "share": 0.5},
+        {"name": "few", "kind": "likelihood", "prompt": "What is it?", "max_images": 9},
     ]
     captioned = times(root / RESULTS)["captions"]
     run(
@@ -98,7 +100,7 @@ def test_voters_of_all_kinds_label_together(voted):
     checkout = voted
     folder = checkout.root / RESULTS
     assert {path.stem for path in (folder / "voters").glob("*.parquet")} == {
-        *("mine", "other", "brief", "half")
+        *("mine", "other", "brief", "few")
     }
     stores = checkout.root / "resources" / "demo" / "captions"
     assert {path.name for path in (stores / "images").glob("*.sqlite")} == {
@@ -106,8 +108,8 @@ def test_voters_of_all_kinds_label_together(voted):
     }
     report = json.loads((folder / "fused_labels.json").read_text())
     by_name = {one["name"]: one for one in report["voters"]}
-    assert list(by_name) == ["words", "scores", "mine", "other", "brief", "half"]
-    assert by_name["half"]["votes"] == N_TRAIN // 2
+    assert list(by_name) == ["words", "scores", "mine", "other", "brief", "few"]
+    assert by_name["few"]["votes"] == 9
     counts = {name for name, one in by_name.items() if one["weight"] is not None}
     assert counts
     assert not counts & set(report["uncounted"])
@@ -115,13 +117,11 @@ def test_voters_of_all_kinds_label_together(voted):
     assert not labels["caption_label"].null_count
     assert not labels["lmm_label"].null_count
     assert "labellers-table" in (folder / "report.html").read_text()
-    shown = checkout.latteclip("labellers", RESULTS, "--json")
-    assert shown.returncode == 0, shown.stdout
-    found = {one["name"]: one for one in json.loads(shown.stdout)["labellers"]}
-    assert found["mine"]["right"]["of_all"] == 1.0
-    assert found["words"]["per_1000"]["tokens"] > 0
-    assert found["brief"]["per_1000"]["seconds"] > 0
-    assert found["mine"]["per_1000"]["price"] is None
+    found = {one.name: one for one in read_labellers(folder).labellers}
+    assert found["mine"].right.of_all == 1.0
+    assert found["words"].asked.tokens_read > 0
+    assert found["few"].asked.not_asked == N_TRAIN - 9
+    assert found["mine"].asked is None
 
     # A voter that is left out reruns the labels alone, and one that comes back asks nothing.
     before = (checkout.root / RESULTS / "voters" / "brief.parquet").stat().st_mtime_ns

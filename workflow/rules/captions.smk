@@ -4,18 +4,13 @@
 shards_of = {key: configuration.shards(key) for key in configuration.config["datasets"]}
 UNSHARDED = one_of(key for key, n in shards_of.items() if n == 1)
 SHARDED = one_of(key for key, n in shards_of.items() if n > 1)
-ROUND = "[1-9][0-9]*"
 
 
 rule caption_images:
     input:
         images="results/{dataset}/images.parquet",
-        pseudo_labels=given_if(
-            "results/{dataset}/pseudo_labels.parquet",
-            stage_params.names_classes,
-            "dataset",
-            "voter",
-        ),
+        pseudo_labels=given(stage_params.caption_labels, "dataset", "voter"),
+        classifier=given(stage_params.chosen_by, "dataset", "voter", kind="images"),
         own=unstored(
             given(
                 stage_params.user_file, "dataset", "voter", key="captioner.images_file"
@@ -48,16 +43,15 @@ rule caption_images:
         runtime=minutes("caption_images"),
     params:
         captioner_files=given(stage_params.local_captioner, "dataset", "voter"),
-        captioner=given_json(
-            stage_params.caption_writer, "dataset", "voter", kind="images"
-        ),
+        captioner=given_json(stage_params.caption_writer, "dataset", "voter"),
         prompt=given(stage_params.image_prompt, "dataset", "voter"),
-        pseudo_labels=options("pseudo_labels"),
+        inputs=options("pseudo_labels", "classifier"),
+        answers=given(stage_params.person_answers, "dataset", "voter", kind="images"),
         # No output: Snakemake removes those before a job, and these are to outlive it.
         store=given(stage_params.answer_store, "dataset", kind="images"),
         shard="",
     shell:
-        "latteclip caption-images --images {input.images} {params.pseudo_labels}"
+        "latteclip caption-images --images {input.images} {params.inputs} {params.answers}"
         " --prompt {params.prompt:q} --captioner {params.captioner:q} --store {params.store}"
         " {params.shard} --output {output} --threads {threads} --log {log}"
 
@@ -79,6 +73,7 @@ rule caption_groups:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
+        classifier=given(stage_params.chosen_by, "dataset", kind="groups"),
         own=unstored(
             given(stage_params.user_file, "dataset", key="captioner.groups_file")
         ),
@@ -105,17 +100,20 @@ rule caption_groups:
         runtime=minutes("caption_groups"),
     params:
         captioner_files=given(stage_params.local_captioner, "dataset"),
-        captioner=given_json(stage_params.caption_writer, "dataset", kind="groups"),
+        captioner=given_json(stage_params.caption_writer, "dataset"),
         groups=given_json(Configuration.section, "dataset", name="groups"),
         prompt=given(
             lambda c, dataset: c.section("prompts", dataset)["group"], "dataset"
         ),
+        inputs=options("classifier"),
+        answers=given(stage_params.person_answers, "dataset", kind="groups"),
         store=given(stage_params.answer_store, "dataset", kind="groups"),
         shard="",
     shell:
         "latteclip caption-groups --images {input.images} --pseudo-labels {input.pseudo_labels}"
         " --prompt {params.prompt:q} --groups {params.groups:q}"
-        " --captioner {params.captioner:q} --store {params.store} {params.shard}"
+        " --captioner {params.captioner:q} {params.inputs} {params.answers}"
+        " --store {params.store} {params.shard}"
         " --output {output} --threads {threads} --log {log}"
 
 
@@ -132,57 +130,12 @@ use rule caption_groups as caption_groups_shard with:
         shard="--shard {shard}/{shards}",
 
 
-rule rank_images:
-    input:
-        images="results/{dataset}/images.parquet",
-        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        captions=given(stage_params.captions, "dataset", kind="image"),
-        scores=given(stage_params.earlier_scores, "dataset", "number", "voter"),
-        gains=given(stage_params.earlier_gains, "dataset", "number", "voter"),
-        clip_model=given(stage_params.hub_model, "dataset", section="clip"),
-        code=sources("latteclip.labels.rank_images"),
-    output:
-        "results/{dataset}/rounds/expected_gains-{number}.parquet",
-    log:
-        "results/{dataset}/logs/rank_images-{number}.log",
-    benchmark:
-        "results/{dataset}/benchmarks/rank_images-{number}.jsonl"
-    wildcard_constraints:
-        number=ROUND,
-    priority: EARLY
-    conda:
-        "../../envs/latteclip.yaml"
-    threads: threads_of("pseudo_label_images")
-    resources:
-        gpu=gpus(),
-        mem_mb=memory("rank_images"),
-        runtime=minutes("rank_images"),
-    params:
-        clip_files=given(stage_params.local_clip, "dataset"),
-        settings=given_json(stage_params.rank_images, "dataset", "voter"),
-        captions=options("captions"),
-        scores=options("scores"),
-        gains=options("gains"),
-    shell:
-        "latteclip rank-images --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " --class-embeddings {input.class_embeddings} {params.captions} {params.scores}"
-        " {params.gains}"
-        " --settings {params.settings:q} --output {output} --threads {threads} --log {log}"
-
-
 rule score_classes:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        gains=given(stage_params.expected_gains, "dataset", "voter", "number"),
-        adapted=given_if(
-            "results/{dataset}/classifiers/adapted.safetensors",
-            stage_params.shows_examples,
-            "dataset",
-            "voter",
-        ),
+        classifier=given(stage_params.chosen_by, "dataset", "voter", kind="scores"),
         own=unstored(
             given(stage_params.user_file, "dataset", "voter", key="scores.file")
         ),
@@ -217,15 +170,16 @@ rule score_classes:
     params:
         captioner_files=given(stage_params.local_captioner, "dataset", "voter"),
         captioner=given_json(stage_params.captioner, "dataset", "voter"),
-        scores=given_json(stage_params.scores, "dataset", "voter", "number"),
+        scores=given_json(stage_params.scores, "dataset", "voter"),
         # May be empty, and then Snakemake writes no quotes: hence --prompt= below.
         prompt=given(stage_params.scores_prompt, "dataset", "voter"),
-        gains=options("gains", "adapted"),
+        inputs=options("classifier"),
+        answers=given(stage_params.person_answers, "dataset", "voter", kind="scores"),
         store=given(stage_params.answer_store, "dataset", kind="scores"),
         shard="",
     shell:
         "latteclip score-classes --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " --class-embeddings {input.class_embeddings} {params.gains}"
+        " --class-embeddings {input.class_embeddings} {params.inputs} {params.answers}"
         " --scores {params.scores:q} --prompt={params.prompt:q}"
         " --captioner {params.captioner:q} --store {params.store} {params.shard}"
         " --output {output} --threads {threads} --log {log}"
@@ -244,18 +198,6 @@ use rule score_classes as score_classes_shard with:
         dataset=ANY_DATASET,
     params:
         shard="--shard {shard}/{shards}",
-
-
-use rule score_classes as score_classes_round with:
-    output:
-        "results/{dataset}/rounds/class_scores-{number}.parquet",
-    log:
-        "results/{dataset}/logs/score_classes-round-{number}.log",
-    benchmark:
-        "results/{dataset}/benchmarks/score_classes-round-{number}.jsonl"
-    wildcard_constraints:
-        dataset=ANY_DATASET,
-        number=ROUND,
 
 
 rule gather_captions:

@@ -35,6 +35,7 @@ use rule caption_images as name_images with:
         images="results/{dataset}/unnamed_images.parquet",
         own=unstored(given(stage_params.names_file, "dataset")),
         pseudo_labels=[],
+        classifier=[],
         captioner_model=given(stage_params.hub_model, "dataset", section="captioner"),
         code=sources("latteclip.captions.caption"),
         engine_code=unstored(given(stage_code.engine_code, "dataset")),
@@ -51,6 +52,7 @@ use rule caption_images as name_images with:
         prompt=given(
             lambda c, dataset: c.section("discover", dataset)["prompt"], "dataset"
         ),
+        answers="",
         store=given(stage_params.answer_store, "dataset", kind="names"),
 
 

@@ -1,8 +1,6 @@
 # Votes for the classes of training images by further voters, each in a table of its own. A voter
 # that asks what `captioner` and `scores` ask has the tables of captions.smk.
 
-SCORING = one_of(stage_params.asking_voters(configuration, "scores"))
-
 
 use rule caption_images as caption_images_voter with:
     output:
@@ -18,18 +16,6 @@ use rule caption_images as caption_images_voter with:
         shard="--voter {voter}",
 
 
-use rule rank_images as rank_images_voter with:
-    output:
-        "results/{dataset}/rounds/{voter}/expected_gains-{number}.parquet",
-    log:
-        "results/{dataset}/logs/rank_images-{voter}-{number}.log",
-    benchmark:
-        "results/{dataset}/benchmarks/rank_images-{voter}-{number}.jsonl"
-    wildcard_constraints:
-        number=ROUND,
-        voter=SCORING,
-
-
 use rule score_classes as score_classes_voter with:
     output:
         "results/{dataset}/voters/{voter}.parquet",
@@ -39,22 +25,9 @@ use rule score_classes as score_classes_voter with:
         "results/{dataset}/benchmarks/score_classes-{voter}.jsonl"
     wildcard_constraints:
         dataset=ANY_DATASET,
-        voter=SCORING,
+        voter=one_of(stage_params.asking_voters(configuration, "scores")),
     params:
         shard="--voter {voter}",
-
-
-use rule score_classes_voter as score_classes_voter_round with:
-    output:
-        "results/{dataset}/rounds/{voter}/class_scores-{number}.parquet",
-    log:
-        "results/{dataset}/logs/score_classes-{voter}-round-{number}.log",
-    benchmark:
-        "results/{dataset}/benchmarks/score_classes-{voter}-round-{number}.jsonl"
-    wildcard_constraints:
-        dataset=ANY_DATASET,
-        number=ROUND,
-        voter=SCORING,
 
 
 rule write_votes:

@@ -153,9 +153,9 @@ def tiles(size: tuple[int, int]) -> int:
 
 
 def read_reply(text: str, questions: Mapping[str, Any]) -> Response:
-    """Return the log-probabilities of the options of each question, and what they cost.
+    """Return the log-probabilities of the options of each question, with the tokens of both.
 
-    An answer that cannot be used has an error and its cost, for it was paid for too.
+    An answer that cannot be used has an error and its tokens, for they were used too.
     """
     reply = json.loads(text)
     if not isinstance(reply, dict):
@@ -168,8 +168,7 @@ def read_reply(text: str, questions: Mapping[str, Any]) -> Response:
         answer = _scores(reply.get("answers"), questions).as_answer(n_written)
     except ValueError as error:
         answer = failed(f"the server's answer cannot be used: {one_line(error)}")
-    cost = _number(usage.get("cost"), float, int)
-    return replace(answer, n_read=n_read, cost=None if cost is None else float(cost))
+    return replace(answer, n_read=n_read)
 
 
 def _number(value: Any, *types: type) -> Any:

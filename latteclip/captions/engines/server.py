@@ -63,7 +63,7 @@ class ServerEngine:
         """Yield each request with its answer.
 
         Where the server refuses all requests, answers that are under way are yielded before the
-        error, for they may have a price.
+        error, for they may be paid.
         """
         source = iter(requests)
         n = self._settings.concurrency

@@ -21,8 +21,6 @@ AtLeastZero = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 ShareAboveZero = Annotated[float, Field(gt=0, le=1)]
 Line = Annotated[str, Field(pattern=r"^[^\n]+$")]  # a name or a path
-AMOUNT = "^[1-9][0-9]* (tokens|seconds)$"
-MaxCost = AboveZero | Annotated[str, Field(pattern=AMOUNT)]  # money, or an AMOUNT
 Text = Annotated[str, Field(min_length=1)]
 
 

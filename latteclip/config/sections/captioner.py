@@ -6,10 +6,8 @@ from typing import Literal
 from latteclip.config.sections.base import (
     AUTO,
     AboveZero,
-    AtLeastZero,
     Auto,
     Line,
-    MaxCost,
     Natural,
     Pixels,
     Positive,
@@ -73,15 +71,10 @@ class CaptionerSection(Section):
     )
     timeout: AboveZero = key(120, "servers: seconds to wait for an answer")
     retries: Natural = key(5, "servers: retries if the server is busy or silent")
-    price_input: AtLeastZero | None = key(
+    max_images: Positive | None = key(
         None,
-        "price of a million input tokens, pictures included; null: as the server says",
-    )
-    price_output: AtLeastZero = key(0.0, "price of a million output tokens")
-    max_cost: MaxCost | None = key(
-        None,
-        "limit of the cost of all captions of images, and of all captions of groups, in the units "
-        "of scores.max_cost; images beyond it have no caption; null: no limit",
+        "images that get a caption, and images for which a group gets one, at most: those with the "
+        "least certain label; null: all",
     )
     images_file: Line | None = key(
         None, "engine file: your captions, by image_id; Parquet, CSV or JSON Lines"

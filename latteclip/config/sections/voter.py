@@ -16,5 +16,5 @@ class VoterSection(Section):
         "your votes, captions or class scores by image_id; Parquet, CSV or JSON Lines"
     )
     share: ShareAboveZero | None = optional_key(
-        "share of the images with its votes; class scores: those with the least certain label"
+        "file: share of the images that the file has votes about"
     )
