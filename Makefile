@@ -42,6 +42,7 @@ install: $(INSTALLED)
 
 # With the learning rate that the search finds here, which would take a minute.
 demo: install
+	@echo "Everything is installed. The run begins."
 	snakemake -j$(JOBS) --config dataset=demo method=$(DEMO_METHODS) seeds=1 \
 	  methods='{recommended_single: {finetune: {lr: 3.0e-4}}}'
 	@cat results/summary.md
