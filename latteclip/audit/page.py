@@ -12,6 +12,7 @@ from typing import Any
 from latteclip.audit.session import ALL_OFFERED, QuestionSession
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_text
+from latteclip.core.terminal import counted
 from latteclip.data.images import open_rgb
 from latteclip.report import render
 from latteclip.report.gallery import picture
@@ -43,7 +44,7 @@ def write_offline(session: QuestionSession, output: str) -> None:
     questions = session.open_questions(session.answers(), offline=True)
     if not questions:
         raise UserError(
-            f"All {session.total} images are answered already; a larger --budget asks more."
+            "There is no image left without an answer; a larger --budget asks about more."
         )
     folder = shlex.quote(str(session.folder))
     values = {
@@ -54,9 +55,9 @@ def write_offline(session: QuestionSession, output: str) -> None:
     }
     write_text(output, render_page(session, OFFLINE, values)[0])
     log.info(
-        "Wrote %s with %d images. Open it in any browser, export the answers there, and run %s.",
+        "Wrote %s with %s. Open it in any browser, export the answers there, and run %s.",
         output,
-        len(questions),
+        counted(len(questions), "image"),
         values["take"],
     )
 

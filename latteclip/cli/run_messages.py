@@ -19,7 +19,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import read_object
 from latteclip.core.folder_names import lines_of
 from latteclip.core.run_options import run_command
-from latteclip.core.terminal import one_line
+from latteclip.core.terminal import counted, one_line
 from latteclip.evaluate.results import read_selection, read_statement
 
 FUSED_LABELS = "fused_labels.parquet"
@@ -52,8 +52,12 @@ def _images(configuration: Configuration, dataset: str) -> str:
     """Return the numbers of images and classes of a dataset, as far as they are known."""
     folder = configuration.dataset(dataset)["source"].get("folder")
     if counts := job_resources.counts(configuration, dataset):
-        classes = f" of {counts.classes} classes" if counts.classes else ""
-        return f"{counts.train + counts.test:,} images{classes}{_unreadable(dataset)}"
+        classes = (
+            f" of {counted(counts.classes, 'class', 'classes')}" if counts.classes else ""
+        )
+        return (
+            f"{counted(counts.train + counts.test, 'image')}{classes}{_unreadable(dataset)}"
+        )
     if not folder:
         return "images to download"
     n = count_files(configuration, dataset)
@@ -64,7 +68,7 @@ def _images(configuration: Configuration, dataset: str) -> str:
     classes = "classes to be proposed"
     if not configuration.discovers(dataset):
         classes = _classes(folder, stage_params.examples_folder(configuration, dataset))
-    return f"{n:,} image files in {folder}, {classes}{drawn}"
+    return f"{counted(n, 'image file')} in {folder}, {classes}{drawn}"
 
 
 def _unreadable(dataset: str) -> str:
@@ -83,7 +87,7 @@ def _classes(folder: str, examples: str) -> str:
     except (OSError, UserError):
         place = examples or folder
         return f"classes: {checks.some_names(sorted(checks.class_folders(place)))}"
-    return f"{len(names)} classes in {path}"
+    return f"{counted(len(names), 'class', 'classes')} in {path}"
 
 
 def _downloads(configuration: Configuration, pending: Collection[str]) -> Iterator[str]:

@@ -23,7 +23,7 @@ from latteclip.cli.commands import STAGES
 from latteclip.config import layers
 from latteclip.core import run_options
 from latteclip.core.errors import UserError
-from latteclip.core.terminal import for_terminal, one_line, paint
+from latteclip.core.terminal import counted, for_terminal, one_line, paint
 from latteclip.report.runs import JobCost, asked, job_costs, total
 
 RESULTS = Path("results")
@@ -160,7 +160,7 @@ def _queue() -> Iterator[str]:
     title = paint("SLURM queue", "bold", sys.stdout)
     try:
         if jobs := runs.queue():
-            yield f"{title}: {len(jobs)} jobs"
+            yield f"{title}: {counted(len(jobs), 'job')}"
         yield from (f"  job {job.id:9}  {job.name:40}  {job.state}" for job in jobs)
     except UserError as error:
         yield f"{title}: {error}"
@@ -303,7 +303,7 @@ def _costs(folder: Path) -> Iterator[str]:
 def _cost(jobs: Sequence[JobCost]) -> str:
     cost = total(jobs)
     times = {"": cost.seconds, "CPU ": cost.cpu_seconds, "GPU ": cost.gpu_seconds}
-    parts = ["1 job" if len(jobs) == 1 else f"{len(jobs)} jobs"]
+    parts = [counted(len(jobs), "job")]
     for name, seconds in times.items():
         if seconds:
             parts.append(f"{name}{timedelta(seconds=round(seconds))}")

@@ -26,7 +26,7 @@ from latteclip.core.files import replacing, sqlite_uri
 from latteclip.core.folder_names import DISCOVER, SPLITS
 from latteclip.core.hashing import digest
 from latteclip.core.metadata import IndexMetadata
-from latteclip.core.terminal import Progress, one_line
+from latteclip.core.terminal import Progress, counted, one_line
 from latteclip.data import find_duplicates, folder_files
 from latteclip.data import images as image_files
 from latteclip.data.splits import Item, Split, draw, read_split
@@ -174,16 +174,18 @@ def _log_counts(
     split: Split, classnames: Sequence[str], counts: Counter[str], seconds: float
 ) -> None:
     if split.skipped:
-        counted = ", ".join(f"{n} {suffix}" for suffix, n in split.skipped.items())
+        suffixes = ", ".join(f"{n} {suffix}" for suffix, n in split.skipped.items())
         n_skipped = sum(split.skipped.values())
-        log.warning("Left out %d files that are no images: %s.", n_skipped, counted)
+        log.warning(
+            "Left out %s without an image: %s.", counted(n_skipped, "file"), suffixes
+        )
     log.info("Classes: %s", one_line(", ".join(classnames)))
     parts = [counts[part] for part in SPLITS]
     speed = len(split.items) / seconds
     log.info(
-        "Indexed %d images of %d classes (%d train, %d val, %d test) in %.1f s, %.0f images/s.",
-        counts.total(),
-        len(classnames),
+        "Indexed %s of %s (%d train, %d val, %d test) in %.1f s, %.0f images/s.",
+        counted(counts.total(), "image"),
+        counted(len(classnames), "class", "classes"),
         *parts,
         seconds,
         speed,

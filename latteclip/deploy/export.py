@@ -23,6 +23,7 @@ from latteclip.core import hashing, tables
 from latteclip.core.class_templates import PLACE, ClassTemplates, clean_classname
 from latteclip.core.errors import UserError
 from latteclip.core.files import new_folder, replacing, write_json
+from latteclip.core.terminal import counted
 from latteclip.deploy import onnx_graph, transformers_clip
 from latteclip.deploy.guaranteed_predictions import (
     abstention_threshold,
@@ -104,7 +105,8 @@ def export(
         card = model_card(opened, origin, format, licence, promise)
         card.save(temporary / "README.md")
         hashing.write_sums(temporary)
-    log.info("%s: %d classes as %s.", destination, len(opened.classnames), format)
+    classes = counted(len(opened.classnames), "class", "classes")
+    log.info("%s: %s as %s.", destination, classes, format)
     return f"{promise}\nTo upload it: hf upload <user>/<name> {destination}".lstrip()
 
 

@@ -27,7 +27,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import new_folder, replacing
 from latteclip.core.metadata import UnknownMetadata
 from latteclip.core.run_options import run_command
-from latteclip.core.terminal import one_line
+from latteclip.core.terminal import counted, one_line
 from latteclip.data.images import FORMATS, image_exists, open_rgb, shard_member
 from latteclip.deploy import label_table
 from latteclip.deploy.label_table import LabelsMetadata
@@ -43,8 +43,8 @@ LABEL_STUDIO = (
 NOT_IN_XML = re.compile("[\x00-\x08\x0b-\x1f\ud800-\udfff\ufffe\uffff]")
 # Kinds of images that may be left out. A file of this name in a dataset's results has them.
 LEAVE_OUT = {
-    "unknown": "may belong to none of the classes (is_unknown)",
-    "duplicates": "show the same picture as another one (duplicate_of)",
+    "unknown": "possibly of none of the classes (is_unknown)",
+    "duplicates": "with the same picture as another image (duplicate_of)",
 }
 # Suffixes that `torchvision.datasets.ImageFolder` looks for. It silently ignores others.
 READ_BY_TORCHVISION = (
@@ -102,7 +102,9 @@ def export_labels(
         if form == "imagefolder":  # whose folders do not say which labels are accepted
             n_refused = len(table) - pc.sum(taken).as_py()
             table = table.filter(taken)
-            notes.append(f"{n_refused} images without an accepted label are left out.")
+            notes.append(
+                f"Left out: {counted(n_refused, 'image')} without an accepted label."
+            )
     kinds = _kinds(table)
     is_left = np.ones(len(table), dtype=bool)
     for kind in leave_out:
@@ -125,12 +127,14 @@ def export_labels(
     for kind, is_kind in kinds.items():
         count = is_kind.sum()
         if count and kind in leave_out:
-            notes.append(f"{count} images are left out, which {LEAVE_OUT[kind]}.")
+            notes.append(f"Left out: {counted(count, 'image')} {LEAVE_OUT[kind]}.")
         elif count:
             notes.append(
-                f"{count} images {LEAVE_OUT[kind]}; --leave-out {kind} exports without them."
+                f"--leave-out {kind} omits {counted(count, 'image')} {LEAVE_OUT[kind]}."
             )
-    return "\n".join([f"{n} labels, {_error(described)}, are in {output}.", *notes])
+    return "\n".join(
+        [f"Wrote {counted(n, 'label')} to {output}, {_error(described)}.", *notes]
+    )
 
 
 def _has_checked_unknown(folder: Path) -> bool:

@@ -159,7 +159,7 @@ class ClassesPage:
         actions = self.actions()
         state = replay(self.proposal.about, actions, str(self.path))
         return (
-            f"Classes: {len(state.names)}. Your actions: {len(actions)}. Run the workflow again, "
+            f"Classes: {len(state.names)}. Your changes: {len(actions)}. Run the workflow again, "
             f"and classes.txt, labels, models and pages follow:\n  {run_command(self.folder)}"
         )
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_record, write_text
-from latteclip.core.terminal import one_line
+from latteclip.core.terminal import counted, one_line
 from latteclip.discover.proposal import (
     Classes,
     Proposal,
@@ -100,7 +100,7 @@ def discover_classes(
     # The last, for without the proposal it would count as written by hand.
     write_text(output, "\n".join(names) + "\n")
     page = shlex.join(["latteclip", "classes", str(Path(output).parent)])
-    changed = f"A person changed them by {len(actions)} actions."
+    changed = f"A person made {counted(len(actions), 'change')}."
     log.log(
         logging.INFO if actions else logging.WARNING,
         "%d classes of %d images (%d suggested): %s.%s %s",

@@ -14,6 +14,7 @@ from latteclip.config.sections.clip import ClipSection
 from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
+from latteclip.core.terminal import counted
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,8 @@ def encode_images(
                     "image_encoders."
                 )
             add({"image_id": ids, "image_features": tables.list_column(part.numpy())})
-    log.info("Encoded %d images by %s, width %d.", len(table), model.name, model.width)
+    n = counted(len(table), "image")
+    log.info("Encoded %s by %s, width %d.", n, model.name, model.width)
 
 
 def _model(settings: EncodingSettings, device: torch.device) -> ImageEncoder:

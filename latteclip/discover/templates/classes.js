@@ -24,13 +24,14 @@ function trouble(text) {
   $("trouble").hidden = !text;
 }
 
-const images = (n) => `${n.toLocaleString("en")} ${n === 1 ? "image" : "images"}`;
+const counted = (n, one, many) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
+const images = (n) => counted(n, "image", "images");
 
 function draw(focus) {
   const total = state.classes.reduce((sum, one) => sum + one.images, 0);
-  const changes = state.actions === 1 ? "1 change so far." : `${state.actions} changes so far.`;
+  const changes = `${counted(state.actions, "change", "changes")} so far.`;
   const checked = state.actions ? changes : "Nobody has checked them yet.";
-  $("count").textContent = `${state.classes.length} classes of ${images(total)}; ${values.suggested} were suggested. ${checked}`;
+  $("count").textContent = `${counted(state.classes.length, "class", "classes")} of ${images(total)}; ${values.suggested} were suggested. ${checked}`;
   $("wall").replaceChildren(...state.classes.map(card));
   $("undo").disabled = !state.actions;
   if (focus !== undefined) document.querySelector(`[data-class="${focus}"]`)?.focus();
