@@ -54,7 +54,6 @@ EDITS = {  # a module: stages that an edit reruns, and stages that it does not
     "config.sections.split": ("data.index_images", "captions.caption"),
     "captions.text": ("captions.summarize_captions", "captions.caption"),
     "clip.clip_config": ("evaluate.evaluate", "report.summarize"),
-    "data.find_duplicates": ("data.find_duplicates", "data.index_images"),
     "evaluate.metrics": ("evaluate.evaluate", "train.finetune"),
     "report.comparison": ("report.report_dataset", "report.index_results"),
 }

@@ -1,0 +1,290 @@
+"""Mistakes and what a run lacks are one sentence that names the key, before any job.
+
+Also of a dry run. Each is found by the checks that a run begins with.
+"""
+
+import subprocess
+import sys
+
+import open_clip
+import pytest
+from support.tiny import DEMO_LLAVA
+
+from latteclip.config import checks
+from latteclip.core.errors import UserError
+
+FOLDER = {"dataset": "mine", "image_dir": "photos"}
+OWN = {"engine": "file", "images_file": "mine.csv"}
+SERVER = {"engine": "openai", "model": "llava"}
+DECIDES = {"engine": "decisions", "model": "decider"}
+DECISIONS = {"kind": "decisions"}
+LETTERS = {"kind": "multiple_choice"}
+WORDS = {"name": "words", "kind": "captions"}
+SCORES = {"name": "scores", "kind": "likelihood"}
+CLIP = {"name": "a", "kind": "zero_shot"}
+DOWNLOAD = {"sources": ["https://example.org/x.zip"], "into": "../../../out"}
+OFF = {"zero_shot_loss": False, "finetuned_loss": False}
+
+
+@pytest.fixture(autouse=True)
+def photos(tmp_path, monkeypatch):
+    """A working folder with unlabelled photos, and captions of them; no server is known."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("OPENAI_BASE_URL", "DECISIONS_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "classes.txt").write_text("cat\ndog\n")
+    (tmp_path / "mine.csv").write_text("image_id,caption\n")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def check(configured):
+    """Checks a run with what a user gives."""
+    return lambda **given: checks.refuse_unready(configured(**given))
+
+
+@pytest.fixture
+def refused(check):
+    def refused(message, **given):
+        with pytest.raises(UserError, match=message) as caught:
+            check(**given)
+        assert "\n" not in str(caught.value)
+
+    return refused
+
+
+def of_demo(**values):
+    return {"datasets": {"demo": values}}
+
+
+def source(**values):
+    return {"dataset": "new", "datasets": {"new": {"source": values}}}
+
+
+def method(**values):
+    return {"method": "own", "methods": {"own": values}}
+
+
+def voters(*several):
+    return {"voters": list(several)}
+
+
+def folder(**given):
+    return {**FOLDER, **given}
+
+
+MISTAKES = [
+    ({"captionr": {}}, "captionr .*captioner"),
+    ({"finetune": {"epoch": 3}}, r"finetune\.epoch .*epochs"),
+    ({"methods": {"latteclip": {"switches": {"mixer_weight": 0}}}}, "mixer_weights"),
+    ({"dataset": "demoo"}, "demoo.*demo"),
+    ({"method": "flyp,lateclip"}, "lateclip.*latteclip"),
+    ({"finetune": {"lr": -1}}, r"finetune\.lr "),
+    ({"datasets": {"dtd": {"source": {"folder": "."}}}}, r"datasets\.dtd\.source "),
+    ({"finetune": None}, "finetune"),
+    ({"seeds": "a,b"}, "seeds"),
+    *(({"seeds": seeds}, "seeds .*boolean") for seeds in (True, [True, 2])),
+    ({"scores": {"max_images": True}}, r"scores\.max_images .*boolean"),
+    ({"finetune": {"lr": False}}, r"finetune\.lr .*boolean"),
+    ({"dataset": []}, "dataset "),
+    ({"method": []}, "method "),
+    ({"scores": {"kind": "none"}}, r"scores\.kind .*null"),
+    *(
+        ({"dataset": name, "image_dir": "photos"}, r"key datasets\..*letters")
+        for name in ("my photos", "it's", "a$b", "a/b", "..", "a\nb", "é")
+    ),
+    ({"limit": 0}, "limit"),
+    ({"limit": 8, "datasets": {"demo_8": {"source": {"folder": "."}}}}, "demo_8"),
+    ({"captioner": {"engine": "vlm"}}, r"captioner\.engine .*vllm"),
+    ({"dataset": "new", "datasets": {"new": {"template": "{}"}}}, "new .*image_dir"),
+    ({"methods": {"new": {"switches": {}}}}, r"methods\.new\.objective "),
+    ({"methods": {"new": {"like": "lateclip"}}}, "lateclip.*latteclip"),
+    ({"table": {"baseline": "latte"}}, r"table\.baseline .*latteclip"),
+    ({"clip": {"model": "ViT-B-32"}}, r"clip\.pretrained"),
+    (
+        of_demo(template=["a {}.", "photo"]),
+        "demo: template .*photo",
+    ),
+    (
+        of_demo(class_synonyms={"grid": ["net", "net"]}),
+        "class_synonyms",
+    ),
+    (
+        of_demo(class_synonyms={"Grid": ["a"], "grid": ["b"]}),
+        "'grid' twice",
+    ),
+    (
+        {"methods": {"a": {"like": "b"}, "b": {"like": "c"}, "c": {"like": "b"}}},
+        "a, b, c, b",
+    ),
+    # The last stage would find these, after days of captioning.
+    (method(like="flyp", pseudo_labels="lmm"), r"own.*scores\.kind"),
+    (method(like="image_prototypes", pseudo_labels="caption"), "own.*caption"),
+    (method(like="latteclip", switches=OFF), "own.*zero_shot_loss"),
+    ({"captioner": {"max_model_len": 256, "max_new_tokens": 256}}, "max_new_tokens"),
+    (
+        {"method": "image_prototypes_encoders"},
+        "image_prototypes_encoders.*image_encoders",
+    ),
+    (
+        {"image_encoders": "local-dir:/nowhere"},
+        r"image_encoders local-dir:/nowhere.*/nowhere/config\.json",
+    ),
+    ({"dataset": "demo", "image_dir": "."}, r"image_dir.*demo"),
+    (source(folder="photographs"), r"source\.folder photographs"),
+    ({"dataset": "mine", "image_dir": "/nowhere"}, "image_dir /nowhere"),
+    (source(downloads={"x.zip": DOWNLOAD}), r"x\.zip\.into "),
+    # A dataset in a folder.
+    (folder(image_dir="nowhere"), "image_dir nowhere is not a folder"),
+    (folder(split={"kind": "csv", "classes": "folders"}), r"split\.classes folders .*csv"),
+    (folder(clip={"model": "ViT-L14"}), r"clip\.model ViT-L14 .*did you mean ViT-L-14\?"),
+    (folder(clip={"pretrained": "laion2b_s34b_b79"}), r"clip\.pretrained .*_b79k\?"),
+    # Captioners.
+    (folder(captioner={"model": "llava"}), r"captioner\.model llava "),
+    (folder(captioner={"model": "./models/llava"}), r"captioner\.model \./models/llava "),
+    (folder(captioner=SERVER), "OPENAI_BASE_URL"),
+    (
+        folder(captioner=OWN, method="zero_shot,latteclip"),
+        r"captioner\.groups_file.* latteclip\..*method=zero_shot",
+    ),
+    (
+        folder(captioner={**OWN, "groups_file": "nope.csv"}, method="latteclip"),
+        r"captioner\.groups_file .*nope\.csv",
+    ),
+    (folder(captioner=OWN, scores=LETTERS), r"scores\.file"),
+    (folder(captioner=DECIDES, scores=DECISIONS), "DECISIONS_BASE_URL=https"),
+    (folder(captioner=DECIDES), r"captioner\.engine decisions writes no captions"),
+    (folder(captioner=DECIDES, scores=LETTERS), r"scores\.kind decisions alone"),
+    (folder(votes="lmm"), r"votes lmm .*scores\.kind"),
+    # Voters.
+    (voters({"name": "a", "kind": "captiosn"}), r"voters\.0\.kind"),
+    (voters({"name": "a"}), r"voters\.0 must have a name and a kind"),
+    (voters({**WORDS, "name": "fused"}), r"voters\.0 must have another name"),
+    (voters(WORDS, {**SCORES, "name": "words"}), "two voters called words"),
+    (voters({"name": "a", "kind": "file"}), "must have the key file"),
+    (voters(CLIP), "must have the key model"),
+    (voters({**SCORES, "share": 0.5}), "must not have share"),
+    (voters({"name": "a/b", "kind": "captions"}), r"voters\.0\.name"),
+    (voters({**SCORES, "max_images": 0}), r"voters\.0\.max_images"),
+    (voters({**SCORES, "max_image": 1}), r"voters\.0\.max_image is unknown.*max_images"),
+    ({"voters": WORDS}, r"voters .*must be a valid list"),
+    ({**voters(WORDS), "votes": "caption"}, "votes and voters"),
+    (voters({"name": "a", "kind": "file", "file": "no.csv"}), r"voter a, file no\.csv"),
+    (voters({**CLIP, "model": "ViT-Z"}), r"voter a, clip\.model ViT-Z"),
+    (
+        {
+            **voters({**CLIP, "model": "hf-hub:an/clip"}),
+            "clip": {"model": "hf-hub:an/clip"},
+        },
+        r"voter a, model hf-hub:an/clip is clip\.model",
+    ),
+    (voters({**WORDS, "model": "nowhere"}), r"voter words, captioner\.model"),
+    (voters({**WORDS, "engine": "file"}), r"voter words, .*captioner\.images_file"),
+    (voters({**SCORES, **SERVER}), r"voter scores, .*OPENAI_BASE_URL"),
+    (voters({"name": "a", **DECISIONS, "model": "m"}), r"voter a, .*DECISIONS"),
+    (voters({**WORDS, **DECIDES}), r"voter words, .*writes no captions"),
+    (voters({**SCORES, "file": "none.csv"}), r"voter scores, file none\.csv"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), MISTAKES, ids=str)
+def test_a_mistake_is_one_sentence_that_names_the_key(refused, given, message):
+    refused(message, **given)
+
+
+def test_what_is_complete_is_not_refused(check, photos):
+    check(**FOLDER)
+    check(**folder(captioner=OWN))
+    check(**folder(captioner={"model": "nowhere"}, method="zero_shot"))
+    for dataset in ("demo", "all"):
+        check(dataset=dataset)
+    several = [
+        {"name": "a", "kind": "file", "file": "mine.csv"},
+        {**CLIP, "name": "b", "model": "ViT-B-32", "pretrained": "openai"},
+        {"name": "c", "kind": "captions", "model": str(DEMO_LLAVA), "prompt": "?"},
+        {"name": "d", "kind": "captions", "file": "mine.csv"},
+    ]
+    check(voters=[WORDS, *several])
+
+
+def test_classes_are_named_in_a_file_or_by_folders_of_which_a_person_says_so(
+    check, refused, photos
+):
+    (photos / "classes.txt").unlink()
+    (photos / ".hidden").mkdir()
+    refused(r"Dataset mine: photos .*photos/classes\.txt", **FOLDER)
+    for name in ("dcim", "obst & gemuese", "fridge"):
+        (photos / name).mkdir()
+    named = r"3 folders \(dcim, fridge, obst & gemuese\).*'folders'.*'discover'"
+    refused(named, **FOLDER)
+    check(**folder(split={"classes": "folders"}))
+    for name in ("train", "test"):
+        (photos / name / "apple").mkdir(parents=True)
+    check(**FOLDER)  # the layout says so
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("classes.txt", "", r"classes\.txt names no class"),
+        ("classes.txt", "\ufeff \r\n", r"classes\.txt names no class"),
+        ("classes.txt", "cat\n", r"classes\.txt: .*at least two"),
+        ("classes.txt", "cat\nCat\ndog\n", r"classes\.txt: .*'Cat'"),
+        ("Classes.TXT", "cat\ndog\n", r"Classes\.TXT is not read"),
+    ],
+    ids=repr,
+)
+def test_a_list_of_classes_that_no_run_can_use(refused, photos, name, content, message):
+    (photos / "dcim").mkdir()
+    (photos / "classes.txt").unlink()
+    (photos / name).write_text(content, encoding="utf-8")
+    refused(f"photos/{message}", **FOLDER)
+
+
+def test_a_server_is_asked_for_what_it_can_until_it_has_answered(
+    check, refused, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:8000/v1")
+    monkeypatch.setenv("DECISIONS_BASE_URL", "http://localhost:8000")
+    for captioner, scores in ((SERVER, LETTERS), (DECIDES, DECISIONS)):
+        check(**folder(captioner=captioner, scores=scores))
+    refused(r"scores\.kind", **folder(captioner=SERVER, scores={"kind": "likelihood"}))
+    refused(r"captioner\.engine decisions", **folder(captioner=SERVER, scores=DECISIONS))
+    refused(
+        "latteclip need", **folder(captioner=DECIDES, scores=DECISIONS, method="latteclip")
+    )
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    (tmp_path / "results" / "mine" / "captions").mkdir(parents=True)
+    (tmp_path / "results" / "mine" / "captions" / "images.parquet").touch()
+    check(**folder(captioner=SERVER))
+
+
+def test_captions_of_a_large_model_need_a_gpu(configured, monkeypatch):
+    def check(pending, **given):
+        checks.refuse_slow_captions(configured(**FOLDER, **given), pending)
+
+    table = ["results/mine/captions/images.parquet"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for pending in (table, ["results/mine/captions/shards/images-1-of-2.parquet"]):
+        with pytest.raises(UserError, match=r"Dataset mine: .* GPU"):
+            check(pending)
+    with pytest.raises(UserError, match="an/lmm"):
+        other = {**WORDS, "name": "other", "model": "an/lmm"}
+        check(["results/mine/voters/other.parquet"], voters=[WORDS, other])
+    check(["results/mine/images.parquet", "results/mine/captions/summary.json"])
+    check(table, captioner={"engine": "openai"})
+    check(table, captioner={"model": str(DEMO_LLAVA)})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    check(table)
+
+
+def test_clip_names_are_those_that_open_clip_lists_without_importing_it():
+    models, tags = checks.open_clip_names()
+    assert models == set(open_clip.list_models())
+    assert tags >= {tag for _, tag in open_clip.list_pretrained()}
+    code = (
+        "import sys; from latteclip.config import checks; "
+        "assert checks.open_clip_names(); assert 'open_clip' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
