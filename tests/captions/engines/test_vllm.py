@@ -33,7 +33,7 @@ VLLM = changed(SETTINGS, engine="vllm", batch_size=8)
 ARCHITECTURES = ("llava_next", "qwen3_vl", "internvl")
 # Two starts that fail, an engine that answers requests of all kinds, and other architectures.
 ALL = """
-import dataclasses, json, shutil, sys
+import dataclasses, json, os, shutil, sys
 from pathlib import Path
 from support.commands import *
 from support.nvidia import nvidia_smi
@@ -45,6 +45,7 @@ def other(model, files):
     from vllm.distributed import cleanup_dist_env_and_memory
 
     cleanup_dist_env_and_memory()
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # starts twice as fast
     sizes = {"max_new_tokens": 12, "max_model_len": 1024}
     engine = requests.start(changed(settings, model=str(model), **sizes), 1, 4)
     return answers_of(engine, files[:4]), read_by_vllm(engine, files[:4])
