@@ -55,7 +55,7 @@ EDITS = {  # a module: stages that an edit reruns, and stages that it does not
     "captions.text": ("captions.summarize_captions", "captions.caption"),
     "clip.clip_config": ("evaluate.evaluate", "report.summarize"),
     "evaluate.metrics": ("evaluate.evaluate", "train.finetune"),
-    "report.comparison": ("report.report_dataset", "report.index_results"),
+    "report.gallery": ("report.report_dataset", "report.index_results"),
 }
 NO_SOURCE = {  # a rule has it as an input of its own, or it has no effect on results
     "config.sections.switches": "train.finetune",
