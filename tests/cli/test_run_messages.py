@@ -5,12 +5,10 @@ import re
 
 import pytest
 from support.image_folders import class_folders
-from support.tiny import write_index
 
 from latteclip.cli import run_messages
 from latteclip.config import layers
 from latteclip.config.configuration import Configuration
-from latteclip.core import tables
 from latteclip.core.files import write_record
 from latteclip.evaluate.results import AccuracyStatement, Estimate
 
@@ -35,8 +33,11 @@ def test_a_run_begins_with_what_it_found(mine, tmp_path):
         line.startswith("mine: 6 ") and "classes: 2 folders" in line and "zero_shot" in line
     )
     (tmp_path / "photos" / "classes.txt").write_text("lines\nred dots\ngrids\n")
-    [line] = run_messages.started(mine(), [])
+    note = run_messages.MODEL_NOTE.format(model="resnet18.a1_in1k")
+    given = mine(image_encoders="resnet18.a1_in1k")
+    [line, fetched] = run_messages.started(given, [note])
     assert "3 classes in photos/classes.txt" in line
+    assert "hub" in fetched and "resnet18.a1_in1k" in fetched
 
 
 def test_a_run_ends_with_page_model_and_next_commands(mine, tmp_path):
@@ -81,27 +82,6 @@ def test_a_run_ends_with_page_model_and_next_commands(mine, tmp_path):
     (tmp_path / model).mkdir(parents=True)
     page = f"results/mine/report{alone.suffix}.html"
     assert f"latteclip predict {model} photos" in run_messages.finished(alone, [page])[1]
-
-
-def test_models_that_a_run_fetches_are_named(mine):
-    found = mine(image_encoders="resnet18.a1_in1k")
-    note = run_messages.MODEL_NOTE.format(model="resnet18.a1_in1k")
-    *_, line = run_messages.started(found, [note])
-    assert "hub" in line and "resnet18.a1_in1k" in line
-
-
-def test_trainings_are_outdated_where_images_are_others(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    results = tmp_path / "results" / "mine"
-    listed = {name: [None] * 3 for name in tables.TRAINING_IMAGES.names}
-    listed["image_id"] = ["a", "b", "gone"]
-    path = results / "flyp" / "training_images.parquet"
-    path.parent.mkdir(parents=True)
-    tables.write(path, listed, tables.TRAINING_IMAGES)
-    assert list(run_messages.outdated(results)) == []  # nothing is indexed
-    write_index(results / "images.parquet", ["a", "b", "c"], ["train"] * 3, [0] * 3, ["x"])
-    [line] = run_messages.outdated(results)
-    assert "flyp was trained on 2 of 3 images, and on 1 that are gone" in line
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,9 @@ MISTAKES = [
     (source(folder="photographs"), r"source\.folder photographs"),
     ({"dataset": "mine", "image_dir": "/nowhere"}, "image_dir /nowhere"),
     (source(downloads={"x.zip": DOWNLOAD}), r"x\.zip\.into "),
+    # Names that were removed.
+    ({"max_cost": 1}, "max_cost was removed.*max_images"),
+    ({"scores": {"rounds": 2}}, r"scores\.rounds was removed"),
     # A dataset in a folder.
     (folder(image_dir="nowhere"), "image_dir nowhere is not a folder"),
     (folder(split={"kind": "csv", "classes": "folders"}), r"split\.classes folders .*csv"),

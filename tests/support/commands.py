@@ -49,7 +49,9 @@ def run(*arguments, env=None, **options):
 
 
 def python(code, *arguments, **environment):
-    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    paths = {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tools")])
+    }
     return _finish([sys.executable, "-c", code, *map(str, arguments)], paths | environment)
 
 
