@@ -97,7 +97,7 @@ def test_commands_at_the_end_of_a_run(folder):
     check(folder, found)
 
 
-@pytest.mark.parametrize("heading", ["Twenty minutes of a person", "Take results away"])
+@pytest.mark.parametrize("heading", ["Twenty minutes of a person", "What you get"])
 def test_commands_of_the_readme(folder, heading):
     text = (ROOT / "README.md").read_text("utf-8")
     section = text.partition(f"## {heading}")[2].partition("\n## ")[0]
