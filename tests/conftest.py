@@ -30,7 +30,6 @@ FIRST = (
     "tests/clip/test_download_models.py",
     "tests/train/test_finetune.py",
     "tests/workflow/test_discover.py",
-    "tests/deploy/test_onnx.py",
 )
 
 
