@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.optimize import linear_sum_assignment
 
 from latteclip.discover import grouping
 from latteclip.discover.grouping import Evidence
 from latteclip.discover.names import Ints, read_names
 from latteclip.discover.proposal import propose
-from latteclip.labels.label_sources import whiten
+from latteclip.labels.features import whitened
 
 
 def answers_by_kind(row: dict[str, Any]) -> dict[str, str]:
@@ -45,9 +44,8 @@ def read(path: Path) -> Iterator[tuple[str, Ints, Evidence]]:
         used = [i for i, row in enumerate(rows) if kind in answers_by_kind(row)]
         _, truth = np.unique([rows[i]["class"] for i in used], return_inverse=True)
         plain = features[used]
-        whitened = whiten(torch.from_numpy(plain.copy())).centred[:].numpy()
         names = read_names([answers_by_kind(rows[i])[kind] for i in used])
-        yield f"{path.stem} {kind}", truth, Evidence.of(whitened, plain, names)
+        yield f"{path.stem} {kind}", truth, Evidence.of(whitened(plain), plain, names)
 
 
 def accuracy(labels: Ints, truth: Ints) -> str:

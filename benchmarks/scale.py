@@ -463,94 +463,61 @@ def summarize_captions(place: Place) -> Work:
 
 
 def fuse_labels(place: Place) -> Work:
-    """Fuse votes of captions with what is known of the training images."""
-    from latteclip.labels import fusion
-
-    made = _voted(place)
-    return lambda: _done(
-        fusion.fuse(made.images(), made.captions).parameters.test.significant
-    )
+    """Label training images by captions and what is known of the images."""
+    features, texts, named = _voted(place)
+    votes = {"captions": named(0.4)}
+    return lambda: _fit(features, texts, votes)
 
 
 def fuse_labels_of_three(place: Place) -> Work:
-    """Fuse captions, class scores and labels of a file, with their estimates."""
+    """Label them by captions, class scores and labels of a file."""
+    import numpy as np
+
+    from latteclip.labels.label_model import TopK
+
+    features, texts, named = _voted(place)
+    rng = np.random.default_rng(1)
+    options = rng.integers(place.n_classes, size=(len(features), OPTIONS))
+    options[:, 0] = named(0.3)
+    shares = -np.sort(-rng.dirichlet(np.ones(OPTIONS), len(features)))
+    votes = {"captions": named(0.4), "scores": TopK(options, shares), "file": named(0.2)}
+    return lambda: _fit(features, texts, votes)
+
+
+def _fit(features: Any, texts: Any, votes: Any) -> None:
+    from latteclip.labels.label_model import LabelModel
+
+    model = LabelModel().fit(features, votes, texts)
+    _done(model.labellers_["captions"].weight > 0)
+
+
+def _voted(place: Place) -> tuple[Any, Any, Callable[[float], Any]]:
+    """Return features around a direction of each class, and labels of which a share is wrong."""
+    import numpy as np
     import torch
 
-    from latteclip.labels.label_sources import label_votes, option_votes
-    from latteclip.labels.voter_estimates import estimate_voters
-    from latteclip.labels.voter_model import fuse_voters
-
-    made = _voted(place)
-    n = len(made.classes)
-    n_classes = place.n_classes
-    draw = torch.Generator().manual_seed(1)
-    options = torch.randint(n_classes, (n, OPTIONS), generator=draw)
-    options[:, 0] = made.named(0.3, draw)
-    scores = torch.randn(n, OPTIONS, generator=draw).sort(dim=1, descending=True).values
-    voters = {
-        "captions": made.captions,
-        "scores": option_votes(options, scores, n_classes),
-        "file": label_votes(made.named(0.2, draw), n_classes),
-    }
-
-    def work() -> None:
-        joint = fuse_voters(made.images(), voters)
-        estimate_voters(joint, voters)
-        _done(all(joint.voters.values()))
-
-    return work
-
-
-@dataclass(frozen=True)
-class _Voted:
-    """Training images of which captions are right for 60 %."""
-
-    classes: Any  # [N]
-    images: Callable[[], Any]
-    captions: Any
-
-    def named(self, share: float, draw: Any) -> Any:
-        """Return the classes, of which a share are wrong."""
-        import torch
-
-        n = len(self.classes)
-        n_classes = int(self.classes.max()) + 1
-        wrong = torch.randint(n_classes, (n,), generator=draw)
-        return torch.where(torch.rand(n, generator=draw) < share, wrong, self.classes)
-
-
-def _voted(place: Place) -> _Voted:
-    """Return features around a direction of each class, so that votes are corroborated."""
-    import torch
-
-    from latteclip.clip.classifier import FeatureMemmap
     from latteclip.core import tables
-    from latteclip.labels.adaptation import adapt
-    from latteclip.labels.label_sources import ClipFeatures, caption_votes
 
     index, _ = tables.read_unlabelled(place.file("images.parquet"), training=True)
     n = len(index)
-    n_classes = place.n_classes
     draw = torch.Generator().manual_seed(0)
-    centres = torch.randn(n_classes, WIDTH, generator=draw)
-    classes = torch.randint(n_classes, (n,), generator=draw)
+    rng = np.random.default_rng(0)
+    centres = torch.randn(place.n_classes, WIDTH, generator=draw)
+    classes = torch.randint(place.n_classes, (n,), generator=draw)
+    texts = _features(centres, torch.arange(place.n_classes), 0.5, draw)[:].numpy()
+    features = _features(centres, classes, 3.0, draw)[:].numpy()
 
-    wrong = torch.rand(n, generator=draw) < 0.4
-    named = torch.where(wrong, classes.roll(1), classes)
-    embeddings = _features(centres, torch.arange(n_classes), 0.5, draw)[:]
-    texts = FeatureMemmap(n + 1, WIDTH)  # a last row of no caption
-    for start in range(0, n, 2**14):
-        rows = slice(start, min(start + 2**14, n))
-        texts[rows] = _features(centres, named[rows], 1.0, draw)[:]
-    images = ClipFeatures.of(_features(centres, classes, 3.0, draw), embeddings, 100.0)
-    captions = caption_votes(texts, torch.arange(n), embeddings, 100.0)
-    return _Voted(classes, lambda: adapt(images), captions)
+    def named(share: float) -> Any:
+        wrong = rng.random(n) < share
+        return np.where(wrong, rng.integers(place.n_classes, size=n), classes.numpy())
+
+    return features, texts, named
 
 
 def _done(found: bool) -> None:
     """End a work that would have been shorter if nothing had been found."""
     if not found:
-        raise RuntimeError("Votes were not corroborated, or answers not found.")
+        raise RuntimeError("Votes did not count, or answers were not found.")
 
 
 def report_dataset(place: Place) -> Work:
@@ -778,38 +745,31 @@ def _report(classnames: list[str]) -> Any:
         written_names={},
         model="random",
         pretrained=None,
-        voters=[_class_scores()],
-        zero_shot=None,
+        labellers=[_labeller("scores", "decisions", "class_scores.parquet")],
+        zero_shot=_labeller("zero_shot", "zero_shot", None),
         votes="class scores",
         voting=0,
-        agreement=0.0,
-        corroborated=False,
-        corroboration=fusion_report.Corroboration(0.0, 0.0, 1.0),
-        weights=fusion_report.Weights(1.0, 0.0, 0.0),
-        explained_share=0.0,
-        independence=1.0,
-        gains=None,
+        reason="",
         changed=0,
         image_encoders=[],
         answers=fusion_report.PersonAnswers(),
     )
 
 
-def _class_scores() -> Any:
-    """Return the voter of the report."""
+def _labeller(name: str, kind: str, table: str | None) -> Any:
+    """Return a labeller of the report."""
     from latteclip.labels import fusion_report
 
-    nothing = fusion_report.VoterEstimate(None, 0.0, 1.0, False, "votes", 0, 0)
-    return fusion_report.VoterReport(
-        name="scores",
-        kind="likelihood",
-        module="lmm",
-        table="class_scores.parquet",
+    return fusion_report.LabellerReport(
+        name=name,
+        kind=kind,
+        table=table,
+        answers=table,
         votes=0,
         weight=1.0,
-        family=0,
-        gain=0.0,
-        estimate=nothing,
+        accuracy=None,
+        by="votes",
+        answers_needed=371,
     )
 
 
@@ -863,7 +823,7 @@ STEPS = [
     Step(gather_captions, "gather_captions of 64 shards"),
     Step(summarize_captions, "summarize_captions, images and groups"),
     Step(fuse_labels, "fuse_labels: votes fused"),
-    Step(fuse_labels_of_three, "fuse_labels: votes of three voters fused"),
+    Step(fuse_labels_of_three, "fuse_labels: votes of three labellers fused"),
     Step(teach, "latteclip teach: the next ten images"),
     Step(read_training_data, "fine-tuning: inputs read, one epoch's batches"),
     Step(tokenize_texts, "fine-tuning: captions tokenised"),

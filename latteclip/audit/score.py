@@ -31,11 +31,15 @@ from latteclip.audit.sampling import (
     chosen_run,
     predictions_of,
     predicts_most,
+    read_plan,
 )
+from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.core.files import write_record
 from latteclip.evaluate.results import Accuracy, Audit, Comparison, Run, read_metrics
 from latteclip.evaluate.train_predictions import MISSING
 from latteclip.labels.answers import NONE, UNSURE, Answer, Answers
+from latteclip.labels.guarantees import Interval
 
 log = logging.getLogger(__name__)
 MIN_ANSWERS = 10  # for an interval
@@ -115,7 +119,8 @@ def score(
     population = sizes if plan.split == TEST else sizes * MANY
     for run, hit in zip(runs, hits, strict=True):
         interval = share(hit, strata, population)
-        accuracies.append(Accuracy(*run.run, *interval, run.can_be_chosen))
+        ends = interval.value, interval.low, interval.high
+        accuracies.append(Accuracy(*run.run, *ends, run.can_be_chosen))
     # Some of the further answers will be "cannot tell", too.
     scale = len(answers) / len(known)
     left = len(plan.strata) - len(answers)
@@ -123,12 +128,15 @@ def score(
     pairs = combinations(zip(runs, hits, strict=True), 2)
     for (other, other_hits), (run, own_hits) in pairs:
         differ = (run.predictions != other.predictions).astype(np.int_)
-        interval, more = difference(own_hits, other_hits, rows, plan.strata, differ)
+        interval, more = difference(
+            own_hits, other_hits, rows, plan.strata, differ, is_census=plan.split == TEST
+        )
         is_decided = more == 0
         if more or not left:
             wanted = math.ceil((more or 0) * scale)
             more = min(left, wanted)
-        comparisons.append(Comparison(*run.run, *other.run, *interval, is_decided, more))
+        ends = interval.value, interval.low, interval.high
+        comparisons.append(Comparison(*run.run, *other.run, *ends, is_decided, more))
     audit = Audit(
         dataset=dataset,
         split=plan.split,
@@ -181,14 +189,6 @@ class Mean(NamedTuple):
         return self.quantile * math.sqrt(self.variance)
 
 
-class Interval(NamedTuple):
-    """An estimate and the ends of its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
 def stratified_mean(values: Floats, strata: Ints, sizes: Ints, largest: float) -> Mean:
     """Estimate the mean over a population from values [n] of its strata [n].
 
@@ -239,7 +239,7 @@ def share(hits: Floats, strata: Ints, sizes: Ints) -> Interval:
     mean = stratified_mean(hits, strata, sizes, largest=0.25)
     value = mean.value
     if mean.variance <= 0:
-        return Interval(value, value, value)
+        return Interval(value, value, value, len(hits))
     # Where all or none are hits the variance of a share says nothing: two more answers do.
     n = len(hits)
     typical = (value * n + 1) / (n + 2)
@@ -251,11 +251,17 @@ def share(hits: Floats, strata: Ints, sizes: Ints) -> Interval:
     reach = (z2 * variance) ** 0.5 / (1 + z2)
     low = max(0.0, middle - reach)
     high = min(1.0, middle + reach)
-    return Interval(value, low, high)
+    return Interval(value, low, high, n)
 
 
 def difference(
-    hits: Floats, others: Floats, asked: Ints, strata: Ints, differ: Ints
+    hits: Floats,
+    others: Floats,
+    asked: Ints,
+    strata: Ints,
+    differ: Ints,
+    *,
+    is_census: bool = True,
 ) -> tuple[Interval, int | None]:
     """Estimate the difference in accuracy between one classifier and another.
 
@@ -264,26 +270,28 @@ def difference(
     would let the interval leave out zero: 0 if it does, or None if this is unknown.
 
     `hits` and `others` [n] are 1 where the first and the second are right about the images `asked`
-    [n]. `differ` [N] is 1 where their predictions differ.
+    [n]. `differ` [N] is 1 where their predictions differ. Where these images are no `is_census`,
+    they stand for new ones: however many are asked about, others remain.
     """
     rows = np.flatnonzero(differ[asked])
     apart = float(differ.mean())
     if not apart:
-        return Interval(0.0, 0.0, 0.0), 0
+        return Interval(0.0, 0.0, 0.0, len(asked)), 0
     if not len(rows):
-        return Interval(0.0, -apart, apart), None
+        return Interval(0.0, -apart, apart, len(asked)), None
     sizes = np.bincount(strata[differ == 1], minlength=strata.max() + 1)
+    sizes = sizes if is_census else sizes * MANY
     leads = (hits - others)[rows]
     own_strata = strata[asked[rows]]
     mean = stratified_mean(leads, own_strata, sizes, largest=1.0)
     low = max(-1.0, min(1.0, mean.value - mean.reach))
     high = max(-1.0, min(1.0, mean.value + mean.reach))
-    interval = Interval(apart * mean.value, apart * low, apart * high)
+    interval = Interval(apart * mean.value, apart * low, apart * high, len(asked))
     n = len(asked)
     images = len(strata)
-    if abs(mean.value) > mean.reach or n >= images:
+    if abs(mean.value) > mean.reach or (is_census and n >= images):
         return interval, 0
-    if mean.value == 0:
+    if mean.value == 0 or n >= images:
         return interval, None
     needed_variance = (mean.value / mean.quantile) ** 2
     times = mean.sampling / (needed_variance + mean.known)
@@ -450,3 +458,24 @@ def _take_model(folder: Path, audit: Audit, best: Run) -> tuple[str, str]:
     choice = f" (the workflow chose {name[chosen]})" if chosen in name else ""
     command = f"latteclip predict {shlex.quote(str(target))} photos"
     return f"To use {name[run]}{choice}:", command
+
+
+def score_audit(
+    dataset: str,
+    images_path: str,
+    plan_path: str,
+    answers_path: str,
+    runs: Sequence[RunFiles],
+    output: str,
+) -> None:
+    """Write an `Audit` as JSON. Without enough answers, `sentence` gives the reason."""
+    try:
+        plan = read_plan(plan_path, *tables.read_unlabelled(images_path, training=False))
+        saved = plan.schema(dataset).read(Path(answers_path))
+        saved.warn(answers_path, Path(answers_path).parents[2])
+        audit = score(dataset, plan, read_predictions(dataset, plan, runs), saved.asked)
+    except UserError as error:  # answers about other images stop no run of the workflow
+        log.warning("%s", error)
+        audit = Audit(dataset, "", 0, 0, 0, 0, "", str(error), [], [])
+    write_record(output, audit)
+    log.info("%s: %s", dataset, audit.sentence)

@@ -22,6 +22,7 @@ from typing import Any
 from latteclip.audit.page import render_page, write_offline
 from latteclip.audit.score import TooFewAnswersError
 from latteclip.audit.session import (
+    LAST,
     QuestionSession,
     import_answers,
     print_result,
@@ -29,11 +30,11 @@ from latteclip.audit.session import (
 )
 from latteclip.core.errors import UserError, full_disk
 from latteclip.data.images import open_rgb
-from latteclip.labels.answers import StaleRevisionError
+from latteclip.labels.answers import entries
 
 log = logging.getLogger(__name__)
 HOST = "127.0.0.1"
-MAX_BODY = 5_000_000  # bytes of all answers; an answer has a few hundred
+MAX_BODY = 1_000_000  # bytes of a request, which has one answer or a few
 TIMEOUT = 30  # seconds that a connection may wait for the rest of a request
 SERVED_SIDE = 1024  # pixels of a picture
 SERVED = "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'"
@@ -197,24 +198,21 @@ class Handler(BaseHTTPRequestHandler):
             saved = session.saved()
             if path == "result":
                 return HTTPStatus.OK, JSON, as_json(session.result(saved.answers))
-            values = {"state": session.state(saved.answers, saved.revision)}
+            last = list(saved.answers.values())[-LAST:]
+            values = {"state": session.state(saved.answers), "last": entries(last)}
         html, self.policy = render_page(session, SERVED, values)
         return HTTPStatus.OK, HTML, html.encode()
 
     def _save(self, session: QuestionSession) -> Reply:
-        """Save the answers of the page, or return those that another page has saved."""
-        answers = session.schema.parse(self._body(), "The request").answers
-        revision = self.headers.get("If-Match", "").strip('"')
-        status = HTTPStatus.OK
+        """Save what the page has changed: new answers, and keys of those that it took back."""
+        body = self._body()
+        changed = session.schema.parse(body, "The request").answers
+        removed = json.loads(body).get("removed", [])
+        if not isinstance(removed, list) or not all(isinstance(k, str) for k in removed):
+            raise RefusedError(HTTPStatus.BAD_REQUEST)
         with self.server.busy:
-            try:
-                revision = session.schema.write(session.path, answers, revision)
-            except StaleRevisionError:
-                saved = session.saved()
-                status = HTTPStatus.PRECONDITION_FAILED
-                answers = saved.answers
-                revision = saved.revision
-            return status, JSON, as_json(session.state(answers, revision))
+            answers = session.schema.update(session.path, changed, removed)
+            return HTTPStatus.OK, JSON, as_json(session.state(answers))
 
     def _body(self) -> bytes:
         length = self.headers.get("Content-Length", "")

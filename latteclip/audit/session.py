@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 
-from latteclip.core.errors import UserError
 from latteclip.core.files import values_of
 from latteclip.core.terminal import one_line
 from latteclip.labels.answers import (
@@ -18,14 +17,13 @@ from latteclip.labels.answers import (
     Answers,
     AnswerSchema,
     Saved,
-    StaleRevisionError,
-    entries,
 )
 
 log = logging.getLogger(__name__)
 ALL_OFFERED = 9  # classes: as many as there are keys for; of more classes, some are offered
 OFFERED = 6  # classes that are offered if there are many; more where runs predict more
 UPCOMING = 3  # questions that the page knows beforehand
+LAST = 100  # answers that the page can undo after it was opened
 
 
 @dataclass(frozen=True)
@@ -87,12 +85,10 @@ class QuestionSession:
         """Return a sentence, tables of a head and rows, and steps: a text and a command each."""
         raise NotImplementedError
 
-    def state(self, answers: Answers, revision: str) -> dict[str, Any]:
+    def state(self, answers: Answers) -> dict[str, Any]:
         """Return what the page must know when it opens and after each answer."""
         upcoming = self.open_questions(answers)  # labels may learn, and the status follows
         return {
-            "answers": entries(answers.values()),
-            "revision": revision,
             "answered": min(len(answers), self.total),
             "total": self.total,
             "status": self.status(answers),
@@ -134,26 +130,23 @@ def import_answers(session: QuestionSession, path: str) -> None:
     exported = session.read_file(path)
     saved = session.saved()
     exported.warn(path, session.folder)
-    answers = {**exported.answers, **saved.answers}
     both = exported.answers.keys() & saved.answers.keys()
-    differ = sorted(key for key in both if not _agree(answers[key], exported.answers[key]))
+    new = {key: one for key, one in exported.answers.items() if key not in both}
+    differ = sorted(
+        key for key in both if not _agree(saved.answers[key], exported.answers[key])
+    )
     if differ:
         log.warning(
             "%d of %d answers differ from those in %s, which stay, such as about %s.",
             len(differ),
             len(both),
             session.path,
-            one_line(answers[differ[0]].image_id, 60),
+            one_line(saved.answers[differ[0]].image_id, 60),
         )
-    try:
-        session.schema.write(session.path, answers, saved.revision)
-    except StaleRevisionError:
-        raise UserError(
-            f"{session.path} changed meanwhile; run the command again."
-        ) from None
+    session.schema.update(session.path, new)
     log.info(
         "Took %d of %d answers from %s: an image that has an answer keeps it.",
-        len(answers) - len(saved.answers),
+        len(new),
         len(exported.answers),
         path,
     )

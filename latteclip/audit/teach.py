@@ -5,7 +5,7 @@ drawn at random from all others check the labels as they were before, so that th
 every moment. Letters: N training images, P images of the pool that is computed with, C classes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -13,14 +13,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from latteclip.audit.score import export_step
 from latteclip.audit.server import run_session
 from latteclip.audit.session import OFFERED, Question, QuestionSession, in_class_order
 from latteclip.config.hub_names import slug
-from latteclip.config.sections.clip import ClipSection
-from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import IndexMetadata
@@ -34,32 +31,32 @@ from latteclip.labels.answers import (
     Answer,
     Answers,
     Saved,
-    labelled_rows,
     teaching_schema,
 )
-from latteclip.labels.examples import Examples, read_examples
-from latteclip.labels.fusion import ROUNDS, LabelModel
+from latteclip.labels.fuse_labels import labels_right
 from latteclip.labels.fusion_report import NAME, read_fusion_report
-from latteclip.labels.guarantees import confidence_sequence
-from latteclip.labels.predictors import read_predictors
-from latteclip.labels.voter_model import start_model, test_voters
-from latteclip.labels.voters.base import FusionSettings, VoterTable
+from latteclip.labels.guarantees import Bools, Interval
+from latteclip.labels.label_inputs import (
+    LabelInputs,
+    LabellerTable,
+    answered_rows,
+    unsure_images,
+)
+from latteclip.labels.label_model import Answers as AnsweredRows
+from latteclip.labels.label_model import Floats, Ints, LabelModel
 
 SEED = 0
 BATCH = 10  # questions between which the labels learn
-STEPS = 2  # rounds of the fusion that it takes; with many classes one
 MIN_POOL = 1024  # images that are computed with
 MAX_POOL = 4096
 # Entries of the table of images and classes: with more classes there are fewer images.
-POOL_ENTRIES = 2**20
-LIGHT_ENTRIES = 2**19  # above which little is learned between answers: no confusion matrix
+POOL_ENTRIES = 2**18
 COVERAGE = 2  # images of each class to begin with, where nothing is known of the classes
 ITERATIONS = 20  # iterations of k-means
 DOUBT = 0.5  # a label below this probability is in doubt
 # An answer this unlikely, against a class this likely, is asked again.
 DENIED = 0.02
 CERTAIN = 0.9
-MAX_TEXTS = 256  # captions encoded at once
 
 
 def teach(
@@ -132,9 +129,7 @@ class TeachingSession(QuestionSession):
         row_of = self._rows(answers.values())
         self.pool = self._choose_pool([*row_of.values()])  # [P] ascending rows
         self._place = {int(row): place for place, row in enumerate(self.pool)}
-        self.examples: Examples | None = None  # rows after the pool
-        self._is_light = len(self.pool) * len(self.classnames) > LIGHT_ENTRIES
-        self.model = self._read_model()
+        self.inputs, self.has_votes = self._read_inputs()
         self._learn({})
         self._start = self._labels
         self.questions = []
@@ -170,12 +165,10 @@ class TeachingSession(QuestionSession):
         return super().read_file(path)
 
     def status(self, answers: Answers) -> str:
-        if checked := self._checked(answers):
-            right, n, low, high = checked
+        if checked := self._checked(answers, self._is_right(answers)):
             return (
-                f"Images drawn at random now check the labels. By {n} of them, {100 * low:.0f} to "
-                f"{100 * high:.0f} % of all labels are right ({right} of {n}). This interval holds "
-                "at every moment."
+                f"Images drawn at random now check the labels: {checked.words}, by {checked.n} of "
+                "them. This interval holds at every moment."
             )
         score = self.score(answers)
         return (
@@ -188,16 +181,16 @@ class TeachingSession(QuestionSession):
 
         `changed` and `in_doubt` count images of the pool.
         """
-        right, checked, low, high = self._checked(answers) or (None, 0, None, None)
+        checked = self._checked(answers, self._held_out(answers))
         return {
             "answers": len(answers),
             "images": len(self.ids),
             "changed": int((self._labels != self._start).sum()),
-            "in_doubt": int((self.posterior.amax(dim=1) < DOUBT).sum()),
-            "checked": checked,
-            "right": right,
-            "low": low,
-            "high": high,
+            "in_doubt": int((self.posterior.max(axis=1) < DOUBT).sum()),
+            "checked": checked.n if checked else 0,
+            "right": checked.value if checked else None,
+            "low": checked.low if checked else None,
+            "high": checked.high if checked else None,
         }
 
     def result(self, answers: Answers) -> dict[str, Any]:
@@ -206,7 +199,10 @@ class TeachingSession(QuestionSession):
         )
         again = text, run_command(self.folder)
         steps = [again, export_step(self.folder)]
-        return {"sentence": self.status(answers), "tables": [], "steps": steps}
+        sentence = self.status(answers)
+        if checked := self._checked(answers, self._held_out(answers)):
+            sentence = f"The labels, checked by {checked.n} answers: {checked.words}."
+        return {"sentence": sentence, "tables": [], "steps": steps}
 
     def _choose_pool(self, answered: list[int]) -> np.ndarray:
         """Return the rows of answered, random and the least certain images."""
@@ -227,70 +223,43 @@ class TeachingSession(QuestionSession):
         rows = [np.array(answered, np.int64), drawn, doubtful]
         return np.unique(np.concatenate(rows))
 
-    def _read_model(self) -> LabelModel:
-        """Read what the fused labels are made of for the pool, and learn without answers."""
+    def _read_inputs(self) -> tuple[LabelInputs, bool]:
+        """Read what the labels of the pool are made of, and whether images predict the votes."""
         report = read_fusion_report(self.folder / NAME)
-        settings = FusionSettings(
-            clip=ClipSection(model=report.model, pretrained=report.pretrained),
-            inference=InferenceSection(batch_size=MAX_TEXTS),
-        )
-        voters = []
-        for voter in report.voters:
-            if voter.name not in report.uncounted:
-                table = str(self.folder / voter.table)
-                voters.append(VoterTable(voter.name, voter.kind, voter.module, table))
-        encoders = []
-        for encoder in report.image_encoders:
-            name = slug({"model": encoder.model})
-            encoders.append(str(self.folder / "image_encoders" / f"{name}.parquet"))
-        known = read_predictors(
+        labellers = [
+            LabellerTable(one.name, one.kind, str(self.folder / str(one.table)))
+            for one in report.labellers
+        ]
+        encoders = [
+            self.folder / "image_encoders" / f"{slug({'model': encoder})}.parquet"
+            for encoder in report.image_encoders
+        ]
+        inputs = LabelInputs.read(
             self.index["image_id"].take(pa.array(self.pool)),
             self.classnames,
-            settings,
-            str(self.folder / "pseudo_labels.parquet"),
-            str(self.folder / "class_embeddings.safetensors"),
-            voters,
-            image_encoders_paths=encoders,
-            device="auto",
-            threads=torch.get_num_threads(),
+            self.folder / "pseudo_labels.parquet",
+            self.folder / "class_embeddings.safetensors",
+            labellers,
+            encoders,
+            self.folder / "examples.parquet" if report.examples else None,
         )
-        votes = {name: ballot.votes for name, ballot in known.ballots.items()}
-        images = known.images
-        others = list(known.others)
-        if report.examples:
-            models = [report.model, *(encoder.model for encoder in report.image_encoders)]
-            path = str(self.folder / "examples.parquet")
-            self.examples = read_examples(path, self.classnames, models)
-            images = self.examples.add_features(0, images)
-            others = [
-                self.examples.add_features(number, encoder)
-                for number, encoder in enumerate(others, start=1)
-            ]
-            votes = {name: self.examples.add_votes(each) for name, each in votes.items()}
-        tests = test_voters(images, votes, others)
-        model, _ = start_model(images, votes, others, tests)
-        model.learn(STEPS if self._is_light else ROUNDS)
-        return model
+        return inputs, any(one.weight > 0 for one in report.labellers)
 
     @property
-    def _labels(self) -> torch.Tensor:
+    def _labels(self) -> Ints:
         """The likeliest classes [P]."""
-        return self.posterior.argmax(dim=1)
+        return np.asarray(self.posterior.argmax(axis=1))
+
+    def _answered(self, answers: Answers) -> AnsweredRows:
+        """Return answers about images of the pool."""
+        pool = self.index.take(pa.array(self.pool))
+        return answered_rows(answers, pool, self.classnames)
 
     def _learn(self, answers: Answers) -> None:
         """Learn from the answers of the first phase."""
         taught = {key: answer for key, answer in answers.items() if answer.phase != CHECK}
-        pool = self.index.take(pa.array(self.pool))
-        labelled = labelled_rows(taught, pool, self.classnames)
-        if self.examples is not None:
-            labelled = self.examples.add_answers(labelled, len(self.pool))
-        if len(labelled.rows):
-            self.model = self.model.answered(labelled)
-            n_steps = 1 if self._is_light else STEPS
-            for _ in range(n_steps):
-                self.model.step(light=self._is_light)
-        every = torch.arange(len(self.pool))
-        self.posterior = self.model.log_posterior(every).exp()  # [P, C]
+        self.model: LabelModel = self.inputs.fit(self._answered(taught))
+        self.posterior = self.model.probabilities(np.arange(len(self.pool)))  # [P, C]
 
     def _next_questions(self, answers: Answers, *, learn: bool = True) -> list[Question]:
         teaching = [answer for answer in answers.values() if answer.phase != CHECK]
@@ -313,9 +282,9 @@ class TeachingSession(QuestionSession):
         """Return new questions about rows: each with its phase, and whether it is a repetition."""
         asked = list(asked)
         start = len(self.questions)
-        predicted = self._predicted(row for row, _, _ in asked)
+        predicted = self._predicted([row for row, _, _ in asked])
         n_offered = min(OFFERED, len(self.classnames))
-        likely = predicted.topk(n_offered).indices.tolist()
+        likely = np.argsort(-predicted, axis=1, kind="stable")[:, :n_offered].tolist()
         for (row, phase, repeat), labels in zip(asked, likely, strict=True):
             checksum = self.index["checksum"][row].as_py()
             question = Question(
@@ -330,18 +299,16 @@ class TeachingSession(QuestionSession):
             self.questions.append(question)
         return self.questions[start:]
 
-    def _predicted(self, rows: Iterable[int]) -> torch.Tensor:
-        """Return the log-probabilities [n, C] of images of the pool, answers aside."""
-        places = torch.tensor([self._place[row] for row in rows], dtype=torch.long)
-        return self.model.predicted_log_posterior(places)
+    def _predicted(self, rows: Sequence[int]) -> Floats:
+        """Return the probabilities [n, C] of images of the pool, answers aside."""
+        places = np.array([self._place[row] for row in rows], np.int64)
+        return self.model.without_answers(places)
 
     def _doubtful(self, answers: Answers, n: int) -> list[int]:
         """Return rows with the smallest margins, or in their place images that cover the pool."""
-        n_best = min(2, self.posterior.shape[1])
-        best = self.posterior.topk(n_best, dim=1).values
-        margins = best[:, 0] - best[:, -1]
-        order = margins.argsort().tolist()
-        if not self.model.parameters.test.significant:
+        best = -np.sort(-self.posterior, axis=1)[:, :2]
+        order = np.argsort(best[:, 0] - best[:, -1], kind="stable").tolist()
+        if not self.has_votes:
             order = self._covering() + order
         asked = {answer.image_id for answer in answers.values()}
         rows = dict.fromkeys(self.pool[order].tolist())
@@ -350,11 +317,10 @@ class TeachingSession(QuestionSession):
 
     def _covering(self) -> list[int]:
         """Return places of images that cover the pool, for half of the questions at most."""
-        every = torch.arange(len(self.pool))
-        features = torch.as_tensor(self.model.images.centred[every])
+        features = self.inputs.features[0][: len(self.pool)]
         wanted = COVERAGE * len(self.classnames)
         half = max(1, self.n_taught // 2)
-        return medoids(features, min(wanted, half, len(features)))
+        return medoids(features - features.mean(axis=0), min(wanted, half, len(features)))
 
     def _to_repeat(self, answers: Answers) -> list[int]:
         """Return the row whose answer all else denies most, if any, to ask about it once more."""
@@ -368,41 +334,39 @@ class TeachingSession(QuestionSession):
                 label_of_row[row] = self.classnames.index(str(answer.classname))
         rows = list(label_of_row)
         labels = list(label_of_row.values())
-        predicted = self._predicted(rows).exp()
-        shares = predicted[range(len(rows)), labels]
-        is_certain = (predicted > CERTAIN).any(dim=1)
-        denied = is_certain & (shares < DENIED)
+        if not rows:
+            return []
+        predicted = self._predicted(rows)
+        shares = predicted[np.arange(len(rows)), labels]
+        denied = (predicted > CERTAIN).any(axis=1) & (shares < DENIED)
         if not denied.any():
             return []
-        shares[~denied] = 1.0
-        _, row = min(zip(shares.tolist(), rows, strict=True))
-        return [row]
+        return [rows[int(np.where(denied, shares, 1.0).argmin())]]
 
-    def _checked(self, answers: Answers) -> tuple[int, int, float, float] | None:
-        """Return right and checked labels, and the interval for the share of all that are right."""
-        checking = [
-            answer
-            for answer in answers.values()
-            if answer.phase == CHECK and answer.kind != UNSURE
-        ]
-        if not checking:
+    def _checked(self, answers: Answers, right: Bools) -> Interval | None:
+        """Return the share of right labels of all images, if answers check them.
+
+        `right` [J]: whether the labels of the drawn images were right without their answers.
+        """
+        if not len(right):
             return None
-        labels = self._labels.tolist()
-        label_of = {
-            name: self.classnames[labels[self._place[row]]]
-            for name, row in self._rows(checking).items()
-            if row in self._place
-        }
-        right = sum(
-            label_of.get(answer.image_id, "") == answer.classname for answer in checking
-        )
-        n = len(self.ids)
-        taught = {answer.image_id for answer in answers.values() if answer.phase != CHECK}
-        n_taught = len(taught)
-        n_others = n - n_taught
-        ends = confidence_sequence(right, len(checking), n_others)
-        low, high = ((n_taught + share * n_others) / n for share in ends)
-        return right, len(checking), low, high
+        unsure = len(unsure_images(answers.values()))
+        return labels_right(len(self.ids), self._answered(answers), right, unsure)
+
+    def _is_right(self, answers: Answers) -> Bools:
+        """Return whether the labels of the drawn images are right [J], by what was taught."""
+        drawn = self._answered(answers)
+        drawn = drawn.select(drawn.drawn)
+        return np.asarray(_shares(drawn, self._labels[drawn.rows]) > 0)
+
+    def _held_out(self, answers: Answers) -> Bools:
+        """Return the same, where each label learned from all answers of other folds."""
+        given = self._answered(answers)
+        if not given.drawn.any():
+            return np.zeros(0, bool)
+        model = self.inputs.fit(given)
+        drawn = given.select(given.drawn)
+        return np.asarray(_shares(drawn, model.held_out_labels_) > 0)
 
     def _rows(self, answers: Iterable[Answer]) -> dict[str, int]:
         """Return the rows of the answered images that are there."""
@@ -412,27 +376,29 @@ class TeachingSession(QuestionSession):
         return {name: row for name, row in rows if row is not None}
 
 
-def medoids(x: torch.Tensor, k: int) -> list[int]:
+def _shares(answers: AnsweredRows, labels: Ints) -> Floats:
+    """Return the share of each label [A] by answers."""
+    return np.asarray(answers.shares[np.arange(len(labels)), labels])
+
+
+def medoids(x: Floats, k: int) -> list[int]:
     """Return the rows of x [n, D] nearest to k centres of k-means, without repetition."""
-    generator = torch.Generator().manual_seed(SEED)
-    first = int(torch.randint(len(x), (1,), generator=generator))
-    chosen = [first]
-    distance = _squared_distances(x, x[first])
+    rng = np.random.default_rng(SEED)
+    chosen = [int(rng.integers(len(x)))]
+    distance = _squared_distances(x, x[chosen])[:, 0]
     while len(chosen) < k and distance.sum() > 0:
-        row = int(torch.multinomial(distance, 1, generator=generator))
+        row = int(rng.choice(len(x), p=distance / distance.sum()))
         chosen.append(row)
-        distance = torch.minimum(distance, _squared_distances(x, x[row]))
-    centres = x[chosen].clone()
+        distance = np.minimum(distance, _squared_distances(x, x[[row]])[:, 0])
+    centres = x[chosen].astype(np.float64)
     for _ in range(ITERATIONS):
-        nearest = torch.cdist(x, centres).argmin(dim=1)
-        for number in range(len(centres)):
-            members = x[nearest == number]
-            if len(members):
-                centres[number] = members.mean(dim=0)
-    nearest_rows = torch.cdist(x, centres).argmin(dim=0)
-    return list(dict.fromkeys(nearest_rows.tolist()))
+        nearest = _squared_distances(x, centres).argmin(axis=1)
+        for number in np.unique(nearest):
+            centres[number] = x[nearest == number].mean(axis=0)
+    return list(dict.fromkeys(_squared_distances(x, centres).argmin(axis=0).tolist()))
 
 
-def _squared_distances(x: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
-    """Return the squared distances [n] of x [n, D] from a centre [D]."""
-    return (x - centre).square().sum(dim=1)
+def _squared_distances(x: Floats, centres: Floats) -> Floats:
+    """Return the squared distances [n, k] of x [n, D] from centres [k, D]."""
+    squares = (x.astype(np.float64) ** 2).sum(axis=1)[:, None] + (centres**2).sum(axis=1)
+    return np.asarray(np.maximum(squares - 2 * x.astype(np.float64) @ centres.T, 0))

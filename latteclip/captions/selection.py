@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from latteclip.captions.groups import Selection
 from latteclip.clip.classifier import ROWS, Classifier, classify, load_classifier
 from latteclip.core import tables
 from latteclip.core.hashing import digest
-from latteclip.labels.answers import read_labelled
+from latteclip.labels.answers import UNSURE, teaching_schema
 
 
 def select(
@@ -41,9 +42,9 @@ def select(
         order = np.argsort(margins, kind="stable")
     is_answered = np.zeros(len(ids), bool)
     if answers_path is not None and Path(answers_path).is_file():
-        labelled = read_labelled(answers_path, table, classnames)
-        if labelled is not None:
-            is_answered[labelled.rows.numpy()] = True
+        saved = teaching_schema("the dataset", classnames, table).read(Path(answers_path))
+        known = [one.image_id for one in saved.answers.values() if one.kind != UNSURE]
+        is_answered |= pc.is_in(ids, pa.array(known, pa.string())).to_numpy()
     return Selection(max_images, order, is_answered)
 
 

@@ -73,8 +73,10 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 # Tables of the option's name need no options. W0 is the classifier of the class texts.
 OPTIONS = {
     "answers": "a person's answers about images",
+    "adapted": "W0 adapted to the images",
     "audits": "accuracies by a person's answers, of the datasets that were audited",
     "baseline": "the method that gains are over",
+    "captions": "CAPTIONS table",
     "checkpoint": "folder of the checkpoint, removed at the end",
     "class_embeddings": "W0",
     "code": "digest of the code of trainings",
@@ -85,6 +87,7 @@ OPTIONS = {
     "image_encoders": "IMAGE_FEATURES tables of image encoders beside CLIP",
     "examples": "EXAMPLES table of images of known classes that are not in the dataset",
     "files": "the inputs, by name",
+    "labellers": "the labellers, each with its table",
     "left_out": "TRAIN_PREDICTIONS of an average, by its trainings",
     "model_notes": "notes on models of the hub",
     "no_browser": "print the address, and open no browser",
@@ -103,7 +106,6 @@ OPTIONS = {
     "threads": "CPU threads (default: all)",
     "training_images": "TRAINING_IMAGES of the training",
     "voter": "its name, where captions or scores are those of a voter",
-    "voters": "the voters, each with its table",
 }
 
 

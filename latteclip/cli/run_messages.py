@@ -13,14 +13,13 @@ from latteclip.config.stage_params import (
     MODEL_NOTE,
     audit_if_any,
     selection_if_any,
-    statement_if_any,
 )
 from latteclip.core.errors import UserError
 from latteclip.core.files import read_object
 from latteclip.core.folder_names import lines_of
 from latteclip.core.run_options import run_command
 from latteclip.core.terminal import counted, one_line
-from latteclip.evaluate.results import read_selection, read_statement
+from latteclip.evaluate.results import read_selection
 
 FUSED_LABELS = "fused_labels.parquet"
 ERROR = "error: "  # begins the message of a command that fails
@@ -202,13 +201,22 @@ def outdated(results: Path) -> Iterator[str]:
 
 
 def _by_answers(configuration: Configuration, dataset: str) -> Iterator[str]:
-    """Yield how right the labels and the chosen model are, as far as answers tell."""
-    for path in filter(os.path.isfile, statement_if_any(configuration, dataset)):
-        statement = read_statement(path)
-        if statement.labels:
-            yield f"The labels: {statement.labels.sentence}"
-        if statement.model:
-            yield f"The model, on new photographs like these: {statement.model.sentence}"
+    """Yield the accuracy of the labels and of the chosen model, as far as answers give it."""
+    from latteclip.evaluate.statement import read_statement
+
+    folder = Path("results") / dataset
+    run = stage_params.main_method(configuration, dataset), 0
+    for path in selection_if_any(configuration, dataset):
+        if Path(path).is_file():
+            run = read_selection(path).run
+    statement = read_statement(folder, run, configuration.suffix)
+    if labels := statement.labels:
+        yield f"The labels: {labels.words}, by {labels.n} answers of teach."
+    if model := statement.model:
+        yield (
+            f"The model, on new photographs like these: {model.words}, by {model.n} answers of "
+            f"{statement.by}."
+        )
 
 
 def failure(rule: str, wildcards: Mapping[str, str], logs: Sequence[str]) -> str:

@@ -199,24 +199,23 @@ class Configuration:
             votes = "lmm" if self.scores_classes(dataset) else "caption"
         kinds = {"caption": "captions", "lmm": self.section("scores", dataset)["kind"]}
         kind = str(kinds.get(votes, votes))
-        return [VoterOfDataset(votes, kind, votes, VOTERS[votes].table, votes)]
+        return [VoterOfDataset(votes, kind, VOTERS[votes].table, votes)]
 
     def _voter(self, dataset: str, entry: Entry) -> VoterOfDataset:
-        """Return a voter of `voters`; one that asks what the run asks anyway has its table."""
-        name = entry["name"]
-        record = methods.VOTER_KINDS[entry["kind"]]
-        sections = {
-            "captions": ("captioner", "prompts"),
-            "scores": ("captioner", "scores", "prompts"),
-        }.get(str(record.asks), ())
+        """Return a labeller of `voters`; one that asks what the run asks anyway has its table."""
+        name, kind = entry["name"], entry["kind"]
+        asks = methods.VOTER_KINDS[kind].asks
+        if asks is None:
+            return VoterOfDataset(name, kind, f"votes/{name}.parquet")
+        sections = ["captioner", "prompts", *(["scores"] if asks == "scores" else [])]
         is_changed = any(
             self.section(section, dataset, name) != self.section(section, dataset)
             for section in sections
         )
-        if is_changed or not sections:
-            return VoterOfDataset(name, entry["kind"], record.module, voter_table(name))
-        table = VOTERS[record.module].table
-        return VoterOfDataset(name, entry["kind"], record.module, table, record.module)
+        if is_changed:
+            return VoterOfDataset(name, kind, voter_table(name))
+        column = "lmm" if asks == "scores" else "caption"
+        return VoterOfDataset(name, kind, VOTERS[column].table, column)
 
     def own_voters(self, dataset: str) -> list[VoterOfDataset]:
         """Return the voters of a dataset for each of which a job writes a table."""

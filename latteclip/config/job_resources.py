@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from latteclip.config.asking import Asking
 from latteclip.config.configuration import Configuration
-from latteclip.config.methods import VOTER_KINDS
 from latteclip.config.sections.base import AUTO
 from latteclip.config.sections.split import CountsSection
 from latteclip.core.answer_tables import SCORES
@@ -96,9 +95,9 @@ def captioner_gpus(configuration: Configuration, dataset: str, voter: str = "") 
 
 
 def votes_gpus(configuration: Configuration, dataset: str, voter: str) -> int:
-    """Return the GPUs of a job that writes the votes of a voter without a captioner."""
-    kind = configuration.voter_entry(dataset, voter)["kind"]
-    return int(VOTER_KINDS[kind].loads_clip)
+    """Return the GPUs of a job that writes the votes of a labeller."""
+    record = next(v.record for v in configuration.voters(dataset) if v.name == voter)
+    return int(record.loads_clip or record.asks is not None)
 
 
 def training_threads(

@@ -1,8 +1,8 @@
-"""What exists in kinds: objectives, engines and voters, and what the program asks of each.
+"""What exists in kinds: objectives, engines and labellers, and what the program asks of each.
 
 The configuration and the commands read these records. Stages do not import them, or each new
 record would rerun every stage. A stage gets what it needs as a parameter, and finds the module of
-an objective, an engine or a voter by its name.
+an objective or an engine by its name.
 """
 
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ class VoterRecord:
     needs_scores: bool = False  # whether it has the captioner's scores of classes
 
 
-# Each has a module latteclip/labels/voters/<name>.py, is a value of `pseudo_labels` and of `votes`,
-# and writes the columns <name>_label and <name>_confidence of FUSED_LABELS.
+# Each is a value of `pseudo_labels` and of `votes`, and has the columns <name>_label and
+# <name>_confidence of FUSED_LABELS.
 VOTERS = {
     "caption": VoterRecord("caption", TABLES[IMAGES], needs_captions=True),
     "lmm": VoterRecord("LMM", TABLES[SCORES], needs_scores=True),
@@ -36,26 +36,21 @@ VOTERS = {
 class VoterKind:
     """What a voter of the key `voters` is."""
 
-    module: str  # latteclip/labels/voters/<module>.py, which reads the votes
-    # Section of what a captioner is asked for, "captions" or "scores". Without it, the function
-    # `write` of the module writes the table of votes.
-    asks: str | None = None
+    asks: str | None = None  # section of what a captioner is asked for: captions or scores
     keys: tuple[str, ...] = ()  # keys that it may have beside its name and its kind
     needs: str | None = None  # the key that it must have
-    loads_clip: bool = False  # whether `write` loads a CLIP model
+    loads_clip: bool = False  # whether it is a CLIP model
 
 
 _CAPTIONER = ("model", "engine", "prompt", "file", "captioner", "max_images")
-_SCORES = VoterKind("lmm", asks="scores", keys=(*_CAPTIONER, "scores"))
+_SCORES = VoterKind(asks="scores", keys=(*_CAPTIONER, "scores"))
 VOTER_KINDS = {
-    "captions": VoterKind("caption", asks="captions", keys=_CAPTIONER),
+    "captions": VoterKind(asks="captions", keys=_CAPTIONER),
     "likelihood": _SCORES,
     "multiple_choice": _SCORES,
     "decisions": _SCORES,
-    "file": VoterKind("file", keys=("file", "share"), needs="file"),
-    "zero_shot": VoterKind(
-        "zero_shot", keys=("model", "pretrained"), needs="model", loads_clip=True
-    ),
+    "file": VoterKind(keys=("file", "share"), needs="file"),
+    "zero_shot": VoterKind(keys=("model", "pretrained"), needs="model", loads_clip=True),
 }
 # Names that no voter has: other labels have them.
 NO_VOTERS = ("zero_shot", "adapted", "images", "fused")

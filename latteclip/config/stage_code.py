@@ -87,10 +87,3 @@ def training_code(configuration: Configuration, dataset: str, method: str) -> st
         modules.append("latteclip.train.find_learning_rate")
     files = sources(*modules) + objective_code(configuration, method)
     return digest_of(Path(file).read_bytes() for file in files)
-
-
-def voter_code(configuration: Configuration, dataset: str, voter: str = "") -> Paths:
-    """Return the sources of what votes for the classes of a dataset's images: all, or a voter."""
-    voters = configuration.voters(dataset)
-    modules = {asked.module for asked in voters if voter in ("", asked.name)}
-    return sources(*(f"latteclip.labels.voters.{module}" for module in sorted(modules)))

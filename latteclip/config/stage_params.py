@@ -14,9 +14,10 @@ from typing import Any
 from latteclip.config import hub_names, methods
 from latteclip.config.asking import Asking
 from latteclip.config.configuration import Configuration
-from latteclip.config.methods import OBJECTIVES, VOTER_KINDS
+from latteclip.config.methods import OBJECTIVES
 from latteclip.config.model import Shared
 from latteclip.config.sections.training import TrainingSection
+from latteclip.config.voters import VoterOfDataset
 from latteclip.core import answer_tables
 from latteclip.core.class_history import ACTIONS, PROPOSAL, edited_classes
 from latteclip.core.class_templates import PLACE
@@ -330,43 +331,76 @@ def clip_encoder(configuration: Configuration, dataset: str) -> Settings:
     }
 
 
-def voter_tables(configuration: Configuration, dataset: str) -> list[Settings]:
-    """Return the voters of a dataset with their tables."""
+def labellers(configuration: Configuration, dataset: str) -> list[Settings]:
+    """Return the labellers of a dataset with the tables of their votes."""
     settings = []
     for voter in configuration.voters(dataset):
-        table = f"results/{dataset}/{voter.table}"
-        values = {"name": voter.name, "kind": voter.kind, "module": voter.module}
-        settings.append({**values, "table": table, "column": voter.column})
+        folder = f"results/{dataset}"
+        answers = f"{folder}/{voter.table}" if voter.record.asks else None
+        values = {"name": voter.name, "kind": voter.kind, "column": voter.column}
+        settings.append({**values, "table": f"{folder}/{voter.votes}", "answers": answers})
     return settings
 
 
 def write_votes(configuration: Configuration, dataset: str, voter: str) -> Settings:
-    """Return what a voter whose votes no captioner writes needs: its file, or its CLIP model."""
+    """Return what a labeller whose votes no captioner writes needs: its file, or a CLIP model."""
+    one = _voter(configuration, dataset, voter)
+    if one.record.asks is not None:
+        encoder = clip_encoder(configuration, dataset)
+        return {"name": voter, "kind": one.kind, "captions": encoder}
     entry = configuration.voter_entry(dataset, voter)
     values = {key: entry[key] for key in ("name", "kind", "file", "share") if key in entry}
-    if VOTER_KINDS[entry["kind"]].loads_clip:
+    if one.record.loads_clip:
         values["zero_shot"] = pseudo_label_images(configuration, dataset, voter)
     return values
 
 
+def votes_inputs(configuration: Configuration, dataset: str, voter: str) -> Paths:
+    """Return the captions that a labeller's votes follow from, and the class embeddings."""
+    one = _voter(configuration, dataset, voter)
+    if one.record.asks is None:
+        return []
+    folder = f"results/{dataset}"
+    return [f"{folder}/{one.table}", f"{folder}/class_embeddings.safetensors"]
+
+
 def votes_file(configuration: Configuration, dataset: str, voter: str) -> Paths:
-    """Return the user's file with the votes of a voter."""
+    """Return the user's file with the votes of a labeller."""
+    if _voter(configuration, dataset, voter).record.asks is not None:
+        return []
     file = configuration.voter_entry(dataset, voter).get("file")
     return [] if file is None else [file]
 
 
 def votes_model(configuration: Configuration, dataset: str, voter: str) -> Paths:
-    """Return the note on the CLIP model of a voter if it comes from the hub."""
-    kind = configuration.voter_entry(dataset, voter)["kind"]
-    if not VOTER_KINDS[kind].loads_clip:
+    """Return the note on the CLIP model of a labeller's votes if it comes from the hub."""
+    record = _voter(configuration, dataset, voter).record
+    if record.asks is None and not record.loads_clip:
         return []
-    return hub_model(configuration, dataset, "clip", voter)
+    other = voter if record.loads_clip else ""
+    return hub_model(configuration, dataset, "clip", other)
 
 
-def asking_voters(configuration: Configuration, asks: str | None) -> list[str]:
-    """Return the names of the voters that ask a captioner for something, or ask none."""
+def votes_clip(configuration: Configuration, dataset: str, voter: str) -> str:
+    """Return a digest of that CLIP model if it is a folder or a file."""
+    record = _voter(configuration, dataset, voter).record
+    return local_clip(configuration, dataset, voter if record.loads_clip else "")
+
+
+def _voter(configuration: Configuration, dataset: str, voter: str) -> VoterOfDataset:
+    return next(one for one in configuration.voters(dataset) if one.name == voter)
+
+
+def asking_voters(configuration: Configuration, asks: str) -> list[str]:
+    """Return the names of the labellers whose answers a job of their own writes."""
     voters = [v for d in configuration.datasets for v in configuration.own_voters(d)]
     return sorted({voter.name for voter in voters if voter.record.asks == asks})
+
+
+def writing_voters(configuration: Configuration) -> list[str]:
+    """Return the names of the labellers whose votes `write_votes` writes."""
+    voters = [v for d in configuration.datasets for v in configuration.voters(d)]
+    return sorted({voter.name for voter in voters if voter.writes_votes})
 
 
 def image_features(configuration: Configuration, dataset: str, method: str = "") -> Paths:
@@ -606,23 +640,6 @@ def audit_if_any(configuration: Configuration, dataset: str) -> Paths:
     return [path] if answers(configuration, dataset) else []
 
 
-def statement_if_any(configuration: Configuration, dataset: str) -> Paths:
-    """Return what a person's answers say of the labels and of the chosen model, if there are any.
-
-    Where the evaluated images have labels, a test split tells more.
-    """
-    checked = answers(configuration, dataset) or taught_labels(configuration, dataset)
-    return [f"results/{dataset}/accuracy{configuration.suffix}.json"] if checked else []
-
-
-def fused_labels_if_any(configuration: Configuration, dataset: str) -> Paths:
-    """Return the fused labels and the report on them, if a method of the run reads them."""
-    if not shows_fused_labels(configuration, dataset):
-        return []
-    names = ("fused_labels.parquet", "fused_labels.json")
-    return [f"results/{dataset}/{name}" for name in names]
-
-
 def discovery_if_any(configuration: Configuration, dataset: str) -> Paths:
     """Return the proposal of the classes, if a stage proposes them."""
     discovers = proposes_classes(configuration, dataset)
@@ -643,12 +660,13 @@ def voter_labels(configuration: Configuration, dataset: str) -> Paths:
 
 
 def labeller_files(configuration: Configuration, dataset: str) -> Paths:
-    """Return the files beside the labels by each voter that say how right these are."""
+    """Return the files beside the labels by each labeller that say how accurate these are."""
     if not voter_labels(configuration, dataset):
         return []
     folder = f"results/{dataset}"
     names = ("images.parquet", "pseudo_labels.parquet", "fused_labels.parquet")
-    tables = [f"{folder}/{voter.table}" for voter in configuration.voters(dataset)]
+    voters = configuration.voters(dataset)
+    tables = [f"{folder}/{voter.table}" for voter in voters]
     return [
         *(f"{folder}/{name}" for name in names),
         f"{folder}/fused_labels.json",

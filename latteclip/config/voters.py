@@ -20,8 +20,8 @@ class VoterOfDataset:
 
     name: str
     kind: str
-    module: str  # a module of latteclip/labels/voters
-    table: str  # below results/<dataset>
+    # Below results/<dataset>: what a captioner answers, or the votes themselves.
+    table: str
     # Key of `methods.VOTERS` if its table is one that the run has anyway: columns of FUSED_LABELS.
     column: str | None = None
 
@@ -29,6 +29,16 @@ class VoterOfDataset:
     def is_by_own_job(self) -> bool:
         """Whether a job writes its table for it alone."""
         return self.column is None
+
+    @property
+    def votes(self) -> str:
+        """The table of its votes below results/<dataset>."""
+        return f"votes/{self.name}.parquet" if self.writes_votes else self.table
+
+    @property
+    def writes_votes(self) -> bool:
+        """Whether a job of its own writes its votes: captioners score classes themselves."""
+        return self.record.asks != "scores"
 
     @property
     def record(self) -> VoterKind:

@@ -32,9 +32,8 @@ class VotesMetadata:
     """The metadata of VOTES."""
 
     classnames: list[str]
-    votes: str  # captions, or class scores
-    corroborated: bool  # whether they fit the images better than permuted ones
-    leaked: bool  # whether the captioner read the pseudo-labels
+    votes: str  # in words: captions, class scores, or votes of several labellers
+    unfit: str  # why they cannot compare classifiers; "": they can
 
 
 @dataclass

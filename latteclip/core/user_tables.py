@@ -58,6 +58,23 @@ def rows_of(
     return list(zip(image_ids, *(table[name] for name in columns[1:]), strict=True))
 
 
+def numbers_of_classes(
+    classnames: Sequence[str], written_names: Mapping[str, str]
+) -> dict[Any, int]:
+    """Return the number of each class by all that a user's file may call it.
+
+    That is its name, as the dataset or CLIP writes it, or its number from 0. Where a class is
+    called by a number, names alone count.
+    """
+    number_of: dict[Any, int] = {}
+    for number, name in enumerate(classnames):
+        number_of |= {written_names.get(name, name): number, name: number}
+    if not any(name.strip().isdecimal() for name in number_of):
+        for number in range(len(classnames)):
+            number_of |= {number: number, str(number): number}
+    return number_of
+
+
 def list_of(cell: Any) -> list[Any]:
     """Return the list of a cell, which CSV and TSV write as JSON."""
     return list(

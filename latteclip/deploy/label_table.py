@@ -1,6 +1,7 @@
 """The labels of a dataset as one table, with one row per training image.
 
-Where a person answered, the answer is the label. Answers of an audit calibrate the probabilities by
+Where a person answered, the answer is the label. Answers about images that were drawn at random
+(`latteclip teach`) calibrate the probabilities of the labels, each learned without its answer, by
 Platt's calibration (1999): the log-odds of a probability times a slope, whose inverse is called
 temperature, plus an intercept. Both are fitted to the answers by maximum likelihood.
 """
@@ -17,8 +18,6 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_expit, logit
 
 from latteclip import __version__
-from latteclip.audit.sampling import SamplingPlan, audit_files, read_plan
-from latteclip.audit.score import answered_prefix
 from latteclip.clip.classifier import classify, load_classifier
 from latteclip.config.methods import VOTERS
 from latteclip.config.stage_params import FOLDER_LINK
@@ -28,13 +27,12 @@ from latteclip.core.metadata import IndexMetadata
 from latteclip.core.run_options import run_command
 from latteclip.data.folder_files import linked
 from latteclip.deploy.guaranteed_predictions import require_answers
-from latteclip.labels.answers import CLASS, NONE, UNSURE, WORDS, Answer
+from latteclip.labels.answers import CLASS, NONE, WORDS, Answer
 from latteclip.labels.features import read_features
-from latteclip.labels.fusion_report import NAME, Check, read_fusion_report
+from latteclip.labels.fusion_report import NAME, Check, CheckedLabels, read_fusion_report
 from latteclip.labels.guarantees import Floats, conformal_accepted, pac_threshold
 
 log = logging.getLogger(__name__)
-SPLIT = "train"  # the audit of these images
 MIN_ANSWERS = 50  # that calibrate
 FOLDS = 5
 BINS = 10  # number of bins, of equal width
@@ -73,16 +71,15 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
     classnames = of_index.classnames
     written = of_index.written_names
     names = pa.array([written.get(name, name) for name in classnames], pa.string())
-    for table in (folder / voter.table for voter in report.voters):
+    for table in (folder / str(one.table) for one in report.labellers):
         if not table.is_file():
             log.warning(
                 "%s does not exist any more: columns that come from it are empty.", table
             )
-    audited, calibration = _audited(folder, labels, classnames)
+    calibration = _calibration(report.answers.checked)
     answers = {}
     for image_id, name in report.answers.images.items():
         answers[image_id] = Answer(image_id, CLASS if name else NONE, name)
-    answers |= audited
     corrected, answered = _with_answers(labels, answers, classnames, written)
     probability = labels["fused_confidence"].to_numpy().astype(np.float64)
     if calibration is not None:
@@ -190,7 +187,7 @@ class Calibration:
         return np.asarray(expit(self.slope * _log_odds(probabilities) + self.intercept))
 
 
-def calibrate(probabilities: Floats, right: Floats, weights: Floats) -> Calibration:
+def calibrate(probabilities: Floats, right: Floats) -> Calibration:
     """Fit a calibration to n answers.
 
     The error is cross-validated: each of FOLDS parts is corrected by a fit to the others.
@@ -198,24 +195,22 @@ def calibrate(probabilities: Floats, right: Floats, weights: Floats) -> Calibrat
     Args:
         probabilities: [n] of the labels that were answered about.
         right: [n] 1 where the label is right, else 0.
-        weights: [n] how many images each answer stands for.
     """
-    weights = weights / weights.mean()
     odds = _log_odds(probabilities)
     folds = np.arange(len(right)) % FOLDS
     held_out = np.empty(len(right))
     for fold in range(FOLDS):
         out = folds == fold
         others = ~out
-        slope, intercept = _fit(odds[others], right[others], weights[others])
+        slope, intercept = _fit(odds[others], right[others])
         held_out[out] = expit(slope * odds[out] + intercept)
-    slope, intercept = _fit(odds, right, weights)
+    slope, intercept = _fit(odds, right)
     return Calibration(
         slope=slope,
         intercept=intercept,
         answers=len(right),
-        error_before=expected_calibration_error(probabilities, right, weights),
-        error=expected_calibration_error(held_out, right, weights),
+        error_before=expected_calibration_error(probabilities, right),
+        error=expected_calibration_error(held_out, right),
     )
 
 
@@ -223,13 +218,13 @@ def _log_odds(probabilities: Floats) -> Floats:
     return np.asarray(logit(probabilities.clip(MARGIN, 1 - MARGIN)))
 
 
-def _fit(odds: Floats, right: Floats, weights: Floats) -> tuple[float, float]:
+def _fit(odds: Floats, right: Floats) -> tuple[float, float]:
     """Return slope, at least 0, and intercept. Few answers leave them near 1 and 0."""
     signs = 2 * right - 1
 
     def loss(free: Floats) -> float:
         slope, intercept = free
-        likelihood = weights @ log_expit(signs * (slope * odds + intercept))
+        likelihood = log_expit(signs * (slope * odds + intercept)).sum()
         prior = ((slope - 1) ** 2 + intercept**2) / 2
         return float(prior - likelihood)
 
@@ -238,61 +233,32 @@ def _fit(odds: Floats, right: Floats, weights: Floats) -> tuple[float, float]:
     return float(slope), float(intercept)
 
 
-def expected_calibration_error(
-    probabilities: Floats, right: Floats, weights: Floats
-) -> float:
+def expected_calibration_error(probabilities: Floats, right: Floats) -> float:
     """Return the mean gap between probability and accuracy over BINS (Guo et al. 2017).
 
     The arguments are those of `calibrate`. Few answers overstate the error, since the accuracy of a
     bin is then far off by chance.
     """
     place = np.minimum((probabilities * BINS).astype(int), BINS - 1)
-    gaps = np.bincount(place, weights * (right - probabilities), BINS)
-    return float(np.abs(gaps).sum() / weights.sum())
+    gaps = np.bincount(place, right - probabilities, BINS)
+    return float(np.abs(gaps).sum() / len(right))
 
 
-def _audited(
-    folder: Path, labels: pa.Table, classnames: list[str]
-) -> tuple[dict[str, Answer], Calibration | None]:
-    """Return the answers of an audit of these images, and the calibration that they give."""
-    plan_file, answers_file = audit_files(folder, SPLIT)
-    if not answers_file.is_file():
-        return {}, None
-    index, _ = tables.read_unlabelled(folder / "images.parquet", training=True)
-    index = index.filter(pc.is_in(index["image_id"], labels["image_id"].combine_chunks()))
-    plan = read_plan(plan_file, index, classnames)
-    saved = plan.schema(folder.absolute().name).read(answers_file)
-    saved.warn(answers_file, folder)
-    prefix = answered_prefix(plan, saved.asked)
-    certain = {name: answer for name, answer in prefix.items() if answer.kind != UNSURE}
-    if len(certain) >= MIN_ANSWERS:
-        return saved.answers, _calibration(plan, certain, labels)
-    log.warning(
-        "%d answers are too few to calibrate the probabilities, which needs %d: latteclip audit %s "
-        "--split %s.",
-        len(certain),
-        MIN_ANSWERS,
-        folder,
-        SPLIT,
-    )
-    return saved.answers, None
-
-
-def _calibration(
-    plan: SamplingPlan, answers: Mapping[str, Answer], labels: pa.Table
-) -> Calibration:
-    """Calibrate by answers. Each stands for its stratum's images per answer."""
-    answered = pa.array(list(answers))
-    labels = labels.take(pc.index_in(answered, labels["image_id"]))
-    fused = (plan.classnames[label] for label in labels["fused_label"].to_pylist())
-    pairs = zip(fused, answers.values(), strict=True)
-    right = np.array([name == answer.classname for name, answer in pairs], dtype=np.float64)
-    confidence = labels["fused_confidence"].to_numpy().astype(np.float64)
-    strata = plan.strata[pc.index_in(answered, pa.array(plan.image_ids)).to_numpy()]
-    sizes = np.bincount(plan.strata)
-    n_answers = np.bincount(strata, minlength=len(sizes)).clip(min=1)
-    images_per_answer = sizes / n_answers
-    return calibrate(confidence, right, images_per_answer[strata])
+def _calibration(checked: CheckedLabels | None) -> Calibration | None:
+    """Return the calibration by the answers that check the labels, if they are enough."""
+    n = len(checked.labels.right) if checked else 0
+    if checked is None or n < MIN_ANSWERS:
+        if n:
+            log.warning(
+                "%d answers about images drawn at random are too few to calibrate the "
+                "probabilities, which needs %d.",
+                n,
+                MIN_ANSWERS,
+            )
+        return None
+    labels = checked.labels
+    right = np.array(labels.right, np.float64)
+    return calibrate(np.array(labels.confidence), right)
 
 
 def _with_answers(
@@ -310,7 +276,8 @@ def _with_answers(
     for answer in answers.values():
         name = answer.classname
         classes.append(number.get(name))
-        is_certain.append(answer.kind != UNSURE)
+        # Answers that differ name several classes: the label decides.
+        is_certain.append(name is None or name in number)
         words.append(written.get(name, name) if name else WORDS[answer.kind])
     is_corrected = pa.array(is_certain, pa.bool_()).take(rows)
     is_corrected = pc.fill_null(is_corrected, fill_value=False)

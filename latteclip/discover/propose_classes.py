@@ -1,7 +1,5 @@
 """Propose the classes of images that have no class names, by their names and features."""
 
-import numpy as np
-
 from latteclip.config.sections.base import AUTO
 from latteclip.config.sections.discover import DiscoverSection
 from latteclip.core import tables
@@ -9,8 +7,7 @@ from latteclip.core.errors import UserError
 from latteclip.discover.grouping import MIN_IMAGES, Evidence
 from latteclip.discover.names import read_names
 from latteclip.discover.proposal import propose, write_proposal
-from latteclip.labels.features import read_features
-from latteclip.labels.label_sources import whiten
+from latteclip.labels.features import read_features, whitened
 
 
 def propose_classes(
@@ -33,9 +30,8 @@ def propose_classes(
             f"{names_path} has no answer about any image; see its column error, or set "
             "captioner.engine to an engine that can name what an image shows."
         )
-    features = read_features(features_path, ids, tables.IMAGE_FEATURES)
-    whitened = np.ascontiguousarray(whiten(features).centred[:].numpy(), np.float32)
-    evidence = Evidence.of(whitened, features[:].numpy(), read_names(answers))
+    features = read_features(features_path, ids, tables.IMAGE_FEATURES)[:].numpy()
+    evidence = Evidence.of(whitened(features), features, read_names(answers))
     wanted = None if settings.classes == AUTO else settings.classes
     proposal = propose(ids.to_pylist(), evidence, wanted)
     if len(proposal.about.names) < 2:

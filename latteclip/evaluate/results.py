@@ -149,46 +149,6 @@ def read_audit(path: str | Path) -> Audit:
     return read_record(Audit, path)
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """The share that is right by n answers of a person, with the ends of its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-    answers: int  # n
-    by: list[str]  # the commands that asked: teach, audit
-
-    @property
-    def sentence(self) -> str:
-        """Return the estimate in words."""
-        value, low, high = (100 * each for each in (self.value, self.low, self.high))
-        return (
-            f"{value:.1f} % right (95 % interval {low:.1f} to {high:.1f}), by {self.answers} "
-            f"answers of {' and '.join(self.by)}."
-        )
-
-
-@dataclass(frozen=True)
-class AccuracyStatement:
-    """How right labels and a run are by a person's answers. None where these are too few."""
-
-    dataset: str
-    method: str
-    seed: int
-    labels: Estimate | None  # of all training images
-    model: Estimate | None  # for new images
-
-    @property
-    def run(self) -> Run:
-        return self.method, self.seed
-
-
-def read_statement(path: str | Path) -> AccuracyStatement:
-    """Read what `state_accuracy` wrote."""
-    return read_record(AccuracyStatement, path)
-
-
 def mark_audited(
     runs: Sequence[Mapping[str, Any]], audits: Mapping[str, Audit]
 ) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import norm
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
@@ -25,7 +26,6 @@ from latteclip.core.holdout import MIN_HELD_OUT
 from latteclip.core.metadata import VotesMetadata
 from latteclip.evaluate.results import (
     Audit,
-    Comparison,
     Run,
     Selection,
     read_audit,
@@ -36,8 +36,7 @@ from latteclip.evaluate.train_predictions import MISSING, held_out_predictions
 log = logging.getLogger(__name__)
 MIN_IMAGES = 20  # to compare classifiers without training
 CLEAR = 0.25  # standard errors by which a model has to lead a simpler one
-# The same by answers and votes together, where answers alone decide nothing.
-LEANING = 1.0
+ALPHA = 0.05  # probability that answers seem to decide though all models are equally good
 NORMAL = 1.96  # standard errors from the value to an end of a 95 % interval
 
 
@@ -82,13 +81,6 @@ class CandidateComparison(NamedTuple):
     difference: float
     # Standard error of the difference, where both are right equally often.
     standard_error: float
-
-    @property
-    def lead(self) -> float:
-        """Return the difference in standard errors, 0 where nothing can be compared."""
-        if not self.images or not self.standard_error:
-            return 0.0
-        return self.difference / self.standard_error
 
     @property
     def is_clear(self) -> bool:
@@ -206,10 +198,8 @@ def read_votes(runs: Sequence[Candidate], votes_path: str | None) -> HeldOutVote
         return "this run has neither captions of images nor class scores"
     table = tables.read(votes_path, tables.VOTES)
     described = tables.read_metadata(votes_path, VotesMetadata)
-    if described.leaked:
-        return "the captioner was given the zero-shot labels"
-    if not described.corroborated:
-        return f"the {described.votes} fit the images no better than shuffled ones"
+    if described.unfit:
+        return described.unfit
     if len(table) < MIN_IMAGES:
         return f"only {len(table)} images have votes, and {MIN_IMAGES} are needed"
     shares = tables.from_list_column(table["vote"])  # [n, C]
@@ -238,8 +228,7 @@ def choose(
         choice = Choice(best, "votes", reason, reference)
     if audit is None:
         return choice
-    decided = _by_answers(candidates, choice, audit)
-    return decided or _by_both(candidates, choice, votes, audit) or choice
+    return _by_answers(candidates, choice, audit) or choice
 
 
 def eligible(candidates: Sequence[Candidate]) -> list[int]:
@@ -300,61 +289,35 @@ def _best_trained(candidates: Sequence[Candidate], start: int, votes: HeldOutVot
 def _by_answers(
     candidates: Sequence[Candidate], choice: Choice, audit: Audit
 ) -> Choice | None:
-    """Return the most accurate candidate that answers decide to be better, if any."""
+    """Return the most accurate candidate that answers decide to be better, if any.
+
+    One of several comparisons is often clear by chance, so each has to be clearer (Bonferroni).
+    """
     runs = [candidate.run for candidate in candidates]
-    pairs = {i: audit.compare(runs[i], runs[choice.index]) for i in eligible(candidates)}
-    better = {
-        i: pair for i, pair in pairs.items() if pair and pair.decided and pair.value > 0
+    pairs = {
+        i: pair
+        for i in eligible(candidates)
+        if i != choice.index and (pair := audit.compare(runs[i], runs[choice.index]))
     }
+    if not pairs:
+        return None
+    times = norm.isf(ALPHA / (2 * len(pairs))) / NORMAL
+    better = [
+        i
+        for i, pair in pairs.items()
+        if pair.decided and pair.value > times * (pair.high - pair.low) / 2
+    ]
     values = {run.run: run.value for run in audit.accuracies}
     best = max(better, key=lambda i: values[runs[i]], default=None)
     if best is None:
         return None
-    pair = better[best]
-    points, interval = _in_points(pair)
+    pair = pairs[best]
+    interval = f"{100 * pair.low:.1f} to {100 * pair.high:.1f}"
     reason = (
         f"A person's answers about {audit.answered:,} {audit.split} images decide: "
-        f"{pair.method} is better than {pair.other} by {points} points ({interval})."
+        f"{pair.method} is better than {pair.other} by {100 * pair.value:.1f} points ({interval})."
     )
     return Choice(best, "answers", reason, choice.reference)
-
-
-def _by_both(
-    candidates: Sequence[Candidate], choice: Choice, votes: HeldOutVotes | str, audit: Audit
-) -> Choice | None:
-    """Return the candidate that leads the choice by answers and votes together, if any does.
-
-    Leads in standard errors are added (Stouffer 1949). Answers alone decide nothing here.
-    """
-    chosen = choice.index
-    runs = [candidate.run for candidate in candidates]
-    pooled = None if isinstance(votes, str) else votes.pooled(candidates)
-    pairs = {}
-    leads = {}
-    for i in eligible(candidates):
-        pair = audit.compare(runs[i], runs[chosen])
-        if i != chosen and pair and pair.high > pair.low and pair.value > 0:
-            error = (pair.high - pair.low) / (2 * NORMAL)
-            by_votes = pooled.compare(i, chosen).lead if pooled else 0.0
-            pairs[i] = pair
-            leads[i] = pair.value / error + by_votes
-    best = max(leads, key=leads.__getitem__, default=None)
-    if best is None or leads[best] <= LEANING:
-        return None
-    pair = pairs[best]
-    points, interval = _in_points(pair)
-    reason = (
-        f"Answers about {audit.answered:,} {audit.split} images lean to {pair.method}, which is "
-        f"{points} points better than {pair.other} by them ({interval}, not decided), and votes "
-        "do not outweigh them."
-    )
-    return Choice(best, "answers", reason, choice.reference)
-
-
-def _in_points(pair: Comparison) -> tuple[str, str]:
-    """Return a difference of accuracies in points, and the ends of its interval."""
-    interval = f"{100 * pair.low:.1f} to {100 * pair.high:.1f}"
-    return f"{100 * pair.value:.1f}", interval
 
 
 def _by_votes(

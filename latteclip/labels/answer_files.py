@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.tables import from_csv_cell
 from latteclip.core.terminal import one_line
+from latteclip.core.user_tables import numbers_of_classes
 from latteclip.labels.answers import CLASS, WORDS, Answer, by_key
 
 log = logging.getLogger(__name__)
@@ -61,22 +62,22 @@ def read_foreign(
 ) -> dict[str, Answer]:
     """Return the answers of a file of another tool; images that are not there are left out.
 
-    An image is named by its image_id, its path, or the name of its file where that is unique. A
-    class is named as in `classnames`, or as the dataset writes it (`written_names`, by class).
-    UserError names unknown classes, and images of two classes.
+    An image is named by its image_id, its path, or the name of its file where that is unique.
+    Classes are those of `numbers_of_classes`. UserError names unknown classes, and images of two
+    classes.
     """
-    kinds = {word: Answer("", kind) for kind, word in WORDS.items()}
-    kinds |= {written: Answer("", CLASS, name) for name, written in written_names.items()}
-    kinds |= {name: Answer("", CLASS, name) for name in classnames}
+    kinds: dict[Any, Answer] = {word: Answer("", kind) for kind, word in WORDS.items()}
+    numbers = numbers_of_classes(classnames, written_names)
+    kinds |= {name: Answer("", CLASS, classnames[n]) for name, n in numbers.items()}
     names = [PurePath(place).name for place in paths]
     times = Counter(names)
     known = {name: i for name, i in zip(names, image_ids, strict=True) if times[name] == 1}
     known |= dict(zip(paths, image_ids, strict=True)) | {name: name for name in image_ids}
-    answers: dict[tuple[str, str], Answer] = {}
+    answers: dict[tuple[str, str | None], Answer] = {}
     missing = []
     for number, (image, label) in enumerate(_read_rows(path), start=1):
         if label not in kinds:
-            likely = one_line(suggestion(label, classnames))
+            likely = one_line(suggestion(str(label), classnames))
             raise UserError(
                 f"{path}, entry {number}, names the unknown class {one_line(label, 80)!r}; {likely}"
             )
@@ -84,7 +85,8 @@ def read_foreign(
         if image_id is None:
             missing.append(image)
         else:
-            answers[image_id, label] = replace(kinds[label], image_id=image_id)
+            answer = replace(kinds[label], image_id=image_id)
+            answers[image_id, answer.classname or answer.kind] = answer
     if missing:
         first = one_line(missing[0], 80)
         log.warning(
@@ -95,7 +97,7 @@ def read_foreign(
     return by_key(list(answers.values()), path)
 
 
-def _read_rows(path: str) -> Iterator[tuple[str, str]]:
+def _read_rows(path: str) -> Iterator[tuple[str, Any]]:
     suffix = Path(path).suffix.lower()
     try:
         if suffix == ".parquet":
@@ -119,24 +121,27 @@ def _csv_rows(file: Iterable[str]) -> Iterator[dict[str, str]]:
         yield {k: from_csv_cell(v) if isinstance(v, str) else v for k, v in row.items()}
 
 
-def _columns(rows: Any, path: str) -> Iterator[tuple[str, str]]:
+def _columns(rows: Any, path: str) -> Iterator[tuple[str, Any]]:
     for row in rows:
         image = next((row[name] for name in IMAGE if row.get(name)), None)
         names = (ANSWERED,) if ANSWERED in row else LABEL
-        label = next((row[name] for name in names if row.get(name)), None)
+        label = next((row[name] for name in names if row.get(name) not in (None, "")), None)
         if not isinstance(image, str):
             raise UserError(
                 f"{path} needs a column of images, called {' or '.join(IMAGE)}."
             )
         if label is not None:  # an image without a class is not labelled yet
-            yield image, str(label)
+            is_number = isinstance(label, int) and not isinstance(label, bool)
+            yield image, label if is_number else str(label)
 
 
-def _label_studio(tasks: Any) -> Iterator[tuple[str, str]]:
+def _label_studio(tasks: Any) -> Iterator[tuple[str, Any]]:
     """Yield the choices of the last annotation of each task."""
     for task in tasks:
         annotations = task.get("annotations") or [{"result": []}]
         for result in annotations[-1]["result"]:
             for choice in result.get("value", {}).get("choices", []):
-                image = task["data"].get("image_id") or task["data"]["image"]
-                yield unquote(image.rpartition("?d=")[2]), str(choice)
+                image = task["data"].get("image_id")
+                if image is None:  # the address of a picture
+                    image = unquote(task["data"]["image"].rpartition("?d=")[2])
+                yield image, str(choice)

@@ -1,16 +1,14 @@
 """A person's answers in one JSON file, which the page exports and the server saves.
 
-The file names the plan that its images were drawn by. Only a process that has read its latest
-revision replaces it.
+The file names the plan that its images were drawn by. Processes change it one after another.
 
 Images are known by their content, and classes by their names. An answer that says nothing about the
 images and classes of now stays in the file, and counts again when they are back.
 """
 
-import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,13 +16,11 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.files import locked, write_json
 from latteclip.core.terminal import one_line
-from latteclip.labels.label_sources import LabelledRows
 
 log = logging.getLogger(__name__)
 CLASS = "class"
@@ -36,10 +32,6 @@ TEACH, CHECK = "teach", "check"
 VERSION = 3  # version of the format
 # The plan of answers whose images follow from the answers before.
 PLAN_OF_TEACHING = "teach"
-
-
-class StaleRevisionError(Exception):
-    """The file of answers has changed since it was read."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +84,6 @@ class Saved:
     lapsed: dict[str, Answer] = field(default_factory=dict)
     gone: list[Answer] = field(default_factory=list)  # about images that are not there
     classes: list[str] = field(default_factory=list)  # names of the classes in the document
-    revision: str = ""  # "": there is no file
 
     @property
     def asked(self) -> dict[str, Answer]:
@@ -214,30 +205,34 @@ class AnswerSchema:
         """Return the answers of a file; none where there is no file."""
         if not path.exists():
             return Saved()
-        content = _read(path)
-        return replace(self.parse(content, str(path)), revision=_revision(content))
+        return self.parse(_read(path), str(path))
 
     def read_exported(self, path: str | Path) -> Saved:
         """Return the answers of a file that the page exported, or raise UserError."""
         return self.parse(_read(path), str(path))
 
-    def write(self, path: Path, answers: Answers, revision: str) -> str:
-        """Replace the given revision of a file of answers, and return the new one.
+    def update(
+        self, path: Path, changed: Answers, removed: Collection[str] = ()
+    ) -> dict[str, Answer]:
+        """Change and remove some answers of a file by their keys, and return all about now.
 
-        What the file has about other images and classes stays in it.
-
-        StaleRevisionError: another process has written the file since.
+        The file keeps what other processes have saved, and answers about other images and classes.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path):
             before = self.read(path)
-            if revision != before.revision:
-                raise StaleRevisionError
-            lapsed = [answer for key, answer in before.lapsed.items() if key not in answers]
+            answers = {**before.answers, **changed}
+            for key in removed:
+                answers.pop(key, None)
+            lapsed = [
+                answer
+                for key, answer in before.lapsed.items()
+                if key not in answers and key not in removed
+            ]
             every = entries([*before.gone, *lapsed, *self._described(answers, before)])
             classes = list(dict.fromkeys([*before.classes, *self.classnames]))
             write_json(path, {**self.header(), "classes": classes, "answers": every})
-            return _revision(_read(path))
+        return answers
 
     def _described(self, answers: Answers, before: Saved) -> Iterator[Answer]:
         """Yield answers with their images' content, new ones with the classes not offered."""
@@ -352,10 +347,6 @@ def by_key(answers: Sequence[Answer], where: str) -> dict[str, Answer]:
     return answer_of_key
 
 
-def _revision(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
 def _read(path: str | Path) -> bytes:
     try:
         return Path(path).read_bytes()
@@ -368,39 +359,3 @@ def teaching_schema(
 ) -> AnswerSchema:
     """Return the schema of the answers that teach, about the images of a table IMAGES."""
     return AnswerSchema(PLAN_OF_TEACHING, dataset, images, tuple(classnames))
-
-
-def labelled_rows(
-    answers: Answers, images: pa.Table, classnames: Sequence[str]
-) -> LabelledRows:
-    """Find the answered images among others by name. Answers "cannot tell" are left out."""
-    label_of = {name: label for label, name in enumerate(classnames)}
-    known = [answer for answer in answers.values() if answer.kind != UNSURE]
-    names = pa.array([answer.image_id for answer in known], pa.string())
-    rows_of_known = pc.index_in(names, images["image_id"]).to_pylist()
-    present = []
-    rows_of_present = []
-    for answer, row in zip(known, rows_of_known, strict=True):
-        if row is not None:
-            present.append(answer)
-            rows_of_present.append(row)
-    each = torch.tensor(rows_of_present, dtype=torch.long)
-    rows, positions = each.unique(return_inverse=True)
-    shares = torch.zeros(len(rows), len(classnames), dtype=torch.float64)
-    is_drawn = torch.zeros(len(rows), dtype=torch.bool)
-    for answer, position in zip(present, positions, strict=True):
-        is_drawn[position] |= answer.phase == CHECK
-        if answer.kind == CLASS:
-            shares[position, label_of[str(answer.classname)]] += 1
-    shares /= shares.sum(dim=1, keepdim=True).clamp(min=1)
-    return LabelledRows(len(images), rows, shares, is_drawn)
-
-
-def read_labelled(
-    path: str, images: pa.Table, classnames: Sequence[str]
-) -> LabelledRows | None:
-    """Return the answered images of a table IMAGES, if there are any; others are named."""
-    saved = teaching_schema("the dataset", classnames, images).read(Path(path))
-    saved.warn(path, Path(path).parent)
-    labelled = labelled_rows(saved.answers, images, classnames)
-    return labelled if len(labelled.rows) else None

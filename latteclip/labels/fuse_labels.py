@@ -1,10 +1,8 @@
-"""Label training images by the model of `fusion`, which is not in the paper."""
+"""Label training images by `LabelModel`, which is not in the paper."""
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,362 +10,392 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from latteclip.clip.classifier import Classifier, save_classifier
+from latteclip.clip.classifier import Classifier, classify, load_classifier, save_classifier
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import held_out_for_choice
 from latteclip.core.metadata import (
     ClassesMetadata,
-    EncoderMetadata,
     IndexMetadata,
     VoterLabelsMetadata,
     VotesMetadata,
 )
-from latteclip.labels import fusion_report
-from latteclip.labels.answers import read_labelled
-from latteclip.labels.examples import Examples, read_examples
-from latteclip.labels.fusion import FUSED, OTHER, Fusion
-from latteclip.labels.fusion_report import FusionReport
-from latteclip.labels.guarantees import confidence_sequence
-from latteclip.labels.label_sources import LabelledRows, Votes
-from latteclip.labels.predictors import Predictors, read_predictors
-from latteclip.labels.voter_estimates import ZERO_SHOT, Tests, fuse_counted, gains_of_voters
-from latteclip.labels.voter_model import (
-    JointFusion,
-    JointModel,
-    first_labels,
-    fuse_voters,
+from latteclip.labels.fusion_report import (
+    ANSWERS,
+    VOTES,
+    Check,
+    CheckedLabels,
+    FusionReport,
+    LabellerReport,
+    PersonAnswers,
+    write_fusion_report,
 )
-from latteclip.labels.voters.base import FusionSettings, VoterTable
+from latteclip.labels.guarantees import Bools, Interval, share_right
+from latteclip.labels.label_inputs import LabelInputs, LabellerTable, read_answers
+from latteclip.labels.label_model import Answers, Floats, Ints, Labeller, LabelModel
+from latteclip.labels.write_votes import VotesTableMetadata, first_classes
 
 log = logging.getLogger(__name__)
+NO_VOTE = -1
+ZERO_SHOT = "zero_shot"  # the class texts among the labellers
+FUSED = "fused"
 PROBABILITY_DIGITS = 6
+MIN_ANSWERS = 10  # about random images, from which the accuracy of a labeller follows
+MIN_WEIGHT = 0.05  # of votes that compare classifiers
+SILENT = Labeller(accuracy=None, identified=False, weight=0.0, answers_needed=0)
+LEAKED = "the captioner was given the zero-shot labels"
+
+
+def adapt_zero_shot(
+    images_path: str, pseudo_labels_path: str, class_embeddings_path: str, output: str
+) -> None:
+    """Write the zero-shot classifier, adapted to the training images by `LabelModel`."""
+    table, classnames = _training_images(images_path)
+    known = LabelInputs.read(
+        table["image_id"], classnames, pseudo_labels_path, class_embeddings_path, []
+    )
+    model = known.fit()
+    save_classifier(
+        output, _classifier(known, model.coef_, model.intercept_), known.described
+    )
+    log.info("Adapted %d classes to %d images.", len(classnames), len(table))
 
 
 def fuse_labels(
     images_path: str,
     pseudo_labels_path: str,
     class_embeddings_path: str,
-    settings: FusionSettings,
+    adapted_path: str,
     output: str,
     report_output: str,
     prototypes_output: str,
     votes_output: str,
     voter_labels_output: str,
     *,
-    voters_files: Sequence[VoterTable],
+    labellers_files: Sequence[LabellerTable],
     answers_path: str | None = None,
     examples_path: str | None = None,
     image_encoders_paths: Sequence[str] = (),
     encoders_prototypes_output: str | None = None,
-    device: str,
-    threads: int,
 ) -> None:
     """Write FUSED_LABELS and VOTES of the images that are not in the test split, and a classifier.
 
-    The classifier pools zero-shot scores and image prototypes. The report is that of
-    `fusion_report`, and VOTER_LABELS has the class of each image by each voter. The dataset's
-    labels are not read.
+    The report is that of `fusion_report`, and VOTER_LABELS has the class of each image by each
+    labeller. The dataset's labels are not read.
     """
-    table, classnames = tables.read_unlabelled(images_path, training=True)
+    table, classnames = _training_images(images_path)
     image_ids = table["image_id"]
-    if len(table) == 0:
-        raise UserError(f"{images_path} has no training image; check the dataset's split.")
-    known = read_predictors(
+    known = LabelInputs.read(
         image_ids,
         classnames,
-        settings,
         pseudo_labels_path,
         class_embeddings_path,
-        voters_files,
-        image_encoders_paths=image_encoders_paths,
-        device=device,
-        threads=threads,
+        labellers_files,
+        image_encoders_paths,
+        examples_path,
     )
-    labelled = read_labelled(answers_path, table, classnames) if answers_path else None
-    votes = {name: ballot.votes for name, ballot in known.ballots.items()}
-    names = [
-        tables.read_metadata(path, EncoderMetadata).model for path in image_encoders_paths
-    ]
-    examples = None
-    if examples_path is not None:
-        models = [settings.clip.model, *names]
-        examples = read_examples(examples_path, classnames, models)
-    joint, estimates = fuse_counted(
-        partial(_fused, known, labelled, examples),
-        votes,
-        labelled,
-        like_images=[one.name for one in voters_files if one.kind == ZERO_SHOT],
-    )
-    fusion = joint.fusion
-    described = known.described
-    own = known.images.classifier(fusion.head, described["logit_scale"])
-    save_classifier(prototypes_output, own, described)
-    if encoders_prototypes_output is not None:
-        described = {**described, "image_encoders": names}
-        save_classifier(encoders_prototypes_output, _of_encoders(known, fusion), described)
-    answers = fusion_report.PersonAnswers()
-    if labelled is not None:
-        answers = _answers(labelled, fusion, image_ids, classnames)
-    columns = _columns(image_ids, known, fusion, voters_files)
+    answers, unsure = Answers.of(None, len(classnames)), 0
+    if answers_path:
+        answers, unsure = read_answers(answers_path, table, classnames)
+    model = known.fit(answers)
+    _save_classifiers(known, model, prototypes_output, encoders_prototypes_output)
+    labels = {name: first_classes(votes) for name, votes in known.votes.items()}
+    _write_voter_labels(voter_labels_output, image_ids, classnames, labels)
+    adapted = _adapted(adapted_path, known, classnames)
+    fused, confidence, unnamed = labels_with_evidence(known, model, labels, answers)
+    columns = {
+        field.name: pa.nulls(known.n, field.type) for field in tables.FUSED_LABELS
+    } | {
+        "image_id": image_ids,
+        "adapted_label": pa.array(adapted, pa.int32()),
+        "image_label": pa.array(np.asarray(model.head_labels_)[: known.n], pa.int32()),
+        "fused_label": pa.array(fused, pa.int32()),
+        "fused_confidence": pa.array(confidence, pa.float32()),
+    }
+    for one in labellers_files:
+        if one.column is not None:
+            has = labels[one.name] != NO_VOTE
+            own = np.where(has, labels[one.name], adapted)
+            columns[f"{one.column}_label"] = pa.array(own, pa.int32())
+            shares = known.votes[one.name].probabilities.max(axis=1)
+            columns[f"{one.column}_confidence"] = pa.array(shares, pa.float32())
     tables.write(output, columns, tables.FUSED_LABELS, ClassesMetadata(classnames))
-    _write_voter_labels(voter_labels_output, image_ids, classnames, votes)
     index = tables.read_metadata(images_path, IndexMetadata)
-    report = _report(fusion, known, names, index, settings, answers)
-    report = replace(
-        report,
-        uncounted=list(joint.uncounted),
-        voters=_voters(joint, voters_files, estimates, Path(report_output).parent),
-        zero_shot=estimates.get(ZERO_SHOT),
-        examples=len(examples.labels) if examples else 0,
+    has_vote = np.any([of_one != NO_VOTE for of_one in labels.values()], axis=0)
+    reports = _labellers(known, model, labellers_files, labels, answers, report_output)
+    report = FusionReport(
+        classnames=classnames,
+        written_names=index.written_names,
+        model=known.described["model"],
+        pretrained=known.described.get("pretrained"),
+        labellers=[report for report in reports if report.name != ZERO_SHOT],
+        zero_shot=next(report for report in reports if report.name == ZERO_SHOT),
+        votes=_title(labellers_files),
+        voting=int(has_vote.sum()),
+        reason=model.reason_,
+        changed=int((fused != adapted).sum()),
+        image_encoders=known.encoders,
+        answers=_answers(answers, unsure, known, model, image_ids, classnames),
+        examples=len(known.examples),
+        without_evidence=[classnames[label] for label in unnamed],
     )
-    fusion_report.write_fusion_report(report_output, report)
-    effect = "count" if report.corroborated else "are ignored"
-    log.info(
-        "%d images have %s, which %s. %d labels changed; latteclip labels show says more.",
-        report.voting,
-        report.votes,
-        effect,
-        report.changed,
-    )
-    if joint.uncounted:
-        log.info("%s", fusion_report.why_uncounted(joint.uncounted))
-    leaked = any(ballot.leaked for ballot in known.ballots.values())
-    metadata = VotesMetadata(classnames, report.votes, report.corroborated, leaked)
-    columns = _votes(image_ids, votes, joint)
-    schema = tables.VOTES_ENCODERS if image_encoders_paths else tables.VOTES
-    tables.write(votes_output, {n: columns[n] for n in schema.names}, schema, metadata)
+    write_fusion_report(report_output, report)
+    _log(report, known.n)
+    _write_votes(votes_output, image_ids, known, model, has_vote, labellers_files, report)
 
 
-def _of_encoders(known: Predictors, fusion: Fusion) -> Classifier:
-    """Return the classifier that reads the features of all image encoders, side by side."""
+def _training_images(images_path: str) -> tuple[pa.Table, list[str]]:
+    table, classnames = tables.read_unlabelled(images_path, training=True)
+    if len(table) == 0:
+        raise UserError(f"{images_path} has no training image; check the dataset's split.")
+    return table, classnames
+
+
+def _classifier(known: LabelInputs, weights: Floats, bias: Floats) -> Classifier:
+    """Return a classifier whose scores are logits over the factor of CLIP's cosines."""
     scale = known.described["logit_scale"]
-    models = (known.images, *known.others)
-    heads = [
-        model.classifier(head, scale)
-        for model, head in zip(models, fusion.joint_heads, strict=True)
-    ]
-    weights = torch.cat([head.weights for head in heads], dim=1)
-    bias = torch.stack([head.bias for head in heads]).sum(dim=0)
-    return Classifier.of(weights, bias)
+    return Classifier.of(
+        torch.from_numpy(np.array(weights / scale)),
+        torch.from_numpy(np.array(bias / scale)),
+    )
+
+
+def _save_classifiers(
+    known: LabelInputs, model: LabelModel, output: str, encoders_output: str | None
+) -> None:
+    """Write the classifier of CLIP's features, and that of all encoders side by side."""
+    own = _classifier(known, model.coef_, model.intercept_)
+    save_classifier(output, own, known.described)
+    if encoders_output is not None:
+        joint = _classifier(known, model.joint_coef_, model.joint_intercept_)
+        described = {**known.described, "image_encoders": known.encoders}
+        save_classifier(encoders_output, joint, described)
+
+
+def _adapted(path: str, known: LabelInputs, classnames: Sequence[str]) -> Ints:
+    """Return the classes [N] by the adapted zero-shot classifier."""
+    classifier, _ = load_classifier(path, classnames=classnames)
+    features = torch.from_numpy(known.features[0][: known.n])
+    return np.asarray(classify(features, classifier, 1)[0][:, 0].numpy())
+
+
+def labels_with_evidence(
+    known: LabelInputs, model: LabelModel, labels: dict[str, Ints], answers: Answers
+) -> tuple[Ints, Floats, list[int]]:
+    """Return labels and confidences [N], and classes that nothing but class texts names.
+
+    These have no labels where labellers have a vote about most images.
+    """
+    fused, confidence = model.labels_[: known.n], model.confidence_[: known.n]
+    votes = np.concatenate([np.zeros(0, np.int32), *labels.values()])
+    named = np.bincount(votes[votes != NO_VOTE], minlength=known.n_classes) > 0
+    named |= answers.shares.any(axis=0)
+    named[known.examples] = True
+    covered = np.any([of_one != NO_VOTE for of_one in labels.values()], axis=0)
+    unnamed = np.flatnonzero(~named)
+    without = np.isin(fused, unnamed)
+    if not named.any() or not np.mean(covered) > 0.5 or not without.any():
+        return fused, confidence, []
+    rows = np.flatnonzero(without)
+    shares = model.probabilities(rows)[:, named]
+    fused, confidence = fused.copy(), confidence.copy()
+    fused[rows] = np.flatnonzero(named)[shares.argmax(axis=1)]
+    confidence[rows] = np.minimum(confidence[rows], shares.max(axis=1))
+    return fused, confidence, np.intersect1d(unnamed, model.labels_[rows]).tolist()
 
 
 def _write_voter_labels(
-    output: str,
-    image_ids: pa.ChunkedArray,
-    classnames: list[str],
-    votes: Mapping[str, Votes],
+    output: str, image_ids: pa.ChunkedArray, classnames: list[str], labels: dict[str, Ints]
 ) -> None:
-    labels = [first_labels(of_voter).numpy() for of_voter in votes.values()]
     columns = {
         "image_id": image_ids,
-        "labels": tables.list_column(np.stack(labels, axis=1)),
+        "labels": tables.list_column(np.stack([*labels.values()], axis=1)),
     }
-    metadata = VoterLabelsMetadata(classnames, list(votes))
+    metadata = VoterLabelsMetadata(classnames, list(labels))
     tables.write(output, columns, tables.VOTER_LABELS, metadata)
 
 
-def _fused(
-    known: Predictors,
-    labelled: LabelledRows | None,
-    examples: Examples | None,
-    votes: Mapping[str, Votes],
-    tests: Tests | None,
-) -> JointFusion:
-    """Return the labels of the images, which learn from answers and from examples."""
-    if examples is None:
-        return fuse_voters(known.images, votes, known.others, labelled, tests)
-    images = examples.add_features(0, known.images)
-    others = [
-        examples.add_features(number, model)
-        for number, model in enumerate(known.others, start=1)
-    ]
-    every = {name: examples.add_votes(one) for name, one in votes.items()}
-    n = len(known.images.centred)
-    answers = examples.add_answers(labelled, n)
-    joint = fuse_voters(images, every, others, answers, tests)
-    return replace(joint, fusion=joint.fusion.of_first(n))
-
-
-def _votes(
-    image_ids: pa.ChunkedArray, votes: Mapping[str, Votes], joint: JointFusion
-) -> dict[str, Any]:
-    fusion = joint.fusion
-    model = joint.model
-    first = next(iter(votes.values()))
-    n = len(image_ids)
-    has = model.votes.has[:n] if fusion.parameters.test.significant else first.has
-    judges = torch.from_numpy(held_out_for_choice(tables.Strings(image_ids))) & has
-    if isinstance(model, JointModel):
-        rows = judges.nonzero()[:, 0]
-        vote = model.vote_log_likelihood(rows, fusion.parameters).softmax(dim=1)
-    else:
-        counting = [votes[name] for name, voter in joint.voters.items() if voter]
-        alone = counting[0] if counting else first
-        vote = fusion.parameters.classes(alone.probabilities(judges))
-    return {
-        "image_id": image_ids.filter(pa.array(judges.numpy())),
-        "vote": tables.list_column(vote.float().numpy()),
-        "head": _column(fusion.predicted[judges]),
-        "joint_head": _column(fusion.joint_predicted[judges]),
-    }
-
-
-def _columns(
+def _write_votes(
+    output: str,
     image_ids: pa.ChunkedArray,
-    known: Predictors,
-    fusion: Fusion,
-    voters: Sequence[VoterTable],
-) -> dict[str, Any]:
-    adapted = fusion.individual_labels["zero_shot"]
-    columns = {
-        field.name: pa.nulls(len(image_ids), field.type) for field in tables.FUSED_LABELS
+    known: LabelInputs,
+    model: LabelModel,
+    has_vote: Bools,
+    labellers: Sequence[LabellerTable],
+    report: FusionReport,
+) -> None:
+    """Write what the labellers say of images that compare classifiers, and what these say."""
+    rows = np.flatnonzero(held_out_for_choice(tables.Strings(image_ids)) & has_vote)
+    columns: dict[str, Any] = {
+        "image_id": image_ids.take(pa.array(rows)),
+        "vote": tables.list_column(model.vote_probabilities(rows).astype(np.float32)),
+        "head": pa.array(np.asarray(model.head_labels_)[rows], pa.int32()),
     }
-    columns |= {
-        "image_id": image_ids,
-        "adapted_label": _column(adapted),
-        "fused_label": _column(fusion.labels),
-        "fused_confidence": pa.array(fusion.confidence.numpy()),
-    }
-    if "images" in fusion.individual_labels:
-        columns["image_label"] = _column(fusion.individual_labels["images"])
-    for voter in voters:
-        if voter.column is not None:
-            ballot = known.ballots[voter.name]
-            labels = torch.where(ballot.confidence > 0, ballot.labels, adapted)
-            columns[f"{voter.column}_label"] = _column(labels)
-            columns[f"{voter.column}_confidence"] = pa.array(ballot.confidence.numpy())
-    return columns
+    schema = tables.VOTES
+    if known.encoders:
+        schema = tables.VOTES_ENCODERS
+        joint = np.asarray(model.joint_head_labels_)[rows]
+        columns["joint_head"] = pa.array(joint, pa.int32())
+    reason = _why_unfit(labellers, report)
+    metadata = VotesMetadata(report.classnames, report.votes, reason)
+    tables.write(output, columns, schema, metadata)
 
 
-def _column(labels: torch.Tensor) -> pa.Array:
-    return pa.array(labels.int().numpy())
+def _why_unfit(labellers: Sequence[LabellerTable], report: FusionReport) -> str:
+    """Return why votes cannot compare classifiers, "" where they can."""
+    for one in labellers:
+        if one.kind == "captions" and _metadata(one).leaked:
+            return LEAKED
+    if not any(one.weight > MIN_WEIGHT for one in report.labellers):
+        return f"the images do not predict the {report.votes}"
+    return ""
 
 
-def _report(
-    fusion: Fusion,
-    known: Predictors,
-    image_encoders: Sequence[str],
-    index: IndexMetadata,
-    settings: FusionSettings,
-    answers: fusion_report.PersonAnswers,
-) -> FusionReport:
-    learned = fusion.parameters
-    test = learned.test
-    adapted = fusion.individual_labels["zero_shot"]
-    ballots = list(known.ballots.values())
-    has_vote = torch.stack([ballot.confidence > 0 for ballot in ballots])  # [V, N]
-    agree = torch.stack([ballot.labels == adapted for ballot in ballots])
-    votes = ballots[0].title if len(ballots) == 1 else f"votes of {len(ballots)} voters"
-    gains = None
-    if fusion.gains:
-        gains = fusion_report.Gains(
-            both=fusion.gains["both"],
-            zero_shot=fusion.gains["zero_shot"],
-            images=fusion.gains["images"],
-        )
-    return FusionReport(
-        classnames=index.classnames,
-        written_names=index.written_names,
-        model=settings.clip.model,
-        pretrained=settings.clip.pretrained,
-        voters=[],
-        zero_shot=None,
-        votes=votes,
-        voting=int(has_vote.any(dim=0).sum()),
-        agreement=int(agree[has_vote].sum()) / max(1, int(has_vote.sum())),
-        corroborated=test.significant,
-        corroboration=fusion_report.Corroboration(
-            test.images, test.zero_shot, test.p_value
-        ),
-        weights=fusion_report.Weights(learned.zero_shot, learned.images[0], learned.texts),
-        explained_share=learned.explained_share,
-        independence=learned.independence,
-        gains=gains,
-        changed=int((fusion.labels != adapted).sum()),
-        image_encoders=[
-            fusion_report.EncoderReport(
-                model=model,
-                weight=learned.images[1 + number] if test.significant else 0.0,
-                gain=fusion.gains.get(f"{OTHER}{number}", 0.0),
-                agreement=test.others[number],
-                p_value=test.p_values[number],
-            )
-            for number, model in enumerate(image_encoders)
-        ],
-        answers=answers,
-    )
+def _metadata(labeller: LabellerTable) -> VotesTableMetadata:
+    return tables.read_metadata(labeller.table, VotesTableMetadata)
 
 
-def _voters(
-    joint: JointFusion,
-    voters: Sequence[VoterTable],
-    estimates: Mapping[str, fusion_report.VoterEstimate],
-    folder: Path,
-) -> list[fusion_report.VoterReport]:
-    """Return what the votes of each voter are worth, with its table relative to a folder."""
-    gains = gains_of_voters(joint)
+def _title(labellers: Sequence[LabellerTable]) -> str:
+    """Return what messages call the votes."""
+    if len(labellers) > 1:
+        return f"votes of {len(labellers)} labellers"
+    one = labellers[0]
+    if one.kind == "captions":
+        return "captions"
+    return "class scores" if one.column else f"votes of {one.name}"
+
+
+def _labellers(
+    known: LabelInputs,
+    model: LabelModel,
+    labellers: Sequence[LabellerTable],
+    labels: dict[str, Ints],
+    answers: Answers,
+    report_output: str,
+) -> list[LabellerReport]:
+    """Return what the votes of each labeller are worth, and those of the class texts."""
+    folder = Path(report_output).parent
+    texts = (known.features[0][: known.n] @ known.texts.T).argmax(axis=1)
+    every = [*labellers, LabellerTable(ZERO_SHOT, ZERO_SHOT, "")]
     reports = []
-    for voter in voters:
-        known = joint.voters[voter.name]
-        estimate = estimates[voter.name]
-        one = fusion_report.VoterReport(
-            name=voter.name,
-            kind=voter.kind,
-            module=voter.module,
-            table=os.path.relpath(voter.table, folder),
-            votes=estimate.votes,
-            weight=known.weight if known else None,
-            family=known.family if known else None,
-            gain=gains[voter.name],
-            estimate=estimate,
+    for one in every:
+        learned = model.labellers_.get(one.name, SILENT)
+        votes = labels.get(one.name, texts)
+        n = int((votes != NO_VOTE).sum())
+        accuracy = accuracy_by_answers(votes, answers)
+        by = VOTES if accuracy is None else ANSWERS
+        if accuracy is None and learned.accuracy is not None:
+            accuracy = Interval(*learned.accuracy, n=0)
+        report = LabellerReport(
+            name=one.name,
+            kind=one.kind,
+            table=os.path.relpath(one.table, folder) if one.table else None,
+            answers=os.path.relpath(one.answers, folder) if one.answers else None,
+            votes=n,
+            weight=learned.weight,
+            accuracy=accuracy,
+            by=by,
+            answers_needed=0 if accuracy else learned.answers_needed,
         )
-        reports.append(one)
+        reports.append(report)
     return reports
 
 
+def accuracy_by_answers(votes: Ints, answers: Answers) -> Interval | None:
+    """Return the share of right votes [N], by the answers about images with a vote.
+
+    None: fewer than MIN_ANSWERS of them are about images drawn at random.
+    """
+    own = votes[answers.rows]
+    has = own != NO_VOTE
+    drawn = answers.drawn & has
+    if drawn.sum() < MIN_ANSWERS:
+        return None
+    is_right = answers.shares[np.arange(len(own)), own] > 0
+    taught = ~answers.drawn & has
+    return share_right(
+        int((votes != NO_VOTE).sum()),
+        int(drawn.sum()),
+        int((is_right & drawn).sum()),
+        right=int((is_right & taught).sum()),
+        wrong=int((~is_right & taught).sum()),
+    )
+
+
 def _answers(
-    labelled: LabelledRows,
-    fusion: Fusion,
+    answers: Answers,
+    unsure: int,
+    known: LabelInputs,
+    model: LabelModel,
     image_ids: pa.ChunkedArray,
     classnames: Sequence[str],
-) -> fusion_report.PersonAnswers:
-    """Return the answers, and how right the labels are by them."""
-    names: list[str | None] = []
-    for shares in labelled.shares:
-        labels = shares.nonzero()[:, 0].tolist()
-        named = " or ".join(classnames[label] for label in labels)
-        names.append(named or None)
-    ids = image_ids.take(pa.array(labelled.rows.numpy()))
-    images = dict(zip(ids.to_pylist(), names, strict=True))
-    if not fusion.checked:
-        return fusion_report.PersonAnswers(images)
-    checks = {
-        name: fusion_report.Check(
-            one.confidence.tolist(),
-            one.right.tolist(),
-            one.probabilities.double().numpy().round(PROBABILITY_DIGITS).tolist(),
-        )
-        for name, one in fusion.checked.items()
-    }
-    labels = checks.pop(FUSED)
-    answers = len(labels.right)
-    right = sum(labels.right)
-    taught = len(labelled.rows) - answers
-    n = labelled.n
-    others = n - taught
-    shares = (right / answers, *confidence_sequence(right, answers, others))
-    # Answers also correct the wrong labels that they checked.
-    sure = taught + answers - right
-    value, low, high = ((sure + share * others) / n for share in shares)
-    checked = fusion_report.CheckedLabels(
-        answers=answers,
-        value=value,
-        low=low,
-        high=high,
-        image_id=ids.filter(pa.array(labelled.drawn.numpy())).to_pylist(),
-        labels=labels,
-        classifiers=checks,
+) -> PersonAnswers:
+    """Return the answers, and the accuracy of the labels by them."""
+    ids = image_ids.take(pa.array(answers.rows)).to_pylist()
+    images: dict[str, str | None] = {}
+    for image_id, shares in zip(ids, answers.shares, strict=True):
+        named = " or ".join(classnames[label] for label in np.flatnonzero(shares))
+        images[image_id] = named or None
+    if not answers.drawn.any():
+        return PersonAnswers(images)
+    drawn = answers.select(answers.drawn)
+    labels = Check(
+        model.held_out_confidence_.tolist(), _is_right(drawn, model.held_out_labels_)
     )
-    log.info("Labels %s.", checked.sentence)
-    return fusion_report.PersonAnswers(images, checked)
+    classifiers = {"image_prototypes": model.held_out_head_}
+    if known.encoders:
+        classifiers["image_prototypes_encoders"] = model.held_out_joint_head_
+    checks = {
+        name: Check(
+            probabilities.max(axis=1).tolist(),
+            _is_right(drawn, probabilities.argmax(axis=1)),
+            probabilities.round(PROBABILITY_DIGITS).tolist(),
+        )
+        for name, probabilities in classifiers.items()
+    }
+    right = labels_right(known.n, answers, np.array(labels.right), unsure)
+    names = np.array(ids, object)[answers.drawn].tolist()
+    return PersonAnswers(images, CheckedLabels(right, names, labels, checks))
+
+
+def _is_right(answers: Answers, labels: Ints) -> list[bool]:
+    shares = answers.shares[np.arange(len(labels)), labels]
+    return [bool(share > 0) for share in shares]
+
+
+def labels_right(n: int, answers: Answers, right: Bools, unsure: int) -> Interval:
+    """Return the share of right labels of N images, once answers have replaced labels.
+
+    `right` [J]: whether the labels of the drawn images were right without their answers.
+    """
+    of_class: Bools = np.asarray(answers.shares.any(axis=1))
+    taught = ~answers.drawn
+    return share_right(
+        n,
+        len(right),
+        int(right.sum()),
+        right=int((of_class & taught).sum()),
+        wrong=int((~of_class & taught).sum()),
+        unsure=unsure,
+        corrected=int((~right & of_class[answers.drawn]).sum()),
+    )
+
+
+def _log(report: FusionReport, n: int) -> None:
+    log.info(
+        "%d of %d images have %s. %d labels differ from the adapted zero-shot ones; latteclip "
+        "labels show says more.",
+        report.voting,
+        n,
+        report.votes,
+        report.changed,
+    )
+    if report.reason:
+        log.info("%s", report.reason)
+    if report.without_evidence:
+        log.info(
+            "No vote, answer or example names %s, so no image has that label.",
+            ", ".join(report.without_evidence),
+        )
+    if report.answers.checked:
+        log.info("Labels %s.", report.answers.checked.sentence)

@@ -1,81 +1,31 @@
-"""The report on fused labels, a file beside their table: votes, weights, and a person's answers."""
+"""The report on the labels of a dataset, a file beside their table."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from latteclip.core.files import read_record, write_record
+from latteclip.labels.guarantees import Interval
 
 NAME = "fused_labels.json"  # the file below the results of a dataset
+ANSWERS = "answers"  # an accuracy is known by answers of a person, or by votes and images
+VOTES = "votes"
 
 
 @dataclass(frozen=True)
-class Corroboration:
-    """The test that votes fit images and zero-shot scores better than permuted votes do."""
-
-    images: float  # the statistic by image prototypes
-    zero_shot: float  # the statistic by zero-shot scores
-    p_value: float
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The weights of the predictors in the labels."""
-
-    zero_shot: float
-    images: float
-    texts: float  # weight of the prototypes of captions
-
-
-@dataclass(frozen=True)
-class Gains:
-    """The nats per vote by which predictors make the votes likelier than class frequencies do."""
-
-    both: float
-    zero_shot: float
-    images: float
-
-
-@dataclass(frozen=True)
-class EncoderReport:
-    """What an image encoder beside CLIP is worth to the labels."""
-
-    model: str
-    weight: float
-    gain: float  # nats per vote, as in `Gains`
-    agreement: float  # the statistic of its test
-    p_value: float
-
-
-@dataclass(frozen=True)
-class VoterEstimate:
-    """How right a voter is where it votes."""
-
-    value: float | None
-    low: float
-    high: float
-    tells: bool  # whether the interval can be relied upon
-    source: str  # "answers" or "votes"
-    votes: int
-    # Answers about images drawn at random that would tell; 0 where the estimate tells.
-    answers_needed: int
-    by_images: float | None = None  # the estimate by images alone
-
-
-@dataclass(frozen=True)
-class VoterReport:
-    """A voter, and what its votes are worth."""
+class LabellerReport:
+    """A labeller, and what its votes are worth."""
 
     name: str
-    kind: str  # a kind of the key `voters`
-    module: str  # a module of latteclip/labels/voters
-    table: str  # beside the report, or below its folder
+    kind: str  # a kind of the key `voters`, or zero_shot for the class texts
+    table: str | None  # its votes, relative to the folder of the report
+    answers: str | None  # the captioner's answers that they follow from, likewise
     votes: int  # images with a vote
-    weight: float | None  # mean weight of a vote; None: its votes carry no information
-    family: int | None  # voters of one family share errors
-    # Share of all images whose label it is expected to correct, beside all other voters.
-    gain: float
-    estimate: VoterEstimate
+    weight: float  # mean weight of a vote in the labels
+    accuracy: Interval | None  # share of right votes; None: unknown
+    by: str  # what the accuracy follows from: answers, or votes
+    answers_needed: (
+        int  # answers about random images from which it would follow, 0 if it is known
+    )
 
 
 @dataclass(frozen=True)
@@ -90,24 +40,17 @@ class Check:
 
 @dataclass(frozen=True)
 class CheckedLabels:
-    """How right the labels are, by answers about J images that were drawn at random."""
+    """The accuracy of the labels, by answers about J images that were drawn at random."""
 
-    answers: int  # J
-    value: float  # share of right labels of all images, with its 95 % interval
-    low: float
-    high: float
+    right: Interval  # share of right labels of all images
     image_id: list[str]  # J
     labels: Check
     classifiers: dict[str, Check]  # the keys are the names of their files
 
     @property
     def sentence(self) -> str:
-        """Return how right the labels are, in words."""
-        value, low, high = (100 * share for share in (self.value, self.low, self.high))
-        return (
-            f"checked by {self.answers} answers of yours: {value:.1f} % right, 95 % interval "
-            f"{low:.1f} to {high:.1f}"
-        )
+        """Return the accuracy of the labels in words."""
+        return f"checked by {self.right.n} answers of yours: {self.right.words}"
 
 
 @dataclass(frozen=True)
@@ -137,32 +80,16 @@ class FusionReport:
     written_names: dict[str, str]  # names that the dataset writes otherwise
     model: str  # the name of the CLIP model
     pretrained: str | None
-    voters: list[VoterReport]
-    zero_shot: VoterEstimate | None  # how right zero-shot scores are; None: there are none
-    votes: str  # what votes: captions, or class scores
+    labellers: list[LabellerReport]
+    zero_shot: LabellerReport  # the class texts
+    votes: str  # in words: captions, class scores, or votes of several labellers
     voting: int  # images with a vote
-    agreement: float  # share of the votes that are the adapted zero-shot label
-    corroborated: bool  # whether the votes count
-    corroboration: Corroboration
-    weights: Weights
-    explained_share: float  # share of the votes that the predictors explain
-    independence: float  # how many times predictors count beside a vote
-    gains: Gains | None  # None where the votes do not count
+    reason: str  # why the labels are those of one labeller; "": they are not
     changed: int  # labels that are not the adapted zero-shot ones
-    image_encoders: list[EncoderReport]
+    image_encoders: list[str]  # models beside CLIP
     answers: PersonAnswers
     examples: int = 0  # images outside of the dataset, of known classes
-    # Voters that do not count: nothing tells how right they are.
-    uncounted: list[str] = field(default_factory=list)
-
-
-def why_uncounted(names: Sequence[str]) -> str:
-    """Return in words why some voters do not count in the labels."""
-    return (
-        f"Votes of {', '.join(names)} do not count in the labels: nothing tells how right they "
-        "are, and they seem to be worse or to repeat the errors of others. Answers of latteclip "
-        "teach about images drawn at random would tell."
-    )
+    without_evidence: list[str] = field(default_factory=list)  # classes that have no labels
 
 
 def write_fusion_report(path: str | Path, report: FusionReport) -> None:

@@ -1,6 +1,7 @@
 """What a person's answers about m images drawn at random guarantee about N other labels."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -9,8 +10,53 @@ from scipy.special import betaincinv, gammaln
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 ALPHA = 0.05  # probability that a guarantee or an interval fails
-MOST = 2**62  # answers
+MAX_ANSWERS = 2**62
 TIE_SEED = 0  # seed of the random order of equal confidences
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A share with the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int  # answers of a person that it rests on
+
+    @property
+    def words(self) -> str:
+        """Return the share and its interval in words."""
+        value, low, high = (100 * share for share in (self.value, self.low, self.high))
+        return f"{value:.1f} % right, 95 % interval {low:.1f} to {high:.1f}"
+
+
+def share_right(
+    population: int,
+    drawn: int,
+    drawn_right: int,
+    *,
+    right: int = 0,
+    wrong: int = 0,
+    unsure: int = 0,
+    corrected: int = 0,
+) -> Interval:
+    """Return the share of right labels of a population, which holds at every moment.
+
+    `right`, `wrong` and `unsure` count the images that were chosen to be asked about: the person
+    knew the class, or that it is none of them, or could not tell. Images were `drawn` at random
+    from all others, whose share of right labels is estimated. Of those drawn whose label was
+    wrong, answers `corrected` some. What the person could not tell counts as wrong for the lower
+    end, and as right for the upper one.
+    """
+    others = population - right - wrong - unsure
+    low, high = confidence_sequence(drawn_right, drawn, others)
+    known = right + corrected
+    return Interval(
+        value=(known + drawn_right / drawn * (others + unsure)) / population,
+        low=(known + low * others) / population,
+        high=min(1.0, (known + high * others + unsure) / population),
+        n=drawn,
+    )
 
 
 def confidence_sequence(right: int, answers: int, population: int) -> tuple[float, float]:
@@ -46,8 +92,8 @@ def upper_bound(wrong: int, answers: int) -> float:
 def fewest_answers(share: float, *, on_average: bool = False) -> int:
     """Return how many answers promise this share of errors if no label among them is wrong."""
     if on_average:
-        return int(min(1 / share, MOST))
-    return math.ceil(min(math.log(ALPHA) / math.log1p(-share), MOST))
+        return int(min(1 / share, MAX_ANSWERS))
+    return math.ceil(min(math.log(ALPHA) / math.log1p(-share), MAX_ANSWERS))
 
 
 def smallest_share(answers: int, *, on_average: bool = False) -> float:

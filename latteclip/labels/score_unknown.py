@@ -16,9 +16,9 @@ from latteclip.config.sections.unknown import UnknownSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import UnknownMetadata
-from latteclip.labels.answers import read_labelled
-from latteclip.labels.class_scores import read_class_scores
 from latteclip.labels.features import read_features
+from latteclip.labels.label_inputs import read_answers
+from latteclip.labels.write_votes import read_class_scores
 
 log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float32]
@@ -40,7 +40,7 @@ def score_unknown(
 ) -> None:
     """Write UNKNOWN for every image of every split, and the detector for new images.
 
-    Where the captioner scored classes of a training image, its scores decide. Thresholds follow
+    Where the captioner scored all classes of a training image, its scores decide. Thresholds follow
     from a person's answers where these show that the scores tell images of no class apart.
     """
     table, classnames = tables.read_unlabelled(images_path, training=False)
@@ -55,18 +55,22 @@ def score_unknown(
     of_training = table.filter(pa.array(training))
     scores = distances.numpy()
     rows = np.empty(0, np.int64)
-    is_none = np.empty(0, bool)
-    if answers_path and (answers := read_labelled(answers_path, of_training, classnames)):
+    is_none: Bools = np.empty(0, bool)
+    if answers_path:
+        answers, _ = read_answers(answers_path, of_training, classnames)
         rows = np.flatnonzero(training)[answers.rows]
-        is_none = (~answers.shares.any(dim=1)).numpy()
+        is_none = np.asarray(~answers.shares.any(axis=1))
     limit = answered_threshold(scores[rows], is_none, detector.threshold)
     replace(detector, threshold=limit).save(detector_output)
     metadata = UnknownMetadata(classnames, limit, settings.share)
     unknown = scores > limit
     by_captioner = np.full(len(table), np.nan, np.float32)
     if class_scores_path is not None:
-        _, class_scores = read_class_scores(class_scores_path, of_training["image_id"])
-        by_captioner[training] = unlikeliness(class_scores.numpy())
+        options, found = read_class_scores(class_scores_path, of_training["image_id"])
+        # Where other classes were no options, the image may show one of them.
+        has_all = (options >= 0).sum(axis=1) == len(classnames)
+        found[~has_all] = -np.inf
+        by_captioner[training] = unlikeliness(found)
     scored = ~np.isnan(by_captioner)
     if scored.any():
         n = int(settings.share * len(of_training))
@@ -75,8 +79,8 @@ def score_unknown(
         limit = answered_threshold(by_captioner[rows[asked]], is_none[asked], limit)
         unknown[scored] = by_captioner[scored] > limit
         metadata.captioner_threshold = limit
+    unknown[rows] = is_none
     if is_none.any():
-        unknown[rows] = is_none
         metadata.answers = {"none": int(is_none.sum()), "classes": int((~is_none).sum())}
     columns = {
         "image_id": table["image_id"],

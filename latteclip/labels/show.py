@@ -152,22 +152,17 @@ def _of_each_kind(table: pa.Table, n: int) -> pa.Array:
 
 def _summary(shown: _Shown) -> str:
     path, n, moved, report, _ = shown
-    votes = report.votes
-    p_value = report.corroboration.p_value
-    verdict = "no better than permuted votes do, so they are ignored"
-    predictors = []
-    if report.corroborated:
-        verdict = "better than permuted votes do, so they count"
-        predictors = _predictors(report)
     lines = [
         f"{path}: {n} training images, {len(report.classnames)} classes, {report.model}",
-        f"votes: {votes} of {report.voting} of {n} images, {report.agreement:.0%} of them for the "
-        "class of the adapted zero-shot scores",
-        f"test: {votes} agree with images and zero-shot scores {verdict} (p-value {p_value:.3f})",
-        *predictors,
+        f"votes: {report.votes} of {report.voting} of {n} images",
         f"labels: {moved} of {n} differ from the zero-shot ones, {report.changed} from the "
         "adapted ones",
     ]
+    if report.reason:
+        lines.append(report.reason)
+    if report.without_evidence:
+        names = ", ".join(report.without_evidence)
+        lines.append(f"no label, since nothing but class texts names them: {names}")
     answers = report.answers
     if answers.images:
         checked = f"; labels {answers.checked.sentence}" if answers.checked else ""
@@ -175,32 +170,6 @@ def _summary(shown: _Shown) -> str:
             f"answers: a person answered about {len(answers.images)} images{checked}"
         )
     return "\n".join(lines)
-
-
-def _predictors(report: FusionReport) -> list[str]:
-    weights = report.weights
-    gains = report.gains
-    assert gains is not None  # the votes count
-    rows = {
-        "zero-shot scores": (weights.zero_shot, gains.zero_shot),
-        "image prototypes": (weights.images, gains.images),
-        **{
-            encoder.model: (encoder.weight, encoder.gain)
-            for encoder in report.image_encoders
-        },
-        "together": (np.nan, gains.both),
-    }
-    if report.votes == "captions":
-        rows["prototypes of captions"] = (weights.texts, np.nan)
-    frame = pd.DataFrame(rows, index=["weight", "times as likely"]).T
-    frame["times as likely"] = np.exp(frame["times as likely"])
-    table = frame.to_string(float_format="{:.2f}".format, na_rep="")
-    return [
-        "predictors: their weights, and how many times as likely a vote is as by frequencies",
-        *textwrap.indent(table, "  ").splitlines(),
-        f"explained: the predictors explain {report.explained_share:.0%} of the votes, so beside a "
-        f"vote they count {report.independence:.2f} times",
-    ]
 
 
 def _names(report: FusionReport) -> list[str]:

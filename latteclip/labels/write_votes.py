@@ -1,33 +1,282 @@
-"""Write the votes of a voter that asks no captioner."""
+"""Votes: what each labeller says of the N training images, a table CLASS_SCORES for each.
 
-import importlib
+A user's file, the zero-shot scores of another CLIP model and captions become such tables here. A
+captioner that scores classes writes its own. C classes, K options of an image.
+"""
+
 import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
-from latteclip.core import tables
+from latteclip.clip import encode
+from latteclip.clip import model as clips
+from latteclip.clip.classifier import (
+    ROWS,
+    FeatureMemmap,
+    best_classes,
+    load_classifier,
+    parts,
+)
+from latteclip.config.sections.base import Section
+from latteclip.config.sections.clip import ClipSection
+from latteclip.config.sections.inference import InferenceSection
+from latteclip.config.sections.voter import VoterSection
+from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
-from latteclip.labels.own_votes import VotesSettings
+from latteclip.core.terminal import Progress
+from latteclip.labels.label_model import Floats, Ints, TopK
+from latteclip.labels.vote_files import read_file
+from latteclip.labels.zero_shot import ZeroShotSettings, encode_zero_shot
 
 log = logging.getLogger(__name__)
+OPTIONS = 16  # classes of a caption that are written
+ITERATIONS = 50  # after which means of images and of classes have converged
+Rows = tuple[Any, Sequence[Any], Sequence[Any]]  # image ids, options, log-probabilities
+
+
+class CaptionEncoder(Section):
+    """The CLIP model that reads captions, and how many it encodes at once."""
+
+    clip: ClipSection
+    inference: InferenceSection  # its `batch_size`
+
+
+class VotesSettings(VoterSection):
+    """A labeller whose votes are not asked of a captioner."""
+
+    zero_shot: ZeroShotSettings | None = None  # another CLIP model that votes
+    captions: CaptionEncoder | None = None
+
+
+@dataclass
+class VotesTableMetadata:
+    """The metadata of the votes of such a labeller, a CLASS_SCORES table."""
+
+    classnames: list[str]
+    labeller: str
+    kind: str
+    source: str  # the user's file, or the model
+    leaked: bool = False  # whether the captioner read the pseudo-labels
 
 
 def write_votes(
-    images_path: str, settings: VotesSettings, output: str, *, device: str, threads: int
+    images_path: str,
+    settings: VotesSettings,
+    output: str,
+    *,
+    captions_path: str | None = None,
+    class_embeddings_path: str | None = None,
+    device: str,
+    threads: int,
 ) -> None:
-    """Write the votes of a voter for images that are not in the test split, as CLASS_SCORES.
+    """Write the votes of a labeller for images that are not in the test split.
 
-    The function `write` of the module of the voter's kind, in latteclip/labels/voters, writes them.
-    An image about which the voter is silent has no options.
+    An image about which the labeller is silent has no options.
     """
-    # By name: an edit of a kind reruns the voters of this kind.
-    module = importlib.import_module(f"latteclip.labels.voters.{settings.kind}")
-    module.write(images_path, settings, output, device=device, threads=threads)
-    options = tables.read(output, tables.CLASS_SCORES, ["options"])["options"]
-    n = pc.sum(pc.greater(pc.list_value_length(options), 0)).as_py() or 0
+    index, classnames = tables.read_unlabelled(images_path, training=True)
+    described = VotesTableMetadata(
+        classnames, str(settings.name), str(settings.kind), str(settings.file)
+    )
+    rows: Iterator[Rows]
+    if settings.captions is not None:
+        assert captions_path is not None
+        described.source = settings.captions.clip.model
+        captions, described.leaked = read_captions(captions_path, index["image_id"])
+        classes, about = load_classifier(str(class_embeddings_path), classnames=classnames)
+        picked = devices.pick(device, threads)
+        rows = caption_votes(
+            captions,
+            index["image_id"],
+            about["logit_scale"] * classes.weights,
+            settings.captions,
+            picked,
+        )
+    elif settings.zero_shot is not None:
+        described.source = settings.zero_shot.clip.model
+        rows = _zero_shot_votes(
+            images_path, index, settings.zero_shot, device=device, threads=threads
+        )
+    else:
+        rows = iter([read_file(images_path, settings.file, settings.name, settings.share)])
+    n = 0
+    with tables.writing(output, tables.CLASS_SCORES, described) as add:
+        for ids, options, values in rows:
+            n += sum(map(bool, options))
+            add(_columns(ids, options, values))
     if not n:
         raise UserError(
-            f"The voter {settings.name} has no vote about any image; correct it, or remove it from "
-            "voters."
+            f"The labeller {settings.name} has no vote about any image; correct it, or remove it "
+            "from voters."
         )
-    log.info("The voter %s votes for %d of %d images.", settings.name, n, len(options))
+    log.info("The labeller %s votes for %d of %d images.", settings.name, n, len(index))
+
+
+def _columns(ids: Any, options: Sequence[Any], values: Sequence[Any]) -> dict[str, Any]:
+    columns: dict[str, Any] = {
+        name: [None] * len(options) for name in tables.CLASS_SCORES.names
+    }
+    votes = {"options": options, "log_probabilities": values}
+    return {**columns, "image_id": ids, **votes}
+
+
+def _zero_shot_votes(
+    images_path: str,
+    index: pa.Table,
+    settings: ZeroShotSettings,
+    *,
+    device: str,
+    threads: int,
+) -> Iterator[Rows]:
+    """Yield the log-probabilities of the best classes of images by a CLIP model."""
+    paths = index["path"].to_pylist()
+    encoded = encode_zero_shot(images_path, paths, settings, device=device, threads=threads)
+    for some in parts(len(paths), ROWS):
+        cosines = encoded.features[some] @ encoded.embeddings.T
+        scores = (encoded.scale * cosines).log_softmax(dim=1)  # [rows, C]
+        classes, best = best_classes(scores, settings.inference.topk)
+        ids = index["image_id"].slice(some.start, len(classes))
+        yield ids, classes.tolist(), best.tolist()
+
+
+def read_captions(path: str, image_ids: pa.ChunkedArray) -> tuple[pa.ChunkedArray, bool]:
+    """Return the caption of each image, null without one, and whether prompts differ by image."""
+    captions, prompts = (
+        tables.lookup_column(path, tables.CAPTIONS, "id", column, image_ids)
+        for column in ("caption", "prompt")
+    )
+    leaked = pc.count_distinct(prompts, mode="all").as_py() > 1
+    if leaked:
+        log.warning(
+            "The prompts contained the pseudo-labels, so captions may only repeat them."
+        )
+    captions = pc.utf8_trim_whitespace(captions)
+    return pc.if_else(pc.equal(captions, ""), None, captions), leaked
+
+
+def caption_votes(
+    captions: pa.ChunkedArray,
+    image_ids: pa.ChunkedArray,
+    classes: torch.Tensor,
+    settings: CaptionEncoder,
+    device: torch.device,
+) -> Iterator[Rows]:
+    """Yield log-probabilities of classes [C, D] by captions, which are scored like images.
+
+    The mean over all captions is subtracted first. The tokenizer cuts long captions.
+    """
+    section = settings.clip
+    clip = clips.load(section.model, section.pretrained, device, section.precision)
+    encoded = pc.dictionary_encode(captions.cast(pa.large_string())).combine_chunks()
+    distinct = tables.Strings(pa.chunked_array([encoded.dictionary]))
+    row_of = torch.from_numpy(pc.fill_null(encoded.indices, -1).to_numpy().astype(np.int64))
+    texts = encode_captions(distinct, clip, settings.inference.batch_size)
+    counts = torch.bincount(row_of[row_of >= 0], minlength=len(texts)).double()
+    mean = torch.zeros(texts.shape[1], dtype=torch.float64)
+    for part in parts(len(texts), ROWS):
+        mean += counts[part] @ texts[part].double() / counts.sum()
+    for some in parts(len(row_of), ROWS):
+        rows = row_of[some]
+        has = rows >= 0
+        centred = texts[rows[has]] - mean.float()
+        scores = (centred @ classes.T).log_softmax(dim=1)
+        best, values = best_classes(scores, OPTIONS)
+        options: list[list[int]] = [[] for _ in rows]
+        numbers: list[list[float]] = [[] for _ in rows]
+        lists = zip(
+            has.nonzero()[:, 0].tolist(), best.tolist(), values.tolist(), strict=True
+        )
+        for row, classes_of_row, values_of_row in lists:
+            options[row] = classes_of_row
+            numbers[row] = values_of_row
+        yield image_ids.slice(some.start, len(rows)), options, numbers
+
+
+@torch.no_grad()
+def encode_captions(
+    captions: tables.Strings, clip: clips.Clip, batch_size: int
+) -> FeatureMemmap:
+    """Return features [U, D] of different captions."""
+    progress = Progress(len(captions), "captions")
+    features = FeatureMemmap(len(captions), clip.config["embed_dim"])
+    for rows in parts(len(captions), batch_size):
+        batch = list(captions[rows])
+        features[rows] = encode.encode_texts(clip, clip.tokenizer(batch)).cpu()
+        progress.add(len(batch))
+    return features
+
+
+def read_votes(
+    path: str, image_ids: pa.ChunkedArray, *, without_bias: bool = False
+) -> TopK:
+    """Return the votes of N images in a CLASS_SCORES table, normalised over their options.
+
+    `without_bias` subtracts the mean score of each class: the likelihood of an answer contains how
+    common the answer is, whatever the image shows.
+    """
+    options, scores = read_class_scores(path, image_ids)
+    if without_bias:
+        scores = scores - _class_means(options, scores)[options]
+    given = options >= 0
+    scores = np.where(given, scores, -np.inf)
+    best = scores.max(axis=1, keepdims=True)
+    best[~np.isfinite(best)] = 0
+    shares = np.exp(scores - best)
+    totals = shares.sum(axis=1, keepdims=True)
+    return TopK(options, (shares / np.maximum(totals, 1e-12)).astype(np.float32))
+
+
+def first_classes(votes: TopK) -> Ints:
+    """Return the likeliest class [N] of each image, -1 without a vote; ties go to the first."""
+    best = votes.probabilities.max(axis=1, keepdims=True)
+    is_best = (votes.probabilities == best) & (votes.classes >= 0)
+    last = np.iinfo(np.int64).max
+    first = np.where(is_best, votes.classes, last).min(axis=1)
+    return np.where(first == last, -1, first).astype(np.int32)
+
+
+def read_class_scores(path: str, image_ids: pa.ChunkedArray) -> tuple[Ints, Floats]:
+    """Return the options of N images and their log-probabilities, from a CLASS_SCORES table.
+
+    Both are [N, K], int64 and float32. Where an image has fewer options than K, which is at least
+    1, the class is -1 and the score minus infinity. UserError names images that the table lacks.
+    """
+    classes, values = (
+        tables.lookup_column(path, tables.CLASS_SCORES, "image_id", name, image_ids)
+        for name in ("options", "log_probabilities")
+    )
+    lengths = pc.fill_null(pc.list_value_length(classes), 0).to_numpy()
+    shape = len(lengths), max(1, lengths.max(initial=0))
+    options = np.full(shape, -1, np.int64)
+    scores = np.full(shape, -np.inf, np.float32)
+    given = np.arange(shape[1]) < lengths[:, None]  # [N, K]
+    options[given] = pc.list_flatten(classes).to_numpy()
+    scores[given] = pc.list_flatten(values).to_numpy()
+    return options, scores
+
+
+def _class_means(options: Ints, scores: Floats) -> Floats:
+    """Return the effects [C] of classes on finite scores [N, K], beside those of images.
+
+    They are alternating means: where images have different options, the mean scores of a class
+    alone would contain how good the other options were.
+    """
+    given = (options >= 0) & np.isfinite(scores)
+    owners, _ = given.nonzero()
+    classes = options[given]
+    values = scores[given].astype(np.float64)
+    n_classes = int(options.max(initial=0)) + 1
+    per_class = np.bincount(classes, minlength=n_classes).clip(min=1)
+    per_image = given.sum(axis=1).clip(min=1)
+    means = np.zeros(n_classes)
+    for _ in range(ITERATIONS):
+        values -= (np.bincount(owners, values, len(scores)) / per_image)[owners]
+        step = np.bincount(classes, values, n_classes) / per_class
+        means += step
+        values -= step[classes]
+    return means.astype(np.float32)

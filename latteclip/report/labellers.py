@@ -15,23 +15,20 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import values_of
 from latteclip.core.metadata import VoterLabelsMetadata
 from latteclip.labels.fusion_report import (
+    ANSWERS,
     NAME,
-    FusionReport,
-    VoterEstimate,
-    VoterReport,
+    LabellerReport,
     read_fusion_report,
-    why_uncounted,
 )
+from latteclip.labels.guarantees import Interval
 from latteclip.report.runs import read_answers
 
 Labels = npt.NDArray[np.int32]
 VOTER_LABELS = "voter_labels.parquet"  # beside the report on the labels
-PAIRS = 10  # pairs of classes on which voters differ most
+PAIRS = 10  # pairs of classes on which labellers differ most
 NO_VOTE = -1
 ZERO_SHOT = "zero_shot"
 FUSED = "fused"
-ASKING = ("caption", "lmm")  # modules of voters that ask a captioner
-NOT_ESTIMATED = "cannot be told without answers"
 
 
 @dataclass(frozen=True)
@@ -44,25 +41,23 @@ class Right:
 
 @dataclass(frozen=True)
 class Labeller:
-    """What labels training images: a voter, zero-shot CLIP, or all together."""
+    """What labels training images: a labeller, zero-shot CLIP, or all together."""
 
     name: str
     kind: str
     coverage: float  # share of the images that it has a vote about
-    estimate: VoterEstimate | None  # how right its votes are
-    rank: int | None = None  # among those whose estimate tells; 1: the best
-    gain: float | None = (
-        None  # share of all images whose label it corrects beside the others
-    )
-    weight: float | None = None  # weight of a vote; None: it carries no information
-    family: int | None = None  # voters of one family share errors
+    accuracy: Interval | None  # share of right votes; None: unknown
+    by_answers: bool = False  # whether answers of a person determine it
+    answers_needed: int = 0  # answers about random images that would determine it
+    rank: int | None = None  # among those whose accuracy is known; 1: the best
+    weight: float | None = None  # weight of a vote in the labels
     right: Right | None = None  # None: the dataset has no labels
     asked: AnswersMetadata | None = None  # what its questions took; None: it asked nothing
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A class by one voter that is another class by another voter."""
+    """A class by one labeller that is another class by another labeller."""
 
     first: str
     second: str
@@ -78,25 +73,20 @@ class Labellers:
     images: int
     answers: int  # answers of a person about images drawn at random
     labellers: list[Labeller]
-    # The voter that alone labels most images correctly, by the dataset's labels.
+    # The labeller that alone labels most images correctly, by the dataset's labels.
     best_alone: str | None
-    uncounted: list[str]  # voters that do not count, for nothing tells how right they are
+    reason: str  # why the labels are those of one labeller; "": they are not
     # Shares of the images with votes of both on which two labellers agree, in their order; None:
     # there is no such image.
     agreement: list[list[float | None]]
-    differences: list[Difference]  # the most frequent ones of voters
-
-    @property
-    def why_uncounted(self) -> str:
-        """Return in words which voters do not count, empty if all do."""
-        return why_uncounted(self.uncounted) if self.uncounted else ""
+    differences: list[Difference]  # the most frequent ones of labellers
 
 
 def labellers(results: str, /, json: bool = False) -> str:
-    """Show who labels the training images: how right each is, what it adds, and what it took.
+    """Show who labels the training images: the accuracy of each, and what it took.
 
     Accuracies follow from answers of latteclip teach about images drawn at random, if there are
-    any, and otherwise from all voters and images together.
+    any, and otherwise from votes and images, where these determine them.
 
     Args:
         json: print JSON for programs
@@ -131,10 +121,11 @@ def read_labellers(folder: Path) -> Labellers:
     by_voter = tables.from_list_column(table["labels"]).T
     labels = dict(zip(names, by_voter, strict=True))
     labels |= {ZERO_SHOT: zero_shot.to_numpy(), FUSED: fused["fused_label"].to_numpy()}
-    rows = [_voter(folder, voter, len(ids)) for voter in report.voters]
+    rows = [_labeller(folder, one, len(ids)) for one in report.labellers]
+    checked = report.answers.checked
     rows += [
-        Labeller(ZERO_SHOT, ZERO_SHOT, 1.0, report.zero_shot),
-        Labeller(FUSED, FUSED, 1.0, _of_checked(report)),
+        _labeller(folder, report.zero_shot, len(ids)),
+        Labeller(FUSED, FUSED, 1.0, checked.right if checked else None, by_answers=True),
     ]
     truth = tables.lookup_column(
         folder / "images.parquet", tables.IMAGES, "image_id", "label", ids
@@ -143,46 +134,29 @@ def read_labellers(folder: Path) -> Labellers:
         adapted = fused["adapted_label"].to_numpy()
         true = truth.to_numpy()
         rows = [replace(r, right=_right(labels[r.name], adapted, true)) for r in rows]
-    checked = report.answers.checked
     return Labellers(
         images=len(ids),
-        answers=checked.answers if checked else 0,
+        answers=checked.right.n if checked else 0,
         labellers=_ranked(rows),
         best_alone=_best(rows[: len(names)]),
-        uncounted=report.uncounted,
+        reason=report.reason,
         agreement=[[_agreement(a, b) for b in labels.values()] for a in labels.values()],
         differences=_differences({n: labels[n] for n in names}, report.classnames),
     )
 
 
-def _voter(folder: Path, voter: VoterReport, n_images: int) -> Labeller:
-    table = folder / voter.table
-    asked = read_answers(table) if voter.module in ASKING and table.is_file() else None
+def _labeller(folder: Path, one: LabellerReport, n_images: int) -> Labeller:
+    answers = folder / one.answers if one.answers else None
+    asked = read_answers(answers) if answers and answers.is_file() else None
     return Labeller(
-        name=voter.name,
-        kind=voter.kind,
-        coverage=voter.votes / n_images,
-        estimate=voter.estimate,
-        gain=voter.gain,
-        weight=voter.weight,
-        family=voter.family,
+        name=one.name,
+        kind=one.kind,
+        coverage=one.votes / n_images,
+        accuracy=one.accuracy,
+        by_answers=one.by == ANSWERS,
+        answers_needed=one.answers_needed,
+        weight=one.weight,
         asked=asked if asked and asked.requests else None,
-    )
-
-
-def _of_checked(report: FusionReport) -> VoterEstimate | None:
-    """Return how right the fused labels are, if answers about images drawn at random say so."""
-    checked = report.answers.checked
-    if checked is None:
-        return None
-    return VoterEstimate(
-        value=checked.value,
-        low=checked.low,
-        high=checked.high,
-        tells=True,
-        source="answers",
-        votes=report.voting,
-        answers_needed=0,
     )
 
 
@@ -195,21 +169,13 @@ def _right(labels: Labels, adapted: Labels, true: Labels) -> Right:
 
 
 def _ranked(rows: Sequence[Labeller]) -> list[Labeller]:
-    """Give a rank to voters and zero-shot CLIP if two or more have a reliable estimate."""
-    ranked = [
-        row
-        for row in rows
-        if row.kind != FUSED and row.estimate is not None and row.estimate.tells
-    ]
-    if len(ranked) < 2:
-        return list(rows)
-    order = sorted(ranked, key=lambda row: -_value(row))
-    rank_of = {row.name: rank for rank, row in enumerate(order, start=1)}
+    """Give a rank to labellers and zero-shot CLIP if two or more have a known accuracy."""
+    known = {
+        row.name: row.accuracy.value for row in rows if row.kind != FUSED and row.accuracy
+    }
+    order = sorted(known, key=lambda name: -known[name]) if len(known) > 1 else []
+    rank_of = {name: rank for rank, name in enumerate(order, start=1)}
     return [replace(row, rank=rank_of.get(row.name)) for row in rows]
-
-
-def _value(row: Labeller) -> float:
-    return row.estimate.value or 0.0 if row.estimate else 0.0
 
 
 def _best(voters: Sequence[Labeller]) -> str | None:
@@ -225,7 +191,7 @@ def _agreement(first: Labels, second: Labels) -> float | None:
 def _differences(
     labels: Mapping[str, Labels], classnames: Sequence[str]
 ) -> list[Difference]:
-    """Return the pairs of different classes that two voters most often say of an image."""
+    """Return the pairs of different classes that two labellers most often give an image."""
     differences = []
     names = list(labels)
     for number, first in enumerate(names):
@@ -243,15 +209,15 @@ def _differences(
 
 
 def in_words(labeller: Labeller) -> str:
-    """Return how right a labeller is, or why that cannot be estimated."""
-    estimate = labeller.estimate
-    if estimate is None:
-        return "not estimated without answers"
-    if not estimate.tells:
-        return f"{NOT_ESTIMATED} ({estimate.answers_needed} would tell)"
-    low, high = 100 * estimate.low, 100 * estimate.high
-    by = "answers" if estimate.source == "answers" else "all voters and images"
-    return f"{100 * _value(labeller):.1f} % ({low:.1f} to {high:.1f}), by {by}"
+    """Return the accuracy of a labeller, or what would determine it."""
+    accuracy = labeller.accuracy
+    if accuracy is None and labeller.answers_needed:
+        return f"unknown; {labeller.answers_needed} answers about random images would estimate it"
+    if accuracy is None:
+        return "unknown without answers"
+    value, low, high = (100 * x for x in (accuracy.value, accuracy.low, accuracy.high))
+    by = "answers" if labeller.by_answers else "votes and images"
+    return f"{value:.1f} % ({low:.1f} to {high:.1f}), by {by}"
 
 
 def _lines(results: str, values: Labellers) -> Iterator[str]:
@@ -264,16 +230,15 @@ def _lines(results: str, values: Labellers) -> Iterator[str]:
             "rank": _cell(labeller.rank, "{:.0f}"),
             "estimated accuracy": in_words(labeller),
             "votes": f"{labeller.coverage:.0%}",
-            "adds": _cell(labeller.gain, "{:.1%}"),
         }
         if labeller.right is not None:
             row["right"] = f"{labeller.right.where_it_votes:.1%}"
             row["right of all"] = f"{labeller.right.of_all:.1%}"
         rows.append(row)
     yield pd.DataFrame(rows).to_string(index=False)
-    if values.uncounted:
-        yield values.why_uncounted
-    yield "votes: share of the images. adds: share of labels that a voter corrects beside others."
+    if values.reason:
+        yield values.reason
+    yield "votes: share of the images."
     if values.best_alone is not None:
         best = next(
             labeller for labeller in values.labellers if labeller.name == values.best_alone
@@ -281,7 +246,7 @@ def _lines(results: str, values: Labellers) -> Iterator[str]:
         assert best.right is not None
         yield (
             "right: share of its votes, by the labels of the dataset. right of all: images without "
-            f"its vote have the adapted zero-shot label. The best voter alone is {best.name} "
+            f"its vote have the adapted zero-shot label. The best labeller alone is {best.name} "
             f"({best.right.of_all:.1%})."
         )
     for labeller in values.labellers:
@@ -294,7 +259,7 @@ def _lines(results: str, values: Labellers) -> Iterator[str]:
     yield pd.DataFrame(cells, index=names, columns=names).to_string()
     if values.differences:
         yield ""
-        yield "where voters differ most:"
+        yield "where labellers differ most:"
         for pair in values.differences:
             yield (
                 f"  {pair.images} images: {pair.class_by_first} by {pair.first}, "

@@ -23,6 +23,7 @@ from latteclip.core.metadata import IndexMetadata
 from latteclip.core.run_options import run_command
 from latteclip.core.terminal import counted
 from latteclip.evaluate import results
+from latteclip.evaluate.statement import state
 from latteclip.evaluate.summary import summary
 from latteclip.evaluate.train_predictions import choose_examples, read_predictions
 from latteclip.labels.fusion_report import FusionReport, PersonAnswers, read_fusion_report
@@ -58,7 +59,6 @@ class PageFiles:
     audit: str | None = None
     fused_labels: str | None = None  # a FUSED_LABELS table
     fusion_report: str | None = None
-    statement: str | None = None  # accuracies of labels and model by a person's answers
     discovery: str | None = None  # the proposal of classes
     voter_labels: str | None = None  # a VOTER_LABELS table
     unknown: str | None = None  # an UNKNOWN table
@@ -85,9 +85,8 @@ def report_dataset(
     metrics = results.mark_audited(metrics, {settings.dataset: audit} if audit else {})
     main = _main_run(runs_files, selection, settings)
     lead = _lead(main, metrics, split, selection)
-    statement = _read(results.read_statement, files.statement)
-    if statement and statement.run != (main.method, main.seed):
-        statement = replace(statement, model=None)
+    run = (main.method, main.seed)
+    statement = state(run, main.train_predictions, fusion_report, audit)
     page = render.render(
         "report.html",
         settings=settings,
@@ -109,6 +108,7 @@ def report_dataset(
         items=_items(files, train, main, classnames, answers),
         steps=_next_steps(settings, lead, fusion_report, audit, discovery),
         selection=selection,
+        without_evidence=fusion_report.without_evidence if fusion_report else [],
         labellers=_read(_labellers, files.voter_labels),
         labeller_words=in_words,
         unknown=_read(gallery.read_unknown, files.unknown, [test, train]),

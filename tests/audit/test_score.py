@@ -68,6 +68,20 @@ def test_a_difference_counts_only_where_two_say_different_things():
     assert more == 0
 
 
+def test_a_difference_on_training_images_stands_for_new_ones():
+    """All 100 are answered. Two are different, and one of them is right."""
+    n = 100
+    differ = (np.arange(n) < 4).astype(int)
+    hits, others = np.zeros(n), np.zeros(n)
+    hits[:3], others[3] = 1, 1
+    some = np.arange(n), np.zeros(n, int), differ
+    known, more = score.difference(hits, others, *some)
+    assert (known.low, known.high, more) == (known.value, known.value, 0)
+    found, more = score.difference(hits, others, *some, is_census=False)
+    assert found.low < 0 < found.value < found.high
+    assert more is None
+
+
 def test_as_many_more_answers_as_it_says_decide():
     """With the same shares in more answers, the interval just leaves out zero."""
     n, part = 4000, 40

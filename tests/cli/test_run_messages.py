@@ -10,7 +10,7 @@ from latteclip.cli import run_messages
 from latteclip.config import layers
 from latteclip.config.configuration import Configuration
 from latteclip.core.files import write_record
-from latteclip.evaluate.results import AccuracyStatement, Estimate
+from latteclip.evaluate.results import Accuracy, Audit
 
 
 @pytest.fixture
@@ -59,18 +59,15 @@ def test_a_run_ends_with_page_model_and_next_commands(mine, tmp_path):
     assert "latteclip audit results/mine" in text
     assert "latteclip predict results/mine photos" in text
     assert "results/mine/recommended/seed1/checkpoint (2 MB)" in text
-    write(results / "audit.json", json.dumps({"sentence": "It is better by 3 points."}))
+    run = Accuracy("recommended", 2, 0.713, 0.601, 0.802)
+    said = "It is better by 3 points."
+    audit = Audit("mine", "train", 90, 50, 3, 0, "p", said, [run], [])
+    write_record(results / "audit.json", audit)
     for name in ("plan.parquet", "answers.json"):
         write(results / "audit" / "train" / name, "")
-    estimate = Estimate(0.713, 0.601, 0.802, 47, ["teach", "audit"])
-    statement = AccuracyStatement("mine", "recommended", 2, None, estimate)
-    write_record(results / "accuracy.json", statement)
     text = "\n".join(run_messages.finished(found, [page]))
     assert "It is better by 3 points." in text and "latteclip audit" not in text
-    assert (
-        "71.3 % right (95 % interval 60.1 to 80.2), by 47 answers of teach and audit"
-        in text
-    )
+    assert "71.3 % right, 95 % interval 60.1 to 80.2, by 47 answers of audit" in text
     labels = run_messages.finished(found, ["results/mine/fused_labels.parquet"])
     assert "latteclip labels export results/mine" in labels[2]
     assert "latteclip teach results/mine" in labels[-1]

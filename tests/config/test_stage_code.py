@@ -55,6 +55,8 @@ EDITS = {  # a module: stages that an edit reruns, and stages that it does not
     "captions.text": ("captions.summarize_captions", "captions.caption"),
     "clip.clip_config": ("evaluate.evaluate", "report.summarize"),
     "evaluate.metrics": ("evaluate.evaluate", "train.finetune"),
+    "labels.label_model": ("labels.fuse_labels", "train.finetune"),
+    "labels.vote_files": ("labels.write_votes", "train.finetune"),
     "report.gallery": ("report.report_dataset", "report.index_results"),
 }
 NO_SOURCE = {  # a rule has it as an input of its own, or it has no effect on results

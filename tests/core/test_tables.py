@@ -29,7 +29,7 @@ def test_a_missing_column_is_named(tmp_path):
         tables.read(tmp_path / "t.parquet", SCHEMA)
 
 
-@pytest.mark.parametrize("metadata", [None, VotesMetadata(["a"], "captions", True, False)])
+@pytest.mark.parametrize("metadata", [None, VotesMetadata(["a"], "captions", "")])
 def test_metadata_of_another_table_are_refused(tmp_path, metadata):
     tables.write(tmp_path / "t.parquet", {"id": [], "size": []}, SCHEMA, metadata)
     with pytest.raises(UserError, match=r"t\.parquet.*delete it"):

@@ -12,11 +12,10 @@ from latteclip.labels.answers import (
     Answer,
     AnswerSchema,
     Saved,
-    StaleRevisionError,
-    labelled_rows,
     rename_class,
     teaching_schema,
 )
+from latteclip.labels.label_inputs import answered_rows, unsure_images
 
 
 def content(text):
@@ -58,38 +57,33 @@ def path(tmp_path):
 
 def test_answers_are_read_back_in_their_order(path):
     assert SCHEMA.read(path) == Saved()
-    revision = SCHEMA.write(path, THREE, "")
-    saved = SCHEMA.read(path)
-    assert (list(saved.answers.items()), saved.revision) == (list(THREE.items()), revision)
+    assert SCHEMA.update(path, THREE) == THREE
+    assert list(SCHEMA.read(path).answers.items()) == list(THREE.items())
     assert SCHEMA.read_exported(str(path)).answers == THREE
 
 
-def test_only_the_latest_revision_is_replaced(path):
-    first = SCHEMA.write(path, THREE, "")
-    fewer = dict(list(THREE.items())[:2])
-    second = SCHEMA.write(path, fewer, first)
-    for stale in ("", first):
-        with pytest.raises(StaleRevisionError):
-            SCHEMA.write(path, THREE, stale)
-    saved = SCHEMA.read(path)
-    assert (saved.answers, saved.revision) == (fewer, second)
+def test_a_change_leaves_all_other_answers(path):
+    SCHEMA.update(path, THREE)
+    changed = {IDS[0]: about(IDS[0], "unsure"), IDS[4]: about(IDS[4], "none")}
+    found = SCHEMA.update(path, changed, [IDS[1], "never there"])
+    assert found == {
+        IDS[0]: changed[IDS[0]],
+        IDS[2]: THREE[IDS[2]],
+        IDS[4]: changed[IDS[4]],
+    }
+    assert SCHEMA.read(path).answers == found
 
 
-def test_of_two_that_write_at_once_one_is_refused(path):
-    outcomes = []
-
+def test_changes_at_once_are_all_saved(path):
     def write(one):
-        try:
-            outcomes.append(SCHEMA.write(path, {one: Answer(one, "none")}, ""))
-        except StaleRevisionError:
-            outcomes.append(None)
+        SCHEMA.update(path, {one: Answer(one, "none")})
 
     threads = [threading.Thread(target=write, args=(one,)) for one in IDS]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len([one for one in outcomes if one]) == 1
+    assert set(SCHEMA.read(path).answers) == set(IDS)
 
 
 def document(**values):
@@ -131,10 +125,11 @@ def test_answers_become_shares_of_classes():
         about(IDS[1], "none"),
         about(IDS[2], "unsure"),
     ]
-    found = labelled_rows({one.key: one for one in answers}, SCHEMA.images, CLASSNAMES)
+    found = answered_rows({one.key: one for one in answers}, SCHEMA.images, CLASSNAMES)
     assert found.rows.tolist() == [0, 1, 3]
     assert found.shares.tolist() == [[1, 0, 0], [0, 0, 0], [0.5, 0.5, 0]]
     assert found.drawn.tolist() == [False, False, True]
+    assert unsure_images(answers) == {IDS[2]}
 
 
 # --- images and classes that change --------------------------------------------------------------
@@ -154,7 +149,7 @@ def test_images_are_known_by_their_content(path):
     before = schema({"a": "A", "b": "B", "c": "C", "d": "D", "same": "D"})
     names = dict(zip("abcd", ["dots", "none", "dots", "none"], strict=True))
     answers = {image: Answer(image, "class", name) for image, name in names.items()}
-    before.write(path, answers, "")
+    before.update(path, answers)
     saved = schema({"b": "A", "a": "B", "c": "new", "d2": "D"}).read(path)
     assert said(saved) == {"a": "none", "b": "dots", "d2": "none"}
     assert [one.image_id for one in saved.gone] == ["c"]
@@ -165,7 +160,7 @@ def test_what_says_nothing_now_stays_in_the_file_and_counts_again(path, caplog):
     answers = {name: Answer(name, "class", "dots") for name in "ab"} | {
         "c": Answer("c", "none")
     }
-    revision = schema(pictures).write(path, answers, "")
+    schema(pictures).update(path, answers)
     left, classes = {"b": "B", "c": "C", "d": "D"}, ("lines", "none")
     now = schema(left, classes)
     saved = now.read(path)
@@ -173,23 +168,22 @@ def test_what_says_nothing_now_stays_in_the_file_and_counts_again(path, caplog):
     assert said(saved) == {} and set(saved.asked) == {"b", "c"}
     for word in ("dots", "rename-class results/made", "added", "such as a"):
         assert word in caplog.text
-    now.write(path, {"d": Answer("d", "none")}, revision)
+    now.update(path, {"d": Answer("d", "none")})
     assert said(now.read(path)) == {"d": "none"}
     assert said(schema(pictures).read(path)) == {"a": "dots", "b": "dots", "c": "none"}
 
 
 def test_a_new_answer_takes_the_place_of_one_that_says_nothing(path):
-    revision = SCHEMA.write(path, {IDS[0]: Answer(IDS[0], "class", "dots")}, "")
+    SCHEMA.update(path, {IDS[0]: Answer(IDS[0], "class", "dots")})
     fewer = AnswerSchema(SCHEMA.plan, "made", SCHEMA.images, ("none", "\u202edots"))
-    fewer.write(path, {IDS[0]: Answer(IDS[0], "class", "none")}, revision)
+    fewer.update(path, {IDS[0]: Answer(IDS[0], "class", "none")})
     assert said(SCHEMA.read(path)) == {IDS[0]: "none"}
 
 
 def test_a_renamed_class_has_its_answers(path):
     pictures = {"a": "A", "b": "B"}
-    schema(pictures).write(
-        path, {"a": Answer("a", "class", "dots"), "b": Answer("b", "none")}, ""
-    )
+    answers = {"a": Answer("a", "class", "dots"), "b": Answer("b", "none")}
+    schema(pictures).update(path, answers)
     assert rename_class(path, "dots", "points") == 1
     saved = schema(pictures, ("points", "none", "\u202edots")).read(path)
     assert said(saved) == {"a": "points", "b": "none"}
@@ -199,5 +193,5 @@ def test_a_lock_that_another_process_has_is_one_sentence(path, monkeypatch):
     monkeypatch.setattr(files, "LOCK_SECONDS", 0.01)
     path.parent.mkdir()
     with answer_files.locked(path), pytest.raises(UserError, match=r"\.lock"):
-        SCHEMA.write(path, THREE, "")
+        SCHEMA.update(path, THREE)
     assert not path.exists()

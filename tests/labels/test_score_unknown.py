@@ -59,18 +59,23 @@ def test_a_share_of_the_training_images_is_called_unknown(dataset, share):
     assert told.share == share
 
 
-def test_the_captioner_s_word_counts_where_it_scored_classes(dataset):
+def test_the_captioner_s_word_counts_where_it_scored_all_classes(dataset):
+    """Where CLIP's best classes alone are options, an image may show another one."""
     asked = dataset.training[:200]
     outside = dataset.world.classes == 5
     total = torch.where(outside, 0.2, 0.8)[asked] - torch.arange(200) / 1e4
-    lists = [[math.log(0.75 * x), math.log(0.25 * x)] for x in total.tolist()]
+    shares = [0.6, 0.1, 0.1, 0.1, 0.1]
+    lists = [[math.log(share * x) for share in shares] for x in total.tolist()]
     n, rest = len(dataset.training), len(dataset.training) - len(asked)
     ids = [dataset.names[i] for i in dataset.training]
-    options = [[1, 3]] * len(asked) + [[]] * rest
-    path = write_class_scores(
-        dataset.path("scores.parquet"), ids, options, lists + [[]] * rest
-    )
+    path = dataset.path("scores.parquet")
     before, _ = dataset.run(share=0.05)
+    some = [one[:4] for one in lists] + [[]] * rest
+    write_class_scores(path, ids, [[1, 3, 0, 2]] * 200 + [[]] * rest, some)
+    table, _ = dataset.run(share=0.05, class_scores=path)
+    assert table == before
+    options = [[1, 3, 0, 2, 4]] * 200 + [[]] * rest
+    write_class_scores(path, ids, options, lists + [[]] * rest)
     table, told = dataset.run(share=0.05, class_scores=path)
     found = np.array(table["captioner_score"].to_pylist(), np.float64)
     np.testing.assert_allclose(found[asked], -np.log(total.double().numpy()), atol=1e-5)
@@ -105,9 +110,15 @@ def test_none_of_these_calibrates_the_threshold(dataset):
     assert balanced[1] > balanced[0] + 0.1
 
 
-def test_answers_without_none_change_no_byte(dataset):
+def test_an_image_to_which_a_person_gave_a_class_is_not_unknown(dataset):
+    before = np.array(dataset.run()[0]["is_unknown"].to_pylist())
     known = [row for row in dataset.training if dataset.world.classes[row] != 5][:40]
-    assert dataset.bytes(answers=dataset.write_answers(known)) == dataset.bytes()
+    assert before[known].any()
+    table, described = dataset.run(answers=dataset.write_answers(known))
+    after = np.array(table["is_unknown"].to_pylist())
+    assert not after[known].any() and described.answers is None
+    rest = np.setdiff1d(np.arange(400), known)
+    assert (after[rest] == before[rest]).all()
 
 
 def test_no_label_and_no_test_image_decides(dataset):

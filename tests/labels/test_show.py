@@ -17,13 +17,6 @@ REPORT = records.fusion(
     classnames=CLASSNAMES,
     model="some/model",
     voting=8,
-    agreement=0.75,
-    corroborated=True,
-    corroboration=fusion_report.Corroboration(9.0, 8.0, 0.001),
-    weights=fusion_report.Weights(zero_shot=0.81, images=1.32, texts=0.4),
-    explained_share=0.5,
-    independence=0.9375,
-    gains=fusion_report.Gains(both=0.66, zero_shot=0.21, images=0.55),
     changed=2,
 )
 # image: zero-shot, calibrated, images, caption, fused
@@ -85,35 +78,14 @@ def shown(text):
     return [block.split("\n")[0] for block in text.split("\n\n")[1:]]
 
 
-def test_the_summary_has_the_numbers_of_what_was_learned(labelled):
-    name = "hf-hub:timm/a_model_with_a_long_name"
-    encoder = fusion_report.EncoderReport(name, 0.77, 1.0, 5.0, 0.001)
-    labelled.report = replace(REPORT, image_encoders=[encoder])
+def test_the_summary_has_the_numbers_and_what_is_unusual(labelled):
+    labelled.report = replace(
+        REPORT, reason="Images do not predict the votes.", without_evidence=["grey"]
+    )
     text = labelled.show(0)
-    for number in (
-        "8 of 9",
-        "75%",
-        "0.001",
-        "1.23",
-        "1.73",
-        "1.93",
-        "0.81",
-        "1.32",
-        "0.40",
-        "50%",
-    ):
-        assert number in text
-    assert [name, "0.77", "2.72"] in [line.split() for line in text.split("\n")]
+    for words in ("captions of 8 of 9", "3 of 9", "2 from", "do not predict", "grey"):
+        assert words in text
     assert shown(text) == []
-
-
-def test_votes_that_do_not_count_have_no_weights(labelled):
-    test = fusion_report.Corroboration(0.1, -0.2, 0.412)
-    labelled.report = replace(REPORT, corroborated=False, corroboration=test, gains=None)
-    labelled.columns["image_label"] = pa.nulls(len(LABELS), pa.int32())
-    text = labelled.show(2)
-    assert "0.412" in text
-    assert "0.81" not in text
 
 
 def test_each_label_of_an_image_and_its_caption_are_shown(labelled):

@@ -46,28 +46,11 @@ class Toy:
 def make(settings, threads, pictures, scoring):
     return Toy()
 '''
-KIND = '''"""A voter that names the first class of images with an even number."""
-
-from latteclip.core import tables
-from latteclip.labels.class_scores import read_class_scores
-from latteclip.labels.label_sources import option_votes
-from latteclip.labels.voters.base import Ballot
-
-
-def write(images_path, settings, output, *, device, threads):
-    index, _ = tables.read_unlabelled(images_path, training=True)
-    n = len(index)
-    columns = {name: [None] * n for name in tables.CLASS_SCORES.names}
-    columns["image_id"] = index["image_id"]
-    columns["options"] = [[i % 2] for i in range(n)]
-    columns["log_probabilities"] = [[0.0]] * n
-    tables.write(output, columns, tables.CLASS_SCORES)
-
-
-def vote(path, voted):
-    options, scores = read_class_scores(path, voted.image_ids)
-    return Ballot.of("toys", option_votes(options, scores, len(voted.classes)))
-'''
+KIND = """
+    elif settings.kind == "even":  # the first class of images with an even number
+        n = len(index)
+        rows = iter([(index["image_id"], [[i % 2] for i in range(n)], [[0.0]] * n)])
+"""
 WRITER = """
 
 def _write_lines(path, table, _):
@@ -126,9 +109,13 @@ RECIPES = {
         "latteclip/captions/engines/toy.py": ENGINE,
         METHODS: ("ENGINES = {\n", '    "toy": EngineRecord(),\n'),
     },
-    "a kind of voter": {
-        "latteclip/labels/voters/even.py": KIND,
-        METHODS: ("VOTER_KINDS = {\n", '    "even": VoterKind("even"),\n'),
+    "a kind of labeller": {
+        "latteclip/labels/write_votes.py": (
+            "            images_path, index, settings.zero_shot, device=device, threads=threads\n"
+            "        )\n",
+            KIND.lstrip("\n"),
+        ),
+        METHODS: ("VOTER_KINDS = {\n", '    "even": VoterKind(),\n'),
     },
     "an export format": {
         "latteclip/deploy/export_labels.py": [
@@ -218,11 +205,11 @@ def test_what_the_recipes_add_runs_with_the_rest(followed):
     assert colours == {"pictures": N_TRAIN}
 
 
-def test_a_voter_is_of_a_new_kind(followed):
-    target = "results/demo/voters/evens.parquet"
+def test_a_labeller_is_of_a_new_kind(followed):
+    target = "results/demo/votes/evens.parquet"
     run = followed.snakemake(target, "--config", "voters=[{name: evens, kind: even}]")
     assert run.returncode == 0, run.stdout
-    options = pq.read_table(results(followed, "voters/evens.parquet"))["options"]
+    options = pq.read_table(results(followed, "votes/evens.parquet"))["options"]
     assert options.to_pylist() == [[i % 2] for i in range(N_TRAIN)]
 
 

@@ -12,6 +12,7 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import VoterLabelsMetadata
 from latteclip.labels.fusion_report import NAME, PersonAnswers, write_fusion_report
+from latteclip.labels.guarantees import Interval
 from latteclip.report.labellers import VOTER_LABELS, labellers, read_labellers
 from latteclip.report.summarize import labeller_table
 
@@ -29,10 +30,10 @@ def test_it_is_said_what_questions_took_and_how_many_images_they_left_out(folder
     nothing = {name: [None] * 8 for name in tables.CLASS_SCORES.names}
     columns = nothing | {"image_id": NAMES, "digest": ["d"] * 4 + [None] * 4}
     tables.write(folder / "scores.parquet", columns, tables.CLASS_SCORES, metadata)
-    dear = {"kind": "decisions", "module": "lmm", "table": "scores.parquet", "votes": 4}
-    voters = [records.voter("words", votes=8), records.voter("mine", **dear)]
-    zero_shot = records.estimate(value=0.9)
-    report = records.fusion(voters=voters, zero_shot=zero_shot, classnames=CLASSNAMES)
+    place = "scores.parquet"
+    dear = {"kind": "decisions", "answers": place, "table": place, "votes": 4}
+    both = [records.labeller("words", votes=8), records.labeller("mine", **dear)]
+    report = records.fusion(labellers=both, classnames=CLASSNAMES)
     write_fusion_report(folder / NAME, report)
     said = "mine: 4 requests to a/captioner, 400 tokens read, 0 written, 4 images left out."
     assert said in labellers(str(folder)).splitlines()
@@ -63,7 +64,7 @@ def test_the_summary_has_each_voter_alone_beside_all_and_the_chosen_model(folder
     assert "zero-shot label" in lines[-1]
     write(folder, labels=[None] * 8)
     text = labeller_table([folder], summary[:0])
-    assert "80.0 %" in text and "cannot be told" in text and "best alone" not in text
+    assert "80.0 %" in text and "unknown" in text and "best alone" not in text
     assert labeller_table([], summary) == ""
 
 
@@ -95,23 +96,22 @@ def write(folder, labels=TRUTH, **fields):
     captions = folder / "captions" / "images.parquet"
     captions.parent.mkdir(exist_ok=True)
     write_captions(captions, NAMES, texts)
-    uncounted = records.estimate(value=0.7, tells=False, answers_needed=250, votes=4)
-    voters = [
-        records.voter("words", votes=8, estimate=records.estimate(value=0.8, votes=8)),
-        records.voter(
+    both = [
+        records.labeller("words", votes=8),
+        records.labeller(
             "mine",
             kind="file",
-            module="file",
-            table="voters/mine.parquet",
+            table="votes/mine.parquet",
+            answers=None,
             votes=4,
-            weight=None,
-            family=None,
-            gain=0.0,
-            estimate=uncounted,
+            weight=0.0,
+            accuracy=None,
+            answers_needed=250,
         ),
     ]
-    fields = {"zero_shot": records.estimate(value=0.9), "classnames": CLASSNAMES} | fields
-    write_fusion_report(folder / NAME, records.fusion(voters=voters, **fields))
+    texts = records.class_texts(accuracy=Interval(0.9, 0.8, 0.95, 0))
+    fields = {"zero_shot": texts, "classnames": CLASSNAMES} | fields
+    write_fusion_report(folder / NAME, records.fusion(labellers=both, **fields))
 
 
 def test_each_labeller_has_its_shares_and_ranks(folder):
@@ -126,7 +126,7 @@ def test_each_labeller_has_its_shares_and_ranks(folder):
     assert zero_shot["right"]["of_all"] == 0.5
     assert fused["right"]["of_all"] == 0.875
     assert [one["rank"] for one in found["labellers"]] == [2, None, 1, None]
-    assert (words["estimate"]["value"], fused["estimate"]) == (0.8, None)
+    assert (words["accuracy"]["value"], fused["accuracy"]) == (0.8, None)
 
 
 def test_agreement_counts_images_with_both_votes_and_differences_name_classes(folder):
@@ -139,25 +139,23 @@ def test_agreement_counts_images_with_both_votes_and_differences_name_classes(fo
     assert differences == {("dog", "cat"): 1, ("cat", "dog"): 1}
 
 
-def test_what_cannot_be_told_has_no_rank_and_the_answers_that_would_tell(folder):
+def test_an_unknown_accuracy_has_no_rank_and_the_answers_that_would_give_it(folder):
     text = labellers(str(folder))
     [line] = [line for line in text.splitlines() if line.split()[:1] == ["mine"]][:1]
-    assert "cannot be told without answers (250 would tell)" in line
-    assert "70.0" not in line
-    assert "80.0 % (70.0 to 90.0), by all voters and images" in text
-    assert "The best voter alone is words (75.0%)" in text
+    assert "unknown; 250 answers" in line
+    assert "80.0 % (70.0 to 90.0), by votes and images" in text
+    assert "The best labeller alone is words (75.0%)" in text
 
 
-def test_voters_that_do_not_count_are_named(tmp_path):
-    write(tmp_path, uncounted=["mine"])
-    assert json.loads(labellers(str(tmp_path), json=True))["uncounted"] == ["mine"]
-    assert "Votes of mine do not count in the labels" in labellers(str(tmp_path))
+def test_it_is_said_why_nothing_is_gained(tmp_path):
+    write(tmp_path, reason="Images do not predict the votes of words.")
+    assert "do not predict" in labellers(str(tmp_path))
     write(tmp_path)
-    assert "do not count" not in labellers(str(tmp_path))
+    assert "do not predict" not in labellers(str(tmp_path))
 
 
 def test_a_single_estimate_is_no_rank(tmp_path):
-    write(tmp_path, zero_shot=None)
+    write(tmp_path, zero_shot=records.class_texts())
     assert {one.rank for one in read_labellers(tmp_path).labellers} == {None}
 
 
@@ -168,7 +166,7 @@ def test_without_labels_nothing_is_judged_and_answers_judge_all_together(tmp_pat
     assert {one.right for one in found.labellers} == {None}
     assert (found.best_alone, found.answers) == (None, 50)
     fused = found.labellers[-1]
-    assert (fused.estimate.value, fused.estimate.source) == (0.9, "answers")
+    assert (fused.accuracy.value, fused.by_answers) == (0.9, True)
     assert "90.0 % (80.0 to 95.0), by answers" in labellers(str(tmp_path))
 
 

@@ -4,6 +4,7 @@ from latteclip.captions.metadata import AnswerSource, CaptionsMetadata, ScoresMe
 from latteclip.captions.pictures import Layout
 from latteclip.labels import fusion_report
 from latteclip.labels.fusion_report import Check, CheckedLabels, FusionReport, PersonAnswers
+from latteclip.labels.guarantees import Interval
 from latteclip.train.history import TrainingMetadata
 from latteclip.train.settings import Recipe
 
@@ -41,58 +42,46 @@ def scores_metadata(model="a/captioner", **fields):
     return ScoresMetadata(source=source, **usual | fields)
 
 
-def estimate(**fields):
-    usual = {
-        "value": 0.8,
-        "low": 0.7,
-        "high": 0.9,
-        "tells": True,
-        "source": "votes",
-        "votes": 6,
-        "answers_needed": 0,
-    }
-    return fusion_report.VoterEstimate(**usual | fields)
-
-
-def voter(name="caption", **fields):
-    """A voter of a report, by default the captions."""
+def labeller(name="caption", **fields):
+    """A labeller of a report, by default the captions."""
     usual = {
         "kind": "captions",
-        "module": "caption",
-        "table": "captions/images.parquet",
+        "table": "votes/caption.parquet",
+        "answers": "captions/images.parquet",
         "votes": 6,
         "weight": 1.0,
-        "family": 0,
-        "gain": 0.1,
-        "estimate": estimate(),
+        "accuracy": Interval(0.8, 0.7, 0.9, 0),
+        "by": "votes",
+        "answers_needed": 0,
     }
-    return fusion_report.VoterReport(name=name, **usual | fields)
+    return fusion_report.LabellerReport(name=name, **usual | fields)
 
 
 def scores(**fields):
-    """The class scores as a voter of a report."""
+    """The class scores as a labeller of a report."""
     table = "class_scores.parquet"
-    return voter("lmm", kind="likelihood", module="lmm", table=table, **fields)
+    usual = {"kind": "likelihood", "table": table, "answers": table}
+    return labeller("lmm", **usual | fields)
+
+
+def class_texts(**fields):
+    """The zero-shot scores as a labeller of a report."""
+    usual = {"kind": "zero_shot", "table": None, "answers": None, "accuracy": None}
+    return labeller("zero_shot", **usual | {"answers_needed": 371} | fields)
 
 
 def fusion(**fields):
-    """The report on labels of captions that do not count, about which nobody answered."""
+    """The report on labels of captions, about which nobody answered."""
     usual = {
         "classnames": ["a", "b"],
         "written_names": {},
         "model": "m",
         "pretrained": None,
-        "voters": [voter()],
-        "zero_shot": None,
+        "labellers": [labeller()],
+        "zero_shot": class_texts(),
         "votes": "captions",
         "voting": 0,
-        "agreement": 0.0,
-        "corroborated": False,
-        "corroboration": fusion_report.Corroboration(0.1, -0.2, 0.412),
-        "weights": fusion_report.Weights(1.0, 0.0, 0.0),
-        "explained_share": 0.0,
-        "independence": 1.0,
-        "gains": None,
+        "reason": "",
         "changed": 0,
         "image_encoders": [],
         "answers": PersonAnswers(),
@@ -105,6 +94,5 @@ def checked(image_ids, confidence=(), right=(), classifiers=None, answers=None, 
     labels = Check(list(confidence), list(right))
     shares = {"value": 0.9, "low": 0.8, "high": 0.95} | shares
     n = len(image_ids) if answers is None else answers
-    return CheckedLabels(
-        n, **shares, image_id=list(image_ids), labels=labels, classifiers=classifiers or {}
-    )
+    share = Interval(**shares, n=n)
+    return CheckedLabels(share, list(image_ids), labels, classifiers or {})

@@ -4,17 +4,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 from support import records
-from support.audits import answer_next
 from support.tiny import write_captions, write_pictures
 from support.worlds import World
 from support.zero_shot_files import ZeroShotFiles
 
-from latteclip.audit.audit import AuditSession
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.config.sections.unknown import UnknownSection
 from latteclip.core import tables
-from latteclip.core.metadata import ClassesMetadata
-from latteclip.labels.fusion_report import NAME, write_fusion_report
+from latteclip.labels.answers import Answer
+from latteclip.labels.fusion_report import NAME, PersonAnswers, write_fusion_report
 from latteclip.labels.score_unknown import score_unknown
 
 CLASSNAMES = ["a/b", "A:b", "con", "<b>&amp;\"'", "=2+3", "plain"]
@@ -76,23 +74,17 @@ class Taken(ZeroShotFiles):
         write_fusion_report(self.folder / NAME, report)
 
     def answer(self, n):
-        """A person answers the first n questions of an audit of the training split."""
-        for method, labels in (("zero_shot", self.truth), ("flyp", self.fused)):
-            columns = {
-                "image_id": self.ids,
-                "prediction": labels,
-                "held_out": [True] * len(labels),
-            }
-            path = self.folder / method / "seed0" / "train_predictions.parquet"
-            tables.write(
-                path, columns, tables.TRAIN_PREDICTIONS, ClassesMetadata(CLASSNAMES)
-            )
-        session = AuditSession(self.folder, "train", n)
-        label_of = dict(zip(self.ids, self.truth, strict=True))
-        answer_next(session, n - 2, label_of.__getitem__)
-        answer_next(session, 1, kind="none")
-        answer_next(session, 1, kind="unsure")
-        return session.answers()
+        """A person answers about the first n images, of which one is of no class."""
+        ids = self.ids[:n]
+        named = [CLASSNAMES[label] for label in self.truth[: n - 1]] + [None]
+        right = [*(self.fused == self.truth)[: n - 1].tolist(), False]
+        checked = records.checked(ids, self.confidence[:n].tolist(), right)
+        answers = PersonAnswers(dict(zip(ids, named, strict=True)), checked)
+        self.write_report(answers=answers)
+        return {
+            name: Answer(name, "none" if classname is None else "class", classname)
+            for name, classname in answers.images.items()
+        }
 
     def zero_shot(self):
         """The best class of each training image by the class texts."""

@@ -64,7 +64,7 @@ class ZeroShotFiles:
         path.unlink(missing_ok=True)
         entries = {one.key: one for one in answers}
         index, _ = tables.read_unlabelled(self.write_index(), training=True)
-        teaching_schema("made", self.classnames, index).write(path, entries, "")
+        teaching_schema("made", self.classnames, index).update(path, entries)
         return str(path)
 
     def written(self, *names):

@@ -93,7 +93,7 @@ rule score_audit:
         train_predictions=given_each(
             "train_predictions", stage_params.audited_runs, "dataset"
         ),
-        code=sources("latteclip.audit.score_audit"),
+        code=sources("latteclip.audit.score"),
     output:
         f"results/{{dataset}}/audit{SUFFIX}.json",
     log:
@@ -109,39 +109,6 @@ rule score_audit:
         "latteclip score-audit --dataset {wildcards.dataset} --images {input.images}"
         " --plan {input.answers[0]}"
         " --answers {input.answers[1]} --runs {params.runs:q} --output {output} --log {log}"
-
-
-rule state_accuracy:
-    input:
-        images="results/{dataset}/images.parquet",
-        predictions=given_each("predictions", stage_params.audited_runs, "dataset"),
-        train_predictions=given_each(
-            "train_predictions", stage_params.audited_runs, "dataset"
-        ),
-        selection=given(stage_params.selection_if_any, "dataset"),
-        labels=given(stage_params.fused_labels_if_any, "dataset"),
-        # The order of the images of an audit, and the answers about them.
-        answers=unstored(given(stage_params.answers, "dataset")),
-        code=sources("latteclip.audit.state_accuracy"),
-    output:
-        f"results/{{dataset}}/accuracy{SUFFIX}.json",
-    log:
-        "results/{dataset}/logs/state_accuracy.log",
-    conda:
-        "../../envs/latteclip.yaml"
-    resources:
-        mem_mb=memory("state_accuracy"),
-        runtime=minutes("state_accuracy"),
-    params:
-        choice=options("selection"),
-        labels=option_each("labels", "fused_labels", "fusion_report"),
-        answers=option_each("answers", "plan", "answers"),
-        main=given(stage_params.main_method, "dataset"),
-        runs=as_found(given_json(stage_params.audited_runs, "dataset")),
-    shell:
-        "latteclip state-accuracy --dataset {wildcards.dataset} --images {input.images}"
-        " --main {params.main} {params.choice} {params.labels} {params.answers}"
-        " --runs {params.runs:q} --output {output} --log {log}"
 
 
 rule select_model:

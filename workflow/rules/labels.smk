@@ -6,7 +6,7 @@ rule adapt_zero_shot:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        code=sources("latteclip.labels.adapt_zero_shot"),
+        code=sources("latteclip.labels.fuse_labels"),
     output:
         "results/{dataset}/classifiers/adapted.safetensors",
     log:
@@ -62,7 +62,7 @@ rule encode_examples:
     input:
         images="results/{dataset}/images.parquet",
         models=given(stage_params.example_models, "dataset"),
-        code=sources("latteclip.labels.encode_examples"),
+        code=sources("latteclip.labels.encode_images"),
     output:
         "results/{dataset}/examples.parquet",
     log:
@@ -108,13 +108,12 @@ rule fuse_labels:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        votes=given_each("table", stage_params.voter_tables, "dataset"),
+        adapted="results/{dataset}/classifiers/adapted.safetensors",
+        votes=given_each("table", stage_params.labellers, "dataset"),
         answers=unstored(given(stage_params.teaching_answers, "dataset")),
         examples=given(stage_params.examples, "dataset"),
         image_encoders=given(stage_params.image_features, "dataset"),
-        clip_model=given(stage_params.hub_model, "dataset", section="clip"),
         code=sources("latteclip.labels.fuse_labels"),
-        voter_code=unstored(given(stage_code.voter_code, "dataset")),
     output:
         **ENCODERS_CLASSIFIER,
         labels="results/{dataset}/fused_labels.parquet",
@@ -131,13 +130,10 @@ rule fuse_labels:
         "../../envs/latteclip.yaml"
     threads: threads_of("pseudo_label_images")
     resources:
-        gpu=gpus(),
         mem_mb=memory("fuse_labels"),
         runtime=minutes("fuse_labels"),
     params:
-        clip_files=given(stage_params.local_clip, "dataset"),
-        settings=given_json(stage_params.clip_encoder, "dataset"),
-        voters=as_found(given_json(stage_params.voter_tables, "dataset")),
+        labellers=as_found(given_json(stage_params.labellers, "dataset")),
         answers=options("answers", "examples"),
         image_encoders=options("image_encoders"),
         encoders_prototypes=lambda wildcards, output: " ".join(
@@ -147,8 +143,8 @@ rule fuse_labels:
     shell:
         "latteclip fuse-labels --images {input.images}"
         " --pseudo-labels {input.pseudo_labels} --class-embeddings {input.class_embeddings}"
-        " --voters {params.voters:q} {params.answers}"
-        " {params.image_encoders} {params.encoders_prototypes} --settings {params.settings:q}"
+        " --adapted {input.adapted} --labellers {params.labellers:q} {params.answers}"
+        " {params.image_encoders} {params.encoders_prototypes}"
         " --output {output.labels} --report {output.report}"
         " --prototypes {output.prototypes} --votes {output.votes}"
-        " --voter-labels {output.voter_labels} --threads {threads} --log {log}"
+        " --voter-labels {output.voter_labels} --log {log}"

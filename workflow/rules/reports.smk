@@ -23,7 +23,6 @@ rule report_dataset:
             stage_params.shows_fused_labels,
             "dataset",
         ),
-        statement=given(stage_params.statement_if_any, "dataset"),
         discovery=given(stage_params.discovery_if_any, "dataset"),
         voter_labels=given_if(
             "results/{dataset}/voter_labels.parquet",
@@ -59,7 +58,6 @@ rule report_dataset:
             "audit",
             "fused_labels",
             "fusion_report",
-            "statement",
             "discovery",
             "voter_labels",
             "unknown",

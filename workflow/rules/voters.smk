@@ -1,5 +1,5 @@
-# Votes for the classes of training images by further voters, each in a table of its own. A voter
-# that asks what `captioner` and `scores` ask has the tables of captions.smk.
+# Votes of labellers for the classes of training images, each in a table of its own. A labeller that
+# asks what `captioner` and `scores` ask has the answers of captions.smk.
 
 
 use rule caption_images as caption_images_voter with:
@@ -33,18 +33,18 @@ use rule score_classes as score_classes_voter with:
 rule write_votes:
     input:
         images="results/{dataset}/images.parquet",
+        captions=given(stage_params.votes_inputs, "dataset", "voter"),
         own=unstored(given(stage_params.votes_file, "dataset", "voter")),
         clip_model=given(stage_params.votes_model, "dataset", "voter"),
         code=sources("latteclip.labels.write_votes"),
-        voter_code=unstored(given(stage_code.voter_code, "dataset", "voter")),
     output:
-        "results/{dataset}/voters/{voter}.parquet",
+        "results/{dataset}/votes/{voter}.parquet",
     log:
         "results/{dataset}/logs/write_votes-{voter}.log",
     benchmark:
         "results/{dataset}/benchmarks/write_votes-{voter}.jsonl"
     wildcard_constraints:
-        voter=one_of(stage_params.asking_voters(configuration, None)),
+        voter=one_of(stage_params.writing_voters(configuration)),
     priority: EARLY
     conda:
         "../../envs/latteclip.yaml"
@@ -54,8 +54,9 @@ rule write_votes:
         mem_mb=memory("write_votes"),
         runtime=minutes("write_votes"),
     params:
-        clip_files=given(stage_params.local_clip, "dataset", "voter"),
+        clip_files=given(stage_params.votes_clip, "dataset", "voter"),
         settings=given_json(stage_params.write_votes, "dataset", "voter"),
+        captions=option_each("captions", "captions", "class_embeddings"),
     shell:
         "latteclip write-votes --images {input.images} --settings {params.settings:q}"
-        " --output {output} --threads {threads} --log {log}"
+        " {params.captions} --output {output} --threads {threads} --log {log}"

@@ -2,15 +2,14 @@
 const page = JSON.parse(document.getElementById("values").textContent);
 const at = (id) => document.getElementById(id);
 const MAX_SECONDS = 120; // of an answer, for the estimate of the time left
-const MERGES = 5; // of answers that other pages save at the same time
 
-// The answers of this page, in their order, as they are exported and saved.
+// The answers that this page can undo or export, in their order.
 let answers = [];
-const asDocument = () => ({ plan: page.plan, dataset: page.dataset, version: page.version, classes: page.classes, answers });
+const asDocument = (some) => ({ plan: page.plan, dataset: page.dataset, version: page.version, classes: page.classes, answers: some });
 const isSame = (one, other) => one.image === other.image && Boolean(one.repeat) === Boolean(other.repeat);
+const keyOf = (one) => one.repeat ? `${one.image}\n2` : one.image;
 
-// The server saves all answers before the next question. The revision says which file they go on
-// from: where another page has saved answers since, these are merged.
+// The server saves each answer before the next question, beside those of other pages.
 const server = {
   async send(way, options) {
     let reply;
@@ -21,36 +20,20 @@ const server = {
     }
     const values = await reply.json();
     if (values.error) throw new Error(values.error);
-    return [reply.status, values];
+    return values;
   },
   load() {
-    answers = page.state.answers;
+    answers = page.last;
     return page.state;
   },
-  async save(changed, added) {
-    const before = answers;
-    answers = changed;
-    for (let time = 0; time < MERGES; time += 1) {
-      let status, values;
-      try {
-        [status, values] = await this.send("answers", {
-          method: "PUT",
-          headers: { "Content-Type": "application/json", "If-Match": `"${state.revision}"` },
-          body: JSON.stringify(asDocument()),
-        });
-      } catch (error) {
-        answers = before;
-        throw error;
-      }
-      if (status !== 412) return values;
-      state.revision = values.revision;
-      answers = values.answers;
-      if (!added || answers.some((one) => isSame(one, added))) return values;
-      answers = [...answers, added];
-    }
-    throw new Error("Another page is saving answers. Close it.");
+  save(added, removed) {
+    return this.send("answers", {
+      method: "PUT",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ ...asDocument(added), removed: removed.map(keyOf) }),
+    });
   },
-  async result() { return (await this.send("result"))[1]; },
+  result() { return this.send("result"); },
 };
 
 // Without a server, questions are in this page, and answers in the browser's memory.
@@ -61,18 +44,18 @@ const offline = {
       const saved = JSON.parse(localStorage.getItem(this.place)) || [];
       answers = saved.filter((one) => page.questions.some((question) => isSame(question, one)));
     } catch { /* a browser that saves nothing for files: the answers live as long as the page */ }
-    return this.state();
+    return this.state(answers);
   },
-  state() {
-    const upcoming = page.questions.filter((question) => !answers.some((one) => isSame(question, one)));
-    return { answered: answers.length, total: page.questions.length, upcoming, status: "" };
+  state(given) {
+    const upcoming = page.questions.filter((question) => !given.some((one) => isSame(question, one)));
+    return { answered: given.length, total: page.questions.length, upcoming, status: "" };
   },
-  async save(changed) {
-    answers = changed;
+  save(added, removed) {
+    const changed = [...answers.filter((one) => !removed.includes(one)), ...added];
     try {
-      localStorage.setItem(this.place, JSON.stringify(answers));
+      localStorage.setItem(this.place, JSON.stringify(changed));
     } catch { /* as above */ }
-    return this.state();
+    return this.state(changed);
   },
 };
 
@@ -140,7 +123,7 @@ function show(next) {
   at("done").hidden = !over;
   at("status").textContent = state.status;
   at("undo").disabled = answers.length === 0;
-  at("export").hidden = answers.length === 0;
+  at("export").hidden = !page.offline || answers.length === 0;
   at("finish").hidden = page.offline || over || state.answered === 0;
   at("reveal").hidden = page.offline || over || state.answered === 0;
   hideResult();
@@ -171,14 +154,21 @@ function give(answer) {
   once(async () => {
     const { image, content, phase, repeat } = state.upcoming[0];
     const added = { image, content, ...answer, ...(phase && { phase }), ...(repeat && { repeat }) };
-    const next = await source.save([...answers, added], added);
+    const next = await source.save([added], []);
+    answers = [...answers, added];
     pace.push(Math.min(MAX_SECONDS, (performance.now() - since) / 1000));
     return next;
   });
 }
 
 function undo() {
-  if (answers.length) once(() => source.save(answers.slice(0, -1)));
+  if (answers.length === 0) return;
+  once(async () => {
+    const last = answers.at(-1);
+    const next = await source.save([], [last]);
+    answers = answers.filter((one) => one !== last);
+    return next;
+  });
 }
 
 function cells(row, kind, texts) {
@@ -243,7 +233,7 @@ at("finish").addEventListener("click", () => {
   showResult(source.result());
 });
 at("export").addEventListener("click", () => {
-  const text = JSON.stringify(asDocument(), null, 1);
+  const text = JSON.stringify(asDocument(answers), null, 1);
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
   link.download = "answers.json";

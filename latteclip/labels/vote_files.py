@@ -1,4 +1,4 @@
-"""Votes that the user brings along, in a file of images with classes or probabilities."""
+"""Read votes that the user brings along: a file of images with classes or probabilities."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,65 +10,54 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import IndexMetadata
 from latteclip.core.terminal import one_line
-from latteclip.core.user_tables import by_image_id, list_of, read_table, rows_of
-from latteclip.labels.class_scores import read_class_scores
-from latteclip.labels.label_sources import option_votes
-from latteclip.labels.own_votes import VoterTableMetadata, VotesSettings, columns_of
-from latteclip.labels.voters.base import Ballot, VotedImages
+from latteclip.core.user_tables import (
+    by_image_id,
+    list_of,
+    numbers_of_classes,
+    read_table,
+    rows_of,
+)
 
 TOLERANCE = 0.01  # largest error of a sum of probabilities
-MISSING = 0.05  # share of the images that a file may lack, unless the voter has a share
+MISSING = 0.05  # share of the images that a file may lack, unless the labeller has a share
 FORMS = "class; or options and probabilities, or log_probabilities; or probabilities of all classes"
 Vote = tuple[list[int], list[float]]  # classes, and the log-probability of each
 
 
-def vote(path: str, voted: VotedImages) -> Ballot:
-    """Return the votes that `write` wrote."""
-    described = tables.read_metadata(path, VoterTableMetadata)
-    options, scores = read_class_scores(path, voted.image_ids)
-    return Ballot.of(described.voter, option_votes(options, scores, len(voted.classes)))
+def read_file(
+    images_path: str, file: str | None, labeller: str | None, share: float | None
+) -> tuple[list[str], list[list[int]], list[list[float]]]:
+    """Return the user's votes for images that are not in the test split.
 
-
-def write(
-    images_path: str, settings: VotesSettings, output: str, *, device: str, threads: int
-) -> None:
-    """Write the votes of the user's file for images that are not in the test split."""
+    They are image ids, classes, and the log-probability of each class.
+    """
     index, _ = tables.read_unlabelled(images_path, training=True)
     metadata = tables.read_metadata(images_path, IndexMetadata)
-    key = f"Voter {settings.name}: the file"
+    key = f"Labeller {labeller}: the file"
     ids = index["image_id"].to_pylist()
-    votes = by_image_id(read_votes(settings.file, key, metadata), ids, settings.file, key)
+    votes = by_image_id(read_votes(file, key, metadata), ids, file, key)
     cells = [votes.get(image_id) for image_id in ids]
     n = len(ids) - cells.count(None)
-    wanted = settings.share or 1 - MISSING
+    wanted = share or 1 - MISSING
     if n < math.floor(wanted * len(ids)):
         at_most = math.floor(1000 * n / len(ids)) / 1000
         example = next(ids[row] for row, one in enumerate(cells) if one is None)
         raise UserError(
-            f"{key} {settings.file} has rows for {n} of {len(ids)} images, and none for "
-            f"{example!r}; add the others, or set share of the voter to {at_most:g}."
+            f"{key} {file} has rows for {n} of {len(ids)} images, and none for "
+            f"{example!r}; add the others, or set share of the labeller to {at_most:g}."
         )
     options = [one[0] if one else [] for one in cells]
     values = [one[1] if one else [] for one in cells]
-    described = VoterTableMetadata(
-        metadata.classnames, str(settings.name), str(settings.kind), str(settings.file)
-    )
-    columns = columns_of(ids, options, values)
-    tables.write(output, columns, tables.CLASS_SCORES, described)
+    return ids, options, values
 
 
 def read_votes(path: str | None, key: str, index: IndexMetadata) -> dict[str, Vote]:
     """Return the votes of a file by image_id, without options where a cell is empty.
 
-    Classes are names, as the dataset or CLIP writes them, or numbers from 0. UserError names the
-    file and the image.
+    Classes are those of `numbers_of_classes`. UserError names the file and the image.
     """
     table = read_table(path, key)
-    numbers = range(len(index.classnames))
-    class_of: dict[Any, int] = {number: number for number in numbers}
-    class_of |= {str(number): number for number in numbers}
-    for number, name in enumerate(index.classnames):
-        class_of |= {index.written_names.get(name, name): number, name: number}
+    class_of = numbers_of_classes(index.classnames, index.written_names)
     columns, read = _form(table, path, key)
     votes: dict[str, Vote] = {}
     for image_id, *cells in rows_of(table, path, key, ["image_id", *columns]):
@@ -116,7 +105,8 @@ def _is_empty(cell: Any) -> bool:
 
 def _class(name: Any, class_of: dict[Any, int]) -> int:
     if isinstance(name, bool) or name not in class_of:
-        raise _NoVoteError(f"{one_line(repr(name), 60)} is no class of this dataset")
+        hint = "; write names of classes as text" if isinstance(name, int) else ""
+        raise _NoVoteError(f"{one_line(repr(name), 60)} is no class of this dataset{hint}")
     return class_of[name]
 
 

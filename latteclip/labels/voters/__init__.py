@@ -1,1 +1,0 @@
-"""Sources of votes for the classes of training images."""
