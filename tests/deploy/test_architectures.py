@@ -5,7 +5,6 @@ import zlib
 from pathlib import Path
 
 import open_clip
-import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
@@ -13,6 +12,7 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.tiny import FINETUNE, TEMPLATE, write_index, write_pictures
+from support.tuned import predictions
 from timm.models import register_model
 
 from latteclip.clip import finetuned
@@ -24,7 +24,6 @@ from latteclip.config.sections.finetune import FinetuneSection
 from latteclip.config.sections.inference import InferenceSection
 from latteclip.config.sections.training import TrainingSection
 from latteclip.deploy.export import export
-from latteclip.deploy.predict import Predictor
 from latteclip.labels.pseudo_label_images import pseudo_label_images
 from latteclip.labels.zero_shot import ZeroShotSettings
 from latteclip.train.data import TrainingFiles
@@ -117,76 +116,54 @@ def architecture(request, tmp_path_factory):
     return request.param, write_architecture(request.param, tmp_path_factory.mktemp("clip"))
 
 
-@pytest.fixture(scope="module")
-def run(architecture, tmp_path_factory):
-    """The folder in which a model was given zero-shot labels and trained for one step on them."""
-    _, name = architecture
-    folder = tmp_path_factory.mktemp("run")
-    pictures = write_pictures(folder / "pictures", N)
-    index = write_index(
-        folder / "images.parquet", pictures, ["train"] * N, [None] * N, CLASSNAMES
-    )
-    clip = ClipSection(model=name, pretrained=None)
+def test_it_gives_labels_trains_a_step_and_predicts_as_the_stock_model(
+    architecture, tmp_path
+):
+    name, model = architecture
+    pictures = write_pictures(tmp_path / "pictures", N)
+    rows = pictures, ["train"] * N, [None] * N, CLASSNAMES
+    index = write_index(tmp_path / "images.parquet", *rows)
+    clip = ClipSection(model=model, pretrained=None)
     class_texts = ClassTextsSection(template=TEMPLATE)
     zero_shot = ZeroShotSettings(
         clip=clip, class_texts=class_texts, inference=InferenceSection(batch_size=3)
     )
-    files = [str(folder / name) for name in ("labels.parquet", "embeddings.safetensors")]
-    pseudo_label_images(index, zero_shot, *files, device="cpu", threads=1)
+    labels = str(tmp_path / "labels.parquet")
+    embeddings = str(tmp_path / "embeddings.safetensors")
+    pseudo_label_images(index, zero_shot, labels, embeddings, device="cpu", threads=1)
+    section = FinetuneSection(**FINETUNE | {"epochs": 1, "batch_size": N})
     settings = FinetuneSettings(
         clip=clip,
         class_texts=class_texts,
-        method=TrainingSection(
-            objective="flyp",
-            finetune=FinetuneSection(**FINETUNE | {"epochs": 1, "batch_size": N}),
-        ),
+        method=TrainingSection(objective="flyp", finetune=section),
         compute=ComputeSection(),
     )
-    outputs = [str(folder / name) for name in ("model", "history.parquet", "checkpoints")]
-    finetune(
-        TrainingFiles(index, files[0]),
-        *(settings, *outputs),
-        seed=0,
-        device="cpu",
-        threads=1,
+    outputs = [str(tmp_path / each) for each in ("model", "history.parquet", "checkpoints")]
+    files = TrainingFiles(index, labels)
+    finetune(files, settings, *outputs, seed=0, device="cpu", threads=1)
+    assert_both_towers_moved(
+        Path(model.removeprefix("local-dir:")), tmp_path / "model", name
     )
-    return folder
-
-
-def test_one_step_moves_both_towers(architecture, run):
-    assert pq.read_table(run / "history.parquet")["loss"].to_pylist()[0] > 0
-    start = Path(architecture[1].removeprefix("local-dir:"))
-    before, after = (
-        load_file(folder / "open_clip_model.safetensors")
-        for folder in (start, run / "model")
-    )
-    assert before.keys() == after.keys()
-    moved = {key for key in before if not torch.equal(before[key], after[key])}
-    assert {key.startswith("visual.") for key in moved} == {True, False}
-    norms = [key for key in before if key.endswith(("running_mean", "running_var"))]
-    assert (architecture[0] == "MobileCLIP-S1") == bool(norms)
-    assert not moved & set(norms)
-
-
-def test_predictions_of_the_export_are_those_of_the_stock_model(
-    architecture, run, tmp_path
-):
-    export(str(run), str(tmp_path / "exported"), "open_clip")
-    pictures = sorted(map(str, (run / "pictures").iterdir()))
-    found = Predictor(str(tmp_path / "exported"), device="cpu", threads=1)(pictures, topk=3)
-    assert [prediction.path for prediction in found] == pictures
-    opened = finetuned.load(run, torch.device("cpu"))
+    export(str(tmp_path), str(tmp_path / "exported"), "open_clip")
+    opened = finetuned.load(tmp_path, torch.device("cpu"))
     images = torch.stack([opened.clip.preprocess(Image.open(path)) for path in pictures])
     with torch.no_grad():
         features = opened.clip.model.encode_image(images, normalize=True)
     scores = opened.classifier.scores(features).sort(dim=1, descending=True).values
+    found = [one.topk_scores for one in predictions(tmp_path / "exported", pictures)]
     assert scores.std() > 0
-    torch.testing.assert_close(
-        torch.tensor([prediction.topk_scores for prediction in found]),
-        scores,
-        rtol=1e-4,
-        atol=1e-5,
-    )
+    torch.testing.assert_close(torch.tensor(found), scores, rtol=1e-4, atol=1e-5)
+
+
+def assert_both_towers_moved(start, trained, name):
+    """And no statistic of a batch norm."""
+    weights = "open_clip_model.safetensors"
+    before, after = load_file(start / weights), load_file(trained / weights)
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert {key.startswith("visual.") for key in moved} == {True, False}
+    norms = [key for key in before if key.endswith(("running_mean", "running_var"))]
+    assert (name == "MobileCLIP-S1") == bool(norms)
+    assert not moved & set(norms)
 
 
 def test_siglip2_has_the_tokenizer_of_its_own_class(tmp_path):
