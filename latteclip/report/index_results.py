@@ -64,10 +64,7 @@ def index_results(
         meanings=FLAGS,
         complete=complete,
         means=means,
-        paper=summary.gain_on_paper_datasets(table) if len(table) else None,
-        published=(summary.PAPER_GAIN_OVER_ZERO_SHOT, summary.PAPER_GAIN_OVER_OTHERS),
-        n_paper=len(summary.PAPER_DATASETS),
-        source=summary.PAPER_SOURCE,
+        beside_paper=summary.beside_paper(table),
     )
     write_text(output, page)
     log.info("Wrote %s, datasets: %s.", output, ", ".join(sizes))

@@ -171,7 +171,7 @@ def _checked_labels(path: str) -> str:
 
 
 def dataset_table(table: pd.DataFrame) -> str:
-    """Return methods by datasets, where there are several, and the paper's mean gain."""
+    """Return methods by datasets, where there are several, and the mean gain beside the paper's."""
     parts = []
     accuracies = summary.by_dataset(table)
     means, complete = summary.means_over_datasets(table)
@@ -184,14 +184,8 @@ def dataset_table(table: pd.DataFrame) -> str:
             parts.append(
                 f"The mean is over {', '.join(complete)}, on which all methods were run."
             )
-    gain, n = summary.gain_on_paper_datasets(table)
-    if gain is not None:
-        parts.append(
-            f"latteclip over zero_shot, mean over {n} of the paper's {len(summary.PAPER_DATASETS)} "
-            f"datasets: {gain:+.2f}; published, over all: {summary.PAPER_GAIN_OVER_ZERO_SHOT:+.2f} "
-            f"({summary.PAPER_SOURCE})."
-        )
-    return "\n\n".join(parts)
+    parts.append(summary.beside_paper(table))
+    return "\n\n".join(filter(None, parts))
 
 
 def _with_notes(table: pd.DataFrame, notes: Sequence[str] = (), left: int = 2) -> str:

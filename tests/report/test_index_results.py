@@ -71,7 +71,7 @@ def test_a_star_marks_the_model_that_was_chosen_and_below_it_says_why(compared):
     ]
     assert "Nothing <b>beat</b> it." in page.sections[""]
     assert ("b", {}) not in page.elements
-    assert "A star flags the model that was chosen" in text
+    assert "has a star" in text
 
 
 def test_an_audit_stands_where_a_person_answered(compared):
@@ -85,9 +85,7 @@ def test_an_audit_stands_where_a_person_answered(compared):
     assert ("i", {}) not in page.elements
 
 
-def test_our_means_stand_beside_those_of_the_paper(compared):
+def test_the_gain_stands_beside_that_of_the_paper(compared):
     page, _ = compared
-    gain, others = ([cell[0] for cell in row] for row in page.tables["paper"][1:])
-    assert gain == ["latteclip over zero_shot", "+4.74", "+4.00", "2 of 10 datasets"]
-    assert others[1:] == ["+3.45", "–", "not compared here"]  # noqa: RUF001
-    assert "published" in page.tables["paper"][0][1][0]
+    for words in ("2 of the paper's 10", "+4.00 points", "+4.74"):
+        assert words in page.sections[""]
