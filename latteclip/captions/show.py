@@ -90,9 +90,10 @@ def _lines(row: dict[str, Any], classname: str | None) -> list[str]:
     if classname is not None:
         lines.append(f"  class     {classname} (pseudo-label)")
     caption = row["caption"]
+    if not row["attempts"]:
+        return [*lines, "  caption   none: max_images left it out"]
     if not caption:
-        reason = "empty" if row["attempts"] else "not asked for (captioner.max_images)"
-        caption = f"none: {row['error'] or reason}"
+        caption = f"none: {row['error'] or 'empty'}"
     facts = f"{row['finish_reason']}, {row['n_tokens']} tokens"
     if row["attempts"] > 1:
         facts += ", second attempt"

@@ -97,7 +97,7 @@ def _sentence(plan: Values) -> str:
         return f"{name}: not known before the images are indexed"
     is_most = plan["is_most"] or plan["max_images"] is not None
     requests = f"{'at most ' if is_most else ''}{plan['requests']:,} requests"
-    tokens = f"tokens not known before a run with limit={LIMIT}"
+    tokens = "tokens not known before a limited run"
     if plan["tokens_read"] is not None:
         read, written = plan["tokens_read"], plan["tokens_written"]
         tokens = f"about {read:,} tokens read and {written:,} written ({plan['source']})"
@@ -187,14 +187,14 @@ ASKING = {
     "name_images": NAMES,
     "score_classes": SCORES,
 }
-# A job that does nothing but load CLIP and write it, and the jobs that load it as well.
-LOADS_ONLY = "assemble_model"
-LOADS_CLIP = {*job_resources.LOADING, "fuse_labels"}
-ASKED = re.compile(r"^Asked (\d+) requests about (\d+) rows in ([\d.]+) s", re.MULTILINE)
+LOADS_ONLY = "assemble_model"  # a job that does nothing but load CLIP and write it
+# What logs say of the seconds of work.
+WORK = re.compile(
+    r"^(?:Asked (\d+) requests about (\d+) rows|Indexed .*) in ([\d.]+) s", re.MULTILINE
+)
 NOTE = """\
-  Each stage grows from what the limited run took, without the time of loading: that of
-  assemble_model, which only loads CLIP, or of the shortest job. Jobs count one after another.
-  Downloads do not count."""
+  Each stage grows from what the limited run took, without the time of loading: at most that of
+  assemble_model, which only loads CLIP. Jobs count one after another. Downloads do not count."""
 
 
 def estimate(
@@ -272,18 +272,18 @@ def _jobs(
 ) -> Iterator[Values]:
     """Yield every job that was measured: its seconds, and those of the full run."""
     costs = [(cost, cost.seconds) for cost in job_costs(folder) if cost.seconds]
-    clip = min((seconds for cost, seconds in costs if cost.rule == LOADS_ONLY), default=0.0)
-    shortest = min((seconds for _, seconds in costs), default=0.0)
+    only = [seconds for cost, seconds in costs if cost.rule == LOADS_ONLY]
+    shortest = min(only or [seconds for _, seconds in costs], default=0.0)
     for cost, seconds in costs:
         growth = _size(configuration, folder.name, cost, after)
         growth /= _size(configuration, folder.name, cost, before)
-        loading = min(seconds, clip if cost.rule in LOADS_CLIP else shortest)
+        loading = min(seconds, shortest)
         asks_nothing = False
         log = cost.path.parents[1] / "logs" / f"{cost.path.stem}.log"
         text = log.read_text("utf-8", errors="replace") if log.is_file() else ""
-        if match := ASKED.search(text):
-            asked, rows, work = int(match[1]), int(match[2]), float(match[3])
-            loading = max(0.0, seconds - work)
+        if match := WORK.search(text):
+            loading = max(0.0, seconds - float(match[3]))
+            asked, rows = int(match[1] or 0), int(match[2] or 0)
             asks_nothing = rows > asked == 0  # answers had been cached
             growth *= rows / asked if asked else 1.0
         full = loading + growth * (seconds - loading)

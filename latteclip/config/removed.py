@@ -24,6 +24,8 @@ KEYS: dict[str, str] = {
     "max_cost": "set max_images of captioner, of scores, or of an entry of voters.",
     "captioner.price_input": "set max_images; a provider's console limits money.",
     "captioner.price_output": "set max_images; a provider's console limits money.",
+    "captioner.requests_per_second": "set captioner.concurrency.",
+    "captioner.retries": "leave it out: a request is sent up to six times.",
     "scores.share": "set scores.max_images.",
     "scores.choose": "leave it out: the images with the least certain label come first.",
     "scores.rounds": "leave it out: the images with the least certain label are asked about once.",

@@ -102,6 +102,15 @@ def test_a_file_may_lack_captions_but_not_all_of_them(dataset, caplog):
     assert "'other.png'" in str(caught.value) and repr(first) in str(caught.value)
 
 
+WHOLE = (
+    'A "red" texture with "holes"',
+    "The photo shows here: nothing",
+    "Here is a cat.",
+    "It's the artist's cloth",
+    "Sure",
+)
+
+
 @pytest.mark.parametrize(
     ("text", "caption"),
     [
@@ -114,21 +123,8 @@ def test_a_file_may_lack_captions_but_not_all_of_them(dataset, caplog):
         ("A red textur\ufffd\ufffd", "A red textur"),
         ("A\x00 red\x07 texture\x1b[2J\x9b.", "A red texture [2J ."),
         ('""', ""),
+        *((text, text) for text in WHOLE),
     ],
 )
-def test_what_is_no_caption_goes(text, caption):
+def test_what_is_no_caption_goes_and_the_rest_stays(text, caption):
     assert clean(text) == caption
-
-
-@pytest.mark.parametrize(
-    "caption",
-    [
-        'A "red" texture with "holes"',
-        "The photo shows here: nothing",
-        "Here is a cat.",
-        "It's the artist's cloth",
-        "Sure",
-    ],
-)
-def test_what_belongs_to_the_caption_stays(caption):
-    assert clean(caption) == caption

@@ -2,16 +2,12 @@
 
 import json
 import math
-import subprocess
-import threading
 
 import numpy as np
 import pytest
 from PIL import Image
-from support import warm
-from support.captioning import SETTINGS, of_engine
+from support.captioning import of_engine
 from support.scoring import DECISIONS, N, ScoredDataset
-from support.sections import changed
 from support.servers import DecisionServer, decide
 
 from latteclip.captions.metadata import ScoresMetadata
@@ -24,8 +20,6 @@ ENGINE = {
     **of_engine("decisions"),
     "model": DecisionServer.model,
     "concurrency": 4,
-    "retries": 0,
-    "requests_per_second": 1000,
 }
 NONE = "none of these"
 
@@ -159,37 +153,3 @@ def test_renamed_images_are_not_paid_for_again(scored, decisions):
     columns = decisions_of(scored)
     assert len(asked(columns)) == N and columns["image_id"][0].startswith("moved/")
     assert len(decisions.requests) == N
-
-
-# --- a run that ends -----------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on_without_asking_twice_what_was_answered(scored, decisions):
-    images, labels, embeddings = scored.inputs
-    settings = changed(SETTINGS, **{**ENGINE, "concurrency": 1})
-    command = [
-        *(warm.command("latteclip"), "score-classes", "--images", images),
-        *("--pseudo-labels", labels, "--class-embeddings", embeddings, "--prompt", ""),
-        *("--scores", json.dumps({"kind": "decisions"})),
-        *("--captioner", json.dumps(settings.model_dump()), "--threads", "1"),
-        *("--output", str(scored.output), "--store", str(scored.folder / "store")),
-    ]
-    arrived, killed = threading.Event(), threading.Event()
-
-    def hold(number, body):
-        if number == 3:  # three answers were taken
-            arrived.set()
-            killed.wait(60)
-
-    decisions.fail = hold
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
-        assert arrived.wait(120)
-        process.kill()
-        process.communicate()
-    killed.set()
-    assert not scored.output.exists()
-    subprocess.run(command, check=True)
-    assert len(decisions.requests) == N + 1
-    pictures = [json.dumps(sent["body"]["state"]) for sent in decisions.requests]
-    assert pictures.count(pictures[3]) == 2  # the one that was under way

@@ -31,8 +31,8 @@ class Command:
 
     def __call__(self, **captioner):
         """The exit status."""
-        usual = {"model": self.service.model, "concurrency": 1, "retries": 1}
-        usual |= {"requests_per_second": 1000, **of_engine(self.service.engine)}
+        usual = {"model": self.service.model, "concurrency": 1}
+        usual |= of_engine(self.service.engine)
         settings = changed(SETTINGS, **{**usual, **captioner})
         images, labels, embeddings = self.dataset.inputs
         words = ["caption-images", "--images", images, "--prompt", "What?"]
@@ -178,6 +178,7 @@ def text_of(file):
 )
 def test_no_secret_is_left(ask, monkeypatch, capfd, status, failed, exit_status):
     """The server repeats the request in its errors."""
+    monkeypatch.setattr("latteclip.captions.engines.server.RETRIES", 0)
     service = ask.service
     service.key = None
     monkeypatch.setenv(
@@ -190,7 +191,7 @@ def test_no_secret_is_left(ask, monkeypatch, capfd, status, failed, exit_status)
         return (status, {}, content) if number in failed else None
 
     service.fail = fail
-    assert ask(max_failed=0.9 * (exit_status == 0), retries=0) == exit_status
+    assert ask(max_failed=0.9 * (exit_status == 0)) == exit_status
     sent = service.requests[0]["headers"]["authorization"].removeprefix("Bearer ")
     assert sent in (KEY, f"Basic {LOGIN}")  # so there was something to leave
     paths = (ask.output, *ask.folder.glob("store/*"), *ask.folder.glob("logs/*"))

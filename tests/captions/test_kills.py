@@ -17,9 +17,9 @@ from support.sections import changed
 from support.servers import ChatServer
 from support.tiny import write_index, write_pictures
 
-from latteclip.captions.answer_cache import COMMIT_ANSWERS, AnswerCache
+from latteclip.captions.answer_cache import AnswerCache
 
-N, KILLS, CONCURRENCY = 600, 2, 4
+N, KILLS, CONCURRENCY = 300, 2, 4
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def n_answered(folder):
 
 
 @pytest.mark.slow
-def test_killed_at_random_points_a_run_loses_the_answers_since_its_last_commit_alone(
+def test_killed_at_random_points_a_run_asks_again_what_was_under_way_alone(
     start, server, tmp_path
 ):
     server.pause = 0.002
@@ -82,12 +82,11 @@ def test_killed_at_random_points_a_run_loses_the_answers_since_its_last_commit_a
     assert len(server.requests) == N
     rng = random.Random(0)
     for _ in range(KILLS):
-        n = rng.randint(0, COMMIT_ANSWERS + 50)
+        n = rng.randint(0, N // 4)
         if stop_after(*start("broken"), server, n, signal.SIGKILL) == 0:  # it had ended
             break
     assert finish(*start("broken")) == unbroken
-    # The answers since the last commit, and those under way, are all that is asked again.
-    assert len(server.requests) - N <= N + KILLS * (COMMIT_ANSWERS + CONCURRENCY)
+    assert len(server.requests) - N <= N + KILLS * CONCURRENCY  # answers may be paid
     assert n_answered(tmp_path / "broken") == N
 
 

@@ -13,14 +13,6 @@ IDENTITY = Identity("m", None, "auto", None, 77, Layout())
 # --- digests -------------------------------------------------------------------------------------
 
 
-def test_answers_are_found_again_by_later_versions():
-    images, choices = [b"a", b"b"], Choices("likelihood", ("a", "b"))
-    layout = Layout("grid", 672, 20, square=336)
-    identity = dataclasses.replace(IDENTITY, revision="abc", layout=layout)
-    assert digest(images, "What \u00e9?", identity) == "c1ac110ee440fd420e520c4455bee9c2"
-    assert digest(images, "What?", identity, choices) == "d8f4c48ed1bcad4818c281627ad05fe0"
-
-
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Identity)])
 def test_whatever_changes_the_answer_changes_the_digest(field):
     other = dataclasses.replace(IDENTITY, **{field: Layout(max_side=100)})

@@ -50,7 +50,7 @@ def test_another_prompt_is_asked_and_the_first_s_answers_stay(
     dataset.caption_images("Where?")
     assert len(recorder.requests) == 14
     recorder.forget()
-    columns = dataset.caption_images("What?", batch_size=9, retries=1)
+    columns = dataset.caption_images("What?", batch_size=9, concurrency=1)
     assert columns["prompt"] == ["What?"] * 7
     assert recorder.requests == []
     monkeypatch.setattr(requests, "special_tokens", lambda model, revision: "another rule")

@@ -18,7 +18,6 @@ KEY = "key-0123456789"
 HTML = b"<html><body>504 Gateway Time-out</body></html>"
 MAX_BODY = 2**20  # bytes of a request
 MAX_TILES = 2048  # of a picture, of 32 x 32 pixels
-PRICE = 0.04  # of a million input tokens of a decision model
 
 
 class RefusedError(Exception):
@@ -128,7 +127,6 @@ class DecisionServer(FakeService):
     def __init__(self):
         super().__init__()
         self.decide = decide
-        self.costs = True  # whether it names the cost
 
     def list_models(self):
         return 404, {}, sentence("no list")
@@ -150,8 +148,6 @@ class DecisionServer(FakeService):
             answers[name]["confidence"] = 0.5
             n_tokens += 92
         usage = {"input_tokens": n_tokens, "output_tokens": 0}
-        if self.costs:
-            usage["cost"] = n_tokens * PRICE / 1e6
         return {"model": self.model, "answers": answers, "usage": usage}
 
 
@@ -219,6 +215,9 @@ def started(kind, monkeypatch):
         monkeypatch.setenv(f"{variable}_BASE_URL", service.url)
         monkeypatch.setenv(f"{variable}_API_KEY", KEY)
         service.key = KEY
+        engines = "latteclip.captions.engines"
+        monkeypatch.setattr(f"{engines}.decisions.REQUESTS_PER_SECOND", 1000)
+        monkeypatch.setattr(f"{engines}.server.RETRIES", 1)
         yield service
 
 

@@ -61,7 +61,7 @@ def test_max_images_are_asked_about_and_none_that_a_person_answered(
     folder = finished_copy.root / RESULTS
     index = folder / "images.parquet"
     decisions.decide = right_of(index)
-    captioner = {"square_side": SIDE, "requests_per_second": 1000}
+    captioner = {"square_side": SIDE}
     decider = {"name": "decider", "kind": "decisions", "model": DecisionServer.model}
     given = {
         "seeds": 1,

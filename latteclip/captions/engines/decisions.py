@@ -34,6 +34,7 @@ from latteclip.core.terminal import (
     one_line,
 )
 
+REQUESTS_PER_SECOND = 10  # at most
 PATHS = ("/decisions", "/systemone")  # below /v1; a server has one of the two
 NOT_THERE = {404, 405}  # what it answers at the other
 TILE = 32  # pixels of the side of a tile, in which pictures are counted
@@ -59,7 +60,7 @@ class DecisionsEngine(ServerEngine):
         # The SDK takes both from variables that are meant for another service.
         self._client.organization = None
         self._client.project = None
-        self._pace = Pace(settings.requests_per_second)
+        self._pace = Pace(REQUESTS_PER_SECOND)
         self._path: str | None = None  # known after the first answer
 
     def _base(self, url: str) -> str:

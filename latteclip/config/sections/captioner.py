@@ -8,7 +8,6 @@ from latteclip.config.sections.base import (
     AboveZero,
     Auto,
     Line,
-    Natural,
     Pixels,
     Positive,
     Section,
@@ -66,11 +65,7 @@ class CaptionerSection(Section):
         "models: images keep their shape",
     )
     concurrency: Positive = key(32, "servers: requests at once")
-    requests_per_second: AboveZero = key(
-        10, "engine decisions: requests in a second, at most"
-    )
     timeout: AboveZero = key(120, "servers: seconds to wait for an answer")
-    retries: Natural = key(5, "servers: retries if the server is busy or silent")
     max_images: Positive | None = key(
         None,
         "images that get a caption, and images for which a group gets one, at most: those with the "

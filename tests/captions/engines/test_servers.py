@@ -2,6 +2,7 @@
 
 import json
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -29,10 +30,11 @@ def picture(number):
     return Image.fromarray(rng.integers(0, 256, (6, 5, 3), np.uint8))
 
 
-def engine(service, **changes):
+def engine(service, retries=2, **changes):
     settings = {**dict(BASE), "engine": service.engine, "model": service.model}
-    settings |= {"concurrency": 4, "retries": 2, "requests_per_second": 1000}
-    return asking.start(type(BASE)(**settings | changes), 1, 1)
+    settings |= {"concurrency": 4, **changes}
+    with mock.patch("latteclip.captions.engines.server.RETRIES", retries):
+        return asking.start(type(BASE)(**settings), 1, 1)
 
 
 def requests(service, n):
