@@ -7,7 +7,7 @@ temperature, plus an intercept. Both are fitted to the answers by maximum likeli
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from latteclip.core.metadata import IndexMetadata
 from latteclip.core.run_options import run_command
 from latteclip.data.folder_files import linked
 from latteclip.deploy.guaranteed_predictions import require_answers
-from latteclip.labels.answers import CLASS, NONE, WORDS, Answer
+from latteclip.labels.answers import NONE, WORDS
 from latteclip.labels.features import read_features
 from latteclip.labels.fusion_report import NAME, Check, CheckedLabels, read_fusion_report
 from latteclip.labels.guarantees import Floats, conformal_accepted, pac_threshold
@@ -77,9 +77,7 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
                 "%s does not exist any more: columns that come from it are empty.", table
             )
     calibration = _calibration(report.answers.checked)
-    answers = {}
-    for image_id, name in report.answers.images.items():
-        answers[image_id] = Answer(image_id, CLASS if name else NONE, name)
+    answers = report.answers.images
     corrected, answered = _with_answers(labels, answers, classnames, written)
     probability = labels["fused_confidence"].to_numpy().astype(np.float64)
     if calibration is not None:
@@ -153,7 +151,7 @@ def _runner_up(folder: Path, labels: pa.Table, classnames: list[str]) -> pa.Chun
 
 
 def _duplicates(
-    path: Path, ids: pa.ChunkedArray, answers: Mapping[str, Answer]
+    path: Path, ids: pa.ChunkedArray, answers: Collection[str]
 ) -> pa.ChunkedArray | pa.Array:
     """Return the first image of the set for the others of each set. Answered ones come first."""
     if not path.is_file():
@@ -246,39 +244,37 @@ def expected_calibration_error(probabilities: Floats, right: Floats) -> float:
 
 def _calibration(checked: CheckedLabels | None) -> Calibration | None:
     """Return the calibration by the answers that check the labels, if they are enough."""
-    n = len(checked.labels.right) if checked else 0
-    if checked is None or n < MIN_ANSWERS:
-        if n:
-            log.warning(
-                "%d answers about images drawn at random are too few to calibrate the "
-                "probabilities, which needs %d.",
-                n,
-                MIN_ANSWERS,
-            )
+    if checked is None:
         return None
-    labels = checked.labels
-    right = np.array(labels.right, np.float64)
-    return calibrate(np.array(labels.confidence), right)
+    right = np.array(checked.labels.right, np.float64)
+    if len(right) >= MIN_ANSWERS:
+        return calibrate(np.array(checked.labels.confidence), right)
+    log.warning(
+        "%d answers about images drawn at random are too few to calibrate the probabilities, "
+        "which needs %d.",
+        len(right),
+        MIN_ANSWERS,
+    )
+    return None
 
 
 def _with_answers(
     labels: pa.Table,
-    answers: Mapping[str, Answer],
+    answers: Mapping[str, str | None],
     classnames: list[str],
-    written: dict[str, str],
+    written: Mapping[str, str],
 ) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
     """Return labels, by answers (null: none of these), and the answers in words (null: none)."""
     rows = pc.index_in(labels["image_id"], pa.array(list(answers), pa.string()))
-    number: dict[str | None, int] = {name: label for label, name in enumerate(classnames)}
+    number = {name: label for label, name in enumerate(classnames)}
     classes = []
     is_certain = []
     words = []
-    for answer in answers.values():
-        name = answer.classname
-        classes.append(number.get(name))
+    for name in answers.values():
+        classes.append(None if name is None else number.get(name))
         # Answers that differ name several classes: the label decides.
         is_certain.append(name is None or name in number)
-        words.append(written.get(name, name) if name else WORDS[answer.kind])
+        words.append(WORDS[NONE] if name is None else written.get(name, name))
     is_corrected = pa.array(is_certain, pa.bool_()).take(rows)
     is_corrected = pc.fill_null(is_corrected, fill_value=False)
     answered_classes = pa.array(classes, pa.int32()).take(rows)
@@ -287,10 +283,10 @@ def _with_answers(
 
 
 def accepted(folder: Path, share: float, *, on_average: bool) -> tuple[pa.Array, str]:
-    """Return which labels may be taken without a look, and the guarantee in words.
+    """Return which labels are accepted, and the guarantee in words.
 
-    At most a share of all labels, or `on_average` of the taken ones, is wrong and taken. Answered
-    images are taken by their answers. Raises UserError for too few answers about images that were
+    At most a share of all labels, or `on_average` of the accepted ones, is wrong and accepted.
+    Labels by answers are accepted. UserError: there are too few answers about images that were
     drawn at random.
     """
     labels = tables.read(folder / "fused_labels.parquet", tables.FUSED_LABELS)

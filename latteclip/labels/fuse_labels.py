@@ -39,7 +39,6 @@ log = logging.getLogger(__name__)
 NO_VOTE = -1
 ZERO_SHOT = "zero_shot"  # the class texts among the labellers
 FUSED = "fused"
-PROBABILITY_DIGITS = 6
 MIN_ANSWERS = 10  # about random images, from which the accuracy of a labeller follows
 MIN_WEIGHT = 0.05  # of votes that compare classifiers
 SILENT = Labeller(accuracy=None, identified=False, weight=0.0, answers_needed=0)
@@ -349,7 +348,6 @@ def _answers(
         name: Check(
             probabilities.max(axis=1).tolist(),
             _is_right(drawn, probabilities.argmax(axis=1)),
-            probabilities.round(PROBABILITY_DIGITS).tolist(),
         )
         for name, probabilities in classifiers.items()
     }

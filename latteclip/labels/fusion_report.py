@@ -34,8 +34,6 @@ class Check:
 
     confidence: list[float]  # J
     right: list[bool]  # J, by the answers
-    # [J, C] of all classes, by classifiers; J empty lists for labels
-    probabilities: list[list[float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
+from support.taken import Taken
 from support.tuned import write_model
 
 from latteclip.deploy.export import export
@@ -46,3 +47,11 @@ def photos(tmp_path_factory):
     deep = np.linspace(0, 65_535, 90 * 80).reshape(90, 80).astype(np.uint16)
     Image.fromarray(deep).save(paths[-1])
     return paths
+
+
+@pytest.fixture
+def taken(tmp_path, monkeypatch):
+    """A dataset with labels, in the working directory."""
+    (tmp_path / "made").mkdir()
+    monkeypatch.chdir(tmp_path / "made")
+    return Taken(tmp_path / "made")

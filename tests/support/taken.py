@@ -86,6 +86,15 @@ class Taken(ZeroShotFiles):
             for name, classname in answers.images.items()
         }
 
+    def write_duplicates(self, sets):
+        """DUPLICATES by the numbers of training images in each set, and of a test image."""
+        rows = sorted((i, number) for number, images in enumerate(sets) for i in images)
+        columns = {
+            "image_id": ["a test image", *(self.ids[i] for i, _ in rows)],
+            "set": [0, *(number for _, number in rows)],
+        }
+        tables.write(self.path("duplicates.parquet"), columns, tables.DUPLICATES)
+
     def zero_shot(self):
         """The best class of each training image by the class texts."""
         features = self.world.features[self.training]

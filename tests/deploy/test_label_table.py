@@ -1,0 +1,126 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy.special import expit, logit
+from support.taken import CLASSNAMES, runner_up
+
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.deploy import label_table
+from latteclip.deploy.label_table import FOLDS, calibrate, expected_calibration_error
+from latteclip.labels.fusion_report import PersonAnswers
+
+
+def rows(taken):
+    return label_table.read(taken.folder)[0].to_pylist()
+
+
+def test_each_label_comes_with_what_is_known_of_it(taken):
+    found = rows(taken)
+    assert [row["image_id"] for row in found] == taken.ids  # none of the test split
+    assert [row["label"] for row in found] == [CLASSNAMES[label] for label in taken.fused]
+    assert [row["runner_up"] for row in found] == runner_up(taken)
+    np.testing.assert_allclose([row["probability"] for row in found], taken.confidence)
+    unknown = tables.read("unknown.parquet", tables.UNKNOWN)
+    unknown = unknown.take(pa.array(taken.training)).to_pylist()
+    for number, (row, known) in enumerate(zip(found, unknown, strict=True)):
+        silent = number % 9 == 0
+        expected = {
+            "fused_label": row["label"],
+            "caption_label": None if silent else CLASSNAMES[taken.truth[number]],
+            "caption_confidence": None if silent else 0.75,
+            "caption": f'a "{number}",\nand more',
+            "zero_shot": CLASSNAMES[0],  # as the pseudo-labels are
+            **dict.fromkeys(["image_prototypes", "lmm_label", "answered"]),
+            "is_unknown": known["is_unknown"],
+            "unknown_score": known["score"],
+            "unknown_score_by_captioner": known["captioner_score"],
+        }
+        assert {name: row[name] for name in expected} == expected
+
+
+def test_answers_are_the_labels_and_enough_of_them_calibrate(taken):
+    before = {row["image_id"]: row for row in rows(taken)}
+    answers = taken.answer(20)
+    for row in rows(taken):
+        name = row["image_id"]
+        for column in ("fused_label", "probability"):
+            assert row[column] == before[name][column]
+        one = answers.get(name)
+        if one is None:
+            assert (row["label"], row["answered"]) == (row["fused_label"], None)
+        else:
+            word = one.classname or "none of these"
+            assert (row["label"], row["answered"]) == (one.classname, word)
+    taken.answer(70)
+    table, described = label_table.read(taken.folder)
+    assert described.calibration.answers == 70
+    share = (taken.fused == taken.truth)[:69].sum() / 70
+    assert table["probability"].to_numpy()[:70].mean() == pytest.approx(share, abs=0.1)
+
+
+def test_answers_that_differ_leave_the_label(taken):
+    both = f"{CLASSNAMES[0]} or {CLASSNAMES[1]}"
+    taken.write_report(answers=PersonAnswers({taken.ids[2]: both}))
+    row = rows(taken)[2]
+    assert (row["label"], row["answered"]) == (row["fused_label"], both)
+
+
+def test_of_images_that_show_one_picture_the_first_or_an_answered_one_remains(taken):
+    taken.write_report(answers=PersonAnswers({taken.ids[4]: CLASSNAMES[0]}))
+    taken.write_duplicates([(0, 1, 2), (3, 4, 5)])
+    found = [row["duplicate_of"] for row in rows(taken)][:7]
+    first, answered = taken.ids[0], taken.ids[4]
+    assert found == [None, first, first, answered, None, answered, None]
+
+
+def test_labels_that_are_not_there_yet_are_asked_for(taken):
+    (taken.folder / "fused_labels.parquet").unlink()
+    with pytest.raises(UserError, match="labels --config dataset=made"):
+        rows(taken)
+
+
+# --- calibration ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def answers():
+    """Probabilities that are too high, and whether their labels are right."""
+    rng = np.random.default_rng(0)
+    probabilities = rng.uniform(0.05, 0.999, 4000)
+    truth = expit(0.5 * logit(probabilities) - 1)
+    return probabilities, (rng.random(4000) < truth).astype(float), truth
+
+
+def test_the_correction_is_found(answers):
+    probabilities, right, truth = answers
+    found = calibrate(probabilities, right)
+    np.testing.assert_allclose(found(probabilities), truth, atol=0.05)
+    assert found.error < found.error_before / 3
+    assert found.answers == 4000
+
+
+def test_no_answer_has_a_part_in_the_fit_that_it_checks(answers):
+    probabilities, right, _ = (part[:103] for part in answers)
+    folds, apart = np.arange(103) % FOLDS, np.empty(103)
+    for fold in range(FOLDS):
+        rest = folds != fold
+        found = calibrate(probabilities[rest], right[rest])
+        apart[~rest] = found(probabilities[~rest])
+    wanted = expected_calibration_error(apart, right)
+    assert calibrate(probabilities, right).error == pytest.approx(wanted, abs=2e-3)
+
+
+@pytest.mark.parametrize("right", [0.0, 1.0])
+def test_equal_answers_give_probabilities(right):
+    found = calibrate(np.linspace(0, 1, 50), np.full(50, right))
+    corrected = found(np.array([0.0, 0.5, 1.0]))
+    assert ((corrected >= 0) & (corrected <= 1)).all()
+
+
+def test_the_error_is_the_mean_gap_of_the_bins():
+    probabilities = np.array([0.15, 0.15, 0.95, 1.0])
+    right = np.array([0.0, 1.0, 1.0, 0.0])
+    gaps = abs(1 - 0.3) + abs(1 - 1.95)
+    found = expected_calibration_error(probabilities, right)
+    assert found == pytest.approx(gaps / 4)
