@@ -107,14 +107,7 @@ def test_uncertain_and_unknown_images_are_marked_in_every_format(results, tmp_pa
     words = [*results.pictures[:4], tmp_path / "broken.png", *results.pictures[4:]]
     for name, options in (("plain", []), ("out", ["--unknown", "--abstain", ERROR])):
         for suffix in ("csv", "jsonl", "parquet"):
-            output = [
-                "--output",
-                tmp_path / f"{name}.{suffix}",
-                "--threads",
-                1,
-                "--batch-size",
-                5,
-            ]
+            output = ["-o", tmp_path / f"{name}.{suffix}", "--batch-size", 5]
             arguments = ["predict", results.model, *words, *options, *output]
             assert main.main([*map(str, arguments)]) == 3  # an image was left out
     printed = capsys.readouterr().err

@@ -1,33 +1,24 @@
-"""Answers after random changes of the images and classes, compared with a fresh computation."""
+"""Answers after random changes of the images and classes."""
 
 from itertools import takewhile
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
-from support import records
-from support.tiny import write_pseudo_labels
 
 from latteclip.audit import sampling
 from latteclip.audit.rename_class import rename_class
 from latteclip.audit.sampling import PlanMetadata
 from latteclip.audit.score import answered_prefix
-from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import tables
-from latteclip.core.metadata import IndexMetadata
 from latteclip.data.index_images import checksum as checksum_of
-from latteclip.deploy import label_table
 from latteclip.labels.answers import (
     CLASS,
     NONE,
     UNSURE,
-    WORDS,
     Answer,
     teaching_schema,
 )
-from latteclip.labels.fusion_report import NAME, PersonAnswers, write_fusion_report
-from latteclip.labels.label_inputs import answered_rows
 
 SEQUENCES, EDITS, CHECK_EVERY = 24, 40, 5
 PICTURES, CLASSES = 30, 4
@@ -211,64 +202,6 @@ class Dataset:
         prefix = list(takewhile(self.audited.__contains__, texts))
         found = answered_prefix(plan, auditing.read(audit_path).asked)
         assert [self.photographs[name] for name in found] == prefix
-        self.check_export()
-
-    def check_export(self):
-        self.write_results()
-        table, described = label_table.read(self.folder)
-        assert described.calibration is None
-        for row in table.to_pylist():
-            word = self.means(self.taught, self.photographs[row["image_id"]])
-            word = None if word == UNSURE else word
-            assert row["answered"] == WORDS.get(word, word)
-            label = row["fused_label"] if word is None else word
-            assert row["label"] == (None if word == NONE else label)
-
-    def fused(self, text):
-        """A label and its confidence, which follow from the content."""
-        one, other = checksum(text)[:2]
-        return self.names[sorted(self.classes)[one % len(self.classes)]], (other + 1) / 300
-
-    def write_results(self):
-        """The tables that the workflow would write."""
-        names, n, index = self.classnames, len(self.photographs), self.index()
-        columns = nulls(tables.IMAGES, n)
-        columns |= {name: index[name] for name in index.column_names}
-        columns["path"] = index["image_id"]
-        tables.write(
-            self.folder / "images.parquet", columns, tables.IMAGES, IndexMetadata(names)
-        )
-        fused = [self.fused(text) for text in self.photographs.values()]
-        labels = [names.index(name) for name, _ in fused]
-        features = np.eye(n, len(names), dtype=np.float32)
-        pseudo_labels = self.folder / "pseudo_labels.parquet"
-        write_pseudo_labels(pseudo_labels, index["image_id"], labels, 0.5, features)
-        (schema, path), *_ = self.schemas()
-        labelled = answered_rows(schema.read(path).answers, index, names)
-        taught = {
-            index["image_id"][row].as_py(): names[int(share.argmax())]
-            if share.any()
-            else None
-            for row, share in zip(labelled.rows.tolist(), labelled.shares, strict=True)
-        }
-        columns = nulls(tables.FUSED_LABELS, n)
-        columns |= {"image_id": index["image_id"], "fused_label": labels}
-        columns |= {
-            "fused_confidence": [sure for _, sure in fused],
-            "adapted_label": labels,
-        }
-        tables.write(self.folder / "fused_labels.parquet", columns, tables.FUSED_LABELS)
-        report = records.fusion(classnames=names, answers=PersonAnswers(taught))
-        write_fusion_report(self.folder / NAME, report)
-        head = Classifier.of(torch.eye(len(names)))
-        prototypes = self.folder / "classifiers" / "image_prototypes.safetensors"
-        save_classifier(
-            prototypes, head, {"classnames": names, "model": "m", "logit_scale": 1.0}
-        )
-
-
-def nulls(schema, n):
-    return {field.name: pa.nulls(n, field.type) for field in schema}
 
 
 OF_IMAGES = (
