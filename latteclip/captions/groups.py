@@ -105,9 +105,7 @@ class Questions:
     prompts: Callable[[int], str]  # the prompt of a row
     layout: Layout
     order: Sequence[int]  # rows that get an answer, the first one first
-    answered: Collection[
-        int
-    ]  # rows that a person answered: cached answers about them count
+    answered: Collection[int]  # rows that a person answered, of which no model is asked
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -158,9 +156,15 @@ def questions_about(
         candidates = draw_groups(image_ids, labels, groups.seed, groups.groups_per_class)
     number, of = map(int, shard.split("/"))
     rows = [i for i in candidates if shard_of(image_ids[i], of) == number]
-    row_of = {image: row for row, image in enumerate(rows)}
-    answered = selection.answered(rows) if selection else []
-    chosen = [*selection.images(candidates), *answered] if selection else rows
+    order: Sequence[int] = range(len(rows))
+    answered: set[int] = set()
+    if selection:
+        row_of = {image: row for row, image in enumerate(rows)}
+        answered = {row_of[image] for image in selection.answered(rows)}
+        chosen = [
+            row_of[image] for image in selection.images(candidates) if image in row_of
+        ]
+        order = [*chosen, *sorted(answered)]
     members = [candidates[i] for i in rows]
     filled = [fill(prompt, classname) for classname in classnames]
     return Questions(
@@ -173,8 +177,8 @@ def questions_about(
         labels=[labels[i] for i in rows] if groups else None,
         prompts=lambda row: filled[labels[rows[row]]] if labels else prompt,
         layout=picture_layout(groups, single) if groups else single,
-        order=[row_of[image] for image in chosen if image in row_of],
-        answered={row_of[image] for image in answered},
+        order=order,
+        answered=answered,
     )
 
 

@@ -230,10 +230,12 @@ def _values(dataset: str, given: Mapping[str, Any]) -> Values:
         layers.defaults(), {**options, "dataset": dataset, "limit": limit}
     )
     index = folder / "images.parquet"
-    before = job_resources.counts(limited, folder.name) if index.is_file() else None
+    drawn_from = None
+    if index.is_file():
+        drawn_from = tables.read_metadata(index, IndexMetadata).drawn_from
+    before = job_resources.counts(limited, folder.name)
     after = None
-    if before is not None:
-        drawn_from = tables.read_metadata(index, IndexMetadata).drawn_from or {}
+    if before is not None and drawn_from is not None:
         test = drawn_from.get("test", 0)
         after = Counts(sum(drawn_from.values()) - test, test, before.classes)
     asks = [_plan(whole, dataset, asking, after) for asking in askings(whole, dataset)]

@@ -154,16 +154,21 @@ def test_an_invalid_answer_is_a_failure_of_its_row(dataset, recorder):
 # --- shards --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("max_images", [None, 4])
 @pytest.mark.parametrize(("kind", "n"), [("images", 3), ("groups", 2)])
-def test_shards_give_the_same_bytes_however_many_there_are(dataset, recorder, kind, n):
-    groups = changed(GROUPS, groups_per_class=3)
-    caption = {
-        "images": dataset.caption_images,
-        "groups": lambda **options: dataset.caption_groups(groups=groups, **options),
-    }[kind]
+def test_shards_give_the_same_bytes_however_many_there_are(
+    dataset, recorder, kind, n, max_images
+):
+    def caption(**options):
+        if kind == "images":
+            return dataset.caption_images(max_images=max_images, **options)
+        groups = changed(GROUPS, groups_per_class=3)
+        return dataset.caption_groups(groups=groups, max_images=max_images, **options)
+
     whole = dataset.folder / "whole.parquet"
     caption(output=whole, store=False)
     asked = len(recorder.requests)
+    assert asked == (max_images or {"images": 7, "groups": 5}[kind])
     recorder.forget()
     shards = [dataset.folder / f"shards/{number}.parquet" for number in range(1, n + 1)]
     for number, path in enumerate(shards, start=1):
