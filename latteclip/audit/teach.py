@@ -81,7 +81,7 @@ def teach(
         budget: number of images to ask about (default: 120)
         answers: import the answers that the page exported, or labels of some images: CSV, Parquet
             or JSON Lines with the columns image and class, or an export of Label Studio
-        score: print how right the labels are by the answers so far
+        score: print the accuracy of the labels by the answers so far
     """
     run_session(
         partial(TeachingSession, results, budget),
@@ -172,8 +172,8 @@ class TeachingSession(QuestionSession):
             )
         score = self.score(answers)
         return (
-            f"{score['changed']:,} labels changed so far. {score['in_doubt']:,} of all are not "
-            "sure, and more are wrong: the last half of the questions tells how many."
+            f"{score['changed']:,} labels changed so far, and {score['in_doubt']:,} are uncertain. "
+            "The last half of the questions estimates how many are wrong."
         )
 
     def score(self, answers: Answers) -> dict[str, Any]:

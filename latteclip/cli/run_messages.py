@@ -123,7 +123,7 @@ def finished(configuration: Configuration, outputs: Collection[str]) -> list[str
                 f"Next, to look at them: latteclip labels show {results}",
                 f"Next, to use them: latteclip labels export {results} --format imagefolder "
                 "--output labelled",
-                "Next, to see how right they are and to improve them by your answers: latteclip "
+                "Next, to improve them by your answers, and to estimate their accuracy: latteclip "
                 f"teach {results}",
             ]
             model = f"{results}/image_prototypes/seed0/model"
@@ -150,14 +150,14 @@ def _results(configuration: Configuration, dataset: str, page: str) -> Iterator[
             configuration, dataset
         ):
             yield (
-                "Next, to see how right it is and to improve it by your answers: latteclip teach "
-                f"{results}"
+                "Next, to improve it by your answers, and to estimate its accuracy: latteclip "
+                f"teach {results}"
             )
         elif not audits:
-            yield f"Next, to see how right it is: latteclip audit {results}"
+            yield f"Next, to estimate its accuracy: latteclip audit {results}"
         yield _predict(configuration, dataset, model if configuration.suffix else results)
         if len(configuration.voters(dataset)) > 1:
-            yield f"Next, to see how right each voter is: latteclip labellers {results}"
+            yield f"Next, to see the accuracy of each labeller: latteclip labellers {results}"
     if not configuration.candidates(dataset):
         for method in configuration.methods_of(dataset):
             model = f"{results}/{method}/seed{configuration.seeds[0]}/model"

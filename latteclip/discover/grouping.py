@@ -287,8 +287,10 @@ class GroupSums:
     @property
     def means(self) -> npt.NDArray[np.float64]:
         """Return the squared length [K] of the mean of each group, times its size."""
-        squares: npt.NDArray[np.float64] = self.products.diagonal()
-        return squares / np.maximum(self.sizes, TINY)
+        squares: npt.NDArray[np.float64] = self.products.diagonal() / np.maximum(
+            self.sizes, TINY
+        )
+        return squares
 
     def costs(self, i: int) -> npt.NDArray[np.float64]:
         """Return the cost of merging group i with each [K]."""

@@ -45,7 +45,7 @@ def choose_examples(
     pseudo_labels: npt.NDArray[np.integer],
     n: int = N_EXAMPLES,
 ) -> list[int]:
-    """Choose n of N images from the surest to the least sure, of different classes if possible."""
+    """Choose n of N images from the most to the least confident, of other classes if possible."""
     order = np.argsort(-confidence, kind="stable")
     chosen: list[int] = []
     for part in np.array_split(order, min(n, len(order))):

@@ -1,4 +1,4 @@
-"""`latteclip labellers`: who labels the training images, how right each is, and what it took."""
+"""`latteclip labellers`: who labels the training images, the accuracy of each, and what it took."""
 
 import json as jsons
 from collections.abc import Iterator, Mapping, Sequence

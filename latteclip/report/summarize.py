@@ -101,7 +101,7 @@ def accuracy_table(table: pd.DataFrame, baseline: str) -> str:
 
 
 def labeller_table(folders: Sequence[Path], table: pd.DataFrame) -> str:
-    """Return who labels the training images of datasets, and how right.
+    """Return who labels the training images of datasets, with the accuracy of each.
 
     The chosen model of each dataset stands below its labellers, with its accuracy on test images.
     """
@@ -165,7 +165,7 @@ def _verdict(audit: Audit) -> str:
 
 
 def _checked_labels(path: str) -> str:
-    """Return how right fused labels are by a person's answers, or nothing without answers."""
+    """Return the accuracy of fused labels by a person's answers, or nothing without answers."""
     checked = read_fusion_report(path).answers.checked
     return f"- labels of {Path(path).parent.name}, {checked.sentence}" if checked else ""
 

@@ -1,19 +1,14 @@
 """Questions that teach: their order, what is saved, and the page."""
 
 import json
-import threading
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from support import records
-from support.axe import violations
 from support.taken import CLASSNAMES, Taken
 from support.worlds import World
 from support.zero_shot_files import ZeroShotFiles
 
 from latteclip.audit.page import write_offline
-from latteclip.audit.server import QuestionServer
 from latteclip.audit.session import import_answers
 from latteclip.audit.teach import TeachingSession
 from latteclip.core import tables
@@ -25,23 +20,12 @@ from latteclip.labels.fusion_report import NAME, read_fusion_report
 from latteclip.labels.label_inputs import LabellerTable
 
 
-def write_scores(folder, ids, options, log_probabilities):
-    columns = {
-        "image_id": ids,
-        "options": options,
-        "log_probabilities": log_probabilities,
-        **{name: pa.nulls(len(ids)) for name in ("none", "error", "digest")},
-    }
-    tables.write(folder / "class_scores.parquet", columns, tables.CLASS_SCORES)
-
-
 @pytest.fixture
 def taken(tmp_path, monkeypatch):
     """Labels by class scores of no class, so that no CLIP runs."""
     monkeypatch.chdir(tmp_path)
     taken = Taken(tmp_path)
-    write_scores(tmp_path, taken.ids, *[[[]] * len(taken.ids)] * 2)
-    taken.write_report(labellers=[records.scores(weight=0.0)], votes="class scores")
+    taken.write_scores([[]] * len(taken.ids), [[]] * len(taken.ids))
     return taken
 
 
@@ -69,7 +53,7 @@ def write_votes(taken):
     c, n = len(CLASSNAMES), len(taken.ids)
     scores = np.random.default_rng(0).normal(size=(n, c)) + 2 * np.eye(c)[taken.truth]
     scores -= np.logaddexp.reduce(scores, axis=1, keepdims=True)
-    write_scores(taken.folder, taken.ids, [list(range(c))] * n, scores.tolist())
+    taken.write_scores([list(range(c))] * n, scores.tolist())
 
 
 def fuse(taken, encoders=(), **files):
@@ -243,31 +227,3 @@ def test_of_two_people_who_differ_the_first_stays_and_the_differences_are_counte
     assert second in caplog.text
     names = [one.classname for one in session.answers().values()]
     assert sorted(names) == sorted([dots, dots, lines])
-
-
-def test_the_page_by_keys_alone(taken, browser, axe):
-    sync_api = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed"
-    )
-    session, complaints = TeachingSession(taken.folder, 24), []
-    with QuestionServer(session) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        page = browser.new_page(viewport={"width": 390, "height": 800})
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(server.address)
-        for number in range(24):
-            sync_api.expect(page.locator("#count")).to_contain_text(f"{number} of 24")
-            if number in (2, 14):
-                assert violations(page, axe) == []
-            page.keyboard.press(
-                "0" if number == 5 else "c" if number == 6 else str(1 + number % 3)
-            )
-        sync_api.expect(page.locator("#steps")).to_contain_text("workflow --cores all")
-        assert "every moment" in page.locator("#status").inner_text()
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        page.close()
-        server.shutdown()
-        thread.join()
-    assert complaints == []
-    assert len(session.answers()) == 24

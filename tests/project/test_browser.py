@@ -10,10 +10,13 @@ from support.audits import Served, command, made_audit
 from support.axe import violations
 from support.made_results import CLASSNAMES, HOSTILE, Results
 from support.pages import BOTH_KINDS, write, write_audit, write_metrics, write_unknown
+from support.taken import Taken
 from support.tiny import ROOT
 from support.unnamed import N, run, write_inputs
 from support.visits import running, visiting
 
+from latteclip.audit.server import QuestionServer
+from latteclip.audit.teach import TeachingSession
 from latteclip.config.sections.table import TableSection
 from latteclip.discover.classes import ClassesPage, ClassesServer
 from latteclip.report import index_results as index
@@ -222,6 +225,25 @@ def test_a_file_works_without_a_network_and_its_answers_are_taken(visit, axe, tm
     download.value.save_as(exported)
     subprocess.run(command(results, "--answers", str(exported)), check=True, cwd=ROOT)
     assert len(saved(results)) == 12
+
+
+def test_teaching_by_keys_alone(visit, axe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    taken = Taken(tmp_path)
+    taken.write_scores([[]] * len(taken.ids), [[]] * len(taken.ids))
+    session = TeachingSession(taken.folder, 24)
+    with running(QuestionServer(session)) as server:
+        page = visit(server.address, width=390)
+        keys = {5: "0", 6: "c"}
+        for number in range(24):
+            expect(page.locator("#count")).to_contain_text(f"{number} of 24")
+            if number in (2, 14):
+                assert violations(page, axe) == []
+            page.keyboard.press(keys.get(number, str(1 + number % 3)))
+        expect(page.locator("#steps")).to_contain_text("workflow --cores all")
+        assert "every moment" in page.locator("#status").inner_text()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert len(session.answers()) == 24
 
 
 # --- the page of classes --------------------------------------------------------------------------

@@ -73,6 +73,17 @@ class Taken(ZeroShotFiles):
         report = records.fusion(classnames=self.classnames, **fields)
         write_fusion_report(self.folder / NAME, report)
 
+    def write_scores(self, options, log_probabilities):
+        """Class scores [n][k] of the training images, which are the only votes."""
+        columns = {
+            "image_id": self.ids,
+            "options": options,
+            "log_probabilities": log_probabilities,
+            **{name: pa.nulls(len(self.ids)) for name in ("none", "error", "digest")},
+        }
+        tables.write(self.path("class_scores.parquet"), columns, tables.CLASS_SCORES)
+        self.write_report(labellers=[records.scores(weight=0.0)], votes="class scores")
+
     def answer(self, n):
         """A person answers about the first n images, of which one is of no class."""
         ids = self.ids[:n]
