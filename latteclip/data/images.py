@@ -172,37 +172,26 @@ def open_rgb(
     max_side: int | None = None,
     min_side: int | None = None,
 ) -> Image.Image:
-    """Decode an image of a file or shard, or its content: upright by its EXIF orientation, RGB.
-
-    A picture with a side of more than `max_side` pixels is scaled down (Lanczos). With `min_side`
-    alone, a JPEG may be decoded at a half, a quarter or an eighth of its size, where its shorter
-    side keeps so many pixels. Beside `content`, the path is a name for messages.
+    """Decode an image of a file or shard, or its content. Beside that, the path is a name.
 
     Raises UserError where the file is missing or cannot be decoded.
     """
     try:
-        return _decode(content or io.BytesIO(read_bytes(path)), max_side, min_side)
+        return decode(content or io.BytesIO(read_bytes(path)), max_side, min_side)
     except Exception as error:  # decoders fail in many ways on broken files
         raise UserError(
-            f"Image {path} cannot be decoded ({_reason(error)}); replace or remove it."
+            f"Image {path} cannot be decoded ({reason(error)}); replace or remove it."
         ) from None
 
 
-def read_and_decode(path: str | Path) -> tuple[bytes, Image.Image] | str:
-    """Return the bytes and the picture of an image, or the reason why it cannot be decoded."""
-    try:
-        content = read_bytes(path)
-        return content, _decode(io.BytesIO(content))
-    except Exception as error:  # as above
-        return _reason(error)
-
-
-def _decode(
+def decode(
     file: BinaryIO, max_side: int | None = None, min_side: int | None = None
 ) -> Image.Image:
-    """Decode a file to an upright RGB picture, and raise whatever a decoder raises.
+    """Decode a file to a picture, upright by its EXIF orientation, in RGB.
 
-    `max_side` and `min_side` scale it down as `open_rgb` says.
+    A picture with a side of more than `max_side` pixels is scaled down (Lanczos). With `min_side`
+    alone, a JPEG may be decoded at a half, a quarter or an eighth of its size, where its shorter
+    side keeps so many pixels. Raises whatever a decoder raises.
     """
     with Image.open(file, formats=FORMATS) as image:
         width, height = image.size
@@ -228,7 +217,7 @@ def _decode(
     return picture
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """Return one line on why a decoder gave up."""
     if isinstance(error, MemoryError):
         return "it takes more memory than there is"

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import hashlib
+import io
 import itertools
 import json
 import logging
@@ -199,10 +200,11 @@ def checksum(content: bytes) -> bytes:
 
 def decode(path: str) -> Decoded:
     """Decode an image, and return what the index has of it, or why it cannot be decoded."""
-    image = image_files.read_and_decode(path)
-    if isinstance(image, str):
-        return image
-    content, picture = image
+    try:
+        content = image_files.read_bytes(path)
+        picture = image_files.decode(io.BytesIO(content))
+    except Exception as error:  # decoders fail in many ways on broken files
+        return image_files.reason(error)
     return Picture(*picture.size, find_duplicates.view_hashes(picture), checksum(content))
 
 

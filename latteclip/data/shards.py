@@ -30,13 +30,6 @@ MAX_LABEL = 2**20  # bytes of a part that holds a label
 # A tar's headers: bytes of each, which tarfile reads whole, and number of global ones, at most.
 MAX_HEADER = 2**18
 MAX_GLOBALS = 100
-LONG_HEADERS = (
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-)
 MAX_ROWS = 10**7  # rows of a Parquet file, at most: a footer may claim any number
 LABELS_AT_ONCE = 2**16
 FEATURES = b"huggingface"  # the key of metadata in which `datasets` describes columns
@@ -62,7 +55,7 @@ class HeaderOrEnd(tarfile.TarInfo):
                 raise
             raise tarfile.ReadError(f"no end mark, or a damaged header: {error}") from None
         # tarfile reads long headers whole, and the list of the parts of a sparse file.
-        if header.type in LONG_HEADERS and header.size > MAX_HEADER:
+        if not header.isreg() and header.size > MAX_HEADER:
             raise tarfile.ReadError(f"a header of {header.size} bytes")
         if header.type == tarfile.GNUTYPE_SPARSE:
             raise tarfile.ReadError("a sparse file")

@@ -287,17 +287,17 @@ def _listed_splits(lists: ListsSection) -> dict[str, str]:
 
 def _table_names(table: Sequence[TableRow], root: Path) -> list[str]:
     """Return class names by their numbers where a table has both, else sorted."""
-    names: dict[int | str, str] = {}
-    for _, _, label, name in table:
-        number = shards.number_or_name(label)
-        if label and name and names.setdefault(number, name) != name:
-            raise UserError(f"The split of {root}: label {number} has several class names.")
+    pairs = {
+        (shards.number_or_name(label), name)
+        for _, _, label, name in table
+        if label and name
+    }
+    names = dict(pairs)
+    if len(pairs) > len(names) or names.keys() != set(range(len(names))):
+        raise UserError(
+            f"The split of {root}: labels must be numbers from 0, each with one class name."
+        )
     if names:
-        if lacking := [number for number in range(len(names)) if number not in names]:
-            raise UserError(
-                f"The split of {root}: label {lacking[0]} has no class name; number the classes "
-                "from 0."
-            )
         return [names[number] for number in range(len(names))]
     values = {name or label for _, _, label, name in table} - {""}
     if table and all(isinstance(shards.number_or_name(value), int) for value in values):

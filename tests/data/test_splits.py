@@ -68,7 +68,7 @@ def test_any_json_is_a_split_or_one_error(content):
         ("coop", "[" * 100_000, "/split:"),
         ("coop", '{"train": []}', "test"),
         ("coop", '{"train": [], "test": []}', "no image"),
-        ("coop", '{"train": [["a", 0, "x"], ["b", 0, "y"]], "test": []}', "label 0"),
+        ("coop", '{"train": [["a", 0, "x"], ["b", 0, "y"]], "test": []}', "one class name"),
         ("coop", '{"train": [["a", 0, "x"]], "test": [["a", 0, "x"]]}', "'a'"),
         ("coop", '{"train": [["../a", 0, "x"]], "test": []}', "../a"),
         ("csv", "file,label\na.jpg,cat\n", "column 'file'"),
