@@ -1,0 +1,211 @@
+"""Learn classes from image features: scores of images by the images of other folds."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from latteclip.labels.votes import Floats, Ints, log, softmax
+
+TINY = 1e-12
+FOLDS, HEAD_FOLDS = 20, 5
+SHRINKAGE = 0.4  # of the covariance of all images, at least
+HEAD_SHRINKAGE = 0.5  # of the covariance within classes
+ROWS = 2**16  # images from which covariances are estimated
+SCALE = 100.0  # of CLIP's cosines
+
+
+def fold_of(keys: Ints, groups: Ints | None) -> Ints:
+    """Return the fold [n] of each image: classes are spread evenly, and groups are in one."""
+    n = len(keys)
+    number = np.arange(n)
+    if groups is not None:
+        _, at, number = np.unique(groups, return_index=True, return_inverse=True)
+        keys = keys[at]
+    order = np.random.default_rng(0).permutation(len(keys))
+    by_class = order[np.argsort(keys[order], kind="stable")]
+    fold = np.empty(len(keys), dtype=np.int64)
+    fold[by_class] = np.arange(len(keys)) % FOLDS
+    return np.asarray(fold[number])
+
+
+def shrunken(covariance: Floats, share: float) -> Floats:
+    """Return a covariance, scaled to a mean variance of 1 and shrunken towards the identity."""
+    scale = max(np.diag(covariance).mean(), 1e-10)
+    identity = np.eye(len(covariance), dtype=np.float32)
+    return np.asarray((1 - share) * covariance / scale + share * identity)
+
+
+class Whitener:
+    """Turn features of an encoder into whitened ones of mean length 1."""
+
+    def __init__(self, features: Floats) -> None:
+        some = np.asarray(features[:: -(-len(features) // ROWS)], dtype=np.float32)
+        self.mean = some.mean(axis=0)
+        x = some - self.mean
+        n, d = x.shape
+        covariance = shrunken(x.T @ x / n, max(SHRINKAGE, d / (d + n)))
+        values, vectors = np.linalg.eigh(covariance)
+        self.matrix = (vectors * values**-0.5 @ vectors.T).astype(np.float32)
+        self.matrix /= max(float(np.linalg.norm(x @ self.matrix, axis=1).mean()), 1e-6)
+
+    def __call__(self, features: Floats) -> Floats:
+        return np.asarray((np.asarray(features, np.float32) - self.mean) @ self.matrix)
+
+
+class ImageClasses:
+    """Whitened features of n images by one encoder, and the sums of the classes."""
+
+    def __init__(self, x: Floats, folds: Ints, *, clusters: bool) -> None:
+        self.x = x
+        self.folds = folds
+        self.clusters = clusters
+
+    def halves(self) -> list["ImageClasses"]:
+        """Return two views of the images: halves of the features, rotated at random."""
+        d = self.x.shape[1]
+        rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(d, d)))[0]
+        x = self.x @ rotation.astype(np.float32)
+        views = [copy.copy(self), copy.copy(self)]
+        views[0].x, views[1].x = x[:, : d // 2], x[:, d // 2 :]
+        return views
+
+    def learn(self, r: Floats) -> None:
+        """Learn the classes from a posterior [n, C]; rows of 0 say nothing."""
+        c = r.shape[1]
+        self.counts = np.zeros((FOLDS, c), dtype=np.float32)
+        self.sums = np.zeros((FOLDS, c, self.x.shape[1]), dtype=np.float32)
+        for fold in range(FOLDS):
+            part = self.folds == fold
+            self.counts[fold] = r[part].sum(axis=0)
+            self.sums[fold] = r[part].T @ self.x[part]
+        if self.clusters:
+            self.kappa = self._within_over_between(r)
+
+    def _within_over_between(self, r: Floats) -> float:
+        """Return the variance within over that between classes, by products of two images."""
+        n = self.counts.sum(axis=0)
+        centre, sums = self._centred(n, self.sums.sum(axis=0))
+        lengths = ((self.x - centre) ** 2).sum(axis=1)
+        pairs = max((n**2).sum() - (r**2).sum(), TINY)
+        between = ((sums**2).sum() - (r**2 * lengths[:, None]).sum()) / pairs
+        total = (r.sum(axis=1) * lengths).sum() / max(r.sum(), TINY)
+        return float(np.clip((total - between) / max(between, TINY), 1e-2, 1e3))
+
+    @staticmethod
+    def _centred(n: Floats, sums: Floats) -> tuple[Floats, Floats]:
+        """Return the mean of the classes and their sums about it.
+
+        A class with most of the images would be the mean of the images, and have no direction.
+        """
+        centre = (sums / (n + 1)[:, None]).sum(axis=0) / max((n / (n + 1)).sum(), 1e-9)
+        return centre, sums - n[:, None] * centre
+
+    def scores(self, x: Floats | None = None, folds: Ints | None = None) -> Floats:
+        """Return scores [n, C] of images by those of other folds, by default of the own images."""
+        x = self.x if x is None else x
+        folds = self.folds if folds is None else folds
+        table = np.empty((len(x), self.counts.shape[1]), dtype=np.float32)
+        counts, sums = self.counts.sum(axis=0), self.sums.sum(axis=0)
+        for fold in np.unique(folds):
+            part = folds == fold
+            n = counts - self.counts[fold]
+            centre, others = self._centred(n, sums - self.sums[fold])
+            squares = np.maximum((others**2).sum(axis=1), 1e-9)
+            if self.clusters:
+                size = n + self.kappa
+                table[part] = (x[part] - centre) @ (others / size[:, None]).T
+                table[part] -= 0.5 * squares / size**2
+            else:
+                table[part] = (x[part] - centre) @ (others / np.sqrt(squares)[:, None]).T
+        return table
+
+
+def pool(offset: Any, weights: Any, tables: Sequence[Floats]) -> Floats:
+    """Return the log-linear pool of tables [n, C]."""
+    return np.asarray(
+        offset + sum(np.float32(a) * t for a, t in zip(weights, tables, strict=True))
+    )
+
+
+def fit_weights(
+    tables: Sequence[Floats],
+    targets: Floats,
+    offset: Any,
+    start: Any,
+    *,
+    centre: float = 0.0,
+    precision: float = 1e-3,
+    steps: int = 20,
+) -> Floats:
+    """Return weights >= 0 that make targets [n, C] likeliest, by Newton's method with halving."""
+    weights: Floats = np.array(start, dtype=float)
+    if not tables:
+        return weights
+    size = targets.sum(axis=1)
+
+    def value(q: Floats, w: Floats) -> float:
+        return float((targets * log(q)).sum() - 0.5 * precision * ((w - centre) ** 2).sum())
+
+    q = softmax(pool(offset, weights, tables))
+    best = value(q, weights)
+    for _ in range(steps):
+        slope = np.array([((targets - size[:, None] * q) * t).sum() for t in tables])
+        slope -= precision * (weights - centre)
+        means = [(q * t).sum(axis=1) for t in tables]
+        curve = np.array(
+            [
+                [
+                    (size * ((q * s * t).sum(axis=1) - a * b)).sum()
+                    for t, b in zip(tables, means, strict=True)
+                ]
+                for s, a in zip(tables, means, strict=True)
+            ]
+        )
+        step = np.linalg.solve(curve + precision * np.eye(len(tables)), slope)
+        for half in range(10):
+            new = np.maximum(weights + step / 2**half, 0)
+            q = softmax(pool(offset, new, tables))
+            found = value(q, new)
+            if found >= best:
+                break
+        else:
+            break
+        gained, weights, best = found - best, new, found
+        if gained < 1e-6 * abs(best):
+            break
+    return weights
+
+
+Head = tuple[Floats, Floats]  # directions [C, D] and biases [C] of a linear classifier
+
+
+class Heads:
+    """Linear discriminants of features as they are, of all images and of those of other folds."""
+
+    def __init__(self, n_classes: int, width: int) -> None:
+        self.counts = np.zeros((HEAD_FOLDS, n_classes))
+        self.sums = np.zeros((HEAD_FOLDS, n_classes, width))
+        self.squares = np.zeros((HEAD_FOLDS, width, width))
+
+    def add(self, x: Floats, r: Floats, folds: Ints) -> None:
+        """Add images by their posterior [n, C]."""
+        for fold in np.unique(folds % HEAD_FOLDS):
+            part = folds % HEAD_FOLDS == fold
+            own, shares = x[part], r[part]
+            self.counts[fold] += shares.sum(axis=0)
+            self.sums[fold] += shares.T @ own
+            self.squares[fold] += (own * shares.sum(axis=1)[:, None]).T @ own
+
+    def head(self, without: int | None = None) -> Head:
+        """Return directions [C, D] and biases [C] of the classes, without those of a fold."""
+        used = np.arange(HEAD_FOLDS) != (HEAD_FOLDS if without is None else without)
+        n = np.maximum(self.counts[used].sum(axis=0), TINY)
+        sums = self.sums[used].sum(axis=0)
+        mean = sums.sum(axis=0) / n.sum()
+        about = sums - n[:, None] * mean
+        within = self.squares[used].sum(axis=0) - sums.T @ (sums / n[:, None])
+        weights = np.linalg.solve(shrunken(within / n.sum(), HEAD_SHRINKAGE), about.T).T
+        weights /= np.sqrt(np.maximum((weights * about).sum(axis=1), 1e-9))[:, None]
+        return weights, -weights @ mean

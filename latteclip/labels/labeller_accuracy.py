@@ -1,0 +1,63 @@
+"""State how right a labeller is where that is known: by drawn answers, or by views of images."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import betaincinv
+
+from latteclip.labels.posterior import Labelled
+from latteclip.labels.votes import Answers, Bools, Ints
+
+MIN_DRAWN = 20  # drawn answers about the images of a labeller that state its accuracy
+# Images name a share A of the votes. Two sources of accuracy a that err apart agree on a^2.
+MOST_SHARED = 1.12  # largest A / a^2 at which errors count as apart
+MIN_ACCURACY = 0.8  # below which look-alikes are confused by images and labeller together
+MIN_IMAGES = 10.0  # votes of a class, in the geometric mean
+ERROR = 0.03  # of the estimate by views, on real sets
+WIDTH = 0.05  # half of the 95 % interval that the needed answers promise
+Z = 1.96
+
+
+class Interval(NamedTuple):
+    """An estimate with a 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def by_answers(labels: Ints, has: Bools, answers: Answers) -> Interval | None:
+    """Return the share of a labeller's votes [N] that is right, by drawn and taught answers.
+
+    Images that teach are chosen, so they stand for themselves. Drawn ones stand for the others. The
+    interval is that of Clopper and Pearson.
+    """
+    rows = answers.rows
+    spoke = has[rows]
+    right = answers.shares[np.arange(len(rows)), labels[rows]] > 0
+    drawn, taught = spoke & answers.drawn, spoke & ~answers.drawn
+    n, m, total = int(drawn.sum()), int((right & drawn).sum()), int(has.sum())
+    if n < MIN_DRAWN:
+        return None
+    low = float(betaincinv(m, n - m + 1, 0.025)) if m else 0.0
+    high = float(betaincinv(m + 1, n - m, 0.975)) if m < n else 1.0
+    sure, others = int((right & taught).sum()), total - int(taught.sum())
+    return Interval(*((sure + share * others) / total for share in (m / n, low, high)))
+
+
+def by_views(one: Labelled, is_bounded: bool) -> Interval | None:
+    """Return the accuracy by two halves of the image features, where these err apart from votes."""
+    a, n = one.accuracy, int(one.has.sum())
+    if not is_bounded or not a >= MIN_ACCURACY or one.size < MIN_IMAGES:
+        return None
+    if not 1 / MOST_SHARED <= one.named_share / a**2 <= MOST_SHARED:
+        return None
+    error = ERROR + Z * math.sqrt(a * (1 - a) / n)
+    return Interval(a, max(0.0, a - error), min(1.0, a + error))
+
+
+def answers_needed(votes: int) -> int:
+    """Return how many drawn answers would estimate the accuracy of so many votes to 5 points."""
+    wanted = (Z / WIDTH) ** 2 / 4
+    return min(votes, math.ceil(wanted / (1 + (wanted - 1) / max(1, votes))))

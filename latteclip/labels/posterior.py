@@ -1,0 +1,465 @@
+"""The posterior of the classes of n images, by votes, images and answers together.
+
+The mathematics are in `label_model`, with its letters.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from latteclip.labels.image_classes import TINY, ImageClasses, fit_weights, pool
+from latteclip.labels.votes import (
+    Answers,
+    Bools,
+    Floats,
+    Ints,
+    agreement,
+    first,
+    log,
+    normalised,
+    softmax,
+)
+
+ROUNDS, STEPS = 6, 3  # of learning images, and of learning the rest in between
+PRIOR, ENOUGH = 6.0, 25.0  # prior votes of each class, and more where it has fewer votes
+SHARPNESS, SLACK = 6, 1.5  # of the trust in images; of the bound on each class
+COMPANY = 4.0  # further slack where labellers agree that err apart
+PRIOR_ANSWERS = 50.0  # answers that the prior of the exponents is worth
+REPEATS = 0.98  # agreement with the texts of a labeller that repeats them
+MEANT, LOOKS = (0.98, 0.9, 0.7, 0.5), 5  # starts of the share of votes that are not random
+FEW = 10  # images, or votes, below which nothing is compared
+
+
+class Tables(NamedTuple):
+    """The posterior of some images, and its parts."""
+
+    r: Floats  # [n, C] by everything
+    q: Floats  # [n, C] by images alone
+    terms: list[Floats]  # log-likelihoods [n, C] by labeller, weighted
+
+
+class Labelled:
+    """The votes [n, C] of a labeller, and what is learned of it."""
+
+    def __init__(self, votes: Floats, *, is_soft: bool) -> None:
+        self.is_soft = is_soft
+        self.has: Bools = np.asarray(votes.any(axis=1))
+        self.named = votes.argmax(axis=1)
+        self.first = first(votes)
+        self.votes = votes if is_soft else self.first
+        c = votes.shape[1]
+        self.overall = (self.votes.sum(axis=0) + 1 / c) / (self.votes.sum() + 1)
+        self.theta = (0.9 * np.eye(c) + 0.1 * self.overall).astype(np.float32)
+        self.delta = np.zeros(c)
+        has_lists = not is_soft and np.count_nonzero(votes) > self.has.sum()
+        self.lists = Lists(votes, self.named) if has_lists else None
+        # Of images that predict the votes:
+        self.gain, self.accuracy, self.named_share, self.size = 1.0, np.nan, 0.0, 0.0
+        self.flattening = 1.0
+        self.meant = 0.98  # share of votes that are not random
+
+    def share_meant(self, q: Floats, rows: Any = slice(None)) -> Floats:
+        """Return the probability [n] that votes are not random, given images [n, C]."""
+        votes = self.votes[rows]
+        named = self.meant * (q * votes).sum(axis=1)
+        random = (1 - self.meant) * (votes @ self.overall)
+        return np.asarray(named / np.maximum(named + random, TINY), dtype=np.float32)
+
+    def targets(self, q: Floats, rows: Any = slice(None)) -> Floats:
+        """Return the classes [n, C] that votes mean, given images [n, C]."""
+        share = self.share_meant(q, rows)[:, None]
+        return np.asarray(share * normalised(q * self.votes[rows]))
+
+    def counts(self, r: Floats) -> Floats:
+        """Return the expected number [C, C] of votes by class, given a posterior [n, C]."""
+        if self.is_soft:
+            ratio = r / np.maximum(self.votes @ self.theta.T, TINY)
+            return np.asarray(self.theta * (ratio.T @ self.votes))
+        rows = np.flatnonzero(self.has)
+        one = (np.ones(len(rows), np.float32), (self.named[rows], rows))
+        votes = csr_array(one, shape=(r.shape[1], len(r)))
+        return np.asarray((votes @ r).T)
+
+    def likelihood(self, votes: Floats) -> Floats:
+        """Return the log-likelihood [n, C] of votes [n, C]; 0 where the labeller is silent."""
+        if self.is_soft:
+            return log(votes @ self.theta.T)
+        named = votes.argmax(axis=1)
+        at = np.arange(len(votes))
+        table = log(self.theta.T)[named]
+        table[at, named] += self.delta[named].astype(np.float32)
+        if self.lists is not None:
+            table += self.lists.likelihood(votes, named)
+        table[~votes.any(axis=1)] = 0
+        return np.asarray(table)
+
+
+class Lists:
+    """What it tells that a labeller names a class after its first choice.
+
+    Of images of class c whose first choice f is another one, a share lists c, as the second or as a
+    later choice. That is compared with how often f is followed by c whatever the class.
+    """
+
+    def __init__(self, votes: Floats, named: Ints) -> None:
+        c = votes.shape[1]
+        rows = np.arange(len(votes))
+        one = csr_array(
+            (np.ones(len(rows), np.float32), (named, rows)), shape=(c, len(rows))
+        )
+        counts = np.bincount(named, minlength=c)[:, None]
+        self.usual = []
+        for listed in self._listed(votes, named):
+            mean = listed.mean(axis=0)
+            share = (one @ listed + ENOUGH * mean) / (counts + ENOUGH)
+            self.usual.append(share.astype(np.float32))
+        self.shares = [0.1, 0.1]
+
+    @staticmethod
+    def _listed(votes: Floats, named: Ints) -> tuple[Floats, Floats]:
+        """Return the second choices and the later ones [n, C]."""
+        rest = votes.copy()
+        rest[np.arange(len(votes)), named] = 0
+        second = first(rest)
+        return second, (rest > 0) - second
+
+    def learn(self, votes: Floats, named: Ints, r: Floats) -> None:
+        """Learn the shares from a posterior [n, C]."""
+        wrong = r.copy()
+        wrong[np.arange(len(r)), named] = 0
+        total = float(wrong.sum())
+        listed = self._listed(votes, named)
+        self.shares = [(float((wrong * one).sum()) + 1) / (total + FEW) for one in listed]
+
+    def likelihood(self, votes: Floats, named: Ints) -> Floats:
+        """Return log-likelihood ratios [n, C], 0 for the first choice."""
+        table = np.zeros(votes.shape, dtype=np.float32)
+        usual_left = np.ones(votes.shape, dtype=np.float32)
+        left = np.ones(votes.shape, dtype=np.float32)
+        listed = self._listed(votes, named)
+        for one, usual, share in zip(listed, self.usual, self.shares, strict=True):
+            of_row = usual[named]
+            table += one * np.log(np.float32(share) / np.maximum(of_row, 1e-6))
+            usual_left -= of_row
+            left -= one
+        rest = np.float32(max(1e-3, 1 - sum(self.shares)))
+        table += left * np.log(rest / np.maximum(usual_left, 1e-3))
+        table[np.arange(len(table)), named] = 0
+        return table
+
+
+class Posterior:
+    """Images, votes [n, C] of V labellers and answers, learned together."""
+
+    def __init__(
+        self,
+        images: Sequence[ImageClasses],
+        votes: Sequence[Floats],
+        n_classes: int,
+        answers: Answers,
+        *,
+        has_texts: bool,
+    ) -> None:
+        self.images = list(images)
+        self.given = list(votes)
+        self.labellers = [
+            Labelled(p, is_soft=has_texts and k == 0) for k, p in enumerate(votes)
+        ]
+        self.n_classes = n_classes
+        self.answers = answers
+        self.has_texts = has_texts
+        self.texts_alone = has_texts and len(votes) == 1
+        v, n = len(votes), len(images[0].x if images else votes[0])
+        self.has = np.array([one.has for one in self.labellers]).reshape(v, n)
+        # Until errors are known, all labellers are copies of one. The last source are the images.
+        self.rho = np.eye(v + 1)
+        if images:
+            self.rho[:v, :v] = 1
+        self.exponents = np.ones(v + 1)
+        self.b = np.full(len(self.images), 10.0 / max(1, len(self.images)))
+        self.kappa = self._agreements()
+        self.trust = self.fits = 1.0
+        self.size = np.inf
+        if images and votes:
+            self._look_at_labellers()
+        total = np.zeros((n, n_classes), dtype=np.float32)
+        for one in self.labellers:
+            total += np.float32(max(one.gain, 1e-6)) * one.votes
+        self.r = self.put(normalised(total))
+        if not images:
+            for k in range(v):
+                self._learn_confusion(k, self.r)
+        self.learn(ROUNDS)
+
+    @property
+    def known(self) -> tuple[Ints, Ints]:
+        """Return rows and classes of answers that name one class."""
+        single = (self.answers.shares > 0).sum(axis=1) == 1
+        return self.answers.rows[single], self.answers.shares[single].argmax(axis=1)
+
+    def put(self, table: Floats) -> Floats:
+        """Return a posterior [n, C] that answers decide where there are some."""
+        if not len(self.answers.rows):
+            return table
+        table = table.copy()
+        rows = self.answers.rows
+        table[rows] = normalised((table[rows] + 1e-9) * self.answers.shares)
+        return table
+
+    # --- what is known before learning ------------------------------------------------------------
+
+    def _agreements(self) -> Floats:
+        """Return [V, V] how far others agree with a labeller, on the share they speak about."""
+        v = len(self.labellers)
+        kappa = np.zeros((v, v))
+        for k, one in enumerate(self.labellers):
+            for j, other in enumerate(self.labellers):
+                both = one.has & other.has
+                if j != k and both.sum() >= FEW:
+                    agree = agreement(one.first[both], other.first[both])
+                    kappa[k, j] = agree * both.sum() / one.has.sum()
+        return kappa
+
+    def _look_at_labellers(self) -> None:
+        """Learn gain and accuracy of labellers, and the trust in images, from votes as given."""
+        views = self.images[0].halves()
+        for one in self.labellers:
+            self._look_at(one, views)
+        seen = [one for one in self.labellers if not one.is_soft and one.gain > 0]
+        seen = seen or [one for one in self.labellers if one.gain > 0]
+        if not seen:  # images predict no votes
+            self.trust = self.fits = self.size = 0.0
+            return
+        share = np.array([one.gain for one in seen])
+        share /= share.sum()
+        self.size = float(np.exp(share @ np.log([one.size for one in seen])))
+        a = max(float(share @ [one.accuracy for one in seen]), 0.05)
+        named = float(share @ [one.named_share for one in seen])
+        if not self.texts_alone:
+            flat = float(share @ [one.flattening for one in seen])
+            self.fits = (min(1.0, named / a**2, 2 * named) * flat) ** SHARPNESS
+        self.trust = self.fits * self.size / (self.size + (5 if self.texts_alone else 2))
+
+    def _look_at(self, one: Labelled, views: Sequence[ImageClasses]) -> None:
+        """Learn how images predict a labeller, and its accuracy by them.
+
+        The gain is the share of the information of the votes that images predict.
+        """
+        votes, has = self.put(one.votes), one.has
+        p = one.votes[has]
+        blind = float(log(p @ one.overall).sum())
+        one.gain = one.accuracy = 0.0
+        if len(p) < 2 or blind > -TINY:
+            return
+        tables, offset = [table[has] for table in self._scores(votes)], self._offset(votes)
+        chance = p @ one.overall
+        tried = []
+        for one.meant in MEANT:
+            b = self.b
+            for _ in range(LOOKS):
+                q = softmax(pool(offset, b, tables))
+                b = fit_weights(tables, one.targets(q, has), offset, b, steps=1)
+                share = one.share_meant(q, has)
+                one.meant = float((share.sum() + FEW) / (len(p) + FEW))
+            q = softmax(pool(offset, b, tables))
+            mixed = one.meant * (q * p).sum(axis=1) + (1 - one.meant) * chance
+            tried.append((float(log(mixed).sum()), one.meant, b))
+        found, one.meant, b = max(tried, key=lambda each: each[0])
+        q = softmax(pool(offset, b, tables))
+        one.gain = max(0.0, 1 - found / blind)
+        vote = one.first[has]
+        one.named_share = float((q.argmax(axis=1) == one.named[has]).mean())
+        at_most = one.named_share / one.meant + 1 / np.sqrt(len(p))
+        one.flattening = _flattening(q, at_most)
+        counts = one.votes.sum(axis=0)
+        counts = counts[counts >= 0.5]
+        one.size = float(np.exp(np.log(counts).mean())) if len(counts) else 1.0
+        halves = []
+        for view in views:
+            view.learn(votes)
+            halves.append(softmax(pool(offset, b[:1], [view.scores()[has]])))
+        product = agreement(vote, halves[0]) * agreement(vote, halves[1])
+        accuracy = float(np.sqrt(product / max(agreement(*halves), 1e-3)))
+        most = one.meant + (1 - one.meant) * float(one.overall @ one.overall)
+        one.accuracy = min(max(min(0.99, accuracy), one.named_share), most)
+
+    # --- learning -------------------------------------------------------------------------------
+
+    def _offset(self, r: Floats) -> Floats:
+        table = np.log((r.sum(axis=0) + 1) / (r.sum() + self.n_classes)).astype(np.float32)
+        return np.asarray(table if self.texts_alone else table / 2)
+
+    def _scores(self, r: Floats) -> list[Floats]:
+        for one in self.images:
+            one.learn(r)
+        return [one.scores() for one in self.images]
+
+    @property
+    def company(self) -> Floats:
+        """Return [V] how many others, at most one, name the classes of a labeller and err apart."""
+        v = len(self.labellers)
+        return np.asarray(np.minimum(1, ((1 - self.rho[:v, :v]) * self.kappa).sum(axis=1)))
+
+    def is_bounded(self, k: int) -> bool:
+        """Return whether images limit how wrong a labeller is: not if they see what it sees."""
+        one = self.labellers[k]
+        repeats = self.has_texts and self.kappa[k, 0] > REPEATS
+        return bool(self.images) and not one.is_soft and one.gain > 0 and not repeats
+
+    def aim(self, k: int) -> float:
+        """Return how right votes are at least, by how far images and others are trusted."""
+        trusted = max(self.trust, self.company[k])
+        return float(1 - trusted * (1 - self.labellers[k].accuracy))
+
+    def weights(self, trust: float, has: Bools) -> Floats:
+        """Return the exponents [V + 1, n] of the sources of images, before those by answers."""
+        speaks = np.vstack([has, np.ones((1, has.shape[1]))])
+        w = speaks / np.maximum(self.rho @ speaks, 1)
+        w[-1] *= trust
+        return np.asarray(w, dtype=np.float32)
+
+    def learn(self, rounds: int) -> None:
+        """Learn for some rounds."""
+        for _ in range(rounds):
+            self._round()
+
+    def _round(self) -> None:
+        v, shape = len(self.labellers), self.r.shape
+        tables, self.offset = self._scores(self.r), self._offset(self.r)
+        likelihoods = [
+            one.likelihood(p) for one, p in zip(self.labellers, self.given, strict=True)
+        ]
+
+        def joint(w: Floats) -> Floats:
+            total = w[v] * scores
+            for one, likelihood in zip(w, likelihoods, strict=False):
+                total = total + one * likelihood
+            return np.asarray(total)
+
+        for _ in range(STEPS):
+            w = self.weights(1.0 if self.texts_alone else self.trust, self.has)
+            w = (w * self.exponents[:, None].astype(np.float32))[:, :, None]
+            scores = np.broadcast_to(pool(self.offset, self.b, tables), shape)
+            q = softmax(scores)
+            targets = np.zeros(shape, dtype=np.float32)
+            for k, one in enumerate(self.labellers):
+                targets += np.float32(one.gain) * w[k] * one.targets(q)
+            self.b = fit_weights(tables, self.put(targets), self.offset, self.b, steps=2)
+            scores = np.broadcast_to(pool(self.offset, self.b, tables), shape)
+            r = self.put(softmax(joint(w)))
+            for k in range(v):
+                self._learn_confusion(k, r)
+                likelihoods[k] = self.labellers[k].likelihood(self.given[k])
+            for k, one in enumerate(self.labellers):
+                if self.is_bounded(k):
+                    self._bound(k, joint(w), w[k, :, 0])
+                else:
+                    one.delta[:] = 0
+                likelihoods[k] = one.likelihood(self.given[k])
+            if self.images:
+                self.rho = self._shared_errors(self.put(softmax(joint(w))), softmax(scores))
+        self.tables = self._tables(scores, self.given)
+        rows, classes = self.known
+        if len(rows):
+            terms = [*self.tables.terms, np.float32(self.trust) * scores]
+            self.exponents = fit_weights(
+                [term[rows] for term in terms],
+                np.eye(self.n_classes)[classes],
+                0.0,
+                self.exponents,
+                centre=1.0,
+                precision=PRIOR_ANSWERS,
+            )
+            self.tables = self._tables(scores, self.given)
+        self.r = self.put(self.tables.r)
+
+    def _tables(self, scores: Floats, votes: Sequence[Floats]) -> Tables:
+        """Return the posterior of images by their scores and votes."""
+        has = np.array([p.any(axis=1) for p in votes]).reshape(len(votes), len(scores))
+        w = self.weights(self.trust, has)
+        terms = [
+            w[k][:, None] * one.likelihood(votes[k]) for k, one in enumerate(self.labellers)
+        ]
+        total = np.float32(self.exponents[-1]) * w[-1][:, None] * scores
+        for exponent, term in zip(self.exponents, terms, strict=False):
+            total = total + np.float32(exponent) * term
+        return Tables(softmax(total), softmax(scores), terms)
+
+    def of(self, scores: Sequence[Floats], votes: Sequence[Floats]) -> Tables:
+        """Return the posterior of other images by scores [n, C] of encoders and votes [n, C]."""
+        shape = [*scores, *votes][0].shape
+        return self._tables(
+            np.broadcast_to(pool(self.offset, self.b, scores), shape), votes
+        )
+
+    def _learn_confusion(self, k: int, r: Floats) -> None:
+        """Learn theta of a labeller by a posterior [n, C]."""
+        one, c = self.labellers[k], self.n_classes
+        counts = one.counts(r * one.has[:, None])
+        accuracy = float(np.trace(counts) / max(counts.sum(), TINY))
+        prior = PRIOR * max(1.0, ENOUGH * c / max(1, one.has.sum()))
+        if not self.images:
+            prior = FEW / c
+        elif self.is_bounded(k):
+            accuracy = self.aim(k)
+            prior /= max(self.trust, self.company[k], 0.05) ** 2
+        elif one.is_soft:  # soft votes say little of their own accuracy
+            accuracy = max(accuracy, one.accuracy)
+        base = accuracy * np.eye(c) + (1 - accuracy) * one.overall
+        one.theta = normalised(counts + prior * base).astype(np.float32)
+        if one.lists is not None:
+            rows = np.flatnonzero(one.has)
+            one.lists.learn(self.given[k][rows], one.named[rows], r[rows])
+
+    def _bound(self, k: int, pooled: Floats, w: Floats) -> None:
+        """Find delta >= 0 with which the votes of each class are right as often as they must be."""
+        one, c = self.labellers[k], self.n_classes
+        rows = np.flatnonzero(one.has)
+        named, w = one.named[rows], w[rows].astype(float)
+        right = softmax(pooled[rows])[np.arange(len(rows)), named].astype(float)
+        right = np.clip(right, 1e-7, 1 - 1e-7)
+        odds = np.log(right / (1 - right)) - one.delta[named] * w
+        slack = SLACK * (1 + COMPANY * self.company[k])
+        must = np.bincount(named, minlength=c) * (1 - slack * (1 - self.aim(k)))
+        low, high = np.zeros(c), np.full(c, 16.0)
+        for _ in range(12):
+            middle = (low + high) / 2
+            right = 1 / (1 + np.exp(-odds - middle[named] * w))
+            lacks = np.bincount(named, right, minlength=c) < must
+            low, high = np.where(lacks, middle, low), np.where(lacks, high, middle)
+        one.delta = low
+
+    def _shared_errors(self, r: Floats, q: Floats) -> Floats:
+        """Return the correlations [V + 1, V + 1] of errors, 0 where they are negative."""
+        # First classes, so that a copy of the texts' first classes is a copy.
+        tables = [*(one.first for one in self.labellers), q]
+        speaks = [*self.has, np.ones(len(r), dtype=bool)]
+        errors = [
+            p - r @ normalised(r[has].T @ p[has])
+            for p, has in zip(tables, speaks, strict=True)
+        ]
+        rho = np.eye(len(errors))
+        for i, one in enumerate(errors):
+            for j in range(i):
+                both = speaks[i] & speaks[j]
+                if both.sum() >= FEW:
+                    a, b = one[both], errors[j][both]
+                    size = np.sqrt(max(np.vdot(a, a) * np.vdot(b, b), TINY))
+                    rho[i, j] = rho[j, i] = max(0.0, np.vdot(a, b) / size)
+        return rho
+
+
+def _flattening(q: Floats, named: float) -> float:
+    """Return the largest exponent of q [n, C], at most 1, with a mean confidence of `named`."""
+    if q.max(axis=1).mean() <= named:
+        return 1.0
+    logs, low, high = log(q), 0.0, 1.0
+    for _ in range(10):
+        middle = (low + high) / 2
+        if softmax(np.float32(middle) * logs).max(axis=1).mean() > named:
+            high = middle
+        else:
+            low = middle
+    return low
