@@ -55,8 +55,8 @@ COVERAGE = 2  # images of each class to begin with, where nothing is known of th
 ITERATIONS = 20  # iterations of k-means
 DOUBT = 0.5  # a label below this probability is in doubt
 # An answer this unlikely, against a class this likely, is asked again.
-DENIED = 0.02
-CERTAIN = 0.9
+DENIED = 0.05
+CERTAIN = 0.8
 
 
 def teach(

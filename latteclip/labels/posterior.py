@@ -302,6 +302,14 @@ class Posterior:
         v = len(self.labellers)
         return np.asarray(np.minimum(1, ((1 - self.rho[:v, :v]) * self.kappa).sum(axis=1)))
 
+    @property
+    def need_of_texts(self) -> float:
+        """Return how far texts say what images look like: they see what their encoder sees."""
+        named = [
+            one.named_share for one in self.labellers if not one.is_soft and one.gain > 0
+        ]
+        return 1 - min(1.0, 2 * max(named, default=0.0)) ** SHARPNESS
+
     def is_bounded(self, k: int) -> bool:
         """Return whether images limit how wrong a labeller is: not if they see what it sees."""
         one = self.labellers[k]
@@ -345,7 +353,8 @@ class Posterior:
             q = softmax(scores)
             targets = np.zeros(shape, dtype=np.float32)
             for k, one in enumerate(self.labellers):
-                targets += np.float32(one.gain) * w[k] * one.targets(q)
+                counts = one.gain * (self.need_of_texts if one.is_soft else 1)
+                targets += np.float32(counts) * w[k] * one.targets(q)
             self.b = fit_weights(tables, self.put(targets), self.offset, self.b, steps=2)
             scores = np.broadcast_to(pool(self.offset, self.b, tables), shape)
             r = self.put(softmax(joint(w)))
@@ -405,7 +414,7 @@ class Posterior:
         elif self.is_bounded(k):
             accuracy = self.aim(k)
             prior /= max(self.trust, self.company[k], 0.05) ** 2
-        elif one.is_soft:  # soft votes say little of their own accuracy
+        elif self.texts_alone:  # soft votes say little of their own accuracy
             accuracy = max(accuracy, one.accuracy)
         base = accuracy * np.eye(c) + (1 - accuracy) * one.overall
         one.theta = normalised(counts + prior * base).astype(np.float32)

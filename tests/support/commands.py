@@ -50,7 +50,9 @@ def run(*arguments, env=None, **options):
 
 def python(code, *arguments, **environment):
     paths = {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tools" / "demo_models")])
+        "PYTHONPATH": os.pathsep.join(
+            [str(ROOT), str(ROOT / "tests"), str(ROOT / "tools" / "demo_models")]
+        )
     }
     return _finish([sys.executable, "-c", code, *map(str, arguments)], paths | environment)
 
