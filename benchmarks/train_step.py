@@ -30,11 +30,12 @@ from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.config.sections.switches import SwitchesSection
 from latteclip.core import devices
+from latteclip.data.loader import by_processes
+from latteclip.train.images import TrainingImages
 from latteclip.train.objectives import base, latteclip
 from latteclip.train.objectives.base import TokenizedTexts, TrainingBatch, TrainingTexts
 from latteclip.train.objectives.latteclip import LatteClip
 from latteclip.train.training import parameter_groups
-from latteclip.train.training_images import Augmentation, TrainingImages
 
 CLASSES = 47  # as DTD has
 IMAGES = 480
@@ -223,7 +224,7 @@ def encoding_rate(clip: clips.Clip, images: torch.Tensor) -> float:
 def data_wait(
     setting: Setting, optimiser: torch.optim.Optimizer, threads: int
 ) -> tuple[float, float]:
-    """Return the shares of a step that wait for images: decoded from JPEG, and kept decoded."""
+    """Return the shares of a step that wait for images: decoded from JPEG, and cached."""
     batch, side = len(setting.images), (500, 450)  # about the size of DTD's
     noise = np.random.default_rng(0).integers(0, 256, (batch, 60, 60, 3), dtype=np.uint8)
     shares = []
@@ -231,14 +232,14 @@ def data_wait(
         paths = [f"{folder}/{number}.jpg" for number in range(batch)]
         for path, pixels in zip(paths, noise, strict=True):
             Image.fromarray(pixels).resize(side).save(path, quality=90)
-        transform = Augmentation.of(setting.clip)
-        files = TrainingImages(paths, np.array([side] * batch), transform, 0, 1e9, folder)
+        clip = setting.clip
+        files = TrainingImages(paths, clip.input_size, 0, f"{folder}/cache")
         epochs = 2 if setting.clip.device.type == "cpu" else 6
         keys = [[(epoch, index) for index in range(batch)] for epoch in range(epochs)]
-        batches = files.batches(keys, setting.clip.device, threads)
+        batches = by_processes(files, keys, clip.device, threads)
         for _ in keys:
             began = time.perf_counter()
-            setting.images = next(batches)
+            setting.images = clip.normalise(next(batches)[1])
             waited = time.perf_counter() - began
             step, _ = timed(setting.package, setting, optimiser)
             shares.append(waited / (waited + step))

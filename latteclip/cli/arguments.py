@@ -63,8 +63,6 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "arguments": {"nargs": argparse.REMAINDER, "metavar": "ARGUMENT"},
     "n": {"type": natural},
     "port": {"type": natural},
-    "retrain_share": {"type": float},
-    "retrainings": {"type": natural},
     "seed": {"type": natural},
     "threads": {"type": threads, "default": os.cpu_count()},
     "device": {"default": "auto"},
@@ -97,14 +95,11 @@ OPTIONS = {
     "port": "port of the page (default: any free port)",
     "prompt": "the question, with {} for the pseudo-label",
     "results": "a dataset's folder: results/<dataset>",
-    "retrain_share": "share of the images that may change before models are trained again",
-    "retrainings": "how often a user asked for new trainings",
     "scores": "which classes are scored, and how",
     "shard": "which part of how many",
     "shell": "name of the shell",
     "store": "folder of the answers that outlive this run (default: they are not cached)",
     "threads": "CPU threads (default: all)",
-    "training_images": "TRAINING_IMAGES of the training",
     "voter": "its name, where captions or scores are those of a voter",
 }
 

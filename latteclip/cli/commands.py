@@ -49,7 +49,6 @@ STAGES = {  # by command: the module of its function
     "fuse_labels": "latteclip.labels.fuse_labels",
     "score_unknown": "latteclip.labels.score_unknown",
     "assemble_model": "latteclip.train.assemble_model",
-    "list_training_images": "latteclip.train.list_training_images",
     "find_learning_rate": "latteclip.train.find_learning_rate",
     "finetune": "latteclip.train.finetune",
     "average_weights": "latteclip.train.average_weights",

@@ -176,7 +176,6 @@ GROWS = {
     "encode_unnamed_images": TRAINING,
     "propose_classes": TRAINING,
     "discover_classes": TRAINING,
-    "list_training_images": TRAINING,
     "finetune": STEPS,
     "find_learning_rate": STEPS,
 }

@@ -15,7 +15,6 @@ from typing import Any
 
 from snakemake.exceptions import WorkflowError
 from snakemake.io import sourcecache_entry
-from snakemake.ioflags import update
 from snakemake.settings.enums import Quietness
 
 from latteclip.cli import estimate, run_messages, run_terminal, runs
@@ -108,12 +107,6 @@ class RuleFunctions:
             atexit.register(self._print_plan)
         if is_main and not workflow.output_settings.verbose:
             run_terminal.shorten(lambda: workflow.dryrun)
-        # Jobs that the main process sends away find its request in its notes.
-        asks = self.configuration.config[run_options.RETRAIN] and workflow.is_main_process
-        self._retrainings = {
-            name: run_options.retrainings(name) + bool(asks)
-            for name in self.configuration.datasets
-        }
         # GPU jobs of this machine wait for a GPU, as those of a cluster do by themselves.
         if (
             on_this_machine
@@ -187,17 +180,6 @@ class RuleFunctions:
         """Return the source files of modules and of their imports, as inputs."""
         return self.unstored(stage_code.sources(*modules))
 
-    def updated(self, output: Any) -> Any:
-        """Return an output that a job may leave as it is: Snakemake does not remove it before.
-
-        In a storage there is no earlier output beside the job.
-        """
-        return update(output) if self._provider is None else output
-
-    def retrainings(self, wildcards: Any) -> int:
-        """Return how often a user asked for new trainings of a dataset, this run included."""
-        return self._retrainings.get(wildcards.dataset, 0)
-
     def as_found(self, answer: OfJob) -> OfJob:
         """Return JSON with paths of results as a job finds them: a storage copies them for it."""
         return lambda wildcards: answer(wildcards).replace(
@@ -270,10 +252,10 @@ class RuleFunctions:
         """Return the cores beside each GPU: SLURM gives so many to each task of a job."""
         return lambda wildcards, threads: math.ceil(threads / max(1, count(wildcards)))
 
-    def memory(self, stage: str, beside: OfJob = lambda wildcards: 0) -> Callable[..., int]:
-        """Return the MB of a stage, with the memory that its settings need beside it."""
+    def memory(self, stage: str) -> Callable[..., int]:
+        """Return the MB of a stage."""
         return lambda wildcards, input, attempt, threads: job_resources.memory(
-            stage, self._images(wildcards, input), attempt, threads, beside(wildcards)
+            stage, self._images(wildcards, input), attempt, threads
         )
 
     def minutes(

@@ -17,7 +17,6 @@ from latteclip.config.stage_params import (
 from latteclip.core.errors import UserError
 from latteclip.core.files import read_object
 from latteclip.core.folder_names import lines_of
-from latteclip.core.run_options import run_command
 from latteclip.core.terminal import counted, one_line
 from latteclip.evaluate.results import read_selection
 
@@ -163,7 +162,6 @@ def _results(configuration: Configuration, dataset: str, page: str) -> Iterator[
             model = f"{results}/{method}/seed{configuration.seeds[0]}/model"
             if os.path.isdir(model):
                 yield _predict(configuration, dataset, model)
-    yield from outdated(Path(results))
     # Trainings that did not finish.
     for folder in sorted(Path(results).glob("*/seed*/checkpoint*")):
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -176,28 +174,6 @@ def _results(configuration: Configuration, dataset: str, page: str) -> Iterator[
 def _predict(configuration: Configuration, dataset: str, model: str) -> str:
     photos = configuration.dataset(dataset)["source"].get("folder", "photos")
     return f"Next, to classify photographs: latteclip predict {shlex.join([model, photos])}"
-
-
-def outdated(results: Path) -> Iterator[str]:
-    """Yield a sentence on each method of a dataset whose models saw other images than there are."""
-    from latteclip.core import tables
-
-    index = results / "images.parquet"
-    if not index.is_file():
-        return
-    now, _ = tables.read_unlabelled(index, training=True)
-    ids = set(now["image_id"].to_pylist())
-    for path in sorted(results.glob("*/training_images.parquet")):
-        listed = tables.read(path, tables.TRAINING_IMAGES)
-        before = set(listed["image_id"].to_pylist())
-        if ids == before:
-            continue
-        gone = len(before - ids)
-        lost = f", and on {gone:,} that are gone" if gone else ""
-        yield (
-            f"{path.parent.name} was trained on {len(ids & before):,} of {len(ids):,} images"
-            f"{lost}. To train again: {run_command(results)} retrain=true"
-        )
 
 
 def _by_answers(configuration: Configuration, dataset: str) -> Iterator[str]:

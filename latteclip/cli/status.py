@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from latteclip.cli import run_messages, runs
+from latteclip.cli import runs
 from latteclip.cli.commands import STAGES
 from latteclip.config import layers
 from latteclip.core import run_options
@@ -282,8 +282,6 @@ def _table(jobs: pd.DataFrame) -> Iterator[str]:
             yield line.rstrip()
         results = RESULTS / str(name)
         yield from _costs(results)
-        for sentence in run_messages.outdated(results):
-            yield f"  {sentence}"
         yield ""
 
 

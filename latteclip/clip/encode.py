@@ -132,9 +132,7 @@ def fitting_micro_batch(clip: Clip) -> int:
             sizes[_address(tensor)] = tensor.untyped_storage().nbytes()
         return tensor
 
-    size = model.visual.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    image = torch.zeros(1, 3, height, width, device=clip.device)
+    image = torch.zeros(1, 3, *clip.input_size, device=clip.device)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         model.encode_image(image)
     fitting = max(1, ACTIVATIONS // max(1, sum(sizes.values())))
@@ -170,23 +168,26 @@ def encode_files(
     clip: Clip, paths: Sequence[str], batch_size: int, threads: int
 ) -> FeatureMemmap:
     """Return features [N, D] of image files under the evaluation transform."""
-    files = loader.ImageFiles(paths, clip.preprocess)
+    files = loader.ImageFiles(paths, clip.pixels)
     features = FeatureMemmap(len(paths), clip.config["embed_dim"])
     for indices, (batch,) in encoded([clip], files, batch_size, threads):
-        features[indices] = batch
+        features[torch.tensor(indices)] = batch
     return features
 
 
 @torch.no_grad()
 def encoded(
     models: Sequence[Clip], files: loader.ImageFiles, batch_size: int, threads: int
-) -> Iterator[tuple[Any, list[torch.Tensor]]]:
-    """Yield the keys of B files and their features [B, D] on the CPU by models on one device."""
+) -> Iterator[tuple[list[Any], list[torch.Tensor]]]:
+    """Yield the keys of B files and their features [B, D] on the CPU by models on one device.
+
+    The files have the `pixels` of the models.
+    """
     progress = Progress(len(files), "images")
     order = loader.in_order(len(files), batch_size)
     batches = loader.batches(files, order, models[0].device, threads)
     for keys, batch in batches:
-        yield keys, [encode_images(clip, batch).cpu() for clip in models]
+        yield keys, [encode_images(clip, clip.normalise(batch)).cpu() for clip in models]
         progress.add(len(batch))
 
 

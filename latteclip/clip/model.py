@@ -16,6 +16,7 @@ import open_clip
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torchvision.transforms import v2
 
 from latteclip.clip import clip_config
 from latteclip.clip.classifier import Classifier, save_classifier
@@ -48,6 +49,31 @@ class Clip:
     def __post_init__(self) -> None:
         if self.at_once is None and self.device.type != "cuda":
             self.at_once = AT_ONCE
+
+    @property
+    def pixels(self) -> Transform:
+        """The transform up to uint8 [3, H, W], of which `normalise` does the rest."""
+        *steps, _to_float, _normalise = self.preprocess.transforms  # type: ignore[attr-defined]
+        return v2.Compose([*steps, v2.PILToTensor()])  # type: ignore[no-any-return]
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the images that the model encodes."""
+        size: Any = self.model.visual.image_size  # type: ignore[union-attr]
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the input [B, 3, H, W] for images uint8 [B, 3, H, W] on the device."""
+        mean, std = self._moments
+        return images.float().div_(255).sub_(mean).div_(std)
+
+    @cached_property
+    def _moments(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation [3, 1, 1] of the colours, on the device."""
+        last = self.preprocess.transforms[-1]  # type: ignore[attr-defined]
+        both = torch.stack([torch.as_tensor(last.mean), torch.as_tensor(last.std)])
+        mean, std = devices.send(both.float()[:, :, None, None], self.device)
+        return mean, std
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -61,24 +61,16 @@ LOADING = {
     "average_weights",
     "evaluate",
 }
-# MB of such a process with its photographs, of a part of a batch, of which there are two for each
-# process and one in use, and of all parts together at most (data/loader.py).
-PROCESS = 200
-PART = 68
-PARTS = 4_300
+# MB of such a process with its photographs and the parts of batches that it loads ahead.
+PROCESS = 240
 
 
-def memory(stage: str, images: int, attempt: int, threads: int, beside: int = 0) -> int:
-    """Return the MB of a stage and `beside`, half as much again at each further attempt."""
+def memory(stage: str, images: int, attempt: int, threads: int) -> int:
+    """Return the MB of a stage, half as much again at each further attempt."""
     least, per_million, _, _ = RESOURCES.get(stage, TABLES)
-    loading = loading_memory(threads) if stage in LOADING else 0
-    wanted = least + per_million * images / 1e6 + loading + beside
+    loading = PROCESS * threads if stage in LOADING else 0
+    wanted = least + per_million * images / 1e6 + loading
     return int(wanted * 1.5 ** (attempt - 1))
-
-
-def loading_memory(threads: int) -> int:
-    """Return the MB of so many processes that load images, whatever the size of the images."""
-    return PROCESS * threads + min(PARTS, PART * (2 * threads + 1))
 
 
 def minutes(stage: str, images: int, passes: float, attempt: int) -> int:

@@ -201,15 +201,6 @@ class RunSection(Section):
         | Annotated[list[Natural], Field(min_length=1)]
         | Annotated[str, Field(pattern="^[0-9]{1,9}(,[0-9]{1,9}){0,999}$")]
     ) = key(3, "a number of seeds, or the seeds, separated by commas; 3 means 0, 1 and 2")
-    retrain: bool = key(
-        False,
-        "train all models again in this run, and not in later runs",
-    )
-    retrain_share: Annotated[float, Field(ge=0, le=1)] = key(
-        0.1,
-        "share of the training images that may be new, gone, or have another label or caption "
-        "before models are trained again",
-    )
     image_encoders: list[Line] | Line = key(
         [],
         "image encoders beside CLIP that help to label images: a name of timm, hf-hub:<repo>, "

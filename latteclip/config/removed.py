@@ -19,6 +19,8 @@ KEYS: dict[str, str] = {
     "graph": "label propagation is gone; take method image_prototypes.",
     "head": "take method latteclip_fused, or image_prototypes for a classifier of image features.",
     "processes": "a training takes one GPU, and several trainings run at once.",
+    "retrain": "models train again where their images, labels or settings changed.",
+    "retrain_share": "models train again where their images, labels or settings changed.",
     "student": "take a small CLIP as clip.model, such as MobileCLIP2-S0.",
     "source.textures": "the demo's images are shards in the package; leave the key out.",
     "max_cost": "set max_images of captioner, of scores, or of an entry of voters.",

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from latteclip.config import layers
 from latteclip.config.configuration import Configuration
-from latteclip.core.hashing import digest_of
 
 Paths = list[str]
 # An import of a module of the package, with the names that it takes from the module.
@@ -78,12 +77,3 @@ def engine_code(configuration: Configuration, dataset: str, voter: str = "") -> 
 def objective_code(configuration: Configuration, method: str) -> Paths:
     """Return the sources of a method's objective."""
     return sources(f"latteclip.train.objectives.{configuration.objective(method).module}")
-
-
-def training_code(configuration: Configuration, dataset: str, method: str) -> str:
-    """Return a digest of the code that trains by a method, and finds its learning rate."""
-    modules = ["latteclip.train.finetune"]
-    if configuration.finds_rate(method, dataset):
-        modules.append("latteclip.train.find_learning_rate")
-    files = sources(*modules) + objective_code(configuration, method)
-    return digest_of(Path(file).read_bytes() for file in files)

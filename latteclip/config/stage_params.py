@@ -30,8 +30,6 @@ MODEL_NOTE = "resources/models/{model}.json"
 FOLDER_LINK = "resources/{dataset}/folder"
 # Predictions of the trainings of an average for the images that they left out.
 LEFT_OUT = "results/{dataset}/{method}/seed{seed}/left_out.parquet"
-# The images that the trainings of a method learn from.
-TRAINING_IMAGES = "results/{dataset}/{method}/training_images.parquet"
 # Files of a run that are not Parquet, by their kinds.
 FILES = {"metrics": "metrics.json", "model": "model"}
 DESCRIBED = ("title", "licence", "citation", "source", "class_synonyms")
@@ -480,14 +478,14 @@ def decoded_images(configuration: Configuration, dataset: str) -> str:
 
 
 def fold(configuration: Configuration, dataset: str, seed: str) -> Settings:
-    """Return which training images a seed leaves out, the same for all seeds if none are."""
+    """Return which training images a seed leaves out: another part for each seed of the run."""
     share = float(configuration.section("selection", dataset)["share"])
     if not share:
-        return {"share": 0.0, "number": 0, "count": 1}
+        return {"share": 0.0, "number": 0}
     seeds = configuration.seeds
-    # A seed outside the run, whose model a user asks for by its path, has a fold too.
-    number = seeds.index(int(seed)) if int(seed) in seeds else int(seed) % len(seeds)
-    return {"share": share, "number": number, "count": len(seeds)}
+    # A seed outside the run, whose model a user asks for by its path, has a part too.
+    number = seeds.index(int(seed)) if int(seed) in seeds else int(seed)
+    return {"share": share, "number": number}
 
 
 def finetune(
@@ -507,30 +505,11 @@ def finetune(
     }
 
 
-def training_images(configuration: Configuration, dataset: str, method: str) -> str:
-    """Return the list of images of a method's trainings, or of those that it averages."""
-    if configuration.is_average(method):
-        method = configuration.averaged(method)
-    return TRAINING_IMAGES.format(dataset=dataset, method=method)
-
-
-def listed_images(configuration: Configuration, dataset: str, method: str) -> Paths:
-    """Return that list."""
-    return [training_images(configuration, dataset, method)]
-
-
-def list_training_images(
-    configuration: Configuration, dataset: str, method: str
-) -> Settings:
-    """Return the settings of the trainings, without the images that one of them leaves out."""
+def find_learning_rate(configuration: Configuration, dataset: str, method: str) -> Settings:
+    """Return the settings of the training without its fold."""
     values = finetune(configuration, dataset, method, "0")
     del values["fold"]
     return values
-
-
-def find_learning_rate(configuration: Configuration, dataset: str, method: str) -> Settings:
-    """Return the settings of the training without its fold."""
-    return list_training_images(configuration, dataset, method)
 
 
 def averaged(configuration: Configuration, dataset: str, method: str) -> list[Settings]:
@@ -543,7 +522,6 @@ def averaged(configuration: Configuration, dataset: str, method: str) -> list[Se
             "model": run["model"],
             "history": run["history"],
             "fold": fold(configuration, dataset, str(seed)),
-            "training_images": training_images(configuration, dataset, method),
         }
         trainings.append(training)
     return trainings

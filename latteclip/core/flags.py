@@ -1,7 +1,6 @@
 """Flags of a run, which tables show beside its method."""
 
 AUDITED = "audited"
-EARLIER = "earlier"
 # Each flag of a run, and its footnote in a table.
 FLAGS = {
     "supervised": "reads the labels of the training images: an upper bound, not an unsupervised "
@@ -10,7 +9,6 @@ FLAGS = {
     AUDITED: "its accuracy was estimated from a person's answers about images drawn at random",
     "collapsed": "predictions collapsed in training: fewer than half of the classes are predicted, "
     "or hardly any prediction agrees with its pseudo-label",
-    EARLIER: "was trained before some images were added or removed; `latteclip status` counts them",
     "diverged": "the training diverged at the learning rate that was found: this is the untrained "
     "model",
 }

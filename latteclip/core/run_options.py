@@ -12,7 +12,6 @@ from latteclip.core.files import read_object, write_json
 
 # Notes in the folder in which the workflow runs.
 NOTES = Path(".snakemake", "latteclip_options")
-RETRAIN = "retrain"  # the key that holds for one run alone
 
 
 def note_options(
@@ -20,20 +19,9 @@ def note_options(
 ) -> None:
     """Note `config` and --sdm of a run. `datasets` maps names below results to those configured."""
     whole = {**config, "dataset": list(datasets.values())}
-    asks = whole.pop(RETRAIN, False)
     for dataset in datasets:
-        values = {
-            "config": whole,
-            "deployment": sorted(deployment),
-            "retrainings": retrainings(dataset) + bool(asks),
-        }
+        values = {"config": whole, "deployment": sorted(deployment)}
         write_json(NOTES / f"{dataset}.json", values)
-
-
-def retrainings(dataset: str) -> int:
-    """Return how often earlier runs of a dataset were asked to train again."""
-    noted = read_options(dataset) or {}
-    return int(noted.get("retrainings", 0))
 
 
 def read_options(dataset: str, root: Path = Path()) -> dict[str, Any] | None:

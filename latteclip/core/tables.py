@@ -105,11 +105,6 @@ CLASS_SCORES = _schema(
     error=pa.string(),  # why there are no scores, though they were asked for
     digest=pa.string(),  # digest of the request; null where none was made
 )
-# The images of all trainings of a method, those that a training leaves out among them.
-TRAINING_IMAGES = _schema(
-    image_id=pa.string(),
-    content=pa.binary(16),  # digest of the image's bytes, label and caption
-)
 PREDICTIONS = _schema(
     image_id=pa.string(),
     label=pa.int32(),  # null where unknown

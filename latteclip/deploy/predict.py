@@ -164,16 +164,19 @@ class Predictor:
         # Each image encoder has a transform of its own, so it reads the images again.
         passes = []
         for models in [of_clip, *([encoder] for encoder in self.image_encoders)]:
-            files = ReadableFiles(paths, models[0].preprocess)
+            files = ReadableFiles(paths, models[0].pixels)
             passes.append(encoded(models, files, self.batch_size, self.threads))
-        for ((indices, errors), (features, *others)), *beside in zip(*passes, strict=True):
+        for (marks, (features, *others)), *beside in zip(*passes, strict=True):
+            indices, errors = zip(*marks, strict=True)
             for error in filter(None, errors):
                 log.warning("skipped: %s", one_line(error, MAX_MESSAGE))
             readable = torch.tensor([not error for error in errors])  # [B]
             features = torch.cat(
                 [features, *(beside_clip for _, [beside_clip] in beside)], dim=1
             )
-            named = [paths[index] for index in indices[readable].tolist()]
+            named = [
+                paths[i] for i, error in zip(indices, errors, strict=True) if not error
+            ]
             scores = (
                 self.detector.scores(others[0][readable]).tolist()
                 if self.detector

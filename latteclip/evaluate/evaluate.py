@@ -9,8 +9,7 @@ from latteclip.config.sections.base import Section
 from latteclip.config.sections.clip import ClipSection
 from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import devices, tables
-from latteclip.core.flags import EARLIER
-from latteclip.core.holdout import NO_FOLD, Fold, is_outdated, left_out_images
+from latteclip.core.holdout import NO_FOLD, Fold, left_out_images
 from latteclip.evaluate import metrics, train_predictions
 from latteclip.train.history import TrainingMetadata
 
@@ -37,7 +36,6 @@ def evaluate(
     metrics_output: str,
     train_predictions_output: str,
     left_out_path: str | None = None,
-    training_images_path: str | None = None,
     device: str,
     threads: int,
 ) -> None:
@@ -45,14 +43,10 @@ def evaluate(
 
     The training images that were left out of training and those of the page are classified as well.
     For an average, the left-out images have the classes that its trainings predicted.
-    `training_images_path` lists the images that there were for the training. None: all of today.
     """
     table, names = metrics.read_evaluated_images(images_path, dataset)
     examples = train_predictions.example_images(images_path, pseudo_labels_path)
     history = tables.read_metadata(history_path, TrainingMetadata)
-    flags = list(history.flags)
-    if training_images_path and is_outdated(images_path, training_images_path):
-        flags.append(EARLIER)
     where = devices.pick(device, threads)
     model = finetuned.load(model_path, where, settings.clip.precision, classnames=names)
 
@@ -68,7 +62,7 @@ def evaluate(
         names,
         ranked=labels.numpy(),
         scores=scores.numpy(),
-        flags=flags,
+        flags=history.flags,
         run=(dataset, method, seed),
         predictions_output=predictions_output,
         metrics_output=metrics_output,
@@ -77,7 +71,7 @@ def evaluate(
         held_out = train_predictions.read_predictions(left_out_path, names, held_out=True)
         unseen = held_out["prediction"].to_numpy()
     else:
-        held_out = left_out_images(images_path, settings.fold, training_images_path)
+        held_out = left_out_images(images_path, settings.fold)
         unseen = np.empty(0, np.int_)
         if len(held_out):
             best, _ = rank(held_out, 1)

@@ -34,7 +34,6 @@ class TrainingResult:
     model: str  # folder
     history: str
     fold: Fold = NO_FOLD
-    training_images: str | None = None  # a TRAINING_IMAGES table; None: of all images
 
 
 class AveragingSettings(Section):
@@ -80,7 +79,7 @@ def average_weights(
             )
             _include(model.clip.model, first.clip.model, number)
             # None left out an image of another.
-            images = left_out_images(images_path, each.fold, each.training_images)
+            images = left_out_images(images_path, each.fold)
             if len(images):
                 paths = tables.Strings(images["path"])
                 best, _ = model.classify(paths, 1, settings.inference.batch_size, threads)

@@ -1,7 +1,6 @@
 """Read what a training needs: N images, their labels, texts and order."""
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,14 +15,13 @@ from latteclip.clip.classifier import classify, load_classifier, parts
 from latteclip.core import tables
 from latteclip.core.class_templates import class_texts
 from latteclip.core.errors import UserError
-from latteclip.core.files import read_object
 from latteclip.core.hashing import digest_of
 from latteclip.core.holdout import NO_FOLD, Fold, left_out
 from latteclip.core.metadata import IndexMetadata
 from latteclip.labels.features import read_features
 from latteclip.labels.fusion_report import read_fusion_report
 from latteclip.train.objectives.base import TokenizedTexts, TrainingTexts
-from latteclip.train.settings import GROUND_TRUTH, FinetuneSettings
+from latteclip.train.settings import GROUND_TRUTH
 
 # Share of the training images, at most: more answers are worth more in the training.
 MAX_DRAWN = 0.1
@@ -46,15 +44,6 @@ class TrainingFiles:
     adapted: str | None = None  # adapted zero-shot classifier
     image_prototypes: str | None = None  # a classifier, if prototypes start from it
     learning_rate: str | None = None  # output of find_learning_rate, if finetune.lr is auto
-    training_images: str | None = None  # a TRAINING_IMAGES table; None: of all images
-
-
-@dataclass
-class TrainingImagesMetadata:
-    """The metadata of TRAINING_IMAGES."""
-
-    cause: str  # digest of what decides a training beside its images
-    identity: str  # digest of the cause and of all rows
 
 
 @dataclass(frozen=True)
@@ -62,7 +51,6 @@ class TrainingData:
     """The N images that are not in the test split."""
 
     paths: tables.Strings
-    sizes: np.ndarray  # [N, 2] width and height of each image
     labels: torch.Tensor  # [N] class that the training takes each image for
     classnames: list[str]
     texts: TrainingTexts
@@ -86,15 +74,8 @@ def read(
     images of the fold are left out, and the captions of groups with any of them.
     """
     table, classnames = tables.read_unlabelled(files.images, training=True)
-    if files.training_images:
-        listed = tables.read(files.training_images, tables.TRAINING_IMAGES)["image_id"]
-        is_left_out = left_out(tables.Strings(listed), fold)
-        table = table.filter(pc.is_in(table["image_id"], listed))
-        absent = listed.filter(pa.array(is_left_out))
-        is_trained = ~pc.is_in(table["image_id"], absent).to_numpy()
-    else:
-        is_trained = ~left_out(tables.Strings(table["image_id"]), fold)
     all_ids = table["image_id"]
+    is_trained = ~left_out(tables.Strings(all_ids), fold)
     drawn: list[str] = []
     if labels == "fused":
         confidence = tables.lookup_column(
@@ -157,7 +138,6 @@ def read(
     )
     return TrainingData(
         paths=paths,
-        sizes=np.stack([table[name].to_numpy() for name in ("width", "height")], axis=1),
         labels=torch.from_numpy(pseudo_labels),
         classnames=classnames,
         texts=training_texts,
@@ -171,21 +151,6 @@ def read(
 def most_drawn(n: int) -> int:
     """Return how many answered images, of n in training, may be left out to check the model."""
     return max(int(MAX_DRAWN * n), min(CHECKS, int(MAX_OF_CHECKS * n)))
-
-
-def training_request(
-    files: TrainingFiles, settings: FinetuneSettings, seed: int
-) -> str | None:
-    """Return a digest of the listed images and of all settings, None without a list.
-
-    An earlier result of the same request stays as it is.
-    """
-    if files.training_images is None:
-        return None
-    described = tables.read_metadata(files.training_images, TrainingImagesMetadata)
-    decisive = settings.model_dump(exclude={"compute"}) | {"seed": seed}
-    rate = read_object(files.learning_rate, ["lr"])["lr"] if files.learning_rate else None
-    return digest_of([described.identity, json.dumps([decisive, rate], sort_keys=True)])
 
 
 def labels_of(files: TrainingFiles, kind: str, image_ids: pa.ChunkedArray) -> np.ndarray:

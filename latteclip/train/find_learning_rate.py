@@ -3,21 +3,19 @@
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import encode_files
-from latteclip.core.errors import UserError
-from latteclip.core.files import read_object, write_json
+from latteclip.core.files import write_json
 from latteclip.core.signals import Signals, ending_in_order
 from latteclip.core.terminal import Progress
-from latteclip.train.data import TrainingFiles, schedule, training_request
+from latteclip.train.data import TrainingFiles, schedule
+from latteclip.train.images import TrainingImages
 from latteclip.train.settings import FinetuneSettings, Recipe, auto_warmup_steps, recipe_for
 from latteclip.train.training import DivergedError, Keys, Setup, Training
-from latteclip.train.training_images import TrainingImages
 
 log = logging.getLogger(__name__)
 RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
@@ -121,12 +119,8 @@ def find_learning_rate(
     Brier score of the held-out images' pseudo-labels, at the best temperature, compares the rates:
     unlike the likelihood, it tolerates wrong pseudo-labels. Since the whole training lowers the
     rate step by step, the highest that is not clearly worse than the best is taken. No label is
-    read. The result of an earlier search for the same request stays.
+    read.
     """
-    request = training_request(files, settings, SEED)
-    if request and _earlier_request(output) == request:
-        log.info("%s stays: it is of the same images and settings.", output)
-        return
     with ending_in_order(
         "Nothing was found yet: a rerun starts from the beginning."
     ) as signals:
@@ -136,9 +130,9 @@ def find_learning_rate(
         if n < MIN_IMAGES:
             why = f"{n} images are too few to compare rates"
             result = {"lr": FALLBACK, "reason": why, "pretrained_loss": None, "runs": []}
-            write_json(output, {**result, "request": request})
+            write_json(output, result)
             return
-        images = setup.images(str(Path(output).parent), SEED, decoded)
+        images = setup.images(SEED, decoded)
         search = _Search(setup, recipe, images, signals)
         pretrained_loss = search.losses(search.training(recipe)).mean().item()
         losses = climb(search.run)
@@ -154,18 +148,8 @@ def find_learning_rate(
         }
         runs = [{"lr": rate, "loss": score} for rate, score in finite.items()]
         result = {"lr": lr, "reason": why, "pretrained_loss": pretrained_loss, "runs": runs}
-        write_json(output, {**result, "request": request})
+        write_json(output, result)
         log.info("Learning rate %g: %s.", lr, why)
-
-
-def _earlier_request(path: str) -> object:
-    """Return the request of an earlier search, None where there was none."""
-    if not Path(path).is_file():
-        return None
-    try:
-        return read_object(path, ["request"])["request"]
-    except UserError:  # it is damaged, and written again
-        return None
 
 
 def climb(run: Callable[[float], torch.Tensor]) -> dict[float, torch.Tensor]:

@@ -1,5 +1,6 @@
 """The training loop: both CLIP towers under an objective."""
 
+import contextlib
 import json
 import logging
 import os
@@ -21,11 +22,11 @@ from latteclip.core.files import new_folder, read_object, remove_left_over, repl
 from latteclip.core.hashing import digest_of, fingerprint
 from latteclip.core.signals import Terminated, ending_in_order
 from latteclip.core.terminal import Progress
-from latteclip.train.data import TrainingFiles, schedule, training_request
+from latteclip.train.data import TrainingFiles, schedule
 from latteclip.train.history import TrainingMetadata
+from latteclip.train.images import TrainingImages
 from latteclip.train.settings import FinetuneSettings, recipe_for
 from latteclip.train.training import DivergedError, Setup, Training
-from latteclip.train.training_images import TrainingImages
 
 log = logging.getLogger(__name__)
 CHECK_EVERY = 20  # steps between looks at the losses: each look waits for the device
@@ -52,17 +53,10 @@ def finetune(
     Only a supervised training reads labels. An interrupted run resumes from its last
     checkpoint, and on a CPU gives the same bytes as an uninterrupted one. SIGTERM and Ctrl-C save
     the current step. A training that diverges at a rate of `find_learning_rate` leaves the
-    pretrained model, marked "diverged". A model that an earlier training of the same request wrote
-    stays as it is. UserError: an input does not fit, or it diverged at a rate set by hand.
+    pretrained model, marked "diverged". UserError: an input does not fit, or it diverged at a rate
+    set by hand.
     """
-    request = training_request(files, settings, seed)
-    if request and _read_history(model_output, history_output, "request") == request:
-        log.info("%s stays: it is of the same images and settings.", model_output)
-        return
-    replaceable = (
-        request is not None and Path(model_output, hub_names.CLIP_CONFIG).is_file()
-    )
-    if not replaceable and not Path(history_output).exists():
+    if not Path(history_output).exists():
         new_folder(model_output)  # before the work, and not after it
     log.info("The training has %d threads of %s cores.", threads, os.cpu_count())
     with ending_in_order(
@@ -77,15 +71,15 @@ def finetune(
         recipe = recipe_for(section, setup.inputs.n_scheduled, rate)
         auto = [key for key, value in section if value == AUTO]
         settings = settings.with_recipe(recipe)
-        identity = _identity(settings, seed, setup.inputs.digest, request)
-        if _was_trained(model_output, history_output, identity, replaceable):
+        identity = _identity(settings, seed, setup.inputs.digest)
+        if _was_trained(model_output, history_output, identity):
             return
         checkpoints = CheckpointManager(checkpoint, identity)
         training = setup.training(recipe, signals, seed)
         diverged = False
         signals.are_deferred = True  # neither a step nor the writing may be interrupted
         try:
-            images = setup.images(str(checkpoints.folder), seed, decoded)
+            images = setup.images(seed, decoded)
             _train(training, setup, checkpoints, images)
         except DivergedError as error:
             if "lr" not in auto:
@@ -106,7 +100,6 @@ def finetune(
             flags=_flags(settings, training, diverged),
             drawn=setup.inputs.drawn,
             identity=identity,
-            request=request,
         )
         _write(setup, classifier, training.history, metadata, model_output, history_output)
         if signals.number and not diverged:  # its sender may remove what the job wrote
@@ -115,15 +108,12 @@ def finetune(
         shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def _identity(
-    settings: FinetuneSettings, seed: int, inputs: str, request: str | None
-) -> str:
+def _identity(settings: FinetuneSettings, seed: int, inputs: str) -> str:
     """Return a digest of all that decides the result, of which `inputs` is that of the data."""
     decisive = settings.model_dump(exclude={"compute"})
     decisive |= {
         "seed": seed,
         "digest of images, labels and captions": inputs,
-        "request": request,  # the code of a training too, where there is a list
     }
     if local := hub_names.local_clip(settings.clip.model_dump()):
         decisive["digest of the model"] = fingerprint(local)
@@ -226,10 +216,9 @@ def _write(
     class_templates = replace(
         setup.settings.class_templates, written=setup.inputs.written_names
     )
-    replaceable = metadata.request is not None
-    if _was_trained(model_output, history_output, metadata.identity, replaceable):
+    if _was_trained(model_output, history_output, metadata.identity):
         return
-    with replacing(model_output, overwrite=replaceable) as folder:
+    with replacing(model_output) as folder:
         clips.save(setup.clip, classifier, setup.inputs.classnames, class_templates, folder)
     columns = {}
     for name in tables.HISTORY.names:
@@ -237,33 +226,19 @@ def _write(
     tables.write(history_output, columns, tables.HISTORY, metadata)
 
 
-def _was_trained(
-    model_output: str, history_output: str, identity: str, replaceable: bool
-) -> bool:
+def _was_trained(model_output: str, history_output: str, identity: str) -> bool:
     """Return whether another process wrote this model. UserError: there is another in its place.
 
-    Jobs of a killed Snakemake go on beside those of a rerun, and the first wins. A model of another
-    list of training images is replaceable.
+    Jobs of a killed Snakemake go on beside those of a rerun, and the first wins.
     """
-    if _read_history(model_output, history_output, "identity") == identity:
-        log.info(
-            "Another process of this training ended first, and wrote %s.", model_output
-        )
-        return True
-    if not replaceable:
-        new_folder(model_output)
+    if Path(model_output).is_dir() and Path(history_output).is_file():
+        with contextlib.suppress(UserError):  # a damaged history is written again
+            found = tables.read_metadata(history_output, TrainingMetadata).identity
+            if found == identity:
+                log.info("Another process of this training wrote %s.", model_output)
+                return True
+    new_folder(model_output)
     return False
-
-
-def _read_history(model_output: str, history_output: str, field: str) -> str | None:
-    """Return a field of the metadata of an earlier training, None where there was none."""
-    if not (Path(model_output).is_dir() and Path(history_output).is_file()):
-        return None
-    try:
-        value = getattr(tables.read_metadata(history_output, TrainingMetadata), field)
-    except UserError:  # it is damaged, and written again
-        return None
-    return str(value)
 
 
 def _flags(settings: FinetuneSettings, training: Training, diverged: bool) -> list[str]:

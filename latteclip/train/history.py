@@ -20,5 +20,4 @@ class TrainingMetadata:
     # Image_ids of answered images that were left out, because they check labels.
     drawn: list[str]
     identity: str  # digest of all that decides the result
-    request: str | None = None  # see `data.training_request`
     averaged: int | None = None  # trainings; None: this is one training

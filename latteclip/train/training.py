@@ -1,6 +1,5 @@
 """A training: its set-up, its state and its optimiser step on B images of C classes."""
 
-import itertools
 import logging
 import math
 import time
@@ -15,16 +14,16 @@ from latteclip.clip import model as clips
 from latteclip.clip.model import Clip
 from latteclip.config.sections.base import AUTO
 from latteclip.core import devices
-from latteclip.core.errors import GIB, UserError
+from latteclip.core.errors import UserError
 from latteclip.core.signals import Signals
+from latteclip.data.loader import by_processes
 from latteclip.train import data
+from latteclip.train.images import TrainingImages
 from latteclip.train.objectives import base
 from latteclip.train.settings import FinetuneSettings, Recipe
-from latteclip.train.training_images import Augmentation, TrainingImages
 
 log = logging.getLogger(__name__)
 MAX_LOGIT_SCALE = math.log(100)
-CACHE = 4 * GIB
 # AdamW of the paper's code, which is open_clip's for a ViT (LatteCLIP, section 4).
 BETAS = (0.9, 0.98)
 EPSILON = 1e-6
@@ -73,21 +72,16 @@ class Setup:
         )
         return Training(objective, recipe, signals, self.may_halve)
 
-    def images(self, folder: str, seed: int, shared: str | None = None) -> TrainingImages:
-        """Return the training images, cached in memory and in one of two folders."""
-        inputs = self.inputs
-        in_memory = CACHE
-        transform = Augmentation.of(self.clip)
-        return TrainingImages(
-            inputs.paths, inputs.sizes, transform, seed, in_memory, folder, shared
-        )
+    def images(self, seed: int, folder: str | None) -> TrainingImages:
+        """Return the training images, which a folder caches."""
+        side = self.clip.input_size
+        return TrainingImages(self.inputs.paths, side, seed, folder)
 
     def batches(self, images: TrainingImages, schedule: Iterable[Keys]) -> Iterator[Batch]:
-        schedule, ahead = itertools.tee(schedule)
-        batches = images.batches(ahead, self.clip.device, self.threads)
-        for keys, batch in zip(schedule, batches, strict=True):
+        """Yield the rows of B images, their labels, and the images on the model's device."""
+        for keys, pixels in by_processes(images, schedule, self.clip.device, self.threads):
             rows = torch.tensor([index for _, index in keys])
-            yield rows, self.inputs.labels[rows], batch
+            yield rows, self.inputs.labels[rows], self.clip.normalise(pixels)
 
 
 def prepare_training(clip: Clip, micro_batch: int | str | None) -> bool:

@@ -43,7 +43,7 @@ def test_stages_are_done_stale_or_missing_and_the_reason_follows(finished_copy):
     assert files_of(finished_copy.root) == before
     stages, _, _ = run.stdout.partition("SLURM queue")  # which this machine may have
     lines = [re.split(r"\s{2,}", line.strip()) for line in stages.splitlines() if line]
-    assert re.match(r"demo: \d+ of 13 jobs done", lines[0][0])
+    assert re.match(r"demo: \d+ of 12 jobs done", lines[0][0])
     assert [
         "stale",
         "index_images",
@@ -58,6 +58,6 @@ def test_stages_are_done_stale_or_missing_and_the_reason_follows(finished_copy):
     states = {(job["rule"], job["seed"]): job["state"] for job in demo["jobs"]}
     assert states["index_images", None] == "stale"
     assert states["finetune", "0"] == "stale" and states["finetune", "1"] == "missing"
-    assert len(demo["jobs"]) == 14
+    assert len(demo["jobs"]) == 12
     assert any(cost["rule"] == "index_images" for cost in demo["costs"])
     assert found["lock"] is None

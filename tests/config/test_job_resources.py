@@ -15,6 +15,14 @@ def test_memory_grows_with_the_images_and_with_each_attempt():
     assert job_resources.memory("fuse_labels", 2_000_000, 3, 8) == 108_000
 
 
+def test_memory_has_room_for_all_parts_of_batches_that_are_loaded():
+    without = job_resources.RESOURCES["evaluate"][0]
+    of_a_process = job_resources.memory("evaluate", 0, 1, 1) - without
+    parts = (loader.AHEAD + 1) * loader.PART * 3 * 512**2  # of a model of 512 pixels
+    assert of_a_process * 1e6 >= 200e6 + parts
+    assert job_resources.memory("evaluate", 0, 1, 8) == without + 8 * of_a_process
+
+
 def test_images_are_those_of_the_index_or_else_of_the_file(
     configured, tmp_path, monkeypatch
 ):

@@ -30,13 +30,3 @@ def test_results_elsewhere_name_the_folder_of_their_workflow(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     command = run_options.run_command(tmp_path / "x" / "results" / "mine")
     assert f"--directory {tmp_path / 'x'} " in command and command.endswith("dataset=mine")
-
-
-def test_a_wish_to_train_again_holds_for_one_run_and_is_counted(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert run_options.retrainings("mine") == 0
-    for asks, count in ((False, 0), (True, 1), (False, 1), (True, 2)):
-        given = {"image_dir": "photos"} | ({"retrain": True} if asks else {})
-        run_options.note_options({"mine": "mine"}, given, [])
-        assert run_options.retrainings("mine") == count
-        assert run_options.run_command("results/mine").endswith("image_dir=photos")

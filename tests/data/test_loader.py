@@ -1,50 +1,41 @@
 import io
 import os
-import shutil
 import subprocess
 import sys
 import threading
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from support.shards import labelled, parquet_shard, picture, tar_shard
 from support.tiny import ROOT, write_pictures
 
 from latteclip.config.sections.split import SplitSection
 from latteclip.core.errors import UserError
-from latteclip.data import loader as loading
-from latteclip.data.loader import (
-    ImageFiles,
-    batches,
-    bounded,
-    in_order,
-    joined,
-    loader,
-    watched,
-)
+from latteclip.data.loader import ImageFiles, batches, by_processes, in_order, watched
 from latteclip.data.splits import read_split
 
 CPU = torch.device("cpu")
 
 
+@pytest.mark.parametrize("load", [batches, by_processes])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_batches_come_in_the_order_of_their_keys(tmp_path, threads):
+def test_batches_come_in_the_order_of_their_keys(tmp_path, load, threads):
     files = ImageFiles(write_pictures(tmp_path, 4), lambda image: torch.tensor(image.size))
-    found = list(batches(files, [[2, 0], [3], [1, 3]], CPU, threads))
-    assert [indices.tolist() for indices, _ in found] == [[2, 0], [3], [1, 3]]
+    keys = [[2, 0], [3], [1, 3] * 20]
+    found = list(load(files, keys, CPU, threads))
+    assert [indices for indices, _ in found] == keys
     assert found[0][1].tolist() == [[70, 64], [70, 64]]
+    assert len(found[2][1]) == 40  # of several parts
+    assert list(load(files, [], CPU, threads)) == []
 
 
 def test_images_are_on_the_device_of_the_model_whatever_its_kind(tmp_path):
     """A device of no memory stands for Apple's GPU."""
     files = ImageFiles(write_pictures(tmp_path, 2), lambda image: torch.zeros(3, 8, 8))
     [(indices, images)] = batches(files, [[1, 0]], torch.device("meta"), 1)
-    assert indices.tolist() == [1, 0]
+    assert indices == [1, 0]
     assert images.shape == (2, 3, 8, 8) and images.device.type == "meta"
 
 
@@ -86,63 +77,30 @@ def test_forked_workers_read_shards(tmp_path):
         files = ImageFiles([str(tmp_path / item.path) for item in split.items], np.asarray)
         np.testing.assert_array_equal(files[3][1], wanted[3])
         keys = [range(start, 40, 8) for start in range(8)]
-        for (indices, images), _ in loader(
-            files, keys, workers=2, pinned=False, collate=_together
-        ):
+        tensors = ImageFiles(files.paths, lambda image: torch.tensor(np.asarray(image)))
+        for indices, images in by_processes(tensors, keys, CPU, 2):
             for index, image in zip(indices, images, strict=True):
                 np.testing.assert_array_equal(image, wanted[index])
 
 
-def _together(samples):
-    indices, images = zip(*samples, strict=True)
-    return torch.tensor(indices), torch.from_numpy(np.stack(images))
-
-
-def test_workers_make_parts_of_large_batches_which_are_joined_again(monkeypatch):
-    class Pictures(ImageFiles):
-        def __getitem__(self, index):
-            return (index, f"{index}.jpg"), torch.full((3, 8, 8), float(index))
-
-    monkeypatch.setattr(loading, "PART", 3 * 3 * 8 * 8 * 4)  # bytes of three pictures
-    files, keys = Pictures([""] * 20, None), [[7, 2, 9, 4, 1, 3, 11], [5], [6, 8, 10]]
-    options = {"pinned": False, "item_bytes": 3 * 8 * 8 * 4}
-    parts, ends = zip(*loader(files, keys, workers=2, **options), strict=True)
-    flags, images = zip(*parts, strict=True)
-    found = [each[:, 0, 0, 0].tolist() for each in images]
-    assert found == [[7, 2], [9, 4], [1, 3, 11], [5], [6, 8, 10]]
-    assert ends == (False, False, True, True, True)
-    indices, names = joined(flags[:3])
-    assert indices.tolist() == keys[0] and names == [f"{index}.jpg" for index in keys[0]]
-    assert all(is_last for _, is_last in loader(files, keys, workers=0, **options))
-
-
-# Worker processes: batches of 3 MiB each by two of them; what item 9 does is put in.
+# Two worker processes and images of 3/4 MiB; what item 20 does is put in.
 LOADING = """
 import os, signal, time, torch
 from latteclip.core import errors
 from latteclip.core.errors import UserError
 from latteclip.data import loader
-from latteclip.data.loader import watched
 
 class Pictures:
-    def __len__(self):
-        return 32
-
     def __getitem__(self, index):
-        if index == 9:
+        if index == 20:
             {act}
         return index, torch.full((3, 256, 256), float(index))
 
-keys = [range(start, start + 4) for start in range(0, 32, 4)]
-options = {{"workers": 2, "pinned": False, "item_bytes": {item_bytes}}}
+keys = [range(start, start + 8) for start in range(0, 64, 8)]
 try:
     try:
-        n = 0
-        for (_, images), is_last in watched(loader.loader(Pictures(), keys, **options)):
-            n += len(images)
-            if is_last:
-                print(n, flush=True)
-                n = 0
+        for _, images in loader.by_processes(Pictures(), keys, torch.device("cpu"), 2):
+            print(len(images), flush=True)
     except UserError as error:
         print(error)
 except RuntimeError as error:  # raised by a signal, and not while a batch was waited for
@@ -151,10 +109,10 @@ except RuntimeError as error:  # raised by a signal, and not while a batch was w
 KILL = "os.kill(os.getpid(), signal.{}); time.sleep(60)"
 
 
-def printed(act, *before, item_bytes=0):
+def printed(act, *before):
     """What LOADING prints; it must come to its end."""
     run = subprocess.run(
-        [*before, sys.executable, "-c", LOADING.format(act=act, item_bytes=item_bytes)],
+        [*before, sys.executable, "-c", LOADING.format(act=act)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -164,36 +122,24 @@ def printed(act, *before, item_bytes=0):
     return run.stdout.splitlines()
 
 
-def in_a_container(shm, **options):
+def in_a_container(shm, act="pass"):
     """The same where /dev/shm has a size."""
     mount = f"mount -t tmpfs -o size={shm} tmpfs /dev/shm"
     command = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$0" "$@"']
     if subprocess.run([*command, "true"], capture_output=True).returncode:
         pytest.skip("nothing may be mounted here")
-    return printed("pass", *command, **options)
+    return printed(act, *command)
 
 
-def test_a_small_shared_memory_is_one_sentence():
-    *_, said = in_a_container("4m")
-    assert "/dev/shm" in said
-
-
-@pytest.mark.parametrize("shm", ["4m", "28m"])
+@pytest.mark.parametrize("shm", ["4m", "200m"])
 def test_in_any_shared_memory_the_workers_are_as_many_as_it_has_room_for(shm):
-    assert in_a_container(shm, item_bytes=3 * 256 * 256 * 4) == ["4"] * 8
+    assert in_a_container(shm) == ["8"] * 8
 
 
-@given(st.integers(1, 256), st.integers(1, 10**9), st.integers(0, 10**12))
-def test_parts_ahead_take_a_quarter_of_the_free_shared_memory_and_4_gib_at_most(
-    wanted, size, free
-):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-        workers, ahead, items = bounded(wanted, size)
-    room = min(free / 4, 2**32)
-    assert workers == 0 or (ahead * workers + 1) * items * size <= room
-    assert workers == wanted or (workers + 2) * size > room  # no more would fit
-    assert items == 1 or items * size <= 2**26
+def test_a_shared_memory_that_others_fill_is_one_sentence():
+    fill = "open('/dev/shm/x', 'wb').write(bytes(190 * 2**20))"
+    *_, last = in_a_container("200m", fill)
+    assert "/dev/shm" in last
 
 
 @pytest.mark.parametrize(

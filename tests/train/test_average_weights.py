@@ -65,7 +65,7 @@ def images(tmp_path_factory):
 def test_weights_are_means_and_the_classifier_is_of_the_averaged_text_tower(
     tmp_path, images
 ):
-    folds = [Fold(0.1, number, 3) for number in range(3)]
+    folds = [Fold(0.1, number) for number in range(3)]
     numbers = zip((0.8, 1.0, 1.5), folds, strict=True)
     results = [training(tmp_path, number, fold=fold) for number, fold in numbers]
     model, history, left_out = average(tmp_path / "average", images, results)
@@ -98,8 +98,8 @@ def left_out_by(result, images):
 
 
 def test_a_collapsed_training_has_no_part_unless_all_collapsed(tmp_path, images):
-    sound = training(tmp_path, 1.0, fold=Fold(0.1, 0, 2))
-    collapsed = training(tmp_path, 1.5, ("ours", "collapsed"), fold=Fold(0.1, 1, 2))
+    sound = training(tmp_path, 1.0, fold=Fold(0.1, 0))
+    collapsed = training(tmp_path, 1.5, ("ours", "collapsed"), fold=Fold(0.1, 1))
     model, history, left_out = average(tmp_path / "one", images, [collapsed, sound])
     scale = load_file(DEMO_CLIP / WEIGHTS)["logit_scale"].float()
     torch.testing.assert_close(load_file(f"{model}/{WEIGHTS}")["logit_scale"], scale)

@@ -83,7 +83,6 @@ def test_training_images_and_their_zero_shot_labels_are_read(files):
     data, texts = files.read()
     assert [Path(path).name for path in data.paths] == files.names
     assert data.labels.tolist() == LABELS
-    assert data.sizes.tolist() == [[70, 64]] * 7
     assert data.classnames == CLASSNAMES
     assert [texts[i] for i in data.texts.classes] == ["a striped.", "a dotted.", "a woven."]
     assert len(data.texts.images) == len(data.texts.groups) == 0
@@ -162,7 +161,7 @@ def test_groups_have_their_most_frequent_class_and_other_classes_their_descripti
 
 
 def test_left_out_images_and_what_shows_them_are_not_trained_on(files, monkeypatch):
-    monkeypatch.setattr(holdout, "MIN_HELD_OUT", 1)
+    monkeypatch.setattr(holdout, "FEWEST", 1)
     fold = holdout.Fold(0.3)
     out = set(holdout.left_out(files.names, fold).nonzero()[0].tolist())
     assert len(out) == 2

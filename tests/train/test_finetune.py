@@ -25,7 +25,6 @@ from latteclip.train import finetune as finetuning
 from latteclip.train.data import TrainingFiles
 from latteclip.train.finetune import CheckpointManager, finetune
 from latteclip.train.history import TrainingMetadata
-from latteclip.train.list_training_images import list_training_images
 from latteclip.train.settings import Recipe
 from latteclip.train.training import Training
 
@@ -275,24 +274,6 @@ def test_the_first_of_two_processes_that_train_the_same_wins(inputs, tuned, monk
     inputs.run("orphan")  # which ended before the rerun began
     with pytest.raises(UserError, match="model"):
         inputs.run("another", lr=0.5)
-
-
-def test_a_training_stays_until_its_list_or_its_code_is_another(inputs):
-    listed = inputs.folder / "training_images.parquet"
-    chosen = settings("flyp", epochs=1)
-
-    def train(code, seed=3):
-        files = TrainingFiles(inputs.index, inputs.labels)
-        options = {"retrain_share": 0.1, "retrainings": 0}
-        list_training_images(files, chosen, str(listed), code=code, **options)
-        model, *_ = inputs.finetune("listed", chosen, seed, training_images=str(listed))
-        return (model / WEIGHTS).stat().st_mtime_ns
-
-    first = train("a")
-    assert train("a") == first
-    second = train("b")
-    assert second > first
-    assert train("b", seed=4) > second
 
 
 def test_a_full_disk_under_a_checkpoint_is_one(inputs, monkeypatch, tmp_path):

@@ -116,9 +116,9 @@ def test_a_limited_run_has_results_of_its_own(finished):
 PAGES = {"summarize": 1, "report_dataset": 1, "index_results": 1}
 COLLECTED = {"select_model": 1, **PAGES}
 # flyp and latteclip
-TUNED = {"list_training_images": 2, "finetune": 2, "evaluate": 2, **COLLECTED}
+TUNED = {"finetune": 2, "evaluate": 2, **COLLECTED}
 # latteclip
-TUNED_ON_CAPTIONS = {"list_training_images": 1, "finetune": 1, "evaluate": 1, **COLLECTED}
+TUNED_ON_CAPTIONS = {"finetune": 1, "evaluate": 1, **COLLECTED}
 NEW_CAPTIONS = {"fuse_labels": 1, "summarize_captions": 1, **TUNED_ON_CAPTIONS}
 NEW_CLIP = {
     **{"pseudo_label_images": 1, "score_unknown": 1, "assemble_model": 1},
@@ -316,9 +316,6 @@ def test_a_plan_imports_nothing_heavy_and_fetches_each_model_once_before_its_sta
     notes = {file: rule for file, rule in outputs.items() if "resources/models/" in file}
     assert notes == {CLIP: "download_clip", CAPTIONER: "download_captioner"}
     assert set(inputs) >= LOADS_CLIP | LOADS_CAPTIONER
-    inputs.pop(
-        "list_training_images", None
-    )  # it reads the notes of all models of a training
     for rule, files in inputs.items():
         assert (CLIP in files) == (rule in LOADS_CLIP), rule
         assert (CAPTIONER in files) == (rule in LOADS_CAPTIONER), rule

@@ -30,7 +30,6 @@ given_json = functions.given_json
 unstored = functions.unstored
 sources = functions.sources
 as_found = functions.as_found
-updated = functions.updated
 methods_with = functions.methods_with
 threads_of = functions.threads_of
 gpus = functions.gpus

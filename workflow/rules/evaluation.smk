@@ -9,7 +9,6 @@ rule evaluate:
         model="results/{dataset}/{method}/seed{seed}/model",
         history="results/{dataset}/{method}/seed{seed}/history.parquet",
         left_out=given_if(LEFT_OUT, Configuration.is_average, "method"),
-        training_images=given(stage_params.listed_images, "dataset", "method"),
         code=sources("latteclip.evaluate.evaluate"),
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
@@ -32,12 +31,11 @@ rule evaluate:
     params:
         settings=given_json(stage_params.evaluate, "dataset", "method", "seed"),
         left_out=options("left_out"),
-        training_images=options("training_images"),
     shell:
         "latteclip evaluate --dataset {wildcards.dataset} --method {wildcards.method}"
         " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
         " --model {input.model} --history {input.history} {params.left_out}"
-        " {params.training_images} --settings {params.settings:q}"
+        " --settings {params.settings:q}"
         " --predictions {output.predictions} --metrics {output.metrics}"
         " --train-predictions {output.train_predictions}"
         " --threads {threads} --log {log}"

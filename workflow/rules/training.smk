@@ -31,7 +31,7 @@ rule assemble_model:
 
 
 TRAINED = methods_with(lambda objective: objective.trains)
-# What a training learns from, but for the list of its images.
+# What a training learns from.
 LABELS = {
     "images": "results/{dataset}/images.parquet",
     "pseudo_labels": "results/{dataset}/pseudo_labels.parquet",
@@ -60,48 +60,12 @@ LABELS = {
         "dataset",
     ),
 }
-TRAINING_FILES = (*LABELS, "image_prototypes", "training_images")
-
-
-rule list_training_images:
-    input:
-        **LABELS,
-        clip_model=given(stage_params.hub_model, "dataset", section="clip"),
-        code=sources("latteclip.train.list_training_images"),
-    output:
-        updated(stage_params.TRAINING_IMAGES),
-    log:
-        "results/{dataset}/{method}/logs/list_training_images.log",
-    benchmark:
-        "results/{dataset}/{method}/benchmarks/list_training_images.jsonl"
-    wildcard_constraints:
-        method=TRAINED,
-    priority: EARLY
-    conda:
-        "../../envs/latteclip.yaml"
-    resources:
-        mem_mb=memory("list_training_images"),
-        runtime=minutes("list_training_images"),
-    params:
-        clip_files=given(stage_params.local_clip, "dataset"),
-        files=file_names(*LABELS),
-        settings=given_json(stage_params.list_training_images, "dataset", "method"),
-        code=given(stage_code.training_code, "dataset", "method"),
-        notes=lambda wildcards, input: " ".join(
-            f"--model-notes {note}" for note in input.clip_model
-        ),
-        retrain_share=configuration.config["retrain_share"],
-        retrainings=functions.retrainings,
-    shell:
-        "latteclip list-training-images --files {params.files:q} --settings {params.settings:q}"
-        " {params.notes} --code {params.code} --retrain-share {params.retrain_share}"
-        " --retrainings {params.retrainings} --output {output} --log {log}"
+TRAINING_FILES = (*LABELS, "image_prototypes")
 
 
 rule find_learning_rate:
     input:
         **LABELS,
-        training_images=stage_params.TRAINING_IMAGES,
         image_prototypes=given(
             stage_params.image_prototypes_of_method, "dataset", "method"
         ),
@@ -109,7 +73,7 @@ rule find_learning_rate:
         code=sources("latteclip.train.find_learning_rate"),
         objective_code=unstored(given(stage_code.objective_code, "method")),
     output:
-        updated("results/{dataset}/{method}/learning_rate.json"),
+        "results/{dataset}/{method}/learning_rate.json",
     log:
         "results/{dataset}/{method}/logs/find_learning_rate.log",
     benchmark:
@@ -140,7 +104,6 @@ rule find_learning_rate:
 rule finetune:
     input:
         **LABELS,
-        training_images=stage_params.TRAINING_IMAGES,
         image_prototypes=given(
             stage_params.image_prototypes_of_method, "dataset", "method"
         ),
@@ -154,8 +117,8 @@ rule finetune:
         code=sources("latteclip.train.finetune"),
         objective_code=unstored(given(stage_code.objective_code, "method")),
     output:
-        model=updated(directory("results/{dataset}/{method}/seed{seed}/model")),
-        history=updated("results/{dataset}/{method}/seed{seed}/history.parquet"),
+        model=directory("results/{dataset}/{method}/seed{seed}/model"),
+        history="results/{dataset}/{method}/seed{seed}/history.parquet",
     log:
         "results/{dataset}/{method}/seed{seed}/logs/finetune.log",
     benchmark:
@@ -189,7 +152,6 @@ rule average_weights:
         images="results/{dataset}/images.parquet",
         models=given_each("model", stage_params.averaged, "dataset", "method"),
         histories=given_each("history", stage_params.averaged, "dataset", "method"),
-        training_images=given(stage_params.training_images, "dataset", "method"),
         code=sources("latteclip.train.average_weights"),
     output:
         model=directory("results/{dataset}/{method}/seed{seed}/model"),

@@ -1,0 +1,131 @@
+"""Training images: decoded once, cached on disk, and augmented by the processes that load them.
+
+The augmentation is open_clip's: RandomResizedCrop, ColorJitter and Grayscale.
+H x W is the model's input size.
+"""
+
+import contextlib
+import functools
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from latteclip.core.errors import GIB
+from latteclip.core.files import existing, replacing
+from latteclip.core.hashing import digest
+from latteclip.data.images import container_of, open_rgb
+from latteclip.data.loader import ImageFiles
+
+log = logging.getLogger(__name__)
+# LatteCLIP, section 4 (implementation details).
+AREA = (0.9, 1.0)  # of the crop, as a share of the picture's
+JITTER = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.1}
+JITTERED = 0.8  # probability
+GREY = 0.2  # probability
+# Shorter side of cached images over the model's input size: a crop differs less from one of the
+# original than bilinear and bicubic resizing differ.
+MARGIN = 1.5
+# At which Pillow's quick resizing equals the exact one, by its documentation.
+REDUCING_GAP = 3.0
+FREE = 2  # times the room of all images that must be free before they are cached
+MOST_CACHED = 100_000  # images with a file each
+
+
+def augmentation(side: tuple[int, int]) -> v2.Transform:
+    """Return the random transform of an image to uint8 [3, H, W]."""
+    bicubic = v2.InterpolationMode.BICUBIC
+    return v2.Compose(
+        [
+            v2.PILToTensor(),  # torch crops faster than Pillow, and Pillow turns hues faster
+            v2.RandomResizedCrop(side, scale=AREA, interpolation=bicubic, antialias=True),
+            v2.ToPILImage(),
+            v2.RandomApply([v2.ColorJitter(**JITTER)], p=JITTERED),
+            v2.RandomGrayscale(p=GREY),
+            v2.PILToTensor(),
+        ]
+    )
+
+
+class DecodedImages:
+    """Images whose shorter side has at most `side` pixels, in files that trainings share."""
+
+    def __init__(self, folder: str | Path | None, paths: Sequence[str], side: int) -> None:
+        """Cache images in a folder that exists, or whose disk has room. None: in no folder."""
+        self.paths = paths
+        self.side = side
+        size = 4 * side**2 * len(paths)  # bytes, if the longer side is a third longer
+        is_cached = folder and len(paths) <= MOST_CACHED
+        self.folder = Path(folder) if is_cached and _has_room(str(folder), size) else None
+        place = f"cached in {self.folder}" if self.folder else "decoded each time"
+        log.info("Decoded images take about %.1f GiB: %s.", size / GIB, place)
+        self._state = functools.cache(_state)  # a shard has many images
+
+    def read(self, index: int) -> Image.Image:
+        """Return an image, or raise UserError."""
+        if self.folder is None:
+            return self._decode(index)
+        path = self.paths[index]
+        name = digest(path, self._state(container_of(path)), str(self.side))
+        file = self.folder / name[:2] / f"{name}.ppm"
+        with contextlib.suppress(OSError, ValueError):  # it is absent, or damaged
+            image = Image.open(file, formats=["PPM"])
+            image.load()
+            return image
+        decoded = self._decode(index)
+        with contextlib.suppress(OSError), replacing(file) as temporary:  # the disk is full
+            decoded.save(temporary, "PPM")
+        return decoded
+
+    def _decode(self, index: int) -> Image.Image:
+        image = open_rgb(self.paths[index], min_side=self.side)
+        scale = self.side / min(image.size)
+        if scale >= 1:
+            return image
+        width, height = (max(1, round(scale * length)) for length in image.size)
+        bicubic = Image.Resampling.BICUBIC
+        return image.resize((width, height), bicubic, reducing_gap=REDUCING_GAP)
+
+
+def _state(path: str) -> str:
+    """Return what another file of this name would change."""
+    with contextlib.suppress(OSError):
+        state = os.stat(path)
+        return f"{state.st_size} {state.st_mtime_ns}"
+    return "missing"
+
+
+def _has_room(folder: str, size: float) -> bool:
+    """Return whether a folder exists, where a training that had room wrote it, or has room."""
+    return os.path.isdir(folder) or FREE * size <= shutil.disk_usage(existing(folder)).free
+
+
+class TrainingImages(ImageFiles):
+    """Augmented images uint8 [3, H, W] by their keys (number of the pass, index) and a seed."""
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        side: tuple[int, int],
+        seed: int,
+        folder: str | Path | None = None,
+    ) -> None:
+        """Prepare images for an input of H x W. The folder caches them as they are decoded."""
+        super().__init__(paths, augmentation(side))
+        self.images = DecodedImages(folder, paths, round(MARGIN * max(side)))
+        self.seed = seed
+
+    def __getitem__(self, key: Any) -> tuple[Any, torch.Tensor]:
+        number, index = key
+        image = self.images.read(index)
+        draws = np.random.SeedSequence((self.seed, number, index))
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(draws.generate_state(1, np.uint64)[0]))
+            return key, self.transform(image)
