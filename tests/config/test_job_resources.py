@@ -7,6 +7,7 @@ from support.tiny import ROOT
 from latteclip.config import job_resources
 from latteclip.core import tables
 from latteclip.core.metadata import IndexMetadata
+from latteclip.data import loader
 
 
 def test_memory_grows_with_the_images_and_with_each_attempt():
