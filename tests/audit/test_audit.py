@@ -5,7 +5,6 @@ import json
 import logging
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +12,7 @@ import pyarrow.compute as pc
 import pytest
 from support.audits import answer, answer_next, made_audit, population
 
-from latteclip.audit import page, sampling, score
+from latteclip.audit import sampling, score
 from latteclip.audit.audit import AuditSession, audit, offered_classes
 from latteclip.audit.sampling import read_population
 from latteclip.audit.session import OFFERED
@@ -41,11 +40,6 @@ def label_of(results):
     return dict(zip(results.image_ids, results.labels.tolist(), strict=True)).__getitem__
 
 
-def select(results, method, seed):
-    values = {"dataset": "made", "method": method, "seed": seed, "reason": "It is so."}
-    (results.folder / "selection.json").write_text(json.dumps(values))
-
-
 def test_few_answers_are_imported_before_they_give_an_estimate(
     session, results, tmp_path, capsys
 ):
@@ -60,15 +54,6 @@ def test_few_answers_are_imported_before_they_give_an_estimate(
 
 
 # --- candidates ----------------------------------------------------------------------------------
-
-
-def test_each_method_stands_for_itself_by_one_run(results):
-    found = read_population(results.folder)
-    assert found.candidates == [("zero_shot", 0), ("flyp", 0), ("latteclip", 0)]
-    select(results, "latteclip", 1)
-    found = read_population(results.folder)
-    assert found.candidates == [("zero_shot", 0), ("flyp", 1), ("latteclip", 1)]
-    assert found.model == 2
 
 
 def test_labels_are_never_read(results):
@@ -145,12 +130,6 @@ def test_without_a_test_split_no_image_is_asked_about_that_taught_a_model(tmp_pa
     assert (found.split, found.image_ids) == ("train", untaught)
 
 
-def test_without_a_test_split_all_images_are_asked_about(tmp_path):
-    results = made_audit(tmp_path / "made", n_test=0)
-    found = read_population(results.folder)
-    assert (found.split, found.image_ids) == ("train", results.image_ids)
-
-
 def test_what_cannot_be_audited_is_one_sentence(results, tmp_path):
     missing = replace(results, folder=results.folder.parent / "missing")
     for path in missing.folder.glob("*/seed*/predictions.parquet"):
@@ -179,27 +158,6 @@ def test_of_many_classes_those_that_runs_predict_are_offered_in_the_order_of_the
         assert offered == offered_classes(many, row)
 
 
-def test_a_larger_budget_goes_on(results, label_of):
-    first = AuditSession(results.folder, None, 20)
-    answer_next(first, 20, label_of)
-    assert first.open_questions(first.answers()) == []
-    second = AuditSession(results.folder, None, 30)
-    assert second.open_questions(second.answers())[0].number == 20
-    assert second.state(second.answers())["answered"] == 20
-    assert AuditSession(results.folder, None, 500).total == N_TEST
-
-
-def test_offline_needs_a_question_and_no_picture(results, session, label_of, caplog):
-    gone = session.questions[0].path
-    Path(gone).unlink()
-    page.write_offline(session, str(results.folder / "page.html"))
-    assert gone in caplog.text
-    answer_next(session, 60, label_of)
-    with pytest.raises(UserError, match="60"):
-        page.write_offline(session, str(results.folder / "other.html"))
-    assert not (results.folder / "other.html").exists()
-
-
 # --- what answers say ----------------------------------------------------------------------------
 
 
@@ -219,14 +177,6 @@ def test_all_images_answered_give_the_accuracies_themselves(results, label_of):
         compared = found.compare(one, other)
         assert compared.decided and compared.runs == (one, other)
         assert compared.value == pytest.approx(rights[one] - rights[other])
-
-
-def test_none_of_these_is_wrong_for_all_and_cannot_tell_counts_for_nobody(session):
-    answer_next(session, 20, kind="none")
-    answer_next(session, 20, kind="unsure")
-    found = session.score(session.answers())
-    assert {one.value for one in found.accuracies} == {0.0}
-    assert (found.answered, found.cannot_tell, found.none_of_these) == (40, 20, 20)
 
 
 def test_answers_after_the_first_image_without_one_are_left_out(session, caplog, label_of):

@@ -27,12 +27,6 @@ def test_strata_say_who_disagrees_and_how_sure_clip_is():
     assert (sampling.stratify(population(said, confidence)) == expected).all()
 
 
-def test_a_stratum_of_few_images_is_joined_with_the_next():
-    said = np.zeros((100, 2), dtype=int)
-    said[6:, 1] = 1
-    assert (sampling.stratify(population(said)) == PAIR).all()
-
-
 @pytest.mark.parametrize("n", [50, 250])
 def test_every_beginning_has_each_stratum_at_its_rate(n):
     strata = sampling.stratify(random_population())
@@ -65,12 +59,3 @@ def test_a_plan_is_drawn_once_and_kept_whatever_candidates_say_later(tmp_path):
     assert (later.order == first.order).all()
     assert later.digest == first.digest
     assert sorted(first.order) == list(range(N))
-
-
-def test_without_some_images_the_others_are_in_their_order(tmp_path):
-    whole = sampling.read_or_draw(tmp_path / "plan.parquet", random_population())
-    rest = sampling.read_or_draw(tmp_path / "plan.parquet", random_population(n=N - 50))
-    assert rest.digest == whole.digest
-    names = [whole.image_ids[row] for row in whole.order if row < N - 50]
-    assert [rest.image_ids[row] for row in rest.order] == names
-    assert rest.strata.tolist() == whole.strata[: N - 50].tolist()

@@ -16,7 +16,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.metadata import EncoderMetadata, ExamplesMetadata
 from latteclip.labels.answers import CHECK, CLASS, TEACH, Answer
 from latteclip.labels.fuse_labels import adapt_zero_shot, fuse_labels
-from latteclip.labels.fusion_report import NAME, read_fusion_report
+from latteclip.labels.fusion_report import NAME
 from latteclip.labels.label_inputs import LabellerTable
 
 
@@ -99,20 +99,6 @@ def test_questions_follow_the_model_of_the_fused_labels(taken):
     assert found.argmax(axis=1).tolist() == labels["fused_label"].to_pylist()
 
 
-def test_the_last_line_is_what_the_workflow_says_then(taken, label_of):
-    """The share of right labels is one number, after questions and after the next run."""
-    write_votes(taken)
-    fuse(taken)
-    session = TeachingSession(taken.folder, 40)
-    answers = answer_all(session, lambda one: label_of[one.image_id])
-    session.schema.update(session.path, answers)
-    last = session.result(answers)["sentence"]
-    fuse(taken, answers_path=str(session.path))
-    checked = read_fusion_report(taken.path(NAME)).answers.checked
-    assert checked.right.words in last
-    assert session.score(answers)["right"] == pytest.approx(checked.right.value)
-
-
 def test_chosen_images_come_before_images_drawn_to_check(taken, label_of):
     session = TeachingSession(taken.folder, 40)
     answers = answer_all(session, lambda one: label_of[one.image_id])
@@ -166,23 +152,11 @@ def test_an_answer_that_all_else_denies_is_asked_for_once_more(taken, label_of):
     assert len({one.image_id for one in repeated}) == len(repeated)
 
 
-@pytest.mark.parametrize("answer_to", [lambda one: None, lambda one: CLASSNAMES[0]])
-def test_answers_that_are_all_alike_end_like_others(taken, answer_to):
-    session = TeachingSession(taken.folder, 30)
-    assert len(answer_all(session, answer_to)) == 30
-
-
 def test_an_image_of_another_dataset_is_refused(taken):
     schema = TeachingSession(taken.folder, 30).schema
     document = json.dumps(schema.document({"other.png": Answer("other.png", "none")}))
     with pytest.raises(UserError, match=r"other\.png"):
         schema.parse(document.encode(), "The request")
-
-
-def test_without_labels_it_says_what_to_run(taken):
-    (taken.folder / "fused_labels.parquet").unlink()
-    with pytest.raises(UserError, match=r"fused_labels\.parquet"):
-        TeachingSession(taken.folder, 30)
 
 
 def test_an_offline_page_asks_all_at_once_and_its_answers_are_taken(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latteclip.captions.pictures import Layout, data_url, grid, lay_out, pictures_of
+from latteclip.captions.pictures import Layout, data_url, grid, pictures_of
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
 PLACE = "48.2082 N"
@@ -38,13 +38,6 @@ def test_a_picture_keeps_its_shape_and_is_in_the_middle_of_its_cell(size):
     assert cell.sum() == height * width  # one full rectangle
     assert abs(rows[0] - (325 - rows[-1])) <= 1
     assert abs(columns[0] - (325 - columns[-1])) <= 1
-
-
-def test_a_grid_or_a_picture_becomes_a_square_as_a_whole():
-    [picture] = lay_out(squares()[:1], Layout(square=24))
-    assert picture == squares()[0].resize((24, 24), Image.Resampling.BICUBIC)
-    [picture] = lay_out(squares(), Layout("grid", 128, 4, square=64))
-    assert picture == grid(squares(), 128, 4).resize((64, 64), Image.Resampling.BICUBIC)
 
 
 def test_a_large_jpeg_looks_the_same_scaled_down_while_it_is_decoded(tmp_path):

@@ -1,7 +1,6 @@
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 from support.captioning import GROUPS, describe, read
@@ -9,12 +8,9 @@ from support.commands import python
 from support.sections import changed
 from support.tiny import write_pictures
 
-from latteclip.captions import requests
 from latteclip.captions.caption import RETRY_PROMPT, gather_captions
 from latteclip.captions.groups import shard_of
-from latteclip.captions.pictures import Layout
-from latteclip.captions.requests import Identity, Request, Response, digest
-from latteclip.captions.runner import Preparer
+from latteclip.captions.requests import Response
 from latteclip.core.errors import UserError
 
 
@@ -41,21 +37,6 @@ def test_added_and_changed_images_alone_are_asked(dataset, recorder):
     assert len(recorder.requests) == 4
     assert len(columns["id"]) == 10
     assert "What? 1 2 3" in columns["caption"]
-
-
-def test_another_prompt_is_asked_and_the_first_s_answers_stay(
-    dataset, recorder, monkeypatch
-):
-    dataset.caption_images("What?")
-    dataset.caption_images("Where?")
-    assert len(recorder.requests) == 14
-    recorder.forget()
-    columns = dataset.caption_images("What?", batch_size=9, concurrency=1)
-    assert columns["prompt"] == ["What?"] * 7
-    assert recorder.requests == []
-    monkeypatch.setattr(requests, "special_tokens", lambda model, revision: "another rule")
-    dataset.caption_images("What?")
-    assert len(recorder.requests) == 7
 
 
 def test_a_renamed_image_and_a_twin_are_not_asked(dataset, recorder):
@@ -144,13 +125,6 @@ def test_a_run_of_failures_ends_early(dataset, recorder, monkeypatch):
     assert len(recorder.requests) < 7
 
 
-def test_an_invalid_answer_is_a_failure_of_its_row(dataset, recorder):
-    long = Response("x" * 10**7, "stop", 9)
-    recorder.reply = lambda request: long if request.key == 2 else describe(request)
-    columns = dataset.caption_images(max_failed=0.2)
-    assert [error is None for error in columns["error"]] == [row != 2 for row in range(7)]
-
-
 # --- shards --------------------------------------------------------------------------------------
 
 
@@ -182,20 +156,6 @@ def test_shards_give_the_same_bytes_however_many_there_are(
 
 
 # --- worker processes ----------------------------------------------------------------------------
-
-
-def test_cached_requests_are_not_decoded(tmp_path):
-    files, identity = (
-        write_pictures(tmp_path, 5),
-        Identity("m", None, "auto", None, 77, Layout()),
-    )
-    digests = [digest([Path(file).read_bytes()], "?", identity) for file in files]
-    prepare = Preparer(identity, False, np.sort(np.array(digests[:2], "S32")))
-    prepared = [prepare(Request(0, (), "?", None, [file])) for file in files]
-    assert [item.digest for item in prepared] == digests
-    assert [len(item.pictures) for item in prepared] == [0] * 2 + [1] * 3
-    for item, file in zip(prepared[2:], files[2:], strict=True):
-        assert np.array_equal(np.asarray(item.pictures[0]), np.asarray(Image.open(file)))
 
 
 def test_an_image_that_is_no_image_is_named(dataset, recorder):

@@ -7,7 +7,6 @@ from PIL import Image
 from support.captioning import mean_colour
 from support.scoring import (
     LETTERS,
-    LIKELIHOOD,
     N,
     ScoredDataset,
     answered,
@@ -73,14 +72,6 @@ def test_letters_are_those_of_the_options_in_every_order(scored, scorer):
         assert columns["none"][row] == pytest.approx(expected[-1], abs=1e-5)
 
 
-def test_what_favours_a_letter_is_shared_out(scored, scorer):
-    favoured = answered(*[(-0.1, -5.0, -5.0, -5.0)] * 2, first=["A"] * 2)
-    scorer.reply = lambda request: favoured
-    columns = scored.score(LETTERS)
-    spread = [max(row) - min(row) for row in columns["log_probabilities"]]
-    assert max(spread) < 4.9  # of one order
-
-
 def test_more_options_than_letters_are_refused(tmp_path, scorer):
     scored = ScoredDataset(tmp_path, 27)
     with pytest.raises(UserError, match=r"scores\.topk"):
@@ -108,11 +99,6 @@ def test_an_answer_outside_the_letters_leaves_an_image_without_scores(
 # --- numbers that are none -----------------------------------------------------------------------
 
 
-def test_minus_infinity_is_a_score(scored, scorer):
-    scorer.reply = lambda request: answered([-math.inf, -1.0, -1.0])
-    assert scored.score()["log_probabilities"] == [[-math.inf, -1.0, -1.0]] * N
-
-
 def test_what_is_not_a_number_is_an_error(scored, scorer):
     overflow = answered((math.nan, -1.0, -2.0))
     scorer.reply = lambda request: overflow if request.key == 4 else reply(request)
@@ -121,14 +107,6 @@ def test_what_is_not_a_number_is_an_error(scored, scorer):
 
 
 # --- cached answers ------------------------------------------------------------------------------
-
-
-def test_an_answered_question_is_not_asked_again(scored, scorer):
-    scored.score(LETTERS)
-    scored.score(LETTERS)
-    assert len(scorer.requests) == N
-    scored.score(LIKELIHOOD)
-    assert len(scorer.requests) == 2 * N
 
 
 # --- what cannot be asked ------------------------------------------------------------------------

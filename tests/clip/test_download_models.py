@@ -14,13 +14,6 @@ from support.tiny import DEMO_CLIP, DEMO_LLAVA, write_backbone, write_encoder
 from support.web import COMMIT, Host
 
 TOKEN = "hf_tokenThatMayNotBeShown"
-# A model as open_clip's own list has them: architecture, tag and repo.
-LISTED = """
-import open_clip
-from open_clip import pretrained
-open_clip.add_model_config({config!r})
-pretrained._PRETRAINED["tiny"] = {{"mine": pretrained._pcfg(hf_hub="me/weights/")}}
-"""
 COMMAND = """
 import sys
 from latteclip.cli.main import main
@@ -166,25 +159,6 @@ def test_a_clip_repo_is_fetched_loaded_and_noted_again_offline(gone, tmp_path):
         assert gone.noted() == note
 
 
-def test_a_listed_clip_is_fetched_and_loaded_offline(gone, tmp_path):
-    model = json.loads((DEMO_CLIP / "open_clip_config.json").read_text())["model_cfg"]
-    model["text_cfg"]["hf_tokenizer_name"] = "me/words"
-    config = tmp_path / "tiny.json"
-    config.write_text(json.dumps(model))
-    gone.prelude = LISTED.format(config=str(config))
-    files = contents(DEMO_CLIP)
-    weights = {"open_clip_model.safetensors": files.pop("open_clip_model.safetensors")}
-    with gone.running():
-        gone.serve_repo("me/weights", weights)
-        gone.serve_repo(
-            "me/words", {k: v for k, v in files.items() if k.startswith("tokenizer")}
-        )
-        status, said = gone.download("clip", model="tiny", pretrained="mine")
-        assert status == 0, said
-    assert [repo["repo"] for repo in gone.noted()["repos"]] == ["me/weights", "me/words"]
-    assert_encodes_offline(gone, "tiny", "mine")
-
-
 def serve_captioner(hub, **more):
     hub.serve_repo("me/llava", {**contents(DEMO_LLAVA), **more})
 
@@ -210,12 +184,6 @@ def test_a_captioner_is_fetched_and_answers_offline(gone):
     done = gone.python(CAPTION, json.dumps(CAPTIONER), offline=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 0
-
-
-def test_offline_and_not_there(gone):
-    sentence = refusal(gone.download("clip", offline=True, model="hf-hub:me/clip"))
-    assert "hf-hub:me/clip" in sentence and str(gone.cache) in sentence
-    assert "HF_HUB_OFFLINE" in sentence and "HF_HOME" in sentence
 
 
 def test_without_a_network(gone):
@@ -253,19 +221,6 @@ def test_a_repo_without_safetensors_is_refused(hub, tmp_path, kind):
     assert "pytorch_model.bin" not in hub.fetched()
 
 
-def test_a_disk_that_fills_up_on_the_way_is_named(hub):
-    """The hub's downloader, which is written in Rust, raises errors without a number."""
-    serve_captioner(hub)
-    hub.prelude = """
-import huggingface_hub
-def fetch(*arguments, **options):
-    raise RuntimeError("I/O error: No space left on device (os error 28)")
-huggingface_hub.snapshot_download = fetch
-"""
-    sentence = refusal(hub.download("captioner", model="me/llava"))
-    assert "free some space" in sentence and "network" not in sentence
-
-
 def test_a_shard_that_the_cache_lacks_is_noticed_offline(hub):
     index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
     files = {
@@ -275,29 +230,3 @@ def test_a_shard_that_the_cache_lacks_is_noticed_offline(hub):
     hub.serve_repo("me/llava", files)
     sentence = refusal(hub.download("captioner", model="me/llava"))
     assert "model-2.safetensors" in sentence
-
-
-ENCODER = """
-import sys, torch
-from latteclip.clip import image_encoders
-from latteclip.clip.encode import encode_images
-model = image_encoders.load(sys.argv[1], torch.device("cpu"))
-images = torch.rand(2, 3, *model.timm.preprocessing.input_size[1:])
-print(encode_images(model, images).norm(dim=1).mean().item())
-"""
-
-
-def test_an_image_model_is_fetched_and_loaded_offline(gone, tmp_path):
-    write_encoder(tmp_path / "encoder")
-    files = contents(tmp_path / "encoder")
-    with gone.running():
-        gone.serve_repo("me/encoder", {**files, "pytorch_model.bin": b"a pickle"})
-        status, said = gone.download("image-encoder", model="hf-hub:me/encoder")
-        assert status == 0, said
-    [repo] = gone.noted()["repos"]
-    assert (repo["repo"], repo["commit"]) == ("me/encoder", COMMIT)
-    assert repo["files"] == {name: len(content) for name, content in files.items()}
-    assert "pytorch_model.bin" not in gone.fetched()
-    done = gone.python(ENCODER, "hf-hub:me/encoder", offline=True)
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) == pytest.approx(1, abs=1e-5)

@@ -1,7 +1,5 @@
-import open_clip
 import pytest
 import torch
-import torch.nn.functional as F
 from support.backbones import (
     CPU,
     TEXTS,
@@ -78,19 +76,6 @@ def test_gradients_are_those_of_open_clip_and_reach_every_parameter(clip):
             assert found[name].isfinite().all() and found[name].any(), name
 
 
-@pytest.mark.parametrize("pool_type", ["last", "eos"])
-@pytest.mark.parametrize(
-    "tower",
-    [{}, {"embed_cls": True}, {"no_causal_mask": True}, {"proj_bias": True}],
-    ids=lambda tower: "".join(tower) or "causal",
-)
-def test_custom_text_towers_of_every_make_have_the_stock_features(pool_type, tower):
-    clip = tiny_clip(tower=open_clip.CustomTextCLIP, pool_type=pool_type, **tower)
-    trimmed = pool_type in ("argmax", "eos") and tower.keys() <= {"proj_bias"}
-    assert (encode.CausalText.of(clip.model) is not None) == trimmed
-    assert_stock_texts(clip, clip.tokenizer(TEXTS))
-
-
 @pytest.mark.parametrize("kind", ["vit", "siglip"])
 @torch.no_grad()
 def test_batches_halve_until_they_fit_and_say_so_once(kind, backbones, monkeypatch, caplog):
@@ -104,24 +89,6 @@ def test_batches_halve_until_they_fit_and_say_so_once(kind, backbones, monkeypat
             torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-5)
     assert clip.at_once == 2
     assert len([record for record in caplog.records if "memory" in record.message]) == 2
-
-
-def test_a_cpu_encodes_few_images_at_once(backbones, monkeypatch):
-    clip = clips.load(backbones["vit"], None, torch.device("cpu"))
-    images = torch.rand(clips.AT_ONCE + 1, 3, *clip.model.visual.image_size)
-    expected = F.normalize(clip.model.encode_image(images), dim=-1).detach()
-    sizes = []
-    encode_image = clip.model.encode_image
-
-    def noted(part):
-        sizes.append(len(part))
-        return encode_image(part)
-
-    monkeypatch.setattr(clip.model, "encode_image", noted)
-    with torch.no_grad():
-        features = encode.encode_images(clip, images)
-    assert sizes == [clips.AT_ONCE, 1]
-    torch.testing.assert_close(features, expected)
 
 
 def test_no_memory_for_a_single_image_is_a_sentence_and_training_batches_do_not_halve(

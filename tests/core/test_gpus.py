@@ -82,14 +82,6 @@ def test_a_job_that_waits_for_several_holds_none_meanwhile(machine, job):
     assert both.sees == "GPU-0,GPU-1"
 
 
-def test_what_this_job_has_claimed_stays(machine, job, monkeypatch):
-    machine(2)
-    assert job().sees == "GPU-0"
-    monkeypatch.setenv("LATTECLIP_GPUS", "shared")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-0")
-    assert job().sees == "GPU-0"
-
-
 @pytest.mark.parametrize(
     ("given", "names"),
     [
@@ -111,14 +103,6 @@ def test_jobs_share_out_the_gpus_that_a_run_may_use(
     assert waiting.has_to_wait
     jobs[0].communicate("")
     assert waiting.sees == names[0]
-
-
-def test_a_gpu_is_one_whatever_it_is_called(machine, job, monkeypatch):
-    machine(3)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,2")
-    assert job().sees == "1"
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert job(2).sees == "GPU-0,GPU-2"
 
 
 def test_more_gpus_than_there_are_is_one_sentence(machine, monkeypatch):

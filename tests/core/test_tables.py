@@ -64,16 +64,6 @@ def test_lookup_names_the_first_id_that_is_not_there(tmp_path):
         tables.lookup(path, tables.CAPTIONS, "id", "caption", ["a", "y", "z"])
 
 
-def test_strings_of_a_column_are_a_sequence_over_its_chunks(monkeypatch):
-    monkeypatch.setattr(tables, "STRINGS", 2)
-    names = ["a", "é", "c", "d", "e"]
-    strings = tables.Strings(pa.chunked_array([names[:3], names[3:]]))
-    assert len(strings) == 5
-    assert strings[-1] == "e"
-    assert list(strings) == names
-    assert list(strings[2:4]) == names[2:4]
-
-
 def test_no_part_of_a_table_passes_for_the_whole(tmp_path):
     path = tmp_path / "t.parquet"
     with tables.writing(path, SCHEMA, IndexMetadata(["cat", "dog"])) as add:

@@ -94,21 +94,6 @@ def test_phone_pictures_are_decoded_upright(tmp_path, name):
     assert top[0] > 200 > 60 > top[2] and bottom[2] > 200 > 60 > bottom[0]
 
 
-@pytest.mark.parametrize(
-    ("orientation", "turn"),
-    [
-        (2, lambda a: a[:, ::-1]),
-        (5, lambda a: a.transpose(1, 0, 2)),
-        (6, lambda a: np.rot90(a, -1)),
-        (8, lambda a: np.rot90(a, 1)),
-    ],
-)
-def test_exif_orientation_is_applied(tmp_path, orientation, turn):
-    image = Image.fromarray(ramp(5, 9))
-    found = pixels(tmp_path / "x.png", image, exif=turned(orientation))
-    np.testing.assert_array_equal(found, turn(ramp(5, 9)))
-
-
 def test_cmyk_jpeg_has_its_colours(tmp_path):
     image = Image.new("CMYK", (16, 16), (255, 0, 0, 0))  # cyan ink only
     found = pixels(tmp_path / "x.jpg", image, quality=100)

@@ -124,13 +124,6 @@ def test_kinds_of_vit_are_the_same_in_transformers(tmp_path, variant, monkeypatc
         assert scores[one.topk_labels] == pytest.approx(one.topk_scores, abs=2e-3)
 
 
-@pytest.mark.parametrize("kind", ["siglip", "convnext", "hf_mean"])
-def test_a_part_that_transformers_lacks_is_refused(tmp_path, kind, capsys):
-    clip = clips.load(write_backbone(kind, tmp_path / "base"), None, CPU)
-    words = (tuned(tmp_path / "model", clip), tmp_path / "out", "--format", "transformers")
-    assert "--format transformers" in refused(capsys, *words)
-
-
 def assert_onnx_predicts_as_we_do(model, out, photos):
     exported = runpy.run_path(str(out / "predict.py"))["Model"](out / "model.onnx")
     for one in predictions(model, photos):
@@ -212,12 +205,6 @@ def test_a_file_for_other_classes_is_one_sentence(tmp_path, exported, photos, na
     assert str(out / "model.onnx") in str(stop.value) and not said.getvalue()
 
 
-def test_onnx_without_its_packages_is_one_sentence(model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
-    words = (model, tmp_path / "out", "--format", "onnx")
-    assert "onnxscript" in refused(capsys, *words)
-
-
 # --- what lies beside the weights ----------------------------------------------------------------
 
 
@@ -279,10 +266,3 @@ def test_a_model_may_be_named_from_its_own_folder_or_the_one_above(
         found = {path.name for path in out.iterdir()}
         assert "open_clip_model.safetensors" in found
         assert ".snakemake_timestamp" not in found
-
-
-def test_a_folder_inside_the_model_is_refused(model, tmp_path, capsys):
-    copy = shutil.copytree(model, tmp_path / "model")
-    before = sorted(copy.iterdir())
-    assert str(copy / "mine") in refused(capsys, copy, copy / "mine", "--format", "onnx")
-    assert sorted(copy.iterdir()) == before

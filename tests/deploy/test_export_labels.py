@@ -6,10 +6,8 @@ from collections import Counter
 from pathlib import Path
 from urllib.parse import quote
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 from support import records
 from support.shards import parquet_shard, tar_shard
 from support.taken import CLASSNAMES
@@ -19,7 +17,6 @@ from latteclip.config.sections.split import SplitSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import IndexMetadata
-from latteclip.data.images import open_rgb
 from latteclip.data.splits import read_split
 from latteclip.deploy import label_table
 from latteclip.deploy.export_labels import export_labels, sanitized
@@ -146,31 +143,6 @@ def test_torchvision_and_datasets_read_the_image_folder(taken, tmp_path, copy):
         same = datasets.load_dataset("imagefolder", split="train", **options)
         names = [same.features["label"].names[label] for label in same["label"]]
         assert Counter(names) == Counter(read.classes[label] for label in read.targets)
-
-
-def test_formats_that_torchvision_ignores_are_converted(taken, tmp_path):
-    torchvision = pytest.importorskip("torchvision.datasets")
-    others = {0: ".heic", 1: ".gif", 2: ".avif", 3: ".GIF", 4: ""}
-    names = list(taken.names)
-    for row, suffix in others.items():
-        path = Path(names[row])
-        names[row] = str(path.with_suffix(suffix))
-        form = {".heic": "HEIF", ".avif": "AVIF", "": "PNG"}.get(suffix, "GIF")
-        Image.open(path).save(names[row], form)
-        path.unlink()
-    rewrite_index(names)
-    output = tmp_path / "folder"
-    export_labels(str(taken.folder), "imagefolder", str(output))
-    read = torchvision.ImageFolder(output)
-    assert len(read) == len(taken.ids)
-    source_of = {row["file"]: row["path"] for row in read_csv(output / "labels.csv")}
-    for path, _ in read.samples:
-        source = source_of[os.path.relpath(path, output)]
-        if Path(source).suffix == ".png":
-            assert Path(path).read_bytes() == Path(source).read_bytes()
-        else:
-            difference = np.asarray(open_rgb(path), int) - np.asarray(open_rgb(source), int)
-            assert abs(difference).mean() < 6  # of 255, in pictures of noise
 
 
 def test_answers_decide_the_folder_which_has_the_name_that_the_dataset_writes(

@@ -5,7 +5,6 @@ from scipy.special import expit, logit
 from support.taken import CLASSNAMES, runner_up
 
 from latteclip.core import tables
-from latteclip.core.errors import UserError
 from latteclip.deploy import label_table
 from latteclip.deploy.label_table import FOLDS, calibrate, expected_calibration_error
 from latteclip.labels.fusion_report import PersonAnswers
@@ -74,12 +73,6 @@ def test_of_images_that_show_one_picture_the_first_or_an_answered_one_remains(ta
     assert found == [None, first, first, answered, None, answered, None]
 
 
-def test_labels_that_are_not_there_yet_are_asked_for(taken):
-    (taken.folder / "fused_labels.parquet").unlink()
-    with pytest.raises(UserError, match="labels --config dataset=made"):
-        rows(taken)
-
-
 # --- calibration ---------------------------------------------------------------------------------
 
 
@@ -109,18 +102,3 @@ def test_no_answer_has_a_part_in_the_fit_that_it_checks(answers):
         apart[~rest] = found(probabilities[~rest])
     wanted = expected_calibration_error(apart, right)
     assert calibrate(probabilities, right).error == pytest.approx(wanted, abs=2e-3)
-
-
-@pytest.mark.parametrize("right", [0.0, 1.0])
-def test_equal_answers_give_probabilities(right):
-    found = calibrate(np.linspace(0, 1, 50), np.full(50, right))
-    corrected = found(np.array([0.0, 0.5, 1.0]))
-    assert ((corrected >= 0) & (corrected <= 1)).all()
-
-
-def test_the_error_is_the_mean_gap_of_the_bins():
-    probabilities = np.array([0.15, 0.15, 0.95, 1.0])
-    right = np.array([0.0, 1.0, 1.0, 0.0])
-    gaps = abs(1 - 0.3) + abs(1 - 1.95)
-    found = expected_calibration_error(probabilities, right)
-    assert found == pytest.approx(gaps / 4)

@@ -211,12 +211,6 @@ def test_words_name_images(tree, words, found):
     assert predict.image_paths(words, NO_STDIN) == found
 
 
-def test_a_glob_ends_where_links_lead_into_their_own_folder(tree):
-    for name in ("one", "two"):
-        Path("deep", name).symlink_to(".")
-    assert predict.image_paths(["deep/**/*.PNG"], NO_STDIN) == ["deep/er/b.PNG"]
-
-
 @pytest.mark.parametrize(
     ("content", "found"),
     [
@@ -235,18 +229,6 @@ def test_a_list_is_read_as_whoever_wrote_it_meant_it(content, found):
 def test_words_that_name_nothing_are_refused(tree, word):
     with pytest.raises(UserError, match=re.escape(word)):
         predict.image_paths([word], NO_STDIN)
-
-
-@pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_a_path_that_is_no_unicode_is_written(model, pictures, tmp_path, suffix):
-    strange = os.fsencode(tmp_path / "photo-") + b"\xff.png"
-    os.rename(os.fsencode(pictures[0]), strange)
-    output = tmp_path / f"out.{suffix}"
-    assert run(model, os.fsdecode(strange), "-o", output) == 0
-    if suffix == "parquet":
-        assert pq.read_table(output)["path"].to_pylist()[0].endswith(r"photo-\xff.png")
-    else:
-        assert b"photo-\xff.png" in output.read_bytes()
 
 
 def test_a_terminal_gets_no_control_characters(monkeypatch):

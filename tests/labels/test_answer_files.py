@@ -54,12 +54,6 @@ def test_labels_of_other_tools_are_answers(path):
     assert read(write(path, [*ENTRIES, ENTRIES[0]])) == wanted
 
 
-@pytest.mark.parametrize("name", ["labels.csv", "labels.parquet", "labels.jsonl"])
-def test_the_first_class_by_its_number_is_an_answer(tmp_path, name):
-    found = read(write(tmp_path / name, [("a/1.png", 0), ("b/2.png", 1)]))
-    assert found == [("a/1.png", "dots"), ("b/2.png", "lines")]
-
-
 def test_classes_called_by_numbers_are_named_as_text(tmp_path):
     path = tmp_path / "labels.csv"
     for classes, label, wanted in ((["1", "0"], "0", "0"), (["1", "0"], "1", "1")):
@@ -69,18 +63,6 @@ def test_classes_called_by_numbers_are_named_as_text(tmp_path):
     numbers = write(tmp_path / "labels.jsonl", [("a/1.png", 0)])
     with pytest.raises(UserError, match="'0'"):
         read_foreign(numbers, IDS, PATHS, ["1", "0"], {})
-
-
-def test_an_image_id_with_a_percent_sign_is_that_image(tmp_path):
-    path, ids = tmp_path / "labels.json", ["a%20b.jpg", "a b.jpg"]
-    tasks = [{"data": {"image_id": ids[0]}}, {"data": {"image": "/data/?d=a%20b.jpg"}}]
-    for task, label in zip(tasks, CLASSNAMES, strict=True):
-        task["annotations"] = [{"result": [{"value": {"choices": [label]}}]}]
-    path.write_text(json.dumps(tasks))
-    found = read_foreign(str(path), ids, ids, CLASSNAMES, {})
-    assert [(a.image_id, a.classname) for a in found.values()] == list(
-        zip(ids, CLASSNAMES, strict=True)
-    )
 
 
 def test_exported_labels_hold_answers_in_one_column(tmp_path):

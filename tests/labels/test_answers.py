@@ -173,13 +173,6 @@ def test_what_says_nothing_now_stays_in_the_file_and_counts_again(path, caplog):
     assert said(schema(pictures).read(path)) == {"a": "dots", "b": "dots", "c": "none"}
 
 
-def test_a_new_answer_takes_the_place_of_one_that_says_nothing(path):
-    SCHEMA.update(path, {IDS[0]: Answer(IDS[0], "class", "dots")})
-    fewer = AnswerSchema(SCHEMA.plan, "made", SCHEMA.images, ("none", "\u202edots"))
-    fewer.update(path, {IDS[0]: Answer(IDS[0], "class", "none")})
-    assert said(SCHEMA.read(path)) == {IDS[0]: "none"}
-
-
 def test_a_renamed_class_has_its_answers(path):
     pictures = {"a": "A", "b": "B"}
     answers = {"a": Answer("a", "class", "dots"), "b": Answer("b", "none")}

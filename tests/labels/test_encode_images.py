@@ -70,20 +70,6 @@ def test_the_image_tower_of_a_clip_is_an_image_model(pictures, demo_clip):
     assert described == EncoderMetadata(DEMO, 128)
 
 
-@pytest.mark.parametrize("kind", ["timm", "open_clip"])
-def test_a_saved_model_is_loaded_again(tmp_path, kind):
-    name = write_encoder(tmp_path / "encoder") if kind == "timm" else DEMO
-    model = image_encoders.load(name, torch.device("cpu"))
-    image_encoders.save(model, tmp_path / "clip" / "image_encoders" / "0")
-    for strange in ("0x", "0²", "notes"):
-        (tmp_path / "clip" / "image_encoders" / strange).mkdir()
-    [again] = image_encoders.load_beside(tmp_path / "clip", torch.device("cpu"))
-    images = torch.rand(2, 3, *([32] * 2 if kind == "timm" else [64] * 2))
-    with torch.no_grad():
-        wanted = model.model.encode_image(images)
-        assert torch.equal(again.model.encode_image(images), wanted)
-
-
 def not_a_number(state):
     return {name: torch.full_like(value, torch.nan) for name, value in state.items()}
 
@@ -119,12 +105,6 @@ def test_a_model_that_cannot_be_used_is_refused_in_one_sentence(pictures, tmp_pa
         pictures.run(name)
     assert "\n" not in str(error.value)
     assert not pictures.output.exists()
-
-
-@pytest.mark.parametrize("name", ["vit_basse_patch16", "local-dir:nowhere"])
-def test_a_name_that_is_not_there_is_refused(pictures, name):
-    with pytest.raises(UserError, match=name.rpartition(":")[2]):
-        pictures.run(name)
 
 
 def test_features_that_are_not_finite_name_the_image(pictures, tmp_path, monkeypatch):

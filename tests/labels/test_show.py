@@ -110,27 +110,6 @@ def test_each_label_of_an_image_and_its_caption_are_shown(labelled):
     assert captions[1] not in text
 
 
-def test_images_of_all_kinds_are_shown(labelled):
-    changed, disputed, undisputed = "beh", "cg", "adfi"
-    for n, wanted in {
-        1: (1, 0, 0),
-        3: (1, 1, 1),
-        6: (2, 2, 2),
-        8: (3, 2, 3),
-        99: (3, 2, 4),
-    }.items():
-        names = shown(labelled.show(n))
-        assert names == sorted(names)
-        kinds = (changed, disputed, undisputed)
-        assert tuple(sum(name[0] in kind for name in names) for kind in kinds) == wanted
-
-
-def test_images_by_name_are_shown_in_the_order_asked_for(labelled):
-    assert shown(labelled.show(1, ["i.png", "a.png"])) == ["i.png", "a.png"]
-    with pytest.raises(UserError, match=r"'z\.png'"):
-        labelled.show(1, ["a.png", "z.png"])
-
-
 def test_files_that_are_missing_or_foreign_are_named(labelled, tmp_path):
     with pytest.raises(UserError, match=r"nowhere/fused_labels\.parquet"):
         show(str(tmp_path / "nowhere"), 5, [])
@@ -142,13 +121,6 @@ def test_files_that_are_missing_or_foreign_are_named(labelled, tmp_path):
         (tmp_path / fusion_report.NAME).write_text(damaged)
         with pytest.raises(UserError, match=r"fused_labels\.json.*delete it"):
             show(str(tmp_path), 5, [])
-
-
-def test_the_command_prints_it(labelled, capsys):
-    text = labelled.show(2, ["a.png", "b.png"])
-    named = ["-n", "2", "--image", "a.png", "--image", "b.png"]
-    assert main.main(["labels", "show", str(labelled.folder), *named]) == 0
-    assert capsys.readouterr().out == f"{text}\n"
 
 
 def test_an_answered_image_is_marked(labelled):

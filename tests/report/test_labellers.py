@@ -154,11 +154,6 @@ def test_it_is_said_why_nothing_is_gained(tmp_path):
     assert "do not predict" not in labellers(str(tmp_path))
 
 
-def test_a_single_estimate_is_no_rank(tmp_path):
-    write(tmp_path, zero_shot=records.class_texts())
-    assert {one.rank for one in read_labellers(tmp_path).labellers} == {None}
-
-
 def test_without_labels_nothing_is_judged_and_answers_judge_all_together(tmp_path):
     checked = records.checked(NAMES[:2], answers=50, value=0.9, low=0.8, high=0.95)
     write(tmp_path, labels=[None] * 8, answers=PersonAnswers({}, checked))

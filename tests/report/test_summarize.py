@@ -110,15 +110,6 @@ def write_audit(folder, dataset="dtd"):
     return str(folder / "audit.json"), said
 
 
-def test_an_audit_stands_beside_the_accuracies_and_below_the_table(tmp_path):
-    audit, said = write_audit(tmp_path)
-    written, lines = summarized(tmp_path, [], [audit])
-    assert written["audited"].tolist() == ["40.00", "60.00", "", "", ""]
-    assert written["audited_low"].tolist() == ["31.00", "50.00", "", "", ""]
-    assert written["flags"].tolist()[:3] == ["audited", "audited", ""]
-    assert f"- audited: dtd, 100 of 1,234 test images: {said}" in lines
-
-
 def test_labels_that_answers_checked_stand_below_the_table(tmp_path):
     checked = records.checked([], answers=50, value=0.91, low=0.83, high=0.96)
     reports = []

@@ -93,7 +93,9 @@ def _connect(script):
             process = subprocess.Popen(
                 [sys.executable, "-m", "support.warm", script],
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,  # buffers what is said, as a pipe does
+                # Who starts it may be read to its end, which this process outlives.
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
                 cwd=TESTS,
                 env={
                     name: value

@@ -10,7 +10,6 @@ from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
 from latteclip.labels.fusion_report import PersonAnswers, write_fusion_report
-from latteclip.labels.guarantees import fewest_answers
 from latteclip.train import data as training_data
 from latteclip.train.data import TrainingFiles, schedule
 from latteclip.train.objectives.base import TokenizedTexts
@@ -99,13 +98,6 @@ def test_a_few_images_drawn_to_check_labels_are_not_trained_on(files, monkeypatc
     assert data.drawn == (drawn if few else [])
 
 
-def test_the_checks_of_a_usual_teach_are_enough_for_a_guarantee_of_few_images():
-    assert [training_data.most_drawn(n) for n in (100, 300, 500, 600, 2000)] == [
-        *(20, 60, 60, 60, 200)
-    ]
-    assert fewest_answers(0.05) <= training_data.most_drawn(300)
-
-
 def test_supervision_needs_every_label(tmp_path):
     assert Files(tmp_path).read("ground_truth")[0].labels.tolist() == TRUE
     files = Files(tmp_path, [*TRUE[:5], None, None])
@@ -119,24 +111,6 @@ def test_labels_of_captions_take_the_place_of_zero_shot_ones(files):
     assert files.read("caption", **labels)[0].labels.tolist() == FUSED[::-1]
     with pytest.raises(UserError, match=r"l\.parquet"):
         files.read("lmm", **labels)
-
-
-def test_adapted_labels_are_those_of_the_classifier(files):
-    data, _ = files.read("zero_shot_adapted", adapted=files.classifier())
-    scores = files.features[:, :3] + torch.tensor([0.5, 0.0, -0.5])
-    assert torch.equal(data.labels, scores.argmax(dim=1))
-    assert data.labels.tolist() != LABELS
-
-
-def test_prototypes_of_images_have_length_one_and_nothing_of_the_mean_feature(files):
-    assert files.read()[0].texts.prototypes is None
-    data, _ = files.read(image_prototypes=files.classifier())
-    prototypes = data.texts.prototypes
-    torch.testing.assert_close(prototypes.norm(dim=1), torch.ones(len(CLASSNAMES)))
-    along = prototypes @ files.features.mean(dim=0)
-    torch.testing.assert_close(along, torch.zeros(len(CLASSNAMES)), atol=1e-6, rtol=0)
-    with pytest.raises(UserError, match=r"adapted\.safetensors"):
-        files.read(image_prototypes=files.classifier(CLASSNAMES[::-1]))
 
 
 def test_an_empty_caption_is_the_class_description(files):

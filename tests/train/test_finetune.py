@@ -197,25 +197,6 @@ def test_a_damaged_checkpoint_is_named_and_the_training_starts_again(
     assert_same_run(resumed, unbroken)
 
 
-@pytest.mark.parametrize(("minutes", "expected"), [(0, [3, 6, 9]), (3.5, [6])])
-def test_checkpoints_come_by_the_clock_and_none_at_the_last_step(
-    inputs, monkeypatch, minutes, expected
-):
-    """A step takes a minute here, an epoch three."""
-    passed, saved, step, save = [], [], Training.step, CheckpointManager.save
-
-    def spy(self, training):
-        saved.append(len(training.history))
-        save(self, training)
-
-    monkeypatch.setattr(Training, "step", lambda *args: passed.append(60) or step(*args))
-    monkeypatch.setattr(finetuning, "clock", lambda: sum(passed))
-    monkeypatch.setattr(CheckpointManager, "save", spy)
-    name = f"every {minutes} minutes"
-    inputs.run(name, epochs=EPOCHS, compute={"checkpoint_minutes": minutes})
-    assert saved == expected
-
-
 def test_a_checkpoint_of_another_training_stays_until_this_one_is_finished(
     inputs, broken_after, monkeypatch, caplog
 ):
@@ -235,18 +216,6 @@ def test_a_checkpoint_of_another_training_stays_until_this_one_is_finished(
     assert found == [True]
     assert not folder.exists()
     assert_same_run(run, inputs.run("fresh captions", epochs=EPOCHS))
-
-
-def test_a_checkpoint_of_a_model_that_was_replaced_in_its_folder_is_not_resumed(
-    inputs, broken_after, tmp_path, caplog
-):
-    shutil.copytree(DEMO_CLIP, tmp_path / "clip")
-    model = {"model": f"local-dir:{tmp_path / 'clip'}"}
-    broken_after(6, "replaced", **model)
-    (tmp_path / "clip" / "README.md").write_text("Another model.\n")
-    with caplog.at_level("INFO"):
-        inputs.run("replaced", epochs=EPOCHS, **model)
-    assert "another training" in caplog.text and "Resuming" not in caplog.text
 
 
 # --- kills and signals ---------------------------------------------------------------------------
@@ -395,14 +364,6 @@ def run_at_found_rate(inputs, name, lr, **given):
     found.write_text(json.dumps({"lr": lr}))
     chosen = settings("flyp", lr="auto", **given)
     return inputs.finetune(name, chosen, 3, learning_rate=str(found))
-
-
-def test_a_history_names_the_settings_that_were_found(inputs):
-    _, path, _ = run_at_found_rate(inputs, "auto", 2e-4, epochs=1, batch_size="auto")
-    described = tables.read_metadata(path, TrainingMetadata)
-    assert sorted(described.found) == ["batch_size", "lr"]
-    assert described.recipe.lr == 2e-4
-    assert described.recipe.batch_size == 64
 
 
 @pytest.mark.parametrize("epochs", [3, 1], ids=["loss", "weights of the last step"])

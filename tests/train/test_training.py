@@ -7,23 +7,20 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.backbones import CPU, limit_memory, pictures
+from support.backbones import CPU, limit_memory
 from support.objectives import SHAPES, Case
 from support.tiny import FINETUNE
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
-from latteclip.clip.classifier import Classifier
 from latteclip.config.sections.finetune import FinetuneSection
 from latteclip.core import devices
-from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError
 from latteclip.core.signals import Signals
 from latteclip.train.objectives.flyp import Flyp
 from latteclip.train.settings import Recipe, recipe_for
 from latteclip.train.training import (
     Training,
-    parameter_groups,
     prediction_entropy,
     prepare_training,
 )
@@ -66,30 +63,6 @@ def prepare(clip, micro_batch=None):
     return prepare_training(clip, micro_batch)
 
 
-def test_channels_last_changes_no_feature_and_nothing_that_is_saved(backbones, tmp_path):
-    """It is for convolutions on a GPU."""
-    clip = load(backbones, "convnext")
-    images = pictures(clip, 3)
-    before = encode.encode_images(clip, images)
-    clip.device = torch.device("cuda")
-    prepare(clip)
-    clip.device = CPU
-    matrices = [each for each in clip.model.visual.parameters() if each.ndim == 4]
-    assert all(each.is_contiguous(memory_format=torch.channels_last) for each in matrices)
-    torch.testing.assert_close(
-        encode.encode_images(clip, images), before, rtol=1e-4, atol=1e-5
-    )
-    clips.save(
-        clip,
-        Classifier.of(torch.eye(2)),
-        ["a", "b"],
-        ClassTemplates(["{}"]),
-        tmp_path / "m",
-    )
-    again = clips.load(f"local-dir:{tmp_path / 'm'}", None, CPU)
-    assert torch.equal(encode.encode_images(again, images), before)
-
-
 def test_without_a_gpu_activations_of_a_micro_batch_have_a_bound(backbones, monkeypatch):
     clip = load(backbones, "vit")
     sizes = []
@@ -111,23 +84,6 @@ def test_without_a_gpu_activations_of_a_micro_batch_have_a_bound(backbones, monk
 
 
 # --- steps ---------------------------------------------------------------------------------------
-
-
-def test_only_matrices_decay(demo_clip):
-    named = {id(p): name for name, p in demo_clip.model.named_parameters()}
-    decayed, spared = (
-        {named[id(p)] for p in g["params"]} for g in parameter_groups(demo_clip.model, 0.2)
-    )
-    assert decayed | spared == set(named.values())
-    assert not decayed & spared
-    assert {
-        "logit_scale",
-        "ln_final.weight",
-        "ln_final.bias",
-        "visual.ln_pre.weight",
-    } <= spared
-    assert {"text_projection", "token_embedding.weight", "visual.conv1.weight"} <= decayed
-    assert not any(name.endswith(".bias") for name in decayed)
 
 
 OBJECTIVES = {
@@ -259,20 +215,6 @@ def test_a_step_never_waits_for_the_device(objective, micro_batch, monkeypatch):
     monkeypatch.setattr(OnDevice, "watched", False)
     assert isinstance(training.predicted, OnDevice)
     assert training.logit_scale.item() != before
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_step_and_its_numbers_take_no_float64_of_the_device(objective, monkeypatch):
-    monkeypatch.setattr(devices, "send", send)
-    monkeypatch.setattr(OnDevice, "has_float64", False)
-    case = Case(5, 7, 11)
-    move(case.clip.model)
-    training = a_training(case, objective)
-    take(training, case)
-    training.flush_metrics()
-    assert len(training.history) == 2
-    with pytest.raises(TypeError, match="float64"):
-        training.logit_scale.double()
 
 
 @pytest.mark.parametrize("shape", [(5, 7, 11), (3, 13, 8)])

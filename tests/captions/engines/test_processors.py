@@ -8,7 +8,6 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from latteclip.captions.engines.processors import Tokens, exclusive
-from latteclip.core.errors import UserError
 
 
 def tokens(merges=(), *, begin=False):
@@ -60,11 +59,6 @@ def test_special_tokens_are_added_once():
     assert (split.start, len(split.tails[0])) == (3, 1)
 
 
-def test_a_choice_without_a_token_is_refused():
-    with pytest.raises(UserError, match="some/model"):
-        tokens().split("what:", [" dot", ""])
-
-
 def test_a_letter_is_the_token_alone_and_after_a_space():
     found = tokens([("Ġ", "A"), ("A", "."), ("Ġ", "B")])
     a, b = found.ids_of_letters(("A", "B"))
@@ -72,21 +66,7 @@ def test_a_letter_is_the_token_alone_and_after_a_space():
     assert sorted(map(found.text, b)) == [" B", "B"]
 
 
-def test_a_letter_without_a_token_is_refused():
-    raw = Tokenizer(models.WordLevel({"A": 0, "cat": 1, "?": 2}, unk_token="?"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="?")
-    found = Tokens(SimpleNamespace(tokenizer=tokenizer), "some/model")
-    with pytest.raises(UserError, match=r"scores\.kind"):
-        found.ids_of_letters(("A", "B"))
-
-
 # --- choices that begin others -------------------------------------------------------------------
-
-
-def test_choices_that_begin_no_other_keep_their_values():
-    values = [-1.0000001, -2.5, -math.inf]
-    assert exclusive(values, [[1, 2], [1, 3], [2]]) == values
 
 
 def test_what_goes_on_is_taken_off_once():
@@ -99,10 +79,3 @@ def test_what_goes_on_is_taken_off_once():
             v for other, v in zip(tails, found, strict=True) if other[: len(tail)] == tail
         ]
         assert sum(map(math.exp, parts)) == pytest.approx(math.exp(value))
-
-
-def test_a_beginning_that_always_goes_on_has_nothing_of_its_own():
-    assert exclusive([-1.0, -1.0], [[1], [1, 2]]) == [-math.inf, -1.0]
-    assert exclusive([-1.0, -0.999], [[1], [1, 2]]) == [-math.inf, -0.999]
-    assert exclusive([-math.inf, -math.inf], [[1], [1, 2]]) == [-math.inf] * 2
-    assert exclusive([-1.0, -math.inf], [[1], [1, 2]]) == [-1.0, -math.inf]

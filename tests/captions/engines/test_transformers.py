@@ -54,12 +54,6 @@ def test_batches_are_halved_until_the_memory_holds_them(index, monkeypatch):
         ask(captioner, requests[0])
 
 
-def test_an_answer_is_cut_at_max_new_tokens(index):
-    short = changed(SETTINGS, max_new_tokens=3)
-    [answer] = ask(TransformersEngine(short, threads=1), about(paths_of(index)[0]))
-    assert (answer.finish_reason, answer.n_tokens) == ("length", 3)
-
-
 @pytest.mark.parametrize("suffixes", [(), (".json", ".jinja")])
 def test_a_folder_without_a_model_is_one_sentence(tmp_path, suffixes):
     """Without a file, and without weights."""

@@ -15,7 +15,6 @@ from support.nvidia import nvidia_smi
 from support.sections import changed
 
 from latteclip.captions.engines import vllm
-from latteclip.captions.engines.processors import SplitTokens
 from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.engines.vllm import explained
 from latteclip.captions.metadata import CaptionsMetadata
@@ -26,8 +25,7 @@ from latteclip.captions.requests import (
     messages,
     special_tokens,
 )
-from latteclip.core import gpus, tables
-from latteclip.core.errors import UserError
+from latteclip.core import tables
 
 VLLM = changed(SETTINGS, engine="vllm", batch_size=8)
 ARCHITECTURES = ("llava_next", "qwen3_vl", "internvl")
@@ -207,14 +205,6 @@ def test_vllm_reads_and_answers_as_transformers_does(architecture, found, textur
 # --- without an engine ---------------------------------------------------------------------------
 
 
-def test_a_gpu_without_a_compiler_is_refused_before_vllm_is_imported(monkeypatch):
-    monkeypatch.setattr(gpus, "claim", lambda _: None)
-    monkeypatch.setattr(vllm, "_is_for_cpu", lambda: False)
-    monkeypatch.setattr(gpus, "missing_compiler", lambda: "apt install gcc")
-    with pytest.raises(UserError, match="apt install gcc"):
-        vllm.VllmEngine(SETTINGS, 1, 1)
-
-
 def test_likelihoods_are_those_of_next_tokens_which_choices_share(monkeypatch):
     tails = [[1, 2, 9], [1, 3, 9], [1], [4, 2]]
     monkeypatch.setattr(vllm, "AT_ONCE", 1)
@@ -237,17 +227,6 @@ def test_likelihoods_are_those_of_next_tokens_which_choices_share(monkeypatch):
     found = vllm.of_tails(tails, [completion(*each) for each in nexts])
     wanted = [sum(value(tail[:end]) for end in range(1, len(tail) + 1)) for tail in tails]
     assert found == pytest.approx(wanted)
-
-
-def test_scores_of_other_tokens_than_those_asked_for_are_an_answer_that_failed():
-    """As of vllm-project/vllm#44106."""
-    engine = object.__new__(vllm.VllmEngine)
-    engine.version = "vllm 0"
-    request = Request(0, [], "?", Choices("likelihood", ("a",)))
-    completion = SimpleNamespace(logprobs=[{5: SimpleNamespace(logprob=0.0)}])
-    outputs = {"0": SimpleNamespace(outputs=[completion], prompt_token_ids=[1])}
-    asked = vllm._Asked(request, SplitTokens([], 0, [[7]]), ["0"], outputs)
-    assert "token 7" in engine._answer(asked).error
 
 
 @pytest.mark.parametrize(
