@@ -7,7 +7,7 @@ import re
 
 # Keys of the configuration, by their path without the names of datasets, methods and labellers.
 KEYS: dict[str, str] = {
-    "class_groups": "add up the probabilities of the classes in predictions.parquet.",
+    "class_groups": "use predict --topk and add up the probabilities of the classes of a group.",
     "batch_norm": "statistics of BatchNorm stay those of pretraining.",
     "beta1": "it is 0.9, as in the paper.",
     "beta2": "it is 0.98, as in the paper.",
