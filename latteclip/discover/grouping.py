@@ -20,6 +20,7 @@ Letters: N images, D embedding width, T terms, K groups, n some images.
 """
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -44,7 +45,7 @@ MAX_ROUNDS = 32  # while small groups dissolve
 SHARPNESS = 10.0  # nats of a cosine
 NAMES = 0.7  # weight of names beside features, which have a mean length of 1
 MIN_IMAGES = 3
-MAX_GROUPS = 4_000  # merges need three tables [K, K] of float64
+MAX_GROUPS = 4_000  # merges have three tables [K, K] of float64
 STOP = 0.65  # the relative cost above which groups are different classes
 LIKELIEST = 8  # groups of an image that have a share in the means
 ROWS = 2048  # images that are scored at once
@@ -202,13 +203,13 @@ def _step(evidence: Evidence, shares: Shares) -> Shares:
 def _scores(evidence: Evidence, shares: Shares) -> Iterator[tuple[slice, Floats]]:
     """Yield rows and their scores [n, K]."""
     weighted_shares = scipy.sparse.diags(evidence.reliability) @ shares
-    sums = np.asarray(shares.T @ evidence.features, np.float32)  # [K, D]
+    features = np.asarray(shares.T @ evidence.features, np.float32)  # [K, D]
     names = (weighted_shares.T @ evidence.names).tocsr()  # [K, T]
-    feature_squares = (sums**2).sum(axis=1)
+    feature_squares = (features**2).sum(axis=1)
     name_squares = _squares(names)
     feature_lengths = np.sqrt(np.maximum(feature_squares, MIN_SQUARE))
     name_lengths = np.sqrt(np.maximum(name_squares, MIN_SQUARE))
-    unit_features = np.asarray(sums / feature_lengths[:, None], np.float32)
+    unit_features = np.asarray(features / feature_lengths[:, None], np.float32)
     unit_names = (scipy.sparse.diags(1 / name_lengths) @ names).astype(np.float32)
     sizes = np.asarray(shares.sum(axis=0)).ravel() + 1
     offset = (0.5 * np.log(sizes / sizes.sum())).astype(np.float32)
@@ -219,19 +220,20 @@ def _scores(evidence: Evidence, shares: Shares) -> Iterator[tuple[slice, Floats]
         r = evidence.reliability[rows]
         scores = x @ unit_features.T
         by_names = (u @ unit_names.T).toarray()
-        own = shares[rows].tocoo()  # few cells: elsewhere an image has no part in the mean
-        i = own.row
-        k = own.col
-        of_features = _without_own(
+        # Few cells: elsewhere an image has no part in the mean.
+        cells = shares[rows].tocoo()
+        i = cells.row
+        k = cells.col
+        of_features = _without_row(
             scores[i, k] * feature_lengths[k],
             (x**2).sum(axis=1)[i],
-            own.data,
+            cells.data,
             feature_squares[k],
         )
-        of_names = _without_own(
+        of_names = _without_row(
             by_names[i, k] * name_lengths[k],
             _squares(u)[i],
-            own.data * r[i],
+            cells.data * r[i],
             name_squares[k],
         )
         by_names *= r[:, None]
@@ -247,13 +249,13 @@ def _squares(table: scipy.sparse.csr_matrix) -> Floats:
     return np.asarray(table.multiply(table).sum(axis=1)).ravel()
 
 
-def _without_own(
-    products: Floats, own_squares: Floats, own: Floats, squares: Floats
+def _without_row(
+    products: Floats, row_squares: Floats, share: Floats, squares: Floats
 ) -> Floats:
     """Return products of rows with normalised sums, each without the row's own share."""
-    new_squares = squares - 2 * own * products + own**2 * own_squares
+    new_squares = squares - 2 * share * products + share**2 * row_squares
     lengths = np.sqrt(np.maximum(new_squares, MIN_SQUARE))
-    cosines: Floats = (products - own * own_squares) / lengths
+    cosines: Floats = (products - share * row_squares) / lengths
     return cosines
 
 
@@ -269,9 +271,8 @@ class Merge:
 def merges(evidence: Evidence, labels: Ints) -> list[Merge]:
     """Return the merges of K groups until one is left, in their order."""
     features, names = sums(evidence, labels)
-    unit = np.sqrt(len(labels) / len(features.sizes) / 2)
-    tree = _Tree(features, names)
-    return [Merge(i, j, float(cost / unit)) for i, j, cost in tree.merges()]
+    unit = math.sqrt(len(labels) / len(features.sizes) / 2)
+    return [Merge(i, j, cost / unit) for i, j, cost in _cheapest(features, names)]
 
 
 class GroupSums:
@@ -329,46 +330,22 @@ def scatter(evidence: Evidence, labels: Ints) -> float:
     return float((of_features + NAMES * of_names) / len(labels))
 
 
-class _Tree:
-    """Groups that merge by the smallest cost, with the best partner of each."""
-
-    def __init__(self, *parts: GroupSums) -> None:
-        self.parts = parts
-        k = len(parts[0].sizes)
-        self.alive = np.ones(k, bool)
-        self.costs = np.stack([self._costs(i) for i in range(k)])
-        self.partner = self.costs.argmin(axis=1)
-        self.best = self.costs.min(axis=1)
-
-    def _costs(self, i: int) -> npt.NDArray[np.float64]:
-        costs = sum(part.costs(i) for part in self.parts)
-        result = np.where(self.alive, costs, np.inf)
-        result[i] = np.inf
-        return result
-
-    def merges(self) -> Iterator[tuple[int, int, float]]:
-        """Yield the two groups of each merge, and its cost."""
-        for _ in range(len(self.best) - 1):
-            nearest = int(self.best.argmin())
-            cost = float(self.best[nearest])
-            i, j = sorted((nearest, int(self.partner[nearest])))
-            for part in self.parts:
-                part.merge(i, j)
-            self.alive[j] = False
-            self.costs[j] = np.inf
-            self.costs[:, j] = np.inf
-            self.costs[i] = self._costs(i)
-            self.costs[:, i] = self.costs[i]
-            self.best[j] = np.inf
-            changed = self.alive & ((self.partner == i) | (self.partner == j))
-            changed[i] = True
-            for row in np.flatnonzero(changed):
-                self.partner[row] = self.costs[row].argmin()
-                self.best[row] = self.costs[row, self.partner[row]]
-            closer = self.alive & (self.costs[:, i] < self.best)
-            self.partner[closer] = i
-            self.best[closer] = self.costs[closer, i]
-            yield i, j, cost
+def _cheapest(*parts: GroupSums) -> Iterator[tuple[int, int, float]]:
+    """Yield the two groups of each merge by the smallest cost, and the cost."""
+    k = len(parts[0].sizes)
+    costs = np.stack([sum(part.costs(i) for part in parts) for i in range(k)])
+    np.fill_diagonal(costs, np.inf)
+    for _ in range(k - 1):
+        pair = divmod(int(costs.argmin()), k)
+        i, j = sorted(pair)
+        yield i, j, float(costs[pair])
+        for part in parts:
+            part.merge(i, j)
+        costs[j] = np.inf
+        costs[:, j] = np.inf
+        row = sum(part.costs(i) for part in parts)
+        costs[i] = np.where(np.isinf(costs[i]), np.inf, row)  # itself, and merged groups
+        costs[:, i] = costs[i]
 
 
 def suggested_number(steps: list[Merge]) -> int:

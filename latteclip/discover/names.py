@@ -178,10 +178,10 @@ def predictability(features: Floats, names: Names) -> Floats:
     for start in range(0, len(queries), ROWS):
         rows = queries[start : start + ROWS]
         nearest = _nearest(unit, rows)
-        own = has[rows]
-        asked += np.asarray(own.sum(axis=0)).ravel()
+        terms = has[rows]
+        asked += np.asarray(terms.sum(axis=0)).ravel()
         for place in range(nearest.shape[1]):
-            both = own.multiply(has[nearest[:, place]])
+            both = terms.multiply(has[nearest[:, place]])
             hits += np.asarray(both.sum(axis=0)).ravel() * (place < reach)
     share = hits / np.maximum(asked * reach, 1)
     chance = (images - 1) / (n_images - 1)

@@ -14,6 +14,7 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import values_of
 from latteclip.core.metadata import VoterLabelsMetadata
+from latteclip.core.terminal import counted
 from latteclip.labels.fusion_report import (
     ANSWERS,
     NAME,
@@ -211,8 +212,9 @@ def _differences(
 def in_words(labeller: Labeller) -> str:
     """Return the accuracy of a labeller, or what would determine it."""
     accuracy = labeller.accuracy
+    needed = counted(labeller.answers_needed, "answer")
     if accuracy is None and labeller.answers_needed:
-        return f"unknown; {labeller.answers_needed} answers about random images would estimate it"
+        return f"unknown; {needed} about random images would estimate it"
     if accuracy is None:
         return "unknown without answers"
     value, low, high = (100 * x for x in (accuracy.value, accuracy.low, accuracy.high))
@@ -221,7 +223,7 @@ def in_words(labeller: Labeller) -> str:
 
 
 def _lines(results: str, values: Labellers) -> Iterator[str]:
-    yield f"{results}: {values.images} training images"
+    yield f"{results}: {counted(values.images, 'training image')}"
     rows = []
     for labeller in values.labellers:
         row = {
@@ -262,7 +264,7 @@ def _lines(results: str, values: Labellers) -> Iterator[str]:
         yield "where labellers differ most:"
         for pair in values.differences:
             yield (
-                f"  {pair.images} images: {pair.class_by_first} by {pair.first}, "
+                f"  {counted(pair.images, 'image')}: {pair.class_by_first} by {pair.first}, "
                 f"{pair.class_by_second} by {pair.second}"
             )
 

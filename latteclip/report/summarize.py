@@ -8,6 +8,7 @@ import pandas as pd
 
 from latteclip.core.files import write_text
 from latteclip.core.flags import FLAGS
+from latteclip.core.terminal import counted
 from latteclip.evaluate import summary
 from latteclip.evaluate.results import Audit
 from latteclip.labels.fusion_report import read_fusion_report
@@ -160,7 +161,7 @@ def _unlabelled_table(table: pd.DataFrame) -> str:
 
 
 def _verdict(audit: Audit) -> str:
-    answered = f", {audit.answered} of {audit.images:,} {audit.split} images"
+    answered = f", {audit.answered} of {counted(audit.images, f'{audit.split} image')}"
     return f"- audited: {audit.dataset}{answered if audit.accuracies else ''}: {audit.sentence}"
 
 
