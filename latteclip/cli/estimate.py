@@ -18,8 +18,8 @@ from latteclip.config.model import check
 from latteclip.config.sections.captioner import LLAVA_NEXT, OVERVIEW
 from latteclip.config.sections.finetune import FinetuneSection
 from latteclip.core import run_options, tables
-from latteclip.core.answer_tables import GROUPS, IMAGES, NAMES, SCORES
 from latteclip.core.errors import CORES
+from latteclip.core.file_names import GROUPS, IMAGES, NAMES, SCORES
 from latteclip.core.files import from_values
 from latteclip.core.metadata import IndexMetadata
 from latteclip.data.folder_files import image_files

@@ -23,8 +23,8 @@ from latteclip.config.configuration import SHARDS, Configuration
 from latteclip.config.methods import ObjectiveRecord
 from latteclip.config.sections.split import SplitSection
 from latteclip.core import gpus, run_options
-from latteclip.core.class_history import edited_classes, note_edit
 from latteclip.core.errors import UserError
+from latteclip.core.file_names import edited_classes, note_edit
 from latteclip.core.files import write_json
 from latteclip.core.terminal import SHORT, paint
 from latteclip.data import folder_files

@@ -15,8 +15,8 @@ from latteclip.config.stage_params import (
     selection_if_any,
 )
 from latteclip.core.errors import UserError
+from latteclip.core.file_names import lines_of
 from latteclip.core.files import read_object
-from latteclip.core.folder_names import lines_of
 from latteclip.core.terminal import counted, one_line
 from latteclip.evaluate.results import read_selection
 

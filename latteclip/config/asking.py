@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from latteclip.config.configuration import Configuration
-from latteclip.core.answer_tables import IMAGES, NAMES, SCORES, TABLES, voter_table
+from latteclip.core.file_names import IMAGES, NAMES, SCORES, TABLES, voter_table
 
 
 @dataclass(frozen=True)

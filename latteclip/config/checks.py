@@ -19,19 +19,19 @@ from latteclip.config.stage_params import (
     votes_file,
 )
 from latteclip.config.voters import FILE_KEYS
-from latteclip.core.answer_tables import TABLES
-from latteclip.core.class_history import edited_classes
 from latteclip.core.class_templates import ClassTemplates, clean_classnames
 from latteclip.core.errors import UserError, suggestion
-from latteclip.core.files import existing
-from latteclip.core.folder_names import (
+from latteclip.core.file_names import (
     CLASSES,
     DISCOVER,
     FOLDERS,
     SPLITS,
+    TABLES,
+    edited_classes,
     is_litter,
     lines_of,
 )
+from latteclip.core.files import existing
 from latteclip.core.terminal import DECISIONS_URL, URL, one_line
 
 # Addresses in messages, by the variables of the environment.

@@ -17,10 +17,9 @@ from latteclip.config.model import check, unknown
 from latteclip.config.sections.base import AUTO
 from latteclip.config.sections.captioner import CaptionerSection
 from latteclip.config.voters import Entry, VoterOfDataset, changed_sections
-from latteclip.core.answer_tables import voter_table
 from latteclip.core.errors import UserError
+from latteclip.core.file_names import DISCOVER, FOLDERS, voter_table
 from latteclip.core.files import read_object
-from latteclip.core.folder_names import DISCOVER, FOLDERS
 
 Config = Mapping[str, Any]
 ALL = "all"

@@ -12,7 +12,7 @@ from latteclip.config.asking import Asking
 from latteclip.config.configuration import Configuration
 from latteclip.config.sections.base import AUTO
 from latteclip.config.sections.split import CountsSection
-from latteclip.core.answer_tables import SCORES
+from latteclip.core.file_names import SCORES
 
 INDEX = "results/{dataset}/images.parquet"
 MAX_EPOCHS = 30  # the number of epochs that is assumed for finetune.epochs: auto

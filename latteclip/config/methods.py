@@ -7,7 +7,7 @@ an objective or an engine by its name.
 
 from dataclasses import dataclass
 
-from latteclip.core.answer_tables import IMAGES, SCORES, TABLES
+from latteclip.core.file_names import IMAGES, SCORES, TABLES
 from latteclip.core.terminal import DECISIONS_KEY, DECISIONS_URL, KEY, URL
 
 CLASS_EMBEDDINGS = "class_embeddings.safetensors"  # zero-shot classifier

@@ -18,10 +18,9 @@ from latteclip.config.methods import OBJECTIVES
 from latteclip.config.model import Shared
 from latteclip.config.sections.training import TrainingSection
 from latteclip.config.voters import VoterOfDataset
-from latteclip.core import answer_tables
-from latteclip.core.class_history import ACTIONS, PROPOSAL, edited_classes
+from latteclip.core import file_names
 from latteclip.core.class_templates import PLACE
-from latteclip.core.folder_names import folders_in
+from latteclip.core.file_names import ACTIONS, PROPOSAL, edited_classes, folders_in
 from latteclip.core.hashing import fingerprint
 
 # What is in the cache of Hugging Face for a model: shared by all datasets that name it.
@@ -162,7 +161,7 @@ def caption_writer(configuration: Configuration, dataset: str, voter: str = "") 
 def caption_labels(configuration: Configuration, dataset: str, voter: str = "") -> Paths:
     """Return the pseudo-labels if captions of images need them: for the prompt or the order."""
     labels = f"results/{dataset}/pseudo_labels.parquet"
-    chosen = chosen_by(configuration, dataset, answer_tables.IMAGES, voter)
+    chosen = chosen_by(configuration, dataset, file_names.IMAGES, voter)
     return [labels] if chosen or names_classes(configuration, dataset, voter) else []
 
 
@@ -291,7 +290,7 @@ def training_captions(
 
 
 def _captions(dataset: str, kind: str) -> str:
-    return f"results/{dataset}/{answer_tables.TABLES[kind + 's']}"
+    return f"results/{dataset}/{file_names.TABLES[kind + 's']}"
 
 
 def pseudo_label_images(

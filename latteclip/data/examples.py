@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from latteclip.core.class_templates import clean_classname
 from latteclip.core.errors import UserError, suggestion
+from latteclip.core.file_names import folders_in
 from latteclip.core.files import readable
-from latteclip.core.folder_names import folders_in
 from latteclip.core.terminal import one_line
 from latteclip.data.folder_files import image_files
 

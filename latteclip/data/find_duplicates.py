@@ -51,7 +51,10 @@ def view_hashes(picture: Image.Image) -> bytes:
     grey = small.convert("L")
     if np.std(np.asarray(grey)) < CONTRAST:
         return bytes(BYTES)
-    views = [grey.crop([round(SIDE * share) for share in view]) for view in VIEWS]
+    views = []
+    for view in VIEWS:
+        left, top, right, bottom = (round(SIDE * share) for share in view)
+        views.append(grey.crop((left, top, right, bottom)))
     hashes = [hash_of(v) for hash_of in (imagehash.phash, imagehash.dhash) for v in views]
     return b"".join(np.packbits(each.hash).tobytes() for each in hashes)
 

@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from latteclip.core.errors import UserError
+from latteclip.core.file_names import CLASSES, is_litter
 from latteclip.core.files import readable
-from latteclip.core.folder_names import CLASSES, is_litter
 
 log = logging.getLogger(__name__)
 IMAGE_SUFFIXES = frozenset(

@@ -23,8 +23,8 @@ from latteclip.config.sections.split import SplitSection
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classnames
 from latteclip.core.errors import UserError
+from latteclip.core.file_names import DISCOVER, SPLITS
 from latteclip.core.files import replacing, sqlite_uri
-from latteclip.core.folder_names import DISCOVER, SPLITS
 from latteclip.core.hashing import digest
 from latteclip.core.metadata import IndexMetadata
 from latteclip.core.terminal import Progress, counted, one_line

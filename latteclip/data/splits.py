@@ -22,8 +22,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from latteclip.config.sections.split import ListsSection, SplitSection
 from latteclip.core.class_templates import clean_classname, clean_classnames
 from latteclip.core.errors import UserError, first_line
-from latteclip.core.files import csv_separator, readable
-from latteclip.core.folder_names import (
+from latteclip.core.file_names import (
     CLASSES,
     DISCOVER,
     FOLDERS,
@@ -31,6 +30,7 @@ from latteclip.core.folder_names import (
     folders_in,
     lines_of,
 )
+from latteclip.core.files import csv_separator, readable
 from latteclip.data import folder_files, images, shards
 from latteclip.data.examples import class_names
 from latteclip.data.folder_files import IMAGE_SUFFIXES, inside

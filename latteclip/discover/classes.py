@@ -21,10 +21,9 @@ from latteclip.audit.server import (
     show,
 )
 from latteclip.core import tables
-from latteclip.core.class_history import ACTIONS, PROPOSAL, edited_classes
 from latteclip.core.errors import UserError
+from latteclip.core.file_names import ACTIONS, CLASSES, PROPOSAL, edited_classes
 from latteclip.core.files import locked
-from latteclip.core.folder_names import CLASSES
 from latteclip.core.hashing import digest
 from latteclip.core.run_options import run_command
 from latteclip.discover.names import Ints

@@ -14,9 +14,9 @@ import pyarrow as pa
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from latteclip.core import tables
-from latteclip.core.class_history import read_history
 from latteclip.core.class_templates import clean_classname
 from latteclip.core.errors import UserError
+from latteclip.core.file_names import read_history
 from latteclip.core.files import write_json
 from latteclip.core.hashing import digest
 from latteclip.discover import grouping

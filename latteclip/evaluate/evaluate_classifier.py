@@ -18,7 +18,7 @@ class ClassifierSettings(Section):
     """How many classes are written, and how the result is marked."""
 
     inference: InferenceSection  # its `topk`
-    flags: list[str] = Field(default_factory=list)  # keys of `core.flags.FLAGS`
+    flags: list[str] = Field(default_factory=list)  # keys of `core.metadata.FLAGS`
 
 
 def evaluate_classifier(

@@ -59,7 +59,7 @@ def write(
     """Write the predictions of a run, and its metrics where the images have labels.
 
     Images are those of `read_evaluated_images`, with their best classes, best first, and the scores
-    of these, both [N, K]. Flags are keys of `core.flags.FLAGS`. A run is dataset, method and seed.
+    of these, both [N, K]. Flags are keys of `FLAGS`. A run is dataset, method and seed.
     """
     dataset, method, seed = run
     tables.write(

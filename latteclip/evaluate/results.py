@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from latteclip.core.files import read_object, read_record, record_of
-from latteclip.core.flags import AUDITED
+from latteclip.core.metadata import AUDITED
 
 Run = tuple[str, int]  # method and seed
 FIGURES = ("acc1", "acc5", "mean_per_class_recall")

@@ -21,9 +21,8 @@ from scipy.stats import norm
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import link_or_copy, replacing, write_record
-from latteclip.core.flags import FAILED
 from latteclip.core.holdout import MIN_HELD_OUT
-from latteclip.core.metadata import VotesMetadata
+from latteclip.core.metadata import FAILED, VotesMetadata
 from latteclip.evaluate.results import (
     Audit,
     Run,
@@ -50,7 +49,7 @@ class Candidate:
     complexity: int | None = None
     is_default: bool = False  # whether it is taken where nothing votes
     is_average: bool = False  # whether its trainings predict the images that they left out
-    flags: tuple[str, ...] = ()  # keys of `core.flags.FLAGS`
+    flags: tuple[str, ...] = ()  # keys of `core.metadata.FLAGS`
     metrics: str = ""
     train_predictions: str = ""
     model: str = ""  # folder

@@ -7,8 +7,7 @@ from typing import Any
 import pandas as pd
 
 from latteclip.core import tables
-from latteclip.core.flags import FLAGS
-from latteclip.core.metadata import IndexMetadata
+from latteclip.core.metadata import FLAGS, IndexMetadata
 from latteclip.evaluate.results import (
     FIGURES,
     Audit,

@@ -11,7 +11,7 @@ from pydantic import Field
 from latteclip.config.sections.base import Section
 from latteclip.config.sections.table import TableSection
 from latteclip.core.files import write_text
-from latteclip.core.flags import FLAGS
+from latteclip.core.metadata import FLAGS
 from latteclip.evaluate import summary
 from latteclip.report import render
 

@@ -18,8 +18,7 @@ from latteclip.config.sections.table import TableSection
 from latteclip.core import tables
 from latteclip.core.errors import DELETE_AND_RERUN, UserError, first_line
 from latteclip.core.files import read_object, write_text
-from latteclip.core.flags import FLAGS
-from latteclip.core.metadata import IndexMetadata
+from latteclip.core.metadata import FLAGS, IndexMetadata
 from latteclip.core.run_options import run_command
 from latteclip.core.terminal import counted
 from latteclip.evaluate import results

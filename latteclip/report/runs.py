@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from latteclip import __version__
 from latteclip.captions.metadata import AnswersMetadata, CaptionsMetadata, ScoresMetadata
-from latteclip.core import answer_tables, tables
+from latteclip.core import file_names, tables
 from latteclip.evaluate.train_predictions import read_index
 
 log = logging.getLogger(__name__)
@@ -167,8 +167,8 @@ def total(jobs: Sequence[JobCost]) -> JobCost:
 
 def asked(folder: Path) -> Iterator[tuple[str, AnswersMetadata]]:
     """Yield each table of a dataset's folder for which a captioner was asked, and its metadata."""
-    of_voters = sorted((folder / answer_tables.VOTERS).glob("*.parquet"))
-    for path in (*(folder / table for table in answer_tables.TABLES.values()), *of_voters):
+    of_voters = sorted((folder / file_names.VOTERS).glob("*.parquet"))
+    for path in (*(folder / table for table in file_names.TABLES.values()), *of_voters):
         if path.is_file() and _has_answers(path):
             yield path.relative_to(folder).as_posix(), read_answers(path)
 

@@ -19,9 +19,8 @@ from latteclip.config.sections.clip import ClipSection
 from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import devices, tables
 from latteclip.core.files import replacing
-from latteclip.core.flags import FAILED
 from latteclip.core.holdout import NO_FOLD, Fold, left_out_images
-from latteclip.core.metadata import ClassesMetadata
+from latteclip.core.metadata import FAILED, ClassesMetadata
 from latteclip.train.history import TrainingMetadata
 
 log = logging.getLogger(__name__)

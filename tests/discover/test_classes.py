@@ -6,8 +6,8 @@ import json
 import pytest
 from support.visits import running
 
-from latteclip.core.class_history import BY_HAND, edited_classes, note_edit
 from latteclip.core.errors import UserError
+from latteclip.core.file_names import BY_HAND, edited_classes, note_edit
 from latteclip.discover.classes import Change, ClassesPage, ClassesServer
 from latteclip.discover.proposal import Action
 

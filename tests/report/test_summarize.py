@@ -7,8 +7,7 @@ import pyarrow as pa
 from support import records
 
 from latteclip.core import tables
-from latteclip.core.flags import FLAGS
-from latteclip.core.metadata import IndexMetadata
+from latteclip.core.metadata import FLAGS, IndexMetadata
 from latteclip.evaluate.results import Accuracy, Audit, Comparison
 from latteclip.evaluate.summary import summary
 from latteclip.labels.fusion_report import PersonAnswers, write_fusion_report

@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 
 from latteclip.core import tables
-from latteclip.core.class_history import BY_HAND
+from latteclip.core.file_names import BY_HAND
 from latteclip.core.metadata import ClassesMetadata
 
 NAMES = ("cup", "dog", "car")
