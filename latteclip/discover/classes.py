@@ -109,7 +109,7 @@ class ClassesPage:
         actions = self.actions()
         state = replay(about, actions, str(self.path))
         labels = state.labels(self.proposal)
-        drawn = []
+        drawn: list[dict[str, Any]] = []
         for number, name in state.names.items():
             members = np.flatnonzero(labels == number)
             parts = np.flatnonzero(state.owner == number)

@@ -110,12 +110,24 @@ def k_means(evidence: Evidence, n_groups: int) -> Ints:
     sample = centred[:: -(-len(centred) // SAMPLE)]
     best = np.inf
     for seed in range(SEEDS):
-        found, labels = kmeans2(sample, n_groups, ITERATIONS, minit="++", seed=seed)
+        start = _spread(sample, n_groups, np.random.default_rng(seed))
+        found, labels = kmeans2(sample, start, ITERATIONS, minit="matrix")
         error = ((sample - found[labels]) ** 2).sum()
         if error < best:
             best = error
             centres = found
     return _numbered(vq(centred, centres)[0])
+
+
+def _spread(unit: Floats, n: int, rng: np.random.Generator) -> Floats:
+    """Return n of some rows of length 1, drawn by their distance to those before (k-means++)."""
+    rows = [int(rng.integers(len(unit)))]
+    distances = np.full(len(unit), np.inf)
+    for _ in range(n - 1):
+        to_last = np.maximum(1 - unit @ unit[rows[-1]], TINY).astype(np.float64)
+        distances = np.minimum(distances, to_last)
+        rows.append(int(rng.choice(len(unit), p=distances / distances.sum())))
+    return unit[rows]
 
 
 def by_features(evidence: Evidence, by_names: Ints, n_groups: int) -> Ints | None:

@@ -166,7 +166,7 @@ def _lead(
         "acc1": share,
         "low": interval.low if interval else None,
         "high": interval.high if interval else None,
-        "gain": None if zero_shot is None else 100 * (share - zero_shot),
+        "gain": None if share is None or zero_shot is None else 100 * (share - zero_shot),
     }
 
 
