@@ -159,14 +159,11 @@ def check_numbers(value: Any, key: str = "") -> None:
         for inner in value:
             check_numbers(inner, key)
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        least = -MAX_NUMBER
-        most = MAX_NUMBER
-        if key.endswith("layers"):
-            least = 1
-            most = MAX_LAYERS
-        elif key.rpartition(".")[2] in ("image_size", "size", "patch_size"):
-            least = 1
-            most = MAX_PIXELS
+        name = key.rpartition(".")[2]
+        most = MAX_LAYERS if name.endswith("layers") else MAX_NUMBER
+        least = 1 if name.endswith("layers") else -MAX_NUMBER
+        if name in ("image_size", "img_size", "size", "patch_size"):
+            least, most = 1, MAX_PIXELS
         if not least <= value <= most:
             raise UserError(f"{one_line(key)} {value} is out of bounds.")
 

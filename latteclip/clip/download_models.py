@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from latteclip.clip import clip_config, image_encoder_files
+from latteclip.clip import clip_config, image_encoders
 from latteclip.config.hub_names import HUB
 from latteclip.config.sections.captioner import CaptionerSection
 from latteclip.config.sections.clip import ClipSection
@@ -41,10 +41,10 @@ def download_clip(settings: ClipSection, output: str) -> None:
 def download_image_encoder(encoder: str, output: str) -> None:
     """Fetch weights and configuration of an image encoder beside CLIP, and write the note."""
     with _explained(f"Image encoder {encoder!r}", "image_encoders"):
-        names = image_encoder_files.open_clip_names(encoder)
+        names = image_encoders.open_clip_names(encoder)
         if names is None:
-            image_encoder_files.timm_model(encoder)
-        repos = _fetch_clip(*names) if names else [image_encoder_files.repo(encoder)]
+            image_encoders.timm_model(encoder)
+        repos = _fetch_clip(*names) if names else [image_encoders.repo(encoder)]
         cached = [_cached(repo) for repo in repos]
     _write_note(encoder, cached, output)
 

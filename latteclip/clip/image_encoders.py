@@ -1,30 +1,71 @@
-"""Image encoders beside CLIP ("image_encoders"): networks of timm and image towers of open_clip."""
+"""Image encoders beside CLIP ("image_encoders"): networks of timm and image towers of open_clip.
 
+The configuration of a network of timm is a stranger's. It may contain the sizes below and no code.
+Weights are safetensors.
+"""
+
+import contextlib
 import re
 import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from safetensors.torch import load_file
 
 from latteclip.clip import model as clips
-from latteclip.clip.image_encoder_files import (
-    CONFIG,
-    WEIGHTS,
-    TimmModel,
-    open_clip_names,
-    timm_model,
+from latteclip.clip.clip_config import (
+    REMEDY,
+    Mean,
+    Spread,
+    check_numbers,
+    fields_of,
+    section,
 )
-from latteclip.config.hub_names import FOLDER
-from latteclip.core import devices
-from latteclip.core.errors import UserError
+from latteclip.config.hub_names import CLIP_CONFIG, FOLDER, HUB, OPEN_CLIP
+from latteclip.core import devices, hashing
+from latteclip.core.errors import UserError, suggestion
+from latteclip.core.files import from_values, read_object
 from latteclip.core.metadata import EncoderMetadata
+from latteclip.core.terminal import one_line
 
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+Pixels = Annotated[int, Field(ge=8, le=4096)]
+# Arguments of networks that a configuration may give (`model_args`). Others may name code.
+ARGUMENTS = {
+    *("img_size", "patch_size", "reg_tokens", "global_pool", "dynamic_img_size"),
+    "init_values",
+}
 # Subfolder of a CLIP's folder, with a folder 0, 1, ... for each encoder.
 SUBFOLDER = "image_encoders"
+
+
+@dataclass(frozen=True)
+class ImagePreprocessing:
+    """The keys of `pretrained_cfg` that are used: how images become the input of a network."""
+
+    input_size: tuple[Literal[3], Pixels, Pixels] = (3, 224, 224)
+    mean: tuple[Mean, Mean, Mean] = (0.485, 0.456, 0.406)
+    std: tuple[Spread, Spread, Spread] = (0.229, 0.224, 0.225)
+    interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
+    crop_pct: Annotated[float, Field(ge=0.5, le=2)] = 0.875
+    crop_mode: Literal["center", "squash", "border"] = "center"
+
+
+@dataclass(frozen=True)
+class TimmModel:
+    """A network of timm with its files."""
+
+    architecture: str
+    outputs: int  # classes of its weights, 0 without a classifier
+    arguments: dict[str, Any]  # arguments of the network's constructor
+    preprocessing: ImagePreprocessing
+    config: Path
+    weights: Path
 
 
 @dataclass
@@ -134,3 +175,90 @@ def metadata_of(model: ImageEncoder) -> EncoderMetadata:
     """Return what a table of features says of its model."""
     size = list(model.timm.preprocessing.input_size[1:]) if model.timm else None
     return EncoderMetadata(model.name, model.width, size)
+
+
+def open_clip_names(name: str) -> tuple[str, str | None] | None:
+    """Return model and pretrained of an encoder that open_clip loads, None for one of timm."""
+    if name.startswith(OPEN_CLIP):
+        model, _, pretrained = name.removeprefix(OPEN_CLIP).rpartition("/")
+        return model.replace("/", "-"), pretrained
+    if name.startswith(FOLDER):
+        has_config = (Path(name.removeprefix(FOLDER)) / CLIP_CONFIG).is_file()
+        return (name, None) if has_config else None
+    if not name.startswith(HUB):
+        return None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        hf_hub_download(name.removeprefix(HUB), CLIP_CONFIG)
+    except EntryNotFoundError:  # also where it is not in the cache
+        return None
+    return name, None
+
+
+def timm_model(name: str) -> TimmModel:
+    """Return a network of timm by its name, `hf-hub:<repo>` or `local-dir:<folder>`.
+
+    Files of the hub are fetched where they are not in its cache. Raises UserError where there is no
+    such model, it has no safetensors, or its configuration contains what it may not.
+    """
+    import timm
+
+    config, weights = _files(name)
+    values = read_object(config, [], REMEDY)
+    architecture = values.get("architecture")
+    if not isinstance(architecture, str) or not timm.is_model(architecture):
+        raise UserError(
+            f"{config} names no network of timm (architecture); name a model of timm or open_clip."
+        )
+    try:
+        given = section(values, "pretrained_cfg")
+        arguments = section(values, "model_args")
+        outputs: Any = values.get("num_classes", given.get("num_classes", 1000))
+        check_numbers({"num_classes": outputs, **arguments})
+        for name in arguments.keys() - ARGUMENTS:
+            raise UserError(f"model_args.{one_line(name)} is refused.")
+        known = fields_of(ImagePreprocessing, given)
+        preprocessing = from_values(ImagePreprocessing, known, "pretrained_cfg")
+    except UserError as error:
+        raise UserError(f"{config}: {str(error).rstrip('.')}; {REMEDY}.") from None
+    return TimmModel(architecture, outputs, arguments, preprocessing, config, weights)
+
+
+def _files(name: str) -> tuple[Path, Path]:
+    """Return configuration and weights, fetched where they are missing in the hub's cache."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    if name.startswith(FOLDER):
+        config, weights = (
+            Path(name.removeprefix(FOLDER), file) for file in (CONFIG, WEIGHTS)
+        )
+        if config.is_file() and weights.is_file():
+            return config, weights
+    else:
+        with contextlib.suppress(RemoteEntryNotFoundError):
+            place = repo(name)
+            config, weights = (
+                Path(hf_hub_download(place, file)) for file in (CONFIG, WEIGHTS)
+            )
+            hashing.verify_blob(weights)
+            return config, weights
+    raise UserError(
+        f"{name} lacks {CONFIG} or {WEIGHTS} of timm, or {CLIP_CONFIG} of open_clip, and weights "
+        "of other formats are not loaded; name a model that has them."
+    )
+
+
+def repo(name: str) -> str:
+    """Return the repo of the hub that has the weights of a model."""
+    if name.startswith(HUB):
+        return name.removeprefix(HUB)
+    import timm
+
+    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if cfg is None or not cfg.hf_hub_id:
+        near = suggestion(name, timm.list_models(pretrained=True))
+        raise UserError(f"timm has no weights of an image encoder {name!r}; {near}")
+    return str(cfg.hf_hub_id)

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import math
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -106,7 +105,7 @@ def load(
             local = {"hf_model_name": folder, "hf_model_pretrained": False}
             options["text_cfg"] = {**config["text_cfg"], **local}
         if clip_config.is_foreign(model):
-            check_foreign(model, config, options)
+            check_foreign(model, options)
         with warnings.catch_warnings():
             # open_clip only warns if weights were trained with another activation.
             warnings.filterwarnings("error", message="QuickGELU mismatch")
@@ -140,17 +139,15 @@ def loading(what: str, remedy: str) -> Iterator[None]:
         raise UserError(f"{what} cannot be loaded ({reason}); {remedy}.") from error
 
 
-def check_foreign(model: str, config: dict[str, Any], options: dict[str, Any]) -> None:
+def check_foreign(model: str, options: dict[str, Any]) -> None:
     """Check the size of a network whose configuration may ask for more than its files have."""
     if model.startswith(FOLDER):
-        files = [
-            path for path in Path(model.removeprefix(FOLDER)).iterdir() if path.is_file()
-        ]
+        folder = Path(model.removeprefix(FOLDER))
+        files = [path for path in folder.iterdir() if path.is_file()]
     else:
         files = [clip_config.hub_file(model)]
-    if _at_most(config) > sum(path.stat().st_size for path in files):
-        options = {"load_weights": False, "device": "meta", **options}
-        check_size(lambda: open_clip.create_model(model, **options), files)
+    options = {"load_weights": False, "device": "meta", **options}
+    check_size(lambda: open_clip.create_model(model, **options), files)
 
 
 def check_size(build: Callable[[], torch.nn.Module], files: Sequence[Path]) -> None:
@@ -158,7 +155,7 @@ def check_size(build: Callable[[], torch.nn.Module], files: Sequence[Path]) -> N
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # that there are no weights
     try:
-        with torch.device("meta"):  # takes no memory, but a second the first time
+        with torch.device("meta"):  # takes no memory
             numbers = sum(tensor.numel() for tensor in build().state_dict().values())
     finally:
         logging.disable(before)
@@ -168,27 +165,6 @@ def check_size(build: Callable[[], torch.nn.Module], files: Sequence[Path]) -> N
             f"its network has {numbers} numbers, and its files have {size} bytes; "
             f"{clip_config.REMEDY}."
         )
-
-
-def _at_most(config: dict[str, Any]) -> float:
-    """Return an upper bound of the parameters of two plain transformers, else infinity."""
-    image = open_clip.CLIPVisionCfg(**config["vision_cfg"])
-    text = open_clip.CLIPTextCfg(**config["text_cfg"])
-    others = [image.timm_model_name, image.attentional_pool, text.hf_model_name]
-    others += [
-        config.get("multimodal_cfg"),
-        isinstance(image.layers, list),
-        not image.patch_size,
-    ]
-    if any(others):
-        return math.inf
-    side = max(image.image_size) if isinstance(image.image_size, list) else image.image_size
-    patches = (side // image.patch_size) ** 2 + 3 * image.patch_size**2
-    numbers = 0.0
-    for tower, rows in ((image, patches), (text, text.vocab_size + text.context_length)):
-        of_layer = tower.width * (4 + 2 * tower.mlp_ratio)  # without biases and norms
-        numbers += tower.width * (rows + config["embed_dim"] + tower.layers * of_layer)
-    return 2 * numbers
 
 
 def check_finite(model: str, network: torch.nn.Module) -> None:

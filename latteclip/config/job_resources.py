@@ -62,7 +62,7 @@ LOADING = {
     "evaluate",
 }
 # MB of such a process with its photographs and the parts of batches that it loads ahead.
-PROCESS = 240
+PROCESS = 220
 
 
 def memory(stage: str, images: int, attempt: int, threads: int) -> int:

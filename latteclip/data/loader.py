@@ -29,7 +29,7 @@ from latteclip.core.errors import (
 from latteclip.data.images import open_rgb
 
 log = logging.getLogger(__name__)
-PART = 16  # images of a batch that a process loads at once
+PART = 4 * MIB  # bytes of the part of a batch that a process loads at once, or one image
 AHEAD = 2  # parts that a process loads ahead
 SHARE = 1 / 4  # share of the free space in /dev/shm for the parts of a job
 Transform = Callable[[Image.Image], torch.Tensor]
@@ -95,14 +95,15 @@ def by_processes(
         return
     is_gpu = device.type == "cuda"
     item_bytes = files[first[0]][1].nbytes
-    workers = room_for(threads, PART * item_bytes) if can_fork() else 0
+    size = max(1, PART // item_bytes)  # images of a part
+    workers = room_for(threads, size * item_bytes) if can_fork() else 0
     lengths: deque[int] = deque()  # parts of each batch on its way
 
     def parts() -> Iterator[Sequence[Any]]:
         for batch in itertools.chain([first], waiting):
-            starts = range(0, len(batch), PART)
+            starts = range(0, len(batch), size)
             lengths.append(len(starts))
-            yield from (batch[start : start + PART] for start in starts)
+            yield from (batch[start : start + size] for start in starts)
 
     loaded = iter(
         DataLoader(

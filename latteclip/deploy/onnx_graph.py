@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from latteclip.clip.finetuned import FinetunedModel
-from latteclip.clip.image_encoder_files import ImagePreprocessing
-from latteclip.clip.image_encoders import ImageEncoder
+from latteclip.clip.image_encoders import ImageEncoder, ImagePreprocessing
 from latteclip.core.errors import UserError, first_line
 from latteclip.deploy.predict import encoders_of
 

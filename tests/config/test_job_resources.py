@@ -19,8 +19,7 @@ def test_memory_grows_with_the_images_and_with_each_attempt():
 def test_memory_has_room_for_all_parts_of_batches_that_are_loaded():
     without = job_resources.RESOURCES["evaluate"][0]
     of_a_process = job_resources.memory("evaluate", 0, 1, 1) - without
-    parts = (loader.AHEAD + 1) * loader.PART * 3 * 512**2  # of a model of 512 pixels
-    assert of_a_process * 1e6 >= 200e6 + parts
+    assert of_a_process * 1e6 >= 200e6 + (loader.AHEAD + 1) * loader.PART
     assert job_resources.memory("evaluate", 0, 1, 8) == without + 8 * of_a_process
 
 

@@ -21,13 +21,14 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("load", [batches, by_processes])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_batches_come_in_the_order_of_their_keys(tmp_path, load, threads):
+def test_batches_come_in_the_order_of_their_keys(tmp_path, monkeypatch, load, threads):
     files = ImageFiles(write_pictures(tmp_path, 4), lambda image: torch.tensor(image.size))
+    monkeypatch.setattr("latteclip.data.loader.PART", 100)  # bytes: parts of six images
     keys = [[2, 0], [3], [1, 3] * 20]
     found = list(load(files, keys, CPU, threads))
     assert [indices for indices, _ in found] == keys
     assert found[0][1].tolist() == [[70, 64], [70, 64]]
-    assert len(found[2][1]) == 40  # of several parts
+    assert len(found[2][1]) == 40
     assert list(load(files, [], CPU, threads)) == []
 
 

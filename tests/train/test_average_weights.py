@@ -54,7 +54,7 @@ def average(folder, images, results):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """The index of 300 training images, of which three trainings leave out 34, 33 and 33."""
+    """The index of 300 training images, of which each training leaves out 34."""
     folder = tmp_path_factory.mktemp("images")
     files = write_pictures(folder, 300)
     return write_index(

@@ -126,12 +126,8 @@ def test_groups_have_their_most_frequent_class_and_other_classes_their_descripti
     )  # of classes 0222 and 2112
     data, texts = files.read(group_captions=groups)
     assert [texts[i] for i in data.texts.groups] == ["a", "b", "a striped.", "a dotted."]
-    assert data.texts.group_labels.tolist() == [
-        2,
-        2,
-        0,
-        1,
-    ]  # the first of equally frequent ones
+    # The first of equally frequent ones.
+    assert data.texts.group_labels.tolist() == [2, 2, 0, 1]
 
 
 def test_left_out_images_and_what_shows_them_are_not_trained_on(files, monkeypatch):

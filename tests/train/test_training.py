@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -106,17 +105,19 @@ WAITING = {
 
 
 class OnDevice(torch.Tensor):
-    """A CPU tensor as of a GPU where it counts: to read one is to wait. Results are so, too."""
+    """A CPU tensor as of a GPU where it counts: to read one is to wait. Results are so, too.
 
-    watched = False  # whether waiting is an error
-    has_float64 = True  # which Apple's GPU lacks
+    Apple's GPU has no float64.
+    """
+
+    watched = False  # whether waiting and float64 are errors
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         if cls.watched and function in WAITING:
             raise AssertionError(f"{function.__name__} waits for the device")
         result = super().__torch_function__(function, types, args, kwargs)
-        if not cls.has_float64 and getattr(result, "dtype", None) == torch.float64:
+        if cls.watched and getattr(result, "dtype", None) == torch.float64:
             raise TypeError(f"{function.__name__}: the device has no float64")
         return result
 
@@ -201,7 +202,9 @@ def test_what_does_not_fit_is_one_sentence(rows, may_halve, monkeypatch):
 @pytest.mark.parametrize(
     ("objective", "micro_batch"), [*((name, None) for name in OBJECTIVES), ("latteclip", 2)]
 )
-def test_a_step_never_waits_for_the_device(objective, micro_batch, monkeypatch):
+def test_a_step_never_waits_for_the_device_and_needs_no_float64(
+    objective, micro_batch, monkeypatch
+):
     monkeypatch.setattr(devices, "send", send)
     case = Case(5, 7, 11)
     move(case.clip.model)
@@ -215,6 +218,18 @@ def test_a_step_never_waits_for_the_device(objective, micro_batch, monkeypatch):
     monkeypatch.setattr(OnDevice, "watched", False)
     assert isinstance(training.predicted, OnDevice)
     assert training.logit_scale.item() != before
+    training.flush_metrics()
+    assert len(training.history) == 2
+
+
+def test_prediction_entropy_is_that_of_each_image_and_of_their_mean():
+    scores = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    found = prediction_entropy(scores, torch.tensor(3.0))
+    shares = (3 * scores).softmax(1)
+    of_images = torch.distributions.Categorical(shares).entropy().mean()
+    of_mean = torch.distributions.Categorical(shares.mean(0)).entropy()
+    torch.testing.assert_close(found["entropy"], of_images)
+    torch.testing.assert_close(found["class_balance"], of_mean / math.log(7))
 
 
 @pytest.mark.parametrize("shape", [(5, 7, 11), (3, 13, 8)])
@@ -231,18 +246,3 @@ def test_rows_become_numbers_together_with_their_speed(shape):
     values = [value for row in training.history for value in row.values()]
     assert all(isinstance(value, (int, float)) for value in values)
     assert training.predicted.sum() == 3 * shape[0]
-
-
-def test_prediction_entropy_equals_the_loop():
-    torch.manual_seed(0)
-    scores = torch.randn(5, 7)
-    found = prediction_entropy(scores, torch.tensor(3.0))
-    weights = np.exp(3 * scores.numpy().astype(float))
-    shares = weights / weights.sum(axis=1, keepdims=True)  # [5, 7]
-    entropies = [
-        -sum(p * math.log(p) for p in row) for row in (*shares, shares.mean(axis=0))
-    ]
-    assert found["entropy"].item() == pytest.approx(sum(entropies[:5]) / 5, rel=1e-5)
-    assert found["class_balance"].item() == pytest.approx(
-        entropies[5] / math.log(7), rel=1e-5
-    )
