@@ -49,8 +49,7 @@ def flipped(values, n):
 
 
 def test_no_pair_within_the_radius_is_missed_and_none_beyond_it_is_taken(monkeypatch):
-    monkeypatch.setattr(stage, "QUERIES", 7)
-    monkeypatch.setattr(stage, "CANDIDATES", 5)
+    monkeypatch.setattr(stage, "AT_ONCE", 5)
     n = 100
     phashes, dhashes = hashes_of(n), hashes_of(n)
     distances = [(p, d) for p in range(10) for d in (0, 10, 11)]
