@@ -99,9 +99,12 @@ def voted(finished_copy):
 def test_voters_of_all_kinds_label_together(voted):
     checkout = voted
     folder = checkout.root / RESULTS
-    assert {path.stem for path in (folder / "voters").glob("*.parquet")} == {
-        *("brief", "few")
+    stems = {
+        name: {path.stem for path in (folder / name).glob("*.parquet")}
+        for name in ("voters", "votes")
     }
+    assert stems["voters"] == {"brief", "few"}  # answers of a captioner
+    assert stems["votes"] == {"words", "mine", "other", "brief"}
     stores = checkout.root / "resources" / "demo" / "captions"
     assert {path.name for path in (stores / "images").glob("*.sqlite")} == {
         *("1-of-1.sqlite", "1-of-1.brief.sqlite")
