@@ -19,7 +19,7 @@ from latteclip.core.hashing import digest
 from latteclip.core.metadata import ClassesMetadata
 from latteclip.core.run_options import run_command
 from latteclip.evaluate.results import Run, read_selection
-from latteclip.evaluate.train_predictions import MISSING
+from latteclip.evaluate.train_predictions import MISSING, pool_seeds
 from latteclip.labels.answers import CHECK, AnswerSchema, locate, teaching_schema
 
 Ints = npt.NDArray[np.int_]
@@ -92,21 +92,9 @@ def predictions_of(
     classnames: Sequence[str],
     split: str,
 ) -> list[Ints]:
-    """Return what each run predicts [n], MISSING where it cannot say without having learned it.
-
-    Seeds leave out different training images. A seed that learned from an image has the prediction
-    of another seed of its method, which did not.
-    """
+    """Return what each run predicts [n], MISSING where all seeds of its method learned from it."""
     own = [run.predictions_of(image_ids, classnames, split) for run in runs]
-    if split == TEST:
-        return own
-    pooled = []
-    for run, predictions in zip(runs, own, strict=True):
-        for other, others in zip(runs, own, strict=True):
-            if other.method == run.method:
-                predictions = np.where(predictions == MISSING, others, predictions)
-        pooled.append(predictions)
-    return pooled
+    return own if split == TEST else pool_seeds(own, [run.method for run in runs])
 
 
 @dataclass

@@ -121,22 +121,18 @@ def score(
         interval = share(hit, strata, population)
         ends = interval.value, interval.low, interval.high
         accuracies.append(Accuracy(*run.run, *ends, run.can_be_chosen))
-    # Some of the further answers will be "cannot tell", too.
-    scale = len(answers) / len(known)
-    left = len(plan.strata) - len(answers)
     comparisons = []
     pairs = combinations(zip(runs, hits, strict=True), 2)
     for (other, other_hits), (run, own_hits) in pairs:
         differ = (run.predictions != other.predictions).astype(np.int_)
-        interval, more = difference(
+        interval = difference(
             own_hits, other_hits, rows, plan.strata, differ, is_census=plan.split == TEST
         )
-        is_decided = more == 0
-        if more or not left:
-            wanted = math.ceil((more or 0) * scale)
-            more = min(left, wanted)
         ends = interval.value, interval.low, interval.high
-        comparisons.append(Comparison(*run.run, *other.run, *ends, is_decided, more))
+        is_decided = not differ.any() or not interval.low <= 0 <= interval.high
+        if plan.split == TEST and len(answers) == len(plan.strata):
+            is_decided = True  # all images are known
+        comparisons.append(Comparison(*run.run, *other.run, *ends, is_decided))
     audit = Audit(
         dataset=dataset,
         split=plan.split,
@@ -175,13 +171,8 @@ class Mean(NamedTuple):
     """The estimated mean over a population, and its variance."""
 
     value: float
-    sampling: float  # variance if the same sample had been drawn with replacement
-    known: float  # the part of it that a finite population saves
+    variance: float
     quantile: float  # standard errors that an interval reaches to each side
-
-    @property
-    def variance(self) -> float:
-        return max(0.0, self.sampling - self.known)
 
     @property
     def reach(self) -> float:
@@ -225,8 +216,7 @@ def stratified_mean(values: Floats, strata: Ints, sizes: Ints, largest: float) -
         freedom = min(freedom, satterthwaite)
     return Mean(
         value=float((shares * means).sum()),
-        sampling=float(sampling.sum()),
-        known=float(known.sum()),
+        variance=max(0.0, float(left.sum())),
         quantile=float(stats.t.ppf((1 + LEVEL) / 2, freedom)),
     )
 
@@ -262,12 +252,11 @@ def difference(
     differ: Ints,
     *,
     is_census: bool = True,
-) -> tuple[Interval, int | None]:
+) -> Interval:
     """Estimate the difference in accuracy between one classifier and another.
 
     Where both predict the same there is no difference. So the images on which they differ are a
-    population of their own, whose part in each stratum is known. Returns also how many more answers
-    would let the interval leave out zero: 0 if it does, or None if this is unknown.
+    population of their own, whose part in each stratum is known.
 
     `hits` and `others` [n] are 1 where the first and the second are right about the images `asked`
     [n]. `differ` [N] is 1 where their predictions differ. Where these images are no `is_census`,
@@ -275,28 +264,15 @@ def difference(
     """
     rows = np.flatnonzero(differ[asked])
     apart = float(differ.mean())
-    if not apart:
-        return Interval(0.0, 0.0, 0.0, len(asked)), 0
     if not len(rows):
-        return Interval(0.0, -apart, apart, len(asked)), None
+        return Interval(0.0, -apart, apart, len(asked))
     sizes = np.bincount(strata[differ == 1], minlength=strata.max() + 1)
     sizes = sizes if is_census else sizes * MANY
     leads = (hits - others)[rows]
-    own_strata = strata[asked[rows]]
-    mean = stratified_mean(leads, own_strata, sizes, largest=1.0)
+    mean = stratified_mean(leads, strata[asked[rows]], sizes, largest=1.0)
     low = max(-1.0, min(1.0, mean.value - mean.reach))
     high = max(-1.0, min(1.0, mean.value + mean.reach))
-    interval = Interval(apart * mean.value, apart * low, apart * high, len(asked))
-    n = len(asked)
-    images = len(strata)
-    if abs(mean.value) > mean.reach or (is_census and n >= images):
-        return interval, 0
-    if mean.value == 0 or n >= images:
-        return interval, None
-    needed_variance = (mean.value / mean.quantile) ** 2
-    times = mean.sampling / (needed_variance + mean.known)
-    more = max(1, math.ceil((times - 1) * n))
-    return interval, min(images - n, more)
+    return Interval(apart * mean.value, apart * low, apart * high, len(asked))
 
 
 def answered_prefix(plan: SamplingPlan, answers: Answers) -> dict[str, Answer]:
@@ -360,25 +336,10 @@ def _interval(estimate: Accuracy | Comparison, sign: str = "") -> str:
 def _comparison_sentence(comparison: Comparison, other: str) -> str:
     points = f"{_percent(comparison.value)} points ({_interval(comparison)})"
     if not comparison.decided:
-        return (
-            f"It is not decided whether it beats {other}: {needed(comparison)} "
-            f"(so far {points})."
-        )
+        return f"It is not decided whether it beats {other} (so far {points})."
     if comparison.value == 0:
         return f"It is right as often as {other}."
     return f"It is better than {other} by {points}."
-
-
-def needed(comparison: Comparison) -> str:
-    """Say how many more images would decide a comparison."""
-    if comparison.more is None:
-        return "no difference is seen so far"
-    if not comparison.more:
-        return "no image is left to ask about"
-    about = comparison.more
-    if about >= 10:
-        about = 10 * math.ceil(about / 10)
-    return f"about {about:,} more images"
 
 
 def as_texts(folder: Path, audit: Audit) -> dict[str, Any]:
@@ -391,7 +352,7 @@ def as_texts(folder: Path, audit: Audit) -> dict[str, Any]:
     for other in order:
         comparison = audit.compare(best.run, other.run)
         if comparison:
-            remark = "" if comparison.decided else f"undecided, {needed(comparison)}"
+            remark = "" if comparison.decided else "undecided"
             row = [
                 f"{name[best.run]} - {name[other.run]}",
                 _percent(comparison.value, "+"),
@@ -413,16 +374,11 @@ def next_steps(folder: Path, audit: Audit) -> list[tuple[str, str]]:
     """Return what to do after an audit, the most important first: a text, a command or "" each."""
     quoted = shlex.quote(str(folder))
     steps = [_take_model(folder, audit, audit.best.run)] if audit.best else []
-    undecided = [
-        comparison for comparison in comparisons_of_best(audit) if not comparison.decided
-    ]
-    if undecided:
-        more = max(10, *(comparison.more or 0 for comparison in undecided))
-        rounded = 10 * math.ceil((audit.answered + more) / 10)
-        budget = min(audit.images, rounded)
-        if budget > audit.answered:
-            command = f"latteclip audit {quoted} --budget {budget}"
-            steps.append(("To decide more, answer more:", command))
+    are_decided = all(one.decided for one in comparisons_of_best(audit))
+    if not are_decided and audit.answered < audit.images:
+        budget = min(audit.images, 10 * math.ceil(audit.answered / 5))
+        command = f"latteclip audit {quoted} --budget {budget}"
+        steps.append(("To decide more, answer twice as many:", command))
     text = (
         "Run the workflow again as before: it chooses the model by these answers where they "
         f"decide, and shows them in {folder / 'report.html'}."

@@ -91,8 +91,6 @@ class Comparison:
     low: float
     high: float
     decided: bool  # the interval leaves out zero, or both are known to be equal
-    # Images that are still to be answered; null where it cannot be estimated.
-    more: int | None
 
     @property
     def runs(self) -> tuple[Run, Run]:
@@ -133,7 +131,6 @@ class Audit:
                     low=-comparison.high,
                     high=-comparison.low,
                     decided=comparison.decided,
-                    more=comparison.more,
                 )
         return None
 

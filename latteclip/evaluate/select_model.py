@@ -30,7 +30,11 @@ from latteclip.evaluate.results import (
     read_audit,
     read_metrics,
 )
-from latteclip.evaluate.train_predictions import MISSING, held_out_predictions
+from latteclip.evaluate.train_predictions import (
+    MISSING,
+    held_out_predictions,
+    pool_seeds,
+)
 
 log = logging.getLogger(__name__)
 MIN_IMAGES = 20  # to compare classifiers without training
@@ -127,16 +131,11 @@ class HeldOutVotes:
         )
 
     def pooled(self, candidates: Sequence[Candidate]) -> "HeldOutVotes":
-        """Return the same where each seed has the predictions of all seeds of its method.
-
-        Seeds leave out different images. Where an image is held out for several, the first counts.
-        """
-        predictions = self.predictions.copy()
+        """Return the same where seeds that may be chosen are filled up by those of their method."""
         able = eligible(candidates)
-        for i in reversed(able):
-            seeds = [j for j in able if candidates[j].method == candidates[i].method]
-            own = self.predictions[i]
-            predictions[seeds] = np.where(own == MISSING, predictions[seeds], own)
+        predictions = self.predictions.copy()
+        methods = [candidates[i].method for i in able]
+        predictions[able] = pool_seeds([*predictions[able]], methods)
         return replace(self, predictions=predictions)
 
 

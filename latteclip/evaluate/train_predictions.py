@@ -88,3 +88,20 @@ def held_out_predictions(
     rows = pc.index_in(image_ids, table["image_id"])
     classes = pc.fill_null(pc.take(table["prediction"], rows), MISSING)
     return np.asarray(classes.to_numpy(), np.int_)
+
+
+def pool_seeds(
+    predictions: Sequence[npt.NDArray[np.int_]], methods: Sequence[str]
+) -> list[npt.NDArray[np.int_]]:
+    """Return predictions [N] of runs, each filled up by those of other seeds of its method.
+
+    Seeds leave out different training images. Where an image is held out for several, the first
+    other one counts.
+    """
+    pooled = []
+    for own, method in zip(predictions, methods, strict=True):
+        for others, other_method in zip(predictions, methods, strict=True):
+            if other_method == method:
+                own = np.where(own == MISSING, others, own)
+        pooled.append(own)
+    return pooled

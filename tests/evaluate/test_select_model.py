@@ -326,7 +326,7 @@ def audit(named, accuracies, decided=True):
         Accuracy(one.method, one.seed, accuracies[one.method], 0.0, 1.0) for one in named
     ]
     comparisons = [
-        Comparison(*one.run, *other.run, value, value - 0.1, value + 0.1, decided, None)
+        Comparison(*one.run, *other.run, value, value - 0.1, value + 0.1, decided)
         for i, one in enumerate(runs)
         for other in runs[:i]
         for value in [one.value - other.value]

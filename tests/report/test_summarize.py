@@ -102,7 +102,7 @@ def write_audit(folder, dataset="dtd"):
         Accuracy("zero_shot", 0, 0.4, 0.31, 0.5),
         Accuracy("latteclip", 2, 0.6, 0.5, 0.7),
     ]
-    one = Comparison("latteclip", 2, "zero_shot", 0, 0.2, 0.1, 0.3, True, 0)
+    one = Comparison("latteclip", 2, "zero_shot", 0, 0.2, 0.1, 0.3, True)
     said = "latteclip is better than zero_shot by 20.0 points (10.0 to 30.0)."
     audit = Audit(dataset, "test", 1234, 100, 3, 2, "0" * 16, said, accuracies, [one])
     (folder / "audit.json").write_text(json.dumps(asdict(audit)))
