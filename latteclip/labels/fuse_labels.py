@@ -22,6 +22,7 @@ from latteclip.core.metadata import (
 )
 from latteclip.labels.fusion_report import (
     ANSWERS,
+    UNCHECKED,
     VOTES,
     Check,
     CheckedLabels,
@@ -33,13 +34,13 @@ from latteclip.labels.fusion_report import (
 from latteclip.labels.guarantees import Bools, Interval, share_right
 from latteclip.labels.label_inputs import LabelInputs, LabellerTable, read_answers
 from latteclip.labels.label_model import Answers, Floats, Ints, Labeller, LabelModel
+from latteclip.labels.labeller_accuracy import MIN_DRAWN
 from latteclip.labels.write_votes import VotesTableMetadata, first_classes
 
 log = logging.getLogger(__name__)
 NO_VOTE = -1
 ZERO_SHOT = "zero_shot"  # the class texts among the labellers
 FUSED = "fused"
-MIN_ANSWERS = 10  # about random images, from which the accuracy of a labeller follows
 MIN_WEIGHT = 0.05  # of votes that compare classifiers
 SILENT = Labeller(accuracy=None, identified=False, weight=0.0, answers_needed=0)
 LEAKED = "the captioner was given the zero-shot labels"
@@ -132,6 +133,7 @@ def fuse_labels(
         votes=_title(labellers_files),
         voting=int(has_vote.sum()),
         reason=model.reason_,
+        is_checked=model.is_checked_,
         changed=int((fused != adapted).sum()),
         image_encoders=known.encoders,
         answers=_answers(answers, unsure, known, model, image_ids, classnames),
@@ -281,10 +283,11 @@ def _labellers(
         learned = model.labellers_.get(one.name, SILENT)
         votes = labels.get(one.name, texts)
         n = int((votes != NO_VOTE).sum())
-        accuracy = accuracy_by_answers(votes, answers)
-        by = VOTES if accuracy is None else ANSWERS
-        if accuracy is None and learned.accuracy is not None:
-            accuracy = Interval(*learned.accuracy, n=0)
+        drawn = int((votes[answers.rows[answers.drawn]] != NO_VOTE).sum())
+        by = ANSWERS if drawn >= MIN_DRAWN else VOTES
+        accuracy = None
+        if learned.accuracy is not None:
+            accuracy = Interval(*learned.accuracy, n=drawn if by == ANSWERS else 0)
         report = LabellerReport(
             name=one.name,
             kind=one.kind,
@@ -294,31 +297,10 @@ def _labellers(
             weight=learned.weight,
             accuracy=accuracy,
             by=by,
-            answers_needed=0 if accuracy else learned.answers_needed,
+            answers_needed=learned.answers_needed,
         )
         reports.append(report)
     return reports
-
-
-def accuracy_by_answers(votes: Ints, answers: Answers) -> Interval | None:
-    """Return the share of right votes [N], by the answers about images with a vote.
-
-    None: fewer than MIN_ANSWERS of them are about images drawn at random.
-    """
-    own = votes[answers.rows]
-    has = own != NO_VOTE
-    drawn = answers.drawn & has
-    if drawn.sum() < MIN_ANSWERS:
-        return None
-    is_right = answers.shares[np.arange(len(own)), own] > 0
-    taught = ~answers.drawn & has
-    return share_right(
-        int((votes != NO_VOTE).sum()),
-        int(drawn.sum()),
-        int((is_right & drawn).sum()),
-        right=int((is_right & taught).sum()),
-        wrong=int((~is_right & taught).sum()),
-    )
 
 
 def _answers(
@@ -390,6 +372,8 @@ def _log(report: FusionReport, n: int) -> None:
     )
     if report.reason:
         log.info("%s", report.reason)
+    if not report.is_checked:
+        log.info("%s", UNCHECKED)
     if report.without_evidence:
         log.info(
             "No vote, answer or example names %s, so no image has that label.",

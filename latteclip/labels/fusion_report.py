@@ -9,6 +9,10 @@ from latteclip.labels.guarantees import Interval
 NAME = "fused_labels.json"  # the file below the results of a dataset
 ANSWERS = "answers"  # an accuracy is known by answers of a person, or by votes and images
 VOTES = "votes"
+UNCHECKED = (
+    "The confidence of the labels is that of the labellers and unchecked: the images say too "
+    "little of it. Answers of latteclip teach about images drawn at random check it."
+)
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class FusionReport:
     votes: str  # in words: captions, class scores, or votes of several labellers
     voting: int  # images with a vote
     reason: str  # why the labels are those of one labeller; "": they are not
+    is_checked: bool  # whether images, several labellers or answers support the confidence
     changed: int  # labels that are not the adapted zero-shot ones
     image_encoders: list[str]  # models beside CLIP
     answers: PersonAnswers

@@ -15,7 +15,7 @@ from latteclip.config.methods import VOTERS
 from latteclip.core import file_names, tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import values_of
-from latteclip.labels.fusion_report import NAME, FusionReport, read_fusion_report
+from latteclip.labels.fusion_report import NAME, UNCHECKED, FusionReport, read_fusion_report
 
 WIDTH = 100
 SEED = 0  # seed of the draw of images
@@ -160,6 +160,8 @@ def _summary(shown: _Shown) -> str:
     ]
     if report.reason:
         lines.append(report.reason)
+    if not report.is_checked:
+        lines.append(UNCHECKED)
     if report.without_evidence:
         names = ", ".join(report.without_evidence)
         lines.append(f"no label, since nothing but class texts names them: {names}")

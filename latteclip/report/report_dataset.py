@@ -25,7 +25,12 @@ from latteclip.evaluate import results
 from latteclip.evaluate.statement import state
 from latteclip.evaluate.summary import summary
 from latteclip.evaluate.train_predictions import choose_examples, read_predictions
-from latteclip.labels.fusion_report import FusionReport, PersonAnswers, read_fusion_report
+from latteclip.labels.fusion_report import (
+    UNCHECKED,
+    FusionReport,
+    PersonAnswers,
+    read_fusion_report,
+)
 from latteclip.report import gallery, render, runs
 from latteclip.report.labellers import Labellers, in_words, read_labellers
 
@@ -97,6 +102,7 @@ def report_dataset(
         labels_right=_read(_labels_right, files.fused_labels, train),
         stated=statement,
         is_fused=fusion_report is not None,
+        unchecked=UNCHECKED if fusion_report and not fusion_report.is_checked else "",
         answers=len(answers.images),
         checks=CHECKS,
         reach=100 * NORMAL * math.sqrt(0.25 / CHECKS),

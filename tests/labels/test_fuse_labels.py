@@ -23,7 +23,6 @@ from latteclip.labels.answers import Answer
 from latteclip.labels.encode_images import ExamplesSettings, encode_examples
 from latteclip.labels.fuse_labels import (
     LEAKED,
-    accuracy_by_answers,
     adapt_zero_shot,
     fuse_labels,
     labels_right,
@@ -31,6 +30,7 @@ from latteclip.labels.fuse_labels import (
 from latteclip.labels.fusion_report import read_fusion_report
 from latteclip.labels.label_inputs import LabellerTable
 from latteclip.labels.label_model import Answers
+from latteclip.labels.labeller_accuracy import by_answers
 from latteclip.labels.write_votes import VotesTableMetadata
 
 OUTPUTS = ("out.parquet", "out.json", "classifier", "votes.parquet", "voters.parquet")
@@ -305,12 +305,11 @@ def test_the_accuracy_of_a_labeller_knows_what_taught():
     """A labeller is wrong on the 60 taught (hardest) of 420 images, and right on all others."""
     votes = np.zeros(420, np.int32)
     votes[:60] = 1
-    found = accuracy_by_answers(votes, rows_of(60, 10))
+    every = np.ones(420, bool)
+    found = by_answers(votes, every, rows_of(60, 20))
     assert found.value == pytest.approx(360 / 420)
     assert found.low <= 360 / 420 <= found.high < 0.87
-    assert accuracy_by_answers(votes, rows_of(60, 9)) is None  # too few
-    votes[60:] = -1  # silent about all others
-    assert accuracy_by_answers(votes, rows_of(60, 10)) is None
+    assert by_answers(votes, every, rows_of(60, 1)) is None  # too few
 
 
 def test_cannot_tell_and_none_of_these_are_no_right_labels():

@@ -82,6 +82,7 @@ def fusion(**fields):
         "votes": "captions",
         "voting": 0,
         "reason": "",
+        "is_checked": True,
         "changed": 0,
         "image_encoders": [],
         "answers": PersonAnswers(),
