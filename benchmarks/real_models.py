@@ -13,12 +13,17 @@ FOLDER holds what real models said of real images. Sets are found by their files
 - `<folder>/*.npz`: `images`, `texts` and `labels` of several CLIPs about the same images.
 - `<folder>/*.jsonl` without features: `class`, and answers of labellers.
 
-True labels only score. Cells are percentages of right labels: the best of votes and zero-shot,
-labels, new images, then the expected calibration error and CPU seconds.
+True labels only score, and simulate a person's answers. Each set is measured as it is and made
+worse in each way, by the mean of DRAWINGS drawings. Columns: the best of votes and zero-shot,
+labels, and images that the model has not seen, in percent that is right; the expected calibration
+error of the labels' confidence; the accuracy of the first labeller, and what the model states; CPU
+seconds. `--answers` adds labels of unasked images before and after 20 and 100 random answers.
 """
 
+import argparse
 import json
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,7 +38,11 @@ NONE = -1  # no class
 SCALE = 100.0  # of CLIP's cosines
 ANSWERS = (20, 100)
 DRAWINGS = 3  # of answers, and of sets that are made worse by a drawing
-NOT_LABELLERS = {"split", "file", "label", "class", "cifar10_test_index"}
+# Columns that hold no answer, or the same answer in other words.
+NOT_LABELLERS = {
+    *("split", "file", "label", "class", "cifar10_test_index", "answers_cleaned"),
+    *("gpt4o_raw", "clip_vitl14_top1_prob"),
+}
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Figures = dict[str, float]
@@ -74,7 +83,7 @@ class Set:
 
     @property
     def best_input(self) -> float:
-        """Return the accuracy of the best labeller with a label for every image, silence counted."""
+        """Return the accuracy of the best labeller, for which silence is wrong."""
         found = [right(first(one), self.truth) for one in self.votes.values()]
         if self.texts is not None:
             found.append(
@@ -115,6 +124,10 @@ def read(folder: Path) -> Iterator[Set]:
     """Return the sets of a folder and of the folders in it."""
     for path in sorted(folder.rglob("*.jsonl")):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
+        if "class" in rows[0] and "label" not in rows[0]:
+            found = _of_answers(path, rows)
+            if found.votes:
+                yield found
         for features in sorted(path.parent.glob(f"{path.stem}_clip_*.npy")):
             table = normalised(np.load(features))
             yield of_rows(path.stem, rows, table)
@@ -152,6 +165,8 @@ def labellers(rows: Sequence[dict[str, Any]], names: Mapping[str, int]) -> dict[
         for key, value in row.items():
             if key in NOT_LABELLERS or not value:
                 continue
+            if isinstance(value, dict) and "answer" in value:
+                value = value["answer"]
             each = value if isinstance(value, dict) else {"": value}
             for prompt, answer in each.items():
                 name = f"{key}/{prompt}" if prompt else key
@@ -170,8 +185,26 @@ def labellers(rows: Sequence[dict[str, Any]], names: Mapping[str, int]) -> dict[
     return dict(sorted(votes.items(), key=lambda one: (one[1].ndim == 1, "/" in one[0])))
 
 
+def _of_answers(path: Path, rows: Sequence[dict[str, Any]]) -> Set:
+    """Return a set without features, or with those of a file that knows images by their number."""
+    names = {
+        plain(name): k for k, name in enumerate(sorted({row["class"] for row in rows}))
+    }
+    features: tuple[Floats, ...] = ()
+    for table in path.parent.glob("*.npz"):
+        content = np.load(table)
+        place = {int(number): k for k, number in enumerate(content["cifar10_test_index"])}
+        rows = [row for row in rows if row.get("cifar10_test_index") in place]
+        known = [place[row["cifar10_test_index"]] for row in rows]
+        features = (normalised(content["features"][known]),)
+    truth = np.array([names[plain(row["class"])] for row in rows])
+    return Set(path.stem, truth, len(names), features, None, labellers(rows, names))
+
+
 def _classes(answer: Any, names: Mapping[str, int]) -> Any:
     """Return the classes of a list of names, or the only class that a text names."""
+    if isinstance(answer, str) and plain(answer) in names:
+        return names[plain(answer)]
     if isinstance(answer, list):
         known = [names[plain(str(one))] for one in answer if plain(str(one)) in names]
         return list(dict.fromkeys(known))[:5]
@@ -335,10 +368,10 @@ DRAWN: dict[str, Worse] = {
     "five a class": of_each(5),
     "fewer images than classes": few,
     "images of one class": one_class(1),
-    "8 numbers": narrow(8),
-    "16 numbers": narrow(16),
 }
 OF_VOTES: dict[str, Worse] = {
+    "8 numbers": narrow(8),
+    "16 numbers": narrow(16),
     "shuffled": shuffled,
     "labels of nobody": of_nobody,
     "a junk labeller": beside("junk", _random),
@@ -347,3 +380,175 @@ OF_VOTES: dict[str, Worse] = {
     ),
     "three copies": copies,
 }
+
+
+# --- what is measured ----------------------------------------------------------------------------
+
+
+def variants(data: Set, drawing: int) -> Iterator[tuple[str, Set]]:
+    """Return a set as it is and made worse, by a drawing: texts alone, votes, several labellers."""
+    rng = np.random.default_rng(drawing)
+    names = list(data.votes)
+    if data.texts is not None:
+        alone = replace(data, votes={})
+        yield "texts", alone
+        half = np.flatnonzero(rng.random(len(data.truth)) < 0.5)
+        new = np.setdiff1d(np.arange(len(data.truth)), half)
+        unseen = {"new_features": data.features[0][new], "new_truth": data.truth[new]}
+        yield "texts, half", replace(alone.take(half), **unseen)
+        yield from ((f"texts, {name}", worse(alone, rng)) for name, worse in DRAWN.items())
+        copy = {"a copy of zero-shot": _zero_shot(data, rng)}
+        yield "a copy of zero-shot alone", replace(data, texts=None, votes=copy)
+    if not names:
+        return
+    firsts = {name: first(votes) for name, votes in data.votes.items()}
+    if data.features:
+        one = replace(data, votes={names[0]: firsts[names[0]]})
+        yield "first answers", one
+        if data.votes[names[0]].ndim == 2:
+            yield "ranked answers", replace(data, votes={names[0]: data.votes[names[0]]})
+        for name, worse in {**DRAWN, **OF_VOTES}.items():
+            yield f"first answers, {name}", worse(one, rng)
+        if data.texts is not None:
+            both = {**one.votes, "a copy of zero-shot": _zero_shot(data, rng)}
+            yield "first answers and a copy of zero-shot", replace(one, votes=both)
+    for count in dict.fromkeys((2, 3, len(names))):
+        if 1 < count <= len(names):
+            some = {name: firsts[name] for name in names[:count]}
+            if data.features:
+                yield f"{count} labellers", replace(data, votes=some)
+            bare = replace(data, votes=some, features=(), texts=None, new_features=None)
+            yield f"{count} labellers without images", bare
+
+
+def measure(data: Set) -> Figures:
+    """Return the figures of the labels of a set."""
+    start = time.process_time()
+    model = data.fit()
+    seconds = time.process_time() - start
+    is_right = model.labels_ == data.truth
+    found = {
+        "images": len(data.truth),
+        "input": data.best_input,
+        "labels": right(model.labels_, data.truth),
+        "ece": calibration_error(model.confidence_, is_right),
+        "checked": float(model.is_checked_),
+        "seconds": seconds,
+    }
+    if not data.features:
+        found["majority"] = right(majority(data), data.truth)
+    if data.features and data.new_features is not None:
+        found["new"] = right(model.predict(data.new_features), np.asarray(data.new_truth))
+    for name, votes in list(data.votes.items())[:1]:
+        has = first(votes) >= 0
+        found["true"] = right(first(votes)[has], data.truth[has])
+        accuracy = model.labellers_[name].accuracy
+        if accuracy is not None:
+            found["stated"] = 100 * accuracy.value
+    return found
+
+
+def majority(data: Set) -> Ints:
+    """Return the classes [N] that most labellers name, ties at random."""
+    counts = np.random.default_rng(0).random((len(data.truth), data.n_classes)) * 1e-3
+    for votes in data.votes.values():
+        has = np.flatnonzero(first(votes) >= 0)
+        counts[has, first(votes)[has]] += 1
+    return np.asarray(counts.argmax(axis=1))
+
+
+def after_answers(data: Set, drawing: int) -> Figures:
+    """Return labels of the unasked before and after random answers, and new images after them."""
+    before = data.fit().labels_
+    order = np.random.default_rng(drawing).permutation(len(data.truth))
+    found = {}
+    for count in ANSWERS:
+        if 2 * count > len(order):
+            continue
+        asked, others = order[:count], order[count:]
+        model = data.fit({int(row): int(data.truth[row]) for row in asked})
+        truth = data.truth[others]
+        found[f"before {count}"] = right(before[others], truth)
+        found[f"after {count}"] = right(model.labels_[others], truth)
+        is_right = model.labels_[others] == truth
+        found[f"ece {count}"] = calibration_error(model.confidence_[others], is_right)
+        if data.features and data.new_features is not None:
+            found[f"new {count}"] = right(
+                model.predict(data.new_features), np.asarray(data.new_truth)
+            )
+    return found
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+COLUMNS = (
+    "images",
+    "input",
+    "majority",
+    "labels",
+    "new",
+    "ece",
+    "checked",
+    "true",
+    "stated",
+    "seconds",
+)
+OF_ANSWERS = tuple(
+    f"{what} {count}" for count in ANSWERS for what in ("before", "after", "new", "ece")
+)
+
+
+def mean(drawings: Sequence[Figures]) -> Figures:
+    """Return the means of figures that all drawings have."""
+    keys = [key for key in drawings[0] if all(key in one for one in drawings)]
+    return {key: float(np.mean([one[key] for one in drawings])) for key in keys}
+
+
+def cells(found: Figures, columns: Sequence[str]) -> str:
+    """Return figures as cells of a table."""
+    small = ("ece", "seconds")
+    texts = [
+        "" if key not in found else f"{found[key]:.{2 if key.startswith(small) else 1}f}"
+        for key in columns
+    ]
+    return " | ".join(texts)
+
+
+def main() -> None:
+    """Measure each set of a folder."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", default="", help="text that names of rows hold")
+    parser.add_argument("--answers", action="store_true", help="also answers of a person")
+    parser.add_argument("--drawings", type=int, default=DRAWINGS)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    columns = [*COLUMNS, *(OF_ANSWERS if args.answers else ())]
+    print(f"| set | {' | '.join(columns)} |\n{'|---' * (1 + len(columns))}|")
+    results: dict[str, Figures] = {}
+    for data in read(args.folder):
+        drawings: dict[str, list[Figures]] = {}
+        for drawing in range(args.drawings):
+            for name, worse in variants(data, drawing):
+                if args.only not in f"{data.name}: {name}":
+                    continue
+                is_drawn = (
+                    len(worse.truth) != len(data.truth) or name.split(", ")[-1] in OF_VOTES
+                )
+                if drawing and not is_drawn and not args.answers:
+                    continue
+                found = measure(worse)
+                if args.answers:
+                    found |= after_answers(worse, drawing)
+                drawings.setdefault(name, []).append(found)
+        for name, each in drawings.items():
+            results[f"{data.name}: {name}"] = mean(each)
+            print(f"| {data.name}: {name} | {cells(mean(each), columns)} |", flush=True)
+    if not results:
+        parser.error(f"{args.folder} holds no set of the layout that --help describes.")
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

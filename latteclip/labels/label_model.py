@@ -1,4 +1,44 @@
-"""Label images by everything that names classes: one model. Not in the paper."""
+"""Label images by everything that names classes: one model. Not in the paper.
+
+Letters: N images, C classes, V labellers, D embedding width.
+
+**Labellers.** Whoever names classes is a labeller: a person's file, a multimodal model, words of
+captions, and CLIP's class texts by softmax(100 cosines). Its first choice v is evidence of the
+class c by a confusion matrix, P(v | c) = theta_cv (Dawid and Skene 1979); texts are soft, sum_v
+theta_cv p_v. A class that is listed after the first choice counts by P(listed | c) / P(listed | v).
+
+**Images** are whitened by their total covariance. S_c [D] is the sum of the images of class c,
+without those of the image's own fold. Scores are directions s_c = <x, S_c / |S_c|>; where texts
+alone name classes, they are clusters s_c = <x, m_c> - |m_c|^2 / 2 with m_c = S_c / (n_c + kappa).
+
+**Pool.**   q(c | x) = softmax_c(frequency_c^(1/2) and sum_m b_m s_mc, of the encoders m)
+            log r(c) = w_x t log q(c | x) + sum_v w_v log P(vote_v | c) + constant
+
+- b make the votes as they are likeliest, by u q + (1 - u) overall: a share 1 - u of them is random.
+- theta follows by expectation-maximisation under a Dirichlet prior.
+- w_v = 1 / sum_u max(0, rho_uv), of correlations of errors: a copy counts half.
+- A person's answer replaces r, and exponents of all sources have a normal prior at 1.
+
+**How right a labeller is** cannot be read off the likelihood: where images predict votes well,
+every theta is as likely as theta = 1, to first order. Two halves of the whitened features, rotated
+at random, are two further views. If kappa_ij is the agreement beyond chance of two views that err
+apart,
+
+    a = (kappa_v1 kappa_v2 / kappa_12)^(1/2),  within the share A of votes that q names, and u.
+
+- Images are trusted as t = (min(1, A / a^2, 2 A) f)^6 m / (m + 2): they name as many votes as two
+  sources of accuracy a would, and more than half. f < 1 flattens a q that is surer than it is
+  right; m is the mean number of votes of a class. In fine-grained sets t is near 0, and labels are
+  the votes.
+- Votes of a class are right, by the mean of r, for at least 1 - 1.5 (1 - aim), aim = 1 - t (1 - a):
+  evidence delta >= 0 is added until they are. Otherwise whole classes move into look-alikes. The
+  bound is weaker in company: labellers that agree and err apart.
+- Without images there is no bound and no w: Dawid and Skene's model, with a weak prior.
+
+**Confidence** is a mean of r and q whose mean is a. Where images are few or say little nothing
+tells how right a labeller is, and confidence is the labeller's own. **New images** are classified
+by a linear discriminant of the labels (covariance within classes), and by texts beside it.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,14 +76,9 @@ from latteclip.labels.votes import (
 )
 
 ZERO_SHOT = "zero_shot"  # the name of the class texts among the labellers
-SAMPLE = (
-    2**25
-)  # entries of a table [n, C] of the images from which the model learns, at most
-MIN_FITS, MIN_SIZE = (
-    0.3,
-    3.0,
-)  # trust in images, and votes of a class, that check a confidence
-MIN_ANSWERS = 20  # that do
+SAMPLE = 2**25  # largest table [n, C] of the images from which the model learns
+# Trust in images, and votes of a class, that check a confidence, or answers in their place.
+MIN_FITS, MIN_SIZE, MIN_ANSWERS = 0.3, 3.0, 20
 OPTIONS = 16  # the likeliest classes of an image that are stored
 
 
@@ -54,9 +89,7 @@ class Labeller:
     accuracy: Interval | None  # None: unknown
     identified: bool  # whether votes, images or answers determine the accuracy
     weight: float  # mean exponent of its votes in the posterior
-    answers_needed: (
-        int  # answers about random images that would estimate it, 0 if identified
-    )
+    answers_needed: int  # about random images, to estimate the accuracy; 0 if identified
 
 
 class TopK(NamedTuple):
@@ -67,7 +100,11 @@ class TopK(NamedTuple):
 
 
 class LabelModel:
-    """Labels of N images of C classes, in scikit-learn's manner."""
+    """Labels of N images of C classes, in scikit-learn's manner.
+
+    >>> model = LabelModel().fit(image_features, {"model": votes}, answers={0: 2, 7: [1, 3]})
+    >>> model.labels_, model.confidence_, model.predict(new_features)
+    """
 
     labels_: Ints  # [N]
     confidence_: Floats  # [N] probability of the label

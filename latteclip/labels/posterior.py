@@ -26,9 +26,10 @@ ROUNDS, STEPS = 6, 3  # of learning images, and of learning the rest in between
 PRIOR, ENOUGH = 6.0, 25.0  # prior votes of each class, and more where it has fewer votes
 SHARPNESS, SLACK = 6, 1.5  # of the trust in images; of the bound on each class
 COMPANY = 4.0  # further slack where labellers agree that err apart
-PRIOR_ANSWERS = 50.0  # answers that the prior of the exponents is worth
+PRIOR_ANSWERS = 200.0  # answers that the prior of the exponents is worth
 REPEATS = 0.98  # agreement with the texts of a labeller that repeats them
 MEANT, LOOKS = (0.98, 0.9, 0.7, 0.5), 5  # starts of the share of votes that are not random
+MARGIN = 0.05  # by which images name more votes than the most frequent class has
 FEW = 10  # images, or votes, below which nothing is compared
 
 
@@ -55,6 +56,8 @@ class Labelled:
         self.delta = np.zeros(c)
         has_lists = not is_soft and np.count_nonzero(votes) > self.has.sum()
         self.lists = Lists(votes, self.named) if has_lists else None
+        self.tells = True  # whether images predict the votes at all
+        self.repeats = False  # whether it repeats the texts
         # Of images that predict the votes:
         self.gain, self.accuracy, self.named_share, self.size = 1.0, np.nan, 0.0, 0.0
         self.flattening = 1.0
@@ -174,21 +177,23 @@ class Posterior:
         v, n = len(votes), len(images[0].x if images else votes[0])
         self.has = np.array([one.has for one in self.labellers]).reshape(v, n)
         # Until errors are known, all labellers are copies of one. The last source are the images.
+        # Without images nothing tells errors apart, and only copies are found.
+        self.kappa = self._agreements()
         self.rho = np.eye(v + 1)
-        if images:
-            self.rho[:v, :v] = 1
+        self.rho[:v, :v] = 1 if images else self.kappa > REPEATS
+        np.fill_diagonal(self.rho, 1)
         self.exponents = np.ones(v + 1)
         self.b = np.full(len(self.images), 10.0 / max(1, len(self.images)))
-        self.kappa = self._agreements()
-        self.trust = self.fits = 1.0
+        self.trust = self.fits = self.texts_needed = 1.0
         self.size = np.inf
+        self.is_blind = not images
         if images and votes:
             self._look_at_labellers()
         total = np.zeros((n, n_classes), dtype=np.float32)
         for one in self.labellers:
-            total += np.float32(max(one.gain, 1e-6)) * one.votes
+            total += np.float32(one.gain if one.tells else 1e-6) * one.votes
         self.r = self.put(normalised(total))
-        if not images:
+        if self.is_blind:
             for k in range(v):
                 self._learn_confusion(k, self.r)
         self.learn(ROUNDS)
@@ -225,12 +230,27 @@ class Posterior:
     def _look_at_labellers(self) -> None:
         """Learn gain and accuracy of labellers, and the trust in images, from votes as given."""
         views = self.images[0].halves()
-        for one in self.labellers:
+        for k, one in enumerate(self.labellers):
             self._look_at(one, views)
-        seen = [one for one in self.labellers if not one.is_soft and one.gain > 0]
-        seen = seen or [one for one in self.labellers if one.gain > 0]
+            one.repeats = self.has_texts and bool(self.kappa[k, 0] > REPEATS)
+        told = [k for k, one in enumerate(self.labellers) if one.tells]
+        for k, one in enumerate(self.labellers):  # or another labeller supports it
+            one.tells |= bool(one.gain > 0 and (self.kappa[k, told] > 0.5).any())
+        told = [one for one in self.labellers if one.tells]
+        seen = [one for one in told if not one.is_soft and not one.repeats]
+        if (
+            seen and self.has_texts
+        ):  # they see what their encoder sees, so that votes judge them
+            self.labellers[0].accuracy = self._judged(seen)
+        self.texts_needed = 1.0
+        if seen:
+            named = max(one.named_share for one in seen)
+            self.texts_needed = 1 - min(1.0, 2 * named) ** SHARPNESS
+        seen = seen or told
         if not seen:  # images predict no votes
             self.trust = self.fits = self.size = 0.0
+            self.is_blind = True
+            self.rho = np.eye(len(self.labellers) + 1)
             return
         share = np.array([one.gain for one in seen])
         share /= share.sum()
@@ -242,6 +262,14 @@ class Posterior:
             self.fits = (min(1.0, named / a**2, 2 * named) * flat) ** SHARPNESS
         self.trust = self.fits * self.size / (self.size + (5 if self.texts_alone else 2))
 
+    def _judged(self, seen: Sequence[Labelled]) -> float:
+        """Return the accuracy of texts by labellers that err apart from them."""
+        texts, named, right = self.labellers[0], 0.0, 0.0
+        for one in seen:
+            named += float((one.named == texts.named)[one.has].sum())
+            right += one.accuracy * one.has.sum()
+        return min(0.99, named / max(right, TINY))
+
     def _look_at(self, one: Labelled, views: Sequence[ImageClasses]) -> None:
         """Learn how images predict a labeller, and its accuracy by them.
 
@@ -251,6 +279,7 @@ class Posterior:
         p = one.votes[has]
         blind = float(log(p @ one.overall).sum())
         one.gain = one.accuracy = 0.0
+        one.tells = False
         if len(p) < 2 or blind > -TINY:
             return
         tables, offset = [table[has] for table in self._scores(votes)], self._offset(votes)
@@ -271,6 +300,9 @@ class Posterior:
         one.gain = max(0.0, 1 - found / blind)
         vote = one.first[has]
         one.named_share = float((q.argmax(axis=1) == one.named[has]).mean())
+        chance_share = float(one.overall.max())
+        margin = max(MARGIN, 1 / np.sqrt(len(p)))
+        one.tells = one.gain > 0 and one.named_share > chance_share + margin
         at_most = one.named_share / one.meant + 1 / np.sqrt(len(p))
         one.flattening = _flattening(q, at_most)
         counts = one.votes.sum(axis=0)
@@ -302,19 +334,10 @@ class Posterior:
         v = len(self.labellers)
         return np.asarray(np.minimum(1, ((1 - self.rho[:v, :v]) * self.kappa).sum(axis=1)))
 
-    @property
-    def need_of_texts(self) -> float:
-        """Return how far texts say what images look like: they see what their encoder sees."""
-        named = [
-            one.named_share for one in self.labellers if not one.is_soft and one.gain > 0
-        ]
-        return 1 - min(1.0, 2 * max(named, default=0.0)) ** SHARPNESS
-
     def is_bounded(self, k: int) -> bool:
         """Return whether images limit how wrong a labeller is: not if they see what it sees."""
         one = self.labellers[k]
-        repeats = self.has_texts and self.kappa[k, 0] > REPEATS
-        return bool(self.images) and not one.is_soft and one.gain > 0 and not repeats
+        return not (self.is_blind or one.is_soft or one.repeats) and one.tells
 
     def aim(self, k: int) -> float:
         """Return how right votes are at least, by how far images and others are trusted."""
@@ -353,7 +376,7 @@ class Posterior:
             q = softmax(scores)
             targets = np.zeros(shape, dtype=np.float32)
             for k, one in enumerate(self.labellers):
-                counts = one.gain * (self.need_of_texts if one.is_soft else 1)
+                counts = one.gain * one.tells * (self.texts_needed if one.is_soft else 1)
                 targets += np.float32(counts) * w[k] * one.targets(q)
             self.b = fit_weights(tables, self.put(targets), self.offset, self.b, steps=2)
             scores = np.broadcast_to(pool(self.offset, self.b, tables), shape)
@@ -367,7 +390,7 @@ class Posterior:
                 else:
                     one.delta[:] = 0
                 likelihoods[k] = one.likelihood(self.given[k])
-            if self.images:
+            if not self.is_blind:
                 self.rho = self._shared_errors(self.put(softmax(joint(w))), softmax(scores))
         self.tables = self._tables(scores, self.given)
         rows, classes = self.known
@@ -409,13 +432,13 @@ class Posterior:
         counts = one.counts(r * one.has[:, None])
         accuracy = float(np.trace(counts) / max(counts.sum(), TINY))
         prior = PRIOR * max(1.0, ENOUGH * c / max(1, one.has.sum()))
-        if not self.images:
+        if self.is_blind:
             prior = FEW / c
         elif self.is_bounded(k):
             accuracy = self.aim(k)
             prior /= max(self.trust, self.company[k], 0.05) ** 2
-        elif self.texts_alone:  # soft votes say little of their own accuracy
-            accuracy = max(accuracy, one.accuracy)
+        elif one.is_soft:  # soft votes say little of their own accuracy
+            accuracy = max(accuracy, one.accuracy) if self.texts_alone else one.accuracy
         base = accuracy * np.eye(c) + (1 - accuracy) * one.overall
         one.theta = normalised(counts + prior * base).astype(np.float32)
         if one.lists is not None:

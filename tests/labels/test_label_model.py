@@ -1,0 +1,367 @@
+"""The label model on worlds of which everything is known: what it promises, and what it cannot."""
+
+import re
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from latteclip.labels import label_model, votes
+from latteclip.labels.image_classes import fold_of
+from latteclip.labels.label_model import Answers, LabelModel
+from latteclip.labels.labeller_accuracy import by_answers
+
+ROOT = Path(__file__).parents[2]
+C = 6
+
+
+class Planted:
+    """Images around the directions of their classes, texts near these, and a labeller."""
+
+    def __init__(
+        self, seed=0, counts=(60,) * C, *, noise=0.15, right=0.85, width=32, texts=0.25
+    ):
+        self.rng = np.random.default_rng(seed)
+        c = len(counts)
+        self.centres = unit(self.rng.normal(size=(c, width)))
+        self.truth = self.rng.permutation(np.repeat(np.arange(c), counts))
+        self.noise = noise
+        self.x = self.images(self.truth)
+        self.texts = unit(self.centres + texts * self.rng.normal(size=self.centres.shape))
+        self.votes = self.voter(right)
+
+    def images(self, truth):
+        noise = self.noise * self.rng.normal(size=(len(truth), self.centres.shape[1]))
+        return unit(self.centres[truth] + noise).astype(np.float32)
+
+    def voter(self, right):
+        """Votes of which a share is right, and the others are random."""
+        c = len(self.centres)
+        wrong = (
+            (self.truth + self.rng.integers(1, c, len(self.truth))) % c
+            if c > 1
+            else self.truth
+        )
+        return np.where(self.rng.random(len(self.truth)) < right, self.truth, wrong)
+
+    def answers(self, rows, drawn=False):
+        shares = np.eye(len(self.centres))[self.truth[rows]]
+        return Answers(np.asarray(rows), shares, np.full(len(rows), drawn))
+
+    def right(self, labels, rows=slice(None)):
+        return float(np.mean((np.asarray(labels) == self.truth)[rows]))
+
+    def fit(self, given=None, texts=None, answers=None, **options):
+        """The model of the images, by default of the labeller alone."""
+        given = {"a": self.votes} if given is None else given
+        n_classes = len(self.centres)
+        return LabelModel().fit(
+            self.x, given, texts, answers, n_classes=n_classes, **options
+        )
+
+
+def unit(table):
+    return table / np.linalg.norm(table, axis=1, keepdims=True)
+
+
+def calibration_error(model, planted):
+    confidence = np.asarray(model.confidence_)
+    place = np.minimum((confidence * 10).astype(int), 9)
+    gap = np.bincount(place, (model.labels_ == planted.truth) - confidence, minlength=10)
+    return np.abs(gap).sum() / len(place)
+
+
+# --- never below its input, and above it where images know more ---------------------------------------
+
+ALIKE = (60,) * C
+COUNTS = {
+    "all classes alike": ALIKE,
+    "frequencies 1:20": (120, 66, 36, 20, 11, 6),
+    "frequencies 1:100": (200, 80, 32, 13, 5, 2),
+    "one class has 70 %": (210, 18, 18, 18, 18, 18),
+    "two images a class": (2,) * 40,
+    "three images a class": (3,) * 40,
+    "five images a class": (5,) * 40,
+    "fewer images than classes": (1,) * 12 + (0,) * 12,
+    "images of one class": (80, 0, 0, 0, 0, 0),
+    "one image": (1,),
+}
+
+
+def beside(planted):
+    """What is given to the model: votes by name, and whether there are texts.
+
+    Of several labellers nobody can know which is right where images tell nothing. Where texts and
+    votes differ about rare classes, a labeller whose errors are spread over all classes wins there.
+    """
+    a, n = planted.votes, len(planted.truth)
+    junk = planted.rng.integers(len(planted.centres), size=n)
+    zero_shot = (planted.x @ planted.texts.T).argmax(axis=1)
+    yield {"a": a}, False
+    yield {"a": a, "b": a, "c": a}, False
+    yield {"shuffled": planted.rng.permutation(a)}, False
+    if max(np.bincount(planted.truth)) == n or n < len(planted.centres):
+        return
+    yield {"a": a, "constant": np.zeros(n, int)}, False
+    yield {"nobody": junk}, True
+    if max(np.bincount(planted.truth)) > 0.3 * n:
+        return
+    yield {"a": a}, True
+    yield {"a": a, "junk": junk}, False
+    yield {"a": a, "copy": zero_shot}, True
+
+
+@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+def test_labels_are_not_below_the_best_of_votes_and_zero_shot(counts):
+    drawings = []
+    for seed in range(3):
+        planted = Planted(seed, counts)
+        drawings.append([])
+        for given, with_texts in beside(planted):
+            model = planted.fit(given, planted.texts if with_texts else None)
+            best = max(planted.right(one) for one in given.values())
+            if with_texts:
+                zero_shot = (planted.x @ planted.texts.T).argmax(axis=1)
+                best = max(best, planted.right(zero_shot))
+            drawings[-1].append(best - planted.right(model.labels_))
+    below = np.mean(drawings, axis=0)
+    assert below.max() <= max(0.005, 1.5 / len(planted.truth)), below.round(3)
+
+
+@pytest.mark.parametrize("right", [0.5, 0.7, 0.9])
+def test_images_correct_random_votes(right):
+    planted = Planted(right=right)
+    model = planted.fit()
+    assert planted.right(model.labels_) > 0.97
+    new = planted.rng.integers(C, size=300)
+    assert np.mean(model.predict(planted.images(new)) == new) > 0.95
+    assert calibration_error(model, planted) < 0.1 and model.is_checked_
+    assert np.allclose(model.predict_proba(planted.x).sum(axis=1), 1)
+
+
+def test_class_texts_alone_are_adapted():
+    planted = Planted(texts=0.5, noise=0.3, counts=(100,) * C)
+    model = planted.fit({}, planted.texts)
+    zero_shot = planted.right((planted.x @ planted.texts.T).argmax(axis=1))
+    assert planted.right(model.labels_) > zero_shot + 0.02
+    assert not model.labellers_["zero_shot"].identified
+
+
+def test_images_that_cannot_tell_classes_apart_change_nothing():
+    """Each class is one of three kinds that look alike: only the labeller can know them."""
+    planted = Planted(counts=(40,) * 5, noise=0.15)
+    kind = planted.rng.integers(3, size=len(planted.truth))
+    planted.truth = 3 * planted.truth + kind
+    other = planted.truth - kind + planted.rng.integers(3, size=len(kind))
+    planted.votes = np.where(planted.rng.random(len(kind)) < 0.6, planted.truth, other)
+    model = LabelModel().fit(planted.x, {"a": planted.votes}, n_classes=15)
+    assert planted.right(model.labels_) >= planted.right(planted.votes) - 0.005
+    assert (
+        not model.labellers_["a"].identified and model.labellers_["a"].answers_needed > 50
+    )
+    if (model.labels_ == planted.votes).all():
+        assert model.reason_.startswith("All labels are those of a: ")
+
+
+def test_nobody_can_know_that_a_labeller_swaps_two_classes():
+    """The images are the same whichever name a class has, so only answers can tell.
+
+    This is why no property about accuracy holds for every labeller.
+    """
+    planted = Planted(right=1.0)
+    swapped = np.array([1, 0, 2, 3, 4, 5])[planted.truth]
+    assert (
+        planted.right(planted.fit({"a": swapped}).labels_) == planted.right(swapped) < 0.7
+    )
+    rows = planted.rng.permutation(len(planted.truth))[:60]
+    drawn = planted.fit({"a": swapped}, answers=planted.answers(rows, drawn=True))
+    low, high = drawn.labellers_["a"].accuracy[1:]
+    assert low < planted.right(swapped) < high
+
+
+def test_ranked_answers_help():
+    """The second choice of a labeller is right more often than a class that is drawn."""
+    planted = Planted(right=0.5, noise=0.3, counts=(100,) * C)
+    second = np.where(
+        planted.rng.random(len(planted.truth)) < 0.7, planted.truth, planted.voter(0.2)
+    )
+    second = np.where(second == planted.votes, (planted.votes + 1) % C, second)
+    options = np.stack([planted.votes, second], axis=1)
+    ranked = planted.fit({"a": (options, np.tile([0.7, 0.3], (len(options), 1)))})
+    assert planted.right(ranked.labels_) > planted.right(planted.fit().labels_) + 0.02
+
+
+def test_without_images_labels_are_not_below_the_majority():
+    for seed in range(3):
+        planted = Planted(seed)
+        given = {
+            str(k): planted.voter(right) for k, right in enumerate((0.9, 0.6, 0.6, 0.3))
+        }
+        given["copy"] = given["3"]
+        tally = sum(np.eye(C)[one] for one in given.values())
+        majority = (tally + 1e-3 * planted.rng.random(tally.shape)).argmax(axis=1)
+        labels = LabelModel().fit(None, given).labels_
+        assert planted.right(labels) >= planted.right(majority) - 0.005
+
+
+# --- answers ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise", [0.15, 0.6])
+@pytest.mark.parametrize("n", [20, 100])
+def test_answers_do_not_harm_the_labels_of_others(noise, n):
+    harm = []
+    for seed in range(3):
+        planted = Planted(seed, noise=noise)
+        rows = planted.rng.permutation(len(planted.truth))[:n]
+        others = np.setdiff1d(np.arange(len(planted.truth)), rows)
+        before = planted.right(planted.fit().labels_, others)
+        model = planted.fit(answers=planted.answers(rows))
+        assert (
+            planted.right(model.labels_, rows) == 1 and (model.confidence_[rows] == 1).all()
+        )
+        harm.append(before - planted.right(model.labels_, others))
+    assert np.mean(harm) <= 0.003
+
+
+def test_answers_alone_label_the_others():
+    planted = Planted()
+    model = planted.fit({}, answers={row: int(planted.truth[row]) for row in range(40)})
+    assert planted.right(model.labels_) > 0.9 and model.labellers_ == {}
+
+
+def test_an_answer_may_allow_several_classes_or_none():
+    planted = Planted(right=1.0)
+    row = int(np.flatnonzero(planted.truth == 0)[0])
+    model = planted.fit(answers={row: [1, 2]})
+    assert model.labels_[row] in (1, 2)
+    none = Answers(np.array([row]), np.zeros((1, C)), np.zeros(1, bool))
+    model = planted.fit(answers=none)
+    assert model.confidence_[row] == 0 and planted.right(model.labels_) > 0.99
+
+
+def test_no_checking_answer_has_a_part_in_what_it_checks():
+    planted = Planted()
+    rows = np.arange(0, 300, 6)
+    found = planted.fit(answers=planted.answers(rows, drawn=True))
+    shares = planted.answers(rows).shares.copy()
+    shares[7] = np.eye(C)[(planted.truth[rows[7]] + 1) % C]
+    other = planted.fit(answers=Answers(rows, shares, np.ones(len(rows), bool)))
+    for name in ("labels", "confidence", "head", "joint_head"):
+        before, after = (getattr(one, f"held_out_{name}_") for one in (found, other))
+        assert np.array_equal(before[7], after[7]), name
+    assert np.mean(found.held_out_labels_ == planted.truth[rows]) > 0.9
+    assert found.held_out_rows_.tolist() == rows.tolist()
+
+
+def test_images_of_a_group_are_in_one_fold():
+    groups = np.arange(600) // 3
+    folds = fold_of(np.random.default_rng(0).integers(5, size=600), groups)
+    assert all(len(set(folds[groups == one])) == 1 for one in range(200))
+    assert len(set(folds)) > 10
+
+
+def test_many_answers_need_little_memory():
+    planted = Planted(counts=(2500,) * 4, width=8)
+    answers = planted.answers(np.arange(10_000))
+    tracemalloc.start()
+    planted.fit(answers=answers)
+    assert tracemalloc.get_traced_memory()[1] < 2**27
+    tracemalloc.stop()
+
+
+# --- the accuracy of labellers --------------------------------------------------------------------------
+
+
+def test_an_accuracy_is_stated_where_views_agree():
+    planted = Planted(right=0.9, noise=0.25)
+    one = planted.fit().labellers_["a"]
+    assert one.identified and one.answers_needed == 0
+    assert abs(one.accuracy.value - planted.right(planted.votes)) < 0.03
+    junk = planted.rng.integers(C, size=len(planted.truth))
+    found = planted.fit({"a": planted.votes, "junk": junk}, planted.texts).labellers_
+    assert not found["junk"].identified and not found["zero_shot"].identified
+    assert found["junk"].accuracy is None and found["junk"].answers_needed > 100
+
+
+def test_few_answers_state_no_accuracy_and_taught_ones_stand_for_themselves():
+    """A labeller that is wrong about all of 60 taught images, and right about the other 360."""
+    labels, has = np.zeros(420, int), np.ones(420, bool)
+    shares = np.eye(2)[np.r_[np.ones(60, int), np.zeros(40, int)]]
+    drawn = np.arange(100) >= 60
+    interval = by_answers(labels, has, Answers(np.arange(100), shares, drawn))
+    assert interval.value == pytest.approx(360 / 420) and interval.low < 0.82
+    few = Answers(np.arange(61), shares[:61], drawn[:61])
+    assert by_answers(labels, has, few) is None
+
+
+def test_zero_shot_has_the_accuracy_of_the_texts_as_they_are():
+    planted = Planted(texts=1.0)
+    rows = planted.rng.permutation(len(planted.truth))[:200]
+    shuffled = planted.rng.permutation(planted.votes)
+    answers = planted.answers(rows, drawn=True)
+    found = planted.fit({"a": shuffled}, planted.texts, answers).labellers_["zero_shot"]
+    zero_shot = (planted.x @ planted.texts.T).argmax(axis=1)
+    assert found.accuracy.value == pytest.approx(planted.right(zero_shot, rows), abs=0.01)
+
+
+# --- the interface ----------------------------------------------------------------------------------------
+
+
+def test_all_forms_of_votes_mean_the_same():
+    planted = Planted()
+    given = planted.votes.copy()
+    given[:30] = -1
+    table = np.eye(C)[given] * (given >= 0)[:, None]
+    options = np.stack([given, np.full(len(given), -1)], axis=1)
+    pair = options, np.stack([np.ones(len(given)), np.zeros(len(given))], axis=1)
+    first, *others = (planted.fit({"a": one}) for one in (given, table, pair))
+    for other in others:
+        assert np.array_equal(first.labels_, other.labels_)
+        assert np.allclose(first.confidence_, other.confidence_)
+    assert planted.fit({"a": given}).confidence_.tolist() == first.confidence_.tolist()
+
+
+def test_a_useless_encoder_changes_little_and_a_better_one_helps():
+    weak = Planted(noise=0.8)
+    other = Planted(1, noise=0.15)
+    noise = weak.rng.normal(size=(len(weak.truth), 16)).astype(np.float32)
+    clear = unit(other.centres[weak.truth] + 0.15 * weak.rng.normal(size=weak.x.shape))
+    given = {"a": weak.votes, "b": weak.voter(0.6)}
+    alone = weak.fit(given)
+    with_noise = LabelModel().fit([weak.x, noise], given)
+    assert abs(weak.right(with_noise.labels_) - weak.right(alone.labels_)) < 0.03
+    with_clear = LabelModel().fit([weak.x, clear], given)
+    assert weak.right(with_clear.labels_) > max(0.95, weak.right(alone.labels_))
+    assert weak.right(with_clear.predict([weak.x, clear])) > 0.95
+    assert with_clear.joint_coef_.shape == (C, 64) and with_clear.coef_.shape == (C, 32)
+
+
+def test_a_sample_and_parts_give_almost_the_labels_of_all_images(monkeypatch):
+    planted = Planted(counts=(300,) * C, noise=0.3)
+    rows = np.arange(0, 1800, 9)
+    answers = planted.answers(rows, drawn=True)
+    whole = planted.fit(texts=planted.texts, answers=answers)
+    monkeypatch.setattr(label_model, "SAMPLE", 700 * C)
+    monkeypatch.setattr(votes, "CELLS", 100 * C)
+    parts = planted.fit(texts=planted.texts, answers=answers)
+    assert np.mean(parts.labels_ == whole.labels_) > 0.98
+    assert planted.right(parts.labels_) > planted.right(planted.votes) + 0.1
+    assert np.allclose(parts.probabilities([1, 2]).sum(axis=1), 1)
+
+
+def test_what_cannot_be_fitted_is_refused():
+    with pytest.raises(ValueError, match="features or votes"):
+        LabelModel().fit(None)
+
+
+def test_the_example_of_the_documents_runs():
+    text = (ROOT / "docs" / "python.md").read_text()
+    [block] = re.findall(
+        r"```python\n(from latteclip.labels.label_model .*?)```", text, re.S
+    )
+    names = {"image_features": Planted().x, "new_features": Planted().x[:5]}
+    names |= {"votes_of_a_model": Planted().votes, "class_texts": Planted().texts}
+    exec(block, names)
+    assert names["model"].labels_.shape == (360,)
