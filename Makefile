@@ -67,7 +67,7 @@ bench: install
 	python benchmarks/predict.py
 	python benchmarks/scale.py 100000
 
-# One version of each requirement: envs/cpu.txt, envs/cuda.txt and the list in envs/latteclip.yaml.
+# One version of each requirement: envs/cpu.txt and envs/cuda.txt.
 envs: | .venv/bin/pip
 	python envs/pin.py cpu
 	python envs/pin.py cuda

@@ -50,7 +50,7 @@ from latteclip.captions.engines.vllm import VllmEngine
 from latteclip.captions.requests import CaptionerSettings, Choices, Request, messages
 from latteclip.captions.score_classes import letters_of, letters_prompt
 from latteclip.config import layers
-from latteclip.config.sections.split import SplitSection
+from latteclip.config.keys import SplitSection
 from latteclip.core import tables
 from latteclip.core.metadata import IndexMetadata
 from latteclip.data.images import open_rgb, read_bytes

@@ -108,8 +108,8 @@ def plan_jobs(place: Place) -> Work:
     """Plan the jobs of the whole dataset by a dry run of Snakemake, captions in shards."""
     command = [sys.executable, "-m", "snakemake", "-n", "--quiet", "all", "--cores=2"]
     command += ["--config", "dataset=scale", f"image_dir={place.images}", "seeds=3"]
-    command += ["split={'classes': 'folders'}", f"captions={{'shards': {SHARDS}}}"]
-    options = {"cwd": place.checkout, "stdout": subprocess.DEVNULL, "check": True}
+    command += ["split={'classes': 'folders'}", f"compute={{'shards': {SHARDS}}}"]
+    options: Any = {"cwd": place.checkout, "stdout": subprocess.DEVNULL, "check": True}
     environment = {**os.environ, "PYTHONPATH": str(place.checkout)}
     return lambda: _done(
         subprocess.run(command, env=environment, **options).returncode == 0
@@ -118,7 +118,7 @@ def plan_jobs(place: Place) -> Work:
 
 def index_images(place: Place) -> Work:
     """Index the images by two processes."""
-    from latteclip.config.sections.split import SplitSection
+    from latteclip.config.keys import SplitSection
     from latteclip.data import index_images as stage
 
     settings = SplitSection(kind="folders")
@@ -166,7 +166,11 @@ def write_pseudo_labels(place: Place) -> Work:
         part = embeddings[classes[start : start + 2**14]] * WIDTH**0.5
         part = part + 3.0 * torch.randn(part.shape, generator=draw)
         features[start : start + len(part)] = normal(part, dim=1)
-    described = {"classnames": classnames, "model": "random", "pretrained": None}
+    described: dict[str, Any] = {
+        "classnames": classnames,
+        "model": "random",
+        "pretrained": None,
+    }
     described |= {"template": "{}", "logit_scale": SCALE}
     path = place.file("class_embeddings.safetensors")
     save_classifier(path, Classifier.of(embeddings), described)
@@ -184,15 +188,14 @@ def _classes(place: Place, n: int) -> Any:
 
 def evaluate_classifier(place: Place) -> Work:
     """Evaluate the class texts on the test split."""
-    from latteclip.config.sections.inference import InferenceSection
     from latteclip.evaluate import evaluate_classifier as stage
 
     inputs = ("images.parquet", "pseudo_labels.parquet", "class_embeddings.safetensors")
     names = ("predictions.parquet", "metrics.json", "train_predictions.parquet")
-    settings = stage.ClassifierSettings(inference=InferenceSection())
-    files = [place.file(name) for name in inputs]
-    outputs = [place.file(name) for name in names]
-    run = ("scale", "zero_shot", 0)
+    settings = stage.ClassifierSettings()
+    files: Any = [place.file(name) for name in inputs]
+    outputs: Any = [place.file(name) for name in names]
+    run: Any = ("scale", "zero_shot", 0)
     return lambda: stage.evaluate_classifier(*files, None, settings, *run, *outputs)
 
 
@@ -285,10 +288,13 @@ def fuse_labels(place: Place) -> Work:
     from latteclip.labels.label_inputs import LabellerTable
 
     inputs = ("images.parquet", "pseudo_labels.parquet", "class_embeddings.safetensors")
-    names = ("fused_labels.parquet", "fused_labels.json")
-    names += ("classifiers/image_prototypes.safetensors", "votes.parquet")
-    files = [place.file(name) for name in inputs]
-    outputs = [place.file(name) for name in (*names, "voter_labels.parquet")]
+    names = (
+        *("fused_labels.parquet", "fused_labels.json"),
+        *("classifiers/image_prototypes.safetensors", "votes.parquet"),
+        "labeller_labels.parquet",
+    )
+    files: Any = [place.file(name) for name in inputs]
+    outputs: Any = [place.file(name) for name in names]
     adapted = place.file("classifiers/adapted.safetensors")
     table = place.file("class_scores.parquet")
     scores = LabellerTable("scores", "decisions", table, column="lmm")
@@ -353,7 +359,7 @@ def finetune(place: Place) -> Work:
 
 def report_dataset(place: Place) -> Work:
     """Write the page of the dataset with the zero-shot row."""
-    from latteclip.config.sections.table import TableSection
+    from latteclip.config.keys import TableSection
     from latteclip.report import report_dataset as stage
     from latteclip.report.runs import RunTables
 
@@ -371,7 +377,7 @@ def report_dataset(place: Place) -> Work:
         image_captions=place.file("captions/images.parquet"),
         fused_labels=place.file("fused_labels.parquet"),
         fusion_report=place.file("fused_labels.json"),
-        voter_labels=place.file("voter_labels.parquet"),
+        labeller_labels=place.file("labeller_labels.parquet"),
     )
     paths = [place.file(name) for name in ("metrics.json", "train_predictions.parquet")]
     run = RunTables("zero_shot", 0, *paths)

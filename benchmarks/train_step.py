@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
-from latteclip.config.sections.switches import SwitchesSection
+from latteclip.config.keys import SwitchesSection
 from latteclip.core import devices
 from latteclip.data.loader import by_processes
 from latteclip.train.images import TrainingImages

@@ -1,7 +1,7 @@
 """Make the pinned requirements anew: `make envs`.
 
     python envs/pin.py cpu      # envs/cpu.txt
-    python envs/pin.py cuda     # envs/cuda.txt, and the list in envs/latteclip.yaml
+    python envs/pin.py cuda     # envs/cuda.txt
 
 pip looks for versions of all that pyproject.toml asks for which go together, on this platform and
 with this Python, in the index that it is told to use; it installs nothing. (Where the index does
@@ -21,7 +21,6 @@ from typing import Any
 ENVS = Path(__file__).resolve().parent
 # Where CPU builds of torch may come from, and what keeps pip to their versions.
 FOR_CPU = ("PIP_CONSTRAINT", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS")
-IN_YAML = "  - pip:\n"
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ KINDS = {
         ("vllm", "slurm", "onnx", "dev"),
         "with an NVIDIA GPU",
         frozenset(),
-        "envs/latteclip.yaml repeats them.",
+        "envs/Dockerfile installs them too.",
     ),
 }
 
@@ -60,11 +59,6 @@ def main(name: str) -> None:
         f"{sys.version_info.major}.{sys.version_info.minor} on {sys.platform}:\n# {kind.note}\n"
     )
     (ENVS / f"{name}.txt").write_text(head + "".join(f"{pin}\n" for pin in pins), "utf-8")
-    if name == "cuda":
-        file = ENVS / "latteclip.yaml"
-        kept = file.read_text("utf-8").partition(IN_YAML)[0]
-        listed = "".join(f'      - "{pin}"\n' for pin in pins)
-        file.write_text(kept + IN_YAML + listed, "utf-8")
 
 
 def wanted(extras: tuple[str, ...]) -> list[str]:

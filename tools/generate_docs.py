@@ -9,33 +9,21 @@ docs/schema.json, by which editors check and complete keys, and docs/index.md, w
 
 import json
 import re
-import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import annotated_types as bounds
-import yaml
 
 from latteclip.config import layers
-from latteclip.config.model import Config, Dataset, Shared, section_of
-from latteclip.config.sections.base import Section, is_in_file
+from latteclip.config.keys import Config, DatasetSection, Section, Shared
+from latteclip.config.schema import section_of
 from latteclip.core.files import write_text
 from latteclip.train.settings import auto_batch_size, auto_epochs, steps_per_epoch
 
 PAGE = layers.ROOT / "docs" / "configuration.md"  # of a clone
-DEFAULTS = layers.CONFIG / "config.yaml"
 SCHEMA = PAGE.with_name("schema.json")
 INDEX = PAGE.with_name("index.md")
-HEAD = """\
-# yaml-language-server: $schema=../docs/schema.json
-# What to run, and defaults for all datasets; docs/configuration.md lists the other keys.
-# `make docs` writes all keys above `methods` from latteclip/config/sections.
-"""
-BY_HAND = (
-    "\n# Methods: "  # with which the part of config.yaml begins that is written by hand
-)
-WIDTH = 100
 TABLE = re.compile(r"(<!-- keys: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SIZES = (100, 500, 1_500, 5_000, 20_000, 100_000, 1_000_000)  # training images
 BOUNDS = {
@@ -56,46 +44,6 @@ UNSAID = (
 Row = tuple[str, str, str]
 
 
-def config_file(text: str) -> str:
-    """Return the text of config.yaml with its keys as the sections say, and its own methods."""
-    _, beginning, methods = text.partition(BY_HAND)
-    keys = "".join(_yaml_keys(Config, ""))
-    return f"{HEAD}{keys}{beginning}{methods}"
-
-
-def _yaml_keys(section: type[Section], indent: str) -> Iterator[str]:
-    """Yield the lines of the keys of a section, each after a comment, and of the sections in it."""
-    for name, field in section.model_fields.items():
-        if not is_in_file(field):
-            continue
-        inner = None if _is_list(field.annotation) else section_of(field.annotation)
-        lines = [] if inner is None else list(_yaml_keys(inner, f"{indent}  "))
-        if inner is not None and not lines:
-            continue
-        if not indent:
-            yield "\n"
-        comment = _meaning(field.annotation, field).replace("`", "") + "."
-        if comment.split()[0].isalpha():  # and no name
-            comment = comment[0].upper() + comment[1:]
-        prefix = f"{indent}# "
-        yield textwrap.fill(
-            comment,
-            width=WIDTH,
-            initial_indent=prefix,
-            subsequent_indent=prefix,
-            break_on_hyphens=False,
-        )
-        yield "\n"
-        if inner is not None:
-            yield f"{indent}{name}:\n"
-            yield from lines
-        else:
-            value = yaml.safe_dump(
-                {name: field.default}, width=WIDTH - 8, allow_unicode=True
-            )
-            yield textwrap.indent(value, indent)
-
-
 def schema() -> str:
     """Return the JSON schema of the configuration."""
     return json.dumps(Config.model_json_schema(), indent=1, ensure_ascii=False) + "\n"
@@ -105,7 +53,7 @@ def render(text: str) -> str:
     """Return `text` with its tables: config, dataset (without keys of config), and sizes."""
     head = [("key", "default", "meaning"), ("---", "---", "---")]
     keys = [*head, *_rows(Config, "", skip={"datasets"})]
-    dataset = [*head, *_rows(Dataset, "", skip=set(Config.model_fields))]
+    dataset = [*head, *_rows(DatasetSection, "", skip=set(Config.model_fields))]
     tables = {
         "config": _markdown(keys),
         "dataset": _markdown(dataset),
@@ -134,8 +82,7 @@ def _rows(section: type[Section], prefix: str, skip: set[str]) -> Iterator[Row]:
         meaning = _escaped(_meaning(field.annotation, field))
         inner = section_of(field.annotation)
         if inner is None:
-            is_shown = is_in_file(field) or field.default not in (None, "", [], {})
-            yield f"`{key}`", f"`{_yaml(field.default)}`" if is_shown else "", meaning
+            yield f"`{key}`", f"`{_yaml(field.default)}`", meaning
         elif prefix and name in Shared.model_fields:
             yield f"`{key}`", "", meaning
         else:
@@ -199,7 +146,6 @@ def index() -> str:
 def files() -> dict[Path, str]:
     """Return the committed files that are written, each with its text."""
     return {
-        DEFAULTS: config_file(DEFAULTS.read_text("utf-8")),
         PAGE: render(PAGE.read_text("utf-8")),
     }
 

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from latteclip.audit.sampling import audit_files
-from latteclip.config.sections.split import SplitSection
+from latteclip.config.keys import SplitSection
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classname
 from latteclip.core.errors import UserError, suggestion

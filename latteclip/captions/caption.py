@@ -26,7 +26,7 @@ from latteclip.captions.requests import (
 )
 from latteclip.captions.runner import CaptionJob, Runner, running
 from latteclip.captions.selection import select
-from latteclip.config.sections.groups import GroupsSection
+from latteclip.config.keys import GroupsSection
 from latteclip.core import tables
 from latteclip.core.user_tables import by_image_id
 
@@ -62,7 +62,7 @@ def caption_images(
     classifier_path: str | None = None,
     answers_path: str | None = None,
     shard: str = "1/1",
-    voter: str = "",
+    labeller: str = "",
     threads: int,
 ) -> None:
     """Write a caption for every image that is not in the test split, or for `max_images`.
@@ -78,7 +78,7 @@ def caption_images(
         shard=shard,
         file_key="captioner.images_file",
         file=captioner.images_file,
-        voter=voter,
+        labeller=labeller,
     )
     selection = select(
         images_path,

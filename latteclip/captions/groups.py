@@ -8,12 +8,13 @@ import numpy as np
 import pyarrow as pa
 
 from latteclip.captions.pictures import Layout
-from latteclip.config.sections.groups import GroupsSection
+from latteclip.config.keys import GroupsSection
 from latteclip.core import tables
 from latteclip.core.class_templates import PLACE, fill
 from latteclip.core.errors import UserError
 
 GROUP_SIZE = 4
+SEED = 0  # of the groups
 
 
 def draw_groups(
@@ -153,7 +154,7 @@ def questions_about(
         )
     candidates: Sequence[int] | dict[int, list[int]] = range(len(image_ids))
     if groups:  # drawn over the whole dataset in every shard, so that shards agree
-        candidates = draw_groups(image_ids, labels, groups.seed, groups.groups_per_class)
+        candidates = draw_groups(image_ids, labels, SEED, groups.groups_per_class)
     number, of = map(int, shard.split("/"))
     rows = [i for i in candidates if shard_of(image_ids[i], of) == number]
     order: Sequence[int] = range(len(rows))

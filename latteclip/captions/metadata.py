@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from latteclip.captions.pictures import Layout
-from latteclip.config.sections.groups import GroupsSection
+from latteclip.config.keys import GroupsSection
 
 
 @dataclass(frozen=True)

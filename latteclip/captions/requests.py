@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 
 from latteclip.captions.pictures import Layout
 from latteclip.config import hub_names
-from latteclip.config.sections.captioner import CaptionerSection
+from latteclip.config.keys import AUTO, CaptionerSection
 from latteclip.core import hashing
 
 DIGEST_LENGTH = 32  # hexadecimal digits: 128 bits
@@ -22,6 +23,17 @@ SPECIAL_TOKENS = "added unless the prompt begins with them"  # the rule of all e
 # Parts of a tokenizer.json, and settings of a tokenizer_config.json, that add special tokens.
 ADDING = ("SpecialToken", "BertProcessing", "RobertaProcessing")
 ADDS = ("add_bos_token", "add_eos_token")
+
+
+LLAVA_NEXT = re.compile(r"llava-(v?1\.6|next)", re.IGNORECASE)
+OVERVIEW = 336  # side of the square that LLaVA-1.6 sees of a whole image, pixels
+
+
+def square(captioner: CaptionerSection) -> int | None:
+    """Return the side of the square to which images are scaled, or None: they keep their shape."""
+    if captioner.square_side == AUTO:
+        return OVERVIEW if LLAVA_NEXT.search(captioner.model) else None
+    return captioner.square_side
 
 
 class CaptionerSettings(CaptionerSection):
@@ -33,8 +45,8 @@ class CaptionerSettings(CaptionerSection):
     @property
     def picture_layout(self) -> Layout:
         """The layout of one image, which is not scaled down before it becomes a square."""
-        max_side = None if self.square else self.max_image_side
-        return Layout(max_side=max_side, square=self.square)
+        max_side = None if square(self) else self.max_image_side
+        return Layout(max_side=max_side, square=square(self))
 
 
 @dataclass(frozen=True)

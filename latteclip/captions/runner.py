@@ -45,7 +45,9 @@ class CaptionJob:
     file_key: str  # key of the configuration that names the user's file
     file: str | None  # the user's file
     scoring: bool = False  # whether a row gets scores in place of a caption
-    voter: str = ""  # name of a voter, whose answers have a file of their own in the cache
+    labeller: str = (
+        ""  # name of a labeller, whose answers have a file of their own in the cache
+    )
 
     @property
     def source(self) -> AnswerSource:
@@ -68,7 +70,7 @@ class CaptionJob:
     @property
     def cache_name(self) -> str:
         """The file of the answer cache that this job alone writes."""
-        own = f".{self.voter}" if self.voter else ""
+        own = f".{self.labeller}" if self.labeller else ""
         return f"{self.shard.replace('/', '-of-')}{own}"
 
 
@@ -124,7 +126,7 @@ def running(job: CaptionJob, questions: Questions) -> Iterator["Runner"]:
             chunk=CHUNK,
             ahead=PREFETCHED_CHUNKS,
             name=lambda request: request.paths[0],
-            threads_key="threads.caption",
+            threads_key="compute.threads",
         )
         runner = Runner(job, questions, cache, stack.enter_context(pool))
         yield runner

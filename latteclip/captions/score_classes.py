@@ -29,7 +29,7 @@ from latteclip.captions.requests import (
 from latteclip.captions.runner import CaptionJob, running
 from latteclip.captions.selection import best_classes, select
 from latteclip.clip.classifier import load_classifier
-from latteclip.config.sections.scores import ScoresSection
+from latteclip.config.keys import ScoresSection
 from latteclip.core.class_templates import PLACE, ClassTemplates, fill
 from latteclip.core.errors import UserError
 from latteclip.core.hashing import digest
@@ -62,7 +62,7 @@ def score_classes(
     classifier_path: str | None = None,
     answers_path: str | None = None,
     shard: str = "1/1",
-    voter: str = "",
+    labeller: str = "",
     threads: int,
 ) -> None:
     """Write CLASS_SCORES of the images of a shard that are not in the test split.
@@ -80,7 +80,7 @@ def score_classes(
         file_key=FILE_KEY,
         file=scores.file,
         scoring=True,
-        voter=voter,
+        labeller=labeller,
     )
     selection = select(
         images_path, scores.max_images, pseudo_labels_path, classifier_path, answers_path

@@ -100,7 +100,7 @@ OPTIONS = {
     "shell": "name of the shell",
     "store": "folder of the answers that outlive this run (default: they are not cached)",
     "threads": "CPU threads (default: all)",
-    "voter": "its name, where captions or scores are those of a voter",
+    "labeller": "its name, where captions or scores are those of a labeller",
 }
 
 

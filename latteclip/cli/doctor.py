@@ -23,8 +23,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from latteclip import __version__
 from latteclip.cli import runs
 from latteclip.config import checks, hub_names, layers
-from latteclip.config.configuration import Configuration
-from latteclip.config.methods import EngineRecord
+from latteclip.config.registry import EngineRecord
+from latteclip.config.resolve import Run
 from latteclip.core import gpus
 from latteclip.core.errors import CORES, GIB, UserError, first_line
 from latteclip.core.files import existing
@@ -167,30 +167,28 @@ def vllm() -> Iterator[Finding]:
 
 def configured(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
     """Report whether a run with this configuration can start: its keys, folders and files."""
-    configuration = Configuration(layers.defaults(), layers.given(pairs, files))
-    checks.refuse_unready(configuration)
-    yield "ok", f"a run of {', '.join(configuration.datasets)} can start"
+    run = Run(layers.defaults(), layers.given(pairs, files))
+    checks.refuse_unready(run)
+    yield "ok", f"a run of {', '.join(each.name for each in run.datasets)} can start"
 
 
 def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
     """Report whether the captioner's server can be reached, or what its weights leave of a GPU."""
-    configuration = Configuration(layers.defaults(), layers.given(pairs, files))
-    dataset = configuration.datasets[0]
-    values = configuration.section("captioner", dataset)
-    engine = configuration.engine(dataset)
+    asker = Run(layers.defaults(), layers.given(pairs, files)).datasets[0].asker
+    values, engine = asker.captioner, asker.engine
     if engine.address is not None:
-        yield from _server(values["engine"], engine)
+        yield from _server(values.engine, engine)
     memory = gpus.query("memory.total")
     # Where CPU and GPU share their memory, the driver tells none.
     if not memory or not memory[0][0].isdecimal() or not engine.reserves_memory:
         return
-    model = values["model"]
-    weights = sum(file.stat().st_size for file in _weights(model, values["revision"]))
+    model = values.model
+    weights = sum(file.stat().st_size for file in _weights(model, values.revision))
     if not weights:
         yield "note", f"{model} is not in the cache yet"
         return
-    usable = int(memory[0][0]) * 2**20 * values["gpu_memory_utilization"]
-    rest = (usable - weights / values["tensor_parallel_size"] - VLLM_MEMORY) / GIB
+    usable = int(memory[0][0]) * 2**20 * values.gpu_memory_utilization
+    rest = (usable - weights / values.tensor_parallel_size - VLLM_MEMORY) / GIB
     text = f"{model}: its weights leave about {rest:.1f} GiB of a GPU for requests"
     if rest > 1:
         yield "ok", text

@@ -10,17 +10,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from latteclip.config import job_resources, layers
+from latteclip.captions.requests import LLAVA_NEXT, OVERVIEW, square
+from latteclip.config import layers, resources
 from latteclip.config.asking import Asking, askings
-from latteclip.config.configuration import Configuration
-from latteclip.config.job_resources import Counts
-from latteclip.config.model import check
-from latteclip.config.sections.captioner import LLAVA_NEXT, OVERVIEW
-from latteclip.config.sections.finetune import FinetuneSection
+from latteclip.config.keys import Config
+from latteclip.config.resolve import Dataset, Method, Run
+from latteclip.config.resources import Counts
+from latteclip.config.schema import validate
 from latteclip.core import run_options, tables
 from latteclip.core.errors import CORES
 from latteclip.core.file_names import GROUPS, IMAGES, NAMES, SCORES
-from latteclip.core.files import from_values
 from latteclip.core.metadata import IndexMetadata
 from latteclip.data.folder_files import image_files
 from latteclip.report.runs import JobCost, job_costs, read_answers
@@ -44,46 +43,32 @@ LLAVA_TOKENS = 1_200
 DECISION_TOKENS = 95 + 2 * 92
 
 
-def lines(
-    configuration: Configuration, dataset: str, pending: Collection[str] | None = None
-) -> Iterator[str]:
-    """Yield what a run would ask about a dataset's images.
-
-    `pending` are the files that the run will write. Without them, all tables count.
-    """
-    asked = [
-        asking
-        for asking in askings(configuration, dataset)
-        if pending is None or asking.is_pending(dataset, pending)
-    ]
+def lines(dataset: Dataset, pending: Collection[str]) -> Iterator[str]:
+    """Yield what a run that will write the pending files would ask about a dataset's images."""
+    asked = [asking for asking in askings(dataset) if asking.is_pending(pending)]
     if asked:
-        yield f"{dataset}: to ask, where answers are not cached:"
+        yield f"{dataset.name}: to ask, where answers are not cached:"
     for asking in asked:
-        yield f"  {_sentence(_plan(configuration, dataset, asking))}"
+        yield f"  {_sentence(_plan(asking))}"
 
 
-def _plan(
-    configuration: Configuration,
-    dataset: str,
-    asking: Asking,
-    images: Counts | None = None,
-) -> Values:
+def _plan(asking: Asking, images: Counts | None = None) -> Values:
     """Return the requests of a table and their tokens, None where a number is not known."""
-    captioner = configuration.section("captioner", dataset, asking.voter)
-    images = images or job_resources.counts(configuration, dataset)
-    files = count_files(configuration, dataset) if images is None else None
+    dataset = asking.asker.dataset
+    images = images or resources.counts(dataset)
+    files = count_files(dataset) if images is None else None
     if files is not None:
         images = Counts(files, 0)
-    n = None if images is None else n_requests(configuration, dataset, asking, images)
-    read, written, source = _tokens(configuration, dataset, asking)
+    n = None if images is None else n_requests(asking, images)
+    read, written, source = _tokens(asking)
     return {
         "kind": asking.kind,
         "table": asking.table,
-        "voter": asking.voter or None,
-        "model": captioner["model"],
+        "labeller": asking.asker.name or None,
+        "model": asking.asker.captioner.model,
         "requests": n,
         "is_most": files is not None,
-        "max_images": asking.max_images(configuration, dataset),
+        "max_images": asking.max_images,
         "tokens_read": None if n is None or read is None else round(n * read),
         "tokens_written": None if n is None or written is None else round(n * written),
         "source": source,
@@ -91,8 +76,8 @@ def _plan(
 
 
 def _sentence(plan: Values) -> str:
-    voter = f" of the voter {plan['voter']}" if plan["voter"] else ""
-    name = f"{TITLES[plan['kind']]}{voter} by {plan['model']}"
+    labeller = f" of the labeller {plan['labeller']}" if plan["labeller"] else ""
+    name = f"{TITLES[plan['kind']]}{labeller} by {plan['model']}"
     if plan["requests"] is None:
         return f"{name}: not known before the images are indexed"
     is_most = plan["is_most"] or plan["max_images"] is not None
@@ -104,50 +89,45 @@ def _sentence(plan: Values) -> str:
     return f"{name}: {requests}, {tokens}"
 
 
-def n_requests(
-    configuration: Configuration, dataset: str, asking: Asking, images: Counts
-) -> int:
+def n_requests(asking: Asking, images: Counts) -> int:
     """Return the requests of a table about so many images, if no answer is cached."""
     n = images.train
-    per_class = configuration.section("groups", dataset)["groups_per_class"]
+    per_class = asking.asker.dataset.keys.groups.groups_per_class
     if asking.kind == GROUPS and per_class is not None and images.classes is not None:
-        n = min(n, int(per_class) * images.classes)
-    most = asking.max_images(configuration, dataset)
-    return n if most is None else min(n, most)
+        n = min(n, per_class * images.classes)
+    return n if asking.max_images is None else min(n, asking.max_images)
 
 
-def count_files(configuration: Configuration, dataset: str) -> int | None:
+def count_files(dataset: Dataset) -> int | None:
     """Return the image files in the folder of a dataset, None where it has another source."""
-    folder = configuration.dataset(dataset)["source"].get("folder")
-    if not folder or configuration.section("split", dataset)["kind"] != "folders":
+    source = dataset.keys.source
+    if source is None or not source.folder or dataset.keys.split.kind != "folders":
         return None
-    return len(image_files(folder, deep=True))
+    return len(image_files(source.folder, deep=True))
 
 
-def _tokens(
-    configuration: Configuration, dataset: str, asking: Asking
-) -> tuple[float | None, float | None, str]:
+def _tokens(asking: Asking) -> tuple[float | None, float | None, str]:
     """Return the tokens that a request reads and writes, if known, and how they are known.
 
     A table of this dataset, or of a limited run of it, has them. Some models are typical.
     """
-    captioner = configuration.section("captioner", dataset, asking.voter)
-    limited = RESULTS.glob(f"{configuration.whole(dataset)}_*")
-    for folder in (RESULTS / dataset, *sorted(limited, key=_limit, reverse=True)):
+    captioner, dataset = asking.asker.captioner, asking.asker.dataset
+    limited = RESULTS.glob(f"{dataset.whole}_*")
+    for folder in (RESULTS / dataset.name, *sorted(limited, key=_limit, reverse=True)):
         if (folder / asking.table).is_file():
             used = read_answers(folder / asking.table)
-            if used.requests and used.source.model == captioner["model"]:
+            if used and used.requests and used.source.model == captioner.model:
                 n = used.requests
                 return used.tokens_read / n, used.tokens_written / n, f"as in {folder}"
-    side = captioner["square_side"] or captioner["max_image_side"]
-    if configuration.engine(dataset, asking.voter).decides and side:
+    side = square(captioner) or captioner.max_image_side
+    if asking.asker.engine.decides and side:
         from latteclip.captions.engines.decisions import fitted, tiles
 
         n_tiles = tiles(fitted(side, side))
         return n_tiles + DECISION_TOKENS, 0, f"at most, of pictures of {side} pixels"
-    is_llava = LLAVA_NEXT.search(captioner["model"]) is not None
-    if is_llava and captioner["square_side"] == OVERVIEW and asking.kind == IMAGES:
-        return LLAVA_TOKENS, captioner["max_new_tokens"], "typical, of full length"
+    is_llava = LLAVA_NEXT.search(captioner.model) is not None
+    if is_llava and square(captioner) == OVERVIEW and asking.kind == IMAGES:
+        return LLAVA_TOKENS, captioner.max_new_tokens, "typical, of full length"
     return None, None, ""
 
 
@@ -208,10 +188,10 @@ def estimate(
     `config` is laid over the options of the limited run. Its `limit` names that run, otherwise the
     run of the most images counts. Without one, only what is asked of captioners is known.
     """
-    given = check(layers.given(config, configfiles))
+    given = layers.given(config, configfiles)
+    validate(Config, given)
     if not datasets:
-        asked = Configuration(layers.defaults(), given)
-        datasets = [asked.whole(name) for name in asked.datasets]
+        datasets = [each.whole for each in Run(layers.defaults(), given).datasets]
     values = [_values(dataset, given) for dataset in datasets]
     if json_output:
         return json.dumps({"datasets": values}, indent=2)
@@ -223,21 +203,21 @@ def _values(dataset: str, given: Mapping[str, Any]) -> Values:
     folder = _limited(dataset, given)
     limit = _limit(folder)
     noted = run_options.read_options(folder.name) or run_options.read_options(dataset)
-    options = layers.merge(noted["config"] if noted else None, given)
-    whole = Configuration(layers.defaults(), {**options, "dataset": dataset, "limit": None})
-    limited = Configuration(
-        layers.defaults(), {**options, "dataset": dataset, "limit": limit}
+    options = layers.merge(noted, given)
+    whole, limited = (
+        Run(layers.defaults(), {**options, "dataset": dataset, "limit": n}).datasets[0]
+        for n in (None, limit)
     )
     index = folder / "images.parquet"
     drawn_from = None
     if index.is_file():
         drawn_from = tables.read_metadata(index, IndexMetadata).drawn_from
-    before = job_resources.counts(limited, folder.name)
+    before = resources.counts(limited)
     after = None
     if before is not None and drawn_from is not None:
         test = drawn_from.get("test", 0)
         after = Counts(sum(drawn_from.values()) - test, test, before.classes)
-    asks = [_plan(whole, dataset, asking, after) for asking in askings(whole, dataset)]
+    asks = [_plan(asking, after) for asking in askings(whole)]
     values = {"dataset": dataset, "limited_run": None, "limit": limit, "asks": asks}
     if before is None or after is None:
         return values
@@ -257,7 +237,7 @@ def _values(dataset: str, given: Mapping[str, Any]) -> Values:
             for name, stage in stages.items()
         ],
         "disk_bytes": _disk(folder, after.train / before.train),
-        "is_finished": (folder / f"report{limited.suffix}.html").is_file(),
+        "is_finished": (folder / f"report{limited.run.suffix}.html").is_file(),
     }
 
 
@@ -269,15 +249,14 @@ def _limited(dataset: str, given: Mapping[str, Any]) -> Path:
 
 
 def _jobs(
-    configuration: Configuration, folder: Path, before: Counts, after: Counts
+    dataset: Dataset, folder: Path, before: Counts, after: Counts
 ) -> Iterator[Values]:
     """Yield every job that was measured: its seconds, and those of the full run."""
     costs = [(cost, cost.seconds) for cost in job_costs(folder) if cost.seconds]
     only = [seconds for cost, seconds in costs if cost.rule == LOADS_ONLY]
     shortest = min(only or [seconds for _, seconds in costs], default=0.0)
     for cost, seconds in costs:
-        growth = _size(configuration, folder.name, cost, after)
-        growth /= _size(configuration, folder.name, cost, before)
+        growth = _size(dataset, cost, after) / _size(dataset, cost, before)
         loading = min(seconds, shortest)
         asks_nothing = False
         log = cost.path.parents[1] / "logs" / f"{cost.path.stem}.log"
@@ -298,27 +277,23 @@ def _jobs(
         }
 
 
-def _size(
-    configuration: Configuration, dataset: str, cost: JobCost, images: Counts
-) -> float:
+def _size(dataset: Dataset, cost: JobCost, images: Counts) -> float:
     """Return how much of what a job grows with there is in a run on so many images."""
     if cost.rule in ASKING:
-        name = cost.path.stem.partition("-")[2]  # of a voter, or a shard
-        voters = [voter.name for voter in configuration.own_voters(dataset)]
-        asking = Asking(ASKING[cost.rule], name if name in voters else "")
-        return max(1, n_requests(configuration, dataset, asking, images))
+        name = cost.path.stem.partition("-")[2]  # of a labeller, or a shard
+        labellers = [labeller.name for labeller in dataset.own_labellers]
+        asker = dataset.asker_of(name if name in labellers else "")
+        return max(1, n_requests(Asking(asker, ASKING[cost.rule]), images))
     grows_with = GROWS.get(cost.rule)
     if grows_with == STEPS:
-        method = cost.run.partition(",")[0]
-        return samples(configuration, dataset, method, images.train)
+        return samples(dataset.method(cost.run.partition(",")[0]), images.train)
     sizes = {ALL: images.train + images.test, TRAINING: images.train}
     return sizes.get(str(grows_with), 1)
 
 
-def samples(configuration: Configuration, dataset: str, method: str, n: int) -> int:
+def samples(method: Method, n: int) -> int:
     """Return the images that a fine-tuning on n images sees, in whole batches over all epochs."""
-    section = configuration.method(method, dataset)["finetune"]
-    recipe = recipe_for(from_values(FinetuneSection, section, "finetune"), n, lr=1.0)
+    recipe = recipe_for(method.keys.finetune, n, lr=1.0)
     return recipe.epochs * recipe.steps_per_epoch(n) * min(recipe.batch_size, n)
 
 

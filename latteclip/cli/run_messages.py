@@ -6,14 +6,9 @@ import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from latteclip.cli.estimate import count_files
-from latteclip.config import checks, job_resources, stage_params
-from latteclip.config.configuration import Configuration
-from latteclip.config.stage_params import (
-    MODEL_NOTE,
-    audit_if_any,
-    selection_if_any,
-)
+from latteclip.cli import estimate
+from latteclip.config import checks, jobs, resources
+from latteclip.config.resolve import Dataset, Run
 from latteclip.core.errors import UserError
 from latteclip.core.file_names import lines_of
 from latteclip.core.files import read_object
@@ -36,41 +31,40 @@ SIZES = {  # sizes of the models that the documents name
 }
 
 
-def started(configuration: Configuration, pending: Collection[str]) -> list[str]:
+def started(run: Run, pending: Collection[str]) -> list[str]:
     """Return the datasets of a run, and the downloads among the files that its jobs will write."""
     lines = [
-        f"{dataset}: {_images(configuration, dataset)}. Methods: "
-        f"{', '.join(configuration.methods_of(dataset))}."
-        for dataset in configuration.datasets
+        f"{dataset.name}: {_images(dataset)}. Methods: {', '.join(dataset.method_names)}."
+        for dataset in run.datasets
     ]
-    return [*lines, *_downloads(configuration, pending)]
+    return [*lines, *_downloads(run, pending)]
 
 
-def _images(configuration: Configuration, dataset: str) -> str:
+def _images(dataset: Dataset) -> str:
     """Return the numbers of images and classes of a dataset, as far as they are known."""
-    folder = configuration.dataset(dataset)["source"].get("folder")
-    if counts := job_resources.counts(configuration, dataset):
+    if counts := resources.counts(dataset):
         classes = (
             f" of {counted(counts.classes, 'class', 'classes')}" if counts.classes else ""
         )
         return (
             f"{counted(counts.train + counts.test, 'image')}{classes}{_unreadable(dataset)}"
         )
+    folder = dataset.keys.source.folder if dataset.keys.source else None
     if not folder:
         return "images to download"
-    n = count_files(configuration, dataset)
+    n = estimate.count_files(dataset)
     if n is None:
         return f"images in {folder}"
-    limit = configuration.limit
+    limit = dataset.run.keys.limit
     drawn = f", at most {limit} of each split are drawn" if limit else ""
     classes = "classes to be proposed"
-    if not configuration.discovers(dataset):
-        classes = _classes(folder, stage_params.examples_folder(configuration, dataset))
+    if not dataset.discovers:
+        classes = _classes(folder, dataset.keys.split.examples)
     return f"{counted(n, 'image file')} in {folder}, {classes}{drawn}"
 
 
-def _unreadable(dataset: str) -> str:
-    path = Path(f"results/{dataset}/corrupt.csv")
+def _unreadable(dataset: Dataset) -> str:
+    path = Path(dataset.results, "corrupt.csv")
     if not path.is_file():
         return ""
     with path.open(encoding="utf-8", newline="") as file:
@@ -78,7 +72,7 @@ def _unreadable(dataset: str) -> str:
     return f"; {n:,} could not be read, see {path}" if n else ""
 
 
-def _classes(folder: str, examples: str) -> str:
+def _classes(folder: str, examples: str | None) -> str:
     path = Path(folder, checks.CLASSES)
     try:
         names = lines_of(path)
@@ -88,37 +82,33 @@ def _classes(folder: str, examples: str) -> str:
     return f"{counted(len(names), 'class', 'classes')} in {path}"
 
 
-def _downloads(configuration: Configuration, pending: Collection[str]) -> Iterator[str]:
-    for dataset in configuration.from_source("downloads"):
-        if f"resources/{dataset}/data" in pending:
-            size = configuration.dataset(dataset).get("size", "size unknown")
-            yield f"To download: the images of {dataset} ({size})."
-    models = {
-        **configuration.hub_models("clip"),
-        **configuration.hub_models("captioner"),
-        **configuration.hub_encoders(),
-    }
+def _downloads(run: Run, pending: Collection[str]) -> Iterator[str]:
+    for dataset in run.datasets:
+        if f"resources/{dataset.whole}/data" in pending:
+            size = dataset.keys.size or "size unknown"
+            yield f"To download: the images of {dataset.whole} ({size})."
+    models = run.hub_models("clip") | run.hub_models("captioner") | run.hub_encoders
     repos = [
         f"{' '.join(filter(None, names.values()))}{SIZES.get(slug, '')}"
         for slug, names in models.items()
-        if MODEL_NOTE.format(model=slug) in pending
+        if jobs.MODEL_NOTE.format(model=slug) in pending
     ]
     if repos:
         yield f"To download from the Hugging Face hub, unless in its cache: {', '.join(repos)}."
 
 
-def finished(configuration: Configuration, outputs: Collection[str]) -> list[str]:
+def finished(run: Run, outputs: Collection[str]) -> list[str]:
     """Return the places of the results, and the next commands, by the outputs of all jobs."""
     lines: list[str] = []
-    for dataset in configuration.datasets:
-        results = f"results/{dataset}"
-        page = f"{results}/report{configuration.suffix}.html"
+    for dataset in run.datasets:
+        results = dataset.results
+        page = f"{results}/report{run.suffix}.html"
         labels = f"{results}/{FUSED_LABELS}"
         if page in outputs:
-            lines += _results(configuration, dataset, page)
+            lines += _results(dataset, page)
         elif labels in outputs:
             lines += [
-                f"{dataset}: the labels are in {labels}.",
+                f"{dataset.name}: the labels are in {labels}.",
                 f"Next, to look at them: latteclip labels show {results}",
                 f"Next, to use them: latteclip labels export {results} --format imagefolder "
                 "--output labelled",
@@ -127,41 +117,39 @@ def finished(configuration: Configuration, outputs: Collection[str]) -> list[str
             ]
             model = f"{results}/image_prototypes/seed0/model"
             if model in outputs:
-                lines.append(_predict(configuration, dataset, model))
-    index = f"results/{stage_params.overview(configuration)}"
-    if len(configuration.datasets) > 1 and index in outputs:
+                lines.append(_predict(dataset, model))
+    index = f"results/{jobs.overview(run)}"
+    if len(run.datasets) > 1 and index in outputs:
         lines.append(f"The page of all datasets is {index}.")
     return lines
 
 
-def _results(configuration: Configuration, dataset: str, page: str) -> Iterator[str]:
-    yield f"{dataset}: {_images(configuration, dataset)}. The page is {page}."
-    results = f"results/{dataset}"
-    model = f"{results}/model{configuration.suffix}"
-    for selection in selection_if_any(configuration, dataset):
+def _results(dataset: Dataset, page: str) -> Iterator[str]:
+    results, suffix = dataset.results, dataset.run.suffix
+    yield f"{dataset.name}: {_images(dataset)}. The page is {page}."
+    model = f"{results}/model{suffix}"
+    for selection in jobs.selection(dataset):
         chosen = read_selection(selection)
         yield f"The chosen model is {chosen.method}, seed {chosen.seed}, in {model}."
-        yield from _by_answers(configuration, dataset)
-        audits = list(filter(os.path.isfile, audit_if_any(configuration, dataset)))
+        yield from _by_answers(dataset)
+        audits = list(filter(os.path.isfile, jobs.audit(dataset)))
         for audit in audits:
             yield f"By your answers: {read_object(audit, ['sentence'])['sentence']}"
-        if os.path.isfile(f"{results}/{FUSED_LABELS}") and not stage_params.taught_labels(
-            configuration, dataset
-        ):
+        if os.path.isfile(f"{results}/{FUSED_LABELS}") and not jobs.taught_labels(dataset):
             yield (
                 "Next, to improve it by your answers, and to estimate its accuracy: latteclip "
                 f"teach {results}"
             )
         elif not audits:
             yield f"Next, to estimate its accuracy: latteclip audit {results}"
-        yield _predict(configuration, dataset, model if configuration.suffix else results)
-        if len(configuration.voters(dataset)) > 1:
+        yield _predict(dataset, model if suffix else results)
+        if len(dataset.labellers) > 1:
             yield f"Next, to see the accuracy of each labeller: latteclip labellers {results}"
-    if not configuration.candidates(dataset):
-        for method in configuration.methods_of(dataset):
-            model = f"{results}/{method}/seed{configuration.seeds[0]}/model"
+    if not dataset.candidates:
+        for method in dataset.methods:
+            model = f"{method.folder(method.seeds[0])}/model"
             if os.path.isdir(model):
-                yield _predict(configuration, dataset, model)
+                yield _predict(dataset, model)
     # Trainings that did not finish.
     for folder in sorted(Path(results).glob("*/seed*/checkpoint*")):
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -171,21 +159,20 @@ def _results(configuration: Configuration, dataset: str, page: str) -> Iterator[
         )
 
 
-def _predict(configuration: Configuration, dataset: str, model: str) -> str:
-    photos = configuration.dataset(dataset)["source"].get("folder", "photos")
+def _predict(dataset: Dataset, model: str) -> str:
+    source = dataset.keys.source
+    photos = (source.folder if source else None) or "photos"
     return f"Next, to classify photographs: latteclip predict {shlex.join([model, photos])}"
 
 
-def _by_answers(configuration: Configuration, dataset: str) -> Iterator[str]:
+def _by_answers(dataset: Dataset) -> Iterator[str]:
     """Yield the accuracy of the labels and of the chosen model, as far as answers give it."""
     from latteclip.evaluate.statement import read_statement
 
-    folder = Path("results") / dataset
-    run = stage_params.main_method(configuration, dataset), 0
-    for path in selection_if_any(configuration, dataset):
-        if Path(path).is_file():
-            run = read_selection(path).run
-    statement = read_statement(folder, run, configuration.suffix)
+    run = dataset.main_method.name, 0
+    for path in filter(os.path.isfile, jobs.selection(dataset)):
+        run = read_selection(path).run
+    statement = read_statement(Path(dataset.results), run, dataset.run.suffix)
     if labels := statement.labels:
         yield f"The labels: {labels.words}, by {labels.n} answers of teach."
     if model := statement.model:

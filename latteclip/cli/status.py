@@ -41,7 +41,6 @@ def status(
     /,
     config: Sequence[str] = (),
     configfile: Sequence[str] = (),
-    sdm: Sequence[str] = (),
     estimate: bool = False,
     json_output: bool = False,
 ) -> None:
@@ -52,7 +51,6 @@ def status(
     Args:
         datasets: keys of datasets (default: all with results, otherwise the configured dataset)
         config: KEY=VALUE, as snakemake takes it: method=latteclip seeds=5
-        sdm: as snakemake takes it: conda or apptainer
         estimate: print hours, tokens and disk of the full run instead, estimated from a run with
             limit=N
     """
@@ -67,7 +65,7 @@ def status(
     if not names and not names_some:
         known = dict.fromkeys([*layers.datasets(), *run_options.noted_datasets()])
         names = [key for key in known if (RESULTS / key).is_dir()]
-    frames = [_jobs(options) for options in _options(names, config, configfile, sdm)]
+    frames = [_jobs(options) for options in _options(names, config, configfile)]
     jobs = pd.concat(frames).drop_duplicates("outputs")  # datasets share some
     jobs = jobs.sort_values(["is_shared", "dataset", "stage", "wildcards"])
     if json_output:
@@ -80,28 +78,27 @@ def _options(
     names: Sequence[str],
     config: Sequence[str],
     configfiles: Sequence[str],
-    sdm: Sequence[str],
 ) -> Iterator[list[str]]:
     """Yield options of Snakemake, once for all datasets that were last run with the same ones."""
-    given = (tuple(configfiles), tuple(config), tuple(sdm))
+    given = (tuple(configfiles), tuple(config))
     datasets: dict[tuple[tuple[str, ...], ...], list[str]] = {} if names else {given: []}
     for name in names:
         noted = None if config or configfiles else run_options.read_options(name)
         if noted is None:
-            if given == ((), (), ()):
+            if given == ((), ()):
                 _refuse_unknown(name)
             datasets.setdefault(given, []).append(name)
             continue
-        values = {key: value for key, value in noted["config"].items() if key != "dataset"}
+        values = {key: value for key, value in noted.items() if key != "dataset"}
         pairs = tuple(run_options.pairs(values))
-        options = ((), pairs, tuple(sdm or noted["deployment"]))
+        options = ((), pairs)
         limit = values.get("limit")
         suffix = "" if limit is None else f"_{limit}"
         datasets.setdefault(options, []).append(name.removesuffix(suffix))
-    for (files, pairs, methods), keys in datasets.items():
+    for (files, pairs), keys in datasets.items():
         if keys:
             pairs += (f"dataset={json.dumps(keys)}",)
-        flags = {"--configfile": files, "--config": pairs, "--sdm": methods}
+        flags = {"--configfile": files, "--config": pairs}
         yield [word for flag, words in flags.items() if words for word in (flag, *words)]
 
 
@@ -280,8 +277,7 @@ def _table(jobs: pd.DataFrame) -> Iterator[str]:
             coloured = paint(f"{state:7}", COLOURS[state], sys.stdout)
             line = f"  {coloured}  {rule:22}  {run:34}  {why}"
             yield line.rstrip()
-        results = RESULTS / str(name)
-        yield from _costs(results)
+        yield from _costs(RESULTS / str(name))
         yield ""
 
 

@@ -13,8 +13,7 @@ from typing import Any
 
 from latteclip.clip import clip_config, image_encoders
 from latteclip.config.hub_names import HUB
-from latteclip.config.sections.captioner import CaptionerSection
-from latteclip.config.sections.clip import ClipSection
+from latteclip.config.keys import CaptionerSection, ClipSection
 from latteclip.core import hashing
 from latteclip.core.errors import UserError, chain, first_line, full_disk
 from latteclip.core.files import write_json

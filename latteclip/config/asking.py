@@ -4,48 +4,45 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from latteclip.config.configuration import Configuration
-from latteclip.core.file_names import IMAGES, NAMES, SCORES, TABLES, voter_table
+from latteclip.config.resolve import Asker, Dataset
+from latteclip.core.file_names import IMAGES, NAMES, SCORES, TABLES, labeller_table
 
 
 @dataclass(frozen=True)
 class Asking:
     """What a captioner is asked for: captions of images or groups, names of images, or scores."""
 
+    asker: Asker
     kind: str  # a key of TABLES
-    voter: str = ""  # name of a voter; empty: the captioner of the run
 
     @property
     def table(self) -> str:
         """The table of the answers, below the results of a dataset."""
-        return voter_table(self.voter) if self.voter else TABLES[self.kind]
+        name = self.asker.name
+        return labeller_table(name) if name else TABLES[self.kind]
 
-    def is_pending(self, dataset: str, pending: Collection[str]) -> bool:
+    @property
+    def max_images(self) -> int | None:
+        """About how many images the captioner is asked about at most; None: about all."""
+        return self.asker.max_images(self.kind)
+
+    def is_pending(self, pending: Collection[str]) -> bool:
         """Return whether the table, or a shard of it, is among the files that a run will write."""
-        results = f"results/{dataset}"
+        results = self.asker.dataset.results
         shards = f"{results}/captions/shards/{PurePath(self.table).stem}-"
         return any(file.startswith((f"{results}/{self.table}", shards)) for file in pending)
 
-    def max_images(self, configuration: Configuration, dataset: str) -> int | None:
-        """Return about how many images the captioner is asked at most; None: about all."""
-        section = "scores" if self.kind == SCORES else "captioner"
-        value = configuration.section(section, dataset, self.voter)["max_images"]
-        return None if value is None else int(value)
 
-
-def askings(configuration: Configuration, dataset: str) -> list[Asking]:
+def askings(dataset: Dataset) -> list[Asking]:
     """Return all that captioners are asked for about the images of a dataset."""
-    asked = [Asking(f"{kind}s") for kind in configuration.caption_kinds(dataset)]
-    if configuration.scores_classes(dataset):
-        asked.append(Asking(SCORES))
-    if configuration.discovers(dataset):
-        asked.append(Asking(NAMES))
-    for voter in configuration.own_voters(dataset):
-        if voter.record.asks is not None:
-            kind = SCORES if voter.record.asks == "scores" else IMAGES
-            asked.append(Asking(kind, voter.name))
-    return [
-        asking
-        for asking in asked
-        if not configuration.engine(dataset, asking.voter).reads_file
-    ]
+    own = dataset.asker
+    asked = [Asking(own, f"{kind}s") for kind in dataset.caption_kinds]
+    if dataset.keys.scores.kind is not None:
+        asked.append(Asking(own, SCORES))
+    if dataset.discovers:
+        asked.append(Asking(own, NAMES))
+    for labeller in dataset.own_labellers:
+        if labeller.asker is not None:
+            kind = SCORES if labeller.asks == "scores" else IMAGES
+            asked.append(Asking(labeller.asker, kind))
+    return [asking for asking in asked if not asking.asker.engine.reads_file]

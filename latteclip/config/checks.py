@@ -10,21 +10,18 @@ from pathlib import Path
 
 from latteclip.config import hub_names
 from latteclip.config.asking import Asking, askings
-from latteclip.config.configuration import Configuration
-from latteclip.config.methods import OBJECTIVES, VOTER_KINDS, VOTERS
-from latteclip.config.sections.split import SplitSection
-from latteclip.config.stage_params import (
-    names_file,
-    user_file,
-    votes_file,
-)
-from latteclip.config.voters import FILE_KEYS
+from latteclip.config.jobs import naming
+from latteclip.config.keys import ClipSection
+from latteclip.config.registry import VOTES
+from latteclip.config.resolve import Asker, Dataset, Labeller, Run
 from latteclip.core.class_templates import ClassTemplates, clean_classnames
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.file_names import (
     CLASSES,
     DISCOVER,
     FOLDERS,
+    NAMES,
+    SCORES,
     SPLITS,
     TABLES,
     edited_classes,
@@ -51,69 +48,61 @@ def refuse_unwritable() -> None:
             )
 
 
-def refuse_unready(configuration: Configuration) -> None:
+def refuse_unready(run: Run) -> None:
     """Raise UserError for the first contradiction, missing file or unknown name of a run."""
-    _refuse_ambiguous_voters(configuration)
-    for dataset in configuration.datasets:
-        checks = [_source, _words, _methods, _clip, _image_encoders, _voters]
-        if (
-            configuration.caption_kinds(dataset)
-            or configuration.scores_classes(dataset)
-            or configuration.discovers(dataset)
-        ):
-            checks += [_captions, _scores, _captioner, _files]
+    _refuse_ambiguous_labellers(run)
+    for dataset in run.datasets:
+        checks = [_source, _words, _methods, _own_clip, _image_encoders, _labellers]
+        if dataset.caption_kinds or dataset.keys.scores.kind or dataset.discovers:
+            checks += [_captions, _own_captioner, _files]
         for problems in checks:
-            for problem in problems(configuration, dataset):
-                raise UserError(f"Dataset {dataset}: {problem}")
+            for problem in problems(dataset):
+                raise UserError(f"Dataset {dataset.name}: {problem}")
 
 
-def _source(configuration: Configuration, dataset: str) -> Iterator[str]:
+def _source(dataset: Dataset) -> Iterator[str]:
     """Check the source of the images, and that a folder of images has classes."""
-    source = configuration.dataset(dataset).get("source")
+    source, split = dataset.keys.source, dataset.keys.split
     if source is None:
         yield (
             "it has no source; name the folder of its images with --config "
-            f"dataset={dataset} image_dir=..., or as source in its file."
+            f"dataset={dataset.name} image_dir=..., or as source in its file."
         )
         return
-    split = configuration.section("split", dataset)
-    classes = split.get("classes")
-    if classes in (DISCOVER, FOLDERS) and split["kind"] != "folders":
+    if split.classes in (DISCOVER, FOLDERS) and split.kind != "folders":
         yield (
-            f"split.classes {classes} is for images in folders, but split.kind is "
-            f"{split['kind']}; put the images into a folder, or name the classes."
+            f"split.classes {split.classes} is for images in folders, but split.kind is "
+            f"{split.kind}; put the images into a folder, or name the classes."
         )
-    edited = edited_classes(f"results/{dataset}") if classes == DISCOVER else None
+    edited = edited_classes(dataset.results) if dataset.discovers else None
     if edited is not None and len(edited) < 2:
         yield (
-            f"results/{dataset}/{CLASSES} has fewer than two classes; write one name per line, or "
+            f"{dataset.results}/{CLASSES} has fewer than two classes; write one name per line, or "
             "delete the file to return to the proposal."
         )
-    examples = split.get("examples")
-    if examples and not os.path.isdir(examples):
-        yield f"split.examples {examples} is not a folder; correct the path."
-    folder = source.get("folder")
+    if split.examples and not os.path.isdir(split.examples):
+        yield f"split.examples {split.examples} is not a folder; correct the path."
+    folder = source.folder
     if folder is None:
         return
     if not os.path.isdir(folder):  # False, not an error, where barred
-        key = "image_dir" if configuration.config["image_dir"] else "source.folder"
+        key = "image_dir" if dataset.run.keys.image_dir else "source.folder"
         yield f"{key} {folder} is not a folder; correct the path."
-    images = os.path.normpath(os.path.join(folder, split["images"]))
-    if examples and Path(examples).resolve().is_relative_to(Path(images).resolve()):
+    images = os.path.normpath(os.path.join(folder, split.images))
+    inside = Path(images).resolve()
+    if split.examples and Path(split.examples).resolve().is_relative_to(inside):
         yield (
-            f"split.examples {examples} is inside {folder}, whose images are those of the dataset; "
-            "move it elsewhere."
+            f"split.examples {split.examples} is inside {folder}, whose images are those of the "
+            "dataset; move it elsewhere."
         )
     is_readable = os.access(images, os.R_OK | os.X_OK)  # if not, index_images says why
-    if split["kind"] == "folders" and not classes and is_readable:
-        yield from _class_names(configuration, dataset, folder, images)
+    if split.kind == "folders" and not split.classes and is_readable:
+        yield from _class_names(dataset, folder, images)
 
 
-def _class_names(
-    configuration: Configuration, dataset: str, folder: str, images: str
-) -> Iterator[str]:
+def _class_names(dataset: Dataset, folder: str, images: str) -> Iterator[str]:
     """Check that a list, examples or the folders of images name the classes of a dataset."""
-    split = configuration.section("split", dataset)
+    split = dataset.keys.split
     file = os.path.join(folder, CLASSES)
     alike = [name for name in sorted(os.listdir(folder)) if name.lower() == CLASSES]
     if alike and CLASSES not in alike:
@@ -124,8 +113,8 @@ def _class_names(
             "are the classes."
         )
     if os.path.isfile(file):
-        yield from _listed_classes(file, SplitSection(**split).classname_replace)
-    if os.path.lexists(file) or split.get("examples"):
+        yield from _listed_classes(file, split.classname_replace)
+    if os.path.lexists(file) or split.examples:
         return
     folders = sorted(class_folders(images))
     listing = (
@@ -140,7 +129,7 @@ def _class_names(
         )
     # Folders below train, val and test can be nothing else.
     is_split = not _folders(images).isdisjoint(SPLITS)
-    if not is_split and not configuration.has_class_folders(dataset):
+    if not is_split and not dataset.has_class_folders:
         yield (
             f"{folder} has no {CLASSES}, but {some_names(folders)}. If these folders are the "
             f"classes, add --config \"split={{'classes': 'folders'}}\". If not, {listing}"
@@ -184,116 +173,116 @@ def _folders(place: str) -> set[str]:
         return {e.name for e in entries if e.is_dir() and not is_litter(e.name)}
 
 
-def _words(configuration: Configuration, dataset: str) -> Iterator[str]:
-    synonyms = configuration.dataset(dataset).get("class_synonyms")
+def _words(dataset: Dataset) -> Iterator[str]:
     try:
-        ClassTemplates.of(configuration.section("template", dataset), synonyms)
+        ClassTemplates.of(dataset.keys.template, dataset.keys.class_synonyms)
     except UserError as error:
         yield str(error)
 
 
-def _refuse_ambiguous_voters(configuration: Configuration) -> None:
-    """Raise UserError for voters of one name that different rules would write."""
-    first: dict[str, tuple[str, str]] = {}
-    for dataset in configuration.datasets:
-        for voter in configuration.own_voters(dataset):
-            other, kind = first.setdefault(voter.name, (dataset, voter.kind))
-            if VOTER_KINDS[kind].asks != voter.record.asks:
+def _refuse_ambiguous_labellers(run: Run) -> None:
+    """Raise UserError for labellers of one name that different rules would write."""
+    first: dict[str, Labeller] = {}
+    for dataset in run.datasets:
+        for labeller in dataset.own_labellers:
+            other = first.setdefault(labeller.name, labeller)
+            if other.asks != labeller.asks:
                 raise UserError(
-                    f"The voter {voter.name} is of kind {kind} in dataset {other} and of kind "
-                    f"{voter.kind} in dataset {dataset}; give one of them another name."
+                    f"The labeller {labeller.name} is of kind {other.kind} in dataset "
+                    f"{other.dataset.name} and of kind {labeller.kind} in dataset {dataset.name}; "
+                    "give one of them another name."
                 )
 
 
-def _voters(configuration: Configuration, dataset: str) -> Iterator[str]:
-    """Check the models and the files of voters whose votes jobs of their own write."""
-    entries = configuration.section("voters", dataset)
-    if entries and configuration.section("votes", dataset) is not None:
-        yield "votes and voters are both set; leave votes out."
-    for voter in configuration.own_voters(dataset):
-        name = voter.name
-        if voter.record.loads_clip:
-            problems = _other_clip(configuration, dataset, name)
-        elif voter.record.asks is None:
-            problems = _votes_file(configuration, dataset, name)
+def _labellers(dataset: Dataset) -> Iterator[str]:
+    """Check the models and the files of labellers, and that no two are the same."""
+    tables: dict[str, str] = {}
+    for labeller in dataset.labellers:
+        other = tables.setdefault(labeller.table, labeller.name)
+        if other != labeller.name:
+            yield (
+                f"the labellers {other} and {labeller.name} have the same answers, which would "
+                "count twice; leave one of them out, or change its model or prompt."
+            )
+    for labeller in dataset.own_labellers:
+        if labeller.clip is not None:
+            problems = _other_clip(labeller)
+        elif labeller.asker is None:
+            problems = _not_files(labeller.file)
         else:
-            problems = _of_captioner(configuration, dataset, name)
+            problems = _asker_of(labeller, labeller.asker)
         for problem in problems:
-            yield f"of the voter {name}, {problem}"
+            yield f"of the labeller {labeller.name}, {problem}"
 
 
-def _other_clip(configuration: Configuration, dataset: str, voter: str) -> Iterator[str]:
-    """Check the CLIP model of a voter, which is not the one that is adapted."""
-    own = configuration.section("clip", dataset)
-    values = configuration.section("clip", dataset, voter)
-    keys = ("model", "pretrained")
-    if all(own[key] == values[key] for key in keys):
-        yield f"model {values['model']} is clip.model, whose scores count anyway; name another."
-    yield from _clip(configuration, dataset, voter)
+def _other_clip(labeller: Labeller) -> Iterator[str]:
+    """Check the CLIP model of a labeller, which is not the one that is adapted."""
+    own, other = labeller.dataset.keys.clip, labeller.clip
+    assert other is not None
+    if (own.model, own.pretrained) == (other.model, other.pretrained):
+        yield f"model {other.model} is clip.model, whose scores count anyway; name another."
+    yield from _clip(other)
 
 
-def _votes_file(configuration: Configuration, dataset: str, voter: str) -> Iterator[str]:
-    for file in votes_file(configuration, dataset, voter):
-        if not os.path.isfile(file):
+def _not_files(*files: str | None) -> Iterator[str]:
+    for file in files:
+        if file is not None and not os.path.isfile(file):
             yield f"file {file} is not a file."
 
 
-def _of_captioner(configuration: Configuration, dataset: str, voter: str) -> Iterator[str]:
-    """Check the captioner of a voter, its file, and that it scores what it is asked for."""
-    record = next(v.record for v in configuration.own_voters(dataset) if v.name == voter)
-    changed = configuration.voter_entry(dataset, voter).get("captioner", {})
-    if record.asks == "scores" and "max_images" in changed:
-        yield "captioner.max_images is for captions; set max_images."
-    if record.asks == "captions" and configuration.engine(dataset, voter).decides:
+def _asker_of(labeller: Labeller, asker: Asker) -> Iterator[str]:
+    """Check the captioner of a labeller, its file, and that it scores what it is asked for."""
+    if labeller.asks == "captions" and asker.engine.decides:
         yield "captioner.engine decisions writes no captions; set another engine."
-    yield from _captioner(configuration, dataset, voter)
-    if record.asks == "scores":
-        yield from _scores(configuration, dataset, voter)
-    if configuration.engine(dataset, voter).reads_file:
-        key = FILE_KEYS[str(record.asks)]
-        files = user_file(configuration, dataset, key, voter)
-        if not files:
-            yield f"captioner.engine file needs {key}; name it as file of the voter."
-        elif not os.path.isfile(files[0]):
-            yield f"file {files[0]} is not a file."
+    yield from _captioner(asker, [f"{labeller.dataset.results}/{labeller.table}"])
+    if labeller.asks == "scores":
+        yield from _scores(asker)
+    if asker.engine.reads_file:
+        is_scores = labeller.asks == "scores"
+        file = asker.scores.file if is_scores else asker.captioner.images_file
+        if file is None:
+            key = "scores.file" if is_scores else "captioner.images_file"
+            yield f"captioner.engine file needs {key}; name it as file of the labeller."
+        yield from _not_files(file)
 
 
-def _methods(configuration: Configuration, dataset: str) -> Iterator[str]:
+def _methods(dataset: Dataset) -> Iterator[str]:
     """Check that the settings of a method fit each other and those of the dataset."""
-    votes = configuration.votes_with(dataset)
-    scored = configuration.scores_classes(dataset)
-    if any(VOTERS[key].needs_scores for key in votes) and not scored:
-        yield f"votes {votes[0]} are class scores, but scores.kind is null; set it."
-    for method in configuration.methods_of(dataset):
-        values = configuration.method(method, dataset)
-        objective = OBJECTIVES[values["objective"]]
-        labels = configuration.pseudo_labels(method, dataset)
+    columns = dataset.columns
+    for method in dataset.methods:
+        objective, labels = method.objective, method.pseudo_labels
         allowed = objective.pseudo_labels
-        if objective.reads_encoders and not configuration.image_encoders:
-            yield f"method {method} needs image_encoders; set them, or leave it out of method."
+        if objective.reads_encoders and not dataset.run.image_encoders:
+            yield f"method {method.name} needs image_encoders; set them, or leave it out of method."
         if allowed and labels not in allowed:
-            yield f"method {method} takes pseudo_labels {' or '.join(allowed)}, not {labels}."
-        if labels in VOTERS and labels not in votes:
-            voting = " and ".join(votes) or "of other voters"
             yield (
-                f"method {method} has pseudo_labels {labels}, but votes are {voting} here (scores."
-                f"kind is {'set' if scored else 'null'}): lmm are class scores, caption are "
-                "captions; change one of the two."
+                f"method {method.name} takes pseudo_labels {' or '.join(allowed)}, not {labels}."
             )
-        switches = values.get("switches", {})
+        if labels in VOTES and labels not in columns:
+            found = " and ".join(columns) or "those of other labellers"
+            yield (
+                f"method {method.name} has pseudo_labels {labels}, but the labels here are "
+                f"{found}: lmm are class scores, caption are captions; change one of the two."
+            )
         for keys in objective.switches:
-            if not any(switches.get(key, True) for key in keys):
-                yield f"method {method} has all switches {', '.join(keys)} off; switch one on."
+            if not any(getattr(method.keys.switches, key) for key in keys):
+                yield (
+                    f"method {method.name} has all switches {', '.join(keys)} off; switch one on."
+                )
+        if method.finds_rate and not objective.trains and not objective.averages:
+            yield f"method {method.name} does not train; leave finetune.lr auto out."
 
 
-def _clip(configuration: Configuration, dataset: str, voter: str = "") -> Iterator[str]:
-    """Check the names of the CLIP model, its weights and the image encoders beside it.
+def _own_clip(dataset: Dataset) -> Iterator[str]:
+    yield from _clip(dataset.keys.clip)
+
+
+def _clip(values: ClipSection) -> Iterator[str]:
+    """Check the names of a CLIP model and its weights.
 
     The first job checks the pair of model and weights.
     """
-    values = configuration.section("clip", dataset, voter)
-    model = values["model"]
-    pretrained = values["pretrained"]
+    model, pretrained = values.model, values.pretrained
     if model.startswith(hub_names.FOLDER):
         file = os.path.join(model.removeprefix(hub_names.FOLDER), hub_names.CLIP_CONFIG)
         if not os.path.isfile(file):
@@ -313,9 +302,9 @@ def _clip(configuration: Configuration, dataset: str, voter: str = "") -> Iterat
         yield f"clip.pretrained {pretrained}: {suggestion(pretrained, tags)}"
 
 
-def _image_encoders(configuration: Configuration, _: str) -> Iterator[str]:
+def _image_encoders(dataset: Dataset) -> Iterator[str]:
     """Check that image encoders in folders are there."""
-    for name in configuration.image_encoders.values():
+    for name in dataset.run.image_encoders.values():
         folder = hub_names.local_folder(name)
         if folder is None:
             continue
@@ -338,15 +327,20 @@ def open_clip_names() -> tuple[set[str], set[str]]:
     )
 
 
-def _captioner(
-    configuration: Configuration, dataset: str, voter: str = ""
-) -> Iterator[str]:
-    """Check the captioner's model and lengths, and that its server has an address."""
-    values = configuration.section("captioner", dataset, voter)
-    engine = configuration.engine(dataset, voter)
-    model = values["model"]
-    longest = values["max_model_len"]
-    answer = values["max_new_tokens"]
+def _own_captioner(dataset: Dataset) -> Iterator[str]:
+    """Check the captioner of the run, and that it scores classes as wanted."""
+    kinds = [f"{kind}s" for kind in dataset.caption_kinds]
+    kinds += [SCORES] * (dataset.keys.scores.kind is not None)
+    kinds += [NAMES] * dataset.discovers
+    tables = [f"{dataset.results}/{TABLES[kind]}" for kind in kinds]
+    yield from _scores(dataset.asker)
+    yield from _captioner(dataset.asker, tables)
+
+
+def _captioner(asker: Asker, tables: Sequence[str]) -> Iterator[str]:
+    """Check a captioner's model and lengths, and that its server has an address."""
+    values, engine = asker.captioner, asker.engine
+    model, answer, longest = values.model, values.max_new_tokens, values.max_model_len
     if engine.loads_model and answer >= longest:
         yield (
             f"captioner.max_new_tokens {answer} leave no room for a picture within "
@@ -358,27 +352,18 @@ def _captioner(
             f"captioner.model {model} is neither a folder nor a name of the Hugging Face hub, "
             "such as llava-hf/llava-v1.6-mistral-7b-hf."
         )
-    tables = [
-        f"results/{dataset}/{asking.table}"
-        for asking in askings(configuration, dataset)
-        if asking.voter == voter
-    ]
     address = engine.address
     is_set = address is None or bool(os.environ.get(address))
     if not is_set and not all(map(os.path.isfile, tables)):
         yield (
-            f"captioner.engine {values['engine']} needs the address of a server: export "
+            f"captioner.engine {values.engine} needs the address of a server: export "
             f"{address}={EXAMPLES[str(address)]}, or set another engine."
         )
 
 
-def _scores(configuration: Configuration, dataset: str, voter: str = "") -> Iterator[str]:
+def _scores(asker: Asker) -> Iterator[str]:
     """Check that the engine can score classes as the configuration wants them scored."""
-    captioner = configuration.section("captioner", dataset, voter)
-    scores = configuration.section("scores", dataset, voter)
-    name = captioner["engine"]
-    kind = scores["kind"]
-    engine = configuration.engine(dataset, voter)
+    name, kind, engine = asker.captioner.engine, asker.scores.kind, asker.engine
     if engine.decides and kind != "decisions":
         yield f"captioner.engine {name} answers scores.kind decisions alone; set it."
     elif kind == "decisions" and not (engine.decides or engine.reads_file):
@@ -387,18 +372,18 @@ def _scores(configuration: Configuration, dataset: str, voter: str = "") -> Iter
         yield f"captioner.engine {name} has no likelihoods; set scores.kind to multiple_choice."
 
 
-def _captions(configuration: Configuration, dataset: str) -> Iterator[str]:
+def _captions(dataset: Dataset) -> Iterator[str]:
     """Check that the engine writes captions if the run needs some."""
-    if not configuration.engine(dataset).decides:
+    if not dataset.asker.engine.decides:
         return
-    name = configuration.section("captioner", dataset)["engine"]
-    if configuration.discovers(dataset):
+    name = dataset.keys.captioner.engine
+    if dataset.discovers:
         yield (
             f"captioner.engine {name} names no classes, which split.classes {DISCOVER} needs; set "
             "another engine."
         )
-    for kind in configuration.caption_kinds(dataset):
-        reading, others = _by_need(configuration, dataset, kind)
+    for kind in dataset.caption_kinds:
+        reading, others = _by_need(dataset, kind)
         without = f", or run without them: method={','.join(others)}" if others else ""
         yield (
             f"captioner.engine {name} writes no captions, which {', '.join(reading)} need; set "
@@ -406,54 +391,55 @@ def _captions(configuration: Configuration, dataset: str) -> Iterator[str]:
         )
 
 
-def _by_need(
-    configuration: Configuration, dataset: str, kind: str
-) -> tuple[list[str], list[str]]:
+def _by_need(dataset: Dataset, kind: str) -> tuple[list[str], list[str]]:
     """Return the methods of the run that need captions of a kind, and the others."""
-    run = configuration.methods_of(dataset)
-    needs = {m: configuration.needs_captions(m, kind, dataset) for m in run}
-    return [m for m in run if needs[m]], [m for m in run if not needs[m]]
+    needs = {method.name: method.needs_captions(kind) for method in dataset.methods}
+    return [m for m in needs if needs[m]], [m for m in needs if not needs[m]]
 
 
-def _files(configuration: Configuration, dataset: str) -> Iterator[str]:
+def _files(dataset: Dataset) -> Iterator[str]:
     """Check that the user's captions and scores exist if a method of the run reads them."""
-    if not configuration.engine(dataset).reads_file:
+    if not dataset.asker.engine.reads_file:
         return
-    needed = {}
-    for kind in configuration.caption_kinds(dataset):
-        reading, others = _by_need(configuration, dataset, kind)
+    captioner = dataset.keys.captioner
+    needed: list[tuple[str, str | None, str]] = []
+    for kind in dataset.caption_kinds:
+        reading, others = _by_need(dataset, kind)
         without = f" To run without them, give method={','.join(others)}." if others else ""
-        needed[f"captioner.{kind}s_file"] = f", for {', '.join(reading)}.{without}"
-    if configuration.scores_classes(dataset):
-        needed["scores.file"] = " where scores.kind is set."
-    files = {key: user_file(configuration, dataset, key) for key in needed}
-    if configuration.discovers(dataset):
-        needed["discover.file"] = " where split.classes is discover."
-        files["discover.file"] = names_file(configuration, dataset)
-    for key, reason in needed.items():
-        if not files[key]:
+        file = captioner.images_file if kind == "image" else captioner.groups_file
+        reason = f", for {', '.join(reading)}.{without}"
+        needed.append((f"captioner.{kind}s_file", file, reason))
+    if dataset.keys.scores.kind:
+        needed.append(
+            ("scores.file", dataset.keys.scores.file, " where scores.kind is set.")
+        )
+    if dataset.discovers:
+        names = naming(dataset).images_file
+        needed.append(("discover.file", names, " where split.classes is discover."))
+    for key, file, reason in needed:
+        if file is None:
             yield f"captioner.engine file needs {key}{reason}"
         # Snakemake would go on with a table that was made of another file.
-        elif not os.path.isfile(files[key][0]):
-            yield f"{key} {files[key][0]} is not a file."
+        elif not os.path.isfile(file):
+            yield f"{key} {file} is not a file."
 
 
-def refuse_slow_captions(configuration: Configuration, pending: Collection[str]) -> None:
+def refuse_slow_captions(run: Run, pending: Collection[str]) -> None:
     """Raise UserError if a large captioner would write some of the pending files without a GPU.
 
     An empty CUDA_VISIBLE_DEVICES asks for the CPU.
     """
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         return
-    for dataset in configuration.datasets:
+    for dataset in run.datasets:
         # All tables: a user may name one on the command line that no method needs.
-        asked = [*map(Asking, TABLES), *askings(configuration, dataset)]
+        asked = [*(Asking(dataset.asker, kind) for kind in TABLES), *askings(dataset)]
         for asking in asked:
-            model = configuration.section("captioner", dataset, asking.voter)["model"]
-            loads_model = configuration.engine(dataset, asking.voter).loads_model
-            is_pending = asking.is_pending(dataset, pending)
-            if loads_model and is_pending and _is_large(model):
-                raise UserError(_too_slow(dataset, model))
+            model = asking.asker.captioner.model
+            if not asking.asker.engine.loads_model or not _is_large(model):
+                continue
+            if asking.is_pending(pending):
+                raise UserError(_too_slow(dataset.name, model))
 
 
 def _too_slow(dataset: str, model: str) -> str:

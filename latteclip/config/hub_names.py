@@ -1,10 +1,9 @@
 """Tell models of the Hugging Face hub from files, and name the notes on them."""
 
 import os
-from collections.abc import Mapping
-from typing import Any
 from urllib.parse import quote
 
+from latteclip.config.keys import CaptionerSection, ClipSection
 from latteclip.core.hashing import digest
 
 HUB = "hf-hub:"
@@ -28,10 +27,9 @@ def is_folder(model: str) -> bool:
     return os.path.isdir(model) or model.startswith((".", "/")) or model.count("/") > 1
 
 
-def hub_clip(values: Mapping[str, Any]) -> Names | None:
-    """Return the names of a CLIP of the hub from section `clip`; None for a folder or file."""
-    model = values["model"]
-    pretrained = values["pretrained"]
+def hub_clip(clip: ClipSection) -> Names | None:
+    """Return the names of a CLIP of the hub; None for a folder or file."""
+    model, pretrained = clip.model, clip.pretrained
     if model.startswith(FOLDER):
         return None
     if model.startswith(HUB):
@@ -47,21 +45,20 @@ def local_folder(name: str) -> str | None:
     return name.removeprefix(FOLDER) if name.startswith(FOLDER) else None
 
 
-def local_clip(values: Mapping[str, Any]) -> str | None:
-    """Return the folder or the file of weights of section `clip`; None for a CLIP of the hub."""
-    model = values["model"]
-    pretrained = values["pretrained"]
+def local_clip(clip: ClipSection) -> str | None:
+    """Return the folder or the file of weights of a CLIP; None for one of the hub."""
+    model, pretrained = clip.model, clip.pretrained
     if model.startswith(FOLDER):
         return local_folder(model)
     is_file = not model.startswith(HUB) and pretrained and os.path.isfile(pretrained)
     return str(pretrained) if is_file else None
 
 
-def hub_captioner(values: Mapping[str, Any]) -> Names | None:
-    """Return the names of a captioner of the hub from section `captioner`, or None."""
-    if is_folder(values["model"]):
+def hub_captioner(captioner: CaptionerSection) -> Names | None:
+    """Return the names of a captioner of the hub, or None."""
+    if is_folder(captioner.model):
         return None
-    return {"model": values["model"], "revision": values["revision"]}
+    return {"model": captioner.model, "revision": captioner.revision}
 
 
 def slug(names: Names) -> str:

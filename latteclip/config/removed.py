@@ -8,6 +8,14 @@ import re
 # Keys of the configuration, by their path without the names of datasets, methods and labellers.
 KEYS: dict[str, str] = {
     "class_groups": "use predict --topk and add up the probabilities of the classes of a group.",
+    "captions": "set compute.shards in place of captions.shards.",
+    "container": "run the commands inside the image of envs/Dockerfile.",
+    "discover.max_new_tokens": "leave it out: a name has at most 16 tokens.",
+    "groups.seed": "leave it out: it is 0.",
+    "inference.topk": "leave it out: tables have the five best classes.",
+    "threads": "set compute.threads.",
+    "voters": "call them labellers.",
+    "votes": "list who labels under labellers.",
     "batch_norm": "statistics of BatchNorm stay those of pretraining.",
     "beta1": "it is 0.9, as in the paper.",
     "beta2": "it is 0.98, as in the paper.",
@@ -23,7 +31,7 @@ KEYS: dict[str, str] = {
     "retrain_share": "models train again where their images, labels or settings changed.",
     "student": "take a small CLIP as clip.model, such as MobileCLIP2-S0.",
     "source.textures": "the demo's images are shards in the package; leave the key out.",
-    "max_cost": "set max_images of captioner, of scores, or of an entry of voters.",
+    "max_cost": "set max_images of captioner, of scores, or of an entry of labellers.",
     "captioner.price_input": "set max_images; a provider's console limits money.",
     "captioner.price_output": "set max_images; a provider's console limits money.",
     "captioner.requests_per_second": "set captioner.concurrency.",
@@ -38,6 +46,7 @@ KEYS: dict[str, str] = {
 }
 # Options, formats and commands of `latteclip`, as they are typed.
 OPTIONS: dict[str, str] = {
+    "--sdm": "install once with make install, or run inside the image of envs/Dockerfile.",
     "--offline": "run latteclip classes where the results are, or edit classes.txt.",
     "--actions": "edit classes.txt.",
     "--new": "look at the images marked unknown on the page of the dataset.",
@@ -58,6 +67,8 @@ def removed_key(path: list[str]) -> str | None:
 
 def removed_option(message: str) -> str | None:
     """Return what to do instead of a removed word that argparse does not accept."""
+    if not message.startswith("unrecognized") and "invalid choice" not in message:
+        return None
     words = set(re.findall(r"[\w-]+", message))
     for name, step in OPTIONS.items():
         if words.issuperset(name.split()):

@@ -30,16 +30,16 @@ TABLES = {
     NAMES: "names.parquet",
     SCORES: "class_scores.parquet",
 }
-VOTERS = "voters"  # folder of the tables that one voter alone has
+LABELLERS = "labellers"  # folder of the tables that one labeller alone has
 # Beside the results of a dataset whose classes a stage proposed.
 ACTIONS = "classes.json"  # a person's actions, and the history of edits
 PROPOSAL = "discovery.json"
 BY_HAND = "edited by hand"  # the names of each edit
 
 
-def voter_table(name: str) -> str:
-    """Return the table of a voter whose votes a job of its own writes."""
-    return f"{VOTERS}/{name}.parquet"
+def labeller_table(name: str) -> str:
+    """Return the table of a labeller whose votes a job of its own writes."""
+    return f"{LABELLERS}/{name}.parquet"
 
 
 def is_litter(name: str) -> bool:

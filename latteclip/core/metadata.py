@@ -51,11 +51,11 @@ class VotesMetadata:
 
 
 @dataclass
-class VoterLabelsMetadata:
-    """The metadata of VOTER_LABELS."""
+class LabellerLabelsMetadata:
+    """The metadata of LABELLER_LABELS."""
 
     classnames: list[str]
-    voters: list[str]  # names, in the order of the labels
+    labellers: list[str]  # names, in the order of the labels
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import json
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,20 @@ from latteclip.core.files import read_object, write_json
 NOTES = Path(".snakemake", "latteclip_options")
 
 
-def note_options(
-    datasets: Mapping[str, str], config: Mapping[str, Any], deployment: Sequence[str]
-) -> None:
-    """Note `config` and --sdm of a run. `datasets` maps names below results to those configured."""
+def note_options(datasets: Mapping[str, str], config: Mapping[str, Any]) -> None:
+    """Note `config` of a run. `datasets` maps names below results to those configured."""
     whole = {**config, "dataset": list(datasets.values())}
     for dataset in datasets:
-        values = {"config": whole, "deployment": sorted(deployment)}
-        write_json(NOTES / f"{dataset}.json", values)
+        write_json(NOTES / f"{dataset}.json", {"config": whole})
 
 
 def read_options(dataset: str, root: Path = Path()) -> dict[str, Any] | None:
-    """Return `config` and `deployment` of the last run of a dataset, if there was one."""
+    """Return `config` of the last run of a dataset, if there was one."""
     path = root / NOTES / f"{dataset}.json"
     if not path.is_file():
         return None
-    return read_object(path, ("config", "deployment"), DELETE)
+    values: dict[str, Any] = read_object(path, ("config",), DELETE)["config"]
+    return values
 
 
 def noted_datasets() -> list[str]:
@@ -55,8 +53,7 @@ def run_command(results: str | Path, target: str = "") -> str:
     """
     folder = Path(os.path.abspath(results))
     root = folder.parent.parent if folder.parent.name == "results" else Path.cwd()
-    noted = read_options(folder.name, root) or {"config": {}, "deployment": []}
-    config = dict(noted["config"])
+    config = dict(read_options(folder.name, root) or {})
     config.pop("dataset", None)
     dataset = folder.name
     if limit := config.get("limit"):
@@ -65,8 +62,6 @@ def run_command(results: str | Path, target: str = "") -> str:
     words += CORES.split()
     if root != Path.cwd():
         words += ["--directory", str(root)]
-    if noted["deployment"]:
-        words += ["--sdm", *noted["deployment"]]
     if target:
         words.append(target)
     words += ["--config", f"dataset={dataset}", *pairs(config)]

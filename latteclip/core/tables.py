@@ -73,9 +73,11 @@ FUSED_LABELS = _schema(
     fused_label=pa.int32(),
     fused_confidence=pa.float32(),
 )
-VOTER_LABELS = _schema(
+LABELLER_LABELS = _schema(
     image_id=pa.string(),  # id of a training image
-    labels=pa.list_(pa.int32()),  # by each voter, in the order of the metadata; -1: no vote
+    labels=pa.list_(
+        pa.int32()
+    ),  # by each labeller, in the order of the metadata; -1: no vote
 )
 IMAGE_FEATURES = _schema(
     image_id=pa.string(),
@@ -130,6 +132,7 @@ UNKNOWN = _schema(
     captioner_score=pa.float32(),  # the same by class scores; null where there are none
     is_unknown=pa.bool_(),  # above its threshold in the metadata, the captioner's if any
 )
+TOPK = 5  # best classes of an image that PSEUDO_LABELS and PREDICTIONS have
 CAPTION_ROWS = 10_000  # rows in a row group of CAPTIONS
 STRINGS = 4096  # or other values of a column that are Python objects at once
 _FLOATS = (  # measures of a step of a training

@@ -22,13 +22,15 @@ from filelock import FileLock
 from tabulate import tabulate
 
 from latteclip import __version__
-from latteclip.config import layers, model
-from latteclip.config.sections.downloads import (
+from latteclip.config import layers
+from latteclip.config.keys import (
+    Config,
     DownloadSection,
     DownloadsSection,
     HubOrDriveFile,
     TermsSection,
 )
+from latteclip.config.schema import validate
 from latteclip.core.errors import UserError, first_line, full_disk
 from latteclip.core.files import link_or_copy, new_folder, replacing
 from latteclip.core.hashing import digest
@@ -302,7 +304,7 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
 def datasets() -> str:
     """List the datasets, and the papers to cite."""
     known = layers.datasets()
-    model.check({"datasets": known})
+    validate(Config, {"datasets": known})
     rows = []
     cited = []
     for key, values in known.items():

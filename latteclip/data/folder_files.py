@@ -8,10 +8,11 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from latteclip.config.keys import SplitSection
 from latteclip.core.errors import UserError
 from latteclip.core.file_names import CLASSES, is_litter
 from latteclip.core.files import readable
@@ -103,12 +104,13 @@ def image_files(
     return sorted(paths)
 
 
-def state(folder: str, split: Mapping[str, Any]) -> str:
+def state(folder: str, split: SplitSection) -> str:
     """Return a digest of the names, sizes and times of the files that an index reads.
 
     The files that the section `split` names may lie elsewhere.
     """
-    names = [split.get("file"), split.get("classes"), *split.get("lists", {}).values()]
+    lists = split.lists
+    names = [split.file, split.classes, lists.train, lists.val, lists.test]
     places = [(name, os.path.join(folder, name)) for name in names if name]
     named = [
         File(name, *size_and_time(os.stat(place)))
@@ -116,7 +118,7 @@ def state(folder: str, split: Mapping[str, Any]) -> str:
         if os.path.isfile(place)
     ]
     result = hashlib.sha256()
-    for file in (*named, *files(folder, split["kind"])):
+    for file in (*named, *files(folder, split.kind)):
         result.update(os.fsencode("\0".join(map(str, file)) + "\0"))
     return result.hexdigest()
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from latteclip.config.sections.split import SplitSection
+from latteclip.config.keys import SplitSection
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classnames
 from latteclip.core.errors import UserError
@@ -214,7 +214,7 @@ def _batches(
     """Yield items with their paths and decoded images in order, BATCH at a time."""
     progress = Progress(len(items), "images")
     n_cached = 0
-    key = "threads.index_images"
+    key = "compute.threads"
     with Workers(
         decode, threads, chunk=CHUNK, ahead=AHEAD * threads, threads_key=key
     ) as workers:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from latteclip.config.sections.split import SplitSection
+from latteclip.config.keys import SplitSection
 from latteclip.core.errors import UserError
 from latteclip.data import images
 from latteclip.data.folder_files import IMAGE_SUFFIXES, inside

@@ -19,7 +19,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from latteclip.config.sections.split import ListsSection, SplitSection
+from latteclip.config.keys import ListsSection, SplitSection
 from latteclip.core.class_templates import clean_classname, clean_classnames
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.file_names import (

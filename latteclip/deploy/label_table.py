@@ -19,8 +19,8 @@ from scipy.special import expit, log_expit, logit
 
 from latteclip import __version__
 from latteclip.clip.classifier import classify, load_classifier
-from latteclip.config.methods import VOTERS
-from latteclip.config.stage_params import FOLDER_LINK
+from latteclip.config.jobs import FOLDER_LINK
+from latteclip.config.registry import VOTES
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import IndexMetadata
@@ -106,12 +106,12 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
         "zero_shot_adapted": named(labels["adapted_label"]),
         "image_prototypes": named(labels["image_label"]),  # null where they were not used
     }
-    for voter in VOTERS:  # by its votes alone; null where they name no class
-        has_vote = pc.greater(labels[f"{voter}_confidence"], 0)
-        by_voter = pc.if_else(has_vote, labels[f"{voter}_label"], None)
-        confidence = pc.if_else(has_vote, labels[f"{voter}_confidence"], None)
-        columns[f"{voter}_label"] = named(by_voter)
-        columns[f"{voter}_confidence"] = confidence
+    for labeller in VOTES:  # by its votes alone; null where they name no class
+        has_vote = pc.greater(labels[f"{labeller}_confidence"], 0)
+        by_labeller = pc.if_else(has_vote, labels[f"{labeller}_label"], None)
+        confidence = pc.if_else(has_vote, labels[f"{labeller}_confidence"], None)
+        columns[f"{labeller}_label"] = named(by_labeller)
+        columns[f"{labeller}_confidence"] = confidence
     columns["caption"] = column("captions/images.parquet", tables.CAPTIONS, "caption")
     unknown = {
         "unknown_score": "score",

@@ -1,7 +1,6 @@
 """Propose the classes of images that have no class names, by their names and features."""
 
-from latteclip.config.sections.base import AUTO
-from latteclip.config.sections.discover import DiscoverSection
+from latteclip.config.keys import AUTO, DiscoverSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.discover.grouping import MIN_IMAGES, Evidence

@@ -5,9 +5,7 @@ import pyarrow as pa
 import torch
 
 from latteclip.clip import finetuned
-from latteclip.config.sections.base import Section
-from latteclip.config.sections.clip import ClipSection
-from latteclip.config.sections.inference import InferenceSection
+from latteclip.config.keys import ClipSection, InferenceSection, Section
 from latteclip.core import devices, tables
 from latteclip.core.holdout import NO_FOLD, Fold, left_out_images
 from latteclip.evaluate import metrics, train_predictions
@@ -56,7 +54,7 @@ def evaluate(
             tables.Strings(images["path"]), k, settings.inference.batch_size, threads
         )
 
-    labels, scores = rank(table, settings.inference.topk)
+    labels, scores = rank(table, tables.TOPK)
     metrics.write(
         table,
         names,

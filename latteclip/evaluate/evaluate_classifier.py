@@ -6,8 +6,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from latteclip.clip.classifier import classify, load_classifier
-from latteclip.config.sections.base import Section
-from latteclip.config.sections.inference import InferenceSection
+from latteclip.config.keys import Section
 from latteclip.core import tables
 from latteclip.core.holdout import held_out_for_choice
 from latteclip.evaluate import metrics, train_predictions
@@ -15,10 +14,9 @@ from latteclip.labels.features import read_all_features
 
 
 class ClassifierSettings(Section):
-    """How many classes are written, and how the result is marked."""
+    """How the result is marked."""
 
-    inference: InferenceSection  # its `topk`
-    flags: list[str] = Field(default_factory=list)  # keys of `core.metadata.FLAGS`
+    flags: list[str] = Field(default_factory=list)  # keys of `core.flags.FLAGS`
 
 
 def evaluate_classifier(
@@ -41,7 +39,7 @@ def evaluate_classifier(
     features = read_all_features(
         pseudo_labels_path, image_encoders_paths, table["image_id"]
     )
-    labels, scores = classify(features, classifier, settings.inference.topk)
+    labels, scores = classify(features, classifier, tables.TOPK)
     metrics.write(
         table,
         names,

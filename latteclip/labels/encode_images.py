@@ -13,9 +13,7 @@ from latteclip.clip.classifier import ROWS, parts
 from latteclip.clip.encode import encode_files
 from latteclip.clip.image_encoders import ImageEncoder
 from latteclip.clip.model import Clip
-from latteclip.config.sections.base import Section
-from latteclip.config.sections.clip import ClipSection
-from latteclip.config.sections.inference import InferenceSection
+from latteclip.config.keys import ClipSection, InferenceSection, Section
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import ExamplesMetadata

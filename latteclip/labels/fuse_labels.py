@@ -17,7 +17,7 @@ from latteclip.core.holdout import held_out_for_choice
 from latteclip.core.metadata import (
     ClassesMetadata,
     IndexMetadata,
-    VoterLabelsMetadata,
+    LabellerLabelsMetadata,
     VotesMetadata,
 )
 from latteclip.labels.fusion_report import (
@@ -70,7 +70,7 @@ def fuse_labels(
     report_output: str,
     prototypes_output: str,
     votes_output: str,
-    voter_labels_output: str,
+    labeller_labels_output: str,
     *,
     labellers_files: Sequence[LabellerTable],
     answers_path: str | None = None,
@@ -80,7 +80,7 @@ def fuse_labels(
 ) -> None:
     """Write FUSED_LABELS and VOTES of the images that are not in the test split, and a classifier.
 
-    The report is that of `fusion_report`, and VOTER_LABELS has the class of each image by each
+    The report is that of `fusion_report`, and LABELLER_LABELS has the class of each image by each
     labeller. The dataset's labels are not read.
     """
     table, classnames = _training_images(images_path)
@@ -100,7 +100,7 @@ def fuse_labels(
     model = known.fit(answers)
     _save_classifiers(known, model, prototypes_output, encoders_prototypes_output)
     labels = {name: first_classes(votes) for name, votes in known.votes.items()}
-    _write_voter_labels(voter_labels_output, image_ids, classnames, labels)
+    _write_labeller_labels(labeller_labels_output, image_ids, classnames, labels)
     adapted = _adapted(adapted_path, known, classnames)
     fused, confidence, unnamed = labels_with_evidence(known, model, labels, answers)
     columns = {
@@ -205,15 +205,15 @@ def labels_with_evidence(
     return fused, confidence, np.intersect1d(unnamed, model.labels_[rows]).tolist()
 
 
-def _write_voter_labels(
+def _write_labeller_labels(
     output: str, image_ids: pa.ChunkedArray, classnames: list[str], labels: dict[str, Ints]
 ) -> None:
     columns = {
         "image_id": image_ids,
         "labels": tables.list_column(np.stack([*labels.values()], axis=1)),
     }
-    metadata = VoterLabelsMetadata(classnames, list(labels))
-    tables.write(output, columns, tables.VOTER_LABELS, metadata)
+    metadata = LabellerLabelsMetadata(classnames, list(labels))
+    tables.write(output, columns, tables.LABELLER_LABELS, metadata)
 
 
 def _write_votes(

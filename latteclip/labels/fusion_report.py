@@ -20,7 +20,7 @@ class LabellerReport:
     """A labeller, and what its votes are worth."""
 
     name: str
-    kind: str  # a kind of the key `voters`, or zero_shot for the class texts
+    kind: str  # a kind of the key `labellers`, or zero_shot for the class texts
     table: str | None  # its votes, relative to the folder of the report
     answers: str | None  # the captioner's answers that they follow from, likewise
     votes: int  # images with a vote

@@ -32,7 +32,7 @@ class LabellerTable:
     """A labeller, and its votes."""
 
     name: str
-    kind: str  # a kind of the key `voters`
+    kind: str  # a kind of the key `labellers`
     table: str  # CLASS_SCORES
     answers: str | None = None  # a captioner's answers that they follow from
     # Begin of the names of its columns in FUSED_LABELS, if it has some.

@@ -29,7 +29,7 @@ def pseudo_label_images(
         images_path, table["path"].to_pylist(), settings, device=device, threads=threads
     )
     classes = ClassesMetadata(classnames)
-    topk = settings.inference.topk
+    topk = tables.TOPK
     write_pseudo_labels(
         output, table, encoded.features, encoded.embeddings, encoded.scale, topk, classes
     )

@@ -12,7 +12,7 @@ from scipy.stats import mannwhitneyu
 
 from latteclip.clip.classifier import load_classifier
 from latteclip.clip.ood import UnknownDetector, threshold
-from latteclip.config.sections.unknown import UnknownSection
+from latteclip.config.keys import UnknownSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import UnknownMetadata

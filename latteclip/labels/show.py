@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latteclip.config.methods import VOTERS
+from latteclip.config.registry import VOTES
 from latteclip.core import file_names, tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import values_of
@@ -39,10 +39,7 @@ SOURCES = (
     LabelSource("zero-shot", "zero_shot_label"),
     LabelSource("adapted", "adapted_label"),
     LabelSource("images", "image_label"),
-    *(
-        LabelSource(voter.title, f"{name}_label", f"{name}_confidence")
-        for name, voter in VOTERS.items()
-    ),
+    *(LabelSource(name, f"{name}_label", f"{name}_confidence") for name in VOTES),
     LabelSource("fused", "fused_label", "fused_confidence"),
 )
 

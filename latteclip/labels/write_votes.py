@@ -23,10 +23,7 @@ from latteclip.clip.classifier import (
     load_classifier,
     parts,
 )
-from latteclip.config.sections.base import Section
-from latteclip.config.sections.clip import ClipSection
-from latteclip.config.sections.inference import InferenceSection
-from latteclip.config.sections.voter import VoterSection
+from latteclip.config.keys import ClipSection, InferenceSection, Section
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import Progress
@@ -47,9 +44,13 @@ class CaptionEncoder(Section):
     inference: InferenceSection  # its `batch_size`
 
 
-class VotesSettings(VoterSection):
-    """A labeller whose votes are not asked of a captioner."""
+class VotesSettings(Section):
+    """A labeller whose votes follow from captions, a file, or another CLIP model."""
 
+    name: str
+    kind: str
+    file: str | None = None
+    share: float | None = None  # of the images, about which the file has votes
     zero_shot: ZeroShotSettings | None = None  # another CLIP model that votes
     captions: CaptionEncoder | None = None
 
@@ -112,7 +113,7 @@ def write_votes(
     if not n:
         raise UserError(
             f"The labeller {settings.name} has no vote about any image; correct it, or remove it "
-            "from voters."
+            "from labellers."
         )
     log.info("The labeller %s votes for %d of %d images.", settings.name, n, len(index))
 
@@ -139,7 +140,7 @@ def _zero_shot_votes(
     for some in parts(len(paths), ROWS):
         cosines = encoded.features[some] @ encoded.embeddings.T
         scores = (encoded.scale * cosines).log_softmax(dim=1)  # [rows, C]
-        classes, best = best_classes(scores, settings.inference.topk)
+        classes, best = best_classes(scores, tables.TOPK)
         ids = index["image_id"].slice(some.start, len(classes))
         yield ids, classes.tolist(), best.tolist()
 

@@ -9,10 +9,7 @@ import torch
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Features
 from latteclip.clip.encode import class_embeddings, encode_files
-from latteclip.config.sections.base import Section
-from latteclip.config.sections.class_texts import ClassTextsSection
-from latteclip.config.sections.clip import ClipSection
-from latteclip.config.sections.inference import InferenceSection
+from latteclip.config.keys import ClassTextsSection, ClipSection, InferenceSection, Section
 from latteclip.core import devices, tables
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.metadata import IndexMetadata

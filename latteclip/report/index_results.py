@@ -8,8 +8,7 @@ from typing import Any
 import pandas as pd
 from pydantic import Field
 
-from latteclip.config.sections.base import Section
-from latteclip.config.sections.table import TableSection
+from latteclip.config.keys import Section, TableSection
 from latteclip.core.files import write_text
 from latteclip.core.metadata import FLAGS
 from latteclip.evaluate import summary

@@ -13,7 +13,7 @@ from latteclip.captions.metadata import AnswersMetadata
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import values_of
-from latteclip.core.metadata import VoterLabelsMetadata
+from latteclip.core.metadata import LabellerLabelsMetadata
 from latteclip.core.terminal import counted
 from latteclip.labels.fusion_report import (
     ANSWERS,
@@ -25,7 +25,7 @@ from latteclip.labels.guarantees import Interval
 from latteclip.report.runs import read_answers
 
 Labels = npt.NDArray[np.int32]
-VOTER_LABELS = "voter_labels.parquet"  # beside the report on the labels
+LABELLER_LABELS = "labeller_labels.parquet"  # beside the report on the labels
 PAIRS = 10  # pairs of classes on which labellers differ most
 NO_VOTE = -1
 ZERO_SHOT = "zero_shot"
@@ -100,15 +100,15 @@ def labellers(results: str, /, json: bool = False) -> str:
 
 def read_labellers(folder: Path) -> Labellers:
     """Read who labels the images of a dataset's results, or raise UserError."""
-    path = folder / VOTER_LABELS
+    path = folder / LABELLER_LABELS
     if folder.is_dir() and not path.is_file():
         raise UserError(
             f"{path} does not exist: no method of this dataset was run that learns from votes "
             "(pseudo_labels: caption, lmm or fused)."
         )
     report = read_fusion_report(folder / NAME)
-    names = tables.read_metadata(path, VoterLabelsMetadata).voters
-    table = tables.read(path, tables.VOTER_LABELS)
+    names = tables.read_metadata(path, LabellerLabelsMetadata).labellers
+    table = tables.read(path, tables.LABELLER_LABELS)
     ids = table["image_id"]
     fused = tables.read(folder / "fused_labels.parquet", tables.FUSED_LABELS)
     fused = fused.take(tables.find_rows(ids, fused["image_id"], path))
@@ -119,8 +119,8 @@ def read_labellers(folder: Path) -> Labellers:
         column="pseudo_label",
         ids=ids,
     )
-    by_voter = tables.from_list_column(table["labels"]).T
-    labels = dict(zip(names, by_voter, strict=True))
+    by_labeller = tables.from_list_column(table["labels"]).T
+    labels = dict(zip(names, by_labeller, strict=True))
     labels |= {ZERO_SHOT: zero_shot.to_numpy(), FUSED: fused["fused_label"].to_numpy()}
     rows = [_labeller(folder, one, len(ids)) for one in report.labellers]
     checked = report.answers.checked
@@ -179,8 +179,8 @@ def _ranked(rows: Sequence[Labeller]) -> list[Labeller]:
     return [replace(row, rank=rank_of.get(row.name)) for row in rows]
 
 
-def _best(voters: Sequence[Labeller]) -> str | None:
-    judged = {row.name: row.right.of_all for row in voters if row.right}
+def _best(labellers: Sequence[Labeller]) -> str | None:
+    judged = {row.name: row.right.of_all for row in labellers if row.right}
     return max(judged, key=judged.__getitem__, default=None)
 
 

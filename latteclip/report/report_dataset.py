@@ -13,8 +13,7 @@ import pandas as pd
 import yaml
 from scipy.stats import binomtest
 
-from latteclip.config.sections.base import Section
-from latteclip.config.sections.table import TableSection
+from latteclip.config.keys import Section, TableSection
 from latteclip.core import tables
 from latteclip.core.errors import DELETE_AND_RERUN, UserError, first_line
 from latteclip.core.files import read_object, write_text
@@ -64,7 +63,7 @@ class PageFiles:
     fused_labels: str | None = None  # a FUSED_LABELS table
     fusion_report: str | None = None
     discovery: str | None = None  # the proposal of classes
-    voter_labels: str | None = None  # a VOTER_LABELS table
+    labeller_labels: str | None = None  # a LABELLER_LABELS table
     unknown: str | None = None  # an UNKNOWN table
     duplicates: str | None = None  # a DUPLICATES table
     corrupt: str | None = None  # a CSV file of images that cannot be read
@@ -114,7 +113,7 @@ def report_dataset(
         steps=_next_steps(settings, lead, fusion_report, audit, discovery),
         selection=selection,
         without_evidence=fusion_report.without_evidence if fusion_report else [],
-        labellers=_read(_labellers, files.voter_labels),
+        labellers=_read(_labellers, files.labeller_labels),
         labeller_words=in_words,
         unknown=_read(gallery.read_unknown, files.unknown, [test, train]),
         problems=[*_problems(files)],
@@ -172,7 +171,7 @@ def _lead(
         "acc1": share,
         "low": interval.low if interval else None,
         "high": interval.high if interval else None,
-        "gain": None if share is None or zero_shot is None else 100 * (share - zero_shot),
+        "gain": None if zero_shot is None or share is None else 100 * (share - zero_shot),
     }
 
 

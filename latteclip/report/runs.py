@@ -167,8 +167,11 @@ def total(jobs: Sequence[JobCost]) -> JobCost:
 
 def asked(folder: Path) -> Iterator[tuple[str, AnswersMetadata]]:
     """Yield each table of a dataset's folder for which a captioner was asked, and its metadata."""
-    of_voters = sorted((folder / file_names.VOTERS).glob("*.parquet"))
-    for path in (*(folder / table for table in file_names.TABLES.values()), *of_voters):
+    of_labellers = sorted((folder / file_names.LABELLERS).glob("*.parquet"))
+    for path in (
+        *(folder / table for table in file_names.TABLES.values()),
+        *of_labellers,
+    ):
         if path.is_file() and _has_answers(path):
             yield path.relative_to(folder).as_posix(), read_answers(path)
 

@@ -27,12 +27,12 @@ def summarize(
     markdown_output: str,
     others: str | None = None,
     fusion_reports_paths: Sequence[str] = (),
-    voter_labels_paths: Sequence[str] = (),
+    labeller_labels_paths: Sequence[str] = (),
 ) -> None:
     """Write one row per dataset and method: means and spreads over seeds, gain over the baseline.
 
-    Accuracies by a person's answers stand in columns of their own. The Markdown also has each voter
-    alone beside all together and the chosen model, for datasets with VOTER_LABELS.
+    Accuracies by a person's answers stand in columns of their own. For datasets with
+    LABELLER_LABELS, the Markdown also has each labeller alone, all together and the chosen model.
     """
     metrics, selections, audits = summary.read_results(
         metrics_paths, selections_paths, audits_paths, others
@@ -68,7 +68,7 @@ def summarize(
         "\n".join(map(_verdict, audits.values())),
         "\n".join(filter(None, map(_checked_labels, fusion_reports_paths))),
         dataset_table(labelled) if len(labelled) else "",
-        labeller_table([Path(path).parent for path in voter_labels_paths], table),
+        labeller_table([Path(path).parent for path in labeller_labels_paths], table),
         "\n".join(_asked(metrics_paths)),
     ]
     write_text(markdown_output, "\n\n".join(filter(None, parts)) + "\n")
@@ -111,7 +111,7 @@ def labeller_table(folders: Sequence[Path], table: pd.DataFrame) -> str:
         return ""
     columns = ["labels of", "by", "votes, %", "right, %"]
     note = (
-        "- Each voter alone, zero-shot CLIP, all together (fused) and the chosen model. Images "
+        "- Each labeller alone, zero-shot CLIP, all together (fused) and the chosen model. Images "
         "without a vote have the adapted zero-shot label."
     )
     return _with_notes(pd.DataFrame(rows, columns=columns), [note])

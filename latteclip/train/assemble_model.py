@@ -6,8 +6,7 @@ from pydantic import Field
 from latteclip.clip import finetuned, image_encoders
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import load_classifier, save_classifier
-from latteclip.config.sections.base import Section
-from latteclip.config.sections.clip import ClipSection
+from latteclip.config.keys import ClipSection, Section
 from latteclip.core import hashing
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.files import replacing

@@ -14,9 +14,7 @@ from latteclip.clip import finetuned
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import class_embeddings
-from latteclip.config.sections.base import Section
-from latteclip.config.sections.clip import ClipSection
-from latteclip.config.sections.inference import InferenceSection
+from latteclip.config.keys import ClipSection, InferenceSection, Section
 from latteclip.core import devices, tables
 from latteclip.core.files import replacing
 from latteclip.core.holdout import NO_FOLD, Fold, left_out_images

@@ -69,9 +69,9 @@ def read(
 ) -> TrainingData:
     """Read the inputs, and add their texts to `texts`.
 
-    The `labels` are zero_shot, zero_shot_adapted, those of a voter by itself, fused (without images
-    that a person found to show no class), or ground_truth, the only kind that reads labels. The
-    images of the fold are left out, and the captions of groups with any of them.
+    The `labels` are zero_shot, zero_shot_adapted, those of one labeller, fused (without images that
+    a person found to show no class), or ground_truth, the only kind that reads labels. The images
+    of the fold are left out, and the captions of groups with any of them.
     """
     table, classnames = tables.read_unlabelled(files.images, training=True)
     all_ids = table["image_id"]

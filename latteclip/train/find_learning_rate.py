@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -58,8 +59,8 @@ class _Search:
         n = len(self.trained)
         steps = recipe.epochs * recipe.steps_per_epoch(len(self.setup.inputs.paths))
         total = max(2, steps // MAX_RUNS)
-        changed = {"lr": lr, "warmup_steps": auto_warmup_steps(total)}
-        training = self.training(recipe.model_copy(update=changed))
+        short = replace(recipe, lr=lr, warmup_steps=auto_warmup_steps(total))
+        training = self.training(short)
         batches = schedule(n, recipe.batch_size, total, SEED)
         trained = self.trained.tolist()
 

@@ -15,7 +15,7 @@ import torch
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.config import hub_names
-from latteclip.config.sections.base import AUTO
+from latteclip.config.keys import AUTO
 from latteclip.core import tables
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import new_folder, read_object, remove_left_over, replacing
@@ -115,7 +115,7 @@ def _identity(settings: FinetuneSettings, seed: int, inputs: str) -> str:
         "seed": seed,
         "digest of images, labels and captions": inputs,
     }
-    if local := hub_names.local_clip(settings.clip.model_dump()):
+    if local := hub_names.local_clip(settings.clip):
         decisive["digest of the model"] = fingerprint(local)
     return digest_of([json.dumps(decisive, sort_keys=True)])
 

@@ -61,8 +61,9 @@ class DecodedImages:
         self.paths = paths
         self.side = side
         size = 4 * side**2 * len(paths)  # bytes, if the longer side is a third longer
-        is_cached = folder and len(paths) <= MOST_CACHED
-        self.folder = Path(folder) if is_cached and _has_room(str(folder), size) else None
+        self.folder = None
+        if folder and len(paths) <= MOST_CACHED and _has_room(str(folder), size):
+            self.folder = Path(folder)
         place = f"cached in {self.folder}" if self.folder else "decoded each time"
         log.info("Decoded images take about %.1f GiB: %s.", size / GIB, place)
         self._state = functools.cache(_state)  # a shard has many images

@@ -1,14 +1,18 @@
 """Settings of a training: typed sections of the configuration."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
-from latteclip.config.sections.base import AUTO, Section, narrowed
-from latteclip.config.sections.class_texts import ClassTextsSection
-from latteclip.config.sections.clip import ClipSection
-from latteclip.config.sections.compute import ComputeSection
-from latteclip.config.sections.finetune import FinetuneSection
-from latteclip.config.sections.training import TrainingSection
+from latteclip.config.keys import (
+    AUTO,
+    ClassTextsSection,
+    ClipSection,
+    ComputeSection,
+    FinetuneSection,
+    Section,
+    TrainingSection,
+)
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.holdout import NO_FOLD, Fold
 
@@ -43,13 +47,15 @@ def auto_warmup_steps(steps: int) -> int:
     return min(50, steps // 10)
 
 
-class Recipe(FinetuneSection):
+@dataclass(frozen=True)
+class Recipe:
     """The section `finetune` with a number for each "auto" (LatteCLIP, section 4)."""
 
-    epochs: int = narrowed(FinetuneSection, "epochs")
-    warmup_steps: int = narrowed(FinetuneSection, "warmup_steps")
-    batch_size: int = narrowed(FinetuneSection, "batch_size")
-    lr: float = narrowed(FinetuneSection, "lr")
+    epochs: int
+    warmup_steps: int
+    batch_size: int
+    lr: float
+    weight_decay: float
 
     def rate(self, step: int, total: int) -> float:
         """Return the learning rate of a step, counted from 0, of `total` steps."""
@@ -79,6 +85,7 @@ class FinetuneSettings(Section):
     clip: ClipSection
     class_texts: ClassTextsSection
     method: TrainingSection
+    module: str  # of latteclip/train/objectives
     compute: ComputeSection
     is_supervised: bool = False  # whether true labels take the place of pseudo-labels
     fold: Fold = NO_FOLD  # images that are left out, for `select_model`

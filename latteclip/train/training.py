@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.clip.model import Clip
-from latteclip.config.sections.base import AUTO
+from latteclip.config.keys import AUTO
 from latteclip.core import devices
 from latteclip.core.errors import UserError
 from latteclip.core.signals import Signals
@@ -68,7 +68,7 @@ class Setup:
         """Return a training that begins with the model as it is."""
         method = self.settings.method
         objective = base.make_objective(
-            method.objective, self.inputs.texts, method.switches, seed
+            self.settings.module, self.inputs.texts, method.switches, seed
         )
         return Training(objective, recipe, signals, self.may_halve)
 

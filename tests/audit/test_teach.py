@@ -61,7 +61,7 @@ def fuse(taken, encoders=(), **files):
     names = ("images.parquet", "pseudo_labels.parquet", "class_embeddings.safetensors")
     inputs = [taken.path(name) for name in names]
     adapt_zero_shot(*inputs, taken.path("adapted"))
-    outputs = ("fused_labels.parquet", NAME, "prototypes", "votes", "voters")
+    outputs = ("fused_labels.parquet", NAME, "prototypes", "votes", "labellers")
     scores = taken.path("class_scores.parquet")
     fuse_labels(
         *inputs,

@@ -12,7 +12,7 @@ from support.captioning import (
 from support.sections import changed
 
 from latteclip.captions.caption import clean
-from latteclip.captions.groups import draw_groups
+from latteclip.captions.groups import SEED, draw_groups
 from latteclip.captions.pictures import grid
 from latteclip.core.errors import UserError
 
@@ -55,7 +55,7 @@ def test_groups_show_the_grid_of_their_members(dataset, recorder):
     assert metadata.source.model == SETTINGS.model
     assert metadata.engine == "recorder 1"
     assert (metadata.prompt, metadata.groups) == ("All {}?", GROUPS)
-    drawn = draw_groups(dataset.names, LABELS, GROUPS.seed)
+    drawn = draw_groups(dataset.names, LABELS, SEED)
     assert columns["id"] == dataset.names
     assert columns["members"] == [[dataset.names[m] for m in drawn[i]] for i in range(7)]
     assert columns["pseudo_label"] == LABELS
@@ -66,7 +66,7 @@ def test_groups_show_the_grid_of_their_members(dataset, recorder):
 
 
 def check_pictures(dataset, recorder, expected):
-    drawn = draw_groups(dataset.names, LABELS, GROUPS.seed)
+    drawn = draw_groups(dataset.names, LABELS, SEED)
     for request in recorder.requests:
         wanted = expected([Image.open(dataset.files[i]) for i in drawn[request.key]])
         assert len(request.pictures) == recorder.pictures

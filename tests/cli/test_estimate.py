@@ -8,7 +8,8 @@ from support import records
 
 from latteclip.cli import estimate, main
 from latteclip.config import layers
-from latteclip.config.configuration import Configuration
+from latteclip.config.asking import askings
+from latteclip.config.resolve import Run
 from latteclip.core import run_options, tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import IndexMetadata
@@ -39,10 +40,10 @@ def write(path, schema, metadata, **columns):
 
 def plan(pending=None, **given):
     """What the dry run prints below its headline."""
-    found = Configuration(layers.defaults(project=None), {**ALONE, **given})
-    [dataset] = found.datasets
-    head, *lines = estimate.lines(found, dataset, pending)
-    assert dataset in head
+    [dataset] = Run(layers.defaults(project=None), {**ALONE, **given}).datasets
+    asked = [f"{dataset.results}/{each.table}" for each in askings(dataset)]
+    head, *lines = estimate.lines(dataset, asked if pending is None else pending)
+    assert dataset.name in head
     return [line.strip() for line in lines]
 
 
@@ -89,15 +90,13 @@ def test_the_largest_limited_run_of_the_model_tells_the_tokens(folder):
 
 def test_what_a_run_does_not_write_is_not_asked_for():
     asking = {"name": "q", "kind": "multiple_choice", **SERVER}
-    voters = [{"name": "words", "kind": "captions"}, asking]
-    configuration = Configuration(
-        layers.defaults(project=None), {**ALONE, "voters": voters}
-    )
-    assert list(estimate.lines(configuration, "demo", [])) == []
-    [line] = plan(pending=["results/demo/voters/q.parquet"], voters=voters)
-    assert "of the voter q" in line
+    labellers = [{"name": "words", "kind": "captions"}, asking]
+    run = Run(layers.defaults(project=None), {**ALONE, "labellers": labellers})
+    assert list(estimate.lines(run.dataset("demo"), [])) == []
+    [line] = plan(pending=["results/demo/labellers/q.parquet"], labellers=labellers)
+    assert "of the labeller q" in line
     shard = "results/demo/captions/shards/images-1-of-2.parquet"
-    [line] = plan(pending=[shard], voters=voters)
+    [line] = plan(pending=[shard], labellers=labellers)
     assert "captions of images" in line
 
 
@@ -201,7 +200,7 @@ def test_a_folder_of_images_is_estimated_by_the_options_of_its_limited_run(limit
     (folder / "photos").mkdir()
     noted = run_options.NOTES / "mine_64.json"
     noted.parent.mkdir(parents=True)
-    noted.write_text(json.dumps({"config": {**PHOTOS, "limit": 64}, "deployment": []}))
+    noted.write_text(json.dumps({"config": {**PHOTOS, "limit": 64}}))
     assert "1,920 images in place of 128" in estimate.estimate(["mine"], [], [])
 
 

@@ -17,7 +17,7 @@ SUMMARIZE = ("summarize", "m.json", "--baseline", "b", "--csv", "c", "--markdown
 
 def test_help_and_configuration_import_nothing_heavy():
     code = "from latteclip.cli.main import main; main(['completion', 'bash'])"
-    script = f"{code}\nimport latteclip.config.configuration, sys; "
+    script = f"{code}\nimport latteclip.config.resolve, sys; "
     script += f"print(*({HEAVY!r} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr

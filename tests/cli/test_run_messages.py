@@ -8,7 +8,8 @@ from support.image_folders import class_folders
 
 from latteclip.cli import run_messages
 from latteclip.config import layers
-from latteclip.config.configuration import Configuration
+from latteclip.config.jobs import MODEL_NOTE
+from latteclip.config.resolve import Run
 from latteclip.core.files import write_record
 from latteclip.evaluate.results import Accuracy, Audit
 
@@ -19,7 +20,7 @@ def mine(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     class_folders(tmp_path / "photos", n=3)
     base = {"dataset": "mine", "image_dir": "photos"}
-    return lambda **given: Configuration(layers.defaults(project=None), {**base, **given})
+    return lambda **given: Run(layers.defaults(project=None), {**base, **given})
 
 
 def write(path, text):
@@ -33,7 +34,7 @@ def test_a_run_begins_with_what_it_found(mine, tmp_path):
         line.startswith("mine: 6 ") and "classes: 2 folders" in line and "zero_shot" in line
     )
     (tmp_path / "photos" / "classes.txt").write_text("lines\nred dots\ngrids\n")
-    note = run_messages.MODEL_NOTE.format(model="resnet18.a1_in1k")
+    note = MODEL_NOTE.format(model="resnet18.a1_in1k")
     given = mine(image_encoders="resnet18.a1_in1k")
     [line, fetched] = run_messages.started(given, [note])
     assert "3 classes in photos/classes.txt" in line

@@ -1,10 +1,10 @@
 import pytest
 
 from latteclip.config import layers
-from latteclip.config.configuration import Configuration
+from latteclip.config.resolve import Run
 
 
 @pytest.fixture
 def configured():
-    """Makes the repository's own configuration with what a user gives."""
-    return lambda **given: Configuration(layers.defaults(project=None), given)
+    """Resolves the repository's own configuration with what a user gives."""
+    return lambda **given: Run(layers.defaults(project=None), given)

@@ -1,6 +1,7 @@
 import pytest
 
 from latteclip.config import hub_names
+from latteclip.config.keys import CaptionerSection, ClipSection
 
 
 @pytest.mark.parametrize(
@@ -12,9 +13,7 @@ from latteclip.config import hub_names
     ],
 )
 def test_a_clip_of_the_hub_has_a_note(model, pretrained, slug):
-    names = hub_names.hub_clip(
-        {"model": model, "pretrained": pretrained, "precision": "bf16"}
-    )
+    names = hub_names.hub_clip(ClipSection(model=model, pretrained=pretrained))
     assert hub_names.slug(names) == slug
 
 
@@ -30,7 +29,7 @@ def test_a_clip_of_the_hub_has_a_note(model, pretrained, slug):
 def test_a_captioner_of_the_hub_has_a_note(model, revision, slug, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here" / "llava").mkdir(parents=True)
-    names = hub_names.hub_captioner({"model": model, "revision": revision})
+    names = hub_names.hub_captioner(CaptionerSection(model=model, revision=revision))
     assert (names and hub_names.slug(names)) == slug
 
 

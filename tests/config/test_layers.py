@@ -47,7 +47,7 @@ def test_files_of_a_project_are_laid_over_the_shipped_ones(project):
     project("datasets/mine.yaml", {"datasets": {"mine": {"template": "{}"}}})
     project("datasets/dtd.yaml", {"datasets": {"dtd": {"title": "Mine too"}}})
     found = layers.defaults()
-    assert (found["finetune"]["lr"], found["finetune"]["weight_decay"]) == (0.5, 0.2)
+    assert (found["finetune"]["lr"], found["dataset"]) == (0.5, "demo")
     assert found["datasets"]["mine"] == {"template": "{}"}
     assert found["datasets"]["dtd"]["title"] == "Mine too"
     assert "downloads" in found["datasets"]["dtd"]["source"]

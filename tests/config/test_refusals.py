@@ -66,8 +66,8 @@ def method(**values):
     return {"method": "own", "methods": {"own": values}}
 
 
-def voters(*several):
-    return {"voters": list(several)}
+def labellers(*several):
+    return {"labellers": list(several)}
 
 
 def folder(**given):
@@ -84,7 +84,7 @@ MISTAKES = [
     ({"datasets": {"dtd": {"source": {"folder": "."}}}}, r"datasets\.dtd\.source "),
     ({"finetune": None}, "finetune"),
     ({"seeds": "a,b"}, "seeds"),
-    *(({"seeds": seeds}, "seeds .*boolean") for seeds in (True, [True, 2])),
+    *(({"seeds": seeds}, r"seeds must be .*0,1,2") for seeds in (True, "1;2")),
     ({"scores": {"max_images": True}}, r"scores\.max_images .*boolean"),
     ({"finetune": {"lr": False}}, r"finetune\.lr .*boolean"),
     ({"dataset": []}, "dataset "),
@@ -119,7 +119,7 @@ MISTAKES = [
         "a, b, c, b",
     ),
     # The last stage would find these, after days of captioning.
-    (method(like="flyp", pseudo_labels="lmm"), r"own.*scores\.kind"),
+    (method(like="flyp", pseudo_labels="lmm"), "own.*lmm are class scores"),
     (method(like="image_prototypes", pseudo_labels="caption"), "own.*caption"),
     (method(like="latteclip", switches=OFF), "own.*zero_shot_loss"),
     ({"captioner": {"max_model_len": 256, "max_new_tokens": 256}}, "max_new_tokens"),
@@ -159,35 +159,45 @@ MISTAKES = [
     (folder(captioner=DECIDES, scores=DECISIONS), "DECISIONS_BASE_URL=https"),
     (folder(captioner=DECIDES), r"captioner\.engine decisions writes no captions"),
     (folder(captioner=DECIDES, scores=LETTERS), r"scores\.kind decisions alone"),
-    (folder(votes="lmm"), r"votes lmm .*scores\.kind"),
-    # Voters.
-    (voters({"name": "a", "kind": "captiosn"}), r"voters\.0\.kind"),
-    (voters({"name": "a"}), r"voters\.0 must have a name and a kind"),
-    (voters({**WORDS, "name": "fused"}), r"voters\.0 must have another name"),
-    (voters(WORDS, {**SCORES, "name": "words"}), "two voters called words"),
-    (voters({"name": "a", "kind": "file"}), "must have the key file"),
-    (voters(CLIP), "must have the key model"),
-    (voters({**SCORES, "share": 0.5}), "must not have share"),
-    (voters({"name": "a/b", "kind": "captions"}), r"voters\.0\.name"),
-    (voters({**SCORES, "max_images": 0}), r"voters\.0\.max_images"),
-    (voters({**SCORES, "max_image": 1}), r"voters\.0\.max_image is unknown.*max_images"),
-    ({"voters": WORDS}, r"voters .*must be a valid list"),
-    ({**voters(WORDS), "votes": "caption"}, "votes and voters"),
-    (voters({"name": "a", "kind": "file", "file": "no.csv"}), r"voter a, file no\.csv"),
-    (voters({**CLIP, "model": "ViT-Z"}), r"voter a, clip\.model ViT-Z"),
+    # Labellers.
+    (labellers({"name": "a", "kind": "captiosn"}), r"labellers\.0\.kind"),
+    (labellers({"name": "a"}), r"labellers\.0 must have a name and a kind"),
+    (labellers({**WORDS, "name": "fused"}), r"labellers\.0 must have another name"),
+    (labellers(WORDS, {**SCORES, "name": "words"}), "two labellers called words"),
+    (labellers({"name": "a", "kind": "file"}), "must have the key file"),
+    (labellers(CLIP), "must have the key model"),
+    (labellers({**SCORES, "share": 0.5}), "must not have share"),
+    (labellers({"name": "a/b", "kind": "captions"}), r"labellers\.0\.name"),
+    (labellers({**SCORES, "max_images": 0}), r"labellers\.0\.max_images"),
+    (
+        labellers({**SCORES, "max_image": 1}),
+        r"labellers\.0\.max_image is unknown.*max_images",
+    ),
+    ({"labellers": WORDS}, r"labellers .*must be a valid list"),
+    (labellers(WORDS, {**WORDS, "name": "same"}), "words and same have the same answers"),
+    ({"votes": "caption"}, "votes was removed.*labellers"),
+    (
+        method(like="flyp", finetune={"lr": "auto"}, objective="zero_shot"),
+        "own does not train",
+    ),
+    (
+        labellers({"name": "a", "kind": "file", "file": "no.csv"}),
+        r"labeller a, file no\.csv",
+    ),
+    (labellers({**CLIP, "model": "ViT-Z"}), r"labeller a, clip\.model ViT-Z"),
     (
         {
-            **voters({**CLIP, "model": "hf-hub:an/clip"}),
+            **labellers({**CLIP, "model": "hf-hub:an/clip"}),
             "clip": {"model": "hf-hub:an/clip"},
         },
-        r"voter a, model hf-hub:an/clip is clip\.model",
+        r"labeller a, model hf-hub:an/clip is clip\.model",
     ),
-    (voters({**WORDS, "model": "nowhere"}), r"voter words, captioner\.model"),
-    (voters({**WORDS, "engine": "file"}), r"voter words, .*captioner\.images_file"),
-    (voters({**SCORES, **SERVER}), r"voter scores, .*OPENAI_BASE_URL"),
-    (voters({"name": "a", **DECISIONS, "model": "m"}), r"voter a, .*DECISIONS"),
-    (voters({**WORDS, **DECIDES}), r"voter words, .*writes no captions"),
-    (voters({**SCORES, "file": "none.csv"}), r"voter scores, file none\.csv"),
+    (labellers({**WORDS, "model": "nowhere"}), r"labeller words, captioner\.model"),
+    (labellers({**WORDS, "engine": "file"}), r"labeller words, .*captioner\.images_file"),
+    (labellers({**SCORES, **SERVER}), r"labeller scores, .*OPENAI_BASE_URL"),
+    (labellers({"name": "a", **DECISIONS, "model": "m"}), r"labeller a, .*DECISIONS"),
+    (labellers({**WORDS, **DECIDES}), r"labeller words, .*writes no captions"),
+    (labellers({**SCORES, "file": "none.csv"}), r"labeller scores, file none\.csv"),
 ]
 
 
@@ -208,7 +218,7 @@ def test_what_is_complete_is_not_refused(check, photos):
         {"name": "c", "kind": "captions", "model": str(DEMO_LLAVA), "prompt": "?"},
         {"name": "d", "kind": "captions", "file": "mine.csv"},
     ]
-    check(voters=[WORDS, *several])
+    check(labellers=[WORDS, *several])
 
 
 def test_classes_are_named_in_a_file_or_by_folders_of_which_a_person_says_so(
@@ -274,7 +284,7 @@ def test_captions_of_a_large_model_need_a_gpu(configured, monkeypatch):
             check(pending)
     with pytest.raises(UserError, match="an/lmm"):
         other = {**WORDS, "name": "other", "model": "an/lmm"}
-        check(["results/mine/voters/other.parquet"], voters=[WORDS, other])
+        check(["results/mine/labellers/other.parquet"], labellers=[WORDS, other])
     check(["results/mine/images.parquet", "results/mine/captions/summary.json"])
     check(table, captioner={"engine": "openai"})
     check(table, captioner={"model": str(DEMO_LLAVA)})

@@ -10,18 +10,18 @@ def test_the_command_repeats_the_last_run_of_a_dataset(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "Snakefile").touch()
     config = {"image_dir": "my photos", "seeds": 1, "captioner": {"revision": None}}
-    run_options.note_options({"mine": "mine", "b": "b"}, config, ["conda"])
+    run_options.note_options({"mine": "mine", "b": "b"}, config)
     words = shlex.split(run_options.run_command("results/mine", "labels"))
-    assert words[:6] == ["snakemake", "--cores", "all", "--sdm", "conda", "labels"]
-    assert words[6:8] == ["--config", "dataset=mine"]
-    given = snakemake_cli.parse_config(words[7:])
+    assert words[:4] == ["snakemake", "--cores", "all", "labels"]
+    assert words[4:6] == ["--config", "dataset=mine"]
+    given = snakemake_cli.parse_config(words[5:])
     assert given["image_dir"] == "my photos" and given["seeds"] == 1
     assert json.dumps(given["captioner"]) == '{"revision": "null"}'
 
 
 def test_a_limited_run_is_repeated_by_the_name_of_its_dataset(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run_options.note_options({"mine_64": "mine"}, {"limit": 64}, [])
+    run_options.note_options({"mine_64": "mine"}, {"limit": 64})
     command = run_options.run_command("results/mine_64")
     assert command == "latteclip workflow --cores all --config dataset=mine limit=64"
 

@@ -11,10 +11,10 @@ from support.tiny import ROOT
 from support.web import jpeg, sha256, tar, zipped
 
 from latteclip.cli import main
-from latteclip.config import stage_params
-from latteclip.config.configuration import Configuration
+from latteclip.config import jobs
+from latteclip.config.keys import SplitSection
 from latteclip.config.layers import merge
-from latteclip.config.sections.split import SplitSection
+from latteclip.config.resolve import Run
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classnames
 from latteclip.core.files import from_values
@@ -107,17 +107,16 @@ def serve(key, host):
 
 def configured(key, override):
     config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
-    return Configuration(merge(config, own_file(key), override, {"dataset": key}), {})
+    return Run(merge(config, own_file(key), override, {"dataset": key}), {}).datasets[0]
 
 
 @pytest.mark.parametrize("key", TEN)
 def test_each_of_the_ten_is_fetched_unpacked_and_read(key, host, tmp_path, caplog):
     caplog.set_level("INFO")
     found = configured(key, serve(key, host))
-    given = from_values(DownloadSettings, stage_params.download_dataset(found, key))
+    given = from_values(DownloadSettings, jobs.download_dataset(found))
     download_dataset(key, given, str(tmp_path / "data"))
-    settings = from_values(SplitSection, found.section("split", key))
-    folder, split = read_split(tmp_path / "data", settings)
+    folder, split = read_split(tmp_path / "data", found.keys.split)
     assert {item.image_id: item.label for item in split.items} == TRAIN | TEST
     assert all((folder / item.path).is_file() for item in split.items)
     assert split.names == NAMES

@@ -15,7 +15,7 @@ from pydantic_core import to_jsonable_python
 from support.web import ARCHIVE, CONTENT, jpeg, settings, sha256, wanted, zipped
 
 from latteclip.cli import main
-from latteclip.config.sections.downloads import DownloadSection, HubOrDriveFile
+from latteclip.config.keys import DownloadSection, HubOrDriveFile
 from latteclip.core.errors import UserError
 from latteclip.core.hashing import digest
 from latteclip.data import download_dataset as downloads

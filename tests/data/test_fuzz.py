@@ -11,7 +11,7 @@ from support.fuzz import check, damaged, fuzzed
 from support.shards import parquet_bytes
 from support.web import tar, zipped
 
-from latteclip.config.sections.split import SplitSection
+from latteclip.config.keys import SplitSection
 from latteclip.data import download_dataset, images
 from latteclip.data.shards import SUFFIXES
 from latteclip.data.splits import read_split

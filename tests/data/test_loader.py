@@ -11,7 +11,7 @@ from PIL import Image
 from support.shards import labelled, parquet_shard, picture, tar_shard
 from support.tiny import ROOT, write_pictures
 
-from latteclip.config.sections.split import SplitSection
+from latteclip.config.keys import SplitSection
 from latteclip.core.errors import UserError
 from latteclip.data.loader import ImageFiles, batches, by_processes, in_order, watched
 from latteclip.data.splits import read_split

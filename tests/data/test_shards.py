@@ -9,7 +9,7 @@ from support.image_folders import index
 from support.shards import IMAGE, labelled, parquet_shard, picture, tar_shard
 
 from latteclip.captions.pictures import read_image
-from latteclip.config.sections.split import SplitSection
+from latteclip.config.keys import SplitSection
 from latteclip.core.errors import UserError
 from latteclip.data import images, shards
 from latteclip.data.images import image_exists, open_rgb, shard_member

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from support.image_folders import coop, folders, images, index
 
-from latteclip.config.sections.split import SplitSection
+from latteclip.config.keys import SplitSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import IndexMetadata

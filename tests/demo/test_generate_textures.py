@@ -6,7 +6,7 @@ from generate_textures import CLASSNAMES, GAP, SEED, TRAIN, generate
 from PIL import Image
 from support.tiny import ROOT
 
-from latteclip.config.sections.split import SplitSection
+from latteclip.config.keys import SplitSection
 from latteclip.data import images
 from latteclip.data.splits import read_split
 

@@ -17,12 +17,14 @@ from timm.models import register_model
 
 from latteclip.clip import finetuned
 from latteclip.clip import model as clips
-from latteclip.config.sections.class_texts import ClassTextsSection
-from latteclip.config.sections.clip import ClipSection
-from latteclip.config.sections.compute import ComputeSection
-from latteclip.config.sections.finetune import FinetuneSection
-from latteclip.config.sections.inference import InferenceSection
-from latteclip.config.sections.training import TrainingSection
+from latteclip.config.keys import (
+    ClassTextsSection,
+    ClipSection,
+    ComputeSection,
+    FinetuneSection,
+    InferenceSection,
+    TrainingSection,
+)
 from latteclip.deploy.export import export
 from latteclip.labels.pseudo_label_images import pseudo_label_images
 from latteclip.labels.zero_shot import ZeroShotSettings
@@ -136,6 +138,7 @@ def test_it_gives_labels_trains_a_step_and_predicts_as_the_stock_model(
         clip=clip,
         class_texts=class_texts,
         method=TrainingSection(objective="flyp", finetune=section),
+        module="flyp",
         compute=ComputeSection(),
     )
     outputs = [str(tmp_path / each) for each in ("model", "history.parquet", "checkpoints")]

@@ -13,7 +13,7 @@ from support.shards import parquet_shard, tar_shard
 from support.taken import CLASSNAMES
 
 from latteclip.cli import main
-from latteclip.config.sections.split import SplitSection
+from latteclip.config.keys import SplitSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import IndexMetadata

@@ -11,8 +11,7 @@ from support.tiny import write_index, write_pictures, write_pseudo_labels
 
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
-from latteclip.config.sections.clip import ClipSection
-from latteclip.config.sections.inference import InferenceSection
+from latteclip.config.keys import ClipSection, InferenceSection
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import ClassesMetadata
@@ -60,7 +59,7 @@ def evaluate(folder, index, clip, classifier, classnames=CLASSNAMES, fold=holdou
         index,
         *(str(folder / name) for name in ("pseudo_labels", "model", "history")),
         stage.EvaluateSettings(
-            clip=ClipSection(), inference=InferenceSection(batch_size=3, topk=5), fold=fold
+            clip=ClipSection(), inference=InferenceSection(batch_size=3), fold=fold
         ),
         dataset="set",
         method="latteclip",

@@ -7,7 +7,6 @@ from support.worlds import World
 from support.zero_shot_files import ZeroShotFiles
 
 from latteclip.clip.classifier import Classifier, save_classifier
-from latteclip.config.sections.inference import InferenceSection
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import ClassesMetadata
@@ -40,7 +39,7 @@ class Dataset(ZeroShotFiles):
         save_classifier(path, head, described or self.described)
         stage.evaluate_classifier(
             *(index, pseudo_labels, path, votes),
-            stage.ClassifierSettings(inference=InferenceSection(topk=5), flags=["ours"]),
+            stage.ClassifierSettings(flags=["ours"]),
             *("set", "image_prototypes", 0),
             *map(self.path, outputs),
             image_encoders,

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from latteclip.config.stage_params import candidacy
+from latteclip.config.jobs import candidacy
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import MIN_HELD_OUT

@@ -6,8 +6,7 @@ from support.tiny import DEMO_CLIP, network_of, write_encoder, write_index, writ
 from timm.data import create_transform
 
 from latteclip.clip import image_encoders
-from latteclip.config.sections.clip import ClipSection
-from latteclip.config.sections.inference import InferenceSection
+from latteclip.config.keys import ClipSection, InferenceSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import EncoderMetadata

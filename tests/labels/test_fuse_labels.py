@@ -9,14 +9,13 @@ from support.worlds import World
 from support.zero_shot_files import ZeroShotFiles
 
 from latteclip.clip.classifier import Classifier, load_classifier
-from latteclip.config.sections.clip import ClipSection
-from latteclip.config.sections.inference import InferenceSection
+from latteclip.config.keys import ClipSection, InferenceSection
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import (
     EncoderMetadata,
     ExamplesMetadata,
-    VoterLabelsMetadata,
+    LabellerLabelsMetadata,
     VotesMetadata,
 )
 from latteclip.labels.answers import Answer
@@ -33,7 +32,7 @@ from latteclip.labels.label_model import Answers
 from latteclip.labels.labeller_accuracy import by_answers
 from latteclip.labels.write_votes import VotesTableMetadata
 
-OUTPUTS = ("out.parquet", "out.json", "classifier", "votes.parquet", "voters.parquet")
+OUTPUTS = ("out.parquet", "out.json", "classifier", "votes.parquet", "labellers.parquet")
 C = 6
 
 
@@ -156,9 +155,9 @@ def test_labels_are_better_than_votes_and_zero_shot(tmp_path):
 def test_each_labeller_keeps_its_labels_and_an_image_may_have_no_vote(dataset):
     dataset.labellers += [dataset.labeller("more", 0.7, silent=60, seed=1)]
     columns, report = dataset.run()
-    path = dataset.path("voters.parquet")
-    labels = np.array(tables.read(path, tables.VOTER_LABELS)["labels"].to_pylist())
-    assert tables.read_metadata(path, VoterLabelsMetadata).voters == ["words", "more"]
+    path = dataset.path("labellers.parquet")
+    labels = np.array(tables.read(path, tables.LABELLER_LABELS)["labels"].to_pylist())
+    assert tables.read_metadata(path, LabellerLabelsMetadata).labellers == ["words", "more"]
     assert labels[:, 0].tolist() == columns["caption_label"]
     assert (labels[:60, 1] == -1).all() and (labels[60:, 1] >= 0).all()
     assert [one.votes for one in report.labellers] == [180, 120]

@@ -8,7 +8,7 @@ from support.tiny import write_class_scores
 from support.worlds import World
 from support.zero_shot_files import ZeroShotFiles
 
-from latteclip.config.sections.unknown import UnknownSection
+from latteclip.config.keys import UnknownSection
 from latteclip.core import tables
 from latteclip.core.metadata import UnknownMetadata
 from latteclip.labels.score_unknown import score_unknown

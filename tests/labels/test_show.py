@@ -104,7 +104,7 @@ def test_each_label_of_an_image_and_its_caption_are_shown(labelled):
         "images": "blue",
         "caption": "0.75",
     }
-    for title, said in (wanted | {"LMM": "grey (0.50)", "fused": "blue (0.90)"}).items():
+    for title, said in (wanted | {"lmm": "grey (0.50)", "fused": "blue (0.90)"}).items():
         assert said in lines[title]
     assert captions[0].strip() in " ".join(text.split())
     assert captions[1] not in text

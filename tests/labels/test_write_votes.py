@@ -19,9 +19,7 @@ from support.tiny import (
 
 from latteclip.clip import encode
 from latteclip.clip.classifier import Classifier, save_classifier
-from latteclip.config.sections.class_texts import ClassTextsSection
-from latteclip.config.sections.clip import ClipSection
-from latteclip.config.sections.inference import InferenceSection
+from latteclip.config.keys import ClassTextsSection, ClipSection, InferenceSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.labels.label_model import TopK

@@ -17,7 +17,7 @@ from support.visits import running, visiting
 
 from latteclip.audit.server import QuestionServer
 from latteclip.audit.teach import TeachingSession
-from latteclip.config.sections.table import TableSection
+from latteclip.config.keys import TableSection
 from latteclip.discover.classes import ClassesPage, ClassesServer
 from latteclip.report import index_results as index
 

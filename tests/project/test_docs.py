@@ -9,7 +9,7 @@ from support.tiny import ROOT
 
 from latteclip.cli import main
 from latteclip.config import layers
-from latteclip.config.configuration import Configuration
+from latteclip.config.resolve import Run
 
 PAGES = (
     *sorted((ROOT / "docs").glob("*.md")),
@@ -71,4 +71,4 @@ def test_the_configuration_has_the_keys_of_the_commands_of_the_pages(tmp_path):
         given = layers.given(*options.values())
         if given.get("dataset") == "mine":
             given.setdefault("image_dir", str(tmp_path))
-        Configuration(layers.defaults(project=None), given)
+        Run(layers.defaults(project=None), given)

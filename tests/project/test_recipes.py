@@ -12,7 +12,7 @@ from support.checkout import DEMO, N_TRAIN, Checkout, edit, shrink
 from support.tiny import ROOT
 
 pytestmark = pytest.mark.slow
-METHODS = "latteclip/config/methods.py"
+REGISTRY = "latteclip/config/registry.py"
 COMMANDS = "latteclip/cli/commands.py"
 STAGES = "STAGES = {  # by command: the module of its function\n"
 OBJECTIVE = '''"""Images against their captions."""
@@ -72,14 +72,15 @@ RULE = """
 rule count_colours:
     input:
         images="results/{dataset}/images.parquet",
-        code=sources("latteclip.evaluate.count_colours"),
     output:
         "results/{dataset}/colours.json",
     log:
         "results/{dataset}/logs/count_colours.log",
     resources:
-        mem_mb=memory("count_colours"),
-        runtime=minutes("count_colours"),
+        mem_mb=memory(1_000, per_million=0),
+        runtime=minutes(5, images_per_second=1_000),
+    params:
+        code=code_of("latteclip.evaluate.count_colours"),
     shell:
         "latteclip count-colours --images {input.images} --output {output} --log {log}"
 """
@@ -91,15 +92,11 @@ RECIPES = {
         "latteclip/evaluate/count_colours.py": STAGE,
         COMMANDS: (STAGES, '    "count_colours": "latteclip.evaluate.count_colours",\n'),
         "workflow/rules/evaluation.smk": ("", RULE),
-        "latteclip/config/job_resources.py": (
-            "RESOURCES = {\n",
-            '    "count_colours": (1_000, 0, 5, 1_000),\n',
-        ),
         "latteclip/cli/estimate.py": ("GROWS = {\n", '    "count_colours": IMAGES,\n'),
     },
     "an objective": {
         "latteclip/train/objectives/toy.py": OBJECTIVE,
-        METHODS: (
+        REGISTRY: (
             "OBJECTIVES = {\n",
             '    "toy": ObjectiveRecord(\n'
             '        module="toy", pseudo_labels=PSEUDO_LABELS, captions=("image",)\n    ),\n',
@@ -107,7 +104,7 @@ RECIPES = {
     },
     "an engine": {
         "latteclip/captions/engines/toy.py": ENGINE,
-        METHODS: ("ENGINES = {\n", '    "toy": EngineRecord(),\n'),
+        REGISTRY: ("ENGINES = {\n", '    "toy": EngineRecord(),\n'),
     },
     "a kind of labeller": {
         "latteclip/labels/write_votes.py": (
@@ -115,7 +112,7 @@ RECIPES = {
             "        )\n",
             KIND.lstrip("\n"),
         ),
-        METHODS: ("VOTER_KINDS = {\n", '    "even": VoterKind(),\n'),
+        REGISTRY: ("LABELLERS = {\n", '    "even": LabellerRecord(),\n'),
     },
     "an export format": {
         "latteclip/deploy/export_labels.py": [
@@ -207,7 +204,7 @@ def test_what_the_recipes_add_runs_with_the_rest(followed):
 
 def test_a_labeller_is_of_a_new_kind(followed):
     target = "results/demo/votes/evens.parquet"
-    run = followed.snakemake(target, "--config", "voters=[{name: evens, kind: even}]")
+    run = followed.snakemake(target, "--config", "labellers=[{name: evens, kind: even}]")
     assert run.returncode == 0, run.stdout
     options = pq.read_table(results(followed, "votes/evens.parquet"))["options"]
     assert options.to_pylist() == [[i % 2] for i in range(N_TRAIN)]

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from support.pages import Page, write_audit, write_metrics
 
-from latteclip.config.sections.table import TableSection
+from latteclip.config.keys import TableSection
 from latteclip.report import index_results as index
 
 

@@ -10,10 +10,10 @@ from support.tiny import write_captions, write_index, write_pseudo_labels
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.metadata import VoterLabelsMetadata
+from latteclip.core.metadata import LabellerLabelsMetadata
 from latteclip.labels.fusion_report import NAME, PersonAnswers, write_fusion_report
 from latteclip.labels.guarantees import Interval
-from latteclip.report.labellers import VOTER_LABELS, labellers, read_labellers
+from latteclip.report.labellers import LABELLER_LABELS, labellers, read_labellers
 from latteclip.report.summarize import labeller_table
 
 CLASSNAMES = ["cat", "dog"]
@@ -43,7 +43,7 @@ def test_it_is_said_what_questions_took_and_how_many_images_they_left_out(folder
     assert asked["words"] is None
 
 
-def test_the_summary_has_each_voter_alone_beside_all_and_the_chosen_model(folder):
+def test_the_summary_has_each_labeller_alone_beside_all_and_the_chosen_model(folder):
     summary = pd.DataFrame(
         {
             "dataset": [folder.name, "other"],
@@ -87,10 +87,10 @@ def write(folder, labels=TRUTH, **fields):
     tables.write(folder / "fused_labels.parquet", columns, tables.FUSED_LABELS)
     pairs = np.array([WORDS, MINE], np.int32).T
     tables.write(
-        folder / VOTER_LABELS,
+        folder / LABELLER_LABELS,
         {"image_id": NAMES, "labels": tables.list_column(pairs)},
-        tables.VOTER_LABELS,
-        VoterLabelsMetadata(CLASSNAMES, ["words", "mine"]),
+        tables.LABELLER_LABELS,
+        LabellerLabelsMetadata(CLASSNAMES, ["words", "mine"]),
     )
     texts = ["a cat"] * 8
     captions = folder / "captions" / "images.parquet"
@@ -166,7 +166,7 @@ def test_without_labels_nothing_is_judged_and_answers_judge_all_together(tmp_pat
 
 
 def test_results_without_votes_are_one_sentence(tmp_path):
-    with pytest.raises(UserError, match=r"voter_labels\.parquet"):
+    with pytest.raises(UserError, match=r"labeller_labels\.parquet"):
         labellers(str(tmp_path))
     with pytest.raises(UserError, match="nowhere"):
         labellers(str(tmp_path / "nowhere"))

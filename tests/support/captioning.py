@@ -10,8 +10,8 @@ from support.tiny import write_index, write_pictures, write_pseudo_labels
 from latteclip.captions import caption, requests
 from latteclip.captions.metadata import CaptionsMetadata
 from latteclip.captions.requests import CaptionerSettings, Response
-from latteclip.config.methods import ENGINES
-from latteclip.config.sections.groups import GroupsSection
+from latteclip.config.keys import GroupsSection
+from latteclip.config.registry import ENGINES
 from latteclip.core import tables
 
 SETTINGS = CaptionerSettings(
@@ -25,7 +25,7 @@ SETTINGS = CaptionerSettings(
     batch_size=3,
     max_image_side=None,
 )
-GROUPS = GroupsSection(seed=4, canvas=64, gap=4)
+GROUPS = GroupsSection(canvas=64, gap=4)
 CLASSNAMES = ["red dots", "lines"]
 LABELS = [1, 0, 1, 1, 1, 0, 1]
 TEXTS = [

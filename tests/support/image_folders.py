@@ -9,7 +9,7 @@ from PIL import Image
 from support.tiny import SHARED, write_pictures
 from support.web import jpeg
 
-from latteclip.config.sections.split import SplitSection
+from latteclip.config.keys import SplitSection
 from latteclip.core import tables
 from latteclip.core.metadata import IndexMetadata
 from latteclip.data import index_images

@@ -10,7 +10,7 @@ from support import records
 from support.tiny import write_captions, write_index, write_pictures, write_pseudo_labels
 
 from latteclip.captions.metadata import AnswerSource
-from latteclip.config.sections.groups import GroupsSection
+from latteclip.config.keys import GroupsSection
 from latteclip.evaluate import metrics
 
 HOSTILE = "<script>alert('class')</script>"
@@ -132,7 +132,7 @@ class Results:
         members = [
             [self.image_ids[j] for j in np.resize(of_label[label], 4)] for label in labels
         ]
-        metadata.groups = GroupsSection(seed=0, canvas=128, gap=4)
+        metadata.groups = GroupsSection(canvas=128, gap=4)
         ids = [str(i) for i in range(n)]
         return write_captions(path, ids, texts, labels, members, metadata, **columns)
 

@@ -5,7 +5,7 @@ from support import reference
 from support.tiny import SIDE, TEMPLATE, tiny_clip
 
 from latteclip.clip import encode
-from latteclip.config.sections.switches import SwitchesSection
+from latteclip.config.keys import SwitchesSection
 from latteclip.core.class_templates import class_texts
 from latteclip.train.objectives.base import TokenizedTexts, TrainingBatch, TrainingTexts
 from latteclip.train.objectives.latteclip import GroupSampler, LatteClip

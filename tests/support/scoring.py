@@ -12,7 +12,7 @@ from support.tiny import write_pseudo_labels
 from latteclip.captions.requests import ChoiceScores
 from latteclip.captions.score_classes import score_classes
 from latteclip.clip.classifier import Classifier, save_classifier
-from latteclip.config.sections.scores import ScoresSection
+from latteclip.config.keys import ScoresSection
 from latteclip.core import tables
 
 N, WIDTH = 7, 5

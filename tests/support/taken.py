@@ -9,7 +9,7 @@ from support.worlds import World
 from support.zero_shot_files import ZeroShotFiles
 
 from latteclip.clip.classifier import Classifier, save_classifier
-from latteclip.config.sections.unknown import UnknownSection
+from latteclip.config.keys import UnknownSection
 from latteclip.core import tables
 from latteclip.labels.answers import Answer
 from latteclip.labels.fusion_report import NAME, PersonAnswers, write_fusion_report

@@ -19,11 +19,13 @@ from support.tiny import (
     write_pseudo_labels,
 )
 
-from latteclip.config.sections.class_texts import ClassTextsSection
-from latteclip.config.sections.clip import ClipSection
-from latteclip.config.sections.compute import ComputeSection
-from latteclip.config.sections.finetune import FinetuneSection
-from latteclip.config.sections.training import TrainingSection
+from latteclip.config.keys import (
+    ClassTextsSection,
+    ClipSection,
+    ComputeSection,
+    FinetuneSection,
+    TrainingSection,
+)
 from latteclip.core.holdout import NO_FOLD
 from latteclip.train.settings import FinetuneSettings
 
@@ -74,6 +76,7 @@ def settings(objective="latteclip", model=f"local-dir:{DEMO_CLIP}", compute=None
         method=TrainingSection(
             objective=objective, finetune=FinetuneSection(**section), **given
         ),
+        module="flyp" if objective.startswith("flyp") else objective,
         compute=ComputeSection(**{"checkpoint_minutes": 0, **(compute or {})}),
         fold=fold,
         is_supervised=is_supervised,

@@ -3,7 +3,7 @@
 import numpy as np
 from support.tiny import write_captions, write_index, write_pictures
 
-from latteclip.config.sections.discover import DiscoverSection
+from latteclip.config.keys import DiscoverSection
 from latteclip.core import tables
 from latteclip.core.metadata import EncoderMetadata
 from latteclip.discover.discover_classes import discover_classes

@@ -5,6 +5,7 @@ environment, folder and streams of whoever asks, and runs the command's own scri
 package was imported before. As a command this is such a process: `python -m support.warm SCRIPT`.
 """
 
+import atexit
 import gc
 import importlib
 import json
@@ -16,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from filelock import FileLock
@@ -194,7 +196,23 @@ def _main(name):
     script = Path(sys.executable).with_name(name)
     _become(script, *_serve(Path(os.environ[FOLDER]) / name))
     sys.executable = os.environ.pop(PYTHON, sys.executable)
-    runpy.run_path(str(script), run_name="__main__")
+    _end(lambda: runpy.run_path(str(script), run_name="__main__"))
+
+
+def _end(command):
+    """End as a command does, but without the teardown of libraries that were imported before."""
+    status = 0
+    try:
+        command()
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

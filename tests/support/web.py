@@ -14,7 +14,7 @@ import gdown
 import pytest
 from PIL import Image
 
-from latteclip.config.sections.downloads import DownloadSection
+from latteclip.config.keys import DownloadSection
 from latteclip.data.download_dataset import DownloadSettings
 
 WHOLE = 200  # the status of an answer with the whole file

@@ -9,7 +9,7 @@ from support.tiny import DEMO_CLIP, ENCODER_WIDTH, network_of, write_encoder, wr
 
 from latteclip.clip import finetuned
 from latteclip.clip.classifier import Classifier, save_classifier
-from latteclip.config.sections.clip import ClipSection
+from latteclip.config.keys import ClipSection
 from latteclip.core.errors import UserError
 from latteclip.deploy import predict
 from latteclip.deploy.export import export

@@ -9,8 +9,7 @@ from latteclip.clip import finetuned
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import class_embeddings
-from latteclip.config.sections.clip import ClipSection
-from latteclip.config.sections.inference import InferenceSection
+from latteclip.config.keys import ClipSection, InferenceSection
 from latteclip.core import holdout, tables
 from latteclip.core.holdout import NO_FOLD, Fold
 from latteclip.train.average_weights import (

@@ -12,7 +12,7 @@ from support.tiny import FINETUNE
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
-from latteclip.config.sections.finetune import FinetuneSection
+from latteclip.config.keys import FinetuneSection
 from latteclip.core import devices
 from latteclip.core.errors import UserError
 from latteclip.core.signals import Signals

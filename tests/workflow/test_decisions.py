@@ -66,7 +66,7 @@ def test_max_images_are_asked_about_and_none_that_a_person_answered(
     given = {
         "seeds": 1,
         "method": "zero_shot,image_prototypes",
-        "voters": [
+        "labellers": [
             {"name": "words", "kind": "captions"},
             {**decider, "captioner": captioner, "max_images": N},
         ],
@@ -80,13 +80,13 @@ def test_max_images_are_asked_about_and_none_that_a_person_answered(
 
     planned = run("--dry-run")
     requests = f"at most {N} requests, about {N * TOKENS:,} tokens read"
-    assert f"class scores of the voter decider by decider: {requests}" in planned
+    assert f"class scores of the labeller decider by decider: {requests}" in planned
     assert decisions.requests == []
     training = [row for row in rows_of(index) if row["split"] != "test"]
     before = training[: N_TRAIN // 3]
     answer(folder, before)
     run()
-    scores = folder / "voters" / "decider.parquet"
+    scores = folder / "labellers" / "decider.parquet"
     first = asked_images(scores)
     assert len(first) == len(decisions.requests) == N
     assert first.isdisjoint(row["image_id"] for row in before)
@@ -106,7 +106,7 @@ def test_max_images_are_asked_about_and_none_that_a_person_answered(
     answer(folder, before + later)
     run()
     assert asked_images(scores) == first and len(decisions.requests) == N
-    given["voters"][1]["max_images"] = N + 5
+    given["labellers"][1]["max_images"] = N + 5
     run()
     assert first < asked_images(scores)
     assert len(decisions.requests) == N + 5 + len(later)

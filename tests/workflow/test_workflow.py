@@ -119,7 +119,12 @@ COLLECTED = {"select_model": 1, **PAGES}
 TUNED = {"finetune": 2, "evaluate": 2, **COLLECTED}
 # latteclip
 TUNED_ON_CAPTIONS = {"finetune": 1, "evaluate": 1, **COLLECTED}
-NEW_CAPTIONS = {"fuse_labels": 1, "summarize_captions": 1, **TUNED_ON_CAPTIONS}
+NEW_CAPTIONS = {
+    "write_votes": 1,
+    "fuse_labels": 1,
+    "summarize_captions": 1,
+    **TUNED_ON_CAPTIONS,
+}
 NEW_CLIP = {
     **{"pseudo_label_images": 1, "score_unknown": 1, "assemble_model": 1},
     **{"evaluate_classifier": 1, "caption_groups": 1, **NEW_CAPTIONS, **TUNED},
@@ -146,7 +151,7 @@ def deleted(checkout):
     (checkout.root / RESULTS / "flyp/seed0/metrics.json").unlink()
 
 
-# Which stages import which module is the matter of tests/config/test_stage_code.py.
+# Which stages import which module is the matter of tests/config/test_code.py.
 EDITS = {
     "finetune={'lr': 1e-4}": (None, TUNED),
     "prompts={'image': 'What is this?'}": (None, {"caption_images": 1, **NEW_CAPTIONS}),
@@ -275,7 +280,7 @@ def test_training_labels_change_no_byte_of_labels_captions_and_weights(finished_
 
 CLIP = "resources/models/ViT-B-32@laion2b_s34b_b79k.json"
 CAPTIONER = "resources/models/llava-hf--llava-v1.6-mistral-7b-hf.json"
-LOADS_CLIP = {"pseudo_label_images", "finetune", "fuse_labels", "assemble_model"}
+LOADS_CLIP = {"pseudo_label_images", "finetune", "write_votes", "assemble_model"}
 LOADS_CAPTIONER = {"caption_images", "caption_groups"}
 
 

@@ -1,26 +1,29 @@
 # Image and group descriptions of the training images, and the captioner's scores of their classes.
 # Answers are cached under resources/, so that no rule asks a question twice.
 
-shards_of = {key: configuration.shards(key) for key in configuration.config["datasets"]}
-UNSHARDED = one_of(key for key, n in shards_of.items() if n == 1)
-SHARDED = one_of(key for key, n in shards_of.items() if n > 1)
+
+def datasets_with(is_wanted):
+    return one_of(each.name for each in run.datasets if is_wanted(each))
+
+
+UNSHARDED = datasets_with(lambda dataset: dataset.shards == 1)
+SHARDED = datasets_with(lambda dataset: dataset.shards > 1)
+CAPTIONER_GPUS = of(resources.captioner_gpus, "asker")
+CAPTIONER_THREADS = threads_of(resources.captionings_at_once)
 
 
 rule caption_images:
     input:
         images="results/{dataset}/images.parquet",
-        pseudo_labels=given(stage_params.caption_labels, "dataset", "voter"),
-        classifier=given(stage_params.chosen_by, "dataset", "voter", kind="images"),
-        own=unstored(
-            given(
-                stage_params.user_file, "dataset", "voter", key="captioner.images_file"
+        pseudo_labels=of(jobs.caption_labels, "asker"),
+        classifier=of(jobs.chosen_by, "asker", kind="images"),
+        own=users(
+            of(
+                lambda asker: jobs.file_if_read(asker, asker.captioner.images_file),
+                "asker",
             )
         ),
-        captioner_model=given(
-            stage_params.hub_model, "dataset", "voter", section="captioner"
-        ),
-        code=sources("latteclip.captions.caption"),
-        engine_code=unstored(given(stage_code.engine_code, "dataset", "voter")),
+        captioner_model=of(jobs.captioner_note, "asker"),
     output:
         "results/{dataset}/captions/images.parquet",
     log:
@@ -30,30 +33,27 @@ rule caption_images:
     wildcard_constraints:
         dataset=UNSHARDED,
     priority: EARLY
-    conda:
-        "../../envs/latteclip.yaml"
-    threads: threads_of("caption")
+    threads: CAPTIONER_THREADS
     resources:
-        gpu=gpus(given(job_resources.captioner_gpus, "dataset", "voter")),
-        cpus_per_gpu=cores_per_gpu(
-            given(job_resources.captioner_gpus, "dataset", "voter")
-        ),
+        gpu=gpus(CAPTIONER_GPUS),
+        cpus_per_gpu=cores_per_gpu(CAPTIONER_GPUS),
         nodes=1,
-        mem_mb=memory("caption_images"),
-        runtime=minutes("caption_images"),
+        mem_mb=memory(24_000, per_million=4_000),
+        runtime=minutes(20, images_per_second=1),
     params:
-        captioner_files=given(stage_params.local_captioner, "dataset", "voter"),
-        captioner=given_json(stage_params.caption_writer, "dataset", "voter"),
-        prompt=given(stage_params.image_prompt, "dataset", "voter"),
+        code=of(engine_code, "asker", stage="caption"),
+        captioner_files=of(jobs.local_captioner, "asker"),
+        captioner=as_json(jobs.captioner, "asker"),
+        prompt=of(lambda asker: asker.prompts.image, "asker"),
         inputs=options("pseudo_labels", "classifier"),
-        answers=given(stage_params.person_answers, "dataset", "voter", kind="images"),
+        answers=of(jobs.person_answers, "asker", kind="images"),
         # No output: Snakemake removes those before a job, and these are to outlive it.
-        store=given(stage_params.answer_store, "dataset", kind="images"),
-        shard="",
+        store=of(jobs.answer_store, kind="images"),
+        part="",
     shell:
         "latteclip caption-images --images {input.images} {params.inputs} {params.answers}"
         " --prompt {params.prompt:q} --captioner {params.captioner:q} --store {params.store}"
-        " {params.shard} --output {output} --threads {threads} --log {log}"
+        " {params.part} --output {output} --threads {threads} --log {log}"
 
 
 use rule caption_images as caption_images_shard with:
@@ -64,22 +64,41 @@ use rule caption_images as caption_images_shard with:
     benchmark:
         "results/{dataset}/benchmarks/caption_images-{shard}-of-{shards}.jsonl"
     wildcard_constraints:
-        dataset=ANY_DATASET,
+        dataset=SHARDED,
     params:
-        shard="--shard {shard}/{shards}",
+        part="--shard {shard}/{shards}",
+
+
+use rule caption_images as caption_images_labeller with:
+    output:
+        "results/{dataset}/labellers/{labeller}.parquet",
+    log:
+        "results/{dataset}/logs/caption_images-{labeller}.log",
+    benchmark:
+        "results/{dataset}/benchmarks/caption_images-{labeller}.jsonl"
+    wildcard_constraints:
+        dataset="[^/]+",
+        labeller=one_of(
+            jobs.labellers_with(
+                run, lambda each: each.is_by_own_job and each.asks == "captions"
+            )
+        ),
+    params:
+        part="--labeller {labeller}",
 
 
 rule caption_groups:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        classifier=given(stage_params.chosen_by, "dataset", kind="groups"),
-        own=unstored(
-            given(stage_params.user_file, "dataset", key="captioner.groups_file")
+        classifier=of(jobs.chosen_by, "asker", kind="groups"),
+        own=users(
+            of(
+                lambda asker: jobs.file_if_read(asker, asker.captioner.groups_file),
+                "asker",
+            )
         ),
-        captioner_model=given(stage_params.hub_model, "dataset", section="captioner"),
-        code=sources("latteclip.captions.caption"),
-        engine_code=unstored(given(stage_code.engine_code, "dataset")),
+        captioner_model=of(jobs.captioner_note, "asker"),
     output:
         "results/{dataset}/captions/groups.parquet",
     log:
@@ -89,31 +108,28 @@ rule caption_groups:
     wildcard_constraints:
         dataset=UNSHARDED,
     priority: EARLY
-    conda:
-        "../../envs/latteclip.yaml"
-    threads: threads_of("caption")
+    threads: CAPTIONER_THREADS
     resources:
-        gpu=gpus(given(job_resources.captioner_gpus, "dataset")),
-        cpus_per_gpu=cores_per_gpu(given(job_resources.captioner_gpus, "dataset")),
+        gpu=gpus(CAPTIONER_GPUS),
+        cpus_per_gpu=cores_per_gpu(CAPTIONER_GPUS),
         nodes=1,
-        mem_mb=memory("caption_groups"),
-        runtime=minutes("caption_groups"),
+        mem_mb=memory(24_000, per_million=4_000),
+        runtime=minutes(20, images_per_second=1),
     params:
-        captioner_files=given(stage_params.local_captioner, "dataset"),
-        captioner=given_json(stage_params.caption_writer, "dataset"),
-        groups=given_json(Configuration.section, "dataset", name="groups"),
-        prompt=given(
-            lambda c, dataset: c.section("prompts", dataset)["group"], "dataset"
-        ),
+        code=of(engine_code, "asker", stage="caption"),
+        captioner_files=of(jobs.local_captioner, "asker"),
+        captioner=as_json(jobs.captioner, "asker"),
+        groups=section("groups"),
+        prompt=of(lambda dataset: dataset.keys.prompts.group),
         inputs=options("classifier"),
-        answers=given(stage_params.person_answers, "dataset", kind="groups"),
-        store=given(stage_params.answer_store, "dataset", kind="groups"),
-        shard="",
+        answers=of(jobs.person_answers, "asker", kind="groups"),
+        store=of(jobs.answer_store, kind="groups"),
+        part="",
     shell:
         "latteclip caption-groups --images {input.images} --pseudo-labels {input.pseudo_labels}"
         " --prompt {params.prompt:q} --groups {params.groups:q}"
         " --captioner {params.captioner:q} {params.inputs} {params.answers}"
-        " --store {params.store} {params.shard}"
+        " --store {params.store} {params.part}"
         " --output {output} --threads {threads} --log {log}"
 
 
@@ -125,9 +141,9 @@ use rule caption_groups as caption_groups_shard with:
     benchmark:
         "results/{dataset}/benchmarks/caption_groups-{shard}-of-{shards}.jsonl"
     wildcard_constraints:
-        dataset=ANY_DATASET,
+        dataset=SHARDED,
     params:
-        shard="--shard {shard}/{shards}",
+        part="--shard {shard}/{shards}",
 
 
 rule score_classes:
@@ -135,15 +151,11 @@ rule score_classes:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        classifier=given(stage_params.chosen_by, "dataset", "voter", kind="scores"),
-        own=unstored(
-            given(stage_params.user_file, "dataset", "voter", key="scores.file")
+        classifier=of(jobs.chosen_by, "asker", kind="scores"),
+        own=users(
+            of(lambda asker: jobs.file_if_read(asker, asker.scores.file), "asker")
         ),
-        captioner_model=given(
-            stage_params.hub_model, "dataset", "voter", section="captioner"
-        ),
-        code=sources("latteclip.captions.score_classes"),
-        engine_code=unstored(given(stage_code.engine_code, "dataset", "voter")),
+        captioner_model=of(jobs.captioner_note, "asker"),
     output:
         "results/{dataset}/class_scores.parquet",
     log:
@@ -153,35 +165,31 @@ rule score_classes:
     wildcard_constraints:
         dataset=UNSHARDED,
     priority: EARLY
-    conda:
-        "../../envs/latteclip.yaml"
-    threads: threads_of("caption")
+    threads: CAPTIONER_THREADS
     resources:
-        gpu=gpus(given(job_resources.captioner_gpus, "dataset", "voter")),
-        cpus_per_gpu=cores_per_gpu(
-            given(job_resources.captioner_gpus, "dataset", "voter")
-        ),
+        gpu=gpus(CAPTIONER_GPUS),
+        cpus_per_gpu=cores_per_gpu(CAPTIONER_GPUS),
         nodes=1,
-        mem_mb=memory("score_classes"),
+        mem_mb=memory(24_000, per_million=4_000),
         runtime=minutes(
-            "score_classes",
-            given(job_resources.questions_per_image, "dataset", "voter"),
+            20, images_per_second=1, passes=of(resources.questions_per_image, "asker")
         ),
     params:
-        captioner_files=given(stage_params.local_captioner, "dataset", "voter"),
-        captioner=given_json(stage_params.captioner, "dataset", "voter"),
-        scores=given_json(stage_params.scores, "dataset", "voter"),
+        code=of(engine_code, "asker", stage="score_classes"),
+        captioner_files=of(jobs.local_captioner, "asker"),
+        captioner=as_json(jobs.captioner, "asker"),
+        scores=as_json(lambda asker: asker.scores.model_dump(), "asker"),
         # May be empty, and then Snakemake writes no quotes: hence --prompt= below.
-        prompt=given(stage_params.scores_prompt, "dataset", "voter"),
+        prompt=of(jobs.scores_prompt, "asker"),
         inputs=options("classifier"),
-        answers=given(stage_params.person_answers, "dataset", "voter", kind="scores"),
-        store=given(stage_params.answer_store, "dataset", kind="scores"),
-        shard="",
+        answers=of(jobs.person_answers, "asker", kind="scores"),
+        store=of(jobs.answer_store, kind="scores"),
+        part="",
     shell:
         "latteclip score-classes --images {input.images} --pseudo-labels {input.pseudo_labels}"
         " --class-embeddings {input.class_embeddings} {params.inputs} {params.answers}"
         " --scores {params.scores:q} --prompt={params.prompt:q}"
-        " --captioner {params.captioner:q} --store {params.store} {params.shard}"
+        " --captioner {params.captioner:q} --store {params.store} {params.part}"
         " --output {output} --threads {threads} --log {log}"
 
 
@@ -195,27 +203,44 @@ use rule score_classes as score_classes_shard with:
     benchmark:
         "results/{dataset}/benchmarks/score_classes-{shard}-of-{shards}.jsonl"
     wildcard_constraints:
-        dataset=ANY_DATASET,
+        dataset=SHARDED,
     params:
-        shard="--shard {shard}/{shards}",
+        part="--shard {shard}/{shards}",
+
+
+use rule score_classes as score_classes_labeller with:
+    output:
+        "results/{dataset}/labellers/{labeller}.parquet",
+    log:
+        "results/{dataset}/logs/score_classes-{labeller}.log",
+    benchmark:
+        "results/{dataset}/benchmarks/score_classes-{labeller}.jsonl"
+    wildcard_constraints:
+        dataset="[^/]+",
+        labeller=one_of(
+            jobs.labellers_with(
+                run, lambda each: each.is_by_own_job and each.asks == "scores"
+            )
+        ),
+    params:
+        part="--labeller {labeller}",
 
 
 rule gather_captions:
     input:
         images="results/{dataset}/images.parquet",
-        shards=given(stage_params.shards, "dataset", "kind"),
-        code=sources("latteclip.captions.caption"),
+        shards=of(jobs.shards, "dataset", "kind"),
     output:
         "results/{dataset}/captions/{kind}.parquet",
     log:
         "results/{dataset}/logs/gather_captions-{kind}.log",
     wildcard_constraints:
         dataset=SHARDED,
-    conda:
-        "../../envs/latteclip.yaml"
     resources:
-        mem_mb=memory("gather_captions"),
-        runtime=minutes("gather_captions"),
+        mem_mb=memory(4_000, per_million=4_000),
+        runtime=minutes(10, images_per_second=1_000),
+    params:
+        code=code_of("latteclip.captions.caption"),
     shell:
         "latteclip gather-captions {input.shards} --images {input.images} --output {output}"
         " --log {log}"
@@ -224,8 +249,7 @@ rule gather_captions:
 use rule gather_captions as gather_scores with:
     input:
         images="results/{dataset}/images.parquet",
-        shards=given(stage_params.shards, "dataset", kind="class_scores"),
-        code=sources("latteclip.captions.caption"),
+        shards=of(jobs.shards, kind="class_scores"),
     output:
         "results/{dataset}/class_scores.parquet",
     log:
@@ -235,17 +259,16 @@ use rule gather_captions as gather_scores with:
 rule summarize_captions:
     input:
         images="results/{dataset}/images.parquet",
-        captions=given(stage_params.captions, "dataset"),
-        code=sources("latteclip.captions.summarize_captions"),
+        captions=of(jobs.captions),
     output:
         "results/{dataset}/captions/summary.json",
     log:
         "results/{dataset}/logs/summarize_captions.log",
-    conda:
-        "../../envs/latteclip.yaml"
     resources:
-        mem_mb=memory("summarize_captions"),
-        runtime=minutes("summarize_captions"),
+        mem_mb=memory(4_000, per_million=4_000),
+        runtime=minutes(10, images_per_second=1_000),
+    params:
+        code=code_of("latteclip.captions.summarize_captions"),
     shell:
         "latteclip summarize-captions {input.captions} --images {input.images} --output {output}"
         " --log {log}"

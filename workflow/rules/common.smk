@@ -1,68 +1,65 @@
-# Shared by the rules: the code and environment of their commands, the checked configuration, and
-# short names for functions of latteclip/cli/rule_functions.py.
+# Shared by the rules: the code of their commands, the resolved configuration, and short names for
+# functions of latteclip/cli/rules.py.
+import json
 import os
 import sys
 
-# The folder of the Snakefile in use: the code beside it comes before any installed one.
-ROOT = Path(os.path.realpath(workflow.current_basedir)).parents[1]
+# The folder of the Snakefile in use, if it is on this machine: the code beside it comes before any
+# installed one.
+ROOT = Path(os.path.realpath(str(workflow.current_basedir))).parents[1]
 IS_CLONE = (ROOT / "latteclip").is_dir()
 if IS_CLONE:
     sys.path.insert(0, str(ROOT))
 
-from latteclip.cli.rule_functions import (
-    RuleFunctions,
-    file_names,
-    one_of,
-    option_each,
-    options,
-)
-from latteclip.config import job_resources, stage_code, stage_params
-from latteclip.config.configuration import Configuration
-from latteclip.config.stage_params import LEFT_OUT, MODEL_NOTE
+from latteclip.cli.handlers import Handlers
+from latteclip.cli.machine import Machine, load
+from latteclip.cli.rules import Rules, file_names, one_of, options
+from latteclip.config import jobs, resources
+from latteclip.config.code import code_of, engine_code, training_code
 
-functions = RuleFunctions(workflow, config)
-configuration = functions.configuration
+machine = Machine(workflow)
+run = load(workflow, config, machine)
+handlers = Handlers(workflow, config, run, machine)
+rule_functions = Rules(run, machine)
 
-given = functions.given
-given_if = functions.given_if
-given_each = functions.given_each
-given_json = functions.given_json
-unstored = functions.unstored
-sources = functions.sources
-as_found = functions.as_found
-methods_with = functions.methods_with
-threads_of = functions.threads_of
-gpus = functions.gpus
-cores_per_gpu = functions.cores_per_gpu
-memory = functions.memory
-minutes = functions.minutes
+of = rule_functions.of
+as_json = rule_functions.as_json
+settings = rule_functions.settings
+section = rule_functions.section
+when = rule_functions.when
+each = rule_functions.each
+users = rule_functions.users
+threads_of = rule_functions.threads
+gpus = rule_functions.gpus
+cores_per_gpu = rule_functions.cores_per_gpu
+memory = rule_functions.memory
+minutes = rule_functions.minutes
 
 # On any node the commands are those of the environment that runs Snakemake, with the code above.
-os.environ.update(
-    PATH=os.pathsep.join([os.path.dirname(sys.executable), *os.get_exec_path()]),
-    LATTECLIP_ENVS=str(ROOT / "envs"),  # for latteclip.post-deploy.sh
+os.environ["PATH"] = os.pathsep.join(
+    [os.path.dirname(sys.executable), *os.get_exec_path()]
 )
 if IS_CLONE:
-    inherited = os.environ.get("PYTHONPATH")
-    os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), inherited])))
+    paths = [str(ROOT), os.environ.get("PYTHONPATH")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
 if workflow.remote_exec:  # a job of a cluster, whose nodes have no internet
-    os.environ.update(HF_HUB_OFFLINE="1")
+    os.environ["HF_HUB_OFFLINE"] = "1"
     # SLURM also signals the shell. It must outlive the command, which needs time to save its work.
     shell.prefix("set -euo pipefail; trap : TERM; ")
 
-ANY_DATASET = "[^/]+"
-
 
 wildcard_constraints:
-    dataset=ANY_DATASET,
+    dataset="[^/]+",
     method="[^/]+",
     seed=r"\d+",
     kind="images|groups",
+    labeller="[^/]+",
     shard=r"\d+",
     shards=r"\d+",
 
 
 # Pages, choices and audits of a table with its own name stand beside the main ones.
-SUFFIX = configuration.suffix
+SUFFIX = run.suffix
+TABLE = f"{run.keys.table.name}{run.limit_suffix}"
 # Priorities on few cores: first the jobs that most others wait for, then the longest ones.
 FIRST, EARLY = 2, 1

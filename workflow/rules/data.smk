@@ -1,33 +1,30 @@
 # From a source to the image index.
 
 
-# No `code` among its inputs: an edit of the package must not unpack gigabytes again.
+# No code among the parameters: an edit of the package must not unpack gigabytes again.
 rule download_dataset:
     output:
         local(directory("resources/{dataset}/data")),
     log:
         "results/{dataset}/logs/download_dataset.log",
     wildcard_constraints:
-        dataset=one_of(configuration.from_source("downloads")),
+        dataset=one_of(run.from_source("downloads")),
     localrule: True
-    conda:
-        "../../envs/latteclip.yaml"
     params:
-        settings=given_json(stage_params.download_dataset, "dataset"),
+        settings=as_json(jobs.download_dataset),
     shell:
         "latteclip download-dataset --dataset {wildcards.dataset} --settings {params.settings:q}"
         " --output {output} --log {log}"
 
 
 # A folder of the user's is no input: its time says nothing of the files below it. What stands for
-# those is a parameter instead, and a link for its place.
+# those is a digest among the parameters, and a link for its place.
 rule index_images:
     input:
-        made=unstored(given(stage_params.made_folder, "dataset")),
-        classes=given_if(
-            "results/{dataset}/classes.txt", Configuration.discovers, "dataset"
+        made=users(of(jobs.made_folder)),
+        classes=when(
+            "results/{dataset}/classes.txt", lambda dataset: dataset.discovers
         ),
-        code=sources("latteclip.data.index_images"),
     output:
         images="results/{dataset}/images.parquet",
         corrupt="results/{dataset}/corrupt.csv",
@@ -35,19 +32,18 @@ rule index_images:
         "results/{dataset}/logs/index_images.log",
     benchmark:
         "results/{dataset}/benchmarks/index_images.jsonl"
-    conda:
-        "../../envs/latteclip.yaml"
-    threads: threads_of("index_images")
+    threads: threads_of()
     resources:
-        mem_mb=memory("index_images"),
-        runtime=minutes("index_images"),
+        mem_mb=memory(4_000, per_million=4_000),
+        runtime=minutes(15, images_per_second=100),
     params:
-        folder=lambda wildcards: functions.image_folder(wildcards.dataset),
-        settings=given_json(Configuration.section, "dataset", name="split"),
+        code=code_of("latteclip.data.index_images"),
+        folder=of(machine.image_folder),
+        state=of(machine.folder_state),
+        settings=section("split"),
         classes=options("classes"),
-        limit=given(stage_params.limit),
-        state=lambda wildcards: functions.folder_state(wildcards.dataset),  # for reruns alone
-        examples=given(stage_params.example_classes, "dataset"),
+        limit="" if run.keys.limit is None else f"--limit {run.keys.limit}",
+        examples=of(jobs.example_classes),
     shell:
         "latteclip index-images --folder {params.folder:q} --settings {params.settings:q}"
         " --output {output.images} --corrupt {output.corrupt}"
@@ -57,17 +53,16 @@ rule index_images:
 rule find_duplicates:
     input:
         images="results/{dataset}/images.parquet",
-        code=sources("latteclip.data.find_duplicates"),
     output:
         "results/{dataset}/duplicates.parquet",
     log:
         "results/{dataset}/logs/find_duplicates.log",
     benchmark:
         "results/{dataset}/benchmarks/find_duplicates.jsonl"
-    conda:
-        "../../envs/latteclip.yaml"
     resources:
-        mem_mb=memory("find_duplicates"),
-        runtime=minutes("find_duplicates"),
+        mem_mb=memory(4_000, per_million=4_000),
+        runtime=minutes(10, images_per_second=500),
+    params:
+        code=code_of("latteclip.data.find_duplicates"),
     shell:
         "latteclip find-duplicates --images {input.images} --output {output} --log {log}"

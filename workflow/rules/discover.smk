@@ -1,22 +1,15 @@
 # Classes of images that have no class names (split.classes: discover): an index without classes, a
 # name for each image by the captioner, and the classes that follow from names and features.
 
-DISCOVERING = one_of(
-    key for key in configuration.config["datasets"] if configuration.discovers(key)
-)
+DISCOVERING = datasets_with(lambda dataset: dataset.discovers)
 # After an edit of classes.txt by hand, that file is an input of the user's.
-PROPOSING = one_of(
-    key
-    for key in configuration.config["datasets"]
-    if stage_params.proposes_classes(configuration, key)
-)
+PROPOSING = datasets_with(jobs.proposes_classes)
 
 
 use rule index_images as index_unnamed_images with:
     input:
-        made=unstored(given(stage_params.made_folder, "dataset")),
+        made=users(of(jobs.made_folder)),
         classes=[],
-        code=sources("latteclip.data.index_images"),
     output:
         images="results/{dataset}/unnamed_images.parquet",
         corrupt="results/{dataset}/unnamed_corrupt.csv",
@@ -26,19 +19,21 @@ use rule index_images as index_unnamed_images with:
         "results/{dataset}/benchmarks/index_unnamed_images.jsonl"
     wildcard_constraints:
         dataset=DISCOVERING,
-    params:
-        settings=given_json(Configuration.section, "dataset", name="split"),
 
 
 use rule caption_images as name_images with:
     input:
         images="results/{dataset}/unnamed_images.parquet",
-        own=unstored(given(stage_params.names_file, "dataset")),
+        own=users(
+            of(
+                lambda dataset: jobs.file_if_read(
+                    dataset.asker, jobs.naming(dataset).images_file
+                )
+            )
+        ),
         pseudo_labels=[],
         classifier=[],
-        captioner_model=given(stage_params.hub_model, "dataset", section="captioner"),
-        code=sources("latteclip.captions.caption"),
-        engine_code=unstored(given(stage_code.engine_code, "dataset")),
+        captioner_model=of(jobs.captioner_note, "asker"),
     output:
         "results/{dataset}/names.parquet",
     log:
@@ -48,30 +43,10 @@ use rule caption_images as name_images with:
     wildcard_constraints:
         dataset=DISCOVERING,
     params:
-        captioner=given_json(stage_params.name_images, "dataset"),
-        prompt=given(
-            lambda c, dataset: c.section("discover", dataset)["prompt"], "dataset"
-        ),
+        captioner=as_json(jobs.name_images),
+        prompt=of(lambda dataset: dataset.keys.discover.prompt),
         answers="",
-        store=given(stage_params.answer_store, "dataset", kind="names"),
-
-
-use rule encode_images as encode_unnamed_images with:
-    input:
-        images="results/{dataset}/unnamed_images.parquet",
-        model=given(stage_params.hub_model, "dataset", section="clip"),
-        code=sources("latteclip.labels.encode_images"),
-    output:
-        "results/{dataset}/unnamed_features.parquet",
-    log:
-        "results/{dataset}/logs/encode_unnamed_images.log",
-    benchmark:
-        "results/{dataset}/benchmarks/encode_unnamed_images.jsonl"
-    wildcard_constraints:
-        dataset=DISCOVERING,
-    params:
-        encoder_files=given(stage_params.local_clip, "dataset"),
-        settings=given_json(stage_params.clip_encoder, "dataset"),
+        store=of(jobs.answer_store, kind="names"),
 
 
 rule propose_classes:
@@ -79,7 +54,6 @@ rule propose_classes:
         images="results/{dataset}/unnamed_images.parquet",
         names="results/{dataset}/names.parquet",
         features="results/{dataset}/unnamed_features.parquet",
-        code=sources("latteclip.discover.propose_classes"),
     output:
         "results/{dataset}/proposed_classes.parquet",
     log:
@@ -89,13 +63,12 @@ rule propose_classes:
     wildcard_constraints:
         dataset=DISCOVERING,
     priority: FIRST
-    conda:
-        "../../envs/latteclip.yaml"
     resources:
-        mem_mb=memory("propose_classes"),
-        runtime=minutes("propose_classes"),
+        mem_mb=memory(4_000, per_million=16_000),
+        runtime=minutes(15, images_per_second=200),
     params:
-        settings=given_json(stage_params.propose_classes, "dataset"),
+        code=code_of("latteclip.discover.propose_classes"),
+        settings=as_json(lambda dataset: {"classes": dataset.keys.discover.classes}),
     shell:
         "latteclip propose-classes --images {input.images} --names {input.names}"
         " --features {input.features} --settings {params.settings:q} --output {output} --log {log}"
@@ -104,8 +77,7 @@ rule propose_classes:
 rule discover_classes:
     input:
         proposed="results/{dataset}/proposed_classes.parquet",
-        actions=unstored(given(stage_params.class_actions, "dataset")),
-        code=sources("latteclip.discover.discover_classes"),
+        actions=users(of(jobs.class_actions)),
     output:
         classes="results/{dataset}/classes.txt",
         proposal="results/{dataset}/discovery.json",
@@ -117,12 +89,11 @@ rule discover_classes:
     wildcard_constraints:
         dataset=PROPOSING,
     priority: FIRST
-    conda:
-        "../../envs/latteclip.yaml"
     resources:
-        mem_mb=memory("discover_classes"),
-        runtime=minutes("discover_classes"),
+        mem_mb=memory(4_000, per_million=4_000),
+        runtime=minutes(10, images_per_second=1_000),
     params:
+        code=code_of("latteclip.discover.discover_classes"),
         actions=options("actions"),
     shell:
         "latteclip discover-classes --proposed {input.proposed} {params.actions}"

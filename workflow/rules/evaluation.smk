@@ -1,6 +1,8 @@
 # Accuracy of every run on the test split, the choice of a model without it, and the table over all
 # runs.
 
+READS_FUSED = lambda method: method.reads_fused_labels
+
 
 rule evaluate:
     input:
@@ -8,8 +10,7 @@ rule evaluate:
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         model="results/{dataset}/{method}/seed{seed}/model",
         history="results/{dataset}/{method}/seed{seed}/history.parquet",
-        left_out=given_if(LEFT_OUT, Configuration.is_average, "method"),
-        code=sources("latteclip.evaluate.evaluate"),
+        left_out=when(jobs.LEFT_OUT, lambda method: method.averaged, "method"),
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
         metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
@@ -19,17 +20,18 @@ rule evaluate:
     benchmark:
         "results/{dataset}/{method}/seed{seed}/benchmarks/evaluate.jsonl"
     wildcard_constraints:
-        method=methods_with(lambda objective: objective.trains or objective.averages),
+        method=one_of(
+            run.methods_with(lambda objective: objective.trains or objective.averages)
+        ),
     priority: EARLY
-    conda:
-        "../../envs/latteclip.yaml"
-    threads: threads_of("evaluate")
+    threads: threads_of()
     resources:
         gpu=gpus(),
-        mem_mb=memory("evaluate"),
-        runtime=minutes("evaluate"),
+        mem_mb=memory(6_000, per_million=8_000, loads_images=True),
+        runtime=minutes(15, images_per_second=100),
     params:
-        settings=given_json(stage_params.evaluate, "dataset", "method", "seed"),
+        code=code_of("latteclip.evaluate.evaluate"),
+        settings=as_json(jobs.evaluate, "method", "seed"),
         left_out=options("left_out"),
     shell:
         "latteclip evaluate --dataset {wildcards.dataset} --method {wildcards.method}"
@@ -45,15 +47,12 @@ rule evaluate_classifier:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        classifier=given(stage_params.classifier_of_method, "dataset", "method"),
-        votes=given_if(
-            "results/{dataset}/votes.parquet",
-            Configuration.reads_fused_labels,
+        classifier=of(jobs.classifier, "method"),
+        votes=when("results/{dataset}/votes.parquet", READS_FUSED, "method"),
+        image_encoders=of(
+            lambda method: jobs.image_features(method.dataset, method.encoders),
             "method",
-            "dataset",
         ),
-        image_encoders=given(stage_params.image_features, "dataset", "method"),
-        code=sources("latteclip.evaluate.evaluate_classifier"),
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
         metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
@@ -63,20 +62,18 @@ rule evaluate_classifier:
     benchmark:
         "results/{dataset}/{method}/seed{seed}/benchmarks/evaluate_classifier.jsonl"
     wildcard_constraints:
-        method=methods_with(lambda objective: objective.classifier),
-    conda:
-        "../../envs/latteclip.yaml"
+        method=one_of(run.methods_with(lambda objective: objective.classifier)),
     resources:
-        mem_mb=memory("evaluate_classifier"),
-        runtime=minutes("evaluate_classifier"),
+        mem_mb=memory(8_000, per_million=8_000),
+        runtime=minutes(15, images_per_second=100),
     params:
-        settings=given_json(stage_params.evaluate_classifier, "dataset", "method"),
-        votes=options("votes"),
-        image_encoders=options("image_encoders"),
+        code=code_of("latteclip.evaluate.evaluate_classifier"),
+        settings=as_json(lambda method: {"flags": jobs.flags(method)}, "method"),
+        inputs=options("votes", "image_encoders"),
     shell:
         "latteclip evaluate-classifier --dataset {wildcards.dataset} --method {wildcards.method}"
         " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " --classifier {input.classifier} {params.votes} {params.image_encoders} --settings {params.settings:q}"
+        " --classifier {input.classifier} {params.inputs} --settings {params.settings:q}"
         " --predictions {output.predictions} --metrics {output.metrics}"
         " --train-predictions {output.train_predictions} --log {log}"
 
@@ -85,24 +82,20 @@ rule score_audit:
     input:
         images="results/{dataset}/images.parquet",
         # The order of the images, and the answers about them.
-        answers=unstored(given(stage_params.answers, "dataset")),
-        metrics=given_each("metrics", stage_params.audited_runs, "dataset"),
-        predictions=given_each("predictions", stage_params.audited_runs, "dataset"),
-        train_predictions=given_each(
-            "train_predictions", stage_params.audited_runs, "dataset"
-        ),
-        code=sources("latteclip.audit.score"),
+        answers=users(of(jobs.audit_answers)),
+        metrics=each("metrics", jobs.audited_runs),
+        predictions=each("predictions", jobs.audited_runs),
+        train_predictions=each("train_predictions", jobs.audited_runs),
     output:
         f"results/{{dataset}}/audit{SUFFIX}.json",
     log:
         "results/{dataset}/logs/score_audit.log",
-    conda:
-        "../../envs/latteclip.yaml"
     resources:
-        mem_mb=memory("score_audit"),
-        runtime=minutes("score_audit"),
+        mem_mb=memory(4_000, per_million=4_000),
+        runtime=minutes(10, images_per_second=1_000),
     params:
-        runs=as_found(given_json(stage_params.audited_runs, "dataset")),
+        code=code_of("latteclip.audit.score"),
+        runs=as_json(jobs.audited_runs),
     shell:
         "latteclip score-audit --dataset {wildcards.dataset} --images {input.images}"
         " --plan {input.answers[0]}"
@@ -111,18 +104,13 @@ rule score_audit:
 
 rule select_model:
     input:
-        metrics=given_each("metrics", stage_params.candidates, "dataset"),
-        train_predictions=given_each(
-            "train_predictions", stage_params.candidates, "dataset"
+        metrics=each("metrics", jobs.candidates),
+        train_predictions=each("train_predictions", jobs.candidates),
+        models=each("model", jobs.candidates),
+        votes=when(
+            "results/{dataset}/votes.parquet", lambda dataset: dataset.can_be_judged
         ),
-        models=given_each("model", stage_params.candidates, "dataset"),
-        votes=given_if(
-            "results/{dataset}/votes.parquet",
-            Configuration.can_be_judged,
-            "dataset",
-        ),
-        audit=given(stage_params.audit_if_any, "dataset"),
-        code=sources("latteclip.evaluate.select_model"),
+        audit=of(jobs.audit),
     output:
         selection=f"results/{{dataset}}/selection{SUFFIX}.json",
         model=directory(f"results/{{dataset}}/model{SUFFIX}"),
@@ -130,13 +118,12 @@ rule select_model:
         "results/{dataset}/logs/select_model.log",
     benchmark:
         "results/{dataset}/benchmarks/select_model.jsonl"
-    conda:
-        "../../envs/latteclip.yaml"
     resources:
-        mem_mb=memory("select_model"),
-        runtime=minutes("select_model"),
+        mem_mb=memory(4_000, per_million=4_000),
+        runtime=minutes(10, images_per_second=1_000),
     params:
-        candidates=as_found(given_json(stage_params.candidates, "dataset")),
+        code=code_of("latteclip.evaluate.select_model"),
+        candidates=as_json(jobs.candidates),
         judges=options("votes", "audit"),
     shell:
         "latteclip select-model --dataset {wildcards.dataset} --candidates {params.candidates:q}"
@@ -145,49 +132,31 @@ rule select_model:
 
 rule summarize:
     input:
-        metrics=[
-            f"results/{each}/{method}/seed{seed}/metrics.json"
-            for each in configuration.datasets
-            for method, seed in configuration.runs(each)
+        metrics=jobs.all_runs(run),
+        selections=[jobs.selection(dataset) for dataset in run.datasets],
+        audits=[jobs.audit(dataset) for dataset in run.datasets],
+        fusion_reports=[jobs.taught_labels(dataset) for dataset in run.datasets],
+        labellers=[jobs.labeller_files(dataset) for dataset in run.datasets],
+        labeller_labels=[
+            jobs.fused_file(dataset, "labeller_labels.parquet") for dataset in run.datasets
         ],
-        selections=[
-            stage_params.selection_if_any(configuration, d)
-            for d in configuration.datasets
-        ],
-        audits=[
-            stage_params.audit_if_any(configuration, d) for d in configuration.datasets
-        ],
-        fusion_reports=[
-            stage_params.taught_labels(configuration, d)
-            for d in configuration.datasets
-        ],
-        voters=[
-            stage_params.labeller_files(configuration, d)
-            for d in configuration.datasets
-        ],
-        voter_labels=[
-            stage_params.voter_labels(configuration, d) for d in configuration.datasets
-        ],
-        code=sources("latteclip.report.summarize"),
     output:
         csv=report(
-            f"results/{configuration.table['name']}{configuration.limit_suffix}.csv",
+            f"results/{TABLE}.csv",
             caption="../report/summary.rst",
             category="Accuracy",
             labels={"what": "table of accuracies"},
         ),
-        markdown=f"results/{configuration.table['name']}{configuration.limit_suffix}.md",
+        markdown=f"results/{TABLE}.md",
     log:
         "results/logs/summarize.log",
     localrule: True
-    conda:
-        "../../envs/latteclip.yaml"
     params:
-        baseline=configuration.table["baseline"],
-        others=stage_params.others(configuration),
-        fusion_reports=options("fusion_reports"),
-        voter_labels=options("voter_labels"),
+        code=code_of("latteclip.report.summarize"),
+        baseline=run.keys.table.baseline,
+        others=jobs.others(run),
+        labels=options("fusion_reports", "labeller_labels"),
     shell:
         "latteclip summarize {input.metrics} --baseline {params.baseline} {params.others}"
-        " --selections {input.selections} --audits {input.audits} --csv {output.csv} --markdown {output.markdown}"
-        " {params.fusion_reports} {params.voter_labels} --log {log}"
+        " --selections {input.selections} --audits {input.audits} --csv {output.csv}"
+        " --markdown {output.markdown} {params.labels} --log {log}"

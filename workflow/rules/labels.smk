@@ -1,4 +1,4 @@
-# Labels of the training images, and classifiers, by zero-shot scores, image features and captions.
+# Labels of the training images, and classifiers, by zero-shot scores, image features and labellers.
 
 
 rule adapt_zero_shot:
@@ -6,7 +6,6 @@ rule adapt_zero_shot:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        code=sources("latteclip.labels.fuse_labels"),
     output:
         "results/{dataset}/classifiers/adapted.safetensors",
     log:
@@ -14,11 +13,11 @@ rule adapt_zero_shot:
     benchmark:
         "results/{dataset}/benchmarks/adapt_zero_shot.jsonl"
     priority: FIRST
-    conda:
-        "../../envs/latteclip.yaml"
     resources:
-        mem_mb=memory("adapt_zero_shot"),
-        runtime=minutes("adapt_zero_shot"),
+        mem_mb=memory(8_000, per_million=8_000),
+        runtime=minutes(15, images_per_second=100),
+    params:
+        code=code_of("latteclip.labels.fuse_labels"),
     shell:
         "latteclip adapt-zero-shot --images {input.images}"
         " --pseudo-labels {input.pseudo_labels} --class-embeddings {input.class_embeddings}"
@@ -28,12 +27,7 @@ rule adapt_zero_shot:
 rule encode_images:
     input:
         images="results/{dataset}/images.parquet",
-        model=given_if(
-            "resources/models/{encoder}.json",
-            lambda c, encoder: encoder in c.hub_encoders(),
-            "encoder",
-        ),
-        code=sources("latteclip.labels.encode_images"),
+        model=of(jobs.encoder_note, "dataset", "encoder"),
     output:
         "results/{dataset}/image_encoders/{encoder}.parquet",
     log:
@@ -41,28 +35,43 @@ rule encode_images:
     benchmark:
         "results/{dataset}/benchmarks/encode_images-{encoder}.jsonl"
     wildcard_constraints:
-        encoder=one_of(configuration.image_encoders),
+        encoder=one_of(run.image_encoders),
     priority: FIRST
-    conda:
-        "../../envs/latteclip.yaml"
-    threads: threads_of("pseudo_label_images")
+    threads: threads_of()
     resources:
         gpu=gpus(),
-        mem_mb=memory("encode_images"),
-        runtime=minutes("encode_images"),
+        mem_mb=memory(6_000, per_million=8_000, loads_images=True),
+        runtime=minutes(15, images_per_second=100),
     params:
-        encoder_files=given(stage_params.local_encoder, "encoder"),
-        settings=given_json(stage_params.encode_images, "dataset", "encoder"),
+        code=code_of("latteclip.labels.encode_images"),
+        encoder_files=of(jobs.encoder_files, "dataset", "encoder"),
+        settings=as_json(jobs.encode_images, "dataset", "encoder"),
     shell:
         "latteclip encode-images --images {input.images} --settings {params.settings:q}"
         " --output {output} --threads {threads} --log {log}"
 
 
+use rule encode_images as encode_unnamed_images with:
+    input:
+        images="results/{dataset}/unnamed_images.parquet",
+        model=of(jobs.clip_note),
+    output:
+        "results/{dataset}/unnamed_features.parquet",
+    log:
+        "results/{dataset}/logs/encode_unnamed_images.log",
+    benchmark:
+        "results/{dataset}/benchmarks/encode_unnamed_images.jsonl"
+    wildcard_constraints:
+        dataset=DISCOVERING,
+    params:
+        encoder_files=of(jobs.local_clip),
+        settings=settings("clip", "inference"),
+
+
 rule encode_examples:
     input:
         images="results/{dataset}/images.parquet",
-        models=given(stage_params.example_models, "dataset"),
-        code=sources("latteclip.labels.encode_images"),
+        models=of(jobs.example_models),
     output:
         "results/{dataset}/examples.parquet",
     log:
@@ -70,34 +79,58 @@ rule encode_examples:
     benchmark:
         "results/{dataset}/benchmarks/encode_examples.jsonl"
     wildcard_constraints:
-        dataset=one_of(
-            key
-            for key in configuration.config["datasets"]
-            if stage_params.examples_folder(configuration, key)
-        ),
+        dataset=datasets_with(lambda dataset: dataset.keys.split.examples),
     priority: FIRST
-    conda:
-        "../../envs/latteclip.yaml"
-    threads: threads_of("pseudo_label_images")
+    threads: threads_of()
     resources:
         gpu=gpus(),
-        mem_mb=memory("encode_examples"),
-        runtime=minutes("encode_examples"),
+        mem_mb=memory(6_000, per_million=8_000, loads_images=True),
+        runtime=minutes(15, images_per_second=100),
     params:
-        examples=given(stage_params.example_images, "dataset"),
-        clip_files=given(stage_params.local_clip, "dataset"),
-        encoder_files=[
-            stage_params.local_encoder(configuration, encoder)
-            for encoder in configuration.image_encoders
-        ],
-        settings=given_json(stage_params.encode_examples, "dataset"),
+        code=code_of("latteclip.labels.encode_images"),
+        examples=of(jobs.example_images),
+        clip_files=of(jobs.local_clip),
+        encoder_files=jobs.local_encoders(run.image_encoders),
+        settings=as_json(jobs.encode_examples),
     shell:
         "latteclip encode-examples --images {input.images} --settings {params.settings:q}"
         " --output {output} --threads {threads} --log {log}"
 
 
+# The votes of a labeller, from its captions, its file or its CLIP. One that scores classes has the
+# answers of score_classes.
+rule write_votes:
+    input:
+        images="results/{dataset}/images.parquet",
+        captions=of(jobs.votes_inputs, "labeller"),
+        own=users(of(jobs.votes_file, "labeller")),
+        clip_model=of(jobs.votes_note, "labeller"),
+    output:
+        "results/{dataset}/votes/{labeller}.parquet",
+    log:
+        "results/{dataset}/logs/write_votes-{labeller}.log",
+    benchmark:
+        "results/{dataset}/benchmarks/write_votes-{labeller}.jsonl"
+    wildcard_constraints:
+        labeller=one_of(jobs.labellers_with(run, lambda each: each.writes_votes)),
+    priority: EARLY
+    threads: threads_of()
+    resources:
+        gpu=gpus(of(resources.votes_gpus, "labeller")),
+        mem_mb=memory(6_000, per_million=8_000, loads_images=True),
+        runtime=minutes(15, images_per_second=100),
+    params:
+        code=code_of("latteclip.labels.write_votes"),
+        clip_files=of(jobs.votes_clip, "labeller"),
+        settings=as_json(jobs.write_votes, "labeller"),
+        captions=options("captions", as_names="captions class_embeddings"),
+    shell:
+        "latteclip write-votes --images {input.images} --settings {params.settings:q}"
+        " {params.captions} --output {output} --threads {threads} --log {log}"
+
+
 ENCODERS_CLASSIFIER = {}
-if configuration.image_encoders:
+if run.image_encoders:
     ENCODERS_CLASSIFIER["encoders_prototypes"] = (
         "results/{dataset}/classifiers/image_prototypes_encoders.safetensors"
     )
@@ -109,33 +142,30 @@ rule fuse_labels:
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
         adapted="results/{dataset}/classifiers/adapted.safetensors",
-        votes=given_each("table", stage_params.labellers, "dataset"),
-        answers=unstored(given(stage_params.teaching_answers, "dataset")),
-        examples=given(stage_params.examples, "dataset"),
-        image_encoders=given(stage_params.image_features, "dataset"),
-        code=sources("latteclip.labels.fuse_labels"),
+        votes=each("table", jobs.labellers),
+        answers=users(of(jobs.teaching_answers)),
+        examples=of(jobs.examples),
+        image_encoders=of(jobs.image_features, encoders=run.image_encoders),
     output:
         **ENCODERS_CLASSIFIER,
         labels="results/{dataset}/fused_labels.parquet",
         report="results/{dataset}/fused_labels.json",
         prototypes="results/{dataset}/classifiers/image_prototypes.safetensors",
         votes="results/{dataset}/votes.parquet",
-        voter_labels="results/{dataset}/voter_labels.parquet",
+        labeller_labels="results/{dataset}/labeller_labels.parquet",
     log:
         "results/{dataset}/logs/fuse_labels.log",
     benchmark:
         "results/{dataset}/benchmarks/fuse_labels.jsonl"
     priority: FIRST
-    conda:
-        "../../envs/latteclip.yaml"
-    threads: threads_of("pseudo_label_images")
+    threads: threads_of()
     resources:
-        mem_mb=memory("fuse_labels"),
-        runtime=minutes("fuse_labels"),
+        mem_mb=memory(16_000, per_million=16_000),
+        runtime=minutes(20, images_per_second=200),
     params:
-        labellers=as_found(given_json(stage_params.labellers, "dataset")),
-        answers=options("answers", "examples"),
-        image_encoders=options("image_encoders"),
+        code=code_of("latteclip.labels.fuse_labels"),
+        labellers=as_json(jobs.labellers),
+        answers=options("answers", "examples", "image_encoders"),
         encoders_prototypes=lambda wildcards, output: " ".join(
             f"--{name.replace('_', '-')} {output[name]}"
             for name in ENCODERS_CLASSIFIER
@@ -144,7 +174,7 @@ rule fuse_labels:
         "latteclip fuse-labels --images {input.images}"
         " --pseudo-labels {input.pseudo_labels} --class-embeddings {input.class_embeddings}"
         " --adapted {input.adapted} --labellers {params.labellers:q} {params.answers}"
-        " {params.image_encoders} {params.encoders_prototypes}"
+        " {params.encoders_prototypes}"
         " --output {output.labels} --report {output.report}"
         " --prototypes {output.prototypes} --votes {output.votes}"
-        " --voter-labels {output.voter_labels} --log {log}"
+        " --labeller-labels {output.labeller_labels} --log {log}"

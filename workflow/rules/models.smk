@@ -1,50 +1,44 @@
 # Models of the Hugging Face hub, fetched into its cache where there is internet: the stages that
-# load them need none. No `code` among the inputs: an edit must not fetch gigabytes again.
+# load them need none. No code among the parameters: an edit must not fetch gigabytes again.
 
 
 rule download_clip:
     output:
-        MODEL_NOTE,
+        jobs.MODEL_NOTE,
     log:
         "results/logs/download_clip-{model}.log",
     wildcard_constraints:
-        model=one_of(configuration.hub_models("clip")),
+        model=one_of(run.hub_models("clip")),
     localrule: True
-    conda:
-        "../../envs/latteclip.yaml"
     params:
-        settings=given_json(lambda c, model: c.hub_models("clip")[model], "model"),
+        settings=as_json(lambda model: run.hub_models("clip")[model], "model"),
     shell:
         "latteclip download-clip --settings {params.settings:q} --output {output} --log {log}"
 
 
 rule download_image_encoder:
     output:
-        MODEL_NOTE,
+        jobs.MODEL_NOTE,
     log:
         "results/logs/download_image_encoder-{model}.log",
     wildcard_constraints:
-        model=one_of(configuration.hub_encoders()),
+        model=one_of(run.hub_encoders),
     localrule: True
-    conda:
-        "../../envs/latteclip.yaml"
     params:
-        encoder=given(lambda c, model: c.hub_encoders()[model]["model"], "model"),
+        encoder=of(lambda model: run.hub_encoders[model]["model"], "model"),
     shell:
         "latteclip download-image-encoder --encoder {params.encoder:q} --output {output} --log {log}"
 
 
 rule download_captioner:
     output:
-        MODEL_NOTE,
+        jobs.MODEL_NOTE,
     log:
         "results/logs/download_captioner-{model}.log",
     wildcard_constraints:
-        model=one_of(configuration.hub_models("captioner")),
+        model=one_of(run.hub_models("captioner")),
     localrule: True
-    conda:
-        "../../envs/latteclip.yaml"
     params:
-        settings=given_json(lambda c, model: c.hub_models("captioner")[model], "model"),
+        settings=as_json(lambda model: run.hub_models("captioner")[model], "model"),
     shell:
         "latteclip download-captioner --settings {params.settings:q} --output {output} --log {log}"

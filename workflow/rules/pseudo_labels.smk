@@ -4,8 +4,7 @@
 rule pseudo_label_images:
     input:
         images="results/{dataset}/images.parquet",
-        clip_model=given(stage_params.hub_model, "dataset", section="clip"),
-        code=sources("latteclip.labels.pseudo_label_images"),
+        clip_model=of(jobs.clip_note),
     output:
         labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
@@ -14,16 +13,15 @@ rule pseudo_label_images:
     benchmark:
         "results/{dataset}/benchmarks/pseudo_label_images.jsonl"
     priority: FIRST
-    conda:
-        "../../envs/latteclip.yaml"
-    threads: threads_of("pseudo_label_images")
+    threads: threads_of()
     resources:
         gpu=gpus(),
-        mem_mb=memory("pseudo_label_images"),
-        runtime=minutes("pseudo_label_images"),
+        mem_mb=memory(6_000, per_million=8_000, loads_images=True),
+        runtime=minutes(15, images_per_second=100),
     params:
-        clip_files=given(stage_params.local_clip, "dataset"),
-        settings=given_json(stage_params.pseudo_label_images, "dataset"),
+        code=code_of("latteclip.labels.pseudo_label_images"),
+        clip_files=of(jobs.local_clip),
+        settings=as_json(jobs.pseudo_label_images),
     shell:
         "latteclip pseudo-label-images --images {input.images} --settings {params.settings:q}"
         " --output {output.labels} --class-embeddings {output.class_embeddings}"
@@ -35,13 +33,11 @@ rule score_unknown:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        class_scores=given_if(
+        class_scores=when(
             "results/{dataset}/class_scores.parquet",
-            Configuration.scores_classes,
-            "dataset",
+            lambda dataset: dataset.keys.scores.kind,
         ),
-        answers=unstored(given(stage_params.teaching_answers, "dataset")),
-        code=sources("latteclip.labels.score_unknown"),
+        answers=users(of(jobs.teaching_answers)),
     output:
         scores="results/{dataset}/unknown.parquet",
         detector="results/{dataset}/classifiers/unknown.safetensors",
@@ -49,13 +45,12 @@ rule score_unknown:
         "results/{dataset}/logs/score_unknown.log",
     benchmark:
         "results/{dataset}/benchmarks/score_unknown.jsonl"
-    conda:
-        "../../envs/latteclip.yaml"
     resources:
-        mem_mb=memory("score_unknown"),
-        runtime=minutes("score_unknown"),
+        mem_mb=memory(8_000, per_million=8_000),
+        runtime=minutes(15, images_per_second=100),
     params:
-        settings=given_json(Configuration.section, "dataset", name="unknown"),
+        code=code_of("latteclip.labels.score_unknown"),
+        settings=section("unknown"),
         scores=options("class_scores", "answers"),
     shell:
         "latteclip score-unknown --images {input.images} --pseudo-labels {input.pseudo_labels}"

@@ -5,35 +5,19 @@ rule report_dataset:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        image_captions=given(stage_params.captions, "dataset", kind="image"),
-        group_captions=given(stage_params.captions, "dataset", kind="group"),
-        metrics=given_each("metrics", stage_params.page_runs, "dataset"),
-        train_predictions=given_each(
-            "train_predictions", stage_params.page_runs, "dataset"
-        ),
-        selection=given(stage_params.selection_if_any, "dataset"),
-        audit=given(stage_params.audit_if_any, "dataset"),
-        fused_labels=given_if(
-            "results/{dataset}/fused_labels.parquet",
-            stage_params.shows_fused_labels,
-            "dataset",
-        ),
-        fusion_report=given_if(
-            "results/{dataset}/fused_labels.json",
-            stage_params.shows_fused_labels,
-            "dataset",
-        ),
-        discovery=given(stage_params.discovery_if_any, "dataset"),
-        voter_labels=given_if(
-            "results/{dataset}/voter_labels.parquet",
-            stage_params.shows_fused_labels,
-            "dataset",
-        ),
+        image_captions=of(lambda dataset: jobs.captions(dataset, "image")),
+        group_captions=of(lambda dataset: jobs.captions(dataset, "group")),
+        metrics=each("metrics", jobs.page_runs),
+        train_predictions=each("train_predictions", jobs.page_runs),
+        selection=of(jobs.selection),
+        audit=of(jobs.audit),
+        fused_labels=of(jobs.fused_file, name="fused_labels.parquet"),
+        fusion_report=of(jobs.fused_file, name="fused_labels.json"),
+        labeller_labels=of(jobs.fused_file, name="labeller_labels.parquet"),
+        discovery=of(jobs.discovery),
         unknown="results/{dataset}/unknown.parquet",
         duplicates="results/{dataset}/duplicates.parquet",
         corrupt="results/{dataset}/corrupt.csv",
-        templates=unstored(stage_code.templates()),
-        code=sources("latteclip.report.report_dataset"),
     output:
         report(
             f"results/{{dataset}}/report{SUFFIX}.html",
@@ -43,12 +27,11 @@ rule report_dataset:
         ),
     log:
         "results/{dataset}/logs/report_dataset.log",
-    conda:
-        "../../envs/latteclip.yaml"
     resources:
-        mem_mb=memory("report_dataset"),
-        runtime=minutes("report_dataset"),
+        mem_mb=memory(4_000, per_million=4_000),
+        runtime=minutes(10, images_per_second=1_000),
     params:
+        code=code_of("latteclip.report.report_dataset"),
         files=file_names(
             "images",
             "pseudo_labels",
@@ -59,13 +42,13 @@ rule report_dataset:
             "fused_labels",
             "fusion_report",
             "discovery",
-            "voter_labels",
+            "labeller_labels",
             "unknown",
             "duplicates",
             "corrupt",
         ),
-        runs=as_found(given_json(stage_params.page_runs, "dataset")),
-        settings=as_found(given(stage_params.report_dataset, "dataset")),
+        runs=as_json(jobs.page_runs),
+        settings=as_json(jobs.report_dataset),
     shell:
         "latteclip report-dataset --files {params.files:q} --runs {params.runs:q}"
         " --settings {params.settings:q} --output {output} --log {log}"
@@ -76,11 +59,9 @@ rule index_results:
         metrics=rules.summarize.input.metrics,
         selections=rules.summarize.input.selections,
         audits=rules.summarize.input.audits,
-        templates=unstored(stage_code.templates()),
-        code=sources("latteclip.report.index_results"),
     output:
         report(
-            f"results/{stage_params.overview(configuration)}",
+            f"results/{jobs.overview(run)}",
             caption="../report/index.rst",
             category="Accuracy",
             labels={"what": "page over all datasets"},
@@ -88,11 +69,10 @@ rule index_results:
     log:
         "results/logs/index_results.log",
     localrule: True
-    conda:
-        "../../envs/latteclip.yaml"
     params:
-        settings=given_json(stage_params.index_results),
-        others=stage_params.others(configuration),
+        code=code_of("latteclip.report.index_results"),
+        settings=json.dumps(jobs.index_results(run), ensure_ascii=False),
+        others=jobs.others(run),
     shell:
         "latteclip index-results {input.metrics} --selections {input.selections} --audits {input.audits}"
         " {params.others} --settings {params.settings:q} --output {output} --log {log}"

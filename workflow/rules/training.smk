@@ -4,10 +4,9 @@
 
 rule assemble_model:
     input:
-        classifier=given(stage_params.classifier_of_method, "dataset", "method"),
-        clip_model=given(stage_params.hub_model, "dataset", section="clip"),
-        image_encoders=given(stage_params.models_to_assemble, "method"),
-        code=sources("latteclip.train.assemble_model"),
+        classifier=of(jobs.classifier, "method"),
+        clip_model=of(jobs.clip_note),
+        image_encoders=of(lambda method: jobs.encoder_notes(method.encoders), "method"),
     output:
         directory("results/{dataset}/{method}/seed{seed}/model"),
     log:
@@ -15,63 +14,50 @@ rule assemble_model:
     benchmark:
         "results/{dataset}/{method}/seed{seed}/benchmarks/assemble_model.jsonl"
     wildcard_constraints:
-        method=methods_with(lambda objective: objective.classifier),
-    conda:
-        "../../envs/latteclip.yaml"
+        method=one_of(run.methods_with(lambda objective: objective.classifier)),
     resources:
-        mem_mb=memory("assemble_model"),
-        runtime=minutes("assemble_model"),
+        mem_mb=memory(8_000, per_million=0),
+        runtime=minutes(10, images_per_second=1_000),
     params:
-        clip_files=given(stage_params.local_clip, "dataset"),
-        encoder_files=given(stage_params.local_encoders, "method"),
-        settings=given_json(stage_params.assemble_model, "dataset", "method"),
+        code=code_of("latteclip.train.assemble_model"),
+        clip_files=of(jobs.local_clip),
+        encoder_files=of(lambda method: jobs.local_encoders(method.encoders), "method"),
+        settings=as_json(jobs.assemble_model, "method"),
     shell:
         "latteclip assemble-model --classifier {input.classifier} --settings {params.settings:q}"
         " --output {output} --log {log}"
 
 
-TRAINED = methods_with(lambda objective: objective.trains)
+TRAINED = one_of(run.methods_with(lambda objective: objective.trains))
 # What a training learns from.
-LABELS = {
+TRAINING_FILES = {
     "images": "results/{dataset}/images.parquet",
     "pseudo_labels": "results/{dataset}/pseudo_labels.parquet",
-    "image_captions": given(
-        stage_params.training_captions, "dataset", "method", kind="image"
-    ),
-    "group_captions": given(
-        stage_params.training_captions, "dataset", "method", kind="group"
-    ),
-    "fused_labels": given_if(
+    "image_captions": of(jobs.training_captions, "method", kind="image"),
+    "group_captions": of(jobs.training_captions, "method", kind="group"),
+    "fused_labels": when(
         "results/{dataset}/fused_labels.parquet",
-        Configuration.reads_fused_labels,
+        lambda method: method.reads_fused_labels,
         "method",
-        "dataset",
     ),
-    "fusion_report": given_if(
+    "fusion_report": when(
         "results/{dataset}/fused_labels.json",
-        Configuration.reads_fused_labels,
+        lambda method: method.reads_fused_labels,
         "method",
-        "dataset",
     ),
-    "adapted": given_if(
+    "adapted": when(
         "results/{dataset}/classifiers/adapted.safetensors",
-        Configuration.reads_adapted,
+        lambda method: method.reads_adapted,
         "method",
-        "dataset",
     ),
+    "image_prototypes": of(jobs.image_prototypes, "method"),
 }
-TRAINING_FILES = (*LABELS, "image_prototypes")
 
 
 rule find_learning_rate:
     input:
-        **LABELS,
-        image_prototypes=given(
-            stage_params.image_prototypes_of_method, "dataset", "method"
-        ),
-        clip_model=given(stage_params.hub_model, "dataset", section="clip"),
-        code=sources("latteclip.train.find_learning_rate"),
-        objective_code=unstored(given(stage_code.objective_code, "method")),
+        **TRAINING_FILES,
+        clip_model=of(jobs.clip_note),
     output:
         "results/{dataset}/{method}/learning_rate.json",
     log:
@@ -81,21 +67,20 @@ rule find_learning_rate:
     wildcard_constraints:
         method=TRAINED,
     priority: EARLY
-    conda:
-        "../../envs/latteclip.yaml"
-    threads: threads_of("finetune")
+    threads: threads_of(resources.trainings_at_once)
     resources:
         gpu=gpus(),
-        mem_mb=memory("find_learning_rate"),
+        mem_mb=memory(16_000, per_million=8_000, loads_images=True),
         runtime=minutes(
-            "find_learning_rate", given(job_resources.epochs, "dataset", "method")
+            20, images_per_second=200, passes=of(resources.epochs, "method")
         ),
     params:
-        clip_files=given(stage_params.local_clip, "dataset"),
+        code=of(training_code, "method", stage="find_learning_rate"),
+        clip_files=of(jobs.local_clip),
         files=file_names(*TRAINING_FILES),
-        settings=given_json(stage_params.find_learning_rate, "dataset", "method"),
+        settings=as_json(jobs.training, "method"),
         # No output, like the store of answers: the trainings go on with it.
-        decoded=given(stage_params.decoded_images, "dataset"),
+        decoded=of(jobs.decoded_images),
     shell:
         "latteclip find-learning-rate --files {params.files:q} --settings {params.settings:q}"
         " --output {output} --decoded {params.decoded} --threads {threads} --log {log}"
@@ -103,19 +88,13 @@ rule find_learning_rate:
 
 rule finetune:
     input:
-        **LABELS,
-        image_prototypes=given(
-            stage_params.image_prototypes_of_method, "dataset", "method"
-        ),
-        learning_rate=given_if(
+        **TRAINING_FILES,
+        learning_rate=when(
             "results/{dataset}/{method}/learning_rate.json",
-            Configuration.finds_rate,
+            lambda method: method.finds_rate,
             "method",
-            "dataset",
         ),
-        clip_model=given(stage_params.hub_model, "dataset", section="clip"),
-        code=sources("latteclip.train.finetune"),
-        objective_code=unstored(given(stage_code.objective_code, "method")),
+        clip_model=of(jobs.clip_note),
     output:
         model=directory("results/{dataset}/{method}/seed{seed}/model"),
         history="results/{dataset}/{method}/seed{seed}/history.parquet",
@@ -126,20 +105,21 @@ rule finetune:
     wildcard_constraints:
         method=TRAINED,
     priority: EARLY
-    conda:
-        "../../envs/latteclip.yaml"
-    threads: threads_of("finetune")
+    threads: threads_of(resources.trainings_at_once)
     resources:
         gpu=gpus(),
-        mem_mb=memory("finetune"),
-        runtime=minutes("finetune", given(job_resources.epochs, "dataset", "method")),
+        mem_mb=memory(16_000, per_million=8_000, loads_images=True),
+        runtime=minutes(
+            20, images_per_second=200, passes=of(resources.epochs, "method")
+        ),
     params:
-        clip_files=given(stage_params.local_clip, "dataset"),
+        code=of(training_code, "method", stage="finetune"),
+        clip_files=of(jobs.local_clip),
         files=file_names(*TRAINING_FILES, "learning_rate"),
-        settings=given_json(stage_params.finetune, "dataset", "method", "seed"),
+        settings=as_json(jobs.finetune, "method", "seed"),
         # No output: Snakemake removes those of a job that failed, and this is to go on from.
         checkpoint="results/{dataset}/{method}/seed{seed}/checkpoint",
-        decoded=given(stage_params.decoded_images, "dataset"),
+        decoded=of(jobs.decoded_images),
     shell:
         "latteclip finetune --files {params.files:q} --settings {params.settings:q}"
         " --seed {wildcards.seed}"
@@ -150,30 +130,28 @@ rule finetune:
 rule average_weights:
     input:
         images="results/{dataset}/images.parquet",
-        models=given_each("model", stage_params.averaged, "dataset", "method"),
-        histories=given_each("history", stage_params.averaged, "dataset", "method"),
-        code=sources("latteclip.train.average_weights"),
+        models=each("model", jobs.averaged, "method"),
+        histories=each("history", jobs.averaged, "method"),
     output:
         model=directory("results/{dataset}/{method}/seed{seed}/model"),
         history="results/{dataset}/{method}/seed{seed}/history.parquet",
-        left_out=LEFT_OUT,
+        left_out=jobs.LEFT_OUT,
     log:
         "results/{dataset}/{method}/seed{seed}/logs/average_weights.log",
     benchmark:
         "results/{dataset}/{method}/seed{seed}/benchmarks/average_weights.jsonl"
     wildcard_constraints:
-        method=methods_with(lambda objective: objective.averages),
+        method=one_of(run.methods_with(lambda objective: objective.averages)),
     priority: EARLY
-    conda:
-        "../../envs/latteclip.yaml"
-    threads: threads_of("evaluate")
+    threads: threads_of()
     resources:
         gpu=gpus(),
-        mem_mb=memory("average_weights"),
-        runtime=minutes("average_weights"),
+        mem_mb=memory(14_000, per_million=4_000, loads_images=True),
+        runtime=minutes(10, images_per_second=100),
     params:
-        trainings=as_found(given_json(stage_params.averaged, "dataset", "method")),
-        settings=given_json(stage_params.encoding, "dataset"),
+        code=code_of("latteclip.train.average_weights"),
+        trainings=as_json(jobs.averaged, "method"),
+        settings=settings("clip.precision", "inference"),
     shell:
         "latteclip average-weights --images {input.images} --trainings {params.trainings:q}"
         " --settings {params.settings:q} --model {output.model} --history {output.history}"

@@ -4,7 +4,7 @@ Letters: N images, B batch, C classes, D width, G groups, T texts, U distinct te
 """
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import parts
+from latteclip.config.keys import SwitchesSection
 from latteclip.core import devices, tables
 
 TEXTS_AT_ONCE = 2**14  # texts tokenised at once
@@ -145,7 +146,7 @@ def contrastive(
 
 
 def make_objective(
-    name: str, texts: TrainingTexts, switches: Mapping[str, Any], seed: int
+    name: str, texts: TrainingTexts, switches: SwitchesSection, seed: int
 ) -> Objective:
     """Return what `make` of an objective's module returns: its edit reruns only its trainings."""
     module = importlib.import_module(f"{__package__}.{name}")

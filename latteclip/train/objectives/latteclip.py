@@ -3,24 +3,20 @@
 Letters: B batch, C classes, D width, G group descriptions, K kinds of text, M targets.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 
-from latteclip.config.sections.switches import SwitchesSection
+from latteclip.config.keys import SwitchesSection
 from latteclip.core import devices
-from latteclip.core.files import from_values
 from latteclip.train.objectives import base
 
 MARGIN_FLOOR = 1e-6
 KINDS = ("class", "image", "group")  # of texts
 
 
-def make(texts: base.TrainingTexts, switches: Mapping[str, Any], seed: int) -> "LatteClip":
-    """Return LatteCLIP with the given switches, or raise UserError for an unknown switch."""
-    return LatteClip(texts, from_values(SwitchesSection, switches, "switches"), seed)
+def make(texts: base.TrainingTexts, switches: SwitchesSection, seed: int) -> "LatteClip":
+    """Return LatteCLIP with the given switches."""
+    return LatteClip(texts, switches, seed)
 
 
 class GroupSampler:

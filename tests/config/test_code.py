@@ -1,8 +1,6 @@
 import pytest
 
-from latteclip.cli.commands import STAGES
-from latteclip.config import layers
-from latteclip.config import stage_code as code
+from latteclip.config import code, layers
 
 
 @pytest.fixture
@@ -34,24 +32,32 @@ def test_imports_of_every_form_are_followed(package):
     assert found == {f"latteclip.{name}" for name in names}
 
 
-def test_a_stage_has_its_sources_and_no_others(monkeypatch):
-    monkeypatch.chdir(layers.ROOT)
-    found = code.sources("latteclip.train.finetune")
-    assert found == sorted(found)
-    assert {"latteclip/train/finetune.py", "latteclip/train/training.py"} <= set(found)
-    # The objective is imported by its name: a rule adds the one that its method has.
-    assert "latteclip/train/objectives/flyp.py" not in found
-    assert "latteclip/train/objectives/flyp.py" in code.sources(
-        "latteclip.train.objectives.flyp"
-    )
-    assert not [file for file in found if file.endswith("__init__.py") or "/cli/" in file]
-    assert "latteclip/core/terminal.py" not in found
+def test_the_code_of_a_stage_changes_with_its_modules_and_templates_alone(
+    package, tmp_path
+):
+    package("a.stage", "from latteclip.a import other, render\n")
+    package("a.other")
+    package("a.render")
+    templates = tmp_path / "latteclip" / "a" / "templates"
+    templates.mkdir()
+    package("a.stranger")
+
+    def digest():
+        code.code_of.cache_clear()
+        code._imports.cache_clear()
+        return code.code_of("latteclip.a.stage")
+
+    first = digest()
+    package("a.stranger", "x = 1\n")
+    assert digest() == first
+    package("a.other", "x = 1\n")
+    second = digest()
+    assert second != first
+    (templates / "page.html").write_text("<p>")
+    assert digest() != second
 
 
 EDITS = {  # a module: stages that an edit reruns, and stages that it does not
-    "config.sections.captioner": ("captions.caption", "train.finetune"),
-    "config.sections.finetune": ("train.finetune", "captions.caption"),
-    "config.sections.split": ("data.index_images", "captions.caption"),
     "captions.text": ("captions.summarize_captions", "captions.caption"),
     "clip.clip_config": ("evaluate.evaluate", "report.summarize"),
     "evaluate.metrics": ("evaluate.evaluate", "train.finetune"),
@@ -60,11 +66,11 @@ EDITS = {  # a module: stages that an edit reruns, and stages that it does not
     "report.gallery": ("report.report_dataset", "report.index_results"),
 }
 NO_SOURCE = {  # a rule has it as an input of its own, or it has no effect on results
-    "config.sections.switches": "train.finetune",
     "train.objectives.losses": "train.finetune",
     "captions.show": "captions.caption",
     "cli.main": "report.report_dataset",
     "core.gpus": "train.finetune",
+    "config.keys": "train.finetune",
 }
 
 
@@ -76,18 +82,3 @@ def test_an_edit_reruns_the_stages_that_import_the_module():
     for edited, (rerun, spared) in EDITS.items():
         assert (reruns(rerun, edited), reruns(spared, edited)) == (True, False), edited
     assert not [each for each in NO_SOURCE.items() if reruns(each[1], each[0])]
-
-
-def test_no_stage_has_the_records_among_its_sources():
-    """A new objective, engine or voter would rerun every stage that imports them."""
-    for name, module in STAGES.items():
-        if "download" not in name:  # whose rules have no sources
-            assert "latteclip.config.methods" not in code.closure(module), module
-
-
-def test_sources_are_absolute_from_elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert str(layers.PACKAGE / "core" / "tables.py") in code.sources(
-        "latteclip.core.tables"
-    )
-    assert str(layers.PACKAGE / "report" / "templates" / "page.css") in code.templates()

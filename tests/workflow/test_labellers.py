@@ -1,4 +1,4 @@
-"""The key `voters` in a run: several voters label together, and one voter as without the key."""
+"""The key `labellers` in a run: several label together, and one as without the key."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from support.tiny import DEMO_CLIP
 from latteclip.report.labellers import read_labellers
 
 RESULTS = "results/demo"
-KEPT = ("fused_labels.parquet", "votes.parquet", "voter_labels.parquet")
+KEPT = ("fused_labels.parquet", "votes.parquet", "labeller_labels.parquet")
 
 
 def run(checkout, *targets, **given):
@@ -27,13 +27,13 @@ def run(checkout, *targets, **given):
 
 
 def test_captions_in_the_list_label_as_captions_do(finished_copy):
-    """Without another voter nothing is asked, and the labels are the same to the byte."""
+    """Without another labeller nothing is asked, and the labels are the same to the byte."""
     root = finished_copy.root
     before = {name: (root / RESULTS / name).read_bytes() for name in KEPT[:2]}
     caches = sorted((root / "resources").rglob("*.sqlite"))
     asked = {path: path.read_bytes() for path in caches}
     target = f"{RESULTS}/fused_labels.parquet"
-    given = {"seeds": 1, "voters": [{"name": "caption", "kind": "captions"}]}
+    given = {"seeds": 1, "labellers": [{"name": "caption", "kind": "captions"}]}
     written = times(root / RESULTS)
     run(finished_copy, target, **given)
     assert times(root / RESULTS) == written  # the settings are the same
@@ -43,7 +43,7 @@ def test_captions_in_the_list_label_as_captions_do(finished_copy):
     for name, content in before.items():
         assert (root / RESULTS / name).read_bytes() == content
     assert {path: path.read_bytes() for path in caches} == asked
-    assert not (root / RESULTS / "voters").exists()
+    assert not (root / RESULTS / "labellers").exists()
 
 
 def times(folder):
@@ -66,7 +66,7 @@ def another_clip(folder):
 
 
 @pytest.fixture
-def voted(finished_copy):
+def labelled(finished_copy):
     """A run of captions, scores, a file, another CLIP, and captions by another prompt."""
     root = finished_copy.root
     index = pq.read_table(root / RESULTS / "images.parquet").to_pylist()
@@ -76,7 +76,7 @@ def voted(finished_copy):
         rows.writerows(
             [one["image_id"], one["classname"]] for one in index if one["split"] != "test"
         )
-    voters = [
+    labellers = [
         {"name": "words", "kind": "captions"},
         {"name": "scores", "kind": "likelihood"},
         {"name": "mine", "kind": "file", "file": "mine.csv"},
@@ -88,7 +88,7 @@ def voted(finished_copy):
     run(
         finished_copy,
         seeds=1,
-        voters=voters,
+        labellers=labellers,
         scores={"kind": "likelihood"},
         method="zero_shot,image_prototypes",
     )
@@ -96,12 +96,12 @@ def voted(finished_copy):
     return finished_copy
 
 
-def test_voters_of_all_kinds_label_together(voted):
-    checkout = voted
+def test_labellers_of_all_kinds_label_together(labelled):
+    checkout = labelled
     folder = checkout.root / RESULTS
     stems = {
         name: {path.stem for path in (folder / name).glob("*.parquet")}
-        for name in ("voters", "votes")
+        for name in ("labellers", "votes")
     }
     assert stems["voters"] == {"brief", "few"}  # answers of a captioner
     assert stems["votes"] == {"words", "mine", "other", "brief"}
@@ -123,18 +123,18 @@ def test_voters_of_all_kinds_label_together(voted):
     assert found["few"].asked.not_asked == N_TRAIN - 9
     assert found["mine"].asked is None
 
-    # A voter that is left out reruns the labels alone, and one that comes back asks nothing.
-    before = (checkout.root / RESULTS / "voters" / "brief.parquet").stat().st_mtime_ns
+    # A labeller that is left out reruns the labels alone, and one that comes back asks nothing.
+    before = (checkout.root / RESULTS / "labellers" / "brief.parquet").stat().st_mtime_ns
     printed = run(
         checkout,
         f"{RESULTS}/fused_labels.parquet",
         "--dry-run",
         seeds=1,
-        voters=[{"name": "brief", "kind": "captions", "prompt": "Name the texture."}],
+        labellers=[{"name": "brief", "kind": "captions", "prompt": "Name the texture."}],
         method="zero_shot,image_prototypes",
     )
     assert "fuse_labels" in printed
-    assert "caption_images_voter" not in printed
+    assert "caption_images_labeller" not in printed
     assert (
-        checkout.root / RESULTS / "voters" / "brief.parquet"
+        checkout.root / RESULTS / "labellers" / "brief.parquet"
     ).stat().st_mtime_ns == before

@@ -1,40 +1,24 @@
-"""What exists in kinds: objectives, engines and labellers, and what the program asks of each.
+"""Registry of objectives, captioning engines and labellers.
 
-The configuration and the commands read these records. Stages do not import them, or each new
-record would rerun every stage. A stage gets what it needs as a parameter, and finds the module of
-an objective or an engine by its name.
+The configuration and the commands read these records. A stage gets what it needs of a record as a
+parameter, and finds the module of an objective or an engine by its name.
 """
 
 from dataclasses import dataclass
 
-from latteclip.core.file_names import IMAGES, SCORES, TABLES
 from latteclip.core.terminal import DECISIONS_KEY, DECISIONS_URL, KEY, URL
 
 CLASS_EMBEDDINGS = "class_embeddings.safetensors"  # zero-shot classifier
 ADAPTED = "classifiers/adapted.safetensors"  # the same adapted to the images
+# Columns <name>_label and <name>_confidence of FUSED_LABELS by tables that the run has anyway: of
+# captions, and of the captioner's class scores.
+VOTES = ("caption", "lmm")
+NAME_TOKENS = 16  # longest name of an image that a captioner gives
 
 
 @dataclass(frozen=True)
-class VoterRecord:
-    """A source of votes with a table that the run has anyway, and columns of FUSED_LABELS."""
-
-    title: str
-    table: str  # file below results/<dataset> with what the votes are made of
-    needs_captions: bool = False  # whether that file has the captions of images
-    needs_scores: bool = False  # whether it has the captioner's scores of classes
-
-
-# Each is a value of `pseudo_labels` and of `votes`, and has the columns <name>_label and
-# <name>_confidence of FUSED_LABELS.
-VOTERS = {
-    "caption": VoterRecord("caption", TABLES[IMAGES], needs_captions=True),
-    "lmm": VoterRecord("LMM", TABLES[SCORES], needs_scores=True),
-}
-
-
-@dataclass(frozen=True)
-class VoterKind:
-    """What a voter of the key `voters` is."""
+class LabellerRecord:
+    """A kind of labeller."""
 
     asks: str | None = None  # section of what a captioner is asked for: captions or scores
     keys: tuple[str, ...] = ()  # keys that it may have beside its name and its kind
@@ -43,19 +27,21 @@ class VoterKind:
 
 
 _CAPTIONER = ("model", "engine", "prompt", "file", "captioner", "max_images")
-_SCORES = VoterKind(asks="scores", keys=(*_CAPTIONER, "scores"))
-VOTER_KINDS = {
-    "captions": VoterKind(asks="captions", keys=_CAPTIONER),
+_SCORES = LabellerRecord(asks="scores", keys=(*_CAPTIONER, "scores"))
+LABELLERS = {
+    "captions": LabellerRecord(asks="captions", keys=_CAPTIONER),
     "likelihood": _SCORES,
     "multiple_choice": _SCORES,
     "decisions": _SCORES,
-    "file": VoterKind(keys=("file", "share"), needs="file"),
-    "zero_shot": VoterKind(keys=("model", "pretrained"), needs="model", loads_clip=True),
+    "file": LabellerRecord(keys=("file", "share"), needs="file"),
+    "zero_shot": LabellerRecord(
+        keys=("model", "pretrained"), needs="model", loads_clip=True
+    ),
 }
-# Names that no voter has: other labels have them.
-NO_VOTERS = ("zero_shot", "adapted", "images", "fused")
+# Names that no labeller has: other labels have them.
+RESERVED = ("zero_shot", "adapted", "images", "fused")
 # Training labels that fuse_labels writes, and all training labels that a method may have.
-FUSED = (*VOTERS, "fused")
+FUSED = (*VOTES, "fused")
 PSEUDO_LABELS = ("zero_shot", "zero_shot_adapted", *FUSED)
 
 
@@ -130,6 +116,7 @@ OBJECTIVES = {
     ),
     "average_weights": ObjectiveRecord(averages=True),
 }
+PAPER = "latteclip"  # the paper's own objective
 
 # Methods of config.yaml that run by default: on images in the user's own folder, and on other
 # datasets. Where there are image encoders beside CLIP, ENCODERS follows image_prototypes.

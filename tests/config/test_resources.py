@@ -4,23 +4,22 @@ import pyarrow as pa
 import yaml
 from support.tiny import ROOT
 
-from latteclip.config import job_resources
+from latteclip.config import resources
 from latteclip.core import tables
 from latteclip.core.metadata import IndexMetadata
 from latteclip.data import loader
 
 
 def test_memory_grows_with_the_images_and_with_each_attempt():
-    assert job_resources.memory("fuse_labels", 0, 1, 8) == 16_000
-    assert job_resources.memory("fuse_labels", 2_000_000, 1, 8) == 48_000
-    assert job_resources.memory("fuse_labels", 2_000_000, 3, 8) == 108_000
+    assert resources.memory(16_000, 0, 1) == 16_000
+    assert resources.memory(48_000, 0, 3) == 108_000
 
 
 def test_memory_has_room_for_all_parts_of_batches_that_are_loaded():
-    without = job_resources.RESOURCES["evaluate"][0]
-    of_a_process = job_resources.memory("evaluate", 0, 1, 1) - without
-    assert of_a_process * 1e6 >= 200e6 + (loader.AHEAD + 1) * loader.PART
-    assert job_resources.memory("evaluate", 0, 1, 8) == without + 8 * of_a_process
+    of_a_process = resources.memory(0, 1, 1)
+    parts = (loader.AHEAD + 1) * loader.PART * 3 * 512**2  # of a model of 512 pixels
+    assert of_a_process * 1e6 >= 200e6 + parts
+    assert resources.memory(6_000, 8, 1) == 6_000 + 8 * of_a_process
 
 
 def test_images_are_those_of_the_index_or_else_of_the_file(
@@ -29,18 +28,18 @@ def test_images_are_those_of_the_index_or_else_of_the_file(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photographs").mkdir()
     found = configured(dataset="mine", image_dir="photographs")
-    assert job_resources.counts(found, "dtd") == job_resources.Counts(3948, 1692, 47)
-    assert job_resources.counts(found, "demo") == job_resources.Counts(1500, 2100, 14)
-    assert job_resources.counts(found, "mine") is None
+    assert resources.counts(found.dataset("dtd")) == resources.Counts(3948, 1692, 47)
+    assert resources.counts(found.dataset("demo")) == resources.Counts(1500, 2100, 14)
+    assert resources.counts(found.dataset("mine")) is None
     splits = ["train", "val", "test", "train"]
     columns = {column.name: pa.nulls(4, column.type) for column in tables.IMAGES}
     tables.write(
-        job_resources.INDEX.format(dataset="mine"),
+        resources.INDEX.format(dataset="mine"),
         {**columns, "split": splits},
         tables.IMAGES,
         IndexMetadata(["a", "b"]),
     )
-    assert job_resources.counts(found, "mine") == job_resources.Counts(3, 1, 2)
+    assert resources.counts(found.dataset("mine")) == resources.Counts(3, 1, 2)
 
 
 def test_slurm_sends_each_rule_with_a_gpu_to_a_partition_with_gpus():

@@ -7,9 +7,10 @@ import timm
 import yaml
 from support.tiny import ROOT
 
+from latteclip.captions.requests import square
 from latteclip.config import layers
-from latteclip.config.configuration import SHARDS, Configuration
 from latteclip.config.layers import merge
+from latteclip.config.resolve import SHARDS, Run
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_json
 from latteclip.evaluate import summary
@@ -23,25 +24,25 @@ def config():
 
 
 def configured(config, **given):
-    return Configuration(config, given)
+    return Run(config, given)
 
 
 def test_the_repository_s_configuration_is_valid_and_runs_the_demo(config):
-    found = configured(config)
-    assert found.datasets == ["demo"]
+    run = configured(config)
+    [found] = run.datasets
     ours = ["zero_shot_adapted", "image_prototypes"]
-    assert found.methods == ["zero_shot", *ours, "latteclip", "recommended"]
-    assert found.seeds == [0, 1, 2]
+    assert found.name == "demo"
+    assert found.method_names == ["zero_shot", *ours, "latteclip", "recommended"]
+    assert run.seeds == [0, 1, 2]
 
 
 def test_photographs_in_a_folder_run_without_group_captions(config, tmp_path):
-    found = configured(config, dataset="mine", image_dir=str(tmp_path))
-    assert found.methods_of("mine") == [
-        m for m in configured(config).methods if m != "latteclip"
-    ]
-    assert found.caption_kinds("mine") == ["image"]
-    asked = configured(config, dataset="mine", image_dir=str(tmp_path), method="latteclip")
-    assert asked.methods_of("mine") == ["latteclip"]
+    [found] = configured(config, dataset="mine", image_dir=str(tmp_path)).datasets
+    [demo] = configured(config).datasets
+    assert found.method_names == [m for m in demo.method_names if m != "latteclip"]
+    assert found.caption_kinds == ["image"]
+    given = {"dataset": "mine", "image_dir": str(tmp_path), "method": "latteclip"}
+    assert configured(config, **given).datasets[0].method_names == ["latteclip"]
 
 
 def test_a_folder_replaces_the_source_of_a_dataset_only_if_it_has_the_dataset_s_split(
@@ -51,7 +52,7 @@ def test_a_folder_replaces_the_source_of_a_dataset_only_if_it_has_the_dataset_s_
     with pytest.raises(UserError, match=r"image_dir.*dtd.*split_zhou"):
         configured(config, **given)
     (tmp_path / config["datasets"]["dtd"]["split"]["file"]).touch()
-    assert configured(config, **given).dataset("dtd")["source"] == {"folder": str(tmp_path)}
+    assert configured(config, **given).dataset("dtd").keys.source.folder == str(tmp_path)
 
 
 LAYERS = ["defaults", "dataset", "method", "the dataset's method", "command line"]
@@ -59,8 +60,7 @@ LAYERS = ["defaults", "dataset", "method", "the dataset's method", "command line
 
 @pytest.mark.parametrize("top", range(len(LAYERS)), ids=LAYERS)
 def test_the_later_layer_wins(config, top):
-    for section in (config["datasets"]["demo"]["finetune"], config["finetune"]):
-        section.pop("lr", None)
+    config["datasets"]["demo"]["finetune"].pop("lr")
     config["datasets"]["demo"]["methods"] = {}
     layers = [
         {"finetune": {"lr": 0.1}},
@@ -70,10 +70,8 @@ def test_the_later_layer_wins(config, top):
     ]
     given = {"finetune": {"lr": 0.5}} if LAYERS[top] == "command line" else {}
     found = configured(merge(config, *layers[: top + 1]), **given)
-    assert (
-        found.method("latteclip", "demo")["finetune"]["lr"]
-        == [0.1, 0.2, 0.3, 0.4, 0.5][top]
-    )
+    rate = found.dataset("demo").method("latteclip").keys.finetune.lr
+    assert rate == [0.1, 0.2, 0.3, 0.4, 0.5][top]
 
 
 def test_a_method_that_is_like_another_has_what_the_other_has_for_the_dataset(config):
@@ -83,55 +81,56 @@ def test_a_method_that_is_like_another_has_what_the_other_has_for_the_dataset(co
     child = {"like": "latteclip", "switches": {"image_description": False}}
     grandchild = {"like": "child", "switches": {"alpha": 0.25}}
     alike = merge(config, {"methods": {"child": child, "grandchild": grandchild}})
-    found = configured(alike, dataset="demo,dtd").method("child", "demo")
-    assert found["switches"] == {"alpha": 0.75, "image_description": False}
-    assert (found["objective"], found["finetune"]["weight_decay"]) == ("latteclip", 0.3)
-    assert "like" not in found
+    found = configured(alike, dataset="demo,dtd").dataset("demo").method("child").keys
+    assert (found.switches.alpha, found.switches.image_description) == (0.75, False)
+    assert (found.objective, found.finetune.weight_decay) == ("latteclip", 0.3)
     # What the user gives a method reaches those that are like it.
     given = {
         "methods": {
             "latteclip": {"switches": {"alpha": "0.5"}, "finetune": {"lr": "0.125"}}
         }
     }
-    found = configured(alike, finetune={"lr": "0.75"}, **given)
-    assert found.method("child", "demo")["switches"]["alpha"] == 0.5
-    assert found.method("child", "demo")["finetune"]["lr"] == 0.125
-    assert found.method("grandchild", "demo")["switches"]["alpha"] == 0.25
-    assert found.method("flyp", "demo")["finetune"]["lr"] == 0.75
+    demo = configured(alike, finetune={"lr": "0.75"}, **given).dataset("demo")
+    assert demo.method("child").keys.switches.alpha == 0.5
+    assert demo.method("child").keys.finetune.lr == 0.125
+    assert demo.method("grandchild").keys.switches.alpha == 0.25
+    assert demo.method("flyp").keys.finetune.lr == 0.75
 
 
 def test_every_ablation_differs_from_latteclip_in_its_switches_alone(config):
     """On the demo, too, whose file changes a switch of latteclip."""
     ablations = yaml.safe_load((ROOT / "config" / "ablations.yaml").read_text())
     found = configured(config, dataset="demo,dtd", **ablations)
-    assert found.methods[:2] == ["zero_shot", found.table["baseline"]]
     for dataset in found.datasets:
-        whole = found.method("latteclip", dataset)
-        for name in found.methods[2:]:
-            one = found.method(name, dataset)
+        names = dataset.method_names
+        assert names[:2] == ["zero_shot", found.keys.table.baseline]
+        whole = dataset.method("latteclip").keys
+        for name in names[2:]:
+            one = dataset.method(name).keys
             own = config["methods"][name]["switches"]
             assert own
-            assert one["switches"] == merge(whole.get("switches", {}), own)
-            assert {**one, "switches": None} == {**whole, "switches": None}
+            assert one.switches == whole.switches.model_copy(update=own)
+            rest = {"switches", "like"}
+            assert one.model_dump(exclude=rest) == whole.model_dump(exclude=rest)
 
 
 def test_the_ten_datasets_have_the_authors_number_of_steps(config):
     """open_clip's loader: each of 3 workers gives a third of the batches, rounded up."""
     found = configured(config, dataset="all")
-    for name in found.datasets:
-        n = found.dataset(name)["split"]["counts"]["train"]
-        size = found.method("latteclip", name)["finetune"]["batch_size"]
+    for dataset in found.datasets:
+        n = dataset.keys.split.counts.train
+        size = dataset.method("latteclip").keys.finetune.batch_size
         assert steps_per_epoch(n, size) == 3 * math.ceil(math.ceil(n / size) / 3)
 
 
 def test_the_study_runs_what_the_paper_compares(config):
     study = yaml.safe_load((ROOT / "config" / "study.yaml").read_text())
     found = configured(config, **study)
-    assert set(found.datasets) == set(summary.PAPER_DATASETS)
+    assert {each.name for each in found.datasets} == set(summary.PAPER_DATASETS)
     assert found.seeds == [0, 1, 2]
-    assert found.section("selection", "dtd")["share"] == 0  # trainings on all images
+    assert found.dataset("dtd").keys.selection.share == 0  # trainings on all images
     ablations = yaml.safe_load((ROOT / "config" / "ablations.yaml").read_text())
-    assert set(found.methods) == {*ablations["method"], "flyp"}
+    assert set(found.datasets[0].method_names) == {*ablations["method"], "flyp"}
 
 
 def test_strings_of_the_command_line_become_what_the_schema_wants(config):
@@ -139,12 +138,10 @@ def test_strings_of_the_command_line_become_what_the_schema_wants(config):
     found = configured(
         config, finetune={"lr": "2.5e-1", "epochs": "7"}, captioner=captioner
     )
-    values = found.method("latteclip", "dtd")["finetune"]
-    assert (values["lr"], values["epochs"]) == (0.25, 7)
-    assert (
-        found.section("captioner", "demo").items()
-        >= {"model": "123", "revision": None}.items()
-    )
+    values = found.dataset("dtd").method("latteclip").keys.finetune
+    assert (values.lr, values.epochs) == (0.25, 7)
+    captioner = found.dataset("demo").keys.captioner
+    assert (captioner.model, captioner.revision) == ("123", None)
 
 
 def test_modern_models_and_words_are_those_that_the_libraries_know(config, tmp_path):
@@ -154,21 +151,21 @@ def test_modern_models_and_words_are_those_that_the_libraries_know(config, tmp_p
         modern
     )  # which would replace a dataset's source
     found = configured(config, **modern, dataset="mine", image_dir=str(tmp_path))
-    clip = found.section("clip", found.datasets[0])
-    assert (clip["model"], clip["pretrained"]) in open_clip.list_pretrained()
+    keys = found.datasets[0].keys
+    assert (keys.clip.model, keys.clip.pretrained) in open_clip.list_pretrained()
     assert set(found.image_encoders.values()) <= set(timm.list_pretrained())
     remote_sensing = yaml.safe_load(re.search(r"clip: (\{.*\})", text)[1])
     assert tuple(remote_sensing.values()) in open_clip.list_pretrained()
-    assert len(found.section("template", found.datasets[0])) > 3
+    assert len(keys.template) > 3
 
 
 def test_one_key_of_a_folder_may_be_set_and_the_others_stay(config, tmp_path):
     folder = {"dataset": "mine", "image_dir": str(tmp_path)}
-    plain = configured(config, **folder).section("prompts", "mine")
+    plain = configured(config, **folder).datasets[0].keys.prompts
     one = {"prompts": {"image": "Which?"}}
     for given in ({"datasets": {"mine": one}}, one):
-        found = configured(config, **folder, **given).section("prompts", "mine")
-        assert found == {**plain, "image": "Which?"}
+        found = configured(config, **folder, **given).datasets[0].keys.prompts
+        assert found == plain.model_copy(update={"image": "Which?"})
 
 
 def test_pictures_are_squares_for_captioners_that_see_them_so(config):
@@ -176,8 +173,8 @@ def test_pictures_are_squares_for_captioners_that_see_them_so(config):
         ("me/llama3-llava-next-8b", 336),
         ("Qwen/Qwen3-VL-8B-Instruct", None),
     ):
-        found = configured(config, captioner={"model": model}).section("captioner", "dtd")
-        assert found["square_side"] == side
+        found = configured(config, captioner={"model": model}).dataset("dtd")
+        assert square(found.keys.captioner) == side
 
 
 @pytest.mark.parametrize(
@@ -194,12 +191,19 @@ def test_shards_are_as_many_as_gpus_are_free_at_first_and_stay_so(
 ):
     monkeypatch.chdir(tmp_path)
     config = layers.defaults(project=None)
-    first = Configuration(config, {"captioner": captioner}, gpus=gpus).shards("dtd")
+    first = Run(config, {"captioner": captioner}, gpus=gpus).dataset("dtd").shards
     assert first == expected
     write_json(SHARDS.format(dataset="dtd"), {"shards": first})
     for later in (1, 8):
-        found = Configuration(config, {"captioner": captioner}, gpus=later)
-        assert found.shards("dtd") == expected
-    given = {"captions": {"shards": 3}, "captioner": captioner}
+        found = Run(config, {"captioner": captioner}, gpus=later)
+        assert found.dataset("dtd").shards == expected
+    given = {"compute": {"shards": 3}, "captioner": captioner}
     wanted = 1 if captioner.get("engine") == "file" else 3
-    assert Configuration(config, given, gpus=8).shards("dtd") == wanted
+    assert Run(config, given, gpus=8).dataset("dtd").shards == wanted
+
+
+def test_what_is_named_twice_runs_once(config):
+    run = configured(config, dataset="demo,demo", seeds="1,1", method="flyp,flyp")
+    assert [each.name for each in run.datasets] == ["demo"]
+    assert run.seeds == [1]
+    assert run.datasets[0].method_names == ["flyp"]

@@ -1,0 +1,116 @@
+"""What happens at the start and the end of a run of the workflow.
+
+Handlers of a module run if the other workflow's handlers call them (docs/cluster.md).
+"""
+
+import atexit
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from snakemake.settings.enums import Quietness
+
+from latteclip.cli import estimate, run_messages, runs
+from latteclip.cli.machine import Machine
+from latteclip.cli.rules import workflow_errors
+from latteclip.config import checks, jobs
+from latteclip.config.resolve import SHARDS, Run
+from latteclip.core import run_options
+from latteclip.core.errors import UserError
+from latteclip.core.file_names import edited_classes, note_edit
+from latteclip.core.files import write_json
+from latteclip.core.terminal import paint
+
+
+class Handlers:
+    """The handlers of the Snakefile."""
+
+    def __init__(
+        self, workflow: Any, config: Mapping[str, Any], run: Run, machine: Machine
+    ) -> None:
+        self._workflow = workflow
+        self._config = config
+        self._run = run
+        self._machine = machine
+        if workflow.is_main_process and not machine.is_module:
+            atexit.register(self._print_plan)
+
+    def start(self) -> None:
+        """Stop a run that cannot work, note its options, and print what it will do."""
+        run = self._run
+        pending = _outputs(self._workflow.dag.needrun_jobs())
+        with workflow_errors():
+            runs.refuse_second_run()  # Snakemake's lock sees live runs only
+            if not self._machine.has_gpus:
+                checks.refuse_slow_captions(run, pending)
+        runs.note_run()
+        for dataset in run.datasets:
+            files = (f"{dataset.results}/captions/", f"{dataset.results}/class_scores")
+            is_asked = any(file.startswith(files) for file in pending)
+            if self._machine.notes_shards and is_asked:
+                note = SHARDS.format(dataset=dataset.name)
+                write_json(note, {"shards": dataset.shards})
+        if (
+            not self._machine.is_module
+        ):  # whose options would be those of the other workflow
+            whole = {dataset.name: dataset.whole for dataset in run.datasets}
+            run_options.note_options(whole, self._config)
+        lines = run_messages.started(run, pending)
+        self._print([*lines, *self._note_edited_classes()])
+
+    def _print_plan(self) -> None:
+        """Print what captioners would be asked after a dry run."""
+        is_dry = self._workflow.execution_settings is not None and self._workflow.dryrun
+        if not is_dry or self._workflow.dag is None:
+            return
+        pending = _outputs(self._workflow.dag.needrun_jobs(exclude_finished=False))
+        with contextlib.suppress(UserError):  # a damaged table, which a run reports
+            for dataset in self._run.datasets:
+                self._print(estimate.lines(dataset, pending))
+
+    def _note_edited_classes(self) -> Iterator[str]:
+        """Note edits of proposed classes in their history, and yield a line about each."""
+        for dataset in self._run.datasets:
+            names = edited_classes(dataset.results) if dataset.discovers else None
+            if names is not None:
+                note_edit(dataset.results, names)
+                yield (
+                    f"{dataset.name}: {dataset.results}/classes.txt was edited by hand and is used "
+                    "as it is. Delete it to return to the proposal."
+                )
+
+    def finish(self) -> None:
+        """Print where the results are, after the last lines of Snakemake, and free the disk."""
+        for dataset in self._run.datasets:
+            shutil.rmtree(jobs.decoded_images(dataset), ignore_errors=True)
+        lines = run_messages.finished(self._run, _outputs(self._workflow.dag.jobs))
+        atexit.register(self._print, [*lines, *self._logs()])
+
+    def report_failures(self) -> None:
+        """Print the error messages of failed jobs last, also with --quiet."""
+        scheduler = self._workflow.scheduler
+        lines = [
+            run_messages.failure(job.rule.name, dict(job.wildcards.items()), job.log)
+            for each in (*scheduler.failed, *scheduler.running)  # failed, or stopped
+            for job in (each.jobs if each.is_group() else [each])
+        ]
+        lines = [paint(line, "red", sys.stderr) for line in lines]
+        lines = [*self._logs(), *lines]
+        atexit.register(print, "", *lines, sep="\n", file=sys.stderr, flush=True)
+
+    def _logs(self) -> list[str]:
+        """Return where the run is logged."""
+        files = map(os.path.relpath, self._workflow.logger_manager.get_logfile())
+        return [f"All of Snakemake's messages are in {file}." for file in files]
+
+    def _print(self, lines: Iterable[str]) -> None:
+        """Print to stderr as Snakemake does, but not with `--quiet all`."""
+        if Quietness.ALL not in (self._workflow.output_settings.quiet or ()):
+            print("", *lines, sep="\n", file=sys.stderr, flush=True)
+
+
+def _outputs(jobs_of_run: Iterable[Any]) -> set[str]:
+    return {str(file) for job in jobs_of_run for file in job.output}

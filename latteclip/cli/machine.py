@@ -1,0 +1,125 @@
+"""The machine that runs the workflow: cores, GPUs, storage, and the user's folders of images.
+
+This file and `handlers.py` are the only ones that read attributes of Snakemake's workflow object
+for which there is no directive.
+"""
+
+import functools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from latteclip.cli import run_terminal, runs
+from latteclip.cli.rules import workflow_errors
+from latteclip.config import checks, jobs, layers
+from latteclip.config.resolve import Dataset, Run
+from latteclip.core import gpus
+from latteclip.core.terminal import SHORT
+from latteclip.data import folder_files
+
+
+@functools.cache
+def free_gpus() -> int:
+    """Return the number of free GPUs, but at least one, on which jobs take turns."""
+    with workflow_errors():
+        return max(1, gpus.free())
+
+
+class Machine:
+    """What of a workflow object the rules need."""
+
+    def __init__(self, workflow: Any) -> None:
+        self._workflow = workflow
+        self.is_module = not workflow.modifier.is_main_snakefile()
+        self.provider = workflow.storage_settings.default_storage_provider
+        self.results = workflow.modifier.path_modifier.apply_default_storage("results")
+        # Later runs read the number of shards beside the results, if these are in a folder here.
+        self.notes_shards = not self.is_module and self.provider is None
+        # A cluster has `nodes`. Its login node may have drivers without a GPU, and is not asked.
+        is_local = workflow.resource_settings.nodes is None
+        self.is_here = bool(workflow.is_main_process and is_local)
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether jobs go to other machines, also in a dry run."""
+        # `use_threads` is of the executor that was asked for, `non_local_exec` of the dry run.
+        return self._workflow.execution_settings is not None and self._workflow.use_threads
+
+    @property
+    def runs_jobs(self) -> bool:
+        """Whether jobs will run, unlike in a dry run and in `latteclip status`."""
+        return self._workflow.execution_settings is not None and not self._workflow.dryrun
+
+    @property
+    def cores(self) -> int:
+        """The cores of this machine that jobs may use."""
+        here = os.cpu_count() or 1
+        return min(self._workflow.resource_settings.cores or here, here)
+
+    @functools.cached_property
+    def has_gpus(self) -> bool:
+        """Whether this machine or the cluster has GPUs."""
+        return self.is_cluster or bool(gpus.visible())
+
+    @property
+    def gpus(self) -> int | None:
+        """The GPUs that jobs may use; None: there is none."""
+        if not self.has_gpus:
+            return None
+        limit = self._workflow.global_resources.get("gpu")
+        return limit.value if limit else free_gpus()
+
+    def image_folder(self, dataset: Dataset) -> str:
+        """Return the folder that a rule makes, or a link to the user's own folder.
+
+        Only a run makes the link, or leads it to a folder that moved.
+        """
+        if made := jobs.made_folder(dataset):
+            return made[0]
+        place = jobs.FOLDER_LINK.format(dataset=dataset.name)
+        return folder_files.link(_folder(dataset), place) if self.runs_jobs else place
+
+    @functools.cache  # noqa: B019  Snakemake asks several times, and a million files take seconds
+    def folder_state(self, dataset: Dataset) -> str:
+        """Return a digest of the files in the user's own folder, "" for one that a rule makes."""
+        if jobs.made_folder(dataset):
+            return ""
+        return folder_files.state(_folder(dataset), dataset.keys.split)
+
+
+def _folder(dataset: Dataset) -> str:
+    source = dataset.keys.source
+    return str(source.folder if source else "")
+
+
+def load(workflow: Any, config: Mapping[str, Any], machine: Machine) -> Run:
+    """Return the run of the configuration, with `config` of the command line or another workflow.
+
+    WorkflowError: the first mistake in it.
+    """
+    with workflow_errors():
+        run = _run(workflow, config, machine)
+        if not workflow.remote_exec:  # the sender of the job has checked
+            checks.refuse_unwritable()
+            checks.refuse_unready(run)
+    os.environ.pop(SHORT, None)  # a job of a cluster has a terminal of its own
+    if workflow.is_main_process and not machine.is_module:
+        runs.drop_backups(Path(".snakemake"))
+        if not workflow.output_settings.verbose:
+            run_terminal.shorten(lambda: workflow.dryrun)
+        # GPU jobs of this machine wait for a GPU, as those of a cluster do by themselves.
+        if machine.is_here and "gpu" not in workflow.global_resources:
+            workflow.register_resource("gpu", free_gpus())
+    return run
+
+
+def _run(workflow: Any, config: Mapping[str, Any], machine: Machine) -> Run:
+    if machine.is_module:
+        # Its `config` wins over the shipped files as a command line does.
+        shipped = layers.defaults(project=None)
+        return Run(shipped, layers.difference(config, shipped))
+    # Snakemake reads files of --configfile too, but accepts a key given twice.
+    layers.given([], workflow.configfiles)
+    here = free_gpus() if machine.notes_shards and machine.is_here else 1
+    return Run(layers.defaults(), config, gpus=here)

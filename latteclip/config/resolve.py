@@ -1,0 +1,581 @@
+"""Resolve the configuration once: a run with its datasets, methods and labellers, as objects.
+
+Layers, the later one winning: the defaults of the keys, config.yaml, the dataset's file, the
+method, the method's keys in the dataset's file, the command line. A method that is `like` another
+starts from all settings of the other, those of the dataset included.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from latteclip.config import hub_names, registry
+from latteclip.config.hub_names import Names
+from latteclip.config.keys import (
+    AUTO,
+    CaptionerSection,
+    ClipSection,
+    Config,
+    DatasetSection,
+    LabellerSection,
+    MethodSection,
+    PromptsSection,
+    ScoresSection,
+    Section,
+)
+from latteclip.config.layers import merge
+from latteclip.config.registry import ENGINES, LABELLERS, OBJECTIVES, EngineRecord
+from latteclip.config.schema import unknown, validate
+from latteclip.core.errors import UserError
+from latteclip.core.file_names import (
+    DISCOVER,
+    FOLDERS,
+    IMAGES,
+    SCORES,
+    TABLES,
+    labeller_table,
+)
+from latteclip.core.files import read_object
+
+Layer = Mapping[str, Any]
+ALL = "all"
+# Number of captioning jobs by `compute.shards: auto`. The first run chose it by its free GPUs.
+# Later runs read it here, so that more or fewer GPUs rerun nothing.
+SHARDS = "results/{dataset}/captions/shards.json"
+SHARED = tuple(DatasetSection.model_fields)
+# Keys of a captioner that belong to its model, so that a labeller with another one has none.
+OF_MODEL = {"revision": None, "quantization": None}
+DECISIONS = "decisions"  # a kind of labeller, and the only engine that it has
+
+
+def names(value: Any) -> list[str]:
+    """Return a list of names from a list, or from a comma-separated string as of `--config`."""
+    parts = value.split(",") if isinstance(value, str) else value
+    found = [str(part).strip() for part in parts]
+    return list(dict.fromkeys(filter(None, found)))
+
+
+@dataclass(frozen=True)
+class Asker:
+    """A captioner with its questions: that of the run, or of a labeller."""
+
+    dataset: "Dataset"
+    captioner: CaptionerSection
+    scores: ScoresSection
+    prompts: PromptsSection
+    name: str = ""  # of the labeller
+
+    @property
+    def engine(self) -> EngineRecord:
+        return ENGINES[self.captioner.engine]
+
+    @property
+    def hub_model(self) -> Names | None:
+        """Names of the model if the job loads it from the hub."""
+        return hub_names.hub_captioner(self.captioner) if self.engine.loads_model else None
+
+    def max_images(self, kind: str) -> int | None:
+        """Return about how many images it is asked about at most; None: all, or a file's."""
+        section = self.scores if kind == SCORES else self.captioner
+        return None if self.engine.reads_file else section.max_images
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """A labeller of the training images, and the table of its answers or votes."""
+
+    dataset: "Dataset"
+    name: str
+    kind: str  # a key of LABELLERS
+    table: str  # below results/<dataset>: a captioner's answers, or votes
+    # Key of `registry.VOTES` if the run has the table anyway: columns of FUSED_LABELS.
+    column: str | None = None
+    asker: Asker | None = None
+    clip: ClipSection | None = None
+    file: str | None = None
+    share: float | None = None
+
+    @property
+    def asks(self) -> str | None:
+        """What it asks a captioner for: captions or scores."""
+        return LABELLERS[self.kind].asks
+
+    @property
+    def writes_votes(self) -> bool:
+        """Whether write_votes writes its votes: captioners score classes themselves."""
+        return self.asks != "scores"
+
+    @property
+    def votes(self) -> str:
+        """The table of its votes below results/<dataset>."""
+        return f"votes/{self.name}.parquet" if self.writes_votes else self.table
+
+    @property
+    def is_by_own_job(self) -> bool:
+        """Whether a job writes its table for it alone."""
+        return self.column is None
+
+
+class Run:
+    """What one command runs: datasets, methods and seeds, with all settings resolved."""
+
+    def __init__(self, files: Layer, given: Layer, gpus: int = 1) -> None:
+        """Validate keys, values and names, or raise UserError for the first mistake.
+
+        Args:
+            files: the configuration of the files (`layers.defaults`).
+            given: the keys of --config and --configfile, which also win over those of a dataset.
+            gpus: number of GPUs for captions if `compute.shards` is auto.
+        """
+        self.gpus = gpus
+        self.given = given
+        validate(Config, given)
+        self.layer = merge(files, given)
+        self.keys = validate(Config, self.layer)
+        self.seeds = _seeds(self.keys.seeds)
+        # Suffixes of files of a table with its own name, and of datasets of a limited run.
+        self.suffix = (
+            "" if self.keys.table.name == "summary" else f"-{self.keys.table.name}"
+        )
+        self.limit_suffix = "" if self.keys.limit is None else f"_{self.keys.limit}"
+        # Image encoders beside CLIP, by the names of their files.
+        encoders = names(self.keys.image_encoders)
+        self.image_encoders = {hub_names.slug({"model": name}): name for name in encoders}
+        self.datasets = [self.dataset(name) for name in self._chosen()]
+        self.check_name(self.keys.table.baseline, "Method {} of table.baseline")
+        for name in self.keys.methods:
+            _check_method(self, name)
+        for dataset in self.datasets:
+            for name in dataset.method_names:
+                self.check_name(name, "Method {}")
+
+    def _chosen(self) -> list[str]:
+        """Return the names of the datasets, a limited run's with a suffix."""
+        known = self.layer.setdefault("datasets", {})
+        asked = names(self.keys.dataset)
+        if self.keys.image_dir:
+            self._take_folder(asked, known)
+        chosen = self.from_source("downloads") if asked == [ALL] else asked
+        for name in chosen:
+            if name not in known:
+                sentence = unknown(f"Dataset {name!r}", name, known)
+                raise UserError(
+                    f"{sentence} For your own images add image_dir=path/to/photos."
+                )
+            limited = f"{name}{self.limit_suffix}"
+            if self.keys.limit is not None and limited in known:
+                raise UserError(
+                    f"A limit of {self.keys.limit} would write to results/{limited}, which is a "
+                    "dataset of its own; choose another limit."
+                )
+        return [f"{name}{self.limit_suffix}" for name in chosen]
+
+    def _take_folder(self, asked: list[str], known: dict[str, Any]) -> None:
+        """Make `image_dir` the source of the one dataset."""
+        folder = str(self.keys.image_dir)
+        if len(asked) != 1 or asked == [ALL]:
+            raise UserError(
+                f"image_dir is the folder of one dataset, but dataset is {', '.join(asked)}; name "
+                "the folder of each as source.folder in config/datasets/<dataset>.yaml."
+            )
+        values = known.setdefault(asked[0], {})
+        file = values.get("split", {}).get("file")
+        if "source" in values and not (file and Path(folder, file).is_file()):
+            lacks = f", whose split file {file} it lacks" if file else ""
+            raise UserError(
+                f"image_dir {folder} would replace the source of dataset {asked[0]}{lacks}; leave "
+                "image_dir out, or name your images otherwise, such as dataset=mine."
+            )
+        values["source"] = {"folder": folder}
+        validate(Config, {"datasets": {asked[0]: {"source": values["source"]}}})
+
+    @cache  # noqa: B019  a run lives as long as its process
+    def dataset(self, name: str) -> "Dataset":
+        """Return a dataset by the name of its folder below results."""
+        return Dataset(self, name)
+
+    def from_source(self, kind: str) -> list[str]:
+        """Return the names of the datasets with one kind of source."""
+        known = self.layer.get("datasets", {}).items()
+        return sorted(key for key, values in known if kind in values.get("source", {}))
+
+    def lineage(self, method: str) -> list[str]:
+        """Return the method after those that it is like, the first of which is like no other."""
+        lineage = [method]
+        while other := self.keys.methods[lineage[0]].like:
+            self.check_name(other, f"Method {{}}, which {lineage[0]} is like,")
+            if other in lineage:
+                circle = ", ".join([*reversed(lineage), other])
+                raise UserError(
+                    f"The keys `like` of methods form a circle: {circle}; remove one of them."
+                )
+            lineage.insert(0, other)
+        return lineage
+
+    def objective(self, method: str) -> registry.ObjectiveRecord:
+        """Return the record of a method's objective, which no dataset changes."""
+        return OBJECTIVES[str(inherited(self, method)["objective"])]
+
+    def methods_with(self, has: Any) -> list[str]:
+        """Return the configured methods whose objective has something."""
+        return [name for name in self.keys.methods if has(self.objective(name))]
+
+    def check_name(self, method: str, what: str) -> None:
+        """Raise UserError for a method that is not configured."""
+        if method not in self.keys.methods:
+            raise UserError(unknown(what.format(repr(method)), method, self.keys.methods))
+
+    @cached_property
+    def hub_encoders(self) -> dict[str, Names]:
+        """Image encoders that come from the hub, by the names of their notes."""
+        return {
+            slug: {"model": name}
+            for slug, name in self.image_encoders.items()
+            if hub_names.local_folder(name) is None
+        }
+
+    def hub_models(self, kind: str) -> dict[str, Names]:
+        """Return the models "clip" or "captioner" of the hub, by the names of their notes."""
+        models = [model for each in self.datasets for model in each.hub_models(kind)]
+        return {hub_names.slug(model): model for model in models}
+
+
+def _seeds(value: Any) -> list[int]:
+    """Return the seeds of a number, a list, or a comma-separated string."""
+    if isinstance(value, int):
+        return list(range(value))
+    return [int(seed) for seed in names(value)]
+
+
+def inherited(run: Run, method: str) -> dict[str, Any]:
+    """Return the keys of a method and of those that it is like."""
+    return merge(*(run.layer["methods"].get(name) for name in run.lineage(method)))
+
+
+def _check_method(run: Run, name: str) -> None:
+    """Raise UserError for circles of `like`, a missing objective, and impossible averages."""
+    values = inherited(run, name)
+    if "objective" not in values:
+        key = f"methods.{run.lineage(name)[0]}.objective"
+        raise UserError(f"Configuration key {key} is missing; add it, or `like`.")
+    if not OBJECTIVES[values["objective"]].averages:
+        return
+    able = [each for each, record in OBJECTIVES.items() if record.has_text_classifier]
+    of = str(values.get("of"))
+    run.check_name(of, f"Method {{}}, methods.{name}.of,")
+    if inherited(run, of).get("objective") not in able:
+        raise UserError(
+            f"methods.{name}.of is {of}, which cannot be averaged; name a method whose objective "
+            f"is {' or '.join(able)}."
+        )
+
+
+class Dataset:
+    """A dataset of a run: its settings, methods and labellers."""
+
+    def __init__(self, run: Run, name: str) -> None:
+        self.run = run
+        self.name = name
+        # Its key in the configuration, from which a limited run takes its images.
+        self.whole = name.removesuffix(run.limit_suffix)
+        self.results = f"results/{name}"
+        own = run.layer["datasets"][self.whole]
+        layers = (run.layer, own, run.given)
+        having = ({key: layer[key] for key in SHARED if key in layer} for layer in layers)
+        self._layer = merge(*having)
+        self._layer["methods"] = own.get("methods", {})
+        # Whether a person said that the folders are the classes.
+        kinds = [layer.get("split", {}).get("kind") for layer in (own, run.given)]
+        self._layer["clip"] = _whole_clip(self._layer.get("clip", {}))
+        self.keys = validate(DatasetSection, self._layer)
+        self.has_class_folders = FOLDERS in (self.keys.split.classes, *kinds)
+
+    # Methods.
+
+    @cached_property
+    def method_names(self) -> list[str]:
+        """Names of the methods that run on it."""
+        if self.run.keys.method is not None:
+            return names(self.run.keys.method)
+        is_benchmark = self.keys.split.counts.train is not None
+        kinds = (registry.FOLDER_METHODS, registry.BENCHMARK_METHODS)
+        defaults = list(kinds[is_benchmark])
+        if self.run.image_encoders:
+            defaults.insert(defaults.index("image_prototypes") + 1, registry.ENCODERS)
+        return defaults
+
+    @cached_property
+    def methods(self) -> list["Method"]:
+        """The methods that run on it."""
+        return [self.method(name) for name in self.method_names]
+
+    @cache  # noqa: B019
+    def method(self, name: str) -> "Method":
+        """Return a configured method with its settings for this dataset."""
+        run = self.run
+        lineage = run.lineage(name)
+        given = run.given.get("methods", {})
+        layers = (run.layer["methods"], self._layer["methods"], given)
+        values = merge(*(layer.get(each) for each in lineage for layer in layers))
+        values["finetune"] = merge(
+            self._layer.get("finetune"),
+            values.get("finetune"),
+            run.given.get("finetune"),
+            *(given.get(each, {}).get("finetune") for each in lineage),
+        )
+        return Method(self, name, validate(MethodSection, values))
+
+    @property
+    def trainings(self) -> list[tuple["Method", int]]:
+        """Each fine-tuning of the run, those of an average included, with its seed."""
+        trained = dict.fromkeys(m.trained for m in self.methods if m.trained)
+        return [(method, seed) for method in trained for seed in self.run.seeds]
+
+    @property
+    def runs(self) -> list[tuple["Method", int]]:
+        """Each evaluation with its seed; a method without training runs once."""
+        return [(method, seed) for method in self.methods for seed in method.seeds]
+
+    @property
+    def candidates(self) -> list[tuple["Method", int]]:
+        """The runs among which select_model chooses, if it can."""
+        able = [run for run in self.runs if run[0].objective.can_be_chosen]
+        has_judges = self.keys.selection.share > 0  # held-out images
+        return able if has_judges and len(able) > 1 else []
+
+    @property
+    def main_method(self) -> "Method":
+        """The method that a page is about where no model was chosen."""
+        able = [method for method in self.methods if method.objective.can_be_chosen]
+        return (able or self.methods)[-1]
+
+    # Captions and labellers.
+
+    @cached_property
+    def asker(self) -> Asker:
+        """The captioner of the run."""
+        return Asker(self, self.keys.captioner, self.keys.scores, self.keys.prompts)
+
+    def asker_of(self, labeller: str) -> Asker:
+        """Return the captioner of a labeller by its name, and of the run for an empty name."""
+        return self.labeller(labeller).asker or self.asker if labeller else self.asker
+
+    @cached_property
+    def labellers(self) -> list[Labeller]:
+        """Who labels the training images."""
+        if self.keys.labellers:
+            entries = self._layer["labellers"]
+            return [
+                self._labeller(keys, entry)
+                for keys, entry in zip(self.keys.labellers, entries, strict=True)
+            ]
+        if kind := self.keys.scores.kind:
+            return [Labeller(self, "lmm", kind, TABLES[SCORES], "lmm", self.asker)]
+        return [
+            Labeller(self, "caption", "captions", TABLES[IMAGES], "caption", self.asker)
+        ]
+
+    def labeller(self, name: str) -> Labeller:
+        """Return a labeller by its name."""
+        return next(each for each in self.labellers if each.name == name)
+
+    def _labeller(self, keys: LabellerSection, entry: Layer) -> Labeller:
+        """Return a labeller; if it asks what the run asks, it has the run's table."""
+        name, kind = str(keys.name), str(keys.kind)
+        record = LABELLERS[kind]
+        if record.asks is None:
+            clip = None
+            if record.loads_clip:
+                values = {"model": keys.model, "pretrained": keys.pretrained}
+                layer = _whole_clip(merge(self._layer["clip"], values))
+                clip = validate(ClipSection, layer)
+            table = f"votes/{name}.parquet"
+            return Labeller(
+                self, name, kind, table, None, None, clip, keys.file, keys.share
+            )
+        asker = self._own_asker(keys, entry)
+        is_scores = record.asks == "scores"
+        parts = ("captioner", "prompts", *(["scores"] if is_scores else []))
+        if any(getattr(asker, part) != getattr(self.asker, part) for part in parts):
+            return Labeller(self, name, kind, labeller_table(name), None, asker)
+        table, column = (SCORES, "lmm") if is_scores else (IMAGES, "caption")
+        return Labeller(self, name, kind, TABLES[table], column, self.asker)
+
+    def _own_asker(self, keys: LabellerSection, entry: Layer) -> Asker:
+        """Return the captioner of a labeller: its keys over those of the dataset."""
+        captioner = dict(entry.get("captioner", {}))
+        scores = dict(entry.get("scores", {}))
+        if keys.model not in (None, self.keys.captioner.model):
+            captioner = OF_MODEL | captioner
+        captioner |= {key: entry[key] for key in ("model", "engine") if key in entry}
+        is_scores = LABELLERS[str(keys.kind)].asks == "scores"
+        if is_scores:
+            scores["kind"] = keys.kind
+            if keys.kind == DECISIONS and keys.file is None:
+                captioner.setdefault("engine", DECISIONS)
+        asked = scores if is_scores else captioner
+        if keys.max_images is not None:
+            asked["max_images"] = keys.max_images
+        if keys.file is not None:
+            asked["file" if is_scores else "images_file"] = keys.file
+            captioner.setdefault("engine", "file")
+        prompts = {} if keys.prompt is None else {"image": keys.prompt}
+        return Asker(
+            self,
+            validate(CaptionerSection, merge(self._layer.get("captioner"), captioner)),
+            validate(ScoresSection, merge(self._layer.get("scores"), scores)),
+            validate(PromptsSection, merge(self._layer.get("prompts"), prompts)),
+            str(keys.name),
+        )
+
+    @property
+    def own_labellers(self) -> list[Labeller]:
+        """The labellers for each of which a job writes a table."""
+        return [labeller for labeller in self.labellers if labeller.is_by_own_job]
+
+    @property
+    def columns(self) -> list[str]:
+        """Keys of `registry.VOTES` whose tables label."""
+        return [labeller.column for labeller in self.labellers if labeller.column]
+
+    @property
+    def caption_kinds(self) -> list[str]:
+        """Kinds of captions, "image" and "group", that a method or its labels need."""
+        kinds = ("image", "group")
+        return [kind for kind in kinds if any(m.needs_captions(kind) for m in self.methods)]
+
+    @property
+    def reads_fused_labels(self) -> bool:
+        """Whether a method of the run reads fused labels."""
+        return any(method.reads_fused_labels for method in self.methods)
+
+    @property
+    def can_be_judged(self) -> bool:
+        """Whether votes judge models, without captions that nothing else needs."""
+        if "image" in self.caption_kinds or self.reads_fused_labels:
+            return True
+        return all(labeller.asks != "captions" for labeller in self.labellers)
+
+    @property
+    def discovers(self) -> bool:
+        """Whether a stage proposes the classes."""
+        return self.keys.split.classes == DISCOVER
+
+    @cached_property
+    def shards(self) -> int:
+        """Number of jobs that write each kind of captions, and the class scores.
+
+        One job reads a user's file: with a part of the images it might find none of them there.
+        """
+        engine = self.asker.engine
+        wanted = self.keys.compute.shards
+        if engine.reads_file:
+            return 1
+        if wanted != AUTO:
+            return int(wanted)
+        noted = Path(SHARDS.format(dataset=self.name))
+        if noted.is_file():
+            return int(read_object(noted, ["shards"])["shards"])
+        if not engine.loads_model:
+            return 1
+        return max(1, self.run.gpus // self.keys.captioner.tensor_parallel_size)
+
+    def hub_models(self, kind: str) -> list[Names]:
+        """Return the models "clip" or "captioner" that come from the hub."""
+        if kind == "clip":
+            clips = [self.keys.clip, *(each.clip for each in self.labellers if each.clip)]
+            models = [hub_names.hub_clip(clip) for clip in clips]
+        else:
+            askers = [self.asker, *(each.asker for each in self.labellers if each.asker)]
+            models = [asker.hub_model for asker in askers]
+        return [model for model in models if model]
+
+
+def _whole_clip(values: Layer) -> dict[str, Any]:
+    """Return section `clip` without `pretrained` where the model's name gives its weights."""
+    is_whole = str(values.get("model", "")).startswith(hub_names.WHOLE)
+    return {**values, "pretrained": None} if is_whole else dict(values)
+
+
+class Method:
+    """A method with its settings for one dataset."""
+
+    def __init__(self, dataset: Dataset, name: str, keys: MethodSection) -> None:
+        self.dataset = dataset
+        self.name = name
+        self.keys = keys
+        self.objective = OBJECTIVES[keys.objective]
+
+    def folder(self, seed: int | str = 0) -> str:
+        """Return the folder of a run."""
+        return f"{self.dataset.results}/{self.name}/seed{seed}"
+
+    @property
+    def averaged(self) -> "Method | None":
+        """The method whose models this one averages."""
+        return self.dataset.method(str(self.keys.of)) if self.objective.averages else None
+
+    @property
+    def trained(self) -> "Method | None":
+        """The method that is fine-tuned: this one, or the averaged one."""
+        return self.averaged or (self if self.objective.trains else None)
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of its runs."""
+        return self.dataset.run.seeds if self.objective.trains else [0]
+
+    @property
+    def finds_rate(self) -> bool:
+        """Whether its learning rate is found."""
+        return self.keys.finetune.lr == AUTO
+
+    @property
+    def pseudo_labels(self) -> str | None:
+        """Its pseudo-labels; None: it reads true labels or none."""
+        if self.averaged:
+            return self.averaged.pseudo_labels
+        return self.keys.pseudo_labels if self.objective.pseudo_labels else None
+
+    @property
+    def reads_fused_labels(self) -> bool:
+        """Whether it uses the labels of fuse_labels."""
+        return self.pseudo_labels in registry.FUSED
+
+    @property
+    def reads_adapted(self) -> bool:
+        """Whether it uses the labels of the adapted zero-shot classifier."""
+        return self.pseudo_labels == "zero_shot_adapted"
+
+    @property
+    def encoders(self) -> dict[str, str]:
+        """Image encoders beside CLIP by which it classifies."""
+        return self.dataset.run.image_encoders if self.objective.reads_encoders else {}
+
+    def reads_captions(self, kind: str) -> bool:
+        """Return whether it trains on captions of a kind, "image" or "group"."""
+        is_on = getattr(self.keys.switches, f"{kind}_description")
+        return kind in self.objective.captions and bool(is_on)
+
+    def needs_captions(self, kind: str) -> bool:
+        """Return whether it or its labels need captions of a kind."""
+        if (self.averaged or self).reads_captions(kind):
+            return True
+        asks = [labeller.column for labeller in self.dataset.labellers]
+        return kind == "image" and "caption" in asks and self.reads_fused_labels
+
+
+def sections(keys: Section, *wanted: str) -> dict[str, Any]:
+    """Return sections, or single keys of them such as "clip.precision", as plain values."""
+    values: dict[str, Any] = {}
+    for each in wanted:
+        name, _, one = each.partition(".")
+        value = getattr(keys, name)
+        plain = value.model_dump() if isinstance(value, Section) else value
+        if one:
+            values.setdefault(name, {})[one] = plain[one]
+        else:
+            values[name] = plain
+    return values

@@ -1,0 +1,89 @@
+"""Return what jobs need: memory, GPUs, and how many of them share a machine."""
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from latteclip.config.keys import AUTO
+from latteclip.config.resolve import Asker, Dataset, Labeller, Method
+from latteclip.core.file_names import SCORES
+
+INDEX = "results/{dataset}/images.parquet"
+MAX_EPOCHS = 30  # the number of epochs that is assumed for finetune.epochs: auto
+ORDERS = 2  # orders in which the options of a multiple choice are listed
+# MB of a process with its photographs and the parts of batches that it loads ahead.
+PROCESS = 240
+
+
+class Counts(NamedTuple):
+    """Images of a dataset."""
+
+    train: int
+    test: int
+    classes: int | None = None
+
+
+def memory(least: float, processes: int, attempt: int) -> int:
+    """Return the MB of a job with processes that load images, half as much again each attempt."""
+    return int((least + PROCESS * processes) * 1.5 ** (attempt - 1))
+
+
+def captioner_gpus(asker: Asker) -> int:
+    """Return the GPUs of a captioning job, 0 if a server or the user writes the captions."""
+    return asker.captioner.tensor_parallel_size if asker.engine.loads_model else 0
+
+
+def votes_gpus(labeller: Labeller) -> int:
+    """Return the GPUs of a job that writes the votes of a labeller."""
+    return int(labeller.clip is not None or labeller.asks is not None)
+
+
+def trainings_at_once(dataset: Dataset, gpus: int | None) -> int:
+    """Return how many trainings share this machine; without a GPU (None), one after another."""
+    trainings = sum(len(each.trainings) for each in dataset.run.datasets)
+    return min(gpus, max(1, trainings)) if gpus else 1
+
+
+def captionings_at_once(dataset: Dataset, gpus: int | None) -> int:
+    """Return how many captioning jobs share this machine."""
+    if not gpus:
+        return 1
+    kinds = len(dataset.caption_kinds) + (dataset.keys.scores.kind is not None)
+    asking = [labeller for labeller in dataset.own_labellers if labeller.asks]
+    at_once = kinds * dataset.shards + len(asking)
+    of_a_job = captioner_gpus(dataset.asker)
+    return min(at_once, gpus // of_a_job) if of_a_job else at_once
+
+
+def epochs(method: Method) -> int:
+    """Return the passes of a fine-tuning over the images, at most."""
+    wanted = method.keys.finetune.epochs
+    return MAX_EPOCHS if wanted == AUTO else int(wanted)
+
+
+def questions_per_image(asker: Asker) -> float:
+    """Return the mean number of questions about an image where classes are scored."""
+    orders = ORDERS if asker.scores.kind == "multiple_choice" else 1
+    most = asker.max_images(SCORES)
+    images = counts(asker.dataset)
+    if most is None or images is None:
+        return float(orders)
+    return orders * min(1.0, most / max(1, images.train))
+
+
+def counts(dataset: Dataset) -> Counts | None:
+    """Return the images of a dataset by its index or else by its file; None if unknown."""
+    index = Path(INDEX.format(dataset=dataset.name))
+    if index.is_file():
+        from latteclip.core import tables
+        from latteclip.core.metadata import IndexMetadata
+
+        table = tables.read(index, tables.IMAGES, ["split"])
+        classnames = tables.read_metadata(index, IndexMetadata).classnames
+        test = table["split"].to_pylist().count("test")
+        return Counts(len(table) - test, test, len(classnames))
+    stated = dataset.keys.split.counts
+    if stated.train is None or stated.test is None:
+        return None
+    most = dataset.run.keys.limit or sys.maxsize
+    return Counts(min(stated.train, most), min(stated.test, most), stated.classes)

@@ -1,1 +1,0 @@
-"""The sections of the configuration, one file each: an edit reruns only the stages that read it."""

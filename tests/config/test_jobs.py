@@ -1,0 +1,67 @@
+"""Which settings the jobs get: a key that a job does not get reruns nothing of it."""
+
+import pytest
+
+from latteclip.config import jobs
+from latteclip.config.resolve import sections
+
+JOBS = {
+    "pseudo_label_images": lambda d: jobs.pseudo_label_images(d),
+    "captioner": lambda d: jobs.captioner(d.asker),
+    "scores": lambda d: sections(d.keys, "scores"),
+    "finetune": lambda d: jobs.finetune(d.method("latteclip"), "0"),
+    "evaluate": lambda d: jobs.evaluate(d.method("latteclip"), "0"),
+    "download_dataset": lambda d: jobs.download_dataset(d),
+}
+ENCODING = {"pseudo_label_images", "evaluate"}
+
+
+@pytest.mark.parametrize(
+    ("given", "reached"),
+    [
+        ({"finetune": {"lr": 0.5}}, {"finetune"}),
+        ({"compute": {"micro_batch": 1}}, {"finetune"}),
+        ({"methods": {"latteclip": {"switches": {"alpha": 0.5}}}}, {"finetune"}),
+        ({"inference": {"batch_size": 7}}, ENCODING),
+        ({"clip": {"precision": "fp16"}}, {*ENCODING, "finetune"}),
+        ({"captioner": {"max_new_tokens": 9}}, {"captioner"}),
+        ({"scores": {"topk": 9}}, {"scores"}),
+        ({"datasets": {"dtd": {"template": "{}"}}}, {"pseudo_label_images", "finetune"}),
+        (
+            {"datasets": {"dtd": {"class_synonyms": {"dotted": ["spotted"]}}}},
+            {"pseudo_label_images", "finetune"},
+        ),
+        ({"datasets": {"dtd": {"licence": "none"}}}, {"download_dataset"}),
+        ({"compute": {"threads": 1}}, set()),
+        ({"seeds": 9}, set()),  # one seed more trains no other again
+        ({"selection": {"share": 0.2}}, {"finetune", "evaluate"}),
+    ],
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
+)
+def test_a_key_reaches_the_jobs_that_need_it(configured, given, reached):
+    before, after = (run.dataset("dtd") for run in (configured(), configured(**given)))
+    assert reached == {name for name, job in JOBS.items() if job(before) != job(after)}
+
+
+def test_each_seed_leaves_out_its_fold_in_training_and_is_judged_by_it(configured):
+    run = configured(selection={"share": 0.25}, seeds="4,7,2")
+    method = run.dataset("demo").method("latteclip")
+    for number, seed in enumerate(["4", "7", "2"]):
+        fold = {"share": 0.25, "number": number}
+        assert jobs.finetune(method, seed)["fold"] == fold
+        assert jobs.evaluate(method, seed)["fold"] == fold
+
+
+def test_candidates_are_the_runs_that_have_a_classifier_and_read_no_label(configured):
+    method = "flyp_supervised,latteclip,zero_shot_adapted"
+    found = jobs.candidates(configured(method=method, seeds=2).dataset("demo"))
+    runs = [(one["method"], one["seed"]) for one in found]
+    assert runs == [("latteclip", 0), ("latteclip", 1), ("zero_shot_adapted", 0)]
+
+
+def test_what_is_not_in_the_paper_is_ours_and_so_is_an_average_of_it(configured):
+    run = configured(methods={"flyp_soup": {"objective": "average_weights", "of": "flyp"}})
+    dataset = run.dataset("demo")
+    ours = {"zero_shot": False, "zero_shot_adapted": True, "flyp_soup": True}
+    for name, is_ours in ours.items():
+        assert jobs.flags(dataset.method(name)) == ["ours"] * is_ours
