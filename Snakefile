@@ -8,6 +8,10 @@ min_version("9.27")
 report: "workflow/report/workflow.rst"
 
 
+# For --sdm apptainer: the image of envs/Dockerfile (docs/environments.md).
+container: "latteclip.sif"
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/models.smk"
 include: "workflow/rules/data.smk"

@@ -394,8 +394,9 @@ def variants(data: Set, drawing: int) -> Iterator[tuple[str, Set]]:
         yield "texts", alone
         half = np.flatnonzero(rng.random(len(data.truth)) < 0.5)
         new = np.setdiff1d(np.arange(len(data.truth)), half)
-        unseen = {"new_features": data.features[0][new], "new_truth": data.truth[new]}
-        yield "texts, half", replace(alone.take(half), **unseen)
+        unseen, classes = data.features[0][new], data.truth[new]
+        seen = alone.take(half)
+        yield "texts, half", replace(seen, new_features=unseen, new_truth=classes)
         yield from ((f"texts, {name}", worse(alone, rng)) for name, worse in DRAWN.items())
         copy = {"a copy of zero-shot": _zero_shot(data, rng)}
         yield "a copy of zero-shot alone", replace(data, texts=None, votes=copy)

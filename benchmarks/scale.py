@@ -193,10 +193,11 @@ def evaluate_classifier(place: Place) -> Work:
     inputs = ("images.parquet", "pseudo_labels.parquet", "class_embeddings.safetensors")
     names = ("predictions.parquet", "metrics.json", "train_predictions.parquet")
     settings = stage.ClassifierSettings()
-    files: Any = [place.file(name) for name in inputs]
-    outputs: Any = [place.file(name) for name in names]
-    run: Any = ("scale", "zero_shot", 0)
-    return lambda: stage.evaluate_classifier(*files, None, settings, *run, *outputs)
+    evaluate: Callable[..., None] = stage.evaluate_classifier
+    files = [place.file(name) for name in inputs]
+    outputs = [place.file(name) for name in names]
+    run = ("scale", "zero_shot", 0)
+    return lambda: evaluate(*files, None, settings, *run, *outputs)
 
 
 def make_captions(place: Place) -> Work:
@@ -293,15 +294,17 @@ def fuse_labels(place: Place) -> Work:
         *("classifiers/image_prototypes.safetensors", "votes.parquet"),
         "labeller_labels.parquet",
     )
-    files: Any = [place.file(name) for name in inputs]
-    outputs: Any = [place.file(name) for name in names]
+    adapt: Callable[..., None] = stage.adapt_zero_shot
+    fuse: Callable[..., None] = stage.fuse_labels
+    files = [place.file(name) for name in inputs]
+    outputs = [place.file(name) for name in names]
     adapted = place.file("classifiers/adapted.safetensors")
     table = place.file("class_scores.parquet")
     scores = LabellerTable("scores", "decisions", table, column="lmm")
 
     def work() -> None:
-        stage.adapt_zero_shot(*files, adapted)
-        stage.fuse_labels(*files, adapted, *outputs, labellers_files=[scores])
+        adapt(*files, adapted)
+        fuse(*files, adapted, *outputs, labellers_files=[scores])
 
     return work
 

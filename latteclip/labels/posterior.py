@@ -233,20 +233,19 @@ class Posterior:
         for k, one in enumerate(self.labellers):
             self._look_at(one, views)
             one.repeats = self.has_texts and bool(self.kappa[k, 0] > REPEATS)
-        told = [k for k, one in enumerate(self.labellers) if one.tells]
+        telling = [k for k, one in enumerate(self.labellers) if one.tells]
         for k, one in enumerate(self.labellers):  # or another labeller supports it
-            one.tells |= bool(one.gain > 0 and (self.kappa[k, told] > 0.5).any())
-        told = [one for one in self.labellers if one.tells]
-        seen = [one for one in told if not one.is_soft and not one.repeats]
-        if (
-            seen and self.has_texts
-        ):  # they see what their encoder sees, so that votes judge them
+            one.tells |= bool(one.gain > 0 and (self.kappa[k, telling] > 0.5).any())
+        believed = [one for one in self.labellers if one.tells]
+        seen = [one for one in believed if not one.is_soft and not one.repeats]
+        # Class texts see what their encoder sees, so that votes judge them.
+        if seen and self.has_texts:
             self.labellers[0].accuracy = self._judged(seen)
         self.texts_needed = 1.0
         if seen:
             named = max(one.named_share for one in seen)
             self.texts_needed = 1 - min(1.0, 2 * named) ** SHARPNESS
-        seen = seen or told
+        seen = seen or believed
         if not seen:  # images predict no votes
             self.trust = self.fits = self.size = 0.0
             self.is_blind = True

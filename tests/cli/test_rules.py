@@ -66,7 +66,7 @@ SHARDED = {"shards": 4, "method": "zero_shot,latteclip_no_image_description"}
         ({"cores": 16, "gpus": 1, **SHARDED}, CAPTIONING, 6),  # one after the other
         ({"cores": 2, "cluster": True}, None, 6),  # whatever the login node has
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_jobs_of_a_machine_share_its_cores_and_those_of_a_cluster_do_not(
     functions, machine, sharing, threads

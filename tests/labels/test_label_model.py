@@ -72,7 +72,7 @@ def calibration_error(model, planted):
     return np.abs(gap).sum() / len(place)
 
 
-# --- never below its input, and above it where images know more ---------------------------------------
+# --- never below its input, and above it where images know more ----------------------------------
 
 ALIKE = (60,) * C
 COUNTS = {
@@ -205,7 +205,7 @@ def test_without_images_labels_are_not_below_the_majority():
         assert planted.right(labels) >= planted.right(majority) - 0.005
 
 
-# --- answers ------------------------------------------------------------------------------------------
+# --- answers -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("noise", [0.15, 0.6])
@@ -271,7 +271,7 @@ def test_many_answers_need_little_memory():
     tracemalloc.stop()
 
 
-# --- the accuracy of labellers --------------------------------------------------------------------------
+# --- the accuracy of labellers -------------------------------------------------------------------
 
 
 def test_an_accuracy_is_stated_where_views_agree():
@@ -306,7 +306,7 @@ def test_zero_shot_has_the_accuracy_of_the_texts_as_they_are():
     assert found.accuracy.value == pytest.approx(planted.right(zero_shot, rows), abs=0.01)
 
 
-# --- the interface ----------------------------------------------------------------------------------------
+# --- the interface -------------------------------------------------------------------------------
 
 
 def test_all_forms_of_votes_mean_the_same():

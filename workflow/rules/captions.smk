@@ -1,11 +1,6 @@
 # Image and group descriptions of the training images, and the captioner's scores of their classes.
 # Answers are cached under resources/, so that no rule asks a question twice.
 
-
-def datasets_with(is_wanted):
-    return one_of(each.name for each in run.datasets if is_wanted(each))
-
-
 UNSHARDED = datasets_with(lambda dataset: dataset.shards == 1)
 SHARDED = datasets_with(lambda dataset: dataset.shards > 1)
 CAPTIONER_GPUS = of(resources.captioner_gpus, "asker")

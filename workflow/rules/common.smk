@@ -36,16 +36,20 @@ memory = rule_functions.memory
 minutes = rule_functions.minutes
 
 # On any node the commands are those of the environment that runs Snakemake, with the code above.
-os.environ["PATH"] = os.pathsep.join(
-    [os.path.dirname(sys.executable), *os.get_exec_path()]
-)
+commands = [os.path.dirname(sys.executable), *os.get_exec_path()]
+os.environ.update(PATH=os.pathsep.join(commands))
 if IS_CLONE:
-    paths = [str(ROOT), os.environ.get("PYTHONPATH")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    modules = [str(ROOT), os.environ.get("PYTHONPATH")]
+    os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, modules)))
 if workflow.remote_exec:  # a job of a cluster, whose nodes have no internet
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.update(HF_HUB_OFFLINE="1")
     # SLURM also signals the shell. It must outlive the command, which needs time to save its work.
     shell.prefix("set -euo pipefail; trap : TERM; ")
+
+
+def datasets_with(is_wanted):
+    """Return a wildcard constraint: the datasets of the run that are wanted."""
+    return one_of(each.name for each in run.datasets if is_wanted(each))
 
 
 wildcard_constraints:

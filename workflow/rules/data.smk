@@ -22,9 +22,7 @@ rule download_dataset:
 rule index_images:
     input:
         made=users(of(jobs.made_folder)),
-        classes=when(
-            "results/{dataset}/classes.txt", lambda dataset: dataset.discovers
-        ),
+        classes=when("results/{dataset}/classes.txt", lambda dataset: dataset.discovers),
     output:
         images="results/{dataset}/images.parquet",
         corrupt="results/{dataset}/corrupt.csv",

@@ -138,7 +138,8 @@ rule summarize:
         fusion_reports=[jobs.taught_labels(dataset) for dataset in run.datasets],
         labellers=[jobs.labeller_files(dataset) for dataset in run.datasets],
         labeller_labels=[
-            jobs.fused_file(dataset, "labeller_labels.parquet") for dataset in run.datasets
+            jobs.fused_file(dataset, "labeller_labels.parquet")
+            for dataset in run.datasets
         ],
     output:
         csv=report(
