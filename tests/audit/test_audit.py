@@ -1,7 +1,6 @@
 """The command as a whole: the limits of an audit, and the estimates from its answers."""
 
 import itertools
-import json
 import logging
 import shutil
 from dataclasses import replace
@@ -13,7 +12,7 @@ import pytest
 from support.audits import answer, answer_next, made_audit, population
 
 from latteclip.audit import sampling, score
-from latteclip.audit.audit import AuditSession, audit, offered_classes
+from latteclip.audit.audit import AuditSession, offered_classes
 from latteclip.audit.sampling import read_population
 from latteclip.audit.session import OFFERED
 from latteclip.core import tables
@@ -38,19 +37,6 @@ def session(results):
 @pytest.fixture
 def label_of(results):
     return dict(zip(results.image_ids, results.labels.tolist(), strict=True)).__getitem__
-
-
-def test_few_answers_are_imported_before_they_give_an_estimate(
-    session, results, tmp_path, capsys
-):
-    answer_next(session, 5, lambda name: 0)
-    exported = tmp_path / "exported.json"
-    shutil.move(session.path, exported)
-    audit(str(results.folder), answers=str(exported))
-    assert len(session.answers()) == 5
-    assert capsys.readouterr().out == ""
-    with pytest.raises(UserError, match="latteclip audit"):
-        audit(str(results.folder), score=True)
 
 
 # --- candidates ----------------------------------------------------------------------------------
@@ -211,26 +197,6 @@ def test_the_verdict_leads_with_the_best_model_and_compares_it_with_the_next_and
     assert "image_prototypes" not in score.verdict(fair).split(",")[0]
 
 
-def test_the_next_steps_name_the_command_that_takes_the_best_model(tmp_path):
-    audit = audit_of(
-        {"zero_shot": 0.25, "recommended": 0.35, "image_prototypes": 0.6}, True
-    )
-    (tmp_path / "image_prototypes" / "seed0" / "model").mkdir(parents=True)
-    (tmp_path / "model").mkdir()
-    command = f"latteclip predict {tmp_path}/image_prototypes/seed0/model photos"
-    assert score.next_steps(tmp_path, audit)[0][1] == command
-    choice = {"dataset": "made", "method": "recommended", "seed": 0, "reason": "By votes."}
-    (tmp_path / "selection.json").write_text(json.dumps(choice))
-    text, wanted = score.next_steps(tmp_path, audit)[0]
-    assert wanted == command and "recommended" in text
-    undecided = replace(
-        audit, comparisons=[replace(one, decided=False) for one in audit.comparisons]
-    )
-    steps = score.next_steps(tmp_path, undecided)
-    assert steps[0][1] == f"latteclip predict {tmp_path} photos"
-    assert steps[1][1] == f"latteclip audit {tmp_path} --budget 120"
-
-
 # --- the rule ------------------------------------------------------------------------------------
 
 
@@ -267,23 +233,6 @@ def test_the_rule_says_what_the_printed_and_scores_a_model_again(
     shutil.copy(files[best], files[worst])
     again = score_again(results)
     assert again.accuracy(*worst).value == again.accuracy(*best).value
-
-
-def test_answers_to_other_images_stop_no_run_and_it_says_why(results, session, label_of):
-    answer_next(session, score.MIN_ANSWERS - 1, label_of)
-    found = score_again(results)
-    assert (found.accuracies, found.best) == ([], None)
-    assert f"There are {score.MIN_ANSWERS - 1} answers" in found.sentence
-    answer_next(session, 20, label_of)
-    results.image_ids = [f"new/{name}" for name in results.image_ids]
-    results.write_index()
-    assert score_again(results).accuracies == []  # no model predicts them yet
-    assert score_again(results, [results.write_run("renamed", 0)]).answered == 29
-    results.splits = ["train"] * len(results.image_ids)
-    results.write_index()
-    assert score_again(results).accuracies == []
-    with pytest.raises(UserError, match=r"plan\.parquet"):
-        AuditSession(results.folder, "test", 60)
 
 
 def test_images_that_a_model_learns_from_later_are_left_out_for_all(

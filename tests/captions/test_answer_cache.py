@@ -64,33 +64,12 @@ def test_a_job_finds_answers_of_other_splits_and_writes_its_file_alone(tmp_path)
     )  # no log beside
 
 
-def test_a_job_that_begins_stops_no_other_one(tmp_path):
-    """SQLite makes a file of no bytes first, which stays if the job is killed then."""
-    (tmp_path / "1-of-2.sqlite").touch()
-    with AnswerCache(tmp_path) as cache:
-        assert cache.get(name(1)) is None
-        assert len(cache.digests()) == 0
-    fill(tmp_path, [2])
-    assert cached(tmp_path, [1, 2]) == [2]
-
-
 def test_two_runs_at_once_lose_nothing(tmp_path):
     with AnswerCache(tmp_path) as one, AnswerCache(tmp_path) as other:
         for number in range(3 * COMMIT_ANSWERS):
             (one if number % 2 else other).add(name(number), answer(number), "engine")
             other.add(name(0), answer(0), "engine")
     assert cached(tmp_path, range(3 * COMMIT_ANSWERS)) == list(range(3 * COMMIT_ANSWERS))
-
-
-def test_digests_of_all_files_are_sorted(tmp_path):
-    with AnswerCache(tmp_path / "empty") as cache:
-        assert len(cache.digests()) == 0
-    fill(tmp_path, range(30))
-    fill(tmp_path, range(30, 40), "1-of-2")
-    with AnswerCache(tmp_path, "1-of-2") as cache:
-        assert cache.digests().tolist() == sorted(
-            name(number).encode() for number in range(40)
-        )
 
 
 def test_a_full_disk_is_one(tmp_path):

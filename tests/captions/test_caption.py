@@ -42,13 +42,6 @@ def test_every_training_image_is_asked_and_tests_never(dataset, recorder):
     assert len(set(columns["digest"])) == 7
 
 
-def test_place_in_the_image_prompt_takes_the_pseudo_label(dataset, recorder):
-    columns = dataset.caption_images("Is it {}?", labels=dataset.labels)
-    wanted = [f"Is it {CLASSNAMES[label]}?" for label in LABELS]
-    assert recorder.prompts == wanted
-    assert columns["prompt"] == wanted
-
-
 def test_groups_show_the_grid_of_their_members(dataset, recorder):
     columns = dataset.caption_groups()
     metadata = provenance(dataset.output)

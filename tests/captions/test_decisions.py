@@ -11,7 +11,6 @@ from support.scoring import DECISIONS, N, ScoredDataset
 from support.servers import DecisionServer, decide
 
 from latteclip.captions.metadata import ScoresMetadata
-from latteclip.captions.score_classes import mean_decision
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import IndexMetadata
@@ -70,15 +69,6 @@ def test_a_class_named_none_and_too_many_options_are_refused(
         decisions_of(scored, topk=topk)
 
 
-def test_an_option_without_probability_in_one_order_keeps_that_of_the_other():
-    zero = -math.inf
-    found = mean_decision(
-        [[zero, math.log(0.9), math.log(0.1)], [math.log(0.8), math.log(0.2), zero]],
-        [[0, 1], [1, 0]],
-    )
-    assert np.exp(found) == pytest.approx([0.1, 0.85, 0.05])
-
-
 def test_requests_and_tokens_are_counted_also_where_answers_are_cached(scored, decisions):
     for _ in range(2):
         decisions_of(scored, max_images=4)
@@ -129,15 +119,6 @@ def test_an_image_that_a_person_answered_is_never_asked_about(scored, decisions)
     # A person who cannot tell has not answered.
     answers = answer_by_a_person(scored, first, kind="unsure")
     assert first in asked(decisions_of(scored, max_images=2, answers=answers))
-
-
-def test_shards_choose_among_all_images(scored, decisions):
-    whole = asked(decisions_of(scored, max_images=4, store=False))
-    found = []
-    for number in (1, 2, 3):
-        columns = decisions_of(scored, max_images=4, shard=f"{number}/3", store=False)
-        found += [columns["image_id"][row] for row in asked(columns)]
-    assert sorted(found) == [scored.names[row] for row in whole]
 
 
 def test_renamed_images_are_not_paid_for_again(scored, decisions):

@@ -43,12 +43,6 @@ def test_each_training_image_is_asked_about_its_best_classes(scored, scorer):
         assert columns["log_probabilities"][row] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("n_classes", "k"), [(2, 2), (20, 20), (21, 3)])
-def test_of_few_classes_all_are_asked_about(tmp_path, scorer, n_classes, k):
-    scored = ScoredDataset(tmp_path, n_classes)
-    assert scored.score()["options"] == best(scored.cosines, k)
-
-
 # --- letters -------------------------------------------------------------------------------------
 
 
@@ -97,13 +91,6 @@ def test_an_answer_outside_the_letters_leaves_an_image_without_scores(
 
 
 # --- numbers that are none -----------------------------------------------------------------------
-
-
-def test_what_is_not_a_number_is_an_error(scored, scorer):
-    overflow = answered((math.nan, -1.0, -2.0))
-    scorer.reply = lambda request: overflow if request.key == 4 else reply(request)
-    columns = scored.score(max_failed=0.2)
-    assert "captioner.dtype" in columns["error"][4]
 
 
 # --- cached answers ------------------------------------------------------------------------------

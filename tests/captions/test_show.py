@@ -1,25 +1,10 @@
 from PIL import Image
-from support.captioning import CLASSNAMES, provenance, read
+from support.captioning import provenance, read
 
 from latteclip.captions.pictures import grid
 from latteclip.captions.requests import Response
 from latteclip.captions.show import captions, save_pictures
 from latteclip.cli import main
-
-
-def test_captions_are_shown_with_class_and_prompt(captioned):
-    text = captions("show", str(captioned.folder / "captions/images.parquet"), 3)
-    assert "7 captions by some/model (recorder 1, revision abc, " in text
-    assert text.count("prompt    What?") == 3
-    assert f"class     {CLASSNAMES[1]} (pseudo-label)" in text
-    assert "caption   Red dots on cloth." in text
-    everything = captions("show", str(captioned.folder / "captions/images.parquet"), 99)
-    assert everything.count("prompt    What?") == 7
-    assert "none: HTTP 400" in everything
-    assert "none: empty" in everything
-    assert "second attempt" in everything
-    path = str(captioned.folder / "captions/images.parquet")
-    assert captions("show", path, 0) == text.partition("\n")[0]
 
 
 def test_groups_are_shown_with_their_members_and_their_pictures_can_be_made_again(

@@ -51,19 +51,3 @@ def test_class_names_are_found_as_if_each_were_looked_for(monkeypatch):
     ]
     assert {one for one, _ in found} == {True, False}
     assert all(one == other for one, other in found)
-
-
-@pytest.mark.parametrize(
-    ("text", "name", "is_named"),
-    [
-        ("two red apples", "apple", True),
-        ("Boxes of cherries.", "box", True),
-        ("Boxes of cherries.", "cherry", True),
-        ("a catalogue", "cat", False),
-        ("a toy boy", "toy", True),
-        ("pineapples", "apple", False),
-    ],
-)
-def test_a_plural_names_its_class(text, name, is_named):
-    assert bool(mention(name).search(text)) == is_named
-    assert count_mentions(pa.chunked_array([[text]]), [name]) == is_named

@@ -7,7 +7,6 @@ import sys
 
 import pytest
 from huggingface_hub import constants
-from support.nvidia import nvidia_smi
 from support.servers import decisions  # noqa: F401
 
 from latteclip.cli import doctor, main
@@ -39,26 +38,6 @@ def only(monkeypatch):
 
 def levels(check):
     return [level for level, _ in doctor.findings(check)]
-
-
-@pytest.mark.parametrize(("free", "level"), [(1, "warning"), (10, "note"), (100, "ok")])
-def test_little_space_is_a_note_or_a_warning(monkeypatch, tmp_path, free, level):
-    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    usage = shutil._ntuple_diskusage(200 * 2**30, 0, free * 2**30)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    assert levels(doctor.disk) == [level]
-
-
-def printing(**values):
-    return f"import json; print('noise'); print(json.dumps({values!r}))"
-
-
-def test_a_torch_that_cannot_use_the_gpu_is_a_warning(tools, tmp_path, monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    nvidia_smi(tmp_path / "tools", ["GPU-0"])
-    monkeypatch.setattr(doctor, "TORCH", printing(version="2.9", cuda="13.0", gpus=0))
-    assert levels(doctor.torch) == ["warning"]
 
 
 def test_what_triton_compiles_with_counts_on_a_gpu(tools, monkeypatch, tmp_path):
@@ -137,13 +116,6 @@ def test_a_hub_that_does_not_answer(monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", address)
     ((level, text),) = doctor.findings(doctor.hub)
     assert level == "warning" and address in text
-
-
-def test_a_cluster_without_snakemake_s_plugin_is_a_warning(tools, monkeypatch):
-    tools("sinfo", 'echo "cpu* up infinite (null)"')
-    assert levels(doctor.slurm) == ["ok"]
-    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
-    assert levels(doctor.slurm)[-1] == "warning"
 
 
 def test_findings_are_lines_or_json_and_a_broken_check_hides_no_other(only, capsys):

@@ -19,7 +19,6 @@ LLAVA = {"engine": "openai", "model": "llava-hf/llava-v1.6-mistral-7b-hf"}
 LETTERS = {"kind": "multiple_choice"}
 ALONE = {"dataset": "demo", "method": "zero_shot,image_prototypes"}  # captions of images
 N = 1500  # training images of the demo
-PHOTOS = {"dataset": "mine", "image_dir": "photos", "method": ALONE["method"]}
 
 
 @pytest.fixture(autouse=True)
@@ -62,18 +61,8 @@ def test_requests_and_their_tokens_are_named(captioner, words):
     assert line.startswith(f"captions of images by {captioner['model']}: {words}")
 
 
-def test_decisions_have_the_tokens_of_their_pictures():
-    captioner = {"engine": "decisions", "model": "m", "square_side": 64}
-    [line] = plan(captioner=captioner, scores={"kind": "decisions"})
-    assert f"{N:,} requests, about {N * (2 * 2 + 95 + 2 * 92):,} tokens read" in line
 
 
-def test_a_folder_has_at_most_as_many_images_as_files(folder):
-    (folder / "photos").mkdir()
-    for name in ("0.jpg", "1.jpg", "2.jpg", "notes.txt"):
-        (folder / "photos" / name).touch()
-    [line] = plan(captioner=SERVER, **PHOTOS)
-    assert "at most 3 requests" in line
 
 
 def test_the_largest_limited_run_of_the_model_tells_the_tokens(folder):
@@ -164,13 +153,8 @@ def test_a_stage_grows_without_the_time_of_loading(limited):
     assert values["is_finished"] and values["disk_bytes"] > 0
 
 
-def test_questions_that_end_do_not_grow(limited):
-    assert full_runs("captioner={'max_images': 32}")[0]["caption_images"] == 200
 
 
-def test_cached_answers_are_asked_for_in_the_full_run(limited):
-    note_asked(limited, 32, 10.0)
-    assert full_runs()[0]["caption_images"] == 190 + 2 * 10 * 10
 
 
 def test_the_command_prints_a_row_for_each_stage(limited, capsys):
@@ -195,13 +179,6 @@ def test_what_the_limited_run_does_not_tell_is_said(limited):
     assert "not finished" in found and "cached answers" in found
 
 
-def test_a_folder_of_images_is_estimated_by_the_options_of_its_limited_run(limited, folder):
-    limited.rename(limited.with_name("mine_64"))
-    (folder / "photos").mkdir()
-    noted = run_options.NOTES / "mine_64.json"
-    noted.parent.mkdir(parents=True)
-    noted.write_text(json.dumps({"config": {**PHOTOS, "limit": 64}}))
-    assert "1,920 images in place of 128" in estimate.estimate(["mine"], [], [])
 
 
 @pytest.mark.parametrize("arguments", [["dtd"], ["--config", "dataset=dtd", "limit=8"]])

@@ -82,16 +82,3 @@ def test_a_second_run_is_refused_and_names_the_jobs_of_the_folder(
     squeue("sys.exit('slurm_load_jobs error: Unable to contact slurm controller')")
     with pytest.raises(UserError, match="squeue"):
         runs.queue()
-
-
-def test_copies_of_an_interrupted_run_go_unless_a_run_has_locked_its_files(tmp_path):
-    copy = tmp_path / "backups" / "results" / "model"
-    copy.mkdir(parents=True)
-    lock = tmp_path / "locks" / "0.output.lock"
-    lock.parent.mkdir()
-    lock.touch()
-    runs.drop_backups(tmp_path)
-    assert copy.is_dir()
-    lock.unlink()
-    runs.drop_backups(tmp_path)
-    assert not copy.exists()

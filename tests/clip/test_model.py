@@ -3,7 +3,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from support.backbones import CPU, TEXTS, pictures
+from support.backbones import TEXTS, pictures
 from support.tiny import BACKBONES, write_backbone
 
 from latteclip.clip import model as clips
@@ -79,13 +79,3 @@ def test_stock_open_clip_loads_every_kind_that_was_saved(clip, tmp_path):
     loaded, described = load_classifier(tmp_path / "model" / clips.CLASSIFIER)
     assert torch.equal(loaded.weights, classifier.weights)
     assert described["classnames"] == ["a", "b", "c", "d é"]
-
-
-def test_weights_of_another_activation_are_refused(monkeypatch, tmp_path):
-    """OpenAI's were trained with QuickGELU; the plain name stands for GELU."""
-    weights = tmp_path / "weights.safetensors"
-    weights.touch()
-    for module in (open_clip, open_clip.factory):
-        monkeypatch.setattr(module, "download_pretrained", lambda *_, **__: str(weights))
-    with pytest.raises(UserError, match="QuickGELU mismatch"):
-        clips.load("ViT-B-32", "openai", CPU)

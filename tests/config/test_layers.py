@@ -1,5 +1,3 @@
-import copy
-
 import pytest
 import yaml
 
@@ -18,28 +16,6 @@ def project(tmp_path, monkeypatch):
         path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
 
     return write
-
-
-def test_merge_lays_later_layers_over_earlier_ones_key_by_key():
-    first = {"a": {"x": 1, "y": 2}, "b": [1, 2], "c": 3}
-    before = copy.deepcopy(first)
-    merged = layers.merge(
-        first, None, {"a": {"y": 5, "z": {"w": 6}}, "b": [9]}, {"a": {"z": {}}}
-    )
-    assert merged == {"a": {"x": 1, "y": 5, "z": {"w": 6}}, "b": [9], "c": 3}
-    merged["a"]["z"]["w"] = 7
-    assert first == before
-
-
-def test_the_difference_is_what_merge_puts_back():
-    base = {"a": {"x": 1, "y": 2}, "b": [1, 2], "c": 3}
-    config = {"a": {"x": 1, "y": 5, "z": 0}, "b": [1, 2], "c": {"d": 4}, "e": None}
-    assert layers.difference(config, base) == {
-        "a": {"y": 5, "z": 0},
-        "c": {"d": 4},
-        "e": None,
-    }
-    assert layers.difference(base, base) == {}
 
 
 def test_files_of_a_project_are_laid_over_the_shipped_ones(project):
@@ -88,13 +64,3 @@ def test_what_a_command_line_gives_wins_over_its_files(tmp_path):
     clip = {"model": "a", "precision": "fp16"}
     assert found == {"seeds": 2, "clip": clip, "method": "flyp,latteclip"}
     assert layers.given(["seeds=3"], files)["seeds"] == 3
-
-
-def test_paths_are_relative_inside_the_working_folder_alone(tmp_path, monkeypatch):
-    here = tmp_path / "here"
-    here.mkdir()
-    (tmp_path / "link").symlink_to(here)
-    for folder in (here, tmp_path / "link"):
-        monkeypatch.chdir(folder)
-        assert layers.relative_to_cwd(here / "a" / "b") == "a/b"
-        assert layers.relative_to_cwd(tmp_path / "here_too") == str(tmp_path / "here_too")

@@ -22,24 +22,6 @@ def test_memory_has_room_for_all_parts_of_batches_that_are_loaded():
     assert resources.memory(6_000, 8, 1) == 6_000 + 8 * of_a_process
 
 
-def test_images_are_those_of_the_index_or_else_of_the_file(
-    configured, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "photographs").mkdir()
-    found = configured(dataset="mine", image_dir="photographs")
-    assert resources.counts(found.dataset("dtd")) == resources.Counts(3948, 1692, 47)
-    assert resources.counts(found.dataset("demo")) == resources.Counts(1500, 2100, 14)
-    assert resources.counts(found.dataset("mine")) is None
-    splits = ["train", "val", "test", "train"]
-    columns = {column.name: pa.nulls(4, column.type) for column in tables.IMAGES}
-    tables.write(
-        resources.INDEX.format(dataset="mine"),
-        {**columns, "split": splits},
-        tables.IMAGES,
-        IndexMetadata(["a", "b"]),
-    )
-    assert resources.counts(found.dataset("mine")) == resources.Counts(3, 1, 2)
 
 
 def test_slurm_sends_each_rule_with_a_gpu_to_a_partition_with_gpus():

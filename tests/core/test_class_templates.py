@@ -1,19 +1,7 @@
 import pytest
 
-from latteclip.core.class_templates import ClassTemplates, clean_classname, clean_classnames
+from latteclip.core.class_templates import ClassTemplates, clean_classnames
 from latteclip.core.errors import UserError
-
-
-@pytest.mark.parametrize(
-    ("name", "replace", "clean"),
-    [
-        ("Annual_Crop Land", {"_": " "}, "annual crop land"),
-        ("  two   spaces\t", {}, "two spaces"),
-        ("AnnualCrop", {"AnnualCrop": "Annual Crop Land"}, "annual crop land"),
-    ],
-)
-def test_a_class_name_is_cleaned(name, replace, clean):
-    assert clean_classname(name, replace) == clean
 
 
 @pytest.mark.parametrize(
@@ -27,15 +15,6 @@ def test_a_class_name_is_cleaned(name, replace, clean):
 def test_names_that_cannot_stand_are_refused(names, message):
     with pytest.raises(UserError, match=message):
         clean_classnames(names, {"_": " "})
-
-
-def test_templates_and_names_come_back_from_metadata():
-    words = ClassTemplates(
-        ["a {}.", "the {}."], {"sea lion": ["otaria"]}, {"t-shirt": "T-Shirt"}
-    )
-    assert ClassTemplates.described_by(words.described) == words
-    assert words.as_written(["cat", "t-shirt"]) == ["cat", "T-Shirt"]
-    assert ClassTemplates.described_by({"template": "a {}."}) == ClassTemplates.of("a {}.")
 
 
 @pytest.mark.parametrize(

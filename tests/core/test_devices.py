@@ -11,14 +11,6 @@ from latteclip.core.errors import UserError
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-@pytest.mark.parametrize("precision", devices.PRECISIONS)
-def test_a_cpu_computes_as_it_stores_whatever_the_precision(precision):
-    with devices.autocast(CPU, precision):
-        product = torch.ones(2, 3) @ torch.ones(3, 2)
-    assert product.dtype == torch.float32
-    devices.check_precision(CPU, precision)
-
-
 def test_a_card_without_bfloat16_is_told_what_to_set(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla T4")
@@ -26,13 +18,6 @@ def test_a_card_without_bfloat16_is_told_what_to_set(monkeypatch):
         devices.check_precision(CUDA, "bf16")
     devices.check_precision(CUDA, "fp16")
     devices.check_precision(CUDA, "float32")
-
-
-@pytest.mark.parametrize(("has_gpu", "kind"), [(True, "cuda"), (False, "cpu")])
-def test_auto_is_the_gpu_where_there_is_one(has_gpu, kind, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert devices.pick("auto", 1).type == kind
 
 
 def test_a_gpu_that_torch_cannot_use_is_no_silent_run_on_the_cpu(

@@ -69,19 +69,6 @@ def test_jobs_side_by_side_see_gpus_of_their_own_and_leave_them_to_the_next(mach
     assert third.sees == "GPU-1"
 
 
-def test_a_job_that_waits_for_several_holds_none_meanwhile(machine, job):
-    machine(2)
-    first = job()
-    assert first.sees == "GPU-0"
-    both = job(2)
-    assert both.has_to_wait
-    third = job()
-    assert third.sees == "GPU-1"
-    first.communicate("")
-    third.communicate("")
-    assert both.sees == "GPU-0,GPU-1"
-
-
 @pytest.mark.parametrize(
     ("given", "names"),
     [

@@ -24,9 +24,3 @@ def test_a_limited_run_is_repeated_by_the_name_of_its_dataset(tmp_path, monkeypa
     run_options.note_options({"mine_64": "mine"}, {"limit": 64})
     command = run_options.run_command("results/mine_64")
     assert command == "latteclip workflow --cores all --config dataset=mine limit=64"
-
-
-def test_results_elsewhere_name_the_folder_of_their_workflow(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    command = run_options.run_command(tmp_path / "x" / "results" / "mine")
-    assert f"--directory {tmp_path / 'x'} " in command and command.endswith("dataset=mine")

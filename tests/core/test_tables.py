@@ -1,7 +1,7 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.tiny import write_captions, write_index
+from support.tiny import write_index
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
@@ -48,20 +48,6 @@ def test_labels_are_not_among_what_training_stages_read(tmp_path, training, spli
     assert not {"label", "classname"} & set(table.column_names)
     assert classnames == ["x", "y"]
     assert table["split"].to_pylist() == splits
-
-
-@pytest.mark.parametrize("ids", ["cac", "abcde", "bd", ""])
-def test_lookup_follows_the_order_of_the_ids(tmp_path, ids):
-    path = write_captions(tmp_path / "c.parquet", list("abcde"), list("ABCDE"))
-    assert tables.lookup(path, tables.CAPTIONS, "id", "caption", list(ids)) == list(
-        ids.upper()
-    )
-
-
-def test_lookup_names_the_first_id_that_is_not_there(tmp_path):
-    path = write_captions(tmp_path / "c.parquet", ["a", "b"], ["A", "B"])
-    with pytest.raises(UserError, match=r"c\.parquet.*'y'"):
-        tables.lookup(path, tables.CAPTIONS, "id", "caption", ["a", "y", "z"])
 
 
 def test_no_part_of_a_table_passes_for_the_whole(tmp_path):

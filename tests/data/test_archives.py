@@ -62,10 +62,6 @@ def link_in_zip():
     return buffer.getvalue()
 
 
-def test_a_plain_tar_whose_last_file_is_a_zip_is_a_tar(unpacked):
-    assert list(unpacked(tar({"inner.zip": zipped(FILES)}, "w"))) == ["inner.zip"]
-
-
 @pytest.mark.parametrize("pack", [tar, zipped])
 @pytest.mark.parametrize(
     "name", ["../evil", "a/../../evil", "/evil", "..\\evil", "C:\\evil", "a\\..\\..\\x"]
@@ -144,9 +140,3 @@ REFUSED = {
 def test_anything_but_a_whole_archive_is_an_error(unpacked, content):
     with pytest.raises(UserError, match="archive"):
         unpacked(content)
-
-
-def test_headers_of_usual_length_are_read(unpacked):
-    assert unpacked(with_header(tarfile.XHDTYPE, 20)) == {"a.txt": b"a"}
-    long = "/".join(["n" * 200] * 5)
-    assert unpacked(tar({long: b"b"}, "w"))[long] == b"b"

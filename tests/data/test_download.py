@@ -68,12 +68,6 @@ def test_a_file_that_changed_meanwhile_is_fetched_again(host, folder, broken_off
     assert fetch("file.bin", spec, folder).read_bytes() == other
 
 
-def test_a_stalled_transfer_is_continued(host, folder, monkeypatch):
-    monkeypatch.setattr(downloads, "TIMEOUT", (5, 0.02))
-    monkeypatch.setattr("time.sleep", lambda seconds: host.drops.clear())
-    host.drops.add("/file.bin")
-    url = host.serve("/file.bin", CONTENT)
-    assert fetch("file.bin", wanted(url), folder).read_bytes() == CONTENT
 
 
 def test_a_full_disk_is_no_fault_of_the_source(host, folder):
@@ -135,27 +129,6 @@ def test_a_file_placed_by_hand_counts_with_a_checksum_of_any_kind(folder, checks
         fetch("file.bin", spec, folder)
 
 
-@pytest.mark.parametrize("is_known", [True, False])
-def test_a_part_from_google_drive_counts_only_under_a_checksum(
-    folder, monkeypatch, is_known
-):
-    seen = []
-
-    def download(**options):
-        assert options["id"] == "an-id" and options["resume"]
-        output = Path(options["output"])
-        seen.append([path.name for path in output.parent.iterdir()])
-        output.with_name("filexyz.part").write_bytes(CONTENT[:9])
-        if len(seen) == 1:
-            raise OSError("broken off")
-        output.write_bytes(CONTENT)
-
-    monkeypatch.setattr("gdown.download", download)
-    spec = (wanted if is_known else unknown)(HubOrDriveFile(drive="an-id"))
-    with pytest.raises(UserError, match="broken off"):
-        fetch("file.bin", spec, folder)
-    assert fetch("file.bin", spec, folder).read_bytes() == CONTENT
-    assert seen == [[], ["filexyz.part"] if is_known else []]
 
 
 # The stage.

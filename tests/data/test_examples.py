@@ -36,15 +36,3 @@ def test_a_folder_that_shows_no_class_is_named(tmp_path, names, message):
     images(tmp_path, *names)
     with pytest.raises(UserError, match=message):
         find_examples(tmp_path, ["dog", "cat"], REPLACEMENTS)
-
-
-def test_examples_name_the_classes_where_nothing_else_does(tmp_path):
-    photos = tmp_path / "photos"
-    images(photos, "1.jpg", "monday/2.jpg")
-    images(tmp_path / "examples", "cat/a.jpg", "dog/b.jpg")
-    settings = SplitSection(kind="folders", examples=str(tmp_path / "examples"))
-    _, split = read_split(photos, settings)
-    assert split.names == ["cat", "dog"]
-    assert [item.label for item in split.items] == [None, None]
-    (photos / "classes.txt").write_text("dog\ncat\nowl\n")
-    assert read_split(photos, settings)[1].names == ["dog", "cat", "owl"]

@@ -56,16 +56,6 @@ def test_files_that_the_split_names_count_wherever_they_are(tmp_path, key, is_in
     assert state(root, **split) != before
 
 
-def test_links_to_class_folders_are_followed_and_circles_end(tmp_path):
-    images(tmp_path / "elsewhere", "1.jpg")
-    root = folders(tmp_path / "photos")
-    (root / "eel").symlink_to(tmp_path / "elsewhere")
-    (root / "cat" / "up").symlink_to(root)
-    before = state(root)
-    images(tmp_path / "elsewhere", "2.jpg")
-    assert state(root) != before
-
-
 def test_the_index_tells_of_other_bytes_in_a_picture_of_the_same_size(tmp_path):
     """Snakemake compares an index that is newer with the one that later stages read."""
     root = folders(tmp_path / "photos")

@@ -5,10 +5,9 @@ import signal
 import subprocess
 import sys
 
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from support.image_folders import coop, folders, images, index
+from support.image_folders import coop, folders, index
 from support.shards import labelled, picture, tar_shard
 
 from latteclip.core.errors import UserError
@@ -49,15 +48,6 @@ def test_a_limit_draws_the_same_images_evenly_from_each_split(root, tmp_path):
     assert index(root, tmp_path, **split)[0] == found
 
 
-def test_the_index_is_written_in_pieces_and_in_order(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(index_images, "CHUNK", 4)
-    monkeypatch.setattr(index_images, "BATCH", 8)
-    rows, _, _ = index(root, tmp_path, threads=2)
-    ids = [row["image_id"] for row in rows]
-    assert len(ids) == 20 and ids == sorted(ids)
-    assert pq.ParquetFile(tmp_path / "out" / "images.parquet").num_row_groups == 3
-
-
 # Broken images.
 
 
@@ -89,13 +79,6 @@ def test_too_many_broken_images_are_an_error(root, tmp_path):
     assert len(rows) == 20
     (root / "dog" / "text.jpg").unlink()
     assert len(index(root, tmp_path)[2]) == 1  # the share is rounded up
-
-
-def test_a_split_that_loses_all_its_images_is_an_error(tmp_path):
-    images(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg")
-    images(tmp_path, "test/cat/3.jpg", content=b"broken")
-    with pytest.raises(UserError, match="test split"):
-        index(tmp_path, tmp_path, max_corrupt=0.5)
 
 
 # The cache of decoded images.

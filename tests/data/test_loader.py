@@ -13,7 +13,7 @@ from support.tiny import ROOT, write_pictures
 
 from latteclip.config.keys import SplitSection
 from latteclip.core.errors import UserError
-from latteclip.data.loader import ImageFiles, batches, by_processes, in_order, watched
+from latteclip.data.loader import ImageFiles, batches, by_processes, in_order
 from latteclip.data.splits import read_split
 
 CPU = torch.device("cpu")
@@ -30,14 +30,6 @@ def test_batches_come_in_the_order_of_their_keys(tmp_path, monkeypatch, load, th
     assert found[0][1].tolist() == [[70, 64], [70, 64]]
     assert len(found[2][1]) == 40
     assert list(load(files, [], CPU, threads)) == []
-
-
-def test_images_are_on_the_device_of_the_model_whatever_its_kind(tmp_path):
-    """A device of no memory stands for Apple's GPU."""
-    files = ImageFiles(write_pictures(tmp_path, 2), lambda image: torch.zeros(3, 8, 8))
-    [(indices, images)] = batches(files, [[1, 0]], torch.device("meta"), 1)
-    assert indices == [1, 0]
-    assert images.shape == (2, 3, 8, 8) and images.device.type == "meta"
 
 
 def test_a_batch_is_decoded_while_the_one_before_it_is_in_use(tmp_path):
@@ -149,20 +141,3 @@ def test_a_shared_memory_that_others_fill_is_one_sentence():
 def test_a_worker_that_is_killed_is_one_sentence(number, said):
     *_, last = printed(KILL.format(number))
     assert said in last
-
-
-@pytest.mark.parametrize("error", [EOFError(), ConnectionResetError()])
-def test_a_worker_that_is_gone_before_it_counts_as_dead_is_one_sentence(error):
-    def broken():
-        yield 1
-        raise error
-
-    found = watched(broken())
-    assert next(found) == 1
-    with pytest.raises(UserError, match=r"threads"):
-        next(found)
-
-
-def test_bad_input_that_a_worker_finds_ends_the_process_too():
-    said = "Image 9 cannot be decoded."
-    assert printed(f"raise UserError({said!r})")[-1] == said

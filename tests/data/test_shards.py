@@ -4,14 +4,13 @@ import tarfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 from support.image_folders import index
 from support.shards import IMAGE, labelled, parquet_shard, picture, tar_shard
 
 from latteclip.captions.pictures import read_image
 from latteclip.config.keys import SplitSection
 from latteclip.core.errors import UserError
-from latteclip.data import images, shards
+from latteclip.data import shards
 from latteclip.data.images import image_exists, open_rgb, shard_member
 from latteclip.data.splits import read_split
 
@@ -85,18 +84,6 @@ def test_a_hash_or_globs_may_say_what_is_for_testing(tmp_path):
 
 
 # Tars of WebDataset.
-
-
-def test_parts_of_a_sample_in_a_folder_of_the_shard(tmp_path):
-    mask = picture(2, form="PNG")
-    parts = {"JPG": picture(1), "seg.png": mask, "json": b'{"what": "dog"}'}
-    others = [("x/.hidden", {"jpg": b""}), ("b", {"txt": b"b"})]
-    root = one_tar(tmp_path, ("./x/a", parts), *others)
-    split = read(root, label="JSON:what")
-    assert [(item.image_id, item.label) for item in split.items] == [("x/a.jpg", 1)]
-    assert split.skipped == {".txt": 1}
-    (item,) = read(root, image="seg.png").items
-    assert read_image(root / item.path) == mask and item.label is None
 
 
 TWICE = ("1", {"jpg": picture(1), "cls": b"0"})
@@ -195,20 +182,6 @@ def test_labels_are_numbers_names_or_not_known(tmp_path):
         read(tmp_path, "parquet")
 
 
-def test_a_row_without_an_image_counts_as_broken(tmp_path):
-    contents = [*map(picture, range(9)), None, b"text"]
-    labels = [n % 2 for n in range(11)]
-    path = parquet_shard(tmp_path / "d" / "p.parquet", contents, labels, CLASSES)
-    rows, _, corrupt = index(tmp_path / "d", tmp_path, kind="parquet", max_corrupt=0.5)
-    assert len(rows) == 9
-    assert [row["image_id"] for row in corrupt] == ["p.parquet/9", "p.parquet/10"]
-    assert "holds no bytes" in corrupt[0]["reason"]
-    assert "0x" not in corrupt[1]["reason"]  # an address in memory
-    for place, said in (("99+0", "fewer row groups"), ("0+2", "fewer rows")):
-        with pytest.raises(UserError, match=said):
-            open_rgb(f"{path}#{place}")
-
-
 def test_files_without_images_are_refused(tmp_path):
     path = tmp_path / "p.parquet"
     one = pa.array([{"bytes": b"", "path": ""}], IMAGE)
@@ -219,25 +192,3 @@ def test_files_without_images_are_refused(tmp_path):
             path.write_bytes(b"PAR1 no such file PAR1")
         with pytest.raises(UserError, match=r"p\.parquet"):
             read(tmp_path, "parquet")
-
-
-def test_a_value_that_is_written_once_and_read_many_times_is_bounded(tmp_path, monkeypatch):
-    contents, labels = [picture(1)] * 500, ["a" * 500] * 500
-    path = parquet_shard(tmp_path / "p.parquet", contents, labels, rows=500)
-    monkeypatch.setattr(images, "MAX_GROUP", 10_000)  # 4,000 are written
-    with pytest.raises(UserError, match=r"p\.parquet.*row group 0"):
-        read(tmp_path, "parquet")
-    assert open_rgb(f"{path}#0+2").size == open_rgb(f"{path}#0+0").size == (12, 8)
-    for row in (400, 401):
-        with pytest.raises(UserError, match=rf"0\+{row}.*row group 0"):
-            open_rgb(f"{path}#0+{row}")
-
-
-def test_parquet_of_datasets_itself(tmp_path):
-    datasets = pytest.importorskip("datasets")
-    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)}
-    rows = {"image": [Image.new("RGB", (4, 6))] * 4, "label": [0, 1, 0, 1]}
-    written = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
-    written.to_parquet(str(tmp_path / "d.parquet"))
-    split = read(tmp_path, "parquet")
-    assert split.names == CLASSES and [item.label for item in split.items] == [0, 1, 0, 1]

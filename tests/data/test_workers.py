@@ -5,11 +5,9 @@ import re
 import subprocess
 import sys
 
-import pytest
 from support.tiny import ROOT
-from support.work import refuse, square, survive
+from support.work import square
 
-from latteclip.core.errors import UserError
 from latteclip.data.workers import Workers
 
 
@@ -61,13 +59,3 @@ def test_where_a_process_dies_the_others_end_too_though_nobody_reads_what_they_g
         timeout=120,
     )
     assert re.search(r"UserError: .* died near \d\.jpg .*threads\.eat", done.stderr)
-
-
-def test_an_error_of_a_task_reaches_whoever_asked():
-    with pytest.raises(UserError, match="Not 4"), pool(refuse) as workers:
-        list(workers.in_order([4]))
-
-
-def test_signals_that_end_a_job_do_not_end_its_workers():
-    with pool(survive) as workers:
-        assert list(workers.in_order(range(4))) == [0, 1, 2, 3]

@@ -1,6 +1,5 @@
 import csv
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -147,30 +146,6 @@ def test_a_classifier_that_answers_made_is_checked_without_them(results):
     results.answer(15, image_prototypes=check)
     found = results.classifier(abstain=ERROR).threshold
     assert found == pac_threshold(confidence, ~right, ERROR)
-
-
-@pytest.mark.parametrize(
-    ("answers", "training", "share", "named"),
-    [
-        (5, {}, ERROR, r"9 answers.*--budget 18"),
-        (20, {}, "1e-310", r"out of reach.*0\.14"),
-        (20, {"held_out": 5}, ERROR, r"9 answers.*there are 5.*image_prototypes"),
-        (20, {"held_out": 12}, "0.14", r"20 answers.*there are 12.*at most 12"),
-        (20, {"labels": "fused"}, ERROR, r"there are 0.*at most 0.*image_prototypes"),
-        (20, {"held_out": 24, "averaged": 3}, ERROR, r"there are 0.*at most 0"),
-    ],
-)
-def test_too_few_answers_say_how_many_it_takes(
-    results, answers, training, share, named, capsys
-):
-    results.answer(answers)
-    held_out = results.ids[: training.pop("held_out", 0)]
-    results.train(held_out=held_out, **training)
-    output = results.folder / "out.csv"
-    words = [results.model, results.pictures[0], "--abstain", share, "-o", output]
-    assert main.main(["predict", *map(str, words)]) == 2
-    assert re.search(named, capsys.readouterr().err)
-    assert not output.exists()
 
 
 def test_an_exported_graph_has_the_threshold(results, tmp_path, capsys):

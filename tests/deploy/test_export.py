@@ -1,5 +1,3 @@
-import contextlib
-import io
 import json
 import runpy
 import shutil
@@ -188,21 +186,6 @@ def test_predict_py_runs_without_torch(model, exported, photos, tmp_path):
         path, classname, probability = line.split("\t")
         assert (path, classname) == (one.path, one.classname)
         assert float(probability) == pytest.approx(one.probability, abs=1e-4)
-
-
-@pytest.mark.parametrize("names", [["one", "two"], None])
-def test_a_file_for_other_classes_is_one_sentence(tmp_path, exported, photos, names):
-    import onnx
-
-    out = shutil.copytree(exported("onnx"), tmp_path / "out")
-    graph = onnx.load(out / "model.onnx")
-    del graph.metadata_props[:]
-    onnx.helper.set_model_props(graph, {"classnames": json.dumps(names)} if names else {})
-    onnx.save(graph, out / "model.onnx")
-    said = io.StringIO()
-    with pytest.raises(SystemExit) as stop, contextlib.redirect_stdout(said):
-        runpy.run_path(str(out / "predict.py"), run_name="__main__")
-    assert str(out / "model.onnx") in str(stop.value) and not said.getvalue()
 
 
 # --- what lies beside the weights ----------------------------------------------------------------

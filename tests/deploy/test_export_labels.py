@@ -166,18 +166,6 @@ def test_answers_decide_the_folder_which_has_the_name_that_the_dataset_writes(
     assert set(placed) == set(taken.ids) - none
 
 
-def test_images_of_one_name_get_numbers(taken, tmp_path):
-    taken.fused[:2] = 5
-    taken.write()
-    for name, part in zip(taken.names, ("one", "two"), strict=False):
-        (taken.folder / part).mkdir()
-        (taken.folder / name).rename(taken.folder / part / "same.png")
-    rewrite_index(["one/same.png", "two/same.png", *taken.names[2:]])
-    export_labels(str(taken.folder), "imagefolder", str(tmp_path / "folder"))
-    assert os.readlink(tmp_path / "folder/plain/same.png").endswith("one/same.png")
-    assert os.readlink(tmp_path / "folder/plain/same_2.png").endswith("two/same.png")
-
-
 @pytest.mark.parametrize("kind", ["webdataset", "parquet"])
 def test_images_in_shards_are_copied_out(taken, tmp_path, kind):
     contents = [(taken.folder / name).read_bytes() for name in taken.names]

@@ -212,20 +212,6 @@ def test_words_name_images(tree, words, found):
     assert predict.image_paths(words, NO_STDIN) == found
 
 
-@pytest.mark.parametrize(
-    ("content", "found"),
-    [
-        (b"a.jpg\r\nb c.jpg\r\n", ["a.jpg", "b c.jpg"]),
-        (b"\xef\xbb\xbfa.jpg\n", ["a.jpg"]),
-        (b"b.jpg\na.jpg\nb.jpg\n", ["b.jpg", "a.jpg"]),
-        (b"caf\xe9.jpg\n", ["caf\udce9.jpg"]),  # as Python has a name that is not UTF-8
-        (b"a\r\nb.jpg\0c.jpg", ["a\r\nb.jpg", "c.jpg"]),
-    ],
-)
-def test_a_list_is_read_as_whoever_wrote_it_meant_it(content, found):
-    assert predict.image_paths(["-"], io.BytesIO(content)) == found
-
-
 @pytest.mark.parametrize("word", ["b.jpg", "*.tiff", "empty"])
 def test_words_that_name_nothing_are_refused(tree, word):
     with pytest.raises(UserError, match=re.escape(word)):

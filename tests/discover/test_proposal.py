@@ -86,23 +86,6 @@ def test_scatter_is_the_mean_squared_distance_of_plain_loops(world):
     assert grouping.scatter(evidence, truth) == pytest.approx(total / len(truth), rel=1e-4)
 
 
-def test_costs_do_not_depend_on_the_number_of_images(world):
-    """Every image twice leaves the costs as they are."""
-    _, evidence = world
-    labels = grouping.groups(evidence, evidence.best)
-    twice = Evidence(
-        np.concatenate([evidence.features] * 2),
-        np.concatenate([evidence.plain] * 2),
-        grouping.scipy.sparse.vstack([evidence.names] * 2).tocsr(),
-        np.concatenate([evidence.reliability] * 2),
-        np.concatenate([evidence.best] * 2),
-        evidence.terms,
-    )
-    once = [step.cost for step in grouping.merges(evidence, labels)]
-    both = [step.cost for step in grouping.merges(twice, np.concatenate([labels] * 2))]
-    np.testing.assert_allclose(once, both, rtol=1e-4)
-
-
 def test_costs_of_merges_are_those_of_plain_loops(world):
     _, evidence = world
     labels = grouping.groups(evidence, evidence.best)
@@ -126,13 +109,6 @@ def test_costs_of_merges_are_those_of_plain_loops(world):
     best = min(found, key=found.__getitem__)
     assert (first.into, first.taken) == best
     assert first.cost == pytest.approx(found[best], rel=1e-4)
-
-
-def test_the_tables_of_merges_are_bounded(world, monkeypatch):
-    _, evidence = world
-    monkeypatch.setattr(grouping, "MAX_GROUPS", 3)
-    every_image = np.arange(len(evidence.best)) // 5
-    assert grouping.groups(evidence, every_image).max() + 1 <= 3
 
 
 def test_actions_are_replayed_in_their_order(proposed):

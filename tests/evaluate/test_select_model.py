@@ -148,22 +148,6 @@ def test_accuracies_have_no_part_in_the_choice(results, tmp_path, acc1):
     assert (found["regret"] is None) == (acc1 is None)
 
 
-@pytest.mark.parametrize(
-    ("votes", "n", "described"),
-    [
-        (False, N, {}),
-        (True, N, {"unfit": "the images do not predict the captions"}),
-        (True, 19, {}),
-    ],
-)
-def test_without_usable_votes_adapted_zero_shot_is_chosen(results, votes, n, described):
-    results.write_votes(np.full((n, C), 1 / C), **described)
-    found, weights = results.select(votes=votes)
-    assert weights == "of zero_shot_adapted"
-    assert n < N or found["by"] == "default"
-    assert found["regret"] == pytest.approx(40)
-
-
 def test_models_that_were_trained_on_all_images_are_not_compared(results):
     for run in results.runs[3:]:
         results.write_predictions(Path(run.train_predictions), np.zeros(0, int), ids=[])

@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from support.sections import changed
 from support.tiny import DEMO_CLIP, tiny_clip, write_index, write_pictures
 
 from latteclip.clip import classifier
@@ -118,21 +117,3 @@ def test_a_class_with_synonyms_is_the_mean_over_all_its_names_and_templates(temp
             for one in [name, *SYNONYMS.get(name, [])]
         ]
         torch.testing.assert_close(row, unit(sum(features)), rtol=1e-5, atol=1e-6)
-
-
-def test_the_files_say_how_classes_are_put_into_words(tmp_path):
-    files = write_pictures(tmp_path / "pictures", 2)
-    written = {CLASSNAMES[0]: CLASSNAMES[0].title()}
-    index = write_index(
-        tmp_path / "i", files, ["train", "test"], [None] * 2, CLASSNAMES, written
-    )
-    outputs = [str(tmp_path / name) for name in ("labels", "embeddings")]
-    words = {"template": ENSEMBLE, "class_synonyms": {"Striped": ["banded "]}}
-    pseudo_label_images(
-        index, changed(SETTINGS, class_texts=words), *outputs, device="cpu", threads=1
-    )
-    described = classifier.load_classifier(outputs[1])[1]
-    assert described["template"] == ENSEMBLE[0]
-    assert described["templates"] == ENSEMBLE
-    assert described["class_synonyms"] == {"striped": ["banded"]}
-    assert described["written_names"] == written

@@ -88,26 +88,6 @@ def test_the_summary_has_the_numbers_and_what_is_unusual(labelled):
     assert shown(text) == []
 
 
-def test_each_label_of_an_image_and_its_caption_are_shown(labelled):
-    captions = ["So blue. " * 20, "a grey wall"]
-    (labelled.folder / "captions").mkdir()
-    write_captions(
-        labelled.folder / "captions" / "images.parquet", ["x.png", "b.png"], captions[::-1]
-    )
-    labelled.columns["lmm_label"] = [2] * len(LABELS)
-    labelled.columns["lmm_confidence"] = [0.5] * len(LABELS)
-    text = labelled.show(image_ids=["b.png"])
-    lines = {line.split()[0]: line for line in text.split("\n\n")[1].split("\n")}
-    wanted = {
-        "zero-shot": "red dots",
-        "adapted": "blue",
-        "images": "blue",
-        "caption": "0.75",
-    }
-    for title, said in (wanted | {"lmm": "grey (0.50)", "fused": "blue (0.90)"}).items():
-        assert said in lines[title]
-    assert captions[0].strip() in " ".join(text.split())
-    assert captions[1] not in text
 
 
 def test_files_that_are_missing_or_foreign_are_named(labelled, tmp_path):
@@ -123,17 +103,6 @@ def test_files_that_are_missing_or_foreign_are_named(labelled, tmp_path):
             show(str(tmp_path), 5, [])
 
 
-def test_an_answered_image_is_marked(labelled):
-    checked = records.checked([], answers=20, value=0.8, low=0.7, high=0.9)
-    images = {"b.png": "blue", "c.png": None}
-    answers = fusion_report.PersonAnswers(images, checked)
-    labelled.report = replace(REPORT, answers=answers)
-    text = labelled.show(image_ids=["a.png", "b.png", "c.png"])
-    assert [line.split()[1:] for line in text.splitlines() if "answered  " in line] == [
-        ["blue"],
-        ["none", "of", "these"],
-    ]
-    assert "80.0 %" in text and "70.0" in text
 
 
 def test_programs_get_the_same_as_json(tmp_path, capsys):

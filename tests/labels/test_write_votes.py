@@ -22,16 +22,13 @@ from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.config.keys import ClassTextsSection, ClipSection, InferenceSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.labels.label_model import TopK
 from latteclip.labels.pseudo_label_images import pseudo_label_images
-from latteclip.labels.score_unknown import unlikeliness
 from latteclip.labels.write_votes import (
     OPTIONS,
     CaptionEncoder,
     VotesSettings,
     VotesTableMetadata,
     first_classes,
-    read_class_scores,
     read_votes,
     write_votes,
 )
@@ -300,65 +297,3 @@ def test_votes_are_normalised_over_the_options_of_an_image(tmp_path):
     wanted = [[0.25, 0, 0.75], [0, 0, 0], [0, 1, 0], [0, 1, 0], [0.5, 0.5, 0]]
     np.testing.assert_allclose(dense(path), wanted, atol=1e-6)
     assert first_classes(read_votes(path, ids())).tolist() == [2, -1, 1, 1, 0]
-
-
-def test_how_common_an_answer_is_can_be_taken_off(tmp_path):
-    """Scores are a class's and an image's effect, and 3 for the true class, of changing options."""
-    rng = np.random.default_rng(0)
-    names = [f"{number}.png" for number in range(300)]
-    true = rng.integers(5, size=300)
-    options = [rng.permutation(5)[:4].tolist() for _ in names]
-    for row, label in enumerate(true):
-        options[row] = list(dict.fromkeys([int(label), *options[row]]))[:4]
-    effect, of_image = 4 * rng.normal(size=5), rng.normal(size=300)
-    scores = [
-        [effect[c] + of_image[row] + 3 * (c == true[row]) for c in options[row]]
-        for row in range(300)
-    ]
-    path = write_class_scores(tmp_path / "s.parquet", names, options, scores)
-    with_bias = first_classes(read_votes(path, ids(names)))
-    without = first_classes(read_votes(path, ids(names), without_bias=True))
-    assert (with_bias == true).mean() < 0.7 < 0.97 < (without == true).mean()
-
-
-def test_options_and_scores_are_those_of_the_images_asked_for(tmp_path):
-    names = ["a.png", "b.png", "c.png"]
-    lists = [[3, 0], [], [1]], [[-1.5, -math.inf], [], [-0.25]]
-    path = write_class_scores(tmp_path / "s.parquet", names, *lists)
-    options, scores = read_class_scores(path, ids(names[::-1]))
-    gap = -math.inf
-    assert options.tolist() == [[1, -1], [-1, -1], [3, 0]]
-    assert scores.tolist() == [[-0.25, gap], [gap, gap], [-1.5, gap]]
-    assert read_class_scores(path, ids(["b.png", "b.png"]))[0].tolist() == [[-1], [-1]]
-    assert read_class_scores(path, ids([]))[0].shape == (0, 1)
-    with pytest.raises(UserError, match=r"s\.parquet.*z\.png"):
-        read_class_scores(path, ids(["z.png"]))
-
-
-def test_the_first_of_equal_classes_is_taken():
-    votes = TopK(
-        np.array([[2, 0, 1], [-1, -1, -1]]), np.array([[0.4, 0.4, 0.2], [0, 0, 0]])
-    )
-    assert first_classes(votes).tolist() == [0, -1]
-
-
-def test_an_image_is_unlike_its_options_as_they_are_improbable_together():
-    with np.errstate(divide="ignore"):
-        scores = np.log(np.float32([[0.5, 0.25], [0.01, 0.01], [1, 0], [0, 0]]))
-    found = unlikeliness(scores)
-    np.testing.assert_allclose(found[:3], -np.log([0.75, 0.02, 1]), atol=1e-6)
-    assert np.isnan(found[3])  # not asked about
-
-
-@pytest.mark.parametrize(
-    "scores",
-    [
-        np.log([[0.5, 0.5], [0.9, 0.1]]),  # normalised
-        np.log([[0.9, 0.9], [0.1, 0.1]]),  # no probabilities of different answers
-        [[-math.inf, -math.inf]],
-        np.zeros((0, 2)),
-    ],
-    ids=["sum to one", "sum to more", "none", "no image"],
-)
-def test_scores_that_cannot_tell_say_nothing(scores):
-    assert np.isnan(unlikeliness(np.float32(scores))).all()

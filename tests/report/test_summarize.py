@@ -74,39 +74,8 @@ def summarized(folder, *args, **options):
     return written, Path(text).read_text().splitlines()
 
 
-def test_a_star_marks_what_was_chosen_and_below_it_says_why(tmp_path):
-    selection = {
-        "dataset": "dtd",
-        "method": "latteclip_fused",
-        "seed": 1,
-        "reason": "It is best.",
-    }
-    (tmp_path / "selection.json").write_text(json.dumps(selection))
-    written, lines = summarized(tmp_path, [str(tmp_path / "selection.json")])
-    assert list(written.columns) == [
-        *("dataset", "method", "flags", "seeds", "acc1_mean", "acc1_std", "acc1_gain"),
-        *("baseline", "acc5_mean", "mean_per_class_recall", "chosen"),
-        *("audited", "audited_low", "audited_high"),
-    ]
-    assert written["acc1_mean"].tolist() == ["40.00", "60.00", "30.00", "90.00", "70.00"]
-    assert written["flags"].tolist() == ["", "", "", "supervised", "ours collapsed"]
-    assert written["chosen"].tolist() == ["", "", "", "", "1"]
-    starred = [line for line in lines if "★" in line]
-    assert "latteclip_fused ★ (ours, collapsed)" in starred[0]
-    assert starred[1:] == ["- ★ dtd: It is best."]
 
 
-def write_audit(folder, dataset="dtd"):
-    """An audit.json of two methods."""
-    accuracies = [
-        Accuracy("zero_shot", 0, 0.4, 0.31, 0.5),
-        Accuracy("latteclip", 2, 0.6, 0.5, 0.7),
-    ]
-    one = Comparison("latteclip", 2, "zero_shot", 0, 0.2, 0.1, 0.3, True)
-    said = "latteclip is better than zero_shot by 20.0 points (10.0 to 30.0)."
-    audit = Audit(dataset, "test", 1234, 100, 3, 2, "0" * 16, said, accuracies, [one])
-    (folder / "audit.json").write_text(json.dumps(asdict(audit)))
-    return str(folder / "audit.json"), said
 
 
 def test_labels_that_answers_checked_stand_below_the_table(tmp_path):
@@ -121,26 +90,6 @@ def test_labels_that_answers_checked_stand_below_the_table(tmp_path):
     assert all(word in line for word in ("dtd", "50 answers", "91.0", "83.0", "96.0"))
 
 
-def test_datasets_of_earlier_runs_stay_in_the_table(tmp_path):
-    """One without labels has what answers say; limited runs are not in it."""
-    results = tmp_path / "results"
-    folder = results / "mine" / "latteclip" / "seed2"
-    folder.mkdir(parents=True)
-    (folder / "metrics.json").write_text(json.dumps(run("mine", "latteclip", 2, None)))
-    write_audit(results / "mine", "mine")
-    chosen = {"dataset": "mine", "method": "latteclip", "seed": 2, "reason": "By votes."}
-    (results / "mine" / "selection.json").write_text(json.dumps(chosen))
-    limited = results / "mine_64" / "latteclip" / "seed0" / "metrics.json"
-    limited.parent.mkdir(parents=True)
-    limited.write_text(json.dumps(run("mine_64", "latteclip", 0, 0.5)))
-    no_images = {column.name: pa.nulls(0, column.type) for column in tables.IMAGES}
-    metadata = IndexMetadata(["a", "b"], limit=64)
-    tables.write(results / "mine_64" / "images.parquet", no_images, tables.IMAGES, metadata)
-    written, lines = summarized(tmp_path, others=str(results))
-    assert written["dataset"].unique().tolist() == ["dtd", "aaa", "mine"]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert ["mine", "latteclip ★", "1", "60.0 (50.0 to 70.0)"] in rows
-    assert "mine" not in [row[0] for row in rows[: len(MARKED)]]
 
 
 def test_several_datasets_make_the_paper_s_table_with_its_published_mean(tmp_path):

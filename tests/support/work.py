@@ -22,10 +22,3 @@ def die_among_many_bytes(number):
 
 def refuse(number):
     raise UserError(f"Not {number}.")
-
-
-def survive(number):
-    """Ctrl-C and what a cluster sends reach every process of a job."""
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        os.kill(os.getpid(), stop)
-    return number

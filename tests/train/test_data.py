@@ -11,23 +11,13 @@ from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
 from latteclip.labels.fusion_report import PersonAnswers, write_fusion_report
 from latteclip.train import data as training_data
-from latteclip.train.data import TrainingFiles, schedule
+from latteclip.train.data import TrainingFiles
 from latteclip.train.objectives.base import TokenizedTexts
 from latteclip.train.settings import steps_per_epoch
 
 LABELS = [2, 0, 2, 1, 0, 2, 1]
 TRUE = [0, 0, 2, 1, 1, 2, 1]
 FUSED = [2, 0, 2, 1, 0, 1, 1]
-
-
-@pytest.mark.parametrize(("n", "batch_size", "start"), [(11, 3, 0), (50, 7, 9), (3, 8, 2)])
-def test_the_shuffles_are_those_of_torch_one_after_another(n, batch_size, start):
-    generator = torch.Generator().manual_seed(5)
-    orders = [torch.randperm(n, generator=generator).tolist() for _ in range(20)]
-    keys = [(number, image) for number, order in enumerate(orders) for image in order]
-    size = min(n, batch_size)
-    wanted = [keys[step * size : (step + 1) * size] for step in range(start, 12)]
-    assert list(schedule(n, batch_size, 12, 5, start)) == wanted
 
 
 @pytest.mark.parametrize(("n", "steps"), [(2, 3), (9, 3), (10, 6)])
@@ -103,21 +93,6 @@ def test_supervision_needs_every_label(tmp_path):
     files = Files(tmp_path, [*TRUE[:5], None, None])
     with pytest.raises(UserError, match=r"i\.parquet"):
         files.read("ground_truth")
-
-
-def test_labels_of_captions_take_the_place_of_zero_shot_ones(files):
-    labels = files.fused_labels()
-    assert files.read("fused", **labels)[0].labels.tolist() == FUSED
-    assert files.read("caption", **labels)[0].labels.tolist() == FUSED[::-1]
-    with pytest.raises(UserError, match=r"l\.parquet"):
-        files.read("lmm", **labels)
-
-
-def test_an_empty_caption_is_the_class_description(files):
-    captions = ["red", "", "blue", "", "grey", "x", "y"]
-    data, texts = files.read(image_captions=files.captions(captions))
-    wanted = ["red", "a striped.", "blue", "a dotted.", "grey", "x", "y"]
-    assert [texts[i] for i in data.texts.images] == wanted
 
 
 def test_groups_have_their_most_frequent_class_and_other_classes_their_description(files):

@@ -337,32 +337,3 @@ def test_supervision_trains_on_true_labels_and_is_marked(inputs):
     plain = inputs.run("plain", "flyp", epochs=1)
     assert "supervised" not in flags(plain[1])
     assert history(supervised[1])["loss"] != history(plain[1])["loss"]
-
-
-def run_at_found_rate(inputs, name, lr, **given):
-    """Train at a rate as `find_learning_rate` writes it."""
-    found = inputs.folder / "learning_rate.json"
-    found.write_text(json.dumps({"lr": lr}))
-    chosen = settings("flyp", lr="auto", **given)
-    return inputs.finetune(name, chosen, 3, learning_rate=str(found))
-
-
-@pytest.mark.parametrize("epochs", [3, 1], ids=["loss", "weights of the last step"])
-def test_a_training_that_diverges_at_a_found_rate_leaves_the_pretrained_model(
-    inputs, demo_clip, epochs
-):
-    sizes = {"batch_size": 7} if epochs == 1 else {}
-    model, path, folder = run_at_found_rate(
-        inputs, f"diverges {epochs}", 1e300, epochs=epochs, warmup_steps=0, **sizes
-    )
-    assert flags(path) == ["diverged"]
-    start, end = state(DEMO_CLIP), state(model)
-    assert all(
-        torch.equal(tensor.float(), end[name].float()) for name, tensor in start.items()
-    )
-    classifier, _ = load_classifier(model / clips.CLASSIFIER)
-    texts = class_embeddings(demo_clip, "a photo of a {} texture.", CLASSNAMES)
-    torch.testing.assert_close(classifier.weights, texts)
-    losses = pq.read_table(path)["loss"].to_pylist()
-    assert losses and all(map(math.isfinite, losses))
-    assert not folder.exists()

@@ -27,12 +27,6 @@ from latteclip.train.training import (
 # --- settings ------------------------------------------------------------------------------------
 
 
-def test_rate_rises_linearly_then_falls_by_a_cosine():
-    section = Recipe(**FINETUNE | {"warmup_steps": 4, "lr": 8.0})
-    rates = [section.rate(step, 14) for step in range(14)]
-    assert rates[:5] == pytest.approx([2, 4, 6, 8, 8])
-    for step in range(4, 14):
-        assert rates[step] == pytest.approx(4 * (1 + math.cos(math.pi * (step - 4) / 10)))
 
 
 @given(n=st.integers(2, 2_000_000))
@@ -230,19 +224,3 @@ def test_prediction_entropy_is_that_of_each_image_and_of_their_mean():
     of_mean = torch.distributions.Categorical(shares.mean(0)).entropy()
     torch.testing.assert_close(found["entropy"], of_images)
     torch.testing.assert_close(found["class_balance"], of_mean / math.log(7))
-
-
-@pytest.mark.parametrize("shape", [(5, 7, 11), (3, 13, 8)])
-def test_rows_become_numbers_together_with_their_speed(shape):
-    case = Case(*shape)
-    training = a_training(case, "latteclip")
-    take(training, case, n=3)
-    wanted = [row["loss"].item() for row in training._pending]
-    training.flush_metrics()
-    assert [row["loss"] for row in training.history] == wanted
-    assert [row["step"] for row in training.history] == [0, 1, 2]
-    assert len({row["images_per_second"] for row in training.history}) == 1
-    assert all(0 < row["data_wait"] < 1 for row in training.history)
-    values = [value for row in training.history for value in row.values()]
-    assert all(isinstance(value, (int, float)) for value in values)
-    assert training.predicted.sum() == 3 * shape[0]

@@ -111,21 +111,3 @@ def test_examples_name_the_classes_and_teach_the_labels(checkout, configured):
     more = checkout.snakemake("--dry-run", labels, *options)
     assert "encode_examples" in more.stdout
     assert "index_images" not in more.stdout
-
-
-@pytest.mark.parametrize(
-    ("changes", "key"),
-    [
-        (["discover={'file': null}"], "discover.file"),
-        (["discover={'file': 'nowhere.csv'}"], "nowhere.csv"),
-        (["split={'classes': 'discover', 'kind': 'csv'}"], "split.kind"),
-        (["split={'classes': null, 'examples': 'nowhere'}"], "split.examples"),
-        (["split={'classes': null, 'examples': 'photos'}"], "split.examples"),
-    ],
-)
-def test_what_the_proposal_lacks_is_named_before_the_run(
-    checkout, configured, changes, key
-):
-    run = checkout.snakemake("--dry-run", LABELS, *configured, *changes)
-    assert run.returncode != 0
-    assert key in run.stdout.splitlines()[-1]

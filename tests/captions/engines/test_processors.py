@@ -51,14 +51,6 @@ def test_choices_begin_where_they_part_from_the_prompt(
     assert [decode(tail) for tail in split.tails] == tails
 
 
-def test_special_tokens_are_added_once():
-    found = tokens(begin=True)
-    assert found.ids("ab")[0] == found.ids("<s>ab")[0] == 256
-    assert found.ids("ab") == found.ids("<s>ab")
-    split = found.split("<s>ab", ["c"])
-    assert (split.start, len(split.tails[0])) == (3, 1)
-
-
 def test_a_letter_is_the_token_alone_and_after_a_space():
     found = tokens([("Ġ", "A"), ("A", "."), ("Ġ", "B")])
     a, b = found.ids_of_letters(("A", "B"))

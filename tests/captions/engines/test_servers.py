@@ -273,11 +273,6 @@ def test_names_of_another_account_do_not_leave(decisions, monkeypatch):
     assert "our-" not in json.dumps(decisions.requests[0]["headers"])
 
 
-def test_it_writes_no_captions(decisions):
-    with pytest.raises(UserError, match=r"scores\.kind"):
-        list(engine(decisions).answer([Request(0, [data_url(picture(0))], "What?")]))
-
-
 def of_first(**changes):
     """A change of the answer to the first question."""
     return lambda reply: next(iter(reply["answers"].values())).update(changes)
@@ -327,16 +322,3 @@ def test_an_answer_about_another_picture_is_an_error_of_its_request(decisions):
 
     decisions.change = change
     assert [error is None for error in errors(decisions, 4)] == [True, True, False, True]
-
-
-def test_probabilities_are_rounded_or_missing_and_sum_to_one_again(decisions):
-    decisions.decide = lambda picture, question: {"banded": 0.67, "dotted": 0.32}
-    first, _ = scores(about(decisions, picture(0))[0])
-    assert np.exp(first) == pytest.approx([0.67 / 0.99, 0.32 / 0.99, 0, 0], abs=1e-5)
-
-
-@pytest.mark.parametrize("usage", [None, {}, {"input_tokens": -1}, []], ids=str)
-def test_strange_usage_is_unknown(decisions, usage):
-    decisions.change = lambda number, reply: {**reply, "usage": usage}
-    answer = ask(decisions)[0]
-    assert (answer.error, answer.n_read) == (None, None)

@@ -1,5 +1,4 @@
 import dataclasses
-import math
 
 import pytest
 import torch
@@ -102,19 +101,6 @@ def test_the_end_of_a_prompt_that_a_choice_changes_is_left_to_the_choices(
     [scores] = scores_of(scorer, [request])
     expected = plain.likelihoods(request, prompt)
     assert scores.log_probabilities[0] == pytest.approx(expected, abs=TOLERANCE)
-
-
-def test_a_name_that_begins_another_is_scored_without_it(scorer, plain, textures):
-    texts = (" dot", " dotted", " dot grid")
-    request = Request(0, [open_rgb(textures[0])], PROMPT, Choices("likelihood", texts))
-    tails = scorer._tokens.split(plain.prompt(request), texts).tails
-    assert tails[2][: len(tails[0])] == tails[0]
-    [scores] = scores_of(scorer, [request])
-    dot, dotted, grid = plain.likelihoods(request)
-    inside = [grid, *([dotted] if tails[1][: len(tails[0])] == tails[0] else [])]
-    rest = math.exp(dot) - sum(map(math.exp, inside))
-    assert scores.log_probabilities[0][0] == pytest.approx(math.log(rest), abs=TOLERANCE)
-    assert scores.log_probabilities[0][1:] == pytest.approx([dotted, grid], abs=TOLERANCE)
 
 
 def test_another_architecture_counts_its_positions_right(textures, tmp_path):

@@ -5,7 +5,6 @@ One process starts all engines, for the import of vLLM takes the longest.
 
 import json
 import os
-from types import SimpleNamespace
 
 import pytest
 import transformers
@@ -14,7 +13,6 @@ from support.commands import SETTINGS, answers_of, pictures, python, read, score
 from support.nvidia import nvidia_smi
 from support.sections import changed
 
-from latteclip.captions.engines import vllm
 from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.engines.vllm import explained
 from latteclip.captions.metadata import CaptionsMetadata
@@ -203,30 +201,6 @@ def test_vllm_reads_and_answers_as_transformers_does(architecture, found, textur
 
 
 # --- without an engine ---------------------------------------------------------------------------
-
-
-def test_likelihoods_are_those_of_next_tokens_which_choices_share(monkeypatch):
-    tails = [[1, 2, 9], [1, 3, 9], [1], [4, 2]]
-    monkeypatch.setattr(vllm, "AT_ONCE", 1)
-    nexts = vllm.next_tokens(tails)
-    assert nexts == [
-        *[([], [1]), ([], [4])],  # one at a time
-        *[([1], [2]), ([1], [3])],
-        *[([1, 2], [9]), ([1, 3], [9]), ([4], [2])],
-    ]
-
-    def value(tokens):
-        return -sum(number * token for number, token in enumerate(tokens, start=1)) / 7
-
-    def completion(beginning, tokens):
-        found = {
-            token: SimpleNamespace(logprob=value([*beginning, token])) for token in tokens
-        }
-        return SimpleNamespace(logprobs=[found])
-
-    found = vllm.of_tails(tails, [completion(*each) for each in nexts])
-    wanted = [sum(value(tail[:end]) for end in range(1, len(tail) + 1)) for tail in tails]
-    assert found == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize(

@@ -13,18 +13,13 @@ from pathlib import Path
 
 import pytest
 from support.captioning import of_engine
-from support.commands import PROMPT, SETTINGS, WRITTEN, paths_of, read
+from support.commands import PROMPT, SETTINGS, WRITTEN, read
 from support.sections import changed
 from support.tiny import DEMO_LLAVA
 
 from latteclip.captions import caption
-from latteclip.captions.engines.openai import OpenaiEngine
-from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.metadata import CaptionsMetadata
-from latteclip.captions.pictures import data_url
-from latteclip.captions.requests import Choices, ChoiceScores, Request
 from latteclip.core import tables
-from latteclip.data.images import open_rgb
 
 SERVED_AS = "tiny"
 
@@ -91,24 +86,3 @@ def test_a_vllm_server_writes_what_the_offline_engine_writes(
     }:  # the server's name for the model is part of that
         assert written[name] == answers[name]
     assert tables.read_metadata(output, CaptionsMetadata).engine == "openai server"
-
-
-@pytest.mark.slow
-def test_a_vllm_server_tells_the_log_probabilities_of_its_first_token(
-    index, vllm_server, monkeypatch
-):
-    monkeypatch.setenv("OPENAI_BASE_URL", vllm_server)
-    path = paths_of(index)[0]
-    prompts = ("Describe the texture.", PROMPT)
-    # Words in place of letters: those with which the demo's LLaVA begins.
-    choices = Choices("multiple_choice", ("a", "mostly"), prompts)
-    server = OpenaiEngine(changed(SETTINGS, **of_engine("openai"), model=SERVED_AS))
-    [(_, answer)] = server.answer(
-        [Request(0, [data_url(open_rgb(path))], prompts[0], choices)]
-    )
-    local = TransformersEngine(SETTINGS, threads=1)
-    [(_, expected)] = local.answer([Request(0, [open_rgb(path)], prompts[0], choices)])
-    found, wanted = ChoiceScores.parse(answer.text), ChoiceScores.parse(expected.text)
-    assert found.first == wanted.first
-    for row, other in zip(found.log_probabilities, wanted.log_probabilities, strict=True):
-        assert row[0] == pytest.approx(other[0], abs=1e-2)  # 1.5e-3 apart, at -7.3
