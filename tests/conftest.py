@@ -25,7 +25,6 @@ FIRST = (
     "tests/captions/engines/test_vllm.py",
     "tests/workflow/test_workflow.py",
     "tests/captions/engines/test_vllm_server.py",
-    "tests/project/test_printed_commands.py",
     "tests/project/test_recipes.py",
     "tests/clip/test_download_models.py",
     "tests/train/test_finetune.py",

@@ -1,8 +1,10 @@
 """The workflow on a small run of the demo, and on folders of images."""
 
+import html
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import time
@@ -19,6 +21,7 @@ from support.image_folders import class_folders
 from support.textures import write_textures
 from support.tiny import write_pictures
 
+from latteclip.cli import main
 from latteclip.core import tables
 from latteclip.core.metadata import IndexMetadata
 
@@ -89,6 +92,18 @@ def test_a_run_prints_a_line_for_each_long_stage_and_where_the_results_are(finis
     assert "rule finetune:" in (finished.root / log).read_text()
     assert "rule finetune:" not in output
     assert planned(finished) == {}
+
+
+def test_commands_that_a_run_and_its_page_print_are_taken(finished):
+    output = (finished.root / "run.txt").read_text()
+    page = (finished.root / RESULTS / "report.html").read_text("utf-8")
+    found = re.findall(
+        r"(?:^|: |Run |\s{2})(latteclip [^\n]+?)(?=,? then |\.?$)", output, re.M
+    )
+    found += re.findall(r'<pre class="command"[^>]*><code>(latteclip [^<]+)', page)
+    assert len(found) > 3
+    for command in found:
+        main.parser().parse_args(shlex.split(html.unescape(command))[1:])
 
 
 def test_models_are_stock_open_clip_folders_and_the_chosen_one_predicts(finished, tmp_path):
