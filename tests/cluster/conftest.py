@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -208,9 +209,10 @@ class Slurm:
 class OnCluster:
     """A checkout whose workflow runs on a cluster."""
 
-    def __init__(self, checkout, slurm):
+    def __init__(self, checkout, slurm, *, is_cold=False):
+        """Where it is cold, signals of SLURM reach the stages, and not warm processes alone."""
         self.checkout, self.slurm = checkout, slurm
-        self._python = warm.interpreter()
+        self._python = sys.executable if is_cold else warm.interpreter()
         checkout.environment |= slurm.environment
         self._log = checkout.root / "snakemake.out"
 
@@ -284,4 +286,4 @@ def cluster(tmp_path_factory):
 @pytest.fixture(scope="session")
 def on_cluster(cluster):
     """Runs the workflow of a checkout there."""
-    return lambda checkout: OnCluster(checkout, cluster)
+    return lambda checkout, **options: OnCluster(checkout, cluster, **options)

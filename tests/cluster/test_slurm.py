@@ -35,33 +35,12 @@ CheckpointManager.save = save
 
 @pytest.fixture(scope="module")
 def run(finished, on_cluster, tmp_path_factory):
-    """The shrunken demo as the cluster ran it, its training requeued in the middle."""
+    """The shrunken demo as the cluster ran it, its captions in two shards."""
     checkout = finished.copy(tmp_path_factory.mktemp("cluster") / "checkout")
     shutil.rmtree(checkout.root / "results")
-    with (checkout.root / "latteclip/train/finetune.py").open("a") as file:
-        file.write(WAITING)
     run = on_cluster(checkout)
-    process = run.start("--config", *WHOLE, "compute={'checkpoint_minutes': 0}")
-    folder = checkout.root / TRAINING
-    run.wait(lambda: [*folder.glob("checkpoint/step-*.pt")], "a checkpoint")
-    run.slurm.requeue(run.jobs_of("finetune")[-1]["JobId"])
-    run.finish(process)
+    run.finish(run.start("--config", *WHOLE))
     return run
-
-
-def test_a_cluster_measures_what_one_machine_measures_though_a_training_was_requeued(
-    run, finished
-):
-    for method in ("zero_shot", "latteclip"):
-        name = f"results/demo/{method}/seed0/metrics.json"
-        here, there = (
-            json.loads((x.root / name).read_text()) for x in (run.checkout, finished)
-        )
-        assert here == there
-    log = (run.checkout.root / TRAINING / "logs" / "finetune.log").read_text()
-    assert "Resuming after step" in log
-    assert re.search(r"SLURM job \d+ on .*CUDA_VISIBLE_DEVICES=[01]\.", log)
-    assert not (run.checkout.root / TRAINING / "checkpoint").exists()
 
 
 def test_each_stage_asks_for_what_it_needs(run):
@@ -78,3 +57,30 @@ def test_each_stage_asks_for_what_it_needs(run):
     assert not {"summarize", "index_results", "all"} & set(asked)  # on the login node
     shards = run.jobs_of("caption_images_shard")
     assert [job["JobState"] for job in shards] == ["COMPLETED"] * 2
+
+
+def metrics_of(checkout):
+    methods = ("zero_shot", "latteclip")
+    paths = [checkout.root / f"results/demo/{name}/seed0/metrics.json" for name in methods]
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def test_a_requeued_training_continues_to_what_one_machine_measures(
+    run, finished, on_cluster
+):
+    assert metrics_of(run.checkout) == metrics_of(finished)
+    with (run.checkout.root / "latteclip/train/finetune.py").open("a") as file:
+        file.write(WAITING)
+    folder = run.checkout.root / TRAINING
+    shutil.rmtree(folder)
+    run = on_cluster(run.checkout, is_cold=True)
+    options = ("--config", *WHOLE, "compute={'checkpoint_minutes': 0}")
+    process = run.start(f"{TRAINING}/metrics.json", *options)
+    run.wait(lambda: [*folder.glob("checkpoint/step-*.pt")], "a checkpoint")
+    run.slurm.requeue(run.jobs_of("finetune")[-1]["JobId"])
+    run.finish(process)
+    log = (folder / "logs" / "finetune.log").read_text()
+    assert "Resuming after step" in log
+    assert re.search(r"SLURM job \d+ on .*CUDA_VISIBLE_DEVICES=[01]\.", log)
+    assert metrics_of(run.checkout) == metrics_of(finished)
+    assert not (folder / "checkpoint").exists()
