@@ -10,7 +10,7 @@ from latteclip.cli import estimate, main
 from latteclip.config import layers
 from latteclip.config.asking import askings
 from latteclip.config.resolve import Run
-from latteclip.core import run_options, tables
+from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import IndexMetadata
 
@@ -59,10 +59,6 @@ def plan(pending=None, **given):
 def test_requests_and_their_tokens_are_named(captioner, words):
     [line] = plan(captioner=captioner)
     assert line.startswith(f"captions of images by {captioner['model']}: {words}")
-
-
-
-
 
 
 def test_the_largest_limited_run_of_the_model_tells_the_tokens(folder):
@@ -153,10 +149,6 @@ def test_a_stage_grows_without_the_time_of_loading(limited):
     assert values["is_finished"] and values["disk_bytes"] > 0
 
 
-
-
-
-
 def test_the_command_prints_a_row_for_each_stage(limited, capsys):
     assert main.main(["status", "demo", "--estimate", "--config", *CONFIG]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -177,8 +169,6 @@ def test_what_the_limited_run_does_not_tell_is_said(limited):
     note_asked(limited, 0, 0.0)
     found = estimate.estimate(["demo"], CONFIG, [])
     assert "not finished" in found and "cached answers" in found
-
-
 
 
 @pytest.mark.parametrize("arguments", [["dtd"], ["--config", "dataset=dtd", "limit=8"]])

@@ -7,13 +7,11 @@ import timm
 import yaml
 from support.tiny import ROOT
 
-from latteclip.captions.requests import square
 from latteclip.config import layers
 from latteclip.config.layers import merge
 from latteclip.config.resolve import SHARDS, Run
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_json
-from latteclip.evaluate import summary
 from latteclip.train.settings import steps_per_epoch
 
 
@@ -123,8 +121,6 @@ def test_the_ten_datasets_have_the_authors_number_of_steps(config):
         assert steps_per_epoch(n, size) == 3 * math.ceil(math.ceil(n / size) / 3)
 
 
-
-
 def test_strings_of_the_command_line_become_what_the_schema_wants(config):
     captioner = {"revision": "null", "model": "123"}
     found = configured(
@@ -158,8 +154,6 @@ def test_one_key_of_a_folder_may_be_set_and_the_others_stay(config, tmp_path):
     for given in ({"datasets": {"mine": one}}, one):
         found = configured(config, **folder, **given).datasets[0].keys.prompts
         assert found == plain.model_copy(update={"image": "Which?"})
-
-
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,9 @@
 import re
 
-import pyarrow as pa
 import yaml
 from support.tiny import ROOT
 
 from latteclip.config import resources
-from latteclip.core import tables
-from latteclip.core.metadata import IndexMetadata
 from latteclip.data import loader
 
 
@@ -20,8 +17,6 @@ def test_memory_has_room_for_all_parts_of_batches_that_are_loaded():
     parts = (loader.AHEAD + 1) * loader.PART * 3 * 512**2  # of a model of 512 pixels
     assert of_a_process * 1e6 >= 200e6 + parts
     assert resources.memory(6_000, 8, 1) == 6_000 + 8 * of_a_process
-
-
 
 
 def test_slurm_sends_each_rule_with_a_gpu_to_a_partition_with_gpus():

@@ -15,7 +15,7 @@ from pydantic_core import to_jsonable_python
 from support.web import ARCHIVE, CONTENT, jpeg, settings, sha256, wanted, zipped
 
 from latteclip.cli import main
-from latteclip.config.keys import DownloadSection, HubOrDriveFile
+from latteclip.config.keys import DownloadSection
 from latteclip.core.errors import UserError
 from latteclip.core.hashing import digest
 from latteclip.data import download_dataset as downloads
@@ -66,8 +66,6 @@ def test_a_file_that_changed_meanwhile_is_fetched_again(host, folder, broken_off
         with pytest.raises(UserError, match=sha256(other)):
             fetch("file.bin", spec, folder)
     assert fetch("file.bin", spec, folder).read_bytes() == other
-
-
 
 
 def test_a_full_disk_is_no_fault_of_the_source(host, folder):
@@ -127,8 +125,6 @@ def test_a_file_placed_by_hand_counts_with_a_checksum_of_any_kind(folder, checks
     (folder / "file.bin").write_bytes(CONTENT[1:])
     with pytest.raises(UserError, match=checksum):
         fetch("file.bin", spec, folder)
-
-
 
 
 # The stage.

@@ -3,10 +3,8 @@
 import pytest
 from support.image_folders import images
 
-from latteclip.config.keys import SplitSection
 from latteclip.core.errors import UserError
 from latteclip.data.examples import find_examples
-from latteclip.data.splits import read_split
 
 REPLACEMENTS = {"_": " "}
 

@@ -1,7 +1,3 @@
-import os
-import tempfile
-from pathlib import Path
-
 import pytest
 from support.image_folders import coop, folders, images, index
 
@@ -84,8 +80,6 @@ def test_lists_may_have_spaces_in_names_of_images_and_classes(tmp_path):
 # Where files lie.
 
 
-
-
 def test_missing_files_and_wrong_numbers_are_named(tmp_path):
     with pytest.raises(UserError, match=r"split\.json"):
         read(tmp_path, "coop")
@@ -108,8 +102,6 @@ def test_class_folders_are_split_by_a_hash_that_other_images_do_not_change(tmp_p
     assert {item[:2] for item in before.items} < {item[:2] for item in after.items}
     share = sum(item.split == "test" for item in after.items) / len(after.items)
     assert 0.2 < share < 0.4
-
-
 
 
 @pytest.mark.parametrize(
@@ -163,8 +155,6 @@ def test_unlabelled_images_with_a_file_of_class_names(tmp_path):
     metadata = tables.read_metadata(tmp_path / "out" / "images.parquet", IndexMetadata)
     assert metadata.written_names == {"fire truck": "Fire_Truck"}
     assert {(row["label"], row["split"]) for row in rows} == {(None, "train")}
-
-
 
 
 @pytest.mark.parametrize(

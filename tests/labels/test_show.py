@@ -4,7 +4,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 from support import records
-from support.tiny import write_captions, write_pseudo_labels
+from support.tiny import write_pseudo_labels
 
 from latteclip.cli import main
 from latteclip.core import tables
@@ -88,8 +88,6 @@ def test_the_summary_has_the_numbers_and_what_is_unusual(labelled):
     assert shown(text) == []
 
 
-
-
 def test_files_that_are_missing_or_foreign_are_named(labelled, tmp_path):
     with pytest.raises(UserError, match=r"nowhere/fused_labels\.parquet"):
         show(str(tmp_path / "nowhere"), 5, [])
@@ -101,8 +99,6 @@ def test_files_that_are_missing_or_foreign_are_named(labelled, tmp_path):
         (tmp_path / fusion_report.NAME).write_text(damaged)
         with pytest.raises(UserError, match=r"fused_labels\.json.*delete it"):
             show(str(tmp_path), 5, [])
-
-
 
 
 def test_programs_get_the_same_as_json(tmp_path, capsys):

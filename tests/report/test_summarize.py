@@ -1,14 +1,10 @@
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
 from support import records
 
-from latteclip.core import tables
-from latteclip.core.metadata import FLAGS, IndexMetadata
-from latteclip.evaluate.results import Accuracy, Audit, Comparison
+from latteclip.core.metadata import FLAGS
 from latteclip.evaluate.summary import summary
 from latteclip.labels.fusion_report import PersonAnswers, write_fusion_report
 from latteclip.report import summarize
@@ -74,10 +70,6 @@ def summarized(folder, *args, **options):
     return written, Path(text).read_text().splitlines()
 
 
-
-
-
-
 def test_labels_that_answers_checked_stand_below_the_table(tmp_path):
     checked = records.checked([], answers=50, value=0.91, low=0.83, high=0.96)
     reports = []
@@ -88,8 +80,6 @@ def test_labels_that_answers_checked_stand_below_the_table(tmp_path):
     _, lines = summarized(tmp_path, fusion_reports_paths=reports)
     [line] = [line for line in lines if line.startswith("- labels")]
     assert all(word in line for word in ("dtd", "50 answers", "91.0", "83.0", "96.0"))
-
-
 
 
 def test_several_datasets_make_the_paper_s_table_with_its_published_mean(tmp_path):

@@ -24,8 +24,6 @@ def test_the_search_takes_no_more_steps_than_a_training_and_ends_beside_the_best
     assert stage.chosen(runs) == stage.RATES[best]
 
 
-
-
 def test_of_rates_that_images_cannot_tell_apart_the_highest_is_taken():
     losses = torch.tensor([0.0, 1.0, 0.5, 0.2])
     noise = torch.tensor([0.1, -0.1, 0.1, 0.0])
@@ -47,8 +45,6 @@ def find(folder, n):
         threads=1,
     )
     return json.loads(output.read_text())
-
-
 
 
 def test_a_rate_is_found_the_same_every_time_without_the_held_out_images(

@@ -1,5 +1,4 @@
 import contextlib
-import json
 import math
 import random
 import re
@@ -13,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.tiny import DEMO_CLIP, FINETUNE, write_captions
+from support.tiny import FINETUNE, write_captions
 from support.trainings import CLASSNAMES, Inputs, settings, start
 
 from latteclip.clip import model as clips

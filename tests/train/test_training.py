@@ -27,8 +27,6 @@ from latteclip.train.training import (
 # --- settings ------------------------------------------------------------------------------------
 
 
-
-
 @given(n=st.integers(2, 2_000_000))
 def test_auto_follows_from_the_number_of_images(n):
     auto = FinetuneSection(
