@@ -53,8 +53,8 @@ def view_hashes(picture: Image.Image) -> bytes:
     grey = small.convert("L")
     if np.std(np.asarray(grey)) < CONTRAST:
         return bytes(BYTES)
-    views = [grey.crop((SIDE * a, SIDE * b, SIDE * c, SIDE * d)) for a, b, c, d in VIEWS]
-    hashes = [hash_of(v) for hash_of in (imagehash.phash, imagehash.dhash) for v in views]
+    views = [grey.crop(view) for view in VIEWS]
+    hashes = [*map(imagehash.phash, views), *map(imagehash.dhash, views)]
     return b"".join(np.packbits(each.hash).tobytes() for each in hashes)
 
 
