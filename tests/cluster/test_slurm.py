@@ -11,7 +11,7 @@ TRAINING = "results/demo/latteclip/seed0"
 WHOLE = ("captions={'shards': 2}", "method=zero_shot,latteclip", "seeds=1")
 ON_GPUS = {
     *("pseudo_label_images", "caption_images_shard", "caption_groups_shard"),
-    *("fuse_labels", "finetune", "evaluate"),
+    *("write_votes", "finetune", "evaluate"),
 }
 # The training waits after its first step until SLURM stops it: at the end of finetune.py.
 WAITING = """
