@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ def workflow_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
+        sys.tracebacklimit = 0  # Snakemake prints the sentence without the stack
         raise WorkflowError(str(error)) from None
 
 

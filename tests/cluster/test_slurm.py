@@ -8,7 +8,7 @@ import pytest
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 TRAINING = "results/demo/latteclip/seed0"
-WHOLE = ("captions={'shards': 2}", "method=zero_shot,latteclip", "seeds=1")
+WHOLE = ("compute={'shards': 2}", "method=zero_shot,latteclip", "seeds=1")
 ON_GPUS = {
     *("pseudo_label_images", "caption_images_shard", "caption_groups_shard"),
     *("write_votes", "finetune", "evaluate"),

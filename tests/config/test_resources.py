@@ -14,8 +14,7 @@ def test_memory_grows_with_the_images_and_with_each_attempt():
 
 def test_memory_has_room_for_all_parts_of_batches_that_are_loaded():
     of_a_process = resources.memory(0, 1, 1)
-    parts = (loader.AHEAD + 1) * loader.PART * 3 * 512**2  # of a model of 512 pixels
-    assert of_a_process * 1e6 >= 200e6 + parts
+    assert of_a_process * 1e6 >= 200e6 + (loader.AHEAD + 1) * loader.PART
     assert resources.memory(6_000, 8, 1) == 6_000 + 8 * of_a_process
 
 

@@ -4,13 +4,14 @@ import pytest
 from support.image_folders import folders, images, index
 from support.web import jpeg
 
+from latteclip.config.keys import SplitSection
 from latteclip.core import tables
 from latteclip.core.metadata import IndexMetadata
 from latteclip.data import folder_files
 
 
 def state(root, kind="folders", **split):
-    return folder_files.state(str(root), {"kind": kind, **split})
+    return folder_files.state(str(root), SplitSection(kind=kind, **split))
 
 
 def renamed(root):

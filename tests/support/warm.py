@@ -17,7 +17,6 @@ import socket
 import subprocess
 import sys
 import time
-import traceback
 from pathlib import Path
 
 from filelock import FileLock
@@ -196,23 +195,15 @@ def _main(name):
     script = Path(sys.executable).with_name(name)
     _become(script, *_serve(Path(os.environ[FOLDER]) / name))
     sys.executable = os.environ.pop(PYTHON, sys.executable)
-    _end(lambda: runpy.run_path(str(script), run_name="__main__"))
+    atexit.register(_silence)
+    runpy.run_path(str(script), run_name="__main__")
 
 
-def _end(command):
-    """End as a command does, but without the teardown of libraries that were imported before."""
-    status = 0
-    try:
-        command()
-    except SystemExit as ended:
-        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    except BaseException:
-        traceback.print_exc()
-        status = 1
-    atexit._run_exitfuncs()
+def _silence():
+    """Drop what libraries that were imported before say of their own teardown."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def test_two_gpus_caption_in_two_shards_at_once_and_other_machines_rerun_nothing
     nvidia_smi(tmp_path, [])
     planned = finished_copy.snakemake("--dry-run", CAPTIONS)
     assert "Nothing to be done" in planned.stdout
-    three = ("--config", "captions={'shards': 3}")
+    three = ("--config", "compute={'shards': 3}")
     assert (
         "gather_captions" in finished_copy.snakemake("--dry-run", CAPTIONS, *three).stdout
     )
@@ -78,6 +78,6 @@ def test_a_login_node_with_a_driver_and_no_gpu_plans_jobs_with_gpus(
         r"^(?:local)?rule (\w+):\n((?:    .*\n)+)", there.stdout, re.MULTILINE
     )
     assert {rule for rule, lines in jobs if "gpu=1" in lines} == {
-        *("pseudo_label_images", "caption_images", "caption_groups", "fuse_labels"),
+        *("pseudo_label_images", "caption_images", "caption_groups", "write_votes"),
         *("find_learning_rate", "finetune", "average_weights", "evaluate"),
     }

@@ -103,7 +103,7 @@ def test_labellers_of_all_kinds_label_together(labelled):
         name: {path.stem for path in (folder / name).glob("*.parquet")}
         for name in ("labellers", "votes")
     }
-    assert stems["voters"] == {"brief", "few"}  # answers of a captioner
+    assert stems["labellers"] == {"brief", "few"}  # answers of a captioner
     assert stems["votes"] == {"words", "mine", "other", "brief"}
     stores = checkout.root / "resources" / "demo" / "captions"
     assert {path.name for path in (stores / "images").glob("*.sqlite")} == {

@@ -142,6 +142,7 @@ NEW_CAPTIONS = {
 }
 NEW_CLIP = {
     **{"pseudo_label_images": 1, "score_unknown": 1, "assemble_model": 1},
+    "adapt_zero_shot": 1,
     **{"evaluate_classifier": 1, "caption_groups": 1, **NEW_CAPTIONS, **TUNED},
 }
 
