@@ -14,7 +14,7 @@ MIN_DRAWN = 20  # drawn answers about the images of a labeller that state its ac
 MOST_SHARED = 1.12  # largest A / a^2 at which errors count as apart
 MIN_ACCURACY = 0.8  # below which look-alikes are confused by images and labeller together
 MIN_IMAGES = 10.0  # votes of a class, in the geometric mean
-ERROR = 0.03  # of the estimate by views, on real sets
+ERROR = 0.03  # of the estimate by views on real sets, and by the number of votes at most
 WIDTH = 0.05  # half of the 95 % interval that the needed answers promise
 Z = 1.96
 
@@ -53,7 +53,10 @@ def by_views(one: Labelled, is_bounded: bool) -> Interval | None:
         return None
     if not 1 / MOST_SHARED <= one.named_share / a**2 <= MOST_SHARED:
         return None
-    error = ERROR + Z * math.sqrt(a * (1 - a) / n)
+    sampling = Z * math.sqrt(a * (1 - a) / n)
+    if sampling > ERROR:
+        return None
+    error = ERROR + sampling
     return Interval(a, max(0.0, a - error), min(1.0, a + error))
 
 

@@ -11,6 +11,7 @@ from scipy.sparse import csr_array
 
 from latteclip.labels.image_classes import TINY, ImageClasses, fit_weights, pool
 from latteclip.labels.votes import (
+    CELLS,
     Answers,
     Bools,
     Floats,
@@ -274,7 +275,8 @@ class Posterior:
 
         The gain is the share of the information of the votes that images predict.
         """
-        votes, has = self.put(one.votes), one.has
+        votes, has = self.put(one.votes), np.flatnonzero(one.has)
+        has = has[:: -(-has.size * self.n_classes // CELLS) or 1]
         p = one.votes[has]
         blind = float(log(p @ one.overall).sum())
         one.gain = one.accuracy = 0.0

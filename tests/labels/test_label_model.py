@@ -275,10 +275,12 @@ def test_many_answers_need_little_memory():
 
 
 def test_an_accuracy_is_stated_where_views_agree():
-    planted = Planted(right=0.9, noise=0.25)
+    planted = Planted(right=0.9, noise=0.25, counts=(100,) * C)
     one = planted.fit().labellers_["a"]
     assert one.identified and one.answers_needed == 0
     assert abs(one.accuracy.value - planted.right(planted.votes)) < 0.03
+    few = Planted(right=0.9, noise=0.25, counts=(20,) * C).fit().labellers_["a"]
+    assert few.accuracy is None and few.answers_needed > 50
     junk = planted.rng.integers(C, size=len(planted.truth))
     found = planted.fit({"a": planted.votes, "junk": junk}, planted.texts).labellers_
     assert not found["junk"].identified and not found["zero_shot"].identified
