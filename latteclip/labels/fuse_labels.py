@@ -21,9 +21,7 @@ from latteclip.core.metadata import (
     VotesMetadata,
 )
 from latteclip.labels.fusion_report import (
-    ANSWERS,
     UNCHECKED,
-    VOTES,
     Check,
     CheckedLabels,
     FusionReport,
@@ -34,7 +32,6 @@ from latteclip.labels.fusion_report import (
 from latteclip.labels.guarantees import Bools, Interval, share_right
 from latteclip.labels.label_inputs import LabelInputs, LabellerTable, read_answers
 from latteclip.labels.label_model import Answers, Floats, Ints, Labeller, LabelModel
-from latteclip.labels.labeller_accuracy import MIN_DRAWN
 from latteclip.labels.write_votes import VotesTableMetadata, first_classes
 
 log = logging.getLogger(__name__)
@@ -283,11 +280,6 @@ def _labellers(
         learned = model.labellers_.get(one.name, SILENT)
         votes = labels.get(one.name, texts)
         n = int((votes != NO_VOTE).sum())
-        drawn = int((votes[answers.rows[answers.drawn]] != NO_VOTE).sum())
-        by = ANSWERS if drawn >= MIN_DRAWN else VOTES
-        accuracy = None
-        if learned.accuracy is not None:
-            accuracy = Interval(*learned.accuracy, n=drawn if by == ANSWERS else 0)
         report = LabellerReport(
             name=one.name,
             kind=one.kind,
@@ -295,8 +287,7 @@ def _labellers(
             answers=os.path.relpath(one.answers, folder) if one.answers else None,
             votes=n,
             weight=learned.weight,
-            accuracy=accuracy,
-            by=by,
+            accuracy=learned.accuracy,
             answers_needed=learned.answers_needed,
         )
         reports.append(report)

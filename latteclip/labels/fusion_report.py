@@ -7,8 +7,6 @@ from latteclip.core.files import read_record, write_record
 from latteclip.labels.guarantees import Interval
 
 NAME = "fused_labels.json"  # the file below the results of a dataset
-ANSWERS = "answers"  # an accuracy is known by answers of a person, or by votes and images
-VOTES = "votes"
 UNCHECKED = (
     "The confidence of the labels is that of the labellers and unchecked: the images say too "
     "little of it. Answers of latteclip teach about images drawn at random check it."
@@ -25,8 +23,8 @@ class LabellerReport:
     answers: str | None  # the captioner's answers that they follow from, likewise
     votes: int  # images with a vote
     weight: float  # mean weight of a vote in the labels
-    accuracy: Interval | None  # share of right votes; None: unknown
-    by: str  # what the accuracy follows from: answers, or votes
+    # Share of right votes, by answers or else by votes and images. None: unknown
+    accuracy: Interval | None
     answers_needed: (
         int  # answers about random images from which it would follow, 0 if it is known
     )

@@ -21,7 +21,7 @@ class Interval:
     value: float
     low: float
     high: float
-    n: int  # answers of a person that it rests on
+    n: int  # answers of a person that it rests on; 0: it rests on votes and images
 
     @property
     def words(self) -> str:

@@ -1,11 +1,11 @@
 """State how right a labeller is where that is known: by drawn answers, or by views of images."""
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 from scipy.special import betaincinv
 
+from latteclip.labels.guarantees import Interval
 from latteclip.labels.posterior import Labelled
 from latteclip.labels.votes import Answers, Bools, Ints
 
@@ -17,14 +17,6 @@ MIN_IMAGES = 10.0  # votes of a class, in the geometric mean
 ERROR = 0.03  # of the estimate by views on real sets, and by the number of votes at most
 WIDTH = 0.05  # half of the 95 % interval that the needed answers promise
 Z = 1.96
-
-
-class Interval(NamedTuple):
-    """An estimate with a 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def by_answers(labels: Ints, has: Bools, answers: Answers) -> Interval | None:
@@ -43,7 +35,7 @@ def by_answers(labels: Ints, has: Bools, answers: Answers) -> Interval | None:
     low = float(betaincinv(m, n - m + 1, 0.025)) if m else 0.0
     high = float(betaincinv(m + 1, n - m, 0.975)) if m < n else 1.0
     sure, others = int((right & taught).sum()), total - int(taught.sum())
-    return Interval(*((sure + share * others) / total for share in (m / n, low, high)))
+    return Interval(*((sure + share * others) / total for share in (m / n, low, high)), n=n)
 
 
 def by_views(one: Labelled, is_bounded: bool) -> Interval | None:
@@ -57,7 +49,7 @@ def by_views(one: Labelled, is_bounded: bool) -> Interval | None:
     if sampling > ERROR:
         return None
     error = ERROR + sampling
-    return Interval(a, max(0.0, a - error), min(1.0, a + error))
+    return Interval(a, max(0.0, a - error), min(1.0, a + error), n=0)
 
 
 def answers_needed(votes: int) -> int:

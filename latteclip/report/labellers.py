@@ -16,7 +16,6 @@ from latteclip.core.files import values_of
 from latteclip.core.metadata import LabellerLabelsMetadata
 from latteclip.core.terminal import counted
 from latteclip.labels.fusion_report import (
-    ANSWERS,
     NAME,
     LabellerReport,
     read_fusion_report,
@@ -48,7 +47,6 @@ class Labeller:
     kind: str
     coverage: float  # share of the images that it has a vote about
     accuracy: Interval | None  # share of right votes; None: unknown
-    by_answers: bool = False  # whether answers of a person determine it
     answers_needed: int = 0  # answers about random images that would determine it
     rank: int | None = None  # among those whose accuracy is known; 1: the best
     weight: float | None = None  # weight of a vote in the labels
@@ -126,7 +124,7 @@ def read_labellers(folder: Path) -> Labellers:
     checked = report.answers.checked
     rows += [
         _labeller(folder, report.zero_shot, len(ids)),
-        Labeller(FUSED, FUSED, 1.0, checked.right if checked else None, by_answers=True),
+        Labeller(FUSED, FUSED, 1.0, checked.right if checked else None),
     ]
     truth = tables.lookup_column(
         folder / "images.parquet", tables.IMAGES, "image_id", "label", ids
@@ -154,7 +152,6 @@ def _labeller(folder: Path, one: LabellerReport, n_images: int) -> Labeller:
         kind=one.kind,
         coverage=one.votes / n_images,
         accuracy=one.accuracy,
-        by_answers=one.by == ANSWERS,
         answers_needed=one.answers_needed,
         weight=one.weight,
         asked=asked if asked and asked.requests else None,
@@ -218,7 +215,7 @@ def in_words(labeller: Labeller) -> str:
     if accuracy is None:
         return "unknown without answers"
     value, low, high = (100 * x for x in (accuracy.value, accuracy.low, accuracy.high))
-    by = "answers" if labeller.by_answers else "votes and images"
+    by = "answers" if accuracy.n else "votes and images"
     return f"{value:.1f} % ({low:.1f} to {high:.1f}), by {by}"
 
 

@@ -161,7 +161,7 @@ def test_without_labels_nothing_is_judged_and_answers_judge_all_together(tmp_pat
     assert {one.right for one in found.labellers} == {None}
     assert (found.best_alone, found.answers) == (None, 50)
     fused = found.labellers[-1]
-    assert (fused.accuracy.value, fused.by_answers) == (0.9, True)
+    assert (fused.accuracy.value, fused.accuracy.n) == (0.9, 50)
     assert "90.0 % (80.0 to 95.0), by answers" in labellers(str(tmp_path))
 
 

@@ -51,7 +51,6 @@ def labeller(name="caption", **fields):
         "votes": 6,
         "weight": 1.0,
         "accuracy": Interval(0.8, 0.7, 0.9, 0),
-        "by": "votes",
         "answers_needed": 0,
     }
     return fusion_report.LabellerReport(name=name, **usual | fields)
