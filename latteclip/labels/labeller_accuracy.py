@@ -35,7 +35,8 @@ def by_answers(labels: Ints, has: Bools, answers: Answers) -> Interval | None:
     low = float(betaincinv(m, n - m + 1, 0.025)) if m else 0.0
     high = float(betaincinv(m + 1, n - m, 0.975)) if m < n else 1.0
     sure, others = int((right & taught).sum()), total - int(taught.sum())
-    return Interval(*((sure + share * others) / total for share in (m / n, low, high)), n=n)
+    value, low, high = ((sure + share * others) / total for share in (m / n, low, high))
+    return Interval(value, low, high, n)
 
 
 def by_views(one: Labelled, is_bounded: bool) -> Interval | None:
