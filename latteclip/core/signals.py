@@ -73,6 +73,8 @@ def ending_in_order(saved: str) -> Iterator[Signals]:
 
 def _end_children() -> None:
     """End the processes that this one started, such as an engine with the GPU's memory."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises where a loader ends
     children = multiprocessing.active_children()
     for child in children:
         child.terminate()
