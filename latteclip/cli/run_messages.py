@@ -30,6 +30,8 @@ SIZES = {  # sizes of the models that the documents name
     "vit_base_patch14_reg4_dinov2.lvd142m": " (0.35 GB)",
 }
 
+SHARDS = ("webdataset", "parquet")
+
 
 def started(run: Run, pending: Collection[str]) -> list[str]:
     """Return the datasets of a run, and the downloads among the files that its jobs will write."""
@@ -162,6 +164,8 @@ def _results(dataset: Dataset, page: str) -> Iterator[str]:
 def _predict(dataset: Dataset, model: str) -> str:
     source = dataset.keys.source
     photos = (source.folder if source else None) or "photos"
+    if dataset.keys.split.kind in SHARDS:  # predict reads files of images alone
+        photos = "photos"
     return f"Next, to classify photographs: latteclip predict {shlex.join([model, photos])}"
 
 
