@@ -76,7 +76,7 @@ from latteclip.labels.votes import (
 )
 
 ZERO_SHOT = "zero_shot"  # the name of the class texts among the labellers
-SAMPLE = 2**25  # largest table [n, C] of the images from which the model learns
+SAMPLE = 2**24  # largest table [n, C] of the images from which the model learns
 # Trust in images, and votes of a class, that check a confidence, or answers in their place.
 MIN_FITS, MIN_SIZE, MIN_ANSWERS = 0.3, 3.0, 20
 OPTIONS = 16  # the likeliest classes of an image that are stored
