@@ -80,18 +80,8 @@ def caption_images(
         file=captioner.images_file,
         labeller=labeller,
     )
-    selection = select(
-        images_path,
-        captioner.max_images,
-        pseudo_labels_path,
-        classifier_path,
-        answers_path,
-    )
-    layout = captioner.picture_layout
-    questions = questions_about(
-        images_path, pseudo_labels_path, prompt, layout, shard, selection=selection
-    )
-    _caption(job, questions, prompt)
+    paths = (images_path, pseudo_labels_path, classifier_path, answers_path)
+    _caption(job, *paths, prompt)
 
 
 def caption_groups(
@@ -121,28 +111,36 @@ def caption_groups(
         file_key="captioner.groups_file",
         file=captioner.groups_file,
     )
+    paths = (images_path, pseudo_labels_path, classifier_path, answers_path)
+    _caption(job, *paths, prompt, groups)
+
+
+def _caption(
+    job: CaptionJob,
+    images_path: str,
+    pseudo_labels_path: str | None,
+    classifier_path: str | None,
+    answers_path: str | None,
+    prompt: str,
+    groups: GroupsSection | None = None,
+) -> None:
+    """Write the captions of images, or of groups of images."""
+    layout = job.settings.picture_layout
     selection = select(
         images_path,
-        captioner.max_images,
+        job.settings.max_images,
         pseudo_labels_path,
         classifier_path,
         answers_path,
     )
-    single = captioner.picture_layout
     questions = questions_about(
-        images_path, pseudo_labels_path, prompt, single, shard, groups, selection
+        images_path, pseudo_labels_path, prompt, layout, job.shard, groups, selection
     )
-    _caption(job, questions, prompt, groups)
-
-
-def _caption(
-    job: CaptionJob, questions: Questions, prompt: str, groups: GroupsSection | None = None
-) -> None:
     metadata = CaptionsMetadata(
         source=job.source,
         prompt=prompt,
         retry_prompt=RETRY_PROMPT,
-        layout=job.settings.picture_layout,
+        layout=layout,
         groups=groups,
     )
     if job.settings.reads_file:
