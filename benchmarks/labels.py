@@ -24,7 +24,7 @@ from latteclip.labels.features import read_features
 from latteclip.labels.fusion_report import NAME, read_fusion_report
 from latteclip.labels.label_inputs import LabelInputs, LabellerTable
 from latteclip.labels.label_model import LabelModel, TopK
-from latteclip.labels.write_votes import first_classes
+from latteclip.labels.vote_tables import first_classes
 
 Ints = npt.NDArray[np.int_]
 Scored = tuple[float, float | None]  # right labels, right predictions, percent

@@ -32,7 +32,7 @@ from latteclip.labels.fusion_report import (
 from latteclip.labels.guarantees import Bools, Interval, share_right
 from latteclip.labels.label_inputs import LabelInputs, LabellerTable, read_answers
 from latteclip.labels.label_model import Answers, Floats, Ints, Labeller, LabelModel
-from latteclip.labels.write_votes import VotesTableMetadata, first_classes
+from latteclip.labels.vote_tables import VotesTableMetadata, first_classes
 
 log = logging.getLogger(__name__)
 NO_VOTE = -1

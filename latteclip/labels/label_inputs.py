@@ -22,7 +22,7 @@ from latteclip.core.metadata import EncoderMetadata, ExamplesMetadata
 from latteclip.labels.answers import CHECK, CLASS, UNSURE, Answer, teaching_schema
 from latteclip.labels.features import read_features
 from latteclip.labels.label_model import SCALE, Answers, Floats, Ints, LabelModel, TopK
-from latteclip.labels.write_votes import read_votes
+from latteclip.labels.vote_tables import read_votes
 
 LIKELIHOOD = "likelihood"  # the kind whose scores contain how common an answer is
 

@@ -18,7 +18,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.metadata import UnknownMetadata
 from latteclip.labels.features import read_features
 from latteclip.labels.label_inputs import read_answers
-from latteclip.labels.write_votes import read_class_scores
+from latteclip.labels.vote_tables import read_class_scores
 
 log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float32]

@@ -6,7 +6,6 @@ captioner that scores classes writes its own. C classes, K options of an image.
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,13 +26,12 @@ from latteclip.config.keys import ClipSection, InferenceSection, Section
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import Progress
-from latteclip.labels.label_model import Floats, Ints, TopK
 from latteclip.labels.vote_files import read_file
+from latteclip.labels.vote_tables import VotesTableMetadata
 from latteclip.labels.zero_shot import ZeroShotSettings, encode_zero_shot
 
 log = logging.getLogger(__name__)
 OPTIONS = 16  # classes of a caption that are written
-ITERATIONS = 50  # after which means of images and of classes have converged
 Rows = tuple[Any, Sequence[Any], Sequence[Any]]  # image ids, options, log-probabilities
 
 
@@ -53,17 +51,6 @@ class VotesSettings(Section):
     share: float | None = None  # of the images, about which the file has votes
     zero_shot: ZeroShotSettings | None = None  # another CLIP model that votes
     captions: CaptionEncoder | None = None
-
-
-@dataclass
-class VotesTableMetadata:
-    """The metadata of the votes of such a labeller, a CLASS_SCORES table."""
-
-    classnames: list[str]
-    labeller: str
-    kind: str
-    source: str  # the user's file, or the model
-    leaked: bool = False  # whether the captioner read the pseudo-labels
 
 
 def write_votes(
@@ -210,74 +197,3 @@ def encode_captions(
         features[rows] = encode.encode_texts(clip, clip.tokenizer(batch)).cpu()
         progress.add(len(batch))
     return features
-
-
-def read_votes(
-    path: str, image_ids: pa.ChunkedArray, *, without_bias: bool = False
-) -> TopK:
-    """Return the votes of N images in a CLASS_SCORES table, normalised over their options.
-
-    `without_bias` subtracts the mean score of each class: the likelihood of an answer contains how
-    common the answer is, whatever the image shows.
-    """
-    options, scores = read_class_scores(path, image_ids)
-    if without_bias:
-        scores = scores - _class_means(options, scores)[options]
-    given = options >= 0
-    scores = np.where(given, scores, -np.inf)
-    best = scores.max(axis=1, keepdims=True)
-    best[~np.isfinite(best)] = 0
-    shares = np.exp(scores - best)
-    totals = shares.sum(axis=1, keepdims=True)
-    return TopK(options, (shares / np.maximum(totals, 1e-12)).astype(np.float32))
-
-
-def first_classes(votes: TopK) -> Ints:
-    """Return the likeliest class [N] of each image, -1 without a vote; ties go to the first."""
-    best = votes.probabilities.max(axis=1, keepdims=True)
-    is_best = (votes.probabilities == best) & (votes.classes >= 0)
-    last = np.iinfo(np.int64).max
-    first = np.where(is_best, votes.classes, last).min(axis=1)
-    return np.where(first == last, -1, first).astype(np.int32)
-
-
-def read_class_scores(path: str, image_ids: pa.ChunkedArray) -> tuple[Ints, Floats]:
-    """Return the options of N images and their log-probabilities, from a CLASS_SCORES table.
-
-    Both are [N, K], int64 and float32. Where an image has fewer options than K, which is at least
-    1, the class is -1 and the score minus infinity. UserError names images that the table lacks.
-    """
-    classes, values = (
-        tables.lookup_column(path, tables.CLASS_SCORES, "image_id", name, image_ids)
-        for name in ("options", "log_probabilities")
-    )
-    lengths = pc.fill_null(pc.list_value_length(classes), 0).to_numpy()
-    shape = len(lengths), max(1, lengths.max(initial=0))
-    options = np.full(shape, -1, np.int64)
-    scores = np.full(shape, -np.inf, np.float32)
-    given = np.arange(shape[1]) < lengths[:, None]  # [N, K]
-    options[given] = pc.list_flatten(classes).to_numpy()
-    scores[given] = pc.list_flatten(values).to_numpy()
-    return options, scores
-
-
-def _class_means(options: Ints, scores: Floats) -> Floats:
-    """Return the effects [C] of classes on finite scores [N, K], beside those of images.
-
-    They are alternating means: where images have different options, the mean scores of a class
-    alone would contain how good the other options were.
-    """
-    given = (options >= 0) & np.isfinite(scores)
-    owners, _ = given.nonzero()
-    classes = options[given]
-    values = scores[given].astype(np.float64)
-    n_classes = int(options.max(initial=0)) + 1
-    per_class = np.bincount(classes, minlength=n_classes).clip(min=1)
-    per_image = given.sum(axis=1).clip(min=1)
-    means = np.zeros(n_classes)
-    for _ in range(ITERATIONS):
-        values -= (np.bincount(owners, values, len(scores)) / per_image)[owners]
-        step = np.bincount(classes, values, n_classes) / per_class
-        means += step
-        values -= step[classes]
-    return means.astype(np.float32)

@@ -30,7 +30,7 @@ from latteclip.labels.fusion_report import read_fusion_report
 from latteclip.labels.label_inputs import LabellerTable
 from latteclip.labels.label_model import Answers
 from latteclip.labels.labeller_accuracy import by_answers
-from latteclip.labels.write_votes import VotesTableMetadata
+from latteclip.labels.vote_tables import VotesTableMetadata
 
 OUTPUTS = ("out.parquet", "out.json", "classifier", "votes.parquet", "labellers.parquet")
 C = 6

@@ -23,13 +23,11 @@ from latteclip.config.keys import ClassTextsSection, ClipSection, InferenceSecti
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.labels.pseudo_label_images import pseudo_label_images
+from latteclip.labels.vote_tables import VotesTableMetadata, first_classes, read_votes
 from latteclip.labels.write_votes import (
     OPTIONS,
     CaptionEncoder,
     VotesSettings,
-    VotesTableMetadata,
-    first_classes,
-    read_votes,
     write_votes,
 )
 from latteclip.labels.zero_shot import ZeroShotSettings
