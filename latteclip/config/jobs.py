@@ -11,7 +11,7 @@ from typing import Any
 
 from latteclip.config import hub_names, registry
 from latteclip.config.hub_names import Names
-from latteclip.config.keys import CaptionerSection, MethodSection
+from latteclip.config.keys import CaptionerSection
 from latteclip.config.registry import OBJECTIVES
 from latteclip.config.resolve import Asker, Dataset, Labeller, Method, Run, sections
 from latteclip.core.class_templates import PLACE
@@ -555,7 +555,7 @@ def _resolved(dataset: Dataset) -> Settings:
     keys = dataset.keys
     given = keys.model_dump(exclude_unset=True)
     shown = keys.model_dump(exclude={*DESCRIBED, "size", "methods", "finetune"})
-    methods = {m.name: _shown_method(m.keys) for m in dataset.methods}
+    methods = {m.name: m.keys.model_dump(exclude_none=True) for m in dataset.methods}
     limit = dataset.run.keys.limit
     return {
         "dataset": dataset.name,
@@ -565,10 +565,6 @@ def _resolved(dataset: Dataset) -> Settings:
         **shown,
         "methods": methods,
     }
-
-
-def _shown_method(keys: MethodSection) -> Settings:
-    return keys.model_dump(exclude_none=True)
 
 
 def others(run: Run) -> str:

@@ -116,7 +116,6 @@ OBJECTIVES = {
     ),
     "average_weights": ObjectiveRecord(averages=True),
 }
-PAPER = "latteclip"  # the paper's own objective
 
 # Methods of config.yaml that run by default: on images in the user's own folder, and on other
 # datasets. Where there are image encoders beside CLIP, ENCODERS follows image_prototypes.

@@ -33,11 +33,9 @@ from latteclip.labels.guarantees import Bools, Interval, share_right
 from latteclip.labels.label_inputs import LabelInputs, LabellerTable, read_answers
 from latteclip.labels.label_model import Answers, Floats, Ints, Labeller, LabelModel
 from latteclip.labels.vote_tables import VotesTableMetadata, first_classes
+from latteclip.labels.votes import NO_VOTE, ZERO_SHOT
 
 log = logging.getLogger(__name__)
-NO_VOTE = -1
-ZERO_SHOT = "zero_shot"  # the class texts among the labellers
-FUSED = "fused"
 MIN_WEIGHT = 0.05  # of votes that compare classifiers
 SILENT = Labeller(accuracy=None, identified=False, weight=0.0, answers_needed=0)
 LEAKED = "the captioner was given the zero-shot labels"
@@ -119,14 +117,17 @@ def fuse_labels(
     tables.write(output, columns, tables.FUSED_LABELS, ClassesMetadata(classnames))
     index = tables.read_metadata(images_path, IndexMetadata)
     has_vote = np.any([of_one != NO_VOTE for of_one in labels.values()], axis=0)
-    reports = _labellers(known, model, labellers_files, labels, answers, report_output)
+    votes = {name: int((of_one != NO_VOTE).sum()) for name, of_one in labels.items()}
+    texts = LabellerTable(ZERO_SHOT, ZERO_SHOT, "")
     report = FusionReport(
         classnames=classnames,
         written_names=index.written_names,
         model=known.described["model"],
         pretrained=known.described.get("pretrained"),
-        labellers=[report for report in reports if report.name != ZERO_SHOT],
-        zero_shot=next(report for report in reports if report.name == ZERO_SHOT),
+        labellers=[
+            _labeller(one, votes[one.name], model, report_output) for one in labellers_files
+        ],
+        zero_shot=_labeller(texts, known.n, model, report_output),
         votes=_title(labellers_files),
         voting=int(has_vote.sum()),
         reason=model.reason_,
@@ -263,35 +264,22 @@ def _title(labellers: Sequence[LabellerTable]) -> str:
     return "class scores" if one.column else f"votes of {one.name}"
 
 
-def _labellers(
-    known: LabelInputs,
-    model: LabelModel,
-    labellers: Sequence[LabellerTable],
-    labels: dict[str, Ints],
-    answers: Answers,
-    report_output: str,
-) -> list[LabellerReport]:
-    """Return what the votes of each labeller are worth, and those of the class texts."""
+def _labeller(
+    one: LabellerTable, votes: int, model: LabelModel, report_output: str
+) -> LabellerReport:
+    """Return what so many votes of a labeller are worth."""
     folder = Path(report_output).parent
-    texts = (known.features[0][: known.n] @ known.texts.T).argmax(axis=1)
-    every = [*labellers, LabellerTable(ZERO_SHOT, ZERO_SHOT, "")]
-    reports = []
-    for one in every:
-        learned = model.labellers_.get(one.name, SILENT)
-        votes = labels.get(one.name, texts)
-        n = int((votes != NO_VOTE).sum())
-        report = LabellerReport(
-            name=one.name,
-            kind=one.kind,
-            table=os.path.relpath(one.table, folder) if one.table else None,
-            answers=os.path.relpath(one.answers, folder) if one.answers else None,
-            votes=n,
-            weight=learned.weight,
-            accuracy=learned.accuracy,
-            answers_needed=learned.answers_needed,
-        )
-        reports.append(report)
-    return reports
+    learned = model.labellers_.get(one.name, SILENT)
+    return LabellerReport(
+        name=one.name,
+        kind=one.kind,
+        table=os.path.relpath(one.table, folder) if one.table else None,
+        answers=os.path.relpath(one.answers, folder) if one.answers else None,
+        votes=votes,
+        weight=learned.weight,
+        accuracy=learned.accuracy,
+        answers_needed=learned.answers_needed,
+    )
 
 
 def _answers(

@@ -82,11 +82,11 @@ def _log_choose(n: npt.NDArray[np.int_], k: int) -> Floats:
     return np.asarray(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1))
 
 
-def upper_bound(wrong: int, answers: int) -> float:
+def upper_bound(wrong: int, answers: int, alpha: float = ALPHA) -> float:
     """Return the upper end of Clopper and Pearson's exact one-sided interval for a share."""
     if wrong >= answers:
         return 1.0
-    return float(betaincinv(wrong + 1, answers - wrong, 1 - ALPHA))
+    return float(betaincinv(wrong + 1, answers - wrong, 1 - alpha))
 
 
 def fewest_answers(share: float, *, on_average: bool = False) -> int:

@@ -62,8 +62,9 @@ from latteclip.labels.labeller_accuracy import (
     by_answers,
     by_views,
 )
-from latteclip.labels.posterior import Posterior, Tables
+from latteclip.labels.posterior import Posterior, Tables, decided
 from latteclip.labels.votes import (
+    ZERO_SHOT,
     Answers,
     Bools,
     Floats,
@@ -75,7 +76,6 @@ from latteclip.labels.votes import (
     spaced,
 )
 
-ZERO_SHOT = "zero_shot"  # the name of the class texts among the labellers
 SAMPLE = 2**24  # largest table [n, C] of the images from which the model learns
 # Trust in images, and votes of a class, that check a confidence, or answers in their place.
 MIN_FITS, MIN_SIZE, MIN_ANSWERS = 0.3, 3.0, 20
@@ -229,14 +229,14 @@ class LabelModel:
         for rows in parts(n, c):
             votes = self._dense(rows)
             tables = model.of(self._scores(model, rows), votes)
-            r = _answered(tables.r, place[rows], given)
+            asked = np.flatnonzero(place[rows] >= 0)
+            r = decided(tables.r, asked, given.shares[place[rows][asked]])
             self.labels_[rows] = np.where(r.any(axis=1, keepdims=True), r, tables.r).argmax(
                 axis=1
             )
             sure = confidence.of(tables, votes, self.labels_[rows])
-            asked = place[rows] >= 0
-            of_answers = r[np.arange(len(r)), self.labels_[rows]]
-            self.confidence_[rows] = np.where(asked, of_answers, sure)
+            sure[asked] = r[asked, self.labels_[rows][asked]]
+            self.confidence_[rows] = sure
             images[rows] = tables.q.argmax(axis=1)
             best = np.argsort(-r, axis=1, kind="stable")[:, :k]
             classes[rows], shares[rows] = best, np.take_along_axis(r, best, axis=1)
@@ -295,7 +295,7 @@ class LabelModel:
             return
         r = self.probabilities(self._sample)
         found = []
-        for encoders in dict.fromkeys((1, len(self._features))):
+        for encoders in self._sides():
             sums = Heads(self.n_classes, self._side_by_side(encoders, [0]).shape[1])
             for rows in parts(self.n, self.n_classes):
                 x = self._side_by_side(encoders, rows)
@@ -308,6 +308,10 @@ class LabelModel:
             found.append((heads[None], labels))
         (self.coef_, self.intercept_), self.head_labels_ = found[0]
         (self.joint_coef_, self.joint_intercept_), self.joint_head_labels_ = found[-1]
+
+    def _sides(self) -> list[int]:
+        """Return the numbers of encoders whose features have a head: the first, and all."""
+        return sorted({1, len(self._features)}) if self._features else []
 
     def _side_by_side(self, encoders: int, rows: Any) -> Floats:
         """Return the features [n, D] of some rows by the first encoders."""
@@ -349,9 +353,7 @@ class LabelModel:
             labels = tables.r.argmax(axis=1)
             self.held_out_labels_[part] = labels
             self.held_out_confidence_[part] = Confidence(model).of(tables, votes, labels)
-            for encoders in (
-                dict.fromkeys((1, len(self._features))) if self._features else ()
-            ):
+            for encoders in self._sides():
                 x = self._side_by_side(encoders, self._sample)
                 sums = Heads(self.n_classes, x.shape[1])
                 sums.add(x, model.r, self._folds[self._sample])
@@ -455,17 +457,6 @@ class Confidence:
         if self.model.images or len(votes) == 1:
             return by_votes
         return np.asarray((by_r + by_votes) / 2)
-
-
-def _answered(table: Floats, place: Ints, given: Answers) -> Floats:
-    """Return a posterior [n, C] that answers decide, by their places [n] or -1."""
-    rows = np.flatnonzero(place >= 0)
-    if not len(rows):
-        return table
-    table = table.copy()
-    shares = (table[rows] + 1e-9) * given.shares[place[rows]]
-    table[rows] = shares / np.maximum(shares.sum(axis=1, keepdims=True), 1e-12)
-    return table
 
 
 def _by_folds(heads: Mapping[int | None, Head], x: Floats, folds: Ints) -> Floats:

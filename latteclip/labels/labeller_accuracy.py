@@ -3,9 +3,8 @@
 import math
 
 import numpy as np
-from scipy.special import betaincinv
 
-from latteclip.labels.guarantees import Interval
+from latteclip.labels.guarantees import ALPHA, Interval, upper_bound
 from latteclip.labels.posterior import Labelled
 from latteclip.labels.votes import Answers, Bools, Ints
 
@@ -32,8 +31,7 @@ def by_answers(labels: Ints, has: Bools, answers: Answers) -> Interval | None:
     n, m, total = int(drawn.sum()), int((right & drawn).sum()), int(has.sum())
     if n < MIN_DRAWN:
         return None
-    low = float(betaincinv(m, n - m + 1, 0.025)) if m else 0.0
-    high = float(betaincinv(m + 1, n - m, 0.975)) if m < n else 1.0
+    low, high = 1 - upper_bound(n - m, n, ALPHA / 2), upper_bound(m, n, ALPHA / 2)
     sure, others = int((right & taught).sum()), total - int(taught.sum())
     value, low, high = ((sure + share * others) / total for share in (m / n, low, high))
     return Interval(value, low, high, n)

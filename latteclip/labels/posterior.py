@@ -207,12 +207,7 @@ class Posterior:
 
     def put(self, table: Floats) -> Floats:
         """Return a posterior [n, C] that answers decide where there are some."""
-        if not len(self.answers.rows):
-            return table
-        table = table.copy()
-        rows = self.answers.rows
-        table[rows] = normalised((table[rows] + 1e-9) * self.answers.shares)
-        return table
+        return decided(table, self.answers.rows, self.answers.shares)
 
     # --- what is known before learning ------------------------------------------------------------
 
@@ -482,6 +477,15 @@ class Posterior:
                     size = np.sqrt(max(np.vdot(a, a) * np.vdot(b, b), TINY))
                     rho[i, j] = rho[j, i] = max(0.0, np.vdot(a, b) / size)
         return rho
+
+
+def decided(table: Floats, rows: Ints, shares: Floats) -> Floats:
+    """Return a posterior [n, C] in which answers [A, C] decide about some rows."""
+    if not len(rows):
+        return table
+    table = table.copy()
+    table[rows] = normalised((table[rows] + 1e-9) * shares)
+    return table
 
 
 def _flattening(q: Floats, named: float) -> float:

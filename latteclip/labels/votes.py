@@ -10,7 +10,8 @@ import numpy.typing as npt
 Floats = npt.NDArray[Any]
 Ints = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
-NONE = -1  # the number that stands for no class
+NO_VOTE = -1  # in place of the class
+ZERO_SHOT = "zero_shot"  # the name of the class texts among the labellers
 CELLS = 2**22  # entries of the largest table of a part of the rows
 
 
@@ -18,7 +19,7 @@ CELLS = 2**22  # entries of the largest table of a part of the rows
 class Votes:
     """The options of N images by one labeller, and their probabilities."""
 
-    options: Ints  # [N, K], NONE where there is none
+    options: Ints  # [N, K], NO_VOTE where there is none
     shares: Floats  # [N, K] of sum 1, or 0 where the labeller is silent
 
     @classmethod

@@ -21,13 +21,12 @@ from latteclip.labels.fusion_report import (
     read_fusion_report,
 )
 from latteclip.labels.guarantees import Interval
+from latteclip.labels.votes import NO_VOTE, ZERO_SHOT
 from latteclip.report.runs import read_answers
 
 Labels = npt.NDArray[np.int32]
 LABELLER_LABELS = "labeller_labels.parquet"  # beside the report on the labels
 PAIRS = 10  # pairs of classes on which labellers differ most
-NO_VOTE = -1
-ZERO_SHOT = "zero_shot"
 FUSED = "fused"
 
 
