@@ -2,7 +2,6 @@
 
 import difflib
 import errno
-import shutil
 from collections.abc import Iterable, Iterator
 
 # The end of a sentence on a damaged file that a command or the workflow wrote.
@@ -16,9 +15,12 @@ MIB = 2**20
 GIB = 2**30
 SHARED_MEMORY = "/dev/shm"
 WORKER_KILLED = (
-    "A process that loads images was killed, mostly because memory ran out; lower threads of this "
-    "stage."
+    f"A process that loads images was killed, mostly because memory or {SHARED_MEMORY} is full; "
+    "lower threads of this stage, or start a container with more of them (docker run "
+    "--shm-size=8g; Apptainer: --bind /dev/shm)."
 )
+# As torch puts it; of a bus error, it names the one cause that it knows.
+WORKER_WORDS = ("shared memory", "Bus error", "killed by signal", "exited unexpectedly")
 
 
 class UserError(Exception):
@@ -71,14 +73,5 @@ def refused_by_system(error: BaseException) -> str | None:
 def worker_failure(error: BaseException) -> str | None:
     """Return the message for a full /dev/shm or a killed worker. None: it is another error."""
     text = f"{error} {error.__cause__}"
-    if not isinstance(error, RuntimeError) or "DataLoader worker" not in text:
-        return None
-    if "shared memory" in text or "Bus error" in text:
-        total, _, free = shutil.disk_usage(SHARED_MEMORY)
-        return (
-            f"{SHARED_MEMORY} has {total // MIB} MiB, {free // MIB} of them free, too few for the "
-            "processes that load images; lower threads of this stage, or start the container with "
-            "more of it (docker run --shm-size=8g; Apptainer: --bind /dev/shm)."
-        )
-    killed = "killed by signal" in text or "exited unexpectedly" in text
-    return WORKER_KILLED if killed else None
+    is_worker = isinstance(error, RuntimeError) and "DataLoader worker" in text
+    return WORKER_KILLED if is_worker and any(w in text for w in WORKER_WORDS) else None
