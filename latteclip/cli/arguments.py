@@ -97,7 +97,6 @@ OPTIONS = {
     "results": "a dataset's folder: results/<dataset>",
     "scores": "which classes are scored, and how",
     "shard": "which part of how many",
-    "shell": "name of the shell",
     "store": "folder of the answers that outlive this run (default: they are not cached)",
     "threads": "CPU threads (default: all)",
     "labeller": "its name, where captions or scores are those of a labeller",

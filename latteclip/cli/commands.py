@@ -24,7 +24,6 @@ COMMANDS = {  # users' commands: the modules of their functions, in the order of
     "export": "latteclip.deploy.export",
     "status": "latteclip.cli.status",
     "doctor": "latteclip.cli.doctor",
-    "completion": "latteclip.cli.main",
 }
 # The commands of the workflow's rules, in the order of the stages.
 STAGES = {  # by command: the module of its function

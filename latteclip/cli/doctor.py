@@ -12,18 +12,15 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import psutil
 import requests
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub import constants
 
 from latteclip import __version__
 from latteclip.cli import runs
-from latteclip.config import checks, hub_names, layers
-from latteclip.config.registry import EngineRecord
+from latteclip.config import checks, layers
 from latteclip.config.resolve import Run
 from latteclip.core import gpus
 from latteclip.core.errors import CORES, GIB, UserError, first_line
@@ -35,7 +32,6 @@ NOT_READY = 1  # exit status
 DISK_WANTED = 40
 DISK_NEEDED = 2  # GiB
 MEMORY_WANTED = 8  # GiB
-VLLM_MEMORY = 3 * GIB  # about what vLLM takes for CUDA, its graphs and a step
 HUB_TIMEOUT, IMPORT_TIMEOUT = 5, 180  # seconds
 REFUSED = {401, 403}  # what a server answers without a valid key
 COLOURS = {"ok": "green", "note": "bold", "warning": "yellow"}
@@ -55,16 +51,13 @@ Finding = tuple[str, str]
 Check = Callable[[], Iterator[Finding]]
 
 
-def doctor(
-    config: Sequence[str] = (), configfile: Sequence[str] = (), json_output: bool = False
-) -> int:
+def doctor(config: Sequence[str] = (), configfile: Sequence[str] = ()) -> int:
     """Check this machine, and name what needs repair.
 
     Args:
         config: KEY=VALUE, as snakemake takes it: captioner={'batch_size':50}
     """
     status = 0
-    results = []
     all_checks: dict[str, Check] = {
         **CHECKS,
         "config": partial(configured, config, configfile),
@@ -74,15 +67,8 @@ def doctor(
         for level, text in findings(check):
             if level == "warning":
                 status = NOT_READY
-            if json_output:
-                results.append({"check": name, "level": level, "text": text})
-                continue
             coloured = paint(f"{level:7}", COLOURS[level], sys.stdout)
-            print(f"{coloured}  {name:9}  {text}", flush=True)
-    if json_output:
-        print(
-            for_terminal(json.dumps({"ready": status == 0, "findings": results}, indent=2))
-        )
+            print(f"{coloured}  {name:9}  {for_terminal(text)}", flush=True)
     return status
 
 
@@ -173,35 +159,14 @@ def configured(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
 
 
 def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
-    """Report whether the captioner's server can be reached, or what its weights leave of a GPU."""
+    """Report whether the captioner's server, if it has one, answers and takes the key."""
     asker = Run(layers.defaults(), layers.given(pairs, files)).datasets[0].asker
-    values, engine = asker.captioner, asker.engine
-    if engine.address is not None:
-        yield from _server(values.engine, engine)
-    memory = gpus.query("memory.total")
-    # Where CPU and GPU share their memory, the driver tells none.
-    if not memory or not memory[0][0].isdecimal() or not engine.reserves_memory:
+    engine = asker.engine
+    if engine.address is None:
         return
-    model = values.model
-    weights = sum(file.stat().st_size for file in _weights(model, values.revision))
-    if not weights:
-        yield "note", f"{model} is not in the cache yet"
-        return
-    usable = int(memory[0][0]) * 2**20 * values.gpu_memory_utilization
-    rest = (usable - weights / values.tensor_parallel_size - VLLM_MEMORY) / GIB
-    text = f"{model}: its weights leave about {rest:.1f} GiB of a GPU for requests"
-    if rest > 1:
-        yield "ok", text
-    else:
-        remedy = "raise captioner.gpu_memory_utilization or captioner.tensor_parallel_size"
-        yield "warning", f"{text}; {remedy}"
-
-
-def _server(name: str, engine: EngineRecord) -> Iterator[Finding]:
-    """Report whether the server of an engine answers, and whether it takes the key."""
-    url = os.environ.get(str(engine.address), "").rstrip("/")
+    url = os.environ.get(engine.address, "").rstrip("/")
     if not url:
-        yield "warning", f"engine {name} needs a server; export {engine.address}"
+        yield "warning", f"the captioner needs a server; export {engine.address}"
         return
     if engine.decides:
         url = decisions_address(url)
@@ -214,35 +179,14 @@ def _server(name: str, engine: EngineRecord) -> Iterator[Finding]:
             f"{url}/models", headers=headers, timeout=HUB_TIMEOUT, allow_redirects=False
         )
     except requests.RequestException as error:
-        yield (
-            "warning",
-            f"{where} does not answer ({type(error).__name__}); see that it runs",
-        )
+        problem = f"{where} does not answer ({type(error).__name__}); see that it runs"
+        yield "warning", problem
         return
     if reply.status_code in REFUSED:
-        yield (
-            "warning",
-            f"{where} wants a valid key (HTTP {reply.status_code}); export {engine.key}",
-        )
+        problem = f"{where} wants a valid key (HTTP {reply.status_code})"
+        yield "warning", f"{problem}; export {engine.key}"
         return
     yield "ok", f"{where} answers"
-    if not key:
-        yield "note", f"{engine.key} is not set; servers of providers ask for a key"
-
-
-def _weights(model: str, revision: str | None) -> list[Path]:
-    """Return the weights of a captioner in a folder or in the cache of the hub, if it has them."""
-    folder = model
-    if not hub_names.is_folder(model):
-        try:
-            folder = snapshot_download(model, revision=revision, local_files_only=True)
-        except LocalEntryNotFoundError:
-            return []
-    return [
-        file
-        for file in Path(folder).glob("*.safetensors")
-        if "consolidated" not in file.name
-    ]
 
 
 def hub() -> Iterator[Finding]:

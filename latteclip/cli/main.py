@@ -9,9 +9,8 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from functools import partial
-from io import UnsupportedOperation
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from latteclip import __version__
 from latteclip.cli import arguments
@@ -46,16 +45,6 @@ exit status:
   130  interrupted; captions and checkpoints are saved
   143  interrupted by SIGTERM: a cluster's time limit, scancel
 """
-
-
-def open_closed() -> None:
-    """Open the standard streams that are closed, so that no other file takes their numbers.
-
-    A closed output can still not be written. Messages are lost with a closed stderr.
-    """
-    for name, mode in {"stdin": "r", "stdout": "r", "stderr": "w"}.items():
-        if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115
 
 
 def drop_unwritten() -> None:
@@ -176,28 +165,6 @@ def parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
     return top
 
 
-def completion(shell: Literal["bash", "zsh", "fish", "tcsh"], /) -> None:
-    """Print the shell's completion script.
-
-    Put a line into the shell's start-up file:
-      bash (~/.bashrc)                  eval "$(latteclip completion bash)"
-      zsh  (~/.zshrc, after compinit)   eval "$(latteclip completion zsh)"
-      fish (~/.config/fish/config.fish) latteclip completion fish | source
-      tcsh (~/.tcshrc)                  eval "`latteclip completion tcsh`"
-    """
-    import shtab
-
-    top = parser()
-    [commands_action] = (
-        a for a in top._actions if isinstance(a, argparse._SubParsersAction)
-    )
-    for sub in commands_action.choices.values():
-        for action in sub._actions:
-            if action.nargs != 0 and not action.choices:
-                action.complete = shtab.FILE
-    print(shtab.complete(top, shell=shell))
-
-
 def _dashed(function: str) -> str:
     return function.replace("_", "-")
 
@@ -209,7 +176,6 @@ def main(given: Sequence[str] | None = None) -> int:
     # And this: what Apple's GPU cannot compute, such as some resizing, the CPU does.
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     given = sys.argv[1:] if given is None else given
-    open_closed()
     debug = "--debug" in given
     log = start_log(debug=debug)
     try:
@@ -221,10 +187,6 @@ def main(given: Sequence[str] | None = None) -> int:
         return stopped.status if isinstance(stopped, Terminated) else INTERRUPTED
     except Exception as error:
         of_system = full_disk(error) or refused_by_system(error)
-        if isinstance(error, UnsupportedOperation) and not sys.stdout.writable():
-            of_system = (
-                "The standard output is closed; open it, or give --output if there is one."
-            )
         of_user = str(error) if isinstance(error, UserError) else of_system
         if sentence := of_user or worker_failure(error):
             log.error("error: %s", sentence, exc_info=debug)

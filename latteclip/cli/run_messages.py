@@ -24,12 +24,6 @@ STOPPED = (
 TRACEBACK = "Traceback (most recent call last):"
 LAST = 20  # lines of a log
 MAX_MESSAGE = 2_000  # characters
-SIZES = {  # sizes of the models that the documents name
-    "ViT-B-32@laion2b_s34b_b79k": " (0.6 GB)",
-    "llava-hf--llava-v1.6-mistral-7b-hf": " (15.1 GB)",
-    "vit_base_patch14_reg4_dinov2.lvd142m": " (0.35 GB)",
-}
-
 SHARDS = ("webdataset", "parquet")
 
 
@@ -91,7 +85,7 @@ def _downloads(run: Run, pending: Collection[str]) -> Iterator[str]:
             yield f"To download: the images of {dataset.whole} ({size})."
     models = run.hub_models("clip") | run.hub_models("captioner") | run.hub_encoders
     repos = [
-        f"{' '.join(filter(None, names.values()))}{SIZES.get(slug, '')}"
+        " ".join(filter(None, names.values()))
         for slug, names in models.items()
         if jobs.MODEL_NOTE.format(model=slug) in pending
     ]
@@ -145,20 +139,11 @@ def _results(dataset: Dataset, page: str) -> Iterator[str]:
         elif not audits:
             yield f"Next, to estimate its accuracy: latteclip audit {results}"
         yield _predict(dataset, model if suffix else results)
-        if len(dataset.labellers) > 1:
-            yield f"Next, to see the accuracy of each labeller: latteclip labellers {results}"
     if not dataset.candidates:
         for method in dataset.methods:
             model = f"{method.folder(method.seeds[0])}/model"
             if os.path.isdir(model):
                 yield _predict(dataset, model)
-    # Trainings that did not finish.
-    for folder in sorted(Path(results).glob("*/seed*/checkpoint*")):
-        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        yield (
-            f"{folder} ({size / 1e6:,.0f} MB) is of a training that did not finish. Remove it "
-            "unless you want to go on with that training."
-        )
 
 
 def _predict(dataset: Dataset, model: str) -> str:

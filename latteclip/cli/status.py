@@ -5,18 +5,14 @@ follows. Nothing is run or written. As a program, this module is Snakemake's com
 --summary lists jobs as lines of JSON: its own has no reasons, and a dry run no finished jobs.
 """
 
-import ast
-import contextlib
 import json
-import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import timedelta
+from itertools import groupby
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from latteclip.cli import runs
 from latteclip.cli.commands import STAGES
@@ -31,9 +27,7 @@ SHARED = "all datasets"
 COLOURS = {"done": "green", "stale": "yellow", "missing": "red"}
 FOLLOWING = ("Missing output files", "Input files updated by another job")
 MAX_REASON = 70  # characters
-# The beginning of an error of Snakemake.
-HEAD = re.compile(r"^(?:\w*(?:Error|Exception)\b.*:$|\S+: error:)", re.MULTILINE)
-PLACE = re.compile(r'^ *File ".*$', re.MULTILINE)
+Job = dict[str, Any]  # see `summary`
 
 
 def status(
@@ -42,7 +36,6 @@ def status(
     config: Sequence[str] = (),
     configfile: Sequence[str] = (),
     estimate: bool = False,
-    json_output: bool = False,
 ) -> None:
     """Show which stages are done, stale or missing, and why.
 
@@ -57,99 +50,42 @@ def status(
     if estimate:
         from latteclip.cli import estimate as estimates
 
-        text = estimates.estimate(datasets, config, configfile, json_output=json_output)
-        print(for_terminal(text))
+        print(for_terminal(estimates.estimate(datasets, config, configfile)))
         return
     names = [Path(dataset).name for dataset in datasets]
-    names_some = bool(configfile) or any(pair.startswith("dataset=") for pair in config)
-    if not names and not names_some:
+    if not (names or configfile or any(pair.startswith("dataset=") for pair in config)):
         known = dict.fromkeys([*layers.datasets(), *run_options.noted_datasets()])
         names = [key for key in known if (RESULTS / key).is_dir()]
-    frames = [_jobs(options) for options in _options(names, config, configfile)]
-    jobs = pd.concat(frames).drop_duplicates("outputs")  # datasets share some
-    jobs = jobs.sort_values(["is_shared", "dataset", "stage", "wildcards"])
-    if json_output:
-        print(for_terminal(json.dumps(_as_json(jobs), indent=2)))
-        return
-    print(*_lock(), *_table(jobs), *_queue(), sep="\n")
+    jobs: dict[str, Job] = {}  # by their outputs: datasets share some
+    for options in _options(names, config, configfile):
+        for job in _jobs(options):
+            jobs.setdefault(job["outputs"], job)
+    in_order = sorted(jobs.values(), key=lambda job: job["order"])
+    print(*_lock(), *_table(in_order), *_queue(), sep="\n")
 
 
 def _options(
-    names: Sequence[str],
-    config: Sequence[str],
-    configfiles: Sequence[str],
+    names: Sequence[str], config: Sequence[str], configfiles: Sequence[str]
 ) -> Iterator[list[str]]:
     """Yield options of Snakemake, once for all datasets that were last run with the same ones."""
-    given = (tuple(configfiles), tuple(config))
-    datasets: dict[tuple[tuple[str, ...], ...], list[str]] = {} if names else {given: []}
+    datasets: dict[tuple[str, ...], list[str]] = {} if names else {tuple(config): []}
     for name in names:
-        noted = None if config or configfiles else run_options.read_options(name)
-        if noted is None:
-            if given == ((), ()):
-                _refuse_unknown(name)
-            datasets.setdefault(given, []).append(name)
-            continue
-        values = {key: value for key, value in noted.items() if key != "dataset"}
-        pairs = tuple(run_options.pairs(values))
-        options = ((), pairs)
-        limit = values.get("limit")
-        suffix = "" if limit is None else f"_{limit}"
-        datasets.setdefault(options, []).append(name.removesuffix(suffix))
-    for (files, pairs), keys in datasets.items():
-        if keys:
-            pairs += (f"dataset={json.dumps(keys)}",)
-        flags = {"--configfile": files, "--config": pairs}
-        yield [word for flag, words in flags.items() if words for word in (flag, *words)]
-
-
-def _refuse_unknown(name: str) -> None:
-    """Raise UserError for a dataset that only limited runs know."""
-    limited = [
-        noted
-        for noted in run_options.noted_datasets()
-        if re.fullmatch(rf"{re.escape(name)}_\d+", noted)
-    ]
-    if limited and name not in layers.datasets():
-        raise UserError(
-            f"{name} was run with a limit only: latteclip status {limited[-1]} shows that run, and "
-            f"latteclip status {name} --estimate what the whole takes."
-        )
-
-
-def _as_json(jobs: pd.DataFrame) -> dict[str, Any]:
-    """Return the lock, the queue, and the jobs and costs of each dataset for programs."""
-    datasets = []
-    for name, of_dataset in jobs.groupby("dataset", sort=False):
-        columns = of_dataset[["rule", "method", "seed", "state", "why", "outputs"]]
-        rows = columns.astype(object).where(columns.notna(), None).to_dict("records")
-        for row in rows:
-            row["outputs"] = row["outputs"].split()
-        costs = [_cost_values(job) for job in job_costs(RESULTS / str(name))]
-        datasets.append({"dataset": name, "jobs": rows, "costs": costs})
-    queue: list[dict[str, str]] | None = None
-    with contextlib.suppress(UserError):  # the cluster does not answer
-        queue = [job._asdict() for job in runs.queue()]
-    return {"lock": _lock_sentence(), "queue": queue, "datasets": datasets}
-
-
-def _cost_values(job: JobCost) -> dict[str, Any]:
-    return {
-        "rule": job.rule,
-        "run": job.run,
-        "seconds": job.seconds,
-        "cpu_seconds": job.cpu_seconds,
-        "gpu_seconds": job.gpu_seconds,
-        "memory_mib": job.memory,
-    }
-
-
-def _lock_sentence() -> str | None:
-    program = "snakemake" if run_options.has_own_workflow() else "latteclip workflow"
-    return runs.describe_lock(f"{program} --unlock")
+        pairs, key = tuple(config), name
+        noted = run_options.read_options(name)
+        if noted and not (config or configfiles):
+            noted.pop("dataset", None)
+            pairs = tuple(run_options.pairs(noted))
+            key = name.removesuffix(f"_{noted.get('limit')}")
+        datasets.setdefault(pairs, []).append(key)
+    files = ["--configfile", *configfiles] if configfiles else []
+    for pairs, keys in datasets.items():
+        words = [*pairs, f"dataset={json.dumps(keys)}"] if keys else [*pairs]
+        yield [*files, "--config", *words] if words else files
 
 
 def _lock() -> Iterator[str]:
-    if sentence := _lock_sentence():
+    program = "snakemake" if run_options.has_own_workflow() else "latteclip workflow"
+    if sentence := runs.describe_lock(f"{program} --unlock"):
         yield f"{paint('lock', 'bold', sys.stdout)}: {sentence}\n"
 
 
@@ -163,49 +99,45 @@ def _queue() -> Iterator[str]:
         yield f"{title}: {error}"
 
 
-def _jobs(options: Sequence[str]) -> pd.DataFrame:
-    """Return the jobs (see `summary`), or raise UserError with the message of Snakemake."""
+def _jobs(options: Sequence[str]) -> Iterator[Job]:
+    """Yield the jobs, or raise UserError with the message of Snakemake."""
     package = ["--snakefile", str(layers.SNAKEFILE), "--directory", "."]
     workflow = [] if run_options.has_own_workflow() else package
-    command = [
-        sys.executable,
-        "-m",
-        "latteclip.cli.status",
-        "--nocolor",
-        *workflow,
-        *options,
-    ]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    program = [sys.executable, "-m", "latteclip.cli.status", "--nocolor"]
+    run = subprocess.run(
+        [*program, *workflow, *options], capture_output=True, text=True, check=False
+    )
     if run.returncode:
-        message = PLACE.sub("", HEAD.split(run.stderr)[-1])
-        raise UserError(f"Snakemake failed: {one_line(message)}")
-    lines = (line for line in run.stdout.splitlines() if line.startswith("{"))
-    return pd.DataFrame(map(json.loads, lines))
+        raise UserError(f"Snakemake failed: {run.stderr.strip()}")
+    return (json.loads(line) for line in run.stdout.splitlines() if line.startswith("{"))
 
 
 async def summary(dag: Any, detailed: bool = False) -> AsyncIterator[str]:
     """Yield each job that writes files as JSON, in place of `DAG.summary`."""
-    order = {rule: number for number, rule in enumerate(STAGES)}
+    stages = list(STAGES)
     for job in dag.jobs:
-        if job.output:
-            reason = dag.reason(job)
-            wildcards = dict(job.wildcards.items())
-            exists = all(
-                [file in job.temp_output or await file.exists() for file in job.output]
-            )
-            values = {
-                "is_shared": "dataset" not in wildcards,
-                "dataset": wildcards.get("dataset", SHARED),
-                "stage": order.get(job.rule.name.removesuffix("_shard"), len(order)),
-                "rule": job.rule.name,
-                "method": wildcards.get("method", ""),
-                "seed": wildcards.get("seed"),
-                "wildcards": str(wildcards),
-                "outputs": str(job.output),
-                "state": ("stale" if reason else "done") if exists else "missing",
-                "why": _why(reason, exists=exists),
-            }
-            yield json.dumps(values)
+        if not job.output:
+            continue
+        reason = dag.reason(job)
+        wildcards = dict(job.wildcards.items())
+        exists = all(
+            [file in job.temp_output or await file.exists() for file in job.output]
+        )
+        rule = job.rule.name
+        name = rule.removesuffix("_shard")
+        stage = stages.index(name) if name in stages else len(stages)
+        dataset = wildcards.get("dataset", SHARED)
+        values = {
+            "order": ["dataset" not in wildcards, dataset, stage, str(wildcards)],
+            "dataset": dataset,
+            "rule": rule,
+            "method": wildcards.get("method", ""),
+            "seed": wildcards.get("seed"),
+            "outputs": str(job.output),
+            "state": ("stale" if reason else "done") if exists else "missing",
+            "why": _why(reason, exists=exists),
+        }
+        yield json.dumps(values)
 
 
 def _why(reason: Any, *, exists: bool) -> str:
@@ -214,70 +146,30 @@ def _why(reason: Any, *, exists: bool) -> str:
         return "" if exists else "not needed"
     parts = str(reason).split("; ")
     if parts[0].startswith("Params have changed"):
-        changes = reason.params_changed
-        text = f"settings changed{changed_settings(changes.only_old, changes.only_new)}"
-    else:
-        late = "an earlier stage will run" if exists else "not run yet"
-        text = next((part for part in parts if not part.startswith(FOLLOWING)), late)
+        return "settings or code changed"
+    late = "an earlier stage will run" if exists else "not run yet"
+    text = next((part for part in parts if not part.startswith(FOLLOWING)), late)
     return one_line(text.replace(" since last execution", ""), MAX_REASON)
 
 
-def changed_settings(before: Iterable[str], now: Iterable[str]) -> str:
-    """Return `: key old -> new` for each changed key of parameters, as Python writes them.
-
-    Of a parameter that is not a JSON object, such as a prompt, only the new value is given.
-    """
-    old = dict(_settings(before))
-    parts = []
-    for key, value in dict(_settings(now)).items():
-        if key in old and old[key] == value:
-            continue
-        if value is None:
-            parts.append(f"now {key}")
-        else:
-            parts.append(f"{key} {old.get(key, 'unset')} -> {value}")
-    return f": {', '.join(parts)}" if parts else ""
-
-
-def _settings(parameters: Iterable[str]) -> Iterator[tuple[str, str | None]]:
-    """Yield dotted keys and values of JSON objects among parameters, and other texts with None."""
-    for parameter in parameters:
-        text = str(ast.literal_eval(parameter))
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = None
-        if isinstance(value, dict):
-            yield from _leaves(value)
-        else:
-            yield json.dumps(text, ensure_ascii=False), None
-
-
-def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, json.dumps(value, ensure_ascii=False)
-
-
-def _table(jobs: pd.DataFrame) -> Iterator[str]:
+def _table(jobs: Sequence[Job]) -> Iterator[str]:
     """Yield a block per dataset, with a line for the jobs of a rule, method and state."""
-    for name, of_dataset in jobs.groupby("dataset", sort=False):
-        done = (of_dataset["state"] == "done").sum()
-        title = paint(for_terminal(str(name)), "bold", sys.stdout)
-        yield f"{title}: {done} of {len(of_dataset)} jobs done"
-        alike = of_dataset.groupby(["rule", "method", "state", "why"], sort=False)
-        for key, seeds in alike["seed"]:
-            rule, run, state, why = map(str, key)
-            numbers = list(seeds.dropna())
-            if numbers:
-                word = "seed" if len(numbers) == 1 else "seeds"
-                run += f", {word} {', '.join(numbers)}"
+    for name, of_dataset in groupby(jobs, key=lambda job: str(job["dataset"])):
+        lines: dict[tuple[str, ...], list[str]] = {}  # seeds
+        n_done = n = 0
+        for job in of_dataset:
+            n += 1
+            n_done += job["state"] == "done"
+            key = (job["rule"], job["method"], job["state"], job["why"])
+            lines.setdefault(key, []).extend(filter(None, [job["seed"]]))
+        title = paint(for_terminal(name), "bold", sys.stdout)
+        yield f"{title}: {n_done} of {n} jobs done"
+        for (rule, run, state, why), seeds in lines.items():
+            if seeds:
+                run += f", {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}"
             coloured = paint(f"{state:7}", COLOURS[state], sys.stdout)
-            line = f"  {coloured}  {rule:22}  {run:34}  {why}"
-            yield line.rstrip()
-        yield from _costs(RESULTS / str(name))
+            yield f"  {coloured}  {rule:22}  {run:34}  {why}".rstrip()
+        yield from _costs(RESULTS / name)
         yield ""
 
 

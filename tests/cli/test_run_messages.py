@@ -51,15 +51,10 @@ def test_a_run_ends_with_page_model_and_next_commands(mine, tmp_path):
         "reason": "It is better.",
     }
     write(results / "selection.json", json.dumps(selection))
-    write(
-        results / "recommended" / "seed1" / "checkpoint" / "step-1" / "state",
-        "0" * 2_000_000,
-    )
     text = "\n".join(run_messages.finished(found, [page]))
     assert page in text and "recommended, seed 2, in results/mine/model" in text
     assert "latteclip audit results/mine" in text
     assert "latteclip predict results/mine photos" in text
-    assert "results/mine/recommended/seed1/checkpoint (2 MB)" in text
     run = Accuracy("recommended", 2, 0.713, 0.601, 0.802)
     said = "It is better by 3 points."
     audit = Audit("mine", "train", 90, 50, 3, 0, "p", said, [run], [])

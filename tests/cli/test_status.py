@@ -1,11 +1,7 @@
-import json
 import re
-
-import pytest
 
 from latteclip.cli import status
 from latteclip.core import run_options
-from latteclip.core.errors import UserError
 
 
 def test_a_dataset_is_looked_at_with_the_options_of_its_last_run(tmp_path, monkeypatch):
@@ -21,8 +17,6 @@ def test_a_dataset_is_looked_at_with_the_options_of_its_last_run(tmp_path, monke
     ]
     given = status._options(["a"], ["seeds=2"], [])
     assert list(given) == [["--config", "seeds=2", 'dataset=["a"]']]
-    with pytest.raises(UserError, match="latteclip status c_64"):
-        list(status._options(["c"], [], []))
 
 
 def files_of(root):
@@ -44,17 +38,6 @@ def test_stages_are_done_stale_or_missing_and_the_reason_follows(finished_copy):
     stages, _, _ = run.stdout.partition("SLURM queue")  # which this machine may have
     lines = [re.split(r"\s{2,}", line.strip()) for line in stages.splitlines() if line]
     assert re.match(r"demo: \d+ of 12 jobs done", lines[0][0])
-    [why] = [line[-1] for line in lines if line[:2] == ["stale", "index_images"]]
-    assert re.match(r"settings changed: now \"code index_images \w+\"", why)
+    assert ["stale", "index_images", "settings or code changed"] in lines
     assert ["stale", "finetune", "flyp, seed 0", "an earlier stage will run"] in lines
     assert ["missing", "finetune", "flyp, seed 1", "not run yet"] in lines
-    run = finished_copy.latteclip(*words, "--json")
-    assert run.returncode == 0, run.stdout
-    found = json.loads(run.stdout)
-    [demo] = [one for one in found["datasets"] if one["dataset"] == "demo"]
-    states = {(job["rule"], job["seed"]): job["state"] for job in demo["jobs"]}
-    assert states["index_images", None] == "stale"
-    assert states["finetune", "0"] == "stale" and states["finetune", "1"] == "missing"
-    assert len(demo["jobs"]) == 12
-    assert any(cost["rule"] == "index_images" for cost in demo["costs"])
-    assert found["lock"] is None

@@ -92,7 +92,6 @@ RECIPES = {
         "latteclip/evaluate/count_colours.py": STAGE,
         COMMANDS: (STAGES, '    "count_colours": "latteclip.evaluate.count_colours",\n'),
         "workflow/rules/evaluation.smk": ("", RULE),
-        "latteclip/cli/estimate.py": ("GROWS = {\n", '    "count_colours": IMAGES,\n'),
     },
     "an objective": {
         "latteclip/train/objectives/toy.py": OBJECTIVE,
