@@ -43,9 +43,8 @@ def read(path: Path) -> Iterator[tuple[str, Ints, Evidence]]:
     for kind in dict.fromkeys(kind for row in rows for kind in answers_by_kind(row)):
         used = [i for i, row in enumerate(rows) if kind in answers_by_kind(row)]
         _, truth = np.unique([rows[i]["class"] for i in used], return_inverse=True)
-        plain = features[used]
         names = read_names([answers_by_kind(rows[i])[kind] for i in used])
-        yield f"{path.stem} {kind}", truth, Evidence.of(whitened(plain), plain, names)
+        yield f"{path.stem} {kind}", truth, Evidence.of(whitened(features[used]), names)
 
 
 def accuracy(labels: Ints, truth: Ints) -> str:
@@ -66,7 +65,7 @@ def main() -> None:
         for name, truth, evidence in read(path):
             n_classes = int(truth.max()) + 1
             ids = [str(i) for i in range(len(truth))]
-            labels = [grouping.k_means(evidence, n_classes)]
+            labels = [grouping.k_means(evidence.features, n_classes)]
             labels += [propose(ids, evidence, n).labels for n in (n_classes, None)]
             cells = " | ".join(accuracy(each, truth) for each in labels)
             print(f"| {name} | {cells} |", flush=True)

@@ -20,7 +20,7 @@ from latteclip.config import checks, jobs
 from latteclip.config.resolve import SHARDS, Run
 from latteclip.core import run_options
 from latteclip.core.errors import UserError
-from latteclip.core.file_names import edited_classes, note_edit
+from latteclip.core.file_names import edited_classes
 from latteclip.core.files import write_json
 from latteclip.core.terminal import paint
 
@@ -59,7 +59,7 @@ class Handlers:
             whole = {dataset.name: dataset.whole for dataset in run.datasets}
             run_options.note_options(whole, self._config)
         lines = run_messages.started(run, pending)
-        self._print([*lines, *self._note_edited_classes()])
+        self._print([*lines, *self._edited_classes()])
 
     def _print_plan(self) -> None:
         """Print what captioners would be asked after a dry run."""
@@ -71,12 +71,10 @@ class Handlers:
             for dataset in self._run.datasets:
                 self._print(estimate.lines(dataset, pending))
 
-    def _note_edited_classes(self) -> Iterator[str]:
-        """Note edits of proposed classes in their history, and yield a line about each."""
+    def _edited_classes(self) -> Iterator[str]:
+        """Yield a line about each dataset whose proposed classes a person edited."""
         for dataset in self._run.datasets:
-            names = edited_classes(dataset.results) if dataset.discovers else None
-            if names is not None:
-                note_edit(dataset.results, names)
+            if dataset.discovers and edited_classes(dataset.results) is not None:
                 yield (
                     f"{dataset.name}: {dataset.results}/classes.txt was edited by hand and is used "
                     "as it is. Delete it to return to the proposal."

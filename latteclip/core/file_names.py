@@ -2,10 +2,9 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 from latteclip.core.errors import DELETE, UserError
-from latteclip.core.files import locked, read_object, write_json
+from latteclip.core.files import read_object
 
 SPLITS = ("train", "val", "test")
 CLASSES = "classes.txt"  # the names of the classes, one per line
@@ -32,9 +31,8 @@ TABLES = {
 }
 LABELLERS = "labellers"  # folder of the tables that one labeller alone has
 # Beside the results of a dataset whose classes a stage proposed.
-ACTIONS = "classes.json"  # a person's actions, and the history of edits
+ACTIONS = "classes.json"  # a person's actions
 PROPOSAL = "discovery.json"
-BY_HAND = "edited by hand"  # the names of each edit
 
 
 def labeller_table(name: str) -> str:
@@ -86,22 +84,3 @@ def _proposed(folder: str | Path) -> list[str] | None:
         return None
     classes = read_object(path, ("classes",), DELETE)["classes"]
     return [row["name"] for row in classes]
-
-
-def note_edit(folder: str | Path, names: list[str]) -> None:
-    """Note the names of an edit by hand in the history, once."""
-    with locked(Path(folder, ACTIONS)):
-        history = read_history(folder)
-        edits = history.get(BY_HAND, [])
-        if edits[-1:] == [names]:
-            return
-        proposal = Path(folder, PROPOSAL)
-        known = read_object(proposal, ("proposal",), DELETE) if proposal.is_file() else {}
-        begin = {"proposal": known.get("proposal", ""), "actions": []}
-        write_json(Path(folder, ACTIONS), {**begin, **history, BY_HAND: [*edits, names]})
-
-
-def read_history(folder: str | Path) -> dict[str, Any]:
-    """Return the content of classes.json, empty where there is no file."""
-    path = Path(folder, ACTIONS)
-    return read_object(path, ("actions",), DELETE) if path.is_file() else {}

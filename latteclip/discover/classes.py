@@ -1,6 +1,5 @@
 """`latteclip classes`: a page on which a person renames, merges and drops the proposed classes."""
 
-from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.file_names import ACTIONS, CLASSES, PROPOSAL, edited_classes
 from latteclip.core.files import locked
-from latteclip.core.hashing import digest
 from latteclip.core.run_options import run_command
 from latteclip.discover.names import Ints
 from latteclip.discover.proposal import (
@@ -42,7 +40,6 @@ QUALITY = 85  # of its WebP
 PICTURES = 8  # of a class: the most confident ones, and
 DOUBTFUL = 2  # among them the least confident ones
 NAMES = 4  # further names of a class
-CHANGED = "Another page has changed the classes; they are shown here now."
 
 
 def classes(results: str, /, port: int = 0, no_browser: bool = False) -> str:
@@ -57,10 +54,9 @@ def classes(results: str, /, port: int = 0, no_browser: bool = False) -> str:
 
 
 class Change(BaseModel, extra="forbid"):
-    """An action on the classes that the page shows, or None to take the last action back."""
+    """An action on a class, or None to take the last action back."""
 
     action: Action | None
-    revision: str  # of the actions before it, as the page knows them
 
 
 class ClassesPage:
@@ -89,19 +85,13 @@ class ClassesPage:
     def actions(self) -> list[Action]:
         return read_actions(self.path, self.proposal.about)
 
-    def change(self, change: Change) -> bool:
-        """Save a change, and return whether no other page was faster.
-
-        UserError: the classes do not allow the action, and nothing is saved.
-        """
+    def change(self, action: Action | None) -> None:
+        """Save an action, or take the last one back. UserError: the classes do not allow it."""
         with locked(self.path):
             actions = self.actions()
-            if change.revision != _revision(actions):
-                return False
-            actions = actions[:-1] if change.action is None else [*actions, change.action]
+            actions = actions[:-1] if action is None else [*actions, action]
             replay(self.proposal.about, actions, str(self.path))
             write_actions(self.path, self.proposal.about, actions)
-        return True
 
     def state(self) -> dict[str, Any]:
         """Return the classes as the page draws them, the largest first."""
@@ -125,7 +115,7 @@ class ClassesPage:
                 }
             )
         drawn.sort(key=lambda one: (-one["images"], one["number"]))
-        return {"classes": drawn, "actions": len(actions), "revision": _revision(actions)}
+        return {"classes": drawn, "actions": len(actions)}
 
     def _pictures(self, members: Ints) -> list[dict[str, Any]]:
         """Return the images of a class that the page shows, the most confident first."""
@@ -163,10 +153,6 @@ class ClassesPage:
         )
 
 
-def _revision(actions: Sequence[Action]) -> str:
-    return digest(str(actions).encode())[:16]
-
-
 class ClassesHandler(Handler):
     """One request of the page."""
 
@@ -189,9 +175,8 @@ class ClassesHandler(Handler):
         except ValidationError as error:
             first = error.errors()[0]["msg"]
             raise UserError(f"The request is no change of classes ({first}).") from None
-        status = HTTPStatus.OK if page.change(change) else HTTPStatus.PRECONDITION_FAILED
-        message = "" if status == HTTPStatus.OK else CHANGED
-        return status, JSON, as_json(page.state() | {"message": message})
+        page.change(change.action)
+        return HTTPStatus.OK, JSON, as_json(page.state())
 
 
 class ClassesServer(QuestionServer):

@@ -14,7 +14,8 @@ h is half the harmonic mean of the two numbers of images, and g is the same of s
 so that groups without names are compared by features alone. Costs are relative to sqrt(N / 2 K) of
 the K groups at the beginning. More images of the same kinds leave them as they are.
 
-Where features hardly predict names, k-means of the features replaces the names as the start.
+Where features hardly predict names, k-means of the features replaces the names as the start. Then
+nothing merges.
 
 Letters: N images, D embedding width, T terms, K groups, n some images.
 """
@@ -52,11 +53,8 @@ ROWS = 2048  # images that are scored at once
 MIN_SQUARE = 1e-6  # of the length of a sum
 # How well features predict the names of images, at least, for names alone to form groups.
 MIN_INFORMATION = 0.3
-CLEARLY = 0.99  # of the scatter by names, below which k-means is clearly better
-# Of k-means.
-SEEDS = 5
-ITERATIONS = 40
-SAMPLE = 20_000  # images by which the centres are found
+ITERATIONS = 40  # of k-means
+SAMPLE = 20_000  # images by which its centres are found
 # [N, K] the shares of N images in K groups, of which each image has a few.
 Shares: TypeAlias = scipy.sparse.csr_matrix
 
@@ -66,17 +64,22 @@ class Evidence:
     """Features and names of N images."""
 
     features: Floats  # [N, D] whitened, centred, of mean length 1
-    plain: Floats  # [N, D] as CLIP gives them, for k-means
     names: scipy.sparse.csr_matrix  # [N, T] of length 1, or 0 without a name
     reliability: Floats  # [N] how well features predict the name, from 0 to 1
     best: Ints  # [N] the most reliable term, or -1
     terms: Names
 
     @classmethod
-    def of(cls, features: Floats, plain: Floats, terms: Names) -> "Evidence":
+    def of(cls, features: Floats, terms: Names) -> "Evidence":
         """Weight the names of images by how well whitened features predict them."""
         names, reliability, best = weighted(terms, predictability(features, terms))
-        return cls(features, plain, names, reliability, best, terms)
+        return cls(features, names, reliability, best, terms)
+
+    @property
+    def is_predictable(self) -> bool:
+        """Whether features predict the names of images, if any has a name."""
+        of_named = self.reliability[self.best >= 0]
+        return not len(of_named) or float(of_named.mean()) >= MIN_INFORMATION
 
 
 def groups(evidence: Evidence, start: Ints) -> Ints:
@@ -104,23 +107,24 @@ def groups(evidence: Evidence, start: Ints) -> Ints:
     return _numbered(labels)
 
 
-def k_means(evidence: Evidence, n_groups: int) -> Ints:
-    """Return groups [N] by k-means of centred features: the best of SEEDS runs."""
-    centred = normalised(evidence.plain - evidence.plain.mean(axis=0))
-    sample = centred[:: -(-len(centred) // SAMPLE)]
-    best = np.inf
-    for seed in range(SEEDS):
-        start = _spread(sample, n_groups, np.random.default_rng(seed))
-        found, labels = kmeans2(sample, start, ITERATIONS, minit="matrix")
-        error = ((sample - found[labels]) ** 2).sum()
-        if error < best:
-            best = error
-            centres = found
-    return _numbered(vq(centred, centres)[0])
+def by_features(evidence: Evidence, n_groups: int) -> Ints:
+    """Return groups [N] by features and names that begin with k-means of the features."""
+    start = k_means(evidence.features, n_groups)
+    found = groups(evidence, start)
+    return found if found.max() == start.max() else start  # no small group dissolved
 
 
-def _spread(unit: Floats, n: int, rng: np.random.Generator) -> Floats:
+def k_means(features: Floats, n_groups: int) -> Ints:
+    """Return groups [N] by k-means of the directions of features [N, D]."""
+    unit = normalised(features)
+    sample = unit[:: -(-len(unit) // SAMPLE)]
+    centres, _ = kmeans2(sample, _spread(sample, n_groups), ITERATIONS, minit="matrix")
+    return _numbered(vq(unit, centres)[0])
+
+
+def _spread(unit: Floats, n: int) -> Floats:
     """Return n of some rows of length 1, drawn by their distance to those before (k-means++)."""
+    rng = np.random.default_rng(0)
     rows = [int(rng.integers(len(unit)))]
     distances = np.full(len(unit), np.inf)
     for _ in range(n - 1):
@@ -128,21 +132,6 @@ def _spread(unit: Floats, n: int, rng: np.random.Generator) -> Floats:
         distances = np.minimum(distances, to_last)
         rows.append(int(rng.choice(len(unit), p=distances / distances.sum())))
     return unit[rows]
-
-
-def by_features(evidence: Evidence, by_names: Ints, n_groups: int) -> Ints | None:
-    """Return as many groups [N] that begin with k-means, or None if those by names are better.
-
-    They are better if features predict names, or if the k-means leaves about as much scatter.
-    """
-    if not 0 < evidence.reliability.mean() < MIN_INFORMATION:
-        return None
-    start = k_means(evidence, n_groups)
-    found = groups(evidence, start)
-    if found.max() < start.max():  # a small group has dissolved
-        found = start
-    limit = CLEARLY * scatter(evidence, by_names)
-    return found if scatter(evidence, found) < limit else None
 
 
 def confidences(evidence: Evidence, labels: Ints) -> Floats:
@@ -282,7 +271,7 @@ class Merge:
 
 def merges(evidence: Evidence, labels: Ints) -> list[Merge]:
     """Return the merges of K groups until one is left, in their order."""
-    features, names = sums(evidence, labels)
+    features, names = _sums(evidence, labels)
     unit = math.sqrt(len(labels) / len(features.sizes) / 2)
     return [Merge(i, j, cost / unit) for i, j, cost in _cheapest(features, names)]
 
@@ -296,14 +285,6 @@ class GroupSums:
         self.products = np.array(products.toarray() if is_sparse else products, np.float64)
         self.sizes = sizes.astype(np.float64)
         self.weight = weight
-
-    @property
-    def means(self) -> npt.NDArray[np.float64]:
-        """Return the squared length [K] of the mean of each group, times its size."""
-        squares: npt.NDArray[np.float64] = self.products.diagonal() / np.maximum(
-            self.sizes, TINY
-        )
-        return squares
 
     def costs(self, i: int) -> npt.NDArray[np.float64]:
         """Return the cost of merging group i with each [K]."""
@@ -322,7 +303,7 @@ class GroupSums:
         self.sizes[i] += self.sizes[j]
 
 
-def sums(evidence: Evidence, labels: Ints) -> tuple[GroupSums, GroupSums]:
+def _sums(evidence: Evidence, labels: Ints) -> tuple[GroupSums, GroupSums]:
     """Return the sums of groups [N] in features, and in names."""
     members = _whole_shares(labels, int(labels.max(initial=0)) + 1)
     reliable = scipy.sparse.diags(evidence.reliability) @ members
@@ -332,14 +313,6 @@ def sums(evidence: Evidence, labels: Ints) -> tuple[GroupSums, GroupSums]:
         GroupSums(members.T @ evidence.features, sizes, 1.0),
         GroupSums((reliable.T @ evidence.names).tocsr(), reliabilities, NAMES),
     )
-
-
-def scatter(evidence: Evidence, labels: Ints) -> float:
-    """Return the mean squared distance of images from their groups, in features and in names."""
-    features, names = sums(evidence, labels)
-    of_features = (evidence.features**2).sum() - features.means.sum()
-    of_names = evidence.reliability @ _squares(evidence.names) - names.means.sum()
-    return float((of_features + NAMES * of_names) / len(labels))
 
 
 def _cheapest(*parts: GroupSums) -> Iterator[tuple[int, int, float]]:

@@ -5,7 +5,6 @@ Letters: N images, K classes, T terms.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse
@@ -19,33 +18,20 @@ PART_OF_NAMES = 0.5  # factor of a term that is never a whole name, as "harley"
 UNNAMED = "unnamed group"  # begin of the name of a class whose images share no name
 
 
-@dataclass(frozen=True)
-class ClassNames:
-    """The names of K classes, the best first, with the share of their images that have each."""
+def name_classes(labels: Ints, names: Names, n_classes: int) -> list[list[str]]:
+    """Return the names of classes by the labels [N] of the images, the best name first.
 
-    names: list[list[str]]  # of each class at least one, and no first name twice
-    shares: list[list[float]]
-
-
-def name_classes(labels: Ints, names: Names, n_classes: int) -> ClassNames:
-    """Return the names of classes by the labels [N] of the images."""
+    Each class has at least one, and no two have the same first name.
+    """
     table = term_counts(labels, names, n_classes)
     sizes = np.bincount(labels, minlength=n_classes).tolist()
     ranked = [_ranked(table[k], sizes[k], names) for k in range(n_classes)]
-    candidates = []
-    shares = []
+    found = []
     for k, first in enumerate(_distinct(ranked)):
         terms = [term for _, term in ranked[k] if term != first][:RUNNERS_UP]
-        if first >= 0:
-            terms.insert(0, first)
-        names_of_class = [names.terms[term] for term in terms]
-        counts = [int(table[k, term]) for term in terms]
-        if first < 0:
-            names_of_class.insert(0, f"{UNNAMED} {k + 1}")
-            counts.insert(0, 0)
-        candidates.append(names_of_class)
-        shares.append([round(n / max(1, sizes[k]), 3) for n in counts])
-    return ClassNames(candidates, shares)
+        best = names.terms[first] if first >= 0 else f"{UNNAMED} {k + 1}"
+        found.append([best, *(names.terms[term] for term in terms)])
+    return found
 
 
 def term_counts(labels: Ints, names: Names, n_classes: int) -> scipy.sparse.csr_matrix:

@@ -15,9 +15,8 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classname
-from latteclip.core.errors import UserError
-from latteclip.core.file_names import read_history
-from latteclip.core.files import write_json
+from latteclip.core.errors import DELETE, UserError
+from latteclip.core.files import read_object, write_json
 from latteclip.core.hashing import digest
 from latteclip.discover import grouping
 from latteclip.discover.grouping import Evidence
@@ -41,10 +40,7 @@ class ProposalMetadata:
 
     digest: str  # by which a person's actions know the proposal
     names: list[list[str]]  # of each class, the best first
-    shares: list[list[float]]  # of the images of each class that have each name
-    wanted: int | None  # the number of classes by the configuration; None: as suggested
     suggested: int  # the number of classes by the costs of merges
-    without_name: int  # images
     by_names: bool  # False: features hardly predict names, and k-means began the classes
 
 
@@ -66,24 +62,21 @@ def propose(
     steps = grouping.merges(evidence, first)
     suggested = grouping.suggested_number(steps)
     number = suggested if wanted is None else wanted
-    labels = grouping.cut(steps, first, number)
-    better = grouping.by_features(evidence, labels, number)
-    if better is not None:
-        labels = better
-    named = name_classes(labels, evidence.terms, int(labels.max()) + 1)
-    texts = [*image_ids, str(named.names)]
+    if evidence.is_predictable:
+        labels = grouping.cut(steps, first, number)
+    else:
+        labels = grouping.by_features(evidence, number)
+    names = name_classes(labels, evidence.terms, int(labels.max()) + 1)
+    texts = [*image_ids, str(names)]
     return Proposal(
         image_ids,
         labels,
         grouping.confidences(evidence, labels),
         ProposalMetadata(
             digest=digest(labels.tobytes(), "\n".join(texts).encode())[:32],
-            names=named.names,
-            shares=named.shares,
-            wanted=wanted,
+            names=names,
             suggested=suggested,
-            without_name=int((evidence.best < 0).sum()),
-            by_names=better is None,
+            by_names=evidence.is_predictable,
         ),
     )
 
@@ -165,9 +158,15 @@ def _new_name(names: dict[int, str], action: Action, where: str) -> str:
 
 def read_actions(path: str | Path, about: ProposalMetadata) -> list[Action]:
     """Read a person's actions. UserError: they belong to another proposal, or are no actions."""
-    history = read_history(Path(path).parent)
-    actions = parse_actions(history.get("actions", []), str(path))
-    if actions and history.get("proposal") != about.digest:
+    saved = read_object(path, ("actions",), DELETE) if Path(path).is_file() else {}
+    try:
+        actions = TypeAdapter(list[Action]).validate_python(saved.get("actions", []))
+    except ValidationError as error:
+        raise UserError(
+            f"{path} has other actions than `latteclip classes` writes "
+            f"({error.errors()[0]['msg']}); delete it."
+        ) from None
+    if actions and saved.get("proposal") != about.digest:
         raise UserError(
             f"{path} belongs to other images or names, for the proposal of classes has changed. "
             "To keep the classes as they are, copy classes.txt beside it into the folder of the "
@@ -176,23 +175,9 @@ def read_actions(path: str | Path, about: ProposalMetadata) -> list[Action]:
     return actions
 
 
-def parse_actions(values: object, where: str) -> list[Action]:
-    """Return the actions of JSON, or raise UserError."""
-    try:
-        return TypeAdapter(list[Action]).validate_python(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise UserError(
-            f"{where} has other actions than `latteclip classes` writes ({place}: {first['msg']}); "
-            "delete it."
-        ) from None
-
-
 def write_actions(
     path: str | Path, about: ProposalMetadata, actions: Sequence[Action]
 ) -> None:
     """Write a person's actions, from which the classes follow."""
     values = [action.model_dump(exclude_none=True) for action in actions]
-    history = read_history(Path(path).parent)
-    write_json(path, {**history, "proposal": about.digest, "actions": values})
+    write_json(path, {"proposal": about.digest, "actions": values})

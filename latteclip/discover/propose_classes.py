@@ -30,7 +30,7 @@ def propose_classes(
             "captioner.engine to an engine that can name what an image shows."
         )
     features = read_features(features_path, ids, tables.IMAGE_FEATURES)[:].numpy()
-    evidence = Evidence.of(whitened(features), features, read_names(answers))
+    evidence = Evidence.of(whitened(features), read_names(answers))
     wanted = None if settings.classes == AUTO else settings.classes
     proposal = propose(ids.to_pylist(), evidence, wanted)
     if len(proposal.about.names) < 2:

@@ -7,7 +7,6 @@ import pytest
 from support.visits import running
 
 from latteclip.core.errors import UserError
-from latteclip.core.file_names import BY_HAND, edited_classes, note_edit
 from latteclip.discover.classes import Change, ClassesPage, ClassesServer
 from latteclip.discover.proposal import Action
 
@@ -35,13 +34,8 @@ def actions(results):
     return [one["do"] for one in json.loads(path.read_text())["actions"]]
 
 
-def change(page, action):
-    return page.change(Change(action=action, revision=page.state()["revision"]))
-
-
 def test_requests_of_strangers_and_wrong_actions_save_nothing(server, results):
-    revision = server.session.state()["revision"]
-    good = Change(action=DROP, revision=revision).model_dump_json()
+    good = Change(action=DROP).model_dump_json()
 
     def put(content, **options):
         return request(server, "PUT", "actions", content, **options)[0]
@@ -51,7 +45,6 @@ def test_requests_of_strangers_and_wrong_actions_save_nothing(server, results):
     assert put(good, **{"Content-Type": "text/plain"}) == 415
     for wrong in (good.replace('"of":0', '"of":9'), good.replace("drop", "fly"), "[" * 99):
         assert put(wrong) == 400
-    assert put(good.replace(revision, "an older one")) == 412
     assert not (results / "classes.json").exists()
     assert put(good) == 200
     assert actions(results) == ["drop"]
@@ -67,31 +60,24 @@ def test_pictures_are_of_images_of_the_dataset(server):
 
 def test_two_pages_lose_no_action_and_a_refused_one_leaves_no_trace(results):
     first, second = ClassesPage(results), ClassesPage(results)
-    seen = second.state()["revision"]
-    assert change(first, DROP)
-    assert not second.change(Change(action=DROP, revision=seen))
-    assert second.state() == first.state()
+    first.change(DROP)
     with pytest.raises(UserError, match=r"classes\.json"):
-        change(second, DROP)  # the class is gone
-    assert change(second, Action(do="rename", of=1, name="hound"))
+        second.change(DROP)  # the class is gone
+    second.change(Action(do="rename", of=1, name="hound"))
+    assert second.state() == first.state()
     assert actions(results) == ["drop", "rename"]
-    assert change(second, None)  # undo
+    second.change(None)  # undo
     assert actions(results) == ["drop"]
 
 
-def test_classes_edited_by_hand_have_no_page_and_their_history_stays(results):
+def test_classes_edited_by_hand_have_no_page(results):
     listed = results / "classes.txt"
     proposed = listed.read_text()
     listed.write_text("cup\nhound\ncar\n")
-    edited = edited_classes(results)
-    note_edit(results, edited)
-    note_edit(results, edited)  # the next run
     with pytest.raises(UserError, match=r"classes\.txt"):
         ClassesPage(results)
     listed.write_text(proposed)
-    change(ClassesPage(results), DROP)
-    history = json.loads((results / "classes.json").read_text())
-    assert history[BY_HAND] == [["cup", "hound", "car"]]
+    ClassesPage(results).change(DROP)
     assert actions(results) == ["drop"]
 
 

@@ -25,7 +25,7 @@ def world():
     wrong = rng.random(len(truth)) < 0.2
     named = np.where(wrong, rng.integers(KINDS, size=len(truth)), truth)
     answers = [str(rng.choice(called[k])) for k in named]
-    return truth, Evidence.of(features, features, read_names(answers))
+    return truth, Evidence.of(features, read_names(answers))
 
 
 def proposal_of(evidence, wanted=None):
@@ -65,25 +65,10 @@ def test_names_that_say_nothing_only_name_what_k_means_groups(world):
     truth, evidence = world
     rng = np.random.default_rng(2)
     answers = [f"word{number}" for number in rng.integers(3, size=len(truth))]
-    found = proposal_of(
-        Evidence.of(evidence.features, evidence.plain, read_names(answers)), KINDS
-    )
+    found = proposal_of(Evidence.of(evidence.features, read_names(answers)), KINDS)
     assert not found.about.by_names
     assert right(found.labels, truth) > 0.95
     assert {names[0] for names in found.about.names} > {"word0", "word1", "word2"}
-
-
-def test_scatter_is_the_mean_squared_distance_of_plain_loops(world):
-    truth, evidence = world
-    names, r = evidence.names.toarray(), evidence.reliability
-    total = 0.0
-    for k in range(KINDS):
-        rows = truth == k
-        mean = evidence.features[rows].mean(axis=0)
-        name = np.average(names[rows], axis=0, weights=r[rows])
-        total += ((evidence.features[rows] - mean) ** 2).sum()
-        total += grouping.NAMES * (r[rows] * ((names[rows] - name) ** 2).sum(axis=1)).sum()
-    assert grouping.scatter(evidence, truth) == pytest.approx(total / len(truth), rel=1e-4)
 
 
 def test_costs_of_merges_are_those_of_plain_loops(world):
@@ -148,5 +133,5 @@ def test_an_action_that_the_classes_do_not_allow_is_named(proposed, action):
 )
 def test_images_without_names_that_differ_are_one_group(answers):
     features = np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32)
-    found = proposal_of(Evidence.of(features, features, read_names(answers)))
+    found = proposal_of(Evidence.of(features, read_names(answers)))
     assert found.labels.tolist() == [0] * 30

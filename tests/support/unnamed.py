@@ -18,7 +18,7 @@ def run(folder, **more):
     """Run the stages as their rules do."""
     inputs = (f"{name}.parquet" for name in ("unnamed_images", "names", "unnamed_features"))
     proposed = str(folder / FILE)
-    outputs = ("classes.txt", "discovery.json", "discovered.parquet")
+    outputs = ("classes.txt", "discovery.json")
     propose_classes(*(str(folder / name) for name in inputs), DiscoverSection(), proposed)
     discover_classes(proposed, *(str(folder / name) for name in outputs), **more)
 

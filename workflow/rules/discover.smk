@@ -81,7 +81,6 @@ rule discover_classes:
     output:
         classes="results/{dataset}/classes.txt",
         proposal="results/{dataset}/discovery.json",
-        discovered="results/{dataset}/discovered.parquet",
     log:
         "results/{dataset}/logs/discover_classes.log",
     benchmark:
@@ -97,5 +96,4 @@ rule discover_classes:
         actions=options("actions"),
     shell:
         "latteclip discover-classes --proposed {input.proposed} {params.actions}"
-        " --output {output.classes} --proposal {output.proposal}"
-        " --discovered {output.discovered} --log {log}"
+        " --output {output.classes} --proposal {output.proposal} --log {log}"

@@ -104,7 +104,7 @@ async function save(action) {
     const reply = await fetch("actions", {
       method: "PUT",
       headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ action, revision: state.revision }),
+      body: JSON.stringify({ action }),
     });
     const found = await reply.json();
     if (found.error) {
@@ -113,7 +113,6 @@ async function save(action) {
     }
     state = found;
     draw(action?.of);
-    trouble(found.message);
     $("status").textContent = `Saved. Run the workflow again, and the classes follow: ${values.again}`;
   } catch {
     trouble("This was not saved: the command has ended. Run it again, and reload the page.");
