@@ -175,7 +175,7 @@ def flops(setting: Setting) -> int:
 def update_ratios(clip: clips.Clip, n: int) -> list[float]:
     """Return the time of the usual AdamW over that of the fused one, of pairs, ascending."""
     both = [
-        torch.optim.AdamW(parameter_groups(clip.model, 0.2), lr=LR, fused=fused or None)
+        torch.optim.AdamW(parameter_groups(clip.model), lr=LR, fused=fused or None)
         for fused in (False, True)
     ]
     ratios = []
@@ -256,7 +256,7 @@ def main() -> None:
     batch = 512 if device.type == "cuda" else 48
     clip = make_clip(device)
     setting = Setting(clip, batch)
-    adamw = torch.optim.AdamW(parameter_groups(clip.model, 0.2), lr=LR, fused=True)
+    adamw = torch.optim.AdamW(parameter_groups(clip.model), lr=LR, fused=True)
     timed(setting.package, setting, adamw)  # warm-up: first allocations, optimiser state
     times: list[tuple[float, float]] = []
     for pair in range(args.pairs):

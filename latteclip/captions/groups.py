@@ -18,7 +18,7 @@ SEED = 0  # of the groups
 
 
 def draw_groups(
-    image_ids: Sequence[str], labels: Sequence[int], seed: int, per_class: int | None = None
+    image_ids: Sequence[str], labels: Sequence[int], seed: int
 ) -> dict[int, list[int]]:
     """Draw four images of its class for every image, at random (LatteCLIP, section 3.2).
 
@@ -26,27 +26,24 @@ def draw_groups(
     the next one in one of these orders. So every image is drawn about four times. An image that is
     added to the class later changes only the few groups in which it takes its place. Of fewer than
     four images, members are drawn with replacement. Returns the indices of the four members by that
-    of each of the N images, or of `per_class` of each class.
+    of each of the N images.
     """
-    keys = np.array([_keys(seed, image_id) for image_id in image_ids])  # [N, 5]
+    keys = np.array([_keys(seed, image_id) for image_id in image_ids])  # [N, 4]
     of_class: dict[int, list[int]] = {}
     for index, label in enumerate(labels):
         of_class.setdefault(label, []).append(index)
     groups: dict[int, list[int]] = {}
     for indices in of_class.values():
         members = np.array(indices)
-        chosen = np.argsort(keys[members, GROUP_SIZE], kind="stable")[:per_class]
-        drawn = _of_class(keys[members, :GROUP_SIZE])
-        groups |= {indices[i]: members[drawn[i]].tolist() for i in chosen}
+        drawn = _of_class(keys[members])
+        groups |= dict(zip(indices, members[drawn].tolist(), strict=True))
     return dict(sorted(groups.items()))
 
 
 def _keys(seed: int, image_id: str) -> list[int]:
-    """Return five random numbers that depend on nothing but the arguments."""
+    """Return four random numbers that depend on nothing but the arguments."""
     state = hashlib.sha256(f"{seed} {image_id}".encode()).digest()
-    return [
-        int.from_bytes(state[6 * turn : 6 * turn + 6]) for turn in range(GROUP_SIZE + 1)
-    ]
+    return [int.from_bytes(state[6 * turn : 6 * turn + 6]) for turn in range(GROUP_SIZE)]
 
 
 def _of_class(keys: np.ndarray) -> np.ndarray:
@@ -69,7 +66,7 @@ def _of_class(keys: np.ndarray) -> np.ndarray:
 def picture_layout(groups: GroupsSection, single: Layout) -> Layout:
     """Return the layout of a group, where `single` is that of one image."""
     if groups.layout == "grid":
-        return Layout("grid", groups.canvas, groups.gap, square=single.square)
+        return Layout("grid", groups.canvas, square=single.square)
     return replace(single, kind=groups.layout)
 
 
@@ -154,7 +151,7 @@ def questions_about(
         )
     candidates: Sequence[int] | dict[int, list[int]] = range(len(image_ids))
     if groups:  # drawn over the whole dataset in every shard, so that shards agree
-        candidates = draw_groups(image_ids, labels, SEED, groups.groups_per_class)
+        candidates = draw_groups(image_ids, labels, SEED)
     number, of = map(int, shard.split("/"))
     rows = [i for i in candidates if shard_of(image_ids[i], of) == number]
     order: Sequence[int] = range(len(rows))

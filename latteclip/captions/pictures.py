@@ -13,6 +13,8 @@ from PIL import Image
 from latteclip.core.errors import UserError
 from latteclip.data.images import open_rgb, read_bytes
 
+GAP = 20 / 672  # between the cells of a grid, of its side: as in the paper's code
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -20,7 +22,6 @@ class Layout:
 
     kind: str = "single"  # single, grid or multi_image
     canvas: int = 0  # side of a grid's square picture, pixels
-    gap: int = 0  # between its cells, pixels
     max_side: int | None = None  # a larger image is scaled down to this many pixels
     # Then each picture is scaled to a square of this side, pixels.
     square: int | None = None
@@ -51,7 +52,7 @@ def pictures_of(
 def lay_out(images: list[Image.Image], layout: Layout) -> list[Image.Image]:
     """Return the RGB pictures that the model sees of RGB images."""
     if layout.kind == "grid":
-        images = [grid(images, layout.canvas, layout.gap)]
+        images = [grid(images, layout.canvas)]
     if layout.square is None:
         return images
     # Whatever the shape (bicubic), as LLaVA-1.6 does for its overview.
@@ -59,12 +60,13 @@ def lay_out(images: list[Image.Image], layout: Layout) -> list[Image.Image]:
     return [image.resize(size, Image.Resampling.BICUBIC) for image in images]
 
 
-def grid(pictures: Sequence[Image.Image], canvas: int, gap: int) -> Image.Image:
+def grid(pictures: Sequence[Image.Image], canvas: int) -> Image.Image:
     """Lay four RGB pictures out in a 2x2 grid on a black square (LatteCLIP, section 3.2).
 
     Each is scaled to fit its cell without distortion (Lanczos) and centred in it. `canvas` is the
-    side of the square and `gap` the distance of the cells in pixels.
+    side of the square in pixels.
     """
+    gap = round(canvas * GAP)
     cell = (canvas - gap) // 2
     step = cell + gap
     square = Image.new("RGB", (canvas, canvas))

@@ -82,9 +82,6 @@ def _requests(asking: Asking, images: Counts | None) -> str:
 def n_requests(asking: Asking, images: Counts) -> int:
     """Return the requests of a table about so many images, if no answer is cached."""
     n = images.train
-    per_class = asking.asker.dataset.keys.groups.groups_per_class
-    if asking.kind == GROUPS and per_class is not None and images.classes is not None:
-        n = min(n, per_class * images.classes)
     return n if asking.max_images is None else min(n, asking.max_images)
 
 

@@ -186,7 +186,7 @@ class Rules:
         """Return the images of the index, or of the dataset's file if there is no index here."""
         if "images" not in input.keys() or self._machine.provider not in (None, "fs"):
             stated = self._run.dataset(wildcards.dataset).keys.split.counts
-            return (stated.train or 0) + (stated.test or 0)
+            return stated.get("train", 0) + stated.get("test", 0)
         from latteclip.core import tables
 
         stored = self._machine.provider is not None

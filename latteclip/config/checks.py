@@ -10,7 +10,6 @@ from pathlib import Path
 
 from latteclip.config import hub_names
 from latteclip.config.asking import Asking, askings
-from latteclip.config.jobs import naming
 from latteclip.config.keys import ClipSection
 from latteclip.config.registry import VOTES
 from latteclip.config.resolve import Asker, Dataset, Labeller, Run
@@ -414,8 +413,8 @@ def _files(dataset: Dataset) -> Iterator[str]:
             ("scores.file", dataset.keys.scores.file, " where scores.kind is set.")
         )
     if dataset.discovers:
-        names = naming(dataset).images_file
-        needed.append(("discover.file", names, " where split.classes is discover."))
+        reason = " where split.classes is discover."
+        needed.append(("captioner.images_file", captioner.images_file, reason))
     for key, file, reason in needed:
         if file is None:
             yield f"captioner.engine file needs {key}{reason}"

@@ -11,7 +11,6 @@ from typing import Any
 
 from latteclip.config import hub_names, registry
 from latteclip.config.hub_names import Names
-from latteclip.config.keys import CaptionerSection
 from latteclip.config.registry import OBJECTIVES
 from latteclip.config.resolve import Asker, Dataset, Labeller, Method, Run, sections
 from latteclip.core.class_templates import PLACE
@@ -57,7 +56,7 @@ def download_dataset(dataset: Dataset) -> Settings:
     """Return the files to download, and their terms of use."""
     keys = dataset.keys
     downloads = keys.source.model_dump(exclude_unset=True) if keys.source else {}
-    return {**downloads, **sections(keys, "title", "licence", "citation")}
+    return {**downloads, **sections(keys, "title", "licence", "citation", "split.kind")}
 
 
 def note(model: Names | None) -> Paths:
@@ -177,18 +176,9 @@ def caption_summary(dataset: Dataset) -> Paths:
 # Discovery.
 
 
-def naming(dataset: Dataset) -> CaptionerSection:
-    """Return the captioner as it is asked for a name."""
-    keys = dataset.keys
-    changes: Settings = {"max_new_tokens": registry.NAME_TOKENS}
-    if keys.discover.file is not None:
-        changes["images_file"] = keys.discover.file
-    return keys.captioner.model_copy(update=changes)
-
-
 def name_images(dataset: Dataset) -> Settings:
     """Return the captioner as it is asked for a name, with what its stage asks of the engine."""
-    return {**captioner(dataset.asker), **naming(dataset).model_dump()}
+    return {**captioner(dataset.asker), "max_new_tokens": registry.NAME_TOKENS}
 
 
 def proposes_classes(dataset: Dataset) -> bool:
@@ -362,14 +352,6 @@ def assemble_model(method: Method) -> Settings:
     values = sections(method.dataset.keys, "clip")
     encoders = list(method.encoders.values())
     return {**values, "encoders": encoders} if encoders else values
-
-
-def image_prototypes(method: Method) -> Paths:
-    """Return the classifier from which LatteCLIP's prototypes start if it is not the texts."""
-    if method.keys.prototypes != "image" or not method.objective.has_prototypes:
-        return []
-    objective = "image_prototypes" if method.reads_fused_labels else "zero_shot_adapted"
-    return [f"{method.dataset.results}/{OBJECTIVES[objective].classifier}"]
 
 
 def classifier(method: Method) -> str:

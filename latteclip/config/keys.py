@@ -42,7 +42,6 @@ Seeds = Annotated[str, Field(pattern="^[0-9]{1,9}(,[0-9]{1,9}){0,999}$")]
 Below = Annotated[str, Field(pattern=r"^[^/\\.][^/\\]*(/[^/\\.][^/\\]*)*$")]
 FileName = Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 CHECKSUM = "md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}|git_blob:[0-9a-f]{40}"
-Suffix = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9.]*$")]
 
 
 def key(default: Any, description: str) -> Any:
@@ -85,22 +84,6 @@ def section(kind: type[Section], description: str = "") -> Any:
 # Images and classes.
 
 
-class ListsSection(Section):
-    """The list of each split, with lines of image and class name; for shards, a glob."""
-
-    train: Line | None = key(None, "list or shards of the training images")
-    val: Line | None = key(None, "list or shards of the validation images")
-    test: Line | None = key(None, "list or shards of the test images")
-
-
-class CountsSection(Section):
-    """Numbers that the index must have."""
-
-    train: Positive | None = key(None, "training images, validation images included")
-    test: Positive | None = key(None, "test images")
-    classes: AtLeastTwo | None = key(None, "classes")
-
-
 class SplitSection(Section):
     """How the folder of a dataset is read."""
 
@@ -118,10 +101,8 @@ class SplitSection(Section):
     file: Line | None = key(
         None, "the split JSON or table, relative to the dataset's folder"
     )
-    lists: ListsSection = section(ListsSection)
-    suffix: str = key("", "suffix that turns an image of a list into a path")
-    image: Suffix | None = key(
-        None, "suffix of the images in tar shards, if samples have several images"
+    lists: dict[Literal["train", "val", "test"], Line] = key(
+        {}, "the list of each split, with lines of image and class name; for shards, a glob"
     )
     label: Line | None = key(
         None, "labels of shards: a suffix (cls; txt; json:field) or a Parquet column"
@@ -140,7 +121,9 @@ class SplitSection(Section):
     classname_replace: dict[str, str] = key(
         {"_": " "}, "replacements that turn folder names into class names"
     )
-    counts: CountsSection = section(CountsSection)
+    counts: dict[Literal["train", "test", "classes"], Positive] = key(
+        {}, "numbers that the index must have; train counts val as well"
+    )
 
 
 class ClassTextsSection(Section):
@@ -162,9 +145,6 @@ class DiscoverSection(Section):
         "What is the main object in the photo? Answer with its name alone, one to three words.",
         "what the captioner is asked about each image",
     )
-    file: Line | None = key(
-        None, "engine file: your names, by image_id; null: captioner.images_file"
-    )
 
 
 class UnknownSection(Section):
@@ -181,10 +161,9 @@ class UnknownSection(Section):
 class HubOrDriveFile(Section):
     """A file of the Hugging Face hub or of Google Drive."""
 
-    hf: Line | None = key(None, "a Hugging Face repo")
+    hf: Line | None = key(None, "a Hugging Face repo, datasets/<repo> for one of data")
     file: Line | None = key("", "a path in it, or a glob that matches one of its files")
     revision: Line | None = key(None, "a commit of it")
-    type: Literal["model", "dataset"] | None = key(None, "kind of repo")
     drive: Line | None = key(None, "the id of a file on Google Drive")
     checksum: Annotated[str, Field(pattern=f"^(hub|{CHECKSUM})$")] | None = key(
         None, "of this source if its bytes differ; hub: the checksum of Hugging Face"
@@ -201,11 +180,7 @@ class DownloadSection(Section):
     checksum: Annotated[str, Field(pattern=f"^({CHECKSUM})$")] | None = key(
         None, "md5:, sha256: or git_blob: and lower-case hexadecimal digits"
     )
-    into: Below | None = key(
-        None, "folder inside the dataset's folder for the file or its content"
-    )
     nested: list[Below] = key([], "archives inside the archive, unpacked where they are")
-    unpack: bool = key(True, "off: the file is a shard of images, read as it is")
 
 
 class DownloadsSection(Section):
@@ -312,14 +287,15 @@ class CaptionerSection(Section):
         "models: images keep their shape",
     )
     concurrency: Positive = key(32, "servers: requests at once")
-    timeout: AboveZero = key(120, "servers: seconds to wait for an answer")
     max_images: Positive | None = key(
         None,
         "images that get a caption, and images for which a group gets one, at most: those with the "
         "least certain label; null: all",
     )
     images_file: Line | None = key(
-        None, "engine file: your captions, by image_id; Parquet, CSV or JSON Lines"
+        None,
+        "engine file: your captions, or names for discovery, by image_id; Parquet, CSV or JSON "
+        "Lines",
     )
     groups_file: Line | None = key(
         None, "engine file: your group captions, by the image_id of each"
@@ -330,16 +306,12 @@ class CaptionerSection(Section):
 class GroupsSection(Section):
     """Group captions: four images of a pseudo-label, one group for every image."""
 
-    groups_per_class: Positive | None = key(
-        None, "groups of each class; null: one for every image"
-    )
     layout: Literal["grid", "multi_image"] = key(
         "grid",
         "grid: one picture of all four images; multi_image: four pictures, for models that read "
         "several",
     )
     canvas: Pixels = key(672, "grid: side of the square picture in pixels")
-    gap: Natural = key(20, "grid: width of the gaps in pixels")
 
 
 class ScoresSection(Section):
@@ -461,7 +433,6 @@ class FinetuneSection(Section):
     lr: AboveZero | Auto = key(
         1e-7, "learning rate after the warm-up; auto: find_learning_rate finds it"
     )
-    weight_decay: AtLeastZero = key(0.2, "AdamW's weight decay, on matrices")
 
 
 class TrainingSection(Section):
@@ -470,9 +441,6 @@ class TrainingSection(Section):
     objective: Literal[*OBJECTIVES] = key("zero_shot", "what is optimised, if anything")  # type: ignore[valid-type]
     pseudo_labels: Literal[*PSEUDO_LABELS] = key(  # type: ignore[valid-type]
         "zero_shot", "the training labels; all but zero_shot are not in the paper"
-    )
-    prototypes: Literal["text", "image"] = key(
-        "text", "prototypes at the start, of class texts or (not in the paper) of images"
     )
     switches: SwitchesSection = section(SwitchesSection)
     finetune: FinetuneSection = section(

@@ -64,7 +64,6 @@ class ObjectiveRecord:
     captions: tuple[str, ...] = ()
     # Groups of switches: one of each group must be on.
     switches: tuple[tuple[str, ...], ...] = ()
-    has_prototypes: bool = False  # whether its training may start from image prototypes
     has_text_classifier: bool = False  # only such a classifier can be averaged
     reads_encoders: bool = False  # whether it classifies by image encoders beside CLIP
     is_default: bool = False  # whether its model is taken where nothing votes
@@ -112,7 +111,6 @@ OBJECTIVES = {
             ("class_description", "image_description", "group_description"),
             ("zero_shot_loss", "finetuned_loss"),
         ),
-        has_prototypes=True,
     ),
     "average_weights": ObjectiveRecord(averages=True),
 }

@@ -5,13 +5,24 @@ Nothing else mentions them. The next release deletes this file.
 
 import re
 
-# Keys of the configuration, by their path without the names of datasets, methods and labellers.
+# Keys of the configuration, by their path or its end, without numbers in lists.
 KEYS: dict[str, str] = {
     "class_groups": "use predict --topk and add up the probabilities of the classes of a group.",
     "captions": "set compute.shards in place of captions.shards.",
     "container": "run the commands inside the image of envs/Dockerfile.",
     "discover.max_new_tokens": "leave it out: a name has at most 16 tokens.",
+    "discover.file": "set captioner.images_file.",
+    "captioner.timeout": "leave it out: a server has 120 seconds.",
+    "groups.gap": "leave it out: it is 20/672 of groups.canvas, as in the paper's code.",
+    "groups.groups_per_class": "set captioner.max_images.",
     "groups.seed": "leave it out: it is 0.",
+    "split.suffix": "leave it out: a listed image without a suffix is a .jpg.",
+    "split.image": "leave one image of each sample in the tar.",
+    "into": "leave it out: files lie in the dataset's folder.",
+    "unpack": "leave it out: shards (split.kind) are never unpacked.",
+    "sources.type": "write hf: datasets/<repo>.",
+    "prototypes": "leave it out: prototypes start from class texts, as in the paper.",
+    "weight_decay": "leave it out: it is 0.2, as in the paper's code.",
     "inference.topk": "leave it out: tables have the five best classes.",
     "threads": "set compute.threads.",
     "voters": "call them labellers.",
@@ -61,7 +72,7 @@ OPTIONS: dict[str, str] = {
 
 def removed_key(path: list[str]) -> str | None:
     """Return what to do instead of a key, or of the section that it is in."""
-    joined = f".{'.'.join(path)}."
+    joined = f".{'.'.join(part for part in path if not part.isdigit())}."
     return next((step for key, step in KEYS.items() if f".{key}." in joined), None)
 
 

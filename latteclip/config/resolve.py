@@ -299,7 +299,7 @@ class Dataset:
         """Names of the methods that run on it."""
         if self.run.keys.method is not None:
             return names(self.run.keys.method)
-        is_benchmark = self.keys.split.counts.train is not None
+        is_benchmark = "train" in self.keys.split.counts
         kinds = (registry.FOLDER_METHODS, registry.BENCHMARK_METHODS)
         defaults = list(kinds[is_benchmark])
         if self.run.image_encoders:

@@ -83,7 +83,8 @@ def counts(dataset: Dataset) -> Counts | None:
         test = table["split"].to_pylist().count("test")
         return Counts(len(table) - test, test, len(classnames))
     stated = dataset.keys.split.counts
-    if stated.train is None or stated.test is None:
+    if not {"train", "test"} <= stated.keys():
         return None
     most = dataset.run.keys.limit or sys.maxsize
-    return Counts(min(stated.train, most), min(stated.test, most), stated.classes)
+    train, test = (min(stated[split], most) for split in ("train", "test"))
+    return Counts(train, test, stated.get("classes"))

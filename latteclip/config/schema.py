@@ -18,7 +18,6 @@ IN_WORDS = {
     f"match pattern '{METHOD}'": "be at most 100 lower-case letters, digits and _",
     f"match pattern '^({CHECKSUM})$'": "be md5:, sha256: or git_blob: and hexadecimal digits",
     "match pattern '^[^\\n]+$'": "be one line",
-    "match pattern '^[a-z0-9][a-z0-9.]*$'": "be a suffix such as jpg",
 }
 
 

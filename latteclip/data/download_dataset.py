@@ -28,6 +28,7 @@ from latteclip.config.keys import (
     DownloadSection,
     DownloadsSection,
     HubOrDriveFile,
+    SplitSection,
     TermsSection,
 )
 from latteclip.config.schema import validate
@@ -36,11 +37,12 @@ from latteclip.core.files import link_or_copy, new_folder, replacing
 from latteclip.core.hashing import digest
 from latteclip.core.signals import ending_in_order
 from latteclip.core.terminal import Progress
-from latteclip.data.shards import HeaderOrEnd, tar_entries
+from latteclip.data.shards import SAMPLES, HeaderOrEnd, tar_entries
 
 log = logging.getLogger(__name__)
 RESOURCES = Path("resources")
 DOWNLOADS = "downloads"  # the folder of files as they came, beside the data folder
+DATA_REPO = "datasets/"  # prefix of a repo of data on the Hugging Face hub
 HUB_CHECKSUM = "hub"  # a checksum that the Hugging Face hub is asked for
 RETRIES = 5  # retries of one file: each continues where the last attempt broke off
 TIMEOUT = (15.0, 60.0)  # seconds to connect, and between two pieces
@@ -52,7 +54,9 @@ Source = str | HubOrDriveFile
 
 
 class DownloadSettings(DownloadsSection, TermsSection):
-    """The files of a dataset by name, and its terms."""
+    """The files of a dataset by name, its terms, and whether they are shards."""
+
+    split: SplitSection = SplitSection()
 
 
 def download_dataset(dataset: str, settings: DownloadSettings, output: str) -> None:
@@ -74,17 +78,19 @@ def download_dataset(dataset: str, settings: DownloadSettings, output: str) -> N
             name: fetch(name, spec, folder) for name, spec in settings.downloads.items()
         }
         with replacing(output, overwrite=True) as data:
+            data.mkdir()
             for name, spec in settings.downloads.items():
-                _place(files[name], name, spec, data / (spec.into or "."))
+                file = files[name]
+                are_shards = settings.split.kind in SAMPLES
+                if are_shards or not file.name.lower().endswith(ARCHIVES):
+                    link_or_copy(file, data / name)
+                else:
+                    _unpack(file, spec, data)
     log.info("Dataset %s is in %s.", dataset, output)
 
 
-def _place(file: Path, name: str, download: DownloadSection, folder: Path) -> None:
-    """Unpack an archive, or link or copy any other file, into the data folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not download.unpack or not file.name.lower().endswith(ARCHIVES):
-        link_or_copy(file, folder / name)
-        return
+def _unpack(file: Path, download: DownloadSection, folder: Path) -> None:
+    """Unpack an archive, and the archives in it, into the data folder."""
     log.info("Unpacking %s.", file)
     unpack(file, folder)
     for pattern in download.nested:
@@ -142,8 +148,7 @@ def _address(source: Source) -> str:
         return source
     if source.drive:
         return f"https://drive.google.com/file/d/{source.drive}"
-    kind = "datasets/" if source.type == "dataset" else ""
-    return f"https://huggingface.co/{kind}{source.hf}/{source.file}"
+    return f"https://huggingface.co/{source.hf}/{source.file}"
 
 
 def _name(source: Source) -> str:
@@ -245,8 +250,9 @@ def _fetch_from_hub(source: HubOrDriveFile, folder: Path) -> tuple[Path, str | N
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.hf_api import RepoFile
 
-    repo: dict[str, Any] = {"revision": source.revision, "repo_type": source.type}
-    hub_repo = str(source.hf)
+    hub_repo = str(source.hf).removeprefix(DATA_REPO)
+    kind = "model" if hub_repo == source.hf else "dataset"
+    repo: dict[str, Any] = {"revision": source.revision, "repo_type": kind}
     name = str(source.file)
     checksum = None
     if "*" in name or source.checksum == HUB_CHECKSUM:

@@ -109,8 +109,7 @@ def state(folder: str, split: SplitSection) -> str:
 
     The files that the section `split` names may lie elsewhere.
     """
-    lists = split.lists
-    names = [split.file, split.classes, lists.train, lists.val, lists.test]
+    names = [split.file, split.classes, *split.lists.values()]
     places = [(name, os.path.join(folder, name)) for name in names if name]
     named = [
         File(name, *size_and_time(os.stat(place)))

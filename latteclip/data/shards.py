@@ -87,7 +87,6 @@ def tar_samples(
 ) -> Iterator[Sample]:
     """Yield the images of a tar in order, and count samples without an image by suffix."""
     label_suffix, _, json_key = (settings.label or "cls").partition(":")
-    wanted = {f".{settings.image.lower()}"} if settings.image else IMAGE_SUFFIXES
     with (
         shard.open("rb") as file,
         tarfile.open(fileobj=file, mode="r:", tarinfo=HeaderOrEnd) as tar,
@@ -99,14 +98,14 @@ def tar_samples(
                     raise UserError(
                         f"{shard}: the sample {key!r} has {suffix!r} twice; remove one."
                     )
-            suffixes = [suffix for suffix in parts if f".{suffix}" in wanted]
+            suffixes = [suffix for suffix in parts if f".{suffix}" in IMAGE_SUFFIXES]
             if not suffixes:
                 skipped[f".{next(iter(parts))}"] += 1
                 continue
             if len(suffixes) > 1:
                 raise UserError(
-                    f"{shard}: the sample {key!r} has the images {suffixes}; set split.image "
-                    "to one."
+                    f"{shard}: the sample {key!r} has the images {suffixes}; leave one "
+                    "of them in it."
                 )
             image = parts[suffixes[0]]
             label = parts.get(label_suffix.lower())

@@ -19,7 +19,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from latteclip.config.keys import ListsSection, SplitSection
+from latteclip.config.keys import SplitSection
 from latteclip.core.class_templates import clean_classname, clean_classnames
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.file_names import (
@@ -84,7 +84,7 @@ def read_split(root: Path, settings: SplitSection) -> tuple[Path, Split]:
         names, rows = READERS[settings.kind](root, settings, skipped)
         items = _labelled(rows, names, settings.test_fraction, root)
         split = Split(items, names, dict(skipped.most_common()))
-        _check(split, settings.counts.model_dump(exclude_none=True), root)
+        _check(split, settings.counts, root)
         probes = (items[0], items[len(items) // 2], items[-1])
         return _folder_with(root, settings.images, [item.path for item in probes]), split
 
@@ -146,7 +146,7 @@ def _unit_interval(image_id: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _check(split: Split, counts: Mapping[str, int], root: Path) -> None:
+def _check(split: Split, counts: Mapping[Any, int], root: Path) -> None:
     """Raise UserError for no images, repeated images, or other numbers than the expected ones."""
     if not split.items:
         raise UserError(f"The split of {root} lists no image.")
@@ -267,21 +267,23 @@ def _list_rows(root: Path, settings: SplitSection) -> Iterator[TableRow]:
 
     Images with a suffix may have spaces in their names.
     """
-    for split, listed in _listed_splits(settings.lists).items():
+    for split, listed in _listed_splits(settings).items():
         for line in lines_of(_existing(root, listed)):
             image, _, name = line.partition(" ")
             match = _LINE.fullmatch(line)
-            if match and not settings.suffix:
+            if match:
                 image, name = match.groups()
-            yield image + settings.suffix, split, "", name
+            else:  # FGVC-Aircraft lists its images without their suffix
+                image += "" if Path(image).suffix else ".jpg"
+            yield image, split, "", name
 
 
 TABLES = {"coop": _coop_rows, "csv": _csv_rows, "lists": _list_rows}
 
 
-def _listed_splits(lists: ListsSection) -> dict[str, str]:
+def _listed_splits(settings: SplitSection) -> dict[str, str]:
     """Return the list of each split that has one, in the order of SPLITS."""
-    given = lists.model_dump(exclude_none=True)
+    given: Mapping[Any, str] = settings.lists
     return {split: given[split] for split in SPLITS if split in given}
 
 
@@ -420,7 +422,7 @@ def _read_shards(root: Path, settings: SplitSection, skipped: Counter[str]) -> L
 def _listed_shards(folder: Path, settings: SplitSection) -> list[tuple[Path, str]]:
     """Return the shards that fit the glob of each split, with the split."""
     listed = []
-    for split, pattern in _listed_splits(settings.lists).items():
+    for split, pattern in _listed_splits(settings).items():
         names = glob.iglob(pattern, root_dir=folder, recursive=True)
         fitting = sorted(filter(Path.is_file, map(folder.joinpath, names)))
         if not fitting:

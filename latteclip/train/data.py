@@ -9,9 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-import torch.nn.functional as F
 
-from latteclip.clip.classifier import classify, load_classifier, parts
+from latteclip.clip.classifier import classify, load_classifier
 from latteclip.core import tables
 from latteclip.core.class_templates import class_texts
 from latteclip.core.errors import UserError
@@ -42,7 +41,6 @@ class TrainingFiles:
     fused_labels: str | None = None  # a FUSED_LABELS table
     fusion_report: str | None = None  # its report
     adapted: str | None = None  # adapted zero-shot classifier
-    image_prototypes: str | None = None  # a classifier, if prototypes start from it
     learning_rate: str | None = None  # output of find_learning_rate, if finetune.lr is auto
 
 
@@ -119,7 +117,6 @@ def read(
         group_texts = texts.add(_or_class(captions, classes, descriptions))
         group_labels = torch.from_numpy(classes)
         del captions
-    prototypes = _image_prototypes(files, image_ids, classnames)
     pa.default_memory_pool().release_unused()  # Arrow keeps freed memory, here some GiB
     paths = tables.Strings(table["path"])
     training_texts = TrainingTexts(
@@ -128,7 +125,6 @@ def read(
         images=image_texts,
         groups=group_texts,
         group_labels=group_labels,
-        prototypes=prototypes,
     )
     content = itertools.chain(
         paths,
@@ -170,24 +166,6 @@ def labels_of(files: TrainingFiles, kind: str, image_ids: pa.ChunkedArray) -> np
             "take another method, or change votes, the source from which labels are fused."
         )
     return np.asarray(labels, np.int64)
-
-
-def _image_prototypes(
-    files: TrainingFiles, image_ids: pa.ChunkedArray, classnames: list[str]
-) -> torch.Tensor | None:
-    """Return L2-normalised prototypes [C, D] to start from, of a classifier of images."""
-    if files.image_prototypes is None:
-        return None
-    classifier, _ = load_classifier(files.image_prototypes, classnames=classnames)
-    rows = classifier.weights
-    features = read_features(files.pseudo_labels, image_ids)
-    total = torch.zeros(rows.shape[1])
-    for part in parts(len(features)):
-        total = total + features[part].sum(dim=0)
-    mean = F.normalize(total, dim=0)
-    # Cosines have no bias, so rows have no part along the mean feature.
-    along_mean = (rows @ mean)[:, None] * mean
-    return F.normalize(rows - along_mean, dim=1)
 
 
 def _groups(

@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 CHECK_EVERY = 20  # steps between looks at the losses: each look waits for the device
 MIN_CLASSES = 0.5  # share of the classes that a sound model predicts
 MIN_AGREEMENT = 0.25  # with the pseudo-labels; chance is 1 / C
-IN_PAPER = "zero_shot", "text"  # pseudo-labels and prototypes
 clock = time.monotonic
 
 
@@ -247,7 +246,7 @@ def _flags(settings: FinetuneSettings, training: Training, diverged: bool) -> li
     method = settings.method
     if settings.is_supervised:
         flags.append("supervised")
-    elif (method.pseudo_labels, method.prototypes) != IN_PAPER:
+    elif method.pseudo_labels != "zero_shot":
         flags.append("ours")
     if diverged:
         return [*flags, "diverged"]

@@ -55,7 +55,6 @@ class Recipe:
     warmup_steps: int
     batch_size: int
     lr: float
-    weight_decay: float
 
     def rate(self, step: int, total: int) -> float:
         """Return the learning rate of a step, counted from 0, of `total` steps."""

@@ -27,6 +27,7 @@ MAX_LOGIT_SCALE = math.log(100)
 # AdamW of the paper's code, which is open_clip's for a ViT (LatteCLIP, section 4).
 BETAS = (0.9, 0.98)
 EPSILON = 1e-6
+WEIGHT_DECAY = 0.2
 OUT_OF_MEMORY = (
     "The GPU's memory does not suffice; lower compute.micro_batch, or take a smaller CLIP."
 )
@@ -110,11 +111,11 @@ def training_mode(model: torch.nn.Module) -> None:
             module.eval()
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
     """Apply weight decay to matrices, and none to gains, biases, norms and logit_scale."""
     trained = [p for p in model.parameters() if p.requires_grad]
     return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": WEIGHT_DECAY},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
 
@@ -137,7 +138,7 @@ class Training:
         self.signals = signals
         self.may_halve = may_halve  # the micro-batch when memory runs out
         # `fused` takes a third of the time on a CPU, and does not wait for a GPU under a scaler.
-        groups = parameter_groups(clip.model, recipe.weight_decay)
+        groups = parameter_groups(clip.model)
         self.adamw = torch.optim.AdamW(groups, betas=BETAS, eps=EPSILON, fused=True)
         # int64 [C] how often each class was predicted in the epoch so far
         self.predicted = torch.zeros(n_classes, dtype=torch.long, device=clip.device)

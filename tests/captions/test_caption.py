@@ -53,9 +53,7 @@ def test_groups_show_the_grid_of_their_members(dataset, recorder):
     assert columns["members"] == [[dataset.names[m] for m in drawn[i]] for i in range(7)]
     assert columns["pseudo_label"] == LABELS
     assert columns["prompt"] == [f"All {CLASSNAMES[label]}?" for label in LABELS]
-    check_pictures(
-        dataset, recorder, lambda members: [grid(members, GROUPS.canvas, GROUPS.gap)]
-    )
+    check_pictures(dataset, recorder, lambda members: [grid(members, GROUPS.canvas)])
 
 
 def check_pictures(dataset, recorder, expected):

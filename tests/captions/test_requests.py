@@ -1,5 +1,4 @@
 import dataclasses
-from collections import Counter
 
 import pytest
 
@@ -29,8 +28,8 @@ def ids(n, start=0):
     return [f"class/{number:04d}.png" for number in range(start, start + n)]
 
 
-def draw(labels, seed=3, per_class=None):
-    return draw_groups(ids(len(labels)), labels, seed, per_class)
+def draw(labels, seed=3):
+    return draw_groups(ids(len(labels)), labels, seed)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -55,11 +54,3 @@ def test_added_images_change_few_groups_of_the_others():
     changed = [name for name in old if named_before[name] != named_after[name]]
     assert len(changed) <= 4 * 5 + 4
     assert all(set(named_after[name]) & set(new) for name in changed[:4])
-
-
-def test_groups_per_class_are_some_of_all_groups():
-    labels = [0] * 12 + [1] * 2 + [2] * 7
-    everything, some = draw(labels), draw(labels, per_class=3)
-    assert Counter(labels[index] for index in some) == {0: 3, 1: 2, 2: 3}
-    assert list(some) == sorted(some)
-    assert all(everything[index] == members for index, members in some.items())

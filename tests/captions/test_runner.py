@@ -3,9 +3,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from support.captioning import GROUPS, describe, read
+from support.captioning import describe, read
 from support.commands import python
-from support.sections import changed
 from support.tiny import write_pictures
 
 from latteclip.captions.caption import RETRY_PROMPT, gather_captions
@@ -136,13 +135,12 @@ def test_shards_give_the_same_bytes_however_many_there_are(
     def caption(**options):
         if kind == "images":
             return dataset.caption_images(max_images=max_images, **options)
-        groups = changed(GROUPS, groups_per_class=3)
-        return dataset.caption_groups(groups=groups, max_images=max_images, **options)
+        return dataset.caption_groups(max_images=max_images, **options)
 
     whole = dataset.folder / "whole.parquet"
     caption(output=whole, store=False)
     asked = len(recorder.requests)
-    assert asked == (max_images or {"images": 7, "groups": 5}[kind])
+    assert asked == (max_images or 7)
     recorder.forget()
     shards = [dataset.folder / f"shards/{number}.parquet" for number in range(1, n + 1)]
     for number, path in enumerate(shards, start=1):

@@ -74,14 +74,14 @@ def test_the_later_layer_wins(config, top):
 
 def test_a_method_that_is_like_another_has_what_the_other_has_for_the_dataset(config):
     config["datasets"]["demo"]["methods"] = {
-        "latteclip": {"switches": {"alpha": 0.75}, "finetune": {"weight_decay": 0.3}}
+        "latteclip": {"switches": {"alpha": 0.75}, "finetune": {"batch_size": 30}}
     }
     child = {"like": "latteclip", "switches": {"image_description": False}}
     grandchild = {"like": "child", "switches": {"alpha": 0.25}}
     alike = merge(config, {"methods": {"child": child, "grandchild": grandchild}})
     found = configured(alike, dataset="demo,dtd").dataset("demo").method("child").keys
     assert (found.switches.alpha, found.switches.image_description) == (0.75, False)
-    assert (found.objective, found.finetune.weight_decay) == ("latteclip", 0.3)
+    assert (found.objective, found.finetune.batch_size) == ("latteclip", 30)
     # What the user gives a method reaches those that are like it.
     given = {
         "methods": {
@@ -116,7 +116,7 @@ def test_the_ten_datasets_have_the_authors_number_of_steps(config):
     """open_clip's loader: each of 3 workers gives a third of the batches, rounded up."""
     found = configured(config, dataset="all")
     for dataset in found.datasets:
-        n = dataset.keys.split.counts.train
+        n = dataset.keys.split.counts["train"]
         size = dataset.method("latteclip").keys.finetune.batch_size
         assert steps_per_epoch(n, size) == 3 * math.ceil(math.ceil(n / size) / 3)
 

@@ -15,7 +15,7 @@ from pydantic_core import to_jsonable_python
 from support.web import ARCHIVE, CONTENT, jpeg, settings, sha256, wanted, zipped
 
 from latteclip.cli import main
-from latteclip.config.keys import DownloadSection
+from latteclip.config.keys import DownloadSection, SplitSection
 from latteclip.core.errors import UserError
 from latteclip.core.hashing import digest
 from latteclip.data import download_dataset as downloads
@@ -188,9 +188,10 @@ def test_a_shard_is_not_unpacked_and_takes_its_room_once(host, tmp_path):
     url = host.serve("/images.tar.gz", ARCHIVE)
     output = tmp_path / "demo" / "data"
     for _ in range(2):
-        download_dataset("demo", settings(url, into="train", unpack=False), str(output))
+        shards = settings(url).model_copy(update={"split": SplitSection(kind="webdataset")})
+        download_dataset("demo", shards, str(output))
     (shard,) = (path for path in output.rglob("*") if path.is_file())
-    assert shard.relative_to(output).as_posix() == "train/images.tar.gz"
+    assert shard.relative_to(output).as_posix() == "images.tar.gz"
     assert shard.samefile(tmp_path / "demo" / "downloads" / "images.tar.gz")
 
 

@@ -25,7 +25,7 @@ SETTINGS = CaptionerSettings(
     batch_size=3,
     max_image_side=None,
 )
-GROUPS = GroupsSection(canvas=64, gap=4)
+GROUPS = GroupsSection(canvas=64)
 CLASSNAMES = ["red dots", "lines"]
 LABELS = [1, 0, 1, 1, 1, 0, 1]
 TEXTS = [

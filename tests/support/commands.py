@@ -140,7 +140,7 @@ def scores_of(scorer, requests):
 # --- requests about four pictures, of several shapes ---------------------------------------------
 
 # Of all four, besides each as it is: as squares, as a canvas, as several images.
-LAYOUTS = [Layout(square=56), Layout("grid", 112, 4), Layout("multi_image")]
+LAYOUTS = [Layout(square=56), Layout("grid", 112), Layout("multi_image")]
 SIZES = [(120, 90), (60, 100), (50, 50), (128, 128)]
 
 

@@ -132,7 +132,7 @@ class Results:
         members = [
             [self.image_ids[j] for j in np.resize(of_label[label], 4)] for label in labels
         ]
-        metadata.groups = GroupsSection(canvas=128, gap=4)
+        metadata.groups = GroupsSection(canvas=128)
         ids = [str(i) for i in range(n)]
         return write_captions(path, ids, texts, labels, members, metadata, **columns)
 

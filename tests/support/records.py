@@ -8,7 +8,7 @@ from latteclip.labels.guarantees import Interval
 from latteclip.train.history import TrainingMetadata
 from latteclip.train.settings import Recipe
 
-RECIPE = Recipe(epochs=1, warmup_steps=0, batch_size=64, lr=3e-5, weight_decay=0.2)
+RECIPE = Recipe(epochs=1, warmup_steps=0, batch_size=64, lr=3e-5)
 
 
 def training_metadata(**fields):

@@ -36,7 +36,6 @@ FINETUNE = {
     "warmup_steps": 1,
     "batch_size": 3,
     "lr": 1e-3,
-    "weight_decay": 0.2,
 }
 
 

@@ -37,8 +37,7 @@ def configured(checkout):
         "source": {"folder": "photos"},
         "split": {"classes": "discover"},
         "clip": {"model": "local-dir:latteclip/demo/models/clip", "pretrained": None},
-        "captioner": {"engine": "file"},
-        "discover": {"file": "names.jsonl"},
+        "captioner": {"engine": "file", "images_file": "names.jsonl"},
     }
     text = yaml.safe_dump({"dataset": "mine", "datasets": {"mine": dataset}})
     (checkout.root / "mine.yaml").write_text(text)
@@ -76,7 +75,7 @@ def test_classes_edited_by_hand_are_an_input_that_nothing_overwrites(checkout, c
     run = checkout.snakemake(f"{RESULTS}/classes.txt", *configured)
     assert run.returncode == 0, run.stdout
     (results / "classes.txt").write_text("cup\nhound\ncar\n")
-    fewer = "discover={'file': 'names.jsonl', 'classes': 2}"  # would rerun the proposal
+    fewer = "discover={'classes': 2}"  # would rerun the proposal
     run = checkout.snakemake(LABELS, *configured, fewer)
     assert run.returncode == 0, run.stdout
     assert "edited by hand" in run.stdout
@@ -93,8 +92,7 @@ def test_examples_name_the_classes_and_teach_the_labels(checkout, configured):
         folder.mkdir(parents=True)
         Image.new("RGB", (64, 64), colour).save(folder / "1.png")
     labels = f"{RESULTS}/fused_labels.parquet"
-    own = "captioner={'engine': 'file', 'images_file': 'names.jsonl'}"
-    options = (*configured, own, "split={'classes': null, 'examples': 'examples'}")
+    options = (*configured, "split={'classes': null, 'examples': 'examples'}")
     run = checkout.snakemake(labels, *options)
     assert run.returncode == 0, run.stdout
     metadata = tables.read_metadata(checkout.root / labels, ClassesMetadata)

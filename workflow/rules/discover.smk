@@ -27,7 +27,7 @@ use rule caption_images as name_images with:
         own=users(
             of(
                 lambda dataset: jobs.file_if_read(
-                    dataset.asker, jobs.naming(dataset).images_file
+                    dataset.asker, dataset.keys.captioner.images_file
                 )
             )
         ),

@@ -50,7 +50,6 @@ TRAINING_FILES = {
         lambda method: method.reads_adapted,
         "method",
     ),
-    "image_prototypes": of(jobs.image_prototypes, "method"),
 }
 
 

@@ -12,6 +12,7 @@ from latteclip.captions.requests import CaptionerSettings, Request, Response, fa
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
 
+TIMEOUT = 120  # seconds to wait for an answer
 RETRIES = 5  # where the server is busy, fails or cannot be reached
 REFUSED = {*range(300, 400), 401, 402, 403, 404}  # no request will fare better
 BAD_REQUEST = {400, 413, 422}  # another picture may fare better
@@ -44,7 +45,7 @@ class ServerEngine:
             base_url=self._base(url),
             api_key=os.environ.get(self.key, "").strip() or "none",
             max_retries=RETRIES,
-            timeout=settings.timeout,
+            timeout=TIMEOUT,
             # Pictures go to this server alone.
             http_client=openai.DefaultHttpxClient(follow_redirects=False),
         )

@@ -77,16 +77,13 @@ class TrainingTexts:
     images: torch.Tensor  # [N] image descriptions; empty if the method has none
     groups: torch.Tensor  # [G] group descriptions; empty if the method has none
     group_labels: torch.Tensor  # [G] the pseudo-label that each group was drawn from
-    prototypes: torch.Tensor | None = None  # [C, D] to start from. None: class descriptions
 
     def ids(self) -> Iterator[list[Any]]:
-        """Yield the ids of each kind of texts, and prototypes if there are any, as lists."""
+        """Yield the ids of each kind of texts as lists."""
         yield self.classes.tolist()
         yield self.images.tolist()
         yield self.groups.tolist()
         yield self.group_labels.tolist()
-        if self.prototypes is not None:
-            yield self.prototypes.tolist()
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,6 @@ class LatteClip(base.Objective):
         super().__init__(texts)
         self.switches = switches
         self.prototypes = super().classifier()  # P [C, D]
-        if texts.prototypes is not None:
-            self.prototypes = texts.prototypes.to(self.prototypes)
         self.start = self.prototypes
         self.epoch_prototypes = self.prototypes
         self.groups = GroupSampler(texts.group_labels, len(texts.classes), seed)

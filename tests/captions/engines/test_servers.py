@@ -13,6 +13,7 @@ from support.servers import HTML, decide, sentence, serving
 
 from latteclip.captions import requests as asking
 from latteclip.captions.answer_cache import problem
+from latteclip.captions.engines import server
 from latteclip.captions.engines.decisions import Pace, fitted, tiles
 from latteclip.captions.pictures import data_url
 from latteclip.captions.requests import Choices, ChoiceScores, Request
@@ -86,15 +87,19 @@ def test_a_server_is_left_alone_as_long_as_it_says(service, monkeypatch):
     assert max(waited) == 37
 
 
-def test_a_reply_that_breaks_off_is_asked_for_again(service):
+def test_a_reply_that_breaks_off_is_asked_for_again(service, monkeypatch):
+    monkeypatch.setattr(server, "TIMEOUT", 5)
     failing(service, (200, {"Content-Length": 500, "Connection": "close"}, b"{"), 0)
-    assert ask(service, timeout=5)[0].error is None
+    assert ask(service)[0].error is None
     assert len(service.requests) == 2
 
 
-def test_an_answer_that_does_not_come_in_time_is_an_error_of_its_request(service):
+def test_an_answer_that_does_not_come_in_time_is_an_error_of_its_request(
+    service, monkeypatch
+):
+    monkeypatch.setattr(server, "TIMEOUT", 0.1)
     service.pause = 1
-    [error] = errors(service, 1, timeout=0.1)
+    [error] = errors(service, 1)
     assert "timed out" in error.lower()
 
 
