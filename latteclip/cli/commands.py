@@ -85,7 +85,6 @@ def labels(
     image: Sequence[str] = (),
     format: Literal["csv", "parquet", "label-studio", "imagefolder"] | None = None,
     output: str | None = None,
-    copy: bool = False,
     max_error: float | None = None,
     false_discovery: float | None = None,
     leave_out: Sequence[Literal["unknown", "duplicates"]] = (),
@@ -102,7 +101,6 @@ def labels(
         image: show: images by their image_id in images.parquet
         format: export: the format
         output: export: a file, or a new folder for the last two formats
-        copy: export imagefolder: copy the images, in place of links
         max_error: export: accept as many labels as possible so that, with 95 % probability, at most
             this share of all labels is wrong and accepted; needs answers of latteclip teach
         false_discovery: export: accept labels of which on average at most this share is wrong
@@ -125,7 +123,6 @@ def labels(
         results,
         format,
         output,
-        copy=copy,
         leave_out=leave_out,
         max_error=max_error,
         false_discovery=false_discovery,

@@ -65,8 +65,9 @@ OPTIONS: dict[str, str] = {
     "--roll-up": "use --topk and add up the probabilities of the classes of a group.",
     "--int8": "quantise model.onnx by onnxruntime.quantization.",
     "--push-to-hub": "run hf upload <user>/<name> FOLDER.",
-    "--format datasets": "use --format imagefolder --copy, which load_dataset('imagefolder', "
+    "--format datasets": "use --format imagefolder, which load_dataset('imagefolder', "
     "data_dir=FOLDER) reads.",
+    "--copy": "run cp -rL on the folder of links.",
 }
 
 

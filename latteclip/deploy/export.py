@@ -1,7 +1,7 @@
 """Export a fine-tuned model for other software.
 
-Each form is a folder with the weights as its library expects them, the classifier, the class names
-as CLIP_benchmark reads them, and a model card of where it comes from and how to use it.
+Each form is a folder with the weights as its library expects them, the classifier, and a model card
+of where it comes from and how to use it.
 """
 
 import logging
@@ -20,9 +20,9 @@ from latteclip.clip.model import CLASSIFIER
 from latteclip.config import layers
 from latteclip.config.hub_names import HUB
 from latteclip.core import hashing, tables
-from latteclip.core.class_templates import PLACE, ClassTemplates, clean_classname
+from latteclip.core.class_templates import ClassTemplates, clean_classname
 from latteclip.core.errors import UserError
-from latteclip.core.files import new_folder, replacing, write_json
+from latteclip.core.files import new_folder, replacing
 from latteclip.core.terminal import counted
 from latteclip.deploy import onnx_graph, transformers_clip
 from latteclip.deploy.guaranteed_predictions import (
@@ -86,8 +86,6 @@ def export(
         described = {"max_error": abstain, "threshold": threshold, "guarantee": promise}
         metadata["abstain"] = described
     origin = read_origin(opened.folder)
-    dataset = origin["dataset"]
-    templates = [t.replace(PLACE, "{c}") for t in opened.class_templates.templates]
     with replacing(folder) as temporary:
         temporary.mkdir()
         if format == "onnx":
@@ -98,10 +96,6 @@ def export(
         else:
             _copy_model(opened, temporary)
         shutil.copyfile(opened.folder / CLASSIFIER, temporary / CLASSIFIER)
-        # As --custom_classname_file and --custom_template_file of CLIP_benchmark read them.
-        classnames = {dataset: opened.classnames}
-        write_json(temporary / "clip_benchmark_classnames.json", classnames)
-        write_json(temporary / "clip_benchmark_templates.json", {dataset: templates})
         card = model_card(opened, origin, format, licence, promise)
         card.save(temporary / "README.md")
         hashing.write_sums(temporary)

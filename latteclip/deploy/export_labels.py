@@ -8,7 +8,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import quote
@@ -25,10 +24,9 @@ from latteclip.captions.pictures import read_image
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import new_folder, replacing
-from latteclip.core.metadata import UnknownMetadata
 from latteclip.core.run_options import run_command
 from latteclip.core.terminal import counted, one_line
-from latteclip.data.images import FORMATS, image_exists, open_rgb, shard_member
+from latteclip.data.images import FORMATS, open_rgb, shard_member
 from latteclip.deploy import label_table
 from latteclip.deploy.label_table import LabelsMetadata
 
@@ -62,7 +60,6 @@ QUALITY = 95  # quality of the JPEG that an image is converted to
 # Not allowed in a file name on some system: separators, Windows' signs, control characters.
 UNFIT = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')
 LONGEST = 200  # bytes; a number has room after it
-RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # by Windows
 
 
 def export_labels(
@@ -70,7 +67,6 @@ def export_labels(
     form: str,
     output: str,
     *,
-    copy: bool = False,
     leave_out: Collection[str] = (),
     max_error: float | None = None,
     false_discovery: float | None = None,
@@ -80,8 +76,6 @@ def export_labels(
     The arguments are those of `latteclip labels export`, and `form` is its format. Raises UserError
     where there are no labels, `output` cannot be written, or an image vanished.
     """
-    if copy and form != "imagefolder":
-        raise UserError(f"--copy is for --format imagefolder, not {form}.")
     place = new_folder(output) if form in FOLDERS else Path(output)
     results = Path(folder)
     for kind in leave_out:
@@ -110,20 +104,12 @@ def export_labels(
     for kind in leave_out:
         is_left &= ~kinds[kind]
     table = table.filter(pa.array(is_left))
-    write = WRITERS[form]
-    if form == "imagefolder":
-        write = partial(write, copy=copy)
     with replacing(place) as temporary:
-        write(temporary, table, described)
+        WRITERS[form](temporary, table, described)
     n = len(table) - table["label"].null_count
     notes += _about_answers(table)
     if form == "label-studio":
         notes.append(LABEL_STUDIO)
-    if kinds["unknown"].any() and not _has_checked_unknown(results):
-        notes.append(
-            "Nobody has checked is_unknown, which marks a fixed share of the images. Five answers "
-            f"of none of these set its threshold: latteclip teach {folder}."
-        )
     for kind, is_kind in kinds.items():
         count = is_kind.sum()
         if count and kind in leave_out:
@@ -133,14 +119,8 @@ def export_labels(
                 f"--leave-out {kind} omits {counted(count, 'image')} {LEAVE_OUT[kind]}."
             )
     return "\n".join(
-        [f"Wrote {counted(n, 'label')} to {output}, {_error(described)}.", *notes]
+        [f"Wrote {counted(n, 'label')} to {output}, {_probabilities(described)}.", *notes]
     )
-
-
-def _has_checked_unknown(folder: Path) -> bool:
-    """Return whether a person's answers name images of none of the classes."""
-    path = folder / "unknown.parquet"
-    return tables.read_metadata(path, UnknownMetadata).answers is not None
 
 
 def _kinds(table: pa.Table) -> dict[str, npt.NDArray[np.bool_]]:
@@ -154,14 +134,10 @@ def _kinds(table: pa.Table) -> dict[str, npt.NDArray[np.bool_]]:
     }
 
 
-def _error(described: LabelsMetadata) -> str:
-    calibration = described.calibration
-    if calibration is None:
+def _probabilities(described: LabelsMetadata) -> str:
+    if described.calibration is None:
         return "with probabilities that are not calibrated"
-    return (
-        f"calibrated by {calibration.answers} answers (expected calibration error "
-        f"{calibration.error:.2f}, before {calibration.error_before:.2f})"
-    )
+    return f"with probabilities calibrated by {described.calibration.answers} answers"
 
 
 def _about_answers(table: pa.Table) -> list[str]:
@@ -201,9 +177,12 @@ def _write_parquet(path: Path, table: pa.Table, described: LabelsMetadata) -> No
 
 
 def _write_label_studio(folder: Path, table: pa.Table, described: LabelsMetadata) -> None:
-    _refuse_shards(
-        table, "Label Studio shows files; export them by --format imagefolder --copy"
-    )
+    for path in tables.Strings(table["path"]):
+        if shard_member(path):
+            raise UserError(
+                f"{path} lies in a shard, and Label Studio shows files; export them by --format "
+                "imagefolder."
+            )
     kind = "calibrated" if described.calibration else "uncalibrated"
     tasks = (
         _task(row, f"latteclip {__version__}, {kind}") for row in tables.rows_of(table)
@@ -251,12 +230,7 @@ def _in_xml(text: str) -> str:
     return NOT_IN_XML.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
-def _write_image_folder(
-    folder: Path, table: pa.Table, described: LabelsMetadata, *, copy: bool
-) -> None:
-    if not copy:
-        _refuse_shards(table, "no link leads into a shard; use --copy")
-    _refuse_vanished(tables.Strings(table.filter(pc.is_valid(table["label"]))["path"]))
+def _write_image_folder(folder: Path, table: pa.Table, described: LabelsMetadata) -> None:
     names = described.classnames
     new_name = unique_filenames()
     new_name(TABLE)
@@ -275,10 +249,10 @@ def _write_image_folder(
         target = class_folder / new_name(name.name)
         if not is_read:  # the converted image is upright and in RGB
             open_rgb(row["path"]).save(target, quality=QUALITY, subsampling=0)
-        elif copy:
+        elif shard_member(row["path"]):
             target.write_bytes(read_image(row["path"]))
         else:
-            _link(target, Path(row["path"]).absolute())
+            target.symlink_to(_existing(row["path"]))
         return {"file": target.relative_to(folder).as_posix(), **row}
 
     rows = map(place, tables.rows_of(table))
@@ -300,30 +274,13 @@ WRITERS: dict[str, Callable[..., None]] = {
 }
 
 
-def _refuse_vanished(paths: Sequence[str]) -> None:
-    if vanished := [path for path in paths if not image_exists(path)]:
+def _existing(path: str) -> Path:
+    if not os.path.isfile(path):
         raise UserError(
-            f"{len(vanished)} of {len(paths)} images are not there, the first {vanished[0]}; run "
-            "it in the folder of the results, or rerun the workflow."
+            f"Image {path} is not there; run it in the folder of the results, or rerun the "
+            "workflow."
         )
-
-
-def _link(target: Path, path: Path) -> None:
-    try:
-        target.symlink_to(path)
-    except (
-        OSError
-    ) as error:  # Windows asks for a right, and some network disks have no links
-        raise UserError(
-            f"{target} cannot be a link ({error.strerror}); use --copy."
-        ) from error
-
-
-def _refuse_shards(table: pa.Table, why: str) -> None:
-    """Raise UserError if images lie in shards, which other programs cannot read."""
-    for path in tables.Strings(table["path"]):
-        if shard_member(path):
-            raise UserError(f"{path} lies in a shard: {why}.")
+    return Path(path).absolute()
 
 
 def _file_name(row: Mapping[str, Any]) -> PurePath:
@@ -356,11 +313,7 @@ def unique_filenames() -> Callable[[str], str]:
 def sanitized(name: str) -> str:
     """Return the name with `_` for what a system refuses, hides or runs, cut to LONGEST."""
     name = UNFIT.sub("_", name).rstrip(" .")
-    if (
-        name.startswith((".", *tables.FORMULA))
-        or not name.strip()
-        or RESERVED.fullmatch(name)
-    ):
+    if name.startswith((".", *tables.FORMULA)) or not name.strip():
         name = f"_{name.lstrip('.')}"
     stem, suffix = map(str.encode, os.path.splitext(name))
     stem = stem[: max(0, LONGEST - len(suffix))]

@@ -5,7 +5,6 @@ classifier did not learn from. They set the probability below which a prediction
 """
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ from latteclip.evaluate.train_predictions import read_predictions
 from latteclip.labels import fusion_report
 from latteclip.labels.fusion_report import Check, PersonAnswers
 from latteclip.labels.guarantees import fewest_answers, pac_threshold, smallest_share
-from latteclip.train.data import most_drawn
 from latteclip.train.history import TrainingMetadata
 
 log = logging.getLogger(__name__)
@@ -75,7 +73,7 @@ def unseen_answers(model: FinetunedModel, max_error: float) -> UnseenAnswers:
     check = _check_of(model, answers, folder)
     ids = answers.checking
     if check is None:
-        ids = _require_unseen(model, ids, len(index), max_error, folder)
+        ids = _require_unseen(model, ids, max_error, folder)
     classes = {image_id: answers.images[image_id] for image_id in ids}
     return UnseenAnswers(folder, classes, answers.n_teaching, check)
 
@@ -148,45 +146,38 @@ def _check_of(model: FinetunedModel, answers: PersonAnswers, folder: Path) -> Ch
 
 
 def _require_unseen(
-    model: FinetunedModel, ids: Sequence[str], n: int, share: float, folder: Path
+    model: FinetunedModel, ids: Sequence[str], share: float, folder: Path
 ) -> list[str]:
     """Return the answered images that a run did not learn from, or raise UserError if too few."""
-    unseen, most = _unseen(model, ids, n)
+    unseen = _unseen(model, ids)
     needed = fewest_answers(share)
     if len(unseen) >= needed:
         return unseen
     other = folder / "image_prototypes" / "seed0" / "model"
-    remedy = f"use {other}, whose guarantee counts all {len(ids):,} answers"
-    if needed <= most:
-        answers_per_unseen = len(ids) / len(unseen) if unseen else 1
-        budget = math.ceil(2 * needed * answers_per_unseen)
-        teach = f"latteclip teach {folder} --budget {budget}"
-        remedy = f"run {teach} and the workflow again, or {remedy}"
     raise UserError(
         f"A guarantee of {share:g} takes at least {needed:,} answers about images that the model "
-        f"did not learn from, and there are {len(unseen)} (at most {most:,} are possible): "
-        f"{remedy}."
+        f"did not learn from, and there are {len(unseen)}: use {other}, whose guarantee counts all "
+        f"{len(ids):,} answers, or answer more (latteclip teach {folder}) and run the workflow "
+        "again."
     )
 
 
-def _unseen(model: FinetunedModel, ids: Sequence[str], n: int) -> tuple[list[str], int]:
-    """Return which answered images a run did not learn from, of n, and how many there can be."""
+def _unseen(model: FinetunedModel, ids: Sequence[str]) -> list[str]:
+    """Return which answered images a run did not learn from."""
     run, _ = run_of(model.folder)
     history = run / "history.parquet"
     if not history.is_file():  # nothing was trained
-        return list(ids), n
+        return list(ids)
     described = tables.read_metadata(history, TrainingMetadata)
     drawn = set(described.drawn)
     if drawn or described.labels == "fused":
-        unseen = [image for image in ids if image in drawn]
-        most = most_drawn(n)
-        return unseen, most if len(ids) <= most else 0
+        return [image for image in ids if image in drawn]
     if described.averaged is not None:  # another of its trainings learned from them
-        return [], 0
+        return []
     predictions = str(run / "train_predictions.parquet")
     table = read_predictions(predictions, model.classnames, held_out=True)
     held_out = set(table["image_id"].to_pylist())
-    return [image for image in ids if image in held_out], len(held_out)
+    return [image for image in ids if image in held_out]
 
 
 def _predicted(

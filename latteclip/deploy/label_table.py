@@ -34,8 +34,6 @@ from latteclip.labels.guarantees import Floats, conformal_accepted, pac_threshol
 
 log = logging.getLogger(__name__)
 MIN_ANSWERS = 50  # that calibrate
-FOLDS = 5
-BINS = 10  # number of bins, of equal width
 MARGIN = 1e-6  # distance of probabilities from 0 and 1
 
 
@@ -172,52 +170,29 @@ def _duplicates(
 
 @dataclass(frozen=True)
 class Calibration:
-    """A correction of probabilities, and its error."""
+    """A correction of probabilities."""
 
     slope: float
     intercept: float
     answers: int
-    error_before: float  # expected calibration error over the answers
-    error: float  # the same after correction by the answers of the other folds
 
     def __call__(self, probabilities: Floats) -> Floats:
         """Return corrected probabilities in the same order."""
         return np.asarray(expit(self.slope * _log_odds(probabilities) + self.intercept))
 
 
-def calibrate(probabilities: Floats, right: Floats) -> Calibration:
-    """Fit a calibration to n answers.
+def _log_odds(probabilities: Floats) -> Floats:
+    return np.asarray(logit(probabilities.clip(MARGIN, 1 - MARGIN)))
 
-    The error is cross-validated: each of FOLDS parts is corrected by a fit to the others.
+
+def calibrate(probabilities: Floats, right: Floats) -> Calibration:
+    """Fit a calibration to n answers. Few answers leave the slope near 1, the intercept near 0.
 
     Args:
         probabilities: [n] of the labels that were answered about.
         right: [n] 1 where the label is right, else 0.
     """
     odds = _log_odds(probabilities)
-    folds = np.arange(len(right)) % FOLDS
-    held_out = np.empty(len(right))
-    for fold in range(FOLDS):
-        out = folds == fold
-        others = ~out
-        slope, intercept = _fit(odds[others], right[others])
-        held_out[out] = expit(slope * odds[out] + intercept)
-    slope, intercept = _fit(odds, right)
-    return Calibration(
-        slope=slope,
-        intercept=intercept,
-        answers=len(right),
-        error_before=expected_calibration_error(probabilities, right),
-        error=expected_calibration_error(held_out, right),
-    )
-
-
-def _log_odds(probabilities: Floats) -> Floats:
-    return np.asarray(logit(probabilities.clip(MARGIN, 1 - MARGIN)))
-
-
-def _fit(odds: Floats, right: Floats) -> tuple[float, float]:
-    """Return slope, at least 0, and intercept. Few answers leave them near 1 and 0."""
     signs = 2 * right - 1
 
     def loss(free: Floats) -> float:
@@ -228,18 +203,7 @@ def _fit(odds: Floats, right: Floats) -> tuple[float, float]:
 
     bounds = [(0, None), (None, None)]
     slope, intercept = minimize(loss, [1.0, 0.0], bounds=bounds).x
-    return float(slope), float(intercept)
-
-
-def expected_calibration_error(probabilities: Floats, right: Floats) -> float:
-    """Return the mean gap between probability and accuracy over BINS (Guo et al. 2017).
-
-    The arguments are those of `calibrate`. Few answers overstate the error, since the accuracy of a
-    bin is then far off by chance.
-    """
-    place = np.minimum((probabilities * BINS).astype(int), BINS - 1)
-    gaps = np.bincount(place, right - probabilities, BINS)
-    return float(np.abs(gaps).sum() / len(right))
+    return Calibration(float(slope), float(intercept), len(right))
 
 
 def _calibration(checked: CheckedLabels | None) -> Calibration | None:

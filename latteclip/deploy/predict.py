@@ -5,14 +5,12 @@ Letters: B images of a batch, C classes, D embedding width, K best classes of an
 
 import contextlib
 import csv
-import glob
 import io
-import json
 import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -265,8 +263,8 @@ def predict(
 
     Args:
         model: results/<dataset>, for the chosen model, or results/<dataset>/<method>/seed<n>/model
-        paths: image, folder with its subfolders, glob, or - for a list on stdin
-        output: .csv, .jsonl or .parquet file (default: CSV on stdout)
+        paths: image, folder with its subfolders, or - for a list on stdin
+        output: .csv or .parquet file (default: CSV on stdout)
         topk: classes per image, at most all (default: 1)
         batch_size: images encoded at once (default: 256)
         precision: arithmetic on a GPU (default: bf16)
@@ -303,58 +301,27 @@ def predict(
     return SKIPPED if n_skipped else 0
 
 
-def image_paths(words: Iterable[str], stdin: IO[bytes]) -> list[str]:
+def image_paths(words: Sequence[str], stdin: IO[bytes]) -> list[str]:
     """Return the image files that words name, without repetitions, in order.
 
-    A word is a file, a folder (searched with all below it), a glob (`**` for any folders), or "-"
-    for a list on stdin with one path per line, or with null characters between them. Raises
-    UserError for a word that names nothing.
+    A word is a file, a folder (searched with all below it), or "-" for a list on stdin with one
+    path per line. UserError: a word names nothing.
     """
-    paths = [p for word in words for p in (_listed(stdin) if word == "-" else _named(word))]
-    if not paths:
-        raise UserError(
-            "No image is named; give images, folders, globs, or a list on stdin by -."
-        )
+    paths: list[str] = []
+    for word in words:
+        if word == "-":
+            # File names need not be UTF-8.
+            found = stdin.read().decode("utf-8", "surrogateescape").split("\n")
+            found = list(filter(None, found))
+        else:
+            found = files_of(word) if os.path.exists(word) else []
+        if not found:
+            raise UserError(
+                f"{one_line(word)} names no file and no folder with an image "
+                f"({', '.join(sorted(IMAGE_SUFFIXES))}); check its spelling."
+            )
+        paths += found
     return list(dict.fromkeys(paths))
-
-
-def _listed(stdin: IO[bytes]) -> list[str]:
-    """Return the paths of a list, which need not be UTF-8."""
-    text = stdin.read().decode("utf-8-sig", "surrogateescape")
-    lines = text.split("\0") if "\0" in text else text.replace("\r\n", "\n").split("\n")
-    return [line for line in lines if line]
-
-
-def _named(word: str) -> list[str]:
-    files: list[str] = []
-    for match in [word] if os.path.exists(word) else _matches(word):
-        is_folder = os.path.isdir(match)
-        files += sorted(map(str, image_files(match, deep=True))) if is_folder else [match]
-    if not files:
-        raise UserError(
-            f"{one_line(word)} names no file and no folder with an image "
-            f"({', '.join(sorted(IMAGE_SUFFIXES))}); check its spelling."
-        )
-    return files
-
-
-def _matches(pattern: str) -> list[str]:
-    """Return the paths that match a glob, without hidden ones."""
-    if "**" not in pattern:
-        return sorted(glob.glob(pattern))
-    path = Path(pattern)
-    # Pathlib's `**`, unlike glob's, follows no links to folders, which may form a loop.
-    try:
-        files = list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-    except (ValueError, OSError):  # `**` is only a part of a name
-        return []
-    named = set(path.parts)
-    visible = []
-    for file in files:
-        new_parts = set(file.parts) - named
-        if not any(part.startswith(".") for part in new_parts):
-            visible.append(str(file))
-    return sorted(visible)
 
 
 def writer_of(output: str | None) -> Callable[[Rows, int, list[str]], None]:
@@ -410,21 +377,8 @@ def _write_csv(output: str | None, rows: Rows, topk: int, further: list[str]) ->
             writer.writerow(map(tables.csv_cell, [prediction.path, *cells]))
 
 
-def _names(topk: int, further: list[str]) -> list[str]:
-    """Return the columns of predictions of K classes, with further ones."""
-    return BEST + TOPK + further if topk > 1 else BEST + further
-
-
-def _write_jsonl(output: str, rows: Rows, topk: int, further: list[str]) -> None:
-    names = _names(topk, further)
-    with _text(output) as file:
-        for prediction in rows:
-            row = {name: getattr(prediction, name) for name in names}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
 def _write_parquet(output: str, rows: Rows, topk: int, further: list[str]) -> None:
-    names = _names(topk, further)
+    names = BEST + (TOPK if topk > 1 else []) + further
     schema = pa.schema([COLUMNS.field(name) for name in names])
     with tables.writing(output, schema) as write:
         while some := list(islice(rows, ROWS)):
@@ -434,11 +388,7 @@ def _write_parquet(output: str, rows: Rows, topk: int, further: list[str]) -> No
             write(columns)
 
 
-FORMATS: dict[str, Any] = {
-    ".csv": _write_csv,
-    ".jsonl": _write_jsonl,
-    ".parquet": _write_parquet,
-}
+FORMATS: dict[str, Any] = {".csv": _write_csv, ".parquet": _write_parquet}
 
 
 def _unicode(value: object) -> object:

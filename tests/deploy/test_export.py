@@ -143,10 +143,9 @@ def test_predict_py_knows_names_and_every_kind_of_photograph(model, exported, ph
     assert scores == pytest.approx(head.numpy(), abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["siglip", "resnet"])
-def test_other_image_towers_have_an_onnx_form(tmp_path, photos, kind):
+def test_another_image_tower_has_an_onnx_form(tmp_path, photos):
     pytest.importorskip("onnxscript", reason="latteclip[onnx] is not installed")
-    clip = clips.load(write_backbone(kind, tmp_path / "base"), None, CPU)
+    clip = clips.load(write_backbone("resnet", tmp_path / "base"), None, CPU)
     model = tuned(tmp_path / "model", clip)
     export(str(model), str(tmp_path / "out"), "onnx")
     assert_onnx_predicts_as_we_do(model, tmp_path / "out", photos)
@@ -159,7 +158,7 @@ def test_image_encoders_are_in_the_onnx_file_and_not_in_transformers(
     change = {"crop_pct": 0.9, "crop_mode": "border", "interpolation": "bilinear"}
     config = {"pretrained_cfg": {"input_size": [3, SIDE, SIDE], **change}}
     names = [write_encoder(tmp_path / "timm", change=config)]
-    names.append(write_backbone("vit", tmp_path / "tower"))
+    names.append(write_backbone("siglip", tmp_path / "tower"))
     encoders = [image_encoders.load(name, CPU) for name in names]
     model = tuned(tmp_path / "model", demo_clip, encoders)
     words = (model, tmp_path / "out", "--format", "transformers")
@@ -231,10 +230,6 @@ def test_the_card_has_dataset_method_accuracy_licence_and_classes(
         assert word in text
     sums = ["sha256sum", "--check", "--strict", "--quiet", hashing.SUMS]
     subprocess.run(sums, cwd=out, check=True)
-    named = json.loads((out / "clip_benchmark_classnames.json").read_text())
-    assert named == {"demo": CLASSNAMES}
-    templates = json.loads((out / "clip_benchmark_templates.json").read_text())
-    assert templates == {"demo": ["a photo of the {c}.", "a {c}", "the {c}?"]}
 
 
 def test_a_model_may_be_named_from_its_own_folder_or_the_one_above(

@@ -114,15 +114,14 @@ def test_class_names_fit_xml_and_file_systems(taken, tmp_path):
 
 def folder_of(label):
     """As CLASSNAMES are spelt in a file system."""
-    names = ["a_b", "A_b_2", "_con", "_b_&amp;_'", "_=2+3", "plain"]
+    names = ["a_b", "A_b_2", "con", "_b_&amp;_'", "_=2+3", "plain"]
     return names[CLASSNAMES.index(label)]
 
 
-@pytest.mark.parametrize("copy", [False, True])
-def test_torchvision_and_datasets_read_the_image_folder(taken, tmp_path, copy):
+def test_torchvision_and_datasets_read_the_image_folder(taken, tmp_path):
     torchvision = pytest.importorskip("torchvision.datasets")
     output = tmp_path / "folder"
-    export_labels(str(taken.folder), "imagefolder", str(output), copy=copy)
+    export_labels(str(taken.folder), "imagefolder", str(output))
     read = torchvision.ImageFolder(output)
     table = label_table.read(taken.folder)[0].to_pylist()
     wanted = {row["path"]: row["label"] for row in table}
@@ -131,18 +130,16 @@ def test_torchvision_and_datasets_read_the_image_folder(taken, tmp_path, copy):
     for path, label in read.samples:
         name = os.path.basename(path)
         found[os.path.relpath(path, output)] = name
-        assert os.path.islink(path) != copy
         assert read.classes[label] == folder_of(wanted[name])
-        assert Path(path).read_bytes() == (taken.folder / name).read_bytes()
+        assert os.readlink(path) == str(taken.folder / name)
     assert {
         row["file"]: row["image_id"] for row in read_csv(output / "labels.csv")
     } == found
-    if copy:  # as docs/photographs.md says
-        datasets = pytest.importorskip("datasets")
-        options = {"data_dir": str(output), "cache_dir": str(tmp_path / "cache")}
-        same = datasets.load_dataset("imagefolder", split="train", **options)
-        names = [same.features["label"].names[label] for label in same["label"]]
-        assert Counter(names) == Counter(read.classes[label] for label in read.targets)
+    datasets = pytest.importorskip("datasets")  # as docs/photographs.md says
+    options = {"data_dir": str(output), "cache_dir": str(tmp_path / "cache")}
+    same = datasets.load_dataset("imagefolder", split="train", **options)
+    names = [same.features["label"].names[label] for label in same["label"]]
+    assert Counter(names) == Counter(read.classes[label] for label in read.targets)
 
 
 def test_answers_decide_the_folder_which_has_the_name_that_the_dataset_writes(
@@ -158,7 +155,7 @@ def test_answers_decide_the_folder_which_has_the_name_that_the_dataset_writes(
         if one.kind == "class":
             wanted = written.get(one.classname, one.classname)
             assert found[name]["label"] == found[name]["answered"] == wanted
-            folder = {"T-Shirt": "T-Shirt", "Con": "_Con"}.get(wanted) or folder_of(wanted)
+            folder = wanted if wanted in written.values() else folder_of(wanted)
             assert placed[name] == folder
     for column in ("label", "fused_label", "runner_up", "zero_shot", "caption_label"):
         assert not {row[column] for row in found.values()} & set(written)
@@ -177,17 +174,16 @@ def test_images_in_shards_are_copied_out(taken, tmp_path, kind):
         Path("d", "classes.txt").write_text("a\nb")
     _, split = read_split(Path("d"), SplitSection(kind=kind))
     rewrite_index([f"d/{item.path}" for item in split.items])
-    for form, named in (("imagefolder", "--copy"), ("label-studio", "Label Studio")):
-        with pytest.raises(UserError, match=named):
-            export_labels(".", form, str(tmp_path / form))
-        assert not (tmp_path / form).exists()
-    export_labels(".", "imagefolder", str(tmp_path / "copies"), copy=True)
+    with pytest.raises(UserError, match="Label Studio"):
+        export_labels(".", "label-studio", str(tmp_path / "tasks"))
+    assert not (tmp_path / "tasks").exists()
+    export_labels(".", "imagefolder", str(tmp_path / "copies"))
     found = {path.read_bytes() for path in (tmp_path / "copies").rglob("*.png")}
     assert found == {contents[row] for row in taken.training}
     shard = Path("d", f"a.{'parquet' if kind == 'parquet' else 'tar'}")
     os.truncate(shard, shard.stat().st_size // 2)
     with pytest.raises(UserError, match=str(shard)):
-        export_labels(".", "imagefolder", str(tmp_path / "half"), copy=True)
+        export_labels(".", "imagefolder", str(tmp_path / "half"))
     assert not (tmp_path / "half").exists()
 
 
@@ -197,7 +193,6 @@ def test_images_in_shards_are_copied_out(taken, tmp_path, kind):
         ("f-16 a/b", "f-16 a_b"),
         ("..", "_"),
         (".hidden", "_hidden"),
-        ("con", "_con"),
         ("-rf", "_-rf"),
         ("a\n?b", "a__b"),
         ("end. ", "end"),
@@ -220,7 +215,7 @@ def test_unknown_images_and_duplicates_are_counted_and_left_out_on_demand(
     table = label_table.read(taken.folder)[0].to_pylist()
     unknown = {row["image_id"] for row in table if row["is_unknown"]}
     said = export_labels(str(taken.folder), form, str(tmp_path / "all"))
-    assert unknown and "Nobody has checked is_unknown" in said
+    assert unknown
     assert "--leave-out unknown" in said and "--leave-out duplicates" in said
     words = ["labels", "export", str(taken.folder), "--format", form, "--output"]
     words += [str(tmp_path / "some"), "--leave-out", "unknown", "duplicates"]
