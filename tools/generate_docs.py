@@ -2,9 +2,9 @@
 
     python tools/generate_docs.py      # `make docs`
 
-These are the keys of config/config.yaml above its methods, and the tables in docs/configuration.md,
-each between a comment `<!-- keys: NAME -->` and the next `<!-- end -->`. Not in git are
-docs/schema.json, by which editors check and complete keys, and docs/index.md, which is README.md.
+These are the tables in docs/configuration.md, each between a comment `<!-- keys: NAME -->` and the
+next `<!-- end -->`. Not in git are docs/schema.json, by which editors check and complete keys, and
+docs/index.md, which is README.md.
 """
 
 import json
@@ -50,13 +50,14 @@ def schema() -> str:
 
 
 def render(text: str) -> str:
-    """Return `text` with its tables: config, dataset (without keys of config), and sizes."""
+    """Return `text` with its tables: keys of config, of a dataset alone, of both, and sizes."""
     head = [("key", "default", "meaning"), ("---", "---", "---")]
     keys = [*head, *_rows(Config, "", skip={"datasets"})]
     dataset = [*head, *_rows(DatasetSection, "", skip=set(Config.model_fields))]
     tables = {
         "config": _markdown(keys),
         "dataset": _markdown(dataset),
+        "shared": ", ".join(f"`{key}`" for key in sorted(Shared.model_fields)) + "\n",
         "sizes": _sizes(),
     }
     return TABLE.sub(lambda found: found[1] + tables[found[2]] + found[3], text)

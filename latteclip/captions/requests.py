@@ -1,5 +1,6 @@
 """Requests to engines, their answers, and the digests by which answers are found again."""
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -211,9 +212,18 @@ def _shared(
     return json.dumps([asked, asdict(identity), wanted], sort_keys=True).encode()
 
 
-def fingerprint(model: str) -> str:
-    """Return the name of a model on the Hugging Face hub, or a digest of a folder's files."""
-    return hashing.fingerprint(model) if Path(model).is_dir() else model
+def fingerprint(settings: CaptionerSettings) -> str:
+    """Return a digest of a folder's files, name and commit on the hub, or a server's name."""
+    from huggingface_hub import hf_hub_download
+
+    model = settings.model
+    if Path(model).is_dir():
+        return hashing.fingerprint(model)
+    if settings.loads_model:
+        with contextlib.suppress(OSError, ValueError):  # without the file no engine starts
+            file = hf_hub_download(model, "config.json", revision=settings.revision)
+            return f"{model}@{Path(file).parent.name}"
+    return model
 
 
 def special_tokens(model: str, revision: str | None) -> str | None:

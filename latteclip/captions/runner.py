@@ -104,7 +104,7 @@ def running(job: CaptionJob, questions: Questions) -> Iterator["Runner"]:
     if settings.loads_model:
         special = requests.special_tokens(settings.model, settings.revision)
     identity = requests.Identity(
-        model=requests.fingerprint(settings.model),
+        model=requests.fingerprint(settings),
         revision=settings.revision,
         dtype=settings.dtype,
         quantization=settings.quantization,

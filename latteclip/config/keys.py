@@ -24,8 +24,33 @@ Auto = Literal["auto"]  # the program finds the number
 AUTO: Auto = "auto"
 KEY = "^[A-Za-z0-9_-]{1,100}$"
 METHOD = "^[a-z0-9_]{1,100}$"
+LINE = r"^[^\n]+$"
+BELOW = r"^[^/\\.][^/\\]*(/[^/\\.][^/\\]*)*$"
+FILE_NAME = "^[A-Za-z0-9][A-Za-z0-9._+-]*$"
+DIGEST = "md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}|git_blob:[0-9a-f]{40}"
+CHECKSUM = f"^({DIGEST})$"
+CHECKSUM_OR_HUB = f"^(hub|{DIGEST})$"
+SEEDS = "^[0-9]{1,9}(,[0-9]{1,9}){0,999}$"
+WITH_PLACE = r"\{\}"
+# What a value must do to match a pattern.
+IN_WORDS = {
+    KEY: "be at most 100 letters, digits, _ and -",
+    METHOD: "be at most 100 lower-case letters, digits and _",
+    LINE: "be one line",
+    BELOW: "be a path inside a folder",
+    FILE_NAME: "be the name of a file, of letters, digits and ._+-",
+    CHECKSUM: "be md5:, sha256: or git_blob: and hexadecimal digits",
+    CHECKSUM_OR_HUB: "be hub, or md5:, sha256: or git_blob: and hexadecimal digits",
+    SEEDS: "be seeds, separated by commas",
+    WITH_PLACE: "contain {}",
+}
 Key = Annotated[str, Field(pattern=KEY)]
 MethodName = Annotated[str, Field(pattern=METHOD)]
+Line = Annotated[str, Field(pattern=LINE)]  # a name or a path
+Below = Annotated[str, Field(pattern=BELOW)]
+FileName = Annotated[str, Field(pattern=FILE_NAME)]
+Text = Annotated[str, Field(min_length=1)]
+Texts = Text | Annotated[list[str], Field(min_length=1)]
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 AtLeastTwo = Annotated[int, Field(ge=2)]
@@ -35,13 +60,6 @@ AtLeastZero = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 ShareAboveZero = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Line = Annotated[str, Field(pattern=r"^[^\n]+$")]  # a name or a path
-Text = Annotated[str, Field(min_length=1)]
-Texts = Text | Annotated[list[str], Field(min_length=1)]
-Seeds = Annotated[str, Field(pattern="^[0-9]{1,9}(,[0-9]{1,9}){0,999}$")]
-Below = Annotated[str, Field(pattern=r"^[^/\\.][^/\\]*(/[^/\\.][^/\\]*)*$")]
-FileName = Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
-CHECKSUM = "md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}|git_blob:[0-9a-f]{40}"
 
 
 def key(default: Any, description: str) -> Any:
@@ -165,7 +183,7 @@ class HubOrDriveFile(Section):
     file: Line | None = key("", "a path in it, or a glob that matches one of its files")
     revision: Line | None = key(None, "a commit of it")
     drive: Line | None = key(None, "the id of a file on Google Drive")
-    checksum: Annotated[str, Field(pattern=f"^(hub|{CHECKSUM})$")] | None = key(
+    checksum: Annotated[str, Field(pattern=CHECKSUM_OR_HUB)] | None = key(
         None, "of this source if its bytes differ; hub: the checksum of Hugging Face"
     )
 
@@ -177,7 +195,7 @@ class DownloadSection(Section):
         [],
         "URLs, paths on this machine, {hf: repo, file: name} or {drive: id}, tried in order",
     )
-    checksum: Annotated[str, Field(pattern=f"^({CHECKSUM})$")] | None = key(
+    checksum: Annotated[str, Field(pattern=CHECKSUM)] | None = key(
         None, "md5:, sha256: or git_blob: and lower-case hexadecimal digits"
     )
     nested: list[Below] = key([], "archives inside the archive, unpacked where they are")
@@ -326,7 +344,7 @@ class ScoresSection(Section):
         5,
         "CLIP's best classes to score; all classes if they are at most 20, or 254 for decisions",
     )
-    answer: Annotated[str, Field(pattern=r"\{\}")] | None = key(
+    answer: Annotated[str, Field(pattern=WITH_PLACE)] | None = key(
         None,
         "likelihood: text of an answer, {} is the class; null: a space, {} and a full stop",
     )
@@ -546,7 +564,7 @@ class Config(Shared):
     seeds: (
         Annotated[int, Field(ge=1, le=1000)]
         | Annotated[list[Natural], Field(min_length=1)]
-        | Seeds
+        | Annotated[str, Field(pattern=SEEDS)]
     ) = key(3, "a number of seeds, or the seeds, separated by commas; 3 means 0, 1 and 2")
     image_encoders: list[Line] | Line = key(
         [],

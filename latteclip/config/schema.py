@@ -6,19 +6,13 @@ from typing import Any, TypeVar, get_args
 import pydantic
 from pydantic_core import ErrorDetails
 
-from latteclip.config.keys import CHECKSUM, KEY, METHOD, Section
+from latteclip.config.keys import IN_WORDS, Section
 from latteclip.config.removed import removed_key
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.terminal import one_line
 
 Kind = TypeVar("Kind", bound=Section)
 SEEDS = "a number (3) or a list (0,1,2)"
-IN_WORDS = {
-    f"match pattern '{KEY}'": "be at most 100 letters, digits, _ and -",
-    f"match pattern '{METHOD}'": "be at most 100 lower-case letters, digits and _",
-    f"match pattern '^({CHECKSUM})$'": "be md5:, sha256: or git_blob: and hexadecimal digits",
-    "match pattern '^[^\\n]+$'": "be one line",
-}
 
 
 def validate(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
@@ -67,10 +61,11 @@ def _sentence(kind: type[Section], errors: list[ErrorDetails], values: Any) -> s
     for error in errors:
         if list(_keys(error["loc"], values)) == path:
             message = error["msg"]
-            wanted[message.partition(" should ")[2] or message] = None
+            words = IN_WORDS.get(error.get("ctx", {}).get("pattern", ""))
+            wanted[words or message.partition(" should ")[2] or message] = None
     if field and type(None) in get_args(field.annotation):
         wanted["be null"] = None
-    alternatives = " or ".join(IN_WORDS.get(each, each) for each in wanted)
+    alternatives = " or ".join(wanted)
     return f"{where} must {alternatives.replace(' or be ', ' or ')}, not {given}."
 
 

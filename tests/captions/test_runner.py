@@ -38,6 +38,18 @@ def test_added_and_changed_images_alone_are_asked(dataset, recorder):
     assert "What? 1 2 3" in columns["caption"]
 
 
+def test_another_commit_of_a_model_of_the_hub_is_asked_again(
+    dataset, recorder, monkeypatch, tmp_path
+):
+    for commit in ("a", "b", "b"):
+        monkeypatch.setattr(
+            "huggingface_hub.hf_hub_download",
+            lambda model, name, revision, commit=commit: str(tmp_path / commit / name),
+        )
+        dataset.caption_images()
+    assert len(recorder.requests) == 2 * 7
+
+
 def test_a_renamed_image_and_a_twin_are_not_asked(dataset, recorder):
     twin = Path(dataset.files[5])
     twin.write_bytes(Path(dataset.files[1]).read_bytes())

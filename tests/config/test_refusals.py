@@ -3,6 +3,8 @@
 Also of a dry run. Each is found by the checks that a run begins with.
 """
 
+import json
+import re
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ import pytest
 from support.tiny import DEMO_LLAVA
 
 from latteclip.config import checks
+from latteclip.config.keys import IN_WORDS, Config
 from latteclip.core.errors import UserError
 
 FOLDER = {"dataset": "mine", "image_dir": "photos"}
@@ -95,6 +98,8 @@ MISTAKES = [
         for name in ("my photos", "it's", "a$b", "a/b", "..", "a\nb", "é")
     ),
     ({"limit": 0}, "limit"),
+    (method(like="flyp") | {"methods": {"My-Method": {}}}, "My-Method .*lower-case"),
+    ({"scores": {"answer": "x"}}, r"scores\.answer .*contain \{\}"),
     ({"limit": 8, "datasets": {"demo_8": {"source": {"folder": "."}}}}, "demo_8"),
     ({"captioner": {"engine": "vlm"}}, r"captioner\.engine .*vllm"),
     ({"dataset": "new", "datasets": {"new": {"template": "{}"}}}, "new .*image_dir"),
@@ -199,6 +204,13 @@ MISTAKES = [
     (labellers({**WORDS, **DECIDES}), r"labeller words, .*writes no captions"),
     (labellers({**SCORES, "file": "none.csv"}), r"labeller scores, file none\.csv"),
 ]
+
+
+def test_no_pattern_is_shown_to_a_user():
+    patterns = set(
+        re.findall(r'"pattern": ("[^"]*")', json.dumps(Config.model_json_schema()))
+    )
+    assert patterns and {json.loads(each) for each in patterns} <= IN_WORDS.keys()
 
 
 @pytest.mark.parametrize(("given", "message"), MISTAKES, ids=str)

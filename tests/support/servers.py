@@ -93,7 +93,7 @@ class ChatServer(FakeService):
         *pictures, text = body["messages"][0]["content"]
         seen = [mean_colour(picture_of(part)) for part in pictures]
         words = f"{text['text']} {'/'.join(seen)}".split()
-        cut = words[: body["max_tokens"]]
+        cut = words[: body.get("max_tokens") or body["max_completion_tokens"]]
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": " ".join(cut)},

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import openai
 
 from latteclip.captions.engines.server import ServerEngine
 from latteclip.captions.requests import (
@@ -16,6 +17,8 @@ from latteclip.captions.requests import (
 )
 from latteclip.core.terminal import KEY, URL
 
+# Parameters that the reasoning models of OpenAI refuse.
+REFUSABLE = {"max_tokens", "temperature"}
 TOP_LOGPROBS = 20  # tokens that a server names at most
 
 
@@ -32,6 +35,10 @@ class OpenaiEngine(ServerEngine):
     url = URL
     key = KEY
 
+    def __init__(self, settings: CaptionerSettings) -> None:
+        super().__init__(settings)
+        self._refused = set[str]()
+
     def _reply(self, request: Request) -> Response:
         if request.choices is None:
             return self._caption(request)
@@ -39,19 +46,29 @@ class OpenaiEngine(ServerEngine):
             return failed("a server has no likelihoods; set scores.kind to multiple_choice")
         return self._score(request, request.choices.prompts, request.choices.texts)
 
-    def _complete(self, request: Request, prompt: str, **options: Any) -> Any:
+    def _complete(self, request: Request, prompt: str, length: int, **options: Any) -> Any:
+        """Return a reply. Reasoning models refuse parameters that others need."""
         pictures = [
             {"type": "image_url", "image_url": {"url": url}} for url in request.pictures
         ]
         turns: Any = messages(pictures, prompt)
-        return self._client.chat.completions.create(
-            model=self._settings.model, messages=turns, temperature=0.0, **options
-        )
+        while True:
+            wanted = {"temperature": 0.0, "max_tokens": length, **options}
+            for name in self._refused & wanted.keys():
+                value = wanted.pop(name)
+                if name == "max_tokens":
+                    wanted["max_completion_tokens"] = value
+            try:
+                return self._client.chat.completions.create(
+                    model=self._settings.model, messages=turns, **wanted
+                )
+            except openai.BadRequestError as error:
+                if error.param not in REFUSABLE or error.param not in wanted:
+                    raise
+                self._refused.add(error.param)
 
     def _caption(self, request: Request) -> Response:
-        reply = self._complete(
-            request, request.prompt, max_tokens=self._settings.max_new_tokens
-        )
+        reply = self._complete(request, request.prompt, self._settings.max_new_tokens)
         choice = reply.choices[0]
         usage = reply.usage
         return Response(
@@ -72,9 +89,9 @@ class OpenaiEngine(ServerEngine):
         rows = []
         first = []
         usages = []
-        options = {"max_tokens": 1, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
+        options = {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
         for prompt in prompts:
-            reply = self._complete(request, prompt, **options)
+            reply = self._complete(request, prompt, 1, **options)
             logprobs = reply.choices[0].logprobs
             if (
                 logprobs is None

@@ -194,6 +194,20 @@ def test_letters_are_read_from_the_first_token(server):
     assert (body["max_tokens"], body["logprobs"], body["top_logprobs"]) == (1, True, 20)
 
 
+def test_a_reasoning_model_is_asked_without_what_it_refuses(server):
+    def fail(number, body):
+        for name in ("max_tokens", "temperature"):
+            if name in body:
+                error = {"message": f"Unsupported: {name}", "param": name}
+                return 400, {}, {"error": error}
+        return None
+
+    server.fail = fail
+    assert errors(server, 3) == [None] * 3
+    assert len(server.requests) == 5
+    assert server.requests[-1]["body"]["max_completion_tokens"] == BASE.max_new_tokens
+
+
 @pytest.mark.parametrize("likely", [None, [], [("A", None)]], ids=str)
 def test_a_reply_without_log_probabilities_is_an_error_of_its_request(server, likely):
     server.likely = likely if likely is None else lambda body: likely
