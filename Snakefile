@@ -33,9 +33,6 @@ rule all:
         rules.summarize.input.selections,
         # No expand() over outputs of rules: it refuses those that a storage keeps.
         [f"{each.results}/report{SUFFIX}.html" for each in run.datasets],
-        [jobs.learned_models(each) for each in run.datasets],
-        [jobs.caption_summary(each) for each in run.datasets],
-        rules.index_results.output,
     localrule: True
 
 

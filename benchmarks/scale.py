@@ -188,16 +188,18 @@ def _classes(place: Place, n: int) -> Any:
 
 def evaluate_classifier(place: Place) -> Work:
     """Evaluate the class texts on the test split."""
+    from latteclip.config.keys import ClipSection
     from latteclip.evaluate import evaluate_classifier as stage
 
     inputs = ("images.parquet", "pseudo_labels.parquet", "class_embeddings.safetensors")
     names = ("predictions.parquet", "metrics.json", "train_predictions.parquet")
-    settings = stage.ClassifierSettings()
+    settings = stage.ClassifierSettings(clip=ClipSection(model="none"))
+    stage.assemble_model = lambda *files: None  # there is no CLIP
     evaluate: Callable[..., None] = stage.evaluate_classifier
     files = [place.file(name) for name in inputs]
     outputs = [place.file(name) for name in names]
     run = ("scale", "zero_shot", 0)
-    return lambda: evaluate(*files, None, settings, *run, *outputs)
+    return lambda: evaluate(*files, None, settings, *run, *outputs, place.file("model"))
 
 
 def make_captions(place: Place) -> Work:
@@ -273,14 +275,6 @@ def gather_captions(place: Place) -> Work:
     shards = [path for path in place.shards() if Path(path).exists()]
     output = place.file("captions/images.parquet")
     return lambda: stage.gather_captions(place.file("images.parquet"), shards, output)
-
-
-def summarize_captions(place: Place) -> Work:
-    """Summarise the captions."""
-    from latteclip.captions import summarize_captions as stage
-
-    files = (place.file("images.parquet"), place.file("captions/summary.json"))
-    return lambda: stage.summarize_captions([place.file("captions/images.parquet")], *files)
 
 
 def fuse_labels(place: Place) -> Work:
@@ -425,7 +419,6 @@ STEPS: list[tuple[Callable[[Place], Work], str | None]] = [  # None: not in the 
     (evaluate_classifier, "evaluate_classifier, zero-shot"),
     (make_captions, None),
     (gather_captions, "gather_captions of 64 shards"),
-    (summarize_captions, "summarize_captions"),
     (fuse_labels, "adapt_zero_shot and fuse_labels"),
     (teach, "latteclip teach: the next ten images"),
     (finetune, f"fine-tuning: {TRAINED} steps, stopped and resumed once"),

@@ -28,9 +28,7 @@ COMMANDS = {  # users' commands: the modules of their functions, in the order of
 # The commands of the workflow's rules, in the order of the stages.
 STAGES = {  # by command: the module of its function
     "download_dataset": "latteclip.data.download_dataset",
-    "download_clip": "latteclip.clip.download_models",
-    "download_captioner": "latteclip.clip.download_models",
-    "download_image_encoder": "latteclip.clip.download_models",
+    "download_model": "latteclip.clip.download_models",
     "index_images": "latteclip.data.index_images",
     "find_duplicates": "latteclip.data.find_duplicates",
     "encode_images": "latteclip.labels.encode_images",
@@ -42,12 +40,10 @@ STAGES = {  # by command: the module of its function
     "caption_groups": "latteclip.captions.caption",
     "score_classes": "latteclip.captions.score_classes",
     "gather_captions": "latteclip.captions.caption",
-    "summarize_captions": "latteclip.captions.summarize_captions",
     "write_votes": "latteclip.labels.write_votes",
     "adapt_zero_shot": "latteclip.labels.fuse_labels",
     "fuse_labels": "latteclip.labels.fuse_labels",
     "score_unknown": "latteclip.labels.score_unknown",
-    "assemble_model": "latteclip.train.assemble_model",
     "find_learning_rate": "latteclip.train.find_learning_rate",
     "finetune": "latteclip.train.finetune",
     "average_weights": "latteclip.train.average_weights",
@@ -57,7 +53,6 @@ STAGES = {  # by command: the module of its function
     "select_model": "latteclip.evaluate.select_model",
     "summarize": "latteclip.report.summarize",
     "report_dataset": "latteclip.report.report_dataset",
-    "index_results": "latteclip.report.index_results",
 }
 
 

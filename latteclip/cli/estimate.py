@@ -42,7 +42,7 @@ ASKING = {
     "score_classes": SCORES,
 }
 TRAINING = ("finetune", "find_learning_rate")  # grow with images and epochs
-LOADS_ONLY = "assemble_model"  # a job that does nothing but load CLIP and write it
+LOADS_ONLY = "evaluate_classifier"  # a job that does little but load CLIP and write it
 # What logs say of the seconds of work.
 WORK = re.compile(r"^(?:Asked|Indexed) .* in ([\d.]+) s", re.MULTILINE)
 NOTE = """\

@@ -83,10 +83,9 @@ def _downloads(run: Run, pending: Collection[str]) -> Iterator[str]:
         if f"resources/{dataset.whole}/data" in pending:
             size = dataset.keys.size or "size unknown"
             yield f"To download: the images of {dataset.whole} ({size})."
-    models = run.hub_models("clip") | run.hub_models("captioner") | run.hub_encoders
     repos = [
-        " ".join(filter(None, names.values()))
-        for slug, names in models.items()
+        " ".join(filter(None, list(names.values())[1:]))
+        for slug, names in run.hub_models.items()  # a kind, and names
         if jobs.MODEL_NOTE.format(model=slug) in pending
     ]
     if repos:

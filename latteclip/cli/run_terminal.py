@@ -2,8 +2,10 @@
 
 import logging
 import os
+import re
 import time
 from collections.abc import Callable
+from typing import Any
 
 from snakemake.logging import logger
 from snakemake_interface_logger_plugins.common import LogEvent
@@ -16,9 +18,7 @@ ELAPSED = "Elapsed time"  # begins Snakemake's line at the end of a run
 STAGES = {
     "download_dataset": "images",
     "index_images": "images",
-    "download_clip": "models",
-    "download_captioner": "models",
-    "download_image_encoder": "models",
+    "download_model": "models",
     "name_images": "names of images",
     "pseudo_label_images": "features",
     "encode_images": "features",
@@ -33,6 +33,12 @@ STAGES = {
     "finetune": "training",
     "report_dataset": "page",
 }
+ALL_REASONS = "Reasons:"  # begins a list of the jobs by their reasons
+# What the inputs and outputs of a job say too.
+OF_FILES = re.compile(
+    "(?:; Input files updated by another job|(?<=Missing output files)|(?<=by another job))"
+    ": [^;]*"
+)
 # Beginnings of what Snakemake says of its machine before a run.
 OF_MACHINE = ("Building", "Using shell", "Group jobs", "Conda", "Singularity")
 
@@ -53,7 +59,9 @@ class ShortTerminal(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         event = getattr(record, "event", None)
         if self.is_dry():
-            return True
+            if event == LogEvent.JOB_INFO:
+                _shorten_plan(record)
+            return not str(record.msg).startswith(ALL_REASONS)
         if event == LogEvent.RUN_INFO:
             self.jobs = record.stats["total"]  # type: ignore[attr-defined]
         if event == LogEvent.PROGRESS:
@@ -84,6 +92,13 @@ class ShortTerminal(logging.Filter):
             f"{now}  {name}{of_dataset} ({self.done} of {self.jobs} jobs are done)"
         )
         return True
+
+
+def _shorten_plan(record: Any) -> None:
+    """Leave a job of a dry run its files, its wildcards, and why it will run."""
+    record.log, record.jobid, record.benchmark = [], None, None
+    record.priority, record.resources = 0, {}
+    record.reason = OF_FILES.sub("", record.reason)
 
 
 class ShortFormatter(logging.Formatter):

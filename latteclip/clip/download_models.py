@@ -7,13 +7,13 @@ uses the hub. A small note lists the files in the cache: Snakemake sees the note
 import contextlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from latteclip.clip import clip_config, image_encoders
 from latteclip.config.hub_names import HUB
-from latteclip.config.keys import CaptionerSection, ClipSection
+from latteclip.config.keys import Section
 from latteclip.core import hashing
 from latteclip.core.errors import UserError, chain, first_line, full_disk
 from latteclip.core.files import write_json
@@ -27,56 +27,69 @@ CAPTIONER_FILES = [f"*{WEIGHTS}", "*.json", "*.txt", "*.model", "*.tiktoken", "*
 NOT_READ = ["*/*", "consolidated*"]
 
 
-def download_clip(settings: ClipSection, output: str) -> None:
-    """Fetch weights, tokenizer and configuration of a CLIP, and write the note."""
-    what = f"CLIP model {settings.model!r} with pretrained {settings.pretrained!r}"
-    with _explained(what, "clip.model and clip.pretrained"):
-        cached = [
-            _cached(repo) for repo in _fetch_clip(settings.model, settings.pretrained)
-        ]
-    _write_note(settings.model, cached, output, pretrained=settings.pretrained)
+class HubModel(Section):
+    """A model of the hub, by the keys of the section that names it."""
+
+    kind: Literal["clip", "captioner", "image_encoder"]
+    model: str
+    pretrained: str | None = None
+    revision: str | None = None
 
 
-def download_image_encoder(encoder: str, output: str) -> None:
-    """Fetch weights and configuration of an image encoder beside CLIP, and write the note."""
-    with _explained(f"Image encoder {encoder!r}", "image_encoders"):
-        names = image_encoders.open_clip_names(encoder)
-        if names is None:
-            image_encoders.timm_model(encoder)
-        repos = _fetch_clip(*names) if names else [image_encoders.repo(encoder)]
-        cached = [_cached(repo) for repo in repos]
-    _write_note(encoder, cached, output)
+# The keys of the configuration that name a model of each kind.
+KEYS = {
+    "clip": "clip.model and clip.pretrained",
+    "captioner": "captioner.model and captioner.revision",
+    "image_encoder": "image_encoders",
+}
 
 
-def download_captioner(settings: CaptionerSection, output: str) -> None:
-    """Fetch weights, processor and chat template of a captioner, and write the note."""
+def download_model(settings: HubModel, output: str) -> None:
+    """Fetch the files of a model that its stages read, and write the note on them."""
+    fetch = {
+        "clip": _fetch_clip,
+        "captioner": _fetch_captioner,
+        "image_encoder": _fetch_image_encoder,
+    }
+    with _explained(settings):
+        repos = fetch[settings.kind](settings)
+        cached = [_cached(repo, settings.revision) for repo in repos]
+    _write_note(settings, cached, output)
+
+
+def _fetch_image_encoder(settings: HubModel) -> list[str]:
+    """Fetch weights and configuration of an image encoder beside CLIP, and return the repos."""
+    encoder = settings.model
+    if names := image_encoders.open_clip_names(encoder):
+        return _fetch_clip(HubModel(kind="clip", model=names[0], pretrained=names[1]))
+    image_encoders.timm_model(encoder)
+    return [image_encoders.repo(encoder)]
+
+
+def _fetch_captioner(settings: HubModel) -> list[str]:
+    """Fetch weights, processor and chat template of a captioner, and return its repo."""
     from huggingface_hub import snapshot_download
 
     repo = settings.model
-    revision = settings.revision
-    at = f" at revision {revision!r}" if revision else ""
-    with _explained(
-        f"Captioner model {repo!r}{at}", "captioner.model and captioner.revision"
-    ):
-        snapshot_download(
-            repo,
-            revision=revision,
-            allow_patterns=CAPTIONER_FILES,
-            ignore_patterns=NOT_READ,
+    folder = snapshot_download(
+        repo,
+        revision=settings.revision,
+        allow_patterns=CAPTIONER_FILES,
+        ignore_patterns=NOT_READ,
+    )
+    if not any(Path(folder).glob(f"*{WEIGHTS}")):
+        raise UserError(
+            f"Captioner model {repo!r} has no safetensors; set captioner.model to a repo with "
+            "weights of this format."
         )
-        cached = _cached(repo, revision)
-        if not any(name.endswith(WEIGHTS) for name in cached["files"]):
-            raise UserError(
-                f"Captioner model {repo!r} has no safetensors; set captioner.model to a repo with "
-                "weights of this format."
-            )
-    _write_note(repo, [cached], output, revision=revision)
+    return [repo]
 
 
-def _fetch_clip(model: str, pretrained: str | None) -> list[str]:
+def _fetch_clip(settings: HubModel) -> list[str]:
     """Fetch the files that open_clip asks the hub for, and return their repos."""
     import open_clip
 
+    model, pretrained = settings.model, settings.pretrained
     if model.startswith(HUB):
         config = clip_config.read(model)
         weights = model.removeprefix(HUB)
@@ -121,13 +134,7 @@ def _cached(repo: str, revision: str | None = None) -> dict[str, Any]:
     return {"repo": repo, "commit": folder.name, "files": files}
 
 
-def _write_note(
-    model: str,
-    repos: Sequence[dict[str, Any]],
-    output: str,
-    pretrained: str | None = None,
-    revision: str | None = None,
-) -> None:
+def _write_note(settings: HubModel, repos: list[dict[str, Any]], output: str) -> None:
     """Write what the cache has: the same when the same is fetched again, so that nothing reruns."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -136,12 +143,11 @@ def _write_note(
         log.info(
             "%s, %s: %.2f GB in %s", cached["repo"], cached["commit"], size, HF_HUB_CACHE
         )
-    names = {"model": model, "pretrained": pretrained, "revision": revision}
-    write_json(output, {**names, "repos": repos})
+    write_json(output, {**settings.model_dump(exclude={"kind"}), "repos": repos})
 
 
 @contextlib.contextmanager
-def _explained(what: str, keys: str) -> Iterator[None]:
+def _explained(settings: HubModel) -> Iterator[None]:
     """Turn any error of the hub or its cache into one sentence, but for a full disk."""
     from huggingface_hub import constants, errors
     from huggingface_hub.utils.logging import get_logger
@@ -167,8 +173,8 @@ def _explained(what: str, keys: str) -> Iterator[None]:
             )
         elif any(isinstance(link, absent) for link in chain(error)):
             remedy = (
-                f"check {keys}, and for a private or gated model set HF_TOKEN and accept the terms "
-                "on its page of the hub"
+                f"check {KEYS[settings.kind]}, and for a private or gated model set HF_TOKEN and "
+                "accept the terms on its page of the hub"
             )
         else:
             remedy = (
@@ -176,4 +182,5 @@ def _explained(what: str, keys: str) -> Iterator[None]:
                 "disk of the cache (HF_HOME for another one, which needs file locks), and rerun"
             )
         reason = first_line(error).rstrip(".")
-        raise UserError(f"{what} cannot be fetched ({reason}); {remedy}.") from error
+        names = " ".join(filter(None, settings.model_dump().values()))
+        raise UserError(f"{names} cannot be fetched ({reason}); {remedy}.") from error

@@ -155,22 +155,17 @@ def person_answers(asker: Asker, kind: str) -> str:
     return f"--answers {asker.dataset.results}/answers.json"
 
 
-def shards(dataset: Dataset, kind: str) -> Paths:
-    """Return the shards of "images", "groups" or "class_scores"."""
+def shards(dataset: Dataset, table: str) -> Paths:
+    """Return the shards of "captions/images", "captions/groups" or "class_scores"."""
     n = dataset.shards
-    folder = f"{dataset.results}/captions/shards"
-    return [f"{folder}/{kind}-{i}-of-{n}.parquet" for i in range(1, n + 1)]
+    path = f"{dataset.results}/captions/shards/{os.path.basename(table)}"
+    return [f"{path}-{i}-of-{n}.parquet" for i in range(1, n + 1)]
 
 
 def captions(dataset: Dataset, *kinds: str) -> Paths:
     """Return the tables of captions of "image" or "group", or both, that some method needs."""
     wanted = [kind for kind in dataset.caption_kinds if kind in (kinds or (kind,))]
     return [f"{dataset.results}/{TABLES[f'{kind}s']}" for kind in wanted]
-
-
-def caption_summary(dataset: Dataset) -> Paths:
-    """Return the summary of the captions, if some method needs captions."""
-    return [f"{dataset.results}/captions/summary.json"] if dataset.caption_kinds else []
 
 
 # Discovery.
@@ -347,11 +342,11 @@ def labeller_files(dataset: Dataset) -> Paths:
 # Classifiers and trainings.
 
 
-def assemble_model(method: Method) -> Settings:
-    """Return the CLIP model, and the image encoders beside it if the method predicts by them."""
-    values = sections(method.dataset.keys, "clip")
+def evaluate_classifier(method: Method) -> Settings:
+    """Return the models by which the method predicts, and how its runs are marked."""
     encoders = list(method.encoders.values())
-    return {**values, "encoders": encoders} if encoders else values
+    clip = sections(method.dataset.keys, "clip")
+    return {**clip, "encoders": encoders, "flags": flags(method)}
 
 
 def classifier(method: Method) -> str:
@@ -571,9 +566,3 @@ def index_results(run: Run) -> Settings:
         "reports": {d.name: f"{d.name}/report{run.suffix}.html" for d in run.datasets},
         "titles": {name: title for name, title in titles.items() if title},
     }
-
-
-def learned_models(dataset: Dataset) -> Paths:
-    """Return the models with a classifier that was learned without a training of CLIP."""
-    learning = [m for m in dataset.methods if m.objective.learns_classifier]
-    return [f"{method.folder()}/model" for method in learning]

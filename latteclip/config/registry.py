@@ -73,11 +73,6 @@ class ObjectiveRecord:
         return self.module is not None
 
     @property
-    def learns_classifier(self) -> bool:
-        """Whether its classifier is learned from the images, without a training of CLIP."""
-        return self.classifier not in (None, CLASS_EMBEDDINGS)
-
-    @property
     def can_be_chosen(self) -> bool:
         return not self.is_supervised
 

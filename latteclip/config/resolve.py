@@ -228,18 +228,23 @@ class Run:
             raise UserError(unknown(what.format(repr(method)), method, self.keys.methods))
 
     @cached_property
-    def hub_encoders(self) -> dict[str, Names]:
-        """Image encoders that come from the hub, by the names of their notes."""
-        return {
-            slug: {"model": name}
-            for slug, name in self.image_encoders.items()
+    def hub_models(self) -> dict[str, Names]:
+        """Models that come from the hub, each with its kind, by the names of their notes."""
+        found: list[tuple[str, Names | None]] = [
+            ("image_encoder", {"model": name})
+            for name in self.image_encoders.values()
             if hub_names.local_folder(name) is None
+        ]
+        for dataset in self.datasets:
+            clips = [each.clip for each in dataset.labellers if each.clip]
+            askers = [each.asker for each in dataset.labellers if each.asker]
+            for clip in (dataset.keys.clip, *clips):
+                found.append(("clip", hub_names.hub_clip(clip)))
+            for asker in (dataset.asker, *askers):
+                found.append(("captioner", asker.hub_model))
+        return {
+            hub_names.slug(names): {"kind": kind, **names} for kind, names in found if names
         }
-
-    def hub_models(self, kind: str) -> dict[str, Names]:
-        """Return the models "clip" or "captioner" of the hub, by the names of their notes."""
-        models = [model for each in self.datasets for model in each.hub_models(kind)]
-        return {hub_names.slug(model): model for model in models}
 
 
 def _seeds(value: Any) -> list[int]:
@@ -481,16 +486,6 @@ class Dataset:
         if not engine.loads_model:
             return 1
         return max(1, self.run.gpus // self.keys.captioner.tensor_parallel_size)
-
-    def hub_models(self, kind: str) -> list[Names]:
-        """Return the models "clip" or "captioner" that come from the hub."""
-        if kind == "clip":
-            clips = [self.keys.clip, *(each.clip for each in self.labellers if each.clip)]
-            models = [hub_names.hub_clip(clip) for clip in clips]
-        else:
-            askers = [self.asker, *(each.asker for each in self.labellers if each.asker)]
-            models = [asker.hub_model for asker in askers]
-        return [model for model in models if model]
 
 
 def _whole_clip(values: Layer) -> dict[str, Any]:

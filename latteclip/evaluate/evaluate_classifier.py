@@ -6,15 +6,15 @@ import pyarrow as pa
 from pydantic import Field
 
 from latteclip.clip.classifier import classify, load_classifier
-from latteclip.config.keys import Section
 from latteclip.core import tables
 from latteclip.core.holdout import held_out_for_choice
 from latteclip.evaluate import metrics, train_predictions
 from latteclip.labels.features import read_all_features
+from latteclip.train.assemble_model import PretrainedClip, assemble_model
 
 
-class ClassifierSettings(Section):
-    """How the result is marked."""
+class ClassifierSettings(PretrainedClip):
+    """The models whose features the classifier classifies, and how the result is marked."""
 
     flags: list[str] = Field(default_factory=list)  # keys of `core.flags.FLAGS`
 
@@ -31,9 +31,10 @@ def evaluate_classifier(
     predictions_output: str,
     metrics_output: str,
     train_predictions_output: str,
+    model_output: str,
     image_encoders_paths: Sequence[str] = (),
 ) -> None:
-    """Write predictions and metrics of a classifier without training, and TRAIN_PREDICTIONS."""
+    """Write the model of a classifier without training, its predictions and its metrics."""
     table, names = metrics.read_evaluated_images(images_path, dataset)
     classifier, _ = load_classifier(classifier_path, classnames=names)
     features = read_all_features(
@@ -68,3 +69,4 @@ def evaluate_classifier(
     train_predictions.write_predictions(
         train_predictions_output, (held_out, unseen), (examples, of_examples), names
     )
+    assemble_model(classifier_path, settings, model_output)

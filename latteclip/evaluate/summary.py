@@ -37,12 +37,16 @@ PAPER_DATASETS = (
 PAPER_GAIN_OVER_ZERO_SHOT = 4.74  # points of top-1 accuracy, mean over the ten
 
 
+# Metrics, and of each dataset the choice of a model and the audit.
+Results = tuple[list[dict[str, Any]], dict[str, Selection], dict[str, Audit]]
+
+
 def read_results(
     metrics_paths: Paths,
     selection_paths: Paths,
     audit_paths: Paths,
     others: str | None = None,
-) -> tuple[list[dict[str, Any]], dict[str, Selection], dict[str, Audit]]:
+) -> Results:
     """Read the metrics of a run, and of each dataset the choice of a model and the audit.
 
     Those of other datasets in `others`, a folder of earlier results, are added.

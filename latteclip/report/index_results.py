@@ -1,7 +1,6 @@
 """One page over all datasets and methods, with the paper's figures beside them."""
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +24,9 @@ class IndexSettings(Section):
     titles: dict[str, str] = Field(default_factory=dict)
 
 
-def index_results(
-    metrics_paths: Sequence[str],
-    selections_paths: Sequence[str],
-    audits_paths: Sequence[str],
-    settings: IndexSettings,
-    output: str,
-    others: str | None = None,
-) -> None:
+def index_results(results: summary.Results, settings: IndexSettings, output: str) -> None:
     """Write the page that compares every run, one HTML file that needs no network."""
-    runs, chosen, audits = summary.read_results(
-        metrics_paths, selections_paths, audits_paths, others
-    )
+    runs, chosen, audits = results
     table, without = summary.split_by_labels(summary.summary(runs, settings.table.baseline))
     sizes = {
         run["dataset"]: {"images": run["images"], "classes": len(run["per_class"]) or None}

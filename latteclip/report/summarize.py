@@ -12,6 +12,7 @@ from latteclip.core.terminal import counted
 from latteclip.evaluate import summary
 from latteclip.evaluate.results import Audit
 from latteclip.labels.fusion_report import read_fusion_report
+from latteclip.report.index_results import IndexSettings, index_results
 from latteclip.report.labellers import in_words, read_labellers
 from latteclip.report.runs import asked
 
@@ -22,9 +23,10 @@ def summarize(
     metrics_paths: Sequence[str],
     selections_paths: Sequence[str],
     audits_paths: Sequence[str],
-    baseline: str,
+    settings: IndexSettings,
     csv_output: str,
     markdown_output: str,
+    page_output: str,
     others: str | None = None,
     fusion_reports_paths: Sequence[str] = (),
     labeller_labels_paths: Sequence[str] = (),
@@ -33,10 +35,12 @@ def summarize(
 
     Accuracies by a person's answers stand in columns of their own. For datasets with
     LABELLER_LABELS, the Markdown also has each labeller alone, all together and the chosen model.
+    The page has the accuracies beside the paper's.
     """
-    metrics, selections, audits = summary.read_results(
-        metrics_paths, selections_paths, audits_paths, others
-    )
+    results = summary.read_results(metrics_paths, selections_paths, audits_paths, others)
+    index_results(results, settings, page_output)
+    metrics, selections, audits = results
+    baseline = settings.table.baseline
     table = summary.summary(metrics, baseline)
     rows = []
     for dataset, method in table[["dataset", "method"]].itertuples(index=False):

@@ -98,7 +98,7 @@ JOBS = (  # path of the benchmark, seconds, GPUs
     ("benchmarks/pseudo_label_images", 12, 1),
     ("benchmarks/caption_images", 200, 2),
     ("benchmarks/select_model", 2, 0),
-    ("image_prototypes/seed0/benchmarks/assemble_model", 8, 0),
+    ("image_prototypes/seed0/benchmarks/evaluate_classifier", 8, 0),
     ("flyp/seed0/benchmarks/finetune", 16, 1),
 )
 
@@ -130,7 +130,7 @@ def test_a_stage_grows_without_the_time_of_loading(limited, capsys):
         "pseudo_label_images": str(timedelta(seconds=8 + 20 * 4)),  # CLIP loads in 8 s
         "caption_images": str(timedelta(seconds=180 + 10 * 20)),  # 20 s of asking
         "finetune": str(timedelta(seconds=8 + 7 * 8)),  # 21 steps an epoch in place of 3
-        "assemble_model": "0:00:08",
+        "evaluate_classifier": "0:00:08",
         "select_model": "0:00:02",
     }
     assert rows["caption_images"] == ["0:03:20", "0:06:20", "0:12:40"]  # on two GPUs

@@ -12,7 +12,8 @@ from latteclip.cli import commands, main
 from latteclip.core.files import replacing
 
 HEAVY = {"torch", "vllm", "transformers", "open_clip", "torchvision"}
-SUMMARIZE = ("summarize", "m.json", "--baseline", "b", "--csv", "c", "--markdown", "m")
+SUMMARIZE = ("summarize", "m.json", "--settings", '{"table": {}}')
+SUMMARIZE += ("--csv", "c", "--markdown", "m", "--page", "p")
 
 
 def test_help_and_configuration_import_nothing_heavy():

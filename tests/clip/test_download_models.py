@@ -77,14 +77,10 @@ class Hub(Host):
         )
 
     def download(self, kind, offline=False, **settings):
-        """`latteclip download-<kind>`; its exit status and what it said."""
-        more = {"clip": {"pretrained": None}, "captioner": {"revision": None}}
-        if kind == "image-encoder":
-            options = ["--encoder", settings["model"]]
-        else:
-            options = ["--settings", json.dumps(more[kind] | settings)]
+        """`latteclip download-model`; its exit status and what it said."""
+        options = ["--settings", json.dumps({"kind": kind, **settings})]
         options += ["--output", self.note]
-        done = self.python(COMMAND, f"download-{kind}", *options, offline=offline)
+        done = self.python(COMMAND, "download-model", *options, offline=offline)
         assert TOKEN not in done.stdout + done.stderr
         assert self.note.exists() == (done.returncode == 0)
         return done.returncode, done.stderr
@@ -196,7 +192,7 @@ def test_without_a_network(gone):
     [
         ("clip", "hf-hub:me/clip", 403, "GatedRepo", "terms"),
         ("captioner", "me/llava", 404, "RevisionNotFound", "private"),
-        ("image-encoder", "hf-hub:me/encoder", 403, "GatedRepo", "terms"),
+        ("image_encoder", "hf-hub:me/encoder", 403, "GatedRepo", "terms"),
     ],
 )
 def test_a_repo_that_is_closed_or_not_there(hub, kind, model, status, code, hint):
@@ -205,13 +201,13 @@ def test_a_repo_that_is_closed_or_not_there(hub, kind, model, status, code, hint
     assert model in sentence and hint in sentence and "HF_TOKEN" in sentence
 
 
-@pytest.mark.parametrize("kind", ["clip", "captioner", "image-encoder"])
+@pytest.mark.parametrize("kind", ["clip", "captioner", "image_encoder"])
 def test_a_repo_without_safetensors_is_refused(hub, tmp_path, kind):
     write_encoder(tmp_path / "encoder")
     folder = {
         "clip": DEMO_CLIP,
         "captioner": DEMO_LLAVA,
-        "image-encoder": tmp_path / "encoder",
+        "image_encoder": tmp_path / "encoder",
     }[kind]
     files = contents(folder).items()
     left = {name: content for name, content in files if not name.endswith(".safetensors")}

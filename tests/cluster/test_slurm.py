@@ -54,7 +54,7 @@ def test_each_stage_asks_for_what_it_needs(run):
         assert each["memory"] >= 4_000, rule
         assert each["minutes"] >= 10, rule
     assert asked["index_images"]["cores"] == 1  # as configured, whatever the login node has
-    assert not {"summarize", "index_results", "all"} & set(asked)  # on the login node
+    assert not {"summarize", "all"} & set(asked)  # on the login node
     shards = run.jobs_of("caption_images_shard")
     assert [job["JobState"] for job in shards] == ["COMPLETED"] * 2
 

@@ -58,12 +58,11 @@ def test_the_code_of_a_stage_changes_with_its_modules_and_templates_alone(
 
 
 EDITS = {  # a module: stages that an edit reruns, and stages that it does not
-    "captions.text": ("captions.summarize_captions", "captions.caption"),
     "clip.clip_config": ("evaluate.evaluate", "report.summarize"),
     "evaluate.metrics": ("evaluate.evaluate", "train.finetune"),
     "labels.label_model": ("labels.fuse_labels", "train.finetune"),
     "labels.vote_files": ("labels.write_votes", "train.finetune"),
-    "report.gallery": ("report.report_dataset", "report.index_results"),
+    "report.gallery": ("report.report_dataset", "report.summarize"),
 }
 NO_SOURCE = {  # a rule has it as an input of its own, or it has no effect on results
     "train.objectives.losses": "train.finetune",

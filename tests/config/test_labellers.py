@@ -53,7 +53,7 @@ def test_a_labeller_changes_what_it_names_and_shares_the_rest(configured):
     assert (scores.kind, scores.max_images, scores.topk) == ("multiple_choice", 25, 7)
     assert (asker.captioner.dtype, asker.captioner.revision) == ("float16", "abc")
     assert dataset.keys.captioner.dtype == "float32"
-    assert "an--lmm" in " ".join(run.hub_models("captioner"))
+    assert "an--lmm" in " ".join(run.hub_models)
 
 
 def test_a_decision_model_labels_by_its_own_engine(configured):
@@ -98,4 +98,4 @@ def test_a_file_and_another_clip_label_with_tables_of_their_own(configured):
     assert settings["clip"]["model"] == "ViT-L-14"
     assert settings["class_texts"]["template"] == dataset.keys.template
     assert jobs.votes_file(dataset.labeller("mine")) == ["mine.csv"]
-    assert len(run.hub_models("clip")) == len(configured().hub_models("clip")) + 1
+    assert len(run.hub_models) == len(configured().hub_models) + 1

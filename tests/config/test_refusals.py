@@ -297,7 +297,7 @@ def test_captions_of_a_large_model_need_a_gpu(configured, monkeypatch):
     with pytest.raises(UserError, match="an/lmm"):
         other = {**WORDS, "name": "other", "model": "an/lmm"}
         check(["results/mine/labellers/other.parquet"], labellers=[WORDS, other])
-    check(["results/mine/images.parquet", "results/mine/captions/summary.json"])
+    check(["results/mine/images.parquet", "results/mine/duplicates.parquet"])
     check(table, captioner={"engine": "openai"})
     check(table, captioner={"model": str(DEMO_LLAVA)})
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

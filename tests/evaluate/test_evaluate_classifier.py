@@ -7,6 +7,7 @@ from support.worlds import World
 from support.zero_shot_files import ZeroShotFiles
 
 from latteclip.clip.classifier import Classifier, save_classifier
+from latteclip.config.keys import ClipSection
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import ClassesMetadata
@@ -39,9 +40,10 @@ class Dataset(ZeroShotFiles):
         save_classifier(path, head, described or self.described)
         stage.evaluate_classifier(
             *(index, pseudo_labels, path, votes),
-            stage.ClassifierSettings(flags=["ours"]),
+            stage.ClassifierSettings(clip=ClipSection(model="m"), flags=["ours"]),
             *("set", "image_prototypes", 0),
             *map(self.path, outputs),
+            self.path("model"),
             image_encoders,
         )
         table = tables.read(self.path(outputs[2]), tables.TRAIN_PREDICTIONS)
@@ -62,6 +64,7 @@ class Dataset(ZeroShotFiles):
 @pytest.fixture
 def dataset(tmp_path, monkeypatch):
     monkeypatch.setattr(holdout, "MAX_HELD_OUT", 3)
+    monkeypatch.setattr(stage, "assemble_model", lambda *files: None)  # there is no CLIP
     return Dataset(tmp_path)
 
 

@@ -4,10 +4,12 @@ from pathlib import Path
 import pandas as pd
 from support import records
 
+from latteclip.config.keys import TableSection
 from latteclip.core.metadata import FLAGS
 from latteclip.evaluate.summary import summary
 from latteclip.labels.fusion_report import PersonAnswers, write_fusion_report
 from latteclip.report import summarize
+from latteclip.report.index_results import IndexSettings
 
 
 def run(dataset, method, seed, acc1, flags=()):
@@ -63,9 +65,10 @@ def write_marked(folder):
 
 def summarized(folder, *args, **options):
     """The table, its texts as they are, and the lines of the Markdown."""
-    csv, text = (str(folder / f"s.{kind}") for kind in ("csv", "md"))
+    outputs = csv, text, _ = [str(folder / f"s.{kind}") for kind in ("csv", "md", "html")]
     files = [*args, *[[]] * (2 - len(args))]
-    summarize.summarize(write_marked(folder), *files, "zero_shot", csv, text, **options)
+    settings = IndexSettings(table=TableSection(baseline="zero_shot"))
+    summarize.summarize(write_marked(folder), *files, settings, *outputs, **options)
     written = pd.read_csv(csv, dtype=str, keep_default_na=False)
     return written, Path(text).read_text().splitlines()
 

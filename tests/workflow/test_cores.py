@@ -68,7 +68,13 @@ def test_a_login_node_with_a_driver_and_no_gpu_plans_jobs_with_gpus(
 ):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     broken_nvidia_smi(tmp_path)
-    plan = ("--dry-run", "--config", "dataset=demo", "method=latteclip,recommended")
+    plan = (
+        "--dry-run",
+        "--verbose",
+        "--config",
+        "dataset=demo",
+        "method=latteclip,recommended",
+    )
     checkout.environment |= {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     here = checkout.snakemake(*plan)
     there = checkout.snakemake(*plan, "--workflow-profile", "profiles/slurm")

@@ -224,13 +224,14 @@ use rule score_classes as score_classes_labeller with:
 rule gather_captions:
     input:
         images="results/{dataset}/images.parquet",
-        shards=of(jobs.shards, "dataset", "kind"),
+        shards=of(jobs.shards, "dataset", "table"),
     output:
-        "results/{dataset}/captions/{kind}.parquet",
+        "results/{dataset}/{table}.parquet",
     log:
-        "results/{dataset}/logs/gather_captions-{kind}.log",
+        "results/{dataset}/logs/gather_captions/{table}.log",
     wildcard_constraints:
         dataset=SHARDED,
+        table="captions/images|captions/groups|class_scores",
     resources:
         mem_mb=memory(4_000, per_million=4_000),
         runtime=minutes(10, images_per_second=1_000),
@@ -238,32 +239,4 @@ rule gather_captions:
         code=code_of("latteclip.captions.caption"),
     shell:
         "latteclip gather-captions {input.shards} --images {input.images} --output {output}"
-        " --log {log}"
-
-
-use rule gather_captions as gather_scores with:
-    input:
-        images="results/{dataset}/images.parquet",
-        shards=of(jobs.shards, kind="class_scores"),
-    output:
-        "results/{dataset}/class_scores.parquet",
-    log:
-        "results/{dataset}/logs/gather_scores.log",
-
-
-rule summarize_captions:
-    input:
-        images="results/{dataset}/images.parquet",
-        captions=of(jobs.captions),
-    output:
-        "results/{dataset}/captions/summary.json",
-    log:
-        "results/{dataset}/logs/summarize_captions.log",
-    resources:
-        mem_mb=memory(4_000, per_million=4_000),
-        runtime=minutes(10, images_per_second=1_000),
-    params:
-        code=code_of("latteclip.captions.summarize_captions"),
-    shell:
-        "latteclip summarize-captions {input.captions} --images {input.images} --output {output}"
         " --log {log}"

@@ -56,7 +56,6 @@ wildcard_constraints:
     dataset="[^/]+",
     method="[^/]+",
     seed=r"\d+",
-    kind="images|groups",
     labeller="[^/]+",
     shard=r"\d+",
     shards=r"\d+",

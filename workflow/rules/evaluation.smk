@@ -1,5 +1,5 @@
-# Accuracy of every run on the test split, the choice of a model without it, and the table over all
-# runs.
+# Accuracy of every run on the test split, models that are not trained, the choice of a model without
+# the test split, and the tables over all runs.
 
 READS_FUSED = lambda method: method.reads_fused_labels
 
@@ -48,6 +48,8 @@ rule evaluate_classifier:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         classifier=of(jobs.classifier, "method"),
+        clip_model=of(jobs.clip_note),
+        encoder_models=of(lambda method: jobs.encoder_notes(method.encoders), "method"),
         votes=when("results/{dataset}/votes.parquet", READS_FUSED, "method"),
         image_encoders=of(
             lambda method: jobs.image_features(method.dataset, method.encoders),
@@ -57,6 +59,7 @@ rule evaluate_classifier:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
         metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
         train_predictions="results/{dataset}/{method}/seed{seed}/train_predictions.parquet",
+        model=directory("results/{dataset}/{method}/seed{seed}/model"),
     log:
         "results/{dataset}/{method}/seed{seed}/logs/evaluate_classifier.log",
     benchmark:
@@ -68,14 +71,16 @@ rule evaluate_classifier:
         runtime=minutes(15, images_per_second=100),
     params:
         code=code_of("latteclip.evaluate.evaluate_classifier"),
-        settings=as_json(lambda method: {"flags": jobs.flags(method)}, "method"),
+        clip_files=of(jobs.local_clip),
+        encoder_files=of(lambda method: jobs.local_encoders(method.encoders), "method"),
+        settings=as_json(jobs.evaluate_classifier, "method"),
         inputs=options("votes", "image_encoders"),
     shell:
         "latteclip evaluate-classifier --dataset {wildcards.dataset} --method {wildcards.method}"
         " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
         " --classifier {input.classifier} {params.inputs} --settings {params.settings:q}"
         " --predictions {output.predictions} --metrics {output.metrics}"
-        " --train-predictions {output.train_predictions} --log {log}"
+        " --train-predictions {output.train_predictions} --model {output.model} --log {log}"
 
 
 rule score_audit:
@@ -128,36 +133,3 @@ rule select_model:
     shell:
         "latteclip select-model --dataset {wildcards.dataset} --candidates {params.candidates:q}"
         " {params.judges} --output {output.selection} --model {output.model} --log {log}"
-
-
-rule summarize:
-    input:
-        metrics=jobs.all_runs(run),
-        selections=[jobs.selection(dataset) for dataset in run.datasets],
-        audits=[jobs.audit(dataset) for dataset in run.datasets],
-        fusion_reports=[jobs.taught_labels(dataset) for dataset in run.datasets],
-        labellers=[jobs.labeller_files(dataset) for dataset in run.datasets],
-        labeller_labels=[
-            jobs.fused_file(dataset, "labeller_labels.parquet")
-            for dataset in run.datasets
-        ],
-    output:
-        csv=report(
-            f"results/{TABLE}.csv",
-            caption="../report/summary.rst",
-            category="Accuracy",
-            labels={"what": "table of accuracies"},
-        ),
-        markdown=f"results/{TABLE}.md",
-    log:
-        "results/logs/summarize.log",
-    localrule: True
-    params:
-        code=code_of("latteclip.report.summarize"),
-        baseline=run.keys.table.baseline,
-        others=jobs.others(run),
-        labels=options("fusion_reports", "labeller_labels"),
-    shell:
-        "latteclip summarize {input.metrics} --baseline {params.baseline} {params.others}"
-        " --selections {input.selections} --audits {input.audits} --csv {output.csv}"
-        " --markdown {output.markdown} {params.labels} --log {log}"

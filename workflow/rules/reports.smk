@@ -1,4 +1,4 @@
-# The pages that people read: one per dataset, and one over all of them.
+# What people read: the table and the page over all datasets, and a page of each.
 
 
 rule report_dataset:
@@ -54,25 +54,40 @@ rule report_dataset:
         " --settings {params.settings:q} --output {output} --log {log}"
 
 
-rule index_results:
+rule summarize:
     input:
-        metrics=rules.summarize.input.metrics,
-        selections=rules.summarize.input.selections,
-        audits=rules.summarize.input.audits,
+        metrics=jobs.all_runs(run),
+        selections=[jobs.selection(dataset) for dataset in run.datasets],
+        audits=[jobs.audit(dataset) for dataset in run.datasets],
+        fusion_reports=[jobs.taught_labels(dataset) for dataset in run.datasets],
+        labellers=[jobs.labeller_files(dataset) for dataset in run.datasets],
+        labeller_labels=[
+            jobs.fused_file(dataset, "labeller_labels.parquet")
+            for dataset in run.datasets
+        ],
     output:
-        report(
+        csv=report(
+            f"results/{TABLE}.csv",
+            caption="../report/summary.rst",
+            category="Accuracy",
+            labels={"what": "table of accuracies"},
+        ),
+        markdown=f"results/{TABLE}.md",
+        page=report(
             f"results/{jobs.overview(run)}",
             caption="../report/index.rst",
             category="Accuracy",
             labels={"what": "page over all datasets"},
         ),
     log:
-        "results/logs/index_results.log",
+        "results/logs/summarize.log",
     localrule: True
     params:
-        code=code_of("latteclip.report.index_results"),
+        code=code_of("latteclip.report.summarize"),
         settings=json.dumps(jobs.index_results(run), ensure_ascii=False),
         others=jobs.others(run),
+        labels=options("fusion_reports", "labeller_labels"),
     shell:
-        "latteclip index-results {input.metrics} --selections {input.selections} --audits {input.audits}"
-        " {params.others} --settings {params.settings:q} --output {output} --log {log}"
+        "latteclip summarize {input.metrics} --settings {params.settings:q} {params.others}"
+        " --selections {input.selections} --audits {input.audits} --csv {output.csv}"
+        " --markdown {output.markdown} --page {output.page} {params.labels} --log {log}"

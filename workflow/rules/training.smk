@@ -1,32 +1,4 @@
-# Models: fine-tuned by one job per dataset, method and seed, or the pretrained one with a classifier
-# that was made without training.
-
-
-rule assemble_model:
-    input:
-        classifier=of(jobs.classifier, "method"),
-        clip_model=of(jobs.clip_note),
-        image_encoders=of(lambda method: jobs.encoder_notes(method.encoders), "method"),
-    output:
-        directory("results/{dataset}/{method}/seed{seed}/model"),
-    log:
-        "results/{dataset}/{method}/seed{seed}/logs/assemble_model.log",
-    benchmark:
-        "results/{dataset}/{method}/seed{seed}/benchmarks/assemble_model.jsonl"
-    wildcard_constraints:
-        method=one_of(run.methods_with(lambda objective: objective.classifier)),
-    resources:
-        mem_mb=memory(8_000, per_million=0),
-        runtime=minutes(10, images_per_second=1_000),
-    params:
-        code=code_of("latteclip.train.assemble_model"),
-        clip_files=of(jobs.local_clip),
-        encoder_files=of(lambda method: jobs.local_encoders(method.encoders), "method"),
-        settings=as_json(jobs.assemble_model, "method"),
-    shell:
-        "latteclip assemble-model --classifier {input.classifier} --settings {params.settings:q}"
-        " --output {output} --log {log}"
-
+# Models that are fine-tuned, by one job per dataset, method and seed, and their averages.
 
 TRAINED = one_of(run.methods_with(lambda objective: objective.trains))
 # What a training learns from.

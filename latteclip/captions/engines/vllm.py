@@ -175,7 +175,7 @@ class VllmEngine:
                     gpu_memory_utilization=settings.gpu_memory_utilization,
                     # vLLM reserves memory for the most of each kind that it allows.
                     limit_mm_per_prompt={"image": pictures, "video": 0, "audio": 0},
-                    # The files of transformers, which `download_captioner` fetches. A repo may also
+                    # The files of transformers, which `download_model` fetches. A repo may also
                     # have Mistral's form of them, which vLLM would prefer.
                     config_format="hf",
                     tokenizer_mode="hf",
