@@ -77,11 +77,8 @@ class RunFiles:
             return missing
         if tables.read_metadata(path, ClassesMetadata).classnames != list(classnames):
             return missing
-        if is_trained_on:
-            table = tables.read(path, tables.TRAIN_PREDICTIONS)
-            table = table.filter(table["held_out"])
-        else:
-            table = tables.read(path, tables.PREDICTIONS, ["image_id", "prediction"])
+        schema = tables.TRAIN_PREDICTIONS if is_trained_on else tables.PREDICTIONS
+        table = tables.read(path, schema, ["image_id", "prediction"])
         predicted = table["prediction"].take(pc.index_in(image_ids, table["image_id"]))
         return np.asarray(predicted.fill_null(MISSING).to_numpy(), np.int_)
 

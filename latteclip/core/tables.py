@@ -116,9 +116,7 @@ PREDICTIONS = _schema(
 )
 # An image may have two rows: a classifier made of votes predicts a held-out image without the vote
 # of the image, and an example with it.
-TRAIN_PREDICTIONS = _schema(
-    image_id=pa.string(), prediction=pa.int32(), held_out=pa.bool_()
-)
+TRAIN_PREDICTIONS = _schema(image_id=pa.string(), prediction=pa.int32())
 PLAN = _schema(  # the plan of an audit
     image_id=pa.string(),
     checksum=pa.binary(16),

@@ -175,7 +175,7 @@ def _unseen(model: FinetunedModel, ids: Sequence[str]) -> list[str]:
     if described.averaged is not None:  # another of its trainings learned from them
         return []
     predictions = str(run / "train_predictions.parquet")
-    table = read_predictions(predictions, model.classnames, held_out=True)
+    table = read_predictions(predictions, model.classnames)
     held_out = set(table["image_id"].to_pylist())
     return [image for image in ids if image in held_out]
 

@@ -1,4 +1,4 @@
-"""Images classified by a fine-tuned model: the test split, and some training images."""
+"""Images classified by a fine-tuned model: the test split, and training images it left out."""
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,6 @@ class EvaluateSettings(Section):
 
 def evaluate(
     images_path: str,
-    pseudo_labels_path: str,
     model_path: str,
     history_path: str,
     settings: EvaluateSettings,
@@ -39,11 +38,10 @@ def evaluate(
 ) -> None:
     """Classify the test split with a fine-tuned model, or all images without a test split.
 
-    The training images that were left out of training and those of the page are classified as well.
-    For an average, the left-out images have the classes that its trainings predicted.
+    The training images that were left out of training are classified as well. For an average, they
+    have the classes that its trainings predicted.
     """
     table, names = metrics.read_evaluated_images(images_path, dataset)
-    examples = train_predictions.example_images(images_path, pseudo_labels_path)
     history = tables.read_metadata(history_path, TrainingMetadata)
     where = devices.pick(device, threads)
     model = finetuned.load(model_path, where, settings.clip.precision, classnames=names)
@@ -66,17 +64,13 @@ def evaluate(
         metrics_output=metrics_output,
     )
     if left_out_path:
-        held_out = train_predictions.read_predictions(left_out_path, names, held_out=True)
-        unseen = held_out["prediction"].to_numpy()
+        left_out = train_predictions.read_predictions(left_out_path, names)
+        predicted = left_out["prediction"].to_numpy()
     else:
-        held_out = left_out_images(images_path, settings.fold)
-        unseen = np.empty(0, np.int_)
-        if len(held_out):
-            best, _ = rank(held_out, 1)
-            unseen = best[:, 0].numpy()
+        left_out = left_out_images(images_path, settings.fold)
+        predicted = np.empty(0, np.int_)
+        if len(left_out):
+            predicted = rank(left_out, 1)[0][:, 0].numpy()
     train_predictions.write_predictions(
-        train_predictions_output,
-        (held_out["image_id"], unseen),
-        (examples["image_id"], rank(examples, 1)[0][:, 0].numpy()),
-        names,
+        train_predictions_output, left_out["image_id"], predicted, names
     )

@@ -51,22 +51,17 @@ def evaluate_classifier(
         predictions_output=predictions_output,
         metrics_output=metrics_output,
     )
-    examples = train_predictions.example_images(images_path, pseudo_labels_path)["image_id"]
-    held_out = examples.slice(0, 0)
     if votes_path is None:
         ids = tables.read_unlabelled(images_path, training=True)[0]["image_id"]
         held_out = ids.filter(pa.array(held_out_for_choice(tables.Strings(ids))))
-    some = pa.chunked_array([*held_out.chunks, *examples.chunks])
-    features = read_all_features(pseudo_labels_path, image_encoders_paths, some)
-    predicted = classify(features, classifier, 1)[0][:, 0].numpy()
-    unseen = predicted[: len(held_out)]
-    of_examples = predicted[len(held_out) :]
-    if votes_path is not None:
+        features = read_all_features(pseudo_labels_path, image_encoders_paths, held_out)
+        predicted = classify(features, classifier, 1)[0][:, 0].numpy()
+    else:
         head = "joint_head" if image_encoders_paths else "head"
         votes = tables.read(votes_path, tables.VOTES_ENCODERS, ["image_id", head])
         held_out = votes["image_id"]
-        unseen = votes[head].to_numpy()
+        predicted = votes[head].to_numpy()
     train_predictions.write_predictions(
-        train_predictions_output, (held_out, unseen), (examples, of_examples), names
+        train_predictions_output, held_out, predicted, names
     )
     assemble_model(classifier_path, settings, model_output)

@@ -19,13 +19,12 @@ from latteclip.core.metadata import ClassesMetadata, IndexMetadata
 log = logging.getLogger(__name__)
 
 
-def recalls(
-    predictions: npt.NDArray[np.int_], labels: npt.NDArray[np.int_], n_classes: int
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int_]]:
-    """Return the recall of each class [C], NaN without test images, and its images [C]."""
-    counts = np.bincount(labels, minlength=n_classes)
-    hits = np.bincount(labels[predictions == labels], minlength=n_classes)
-    return np.divide(hits, counts, out=np.full(n_classes, np.nan), where=counts > 0), counts
+def mean_recall(predictions: npt.NDArray[np.int_], labels: npt.NDArray[np.int_]) -> float:
+    """Return the mean recall of the classes that have test images."""
+    counts = np.bincount(labels)
+    hits = np.bincount(labels[predictions == labels], minlength=len(counts))
+    is_used = counts > 0
+    return float((hits[is_used] / counts[is_used]).mean())
 
 
 def read_evaluated_images(images_path: str, dataset: str) -> tuple[pa.Table, list[str]]:
@@ -76,22 +75,13 @@ def write(
     )
     result: dict[str, object] = {"dataset": dataset, "method": method, "seed": seed}
     result |= {"flags": list(flags), "images": len(images)}
-    result |= {"acc1": None, "acc5": None, "mean_per_class_recall": None, "per_class": []}
+    result |= {"acc1": None, "acc5": None, "mean_per_class_recall": None}
     if images["label"].null_count:
         log.warning("No labels to test with in %s: predictions only.", dataset)
     else:
         labels = images["label"].to_numpy()
-        recall, counts = recalls(ranked[:, 0], labels, len(classnames))
         is_right = ranked == labels[:, None]
         result |= {f"acc{k}": float(is_right[:, :k].any(axis=1).mean()) for k in (1, 5)}
-        result["mean_per_class_recall"] = float(np.nanmean(recall))
-        result["per_class"] = [
-            {
-                "classname": name,
-                "images": int(n),
-                "recall": None if n == 0 else float(value),
-            }
-            for name, n, value in zip(classnames, counts, recall, strict=True)
-        ]
+        result["mean_per_class_recall"] = mean_recall(ranked[:, 0], labels)
         log.info("%s, %s, seed %d: acc1 %.4f", dataset, method, seed, result["acc1"])
     write_json(metrics_output, result)

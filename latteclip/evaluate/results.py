@@ -1,16 +1,14 @@
 """Files of results that later stages read: metrics.json, selection.json and audit.json."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latteclip.core.files import read_object, read_record, record_of
-from latteclip.core.metadata import AUDITED
+from latteclip.core.files import read_object, read_record
 
 Run = tuple[str, int]  # method and seed
 FIGURES = ("acc1", "acc5", "mean_per_class_recall")
-METRICS = ("dataset", "method", "seed", "images", *FIGURES, "per_class")
+METRICS = ("dataset", "method", "seed", "flags", "images", *FIGURES)
 
 
 @dataclass(frozen=True)
@@ -40,27 +38,9 @@ def read_selection(path: str | Path) -> Selection:
     return read_record(Selection, path)
 
 
-@dataclass(frozen=True)
-class CheckedMetrics:
-    """The metrics of a run that later stages compute with."""
-
-    dataset: str
-    method: str
-    seed: int
-    images: int
-    acc1: float | None
-    acc5: float | None
-    mean_per_class_recall: float | None
-    flags: list[str]
-
-
 def read_metrics(path: str | Path) -> dict[str, Any]:
-    """Read the metrics of a run, or raise UserError for values of a wrong type."""
-    values: dict[str, Any] = {"flags": [], **read_object(path, METRICS)}
-    record_of(
-        CheckedMetrics, {key.name: values[key.name] for key in fields(CheckedMetrics)}, path
-    )
-    return values
+    """Read the metrics of a run."""
+    return read_object(path, METRICS)
 
 
 @dataclass(frozen=True)
@@ -144,21 +124,3 @@ class Audit:
 def read_audit(path: str | Path) -> Audit:
     """Read the audit of a dataset."""
     return read_record(Audit, path)
-
-
-def mark_audited(
-    runs: Sequence[Mapping[str, Any]], audits: Mapping[str, Audit]
-) -> list[dict[str, Any]]:
-    """Return the metrics of runs, with a mark at the methods that were audited."""
-    audited = {
-        (name, accuracy.method)
-        for name, audit in audits.items()
-        for accuracy in audit.accuracies
-    }
-    marked = []
-    for run in runs:
-        flags = list(run["flags"])
-        if (run["dataset"], run["method"]) in audited:
-            flags.append(AUDITED)
-        marked.append({**run, "flags": flags})
-    return marked

@@ -1,4 +1,4 @@
-"""Means, spreads and gains over datasets and methods, with the paper's figures beside them."""
+"""Means, spreads and gains over datasets and methods."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,29 +12,12 @@ from latteclip.evaluate.results import (
     FIGURES,
     Audit,
     Selection,
-    mark_audited,
     read_audit,
     read_metrics,
     read_selection,
 )
 
 Paths = Iterable[str | Path]
-# The paper's abstract gives no accuracies of single datasets.
-PAPER_SOURCE = "LatteCLIP, abstract (arXiv 2410.08211, WACV 2025)"
-# The ten datasets over which the paper averages, by their keys here.
-PAPER_DATASETS = (
-    "caltech101",
-    "dtd",
-    "eurosat",
-    "fgvc_aircraft",
-    "flowers102",
-    "food101",
-    "oxford_pets",
-    "stanford_cars",
-    "sun397",
-    "ucf101",
-)
-PAPER_GAIN_OVER_ZERO_SHOT = 4.74  # points of top-1 accuracy, mean over the ten
 
 
 # Metrics, and of each dataset the choice of a model and the audit.
@@ -68,7 +51,7 @@ def read_results(
         audits += folder.glob("audit.json")
     scored = {audit.dataset: audit for audit in map(read_audit, audits)}
     chosen = {selection.dataset: selection for selection in map(read_selection, selections)}
-    return mark_audited(metrics, scored), chosen, scored
+    return metrics, chosen, scored
 
 
 def summary(runs: Sequence[Mapping[str, Any]], baseline: str) -> pd.DataFrame:
@@ -100,39 +83,12 @@ def union(flags: Iterable[Sequence[str]]) -> str:
     return " ".join(mark for mark in FLAGS if mark in used)
 
 
-def split_by_labels(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the rows of datasets with a known accuracy, and the other rows."""
-    is_labelled = table.groupby("dataset")["acc1_mean"].transform("count") > 0
-    return table[is_labelled], table[~is_labelled]
-
-
-def by_dataset(table: pd.DataFrame) -> pd.DataFrame:
-    """Return acc1 of a summary with one row per method and one column per dataset."""
-    accuracies = table.pivot(index="method", columns="dataset", values="acc1_mean")
-    return accuracies.loc[table["method"].unique(), table["dataset"].unique()]
-
-
 def means_over_datasets(table: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
     """Return mean acc1 of each method over the datasets with an accuracy of all, and their names.
 
     Without two such datasets there are no means.
     """
-    complete = by_dataset(table).dropna(axis=1)
+    accuracies = table.pivot(index="method", columns="dataset", values="acc1_mean")
+    complete = accuracies.dropna(axis=1)
     means = complete.mean(axis=1) if len(complete.columns) > 1 else pd.Series()
     return dict(means), [*complete]
-
-
-def beside_paper(table: pd.DataFrame) -> str:
-    """Return the mean gain of latteclip over zero_shot beside that of the paper, in words."""
-    if not len(table):
-        return ""
-    methods = ["latteclip", "zero_shot"]
-    wanted = by_dataset(table).reindex(index=methods, columns=PAPER_DATASETS)
-    gains = (wanted.loc["latteclip"] - wanted.loc["zero_shot"]).dropna()
-    if not len(gains):
-        return ""
-    return (
-        f"latteclip over zero_shot, mean over {len(gains)} of the paper's {len(PAPER_DATASETS)} "
-        f"datasets: {gains.mean():+.2f} points. The paper has {PAPER_GAIN_OVER_ZERO_SHOT:+.2f}, "
-        f"over all ({PAPER_SOURCE})."
-    )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
@@ -19,7 +20,8 @@ QUALITY = 75
 # Longer side in pixels.
 PICTURE = 320  # of a picture of the gallery
 THUMBNAIL = 112
-UNKNOWN = 24  # pictures
+EXAMPLES = 12  # pictures
+UNKNOWN = 24
 ROWS = 100_000  # of a table that are read at a time: there may be millions of captions
 
 
@@ -44,6 +46,18 @@ def picture(image: Image.Image, side: int) -> Picture:
 def picture_of(split: SplitReport, i: int, side: int) -> Picture:
     """Encode image i of a split."""
     return picture(open_rgb(split.paths[i], max_side=side), side)
+
+
+def choose_examples(
+    confidence: npt.NDArray[np.floating], pseudo_labels: npt.NDArray[np.integer]
+) -> list[int]:
+    """Choose images from the most to the least confident, of other classes if possible."""
+    order = np.argsort(-confidence, kind="stable")
+    chosen: list[int] = []
+    for part in np.array_split(order, min(EXAMPLES, len(order))):
+        new = part[~np.isin(pseudo_labels[part], pseudo_labels[chosen])]
+        chosen.append(int(new[0] if len(new) else part[0]))
+    return chosen
 
 
 def fused_labels(path: str, train: SplitReport) -> Ints:

@@ -1,4 +1,4 @@
-"""One page over all datasets and methods, with the paper's figures beside them."""
+"""One page over all datasets and methods."""
 
 import logging
 from pathlib import Path
@@ -27,14 +27,11 @@ class IndexSettings(Section):
 def index_results(results: summary.Results, settings: IndexSettings, output: str) -> None:
     """Write the page that compares every run, one HTML file that needs no network."""
     runs, chosen, audits = results
-    table, without = summary.split_by_labels(summary.summary(runs, settings.table.baseline))
-    sizes = {
-        run["dataset"]: {"images": run["images"], "classes": len(run["per_class"]) or None}
-        for run in runs
-    }
+    table = summary.summary(runs, settings.table.baseline)
+    sizes = {run["dataset"]: run["images"] for run in runs}
     by_method = table.groupby("method", sort=False)["flags"]
     flags = {method: summary.union(of.str.split()).split() for method, of in by_method}
-    means, complete = summary.means_over_datasets(table) if len(table) else ({}, [])
+    means, complete = summary.means_over_datasets(table)
     pages = {name: f"{name}/report.html" for name in sizes}
     pages = {
         name: page for name, page in pages.items() if (Path(output).parent / page).is_file()
@@ -43,8 +40,6 @@ def index_results(results: summary.Results, settings: IndexSettings, output: str
         "index.html",
         settings=settings,
         reports=pages | settings.reports,
-        unlabelled=list(dict.fromkeys(without["dataset"])),
-        datasets=list(dict.fromkeys(table["dataset"])),
         flags=flags,
         cells=_cells(table),
         sizes=sizes,
@@ -53,7 +48,6 @@ def index_results(results: summary.Results, settings: IndexSettings, output: str
         meanings=FLAGS,
         complete=complete,
         means=means,
-        beside_paper=summary.beside_paper(table),
     )
     write_text(output, page)
     log.info("Wrote %s, datasets: %s.", output, ", ".join(sizes))

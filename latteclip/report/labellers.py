@@ -1,7 +1,7 @@
 """`latteclip labellers`: who labels the training images, the accuracy of each, and what it took."""
 
 import json as jsons
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,16 +26,7 @@ from latteclip.report.runs import read_answers
 
 Labels = npt.NDArray[np.int32]
 LABELLER_LABELS = "labeller_labels.parquet"  # beside the report on the labels
-PAIRS = 10  # pairs of classes on which labellers differ most
 FUSED = "fused"
-
-
-@dataclass(frozen=True)
-class Right:
-    """Shares of right labels, by the labels of the dataset."""
-
-    where_it_votes: float
-    of_all: float  # images without a vote have the adapted zero-shot label
 
 
 @dataclass(frozen=True)
@@ -47,21 +38,8 @@ class Labeller:
     coverage: float  # share of the images that it has a vote about
     accuracy: Interval | None  # share of right votes; None: unknown
     answers_needed: int = 0  # answers about random images that would determine it
-    rank: int | None = None  # among those whose accuracy is known; 1: the best
-    weight: float | None = None  # weight of a vote in the labels
-    right: Right | None = None  # None: the dataset has no labels
+    right: float | None = None  # share of right votes; None: the dataset has no labels
     asked: AnswersMetadata | None = None  # what its questions took; None: it asked nothing
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A class by one labeller that is another class by another labeller."""
-
-    first: str
-    second: str
-    class_by_first: str
-    class_by_second: str
-    images: int
 
 
 @dataclass(frozen=True)
@@ -71,13 +49,10 @@ class Labellers:
     images: int
     answers: int  # answers of a person about images drawn at random
     labellers: list[Labeller]
-    # The labeller that alone labels most images correctly, by the dataset's labels.
-    best_alone: str | None
     reason: str  # why the labels are those of one labeller; "": they are not
     # Shares of the images with votes of both on which two labellers agree, in their order; None:
     # there is no such image.
     agreement: list[list[float | None]]
-    differences: list[Difference]  # the most frequent ones of labellers
 
 
 def labellers(results: str, /, json: bool = False) -> str:
@@ -129,17 +104,14 @@ def read_labellers(folder: Path) -> Labellers:
         folder / "images.parquet", tables.IMAGES, "image_id", "label", ids
     )
     if not truth.null_count:
-        adapted = fused["adapted_label"].to_numpy()
         true = truth.to_numpy()
-        rows = [replace(r, right=_right(labels[r.name], adapted, true)) for r in rows]
+        rows = [replace(row, right=_agreement(labels[row.name], true)) for row in rows]
     return Labellers(
         images=len(ids),
         answers=checked.right.n if checked else 0,
-        labellers=_ranked(rows),
-        best_alone=_best(rows[: len(names)]),
+        labellers=rows,
         reason=report.reason,
         agreement=[[_agreement(a, b) for b in labels.values()] for a in labels.values()],
-        differences=_differences({n: labels[n] for n in names}, report.classnames),
     )
 
 
@@ -152,57 +124,13 @@ def _labeller(folder: Path, one: LabellerReport, n_images: int) -> Labeller:
         coverage=one.votes / n_images,
         accuracy=one.accuracy,
         answers_needed=one.answers_needed,
-        weight=one.weight,
         asked=asked if asked and asked.requests else None,
     )
-
-
-def _right(labels: Labels, adapted: Labels, true: Labels) -> Right:
-    has = labels != NO_VOTE
-    is_right = labels == true
-    filled = np.where(has, labels, adapted)
-    of_votes = float(is_right[has].mean()) if has.any() else 0.0
-    return Right(of_votes, float((filled == true).mean()))
-
-
-def _ranked(rows: Sequence[Labeller]) -> list[Labeller]:
-    """Give a rank to labellers and zero-shot CLIP if two or more have a known accuracy."""
-    known = {
-        row.name: row.accuracy.value for row in rows if row.kind != FUSED and row.accuracy
-    }
-    order = sorted(known, key=lambda name: -known[name]) if len(known) > 1 else []
-    rank_of = {name: rank for rank, name in enumerate(order, start=1)}
-    return [replace(row, rank=rank_of.get(row.name)) for row in rows]
-
-
-def _best(labellers: Sequence[Labeller]) -> str | None:
-    judged = {row.name: row.right.of_all for row in labellers if row.right}
-    return max(judged, key=judged.__getitem__, default=None)
 
 
 def _agreement(first: Labels, second: Labels) -> float | None:
     both = (first != NO_VOTE) & (second != NO_VOTE)
     return float((first == second)[both].mean()) if both.any() else None
-
-
-def _differences(
-    labels: Mapping[str, Labels], classnames: Sequence[str]
-) -> list[Difference]:
-    """Return the pairs of different classes that two labellers most often give an image."""
-    differences = []
-    names = list(labels)
-    for number, first in enumerate(names):
-        for second in names[number + 1 :]:
-            pairs = np.stack([labels[first], labels[second]], axis=1)
-            both_vote = (pairs != NO_VOTE).all(axis=1)
-            is_different = pairs[:, 0] != pairs[:, 1]
-            differ = pairs[both_vote & is_different]
-            classes, counts = np.unique(differ, axis=0, return_counts=True)
-            most = counts.argsort(kind="stable")[::-1][:PAIRS]
-            for pair, n in zip(classes[most].tolist(), counts[most].tolist(), strict=True):
-                names_of_pair = classnames[pair[0]], classnames[pair[1]]
-                differences.append(Difference(first, second, *names_of_pair, n))
-    return sorted(differences, key=lambda difference: -difference.images)[:PAIRS]
 
 
 def in_words(labeller: Labeller) -> str:
@@ -225,45 +153,24 @@ def _lines(results: str, values: Labellers) -> Iterator[str]:
         row = {
             "labeller": labeller.name,
             "kind": labeller.kind if labeller.kind != labeller.name else "",
-            "rank": _cell(labeller.rank, "{:.0f}"),
             "estimated accuracy": in_words(labeller),
             "votes": f"{labeller.coverage:.0%}",
         }
         if labeller.right is not None:
-            row["right"] = f"{labeller.right.where_it_votes:.1%}"
-            row["right of all"] = f"{labeller.right.of_all:.1%}"
+            row["right"] = f"{labeller.right:.1%}"
         rows.append(row)
     yield pd.DataFrame(rows).to_string(index=False)
     if values.reason:
         yield values.reason
-    yield "votes: share of the images."
-    if values.best_alone is not None:
-        best = next(
-            labeller for labeller in values.labellers if labeller.name == values.best_alone
-        )
-        assert best.right is not None
-        yield (
-            "right: share of its votes, by the labels of the dataset. right of all: images without "
-            f"its vote have the adapted zero-shot label. The best labeller alone is {best.name} "
-            f"({best.right.of_all:.1%})."
-        )
+    yield "votes: share of the images. right: share of the votes, by the labels of the dataset."
     for labeller in values.labellers:
         if labeller.asked is not None:
             yield f"{labeller.name}: {labeller.asked.in_words}."
     names = [labeller.name for labeller in values.labellers]
     yield ""
     yield "agreement, in percent of the images with votes of both:"
-    cells = [[_cell(share, "{:.0%}") for share in row] for row in values.agreement]
+    cells = [
+        ["" if share is None else f"{share:.0%}" for share in row]
+        for row in values.agreement
+    ]
     yield pd.DataFrame(cells, index=names, columns=names).to_string()
-    if values.differences:
-        yield ""
-        yield "where labellers differ most:"
-        for pair in values.differences:
-            yield (
-                f"  {counted(pair.images, 'image')}: {pair.class_by_first} by {pair.first}, "
-                f"{pair.class_by_second} by {pair.second}"
-            )
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "" if value is None else form.format(value)

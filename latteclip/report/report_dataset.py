@@ -1,7 +1,6 @@
 """One page about a dataset: labels on pictures, how accurate they are, and what to do next."""
 
 import logging
-import math
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,6 @@ from latteclip.core.terminal import counted
 from latteclip.evaluate import results
 from latteclip.evaluate.statement import state
 from latteclip.evaluate.summary import summary
-from latteclip.evaluate.train_predictions import choose_examples, read_predictions
 from latteclip.labels.fusion_report import (
     UNCHECKED,
     FusionReport,
@@ -34,9 +32,6 @@ from latteclip.report import gallery, render, runs
 from latteclip.report.labellers import Labellers, in_words, read_labellers
 
 log = logging.getLogger(__name__)
-BASELINE = "zero_shot"
-CHECKS = 60  # answers of `latteclip teach` about images drawn at random, by default
-NORMAL = 1.96  # standard errors from the value to an end of a 95 % interval
 
 
 class ReportSettings(Section):
@@ -85,7 +80,6 @@ def report_dataset(
     answers = fusion_report.answers if fusion_report else PersonAnswers()
     discovery = _read(read_object, files.discovery, ("actions",))
     metrics = [results.read_metrics(run.metrics) for run in runs_files]
-    metrics = results.mark_audited(metrics, {settings.dataset: audit} if audit else {})
     main = _main_run(runs_files, selection, settings)
     lead = _lead(main, metrics, split, selection)
     run = (main.method, main.seed)
@@ -103,13 +97,11 @@ def report_dataset(
         is_fused=fusion_report is not None,
         unchecked=UNCHECKED if fusion_report and not fusion_report.is_checked else "",
         answers=len(answers.images),
-        checks=CHECKS,
-        reach=100 * NORMAL * math.sqrt(0.25 / CHECKS),
         discovery=discovery,
         rows=_method_rows(metrics, settings.table.baseline),
         audit=audit,
         meanings=FLAGS,
-        items=_items(files, train, main, classnames, answers),
+        items=_items(files, train, classnames, answers),
         steps=_next_steps(settings, lead, fusion_report, audit, discovery),
         selection=selection,
         without_evidence=fusion_report.without_evidence if fusion_report else [],
@@ -117,7 +109,7 @@ def report_dataset(
         labeller_words=in_words,
         unknown=_read(gallery.read_unknown, files.unknown, [test, train]),
         problems=[*_problems(files)],
-        provenance=_provenance(Path(output).parent, settings, files, runs_files),
+        provenance=_provenance(Path(output).parent, settings, runs_files),
     )
     write_text(output, page)
     log.info("Wrote %s, %.1f MB.", output, len(page.encode()) / 1e6)
@@ -167,7 +159,6 @@ def _lead(
         "seed": run.seed,
         "seeds": len(of_method),
         "is_chosen": selection is not None and selection.run == (run.method, run.seed),
-        "has_model": bool(run.train_predictions),
         "acc1": share,
         "low": interval.low if interval else None,
         "high": interval.high if interval else None,
@@ -185,10 +176,8 @@ def _labels_right(path: str, train: runs.SplitReport) -> float | None:
 def _method_rows(
     metrics: Sequence[Mapping[str, Any]], baseline: str
 ) -> list[dict[Any, Any]]:
-    """Return the rows of `summary`, with the gain over zero-shot."""
+    """Return the rows of `summary`."""
     table = summary(metrics, baseline)
-    first = table[table["method"] == BASELINE]["acc1_mean"]
-    table["gain"] = table["acc1_mean"] - (first.iloc[0] if len(first) else float("nan"))
     rows = table.astype(object).where(table.notna(), None).to_dict("records")
     return [{**row, "flags": row["flags"].split()} for row in rows]
 
@@ -196,24 +185,19 @@ def _method_rows(
 def _items(
     files: PageFiles,
     train: runs.SplitReport,
-    main: runs.RunTables,
     classnames: Sequence[str],
     answers: PersonAnswers,
 ) -> list[dict[str, Any]]:
-    """Return the training images of the page with their labels, captions and predictions."""
-    chosen = choose_examples(train.confidence, train.pseudo_labels)
+    """Return the training images of the page with their labels and captions."""
+    chosen = gallery.choose_examples(train.confidence, train.pseudo_labels)
     labels = _read(gallery.fused_labels, files.fused_labels, train)
-    predictions: list[int | None] = [None] * len(chosen)
-    if main.train_predictions and main.method != BASELINE:
-        table = read_predictions(main.train_predictions, classnames, held_out=False)
-        predictions = table["prediction"].to_pylist()
     captions = {
         kind: gallery.read_captions(path, train, chosen)
         for kind, path in (("image", files.image_captions), ("group", files.group_captions))
         if path
     }
     items = []
-    for i, prediction in zip(chosen, predictions, strict=True):
+    for i in chosen:
         image_id = train.image_ids[i]
         if image_id in answers.images:
             label = answers.images[image_id] or "none of the classes"
@@ -229,7 +213,6 @@ def _items(
                 "label": label,
                 "source": source,
                 "pseudo_label": classnames[train.pseudo_labels[i]],
-                "prediction": None if prediction is None else classnames[prediction],
                 "truth": None if train.labels is None else classnames[train.labels[i]],
                 "captions": {
                     kind: texts[i] for kind, texts in captions.items() if i in texts
@@ -267,14 +250,11 @@ def _next_steps(
     if question:
         rerun = "Then run the workflow again, which updates this page:"
         steps += [question, (rerun, run_command(folder))]
-    model = ""
+    model = f"{folder}/{lead['method']}/seed{lead['seed']}/model"
     if lead["is_chosen"]:
         model = f"{folder}/model{settings.suffix}" if settings.suffix else folder
-    elif lead["has_model"]:
-        model = f"{folder}/{lead['method']}/seed{lead['seed']}/model"
-    if model:
-        command = f"latteclip predict {shlex.quote(model)} photos"
-        steps.append(("Classify the images in the folder photos with this model:", command))
+    command = f"latteclip predict {shlex.quote(model)} photos"
+    steps.append(("Classify the images in the folder photos with this model:", command))
     return steps
 
 
@@ -306,20 +286,14 @@ def _problems(files: PageFiles) -> Iterable[str]:
 def _provenance(
     folder: Path,
     settings: ReportSettings,
-    files: PageFiles,
     run_files: Sequence[runs.RunTables],
 ) -> dict[str, Any]:
-    paths = filter(None, (files.image_captions, files.group_captions))
-    answers = [runs.read_answers(Path(path)) for path in paths]
     jobs = runs.job_costs(folder)
     return {
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": runs.commit(),
         "versions": runs.versions(),
         "seeds": sorted({run.seed for run in run_files}),
-        "captioner": next(
-            (each.source.file or each.source.model for each in answers), None
-        ),
         "asked": dict(runs.asked(folder)),
         "jobs": jobs,
         "in_all": runs.total(jobs),

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from latteclip import __version__
 from latteclip.captions.metadata import AnswersMetadata, CaptionsMetadata, ScoresMetadata
 from latteclip.core import file_names, tables
-from latteclip.evaluate.train_predictions import read_index
+from latteclip.core.metadata import IndexMetadata
 
 log = logging.getLogger(__name__)
 Ints = npt.NDArray[np.int_]
@@ -42,7 +42,7 @@ class RunTables:
     method: str
     seed: int
     metrics: str
-    train_predictions: str | None = None  # predictions for training images of the page
+    train_predictions: str | None = None  # of training images that it left out
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,13 @@ def read_splits(
     images: str, pseudo_labels: str
 ) -> tuple[SplitReport, SplitReport, list[str]]:
     """Read the training and the test images of an index, and the class names."""
-    columns = ["image_id", "path", "split", "label"]
-    index, classnames = read_index(images, pseudo_labels, columns)
+    index = tables.read(images, tables.IMAGES, ["image_id", "path", "split", "label"])
+    for name in ("pseudo_label", "confidence"):
+        values = tables.lookup_column(
+            pseudo_labels, tables.PSEUDO_LABELS, "image_id", name, index["image_id"]
+        )
+        index = index.append_column(name, values)
+    classnames = tables.read_metadata(images, IndexMetadata).classnames
     is_test = pc.equal(index["split"], "test")
     train = index.filter(pc.invert(is_test))
     test = index.filter(is_test)

@@ -13,7 +13,6 @@ from latteclip.evaluate import summary
 from latteclip.evaluate.results import Audit
 from latteclip.labels.fusion_report import read_fusion_report
 from latteclip.report.index_results import IndexSettings, index_results
-from latteclip.report.labellers import in_words, read_labellers
 from latteclip.report.runs import asked
 
 STAR = "★"  # marks the chosen model
@@ -29,13 +28,10 @@ def summarize(
     page_output: str,
     others: str | None = None,
     fusion_reports_paths: Sequence[str] = (),
-    labeller_labels_paths: Sequence[str] = (),
 ) -> None:
     """Write one row per dataset and method: means and spreads over seeds, gain over the baseline.
 
-    Accuracies by a person's answers stand in columns of their own. For datasets with
-    LABELLER_LABELS, the Markdown also has each labeller alone, all together and the chosen model.
-    The page has the accuracies beside the paper's.
+    Accuracies by a person's answers stand in columns of their own. The page has the same figures.
     """
     results = summary.read_results(metrics_paths, selections_paths, audits_paths, others)
     index_results(results, settings, page_output)
@@ -61,18 +57,14 @@ def summarize(
         rows.append(row)
     table = table.join(pd.DataFrame(rows))
     write_text(csv_output, table.to_csv(index=False, float_format="%.2f"))
-    labelled, unlabelled = summary.split_by_labels(table)
     parts = [
-        accuracy_table(labelled, baseline),
-        _unlabelled_table(unlabelled),
+        accuracy_table(table, baseline),
         "\n".join(
             f"- {STAR} {selection.dataset}: {selection.reason}"
             for selection in selections.values()
         ),
         "\n".join(map(_verdict, audits.values())),
         "\n".join(filter(None, map(_checked_labels, fusion_reports_paths))),
-        dataset_table(labelled) if len(labelled) else "",
-        labeller_table([Path(path).parent for path in labeller_labels_paths], table),
         "\n".join(_asked(metrics_paths)),
     ]
     write_text(markdown_output, "\n\n".join(filter(None, parts)) + "\n")
@@ -98,6 +90,10 @@ def accuracy_table(table: pd.DataFrame, baseline: str) -> str:
         "acc5": table["acc5_mean"].map(_number),
         "per-class recall": table["mean_per_class_recall"].map(_number),
     }
+    if table["audited"].notna().any():
+        low, high = (table[f"audited_{end}"].map(_number) for end in ("low", "high"))
+        interval = (" (" + low + " to " + high + ")").mask(table["audited"].isna(), "")
+        columns["by answers"] = table["audited"].map(_number) + interval
     notes = [
         f"- {mark}: {FLAGS[mark]}."
         for mark in summary.union(table["flags"].str.split()).split()
@@ -105,63 +101,11 @@ def accuracy_table(table: pd.DataFrame, baseline: str) -> str:
     return _with_notes(pd.DataFrame(columns), notes)
 
 
-def labeller_table(folders: Sequence[Path], table: pd.DataFrame) -> str:
-    """Return who labels the training images of datasets, with the accuracy of each.
-
-    The chosen model of each dataset stands below its labellers, with its accuracy on test images.
-    """
-    rows = [row for folder in folders for row in _labellers(folder, table)]
-    if not rows:
-        return ""
-    columns = ["labels of", "by", "votes, %", "right, %"]
-    note = (
-        "- Each labeller alone, zero-shot CLIP, all together (fused) and the chosen model. Images "
-        "without a vote have the adapted zero-shot label."
-    )
-    return _with_notes(pd.DataFrame(rows, columns=columns), [note])
-
-
-def _labellers(folder: Path, table: pd.DataFrame) -> Iterator[list[str]]:
-    """Yield the cells of each labeller of a dataset, and of the chosen model."""
-    values = read_labellers(folder)
-    for labeller in values.labellers:
-        mark = " (best alone)" if labeller.name == values.best_alone else ""
-        right = in_words(labeller)
-        if labeller.right is not None:
-            right = f"{100 * labeller.right.of_all:.1f}"
-        yield [
-            folder.name,
-            labeller.name + mark,
-            f"{100 * labeller.coverage:.0f}",
-            right,
-        ]
-    chosen = table[(table["dataset"] == folder.name) & (table["chosen"] != "")]
-    for _, model in chosen.iterrows():
-        name = f"{model['method']} {STAR}, on test images"
-        yield [folder.name, name, "100", _number(model["acc1_mean"])]
-
-
 def _asked(metrics_paths: Sequence[str]) -> Iterator[str]:
     """Yield what each table of answers of the datasets took."""
     for folder in dict.fromkeys(Path(path).parents[2] for path in metrics_paths):
         for table, used in asked(folder):
             yield f"- asked for {folder.name}/{table}: {used.in_words}."
-
-
-def _unlabelled_table(table: pd.DataFrame) -> str:
-    if not len(table):
-        return ""
-    low = table["audited_low"].map(_number)
-    high = table["audited_high"].map(_number)
-    interval = " (" + low + " to " + high + ")"
-    columns = {
-        "without labels": table["dataset"],
-        "method": _starred(table),
-        "seeds": table["seeds"],
-        "right by answers": table["audited"].map(_number)
-        + interval.mask(table["audited"].isna(), ""),
-    }
-    return _with_notes(pd.DataFrame(columns))
 
 
 def _verdict(audit: Audit) -> str:
@@ -175,29 +119,9 @@ def _checked_labels(path: str) -> str:
     return f"- labels of {Path(path).parent.name}, {checked.sentence}" if checked else ""
 
 
-def dataset_table(table: pd.DataFrame) -> str:
-    """Return methods by datasets, where there are several, and the mean gain beside the paper's."""
-    parts = []
-    accuracies = summary.by_dataset(table)
-    means, complete = summary.means_over_datasets(table)
-    if len(accuracies.columns) > 1:
-        accuracies["mean"] = accuracies.index.map(means)
-        parts.append(
-            _with_notes(accuracies.map(_number).rename_axis("acc1").reset_index(), left=1)
-        )
-        if means and len(complete) + 1 < len(accuracies.columns):
-            parts.append(
-                f"The mean is over {', '.join(complete)}, on which all methods were run."
-            )
-    parts.append(summary.beside_paper(table))
-    return "\n\n".join(filter(None, parts))
-
-
-def _with_notes(table: pd.DataFrame, notes: Sequence[str] = (), left: int = 2) -> str:
-    """Return a Markdown table, its first columns set to the left, and notes below it."""
-    if not len(table):
-        return ""
-    align = ["left"] * left + ["right"] * (len(table.columns) - left)
+def _with_notes(table: pd.DataFrame, notes: Sequence[str]) -> str:
+    """Return a Markdown table, its first two columns set to the left, and notes below it."""
+    align = ["left"] * 2 + ["right"] * (len(table.columns) - 2)
     # The cells are texts, which tabulate would read as numbers.
     text = table.to_markdown(index=False, colalign=align, disable_numparse=True)
     if not notes:
@@ -206,8 +130,7 @@ def _with_notes(table: pd.DataFrame, notes: Sequence[str] = (), left: int = 2) -
 
 
 def _starred(table: pd.DataFrame) -> pd.Series:
-    chosen = table.get("chosen", pd.Series("", table.index))
-    return table["method"].mask(chosen != "", table["method"] + f" {STAR}")
+    return table["method"].mask(table["chosen"] != "", table["method"] + f" {STAR}")
 
 
 def _number(value: float) -> str:

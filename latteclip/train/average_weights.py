@@ -7,7 +7,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from latteclip.clip import finetuned
@@ -80,15 +79,7 @@ def average_weights(
             if len(images):
                 paths = tables.Strings(images["path"])
                 best, _ = model.classify(paths, 1, settings.inference.batch_size, threads)
-                held_out = np.full(len(images), fill_value=True)
-                ids = images["image_id"]
-                add(
-                    {
-                        "image_id": ids,
-                        "prediction": best[:, 0].numpy(),
-                        "held_out": held_out,
-                    }
-                )
+                add({"image_id": images["image_id"], "prediction": best[:, 0].numpy()})
     texts = class_embeddings(first.clip, first.class_templates.template, names)
     with replacing(model_output) as folder:
         clips.save(first.clip, Classifier.of(texts), names, first.class_templates, folder)

@@ -57,7 +57,6 @@ def write_train_predictions(results, run, image_ids):
         "image_id": image_ids,
         "prediction": np.arange(len(image_ids), dtype=np.int32) % 7,
     }
-    columns["held_out"] = [True] * len(image_ids)
     metadata = ClassesMetadata(results.classnames)
     tables.write(
         results.folder / run / "train_predictions.parquet",

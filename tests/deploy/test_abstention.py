@@ -63,7 +63,6 @@ class Results:
         metadata = records.training_metadata(**metadata)
         tables.write(run / "history.parquet", {"step": [1]}, schema, metadata)
         columns = {"image_id": held_out, "prediction": [0] * len(held_out)}
-        columns["held_out"] = [True] * len(held_out)
         classes = ClassesMetadata(CLASSNAMES)
         tables.write(
             run / "train_predictions.parquet", columns, tables.TRAIN_PREDICTIONS, classes

@@ -197,7 +197,7 @@ def run(model, tmp_path):
     shutil.copytree(model, run / "model")
     metrics = {"dataset": "demo", "method": "latteclip", "seed": 2, "flags": []}
     figures = {"images": 40, "acc1": 0.5125, "acc5": 0.9, "mean_per_class_recall": 0.4}
-    metrics |= figures | {"per_class": []}
+    metrics |= figures
     (run / "metrics.json").write_text(json.dumps(metrics))
     answers = fusion_report.PersonAnswers({"1.jpg": CLASSNAMES[0], "2.jpg": None})
     report = tmp_path / "mine" / fusion_report.NAME

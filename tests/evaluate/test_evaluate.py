@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from support import records
-from support.tiny import write_index, write_pictures, write_pseudo_labels
+from support.tiny import write_index, write_pictures
 
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
@@ -25,9 +25,6 @@ C = 7
 def pictures(tmp_path):
     files = write_pictures(tmp_path / "pictures", 6)
     return files, ["test", "train", "test", "test", "val", "test"], [2, 0, 1, 6, 3, 2]
-
-
-CONFIDENCE = [0.5, 0.25, 0.5, 0.5, 0.75, 0.5]
 
 
 @pytest.fixture
@@ -50,14 +47,12 @@ def evaluate(folder, index, clip, classifier, classnames=CLASSNAMES, fold=holdou
     tables.write(
         folder / "history", {"step": [0, 1], "loss": [0.5, 0.25]}, schema, metadata
     )
-    names = tables.read(index, tables.IMAGES, ["image_id"])["image_id"].to_pylist()
-    write_pseudo_labels(folder / "pseudo_labels", names, [0] * len(names), CONFIDENCE)
     outputs = [
         str(folder / name) for name in ("predictions", "metrics", "train_predictions")
     ]
     stage.evaluate(
         index,
-        *(str(folder / name) for name in ("pseudo_labels", "model", "history")),
+        *(str(folder / name) for name in ("model", "history")),
         stage.EvaluateSettings(
             clip=ClipSection(), inference=InferenceSection(batch_size=3), fold=fold
         ),
@@ -85,7 +80,7 @@ def test_test_images_get_the_class_of_the_nearest_prototype(
 ):
     files, splits, labels = pictures
     index = write_index(tmp_path / "images.parquet", files, splits, labels, CLASSNAMES)
-    predictions, found, examples = evaluate(tmp_path, index, demo_clip, classifier)
+    predictions, found, held_out = evaluate(tmp_path, index, demo_clip, classifier)
     tests = [i for i, split in enumerate(splits) if split == "test"]
     hits = 0
     for row, i in zip(predictions, tests, strict=True):
@@ -95,13 +90,7 @@ def test_test_images_get_the_class_of_the_nearest_prototype(
         assert (row["prediction"], row["topk_labels"]) == (order[0], order[:5])
         assert row["topk_scores"] == pytest.approx(sorted(scores)[::-1][:5], abs=1e-5)
         hits += order[0] == labels[i]
-    assert [row["image_id"] for row in examples] == [
-        "004.png",
-        "001.png",
-    ]  # from the surest on
-    for row in examples:
-        scores = scores_of(demo_clip, Path(files[0]).with_name(row["image_id"]), classifier)
-        assert (row["prediction"], row["held_out"]) == (scores.index(max(scores)), False)
+    assert held_out == []
     wanted = {
         "dataset": "set",
         "method": "latteclip",
@@ -118,19 +107,14 @@ def test_images_that_were_left_out_get_the_class_of_the_nearest_prototype(
 ):
     index = write_index(tmp_path / "images.parquet", *pictures, CLASSNAMES)
     fold = holdout.Fold(0.3, number=1)
-    *_, examples = evaluate(tmp_path, index, demo_clip, classifier, fold=fold)
-    # Two images are too few to leave one out.
-    assert [row["held_out"] for row in examples] == [False] * 2
+    *_, found = evaluate(tmp_path, index, demo_clip, classifier, fold=fold)
+    assert found == []  # two images are too few to leave one out
     monkeypatch.setattr(holdout, "left_out", lambda ids, fold: np.array([False, True]))
-    *_, more = evaluate(tmp_path / "more", index, demo_clip, classifier, fold=fold)
+    *_, found = evaluate(tmp_path / "more", index, demo_clip, classifier, fold=fold)
     chosen = Path(pictures[0][4])
     scores = scores_of(demo_clip, chosen, classifier)
-    wanted = {
-        "image_id": chosen.name,
-        "prediction": scores.index(max(scores)),
-        "held_out": True,
-    }
-    assert [row for row in more if row["held_out"]] == [wanted]
+    wanted = {"image_id": chosen.name, "prediction": scores.index(max(scores))}
+    assert found == [wanted]
 
 
 def test_a_model_of_other_classes_is_refused(tmp_path, pictures, demo_clip, classifier):

@@ -30,7 +30,7 @@ class Dataset(ZeroShotFiles):
         )
 
     def run(self, votes=None, image_encoders=(), described=None):
-        """Predictions of the test split, metrics, and predictions of training images, by kind."""
+        """Predictions of the test split, metrics, and predictions of training images."""
         path, outputs = (
             self.path("classifier"),
             ("predictions", "metrics", "train_predictions"),
@@ -49,11 +49,9 @@ class Dataset(ZeroShotFiles):
         table = tables.read(self.path(outputs[2]), tables.TRAIN_PREDICTIONS)
         metadata = tables.read_metadata(self.path(outputs[2]), ClassesMetadata)
         assert metadata.classnames == self.classnames
-        kinds = {True: [], False: []}
-        for row in table.to_pylist():
-            kinds[row["held_out"]].append((row["image_id"], row["prediction"]))
+        held_out = [(row["image_id"], row["prediction"]) for row in table.to_pylist()]
         predictions = tables.read(self.path(outputs[0]), tables.PREDICTIONS)
-        return predictions, json.loads(Path(self.path(outputs[1])).read_text()), kinds
+        return predictions, json.loads(Path(self.path(outputs[1])).read_text()), held_out
 
     def write_votes(self, schema, ids, **heads):
         columns = {"image_id": ids, "vote": [[1 / C] * C] * len(ids), **heads}
@@ -78,10 +76,10 @@ def test_features_of_other_models_stand_beside_clip_s(dataset):
     votes = dataset.write_votes(tables.VOTES_ENCODERS, ids, **heads)
     after, _, found = dataset.run(votes, [dataset.path("encoder")])
     assert after["prediction"] == before["prediction"]
-    assert [prediction for _, prediction in found[True]] == [3, 1, 2]
+    assert [prediction for _, prediction in found] == [3, 1, 2]
 
 
-def test_test_images_held_out_images_and_examples_get_their_best_class(dataset):
+def test_test_images_and_held_out_images_get_their_best_class(dataset):
     predictions, metrics, found = dataset.run()
     tests, names, best = range(3, N, 4), dataset.names, dataset.best
     assert predictions["image_id"].to_pylist() == [names[i] for i in tests]
@@ -93,14 +91,13 @@ def test_test_images_held_out_images_and_examples_get_their_best_class(dataset):
     apart = [training[i] for i in holdout.held_out_for_choice(training).nonzero()[0]]
     assert len(apart) == 3
     class_of = dict(zip(names, best, strict=True))
-    assert found[True] == [(name, class_of[name]) for name in apart]
-    assert dict(found[False]) == {name: class_of[name] for name in training}
+    assert found == [(name, class_of[name]) for name in apart]
 
 
 def test_a_classifier_of_votes_predicts_held_out_images_without_their_own_vote(dataset):
     ids = [dataset.names[6], dataset.names[2]]
     found = dataset.run(dataset.write_votes(tables.VOTES, ids, head=[4, 1]))[-1]
-    assert found[True] == list(zip(ids, [4, 1], strict=True))
+    assert found == list(zip(ids, [4, 1], strict=True))
 
 
 def test_a_classifier_of_other_classes_is_refused(dataset):

@@ -55,7 +55,7 @@ class Results:
             (files["model"] / ".snakemake_timestamp").write_text("")
             acc1 = acc1 if accuracies is None else accuracies[method]
             values = {"dataset": "set", "method": method, "seed": 0, "flags": flags}
-            values |= {"images": 9, "per_class": [], "acc1": acc1, "acc5": acc1}
+            values |= {"images": 9, "acc1": acc1, "acc5": acc1}
             files["metrics"].write_text(
                 json.dumps({**values, "mean_per_class_recall": acc1})
             )
@@ -68,7 +68,6 @@ class Results:
 
     def write_predictions(self, path, predictions, classnames=CLASSNAMES, ids=IDS):
         columns = {"image_id": ids[::-1], "prediction": predictions[::-1].astype(np.int32)}
-        columns["held_out"] = [True] * len(ids)
         tables.write(path, columns, tables.TRAIN_PREDICTIONS, ClassesMetadata(classnames))
 
     def write_votes(self, votes, **described):

@@ -21,7 +21,6 @@ def predictions(tmp_path):
     columns = {
         "image_id": IDS[:24],
         "prediction": np.repeat([0, 1], [18, 6]).astype(np.int32),
-        "held_out": [True] * 24,
     }
     tables.write(path, columns, tables.TRAIN_PREDICTIONS, ClassesMetadata(["a", "b"]))
     return str(path)

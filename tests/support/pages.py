@@ -97,7 +97,6 @@ def write_metrics(folder, dataset, method, seed, acc1, flags=()):
         "acc1": acc1,
         "acc5": acc1,
         "mean_per_class_recall": acc1,
-        "per_class": [] if acc1 is None else [{}] * 3,
     }
     path.write_text(json.dumps(values))
     return str(path)

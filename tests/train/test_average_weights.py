@@ -78,7 +78,6 @@ def test_weights_are_means_and_the_classifier_is_of_the_averaged_text_tower(
     table = tables.read(left_out, tables.TRAIN_PREDICTIONS)
     found = zip(table["image_id"].to_pylist(), table["prediction"].to_pylist(), strict=True)
     assert list(found) == [row for each in results for row in left_out_by(each, images)]
-    assert all(table["held_out"].to_pylist())
     assert len({*table["prediction"].to_pylist()}) > 1
 
 

@@ -118,7 +118,7 @@ def test_labellers_of_all_kinds_label_together(labelled):
     assert not labels["lmm_label"].null_count
     assert "labellers-table" in (folder / "report.html").read_text()
     found = {one.name: one for one in read_labellers(folder).labellers}
-    assert found["mine"].right.of_all == 1.0
+    assert found["mine"].right == 1.0
     assert found["words"].asked.tokens_read > 0
     assert found["few"].asked.not_asked == N_TRAIN - 9
     assert found["mine"].asked is None

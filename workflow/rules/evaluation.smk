@@ -7,7 +7,6 @@ READS_FUSED = lambda method: method.reads_fused_labels
 rule evaluate:
     input:
         images="results/{dataset}/images.parquet",
-        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         model="results/{dataset}/{method}/seed{seed}/model",
         history="results/{dataset}/{method}/seed{seed}/history.parquet",
         left_out=when(jobs.LEFT_OUT, lambda method: method.averaged, "method"),
@@ -35,9 +34,8 @@ rule evaluate:
         left_out=options("left_out"),
     shell:
         "latteclip evaluate --dataset {wildcards.dataset} --method {wildcards.method}"
-        " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " --model {input.model} --history {input.history} {params.left_out}"
-        " --settings {params.settings:q}"
+        " --seed {wildcards.seed} --images {input.images} --model {input.model}"
+        " --history {input.history} {params.left_out} --settings {params.settings:q}"
         " --predictions {output.predictions} --metrics {output.metrics}"
         " --train-predictions {output.train_predictions}"
         " --threads {threads} --log {log}"

@@ -61,10 +61,6 @@ rule summarize:
         audits=[jobs.audit(dataset) for dataset in run.datasets],
         fusion_reports=[jobs.taught_labels(dataset) for dataset in run.datasets],
         labellers=[jobs.labeller_files(dataset) for dataset in run.datasets],
-        labeller_labels=[
-            jobs.fused_file(dataset, "labeller_labels.parquet")
-            for dataset in run.datasets
-        ],
     output:
         csv=report(
             f"results/{TABLE}.csv",
@@ -86,7 +82,7 @@ rule summarize:
         code=code_of("latteclip.report.summarize"),
         settings=json.dumps(jobs.index_results(run), ensure_ascii=False),
         others=jobs.others(run),
-        labels=options("fusion_reports", "labeller_labels"),
+        labels=options("fusion_reports"),
     shell:
         "latteclip summarize {input.metrics} --settings {params.settings:q} {params.others}"
         " --selections {input.selections} --audits {input.audits} --csv {output.csv}"
