@@ -20,7 +20,8 @@ from scipy.sparse.csgraph import connected_components
 from latteclip.core import tables
 
 log = logging.getLogger(__name__)
-SIDE = 128  # pixels of the picture that is hashed
+SIDE = 128  # pixels of the picture of which views are cut
+HASHED = 32  # pixels of a view, as the pHash reads it
 # Left, top, right and bottom of each view: the whole, and crops of 95 % of each side.
 VIEWS = [
     (0, 0, 128, 128),
@@ -53,7 +54,9 @@ def view_hashes(picture: Image.Image) -> bytes:
     grey = small.convert("L")
     if np.std(np.asarray(grey)) < CONTRAST:
         return bytes(BYTES)
-    views = [grey.crop(view) for view in VIEWS]
+    size = (HASHED, HASHED)
+    # Otherwise each hash would scale the whole view, which takes most of its time.
+    views = [grey.resize(size, Image.Resampling.BILINEAR, box=view) for view in VIEWS]
     hashes = [*map(imagehash.phash, views), *map(imagehash.dhash, views)]
     return b"".join(np.packbits(each.hash).tobytes() for each in hashes)
 
