@@ -50,7 +50,7 @@ from latteclip.captions.engines.vllm import VllmEngine
 from latteclip.captions.requests import CaptionerSettings, Choices, Request, messages
 from latteclip.captions.score_classes import letters_of, letters_prompt
 from latteclip.config import layers
-from latteclip.config.keys import SplitSection
+from latteclip.config.keys import IndexSettings
 from latteclip.core import tables
 from latteclip.core.metadata import IndexMetadata
 from latteclip.data.images import open_rgb, read_bytes
@@ -86,7 +86,7 @@ def settings_for(model: str | None) -> CaptionerSettings:
 def make_images(folder: Path, n: int) -> str:
     """Write an index of n textures, no two files of the same bytes, and return its path."""
     shards = layers.PACKAGE / "demo" / "images"
-    _, split = read_split(shards, SplitSection(kind="webdataset"))
+    _, split = read_split(shards, IndexSettings(kind="webdataset"))
     items = split.items[: min(n, DISTINCT)]
     contents = [read_bytes(shards / item.path) for item in items]
     paths = [folder / "images" / f"{number:06d}.png" for number in range(n)]

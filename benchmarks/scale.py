@@ -108,7 +108,7 @@ def plan_jobs(place: Place) -> Work:
     """Plan the jobs of the whole dataset by a dry run of Snakemake, captions in shards."""
     command = [sys.executable, "-m", "snakemake", "-n", "--quiet", "all", "--cores=2"]
     command += ["--config", "dataset=scale", f"image_dir={place.images}", "seeds=3"]
-    command += ["split={'classes': 'folders'}", f"compute={{'shards': {SHARDS}}}"]
+    command += ["class_names=folders", f"compute={{'shards': {SHARDS}}}"]
     options: Any = {"cwd": place.checkout, "stdout": subprocess.DEVNULL, "check": True}
     environment = {**os.environ, "PYTHONPATH": str(place.checkout)}
     return lambda: _done(
@@ -118,10 +118,10 @@ def plan_jobs(place: Place) -> Work:
 
 def index_images(place: Place) -> Work:
     """Index the images by two processes."""
-    from latteclip.config.keys import SplitSection
+    from latteclip.config.keys import IndexSettings
     from latteclip.data import index_images as stage
 
-    settings = SplitSection(kind="folders")
+    settings = IndexSettings(kind="folders")
     outputs = [place.file(name) for name in ("images.parquet", "corrupt.csv")]
     return lambda: stage.index_images(str(place.images), settings, *outputs, threads=2)
 

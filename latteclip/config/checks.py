@@ -68,9 +68,10 @@ def _source(dataset: Dataset) -> Iterator[str]:
             f"dataset={dataset.name} image_dir=..., or as source in its file."
         )
         return
-    if split.classes in (DISCOVER, FOLDERS) and split.kind != "folders":
+    named = dataset.keys.class_names
+    if named in (DISCOVER, FOLDERS) and split.kind != "folders":
         yield (
-            f"split.classes {split.classes} is for images in folders, but split.kind is "
+            f"class_names {named} is for images in folders, but split.kind is "
             f"{split.kind}; put the images into a folder, or name the classes."
         )
     edited = edited_classes(dataset.results) if dataset.discovers else None
@@ -95,7 +96,8 @@ def _source(dataset: Dataset) -> Iterator[str]:
             "dataset; move it elsewhere."
         )
     is_readable = os.access(images, os.R_OK | os.X_OK)  # if not, index_images says why
-    if split.kind == "folders" and not split.classes and is_readable:
+    is_listed = named in (DISCOVER, FOLDERS) or split.class_list
+    if split.kind == "folders" and not is_listed and is_readable:
         yield from _class_names(dataset, folder, images)
 
 
@@ -118,7 +120,7 @@ def _class_names(dataset: Dataset, folder: str, images: str) -> Iterator[str]:
     folders = sorted(class_folders(images))
     listing = (
         f"write the names of the classes into {file}, one per line. Or let a stage propose "
-        "classes: --config \"split={'classes': 'discover'}\". Or name a folder with a few images "
+        "classes: --config class_names=discover. Or name a folder with a few images "
         "of each class: --config \"split={'examples': 'examples'}\"."
     )
     if not folders:
@@ -131,7 +133,7 @@ def _class_names(dataset: Dataset, folder: str, images: str) -> Iterator[str]:
     if not is_split and not dataset.has_class_folders:
         yield (
             f"{folder} has no {CLASSES}, but {some_names(folders)}. If these folders are the "
-            f"classes, add --config \"split={{'classes': 'folders'}}\". If not, {listing}"
+            f"classes, add --config class_names=folders. If not, {listing}"
         )
 
 
@@ -378,7 +380,7 @@ def _captions(dataset: Dataset) -> Iterator[str]:
     name = dataset.keys.captioner.engine
     if dataset.discovers:
         yield (
-            f"captioner.engine {name} names no classes, which split.classes {DISCOVER} needs; set "
+            f"captioner.engine {name} names no classes, which class_names {DISCOVER} needs; set "
             "another engine."
         )
     for kind in dataset.caption_kinds:
@@ -413,7 +415,7 @@ def _files(dataset: Dataset) -> Iterator[str]:
             ("scores.file", dataset.keys.scores.file, " where scores.kind is set.")
         )
     if dataset.discovers:
-        reason = " where split.classes is discover."
+        reason = " where class_names is discover."
         needed.append(("captioner.images_file", captioner.images_file, reason))
     for key, file, reason in needed:
         if file is None:

@@ -45,6 +45,11 @@ def _if_there(*paths: str) -> Paths:
 # Sources and models.
 
 
+def index_images(dataset: Dataset) -> Settings:
+    """Return how the folder of images is read."""
+    return {**dataset.keys.split.model_dump(), "class_names": dataset.keys.class_names}
+
+
 def made_folder(dataset: Dataset) -> Paths:
     """Return the folder of images, shared by all runs, if a rule makes it."""
     source = dataset.keys.source

@@ -125,10 +125,8 @@ class SplitSection(Section):
     label: Line | None = key(
         None, "labels of shards: a suffix (cls; txt; json:field) or a Parquet column"
     )
-    classes: Line | None = key(
-        None,
-        "file of class names, one per line, in label order; folders: the names of the folders; "
-        "discover: a stage proposes them",
+    class_list: Line | None = key(
+        None, "file of class names, one per line, in label order; null: classes.txt"
     )
     examples: Line | None = key(
         None,
@@ -144,6 +142,20 @@ class SplitSection(Section):
     )
 
 
+class ClassNamesSection(Section):
+    """The names of the classes."""
+
+    class_names: Literal["file", "folders", "discover"] | None = key(
+        None,
+        "file: split.class_list; folders: the names of the folders; discover: a stage proposes "
+        "them; null: the file if there is one, otherwise as the split has them",
+    )
+
+
+class IndexSettings(ClassNamesSection, SplitSection):
+    """What `index_images` reads a folder by."""
+
+
 class ClassTextsSection(Section):
     """What the texts of the classes are made of."""
 
@@ -156,7 +168,7 @@ class ClassTextsSection(Section):
 
 
 class DiscoverSection(Section):
-    """Classes of images without class names, if `split.classes` is discover."""
+    """Classes of images without class names, if `class_names` is discover."""
 
     classes: AtLeastTwo | Auto = key(AUTO, "number of classes; auto: as many as differ")
     prompt: Text = key(
@@ -519,7 +531,7 @@ class TableSection(Section):
 # Datasets and runs.
 
 
-class Shared(ClassTextsSection):
+class Shared(ClassNamesSection, ClassTextsSection):
     """Keys of a run that a dataset may have too."""
 
     split: SplitSection = section(SplitSection)

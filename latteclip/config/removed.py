@@ -16,6 +16,7 @@ KEYS: dict[str, str] = {
     "groups.gap": "leave it out: it is 20/672 of groups.canvas, as in the paper's code.",
     "groups.groups_per_class": "set captioner.max_images.",
     "groups.seed": "leave it out: it is 0.",
+    "split.classes": "set class_names to folders or discover, or split.class_list to a file.",
     "split.suffix": "leave it out: a listed image without a suffix is a .jpg.",
     "split.image": "leave one image of each sample in the tar.",
     "into": "leave it out: files lie in the dataset's folder.",

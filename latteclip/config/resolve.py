@@ -295,7 +295,7 @@ class Dataset:
         kinds = [layer.get("split", {}).get("kind") for layer in (own, run.given)]
         self._layer["clip"] = _whole_clip(self._layer.get("clip", {}))
         self.keys = validate(DatasetSection, self._layer)
-        self.has_class_folders = FOLDERS in (self.keys.split.classes, *kinds)
+        self.has_class_folders = FOLDERS in (self.keys.class_names, *kinds)
 
     # Methods.
 
@@ -466,7 +466,7 @@ class Dataset:
     @property
     def discovers(self) -> bool:
         """Whether a stage proposes the classes."""
-        return self.keys.split.classes == DISCOVER
+        return self.keys.class_names == DISCOVER
 
     @cached_property
     def shards(self) -> int:

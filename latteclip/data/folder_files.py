@@ -109,7 +109,7 @@ def state(folder: str, split: SplitSection) -> str:
 
     The files that the section `split` names may lie elsewhere.
     """
-    names = [split.file, split.classes, *split.lists.values()]
+    names = [split.file, split.class_list, *split.lists.values()]
     places = [(name, os.path.join(folder, name)) for name in names if name]
     named = [
         File(name, *size_and_time(os.stat(place)))

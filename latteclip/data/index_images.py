@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from latteclip.config.keys import SplitSection
+from latteclip.config.keys import IndexSettings
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classnames
 from latteclip.core.errors import UserError
@@ -68,7 +68,7 @@ Broken = tuple[str, str, str, str]  # image_id, path, split and reason
 
 def index_images(
     folder: str,
-    settings: SplitSection,
+    settings: IndexSettings,
     output: str,
     corrupt_output: str,
     *,
@@ -79,7 +79,7 @@ def index_images(
     """Write the IMAGES table of a dataset.
 
     Paths lead through `folder` if it is a link (`folder_files.link`), and messages name its target.
-    `classes_path` lists the classes that a stage has proposed. Until then, where `split.classes` is
+    `classes_path` lists the classes that a stage has proposed. Until then, where `class_names` is
     "discover", the index has no classes, and all its images are training images without labels.
 
     Images that cannot be decoded are left out and listed in a CSV file. Decoded images are cached
@@ -88,7 +88,7 @@ def index_images(
     """
     started = time.monotonic()
     if classes_path is not None:
-        proposed = {"classes": os.path.abspath(classes_path)}
+        proposed = {"class_list": os.path.abspath(classes_path), "class_names": None}
         settings = settings.model_copy(update=proposed)
     place = folder_files.linked(folder)
     images, split = read_split(Path(place), settings)
@@ -96,7 +96,7 @@ def index_images(
     if not below.startswith(os.pardir):
         images = Path(folder, below)
     metadata = IndexMetadata(classnames=[], skipped=dict(split.skipped))
-    if settings.classes != DISCOVER:
+    if settings.class_names != DISCOVER:
         metadata.classnames = clean_classnames(split.names, settings.classname_replace)
     classnames = metadata.classnames
     for name, written in zip(classnames, split.names, strict=True):

@@ -19,7 +19,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from latteclip.config.keys import SplitSection
+from latteclip.config.keys import IndexSettings
 from latteclip.core.class_templates import clean_classname, clean_classnames
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.file_names import (
@@ -72,7 +72,7 @@ class Split:
     skipped: dict[str, int] = field(default_factory=dict)
 
 
-def read_split(root: Path, settings: SplitSection) -> tuple[Path, Split]:
+def read_split(root: Path, settings: IndexSettings) -> tuple[Path, Split]:
     """Return the folder of images and the split of a dataset's folder.
 
     Raises UserError where the split does not fit its form, the folder or the expected counts.
@@ -187,16 +187,15 @@ def _existing(root: Path, name: str) -> Path:
     return _folder_with(root, path.parent, [path.name]) / path.name
 
 
-def _listed_classes(root: Path, settings: SplitSection) -> list[str]:
+def _listed_classes(root: Path, settings: IndexSettings) -> list[str]:
     """Return the class names that a file lists, in label order, none where there is no file."""
-    if settings.classes in (DISCOVER, FOLDERS):
+    is_file = settings.class_list or (root / CLASSES).is_file()
+    if settings.class_names in (DISCOVER, FOLDERS) or not (is_file or settings.class_names):
         return []
-    if settings.classes is None and not (root / CLASSES).is_file():
-        return []
-    return lines_of(_existing(root, settings.classes or CLASSES))
+    return lines_of(_existing(root, settings.class_list or CLASSES))
 
 
-def _read_table(root: Path, settings: SplitSection, _skipped: Counter[str]) -> Listing:
+def _read_table(root: Path, settings: IndexSettings, _skipped: Counter[str]) -> Listing:
     """Read a CoOp split, a table, or lists. Labels name the classes if nothing else does."""
     table = list(TABLES[settings.kind](root, settings))
     listed = [] if settings.kind == "coop" else _listed_classes(root, settings)
@@ -211,7 +210,7 @@ def _read_table(root: Path, settings: SplitSection, _skipped: Counter[str]) -> L
     return names, rows()
 
 
-def _coop_rows(root: Path, settings: SplitSection) -> Iterator[TableRow]:
+def _coop_rows(root: Path, settings: IndexSettings) -> Iterator[TableRow]:
     """Yield the rows of {"train": [[path, label, classname], ...], "val": ..., "test": ...}."""
     path = _existing(root, settings.file or "split.json")
     try:
@@ -229,7 +228,7 @@ def _coop_rows(root: Path, settings: SplitSection) -> Iterator[TableRow]:
             yield image, split, str(label), name
 
 
-def _csv_rows(root: Path, settings: SplitSection) -> Iterator[TableRow]:
+def _csv_rows(root: Path, settings: IndexSettings) -> Iterator[TableRow]:
     """Yield the rows of a table, which has the column path and perhaps others of COLUMNS."""
     path = _existing(root, settings.file or "split.csv")
     try:
@@ -262,7 +261,7 @@ def _csv_rows(root: Path, settings: SplitSection) -> Iterator[TableRow]:
         raise UserError(f"Split file {path} is not valid CSV in UTF-8: {error}.") from None
 
 
-def _list_rows(root: Path, settings: SplitSection) -> Iterator[TableRow]:
+def _list_rows(root: Path, settings: IndexSettings) -> Iterator[TableRow]:
     """Yield the rows of one list per split, of lines "<image> <class name>".
 
     Images with a suffix may have spaces in their names.
@@ -281,7 +280,7 @@ def _list_rows(root: Path, settings: SplitSection) -> Iterator[TableRow]:
 TABLES = {"coop": _coop_rows, "csv": _csv_rows, "lists": _list_rows}
 
 
-def _listed_splits(settings: SplitSection) -> dict[str, str]:
+def _listed_splits(settings: IndexSettings) -> dict[str, str]:
     """Return the list of each split that has one, in the order of SPLITS."""
     given: Mapping[Any, str] = settings.lists
     return {split: given[split] for split in SPLITS if split in given}
@@ -310,7 +309,7 @@ def _table_names(table: Sequence[TableRow], root: Path) -> list[str]:
 
 
 def _read_class_folders(
-    root: Path, settings: SplitSection, skipped: Counter[str]
+    root: Path, settings: IndexSettings, skipped: Counter[str]
 ) -> Listing:
     """Read class folders: {train,val,test}/<class>/..., or <class>/... in the folder of images.
 
@@ -327,11 +326,11 @@ def _read_class_folders(
     split_folders = {split: folder / split for split in parts} or {"": folder}
     class_folders = {split: folders_in(place) for split, place in split_folders.items()}
     listed = _listed_classes(root, settings)
-    if not listed and settings.examples and settings.classes is None:
+    if not listed and settings.examples and settings.class_names is None:
         # Folders of test images say their classes by themselves.
         listed = [] if class_folders.get("test") else class_names(settings.examples)
     names = listed
-    if not listed and settings.classes != DISCOVER:
+    if not listed and settings.class_names != DISCOVER:
         names = _folder_names(folder, class_folders)
     replacements = settings.classname_replace
     cleaned = clean_classnames(names, replacements) if names else []
@@ -346,7 +345,7 @@ def _read_class_folders(
                 if name and split == "test" and files and label is None:
                     raise UserError(
                         f"{place} is not a class of {names} ({CLASSES}, split.examples or "
-                        "split.classes); rename or remove it, or move its images one folder up."
+                        "class_names); rename or remove it, or move its images one folder up."
                     )
                 if name and split != "test" and not files and not listed:
                     raise UserError(
@@ -375,7 +374,7 @@ def _folder_names(folder: Path, class_folders: Mapping[str, Sequence[str]]) -> l
     return names
 
 
-def _read_shards(root: Path, settings: SplitSection, skipped: Counter[str]) -> Listing:
+def _read_shards(root: Path, settings: IndexSettings, skipped: Counter[str]) -> Listing:
     """Read all shards. They name the classes that no list names.
 
     An image of a tar has the name in it, after that of the shard where two shards have one name.
@@ -419,7 +418,7 @@ def _read_shards(root: Path, settings: SplitSection, skipped: Counter[str]) -> L
     return names, rows()
 
 
-def _listed_shards(folder: Path, settings: SplitSection) -> list[tuple[Path, str]]:
+def _listed_shards(folder: Path, settings: IndexSettings) -> list[tuple[Path, str]]:
     """Return the shards that fit the glob of each split, with the split."""
     listed = []
     for split, pattern in _listed_splits(settings).items():
@@ -452,7 +451,7 @@ def _named_shards(folder: Path, kind: str) -> list[tuple[Path, str]]:
     return list(split_of.items())
 
 
-READERS: dict[str, Callable[[Path, SplitSection, Counter[str]], Listing]] = {
+READERS: dict[str, Callable[[Path, IndexSettings, Counter[str]], Listing]] = {
     **dict.fromkeys(TABLES, _read_table),
     "folders": _read_class_folders,
     **dict.fromkeys(shards.SAMPLES, _read_shards),

@@ -71,7 +71,7 @@ class ClassesPage:
         if not described.is_file():
             raise UserError(
                 f"{described} does not exist: no stage has proposed classes. Run the workflow "
-                f"with --config dataset={self.dataset} \"split={{'classes': 'discover'}}\" first."
+                f"with --config dataset={self.dataset} class_names=discover first."
             )
         if edited_classes(self.folder) is not None:
             raise UserError(

@@ -170,7 +170,7 @@ def read_actions(path: str | Path, about: ProposalMetadata) -> list[Action]:
         raise UserError(
             f"{path} belongs to other images or names, for the proposal of classes has changed. "
             "To keep the classes as they are, copy classes.txt beside it into the folder of the "
-            f"images and leave split.classes out; to begin again, delete {path}."
+            f"images and leave class_names out; to begin again, delete {path}."
         )
     return actions
 

@@ -145,7 +145,8 @@ MISTAKES = [
     ({"scores": {"rounds": 2}}, r"scores\.rounds was removed"),
     # A dataset in a folder.
     (folder(image_dir="nowhere"), "image_dir nowhere is not a folder"),
-    (folder(split={"kind": "csv", "classes": "folders"}), r"split\.classes folders .*csv"),
+    (folder(split={"kind": "csv"}, class_names="folders"), "class_names folders .*csv"),
+    (folder(split={"classes": "folders"}), r"split\.classes was removed.*class_names"),
     (folder(clip={"model": "ViT-L14"}), r"clip\.model ViT-L14 .*did you mean ViT-L-14\?"),
     (folder(clip={"pretrained": "laion2b_s34b_b79"}), r"clip\.pretrained .*_b79k\?"),
     # Captioners.
@@ -241,9 +242,9 @@ def test_classes_are_named_in_a_file_or_by_folders_of_which_a_person_says_so(
     refused(r"Dataset mine: photos .*photos/classes\.txt", **FOLDER)
     for name in ("dcim", "obst & gemuese", "fridge"):
         (photos / name).mkdir()
-    named = r"3 folders \(dcim, fridge, obst & gemuese\).*'folders'.*'discover'"
+    named = r"3 folders \(dcim, fridge, obst & gemuese\).*=folders.*=discover"
     refused(named, **FOLDER)
-    check(**folder(split={"classes": "folders"}))
+    check(**folder(class_names="folders"))
     for name in ("train", "test"):
         (photos / name / "apple").mkdir(parents=True)
     check(**FOLDER)  # the layout says so

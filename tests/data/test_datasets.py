@@ -12,7 +12,7 @@ from support.web import jpeg, sha256, tar, zipped
 
 from latteclip.cli import main
 from latteclip.config import jobs
-from latteclip.config.keys import SplitSection
+from latteclip.config.keys import IndexSettings, SplitSection
 from latteclip.config.layers import merge
 from latteclip.config.resolve import Run
 from latteclip.core import tables
@@ -116,7 +116,8 @@ def test_each_of_the_ten_is_fetched_unpacked_and_read(key, host, tmp_path, caplo
     found = configured(key, serve(key, host))
     given = from_values(DownloadSettings, jobs.download_dataset(found))
     download_dataset(key, given, str(tmp_path / "data"))
-    folder, split = read_split(tmp_path / "data", found.keys.split)
+    settings = IndexSettings(**jobs.index_images(found))
+    folder, split = read_split(tmp_path / "data", settings)
     assert {item.image_id: item.label for item in split.items} == TRAIN | TEST
     assert all((folder / item.path).is_file() for item in split.items)
     assert split.names == NAMES
@@ -155,7 +156,7 @@ def test_what_the_files_say_is_what_the_paper_says(key):
     real = COOP_SPLITS / values["split"].get("file", "none")
     if real.is_file():
         found, rows = READERS["coop"](
-            COOP_SPLITS, SplitSection(kind="coop", file=real.name), Counter()
+            COOP_SPLITS, IndexSettings(kind="coop", file=real.name), Counter()
         )
         counts = Counter(split == "test" for _, split, _, _ in rows)
         assert (counts[False], counts[True], found) == (train, test, names)

@@ -45,7 +45,7 @@ def test_a_moved_folder_and_what_no_index_reads_change_nothing(tmp_path):
     assert state(root.rename(tmp_path / "elsewhere")) == before
 
 
-@pytest.mark.parametrize("key", ["file", "classes", "lists"])
+@pytest.mark.parametrize("key", ["file", "class_list", "lists"])
 @pytest.mark.parametrize("is_inside", [True, False])
 def test_files_that_the_split_names_count_wherever_they_are(tmp_path, key, is_inside):
     root = folders(tmp_path / "photos")

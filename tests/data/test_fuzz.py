@@ -11,7 +11,7 @@ from support.fuzz import check, damaged, fuzzed
 from support.shards import parquet_bytes
 from support.web import tar, zipped
 
-from latteclip.config.keys import SplitSection
+from latteclip.config.keys import IndexSettings
 from latteclip.data import download_dataset, images
 from latteclip.data.shards import SUFFIXES
 from latteclip.data.splits import read_split
@@ -68,7 +68,7 @@ def read_of_shard(kind, content):
     with tempfile.TemporaryDirectory() as place:
         Path(place, f"a{SUFFIXES[kind]}").write_bytes(content)
         Path(place, "classes.txt").write_text("a\nb")
-        _, split = read_split(Path(place), SplitSection(kind=kind))
+        _, split = read_split(Path(place), IndexSettings(kind=kind))
         return [
             (_bytes_or_none(Path(place, item.path)), item.label) for item in split.items
         ]

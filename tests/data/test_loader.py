@@ -11,7 +11,7 @@ from PIL import Image
 from support.shards import labelled, parquet_shard, picture, tar_shard
 from support.tiny import ROOT, write_pictures
 
-from latteclip.config.keys import SplitSection
+from latteclip.config.keys import IndexSettings
 from latteclip.core.errors import WORKER_KILLED, UserError
 from latteclip.data.loader import ImageFiles, batches, by_processes, in_order
 from latteclip.data.splits import read_split
@@ -65,7 +65,7 @@ def test_forked_workers_read_shards(tmp_path):
     wanted = [np.asarray(Image.open(io.BytesIO(content))) for content in contents]
     for kind, shard in (("webdataset", tar), ("parquet", rows)):
         _, split = read_split(
-            tmp_path, SplitSection(kind=kind, lists={"train": shard.name})
+            tmp_path, IndexSettings(kind=kind, lists={"train": shard.name})
         )
         files = ImageFiles([str(tmp_path / item.path) for item in split.items], np.asarray)
         np.testing.assert_array_equal(files[3][1], wanted[3])

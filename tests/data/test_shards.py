@@ -8,7 +8,7 @@ from support.image_folders import index
 from support.shards import IMAGE, labelled, parquet_shard, picture, tar_shard
 
 from latteclip.captions.pictures import read_image
-from latteclip.config.keys import SplitSection
+from latteclip.config.keys import IndexSettings
 from latteclip.core.errors import UserError
 from latteclip.data import shards
 from latteclip.data.images import image_exists, open_rgb, shard_member
@@ -36,7 +36,7 @@ def parquets(root):
 
 
 def read(root, kind="webdataset", **settings):
-    return read_split(root, SplitSection(kind=kind, **settings))[1]
+    return read_split(root, IndexSettings(kind=kind, **settings))[1]
 
 
 def one_tar(tmp_path, *samples, extra=()):

@@ -1,7 +1,7 @@
 import pytest
 from support.image_folders import coop, folders, images, index
 
-from latteclip.config.keys import SplitSection
+from latteclip.config.keys import IndexSettings
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import IndexMetadata
@@ -9,7 +9,7 @@ from latteclip.data.splits import read_split
 
 
 def read(root, kind="folders", **settings):
-    return read_split(root, SplitSection(kind=kind, **settings))[1]
+    return read_split(root, IndexSettings(kind=kind, **settings))[1]
 
 
 def listed(split):
@@ -172,14 +172,14 @@ def test_unlabelled_images_with_a_file_of_class_names(tmp_path):
             "dog\ncat\n",
             "dgo .*classes",
         ),
-        (["train/1.jpg", "test/cat/2.jpg"], "discover", r"split\.classes"),
+        (["train/1.jpg", "test/cat/2.jpg"], "discover", "class_names"),
     ],
 )
 def test_what_is_wrong_with_class_folders_is_said(tmp_path, names, classes, message):
     images(tmp_path, *names)
     settings = {}
     if classes == "discover":
-        settings = {"classes": classes}
+        settings = {"class_names": classes}
     elif classes:
         (tmp_path / "classes.txt").write_text(classes)
     with pytest.raises(UserError, match=message):

@@ -6,7 +6,7 @@ from generate_textures import CLASSNAMES, GAP, SEED, TRAIN, generate
 from PIL import Image
 from support.tiny import ROOT
 
-from latteclip.config.keys import SplitSection
+from latteclip.config.keys import IndexSettings
 from latteclip.data import images
 from latteclip.data.splits import read_split
 
@@ -15,7 +15,7 @@ FOLDER = ROOT / "latteclip" / "demo" / "images"
 
 def test_the_shards_are_those_of_the_generator():
     """But for rounding: sines and powers differ between processors."""
-    settings = SplitSection(kind="webdataset", lists={"train": "train.tar"})
+    settings = IndexSettings(kind="webdataset", lists={"train": "train.tar"})
     _, split = read_split(FOLDER, settings)
     drawn, named = generate(TRAIN, GAP, SEED)
     assert len(split.items) == TRAIN and tuple(split.names) == CLASSNAMES

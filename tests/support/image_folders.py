@@ -9,7 +9,7 @@ from PIL import Image
 from support.tiny import SHARED, write_pictures
 from support.web import jpeg
 
-from latteclip.config.keys import SplitSection
+from latteclip.config.keys import IndexSettings
 from latteclip.core import tables
 from latteclip.core.metadata import IndexMetadata
 from latteclip.data import index_images
@@ -36,7 +36,7 @@ def coop(root, train, test, name="split.json"):
 def index(root, tmp_path, threads=1, limit=None, **settings):
     """Index a folder; its rows, class names and broken images."""
     output, corrupt = tmp_path / "out" / "images.parquet", tmp_path / "out" / "corrupt.csv"
-    settings = SplitSection(**({"kind": "folders"} | settings))
+    settings = IndexSettings(**({"kind": "folders"} | settings))
     outputs = [str(output), str(corrupt)]
     index_images.index_images(
         *(str(root), settings, *outputs),

@@ -35,7 +35,7 @@ def configured(checkout):
     (checkout.root / "names.jsonl").write_text(lines)
     dataset = {
         "source": {"folder": "photos"},
-        "split": {"classes": "discover"},
+        "class_names": "discover",
         "clip": {"model": "local-dir:latteclip/demo/models/clip", "pretrained": None},
         "captioner": {"engine": "file", "images_file": "names.jsonl"},
     }
@@ -92,7 +92,7 @@ def test_examples_name_the_classes_and_teach_the_labels(checkout, configured):
         folder.mkdir(parents=True)
         Image.new("RGB", (64, 64), colour).save(folder / "1.png")
     labels = f"{RESULTS}/fused_labels.parquet"
-    options = (*configured, "split={'classes': null, 'examples': 'examples'}")
+    options = (*configured, "class_names=null", "split={'examples': 'examples'}")
     run = checkout.snakemake(labels, *options)
     assert run.returncode == 0, run.stdout
     metadata = tables.read_metadata(checkout.root / labels, ClassesMetadata)

@@ -7,8 +7,7 @@ import yaml
 from support import warm
 from support.image_folders import class_folders
 
-FOLDERS = {"classes": "folders"}
-MINE = ("dataset=mine", "image_dir=photos", f"split={FOLDERS}")
+MINE = ("dataset=mine", "image_dir=photos", "class_names=folders")
 INDEX = "results/mine/images.parquet"
 
 
@@ -71,7 +70,12 @@ onerror: latteclip.onerror()
 def test_another_workflow_uses_it_as_a_module(checkout, project):
     snakefile = checkout.root / "workflow" / "Snakefile"
     (project / "Snakefile").write_text(OUTER.format(index=INDEX, snakefile=snakefile))
-    asked = {"dataset": "mine", "image_dir": "photos", "split": FOLDERS, "method": "flyp"}
+    asked = {
+        "dataset": "mine",
+        "image_dir": "photos",
+        "class_names": "folders",
+        "method": "flyp",
+    }
     config = {"samples": ["a"], "latteclip": {**asked, "seeds": 2}}
     (project / "config.yaml").write_text(yaml.safe_dump(config))
     planned = own_code(checkout, "-n", "latteclip_all", cwd=project)

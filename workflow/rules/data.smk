@@ -38,7 +38,7 @@ rule index_images:
         code=code_of("latteclip.data.index_images"),
         folder=of(machine.image_folder),
         state=of(machine.folder_state),
-        settings=section("split"),
+        settings=as_json(jobs.index_images),
         classes=options("classes"),
         limit="" if run.keys.limit is None else f"--limit {run.keys.limit}",
         examples=of(jobs.example_classes),

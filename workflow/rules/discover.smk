@@ -1,4 +1,4 @@
-# Classes of images that have no class names (split.classes: discover): an index without classes, a
+# Classes of images that have no class names (class_names: discover): an index without classes, a
 # name for each image by the captioner, and the classes that follow from names and features.
 
 DISCOVERING = datasets_with(lambda dataset: dataset.discovers)
