@@ -19,6 +19,7 @@ from latteclip.core.terminal import Progress
 from latteclip.data import loader
 
 log = logging.getLogger(__name__)
+BATCH = 256  # images or texts that are loaded at once
 LENGTH_BUCKETS = 3
 ACTIVATIONS = 4 * GIB  # bytes of a micro-batch without a GPU of its own memory
 Encoder = Callable[[torch.Tensor], torch.Tensor]
@@ -164,13 +165,11 @@ def _halving_on_oom(clip: Clip, encode: Encoder, rows: torch.Tensor) -> torch.Te
         )
 
 
-def encode_files(
-    clip: Clip, paths: Sequence[str], batch_size: int, threads: int
-) -> FeatureMemmap:
+def encode_files(clip: Clip, paths: Sequence[str], threads: int) -> FeatureMemmap:
     """Return features [N, D] of image files under the evaluation transform."""
     files = loader.ImageFiles(paths, clip.pixels)
     features = FeatureMemmap(len(paths), clip.config["embed_dim"])
-    for indices, (batch,) in encoded([clip], files, batch_size, threads):
+    for indices, (batch,) in encoded([clip], files, BATCH, threads):
         features[torch.tensor(indices)] = batch
     return features
 

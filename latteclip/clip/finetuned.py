@@ -41,10 +41,10 @@ class FinetunedModel:
         return self.clip.model.logit_scale.exp().item()  # type: ignore[operator]
 
     def classify(
-        self, paths: Sequence[str], k: int, batch_size: int, threads: int
+        self, paths: Sequence[str], k: int, threads: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the k best classes of N image files and their scores, both [N, K]."""
-        features = encode_files(self.clip, paths, batch_size, threads)
+        features = encode_files(self.clip, paths, threads)
         return classify(features, self.classifier, k)
 
 

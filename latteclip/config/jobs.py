@@ -222,7 +222,7 @@ def encode_examples(dataset: Dataset) -> Settings:
         "examples_folder": split.examples,
         "replacements": split.classname_replace,
         "encoders": list(dataset.run.image_encoders.values()),
-        **sections(dataset.keys, "clip", "inference"),
+        **sections(dataset.keys, "clip"),
     }
 
 
@@ -234,7 +234,7 @@ def example_models(dataset: Dataset) -> Paths:
 def encode_images(dataset: Dataset, encoder: str) -> Settings:
     """Return an image encoder beside CLIP, and how images are encoded."""
     name = dataset.run.image_encoders[encoder]
-    return {"encoder": name, **sections(dataset.keys, "clip.precision", "inference")}
+    return {"encoder": name, **sections(dataset.keys, "clip.precision")}
 
 
 def encoder_note(dataset: Dataset, encoder: str) -> Paths:
@@ -249,7 +249,7 @@ def encoder_files(dataset: Dataset, encoder: str) -> str:
 
 def pseudo_label_images(dataset: Dataset) -> Settings:
     """Return the CLIP model, the class templates, and how images are encoded."""
-    own = sections(dataset.keys, "clip", "inference")
+    own = sections(dataset.keys, "clip")
     return {**own, "class_texts": class_texts(dataset)}
 
 
@@ -282,7 +282,7 @@ def write_votes(labeller: Labeller) -> Settings:
     dataset = labeller.dataset
     values: Settings = {"name": labeller.name, "kind": labeller.kind}
     if labeller.asks is not None:
-        return {**values, "captions": sections(dataset.keys, "clip", "inference")}
+        return {**values, "captions": dataset.keys.clip.model_dump()}
     if labeller.clip is not None:
         own = {**pseudo_label_images(dataset), "clip": labeller.clip.model_dump()}
         return {**values, "zero_shot": own}
@@ -426,7 +426,7 @@ def _averaged(method: Method) -> Method:
 
 def evaluate(method: Method, seed: str) -> Settings:
     """Return how images are encoded, and which images were left out."""
-    values = sections(method.dataset.keys, "clip.precision", "inference")
+    values = sections(method.dataset.keys, "clip.precision")
     if method.averaged:  # each of its trainings left out others
         return values
     return {**values, "fold": fold(method.dataset, int(seed))}

@@ -255,12 +255,6 @@ class ClipSection(Section):
     )
 
 
-class InferenceSection(Section):
-    """Zero-shot pseudo-labels and evaluation."""
-
-    batch_size: Positive = key(256, "images encoded at once; without a GPU at most 32")
-
-
 class PromptsSection(Section):
     """The prompts of the captioner."""
 
@@ -538,7 +532,6 @@ class Shared(ClassNamesSection, ClassTextsSection):
     prompts: PromptsSection = section(PromptsSection)
     discover: DiscoverSection = section(DiscoverSection)
     clip: ClipSection = section(ClipSection)
-    inference: InferenceSection = section(InferenceSection)
     captioner: CaptionerSection = section(CaptionerSection)
     scores: ScoresSection = section(ScoresSection)
     labellers: Annotated[

@@ -24,7 +24,7 @@ KEYS: dict[str, str] = {
     "sources.type": "write hf: datasets/<repo>.",
     "prototypes": "leave it out: prototypes start from class texts, as in the paper.",
     "weight_decay": "leave it out: it is 0.2, as in the paper's code.",
-    "inference.topk": "leave it out: tables have the five best classes.",
+    "inference": "leave it out: 256 images are encoded at once, and fewer where memory ends.",
     "threads": "set compute.threads.",
     "voters": "call them labellers.",
     "votes": "list who labels under labellers.",

@@ -5,7 +5,7 @@ import pyarrow as pa
 import torch
 
 from latteclip.clip import finetuned
-from latteclip.config.keys import ClipSection, InferenceSection, Section
+from latteclip.config.keys import ClipSection, Section
 from latteclip.core import devices, tables
 from latteclip.core.holdout import NO_FOLD, Fold, left_out_images
 from latteclip.evaluate import metrics, train_predictions
@@ -16,7 +16,6 @@ class EvaluateSettings(Section):
     """How images are classified."""
 
     clip: ClipSection  # its `precision`
-    inference: InferenceSection
     fold: Fold = NO_FOLD  # the training images that were not trained on
 
 
@@ -48,9 +47,7 @@ def evaluate(
 
     def rank(images: pa.Table, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the best classes of N images and their scores, both [N, K]."""
-        return model.classify(
-            tables.Strings(images["path"]), k, settings.inference.batch_size, threads
-        )
+        return model.classify(tables.Strings(images["path"]), k, threads)
 
     labels, scores = rank(table, tables.TOPK)
     metrics.write(

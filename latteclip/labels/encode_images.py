@@ -13,7 +13,7 @@ from latteclip.clip.classifier import ROWS, parts
 from latteclip.clip.encode import encode_files
 from latteclip.clip.image_encoders import ImageEncoder
 from latteclip.clip.model import Clip
-from latteclip.config.keys import ClipSection, InferenceSection, Section
+from latteclip.config.keys import ClipSection, Section
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import ExamplesMetadata
@@ -28,7 +28,6 @@ class EncodingSettings(Section):
 
     encoder: str | None = None  # one of the key `image_encoders`; None: CLIP
     clip: ClipSection  # beside another encoder its `precision` alone
-    inference: InferenceSection  # its `batch_size`
 
 
 def encode_images(
@@ -38,9 +37,7 @@ def encode_images(
     table, _ = tables.read_unlabelled(images_path, training=False)
     picked = devices.pick(device, threads)
     model = _model(settings, picked)
-    features = encode_files(
-        model, tables.Strings(table["path"]), settings.inference.batch_size, threads
-    )
+    features = encode_files(model, tables.Strings(table["path"]), threads)
     with tables.writing(
         output, tables.IMAGE_FEATURES, image_encoders.metadata_of(model)
     ) as add:
@@ -74,7 +71,6 @@ class ExamplesSettings(Section):
     replacements: dict[str, str]  # replacements in names of folders
     clip: ClipSection
     encoders: list[str]  # names of the key `image_encoders`
-    inference: InferenceSection  # its `batch_size`
 
 
 def encode_examples(
@@ -94,7 +90,7 @@ def encode_examples(
             if number == 0
             else image_encoders.load(name, picked, clip.precision)
         )
-        encoded = encode_files(model, paths, settings.inference.batch_size, threads)
+        encoded = encode_files(model, paths, threads)
         features.append(encoded[:])
     widths = [table.shape[1] for table in features]
     columns = {

@@ -22,7 +22,7 @@ from latteclip.clip.classifier import (
     load_classifier,
     parts,
 )
-from latteclip.config.keys import ClipSection, InferenceSection, Section
+from latteclip.config.keys import ClipSection, Section
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import Progress
@@ -35,13 +35,6 @@ OPTIONS = 16  # classes of a caption that are written
 Rows = tuple[Any, Sequence[Any], Sequence[Any]]  # image ids, options, log-probabilities
 
 
-class CaptionEncoder(Section):
-    """The CLIP model that reads captions, and how many it encodes at once."""
-
-    clip: ClipSection
-    inference: InferenceSection  # its `batch_size`
-
-
 class VotesSettings(Section):
     """A labeller whose votes follow from captions, a file, or another CLIP model."""
 
@@ -50,7 +43,7 @@ class VotesSettings(Section):
     file: str | None = None
     share: float | None = None  # of the images, about which the file has votes
     zero_shot: ZeroShotSettings | None = None  # another CLIP model that votes
-    captions: CaptionEncoder | None = None
+    captions: ClipSection | None = None  # the CLIP model that reads them
 
 
 def write_votes(
@@ -74,7 +67,7 @@ def write_votes(
     rows: Iterator[Rows]
     if settings.captions is not None:
         assert captions_path is not None
-        described.source = settings.captions.clip.model
+        described.source = settings.captions.model
         captions, described.leaked = read_captions(captions_path, index["image_id"])
         classes, about = load_classifier(str(class_embeddings_path), classnames=classnames)
         picked = devices.pick(device, threads)
@@ -151,19 +144,18 @@ def caption_votes(
     captions: pa.ChunkedArray,
     image_ids: pa.ChunkedArray,
     classes: torch.Tensor,
-    settings: CaptionEncoder,
+    section: ClipSection,
     device: torch.device,
 ) -> Iterator[Rows]:
     """Yield log-probabilities of classes [C, D] by captions, which are scored like images.
 
     The mean over all captions is subtracted first. The tokenizer cuts long captions.
     """
-    section = settings.clip
     clip = clips.load(section.model, section.pretrained, device, section.precision)
     encoded = pc.dictionary_encode(captions.cast(pa.large_string())).combine_chunks()
     distinct = tables.Strings(pa.chunked_array([encoded.dictionary]))
     row_of = torch.from_numpy(pc.fill_null(encoded.indices, -1).to_numpy().astype(np.int64))
-    texts = encode_captions(distinct, clip, settings.inference.batch_size)
+    texts = encode_captions(distinct, clip)
     counts = torch.bincount(row_of[row_of >= 0], minlength=len(texts)).double()
     mean = torch.zeros(texts.shape[1], dtype=torch.float64)
     for part in parts(len(texts), ROWS):
@@ -186,13 +178,11 @@ def caption_votes(
 
 
 @torch.no_grad()
-def encode_captions(
-    captions: tables.Strings, clip: clips.Clip, batch_size: int
-) -> FeatureMemmap:
+def encode_captions(captions: tables.Strings, clip: clips.Clip) -> FeatureMemmap:
     """Return features [U, D] of different captions."""
     progress = Progress(len(captions), "captions")
     features = FeatureMemmap(len(captions), clip.config["embed_dim"])
-    for rows in parts(len(captions), batch_size):
+    for rows in parts(len(captions), encode.BATCH):
         batch = list(captions[rows])
         features[rows] = encode.encode_texts(clip, clip.tokenizer(batch)).cpu()
         progress.add(len(batch))

@@ -9,7 +9,7 @@ import torch
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Features
 from latteclip.clip.encode import class_embeddings, encode_files
-from latteclip.config.keys import ClassTextsSection, ClipSection, InferenceSection, Section
+from latteclip.config.keys import ClassTextsSection, ClipSection, Section
 from latteclip.core import devices, tables
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.metadata import IndexMetadata
@@ -19,7 +19,6 @@ class ZeroShotSettings(Section):
     """The CLIP model, the texts of the classes, and how images are encoded."""
 
     clip: ClipSection
-    inference: InferenceSection
     class_texts: ClassTextsSection
 
 
@@ -59,7 +58,7 @@ def encode_zero_shot(
     embeddings = class_embeddings(
         clip, class_templates.templates, index.classnames, class_templates.synonyms
     )
-    features = encode_files(clip, paths, settings.inference.batch_size, threads)
+    features = encode_files(clip, paths, threads)
     described: dict[str, Any] = {"classnames": index.classnames, "model": model}
     described |= {"pretrained": pretrained, **class_templates.described}
     scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]

@@ -13,7 +13,7 @@ from latteclip.clip import finetuned
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import class_embeddings
-from latteclip.config.keys import ClipSection, InferenceSection, Section
+from latteclip.config.keys import ClipSection, Section
 from latteclip.core import devices, tables
 from latteclip.core.files import replacing
 from latteclip.core.holdout import NO_FOLD, Fold, left_out_images
@@ -36,7 +36,6 @@ class AveragingSettings(Section):
     """How images are encoded."""
 
     clip: ClipSection  # its `precision`
-    inference: InferenceSection  # its `batch_size`
 
 
 def average_weights(
@@ -78,7 +77,7 @@ def average_weights(
             images = left_out_images(images_path, each.fold)
             if len(images):
                 paths = tables.Strings(images["path"])
-                best, _ = model.classify(paths, 1, settings.inference.batch_size, threads)
+                best, _ = model.classify(paths, 1, threads)
                 add({"image_id": images["image_id"], "prediction": best[:, 0].numpy()})
     texts = class_embeddings(first.clip, first.class_templates.template, names)
     with replacing(model_output) as folder:

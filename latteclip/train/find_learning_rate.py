@@ -95,7 +95,7 @@ class _Search:
         clip.model.eval()
         classifier = Classifier.of(training.objective.classifier())
         paths = [inputs.paths[row] for row in self.held_out.tolist()]
-        features = encode_files(clip, paths, self.recipe.batch_size, self.setup.threads)
+        features = encode_files(clip, paths, self.setup.threads)
         scores = classifier.scores(features[slice(None)])  # [m, C]
         labels = F.one_hot(inputs.labels[self.held_out], scores.shape[1])
         errors: list[torch.Tensor] = []

@@ -103,9 +103,12 @@ def test_no_memory_for_a_single_image_is_a_sentence_and_training_batches_do_not_
 
 
 @torch.no_grad()
-def test_features_of_files_do_not_depend_on_the_batch_size(demo_clip, tmp_path):
+def test_features_of_files_do_not_depend_on_the_batch_size(
+    demo_clip, tmp_path, monkeypatch
+):
     paths = write_pictures(tmp_path, 5)
-    wanted = torch.cat([encode_files(demo_clip, [path], 1, 1)[:] for path in paths])
+    wanted = torch.cat([encode_files(demo_clip, [path], 1)[:] for path in paths])
     assert wanted.shape == (5, 128)
-    found = encode_files(demo_clip, paths, 2, 1)[:]
+    monkeypatch.setattr(encode, "BATCH", 2)
+    found = encode_files(demo_clip, paths, 1)[:]
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)

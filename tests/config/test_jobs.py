@@ -22,7 +22,6 @@ ENCODING = {"pseudo_label_images", "evaluate"}
         ({"finetune": {"lr": 0.5}}, {"finetune"}),
         ({"compute": {"micro_batch": 1}}, {"finetune"}),
         ({"methods": {"latteclip": {"switches": {"alpha": 0.5}}}}, {"finetune"}),
-        ({"inference": {"batch_size": 7}}, ENCODING),
         ({"clip": {"precision": "fp16"}}, {*ENCODING, "finetune"}),
         ({"captioner": {"max_new_tokens": 9}}, {"captioner"}),
         ({"scores": {"topk": 9}}, {"scores"}),

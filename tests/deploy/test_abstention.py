@@ -44,7 +44,7 @@ class Results:
         self.predicted = self.classifier()(self.pictures)
         self.right = np.arange(N) % 5 > 0
         self.answer(20)
-        features = encode_files(clip, self.pictures, 8, 1)
+        features = encode_files(clip, self.pictures, 1)
         texts = torch.nn.functional.normalize(torch.randn(3, 128, generator=draw), dim=1)
         described = {"classnames": CLASSNAMES, "model": f"local-dir:{DEMO_CLIP}"}
         self.detector, scores = UnknownDetector.learn(

@@ -22,7 +22,6 @@ from latteclip.config.keys import (
     ClipSection,
     ComputeSection,
     FinetuneSection,
-    InferenceSection,
     TrainingSection,
 )
 from latteclip.deploy.export import export
@@ -127,9 +126,7 @@ def test_it_gives_labels_trains_a_step_and_predicts_as_the_stock_model(
     index = write_index(tmp_path / "images.parquet", *rows)
     clip = ClipSection(model=model, pretrained=None)
     class_texts = ClassTextsSection(template=TEMPLATE)
-    zero_shot = ZeroShotSettings(
-        clip=clip, class_texts=class_texts, inference=InferenceSection(batch_size=3)
-    )
+    zero_shot = ZeroShotSettings(clip=clip, class_texts=class_texts)
     labels = str(tmp_path / "labels.parquet")
     embeddings = str(tmp_path / "embeddings.safetensors")
     pseudo_label_images(index, zero_shot, labels, embeddings, device="cpu", threads=1)

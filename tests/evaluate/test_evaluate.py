@@ -11,7 +11,7 @@ from support.tiny import write_index, write_pictures
 
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
-from latteclip.config.keys import ClipSection, InferenceSection
+from latteclip.config.keys import ClipSection
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import ClassesMetadata
@@ -53,9 +53,7 @@ def evaluate(folder, index, clip, classifier, classnames=CLASSNAMES, fold=holdou
     stage.evaluate(
         index,
         *(str(folder / name) for name in ("model", "history")),
-        stage.EvaluateSettings(
-            clip=ClipSection(), inference=InferenceSection(batch_size=3), fold=fold
-        ),
+        stage.EvaluateSettings(clip=ClipSection(), fold=fold),
         dataset="set",
         method="latteclip",
         seed=4,

@@ -9,7 +9,7 @@ from support.worlds import World
 from support.zero_shot_files import ZeroShotFiles
 
 from latteclip.clip.classifier import Classifier, load_classifier
-from latteclip.config.keys import ClipSection, InferenceSection
+from latteclip.config.keys import ClipSection
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import (
@@ -381,7 +381,6 @@ def test_examples_are_encoded_and_a_broken_one_is_named(tmp_path):
         replacements={},
         clip=clip,
         encoders=[clip.model],
-        inference=InferenceSection(batch_size=4),
     )
     output = tmp_path / "examples.parquet"
 

@@ -8,7 +8,7 @@ from support.tiny import DEMO_CLIP, tiny_clip, write_index, write_pictures
 
 from latteclip.clip import classifier
 from latteclip.clip.encode import class_embeddings
-from latteclip.config.keys import ClassTextsSection, ClipSection, InferenceSection
+from latteclip.config.keys import ClassTextsSection, ClipSection
 from latteclip.core import tables
 from latteclip.core.metadata import ClassesMetadata
 from latteclip.labels.pseudo_label_images import pseudo_label_images
@@ -18,7 +18,6 @@ CLASSNAMES = ["striped", "dotted", "woven", "marbled", "grid", "cracked"]
 SETTINGS = ZeroShotSettings(
     clip=ClipSection(model=f"local-dir:{DEMO_CLIP}", pretrained=None),
     class_texts=ClassTextsSection(template="a photo of a {} texture."),
-    inference=InferenceSection(batch_size=3),
 )
 
 

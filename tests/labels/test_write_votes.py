@@ -19,14 +19,13 @@ from support.tiny import (
 
 from latteclip.clip import encode
 from latteclip.clip.classifier import Classifier, save_classifier
-from latteclip.config.keys import ClassTextsSection, ClipSection, InferenceSection
+from latteclip.config.keys import ClassTextsSection, ClipSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.labels.pseudo_label_images import pseudo_label_images
 from latteclip.labels.vote_tables import VotesTableMetadata, first_classes, read_votes
 from latteclip.labels.write_votes import (
     OPTIONS,
-    CaptionEncoder,
     VotesSettings,
     write_votes,
 )
@@ -185,7 +184,6 @@ def test_another_clip_votes_as_its_pseudo_labels_say(tmp_path):
     settings = ZeroShotSettings(
         clip=CLIP,
         class_texts=ClassTextsSection(template="a photo of a {} texture."),
-        inference=InferenceSection(batch_size=3),
     )
     outputs = [str(tmp_path / name) for name in ("labels.parquet", "w.safetensors")]
     pseudo_label_images(index, settings, *outputs, device="cpu", threads=1)
@@ -221,7 +219,7 @@ def captioned(tmp_path, index, demo_clip):
         settings = VotesSettings(
             name="words",
             kind="captions",
-            captions=CaptionEncoder(clip=CLIP, inference=InferenceSection(batch_size=3)),
+            captions=CLIP,
         )
         output = str(tmp_path / "votes.parquet")
         write_votes(
@@ -258,6 +256,7 @@ def test_captions_are_scored_like_images_and_each_is_encoded_once(captioned, mon
         return encode_texts(clip, tokens)
 
     monkeypatch.setattr(encode, "encode_texts", count)
+    monkeypatch.setattr(encode, "BATCH", 3)
     captions = ["a dot.", " a dot.  ", "a grid.", "a stripe, wide.", "cracks"]
     votes = read_votes(write(captions), ids())
     assert batches == [3, 1]

@@ -9,7 +9,7 @@ from latteclip.clip import finetuned
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import class_embeddings
-from latteclip.config.keys import ClipSection, InferenceSection
+from latteclip.config.keys import ClipSection
 from latteclip.core import holdout, tables
 from latteclip.core.holdout import NO_FOLD, Fold
 from latteclip.train.average_weights import (
@@ -44,9 +44,7 @@ def average(folder, images, results):
     outputs = [
         str(folder / name) for name in ("model", "history.parquet", "left_out.parquet")
     ]
-    settings = AveragingSettings(
-        clip=ClipSection(), inference=InferenceSection(batch_size=32)
-    )
+    settings = AveragingSettings(clip=ClipSection())
     average_weights(images, results, settings, *outputs, device="cpu", threads=1)
     return outputs
 

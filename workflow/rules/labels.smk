@@ -65,7 +65,7 @@ use rule encode_images as encode_unnamed_images with:
         dataset=DISCOVERING,
     params:
         encoder_files=of(jobs.local_clip),
-        settings=settings("clip", "inference"),
+        settings=settings("clip"),
 
 
 rule encode_examples:

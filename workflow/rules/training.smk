@@ -122,7 +122,7 @@ rule average_weights:
     params:
         code=code_of("latteclip.train.average_weights"),
         trainings=as_json(jobs.averaged, "method"),
-        settings=settings("clip.precision", "inference"),
+        settings=settings("clip.precision"),
     shell:
         "latteclip average-weights --images {input.images} --trainings {params.trainings:q}"
         " --settings {params.settings:q} --model {output.model} --history {output.history}"
