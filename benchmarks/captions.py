@@ -43,11 +43,13 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from latteclip.captions import caption, requests
+from latteclip.captions import caption
+from latteclip.captions import engine as engines
+from latteclip.captions.engine import CaptionerSettings, messages
 from latteclip.captions.engines import transformers, vllm
 from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.engines.vllm import VllmEngine
-from latteclip.captions.requests import CaptionerSettings, Choices, Request, messages
+from latteclip.captions.questions import Choices, Request
 from latteclip.captions.score_classes import letters_of, letters_prompt
 from latteclip.config import layers
 from latteclip.config.keys import IndexSettings
@@ -136,7 +138,7 @@ class Ways:
         processor = self.transformers._processor
         turn = messages([{"type": "image"}], PROMPT)
         self.rendered = processor.apply_chat_template(turn, add_generation_prompt=True)
-        requests.start = lambda *_, **__: self.vllm
+        engines.start = lambda *_, **__: self.vllm
 
     def one_at_a_time_transformers(self) -> list[str]:
         return [

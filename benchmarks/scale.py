@@ -207,13 +207,12 @@ def make_captions(place: Place) -> Work:
     import numpy as np
     import pyarrow as pa
 
-    from latteclip.captions.groups import shard_of
-    from latteclip.captions.metadata import AnswerSource, CaptionsMetadata
     from latteclip.captions.pictures import Layout
+    from latteclip.captions.questions import shard_of
+    from latteclip.captions.table import CaptionsMetadata
     from latteclip.core import tables
 
-    source = AnswerSource("none", None, "bfloat16", None, 64)
-    metadata = CaptionsMetadata(source=source, prompt="?", retry_prompt="", layout=Layout())
+    metadata = CaptionsMetadata(model="none", prompt="?", layout=Layout())
     index, _ = tables.read_unlabelled(place.file("images.parquet"), training=False)
     rng = np.random.default_rng(1)
     labels = _classes(place, len(index))

@@ -4,7 +4,6 @@ Every answer is cached as it comes, and the table is written at the end. So a br
 where it stopped, and a request is answered once.
 """
 
-import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -14,23 +13,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latteclip.captions.answer_table import Row, write_rows
-from latteclip.captions.groups import Questions, questions_about
-from latteclip.captions.metadata import AnswersMetadata, CaptionsMetadata, ScoresMetadata
-from latteclip.captions.requests import (
-    CaptionerSettings,
-    Request,
-    Response,
-    failed,
-    module_of,
-)
+from latteclip.captions.engine import CaptionerSettings, Response, failed, module_of
+from latteclip.captions.questions import Questions, Request, questions_about, select
 from latteclip.captions.runner import CaptionJob, Runner, running
-from latteclip.captions.selection import select
+from latteclip.captions.table import (
+    AnswersMetadata,
+    CaptionsMetadata,
+    Row,
+    ScoresMetadata,
+    write_rows,
+)
 from latteclip.config.keys import GroupsSection
 from latteclip.core import tables
 from latteclip.core.user_tables import by_image_id
 
-log = logging.getLogger(__name__)
 # Added to the prompt of a second attempt, after an answer that was empty or cut.
 RETRY_PROMPT = "Answer with one short sentence."
 NOT_ASKED = Response("", "not asked", None)
@@ -70,16 +66,8 @@ def caption_images(
     The classifier decides which images come first, and a person's answers which are left out.
     UserError: the engine does not start, or too many captions are missing.
     """
-    job = CaptionJob(
-        settings=captioner,
-        output=output,
-        store=store,
-        threads=threads,
-        shard=shard,
-        file_key="captioner.images_file",
-        file=captioner.images_file,
-        labeller=labeller,
-    )
+    file = ("captioner.images_file", captioner.images_file)
+    job = CaptionJob(captioner, output, store, threads, shard, *file, labeller)
     paths = (images_path, pseudo_labels_path, classifier_path, answers_path)
     _caption(job, *paths, prompt)
 
@@ -102,15 +90,8 @@ def caption_groups(
 
     Of `max_images` groups, those of the images that `caption_images` would choose get captions.
     """
-    job = CaptionJob(
-        settings=captioner,
-        output=output,
-        store=store,
-        threads=threads,
-        shard=shard,
-        file_key="captioner.groups_file",
-        file=captioner.groups_file,
-    )
+    file = ("captioner.groups_file", captioner.groups_file)
+    job = CaptionJob(captioner, output, store, threads, shard, *file)
     paths = (images_path, pseudo_labels_path, classifier_path, answers_path)
     _caption(job, *paths, prompt, groups)
 
@@ -126,40 +107,18 @@ def _caption(
 ) -> None:
     """Write the captions of images, or of groups of images."""
     layout = job.settings.picture_layout
-    selection = select(
-        images_path,
-        job.settings.max_images,
-        pseudo_labels_path,
-        classifier_path,
-        answers_path,
-    )
+    most = job.settings.max_images
+    selection = select(images_path, most, pseudo_labels_path, classifier_path, answers_path)
     questions = questions_about(
         images_path, pseudo_labels_path, prompt, layout, job.shard, groups, selection
     )
-    metadata = CaptionsMetadata(
-        source=job.source,
-        prompt=prompt,
-        retry_prompt=RETRY_PROMPT,
-        layout=layout,
-        groups=groups,
-    )
+    metadata = CaptionsMetadata(prompt=prompt, layout=layout, groups=groups)
     if job.settings.reads_file:
-        count = write_rows(
-            job, _rows(questions, _answers_of_file(job, questions)), metadata
-        )
-    else:
-        with running(job, questions) as runner:
-            _ask(runner, questions)
-            count = write_rows(job, _rows(questions, _answers(runner, questions)), metadata)
-    log.info(
-        "Wrote %d captions, %d empty, %d without an answer, %d cut at %d tokens, %d not asked for.",
-        count["asked"],
-        count["empty"],
-        count["failed"],
-        count["cut"],
-        job.settings.max_new_tokens,
-        count["not_asked"],
-    )
+        write_rows(job, _rows(questions, _answers_of_file(job, questions)), metadata)
+        return
+    with running(job, questions) as runner:
+        _ask(runner, questions)
+        write_rows(job, _rows(questions, _answers(runner, questions)), metadata)
 
 
 def _ask(runner: Runner, questions: Questions) -> None:
@@ -174,13 +133,11 @@ def _ask(runner: Runner, questions: Questions) -> None:
 
 def _not_good(runner: Runner, questions: Questions) -> list[int]:
     """Return the rows whose answer is empty or cut."""
-    rows = []
-    for row, answers in enumerate(_answers(runner, questions)):
-        if answers and answers[0].error is None and not _is_good(answers[0]):
-            rows.append(row)
-    if rows:
-        log.info("%d answers are empty or cut.", len(rows))
-    return rows
+    return [
+        row
+        for row, answers in enumerate(_answers(runner, questions))
+        if answers and answers[0].error is None and not _is_good(answers[0])
+    ]
 
 
 def _request(questions: Questions, row: int, suffix: str = "") -> Request:

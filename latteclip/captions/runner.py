@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from latteclip.captions import requests
-from latteclip.captions.answer_cache import AnswerCache, problem
-from latteclip.captions.groups import Questions
-from latteclip.captions.metadata import AnswerSource
+from latteclip.captions import answers, engine
+from latteclip.captions.answers import AnswerCache, Identity
+from latteclip.captions.engine import CaptionerSettings, Response, failed
 from latteclip.captions.pictures import data_url, pictures_of, read_image
-from latteclip.captions.requests import CaptionerSettings, Request, Response, failed
+from latteclip.captions.questions import Questions, Request
 from latteclip.core.errors import UserError
 from latteclip.core.signals import ending_in_order
 from latteclip.core.terminal import Progress, one_line
@@ -44,24 +43,8 @@ class CaptionJob:
     shard: str  # number and count, such as 2/4
     file_key: str  # key of the configuration that names the user's file
     file: str | None  # the user's file
+    labeller: str = ""  # its answers have a file of their own in the cache
     scoring: bool = False  # whether a row gets scores in place of a caption
-    labeller: str = (
-        ""  # name of a labeller, whose answers have a file of their own in the cache
-    )
-
-    @property
-    def source(self) -> AnswerSource:
-        """Who answers."""
-        settings = self.settings
-        is_file = settings.reads_file
-        return AnswerSource(
-            model=None if is_file else settings.model,
-            revision=settings.revision,
-            dtype=settings.dtype,
-            quantization=settings.quantization,
-            max_new_tokens=settings.max_new_tokens,
-            file=self.file if is_file else None,
-        )
 
     @property
     def unit(self) -> str:
@@ -78,14 +61,14 @@ class CaptionJob:
 class Preparer:
     """Reads, identifies and decodes images ahead of the engine, in worker processes."""
 
-    identity: requests.Identity
+    identity: Identity
     as_urls: bool  # encode pictures for a server
     cached: np.ndarray  # digests of requests whose answers are cached: bytes [A], sorted
 
     def __call__(self, request: Request) -> Request:
         """Give a request its digest, and its pictures unless its answer is cached."""
         contents = [read_image(path) for path in request.paths]
-        digest = requests.digest(contents, request.prompt, self.identity, request.choices)
+        digest = answers.digest(contents, request.prompt, self.identity, request.choices)
         place = np.searchsorted(self.cached, digest.encode())
         is_cached = digest.encode() in self.cached[place : place + 1]
         if is_cached or not request.is_asked:
@@ -100,18 +83,14 @@ class Preparer:
 def running(job: CaptionJob, questions: Questions) -> Iterator["Runner"]:
     """Open the cache of the answers, which a signal leaves whole, and start worker processes."""
     settings = job.settings
-    special = None  # a server has its rule
-    if settings.loads_model:
-        special = requests.special_tokens(settings.model, settings.revision)
-    identity = requests.Identity(
-        model=requests.fingerprint(settings),
+    identity = Identity(
+        model=answers.fingerprint(settings),
         revision=settings.revision,
         dtype=settings.dtype,
         quantization=settings.quantization,
         # With scores no text is written, so its length decides nothing.
         max_new_tokens=0 if job.scoring else settings.max_new_tokens,
         layout=questions.layout,
-        special_tokens=special,
     )
     saved = "Without --store, all is lost."
     if job.store:
@@ -144,7 +123,7 @@ class Runner:
 
     def __post_init__(self) -> None:
         self._digests = np.zeros(
-            (ATTEMPTS, len(self.questions)), f"S{requests.DIGEST_LENGTH}"
+            (ATTEMPTS, len(self.questions)), f"S{answers.DIGEST_LENGTH}"
         )
         self._errors: dict[str, str] = {}  # the keys are digests of requests
         self._under_way: set[str] = set()  # digests
@@ -167,23 +146,23 @@ class Runner:
         first = next(pending, None)
         if first is None:
             return
-        engine = self._engine
+        asked_engine = self._engine
         pending = itertools.chain([first], pending)
         started = time.monotonic()
         progress.restart()
-        for request, answer in engine.answer(pending, self.pool.are_behind):
-            self._take(request, answer, engine.version)
+        for request, answer in asked_engine.answer(pending, self.pool.are_behind):
+            self._take(request, answer, asked_engine.version)
             progress.add(1)
         self._seconds += time.monotonic() - started
 
     @cached_property
-    def _engine(self) -> requests.Engine:
+    def _engine(self) -> engine.Engine:
         started = time.monotonic()
         job = self.job
         n = self.questions.n_pictures
-        engine = requests.start(job.settings, job.threads, n, scoring=job.scoring)
-        log.info("%s started in %.0f s.", engine.version, time.monotonic() - started)
-        return engine
+        found = engine.start(job.settings, job.threads, n, scoring=job.scoring)
+        log.info("%s started in %.0f s.", found.version, time.monotonic() - started)
+        return found
 
     def _pending(
         self, prepared: Iterable[Request], attempt: int, progress: Progress
@@ -203,15 +182,15 @@ class Runner:
             self._under_way.add(digest)
             yield request
 
-    def _take(self, request: Request, answer: Response, engine: str) -> None:
+    def _take(self, request: Request, answer: Response, version: str) -> None:
         """Cache an answer, or note why it is invalid: the only write path, for all engines."""
         self._under_way.discard(request.digest)
         self._n_asked += 1
         error = answer.error
-        if error is None and (fault := problem(answer)):
+        if error is None and (fault := answers.problem(answer)):
             error = f"the answer is invalid: {fault}"
         if error is None:
-            self.cache.add(request.digest, answer, engine)
+            self.cache.add(request.digest, answer, version)
             if not self.job.settings.loads_model:  # the answer of a server may be paid
                 self.cache.commit()
             self._is_answered = True
@@ -251,9 +230,9 @@ class Runner:
         digests = [digest.decode() for digest in self._digests[:, row] if digest]
         if not digests:
             return []
-        answers = [answer for digest in digests if (answer := self.cache.get(digest))]
+        found = [answer for digest in digests if (answer := self.cache.get(digest))]
         error = self._errors.get(digests[0], "not answered")
-        return answers or [replace(failed(error), digest=digests[0])]
+        return found or [replace(failed(error), digest=digests[0])]
 
     def log_rates(self) -> None:
         seconds = max(self._seconds, 1e-9)

@@ -7,27 +7,29 @@ bias for a class, for which they need all images.
 """
 
 import json
-import logging
 import string
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from latteclip.captions.answer_table import Row, write_rows
-from latteclip.captions.groups import Questions, questions_about
-from latteclip.captions.metadata import ScoresMetadata
-from latteclip.captions.requests import (
+from latteclip.captions.engine import (
     CaptionerSettings,
-    Choices,
     ChoiceScores,
-    Request,
     Response,
     module_of,
 )
+from latteclip.captions.questions import (
+    Choices,
+    Questions,
+    Request,
+    best_classes,
+    questions_about,
+    select,
+)
 from latteclip.captions.runner import CaptionJob, running
-from latteclip.captions.selection import best_classes, select
+from latteclip.captions.table import Row, ScoresMetadata, write_rows
 from latteclip.clip.classifier import load_classifier
 from latteclip.config.keys import ScoresSection
 from latteclip.core.class_templates import PLACE, ClassTemplates, fill
@@ -35,12 +37,13 @@ from latteclip.core.errors import UserError
 from latteclip.core.hashing import digest
 from latteclip.core.user_tables import by_image_id
 
-log = logging.getLogger(__name__)
 FILE_KEY = "scores.file"
 LIKELIHOOD, DECISIONS = "likelihood", "decisions"  # values of scores.kind
 ALL_UP_TO = 20  # classes that are all options, of decisions MAX_DECISIONS
-MAX_OPTIONS = len(string.ascii_uppercase) - 1  # the last letter is for none of them
 MAX_DECISIONS = 254  # options of a typed question; one more is for none of them
+MAX_SIDE = (
+    1440  # pixels of a picture of a decision model; with more, servers fail after a minute
+)
 # A full stop ends the name: "dot." does not begin "dotted.".
 ANSWER = " {}."  # whose likelihood is asked for
 ORDERS = 2  # random orders in which options are listed
@@ -71,49 +74,40 @@ def score_classes(
     answers which are left out. UserError: the engine does not start, or too many images end without
     scores.
     """
+    file = (FILE_KEY, scores.file)
     job = CaptionJob(
-        settings=captioner,
-        output=output,
-        store=store,
-        threads=threads,
-        shard=shard,
-        file_key=FILE_KEY,
-        file=scores.file,
-        scoring=True,
-        labeller=labeller,
+        captioner, output, store, threads, shard, *file, labeller, scoring=True
     )
     selection = select(
         images_path, scores.max_images, pseudo_labels_path, classifier_path, answers_path
     )
     layout = captioner.picture_layout
-    images = questions_about(images_path, None, "", layout, shard, selection=selection)
-    k = _n_options(scores, len(images.classnames))
-    _check(scores, prompt, k, images.classnames)
-    metadata = _metadata(job, scores, prompt, images.classnames)
-    if captioner.reads_file:
-        rows = _rows_of_file(images, captioner.engine, scores.file)
-        count = write_rows(job, rows, metadata)
-    else:
-        classifier, described = load_classifier(
-            class_embeddings_path, classnames=images.classnames
+    if scores.kind == DECISIONS:
+        layout = replace(layout, max_side=min(layout.max_side or MAX_SIDE, MAX_SIDE))
+    if PLACE in prompt:
+        raise UserError(
+            f"Scores would repeat the pseudo-label ({PLACE}) of prompts.image; change it."
         )
-        options, _ = best_classes(pseudo_labels_path, images.image_ids, classifier, k)
-        descriptions = {}
-        if scores.kind == DECISIONS:
-            texts = ClassTemplates.described_by(described)
-            descriptions = describe(texts, images.classnames)
-        own = options[images.members[:, 0]]
-        questions = ClassQuestions(images, own, scores, prompt, descriptions)
-        with running(job, images) as runner:
-            runner.ask(images.order, questions.request)
-            rows = (questions.row(row, runner.answers(row)) for row in range(len(images)))
-            count = write_rows(job, rows, metadata)
-    log.info(
-        "Wrote the scores of %d images, %d without an answer, %d not asked about.",
-        count["asked"] - count["failed"],
-        count["failed"],
-        count["not_asked"],
+    images = questions_about(images_path, None, "", layout, shard, selection=selection)
+    metadata = _metadata(scores, prompt, images.classnames)
+    if captioner.reads_file:
+        write_rows(job, _rows_of_file(images, captioner.engine, scores.file), metadata)
+        return
+    classifier, described = load_classifier(
+        class_embeddings_path, classnames=images.classnames
     )
+    k = _n_options(scores, len(images.classnames))
+    options, _ = best_classes(pseudo_labels_path, images.image_ids, classifier, k)
+    descriptions = {}
+    if scores.kind == DECISIONS:
+        texts = ClassTemplates.described_by(described)
+        descriptions = describe(texts, images.classnames)
+    own = options[images.members[:, 0]]
+    questions = ClassQuestions(images, own, scores, prompt, descriptions)
+    with running(job, images) as runner:
+        runner.ask(images.order, questions.request)
+        rows = (questions.row(row, runner.answers(row)) for row in range(len(images)))
+        write_rows(job, rows, metadata)
 
 
 def _n_options(scores: ScoresSection, n_classes: int) -> int:
@@ -123,33 +117,15 @@ def _n_options(scores: ScoresSection, n_classes: int) -> int:
 
 
 def _metadata(
-    job: CaptionJob, scores: ScoresSection, prompt: str, classnames: Sequence[str]
+    scores: ScoresSection, prompt: str, classnames: Sequence[str]
 ) -> ScoresMetadata:
     return ScoresMetadata(
-        source=job.source,
         classnames=list(classnames),
         kind=str(scores.kind),
         prompt=prompt if scores.kind == LIKELIHOOD else letters_prompt(["..."]),
         answer=scores.answer or ANSWER if scores.kind == LIKELIHOOD else None,
         topk=scores.topk,
     )
-
-
-def _check(scores: ScoresSection, prompt: str, k: int, classnames: Sequence[str]) -> None:
-    """Raise UserError for scores of k options that make no sense."""
-    if scores.kind == "multiple_choice" and k > MAX_OPTIONS:
-        problem = f"there are {MAX_OPTIONS} letters for {k} options; lower scores.topk"
-    elif scores.kind == DECISIONS and k > MAX_DECISIONS:
-        problem = f"{k} options are more than {MAX_DECISIONS}; lower scores.topk"
-    elif scores.kind == DECISIONS and NONE in classnames:
-        problem = f"the class {NONE!r} is an option by itself; rename the class"
-    elif PLACE in prompt:
-        problem = (
-            f"scores would repeat the pseudo-label ({PLACE}) of prompts.image; change it"
-        )
-    else:
-        return
-    raise UserError(f"Of scores.kind {scores.kind}, {problem}.")
 
 
 def _rows_of_file(images: Questions, engine: str, path: str | None) -> Iterator[Row]:

@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from latteclip.captions.requests import LLAVA_NEXT, OVERVIEW, square
+from latteclip.captions.engine import LLAVA_NEXT, OVERVIEW, square
 from latteclip.config import layers, resources
 from latteclip.config.asking import Asking, askings
 from latteclip.config.keys import Config, FinetuneSection
@@ -103,7 +103,7 @@ def _tokens(asking: Asking) -> tuple[float, float, str] | None:
     for folder in (RESULTS / dataset.name, *sorted(limited, key=_limit, reverse=True)):
         if (folder / asking.table).is_file():
             used = read_answers(folder / asking.table)
-            if (n := used.requests) and used.source.model == captioner.model:
+            if (n := used.requests) and used.model == captioner.model:
                 return used.tokens_read / n, used.tokens_written / n, f"as in {folder}"
     is_llava = LLAVA_NEXT.search(captioner.model) is not None
     if is_llava and square(captioner) == OVERVIEW and asking.kind == IMAGES:

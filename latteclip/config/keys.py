@@ -346,7 +346,8 @@ class ScoresSection(Section):
         "multiple_choice: probabilities of the letters of a list, by a capable model; likelihood: "
         "of each class's text; decisions: by a decision model; null: no scores",
     )
-    topk: AtLeastTwo = key(
+    # A question of multiple choice has letters for so many.
+    topk: Annotated[int, Field(ge=2, le=25)] = key(
         5,
         "CLIP's best classes to score; all classes if they are at most 20, or 254 for decisions",
     )

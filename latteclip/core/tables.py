@@ -58,7 +58,7 @@ CAPTIONS = _schema(
     n_tokens=pa.int32(),  # null where the engine does not say
     attempts=pa.int8(),  # 2 where the first answer was empty or cut, 0 beyond a budget
     error=pa.string(),  # why there is no answer
-    digest=pa.string(),  # digest of the request, see latteclip.captions.requests
+    digest=pa.string(),  # digest of the request, see latteclip.captions.answers
 )
 FUSED_LABELS = _schema(
     image_id=pa.string(),  # id of a training image

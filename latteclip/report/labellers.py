@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from latteclip.captions.metadata import AnswersMetadata
+from latteclip.captions.table import AnswersMetadata
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import values_of

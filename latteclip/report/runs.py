@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latteclip import __version__
-from latteclip.captions.metadata import AnswersMetadata, CaptionsMetadata, ScoresMetadata
+from latteclip.captions.table import AnswersMetadata, CaptionsMetadata, ScoresMetadata
 from latteclip.core import file_names, tables
 from latteclip.core.metadata import IndexMetadata
 

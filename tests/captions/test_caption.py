@@ -12,8 +12,8 @@ from support.captioning import (
 from support.sections import changed
 
 from latteclip.captions.caption import clean
-from latteclip.captions.groups import SEED, draw_groups
 from latteclip.captions.pictures import grid
+from latteclip.captions.questions import SEED, draw_groups
 from latteclip.core.errors import UserError
 
 
@@ -45,7 +45,7 @@ def test_every_training_image_is_asked_and_tests_never(dataset, recorder):
 def test_groups_show_the_grid_of_their_members(dataset, recorder):
     columns = dataset.caption_groups()
     metadata = provenance(dataset.output)
-    assert metadata.source.model == SETTINGS.model
+    assert metadata.model == SETTINGS.model
     assert metadata.engine == "recorder 1"
     assert (metadata.prompt, metadata.groups) == ("All {}?", GROUPS)
     drawn = draw_groups(dataset.names, LABELS, SEED)

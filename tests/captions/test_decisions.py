@@ -1,5 +1,7 @@
 """Class scores by a decision model: what is asked, which images, and what is stored."""
 
+import base64
+import io
 import json
 import math
 
@@ -10,9 +12,8 @@ from support.captioning import of_engine
 from support.scoring import DECISIONS, N, ScoredDataset
 from support.servers import DecisionServer, decide
 
-from latteclip.captions.metadata import ScoresMetadata
+from latteclip.captions.table import ScoresMetadata
 from latteclip.core import tables
-from latteclip.core.errors import UserError
 from latteclip.core.metadata import IndexMetadata
 
 ENGINE = {
@@ -60,15 +61,6 @@ def test_of_many_classes_the_best_by_clip_are_options(tmp_path, decisions, n_cla
     assert decisions_of(scored)["options"] == best.tolist()
 
 
-@pytest.mark.parametrize(("name", "topk"), [(NONE, 3), ("class 0", 255)])
-def test_a_class_named_none_and_too_many_options_are_refused(
-    tmp_path, decisions, name, topk
-):
-    scored = ScoredDataset(tmp_path, 300, first=name)
-    with pytest.raises(UserError, match=r"scores\.kind decisions"):
-        decisions_of(scored, topk=topk)
-
-
 def test_requests_and_tokens_are_counted_also_where_answers_are_cached(scored, decisions):
     for _ in range(2):
         decisions_of(scored, max_images=4)
@@ -77,6 +69,18 @@ def test_requests_and_tokens_are_counted_also_where_answers_are_cached(scored, d
         assert found.tokens_read > 4 * 92
         assert f"4 requests to decider, {found.tokens_read:,} tokens" in found.in_words
     assert len(decisions.requests) == 4
+
+
+def test_a_picture_is_no_larger_than_servers_take(scored, decisions):
+    Image.new("RGB", (2000, 1200)).save(scored.files[0])
+    decisions_of(scored)
+    sizes = [opened(one["body"]["state"][0]).size for one in decisions.requests]
+    assert max(sizes) == (1440, 864)
+
+
+def opened(part):
+    content = part["image_url"]["url"].partition(",")[2]
+    return Image.open(io.BytesIO(base64.b64decode(content)))
 
 
 # --- which images --------------------------------------------------------------------------------

@@ -17,9 +17,9 @@ from support.sections import changed
 from support.servers import ChatServer
 from support.tiny import write_index, write_pictures
 
-from latteclip.captions.answer_cache import AnswerCache
+from latteclip.captions.answers import AnswerCache
 
-N, KILLS, CONCURRENCY = 300, 2, 4
+N, KILLS, CONCURRENCY = 300, 1, 4
 
 
 @pytest.fixture
@@ -91,14 +91,9 @@ def test_killed_at_random_points_a_run_asks_again_what_was_under_way_alone(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 130)]
-)
-def test_a_stopped_run_ends_at_once_and_the_next_goes_on(
-    start, server, tmp_path, number, status
-):
+def test_a_stopped_run_ends_at_once_and_the_next_goes_on(start, server, tmp_path):
     server.pause = 0.05
-    assert stop_after(*start("stopped"), server, 30, number) == status
+    assert stop_after(*start("stopped"), server, 30, signal.SIGTERM) == 143
     n = n_answered(tmp_path / "stopped")
     assert n >= 30 - CONCURRENCY
     server.pause = 0.0

@@ -8,8 +8,8 @@ from support.commands import python
 from support.tiny import write_pictures
 
 from latteclip.captions.caption import RETRY_PROMPT, gather_captions
-from latteclip.captions.groups import shard_of
-from latteclip.captions.requests import Response
+from latteclip.captions.engine import Response
+from latteclip.captions.questions import shard_of
 from latteclip.core.errors import UserError
 
 

@@ -8,7 +8,6 @@ from support.captioning import mean_colour
 from support.scoring import (
     LETTERS,
     N,
-    ScoredDataset,
     answered,
     options_of,
     reply,
@@ -66,14 +65,6 @@ def test_letters_are_those_of_the_options_in_every_order(scored, scorer):
         assert columns["none"][row] == pytest.approx(expected[-1], abs=1e-5)
 
 
-def test_more_options_than_letters_are_refused(tmp_path, scorer):
-    scored = ScoredDataset(tmp_path, 27)
-    with pytest.raises(UserError, match=r"scores\.topk"):
-        scored.score(LETTERS, topk=26)
-    assert len(scored.score(LETTERS, topk=25)["options"][0]) == 25
-    assert scorer.requests[0].choices.texts[-1] == "Z"
-
-
 @pytest.mark.parametrize("first", ["I", ""])
 def test_an_answer_outside_the_letters_leaves_an_image_without_scores(
     scored, scorer, first
@@ -102,7 +93,7 @@ def test_an_answer_outside_the_letters_leaves_an_image_without_scores(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prompt": "Is it {}?"}, r"scores\.kind"),
+        ({"prompt": "Is it {}?"}, r"prompts\.image"),
         ({"engine": "file"}, r"scores\.file"),
     ],
     ids=str,

@@ -32,7 +32,7 @@ def make(texts, switches, seed):
 '''
 ENGINE = '''"""An engine that counts."""
 
-from latteclip.captions.requests import Response
+from latteclip.captions.engine import Response
 
 
 class Toy:

@@ -7,9 +7,9 @@ import pytest
 from support.sections import changed
 from support.tiny import write_index, write_pictures, write_pseudo_labels
 
-from latteclip.captions import caption, requests
-from latteclip.captions.metadata import CaptionsMetadata
-from latteclip.captions.requests import CaptionerSettings, Response
+from latteclip.captions import caption, engine
+from latteclip.captions.engine import CaptionerSettings, Response
+from latteclip.captions.table import CaptionsMetadata
 from latteclip.config.keys import GroupsSection
 from latteclip.config.registry import ENGINES
 from latteclip.core import tables
@@ -95,7 +95,7 @@ def recorder(monkeypatch):
         recorder.pictures = pictures
         return recorder
 
-    monkeypatch.setattr(requests, "start", start)
+    monkeypatch.setattr(engine, "start", start)
     return recorder
 
 

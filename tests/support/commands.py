@@ -12,8 +12,9 @@ from support.textures import write_textures
 from support.tiny import DEMO_LLAVA, ROOT, write_index
 
 from latteclip.captions import caption
+from latteclip.captions.engine import ChoiceScores
 from latteclip.captions.pictures import Layout, lay_out
-from latteclip.captions.requests import Choices, ChoiceScores, Request
+from latteclip.captions.questions import Choices, Request
 from latteclip.captions.score_classes import letters_of, letters_prompt
 from latteclip.core import tables
 from latteclip.data.images import open_rgb

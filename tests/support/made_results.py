@@ -9,7 +9,6 @@ import pyarrow as pa
 from support import records
 from support.tiny import write_captions, write_index, write_pictures, write_pseudo_labels
 
-from latteclip.captions.metadata import AnswerSource
 from latteclip.config.keys import GroupsSection
 from latteclip.evaluate import metrics
 
@@ -29,7 +28,7 @@ class MadeRun:
     train_predictions: str | None = None
 
 
-LLAVA = AnswerSource("<i>llava</i>", None, "bfloat16", None, 64)
+LLAVA = {"model": "<i>llava</i>"}
 
 
 @dataclass
@@ -44,7 +43,7 @@ class Results:
     methods: tuple[str, ...] = ("zero_shot", "flyp", "latteclip")
     seeds: int = 2
     dataset: str = "made"
-    source: AnswerSource = LLAVA
+    source: dict[str, str | None] = field(default_factory=LLAVA.copy)
 
     def __post_init__(self):
         self.rng = np.random.default_rng(0)
@@ -123,7 +122,7 @@ class Results:
             ),  # some servers do not say
         }
         path = self.folder / "captions" / f"{kind}s.parquet"
-        metadata = records.captions_metadata(self.source, engine="vllm 1")
+        metadata = records.captions_metadata(**self.source, engine="vllm 1")
         if kind == "image":
             ids = self.image_ids[:n]
             return write_captions(path, ids, texts, metadata=metadata, **columns)

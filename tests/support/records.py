@@ -1,7 +1,7 @@
 """Records as the stages write them, with usual values for the fields that a test does not give."""
 
-from latteclip.captions.metadata import AnswerSource, CaptionsMetadata, ScoresMetadata
 from latteclip.captions.pictures import Layout
+from latteclip.captions.table import CaptionsMetadata, ScoresMetadata
 from latteclip.labels import fusion_report
 from latteclip.labels.fusion_report import Check, CheckedLabels, FusionReport, PersonAnswers
 from latteclip.labels.guarantees import Interval
@@ -24,10 +24,9 @@ def training_metadata(**fields):
     return TrainingMetadata(**usual | fields)
 
 
-def captions_metadata(source=None, **fields):
-    source = source or AnswerSource("a/captioner", None, "bfloat16", None, 64)
-    usual = {"prompt": "?", "retry_prompt": "Again.", "layout": Layout()}
-    return CaptionsMetadata(source=source, **usual | fields)
+def captions_metadata(**fields):
+    usual = {"model": "a/captioner", "prompt": "?", "layout": Layout()}
+    return CaptionsMetadata(**usual | fields)
 
 
 def scores_metadata(model="a/captioner", **fields):
@@ -38,8 +37,7 @@ def scores_metadata(model="a/captioner", **fields):
         "answer": None,
         "topk": 2,
     }
-    source = AnswerSource(model, None, "auto", None, 77)
-    return ScoresMetadata(source=source, **usual | fields)
+    return ScoresMetadata(model=model, **usual | fields)
 
 
 def labeller(name="caption", **fields):

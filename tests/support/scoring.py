@@ -9,7 +9,7 @@ from support.captioning import SETTINGS, Dataset, mean_colour, of_engine
 from support.sections import changed
 from support.tiny import write_pseudo_labels
 
-from latteclip.captions.requests import ChoiceScores
+from latteclip.captions.engine import ChoiceScores
 from latteclip.captions.score_classes import score_classes
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.config.keys import ScoresSection

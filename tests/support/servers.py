@@ -216,7 +216,6 @@ def started(kind, monkeypatch):
         monkeypatch.setenv(f"{variable}_API_KEY", KEY)
         service.key = KEY
         engines = "latteclip.captions.engines"
-        monkeypatch.setattr(f"{engines}.decisions.REQUESTS_PER_SECOND", 1000)
         monkeypatch.setattr(f"{engines}.server.RETRIES", 1)
         yield service
 

@@ -4,28 +4,17 @@ A request has a picture and one question of the type `choice` for each order of 
 protocol is that of `POST /v1/decisions` and `POST /v1/systemone`, as their documents describe it.
 """
 
-import base64
-import io
 import json
 import math
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import openai
-from PIL import Image
 
-from latteclip.captions.engines.server import ServerEngine, why
-from latteclip.captions.pictures import data_url
-from latteclip.captions.requests import (
-    CaptionerSettings,
-    ChoiceScores,
-    Request,
-    Response,
-    failed,
-)
+from latteclip.captions.engine import CaptionerSettings, ChoiceScores, Response, failed
+from latteclip.captions.engines.server import ServerEngine, picture_parts, why
+from latteclip.captions.questions import Request
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import (
     DECISIONS_KEY,
@@ -34,11 +23,8 @@ from latteclip.core.terminal import (
     one_line,
 )
 
-REQUESTS_PER_SECOND = 10  # at most
 PATHS = ("/decisions", "/systemone")  # below /v1; a server has one of the two
 NOT_THERE = {404, 405}  # what it answers at the other
-TILE = 32  # pixels of the side of a tile, in which pictures are counted
-MAX_TILES = 2048  # tiles of a picture; with more, servers fail after a minute
 TOLERANCE = 0.02  # largest error of a sum of probabilities
 
 
@@ -60,7 +46,6 @@ class DecisionsEngine(ServerEngine):
         # The SDK takes both from variables that are meant for another service.
         self._client.organization = None
         self._client.project = None
-        self._pace = Pace(REQUESTS_PER_SECOND)
         self._path: str | None = None  # known after the first answer
 
     def _base(self, url: str) -> str:
@@ -77,13 +62,9 @@ class DecisionsEngine(ServerEngine):
             # By its name, an answer about another picture is recognised.
             name = f"picture_{request.digest[:8]}_{number}"
             questions[name] = {"type": "choice", **json.loads(prompt)}
-        pictures = []
-        for url in request.pictures:
-            image = {"type": "image_url", "image_url": {"url": within_tiles(str(url))}}
-            pictures.append(image)
         body = {
             "model": self._settings.model,
-            "state": pictures,
+            "state": picture_parts(request),
             "questions": questions,
         }
         return read_reply(self._post(body), questions)
@@ -92,7 +73,6 @@ class DecisionsEngine(ServerEngine):
         """Return the text of the reply, at the path that the server has."""
         reasons = []
         for path in PATHS if self._path is None else [self._path]:
-            self._pace.wait()
             try:
                 text = self._client.post(path, cast_to=str, body=body)
             except openai.APIStatusError as error:
@@ -106,51 +86,6 @@ class DecisionsEngine(ServerEngine):
             f"{self._where} has none of the paths, or does not know the model "
             f"({'; '.join(reasons)}); check {self.url} and captioner.model."
         )
-
-
-class Pace:
-    """Spaces requests of several threads evenly."""
-
-    def __init__(self, per_second: float) -> None:
-        self._gap = 1 / per_second
-        self._lock = threading.Lock()
-        self._next = 0.0
-
-    def wait(self) -> None:
-        """Wait for the turn of this thread."""
-        with self._lock:
-            now = time.monotonic()
-            turn = max(now, self._next)
-            self._next = turn + self._gap
-        time.sleep(turn - now)
-
-
-def within_tiles(url: str) -> str:
-    """Return a data URL whose picture has at most MAX_TILES tiles, scaled down if need be."""
-    content = base64.b64decode(url.partition(",")[2])
-    picture = Image.open(io.BytesIO(content))
-    size = fitted(*picture.size)
-    if size == picture.size:
-        return url
-    return data_url(picture.resize(size, Image.Resampling.BICUBIC))
-
-
-def fitted(width: int, height: int) -> tuple[int, int]:
-    """Return the largest size of these proportions that has at most MAX_TILES tiles."""
-    scale = 1.0
-    while tiles(size := _scaled(width, height, scale)) > MAX_TILES:
-        scale *= 0.99
-    return size
-
-
-def _scaled(width: int, height: int, scale: float) -> tuple[int, int]:
-    return max(1, round(scale * width)), max(1, round(scale * height))
-
-
-def tiles(size: tuple[int, int]) -> int:
-    """Return the number of tiles of a picture, at its edges as whole ones."""
-    width, height = size
-    return math.ceil(width / TILE) * math.ceil(height / TILE)
 
 
 def read_reply(text: str, questions: Mapping[str, Any]) -> Response:

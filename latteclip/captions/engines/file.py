@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from latteclip.captions.requests import Response
+from latteclip.captions.engine import Response
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
 from latteclip.core.user_tables import list_of, read_table, rows_of

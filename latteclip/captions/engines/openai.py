@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 import openai
 
-from latteclip.captions.engines.server import ServerEngine
-from latteclip.captions.requests import (
+from latteclip.captions.engine import (
     CaptionerSettings,
     ChoiceScores,
-    Request,
     Response,
     failed,
     messages,
 )
+from latteclip.captions.engines.server import ServerEngine, picture_parts
+from latteclip.captions.questions import Request
 from latteclip.core.terminal import KEY, URL
 
 # Parameters that the reasoning models of OpenAI refuse.
@@ -48,10 +48,7 @@ class OpenaiEngine(ServerEngine):
 
     def _complete(self, request: Request, prompt: str, length: int, **options: Any) -> Any:
         """Return a reply. Reasoning models refuse parameters that others need."""
-        pictures = [
-            {"type": "image_url", "image_url": {"url": url}} for url in request.pictures
-        ]
-        turns: Any = messages(pictures, prompt)
+        turns: Any = messages(picture_parts(request), prompt)
         while True:
             wanted = {"temperature": 0.0, "max_tokens": length, **options}
             for name in self._refused & wanted.keys():

@@ -7,13 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from latteclip.captions.requests import (
-    CaptionerSettings,
-    ChoiceScores,
-    Request,
-    Response,
-    messages,
-)
+from latteclip.captions.engine import CaptionerSettings, ChoiceScores, Response, messages
+from latteclip.captions.questions import Request
 from latteclip.core.errors import UserError
 
 

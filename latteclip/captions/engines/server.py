@@ -5,10 +5,12 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
 
 import openai
 
-from latteclip.captions.requests import CaptionerSettings, Request, Response, failed
+from latteclip.captions.engine import CaptionerSettings, Response, failed
+from latteclip.captions.questions import Request
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
 
@@ -98,7 +100,11 @@ class ServerEngine:
             return self._reply(request)
         except openai.APIStatusError as error:
             if error.status_code in REFUSED or error.code == NO_CREDIT:
-                raise UserError(self._refusal(error)) from None
+                raise UserError(
+                    f"{self._where} refuses to answer ({why(error)}); check {self.url}, "
+                    f"{self.key}, its credit and captioner.model. The answers so far are cached: "
+                    "run again to go on."
+                ) from None
             return failed(why(error), is_refused=error.status_code in BAD_REQUEST)
         except openai.APIError as error:  # no connection, or no answer in time
             return failed(why(error))
@@ -109,26 +115,10 @@ class ServerEngine:
         """Return what the server answers. Raises the SDK's errors, and UNUSABLE."""
         raise NotImplementedError
 
-    def _refusal(self, error: openai.APIStatusError) -> str:
-        """Return the sentence on an error that all requests will have."""
-        status = error.status_code
-        reason = why(error)
-        if status == 401:
-            return f"{self._where} wants a valid key ({reason}); export {self.key}."
-        if status == 402 or error.code == NO_CREDIT:
-            return (
-                f"{self._where} says that no credit is left ({reason}). The answers so far are "
-                "cached; add credit and run again to go on."
-            )
-        if status == 403:
-            return (
-                f"{self._where} does not allow this ({reason}); check the rights of {self.key} and "
-                "captioner.model."
-            )
-        return (
-            f"{self._where} refuses to answer, or redirects to another address "
-            f"({reason}); check {self.url}, {self.key} and captioner.model."
-        )
+
+def picture_parts(request: Request) -> list[dict[str, Any]]:
+    """Return the pictures of a request as parts of a message."""
+    return [{"type": "image_url", "image_url": {"url": url}} for url in request.pictures]
 
 
 def why(error: openai.APIError) -> str:

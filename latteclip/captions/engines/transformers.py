@@ -9,15 +9,10 @@ import torch
 import transformers
 from torch.nn.utils.rnn import pad_sequence
 
+from latteclip.captions.engine import CaptionerSettings, ChoiceScores, Response
 from latteclip.captions.engines import processors
 from latteclip.captions.engines.processors import SplitTokens, Tokens
-from latteclip.captions.requests import (
-    CaptionerSettings,
-    Choices,
-    ChoiceScores,
-    Request,
-    Response,
-)
+from latteclip.captions.questions import Choices, Request
 from latteclip.core import devices
 from latteclip.core.errors import UserError
 

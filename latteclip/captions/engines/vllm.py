@@ -1,4 +1,4 @@
-"""vLLM's offline engine, and explanations of its failures.
+"""vLLM's offline engine.
 
 The prompts of a request share the picture and all tokens that they begin with (prefix caching).
 Likelihoods are those of next tokens, which both model runners of vLLM give beside a cached prefix.
@@ -7,34 +7,23 @@ False. Then it returns none where the cached blocks reach beyond `prompt_logprob
 classes that begin alike do, and it takes `prompt_logprob_token_ids` by its runner V2 alone.
 """
 
-import contextlib
 import functools
 import itertools
 import logging
 import os
-import re
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydantic
 import torch  # does not touch CUDA by itself
 from PIL import Image
 
+from latteclip.captions.engine import CaptionerSettings, ChoiceScores, Response, failed
 from latteclip.captions.engines import processors
 from latteclip.captions.engines.processors import SplitTokens, Tokens
-from latteclip.captions.requests import (
-    CaptionerSettings,
-    ChoiceScores,
-    Request,
-    Response,
-    failed,
-)
+from latteclip.captions.questions import Request
 from latteclip.core import gpus
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
@@ -47,6 +36,7 @@ QUEUED = 2  # prompts inside the engine for each one that it works on: rendered 
 DEFAULTS = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # which the job's log gets
     # FlashInfer compiles its sampler by nvcc at the first start, also where there is none
     # (vllm-project/vllm#49497). Greedy requests never use it.
     "VLLM_USE_FLASHINFER_SAMPLER": "0",
@@ -57,47 +47,17 @@ DEFAULTS_OF_CPU = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # starts twice as fast
 }
 CACHE = "VLLM_CACHE_ROOT"
-GRACE = 5.0  # seconds to wait for the end of an engine's output
-LINES = 400  # lines of the output that are remembered: several tracebacks
-# Before a line of the log of an engine's process: its name, then level, time and place.
-LOG_PREFIX = re.compile(r"(\(\S+( \S+)* pid=\d+\) )?([A-Z]+ \S+ \S+ \[\S+\] )?")
-# A line that says what went wrong: of Python, of a compiler.
-TELLING = re.compile(r"[\w.]*(Error|Exception): |.*\berror: ")
-# An error of one process that says no more than that another one has failed.
-ELSEWHERE = re.compile("root cause|stack trace", re.IGNORECASE)
-# Parts of vLLM's errors, in lower case, and what to do about them; the first that fits counts.
-REMEDIES = {
-    "(free|available) memory on (device|node)": (
-        "lower captioner.gpu_memory_utilization to the share that is free, or end what else uses "
-        "the memory"
-    ),
-    "memory for the cache|kv cache": (
-        "raise captioner.gpu_memory_utilization where the GPU is free, lower "
-        "captioner.max_model_len, set captioner.quantization, or spread the model over GPUs with "
-        "captioner.tensor_parallel_size"
-    ),
-    "out of memory": (
-        "end what else uses the GPU, lower captioner.gpu_memory_utilization or "
-        "captioner.batch_size, set captioner.quantization, or spread the model over GPUs with "
-        "captioner.tensor_parallel_size"
-    ),
-    "maximum model length|maximum context length|max_model_len": (
-        "set captioner.max_model_len to what the model can read, and large enough for picture, "
-        "prompt and captioner.max_new_tokens; captioner.square_side or a lower "
-        "captioner.max_image_side makes pictures shorter"
-    ),
-    "not supported for now|model architectures|does not recognize this architecture": (
-        "this vLLM does not know the model: set another captioner.model, or captioner.engine to "
-        "transformers"
-    ),
-    "deserializing header|incomplete metadata": (
-        "a file of weights is damaged: delete it and fetch the model again"
-    ),
-    "nvcc|ninja|cuda_home|python.h|c compiler": (
-        "install a C compiler and Python's headers, as latteclip doctor says, and do not set "
-        "VLLM_USE_FLASHINFER_SAMPLER"
-    ),
-}
+SHORTER = (
+    "set captioner.max_model_len to what the model can read, and large enough for picture, prompt "
+    "and answer, or lower captioner.max_image_side"
+)
+# What to do about an engine that does not run.
+REMEDY = (
+    "The lines of vLLM above, or in the job's log, say why. Where memory is short, lower "
+    "captioner.gpu_memory_utilization to the share that is free, captioner.max_model_len or "
+    "captioner.batch_size, set captioner.quantization, or spread the model over GPUs with "
+    "captioner.tensor_parallel_size. captioner.engine transformers does without vLLM"
+)
 
 
 def _is_for_cpu() -> bool:
@@ -161,35 +121,33 @@ class VllmEngine:
 
         self.version = f"vllm {vllm.__version__}"
         self._tokens = Tokens(processors.load(settings), settings.model)
-        self._copy = tempfile.NamedTemporaryFile()  # a copy of what vLLM prints  # noqa: SIM115
         try:
-            with copied_output(self._copy.name) as self._tee:
-                self._llm = vllm.LLM(
-                    model=settings.model,
-                    revision=settings.revision,
-                    dtype=settings.dtype,
-                    quantization=settings.quantization,  # type: ignore[arg-type]
-                    tensor_parallel_size=settings.tensor_parallel_size,
-                    max_model_len=settings.max_model_len,
-                    max_num_seqs=settings.batch_size,
-                    gpu_memory_utilization=settings.gpu_memory_utilization,
-                    # vLLM reserves memory for the most of each kind that it allows.
-                    limit_mm_per_prompt={"image": pictures, "video": 0, "audio": 0},
-                    # The files of transformers, which `download_model` fetches. A repo may also
-                    # have Mistral's form of them, which vLLM would prefer.
-                    config_format="hf",
-                    tokenizer_mode="hf",
-                    load_format="safetensors",
-                    # Scores send a picture once for each choice, under the same name. Captions
-                    # send it once, and to hash it would be in vain.
-                    mm_processor_cache_gb=1 if scoring else 0,
-                    enable_prefix_caching=scoring,
-                    enforce_eager=on_cpu,
-                    trust_remote_code=False,
-                )
+            self._llm = vllm.LLM(
+                model=settings.model,
+                revision=settings.revision,
+                dtype=settings.dtype,
+                quantization=settings.quantization,  # type: ignore[arg-type]
+                tensor_parallel_size=settings.tensor_parallel_size,
+                max_model_len=settings.max_model_len,
+                max_num_seqs=settings.batch_size,
+                gpu_memory_utilization=settings.gpu_memory_utilization,
+                # vLLM reserves memory for the most of each kind that it allows.
+                limit_mm_per_prompt={"image": pictures, "video": 0, "audio": 0},
+                # The files of transformers, which `download_model` fetches. A repo may also
+                # have Mistral's form of them, which vLLM would prefer.
+                config_format="hf",
+                tokenizer_mode="hf",
+                load_format="safetensors",
+                # Scores send a picture once for each choice, under the same name. Captions
+                # send it once, and to hash it would be in vain.
+                mm_processor_cache_gb=1 if scoring else 0,
+                enable_prefix_caching=scoring,
+                enforce_eager=on_cpu,
+                trust_remote_code=False,
+            )
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"Captioner model {settings.model!r} cannot be loaded: {self._reason(error)}"
+                f"Captioner model {settings.model!r} cannot be loaded: {one_line(error)}. {REMEDY}."
             ) from None
         self._refusals = (ValueError, vllm.exceptions.VLLMClientError)
         self._ends = (RuntimeError, MemoryError, vllm.exceptions.VLLMServerError)
@@ -223,7 +181,7 @@ class VllmEngine:
                     waiting |= dict.fromkeys(asked.numbers, asked)
                 # Too long, or a picture that it cannot take.
                 except self._refusals as error:
-                    yield request, failed(explained(error))
+                    yield request, failed(f"{one_line(error)}; {SHORTER}")
             if not waiting:
                 return
             for output in self._finished():
@@ -267,16 +225,8 @@ class VllmEngine:
         try:
             outputs = self._llm.llm_engine.step()
         except self._ends as error:
-            raise UserError(f"vLLM stopped: {self._reason(error)}") from None
+            raise UserError(f"vLLM stopped: {one_line(error)}. {REMEDY}.") from None
         return (output for output in outputs if output.finished)
-
-    def _reason(self, error: BaseException) -> str:
-        """Return why the engine does not run; the job's log has the last lines that it printed."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._tee.wait(GRACE)
-        printed = Path(self._copy.name).read_text("utf-8", "replace").splitlines()[-LINES:]
-        log.info("vLLM printed:\n%s", "\n".join(printed), extra={"on_terminal": True})
-        return explained(error, printed)
 
     def _answer(self, asked: _Asked) -> Response:
         outputs = [asked.outputs[number] for number in asked.numbers]
@@ -343,54 +293,3 @@ def of_tails(tails: Sequence[Sequence[int]], completions: Sequence[Any]) -> list
         beginnings = (tuple(tail[: end + 1]) for end in range(len(tail)))
         sums.append(float(sum(last[beginning] for beginning in beginnings)))
     return sums
-
-
-@contextlib.contextmanager
-def copied_output(path: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Copy to a file what this process prints in the body, and the processes that it starts there.
-
-    Yields `tee`, which passes all on to the standard error and ends with the last of the processes.
-    """
-    command = ["tee", path]
-    tee = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, start_new_session=True)
-    before = [os.dup(number) for number in (1, 2)]
-    assert tee.stdin is not None
-    with tee.stdin as pipe:
-        _redirect([pipe.fileno(), pipe.fileno()])
-    try:
-        yield tee
-    finally:
-        _redirect(before)
-        for saved in before:
-            os.close(saved)
-
-
-def _redirect(files: Sequence[int]) -> None:
-    """Let standard output and standard error write to two open files."""
-    for number, (stream, file) in enumerate(
-        zip((sys.stdout, sys.stderr), files, strict=True), 1
-    ):
-        with contextlib.suppress(OSError):  # nobody reads it
-            stream.flush()
-        os.dup2(file, number)
-
-
-def explained(error: BaseException, printed: Sequence[str] = ()) -> str:
-    """Return one sentence: the telling line, and which key of the configuration to change.
-
-    The last lines that vLLM printed tell more where the error only says that a process failed.
-    """
-    texts = [str(error)]
-    if isinstance(error, pydantic.ValidationError):
-        texts = [each["msg"].removeprefix("Value error, ") for each in error.errors()]
-    raised = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
-    bare = [LOG_PREFIX.sub("", line, count=1) for line in reversed(printed)]
-    lines = [*raised, *filter(TELLING.match, bare)]
-    lines = (
-        [line for line in lines if not ELSEWHERE.search(line)] or raised or [repr(error)]
-    )
-    for pattern, remedy in REMEDIES.items():
-        for line in lines:
-            if re.search(pattern, line.lower()):
-                return f"{one_line(line).rstrip('.')}; {remedy}."
-    return one_line(lines[0])

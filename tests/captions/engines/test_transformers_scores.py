@@ -7,7 +7,7 @@ from support.sections import changed
 from support.tiny_lmms import qwen3_vl
 
 from latteclip.captions.engines.transformers import TransformersEngine
-from latteclip.captions.requests import Choices, Request
+from latteclip.captions.questions import Choices, Request
 from latteclip.data.images import open_rgb
 
 TOLERANCE = 1e-3

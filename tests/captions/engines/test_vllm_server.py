@@ -18,7 +18,7 @@ from support.sections import changed
 from support.tiny import DEMO_LLAVA
 
 from latteclip.captions import caption
-from latteclip.captions.metadata import CaptionsMetadata
+from latteclip.captions.table import CaptionsMetadata
 from latteclip.core import tables
 
 SERVED_AS = "tiny"

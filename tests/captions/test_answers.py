@@ -4,13 +4,8 @@ from datetime import date
 
 import pytest
 
-from latteclip.captions.answer_cache import (
-    COMMIT_ANSWERS,
-    MAX_CHARACTERS,
-    AnswerCache,
-    problem,
-)
-from latteclip.captions.requests import Response
+from latteclip.captions.answers import COMMIT_ANSWERS, MAX_BYTES, AnswerCache, problem
+from latteclip.captions.engine import Response
 from latteclip.core.errors import UserError
 from latteclip.core.hashing import digest
 
@@ -103,7 +98,7 @@ def test_a_damaged_file_is_one_sentence(tmp_path, start, shard):
     "answer",
     [
         Response(None, "stop", 1),
-        Response("x" * (MAX_CHARACTERS + 1), "stop", 1),
+        Response("x" * (MAX_BYTES + 1), "stop", 1),
         Response("a \ud800", "stop", 1),
         Response("a", "stop", 10**12),
         Response("a", "stop", 1, n_read=-1),
@@ -113,4 +108,4 @@ def test_a_damaged_file_is_one_sentence(tmp_path, start, shard):
 )
 def test_an_answer_that_cannot_be_is_refused(answer):
     assert len(problem(answer)) < 100
-    assert problem(Response("x" * MAX_CHARACTERS, "stop", None)) is None
+    assert problem(Response("x" * MAX_BYTES, "stop", None)) is None

@@ -2,25 +2,32 @@
 
 import contextlib
 import errno
+import functools
+import hashlib
+import json
+import operator
 import os
-import re
 import sqlite3
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
-from latteclip.captions.requests import DIGEST_LENGTH, Response
+from latteclip.captions.engine import CaptionerSettings, Response
+from latteclip.captions.pictures import Layout
+from latteclip.captions.questions import Choices
+from latteclip.core import hashing
 from latteclip.core.errors import UserError
 from latteclip.core.files import sqlite_uri
-from latteclip.core.terminal import one_line
+
+DIGEST_LENGTH = 32  # hexadecimal digits: 128 bits
 
 COMMIT_ANSWERS, COMMIT_SECONDS = 100, 10.0  # written to the disk at least as often
 LOCK_SECONDS = 60.0  # to wait while another process writes
-MAX_CHARACTERS = 2**20  # characters of an answer, at most
+MAX_BYTES = 2**20  # bytes of an answer, at most
 MAX_TOKENS = 2**31 - 1  # what the tables' column holds
 CREATE = """
     CREATE TABLE IF NOT EXISTS answers (digest TEXT PRIMARY KEY, text TEXT, finish_reason TEXT,
@@ -31,6 +38,50 @@ INSERT = """
         (digest, text, finish_reason, n_tokens, n_read, engine, date)
     VALUES (:digest, :text, :finish_reason, :n_tokens, :n_read, :engine, :date)
 """
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Everything that decides an answer, besides the images and the prompt."""
+
+    model: str  # see `fingerprint`
+    revision: str | None
+    dtype: str
+    quantization: str | None
+    max_new_tokens: int
+    layout: Layout
+
+
+def digest(
+    contents: Sequence[bytes],
+    prompt: str,
+    identity: Identity,
+    choices: Choices | None = None,
+) -> str:
+    """Return DIGEST_LENGTH hexadecimal digits for a request about image files of these bytes."""
+    images = [hashlib.sha256(content).digest() for content in contents]
+    shared = _shared(prompt, identity, choices)
+    return hashing.digest(b"".join(images), shared)[:DIGEST_LENGTH]
+
+
+@functools.lru_cache(maxsize=4096)
+def _shared(prompt: str, identity: Identity, choices: Choices | None) -> bytes:
+    wanted = None if choices is None else asdict(choices)
+    return json.dumps([prompt, asdict(identity), wanted], sort_keys=True).encode()
+
+
+def fingerprint(settings: CaptionerSettings) -> str:
+    """Return a digest of a folder's files, name and commit on the hub, or a server's name."""
+    from huggingface_hub import hf_hub_download
+
+    model = settings.model
+    if Path(model).is_dir():
+        return hashing.fingerprint(model)
+    if settings.loads_model:
+        with contextlib.suppress(OSError, ValueError):  # without the file no engine starts
+            file = hf_hub_download(model, "config.json", revision=settings.revision)
+            return f"{model}@{Path(file).parent.name}"
+    return model
 
 
 class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
@@ -114,26 +165,19 @@ def _explained(path: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
-        raise _unusable(path, error) from None
-
-
-def _unusable(path: Path, reason: object) -> UserError:
-    return UserError(
-        f"The cached answers of {path} cannot be used ({reason}); see that nothing else uses it "
-        "and that its disk can be written, or delete it: its requests are asked again."
-    )
+        raise UserError(
+            f"The cached answers of {path} cannot be used ({error}); see that nothing else uses it "
+            "and that its disk can be written, or delete it: its requests are asked again."
+        ) from None
 
 
 def problem(answer: Response) -> str | None:
     """Return why an engine's answer, whose values may be of any type, cannot be cached."""
-    for text in (answer.text, answer.finish_reason):
-        if not isinstance(text, str):
-            return f"it has {one_line(ascii(text), 40)} in place of text"
-        if len(text) > MAX_CHARACTERS:
-            return f"it has {len(text)} characters, more than {MAX_CHARACTERS}"
-        if re.search("[\ud800-\udfff]", text):
-            return "it has half a character (a lone surrogate)"
-    for number in (answer.n_tokens, answer.n_read):
-        if number is not None and not (type(number) is int and 0 <= number <= MAX_TOKENS):
-            return f"its number of tokens is {one_line(ascii(number), 40)}"
+    try:
+        size = max(len(text.encode()) for text in (answer.text, answer.finish_reason))
+        counts = [operator.index(n or 0) for n in (answer.n_tokens, answer.n_read)]
+    except (AttributeError, TypeError, UnicodeEncodeError):
+        return "it is no text with a number of tokens"
+    if size > MAX_BYTES or min(counts) < 0 or max(counts) > MAX_TOKENS:
+        return f"it has {size} bytes and {counts} tokens"
     return None

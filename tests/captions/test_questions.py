@@ -2,9 +2,9 @@ import dataclasses
 
 import pytest
 
-from latteclip.captions.groups import draw_groups
+from latteclip.captions.answers import Identity, digest
 from latteclip.captions.pictures import Layout
-from latteclip.captions.requests import Identity, digest
+from latteclip.captions.questions import draw_groups
 
 IDENTITY = Identity("m", None, "auto", None, 77, Layout())
 

@@ -1,20 +1,61 @@
-"""Questions about images, and about groups of four images of one class."""
+"""Questions about images and groups of images: which are asked, in which order, and requests.
+
+Imports no torch at its beginning: worker processes start in a fraction of a second.
+"""
 
 import hashlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
 
 from latteclip.captions.pictures import Layout
 from latteclip.config.keys import GroupsSection
 from latteclip.core import tables
 from latteclip.core.class_templates import PLACE, fill
 from latteclip.core.errors import UserError
+from latteclip.core.hashing import digest
+
+if TYPE_CHECKING:
+    from latteclip.clip.classifier import Classifier
 
 GROUP_SIZE = 4
 SEED = 0  # of the groups
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Texts whose log-probabilities are wanted, in place of an answer in words."""
+
+    # Likelihood: of each text as the answer; multiple_choice: of each as the first token;
+    # decisions: of each as the option of a typed question.
+    kind: str
+    texts: tuple[str, ...]
+    # One for each order of the options: prompts of multiple_choice, and of decisions the questions
+    # in JSON.
+    prompts: tuple[str, ...] = ()
+
+    @property
+    def by_letters(self) -> bool:
+        return self.kind == "multiple_choice"
+
+
+@dataclass(frozen=True)
+class Request:
+    """Pictures and a prompt about them."""
+
+    key: int  # the row
+    pictures: Sequence[Image.Image | str]  # RGB, or data URLs for a server
+    prompt: str  # the prompt of this attempt
+    choices: Choices | None = None  # None: an answer in words is wanted
+    paths: Sequence[str] = ()  # paths of the images, until their pictures are made
+    digest: str = ""  # key of its cached answer
+    is_asked: bool = True  # False: an answer counts only if it is in the cache
 
 
 def draw_groups(
@@ -87,6 +128,65 @@ class Selection:
     def answered(self, candidates: Collection[int]) -> list[int]:
         """Return the candidates that a person answered."""
         return [image for image in candidates if self.is_answered[image]]
+
+
+def select(
+    images_path: str,
+    max_images: int | None,
+    pseudo_labels_path: str | None = None,
+    classifier_path: str | None = None,
+    answers_path: str | None = None,
+) -> Selection | None:
+    """Return the selection of `max_images` training images, None where that is None.
+
+    Images with the least certain label by the classifier come first. Without a classifier, the
+    order is random. Every shard reads the whole dataset, so that shards agree.
+    """
+    if max_images is None:
+        return None
+    from latteclip.labels.answers import UNSURE, teaching_schema
+
+    table, classnames = tables.read_unlabelled(images_path, training=True)
+    ids = table["image_id"]
+    if classifier_path is None or pseudo_labels_path is None:
+        names = ids.to_pylist()
+        order = np.array(sorted(range(len(names)), key=lambda i: digest("ask", names[i])))
+    else:
+        from latteclip.clip.classifier import load_classifier
+
+        classifier, _ = load_classifier(classifier_path, classnames=classnames)
+        _, margins = best_classes(pseudo_labels_path, ids, classifier, 1)
+        order = np.argsort(margins, kind="stable")
+    is_answered = np.zeros(len(ids), bool)
+    if answers_path is not None and Path(answers_path).is_file():
+        saved = teaching_schema("the dataset", classnames, table).read(Path(answers_path))
+        known = [one.image_id for one in saved.answers.values() if one.kind != UNSURE]
+        is_answered |= pc.is_in(ids, pa.array(known, pa.string())).to_numpy()
+    return Selection(max_images, order, is_answered)
+
+
+def best_classes(
+    pseudo_labels_path: str, image_ids: pa.ChunkedArray, classifier: "Classifier", k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the K best classes int32 [N, K] of N images, and how much better the first is [N]."""
+    import torch
+
+    from latteclip.clip.classifier import ROWS, classify
+
+    ids = []
+    classes = []
+    margins = []
+    columns = ["image_id", "image_features"]
+    for piece in tables.read_pieces(
+        pseudo_labels_path, tables.PSEUDO_LABELS, columns, ROWS
+    ):
+        features = torch.from_numpy(tables.from_list_column(piece["image_features"]).copy())
+        best, scores = classify(features, classifier, max(k, 2))
+        ids += piece["image_id"].chunks
+        classes.append(best[:, :k].int().numpy())
+        margins.append((scores[:, 0] - scores[:, 1]).numpy())
+    rows = tables.find_rows(image_ids, pa.chunked_array(ids), pseudo_labels_path)
+    return np.concatenate(classes)[rows], np.concatenate(margins)[rows]
 
 
 @dataclass(frozen=True)
