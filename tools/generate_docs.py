@@ -99,7 +99,7 @@ def _is_list(annotation: Any) -> bool:
 
 def _meaning(annotation: Any, field: Any = None, described: str = "") -> str:
     """Return the description of a key, its choices that this does not name, and its bounds."""
-    words = [field.description or ""] if field else []
+    words = [_described(field)] if field else []
     described = described or "".join(words)
     if get_origin(annotation) is Literal:
         values = get_args(annotation)
@@ -110,6 +110,17 @@ def _meaning(annotation: Any, field: Any = None, described: str = "") -> str:
     metadata = (*getattr(field, "metadata", ()), *getattr(annotation, "metadata", ()))
     words.append(_bounds(metadata))
     return "; ".join(filter(None, words))
+
+
+def _described(field: Any) -> str:
+    """Return the description of a key, for a section the first line of its documentation."""
+    if field.description:
+        return " ".join(field.description.split())
+    section = section_of(field.annotation)
+    first = (section.__doc__ or "").partition("\n")[0] if section else ""
+    if first[1:2].islower():
+        first = first[:1].lower() + first[1:]
+    return first.removesuffix(".")
 
 
 def _bounds(metadata: Sequence[Any]) -> str:

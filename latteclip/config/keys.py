@@ -62,15 +62,12 @@ ShareAboveZero = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
-def key(default: Any, description: str) -> Any:
-    """Return a key with its default."""
-    return Field(default=default, description=description)
-
-
 class Section(pydantic.BaseModel):
     """Keys with values."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+    model_config = pydantic.ConfigDict(
+        extra="forbid", allow_inf_nan=False, frozen=True, use_attribute_docstrings=True
+    )
 
     @pydantic.field_validator("*", mode="before")
     @classmethod
@@ -91,65 +88,47 @@ def _types(annotation: Any) -> Iterator[Any]:
         yield from _types(part)
 
 
-def section(kind: type[Section], description: str = "") -> Any:
-    """Return a key that is a section, described by the first line of its documentation."""
-    first = (kind.__doc__ or "").partition("\n")[0].removesuffix(".")
-    if first[1:2].islower():
-        first = first[0].lower() + first[1:]
-    return Field(default_factory=kind, description=description or first)
-
-
 # Images and classes.
 
 
 class SplitSection(Section):
     """How the folder of a dataset is read."""
 
-    kind: Literal["coop", "folders", "csv", "lists", "webdataset", "parquet"] = key(
-        "folders",
-        "coop: a CoOp split JSON; folders: class folders; csv: a table; lists: a list per split; "
-        "webdataset, parquet: shards",
-    )
-    test_fraction: Fraction = key(
-        0.3, "share of labelled images for testing, if nothing else decides"
-    )
-    max_corrupt: Share = key(
-        0.01, "share of images, rounded up, that may be broken and left out"
-    )
-    file: Line | None = key(
-        None, "the split JSON or table, relative to the dataset's folder"
-    )
-    lists: dict[Literal["train", "val", "test"], Line] = key(
-        {}, "the list of each split, with lines of image and class name; for shards, a glob"
-    )
-    label: Line | None = key(
-        None, "labels of shards: a suffix (cls; txt; json:field) or a Parquet column"
-    )
-    class_list: Line | None = key(
-        None, "file of class names, one per line, in label order; null: classes.txt"
-    )
-    examples: Line | None = key(
-        None,
-        "folder with a few images of each class that are not in the dataset, <class>/*.jpg, which "
-        "count as answers and name the classes if nothing else does",
-    )
-    images: Line = key(".", "folder to which the split's paths are relative")
-    classname_replace: dict[str, str] = key(
-        {"_": " "}, "replacements that turn folder names into class names"
-    )
-    counts: dict[Literal["train", "test", "classes"], Positive] = key(
-        {}, "numbers that the index must have; train counts val as well"
-    )
+    kind: Literal["coop", "folders", "csv", "lists", "webdataset", "parquet"] = "folders"
+    """coop: a CoOp split JSON; folders: class folders; csv: a table; lists: a list per split;
+    webdataset, parquet: shards
+    """
+    test_fraction: Fraction = 0.3
+    """share of labelled images for testing, if nothing else decides"""
+    max_corrupt: Share = 0.01
+    """share of images, rounded up, that may be broken and left out"""
+    file: Line | None = None
+    """the split JSON or table, relative to the dataset's folder"""
+    lists: dict[Literal["train", "val", "test"], Line] = {}
+    """the list of each split, with lines of image and class name; for shards, a glob"""
+    label: Line | None = None
+    """labels of shards: a suffix (cls; txt; json:field) or a Parquet column"""
+    class_list: Line | None = None
+    """file of class names, one per line, in label order; null: classes.txt"""
+    examples: Line | None = None
+    """folder with a few images of each class that are not in the dataset, <class>/*.jpg, which
+    count as answers and name the classes if nothing else does
+    """
+    images: Line = "."
+    """folder to which the split's paths are relative"""
+    classname_replace: dict[str, str] = {"_": " "}
+    """replacements that turn folder names into class names"""
+    counts: dict[Literal["train", "test", "classes"], Positive] = {}
+    """numbers that the index must have; train counts val as well"""
 
 
 class ClassNamesSection(Section):
     """The names of the classes."""
 
-    class_names: Literal["file", "folders", "discover"] | None = key(
-        None,
-        "file: split.class_list; folders: the names of the folders; discover: a stage proposes "
-        "them; null: the file if there is one, otherwise as the split has them",
-    )
+    class_names: Literal["file", "folders", "discover"] | None = None
+    """file: split.class_list; folders: the names of the folders; discover: a stage proposes
+    them; null: the file if there is one, otherwise as the split has them
+    """
 
 
 class IndexSettings(ClassNamesSection, SplitSection):
@@ -159,30 +138,29 @@ class IndexSettings(ClassNamesSection, SplitSection):
 class ClassTextsSection(Section):
     """What the texts of the classes are made of."""
 
-    template: Texts = key(
-        "a photo of a {}.", "class template with {} for the name, or a list to average over"
-    )
-    class_synonyms: dict[str, list[str]] = key(
-        {}, "other names of classes, averaged with the name"
-    )
+    template: Texts = "a photo of a {}."
+    """class template with {} for the name, or a list to average over"""
+    class_synonyms: dict[str, list[str]] = {}
+    """other names of classes, averaged with the name"""
 
 
 class DiscoverSection(Section):
     """Classes of images without class names, if `class_names` is discover."""
 
-    classes: AtLeastTwo | Auto = key(AUTO, "number of classes; auto: as many as differ")
-    prompt: Text = key(
-        "What is the main object in the photo? Answer with its name alone, one to three words.",
-        "what the captioner is asked about each image",
+    classes: AtLeastTwo | Auto = AUTO
+    """number of classes; auto: as many as differ"""
+    prompt: Text = (
+        "What is the main object in the photo? "
+        "Answer with its name alone, one to three words."
     )
+    """what the captioner is asked about each image"""
 
 
 class UnknownSection(Section):
     """Images that show none of the classes."""
 
-    share: Annotated[float, Field(ge=0, le=0.5)] = key(
-        0.05, "share of training images to mark as unknown, those furthest from every class"
-    )
+    share: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    """share of training images to mark as unknown, those furthest from every class"""
 
 
 # Where the images come from.
@@ -191,38 +169,41 @@ class UnknownSection(Section):
 class HubOrDriveFile(Section):
     """A file of the Hugging Face hub or of Google Drive."""
 
-    hf: Line | None = key(None, "a Hugging Face repo, datasets/<repo> for one of data")
-    file: Line | None = key("", "a path in it, or a glob that matches one of its files")
-    revision: Line | None = key(None, "a commit of it")
-    drive: Line | None = key(None, "the id of a file on Google Drive")
-    checksum: Annotated[str, Field(pattern=CHECKSUM_OR_HUB)] | None = key(
-        None, "of this source if its bytes differ; hub: the checksum of Hugging Face"
-    )
+    hf: Line | None = None
+    """a Hugging Face repo, datasets/<repo> for one of data"""
+    file: Line | None = ""
+    """a path in it, or a glob that matches one of its files"""
+    revision: Line | None = None
+    """a commit of it"""
+    drive: Line | None = None
+    """the id of a file on Google Drive"""
+    checksum: Annotated[str, Field(pattern=CHECKSUM_OR_HUB)] | None = None
+    """of this source if its bytes differ; hub: the checksum of Hugging Face"""
 
 
 class DownloadSection(Section):
     """A file to download."""
 
-    sources: list[Line | HubOrDriveFile] = key(
-        [],
-        "URLs, paths on this machine, {hf: repo, file: name} or {drive: id}, tried in order",
-    )
-    checksum: Annotated[str, Field(pattern=CHECKSUM)] | None = key(
-        None, "md5:, sha256: or git_blob: and lower-case hexadecimal digits"
-    )
-    nested: list[Below] = key([], "archives inside the archive, unpacked where they are")
+    sources: list[Line | HubOrDriveFile] = []
+    """URLs, paths on this machine, {hf: repo, file: name} or {drive: id}, tried in order"""
+    checksum: Annotated[str, Field(pattern=CHECKSUM)] | None = None
+    """md5:, sha256: or git_blob: and lower-case hexadecimal digits"""
+    nested: list[Below] = []
+    """archives inside the archive, unpacked where they are"""
 
 
 class DownloadsSection(Section):
     """The downloads of a dataset."""
 
-    downloads: dict[FileName, DownloadSection] = key({}, "files to download, by name")
+    downloads: dict[FileName, DownloadSection] = {}
+    """files to download, by name"""
 
 
 class SourceSection(DownloadsSection):
     """Where the images come from: one of these keys."""
 
-    folder: Line | None = key(None, "a folder on this machine")
+    folder: Line | None = None
+    """a folder on this machine"""
 
     @pydantic.model_validator(mode="after")
     def _check_number(self) -> "SourceSection":
@@ -234,9 +215,12 @@ class SourceSection(DownloadsSection):
 class TermsSection(Section):
     """The name of a dataset, and its terms of use."""
 
-    title: str = key("", "its full name")
-    licence: str = key("not stated", "terms of use of its images")
-    citation: str = key("not stated", "the paper to cite")
+    title: str = ""
+    """its full name"""
+    licence: str = "not stated"
+    """terms of use of its images"""
+    citation: str = "not stated"
+    """the paper to cite"""
 
 
 # Models.
@@ -245,153 +229,130 @@ class TermsSection(Section):
 class ClipSection(Section):
     """The CLIP model that is adapted."""
 
-    model: Line = key("ViT-B-32", "an open_clip name, hf-hub:<repo> or local-dir:<folder>")
-    pretrained: Line | None = key(
-        "laion2b_s34b_b79k",
-        "open_clip tag or weights file; null: the weights of hf-hub: or local-dir:",
-    )
-    precision: Literal["bf16", "fp16", "float32"] = key(
-        "bf16", "arithmetic on a GPU; bf16; fp16: for Turing cards; float32: as on a CPU"
-    )
+    model: Line = "ViT-B-32"
+    """an open_clip name, hf-hub:<repo> or local-dir:<folder>"""
+    pretrained: Line | None = "laion2b_s34b_b79k"
+    """open_clip tag or weights file; null: the weights of hf-hub: or local-dir:"""
+    precision: Literal["bf16", "fp16", "float32"] = "bf16"
+    """arithmetic on a GPU; bf16; fp16: for Turing cards; float32: as on a CPU"""
 
 
 class PromptsSection(Section):
     """The prompts of the captioner."""
 
-    image: Text = key(
-        "Describe the object in the photo concisely, less than 20 words.",
-        "about one image; {} is its pseudo-label",
-    )
-    group: Text = key(
+    image: Text = "Describe the object in the photo concisely, less than 20 words."
+    """about one image; {} is its pseudo-label"""
+    group: Text = (
         "Describe the common visual attributes of the objects in all the photos concisely, less "
-        "than 20 words.",
-        "about a group; {} is its pseudo-label",
+        "than 20 words."
     )
+    """about a group; {} is its pseudo-label"""
 
 
 class CaptionerSection(Section):
     """The multimodal model that writes the captions."""
 
-    engine: Literal[*ENGINES] = key(  # type: ignore[valid-type]
-        "vllm",
-        "vllm; transformers: where vLLM does not run; openai: a server at OPENAI_BASE_URL; "
-        "decisions: a decision model at DECISIONS_BASE_URL, which only scores classes; file: your "
-        "own captions",
-    )
-    model: Line = key(
-        "llava-hf/llava-v1.6-mistral-7b-hf",
-        "a Hugging Face id, a folder, or a server's name for the model",
-    )
-    revision: Line | None = key(
-        None, "a commit of the Hugging Face repo; null: its main branch"
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
-        "auto", "weights and arithmetic"
-    )
-    quantization: Line | None = key(
-        None, "as vLLM names it, such as awq or fp8; null: as the model's files say"
-    )
-    tensor_parallel_size: Positive = key(1, "GPUs that hold the model together")
-    max_new_tokens: Positive = key(77, "longest caption, in tokens")
-    max_model_len: Positive = key(
-        4096, "longest prompt, image and caption together, in tokens"
-    )
-    gpu_memory_utilization: ShareAboveZero = key(
-        0.9, "share of the GPU's memory that vLLM takes"
-    )
-    batch_size: Positive = key(
-        512, "requests that the engine works on at once; transformers: at most 16"
-    )
-    max_image_side: Pixels | None = key(
-        1344, "larger images are scaled to this side; null: no limit"
-    )
-    square_side: Pixels | Auto | None = key(
-        AUTO,
-        "scale images to a square of this side; auto: 336 for LLaVA-1.6; null, and auto for other "
-        "models: images keep their shape",
-    )
-    concurrency: Positive = key(32, "servers: requests at once")
-    max_images: Positive | None = key(
-        None,
-        "images that get a caption, and images for which a group gets one, at most: those with the "
-        "least certain label; null: all",
-    )
-    images_file: Line | None = key(
-        None,
-        "engine file: your captions, or names for discovery, by image_id; Parquet, CSV or JSON "
-        "Lines",
-    )
-    groups_file: Line | None = key(
-        None, "engine file: your group captions, by the image_id of each"
-    )
-    max_failed: Share = key(0.05, "share of requests that may end without an answer")
+    engine: Literal[*ENGINES] = "vllm"  # type: ignore[valid-type]
+    """vllm; transformers: where vLLM does not run; openai: a server at OPENAI_BASE_URL;
+    decisions: a decision model at DECISIONS_BASE_URL, which only scores classes; file: your own
+    captions
+    """
+    model: Line = "llava-hf/llava-v1.6-mistral-7b-hf"
+    """a Hugging Face id, a folder, or a server's name for the model"""
+    revision: Line | None = None
+    """a commit of the Hugging Face repo; null: its main branch"""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """weights and arithmetic"""
+    quantization: Line | None = None
+    """as vLLM names it, such as awq or fp8; null: as the model's files say"""
+    tensor_parallel_size: Positive = 1
+    """GPUs that hold the model together"""
+    max_new_tokens: Positive = 77
+    """longest caption, in tokens"""
+    max_model_len: Positive = 4096
+    """longest prompt, image and caption together, in tokens"""
+    gpu_memory_utilization: ShareAboveZero = 0.9
+    """share of the GPU's memory that vLLM takes"""
+    batch_size: Positive = 512
+    """requests that the engine works on at once; transformers: at most 16"""
+    max_image_side: Pixels | None = 1344
+    """larger images are scaled to this side; null: no limit"""
+    square_side: Pixels | Auto | None = AUTO
+    """scale images to a square of this side; auto: 336 for LLaVA-1.6; null, and auto for other
+    models: images keep their shape
+    """
+    concurrency: Positive = 32
+    """servers: requests at once"""
+    max_images: Positive | None = None
+    """images that get a caption, and images for which a group gets one, at most: those with the
+    least certain label; null: all
+    """
+    images_file: Line | None = None
+    """engine file: your captions, or names for discovery, by image_id; Parquet, CSV or JSON
+    Lines
+    """
+    groups_file: Line | None = None
+    """engine file: your group captions, by the image_id of each"""
+    max_failed: Share = 0.05
+    """share of requests that may end without an answer"""
 
 
 class GroupsSection(Section):
     """Group captions: four images of a pseudo-label, one group for every image."""
 
-    layout: Literal["grid", "multi_image"] = key(
-        "grid",
-        "grid: one picture of all four images; multi_image: four pictures, for models that read "
-        "several",
-    )
-    canvas: Pixels = key(672, "grid: side of the square picture in pixels")
+    layout: Literal["grid", "multi_image"] = "grid"
+    """grid: one picture of all four images; multi_image: four pictures, for models that read
+    several
+    """
+    canvas: Pixels = 672
+    """grid: side of the square picture in pixels"""
 
 
 class ScoresSection(Section):
     """The captioner's scores of CLIP's best classes, which are not in the paper."""
 
-    kind: Literal["likelihood", "multiple_choice", "decisions"] | None = key(
-        None,
-        "multiple_choice: probabilities of the letters of a list, by a capable model; likelihood: "
-        "of each class's text; decisions: by a decision model; null: no scores",
-    )
+    kind: Literal["likelihood", "multiple_choice", "decisions"] | None = None
+    """multiple_choice: probabilities of the letters of a list, by a capable model; likelihood:
+    of each class's text; decisions: by a decision model; null: no scores
+    """
     # A question of multiple choice has letters for so many.
-    topk: Annotated[int, Field(ge=2, le=25)] = key(
-        5,
-        "CLIP's best classes to score; all classes if they are at most 20, or 254 for decisions",
-    )
-    answer: Annotated[str, Field(pattern=WITH_PLACE)] | None = key(
-        None,
-        "likelihood: text of an answer, {} is the class; null: a space, {} and a full stop",
-    )
-    max_images: Positive | None = key(
-        None, "images to score, at most: those with the least certain label; null: all"
-    )
-    file: Line | None = key(
-        None, "engine file: your scores: image_id, options and log_probabilities"
-    )
+    topk: Annotated[int, Field(ge=2, le=25)] = 5
+    """CLIP's best classes to score; all classes if they are at most 20, or 254 for decisions"""
+    answer: Annotated[str, Field(pattern=WITH_PLACE)] | None = None
+    """likelihood: text of an answer, {} is the class; null: a space, {} and a full stop"""
+    max_images: Positive | None = None
+    """images to score, at most: those with the least certain label; null: all"""
+    file: Line | None = None
+    """engine file: your scores: image_id, options and log_probabilities"""
 
 
 class LabellerSection(Section):
     """A labeller of the training images."""
 
-    name: Key | None = key(None, "its name, different from those of the others")
-    kind: Literal[*LABELLERS] | None = key(  # type: ignore[valid-type]
-        None,
-        "captions: by a captioner; likelihood, multiple_choice, decisions: class scores by a "
-        "captioner; file: your own votes; zero_shot: another CLIP",
-    )
-    file: Line | None = key(
-        None, "your votes, captions or class scores by image_id; Parquet, CSV or JSON Lines"
-    )
-    share: ShareAboveZero | None = key(
-        None, "file: share of the images that the file has votes about"
-    )
-    model: Line | None = key(None, "its model; default: that of `captioner`")
-    pretrained: Line | None = key(None, "zero_shot: open_clip tag or weights file")
-    engine: Literal[*ENGINES] | None = key(None, "the captioner's engine")  # type: ignore[valid-type]
-    prompt: Text | None = key(None, "the captioner's prompt about one image")
-    max_images: Positive | None = key(
-        None,
-        "images that a captioner is asked about, at most: those with the least certain label",
-    )
-    captioner: CaptionerSection = section(
-        CaptionerSection, "other keys of `captioner` for this labeller"
-    )
-    scores: ScoresSection = section(
-        ScoresSection, "other keys of `scores` for this labeller"
-    )
+    name: Key | None = None
+    """its name, different from those of the others"""
+    kind: Literal[*LABELLERS] | None = None  # type: ignore[valid-type]
+    """captions: by a captioner; likelihood, multiple_choice, decisions: class scores by a
+    captioner; file: your own votes; zero_shot: another CLIP
+    """
+    file: Line | None = None
+    """your votes, captions or class scores by image_id; Parquet, CSV or JSON Lines"""
+    share: ShareAboveZero | None = None
+    """file: share of the images that the file has votes about"""
+    model: Line | None = None
+    """its model; default: that of `captioner`"""
+    pretrained: Line | None = None
+    """zero_shot: open_clip tag or weights file"""
+    engine: Literal[*ENGINES] | None = None  # type: ignore[valid-type]
+    """the captioner's engine"""
+    prompt: Text | None = None
+    """the captioner's prompt about one image"""
+    max_images: Positive | None = None
+    """images that a captioner is asked about, at most: those with the least certain label"""
+    captioner: CaptionerSection = CaptionerSection()
+    """other keys of `captioner` for this labeller"""
+    scores: ScoresSection = ScoresSection()
+    """other keys of `scores` for this labeller"""
 
     @pydantic.model_validator(mode="after")
     def _check_keys(self) -> "LabellerSection":
@@ -429,98 +390,96 @@ def _of_different_names(labellers: list[LabellerSection]) -> list[LabellerSectio
 class SwitchesSection(Section):
     """The switches of LatteCLIP, all on by default."""
 
-    alpha: ShareAboveZero = key(0.01, "1 - momentum of the targets")
-    class_description: bool = key(True, "mix in the class description")
-    image_description: bool = key(True, "mix in the image description")
-    group_description: bool = key(True, "mix in the group description")
-    mixer_weights: bool = key(True, "off: equal weights")
-    mixer_prototypes: Literal["step", "epoch"] = key(
-        "step",
-        "prototypes by which texts are weighted: of the step, or of the epoch's start",
-    )
-    zero_shot_loss: bool = key(True, "the loss on zero-shot pseudo-labels")
-    finetuned_loss: bool = key(True, "the loss on the tuned model's pseudo-labels")
-    prototypes: bool = key(
-        True, "off: the target is the mix, and the classifier is the class texts"
-    )
+    alpha: ShareAboveZero = 0.01
+    """1 - momentum of the targets"""
+    class_description: bool = True
+    """mix in the class description"""
+    image_description: bool = True
+    """mix in the image description"""
+    group_description: bool = True
+    """mix in the group description"""
+    mixer_weights: bool = True
+    """off: equal weights"""
+    mixer_prototypes: Literal["step", "epoch"] = "step"
+    """prototypes by which texts are weighted: of the step, or of the epoch's start"""
+    zero_shot_loss: bool = True
+    """the loss on zero-shot pseudo-labels"""
+    finetuned_loss: bool = True
+    """the loss on the tuned model's pseudo-labels"""
+    prototypes: bool = True
+    """off: the target is the mix, and the classifier is the class texts"""
 
 
 class FinetuneSection(Section):
     """The optimiser: AdamW with linear warm-up and cosine decay."""
 
-    epochs: Positive | Auto = key(
-        50, "passes over the training images; auto: by their number"
-    )
-    warmup_steps: Natural | Auto = key(
-        10, "steps of linear warm-up; auto: a tenth, at most 50"
-    )
-    batch_size: AtLeastTwo | Auto = key(512, "images per step; auto: by their number")
-    lr: AboveZero | Auto = key(
-        1e-7, "learning rate after the warm-up; auto: find_learning_rate finds it"
-    )
+    epochs: Positive | Auto = 50
+    """passes over the training images; auto: by their number"""
+    warmup_steps: Natural | Auto = 10
+    """steps of linear warm-up; auto: a tenth, at most 50"""
+    batch_size: AtLeastTwo | Auto = 512
+    """images per step; auto: by their number"""
+    lr: AboveZero | Auto = 1e-7
+    """learning rate after the warm-up; auto: find_learning_rate finds it"""
 
 
 class TrainingSection(Section):
-    """The objective of a training, its labels, and the classifier that it starts from and gives."""
+    """The objective of a training, and its labels."""
 
-    objective: Literal[*OBJECTIVES] = key("zero_shot", "what is optimised, if anything")  # type: ignore[valid-type]
-    pseudo_labels: Literal[*PSEUDO_LABELS] = key(  # type: ignore[valid-type]
-        "zero_shot", "the training labels; all but zero_shot are not in the paper"
-    )
-    switches: SwitchesSection = section(SwitchesSection)
-    finetune: FinetuneSection = section(
-        FinetuneSection, "keys of `finetune` for this method"
-    )
+    objective: Literal[*OBJECTIVES] = "zero_shot"  # type: ignore[valid-type]
+    """what is optimised, if anything"""
+    pseudo_labels: Literal[*PSEUDO_LABELS] = "zero_shot"  # type: ignore[valid-type]
+    """the training labels; all but zero_shot are not in the paper"""
+    switches: SwitchesSection = SwitchesSection()
+    finetune: FinetuneSection = FinetuneSection()
+    """keys of `finetune` for this method"""
 
 
 class MethodOfDataset(TrainingSection):
     """Keys of a method that a dataset changes."""
 
-    of: Line | None = key(None, "average_weights: the method whose seeds are averaged")
+    of: Line | None = None
+    """average_weights: the method whose seeds are averaged"""
 
 
 class MethodSection(MethodOfDataset):
     """A method."""
 
-    like: Line | None = key(
-        None, "the method whose settings, also those of a dataset, are the defaults"
-    )
+    like: Line | None = None
+    """the method whose settings, also those of a dataset, are the defaults"""
 
 
 class SelectionSection(Section):
     """The choice of a model without labels."""
 
-    share: Annotated[float, Field(ge=0, le=0.33)] = key(
-        0.1,
-        "share of training images that each seed leaves out to judge the models, at least 100 over "
-        "all seeds; 0: no model is chosen",
-    )
+    share: Annotated[float, Field(ge=0, le=0.33)] = 0.1
+    """share of training images that each seed leaves out to judge the models, at least 100 over
+    all seeds; 0: no model is chosen
+    """
 
 
 class ComputeSection(Section):
     """How jobs compute: speed and memory, not results."""
 
-    threads: Positive = key(8, "CPU threads of a job, at most the cores of the machine")
-    shards: Annotated[int, Field(ge=1, le=1000)] | Auto = key(
-        AUTO,
-        "jobs that write captions or class scores; auto: one for each free GPU of the first run",
-    )
-    micro_batch: Positive | Auto | None = key(
-        AUTO,
-        "images of a batch encoded at once; auto: what fits into a GPU, or 4 GiB of activations; "
-        "null: all; the result is the same",
-    )
-    checkpoint_minutes: AtLeastZero = key(
-        10,
-        "minutes between checkpoints, from which a killed run resumes; 0: one for every epoch",
-    )
+    threads: Positive = 8
+    """CPU threads of a job, at most the cores of the machine"""
+    shards: Annotated[int, Field(ge=1, le=1000)] | Auto = AUTO
+    """jobs that write captions or class scores; auto: one for each free GPU of the first run"""
+    micro_batch: Positive | Auto | None = AUTO
+    """images of a batch encoded at once; auto: what fits into a GPU, or 4 GiB of activations;
+    null: all; the result is the same
+    """
+    checkpoint_minutes: AtLeastZero = 10
+    """minutes between checkpoints, from which a killed run resumes; 0: one for every epoch"""
 
 
 class TableSection(Section):
     """The table over all datasets and methods of a run."""
 
-    name: Key = key("summary", "name of its files results/<name>.csv and .md")
-    baseline: Line = key("zero_shot", "the reference method: gains are relative to it")
+    name: Key = "summary"
+    """name of its files results/<name>.csv and .md"""
+    baseline: Line = "zero_shot"
+    """the reference method: gains are relative to it"""
 
 
 # Datasets and runs.
@@ -529,54 +488,59 @@ class TableSection(Section):
 class Shared(ClassNamesSection, ClassTextsSection):
     """Keys of a run that a dataset may have too."""
 
-    split: SplitSection = section(SplitSection)
-    prompts: PromptsSection = section(PromptsSection)
-    discover: DiscoverSection = section(DiscoverSection)
-    clip: ClipSection = section(ClipSection)
-    captioner: CaptionerSection = section(CaptionerSection)
-    scores: ScoresSection = section(ScoresSection)
+    split: SplitSection = SplitSection()
+    prompts: PromptsSection = PromptsSection()
+    discover: DiscoverSection = DiscoverSection()
+    clip: ClipSection = ClipSection()
+    captioner: CaptionerSection = CaptionerSection()
+    scores: ScoresSection = ScoresSection()
     labellers: Annotated[
         list[LabellerSection], pydantic.AfterValidator(_of_different_names)
-    ] = key(
-        [],
-        "who labels the training images; none: class scores if there are any, otherwise captions",
-    )
-    selection: SelectionSection = section(SelectionSection)
-    unknown: UnknownSection = section(UnknownSection)
-    groups: GroupsSection = section(GroupsSection)
-    finetune: FinetuneSection = section(FinetuneSection)
-    compute: ComputeSection = section(ComputeSection)
+    ] = []
+    """who labels the training images; none: class scores if there are any, otherwise captions"""
+    selection: SelectionSection = SelectionSection()
+    unknown: UnknownSection = UnknownSection()
+    groups: GroupsSection = GroupsSection()
+    finetune: FinetuneSection = FinetuneSection()
+    compute: ComputeSection = ComputeSection()
 
 
 class DatasetSection(Shared, TermsSection):
     """A dataset: its own keys, and keys of the run that it changes."""
 
-    size: str = key("", "size of its downloads, in words")
-    source: SourceSection | None = key(None, "where the images come from")
-    methods: dict[Key, MethodOfDataset] = key({}, "what the dataset changes of a method")
+    size: str = ""
+    """size of its downloads, in words"""
+    source: SourceSection | None = None
+    """where the images come from"""
+    methods: dict[Key, MethodOfDataset] = {}
+    """what the dataset changes of a method"""
 
 
 class Config(Shared):
     """The whole configuration."""
 
-    dataset: Texts = key("demo", "dataset keys, separated by commas, or all")
-    image_dir: Line | None = key(None, "a folder of images for the one dataset that is run")
-    limit: Positive | None = key(None, "images of each split that the run takes; null: all")
-    method: Texts | None = key(
-        None,
-        "method names, separated by commas; null: zero_shot, zero_shot_adapted, image_prototypes, "
-        "recommended, and latteclip except on images in your own folder",
-    )
+    dataset: Texts = "demo"
+    """dataset keys, separated by commas, or all"""
+    image_dir: Line | None = None
+    """a folder of images for the one dataset that is run"""
+    limit: Positive | None = None
+    """images of each split that the run takes; null: all"""
+    method: Texts | None = None
+    """method names, separated by commas; null: zero_shot, zero_shot_adapted, image_prototypes,
+    recommended, and latteclip except on images in your own folder
+    """
     seeds: (
         Annotated[int, Field(ge=1, le=1000)]
         | Annotated[list[Natural], Field(min_length=1)]
         | Annotated[str, Field(pattern=SEEDS)]
-    ) = key(3, "a number of seeds, or the seeds, separated by commas; 3 means 0, 1 and 2")
-    image_encoders: list[Line] | Line = key(
-        [],
-        "image encoders beside CLIP that help to label images: a name of timm, hf-hub:<repo>, "
-        "local-dir:<folder> or open_clip:<model>/<tag>",
-    )
-    table: TableSection = section(TableSection)
-    methods: dict[MethodName, MethodSection] = key({}, "methods by name")
-    datasets: dict[Key, DatasetSection] = key({}, "datasets by key")
+    ) = 3
+    """a number of seeds, or the seeds, separated by commas; 3 means 0, 1 and 2"""
+    image_encoders: list[Line] | Line = []
+    """image encoders beside CLIP that help to label images: a name of timm, hf-hub:<repo>,
+    local-dir:<folder> or open_clip:<model>/<tag>
+    """
+    table: TableSection = TableSection()
+    methods: dict[MethodName, MethodSection] = {}
+    """methods by name"""
+    datasets: dict[Key, DatasetSection] = {}
+    """datasets by key"""

@@ -56,7 +56,8 @@ def _sentence(kind: type[Section], errors: list[ErrorDetails], values: Any) -> s
             return f"{where} was removed: {step}"
         return unknown(where, str(path[-1]), section.model_fields)
     if field and field.description:
-        where = f"{where} ({field.description.partition(';')[0]})"
+        described = " ".join(field.description.partition(";")[0].split())
+        where = f"{where} ({described})"
     wanted: dict[str, None] = {}
     for error in errors:
         if list(_keys(error["loc"], values)) == path:
