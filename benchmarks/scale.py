@@ -311,7 +311,7 @@ def teach(place: Place) -> Work:
     answers: dict[str, Answer] = {}
     while len(answers) < 20:  # labels were learned once
         one = session.open_questions(answers)[0]
-        answers[one.key] = Answer(one.image_id, CLASS, one.options[0], one.phase)
+        answers[one.image_id] = Answer(one.image_id, CLASS, one.options[0], one.phase)
     return lambda: _done(bool(session.open_questions(answers)))
 
 

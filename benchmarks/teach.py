@@ -39,7 +39,7 @@ class Data:
     """A dataset whose labels are known, and a person who answers about it."""
 
     def __init__(self, folder: Path, errs: float) -> None:
-        self.session = TeachingSession(folder, max(COUNTS), checking=0)
+        self.session = TeachingSession(folder, 2 * max(COUNTS))
         self.inputs = self.session.inputs
         index = tables.read(folder / "images.parquet", tables.IMAGES)
         self.classes = labels_of(index, self.session.index["image_id"])
@@ -65,9 +65,7 @@ class Data:
             one = questions[0]
             row = row_of[one.image_id]
             name = self.session.classnames[int(self.named[row])]
-            answers[one.key] = Answer(
-                one.image_id, CLASS, name, one.phase, repeat=one.repeat
-            )
+            answers[one.image_id] = Answer(one.image_id, CLASS, name, one.phase)
             rows[row] = None
         return list(rows)
 

@@ -1,16 +1,19 @@
 """Ask a person about a random sample of images, and report whether tuning helped."""
 
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from latteclip.audit import sampling
 from latteclip.audit import score as scoring
 from latteclip.audit.server import run_session
 from latteclip.audit.session import OFFERED, Question, QuestionSession, in_class_order
-from latteclip.core.hashing import digest
+from latteclip.core import tables
+from latteclip.core.errors import UserError
 from latteclip.evaluate.results import Audit
 from latteclip.evaluate.train_predictions import MISSING
 from latteclip.labels.answers import Answers
@@ -19,7 +22,6 @@ from latteclip.labels.answers import Answers
 def audit(
     results: str,
     /,
-    split: Literal["test", "train"] | None = None,
     budget: int = 100,
     offline: str | None = None,
     answers: str | None = None,
@@ -30,19 +32,17 @@ def audit(
 ) -> None:
     """Ask about a few images, and report whether tuning helped.
 
-    The page is on this machine alone, and its address is a secret. Images are drawn at random,
-    more often where an answer tells more. No model is trained on the answers. They are in
-    RESULTS/audit, and the workflow scores models by them.
+    The images are test images, or else training images that no model learned from. They are drawn
+    at random, more often where an answer tells more. No model is trained on the answers. RESULTS/
+    audit has them, and the workflow scores models by them.
 
     Args:
-        split: the split of the images (default: test if it has images); train: the training images
-            that no model learned from
         budget: number of images to ask about (default: 100)
         answers: import the answers that the page exported
         score: print the estimate from the answers so far
     """
     run_session(
-        partial(AuditSession, results, split, budget),
+        partial(AuditSession, results, budget),
         offline=offline,
         answers=answers,
         score=score,
@@ -57,26 +57,47 @@ class AuditSession(QuestionSession):
 
     name = "audit"
 
-    def __init__(self, folder: str | Path, split: str | None, budget: int) -> None:
-        """Begin or continue an audit of a split (see `read_population`) with `budget` questions."""
+    def __init__(self, folder: str | Path, budget: int) -> None:
+        """Begin or continue an audit of `budget` images, or raise UserError."""
         self.folder = Path(folder)
-        self.population = sampling.read_population(self.folder, split)
-        self.images = f"{self.population.split} images"
-        plan_file, self.path = sampling.audit_files(self.folder, self.population.split)
-        self.plan = sampling.read_or_draw(plan_file, self.population)
-        self.schema = self.plan.schema(self.population.dataset)
-        ids = self.population.image_ids
-        paths = self.population.paths
-        checksums = self.population.checksums
+        index, names = tables.read_unlabelled(
+            self.folder / "images.parquet", training=False
+        )
+        has_tests = pc.any(pc.equal(index["split"], "test")).as_py()
+        split = sampling.TEST if has_tests else sampling.TRAIN
+        self.images = f"{split} images"
+        plan_file, self.path = sampling.audit_files(self.folder, split)
+        if not plan_file.exists():
+            sampling.draw_plan(self.folder, sampling.of_split(index, split), names, split)
+        self.plan = sampling.read_plan(plan_file, index, names)
+        rows = self.plan.order[:budget]
+        if not len(rows):
+            raise UserError(
+                f"{plan_file} is about images that are all gone; move the folder "
+                f"{plan_file.parent} away to begin a new audit."
+            )
+        self.schema = self.plan.schema(self.folder.absolute().name)
+        images = self.plan.images.take(pa.array(rows))
+        ids = images["image_id"]
+        ranked = tables.lookup_column(
+            self.folder / "pseudo_labels.parquet",
+            tables.PSEUDO_LABELS,
+            "image_id",
+            "topk_labels",
+            ids,
+        )
+        predicted = sampling.candidates_of(self.folder, ids, names, split).values()
         self.questions = [
             Question(
                 number=number,
-                image_id=ids[row],
-                path=paths[row],
-                content=checksums[row].hex(),
-                options=offered_classes(self.population, row),
+                image_id=image["image_id"],
+                path=image["path"],
+                content=image["checksum"].hex(),
+                options=offered_classes(names, [one[number] for one in predicted], likely),
             )
-            for number, row in enumerate(self.plan.order[:budget].tolist())
+            for number, (image, likely) in enumerate(
+                zip(images.to_pylist(), ranked.to_pylist(), strict=True)
+            )
         ]
         self.total = len(self.questions)
 
@@ -85,21 +106,18 @@ class AuditSession(QuestionSession):
 
     def score(self, answers: Answers) -> Audit:
         """Score every run in the folder by answers, or raise UserError where these are too few."""
-        runs = [run for run in sampling.runs_in(self.folder) if run.predictions]
-        dataset = self.population.dataset
+        runs = sampling.runs_in(self.folder)
+        dataset = self.schema.dataset
         predictions = scoring.read_predictions(dataset, self.plan, runs)
         return scoring.score(dataset, self.plan, predictions, answers)
 
 
-def offered_classes(population: sampling.Population, row: int) -> list[str]:
-    """Return the classes that runs predict of an image, then CLIP's next best, then random ones."""
-    classnames = population.classnames
-    seed = int(digest(population.image_ids[row])[:16], 16)
-    rng = np.random.default_rng(seed)
-    predictions = population.predictions[row]
-    predicted = set(predictions[predictions != MISSING].tolist())
-    ranked = population.ranked[row].tolist()
-    random = rng.permutation(len(classnames)).tolist()
-    likely = [label for label in dict.fromkeys(ranked + random) if label not in predicted]
-    n_further = max(0, OFFERED - len(predicted))
-    return in_class_order(classnames, [*predicted, *likely[:n_further]])
+def offered_classes(
+    classnames: Sequence[str], predicted: Iterable[int], ranked: Iterable[int]
+) -> list[str]:
+    """Return the classes that runs predict of an image, and CLIP's next best."""
+    offered = {int(label) for label in predicted if label != MISSING}
+    for label in ranked:
+        if len(offered) < OFFERED:
+            offered.add(label)
+    return in_class_order(classnames, offered)

@@ -4,8 +4,7 @@ Every prefix of the order is a stratified sample. Letters: N images, K candidate
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,33 +18,30 @@ from latteclip.core.hashing import digest
 from latteclip.core.metadata import ClassesMetadata
 from latteclip.core.run_options import run_command
 from latteclip.evaluate.results import Run, read_selection
-from latteclip.evaluate.train_predictions import MISSING, pool_seeds
+from latteclip.evaluate.train_predictions import MISSING, classes_of, pool_seeds
 from latteclip.labels.answers import CHECK, AnswerSchema, locate, teaching_schema
 
 Ints = npt.NDArray[np.int_]
 Floats = npt.NDArray[np.float64]
 BASELINE = "zero_shot"
 BASELINES = (BASELINE, "zero_shot_adapted")  # which need no model of their own
-# The tables of a run.
-TABLES = ("predictions.parquet", "left_out.parquet", "train_predictions.parquet")
 SEED = 0
 TEST = "test"  # the split that no model learned from
 TRAIN = "train"
 # The strata, and how often an image of each is drawn in comparison with the last. Where candidates
 # agree, an answer says nothing about their difference, and less about their accuracies the surer
 # they are. After Neyman (1934), rates are proportional to standard deviations.
-STRATA = {
-    "all agree, sure": 0.3,
-    "all agree, not sure": 0.45,
-    "others disagree": 0.7,
-    "baseline and model disagree": 1.0,
-}
-RATES = np.array(list(STRATA.values()))  # [H]
+RATES = np.array(
+    [
+        0.3,  # all agree, and CLIP is sure
+        0.45,  # all agree, and CLIP is not sure
+        0.7,  # others disagree
+        1.0,  # the baseline and the model disagree
+    ]
+)  # [H]
 # A stratum that would get fewer of the first PREFIX images is joined with the next.
 MIN_IMAGES = 5
 PREFIX = 50
-# Share of a plan's images that a run may leave unpredicted: later, they are left out.
-MAX_MISSING = 0.1
 
 
 @dataclass(frozen=True)
@@ -55,32 +51,55 @@ class RunFiles:
     method: str
     seed: int
     metrics: str
-    predictions: str | None  # predictions of the images that are evaluated
-    # Predictions of training images, among them those that the run did not learn from.
-    train_predictions: str | None
+    predictions: str  # of the images that are evaluated
+    train_predictions: str  # of training images that the run did not learn from
 
     @property
     def run(self) -> Run:
         return self.method, self.seed
 
-    def predictions_of(
-        self, image_ids: pa.ChunkedArray, classnames: Sequence[str], split: str
-    ) -> Ints:
-        """Return classes [n], or MISSING for images that the run learned from or does not predict.
 
-        A table of other classes is ignored.
-        """
-        is_trained_on = split != TEST and self.train_predictions is not None
-        path = self.train_predictions if is_trained_on else self.predictions
-        missing = np.full(len(image_ids), MISSING)
-        if path is None:
-            return missing
-        if tables.read_metadata(path, ClassesMetadata).classnames != list(classnames):
-            return missing
-        schema = tables.TRAIN_PREDICTIONS if is_trained_on else tables.PREDICTIONS
-        table = tables.read(path, schema, ["image_id", "prediction"])
-        predicted = table["prediction"].take(pc.index_in(image_ids, table["image_id"]))
-        return np.asarray(predicted.fill_null(MISSING).to_numpy(), np.int_)
+@dataclass
+class PlanMetadata:
+    """The metadata of PLAN."""
+
+    split: str  # test, or train for the images of the training and validation splits
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """The order in which the N images of an audit are asked about, of those that are there."""
+
+    split: str
+    classnames: list[str]  # the names of the classes as they are now
+    images: pa.Table  # N rows of the index
+    strata: Ints  # [N]
+    order: Ints  # [N]: rows of the images by position
+    digest: str  # digest of the plan's file
+
+    def schema(self, dataset: str) -> AnswerSchema:
+        """Return what answers to this plan may name. Of equal images the first is found first."""
+        images = self.images.take(pa.array(self.order))
+        return AnswerSchema(self.digest, dataset, images, tuple(self.classnames))
+
+
+def audit_files(folder: Path, split: str) -> tuple[Path, Path]:
+    """Return the places of a split's plan, and of the answers to it, in a dataset's results."""
+    place = folder / "audit" / split
+    return place / "plan.parquet", place / "answers.json"
+
+
+def runs_in(folder: Path) -> list[RunFiles]:
+    """Return the evaluated runs of a dataset's results: baselines first, then by name."""
+    names = ("metrics.json", "predictions.parquet", "train_predictions.parquet")
+    runs = []
+    for metrics in folder.glob("*/seed*/metrics.json"):
+        place = metrics.parent
+        seed = int(place.name.removeprefix("seed"))
+        runs.append(
+            RunFiles(place.parent.name, seed, *(str(place / name) for name in names))
+        )
+    return sorted(runs, key=lambda run: (run.method not in BASELINES, run.run))
 
 
 def predictions_of(
@@ -90,186 +109,27 @@ def predictions_of(
     split: str,
 ) -> list[Ints]:
     """Return what each run predicts [n], MISSING where all seeds of its method learned from it."""
-    own = [run.predictions_of(image_ids, classnames, split) for run in runs]
+    own = [_predictions(run, image_ids, classnames, split) for run in runs]
     return own if split == TEST else pool_seeds(own, [run.method for run in runs])
 
 
-@dataclass
-class PlanMetadata:
-    """The metadata of PLAN."""
-
-    split: str  # test, or train for the images of the training and validation splits
-    seed: int  # seed of the drawing
-
-
-@dataclass(frozen=True)
-class Population:
-    """The images of a dataset that may be drawn, and the candidates' predictions."""
-
-    dataset: str
-    split: str
-    classnames: list[str]
-    image_ids: list[str]  # N
-    paths: list[str]
-    checksums: list[bytes]
-    candidates: list[Run]  # K: one run for each method
-    # [N, K], MISSING where a candidate does not predict an image of a plan
-    predictions: Ints
-    ranked: Ints  # [N, T] the pretrained model's best classes, best first
-    confidence: Floats  # [N], of the first of them
-    model: int  # the candidate whose difference to the first, the baseline, matters most
-
-    @property
-    def images(self) -> pa.Table:
-        """Return the images as an index has them."""
-        splits = pa.array([self.split] * len(self.image_ids), pa.string())
-        return _images(self.image_ids, self.checksums).append_column("split", splits)
+def _predictions(
+    run: RunFiles, image_ids: pa.ChunkedArray, classnames: Sequence[str], split: str
+) -> Ints:
+    """Return classes [n], MISSING without a prediction or where the table has other classes."""
+    path, schema = run.predictions, tables.PREDICTIONS
+    if split != TEST:
+        path, schema = run.train_predictions, tables.TRAIN_PREDICTIONS
+    if tables.read_metadata(path, ClassesMetadata).classnames != list(classnames):
+        return np.full(len(image_ids), MISSING)
+    return classes_of(tables.read(path, schema, ["image_id", "prediction"]), image_ids)
 
 
-@dataclass(frozen=True)
-class SamplingPlan:
-    """The order in which the N images of an audit are asked about, of those that are there."""
-
-    split: str
-    classnames: list[str]  # the names of the classes as they are now
-    image_ids: list[str]  # N, of now
-    strata: Ints  # [N]
-    order: Ints  # [N]: rows of the images by position
-    digest: str  # digest of the plan's file
-    checksums: list[bytes] = field(default_factory=list)  # N
-
-    def schema(self, dataset: str) -> AnswerSchema:
-        """Return what answers to this plan may name. Of equal images the first is found first."""
-        images = _images(self.image_ids, self.checksums).take(pa.array(self.order))
-        return AnswerSchema(self.digest, dataset, images, tuple(self.classnames))
-
-
-def _images(image_ids: Sequence[str], checksums: Sequence[bytes]) -> pa.Table:
-    names = pa.chunked_array([image_ids], pa.string())
-    return pa.table({"image_id": names, "checksum": pa.array(checksums, pa.binary(16))})
-
-
-def audit_files(folder: Path, split: str) -> tuple[Path, Path]:
-    """Return the places of a split's plan, and of the answers to it, in a dataset's results."""
-    place = folder / "audit" / split
-    return place / "plan.parquet", place / "answers.json"
-
-
-def read_population(folder: str | Path, split: str | None = None) -> Population:
-    """Read the images of a split with what one run of each method predicts, or raise UserError.
-
-    Without a split, it is test where there are test images. Training images are those that no model
-    learned from, and about which `latteclip teach` did not ask to teach. Where images are planned
-    already, these are read that are still there, and methods that do not predict most of them are
-    left out.
-    """
-    folder = Path(folder)
-    index, classnames = tables.read_unlabelled(folder / "images.parquet", training=False)
-    is_test = pc.equal(index["split"], "test")
-    if split is None:
-        split = TEST if pc.any(is_test).as_py() else TRAIN
-    chosen = chosen_run(folder)
-    plan, _ = audit_files(folder, split)
-    if plan.exists():  # images that came later are no part of the audit
-        planned = pa.array(read_plan(plan, index, classnames).image_ids, pa.string())
-        if not len(planned):
-            raise UserError(
-                f"{plan} is about images that are all gone; move the folder {plan.parent} away to "
-                "begin a new audit."
-            )
-        index = index.take(pc.index_in(planned, index["image_id"]))
-    else:
-        index = index.filter(is_test if split == TEST else pc.invert(is_test))
-    predicted = _candidates(folder, index["image_id"], classnames, chosen, split)
-    if plan.exists():
-        predicted = {
-            run: classes for run, classes in predicted.items() if predicts_most(classes)
-        }
-        known = np.full(len(index), bool(predicted))
-    else:
-        known = np.all([classes != MISSING for classes in predicted.values()], axis=0)
-        known &= ~_taught(folder, index, classnames)
-    if not (predicted and known.any()):
-        raise UserError(
-            f"{folder} has no {split} images that all models predict and none learned from. Run "
-            f"the workflow first: {run_command(folder)}. Trainings leave out images where "
-            "selection.share is above 0 and there are at least 100 to leave out."
-        )
-    index = index.filter(known)
-    ids = index["image_id"]
-    predictions = np.stack([*predicted.values()], axis=1)[known]
-    candidates = list(predicted)
-    differ = (predictions != predictions[:, :1]).sum(axis=0)  # from the baseline
-    lookup = partial(
-        tables.lookup_column,
-        folder / "pseudo_labels.parquet",
-        tables.PSEUDO_LABELS,
-        "image_id",
-        ids=ids,
-    )
-    ranked = tables.from_list_column(lookup(column="topk_labels"))
-    confidence = lookup(column="confidence").to_numpy().astype(np.float64)
-    model = candidates.index(chosen) if chosen in candidates[1:] else int(differ.argmax())
-    return Population(
-        dataset=folder.absolute().name,
-        split=split,
-        classnames=classnames,
-        image_ids=ids.to_pylist(),
-        paths=index["path"].to_pylist(),
-        checksums=index["checksum"].to_pylist(),
-        candidates=candidates,
-        predictions=predictions,
-        ranked=ranked,
-        confidence=confidence,
-        model=model,
-    )
-
-
-def predicts_most(predictions: Ints) -> bool:
-    """Return whether a run predicts most images of a plan.
-
-    It may have learned from a few of them, whose files were renamed after the drawing.
-    """
-    return bool((predictions == MISSING).sum() <= MAX_MISSING * len(predictions))
-
-
-def runs_in(folder: Path) -> list[RunFiles]:
-    """Return the runs of a dataset's results: baselines first, then by name."""
-    runs = []
-    for run_folder in folder.glob("*/seed*"):
-        method = run_folder.parent.name
-        number = run_folder.name.removeprefix("seed")
-        files = [
-            str(run_folder / name) if (run_folder / name).is_file() else None
-            for name in TABLES
-        ]
-        if number.isdecimal() and any(files):
-            evaluated, averaged, trained = files
-            run = RunFiles(
-                method=method,
-                seed=int(number),
-                metrics=str(run_folder / "metrics.json"),
-                predictions=evaluated,
-                train_predictions=averaged or trained,
-            )
-            runs.append(run)
-    return sorted(runs, key=lambda run: (run.method not in BASELINES, run.run))
-
-
-def chosen_run(folder: Path) -> Run | None:
-    """Return the run that the workflow chose, if it chose."""
-    path = folder / "selection.json"
-    return read_selection(path).run if path.is_file() else None
-
-
-def _candidates(
-    folder: Path,
-    image_ids: pa.ChunkedArray,
-    classnames: Sequence[str],
-    chosen: Run | None,
-    split: str,
+def candidates_of(
+    folder: Path, image_ids: pa.ChunkedArray, classnames: Sequence[str], split: str
 ) -> dict[Run, Ints]:
     """Return what one run of each method predicts, of the chosen seed where there is such a run."""
+    chosen = chosen_run(folder)
     runs = runs_in(folder)
     all_predictions = predictions_of(runs, image_ids, classnames, split)
     run_of_method: dict[str, tuple[Run, Ints]] = {}
@@ -279,6 +139,49 @@ def _candidates(
         if is_wanted and (predictions != MISSING).any():
             run_of_method[run.method] = run.run, predictions
     return dict(run_of_method.values())
+
+
+def chosen_run(folder: Path) -> Run | None:
+    """Return the run that the workflow chose, if it chose."""
+    path = folder / "selection.json"
+    return read_selection(path).run if path.is_file() else None
+
+
+def draw_plan(folder: Path, index: pa.Table, classnames: Sequence[str], split: str) -> None:
+    """Draw the order of the images of an index that models can be compared by, or raise UserError.
+
+    All models predict them, none learned from them, and `latteclip teach` did not ask about them to
+    teach.
+    """
+    predicted = candidates_of(folder, index["image_id"], classnames, split)
+    known = ~_taught(folder, index, classnames)
+    for classes in predicted.values():
+        known &= classes != MISSING
+    if not (predicted and known.any()):
+        raise UserError(
+            f"{folder} has no {split} images that all models predict and none learned from. Run "
+            f"the workflow first: {run_command(folder)}. Trainings leave out images where "
+            "selection.share is above 0 and there are at least 100 to leave out."
+        )
+    index = index.filter(known)
+    predictions = np.stack([*predicted.values()], axis=1)[known]
+    runs = list(predicted)
+    chosen = chosen_run(folder)
+    differ = (predictions != predictions[:, :1]).sum(axis=0)  # from the baseline
+    model = runs.index(chosen) if chosen in runs[1:] else int(differ.argmax())
+    confidence = tables.lookup_column(
+        folder / "pseudo_labels.parquet",
+        tables.PSEUDO_LABELS,
+        "image_id",
+        "confidence",
+        index["image_id"],
+    )
+    strata = stratify(predictions, confidence.to_numpy().astype(np.float64), model)
+    turn = sampling_order(strata, np.random.default_rng(SEED))
+    columns = {"stratum": strata, "turn": turn}
+    columns |= {name: index[name] for name in ("image_id", "checksum")}
+    plan, _ = audit_files(folder, split)
+    tables.write(plan, columns, tables.PLAN, PlanMetadata(split))
 
 
 def _taught(
@@ -292,8 +195,14 @@ def _taught(
     return np.asarray(is_taught.to_numpy(), bool)
 
 
+def of_split(index: pa.Table, split: str) -> pa.Table:
+    """Return the images of an index that are in the test split, or those that are not."""
+    is_test = pc.equal(index["split"], "test")
+    return index.filter(is_test if split == TEST else pc.invert(is_test))
+
+
 def read_plan(path: str | Path, index: pa.Table, classnames: Sequence[str]) -> SamplingPlan:
-    """Read what a plan says of the images that an index still has, or raise UserError.
+    """Read what a plan says of the images that an index still has.
 
     The rest is a stratified sample as before, for no image is gone because of an answer.
     """
@@ -302,43 +211,27 @@ def read_plan(path: str | Path, index: pa.Table, classnames: Sequence[str]) -> S
     ids = table["image_id"].to_pylist()
     contents = [checksum.hex() for checksum in table["checksum"].to_pylist()]
     strata, turn = (table[name].to_numpy().astype(np.int_) for name in ("stratum", "turn"))
-    order = np.stack([strata, turn]).astype("<i8").tobytes()
-    identity = digest(split, order, *ids, *contents)[:16]
-    is_test = pc.equal(index["split"], "test")
-    index = index.filter(is_test if split == TEST else pc.invert(is_test))
+    numbers = np.stack([strata, turn]).astype("<i8").tobytes()
+    identity = digest(split, numbers, *ids, *contents)[:16]
+    index = of_split(index, split)
     rows = locate(list(zip(ids, contents, strict=True)), index)
     is_there = np.array([row is not None for row in rows], dtype=bool)
-    planned = index.take(pa.array([row for row in rows if row is not None], pa.int64()))
-    return SamplingPlan(
-        split,
-        list(classnames),
-        planned["image_id"].to_pylist(),
-        strata[is_there],
-        np.argsort(turn[is_there]),
-        identity,
-        planned["checksum"].to_pylist(),
-    )
+    images = index.take(pa.array([row for row in rows if row is not None], pa.int64()))
+    order = np.argsort(turn[is_there])
+    return SamplingPlan(split, list(classnames), images, strata[is_there], order, identity)
 
 
-def read_or_draw(path: Path, population: Population) -> SamplingPlan:
-    """Read the plan of an audit, or draw it."""
-    if not path.exists():
-        strata = stratify(population)
-        turn = sampling_order(strata, np.random.default_rng(SEED))
-        columns = {"stratum": strata, "turn": turn}
-        columns |= {name: population.images[name] for name in ("image_id", "checksum")}
-        tables.write(path, columns, tables.PLAN, PlanMetadata(population.split, SEED))
-    return read_plan(path, population.images, population.classnames)
+def stratify(predictions: Ints, confidence: Floats, model: int) -> Ints:
+    """Return the stratum of each image [N]: whether candidates disagree, and how sure CLIP is.
 
-
-def stratify(population: Population) -> Ints:
-    """Return the stratum of each image [N]: whether candidates disagree, and how sure CLIP is."""
-    predictions = population.predictions
+    Predictions [N, K] are those of the candidates, the first of which is the baseline. Its
+    difference to the candidate `model` matters most.
+    """
     agree = (predictions == predictions[:, :1]).all(axis=1)
-    disputed = predictions[:, 0] != predictions[:, population.model]
+    disputed = predictions[:, 0] != predictions[:, model]
     strata: Ints = np.where(disputed, 3, np.where(agree, 0, 2))
     if agree.any():
-        sure = population.confidence >= np.median(population.confidence[agree])
+        sure = confidence >= np.median(confidence[agree])
         strata[agree & ~sure] = 1
     # A variance cannot be estimated from a handful of images.
     n_strata = len(RATES)

@@ -12,30 +12,29 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, compress, takewhile
+from itertools import combinations, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+import numpy.typing as npt
 from scipy import stats
 
 from latteclip.audit.sampling import (
     BASELINE,
+    RATES,
     TEST,
     Floats,
     Ints,
     RunFiles,
     SamplingPlan,
-    chosen_run,
     predictions_of,
-    predicts_most,
     read_plan,
 )
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_record
+from latteclip.core.run_options import run_command
 from latteclip.evaluate.results import Accuracy, Audit, Comparison, Run, read_metrics
 from latteclip.evaluate.train_predictions import MISSING
 from latteclip.labels.answers import NONE, UNSURE, Answer, Answers
@@ -46,6 +45,9 @@ MIN_ANSWERS = 10  # for an interval
 LEVEL = 0.95
 MANY = 10**6  # images for each of a sample, of which new ones will be
 ADDED = 2  # answers, to the variance of each stratum
+# Share of a plan's images that a run may leave unpredicted, else it is left out. It may have
+# learned from a few of them, whose files were renamed after the drawing.
+MAX_MISSING = 0.1
 
 
 class TooFewAnswersError(UserError):
@@ -67,10 +69,10 @@ def read_predictions(
     """Return what the runs predict that predict most images of a plan, or raise UserError."""
     predicted = []
     missing = []
-    image_ids = pa.chunked_array([plan.image_ids], pa.string())
+    image_ids = plan.images["image_id"]
     of_runs = predictions_of(runs, image_ids, plan.classnames, plan.split)
     for files, predictions in zip(runs, of_runs, strict=True):
-        if not predicts_most(predictions):
+        if (predictions == MISSING).sum() > MAX_MISSING * len(predictions):
             missing.append(files.method)
         else:
             reads_labels = "supervised" in read_metrics(files.metrics)["flags"]
@@ -95,50 +97,54 @@ def score(
     answers after the first image without one, for the sample is a prefix of the order, and images
     that a run does not predict. Raises TooFewAnswersError.
     """
-    answers = answered_prefix(plan, answers)
-    plan, runs = _predicted_by_all(plan, runs)
-    predicted = set(plan.image_ids)
-    answers = {name: answer for name, answer in answers.items() if name in predicted}
-    known = {name: answer for name, answer in answers.items() if answer.kind != UNSURE}
+    is_predicted = np.all([run.predictions != MISSING for run in runs], axis=0)
+    asked = answered_prefix(plan, answers)
+    asked = {row: answer for row, answer in asked.items() if is_predicted[row]}
+    known = {row: answer for row, answer in asked.items() if answer.kind != UNSURE}
     if len(known) < MIN_ANSWERS:
         raise TooFewAnswersError(
             f"There are {len(known)} answers that name a class or none; give at least "
             f"{MIN_ANSWERS}: latteclip audit results/{dataset}."
         )
-    rows = pc.index_in(pa.array(list(known)), pa.array(plan.image_ids)).to_numpy()
+    rows = np.array([*known])
     label_of: dict[str | None, int] = {}
     for label, name in enumerate(plan.classnames):
         label_of[name] = label
     labels = np.array([label_of.get(answer.classname, -1) for answer in known.values()])
-    sizes = np.bincount(plan.strata)
     strata = plan.strata[rows]
     # K times [n].
     hits = [(run.predictions[rows] == labels).astype(np.float64) for run in runs]
-    accuracies = []
     # Training images stand for new ones: however many are asked about, others remain.
-    population = sizes if plan.split == TEST else sizes * MANY
+    scale = 1 if plan.split == TEST else MANY
+
+    def sizes(is_counted: npt.NDArray[np.bool_]) -> Ints:
+        """Return the sizes [H] of the strata of a population."""
+        return scale * np.bincount(plan.strata[is_counted], minlength=len(RATES))
+
+    accuracies = []
     for run, hit in zip(runs, hits, strict=True):
-        interval = share(hit, strata, population)
+        interval = share(hit, strata, sizes(is_predicted))
         ends = interval.value, interval.low, interval.high
         accuracies.append(Accuracy(*run.run, *ends, run.can_be_chosen))
     comparisons = []
-    pairs = combinations(zip(runs, hits, strict=True), 2)
-    for (other, other_hits), (run, own_hits) in pairs:
-        differ = (run.predictions != other.predictions).astype(np.int_)
+    for (other, others), (run, own) in combinations(zip(runs, hits, strict=True), 2):
+        differ = is_predicted & (run.predictions != other.predictions)
         interval = difference(
-            own_hits, other_hits, rows, plan.strata, differ, is_census=plan.split == TEST
+            (own - others)[differ[rows]],
+            strata[differ[rows]],
+            sizes(differ),
+            float(differ.sum() / is_predicted.sum()),
         )
         ends = interval.value, interval.low, interval.high
-        is_decided = not differ.any() or not interval.low <= 0 <= interval.high
-        if plan.split == TEST and len(answers) == len(plan.strata):
-            is_decided = True  # all images are known
+        is_known = interval.low == interval.high
+        is_decided = is_known or not interval.low <= 0 <= interval.high
         comparisons.append(Comparison(*run.run, *other.run, *ends, is_decided))
     audit = Audit(
         dataset=dataset,
         split=plan.split,
-        images=len(plan.image_ids),
-        answered=len(answers),
-        cannot_tell=len(answers) - len(known),
+        images=int(is_predicted.sum()),
+        answered=len(asked),
+        cannot_tell=len(asked) - len(known),
         none_of_these=sum(answer.kind == NONE for answer in known.values()),
         plan=plan.digest,
         sentence="",
@@ -146,25 +152,6 @@ def score(
         comparisons=comparisons,
     )
     return replace(audit, sentence=verdict(audit))
-
-
-def _predicted_by_all(
-    plan: SamplingPlan, runs: Sequence[RunPredictions]
-) -> tuple[SamplingPlan, list[RunPredictions]]:
-    """Return the plan of the images that all runs predict, and these predictions."""
-    is_known = np.all([run.predictions != MISSING for run in runs], axis=0)
-    names = list(compress(plan.image_ids, is_known))
-    new_rows = np.cumsum(is_known) - 1
-    remaining = plan.order[is_known[plan.order]]
-    remaining_plan = replace(
-        plan,
-        image_ids=names,
-        strata=plan.strata[is_known],
-        order=new_rows[remaining],
-    )
-    return remaining_plan, [
-        replace(run, predictions=run.predictions[is_known]) for run in runs
-    ]
 
 
 class Mean(NamedTuple):
@@ -244,41 +231,29 @@ def share(hits: Floats, strata: Ints, sizes: Ints) -> Interval:
     return Interval(value, low, high, n)
 
 
-def difference(
-    hits: Floats,
-    others: Floats,
-    asked: Ints,
-    strata: Ints,
-    differ: Ints,
-    *,
-    is_census: bool = True,
-) -> Interval:
+def difference(leads: Floats, strata: Ints, sizes: Ints, apart: float) -> Interval:
     """Estimate the difference in accuracy between one classifier and another.
 
     Where both predict the same there is no difference. So the images on which they differ are a
-    population of their own, whose part in each stratum is known.
+    population of their own: the share `apart` of all images, `sizes` [H] of them in each stratum.
 
-    `hits` and `others` [n] are 1 where the first and the second are right about the images `asked`
-    [n]. `differ` [N] is 1 where their predictions differ. Where these images are no `is_census`,
-    they stand for new ones: however many are asked about, others remain.
+    `leads` [n] of the asked images among them are 1 where the first is right, -1 where the second
+    is, and 0 where none is.
     """
-    rows = np.flatnonzero(differ[asked])
-    apart = float(differ.mean())
-    if not len(rows):
-        return Interval(0.0, -apart, apart, len(asked))
-    sizes = np.bincount(strata[differ == 1], minlength=strata.max() + 1)
-    sizes = sizes if is_census else sizes * MANY
-    leads = (hits - others)[rows]
-    mean = stratified_mean(leads, strata[asked[rows]], sizes, largest=1.0)
-    low = max(-1.0, min(1.0, mean.value - mean.reach))
-    high = max(-1.0, min(1.0, mean.value + mean.reach))
-    return Interval(apart * mean.value, apart * low, apart * high, len(asked))
+    n = len(leads)
+    if not n:
+        return Interval(0.0, -apart, apart, n)
+    mean = stratified_mean(leads, strata, sizes, largest=1.0)
+    low = max(-1.0, mean.value - mean.reach)
+    high = min(1.0, mean.value + mean.reach)
+    return Interval(apart * mean.value, apart * low, apart * high, n)
 
 
-def answered_prefix(plan: SamplingPlan, answers: Answers) -> dict[str, Answer]:
-    """Return the answers in the order of the plan, up to the first image that has none."""
-    names = (plan.image_ids[row] for row in plan.order)
-    prefix = {name: answers[name] for name in takewhile(answers.__contains__, names)}
+def answered_prefix(plan: SamplingPlan, answers: Answers) -> dict[int, Answer]:
+    """Return the answers by row in the order of the plan, up to the first image that has none."""
+    names = plan.images["image_id"].to_pylist()
+    rows = takewhile(lambda row: names[row] in answers, plan.order.tolist())
+    prefix = {row: answers[names[row]] for row in rows}
     if len(prefix) < len(answers):
         log.warning(
             "%d answers are left out: they are about images after the first one without an answer.",
@@ -292,14 +267,16 @@ def verdict(audit: Audit) -> str:
     name = run_names(audit)
     best = audit.best or audit.accuracies[0]
     value = f"{_percent(best.value)} % of the images ({_interval(best)})"
-    compared = comparisons_of_best(audit)
-    are_decided = all(comparison.decided for comparison in compared)
-    lead = "The best model is" if are_decided else "So far the best is"
+    lead = "The best model is" if _is_decided(audit) else "So far the best is"
     sentences = [f"{lead} {name[best.run]}, right on {value}."]
-    for comparison in compared:
+    for comparison in comparisons_of_best(audit):
         _, other = comparison.runs
         sentences.append(_comparison_sentence(comparison, name[other]))
     return " ".join(sentences)
+
+
+def _is_decided(audit: Audit) -> bool:
+    return all(comparison.decided for comparison in comparisons_of_best(audit))
 
 
 def comparisons_of_best(audit: Audit) -> list[Comparison]:
@@ -325,12 +302,12 @@ def run_names(audit: Audit) -> dict[Run, str]:
     }
 
 
-def _percent(value: float, sign: str = "") -> str:
-    return f"{100 * value:{sign}.1f}"
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
 
 
-def _interval(estimate: Accuracy | Comparison, sign: str = "") -> str:
-    return f"{_percent(estimate.low, sign)} to {_percent(estimate.high, sign)}"
+def _interval(estimate: Accuracy | Comparison) -> str:
+    return f"{_percent(estimate.low)} to {_percent(estimate.high)}"
 
 
 def _comparison_sentence(comparison: Comparison, other: str) -> str:
@@ -343,77 +320,24 @@ def _comparison_sentence(comparison: Comparison, other: str) -> str:
 
 
 def as_texts(folder: Path, audit: Audit) -> dict[str, Any]:
-    """Return the verdict, tables (head, rows) of accuracies and differences, and the next steps."""
+    """Return the verdict, a table (head, rows) of accuracies, and the next steps."""
     name = run_names(audit)
     order = sorted(audit.accuracies, key=lambda run: -run.value)
-    best = audit.best or order[0]
-    accuracies = [[name[run.run], _percent(run.value), _interval(run)] for run in order]
-    differences = []
-    for other in order:
-        comparison = audit.compare(best.run, other.run)
-        if comparison:
-            remark = "" if comparison.decided else "undecided"
-            row = [
-                f"{name[best.run]} - {name[other.run]}",
-                _percent(comparison.value, "+"),
-                _interval(comparison, "+"),
-                remark,
-            ]
-            differences.append(row)
-    tables = [(["model", "right, %", "95 % interval"], accuracies)]
-    if differences:
-        tables.append((["difference", "points", "95 % interval", ""], differences))
-    return {
-        "sentence": audit.sentence,
-        "tables": tables,
-        "steps": next_steps(folder, audit),
-    }
-
-
-def next_steps(folder: Path, audit: Audit) -> list[tuple[str, str]]:
-    """Return what to do after an audit, the most important first: a text, a command or "" each."""
-    quoted = shlex.quote(str(folder))
-    steps = [_take_model(folder, audit, audit.best.run)] if audit.best else []
-    are_decided = all(one.decided for one in comparisons_of_best(audit))
-    if not are_decided and audit.answered < audit.images:
+    rows = [[name[run.run], _percent(run.value), _interval(run)] for run in order]
+    steps = []
+    if audit.answered < audit.images and not _is_decided(audit):
         budget = min(audit.images, 10 * math.ceil(audit.answered / 5))
-        command = f"latteclip audit {quoted} --budget {budget}"
+        command = f"latteclip audit {shlex.quote(str(folder))} --budget {budget}"
         steps.append(("To decide more, answer twice as many:", command))
     text = (
         "Run the workflow again as before: it chooses the model by these answers where they "
-        f"decide, and shows them in {folder / 'report.html'}."
+        "decide, and shows them on the page."
     )
-    steps.append((text, ""))
-    if (folder / "fused_labels.parquet").is_file():
-        steps.append(export_step(folder))
-    return steps
-
-
-def export_step(folder: Path) -> tuple[str, str]:
-    """Return how to export the labels: a text and a command."""
-    command = f"latteclip labels export {shlex.quote(str(folder))} --format csv"
-    return "To export the labels of the training images:", f"{command} --output labels.csv"
-
-
-def _take_model(folder: Path, audit: Audit, best: Run) -> tuple[str, str]:
-    """Return the command that uses the best model, or the chosen one where that is as good."""
-    name = run_names(audit)
-    chosen = chosen_run(folder)
-    comparison = audit.compare(best, chosen) if chosen else None
-    run = best
-    if comparison and not (comparison.decided and comparison.value > 0):
-        run = comparison.runs[1]
-    method, seed = run
-    model = folder / method / f"seed{seed}" / "model"
-    target = model
-    if run == chosen:
-        model = folder / "model"
-        target = folder
-    if not model.is_dir():
-        return f"{name[run]} has no folder of its model: it is the pretrained CLIP.", ""
-    choice = f" (the workflow chose {name[chosen]})" if chosen in name else ""
-    command = f"latteclip predict {shlex.quote(str(target))} photos"
-    return f"To use {name[run]}{choice}:", command
+    return {
+        "sentence": audit.sentence,
+        "tables": [(["model", "right, %", "95 % interval"], rows)],
+        "steps": [*steps, (text, run_command(folder))],
+    }
 
 
 def score_audit(

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,7 @@ from typing import Any
 import pandas as pd
 
 from latteclip.core.files import values_of
-from latteclip.core.terminal import one_line
-from latteclip.labels.answers import (
-    UNSURE,
-    Answer,
-    Answers,
-    AnswerSchema,
-    Saved,
-)
+from latteclip.labels.answers import Answer, Answers, AnswerSchema, Saved
 
 log = logging.getLogger(__name__)
 ALL_OFFERED = 9  # classes: as many as there are keys for; of more classes, some are offered
@@ -36,17 +29,15 @@ class Question:
     content: str  # the image's checksum in hexadecimal digits
     options: list[str]
     phase: str | None = None  # TEACH or CHECK, of answers that teach
-    repeat: bool = False  # whether the image is asked about a second time
-
-    @property
-    def key(self) -> str:
-        return Answer(self.image_id, UNSURE, repeat=self.repeat).key
 
     def as_json(self, picture: str) -> dict[str, Any]:
-        values: dict[str, Any] = {"image": self.image_id, "content": self.content}
-        values |= {"options": self.options}
-        values |= {"picture": picture, "phase": self.phase, "repeat": self.repeat}
-        return {key: value for key, value in values.items() if value}
+        return {
+            "image": self.image_id,
+            "content": self.content,
+            "options": self.options,
+            "picture": picture,
+            "phase": self.phase,
+        }
 
 
 class QuestionSession:
@@ -68,7 +59,7 @@ class QuestionSession:
 
     def open_questions(self, answers: Answers, *, offline: bool = False) -> list[Question]:
         """Return the next questions without an answer, and offline all of them."""
-        return [question for question in self.questions if question.key not in answers]
+        return [question for question in self.questions if question.image_id not in answers]
 
     def read_file(self, path: str) -> Saved:
         return self.schema.read_exported(path)
@@ -99,7 +90,7 @@ class QuestionSession:
         }
 
 
-def in_class_order(classnames: Sequence[str], likely: Sequence[int]) -> list[str]:
+def in_class_order(classnames: Sequence[str], likely: Iterable[int]) -> list[str]:
     """Return all classes if they are few, or the likely ones in an order that tells nothing."""
     labels = range(len(classnames)) if len(classnames) <= ALL_OFFERED else sorted(likely)
     return [classnames[label] for label in labels]
@@ -112,9 +103,7 @@ def print_result(session: QuestionSession) -> None:
         print(pd.DataFrame(rows, columns=head).to_string(index=False), end="\n\n")
     print(result["sentence"])
     for text, command in result["steps"]:
-        print(f"\n{text}")
-        if command:
-            print(f"  {command}")
+        print(f"\n{text}\n  {command}")
 
 
 def print_score(session: QuestionSession, *, json_output: bool) -> None:
@@ -128,21 +117,9 @@ def print_score(session: QuestionSession, *, json_output: bool) -> None:
 def import_answers(session: QuestionSession, path: str) -> None:
     """Add the answers of an exported file about images that have no answer yet."""
     exported = session.read_file(path)
-    saved = session.saved()
     exported.warn(path, session.folder)
-    both = exported.answers.keys() & saved.answers.keys()
-    new = {key: one for key, one in exported.answers.items() if key not in both}
-    differ = sorted(
-        key for key in both if not _agree(saved.answers[key], exported.answers[key])
-    )
-    if differ:
-        log.warning(
-            "%d of %d answers differ from those in %s, which stay, such as about %s.",
-            len(differ),
-            len(both),
-            session.path,
-            one_line(saved.answers[differ[0]].image_id, 60),
-        )
+    saved = session.answers()
+    new = {key: answer for key, answer in exported.answers.items() if key not in saved}
     session.schema.update(session.path, new)
     log.info(
         "Took %d of %d answers from %s: an image that has an answer keeps it.",
@@ -150,7 +127,3 @@ def import_answers(session: QuestionSession, path: str) -> None:
         len(exported.answers),
         path,
     )
-
-
-def _agree(first: Answer, second: Answer) -> bool:
-    return (first.kind, first.classname) == (second.kind, second.classname)

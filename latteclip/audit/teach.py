@@ -5,7 +5,8 @@ drawn at random from all others check the labels as they were before, so that th
 every moment. Letters: N training images, P images of the pool that is computed with, C classes.
 """
 
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Iterable
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from scipy.cluster.vq import kmeans2
+from scipy.spatial.distance import cdist
 
-from latteclip.audit.score import export_step
 from latteclip.audit.server import run_session
 from latteclip.audit.session import OFFERED, Question, QuestionSession, in_class_order
 from latteclip.config.hub_names import slug
@@ -25,7 +27,6 @@ from latteclip.core.run_options import run_command
 from latteclip.labels.answer_files import is_foreign, read_foreign
 from latteclip.labels.answers import (
     CHECK,
-    CLASS,
     TEACH,
     UNSURE,
     Answer,
@@ -35,7 +36,7 @@ from latteclip.labels.answers import (
 )
 from latteclip.labels.fuse_labels import labels_right
 from latteclip.labels.fusion_report import NAME, read_fusion_report
-from latteclip.labels.guarantees import Bools, Interval
+from latteclip.labels.guarantees import Interval
 from latteclip.labels.label_inputs import (
     LabelInputs,
     LabellerTable,
@@ -43,7 +44,7 @@ from latteclip.labels.label_inputs import (
     unsure_images,
 )
 from latteclip.labels.label_model import Answers as AnsweredRows
-from latteclip.labels.label_model import Floats, Ints, LabelModel
+from latteclip.labels.label_model import Floats, LabelModel
 
 SEED = 0
 BATCH = 10  # questions between which the labels learn
@@ -53,10 +54,6 @@ MAX_POOL = 4096
 POOL_ENTRIES = 2**18
 COVERAGE = 2  # images of each class to begin with, where nothing is known of the classes
 ITERATIONS = 20  # iterations of k-means
-DOUBT = 0.5  # a label below this probability is in doubt
-# An answer this unlikely, against a class this likely, is asked again.
-DENIED = 0.05
-CERTAIN = 0.8
 
 
 def teach(
@@ -100,10 +97,8 @@ class TeachingSession(QuestionSession):
     name = "teach"
     images = "training images"
 
-    def __init__(
-        self, folder: str | Path, budget: int, checking: int | None = None
-    ) -> None:
-        """Begin, or go on with saved answers. `checking` of the budget, or half, check labels."""
+    def __init__(self, folder: str | Path, budget: int) -> None:
+        """Begin, or go on with saved answers. Half of the budget check labels."""
         self.folder = Path(folder)
         self.labels = Path(folder) / "fused_labels.parquet"
         dataset = self.folder.absolute().name
@@ -123,22 +118,16 @@ class TeachingSession(QuestionSession):
         answers = saved.answers
         imported = sum(answer.phase is None for answer in answers.values())
         self.total = min(budget + imported, len(self.ids))
-        checking = budget // 2 if checking is None else checking
-        self.n_taught = self.total - min(checking, self.total)
+        self.n_taught = self.total - min(budget // 2, self.total)
         self._order = np.random.default_rng(SEED).permutation(len(self.ids))
         row_of = self._rows(answers.values())
         self.pool = self._choose_pool([*row_of.values()])  # [P] ascending rows
-        self._place = {int(row): place for place, row in enumerate(self.pool)}
         self.inputs, self.has_votes = self._read_inputs()
-        self._learn({})
-        self._start = self._labels
+        self._learn(answers)
         self.questions = []
         self._ask(
-            (row_of[answer.image_id], answer.phase or TEACH, answer.repeat)
-            for answer in answers.values()
+            (row_of[answer.image_id], answer.phase or TEACH) for answer in answers.values()
         )
-        if answers:
-            self._learn(answers)
 
     def open_questions(self, answers: Answers, *, offline: bool = False) -> list[Question]:
         """Return the next questions. Offline, all are asked at once, and nothing is learned."""
@@ -147,7 +136,7 @@ class TeachingSession(QuestionSession):
         while len(answers) < self.total and (offline or not questions):
             for question in questions:
                 unsure = Answer(question.image_id, UNSURE, phase=question.phase)
-                answers[question.key] = unsure
+                answers[question.image_id] = unsure
             added = self._next_questions(answers, learn=not offline)
             if not added:
                 break
@@ -165,28 +154,22 @@ class TeachingSession(QuestionSession):
         return super().read_file(path)
 
     def status(self, answers: Answers) -> str:
-        if checked := self._checked(answers, self._is_right(answers)):
+        if checked := self._checked(answers):
             return (
-                f"Images drawn at random now check the labels: {checked.words}, by {checked.n} of "
-                "them. This interval holds at every moment."
+                f"Images drawn at random check the labels: {checked.words}, by {checked.n} "
+                "answers. This interval holds at every moment."
             )
-        score = self.score(answers)
         return (
-            f"{score['changed']:,} labels changed so far, and {score['in_doubt']:,} are uncertain. "
-            "The last half of the questions estimates how many are wrong."
+            "The labels learn from every ten answers. The last half of the questions estimates how "
+            "many labels are wrong."
         )
 
     def score(self, answers: Answers) -> dict[str, Any]:
-        """Return numbers of answers and labels, and the interval of right labels, if there is one.
-
-        `changed` and `in_doubt` count images of the pool.
-        """
-        checked = self._checked(answers, self._held_out(answers))
+        """Return numbers of answers, and the interval of right labels, if there is one."""
+        checked = self._checked(answers)
         return {
             "answers": len(answers),
             "images": len(self.ids),
-            "changed": int((self._labels != self._start).sum()),
-            "in_doubt": int((self.posterior.max(axis=1) < DOUBT).sum()),
             "checked": checked.n if checked else 0,
             "right": checked.value if checked else None,
             "low": checked.low if checked else None,
@@ -194,15 +177,14 @@ class TeachingSession(QuestionSession):
         }
 
     def result(self, answers: Answers) -> dict[str, Any]:
-        text = (
+        rerun = (
             "Run the workflow again as before: labels, models and pages follow the answers."
         )
-        again = text, run_command(self.folder)
-        steps = [again, export_step(self.folder)]
-        sentence = self.status(answers)
-        if checked := self._checked(answers, self._held_out(answers)):
-            sentence = f"The labels, checked by {checked.n} answers: {checked.words}."
-        return {"sentence": sentence, "tables": [], "steps": steps}
+        export = "To export the labels of the training images:"
+        folder = shlex.quote(str(self.folder))
+        command = f"latteclip labels export {folder} --format csv --output labels.csv"
+        steps = [(rerun, run_command(self.folder)), (export, command)]
+        return {"sentence": self.status(answers), "tables": [], "steps": steps}
 
     def _choose_pool(self, answered: list[int]) -> np.ndarray:
         """Return the rows of answered, random and the least certain images."""
@@ -245,11 +227,6 @@ class TeachingSession(QuestionSession):
         )
         return inputs, any(one.weight > 0 for one in report.labellers)
 
-    @property
-    def _labels(self) -> Ints:
-        """The likeliest classes [P]."""
-        return np.asarray(self.posterior.argmax(axis=1))
-
     def _answered(self, answers: Answers) -> AnsweredRows:
         """Return answers about images of the pool."""
         pool = self.index.take(pa.array(self.pool))
@@ -268,24 +245,20 @@ class TeachingSession(QuestionSession):
             self._learn(answers)
         wanted = min(BATCH, self.n_taught - len(teaching))
         if wanted > 0 and not is_checking:
-            again = self._to_repeat(answers) if learn else []
-            rows = self._doubtful(answers, wanted - len(again))
-            asked_rows = [(row, TEACH, False) for row in rows]
-            asked_rows += [(row, TEACH, True) for row in again]
-            return self._ask(asked_rows)
-        asked = {answer.image_id for answer in answers.values()}
+            return self._ask((row, TEACH) for row in self._doubtful(answers, wanted))
         n_checked = min(BATCH, self.total - len(answers))
-        rest = (row for row in self._order.tolist() if self.ids[row] not in asked)
-        return self._ask((row, CHECK, False) for row in islice(rest, n_checked))
+        rest = (row for row in self._order.tolist() if self.ids[row] not in answers)
+        return self._ask((row, CHECK) for row in islice(rest, n_checked))
 
-    def _ask(self, asked: Iterable[tuple[int, str, bool]]) -> list[Question]:
-        """Return new questions about rows: each with its phase, and whether it is a repetition."""
+    def _ask(self, asked: Iterable[tuple[int, str]]) -> list[Question]:
+        """Return new questions about rows, each with its phase."""
         asked = list(asked)
         start = len(self.questions)
-        predicted = self._predicted([row for row, _, _ in asked])
+        places = np.searchsorted(self.pool, [row for row, _ in asked])
+        predicted = self.model.without_answers(places.astype(np.int64))
         n_offered = min(OFFERED, len(self.classnames))
         likely = np.argsort(-predicted, axis=1, kind="stable")[:, :n_offered].tolist()
-        for (row, phase, repeat), labels in zip(asked, likely, strict=True):
+        for (row, phase), labels in zip(asked, likely, strict=True):
             checksum = self.index["checksum"][row].as_py()
             question = Question(
                 number=len(self.questions),
@@ -294,15 +267,9 @@ class TeachingSession(QuestionSession):
                 content=checksum.hex(),
                 options=in_class_order(self.classnames, labels),
                 phase=phase,
-                repeat=repeat,
             )
             self.questions.append(question)
         return self.questions[start:]
-
-    def _predicted(self, rows: Sequence[int]) -> Floats:
-        """Return the probabilities [n, C] of images of the pool, answers aside."""
-        places = np.array([self._place[row] for row in rows], np.int64)
-        return self.model.without_answers(places)
 
     def _doubtful(self, answers: Answers, n: int) -> list[int]:
         """Return rows with the smallest margins, or in their place images that cover the pool."""
@@ -310,9 +277,8 @@ class TeachingSession(QuestionSession):
         order = np.argsort(best[:, 0] - best[:, -1], kind="stable").tolist()
         if not self.has_votes:
             order = self._covering() + order
-        asked = {answer.image_id for answer in answers.values()}
         rows = dict.fromkeys(self.pool[order].tolist())
-        doubtful = (row for row in rows if self.ids[row] not in asked)
+        doubtful = (row for row in rows if self.ids[row] not in answers)
         return list(islice(doubtful, n))
 
     def _covering(self) -> list[int]:
@@ -322,51 +288,19 @@ class TeachingSession(QuestionSession):
         half = max(1, self.n_taught // 2)
         return medoids(features - features.mean(axis=0), min(wanted, half, len(features)))
 
-    def _to_repeat(self, answers: Answers) -> list[int]:
-        """Return the row whose answer all else denies most, if any, to ask about it once more."""
-        repeated = {answer.image_id for answer in answers.values() if answer.repeat}
-        label_of_row: dict[int, int] = {}
-        for image_id, row in self._rows(answers.values()).items():
-            answer = answers.get(image_id)
-            if answer is None or answer.kind != CLASS:
-                continue
-            if image_id not in repeated and row in self._place:
-                label_of_row[row] = self.classnames.index(str(answer.classname))
-        rows = list(label_of_row)
-        labels = list(label_of_row.values())
-        if not rows:
-            return []
-        predicted = self._predicted(rows)
-        shares = predicted[np.arange(len(rows)), labels]
-        denied = (predicted > CERTAIN).any(axis=1) & (shares < DENIED)
-        if not denied.any():
-            return []
-        return [rows[int(np.where(denied, shares, 1.0).argmin())]]
-
-    def _checked(self, answers: Answers, right: Bools) -> Interval | None:
+    def _checked(self, answers: Answers) -> Interval | None:
         """Return the share of right labels of all images, if answers check them.
 
-        `right` [J]: whether the labels of the drawn images were right without their answers.
+        Labels of drawn images are those that the answers of the first phase taught.
         """
-        if not len(right):
-            return None
-        unsure = len(unsure_images(answers.values()))
-        return labels_right(len(self.ids), self._answered(answers), right, unsure)
-
-    def _is_right(self, answers: Answers) -> Bools:
-        """Return whether the labels of the drawn images are right [J], by what was taught."""
-        drawn = self._answered(answers)
-        drawn = drawn.select(drawn.drawn)
-        return np.asarray(_shares(drawn, self._labels[drawn.rows]) > 0)
-
-    def _held_out(self, answers: Answers) -> Bools:
-        """Return the same, where each label learned from all answers of other folds."""
         given = self._answered(answers)
-        if not given.drawn.any():
-            return np.zeros(0, bool)
-        model = self.inputs.fit(given)
         drawn = given.select(given.drawn)
-        return np.asarray(_shares(drawn, model.held_out_labels_) > 0)
+        if not len(drawn.rows):
+            return None
+        labels = self.posterior[drawn.rows].argmax(axis=1)
+        right = drawn.shares[np.arange(len(labels)), labels] > 0
+        unsure = len(unsure_images(answers.values()))
+        return labels_right(len(self.ids), given, right, unsure)
 
     def _rows(self, answers: Iterable[Answer]) -> dict[str, int]:
         """Return the rows of the answered images that are there."""
@@ -376,29 +310,8 @@ class TeachingSession(QuestionSession):
         return {name: row for name, row in rows if row is not None}
 
 
-def _shares(answers: AnsweredRows, labels: Ints) -> Floats:
-    """Return the share of each label [A] by answers."""
-    return np.asarray(answers.shares[np.arange(len(labels)), labels])
-
-
 def medoids(x: Floats, k: int) -> list[int]:
     """Return the rows of x [n, D] nearest to k centres of k-means, without repetition."""
-    rng = np.random.default_rng(SEED)
-    chosen = [int(rng.integers(len(x)))]
-    distance = _squared_distances(x, x[chosen])[:, 0]
-    while len(chosen) < k and distance.sum() > 0:
-        row = int(rng.choice(len(x), p=distance / distance.sum()))
-        chosen.append(row)
-        distance = np.minimum(distance, _squared_distances(x, x[[row]])[:, 0])
-    centres = x[chosen].astype(np.float64)
-    for _ in range(ITERATIONS):
-        nearest = _squared_distances(x, centres).argmin(axis=1)
-        for number in np.unique(nearest):
-            centres[number] = x[nearest == number].mean(axis=0)
-    return list(dict.fromkeys(_squared_distances(x, centres).argmin(axis=0).tolist()))
-
-
-def _squared_distances(x: Floats, centres: Floats) -> Floats:
-    """Return the squared distances [n, k] of x [n, D] from centres [k, D]."""
-    squares = (x.astype(np.float64) ** 2).sum(axis=1)[:, None] + (centres**2).sum(axis=1)
-    return np.asarray(np.maximum(squares - 2 * x.astype(np.float64) @ centres.T, 0))
+    x = x.astype(np.float64)
+    centres, _ = kmeans2(x, k, ITERATIONS, minit="++", rng=SEED)
+    return list(dict.fromkeys(cdist(x, centres).argmin(axis=0).tolist()))

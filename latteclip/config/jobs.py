@@ -462,15 +462,8 @@ def candidacy(objective: str) -> Settings:
 
 def audited_runs(dataset: Dataset) -> list[Settings]:
     """Return the runs that score_audit scores."""
-    runs = []
-    for method, seed in dataset.runs:
-        files = _run(method, seed, "metrics", "predictions", "train_predictions")
-        if method.averaged:
-            files["train_predictions"] = LEFT_OUT.format(
-                dataset=dataset.name, method=method.name, seed=seed
-            )
-        runs.append(files)
-    return runs
+    kinds = ("metrics", "predictions", "train_predictions")
+    return [_run(method, seed, *kinds) for method, seed in dataset.runs]
 
 
 def page_runs(dataset: Dataset) -> list[Settings]:

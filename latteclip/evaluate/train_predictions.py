@@ -37,7 +37,11 @@ def held_out_predictions(
     path: str, image_ids: pa.ChunkedArray, classnames: Sequence[str]
 ) -> npt.NDArray[np.int_]:
     """Return the classes [N] of images, MISSING where the model learned from the image."""
-    table = read_predictions(path, classnames)
+    return classes_of(read_predictions(path, classnames), image_ids)
+
+
+def classes_of(table: pa.Table, image_ids: pa.ChunkedArray) -> npt.NDArray[np.int_]:
+    """Return the predictions [N] of images by a table, MISSING where it has none."""
     rows = pc.index_in(image_ids, table["image_id"])
     classes = pc.fill_null(pc.take(table["prediction"], rows), MISSING)
     return np.asarray(classes.to_numpy(), np.int_)

@@ -9,16 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from support.audits import answer, answer_next, made_audit, population
+from support.audits import answer, answer_next, made_audit, write_train_predictions
 
 from latteclip.audit import sampling, score
 from latteclip.audit.audit import AuditSession, offered_classes
-from latteclip.audit.sampling import read_population
 from latteclip.audit.session import OFFERED
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.metadata import ClassesMetadata
 from latteclip.evaluate.results import Accuracy, Audit, Comparison, read_audit
+from latteclip.evaluate.train_predictions import MISSING
 from latteclip.labels.answers import CHECK, CLASS, TEACH, Answer, teaching_schema
 
 N_TEST = 120
@@ -30,8 +30,14 @@ def results(tmp_path):
 
 
 @pytest.fixture
+def training(tmp_path):
+    """Results without a test split, whose models learned from all images."""
+    return made_audit(tmp_path / "training", n_test=0)
+
+
+@pytest.fixture
 def session(results):
-    return AuditSession(results.folder, None, 60)
+    return AuditSession(results.folder, 60)
 
 
 @pytest.fixture
@@ -47,56 +53,45 @@ def test_labels_are_never_read(results):
     labelled = made_audit(results.folder.parent / "labelled", n_test=N_TEST)
     labelled.labelled = True
     labelled.write_index()
-    one, other = read_population(results.folder), read_population(labelled.folder)
-    assert (one.predictions == other.predictions).all()
-    assert (sampling.stratify(one) == sampling.stratify(other)).all()
+    one, other = (AuditSession(each.folder, N_TEST) for each in (results, labelled))
+    assert one.plan.digest == other.plan.digest
+    assert [q.options for q in one.questions] == [q.options for q in other.questions]
 
 
-def write_train_predictions(results, run, image_ids):
-    columns = {
-        "image_id": image_ids,
-        "prediction": np.arange(len(image_ids), dtype=np.int32) % 7,
-    }
-    metadata = ClassesMetadata(results.classnames)
-    tables.write(
-        results.folder / run / "train_predictions.parquet",
-        columns,
-        tables.TRAIN_PREDICTIONS,
-        metadata,
-    )
+def image_ids(session):
+    return session.plan.images["image_id"].to_pylist()
 
 
-def test_of_the_training_images_those_are_asked_about_that_all_models_judge(results):
-    said = {
-        "zero_shot/seed0": results.image_ids[:31],
-        "flyp/seed0": results.image_ids[5:20],
-    }
-    for run, ids in said.items():
-        write_train_predictions(results, run, ids)
-    found = read_population(results.folder, "train")
-    assert found.image_ids == results.image_ids[5:20]
-    assert found.predictions[0].tolist() == [5, 0]
+def methods(session):
+    return {one.method for one in session.score(session.answers()).accuracies}
 
 
-def test_a_method_that_came_later_and_learned_from_images_of_an_audit_is_left_out(results):
+def test_of_the_training_images_those_are_asked_about_that_all_models_judge(training):
+    write_train_predictions(training, "zero_shot/seed0", training.image_ids[:31])
+    write_train_predictions(training, "flyp/seed0", training.image_ids[5:20])
+    assert image_ids(AuditSession(training.folder, 40)) == training.image_ids[5:20]
+
+
+def test_a_method_that_came_later_and_learned_from_images_of_an_audit_is_left_out(training):
+    ids = training.image_ids
     for run in ("zero_shot/seed0", "flyp/seed0"):
-        write_train_predictions(results, run, results.image_ids[:40])
-    begun = AuditSession(results.folder, "train", 40)
+        write_train_predictions(training, run, ids)
+    begun = AuditSession(training.folder, 40)
     answer_next(begun, 12, lambda name: 0)
-    write_train_predictions(results, "latteclip/seed0", results.image_ids[30:40])
-    again = AuditSession(results.folder, "train", 40)
-    assert [method for method, _ in again.population.candidates] == ["zero_shot", "flyp"]
+    write_train_predictions(training, "latteclip/seed0", ids[:10])
+    again = AuditSession(training.folder, 40)
+    assert methods(again) == {"zero_shot", "flyp"}
     assert len(again.answers()) == 12
-    write_train_predictions(results, "latteclip/seed0", results.image_ids[:50])
-    assert len(AuditSession(results.folder, "train", 40).population.candidates) == 3
+    write_train_predictions(training, "latteclip/seed0", ids)
+    assert len(methods(AuditSession(training.folder, 40))) == 3
 
 
-def test_without_a_test_split_no_image_is_asked_about_that_taught_a_model(tmp_path):
+def test_without_a_test_split_no_image_is_asked_about_that_taught_a_model(training):
     """Seeds leave out different images, and `latteclip teach` asked about one of these."""
-    results = made_audit(tmp_path / "made", n_test=0)
+    results = training
     write_train_predictions(results, "zero_shot/seed0", results.image_ids)
-    write_train_predictions(results, "flyp/seed0", results.image_ids[:20])
-    write_train_predictions(results, "flyp/seed1", results.image_ids[20:40])
+    write_train_predictions(results, "flyp/seed0", results.image_ids[:15])
+    write_train_predictions(results, "flyp/seed1", results.image_ids[15:30])
     write_train_predictions(results, "latteclip/seed0", results.image_ids)
     index, classnames = tables.read_unlabelled(
         results.folder / "images.parquet", training=True
@@ -110,44 +105,40 @@ def test_without_a_test_split_no_image_is_asked_about_that_taught_a_model(tmp_pa
         for i, (name, phase) in enumerate(asked)
     }
     schema.update(results.folder / "answers.json", answers)
-    found = read_population(results.folder)
-    untaught = [name for name in results.image_ids[:40] if name != results.image_ids[3]]
-    assert (found.split, found.image_ids) == ("train", untaught)
+    found = AuditSession(results.folder, 40)
+    untaught = [name for name in results.image_ids[:30] if name != results.image_ids[3]]
+    assert (found.plan.split, image_ids(found)) == ("train", untaught)
 
 
 def test_what_cannot_be_audited_is_one_sentence(results, tmp_path):
-    missing = replace(results, folder=results.folder.parent / "missing")
-    for path in missing.folder.glob("*/seed*/predictions.parquet"):
+    for path in results.folder.glob("*/seed*/metrics.json"):
         path.unlink()
     (tmp_path / "empty").mkdir()
     for folder, named in (
-        (missing.folder, "missing"),
+        (results.folder, "no test images"),
         (tmp_path / "empty", r"images\.parquet"),
         (tmp_path / "nothing", "nothing"),
     ):
         with pytest.raises(UserError, match=named):
-            AuditSession(folder, None, 10)
+            AuditSession(folder, 10)
 
 
 # --- questions -----------------------------------------------------------------------------------
 
 
 def test_of_many_classes_those_that_runs_predict_are_offered_in_the_order_of_the_classes():
-    predictions = np.stack([np.arange(8), np.arange(8)[::-1], np.full(8, 29)], axis=1)
-    many = population(predictions, classes=30)
-    for row in range(8):
-        offered = offered_classes(many, row)
-        assert len(offered) == OFFERED
-        assert {f"class {c}" for c in predictions[row]} <= set(offered)
-        assert offered == [name for name in many.classnames if name in offered]
-        assert offered == offered_classes(many, row)
+    names = [f"class {c}" for c in range(30)]
+    offered = offered_classes(names, [29, MISSING, 7, 29], [12, 7, 3, 20, 1, 2])
+    assert offered == [names[c] for c in (1, 3, 7, 12, 20, 29)]
+    assert len(offered) == OFFERED
+    assert offered_classes(names, range(8), [20]) == names[:8]
 
 
 # --- what answers say ----------------------------------------------------------------------------
 
 
 def test_all_images_answered_give_the_accuracies_themselves(results, label_of):
-    session = AuditSession(results.folder, None, N_TEST)
+    session = AuditSession(results.folder, N_TEST)
     answer_next(session, N_TEST, label_of)
     found = session.score(session.answers())
     labels = results.labels[results.n_train :]
@@ -203,7 +194,7 @@ def score_again(results, runs=None):
     """What the rule writes of an audit of made results."""
     folder, output = results.folder / "audit" / "test", str(results.folder / "audit.json")
     files = [
-        sampling.RunFiles(run.method, run.seed, run.metrics, run.predictions, None)
+        sampling.RunFiles(run.method, run.seed, run.metrics, run.predictions, "")
         for run in runs or results.runs
     ]
     score.score_audit(
@@ -258,20 +249,19 @@ def test_images_that_were_added_later_leave_the_audit_as_it_is(results, session,
     columns = {name: table[name].take(keep) for name in table.column_names}
     tables.write(plan, columns, tables.PLAN, metadata)
     (results.folder / "audit" / "test" / "answers.json").unlink()
-    fewer = AuditSession(results.folder, None, 60)
-    assert len(fewer.population.image_ids) == 100
+    fewer = AuditSession(results.folder, 60)
+    assert len(image_ids(fewer)) == 100
     answer_next(fewer, 30, label_of)
     after = fewer.score(fewer.answers())
     assert [one.run for one in after.accuracies] == [one.run for one in before.accuracies]
 
 
-def test_the_interval_of_training_images_is_that_of_new_ones(tmp_path):
+def test_the_interval_of_training_images_is_that_of_new_ones(training):
     """All are asked about, and the interval does not close."""
-    results = made_audit(tmp_path / "made", n_test=0)
-    ids = results.image_ids[:40]
+    ids = training.image_ids
     for run in ("zero_shot/seed0", "flyp/seed0", "latteclip/seed0"):
-        write_train_predictions(results, run, ids)
-    session = AuditSession(results.folder, None, 40)
+        write_train_predictions(training, run, ids)
+    session = AuditSession(training.folder, 40)
     answer_next(session, session.total, dict.fromkeys(ids, 0).__getitem__)
     found = session.score(session.answers())
     for estimate in (*found.accuracies, *found.comparisons):

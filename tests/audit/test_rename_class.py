@@ -9,14 +9,12 @@ from latteclip.core.errors import UserError
 @pytest.fixture
 def results(tmp_path):
     results = made_audit(tmp_path / "made")
-    answer_next(AuditSession(results.folder, None, 20), 20, label_of=lambda name: 3)
+    answer_next(AuditSession(results.folder, 20), 20, label_of=lambda name: 3)
     return results
 
 
 def answered(results):
-    return [
-        one.classname for one in AuditSession(results.folder, None, 20).answers().values()
-    ]
+    return [one.classname for one in AuditSession(results.folder, 20).answers().values()]
 
 
 def test_answers_follow_a_renamed_class(results):

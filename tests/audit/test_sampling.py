@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from support.audits import population
 
 from latteclip.audit import sampling
 
@@ -8,13 +7,13 @@ SURE, NOT_SURE, OTHERS, PAIR = range(4)
 N = 400
 
 
-def random_population(n=N, k=3, seed=0):
+def random_strata(n=N, k=3, seed=0):
     rng = np.random.default_rng(seed)
     first = rng.integers(0, 5, n)
     said = [first] + [
         np.where(rng.random(n) < 0.6, first, (first + j) % 5) for j in range(1, k)
     ]
-    return population(np.stack(said, axis=1), confidence=rng.random(n))
+    return sampling.stratify(np.stack(said, axis=1), rng.random(n), k - 1)
 
 
 def test_strata_say_who_disagrees_and_how_sure_clip_is():
@@ -24,12 +23,12 @@ def test_strata_say_who_disagrees_and_how_sure_clip_is():
     said[3 * n :, 2] = 1
     confidence = np.r_[np.full(n, 0.9), np.full(n, 0.2), np.full(2 * n, 0.5)]
     expected = np.repeat([SURE, NOT_SURE, OTHERS, PAIR], n)
-    assert (sampling.stratify(population(said, confidence)) == expected).all()
+    assert (sampling.stratify(said, confidence, 2) == expected).all()
 
 
 @pytest.mark.parametrize("n", [50, 250])
 def test_every_beginning_has_each_stratum_at_its_rate(n):
-    strata = sampling.stratify(random_population())
+    strata = random_strata()
     order = np.argsort(sampling.sampling_order(strata, np.random.default_rng(1)))
     drawn = np.bincount(strata[order[:n]], minlength=4)
     sizes = np.bincount(strata, minlength=4)
@@ -40,7 +39,7 @@ def test_every_beginning_has_each_stratum_at_its_rate(n):
 
 def test_images_of_a_stratum_are_drawn_with_one_probability():
     """Of many drawings, how often each image is among the first n."""
-    strata = sampling.stratify(random_population(n=60))
+    strata = random_strata(n=60)
     rng = np.random.default_rng(0)
     n, drawings = 20, 4000
     often = np.zeros(60)
@@ -50,12 +49,3 @@ def test_images_of_a_stratum_are_drawn_with_one_probability():
         shares = often[strata == h] / drawings
         error = np.sqrt(shares.mean() * (1 - shares.mean()) / drawings)
         assert np.abs(shares - shares.mean()).max() < 5 * error
-
-
-def test_a_plan_is_drawn_once_and_kept_whatever_candidates_say_later(tmp_path):
-    path = tmp_path / "audit" / "plan.parquet"
-    first = sampling.read_or_draw(path, random_population())
-    later = sampling.read_or_draw(path, random_population(k=5, seed=1))
-    assert (later.order == first.order).all()
-    assert later.digest == first.digest
-    assert sorted(first.order) == list(range(N))

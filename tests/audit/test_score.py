@@ -57,26 +57,20 @@ def test_a_stratum_without_answers_makes_the_interval_wider():
 
 
 def test_a_difference_counts_only_where_two_say_different_things():
-    n = 1000
-    differ = (np.arange(n) < 200).astype(int)
-    drawn = np.arange(0, n, 10)
-    hits = np.where(differ[drawn] == 1, 1.0, 0.5)
-    others = np.where(differ[drawn] == 1, 0.0, 0.5)
-    found = score.difference(hits, others, drawn, np.zeros(n, int), differ)
+    leads, strata = np.ones(20), np.zeros(20, int)
+    found = score.difference(leads, strata, np.array([200]), 0.2)
     assert found.value == pytest.approx(0.2)
     assert found.high == pytest.approx(0.2)  # it cannot be more
+    unknown = score.difference(np.zeros(0), np.zeros(0, int), np.array([200]), 0.2)
+    assert (unknown.low, unknown.value, unknown.high) == (-0.2, 0, 0.2)
 
 
 def test_a_difference_on_training_images_stands_for_new_ones():
-    """All 100 are answered. Two are different, and one of them is right."""
-    n = 100
-    differ = (np.arange(n) < 4).astype(int)
-    hits, others = np.zeros(n), np.zeros(n)
-    hits[:3], others[3] = 1, 1
-    some = np.arange(n), np.zeros(n, int), differ
-    known = score.difference(hits, others, *some)
+    """All images are answered. Two models differ on four, and the first leads on three."""
+    leads, strata = np.array([1.0, 1, 1, -1]), np.zeros(4, int)
+    known = score.difference(leads, strata, np.array([4]), 0.04)
     assert known.low == known.value == known.high
-    found = score.difference(hits, others, *some, is_census=False)
+    found = score.difference(leads, strata, np.array([4 * score.MANY]), 0.04)
     assert found.low < 0 < found.value < found.high
 
 

@@ -19,7 +19,7 @@ from latteclip.labels.answers import Answer
 @pytest.fixture
 def server(tmp_path):
     results = made_audit(tmp_path / "made")
-    with running(QuestionServer(AuditSession(results.folder, None, 20))) as server:
+    with running(QuestionServer(AuditSession(results.folder, 20))) as server:
         yield server
 
 

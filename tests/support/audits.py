@@ -5,49 +5,41 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from support import warm
 from support.checkout import hear_interrupts
 from support.made_results import Results
 from support.tiny import ROOT
 
 from latteclip.audit.audit import AuditSession
-from latteclip.audit.sampling import Population
+from latteclip.core import tables
+from latteclip.core.metadata import ClassesMetadata
 from latteclip.labels.answers import Answer
 
 
 def made_audit(folder, *, n_test=120, **options):
-    """Made results of zero-shot, FLYP and LatteCLIP on an unlabelled test split."""
+    """Made results of zero-shot, FLYP and LatteCLIP without labels, learned from all images."""
     results = Results(Path(folder), n_test=n_test, labelled=False, **options)
     for run in results.runs:
-        (Path(run.metrics).parent / "model").mkdir()
+        write_train_predictions(results, f"{run.method}/seed{run.seed}", [])
     return results
 
 
-def population(predictions, confidence=None, classes=5):
-    """A population with these predictions [N, K], of images without files."""
-    n, k = np.shape(predictions)
-    return Population(
-        "made",
-        "test",
-        [f"class {c}" for c in range(classes)],
-        [f"image {i}" for i in range(n)],
-        [""] * n,
-        [bytes([i % 256, i // 256]).ljust(16) for i in range(n)],
-        [(f"method_{j}", 0) for j in range(k)],
-        np.asarray(predictions),
-        np.tile(np.arange(classes), (n, 1)),
-        np.linspace(0, 1, n) if confidence is None else np.asarray(confidence),
-        k - 1,
-    )
+def write_train_predictions(results, run, image_ids):
+    classes = np.arange(len(image_ids), dtype=np.int32) % 7
+    path = results.folder / run / "train_predictions.parquet"
+    columns = {"image_id": pa.array(image_ids, pa.string()), "prediction": classes}
+    metadata = ClassesMetadata(results.classnames)
+    tables.write(path, columns, tables.TRAIN_PREDICTIONS, metadata)
 
 
 def answer(session: AuditSession, *answers: Answer):
-    session.schema.update(session.path, {one.key: one for one in answers})
+    session.schema.update(session.path, {one.image_id: one for one in answers})
 
 
 def answer_next(session: AuditSession, n, label_of=None, kind="class"):
     """Answer the next n questions; where a class is named, by `label_of(image_id)`."""
-    saved, names = session.answers(), session.population.classnames
+    saved, names = session.answers(), session.schema.classnames
     ids = [one.image_id for one in session.open_questions(saved)][:n]
     assert len(ids) == n
     answer(

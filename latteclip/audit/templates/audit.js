@@ -6,8 +6,6 @@ const MAX_SECONDS = 120; // of an answer, for the estimate of the time left
 // The answers that this page can undo or export, in their order.
 let answers = [];
 const asDocument = (some) => ({ plan: page.plan, dataset: page.dataset, version: page.version, classes: page.classes, answers: some });
-const isSame = (one, other) => one.image === other.image && Boolean(one.repeat) === Boolean(other.repeat);
-const keyOf = (one) => one.repeat ? `${one.image}\n2` : one.image;
 
 // The server saves each answer before the next question, beside those of other pages.
 const server = {
@@ -30,7 +28,7 @@ const server = {
     return this.send("answers", {
       method: "PUT",
       headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ ...asDocument(added), removed: removed.map(keyOf) }),
+      body: JSON.stringify({ ...asDocument(added), removed: removed.map((one) => one.image) }),
     });
   },
   result() { return this.send("result"); },
@@ -42,12 +40,12 @@ const offline = {
   load() {
     try {
       const saved = JSON.parse(localStorage.getItem(this.place)) || [];
-      answers = saved.filter((one) => page.questions.some((question) => isSame(question, one)));
+      answers = saved.filter((one) => page.questions.some((question) => question.image === one.image));
     } catch { /* a browser that saves nothing for files: the answers live as long as the page */ }
     return this.state(answers);
   },
   state(given) {
-    const upcoming = page.questions.filter((question) => !given.some((one) => isSame(question, one)));
+    const upcoming = page.questions.filter((question) => !given.some((one) => one.image === question.image));
     return { answered: given.length, total: page.questions.length, upcoming, status: "" };
   },
   save(added, removed) {
@@ -152,8 +150,8 @@ async function once(act) {
 function give(answer) {
   if (state === null || state.upcoming.length === 0) return;
   once(async () => {
-    const { image, content, phase, repeat } = state.upcoming[0];
-    const added = { image, content, ...answer, ...(phase && { phase }), ...(repeat && { repeat }) };
+    const { image, content, phase } = state.upcoming[0];
+    const added = { image, content, phase, ...answer };
     const next = await source.save([added], []);
     answers = [...answers, added];
     pace.push(Math.min(MAX_SECONDS, (performance.now() - since) / 1000));
@@ -211,7 +209,7 @@ async function showResult(wanted) {
   }
   at("verdict").textContent = result.sentence;
   at("advice").textContent = "All answers are saved. End the server with Ctrl-C, and close this page.";
-  at("steps").replaceChildren(...result.steps.flatMap(([text, command]) => [element("p", text), ...(command ? [element("pre", command)] : [])]));
+  at("steps").replaceChildren(...result.steps.flatMap(([text, command]) => [element("p", text), element("pre", command)]));
   at("figures").replaceChildren(...result.tables.map(([head, rows]) => table(head, rows)));
   at("figures").hidden = false;
 }
