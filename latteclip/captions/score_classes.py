@@ -8,7 +8,7 @@ bias for a class, for which they need all images.
 
 import json
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,6 @@ from latteclip.captions.engine import (
     CaptionerSettings,
     ChoiceScores,
     Response,
-    module_of,
 )
 from latteclip.captions.questions import (
     Choices,
@@ -35,9 +34,7 @@ from latteclip.config.keys import ScoresSection
 from latteclip.core.class_templates import PLACE, ClassTemplates, fill
 from latteclip.core.errors import UserError
 from latteclip.core.hashing import digest
-from latteclip.core.user_tables import by_image_id
 
-FILE_KEY = "scores.file"
 LIKELIHOOD, DECISIONS = "likelihood", "decisions"  # values of scores.kind
 ALL_UP_TO = 20  # classes that are all options, of decisions MAX_DECISIONS
 MAX_DECISIONS = 254  # options of a typed question; one more is for none of them
@@ -74,9 +71,8 @@ def score_classes(
     answers which are left out. UserError: the engine does not start, or too many images end without
     scores.
     """
-    file = (FILE_KEY, scores.file)
     job = CaptionJob(
-        captioner, output, store, threads, shard, *file, labeller, scoring=True
+        captioner, output, store, threads, shard, "", None, labeller, scoring=True
     )
     selection = select(
         images_path, scores.max_images, pseudo_labels_path, classifier_path, answers_path
@@ -90,9 +86,6 @@ def score_classes(
         )
     images = questions_about(images_path, None, "", layout, shard, selection=selection)
     metadata = _metadata(scores, prompt, images.classnames)
-    if captioner.reads_file:
-        write_rows(job, _rows_of_file(images, captioner.engine, scores.file), metadata)
-        return
     classifier, described = load_classifier(
         class_embeddings_path, classnames=images.classnames
     )
@@ -126,21 +119,6 @@ def _metadata(
         answer=scores.answer or ANSWER if scores.kind == LIKELIHOOD else None,
         topk=scores.topk,
     )
-
-
-def _rows_of_file(images: Questions, engine: str, path: str | None) -> Iterator[Row]:
-    reader = module_of(engine)
-    scores = reader.read_scores(path, FILE_KEY, images.classnames)
-    score_of = by_image_id(scores, images.image_ids.to_pylist(), path, FILE_KEY)
-    for image_id in images.ids:
-        options, values = score_of.get(image_id, ([], []))
-        columns = {
-            "image_id": image_id,
-            "options": options,
-            "log_probabilities": values,
-            "error": None if options else "the file lacks it",
-        }
-        yield columns, [Response("", "stop", None, engine=engine)]
 
 
 def describe(texts: ClassTemplates, classnames: Sequence[str]) -> dict[str, str]:

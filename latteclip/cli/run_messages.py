@@ -1,6 +1,5 @@
 """Messages at the start and end of a run of the workflow, for the handlers of the Snakefile."""
 
-import csv
 import os
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -42,9 +41,7 @@ def _images(dataset: Dataset) -> str:
         classes = (
             f" of {counted(counts.classes, 'class', 'classes')}" if counts.classes else ""
         )
-        return (
-            f"{counted(counts.train + counts.test, 'image')}{classes}{_unreadable(dataset)}"
-        )
+        return f"{counted(counts.train + counts.test, 'image')}{classes}"
     folder = dataset.keys.source.folder if dataset.keys.source else None
     if not folder:
         return "images to download"
@@ -57,15 +54,6 @@ def _images(dataset: Dataset) -> str:
     if not dataset.discovers:
         classes = _classes(folder, dataset.keys.split.examples)
     return f"{counted(n, 'image file')} in {folder}, {classes}{drawn}"
-
-
-def _unreadable(dataset: Dataset) -> str:
-    path = Path(dataset.results, "corrupt.csv")
-    if not path.is_file():
-        return ""
-    with path.open(encoding="utf-8", newline="") as file:
-        n = len(list(csv.reader(file))) - 1
-    return f"; {n:,} could not be read, see {path}" if n else ""
 
 
 def _classes(folder: str, examples: str | None) -> str:

@@ -1,15 +1,14 @@
 """Show which stages of each dataset are done, stale or missing, by Snakemake itself.
 
-What the stages took comes from Snakemake's benchmark files. Where there is a cluster, its queue
-follows. Nothing is run or written. As a program, this module is Snakemake's command line, whose
---summary lists jobs as lines of JSON: its own has no reasons, and a dry run no finished jobs.
+Where there is a cluster, its queue follows. Nothing is run or written. As a program, this module is
+Snakemake's command line, whose --summary lists jobs as lines of JSON: its own has no reasons, and a
+dry run no finished jobs.
 """
 
 import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
-from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from latteclip.config import layers
 from latteclip.core import run_options
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import counted, for_terminal, one_line, paint
-from latteclip.report.runs import JobCost, asked, job_costs, total
 
 RESULTS = Path("results")
 SHARED = "all datasets"
@@ -169,33 +167,7 @@ def _table(jobs: Sequence[Job]) -> Iterator[str]:
                 run += f", {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}"
             coloured = paint(f"{state:7}", COLOURS[state], sys.stdout)
             yield f"  {coloured}  {rule:22}  {run:34}  {why}".rstrip()
-        yield from _costs(RESULTS / name)
         yield ""
-
-
-def _costs(folder: Path) -> Iterator[str]:
-    """Yield the time and memory of the last jobs of a dataset, in all and by stage."""
-    jobs = job_costs(folder)
-    if not jobs:
-        return
-    yield f"  {paint('took', 'bold', sys.stdout)}: {_cost(jobs)}"
-    for table, used in asked(folder):
-        yield f"  {'asked':7}  {table:22}  {used.in_words}"
-    for stage in dict.fromkeys(job.rule for job in jobs):
-        of_stage = [job for job in jobs if job.rule == stage]
-        yield f"  {'':7}  {stage:22}  {_cost(of_stage)}"
-
-
-def _cost(jobs: Sequence[JobCost]) -> str:
-    cost = total(jobs)
-    times = {"": cost.seconds, "CPU ": cost.cpu_seconds, "GPU ": cost.gpu_seconds}
-    parts = [counted(len(jobs), "job")]
-    for name, seconds in times.items():
-        if seconds:
-            parts.append(f"{name}{timedelta(seconds=round(seconds))}")
-    if cost.memory:
-        parts.append(f"{cost.memory:,.0f} MiB")
-    return ", ".join(parts)
 
 
 if __name__ == "__main__":

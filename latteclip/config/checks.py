@@ -238,12 +238,13 @@ def _asker_of(labeller: Labeller, asker: Asker) -> Iterator[str]:
     yield from _captioner(asker, [f"{labeller.dataset.results}/{labeller.table}"])
     if labeller.asks == "scores":
         yield from _scores(asker)
-    if asker.engine.reads_file:
-        is_scores = labeller.asks == "scores"
-        file = asker.scores.file if is_scores else asker.captioner.images_file
+    elif asker.engine.reads_file:
+        file = asker.captioner.images_file
         if file is None:
-            key = "scores.file" if is_scores else "captioner.images_file"
-            yield f"captioner.engine file needs {key}; name it as file of the labeller."
+            yield (
+                "captioner.engine file needs captioner.images_file; name it as file of the "
+                "labeller."
+            )
         yield from _not_files(file)
 
 
@@ -365,9 +366,11 @@ def _captioner(asker: Asker, tables: Sequence[str]) -> Iterator[str]:
 def _scores(asker: Asker) -> Iterator[str]:
     """Check that the engine can score classes as the configuration wants them scored."""
     name, kind, engine = asker.captioner.engine, asker.scores.kind, asker.engine
-    if engine.decides and kind != "decisions":
+    if kind and engine.reads_file:
+        yield "captioner.engine file has no scores; list your scores as a labeller of kind file."
+    elif engine.decides and kind != "decisions":
         yield f"captioner.engine {name} answers scores.kind decisions alone; set it."
-    elif kind == "decisions" and not (engine.decides or engine.reads_file):
+    elif kind == "decisions" and not engine.decides:
         yield f"scores.kind decisions needs captioner.engine decisions, not {name}."
     elif kind == "likelihood" and not engine.has_likelihoods:
         yield f"captioner.engine {name} has no likelihoods; set scores.kind to multiple_choice."
@@ -399,7 +402,7 @@ def _by_need(dataset: Dataset, kind: str) -> tuple[list[str], list[str]]:
 
 
 def _files(dataset: Dataset) -> Iterator[str]:
-    """Check that the user's captions and scores exist if a method of the run reads them."""
+    """Check that the user's captions exist if a method of the run reads them."""
     if not dataset.asker.engine.reads_file:
         return
     captioner = dataset.keys.captioner
@@ -410,10 +413,6 @@ def _files(dataset: Dataset) -> Iterator[str]:
         file = captioner.images_file if kind == "image" else captioner.groups_file
         reason = f", for {', '.join(reading)}.{without}"
         needed.append((f"captioner.{kind}s_file", file, reason))
-    if dataset.keys.scores.kind:
-        needed.append(
-            ("scores.file", dataset.keys.scores.file, " where scores.kind is set.")
-        )
     if dataset.discovers:
         reason = " where class_names is discover."
         needed.append(("captioner.images_file", captioner.images_file, reason))

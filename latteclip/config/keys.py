@@ -322,8 +322,6 @@ class ScoresSection(Section):
     """likelihood: text of an answer, {} is the class; null: a space, {} and a full stop"""
     max_images: Positive | None = None
     """images to score, at most: those with the least certain label; null: all"""
-    file: Line | None = None
-    """engine file: your scores: image_id, options and log_probabilities"""
 
 
 class LabellerSection(Section):

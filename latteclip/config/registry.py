@@ -26,10 +26,10 @@ class LabellerRecord:
     loads_clip: bool = False  # whether it is a CLIP model
 
 
-_CAPTIONER = ("model", "engine", "prompt", "file", "captioner", "max_images")
+_CAPTIONER = ("model", "engine", "prompt", "captioner", "max_images")
 _SCORES = LabellerRecord(asks="scores", keys=(*_CAPTIONER, "scores"))
 LABELLERS = {
-    "captions": LabellerRecord(asks="captions", keys=_CAPTIONER),
+    "captions": LabellerRecord(asks="captions", keys=(*_CAPTIONER, "file")),
     "likelihood": _SCORES,
     "multiple_choice": _SCORES,
     "decisions": _SCORES,
@@ -134,7 +134,7 @@ class EngineRecord:
     key: str | None = None  # that of the key which it asks for
     # Whether it answers the questions of scores.kind decisions, and writes no captions.
     decides: bool = False
-    reads_file: bool = False  # whether captions and scores come from the user's files
+    reads_file: bool = False  # whether captions come from the user's files
     # Whether captioner.gpu_memory_utilization says what it takes.
     reserves_memory: bool = False
 
@@ -145,5 +145,5 @@ ENGINES = {
     "openai": EngineRecord(address=URL, key=KEY),
     "decisions": EngineRecord(address=DECISIONS_URL, key=DECISIONS_KEY, decides=True),
     "transformers": EngineRecord(loads_model=True, has_likelihoods=True),
-    "file": EngineRecord(reads_file=True, has_likelihoods=True),
+    "file": EngineRecord(reads_file=True),
 }

@@ -48,6 +48,7 @@ KEYS: dict[str, str] = {
     "captioner.price_output": "set max_images; a provider's console limits money.",
     "captioner.requests_per_second": "set captioner.concurrency.",
     "captioner.retries": "leave it out: a request is sent up to six times.",
+    "scores.file": "list your scores as a labeller of kind file.",
     "scores.share": "set scores.max_images.",
     "scores.choose": "leave it out: the images with the least certain label come first.",
     "scores.rounds": "leave it out: the images with the least certain label are asked about once.",

@@ -418,13 +418,13 @@ class Dataset:
         is_scores = LABELLERS[str(keys.kind)].asks == "scores"
         if is_scores:
             scores["kind"] = keys.kind
-            if keys.kind == DECISIONS and keys.file is None:
+            if keys.kind == DECISIONS:
                 captioner.setdefault("engine", DECISIONS)
         asked = scores if is_scores else captioner
         if keys.max_images is not None:
             asked["max_images"] = keys.max_images
         if keys.file is not None:
-            asked["file" if is_scores else "images_file"] = keys.file
+            captioner["images_file"] = keys.file
             captioner.setdefault("engine", "file")
         prompts = {} if keys.prompt is None else {"image": keys.prompt}
         return Asker(

@@ -10,15 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import open_clip
 import torch
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
 from latteclip.clip import finetuned
 from latteclip.clip.classifier import load_classifier
 from latteclip.clip.model import CLASSIFIER
 from latteclip.config import layers
-from latteclip.config.hub_names import HUB
 from latteclip.core import hashing, tables
 from latteclip.core.class_templates import ClassTemplates, clean_classname
 from latteclip.core.errors import UserError
@@ -42,7 +40,6 @@ FIGURES = {
     "acc5": "top-5 accuracy",
     "mean_per_class_recall": "mean per-class recall",
 }
-TASK = "image-classification"
 PREDICT = "predict.py"  # beside a graph
 
 
@@ -160,37 +157,28 @@ def model_card(
     promise: str,
 ) -> ModelCard:
     """Return the model card: Markdown with the metadata that the hub reads."""
-    metrics = origin["metrics"]
     dataset = origin["dataset"]
     described = layers.datasets().get(dataset, {})
-    title = described.get("title", dataset)
+    metrics = origin["metrics"]
     is_known = metrics.get("acc1") is not None
     results = [(name, metrics[key]) for key, name in FIGURES.items() if is_known]
-    of_test = {"dataset_type": dataset, "dataset_name": title, "dataset_split": "test"}
-    task = {"task_type": TASK, "metric_type": "accuracy", **of_test}
-    repo = _repo(origin["clip"])
     data = ModelCardData(
         library_name=form,
-        pipeline_tag=f"zero-shot-{TASK}",
+        pipeline_tag="zero-shot-image-classification",
         tags=["clip", "latteclip"],
         license=licence or "other",
         license_name=None if licence else "that-of-the-base-model",
-        base_model=repo,
-        model_name=f"{metrics['method']}-{dataset}" if results else None,
-        eval_results=[EvalResult(**task, metric_name=n, metric_value=v) for n, v in results]
-        or None,
     )
     card: ModelCard = ModelCard.from_template(
         data,
         template_path=str(TEMPLATES / "model_card.md"),
         form=form,
         licence=licence,
-        title=title,
+        title=described.get("title", dataset),
         described=described,
         **origin,
         results=results,
         promise=promise,
-        repo=repo,
         image_encoders=len(opened.encoder_widths),
         templates=opened.class_templates.templates,
         classes=[_class(name, opened.class_templates) for name in opened.classnames],
@@ -202,13 +190,3 @@ def _class(classname: str, class_templates: ClassTemplates) -> str:
     [name] = class_templates.as_written([classname])
     others = class_templates.synonyms.get(clean_classname(classname, {}))
     return f"{name} (also {', '.join(others)})" if others else name
-
-
-def _repo(clip: Mapping[str, Any]) -> str | None:
-    """Return the base model's repository on the hub, where open_clip knows it."""
-    model = str(clip.get("model", ""))
-    tag = clip.get("pretrained") or ""
-    if model.startswith(HUB):
-        return model.removeprefix(HUB)
-    known = open_clip.get_pretrained_cfg(model.replace("/", "-"), tag)
-    return str(known.get("hf_hub", "")).strip("/") or None

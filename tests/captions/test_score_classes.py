@@ -1,7 +1,6 @@
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 from support.captioning import mean_colour
@@ -90,17 +89,9 @@ def test_an_answer_outside_the_letters_leaves_an_image_without_scores(
 # --- what cannot be asked ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"prompt": "Is it {}?"}, r"prompts\.image"),
-        ({"engine": "file"}, r"scores\.file"),
-    ],
-    ids=str,
-)
-def test_what_cannot_be_asked_is_one_sentence(scored, scorer, changes, message):
-    with pytest.raises(UserError, match=message):
-        scored.score(**changes)
+def test_scores_do_not_repeat_the_pseudo_label(scored, scorer):
+    with pytest.raises(UserError, match=r"prompts\.image"):
+        scored.score(prompt="Is it {}?")
     assert scorer.starts == 0
 
 
@@ -119,21 +110,6 @@ def test_shards_give_the_same_bytes_as_the_whole(scored, scorer):
     gathered = scored.folder / "gathered.parquet"
     gather_captions(scored.inputs[0], [str(path) for path in shards], str(gathered))
     assert gathered.read_bytes() == whole.read_bytes()
-
-
-def test_scores_of_one_s_own_take_the_captioner_s_place(scored, scorer):
-    path = scored.folder / "mine.parquet"
-    rows = [(name, ["class 3", "class 9"], [-0.5, -2.0]) for name in reversed(scored.names)]
-    columns = ["image_id", "options", "log_probabilities"]
-    pd.DataFrame(rows, columns=columns).to_parquet(path)
-    found = scored.score(engine="file", file=str(path))
-    assert found["image_id"] == scored.names
-    assert found["options"] == [[3, 9]] * N
-    assert found["log_probabilities"] == [[-0.5, -2.0]] * N
-    assert scorer.starts == 0
-    pd.DataFrame([("other", *rows[0][1:])], columns=columns).to_parquet(path)
-    with pytest.raises(UserError, match=r"scores\.file"):
-        scored.score(engine="file", file=str(path))
 
 
 # --- orders --------------------------------------------------------------------------------------

@@ -161,7 +161,7 @@ MISTAKES = [
         folder(captioner={**OWN, "groups_file": "nope.csv"}, method="latteclip"),
         r"captioner\.groups_file .*nope\.csv",
     ),
-    (folder(captioner=OWN, scores=LETTERS), r"scores\.file"),
+    (folder(captioner=OWN, scores=LETTERS), r"labeller of kind file"),
     (folder(captioner=DECIDES, scores=DECISIONS), "DECISIONS_BASE_URL=https"),
     (folder(captioner=DECIDES), r"captioner\.engine decisions writes no captions"),
     (folder(captioner=DECIDES, scores=LETTERS), r"scores\.kind decisions alone"),
@@ -203,7 +203,7 @@ MISTAKES = [
     (labellers({**SCORES, **SERVER}), r"labeller scores, .*OPENAI_BASE_URL"),
     (labellers({"name": "a", **DECISIONS, "model": "m"}), r"labeller a, .*DECISIONS"),
     (labellers({**WORDS, **DECIDES}), r"labeller words, .*writes no captions"),
-    (labellers({**SCORES, "file": "none.csv"}), r"labeller scores, file none\.csv"),
+    (labellers({**WORDS, "file": "none.csv"}), r"labeller words, file none\.csv"),
 ]
 
 

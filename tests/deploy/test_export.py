@@ -221,11 +221,16 @@ def test_the_card_has_dataset_method_accuracy_licence_and_classes(
     front, text = card_of(out)
     assert front["license"] == "mit"
     assert front["library_name"] == "open_clip"
-    assert front["base_model"] == "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
-    results = front["model-index"][0]["results"][0]
-    assert results["dataset"]["type"] == "demo"
-    assert [metric["value"] for metric in results["metrics"]] == [0.5125, 0.9, 0.4]
-    words = ("latteclip", "51.25 %", *NAMES, "silver, ash", TEMPLATES[0])
+    words = (
+        "latteclip",
+        "ViT-B/32 with laion2b_s34b_b79k",
+        "51.25 %",
+        "90.00 %",
+        "40.00 %",
+        *NAMES,
+        "silver, ash",
+        TEMPLATES[0],
+    )
     for word in (*words, f"labels of training images | {said}"):
         assert word in text
     sums = ["sha256sum", "--check", "--strict", "--quiet", hashing.SUMS]

@@ -147,9 +147,6 @@ rule score_classes:
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
         classifier=of(jobs.chosen_by, "asker", kind="scores"),
-        own=users(
-            of(lambda asker: jobs.file_if_read(asker, asker.scores.file), "asker")
-        ),
         captioner_model=of(jobs.captioner_note, "asker"),
     output:
         "results/{dataset}/class_scores.parquet",

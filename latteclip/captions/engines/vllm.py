@@ -31,7 +31,6 @@ from latteclip.core.terminal import one_line
 log = logging.getLogger(__name__)
 PROBE = 64  # side of a picture to try, pixels
 CACHED_PROMPTS = 4096  # prompts whose tokens are remembered
-AT_ONCE = 128  # tokens of which vLLM returns log-probabilities, at most
 QUEUED = 2  # prompts inside the engine for each one that it works on: rendered ahead
 DEFAULTS = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -262,21 +261,14 @@ def _of_letters(completion: Any, letters: list[list[int]]) -> tuple[float, ...]:
 
 
 def next_tokens(tails: Sequence[Sequence[int]]) -> list[tuple[list[int], list[int]]]:
-    """Return the beginnings of tails, each with the tokens by which some tail goes on.
-
-    A beginning with more than AT_ONCE of them comes several times.
-    """
+    """Return the beginnings of tails, each with the tokens by which some tail goes on."""
     next_of: dict[tuple[int, ...], list[int]] = {}
     for tail in tails:
         for length, token in enumerate(tail):
             tokens = next_of.setdefault(tuple(tail[:length]), [])
             if token not in tokens:
                 tokens.append(token)
-    return [
-        ([*beginning], tokens[start : start + AT_ONCE])
-        for beginning, tokens in next_of.items()
-        for start in range(0, len(tokens), AT_ONCE)
-    ]
+    return [([*beginning], tokens) for beginning, tokens in next_of.items()]
 
 
 def of_tails(tails: Sequence[Sequence[int]], completions: Sequence[Any]) -> list[float]:

@@ -1,21 +1,15 @@
 import json
-import math
 
 import pandas as pd
 import pytest
 
-from latteclip.captions.engines.file import read_captions, read_scores
+from latteclip.captions.engines.file import read_captions
 from latteclip.core.errors import UserError
 from latteclip.core.user_tables import by_image_id
 
 SUFFIXES = [".parquet", ".csv", ".tsv", ".jsonl"]
 KEY = "captioner.images_file"
-CLASSNAMES = ["dot", "dotted", "red lines"]
 CAPTIONS = pd.DataFrame({"image_id": ["a/1.png", "007"], "caption": ['a "dot", red', "NA"]})
-SCORES = [
-    ("a/1.png", ["red lines", "dot"], [-0.5, -2.25]),
-    ("007", [1, 0], [-math.inf, -1.0]),
-]
 
 
 def write(table, path):
@@ -29,22 +23,10 @@ def write(table, path):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_captions_and_scores_are_the_same_in_all_forms(tmp_path, suffix):
+def test_captions_are_the_same_in_all_forms(tmp_path, suffix):
     captions = read_captions(write(CAPTIONS, tmp_path / f"mine{suffix}"), KEY)
     texts = {image_id: answer.text for image_id, answer in captions.items()}
     assert texts == {"a/1.png": 'a "dot", red', "007": "NA"}
-    table = pd.DataFrame(SCORES, columns=["image_id", "options", "log_probabilities"])
-    if suffix == ".parquet":
-        table["options"] = [[2, 0], [1, 0]]  # a column has one type
-    elif suffix != ".jsonl":
-        table["options"] = table["options"].map(json.dumps)
-        table["log_probabilities"] = ["[-0.5, -2.25]", "[-inf, -1]"]
-    assert read_scores(
-        write(table, tmp_path / f"scores{suffix}"), "scores.file", CLASSNAMES
-    ) == {
-        "a/1.png": ([2, 0], [-0.5, -2.25]),
-        "007": ([1, 0], [-math.inf, -1.0]),
-    }
 
 
 IDS = ["cat/1.jpg", "cat/2.jpg", "dog/2.jpg"]
@@ -76,9 +58,6 @@ def test_semicolons_and_the_mark_of_spreadsheets_are_read(tmp_path):
     assert read_captions(str(path), KEY)["1.png"].text == "dots, red ones"
 
 
-HEAD = "image_id\toptions\tlog_probabilities\n"
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -88,14 +67,6 @@ HEAD = "image_id\toptions\tlog_probabilities\n"
         ("a.csv", "image_id,caption\n1,x\n1,y\n", "'1'"),
         ("a.parquet", "no parquet", r"a\.parquet"),
         ("a.jsonl", "[" * 9999, r"a\.jsonl"),
-        ("a.tsv", HEAD + "x\t[0, 1]\t[-1]\n", "'x'"),
-        ("a.tsv", HEAD + 'x\t["dots"]\t[-1]\n', "dots"),
-        ("a.tsv", HEAD + 'x\t["dot", 0]\t[-1, -2]\n', "'x'"),
-        ("a.tsv", HEAD + "x\t[true]\t[-1]\n", "'x'"),
-        ("a.tsv", HEAD + "x\t[1]\t[true]\n", "'x'"),
-        ("a.tsv", HEAD + f"x\t{'[' * 9999}\t[-1]\n", "'x'"),
-        ("a.tsv", HEAD + "x\t[0]\t[NaN]\n", "NaN"),
-        ("a.tsv", HEAD + "x\t[0, 1]\t[-inf, -inf]\n", "-inf"),
     ],
 )
 def test_other_forms_are_refused_in_one_sentence(tmp_path, name, content, message):
@@ -103,8 +74,5 @@ def test_other_forms_are_refused_in_one_sentence(tmp_path, name, content, messag
     if path.parent == tmp_path:
         path.write_text(content)
     with pytest.raises(UserError, match=message) as caught:
-        if content.startswith(HEAD):
-            read_scores(str(path), "scores.file", CLASSNAMES)
-        else:
-            read_captions(str(path), KEY)
-    assert ("scores.file" if content.startswith(HEAD) else KEY) in str(caught.value)
+        read_captions(str(path), KEY)
+    assert KEY in str(caught.value)
