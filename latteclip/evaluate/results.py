@@ -19,14 +19,8 @@ class Selection:
     method: str
     seed: int
     reason: str
-    by: str = "default"  # answers, votes or default
-    # Method and seed of the best model without training, with which the others are compared.
-    reference: dict[str, Any] = field(default_factory=dict)
-    candidates: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # a row of numbers for each
-    # Points by which another candidate was better; None without test labels.
-    regret: float | None = None
+    # A row for each: its run and flags, and how votes compare it with the best without training.
+    candidates: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def run(self) -> Run:

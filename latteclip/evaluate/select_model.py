@@ -11,8 +11,8 @@ import logging
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +53,7 @@ class Candidate:
     complexity: int | None = None
     is_default: bool = False  # whether it is taken where nothing votes
     is_average: bool = False  # whether its trainings predict the images that they left out
-    flags: tuple[str, ...] = ()  # keys of `core.metadata.FLAGS`
+    flags: Sequence[str] = ()  # keys of `core.metadata.FLAGS`
     metrics: str = ""
     train_predictions: str = ""
     model: str = ""  # folder
@@ -103,11 +103,6 @@ class HeldOutVotes:
         """Return how many images are held out for a candidate."""
         return int((self.predictions[i] != MISSING).sum())
 
-    def agreement(self, i: int) -> float:
-        """Return the share of the held-out images whose likeliest class a candidate predicts."""
-        rows = np.flatnonzero(self.predictions[i] != MISSING)
-        return float((self.shares[rows].argmax(axis=1) == self.predictions[i, rows]).mean())
-
     def compare(self, i: int, j: int) -> CandidateComparison:
         """Compare two candidates on the images that are held out for both."""
         pair = self.predictions[[i, j]]
@@ -144,7 +139,6 @@ class Choice:
     """The candidate to take, and why."""
 
     index: int
-    by: Literal["answers", "votes", "default"]
     reason: str
     reference: int  # the best without training, with which the others are compared
 
@@ -157,35 +151,19 @@ def select_model(
     output: str,
     model_output: str,
 ) -> None:
-    """Choose a model by votes and a person's answers, copy it, and write the reason.
-
-    Accuracies are written beside the choice, and have no part in it.
-    """
-    metrics = [read_metrics(candidate.metrics) for candidate in candidates]
-    accuracies = [values["acc1"] for values in metrics]
-    pairs = zip(candidates, metrics, strict=True)
+    """Choose a model by votes and a person's answers, copy it, and write the reason."""
     candidates = [
-        replace(candidate, flags=tuple(values["flags"])) for candidate, values in pairs
+        replace(candidate, flags=read_metrics(candidate.metrics)["flags"])
+        for candidate in candidates
     ]
     votes = read_votes(candidates, votes_path)
-    audit = read_audit(audit_path) if audit_path else None
-    choice = choose(candidates, votes, audit)
+    choice = choose(candidates, votes, read_audit(audit_path) if audit_path else None)
     chosen = candidates[choice.index]
     with replacing(model_output) as folder:
         hidden = shutil.ignore_patterns(".*")  # files of Snakemake
         shutil.copytree(chosen.model, folder, copy_function=link_or_copy, ignore=hidden)
-    best = None if None in accuracies else max(accuracies)
-    method, seed = candidates[choice.reference].run
-    selection = Selection(
-        dataset=dataset,
-        method=chosen.method,
-        seed=chosen.seed,
-        reason=choice.reason,
-        by=choice.by,
-        reference={"method": method, "seed": seed},
-        candidates=_rows(candidates, accuracies, choice, votes, audit),
-        regret=None if best is None else 100 * (best - accuracies[choice.index]),
-    )
+    rows = _rows(candidates, choice, votes)
+    selection = Selection(dataset, chosen.method, chosen.seed, choice.reason, rows)
     write_record(output, selection)
     log.info("%s: %s is chosen. %s", dataset, chosen.method, choice.reason)
 
@@ -219,11 +197,11 @@ def choose(
     reference = best_training_free(candidates, votes)
     if isinstance(votes, str):
         reason = f"{candidates[reference].method} is the default without votes: {votes}."
-        choice = Choice(reference, "default", reason, reference)
+        choice = Choice(reference, reason, reference)
     else:
         best = _best_trained(candidates, reference, votes)
         reason = _by_votes(candidates, best, reference, votes)
-        choice = Choice(best, "votes", reason, reference)
+        choice = Choice(best, reason, reference)
     if audit is None:
         return choice
     return _by_answers(candidates, choice, audit) or choice
@@ -315,7 +293,7 @@ def _by_answers(
         f"A person's answers about {audit.answered:,} {audit.split} images decide: "
         f"{pair.method} is better than {pair.other} by {100 * pair.value:.1f} points ({interval})."
     )
-    return Choice(best, "answers", reason, choice.reference)
+    return Choice(best, reason, choice.reference)
 
 
 def _by_votes(
@@ -349,26 +327,17 @@ def _by_votes(
 
 
 def _rows(
-    candidates: Sequence[Candidate],
-    accuracies: Sequence[float | None],
-    choice: Choice,
-    votes: HeldOutVotes | str,
-    audit: Audit | None,
+    candidates: Sequence[Candidate], choice: Choice, votes: HeldOutVotes | str
 ) -> list[dict[str, Any]]:
     """Return a row of each candidate. All seeds of a method are compared together."""
     pooled = None if isinstance(votes, str) else votes.pooled(candidates)
-    answers = {run.run: asdict(run) for run in audit.accuracies} if audit else {}
-    rows: list[dict[str, Any]] = []
+    rows = []
     for i, candidate in enumerate(candidates):
-        row: dict[str, Any] = {
-            "method": candidate.method,
-            "seed": candidate.seed,
-            "flags": list(candidate.flags),
-        }
-        row |= dict.fromkeys(("agreement", *CandidateComparison._fields))
+        row: dict[str, Any] = {"method": candidate.method, "seed": candidate.seed}
+        row |= {"flags": candidate.flags}
+        row |= dict.fromkeys(("images", "difference", "standard_error"))
         if pooled and pooled.images(i):
-            row["agreement"] = pooled.agreement(i)
-            row |= pooled.compare(i, choice.reference)._asdict()
-        row |= {"answers": answers.get(candidate.run), "acc1": accuracies[i]}
-        rows.append({**row, "chosen": i == choice.index})
+            pair = pooled.compare(i, choice.reference)
+            row |= {key: value for key, value in pair._asdict().items() if key in row}
+        rows.append(row)
     return rows
