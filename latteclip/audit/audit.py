@@ -28,7 +28,6 @@ def audit(
     score: bool = False,
     port: int = 0,
     no_browser: bool = False,
-    json_output: bool = False,
 ) -> None:
     """Ask about a few images, and report whether tuning helped.
 
@@ -46,7 +45,6 @@ def audit(
         offline=offline,
         answers=answers,
         score=score,
-        json_output=json_output,
         port=port,
         browser=not no_browser,
     )

@@ -26,9 +26,8 @@ from latteclip.audit.session import (
     QuestionSession,
     import_answers,
     print_result,
-    print_score,
 )
-from latteclip.core.errors import UserError, full_disk
+from latteclip.core.errors import UserError
 from latteclip.data.images import open_rgb
 from latteclip.labels.answers import entries
 
@@ -38,8 +37,6 @@ MAX_BODY = 1_000_000  # bytes of a request, which has one answer or a few
 TIMEOUT = 30  # seconds that a connection may wait for the rest of a request
 SERVED_SIDE = 1024  # pixels of a picture
 SERVED = "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'"
-DISK_FULL = "The disk is full, so this was not saved. Free some space and answer again."
-NOT_SAVED = "The system refused this, so it was not saved"
 JSON = "application/json"
 HTML = "text/html; charset=utf-8"
 WEBP = "image/webp"
@@ -60,7 +57,6 @@ def run_session(
     offline: str | None,
     answers: str | None,
     score: bool,
-    json_output: bool,
     port: int,
     browser: bool,
 ) -> None:
@@ -68,8 +64,6 @@ def run_session(
 
     After the answers, the result is printed if they are enough for one.
     """
-    if json_output and not score:
-        raise UserError("--json is for --score; give both.")
     session = make_session()
     if offline:
         write_offline(session, offline)
@@ -77,7 +71,7 @@ def run_session(
     if answers:
         import_answers(session, answers)
     if score:
-        print_score(session, json_output=json_output)
+        print_result(session)
         return
     if not answers:
         show(QuestionServer(session, port), "Every answer is saved.", browser=browser)
@@ -157,13 +151,11 @@ class Handler(BaseHTTPRequestHandler):
         except (ConnectionError, TimeoutError):
             raise
         except OSError as error:
-            status = HTTPStatus.INSUFFICIENT_STORAGE
-            message = DISK_FULL
-            if full_disk(error) is None:
-                status = HTTPStatus.INTERNAL_SERVER_ERROR
-                message = f"{NOT_SAVED}: {error}."
+            message = (
+                f"This was not saved: {error.strerror}. Answer again when that is mended."
+            )
             log.warning(message)
-            reply = _error(status, message)
+            reply = _error(HTTPStatus.INTERNAL_SERVER_ERROR, message)
         self._send(*reply)
 
     do_PUT = do_GET  # noqa: N815

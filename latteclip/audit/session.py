@@ -1,6 +1,5 @@
 """A series of questions about images, with the answers of a person in one file."""
 
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 
-from latteclip.core.files import values_of
 from latteclip.labels.answers import Answer, Answers, AnswerSchema, Saved
 
 log = logging.getLogger(__name__)
@@ -68,10 +66,6 @@ class QuestionSession:
         """Return a sentence for the page."""
         return ""
 
-    def score(self, answers: Answers) -> Any:
-        """Return numbers by the answers, for programs: a dictionary, or a dataclass."""
-        raise NotImplementedError
-
     def result(self, answers: Answers) -> dict[str, Any]:
         """Return a sentence, tables of a head and rows, and steps: a text and a command each."""
         raise NotImplementedError
@@ -104,14 +98,6 @@ def print_result(session: QuestionSession) -> None:
     print(result["sentence"])
     for text, command in result["steps"]:
         print(f"\n{text}\n  {command}")
-
-
-def print_score(session: QuestionSession, *, json_output: bool) -> None:
-    """Print the result by the saved answers, or its numbers as JSON."""
-    if json_output:
-        print(json.dumps(values_of(session.score(session.answers())), indent=2))
-    else:
-        print_result(session)
 
 
 def import_answers(session: QuestionSession, path: str) -> None:

@@ -65,7 +65,6 @@ def teach(
     score: bool = False,
     port: int = 0,
     no_browser: bool = False,
-    json_output: bool = False,
 ) -> None:
     """Ask about the training images from which the labels learn most.
 
@@ -85,7 +84,6 @@ def teach(
         offline=offline,
         answers=answers,
         score=score,
-        json_output=json_output,
         port=port,
         browser=not no_browser,
     )
@@ -163,18 +161,6 @@ class TeachingSession(QuestionSession):
             "The labels learn from every ten answers. The last half of the questions estimates how "
             "many labels are wrong."
         )
-
-    def score(self, answers: Answers) -> dict[str, Any]:
-        """Return numbers of answers, and the interval of right labels, if there is one."""
-        checked = self._checked(answers)
-        return {
-            "answers": len(answers),
-            "images": len(self.ids),
-            "checked": checked.n if checked else 0,
-            "right": checked.value if checked else None,
-            "low": checked.low if checked else None,
-            "high": checked.high if checked else None,
-        }
 
     def result(self, answers: Answers) -> dict[str, Any]:
         rerun = (

@@ -15,7 +15,6 @@ COMMANDS = {  # users' commands: the modules of their functions, in the order of
     "datasets": "latteclip.data.download_dataset",
     "captions": "latteclip.captions.show",
     "labels": __name__,
-    "labellers": "latteclip.report.labellers",
     "teach": "latteclip.audit.teach",
     "classes": "latteclip.discover.classes",
     "audit": "latteclip.audit.audit",

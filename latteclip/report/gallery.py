@@ -22,7 +22,6 @@ PICTURE = 320  # of a picture of the gallery
 THUMBNAIL = 112
 EXAMPLES = 12  # pictures
 UNKNOWN = 24
-ROWS = 100_000  # of a table that are read at a time: there may be millions of captions
 
 
 class Picture(NamedTuple):
@@ -43,9 +42,9 @@ def picture(image: Image.Image, side: int) -> Picture:
     return Picture(f"data:image/webp;base64,{encoded}", small.width, small.height)
 
 
-def picture_of(split: SplitReport, i: int, side: int) -> Picture:
-    """Encode image i of a split."""
-    return picture(open_rgb(split.paths[i], max_side=side), side)
+def picture_of(path: str, side: int) -> Picture:
+    """Encode an image file."""
+    return picture(open_rgb(path, max_side=side), side)
 
 
 def choose_examples(
@@ -68,33 +67,26 @@ def fused_labels(path: str, train: SplitReport) -> Ints:
 
 
 def read_captions(path: str, train: SplitReport, chosen: Sequence[int]) -> dict[int, str]:
-    """Return the caption of each chosen training image, or of a group with it.
-
-    Without one it is the caption of a group of the image's pseudo-label.
-    """
-    numbers = {train.image_ids[i]: i for i in chosen}
-    captions: dict[int, str] = {}
-    of_label: dict[int, str] = {}
-    for piece in tables.read_pieces(path, tables.CAPTIONS, ["members", "caption"], ROWS):
-        first = train.places(pc.list_element(piece["members"], 0))
-        labels = train.pseudo_labels[first].tolist()
-        for row, label in zip(piece.to_pylist(), labels, strict=True):
-            if len(row["members"]) > 1:
-                of_label.setdefault(label, row["caption"])
-            for name in numbers.keys() & row["members"]:
-                captions.setdefault(numbers[name], row["caption"])
-    likely = {i: int(train.pseudo_labels[i]) for i in chosen}
-    return {i: of_label[n] for i, n in likely.items() if n in of_label} | captions
+    """Return the caption of each chosen training image, None without one."""
+    table = tables.read(path, tables.CAPTIONS, ["id", "caption"])
+    names = pa.array([train.image_ids[i] for i in chosen], pa.string())
+    captions = table["caption"].take(pc.index_in(names, table["id"]))
+    return dict(zip(chosen, captions.to_pylist(), strict=True))
 
 
-def read_unknown(path: str, splits: Sequence[SplitReport]) -> dict[str, Any]:
-    """Return the images of some splits that most likely show none of the classes."""
+def read_unknown(path: str, images: str, pseudo_labels: str) -> dict[str, Any]:
+    """Return the images that most likely show none of the classes."""
     table = tables.read(path, tables.UNKNOWN)
     answers = tables.read_metadata(path, UnknownMetadata).answers or {}
     by_clip, by_captioner = (table[n].to_numpy() for n in ("score", "captioner_score"))
     # Images with a captioner's score, which is not NaN, come first.
     best = np.lexsort((-by_clip, -by_captioner))[:UNKNOWN]
-    places = _find(table["image_id"].take(best), splits)
+    ids = table["image_id"].take(best)
+    paths = tables.lookup_column(images, tables.IMAGES, "image_id", "path", ids)
+    labels = tables.lookup_column(
+        pseudo_labels, tables.PSEUDO_LABELS, "image_id", "pseudo_label", ids
+    )
+    columns = (ids.to_pylist(), paths.to_pylist(), labels.to_pylist(), by_clip[best])
     return {
         "answered": sum(answers.values()),
         "marked": pc.sum(table["is_unknown"]).as_py() or 0,
@@ -102,23 +94,11 @@ def read_unknown(path: str, splits: Sequence[SplitReport]) -> dict[str, Any]:
         "scored": int((~np.isnan(by_captioner)).sum()),
         "likeliest": [
             {
-                "image_id": split.image_ids[i],
-                "picture": picture_of(split, i, THUMBNAIL),
-                "pseudo_label": int(split.pseudo_labels[i]),
+                "image_id": image_id,
+                "picture": picture_of(path, THUMBNAIL),
+                "pseudo_label": label,
                 "score": score,
             }
-            for (split, i), score in zip(places, by_clip[best].tolist(), strict=True)
+            for image_id, path, label, score in zip(*columns, strict=True)
         ],
     }
-
-
-def _find(
-    image_ids: pa.ChunkedArray, splits: Sequence[SplitReport]
-) -> list[tuple[SplitReport, int]]:
-    """Return the split that each image is in, and its position there."""
-    places = np.transpose([split.places(image_ids) for split in splits])  # [n, splits]
-    located = []
-    for rows in places.tolist():
-        in_splits = zip(splits, rows, strict=True)
-        located.append(next((split, i) for split, i in in_splits if i >= 0))
-    return located

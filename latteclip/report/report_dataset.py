@@ -52,7 +52,6 @@ class PageFiles:
     images: str  # an IMAGES table
     pseudo_labels: str  # a PSEUDO_LABELS table
     image_captions: str | None = None  # a CAPTIONS table
-    group_captions: str | None = None  # a CAPTIONS table
     selection: str | None = None
     audit: str | None = None
     fused_labels: str | None = None  # a FUSED_LABELS table
@@ -107,7 +106,9 @@ def report_dataset(
         without_evidence=fusion_report.without_evidence if fusion_report else [],
         labellers=_read(_labellers, files.labeller_labels),
         labeller_words=in_words,
-        unknown=_read(gallery.read_unknown, files.unknown, [test, train]),
+        unknown=_read(
+            gallery.read_unknown, files.unknown, files.images, files.pseudo_labels
+        ),
         problems=[*_problems(files)],
         provenance=_provenance(Path(output).parent, settings, runs_files),
     )
@@ -191,11 +192,7 @@ def _items(
     """Return the training images of the page with their labels and captions."""
     chosen = gallery.choose_examples(train.confidence, train.pseudo_labels)
     labels = _read(gallery.fused_labels, files.fused_labels, train)
-    captions = {
-        kind: gallery.read_captions(path, train, chosen)
-        for kind, path in (("image", files.image_captions), ("group", files.group_captions))
-        if path
-    }
+    captions = _read(gallery.read_captions, files.image_captions, train, chosen)
     items = []
     for i in chosen:
         image_id = train.image_ids[i]
@@ -209,14 +206,12 @@ def _items(
         items.append(
             {
                 "image_id": image_id,
-                "picture": gallery.picture_of(train, i, gallery.PICTURE),
+                "picture": gallery.picture_of(train.paths[i], gallery.PICTURE),
                 "label": label,
                 "source": source,
                 "pseudo_label": classnames[train.pseudo_labels[i]],
                 "truth": None if train.labels is None else classnames[train.labels[i]],
-                "captions": {
-                    kind: texts[i] for kind, texts in captions.items() if i in texts
-                },
+                "caption": captions[i] if captions else None,
             }
         )
     return items

@@ -59,10 +59,6 @@ class SplitReport:
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def places(self, image_ids: pa.ChunkedArray | pa.Array) -> Ints:
-        """Return the rows of images in the split, -1 for an image that is not there."""
-        return np.asarray(pc.fill_null(pc.index_in(image_ids, self.image_ids.column), -1))
-
 
 def read_splits(
     images: str, pseudo_labels: str

@@ -110,7 +110,7 @@ def test_a_full_disk_is_reported_and_with_room_the_audit_goes_on(server, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(answers, "write_json", full)
         status, _, body = put(server)
-    assert status == 507 and json.loads(body)["error"]
+    assert status == 500 and "No space" in json.loads(body)["error"]
     assert put(server)[0] == 200
 
 

@@ -106,9 +106,6 @@ def test_chosen_images_come_before_images_drawn_to_check(taken, label_of):
     assert [one.image_id for one in list(answers.values())[20:]] == rest[:20]
     assert all(one.content for one in answers.values())
     assert "every moment" in session.status(answers)
-    scored = session.score(answers)
-    assert scored["checked"] > 0 and scored["low"] < scored["high"]
-    assert scored["answers"] == len(answers)
 
 
 def test_it_goes_on_where_it_was_killed(taken, label_of):

@@ -9,7 +9,7 @@ import pytest
 from support.audits import Served, command, made_audit
 from support.axe import violations
 from support.made_results import CLASSNAMES, HOSTILE, Results
-from support.pages import BOTH_KINDS, write, write_audit, write_metrics, write_unknown
+from support.pages import write, write_audit, write_metrics, write_unknown
 from support.taken import Taken
 from support.tiny import ROOT
 from support.unnamed import N, run, write_inputs
@@ -47,7 +47,7 @@ def files(tmp_path_factory):
     choice = {"dataset": "made", "method": "flyp", "seed": 0, "reason": "It agrees."}
     selection = labelled.folder / "chosen.json"
     selection.write_text(json.dumps(choice))
-    options = {"captions": BOTH_KINDS, "selection": str(selection)}
+    options = {"captions": True, "selection": str(selection)}
     write(labelled, **options)
     without = Results(tmp_path_factory.mktemp("no"), classnames=names, labelled=False)
     write(without, unknown=write_unknown(without), **options)
@@ -118,7 +118,7 @@ def test_without_a_script_a_page_is_complete(visit, files):
     assert facts.is_visible()
     card = page.locator("details.card").first
     card.locator("summary").click()
-    assert card.locator("text=Image caption").is_visible()
+    assert card.locator("text=Caption").is_visible()
 
 
 # --- the page of an audit -------------------------------------------------------------------------

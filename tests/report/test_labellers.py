@@ -1,6 +1,4 @@
-"""`latteclip labellers`: what is known of each labeller, and what not."""
-
-import json
+"""What is known of each labeller, and what not."""
 
 import numpy as np
 import pytest
@@ -8,11 +6,10 @@ from support import records
 from support.tiny import write_captions, write_index, write_pseudo_labels
 
 from latteclip.core import tables
-from latteclip.core.errors import UserError
 from latteclip.core.metadata import LabellerLabelsMetadata
 from latteclip.labels.fusion_report import NAME, PersonAnswers, write_fusion_report
 from latteclip.labels.guarantees import Interval
-from latteclip.report.labellers import LABELLER_LABELS, labellers, read_labellers
+from latteclip.report.labellers import LABELLER_LABELS, in_words, read_labellers
 
 CLASSNAMES = ["cat", "dog"]
 NAMES = [f"{number}.png" for number in range(8)]
@@ -20,24 +17,6 @@ TRUTH = [0, 0, 0, 0, 1, 1, 1, 1]
 WORDS = [0, 0, 0, 1, 1, 1, 1, 0]  # 6 of 8 right
 MINE = [0, -1, -1, -1, 1, 0, -1, 1]  # 3 of 4 right
 FUSED = [0, 0, 0, 0, 1, 1, 1, 0]
-
-
-def test_it_is_said_what_questions_took_and_how_many_images_they_left_out(folder):
-    metadata = records.scores_metadata(requests=4, tokens_read=400, not_asked=4)
-    nothing = {name: [None] * 8 for name in tables.CLASS_SCORES.names}
-    columns = nothing | {"image_id": NAMES, "digest": ["d"] * 4 + [None] * 4}
-    tables.write(folder / "scores.parquet", columns, tables.CLASS_SCORES, metadata)
-    place = "scores.parquet"
-    dear = {"kind": "decisions", "answers": place, "table": place, "votes": 4}
-    both = [records.labeller("words", votes=8), records.labeller("mine", **dear)]
-    report = records.fusion(labellers=both, classnames=CLASSNAMES)
-    write_fusion_report(folder / NAME, report)
-    said = "mine: 4 requests to a/captioner, 400 tokens read, 0 written, 4 images left out."
-    assert said in labellers(str(folder)).splitlines()
-    found = json.loads(labellers(str(folder), json=True))["labellers"]
-    asked = {one["name"]: one["asked"] for one in found}
-    assert (asked["mine"]["requests"], asked["mine"]["not_asked"]) == (4, 4)
-    assert asked["words"] is None
 
 
 @pytest.fixture
@@ -86,14 +65,14 @@ def write(folder, labels=TRUTH, **fields):
 
 
 def test_each_labeller_has_its_shares(folder):
-    found = json.loads(labellers(str(folder), json=True))
-    words, mine, _, fused = found["labellers"]
-    assert [one["name"] for one in found["labellers"]] == [
-        *("words", "mine", "zero_shot", "fused")
-    ]
-    assert [one["right"] for one in found["labellers"]] == [0.75, 0.75, 0.5, 0.875]
-    assert (words["coverage"], mine["coverage"]) == (1, 0.5)
-    assert (words["accuracy"]["value"], fused["accuracy"]) == (0.8, None)
+    found = read_labellers(folder).labellers
+    assert [one.name for one in found] == ["words", "mine", "zero_shot", "fused"]
+    assert [one.right for one in found] == [0.75, 0.75, 0.5, 0.875]
+    assert [one.coverage for one in found] == [1, 0.5, 0.75, 1]
+    words = [in_words(one) for one in found]
+    assert words[0] == "80.0 % (70.0 to 90.0), by votes and images"
+    assert words[1].startswith("unknown; 250 answers")
+    assert words[3] == "unknown without answers"
 
 
 def test_agreement_counts_images_with_both_votes(folder):
@@ -102,33 +81,10 @@ def test_agreement_counts_images_with_both_votes(folder):
     assert found.agreement[0][2] == 0.5
 
 
-def test_an_unknown_accuracy_has_the_answers_that_would_estimate_it(folder):
-    text = labellers(str(folder))
-    [line] = [line for line in text.splitlines() if line.split()[:1] == ["mine"]][:1]
-    assert "unknown; 250 answers" in line
-    assert "80.0 % (70.0 to 90.0), by votes and images" in text
-
-
-def test_it_is_said_why_nothing_is_gained(tmp_path):
-    write(tmp_path, reason="Images do not predict the votes of words.")
-    assert "do not predict" in labellers(str(tmp_path))
-    write(tmp_path)
-    assert "do not predict" not in labellers(str(tmp_path))
-
-
 def test_without_labels_nothing_is_judged_and_answers_judge_all_together(tmp_path):
     checked = records.checked(NAMES[:2], answers=50, value=0.9, low=0.8, high=0.95)
     write(tmp_path, labels=[None] * 8, answers=PersonAnswers({}, checked))
     found = read_labellers(tmp_path)
     assert {one.right for one in found.labellers} == {None}
     assert found.answers == 50
-    fused = found.labellers[-1]
-    assert (fused.accuracy.value, fused.accuracy.n) == (0.9, 50)
-    assert "90.0 % (80.0 to 95.0), by answers" in labellers(str(tmp_path))
-
-
-def test_results_without_votes_are_one_sentence(tmp_path):
-    with pytest.raises(UserError, match=r"labeller_labels\.parquet"):
-        labellers(str(tmp_path))
-    with pytest.raises(UserError, match="nowhere"):
-        labellers(str(tmp_path / "nowhere"))
+    assert in_words(found.labellers[-1]) == "90.0 % (80.0 to 95.0), by answers"

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from support import records
 from support.made_results import CLASSNAMES, HOSTILE, Results
-from support.pages import BOTH_KINDS, write, write_audit, write_unknown
+from support.pages import write, write_audit, write_unknown
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
@@ -27,7 +27,7 @@ def results(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def written(results):
-    return write(results, captions=BOTH_KINDS)
+    return write(results, captions=True)
 
 
 def examples_of(results):
@@ -187,7 +187,7 @@ def test_no_text_becomes_an_element_and_nothing_is_fetched(written):
     assert sum(tag == "script" for tag, _ in page.elements) == 1
     names = [name for _, attributes in page.elements for name in attributes]
     assert not [name for name in names if name.startswith("on")]
-    assert "<b>a group</b> of dots & 0" in page.sections["gallery"]
+    assert "<b>a image</b> of dots & 0" in page.sections["gallery"]
     assert "c{{ 7 * 7 }}" in page.sections["gallery"]
     assert HOSTILE not in text
     alts = [attributes["alt"] for tag, attributes in page.elements if tag == "img"]

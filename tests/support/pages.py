@@ -59,20 +59,12 @@ class Page(HTMLParser):
         return [row[number] for row in self.tables[table][1:]]
 
 
-BOTH_KINDS = {"image": None, "group": None}
-
-
 def write(
-    results, *, main="latteclip", baseline="zero_shot", captions=(), config=None, **files
+    results, *, main="latteclip", baseline="zero_shot", captions=False, config=None, **files
 ):
-    """The page of some results with further files, and its text.
-
-    Captions are given as {kind: texts}, with None for some of their own.
-    """
-    paths = {
-        kind: results.write_captions(kind, texts) for kind, texts in dict(captions).items()
-    }
-    files |= {f"{kind}_captions": path for kind, path in paths.items()}
+    """The page of some results with further files, and its text."""
+    if captions:
+        files["image_captions"] = results.write_captions("image")
     methods = {m: {"objective": m, "switches": {}} for m in results.methods}
     settings = report_dataset.ReportSettings(
         **{"dataset": "made", "main": main, "table": {"baseline": baseline}},
