@@ -31,7 +31,7 @@ from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import encode_images
 from latteclip.core import devices
 from latteclip.data import loader
-from latteclip.deploy.predict import Predictor
+from latteclip.deploy import predict
 
 CLASSES = 47
 DISTINCT = 8  # photographs
@@ -94,7 +94,8 @@ def summary(what: str, images: int, times: list[tuple[float, float]]) -> str:
 
 def compare(model: Path, paths: list[str], args: argparse.Namespace) -> None:
     """Print rates of `predict` and of its encoder alone."""
-    predictor = Predictor(model, device="cpu", threads=args.threads, batch_size=args.batch)
+    predict.BATCH = args.batch
+    predictor = predict.Predictor(model, device="cpu", threads=args.threads)
     clip = predictor.model.clip
     named = [paths[number % len(paths)] for number in range(args.images)]
     sizes = [len(indices) for indices in loader.in_order(args.images, args.batch)]

@@ -22,9 +22,8 @@ from typing import Any, get_args, get_type_hints
 from latteclip.core.files import from_json
 
 SHORT = {"n": ["-n"], "output": ["-o"], "topk": ["-k"]}  # further flags of options
-MAX_THREADS = 1024
 ALTERNATIVES = (
-    ("offline", "answers", "score", "actions", "new", "add"),
+    ("offline", "answers", "score"),
     ("max_error", "false_discovery"),
 )
 
@@ -43,13 +42,6 @@ def positive(text: str) -> int:
     return number
 
 
-def threads(text: str) -> int:
-    """Return a number of threads of the command line: of too many, torch crashes."""
-    if (number := positive(text)) > MAX_THREADS:
-        raise argparse.ArgumentTypeError(f"{text} is more than {MAX_THREADS}")
-    return number
-
-
 def share(text: str) -> float:
     """Return a share between 0 and 1 of the command line."""
     value = float(text)
@@ -64,7 +56,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "n": {"type": natural},
     "port": {"type": natural},
     "seed": {"type": natural},
-    "threads": {"type": threads, "default": os.cpu_count()},
+    "threads": {"type": positive, "default": os.cpu_count()},
     "device": {"default": "auto"},
 }
 # Arguments that the documentation of their function leaves out, for commands share most of them.
@@ -73,11 +65,9 @@ OPTIONS = {
     "answers": "a person's answers about images",
     "adapted": "W0 adapted to the images",
     "audits": "accuracies by a person's answers, of the datasets that were audited",
-    "baseline": "the method that gains are over",
     "captions": "CAPTIONS table",
     "checkpoint": "folder of the checkpoint, removed at the end",
     "class_embeddings": "W0",
-    "code": "digest of the code of trainings",
     "classifier": "W0, or what a stage made of it",
     "configfile": "as snakemake takes it",
     "device": "auto, cpu, cuda, cuda:<n> or mps (default: auto)",
@@ -87,7 +77,6 @@ OPTIONS = {
     "files": "the inputs, by name",
     "labellers": "the labellers, each with its table",
     "left_out": "TRAIN_PREDICTIONS of an average, by its trainings",
-    "model_notes": "notes on models of the hub",
     "no_browser": "print the address, and open no browser",
     "offline": "write a page that needs no server, to answer on another machine",
     "others": "folder of earlier results, of which other datasets are added",

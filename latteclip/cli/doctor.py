@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
-from importlib.util import find_spec
 from typing import Any
 
 import psutil
@@ -23,7 +22,7 @@ from latteclip.cli import runs
 from latteclip.config import checks, layers
 from latteclip.config.resolve import Run
 from latteclip.core import gpus
-from latteclip.core.errors import CORES, GIB, UserError, first_line
+from latteclip.core.errors import GIB, UserError, first_line
 from latteclip.core.files import existing
 from latteclip.core.terminal import decisions_address, for_terminal, paint
 
@@ -83,20 +82,13 @@ def findings(check: Check) -> list[Finding]:
 
 
 def machine() -> Iterator[Finding]:
-    """Report versions, the cores that this process may use, and the main memory."""
+    """Report versions, the cores, and the main memory."""
     versions = f"latteclip {__version__}, Snakemake {version('snakemake')}"
     yield "ok", f"Python {platform.python_version()}, {versions}"
-    all_cores = os.cpu_count()
-    # Other systems than Linux do not reserve cores for a process.
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else all_cores
-    level = "ok" if usable == all_cores else "note"
-    yield level, f"{usable} of {all_cores} cores may be used, by snakemake {CORES}"
     total = psutil.virtual_memory().total / GIB
     level = "ok" if total >= MEMORY_WANTED else "warning"
-    yield (
-        level,
-        f"{total:.0f} GiB of memory; the captioner and two jobs need {MEMORY_WANTED}",
-    )
+    wanted = f"the captioner and two jobs need {MEMORY_WANTED}"
+    yield level, f"{os.cpu_count()} cores; {total:.0f} GiB of memory, {wanted}"
 
 
 def disk() -> Iterator[Finding]:
@@ -205,22 +197,6 @@ def hub() -> Iterator[Finding]:
         yield "ok", f"{address} answers ({reply.status_code})"
 
 
-def slurm() -> Iterator[Finding]:
-    """Report whether SLURM works, and its partitions."""
-    if shutil.which("sinfo") is None:
-        yield "note", "no SLURM (sinfo is not there); jobs run on this machine"
-        return
-    lines = runs.output_of(
-        "sinfo", "--format=%P %a %l %G", remedy="ask who runs the cluster"
-    )
-    yield from (("ok", line) for line in lines)
-    if find_spec("snakemake_executor_plugin_slurm") is None:
-        yield (
-            "warning",
-            "pip install snakemake-executor-plugin-slurm, which Snakemake needs",
-        )
-
-
 def _import(code: str) -> dict[str, Any]:
     """Return the JSON that code prints last in a new interpreter."""
     remedy = "run make install again"
@@ -231,5 +207,5 @@ def _import(code: str) -> dict[str, Any]:
 
 
 CHECKS: dict[str, Check] = {
-    check.__name__: check for check in (machine, disk, gpu, torch, vllm, hub, slurm)
+    check.__name__: check for check in (machine, disk, gpu, torch, vllm, hub)
 }

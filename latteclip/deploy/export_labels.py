@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import logging
 import os
 import re
 from collections import Counter
@@ -25,12 +24,11 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import new_folder, replacing
 from latteclip.core.run_options import run_command
-from latteclip.core.terminal import counted, one_line
+from latteclip.core.terminal import counted
 from latteclip.data.images import FORMATS, open_rgb, shard_member
 from latteclip.deploy import label_table
 from latteclip.deploy.label_table import LabelsMetadata
 
-log = logging.getLogger(__name__)
 FOLDERS = ("label-studio", "imagefolder")  # formats of several files
 TABLE = "labels.csv"  # beside the folders of classes
 LOCAL = "/data/local-files/?d="  # where Label Studio serves files of its machine
@@ -111,13 +109,9 @@ def export_labels(
     if form == "label-studio":
         notes.append(LABEL_STUDIO)
     for kind, is_kind in kinds.items():
-        count = is_kind.sum()
-        if count and kind in leave_out:
-            notes.append(f"Left out: {counted(count, 'image')} {LEAVE_OUT[kind]}.")
-        elif count:
-            notes.append(
-                f"--leave-out {kind} omits {counted(count, 'image')} {LEAVE_OUT[kind]}."
-            )
+        if count := is_kind.sum():
+            what = "Left out" if kind in leave_out else f"--leave-out {kind} omits"
+            notes.append(f"{what}: {counted(count, 'image')} {LEAVE_OUT[kind]}.")
     return "\n".join(
         [f"Wrote {counted(n, 'label')} to {output}, {_probabilities(described)}.", *notes]
     )
@@ -141,15 +135,8 @@ def _probabilities(described: LabelsMetadata) -> str:
 
 
 def _about_answers(table: pa.Table) -> list[str]:
-    answered = table.filter(pc.is_valid(table["answered"]))
-    if not len(answered):
-        return []
-    label, fused = (answered[name].cast(pa.string()) for name in ("label", "fused_label"))
-    changed = pc.sum(pc.not_equal(label, fused)).as_py() or 0
-    return [
-        f"A person answered about {len(answered)} of the images. The answers changed {changed} "
-        f"labels; {label.null_count} images of none of the classes have no label."
-    ]
+    n = len(table) - table["answered"].null_count
+    return [f"A person answered about {counted(n, 'image')} of them."] if n else []
 
 
 def _write_csv(path: Path, table: pa.Table, _: LabelsMetadata) -> None:
@@ -245,7 +232,7 @@ def _write_image_folder(folder: Path, table: pa.Table, described: LabelsMetadata
         name = _file_name(row)
         is_read = name.suffix.lower() in READ_BY_TORCHVISION
         if not is_read:
-            name = name.with_suffix(".png" if name.suffix.lower() == ".gif" else ".jpg")
+            name = name.with_suffix(".jpg")
         target = class_folder / new_name(name.name)
         if not is_read:  # the converted image is upright and in RGB
             open_rgb(row["path"]).save(target, quality=QUALITY, subsampling=0)
@@ -257,13 +244,6 @@ def _write_image_folder(folder: Path, table: pa.Table, described: LabelsMetadata
 
     rows = map(place, tables.rows_of(table))
     _write_rows(folder / TABLE, ["file", *table.column_names], rows)
-    if empty := sorted(name for name, (place, _) in folders.items() if not place.is_dir()):
-        log.warning(
-            "%d classes have no image and so no folder, which torchvision's ImageFolder would "
-            "refuse: %s.",
-            len(empty),
-            one_line(", ".join(empty)),
-        )
 
 
 WRITERS: dict[str, Callable[..., None]] = {

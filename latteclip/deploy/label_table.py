@@ -69,11 +69,6 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
     classnames = of_index.classnames
     written = of_index.written_names
     names = pa.array([written.get(name, name) for name in classnames], pa.string())
-    for table in (folder / str(one.table) for one in report.labellers):
-        if not table.is_file():
-            log.warning(
-                "%s does not exist any more: columns that come from it are empty.", table
-            )
     calibration = _calibration(report.answers.checked)
     answers = report.answers.images
     corrected, answered = _with_answers(labels, answers, classnames, written)
@@ -111,13 +106,8 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
         columns[f"{labeller}_label"] = named(by_labeller)
         columns[f"{labeller}_confidence"] = confidence
     columns["caption"] = column("captions/images.parquet", tables.CAPTIONS, "caption")
-    unknown = {
-        "unknown_score": "score",
-        "unknown_score_by_captioner": "captioner_score",
-        "is_unknown": "is_unknown",
-    }
-    for name, own_name in unknown.items():
-        columns[name] = column("unknown.parquet", tables.UNKNOWN, own_name)
+    columns["unknown_score"] = column("unknown.parquet", tables.UNKNOWN, "score")
+    columns["is_unknown"] = column("unknown.parquet", tables.UNKNOWN, "is_unknown")
     # The image_id of another row of the same picture.
     columns["duplicate_of"] = _duplicates(folder / "duplicates.parquet", ids, answers)
     described = LabelsMetadata(

@@ -41,6 +41,7 @@ from latteclip.deploy.guaranteed_predictions import (
 )
 
 log = logging.getLogger(__name__)
+BATCH = 256  # images that are encoded at once
 SKIPPED = 3  # exit status: some images could not be decoded
 DETECTOR = "classifiers/unknown.safetensors"  # in a dataset's results
 MAX_MESSAGE = 1000  # characters: a list may have names of any length
@@ -105,7 +106,6 @@ class Predictor:
         *,
         device: str = "auto",
         threads: int | None = None,
-        batch_size: int = 256,
         precision: str = "bf16",
         unknown: bool = False,
         abstain: float | None = None,
@@ -116,7 +116,6 @@ class Predictor:
             model: results/<dataset>, where a model was chosen, or the folder of a model or run.
             device: auto, cpu, cuda, cuda:<n> or mps.
             threads: CPU threads. None: all.
-            batch_size: images encoded at once.
             precision: bf16, fp16 or float32, in which a GPU encodes.
             unknown: whether predictions have unknown_score and is_unknown, by the pretrained CLIP.
             abstain: share of all predictions that may be wrong and not `abstained`, with 95 %
@@ -127,7 +126,6 @@ class Predictor:
                 `abstain` read, or there are too few answers.
         """
         self.threads = threads or os.cpu_count() or 1
-        self.batch_size = batch_size
         picked = devices.pick(device, self.threads)
         self.model = finetuned.load(model, picked, precision)
         self.image_encoders = encoders_of(self.model, picked, precision)
@@ -163,7 +161,7 @@ class Predictor:
         passes = []
         for models in [of_clip, *([encoder] for encoder in self.image_encoders)]:
             files = ReadableFiles(paths, models[0].pixels)
-            passes.append(encoded(models, files, self.batch_size, self.threads))
+            passes.append(encoded(models, files, BATCH, self.threads))
         for (marks, (features, *others)), *beside in zip(*passes, strict=True):
             indices, errors = zip(*marks, strict=True)
             for error in filter(None, errors):
@@ -248,7 +246,6 @@ def predict(
     *,
     output: str | None = None,
     topk: int = 1,
-    batch_size: int = 256,
     precision: Literal["bf16", "fp16", "float32"] = "bf16",
     device: str,
     threads: int,
@@ -266,7 +263,6 @@ def predict(
         paths: image, folder with its subfolders, or - for a list on stdin
         output: .csv or .parquet file (default: CSV on stdout)
         topk: classes per image, at most all (default: 1)
-        batch_size: images encoded at once (default: 256)
         precision: arithmetic on a GPU (default: bf16)
         unknown: mark images that belong to none of the classes (unknown_score, is_unknown)
         abstain: mark the least certain predictions (abstained), so that with 95 % probability at
@@ -278,7 +274,6 @@ def predict(
         model,
         device=device,
         threads=threads,
-        batch_size=batch_size,
         precision=precision,
         unknown=unknown,
         abstain=abstain,

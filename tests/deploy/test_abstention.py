@@ -102,7 +102,7 @@ def test_uncertain_and_unknown_images_are_marked_in_every_format(results, tmp_pa
     assert all(0 < sum(column) < N for column in flags.values())
     (tmp_path / "broken.png").write_bytes(b"no picture")
     words = [*results.pictures[:4], tmp_path / "broken.png", *results.pictures[4:]]
-    options = ["--unknown", "--abstain", ERROR, "--batch-size", 5, "--threads", 1]
+    options = ["--unknown", "--abstain", ERROR, "--threads", 1]
     for suffix in ("csv", "parquet"):
         output = ["-o", tmp_path / f"out.{suffix}"]
         arguments = ["predict", results.model, *words, *options, *output]

@@ -33,7 +33,6 @@ def test_each_label_comes_with_what_is_known_of_it(taken):
             **dict.fromkeys(["image_prototypes", "lmm_label", "answered"]),
             "is_unknown": known["is_unknown"],
             "unknown_score": known["score"],
-            "unknown_score_by_captioner": known["captioner_score"],
         }
         assert {name: row[name] for name in expected} == expected
 

@@ -22,8 +22,13 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.deploy import predict
 
-N, BATCH = 11, 3
+N = 11
 C = len(CLASSNAMES)
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    monkeypatch.setattr(predict, "BATCH", 3)
 
 
 @pytest.fixture
@@ -55,7 +60,7 @@ def expected(model, path, demo_clip):
 
 
 def test_three_lines_from_python(model, pictures, demo_clip):
-    classifier = predict.Predictor(model, device="cpu", threads=1, batch_size=BATCH)
+    classifier = predict.Predictor(model, device="cpu", threads=1)
     assert [one.path for one in classifier(Path(pictures[0]).parent)] == pictures
     [first] = classifier(pictures[0], topk=4)
     for one in [first, *classifier(pictures[1:4], topk=4)]:
@@ -121,7 +126,7 @@ def run(model, *arguments):
 
 
 def test_both_formats_have_the_same_values(model, pictures, tmp_path, capsys):
-    words = [*pictures, "-k", 2, "--batch-size", BATCH]
+    words = [*pictures, "-k", 2]
     for suffix in ("csv", "parquet"):
         assert run(model, *words, "-o", tmp_path / f"out.{suffix}") == 0
     assert capsys.readouterr().out == ""
@@ -143,7 +148,7 @@ def test_both_formats_have_the_same_values(model, pictures, tmp_path, capsys):
 
 
 def test_broken_images_are_reported_and_skipped(model, broken, tmp_path, capsys):
-    classifier = predict.Predictor(model, device="cpu", threads=1, batch_size=BATCH)
+    classifier = predict.Predictor(model, device="cpu", threads=1)
     good = broken[:4] + broken[5:]
     for one, other in zip(classifier(broken), classifier(good), strict=True):
         assert (one.path, one.topk_labels) == (other.path, other.topk_labels)
