@@ -35,6 +35,11 @@ class Asking:
 
 def askings(dataset: Dataset) -> list[Asking]:
     """Return all that captioners are asked for about the images of a dataset."""
+    return [each for each in answer_tables(dataset) if not each.asker.engine.reads_file]
+
+
+def answer_tables(dataset: Dataset) -> list[Asking]:
+    """Return all that captioners, or the user's files in their place, give for a dataset."""
     own = dataset.asker
     asked = [Asking(own, f"{kind}s") for kind in dataset.caption_kinds]
     if dataset.keys.scores.kind is not None:
@@ -45,4 +50,4 @@ def askings(dataset: Dataset) -> list[Asking]:
         if labeller.asker is not None:
             kind = SCORES if labeller.asks == "scores" else IMAGES
             asked.append(Asking(labeller.asker, kind))
-    return [asking for asking in asked if not asking.asker.engine.reads_file]
+    return asked

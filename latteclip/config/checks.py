@@ -2,14 +2,13 @@
 
 import os
 import re
-from codecs import BOM_UTF8
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
 
 from latteclip.config import hub_names
-from latteclip.config.asking import Asking, askings
+from latteclip.config.asking import Asking, answer_tables, askings
 from latteclip.config.keys import ClipSection
 from latteclip.config.registry import VOTES
 from latteclip.config.resolve import Asker, Dataset, Labeller, Run
@@ -19,12 +18,13 @@ from latteclip.core.file_names import (
     CLASSES,
     DISCOVER,
     FOLDERS,
-    NAMES,
+    GROUPS,
+    IMAGES,
     SCORES,
     SPLITS,
     TABLES,
     edited_classes,
-    is_litter,
+    folders_in,
     lines_of,
 )
 from latteclip.core.files import existing
@@ -51,12 +51,25 @@ def refuse_unready(run: Run) -> None:
     """Raise UserError for the first contradiction, missing file or unknown name of a run."""
     _refuse_ambiguous_labellers(run)
     for dataset in run.datasets:
-        checks = [_source, _words, _methods, _own_clip, _image_encoders, _labellers]
-        if dataset.caption_kinds or dataset.keys.scores.kind or dataset.discovers:
-            checks += [_captions, _own_captioner, _files]
-        for problems in checks:
-            for problem in problems(dataset):
-                raise UserError(f"Dataset {dataset.name}: {problem}")
+        for problem in _problems(dataset):
+            raise UserError(f"Dataset {dataset.name}: {problem}")
+
+
+def _problems(dataset: Dataset) -> Iterator[str]:
+    """Yield what is wrong with a dataset, as the end of a sentence."""
+    yield from _source(dataset)
+    try:
+        ClassTemplates.of(dataset.keys.template, dataset.keys.class_synonyms)
+    except UserError as error:
+        yield str(error)
+    yield from _methods(dataset)
+    yield from _clip(dataset.keys.clip)
+    yield from _image_encoders(dataset)
+    yield from _labellers(dataset)
+    for asking in answer_tables(dataset):
+        whose = f"of the labeller {asking.asker.name}, " if asking.asker.name else ""
+        for problem in _asked(asking):
+            yield f"{whose}{problem}"
 
 
 def _source(dataset: Dataset) -> Iterator[str]:
@@ -108,13 +121,13 @@ def _class_names(dataset: Dataset, folder: str, images: str) -> Iterator[str]:
     alike = [name for name in sorted(os.listdir(folder)) if name.lower() == CLASSES]
     if alike and CLASSES not in alike:
         yield f"{os.path.join(folder, alike[0])} is not read; rename it to {CLASSES}."
-    if os.path.isfile(file) and not _has_text(file):
-        yield (
-            f"{file} names no class; write one name per line, or remove the file if the folders "
-            "are the classes."
-        )
     if os.path.isfile(file):
-        yield from _listed_classes(file, split.classname_replace)
+        try:
+            clean_classnames(lines_of(file), split.classname_replace)
+        except UserError as error:
+            yield f"{file}: {error}"
+        except OSError:  # index_images says why it cannot be read
+            return
     if os.path.lexists(file) or split.examples:
         return
     folders = sorted(class_folders(images))
@@ -129,27 +142,12 @@ def _class_names(dataset: Dataset, folder: str, images: str) -> Iterator[str]:
             f"into a folder of its own, or {listing}"
         )
     # Folders below train, val and test can be nothing else.
-    is_split = not _folders(images).isdisjoint(SPLITS)
+    is_split = not set(SPLITS).isdisjoint(folders_in(images))
     if not is_split and not dataset.has_class_folders:
         yield (
             f"{folder} has no {CLASSES}, but {some_names(folders)}. If these folders are the "
             f"classes, add --config class_names=folders. If not, {listing}"
         )
-
-
-def _listed_classes(file: str, replacements: Mapping[str, str]) -> Iterator[str]:
-    """Check that a list has two classes or more, which differ after clean-up."""
-    try:
-        clean_classnames(lines_of(file), replacements)
-    except UserError as error:
-        yield f"{file}: {error}"
-    except (OSError, ValueError):  # index_images says why it cannot be read
-        return
-
-
-def _has_text(file: str) -> bool:
-    """Return whether a file has more than white space and a byte order mark."""
-    return bool(Path(file).read_bytes().removeprefix(BOM_UTF8).strip())
 
 
 def some_names(folders: Sequence[str]) -> str:
@@ -162,23 +160,9 @@ def some_names(folders: Sequence[str]) -> str:
 
 def class_folders(folder: str) -> set[str]:
     """Return the folders of a folder of images, or else of its folders train, val and test."""
-    names = _folders(folder)
-    splits = names & set(SPLITS)
-    if not splits:
-        return names
-    return set().union(*(_folders(f"{folder}/{split}") for split in splits))
-
-
-def _folders(place: str) -> set[str]:
-    with os.scandir(place) as entries:
-        return {e.name for e in entries if e.is_dir() and not is_litter(e.name)}
-
-
-def _words(dataset: Dataset) -> Iterator[str]:
-    try:
-        ClassTemplates.of(dataset.keys.template, dataset.keys.class_synonyms)
-    except UserError as error:
-        yield str(error)
+    names = set(folders_in(folder))
+    splits = names.intersection(SPLITS)
+    return names.union(*(folders_in(f"{folder}/{split}") for split in splits)) - splits
 
 
 def _refuse_ambiguous_labellers(run: Run) -> None:
@@ -206,46 +190,20 @@ def _labellers(dataset: Dataset) -> Iterator[str]:
                 "count twice; leave one of them out, or change its model or prompt."
             )
     for labeller in dataset.own_labellers:
-        if labeller.clip is not None:
-            problems = _other_clip(labeller)
-        elif labeller.asker is None:
-            problems = _not_files(labeller.file)
-        else:
-            problems = _asker_of(labeller, labeller.asker)
-        for problem in problems:
+        for problem in _labeller(labeller):
             yield f"of the labeller {labeller.name}, {problem}"
 
 
-def _other_clip(labeller: Labeller) -> Iterator[str]:
-    """Check the CLIP model of a labeller, which is not the one that is adapted."""
-    own, other = labeller.dataset.keys.clip, labeller.clip
-    assert other is not None
-    if (own.model, own.pretrained) == (other.model, other.pretrained):
-        yield f"model {other.model} is clip.model, whose scores count anyway; name another."
-    yield from _clip(other)
-
-
-def _not_files(*files: str | None) -> Iterator[str]:
-    for file in files:
-        if file is not None and not os.path.isfile(file):
-            yield f"file {file} is not a file."
-
-
-def _asker_of(labeller: Labeller, asker: Asker) -> Iterator[str]:
-    """Check the captioner of a labeller, its file, and that it scores what it is asked for."""
-    if labeller.asks == "captions" and asker.engine.decides:
-        yield "captioner.engine decisions writes no captions; set another engine."
-    yield from _captioner(asker, [f"{labeller.dataset.results}/{labeller.table}"])
-    if labeller.asks == "scores":
-        yield from _scores(asker)
-    elif asker.engine.reads_file:
-        file = asker.captioner.images_file
-        if file is None:
-            yield (
-                "captioner.engine file needs captioner.images_file; name it as file of the "
-                "labeller."
-            )
-        yield from _not_files(file)
+def _labeller(labeller: Labeller) -> Iterator[str]:
+    """Check the file of a labeller, or its CLIP model, which is not the one that is adapted."""
+    if labeller.file is not None and not os.path.isfile(labeller.file):
+        yield f"file {labeller.file} is not a file."
+    if labeller.clip is None:
+        return
+    if labeller.clip == labeller.dataset.keys.clip:
+        model = labeller.clip.model
+        yield f"model {model} is clip.model, whose scores count anyway; name another."
+    yield from _clip(labeller.clip)
 
 
 def _methods(dataset: Dataset) -> Iterator[str]:
@@ -273,10 +231,6 @@ def _methods(dataset: Dataset) -> Iterator[str]:
                 )
         if method.finds_rate and not objective.trains and not objective.averages:
             yield f"method {method.name} does not train; leave finetune.lr auto out."
-
-
-def _own_clip(dataset: Dataset) -> Iterator[str]:
-    yield from _clip(dataset.keys.clip)
 
 
 def _clip(values: ClipSection) -> Iterator[str]:
@@ -329,44 +283,48 @@ def open_clip_names() -> tuple[set[str], set[str]]:
     )
 
 
-def _own_captioner(dataset: Dataset) -> Iterator[str]:
-    """Check the captioner of the run, and that it scores classes as wanted."""
-    kinds = [f"{kind}s" for kind in dataset.caption_kinds]
-    kinds += [SCORES] * (dataset.keys.scores.kind is not None)
-    kinds += [NAMES] * dataset.discovers
-    tables = [f"{dataset.results}/{TABLES[kind]}" for kind in kinds]
-    yield from _scores(dataset.asker)
-    yield from _captioner(dataset.asker, tables)
-
-
-def _captioner(asker: Asker, tables: Sequence[str]) -> Iterator[str]:
-    """Check a captioner's model and lengths, and that its server has an address."""
+def _asked(asking: Asking) -> Iterator[str]:
+    """Check that a captioner can do what it is asked for: its engine, model, lengths and files."""
+    asker = asking.asker
     values, engine = asker.captioner, asker.engine
-    model, answer, longest = values.model, values.max_new_tokens, values.max_model_len
-    if engine.loads_model and answer >= longest:
+    name, model, longest = values.engine, values.model, values.max_model_len
+    needed, without = _needed_by(asking)
+    if asking.kind == SCORES:
+        yield from _scores(asker)
+    elif engine.decides:
+        yield f"captioner.engine {name} writes no captions{needed}; set another engine{without}."
+    elif engine.reads_file:
+        kind = GROUPS if asking.kind == GROUPS else IMAGES
+        key, file = f"captioner.{kind}_file", getattr(values, f"{kind}_file")
+        if file is None:
+            yield f"captioner.engine file needs {key}{needed}; set it, or another engine{without}."
+        # Snakemake would go on with a table that was made of another file.
+        elif not os.path.isfile(file):
+            yield f"{key} {file} is not a file."
+    if engine.loads_model and values.max_new_tokens >= longest:
         yield (
-            f"captioner.max_new_tokens {answer} leave no room for a picture within "
+            f"captioner.max_new_tokens {values.max_new_tokens} leave no room for a picture within "
             f"captioner.max_model_len {longest}; lower the first or raise the second."
         )
-    named = "/" in model and not hub_names.is_folder(model)
-    if engine.loads_model and not named and not os.path.isdir(model):
+    is_of_hub = "/" in model and not hub_names.is_folder(model)
+    if engine.loads_model and not is_of_hub and not os.path.isdir(model):
         yield (
             f"captioner.model {model} is neither a folder nor a name of the Hugging Face hub, "
             "such as llava-hf/llava-v1.6-mistral-7b-hf."
         )
     address = engine.address
-    is_set = address is None or bool(os.environ.get(address))
-    if not is_set and not all(map(os.path.isfile, tables)):
+    is_made = os.path.isfile(f"{asker.dataset.results}/{asking.table}")
+    if address and not os.environ.get(address) and not is_made:
         yield (
-            f"captioner.engine {values.engine} needs the address of a server: export "
-            f"{address}={EXAMPLES[str(address)]}, or set another engine."
+            f"captioner.engine {name} needs the address of a server: export "
+            f"{address}={EXAMPLES[address]}, or set another engine."
         )
 
 
 def _scores(asker: Asker) -> Iterator[str]:
     """Check that the engine can score classes as the configuration wants them scored."""
     name, kind, engine = asker.captioner.engine, asker.scores.kind, asker.engine
-    if kind and engine.reads_file:
+    if engine.reads_file:
         yield "captioner.engine file has no scores; list your scores as a labeller of kind file."
     elif engine.decides and kind != "decisions":
         yield f"captioner.engine {name} answers scores.kind decisions alone; set it."
@@ -376,52 +334,15 @@ def _scores(asker: Asker) -> Iterator[str]:
         yield f"captioner.engine {name} has no likelihoods; set scores.kind to multiple_choice."
 
 
-def _captions(dataset: Dataset) -> Iterator[str]:
-    """Check that the engine writes captions if the run needs some."""
-    if not dataset.asker.engine.decides:
-        return
-    name = dataset.keys.captioner.engine
-    if dataset.discovers:
-        yield (
-            f"captioner.engine {name} names no classes, which class_names {DISCOVER} needs; set "
-            "another engine."
-        )
-    for kind in dataset.caption_kinds:
-        reading, others = _by_need(dataset, kind)
-        without = f", or run without them: method={','.join(others)}" if others else ""
-        yield (
-            f"captioner.engine {name} writes no captions, which {', '.join(reading)} need; set "
-            f"another engine{without}."
-        )
-
-
-def _by_need(dataset: Dataset, kind: str) -> tuple[list[str], list[str]]:
-    """Return the methods of the run that need captions of a kind, and the others."""
-    needs = {method.name: method.needs_captions(kind) for method in dataset.methods}
-    return [m for m in needs if needs[m]], [m for m in needs if not needs[m]]
-
-
-def _files(dataset: Dataset) -> Iterator[str]:
-    """Check that the user's captions exist if a method of the run reads them."""
-    if not dataset.asker.engine.reads_file:
-        return
-    captioner = dataset.keys.captioner
-    needed: list[tuple[str, str | None, str]] = []
-    for kind in dataset.caption_kinds:
-        reading, others = _by_need(dataset, kind)
-        without = f" To run without them, give method={','.join(others)}." if others else ""
-        file = captioner.images_file if kind == "image" else captioner.groups_file
-        reason = f", for {', '.join(reading)}.{without}"
-        needed.append((f"captioner.{kind}s_file", file, reason))
-    if dataset.discovers:
-        reason = " where class_names is discover."
-        needed.append(("captioner.images_file", captioner.images_file, reason))
-    for key, file, reason in needed:
-        if file is None:
-            yield f"captioner.engine file needs {key}{reason}"
-        # Snakemake would go on with a table that was made of another file.
-        elif not os.path.isfile(file):
-            yield f"{key} {file} is not a file."
+def _needed_by(asking: Asking) -> tuple[str, str]:
+    """Return clauses of a sentence: which methods need captions, and how to run without them."""
+    if asking.asker.name or asking.kind not in (IMAGES, GROUPS):
+        return "", ""
+    methods = asking.asker.dataset.methods
+    needs = {m.name: m.needs_captions(asking.kind.removesuffix("s")) for m in methods}
+    needed = f" for {', '.join(name for name in needs if needs[name])}"
+    others = ",".join(name for name in needs if not needs[name])
+    return needed, f", or run without them: method={others}" if others else ""
 
 
 def refuse_slow_captions(run: Run, pending: Collection[str]) -> None:
