@@ -55,6 +55,7 @@ from latteclip.labels.image_classes import (
     Whitener,
     fit_weights,
     fold_of,
+    lean,
 )
 from latteclip.labels.labeller_accuracy import (
     Interval,
@@ -159,6 +160,10 @@ class LabelModel:
         self._whiteners = [Whitener(one) for one in self._features]
         self._sample = spaced(self.n, SAMPLE // c, given.rows)
         self._folds = fold_of(self._keys(), groups)
+        if text_features is not None:
+            texts = np.asarray(text_features, dtype=np.float32)
+            sample = np.asarray(self._features[0][self._sample], dtype=np.float32)
+            self._lean = lean(SCALE * sample @ texts.T)
         self._model = self._learned(given)
         self._label_all(given)
         self._describe(given)
@@ -187,7 +192,8 @@ class LabelModel:
         tables = [one.dense(rows, self.n_classes) for one in self._votes.values()]
         if self._texts is not None:
             features = np.asarray(self._features[0][rows], dtype=np.float32)
-            tables.insert(0, softmax(SCALE * features @ self._texts.T.astype(np.float32)))
+            scores = SCALE * features @ self._texts.T.astype(np.float32)
+            tables.insert(0, softmax(scores - self._lean))
         return tables
 
     def _learned(self, given: Answers) -> Posterior:
@@ -330,10 +336,13 @@ class LabelModel:
         texts[:, : self._texts.shape[1]] = SCALE * self._texts
         own = _by_folds(heads, x, self._folds[self._sample])
         size = max(float(np.abs(own).mean()), 1e-9)
-        tables: list[Floats] = [own / np.float32(size), x @ texts.T]
+        tables: list[Floats] = [own / np.float32(size), x @ texts.T - self._lean]
         a, b = fit_weights(tables, r, model.offset, [3.0, 0.1])
         a /= size
-        return {fold: (a * w + b * texts, a * bias) for fold, (w, bias) in heads.items()}
+        return {
+            fold: (a * w + b * texts, a * bias - b * self._lean)
+            for fold, (w, bias) in heads.items()
+        }
 
     def _hold_out(self, given: Answers) -> None:
         """Label the images of drawn answers by models that do not know their answers."""

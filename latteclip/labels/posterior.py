@@ -30,7 +30,7 @@ COMPANY = 4.0  # further slack where labellers agree that err apart
 PRIOR_ANSWERS = 200.0  # answers that the prior of the exponents is worth
 REPEATS = 0.98  # agreement with the texts of a labeller that repeats them
 MEANT, LOOKS = (0.98, 0.9, 0.7, 0.5), 5  # starts of the share of votes that are not random
-MARGIN = 0.05  # by which images name more votes than the most frequent class has
+EVIDENCE = 5.0  # nats: strong evidence that images predict votes (Kass and Raftery 1995)
 FEW = 10  # images, or votes, below which nothing is compared
 
 
@@ -185,7 +185,7 @@ class Posterior:
         np.fill_diagonal(self.rho, 1)
         self.exponents = np.ones(v + 1)
         self.b = np.full(len(self.images), 10.0 / max(1, len(self.images)))
-        self.trust = self.fits = self.texts_needed = 1.0
+        self.trust = self.fits = 1.0
         self.size = np.inf
         self.is_blind = not images
         if images and votes:
@@ -229,18 +229,11 @@ class Posterior:
         for k, one in enumerate(self.labellers):
             self._look_at(one, views)
             one.repeats = self.has_texts and bool(self.kappa[k, 0] > REPEATS)
-        telling = [k for k, one in enumerate(self.labellers) if one.tells]
-        for k, one in enumerate(self.labellers):  # or another labeller supports it
-            one.tells |= bool(one.gain > 0 and (self.kappa[k, telling] > 0.5).any())
         believed = [one for one in self.labellers if one.tells]
         seen = [one for one in believed if not one.is_soft and not one.repeats]
         # Class texts see what their encoder sees, so that votes judge them.
         if seen and self.has_texts:
             self.labellers[0].accuracy = self._judged(seen)
-        self.texts_needed = 1.0
-        if seen:
-            named = max(one.named_share for one in seen)
-            self.texts_needed = 1 - min(1.0, 2 * named) ** SHARPNESS
         seen = seen or believed
         if not seen:  # images predict no votes
             self.trust = self.fits = self.size = 0.0
@@ -251,7 +244,7 @@ class Posterior:
         share /= share.sum()
         self.size = float(np.exp(share @ np.log([one.size for one in seen])))
         a = max(float(share @ [one.accuracy for one in seen]), 0.05)
-        named = float(share @ [one.named_share for one in seen])
+        named = float(share @ [one.named_share / one.meant for one in seen])
         if not self.texts_alone:
             flat = float(share @ [one.flattening for one in seen])
             self.fits = (min(1.0, named / a**2, 2 * named) * flat) ** SHARPNESS
@@ -296,9 +289,7 @@ class Posterior:
         one.gain = max(0.0, 1 - found / blind)
         vote = one.first[has]
         one.named_share = float((q.argmax(axis=1) == one.named[has]).mean())
-        chance_share = float(one.overall.max())
-        margin = max(MARGIN, 1 / np.sqrt(len(p)))
-        one.tells = one.gain > 0 and one.named_share > chance_share + margin
+        one.tells = found - blind > EVIDENCE
         at_most = one.named_share / one.meant + 1 / np.sqrt(len(p))
         one.flattening = _flattening(q, at_most)
         counts = one.votes.sum(axis=0)
@@ -342,7 +333,8 @@ class Posterior:
 
     def weights(self, trust: float, has: Bools) -> Floats:
         """Return the exponents [V + 1, n] of the sources of images, before those by answers."""
-        speaks = np.vstack([has, np.ones((1, has.shape[1]))])
+        tells = np.array([one.tells for one in self.labellers] if not self.is_blind else np.ones(len(self.labellers)))
+        speaks = np.vstack([has * tells[:, None], np.ones((1, has.shape[1]))])
         w = speaks / np.maximum(self.rho @ speaks, 1)
         w[-1] *= trust
         return np.asarray(w, dtype=np.float32)
@@ -372,8 +364,7 @@ class Posterior:
             q = softmax(scores)
             targets = np.zeros(shape, dtype=np.float32)
             for k, one in enumerate(self.labellers):
-                counts = one.gain * one.tells * (self.texts_needed if one.is_soft else 1)
-                targets += np.float32(counts) * w[k] * one.targets(q)
+                targets += np.float32(one.gain * one.tells) * w[k] * one.targets(q)
             self.b = fit_weights(tables, self.put(targets), self.offset, self.b, steps=2)
             scores = np.broadcast_to(pool(self.offset, self.b, tables), shape)
             r = self.put(softmax(joint(w)))
