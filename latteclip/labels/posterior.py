@@ -61,7 +61,6 @@ class Labelled:
         self.repeats = False  # whether it repeats the texts
         # Of images that predict the votes:
         self.gain, self.accuracy, self.named_share, self.size = 1.0, np.nan, 0.0, 0.0
-        self.flattening = 1.0
         self.meant = 0.98  # share of votes that are not random
 
     def share_meant(self, q: Floats, rows: Any = slice(None)) -> Floats:
@@ -246,8 +245,7 @@ class Posterior:
         a = max(float(share @ [one.accuracy for one in seen]), 0.05)
         named = float(share @ [one.named_share / one.meant for one in seen])
         if not self.texts_alone:
-            flat = float(share @ [one.flattening for one in seen])
-            self.fits = (min(1.0, named / a**2, 2 * named) * flat) ** SHARPNESS
+            self.fits = min(1.0, named / a**2, 2 * named) ** SHARPNESS
         self.trust = self.fits * self.size / (self.size + (5 if self.texts_alone else 2))
 
     def _judged(self, seen: Sequence[Labelled]) -> float:
@@ -290,8 +288,6 @@ class Posterior:
         vote = one.first[has]
         one.named_share = float((q.argmax(axis=1) == one.named[has]).mean())
         one.tells = found - blind > EVIDENCE
-        at_most = one.named_share / one.meant + 1 / np.sqrt(len(p))
-        one.flattening = _flattening(q, at_most)
         counts = one.votes.sum(axis=0)
         counts = counts[counts >= 0.5]
         one.size = float(np.exp(np.log(counts).mean())) if len(counts) else 1.0
@@ -333,8 +329,8 @@ class Posterior:
 
     def weights(self, trust: float, has: Bools) -> Floats:
         """Return the exponents [V + 1, n] of the sources of images, before those by answers."""
-        tells = np.array([one.tells for one in self.labellers] if not self.is_blind else np.ones(len(self.labellers)))
-        speaks = np.vstack([has * tells[:, None], np.ones((1, has.shape[1]))])
+        counts = np.array([self.is_blind or one.tells for one in self.labellers], dtype=bool)
+        speaks = np.vstack([has & counts[:, None], np.ones((1, has.shape[1]))])
         w = speaks / np.maximum(self.rho @ speaks, 1)
         w[-1] *= trust
         return np.asarray(w, dtype=np.float32)
@@ -477,17 +473,3 @@ def decided(table: Floats, rows: Ints, shares: Floats) -> Floats:
     table = table.copy()
     table[rows] = normalised((table[rows] + 1e-9) * shares)
     return table
-
-
-def _flattening(q: Floats, named: float) -> float:
-    """Return the largest exponent of q [n, C], at most 1, with a mean confidence of `named`."""
-    if q.max(axis=1).mean() <= named:
-        return 1.0
-    logs, low, high = log(q), 0.0, 1.0
-    for _ in range(10):
-        middle = (low + high) / 2
-        if softmax(np.float32(middle) * logs).max(axis=1).mean() > named:
-            high = middle
-        else:
-            low = middle
-    return low
