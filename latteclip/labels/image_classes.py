@@ -133,9 +133,8 @@ def lean(scores: Floats) -> Floats:
     n, c = scores.shape
     found: Floats = np.zeros(c, dtype=np.float32)
     for _ in range(LEAN_STEPS):
-        named = (scores - found).argmax(axis=1)
-        classes = np.eye(c, dtype=np.float32)[named]
-        found = ((classes.T @ scores) / (classes.sum(axis=0) + n / c)[:, None]).mean(axis=0)
+        named = np.eye(c, dtype=np.float32)[(scores - found).argmax(axis=1)]
+        found = ((named.T @ scores) / (named.sum(axis=0) + n / c)[:, None]).mean(axis=0)
     return found
 
 

@@ -5,7 +5,8 @@ Letters: N images, C classes, V labellers, D embedding width.
 **Labellers.** Whoever names classes is a labeller: a person's file, a multimodal model, words of
 captions, and CLIP's class texts by softmax(100 cosines). Its first choice v is evidence of the
 class c by a confusion matrix, P(v | c) = theta_cv (Dawid and Skene 1979); texts are soft, sum_v
-theta_cv p_v. A class that is listed after the first choice counts by P(listed | c) / P(listed | v).
+theta_cv p_v, once what they lean to is subtracted (`lean`). A class that is listed after the first
+choice counts by P(listed | c) / P(listed | v).
 
 **Images** are whitened by their total covariance. S_c [D] is the sum of the images of class c,
 without those of the image's own fold. Scores are directions s_c = <x, S_c / |S_c|>; where texts
@@ -15,6 +16,7 @@ alone name classes, they are clusters s_c = <x, m_c> - |m_c|^2 / 2 with m_c = S_
             log r(c) = w_x t log q(c | x) + sum_v w_v log P(vote_v | c) + constant
 
 - b make the votes as they are likeliest, by u q + (1 - u) overall: a share 1 - u of them is random.
+  Votes that images do not make likelier by 5 nats count for nothing, unless no votes are.
 - theta follows by expectation-maximisation under a Dirichlet prior.
 - w_v = 1 / sum_u max(0, rho_uv), of correlations of errors: a copy counts half.
 - A person's answer replaces r, and exponents of all sources have a normal prior at 1.
@@ -26,10 +28,9 @@ apart,
 
     a = (kappa_v1 kappa_v2 / kappa_12)^(1/2),  within the share A of votes that q names, and u.
 
-- Images are trusted as t = (min(1, A / a^2, 2 A) f)^6 m / (m + 2): they name as many votes as two
-  sources of accuracy a would, and more than half. f < 1 flattens a q that is surer than it is
-  right; m is the mean number of votes of a class. In fine-grained sets t is near 0, and labels are
-  the votes.
+- Images are trusted as t = min(1, A / (u a^2), 2 A / u)^6 m / (m + 2): they name as many of the
+  votes that are not random as two sources of accuracy a would, and more than half. m is the mean
+  number of votes of a class. In fine-grained sets t is near 0, and labels are the votes.
 - Votes of a class are right, by the mean of r, for at least 1 - 1.5 (1 - aim), aim = 1 - t (1 - a):
   evidence delta >= 0 is added until they are. Otherwise whole classes move into look-alikes. The
   bound is weaker in company: labellers that agree and err apart.
@@ -55,7 +56,6 @@ from latteclip.labels.image_classes import (
     Whitener,
     fit_weights,
     fold_of,
-    lean,
 )
 from latteclip.labels.labeller_accuracy import (
     Interval,
@@ -160,10 +160,6 @@ class LabelModel:
         self._whiteners = [Whitener(one) for one in self._features]
         self._sample = spaced(self.n, SAMPLE // c, given.rows)
         self._folds = fold_of(self._keys(), groups)
-        if text_features is not None:
-            texts = np.asarray(text_features, dtype=np.float32)
-            sample = np.asarray(self._features[0][self._sample], dtype=np.float32)
-            self._lean = lean(SCALE * sample @ texts.T)
         self._model = self._learned(given)
         self._label_all(given)
         self._describe(given)
@@ -192,8 +188,7 @@ class LabelModel:
         tables = [one.dense(rows, self.n_classes) for one in self._votes.values()]
         if self._texts is not None:
             features = np.asarray(self._features[0][rows], dtype=np.float32)
-            scores = SCALE * features @ self._texts.T.astype(np.float32)
-            tables.insert(0, softmax(scores - self._lean))
+            tables.insert(0, softmax(SCALE * features @ self._texts.T.astype(np.float32)))
         return tables
 
     def _learned(self, given: Answers) -> Posterior:
@@ -336,11 +331,11 @@ class LabelModel:
         texts[:, : self._texts.shape[1]] = SCALE * self._texts
         own = _by_folds(heads, x, self._folds[self._sample])
         size = max(float(np.abs(own).mean()), 1e-9)
-        tables: list[Floats] = [own / np.float32(size), x @ texts.T - self._lean]
+        tables: list[Floats] = [own / np.float32(size), x @ texts.T - model.lean]
         a, b = fit_weights(tables, r, model.offset, [3.0, 0.1])
         a /= size
         return {
-            fold: (a * w + b * texts, a * bias - b * self._lean)
+            fold: (a * w + b * texts, a * bias - b * model.lean)
             for fold, (w, bias) in heads.items()
         }
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.sparse import csr_array
 
-from latteclip.labels.image_classes import TINY, ImageClasses, fit_weights, pool
+from latteclip.labels.image_classes import TINY, ImageClasses, fit_weights, lean, pool
 from latteclip.labels.votes import (
     CELLS,
     Answers,
@@ -30,7 +30,7 @@ COMPANY = 4.0  # further slack where labellers agree that err apart
 PRIOR_ANSWERS = 200.0  # answers that the prior of the exponents is worth
 REPEATS = 0.98  # agreement with the texts of a labeller that repeats them
 MEANT, LOOKS = (0.98, 0.9, 0.7, 0.5), 5  # starts of the share of votes that are not random
-EVIDENCE = 5.0  # nats: strong evidence that images predict votes (Kass and Raftery 1995)
+EVIDENCE = 8.0  # nats by which images make votes likelier, at least, to count
 FEW = 10  # images, or votes, below which nothing is compared
 
 
@@ -166,13 +166,14 @@ class Posterior:
         has_texts: bool,
     ) -> None:
         self.images = list(images)
-        self.given = list(votes)
-        self.labellers = [
-            Labelled(p, is_soft=has_texts and k == 0) for k, p in enumerate(votes)
-        ]
         self.n_classes = n_classes
         self.answers = answers
         self.has_texts = has_texts
+        self.lean = lean(log(votes[0])) if has_texts else np.zeros(n_classes)
+        self.given = self._without_lean(votes)
+        self.labellers = [
+            Labelled(p, is_soft=has_texts and k == 0) for k, p in enumerate(self.given)
+        ]
         self.texts_alone = has_texts and len(votes) == 1
         v, n = len(votes), len(images[0].x if images else votes[0])
         self.has = np.array([one.has for one in self.labellers]).reshape(v, n)
@@ -187,6 +188,9 @@ class Posterior:
         self.trust = self.fits = 1.0
         self.size = np.inf
         self.is_blind = not images
+        for one in self.labellers[1:] if has_texts else []:
+            copied = first(votes[0][one.has])
+            one.repeats = agreement(one.first[one.has], copied) > REPEATS
         if images and votes:
             self._look_at_labellers()
         total = np.zeros((n, n_classes), dtype=np.float32)
@@ -197,6 +201,13 @@ class Posterior:
             for k in range(v):
                 self._learn_confusion(k, self.r)
         self.learn(ROUNDS)
+
+    def _without_lean(self, votes: Sequence[Floats]) -> list[Floats]:
+        """Return votes [n, C] of the labellers, those of the class texts without their lean."""
+        tables = list(votes)
+        if self.has_texts:
+            tables[0] = softmax(log(tables[0]) - self.lean)
+        return tables
 
     @property
     def known(self) -> tuple[Ints, Ints]:
@@ -225,9 +236,8 @@ class Posterior:
     def _look_at_labellers(self) -> None:
         """Learn gain and accuracy of labellers, and the trust in images, from votes as given."""
         views = self.images[0].halves()
-        for k, one in enumerate(self.labellers):
+        for one in self.labellers:
             self._look_at(one, views)
-            one.repeats = self.has_texts and bool(self.kappa[k, 0] > REPEATS)
         believed = [one for one in self.labellers if one.tells]
         seen = [one for one in believed if not one.is_soft and not one.repeats]
         # Class texts see what their encoder sees, so that votes judge them.
@@ -329,8 +339,9 @@ class Posterior:
 
     def weights(self, trust: float, has: Bools) -> Floats:
         """Return the exponents [V + 1, n] of the sources of images, before those by answers."""
-        counts = np.array([self.is_blind or one.tells for one in self.labellers], dtype=bool)
-        speaks = np.vstack([has & counts[:, None], np.ones((1, has.shape[1]))])
+        tells = np.array([self.is_blind or one.tells for one in self.labellers], dtype=bool)
+        believed = has.astype(bool) & tells[:, None]
+        speaks = np.vstack([believed, np.ones((1, has.shape[1]))])
         w = speaks / np.maximum(self.rho @ speaks, 1)
         w[-1] *= trust
         return np.asarray(w, dtype=np.float32)
@@ -405,9 +416,8 @@ class Posterior:
     def of(self, scores: Sequence[Floats], votes: Sequence[Floats]) -> Tables:
         """Return the posterior of other images by scores [n, C] of encoders and votes [n, C]."""
         shape = [*scores, *votes][0].shape
-        return self._tables(
-            np.broadcast_to(pool(self.offset, self.b, scores), shape), votes
-        )
+        pooled = np.broadcast_to(pool(self.offset, self.b, scores), shape)
+        return self._tables(pooled, self._without_lean(votes))
 
     def _learn_confusion(self, k: int, r: Floats) -> None:
         """Learn theta of a labeller by a posterior [n, C]."""

@@ -325,7 +325,7 @@ def test_cannot_tell_and_none_of_these_are_no_right_labels():
 
 # --- examples ------------------------------------------------------------------------------------
 
-SHOTS = 3
+SHOTS = 8
 
 
 @pytest.fixture
