@@ -30,25 +30,18 @@ def rename_class(results: str, old: str, new: str, /) -> None:
         *(audit_files(folder, split)[1] for split in ("test", "train")),
     ]
     classes = {path: answers.read_classes(path) for path in places if path.exists()}
-    old, new = (_as_in_answers(folder, name) for name in (old, new))
+    if not classes:
+        raise UserError(f"{folder} has no answers, so that nothing is to be renamed.")
+    metadata = tables.read_metadata(folder / "images.parquet", IndexMetadata)
+    clean = {written: name for name, written in metadata.written_names.items()}
+    replaced = SplitSection().classname_replace
+    old, new = (clean.get(name) or clean_classname(name, replaced) for name in (old, new))
     named = [path for path, names in classes.items() if old in names]
     if not named:
         known = {name for names in classes.values() for name in names}
         raise UserError(
             f"No answer of {folder} knows the class {old!r}; {suggestion(old, known)}"
-            if known
-            else f"{folder} has no answers, so that nothing is to be renamed."
         )
     for path in named:
         n = answers.rename_class(path, old, new)
         log.info("%s: %d answers name %r now, and no longer %r.", path, n, new, old)
-
-
-def _as_in_answers(folder: Path, name: str) -> str:
-    """Return the name of a class as the index cleans it."""
-    index = folder / "images.parquet"
-    cleaned: dict[str, str] = {}
-    if index.is_file():
-        written = tables.read_metadata(index, IndexMetadata).written_names
-        cleaned = {other: clean for clean, other in written.items()}
-    return cleaned.get(name) or clean_classname(name, SplitSection().classname_replace)

@@ -97,15 +97,16 @@ class QuestionServer(ThreadingHTTPServer):
 
     daemon_threads = True
     allow_reuse_address = False  # a port that another server has is in use
-    handler: "type[Handler] | None" = None  # of requests, where it is not Handler
 
-    def __init__(self, session: Any, port: int = 0) -> None:
+    def __init__(
+        self, session: Any, port: int = 0, handler: "type[Handler] | None" = None
+    ) -> None:
         """Listen on a port of this machine, 0 for any free one, or raise UserError."""
         self.session = session
         self.token = secrets.token_urlsafe(24)
         self.busy = threading.Lock()
         try:
-            super().__init__((HOST, port), self.handler or Handler)
+            super().__init__((HOST, port), handler or Handler)
         except (OSError, OverflowError) as error:
             raise UserError(
                 f"Port {port} cannot be used ({error}); leave out --port to use a free port."

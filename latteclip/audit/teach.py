@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from scipy.cluster.vq import kmeans2
 from scipy.spatial.distance import cdist
 
@@ -118,14 +119,13 @@ class TeachingSession(QuestionSession):
         self.total = min(budget + imported, len(self.ids))
         self.n_taught = self.total - min(budget // 2, self.total)
         self._order = np.random.default_rng(SEED).permutation(len(self.ids))
-        row_of = self._rows(answers.values())
-        self.pool = self._choose_pool([*row_of.values()])  # [P] ascending rows
+        names = pa.array(list(answers), pa.string())
+        rows = pc.index_in(names, self.index["image_id"]).to_pylist()
+        self.pool = self._choose_pool(rows)  # [P] ascending rows
         self.inputs, self.has_votes = self._read_inputs()
         self._learn(answers)
         self.questions = []
-        self._ask(
-            (row_of[answer.image_id], answer.phase or TEACH) for answer in answers.values()
-        )
+        self._ask(zip(rows, (a.phase or TEACH for a in answers.values()), strict=True))
 
     def open_questions(self, answers: Answers, *, offline: bool = False) -> list[Question]:
         """Return the next questions. Offline, all are asked at once, and nothing is learned."""
@@ -287,13 +287,6 @@ class TeachingSession(QuestionSession):
         right = drawn.shares[np.arange(len(labels)), labels] > 0
         unsure = len(unsure_images(answers.values()))
         return labels_right(len(self.ids), given, right, unsure)
-
-    def _rows(self, answers: Iterable[Answer]) -> dict[str, int]:
-        """Return the rows of the answered images that are there."""
-        names = list(dict.fromkeys(answer.image_id for answer in answers))
-        places = pa.compute.index_in(pa.array(names, pa.string()), self.index["image_id"])
-        rows = zip(names, places.to_pylist(), strict=True)
-        return {name: row for name, row in rows if row is not None}
 
 
 def medoids(x: Floats, k: int) -> list[int]:

@@ -49,7 +49,11 @@ def classes(results: str, /, port: int = 0, no_browser: bool = False) -> str:
     run the workflow again.
     """
     page = ClassesPage(results)
-    show(ClassesServer(page, port), "Every change is saved.", browser=not no_browser)
+    show(
+        QuestionServer(page, port, ClassesHandler),
+        "Every change is saved.",
+        browser=not no_browser,
+    )
     return page.result()
 
 
@@ -172,14 +176,7 @@ class ClassesHandler(Handler):
     def _change(self, page: ClassesPage) -> Reply:
         try:
             change = Change.model_validate_json(self._body())
-        except ValidationError as error:
-            first = error.errors()[0]["msg"]
-            raise UserError(f"The request is no change of classes ({first}).") from None
+        except ValidationError:
+            raise UserError("The request is no change of classes.") from None
         page.change(change.action)
         return HTTPStatus.OK, JSON, as_json(page.state())
-
-
-class ClassesServer(QuestionServer):
-    """Serves the page and saves the actions."""
-
-    handler = ClassesHandler

@@ -63,10 +63,9 @@ def discover_classes(
     changed = f"A person made {counted(len(actions), 'change')}."
     log.log(
         logging.INFO if actions else logging.WARNING,
-        "%d classes of %d images (%d suggested): %s.%s %s",
+        "%d classes of %d images: %s.%s %s",
         len(names),
         len(labels),
-        about.suggested,
         one_line(", ".join(names)),
         ""
         if about.by_names

@@ -161,10 +161,9 @@ def read_actions(path: str | Path, about: ProposalMetadata) -> list[Action]:
     saved = read_object(path, ("actions",), DELETE) if Path(path).is_file() else {}
     try:
         actions = TypeAdapter(list[Action]).validate_python(saved.get("actions", []))
-    except ValidationError as error:
+    except ValidationError:
         raise UserError(
-            f"{path} has other actions than `latteclip classes` writes "
-            f"({error.errors()[0]['msg']}); delete it."
+            f"{path} has other actions than `latteclip classes` writes; delete it."
         ) from None
     if actions and saved.get("proposal") != about.digest:
         raise UserError(

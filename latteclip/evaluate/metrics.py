@@ -15,6 +15,7 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_json
 from latteclip.core.metadata import ClassesMetadata, IndexMetadata
+from latteclip.evaluate.results import FIGURES
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,6 @@ def write(
     Images are those of `read_evaluated_images`, with their best classes, best first, and the scores
     of these, both [N, K]. Flags are keys of `FLAGS`. A run is dataset, method and seed.
     """
-    dataset, method, seed = run
     tables.write(
         predictions_output,
         {
@@ -73,15 +73,16 @@ def write(
         tables.PREDICTIONS,
         ClassesMetadata(list(classnames)),
     )
-    result: dict[str, object] = {"dataset": dataset, "method": method, "seed": seed}
+    names = ("dataset", "method", "seed")
+    result: dict[str, object] = dict(zip(names, run, strict=True))
     result |= {"flags": list(flags), "images": len(images)}
-    result |= {"acc1": None, "acc5": None, "mean_per_class_recall": None}
+    result |= dict.fromkeys(FIGURES)
     if images["label"].null_count:
-        log.warning("No labels to test with in %s: predictions only.", dataset)
+        log.warning("No labels to test with in %s: predictions only.", run[0])
     else:
         labels = images["label"].to_numpy()
         is_right = ranked == labels[:, None]
         result |= {f"acc{k}": float(is_right[:, :k].any(axis=1).mean()) for k in (1, 5)}
         result["mean_per_class_recall"] = mean_recall(ranked[:, 0], labels)
-        log.info("%s, %s, seed %d: acc1 %.4f", dataset, method, seed, result["acc1"])
+        log.info("%s, %s, seed %d: acc1 %.4f", *run, result["acc1"])
     write_json(metrics_output, result)

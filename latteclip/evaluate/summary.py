@@ -71,10 +71,8 @@ def summary(runs: Sequence[Mapping[str, Any]], baseline: str) -> pd.DataFrame:
         mean_per_class_recall=("mean_per_class_recall", "mean"),
     )
     base = table[table["method"] == baseline].set_index("dataset")["acc1_mean"]
-    place = list(table).index("acc5_mean")
-    table.insert(place, "acc1_gain", table["acc1_mean"] - table["dataset"].map(base))
-    table.insert(place + 1, "baseline", baseline)
-    return table
+    gain = table["acc1_mean"] - table["dataset"].map(base)
+    return table.assign(acc1_gain=gain, baseline=baseline)
 
 
 def union(flags: Iterable[Sequence[str]]) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 from latteclip.core import tables
 from latteclip.core.metadata import UnknownMetadata
 from latteclip.data.images import open_rgb
-from latteclip.report.runs import Ints, SplitReport
+from latteclip.report.runs import Ints, TrainingImages
 
 QUALITY = 75
 # Longer side in pixels.
@@ -59,14 +59,16 @@ def choose_examples(
     return chosen
 
 
-def fused_labels(path: str, train: SplitReport) -> Ints:
+def fused_labels(path: str, train: TrainingImages) -> Ints:
     """Return the fused labels of the training images [N]."""
-    table = tables.read(path, tables.FUSED_LABELS, ["image_id", "fused_label"])
-    rows = tables.find_rows(train.image_ids.column, table["image_id"], path)
-    return np.asarray(table["fused_label"].take(rows).to_numpy())
+    ids = train.image_ids.column
+    labels = tables.lookup_column(path, tables.FUSED_LABELS, "image_id", "fused_label", ids)
+    return np.asarray(labels.to_numpy())
 
 
-def read_captions(path: str, train: SplitReport, chosen: Sequence[int]) -> dict[int, str]:
+def read_captions(
+    path: str, train: TrainingImages, chosen: Sequence[int]
+) -> dict[int, str]:
     """Return the caption of each chosen training image, None without one."""
     table = tables.read(path, tables.CAPTIONS, ["id", "caption"])
     names = pa.array([train.image_ids[i] for i in chosen], pa.string())

@@ -32,9 +32,11 @@ def index_results(results: summary.Results, settings: IndexSettings, output: str
     by_method = table.groupby("method", sort=False)["flags"]
     flags = {method: summary.union(of.str.split()).split() for method, of in by_method}
     means, complete = summary.means_over_datasets(table)
-    pages = {name: f"{name}/report.html" for name in sizes}
+    folder = Path(output).parent
     pages = {
-        name: page for name, page in pages.items() if (Path(output).parent / page).is_file()
+        name: f"{name}/report.html"
+        for name in sizes
+        if (folder / name / "report.html").is_file()
     }
     page = render.render(
         "index.html",

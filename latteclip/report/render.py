@@ -32,9 +32,17 @@ def fill(
     """
     script = "".join(_text(package, name) for name in scripts)
     allowed = policy(script, sources)
-    own = {"style": Markup(_text(PACKAGE, "page.css")), "script": Markup(script)}
-    page = environment(package).get_template(template)
-    return page.render(policy=allowed, **own, **values), allowed
+    page = (
+        environment(package)
+        .get_template(template)
+        .render(
+            policy=allowed,
+            style=Markup(_text(PACKAGE, "page.css")),
+            script=Markup(script),
+            **values,
+        )
+    )
+    return page, allowed
 
 
 def _text(package: str, name: str) -> str:
@@ -55,9 +63,7 @@ def environment(package: str) -> Environment:
         lstrip_blocks=True,
     )
     formats = (number, signed, breakable, duration, memory, counted)
-    templates.filters |= {
-        **{function.__name__: function for function in formats},
-    }
+    templates.filters |= {function.__name__: function for function in formats}
     return templates
 
 

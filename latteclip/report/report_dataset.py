@@ -3,7 +3,7 @@
 import logging
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from scipy.stats import binomtest
 
 from latteclip.config.keys import Section, TableSection
 from latteclip.core import tables
-from latteclip.core.errors import DELETE_AND_RERUN, UserError, first_line
 from latteclip.core.files import read_object, write_text
 from latteclip.core.metadata import FLAGS, IndexMetadata
 from latteclip.core.run_options import run_command
@@ -70,9 +69,7 @@ def report_dataset(
     output: str,
 ) -> None:
     """Write the page of a dataset, one HTML file that needs no network."""
-    train, test, classnames = runs.read_splits(files.images, files.pseudo_labels)
-    # The evaluated images. Labels of images that were trained on give no accuracy.
-    split = test if len(test) else replace(train, labels=None)
+    train, n_test, classnames = runs.read_training(files.images, files.pseudo_labels)
     audit = _read(results.read_audit, files.audit)
     selection = _read(results.read_selection, files.selection)
     fusion_report = _read(read_fusion_report, files.fusion_report)
@@ -80,7 +77,11 @@ def report_dataset(
     discovery = _read(read_object, files.discovery, ("actions",))
     metrics = [results.read_metrics(run.metrics) for run in runs_files]
     main = _main_run(runs_files, selection, settings)
-    lead = _lead(main, metrics, split, selection)
+    labels = _read(gallery.fused_labels, files.fused_labels, train)
+    labels_right = None
+    if labels is not None and train.labels is not None:
+        labels_right = float((labels == train.labels).mean())
+    lead = _lead(main, metrics, n_test, selection)
     run = (main.method, main.seed)
     statement = state(run, main.train_predictions, fusion_report, audit)
     page = render.render(
@@ -88,10 +89,9 @@ def report_dataset(
         settings=settings,
         classnames=classnames,
         train=train,
-        test=test,
-        split=split,
+        n_test=n_test,
         lead=lead,
-        labels_right=_read(_labels_right, files.fused_labels, train),
+        labels_right=labels_right,
         stated=statement,
         is_fused=fusion_report is not None,
         unchecked=UNCHECKED if fusion_report and not fusion_report.is_checked else "",
@@ -100,7 +100,7 @@ def report_dataset(
         rows=_method_rows(metrics, settings.table.baseline),
         audit=audit,
         meanings=FLAGS,
-        items=_items(files, train, classnames, answers),
+        items=_items(files, train, labels, classnames, answers),
         steps=_next_steps(settings, lead, fusion_report, audit, discovery),
         selection=selection,
         without_evidence=fusion_report.without_evidence if fusion_report else [],
@@ -140,38 +140,25 @@ def _main_run(
 def _lead(
     run: runs.RunTables,
     metrics: Sequence[Mapping[str, Any]],
-    split: runs.SplitReport,
+    n_test: int,
     selection: results.Selection | None,
 ) -> dict[str, Any]:
-    """Return the run that a page is about, with its accuracy in percent and its gain.
-
-    The interval of the accuracy is Wilson's.
-    """
+    """Return the run that a page is about, with its accuracy and Wilson's interval of it."""
     of_method = {row["seed"]: row["acc1"] for row in metrics if row["method"] == run.method}
     share = of_method.get(run.seed)
-    zero_shot = None
-    interval = None
-    if share is not None and split.labels is not None:
-        zero_shot = float((split.pseudo_labels == split.labels).mean())
-        test = binomtest(round(share * len(split)), len(split))
-        interval = test.proportion_ci(method="wilson")
+    low = high = None
+    if share is not None:
+        test = binomtest(round(share * n_test), n_test)
+        low, high = test.proportion_ci(method="wilson")
     return {
         "method": run.method,
         "seed": run.seed,
         "seeds": len(of_method),
         "is_chosen": selection is not None and selection.run == (run.method, run.seed),
         "acc1": share,
-        "low": interval.low if interval else None,
-        "high": interval.high if interval else None,
-        "gain": None if zero_shot is None or share is None else 100 * (share - zero_shot),
+        "low": low,
+        "high": high,
     }
-
-
-def _labels_right(path: str, train: runs.SplitReport) -> float | None:
-    """Return the share of right fused labels, None where the true labels are not known."""
-    if train.labels is None:
-        return None
-    return float((gallery.fused_labels(path, train) == train.labels).mean())
 
 
 def _method_rows(
@@ -185,13 +172,13 @@ def _method_rows(
 
 def _items(
     files: PageFiles,
-    train: runs.SplitReport,
+    train: runs.TrainingImages,
+    labels: runs.Ints | None,
     classnames: Sequence[str],
     answers: PersonAnswers,
 ) -> list[dict[str, Any]]:
     """Return the training images of the page with their labels and captions."""
     chosen = gallery.choose_examples(train.confidence, train.pseudo_labels)
-    labels = _read(gallery.fused_labels, files.fused_labels, train)
     captions = _read(gallery.read_captions, files.image_captions, train, chosen)
     items = []
     for i in chosen:
@@ -263,15 +250,8 @@ def _problems(files: PageFiles) -> Iterable[str]:
                 f"Near-duplicates: {counted(len(sets), 'image')} in {counted(n, 'set')}, all used "
                 "(duplicates.parquet)."
             )
-    if files.corrupt:
-        try:
-            n = len(pd.read_csv(files.corrupt, dtype=str))
-        except ValueError as error:  # pandas derives its own from it
-            raise UserError(
-                f"{files.corrupt} is damaged ({first_line(error)}); {DELETE_AND_RERUN}."
-            ) from None
-        if n:
-            yield f"Not readable and left out: {counted(n, 'image')} (corrupt.csv)."
+    if files.corrupt and (n := len(pd.read_csv(files.corrupt, dtype=str))):
+        yield f"Not readable and left out: {counted(n, 'image')} (corrupt.csv)."
     skipped = tables.read_metadata(files.images, IndexMetadata).skipped
     if skipped:
         suffixes = ", ".join(f"{suffix} ({n:,})" for suffix, n in skipped.items())
@@ -286,7 +266,6 @@ def _provenance(
     jobs = runs.job_costs(folder)
     return {
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "commit": runs.commit(),
         "versions": runs.versions(),
         "seeds": sorted({run.seed for run in run_files}),
         "asked": dict(runs.asked(folder)),

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from platform import python_version
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from latteclip import __version__
@@ -46,10 +44,9 @@ class RunTables:
 
 
 @dataclass(frozen=True)
-class SplitReport:
-    """The N images of a split, in the order of the index, with their pseudo-labels."""
+class TrainingImages:
+    """The N training images, in the order of the index, with their pseudo-labels."""
 
-    name: str  # "test" or "training"
     image_ids: tables.Strings
     paths: tables.Strings
     labels: Ints | None  # [N], None where any is unknown
@@ -60,33 +57,25 @@ class SplitReport:
         return len(self.image_ids)
 
 
-def read_splits(
-    images: str, pseudo_labels: str
-) -> tuple[SplitReport, SplitReport, list[str]]:
-    """Read the training and the test images of an index, and the class names."""
+def read_training(images: str, pseudo_labels: str) -> tuple[TrainingImages, int, list[str]]:
+    """Read the training images of an index, the number of test images, and the class names."""
     index = tables.read(images, tables.IMAGES, ["image_id", "path", "split", "label"])
-    for name in ("pseudo_label", "confidence"):
-        values = tables.lookup_column(
-            pseudo_labels, tables.PSEUDO_LABELS, "image_id", name, index["image_id"]
-        )
-        index = index.append_column(name, values)
     classnames = tables.read_metadata(images, IndexMetadata).classnames
-    is_test = pc.equal(index["split"], "test")
-    train = index.filter(pc.invert(is_test))
-    test = index.filter(is_test)
-    return _split("training", train), _split("test", test), classnames
-
-
-def _split(name: str, table: pa.Table) -> SplitReport:
+    table = index.filter(pc.not_equal(index["split"], "test"))
+    ids = table["image_id"]
+    label, confidence = (
+        tables.lookup_column(pseudo_labels, tables.PSEUDO_LABELS, "image_id", name, ids)
+        for name in ("pseudo_label", "confidence")
+    )
     labels = table["label"]
-    return SplitReport(
-        name,
-        tables.Strings(table["image_id"]),
+    train = TrainingImages(
+        tables.Strings(ids),
         tables.Strings(table["path"]),
         None if labels.null_count or not len(labels) else labels.to_numpy(),
-        table["pseudo_label"].to_numpy(),
-        table["confidence"].to_numpy().astype(np.float64),
+        label.to_numpy(),
+        confidence.to_numpy().astype(np.float64),
     )
+    return train, len(index) - len(table), classnames
 
 
 @dataclass(frozen=True)
@@ -109,25 +98,6 @@ def versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             numbers[name] = version(name)
     return numbers
-
-
-def commit(folder: str = ".") -> str | None:
-    """Return the commit of a repository, "-dirty" where files differ, or None without git."""
-    command = [
-        "git",
-        "-C",
-        folder,
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=12",
-        "--exclude=*",
-    ]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return result.stdout.strip() or None
 
 
 def job_costs(folder: Path) -> list[JobCost]:

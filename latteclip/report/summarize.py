@@ -40,17 +40,11 @@ def summarize(
     table = summary.summary(metrics, baseline)
     rows = []
     for dataset, method in table[["dataset", "method"]].itertuples(index=False):
-        row: dict[str, Any] = {
-            "chosen": "",
-            "audited": None,
-            "audited_low": None,
-            "audited_high": None,
-        }
         chosen = selections.get(dataset)
-        if chosen is not None and chosen.method == method:
-            row["chosen"] = str(chosen.seed)
-        accuracy = audits[dataset].accuracy(method) if dataset in audits else None
-        if accuracy is not None:
+        seed = str(chosen.seed) if chosen and chosen.method == method else ""
+        row: dict[str, Any] = {"chosen": seed}
+        row |= dict.fromkeys(("audited", "audited_low", "audited_high"))
+        if dataset in audits and (accuracy := audits[dataset].accuracy(method)):
             row["audited"] = 100 * accuracy.value
             row["audited_low"] = 100 * accuracy.low
             row["audited_high"] = 100 * accuracy.high

@@ -6,8 +6,9 @@ import json
 import pytest
 from support.visits import running
 
+from latteclip.audit.server import QuestionServer
 from latteclip.core.errors import UserError
-from latteclip.discover.classes import Change, ClassesPage, ClassesServer
+from latteclip.discover.classes import Change, ClassesHandler, ClassesPage
 from latteclip.discover.proposal import Action
 
 DROP = Action(do="drop", of=0)
@@ -15,7 +16,7 @@ DROP = Action(do="drop", of=0)
 
 @pytest.fixture
 def server(results):
-    with running(ClassesServer(ClassesPage(results))) as server:
+    with running(QuestionServer(ClassesPage(results), handler=ClassesHandler)) as server:
         yield server
 
 

@@ -18,7 +18,7 @@ from support.visits import running, visiting
 from latteclip.audit.server import QuestionServer
 from latteclip.audit.teach import TeachingSession
 from latteclip.config.keys import TableSection
-from latteclip.discover.classes import ClassesPage, ClassesServer
+from latteclip.discover.classes import ClassesHandler, ClassesPage
 from latteclip.evaluate.summary import read_results
 from latteclip.report import index_results as index
 
@@ -256,7 +256,7 @@ def test_classes_are_renamed_merged_and_dropped_by_the_keyboard(visit, axe, tmp_
     called = ["cup", "dog", "ca\u202er </script>"]
     write_inputs(results, [called[number % 3] for number in range(N)])
     run(results)
-    with running(ClassesServer(ClassesPage(results))) as server:
+    with running(QuestionServer(ClassesPage(results), handler=ClassesHandler)) as server:
         page, other = visit(server.address), visit(server.address)
         cards = page.locator("article")
         expect(page.locator("#count")).to_contain_text("Nobody has checked")

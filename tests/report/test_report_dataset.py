@@ -13,7 +13,6 @@ from support.made_results import CLASSNAMES, HOSTILE, Results
 from support.pages import write, write_audit, write_unknown
 
 from latteclip.core import tables
-from latteclip.core.errors import UserError
 from latteclip.core.files import write_record
 from latteclip.evaluate.results import Accuracy, Audit
 from latteclip.labels import fusion_report
@@ -32,7 +31,7 @@ def written(results):
 
 def examples_of(results):
     """The training images and the rows of those that the page shows."""
-    train, _, _ = runs.read_splits(results.images, results.pseudo_labels)
+    train, _, _ = runs.read_training(results.images, results.pseudo_labels)
     return train, gallery.choose_examples(train.confidence, train.pseudo_labels)
 
 
@@ -240,6 +239,3 @@ def test_provenance_has_the_problems_of_images_and_the_costs_of_jobs(tmp_path):
     rows = [[text.strip() for text, _ in row] for row in page.tables["jobs"]]
     assert rows[2] == ["finetune", "", "1 min 00 s", "1 min 30 s", "1 min 00 s", "512 MiB"]
     assert rows[3] == ["in all", "", "2 min 00 s", "3 min 00 s", "1 min 00 s", "1.0 GiB"]
-    corrupt.write_text("")
-    with pytest.raises(UserError, match=r"corrupt\.csv"):
-        write(results, corrupt=str(corrupt))

@@ -25,6 +25,5 @@ def test_the_last_job_of_each_benchmark_file_counts(tmp_path, caplog):
     assert all(f"{name}.jsonl" in caplog.text for name in DAMAGED)
 
 
-def test_a_folder_without_git_has_no_commit(tmp_path):
-    assert runs.commit(str(tmp_path)) is None
+def test_versions_are_those_of_the_packages():
     assert runs.versions()["torch"] == torch.__version__
