@@ -371,11 +371,7 @@ class Dataset:
     def labellers(self) -> list[Labeller]:
         """Who labels the training images."""
         if self.keys.labellers:
-            entries = self._layer["labellers"]
-            return [
-                self._labeller(keys, entry)
-                for keys, entry in zip(self.keys.labellers, entries, strict=True)
-            ]
+            return list(map(self._labeller, self.keys.labellers))
         if kind := self.keys.scores.kind:
             return [Labeller(self, "lmm", kind, TABLES[SCORES], "lmm", self.asker)]
         return [
@@ -386,21 +382,20 @@ class Dataset:
         """Return a labeller by its name."""
         return next(each for each in self.labellers if each.name == name)
 
-    def _labeller(self, keys: LabellerSection, entry: Layer) -> Labeller:
+    def _labeller(self, keys: LabellerSection) -> Labeller:
         """Return a labeller; if it asks what the run asks, it has the run's table."""
         name, kind = str(keys.name), str(keys.kind)
         record = LABELLERS[kind]
         if record.asks is None:
             clip = None
             if record.loads_clip:
-                values = {"model": keys.model, "pretrained": keys.pretrained}
-                layer = _whole_clip(merge(self._layer["clip"], values))
-                clip = validate(ClipSection, layer)
+                named = {"model": keys.model, "pretrained": keys.pretrained}
+                clip = self.keys.clip.model_copy(update=_whole_clip(named))
             table = f"votes/{name}.parquet"
             return Labeller(
                 self, name, kind, table, None, None, clip, keys.file, keys.share
             )
-        asker = self._own_asker(keys, entry)
+        asker = self._own_asker(keys)
         is_scores = record.asks == "scores"
         parts = ("captioner", "prompts", *(["scores"] if is_scores else []))
         if any(getattr(asker, part) != getattr(self.asker, part) for part in parts):
@@ -408,13 +403,14 @@ class Dataset:
         table, column = (SCORES, "lmm") if is_scores else (IMAGES, "caption")
         return Labeller(self, name, kind, TABLES[table], column, self.asker)
 
-    def _own_asker(self, keys: LabellerSection, entry: Layer) -> Asker:
+    def _own_asker(self, keys: LabellerSection) -> Asker:
         """Return the captioner of a labeller: its keys over those of the dataset."""
-        captioner = dict(entry.get("captioner", {}))
-        scores = dict(entry.get("scores", {}))
-        if keys.model not in (None, self.keys.captioner.model):
+        own = self.keys
+        captioner = keys.captioner.model_dump(exclude_unset=True)
+        scores = keys.scores.model_dump(exclude_unset=True)
+        if keys.model not in (None, own.captioner.model):
             captioner = OF_MODEL | captioner
-        captioner |= {key: entry[key] for key in ("model", "engine") if key in entry}
+        captioner |= keys.model_dump(include={"model", "engine"}, exclude_none=True)
         is_scores = LABELLERS[str(keys.kind)].asks == "scores"
         if is_scores:
             scores["kind"] = keys.kind
@@ -426,12 +422,11 @@ class Dataset:
         if keys.file is not None:
             captioner["images_file"] = keys.file
             captioner.setdefault("engine", "file")
-        prompts = {} if keys.prompt is None else {"image": keys.prompt}
         return Asker(
             self,
-            validate(CaptionerSection, merge(self._layer.get("captioner"), captioner)),
-            validate(ScoresSection, merge(self._layer.get("scores"), scores)),
-            validate(PromptsSection, merge(self._layer.get("prompts"), prompts)),
+            own.captioner.model_copy(update=captioner),
+            own.scores.model_copy(update=scores),
+            own.prompts.model_copy(update={"image": keys.prompt} if keys.prompt else None),
             str(keys.name),
         )
 
