@@ -13,25 +13,14 @@ container: "latteclip.sif"
 
 
 include: "workflow/rules/common.smk"
-include: "workflow/rules/models.smk"
-include: "workflow/rules/data.smk"
-include: "workflow/rules/pseudo_labels.smk"
-include: "workflow/rules/captions.smk"
-include: "workflow/rules/discover.smk"
-include: "workflow/rules/labels.smk"
-include: "workflow/rules/training.smk"
-include: "workflow/rules/evaluation.smk"
-include: "workflow/rules/reports.smk"
 
 
 rule all:
-    default_target: True
     input:
-        rules.summarize.output,
+        TABLES,
         # By themselves too: the table alone would hide that a deleted result is missing.
-        rules.summarize.input.metrics,
-        rules.summarize.input.selections,
-        # No expand() over outputs of rules: it refuses those that a storage keeps.
+        jobs.all_runs(run),
+        [jobs.selection(each) for each in run.datasets],
         [f"{each.results}/report{SUFFIX}.html" for each in run.datasets],
     localrule: True
 
@@ -42,6 +31,17 @@ rule labels:
         [f"{each.results}/unknown.parquet" for each in run.datasets],
         [f"{each.results}/image_prototypes/seed0/model" for each in run.datasets],
     localrule: True
+
+
+include: "workflow/rules/models.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/pseudo_labels.smk"
+include: "workflow/rules/captions.smk"
+include: "workflow/rules/discover.smk"
+include: "workflow/rules/labels.smk"
+include: "workflow/rules/training.smk"
+include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/reports.smk"
 
 
 onstart:

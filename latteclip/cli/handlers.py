@@ -48,7 +48,7 @@ class Handlers:
                 checks.refuse_slow_captions(run, pending)
         runs.note_run()
         for dataset in run.datasets:
-            files = (f"{dataset.results}/captions/", f"{dataset.results}/class_scores")
+            files = (f"{dataset.folder}/captions/", f"{dataset.folder}/class_scores")
             is_asked = any(file.startswith(files) for file in pending)
             if self._machine.notes_shards and is_asked:
                 note = SHARDS.format(dataset=dataset.name)
@@ -74,9 +74,9 @@ class Handlers:
     def _edited_classes(self) -> Iterator[str]:
         """Yield a line about each dataset whose proposed classes a person edited."""
         for dataset in self._run.datasets:
-            if dataset.discovers and edited_classes(dataset.results) is not None:
+            if dataset.discovers and edited_classes(dataset.folder) is not None:
                 yield (
-                    f"{dataset.name}: {dataset.results}/classes.txt was edited by hand and is used "
+                    f"{dataset.name}: {dataset.folder}/classes.txt was edited by hand and is used "
                     "as it is. Delete it to return to the proposal."
                 )
 

@@ -33,7 +33,11 @@ class Machine:
         self._workflow = workflow
         self.is_module = not workflow.modifier.is_main_snakefile()
         self.provider = workflow.storage_settings.default_storage_provider
-        self.results = workflow.modifier.path_modifier.apply_default_storage("results")
+        # Where files of parameters lie, whose paths Snakemake does not change: results, also in a
+        # storage, and folders that no storage holds.
+        modifier = workflow.modifier.path_modifier
+        self.results = os.path.normpath(modifier.modify("results/."))
+        self.place = modifier.replace_prefix
         # Later runs read the number of shards beside the results, if these are in a folder here.
         self.notes_shards = not self.is_module and self.provider is None
         # A cluster has `nodes`. Its login node may have drivers without a GPU, and is not asked.
@@ -77,7 +81,7 @@ class Machine:
         """
         if made := jobs.made_folder(dataset):
             return made[0]
-        place = jobs.FOLDER_LINK.format(dataset=dataset.name)
+        place = self.place(jobs.FOLDER_LINK.format(dataset=dataset.name))
         return folder_files.link(_folder(dataset), place) if self.runs_jobs else place
 
     @functools.cache  # noqa: B019  Snakemake asks several times, and a million files take seconds
@@ -118,7 +122,7 @@ def _run(workflow: Any, config: Mapping[str, Any], machine: Machine) -> Run:
     if machine.is_module:
         # Its `config` wins over the shipped files as a command line does.
         shipped = layers.defaults(project=None)
-        return Run(shipped, layers.difference(config, shipped))
+        return Run(shipped, layers.difference(config, shipped), place=machine.place)
     # Snakemake reads files of --configfile too, but accepts a key given twice.
     layers.given([], workflow.configfiles)
     here = free_gpus() if machine.notes_shards and machine.is_here else 1

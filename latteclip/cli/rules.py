@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from snakemake.exceptions import WorkflowError
-from snakemake.io import sourcecache_entry
+from snakemake.io import local, sourcecache_entry
 
 from latteclip.config import resources
 from latteclip.config.resolve import Run, sections
@@ -124,10 +124,10 @@ class Rules:
         """Return inputs, or their function, that are files of the user, which no storage holds.
 
         Where a storage holds the results, Snakemake looks there for all inputs but sources of the
-        workflow.
+        workflow. A job with a `local` input would run on the login node.
         """
         if self._machine.provider is None:
-            return files
+            return local(files)
         if callable(files):
             return lambda wildcards: self.users(files(wildcards))
         if isinstance(files, str):

@@ -74,7 +74,7 @@ def _downloads(run: Run, pending: Collection[str]) -> Iterator[str]:
     repos = [
         " ".join(filter(None, list(names.values())[1:]))
         for slug, names in run.hub_models.items()  # a kind, and names
-        if jobs.MODEL_NOTE.format(model=slug) in pending
+        if run.place(jobs.MODEL_NOTE.format(model=slug)) in pending
     ]
     if repos:
         yield f"To download from the Hugging Face hub, unless in its cache: {', '.join(repos)}."
@@ -84,7 +84,7 @@ def finished(run: Run, outputs: Collection[str]) -> list[str]:
     """Return the places of the results, and the next commands, by the outputs of all jobs."""
     lines: list[str] = []
     for dataset in run.datasets:
-        results = dataset.results
+        results = dataset.folder
         page = f"{results}/report{run.suffix}.html"
         labels = f"{results}/{FUSED_LABELS}"
         if page in outputs:
@@ -108,7 +108,7 @@ def finished(run: Run, outputs: Collection[str]) -> list[str]:
 
 
 def _results(dataset: Dataset, page: str) -> Iterator[str]:
-    results, suffix = dataset.results, dataset.run.suffix
+    results, suffix = dataset.folder, dataset.run.suffix
     yield f"{dataset.name}: {_images(dataset)}. The page is {page}."
     model = f"{results}/model{suffix}"
     for selection in jobs.selection(dataset):
@@ -148,7 +148,7 @@ def _by_answers(dataset: Dataset) -> Iterator[str]:
     run = dataset.main_method.name, 0
     for path in filter(os.path.isfile, jobs.selection(dataset)):
         run = read_selection(path).run
-    statement = read_statement(Path(dataset.results), run, dataset.run.suffix)
+    statement = read_statement(Path(dataset.folder), run, dataset.run.suffix)
     if labels := statement.labels:
         yield f"The labels: {labels.words}, by {labels.n} answers of teach."
     if model := statement.model:

@@ -28,7 +28,7 @@ class Asking:
 
     def is_pending(self, pending: Collection[str]) -> bool:
         """Return whether the table, or a shard of it, is among the files that a run will write."""
-        results = self.asker.dataset.results
+        results = self.asker.dataset.folder
         shards = f"{results}/captions/shards/{PurePath(self.table).stem}-"
         return any(file.startswith((f"{results}/{self.table}", shards)) for file in pending)
 

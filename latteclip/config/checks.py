@@ -87,10 +87,10 @@ def _source(dataset: Dataset) -> Iterator[str]:
             f"class_names {named} is for images in folders, but split.kind is "
             f"{split.kind}; put the images into a folder, or name the classes."
         )
-    edited = edited_classes(dataset.results) if dataset.discovers else None
+    edited = edited_classes(dataset.folder) if dataset.discovers else None
     if edited is not None and len(edited) < 2:
         yield (
-            f"{dataset.results}/{CLASSES} has fewer than two classes; write one name per line, or "
+            f"{dataset.folder}/{CLASSES} has fewer than two classes; write one name per line, or "
             "delete the file to return to the proposal."
         )
     if split.examples and not os.path.isdir(split.examples):
@@ -313,7 +313,7 @@ def _asked(asking: Asking) -> Iterator[str]:
             "such as llava-hf/llava-v1.6-mistral-7b-hf."
         )
     address = engine.address
-    is_made = os.path.isfile(f"{asker.dataset.results}/{asking.table}")
+    is_made = os.path.isfile(f"{asker.dataset.folder}/{asking.table}")
     if address and not os.environ.get(address) and not is_made:
         yield (
             f"captioner.engine {name} needs the address of a server: export "

@@ -117,7 +117,7 @@ def local_encoders(encoders: dict[str, str]) -> str:
 
 def answer_store(dataset: Dataset, kind: str) -> str:
     """Return the folder of the cached answers about "images", "names" and so on."""
-    return f"resources/{dataset.whole}/captions/{kind}"
+    return dataset.run.place(f"resources/{dataset.whole}/captions/{kind}")
 
 
 def captioner(asker: Asker) -> Settings:
@@ -157,7 +157,7 @@ def person_answers(asker: Asker, kind: str) -> str:
     """
     if asker.max_images(kind) is None:
         return ""
-    return f"--answers {asker.dataset.results}/answers.json"
+    return f"--answers {asker.dataset.folder}/answers.json"
 
 
 def shards(dataset: Dataset, table: str) -> Paths:
@@ -183,12 +183,12 @@ def name_images(dataset: Dataset) -> Settings:
 
 def proposes_classes(dataset: Dataset) -> bool:
     """Return whether a stage writes classes.txt. After an edit by hand, no stage does."""
-    return dataset.discovers and edited_classes(dataset.results) is None
+    return dataset.discovers and edited_classes(dataset.folder) is None
 
 
 def class_actions(dataset: Dataset) -> Paths:
     """Return what a person did to the proposed classes."""
-    return _if_there(f"{dataset.results}/{ACTIONS}")
+    return _if_there(f"{dataset.folder}/{ACTIONS}")
 
 
 def discovery(dataset: Dataset) -> Paths:
@@ -324,7 +324,7 @@ def image_features(dataset: Dataset, encoders: dict[str, str]) -> Paths:
 
 def teaching_answers(dataset: Dataset) -> Paths:
     """Return a person's answers from which the labels learn."""
-    return _if_there(f"{dataset.results}/answers.json")
+    return _if_there(f"{dataset.folder}/answers.json")
 
 
 def fused_file(dataset: Dataset, name: str) -> Paths:
@@ -372,7 +372,7 @@ def training_captions(method: Method, kind: str) -> Paths:
 
 def decoded_images(dataset: Dataset) -> str:
     """Return the folder of resized images that all trainings share, until a run ends."""
-    return f"resources/{dataset.whole}/decoded"
+    return dataset.run.place(f"resources/{dataset.whole}/decoded")
 
 
 def fold(dataset: Dataset, seed: int) -> Settings:
@@ -489,7 +489,7 @@ def audit_answers(dataset: Dataset) -> Paths:
 
     Those about the test split come before those about the training images.
     """
-    folder = f"{dataset.results}/audit"
+    folder = f"{dataset.folder}/audit"
     test = _if_there(f"{folder}/test/plan.parquet", f"{folder}/test/answers.json")
     return test or _if_there(f"{folder}/train/plan.parquet", f"{folder}/train/answers.json")
 
@@ -548,7 +548,7 @@ def others(run: Run) -> str:
     They are no inputs: a table does not remake the results of earlier runs.
     """
     is_main = not run.suffix and run.keys.limit is None
-    return "--others results" if is_main else ""
+    return f"--others {run.place('results/')}" if is_main else ""
 
 
 def overview(run: Run) -> str:

@@ -5,7 +5,7 @@ method, the method's keys in the dataset's file, the command line. A method that
 starts from all settings of the other, those of the dataset included.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -40,6 +40,7 @@ from latteclip.core.file_names import (
 from latteclip.core.files import read_object
 
 Layer = Mapping[str, Any]
+Place = Callable[[str], str]
 ALL = "all"
 # Number of captioning jobs by `compute.shards: auto`. The first run chose it by its free GPUs.
 # Later runs read it here, so that more or fewer GPUs rerun nothing.
@@ -121,14 +122,18 @@ class Labeller:
 class Run:
     """What one command runs: datasets, methods and seeds, with all settings resolved."""
 
-    def __init__(self, files: Layer, given: Layer, gpus: int = 1) -> None:
+    def __init__(
+        self, files: Layer, given: Layer, gpus: int = 1, place: Place = str
+    ) -> None:
         """Validate keys, values and names, or raise UserError for the first mistake.
 
         Args:
             files: the configuration of the files (`layers.defaults`).
             given: the keys of --config and --configfile, which also win over those of a dataset.
             gpus: number of GPUs for captions if `compute.shards` is auto.
+            place: where a path of the workflow lies, in a module with `prefix:`.
         """
+        self.place = place
         self.gpus = gpus
         self.given = given
         validate(Config, given)
@@ -285,7 +290,8 @@ class Dataset:
         self.name = name
         # Its key in the configuration, from which a limited run takes its images.
         self.whole = name.removesuffix(run.limit_suffix)
-        self.results = f"results/{name}"
+        self.results = f"results/{name}"  # as rules name it
+        self.folder = run.place(self.results)  # where it lies
         own = run.layer["datasets"][self.whole]
         layers = (run.layer, own, run.given)
         having = ({key: layer[key] for key in SHARED if key in layer} for layer in layers)

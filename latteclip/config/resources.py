@@ -8,7 +8,6 @@ from latteclip.config.keys import AUTO
 from latteclip.config.resolve import Asker, Dataset, Labeller, Method
 from latteclip.core.file_names import SCORES
 
-INDEX = "results/{dataset}/images.parquet"
 MAX_EPOCHS = 30  # the number of epochs that is assumed for finetune.epochs: auto
 ORDERS = 2  # orders in which the options of a multiple choice are listed
 # MB of a process with its photographs and the parts of batches that it loads ahead.
@@ -73,7 +72,7 @@ def questions_per_image(asker: Asker) -> float:
 
 def counts(dataset: Dataset) -> Counts | None:
     """Return the images of a dataset by its index or else by its file; None if unknown."""
-    index = Path(INDEX.format(dataset=dataset.name))
+    index = Path(dataset.folder, "images.parquet")
     if index.is_file():
         from latteclip.core import tables
         from latteclip.core.metadata import IndexMetadata

@@ -1,11 +1,14 @@
 """The workflow run from a folder of its own, and as a module of another workflow."""
 
 import re
+import shutil
+import subprocess
 
 import pytest
 import yaml
 from support import warm
 from support.image_folders import class_folders
+from support.tiny import DEMO_CLIP
 
 MINE = ("dataset=mine", "image_dir=photos", "class_names=folders")
 INDEX = "results/mine/images.parquet"
@@ -90,3 +93,73 @@ def test_another_workflow_uses_it_as_a_module(checkout, project):
     assert run.returncode != 0 and "Traceback" not in run.stdout
     last = run.stdout.splitlines()[-1]
     assert re.match(r"error: latteclip_index_images of mine.*\.png", last), last
+
+
+INNER = """
+configfile: "config.yaml"
+
+module latteclip:
+    snakefile: {snakefile}
+    config: config
+    {place}
+
+use rule * from latteclip
+"""
+
+
+def git(folder, *words):
+    who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    subprocess.run(["git", *who, *words], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture
+def repository(checkout, tmp_path):
+    """The rules and no code in a repository of git, and the variables by which it is GitHub's."""
+    folder = tmp_path / "hub" / "me" / "latteclip"
+    folder.mkdir(parents=True)
+    shutil.copy(checkout.root / "Snakefile", folder)
+    shutil.copytree(checkout.root / "workflow", folder / "workflow")
+    git(folder, "init", "--initial-branch=main")
+    git(folder, "add", ".")
+    git(folder, "commit", "--message=All")
+    checkout.environment |= {
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.file://{tmp_path}/hub/.insteadOf",
+        "GIT_CONFIG_VALUE_0": "https://github.com/",
+    }
+    return folder
+
+
+def module(checkout, project, snakefile, place, *arguments):
+    """Run the workflow of a project that is the module alone."""
+    text = INNER.format(snakefile=snakefile, place=place)
+    (project / "Snakefile").write_text(text)
+    asked = {"dataset": "mine", "image_dir": "photos", "split": FOLDERS}
+    clip = {"model": f"local-dir:{DEMO_CLIP}", "pretrained": None}
+    config = {**asked, "method": "zero_shot,zero_shot_adapted", "seeds": 1, "clip": clip}
+    (project / "config.yaml").write_text(yaml.safe_dump(config))
+    run = checkout.run("snakemake", "-j2", *arguments, cwd=project)
+    assert run.returncode == 0, run.stdout
+    return run.stdout
+
+
+def test_a_module_writes_below_its_prefix(checkout, project):
+    snakefile = f'"{checkout.root}/workflow/Snakefile"'
+    module(checkout, project, snakefile, 'prefix: "latte"')
+    assert (project / "latte/results/mine/report.html").is_file()
+    assert "zero_shot_adapted" in (project / "latte/results/summary.md").read_text()
+    assert not (project / "results").exists() and not (project / "resources").exists()
+
+
+def test_a_module_from_a_repository_is_its_rules_with_the_installed_code(
+    checkout, project, repository
+):
+    replaced = 'replace_prefix: {"results/": "results/latte/"}'
+    local = f'"git+file://{repository}/workflow/Snakefile@main"'
+    index = "results/latte/mine/images.parquet"
+    module(checkout, project, local, replaced, index)
+    assert (project / index).is_file()
+    hosted = 'github("me/latteclip", path="workflow/Snakefile", branch="main")'
+    plan = module(checkout, project, hosted, replaced, "-n")
+    assert "results/latte/summary.csv" in plan and "rule index_images" not in plan

@@ -63,6 +63,7 @@ wildcard_constraints:
 
 # Pages, choices and audits of a table with its own name stand beside the main ones.
 SUFFIX = run.suffix
-TABLE = f"{run.keys.table.name}{run.limit_suffix}"
+TABLE = f"results/{run.keys.table.name}{run.limit_suffix}"
+TABLES = [f"{TABLE}.csv", f"{TABLE}.md", f"results/{jobs.overview(run)}"]
 # Priorities on few cores: first the jobs that most others wait for, then the longest ones.
 FIRST, EARLY = 2, 1

@@ -61,12 +61,12 @@ rule summarize:
         labellers=[jobs.labeller_files(dataset) for dataset in run.datasets],
     output:
         csv=report(
-            f"results/{TABLE}.csv",
+            f"{TABLE}.csv",
             caption="../report/summary.rst",
             category="Accuracy",
             labels={"what": "table of accuracies"},
         ),
-        markdown=f"results/{TABLE}.md",
+        markdown=f"{TABLE}.md",
         page=report(
             f"results/{jobs.overview(run)}",
             caption="../report/index.rst",

@@ -89,7 +89,7 @@ rule finetune:
         files=file_names(*TRAINING_FILES, "learning_rate"),
         settings=as_json(jobs.finetune, "method", "seed"),
         # No output: Snakemake removes those of a job that failed, and this is to go on from.
-        checkpoint="results/{dataset}/{method}/seed{seed}/checkpoint",
+        checkpoint=machine.place("results/{dataset}/{method}/seed{seed}/checkpoint"),
         decoded=of(jobs.decoded_images),
     shell:
         "latteclip finetune --files {params.files:q} --settings {params.settings:q}"
