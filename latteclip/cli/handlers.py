@@ -5,13 +5,10 @@ Handlers of a module run if the other workflow's handlers call them (docs/cluste
 
 import atexit
 import contextlib
-import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-
-from snakemake.settings.enums import Quietness
 
 from latteclip.cli import estimate, run_messages, runs
 from latteclip.cli.machine import Machine
@@ -28,20 +25,17 @@ from latteclip.core.terminal import paint
 class Handlers:
     """The handlers of the Snakefile."""
 
-    def __init__(
-        self, workflow: Any, config: Mapping[str, Any], run: Run, machine: Machine
-    ) -> None:
-        self._workflow = workflow
+    def __init__(self, config: Mapping[str, Any], run: Run, machine: Machine) -> None:
         self._config = config
         self._run = run
         self._machine = machine
-        if workflow.is_main_process and not machine.is_module:
+        if machine.prints:
             atexit.register(self._print_plan)
 
     def start(self) -> None:
         """Stop a run that cannot work, note its options, and print what it will do."""
         run = self._run
-        pending = _outputs(self._workflow.dag.needrun_jobs())
+        pending = self._machine.pending
         with workflow_errors():
             runs.refuse_second_run()  # Snakemake's lock sees live runs only
             if not self._machine.has_gpus:
@@ -63,10 +57,9 @@ class Handlers:
 
     def _print_plan(self) -> None:
         """Print what captioners would be asked after a dry run."""
-        is_dry = self._workflow.execution_settings is not None and self._workflow.dryrun
-        if not is_dry or self._workflow.dag is None:
+        pending = self._machine.planned
+        if pending is None:
             return
-        pending = _outputs(self._workflow.dag.needrun_jobs(exclude_finished=False))
         with contextlib.suppress(UserError):  # a damaged table, which a run reports
             for dataset in self._run.datasets:
                 self._print(estimate.lines(dataset, pending))
@@ -84,16 +77,14 @@ class Handlers:
         """Print where the results are, after the last lines of Snakemake, and free the disk."""
         for dataset in self._run.datasets:
             shutil.rmtree(jobs.decoded_images(dataset), ignore_errors=True)
-        lines = run_messages.finished(self._run, _outputs(self._workflow.dag.jobs))
+        lines = run_messages.finished(self._run, self._machine.outputs)
         atexit.register(self._print, [*lines, *self._logs()])
 
     def report_failures(self) -> None:
         """Print the error messages of failed jobs last, also with --quiet."""
-        scheduler = self._workflow.scheduler
         lines = [
             run_messages.failure(job.rule.name, dict(job.wildcards.items()), job.log)
-            for each in (*scheduler.failed, *scheduler.running)  # failed, or stopped
-            for job in (each.jobs if each.is_group() else [each])
+            for job in self._machine.failed
         ]
         lines = [paint(line, "red", sys.stderr) for line in lines]
         lines = [*self._logs(), *lines]
@@ -101,14 +92,9 @@ class Handlers:
 
     def _logs(self) -> list[str]:
         """Return where the run is logged."""
-        files = map(os.path.relpath, self._workflow.logger_manager.get_logfile())
-        return [f"All of Snakemake's messages are in {file}." for file in files]
+        return [f"All of Snakemake's messages are in {f}." for f in self._machine.logs]
 
     def _print(self, lines: Iterable[str]) -> None:
         """Print to stderr as Snakemake does, but not with `--quiet all`."""
-        if Quietness.ALL not in (self._workflow.output_settings.quiet or ()):
+        if not self._machine.is_quiet:
             print("", *lines, sep="\n", file=sys.stderr, flush=True)
-
-
-def _outputs(jobs_of_run: Iterable[Any]) -> set[str]:
-    return {str(file) for job in jobs_of_run for file in job.output}

@@ -1,14 +1,15 @@
 """The machine that runs the workflow: cores, GPUs, storage, and the user's folders of images.
 
-This file and `handlers.py` are the only ones that read attributes of Snakemake's workflow object
-for which there is no directive.
+Only this file reads attributes of Snakemake's workflow object for which there is no directive.
 """
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from snakemake.settings.enums import Quietness
 
 from latteclip.cli import run_terminal, runs
 from latteclip.cli.rules import workflow_errors
@@ -43,6 +44,10 @@ class Machine:
         # A cluster has `nodes`. Its login node may have drivers without a GPU, and is not asked.
         is_local = workflow.resource_settings.nodes is None
         self.is_here = bool(workflow.is_main_process and is_local)
+        # Whether this is the process of a job of a cluster.
+        self.runs_one_job = bool(workflow.remote_exec)
+        self.prints = workflow.is_main_process and not self.is_module
+        self.is_quiet = Quietness.ALL in (workflow.output_settings.quiet or ())
 
     @property
     def is_cluster(self) -> bool:
@@ -54,6 +59,39 @@ class Machine:
     def runs_jobs(self) -> bool:
         """Whether jobs will run, unlike in a dry run and in `latteclip status`."""
         return self._workflow.execution_settings is not None and not self._workflow.dryrun
+
+    @property
+    def planned(self) -> set[str] | None:
+        """The outputs of a dry run's jobs; None: it is no dry run, or ended before its plan."""
+        is_dry = self._workflow.execution_settings is not None and self._workflow.dryrun
+        if not is_dry or self._workflow.dag is None:
+            return None
+        return _outputs(self._workflow.dag.needrun_jobs(exclude_finished=False))
+
+    @property
+    def pending(self) -> set[str]:
+        """The outputs of the jobs that are to run."""
+        return _outputs(self._workflow.dag.needrun_jobs())
+
+    @property
+    def outputs(self) -> set[str]:
+        """The outputs of all jobs, those that need not run included."""
+        return _outputs(self._workflow.dag.jobs)
+
+    @property
+    def failed(self) -> list[Any]:
+        """The jobs that failed or were stopped."""
+        scheduler = self._workflow.scheduler
+        return [
+            job
+            for each in (*scheduler.failed, *scheduler.running)
+            for job in (each.jobs if each.is_group() else [each])
+        ]
+
+    @property
+    def logs(self) -> list[str]:
+        """The files of Snakemake's log."""
+        return [os.path.relpath(f) for f in self._workflow.logger_manager.get_logfile()]
 
     @property
     def cores(self) -> int:
@@ -92,6 +130,10 @@ class Machine:
         return folder_files.state(_folder(dataset), dataset.keys.split)
 
 
+def _outputs(jobs_of_run: Iterable[Any]) -> set[str]:
+    return {str(file) for job in jobs_of_run for file in job.output}
+
+
 def _folder(dataset: Dataset) -> str:
     source = dataset.keys.source
     return str(source.folder if source else "")
@@ -104,11 +146,11 @@ def load(workflow: Any, config: Mapping[str, Any], machine: Machine) -> Run:
     """
     with workflow_errors():
         run = _run(workflow, config, machine)
-        if not workflow.remote_exec:  # the sender of the job has checked
+        if not machine.runs_one_job:  # the sender of the job has checked
             checks.refuse_unwritable()
             checks.refuse_unready(run)
     os.environ.pop(SHORT, None)  # a job of a cluster has a terminal of its own
-    if workflow.is_main_process and not machine.is_module:
+    if machine.prints:
         runs.drop_backups(Path(".snakemake"))
         if not workflow.output_settings.verbose:
             run_terminal.shorten(lambda: workflow.dryrun)

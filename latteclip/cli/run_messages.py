@@ -72,8 +72,8 @@ def _downloads(run: Run, pending: Collection[str]) -> Iterator[str]:
             size = dataset.keys.size or "size unknown"
             yield f"To download: the images of {dataset.whole} ({size})."
     repos = [
-        " ".join(filter(None, list(names.values())[1:]))
-        for slug, names in run.hub_models.items()  # a kind, and names
+        " ".join(filter(None, (model.names or {}).values()))
+        for slug, model in run.hub_models.items()
         if run.place(jobs.MODEL_NOTE.format(model=slug)) in pending
     ]
     if repos:
@@ -111,14 +111,17 @@ def _results(dataset: Dataset, page: str) -> Iterator[str]:
     results, suffix = dataset.folder, dataset.run.suffix
     yield f"{dataset.name}: {_images(dataset)}. The page is {page}."
     model = f"{results}/model{suffix}"
-    for selection in jobs.selection(dataset):
+    place = dataset.run.place
+    for selection in map(place, jobs.selection(dataset)):
         chosen = read_selection(selection)
         yield f"The chosen model is {chosen.method}, seed {chosen.seed}, in {model}."
         yield from _by_answers(dataset)
-        audits = list(filter(os.path.isfile, jobs.audit(dataset)))
+        audits = list(filter(os.path.isfile, map(place, jobs.audit(dataset))))
         for audit in audits:
             yield f"By your answers: {read_object(audit, ['sentence'])['sentence']}"
-        if os.path.isfile(f"{results}/{FUSED_LABELS}") and not jobs.taught_labels(dataset):
+        if os.path.isfile(f"{results}/{FUSED_LABELS}") and not jobs.teaching_answers(
+            dataset
+        ):
             yield (
                 "Next, to improve it by your answers, and to estimate its accuracy: latteclip "
                 f"teach {results}"
@@ -128,7 +131,7 @@ def _results(dataset: Dataset, page: str) -> Iterator[str]:
         yield _predict(dataset, model if suffix else results)
     if not dataset.candidates:
         for method in dataset.methods:
-            model = f"{method.folder(method.seeds[0])}/model"
+            model = place(f"{method.folder(method.seeds[0])}/model")
             if os.path.isdir(model):
                 yield _predict(dataset, model)
 

@@ -1,6 +1,7 @@
 """Tell models of the Hugging Face hub from files, and name the notes on them."""
 
 import os
+from dataclasses import dataclass
 from urllib.parse import quote
 
 from latteclip.config.keys import CaptionerSection, ClipSection
@@ -22,43 +23,57 @@ MAX_SLUG = 120  # characters: a file's name may have 255, and temporary ones are
 Names = dict[str, str | None]
 
 
+@dataclass(frozen=True)
+class Model:
+    """A model of the hub, by the keys that name it, or of a folder or file on this machine."""
+
+    kind: str  # a key of `download_models.KEYS`
+    names: Names | None = None
+    path: str | None = None
+
+    @property
+    def settings(self) -> Names:
+        """The settings of download_model."""
+        return {"kind": self.kind, **(self.names or {})}
+
+
 def is_folder(model: str) -> bool:
     """Return whether a captioner's model is or looks like a folder, and not an id of the hub."""
     return os.path.isdir(model) or model.startswith((".", "/")) or model.count("/") > 1
 
 
-def hub_clip(clip: ClipSection) -> Names | None:
-    """Return the names of a CLIP of the hub; None for a folder or file."""
-    model, pretrained = clip.model, clip.pretrained
+def clip(section: ClipSection) -> Model:
+    """Return a CLIP by its section."""
+    model, pretrained = section.model, section.pretrained
     if model.startswith(FOLDER):
-        return None
+        return Model("clip", path=local_folder(model))
     if model.startswith(HUB):
-        return {"model": model, "pretrained": None}
-    if not pretrained or "/" in pretrained or os.path.isfile(pretrained):
-        return None
+        return Model("clip", {"model": model, "pretrained": None})
+    if pretrained and os.path.isfile(pretrained):
+        return Model("clip", path=pretrained)
+    if not pretrained or "/" in pretrained:
+        return Model("clip")
     # ViT-B/32 is ViT-B-32.
-    return {"model": model.replace("/", "-"), "pretrained": pretrained}
+    return Model("clip", {"model": model.replace("/", "-"), "pretrained": pretrained})
+
+
+def captioner(section: CaptionerSection) -> Model:
+    """Return a captioner by its section."""
+    model = section.model
+    if is_folder(model):
+        return Model("captioner", path=model if os.path.isdir(model) else None)
+    return Model("captioner", {"model": model, "revision": section.revision})
+
+
+def encoder(name: str) -> Model:
+    """Return an image encoder beside CLIP by its name."""
+    path = local_folder(name)
+    return Model("image_encoder", None if path else {"model": name}, path)
 
 
 def local_folder(name: str) -> str | None:
     """Return the folder that the name of a network gives; None: it is not in a folder."""
     return name.removeprefix(FOLDER) if name.startswith(FOLDER) else None
-
-
-def local_clip(clip: ClipSection) -> str | None:
-    """Return the folder or the file of weights of a CLIP; None for one of the hub."""
-    model, pretrained = clip.model, clip.pretrained
-    if model.startswith(FOLDER):
-        return local_folder(model)
-    is_file = not model.startswith(HUB) and pretrained and os.path.isfile(pretrained)
-    return str(pretrained) if is_file else None
-
-
-def hub_captioner(captioner: CaptionerSection) -> Names | None:
-    """Return the names of a captioner of the hub, or None."""
-    if is_folder(captioner.model):
-        return None
-    return {"model": captioner.model, "revision": captioner.revision}
 
 
 def slug(names: Names) -> str:

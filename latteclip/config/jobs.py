@@ -5,20 +5,17 @@ jobs a changed key reruns: it returns what its stage reads, and nothing else.
 """
 
 import os
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from latteclip.config import hub_names, registry
-from latteclip.config.hub_names import Names
+from latteclip.config.hub_names import Model
 from latteclip.config.registry import OBJECTIVES
 from latteclip.config.resolve import Asker, Dataset, Labeller, Method, Run, sections
-from latteclip.core.class_templates import PLACE
 from latteclip.core.file_names import (
     ACTIONS,
-    IMAGES,
-    PROPOSAL,
-    TABLES,
     edited_classes,
     folders_in,
 )
@@ -64,52 +61,24 @@ def download_dataset(dataset: Dataset) -> Settings:
     return {**downloads, **sections(keys, "title", "licence", "citation", "split.kind")}
 
 
-def note(model: Names | None) -> Paths:
-    """Return the note on a model if it comes from the hub."""
-    return [MODEL_NOTE.format(model=hub_names.slug(model))] if model else []
+def notes(models: Iterable[Model]) -> Paths:
+    """Return the notes on the models that come from the hub."""
+    hub = [hub_names.slug(model.names) for model in models if model.names]
+    return [MODEL_NOTE.format(model=slug) for slug in hub]
 
 
-def clip_note(dataset: Dataset) -> Paths:
-    """Return the note on the CLIP model."""
-    return note(hub_names.hub_clip(dataset.keys.clip))
+def local_files(models: Iterable[Model]) -> str:
+    """Return digests of the models that are folders or files.
 
-
-def captioner_note(asker: Asker) -> Paths:
-    """Return the note on the captioner's model."""
-    return note(asker.hub_model)
-
-
-def encoder_notes(encoders: dict[str, str]) -> Paths:
-    """Return the notes on image encoders of the hub, by the names of their files."""
-    hub = [name for name in encoders.values() if hub_names.local_folder(name) is None]
-    return [path for name in hub for path in note({"model": name})]
-
-
-# Local models, by their content: times of files that were moved or copied say nothing. No command
-# reads these parameters, but another model in the same folder reruns its jobs.
+    Times of files that were moved or copied say nothing. No command reads this parameter, but
+    another model in the same folder reruns its jobs.
+    """
+    return " ".join(_fingerprint(model.path) for model in models)
 
 
 @cache  # all jobs of a run have the same models
 def _fingerprint(path: str | None) -> str:
     return fingerprint(path) if path and os.path.exists(path) else ""
-
-
-def local_clip(dataset: Dataset) -> str:
-    """Return a digest of the CLIP model if it is a folder or a file."""
-    return _fingerprint(hub_names.local_clip(dataset.keys.clip))
-
-
-def local_captioner(asker: Asker) -> str:
-    """Return a digest of the captioner's model if it is a folder."""
-    model = asker.captioner.model
-    return _fingerprint(model) if asker.engine.loads_model and os.path.isdir(model) else ""
-
-
-def local_encoders(encoders: dict[str, str]) -> str:
-    """Return the digests of image encoders that are folders."""
-    return " ".join(
-        _fingerprint(hub_names.local_folder(name)) for name in encoders.values()
-    )
 
 
 # Captions and class scores.
@@ -127,37 +96,12 @@ def captioner(asker: Asker) -> Settings:
     return {**asker.captioner.model_dump(), **of_engine}
 
 
-def scores_prompt(asker: Asker) -> str:
-    """Return the question whose answers are scored; letters have a question of their own."""
-    return asker.prompts.image if asker.scores.kind == "likelihood" else ""
-
-
-def file_if_read(asker: Asker, file: str | None) -> Paths:
-    """Return the user's file if it replaces the captioner."""
-    return [file] if asker.engine.reads_file and file is not None else []
-
-
-def caption_labels(asker: Asker) -> Paths:
-    """Return the pseudo-labels if captions of images need them: for the prompt or the order."""
-    is_read = PLACE in asker.prompts.image or asker.max_images(IMAGES) is not None
-    return [f"{asker.dataset.results}/pseudo_labels.parquet"] if is_read else []
-
-
-def chosen_by(asker: Asker, kind: str) -> Paths:
-    """Return the classifier that chooses images if a captioner is not asked about all."""
-    if asker.max_images(kind) is None:
-        return []
-    return [f"{asker.dataset.results}/{registry.ADAPTED}"]
-
-
 def person_answers(asker: Asker, kind: str) -> str:
     """Return the option with a person's answers if a captioner is not asked about all images.
 
     They are no input: an answer after the questions reruns nothing, and asks nothing.
     """
-    if asker.max_images(kind) is None:
-        return ""
-    return f"--answers {asker.dataset.folder}/answers.json"
+    return f"--answers {asker.dataset.folder}/answers.json" if asker.chooses(kind) else ""
 
 
 def shards(dataset: Dataset, table: str) -> Paths:
@@ -165,12 +109,6 @@ def shards(dataset: Dataset, table: str) -> Paths:
     n = dataset.shards
     path = f"{dataset.results}/captions/shards/{os.path.basename(table)}"
     return [f"{path}-{i}-of-{n}.parquet" for i in range(1, n + 1)]
-
-
-def captions(dataset: Dataset, *kinds: str) -> Paths:
-    """Return the tables of captions of "image" or "group", or both, that some method needs."""
-    wanted = [kind for kind in dataset.caption_kinds if kind in (kinds or (kind,))]
-    return [f"{dataset.results}/{TABLES[f'{kind}s']}" for kind in wanted]
 
 
 # Discovery.
@@ -191,17 +129,7 @@ def class_actions(dataset: Dataset) -> Paths:
     return _if_there(f"{dataset.folder}/{ACTIONS}")
 
 
-def discovery(dataset: Dataset) -> Paths:
-    """Return the proposal of the classes, if a stage proposes them."""
-    return [f"{dataset.results}/{PROPOSAL}"] if proposes_classes(dataset) else []
-
-
 # Labels.
-
-
-def examples(dataset: Dataset) -> Paths:
-    """Return the features of images of known classes that are not in the dataset."""
-    return [f"{dataset.results}/examples.parquet"] if dataset.keys.split.examples else []
 
 
 def example_classes(dataset: Dataset) -> Paths:
@@ -226,25 +154,15 @@ def encode_examples(dataset: Dataset) -> Settings:
     }
 
 
-def example_models(dataset: Dataset) -> Paths:
-    """Return the notes on the models of the hub that encode these images."""
-    return [*clip_note(dataset), *encoder_notes(dataset.run.image_encoders)]
+def all_encoders(dataset: Dataset) -> list[Model]:
+    """Return the models that encode these images."""
+    return [*dataset.models, *dataset.run.encoders.values()]
 
 
 def encode_images(dataset: Dataset, encoder: str) -> Settings:
     """Return an image encoder beside CLIP, and how images are encoded."""
     name = dataset.run.image_encoders[encoder]
     return {"encoder": name, **sections(dataset.keys, "clip.precision")}
-
-
-def encoder_note(dataset: Dataset, encoder: str) -> Paths:
-    """Return the note on an image encoder if it comes from the hub."""
-    return encoder_notes({encoder: dataset.run.image_encoders[encoder]})
-
-
-def encoder_files(dataset: Dataset, encoder: str) -> str:
-    """Return a digest of an image encoder if it is a folder."""
-    return local_encoders({encoder: dataset.run.image_encoders[encoder]})
 
 
 def pseudo_label_images(dataset: Dataset) -> Settings:
@@ -298,25 +216,6 @@ def votes_inputs(labeller: Labeller) -> Paths:
     return [f"{folder}/{labeller.table}", f"{folder}/{registry.CLASS_EMBEDDINGS}"]
 
 
-def votes_file(labeller: Labeller) -> Paths:
-    """Return the user's file with the votes of a labeller."""
-    return [labeller.file] if labeller.file is not None else []
-
-
-def votes_note(labeller: Labeller) -> Paths:
-    """Return the note on the CLIP model that a labeller's votes need."""
-    if labeller.asks is not None:
-        return clip_note(labeller.dataset)
-    return note(hub_names.hub_clip(labeller.clip)) if labeller.clip else []
-
-
-def votes_clip(labeller: Labeller) -> str:
-    """Return a digest of that CLIP model if it is a folder or a file."""
-    if labeller.asks is not None:
-        return local_clip(labeller.dataset)
-    return _fingerprint(hub_names.local_clip(labeller.clip)) if labeller.clip else ""
-
-
 def image_features(dataset: Dataset, encoders: dict[str, str]) -> Paths:
     """Return the features by image encoders beside CLIP."""
     return [f"{dataset.results}/image_encoders/{encoder}.parquet" for encoder in encoders]
@@ -327,21 +226,11 @@ def teaching_answers(dataset: Dataset) -> Paths:
     return _if_there(f"{dataset.folder}/answers.json")
 
 
-def fused_file(dataset: Dataset, name: str) -> Paths:
-    """Return a file of fuse_labels if a method of the run reads its labels."""
-    return [f"{dataset.results}/{name}"] if dataset.reads_fused_labels else []
-
-
-def taught_labels(dataset: Dataset) -> Paths:
-    """Return the report on labels about which a person answered."""
-    return fused_file(dataset, "fused_labels.json") if teaching_answers(dataset) else []
-
-
 def labeller_files(dataset: Dataset) -> Paths:
     """Return the files beside the labels by each labeller that say how accurate these are."""
     names = ["images.parquet", "pseudo_labels.parquet", "fused_labels.parquet"]
     names += ["fused_labels.json", *(each.table for each in dataset.labellers)]
-    return [path for name in names for path in fused_file(dataset, name)]
+    return [f"{dataset.results}/{name}" for name in names]
 
 
 # Classifiers and trainings.
@@ -362,12 +251,6 @@ def classifier(method: Method) -> str:
     is_adapted = method.objective.pseudo_labels and not method.reads_fused_labels
     file = registry.ADAPTED if is_adapted else method.objective.classifier
     return f"{method.dataset.results}/{file}"
-
-
-def training_captions(method: Method, kind: str) -> Paths:
-    """Return the table of captions of a kind if the method trains on them."""
-    is_read = method.reads_captions(kind)
-    return [f"{method.dataset.results}/{TABLES[f'{kind}s']}"] if is_read else []
 
 
 def decoded_images(dataset: Dataset) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from latteclip.config import hub_names, registry
-from latteclip.config.hub_names import Names
+from latteclip.config.hub_names import Model
 from latteclip.config.keys import (
     AUTO,
     CaptionerSection,
@@ -28,10 +28,12 @@ from latteclip.config.keys import (
 from latteclip.config.layers import merge
 from latteclip.config.registry import ENGINES, LABELLERS, OBJECTIVES, EngineRecord
 from latteclip.config.schema import unknown, validate
+from latteclip.core.class_templates import PLACE
 from latteclip.core.errors import UserError
 from latteclip.core.file_names import (
     DISCOVER,
     FOLDERS,
+    GROUPS,
     IMAGES,
     SCORES,
     TABLES,
@@ -73,14 +75,29 @@ class Asker:
         return ENGINES[self.captioner.engine]
 
     @property
-    def hub_model(self) -> Names | None:
-        """Names of the model if the job loads it from the hub."""
-        return hub_names.hub_captioner(self.captioner) if self.engine.loads_model else None
+    def models(self) -> list[Model]:
+        """The model that its jobs load."""
+        return [hub_names.captioner(self.captioner)] if self.engine.loads_model else []
 
     def max_images(self, kind: str) -> int | None:
         """Return about how many images it is asked about at most; None: all, or a file's."""
         section = self.scores if kind == SCORES else self.captioner
         return None if self.engine.reads_file else section.max_images
+
+    def chooses(self, kind: str) -> bool:
+        """Return whether images are chosen, since it is not asked about all."""
+        return self.max_images(kind) is not None
+
+    @property
+    def reads_pseudo_labels(self) -> bool:
+        """Whether questions about images, or their order, need pseudo-labels."""
+        return PLACE in self.prompts.image or self.chooses(IMAGES)
+
+    def files(self, kind: str) -> list[str]:
+        """Return the user's file that replaces it."""
+        is_groups = kind == GROUPS
+        file = self.captioner.groups_file if is_groups else self.captioner.images_file
+        return [file] if self.engine.reads_file and file else []
 
 
 @dataclass(frozen=True)
@@ -112,6 +129,13 @@ class Labeller:
     def votes(self) -> str:
         """The table of its votes below results/<dataset>."""
         return f"votes/{self.name}.parquet" if self.writes_votes else self.table
+
+    @property
+    def models(self) -> list[Model]:
+        """The CLIP model that its votes follow from."""
+        if self.asks is not None:
+            return self.dataset.models
+        return [hub_names.clip(self.clip)] if self.clip else []
 
     @property
     def is_by_own_job(self) -> bool:
@@ -148,6 +172,9 @@ class Run:
         # Image encoders beside CLIP, by the names of their files.
         encoders = names(self.keys.image_encoders)
         self.image_encoders = {hub_names.slug({"model": name}): name for name in encoders}
+        self.encoders = {
+            slug: hub_names.encoder(name) for slug, name in self.image_encoders.items()
+        }
         self.datasets = [self.dataset(name) for name in self._chosen()]
         self.check_name(self.keys.table.baseline, "Method {} of table.baseline")
         for name in self.keys.methods:
@@ -233,23 +260,14 @@ class Run:
             raise UserError(unknown(what.format(repr(method)), method, self.keys.methods))
 
     @cached_property
-    def hub_models(self) -> dict[str, Names]:
-        """Models that come from the hub, each with its kind, by the names of their notes."""
-        found: list[tuple[str, Names | None]] = [
-            ("image_encoder", {"model": name})
-            for name in self.image_encoders.values()
-            if hub_names.local_folder(name) is None
-        ]
+    def hub_models(self) -> dict[str, Model]:
+        """Models that come from the hub, by the names of their notes."""
+        models = list(self.encoders.values())
         for dataset in self.datasets:
-            clips = [each.clip for each in dataset.labellers if each.clip]
             askers = [each.asker for each in dataset.labellers if each.asker]
-            for clip in (dataset.keys.clip, *clips):
-                found.append(("clip", hub_names.hub_clip(clip)))
-            for asker in (dataset.asker, *askers):
-                found.append(("captioner", asker.hub_model))
-        return {
-            hub_names.slug(names): {"kind": kind, **names} for kind, names in found if names
-        }
+            users: list[Any] = [dataset, dataset.asker, *dataset.labellers, *askers]
+            models += [model for user in users for model in user.models]
+        return {hub_names.slug(model.names): model for model in models if model.names}
 
 
 def _seeds(value: Any) -> list[int]:
@@ -361,6 +379,11 @@ class Dataset:
         """The method that a page is about where no model was chosen."""
         able = [method for method in self.methods if method.objective.can_be_chosen]
         return (able or self.methods)[-1]
+
+    @property
+    def models(self) -> list[Model]:
+        """The CLIP model."""
+        return [hub_names.clip(self.keys.clip)]
 
     # Captions and labellers.
 
@@ -549,6 +572,12 @@ class Method:
     def encoders(self) -> dict[str, str]:
         """Image encoders beside CLIP by which it classifies."""
         return self.dataset.run.image_encoders if self.objective.reads_encoders else {}
+
+    @property
+    def models(self) -> list[Model]:
+        """The models by which it classifies without training."""
+        encoders = self.dataset.run.encoders if self.encoders else {}
+        return [*self.dataset.models, *encoders.values()]
 
     def reads_captions(self, kind: str) -> bool:
         """Return whether it trains on captions of a kind, "image" or "group"."""

@@ -114,7 +114,7 @@ def _identity(settings: FinetuneSettings, seed: int, inputs: str) -> str:
         "seed": seed,
         "digest of images, labels and captions": inputs,
     }
-    if local := hub_names.local_clip(settings.clip):
+    if local := hub_names.clip(settings.clip).path:
         decisive["digest of the model"] = fingerprint(local)
     return digest_of([json.dumps(decisive, sort_keys=True)])
 

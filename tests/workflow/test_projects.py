@@ -135,7 +135,7 @@ def module(checkout, project, snakefile, place, *arguments):
     """Run the workflow of a project that is the module alone."""
     text = INNER.format(snakefile=snakefile, place=place)
     (project / "Snakefile").write_text(text)
-    asked = {"dataset": "mine", "image_dir": "photos", "split": FOLDERS}
+    asked = {"dataset": "mine", "image_dir": "photos", "class_names": "folders"}
     clip = {"model": f"local-dir:{DEMO_CLIP}", "pretrained": None}
     config = {**asked, "method": "zero_shot,zero_shot_adapted", "seeds": 1, "clip": clip}
     (project / "config.yaml").write_text(yaml.safe_dump(config))

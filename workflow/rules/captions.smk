@@ -3,6 +3,7 @@
 
 UNSHARDED = datasets_with(lambda dataset: dataset.shards == 1)
 SHARDED = datasets_with(lambda dataset: dataset.shards > 1)
+ADAPTED = "results/{dataset}/classifiers/adapted.safetensors"
 CAPTIONER_GPUS = of(resources.captioner_gpus, "asker")
 CAPTIONER_THREADS = threads_of(resources.captionings_at_once)
 
@@ -10,15 +11,14 @@ CAPTIONER_THREADS = threads_of(resources.captionings_at_once)
 rule caption_images:
     input:
         images="results/{dataset}/images.parquet",
-        pseudo_labels=of(jobs.caption_labels, "asker"),
-        classifier=of(jobs.chosen_by, "asker", kind="images"),
-        own=users(
-            of(
-                lambda asker: jobs.file_if_read(asker, asker.captioner.images_file),
-                "asker",
-            )
+        pseudo_labels=when(
+            "results/{dataset}/pseudo_labels.parquet",
+            lambda asker: asker.reads_pseudo_labels,
+            "asker",
         ),
-        captioner_model=of(jobs.captioner_note, "asker"),
+        classifier=when(ADAPTED, lambda asker: asker.chooses("images"), "asker"),
+        own=users(of(lambda asker: asker.files("images"), "asker")),
+        models=notes("asker"),
     output:
         "results/{dataset}/captions/images.parquet",
     log:
@@ -37,7 +37,7 @@ rule caption_images:
         runtime=minutes(20, images_per_second=1),
     params:
         code=of(engine_code, "asker", stage="caption"),
-        captioner_files=of(jobs.local_captioner, "asker"),
+        model_files=local_files("asker"),
         captioner=as_json(jobs.captioner, "asker"),
         prompt=of(lambda asker: asker.prompts.image, "asker"),
         inputs=options("pseudo_labels", "classifier"),
@@ -86,14 +86,9 @@ rule caption_groups:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        classifier=of(jobs.chosen_by, "asker", kind="groups"),
-        own=users(
-            of(
-                lambda asker: jobs.file_if_read(asker, asker.captioner.groups_file),
-                "asker",
-            )
-        ),
-        captioner_model=of(jobs.captioner_note, "asker"),
+        classifier=when(ADAPTED, lambda asker: asker.chooses("groups"), "asker"),
+        own=users(of(lambda asker: asker.files("groups"), "asker")),
+        models=notes("asker"),
     output:
         "results/{dataset}/captions/groups.parquet",
     log:
@@ -112,7 +107,7 @@ rule caption_groups:
         runtime=minutes(20, images_per_second=1),
     params:
         code=of(engine_code, "asker", stage="caption"),
-        captioner_files=of(jobs.local_captioner, "asker"),
+        model_files=local_files("asker"),
         captioner=as_json(jobs.captioner, "asker"),
         groups=section("groups"),
         prompt=of(lambda dataset: dataset.keys.prompts.group),
@@ -146,8 +141,8 @@ rule score_classes:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        classifier=of(jobs.chosen_by, "asker", kind="scores"),
-        captioner_model=of(jobs.captioner_note, "asker"),
+        classifier=when(ADAPTED, lambda asker: asker.chooses("scores"), "asker"),
+        models=notes("asker"),
     output:
         "results/{dataset}/class_scores.parquet",
     log:
@@ -168,11 +163,14 @@ rule score_classes:
         ),
     params:
         code=of(engine_code, "asker", stage="score_classes"),
-        captioner_files=of(jobs.local_captioner, "asker"),
+        model_files=local_files("asker"),
         captioner=as_json(jobs.captioner, "asker"),
         scores=as_json(lambda asker: asker.scores.model_dump(), "asker"),
         # May be empty, and then Snakemake writes no quotes: hence --prompt= below.
-        prompt=of(jobs.scores_prompt, "asker"),
+        prompt=of(
+            lambda asker: asker.prompts.image * (asker.scores.kind == "likelihood"),
+            "asker",
+        ),
         inputs=options("classifier"),
         answers=of(jobs.person_answers, "asker", kind="scores"),
         store=of(jobs.answer_store, kind="scores"),

@@ -18,8 +18,10 @@ from latteclip.config import jobs, resources
 from latteclip.config.code import code_of, engine_code, training_code
 
 machine = Machine(workflow)
+# No `configfile:`, which would mix config.yaml with the command line: the file of a dataset wins over
+# the first, and the second over both. `load` validates them in sentences, which a schema has not.
 run = load(workflow, config, machine)
-handlers = Handlers(workflow, config, run, machine)
+handlers = Handlers(config, run, machine)
 rule_functions = Rules(run, machine)
 
 of = rule_functions.of
@@ -29,6 +31,9 @@ section = rule_functions.section
 when = rule_functions.when
 each = rule_functions.each
 users = rule_functions.users
+# The models that jobs load: notes on those of the hub, and digests of those on this machine.
+notes = lambda *names: of(lambda user: jobs.notes(user.models), *names)
+local_files = lambda *names: of(lambda user: jobs.local_files(user.models), *names)
 threads_of = rule_functions.threads
 gpus = rule_functions.gpus
 cores_per_gpu = rule_functions.cores_per_gpu
@@ -41,7 +46,7 @@ os.environ.update(PATH=os.pathsep.join(commands))
 if IS_CLONE:
     modules = [str(ROOT), os.environ.get("PYTHONPATH")]
     os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, modules)))
-if workflow.remote_exec:  # a job of a cluster, whose nodes have no internet
+if machine.runs_one_job:  # a job of a cluster, whose nodes have no internet
     os.environ.update(HF_HUB_OFFLINE="1")
     # SLURM also signals the shell. It must outlive the command, which needs time to save its work.
     shell.prefix("set -euo pipefail; trap : TERM; ")
@@ -61,6 +66,8 @@ wildcard_constraints:
     shards=r"\d+",
 
 
+# Whether a method, or some method of a dataset, reads fused labels.
+READS_FUSED = lambda each: each.reads_fused_labels
 # Pages, choices and audits of a table with its own name stand beside the main ones.
 SUFFIX = run.suffix
 TABLE = f"results/{run.keys.table.name}{run.limit_suffix}"

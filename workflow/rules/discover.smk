@@ -24,16 +24,10 @@ use rule index_images as index_unnamed_images with:
 use rule caption_images as name_images with:
     input:
         images="results/{dataset}/unnamed_images.parquet",
-        own=users(
-            of(
-                lambda dataset: jobs.file_if_read(
-                    dataset.asker, dataset.keys.captioner.images_file
-                )
-            )
-        ),
+        own=users(of(lambda asker: asker.files("images"), "asker")),
         pseudo_labels=[],
         classifier=[],
-        captioner_model=of(jobs.captioner_note, "asker"),
+        models=notes("asker"),
     output:
         "results/{dataset}/names.parquet",
     log:

@@ -1,8 +1,6 @@
 # Accuracy of every run on the test split, models that are not trained, the choice of a model without
 # the test split, and the tables over all runs.
 
-READS_FUSED = lambda method: method.reads_fused_labels
-
 
 rule evaluate:
     input:
@@ -46,8 +44,7 @@ rule evaluate_classifier:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         classifier=of(jobs.classifier, "method"),
-        clip_model=of(jobs.clip_note),
-        encoder_models=of(lambda method: jobs.encoder_notes(method.encoders), "method"),
+        models=notes("method"),
         votes=when("results/{dataset}/votes.parquet", READS_FUSED, "method"),
         image_encoders=of(
             lambda method: jobs.image_features(method.dataset, method.encoders),
@@ -69,8 +66,7 @@ rule evaluate_classifier:
         runtime=minutes(15, images_per_second=100),
     params:
         code=code_of("latteclip.evaluate.evaluate_classifier"),
-        clip_files=of(jobs.local_clip),
-        encoder_files=of(lambda method: jobs.local_encoders(method.encoders), "method"),
+        model_files=local_files("method"),
         settings=as_json(jobs.evaluate_classifier, "method"),
         inputs=options("votes", "image_encoders"),
     shell:

@@ -27,7 +27,7 @@ rule adapt_zero_shot:
 rule encode_images:
     input:
         images="results/{dataset}/images.parquet",
-        model=of(jobs.encoder_note, "dataset", "encoder"),
+        models=of(lambda encoder: jobs.notes([run.encoders[encoder]]), "encoder"),
     output:
         "results/{dataset}/image_encoders/{encoder}.parquet",
     log:
@@ -44,7 +44,9 @@ rule encode_images:
         runtime=minutes(15, images_per_second=100),
     params:
         code=code_of("latteclip.labels.encode_images"),
-        encoder_files=of(jobs.encoder_files, "dataset", "encoder"),
+        model_files=of(
+            lambda encoder: jobs.local_files([run.encoders[encoder]]), "encoder"
+        ),
         settings=as_json(jobs.encode_images, "dataset", "encoder"),
     shell:
         "latteclip encode-images --images {input.images} --settings {params.settings:q}"
@@ -54,7 +56,7 @@ rule encode_images:
 use rule encode_images as encode_unnamed_images with:
     input:
         images="results/{dataset}/unnamed_images.parquet",
-        model=of(jobs.clip_note),
+        models=notes(),
     output:
         "results/{dataset}/unnamed_features.parquet",
     log:
@@ -64,14 +66,14 @@ use rule encode_images as encode_unnamed_images with:
     wildcard_constraints:
         dataset=DISCOVERING,
     params:
-        encoder_files=of(jobs.local_clip),
+        model_files=local_files(),
         settings=settings("clip"),
 
 
 rule encode_examples:
     input:
         images="results/{dataset}/images.parquet",
-        models=of(jobs.example_models),
+        models=of(lambda dataset: jobs.notes(jobs.all_encoders(dataset))),
     output:
         "results/{dataset}/examples.parquet",
     log:
@@ -89,8 +91,7 @@ rule encode_examples:
     params:
         code=code_of("latteclip.labels.encode_images"),
         examples=of(jobs.example_images),
-        clip_files=of(jobs.local_clip),
-        encoder_files=jobs.local_encoders(run.image_encoders),
+        model_files=of(lambda dataset: jobs.local_files(jobs.all_encoders(dataset))),
         settings=as_json(jobs.encode_examples),
     shell:
         "latteclip encode-examples --images {input.images} --settings {params.settings:q}"
@@ -103,8 +104,8 @@ rule write_votes:
     input:
         images="results/{dataset}/images.parquet",
         captions=of(jobs.votes_inputs, "labeller"),
-        own=users(of(jobs.votes_file, "labeller")),
-        clip_model=of(jobs.votes_note, "labeller"),
+        own=users(of(lambda labeller: labeller.file or [], "labeller")),
+        models=notes("labeller"),
     output:
         "results/{dataset}/votes/{labeller}.parquet",
     log:
@@ -121,7 +122,7 @@ rule write_votes:
         runtime=minutes(15, images_per_second=100),
     params:
         code=code_of("latteclip.labels.write_votes"),
-        clip_files=of(jobs.votes_clip, "labeller"),
+        model_files=local_files("labeller"),
         settings=as_json(jobs.write_votes, "labeller"),
         captions=options("captions", as_names="captions class_embeddings"),
     shell:
@@ -144,7 +145,10 @@ rule fuse_labels:
         adapted="results/{dataset}/classifiers/adapted.safetensors",
         votes=each("table", jobs.labellers),
         answers=users(of(jobs.teaching_answers)),
-        examples=of(jobs.examples),
+        examples=when(
+            "results/{dataset}/examples.parquet",
+            lambda dataset: dataset.keys.split.examples,
+        ),
         image_encoders=of(jobs.image_features, encoders=run.image_encoders),
     output:
         **ENCODERS_CLASSIFIER,

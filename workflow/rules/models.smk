@@ -11,6 +11,6 @@ rule download_model:
         model=one_of(run.hub_models),
     localrule: True
     params:
-        settings=as_json(run.hub_models.get, "model"),
+        settings=as_json(lambda model: run.hub_models[model].settings, "model"),
     shell:
         "latteclip download-model --settings {params.settings:q} --output {output} --log {log}"

@@ -4,7 +4,7 @@
 rule pseudo_label_images:
     input:
         images="results/{dataset}/images.parquet",
-        clip_model=of(jobs.clip_note),
+        models=notes(),
     output:
         labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
@@ -20,7 +20,7 @@ rule pseudo_label_images:
         runtime=minutes(15, images_per_second=100),
     params:
         code=code_of("latteclip.labels.pseudo_label_images"),
-        clip_files=of(jobs.local_clip),
+        model_files=local_files(),
         settings=as_json(jobs.pseudo_label_images),
     shell:
         "latteclip pseudo-label-images --images {input.images} --settings {params.settings:q}"

@@ -1,22 +1,31 @@
 # What people read: the table and the page over all datasets, and a page of each.
 
 
+# The inputs of a page beside those of the runs, by name.
+PAGE_FILES = {
+    "images": "results/{dataset}/images.parquet",
+    "pseudo_labels": "results/{dataset}/pseudo_labels.parquet",
+    "image_captions": when(
+        "results/{dataset}/captions/images.parquet",
+        lambda dataset: "image" in dataset.caption_kinds,
+    ),
+    "selection": of(jobs.selection),
+    "audit": of(jobs.audit),
+    "fused_labels": when("results/{dataset}/fused_labels.parquet", READS_FUSED),
+    "fusion_report": when("results/{dataset}/fused_labels.json", READS_FUSED),
+    "discovery": when("results/{dataset}/discovery.json", jobs.proposes_classes),
+    "labeller_labels": when("results/{dataset}/labeller_labels.parquet", READS_FUSED),
+    "unknown": "results/{dataset}/unknown.parquet",
+    "duplicates": "results/{dataset}/duplicates.parquet",
+    "corrupt": "results/{dataset}/corrupt.csv",
+}
+
+
 rule report_dataset:
     input:
-        images="results/{dataset}/images.parquet",
-        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        image_captions=of(lambda dataset: jobs.captions(dataset, "image")),
+        **PAGE_FILES,
         metrics=each("metrics", jobs.page_runs),
         train_predictions=each("train_predictions", jobs.page_runs),
-        selection=of(jobs.selection),
-        audit=of(jobs.audit),
-        fused_labels=of(jobs.fused_file, name="fused_labels.parquet"),
-        fusion_report=of(jobs.fused_file, name="fused_labels.json"),
-        labeller_labels=of(jobs.fused_file, name="labeller_labels.parquet"),
-        discovery=of(jobs.discovery),
-        unknown="results/{dataset}/unknown.parquet",
-        duplicates="results/{dataset}/duplicates.parquet",
-        corrupt="results/{dataset}/corrupt.csv",
     output:
         report(
             f"results/{{dataset}}/report{SUFFIX}.html",
@@ -31,20 +40,7 @@ rule report_dataset:
         runtime=minutes(10, images_per_second=1_000),
     params:
         code=code_of("latteclip.report.report_dataset"),
-        files=file_names(
-            "images",
-            "pseudo_labels",
-            "image_captions",
-            "selection",
-            "audit",
-            "fused_labels",
-            "fusion_report",
-            "discovery",
-            "labeller_labels",
-            "unknown",
-            "duplicates",
-            "corrupt",
-        ),
+        files=file_names(*PAGE_FILES),
         runs=as_json(jobs.page_runs),
         settings=as_json(jobs.report_dataset),
     shell:
@@ -52,13 +48,21 @@ rule report_dataset:
         " --settings {params.settings:q} --output {output} --log {log}"
 
 
+FUSED = [dataset for dataset in run.datasets if dataset.reads_fused_labels]
+
+
 rule summarize:
     input:
         metrics=jobs.all_runs(run),
         selections=[jobs.selection(dataset) for dataset in run.datasets],
         audits=[jobs.audit(dataset) for dataset in run.datasets],
-        fusion_reports=[jobs.taught_labels(dataset) for dataset in run.datasets],
-        labellers=[jobs.labeller_files(dataset) for dataset in run.datasets],
+        # Reports on labels about which a person answered.
+        fusion_reports=[
+            f"{each.results}/fused_labels.json"
+            for each in FUSED
+            if jobs.teaching_answers(each)
+        ],
+        labellers=[jobs.labeller_files(each) for each in FUSED],
     output:
         csv=report(
             f"{TABLE}.csv",

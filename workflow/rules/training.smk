@@ -5,18 +5,20 @@ TRAINED = one_of(run.methods_with(lambda objective: objective.trains))
 TRAINING_FILES = {
     "images": "results/{dataset}/images.parquet",
     "pseudo_labels": "results/{dataset}/pseudo_labels.parquet",
-    "image_captions": of(jobs.training_captions, "method", kind="image"),
-    "group_captions": of(jobs.training_captions, "method", kind="group"),
+    "image_captions": when(
+        "results/{dataset}/captions/images.parquet",
+        lambda method: method.reads_captions("image"),
+        "method",
+    ),
+    "group_captions": when(
+        "results/{dataset}/captions/groups.parquet",
+        lambda method: method.reads_captions("group"),
+        "method",
+    ),
     "fused_labels": when(
-        "results/{dataset}/fused_labels.parquet",
-        lambda method: method.reads_fused_labels,
-        "method",
+        "results/{dataset}/fused_labels.parquet", READS_FUSED, "method"
     ),
-    "fusion_report": when(
-        "results/{dataset}/fused_labels.json",
-        lambda method: method.reads_fused_labels,
-        "method",
-    ),
+    "fusion_report": when("results/{dataset}/fused_labels.json", READS_FUSED, "method"),
     "adapted": when(
         "results/{dataset}/classifiers/adapted.safetensors",
         lambda method: method.reads_adapted,
@@ -28,7 +30,7 @@ TRAINING_FILES = {
 rule find_learning_rate:
     input:
         **TRAINING_FILES,
-        clip_model=of(jobs.clip_note),
+        models=notes(),
     output:
         "results/{dataset}/{method}/learning_rate.json",
     log:
@@ -47,7 +49,7 @@ rule find_learning_rate:
         ),
     params:
         code=of(training_code, "method", stage="find_learning_rate"),
-        clip_files=of(jobs.local_clip),
+        model_files=local_files(),
         files=file_names(*TRAINING_FILES),
         settings=as_json(jobs.training, "method"),
         # No output, like the store of answers: the trainings go on with it.
@@ -65,7 +67,7 @@ rule finetune:
             lambda method: method.finds_rate,
             "method",
         ),
-        clip_model=of(jobs.clip_note),
+        models=notes(),
     output:
         model=directory("results/{dataset}/{method}/seed{seed}/model"),
         history="results/{dataset}/{method}/seed{seed}/history.parquet",
@@ -85,7 +87,7 @@ rule finetune:
         ),
     params:
         code=of(training_code, "method", stage="finetune"),
-        clip_files=of(jobs.local_clip),
+        model_files=local_files(),
         files=file_names(*TRAINING_FILES, "learning_rate"),
         settings=as_json(jobs.finetune, "method", "seed"),
         # No output: Snakemake removes those of a job that failed, and this is to go on from.
