@@ -226,13 +226,6 @@ def teaching_answers(dataset: Dataset) -> Paths:
     return _if_there(f"{dataset.folder}/answers.json")
 
 
-def labeller_files(dataset: Dataset) -> Paths:
-    """Return the files beside the labels by each labeller that say how accurate these are."""
-    names = ["images.parquet", "pseudo_labels.parquet", "fused_labels.parquet"]
-    names += ["fused_labels.json", *(each.table for each in dataset.labellers)]
-    return [f"{dataset.results}/{name}" for name in names]
-
-
 # Classifiers and trainings.
 
 

@@ -62,7 +62,13 @@ rule summarize:
             for each in FUSED
             if jobs.teaching_answers(each)
         ],
-        labellers=[jobs.labeller_files(each) for each in FUSED],
+        # Tables that say what was asked of captioners.
+        asked=[
+            f"{each.results}/{labeller.table}"
+            for each in FUSED
+            for labeller in each.labellers
+            if labeller.asks
+        ],
     output:
         csv=report(
             f"{TABLE}.csv",
