@@ -37,22 +37,11 @@ def one_of(names: Iterable[str]) -> str:
     return "|".join(names) or "(?!)"
 
 
-def options(*names: str, as_names: str = "") -> OfJob:
-    """Return a parameter: inputs that may be absent, as options of the command.
-
-    With `as_names`, names of options separated by spaces, the files of one input have them in turn.
-    """
-
-    def answer(wildcards: Any, input: Any) -> str:
-        files = [(name, file) for name in names for file in input[name]]
-        if as_names:
-            files = [
-                (name, file)
-                for name, (_, file) in zip(as_names.split(), files, strict=False)
-            ]
-        return " ".join(f"--{name.replace('_', '-')} {file}" for name, file in files)
-
-    return answer
+def options(*names: str) -> OfJob:
+    """Return a parameter: inputs that may be absent, as options of the command."""
+    return lambda wildcards, input: " ".join(
+        f"--{name.replace('_', '-')} {file}" for name in names for file in input[name]
+    )
 
 
 def file_names(*names: str) -> OfJob:
@@ -95,7 +84,9 @@ class Rules:
         answer = self.of(function, *names, **fixed)
 
         def text(wildcards: Any) -> str:
-            value = json.dumps(answer(wildcards), sort_keys=True, ensure_ascii=False)
+            value = json.dumps(
+                answer(wildcards), default=dict, sort_keys=True, ensure_ascii=False
+            )
             return value.replace('"results/', f'"{self._machine.results}/')
 
         return text
@@ -103,10 +94,6 @@ class Rules:
     def settings(self, *names: str) -> OfJob:
         """Return sections of the dataset, or single keys such as clip.precision, as JSON."""
         return self.as_json(lambda dataset: sections(dataset.keys, *names))
-
-    def section(self, name: str) -> OfJob:
-        """Return one section of the dataset as JSON."""
-        return self.as_json(lambda dataset: sections(dataset.keys, name)[name])
 
     def when(self, path: str, condition: Callable[..., Any], *names: str) -> OfJob:
         """Return an input, a path with wildcards, that a condition decides as in `of`."""

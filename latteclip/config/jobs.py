@@ -208,14 +208,6 @@ def write_votes(labeller: Labeller) -> Settings:
     return {**values, "file": labeller.file, **share}
 
 
-def votes_inputs(labeller: Labeller) -> Paths:
-    """Return the captions that a labeller's votes follow from, and the class embeddings."""
-    if labeller.asks is None:
-        return []
-    folder = labeller.dataset.results
-    return [f"{folder}/{labeller.table}", f"{folder}/{registry.CLASS_EMBEDDINGS}"]
-
-
 def image_features(dataset: Dataset, encoders: dict[str, str]) -> Paths:
     """Return the features by image encoders beside CLIP."""
     return [f"{dataset.results}/image_encoders/{encoder}.parquet" for encoder in encoders]
@@ -284,17 +276,15 @@ def finetune(method: Method, seed: str) -> Settings:
 
 def averaged(method: Method) -> list[Settings]:
     """Return the trainings that average_weights averages: their files, and what they left out."""
-    trainings = []
-    for seed in method.dataset.run.seeds:
-        files = _run(_averaged(method), seed, "model", "history")
-        kept = {kind: files[kind] for kind in ("model", "history")}
-        trainings.append({**kept, "fold": fold(method.dataset, seed)})
-    return trainings
-
-
-def _averaged(method: Method) -> Method:
-    assert method.averaged is not None
-    return method.averaged
+    of = method.averaged or method
+    return [
+        {
+            "model": f"{of.folder(seed)}/model",
+            "history": f"{of.folder(seed)}/history.parquet",
+            "fold": fold(method.dataset, seed),
+        }
+        for seed in method.dataset.run.seeds
+    ]
 
 
 # Evaluation and the choice of a model.

@@ -109,7 +109,7 @@ rule caption_groups:
         code=of(engine_code, "asker", stage="caption"),
         model_files=local_files("asker"),
         captioner=as_json(jobs.captioner, "asker"),
-        groups=section("groups"),
+        groups=as_json(lambda dataset: dataset.keys.groups),
         prompt=of(lambda dataset: dataset.keys.prompts.group),
         inputs=options("classifier"),
         answers=of(jobs.person_answers, "asker", kind="groups"),
@@ -165,10 +165,12 @@ rule score_classes:
         code=of(engine_code, "asker", stage="score_classes"),
         model_files=local_files("asker"),
         captioner=as_json(jobs.captioner, "asker"),
-        scores=as_json(lambda asker: asker.scores.model_dump(), "asker"),
+        scores=as_json(lambda asker: asker.scores, "asker"),
         # May be empty, and then Snakemake writes no quotes: hence --prompt= below.
         prompt=of(
-            lambda asker: asker.prompts.image * (asker.scores.kind == "likelihood"),
+            lambda asker: (
+                asker.prompts.image if asker.scores.kind == "likelihood" else ""
+            ),
             "asker",
         ),
         inputs=options("classifier"),

@@ -27,7 +27,6 @@ rule_functions = Rules(run, machine)
 of = rule_functions.of
 as_json = rule_functions.as_json
 settings = rule_functions.settings
-section = rule_functions.section
 when = rule_functions.when
 each = rule_functions.each
 users = rule_functions.users

@@ -103,7 +103,19 @@ rule encode_examples:
 rule write_votes:
     input:
         images="results/{dataset}/images.parquet",
-        captions=of(jobs.votes_inputs, "labeller"),
+        captions=of(
+            lambda labeller: (
+                [f"{labeller.dataset.results}/{labeller.table}"]
+                if labeller.asks
+                else []
+            ),
+            "labeller",
+        ),
+        class_embeddings=when(
+            "results/{dataset}/class_embeddings.safetensors",
+            lambda labeller: labeller.asks,
+            "labeller",
+        ),
         own=users(of(lambda labeller: labeller.file or [], "labeller")),
         models=notes("labeller"),
     output:
@@ -124,7 +136,7 @@ rule write_votes:
         code=code_of("latteclip.labels.write_votes"),
         model_files=local_files("labeller"),
         settings=as_json(jobs.write_votes, "labeller"),
-        captions=options("captions", as_names="captions class_embeddings"),
+        captions=options("captions", "class_embeddings"),
     shell:
         "latteclip write-votes --images {input.images} --settings {params.settings:q}"
         " {params.captions} --output {output} --threads {threads} --log {log}"

@@ -50,7 +50,7 @@ rule score_unknown:
         runtime=minutes(15, images_per_second=100),
     params:
         code=code_of("latteclip.labels.score_unknown"),
-        settings=section("unknown"),
+        settings=as_json(lambda dataset: dataset.keys.unknown),
         scores=options("class_scores", "answers"),
     shell:
         "latteclip score-unknown --images {input.images} --pseudo-labels {input.pseudo_labels}"
