@@ -39,9 +39,16 @@ def one_of(names: Iterable[str]) -> str:
 
 def options(*names: str) -> OfJob:
     """Return a parameter: inputs that may be absent, as options of the command."""
-    return lambda wildcards, input: " ".join(
-        f"--{name.replace('_', '-')} {file}" for name in names for file in input[name]
-    )
+
+    def answer(wildcards: Any, input: Any) -> str:
+        files = {name: input[name] for name in names}
+        return " ".join(
+            f"--{name.replace('_', '-')} {file}"
+            for name, of_name in files.items()
+            for file in ([of_name] if isinstance(of_name, str) else of_name)
+        )
+
+    return answer
 
 
 def file_names(*names: str) -> OfJob:

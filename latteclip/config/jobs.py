@@ -184,7 +184,7 @@ def labellers(dataset: Dataset) -> list[Settings]:
             "kind": each.kind,
             "column": each.column,
             "table": f"{dataset.results}/{each.votes}",
-            "answers": f"{dataset.results}/{each.table}" if each.asks else None,
+            "answers": each.answers,
         }
         for each in dataset.labellers
     ]

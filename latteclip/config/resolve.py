@@ -121,6 +121,11 @@ class Labeller:
         return LABELLERS[self.kind].asks
 
     @property
+    def answers(self) -> str | None:
+        """The table of a captioner's answers."""
+        return f"{self.dataset.results}/{self.table}" if self.asks else None
+
+    @property
     def writes_votes(self) -> bool:
         """Whether write_votes writes its votes: captioners score classes themselves."""
         return self.asks != "scores"

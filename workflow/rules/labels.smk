@@ -103,14 +103,7 @@ rule encode_examples:
 rule write_votes:
     input:
         images="results/{dataset}/images.parquet",
-        captions=of(
-            lambda labeller: (
-                [f"{labeller.dataset.results}/{labeller.table}"]
-                if labeller.asks
-                else []
-            ),
-            "labeller",
-        ),
+        captions=of(lambda labeller: labeller.answers or [], "labeller"),
         class_embeddings=when(
             "results/{dataset}/class_embeddings.safetensors",
             lambda labeller: labeller.asks,

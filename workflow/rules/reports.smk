@@ -64,7 +64,7 @@ rule summarize:
         ],
         # Tables that say what was asked of captioners.
         asked=[
-            f"{each.results}/{labeller.table}"
+            labeller.answers
             for each in FUSED
             for labeller in each.labellers
             if labeller.asks
