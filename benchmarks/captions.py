@@ -237,7 +237,7 @@ def compare_scores(
         "letters of 5 options, two orders": (PROMPT, both),
         "likelihoods of 5 options": (PROMPT, likelihood),
     }
-    size = settings.batch_size
+    size = settings.at_once(512)
     ways = ((transformers, FEW), (transformers, size), (vllm, size))
     for engine, batch_size in ways[-1:] if bare else ways:
         few: Any = settings.model_copy(update={"batch_size": batch_size})

@@ -35,6 +35,10 @@ class CaptionerSettings(CaptionerSection):
         max_side = None if square(self) else self.max_image_side
         return Layout(max_side=max_side, square=square(self))
 
+    def at_once(self, usual: int) -> int:
+        """Return how many requests an engine works on at once."""
+        return usual if self.batch_size == AUTO else int(self.batch_size)
+
 
 @dataclass(frozen=True)
 class Response:

@@ -273,16 +273,14 @@ class CaptionerSection(Section):
     """longest prompt, image and caption together, in tokens"""
     gpu_memory_utilization: ShareAboveZero = 0.9
     """share of the GPU's memory that vLLM takes"""
-    batch_size: Positive = 512
-    """requests that the engine works on at once; transformers: at most 16"""
+    batch_size: Positive | Auto = AUTO
+    """requests at once; auto: 512 by vllm, 16 by transformers, 32 to a server"""
     max_image_side: Pixels | None = 1344
     """larger images are scaled to this side; null: no limit"""
     square_side: Pixels | Auto | None = AUTO
     """scale images to a square of this side; auto: 336 for LLaVA-1.6; null, and auto for other
     models: images keep their shape
     """
-    concurrency: Positive = 32
-    """servers: requests at once"""
     max_images: Positive | None = None
     """images that get a caption, and images for which a group gets one, at most: those with the
     least certain label; null: all

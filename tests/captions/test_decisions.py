@@ -19,7 +19,7 @@ from latteclip.core.metadata import IndexMetadata
 ENGINE = {
     **of_engine("decisions"),
     "model": DecisionServer.model,
-    "concurrency": 4,
+    "batch_size": 4,
 }
 NONE = "none of these"
 

@@ -31,7 +31,7 @@ class Command:
 
     def __call__(self, **captioner):
         """The exit status."""
-        usual = {"model": self.service.model, "concurrency": 1}
+        usual = {"model": self.service.model, "batch_size": 1}
         usual |= of_engine(self.service.engine)
         settings = changed(SETTINGS, **{**usual, **captioner})
         images, labels, embeddings = self.dataset.inputs

@@ -31,7 +31,7 @@ def start(server, tmp_path):
     )
     # Texts of 4 words fit.
     changes = {**of_engine("openai"), "model": ChatServer.model, "max_new_tokens": 4}
-    settings = changed(SETTINGS, concurrency=CONCURRENCY, **changes)
+    settings = changed(SETTINGS, batch_size=CONCURRENCY, **changes)
 
     def start(name):
         output = tmp_path / f"{name}.parquet"

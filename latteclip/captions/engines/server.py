@@ -14,6 +14,7 @@ from latteclip.captions.questions import Request
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
 
+AT_ONCE = 32  # requests
 TIMEOUT = 120  # seconds to wait for an answer
 RETRIES = 5  # where the server is busy, fails or cannot be reached
 REFUSED = {*range(300, 400), 401, 402, 403, 404}  # no request will fare better
@@ -70,7 +71,7 @@ class ServerEngine:
         error, for they may be paid.
         """
         source = iter(requests)
-        n = self._settings.concurrency
+        n = self._settings.at_once(AT_ONCE)
         waiting: dict[Future[Response], Request] = {}
         refusals: list[UserError] = []
         pool = ThreadPoolExecutor(n)

@@ -17,7 +17,7 @@ from latteclip.core import devices
 from latteclip.core.errors import UserError
 
 log = logging.getLogger(__name__)
-# Requests in a batch at most: at LLaVA-1.6's 2,400 tokens each they cache 5 GiB.
+# Requests in a batch: at LLaVA-1.6's 2,400 tokens each they cache 5 GiB.
 AT_ONCE = 16
 
 
@@ -36,7 +36,7 @@ class TransformersEngine:
             )
         self.version = f"transformers {transformers.__version__}"
         self._device = devices.pick("auto", threads)
-        self._at_once = min(settings.batch_size, AT_ONCE)
+        self._at_once = settings.at_once(AT_ONCE)
         self._max_new_tokens = settings.max_new_tokens
         self._processor = processors.load(settings)
         model = settings.model

@@ -31,6 +31,7 @@ from latteclip.core.terminal import one_line
 log = logging.getLogger(__name__)
 PROBE = 64  # side of a picture to try, pixels
 CACHED_PROMPTS = 4096  # prompts whose tokens are remembered
+AT_ONCE = 512  # requests
 QUEUED = 2  # prompts inside the engine for each one that it works on: rendered ahead
 DEFAULTS = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -128,7 +129,7 @@ class VllmEngine:
                 quantization=settings.quantization,  # type: ignore[arg-type]
                 tensor_parallel_size=settings.tensor_parallel_size,
                 max_model_len=settings.max_model_len,
-                max_num_seqs=settings.batch_size,
+                max_num_seqs=settings.at_once(AT_ONCE),
                 gpu_memory_utilization=settings.gpu_memory_utilization,
                 # vLLM reserves memory for the most of each kind that it allows.
                 limit_mm_per_prompt={"image": pictures, "video": 0, "audio": 0},
@@ -152,7 +153,7 @@ class VllmEngine:
         self._ends = (RuntimeError, MemoryError, vllm.exceptions.VLLMServerError)
         self._sampling_of = functools.partial(vllm.SamplingParams, temperature=0.0)
         self._sampling = self._sampling_of(max_tokens=settings.max_new_tokens)
-        self._max_queued = QUEUED * settings.batch_size
+        self._max_queued = QUEUED * settings.at_once(AT_ONCE)
         self._ids = functools.lru_cache(CACHED_PROMPTS)(self._tokens.ids)
         self._names = map(str, itertools.count())  # names of pictures
         # An unfit model fails before work begins.

@@ -33,7 +33,7 @@ def picture(number):
 
 def engine(service, retries=2, **changes):
     settings = {**dict(BASE), "engine": service.engine, "model": service.model}
-    settings |= {"concurrency": 4, **changes}
+    settings |= {"batch_size": 4, **changes}
     with mock.patch("latteclip.captions.engines.server.RETRIES", retries):
         return engines.start(type(BASE)(**settings), 1, 1)
 
@@ -55,7 +55,7 @@ def ask(service, n=1, **changes):
 
 def errors(service, n=3, **changes):
     """The errors of requests that are asked one after another."""
-    found = ask(service, n, **{"concurrency": 1, "retries": 0, **changes})
+    found = ask(service, n, **{"batch_size": 1, "retries": 0, **changes})
     return [found[key].error or problem(found[key]) for key in range(n)]
 
 
@@ -300,7 +300,7 @@ def test_a_wrong_answer_is_an_error_of_its_request_with_its_tokens(decisions, na
         return reply
 
     decisions.change = change
-    answers = ask(decisions, 3, concurrency=1)
+    answers = ask(decisions, 3, batch_size=1)
     assert [answer.error is None for answer in answers.values()] == [True, False, True]
     assert len(answers[1].error) < 400
     assert answers[1].n_read > 0  # it was paid for

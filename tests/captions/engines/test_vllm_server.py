@@ -77,7 +77,7 @@ def test_a_vllm_server_writes_what_the_offline_engine_writes(
     index, answers, vllm_server, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("OPENAI_BASE_URL", vllm_server)
-    settings = changed(SETTINGS, **of_engine("openai"), model=SERVED_AS, concurrency=8)
+    settings = changed(SETTINGS, **of_engine("openai"), model=SERVED_AS, batch_size=8)
     output = tmp_path / "captions.parquet"
     caption.caption_images(index, None, PROMPT, settings, str(output), threads=1)
     written = read(output)
