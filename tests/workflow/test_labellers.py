@@ -119,9 +119,7 @@ def test_labellers_of_all_kinds_label_together(labelled):
     assert "labellers-table" in (folder / "report.html").read_text()
     found = {one.name: one for one in read_labellers(folder).labellers}
     assert found["mine"].right == 1.0
-    assert found["words"].asked.tokens_read > 0
-    assert found["few"].asked.not_asked == N_TRAIN - 9
-    assert found["mine"].asked is None
+    assert f"{N_TRAIN - 9:,} images left out" in (folder / "report.html").read_text()
 
     # A labeller that is left out reruns the labels alone, and one that comes back asks nothing.
     before = (checkout.root / RESULTS / "labellers" / "brief.parquet").stat().st_mtime_ns
