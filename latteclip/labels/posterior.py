@@ -195,7 +195,7 @@ class Posterior:
             self._look_at_labellers()
         total = np.zeros((n, n_classes), dtype=np.float32)
         for one in self.labellers:
-            total += np.float32(one.gain if one.tells else 1e-6) * one.votes
+            total += np.float32(1 if self.is_blind else one.gain * one.tells) * one.votes
         self.r = self.put(normalised(total))
         if self.is_blind:
             for k in range(v):
