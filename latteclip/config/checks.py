@@ -262,11 +262,8 @@ def _image_encoders(dataset: Dataset) -> Iterator[str]:
     """Check that image encoders in folders are there."""
     for name in dataset.run.image_encoders.values():
         folder = hub_names.local_folder(name)
-        if folder is None:
-            continue
-        files = [os.path.join(folder, hub_names.CLIP_CONFIG)]
-        files.append(os.path.join(folder, "config.json"))
-        if not any(map(os.path.isfile, files)):
+        files = [f"{folder}/{file}" for file in (hub_names.CLIP_CONFIG, "config.json")]
+        if folder and not any(map(os.path.isfile, files)):
             yield f"image_encoders {name}: neither {' nor '.join(files)} exists."
 
 

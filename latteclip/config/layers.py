@@ -5,7 +5,6 @@ files of datasets, which win over the shipped ones. In a clone both folders are 
 """
 
 import itertools
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,8 @@ PROJECT = Path("config")  # the project's configuration, in the working folder
 
 def relative_to_cwd(path: str | Path) -> str:
     """Return a path relative to the working folder if it is inside, and absolute otherwise."""
-    absolute = os.path.realpath(path)
-    here = os.path.realpath(".")
-    inside = os.path.commonpath([absolute, here]) == here
-    return os.path.relpath(absolute, here) if inside else absolute
+    absolute, here = Path(path).resolve(), Path.cwd().resolve()
+    return str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)
 
 
 def merge(*layers: Config | None) -> dict[str, Any]:
