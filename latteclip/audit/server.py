@@ -126,8 +126,6 @@ class Handler(BaseHTTPRequestHandler):
 
     server: QuestionServer
     timeout = TIMEOUT
-    server_version = "latteclip"
-    sys_version = ""
     policy = "default-src 'none'"
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
