@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 GROUP_SIZE = 4
 SEED = 0  # of the groups
+# Images to ask about, the first one first, and images that a person answered.
+Selection = tuple[list[int], list[int]]
 
 
 @dataclass(frozen=True)
@@ -58,27 +60,23 @@ class Request:
     is_asked: bool = True  # False: an answer counts only if it is in the cache
 
 
-def draw_groups(
-    image_ids: Sequence[str], labels: Sequence[int], seed: int
-) -> dict[int, list[int]]:
+def draw_groups(image_ids: Sequence[str], labels: Sequence[int], seed: int) -> np.ndarray:
     """Draw four images of its class for every image, at random (LatteCLIP, section 3.2).
 
     There are four random circular orders of the class's n images. Each of the four drawn images is
     the next one in one of these orders. So every image is drawn about four times. An image that is
     added to the class later changes only the few groups in which it takes its place. Of fewer than
-    four images, members are drawn with replacement. Returns the indices of the four members by that
-    of each of the N images.
+    four images, members are drawn with replacement. Returns indices of images [N, 4].
     """
     keys = np.array([_keys(seed, image_id) for image_id in image_ids])  # [N, 4]
     of_class: dict[int, list[int]] = {}
     for index, label in enumerate(labels):
         of_class.setdefault(label, []).append(index)
-    groups: dict[int, list[int]] = {}
+    groups = np.empty((len(keys), GROUP_SIZE), np.int64)
     for indices in of_class.values():
         members = np.array(indices)
-        drawn = _of_class(keys[members])
-        groups |= dict(zip(indices, members[drawn].tolist(), strict=True))
-    return dict(sorted(groups.items()))
+        groups[members] = members[_of_class(keys[members])]
+    return groups
 
 
 def _keys(seed: int, image_id: str) -> list[int]:
@@ -111,25 +109,6 @@ def picture_layout(groups: GroupsSection, single: Layout) -> Layout:
     return replace(single, kind=groups.layout)
 
 
-@dataclass(frozen=True)
-class Selection:
-    """The order in which images are asked about, and where it ends."""
-
-    max_images: int
-    order: np.ndarray  # int [N], the first image first
-    is_answered: np.ndarray  # bool [N], by a person: no model is asked about such an image
-
-    def images(self, candidates: Collection[int]) -> list[int]:
-        """Return the images to ask about, the first one first."""
-        wanted = np.isin(self.order, list(candidates)) & ~self.is_answered[self.order]
-        chosen: list[int] = self.order[wanted][: self.max_images].tolist()
-        return chosen
-
-    def answered(self, candidates: Collection[int]) -> list[int]:
-        """Return the candidates that a person answered."""
-        return [image for image in candidates if self.is_answered[image]]
-
-
 def select(
     images_path: str,
     max_images: int | None,
@@ -137,10 +116,11 @@ def select(
     classifier_path: str | None = None,
     answers_path: str | None = None,
 ) -> Selection | None:
-    """Return the selection of `max_images` training images, None where that is None.
+    """Return the `max_images` training images to ask about, None where that is None.
 
     Images with the least certain label by the classifier come first. Without a classifier, the
-    order is random. Every shard reads the whole dataset, so that shards agree.
+    order is random. Images that a person answered follow, about which no model is asked. Every
+    shard reads the whole dataset, so that shards agree.
     """
     if max_images is None:
         return None
@@ -162,7 +142,8 @@ def select(
         saved = teaching_schema("the dataset", classnames, table).read(Path(answers_path))
         known = [one.image_id for one in saved.answers.values() if one.kind != UNSURE]
         is_answered |= pc.is_in(ids, pa.array(known, pa.string())).to_numpy()
-    return Selection(max_images, order, is_answered)
+    chosen = order[~is_answered[order]][:max_images]
+    return chosen.tolist(), np.flatnonzero(is_answered).tolist()
 
 
 def best_classes(
@@ -249,25 +230,23 @@ def questions_about(
             column="pseudo_label",
             ids=image_ids,
         )
-    candidates: Sequence[int] | dict[int, list[int]] = range(len(image_ids))
+    members = np.arange(len(image_ids))[:, None]
     if groups:  # drawn over the whole dataset in every shard, so that shards agree
-        candidates = draw_groups(image_ids, labels, SEED)
+        members = draw_groups(image_ids, labels, SEED)
     number, of = map(int, shard.split("/"))
-    rows = [i for i in candidates if shard_of(image_ids[i], of) == number]
+    rows = [i for i, name in enumerate(image_ids) if shard_of(name, of) == number]
     order: Sequence[int] = range(len(rows))
     answered: set[int] = set()
     if selection:
         row_of = {image: row for row, image in enumerate(rows)}
-        answered = {row_of[image] for image in selection.answered(rows)}
-        chosen = [
-            row_of[image] for image in selection.images(candidates) if image in row_of
-        ]
-        order = [*chosen, *sorted(answered)]
-    members = [candidates[i] for i in rows]
+        chosen, known = (
+            [row_of[image] for image in images if image in row_of] for images in selection
+        )
+        order, answered = [*chosen, *known], set(known)
     filled = [fill(prompt, classname) for classname in classnames]
     return Questions(
         ids=[image_ids[i] for i in rows],
-        members=np.array(members, np.int64).reshape(-1, GROUP_SIZE if groups else 1),
+        members=members[rows],
         image_ids=table["image_id"],
         paths=table["path"],
         checksums=table["checksum"],
