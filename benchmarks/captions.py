@@ -128,7 +128,7 @@ class Ways:
         paths = tables.read(index, tables.IMAGES, ["path"])["path"].to_pylist()
         self.pictures = [open_rgb(path) for path in paths]
         started = time.perf_counter()
-        self.vllm = VllmEngine(settings, threads, pictures=1)
+        self.vllm = VllmEngine(settings, threads)
         print(f"start of {self.vllm.version}: {time.perf_counter() - started:.0f} s")
         started = time.perf_counter()
         self.transformers = TransformersEngine(settings, threads)
@@ -241,7 +241,7 @@ def compare_scores(
     ways = ((transformers, FEW), (transformers, size), (vllm, size))
     for engine, batch_size in ways[-1:] if bare else ways:
         few: Any = settings.model_copy(update={"batch_size": batch_size})
-        scorer: Any = engine.make(few, threads, 1, True)
+        scorer: Any = engine.make(few, threads, True)
         fix_length(scorer)
         seconds: dict[str, list[float]] = {name: [] for name in asked}
         used: dict[str, list[float]] = {name: [] for name in asked}  # of this process's CPU

@@ -122,11 +122,9 @@ class Engine(Protocol):
         """
 
 
-def start(
-    settings: CaptionerSettings, threads: int, pictures: int, *, scoring: bool = False
-) -> Engine:
-    """Start an engine whose requests show at most so many pictures, with choices if `scoring`."""
-    engine: Engine = module_of(settings.engine).make(settings, threads, pictures, scoring)
+def start(settings: CaptionerSettings, threads: int, *, scoring: bool = False) -> Engine:
+    """Start an engine, whose requests have choices if `scoring`."""
+    engine: Engine = module_of(settings.engine).make(settings, threads, scoring)
     return engine
 
 

@@ -20,8 +20,7 @@ GAP = 20 / 672  # between the cells of a grid, of its side: as in the paper's co
 class Layout:
     """How the images of a request become the pictures that the model sees."""
 
-    kind: str = "single"  # single, grid or multi_image
-    canvas: int = 0  # side of a grid's square picture, pixels
+    canvas: int | None = None  # side of the square picture of several images, pixels
     max_side: int | None = None  # a larger image is scaled down to this many pixels
     # Then each picture is scaled to a square of this side, pixels.
     square: int | None = None
@@ -51,7 +50,7 @@ def pictures_of(
 
 def lay_out(images: list[Image.Image], layout: Layout) -> list[Image.Image]:
     """Return the RGB pictures that the model sees of RGB images."""
-    if layout.kind == "grid":
+    if layout.canvas:
         images = [grid(images, layout.canvas)]
     if layout.square is None:
         return images

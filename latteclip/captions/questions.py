@@ -5,7 +5,7 @@ Imports no torch at its beginning: worker processes start in a fraction of a sec
 
 import hashlib
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,13 +102,6 @@ def _of_class(keys: np.ndarray) -> np.ndarray:
     return groups
 
 
-def picture_layout(groups: GroupsSection, single: Layout) -> Layout:
-    """Return the layout of a group, where `single` is that of one image."""
-    if groups.layout == "grid":
-        return Layout("grid", groups.canvas, square=single.square)
-    return replace(single, kind=groups.layout)
-
-
 def select(
     images_path: str,
     max_images: int | None,
@@ -200,10 +193,6 @@ class Questions:
             str(self.image_ids[image].as_py()) if checksum is None else str(checksum.hex())
         )
 
-    @property
-    def n_pictures(self) -> int:
-        return int(self.members.shape[1]) if self.layout.kind == "multi_image" else 1
-
 
 def questions_about(
     images_path: str,
@@ -253,7 +242,7 @@ def questions_about(
         classnames=classnames,
         labels=[labels[i] for i in rows] if groups else None,
         prompts=lambda row: filled[labels[rows[row]]] if labels else prompt,
-        layout=picture_layout(groups, single) if groups else single,
+        layout=Layout(groups.canvas, square=single.square) if groups else single,
         order=order,
         answered=answered,
     )

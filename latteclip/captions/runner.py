@@ -159,8 +159,7 @@ class Runner:
     def _engine(self) -> engine.Engine:
         started = time.monotonic()
         job = self.job
-        n = self.questions.n_pictures
-        found = engine.start(job.settings, job.threads, n, scoring=job.scoring)
+        found = engine.start(job.settings, job.threads, scoring=job.scoring)
         log.info("%s started in %.0f s.", found.version, time.monotonic() - started)
         return found
 

@@ -298,12 +298,8 @@ class CaptionerSection(Section):
 class GroupsSection(Section):
     """Group captions: four images of a pseudo-label, one group for every image."""
 
-    layout: Literal["grid", "multi_image"] = "grid"
-    """grid: one picture of all four images; multi_image: four pictures, for models that read
-    several
-    """
     canvas: Pixels = 672
-    """grid: side of the square picture in pixels"""
+    """side of the square picture of all four images in pixels"""
 
 
 class ScoresSection(Section):

@@ -15,6 +15,7 @@ KEYS: dict[str, str] = {
     "captioner.timeout": "leave it out: a server has 120 seconds.",
     "groups.gap": "leave it out: it is 20/672 of groups.canvas, as in the paper's code.",
     "groups.groups_per_class": "set captioner.max_images.",
+    "groups.layout": "leave it out: a group is one picture of all four images.",
     "groups.seed": "leave it out: it is 0.",
     "split.classes": "set class_names to folders or discover, or split.class_list to a file.",
     "split.suffix": "leave it out: a listed image without a suffix is a .jpg.",

@@ -31,7 +31,7 @@ import json, sys
 from PIL import Image
 from latteclip.captions.engine import CaptionerSettings, start
 from latteclip.captions.questions import Request
-captioner = start(CaptionerSettings(**json.loads(sys.argv[1])), 1, 1)
+captioner = start(CaptionerSettings(**json.loads(sys.argv[1])), 1)
 [(_, answer)] = captioner.answer([Request(0, [Image.new("RGB", (64, 64))], "What is it?")])
 print(answer.n_tokens)
 """

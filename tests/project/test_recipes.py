@@ -43,7 +43,7 @@ class Toy:
             yield request, Response(f"Texture number {request.key}.", "stop", 3)
 
 
-def make(settings, threads, pictures, scoring):
+def make(settings, threads, scoring):
     return Toy()
 '''
 KIND = """

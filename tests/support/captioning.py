@@ -90,9 +90,8 @@ class Recorder:
 def recorder(monkeypatch):
     recorder = Recorder()
 
-    def start(settings, threads, pictures, *, scoring=False):
+    def start(settings, threads, *, scoring=False):
         recorder.starts += 1
-        recorder.pictures = pictures
         return recorder
 
     monkeypatch.setattr(engine, "start", start)

@@ -138,17 +138,15 @@ def scores_of(scorer, requests):
     return [ChoiceScores.parse(answers[request.key].text) for request in requests]
 
 
-# --- requests about four pictures, of several shapes ---------------------------------------------
+# --- requests about pictures of several shapes ---------------------------------------------------
 
-# Of all four, besides each as it is: as squares, as a canvas, as several images.
-LAYOUTS = [Layout(square=56), Layout("grid", 112), Layout("multi_image")]
 SIZES = [(120, 90), (60, 100), (50, 50), (128, 128)]
 
 
 def pictures(paths):
     images = [open_rgb(path).resize(size) for path, size in zip(paths, SIZES, strict=True)]
-    layouts = (lay_out(images, layout) for layout in LAYOUTS)
-    return [*([image] for image in images), *layouts]
+    squares = lay_out(images[:1], Layout(square=56)), lay_out(images, Layout(112))
+    return [*([image] for image in images), *squares]
 
 
 def answers_of(engine, paths):

@@ -92,11 +92,9 @@ class _Asked:
     outputs: dict[str, Any] = field(default_factory=dict)  # the keys are these numbers
 
 
-def make(
-    settings: CaptionerSettings, threads: int, pictures: int, scoring: bool
-) -> "VllmEngine":
+def make(settings: CaptionerSettings, threads: int, scoring: bool) -> "VllmEngine":
     """Start vLLM."""
-    return VllmEngine(settings, threads, pictures, scoring)
+    return VllmEngine(settings, threads, scoring)
 
 
 class VllmEngine:
@@ -106,7 +104,6 @@ class VllmEngine:
         self,
         settings: CaptionerSettings,
         threads: int,
-        pictures: int,
         scoring: bool = False,
     ) -> None:
         gpus.claim(settings.tensor_parallel_size)
@@ -132,7 +129,7 @@ class VllmEngine:
                 max_num_seqs=settings.at_once(AT_ONCE),
                 gpu_memory_utilization=settings.gpu_memory_utilization,
                 # vLLM reserves memory for the most of each kind that it allows.
-                limit_mm_per_prompt={"image": pictures, "video": 0, "audio": 0},
+                limit_mm_per_prompt={"image": 1, "video": 0, "audio": 0},
                 # The files of transformers, which `download_model` fetches. A repo may also
                 # have Mistral's form of them, which vLLM would prefer.
                 config_format="hf",
@@ -158,7 +155,7 @@ class VllmEngine:
         self._names = map(str, itertools.count())  # names of pictures
         # An unfit model fails before work begins.
         black = Image.new("RGB", (PROBE, PROBE))
-        [(_, answer)] = self.answer([Request(0, [black] * pictures, "?")])
+        [(_, answer)] = self.answer([Request(0, [black], "?")])
         if answer.error is not None:
             raise UserError(
                 f"Captioner model {settings.model!r} cannot be asked about pictures: {answer.error}"

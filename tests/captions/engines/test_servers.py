@@ -35,7 +35,7 @@ def engine(service, retries=2, **changes):
     settings = {**dict(BASE), "engine": service.engine, "model": service.model}
     settings |= {"batch_size": 4, **changes}
     with mock.patch("latteclip.captions.engines.server.RETRIES", retries):
-        return engines.start(type(BASE)(**settings), 1, 1)
+        return engines.start(type(BASE)(**settings), 1)
 
 
 def requests(service, n):
