@@ -5,8 +5,7 @@ weights. The authors' way encodes four batches of texts, each at the full contex
 for each image and pseudo-label, its image description and a group description. The package encodes
 each distinct text once, without its padding. The two alternate, so that a busy machine slows both.
 
-A step is also compared to the ceiling of the device, the rate of one large matrix product in the
-same precision, and to itself computed in other ways: those of clip.precision and compute.
+The share of a step that waits for images is printed as well.
 
     python benchmarks/train_step.py [--pairs 5] [--threads 2]
 """
@@ -16,7 +15,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -24,7 +23,6 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
@@ -149,78 +147,6 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def matmul_rate(device: torch.device, precision: str) -> float:
-    """Return the floating-point operations per second of a large matrix product, best of three."""
-    n = 8192 if device.type == "cuda" else 1536
-    left, right = torch.randn(2, n, n, device=device)
-    seconds = []
-    with torch.no_grad(), devices.autocast(device, precision):
-        for _ in range(4):  # the first one warms up
-            _wait(device)
-            started = time.perf_counter()
-            left @ right
-            _wait(device)
-            seconds.append(time.perf_counter() - started)
-    return 2 * n**3 / min(seconds[1:])
-
-
-def flops(setting: Setting) -> int:
-    """Return the floating-point operations of the passes of the package's step, both ways."""
-    with FlopCounterMode(display=False) as counter:
-        setting.package().backward()
-    total: int = counter.get_total_flops()
-    return total
-
-
-def update_ratios(clip: clips.Clip, n: int) -> list[float]:
-    """Return the time of the usual AdamW over that of the fused one, of pairs, ascending."""
-    both = [
-        torch.optim.AdamW(parameter_groups(clip.model), lr=LR, fused=fused or None)
-        for fused in (False, True)
-    ]
-    ratios = []
-    for _ in range(n + 1):  # the first one makes the moments
-        seconds = []
-        for optimiser in both:
-            _wait(clip.device)
-            started = time.perf_counter()
-            optimiser.step()
-            _wait(clip.device)
-            seconds.append(time.perf_counter() - started)
-        ratios.append(seconds[0] / seconds[1])
-    return sorted(ratios[1:])
-
-
-def median_step(setting: Setting, optimiser: torch.optim.Optimizer, n: int) -> float:
-    """Return the median seconds of n steps of the package, after one that warms up."""
-    times = [timed(setting.package, setting, optimiser)[0] for _ in range(n + 1)]
-    return statistics.median(times[1:])
-
-
-def ways(clip: clips.Clip, batch: int) -> Iterator[str]:
-    """Let the model compute in other ways, one after the other, and yield their names."""
-    clip.micro_batch = batch // 2
-    yield f"compute.micro_batch: {clip.micro_batch}"
-    clip.micro_batch = None
-    if clip.device.type == "cuda":
-        for clip.precision in ("float32", "fp16"):
-            yield f"clip.precision: {clip.precision}"
-        clip.precision = "bf16"
-
-
-def encoding_rate(clip: clips.Clip, images: torch.Tensor) -> float:
-    """Return the images per second of evaluation-time encoding."""
-    clip.model.eval()
-    with torch.no_grad():
-        encode.encode_images(clip, images)
-        _wait(clip.device)
-        started = time.perf_counter()
-        for _ in range(3):
-            encode.encode_images(clip, images)
-        _wait(clip.device)
-    return 3 * len(images) / (time.perf_counter() - started)
-
-
 def data_wait(
     setting: Setting, optimiser: torch.optim.Optimizer, threads: int
 ) -> tuple[float, float]:
@@ -276,25 +202,11 @@ def main() -> None:
         f"{medians[1]:.2f} s, ratio {medians[0] / medians[1]:.2f} "
         f"(pairs {ratios[0]:.2f} to {ratios[-1]:.2f})"
     )
-    ceiling = matmul_rate(device, clip.precision)
-    share = flops(setting) / medians[1] / ceiling
+    decoding, cached = data_wait(setting, adamw, args.threads)
     print(
-        f"a step's share of the matmul ceiling of {ceiling / 1e12:.2f} TFLOP/s: {share:.1%}"
+        f"share of a step spent waiting for images: {decoding:.1%} decoding JPEGs, "
+        f"{cached:.1%} from the cache"
     )
-    updates = update_ratios(clip, args.pairs)
-    print(
-        f"AdamW's update takes {statistics.median(updates):.2f} times as long unless it is fused "
-        f"({updates[0]:.2f} to {updates[-1]:.2f})"
-    )
-    usual = median_step(setting, adamw, args.pairs)
-    for way in ways(clip, batch):
-        ratio = median_step(setting, adamw, args.pairs) / usual
-        print(f"a step with {way} takes {ratio:.2f} times as long")
-    anew, kept = data_wait(setting, adamw, args.threads)
-    print(
-        f"share of a step spent waiting for images: {anew:.1%} decoding JPEGs, {kept:.1%} after"
-    )
-    print(f"evaluation-time encoding: {encoding_rate(clip, setting.images):.1f} images/s")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from typing import Any, Literal
 from latteclip.clip import clip_config, image_encoders
 from latteclip.config.hub_names import HUB
 from latteclip.config.keys import Section
-from latteclip.core import hashing
 from latteclip.core.errors import UserError, chain, first_line, full_disk
 from latteclip.core.files import write_json
 
@@ -114,7 +113,7 @@ def _fetch_clip(settings: HubModel) -> list[str]:
 
 
 def _cached(repo: str, revision: str | None = None) -> dict[str, Any]:
-    """Return commit and file sizes of a cached repo, or raise if a file is missing or damaged."""
+    """Return commit and file sizes of a cached repo, or raise if a file is missing."""
     from huggingface_hub import snapshot_download
 
     snapshot = snapshot_download(
@@ -122,8 +121,6 @@ def _cached(repo: str, revision: str | None = None) -> dict[str, Any]:
     )
     folder = Path(snapshot)  # with all files that the cache has
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    for path in paths:
-        hashing.verify_blob(path)
     files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
     if (folder / INDEX).is_file():
         wanted = set(json.loads((folder / INDEX).read_bytes())["weight_map"].values())

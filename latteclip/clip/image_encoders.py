@@ -26,7 +26,7 @@ from latteclip.clip.clip_config import (
     section,
 )
 from latteclip.config.hub_names import CLIP_CONFIG, FOLDER, HUB, OPEN_CLIP
-from latteclip.core import devices, hashing
+from latteclip.core import devices
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.files import from_values, read_object
 from latteclip.core.metadata import EncoderMetadata
@@ -243,7 +243,6 @@ def _files(name: str) -> tuple[Path, Path]:
             config, weights = (
                 Path(hf_hub_download(place, file)) for file in (CONFIG, WEIGHTS)
             )
-            hashing.verify_blob(weights)
             return config, weights
     raise UserError(
         f"{name} lacks {CONFIG} or {WEIGHTS} of timm, or {CLIP_CONFIG} of open_clip, and weights "

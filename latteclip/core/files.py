@@ -141,42 +141,33 @@ def read_object(
     return values
 
 
-def from_values(cls: type[T], values: Any, section: str = "") -> T:
+def from_values(cls: type[T], values: Any, section: str = "", remedy: str = "") -> T:
     """Build a dataclass from a mapping. UserError: a key is missing or unknown, a type is wrong."""
-    return from_json(cls, json.dumps(values), section)
+    return from_json(cls, json.dumps(values), section, remedy)
 
 
-def from_json(cls: type[T], text: str, section: str = "") -> T:
-    """Build a dataclass, or a list of some, from JSON; see `from_values`."""
+def from_json(cls: type[T], text: str, section: str = "", remedy: str = "") -> T:
+    """Build a dataclass, or a list of some, from JSON; see `from_values`.
+
+    `section` is its place in the configuration, or its file, of which `remedy` is for damage.
+    """
     from pydantic import ValidationError  # here: --help does without
 
     try:
-        return _built(cls, text)
+        [built] = _list_of(cls).validate_json(f"[{text}]")  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, (section or cls.__name__, *first["loc"][1:])))
+        wrong = f"{key}: {first['msg']}, not {one_line(repr(first['input']))}"
         raise UserError(
-            f"Setting {key}: {first['msg']}, not {one_line(repr(first['input']))}."
+            f"{wrong}; the file is damaged: {remedy}." if remedy else f"Setting {wrong}."
         ) from None
-
-
-def record_of(cls: type[T], values: Any, path: str | Path) -> T:
-    """Build a dataclass from the values of a file, or raise UserError that names the file."""
-    from pydantic import ValidationError
-
-    try:
-        return _built(cls, json.dumps(values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"][1:]))
-        raise UserError(
-            f"{path} is damaged ({key}: {first['msg']}); {DELETE_AND_RERUN}."
-        ) from None
+    return built  # type: ignore[no-any-return]
 
 
 def read_record(cls: type[T], path: str | Path) -> T:
     """Read a dataclass from the JSON file of `write_record`, or raise UserError."""
-    return record_of(cls, read_object(path, ()), path)
+    return from_values(cls, read_object(path, ()), str(path), DELETE_AND_RERUN)
 
 
 def write_record(path: str | Path, record: object) -> None:
@@ -189,12 +180,6 @@ def values_of(record: object) -> dict[str, Any]:
     from pydantic_core import to_jsonable_python
 
     return dict(to_jsonable_python(record))
-
-
-def _built(cls: type[T], text: str) -> T:
-    """Build a dataclass from JSON, or raise pydantic's ValidationError."""
-    [built] = _list_of(cls).validate_json(f"[{text}]")  # type: ignore[arg-type]
-    return built  # type: ignore[no-any-return]
 
 
 @cache

@@ -1,7 +1,6 @@
 """SHA-256 digests of values and of files."""
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -78,12 +77,3 @@ def write_sums(folder: str | Path) -> None:
         if name not in (SUMS, "README.md"):
             lines.append(f"{sha256(path)}  {name}\n")
     write_text(folder / SUMS, "".join(lines))
-
-
-def verify_blob(path: str | Path) -> None:
-    """Raise UserError for a damaged large file of the hub's cache, whose name is its SHA-256."""
-    file = Path(path).resolve()  # the cache has links to its files
-    if re.fullmatch(r"[0-9a-f]{64}", file.name) and sha256(file) != file.name:
-        raise UserError(
-            f"{file} is damaged: its SHA-256 is not its name; delete it and {path}, and rerun."
-        )

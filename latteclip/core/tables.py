@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from latteclip.core.errors import DELETE_AND_RERUN, UserError, first_line
-from latteclip.core.files import record_of, replacing, values_of
+from latteclip.core.files import from_values, replacing, values_of
 from latteclip.core.metadata import IndexMetadata
 
 Record = TypeVar("Record")
@@ -139,16 +139,11 @@ _FLOATS = (  # measures of a step of a training
     "loss_zero_shot",  # on the frozen labels: zero-shot ones unless the method says so
     "loss_finetuned",
     "agreement",  # share of the batch whose prediction is its pseudo-label
-    # Entropy of the predictions, and their balance: see training.prediction_entropy.
-    "entropy",
-    "class_balance",
     "weight_class",  # mean share of each text in the mixes
     "weight_image",
     "weight_group",
     "prototype_drift",  # mean over classes of 1 - cosine(P_c, W0_c)
     "logit_scale",
-    "images_per_second",
-    "data_wait",  # share of the step's time that was spent waiting for images
 )
 HISTORY = _schema(step=pa.int32(), epoch=pa.int32(), **dict.fromkeys(_FLOATS, pa.float32()))
 LABEL_COLUMNS = frozenset({"label", "classname"})
@@ -218,7 +213,7 @@ def read_metadata(path: str | Path, record: type[Record]) -> Record:
         values = {
             k.decode(): json.loads(v) for k, v in stored.items() if k != b"ARROW:schema"
         }
-    return record_of(record, values, path)
+    return from_values(record, values, str(path), DELETE_AND_RERUN)
 
 
 def column_names(path: str | Path) -> list[str]:

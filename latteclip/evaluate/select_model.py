@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
@@ -277,7 +277,7 @@ def _by_answers(
     }
     if not pairs:
         return None
-    times = norm.isf(ALPHA / (2 * len(pairs))) / NORMAL
+    times = -ndtri(ALPHA / (2 * len(pairs))) / NORMAL
     better = [
         i
         for i, pair in pairs.items()

@@ -24,21 +24,20 @@ def assemble_model(classifier_path: str, settings: PretrainedClip, output: str) 
     classifier, described = load_classifier(
         classifier_path, model=settings.clip.model, pretrained=settings.clip.pretrained
     )
-    clip = clips.load(settings.clip.model, settings.clip.pretrained, torch.device("cpu"))
-    class_templates = ClassTemplates.described_by(described)
+    cpu = torch.device("cpu")
+    clip = clips.load(settings.clip.model, settings.clip.pretrained, cpu)
+    encoders = [image_encoders.load(name, cpu) for name in settings.encoders]
+    templates = ClassTemplates.described_by(described).described
+    described = {"classnames": described["classnames"], **templates}
+    if encoders:
+        widths = [encoder.width for encoder in encoders]
+        described |= {
+            "image_encoders": settings.encoders,
+            finetuned.ENCODER_WIDTHS: widths,
+        }
     with replacing(output) as folder:
-        clips.save(clip, classifier, described["classnames"], class_templates, folder)
-        if settings.encoders:
-            models = [
-                image_encoders.load(name, torch.device("cpu")) for name in settings.encoders
-            ]
-            for number, model in enumerate(models):
-                image_encoders.save(model, folder / image_encoders.SUBFOLDER / str(number))
-            classifier, described = load_classifier(folder / clips.CLASSIFIER)
-            widths = [model.width for model in models]
-            described |= {
-                "image_encoders": settings.encoders,
-                finetuned.ENCODER_WIDTHS: widths,
-            }
-            save_classifier(folder / clips.CLASSIFIER, classifier, described)
-            hashing.write_sums(folder)
+        clips.save_network(clip, folder)
+        for number, encoder in enumerate(encoders):
+            image_encoders.save(encoder, folder / image_encoders.SUBFOLDER / str(number))
+        save_classifier(folder / clips.CLASSIFIER, classifier, described)
+        hashing.write_sums(folder)

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -149,10 +148,6 @@ class Training:
         self.max_logit_scale = max(MAX_LOGIT_SCALE, self.logit_scale.item())
         # Rows whose tensors are still on the device.
         self._pending: list[dict[str, Any]] = []
-        # When the first of them began, and for how many seconds they waited for how many images.
-        self._began = 0.0
-        self._waited = 0.0
-        self._images = 0
 
     @property
     def logit_scale(self) -> torch.Tensor:
@@ -167,17 +162,9 @@ class Training:
             if step % per_epoch == 0:
                 self.objective.start_epoch()
                 self.predicted = torch.zeros_like(self.predicted)
-            began = time.monotonic()
-            if not self._pending:
-                self._began = began
-                self._waited = 0.0
-                self._images = 0
             rate = self.recipe.rate(step, total)
             try:
-                batch = next(batches)
-                self._waited += time.monotonic() - began
-                self._images += len(batch[0])
-                logs = self.step(batch, rate)
+                logs = self.step(next(batches), rate)
             except torch.OutOfMemoryError as error:
                 raise UserError(OUT_OF_MEMORY) from error
             self._pending.append(
@@ -193,7 +180,6 @@ class Training:
         for group in self.adamw.param_groups:
             group["lr"] = rate
         training_mode(self.clip.model)
-        scale = self.logit_scale.detach().exp()
         pseudo_labels = devices.send(batch[1], self.clip.device)  # [B]
         loss, scores, logs = self._halving_on_oom(batch)
         self.scaler.step(self.adamw)
@@ -206,7 +192,6 @@ class Training:
             return {
                 "loss": loss.detach(),
                 "agreement": (predicted == pseudo_labels).float().mean(),
-                **prediction_entropy(scores, scale),
                 "logit_scale": self.logit_scale.clone(),
                 **logs,
             }
@@ -246,7 +231,7 @@ class Training:
         return loss, scores, logs
 
     def flush_metrics(self) -> None:
-        """Wait for the device, and move the pending rows to the history, all with one speed.
+        """Wait for the device, and move the pending rows to the history.
 
         A loss that is not finite raises DivergedError.
         """
@@ -258,15 +243,10 @@ class Training:
         values = torch.stack([row[name].float() for row, name in scalars]).tolist()
         for (row, name), value in zip(scalars, values, strict=True):
             row[name] = value
-        seconds = time.monotonic() - self._began
-        speed = {
-            "images_per_second": self._images / seconds,
-            "data_wait": self._waited / seconds,
-        }
         for row in rows:
             if not math.isfinite(row["loss"]):
                 raise DivergedError(f"The loss became {row['loss']} at step {row['step']}")
-            self.history.append(row | speed)
+            self.history.append(row)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all state, torch's random generators included."""
@@ -299,16 +279,3 @@ class Training:
         torch.set_rng_state(state["torch"])
         if self.clip.device.type == "cuda" and state["cuda"] is not None:
             torch.cuda.set_rng_state(state["cuda"])
-
-
-def prediction_entropy(
-    scores: torch.Tensor, scale: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Return the mean entropy of softmax(scale * scores) [B, C], and of their mean over log C."""
-    predicted = (scale * scores).softmax(dim=1)  # [B, C]
-    of_images = torch.special.entr(predicted).sum(dim=-1)  # [B]
-    of_mean = torch.special.entr(predicted.mean(dim=0)).sum(dim=-1)
-    return {
-        "entropy": of_images.mean(),
-        "class_balance": of_mean / math.log(scores.shape[1]),
-    }

@@ -1,5 +1,4 @@
 import contextlib
-import math
 import random
 import re
 import shutil
@@ -68,11 +67,6 @@ def state(model):
     return load_file(model / WEIGHTS)
 
 
-def history(path):
-    """All of a history that equal runs have in common."""
-    return pq.read_table(path).drop_columns(["images_per_second", "data_wait"])
-
-
 def test_a_training_writes_prototypes_of_length_one_and_a_row_a_step(tuned, demo_clip):
     head, described = load_classifier(Path(tuned[0]) / clips.CLASSIFIER)
     assert described["classnames"] == CLASSNAMES
@@ -93,9 +87,6 @@ def test_a_training_writes_prototypes_of_length_one_and_a_row_a_step(tuned, demo
     shares = table[[f"weight_{kind}" for kind in ("class", "image", "group")]].sum(axis=1)
     assert shares.tolist() == pytest.approx([1] * 6)
     assert abs(table["prototype_drift"][0]) < 1e-6 < table["prototype_drift"][5]
-    assert (table["images_per_second"] > 0).all() and table["data_wait"].between(0, 1).all()
-    assert table["class_balance"].between(0, 1.0001).all()
-    assert table["entropy"].between(0, math.log(3) + 1e-4).all()
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_another_model(inputs, tuned):
@@ -163,7 +154,7 @@ def broken_after(inputs, monkeypatch):
 def assert_same_run(first, second):
     for name in (WEIGHTS, clips.CLASSIFIER):
         assert (first[0] / name).read_bytes() == (second[0] / name).read_bytes()
-    assert history(first[1]) == history(second[1])
+    assert pq.read_table(first[1]) == pq.read_table(second[1])
 
 
 def names(folder):
@@ -227,7 +218,7 @@ def test_the_first_of_two_processes_that_train_the_same_wins(inputs, tuned, monk
             inputs.run(name, **lr)
         model, steps = (inputs.folder / name / made.name for made in tuned)
         assert (model / WEIGHTS).read_bytes() == (tuned[0] / WEIGHTS).read_bytes()
-        assert history(steps).equals(history(tuned[1]))
+        assert pq.read_table(steps).equals(pq.read_table(tuned[1]))
     assert names(inputs.folder / "another" / "checkpoint")  # nothing of it is lost either
     monkeypatch.setattr(finetuning, "_train", None)
     inputs.run("orphan")  # which ended before the rerun began
@@ -335,4 +326,4 @@ def test_supervision_trains_on_true_labels_and_is_marked(inputs):
     assert "supervised" in flags(supervised[1])
     plain = inputs.run("plain", "flyp", epochs=1)
     assert "supervised" not in flags(plain[1])
-    assert history(supervised[1])["loss"] != history(plain[1])["loss"]
+    assert pq.read_table(supervised[1])["loss"] != pq.read_table(plain[1])["loss"]

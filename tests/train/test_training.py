@@ -1,7 +1,5 @@
 """The set-up of a training, on kinds of CLIP that open_clip builds, and its steps."""
 
-import math
-
 import pytest
 import torch
 from hypothesis import given
@@ -20,7 +18,6 @@ from latteclip.train.objectives.flyp import Flyp
 from latteclip.train.settings import Recipe, recipe_for
 from latteclip.train.training import (
     Training,
-    prediction_entropy,
     prepare_training,
 )
 
@@ -212,13 +209,3 @@ def test_a_step_never_waits_for_the_device_and_needs_no_float64(
     assert training.logit_scale.item() != before
     training.flush_metrics()
     assert len(training.history) == 2
-
-
-def test_prediction_entropy_is_that_of_each_image_and_of_their_mean():
-    scores = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
-    found = prediction_entropy(scores, torch.tensor(3.0))
-    shares = (3 * scores).softmax(1)
-    of_images = torch.distributions.Categorical(shares).entropy().mean()
-    of_mean = torch.distributions.Categorical(shares.mean(0)).entropy()
-    torch.testing.assert_close(found["entropy"], of_images)
-    torch.testing.assert_close(found["class_balance"], of_mean / math.log(7))

@@ -260,7 +260,7 @@ def test_a_training_that_ctrl_c_stops_continues_with_the_next_run(finished_copy)
 
 
 def learned(checkout):
-    """The bytes of labels, captions and weights, and the history without its timings."""
+    """The bytes of labels, captions and weights, and the history."""
     results = checkout.root / RESULTS
     names = (
         "*labels.parquet",
@@ -270,7 +270,6 @@ def learned(checkout):
     )
     files = [path for name in names for path in results.glob(name)]
     history = parquet(checkout, "latteclip/seed0/history.parquet")
-    del history["images_per_second"], history["data_wait"]
     return {path.relative_to(results): path.read_bytes() for path in files}, history
 
 
