@@ -17,8 +17,8 @@ from latteclip.core import devices
 from latteclip.core.errors import UserError
 
 log = logging.getLogger(__name__)
-# Requests in a batch: at LLaVA-1.6's 2,400 tokens each they cache 5 GiB.
-AT_ONCE = 16
+# Tokens of a batch: of LLaVA-1.6 at captioner.max_model_len 4,096, they are 16 requests.
+TOKENS = 2**16
 
 
 def make(settings: CaptionerSettings, threads: int, *_: object) -> "TransformersEngine":
@@ -36,7 +36,7 @@ class TransformersEngine:
             )
         self.version = f"transformers {transformers.__version__}"
         self._device = devices.pick("auto", threads)
-        self._at_once = settings.at_once(AT_ONCE)
+        self._at_once = settings.at_once(max(1, TOKENS // settings.max_model_len))
         self._max_new_tokens = settings.max_new_tokens
         self._processor = processors.load(settings)
         model = settings.model
