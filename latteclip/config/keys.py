@@ -274,7 +274,7 @@ class CaptionerSection(Section):
     gpu_memory_utilization: ShareAboveZero = 0.9
     """share of the GPU's memory that vLLM takes"""
     batch_size: Positive | Auto = AUTO
-    """requests at once; auto: 512 by vllm, 16 by transformers, 32 to a server"""
+    """requests at once; auto: 512 by vllm, 65,536 tokens by transformers, 32 to a server"""
     max_image_side: Pixels | None = 1344
     """larger images are scaled to this side; null: no limit"""
     square_side: Pixels | Auto | None = AUTO

@@ -58,7 +58,7 @@ def test_image_models_beside_clip_stand_in_the_folder_and_predict(tmp_path, demo
     shutil.rmtree(tmp_path / "encoder")
     files = write_pictures(tmp_path / "pictures", 5)
     (tmp_path / "pictures" / "6.png").write_bytes(b"no image")
-    found = predict.Predictor(tmp_path / "model", device="cpu", threads=1, batch_size=2)
+    found = predict.Predictor(tmp_path / "model", device="cpu", threads=1)
     [*predictions] = found(
         [*files[:3], tmp_path / "pictures" / "6.png", *files[3:]], topk=2
     )

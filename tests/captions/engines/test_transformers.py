@@ -31,7 +31,7 @@ def test_answers_to_prompts_of_several_lengths_are_those_of_each_alone(index):
 
 def test_batches_are_halved_until_the_memory_holds_them(index, monkeypatch):
     requests = [about(paths_of(index)[key % 3], PROMPT, key) for key in range(18)]
-    captioner = TransformersEngine(changed(SETTINGS, batch_size="auto"), threads=1)
+    captioner = TransformersEngine(changed(SETTINGS, batch_size=16), threads=1)
     alone = [ask(captioner, request)[0] for request in requests[:3]]
     generate, tried = captioner._model.generate, []
 
