@@ -242,7 +242,9 @@ class Posterior:
         seen = [one for one in believed if not one.is_soft and not one.repeats]
         # Class texts see what their encoder sees, so that votes judge them.
         if seen and self.has_texts:
-            self.labellers[0].accuracy = self._judged(seen)
+            texts = self.labellers[0]
+            texts.accuracy = self._judged(seen)
+            texts.gain *= texts.accuracy**2
         seen = seen or believed
         if not seen:  # images predict no votes
             self.trust = self.fits = self.size = 0.0
@@ -262,7 +264,7 @@ class Posterior:
         """Return the accuracy of texts by labellers that err apart from them."""
         texts, named, right = self.labellers[0], 0.0, 0.0
         for one in seen:
-            named += float((one.named == texts.named)[one.has].sum())
+            named += agreement(texts.first[one.has], one.first[one.has]) * one.has.sum()
             right += one.accuracy * one.has.sum()
         return min(0.99, named / max(right, TINY))
 
