@@ -29,7 +29,7 @@ SHARPNESS, SLACK = 6, 1.5  # of the trust in images; of the bound on each class
 COMPANY = 4.0  # further slack where labellers agree that err apart
 PRIOR_ANSWERS = 200.0  # answers that the prior of the exponents is worth
 REPEATS = 0.98  # agreement with the texts of a labeller that repeats them
-MEANT, LOOKS = (0.98, 0.9, 0.7, 0.5), 5  # starts of the share of votes that are not random
+MEANT, LOOKS = (0.98, 0.7, 0.5, 0.3), 5  # starts of the share of votes that are not random
 EVIDENCE = 8.0  # nats by which images make votes likelier, at least, to count
 FEW = 10  # images, or votes, below which nothing is compared
 
