@@ -11,8 +11,8 @@ from support.captioning import (
 )
 
 from latteclip.captions.caption import clean
+from latteclip.captions.groups import SEED, draw_groups
 from latteclip.captions.pictures import grid
-from latteclip.captions.questions import SEED, draw_groups
 from latteclip.core.errors import UserError
 
 

@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 
 from latteclip.captions.answers import Identity, digest
+from latteclip.captions.groups import draw_groups
 from latteclip.captions.pictures import Layout
-from latteclip.captions.questions import draw_groups
 
 IDENTITY = Identity("m", None, "auto", None, 77, Layout())
 
@@ -36,8 +36,8 @@ def draw(labels, seed=3):
 def test_every_image_has_a_group_of_four_different_images_of_its_class(seed):
     labels = [0, 1] * 5 + [2] * 30 + [3] * 4 + [4] * 6 + [5, 6, 6]
     groups = draw(labels, seed)
-    assert groups.shape == (53, 4)
-    for index, members in enumerate(groups.tolist()):
+    assert list(groups) == list(range(53))
+    for index, members in groups.items():
         assert len(members) == 4
         assert {labels[member] for member in members} == {labels[index]}
         assert len(set(members)) == 4 or labels[index] > 4  # of fewer, with replacement
@@ -49,10 +49,8 @@ def test_added_images_change_few_groups_of_the_others():
     before = draw_groups(old, [0] * 300, seed=1)
     # They come first, so that every index moves.
     after = draw_groups([*new, *old], [0] * 305, seed=1)
-    named_before = {old[i]: [old[m] for m in members] for i, members in enumerate(before)}
-    named_after = {
-        [*new, *old][i]: [[*new, *old][m] for m in g] for i, g in enumerate(after)
-    }
+    named_before = {old[i]: [old[m] for m in members] for i, members in before.items()}
+    named_after = {[*new, *old][i]: [[*new, *old][m] for m in g] for i, g in after.items()}
     changed = [name for name in old if named_before[name] != named_after[name]]
     assert len(changed) <= 4 * 5 + 4
     assert all(set(named_after[name]) & set(new) for name in changed[:4])
