@@ -194,8 +194,10 @@ class Posterior:
         if images and votes:
             self._look_at_labellers()
         total = np.zeros((n, n_classes), dtype=np.float32)
+        alone = not any(one.tells for one in self.labellers if not one.is_soft)
         for one in self.labellers:
-            total += np.float32(1 if self.is_blind else one.gain * one.tells) * one.votes
+            starts = one.tells and (alone or not one.is_soft)
+            total += np.float32(1 if self.is_blind else one.gain * starts) * one.votes
         self.r = self.put(normalised(total))
         if self.is_blind:
             for k in range(v):
