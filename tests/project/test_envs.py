@@ -95,4 +95,4 @@ def test_a_wheel_has_the_workflow_and_plans_the_demo_in_any_folder(checkout, tmp
     environment = {**os.environ, "PYTHONPATH": str(site)}
     planned = checkout.run(sys.executable, *words, cwd=here, env=environment)
     assert planned.returncode == 0, planned.stdout
-    assert f'"local-dir:{site}/latteclip/demo/models/clip"' in planned.stdout
+    assert f"{site}/latteclip/demo/models/llava" in planned.stdout
