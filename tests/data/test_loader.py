@@ -139,4 +139,5 @@ def test_a_shared_memory_that_others_fill_is_one_sentence():
 def test_a_worker_that_is_killed_is_one_sentence(number):
     """However torch learns of it: from the worker's status or from its socket."""
     *_, last = printed(KILL.format(number))
-    assert last.endswith(WORKER_KILLED)  # a signal may come between a text and its end of line
+    # A signal may come between a text and its end of line.
+    assert last.endswith(WORKER_KILLED)
