@@ -34,6 +34,9 @@ apart,
 - Votes of a class are right, by the mean of r, for at least 1 - 1.5 (1 - aim), aim = 1 - t (1 - a):
   evidence delta >= 0 is added until they are. Otherwise whole classes move into look-alikes. The
   bound is weaker in company: labellers that agree and err apart.
+- Class texts see what their encoder sees, so images predict them however wrong they are. Beside
+  votes they are right as often as these say, their share in b is smaller by the square of that, and
+  images start from the votes.
 - Without images there is no bound and no w: Dawid and Skene's model, with a weak prior.
 
 **Confidence** is a mean of r and q whose mean is a. Where images are few or say little nothing
