@@ -4,7 +4,7 @@ The mathematics are in `label_model`, with its letters.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -27,6 +27,7 @@ ROUNDS, STEPS = 6, 3  # of learning images, and of learning the rest in between
 PRIOR, ENOUGH = 6.0, 25.0  # prior votes of each class, and more where it has fewer votes
 SHARPNESS, SLACK = 6, 1.5  # of the trust in images; of the bound on each class
 COMPANY = 4.0  # further slack where labellers agree that err apart
+SPREAD = 0.9  # share of the classes that have a probability in soft votes
 PRIOR_ANSWERS = 200.0  # answers that the prior of the exponents is worth
 REPEATS = 0.98  # agreement with the texts of a labeller that repeats them
 MEANT, LOOKS = (0.98, 0.7, 0.5, 0.3), 5  # starts of the share of votes that are not random
@@ -45,17 +46,19 @@ class Tables(NamedTuple):
 class Labelled:
     """The votes [n, C] of a labeller, and what is learned of it."""
 
-    def __init__(self, votes: Floats, *, is_soft: bool) -> None:
-        self.is_soft = is_soft
+    def __init__(self, votes: Floats, *, is_text: bool) -> None:
+        self.is_text = is_text
         self.has: Bools = np.asarray(votes.any(axis=1))
+        spread = np.count_nonzero(votes) / max(1, self.has.sum() * votes.shape[1])
+        self.is_soft = is_text or spread > SPREAD
         self.named = votes.argmax(axis=1)
         self.first = first(votes)
-        self.votes = votes if is_soft else self.first
+        self.votes = votes if self.is_soft else self.first
         c = votes.shape[1]
         self.overall = (self.votes.sum(axis=0) + 1 / c) / (self.votes.sum() + 1)
         self.theta = (0.9 * np.eye(c) + 0.1 * self.overall).astype(np.float32)
         self.delta = np.zeros(c)
-        has_lists = not is_soft and np.count_nonzero(votes) > self.has.sum()
+        has_lists = not self.is_soft and np.count_nonzero(votes) > self.has.sum()
         self.lists = Lists(votes, self.named) if has_lists else None
         self.tells = True  # whether images predict the votes at all
         self.repeats = False  # whether it repeats the texts
@@ -63,17 +66,15 @@ class Labelled:
         self.gain, self.accuracy, self.named_share, self.size = 1.0, np.nan, 0.0, 0.0
         self.meant = 0.98  # share of votes that are not random
 
-    def share_meant(self, q: Floats, rows: Any = slice(None)) -> Floats:
-        """Return the probability [n] that votes are not random, given images [n, C]."""
-        votes = self.votes[rows]
+    def share_meant(self, q: Floats, votes: Floats) -> Floats:
+        """Return the probability [n] that votes [n, C] are not random, given images [n, C]."""
         named = self.meant * (q * votes).sum(axis=1)
         random = (1 - self.meant) * (votes @ self.overall)
         return np.asarray(named / np.maximum(named + random, TINY), dtype=np.float32)
 
-    def targets(self, q: Floats, rows: Any = slice(None)) -> Floats:
+    def targets(self, q: Floats, votes: Floats) -> Floats:
         """Return the classes [n, C] that votes mean, given images [n, C]."""
-        share = self.share_meant(q, rows)[:, None]
-        return np.asarray(share * normalised(q * self.votes[rows]))
+        return np.asarray(self.share_meant(q, votes)[:, None] * normalised(q * votes))
 
     def counts(self, r: Floats) -> Floats:
         """Return the expected number [C, C] of votes by class, given a posterior [n, C]."""
@@ -172,7 +173,7 @@ class Posterior:
         self.lean = lean(log(votes[0])) if has_texts else np.zeros(n_classes)
         self.given = self._without_lean(votes)
         self.labellers = [
-            Labelled(p, is_soft=has_texts and k == 0) for k, p in enumerate(self.given)
+            Labelled(p, is_text=has_texts and k == 0) for k, p in enumerate(self.given)
         ]
         self.texts_alone = has_texts and len(votes) == 1
         v, n = len(votes), len(images[0].x if images else votes[0])
@@ -194,9 +195,9 @@ class Posterior:
         if images and votes:
             self._look_at_labellers()
         total = np.zeros((n, n_classes), dtype=np.float32)
-        alone = not any(one.tells for one in self.labellers if not one.is_soft)
+        alone = not any(one.tells for one in self.labellers if not one.is_text)
         for one in self.labellers:
-            starts = one.tells and (alone or not one.is_soft)
+            starts = one.tells and (alone or not one.is_text)
             total += np.float32(1 if self.is_blind else one.gain * starts) * one.votes
         self.r = self.put(normalised(total))
         if self.is_blind:
@@ -241,7 +242,7 @@ class Posterior:
         for one in self.labellers:
             self._look_at(one, views)
         believed = [one for one in self.labellers if one.tells]
-        seen = [one for one in believed if not one.is_soft and not one.repeats]
+        seen = [one for one in believed if not one.is_text and not one.repeats]
         # Class texts see what their encoder sees, so that votes judge them.
         if seen and self.has_texts:
             texts = self.labellers[0]
@@ -275,9 +276,10 @@ class Posterior:
 
         The gain is the share of the information of the votes that images predict.
         """
-        votes, has = self.put(one.votes), np.flatnonzero(one.has)
+        given = one.votes if one.is_text else one.first
+        votes, has = self.put(given), np.flatnonzero(one.has)
         has = has[:: -(-has.size * self.n_classes // CELLS) or 1]
-        p = one.votes[has]
+        p = given[has]
         blind = float(log(p @ one.overall).sum())
         one.gain = one.accuracy = 0.0
         one.tells = False
@@ -290,8 +292,8 @@ class Posterior:
             b = self.b
             for _ in range(LOOKS):
                 q = softmax(pool(offset, b, tables))
-                b = fit_weights(tables, one.targets(q, has), offset, b, steps=1)
-                share = one.share_meant(q, has)
+                b = fit_weights(tables, one.targets(q, p), offset, b, steps=1)
+                share = one.share_meant(q, p)
                 one.meant = float((share.sum() + FEW) / (len(p) + FEW))
             q = softmax(pool(offset, b, tables))
             mixed = one.meant * (q * p).sum(axis=1) + (1 - one.meant) * chance
@@ -302,7 +304,7 @@ class Posterior:
         vote = one.first[has]
         one.named_share = float((q.argmax(axis=1) == one.named[has]).mean())
         one.tells = found - blind > EVIDENCE
-        counts = one.votes.sum(axis=0)
+        counts = given.sum(axis=0)
         counts = counts[counts >= 0.5]
         one.size = float(np.exp(np.log(counts).mean())) if len(counts) else 1.0
         halves = []
@@ -334,7 +336,7 @@ class Posterior:
     def is_bounded(self, k: int) -> bool:
         """Return whether images limit how wrong a labeller is: not if they see what it sees."""
         one = self.labellers[k]
-        return not (self.is_blind or one.is_soft or one.repeats) and one.tells
+        return not (self.is_blind or one.is_text or one.repeats) and one.tells
 
     def aim(self, k: int) -> float:
         """Return how right votes are at least, by how far images and others are trusted."""
@@ -375,7 +377,9 @@ class Posterior:
             q = softmax(scores)
             targets = np.zeros(shape, dtype=np.float32)
             for k, one in enumerate(self.labellers):
-                targets += np.float32(one.gain * one.tells) * w[k] * one.targets(q)
+                targets += (
+                    np.float32(one.gain * one.tells) * w[k] * one.targets(q, one.votes)
+                )
             self.b = fit_weights(tables, self.put(targets), self.offset, self.b, steps=2)
             scores = np.broadcast_to(pool(self.offset, self.b, tables), shape)
             r = self.put(softmax(joint(w)))
@@ -383,7 +387,7 @@ class Posterior:
                 self._learn_confusion(k, r)
                 likelihoods[k] = self.labellers[k].likelihood(self.given[k])
             for k, one in enumerate(self.labellers):
-                if self.is_bounded(k):
+                if self.is_bounded(k) and not one.is_soft:
                     self._bound(k, joint(w), w[k, :, 0])
                 else:
                     one.delta[:] = 0
@@ -434,7 +438,7 @@ class Posterior:
         elif self.is_bounded(k):
             accuracy = self.aim(k)
             prior /= max(self.trust, self.company[k], 0.05) ** 2
-        elif one.is_soft:  # soft votes say little of their own accuracy
+        elif one.is_text:  # they say little of their own accuracy
             accuracy = max(accuracy, one.accuracy) if self.texts_alone else one.accuracy
         base = accuracy * np.eye(c) + (1 - accuracy) * one.overall
         one.theta = normalised(counts + prior * base).astype(np.float32)

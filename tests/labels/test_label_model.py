@@ -163,6 +163,17 @@ def test_class_texts_lose_part_of_their_lean():
     assert min(gains) > 0 and np.mean(gains) > 0.15, gains
 
 
+def test_probabilities_of_all_classes_say_more_than_the_first_choice():
+    gains = []
+    for seed in range(4):
+        planted = Planted(seed, noise=0.4)
+        logits = planted.rng.normal(size=(len(planted.truth), C)) + np.eye(C)[planted.truth]
+        soft = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        labels = [planted.fit({"a": one}).labels_ for one in (soft, soft.argmax(axis=1))]
+        gains.append(planted.right(labels[0]) - planted.right(labels[1]))
+    assert np.mean(gains) > 0.03, gains
+
+
 def test_random_votes_beside_class_texts_count_as_random():
     planted = Planted(right=0.3, texts=0.05)
     zero_shot = planted.right((planted.x @ planted.texts.T).argmax(axis=1))
