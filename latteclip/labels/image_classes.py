@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from latteclip.labels.votes import Floats, Ints, log, softmax
 
@@ -123,6 +124,15 @@ class ImageClasses:
         return table
 
 
+def class_sums(classes: Ints, table: Floats, n_classes: int) -> Floats:
+    """Return the sums [C, K] of the rows of a table [n, K] by their classes [n]."""
+    n = len(classes)
+    members = csr_array(
+        (np.ones(n, np.float32), (classes, np.arange(n))), shape=(n_classes, n)
+    )
+    return np.asarray(members @ table)
+
+
 def lean(scores: Floats) -> Floats:
     """Return how far class texts lean to each class [C], by their scores [n, C] of images.
 
@@ -133,8 +143,9 @@ def lean(scores: Floats) -> Floats:
     n, c = scores.shape
     found: Floats = np.zeros(c, dtype=np.float32)
     for _ in range(LEAN_STEPS):
-        named = np.eye(c, dtype=np.float32)[(scores - found).argmax(axis=1)]
-        found = ((named.T @ scores) / (named.sum(axis=0) + n / c)[:, None]).mean(axis=0)
+        named = (scores - found).argmax(axis=1)
+        counts = np.bincount(named, minlength=c) + n / c
+        found = (class_sums(named, scores, c) / counts[:, None]).mean(axis=0)
     return found
 
 

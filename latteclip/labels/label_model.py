@@ -16,7 +16,7 @@ alone name classes, they are clusters s_c = <x, m_c> - |m_c|^2 / 2 with m_c = S_
             log r(c) = w_x t log q(c | x) + sum_v w_v log P(vote_v | c) + constant
 
 - b make the votes as they are likeliest, by u q + (1 - u) overall: a share 1 - u of them is random.
-  Votes that images do not make likelier by 5 nats count for nothing, unless no votes are.
+  Votes that images do not make likelier by 8 nats count for nothing, unless no votes are.
 - theta follows by expectation-maximisation under a Dirichlet prior.
 - w_v = 1 / sum_u max(0, rho_uv), of correlations of errors: a copy counts half.
 - A person's answer replaces r, and exponents of all sources have a normal prior at 1.

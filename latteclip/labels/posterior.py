@@ -7,9 +7,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.sparse import csr_array
 
-from latteclip.labels.image_classes import TINY, ImageClasses, fit_weights, lean, pool
+from latteclip.labels.image_classes import (
+    TINY,
+    ImageClasses,
+    class_sums,
+    fit_weights,
+    lean,
+    pool,
+)
 from latteclip.labels.votes import (
     CELLS,
     Answers,
@@ -77,14 +83,14 @@ class Labelled:
         return np.asarray(self.share_meant(q, votes)[:, None] * normalised(q * votes))
 
     def counts(self, r: Floats) -> Floats:
-        """Return the expected number [C, C] of votes by class, given a posterior [n, C]."""
+        """Return the expected number [C, C] of votes by class, given a posterior [n, C].
+
+        It is 0 where the labeller is silent.
+        """
         if self.is_soft:
             ratio = r / np.maximum(self.votes @ self.theta.T, TINY)
             return np.asarray(self.theta * (ratio.T @ self.votes))
-        rows = np.flatnonzero(self.has)
-        one = (np.ones(len(rows), np.float32), (self.named[rows], rows))
-        votes = csr_array(one, shape=(r.shape[1], len(r)))
-        return np.asarray((votes @ r).T)
+        return class_sums(self.named, r, r.shape[1]).T
 
     def likelihood(self, votes: Floats) -> Floats:
         """Return the log-likelihood [n, C] of votes [n, C]; 0 where the labeller is silent."""
@@ -109,15 +115,11 @@ class Lists:
 
     def __init__(self, votes: Floats, named: Ints) -> None:
         c = votes.shape[1]
-        rows = np.arange(len(votes))
-        one = csr_array(
-            (np.ones(len(rows), np.float32), (named, rows)), shape=(c, len(rows))
-        )
         counts = np.bincount(named, minlength=c)[:, None]
         self.usual = []
         for listed in self._listed(votes, named):
             mean = listed.mean(axis=0)
-            share = (one @ listed + ENOUGH * mean) / (counts + ENOUGH)
+            share = (class_sums(named, listed, c) + ENOUGH * mean) / (counts + ENOUGH)
             self.usual.append(share.astype(np.float32))
         self.shares = [0.1, 0.1]
 
@@ -195,10 +197,9 @@ class Posterior:
         if images and votes:
             self._look_at_labellers()
         total = np.zeros((n, n_classes), dtype=np.float32)
-        alone = not any(one.tells for one in self.labellers if not one.is_text)
-        for one in self.labellers:
-            starts = one.tells and (alone or not one.is_text)
-            total += np.float32(1 if self.is_blind else one.gain * starts) * one.votes
+        starting = [one for one in self.labellers if one.tells and not one.is_text]
+        for one in starting or self.labellers:
+            total += np.float32(1 if self.is_blind else one.gain * one.tells) * one.votes
         self.r = self.put(normalised(total))
         if self.is_blind:
             for k in range(v):
