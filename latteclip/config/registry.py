@@ -135,13 +135,11 @@ class EngineRecord:
     # Whether it answers the questions of scores.kind decisions, and writes no captions.
     decides: bool = False
     reads_file: bool = False  # whether captions come from the user's files
-    # Whether captioner.gpu_memory_utilization says what it takes.
-    reserves_memory: bool = False
 
 
 # Each has a module latteclip/captions/engines/<name>.py.
 ENGINES = {
-    "vllm": EngineRecord(loads_model=True, has_likelihoods=True, reserves_memory=True),
+    "vllm": EngineRecord(loads_model=True, has_likelihoods=True),
     "openai": EngineRecord(address=URL, key=KEY),
     "decisions": EngineRecord(address=DECISIONS_URL, key=DECISIONS_KEY, decides=True),
     "transformers": EngineRecord(loads_model=True, has_likelihoods=True),

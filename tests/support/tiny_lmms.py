@@ -164,34 +164,3 @@ def qwen3_vl(folder):
         vision_end_token_id=own.number("<|vision_end|>"),
     )
     return save(folder, "Qwen3VL", config, processor, own)
-
-
-def internvl(folder):
-    """InternVL3: its own vision tower and Qwen2; an overview and tiles."""
-    own = tokens(
-        "<|im_end|>",
-        "<|endoftext|>",
-        "<|im_start|>",
-        start_image_token="<img>",
-        end_image_token="</img>",
-        context_image_token="<IMG_CONTEXT>",
-        video_token="<video>",
-    )
-    processor = transformers.InternVLProcessor(
-        transformers.GotOcr2ImageProcessor(
-            size=SQUARE, crop_to_patches=True, max_patches=4
-        ),
-        own.tokenizer,
-        transformers.InternVLVideoProcessor(size=SQUARE),
-        image_seq_length=4,
-        chat_template=template(*CHATML, "<IMG_CONTEXT>\n"),
-    )
-    vision = {**VISION, "image_size": [SIDE, SIDE], "patch_size": [14, 14]}
-    config = transformers.InternVLConfig(
-        text_config={"model_type": "qwen2", **own.text},
-        vision_config=vision,
-        image_token_id=own.number("<IMG_CONTEXT>"),
-        image_seq_length=4,
-        downsample_ratio=0.5,
-    )
-    return save(folder, "InternVL", config, processor, own)
