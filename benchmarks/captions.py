@@ -54,7 +54,7 @@ from latteclip.captions.score_classes import letters_of, letters_prompt
 from latteclip.config import layers
 from latteclip.config.keys import IndexSettings
 from latteclip.core import tables
-from latteclip.core.metadata import IndexMetadata
+from latteclip.core.tables import IndexMetadata
 from latteclip.data.images import open_rgb, read_bytes
 from latteclip.data.splits import read_split
 

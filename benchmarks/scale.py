@@ -132,7 +132,7 @@ def find_duplicates(place: Place) -> Work:
     import pyarrow as pa
 
     from latteclip.core import tables
-    from latteclip.core.metadata import IndexMetadata
+    from latteclip.core.tables import IndexMetadata
     from latteclip.data import find_duplicates as stage
 
     index = tables.read(place.file("images.parquet"), tables.IMAGES)
@@ -153,7 +153,7 @@ def write_pseudo_labels(place: Place) -> Work:
 
     from latteclip.clip.classifier import Classifier, FeatureMemmap, save_classifier
     from latteclip.core import tables
-    from latteclip.core.metadata import ClassesMetadata
+    from latteclip.core.tables import ClassesMetadata
     from latteclip.labels import pseudo_label_images as stage
 
     table, classnames = tables.read_unlabelled(place.file("images.parquet"), training=False)

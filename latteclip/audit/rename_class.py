@@ -8,7 +8,7 @@ from latteclip.config.keys import SplitSection
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classname
 from latteclip.core.errors import UserError, suggestion
-from latteclip.core.metadata import IndexMetadata
+from latteclip.core.tables import IndexMetadata
 from latteclip.labels import answers
 
 log = logging.getLogger(__name__)

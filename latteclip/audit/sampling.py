@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.hashing import digest
-from latteclip.core.metadata import ClassesMetadata
+from latteclip.core.files import digest
 from latteclip.core.run_options import run_command
+from latteclip.core.tables import ClassesMetadata
 from latteclip.evaluate.results import Run, read_selection
 from latteclip.evaluate.train_predictions import MISSING, classes_of, pool_seeds
 from latteclip.labels.answers import CHECK, AnswerSchema, locate, teaching_schema

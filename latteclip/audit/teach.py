@@ -23,8 +23,8 @@ from latteclip.audit.session import OFFERED, Question, QuestionSession, in_class
 from latteclip.config.hub_names import slug
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.metadata import IndexMetadata
 from latteclip.core.run_options import run_command
+from latteclip.core.tables import IndexMetadata
 from latteclip.labels.answer_files import is_foreign, read_foreign
 from latteclip.labels.answers import (
     CHECK,

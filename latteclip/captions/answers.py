@@ -19,7 +19,7 @@ import numpy as np
 from latteclip.captions.engine import CaptionerSettings, Response
 from latteclip.captions.pictures import Layout
 from latteclip.captions.questions import Choices
-from latteclip.core import hashing
+from latteclip.core import files
 from latteclip.core.errors import UserError
 from latteclip.core.files import sqlite_uri
 
@@ -61,7 +61,7 @@ def digest(
     """Return DIGEST_LENGTH hexadecimal digits for a request about image files of these bytes."""
     images = [hashlib.sha256(content).digest() for content in contents]
     shared = _shared(prompt, identity, choices)
-    return hashing.digest(b"".join(images), shared)[:DIGEST_LENGTH]
+    return files.digest(b"".join(images), shared)[:DIGEST_LENGTH]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -76,7 +76,7 @@ def fingerprint(settings: CaptionerSettings) -> str:
 
     model = settings.model
     if Path(model).is_dir():
-        return hashing.fingerprint(model)
+        return files.fingerprint(model)
     if settings.loads_model:
         with contextlib.suppress(OSError, ValueError):  # without the file no engine starts
             file = hf_hub_download(model, "config.json", revision=settings.revision)

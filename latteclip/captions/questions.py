@@ -20,7 +20,7 @@ from latteclip.config.keys import GroupsSection
 from latteclip.core import tables
 from latteclip.core.class_templates import PLACE, fill
 from latteclip.core.errors import UserError
-from latteclip.core.hashing import digest
+from latteclip.core.files import digest
 
 if TYPE_CHECKING:
     from latteclip.clip.classifier import Classifier

@@ -33,7 +33,7 @@ from latteclip.clip.classifier import load_classifier
 from latteclip.config.keys import ScoresSection
 from latteclip.core.class_templates import PLACE, ClassTemplates, fill
 from latteclip.core.errors import UserError
-from latteclip.core.hashing import digest
+from latteclip.core.files import digest
 
 LIKELIHOOD, DECISIONS = "likelihood", "decisions"  # values of scores.kind
 ALL_UP_TO = 20  # classes that are all options, of decisions MAX_DECISIONS

@@ -18,8 +18,8 @@ from latteclip.config.resources import Counts
 from latteclip.config.schema import validate
 from latteclip.core import run_options, tables
 from latteclip.core.errors import CORES
-from latteclip.core.file_names import GROUPS, IMAGES, NAMES, SCORES
-from latteclip.core.metadata import IndexMetadata
+from latteclip.core.files import GROUPS, IMAGES, NAMES, SCORES
+from latteclip.core.tables import IndexMetadata
 from latteclip.data.folder_files import image_files
 from latteclip.report.runs import JobCost, job_costs, read_answers
 from latteclip.train.settings import recipe_for

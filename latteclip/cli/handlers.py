@@ -17,8 +17,7 @@ from latteclip.config import checks, jobs
 from latteclip.config.resolve import SHARDS, Run
 from latteclip.core import run_options
 from latteclip.core.errors import UserError
-from latteclip.core.file_names import edited_classes
-from latteclip.core.files import write_json
+from latteclip.core.files import edited_classes, write_json
 from latteclip.core.terminal import paint
 
 

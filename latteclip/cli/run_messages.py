@@ -9,8 +9,7 @@ from latteclip.cli import estimate
 from latteclip.config import checks, jobs, resources
 from latteclip.config.resolve import Dataset, Run
 from latteclip.core.errors import UserError
-from latteclip.core.file_names import lines_of
-from latteclip.core.files import read_object
+from latteclip.core.files import lines_of, read_object
 from latteclip.core.terminal import counted, one_line
 from latteclip.evaluate.results import read_selection
 

@@ -29,7 +29,7 @@ from latteclip.config.hub_names import CLIP_CONFIG, FOLDER, HUB, OPEN_CLIP
 from latteclip.core import devices
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.files import from_values, read_object
-from latteclip.core.metadata import EncoderMetadata
+from latteclip.core.tables import EncoderMetadata
 from latteclip.core.terminal import one_line
 
 CONFIG = "config.json"

@@ -20,10 +20,10 @@ from torchvision.transforms import v2
 from latteclip.clip import clip_config
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.config.hub_names import CLIP_CONFIG, FOLDER, TEXT_TOWER
-from latteclip.core import devices, hashing
+from latteclip.core import devices
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, first_line
-from latteclip.core.files import write_json
+from latteclip.core.files import write_json, write_sums
 
 log = logging.getLogger(__name__)
 CLASSIFIER = "prototypes.safetensors"
@@ -198,7 +198,7 @@ def save(
         classifier,
         {"classnames": classnames, **class_templates.described},
     )
-    hashing.write_sums(folder)
+    write_sums(folder)
 
 
 def save_network(clip: Clip, folder: Path) -> None:

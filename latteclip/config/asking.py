@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from latteclip.config.resolve import Asker, Dataset
-from latteclip.core.file_names import IMAGES, NAMES, SCORES, TABLES, labeller_table
+from latteclip.core.files import IMAGES, NAMES, SCORES, TABLES, labeller_table
 
 
 @dataclass(frozen=True)

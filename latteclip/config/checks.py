@@ -14,7 +14,7 @@ from latteclip.config.registry import VOTES
 from latteclip.config.resolve import Asker, Dataset, Labeller, Run
 from latteclip.core.class_templates import ClassTemplates, clean_classnames
 from latteclip.core.errors import UserError, suggestion
-from latteclip.core.file_names import (
+from latteclip.core.files import (
     CLASSES,
     DISCOVER,
     FOLDERS,
@@ -24,10 +24,10 @@ from latteclip.core.file_names import (
     SPLITS,
     TABLES,
     edited_classes,
+    existing,
     folders_in,
     lines_of,
 )
-from latteclip.core.files import existing
 from latteclip.core.terminal import DECISIONS_URL, URL, one_line
 
 # Addresses in messages, by the variables of the environment.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from latteclip.config import layers
 from latteclip.config.resolve import Asker, Method
-from latteclip.core.hashing import digest_of
+from latteclip.core.files import digest_of
 
 # An import of a module of the package, with the names that it takes from the module.
 IMPORT = re.compile(

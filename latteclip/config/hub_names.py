@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from latteclip.config.keys import CaptionerSection, ClipSection
-from latteclip.core.hashing import digest
+from latteclip.core.files import digest
 
 HUB = "hf-hub:"
 FOLDER = "local-dir:"

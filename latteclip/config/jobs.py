@@ -14,12 +14,12 @@ from latteclip.config import hub_names, registry
 from latteclip.config.hub_names import Model
 from latteclip.config.registry import OBJECTIVES
 from latteclip.config.resolve import Asker, Dataset, Labeller, Method, Run, sections
-from latteclip.core.file_names import (
+from latteclip.core.files import (
     ACTIONS,
     edited_classes,
+    fingerprint,
     folders_in,
 )
-from latteclip.core.hashing import fingerprint
 
 # What is in the cache of Hugging Face for a model: shared by all datasets that name it.
 MODEL_NOTE = "resources/models/{model}.json"

@@ -30,7 +30,7 @@ from latteclip.config.registry import ENGINES, LABELLERS, OBJECTIVES, EngineReco
 from latteclip.config.schema import unknown, validate
 from latteclip.core.class_templates import PLACE
 from latteclip.core.errors import UserError
-from latteclip.core.file_names import (
+from latteclip.core.files import (
     DISCOVER,
     FOLDERS,
     GROUPS,
@@ -38,8 +38,8 @@ from latteclip.core.file_names import (
     SCORES,
     TABLES,
     labeller_table,
+    read_object,
 )
-from latteclip.core.files import read_object
 
 Layer = Mapping[str, Any]
 Place = Callable[[str], str]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from latteclip.config.keys import AUTO
 from latteclip.config.resolve import Asker, Dataset, Labeller, Method
-from latteclip.core.file_names import SCORES
+from latteclip.core.files import SCORES
 
 MAX_EPOCHS = 30  # the number of epochs that is assumed for finetune.epochs: auto
 ORDERS = 2  # orders in which the options of a multiple choice are listed
@@ -75,7 +75,7 @@ def counts(dataset: Dataset) -> Counts | None:
     index = Path(dataset.folder, "images.parquet")
     if index.is_file():
         from latteclip.core import tables
-        from latteclip.core.metadata import IndexMetadata
+        from latteclip.core.tables import IndexMetadata
 
         table = tables.read(index, tables.IMAGES, ["split"])
         classnames = tables.read_metadata(index, IndexMetadata).classnames

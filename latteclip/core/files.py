@@ -1,28 +1,61 @@
-"""Files written whole or not at all, JSON read back, and paths that somebody else chose."""
+"""Files and folders: names that several rooms know, whole writes, JSON, and digests."""
 
 import contextlib
 import errno
 import glob
+import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import filelock
 
-from latteclip.core.errors import DELETE_AND_RERUN, UserError
+from latteclip.core.errors import DELETE, DELETE_AND_RERUN, UserError, first_line
 from latteclip.core.terminal import one_line
 
+SPLITS = ("train", "val", "test")
+CLASSES = "classes.txt"  # the names of the classes, one per line
+# In place of that file: classes that a stage proposes, or the names of the folders.
+DISCOVER = "discover"
+FOLDERS = "folders"
+# Names that systems and network storages put beside users' files: thumbnails, recycle bins.
+LITTER = re.compile(
+    r"\.|__MACOSX|(@eaDir|@Recycle|@Recently-Snapshot|#recycle|#snapshot|\$RECYCLE\.BIN"
+    r"|System Volume Information|lost\+found|Thumbs\.db|ehthumbs\.db|desktop\.ini|Icon\r)$",
+    re.IGNORECASE,
+)
+# The tables of captions, names, class scores and votes, below the results of a dataset.
+IMAGES = "images"
+GROUPS = "groups"
+NAMES = "names"
+SCORES = "scores"
+# By what a captioner is asked for.
+TABLES = {
+    IMAGES: "captions/images.parquet",
+    GROUPS: "captions/groups.parquet",
+    NAMES: "names.parquet",
+    SCORES: "class_scores.parquet",
+}
+LABELLERS = "labellers"  # folder of the tables that one labeller alone has
+# Beside the results of a dataset whose classes a stage proposed.
+ACTIONS = "classes.json"  # a person's actions
+PROPOSAL = "discovery.json"
 T = TypeVar("T")
 LOCK_SECONDS = 30  # longest wait of a write for another one
 DAY = 24 * 60 * 60  # seconds after which a temporary file of another machine is left over
 # Errors of a file system without locks.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+SUMS = "SHA256SUMS"
+HASHED_WHOLE = 64 * 2**20  # files of a model up to this size are hashed whole
+SAMPLES = 256  # blocks of a larger file that are read
+SAMPLE = 64 * 2**10  # bytes of a block
 
 
 @contextlib.contextmanager
@@ -230,3 +263,120 @@ def sqlite_uri(path: Path) -> str:
     except OSError as error:  # SQLite reports the others
         lacks_locks = error.errno in NO_LOCKS
     return path.absolute().as_uri() + ("?nolock=1" if lacks_locks else "")
+
+
+def labeller_table(name: str) -> str:
+    """Return the table of a labeller whose votes a job of its own writes."""
+    return f"{LABELLERS}/{name}.parquet"
+
+
+def is_litter(name: str) -> bool:
+    """Return whether a name is that of a system's file or folder, not of a user's."""
+    return LITTER.match(name) is not None
+
+
+def folders_in(place: str | Path) -> list[str]:
+    """Return the names of the folders in a folder, sorted, without those of systems."""
+    names = sorted(path.name for path in Path(place).iterdir() if path.is_dir())
+    return [name for name in names if not is_litter(name)]
+
+
+def lines_of(path: str | Path) -> list[str]:
+    """Return the lines of a text file that are not empty, stripped.
+
+    OSError: it cannot be read. UserError: it is not UTF-8, with or without a byte order mark.
+    """
+    try:
+        text = Path(path).read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not valid UTF-8 text ({error}); write it again."
+        ) from None
+    return [line for line in map(str.strip, text.splitlines()) if line]
+
+
+def edited_classes(folder: str | Path) -> list[str] | None:
+    """Return the names in the results' classes.txt if a person wrote or edited it, else None.
+
+    UserError: it is not UTF-8.
+    """
+    path = Path(folder, CLASSES)
+    if not path.is_file():
+        return None
+    names = lines_of(path)
+    return None if names == _proposed(folder) else names
+
+
+def _proposed(folder: str | Path) -> list[str] | None:
+    """Return the names of the classes that the stage wrote."""
+    path = Path(folder, PROPOSAL)
+    if not path.is_file():
+        return None
+    classes = read_object(path, ("classes",), DELETE)["classes"]
+    return [row["name"] for row in classes]
+
+
+def digest(*parts: str | bytes) -> str:
+    """Return the SHA-256 of parts, each preceded by its length so that they cannot run together."""
+    return digest_of(parts)
+
+
+def digest_of(parts: Iterable[str | bytes]) -> str:
+    """Return the `digest` of parts that come one by one."""
+    state = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        state.update(len(data).to_bytes(8, "big") + data)
+    return state.hexdigest()
+
+
+def sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(model: str | Path) -> str:
+    """Return a digest of a model's file, or of the files of its folder, wherever it is.
+
+    Of large files, their size and blocks spread evenly over them count. No training leaves these
+    unchanged. Hidden files do not count.
+    """
+    root = Path(model)
+    parts = list[str | bytes]()
+    try:
+        for name, path in _visible_files(root) if root.is_dir() else [("", root)]:
+            parts += [name, _sampled(path)]
+    except OSError as error:
+        raise UserError(f"Model {model} cannot be read ({first_line(error)}).") from None
+    return f"sha256:{digest(*parts)}"
+
+
+def _visible_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the files below a folder that are not hidden, sorted, each after its name there."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and "/." not in f"/{name}":
+            yield name, path
+
+
+def _sampled(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size <= HASHED_WHOLE:
+        return hashlib.sha256(path.read_bytes()).digest()
+    state = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for number in range(SAMPLES):
+            file.seek((size - SAMPLE) * number // (SAMPLES - 1))
+            state.update(file.read(SAMPLE))
+    return state.digest()
+
+
+def write_sums(folder: str | Path) -> None:
+    """Write SHA256SUMS of the files below a folder, without hidden files and the README."""
+    folder = Path(folder)
+    lines = []
+    for name, path in sorted(_visible_files(folder)):
+        if name not in (SUMS, "README.md"):
+            lines.append(f"{sha256(path)}  {name}\n")
+    write_text(folder / SUMS, "".join(lines))

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from latteclip.core import tables
-from latteclip.core.hashing import digest
+from latteclip.core.files import digest
 
 # Images that a training leaves out: with three trainings at least about 100, and at most so many
 # that the standard error of a share is half a point.

@@ -1,8 +1,12 @@
-"""The Parquet tables that stages write and read, with their schemas."""
+"""The Parquet tables that stages write and read: schemas, metadata, and how they are read.
+
+Metadata that one package alone reads stand there: an edit reruns the stages that import its module.
+"""
 
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +18,6 @@ import pyarrow.parquet as pq
 
 from latteclip.core.errors import DELETE_AND_RERUN, UserError, first_line
 from latteclip.core.files import from_values, replacing, values_of
-from latteclip.core.metadata import IndexMetadata
 
 Record = TypeVar("Record")
 
@@ -148,6 +151,87 @@ _FLOATS = (  # measures of a step of a training
 HISTORY = _schema(step=pa.int32(), epoch=pa.int32(), **dict.fromkeys(_FLOATS, pa.float32()))
 LABEL_COLUMNS = frozenset({"label", "classname"})
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # begin a formula in a spreadsheet
+
+
+# Each flag of a run, and its footnote in a table.
+FLAGS = {
+    "supervised": "reads the labels of the training images: an upper bound, not an unsupervised "
+    "method",
+    "ours": "not in the paper",
+    "collapsed": "predictions collapsed in training: fewer than half of the classes are predicted, "
+    "or hardly any prediction agrees with its pseudo-label",
+    "diverged": "the training diverged at the learning rate that was found: this is the untrained "
+    "model",
+}
+FAILED = frozenset({"collapsed", "diverged"})  # flags of trainings that are never chosen
+
+
+@dataclass
+class IndexMetadata:
+    """The metadata of IMAGES."""
+
+    classnames: list[str]  # as CLIP reads them, in the order of the labels
+    # That differ, by class name.
+    written_names: dict[str, str] = field(default_factory=dict)
+    # Files that are no images, by suffix.
+    skipped: dict[str, int] = field(default_factory=dict)
+    content: str | None = None  # digest of the bytes of all images
+    limit: int | None = None  # images of a split in a limited run
+    drawn_from: dict[str, int] | None = None  # images of each whole split, of a limited run
+
+
+@dataclass
+class ClassesMetadata:
+    """The metadata of tables whose labels and predictions are positions among class names."""
+
+    classnames: list[str]
+
+
+@dataclass
+class VotesMetadata:
+    """The metadata of VOTES."""
+
+    classnames: list[str]
+    votes: str  # in words: captions, class scores, or votes of several labellers
+    unfit: str  # why they cannot compare classifiers; "": they can
+
+
+@dataclass
+class LabellerLabelsMetadata:
+    """The metadata of LABELLER_LABELS."""
+
+    classnames: list[str]
+    labellers: list[str]  # names, in the order of the labels
+
+
+@dataclass
+class EncoderMetadata:
+    """The metadata of IMAGE_FEATURES."""
+
+    model: str  # as the key `image_encoders` names it
+    width: int
+    # Height and width in pixels; None: as open_clip has it.
+    image_size: list[int] | None = None
+
+
+@dataclass
+class ExamplesMetadata:
+    """The metadata of EXAMPLES."""
+
+    models: list[str]  # CLIP, and image encoders as the key `image_encoders` names them
+    widths: list[int]  # of their features
+
+
+@dataclass
+class UnknownMetadata:
+    """The metadata of UNKNOWN."""
+
+    classnames: list[str]
+    threshold: float  # threshold of the scores by CLIP
+    share: float  # as `unknown.share`
+    captioner_threshold: float | None = None  # None: the captioner gave no scores
+    # Number of a person's answers: "none" of the classes, or "classes".
+    answers: dict[str, int] | None = None
 
 
 def write(

@@ -33,8 +33,7 @@ from latteclip.config.keys import (
 )
 from latteclip.config.schema import validate
 from latteclip.core.errors import UserError, first_line, full_disk
-from latteclip.core.files import link_or_copy, new_folder, replacing
-from latteclip.core.hashing import digest
+from latteclip.core.files import digest, link_or_copy, new_folder, replacing
 from latteclip.core.signals import ending_in_order
 from latteclip.core.terminal import Progress
 from latteclip.data.shards import SAMPLES, HeaderOrEnd, tar_entries

@@ -1,4 +1,4 @@
-"""List the files of a user's folder that an index reads, and detect changes.
+"""List the files of a user's folder that an index reads, detect changes, and find examples.
 
 Imports nothing heavy, since the workflow compares at each start.
 """
@@ -8,14 +8,15 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from latteclip.config.keys import SplitSection
-from latteclip.core.errors import UserError
-from latteclip.core.file_names import CLASSES, is_litter
-from latteclip.core.files import readable
+from latteclip.core.class_templates import clean_classname
+from latteclip.core.errors import UserError, suggestion
+from latteclip.core.files import CLASSES, folders_in, is_litter, readable
+from latteclip.core.terminal import one_line
 
 log = logging.getLogger(__name__)
 IMAGE_SUFFIXES = frozenset(
@@ -24,6 +25,7 @@ IMAGE_SUFFIXES = frozenset(
 LINKED = 2  # levels on which links to folders are followed, as class folders may be
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,10}")
 OTHER = "other"  # in place of a missing or strange suffix
+EXAMPLES = "split.examples"  # the key of a folder with a few images of each class
 
 
 class File(NamedTuple):
@@ -148,3 +150,59 @@ def linked(place: str) -> str:
     if not os.path.islink(place):
         return place
     return os.path.normpath(os.path.join(os.path.dirname(place), os.readlink(place)))
+
+
+class Example(NamedTuple):
+    """An image of a class that is not in the dataset."""
+
+    path: str
+    classname: str
+
+
+def class_names(folder: str | Path) -> list[str]:
+    """Return the names of the class folders of examples, sorted. UserError: there are none."""
+    if not os.path.isdir(folder):
+        raise UserError(f"{EXAMPLES} {folder} is not a folder; correct the path.")
+    with readable():
+        names = folders_in(folder)
+    if not names:
+        raise UserError(
+            f"{EXAMPLES} {folder} has no folders; put the images of each class into a folder with "
+            "the class's name."
+        )
+    return names
+
+
+def find_examples(
+    folder: str | Path, classnames: Sequence[str], replacements: Mapping[str, str]
+) -> list[Example]:
+    """Return the images below a folder of examples, <class>/*.jpg, with their classes.
+
+    UserError: a class folder is of no class, of the same class as another one, or without images,
+    or an image is in no class folder.
+    """
+    if loose := image_files(folder, deep=False):
+        raise UserError(
+            f"{one_line(loose[0])} is in no class folder of {EXAMPLES}; move it into one."
+        )
+    examples: list[Example] = []
+    folder_of: dict[str, str] = {}
+    for written in class_names(folder):
+        place = Path(folder, written)
+        name = clean_classname(written, replacements)
+        if name not in classnames:
+            likely = one_line(suggestion(name, classnames))
+            raise UserError(f"{EXAMPLES}: {one_line(place)} is not a class; {likely}")
+        if name in folder_of:
+            raise UserError(
+                f"{EXAMPLES}: the folders {folder_of[name]!r} and {written!r} of {folder} are both "
+                f"of the class {name!r}; join them."
+            )
+        folder_of[name] = written
+        images = image_files(place, deep=True)
+        if not images:
+            raise UserError(
+                f"{EXAMPLES}: {one_line(place)} holds no image; add some or remove the folder."
+            )
+        examples += [Example(str(image), name) for image in images]
+    return examples

@@ -23,10 +23,8 @@ from latteclip.config.keys import IndexSettings
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classnames
 from latteclip.core.errors import UserError
-from latteclip.core.file_names import DISCOVER, SPLITS
-from latteclip.core.files import replacing, sqlite_uri
-from latteclip.core.hashing import digest
-from latteclip.core.metadata import IndexMetadata
+from latteclip.core.files import DISCOVER, SPLITS, digest, replacing, sqlite_uri
+from latteclip.core.tables import IndexMetadata
 from latteclip.core.terminal import Progress, counted, one_line
 from latteclip.data import find_duplicates, folder_files
 from latteclip.data import images as image_files

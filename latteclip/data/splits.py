@@ -22,18 +22,18 @@ from pydantic import Field, TypeAdapter, ValidationError
 from latteclip.config.keys import IndexSettings
 from latteclip.core.class_templates import clean_classname, clean_classnames
 from latteclip.core.errors import UserError, first_line
-from latteclip.core.file_names import (
+from latteclip.core.files import (
     CLASSES,
     DISCOVER,
     FOLDERS,
     SPLITS,
+    csv_separator,
     folders_in,
     lines_of,
+    readable,
 )
-from latteclip.core.files import csv_separator, readable
 from latteclip.data import folder_files, images, shards
-from latteclip.data.examples import class_names
-from latteclip.data.folder_files import IMAGE_SUFFIXES, inside
+from latteclip.data.folder_files import IMAGE_SUFFIXES, class_names, inside
 
 log = logging.getLogger(__name__)
 DEPTH = 3  # folders below a dataset's folder in which its parts are searched

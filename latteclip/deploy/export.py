@@ -17,7 +17,7 @@ from latteclip.clip import finetuned
 from latteclip.clip.classifier import load_classifier
 from latteclip.clip.model import CLASSIFIER
 from latteclip.config import layers
-from latteclip.core import hashing, tables
+from latteclip.core import files, tables
 from latteclip.core.class_templates import ClassTemplates, clean_classname
 from latteclip.core.errors import UserError
 from latteclip.core.files import new_folder, replacing
@@ -31,7 +31,7 @@ from latteclip.deploy.guaranteed_predictions import (
 from latteclip.deploy.predict import Predictor
 from latteclip.evaluate.results import read_metrics
 from latteclip.labels.fusion_report import NAME, read_fusion_report
-from latteclip.train.history import TrainingMetadata
+from latteclip.train.settings import TrainingMetadata
 
 log = logging.getLogger(__name__)
 TEMPLATES = Path(__file__).parent / "templates"
@@ -95,7 +95,7 @@ def export(
         shutil.copyfile(opened.folder / CLASSIFIER, temporary / CLASSIFIER)
         card = model_card(opened, origin, format, licence, promise)
         card.save(temporary / "README.md")
-        hashing.write_sums(temporary)
+        files.write_sums(temporary)
     classes = counted(len(opened.classnames), "class", "classes")
     log.info("%s: %s as %s.", destination, classes, format)
     return f"{promise}\nTo upload it: hf upload <user>/<name> {destination}".lstrip()

@@ -22,7 +22,7 @@ from latteclip.evaluate.train_predictions import read_predictions
 from latteclip.labels import fusion_report
 from latteclip.labels.fusion_report import Check, PersonAnswers
 from latteclip.labels.guarantees import fewest_answers, pac_threshold, smallest_share
-from latteclip.train.history import TrainingMetadata
+from latteclip.train.settings import TrainingMetadata
 
 log = logging.getLogger(__name__)
 Classify = Callable[[Sequence[str]], Sequence[Any]]  # image files to `Prediction`s

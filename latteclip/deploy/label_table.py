@@ -23,8 +23,8 @@ from latteclip.config.jobs import FOLDER_LINK
 from latteclip.config.registry import VOTES
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.metadata import IndexMetadata
 from latteclip.core.run_options import run_command
+from latteclip.core.tables import IndexMetadata
 from latteclip.data.folder_files import linked
 from latteclip.deploy.guaranteed_predictions import require_answers
 from latteclip.labels.answers import NONE, WORDS

@@ -21,8 +21,7 @@ from latteclip.audit.server import (
 )
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.file_names import ACTIONS, CLASSES, PROPOSAL, edited_classes
-from latteclip.core.files import locked
+from latteclip.core.files import ACTIONS, CLASSES, PROPOSAL, edited_classes, locked
 from latteclip.core.run_options import run_command
 from latteclip.discover.names import Ints
 from latteclip.discover.proposal import (

@@ -16,8 +16,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classname
 from latteclip.core.errors import DELETE, UserError
-from latteclip.core.files import read_object, write_json
-from latteclip.core.hashing import digest
+from latteclip.core.files import digest, read_object, write_json
 from latteclip.discover import grouping
 from latteclip.discover.grouping import Evidence
 from latteclip.discover.names import Floats, Ints

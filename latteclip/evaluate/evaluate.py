@@ -9,7 +9,7 @@ from latteclip.config.keys import ClipSection, Section
 from latteclip.core import devices, tables
 from latteclip.core.holdout import NO_FOLD, Fold, left_out_images
 from latteclip.evaluate import metrics, train_predictions
-from latteclip.train.history import TrainingMetadata
+from latteclip.train.settings import TrainingMetadata
 
 
 class EvaluateSettings(Section):

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_json
-from latteclip.core.metadata import ClassesMetadata, IndexMetadata
+from latteclip.core.tables import ClassesMetadata, IndexMetadata
 from latteclip.evaluate.results import FIGURES
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import link_or_copy, replacing, write_record
 from latteclip.core.holdout import MIN_HELD_OUT
-from latteclip.core.metadata import FAILED, VotesMetadata
+from latteclip.core.tables import FAILED, VotesMetadata
 from latteclip.evaluate.results import (
     Audit,
     Run,

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from latteclip.core import tables
-from latteclip.core.metadata import FLAGS, IndexMetadata
+from latteclip.core.tables import FLAGS, IndexMetadata
 from latteclip.evaluate.results import (
     FIGURES,
     Audit,

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.metadata import ClassesMetadata
+from latteclip.core.tables import ClassesMetadata
 
 MISSING = -1
 

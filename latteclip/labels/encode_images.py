@@ -16,9 +16,9 @@ from latteclip.clip.model import Clip
 from latteclip.config.keys import ClipSection, Section
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
-from latteclip.core.metadata import ExamplesMetadata
+from latteclip.core.tables import ExamplesMetadata
 from latteclip.core.terminal import counted
-from latteclip.data.examples import find_examples
+from latteclip.data.folder_files import find_examples
 
 log = logging.getLogger(__name__)
 

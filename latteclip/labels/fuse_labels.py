@@ -14,7 +14,7 @@ from latteclip.clip.classifier import Classifier, classify, load_classifier, sav
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import held_out_for_choice
-from latteclip.core.metadata import (
+from latteclip.core.tables import (
     ClassesMetadata,
     IndexMetadata,
     LabellerLabelsMetadata,

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from latteclip.clip.classifier import load_classifier
 from latteclip.core import tables
 from latteclip.core.errors import DELETE_AND_RERUN, UserError
-from latteclip.core.metadata import EncoderMetadata, ExamplesMetadata
+from latteclip.core.tables import EncoderMetadata, ExamplesMetadata
 from latteclip.labels.answers import CHECK, CLASS, UNSURE, Answer, teaching_schema
 from latteclip.labels.features import read_features
 from latteclip.labels.label_model import SCALE, Answers, Floats, Ints, LabelModel, TopK

@@ -8,7 +8,7 @@ import torch
 from latteclip.clip import classifier
 from latteclip.clip.classifier import ROWS, Features, best_classes, parts
 from latteclip.core import tables
-from latteclip.core.metadata import ClassesMetadata
+from latteclip.core.tables import ClassesMetadata
 from latteclip.labels.zero_shot import ZeroShotSettings, encode_zero_shot
 
 log = logging.getLogger(__name__)

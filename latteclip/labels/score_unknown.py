@@ -15,7 +15,7 @@ from latteclip.clip.ood import UnknownDetector, threshold
 from latteclip.config.keys import UnknownSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.metadata import UnknownMetadata
+from latteclip.core.tables import UnknownMetadata
 from latteclip.labels.features import read_features
 from latteclip.labels.label_inputs import read_answers
 from latteclip.labels.vote_tables import read_class_scores

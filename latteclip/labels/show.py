@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latteclip.config.registry import VOTES
-from latteclip.core import file_names, tables
+from latteclip.core import files, tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import values_of
 from latteclip.labels.fusion_report import NAME, UNCHECKED, FusionReport, read_fusion_report
@@ -86,7 +86,7 @@ class _Shown(NamedTuple):
 def _read(results: str, n: int, image_ids: Sequence[str]) -> _Shown:
     folder = Path(results)
     path = folder / "fused_labels.parquet"
-    captions = folder / file_names.TABLES[file_names.IMAGES]
+    captions = folder / files.TABLES[files.IMAGES]
     if folder.is_dir() and not path.exists():
         raise UserError(
             f"{path} does not exist: no method of this dataset was run that learns from captions "

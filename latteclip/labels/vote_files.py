@@ -8,7 +8,7 @@ import pandas as pd
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.metadata import IndexMetadata
+from latteclip.core.tables import IndexMetadata
 from latteclip.core.terminal import one_line
 from latteclip.core.user_tables import (
     by_image_id,

@@ -12,7 +12,7 @@ from latteclip.clip.encode import class_embeddings, encode_files
 from latteclip.config.keys import ClassTextsSection, ClipSection, Section
 from latteclip.core import devices, tables
 from latteclip.core.class_templates import ClassTemplates
-from latteclip.core.metadata import IndexMetadata
+from latteclip.core.tables import IndexMetadata
 
 
 class ZeroShotSettings(Section):

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from latteclip.core import tables
-from latteclip.core.metadata import UnknownMetadata
+from latteclip.core.tables import UnknownMetadata
 from latteclip.data.images import open_rgb
 from latteclip.report.runs import Ints, TrainingImages
 

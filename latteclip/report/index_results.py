@@ -9,7 +9,7 @@ from pydantic import Field
 
 from latteclip.config.keys import Section, TableSection
 from latteclip.core.files import write_text
-from latteclip.core.metadata import FLAGS
+from latteclip.core.tables import FLAGS
 from latteclip.evaluate import summary
 from latteclip.report import render
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latteclip.core import tables
-from latteclip.core.metadata import LabellerLabelsMetadata
+from latteclip.core.tables import LabellerLabelsMetadata
 from latteclip.core.terminal import counted
 from latteclip.labels.fusion_report import (
     NAME,

@@ -15,8 +15,8 @@ from scipy.stats import binomtest
 from latteclip.config.keys import Section, TableSection
 from latteclip.core import tables
 from latteclip.core.files import read_object, write_text
-from latteclip.core.metadata import FLAGS, IndexMetadata
 from latteclip.core.run_options import run_command
+from latteclip.core.tables import FLAGS, IndexMetadata
 from latteclip.core.terminal import counted
 from latteclip.evaluate import results
 from latteclip.evaluate.statement import state

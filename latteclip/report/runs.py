@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 
 from latteclip import __version__
 from latteclip.captions.table import AnswersMetadata, CaptionsMetadata, ScoresMetadata
-from latteclip.core import file_names, tables
-from latteclip.core.metadata import IndexMetadata
+from latteclip.core import files, tables
+from latteclip.core.tables import IndexMetadata
 
 log = logging.getLogger(__name__)
 Ints = npt.NDArray[np.int_]
@@ -138,9 +138,9 @@ def total(jobs: Sequence[JobCost]) -> JobCost:
 
 def asked(folder: Path) -> Iterator[tuple[str, AnswersMetadata]]:
     """Yield each table of a dataset's folder for which a captioner was asked, and its metadata."""
-    of_labellers = sorted((folder / file_names.LABELLERS).glob("*.parquet"))
+    of_labellers = sorted((folder / files.LABELLERS).glob("*.parquet"))
     for path in (
-        *(folder / table for table in file_names.TABLES.values()),
+        *(folder / table for table in files.TABLES.values()),
         *of_labellers,
     ):
         if path.is_file() and _has_answers(path):

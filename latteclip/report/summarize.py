@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from latteclip.core.files import write_text
-from latteclip.core.metadata import FLAGS
+from latteclip.core.tables import FLAGS
 from latteclip.core.terminal import counted
 from latteclip.evaluate import summary
 from latteclip.evaluate.results import Audit

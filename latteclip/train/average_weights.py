@@ -17,8 +17,8 @@ from latteclip.config.keys import ClipSection, Section
 from latteclip.core import devices, tables
 from latteclip.core.files import replacing
 from latteclip.core.holdout import NO_FOLD, Fold, left_out_images
-from latteclip.core.metadata import FAILED, ClassesMetadata
-from latteclip.train.history import TrainingMetadata
+from latteclip.core.tables import FAILED, ClassesMetadata
+from latteclip.train.settings import TrainingMetadata
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from latteclip.clip.classifier import classify, load_classifier
 from latteclip.core import tables
 from latteclip.core.class_templates import class_texts
 from latteclip.core.errors import UserError
-from latteclip.core.hashing import digest_of
+from latteclip.core.files import digest_of
 from latteclip.core.holdout import NO_FOLD, Fold, left_out
-from latteclip.core.metadata import IndexMetadata
+from latteclip.core.tables import IndexMetadata
 from latteclip.labels.features import read_features
 from latteclip.labels.fusion_report import read_fusion_report
 from latteclip.train.objectives.base import TokenizedTexts, TrainingTexts

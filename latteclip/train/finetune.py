@@ -18,14 +18,19 @@ from latteclip.config import hub_names
 from latteclip.config.keys import AUTO
 from latteclip.core import tables
 from latteclip.core.errors import UserError, first_line
-from latteclip.core.files import new_folder, read_object, remove_left_over, replacing
-from latteclip.core.hashing import digest_of, fingerprint
+from latteclip.core.files import (
+    digest_of,
+    fingerprint,
+    new_folder,
+    read_object,
+    remove_left_over,
+    replacing,
+)
 from latteclip.core.signals import Terminated, ending_in_order
 from latteclip.core.terminal import Progress
 from latteclip.train.data import TrainingFiles, schedule
-from latteclip.train.history import TrainingMetadata
 from latteclip.train.images import TrainingImages
-from latteclip.train.settings import FinetuneSettings, recipe_for
+from latteclip.train.settings import FinetuneSettings, TrainingMetadata, recipe_for
 from latteclip.train.training import DivergedError, Setup, Training
 
 log = logging.getLogger(__name__)

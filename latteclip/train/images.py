@@ -19,8 +19,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from latteclip.core.errors import GIB
-from latteclip.core.files import existing, replacing
-from latteclip.core.hashing import digest
+from latteclip.core.files import digest, existing, replacing
 from latteclip.data.images import container_of, open_rgb
 from latteclip.data.loader import ImageFiles
 

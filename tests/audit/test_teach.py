@@ -11,7 +11,7 @@ from latteclip.audit.session import import_answers
 from latteclip.audit.teach import TeachingSession
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.metadata import EncoderMetadata, ExamplesMetadata
+from latteclip.core.tables import EncoderMetadata, ExamplesMetadata
 from latteclip.labels.answers import CHECK, CLASS, TEACH, Answer
 from latteclip.labels.fuse_labels import adapt_zero_shot, fuse_labels
 from latteclip.labels.fusion_report import NAME

@@ -7,7 +7,7 @@ import pytest
 from latteclip.captions.answers import COMMIT_ANSWERS, MAX_BYTES, AnswerCache, problem
 from latteclip.captions.engine import Response
 from latteclip.core.errors import UserError
-from latteclip.core.hashing import digest
+from latteclip.core.files import digest
 
 
 def name(number):

@@ -14,7 +14,7 @@ from support.servers import DecisionServer, decide
 
 from latteclip.captions.table import ScoresMetadata
 from latteclip.core import tables
-from latteclip.core.metadata import IndexMetadata
+from latteclip.core.tables import IndexMetadata
 
 ENGINE = {
     **of_engine("decisions"),

@@ -13,7 +13,7 @@ from latteclip.config.asking import askings
 from latteclip.config.resolve import Run
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.metadata import IndexMetadata
+from latteclip.core.tables import IndexMetadata
 
 SERVER = {"engine": "openai", "model": "m"}
 LLAVA = {"engine": "openai", "model": "llava-hf/llava-v1.6-mistral-7b-hf"}

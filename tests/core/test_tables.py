@@ -5,7 +5,7 @@ from support.tiny import write_index
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.metadata import IndexMetadata, VotesMetadata
+from latteclip.core.tables import IndexMetadata, VotesMetadata
 
 SCHEMA = pa.schema([("id", pa.string()), ("size", pa.int32())])
 

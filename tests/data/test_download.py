@@ -17,7 +17,7 @@ from support.web import ARCHIVE, CONTENT, jpeg, settings, sha256, wanted, zipped
 from latteclip.cli import main
 from latteclip.config.keys import DownloadSection, SplitSection
 from latteclip.core.errors import UserError
-from latteclip.core.hashing import digest
+from latteclip.core.files import digest
 from latteclip.data import download_dataset as downloads
 from latteclip.data.download_dataset import download_dataset, fetch
 

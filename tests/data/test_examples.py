@@ -4,7 +4,7 @@ import pytest
 from support.image_folders import images
 
 from latteclip.core.errors import UserError
-from latteclip.data.examples import find_examples
+from latteclip.data.folder_files import find_examples
 
 REPLACEMENTS = {"_": " "}
 

@@ -6,7 +6,7 @@ from support.web import jpeg
 
 from latteclip.config.keys import SplitSection
 from latteclip.core import tables
-from latteclip.core.metadata import IndexMetadata
+from latteclip.core.tables import IndexMetadata
 from latteclip.data import folder_files
 
 

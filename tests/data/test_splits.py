@@ -4,7 +4,7 @@ from support.image_folders import coop, folders, images, index
 from latteclip.config.keys import IndexSettings
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.metadata import IndexMetadata
+from latteclip.core.tables import IndexMetadata
 from latteclip.data.splits import read_split
 
 

@@ -18,7 +18,7 @@ from latteclip.clip.encode import encode_files
 from latteclip.clip.ood import UnknownDetector
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.metadata import ClassesMetadata
+from latteclip.core.tables import ClassesMetadata
 from latteclip.deploy import predict
 from latteclip.labels.fusion_report import NAME, Check, PersonAnswers, write_fusion_report
 from latteclip.labels.guarantees import pac_threshold

@@ -26,7 +26,7 @@ from latteclip.cli import main
 from latteclip.clip import finetuned, image_encoders
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
-from latteclip.core import hashing, tables
+from latteclip.core import files, tables
 from latteclip.deploy.export import export
 from latteclip.labels import fusion_report
 
@@ -233,7 +233,7 @@ def test_the_card_has_dataset_method_accuracy_licence_and_classes(
     )
     for word in (*words, f"labels of training images | {said}"):
         assert word in text
-    sums = ["sha256sum", "--check", "--strict", "--quiet", hashing.SUMS]
+    sums = ["sha256sum", "--check", "--strict", "--quiet", files.SUMS]
     subprocess.run(sums, cwd=out, check=True)
 
 

@@ -16,7 +16,7 @@ from latteclip.cli import main
 from latteclip.config.keys import IndexSettings
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.metadata import IndexMetadata
+from latteclip.core.tables import IndexMetadata
 from latteclip.data.splits import read_split
 from latteclip.deploy import label_table
 from latteclip.deploy.export_labels import export_labels, sanitized

@@ -14,7 +14,7 @@ from latteclip.clip.classifier import Classifier
 from latteclip.config.keys import ClipSection
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
-from latteclip.core.metadata import ClassesMetadata
+from latteclip.core.tables import ClassesMetadata
 from latteclip.evaluate import evaluate as stage
 
 CLASSNAMES = ["a", "b", "c", "d", "e", "f", "g"]

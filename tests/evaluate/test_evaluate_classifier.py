@@ -10,7 +10,7 @@ from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.config.keys import ClipSection
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
-from latteclip.core.metadata import ClassesMetadata
+from latteclip.core.tables import ClassesMetadata
 from latteclip.evaluate import evaluate_classifier as stage
 
 N, C, D = 14, 6, 5

@@ -7,7 +7,7 @@ from support.tiny import write_index
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.metadata import ClassesMetadata
+from latteclip.core.tables import ClassesMetadata
 from latteclip.evaluate import metrics as module
 
 N, C = 23, 7

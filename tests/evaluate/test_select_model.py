@@ -12,7 +12,7 @@ from latteclip.config.jobs import candidacy
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import MIN_HELD_OUT
-from latteclip.core.metadata import ClassesMetadata, VotesMetadata
+from latteclip.core.tables import ClassesMetadata, VotesMetadata
 from latteclip.evaluate import select_model as stage
 from latteclip.evaluate.results import (
     Accuracy,

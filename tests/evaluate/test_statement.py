@@ -5,7 +5,7 @@ import pytest
 from support import records
 
 from latteclip.core import tables
-from latteclip.core.metadata import ClassesMetadata
+from latteclip.core.tables import ClassesMetadata
 from latteclip.evaluate.results import Accuracy, Audit
 from latteclip.evaluate.statement import state
 from latteclip.labels.fusion_report import PersonAnswers

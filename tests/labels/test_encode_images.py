@@ -9,7 +9,7 @@ from latteclip.clip import image_encoders
 from latteclip.config.keys import ClipSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.metadata import EncoderMetadata
+from latteclip.core.tables import EncoderMetadata
 from latteclip.labels.encode_images import EncodingSettings, encode_images
 
 DEMO = f"local-dir:{DEMO_CLIP}"

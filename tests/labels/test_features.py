@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from latteclip.core import tables
-from latteclip.core.metadata import ClassesMetadata
+from latteclip.core.tables import ClassesMetadata
 from latteclip.labels import pseudo_label_images
 from latteclip.labels.features import read_features
 

@@ -12,7 +12,7 @@ from latteclip.clip.classifier import Classifier, load_classifier
 from latteclip.config.keys import ClipSection
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
-from latteclip.core.metadata import (
+from latteclip.core.tables import (
     EncoderMetadata,
     ExamplesMetadata,
     LabellerLabelsMetadata,

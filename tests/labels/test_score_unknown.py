@@ -10,7 +10,7 @@ from support.zero_shot_files import ZeroShotFiles
 
 from latteclip.config.keys import UnknownSection
 from latteclip.core import tables
-from latteclip.core.metadata import UnknownMetadata
+from latteclip.core.tables import UnknownMetadata
 from latteclip.labels.score_unknown import score_unknown
 
 

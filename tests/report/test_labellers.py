@@ -6,7 +6,7 @@ from support import records
 from support.tiny import write_captions, write_index, write_pseudo_labels
 
 from latteclip.core import tables
-from latteclip.core.metadata import LabellerLabelsMetadata
+from latteclip.core.tables import LabellerLabelsMetadata
 from latteclip.labels.fusion_report import NAME, PersonAnswers, write_fusion_report
 from latteclip.labels.guarantees import Interval
 from latteclip.report.labellers import LABELLER_LABELS, in_words, read_labellers

@@ -6,7 +6,7 @@ from support import records
 from support.pages import write_audit
 
 from latteclip.config.keys import TableSection
-from latteclip.core.metadata import FLAGS
+from latteclip.core.tables import FLAGS
 from latteclip.labels.fusion_report import PersonAnswers, write_fusion_report
 from latteclip.report import summarize
 from latteclip.report.index_results import IndexSettings

@@ -13,7 +13,7 @@ from support.tiny import ROOT
 
 from latteclip.audit.audit import AuditSession
 from latteclip.core import tables
-from latteclip.core.metadata import ClassesMetadata
+from latteclip.core.tables import ClassesMetadata
 from latteclip.labels.answers import Answer
 
 

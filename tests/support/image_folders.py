@@ -11,7 +11,7 @@ from support.web import jpeg
 
 from latteclip.config.keys import IndexSettings
 from latteclip.core import tables
-from latteclip.core.metadata import IndexMetadata
+from latteclip.core.tables import IndexMetadata
 from latteclip.data import index_images
 
 COOP_SPLITS = SHARED / "data" / "coop_splits"

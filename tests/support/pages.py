@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 
 from latteclip.core import tables
-from latteclip.core.metadata import UnknownMetadata
+from latteclip.core.tables import UnknownMetadata
 from latteclip.evaluate.results import Accuracy, Audit
 from latteclip.report import report_dataset
 

@@ -5,8 +5,7 @@ from latteclip.captions.table import CaptionsMetadata, ScoresMetadata
 from latteclip.labels import fusion_report
 from latteclip.labels.fusion_report import Check, CheckedLabels, FusionReport, PersonAnswers
 from latteclip.labels.guarantees import Interval
-from latteclip.train.history import TrainingMetadata
-from latteclip.train.settings import Recipe
+from latteclip.train.settings import Recipe, TrainingMetadata
 
 RECIPE = Recipe(epochs=1, warmup_steps=0, batch_size=64, lr=3e-5)
 

@@ -5,7 +5,7 @@ from support.tiny import write_captions, write_index, write_pictures
 
 from latteclip.config.keys import DiscoverSection
 from latteclip.core import tables
-from latteclip.core.metadata import EncoderMetadata
+from latteclip.core.tables import EncoderMetadata
 from latteclip.discover.discover_classes import discover_classes
 from latteclip.discover.proposal import FILE
 from latteclip.discover.propose_classes import propose_classes

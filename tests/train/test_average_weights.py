@@ -17,7 +17,7 @@ from latteclip.train.average_weights import (
     TrainingResult,
     average_weights,
 )
-from latteclip.train.history import TrainingMetadata
+from latteclip.train.settings import TrainingMetadata
 
 CLASSNAMES = ["striped", "dotted", "woven"]
 TEMPLATE = "a photo of a {} texture."

@@ -22,8 +22,7 @@ from latteclip.core.errors import UserError, full_disk
 from latteclip.train import finetune as finetuning
 from latteclip.train.data import TrainingFiles
 from latteclip.train.finetune import CheckpointManager, finetune
-from latteclip.train.history import TrainingMetadata
-from latteclip.train.settings import Recipe
+from latteclip.train.settings import Recipe, TrainingMetadata
 
 LABELS = [2, 0, 2, 1, 0, 2, 1]
 FULL = Path("/dev/full")

@@ -9,7 +9,7 @@ from support.servers import DecisionServer, decisions  # noqa: F401
 
 from latteclip.captions.pictures import Layout, pictures_of, read_image
 from latteclip.core import tables
-from latteclip.core.metadata import IndexMetadata
+from latteclip.core.tables import IndexMetadata
 from latteclip.report.labellers import read_labellers
 
 SIDE = 64  # pixels of the square that is sent

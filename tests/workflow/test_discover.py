@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 
 from latteclip.core import tables
-from latteclip.core.metadata import ClassesMetadata
+from latteclip.core.tables import ClassesMetadata
 
 NAMES = ("cup", "dog", "car")
 COLOURS = ((200, 30, 30), (30, 200, 30), (30, 30, 200))

@@ -23,7 +23,7 @@ from support.tiny import write_pictures
 
 from latteclip.cli import main
 from latteclip.core import tables
-from latteclip.core.metadata import IndexMetadata
+from latteclip.core.tables import IndexMetadata
 
 RESULTS = "results/demo"
 
