@@ -121,7 +121,7 @@ def guarantee(data: Data, drawings: int) -> None:
         drawn = np.sort(np.random.default_rng(seed).permutation(rest)[:CHECKED])
         model, answers = data.fit(taught, drawn)
         hits = model.held_out_labels_ == data.named[model.held_out_rows_]
-        found = labels_right(n, answers, hits, 0)
+        found = labels_right(n, answers, hits)
         final = model.labels_ == data.classes
         holds.append(found.low <= final.mean() <= found.high)
         best = model.held_out_head_.argmax(axis=1) == data.named[model.held_out_rows_]

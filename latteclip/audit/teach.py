@@ -42,7 +42,6 @@ from latteclip.labels.label_inputs import (
     LabelInputs,
     LabellerTable,
     answered_rows,
-    unsure_images,
 )
 from latteclip.labels.label_model import Answers as AnsweredRows
 from latteclip.labels.label_model import Floats, LabelModel
@@ -285,8 +284,7 @@ class TeachingSession(QuestionSession):
             return None
         labels = self.posterior[drawn.rows].argmax(axis=1)
         right = drawn.shares[np.arange(len(labels)), labels] > 0
-        unsure = len(unsure_images(answers.values()))
-        return labels_right(len(self.ids), given, right, unsure)
+        return labels_right(len(self.ids), given, right)
 
 
 def medoids(x: Floats, k: int) -> list[int]:

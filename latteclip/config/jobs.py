@@ -184,7 +184,6 @@ def labellers(dataset: Dataset) -> list[Settings]:
             "kind": each.kind,
             "column": each.column,
             "table": f"{dataset.results}/{each.votes}",
-            "answers": each.answers,
         }
         for each in dataset.labellers
     ]

@@ -17,7 +17,7 @@ from latteclip.core.errors import UserError, suggestion
 from latteclip.core.tables import from_csv_cell
 from latteclip.core.terminal import one_line
 from latteclip.core.user_tables import numbers_of_classes
-from latteclip.labels.answers import CLASS, WORDS, Answer, by_key
+from latteclip.labels.answers import CLASS, WORDS, Answer, by_image
 
 log = logging.getLogger(__name__)
 IMAGE = ("image", "image_id", "path", "file", "filename")  # names of the column of images
@@ -94,7 +94,7 @@ def read_foreign(
         )
     if not answers:
         raise UserError(f"{path} names no training image of this dataset.")
-    return by_key(list(answers.values()), path)
+    return by_image(answers.values(), path)
 
 
 def _read_rows(path: str) -> Iterator[tuple[str, Any]]:

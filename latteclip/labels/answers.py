@@ -44,14 +44,8 @@ class Answer:
     phase: Annotated[str | None, Field(pattern=f"^({TEACH}|{CHECK})$")] = None
     # The image's checksum in hexadecimal digits.
     content: Annotated[str | None, Field(pattern="^[0-9a-f]{32}$")] = None
-    repeat: bool = False  # whether the image was asked about a second time
     # Where the kind is NONE: classes that the person could not choose, of all that the file knows.
     not_offered: tuple[str, ...] = ()
-
-    @property
-    def key(self) -> str:
-        """The name of the answer among all: an image may have a second one."""
-        return f"{self.image_id}\n2" if self.repeat else self.image_id
 
     @property
     def image(self) -> tuple[str, str | None]:
@@ -70,7 +64,7 @@ class Document:
     classes: list[str] = field(default_factory=list)
 
 
-Answers = Mapping[str, Answer]  # the keys are those of the answers
+Answers = Mapping[str, Answer]  # the keys are image ids
 ANSWERS = TypeAdapter(list[Answer])
 DOCUMENT = TypeAdapter(Document)
 
@@ -183,7 +177,7 @@ class AnswerSchema:
                 raise UserError(
                     f"{where} is about {name!r}, which is not among the images of its questions."
                 )
-        answers = by_key(resolved, where)
+        answers = by_image(resolved, where)
         lapsed = {key: answer for key, answer in answers.items() if self._is_lapsed(answer)}
         answers = {key: answer for key, answer in answers.items() if key not in lapsed}
         return Saved(answers, lapsed, gone, document.classes)
@@ -214,7 +208,7 @@ class AnswerSchema:
     def update(
         self, path: Path, changed: Answers, removed: Collection[str] = ()
     ) -> dict[str, Answer]:
-        """Change and remove some answers of a file by their keys, and return all about now.
+        """Change and remove some answers of a file by their images, and return all about now.
 
         The file keeps what other processes have saved, and answers about other images and classes.
         """
@@ -334,17 +328,17 @@ def locate(images: Sequence[tuple[str, str | None]], index: pa.Table) -> list[in
     return located
 
 
-def by_key(answers: Sequence[Answer], where: str) -> dict[str, Answer]:
-    """Return answers by their keys, or raise UserError for two about the same image."""
-    answer_of_key: dict[str, Answer] = {}
+def by_image(answers: Iterable[Answer], where: str) -> dict[str, Answer]:
+    """Return answers by their images, or raise UserError for two about the same one."""
+    answer_of_image: dict[str, Answer] = {}
     for answer in answers:
-        other = answer_of_key.setdefault(answer.key, answer)
+        other = answer_of_image.setdefault(answer.image_id, answer)
         if other is not answer:
             pair = (other, answer)
             names = " and ".join(repr(each.classname or each.kind) for each in pair)
             image = one_line(answer.image_id, 120)
             raise UserError(f"{where} answers {image!r} more than once: {names}.")
-    return answer_of_key
+    return answer_of_image
 
 
 def _read(path: str | Path) -> bytes:

@@ -89,9 +89,9 @@ def fuse_labels(
         image_encoders_paths,
         examples_path,
     )
-    answers, unsure = Answers.of(None, len(classnames)), 0
+    answers = Answers.of(None, len(classnames))
     if answers_path:
-        answers, unsure = read_answers(answers_path, table, classnames)
+        answers = read_answers(answers_path, table, classnames)
     model = known.fit(answers)
     _save_classifiers(known, model, prototypes_output, encoders_prototypes_output)
     labels = {name: first_classes(votes) for name, votes in known.votes.items()}
@@ -134,7 +134,7 @@ def fuse_labels(
         is_checked=model.is_checked_,
         changed=int((fused != adapted).sum()),
         image_encoders=known.encoders,
-        answers=_answers(answers, unsure, known, model, image_ids, classnames),
+        answers=_answers(answers, known, model, image_ids, classnames),
         examples=len(known.examples),
         without_evidence=[classnames[label] for label in unnamed],
     )
@@ -274,7 +274,6 @@ def _labeller(
         name=one.name,
         kind=one.kind,
         table=os.path.relpath(one.table, folder) if one.table else None,
-        answers=os.path.relpath(one.answers, folder) if one.answers else None,
         votes=votes,
         weight=learned.weight,
         accuracy=learned.accuracy,
@@ -284,7 +283,6 @@ def _labeller(
 
 def _answers(
     answers: Answers,
-    unsure: int,
     known: LabelInputs,
     model: LabelModel,
     image_ids: pa.ChunkedArray,
@@ -312,7 +310,7 @@ def _answers(
         )
         for name, probabilities in classifiers.items()
     }
-    right = labels_right(known.n, answers, np.array(labels.right), unsure)
+    right = labels_right(known.n, answers, np.array(labels.right))
     names = np.array(ids, object)[answers.drawn].tolist()
     return PersonAnswers(images, CheckedLabels(right, names, labels, checks))
 
@@ -322,7 +320,7 @@ def _is_right(answers: Answers, labels: Ints) -> list[bool]:
     return [bool(share > 0) for share in shares]
 
 
-def labels_right(n: int, answers: Answers, right: Bools, unsure: int) -> Interval:
+def labels_right(n: int, answers: Answers, right: Bools) -> Interval:
     """Return the share of right labels of N images, once answers have replaced labels.
 
     `right` [J]: whether the labels of the drawn images were right without their answers.
@@ -335,7 +333,8 @@ def labels_right(n: int, answers: Answers, right: Bools, unsure: int) -> Interva
         int(right.sum()),
         right=int((of_class & taught).sum()),
         wrong=int((~of_class & taught).sum()),
-        unsure=unsure,
+        unsure=answers.unsure_chosen,
+        drawn_unsure=answers.unsure_drawn,
         corrected=int((~right & of_class[answers.drawn]).sum()),
     )
 

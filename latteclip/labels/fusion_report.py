@@ -20,7 +20,6 @@ class LabellerReport:
     name: str
     kind: str  # a kind of the key `labellers`, or zero_shot for the class texts
     table: str | None  # its votes, relative to the folder of the report
-    answers: str | None  # the captioner's answers that they follow from, likewise
     votes: int  # images with a vote
     weight: float  # mean weight of a vote in the labels
     # Share of right votes, by answers or else by votes and images. None: unknown

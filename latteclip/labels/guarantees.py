@@ -38,6 +38,7 @@ def share_right(
     right: int = 0,
     wrong: int = 0,
     unsure: int = 0,
+    drawn_unsure: int = 0,
     corrected: int = 0,
 ) -> Interval:
     """Return the share of right labels of a population, which holds at every moment.
@@ -45,11 +46,14 @@ def share_right(
     `right`, `wrong` and `unsure` count the images that were chosen to be asked about: the person
     knew the class, or that it is none of them, or could not tell. Images were `drawn` at random
     from all others, whose share of right labels is estimated. Of those drawn whose label was
-    wrong, answers `corrected` some. What the person could not tell counts as wrong for the lower
-    end, and as right for the upper one.
+    wrong, answers `corrected` some. Of further ones that were drawn, `drawn_unsure`, the person
+    could not tell the class. What the person could not tell counts as wrong for the lower end, and
+    as right for the upper one.
     """
     others = population - right - wrong - unsure
-    low, high = confidence_sequence(drawn_right, drawn, others)
+    asked = drawn + drawn_unsure
+    low, _ = confidence_sequence(drawn_right, asked, others)
+    _, high = confidence_sequence(drawn_right + drawn_unsure, asked, others)
     known = right + corrected
     return Interval(
         value=(known + drawn_right / drawn * (others + unsure)) / population,

@@ -34,7 +34,6 @@ class LabellerTable:
     name: str
     kind: str  # a kind of the key `labellers`
     table: str  # CLASS_SCORES
-    answers: str | None = None  # a captioner's answers that they follow from
     # Begin of the names of its columns in FUSED_LABELS, if it has some.
     column: str | None = None
 
@@ -146,42 +145,32 @@ def read_examples(
 def answered_rows(
     answers: Mapping[str, Answer], images: pa.Table, classnames: Sequence[str]
 ) -> Answers:
-    """Return answers about images of a table. Answers "cannot tell" are left out.
-
-    Two answers about an image that differ leave both classes open.
-    """
+    """Return answers about images of a table."""
     label_of = {name: label for label, name in enumerate(classnames)}
-    known = [answer for answer in answers.values() if answer.kind != UNSURE]
-    names = pa.array([answer.image_id for answer in known], pa.string())
-    places = pc.index_in(names, images["image_id"]).to_pylist()
-    present = [pair for pair in zip(known, places, strict=True) if pair[1] is not None]
-    rows = np.unique(np.array([row for _, row in present], np.int64))
-    shares = np.zeros((len(rows), len(classnames)))
-    drawn = np.zeros(len(rows), bool)
-    for answer, row in present:
-        place = np.searchsorted(rows, row)
-        drawn[place] |= answer.phase == CHECK
-        if answer.kind == CLASS:
-            shares[place, label_of[str(answer.classname)]] += 1
-    shares /= shares.sum(axis=1, keepdims=True).clip(min=1)
-    return Answers(rows, shares, drawn)
+    names = pa.array(list(answers), pa.string())
+    rows = pc.index_in(names, images["image_id"]).to_pylist()
+    answer_of_row = {
+        row: answer
+        for row, answer in zip(rows, answers.values(), strict=True)
+        if row is not None
+    }
+    known = sorted(row for row, one in answer_of_row.items() if one.kind != UNSURE)
+    shares = np.zeros((len(known), len(classnames)))
+    for place, row in enumerate(known):
+        if answer_of_row[row].kind == CLASS:
+            shares[place, label_of[str(answer_of_row[row].classname)]] = 1
+    unsure = [one.phase == CHECK for one in answer_of_row.values() if one.kind == UNSURE]
+    return Answers(
+        rows=np.array(known, np.int64),
+        shares=shares,
+        drawn=np.array([answer_of_row[row].phase == CHECK for row in known], bool),
+        unsure_chosen=unsure.count(False),
+        unsure_drawn=unsure.count(True),
+    )
 
 
-def read_answers(
-    path: str, images: pa.Table, classnames: Sequence[str]
-) -> tuple[Answers, int]:
-    """Return the answers of `latteclip teach` about images of a table IMAGES.
-
-    Also return how many of the images that were chosen the person could not tell.
-    """
+def read_answers(path: str, images: pa.Table, classnames: Sequence[str]) -> Answers:
+    """Return the answers of `latteclip teach` about images of a table IMAGES."""
     saved = teaching_schema("the dataset", classnames, images).read(Path(path))
     saved.warn(path, Path(path).parent)
-    unsure = unsure_images(saved.answers.values())
-    return answered_rows(saved.answers, images, classnames), len(unsure)
-
-
-def unsure_images(answers: Any) -> set[str]:
-    """Return the images that were chosen, of which a person could not tell the class."""
-    chosen = [answer for answer in answers if answer.phase != CHECK]
-    certain = {answer.image_id for answer in chosen if answer.kind != UNSURE}
-    return {answer.image_id for answer in chosen} - certain
+    return answered_rows(saved.answers, images, classnames)

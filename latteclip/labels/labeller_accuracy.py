@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from latteclip.labels.guarantees import ALPHA, Interval, upper_bound
+from latteclip.labels.guarantees import Interval, share_right
 from latteclip.labels.posterior import Labelled
 from latteclip.labels.votes import Answers, Bools, Ints
 
@@ -21,20 +21,22 @@ Z = 1.96
 def by_answers(labels: Ints, has: Bools, answers: Answers) -> Interval | None:
     """Return the share of a labeller's votes [N] that is right, by drawn and taught answers.
 
-    Images that teach are chosen, so they stand for themselves. Drawn ones stand for the others. The
-    interval is that of Clopper and Pearson.
+    Images that teach are chosen, so they stand for themselves. Drawn ones stand for the others.
     """
     rows = answers.rows
     spoke = has[rows]
     right = answers.shares[np.arange(len(rows)), labels[rows]] > 0
     drawn, taught = spoke & answers.drawn, spoke & ~answers.drawn
-    n, m, total = int(drawn.sum()), int((right & drawn).sum()), int(has.sum())
+    n = int(drawn.sum())
     if n < MIN_DRAWN:
         return None
-    low, high = 1 - upper_bound(n - m, n, ALPHA / 2), upper_bound(m, n, ALPHA / 2)
-    sure, others = int((right & taught).sum()), total - int(taught.sum())
-    value, low, high = ((sure + share * others) / total for share in (m / n, low, high))
-    return Interval(value, low, high, n)
+    return share_right(
+        int(has.sum()),
+        n,
+        int((right & drawn).sum()),
+        right=int((right & taught).sum()),
+        wrong=int((~right & taught).sum()),
+    )
 
 
 def by_views(one: Labelled, is_bounded: bool) -> Interval | None:

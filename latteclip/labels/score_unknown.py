@@ -57,7 +57,7 @@ def score_unknown(
     rows = np.empty(0, np.int64)
     is_none: Bools = np.empty(0, bool)
     if answers_path:
-        answers, _ = read_answers(answers_path, of_training, classnames)
+        answers = read_answers(answers_path, of_training, classnames)
         rows = np.flatnonzero(training)[answers.rows]
         is_none = np.asarray(~answers.shares.any(axis=1))
     limit = answered_threshold(scores[rows], is_none, detector.threshold)

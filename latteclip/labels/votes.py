@@ -69,6 +69,9 @@ class Answers:
     # [A, C] share of each class, several where the person allows several; 0: none of the classes
     shares: Floats
     drawn: Bools  # [A] whether the image was drawn at random, to check labels
+    # Further images whose class the person could not tell: of those that were chosen, and drawn.
+    unsure_chosen: int = 0
+    unsure_drawn: int = 0
 
     @classmethod
     def of(cls, answers: Any, n_classes: int) -> "Answers":

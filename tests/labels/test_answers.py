@@ -12,7 +12,7 @@ from latteclip.labels.answers import (
     rename_class,
     teaching_schema,
 )
-from latteclip.labels.label_inputs import answered_rows, unsure_images
+from latteclip.labels.label_inputs import answered_rows
 
 
 def content(text):
@@ -111,15 +111,14 @@ def test_answers_become_shares_of_classes():
     answers = [
         about(IDS[3], "class", "dots", phase="check"),
         about(IDS[0], "class", "none", phase="teach"),
-        about(IDS[3], "class", "none", repeat=True),
         about(IDS[1], "none"),
         about(IDS[2], "unsure"),
     ]
-    found = answered_rows({one.key: one for one in answers}, SCHEMA.images, CLASSNAMES)
+    found = answered_rows({one.image_id: one for one in answers}, SCHEMA.images, CLASSNAMES)
     assert found.rows.tolist() == [0, 1, 3]
-    assert found.shares.tolist() == [[1, 0, 0], [0, 0, 0], [0.5, 0.5, 0]]
+    assert found.shares.tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
     assert found.drawn.tolist() == [False, False, True]
-    assert unsure_images(answers) == {IDS[2]}
+    assert (found.unsure_chosen, found.unsure_drawn) == (1, 0)
 
 
 # --- images and classes that change --------------------------------------------------------------

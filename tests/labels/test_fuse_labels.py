@@ -1,5 +1,7 @@
 """Stages that label images: what they write, and what has no part in it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -315,11 +317,11 @@ def test_cannot_tell_and_none_of_these_are_no_right_labels():
     """Of 420 labels, half of the 360 are right of which 60 checks were drawn, and no other."""
     right = np.arange(60) % 2 == 0
     for none, unsure in ((0, 60), (60, 0)):
-        answers = rows_of(none, 60, none)
-        found = labels_right(420, answers, right, unsure)
+        answers = replace(rows_of(none, 60, none), unsure_chosen=unsure)
+        found = labels_right(420, answers, right)
         assert found.low <= (180 + 30) / 420 <= found.value + 0.1
         assert found.value < 0.6
-    known = labels_right(420, rows_of(60, 60), right, 0)
+    known = labels_right(420, rows_of(60, 60), right)
     assert known.value == pytest.approx((60 + 180 + 30) / 420)
 
 

@@ -7,6 +7,7 @@ from latteclip.labels.guarantees import (
     conformal_accepted,
     fewest_answers,
     pac_threshold,
+    share_right,
     smallest_share,
     upper_bound,
 )
@@ -34,6 +35,34 @@ def test_a_confidence_sequence_holds_at_all_moments_at_once():
                 break
     assert fails / 200 <= 0.05
     assert confidence_sequence(right, population, population) == (0.75, 0.75)
+
+
+def test_a_share_with_taught_drawn_and_unasked_parts_holds_at_all_moments():
+    """Labels of the images that teach are wrong more often, and so are those of unclear images."""
+    fails = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        taught = np.arange(400) < 60
+        is_right = rng.random(400) < np.where(taught, 0.4, 0.8)
+        is_clear = rng.random(400) < np.where(is_right, 1, 0.7)
+        clear_taught = is_right[taught & is_clear]
+        order = rng.permutation(np.flatnonzero(~taught))
+        for n in (5, 10, 20, 40, 80, 160, 340):
+            drawn = order[:n]
+            hits = is_right[drawn] & is_clear[drawn]
+            found = share_right(
+                400,
+                int(is_clear[drawn].sum()),
+                int(hits.sum()),
+                unsure=int((~is_clear)[taught].sum()),
+                drawn_unsure=int((~is_clear)[drawn].sum()),
+                right=int(clear_taught.sum()),
+                wrong=int((~clear_taught).sum()),
+            )
+            if not found.low <= is_right.mean() <= found.high:
+                fails += 1
+                break
+    assert fails / 200 <= 0.05
 
 
 def test_the_exact_bound_is_scipys():

@@ -44,7 +44,6 @@ def labeller(name="caption", **fields):
     usual = {
         "kind": "captions",
         "table": "votes/caption.parquet",
-        "answers": "captions/images.parquet",
         "votes": 6,
         "weight": 1.0,
         "accuracy": Interval(0.8, 0.7, 0.9, 0),
@@ -56,13 +55,13 @@ def labeller(name="caption", **fields):
 def scores(**fields):
     """The class scores as a labeller of a report."""
     table = "class_scores.parquet"
-    usual = {"kind": "likelihood", "table": table, "answers": table}
+    usual = {"kind": "likelihood", "table": table}
     return labeller("lmm", **usual | fields)
 
 
 def class_texts(**fields):
     """The zero-shot scores as a labeller of a report."""
-    usual = {"kind": "zero_shot", "table": None, "answers": None, "accuracy": None}
+    usual = {"kind": "zero_shot", "table": None, "accuracy": None}
     return labeller("zero_shot", **usual | {"answers_needed": 371} | fields)
 
 

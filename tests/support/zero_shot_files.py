@@ -62,7 +62,7 @@ class ZeroShotFiles:
             )
         path = self.folder / "answers.json"
         path.unlink(missing_ok=True)
-        entries = {one.key: one for one in answers}
+        entries = {one.image_id: one for one in answers}
         index, _ = tables.read_unlabelled(self.write_index(), training=True)
         teaching_schema("made", self.classnames, index).update(path, entries)
         return str(path)
