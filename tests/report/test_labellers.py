@@ -52,7 +52,6 @@ def write(folder, labels=TRUTH, **fields):
             "mine",
             kind="file",
             table="votes/mine.parquet",
-            answers=None,
             votes=4,
             weight=0.0,
             accuracy=None,
