@@ -11,11 +11,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import psutil
 import requests
-from huggingface_hub import constants
+from huggingface_hub import constants, try_to_load_from_cache
 
 from latteclip import __version__
 from latteclip.cli import runs
@@ -31,6 +32,7 @@ NOT_READY = 1  # exit status
 DISK_WANTED = 40
 DISK_NEEDED = 2  # GiB
 MEMORY_WANTED = 8  # GiB
+SLURM_FILES = ("/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf")
 HUB_TIMEOUT, IMPORT_TIMEOUT = 5, 180  # seconds
 REFUSED = {401, 403}  # what a server answers without a valid key
 COLOURS = {"ok": "green", "note": "bold", "warning": "yellow"}
@@ -89,6 +91,8 @@ def machine() -> Iterator[Finding]:
     level = "ok" if total >= MEMORY_WANTED else "warning"
     wanted = f"the captioner and two jobs need {MEMORY_WANTED}"
     yield level, f"{os.cpu_count()} cores; {total:.0f} GiB of memory, {wanted}"
+    if os.environ.get("SLURM_CONF") and not any(map(os.path.isfile, SLURM_FILES)):
+        yield "warning", "srun inside a job does not see SLURM_CONF; see docs/cluster.md"
 
 
 def disk() -> Iterator[Finding]:
@@ -151,9 +155,11 @@ def configured(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
 
 
 def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
-    """Report whether the captioner's server, if it has one, answers and takes the key."""
+    """Report whether the captioner's server takes the key, or the cache has its model."""
     asker = Run(layers.defaults(), layers.given(pairs, files)).datasets[0].asker
     engine = asker.engine
+    for names in filter(None, (model.names for model in asker.models)):
+        yield _weights(str(names["model"]), names["revision"])
     if engine.address is None:
         return
     url = os.environ.get(engine.address, "").rstrip("/")
@@ -179,6 +185,14 @@ def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
         yield "warning", f"{problem}; export {engine.key}"
         return
     yield "ok", f"{where} answers"
+
+
+def _weights(model: str, revision: str | None) -> Finding:
+    """Return whether the cache of Hugging Face has the weights of a captioner."""
+    config = try_to_load_from_cache(model, "config.json", revision=revision)
+    if isinstance(config, str) and any(Path(config).parent.glob("*.safetensors")):
+        return "ok", f"{model} is in the cache of Hugging Face"
+    return "note", f"{model} is not in the cache of Hugging Face; a run downloads it"
 
 
 def hub() -> Iterator[Finding]:

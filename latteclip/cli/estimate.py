@@ -11,8 +11,8 @@ from typing import Any
 
 from latteclip.captions.engine import LLAVA_NEXT, OVERVIEW, square
 from latteclip.config import layers, resources
-from latteclip.config.asking import Asking, askings
 from latteclip.config.keys import Config, FinetuneSection
+from latteclip.config.labellers import Asking, askings
 from latteclip.config.resolve import Dataset, Run
 from latteclip.config.resources import Counts
 from latteclip.config.schema import validate

@@ -13,11 +13,12 @@ from typing import Any
 from latteclip.cli import estimate, run_messages, runs
 from latteclip.cli.machine import Machine
 from latteclip.cli.rules import workflow_errors
-from latteclip.config import checks, jobs
-from latteclip.config.resolve import SHARDS, Run
+from latteclip.config import checks, jobs, resources
+from latteclip.config.labellers import askings
+from latteclip.config.resolve import Run
 from latteclip.core import run_options
 from latteclip.core.errors import UserError
-from latteclip.core.files import edited_classes, write_json
+from latteclip.core.files import edited_classes
 from latteclip.core.terminal import paint
 
 
@@ -37,22 +38,29 @@ class Handlers:
         pending = self._machine.pending
         with workflow_errors():
             runs.refuse_second_run()  # Snakemake's lock sees live runs only
-            if not self._machine.has_gpus:
-                checks.refuse_slow_captions(run, pending)
+            checks.refuse_unanswered(run, pending, has_gpus=self._machine.has_gpus)
         runs.note_run()
-        for dataset in run.datasets:
-            files = (f"{dataset.folder}/captions/", f"{dataset.folder}/class_scores")
-            is_asked = any(file.startswith(files) for file in pending)
-            if self._machine.notes_shards and is_asked:
-                note = SHARDS.format(dataset=dataset.name)
-                write_json(note, {"shards": dataset.shards})
-        if (
-            not self._machine.is_module
-        ):  # whose options would be those of the other workflow
+        if not self._machine.is_module:
+            # Options of a module would be those of the other workflow.
             whole = {dataset.name: dataset.whole for dataset in run.datasets}
             run_options.note_options(whole, self._config)
         lines = run_messages.started(run, pending)
-        self._print([*lines, *self._edited_classes()])
+        self._print([*lines, *self._idle_gpus(pending), *self._edited_classes()])
+
+    def _idle_gpus(self, pending: set[str]) -> Iterator[str]:
+        """Yield a line about each dataset whose captions leave GPUs of this machine idle."""
+        n = None if self._machine.is_cluster else self._machine.gpus
+        for dataset in self._run.datasets:
+            used = dataset.shards * resources.captioner_gpus(dataset.asker)
+            if (
+                n
+                and 0 < used < n
+                and any(each.is_pending(pending) for each in askings(dataset))
+            ):
+                yield (
+                    f"{dataset.name}: captions take {used} of {n} GPUs; --config "
+                    f"\"compute={{'shards': {n * dataset.shards // used}}}\" takes all."
+                )
 
     def _print_plan(self) -> None:
         """Print what captioners would be asked after a dry run."""

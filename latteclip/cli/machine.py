@@ -14,17 +14,11 @@ from snakemake.settings.enums import Quietness
 from latteclip.cli import run_terminal, runs
 from latteclip.cli.rules import workflow_errors
 from latteclip.config import checks, jobs, layers
+from latteclip.config.layers import parse_yaml
 from latteclip.config.resolve import Dataset, Run
 from latteclip.core import gpus
 from latteclip.core.terminal import SHORT
 from latteclip.data import folder_files
-
-
-@functools.cache
-def free_gpus() -> int:
-    """Return the number of free GPUs, but at least one, on which jobs take turns."""
-    with workflow_errors():
-        return max(1, gpus.free())
 
 
 class Machine:
@@ -39,9 +33,7 @@ class Machine:
         modifier = workflow.modifier.path_modifier
         self.results = os.path.normpath(modifier.modify("results/."))
         self.place = modifier.replace_prefix
-        # Later runs read the number of shards beside the results, if these are in a folder here.
-        self.notes_shards = not self.is_module and self.provider is None
-        # A cluster has `nodes`. Its login node may have drivers without a GPU, and is not asked.
+        # A cluster has `nodes`.
         is_local = workflow.resource_settings.nodes is None
         self.is_here = bool(workflow.is_main_process and is_local)
         # Whether this is the process of a job of a cluster.
@@ -101,8 +93,18 @@ class Machine:
 
     @functools.cached_property
     def has_gpus(self) -> bool:
-        """Whether this machine or the cluster has GPUs."""
-        return self.is_cluster or bool(gpus.visible())
+        """Whether jobs find GPUs, here or in the cluster.
+
+        Only a run on this machine asks NVIDIA's driver: that of a login node may lack its card.
+        """
+        if self.is_cluster or self.runs_one_job:
+            return True
+        return self.runs_jobs and bool(gpus.visible())
+
+    @functools.cached_property
+    def free_gpus(self) -> int:
+        """The number of free GPUs of this machine, but at least one, on which jobs take turns."""
+        return max(1, gpus.free())
 
     @property
     def gpus(self) -> int | None:
@@ -110,7 +112,13 @@ class Machine:
         if not self.has_gpus:
             return None
         limit = self._workflow.global_resources.get("gpu")
-        return limit.value if limit else free_gpus()
+        return limit.value if limit else self.free_gpus
+
+    @property
+    def default_resources(self) -> dict[str, int | str]:
+        """The default resources of the profile that are no expressions."""
+        defaults = self._workflow.resource_settings._parsed_default_resources
+        return {name: parse_yaml(str(each.raw), name) for name, each in defaults.items()}
 
     def image_folder(self, dataset: Dataset) -> str:
         """Return the folder that a rule makes, or a link to the user's own folder.
@@ -155,8 +163,9 @@ def load(workflow: Any, config: Mapping[str, Any], machine: Machine) -> Run:
         if not workflow.output_settings.verbose:
             run_terminal.shorten(lambda: workflow.dryrun)
         # GPU jobs of this machine wait for a GPU, as those of a cluster do by themselves.
-        if machine.is_here and "gpu" not in workflow.global_resources:
-            workflow.register_resource("gpu", free_gpus())
+        if machine.is_here and machine.runs_jobs:
+            with workflow_errors():
+                workflow.register_resource("gpu", machine.gpus or 1)
     return run
 
 
@@ -167,5 +176,4 @@ def _run(workflow: Any, config: Mapping[str, Any], machine: Machine) -> Run:
         return Run(shipped, layers.difference(config, shipped), place=machine.place)
     # Snakemake reads files of --configfile too, but accepts a key given twice.
     layers.given([], workflow.configfiles)
-    here = free_gpus() if machine.notes_shards and machine.is_here else 1
-    return Run(layers.defaults(), config, gpus=here)
+    return Run(layers.defaults(), config)

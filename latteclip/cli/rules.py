@@ -19,6 +19,7 @@ from latteclip.core.errors import UserError
 if TYPE_CHECKING:
     from latteclip.cli.machine import Machine
 
+GPU_JOB = "gpu_job_"  # begins the name of a default resource
 OfJob = Callable[..., Any]  # a function of a job's wildcards, as Snakemake takes it
 
 
@@ -145,13 +146,34 @@ class Rules:
 
         return answer
 
-    def gpus(self, count: OfJob = lambda wildcards: 1) -> OfJob:
-        """Return the GPUs of a job, or 0 on a machine without one."""
-        return lambda wildcards: count(wildcards) if self._machine.has_gpus else 0
+    def on_gpus(self, count: OfJob = lambda wildcards: 1) -> dict[str, OfJob]:
+        """Return resources of a job that may have GPUs: their number, and the cores beside each.
 
-    def cores_per_gpu(self, count: OfJob) -> OfJob:
-        """Return the cores beside each GPU: SLURM gives so many to each task of a job."""
-        return lambda wildcards, threads: math.ceil(threads / max(1, count(wildcards)))
+        Default resources of the profile that begin with gpu_job_ are for jobs with a GPU alone.
+        """
+        defaults = self._machine.default_resources
+
+        def number(wildcards: Any) -> int:
+            return count(wildcards) if self._machine.has_gpus else 0
+
+        def of_gpu_job(name: str, value: int | str) -> OfJob:
+            return lambda wildcards: value if number(wildcards) else defaults.get(name)
+
+        def cores(wildcards: Any, threads: int) -> int:
+            return math.ceil(threads / max(1, number(wildcards)))
+
+        special = {
+            name.removeprefix(GPU_JOB): of_gpu_job(name.removeprefix(GPU_JOB), value)
+            for name, value in defaults.items()
+            if name.startswith(GPU_JOB)
+        }
+        # SLURM gives so many cores to each task of a job, and starts one task for each GPU.
+        return {
+            "gpu": number,
+            "cpus_per_gpu": cores,
+            "nodes": lambda wildcards: 1,
+            **special,
+        }
 
     def memory(self, least: int, per_million: int, loads_images: bool = False) -> OfJob:
         """Return MB that grow with the images, with threads that load some, and with attempts."""

@@ -8,10 +8,10 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 from latteclip.config import hub_names
-from latteclip.config.asking import Asking, answer_tables, askings
 from latteclip.config.keys import ClipSection
+from latteclip.config.labellers import Asker, Asking, Labeller, answer_tables, askings
 from latteclip.config.registry import VOTES
-from latteclip.config.resolve import Asker, Dataset, Labeller, Run
+from latteclip.config.resolve import Dataset, Run
 from latteclip.core.class_templates import ClassTemplates, clean_classnames
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.files import (
@@ -33,7 +33,6 @@ from latteclip.core.terminal import DECISIONS_URL, URL, one_line
 # Addresses in messages, by the variables of the environment.
 EXAMPLES = {URL: "http://host:8000/v1", DECISIONS_URL: "https://host"}
 NAMED = 5  # folders of a message
-LARGE_MODEL = 2e9  # bytes of a captioner that takes days without a GPU
 
 
 def refuse_unwritable() -> None:
@@ -182,7 +181,10 @@ def _refuse_ambiguous_labellers(run: Run) -> None:
 def _labellers(dataset: Dataset) -> Iterator[str]:
     """Check the models and the files of labellers, and that no two are the same."""
     tables: dict[str, str] = {}
+    names = [labeller.name for labeller in dataset.labellers]
     for labeller in dataset.labellers:
+        if names.count(labeller.name) > 1:
+            yield f"labellers has two labellers called {labeller.name}; rename one."
         other = tables.setdefault(labeller.table, labeller.name)
         if other != labeller.name:
             yield (
@@ -285,16 +287,16 @@ def _asked(asking: Asking) -> Iterator[str]:
     asker = asking.asker
     values, engine = asker.captioner, asker.engine
     name, model, longest = values.engine, values.model, values.max_model_len
-    needed, without = _needed_by(asking)
+    needed = _needed_by(asking)
     if asking.kind == SCORES:
         yield from _scores(asker)
     elif engine.decides:
-        yield f"captioner.engine {name} writes no captions{needed}; set another engine{without}."
+        yield f"captioner.engine {name} writes no captions{needed}; set another engine."
     elif engine.reads_file:
         kind = GROUPS if asking.kind == GROUPS else IMAGES
         key, file = f"captioner.{kind}_file", getattr(values, f"{kind}_file")
         if file is None:
-            yield f"captioner.engine file needs {key}{needed}; set it, or another engine{without}."
+            yield f"captioner.engine file needs {key}{needed}; set it, or another engine."
         # Snakemake would go on with a table that was made of another file.
         elif not os.path.isfile(file):
             yield f"{key} {file} is not a file."
@@ -308,13 +310,6 @@ def _asked(asking: Asking) -> Iterator[str]:
         yield (
             f"captioner.model {model} is neither a folder nor a name of the Hugging Face hub, "
             "such as llava-hf/llava-v1.6-mistral-7b-hf."
-        )
-    address = engine.address
-    is_made = os.path.isfile(f"{asker.dataset.folder}/{asking.table}")
-    if address and not os.environ.get(address) and not is_made:
-        yield (
-            f"captioner.engine {name} needs the address of a server: export "
-            f"{address}={EXAMPLES[address]}, or set another engine."
         )
 
 
@@ -331,33 +326,39 @@ def _scores(asker: Asker) -> Iterator[str]:
         yield f"captioner.engine {name} has no likelihoods; set scores.kind to multiple_choice."
 
 
-def _needed_by(asking: Asking) -> tuple[str, str]:
-    """Return clauses of a sentence: which methods need captions, and how to run without them."""
+def _needed_by(asking: Asking) -> str:
+    """Return a clause of a sentence: which methods need captions."""
     if asking.asker.name or asking.kind not in (IMAGES, GROUPS):
-        return "", ""
-    methods = asking.asker.dataset.methods
-    needs = {m.name: m.needs_captions(asking.kind.removesuffix("s")) for m in methods}
-    needed = f" for {', '.join(name for name in needs if needs[name])}"
-    others = ",".join(name for name in needs if not needs[name])
-    return needed, f", or run without them: method={others}" if others else ""
+        return ""
+    kind = asking.kind.removesuffix("s")
+    needs = [m.name for m in asking.asker.dataset.methods if m.needs_captions(kind)]
+    return f" for {', '.join(needs)}"
 
 
-def refuse_slow_captions(run: Run, pending: Collection[str]) -> None:
-    """Raise UserError if a large captioner would write some of the pending files without a GPU.
+def refuse_unanswered(run: Run, pending: Collection[str], *, has_gpus: bool) -> None:
+    """Raise UserError if nobody would answer the questions of a run about the pending files.
 
-    An empty CUDA_VISIBLE_DEVICES asks for the CPU.
+    A server has no address, or a captioner of the hub would take days without a GPU. An empty
+    CUDA_VISIBLE_DEVICES asks for the CPU.
     """
-    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
-        return
+    has_time = has_gpus or os.environ.get("CUDA_VISIBLE_DEVICES") == ""
     for dataset in run.datasets:
         # All tables: a user may name one on the command line that no method needs.
         asked = [*(Asking(dataset.asker, kind) for kind in TABLES), *askings(dataset)]
         for asking in asked:
-            model = asking.asker.captioner.model
-            if not asking.asker.engine.loads_model or not _is_large(model):
+            engine = asking.asker.engine
+            captioner = asking.asker.captioner
+            address = engine.address
+            if not asking.is_pending(pending):
                 continue
-            if asking.is_pending(pending):
-                raise UserError(_too_slow(dataset.name, model))
+            if address and not os.environ.get(address):
+                raise UserError(
+                    f"Dataset {dataset.name}: captioner.engine {captioner.engine} needs the "
+                    f"address of a server: export {address}={EXAMPLES[address]}, or set another "
+                    "engine."
+                )
+            if engine.loads_model and not has_time and not os.path.isdir(captioner.model):
+                raise UserError(_too_slow(dataset.name, captioner.model))
 
 
 def _too_slow(dataset: str, model: str) -> str:
@@ -368,10 +369,3 @@ def _too_slow(dataset: str, model: str) -> str:
         "bring your own, captioner.engine file; or set CUDA_VISIBLE_DEVICES= in the "
         "environment to use the CPU all the same."
     )
-
-
-def _is_large(model: str) -> bool:
-    """Return whether a captioner is large; a model of the hub, of unknown size, counts as large."""
-    if not os.path.isdir(model):
-        return True
-    return sum(f.stat().st_size for f in os.scandir(model) if f.is_file()) > LARGE_MODEL

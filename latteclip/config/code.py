@@ -8,7 +8,8 @@ from functools import cache
 from pathlib import Path
 
 from latteclip.config import layers
-from latteclip.config.resolve import Asker, Method
+from latteclip.config.labellers import Asker
+from latteclip.config.resolve import Method
 from latteclip.core.files import digest_of
 
 # An import of a module of the package, with the names that it takes from the module.

@@ -1,7 +1,9 @@
 """Tell models of the Hugging Face hub from files, and name the notes on them."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
 from latteclip.config.keys import CaptionerSection, ClipSection
@@ -40,6 +42,12 @@ class Model:
 def is_folder(model: str) -> bool:
     """Return whether a captioner's model is or looks like a folder, and not an id of the hub."""
     return os.path.isdir(model) or model.startswith((".", "/")) or model.count("/") > 1
+
+
+def whole_clip(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return section `clip` without `pretrained` where the model's name gives its weights."""
+    is_whole = str(values.get("model", "")).startswith(WHOLE)
+    return {**values, "pretrained": None} if is_whole else dict(values)
 
 
 def clip(section: ClipSection) -> Model:

@@ -12,8 +12,9 @@ from typing import Any
 
 from latteclip.config import hub_names, registry
 from latteclip.config.hub_names import Model
+from latteclip.config.labellers import Asker, Labeller, answer_tables
 from latteclip.config.registry import OBJECTIVES
-from latteclip.config.resolve import Asker, Dataset, Labeller, Method, Run, sections
+from latteclip.config.resolve import Dataset, Method, Run, sections
 from latteclip.core.files import (
     ACTIONS,
     edited_classes,
@@ -363,6 +364,21 @@ def audit(dataset: Dataset) -> Paths:
     """Return the scores of a dataset's models by an audit if there was one."""
     path = f"{dataset.results}/audit{dataset.run.suffix}.json"
     return [path] if audit_answers(dataset) else []
+
+
+def asked(run: Run) -> Paths:
+    """Return the tables of captioners' answers.
+
+    Snakemake makes them again for a target that lists them, not for results that were made of
+    earlier ones: without, those would stay as they are where a job of captions failed.
+    """
+    return [f"{d.results}/{each.table}" for d in run.datasets for each in answer_tables(d)]
+
+
+def trained(run: Run) -> Paths:
+    """Return the models of all trainings, which a failed job leaves missing as well."""
+    pairs = [each for dataset in run.datasets for each in dataset.trainings]
+    return [f"{method.folder(seed)}/model" for method, seed in pairs]
 
 
 def all_runs(run: Run) -> Paths:

@@ -5,11 +5,10 @@ section as JSON and validates it by the same class. No stage reruns because this
 because a value does.
 """
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal
 
 import pydantic
-from pydantic import Field, ValidationInfo
+from pydantic import Field
 from pydantic_core import PydanticCustomError
 
 from latteclip.config.registry import (
@@ -19,75 +18,32 @@ from latteclip.config.registry import (
     PSEUDO_LABELS,
     RESERVED,
 )
+from latteclip.config.schema import (
+    CHECKSUM,
+    CHECKSUM_OR_HUB,
+    SEEDS,
+    WITH_PLACE,
+    AboveZero,
+    AtLeastTwo,
+    AtLeastZero,
+    Below,
+    FileName,
+    Fraction,
+    Key,
+    Line,
+    MethodName,
+    Natural,
+    Pixels,
+    Positive,
+    Share,
+    ShareAboveZero,
+    Text,
+    Texts,
+)
+from latteclip.config.schema import Section as Section
 
 Auto = Literal["auto"]  # the program finds the number
 AUTO: Auto = "auto"
-KEY = "^[A-Za-z0-9_-]{1,100}$"
-METHOD = "^[a-z0-9_]{1,100}$"
-LINE = r"^[^\n]+$"
-BELOW = r"^[^/\\.][^/\\]*(/[^/\\.][^/\\]*)*$"
-FILE_NAME = "^[A-Za-z0-9][A-Za-z0-9._+-]*$"
-DIGEST = "md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}|git_blob:[0-9a-f]{40}"
-CHECKSUM = f"^({DIGEST})$"
-CHECKSUM_OR_HUB = f"^(hub|{DIGEST})$"
-SEEDS = "^[0-9]{1,9}(,[0-9]{1,9}){0,999}$"
-WITH_PLACE = r"\{\}"
-# What a value must do to match a pattern.
-IN_WORDS = {
-    KEY: "be at most 100 letters, digits, _ and -",
-    METHOD: "be at most 100 lower-case letters, digits and _",
-    LINE: "be one line",
-    BELOW: "be a path inside a folder",
-    FILE_NAME: "be the name of a file, of letters, digits and ._+-",
-    CHECKSUM: "be md5:, sha256: or git_blob: and hexadecimal digits",
-    CHECKSUM_OR_HUB: "be hub, or md5:, sha256: or git_blob: and hexadecimal digits",
-    SEEDS: "be seeds, separated by commas",
-    WITH_PLACE: "contain {}",
-}
-Key = Annotated[str, Field(pattern=KEY)]
-MethodName = Annotated[str, Field(pattern=METHOD)]
-Line = Annotated[str, Field(pattern=LINE)]  # a name or a path
-Below = Annotated[str, Field(pattern=BELOW)]
-FileName = Annotated[str, Field(pattern=FILE_NAME)]
-Text = Annotated[str, Field(min_length=1)]
-Texts = Text | Annotated[list[str], Field(min_length=1)]
-Positive = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-AtLeastTwo = Annotated[int, Field(ge=2)]
-Pixels = Annotated[int, Field(ge=16)]
-AboveZero = Annotated[float, Field(gt=0)]
-AtLeastZero = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-ShareAboveZero = Annotated[float, Field(gt=0, le=1)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-
-
-class Section(pydantic.BaseModel):
-    """Keys with values."""
-
-    model_config = pydantic.ConfigDict(
-        extra="forbid", allow_inf_nan=False, frozen=True, use_attribute_docstrings=True
-    )
-
-    @pydantic.field_validator("*", mode="before")
-    @classmethod
-    def _parse_null(cls, value: Any, info: ValidationInfo) -> Any:
-        """Parse null, which is a text in nested `--config`, and refuse booleans for numbers."""
-        annotation = cls.model_fields[str(info.field_name)].annotation
-        types = set(_types(annotation))
-        values = value if isinstance(value, list) else [value]
-        if not types & {bool, Any} and any(isinstance(each, bool) for each in values):
-            raise PydanticCustomError("boolean", "It should be no boolean")
-        return None if value == "null" and type(None) in get_args(annotation) else value
-
-
-def _types(annotation: Any) -> Iterator[Any]:
-    """Yield a type and its parts."""
-    yield annotation
-    for part in get_args(annotation):
-        yield from _types(part)
-
-
 # Images and classes.
 
 
@@ -341,10 +297,6 @@ class LabellerSection(Section):
     """the captioner's prompt about one image"""
     max_images: Positive | None = None
     """images that a captioner is asked about, at most: those with the least certain label"""
-    captioner: CaptionerSection = CaptionerSection()
-    """other keys of `captioner` for this labeller"""
-    scores: ScoresSection = ScoresSection()
-    """other keys of `scores` for this labeller"""
 
     @pydantic.model_validator(mode="after")
     def _check_keys(self) -> "LabellerSection":
@@ -364,16 +316,6 @@ class LabellerSection(Section):
                 "labeller", f"It should not have {keys} with this kind"
             )
         return self
-
-
-def _of_different_names(labellers: list[LabellerSection]) -> list[LabellerSection]:
-    names = [labeller.name for labeller in labellers]
-    for name in names:
-        if names.count(name) > 1:
-            raise PydanticCustomError(
-                "labellers", f"It should not have two labellers called {name}"
-            )
-    return labellers
 
 
 # Training.
@@ -455,8 +397,8 @@ class ComputeSection(Section):
 
     threads: Positive = 8
     """CPU threads of a job, at most the cores of the machine"""
-    shards: Annotated[int, Field(ge=1, le=1000)] | Auto = AUTO
-    """jobs that write captions or class scores; auto: one for each free GPU of the first run"""
+    shards: Annotated[int, Field(ge=1, le=1000)] = 1
+    """jobs that write each kind of captions, and class scores: as many as there are GPUs"""
     micro_batch: Positive | Auto | None = AUTO
     """images of a batch encoded at once; auto: what fits into a GPU, or 4 GiB of activations;
     null: all; the result is the same
@@ -486,9 +428,7 @@ class Shared(ClassNamesSection, ClassTextsSection):
     clip: ClipSection = ClipSection()
     captioner: CaptionerSection = CaptionerSection()
     scores: ScoresSection = ScoresSection()
-    labellers: Annotated[
-        list[LabellerSection], pydantic.AfterValidator(_of_different_names)
-    ] = []
+    labellers: list[LabellerSection] = []
     """who labels the training images; none: class scores if there are any, otherwise captions"""
     selection: SelectionSection = SelectionSection()
     unknown: UnknownSection = UnknownSection()

@@ -26,8 +26,8 @@ class LabellerRecord:
     loads_clip: bool = False  # whether it is a CLIP model
 
 
-_CAPTIONER = ("model", "engine", "prompt", "captioner", "max_images")
-_SCORES = LabellerRecord(asks="scores", keys=(*_CAPTIONER, "scores"))
+_CAPTIONER = ("model", "engine", "prompt", "max_images")
+_SCORES = LabellerRecord(asks="scores", keys=_CAPTIONER)
 LABELLERS = {
     "captions": LabellerRecord(asks="captions", keys=(*_CAPTIONER, "file")),
     "likelihood": _SCORES,

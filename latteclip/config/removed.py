@@ -28,6 +28,8 @@ KEYS: dict[str, str] = {
     "inference": "leave it out: 256 images are encoded at once, and fewer where memory ends.",
     "threads": "set compute.threads.",
     "voters": "call them labellers.",
+    "labellers.captioner": "set model, engine, prompt and max_images of the labeller.",
+    "labellers.scores": "set max_images of the labeller.",
     "votes": "list who labels under labellers.",
     "batch_norm": "statistics of BatchNorm stay those of pretraining.",
     "beta1": "it is 0.9, as in the paper.",

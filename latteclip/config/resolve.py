@@ -6,51 +6,24 @@ starts from all settings of the other, those of the dataset included.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from latteclip.config import hub_names, registry
 from latteclip.config.hub_names import Model
-from latteclip.config.keys import (
-    AUTO,
-    CaptionerSection,
-    ClipSection,
-    Config,
-    DatasetSection,
-    LabellerSection,
-    MethodSection,
-    PromptsSection,
-    ScoresSection,
-    Section,
-)
+from latteclip.config.keys import AUTO, Config, DatasetSection, MethodSection, Section
+from latteclip.config.labellers import Asker, Labeller, default_labeller, labeller_of
 from latteclip.config.layers import merge
-from latteclip.config.registry import ENGINES, LABELLERS, OBJECTIVES, EngineRecord
+from latteclip.config.registry import OBJECTIVES
 from latteclip.config.schema import unknown, validate
-from latteclip.core.class_templates import PLACE
 from latteclip.core.errors import UserError
-from latteclip.core.files import (
-    DISCOVER,
-    FOLDERS,
-    GROUPS,
-    IMAGES,
-    SCORES,
-    TABLES,
-    labeller_table,
-    read_object,
-)
+from latteclip.core.files import DISCOVER, FOLDERS
 
 Layer = Mapping[str, Any]
 Place = Callable[[str], str]
 ALL = "all"
-# Number of captioning jobs by `compute.shards: auto`. The first run chose it by its free GPUs.
-# Later runs read it here, so that more or fewer GPUs rerun nothing.
-SHARDS = "results/{dataset}/captions/shards.json"
 SHARED = tuple(DatasetSection.model_fields)
-# Keys of a captioner that belong to its model, so that a labeller with another one has none.
-OF_MODEL = {"revision": None, "quantization": None}
-DECISIONS = "decisions"  # a kind of labeller, and the only engine that it has
 
 
 def names(value: Any) -> list[str]:
@@ -60,115 +33,24 @@ def names(value: Any) -> list[str]:
     return list(dict.fromkeys(filter(None, found)))
 
 
-@dataclass(frozen=True)
-class Asker:
-    """A captioner with its questions: that of the run, or of a labeller."""
-
-    dataset: "Dataset"
-    captioner: CaptionerSection
-    scores: ScoresSection
-    prompts: PromptsSection
-    name: str = ""  # of the labeller
-
-    @property
-    def engine(self) -> EngineRecord:
-        return ENGINES[self.captioner.engine]
-
-    @property
-    def models(self) -> list[Model]:
-        """The model that its jobs load."""
-        return [hub_names.captioner(self.captioner)] if self.engine.loads_model else []
-
-    def max_images(self, kind: str) -> int | None:
-        """Return about how many images it is asked about at most; None: all, or a file's."""
-        section = self.scores if kind == SCORES else self.captioner
-        return None if self.engine.reads_file else section.max_images
-
-    def chooses(self, kind: str) -> bool:
-        """Return whether images are chosen, since it is not asked about all."""
-        return self.max_images(kind) is not None
-
-    @property
-    def reads_pseudo_labels(self) -> bool:
-        """Whether questions about images, or their order, need pseudo-labels."""
-        return PLACE in self.prompts.image or self.chooses(IMAGES)
-
-    def files(self, kind: str) -> list[str]:
-        """Return the user's file that replaces it."""
-        is_groups = kind == GROUPS
-        file = self.captioner.groups_file if is_groups else self.captioner.images_file
-        return [file] if self.engine.reads_file and file else []
-
-
-@dataclass(frozen=True)
-class Labeller:
-    """A labeller of the training images, and the table of its answers or votes."""
-
-    dataset: "Dataset"
-    name: str
-    kind: str  # a key of LABELLERS
-    table: str  # below results/<dataset>: a captioner's answers, or votes
-    # Key of `registry.VOTES` if the run has the table anyway: columns of FUSED_LABELS.
-    column: str | None = None
-    asker: Asker | None = None
-    clip: ClipSection | None = None
-    file: str | None = None
-    share: float | None = None
-
-    @property
-    def asks(self) -> str | None:
-        """What it asks a captioner for: captions or scores."""
-        return LABELLERS[self.kind].asks
-
-    @property
-    def answers(self) -> str | None:
-        """The table of a captioner's answers."""
-        return f"{self.dataset.results}/{self.table}" if self.asks else None
-
-    @property
-    def writes_votes(self) -> bool:
-        """Whether write_votes writes its votes: captioners score classes themselves."""
-        return self.asks != "scores"
-
-    @property
-    def votes(self) -> str:
-        """The table of its votes below results/<dataset>."""
-        return f"votes/{self.name}.parquet" if self.writes_votes else self.table
-
-    @property
-    def models(self) -> list[Model]:
-        """The CLIP model that its votes follow from."""
-        if self.asks is not None:
-            return self.dataset.models
-        return [hub_names.clip(self.clip)] if self.clip else []
-
-    @property
-    def is_by_own_job(self) -> bool:
-        """Whether a job writes its table for it alone."""
-        return self.column is None
-
-
 class Run:
     """What one command runs: datasets, methods and seeds, with all settings resolved."""
 
-    def __init__(
-        self, files: Layer, given: Layer, gpus: int = 1, place: Place = str
-    ) -> None:
+    def __init__(self, files: Layer, given: Layer, place: Place = str) -> None:
         """Validate keys, values and names, or raise UserError for the first mistake.
 
         Args:
             files: the configuration of the files (`layers.defaults`).
             given: the keys of --config and --configfile, which also win over those of a dataset.
-            gpus: number of GPUs for captions if `compute.shards` is auto.
             place: where a path of the workflow lies, in a module with `prefix:`.
         """
         self.place = place
-        self.gpus = gpus
         self.given = given
         validate(Config, given)
         self.layer = merge(files, given)
         self.keys = validate(Config, self.layer)
         self.seeds = _seeds(self.keys.seeds)
+        self._inherited: dict[str, dict[str, Any]] = {}
         # Suffixes of files of a table with its own name, and of datasets of a limited run.
         self.suffix = (
             "" if self.keys.table.name == "summary" else f"-{self.keys.table.name}"
@@ -238,22 +120,37 @@ class Run:
         known = self.layer.get("datasets", {}).items()
         return sorted(key for key, values in known if kind in values.get("source", {}))
 
-    def lineage(self, method: str) -> list[str]:
-        """Return the method after those that it is like, the first of which is like no other."""
-        lineage = [method]
-        while other := self.keys.methods[lineage[0]].like:
-            self.check_name(other, f"Method {{}}, which {lineage[0]} is like,")
-            if other in lineage:
-                circle = ", ".join([*reversed(lineage), other])
+    def inherited(self, method: str) -> dict[str, Any]:
+        """Return the keys of a method and of those that it is like, or raise UserError."""
+        chain: dict[str, None] = {}
+        name: str | None = method
+        while name is not None and name not in self._inherited:
+            if name in chain:
+                circle = ", ".join([*chain, name])
                 raise UserError(
                     f"The keys `like` of methods form a circle: {circle}; remove one of them."
                 )
-            lineage.insert(0, other)
-        return lineage
+            chain[name] = None
+            other = self.keys.methods[name].like
+            if other is not None:
+                self.check_name(other, f"Method {{}}, which {name} is like,")
+            name = other
+        values = self._inherited[name] if name is not None else {}
+        for name in reversed(chain):
+            values = merge(values, self.layer["methods"][name])
+            self._inherited[name] = values
+        return values
+
+    def lineage(self, method: str) -> list[str]:
+        """Return the method after those that it is like, the first of which is like no other."""
+        lineage = [method]
+        while other := self.keys.methods[lineage[-1]].like:
+            lineage.append(other)
+        return lineage[::-1]
 
     def objective(self, method: str) -> registry.ObjectiveRecord:
         """Return the record of a method's objective, which no dataset changes."""
-        return OBJECTIVES[str(inherited(self, method)["objective"])]
+        return OBJECTIVES[str(self.inherited(method)["objective"])]
 
     def methods_with(self, has: Any) -> list[str]:
         """Return the configured methods whose objective has something."""
@@ -282,14 +179,9 @@ def _seeds(value: Any) -> list[int]:
     return [int(seed) for seed in names(value)]
 
 
-def inherited(run: Run, method: str) -> dict[str, Any]:
-    """Return the keys of a method and of those that it is like."""
-    return merge(*(run.layer["methods"].get(name) for name in run.lineage(method)))
-
-
 def _check_method(run: Run, name: str) -> None:
     """Raise UserError for circles of `like`, a missing objective, and impossible averages."""
-    values = inherited(run, name)
+    values = run.inherited(name)
     if "objective" not in values:
         key = f"methods.{run.lineage(name)[0]}.objective"
         raise UserError(f"Configuration key {key} is missing; add it, or `like`.")
@@ -298,7 +190,7 @@ def _check_method(run: Run, name: str) -> None:
     able = [each for each, record in OBJECTIVES.items() if record.has_text_classifier]
     of = str(values.get("of"))
     run.check_name(of, f"Method {{}}, methods.{name}.of,")
-    if inherited(run, of).get("objective") not in able:
+    if run.inherited(of).get("objective") not in able:
         raise UserError(
             f"methods.{name}.of is {of}, which cannot be averaged; name a method whose objective "
             f"is {' or '.join(able)}."
@@ -322,7 +214,7 @@ class Dataset:
         self._layer["methods"] = own.get("methods", {})
         # Whether a person said that the folders are the classes.
         kinds = [layer.get("split", {}).get("kind") for layer in (own, run.given)]
-        self._layer["clip"] = _whole_clip(self._layer.get("clip", {}))
+        self._layer["clip"] = hub_names.whole_clip(self._layer.get("clip", {}))
         self.keys = validate(DatasetSection, self._layer)
         self.has_class_folders = FOLDERS in (self.keys.class_names, *kinds)
 
@@ -404,65 +296,12 @@ class Dataset:
     @cached_property
     def labellers(self) -> list[Labeller]:
         """Who labels the training images."""
-        if self.keys.labellers:
-            return list(map(self._labeller, self.keys.labellers))
-        if kind := self.keys.scores.kind:
-            return [Labeller(self, "lmm", kind, TABLES[SCORES], "lmm", self.asker)]
-        return [
-            Labeller(self, "caption", "captions", TABLES[IMAGES], "caption", self.asker)
-        ]
+        given = self.keys.labellers
+        return [labeller_of(self, each) for each in given] or [default_labeller(self)]
 
     def labeller(self, name: str) -> Labeller:
         """Return a labeller by its name."""
         return next(each for each in self.labellers if each.name == name)
-
-    def _labeller(self, keys: LabellerSection) -> Labeller:
-        """Return a labeller; if it asks what the run asks, it has the run's table."""
-        name, kind = str(keys.name), str(keys.kind)
-        record = LABELLERS[kind]
-        if record.asks is None:
-            clip = None
-            if record.loads_clip:
-                named = {"model": keys.model, "pretrained": keys.pretrained}
-                clip = self.keys.clip.model_copy(update=_whole_clip(named))
-            table = f"votes/{name}.parquet"
-            return Labeller(
-                self, name, kind, table, None, None, clip, keys.file, keys.share
-            )
-        asker = self._own_asker(keys)
-        is_scores = record.asks == "scores"
-        parts = ("captioner", "prompts", *(["scores"] if is_scores else []))
-        if any(getattr(asker, part) != getattr(self.asker, part) for part in parts):
-            return Labeller(self, name, kind, labeller_table(name), None, asker)
-        table, column = (SCORES, "lmm") if is_scores else (IMAGES, "caption")
-        return Labeller(self, name, kind, TABLES[table], column, self.asker)
-
-    def _own_asker(self, keys: LabellerSection) -> Asker:
-        """Return the captioner of a labeller: its keys over those of the dataset."""
-        own = self.keys
-        captioner = keys.captioner.model_dump(exclude_unset=True)
-        scores = keys.scores.model_dump(exclude_unset=True)
-        if keys.model not in (None, own.captioner.model):
-            captioner = OF_MODEL | captioner
-        captioner |= keys.model_dump(include={"model", "engine"}, exclude_none=True)
-        is_scores = LABELLERS[str(keys.kind)].asks == "scores"
-        if is_scores:
-            scores["kind"] = keys.kind
-            if keys.kind == DECISIONS:
-                captioner.setdefault("engine", DECISIONS)
-        asked = scores if is_scores else captioner
-        if keys.max_images is not None:
-            asked["max_images"] = keys.max_images
-        if keys.file is not None:
-            captioner["images_file"] = keys.file
-            captioner.setdefault("engine", "file")
-        return Asker(
-            self,
-            own.captioner.model_copy(update=captioner),
-            own.scores.model_copy(update=scores),
-            own.prompts.model_copy(update={"image": keys.prompt} if keys.prompt else None),
-            str(keys.name),
-        )
 
     @property
     def own_labellers(self) -> list[Labeller]:
@@ -497,30 +336,13 @@ class Dataset:
         """Whether a stage proposes the classes."""
         return self.keys.class_names == DISCOVER
 
-    @cached_property
+    @property
     def shards(self) -> int:
         """Number of jobs that write each kind of captions, and the class scores.
 
         One job reads a user's file: with a part of the images it might find none of them there.
         """
-        engine = self.asker.engine
-        wanted = self.keys.compute.shards
-        if engine.reads_file:
-            return 1
-        if wanted != AUTO:
-            return int(wanted)
-        noted = Path(SHARDS.format(dataset=self.name))
-        if noted.is_file():
-            return int(read_object(noted, ["shards"])["shards"])
-        if not engine.loads_model:
-            return 1
-        return max(1, self.run.gpus // self.keys.captioner.tensor_parallel_size)
-
-
-def _whole_clip(values: Layer) -> dict[str, Any]:
-    """Return section `clip` without `pretrained` where the model's name gives its weights."""
-    is_whole = str(values.get("model", "")).startswith(hub_names.WHOLE)
-    return {**values, "pretrained": None} if is_whole else dict(values)
+        return 1 if self.asker.engine.reads_file else self.keys.compute.shards
 
 
 class Method:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from latteclip.config.keys import AUTO
-from latteclip.config.resolve import Asker, Dataset, Labeller, Method
+from latteclip.config.labellers import Asker, Labeller
+from latteclip.config.resolve import Dataset, Method
 from latteclip.core.files import SCORES
 
 MAX_EPOCHS = 30  # the number of epochs that is assumed for finetune.epochs: auto

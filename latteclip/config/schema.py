@@ -1,18 +1,83 @@
-"""Validate keys, and say in one sentence which is wrong."""
+"""Types of keys, and the validation of sections, whose errors are one sentence."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import pydantic
-from pydantic_core import ErrorDetails
+from pydantic import Field, ValidationInfo
+from pydantic_core import ErrorDetails, PydanticCustomError
 
-from latteclip.config.keys import IN_WORDS, Section
 from latteclip.config.removed import removed_key
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.terminal import one_line
 
+KEY = "^[A-Za-z0-9_-]{1,100}$"
+METHOD = "^[a-z0-9_]{1,100}$"
+LINE = r"^[^\n]+$"
+BELOW = r"^[^/\\.][^/\\]*(/[^/\\.][^/\\]*)*$"
+FILE_NAME = "^[A-Za-z0-9][A-Za-z0-9._+-]*$"
+DIGEST = "md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}|git_blob:[0-9a-f]{40}"
+CHECKSUM = f"^({DIGEST})$"
+CHECKSUM_OR_HUB = f"^(hub|{DIGEST})$"
+SEEDS = "^[0-9]{1,9}(,[0-9]{1,9}){0,999}$"
+WITH_PLACE = r"\{\}"
+# What a value must do to match a pattern.
+IN_WORDS = {
+    KEY: "be at most 100 letters, digits, _ and -",
+    METHOD: "be at most 100 lower-case letters, digits and _",
+    LINE: "be one line",
+    BELOW: "be a path inside a folder",
+    FILE_NAME: "be the name of a file, of letters, digits and ._+-",
+    CHECKSUM: "be md5:, sha256: or git_blob: and hexadecimal digits",
+    CHECKSUM_OR_HUB: "be hub, or md5:, sha256: or git_blob: and hexadecimal digits",
+    SEEDS: "be seeds, separated by commas",
+    WITH_PLACE: "contain {}",
+}
+Key = Annotated[str, Field(pattern=KEY)]
+MethodName = Annotated[str, Field(pattern=METHOD)]
+Line = Annotated[str, Field(pattern=LINE)]  # a name or a path
+Below = Annotated[str, Field(pattern=BELOW)]
+FileName = Annotated[str, Field(pattern=FILE_NAME)]
+Text = Annotated[str, Field(min_length=1)]
+Texts = Text | Annotated[list[str], Field(min_length=1)]
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+AtLeastTwo = Annotated[int, Field(ge=2)]
+Pixels = Annotated[int, Field(ge=16)]
+AboveZero = Annotated[float, Field(gt=0)]
+AtLeastZero = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+ShareAboveZero = Annotated[float, Field(gt=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Section(pydantic.BaseModel):
+    """Keys with values."""
+
+    model_config = pydantic.ConfigDict(
+        extra="forbid", allow_inf_nan=False, frozen=True, use_attribute_docstrings=True
+    )
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _parse_null(cls, value: Any, info: ValidationInfo) -> Any:
+        """Parse null, which is a text in nested `--config`, and refuse booleans for numbers."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        types = set(_types(annotation))
+        values = value if isinstance(value, list) else [value]
+        if not types & {bool, Any} and any(isinstance(each, bool) for each in values):
+            raise PydanticCustomError("boolean", "It should be no boolean")
+        return None if value == "null" and type(None) in get_args(annotation) else value
+
+
+def _types(annotation: Any) -> Iterator[Any]:
+    """Yield a type and its parts."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _types(part)
+
+
 Kind = TypeVar("Kind", bound=Section)
-SEEDS = "a number (3) or a list (0,1,2)"
 
 
 def validate(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
@@ -45,7 +110,7 @@ def _sentence(kind: type[Section], errors: list[ErrorDetails], values: Any) -> s
     where = f"Configuration key {one_line('.'.join(map(str, path)))}"
     given = one_line(repr(first["input"]), 120)
     if path == ["seeds"]:
-        return f"seeds must be {SEEDS}, not {given}."
+        return f"seeds must be a number (3) or a list (0,1,2), not {given}."
     field = None
     section: type[Section] | None = kind
     for part in path:

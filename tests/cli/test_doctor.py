@@ -64,6 +64,23 @@ def test_the_server_of_an_engine_is_looked_for(decisions, monkeypatch):  # noqa:
     assert "export DECISIONS_BASE_URL" in text
 
 
+def test_a_captioner_that_was_downloaded_is_found(tmp_path, monkeypatch):
+    """In a hub cache as `download_model` leaves it: a part of the repo, by links to blobs."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    given = ["captioner={'engine': 'vllm', 'model': 'an/lmm'}"]
+    asks = functools.partial(doctor.captioner, given, [])
+    assert levels(asks) == ["note"]
+    repo = tmp_path / "models--an--lmm"
+    for folder in ("blobs", "refs", "snapshots/abc"):
+        (repo / folder).mkdir(parents=True)
+    (repo / "refs" / "main").write_text("abc")
+    for name in ("config.json", "model-1-of-1.safetensors"):
+        assert levels(asks) == ["note"]
+        (repo / "blobs" / name).touch()
+        (repo / "snapshots" / "abc" / name).symlink_to(f"../../blobs/{name}")
+    assert levels(asks) == ["ok"]
+
+
 @pytest.mark.parametrize(
     ("pairs", "level", "named"),
     [
@@ -86,6 +103,14 @@ def test_a_hub_that_does_not_answer(monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", address)
     ((level, text),) = doctor.findings(doctor.hub)
     assert level == "warning" and address in text
+
+
+def test_a_configuration_of_slurm_that_jobs_do_not_see_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("SLURM_CONF", "/opt/slurm.conf")
+    monkeypatch.setattr(doctor, "SLURM_FILES", (str(tmp_path / "slurm.conf"),))
+    assert "SLURM_CONF" in doctor.findings(doctor.machine)[-1][1]
+    (tmp_path / "slurm.conf").touch()
+    assert "SLURM_CONF" not in doctor.findings(doctor.machine)[-1][1]
 
 
 def test_a_broken_check_hides_no_other(monkeypatch, capsys):

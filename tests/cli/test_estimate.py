@@ -9,7 +9,7 @@ from support import records
 
 from latteclip.cli import estimate, main
 from latteclip.config import layers
-from latteclip.config.asking import askings
+from latteclip.config.labellers import askings
 from latteclip.config.resolve import Run
 from latteclip.core import tables
 from latteclip.core.errors import UserError

@@ -7,13 +7,15 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import open_clip
 import pytest
 from support.tiny import DEMO_LLAVA
 
 from latteclip.config import checks
-from latteclip.config.keys import IN_WORDS, Config
+from latteclip.config.keys import Config
+from latteclip.config.schema import IN_WORDS
 from latteclip.core.errors import UserError
 
 FOLDER = {"dataset": "mine", "image_dir": "photos"}
@@ -152,17 +154,15 @@ MISTAKES = [
     # Captioners.
     (folder(captioner={"model": "llava"}), r"captioner\.model llava "),
     (folder(captioner={"model": "./models/llava"}), r"captioner\.model \./models/llava "),
-    (folder(captioner=SERVER), "OPENAI_BASE_URL"),
     (
         folder(captioner=OWN, method="zero_shot,latteclip"),
-        r"captioner\.groups_file for latteclip;.*method=zero_shot",
+        r"captioner\.groups_file for latteclip;",
     ),
     (
         folder(captioner={**OWN, "groups_file": "nope.csv"}, method="latteclip"),
         r"captioner\.groups_file .*nope\.csv",
     ),
     (folder(captioner=OWN, scores=LETTERS), r"labeller of kind file"),
-    (folder(captioner=DECIDES, scores=DECISIONS), "DECISIONS_BASE_URL=https"),
     (folder(captioner=DECIDES), r"captioner\.engine decisions writes no captions"),
     (folder(captioner=DECIDES, scores=LETTERS), r"scores\.kind decisions alone"),
     # Labellers.
@@ -181,6 +181,7 @@ MISTAKES = [
     ),
     ({"labellers": WORDS}, r"labellers .*must be a valid list"),
     (labellers(WORDS, {**WORDS, "name": "same"}), "words and same have the same answers"),
+    (labellers({**WORDS, "captioner": {}}), r"labellers\.0\.captioner was removed"),
     ({"votes": "caption"}, "votes was removed.*labellers"),
     (
         method(like="flyp", finetune={"lr": "auto"}, objective="zero_shot"),
@@ -200,11 +201,6 @@ MISTAKES = [
     ),
     (labellers({**WORDS, "model": "nowhere"}), r"labeller words, captioner\.model"),
     (labellers({**WORDS, "engine": "file"}), r"labeller words, .*captioner\.images_file"),
-    (
-        labellers({"name": "scores", **LETTERS, **SERVER}),
-        "labeller scores, .*OPENAI_BASE_URL",
-    ),
-    (labellers({"name": "a", **DECISIONS, "model": "m"}), r"labeller a, .*DECISIONS"),
     (labellers({**WORDS, **DECIDES}), r"labeller words, .*writes no captions"),
     (labellers({**WORDS, "file": "none.csv"}), r"labeller words, .*none\.csv"),
 ]
@@ -271,42 +267,56 @@ def test_a_list_of_classes_that_no_run_can_use(refused, photos, name, content, m
     refused(f"photos/{message}", **FOLDER)
 
 
-def test_a_server_is_asked_for_what_it_can_until_it_has_answered(
-    check, refused, monkeypatch, tmp_path
-):
-    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:8000/v1")
-    monkeypatch.setenv("DECISIONS_BASE_URL", "http://localhost:8000")
-    for captioner, scores in ((SERVER, LETTERS), (DECIDES, DECISIONS)):
-        check(**folder(captioner=captioner, scores=scores))
+def test_an_engine_is_asked_for_what_it_can(check, refused):
+    check(**folder(captioner=SERVER, scores=LETTERS))  # status needs no address
+    check(**folder(captioner=DECIDES, scores=DECISIONS))
     refused(r"scores\.kind", **folder(captioner=SERVER, scores={"kind": "likelihood"}))
     refused(r"captioner\.engine decisions", **folder(captioner=SERVER, scores=DECISIONS))
     refused(
         "no captions for latteclip",
         **folder(captioner=DECIDES, scores=DECISIONS, method="latteclip"),
     )
-    monkeypatch.delenv("OPENAI_BASE_URL")
-    (tmp_path / "results" / "mine" / "captions").mkdir(parents=True)
-    (tmp_path / "results" / "mine" / "captions" / "images.parquet").touch()
-    check(**folder(captioner=SERVER))
 
 
-def test_captions_of_a_large_model_need_a_gpu(configured, monkeypatch):
-    def check(pending, **given):
-        checks.refuse_slow_captions(configured(**FOLDER, **given), pending)
+TABLE = "results/mine/captions/images.parquet"
+SHARD = "results/mine/captions/shards/images-1-of-2.parquet"
+SCORED = "results/mine/class_scores.parquet"
+OTHER = "results/mine/labellers/other.parquet"
+OF_OTHER = labellers(WORDS, {**WORDS, "name": "other", "model": "an/lmm"})
+LLAVA = {"captioner": {"model": str(DEMO_LLAVA)}}
 
-    table = ["results/mine/captions/images.parquet"]
+
+@pytest.mark.parametrize(
+    ("pending", "given", "message"),
+    [
+        (TABLE, {}, r"Dataset mine: .* GPU"),
+        (SHARD, {}, " GPU"),
+        (OTHER, OF_OTHER, "an/lmm"),
+        ("results/mine/images.parquet", {}, None),
+        (TABLE, LLAVA, None),  # a folder of one's own
+        (TABLE, {"captioner": SERVER}, "OPENAI_BASE_URL=http"),
+        (SCORED, {"captioner": DECIDES, "scores": DECISIONS}, "DECISIONS_BASE_URL=http"),
+        (SCORED, {"captioner": SERVER}, "OPENAI_BASE_URL=http"),
+        ("results/mine/fused_labels.parquet", {"captioner": SERVER}, None),
+    ],
+    ids=str,
+)
+def test_questions_that_nobody_would_answer_end_a_run(
+    configured, monkeypatch, pending, given, message
+):
+    def start(**values):
+        run = configured(**folder(**given))
+        checks.refuse_unanswered(run, [pending], **{"has_gpus": False, **values})
+
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    for pending in (table, ["results/mine/captions/shards/images-1-of-2.parquet"]):
-        with pytest.raises(UserError, match=r"Dataset mine: .* GPU"):
-            check(pending)
-    with pytest.raises(UserError, match="an/lmm"):
-        other = {**WORDS, "name": "other", "model": "an/lmm"}
-        check(["results/mine/labellers/other.parquet"], labellers=[WORDS, other])
-    check(["results/mine/images.parquet", "results/mine/duplicates.parquet"])
-    check(table, captioner={"engine": "openai"})
-    check(table, captioner={"model": str(DEMO_LLAVA)})
+    refused = pytest.raises(UserError, match=message) if message else nullcontext()
+    with refused:
+        start()
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:8000/v1")
+    monkeypatch.setenv("DECISIONS_BASE_URL", "http://localhost:8000")
+    start(has_gpus=True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    check(table)
+    start()
 
 
 def test_clip_names_are_those_that_open_clip_lists_without_importing_it():

@@ -9,9 +9,8 @@ from support.tiny import ROOT
 
 from latteclip.config import layers
 from latteclip.config.layers import merge
-from latteclip.config.resolve import SHARDS, Run
+from latteclip.config.resolve import Run
 from latteclip.core.errors import UserError
-from latteclip.core.files import write_json
 from latteclip.train.settings import steps_per_epoch
 
 
@@ -156,29 +155,18 @@ def test_one_key_of_a_folder_may_be_set_and_the_others_stay(config, tmp_path):
         assert found == plain.model_copy(update={"image": "Which?"})
 
 
-@pytest.mark.parametrize(
-    ("gpus", "captioner", "expected"),
-    [
-        (4, {"tensor_parallel_size": 2}, 2),
-        (1, {"tensor_parallel_size": 2}, 1),
-        (4, {"engine": "openai"}, 1),
-        (4, {"engine": "file"}, 1),
-    ],
-)
-def test_shards_are_as_many_as_gpus_are_free_at_first_and_stay_so(
-    tmp_path, monkeypatch, gpus, captioner, expected
-):
-    monkeypatch.chdir(tmp_path)
-    config = layers.defaults(project=None)
-    first = Run(config, {"captioner": captioner}, gpus=gpus).dataset("dtd").shards
-    assert first == expected
-    write_json(SHARDS.format(dataset="dtd"), {"shards": first})
-    for later in (1, 8):
-        found = Run(config, {"captioner": captioner}, gpus=later)
-        assert found.dataset("dtd").shards == expected
-    given = {"compute": {"shards": 3}, "captioner": captioner}
-    wanted = 1 if captioner.get("engine") == "file" else 3
-    assert Run(config, given, gpus=8).dataset("dtd").shards == wanted
+def test_one_job_reads_captions_of_ones_own(config):
+    shards = {"compute": {"shards": 3}}
+    for captioner, n in (({"engine": "openai"}, 3), ({"engine": "file"}, 1)):
+        run = configured(config, captioner=captioner, **shards)
+        assert run.dataset("dtd").shards == n
+
+
+def test_a_chain_of_methods_of_any_length_inherits(config):
+    chain = {f"m{n}": {"like": f"m{n + 1}"} for n in range(3000)}
+    base = {"like": "latteclip", "switches": {"alpha": 0.5}}
+    run = configured(config, methods={**chain, "m3000": base}, method="m0")
+    assert run.datasets[0].methods[0].keys.switches.alpha == 0.5
 
 
 def test_what_is_named_twice_runs_once(config):

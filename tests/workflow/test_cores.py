@@ -48,42 +48,81 @@ def test_two_gpus_caption_in_two_shards_at_once_and_other_machines_rerun_nothing
         "TMPDIR": str(tmp_path),  # where the locks of GPUs are
     }
     nvidia_smi(tmp_path, ["GPU-0", "GPU-1"])
-    run = finished_copy.snakemake(CAPTIONS)
+    two = ("--config", "compute={'shards': 2}")
+    run = finished_copy.snakemake(CAPTIONS, *two)
     assert run.returncode == 0, run.stdout
     logs = root.glob("results/demo/logs/caption_images-*-of-2.log")
     used = {re.search(r"This job uses (GPU-\d)", log.read_text())[1] for log in logs}
     assert used == {"GPU-0", "GPU-1"}
     assert pq.read_table(root / CAPTIONS) == alone
     nvidia_smi(tmp_path, [])
-    planned = finished_copy.snakemake("--dry-run", CAPTIONS)
+    planned = finished_copy.snakemake("--dry-run", CAPTIONS, *two)
     assert "Nothing to be done" in planned.stdout
-    three = ("--config", "compute={'shards': 3}")
-    assert (
-        "gather_captions" in finished_copy.snakemake("--dry-run", CAPTIONS, *three).stdout
-    )
 
 
-def test_a_login_node_with_a_driver_and_no_gpu_plans_jobs_with_gpus(
-    checkout, tmp_path, monkeypatch
-):
+@pytest.fixture
+def login_node(checkout, tmp_path, monkeypatch):
+    """A checkout where NVIDIA's driver is installed and fails."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     broken_nvidia_smi(tmp_path)
-    plan = (
-        "--dry-run",
-        "--verbose",
-        "--config",
-        "dataset=demo",
-        "method=latteclip,recommended",
-    )
     checkout.environment |= {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    here = checkout.snakemake(*plan)
-    there = checkout.snakemake(*plan, "--workflow-profile", "profiles/slurm")
-    assert here.returncode and "nvidia-smi fails" in here.stdout
-    assert there.returncode == 0, there.stdout
-    jobs = re.findall(
-        r"^(?:local)?rule (\w+):\n((?:    .*\n)+)", there.stdout, re.MULTILINE
-    )
-    assert {rule for rule, lines in jobs if "gpu=1" in lines} == {
+    return checkout
+
+
+SLURM = ("--dry-run", "--verbose", "--workflow-profile", "profiles/slurm")
+
+
+def resources_of(run):
+    """The resources of each rule that a verbose dry run plans."""
+    assert run.returncode == 0, run.stdout
+    jobs = re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)+)", run.stdout, re.MULTILINE)
+    return {
+        rule: dict(re.findall(r"(\w+)=([^,\n]+)", lines.partition("resources:")[2]))
+        for rule, lines in jobs
+    }
+
+
+def test_a_login_node_with_a_driver_and_no_gpu_plans_jobs_with_gpus(login_node):
+    config = ("--config", "dataset=demo", "method=latteclip,recommended")
+    planned = resources_of(login_node.snakemake(*SLURM, *config))
+    on_gpus = {rule for rule, each in planned.items() if each.get("gpu") == "1"}
+    assert on_gpus == {
         *("pseudo_label_images", "caption_images", "caption_groups", "write_votes"),
         *("find_learning_rate", "finetune", "average_weights", "evaluate"),
     }
+    for rule, each in planned.items():
+        if "slurm_partition" in each:  # the others run on the login node
+            assert each["slurm_partition"] == ("gpu" if rule in on_gpus else "cpu"), rule
+
+
+def test_jobs_that_a_server_or_a_file_answers_ask_for_no_gpu(login_node):
+    """Nor do they wait in the partition of GPUs."""
+    (login_node.root / "mine.csv").write_text("image_id,class\n")
+    votes = (
+        "labellers=[{name: words, kind: captions}, {name: a, kind: file, file: mine.csv}]"
+    )
+    server = "captioner={engine: openai, model: m}"
+    config = ("--config", "dataset=demo", "method=image_prototypes", server, votes)
+    target = "results/demo/votes/a.parquet"
+    planned = resources_of(login_node.snakemake(*SLURM, "labels", target, *config))
+    for rule in ("caption_images", "fuse_labels"):
+        assert planned[rule].get("gpu", "0") == "0", rule
+        assert planned[rule]["slurm_partition"] == "cpu", rule
+    alone = resources_of(login_node.snakemake(*SLURM, target, *config))["write_votes"]
+    assert (alone["gpu"], alone["slurm_partition"]) == ("0", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("snakemake", ("--dry-run",)),
+        ("snakemake", ("--unlock",)),
+        ("latteclip", ("status", "demo")),
+        ("latteclip", ("datasets",)),
+    ],
+    ids=str,
+)
+def test_what_runs_no_job_does_not_ask_the_driver(login_node, program, words):
+    run = getattr(login_node, program)(*words)
+    assert run.returncode == 0, run.stdout
+    assert "nvidia-smi" not in run.stdout

@@ -30,9 +30,7 @@ rule caption_images:
     priority: EARLY
     threads: CAPTIONER_THREADS
     resources:
-        gpu=gpus(CAPTIONER_GPUS),
-        cpus_per_gpu=cores_per_gpu(CAPTIONER_GPUS),
-        nodes=1,
+        **on_gpus(CAPTIONER_GPUS),
         mem_mb=memory(24_000, per_million=4_000),
         runtime=minutes(20, images_per_second=1),
     params:
@@ -100,9 +98,7 @@ rule caption_groups:
     priority: EARLY
     threads: CAPTIONER_THREADS
     resources:
-        gpu=gpus(CAPTIONER_GPUS),
-        cpus_per_gpu=cores_per_gpu(CAPTIONER_GPUS),
-        nodes=1,
+        **on_gpus(CAPTIONER_GPUS),
         mem_mb=memory(24_000, per_million=4_000),
         runtime=minutes(20, images_per_second=1),
     params:
@@ -154,9 +150,7 @@ rule score_classes:
     priority: EARLY
     threads: CAPTIONER_THREADS
     resources:
-        gpu=gpus(CAPTIONER_GPUS),
-        cpus_per_gpu=cores_per_gpu(CAPTIONER_GPUS),
-        nodes=1,
+        **on_gpus(CAPTIONER_GPUS),
         mem_mb=memory(24_000, per_million=4_000),
         runtime=minutes(
             20, images_per_second=1, passes=of(resources.questions_per_image, "asker")

@@ -34,8 +34,7 @@ users = rule_functions.users
 notes = lambda *names: of(lambda user: jobs.notes(user.models), *names)
 local_files = lambda *names: of(lambda user: jobs.local_files(user.models), *names)
 threads_of = rule_functions.threads
-gpus = rule_functions.gpus
-cores_per_gpu = rule_functions.cores_per_gpu
+on_gpus = rule_functions.on_gpus
 memory = rule_functions.memory
 minutes = rule_functions.minutes
 

@@ -23,7 +23,7 @@ rule evaluate:
     priority: EARLY
     threads: threads_of()
     resources:
-        gpu=gpus(),
+        **on_gpus(),
         mem_mb=memory(6_000, per_million=8_000, loads_images=True),
         runtime=minutes(15, images_per_second=100),
     params:

@@ -39,7 +39,7 @@ rule encode_images:
     priority: FIRST
     threads: threads_of()
     resources:
-        gpu=gpus(),
+        **on_gpus(),
         mem_mb=memory(6_000, per_million=8_000, loads_images=True),
         runtime=minutes(15, images_per_second=100),
     params:
@@ -85,7 +85,7 @@ rule encode_examples:
     priority: FIRST
     threads: threads_of()
     resources:
-        gpu=gpus(),
+        **on_gpus(),
         mem_mb=memory(6_000, per_million=8_000, loads_images=True),
         runtime=minutes(15, images_per_second=100),
     params:
@@ -122,7 +122,7 @@ rule write_votes:
     priority: EARLY
     threads: threads_of()
     resources:
-        gpu=gpus(of(resources.votes_gpus, "labeller")),
+        **on_gpus(of(resources.votes_gpus, "labeller")),
         mem_mb=memory(6_000, per_million=8_000, loads_images=True),
         runtime=minutes(15, images_per_second=100),
     params:

@@ -15,7 +15,7 @@ rule pseudo_label_images:
     priority: FIRST
     threads: threads_of()
     resources:
-        gpu=gpus(),
+        **on_gpus(),
         mem_mb=memory(6_000, per_million=8_000, loads_images=True),
         runtime=minutes(15, images_per_second=100),
     params:

@@ -42,7 +42,7 @@ rule find_learning_rate:
     priority: EARLY
     threads: threads_of(resources.trainings_at_once)
     resources:
-        gpu=gpus(),
+        **on_gpus(),
         mem_mb=memory(16_000, per_million=8_000, loads_images=True),
         runtime=minutes(
             20, images_per_second=200, passes=of(resources.epochs, "method")
@@ -80,7 +80,7 @@ rule finetune:
     priority: EARLY
     threads: threads_of(resources.trainings_at_once)
     resources:
-        gpu=gpus(),
+        **on_gpus(),
         mem_mb=memory(16_000, per_million=8_000, loads_images=True),
         runtime=minutes(
             20, images_per_second=200, passes=of(resources.epochs, "method")
@@ -118,7 +118,7 @@ rule average_weights:
     priority: EARLY
     threads: threads_of()
     resources:
-        gpu=gpus(),
+        **on_gpus(),
         mem_mb=memory(14_000, per_million=4_000, loads_images=True),
         runtime=minutes(10, images_per_second=100),
     params:
