@@ -24,7 +24,7 @@ from latteclip.discover import grouping
 from latteclip.discover.grouping import Evidence
 from latteclip.discover.names import Ints, read_names
 from latteclip.discover.proposal import propose
-from latteclip.labels.features import whitened
+from latteclip.labels.image_classes import Whitener
 
 
 def answers_by_kind(row: dict[str, Any]) -> dict[str, str]:
@@ -44,7 +44,8 @@ def read(path: Path) -> Iterator[tuple[str, Ints, Evidence]]:
         used = [i for i, row in enumerate(rows) if kind in answers_by_kind(row)]
         _, truth = np.unique([rows[i]["class"] for i in used], return_inverse=True)
         names = read_names([answers_by_kind(rows[i])[kind] for i in used])
-        yield f"{path.stem} {kind}", truth, Evidence.of(whitened(features[used]), names)
+        white = Whitener(features[used])
+        yield f"{path.stem} {kind}", truth, Evidence.of(white(features[used]), names)
 
 
 def accuracy(labels: Ints, truth: Ints) -> str:

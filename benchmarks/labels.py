@@ -17,14 +17,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from latteclip.core import tables
 from latteclip.labels.features import read_features
 from latteclip.labels.fusion_report import NAME, read_fusion_report
-from latteclip.labels.label_inputs import LabelInputs, LabellerTable
-from latteclip.labels.label_model import LabelModel, TopK
-from latteclip.labels.vote_tables import first_classes
+from latteclip.labels.label_inputs import LabelFiles, LabelInputs, LabellerTable
+from latteclip.labels.label_model import LabelModel
+from latteclip.labels.votes import Votes
 
 Ints = npt.NDArray[np.int_]
 Scored = tuple[float, float | None]  # right labels, right predictions, percent
@@ -39,19 +40,18 @@ class Data:
         is_test = pc.equal(index["split"], "test")
         train, test = (index.filter(rows) for rows in (pc.invert(is_test), is_test))
         report = read_fusion_report(folder / NAME)
-        pseudo_labels = folder / "pseudo_labels.parquet"
+        files = LabelFiles.of(folder)
         self.inputs = LabelInputs.read(
+            files,
             train["image_id"],
             report.classnames,
-            pseudo_labels,
-            folder / "class_embeddings.safetensors",
             [
                 LabellerTable(one.name, one.kind, str(folder / str(one.table)))
                 for one in report.labellers
             ],
         )
         self.labels: Ints = train["label"].to_numpy()
-        self.test = read_features(str(pseudo_labels), test["image_id"])[:].numpy()
+        self.test = read_features(files.pseudo_labels, test["image_id"])[:].numpy()
         self.test_labels: Ints = test["label"].to_numpy()
 
     def of_rows(self, rows: Ints, *, votes_of: Ints | None = None) -> "Data":
@@ -60,11 +60,17 @@ class Data:
         vars(data).update(vars(self))
         others = rows if votes_of is None else votes_of
         votes = {
-            name: TopK(*(table[others] for table in one))
+            name: Votes(one.options[others], one.shares[others])
             for name, one in self.inputs.votes.items()
         }
         features = [self.inputs.features[0][rows]]
-        data.inputs = replace(self.inputs, n=len(rows), features=features, votes=votes)
+        data.inputs = replace(
+            self.inputs,
+            image_ids=self.inputs.image_ids.take(pa.array(rows)),
+            groups=self.inputs.groups[rows],
+            features=features,
+            votes=votes,
+        )
         data.labels = self.labels[rows]
         return data
 
@@ -93,7 +99,7 @@ def drawn(sizes: Callable[[int, float], int]) -> Change:
 
     def change(data: Data, rng: np.random.Generator) -> Data:
         some = []
-        n_classes = data.inputs.n_classes
+        n_classes = len(data.inputs.classnames)
         for place, label in enumerate(rng.permutation(n_classes)):
             rows = rng.permutation(np.flatnonzero(data.labels == label))
             some.append(rows[: max(1, sizes(len(rows), place / max(1, n_classes - 1)))])
@@ -125,7 +131,7 @@ def rows_of(data: Data) -> dict[str, Scored]:
         "adapted": data.scored(adapted.labels_, adapted),
     }
     for name, votes in inputs.votes.items():
-        found[name] = data.scored(first_classes(votes))
+        found[name] = data.scored(votes.first)
     fused = inputs.fit()
     return found | {"fused": data.scored(fused.labels_, fused)}
 

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,6 @@ def write_pseudo_labels(place: Place) -> Work:
 
     from latteclip.clip.classifier import Classifier, FeatureMemmap, save_classifier
     from latteclip.core import tables
-    from latteclip.core.tables import ClassesMetadata
     from latteclip.labels import pseudo_label_images as stage
 
     table, classnames = tables.read_unlabelled(place.file("images.parquet"), training=False)
@@ -174,9 +173,9 @@ def write_pseudo_labels(place: Place) -> Work:
     described |= {"template": "{}", "logit_scale": SCALE}
     path = place.file("class_embeddings.safetensors")
     save_classifier(path, Classifier.of(embeddings), described)
-    output, metadata = place.file("pseudo_labels.parquet"), ClassesMetadata(classnames)
-    values = (table, features, embeddings, SCALE, 5, metadata)
-    return lambda: stage.write_pseudo_labels(output, *values)
+    output = place.file("pseudo_labels.parquet")
+    encoded = stage.ZeroShot(features, embeddings, SCALE, described)
+    return lambda: stage.write_pseudo_labels(output, table, encoded)
 
 
 def _classes(place: Place, n: int) -> Any:
@@ -279,25 +278,23 @@ def gather_captions(place: Place) -> Work:
 def fuse_labels(place: Place) -> Work:
     """Label the training images by class scores and what is known of the images."""
     from latteclip.labels import fuse_labels as stage
-    from latteclip.labels.label_inputs import LabellerTable
+    from latteclip.labels.label_inputs import LabelFiles, LabellerTable
 
-    inputs = ("images.parquet", "pseudo_labels.parquet", "class_embeddings.safetensors")
     names = (
         *("fused_labels.parquet", "fused_labels.json"),
         *("classifiers/image_prototypes.safetensors", "votes.parquet"),
         "labeller_labels.parquet",
     )
-    adapt: Callable[..., None] = stage.adapt_zero_shot
     fuse: Callable[..., None] = stage.fuse_labels
-    files = [place.file(name) for name in inputs]
     outputs = [place.file(name) for name in names]
     adapted = place.file("classifiers/adapted.safetensors")
+    files = replace(LabelFiles.of(place.results), adapted=adapted)
     table = place.file("class_scores.parquet")
     scores = LabellerTable("scores", "decisions", table, column="lmm")
 
     def work() -> None:
-        adapt(*files, adapted)
-        fuse(*files, adapted, *outputs, labellers_files=[scores])
+        stage.adapt_zero_shot(files, adapted)
+        fuse(files, [scores], *outputs)
 
     return work
 

@@ -26,7 +26,8 @@ from latteclip.labels.answers import CLASS, Answer
 from latteclip.labels.features import read_features
 from latteclip.labels.fuse_labels import labels_right
 from latteclip.labels.guarantees import pac_threshold
-from latteclip.labels.label_model import Answers, LabelModel
+from latteclip.labels.label_model import LabelModel
+from latteclip.labels.votes import Answers
 
 Ints = npt.NDArray[np.int_]
 COUNTS = (20, 50, 100, 200)
@@ -48,9 +49,10 @@ class Data:
         features = read_features(str(folder / "pseudo_labels.parquet"), test["image_id"])
         self.test = features[:].numpy()
         rng = np.random.default_rng(0)
-        shift = rng.integers(1, self.inputs.n_classes, len(self.classes))
+        self.n_classes = len(self.inputs.classnames)
+        shift = rng.integers(1, self.n_classes, len(self.classes))
         wrong = rng.random(len(self.classes)) < errs
-        self.named = (self.classes + shift * wrong) % self.inputs.n_classes
+        self.named = (self.classes + shift * wrong) % self.n_classes
         self.asked = self._asked()
 
     def _asked(self) -> list[int]:
@@ -74,7 +76,7 @@ class Data:
         drawn = np.zeros(0, int) if drawn is None else drawn
         rows = np.concatenate([taught, drawn])
         order = np.argsort(rows)
-        shares = np.eye(self.inputs.n_classes)[self.named[rows]]
+        shares = np.eye(self.n_classes)[self.named[rows]]
         is_drawn = np.arange(len(rows)) >= len(taught)
         answers = Answers(rows[order], shares[order], is_drawn[order])
         return self.inputs.fit(answers), answers

@@ -22,8 +22,7 @@ from latteclip.audit.server import run_session
 from latteclip.audit.session import OFFERED, Question, QuestionSession, in_class_order
 from latteclip.config.hub_names import slug
 from latteclip.core import tables
-from latteclip.core.errors import UserError
-from latteclip.core.run_options import run_command
+from latteclip.core.run_options import labels_path, run_command
 from latteclip.core.tables import IndexMetadata
 from latteclip.labels.answer_files import is_foreign, read_foreign
 from latteclip.labels.answers import (
@@ -39,12 +38,14 @@ from latteclip.labels.fuse_labels import labels_right
 from latteclip.labels.fusion_report import NAME, read_fusion_report
 from latteclip.labels.guarantees import Interval
 from latteclip.labels.label_inputs import (
+    LabelFiles,
     LabelInputs,
     LabellerTable,
     answered_rows,
 )
-from latteclip.labels.label_model import Answers as AnsweredRows
-from latteclip.labels.label_model import Floats, LabelModel
+from latteclip.labels.label_model import LabelModel
+from latteclip.labels.votes import Answers as AnsweredRows
+from latteclip.labels.votes import Floats
 
 SEED = 0
 BATCH = 10  # questions between which the labels learn
@@ -98,13 +99,8 @@ class TeachingSession(QuestionSession):
     def __init__(self, folder: str | Path, budget: int) -> None:
         """Begin, or go on with saved answers. Half of the budget check labels."""
         self.folder = Path(folder)
-        self.labels = Path(folder) / "fused_labels.parquet"
+        self.labels = labels_path(self.folder)
         dataset = self.folder.absolute().name
-        if not self.labels.is_file():
-            raise UserError(
-                f"{self.labels} does not exist: run the workflow first, "
-                f"{run_command(self.folder, 'labels')}."
-            )
         index = self.folder / "images.parquet"
         self.index, self.classnames = tables.read_unlabelled(index, training=True)
         self.ids = tables.Strings(self.index["image_id"])
@@ -198,18 +194,12 @@ class TeachingSession(QuestionSession):
             for one in report.labellers
         ]
         encoders = [
-            self.folder / "image_encoders" / f"{slug({'model': encoder})}.parquet"
+            str(self.folder / "image_encoders" / f"{slug({'model': encoder})}.parquet")
             for encoder in report.image_encoders
         ]
-        inputs = LabelInputs.read(
-            self.index["image_id"].take(pa.array(self.pool)),
-            self.classnames,
-            self.folder / "pseudo_labels.parquet",
-            self.folder / "class_embeddings.safetensors",
-            labellers,
-            encoders,
-            self.folder / "examples.parquet" if report.examples else None,
-        )
+        image_ids = self.index["image_id"].take(pa.array(self.pool))
+        files = LabelFiles.of(self.folder, examples=bool(report.examples))
+        inputs = LabelInputs.read(files, image_ids, self.classnames, labellers, encoders)
         return inputs, any(one.weight > 0 for one in report.labellers)
 
     def _answered(self, answers: Answers) -> AnsweredRows:

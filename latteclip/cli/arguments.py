@@ -63,7 +63,6 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 # Tables of the option's name need no options. W0 is the classifier of the class texts.
 OPTIONS = {
     "answers": "a person's answers about images",
-    "adapted": "W0 adapted to the images",
     "audits": "accuracies by a person's answers, of the datasets that were audited",
     "captions": "CAPTIONS table",
     "checkpoint": "folder of the checkpoint, removed at the end",
@@ -73,7 +72,6 @@ OPTIONS = {
     "device": "auto, cpu, cuda, cuda:<n> or mps (default: auto)",
     "json": "print JSON for programs",
     "image_encoders": "IMAGE_FEATURES tables of image encoders beside CLIP",
-    "examples": "EXAMPLES table of images of known classes that are not in the dataset",
     "files": "the inputs, by name",
     "labellers": "the labellers, each with its table",
     "left_out": "TRAIN_PREDICTIONS of an average, by its trainings",

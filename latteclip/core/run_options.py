@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from latteclip.core.errors import CORES, DELETE
+from latteclip.core.errors import CORES, DELETE, UserError
 from latteclip.core.files import read_object, write_json
 
 # Notes in the folder in which the workflow runs.
@@ -66,3 +66,12 @@ def run_command(results: str | Path, target: str = "") -> str:
         words.append(target)
     words += ["--config", f"dataset={dataset}", *pairs(config)]
     return shlex.join(words)
+
+
+def labels_path(folder: Path) -> Path:
+    """Return the table FUSED_LABELS of a dataset's results. UserError: there is none."""
+    path = folder / "fused_labels.parquet"
+    if not path.is_file():
+        command = run_command(folder, "labels")
+        raise UserError(f"{path} does not exist: run the workflow first, {command}.")
+    return path

@@ -22,8 +22,8 @@ TEXT: dict[str, Any] = {
 }
 READERS: dict[str, Callable[[str], pd.DataFrame]] = {
     ".parquet": pd.read_parquet,
-    ".csv": lambda path: pd.read_csv(path, sep=_separator(path), **TEXT),
-    ".tsv": lambda path: pd.read_csv(path, sep="\t", **TEXT),
+    ".csv": lambda path: _read_csv(path, _separator(path)),
+    ".tsv": lambda path: _read_csv(path, "\t"),
     ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=False),
 }
 
@@ -34,11 +34,15 @@ def read_table(path: str | None, key: str) -> pd.DataFrame:
     if path is None or reader is None:
         raise UserError(f"{key} {path} does not end in any of {', '.join(READERS)}.")
     try:
-        return reader(path)
+        table = reader(path)
     except Exception as error:  # readers fail in many ways on broken files
         raise UserError(
             f"{key} {path} cannot be read: {one_line(error).rstrip('.')}."
         ) from None
+    if not table.columns.is_unique:
+        twice = one_line(table.columns[table.columns.duplicated()][0], 60)
+        raise UserError(f"{key} {path} has two columns {twice!r}; remove one.")
+    return table
 
 
 def rows_of(
@@ -134,6 +138,13 @@ def _image_id(name: str, of_base: Mapping[str, Sequence[str]]) -> str | None:
     if ending:
         return max(ending, key=len)
     return alike[0] if len(alike) == 1 and "/" not in place else None
+
+
+def _read_csv(path: str, separator: str) -> pd.DataFrame:
+    """Read the texts of a CSV file. pandas would rename the second column of a name."""
+    rows = pd.read_csv(path, sep=separator, header=None, **TEXT)
+    table: pd.DataFrame = rows[1:].set_axis(rows.iloc[0], axis=1)
+    return table
 
 
 def _separator(path: str) -> str:

@@ -22,8 +22,7 @@ from latteclip.clip.classifier import classify, load_classifier
 from latteclip.config.jobs import FOLDER_LINK
 from latteclip.config.registry import VOTES
 from latteclip.core import tables
-from latteclip.core.errors import UserError
-from latteclip.core.run_options import run_command
+from latteclip.core.run_options import labels_path
 from latteclip.core.tables import IndexMetadata
 from latteclip.data.folder_files import linked
 from latteclip.deploy.guaranteed_predictions import require_answers
@@ -55,14 +54,8 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
     Names of classes are dictionaries, which take less memory. Raises UserError before there are
     labels.
     """
-    path = folder / "fused_labels.parquet"
     index = folder / "images.parquet"
-    if not path.is_file():
-        raise UserError(
-            f"{path} does not exist, so there are no labels yet; run "
-            f"{run_command(folder, 'labels')}."
-        )
-    labels = tables.read(path, tables.FUSED_LABELS)
+    labels = tables.read(labels_path(folder), tables.FUSED_LABELS)
     report = read_fusion_report(folder / NAME)
     ids = labels["image_id"]
     of_index = tables.read_metadata(index, IndexMetadata)

@@ -6,7 +6,8 @@ from latteclip.core.errors import UserError
 from latteclip.discover.grouping import MIN_IMAGES, Evidence
 from latteclip.discover.names import read_names
 from latteclip.discover.proposal import propose, write_proposal
-from latteclip.labels.features import read_features, whitened
+from latteclip.labels.features import read_features
+from latteclip.labels.image_classes import Whitener
 
 
 def propose_classes(
@@ -30,7 +31,7 @@ def propose_classes(
             "captioner.engine to an engine that can name what an image shows."
         )
     features = read_features(features_path, ids, tables.IMAGE_FEATURES)[:].numpy()
-    evidence = Evidence.of(whitened(features), read_names(answers))
+    evidence = Evidence.of(Whitener(features)(features), read_names(answers))
     wanted = None if settings.classes == AUTO else settings.classes
     proposal = propose(ids.to_pylist(), evidence, wanted)
     if len(proposal.about.names) < 2:

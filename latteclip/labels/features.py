@@ -3,17 +3,13 @@
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 
 from latteclip.clip.classifier import FeatureMemmap, parts
 from latteclip.core import tables
 
-Floats = npt.NDArray[np.float32]
 ROWS = 2**14  # rows of the table that are in memory at once
-SHRINKAGE = 0.4  # of a covariance towards a multiple of the identity, at least
-TINY = 1e-10
 
 
 def read_all_features(
@@ -52,21 +48,3 @@ def read_features(
         features[torch.from_numpy(order[first:last])] = block
         start += len(values)
     return features
-
-
-def whitened(features: Floats) -> Floats:
-    """Return features [N, D] about their mean, whitened, of mean length 1.
-
-    Directions of whitened features are a linear discriminant analysis whose covariance, shrunken
-    towards a multiple of the identity, needs no labels.
-    """
-    n, width = features.shape
-    centred = features - features.mean(axis=0)
-    covariance = centred.T.astype(np.float64) @ centred / n
-    scaled = covariance / max(np.trace(covariance) / width, TINY)
-    share = max(SHRINKAGE, width / (width + n))
-    values, vectors = np.linalg.eigh((1 - share) * scaled + share * np.eye(width))
-    root = (vectors / np.sqrt(values)) @ vectors.T
-    centred = centred @ root.astype(np.float32)
-    length = float(np.linalg.norm(centred, axis=1).mean())
-    return np.asarray(centred / max(length, TINY))

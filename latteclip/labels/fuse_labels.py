@@ -19,9 +19,9 @@ from latteclip.core.tables import (
     IndexMetadata,
     LabellerLabelsMetadata,
     VotesMetadata,
+    VotesTableMetadata,
 )
 from latteclip.labels.fusion_report import (
-    UNCHECKED,
     Check,
     CheckedLabels,
     FusionReport,
@@ -30,10 +30,14 @@ from latteclip.labels.fusion_report import (
     write_fusion_report,
 )
 from latteclip.labels.guarantees import Bools, Interval, share_right
-from latteclip.labels.label_inputs import LabelInputs, LabellerTable, read_answers
-from latteclip.labels.label_model import Answers, Floats, Ints, Labeller, LabelModel
-from latteclip.labels.vote_tables import VotesTableMetadata, first_classes
-from latteclip.labels.votes import NO_VOTE, ZERO_SHOT
+from latteclip.labels.label_inputs import (
+    LabelFiles,
+    LabelInputs,
+    LabellerTable,
+    read_answers,
+)
+from latteclip.labels.label_model import Labeller, LabelModel
+from latteclip.labels.votes import NO_VOTE, ZERO_SHOT, Answers, Floats, Ints
 
 log = logging.getLogger(__name__)
 MIN_WEIGHT = 0.05  # of votes that compare classifiers
@@ -41,106 +45,101 @@ SILENT = Labeller(accuracy=None, identified=False, weight=0.0, answers_needed=0)
 LEAKED = "the captioner was given the zero-shot labels"
 
 
-def adapt_zero_shot(
-    images_path: str, pseudo_labels_path: str, class_embeddings_path: str, output: str
-) -> None:
+def adapt_zero_shot(files: LabelFiles, output: str) -> None:
     """Write the zero-shot classifier, adapted to the training images by `LabelModel`."""
-    table, classnames = _training_images(images_path)
-    known = LabelInputs.read(
-        table["image_id"], classnames, pseudo_labels_path, class_embeddings_path, []
-    )
+    table, classnames = _training_images(files.images)
+    known = LabelInputs.read(files, table["image_id"], classnames)
     model = known.fit()
-    save_classifier(
-        output, _classifier(known, model.coef_, model.intercept_), known.described
-    )
+    _save(output, known, model.coef_, model.intercept_)
     log.info("Adapted %d classes to %d images.", len(classnames), len(table))
 
 
 def fuse_labels(
-    images_path: str,
-    pseudo_labels_path: str,
-    class_embeddings_path: str,
-    adapted_path: str,
+    files: LabelFiles,
+    labellers_files: Sequence[LabellerTable],
     output: str,
     report_output: str,
     prototypes_output: str,
     votes_output: str,
     labeller_labels_output: str,
     *,
-    labellers_files: Sequence[LabellerTable],
-    answers_path: str | None = None,
-    examples_path: str | None = None,
     image_encoders_paths: Sequence[str] = (),
     encoders_prototypes_output: str | None = None,
 ) -> None:
     """Write FUSED_LABELS and VOTES of the images that are not in the test split, and a classifier.
 
     The report is that of `fusion_report`, and LABELLER_LABELS has the class of each image by each
-    labeller. The dataset's labels are not read.
+    labeller. The dataset's labels are not read. With image encoders, there is also a classifier of
+    the features of all encoders side by side.
     """
-    table, classnames = _training_images(images_path)
-    image_ids = table["image_id"]
+    table, classnames = _training_images(files.images)
     known = LabelInputs.read(
-        image_ids,
-        classnames,
-        pseudo_labels_path,
-        class_embeddings_path,
-        labellers_files,
-        image_encoders_paths,
-        examples_path,
+        files, table["image_id"], classnames, labellers_files, image_encoders_paths
     )
-    answers = Answers.of(None, len(classnames))
-    if answers_path:
-        answers = read_answers(answers_path, table, classnames)
+    answers = read_answers(files.answers, table, classnames)
     model = known.fit(answers)
-    _save_classifiers(known, model, prototypes_output, encoders_prototypes_output)
-    labels = {name: first_classes(votes) for name, votes in known.votes.items()}
-    _write_labeller_labels(labeller_labels_output, image_ids, classnames, labels)
-    adapted = _adapted(adapted_path, known, classnames)
-    fused, confidence, unnamed = labels_with_evidence(known, model, labels, answers)
-    columns = {
+    _save(prototypes_output, known, model.coef_, model.intercept_)
+    if encoders_prototypes_output is not None:
+        joint = model.joint_coef_, model.joint_intercept_
+        _save(encoders_prototypes_output, known, *joint, image_encoders=known.encoders)
+    labels = {name: one.first.astype(np.int32) for name, one in known.votes.items()}
+    by_labeller = {
+        "image_id": known.image_ids,
+        "labels": tables.list_column(np.stack([*labels.values()], axis=1)),
+    }
+    metadata = LabellerLabelsMetadata(classnames, list(labels))
+    tables.write(labeller_labels_output, by_labeller, tables.LABELLER_LABELS, metadata)
+    adapted, _ = load_classifier(str(files.adapted), classnames=classnames)
+    features = torch.from_numpy(known.features[0][: known.n])
+    adapted_labels = classify(features, adapted, 1)[0][:, 0].numpy()
+    has_vote = np.any([one.has for one in known.votes.values()], axis=0)
+    fused, confidence = model.labels_[: known.n], model.confidence_[: known.n]
+    unnamed: list[int] = []
+    if has_vote.mean() > 0.5:
+        fused, confidence, unnamed = labels_with_evidence(known, model, labels, answers)
+    columns: dict[str, Any] = {
         field.name: pa.nulls(known.n, field.type) for field in tables.FUSED_LABELS
-    } | {
-        "image_id": image_ids,
-        "adapted_label": pa.array(adapted, pa.int32()),
-        "image_label": pa.array(np.asarray(model.head_labels_)[: known.n], pa.int32()),
-        "fused_label": pa.array(fused, pa.int32()),
-        "fused_confidence": pa.array(confidence, pa.float32()),
+    }
+    columns |= {
+        "image_id": known.image_ids,
+        "adapted_label": adapted_labels,
+        "image_label": np.asarray(model.head_labels_)[: known.n],
+        "fused_label": fused,
+        "fused_confidence": confidence,
     }
     for one in labellers_files:
         if one.column is not None:
             has = labels[one.name] != NO_VOTE
-            own = np.where(has, labels[one.name], adapted)
-            columns[f"{one.column}_label"] = pa.array(own, pa.int32())
-            shares = known.votes[one.name].probabilities.max(axis=1)
-            columns[f"{one.column}_confidence"] = pa.array(shares, pa.float32())
+            columns[f"{one.column}_label"] = np.where(has, labels[one.name], adapted_labels)
+            columns[f"{one.column}_confidence"] = known.votes[one.name].shares.max(axis=1)
     tables.write(output, columns, tables.FUSED_LABELS, ClassesMetadata(classnames))
-    index = tables.read_metadata(images_path, IndexMetadata)
-    has_vote = np.any([of_one != NO_VOTE for of_one in labels.values()], axis=0)
-    votes = {name: int((of_one != NO_VOTE).sum()) for name, of_one in labels.items()}
     texts = LabellerTable(ZERO_SHOT, ZERO_SHOT, "")
     report = FusionReport(
         classnames=classnames,
-        written_names=index.written_names,
+        written_names=tables.read_metadata(files.images, IndexMetadata).written_names,
         model=known.described["model"],
         pretrained=known.described.get("pretrained"),
         labellers=[
-            _labeller(one, votes[one.name], model, report_output) for one in labellers_files
+            _labeller(one, known.votes[one.name].has, model, report_output)
+            for one in labellers_files
         ],
-        zero_shot=_labeller(texts, known.n, model, report_output),
+        zero_shot=_labeller(texts, np.ones(known.n, bool), model, report_output),
         votes=_title(labellers_files),
         voting=int(has_vote.sum()),
         reason=model.reason_,
         is_checked=model.is_checked_,
-        changed=int((fused != adapted).sum()),
+        changed=int((fused != adapted_labels).sum()),
         image_encoders=known.encoders,
-        answers=_answers(answers, known, model, image_ids, classnames),
+        answers=_person_answers(known, model, answers),
         examples=len(known.examples),
         without_evidence=[classnames[label] for label in unnamed],
     )
     write_fusion_report(report_output, report)
-    _log(report, known.n)
-    _write_votes(votes_output, image_ids, known, model, has_vote, labellers_files, report)
+    for sentence in report.sentences(known.n):
+        log.info("%s", sentence)
+    reason = _why_unfit(labellers_files, report)
+    about = VotesMetadata(classnames, report.votes, reason)
+    _write_votes(votes_output, known, model, has_vote, about)
 
 
 def _training_images(images_path: str) -> tuple[pa.Table, list[str]]:
@@ -150,108 +149,66 @@ def _training_images(images_path: str) -> tuple[pa.Table, list[str]]:
     return table, classnames
 
 
-def _classifier(known: LabelInputs, weights: Floats, bias: Floats) -> Classifier:
-    """Return a classifier whose scores are logits over the factor of CLIP's cosines."""
-    scale = known.described["logit_scale"]
-    return Classifier.of(
-        torch.from_numpy(np.array(weights / scale)),
-        torch.from_numpy(np.array(bias / scale)),
-    )
-
-
-def _save_classifiers(
-    known: LabelInputs, model: LabelModel, output: str, encoders_output: str | None
+def _save(
+    output: str, known: LabelInputs, weights: Floats, bias: Floats, **described: Any
 ) -> None:
-    """Write the classifier of CLIP's features, and that of all encoders side by side."""
-    own = _classifier(known, model.coef_, model.intercept_)
-    save_classifier(output, own, known.described)
-    if encoders_output is not None:
-        joint = _classifier(known, model.joint_coef_, model.joint_intercept_)
-        described = {**known.described, "image_encoders": known.encoders}
-        save_classifier(encoders_output, joint, described)
-
-
-def _adapted(path: str, known: LabelInputs, classnames: Sequence[str]) -> Ints:
-    """Return the classes [N] by the adapted zero-shot classifier."""
-    classifier, _ = load_classifier(path, classnames=classnames)
-    features = torch.from_numpy(known.features[0][: known.n])
-    return np.asarray(classify(features, classifier, 1)[0][:, 0].numpy())
+    """Write a classifier whose scores are logits over the factor of CLIP's cosines."""
+    scale = known.described["logit_scale"]
+    parts = (torch.from_numpy(np.array(part / scale)) for part in (weights, bias))
+    save_classifier(output, Classifier.of(*parts), known.described | described)
 
 
 def labels_with_evidence(
     known: LabelInputs, model: LabelModel, labels: dict[str, Ints], answers: Answers
 ) -> tuple[Ints, Floats, list[int]]:
-    """Return labels and confidences [N], and classes that nothing but class texts names.
+    """Return labels and confidences [N] without classes that nothing but class texts names.
 
-    These have no labels where labellers have a vote about most images.
+    Also return which of these classes had labels.
     """
-    fused, confidence = model.labels_[: known.n], model.confidence_[: known.n]
-    votes = np.concatenate([np.zeros(0, np.int32), *labels.values()])
-    named = np.bincount(votes[votes != NO_VOTE], minlength=known.n_classes) > 0
-    named |= answers.shares.any(axis=0)
+    fused, confidence = model.labels_[: known.n].copy(), model.confidence_[: known.n].copy()
+    named: Bools = np.asarray(answers.shares.any(axis=0))
     named[known.examples] = True
-    covered = np.any([of_one != NO_VOTE for of_one in labels.values()], axis=0)
-    unnamed = np.flatnonzero(~named)
-    without = np.isin(fused, unnamed)
-    if not named.any() or not np.mean(covered) > 0.5 or not without.any():
-        return fused, confidence, []
-    rows = np.flatnonzero(without)
+    for of_one in labels.values():
+        named[of_one[of_one != NO_VOTE]] = True
+    rows = np.flatnonzero(~named[fused])
+    unnamed = np.unique(fused[rows]).tolist()
     shares = model.probabilities(rows)[:, named]
-    fused, confidence = fused.copy(), confidence.copy()
     fused[rows] = np.flatnonzero(named)[shares.argmax(axis=1)]
     confidence[rows] = np.minimum(confidence[rows], shares.max(axis=1))
-    return fused, confidence, np.intersect1d(unnamed, model.labels_[rows]).tolist()
-
-
-def _write_labeller_labels(
-    output: str, image_ids: pa.ChunkedArray, classnames: list[str], labels: dict[str, Ints]
-) -> None:
-    columns = {
-        "image_id": image_ids,
-        "labels": tables.list_column(np.stack([*labels.values()], axis=1)),
-    }
-    metadata = LabellerLabelsMetadata(classnames, list(labels))
-    tables.write(output, columns, tables.LABELLER_LABELS, metadata)
+    return fused, confidence, unnamed
 
 
 def _write_votes(
     output: str,
-    image_ids: pa.ChunkedArray,
     known: LabelInputs,
     model: LabelModel,
     has_vote: Bools,
-    labellers: Sequence[LabellerTable],
-    report: FusionReport,
+    metadata: VotesMetadata,
 ) -> None:
     """Write what the labellers say of images that compare classifiers, and what these say."""
-    rows = np.flatnonzero(held_out_for_choice(tables.Strings(image_ids)) & has_vote)
-    columns: dict[str, Any] = {
-        "image_id": image_ids.take(pa.array(rows)),
-        "vote": tables.list_column(model.vote_probabilities(rows).astype(np.float32)),
-        "head": pa.array(np.asarray(model.head_labels_)[rows], pa.int32()),
-    }
+    rows = np.flatnonzero(held_out_for_choice(tables.Strings(known.image_ids)) & has_vote)
     schema = tables.VOTES
+    columns: dict[str, Any] = {
+        "image_id": known.image_ids.take(pa.array(rows)),
+        "vote": tables.list_column(model.vote_probabilities(rows).astype(np.float32)),
+        "head": np.asarray(model.head_labels_)[rows],
+    }
     if known.encoders:
         schema = tables.VOTES_ENCODERS
-        joint = np.asarray(model.joint_head_labels_)[rows]
-        columns["joint_head"] = pa.array(joint, pa.int32())
-    reason = _why_unfit(labellers, report)
-    metadata = VotesMetadata(report.classnames, report.votes, reason)
+        columns["joint_head"] = np.asarray(model.joint_head_labels_)[rows]
     tables.write(output, columns, schema, metadata)
 
 
 def _why_unfit(labellers: Sequence[LabellerTable], report: FusionReport) -> str:
     """Return why votes cannot compare classifiers, "" where they can."""
     for one in labellers:
-        if one.kind == "captions" and _metadata(one).leaked:
+        if one.kind != "captions":
+            continue
+        if tables.read_metadata(one.table, VotesTableMetadata).leaked:
             return LEAKED
     if not any(one.weight > MIN_WEIGHT for one in report.labellers):
         return f"the images do not predict the {report.votes}"
     return ""
-
-
-def _metadata(labeller: LabellerTable) -> VotesTableMetadata:
-    return tables.read_metadata(labeller.table, VotesTableMetadata)
 
 
 def _title(labellers: Sequence[LabellerTable]) -> str:
@@ -265,59 +222,53 @@ def _title(labellers: Sequence[LabellerTable]) -> str:
 
 
 def _labeller(
-    one: LabellerTable, votes: int, model: LabelModel, report_output: str
+    one: LabellerTable, has_vote: Bools, model: LabelModel, report_output: str
 ) -> LabellerReport:
-    """Return what so many votes of a labeller are worth."""
-    folder = Path(report_output).parent
+    """Return what the votes of a labeller are worth, given which images [N] it has them about."""
     learned = model.labellers_.get(one.name, SILENT)
+    folder = Path(report_output).parent
     return LabellerReport(
         name=one.name,
         kind=one.kind,
         table=os.path.relpath(one.table, folder) if one.table else None,
-        votes=votes,
+        votes=int(has_vote.sum()),
         weight=learned.weight,
         accuracy=learned.accuracy,
         answers_needed=learned.answers_needed,
     )
 
 
-def _answers(
-    answers: Answers,
-    known: LabelInputs,
-    model: LabelModel,
-    image_ids: pa.ChunkedArray,
-    classnames: Sequence[str],
+def _person_answers(
+    known: LabelInputs, model: LabelModel, answers: Answers
 ) -> PersonAnswers:
-    """Return the answers, and the accuracy of the labels by them."""
-    ids = image_ids.take(pa.array(answers.rows)).to_pylist()
-    images: dict[str, str | None] = {}
-    for image_id, shares in zip(ids, answers.shares, strict=True):
-        named = " or ".join(classnames[label] for label in np.flatnonzero(shares))
-        images[image_id] = named or None
+    """Return the answers, and the accuracy of the labels by those about drawn images."""
+    ids = known.image_ids.take(pa.array(answers.rows)).to_pylist()
+    images = {
+        image_id: known.classnames[shares.argmax()] if shares.any() else None
+        for image_id, shares in zip(ids, answers.shares, strict=True)
+    }
     if not answers.drawn.any():
         return PersonAnswers(images)
     drawn = answers.select(answers.drawn)
-    labels = Check(
-        model.held_out_confidence_.tolist(), _is_right(drawn, model.held_out_labels_)
-    )
-    classifiers = {"image_prototypes": model.held_out_head_}
+    labels = _check(drawn, model.held_out_labels_, model.held_out_confidence_)
+    heads = {"image_prototypes": model.held_out_head_}
     if known.encoders:
-        classifiers["image_prototypes_encoders"] = model.held_out_joint_head_
-    checks = {
-        name: Check(
-            probabilities.max(axis=1).tolist(),
-            _is_right(drawn, probabilities.argmax(axis=1)),
-        )
-        for name, probabilities in classifiers.items()
-    }
-    right = labels_right(known.n, answers, np.array(labels.right))
-    names = np.array(ids, object)[answers.drawn].tolist()
-    return PersonAnswers(images, CheckedLabels(right, names, labels, checks))
+        heads["image_prototypes_encoders"] = model.held_out_joint_head_
+    checked = CheckedLabels(
+        right=labels_right(known.n, answers, np.array(labels.right)),
+        image_id=known.image_ids.take(pa.array(drawn.rows)).to_pylist(),
+        labels=labels,
+        classifiers={
+            name: _check(drawn, shares.argmax(axis=1), shares.max(axis=1))
+            for name, shares in heads.items()
+        },
+    )
+    return PersonAnswers(images, checked)
 
 
-def _is_right(answers: Answers, labels: Ints) -> list[bool]:
-    shares = answers.shares[np.arange(len(labels)), labels]
-    return [bool(share > 0) for share in shares]
+def _check(drawn: Answers, labels: Ints, confidence: Floats) -> Check:
+    right = drawn.shares[np.arange(len(labels)), labels] > 0
+    return Check(confidence.tolist(), right.tolist())
 
 
 def labels_right(n: int, answers: Answers, right: Bools) -> Interval:
@@ -337,25 +288,3 @@ def labels_right(n: int, answers: Answers, right: Bools) -> Interval:
         drawn_unsure=answers.unsure_drawn,
         corrected=int((~right & of_class[answers.drawn]).sum()),
     )
-
-
-def _log(report: FusionReport, n: int) -> None:
-    log.info(
-        "%d of %d images have %s. %d labels differ from the adapted zero-shot ones; latteclip "
-        "labels show says more.",
-        report.voting,
-        n,
-        report.votes,
-        report.changed,
-    )
-    if report.reason:
-        log.info("%s", report.reason)
-    if not report.is_checked:
-        log.info("%s", UNCHECKED)
-    if report.without_evidence:
-        log.info(
-            "No vote, answer or example names %s, so no image has that label.",
-            ", ".join(report.without_evidence),
-        )
-    if report.answers.checked:
-        log.info("Labels %s.", report.answers.checked.sentence)

@@ -91,6 +91,25 @@ class FusionReport:
     examples: int = 0  # images outside of the dataset, of known classes
     without_evidence: list[str] = field(default_factory=list)  # classes that have no labels
 
+    def sentences(self, n: int) -> list[str]:
+        """Return how the labels of N images came about, and what is unusual."""
+        sentences = [
+            f"{self.voting} of {n} images have {self.votes}.",
+            f"{self.changed} labels differ from the adapted zero-shot ones.",
+        ]
+        if self.reason:
+            sentences.append(self.reason)
+        if not self.is_checked:
+            sentences.append(UNCHECKED)
+        if self.without_evidence:
+            names = ", ".join(self.without_evidence)
+            sentences.append(
+                f"No vote, answer or example names {names}, so no image has that label."
+            )
+        if self.answers.checked:
+            sentences.append(f"Labels {self.answers.checked.sentence}.")
+        return sentences
+
 
 def write_fusion_report(path: str | Path, report: FusionReport) -> None:
     """Write the report of `fuse_labels` as JSON."""

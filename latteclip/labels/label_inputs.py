@@ -3,7 +3,7 @@
 Examples are images of known classes that are not in the dataset. A person chose them to show what
 a class looks like, so they count as answers do. They are rows after the N images, without votes.
 
-Letters: N images, E examples, C classes, D embedding width.
+Letters: N images, E examples, C classes, D embedding width, K options of an image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,10 +21,35 @@ from latteclip.core.errors import DELETE_AND_RERUN, UserError
 from latteclip.core.tables import EncoderMetadata, ExamplesMetadata
 from latteclip.labels.answers import CHECK, CLASS, UNSURE, Answer, teaching_schema
 from latteclip.labels.features import read_features
-from latteclip.labels.label_model import SCALE, Answers, Floats, Ints, LabelModel, TopK
-from latteclip.labels.vote_tables import read_votes
+from latteclip.labels.label_model import SCALE, LabelModel
+from latteclip.labels.votes import NO_VOTE, Answers, Floats, Ints, Votes
 
 LIKELIHOOD = "likelihood"  # the kind whose scores contain how common an answer is
+ITERATIONS = 50  # after which means of images and of classes have converged
+
+
+@dataclass(frozen=True)
+class LabelFiles:
+    """The files of a dataset that labels are made of, None where there is none."""
+
+    images: str  # an IMAGES table
+    pseudo_labels: str  # a PSEUDO_LABELS table
+    class_embeddings: str  # W0
+    duplicates: str | None = None  # a DUPLICATES table
+    adapted: str | None = None  # W0 adapted to the images
+    examples: str | None = None  # an EXAMPLES table
+    answers: str | None = None  # those of `latteclip teach`
+
+    @classmethod
+    def of(cls, folder: Path, *, examples: bool = False) -> "LabelFiles":
+        """Return the files of a dataset's results, with examples if there are some."""
+        return cls(
+            images=str(folder / "images.parquet"),
+            pseudo_labels=str(folder / "pseudo_labels.parquet"),
+            class_embeddings=str(folder / "class_embeddings.safetensors"),
+            duplicates=str(folder / "duplicates.parquet"),
+            examples=str(folder / "examples.parquet") if examples else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -42,90 +67,114 @@ class LabellerTable:
 class LabelInputs:
     """What the labels of N images are made of."""
 
-    n: int
-    n_classes: int
+    image_ids: pa.ChunkedArray  # [N]
+    classnames: Sequence[str]
     features: list[Floats]  # [N + E, D] of CLIP, and of each image encoder beside it
     texts: Floats  # [C, D], scaled as LabelModel expects them
-    votes: dict[str, TopK]  # [N, K] of each labeller
+    votes: dict[str, Votes]  # [N, K] of each labeller
     examples: Ints  # [E] their classes
+    groups: Ints  # [N + E] near-duplicates have one number
     described: dict[str, Any]  # CLIP
     encoders: list[str]  # the models beside CLIP
 
     @classmethod
     def read(
         cls,
+        files: LabelFiles,
         image_ids: pa.ChunkedArray,
         classnames: Sequence[str],
-        pseudo_labels_path: str | Path,
-        class_embeddings_path: str | Path,
-        labellers: Sequence[LabellerTable],
-        image_encoders_paths: Sequence[str | Path] = (),
-        examples_path: str | Path | None = None,
+        labellers: Sequence[LabellerTable] = (),
+        image_encoders_paths: Sequence[str] = (),
     ) -> "LabelInputs":
         """Read the features of N images, and the votes of each labeller."""
-        classes, described = load_classifier(class_embeddings_path, classnames=classnames)
-        features = [_features(pseudo_labels_path, image_ids, tables.PSEUDO_LABELS)]
+        classes, described = load_classifier(files.class_embeddings, classnames=classnames)
+        features = [read_features(files.pseudo_labels, image_ids)]
         features += [
-            _features(one, image_ids, tables.IMAGE_FEATURES) for one in image_encoders_paths
+            read_features(path, image_ids, tables.IMAGE_FEATURES)
+            for path in image_encoders_paths
         ]
+        arrays = [one[:].numpy() for one in features]
         encoders = [
             tables.read_metadata(path, EncoderMetadata).model
             for path in image_encoders_paths
         ]
-        votes = {
-            one.name: read_votes(one.table, image_ids, without_bias=one.kind == LIKELIHOOD)
-            for one in labellers
-        }
         examples = np.zeros(0, np.int64)
-        if examples_path is not None:
+        if files.examples is not None:
             models = [described["model"], *encoders]
-            added, examples = read_examples(examples_path, classnames, models)
-            features = [np.concatenate(pair) for pair in zip(features, added, strict=True)]
+            added, examples = read_examples(files.examples, classnames, models)
+            arrays = [np.concatenate(pair) for pair in zip(arrays, added, strict=True)]
         return cls(
-            n=len(image_ids),
-            n_classes=len(classnames),
-            features=features,
+            image_ids=image_ids,
+            classnames=classnames,
+            features=arrays,
             texts=classes.weights.numpy() * (described["logit_scale"] / SCALE),
-            votes=votes,
+            votes={
+                one.name: read_votes(
+                    one.table, image_ids, without_bias=one.kind == LIKELIHOOD
+                )
+                for one in labellers
+            },
             examples=examples,
+            groups=_groups(files.duplicates, image_ids, len(image_ids) + len(examples)),
             described=described,
             encoders=encoders,
         )
+
+    @property
+    def n(self) -> int:
+        """Return the number of images."""
+        return len(self.image_ids)
 
     def fit(self, answers: Answers | None = None) -> LabelModel:
         """Learn the labels of the images, with some answers, and of the examples after them.
 
         Labellers without a vote have no part in the model.
         """
-        given = answers or Answers.of(None, self.n_classes)
+        n_classes = len(self.classnames)
+        given = answers or Answers.of(None, n_classes)
         n_examples = len(self.examples)
         if n_examples:
             rows = np.arange(self.n, self.n + n_examples)
             given = Answers(
                 np.concatenate([given.rows, rows]),
-                np.concatenate([given.shares, np.eye(self.n_classes)[self.examples]]),
+                np.concatenate([given.shares, np.eye(n_classes)[self.examples]]),
                 np.concatenate([given.drawn, np.zeros(n_examples, bool)]),
             )
-        votes = {}
-        for name, (classes, shares) in self.votes.items():
-            if not (classes >= 0).any():
-                continue
-            added = ((0, n_examples), (0, 0))
-            votes[name] = TopK(
-                np.pad(classes, added, constant_values=-1), np.pad(shares, added)
+        added = ((0, n_examples), (0, 0))
+        votes = {
+            name: Votes(
+                np.pad(one.options, added, constant_values=NO_VOTE),
+                np.pad(one.shares, added),
             )
+            for name, one in self.votes.items()
+            if one.has.any()
+        }
         return LabelModel().fit(
-            self.features, votes, self.texts, given, n_classes=self.n_classes
+            self.features,
+            votes,
+            self.texts,
+            given,
+            n_classes=n_classes,
+            groups=self.groups,
         )
 
 
-def _features(path: str | Path, image_ids: pa.ChunkedArray, schema: pa.Schema) -> Floats:
-    features: Floats = read_features(str(path), image_ids, schema)[:].numpy()
-    return features
+def _groups(path: str | None, image_ids: pa.ChunkedArray, n: int) -> Ints:
+    """Return the group [n] of each row: near-duplicates are in that of one of them."""
+    groups = np.arange(n)
+    if path is None:
+        return groups
+    table = tables.read(path, tables.DUPLICATES)
+    rows = pc.index_in(table["image_id"], image_ids)  # null for other images
+    sets = table["set"].filter(pc.is_valid(rows)).to_numpy()
+    rows = rows.drop_null().to_numpy()
+    _, first, of = np.unique(sets, return_index=True, return_inverse=True)
+    groups[rows] = rows[first][of]
+    return groups
 
 
 def read_examples(
-    path: str | Path, classnames: Sequence[str], models: Sequence[str]
+    path: str, classnames: Sequence[str], models: Sequence[str]
 ) -> tuple[list[Floats], Ints]:
     """Return features [E, D] of examples by each model, and their classes [E].
 
@@ -133,13 +182,86 @@ def read_examples(
     """
     table = tables.read(path, tables.EXAMPLES)
     metadata = tables.read_metadata(path, ExamplesMetadata)
-    label_of = {name: label for label, name in enumerate(classnames)}
-    names = table["classname"].to_pylist()
-    if not label_of.keys() >= set(names) or metadata.models != list(models):
+    labels = pc.index_in(table["classname"], pa.array(classnames, pa.string()))
+    if labels.null_count or metadata.models != list(models):
         raise UserError(f"{path} belongs to other classes or models; {DELETE_AND_RERUN}.")
     features = tables.from_list_column(table["image_features"])
     ends = np.cumsum(metadata.widths)[:-1]
-    return np.split(features, ends, axis=1), np.array([label_of[name] for name in names])
+    return np.split(features, ends, axis=1), labels.to_numpy()
+
+
+# --- votes ---------------------------------------------------------------------------------------
+
+
+def read_votes(
+    path: str, image_ids: pa.ChunkedArray, *, without_bias: bool = False
+) -> Votes:
+    """Return the votes of N images in a CLASS_SCORES table, normalised over their options.
+
+    `without_bias` subtracts the mean score of each class: the likelihood of an answer contains how
+    common the answer is, whatever the image shows.
+    """
+    options, scores = read_class_scores(path, image_ids)
+    if without_bias:
+        scores = scores - _class_means(options, scores)[options]
+    scores = np.where(options >= 0, scores, -np.inf)
+    best = scores.max(axis=1, keepdims=True)
+    best[~np.isfinite(best)] = 0
+    return Votes.of((options, np.exp(scores - best)))
+
+
+def read_class_scores(path: str, image_ids: pa.ChunkedArray) -> tuple[Ints, Floats]:
+    """Return the options of N images and their log-probabilities, from a CLASS_SCORES table.
+
+    Both are [N, K], int64 and float32. Where an image has fewer options than K, which is at least
+    1, the class is -1 and the score minus infinity. UserError names images that the table lacks.
+    """
+    classes, values = (
+        tables.lookup_column(path, tables.CLASS_SCORES, "image_id", name, image_ids)
+        for name in ("options", "log_probabilities")
+    )
+    lengths = pc.fill_null(pc.list_value_length(classes), 0).to_numpy()
+    shape = len(lengths), max(1, lengths.max(initial=0))
+    options = np.full(shape, NO_VOTE, np.int64)
+    scores = np.full(shape, -np.inf, np.float32)
+    given = np.arange(shape[1]) < lengths[:, None]  # [N, K]
+    options[given] = pc.list_flatten(classes).to_numpy()
+    scores[given] = pc.list_flatten(values).to_numpy()
+    return options, scores
+
+
+def _class_means(options: Ints, scores: Floats) -> Floats:
+    """Return the effects [C] of classes on finite scores [N, K], beside those of images.
+
+    They are alternating means: where images have different options, the mean scores of a class
+    alone would contain how good the other options were.
+    """
+    given = (options >= 0) & np.isfinite(scores)
+    owners, _ = given.nonzero()
+    classes = options[given]
+    values = scores[given].astype(np.float64)
+    n_classes = int(options.max(initial=0)) + 1
+    per_class = np.bincount(classes, minlength=n_classes).clip(min=1)
+    per_image = given.sum(axis=1).clip(min=1)
+    means = np.zeros(n_classes)
+    for _ in range(ITERATIONS):
+        values -= (np.bincount(owners, values, len(scores)) / per_image)[owners]
+        step = np.bincount(classes, values, n_classes) / per_class
+        means += step
+        values -= step[classes]
+    return means.astype(np.float32)
+
+
+# --- answers -------------------------------------------------------------------------------------
+
+
+def read_answers(path: str | None, images: pa.Table, classnames: Sequence[str]) -> Answers:
+    """Return the answers of `latteclip teach`, if any, about images of a table IMAGES."""
+    if path is None:
+        return Answers.of(None, len(classnames))
+    saved = teaching_schema("the dataset", classnames, images).read(Path(path))
+    saved.warn(path, Path(path).parent)
+    return answered_rows(saved.answers, images, classnames)
 
 
 def answered_rows(
@@ -167,10 +289,3 @@ def answered_rows(
         unsure_chosen=unsure.count(False),
         unsure_drawn=unsure.count(True),
     )
-
-
-def read_answers(path: str, images: pa.Table, classnames: Sequence[str]) -> Answers:
-    """Return the answers of `latteclip teach` about images of a table IMAGES."""
-    saved = teaching_schema("the dataset", classnames, images).read(Path(path))
-    saved.warn(path, Path(path).parent)
-    return answered_rows(saved.answers, images, classnames)

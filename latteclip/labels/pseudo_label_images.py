@@ -1,17 +1,46 @@
 """Zero-shot pseudo-labels of N images from a frozen CLIP (LatteCLIP, section 3.1)."""
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 import torch
 
-from latteclip.clip import classifier
-from latteclip.clip.classifier import ROWS, Features, best_classes, parts
-from latteclip.core import tables
-from latteclip.core.tables import ClassesMetadata
-from latteclip.labels.zero_shot import ZeroShotSettings, encode_zero_shot
+from latteclip.clip import model as clips
+from latteclip.clip.classifier import (
+    ROWS,
+    Classifier,
+    Features,
+    best_classes,
+    parts,
+    save_classifier,
+)
+from latteclip.clip.encode import class_embeddings, encode_files
+from latteclip.config.keys import ClassTextsSection, ClipSection, Section
+from latteclip.core import devices, tables
+from latteclip.core.class_templates import ClassTemplates
+from latteclip.core.tables import ClassesMetadata, IndexMetadata
 
 log = logging.getLogger(__name__)
+
+
+class ZeroShotSettings(Section):
+    """The CLIP model, the texts of the classes, and how images are encoded."""
+
+    clip: ClipSection
+    class_texts: ClassTextsSection
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """What a CLIP model says of N images."""
+
+    features: Features  # [N, D]
+    embeddings: torch.Tensor  # [C, D] W0
+    scale: float  # factor of the cosines
+    described: dict[str, Any]  # the description of W0
 
 
 def pseudo_label_images(
@@ -28,39 +57,62 @@ def pseudo_label_images(
     encoded = encode_zero_shot(
         images_path, table["path"].to_pylist(), settings, device=device, threads=threads
     )
-    classes = ClassesMetadata(classnames)
-    topk = tables.TOPK
-    write_pseudo_labels(
-        output, table, encoded.features, encoded.embeddings, encoded.scale, topk, classes
-    )
-    head = classifier.Classifier.of(encoded.embeddings)
-    classifier.save_classifier(class_embeddings_output, head, encoded.described)
+    write_pseudo_labels(output, table, encoded)
+    head = Classifier.of(encoded.embeddings)
+    save_classifier(class_embeddings_output, head, encoded.described)
     log.info("Pseudo-labelled %d images with %d classes.", len(table), len(classnames))
 
 
-def write_pseudo_labels(
-    output: str,
-    table: pa.Table,
-    features: Features,
-    embeddings: torch.Tensor,
-    scale: float,
-    topk: int,
-    metadata: ClassesMetadata,
-) -> None:
-    """Classify images by features [N, D] under W0 [C, D], and write PSEUDO_LABELS by parts."""
+def encode_zero_shot(
+    images_path: str,
+    paths: Sequence[str],
+    settings: ZeroShotSettings,
+    *,
+    device: str,
+    threads: int,
+) -> ZeroShot:
+    """Encode image files and the classes of an index.
+
+    The description of W0 has classnames, template (the first one), templates (if there are
+    several), class_synonyms, written_names, model, pretrained and logit_scale.
+    """
+    index = tables.read_metadata(images_path, IndexMetadata)
+    section, texts = settings.clip, settings.class_texts
+    picked = devices.pick(device, threads)
+    clip = clips.load(section.model, section.pretrained, picked, section.precision)
+    templates = ClassTemplates.of(texts.template, texts.class_synonyms)
+    templates = replace(templates, written=index.written_names)
+    scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]
+    embeddings = class_embeddings(
+        clip, templates.templates, index.classnames, templates.synonyms
+    )
+    described = {
+        "classnames": index.classnames,
+        "model": section.model,
+        "pretrained": section.pretrained,
+        **templates.described,
+        "logit_scale": scale,
+    }
+    features = encode_files(clip, paths, threads)
+    return ZeroShot(features, embeddings, scale, described)
+
+
+def write_pseudo_labels(output: str, table: pa.Table, encoded: ZeroShot) -> None:
+    """Classify images of a table by their features, and write PSEUDO_LABELS by parts."""
+    metadata = ClassesMetadata(encoded.described["classnames"])
     with tables.writing(output, tables.PSEUDO_LABELS, metadata) as add:
-        for some in parts(len(features), ROWS):
-            part = features[some]
-            scores = part @ embeddings.T  # [rows, C]
-            labels, best = best_classes(scores, topk)
-            confidence = (scale * scores).softmax(dim=1).gather(1, labels[:, :1])[:, 0]
+        for some in parts(len(encoded.features), ROWS):
+            part = encoded.features[some]
+            scores = part @ encoded.embeddings.T  # [rows, C]
+            labels, best = best_classes(scores, tables.TOPK)
+            shares = (encoded.scale * scores).softmax(dim=1).gather(1, labels[:, :1])
             rows = table.slice(some.start, len(part))
             add(
                 {
                     "image_id": rows["image_id"],
                     "split": rows["split"],
                     "pseudo_label": pa.array(labels[:, 0].numpy(), pa.int32()),
-                    "confidence": confidence.numpy(),
+                    "confidence": shares[:, 0].numpy(),
                     "topk_labels": labels.tolist(),
                     "topk_scores": best.tolist(),
                     "image_features": tables.list_column(part.numpy()),

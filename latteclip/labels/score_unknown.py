@@ -17,8 +17,7 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.tables import UnknownMetadata
 from latteclip.labels.features import read_features
-from latteclip.labels.label_inputs import read_answers
-from latteclip.labels.vote_tables import read_class_scores
+from latteclip.labels.label_inputs import read_answers, read_class_scores
 
 log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float32]
@@ -54,12 +53,9 @@ def score_unknown(
     )
     of_training = table.filter(pa.array(training))
     scores = distances.numpy()
-    rows = np.empty(0, np.int64)
-    is_none: Bools = np.empty(0, bool)
-    if answers_path:
-        answers = read_answers(answers_path, of_training, classnames)
-        rows = np.flatnonzero(training)[answers.rows]
-        is_none = np.asarray(~answers.shares.any(axis=1))
+    answers = read_answers(answers_path, of_training, classnames)
+    rows = np.flatnonzero(training)[answers.rows]
+    is_none: Bools = np.asarray(~answers.shares.any(axis=1))
     limit = answered_threshold(scores[rows], is_none, detector.threshold)
     replace(detector, threshold=limit).save(detector_output)
     metadata = UnknownMetadata(classnames, limit, settings.share)

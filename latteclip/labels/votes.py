@@ -25,6 +25,8 @@ class Votes:
     @classmethod
     def of(cls, table: Any) -> "Votes":
         """Read classes [N], probabilities [N, C], or a pair of options and shares [N, K]."""
+        if isinstance(table, cls):
+            return table
         if isinstance(table, tuple):
             options, shares = (np.asarray(one) for one in table)
         else:
@@ -49,9 +51,9 @@ class Votes:
 
     @property
     def first(self) -> Ints:
-        """Return the first choices [N]."""
-        best = self.shares.argmax(axis=1)[:, None]
-        return np.asarray(np.take_along_axis(self.options, best, axis=1)[:, 0])
+        """Return the first choices [N], NO_VOTE where there is none."""
+        best = self.options[np.arange(len(self)), self.shares.argmax(axis=1)]
+        return np.where(self.has, best, NO_VOTE)
 
     def dense(self, rows: Any, n_classes: int) -> Floats:
         """Return probabilities [n, C] of some rows."""

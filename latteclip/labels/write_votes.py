@@ -5,7 +5,8 @@ captioner that scores classes writes its own. C classes, K options of an image.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,14 +26,31 @@ from latteclip.clip.classifier import (
 from latteclip.config.keys import ClipSection, Section
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
-from latteclip.core.terminal import Progress
-from latteclip.labels.vote_files import read_file
-from latteclip.labels.vote_tables import VotesTableMetadata
-from latteclip.labels.zero_shot import ZeroShotSettings, encode_zero_shot
+from latteclip.core.tables import IndexMetadata, VotesTableMetadata
+from latteclip.core.terminal import Progress, one_line
+from latteclip.core.user_tables import (
+    by_image_id,
+    list_of,
+    numbers_of_classes,
+    read_table,
+    rows_of,
+)
+from latteclip.labels.pseudo_label_images import ZeroShotSettings, encode_zero_shot
 
 log = logging.getLogger(__name__)
 OPTIONS = 16  # classes of a caption that are written
-Rows = tuple[Any, Sequence[Any], Sequence[Any]]  # image ids, options, log-probabilities
+TOLERANCE = 0.01  # largest error of a sum of probabilities
+MISSING = 0.05  # share of the images that a file may lack, unless the labeller has a share
+# Columns of a user's file, of which it has one kind or another.
+COLUMNS = (
+    ("class",),
+    ("options", "log_probabilities"),
+    ("options", "probabilities"),
+    ("probabilities",),
+)
+FORMS = "class; or options and probabilities, or log_probabilities; or probabilities of all classes"
+Vote = tuple[list[int], list[float]]  # classes, and the log-probability of each
+Rows = tuple[Any, Sequence[Vote]]  # image ids, and the vote about each
 
 
 class VotesSettings(Section):
@@ -61,35 +79,35 @@ def write_votes(
     An image about which the labeller is silent has no options.
     """
     index, classnames = tables.read_unlabelled(images_path, training=True)
-    described = VotesTableMetadata(
-        classnames, str(settings.name), str(settings.kind), str(settings.file)
-    )
+    metadata = VotesTableMetadata(classnames)
     rows: Iterator[Rows]
     if settings.captions is not None:
         assert captions_path is not None
-        described.source = settings.captions.model
-        captions, described.leaked = read_captions(captions_path, index["image_id"])
+        captions, metadata.leaked = read_captions(captions_path, index["image_id"])
         classes, about = load_classifier(str(class_embeddings_path), classnames=classnames)
+        weights = about["logit_scale"] * classes.weights
         picked = devices.pick(device, threads)
-        rows = caption_votes(
-            captions,
-            index["image_id"],
-            about["logit_scale"] * classes.weights,
-            settings.captions,
-            picked,
-        )
+        section = settings.captions
+        rows = caption_votes(captions, index["image_id"], weights, section, picked)
     elif settings.zero_shot is not None:
-        described.source = settings.zero_shot.clip.model
         rows = _zero_shot_votes(
             images_path, index, settings.zero_shot, device=device, threads=threads
         )
     else:
-        rows = iter([read_file(images_path, settings.file, settings.name, settings.share)])
+        of_index = tables.read_metadata(images_path, IndexMetadata)
+        rows = iter([_file_votes(settings, index["image_id"].to_pylist(), of_index)])
     n = 0
-    with tables.writing(output, tables.CLASS_SCORES, described) as add:
-        for ids, options, values in rows:
-            n += sum(map(bool, options))
-            add(_columns(ids, options, values))
+    with tables.writing(output, tables.CLASS_SCORES, metadata) as add:
+        for ids, votes in rows:
+            n += sum(bool(options) for options, _ in votes)
+            add(
+                dict.fromkeys(tables.CLASS_SCORES.names, [None] * len(votes))
+                | {
+                    "image_id": ids,
+                    "options": [options for options, _ in votes],
+                    "log_probabilities": [values for _, values in votes],
+                }
+            )
     if not n:
         raise UserError(
             f"The labeller {settings.name} has no vote about any image; correct it, or remove it "
@@ -98,12 +116,7 @@ def write_votes(
     log.info("The labeller %s votes for %d of %d images.", settings.name, n, len(index))
 
 
-def _columns(ids: Any, options: Sequence[Any], values: Sequence[Any]) -> dict[str, Any]:
-    columns: dict[str, Any] = {
-        name: [None] * len(options) for name in tables.CLASS_SCORES.names
-    }
-    votes = {"options": options, "log_probabilities": values}
-    return {**columns, "image_id": ids, **votes}
+# --- another CLIP --------------------------------------------------------------------------------
 
 
 def _zero_shot_votes(
@@ -120,9 +133,16 @@ def _zero_shot_votes(
     for some in parts(len(paths), ROWS):
         cosines = encoded.features[some] @ encoded.embeddings.T
         scores = (encoded.scale * cosines).log_softmax(dim=1)  # [rows, C]
-        classes, best = best_classes(scores, tables.TOPK)
-        ids = index["image_id"].slice(some.start, len(classes))
-        yield ids, classes.tolist(), best.tolist()
+        yield index["image_id"].slice(some.start, len(scores)), _best(scores, tables.TOPK)
+
+
+def _best(scores: torch.Tensor, k: int) -> list[Vote]:
+    """Return the k best classes of each image by scores [n, C]."""
+    classes, values = best_classes(scores, k)
+    return list(zip(classes.tolist(), values.tolist(), strict=True))
+
+
+# --- captions ------------------------------------------------------------------------------------
 
 
 def read_captions(path: str, image_ids: pa.ChunkedArray) -> tuple[pa.ChunkedArray, bool]:
@@ -164,17 +184,9 @@ def caption_votes(
         rows = row_of[some]
         has = rows >= 0
         centred = texts[rows[has]] - mean.float()
-        scores = (centred @ classes.T).log_softmax(dim=1)
-        best, values = best_classes(scores, OPTIONS)
-        options: list[list[int]] = [[] for _ in rows]
-        numbers: list[list[float]] = [[] for _ in rows]
-        lists = zip(
-            has.nonzero()[:, 0].tolist(), best.tolist(), values.tolist(), strict=True
-        )
-        for row, classes_of_row, values_of_row in lists:
-            options[row] = classes_of_row
-            numbers[row] = values_of_row
-        yield image_ids.slice(some.start, len(rows)), options, numbers
+        found = iter(_best((centred @ classes.T).log_softmax(dim=1), OPTIONS))
+        votes = [next(found) if spoke else ([], []) for spoke in has.tolist()]
+        yield image_ids.slice(some.start, len(rows)), votes
 
 
 @torch.no_grad()
@@ -187,3 +199,93 @@ def encode_captions(captions: tables.Strings, clip: clips.Clip) -> FeatureMemmap
         features[rows] = encode.encode_texts(clip, clip.tokenizer(batch)).cpu()
         progress.add(len(batch))
     return features
+
+
+# --- a user's file -------------------------------------------------------------------------------
+
+
+def _file_votes(settings: VotesSettings, ids: list[str], index: IndexMetadata) -> Rows:
+    """Return the votes of a file about images. UserError: it lacks more of them than it may."""
+    path = settings.file
+    key = f"Labeller {settings.name}: the file"
+    vote_of = by_image_id(read_votes_file(path, key, index), ids, path, key)
+    n = len(vote_of)
+    if n < math.floor((settings.share or 1 - MISSING) * len(ids)):
+        at_most = math.floor(1000 * n / len(ids)) / 1000
+        example = next(image_id for image_id in ids if image_id not in vote_of)
+        raise UserError(
+            f"{key} {path} has rows for {n} of {len(ids)} images, and none for "
+            f"{example!r}; add the others, or set share of the labeller to {at_most:g}."
+        )
+    return ids, [vote_of.get(image_id, ([], [])) for image_id in ids]
+
+
+def read_votes_file(path: str | None, key: str, index: IndexMetadata) -> dict[str, Vote]:
+    """Return the votes of a file by image_id, without options where a cell is empty.
+
+    Classes are those of `numbers_of_classes`. UserError names the file and the image.
+    """
+    table = read_table(path, key)
+    columns = next((some for some in COLUMNS if {*some} <= {*table.columns}), None)
+    if columns is None:
+        raise UserError(f"{key} {path} has no votes; beside image_id it needs {FORMS}.")
+    class_of = numbers_of_classes(index.classnames, index.written_names)
+    votes: dict[str, Vote] = {}
+    for image_id, *cells in rows_of(table, path, key, ["image_id", *columns]):
+        row = dict(zip(columns, cells, strict=True))
+        try:
+            votes[image_id] = _vote(row, class_of, len(index.classnames))
+        except (LookupError, TypeError, ValueError, RecursionError) as error:
+            reason = error if isinstance(error, _NoVoteError) else f"they are no {FORMS}"
+            raise UserError(
+                f"{key} {path}, image {image_id!r}: {reason}; the columns {', '.join(columns)} are "
+                f"{one_line(', '.join(map(str, cells)), 120)}. Correct the file."
+            ) from None
+    return votes
+
+
+class _NoVoteError(ValueError):
+    """Cells that are no vote, with the reason."""
+
+
+def _vote(row: Mapping[str, Any], class_of: Mapping[Any, int], n_classes: int) -> Vote:
+    """Return the vote of a row of a user's file, without classes of probability 0."""
+    if all(map(_is_empty, row.values())):
+        return [], []
+    if "class" in row:
+        return [_class(row["class"], class_of)], [0.0]
+    classes = list(range(n_classes))
+    if "options" in row:
+        classes = [_class(name, class_of) for name in list_of(row["options"])]
+    are_logs = "log_probabilities" in row
+    numbers = list_of(row["log_probabilities" if are_logs else "probabilities"])
+    values = [float(value) for value in numbers]
+    if len(values) != len(classes):
+        raise _NoVoteError(f"there are {len(classes)} classes and {len(values)} numbers")
+    if len({*classes}) < len(classes):
+        raise _NoVoteError("a class is there twice")
+    if are_logs:
+        # NaN is not below any number.
+        are_numbers = all(value <= TOLERANCE for value in values)
+        if not are_numbers or max(values, default=-math.inf) == -math.inf:
+            raise _NoVoteError("log_probabilities are above 0, no numbers, or all -inf")
+        return classes, values
+    if not all(value >= 0 for value in values):
+        raise _NoVoteError("a probability is negative or no number")
+    if abs(sum(values) - 1) > TOLERANCE:
+        raise _NoVoteError(f"probabilities sum to {sum(values):.3g}, not to 1")
+    likely = [pair for pair in zip(classes, values, strict=True) if pair[1] > 0]
+    return [label for label, _ in likely], [math.log(value) for _, value in likely]
+
+
+def _is_empty(cell: Any) -> bool:
+    if isinstance(cell, str):
+        return not cell
+    return cell is None or (isinstance(cell, float) and math.isnan(cell))
+
+
+def _class(name: Any, class_of: Mapping[Any, int]) -> int:
+    if isinstance(name, bool) or name not in class_of:
+        hint = "; write names of classes as text" if isinstance(name, int) else ""
+        raise _NoVoteError(f"{one_line(repr(name), 60)} is no class of this dataset{hint}")
+    return class_of[name]

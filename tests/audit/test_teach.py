@@ -1,6 +1,7 @@
 """Questions that teach: their order, what is saved, and the page."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from latteclip.core.tables import EncoderMetadata, ExamplesMetadata
 from latteclip.labels.answers import CHECK, CLASS, TEACH, Answer
 from latteclip.labels.fuse_labels import adapt_zero_shot, fuse_labels
 from latteclip.labels.fusion_report import NAME
-from latteclip.labels.label_inputs import LabellerTable
+from latteclip.labels.label_inputs import LabelFiles, LabellerTable
 
 
 @pytest.fixture
@@ -52,20 +53,17 @@ def write_votes(taken):
     taken.write_scores([list(range(c))] * n, scores.tolist())
 
 
-def fuse(taken, encoders=(), **files):
+def fuse(taken, encoders=(), *, examples=False):
     """The labels by the class scores, as their stage writes them."""
-    names = ("images.parquet", "pseudo_labels.parquet", "class_embeddings.safetensors")
-    inputs = [taken.path(name) for name in names]
-    adapt_zero_shot(*inputs, taken.path("adapted"))
+    files = LabelFiles.of(taken.folder, examples=examples)
+    adapt_zero_shot(LabelFiles.of(taken.folder), taken.path("adapted"))
     outputs = ("fused_labels.parquet", NAME, "prototypes", "votes", "labellers")
     scores = taken.path("class_scores.parquet")
     fuse_labels(
-        *inputs,
-        taken.path("adapted"),
+        replace(files, adapted=taken.path("adapted")),
+        [LabellerTable("lmm", "decisions", scores)],
         *(taken.path(name) for name in outputs),
-        labellers_files=[LabellerTable("lmm", "decisions", scores)],
         image_encoders_paths=encoders,
-        **files,
     )
     return tables.read(taken.path("fused_labels.parquet"), tables.FUSED_LABELS)
 
@@ -90,7 +88,7 @@ def test_questions_follow_the_model_of_the_fused_labels(taken):
     examples = taken.path("examples.parquet")
     models = ExamplesMetadata(["m", "hf-hub:an/encoder"], [clip.shape[1], 2 * c])
     tables.write(examples, columns, tables.EXAMPLES, models)
-    labels = fuse(taken, [str(encoder)], examples_path=examples)
+    labels = fuse(taken, [str(encoder)], examples=True)
     found = TeachingSession(taken.folder, 10).posterior
     assert found.argmax(axis=1).tolist() == labels["fused_label"].to_pylist()
 

@@ -61,7 +61,7 @@ EDITS = {  # a module: stages that an edit reruns, and stages that it does not
     "clip.clip_config": ("evaluate.evaluate", "report.summarize"),
     "evaluate.metrics": ("evaluate.evaluate", "train.finetune"),
     "labels.label_model": ("labels.fuse_labels", "train.finetune"),
-    "labels.vote_files": ("labels.write_votes", "train.finetune"),
+    "labels.pseudo_label_images": ("labels.write_votes", "train.finetune"),
     "report.gallery": ("report.report_dataset", "report.summarize"),
 }
 NO_SOURCE = {  # a rule has it as an input of its own, or it has no effect on results

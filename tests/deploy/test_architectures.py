@@ -25,8 +25,7 @@ from latteclip.config.keys import (
     TrainingSection,
 )
 from latteclip.deploy.export import export
-from latteclip.labels.pseudo_label_images import pseudo_label_images
-from latteclip.labels.zero_shot import ZeroShotSettings
+from latteclip.labels.pseudo_label_images import ZeroShotSettings, pseudo_label_images
 from latteclip.train.data import TrainingFiles
 from latteclip.train.finetune import finetune
 from latteclip.train.settings import FinetuneSettings

@@ -11,7 +11,7 @@ from latteclip.core.tables import ClassesMetadata
 from latteclip.labels import pseudo_label_images
 from latteclip.labels.features import read_features
 
-N, C, D, K = 23, 7, 5, 3
+N, C, D = 23, 7, 5
 
 
 @pytest.fixture
@@ -26,10 +26,9 @@ def labelled(tmp_path):
 
     def write(name):
         path = str(tmp_path / name)
-        about = ClassesMetadata(list("abcdefg"))
-        pseudo_label_images.write_pseudo_labels(
-            path, table, images, embeddings, 10.0, K, about
-        )
+        described = {"classnames": list("abcdefg")}
+        encoded = pseudo_label_images.ZeroShot(images, embeddings, 10.0, described)
+        pseudo_label_images.write_pseudo_labels(path, table, encoded)
         return path
 
     return names, images, write

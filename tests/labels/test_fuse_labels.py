@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from support.image_folders import images
@@ -19,6 +20,7 @@ from latteclip.core.tables import (
     ExamplesMetadata,
     LabellerLabelsMetadata,
     VotesMetadata,
+    VotesTableMetadata,
 )
 from latteclip.labels.answers import Answer
 from latteclip.labels.encode_images import ExamplesSettings, encode_examples
@@ -29,10 +31,9 @@ from latteclip.labels.fuse_labels import (
     labels_right,
 )
 from latteclip.labels.fusion_report import read_fusion_report
-from latteclip.labels.label_inputs import LabellerTable
-from latteclip.labels.label_model import Answers
+from latteclip.labels.label_inputs import LabelFiles, LabellerTable
 from latteclip.labels.labeller_accuracy import by_answers
-from latteclip.labels.vote_tables import VotesTableMetadata
+from latteclip.labels.votes import Answers
 
 OUTPUTS = ("out.parquet", "out.json", "classifier", "votes.parquet", "labellers.parquet")
 C = 6
@@ -47,7 +48,6 @@ class Dataset(ZeroShotFiles):
         self.true = self.world.classes[self.training].numpy()
         self.labellers = [self.labeller("words", column="caption")]
         self.encoders = []
-        self.files = {}
 
     def labeller(self, name, right=0.8, silent=0, seed=0, leaked=False, column=None):
         """A labeller with a table of votes, each for one class."""
@@ -61,25 +61,24 @@ class Dataset(ZeroShotFiles):
         logs = [[0.0] * len(one) for one in options]
         path = write_class_scores(self.folder / f"{name}.parquet", self.ids, options, logs)
         table = tables.read(path, tables.CLASS_SCORES)
-        metadata = VotesTableMetadata(self.classnames, name, "captions", "m", leaked)
+        metadata = VotesTableMetadata(self.classnames, leaked)
         tables.write(path, table, tables.CLASS_SCORES, metadata)
         return LabellerTable(name, "captions", path, column=column)
 
     def adapt(self):
         path = self.path("adapted")
-        adapt_zero_shot(*self.write(), path)
+        adapt_zero_shot(LabelFiles(*self.write()), path)
         return path
 
-    def run(self, **files):
+    def run(self, joint=None, **files):
         """The columns and the report that are written."""
         outputs = [self.path(name) for name in OUTPUTS]
         fuse_labels(
-            *self.write(),
-            self.adapt(),
+            LabelFiles(*self.write(), adapted=self.adapt(), **files),
+            self.labellers,
             *outputs,
-            labellers_files=self.labellers,
             image_encoders_paths=self.encoders,
-            **self.files | files,
+            encoders_prototypes_output=joint,
         )
         table = tables.read(outputs[0], tables.FUSED_LABELS)
         assert table["image_id"].to_pylist() == self.ids
@@ -118,7 +117,7 @@ def test_more_images_are_right_by_the_adapted_classifier(tmp_path):
 @pytest.mark.parametrize(("n", "c"), [(1, 4), (30, 1)])
 def test_little_is_enough_to_adapt(tmp_path, n, c, recwarn):
     files = ZeroShotFiles(tmp_path, World.of(n, c))
-    adapt_zero_shot(*files.write(), files.path("adapted"))
+    adapt_zero_shot(LabelFiles(*files.write()), files.path("adapted"))
     found, _ = load_classifier(files.path("adapted"))  # refuses what is not finite
     assert found.weights.shape == (c, 24)
     assert not recwarn.list
@@ -179,7 +178,7 @@ def test_a_class_that_nothing_but_its_text_names_has_no_label(dataset):
     assert C - 1 not in columns["fused_label"]
     assert report.without_evidence in ([], [dataset.classnames[C - 1]])
     row = dataset.training[int(np.flatnonzero(dataset.true == C - 1)[0])]
-    columns, report = dataset.run(answers_path=dataset.write_answers([row]))
+    columns, report = dataset.run(answers=dataset.write_answers([row]))
     assert C - 1 in columns["fused_label"] and report.without_evidence == []
 
 
@@ -205,7 +204,7 @@ def test_features_of_other_encoders_help(tmp_path):
     tables.write(path, columns, tables.IMAGE_FEATURES, EncoderMetadata("an encoder", 16))
     alone, _ = dataset.run()
     dataset.encoders = [path]
-    table, report = dataset.run(encoders_prototypes_output=prototypes)
+    table, report = dataset.run(prototypes)
     assert dataset.right(table["fused_label"]) > dataset.right(alone["fused_label"])
     assert report.image_encoders == ["an encoder"]
     joint, described = load_classifier(prototypes)
@@ -213,6 +212,25 @@ def test_features_of_other_encoders_help(tmp_path):
     both = torch.cat([dataset.world.features, other], dim=1)[dataset.training]
     judged = dataset.votes(tables.VOTES_ENCODERS)[0]["joint_head"].to_numpy()
     assert (joint.scores(both).argmax(1).numpy() == judged).mean() > 0.9
+
+
+def test_near_duplicates_do_not_confirm_the_votes_about_each_other(tmp_path):
+    """Images come in bursts of four, about which a labeller has one vote."""
+    dataset = Dataset(tmp_path, 480)
+    one = World.of(120, C, noise=0.35)
+    every = torch.arange(480) // 4
+    dataset.world = World(one.classes[every], one.features[every], one.texts)
+    dataset.true = dataset.world.classes[dataset.training].numpy()
+    rng = np.random.default_rng(1)
+    voted = np.where(rng.random(120) < 0.7, one.classes.numpy(), rng.integers(C, size=120))
+    dataset.labellers = [dataset.labeller_of("words", voted.repeat(3))]
+    alone, _ = dataset.run()
+    duplicates = dataset.path("duplicates.parquet")
+    columns = {"image_id": dataset.names, "set": pa.array(every.numpy(), pa.int32())}
+    tables.write(duplicates, columns, tables.DUPLICATES)
+    together, _ = dataset.run(duplicates=duplicates)
+    right = dataset.right(alone["fused_label"])
+    assert dataset.right(together["fused_label"]) > right + 0.1
 
 
 # --- votes, by which classifiers are compared ----------------------------------------------------
@@ -246,7 +264,7 @@ def test_labels_follow_answers_and_are_checked_by_them(dataset, caplog):
     rows = dataset.training[:40]
     answers = (gone, Answer(none, "none"), Answer(dataset.ids[60], "unsure"))
     path = dataset.write_answers(rows, *answers, drawn=rows[30:])
-    columns, report = dataset.run(answers_path=path)
+    columns, report = dataset.run(answers=path)
     assert columns["fused_label"][:40] == dataset.true[:40].tolist()
     assert columns["fused_confidence"][:40] == [1.0] * 40
     assert columns["fused_confidence"][50] == 0
@@ -279,7 +297,7 @@ def test_any_number_of_answers_of_any_kind_ends_in_labels(dataset, n, kind):
         )
         for i, (name, c) in enumerate(zip(names, named, strict=True))
     ]
-    columns, report = dataset.run(answers_path=dataset.write_answers([], *answers))
+    columns, report = dataset.run(answers=dataset.write_answers([], *answers))
     assert len(report.answers.images) == n
     if kind == "none":
         assert columns["fused_confidence"][:n] == [0] * n
@@ -292,14 +310,14 @@ def test_any_number_of_answers_of_any_kind_ends_in_labels(dataset, n, kind):
 def test_answers_that_are_empty_change_no_byte(dataset):
     before = dataset.run() and dataset.written(*OUTPUTS)
     answers = dataset.write_answers([])
-    assert dataset.run(answers_path=answers) and dataset.written(*OUTPUTS) == before
+    assert dataset.run(answers=answers) and dataset.written(*OUTPUTS) == before
 
 
-def rows_of(taught, drawn, none=0, n_classes=3):
+def rows_of(taught, drawn, none=0, unsure=0, n_classes=3):
     """Answers about the first rows: class 0, and of no class for the first of those taught."""
     shares = np.zeros((taught + drawn, n_classes))
     shares[none:, 0] = 1
-    return Answers(np.arange(len(shares)), shares, np.arange(len(shares)) >= taught)
+    return Answers(np.arange(len(shares)), shares, np.arange(len(shares)) >= taught, unsure)
 
 
 def test_the_accuracy_of_a_labeller_knows_what_taught():
@@ -362,14 +380,14 @@ def test_examples_beat_zero_shot_and_are_in_no_table(shown):
     before, _ = dataset.run()
     rows = dataset.training[:40]
     answers = dataset.write_answers(rows, drawn=rows[20:])
-    after, report = dataset.run(examples_path=write())
+    after, report = dataset.run(examples=write())
     assert dataset.right(after["fused_label"]) > dataset.right(before["fused_label"]) + 0.03
     assert after["adapted_label"] == before["adapted_label"]
     assert report.examples == C * SHOTS
-    _, report = dataset.run(examples_path=write(), answers_path=answers)
+    _, report = dataset.run(examples=write(), answers=answers)
     assert len(report.answers.images) == 40 and report.answers.checked.right.n == 20
     with pytest.raises(UserError, match=r"examples\.parquet"):
-        dataset.run(examples_path=write(["other"]))
+        dataset.run(examples=write(["other"]))
 
 
 def test_examples_are_encoded_and_a_broken_one_is_named(tmp_path):

@@ -11,8 +11,7 @@ from latteclip.clip.encode import class_embeddings
 from latteclip.config.keys import ClassTextsSection, ClipSection
 from latteclip.core import tables
 from latteclip.core.tables import ClassesMetadata
-from latteclip.labels.pseudo_label_images import pseudo_label_images
-from latteclip.labels.zero_shot import ZeroShotSettings
+from latteclip.labels.pseudo_label_images import ZeroShotSettings, pseudo_label_images
 
 CLASSNAMES = ["striped", "dotted", "woven", "marbled", "grid", "cracked"]
 SETTINGS = ZeroShotSettings(

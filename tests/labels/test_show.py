@@ -83,7 +83,7 @@ def test_the_summary_has_the_numbers_and_what_is_unusual(labelled):
         REPORT, reason="Images do not predict the votes.", without_evidence=["grey"]
     )
     text = labelled.show(0)
-    for words in ("captions of 8 of 9", "3 of 9", "2 from", "do not predict", "grey"):
+    for words in ("8 of 9", "3 labels", "2 labels", "do not predict", "grey"):
         assert words in text
     assert shown(text) == []
 

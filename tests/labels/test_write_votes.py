@@ -22,14 +22,14 @@ from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.config.keys import ClassTextsSection, ClipSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.labels.pseudo_label_images import pseudo_label_images
-from latteclip.labels.vote_tables import VotesTableMetadata, first_classes, read_votes
+from latteclip.core.tables import VotesTableMetadata
+from latteclip.labels.label_inputs import read_votes
+from latteclip.labels.pseudo_label_images import ZeroShotSettings, pseudo_label_images
 from latteclip.labels.write_votes import (
     OPTIONS,
     VotesSettings,
     write_votes,
 )
-from latteclip.labels.zero_shot import ZeroShotSettings
 
 CLASSNAMES = ["striped", "dotted", "woven"]
 WRITTEN = {"striped": "Striped Cloth"}
@@ -81,7 +81,7 @@ def dense(path, n_classes=3, **options):
     """The votes of a table as probabilities [N, C]."""
     votes = read_votes(path, ids(), **options)
     table = np.zeros((len(TRAINING), n_classes))
-    for row, (classes, shares) in enumerate(zip(*votes, strict=True)):
+    for row, (classes, shares) in enumerate(zip(votes.options, votes.shares, strict=True)):
         for label, share in zip(classes, shares, strict=True):
             table[row, label] += share if label >= 0 else 0
     return table
@@ -196,9 +196,9 @@ def test_another_clip_votes_as_its_pseudo_labels_say(tmp_path):
     assert names.to_pylist() == [table["image_id"][row] for row in training]
     votes = read_votes(path, names)
     labels = [table["pseudo_label"][row] for row in training]
-    assert first_classes(votes).tolist() == labels
+    assert votes.first.tolist() == labels
     confidence = [table["confidence"][row] for row in training]
-    np.testing.assert_allclose(votes.probabilities.max(axis=1), confidence, atol=1e-4)
+    np.testing.assert_allclose(votes.shares.max(axis=1), confidence, atol=1e-4)
 
 
 @pytest.fixture
@@ -261,7 +261,7 @@ def test_captions_are_scored_like_images_and_each_is_encoded_once(captioned, mon
     votes = read_votes(write(captions), ids())
     assert batches == [3, 1]
     found = np.zeros((5, OPTIONS + 4))
-    np.put_along_axis(found, votes.classes, votes.probabilities, axis=1)
+    np.put_along_axis(found, votes.options, votes.shares, axis=1)
     every = wanted([text.strip() for text in captions])
     least = np.sort(every, axis=1)[:, -OPTIONS, None]
     some = np.where(every >= least, every, 0)
@@ -271,8 +271,7 @@ def test_captions_are_scored_like_images_and_each_is_encoded_once(captioned, mon
 def test_an_empty_caption_votes_for_nothing(captioned):
     write, _ = captioned
     votes = read_votes(write(["", "  ", None, "a dot.", "a grid."]), ids())
-    assert first_classes(votes)[:3].tolist() == [-1] * 3
-    assert (first_classes(votes)[3:] >= 0).all()
+    assert (votes.first >= 0).tolist() == [False] * 3 + [True] * 2
 
 
 def test_captions_by_prompts_with_labels_are_marked(captioned, caplog):
@@ -293,4 +292,4 @@ def test_votes_are_normalised_over_the_options_of_an_image(tmp_path):
     path = write_class_scores(tmp_path / "s.parquet", TRAINING, options, logs)
     wanted = [[0.25, 0, 0.75], [0, 0, 0], [0, 1, 0], [0, 1, 0], [0.5, 0.5, 0]]
     np.testing.assert_allclose(dense(path), wanted, atol=1e-6)
-    assert first_classes(read_votes(path, ids())).tolist() == [2, -1, 1, 1, 0]
+    assert read_votes(path, ids()).first.tolist() == [2, -1, 1, 1, 1]

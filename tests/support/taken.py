@@ -64,6 +64,7 @@ class Taken(ZeroShotFiles):
         }
         tables.write(self.path("fused_labels.parquet"), columns, tables.FUSED_LABELS)
         self.write_report()
+        self.write_duplicates([])
         captions = [f'a "{row}",\nand more' for row in range(n)]
         write_captions(self.folder / "captions" / "images.parquet", self.ids, captions)
         return found

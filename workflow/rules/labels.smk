@@ -1,11 +1,27 @@
 # Labels of the training images, and classifiers, by zero-shot scores, image features and labellers.
 
 
+# The files that labels are made of, by name.
+LABEL_FILES = {
+    "images": "results/{dataset}/images.parquet",
+    "pseudo_labels": "results/{dataset}/pseudo_labels.parquet",
+    "class_embeddings": "results/{dataset}/class_embeddings.safetensors",
+    "duplicates": "results/{dataset}/duplicates.parquet",
+}
+FUSED_LABEL_FILES = {
+    **LABEL_FILES,
+    "adapted": "results/{dataset}/classifiers/adapted.safetensors",
+    "answers": users(of(jobs.teaching_answers)),
+    "examples": when(
+        "results/{dataset}/examples.parquet",
+        lambda dataset: dataset.keys.split.examples,
+    ),
+}
+
+
 rule adapt_zero_shot:
     input:
-        images="results/{dataset}/images.parquet",
-        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        class_embeddings="results/{dataset}/class_embeddings.safetensors",
+        **LABEL_FILES,
     output:
         "results/{dataset}/classifiers/adapted.safetensors",
     log:
@@ -18,10 +34,9 @@ rule adapt_zero_shot:
         runtime=minutes(15, images_per_second=100),
     params:
         code=code_of("latteclip.labels.fuse_labels"),
+        files=file_names(*LABEL_FILES),
     shell:
-        "latteclip adapt-zero-shot --images {input.images}"
-        " --pseudo-labels {input.pseudo_labels} --class-embeddings {input.class_embeddings}"
-        " --output {output} --log {log}"
+        "latteclip adapt-zero-shot --files {params.files:q} --output {output} --log {log}"
 
 
 rule encode_images:
@@ -144,16 +159,8 @@ if run.image_encoders:
 
 rule fuse_labels:
     input:
-        images="results/{dataset}/images.parquet",
-        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        adapted="results/{dataset}/classifiers/adapted.safetensors",
+        **FUSED_LABEL_FILES,
         votes=each("table", jobs.labellers),
-        answers=users(of(jobs.teaching_answers)),
-        examples=when(
-            "results/{dataset}/examples.parquet",
-            lambda dataset: dataset.keys.split.examples,
-        ),
         image_encoders=of(jobs.image_features, encoders=run.image_encoders),
     output:
         **ENCODERS_CLASSIFIER,
@@ -174,16 +181,15 @@ rule fuse_labels:
     params:
         code=code_of("latteclip.labels.fuse_labels"),
         labellers=as_json(jobs.labellers),
-        answers=options("answers", "examples", "image_encoders"),
+        files=file_names(*FUSED_LABEL_FILES),
+        image_encoders=options("image_encoders"),
         encoders_prototypes=lambda wildcards, output: " ".join(
             f"--{name.replace('_', '-')} {output[name]}"
             for name in ENCODERS_CLASSIFIER
         ),
     shell:
-        "latteclip fuse-labels --images {input.images}"
-        " --pseudo-labels {input.pseudo_labels} --class-embeddings {input.class_embeddings}"
-        " --adapted {input.adapted} --labellers {params.labellers:q} {params.answers}"
-        " {params.encoders_prototypes}"
+        "latteclip fuse-labels --files {params.files:q} --labellers {params.labellers:q}"
+        " {params.image_encoders} {params.encoders_prototypes}"
         " --output {output.labels} --report {output.report}"
         " --prototypes {output.prototypes} --votes {output.votes}"
         " --labeller-labels {output.labeller_labels} --log {log}"
