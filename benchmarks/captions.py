@@ -45,14 +45,14 @@ from PIL import Image
 
 from latteclip.captions import caption
 from latteclip.captions import engine as engines
-from latteclip.captions.engine import CaptionerSettings, messages
+from latteclip.captions.engine import at_once, messages
 from latteclip.captions.engines import transformers, vllm
 from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.engines.vllm import VllmEngine
 from latteclip.captions.questions import Choices, Request
 from latteclip.captions.score_classes import letters_of, letters_prompt
 from latteclip.config import layers
-from latteclip.config.keys import IndexSettings
+from latteclip.config.keys import CaptionerSection, IndexSettings
 from latteclip.core import tables
 from latteclip.core.tables import IndexMetadata
 from latteclip.data.images import open_rgb, read_bytes
@@ -69,10 +69,10 @@ ANSWER = " a {} texture with"
 Way = Callable[[], list[str]]
 
 
-def settings_for(model: str | None) -> CaptionerSettings:
+def settings_for(model: str | None) -> CaptionerSection:
     """Return the settings of the demo's LLaVA, or of a real model on a GPU."""
     small = model is None
-    return CaptionerSettings(
+    return CaptionerSection(
         engine="vllm",
         model=str(DEMO) if model is None else model,
         revision=None,
@@ -119,7 +119,7 @@ class Ways:
     """The four ways to caption the same images. Each returns the captions in order."""
 
     def __init__(
-        self, index: str, folder: Path, settings: CaptionerSettings, threads: int
+        self, index: str, folder: Path, settings: CaptionerSection, threads: int
     ) -> None:
         self.index = index
         self.folder = folder
@@ -221,7 +221,7 @@ def _spread(values: list[float], digits: int = 1) -> str:
 
 
 def compare_scores(
-    index: str, settings: CaptionerSettings, threads: int, rounds: int, bare: bool
+    index: str, settings: CaptionerSection, threads: int, rounds: int, bare: bool
 ) -> None:
     """Print for each engine how long scores take beside captions of the same images."""
     paths = tables.read(index, tables.IMAGES, ["path"])["path"].to_pylist()
@@ -237,7 +237,7 @@ def compare_scores(
         "letters of 5 options, two orders": (PROMPT, both),
         "likelihoods of 5 options": (PROMPT, likelihood),
     }
-    size = settings.at_once(512)
+    size = at_once(settings, 512)
     ways = ((transformers, FEW), (transformers, size), (vllm, size))
     for engine, batch_size in ways[-1:] if bare else ways:
         few: Any = settings.model_copy(update={"batch_size": batch_size})

@@ -206,9 +206,9 @@ def make_captions(place: Place) -> Work:
     import numpy as np
     import pyarrow as pa
 
+    from latteclip.captions.answers import CaptionsMetadata
     from latteclip.captions.pictures import Layout
     from latteclip.captions.questions import shard_of
-    from latteclip.captions.table import CaptionsMetadata
     from latteclip.core import tables
 
     metadata = CaptionsMetadata(model="none", prompt="?", layout=Layout())

@@ -1,28 +1,37 @@
-"""Answers to requests, cached in SQLite beyond the run that asked, and what a valid answer is."""
+"""Answers to requests: cached in SQLite beyond the run that asked, and as rows of a table."""
 
 import contextlib
 import errno
 import functools
 import hashlib
+import itertools
 import json
+import logging
 import operator
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 
-from latteclip.captions.engine import CaptionerSettings, Response
+from latteclip.captions.engine import Response, loads_model
 from latteclip.captions.pictures import Layout
 from latteclip.captions.questions import Choices
-from latteclip.core import files
+from latteclip.config.keys import CaptionerSection, GroupsSection
+from latteclip.core import files, tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import sqlite_uri
 
+log = logging.getLogger(__name__)
+# Columns of a row, and the answers that they come from; none where nothing was asked.
+Row = tuple[dict[str, Any], Sequence[Response]]
 DIGEST_LENGTH = 32  # hexadecimal digits: 128 bits
 
 COMMIT_ANSWERS, COMMIT_SECONDS = 100, 10.0  # written to the disk at least as often
@@ -40,23 +49,22 @@ INSERT = """
 """
 
 
-@dataclass(frozen=True)
-class Identity:
-    """Everything that decides an answer, besides the images and the prompt."""
-
-    model: str  # see `fingerprint`
-    revision: str | None
-    dtype: str
-    quantization: str | None
-    max_new_tokens: int
-    layout: Layout
+def identity(captioner: CaptionerSection, layout: Layout, *, scoring: bool) -> str:
+    """Return everything that decides an answer, besides the images and the question, as JSON."""
+    decides = {
+        "model": fingerprint(captioner),
+        "revision": captioner.revision,
+        "dtype": captioner.dtype,
+        "quantization": captioner.quantization,
+        # With scores no text is written, so its length decides nothing.
+        "max_new_tokens": 0 if scoring else captioner.max_new_tokens,
+        "layout": asdict(layout),
+    }
+    return json.dumps(decides, sort_keys=True)
 
 
 def digest(
-    contents: Sequence[bytes],
-    prompt: str,
-    identity: Identity,
-    choices: Choices | None = None,
+    contents: Sequence[bytes], prompt: str, identity: str, choices: Choices | None = None
 ) -> str:
     """Return DIGEST_LENGTH hexadecimal digits for a request about image files of these bytes."""
     images = [hashlib.sha256(content).digest() for content in contents]
@@ -65,21 +73,21 @@ def digest(
 
 
 @functools.lru_cache(maxsize=4096)
-def _shared(prompt: str, identity: Identity, choices: Choices | None) -> bytes:
+def _shared(prompt: str, identity: str, choices: Choices | None) -> bytes:
     wanted = None if choices is None else asdict(choices)
-    return json.dumps([prompt, asdict(identity), wanted], sort_keys=True).encode()
+    return json.dumps([prompt, json.loads(identity), wanted], sort_keys=True).encode()
 
 
-def fingerprint(settings: CaptionerSettings) -> str:
+def fingerprint(captioner: CaptionerSection) -> str:
     """Return a digest of a folder's files, name and commit on the hub, or a server's name."""
     from huggingface_hub import hf_hub_download
 
-    model = settings.model
+    model = captioner.model
     if Path(model).is_dir():
         return files.fingerprint(model)
-    if settings.loads_model:
+    if loads_model(captioner):
         with contextlib.suppress(OSError, ValueError):  # without the file no engine starts
-            file = hf_hub_download(model, "config.json", revision=settings.revision)
+            file = hf_hub_download(model, "config.json", revision=captioner.revision)
             return f"{model}@{Path(file).parent.name}"
     return model
 
@@ -181,3 +189,143 @@ def problem(answer: Response) -> str | None:
     if size > MAX_BYTES or min(counts) < 0 or max(counts) > MAX_TOKENS:
         return f"it has {size} bytes and {counts} tokens"
     return None
+
+
+# --- tables of answers ---------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class AnswersMetadata:
+    """Who answered, and what that took."""
+
+    schema: ClassVar[pa.Schema]
+    unit: ClassVar[str]
+    model: str | None = None  # None: the user's file
+    revision: str | None = None
+    file: str | None = None  # None: a model
+    engine: str = ""  # names and versions, separated by commas
+    date: str | None = None  # date of the last answer
+    tokens_read: int = 0
+    tokens_written: int = 0
+    requests: int = 0
+    not_asked: int = 0  # images or groups that `max_images` leaves out
+    refused: int = 0  # images or groups about which a server refuses to answer
+
+    @property
+    def in_words(self) -> str:
+        """What was asked, in words."""
+        tokens = f"{self.tokens_read:,} tokens read, {self.tokens_written:,} written"
+        left = f", {self.not_asked:,} images left out" if self.not_asked else ""
+        refused = f", {self.refused:,} refused" if self.refused else ""
+        return f"{self.requests:,} requests to {self.model}, {tokens}{refused}{left}"
+
+
+@dataclass(kw_only=True)
+class CaptionsMetadata(AnswersMetadata):
+    """The metadata of CAPTIONS."""
+
+    schema = tables.CAPTIONS
+    unit = "captions"
+    prompt: str
+    layout: Layout  # layout of an image
+    groups: GroupsSection | None = None  # None: the captions are of images
+
+
+@dataclass(kw_only=True)
+class ScoresMetadata(AnswersMetadata):
+    """The metadata of CLASS_SCORES."""
+
+    schema = tables.CLASS_SCORES
+    unit = "scores"
+    classnames: list[str]
+    kind: str  # value of scores.kind
+    prompt: str
+    answer: str | None  # template of the answers whose likelihood is asked for
+    topk: int
+
+
+def read_metadata(path: str | Path) -> AnswersMetadata:
+    """Read what a table with a captioner's answers says of them."""
+    has_scores = "options" in tables.column_names(path)
+    record: type[AnswersMetadata] = ScoresMetadata if has_scores else CaptionsMetadata
+    return tables.read_metadata(path, record)
+
+
+def write_rows(
+    rows: Iterable[Row],
+    metadata: AnswersMetadata,
+    captioner: CaptionerSection,
+    output: str,
+    file: str | None = None,
+) -> None:
+    """Write a table in pieces, from a captioner's answers or the user's file.
+
+    The metadata get who answered, the date and the tokens of the answers. UserError: no row has an
+    answer, or more lack one than captioner.max_failed, without those that a server refuses.
+    """
+    count = Counter[str]()
+    errors: list[str] = []
+    refusals: list[str] = []
+    engines, dates = {""}, {""}
+    rows = iter(rows)
+    with tables.writing(output, metadata.schema, metadata) as add:
+        while piece := list(itertools.islice(rows, tables.CAPTION_ROWS)):
+            for columns, answers in piece:
+                error = columns["error"]
+                if error is not None:
+                    is_refused = any(answer.is_refused for answer in answers)
+                    (refusals if is_refused else errors).append(error)
+                count.update(
+                    asked=bool(answers),
+                    not_asked=not answers,
+                    requests=sum(answer.digest is not None for answer in answers),
+                    empty=bool(answers) and error is None and columns.get("caption") == "",
+                    cut=columns.get("finish_reason") == "length",
+                    read=sum(answer.n_read or 0 for answer in answers),
+                    written=sum(answer.n_tokens or 0 for answer in answers),
+                )
+                engines |= {answer.engine for answer in answers}
+                dates |= {answer.date for answer in answers}
+            add(pa.Table.from_pylist([columns for columns, _ in piece], metadata.schema))
+        _refuse_too_few(metadata.unit, captioner, file, count, errors, refusals)
+        metadata.file = file
+        if file is None:
+            metadata.model, metadata.revision = captioner.model, captioner.revision
+        metadata.engine = ", ".join(sorted(engines - {""}))
+        metadata.date = max(dates) or None
+        metadata.tokens_read, metadata.tokens_written = count["read"], count["written"]
+        metadata.requests, metadata.not_asked = count["requests"], count["not_asked"]
+        metadata.refused = len(refusals)
+    log.info(
+        "Wrote %s for %d images or groups: %d without an answer, %d empty, %d cut.",
+        metadata.unit,
+        count["asked"],
+        len(errors),
+        count["empty"],
+        count["cut"],
+    )
+    if file is None:
+        log.info("Asked %s.", metadata.in_words, extra={"is_due": True})
+
+
+def _refuse_too_few(
+    unit: str,
+    captioner: CaptionerSection,
+    file: str | None,
+    count: Counter[str],
+    errors: Sequence[str],
+    refusals: Sequence[str],
+) -> None:
+    """Raise UserError where there is no answer, or more are missing than the user allows."""
+    missing = len(errors) + count["empty"]
+    is_none = 0 < count["asked"] == missing + len(refusals)
+    if file is not None and is_none:
+        raise UserError(f"{file} has no {unit} for any of the {missing} images or groups.")
+    if file is None and (is_none or missing > captioner.max_failed * count["asked"]):
+        raise UserError(
+            f"{captioner.model} has no {unit} for {len(errors) + len(refusals)} of "
+            f"{count['asked']} images or groups {[*errors, *refusals][:1]} and empty ones for "
+            f"{count['empty']}, more than captioner.max_failed ({captioner.max_failed:.0%}). The "
+            "others are cached: run again to ask for these, allow more of them, or try another "
+            "prompt, captioner.model or scores.kind."
+        )

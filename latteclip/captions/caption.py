@@ -5,31 +5,34 @@ where it stopped, and a request is answered once.
 """
 
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latteclip.captions.engine import CaptionerSettings, Response, failed, module_of
-from latteclip.captions.questions import Questions, Request, questions_about, select
-from latteclip.captions.runner import CaptionJob, Runner, running
-from latteclip.captions.table import (
+from latteclip.captions.answers import (
     AnswersMetadata,
     CaptionsMetadata,
     Row,
-    ScoresMetadata,
+    read_metadata,
     write_rows,
 )
-from latteclip.config.keys import GroupsSection
+from latteclip.captions.engine import Response, failed, module_of, picture_layout
+from latteclip.captions.questions import Files, Questions, Request, questions_about
+from latteclip.captions.runner import Job, Runner, running
+from latteclip.config.keys import CaptionerSection, GroupsSection
+from latteclip.config.registry import ENGINES
 from latteclip.core import tables
 from latteclip.core.user_tables import by_image_id
 
 # Added to the prompt of a second attempt, after an answer that was empty or cut.
 RETRY_PROMPT = "Answer with one short sentence."
 NOT_ASKED = Response("", "not asked", None)
+WIDTH = 88  # characters of a line that `captions` shows
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _TOKENS = re.compile(
     r"<\|?/?(?:s|pad|unk|eos|bos|im_start|im_end|endoftext|eot_id)\|?>", re.I
@@ -51,7 +54,7 @@ def caption_images(
     images_path: str,
     pseudo_labels_path: str | None,
     prompt: str,
-    captioner: CaptionerSettings,
+    captioner: CaptionerSection,
     output: str,
     store: str | None = None,
     *,
@@ -66,10 +69,8 @@ def caption_images(
     The classifier decides which images come first, and a person's answers which are left out.
     UserError: the engine does not start, or too many captions are missing.
     """
-    file = ("captioner.images_file", captioner.images_file)
-    job = CaptionJob(captioner, output, store, threads, shard, *file, labeller)
-    paths = (images_path, pseudo_labels_path, classifier_path, answers_path)
-    _caption(job, *paths, prompt)
+    files = Files(images_path, pseudo_labels_path, classifier_path, answers_path)
+    _caption(files, prompt, None, Job(captioner, threads, store, shard, labeller), output)
 
 
 def caption_groups(
@@ -77,7 +78,7 @@ def caption_groups(
     pseudo_labels_path: str,
     prompt: str,
     groups: GroupsSection,
-    captioner: CaptionerSettings,
+    captioner: CaptionerSection,
     output: str,
     store: str | None = None,
     *,
@@ -90,35 +91,29 @@ def caption_groups(
 
     Of `max_images` groups, those of the images that `caption_images` would choose get captions.
     """
-    file = ("captioner.groups_file", captioner.groups_file)
-    job = CaptionJob(captioner, output, store, threads, shard, *file)
-    paths = (images_path, pseudo_labels_path, classifier_path, answers_path)
-    _caption(job, *paths, prompt, groups)
+    files = Files(images_path, pseudo_labels_path, classifier_path, answers_path)
+    _caption(files, prompt, groups, Job(captioner, threads, store, shard), output)
 
 
 def _caption(
-    job: CaptionJob,
-    images_path: str,
-    pseudo_labels_path: str | None,
-    classifier_path: str | None,
-    answers_path: str | None,
-    prompt: str,
-    groups: GroupsSection | None = None,
+    files: Files, prompt: str, groups: GroupsSection | None, job: Job, output: str
 ) -> None:
     """Write the captions of images, or of groups of images."""
-    layout = job.settings.picture_layout
-    most = job.settings.max_images
-    selection = select(images_path, most, pseudo_labels_path, classifier_path, answers_path)
-    questions = questions_about(
-        images_path, pseudo_labels_path, prompt, layout, job.shard, groups, selection
-    )
+    captioner = job.captioner
+    layout = picture_layout(captioner)
+    most = captioner.max_images
+    questions = questions_about(files, prompt, layout, job.shard, groups, most)
     metadata = CaptionsMetadata(prompt=prompt, layout=layout, groups=groups)
-    if job.settings.reads_file:
-        write_rows(job, _rows(questions, _answers_of_file(job, questions)), metadata)
+    if ENGINES[captioner.engine].reads_file:
+        file = captioner.groups_file if groups else captioner.images_file
+        key = f"captioner.{'groups' if groups else 'images'}_file"
+        answers = _answers_of_file(captioner.engine, file, key, questions)
+        write_rows(_rows(questions, answers), metadata, captioner, output, file)
         return
     with running(job, questions) as runner:
         _ask(runner, questions)
-        write_rows(job, _rows(questions, _answers(runner, questions)), metadata)
+        rows = _rows(questions, _answers(runner, questions))
+        write_rows(rows, metadata, captioner, output)
 
 
 def _ask(runner: Runner, questions: Questions) -> None:
@@ -127,8 +122,8 @@ def _ask(runner: Runner, questions: Questions) -> None:
     def ask_again(row: int) -> Request:
         return _request(questions, row, f" {RETRY_PROMPT}")
 
-    runner.ask(questions.order, partial(_request, questions))
-    runner.ask(_not_good(runner, questions), ask_again, attempt=2)
+    runner.ask(partial(_request, questions))
+    runner.ask_rows(_not_good(runner, questions), ask_again, attempt=2)
 
 
 def _not_good(runner: Runner, questions: Questions) -> list[int]:
@@ -151,12 +146,12 @@ def _answers(runner: Runner, questions: Questions) -> Iterator[list[Response]]:
         yield [replace(answer, text=clean(answer.text)) for answer in runner.answers(row)]
 
 
-def _answers_of_file(job: CaptionJob, questions: Questions) -> Iterator[list[Response]]:
+def _answers_of_file(
+    engine: str, file: str | None, key: str, questions: Questions
+) -> Iterator[list[Response]]:
     """Yield the user's caption of each row."""
-    engine = module_of(job.settings.engine)
-    captions = engine.read_captions(job.file, job.file_key)
-    image_ids = questions.image_ids.to_pylist()
-    answer_of = by_image_id(captions, image_ids, job.file, job.file_key)
+    captions = module_of(engine).read_captions(file, key)
+    answer_of = by_image_id(captions, questions.images["image_id"].to_pylist(), file, key)
     missing = failed("the file has no caption for it")
     for row_id in questions.ids:
         yield [answer_of.get(row_id, missing)]
@@ -181,7 +176,7 @@ def _columns(questions: Questions, row: int, answers: Sequence[Response]) -> dic
     best, *_ = good or [answer for answer in answers if answer.text] or answers[-1:]
     return {
         "id": questions.ids[row],
-        "members": [questions.image_ids[int(i)].as_py() for i in questions.members[row]],
+        "members": questions.member_ids(row),
         "pseudo_label": None if questions.labels is None else questions.labels[row],
         "prompt": questions.prompts(row),
         "caption": best.text,
@@ -195,12 +190,8 @@ def _columns(questions: Questions, row: int, answers: Sequence[Response]) -> dic
 
 def gather_captions(images_path: str, shard_paths: Sequence[str], output: str) -> None:
     """Write the rows of all shards, of captions or of class scores, in the order of the index."""
-    schema = tables.CAPTIONS
-    record: type[AnswersMetadata] = CaptionsMetadata
-    if "options" in tables.column_names(shard_paths[0]):
-        schema = tables.CLASS_SCORES
-        record = ScoresMetadata
-    metadata = [tables.read_metadata(path, record) for path in shard_paths]
+    metadata = [read_metadata(path) for path in shard_paths]
+    schema = metadata[0].schema
     rows = pa.concat_tables([tables.read(path, schema) for path in shard_paths])
     index, _ = tables.read_unlabelled(images_path, training=True)
     # Not every image has a group.
@@ -224,6 +215,7 @@ def _joined(shards: Sequence[AnswersMetadata]) -> AnswersMetadata:
         tokens_written=sum(shard.tokens_written for shard in shards),
         requests=sum(shard.requests for shard in shards),
         not_asked=sum(shard.not_asked for shard in shards),
+        refused=sum(shard.refused for shard in shards),
     )
 
 
@@ -247,3 +239,29 @@ def _strip_once(text: str) -> str:
         if text == left + inner + right and left not in inner and right not in inner:
             return inner.strip()
     return text
+
+
+def captions(action: Literal["show"], file: str, /, n: int = 5) -> str:
+    """Show a few captions with their prompts.
+
+    Args:
+        action: show
+        file: a table of captions: results/<dataset>/captions/*.parquet
+        n: number of captions (default: 5)
+    """
+    table = tables.read(file, tables.CAPTIONS)
+    metadata = tables.read_metadata(file, CaptionsMetadata)
+    step = max(1, len(table) // max(1, n))
+    rows = table.take(pa.array(range(0, len(table), step), pa.int64())[:n]).to_pylist()
+    source = metadata.file or f"{metadata.model} ({metadata.engine}, {metadata.date})"
+    return "\n\n".join([f"{file}: {len(table)} captions by {source}", *map(_lines, rows)])
+
+
+def _lines(row: dict[str, Any]) -> str:
+    lines = [row["id"], f"  prompt    {row['prompt']}"]
+    if len(row["members"]) > 1:
+        lines.append(f"  members   {', '.join(row['members'])}")
+    caption = row["caption"] or f"none: {row['error'] or row['finish_reason']}"
+    wrapped = textwrap.wrap(f"{caption} ({row['finish_reason']})", WIDTH)
+    lines.append("  caption   " + "\n            ".join(wrapped))
+    return "\n".join(lines)

@@ -4,13 +4,14 @@ import importlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from latteclip.captions.pictures import Layout
 from latteclip.captions.questions import Request
 from latteclip.config.keys import AUTO, CaptionerSection
+from latteclip.config.registry import ENGINES
 
 LLAVA_NEXT = re.compile(r"llava-(v?1\.6|next)", re.IGNORECASE)
 OVERVIEW = 336  # side of the square that LLaVA-1.6 sees of a whole image, pixels
@@ -23,21 +24,20 @@ def square(captioner: CaptionerSection) -> int | None:
     return captioner.square_side
 
 
-class CaptionerSettings(CaptionerSection):
-    """The captioner, with what its stages ask of the engine."""
+def picture_layout(captioner: CaptionerSection) -> Layout:
+    """Return the layout of one image, which is not scaled down before it becomes a square."""
+    side = square(captioner)
+    return Layout(max_side=None if side else captioner.max_image_side, square=side)
 
-    loads_model: bool = True  # whether the engine does; a server is sent pictures as URLs
-    reads_file: bool = False  # whether the user's files take the place of an engine
 
-    @property
-    def picture_layout(self) -> Layout:
-        """The layout of one image, which is not scaled down before it becomes a square."""
-        max_side = None if square(self) else self.max_image_side
-        return Layout(max_side=max_side, square=square(self))
+def at_once(captioner: CaptionerSection, usual: int) -> int:
+    """Return how many requests an engine works on at once."""
+    return usual if captioner.batch_size == AUTO else int(captioner.batch_size)
 
-    def at_once(self, usual: int) -> int:
-        """Return how many requests an engine works on at once."""
-        return usual if self.batch_size == AUTO else int(self.batch_size)
+
+def loads_model(captioner: CaptionerSection) -> bool:
+    """Return whether this process loads the model; a server is sent pictures as URLs."""
+    return ENGINES[captioner.engine].loads_model
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Response:
     engine: str = ""  # name of the engine, of a cached answer
     date: str = ""  # date of a cached answer, UTC
     digest: str | None = None  # digest of the request; None where nothing was asked
-    is_refused: bool = False  # whether a server finds fault with this request
+    is_refused: bool = False  # whether a server refuses this request, which is no failure
 
 
 def failed(error: str, *, is_refused: bool = False) -> Response:
@@ -111,20 +111,17 @@ class Engine(Protocol):
 
     version: str
 
-    def answer(
-        self, requests: Iterable[Request], would_wait: Callable[[], bool] | None = None
-    ) -> Iterator[tuple[Request, Response]]:
+    def answer(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Response]]:
         """Yield each request with its answer: words, or `ChoiceScores.as_answer` of its choices.
 
         Answers come in any order, and requests are taken as there is room for them. A request that
-        cannot be answered gets an answer with an error. Where `would_wait` says that the
-        next request is not there yet, work at hand comes first.
+        cannot be answered gets an answer with an error.
         """
 
 
-def start(settings: CaptionerSettings, threads: int, *, scoring: bool = False) -> Engine:
+def start(captioner: CaptionerSection, threads: int, *, scoring: bool = False) -> Engine:
     """Start an engine, whose requests have choices if `scoring`."""
-    engine: Engine = module_of(settings.engine).make(settings, threads, scoring)
+    engine: Engine = module_of(captioner.engine).make(captioner, threads, scoring)
     return engine
 
 

@@ -25,9 +25,6 @@ from latteclip.core.files import digest
 if TYPE_CHECKING:
     from latteclip.clip.classifier import Classifier
 
-# Images to ask about, the first one first, and images that a person answered.
-Selection = tuple[list[int], list[int]]
-
 
 @dataclass(frozen=True)
 class Choices:
@@ -59,41 +56,126 @@ class Request:
     is_asked: bool = True  # False: an answer counts only if it is in the cache
 
 
-def select(
-    images_path: str,
-    max_images: int | None,
-    pseudo_labels_path: str | None = None,
-    classifier_path: str | None = None,
-    answers_path: str | None = None,
-) -> Selection | None:
-    """Return the `max_images` training images to ask about, None where that is None.
+@dataclass(frozen=True)
+class Files:
+    """Files of the dataset that questions are made of."""
 
-    Images with the least certain label by the classifier come first. Without a classifier, the
-    order is random. Images that a person answered follow, about which no model is asked. Every
-    shard reads the whole dataset, so that shards agree.
+    images: str
+    pseudo_labels: str | None
+    classifier: str | None = None  # decides which images come first
+    answers: str | None = None  # a person's answers
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The R rows (images or groups) of a table, in columns: a million rows must fit."""
+
+    ids: Sequence[str]  # R
+    members: np.ndarray  # int [R, images of a request], indices of images
+    images: pa.Table  # the index of the N training images
+    classnames: Sequence[str]
+    labels: Sequence[int] | None  # R, of groups
+    prompts: Callable[[int], str]  # the prompt of a row
+    layout: Layout
+    order: Sequence[int]  # rows that get an answer, the first one first
+    answered: Collection[int]  # rows that a person answered, of which no model is asked
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def member_ids(self, row: int) -> list[str]:
+        """Return the image_ids in the picture of a row."""
+        return [self.images["image_id"][int(i)].as_py() for i in self.members[row]]
+
+    def paths_of(self, row: int) -> list[str]:
+        return [self.images["path"][int(i)].as_py() for i in self.members[row]]
+
+    def content_of(self, row: int) -> str:
+        """Return what the first image of a row is known by, wherever its file is moved."""
+        checksum = self.images["checksum"][int(self.members[row, 0])].as_py()
+        return self.member_ids(row)[0] if checksum is None else str(checksum.hex())
+
+
+def questions_about(
+    files: Files,
+    prompt: str,
+    layout: Layout,  # the layout of one image
+    shard: str,
+    groups: GroupsSection | None = None,
+    max_images: int | None = None,  # None: all are asked about
+) -> Questions:
+    """Return one question about each image, or each group, of a shard without the test split."""
+    table, classnames = tables.read_unlabelled(files.images, training=True)
+    image_ids = table["image_id"].to_pylist()
+    labels: list[int] = []
+    if groups or PLACE in prompt:
+        if files.pseudo_labels is None:
+            raise UserError(
+                f"Prompt {prompt!r} names the pseudo-label; give --pseudo-labels."
+            )
+        schema = tables.PSEUDO_LABELS
+        labels = tables.lookup(
+            files.pseudo_labels, schema, "image_id", "pseudo_label", image_ids
+        )
+    members = np.arange(len(image_ids))[:, None]
+    if groups:  # drawn over the whole dataset in every shard, so that shards agree
+        members = np.array(list(draw_groups(image_ids, labels, SEED).values()))
+        layout = Layout(groups.canvas, square=layout.square)
+    number, of = map(int, shard.split("/"))
+    rows = [i for i, name in enumerate(image_ids) if shard_of(name, of) == number]
+    order: Sequence[int] = range(len(rows))
+    answered: set[int] = set()
+    if max_images is not None:
+        row_of = {image: row for row, image in enumerate(rows)}
+        is_answered = _is_answered(files, table, classnames)
+        chosen = _by_doubt(files, table, classnames)
+        chosen = chosen[~is_answered[chosen]][:max_images]
+        first, last = (
+            [row_of[image] for image in images if image in row_of]
+            for images in (chosen, np.flatnonzero(is_answered))
+        )
+        order, answered = [*first, *last], set(last)
+    filled = [fill(prompt, classname) for classname in classnames]
+    return Questions(
+        ids=[image_ids[i] for i in rows],
+        members=members[rows],
+        images=table,
+        classnames=classnames,
+        labels=[labels[i] for i in rows] if groups else None,
+        prompts=lambda row: filled[labels[rows[row]]] if labels else prompt,
+        layout=layout,
+        order=order,
+        answered=answered,
+    )
+
+
+def _by_doubt(files: Files, table: pa.Table, classnames: Sequence[str]) -> np.ndarray:
+    """Return the N images, those with the least certain label by the classifier first.
+
+    Without a classifier, the order is random. Every shard orders the whole dataset, so that shards
+    agree.
     """
-    if max_images is None:
-        return None
+    ids = table["image_id"]
+    if files.classifier is None or files.pseudo_labels is None:
+        keys = [digest("ask", name) for name in ids.to_pylist()]
+        return np.argsort(keys)
+    from latteclip.clip.classifier import load_classifier
+
+    classifier, _ = load_classifier(files.classifier, classnames=classnames)
+    _, margins = best_classes(files.pseudo_labels, ids, classifier, 1)
+    return np.argsort(margins, kind="stable")
+
+
+def _is_answered(files: Files, table: pa.Table, classnames: Sequence[str]) -> np.ndarray:
+    """Return which of the N images a person answered: bool [N]."""
+    if files.answers is None or not Path(files.answers).is_file():
+        return np.zeros(len(table), bool)
     from latteclip.labels.answers import UNSURE, teaching_schema
 
-    table, classnames = tables.read_unlabelled(images_path, training=True)
-    ids = table["image_id"]
-    if classifier_path is None or pseudo_labels_path is None:
-        names = ids.to_pylist()
-        order = np.array(sorted(range(len(names)), key=lambda i: digest("ask", names[i])))
-    else:
-        from latteclip.clip.classifier import load_classifier
-
-        classifier, _ = load_classifier(classifier_path, classnames=classnames)
-        _, margins = best_classes(pseudo_labels_path, ids, classifier, 1)
-        order = np.argsort(margins, kind="stable")
-    is_answered = np.zeros(len(ids), bool)
-    if answers_path is not None and Path(answers_path).is_file():
-        saved = teaching_schema("the dataset", classnames, table).read(Path(answers_path))
-        known = [one.image_id for one in saved.answers.values() if one.kind != UNSURE]
-        is_answered |= pc.is_in(ids, pa.array(known, pa.string())).to_numpy()
-    chosen = order[~is_answered[order]][:max_images]
-    return chosen.tolist(), np.flatnonzero(is_answered).tolist()
+    saved = teaching_schema("the dataset", classnames, table).read(Path(files.answers))
+    known = [one.image_id for one in saved.answers.values() if one.kind != UNSURE]
+    found: np.ndarray = pc.is_in(table["image_id"], pa.array(known, pa.string())).to_numpy()
+    return found
 
 
 def best_classes(
@@ -118,91 +200,6 @@ def best_classes(
         margins.append((scores[:, 0] - scores[:, 1]).numpy())
     rows = tables.find_rows(image_ids, pa.chunked_array(ids), pseudo_labels_path)
     return np.concatenate(classes)[rows], np.concatenate(margins)[rows]
-
-
-@dataclass(frozen=True)
-class Questions:
-    """The R rows (images or groups) of a table, in columns: a million rows must fit."""
-
-    ids: Sequence[str]  # R
-    members: np.ndarray  # int [R, images of a request], indices into `image_ids`
-    image_ids: pa.ChunkedArray  # ids of the N training images
-    paths: pa.ChunkedArray  # N
-    checksums: pa.ChunkedArray  # N, of the files
-    classnames: Sequence[str]
-    labels: Sequence[int] | None  # R, of groups
-    prompts: Callable[[int], str]  # the prompt of a row
-    layout: Layout
-    order: Sequence[int]  # rows that get an answer, the first one first
-    answered: Collection[int]  # rows that a person answered, of which no model is asked
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def paths_of(self, row: int) -> list[str]:
-        return [self.paths[int(i)].as_py() for i in self.members[row]]
-
-    def content_of(self, row: int) -> str:
-        """Return what the first image of a row is known by, wherever its file is moved."""
-        image = int(self.members[row, 0])
-        checksum = self.checksums[image].as_py()
-        return (
-            str(self.image_ids[image].as_py()) if checksum is None else str(checksum.hex())
-        )
-
-
-def questions_about(
-    images_path: str,
-    pseudo_labels_path: str | None,
-    prompt: str,
-    single: Layout,  # the layout of one image
-    shard: str,
-    groups: GroupsSection | None = None,
-    selection: Selection | None = None,  # None: all are asked about
-) -> Questions:
-    """Return one question about each image, or each group, of a shard without the test split."""
-    table, classnames = tables.read_unlabelled(images_path, training=True)
-    image_ids = table["image_id"].to_pylist()
-    labels: list[int] = []
-    if groups or PLACE in prompt:
-        if pseudo_labels_path is None:
-            raise UserError(
-                f"Prompt {prompt!r} names the pseudo-label; give --pseudo-labels."
-            )
-        labels = tables.lookup(
-            pseudo_labels_path,
-            tables.PSEUDO_LABELS,
-            key="image_id",
-            column="pseudo_label",
-            ids=image_ids,
-        )
-    members = np.arange(len(image_ids))[:, None]
-    if groups:  # drawn over the whole dataset in every shard, so that shards agree
-        members = np.array(list(draw_groups(image_ids, labels, SEED).values()))
-    number, of = map(int, shard.split("/"))
-    rows = [i for i, name in enumerate(image_ids) if shard_of(name, of) == number]
-    order: Sequence[int] = range(len(rows))
-    answered: set[int] = set()
-    if selection:
-        row_of = {image: row for row, image in enumerate(rows)}
-        chosen, known = (
-            [row_of[image] for image in images if image in row_of] for images in selection
-        )
-        order, answered = [*chosen, *known], set(known)
-    filled = [fill(prompt, classname) for classname in classnames]
-    return Questions(
-        ids=[image_ids[i] for i in rows],
-        members=members[rows],
-        image_ids=table["image_id"],
-        paths=table["path"],
-        checksums=table["checksum"],
-        classnames=classnames,
-        labels=[labels[i] for i in rows] if groups else None,
-        prompts=lambda row: filled[labels[rows[row]]] if labels else prompt,
-        layout=Layout(groups.canvas, square=single.square) if groups else single,
-        order=order,
-        answered=answered,
-    )
 
 
 def shard_of(row_id: str, of: int) -> int:

@@ -12,25 +12,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
-from latteclip.captions.engine import (
-    CaptionerSettings,
-    ChoiceScores,
-    Response,
-)
+from latteclip.captions.answers import Row, ScoresMetadata, write_rows
+from latteclip.captions.engine import ChoiceScores, Response, picture_layout
 from latteclip.captions.questions import (
     Choices,
+    Files,
     Questions,
     Request,
     best_classes,
     questions_about,
-    select,
 )
-from latteclip.captions.runner import CaptionJob, running
-from latteclip.captions.table import Row, ScoresMetadata, write_rows
+from latteclip.captions.runner import Job, running
 from latteclip.clip.classifier import load_classifier
-from latteclip.config.keys import ScoresSection
+from latteclip.config.keys import CaptionerSection, ScoresSection
 from latteclip.core.class_templates import PLACE, ClassTemplates, fill
 from latteclip.core.errors import UserError
 from latteclip.core.files import digest
@@ -55,7 +50,7 @@ def score_classes(
     class_embeddings_path: str,
     scores: ScoresSection,
     prompt: str,
-    captioner: CaptionerSettings,
+    captioner: CaptionerSection,
     output: str,
     store: str | None = None,
     *,
@@ -71,36 +66,27 @@ def score_classes(
     answers which are left out. UserError: the engine does not start, or too many images end without
     scores.
     """
-    job = CaptionJob(
-        captioner, output, store, threads, shard, "", None, labeller, scoring=True
-    )
-    selection = select(
-        images_path, scores.max_images, pseudo_labels_path, classifier_path, answers_path
-    )
-    layout = captioner.picture_layout
+    layout = picture_layout(captioner)
     if scores.kind == DECISIONS:
         layout = replace(layout, max_side=min(layout.max_side or MAX_SIDE, MAX_SIDE))
     if PLACE in prompt:
         raise UserError(
             f"Scores would repeat the pseudo-label ({PLACE}) of prompts.image; change it."
         )
-    images = questions_about(images_path, None, "", layout, shard, selection=selection)
-    metadata = _metadata(scores, prompt, images.classnames)
-    classifier, described = load_classifier(
-        class_embeddings_path, classnames=images.classnames
-    )
-    k = _n_options(scores, len(images.classnames))
-    options, _ = best_classes(pseudo_labels_path, images.image_ids, classifier, k)
-    descriptions = {}
-    if scores.kind == DECISIONS:
-        texts = ClassTemplates.described_by(described)
-        descriptions = describe(texts, images.classnames)
-    own = options[images.members[:, 0]]
-    questions = ClassQuestions(images, own, scores, prompt, descriptions)
-    with running(job, images) as runner:
-        runner.ask(images.order, questions.request)
+    files = Files(images_path, pseudo_labels_path, classifier_path, answers_path)
+    images = questions_about(files, "", layout, shard, max_images=scores.max_images)
+    classnames = images.classnames
+    classifier, described = load_classifier(class_embeddings_path, classnames=classnames)
+    k = _n_options(scores, len(classnames))
+    ids = images.images["image_id"]
+    options, _ = best_classes(pseudo_labels_path, ids, classifier, k)
+    texts = describe(ClassTemplates.described_by(described), classnames)
+    options = options[images.members[:, 0]]
+    questions = ClassQuestions(images, options, scores, prompt, texts)
+    with running(Job(captioner, threads, store, shard, labeller, True), images) as runner:
+        runner.ask(questions.request)
         rows = (questions.row(row, runner.answers(row)) for row in range(len(images)))
-        write_rows(job, rows, metadata)
+        write_rows(rows, _metadata(scores, prompt, classnames), captioner, output)
 
 
 def _n_options(scores: ScoresSection, n_classes: int) -> int:
@@ -231,13 +217,11 @@ def over_orders(
     Those of the K + 1 letters are normalised in each order. Their mean, in which the bias for a
     letter or a place evens out, is normalised again. It is empty where all are minus infinity.
     """
-    places = torch.tensor([[*order, len(order)] for order in orders]).argsort(dim=1)
-    normalised = torch.tensor(rows, dtype=torch.float64).log_softmax(dim=1)
-    mean = normalised.gather(1, places).mean(dim=0).log_softmax(dim=0)
-    if mean.isnan().any():
-        return []
+    with np.errstate(invalid="ignore"):
+        normalised = _normalised(np.array(rows))
+        mean = _normalised(_by_option(normalised, orders).mean(axis=0))
     values: list[float] = mean.tolist()
-    return values
+    return [] if np.isnan(mean).any() else values
 
 
 def mean_decision(
@@ -247,10 +231,20 @@ def mean_decision(
 
     They are means of probabilities: those of decision models are rounded, and a 0 is no veto.
     """
-    total = np.zeros(len(rows[0]))
-    for row, order in zip(rows, orders, strict=True):
-        total[[*order, len(order)]] += np.exp(row)
-    mean = total / len(rows)
     with np.errstate(divide="ignore"):
-        logs: list[float] = np.log(mean).tolist()
-    return logs
+        mean = np.log(_by_option(np.exp(rows), orders).mean(axis=0))
+    values: list[float] = mean.tolist()
+    return values
+
+
+def _by_option(values: np.ndarray, orders: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return values of listed options [orders, K + 1] by option, none of them last."""
+    places = np.argsort([[*order, len(order)] for order in orders], axis=1)
+    by_option: np.ndarray = np.take_along_axis(values, places, axis=1)
+    return by_option
+
+
+def _normalised(logs: np.ndarray) -> np.ndarray:
+    """Return log-probabilities [..., K] whose probabilities sum to 1."""
+    normalised: np.ndarray = logs - np.logaddexp.reduce(logs, axis=-1, keepdims=True)
+    return normalised

@@ -13,7 +13,7 @@ from latteclip.core.errors import UserError
 COMMANDS = {  # users' commands: the modules of their functions, in the order of the help
     "workflow": __name__,
     "datasets": "latteclip.data.download_dataset",
-    "captions": "latteclip.captions.show",
+    "captions": "latteclip.captions.caption",
     "labels": __name__,
     "teach": "latteclip.audit.teach",
     "classes": "latteclip.discover.classes",

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from latteclip.captions.answers import read_metadata
 from latteclip.captions.engine import LLAVA_NEXT, OVERVIEW, square
 from latteclip.config import layers, resources
 from latteclip.config.keys import Config, FinetuneSection
@@ -21,7 +22,7 @@ from latteclip.core.errors import CORES
 from latteclip.core.files import GROUPS, IMAGES, NAMES, SCORES
 from latteclip.core.tables import IndexMetadata
 from latteclip.data.folder_files import image_files
-from latteclip.report.runs import JobCost, job_costs, read_answers
+from latteclip.report.runs import JobCost, job_costs
 from latteclip.train.settings import recipe_for
 
 RESULTS = Path("results")
@@ -102,7 +103,7 @@ def _tokens(asking: Asking) -> tuple[float, float, str] | None:
     limited = RESULTS.glob(f"{dataset.whole}_*")
     for folder in (RESULTS / dataset.name, *sorted(limited, key=_limit, reverse=True)):
         if (folder / asking.table).is_file():
-            used = read_answers(folder / asking.table)
+            used = read_metadata(folder / asking.table)
             if (n := used.requests) and used.model == captioner.model:
                 return used.tokens_read / n, used.tokens_written / n, f"as in {folder}"
     is_llava = LLAVA_NEXT.search(captioner.model) is not None

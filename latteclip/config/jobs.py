@@ -91,10 +91,8 @@ def answer_store(dataset: Dataset, kind: str) -> str:
 
 
 def captioner(asker: Asker) -> Settings:
-    """Return the captioner, with what its stages ask of the engine."""
-    engine = asker.engine
-    of_engine = {"loads_model": engine.loads_model, "reads_file": engine.reads_file}
-    return {**asker.captioner.model_dump(), **of_engine}
+    """Return the captioner."""
+    return asker.captioner.model_dump()
 
 
 def person_answers(asker: Asker, kind: str) -> str:
@@ -116,7 +114,7 @@ def shards(dataset: Dataset, table: str) -> Paths:
 
 
 def name_images(dataset: Dataset) -> Settings:
-    """Return the captioner as it is asked for a name, with what its stage asks of the engine."""
+    """Return the captioner as it is asked for a name."""
     return {**captioner(dataset.asker), "max_new_tokens": registry.NAME_TOKENS}
 
 

@@ -230,7 +230,9 @@ class CaptionerSection(Section):
     gpu_memory_utilization: ShareAboveZero = 0.9
     """share of the GPU's memory that vLLM takes"""
     batch_size: Positive | Auto = AUTO
-    """requests at once; auto: 512 by vllm, 65,536 tokens by transformers, 32 to a server"""
+    """requests at once; auto: 4 for each GiB of the GPU and at most 512 by vllm, 65,536 tokens by
+    transformers (16,384 on a CPU), 32 to a server
+    """
     max_image_side: Pixels | None = 1344
     """larger images are scaled to this side; null: no limit"""
     square_side: Pixels | Auto | None = AUTO
@@ -248,7 +250,7 @@ class CaptionerSection(Section):
     groups_file: Line | None = None
     """engine file: your group captions, by the image_id of each"""
     max_failed: Share = 0.05
-    """share of requests that may end without an answer"""
+    """share of requests that may fail; those that a server refuses are no failures"""
 
 
 class GroupsSection(Section):

@@ -96,10 +96,6 @@ class Workers(contextlib.AbstractContextManager["Workers[T, R]"], Generic[T, R])
             f"file that crashes the decoder); set {self._threads_key} lower or remove the file."
         )
 
-    def are_behind(self) -> bool:
-        """Return whether the next result is still in progress."""
-        return not self._ready and bool(self._waiting) and not self._waiting[0][1].done()
-
 
 def start_context(preload: list[str]) -> Any:
     """Return how processes start: from a server that has imported modules, where there is one."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from latteclip import __version__
-from latteclip.captions.table import AnswersMetadata, CaptionsMetadata, ScoresMetadata
+from latteclip.captions.answers import AnswersMetadata, read_metadata
 from latteclip.core import files, tables
 from latteclip.core.tables import IndexMetadata
 
@@ -144,26 +144,13 @@ def asked(folder: Path) -> Iterator[tuple[str, AnswersMetadata]]:
         *of_labellers,
     ):
         if path.is_file() and _has_answers(path):
-            yield path.relative_to(folder).as_posix(), read_answers(path)
-
-
-def read_answers(path: Path) -> AnswersMetadata:
-    """Read what a table with a captioner's answers says of them."""
-    record: type[AnswersMetadata] = CaptionsMetadata
-    if _has_scores(path):
-        record = ScoresMetadata
-    return tables.read_metadata(path, record)
+            yield path.relative_to(folder).as_posix(), read_metadata(path)
 
 
 def _has_answers(path: Path) -> bool:
     """Return whether a table has answers of a captioner, and not those of a user's file alone."""
-    schema = tables.CLASS_SCORES if _has_scores(path) else tables.CAPTIONS
-    digests = tables.read(path, schema, ["digest"])["digest"]
+    digests = tables.read(path, read_metadata(path).schema, ["digest"])["digest"]
     return bool(digests.null_count < len(digests))
-
-
-def _has_scores(path: Path) -> bool:
-    return "options" in tables.column_names(path)
 
 
 def _number(value: object) -> float | None:

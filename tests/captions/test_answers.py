@@ -3,15 +3,25 @@ from dataclasses import replace
 from datetime import date
 
 import pytest
+from support.captioning import SETTINGS
+from support.sections import changed
 
-from latteclip.captions.answers import COMMIT_ANSWERS, MAX_BYTES, AnswerCache, problem
+from latteclip.captions.answers import (
+    COMMIT_ANSWERS,
+    MAX_BYTES,
+    AnswerCache,
+    digest,
+    identity,
+    problem,
+)
 from latteclip.captions.engine import Response
+from latteclip.captions.pictures import Layout
+from latteclip.core import files
 from latteclip.core.errors import UserError
-from latteclip.core.files import digest
 
 
 def name(number):
-    return digest(str(number))[:32]
+    return files.digest(str(number))[:32]
 
 
 def answer(number):
@@ -109,3 +119,23 @@ def test_a_damaged_file_is_one_sentence(tmp_path, start, shard):
 def test_an_answer_that_cannot_be_is_refused(answer):
     assert len(problem(answer)) < 100
     assert problem(Response("x" * MAX_BYTES, "stop", None)) is None
+
+
+CHANGES = {
+    "model": "other/model",
+    "revision": "def",
+    "dtype": "bfloat16",
+    "quantization": "awq",
+    "max_new_tokens": 8,
+}
+
+
+@pytest.mark.parametrize("key", [*CHANGES, "layout"])
+def test_whatever_changes_the_answer_changes_the_digest(key):
+    layout = Layout(max_side=100) if key == "layout" else Layout()
+    captioner = changed(SETTINGS, **{k: v for k, v in CHANGES.items() if k == key})
+    usual, other = (
+        identity(*each, scoring=False)
+        for each in ((SETTINGS, Layout()), (captioner, layout))
+    )
+    assert digest([b"picture"], "What?", other) != digest([b"picture"], "What?", usual)

@@ -8,16 +8,15 @@ import math
 import numpy as np
 import pytest
 from PIL import Image
-from support.captioning import of_engine
 from support.scoring import DECISIONS, N, ScoredDataset
 from support.servers import DecisionServer, decide
 
-from latteclip.captions.table import ScoresMetadata
+from latteclip.captions.answers import ScoresMetadata
 from latteclip.core import tables
 from latteclip.core.tables import IndexMetadata
 
 ENGINE = {
-    **of_engine("decisions"),
+    "engine": "decisions",
     "model": DecisionServer.model,
     "batch_size": 4,
 }

@@ -3,15 +3,17 @@
 import base64
 import contextlib
 import json
+import shutil
 import sqlite3
 
 import pyarrow.parquet as pq
 import pytest
-from support.captioning import SETTINGS, of_engine
+from support.captioning import SETTINGS
 from support.scoring import N, ScoredDataset
 from support.sections import changed
 from support.servers import KEY, sentence
 
+from latteclip.captions.answers import read_metadata
 from latteclip.captions.runner import MAX_REFUSED
 from latteclip.cli import main
 from latteclip.core import tables
@@ -31,8 +33,11 @@ class Command:
 
     def __call__(self, **captioner):
         """The exit status."""
-        usual = {"model": self.service.model, "batch_size": 1}
-        usual |= of_engine(self.service.engine)
+        usual = {
+            "model": self.service.model,
+            "engine": self.service.engine,
+            "batch_size": 1,
+        }
         settings = changed(SETTINGS, **{**usual, **captioner})
         images, labels, embeddings = self.dataset.inputs
         words = ["caption-images", "--images", images, "--prompt", "What?"]
@@ -125,26 +130,60 @@ def test_what_was_paid_for_is_kept_where_a_service_ends(ask, monkeypatch, capsys
     assert ask.errors() == []
 
 
-def test_refused_pictures_are_missing_and_too_many_are_an_error(ask, monkeypatch, capsys):
-    monkeypatch.setattr("latteclip.captions.runner.MAX_REFUSED", 2)
-    pictures = []
+def every_second(pictures, failure):
+    """Answer so about every second picture, in each run."""
 
     def fail(number, body):
-        """Refuse every second picture, in each run."""
         shown = json.dumps(body)
         if shown not in pictures:
             pictures.append(shown)
-        return (422, {}, sentence("Flagged.")) if pictures.index(shown) % 2 else None
+        return failure if pictures.index(shown) % 2 else None
 
-    ask.service.fail = fail
-    assert ask(max_failed=0.0) == 2
+    return fail
+
+
+def test_refused_pictures_are_counted_and_no_failures(ask, monkeypatch):
+    monkeypatch.setattr("latteclip.captions.runner.MAX_CONSECUTIVE_FAILURES", 2)
+    ask.service.fail = every_second([], (422, {}, sentence("Flagged.")))
+    for n_asked in (N, N // 2):  # a rerun asks about them alone
+        ask.service.requests.clear()
+        assert ask(max_failed=0.0) == 0
+        assert len(ask.service.requests) == n_asked
+        assert len(ask.errors()) == N // 2
+        assert read_metadata(ask.output).refused == N // 2
+    assert "HTTP 422: Flagged" in ask.errors()[0]
+
+
+def test_a_filtered_answer_is_a_refusal(server, tmp_path):
+    def change(number, reply):
+        if number == 1:
+            reply["choices"][0] |= {"finish_reason": "content_filter", "message": {}}
+        return reply
+
+    server.change = change
+    ask = Command(server, tmp_path)
+    assert ask(max_failed=0.0) == 0
+    assert read_metadata(ask.output).refused == len(ask.errors()) == 1
+
+
+@pytest.mark.parametrize("failure", [(200, {}, b'{"choices": ['), (504, {}, b"")], ids=str)
+def test_what_fails_is_asked_once_more_in_the_same_run(ask, monkeypatch, capsys, failure):
+    monkeypatch.setattr("latteclip.captions.engines.server.RETRIES", 0)
+    ask.fail(failure, lambda number: number in (1, 4))
+    assert ask(max_failed=0.0) == 0
+    assert ask.errors() == []
+    assert len(ask.service.requests) == N + 2
+    assert f"Asked {N} requests to {ask.service.model}, " in capsys.readouterr().err
+    ask.service.fail = every_second([], failure)
+    ask.output.unlink()
+    shutil.rmtree(ask.folder / "store")
+    with monkeypatch.context() as patch:
+        patch.setattr("latteclip.captions.runner.MAX_CONSECUTIVE_FAILURES", 2)
+        assert ask(max_failed=0.5) == 0  # although each second question fails as well
+    assert len(ask.errors()) == N // 2
+    assert ask(max_failed=0.4) == 2
     printed = refusal(capsys)
     assert "captioner.max_failed" in printed and "run again" in printed
-    for _ in range(2):  # a rerun asks about them alone
-        ask.service.requests.clear()
-        assert ask(max_failed=0.9) == 0
-        assert len(ask.service.requests) == len(ask.errors()) == N // 2
-    assert "HTTP 422: Flagged" in ask.errors()[0]
 
 
 def test_a_server_that_refuses_each_request_is_given_up_soon(ask, capsys):
@@ -173,7 +212,7 @@ def text_of(file):
 
 @pytest.mark.parametrize(
     ("status", "failed", "exit_status"),
-    [(500, (1, 3), 0), (500, range(99), 2), (401, (1,), 2)],
+    [(500, (1, 3, 7, 8), 0), (500, range(99), 2), (401, (1,), 2)],
 )
 def test_no_secret_is_left(ask, monkeypatch, capfd, status, failed, exit_status):
     """The server repeats the request in its errors."""

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support.captioning import of_engine
 from support.checkout import hear_interrupts
 from support.commands import SETTINGS, command, read
 from support.sections import changed
@@ -30,7 +29,7 @@ def start(server, tmp_path):
         tmp_path / "i.parquet", files, ["train"] * N, [None] * N, ["a", "b"]
     )
     # Texts of 4 words fit.
-    changes = {**of_engine("openai"), "model": ChatServer.model, "max_new_tokens": 4}
+    changes = {"engine": "openai", "model": ChatServer.model, "max_new_tokens": 4}
     settings = changed(SETTINGS, batch_size=CONCURRENCY, **changes)
 
     def start(name):

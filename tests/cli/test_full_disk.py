@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.captioning import of_engine
 from support.commands import SETTINGS, command
 from support.sections import changed
 from support.tiny import write_index, write_pictures
@@ -56,7 +55,7 @@ def test_captioning(tmp_path):
     captions = tmp_path / "captions.csv"
     rows = [f"{Path(file).name},{noise(900).hex()[n:]}" for n, file in enumerate(files)]
     captions.write_text("\n".join(["image_id,caption", *rows]))
-    own = changed(SETTINGS, **of_engine("file"), images_file=str(captions))
+    own = changed(SETTINGS, engine="file", images_file=str(captions))
     disk = tmp_path / "disk"
     # Not by a process that is running already, which does not see this disk.
     words = ["-m", "latteclip", *command(index, own, disk / "captions.parquet")[1:]]

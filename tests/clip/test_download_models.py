@@ -29,9 +29,10 @@ print(encode.encode_texts(found, found.tokenizer(["a photo of a red thing"])).no
 CAPTION = """
 import json, sys
 from PIL import Image
-from latteclip.captions.engine import CaptionerSettings, start
+from latteclip.captions.engine import start
 from latteclip.captions.questions import Request
-captioner = start(CaptionerSettings(**json.loads(sys.argv[1])), 1)
+from latteclip.config.keys import CaptionerSection
+captioner = start(CaptionerSection(**json.loads(sys.argv[1])), 1)
 [(_, answer)] = captioner.answer([Request(0, [Image.new("RGB", (64, 64))], "What is it?")])
 print(answer.n_tokens)
 """

@@ -66,7 +66,6 @@ EDITS = {  # a module: stages that an edit reruns, and stages that it does not
 }
 NO_SOURCE = {  # a rule has it as an input of its own, or it has no effect on results
     "train.objectives.losses": "train.finetune",
-    "captions.show": "captions.caption",
     "cli.main": "report.report_dataset",
     "core.gpus": "train.finetune",
     "config.keys": "train.finetune",

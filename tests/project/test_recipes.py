@@ -38,7 +38,7 @@ from latteclip.captions.engine import Response
 class Toy:
     version = "toy 1"
 
-    def answer(self, requests, would_wait=None):
+    def answer(self, requests):
         for request in requests:
             yield request, Response(f"Texture number {request.key}.", "stop", 3)
 

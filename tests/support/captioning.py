@@ -8,13 +8,12 @@ from support.sections import changed
 from support.tiny import write_index, write_pictures, write_pseudo_labels
 
 from latteclip.captions import caption, engine
-from latteclip.captions.engine import CaptionerSettings, Response
-from latteclip.captions.table import CaptionsMetadata
-from latteclip.config.keys import GroupsSection
-from latteclip.config.registry import ENGINES
+from latteclip.captions.answers import CaptionsMetadata
+from latteclip.captions.engine import Response
+from latteclip.config.keys import CaptionerSection, GroupsSection
 from latteclip.core import tables
 
-SETTINGS = CaptionerSettings(
+SETTINGS = CaptionerSection(
     engine="transformers",
     model="some/model",
     revision="abc",
@@ -38,16 +37,6 @@ TEXTS = [
 ]
 
 
-def of_engine(name):
-    """Settings that name an engine, with what stages ask of it."""
-    engine = ENGINES[name]
-    return {
-        "engine": name,
-        "loads_model": engine.loads_model,
-        "reads_file": engine.reads_file,
-    }
-
-
 def mean_colour(picture):
     return " ".join(str(round(value)) for value in np.asarray(picture).mean(axis=(0, 1)))
 
@@ -67,7 +56,7 @@ class Recorder:
         self.requests, self.starts = [], 0
         self.version = "recorder 1"
 
-    def answer(self, requests, would_wait):
+    def answer(self, requests):
         late = []
         for request in requests:
             self.requests.append(request)
@@ -119,8 +108,6 @@ class Dataset:
         self.images = write_index(path, files, splits, [0] * len(files), self.classnames)
 
     def job(self, *, store=True, output=None, shard="1/1", **changes):
-        if "engine" in changes:
-            changes |= of_engine(changes["engine"])
         return {
             "captioner": changed(SETTINGS, **changes),
             "output": str(output or self.output),

@@ -1,7 +1,7 @@
 """Records as the stages write them, with usual values for the fields that a test does not give."""
 
+from latteclip.captions.answers import CaptionsMetadata, ScoresMetadata
 from latteclip.captions.pictures import Layout
-from latteclip.captions.table import CaptionsMetadata, ScoresMetadata
 from latteclip.labels import fusion_report
 from latteclip.labels.fusion_report import Check, CheckedLabels, FusionReport, PersonAnswers
 from latteclip.labels.guarantees import Interval

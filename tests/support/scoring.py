@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from support.captioning import SETTINGS, Dataset, mean_colour, of_engine
+from support.captioning import SETTINGS, Dataset, mean_colour
 from support.sections import changed
 from support.tiny import write_pseudo_labels
 
@@ -109,8 +109,6 @@ class ScoredDataset(Dataset):
             key: changes.pop(key)
             for key in changes.keys() - set(ScoresSection.model_fields)
         }
-        if "engine" in captioner:
-            captioner |= of_engine(captioner["engine"])
         score_classes(
             *self.inputs,
             changed(settings, **changes),

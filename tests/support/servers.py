@@ -1,12 +1,12 @@
 """Fake services on 127.0.0.1 that speak the protocols of the engines openai and decisions."""
 
 import base64
+import contextlib
 import io
 import json
 import math
 import threading
 import time
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 
 import pytest
@@ -33,14 +33,14 @@ class FakeService:
 
     `fail(number, body)` may return (status, headers, content) in place of the answer to the request
     of that number, counted from 0. `change(number, reply)` may change a reply. `pause` seconds pass
-    before each answer. It wants `key`, if there is one.
+    before each answer, and `drip` between its bytes. It wants `key`, if there is one.
     """
 
     def __init__(self):
         self.requests, self.active, self.most_active, self.answered = [], 0, 0, 0
         self.fail = lambda number, body: None
         self.change = lambda number, reply: reply
-        self.pause = 0.0
+        self.pause = self.drip = 0.0
         self.key = None
         self._lock = threading.Lock()
 
@@ -196,10 +196,18 @@ class _Handler(JsonHandler, BaseHTTPRequestHandler):
             self.send(413, {}, sentence("The request is too large."))
             return
         headers = {name.lower(): value for name, value in self.headers.items()}
-        self.send(*self.service.reply(self.path, json.loads(content), headers))
+        reply = self.service.reply(self.path, json.loads(content), headers)
+        if not self.service.drip:
+            self.send(*reply)
+            return
+        self.send(200, {"Content-Length": len(reply[2])}, b"")
+        with contextlib.suppress(ConnectionError):  # who asked may be gone
+            for byte in reply[2]:
+                self.wfile.write(bytes([byte]))
+                time.sleep(self.service.drip)
 
 
-@contextmanager
+@contextlib.contextmanager
 def serving(kind):
     """A running service of a class; its address is `url`."""
     service = kind()

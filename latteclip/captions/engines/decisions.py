@@ -12,9 +12,10 @@ from typing import Any
 
 import openai
 
-from latteclip.captions.engine import CaptionerSettings, ChoiceScores, Response, failed
+from latteclip.captions.engine import ChoiceScores, Response, failed
 from latteclip.captions.engines.server import ServerEngine, picture_parts, why
 from latteclip.captions.questions import Request
+from latteclip.config.keys import CaptionerSection
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import (
     DECISIONS_KEY,
@@ -25,10 +26,11 @@ from latteclip.core.terminal import (
 
 PATHS = ("/decisions", "/systemone")  # below /v1; a server has one of the two
 NOT_THERE = {404, 405}  # what it answers at the other
+MAX_NUMBER = 2**31  # of tokens, say
 TOLERANCE = 0.02  # largest error of a sum of probabilities
 
 
-def make(settings: CaptionerSettings, *_: object) -> "DecisionsEngine":
+def make(settings: CaptionerSection, *_: object) -> "DecisionsEngine":
     """Connect to the server."""
     return DecisionsEngine(settings)
 
@@ -41,7 +43,7 @@ class DecisionsEngine(ServerEngine):
     url = DECISIONS_URL
     key = DECISIONS_KEY
 
-    def __init__(self, settings: CaptionerSettings) -> None:
+    def __init__(self, settings: CaptionerSection) -> None:
         super().__init__(settings)
         # The SDK takes both from variables that are meant for another service.
         self._client.organization = None
@@ -108,8 +110,8 @@ def read_reply(text: str, questions: Mapping[str, Any]) -> Response:
 
 
 def _number(value: Any, *types: type) -> Any:
-    """Return a finite number that is not negative, or None."""
-    is_number = type(value) in types and 0 <= value < math.inf
+    """Return a number from 0 to MAX_NUMBER, or None."""
+    is_number = type(value) in types and 0 <= value <= MAX_NUMBER
     return value if is_number else None
 
 

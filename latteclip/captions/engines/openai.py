@@ -7,7 +7,6 @@ import numpy as np
 import openai
 
 from latteclip.captions.engine import (
-    CaptionerSettings,
     ChoiceScores,
     Response,
     failed,
@@ -15,6 +14,7 @@ from latteclip.captions.engine import (
 )
 from latteclip.captions.engines.server import ServerEngine, picture_parts
 from latteclip.captions.questions import Request
+from latteclip.config.keys import CaptionerSection
 from latteclip.core.terminal import KEY, URL
 
 # Parameters that the reasoning models of OpenAI refuse.
@@ -22,7 +22,7 @@ REFUSABLE = {"max_tokens", "temperature"}
 TOP_LOGPROBS = 20  # tokens that a server names at most
 
 
-def make(settings: CaptionerSettings, *_: object) -> "OpenaiEngine":
+def make(settings: CaptionerSection, *_: object) -> "OpenaiEngine":
     """Connect to the server."""
     return OpenaiEngine(settings)
 
@@ -35,7 +35,7 @@ class OpenaiEngine(ServerEngine):
     url = URL
     key = KEY
 
-    def __init__(self, settings: CaptionerSettings) -> None:
+    def __init__(self, settings: CaptionerSection) -> None:
         super().__init__(settings)
         self._refused = set[str]()
 
@@ -68,8 +68,11 @@ class OpenaiEngine(ServerEngine):
         reply = self._complete(request, request.prompt, self._settings.max_new_tokens)
         choice = reply.choices[0]
         usage = reply.usage
+        text = choice.message.content or ""
+        if choice.finish_reason == "content_filter" and not text:
+            return failed("the server filtered the answer", is_refused=True)
         return Response(
-            choice.message.content or "",
+            text,
             choice.finish_reason or "unknown",
             None if usage is None else usage.completion_tokens,
             n_read=None if usage is None else usage.prompt_tokens,

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from latteclip.captions.engine import CaptionerSettings, ChoiceScores, Response, messages
+from latteclip.captions.engine import ChoiceScores, Response, messages
 from latteclip.captions.questions import Request
+from latteclip.config.keys import CaptionerSection
 from latteclip.core.errors import UserError
 
 
-def load(settings: CaptionerSettings) -> Any:
+def load(settings: CaptionerSection) -> Any:
     """Return the model's processor, which pads on the left and takes pictures and conversations."""
     import transformers
 

@@ -3,19 +3,23 @@
 import contextlib
 import itertools
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
+import httpx2
 import openai
 
-from latteclip.captions.engine import CaptionerSettings, Response, failed
+from latteclip.captions.engine import Response, at_once, failed
 from latteclip.captions.questions import Request
+from latteclip.config.keys import CaptionerSection
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
 
 AT_ONCE = 32  # requests
-TIMEOUT = 120  # seconds to wait for an answer
+TIMEOUT = 120  # seconds to wait for the beginning of an answer, and again for its end
+MAX_REPLY = 2**24  # bytes of a reply
 RETRIES = 5  # where the server is busy, fails or cannot be reached
 REFUSED = {*range(300, 400), 401, 402, 403, 404}  # no request will fare better
 BAD_REQUEST = {400, 413, 422}  # another picture may fare better
@@ -36,7 +40,7 @@ class ServerEngine:
     url: str  # the variables of the environment with its address and its key
     key: str
 
-    def __init__(self, settings: CaptionerSettings) -> None:
+    def __init__(self, settings: CaptionerSection) -> None:
         url = os.environ.get(self.url)
         if not url:
             raise UserError(
@@ -49,8 +53,11 @@ class ServerEngine:
             api_key=os.environ.get(self.key, "").strip() or "none",
             max_retries=RETRIES,
             timeout=TIMEOUT,
-            # Pictures go to this server alone.
-            http_client=openai.DefaultHttpxClient(follow_redirects=False),
+            http_client=openai.DefaultHttpxClient(
+                follow_redirects=False,  # pictures go to this server alone
+                headers={"Accept-Encoding": "identity"},
+                event_hooks={"response": [bound]},
+            ),
         )
         try:
             with contextlib.suppress(openai.APIStatusError, *UNUSABLE):  # some have no list
@@ -62,16 +69,14 @@ class ServerEngine:
         """Return the address below which the SDK finds what it asks."""
         return url
 
-    def answer(
-        self, requests: Iterable[Request], *_: object
-    ) -> Iterator[tuple[Request, Response]]:
+    def answer(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Response]]:
         """Yield each request with its answer.
 
         Where the server refuses all requests, answers that are under way are yielded before the
         error, for they may be paid.
         """
         source = iter(requests)
-        n = self._settings.at_once(AT_ONCE)
+        n = at_once(self._settings, AT_ONCE)
         waiting: dict[Future[Response], Request] = {}
         refusals: list[UserError] = []
         pool = ThreadPoolExecutor(n)
@@ -115,6 +120,42 @@ class ServerEngine:
     def _reply(self, request: Request) -> Response:
         """Return what the server answers. Raises the SDK's errors, and UNUSABLE."""
         raise NotImplementedError
+
+
+def bound(response: httpx2.Response) -> None:
+    """Bound the size and the time of a reply, before its body is read; refuse a compressed one."""
+    encoding = response.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise _unreadable(response, f"is compressed ({encoding}), which nobody asked for")
+    response.stream = BoundedStream(response)
+
+
+class BoundedStream(httpx2.SyncByteStream):
+    """The body of a reply, with at most MAX_REPLY bytes in at most TIMEOUT seconds."""
+
+    def __init__(self, response: httpx2.Response) -> None:
+        self._response = response
+        self._stream: Any = response.stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        end = time.monotonic() + TIMEOUT
+        size = 0
+        for part in self._stream:
+            size += len(part)
+            if size > MAX_REPLY:
+                raise _unreadable(self._response, f"has more than {MAX_REPLY} bytes")
+            if time.monotonic() > end:
+                raise _unreadable(self._response, f"takes more than {TIMEOUT} seconds")
+            yield part
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def _unreadable(response: httpx2.Response, reason: str) -> openai.APIConnectionError:
+    """Return the SDK's error for a reply, after which it does not ask again at once."""
+    request = response.request
+    return openai.APIConnectionError(message=f"the reply {reason}", request=request)
 
 
 def picture_parts(request: Request) -> list[dict[str, Any]]:

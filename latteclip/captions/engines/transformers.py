@@ -9,19 +9,22 @@ import torch
 import transformers
 from torch.nn.utils.rnn import pad_sequence
 
-from latteclip.captions.engine import CaptionerSettings, ChoiceScores, Response
+from latteclip.captions.engine import ChoiceScores, Response, at_once
 from latteclip.captions.engines import processors
 from latteclip.captions.engines.processors import SplitTokens, Tokens
 from latteclip.captions.questions import Choices, Request
+from latteclip.config.keys import CaptionerSection
 from latteclip.core import devices
 from latteclip.core.errors import UserError
 
 log = logging.getLogger(__name__)
-# Tokens of a batch: of LLaVA-1.6 at captioner.max_model_len 4,096, they are 16 requests.
+# Tokens of a batch: of LLaVA-1.6 at captioner.max_model_len 4,096, they are 16 requests. A CPU gets
+# fewer: where its memory is short, the system kills the process, and no batch can be halved.
 TOKENS = 2**16
+TOKENS_OF_CPU = 2**14
 
 
-def make(settings: CaptionerSettings, threads: int, *_: object) -> "TransformersEngine":
+def make(settings: CaptionerSection, threads: int, *_: object) -> "TransformersEngine":
     """Load the model."""
     return TransformersEngine(settings, threads)
 
@@ -29,14 +32,15 @@ def make(settings: CaptionerSettings, threads: int, *_: object) -> "Transformers
 class TransformersEngine:
     """Answers in batches, each padded to its longest prompt."""
 
-    def __init__(self, settings: CaptionerSettings, threads: int) -> None:
+    def __init__(self, settings: CaptionerSection, threads: int) -> None:
         if settings.quantization is not None:
             raise UserError(
                 "captioner.quantization is vLLM's; with engine transformers set it to null."
             )
         self.version = f"transformers {transformers.__version__}"
         self._device = devices.pick("auto", threads)
-        self._at_once = settings.at_once(max(1, TOKENS // settings.max_model_len))
+        tokens = TOKENS_OF_CPU if self._device.type == "cpu" else TOKENS
+        self._at_once = at_once(settings, max(1, tokens // settings.max_model_len))
         self._max_new_tokens = settings.max_new_tokens
         self._processor = processors.load(settings)
         model = settings.model
@@ -56,9 +60,7 @@ class TransformersEngine:
         self._model.eval().to(self._device)
         self._tokens = Tokens(self._processor, model)
 
-    def answer(
-        self, requests: Iterable[Request], *_: object
-    ) -> Iterator[tuple[Request, Response]]:
+    def answer(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Response]]:
         source = iter(requests)
         waiting = list[Request]()
         while waiting := waiting or list(itertools.islice(source, self._at_once)):

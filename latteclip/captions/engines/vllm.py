@@ -10,8 +10,9 @@ classes that begin alike do, and it takes `prompt_logprob_token_ids` by its runn
 import functools
 import itertools
 import logging
+import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,25 @@ import numpy as np
 import torch  # does not touch CUDA by itself
 from PIL import Image
 
-from latteclip.captions.engine import CaptionerSettings, ChoiceScores, Response, failed
+from latteclip.captions.engine import ChoiceScores, Response, at_once, failed
 from latteclip.captions.engines import processors
 from latteclip.captions.engines.processors import SplitTokens, Tokens
 from latteclip.captions.questions import Request
-from latteclip.core import gpus
-from latteclip.core.errors import UserError
+from latteclip.config.keys import CaptionerSection
+from latteclip.core import files, gpus
+from latteclip.core.errors import GIB, UserError
 from latteclip.core.terminal import one_line
 
 log = logging.getLogger(__name__)
 PROBE = 64  # side of a picture to try, pixels
 CACHED_PROMPTS = 4096  # prompts whose tokens are remembered
-AT_ONCE = 512  # requests
+AT_ONCE = 512  # requests, at most
+# Requests for each GiB of a GPU: as many as a model of 7 billion weights finds room for, so that no
+# memory goes to CUDA graphs of larger batches.
+AT_ONCE_PER_GIB = 4
 QUEUED = 2  # prompts inside the engine for each one that it works on: rendered ahead
+MAX_WAITING = 2 * GIB  # bytes of the pictures inside the engine
+BYTES_OF_PIXEL = 20  # in RGB, and as a model reads it: two frames or an overview and tiles
 DEFAULTS = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -40,6 +47,7 @@ DEFAULTS = {
     # FlashInfer compiles its sampler by nvcc at the first start, also where there is none
     # (vllm-project/vllm#49497). Greedy requests never use it.
     "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    "VLLM_ENGINE_READY_TIMEOUT_S": "3600",  # several shards may read one slow disk
 }
 DEFAULTS_OF_CPU = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
@@ -70,16 +78,24 @@ def _is_for_cpu() -> bool:
     return bool(current_platform.is_cpu())
 
 
-def _separate_cache() -> None:
-    """Give the engines of each GPU a cache of their own, unless the user names one.
+def _separate_cache(model: str) -> None:
+    """Give the engines of each GPU and model a cache of their own, unless the user names one.
 
     vLLM writes the index of its compiled code in place, where another engine may read half of it.
+    SLURM gives each job a GPU of the number 0, hence the UUIDs.
     """
-    if claimed := os.environ.get(gpus.CLAIMED):
+    if uuids := gpus.visible().values():
         root = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-        os.environ.setdefault(
-            CACHE, str(root / "vllm-latteclip" / claimed.replace("/", "-"))
-        )
+        name = "-".join([*uuids, files.digest(model)[:8]]).replace("/", "-")
+        os.environ.setdefault(CACHE, str(root / "vllm-latteclip" / name))
+
+
+def _fitting(n_gpus: int) -> int:
+    """Return how many requests this machine's GPUs have memory for, AT_ONCE without a GPU."""
+    sizes = [int(size) for [size] in gpus.query("memory.total") if size.isdigit()]  # MiB
+    if not sizes:
+        return AT_ONCE
+    return max(1, min(AT_ONCE, AT_ONCE_PER_GIB * n_gpus * min(sizes) // 1024))
 
 
 @dataclass
@@ -89,10 +105,11 @@ class _Asked:
     request: Request
     split: SplitTokens | None  # the tokens of prompt and choices, for likelihoods
     numbers: list[str]  # names of the prompts inside vLLM
+    size: int  # bytes of its pictures inside vLLM
     outputs: dict[str, Any] = field(default_factory=dict)  # the keys are these numbers
 
 
-def make(settings: CaptionerSettings, threads: int, scoring: bool) -> "VllmEngine":
+def make(settings: CaptionerSection, threads: int, scoring: bool) -> "VllmEngine":
     """Start vLLM."""
     return VllmEngine(settings, threads, scoring)
 
@@ -102,22 +119,30 @@ class VllmEngine:
 
     def __init__(
         self,
-        settings: CaptionerSettings,
+        settings: CaptionerSection,
         threads: int,
         scoring: bool = False,
     ) -> None:
         gpus.claim(settings.tensor_parallel_size)
-        _separate_cache()
+        _separate_cache(settings.model)
         on_cpu = _is_for_cpu()
+        # Threads that make pictures the model's input: vLLM has one where this is not set.
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
         if on_cpu:
             torch.set_num_threads(threads)
-            os.environ |= {**DEFAULTS_OF_CPU, "OMP_NUM_THREADS": str(threads), **os.environ}
+            os.environ |= {**DEFAULTS_OF_CPU, **os.environ}
         elif sentence := gpus.missing_compiler():
             raise UserError(sentence)
         import vllm
 
         self.version = f"vllm {vllm.__version__}"
         self._tokens = Tokens(processors.load(settings), settings.model)
+        n_at_once = at_once(settings, _fitting(settings.tensor_parallel_size))
+        log.info(
+            "vLLM loads %s, for which it waits %s s (VLLM_ENGINE_READY_TIMEOUT_S).",
+            settings.model,
+            os.environ["VLLM_ENGINE_READY_TIMEOUT_S"],
+        )
         try:
             self._llm = vllm.LLM(
                 model=settings.model,
@@ -126,7 +151,7 @@ class VllmEngine:
                 quantization=settings.quantization,  # type: ignore[arg-type]
                 tensor_parallel_size=settings.tensor_parallel_size,
                 max_model_len=settings.max_model_len,
-                max_num_seqs=settings.at_once(AT_ONCE),
+                max_num_seqs=n_at_once,  # CUDA graphs are made up to twice this size
                 gpu_memory_utilization=settings.gpu_memory_utilization,
                 # vLLM reserves memory for the most of each kind that it allows.
                 limit_mm_per_prompt={"image": 1, "video": 0, "audio": 0},
@@ -150,7 +175,7 @@ class VllmEngine:
         self._ends = (RuntimeError, MemoryError, vllm.exceptions.VLLMServerError)
         self._sampling_of = functools.partial(vllm.SamplingParams, temperature=0.0)
         self._sampling = self._sampling_of(max_tokens=settings.max_new_tokens)
-        self._max_queued = QUEUED * settings.at_once(AT_ONCE)
+        self._max_queued = QUEUED * n_at_once
         self._ids = functools.lru_cache(CACHED_PROMPTS)(self._tokens.ids)
         self._names = map(str, itertools.count())  # names of pictures
         # An unfit model fails before work begins.
@@ -161,42 +186,43 @@ class VllmEngine:
                 f"Captioner model {settings.model!r} cannot be asked about pictures: {answer.error}"
             )
 
-    def answer(
-        self, requests: Iterable[Request], would_wait: Callable[[], bool] | None = None
-    ) -> Iterator[tuple[Request, Response]]:
+    def answer(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Response]]:
         source = iter(requests)
         waiting: dict[str, _Asked] = {}
+        size = 0
         while True:
-            while len(waiting) < self._max_queued and not (
-                waiting and would_wait and would_wait()
-            ):
+            while len(waiting) < self._max_queued and size < MAX_WAITING:
                 request = next(source, None)
                 if request is None:
                     break
                 try:
                     asked = self._enqueued(request)
-                    waiting |= dict.fromkeys(asked.numbers, asked)
                 # Too long, or a picture that it cannot take.
                 except self._refusals as error:
                     yield request, failed(f"{one_line(error)}; {SHORTER}")
+                    continue
+                waiting |= dict.fromkeys(asked.numbers, asked)
+                size += asked.size
             if not waiting:
                 return
             for output in self._finished():
                 asked = waiting.pop(output.request_id)
                 asked.outputs[output.request_id] = output
                 if len(asked.outputs) == len(asked.numbers):
+                    size -= asked.size
                     yield asked.request, self._answer(asked)
 
     def _enqueued(self, request: Request) -> _Asked:
         """Give a request to vLLM, whole or not at all."""
         choices = request.choices
         split = None
-        pictures: dict[str, Any] = {"multi_modal_data": {"image": list(request.pictures)}}
+        shown: Any = request.pictures
+        pictures: dict[str, Any] = {"multi_modal_data": {"image": list(shown)}}
         prompts = self._tokens.prompts(request)
         texts = [self._ids(prompt) for prompt in prompts]
         sampling: Any = self._sampling
         if choices is not None:
-            names = [next(self._names) for _ in request.pictures]
+            names = [next(self._names) for _ in shown]
             pictures["multi_modal_uuids"] = {"image": names}
             if choices.by_letters:
                 ids_of = self._tokens.ids_of_letters(choices.texts)
@@ -208,8 +234,11 @@ class VllmEngine:
                 sampling = [self._sampling_among(tokens) for _, tokens in nexts]
         asked: Any = [{"prompt_token_ids": ids, **pictures} for ids in texts]
         numbers = self._llm.enqueue(asked, sampling, use_tqdm=False)
-        # vLLM appends random characters.
-        return _Asked(request, split, [number.partition("-")[0] for number in numbers])
+        numbers = [
+            number.partition("-")[0] for number in numbers
+        ]  # vLLM appends characters
+        pixels = sum(math.prod(picture.size) for picture in shown)
+        return _Asked(request, split, numbers, BYTES_OF_PIXEL * pixels)
 
     def _sampling_among(self, tokens: Sequence[int]) -> Any:
         """Return parameters for the log-probabilities of tokens as the next one."""

@@ -1,5 +1,6 @@
 """Engines that ask a server: what they have in common, chat completions and decision models."""
 
+import gzip
 import json
 import math
 from unittest import mock
@@ -101,6 +102,26 @@ def test_an_answer_that_does_not_come_in_time_is_an_error_of_its_request(
     service.pause = 1
     [error] = errors(service, 1)
     assert "timed out" in error.lower()
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "reason"), [("TIMEOUT", 0.3, "seconds"), ("MAX_REPLY", 200, "bytes")]
+)
+def test_a_reply_that_does_not_end_is_an_error_of_its_request(
+    service, monkeypatch, limit, value, reason
+):
+    monkeypatch.setattr(server, limit, value)
+    service.drip = 0.005
+    failing(service, (200, {}, b" " * 500))
+    assert reason in errors(service, 1)[0]
+    assert len(service.requests) == 1
+
+
+def test_a_compressed_reply_is_not_unpacked(service):
+    bomb = gzip.compress(bytes(2**20))
+    failing(service, (200, {"Content-Encoding": "gzip"}, bomb))
+    assert "compressed" in errors(service, 1)[0]
+    assert service.requests[0]["headers"]["accept-encoding"] == "identity"
 
 
 REPLIES = {
@@ -281,6 +302,7 @@ WRONG = {
     "sum to 0": of_first(probabilities={}),
     "unknown": of_first(probabilities={"banded": 0.5, "striped": 0.5}),
     "negative": of_first(probabilities={"banded": 1.5, "woven": -0.5}),
+    "400 digits": of_first(probabilities={"banded": 10**400}),
     "a text": of_first(probabilities={"banded": "1"}),
     "not a number": of_first(probabilities={"banded": math.nan}),
     "a list": of_first(probabilities=[1.0]),

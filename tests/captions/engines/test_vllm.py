@@ -13,10 +13,10 @@ from support.commands import SETTINGS, answers_of, pictures, python, read, score
 from support.nvidia import nvidia_smi
 from support.sections import changed
 
+from latteclip.captions.answers import CaptionsMetadata
 from latteclip.captions.engine import messages
 from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.questions import Choices, Request
-from latteclip.captions.table import CaptionsMetadata
 from latteclip.core import tables
 
 VLLM = changed(SETTINGS, engine="vllm", batch_size=8)
@@ -214,8 +214,9 @@ def started(**options):
 
 sys.modules["vllm.entrypoints.llm"] = types.SimpleNamespace(LLM=started)
 from latteclip.captions import engine
+from latteclip.config.keys import CaptionerSection
 
-settings = engine.CaptionerSettings(**json.loads(sys.argv[1]))
+settings = CaptionerSection(**json.loads(sys.argv[1]))
 try:
     engine.start(settings, 1)
 except Started as found:

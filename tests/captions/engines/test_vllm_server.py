@@ -12,13 +12,12 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from support.captioning import of_engine
 from support.commands import PROMPT, SETTINGS, WRITTEN, read
 from support.sections import changed
 from support.tiny import DEMO_LLAVA
 
 from latteclip.captions import caption
-from latteclip.captions.table import CaptionsMetadata
+from latteclip.captions.answers import CaptionsMetadata
 from latteclip.core import tables
 
 SERVED_AS = "tiny"
@@ -77,7 +76,7 @@ def test_a_vllm_server_writes_what_the_offline_engine_writes(
     index, answers, vllm_server, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("OPENAI_BASE_URL", vllm_server)
-    settings = changed(SETTINGS, **of_engine("openai"), model=SERVED_AS, batch_size=8)
+    settings = changed(SETTINGS, engine="openai", model=SERVED_AS, batch_size=8)
     output = tmp_path / "captions.parquet"
     caption.caption_images(index, None, PROMPT, settings, str(output), threads=1)
     written = read(output)
