@@ -31,6 +31,7 @@ class Handlers:
         self._machine = machine
         if machine.prints:
             atexit.register(self._print_plan)
+            atexit.register(self._link_folders)  # a run without jobs has no start
 
     def start(self) -> None:
         """Stop a run that cannot work, note its options, and print what it will do."""
@@ -39,6 +40,7 @@ class Handlers:
         with workflow_errors():
             runs.refuse_second_run()  # Snakemake's lock sees live runs only
             checks.refuse_unanswered(run, pending, has_gpus=self._machine.has_gpus)
+        self._link_folders()
         runs.note_run()
         if not self._machine.is_module:
             # Options of a module would be those of the other workflow.
@@ -61,6 +63,11 @@ class Handlers:
                     f"{dataset.name}: captions take {used} of {n} GPUs; --config "
                     f"\"compute={{'shards': {n * dataset.shards // used}}}\" takes all."
                 )
+
+    def _link_folders(self) -> None:
+        if self._machine.runs_jobs and not self._machine.is_module:
+            with workflow_errors():
+                self._machine.link_folders(self._run)
 
     def _print_plan(self) -> None:
         """Print what captioners would be asked after a dry run."""

@@ -121,14 +121,21 @@ class Machine:
         return {name: parse_yaml(str(each.raw), name) for name, each in defaults.items()}
 
     def image_folder(self, dataset: Dataset) -> str:
-        """Return the folder that a rule makes, or a link to the user's own folder.
+        """Return the folder that a rule makes, or the link to the user's folder.
 
-        Only a run makes the link, or leads it to a folder that moved.
+        A module has no link: the handlers of the other workflow may not make it.
         """
         if made := jobs.made_folder(dataset):
             return made[0]
-        place = self.place(jobs.FOLDER_LINK.format(dataset=dataset.name))
-        return folder_files.link(_folder(dataset), place) if self.runs_jobs else place
+        if self.is_module:
+            return _folder(dataset)
+        return jobs.FOLDER_LINK.format(dataset=dataset.name)
+
+    def link_folders(self, run: Run) -> None:
+        """Let the links lead to the users' folders, one of which may have moved."""
+        for dataset in run.datasets:
+            if not jobs.made_folder(dataset):
+                folder_files.link(_folder(dataset), self.image_folder(dataset))
 
     @functools.cache  # noqa: B019  Snakemake asks several times, and a million files take seconds
     def folder_state(self, dataset: Dataset) -> str:

@@ -1,5 +1,6 @@
 """Names of the C classes, and the templates that make texts of them."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -11,7 +12,11 @@ PLACE = "{}"
 
 
 def clean_classname(name: str, replace: Mapping[str, str] | None = None) -> str:
-    """Return a class name as CLIP reads it: in lower case, with replacements and single spaces."""
+    """Return a class name as CLIP reads it: in lower case, with replacements and single spaces.
+
+    Letters with accents are single characters: folders of macOS may have two.
+    """
+    name = unicodedata.normalize("NFC", name)
     for old, new in (replace or {}).items():
         name = name.replace(old, new)
     return " ".join(name.lower().split())

@@ -15,22 +15,36 @@ from latteclip.core.terminal import one_line
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-TEXT: dict[str, Any] = {
-    "dtype": str,
-    "keep_default_na": False,
-    "encoding": "utf-8-sig",  # as spreadsheets write it
-}
+
+
+def _read_csv(path: str) -> pd.DataFrame:
+    """Read a table of texts, whose first line names the columns. A longer line is an error."""
+    separator = "\t"
+    if Path(path).suffix.lower() != ".tsv":
+        with Path(path).open(encoding="utf-8-sig") as file:
+            separator = csv_separator(file.readline())
+    lines = pd.read_csv(
+        path,
+        sep=separator,
+        header=None,  # pandas would rename the second of two equal columns
+        dtype=str,
+        keep_default_na=False,
+        encoding="utf-8-sig",  # as spreadsheets write it
+    ).fillna("")  # a line may be shorter
+    return lines[1:].set_axis(lines.iloc[0], axis=1).reset_index(drop=True)
+
+
 READERS: dict[str, Callable[[str], pd.DataFrame]] = {
     ".parquet": pd.read_parquet,
-    ".csv": lambda path: _read_csv(path, _separator(path)),
-    ".tsv": lambda path: _read_csv(path, "\t"),
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
     ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=False),
 }
 
 
-def read_table(path: str | None, key: str) -> pd.DataFrame:
-    """Read the file that a key names, or raise UserError."""
-    reader = READERS.get(Path(path or "").suffix.lower())
+def read_table(path: str | None, key: str, suffix: str = "") -> pd.DataFrame:
+    """Read the file that a key names, by its suffix or the given one, or raise UserError."""
+    reader = READERS.get(suffix or Path(path or "").suffix.lower())
     if path is None or reader is None:
         raise UserError(f"{key} {path} does not end in any of {', '.join(READERS)}.")
     try:
@@ -138,16 +152,3 @@ def _image_id(name: str, of_base: Mapping[str, Sequence[str]]) -> str | None:
     if ending:
         return max(ending, key=len)
     return alike[0] if len(alike) == 1 and "/" not in place else None
-
-
-def _read_csv(path: str, separator: str) -> pd.DataFrame:
-    """Read the texts of a CSV file. pandas would rename the second column of a name."""
-    rows = pd.read_csv(path, sep=separator, header=None, **TEXT)
-    table: pd.DataFrame = rows[1:].set_axis(rows.iloc[0], axis=1)
-    return table
-
-
-def _separator(path: str) -> str:
-    """Return the character between the columns of a CSV file."""
-    with Path(path).open(encoding="utf-8-sig") as file:
-        return csv_separator(file.readline())

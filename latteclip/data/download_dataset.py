@@ -12,7 +12,6 @@ import shutil
 import tarfile
 import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,15 +100,19 @@ def _unpack(file: Path, download: DownloadSection, folder: Path) -> None:
 def fetch(name: str, download: DownloadSection, folder: Path) -> Path:
     """Return a verified file: put there by hand, fetched by an earlier run, or fetched now."""
     problems = []
-    for path, checksum in _present(name, download, folder):
-        wrong = _wrong_checksum(path, checksum)
-        if not wrong:
-            return path
-        problems.append(wrong)
+    file = folder / name
+    if file.is_file():
+        noted = _note(file).read_text() if _note(file).is_file() else download.checksum
+        known = {noted, download.checksum} - {None} or {None}
+        wrong = [_wrong_checksum(file, each) for each in known]
+        if "" in wrong:
+            return file
+        problems += wrong
     for source in download.sources:
         log.info("Fetching %s from %s.", name, _address(source))
         try:
-            return _fetch_from(source, name, download, folder)
+            _fetch_from(source, download, file)
+            return file
         # Raised by requests, gdown, the hub's client, httpx, or the system.
         except Exception as error:
             if full_disk(error):
@@ -124,21 +127,9 @@ def fetch(name: str, download: DownloadSection, folder: Path) -> Path:
     )
 
 
-def _present(
-    name: str, download: DownloadSection, folder: Path
-) -> Iterator[tuple[Path, str | None]]:
-    """Yield the files of a downloads folder that may be the wanted one, with known checksums."""
-    known: dict[str, str | None] = {name: download.checksum}
-    for source in download.sources:
-        # Other bytes, under another name.
-        if not isinstance(source, str) and source.checksum:
-            pinned = None if source.checksum == HUB_CHECKSUM else source.checksum
-            known.setdefault(_name(source), pinned)
-    present = sorted(path for path in folder.iterdir() if path.is_file())
-    for pattern, checksum in known.items():
-        for path in present:
-            if fnmatch.fnmatchcase(path.name.lower(), pattern.lower()):
-                yield path, checksum
+def _note(file: Path) -> Path:
+    """Return where the checksum of a file stands that a source has in other bytes."""
+    return file.with_name(f".{file.name}.checksum")
 
 
 def _address(source: Source) -> str:
@@ -148,12 +139,6 @@ def _address(source: Source) -> str:
     if source.drive:
         return f"https://drive.google.com/file/d/{source.drive}"
     return f"https://huggingface.co/{source.hf}/{source.file}"
-
-
-def _name(source: Source) -> str:
-    """Return the file's name at the source, or a glob of it."""
-    where = source.split("?")[0] if isinstance(source, str) else _address(source)
-    return where.rstrip("/").rpartition("/")[2]
 
 
 def _wrong_checksum(path: Path, checksum: str | None) -> str:
@@ -176,15 +161,17 @@ def _wrong_checksum(path: Path, checksum: str | None) -> str:
     )
 
 
-def _fetch_from(source: Source, name: str, download: DownloadSection, folder: Path) -> Path:
-    own_checksum = None if isinstance(source, str) else source.checksum
-    checksum: str | None = own_checksum or download.checksum
-    part = folder / ".part" / digest(_address(source))[:16]  # an unfinished file
+def _fetch_from(source: Source, download: DownloadSection, file: Path) -> None:
+    """Fetch a file from a source, verify it, and note the checksum of a source that has one."""
+    checksum: str | None = download.checksum
+    if not isinstance(source, str) and source.checksum:
+        checksum = source.checksum
+    part = file.parent / ".part" / digest(_address(source))[:16]  # an unfinished file
     # Nothing tells whether the halves of a continued file belong together.
     if checksum is None:
         shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True, exist_ok=True)
-    fetched = part / _name(source)
+    fetched = part / file.name
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         _fetch_url(source, fetched)
     elif isinstance(source, str):
@@ -200,12 +187,12 @@ def _fetch_from(source: Source, name: str, download: DownloadSection, folder: Pa
     if wrong := _wrong_checksum(fetched, checksum):
         shutil.rmtree(part)
         raise UserError(f"{wrong}; a rerun fetches it again")
-    target = folder / (fetched.name if own_checksum else name)
-    os.replace(fetched, target)
+    if checksum is not None and checksum != download.checksum:
+        _note(file).write_text(checksum)
+    os.replace(fetched, file)
     shutil.rmtree(part)
-    size = target.stat().st_size
-    log.info("%s served %s (%d bytes).", _address(source), target.name, size)
-    return target
+    size = file.stat().st_size
+    log.info("%s served %s (%d bytes).", _address(source), file.name, size)
 
 
 def _fetch_url(url: str, path: Path) -> None:

@@ -4,7 +4,6 @@ Imports nothing heavy, since the workflow compares at each start.
 """
 
 import hashlib
-import logging
 import os
 import re
 from collections import Counter
@@ -18,7 +17,6 @@ from latteclip.core.errors import UserError, suggestion
 from latteclip.core.files import CLASSES, folders_in, is_litter, readable
 from latteclip.core.terminal import one_line
 
-log = logging.getLogger(__name__)
 IMAGE_SUFFIXES = frozenset(
     (".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jpeg", ".jpg", ".png", ".ppm")
 ) | {".tif", ".tiff", ".webp"}
@@ -124,8 +122,8 @@ def state(folder: str, split: SplitSection) -> str:
     return result.hexdigest()
 
 
-def link(folder: str, place: str) -> str:
-    """Let the link `place` lead to a folder, and return it, or the folder where links fail.
+def link(folder: str, place: str) -> None:
+    """Let the link `place` lead to a folder, or raise UserError.
 
     An index names its images by the link, so that a folder that moved changes no path.
     """
@@ -133,16 +131,17 @@ def link(folder: str, place: str) -> str:
     if not os.path.isabs(folder):  # then the link still leads there when both move
         target = os.path.relpath(folder, os.path.realpath(os.path.dirname(place)))
     if os.path.islink(place) and os.readlink(place) == target:
-        return place
+        return
     temporary = f"{place}.{os.getpid()}.tmp"
     try:
         os.makedirs(os.path.dirname(place), exist_ok=True)
         os.symlink(target, temporary)
         os.replace(temporary, place)
     except OSError as error:
-        log.warning("%s cannot be a link to %s (%s).", place, folder, error.strerror)
-        return folder
-    return place
+        raise UserError(
+            f"{place} cannot be a link to {folder} ({error.strerror}); run the workflow in a "
+            "folder whose disk has links."
+        ) from None
 
 
 def linked(place: str) -> str:

@@ -4,7 +4,6 @@ A split is listed by a file (CoOp JSON, a table, or one list per split), or foll
 folders or from shards (`shards`).
 """
 
-import csv
 import glob
 import hashlib
 import itertools
@@ -27,7 +26,6 @@ from latteclip.core.files import (
     DISCOVER,
     FOLDERS,
     SPLITS,
-    csv_separator,
     folders_in,
     lines_of,
     readable,
@@ -230,35 +228,29 @@ def _coop_rows(root: Path, settings: IndexSettings) -> Iterator[TableRow]:
 
 def _csv_rows(root: Path, settings: IndexSettings) -> Iterator[TableRow]:
     """Yield the rows of a table, which has the column path and perhaps others of COLUMNS."""
-    path = _existing(root, settings.file or "split.csv")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            head = file.readline()
-            file.seek(0)
-            is_tsv = path.suffix.lower() == ".tsv"
-            separator = "\t" if is_tsv else csv_separator(head)
-            reader = csv.DictReader(file, delimiter=separator, strict=True, restval="")
-            header = [name.strip().lower() for name in reader.fieldnames or []]
-            if strange := [name for name in header if name not in COLUMNS]:
-                raise UserError(
-                    f"Split file {path} has the column {strange[0]!r}; its columns may be "
-                    f"{', '.join(COLUMNS)}: rename or remove it."
-                )
-            if "path" not in header:
-                raise UserError(f"Split file {path} has no column path; add it.")
-            reader.fieldnames = header
-            for row in reader:
-                image, split, label, name = (
-                    row.get(column, "").strip() for column in COLUMNS
-                )
-                if None in row or split.lower() not in ("", *SPLITS):
-                    raise UserError(
-                        f"{path}, line {reader.line_num}: more fields than columns, or split "
-                        f"{split!r} is none of {', '.join(SPLITS)}."
-                    )
-                yield image, split.lower(), label, name
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"Split file {path} is not valid CSV in UTF-8: {error}.") from None
+    from latteclip.core.user_tables import read_table  # here: other splits need no pandas
+
+    path = str(_existing(root, settings.file or "split.csv"))
+    table = read_table(path, "Split file", ".csv").rename(columns=_column_name)
+    if strange := [name for name in table.columns if name not in COLUMNS]:
+        raise UserError(
+            f"Split file {path} has the column {strange[0]!r}; its columns may be "
+            f"{', '.join(COLUMNS)}: rename or remove it."
+        )
+    if "path" not in table.columns:
+        raise UserError(f"Split file {path} has no column path; add it.")
+    rows = table.reindex(columns=COLUMNS, fill_value="").itertuples(index=False)
+    for row in rows:
+        image, split, label, name = map(str.strip, row)
+        if split.lower() not in ("", *SPLITS):
+            raise UserError(
+                f"{path}: {image} is of the split {split!r}, none of {', '.join(SPLITS)}."
+            )
+        yield image, split.lower(), label, name
+
+
+def _column_name(name: str) -> str:
+    return name.strip().lower()
 
 
 def _list_rows(root: Path, settings: IndexSettings) -> Iterator[TableRow]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
 
 from latteclip.core.errors import GIB
 from latteclip.core.files import digest, existing, replacing
@@ -26,7 +26,15 @@ from latteclip.data.loader import ImageFiles
 log = logging.getLogger(__name__)
 # LatteCLIP, section 4 (implementation details).
 AREA = (0.9, 1.0)  # of the crop, as a share of the picture's
-JITTER = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.1}
+RATIO = 4 / 3  # of the crop's longer side to the shorter one, at most
+TRIES = 10  # crops that are drawn until one fits
+# What ColorJitter does in random order, with lowest and highest factor.
+JITTER = (
+    (functional.adjust_brightness, 0.5, 1.5),
+    (functional.adjust_contrast, 0.5, 1.5),
+    (functional.adjust_saturation, 0.5, 1.5),
+    (functional.adjust_hue, -0.1, 0.1),
+)
 JITTERED = 0.8  # probability
 GREY = 0.2  # probability
 # Shorter side of cached images over the model's input size: a crop differs less from one of the
@@ -38,18 +46,43 @@ FREE = 2  # times the room of all images that must be free before they are cache
 MOST_CACHED = 100_000  # images with a file each
 
 
-def augmentation(side: tuple[int, int]) -> v2.Transform:
-    """Return the random transform of an image to uint8 [3, H, W]."""
-    bicubic = v2.InterpolationMode.BICUBIC
-    return v2.Compose(
-        [
-            # On Pillow's images, whose hues turn four times as fast as those of tensors.
-            v2.RandomResizedCrop(side, scale=AREA, interpolation=bicubic),
-            v2.RandomApply([v2.ColorJitter(**JITTER)], p=JITTERED),
-            v2.RandomGrayscale(p=GREY),
-            v2.PILToTensor(),
-        ]
-    )
+def augmented(
+    image: Image.Image, side: tuple[int, int], draw: np.random.Generator
+) -> torch.Tensor:
+    """Return a random crop in random colours, uint8 [3, H, W].
+
+    By torchvision's functions on Pillow's images, whose hues turn four times as fast as those of
+    tensors. Its transforms would draw by torch, which takes as long as the work on small images.
+    """
+    height, width = side
+    box = crop_box(*image.size, draw)
+    image = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+    if draw.random() < JITTERED:
+        for number in draw.permutation(len(JITTER)):
+            adjust, low, high = JITTER[number]
+            image = adjust(image, draw.uniform(low, high))
+    if draw.random() < GREY:
+        image = functional.rgb_to_grayscale(image, num_output_channels=3)
+    pixels: torch.Tensor = functional.pil_to_tensor(image)
+    return pixels
+
+
+def crop_box(
+    width: int, height: int, draw: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """Return left, top, right and bottom of a crop, drawn as RandomResizedCrop does."""
+    areas = width * height * draw.uniform(*AREA, size=TRIES)
+    ratios = RATIO ** draw.uniform(-1, 1, size=TRIES)
+    widths = np.rint(np.sqrt(areas * ratios))
+    heights = np.rint(np.sqrt(areas / ratios))
+    fitting = np.flatnonzero((widths <= width) & (heights <= height))
+    if len(fitting):
+        w, h = widths[fitting[0]], heights[fitting[0]]
+        left, top = draw.integers([width - w + 1, height - h + 1])
+    else:  # the largest one in the middle
+        w, h = min(width, round(height * RATIO)), min(height, round(width * RATIO))
+        left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
 
 
 class DecodedImages:
@@ -117,14 +150,12 @@ class TrainingImages(ImageFiles):
         folder: str | Path | None = None,
     ) -> None:
         """Prepare images for an input of H x W. The folder caches them as they are decoded."""
-        super().__init__(paths, augmentation(side))
+        self.paths = paths
         self.images = DecodedImages(folder, paths, round(MARGIN * max(side)))
+        self.side = side
         self.seed = seed
 
     def __getitem__(self, key: Any) -> tuple[Any, torch.Tensor]:
         number, index = key
-        image = self.images.read(index)
-        draws = np.random.SeedSequence((self.seed, number, index))
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(draws.generate_state(1, np.uint64)[0]))
-            return key, self.transform(image)
+        draw = np.random.default_rng((self.seed, number, index))
+        return key, augmented(self.images.read(index), self.side, draw)

@@ -79,5 +79,7 @@ def reruns(stage, edited):
 def test_an_edit_reruns_the_stages_that_import_the_module():
     for edited, (rerun, spared) in EDITS.items():
         assert (reruns(rerun, edited), reruns(spared, edited)) == (True, False), edited
+    stages = ("finetune", "find_learning_rate", "average_weights", "assemble_model")
+    assert not any(reruns(f"train.{stage}", "labels.label_model") for stage in stages)
     assert reruns("captions.caption", "core.files")  # which reads users' tables
     assert not [each for each in NO_SOURCE.items() if reruns(each[1], each[0])]

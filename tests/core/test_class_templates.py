@@ -10,6 +10,7 @@ from latteclip.core.errors import UserError
         (["a_b", "c", "A b"], "'a_b' and 'A b' .*'a b'"),
         (["x", "_"], "'_'"),
         (["only"], "only"),
+        (["caf\u00e9", "cafe\u0301"], "café"),  # as Linux and macOS write a folder
     ],
 )
 def test_names_that_cannot_stand_are_refused(names, message):

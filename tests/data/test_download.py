@@ -162,7 +162,7 @@ def test_name_and_checksum_are_looked_up_on_hugging_face(host, tmp_path):
     source = {"file": "*flower*.zip", "checksum": "hub"}
     status, log, output = hub(host, tmp_path, source, **files)
     assert status == 0 and (output / "images" / "a.jpg").is_file(), log
-    assert names(output.parent / "downloads") == ["OxfordFlowers.zip"]
+    assert names(output.parent / "downloads") == ["images.tar.gz"]
     asked = len(host.requests)
     assert hub(host, tmp_path, source, **files)[0] == 0
     assert len(host.requests) == asked

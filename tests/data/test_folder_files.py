@@ -6,6 +6,7 @@ from support.web import jpeg
 
 from latteclip.config.keys import SplitSection
 from latteclip.core import tables
+from latteclip.core.errors import UserError
 from latteclip.core.tables import IndexMetadata
 from latteclip.data import folder_files
 
@@ -55,6 +56,17 @@ def test_files_that_the_split_names_count_wherever_they_are(tmp_path, key, is_in
     before = state(root, **split)
     file.write_text("cat\ndog\nowl\n")
     assert state(root, **split) != before
+
+
+def test_a_link_leads_to_a_folder_that_moved_and_replaces_no_folder(tmp_path):
+    root, place = folders(tmp_path / "photos"), tmp_path / "mine" / "folder"
+    folder_files.link(str(root), str(place))
+    moved = root.rename(tmp_path / "elsewhere")
+    folder_files.link(str(moved), str(place))
+    assert place.resolve() == moved and folder_files.linked(str(place)) == str(moved)
+    (tmp_path / "filled" / "a").mkdir(parents=True)
+    with pytest.raises(UserError, match="filled"):
+        folder_files.link(str(moved), str(tmp_path / "filled"))
 
 
 def test_the_index_tells_of_other_bytes_in_a_picture_of_the_same_size(tmp_path):
